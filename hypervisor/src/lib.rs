@@ -1,0 +1,2 @@
+//! The host: CPUs, interrupts, TDs and their life, hypercalls, the console.
+#![no_std]

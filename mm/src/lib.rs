@@ -1,0 +1,2 @@
+//! Physical memory, page tables, and a TD's private memory.
+#![no_std]

@@ -1,0 +1,27 @@
+//! The one trait through which SEAMCALLs go, at the level of registers.
+
+use crate::abi::Gprs;
+
+/// Why the instruction itself failed, before any module looked at it.
+///
+/// Source: SEAMCALL in the Intel TDX CPU architectural extensions; `host-hardware`, detection step 10.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// CF = 1 (VMfailInvalid): no module is loaded behind this leaf, or it shut itself down.
+    NotLoaded,
+    /// #GP(0): SEAM is not enabled on this CPU.
+    NotEnabled,
+    /// #UD: the CPU is not in VMX operation, or does not know SEAMCALL.
+    NotVmx,
+}
+
+/// Something that executes SEAMCALL for the logical processor that it is called on: the instruction, or an
+/// emulated module.
+pub trait SeamCall {
+    /// Executes one SEAMCALL. RAX holds the leaf on entry and the status on return; every register that the leaf
+    /// documents as an output is written back, the others are unchanged.
+    ///
+    /// # Errors
+    /// A [`Fault`] when no module answered; `regs` is then unchanged.
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault>;
+}

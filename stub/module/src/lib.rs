@@ -1,0 +1,8 @@
+//! An emulated Intel TDX module 1.5, portable and `no_std`.
+//!
+//! The same code answers in host tests, in simulation and inside the option ROM; what it runs on is a [`Machine`].
+#![no_std]
+
+mod machine;
+
+pub use machine::{Machine, PageWords, PconfigError, Platform, Point};

@@ -1,0 +1,80 @@
+//! What the module runs on: memory, processors, time, entropy.
+
+use core::sync::atomic::AtomicU64;
+
+/// One 4 KiB page of physical memory as the module sees it, whatever KeyID guards it.
+pub type PageWords = [AtomicU64; 512];
+
+/// What does not change while the machine is up.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform<'a> {
+    /// The package of each logical processor; its length is the number of logical processors.
+    pub lp_to_package: &'a [u32],
+    /// Convertible memory regions: base and size in bytes, sorted.
+    pub cmrs: &'a [(u64, u64)],
+    /// Bits of a physical address, KeyID bits included.
+    pub max_pa: u32,
+    /// KeyID bits at the top of the physical address.
+    pub keyid_bits: u32,
+    /// Shared (MKTME) KeyIDs; private HKIDs start at this number plus one.
+    pub num_mktme_keyids: u32,
+    /// Private (TDX) HKIDs.
+    pub num_tdx_keyids: u32,
+    /// Base and size in bytes of the SEAM range.
+    pub seamrr: (u64, u64),
+    /// Cache sub-blocks per package, the grain of TDH.PHYMEM.CACHE.WB.
+    pub wbinvd_sub_blocks: u32,
+}
+
+/// Why a key could not be programmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PconfigError {
+    /// Not enough entropy (PCONFIG code 2).
+    Entropy,
+    /// The key table is in use by another processor (PCONFIG code 5).
+    Busy,
+}
+
+/// A point inside a SEAMCALL, while it holds its locks, at which a test may let other processors act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the operation of that name")]
+pub enum Point {
+    Guest,
+    Pconfig,
+    Wbnoinvdp,
+    Movdir64b,
+    Sha384,
+    Rdtsc,
+    IntrCheck,
+    Invept,
+    Clflush,
+}
+
+/// The machine beneath the module. `lp` is the number of the logical processor that executes the SEAMCALL.
+pub trait Machine: Sync {
+    /// The machine's description.
+    fn platform(&self) -> Platform<'_>;
+    /// The page that contains `pa` (KeyID bits stripped). What was never written reads as zero.
+    fn page(&self, pa: u64) -> &PageWords;
+    /// CPUID as that processor answers it: EAX, EBX, ECX, EDX.
+    fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4];
+    /// RDMSR.
+    fn rdmsr(&self, lp: u32, msr: u32) -> u64;
+    /// The time-stamp counter.
+    fn rdtsc(&self, lp: u32) -> u64;
+    /// RDRAND; `None` when there was not enough entropy.
+    fn rdrand(&self, lp: u32) -> Option<u64>;
+    /// RDSEED; `None` when there was not enough entropy.
+    fn rdseed(&self, lp: u32) -> Option<u64>;
+    /// Whether an interrupt waits for that processor (MSR 0x9A).
+    fn interrupt_pending(&self, lp: u32) -> bool;
+    /// Programs a fresh key for `hkid` on the package of `lp`.
+    ///
+    /// # Errors
+    /// As PCONFIG reports them; nothing has changed then.
+    fn pconfig(&self, lp: u32, hkid: u32) -> Result<(), PconfigError>;
+    /// Writes back one cache sub-block of the package of `lp` (WBNOINVDP).
+    fn cache_write_back(&self, lp: u32, sub_block: u32);
+    /// Tells that the SEAMCALL on `lp` has reached `point`.
+    fn reached(&self, lp: u32, point: Point);
+}

@@ -1,0 +1,3 @@
+//! The bare-metal hypervisor.
+#![no_std]
+#![no_main]

@@ -1,0 +1,1 @@
+//! Whole-system tests under QEMU, and the QEMU driver that they share with xtask.

@@ -1,0 +1,2 @@
+//! One virtual CPU of a TD: enter, exit, serve the guest.
+#![no_std]

@@ -1,0 +1,3 @@
+//! Everything a developer does with Seamark.
+
+fn main() {}
