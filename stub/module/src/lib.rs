@@ -4,5 +4,8 @@
 #![no_std]
 
 mod machine;
+mod pages;
+pub mod vcpu;
 
 pub use machine::{Machine, PageWords, PconfigError, Platform, Point};
+pub use pages::Pages;

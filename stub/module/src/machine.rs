@@ -2,6 +2,8 @@
 
 use core::sync::atomic::AtomicU64;
 
+use crate::vcpu::Vcpu;
+
 /// One 4 KiB page of physical memory as the module sees it, whatever KeyID guards it.
 pub type PageWords = [AtomicU64; 512];
 
@@ -77,4 +79,28 @@ pub trait Machine: Sync {
     fn cache_write_back(&self, lp: u32, sub_block: u32);
     /// Tells that the SEAMCALL on `lp` has reached `point`.
     fn reached(&self, lp: u32, point: Point);
+    /// Runs a TD vCPU on `lp` until its next VM exit.
+    ///
+    /// The guest is entered with the state in `vcpu` (GPRs, VMCS guest area, controls and VM-entry interruption
+    /// information, the registers that the module holds, extended state). At the exit its new state is back in
+    /// `vcpu`, with the exit's reason, qualification, addresses, interruption and IDT-vectoring information,
+    /// instruction length and information in the VMCS's read-only fields, as the CPU leaves them; the valid bit
+    /// of the VM-entry interruption information is clear.
+    fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>);
+    /// Reads an XMM register (0 to 15) of the host, as it was at the SEAMCALL on `lp`.
+    fn host_xmm(&self, lp: u32, index: usize) -> u128;
+    /// Sets an XMM register (0 to 15) that the host will find after the SEAMCALL on `lp`.
+    fn set_host_xmm(&self, lp: u32, index: usize, value: u128);
+    /// Raises (15) or restores the task priority of the physical APIC of `lp`.
+    fn set_task_priority(&self, lp: u32, priority: u64);
+    /// The key with which TDREPORTs are authenticated on this machine (SEAMREPORT).
+    ///
+    /// # Errors
+    /// The result code of the CPU operation, when it failed.
+    fn report_key(&self, lp: u32) -> Result<[u8; 32], u64>;
+    /// The key with which a TDREPORT is verified on this machine (SEAMVERIFYREPORT).
+    ///
+    /// # Errors
+    /// The result code of the CPU operation, when it failed.
+    fn verify_key(&self, lp: u32) -> Result<[u8; 32], u64>;
 }
