@@ -1,0 +1,44 @@
+//! The programs under test, as `cargo xtask build` leaves them.
+
+use std::path::{Path, PathBuf};
+
+/// Paths of the built programs, all in one directory.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    directory: PathBuf,
+}
+
+impl Programs {
+    /// The programs in `directory`; whether they are there is seen when they are used.
+    pub fn in_directory(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// The directory itself.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The hypervisor, an EFI application.
+    pub fn seamark(&self) -> PathBuf {
+        self.directory.join("seamark.efi")
+    }
+
+    /// The SEAM stub as an option ROM.
+    pub fn rom(&self) -> PathBuf {
+        self.directory.join("seamstub.rom")
+    }
+
+    /// The test program that tries the stub's instructions, an EFI application. It needs not exist.
+    pub fn probe(&self) -> PathBuf {
+        self.directory.join("probe.efi")
+    }
+
+    /// The ELF that the EFI image called `name` was made from, with symbols and line numbers. Its addresses are
+    /// those of the image.
+    pub fn symbols(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.elf"))
+    }
+}

@@ -1,0 +1,219 @@
+//! Builds the freestanding programs on the stock toolchain: an ELF static-pie from cargo, turned into what UEFI loads.
+//!
+//! The flags below reach these programs alone, through an explicit `--target` and a target directory of their own.
+
+mod elf;
+mod pe;
+mod rom;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use anyhow::{Context, Result, ensure};
+use seamark_tests::programs::Programs;
+use sha2::{Digest, Sha256};
+
+use self::elf::Program;
+use self::pe::Subsystem;
+use crate::workspace;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const PROFILE: &str = "efi";
+
+/// What `seamark.efi` may take, in bytes.
+const SEAMARK_BUDGET: usize = 1 << 20;
+
+/// A program of the workspace that runs without an operating system.
+struct Bare {
+    package: &'static str,
+    bin: &'static str,
+    subsystem: Subsystem,
+    /// Whether it is wrapped as an option ROM too.
+    rom: bool,
+    budget: Option<usize>,
+}
+
+const SEAMARK: Bare = Bare {
+    package: "hypervisor",
+    bin: "seamark",
+    subsystem: Subsystem::Application,
+    rom: false,
+    budget: Some(SEAMARK_BUDGET),
+};
+
+const STUB: Bare = Bare {
+    package: "stub-rom",
+    bin: "seamstub",
+    subsystem: Subsystem::BootServiceDriver,
+    rom: true,
+    budget: None,
+};
+
+const PROBE: Bare = Bare {
+    package: "probe",
+    bin: "probe",
+    subsystem: Subsystem::Application,
+    rom: false,
+    budget: None,
+};
+
+/// Builds every program and prints the size and SHA-256 of each.
+///
+/// # Errors
+/// When cargo fails, when the ELF is none that can be converted, or when a size budget is exceeded.
+pub fn all() -> Result<Programs> {
+    let out = workspace::target().join("seamark");
+    fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    let mut bare = vec![SEAMARK, STUB];
+    if workspace::root().join("tests/probe/Cargo.toml").exists() {
+        bare.push(PROBE);
+    }
+    for program in bare {
+        program.build(&out)?;
+    }
+    Ok(Programs::in_directory(&out))
+}
+
+impl Bare {
+    fn build(&self, out: &Path) -> Result<()> {
+        let elf = self.compile()?;
+        let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
+        let image = pe::write(&program, self.subsystem).with_context(|| self.bin.to_owned())?;
+
+        let symbols = out.join(format!("{}.elf", self.bin));
+        fs::write(&symbols, &file).with_context(|| format!("can't write {}", symbols.display()))?;
+        write_and_report(&out.join(format!("{}.efi", self.bin)), &image)?;
+        if self.rom {
+            let rom = rom::wrap(&image, rom::PCI_TESTDEV)?;
+            write_and_report(&out.join(format!("{}.rom", self.bin)), &rom)?;
+        }
+        if let Some(budget) = self.budget {
+            ensure!(
+                image.len() <= budget,
+                "{}.efi has {} bytes, {} over its budget of {budget}",
+                self.bin,
+                image.len(),
+                image.len() - budget
+            );
+        }
+        Ok(())
+    }
+
+    /// Has cargo build the ELF and says where it is.
+    fn compile(&self) -> Result<PathBuf> {
+        let target = workspace::target().join("bare");
+        let status = Command::new(workspace::cargo())
+            .current_dir(workspace::root())
+            .args(["build", "--quiet", "--package", self.package])
+            .args(["--bin", self.bin, "--features", "bare"])
+            .args(["--profile", PROFILE, "--target", TARGET])
+            .arg("--target-dir")
+            .arg(&target)
+            .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\u{1f}"))
+            .env_remove("RUSTFLAGS")
+            .status()
+            .context("can't start cargo")?;
+        ensure!(status.success(), "cargo could not build {}", self.bin);
+        Ok(target.join(TARGET).join(PROFILE).join(self.bin))
+    }
+}
+
+/// No red zone (interrupts would overwrite it), no unwinding, and one position-independent file that needs no loader
+/// beyond base relocations. The image base leaves room for the PE headers; paths are cut so that the same
+/// source gives the same bytes wherever it is built.
+fn rustflags() -> Vec<String> {
+    let image_base = format!("-Wl,--image-base={:#x}", pe::HEADERS);
+    let link = [
+        "-nostdlib",
+        "-nostartfiles",
+        "-static-pie",
+        "-Wl,--no-dynamic-linker,--gc-sections,--build-id=none,-e,efi_main",
+        "-Wl,-z,relro,-z,max-page-size=4096,-z,separate-code",
+        &image_base,
+    ];
+    let code = [
+        "relocation-model=pic",
+        "no-redzone=yes",
+        "force-unwind-tables=no",
+    ];
+    let mut flags = Vec::new();
+    for option in code
+        .map(str::to_owned)
+        .into_iter()
+        .chain(link.map(|l| format!("link-arg={l}")))
+    {
+        flags.extend(["-C".to_owned(), option]);
+    }
+    for (path, name) in [
+        (Some(workspace::root()), "seamark"),
+        (cargo_home(), "cargo"),
+    ] {
+        if let Some(path) = path {
+            flags.push(format!("--remap-path-prefix={}={name}", path.display()));
+        }
+    }
+    flags
+}
+
+fn cargo_home() -> Option<PathBuf> {
+    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
+}
+
+fn write_and_report(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))?;
+    println!(
+        "{}  {:>7} bytes  SHA-256 {}",
+        path.display(),
+        bytes.len(),
+        sha256(bytes)
+    );
+    Ok(())
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One binary, never told where it runs: no part of the emulation can end up in it.
+    #[test]
+    fn nothing_of_the_stub_is_in_the_hypervisor() {
+        let output = Command::new(workspace::cargo())
+            .current_dir(workspace::root())
+            .args([
+                "tree",
+                "--offline",
+                "--package",
+                SEAMARK.package,
+                "--features",
+                "bare",
+            ])
+            .args(["--edges", "normal,build", "--target", TARGET])
+            .args(["--prefix", "none", "--format", "{p}"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let tree = String::from_utf8(output.stdout).unwrap();
+        assert!(tree.starts_with("hypervisor "), "{tree}");
+        let stub = workspace::root().join("stub").display().to_string();
+        let found: Vec<_> = tree.lines().filter(|line| line.contains(&stub)).collect();
+        assert_eq!(found, [""; 0]);
+    }
+
+    #[test]
+    fn sha256_is_printed_as_sha256sum_prints_it() {
+        assert_eq!(
+            sha256(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+}

@@ -1,0 +1,24 @@
+//! Where the workspace, its build products and cargo itself are.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The root of the workspace.
+pub fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_owned()
+}
+
+/// The target directory, as cargo chooses it.
+pub fn target() -> PathBuf {
+    match env::var_os("CARGO_TARGET_DIR") {
+        Some(path) => env::current_dir().unwrap_or_default().join(path),
+        None => root().join("target"),
+    }
+}
+
+/// The cargo that runs this program.
+pub fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
