@@ -3,6 +3,11 @@
 //! The same code answers in host tests, in simulation and inside the option ROM; what it runs on is a [`Machine`].
 #![no_std]
 
+#[cfg(feature = "host")]
+extern crate std;
+
+#[cfg(feature = "host")]
+pub mod host;
 mod machine;
 mod pages;
 pub mod vcpu;

@@ -1,6 +1,6 @@
 //! What the module runs on: memory, processors, time, entropy.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::vcpu::Vcpu;
 
@@ -58,6 +58,24 @@ pub trait Machine: Sync {
     fn platform(&self) -> Platform<'_>;
     /// The page that contains `pa` (KeyID bits stripped). What was never written reads as zero.
     fn page(&self, pa: u64) -> &PageWords;
+    /// The 8 bytes at `pa`, rounded down to a multiple of 8.
+    fn word(&self, pa: u64) -> u64 {
+        self.page(pa)[(pa as usize >> 3) & 511].load(Ordering::Acquire)
+    }
+    /// Makes every word of the page that contains `pa` equal to `word`.
+    ///
+    /// A machine with sparse memory need not make the page resident for that.
+    fn fill_page(&self, pa: u64, word: u64) {
+        for cell in self.page(pa) {
+            cell.store(word, Ordering::Release);
+        }
+    }
+    /// Copies the page that contains `from` over the one that contains `to`.
+    fn copy_page(&self, from: u64, to: u64) {
+        for (to, from) in self.page(to).iter().zip(self.page(from)) {
+            to.store(from.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
     /// CPUID as that processor answers it: EAX, EBX, ECX, EDX.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4];
     /// RDMSR.
@@ -78,6 +96,9 @@ pub trait Machine: Sync {
     /// Writes back one cache sub-block of the package of `lp` (WBNOINVDP).
     fn cache_write_back(&self, lp: u32, sub_block: u32);
     /// Tells that the SEAMCALL on `lp` has reached `point`.
+    ///
+    /// The module tells of [`Point::Movdir64b`], [`Point::Sha384`], [`Point::Invept`] and [`Point::Clflush`]; the others
+    /// are methods of the machine, which knows of them by itself.
     fn reached(&self, lp: u32, point: Point);
     /// Runs a TD vCPU on `lp` until its next VM exit.
     ///

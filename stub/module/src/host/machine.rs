@@ -1,0 +1,257 @@
+//! The machine itself: sparse memory, simulated processors, and what is out of the ordinary on each of them.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::boxed::Box;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::vec::Vec;
+
+use super::breakpoint::{Breakpoint, Held};
+use super::conditions::{Conditions, Current, take_one};
+use super::config::Config;
+use super::guest::{Exit, Guest};
+use super::memory::Memory;
+use crate::vcpu::Vcpu;
+use crate::{Machine, PageWords, PconfigError, Platform, Point};
+
+/// What RDTSC adds from one reading to the next, so that time never stands still.
+const TICKS_PER_READING: u64 = 64;
+
+#[derive(Default)]
+struct Processor {
+    conditions: Current,
+    breakpoint: Breakpoint,
+    guest: Mutex<Option<Box<dyn Guest>>>,
+    xmm: Mutex<[u128; 16]>,
+    task_priority: AtomicU64,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A [`Machine`] on the developer's computer.
+pub struct HostMachine {
+    config: Config,
+    memory: Memory,
+    processors: Vec<Processor>,
+    random: AtomicU64,
+    tsc: AtomicU64,
+}
+
+impl HostMachine {
+    /// A machine whose memory reads as zero everywhere.
+    pub fn new(config: Config) -> Self {
+        Self {
+            memory: Memory::new(),
+            processors: config
+                .lp_to_package
+                .iter()
+                .map(|_| Processor::default())
+                .collect(),
+            random: AtomicU64::new(config.rng_seed),
+            tsc: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    /// What the machine is made of.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Physical memory, without regard to who owns it: what a debugger would see.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Sets what is out of the ordinary on `lp` until it is set again.
+    pub fn set_conditions(&self, lp: u32, conditions: Conditions) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            processor.conditions.set(conditions);
+        }
+    }
+
+    /// Arranges that a SEAMCALL on `lp` is held when it reaches `point` for the `nth` time (1 is the first).
+    ///
+    /// # Errors
+    /// `None` if there is no such logical processor.
+    pub fn hold_at(&self, lp: u32, point: Point, nth: u32) -> Option<Held> {
+        let processor = self.processors.get(lp as usize)?;
+        Some(processor.breakpoint.arm(point, nth))
+    }
+
+    /// Forgets what [`Self::hold_at`] arranged; who waits for it is told that the call ended without.
+    pub fn release(&self, lp: u32) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            processor.breakpoint.disarm();
+        }
+    }
+
+    /// Says who runs when a vCPU is entered on `lp`; the former one is returned. While there is none, every entry ends at
+    /// once with an external interrupt.
+    pub fn set_guest(&self, lp: u32, guest: Option<Box<dyn Guest>>) -> Option<Box<dyn Guest>> {
+        let processor = self.processors.get(lp as usize)?;
+        core::mem::replace(&mut *locked(&processor.guest), guest)
+    }
+
+    /// The XMM registers of the host on `lp`; zeros if there is no such logical processor.
+    pub fn xmm(&self, lp: u32) -> [u128; 16] {
+        self.processors
+            .get(lp as usize)
+            .map_or([0; 16], |processor| *locked(&processor.xmm))
+    }
+
+    /// Sets the XMM registers of the host on `lp`.
+    pub fn set_xmm(&self, lp: u32, xmm: [u128; 16]) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            *locked(&processor.xmm) = xmm;
+        }
+    }
+
+    /// The task priority (0 to 15) of the physical APIC of `lp`.
+    pub fn task_priority(&self, lp: u32) -> u64 {
+        self.processors.get(lp as usize).map_or(0, |processor| {
+            processor.task_priority.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Lets `ticks` pass.
+    pub fn advance_tsc(&self, ticks: u64) {
+        self.tsc.fetch_add(ticks, Ordering::Relaxed);
+    }
+
+    fn ask<T>(&self, lp: u32, question: impl FnOnce(&mut Conditions) -> Option<T>) -> Option<T> {
+        self.processors.get(lp as usize)?.conditions.ask(question)
+    }
+
+    /// The next value of a SplitMix64 sequence.
+    fn random(&self) -> u64 {
+        let state = self
+            .random
+            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+}
+
+impl Machine for HostMachine {
+    fn platform(&self) -> Platform<'_> {
+        let config = &self.config;
+        Platform {
+            lp_to_package: &config.lp_to_package,
+            cmrs: &config.cmrs,
+            max_pa: config.max_pa,
+            keyid_bits: config.keyid_bits,
+            num_mktme_keyids: config.num_mktme_keyids,
+            num_tdx_keyids: config.num_tdx_keyids,
+            seamrr: config.seamrr,
+            wbinvd_sub_blocks: config.wbinvd_sub_blocks,
+        }
+    }
+
+    fn page(&self, pa: u64) -> &PageWords {
+        self.memory.page(pa)
+    }
+
+    fn word(&self, pa: u64) -> u64 {
+        self.memory.word(pa)
+    }
+
+    fn fill_page(&self, pa: u64, word: u64) {
+        self.memory.fill(pa, word);
+    }
+
+    fn copy_page(&self, from: u64, to: u64) {
+        self.memory.copy(from, to);
+    }
+
+    fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        self.config.cpuid(lp, leaf, sub_leaf)
+    }
+
+    fn rdmsr(&self, lp: u32, msr: u32) -> u64 {
+        self.ask(lp, |conditions| conditions.msrs.get(&msr).copied())
+            .unwrap_or_else(|| self.config.rdmsr(lp, msr))
+    }
+
+    fn rdtsc(&self, lp: u32) -> u64 {
+        self.reached(lp, Point::Rdtsc);
+        self.tsc.fetch_add(TICKS_PER_READING, Ordering::Relaxed)
+    }
+
+    fn rdrand(&self, lp: u32) -> Option<u64> {
+        let failed = self.ask(lp, |c| Some(take_one(&mut c.rdrand_failures)));
+        (failed != Some(true)).then(|| self.random())
+    }
+
+    fn rdseed(&self, lp: u32) -> Option<u64> {
+        let failed = self.ask(lp, |c| Some(take_one(&mut c.rdseed_failures)));
+        (failed != Some(true)).then(|| self.random())
+    }
+
+    fn interrupt_pending(&self, lp: u32) -> bool {
+        self.reached(lp, Point::IntrCheck);
+        self.ask(lp, |c| Some(c.interrupt_pending())) == Some(true)
+    }
+
+    fn pconfig(&self, lp: u32, _hkid: u32) -> Result<(), PconfigError> {
+        self.reached(lp, Point::Pconfig);
+        match self.ask(lp, Conditions::pconfig_error) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    fn cache_write_back(&self, lp: u32, _sub_block: u32) {
+        self.reached(lp, Point::Wbnoinvdp);
+    }
+
+    fn reached(&self, lp: u32, point: Point) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            processor.breakpoint.reached(point);
+        }
+    }
+
+    fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>) {
+        self.reached(lp, Point::Guest);
+        let Some(processor) = self.processors.get(lp as usize) else {
+            return Exit::EXTERNAL_INTERRUPT.leave(self, vcpu);
+        };
+        match locked(&processor.guest).as_mut() {
+            Some(guest) => guest.run(self, lp, vcpu),
+            None => Exit::EXTERNAL_INTERRUPT.leave(self, vcpu),
+        }
+    }
+
+    fn host_xmm(&self, lp: u32, index: usize) -> u128 {
+        self.xmm(lp)[index % 16]
+    }
+
+    fn set_host_xmm(&self, lp: u32, index: usize, value: u128) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            locked(&processor.xmm)[index % 16] = value;
+        }
+    }
+
+    fn set_task_priority(&self, lp: u32, priority: u64) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            processor.task_priority.store(priority, Ordering::Relaxed);
+        }
+    }
+
+    fn report_key(&self, lp: u32) -> Result<[u8; 32], u64> {
+        match self.ask(lp, |c| Some(c.seamreport_status)) {
+            None | Some(0) => Ok(self.config.report_key()),
+            Some(status) => Err(status),
+        }
+    }
+
+    fn verify_key(&self, lp: u32) -> Result<[u8; 32], u64> {
+        match self.ask(lp, |c| Some(c.verifyreport_status)) {
+            None | Some(0) => Ok(self.config.report_key()),
+            Some(status) => Err(status),
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! A machine for host tests, conformance and simulation: sparse memory and simulated processors.
+
+mod breakpoint;
+mod conditions;
+mod config;
+mod guest;
+mod machine;
+mod memory;
+mod sapphire_rapids;
+
+pub use breakpoint::Held;
+pub use conditions::Conditions;
+pub use config::Config;
+pub use guest::{Exit, Guest};
+pub use machine::HostMachine;
+pub use memory::Memory;
