@@ -1,5 +1,17 @@
 //! The ABI of the TDX module 1.5, each fact once: registers, leafs, status codes, operands, structures, metadata.
 
+mod encoding;
 mod gprs;
+mod leaf;
+mod operand;
+mod platform;
+mod status;
+mod td;
 
+pub use encoding::*;
 pub use gprs::Gprs;
+pub use leaf::{Leaf, SeamldrLeaf};
+pub use operand::Operand;
+pub use platform::*;
+pub use status::Status;
+pub use td::*;

@@ -1,16 +1,44 @@
 //! An emulated Intel TDX module 1.5, portable and `no_std`.
 //!
 //! The same code answers in host tests, in simulation and inside the option ROM; what it runs on is a [`Machine`].
+//!
+//! A SEAMCALL enters by [`Module::seamcall`]: `dispatch` checks what comes before every leaf, and calls the leaf's
+//! function in the room of its family (`sys`, `mng`, `mr`, `vp`, `mem`, `phymem`, `metadata`). A leaf takes its operands by
+//! `operand` and `td`, which check and lock in the module's order; a lock is a guard, so every way out releases it.
+//! What a TD is made of lives in the pages that the host donated (`td`, `field`, `pamt`), never beside them.
 #![no_std]
+#![forbid(unsafe_code)]
+#![allow(dead_code, unused_imports, reason = "the leafs that use it land next")]
 
+extern crate alloc;
 #[cfg(feature = "host")]
 extern crate std;
 
+mod call;
+mod dispatch;
+mod field;
 #[cfg(feature = "host")]
 pub mod host;
+mod keys;
+mod lock;
 mod machine;
+mod mem;
+mod memory;
+mod metadata;
+mod migration;
+mod mng;
+mod module;
+mod mr;
+mod operand;
 mod pages;
+mod pamt;
+mod phymem;
+mod servtd;
+mod sys;
+mod td;
 pub mod vcpu;
+mod vp;
 
 pub use machine::{Machine, PageWords, PconfigError, Platform, Point};
+pub use module::{Module, SysState};
 pub use pages::Pages;

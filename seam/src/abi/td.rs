@@ -1,0 +1,151 @@
+//! Structures about a TD: what it is made from, and how it is attested.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Bytes of a SHA-384 measurement.
+pub const MEASUREMENT_SIZE: usize = 48;
+
+/// A SHA-384 measurement.
+pub type Measurement = [u8; MEASUREMENT_SIZE];
+
+/// TD ATTRIBUTES bits.
+///
+/// Source: TDX Module ABI 1.5, ATTRIBUTES.
+pub mod attributes {
+    /// The host may read and write the TD's memory and state.
+    pub const DEBUG: u64 = 1 << 0;
+    /// An access to a page that is not accepted exits to the host instead of raising #VE.
+    pub const SEPT_VE_DISABLE: u64 = 1 << 28;
+    /// The TD may be migrated.
+    pub const MIGRATABLE: u64 = 1 << 29;
+    /// Supervisor protection keys.
+    pub const PKS: u64 = 1 << 30;
+    /// Performance monitoring.
+    pub const PERFMON: u64 = 1 << 63;
+}
+
+/// CONFIG_FLAGS bits (also called EXEC_CONTROLS).
+///
+/// Source: TDX Module ABI 1.5, CONFIG_FLAGS.
+pub mod config_flags {
+    /// Guest-physical addresses have 52 bits (shared bit 51) instead of 48 (shared bit 47).
+    pub const GPAW: u64 = 1 << 0;
+    /// The guest may choose how accesses to pending pages end.
+    pub const FLEXIBLE_PENDING_VE: u64 = 1 << 1;
+    /// TDG.VP.VMCALL and TDH.VP.ENTER leave RBP alone.
+    pub const NO_RBP_MOD: u64 = 1 << 2;
+}
+
+/// Bytes of the CPUID_CONFIG area of [`TdParams`].
+pub const TD_PARAMS_CPUID_SIZE: usize = 0x300;
+
+/// What TDH.MNG.INIT makes a TD from (TD_PARAMS).
+///
+/// Source: TDX Module ABI 1.5, TD_PARAMS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the specification; reserved ones are zero"
+)]
+pub struct TdParams {
+    pub attributes: u64,
+    pub xfam: u64,
+    pub max_vcpus: u16,
+    pub num_l2_vms: u8,
+    pub msr_config_ctls: u8,
+    pub reserved_14: [u8; 4],
+    pub eptp_controls: u64,
+    pub config_flags: u64,
+    pub tsc_frequency: u16,
+    pub reserved_2a: [u8; 38],
+    pub mrconfigid: Measurement,
+    pub mrowner: Measurement,
+    pub mrownerconfig: Measurement,
+    pub ia32_arch_capabilities_config: u64,
+    pub reserved_e8: [u8; 24],
+    /// EAX, EBX, ECX, EDX for each CPUID_CONFIG entry of the module, then zero.
+    pub cpuid_config: [[u32; 4]; TD_PARAMS_CPUID_SIZE / 16],
+}
+
+/// The first part of a TDREPORT_STRUCT, the one that the MAC covers (REPORTMACSTRUCT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the specification; reserved ones are zero"
+)]
+pub struct ReportMac {
+    /// Type, subtype, version, reserved.
+    pub report_type: [u8; 4],
+    pub reserved_04: [u8; 12],
+    pub cpusvn: [u8; 16],
+    pub tee_tcb_info_hash: Measurement,
+    pub tee_info_hash: Measurement,
+    pub report_data: [u8; 64],
+    pub reserved_c0: [u8; 32],
+    pub mac: [u8; 32],
+}
+
+/// What a report says of the module (TEE_TCB_INFO): 239 bytes, hence no integers, which would round it up.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the specification; reserved ones are zero"
+)]
+pub struct TeeTcbInfo {
+    pub valid: [u8; 8],
+    pub tee_tcb_svn: [u8; 16],
+    pub mrseam: Measurement,
+    pub mrsignerseam: Measurement,
+    pub attributes: [u8; 8],
+    pub reserved_80: [u8; 111],
+}
+
+/// What a report says of the TD (TDINFO_STRUCT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the specification; reserved ones are zero"
+)]
+pub struct TdInfo {
+    pub attributes: u64,
+    pub xfam: u64,
+    pub mrtd: Measurement,
+    pub mrconfigid: Measurement,
+    pub mrowner: Measurement,
+    pub mrownerconfig: Measurement,
+    pub rtmr: [Measurement; 4],
+    pub servtd_hash: Measurement,
+    pub reserved_1c0: [u8; 64],
+}
+
+/// What TDG.MR.REPORT writes (TDREPORT_STRUCT).
+///
+/// Source: TDX Module ABI 1.5, TDREPORT_STRUCT.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the specification; reserved ones are zero"
+)]
+pub struct TdReport {
+    pub report_mac: ReportMac,
+    pub tee_tcb_info: TeeTcbInfo,
+    pub reserved_1ef: [u8; 17],
+    pub td_info: TdInfo,
+}
+
+const _: () = {
+    assert!(size_of::<TdParams>() == 1024);
+    assert!(core::mem::offset_of!(TdParams, mrconfigid) == 0x50);
+    assert!(core::mem::offset_of!(TdParams, ia32_arch_capabilities_config) == 0xe0);
+    assert!(core::mem::offset_of!(TdParams, cpuid_config) == 0x100);
+    assert!(size_of::<ReportMac>() == 256);
+    assert!(size_of::<TeeTcbInfo>() == 239);
+    assert!(size_of::<TdInfo>() == 512);
+    assert!(size_of::<TdReport>() == 1024);
+    assert!(core::mem::offset_of!(TdReport, td_info) == 0x200);
+};

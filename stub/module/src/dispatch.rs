@@ -1,0 +1,160 @@
+//! From RAX to the leaf: the checks that come before every leaf, in the module's order.
+
+use seam::abi::{Gprs, Leaf, Operand, Status};
+
+use crate::call::Call;
+use crate::module::{Module, SysState};
+use crate::{Machine, mem, metadata, migration, mng, mr, phymem, servtd, sys, vp};
+
+impl Module {
+    /// Executes one SEAMCALL for logical processor `lp`: RAX holds the leaf on entry and the status on return. Registers
+    /// that the leaf does not document as outputs are unchanged.
+    ///
+    /// # Panics
+    /// If `lp` is not a processor of the platform that the module was made for.
+    pub fn seamcall<M: Machine>(&self, machine: &M, lp: u32, regs: &mut Gprs) {
+        let cx = Call {
+            module: self,
+            machine,
+            lp,
+        };
+        let status = match self.admit(regs.rax) {
+            Ok((leaf, version)) => match run(cx, leaf, version, regs) {
+                Ok(()) => Status::SUCCESS,
+                Err(status) => status,
+            },
+            Err(status) => status,
+        };
+        regs.rax = status.0;
+    }
+
+    /// The leaf and version that RAX asks for, if they exist and the module is far enough for them.
+    fn admit(&self, rax: u64) -> Result<(Leaf, u8), Status> {
+        let invalid = Status::OPERAND_INVALID.with(Operand::RAX);
+        if rax >> 24 != 0 {
+            return Err(invalid);
+        }
+        let leaf = Leaf::from_number(rax as u16);
+        let version = (rax >> 16) as u8;
+        if version > 0 && leaf.is_none_or(|leaf| leaf.max_version() == 0) {
+            return Err(invalid);
+        }
+        match self.state() {
+            SysState::Ready => {}
+            SysState::Shutdown => {
+                if leaf != Some(Leaf::SysLpShutdown) {
+                    return Err(Status::SYS_SHUTDOWN);
+                }
+            }
+            _ => {
+                if !leaf.is_some_and(is_bring_up) {
+                    return Err(Status::SYS_NOT_READY);
+                }
+            }
+        }
+        Ok((leaf.ok_or(invalid)?, version))
+    }
+}
+
+/// Whether a leaf may be called before the module is ready.
+fn is_bring_up(leaf: Leaf) -> bool {
+    matches!(
+        leaf,
+        Leaf::SysKeyConfig
+            | Leaf::SysInfo
+            | Leaf::SysInit
+            | Leaf::SysRd
+            | Leaf::SysLpInit
+            | Leaf::SysRdall
+            | Leaf::SysLpShutdown
+            | Leaf::SysConfig
+            | Leaf::SysUpdate
+    )
+}
+
+/// Runs a leaf. `Err` carries every status but SUCCESS, those of the success class included.
+fn run<M: Machine>(
+    cx: Call<'_, M>,
+    leaf: Leaf,
+    version: u8,
+    regs: &mut Gprs,
+) -> Result<(), Status> {
+    match leaf {
+        Leaf::SysInit => sys::init(cx, regs),
+        Leaf::SysLpInit => sys::lp_init(cx, regs),
+        Leaf::SysConfig => sys::config(cx, regs),
+        Leaf::SysKeyConfig => sys::key_config(cx),
+        Leaf::SysTdmrInit => sys::tdmr_init(cx, regs),
+        Leaf::SysLpShutdown => Ok(()),
+        Leaf::SysShutdown => sys::shutdown(cx, regs),
+        Leaf::SysUpdate => sys::update(cx),
+        Leaf::SysInfo => metadata::sys_info(cx, regs),
+        Leaf::SysRd => metadata::sys_rd(cx, regs),
+        Leaf::SysRdall => metadata::sys_rdall(cx, regs),
+
+        Leaf::MngCreate => mng::create(cx, regs),
+        Leaf::MngKeyConfig => mng::key_config(cx, regs),
+        Leaf::MngAddcx => mng::addcx(cx, regs),
+        Leaf::MngInit => mng::init(cx, regs),
+        Leaf::MngVpflushdone => mng::vpflushdone(cx, regs),
+        Leaf::MngKeyFreeid => mng::key_freeid(cx, regs),
+        // Nothing is left to do for it since KEY.FREEID frees the HKID.
+        Leaf::MngKeyReclaimid => Ok(()),
+        Leaf::MngRd => metadata::mng_rd(cx, version, regs),
+        Leaf::MngWr => metadata::mng_wr(cx, regs),
+        Leaf::MrExtend => mr::extend(cx, regs),
+        Leaf::MrFinalize => mr::finalize(cx, regs),
+
+        Leaf::VpCreate => vp::create(cx, regs),
+        Leaf::VpAddcx => vp::addcx(cx, regs),
+        Leaf::VpInit => vp::init(cx, regs),
+        Leaf::VpEnter => vp::enter(cx, regs),
+        Leaf::VpFlush => vp::flush(cx, regs),
+        Leaf::VpRd => metadata::vp_rd(cx, version, regs),
+        Leaf::VpWr => metadata::vp_wr(cx, regs),
+
+        Leaf::MemSeptAdd => mem::sept_add(cx, version, regs),
+        Leaf::MemSeptRd => mem::sept_rd(cx, regs),
+        Leaf::MemSeptRemove => mem::sept_remove(cx, version, regs),
+        Leaf::MemPageAdd => mem::page_add(cx, regs),
+        Leaf::MemPageAug => mem::page_aug(cx, regs),
+        Leaf::MemPageRemove => mem::page_remove(cx, regs),
+        Leaf::MemPageRelocate => mem::page_relocate(cx, regs),
+        Leaf::MemPagePromote => mem::page_promote(cx, version, regs),
+        Leaf::MemPageDemote => mem::page_demote(cx, regs),
+        Leaf::MemRangeBlock => mem::range_block(cx, regs),
+        Leaf::MemRangeUnblock => mem::range_unblock(cx, regs),
+        Leaf::MemTrack => mem::track(cx, regs),
+        Leaf::MemRd => mem::rd(cx, regs),
+        Leaf::MemWr => mem::wr(cx, regs),
+        // The number exists, the function does not.
+        Leaf::MemSeptWr => Err(Status::OPERAND_INVALID.with(Operand::RAX)),
+
+        Leaf::PhymemPageRdmd => phymem::page_rdmd(cx, regs),
+        Leaf::PhymemPageReclaim => phymem::page_reclaim(cx, regs),
+        Leaf::PhymemPageWbinvd => phymem::page_wbinvd(cx, regs),
+        Leaf::PhymemCacheWb => phymem::cache_wb(cx, regs),
+
+        Leaf::ServtdBind => servtd::bind(cx, regs),
+        Leaf::ServtdPrebind => servtd::prebind(cx, regs),
+        Leaf::ExportAbort
+        | Leaf::ExportBlockw
+        | Leaf::ExportRestore
+        | Leaf::ExportMem
+        | Leaf::ExportPause
+        | Leaf::ExportTrack
+        | Leaf::ExportStateImmutable
+        | Leaf::ExportStateTd
+        | Leaf::ExportStateVp
+        | Leaf::ExportUnblockw
+        | Leaf::ImportAbort
+        | Leaf::ImportEnd
+        | Leaf::ImportCommit
+        | Leaf::ImportMem
+        | Leaf::ImportTrack
+        | Leaf::ImportStateImmutable
+        | Leaf::ImportStateTd
+        | Leaf::ImportStateVp
+        | Leaf::MigStreamCreate => migration::refuse(cx, leaf, regs),
+    }
+}

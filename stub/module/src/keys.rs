@@ -1,0 +1,180 @@
+//! KOT and WBT: who has which HKID, and whose cache lines may still carry it.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use seam::abi::{MAX_HKIDS, MAX_PACKAGES, Operand, Status};
+
+use crate::Platform;
+use crate::lock::{Guard, Lock, Mode};
+
+/// What an HKID is used for.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HkidState {
+    /// For nothing.
+    Free = 0,
+    /// For a TD.
+    Assigned = 1,
+    /// For no TD any more, but caches may still hold lines of it.
+    Flushed = 2,
+    /// For the module itself.
+    Reserved = 3,
+}
+
+#[derive(Debug)]
+struct Hkid {
+    state: AtomicU8,
+    /// Packages that have yet to write their caches back, a bit each.
+    write_back: AtomicU32,
+}
+
+/// How far the cache write-back of a package is.
+#[derive(Debug, Default)]
+pub struct WriteBack {
+    taken: AtomicBool,
+    /// The sub-block at which an interrupted round goes on; 0 when there is none.
+    resume_at: AtomicU32,
+    /// The HKIDs that were FLUSHED when the round began, a bit each.
+    covered: [AtomicU64; MAX_HKIDS / 64],
+}
+
+/// The key ownership table, with the write-back state of each package.
+#[derive(Debug)]
+pub struct Keys {
+    lock: AtomicU64,
+    first: u32,
+    hkids: Box<[Hkid]>,
+    packages: Box<[WriteBack]>,
+}
+
+impl Keys {
+    /// All private HKIDs of the platform, free.
+    pub fn new(platform: &Platform<'_>) -> Self {
+        Self {
+            lock: AtomicU64::new(0),
+            first: platform.first_private_hkid(),
+            hkids: (0..platform.num_tdx_keyids)
+                .map(|_| Hkid {
+                    state: AtomicU8::new(HkidState::Free as u8),
+                    write_back: AtomicU32::new(0),
+                })
+                .collect(),
+            packages: (0..MAX_PACKAGES).map(|_| WriteBack::default()).collect(),
+        }
+    }
+
+    /// Takes the table's lock.
+    ///
+    /// # Errors
+    /// OPERAND_BUSY with KOT.
+    pub fn lock(&self, mode: Mode) -> Result<Guard<'_>, Status> {
+        Lock::new(&self.lock, 0)
+            .acquire(mode)
+            .map_err(|_| Status::OPERAND_BUSY.with(Operand::KOT))
+    }
+
+    /// What `hkid`, a private one, is used for.
+    pub fn state(&self, hkid: u32) -> HkidState {
+        match self.hkid(hkid).state.load(Ordering::Acquire) {
+            0 => HkidState::Free,
+            1 => HkidState::Assigned,
+            2 => HkidState::Flushed,
+            _ => HkidState::Reserved,
+        }
+    }
+
+    /// Sets what `hkid` is used for. The table's lock must be held exclusively.
+    pub fn set_state(&self, hkid: u32, state: HkidState) {
+        self.hkid(hkid).state.store(state as u8, Ordering::Release);
+    }
+
+    /// Marks `hkid` as one that every package in `packages` has yet to write back.
+    pub fn set_flushed(&self, hkid: u32, packages: u32) {
+        self.hkid(hkid)
+            .write_back
+            .store(packages, Ordering::Release);
+        self.set_state(hkid, HkidState::Flushed);
+    }
+
+    /// Whether every package has written back `hkid`.
+    pub fn is_written_back(&self, hkid: u32) -> bool {
+        self.hkid(hkid).write_back.load(Ordering::Acquire) == 0
+    }
+
+    fn hkid(&self, hkid: u32) -> &Hkid {
+        &self.hkids[(hkid - self.first) as usize]
+    }
+
+    /// Takes the write-back state of a package.
+    ///
+    /// # Errors
+    /// OPERAND_BUSY with WBCACHE.
+    pub fn write_back(&self, package: u32) -> Result<WriteBackRound<'_>, Status> {
+        let state = &self.packages[package as usize];
+        if state.taken.swap(true, Ordering::Acquire) {
+            return Err(Status::OPERAND_BUSY.with(Operand::WBCACHE));
+        }
+        Ok(WriteBackRound {
+            keys: self,
+            package,
+            state,
+        })
+    }
+}
+
+/// The write-back of one package, taken until this is dropped. The key table's lock must be held.
+#[derive(Debug)]
+pub struct WriteBackRound<'a> {
+    keys: &'a Keys,
+    package: u32,
+    state: &'a WriteBack,
+}
+
+impl WriteBackRound<'_> {
+    /// Begins a round: covers every HKID that is FLUSHED now. False when there is none.
+    pub fn begin(&self) -> bool {
+        self.set_resume_at(0);
+        let mut any = false;
+        for (i, word) in self.state.covered.iter().enumerate() {
+            let mut covered = 0;
+            for (bit, hkid) in self.keys.hkids.iter().skip(64 * i).take(64).enumerate() {
+                if hkid.state.load(Ordering::Acquire) == HkidState::Flushed as u8 {
+                    covered |= 1 << bit;
+                }
+            }
+            word.store(covered, Ordering::Relaxed);
+            any |= covered != 0;
+        }
+        any
+    }
+
+    /// The sub-block at which an interrupted round goes on; `None` when there is none.
+    pub fn resume_at(&self) -> Option<u32> {
+        let sub_block = self.state.resume_at.load(Ordering::Relaxed);
+        (sub_block != 0).then_some(sub_block)
+    }
+
+    /// Remembers where to go on; 0 for nowhere.
+    pub fn set_resume_at(&self, sub_block: u32) {
+        self.state.resume_at.store(sub_block, Ordering::Relaxed);
+    }
+
+    /// Ends a round: the HKIDs that it covered have no lines in this package any more.
+    pub fn finish(&self) {
+        self.set_resume_at(0);
+        for (i, hkid) in self.keys.hkids.iter().enumerate() {
+            let covered = self.state.covered[i / 64].load(Ordering::Relaxed) >> (i % 64) & 1 != 0;
+            if covered && hkid.state.load(Ordering::Acquire) == HkidState::Flushed as u8 {
+                hkid.write_back
+                    .fetch_and(!(1 << self.package), Ordering::AcqRel);
+            }
+        }
+    }
+}
+
+impl Drop for WriteBackRound<'_> {
+    fn drop(&mut self) {
+        self.state.taken.store(false, Ordering::Release);
+    }
+}

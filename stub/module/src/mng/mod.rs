@@ -1,0 +1,9 @@
+//! TDH.MNG.*: a TD as a whole.
+
+mod addcx;
+mod init;
+mod keys;
+
+pub use addcx::addcx;
+pub use init::init;
+pub use keys::{create, key_config, key_freeid, vpflushdone};

@@ -1,0 +1,151 @@
+//! Checks of operands that name memory, in the module's order.
+
+use seam::abi::{GpaLevel, NULL_PA, Operand, PAGE_4K, PAGE_MASK, PageSize, PageType, Status};
+
+use crate::call::Call;
+use crate::lock::Mode;
+use crate::pamt::{Held, Pamt, WalkError};
+use crate::td::{Tdcs, Tdr};
+use crate::{Machine, Platform};
+
+impl Platform<'_> {
+    /// The KeyID in a physical address.
+    pub fn keyid(&self, pa: u64) -> u32 {
+        let shift = self.max_pa - self.keyid_bits;
+        (pa >> shift & ((1 << self.keyid_bits) - 1)) as u32
+    }
+
+    /// A physical address without its KeyID.
+    pub fn without_keyid(&self, pa: u64) -> u64 {
+        pa & ((1 << (self.max_pa - self.keyid_bits)) - 1)
+    }
+
+    /// A physical address with this KeyID.
+    pub fn with_keyid(&self, pa: u64, keyid: u32) -> u64 {
+        self.without_keyid(pa) | u64::from(keyid) << (self.max_pa - self.keyid_bits)
+    }
+
+    /// The first private KeyID.
+    pub fn first_private_hkid(&self) -> u32 {
+        self.num_mktme_keyids + 1
+    }
+
+    /// Whether `hkid` is a private KeyID.
+    pub fn is_private_hkid(&self, hkid: u64) -> bool {
+        let first = u64::from(self.first_private_hkid());
+        (first..first + u64::from(self.num_tdx_keyids)).contains(&hkid)
+    }
+
+    /// Checks the form of an address that the module assigns a KeyID to: aligned, no KeyID, not beyond the last
+    /// physical address.
+    pub fn is_plain_page(&self, pa: u64, alignment: u64) -> bool {
+        pa.is_multiple_of(alignment) && self.keyid(pa) == 0 && pa >> self.max_pa == 0
+    }
+
+    /// Checks the form of a buffer of the host's: aligned, a shared KeyID, outside the SEAM range.
+    pub fn is_shared_buffer(&self, pa: u64, alignment: u64, size: u64) -> bool {
+        let (seam, seam_size) = self.seamrr;
+        let start = self.without_keyid(pa);
+        pa.is_multiple_of(alignment)
+            && pa >> self.max_pa == 0
+            && (start + size <= seam || start >= seam + seam_size)
+            && self.keyid(pa) < self.first_private_hkid()
+    }
+}
+
+/// Checks a buffer of the host's of `size` bytes, aligned to its size; its address without KeyID.
+///
+/// # Errors
+/// OPERAND_INVALID.
+pub fn shared_buffer<M: Machine>(
+    cx: Call<'_, M>,
+    pa: u64,
+    size: u64,
+    operand: Operand,
+) -> Result<u64, Status> {
+    let platform = cx.machine.platform();
+    if platform.is_shared_buffer(pa, size, size) {
+        Ok(platform.without_keyid(pa))
+    } else {
+        Err(Status::OPERAND_INVALID.with(operand))
+    }
+}
+
+/// Checks and locks a 4 KiB page of a given type that an operand names.
+///
+/// # Errors
+/// OPERAND_INVALID, OPERAND_ADDR_RANGE_ERROR, OPERAND_BUSY, PAGE_METADATA_INCORRECT, in this order.
+pub fn private_page<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    operand: Operand,
+    mode: Mode,
+    expected: PageType,
+) -> Result<Held<'m>, Status> {
+    sized_page(cx, pa, PageSize::Size4K, operand, mode, expected)
+}
+
+/// Checks and locks a page of a given size and type that an operand names.
+///
+/// # Errors
+/// As [`private_page`].
+pub fn sized_page<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    size: PageSize,
+    operand: Operand,
+    mode: Mode,
+    expected: PageType,
+) -> Result<Held<'m>, Status> {
+    if !cx.machine.platform().is_plain_page(pa, size.bytes()) {
+        return Err(Status::OPERAND_INVALID.with(operand));
+    }
+    let held = Pamt::of(cx.module, pa)
+        .ok_or(WalkError::OutOfRange)
+        .and_then(|pamt| pamt.walk(cx.machine, pa, mode, size))
+        .map_err(|error| error.status().with(operand))?;
+    if held.size() != size || held.entry().page_type() != expected {
+        return Err(Status::PAGE_METADATA_INCORRECT.with(operand));
+    }
+    Ok(held)
+}
+
+/// Checks and locks the TDR that an operand names.
+///
+/// # Errors
+/// As [`private_page`].
+pub fn tdr<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    operand: Operand,
+    mode: Mode,
+) -> Result<(Held<'m>, Tdr<'m>), Status> {
+    let held = private_page(cx, pa, operand, mode, PageType::Tdr)?;
+    Ok((held, Tdr::at(cx.machine, pa)))
+}
+
+/// Checks an address with a level: no reserved bits, a level in range, aligned to it.
+///
+/// # Errors
+/// OPERAND_INVALID with RCX, where every leaf takes it.
+pub fn gpa_level(raw: u64, levels: core::ops::RangeInclusive<u8>) -> Result<GpaLevel, Status> {
+    let value = GpaLevel(raw);
+    if value.is_well_formed() && levels.contains(&value.level()) && value.is_aligned() {
+        Ok(value)
+    } else {
+        Err(Status::OPERAND_INVALID.with(Operand::RCX))
+    }
+}
+
+/// Whether an address is a private one of a TD: below its width, shared bit clear.
+pub fn is_private_gpa<M: Machine>(tdcs: &Tdcs<'_, M>, gpa: u64) -> bool {
+    let width = if tdcs.is_wide() { 52 } else { 48 };
+    gpa >> (width - 1) == 0
+}
+
+/// An operand that holds a 4 KiB page's address, or all ones for none.
+pub fn optional_page(raw: u64) -> Option<u64> {
+    (raw != NULL_PA).then_some(raw)
+}
+
+const _: () = assert!(PAGE_MASK & (PAGE_4K - 1) == 0);

@@ -1,0 +1,222 @@
+//! PAMT: what each page of a TDMR is, in the memory that the host gave for it.
+//!
+//! Every page has an entry of 16 bytes at each of the three sizes. The first word holds a lock (bits 15:0), the page
+//! type (23:16) and the owner's page number (63:24); the second the epoch at which the page was blocked.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
+
+use crate::lock::{Busy, Guard, Lock, Mode};
+use crate::sys::tdmr::Tdmr;
+use crate::{Machine, Module, memory};
+
+const TYPE: u64 = 0xff << 16;
+const OWNER: u64 = !0 << 24;
+const OWNER_SHIFT: u32 = 12;
+
+/// Why a walk to an entry failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalkError {
+    /// The page is in no TDMR, or in a part of one that is not initialised.
+    OutOfRange,
+    /// An entry on the way is held.
+    Busy,
+}
+
+impl WalkError {
+    /// The status that tells it, without operand.
+    pub fn status(self) -> Status {
+        match self {
+            Self::OutOfRange => Status::OPERAND_ADDR_RANGE_ERROR,
+            Self::Busy => Status::OPERAND_BUSY,
+        }
+    }
+}
+
+impl From<Busy> for WalkError {
+    fn from(_: Busy) -> Self {
+        Self::Busy
+    }
+}
+
+/// A PAMT entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'m> {
+    word: &'m AtomicU64,
+    bepoch: &'m AtomicU64,
+}
+
+impl<'m> Entry<'m> {
+    fn at<M: Machine>(machine: &'m M, pa: u64) -> Self {
+        Self {
+            word: memory::word(machine, pa),
+            bepoch: memory::word(machine, pa + 8),
+        }
+    }
+
+    /// Its lock.
+    pub fn lock(&self) -> Lock<'m> {
+        Lock::with_host_priority(self.word, 0)
+    }
+
+    /// What the page is.
+    pub fn page_type(&self) -> PageType {
+        let number = self.word.load(Ordering::Acquire) >> 16;
+        PageType::from_number(number as u8).unwrap_or(PageType::Rsvd)
+    }
+
+    /// The TDR of the TD that owns the page, or owned it last; 0 for none.
+    pub fn owner(&self) -> u64 {
+        (self.word.load(Ordering::Acquire) & OWNER) >> (24 - OWNER_SHIFT)
+    }
+
+    /// Sets what the page is, and keeps the owner.
+    pub fn set_type(&self, page_type: PageType) {
+        self.replace(TYPE, (page_type as u64) << 16);
+    }
+
+    /// Sets what the page is and whose.
+    pub fn assign(&self, page_type: PageType, owner: u64) {
+        self.replace(
+            TYPE | OWNER,
+            (page_type as u64) << 16 | owner << (24 - OWNER_SHIFT),
+        );
+    }
+
+    fn replace(&self, mask: u64, value: u64) {
+        // The lock's bits may change at any time, so this cannot be a plain store.
+        let mut old = self.word.load(Ordering::Relaxed);
+        while let Err(now) = self.word.compare_exchange_weak(
+            old,
+            old & !mask | value,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            old = now;
+        }
+    }
+
+    /// The epoch at which the page was blocked.
+    pub fn bepoch(&self) -> u64 {
+        self.bepoch.load(Ordering::Acquire)
+    }
+
+    /// Sets the epoch at which the page was blocked.
+    pub fn set_bepoch(&self, epoch: u64) {
+        self.bepoch.store(epoch, Ordering::Release);
+    }
+
+    /// Makes an entry that was never used.
+    fn reset(&self, page_type: PageType) {
+        self.word.store((page_type as u64) << 16, Ordering::Release);
+        self.bepoch.store(0, Ordering::Release);
+    }
+}
+
+/// The PAMT of the TDMR that a page is in.
+#[derive(Clone, Copy)]
+pub struct Pamt<'m> {
+    tdmr: &'m Tdmr,
+}
+
+impl<'m> Pamt<'m> {
+    /// The PAMT that covers `pa`; `None` where no TDMR is, or not initialised yet.
+    pub fn of(module: &'m Module, pa: u64) -> Option<Self> {
+        let tdmr = module.tdmr_covering(pa)?;
+        (pa < tdmr.initialized() & !(PAGE_1G - 1)).then_some(Self { tdmr })
+    }
+
+    /// The entry of the 4 KiB page that contains `pa`.
+    pub fn entry_4k<M: Machine>(self, machine: &'m M, pa: u64) -> Entry<'m> {
+        self.entry(machine, pa, PageSize::Size4K)
+    }
+
+    /// The entry of the page of that size that contains `pa`.
+    pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
+        Entry::at(machine, self.tdmr.entry_pa(pa, size))
+    }
+
+    /// Walks to the entry of the page that contains `pa`, and no further down than `target`: shared on the way, `mode`
+    /// at the end. It ends early where a larger page is assigned.
+    ///
+    /// # Errors
+    /// [`WalkError::Busy`].
+    pub fn walk<M: Machine>(
+        self,
+        machine: &'m M,
+        pa: u64,
+        mode: Mode,
+        target: PageSize,
+    ) -> Result<Held<'m>, WalkError> {
+        let mut above = [None, None];
+        for (i, size) in [PageSize::Size1G, PageSize::Size2M].into_iter().enumerate() {
+            let entry = self.entry(machine, pa, size);
+            let mut guard = entry.lock().acquire(Mode::Shared)?;
+            if entry.page_type() == PageType::Reg || target == size {
+                if mode == Mode::Exclusive {
+                    guard.promote()?;
+                }
+                return Ok(Held {
+                    entry,
+                    size,
+                    _leaf: guard,
+                    _above: above,
+                });
+            }
+            above[i] = Some(guard);
+        }
+        let entry = self.entry_4k(machine, pa);
+        let guard = entry.lock().acquire(mode)?;
+        Ok(Held {
+            entry,
+            size: PageSize::Size4K,
+            _leaf: guard,
+            _above: above,
+        })
+    }
+}
+
+/// A PAMT entry that is locked, and those above it shared, until this is dropped.
+#[derive(Debug)]
+pub struct Held<'m> {
+    entry: Entry<'m>,
+    size: PageSize,
+    // Locks are released in the order of these fields: from the leaf up.
+    _leaf: Guard<'m>,
+    _above: [Option<Guard<'m>>; 2],
+}
+
+impl<'m> Held<'m> {
+    /// The entry.
+    pub const fn entry(&self) -> Entry<'m> {
+        self.entry
+    }
+
+    /// The size at which the walk ended.
+    pub const fn size(&self) -> PageSize {
+        self.size
+    }
+}
+
+/// Makes the entries of the 4 KiB pages in `[start, end)` and of the larger pages that begin there.
+pub fn initialize<M: Machine>(machine: &M, tdmr: &Tdmr, start: u64, end: u64) {
+    let mut pa = start;
+    while pa < end {
+        let page_type = if tdmr.is_reserved(pa) {
+            PageType::Rsvd
+        } else {
+            PageType::Nda
+        };
+        Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size4K)).reset(page_type);
+        if pa.is_multiple_of(PAGE_2M) {
+            Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size2M)).reset(PageType::Nda);
+        }
+        if pa.is_multiple_of(PAGE_1G) {
+            Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size1G)).reset(PageType::Nda);
+        }
+        pa += PAGE_4K;
+    }
+}
+
+const _: () = assert!(PAMT_ENTRY_SIZE == 16);

@@ -1,0 +1,105 @@
+//! TDMRs: where private memory may be, and where its PAMT is. TDH.SYS.TDMR.INIT.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use arrayvec::ArrayVec;
+use seam::abi::{
+    Gprs, MAX_TDMRS, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, Status, TdmrInfo,
+};
+
+use crate::call::Call;
+use crate::{Machine, pamt};
+
+/// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT makes.
+const PAGES_PER_CALL: u64 = 1024;
+
+/// A TDMR that TDH.SYS.CONFIG accepted.
+#[derive(Debug)]
+pub struct Tdmr {
+    info: TdmrInfo,
+    taken: AtomicBool,
+    /// The first address whose entries are still to be made.
+    initialized: AtomicU64,
+}
+
+impl Tdmr {
+    /// A TDMR none of which is initialised.
+    pub fn new(info: TdmrInfo) -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            initialized: AtomicU64::new(info.base),
+            info,
+        }
+    }
+
+    /// The first address whose entries are still to be made. Only whole GiB below it can be used.
+    pub fn initialized(&self) -> u64 {
+        self.initialized.load(Ordering::Acquire)
+    }
+
+    fn end(&self) -> u64 {
+        self.info.base + self.info.size
+    }
+
+    /// The address of the PAMT entry of the page of that size that contains `pa`.
+    pub fn entry_pa(&self, pa: u64, size: PageSize) -> u64 {
+        let pamt = match size {
+            PageSize::Size4K => self.info.pamt_4k,
+            PageSize::Size2M => self.info.pamt_2m,
+            PageSize::Size1G => self.info.pamt_1g,
+        };
+        pamt.base + (pa - self.info.base) / size.bytes() * PAMT_ENTRY_SIZE
+    }
+
+    /// Whether the 4 KiB page at `pa` is in a reserved area.
+    pub fn is_reserved(&self, pa: u64) -> bool {
+        let offset = pa - self.info.base;
+        self.info
+            .reserved
+            .iter()
+            .any(|area| (area.offset..area.offset + area.size).contains(&offset))
+    }
+}
+
+/// All TDMRs, by ascending address.
+#[derive(Debug)]
+pub struct Tdmrs(ArrayVec<Tdmr, MAX_TDMRS>);
+
+impl Tdmrs {
+    /// The TDMRs that TDH.SYS.CONFIG accepted, ascending.
+    pub fn new(infos: &[TdmrInfo]) -> Self {
+        Self(infos.iter().copied().map(Tdmr::new).collect())
+    }
+
+    /// The TDMR that contains `pa`.
+    pub fn covering(&self, pa: u64) -> Option<&Tdmr> {
+        let after = self.0.partition_point(|tdmr| tdmr.info.base <= pa);
+        let tdmr = &self.0[after.checked_sub(1)?];
+        (pa < tdmr.end()).then_some(tdmr)
+    }
+}
+
+/// TDH.SYS.TDMR.INIT: makes the PAMT entries of the next part of a TDMR.
+pub fn tdmr_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    regs.rdx = 0;
+    let tdmr = cx
+        .module
+        .tdmr_covering(regs.rcx)
+        .filter(|tdmr| tdmr.info.base == regs.rcx)
+        .ok_or(Status::OPERAND_INVALID.with(Operand::RCX))?;
+    if tdmr.taken.swap(true, Ordering::Acquire) {
+        return Err(Status::OPERAND_BUSY.with(Operand::RCX));
+    }
+    let start = tdmr.initialized();
+    let result = if start < tdmr.end() {
+        let end = (start + PAGES_PER_CALL * PAGE_4K).min(tdmr.end());
+        pamt::initialize(cx.machine, tdmr, start, end);
+        tdmr.initialized.store(end, Ordering::Release);
+        regs.rdx = end & !(PAGE_1G - 1);
+        Ok(())
+    } else {
+        Err(Status::TDMR_ALREADY_INITIALIZED)
+    };
+    tdmr.taken.store(false, Ordering::Release);
+    result
+}

@@ -1,0 +1,13 @@
+//! A TD's control structures, and the checks that every leaf makes before it touches them.
+
+mod access;
+pub mod op_state;
+pub mod tdcs;
+pub mod tdr;
+pub mod tdvps;
+
+pub use access::{Td, TdVcpu, implicit_tdr, lock_op_state};
+pub use op_state::OpState;
+pub use tdcs::Tdcs;
+pub use tdr::{Lifecycle, Tdr};
+pub use tdvps::{Tdvps, VcpuState};

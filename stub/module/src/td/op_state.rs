@@ -1,0 +1,160 @@
+//! What a TD may do now (OP_STATE), and which leafs it allows.
+
+use seam::abi::Leaf;
+
+/// The operation state of a TD.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpState {
+    Uninitialized = 0,
+    Initialized = 1,
+    Runnable = 2,
+    LiveExport = 3,
+    PausedExport = 4,
+    PostExport = 5,
+    MemoryImport = 6,
+    StateImport = 7,
+    PostImport = 8,
+    LiveImport = 9,
+    FailedImport = 10,
+}
+
+use OpState::{
+    FailedImport, Initialized, LiveExport, LiveImport, MemoryImport, PausedExport, PostExport,
+    PostImport, Runnable, StateImport, Uninitialized,
+};
+
+impl OpState {
+    /// The state of that number, which is one that the module wrote.
+    pub fn from_number(number: u32) -> Self {
+        match number {
+            0 => Uninitialized,
+            1 => Initialized,
+            2 => Runnable,
+            3 => LiveExport,
+            4 => PausedExport,
+            5 => PostExport,
+            6 => MemoryImport,
+            7 => StateImport,
+            8 => PostImport,
+            9 => LiveImport,
+            _ => FailedImport,
+        }
+    }
+
+    /// Whether an entry must be blocked, and the TLBs tracked, before it is changed.
+    pub fn needs_tracking(self) -> bool {
+        matches!(self, Runnable | LiveExport | LiveImport)
+    }
+
+    /// Whether a removed page leaves a REMOVED entry, not a FREE one.
+    pub fn is_importing(self) -> bool {
+        matches!(self, MemoryImport | StateImport | PostImport | LiveImport)
+    }
+
+    /// Whether `leaf` may be called in this state. Leafs that do not ask are always allowed.
+    ///
+    /// Source: TDX module 1.5.01, `op_state_lookup`.
+    pub fn allows(self, leaf: Leaf) -> bool {
+        let allowed: &[Self] = match leaf {
+            Leaf::MngAddcx | Leaf::MngInit | Leaf::ImportStateImmutable => &[Uninitialized],
+            Leaf::MemPageAdd | Leaf::MrExtend | Leaf::MrFinalize | Leaf::VpInit => &[Initialized],
+            Leaf::VpCreate | Leaf::VpAddcx => &[Initialized, StateImport],
+            Leaf::VpEnter => &[Runnable, LiveExport, LiveImport],
+            Leaf::MemPageAug => &[Initialized, Runnable, LiveExport, LiveImport],
+            Leaf::MemSeptAdd => &[
+                Initialized,
+                Runnable,
+                LiveExport,
+                MemoryImport,
+                StateImport,
+                PostImport,
+                LiveImport,
+            ],
+            Leaf::MemRangeBlock
+            | Leaf::MemRangeUnblock
+            | Leaf::MemPageRelocate
+            | Leaf::MemPageDemote
+            | Leaf::MemPagePromote => &[
+                Initialized,
+                Runnable,
+                LiveExport,
+                PausedExport,
+                PostExport,
+                PostImport,
+                LiveImport,
+            ],
+            Leaf::MemPageRemove => &[
+                Initialized,
+                Runnable,
+                LiveExport,
+                PausedExport,
+                PostExport,
+                PostImport,
+                LiveImport,
+                FailedImport,
+            ],
+            Leaf::MngWr | Leaf::MemWr | Leaf::VpWr => &[
+                Initialized,
+                Runnable,
+                LiveExport,
+                MemoryImport,
+                StateImport,
+                PostImport,
+                LiveImport,
+                FailedImport,
+            ],
+            Leaf::MemTrack => return !matches!(self, Uninitialized | FailedImport),
+            Leaf::MngRd | Leaf::MemRd | Leaf::VpRd | Leaf::MemSeptRd | Leaf::MemSeptRemove => {
+                return self != Uninitialized;
+            }
+            Leaf::ServtdBind => &[
+                Uninitialized,
+                Initialized,
+                Runnable,
+                LiveExport,
+                PostImport,
+                LiveImport,
+            ],
+            Leaf::ServtdPrebind => &[Uninitialized, Initialized],
+            Leaf::MigStreamCreate => &[Uninitialized, Initialized, Runnable],
+            Leaf::ExportAbort | Leaf::ExportMem => &[LiveExport, PausedExport, PostExport],
+            Leaf::ExportBlockw | Leaf::ExportPause => &[LiveExport],
+            Leaf::ExportRestore => &[Runnable],
+            Leaf::ExportTrack => &[LiveExport, PausedExport],
+            Leaf::ExportStateImmutable => &[Runnable, LiveImport],
+            Leaf::ExportStateTd | Leaf::ExportStateVp => &[PausedExport],
+            Leaf::ExportUnblockw => &[Runnable, LiveExport, PausedExport, PostExport],
+            Leaf::ImportAbort => &[MemoryImport, StateImport, PostImport, FailedImport],
+            Leaf::ImportEnd => &[PostImport, LiveImport],
+            Leaf::ImportCommit => &[PostImport],
+            Leaf::ImportMem => &[MemoryImport, StateImport, PostImport, LiveImport],
+            Leaf::ImportTrack => &[MemoryImport, StateImport],
+            Leaf::ImportStateTd => &[MemoryImport],
+            Leaf::ImportStateVp => &[StateImport],
+            _ => return true,
+        };
+        allowed.contains(&self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_added_before_finalize_and_augmented_also_after() {
+        assert!(Initialized.allows(Leaf::MemPageAdd) && !Runnable.allows(Leaf::MemPageAdd));
+        assert!(Initialized.allows(Leaf::MemPageAug) && Runnable.allows(Leaf::MemPageAug));
+        assert!(!Uninitialized.allows(Leaf::MemTrack));
+    }
+
+    #[test]
+    fn tracking_is_needed_only_where_the_guest_may_run() {
+        for number in 0..=10 {
+            let state = OpState::from_number(number);
+            assert_eq!(state.needs_tracking(), state.allows(Leaf::VpEnter));
+            assert_eq!(state as u32, number);
+        }
+    }
+}

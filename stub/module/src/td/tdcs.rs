@@ -1,0 +1,170 @@
+//! TDCS: what a TD is, in the TDCX pages that the host added to it.
+
+use core::sync::atomic::AtomicU64;
+
+use seam::abi::attributes;
+
+use super::{OpState, Tdr, tdr};
+use crate::field::{Field, Structure};
+use crate::lock::Lock;
+use crate::{Machine, PageWords};
+
+/// The fields of a TDCS. Page 0 holds them, and page 1 what does not fit.
+pub mod field {
+    use super::Field;
+
+    // Management.
+    pub const NUM_VCPUS: Field = Field::u32(0x00);
+    pub const NUM_ASSOC_VCPUS: Field = Field::u32(0x04);
+    pub const OP_STATE: Field = Field::u32(0x08);
+    /// A [`Lock`](crate::lock::Lock).
+    pub const OP_STATE_LOCK: Field = Field::u16(0x0c);
+    pub const NUM_L2_VMS: Field = Field::u16(0x10);
+
+    // Execution controls.
+    pub const ATTRIBUTES: Field = Field::u64(0x80);
+    pub const XFAM: Field = Field::u64(0x88);
+    pub const MAX_VCPUS: Field = Field::u32(0x90);
+    pub const GPAW: Field = Field::u8(0x94);
+    pub const EPTP: Field = Field::u64(0x98);
+    /// A [`Lock`](crate::lock::Lock).
+    pub const SEPT_LOCK: Field = Field::u16(0xa0);
+    pub const TSC_OFFSET: Field = Field::u64(0xa8);
+    pub const TSC_MULTIPLIER: Field = Field::u64(0xb0);
+    pub const TSC_FREQUENCY: Field = Field::u16(0xb8);
+    pub const XBUFF_SIZE: Field = Field::u32(0xdc);
+    pub const NOTIFY_ENABLES: Field = Field::u64(0xe0);
+    pub const HP_LOCK_TIMEOUT: Field = Field::u64(0xe8);
+    /// Four of them, one for each VM.
+    pub const VM_CTLS: Field = Field::u64(0xf0);
+    pub const IA32_SPEC_CTRL_MASK: Field = Field::u64(0x110);
+    pub const CONFIG_FLAGS: Field = Field::u64(0x118);
+    pub const TD_CTLS: Field = Field::u64(0x120);
+
+    // TLB tracking.
+    pub const TD_EPOCH: Field = Field::u64(0x200);
+    /// Two of them: vCPUs inside that entered at an even and at an odd epoch.
+    pub const REFCOUNT: Field = Field::u16(0x208);
+    /// A [`Lock`](crate::lock::Lock).
+    pub const EPOCH_LOCK: Field = Field::u16(0x210);
+
+    // Measurements: 48 bytes each.
+    pub const MRTD: Field = Field::u64(0x240);
+    pub const MRCONFIGID: Field = Field::u64(0x270);
+    pub const MROWNER: Field = Field::u64(0x2a0);
+    pub const MROWNERCONFIG: Field = Field::u64(0x2d0);
+    /// Four of them.
+    pub const RTMR: Field = Field::u64(0x300);
+    pub const LAST_TEE_INFO_HASH: Field = Field::u64(0x3c0);
+    /// A [`Lock`](crate::lock::Lock).
+    pub const RTMR_LOCK: Field = Field::u16(0x3f0);
+    pub const LAST_TEE_INFO_HASH_VALID: Field = Field::u8(0x3f2);
+    /// The chaining value of MRTD while it is being built: eight 64-bit words.
+    pub const MRTD_STATE: Field = Field::u64(0x400);
+    /// Bytes that MRTD covers so far.
+    pub const MRTD_LENGTH: Field = Field::u64(0x440);
+}
+
+/// Pages of a TDCS by what they hold.
+pub mod page {
+    /// The MSR bitmaps of the TD's vCPUs.
+    pub const MSR_BITMAPS: u32 = 2;
+    /// The root of the S-EPT.
+    pub const SEPT_ROOT: u32 = 3;
+    /// The root of L2 VM 1's S-EPT; VM 2's and 3's follow.
+    pub const L2_SEPT_ROOT: u32 = 6;
+}
+
+/// A TD's TDCS.
+#[derive(Debug)]
+pub struct Tdcs<'m, M> {
+    machine: &'m M,
+    tdr: Tdr<'m>,
+    first: &'m PageWords,
+}
+
+impl<M> Clone for Tdcs<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Tdcs<'_, M> {}
+
+impl<'m, M: Machine> Tdcs<'m, M> {
+    /// The TDCS of the TD of `tdr`, which has all its base pages.
+    pub fn of(machine: &'m M, tdr: Tdr<'m>) -> Self {
+        Self {
+            machine,
+            tdr,
+            first: machine.page(tdr.get(tdr::field::TDCX_PA)),
+        }
+    }
+
+    /// The TD's root.
+    pub const fn tdr(&self) -> Tdr<'m> {
+        self.tdr
+    }
+
+    /// The physical address of page `index`.
+    pub fn page_pa(&self, index: u32) -> u64 {
+        self.tdr.get(tdr::field::TDCX_PA.at(index))
+    }
+
+    /// What the TD may do now.
+    pub fn op_state(&self) -> OpState {
+        OpState::from_number(self.get(field::OP_STATE) as u32)
+    }
+
+    /// Moves the TD on.
+    pub fn set_op_state(&self, state: OpState) {
+        self.set(field::OP_STATE, state as u64);
+    }
+
+    /// The lock of the op-state.
+    pub fn op_state_lock(&self) -> Lock<'m> {
+        Lock::with_host_priority(self.word(field::OP_STATE_LOCK.offset()), 32)
+    }
+
+    /// The lock of the S-EPT tree.
+    pub fn sept_lock(&self) -> Lock<'m> {
+        Lock::new(self.word(field::SEPT_LOCK.offset()), 0)
+    }
+
+    /// The lock of the TLB-tracking epoch.
+    pub fn epoch_lock(&self) -> Lock<'m> {
+        Lock::new(self.word(field::EPOCH_LOCK.offset()), 0)
+    }
+
+    /// The lock of the RTMRs.
+    pub fn rtmr_lock(&self) -> Lock<'m> {
+        Lock::with_host_priority(self.word(field::RTMR_LOCK.offset()), 0)
+    }
+
+    /// Whether the host may look inside.
+    pub fn is_debug(&self) -> bool {
+        self.get(field::ATTRIBUTES) & attributes::DEBUG != 0
+    }
+
+    /// Whether guest-physical addresses have 52 bits instead of 48.
+    pub fn is_wide(&self) -> bool {
+        self.get(field::GPAW) != 0
+    }
+
+    /// The level of the S-EPT's root entries: 3 or 4.
+    pub fn top_level(&self) -> u8 {
+        (self.get(field::EPTP) >> 3 & 7) as u8
+    }
+}
+
+impl<'m, M: Machine> Structure<'m> for Tdcs<'m, M> {
+    fn word(&self, offset: u32) -> &'m AtomicU64 {
+        let page = offset / 4096;
+        let words = if page == 0 {
+            self.first
+        } else {
+            self.machine.page(self.page_pa(page))
+        };
+        &words[offset as usize % 4096 / 8]
+    }
+}

@@ -1,0 +1,132 @@
+//! TDR: the root page of a TD, guarded by the global key.
+
+use core::sync::atomic::AtomicU64;
+
+use seam::abi::Status;
+
+use crate::field::{Field, Structure};
+use crate::{Machine, PageWords};
+
+/// The fields of a TDR.
+pub mod field {
+    use super::Field;
+
+    pub const FATAL: Field = Field::u8(0x00);
+    pub const NUM_TDCX: Field = Field::u32(0x04);
+    pub const CHLDCNT: Field = Field::u64(0x08);
+    pub const LIFECYCLE_STATE: Field = Field::u32(0x10);
+    /// Nine of them.
+    pub const TDCX_PA: Field = Field::u64(0x18);
+    /// Four of them.
+    pub const TD_UUID: Field = Field::u64(0x60);
+    pub const HKID: Field = Field::u16(0x100);
+    pub const PKG_CONFIG_BITMAP: Field = Field::u64(0x108);
+    pub const HANDOFF_VERSION: Field = Field::u16(0x140);
+    pub const SEAMDB_INDEX: Field = Field::u64(0x148);
+    /// Four of them.
+    pub const SEAMDB_NONCE: Field = Field::u64(0x150);
+}
+
+/// How far a TD is in its life (LIFECYCLE_STATE).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// It has an HKID, but not a key on every package.
+    HkidAssigned = 0,
+    /// It has its keys: it can be built and run.
+    KeysConfigured = 1,
+    /// Its vCPUs are flushed; its caches are being written back.
+    Blocked = 2,
+    /// Its HKID is free; its pages can be reclaimed.
+    Teardown = 3,
+}
+
+/// A TDR page.
+#[derive(Clone, Copy, Debug)]
+pub struct Tdr<'m> {
+    pa: u64,
+    words: &'m PageWords,
+}
+
+impl<'m> Tdr<'m> {
+    /// The TDR at `pa`.
+    pub fn at<M: Machine>(machine: &'m M, pa: u64) -> Self {
+        Self {
+            pa,
+            words: machine.page(pa),
+        }
+    }
+
+    /// Its physical address: what names the TD.
+    pub const fn pa(&self) -> u64 {
+        self.pa
+    }
+
+    /// Whether the TD is past saving.
+    pub fn is_fatal(&self) -> bool {
+        self.get(field::FATAL) != 0
+    }
+
+    /// How far the TD is in its life.
+    pub fn lifecycle(&self) -> Lifecycle {
+        match self.get(field::LIFECYCLE_STATE) {
+            0 => Lifecycle::HkidAssigned,
+            1 => Lifecycle::KeysConfigured,
+            2 => Lifecycle::Blocked,
+            _ => Lifecycle::Teardown,
+        }
+    }
+
+    /// Moves the TD on.
+    pub fn set_lifecycle(&self, lifecycle: Lifecycle) {
+        self.set(field::LIFECYCLE_STATE, lifecycle as u64);
+    }
+
+    /// The TD's private KeyID.
+    pub fn hkid(&self) -> u32 {
+        self.get(field::HKID) as u32
+    }
+
+    /// TDCX pages that it has.
+    pub fn num_tdcx(&self) -> u32 {
+        self.get(field::NUM_TDCX) as u32
+    }
+
+    /// Counts `pages` 4 KiB units that became the TD's.
+    pub fn add_children(&self, pages: u64) {
+        self.add(field::CHLDCNT, pages);
+    }
+
+    /// Counts `pages` 4 KiB units that the TD lost.
+    pub fn remove_children(&self, pages: u64) {
+        self.sub(field::CHLDCNT, pages);
+    }
+
+    /// 4 KiB units that are the TD's, the TDR not among them.
+    pub fn children(&self) -> u64 {
+        self.get(field::CHLDCNT)
+    }
+
+    /// Checks that the TD has keys and enough of a TDCS to be worked with.
+    ///
+    /// # Errors
+    /// TD_FATAL, TD_KEYS_NOT_CONFIGURED, TDCS_NOT_ALLOCATED, in this order.
+    pub fn check_build_state(&self) -> Result<(), Status> {
+        if self.is_fatal() {
+            return Err(Status::TD_FATAL);
+        }
+        if self.lifecycle() != Lifecycle::KeysConfigured {
+            return Err(Status::TD_KEYS_NOT_CONFIGURED);
+        }
+        if self.num_tdcx() < seam::abi::TDCS_PAGES.0 {
+            return Err(Status::TDCS_NOT_ALLOCATED);
+        }
+        Ok(())
+    }
+}
+
+impl<'m> Structure<'m> for Tdr<'m> {
+    fn word(&self, offset: u32) -> &'m AtomicU64 {
+        &self.words[offset as usize / 8]
+    }
+}

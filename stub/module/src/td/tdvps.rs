@@ -1,0 +1,115 @@
+//! TDVPS: one vCPU of a TD, in its TDVPR page and the TDCX pages that the host added to it.
+
+use core::sync::atomic::AtomicU64;
+
+use crate::field::{Field, Structure};
+use crate::{Machine, PageWords};
+
+/// The fields of a TDVPS that manage it, all in its first page.
+pub mod field {
+    use super::Field;
+
+    pub const STATE: Field = Field::u8(0x100);
+    pub const LAST_TD_EXIT: Field = Field::u8(0x101);
+    pub const NUM_TDVPS_PAGES: Field = Field::u8(0x107);
+    /// Fifteen of them; the first is the TDVPR's own address.
+    pub const TDVPS_PAGE_PA: Field = Field::u64(0x108);
+    pub const ASSOC_LPID: Field = Field::u32(0x1c8);
+    pub const VCPU_EPOCH: Field = Field::u64(0x1d0);
+}
+
+/// "No logical processor" in ASSOC_LPID.
+pub const NO_LP: u64 = 0xffff_ffff;
+
+/// What a vCPU is up to (STATE).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuState {
+    /// It was created, and not initialised.
+    Uninitialized = 0,
+    /// It can be entered.
+    Ready = 2,
+    /// It is inside the guest.
+    Active = 4,
+    /// It can't be entered any more.
+    Disabled = 8,
+    /// It is being imported.
+    Import = 0x10,
+}
+
+impl VcpuState {
+    /// The state of that number, which is one that the module wrote.
+    pub fn from_number(number: u64) -> Self {
+        match number {
+            0 => Self::Uninitialized,
+            2 => Self::Ready,
+            4 => Self::Active,
+            8 => Self::Disabled,
+            _ => Self::Import,
+        }
+    }
+}
+
+/// A vCPU's TDVPS.
+#[derive(Debug)]
+pub struct Tdvps<'m, M> {
+    machine: &'m M,
+    pa: u64,
+    first: &'m PageWords,
+}
+
+impl<M> Clone for Tdvps<'_, M> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<M> Copy for Tdvps<'_, M> {}
+
+impl<'m, M: Machine> Tdvps<'m, M> {
+    /// The TDVPS whose TDVPR is at `pa`.
+    pub fn at(machine: &'m M, pa: u64) -> Self {
+        Self {
+            machine,
+            pa,
+            first: machine.page(pa),
+        }
+    }
+
+    /// The physical address of its TDVPR.
+    pub const fn pa(&self) -> u64 {
+        self.pa
+    }
+
+    /// What the vCPU is up to.
+    pub fn state(&self) -> VcpuState {
+        VcpuState::from_number(self.get(field::STATE))
+    }
+
+    /// Sets what the vCPU is up to.
+    pub fn set_state(&self, state: VcpuState) {
+        self.set(field::STATE, state as u64);
+    }
+
+    /// Pages that it has, the TDVPR among them.
+    pub fn num_pages(&self) -> u32 {
+        self.get(field::NUM_TDVPS_PAGES) as u32
+    }
+
+    /// The physical address of page `index`.
+    pub fn page_pa(&self, index: u32) -> u64 {
+        self.get(field::TDVPS_PAGE_PA.at(index))
+    }
+}
+
+impl<'m, M: Machine> Structure<'m> for Tdvps<'m, M> {
+    fn word(&self, offset: u32) -> &'m AtomicU64 {
+        let page = offset / 4096;
+        let words = if page == 0 {
+            self.first
+        } else {
+            self.machine.page(self.page_pa(page))
+        };
+        &words[offset as usize % 4096 / 8]
+    }
+}
