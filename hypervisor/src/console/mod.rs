@@ -1,12 +1,239 @@
 //! The operator's console.
 //!
-//! It is pure: it owns no device. Whoever does owns a `Console` and
+//! It is pure: it owns no device, waits for nothing and keeps nothing but the line that is being edited, the lines that
+//! were run before and the mode. Whoever owns the serial port owns a [`Console`] and
 //!
-//! 1. calls `Console::start(&mut self, host, out)` once, which greets and prints the first prompt;
-//! 2. calls `Console::feed(&mut self, byte, host, out)` for every byte that arrives, outside interrupt handlers, since a
-//!    byte that ends a line runs the command: `host` is a `&mut dyn` [`host::Host`], `out` a `&mut dyn core::fmt::Write`
-//!    whose lines already end in `\r\n`;
-//! 3. hands every line that is not a reply (a log record) to `Console::notice(&mut self, line, out)`, which prints it
-//!    above the line that is being edited, and holds it back in JSON mode.
+//! 1. calls [`Console::start`] once, which greets and prints the first prompt;
+//! 2. calls [`Console::feed`] for every byte that arrives, outside interrupt handlers, since the byte that ends a line
+//!    runs the command;
+//! 3. hands every line that is not a reply (a log record) to [`Console::notice`].
+//!
+//! What comes out is bytes for a terminal: lines already end in `\r\n`. Any byte may come in, at any time.
+//!
+//! The line editor is the console's own. The crate `noline` (0.5) was looked at first: it does not take bytes from its
+//! user (`Line::advance` is private, its editors read by themselves and block), it asks the terminal for its size before
+//! every line and waits for the answer, which a dumb serial line never gives, and it has no completion.
 
+mod command;
+mod commands;
 pub mod host;
+mod keys;
+mod line;
+mod reply;
+mod screen;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+use alloc::{boxed::Box, format, string::String};
+use core::fmt::{self, Write};
+
+use command::{Completion, Context, Error};
+use host::{CpuState, Host};
+use keys::{Decoder, Key};
+use line::{Change, History, Line};
+use reply::{Reply, Terminal};
+use screen::Screen;
+use table::{Count, Micros};
+
+pub use line::MAX_LINE;
+pub use screen::PROMPT;
+
+/// The console of one serial line.
+#[derive(Debug, Default)]
+pub struct Console {
+    keys: Decoder,
+    line: Line,
+    screen: Screen,
+    session: Session,
+}
+
+/// What commands can change about the console itself.
+#[derive(Debug, Default)]
+struct Session {
+    /// Whether replies are JSON, and nothing else is sent.
+    json: bool,
+    /// Whether the screen is to be cleared before the next prompt.
+    clear_screen: bool,
+    history: History,
+}
+
+impl Console {
+    /// A console with an empty line and no history.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether replies are JSON, and nothing else may be sent.
+    #[must_use]
+    pub fn json(&self) -> bool {
+        self.session.json
+    }
+
+    /// Greets the operator, says what went wrong during the boot, and prints the first prompt.
+    pub fn start(&mut self, host: &dyn Host, out: &mut dyn Write) {
+        // A writer that fails loses output; the console goes on. So it is everywhere below.
+        let _ = greet(host, &mut Terminal(out)).and_then(|()| self.screen.prompt(&self.line, out));
+    }
+
+    /// Takes one byte. The byte that ends a line runs its command on `host`.
+    pub fn feed(&mut self, byte: u8, host: &mut dyn Host, out: &mut dyn Write) {
+        let Some(key) = self.keys.feed(byte) else {
+            return;
+        };
+        let _ = if self.session.json {
+            self.script_key(key, host, out)
+        } else {
+            self.operator_key(key, host, out)
+        };
+    }
+
+    /// Prints a line that is no reply above the line that is being edited. In JSON mode it is not printed.
+    pub fn notice(&mut self, line: &str, out: &mut dyn Write) {
+        if self.session.json {
+            return;
+        }
+        let _ = self
+            .screen
+            .erase(out)
+            .and_then(|()| writeln!(Terminal(out), "{line}"))
+            .and_then(|()| self.screen.prompt(&self.line, out));
+    }
+
+    fn operator_key(&mut self, key: Key, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+        let change = match key {
+            Key::Enter => {
+                out.write_str("\r\n")?;
+                return self.submit(host, out);
+            }
+            Key::Cancel => {
+                out.write_str("^C\r\n")?;
+                self.line.clear();
+                self.session.history.leave();
+                return self.screen.prompt(&self.line, out);
+            }
+            Key::ClearScreen => {
+                self.screen.clear(out)?;
+                return self.screen.prompt(&self.line, out);
+            }
+            Key::Complete => return self.complete(out),
+            Key::Older => self.recall(|history, draft| history.older(draft).map(String::from)),
+            Key::Newer => self.recall(|history, _| history.newer()),
+            _ => self.line.apply(key),
+        };
+        self.screen.show(&self.line, change, out)
+    }
+
+    fn recall(&mut self, step: impl FnOnce(&mut History, &str) -> Option<String>) -> Change {
+        match step(&mut self.session.history, self.line.text()) {
+            Some(text) => {
+                self.line.set(&text);
+                Change::Changed
+            }
+            None => Change::Refused,
+        }
+    }
+
+    fn complete(&mut self, out: &mut dyn Write) -> fmt::Result {
+        match command::complete(self.line.before_cursor()) {
+            Completion::Insert(text) => text.bytes().try_for_each(|byte| {
+                let change = self.line.insert(byte);
+                self.screen.show(&self.line, change, out)
+            }),
+            Completion::Choose(words) if words.is_empty() => {
+                self.screen.show(&self.line, Change::Refused, out)
+            }
+            Completion::Choose(words) => {
+                write!(out, "\r\n{}\r\n", words.join("  "))?;
+                self.screen.prompt(&self.line, out)
+            }
+        }
+    }
+
+    /// In JSON mode nothing is echoed, and a Tab is a blank like any other.
+    fn script_key(&mut self, key: Key, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+        match key {
+            Key::Enter => return self.submit(host, out),
+            Key::Cancel => self.line.clear(),
+            Key::Complete => drop(self.line.insert(b' ')),
+            _ => drop(self.line.apply(key)),
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+        self.session.history.push(self.line.text());
+        let line = core::mem::take(&mut self.line);
+        let script = self.session.json;
+        let (name, outcome) = self.run(&line, host);
+        let script = script || self.session.json;
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(reply)) if script => write!(out, "{}\r\n", reply.json(&name))?,
+            Ok(Some(reply)) => reply.text(&mut Terminal(out))?,
+            Err(error) if script => write!(out, "{}\r\n", reply::error_json(&name, &error))?,
+            Err(error) => writeln!(Terminal(out), "error: {error}")?,
+        }
+        if self.session.json {
+            return Ok(());
+        }
+        if core::mem::take(&mut self.session.clear_screen) && !script {
+            self.screen.clear(out)?;
+        }
+        self.screen.prompt(&self.line, out)
+    }
+
+    /// Decodes the line, and invokes what it says. Returns the name of the command, too, as far as it is one.
+    fn run(
+        &mut self,
+        line: &Line,
+        host: &mut dyn Host,
+    ) -> (Box<str>, Result<Option<Reply>, Error>) {
+        match line.check().and_then(|()| command::decode(line.text())) {
+            Ok(Some(call)) => {
+                let mut context = Context {
+                    host,
+                    session: &mut self.session,
+                };
+                (
+                    call.command.name.into(),
+                    (call.command.run)(&mut context, &call.args).map(Some),
+                )
+            }
+            Ok(None) => ("".into(), Ok(None)),
+            Err(error) => {
+                let first = line
+                    .text()
+                    .split_ascii_whitespace()
+                    .next()
+                    .unwrap_or_default();
+                (first.into(), Err(error))
+            }
+        }
+    }
+}
+
+fn greet(host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+    let (build, boot, cpus, tdx) = (host.build(), host.boot(), host.cpus(), host.tdx());
+    let running = cpus
+        .iter()
+        .filter(|cpu| matches!(cpu.state, CpuState::Online | CpuState::Idle))
+        .count();
+    let time = boot
+        .to_prompt_us
+        .map(|us| format!(", {} from start to prompt", Micros(us)))
+        .unwrap_or_default();
+    writeln!(
+        out,
+        "\nSeamark {}: {running} of {} running, TDX {}{time}",
+        build.version,
+        Count(cpus.len(), "CPU"),
+        tdx.state
+    )?;
+    for problem in boot.config_problem.iter().chain(&boot.problems) {
+        writeln!(out, "warning: {problem}")?;
+    }
+    writeln!(out, "Type \"help\" for the commands.")
+}

@@ -1,0 +1,96 @@
+//! `help`.
+
+use alloc::{string::String, vec::Vec};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind},
+    commands,
+    reply::{Reply, Text},
+    table::Table,
+};
+
+pub const COMMANDS: &[Command] = &[Command {
+    name: "help",
+    args: &[Arg {
+        name: "COMMAND",
+        kind: Kind::Command,
+        optional: true,
+    }],
+    summary: "List the commands, or explain one",
+    help: "Tab completes names and arguments. Keys: Up and Down for earlier lines, Ctrl-A and Ctrl-E for the line's \
+           ends, Ctrl-W, Ctrl-U and Ctrl-K to delete a word, back to the start, on to the end, Ctrl-C to give a line \
+           up, Ctrl-L to clear the screen.",
+    run: help,
+}];
+
+fn help(_: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    Ok(match args.command(0) {
+        Some(command) => Reply::new(Explanation(entry(command))),
+        None => Reply::new(List {
+            commands: commands::all().map(entry).collect(),
+        }),
+    })
+}
+
+#[derive(Serialize)]
+struct Entry {
+    usage: String,
+    summary: &'static str,
+    help: &'static str,
+}
+
+fn entry(command: &'static Command) -> Entry {
+    Entry {
+        usage: command.usage(),
+        summary: command.summary,
+        help: command.help,
+    }
+}
+
+#[derive(Serialize)]
+struct List {
+    commands: Vec<Entry>,
+}
+
+impl Text for List {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut table = Table::new(&["COMMAND", ""]);
+        for command in &self.commands {
+            table.row(&[&command.usage, &command.summary]);
+        }
+        write!(out, "{table}")
+    }
+}
+
+#[derive(Serialize)]
+struct Explanation(Entry);
+
+impl Text for Explanation {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let Entry {
+            usage,
+            summary,
+            help,
+        } = &self.0;
+        write!(out, "{usage}\n  {summary}.\n\n")?;
+        wrap(help, out)
+    }
+}
+
+/// Breaks text at blanks, so that a row of a terminal holds each line.
+fn wrap(text: &str, out: &mut dyn Write) -> fmt::Result {
+    let mut column = 0;
+    for word in text.split_ascii_whitespace() {
+        if column > 0 && column + 1 + word.len() > 76 {
+            out.write_char('\n')?;
+            column = 0;
+        }
+        out.write_str(if column == 0 { "  " } else { " " })?;
+        out.write_str(word)?;
+        column += word.len() + 1;
+    }
+    out.write_char('\n')
+}

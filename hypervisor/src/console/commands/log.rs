@@ -1,0 +1,122 @@
+//! The log: `log` and `dmesg`.
+
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt::{self, Write};
+
+use log::LevelFilter;
+use serde::Serialize;
+
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind},
+    host::LogRecord,
+    reply::{Reply, Text},
+};
+
+const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
+
+const LEVEL: Arg = Arg {
+    name: "LEVEL",
+    kind: Kind::Choice(LEVELS),
+    optional: true,
+};
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "log",
+        args: &[LEVEL],
+        summary: "Show or set what is logged",
+        help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. Records go to the serial \
+               line and into the ring that \"dmesg\" shows; in JSON mode only into the ring.",
+        run: log,
+    },
+    Command {
+        name: "dmesg",
+        args: &[LEVEL],
+        summary: "Show the log, or the records up to a level",
+        help: "The records that the ring still holds, oldest first: seconds since the start, the CPU, the level, who \
+               logged it, and what. With LEVEL, only the records at that level and more serious ones.",
+        run: dmesg,
+    },
+];
+
+fn level(args: &Args) -> Option<LevelFilter> {
+    args.choice(0)?.parse().ok()
+}
+
+#[derive(Serialize)]
+struct Level {
+    level: String,
+}
+
+fn log(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    if let Some(level) = level(args) {
+        context.host.set_log_level(level);
+    }
+    let level = context.host.log_level().as_str().to_ascii_lowercase();
+    Ok(Reply::new(Level { level }))
+}
+
+impl Text for Level {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "log level {}", self.level)
+    }
+}
+
+/// A record of its own, which outlives the ring's lock.
+#[derive(Serialize)]
+struct Kept {
+    us: u64,
+    cpu: u32,
+    level: String,
+    target: String,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct Records {
+    lost: u64,
+    records: Vec<Kept>,
+}
+
+fn dmesg(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let most = level(args).unwrap_or(LevelFilter::Trace);
+    let mut records = Vec::new();
+    let lost = context.host.log_records(&mut |record: &LogRecord<'_>| {
+        if record.level <= most {
+            records.push(Kept {
+                us: record.us,
+                cpu: record.cpu,
+                level: record.level.as_str().to_ascii_lowercase(),
+                target: record.target.to_string(),
+                message: record.message.to_string(),
+            });
+        }
+    });
+    Ok(Reply::new(Records { lost, records }))
+}
+
+impl Text for Records {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        if self.lost > 0 {
+            writeln!(out, "({} older records are lost)", self.lost)?;
+        }
+        for Kept {
+            us,
+            cpu,
+            level,
+            target,
+            message,
+        } in &self.records
+        {
+            let (s, us) = (us / 1_000_000, us % 1_000_000);
+            writeln!(
+                out,
+                "[{s:5}.{us:06}] cpu{cpu} {level:<5} {target}: {message}"
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Memory: `mem` and `mem peek`.
+
+use alloc::string::String;
+use core::fmt::{self, Write};
+
+use serde::{Serialize, Serializer};
+
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind},
+    host::{Hex, Memory},
+    reply::{Reply, Text},
+    table::{Bytes, Facts, Table},
+};
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "mem",
+        args: &[],
+        summary: "Show the memory and who has it",
+        help: "Frames by size, the frame ledger (every byte is free, used or quarantined, and the three must make up \
+               the total), the hypervisor's heap, and the firmware's memory map. Quarantined frames are never handed \
+               out again, because they may still be the TDX module's.",
+        run: |context, _| Ok(Reply::new(context.host.memory())),
+    },
+    Command {
+        name: "mem peek",
+        args: &[Arg {
+            name: "PA",
+            kind: Kind::Address,
+            optional: false,
+        }],
+        summary: "Read 64 bytes of physical memory (at your own risk)",
+        help: "Reads the cache line that holds the physical address PA, as eight loads of 8 bytes. For debugging, at \
+               your own risk: device registers may change when they are read, and reading memory that belongs to the \
+               TDX module or to a TD stops the machine with a machine check.",
+        run: peek,
+    },
+];
+
+impl Text for Memory {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut frames = Table::new(&["FRAMES", "FREE", "USED", "QUARANTINED"]);
+        for count in &self.frames {
+            frames.row(&[
+                &Bytes(count.frame_bytes),
+                &count.free,
+                &count.used,
+                &count.quarantined,
+            ]);
+        }
+        let ledger = &self.ledger;
+        let balance = if ledger.balanced() {
+            "balanced"
+        } else {
+            "DOES NOT BALANCE"
+        };
+        let mut facts = Facts::default();
+        facts.fact("total", Bytes(ledger.total_bytes));
+        facts.fact("free", Bytes(ledger.free_bytes));
+        facts.fact("used", Bytes(ledger.used_bytes));
+        facts.fact("quarantined", Bytes(ledger.quarantined_bytes));
+        facts.fact("ledger", balance);
+        let (used, total) = (Bytes(self.heap.used_bytes), Bytes(self.heap.total_bytes));
+        facts.fact("heap", format_args!("{used} of {total} used"));
+        let mut regions = Table::new(&["START", "END", "SIZE", "FIRMWARE CALLS IT"]);
+        for region in &self.regions {
+            let size = Bytes(region.end.0.saturating_sub(region.start.0));
+            regions.row(&[&region.start, &region.end, &size, &region.kind]);
+        }
+        write!(out, "{frames}\n{facts}\n{regions}")
+    }
+}
+
+#[derive(Serialize)]
+struct Peek {
+    address: Hex,
+    #[serde(serialize_with = "hex_digits")]
+    bytes: [u8; 64],
+}
+
+fn hex_digits<S: Serializer>(bytes: &[u8; 64], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut digits = String::new();
+    for byte in bytes {
+        write!(digits, "{byte:02x}").map_err(serde::ser::Error::custom)?;
+    }
+    serializer.serialize_str(&digits)
+}
+
+fn peek(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let line = args.address(0).unwrap_or_default() & !63;
+    let bytes = context.host.peek(line).map_err(Error::Host)?;
+    Ok(Reply::new(Peek {
+        address: Hex(line),
+        bytes,
+    }))
+}
+
+impl Text for Peek {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        for (row, bytes) in self.bytes.chunks(16).enumerate() {
+            write!(out, "{:013x} ", self.address.0 + 16 * row as u64)?;
+            for (column, byte) in bytes.iter().enumerate() {
+                let gap = if column == 8 { "  " } else { " " };
+                write!(out, "{gap}{byte:02x}")?;
+            }
+            let show = |byte: &u8| {
+                if matches!(byte, b' '..=b'~') {
+                    char::from(*byte)
+                } else {
+                    '.'
+                }
+            };
+            writeln!(out, "  {}", bytes.iter().map(show).collect::<String>())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,98 @@
+//! The console itself: `json`, `history`, `clear`.
+
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind},
+    reply::{Reply, Text},
+};
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "json",
+        args: &[Arg {
+            name: "STATE",
+            kind: Kind::Choice(&["on", "off"]),
+            optional: false,
+        }],
+        summary: "Answer in JSON, one object a line, for scripts",
+        help: "While it is on, each line sent is answered by exactly one line, a JSON object with \"cmd\", \"ok\" and \
+               either the report or \"error\"; nothing else is sent, no prompt, no echo and no log. Blank lines are not \
+               answered. The replies to \"json on\" and \"json off\" are JSON objects, too.",
+        run: json,
+    },
+    Command {
+        name: "history",
+        args: &[],
+        summary: "List the lines that were run",
+        help: "Oldest first, this line included. Up and Down walk through them.",
+        run: history,
+    },
+    Command {
+        name: "clear",
+        args: &[],
+        summary: "Clear the screen",
+        help: "Ctrl-L does the same, and keeps the line that is being edited.",
+        run: clear,
+    },
+];
+
+#[derive(Serialize)]
+struct Json {
+    json: bool,
+}
+
+fn json(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let json = args.choice(0) == Some("on");
+    context.session.json = json;
+    Ok(Reply::new(Json { json }))
+}
+
+impl Text for Json {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "JSON is {}", if self.json { "on" } else { "off" })
+    }
+}
+
+#[derive(Serialize)]
+struct Lines {
+    lines: Vec<String>,
+}
+
+fn history(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
+    let lines = context
+        .session
+        .history
+        .lines()
+        .map(ToString::to_string)
+        .collect();
+    Ok(Reply::new(Lines { lines }))
+}
+
+impl Text for Lines {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        self.lines
+            .iter()
+            .try_for_each(|line| writeln!(out, "  {line}"))
+    }
+}
+
+#[derive(Serialize)]
+struct Cleared {}
+
+fn clear(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
+    context.session.clear_screen = true;
+    Ok(Reply::new(Cleared {}))
+}
+
+impl Text for Cleared {
+    fn text(&self, _: &mut dyn Write) -> fmt::Result {
+        Ok(())
+    }
+}

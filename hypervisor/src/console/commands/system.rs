@@ -1,0 +1,150 @@
+//! The machine as a whole: `version`, `boot`, `cpus`, `reboot`, `poweroff`.
+
+use alloc::{collections::BTreeSet, string::String, vec::Vec};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::console::{
+    command::{Args, Command, Context, Error},
+    host::{Boot, Build, Cpu, CpuState, PowerAction},
+    reply::{Reply, Text},
+    table::{Count, Facts, Maybe, Micros, Table},
+};
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "version",
+        args: &[],
+        summary: "Show what was built, from what",
+        help: "The version of the hypervisor, the commit and the compiler, where the build knew them. The version of \
+               the TDX module is under \"tdx\".",
+        run: |context, _| Ok(Reply::new(context.host.build())),
+    },
+    Command {
+        name: "boot",
+        args: &[],
+        summary: "Show how this boot went",
+        help: "Where the image came from, which configuration was read and what is wrong with it, what else did not go \
+               as it should, and how long it took.",
+        run: |context, _| Ok(Reply::new(context.host.boot())),
+    },
+    Command {
+        name: "cpus",
+        args: &[],
+        summary: "List every CPU with its place and state",
+        help: "Every CPU that the firmware lists as enabled: its APIC id, package, core and thread, its NUMA node where \
+               the firmware describes one, and what it is doing. The CPU that the firmware booted on has a star.",
+        run: cpus,
+    },
+    Command {
+        name: "reboot",
+        args: &[],
+        summary: "Reset the machine",
+        help: "At once and without asking. Nothing is saved.",
+        run: |context, args| power(context, args, PowerAction::Reboot),
+    },
+    Command {
+        name: "poweroff",
+        args: &[],
+        summary: "Switch the machine off",
+        help: "At once and without asking. Nothing is saved.",
+        run: |context, args| power(context, args, PowerAction::PowerOff),
+    },
+];
+
+impl Text for Build {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut facts = Facts::default();
+        facts.fact("seamark", &self.version);
+        facts.fact("commit", Maybe(self.commit.as_ref()));
+        facts.fact("compiler", Maybe(self.compiler.as_ref()));
+        write!(out, "{facts}")
+    }
+}
+
+impl Text for Boot {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut facts = Facts::default();
+        facts.fact("loaded from", &self.loaded_from);
+        facts.fact("configuration", Maybe(self.config.as_ref()));
+        for problem in self.config_problem.iter().chain(&self.problems) {
+            facts.fact("problem", problem);
+        }
+        facts.fact("time to prompt", Maybe(self.to_prompt_us.map(Micros)));
+        facts.fact("uptime", Micros(self.uptime_us));
+        write!(out, "{facts}")
+    }
+}
+
+#[derive(Serialize)]
+struct Cpus {
+    cpus: Vec<Cpu>,
+    running: usize,
+    packages: usize,
+}
+
+fn cpus(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
+    let cpus = context.host.cpus();
+    let runs = |cpu: &&Cpu| matches!(cpu.state, CpuState::Online | CpuState::Idle);
+    Ok(Reply::new(Cpus {
+        running: cpus.iter().filter(runs).count(),
+        packages: cpus
+            .iter()
+            .map(|cpu| cpu.package)
+            .collect::<BTreeSet<_>>()
+            .len(),
+        cpus,
+    }))
+}
+
+impl Text for Cpus {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut table = Table::new(&[
+            "CPU", "APIC", "PACKAGE", "CORE", "THREAD", "NODE", "STATE", "",
+        ]);
+        for cpu in &self.cpus {
+            let star = if cpu.bootstrap { "*" } else { " " };
+            let state = alloc::format!("{}{star}", cpu.state);
+            let detail = cpu.detail.as_deref().unwrap_or_default();
+            table.row(&[
+                &cpu.index,
+                &cpu.apic_id,
+                &cpu.package,
+                &cpu.core,
+                &cpu.thread,
+                &Maybe(cpu.numa_node),
+                &state,
+                &detail,
+            ]);
+        }
+        let packages = Count(self.packages, "package");
+        writeln!(
+            out,
+            "{table}{} of {} run, in {packages}",
+            self.running,
+            Count(self.cpus.len(), "CPU")
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Power {
+    action: PowerAction,
+    by: String,
+}
+
+fn power(context: &mut Context<'_>, _: &Args, action: PowerAction) -> Result<Reply, Error> {
+    let by = context.host.request_power(action).map_err(Error::Host)?;
+    Ok(Reply::new(Power { action, by }))
+}
+
+impl Text for Power {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let doing = match self.action {
+            PowerAction::Reboot => "Resetting the machine",
+            PowerAction::PowerOff => "Switching the machine off",
+        };
+        writeln!(out, "{doing} ({})", self.by)
+    }
+}

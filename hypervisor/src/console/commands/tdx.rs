@@ -1,0 +1,100 @@
+//! TDX on this machine: `tdx`.
+
+use core::fmt::{self, Write};
+
+use crate::console::{
+    command::Command,
+    host::{Module, Tdx},
+    reply::{Reply, Text},
+    table::{Bytes, Count, Facts, Maybe, Micros, Table},
+};
+
+pub const COMMANDS: &[Command] = &[Command {
+    name: "tdx",
+    args: &[],
+    summary: "Show TDX: what was found, what is missing, its module",
+    help: "Whether TDs can be built on this machine, and if not, everything that is missing and what to do about it; the \
+           module's version, features and limits, as the module itself reports them; the private KeyIDs; the \
+           convertible memory regions; and the steps of the bring-up with their times.",
+    run: |context, _| Ok(Reply::new(context.host.tdx())),
+}];
+
+impl Text for Tdx {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let mut facts = Facts::default();
+        facts.fact("TDX", self.state);
+        for reason in &self.reasons {
+            facts.fact("missing", reason);
+        }
+        if let Some(hkids) = &self.hkids {
+            let last = hkids.first.saturating_add(hkids.total.saturating_sub(1));
+            facts.fact(
+                "HKIDs",
+                format_args!(
+                    "{} ({} to {last}): {} used, {} quarantined",
+                    hkids.total, hkids.first, hkids.used, hkids.quarantined
+                ),
+            );
+        }
+        if let Some(module) = &self.module {
+            describe(module, &mut facts);
+        }
+        if let Some(us) = self.bring_up_us {
+            facts.fact("bring-up took", Micros(us));
+        }
+        write!(out, "{facts}")?;
+        if !self.cmrs.is_empty() {
+            let mut table = Table::new(&["CMR", "BASE", "SIZE"]);
+            for (index, cmr) in self.cmrs.iter().enumerate() {
+                table.row(&[&index, &cmr.base, &Bytes(cmr.size)]);
+            }
+            write!(out, "\n{table}")?;
+        }
+        if !self.bring_up.is_empty() {
+            let mut table = Table::new(&["BRING-UP", "CALLS", "TIME", "RESULT"]);
+            for step in &self.bring_up {
+                let result = step.error.as_deref().unwrap_or("ok");
+                table.row(&[&step.name, &step.calls, &Micros(step.us), &result]);
+            }
+            write!(out, "\n{table}")?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(module: &Module, facts: &mut Facts) {
+    let Module {
+        major,
+        minor,
+        update,
+        build_number,
+        build_date,
+        ..
+    } = module;
+    facts.fact(
+        "module",
+        format_args!("{major}.{minor}.{update:02} build {build_number} of {build_date:08}"),
+    );
+    facts.fact("vendor", module.vendor);
+    let features = Count(module.features.len(), "feature");
+    facts.fact("features", format_args!("{}: {features}", module.features0));
+    // A few names a line: the list is longer than a row.
+    for names in module.features.chunks(3) {
+        facts.fact("", names.join(", "));
+    }
+    facts.fact(
+        "TDMRs",
+        format_args!(
+            "{}, each with {} reserved areas",
+            module.max_tdmrs, module.max_reserved_per_tdmr
+        ),
+    );
+    facts.fact("vCPUs for each TD", Maybe(module.max_vcpus_per_td));
+    facts.fact(
+        "PAMT entries",
+        format_args!(
+            "{} bytes for 4 KiB, {} for 2 MiB, {} for 1 GiB",
+            module.pamt_4k_entry_bytes, module.pamt_2m_entry_bytes, module.pamt_1g_entry_bytes
+        ),
+    );
+}

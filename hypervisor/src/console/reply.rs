@@ -1,0 +1,130 @@
+//! Replies: one report, shown as text for people or as one JSON object on one line for scripts.
+
+use alloc::{boxed::Box, string::String};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use super::command::Error;
+
+/// How a report looks to people. Lines end in `\n`.
+pub trait Text {
+    /// Writes it.
+    fn text(&self, out: &mut dyn Write) -> fmt::Result;
+}
+
+/// A report of some command.
+pub struct Reply(Box<dyn Report>);
+
+impl Reply {
+    /// Shows `report`, which must serialise to a JSON object without the keys `cmd`, `ok` and `error`.
+    pub fn new(report: impl Text + Serialize + 'static) -> Self {
+        Self(Box::new(report))
+    }
+
+    /// The reply as text.
+    pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        self.0.text(out)
+    }
+
+    /// The reply as one JSON object.
+    pub fn json(&self, command: &str) -> String {
+        self.0
+            .json(command)
+            .unwrap_or_else(|fault| failure_json(command, &fault))
+    }
+}
+
+/// The failure of `command` as one JSON object.
+pub fn error_json(command: &str, error: &Error) -> String {
+    failure_json(command, error)
+}
+
+fn failure_json(cmd: &str, reason: &dyn fmt::Display) -> String {
+    #[derive(Serialize)]
+    struct Failure<'a> {
+        cmd: &'a str,
+        ok: bool,
+        error: &'a str,
+    }
+    let reason = alloc::format!("{reason}");
+    serde_json::to_string(&Failure {
+        cmd,
+        ok: false,
+        error: &reason,
+    })
+    .unwrap_or_else(|_| {
+        String::from("{\"ok\":false,\"error\":\"the reply can't be written as JSON\"}")
+    })
+}
+
+trait Report: Text {
+    fn json(&self, command: &str) -> serde_json::Result<String>;
+}
+
+impl<T: Text + Serialize> Report for T {
+    fn json(&self, cmd: &str) -> serde_json::Result<String> {
+        #[derive(Serialize)]
+        struct Success<'a, T> {
+            cmd: &'a str,
+            ok: bool,
+            #[serde(flatten)]
+            report: &'a T,
+        }
+        serde_json::to_string(&Success {
+            cmd,
+            ok: true,
+            report: self,
+        })
+    }
+}
+
+/// A writer that makes text fit for a terminal: `\n` becomes `\r\n`, and every other control character, which could
+/// come from a log message or from firmware, becomes an escape that can be read.
+pub struct Terminal<'a>(pub &'a mut dyn Write);
+
+impl Write for Terminal<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let plain = part.trim_end_matches(char::is_control);
+            self.0.write_str(plain)?;
+            match part[plain.len()..].chars().next() {
+                None => {}
+                Some('\n') => self.0.write_str("\r\n")?,
+                Some(control) => write!(self.0, "\\x{:02x}", u32::from(control))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+    use core::fmt::Write;
+
+    use super::{Terminal, Text};
+
+    #[test]
+    fn text_from_elsewhere_can_t_control_the_terminal() {
+        let mut out = String::new();
+        write!(Terminal(&mut out), "a\x1b[2J\n\n\x07\u{9b}b\r").expect("a string takes everything");
+        assert_eq!(out, "a\\x1b[2J\r\n\r\n\\x07\\x9bb\\x0d");
+    }
+
+    #[test]
+    fn what_is_no_json_object_is_an_error_and_not_a_broken_line() {
+        #[derive(serde::Serialize)]
+        struct Number(u32);
+        impl Text for Number {
+            fn text(&self, out: &mut dyn Write) -> core::fmt::Result {
+                write!(out, "{}", self.0)
+            }
+        }
+        let json = super::Reply::new(Number(1)).json("count");
+        assert!(
+            json.starts_with("{\"cmd\":\"count\",\"ok\":false,\"error\":"),
+            "{json}"
+        );
+    }
+}

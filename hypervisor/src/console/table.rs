@@ -1,0 +1,189 @@
+//! Aligned tables, lists of facts, and figures with their units.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt::{self, Display, Write};
+
+/// Rows under a header, each column as wide as its widest cell. A column whose cells are all numbers is flush right.
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these columns and no rows.
+    pub fn new(header: &[&str]) -> Self {
+        Self {
+            rows: [header.iter().map(ToString::to_string).collect()].into(),
+        }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: &[&dyn Display]) {
+        self.rows
+            .push(cells.iter().map(|cell| cell.to_string()).collect());
+    }
+}
+
+impl Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let cells = |column: usize| self.rows.iter().filter_map(move |row| row.get(column));
+        let layout: Vec<(usize, bool)> = (0..columns)
+            .map(|column| {
+                let width = cells(column)
+                    .map(|cell| cell.chars().count())
+                    .max()
+                    .unwrap_or(0);
+                let number =
+                    |cell: &String| cell == "-" || cell.starts_with(|c: char| c.is_ascii_digit());
+                (width, cells(column).skip(1).all(number))
+            })
+            .collect();
+        for row in &self.rows {
+            let mut text = String::new();
+            for (cell, (width, right)) in row.iter().zip(&layout) {
+                if *right {
+                    write!(text, "{cell:>width$}  ")?;
+                } else {
+                    write!(text, "{cell:<width$}  ")?;
+                }
+            }
+            writeln!(f, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// Facts, one a line: what it is, and what it is like.
+#[derive(Default)]
+pub struct Facts(Vec<(String, String)>);
+
+impl Facts {
+    /// Adds a fact.
+    pub fn fact(&mut self, name: &str, value: impl Display) {
+        self.0.push((name.to_string(), value.to_string()));
+    }
+}
+
+impl Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let width = self
+            .0
+            .iter()
+            .map(|(name, _)| name.chars().count())
+            .max()
+            .unwrap_or(0);
+        self.0
+            .iter()
+            .try_for_each(|(name, value)| writeln!(f, "{name:<width$}  {value}"))
+    }
+}
+
+/// Bytes, in the largest binary unit that is not above them.
+pub struct Bytes(pub u64);
+
+impl Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+        let Some((shift, unit)) = units.into_iter().find(|(shift, _)| self.0 >> shift != 0) else {
+            return f.pad(&format!("{} B", self.0));
+        };
+        let (whole, rest) = (self.0 >> shift, self.0 & ((1 << shift) - 1));
+        if rest == 0 {
+            return f.pad(&format!("{whole} {unit}"));
+        }
+        // Rounded down: a figure never claims more than there is.
+        f.pad(&format!(
+            "{whole}.{:02} {unit}",
+            (u128::from(rest) * 100) >> shift
+        ))
+    }
+}
+
+/// Microseconds, in a unit that people read.
+pub struct Micros(pub u64);
+
+impl Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0;
+        f.pad(&match us {
+            0..1_000 => format!("{us} us"),
+            1_000..1_000_000 => format!("{}.{:03} ms", us / 1_000, us % 1_000),
+            _ => format!("{}.{:03} s", us / 1_000_000, us / 1_000 % 1_000),
+        })
+    }
+}
+
+/// A number of things, with the right ending: "1 CPU", "4 CPUs".
+pub struct Count(pub usize, pub &'static str);
+
+impl Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ending = if self.0 == 1 { "" } else { "s" };
+        f.pad(&format!("{} {}{ending}", self.0, self.1))
+    }
+}
+
+/// A value that may be missing, as "-".
+pub struct Maybe<T>(pub Option<T>);
+
+impl<T: Display> Display for Maybe<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(value) => value.fmt(f),
+            None => f.pad("-"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::{Bytes, Count, Facts, Maybe, Micros, Table};
+
+    #[test]
+    fn numbers_are_flush_right_and_words_flush_left() {
+        let mut table = Table::new(&["CPU", "STATE", "NODE"]);
+        table.row(&[&0, &"online", &Maybe(Some(1))]);
+        table.row(&[&10, &"idle", &Maybe(None::<u32>)]);
+        assert_eq!(
+            table.to_string(),
+            "CPU  STATE   NODE\n  0  online     1\n 10  idle       -\n"
+        );
+    }
+
+    #[test]
+    fn facts_stand_under_each_other() {
+        let mut facts = Facts::default();
+        facts.fact("a", 1);
+        facts.fact("long", "two");
+        assert_eq!(facts.to_string(), "a     1\nlong  two\n");
+    }
+
+    #[test]
+    fn figures_have_the_unit_that_fits() {
+        let bytes = [0, 1023, 4096, 3 << 20, (1 << 30) + (1 << 29), u64::MAX]
+            .map(|bytes| Bytes(bytes).to_string());
+        assert_eq!(
+            bytes,
+            [
+                "0 B",
+                "1023 B",
+                "4 KiB",
+                "3 MiB",
+                "1.50 GiB",
+                "16777215.99 TiB"
+            ]
+        );
+        let times = [7, 1_500, 2_000_000, 61_042_000].map(|us| Micros(us).to_string());
+        assert_eq!(times, ["7 us", "1.500 ms", "2.000 s", "61.042 s"]);
+        assert_eq!(
+            Count(1, "CPU").to_string() + ", " + &Count(2, "CPU").to_string(),
+            "1 CPU, 2 CPUs"
+        );
+    }
+}

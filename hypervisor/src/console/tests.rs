@@ -1,0 +1,450 @@
+//! The console as its users see it: bytes in, bytes out.
+
+mod machine;
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec,
+    vec::Vec,
+};
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::{
+    Console, MAX_LINE, PROMPT,
+    command::{Arg, Kind},
+    commands,
+    host::PowerAction,
+};
+use machine::Machine;
+
+/// A console on a machine, and everything that it sent.
+#[derive(Default)]
+struct Terminal {
+    console: Console,
+    machine: Machine,
+}
+
+impl Terminal {
+    /// Sends bytes and returns what comes back.
+    fn send(&mut self, bytes: impl AsRef<[u8]>) -> String {
+        let mut out = String::new();
+        for byte in bytes.as_ref() {
+            self.console.feed(*byte, &mut self.machine, &mut out);
+        }
+        out
+    }
+
+    /// Runs a line as an operator does, and returns the reply without echo and prompt.
+    fn run(&mut self, line: &str) -> String {
+        let out = self.send(format!("{line}\r"));
+        let reply = out
+            .strip_prefix(line)
+            .and_then(|out| out.strip_prefix("\r\n"))
+            .expect("the echo comes first");
+        reply
+            .strip_suffix(PROMPT)
+            .expect("the prompt comes last")
+            .to_string()
+    }
+
+    /// Runs a line as a script does in JSON mode: the reply must be one object on one line.
+    fn json(&mut self, line: &str) -> Value {
+        let out = self.send(format!("{line}\n"));
+        // Only the reply that ends JSON mode is followed by a prompt.
+        let out = if self.console.json() {
+            &out[..]
+        } else {
+            out.strip_suffix(PROMPT).expect("a prompt")
+        };
+        let object = out.strip_suffix("\r\n").expect("a whole line");
+        assert!(!object.contains(['\r', '\n']), "one line: {out:?}");
+        let value: Value = serde_json::from_str(object).expect("JSON");
+        assert!(value.is_object(), "an object: {out}");
+        value
+    }
+}
+
+#[test]
+fn the_console_greets_with_what_went_wrong_and_a_prompt() {
+    let (mut console, mut out) = (Console::new(), String::new());
+    let mut machine = Machine::default();
+    machine.config_problem = Some("seamark.toml:3: unknown key \"fred\"; remove it".into());
+    console.start(&machine, &mut out);
+    assert_eq!(
+        out,
+        "\r\nSeamark 0.1.0: 3 of 4 CPUs running, TDX ready, 532.001 ms from start to prompt\r\n\
+         warning: seamark.toml:3: unknown key \"fred\"; remove it\r\n\
+         Type \"help\" for the commands.\r\nseamark> "
+    );
+}
+
+#[test]
+fn a_script_may_send_many_lines_at_once_with_any_line_end() {
+    for end in ["\r", "\n", "\r\n"] {
+        let out = Terminal::default().send(
+            ["log", "version", "log"]
+                .map(|line| line.to_string() + end)
+                .concat(),
+        );
+        assert_eq!(out.matches("log level info\r\n").count(), 2, "{out}");
+        assert_eq!(out.matches(PROMPT).count(), 3, "{out}");
+    }
+}
+
+#[test]
+fn a_blank_line_is_answered_with_a_prompt_alone() {
+    assert_eq!(Terminal::default().send("  \r"), "  \r\nseamark> ");
+}
+
+#[test]
+fn ctrl_c_gives_a_line_up_unrun() {
+    let mut terminal = Terminal::default();
+    assert_eq!(terminal.send("poweroff\x03"), "poweroff^C\r\nseamark> ");
+    assert_eq!(terminal.machine.requested, None);
+    assert!(terminal.run("version").contains("0.1.0"));
+}
+
+#[test]
+fn a_line_can_be_mended_in_its_middle() {
+    let mut terminal = Terminal::default();
+    let out = terminal.send("xersion\x01\x1b[3~v\x05 \x7f\r");
+    assert!(out.contains("seamark   0.1.0\r\n"), "{out}");
+}
+
+#[test]
+fn up_brings_the_last_line_back() {
+    let mut terminal = Terminal::default();
+    terminal.run("log debug");
+    terminal.run("log error");
+    let out = terminal.send("\x1b[A\x1b[A\r");
+    assert!(out.contains("log level debug\r\n"), "{out}");
+}
+
+#[test]
+fn tab_completes_and_lists_what_is_possible() {
+    let mut terminal = Terminal::default();
+    assert_eq!(terminal.send("ver\t"), "version ");
+    assert_eq!(
+        terminal.send("\x03json o\t"),
+        "^C\r\nseamark> json o\r\noff  on\r\nseamark> \r\x1b[9Cjson o\x1b[K"
+    );
+    assert_eq!(terminal.send("\x03zzz\t"), "^C\r\nseamark> zzz\x07");
+}
+
+#[test]
+fn ctrl_l_clears_the_screen_and_keeps_the_line() {
+    let mut terminal = Terminal::default();
+    let out = terminal.send("version\x0c");
+    assert!(
+        out.ends_with("\x1b[2J\x1b[Hseamark> \r\x1b[9Cversion\x1b[K"),
+        "{out:?}"
+    );
+    assert!(terminal.send("\r").contains("0.1.0"));
+}
+
+#[test]
+fn a_log_line_appears_above_the_line_that_is_being_edited() {
+    let mut terminal = Terminal::default();
+    terminal.send("vers");
+    let mut out = String::new();
+    terminal.console.notice("cpu 3 went \x1b[2J away", &mut out);
+    assert_eq!(
+        out,
+        "\r\x1b[Kcpu 3 went \\x1b[2J away\r\nseamark> \r\x1b[9Cvers\x1b[K"
+    );
+    assert!(terminal.send("ion\r").contains("0.1.0"));
+}
+
+#[test]
+fn a_line_that_is_too_long_is_refused_and_its_beginning_can_be_recalled() {
+    let mut terminal = Terminal::default();
+    let out = terminal.send(format!("poweroff {}\r", "x".repeat(MAX_LINE)));
+    assert!(
+        out.contains("error: the line is longer than 1024 bytes and was not run"),
+        "{out}"
+    );
+    assert_eq!(terminal.machine.requested, None);
+    terminal.send("\x10\x01");
+    let out = terminal.send("\x1b[1;5C\x0b\r");
+    assert!(out.contains("Switching the machine off"), "{out}");
+}
+
+#[test]
+fn noise_in_a_line_keeps_it_from_being_run() {
+    let mut terminal = Terminal::default();
+    let out = terminal.send(b"power\xffoff\r");
+    assert!(out.contains("error: the line held the byte 0xff"), "{out}");
+    assert_eq!(terminal.machine.requested, None);
+}
+
+#[test]
+fn power_is_asked_for_only_behind_the_whole_check() {
+    let mut terminal = Terminal::default();
+    assert!(terminal.run("reboot now").starts_with("error: "));
+    assert_eq!(terminal.machine.requested, None);
+    assert_eq!(
+        terminal.run("reboot"),
+        "Resetting the machine (ACPI reset register)\r\n"
+    );
+    assert_eq!(terminal.machine.requested, Some(PowerAction::Reboot));
+}
+
+#[test]
+fn cpus_are_a_table_with_one_row_each() {
+    assert_eq!(
+        Terminal::default().run("cpus"),
+        "CPU  APIC  PACKAGE  CORE  THREAD  NODE  STATE\r\n\
+         \x20 0     0        0     0       0     0  online*\r\n\
+         \x20 1     1        0     1       0     0  idle\r\n\
+         \x20 2     8        1     0       0     1  idle\r\n\
+         \x20 3     9        1     1       0     1  never started   no answer within 1 s\r\n\
+         3 of 4 CPUs run, in 2 packages\r\n"
+    );
+}
+
+#[test]
+fn the_ledger_says_when_it_does_not_balance() {
+    let mut terminal = Terminal::default();
+    assert!(terminal.run("mem").contains("ledger       balanced\r\n"));
+    terminal.machine.lost_bytes = 4096;
+    assert!(terminal.run("mem").contains("DOES NOT BALANCE"));
+}
+
+#[test]
+fn peek_shows_the_cache_line_around_the_address() {
+    let mut terminal = Terminal::default();
+    let dump = terminal.run("mem peek 0x100f");
+    assert!(dump.starts_with(
+        "0000000001000  40 41 42 43 44 45 46 47  48 49 4a 4b 4c 4d 4e 4f  @ABCDEFGHIJKLMNO\r\n"
+    ));
+    assert_eq!(dump.lines().count(), 4);
+    assert!(
+        terminal
+            .run("mem peek 0xfffffffffffc0")
+            .starts_with("error: ")
+    );
+}
+
+#[test]
+fn tdx_says_what_is_missing() {
+    let mut terminal = Terminal::default();
+    assert!(
+        terminal
+            .run("tdx")
+            .contains("module             1.5.05 build 577 of 20240129\r\n")
+    );
+    terminal.machine.without_tdx = true;
+    let reply = terminal.run("tdx");
+    assert!(
+        reply.starts_with("TDX      unavailable\r\nmissing  "),
+        "{reply}"
+    );
+}
+
+#[test]
+fn dmesg_shows_records_up_to_a_level() {
+    let mut terminal = Terminal::default();
+    let all = terminal.run("dmesg");
+    assert!(all.starts_with(
+        "(2 older records are lost)\r\n[    0.000012] cpu0 info  hypervisor::boot: hello\r\n"
+    ));
+    let errors = terminal.run("dmesg warn");
+    assert!(
+        !errors.contains("hello") && errors.contains("cpu 3 never started"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn json_mode_sends_objects_and_nothing_else() {
+    let mut terminal = Terminal::default();
+    let on = terminal.send("json on\r");
+    assert_eq!(
+        on,
+        "json on\r\n{\"cmd\":\"json\",\"ok\":true,\"json\":true}\r\n"
+    );
+    assert_eq!(terminal.json("log debug")["level"], "debug");
+    let mut out = String::new();
+    terminal.console.notice("a log record", &mut out);
+    out += &terminal.send("\r\n\r\n \r\n\x0c\x1b[A\x03half\x03");
+    assert_eq!(out, "");
+    assert_eq!(terminal.json("mem\tpeek 64")["address"], "0x40");
+    let off = terminal.send("json off\r");
+    assert_eq!(
+        off,
+        "{\"cmd\":\"json\",\"ok\":true,\"json\":false}\r\nseamark> "
+    );
+}
+
+#[test]
+fn json_errors_name_the_command() {
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    let unknown = terminal.json("a\"b c");
+    assert_eq!(
+        (&unknown["cmd"], &unknown["ok"]),
+        (&"a\"b".into(), &false.into())
+    );
+    assert!(
+        unknown["error"]
+            .as_str()
+            .expect("a sentence")
+            .starts_with("unknown command")
+    );
+    let long = terminal.json(&"z".repeat(5000));
+    assert!(
+        long["error"]
+            .as_str()
+            .expect("a sentence")
+            .contains("longer than")
+    );
+}
+
+#[test]
+fn every_command_of_the_table_answers_in_json_and_in_text() {
+    for command in commands::all() {
+        for arguments in every_way_to_call(command.args) {
+            let line = [command.name, &arguments].join(" ").trim_end().to_string();
+            let mut terminal = Terminal::default();
+            let text = terminal.send(format!("{line}\r"));
+            assert!(!text.contains("error: "), "{line}: {text}");
+
+            let mut terminal = Terminal::default();
+            terminal.send("json on\r");
+            let value = terminal.json(&line);
+            assert_eq!(
+                (&value["cmd"], &value["ok"]),
+                (&command.name.into(), &true.into()),
+                "{line}: {value}"
+            );
+            assert_eq!(value.get("error"), None, "{line}");
+        }
+        // And every one of them refuses what it does not take, without doing anything.
+        let mut terminal = Terminal::default();
+        terminal.send("json on\r");
+        let value = terminal.json(&format!("{} \u{7e} ~ ~ ~", command.name));
+        assert_eq!(value["ok"], false, "{value}");
+        assert!(
+            value["error"].is_string() && terminal.machine.requested.is_none(),
+            "{value}"
+        );
+    }
+}
+
+/// Every choice, with optional arguments and without.
+fn every_way_to_call(args: &[Arg]) -> Vec<String> {
+    let [first, rest @ ..] = args else {
+        return vec![String::new()];
+    };
+    let words: Vec<&str> = match &first.kind {
+        Kind::Address => vec!["0", "0x12340"],
+        Kind::Choice(choices) => choices.to_vec(),
+        Kind::Command => commands::all().map(|command| command.name).collect(),
+    };
+    let mut ways = if first.optional {
+        vec![String::new()]
+    } else {
+        Vec::new()
+    };
+    for word in words {
+        ways.extend(
+            every_way_to_call(rest)
+                .iter()
+                .map(|more| format!("{word} {more}")),
+        );
+    }
+    ways
+}
+
+#[test]
+fn the_table_is_in_good_order() {
+    let mut names: Vec<&str> = commands::all().map(|command| command.name).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "names are unique");
+    for command in commands::all() {
+        assert!(
+            !command.summary.ends_with('.') && command.summary.len() < 60,
+            "{}",
+            command.summary
+        );
+        assert!(command.help.ends_with('.'), "{}", command.help);
+        let optional: Vec<bool> = command.args.iter().map(|arg| arg.optional).collect();
+        assert!(
+            optional.is_sorted(),
+            "{}: optional arguments come last",
+            command.name
+        );
+        let before_last = command.args.iter().rev().skip(1);
+        assert!(
+            !before_last
+                .into_iter()
+                .any(|arg| matches!(arg.kind, Kind::Command)),
+            "{}",
+            command.name
+        );
+    }
+}
+
+/// Whatever came before, Ctrl-C and Enter lead back to a prompt that works, in either mode.
+fn still_works(terminal: &mut Terminal) {
+    terminal.send("\x03\r");
+    let out = terminal.send("json off\rversion\r");
+    assert!(
+        out.ends_with(PROMPT) && out.contains("\r\nseamark   0.1.0\r\n"),
+        "{out:?}"
+    );
+}
+
+#[test]
+fn a_hundred_thousand_random_bytes_leave_a_working_prompt() {
+    let mut terminal = Terminal::default();
+    let mut state = 0x2545_F491_4F6C_DD1D_u64;
+    for _ in 0..100_000 {
+        // xorshift64: the same bytes in every run.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        terminal.send([state.to_le_bytes()[3]]);
+    }
+    still_works(&mut terminal);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_bytes_leave_a_working_prompt(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let mut terminal = Terminal::default();
+        terminal.send(bytes);
+        still_works(&mut terminal);
+    }
+
+    #[test]
+    fn any_words_and_keys_leave_a_working_prompt(
+        parts in prop::collection::vec(
+            prop::sample::select(vec![
+                "json on", "json off", "mem", " peek", " 0x40", "help", "\t", "\r", "\n", "\x1b[A", "\x1b[B", "\x1b[D",
+                "\x1b[", "\x1b", "\x03", "\x0c", "\x15", "\x17", "\x01", "\x7f", "history", "clear", "dmesg", "é", "0",
+            ]),
+            0..300,
+        )
+    ) {
+        let mut terminal = Terminal::default();
+        terminal.send(parts.concat());
+        still_works(&mut terminal);
+    }
+
+    #[test]
+    fn in_json_mode_every_line_is_answered_by_one_object(lines in prop::collection::vec("[ -~]{0,60}[!-~]", 0..40)) {
+        let mut terminal = Terminal::default();
+        terminal.send("json on\r");
+        for line in lines {
+            terminal.json(&line);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! A machine of plain data, on which some things can be made to go wrong.
+
+use alloc::{format, string::String, vec, vec::Vec};
+
+use log::{Level, LevelFilter};
+
+use crate::console::host::*;
+
+pub struct Machine {
+    pub config_problem: Option<String>,
+    pub lost_bytes: u64,
+    pub without_tdx: bool,
+    pub requested: Option<PowerAction>,
+    level: LevelFilter,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            config_problem: None,
+            lost_bytes: 0,
+            without_tdx: false,
+            requested: None,
+            level: LevelFilter::Info,
+        }
+    }
+}
+
+impl Host for Machine {
+    fn build(&self) -> Build {
+        Build {
+            version: "0.1.0".into(),
+            commit: Some("0123abc".into()),
+            compiler: None,
+        }
+    }
+
+    fn boot(&self) -> Boot {
+        Boot {
+            loaded_from: "disk".into(),
+            config: Some("seamark.toml".into()),
+            config_problem: self.config_problem.clone(),
+            problems: vec![],
+            to_prompt_us: Some(532_001),
+            uptime_us: 61_000_000,
+        }
+    }
+
+    fn cpus(&self) -> Vec<Cpu> {
+        let cpu = |index: u32, state| Cpu {
+            index,
+            apic_id: index % 2 + 8 * (index / 2),
+            package: index / 2,
+            core: index % 2,
+            thread: 0,
+            numa_node: Some(index / 2),
+            bootstrap: index == 0,
+            state,
+            detail: (state == CpuState::NeverStarted).then(|| "no answer within 1 s".into()),
+        };
+        vec![
+            cpu(0, CpuState::Online),
+            cpu(1, CpuState::Idle),
+            cpu(2, CpuState::Idle),
+            cpu(3, CpuState::NeverStarted),
+        ]
+    }
+
+    fn memory(&self) -> Memory {
+        let frames = |frame_bytes, free, used| FrameCount {
+            frame_bytes,
+            free,
+            used,
+            quarantined: 0,
+        };
+        Memory {
+            frames: vec![
+                frames(4096, 10, 22),
+                frames(2 << 20, 500, 10),
+                frames(1 << 30, 1, 0),
+            ],
+            ledger: Ledger::new(1 << 31, (1 << 30) - self.lost_bytes, 1 << 30, 0),
+            heap: Heap {
+                total_bytes: 8 << 20,
+                used_bytes: 65536,
+            },
+            regions: vec![Region {
+                start: Hex(0),
+                end: Hex(0xA0000),
+                kind: "conventional".into(),
+            }],
+        }
+    }
+
+    fn tdx(&self) -> Tdx {
+        if self.without_tdx {
+            return Tdx {
+                state: TdxState::Unavailable,
+                reasons: vec![
+                    "SEAMRR is not supported (MTRRCAP bit 15 is 0); TDX needs another CPU".into(),
+                ],
+                hkids: None,
+                module: None,
+                cmrs: vec![],
+                bring_up: vec![],
+                bring_up_us: None,
+            };
+        }
+        Tdx {
+            state: TdxState::Ready,
+            reasons: vec![],
+            hkids: Some(Hkids {
+                first: 64,
+                total: 64,
+                used: 1,
+                quarantined: 0,
+            }),
+            module: Some(Module {
+                major: 1,
+                minor: 5,
+                update: 5,
+                build_number: 577,
+                build_date: 20_240_129,
+                vendor: Hex(0x8086),
+                features0: Hex(0x61F_0FBF),
+                features: ["TD_MIGRATION", "TD_PRESERVING", "SERVICE_TD", "NO_RBP_MOD"]
+                    .map(Into::into)
+                    .into(),
+                max_tdmrs: 64,
+                max_reserved_per_tdmr: 16,
+                max_vcpus_per_td: None,
+                pamt_4k_entry_bytes: 16,
+                pamt_2m_entry_bytes: 16,
+                pamt_1g_entry_bytes: 16,
+            }),
+            cmrs: vec![Cmr {
+                base: Hex(0x10_0000),
+                size: 0x7FF0_0000,
+            }],
+            bring_up: vec![BringUpStep {
+                name: "TDH.SYS.INIT".into(),
+                calls: 1,
+                us: 1234,
+                error: None,
+            }],
+            bring_up_us: Some(2345),
+        }
+    }
+
+    fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
+        let mut record = LogRecord {
+            us: 12,
+            cpu: 0,
+            level: Level::Info,
+            target: "hypervisor::boot",
+            message: "hello",
+        };
+        visit(&record);
+        record = LogRecord {
+            us: 1_000_012,
+            level: Level::Warn,
+            message: "cpu 3 never started",
+            ..record
+        };
+        visit(&record);
+        2
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        self.level
+    }
+
+    fn set_log_level(&mut self, level: LevelFilter) {
+        self.level = level;
+    }
+
+    fn peek(&mut self, line: u64) -> Result<[u8; 64], String> {
+        assert_eq!(line % 64, 0, "a whole cache line");
+        if line >= 1 << 46 {
+            return Err(format!(
+                "{line:#x} exceeds this CPU's 46 physical address bits; read something lower"
+            ));
+        }
+        Ok(core::array::from_fn(|index| 0x40 + index as u8))
+    }
+
+    fn request_power(&mut self, action: PowerAction) -> Result<String, String> {
+        self.requested = Some(action);
+        Ok("ACPI reset register".into())
+    }
+}
