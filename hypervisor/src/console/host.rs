@@ -363,7 +363,7 @@ pub trait Host {
     /// Reads the 64 bytes at `line`, a multiple of 64, as eight loads of 8 bytes, lowest address first.
     ///
     /// This is the operator's own risk: device registers may change when they are read, and memory that belongs to the
-    /// TDX module can't be read without a machine check.
+    /// TDX module or to a TD may answer with a machine check.
     ///
     /// # Errors
     /// When the address can't be mapped (it exceeds what the CPU's physical addresses can hold).

@@ -1,5 +1,6 @@
 //! The console as its users see it: bytes in, bytes out.
 
+mod docs;
 mod machine;
 
 use alloc::{

@@ -32,7 +32,7 @@ pub const COMMANDS: &[Command] = &[
         summary: "Read 64 bytes of physical memory (at your own risk)",
         help: "Reads the cache line that holds the physical address PA, as eight loads of 8 bytes. For debugging, at \
                your own risk: device registers may change when they are read, and reading memory that belongs to the \
-               TDX module or to a TD stops the machine with a machine check.",
+               TDX module or to a TD may stop the machine with a machine check.",
         run: peek,
     },
 ];
