@@ -1,2 +1,6 @@
 //! Physical memory, page tables, and a TD's private memory.
 #![no_std]
+
+extern crate alloc;
+
+pub mod tdmr;

@@ -1,0 +1,603 @@
+//! The planner against maps like those of real servers, and against maps like those of none.
+
+extern crate std;
+
+use alloc::{vec, vec::Vec};
+use proptest::prelude::*;
+use std::{
+    println,
+    time::{Duration, Instant},
+};
+
+use super::*;
+
+pub(super) const GIB: u64 = 1 << 30;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+/// What module 1.5.01 reports, with 6 KeyID bits below bit 52.
+pub(super) const LIMITS_1_5: Limits = Limits {
+    max_tdmrs: 64,
+    max_reserved_per_tdmr: 16,
+    pamt_entry_bytes: [16; 3],
+    first_hkid_address: 1 << 46,
+};
+
+/// A memory map that owns its lists.
+#[derive(Clone, Debug, Default)]
+struct Machine {
+    cmrs: Vec<Span>,
+    usable: Vec<UsableRegion>,
+    excluded: Vec<Span>,
+}
+
+impl Machine {
+    /// RAM that is convertible, too.
+    fn ram(mut self, start: u64, end: u64, node: u32) -> Self {
+        self.cmrs.push(Span::new(start, end));
+        self.usable.push(UsableRegion {
+            span: Span::new(start, end),
+            node: Some(node),
+        });
+        self
+    }
+
+    fn excluding(mut self, start: u64, end: u64) -> Self {
+        self.excluded.push(Span::new(start, end));
+        self
+    }
+
+    fn map(&self) -> MemoryMap<'_> {
+        MemoryMap {
+            cmrs: &self.cmrs,
+            usable: &self.usable,
+            excluded: &self.excluded,
+        }
+    }
+
+    fn plan(&self, limits: &Limits) -> Plan {
+        let plan = plan(&self.map(), limits).expect("a plan");
+        self.check(&plan, limits);
+        plan
+    }
+
+    /// What must hold of every plan.
+    fn check(&self, plan: &Plan, limits: &Limits) {
+        assert_eq!(violations(&plan.tdmrs, &self.cmrs, limits), []);
+        let excluded: SpanSet = self.excluded.iter().copied().chain([FIRST_MIB]).collect();
+        let usable: SpanSet = self
+            .usable
+            .iter()
+            .map(|region| region.span.shrink_to(PAGE))
+            .collect();
+        let usable: SpanSet = usable
+            .subtract(&excluded)
+            .spans()
+            .iter()
+            .map(|span| span.shrink_to(PAGE))
+            .collect();
+        let left: SpanSet = plan.left_out.iter().map(|left| left.span).collect();
+        let all: SpanSet = [&plan.private, &plan.pamt, &left]
+            .iter()
+            .flat_map(|set| set.spans())
+            .copied()
+            .collect();
+        assert_eq!(
+            all, usable,
+            "every usable byte is private, PAMT or left out"
+        );
+        let sum = plan.private.bytes()
+            + plan.pamt.bytes()
+            + plan.left_out.iter().map(|l| l.span.bytes()).sum::<u64>();
+        assert_eq!(sum, usable.bytes(), "and only one of them");
+        for span in plan.private.spans() {
+            let open: u64 = plan
+                .tdmrs
+                .iter()
+                .map(|t| {
+                    let part = span.intersect(t.span);
+                    part.bytes()
+                        - t.reserved
+                            .iter()
+                            .map(|r| r.intersect(part).bytes())
+                            .sum::<u64>()
+                })
+                .sum();
+            assert_eq!(
+                open,
+                span.bytes(),
+                "private memory is in the open part of a TDMR"
+            );
+        }
+    }
+}
+
+fn reasons(plan: &Plan) -> Vec<Why> {
+    let mut reasons: Vec<Why> = plan.left_out.iter().map(|left| left.why).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    reasons
+}
+
+#[test]
+fn a_small_machine_becomes_one_tdmr_around_the_pci_hole_less() {
+    let machine = Machine::default()
+        .ram(0x10_0000, 2 * GIB, 0)
+        .ram(4 * GIB, 6 * GIB, 0);
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(
+        plan.tdmrs.iter().map(|t| t.span).collect::<Vec<_>>(),
+        [Span::new(0, 2 * GIB), Span::new(4 * GIB, 6 * GIB)]
+    );
+    // The first MiB is no CMR here, so it is reserved.
+    assert_eq!(plan.tdmrs[0].reserved[0], FIRST_MIB);
+    assert_eq!(plan.pamt_bytes(), 2 * LIMITS_1_5.pamt_total(2 * GIB));
+    assert_eq!(LIMITS_1_5.pamt_total(2 * GIB), 8 * MIB + 0x4000 + 0x1000);
+    assert_eq!(plan.left_out, []);
+    assert_eq!(plan.private.bytes(), 4 * GIB - MIB - plan.pamt_bytes());
+}
+
+#[test]
+fn memory_that_cannot_be_private_holds_the_pamt_first() {
+    // 3 MiB in a block of their own are not worth 4 MiB of PAMT, but can hold that of others.
+    let machine = Machine::default()
+        .ram(7 * GIB, 7 * GIB + 3 * MIB, 0)
+        .ram(8 * GIB, 9 * GIB, 0);
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(plan.tdmrs.len(), 1);
+    assert_eq!(reasons(&plan), [Why::NotWorthItsPamt]);
+
+    let machine =
+        Machine::default()
+            .ram(7 * GIB, 7 * GIB + 4 * MIB, 0)
+            .ram(8 * GIB, 8 * GIB + 900 * MIB, 0);
+    let small_pamt = Limits {
+        pamt_entry_bytes: [15, 16, 16],
+        ..LIMITS_1_5
+    };
+    let plan = machine.plan(&small_pamt);
+    assert!(
+        plan.tdmrs
+            .iter()
+            .all(|t| t.span.start != 7 * GIB || !t.reserved.is_empty())
+    );
+
+    let mut machine = Machine::default().ram(8 * GIB, 9 * GIB, 0);
+    machine.cmrs.push(Span::new(7 * GIB, 7 * GIB + 8 * MIB));
+    machine.usable.push(UsableRegion {
+        span: Span::new(7 * GIB, 7 * GIB + 4 * MIB),
+        node: Some(0),
+    });
+    machine.usable.push(UsableRegion {
+        span: Span::new(6 * GIB, 6 * GIB + 4 * MIB),
+        node: Some(0),
+    });
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(reasons(&plan), [Why::OutsideCmrs, Why::NotWorthItsPamt]);
+}
+
+#[test]
+fn an_excluded_image_costs_no_reserved_area() {
+    let machine = Machine::default()
+        .ram(4 * GIB, 8 * GIB, 0)
+        .excluding(5 * GIB, 5 * GIB + 16 * MIB);
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(plan.tdmrs.len(), 1);
+    assert_eq!(
+        plan.tdmrs[0].reserved.len(),
+        1,
+        "the PAMT alone is reserved"
+    );
+    assert_eq!(
+        plan.private
+            .bytes_in(Span::new(5 * GIB, 5 * GIB + 16 * MIB)),
+        0
+    );
+}
+
+#[test]
+fn each_node_holds_its_own_pamt() {
+    let machine = Machine::default()
+        .ram(4 * GIB, 260 * GIB, 0)
+        .ram(260 * GIB, 516 * GIB, 1)
+        .ram(516 * GIB, 772 * GIB, 2);
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(plan.tdmrs.len(), 3);
+    for tdmr in &plan.tdmrs {
+        assert!(
+            tdmr.pamt
+                .iter()
+                .all(|area| area.intersect(tdmr.span) == *area)
+        );
+    }
+}
+
+#[test]
+fn low_memory_is_spared() {
+    let machine = Machine::default()
+        .ram(MIB, 2 * GIB, 0)
+        .ram(4 * GIB, 68 * GIB, 0);
+    let plan = machine.plan(&LIMITS_1_5);
+    assert!(plan.pamt.spans().iter().all(|span| span.start >= 4 * GIB));
+}
+
+#[test]
+fn more_holes_than_reserved_areas_split_the_tdmr_at_no_loss() {
+    // 24 holes of 1 MiB, 4 GiB apart: too many for one TDMR, and 16 are the limit.
+    let mut machine = Machine::default();
+    for i in 0..25 {
+        machine = machine.ram((4 + 4 * i) * GIB + MIB, (8 + 4 * i) * GIB, 0);
+    }
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(plan.tdmrs.len(), 2);
+    assert_eq!(plan.left_out, []);
+}
+
+#[test]
+fn more_holes_in_one_block_than_reserved_areas_lose_the_smallest_pieces() {
+    let limits = Limits {
+        max_reserved_per_tdmr: 4,
+        ..LIMITS_1_5
+    };
+    let mut machine = Machine::default();
+    for i in 0..8 {
+        machine = machine.ram(
+            4 * GIB + 100 * i * MIB,
+            4 * GIB + (100 * i + 20 + i) * MIB,
+            0,
+        );
+    }
+    machine = machine.ram(5 * GIB, 8 * GIB, 0);
+    let plan = machine.plan(&limits);
+    assert_eq!(reasons(&plan), [Why::TooFewReservedAreas]);
+    let lost: u64 = plan.left_out.iter().map(|left| left.span.bytes()).sum();
+    // 8 holes and 4 areas: four joins, across the pieces of 21 to 24 MiB; part of what is lost holds a PAMT.
+    assert!(lost <= (21 + 22 + 23 + 24) * MIB, "{lost:#x}");
+    assert!(lost + plan.pamt_bytes() >= (21 + 22 + 23 + 24) * MIB);
+}
+
+#[test]
+fn more_regions_than_tdmrs_join_the_close_and_give_up_the_small() {
+    let limits = Limits {
+        max_tdmrs: 2,
+        ..LIMITS_1_5
+    };
+    // Two pieces 1 GiB apart: joining them costs PAMT for 1 GiB. The lone 2 MiB over its PAMT costs less to give up.
+    let machine = Machine::default()
+        .ram(4 * GIB, 8 * GIB, 0)
+        .ram(9 * GIB, 12 * GIB, 0)
+        .ram(100 * GIB, 100 * GIB + 6 * MIB, 0)
+        .ram(200 * GIB, 300 * GIB, 0);
+    let plan = machine.plan(&limits);
+    let spans: Vec<Span> = plan.tdmrs.iter().map(|t| t.span).collect();
+    assert_eq!(
+        spans,
+        [
+            Span::new(4 * GIB, 12 * GIB),
+            Span::new(200 * GIB, 300 * GIB)
+        ]
+    );
+    assert_eq!(reasons(&plan), [Why::TooFewTdmrs]);
+}
+
+#[test]
+fn interleaved_nodes_lose_locality_before_memory() {
+    let mut machine = Machine::default();
+    for i in 0..1024 {
+        machine = machine.ram((4 + i) * GIB, (5 + i) * GIB, (i % 2) as u32);
+    }
+    let plan = machine.plan(&LIMITS_1_5);
+    assert_eq!(plan.tdmrs.len(), 64);
+    assert_eq!(plan.left_out, []);
+}
+
+#[test]
+fn a_pamt_that_fits_nowhere_in_one_piece_halves_the_tdmr() {
+    // 64 GiB whose free memory comes in pieces of 100 MiB: a PAMT of 256 MiB fits nowhere, that of 16 GiB does.
+    let mut machine = Machine::default().ram(64 * GIB, 128 * GIB, 0);
+    for i in 0..640 {
+        machine = machine.excluding(
+            64 * GIB + (100 + 101 * i) * MIB,
+            64 * GIB + (101 + 101 * i) * MIB,
+        );
+    }
+    machine
+        .excluded
+        .push(Span::new(128 * GIB - 960 * MIB, 128 * GIB));
+    let plan = machine.plan(&LIMITS_1_5);
+    assert!(plan.tdmrs.len() >= 4, "{}", plan.tdmrs.len());
+    assert_eq!(plan.left_out, []);
+}
+
+#[test]
+fn what_cannot_be_planned_is_refused_with_the_reason() {
+    let refused =
+        |machine: &Machine, limits: &Limits| plan(&machine.map(), limits).expect_err("refused");
+    let machine = Machine::default().ram(4 * GIB, 8 * GIB, 0);
+    assert_eq!(
+        refused(
+            &machine,
+            &Limits {
+                max_tdmrs: 0,
+                ..LIMITS_1_5
+            }
+        ),
+        PlanError::ZeroLimit("MAX_TDMRS")
+    );
+    assert_eq!(
+        refused(
+            &machine,
+            &Limits {
+                pamt_entry_bytes: [16, 0, 16],
+                ..LIMITS_1_5
+            }
+        ),
+        PlanError::ZeroLimit("PAMT_2M_ENTRY_SIZE")
+    );
+    assert_eq!(
+        refused(&Machine::default(), &LIMITS_1_5),
+        PlanError::NothingConvertible
+    );
+    let no_cmrs = Machine {
+        cmrs: vec![],
+        ..machine.clone()
+    };
+    assert_eq!(
+        refused(&no_cmrs, &LIMITS_1_5),
+        PlanError::NothingConvertible
+    );
+    let tiny = Machine::default().ram(4 * GIB, 4 * GIB + MIB, 0);
+    assert_eq!(
+        refused(&tiny, &LIMITS_1_5),
+        PlanError::NothingCovered(Why::NotWorthItsPamt)
+    );
+    let mut shredded = Machine::default();
+    for i in 0..64 {
+        shredded = shredded.ram(4 * GIB + 2 * i * MIB, 4 * GIB + (2 * i + 1) * MIB, 0);
+    }
+    assert_eq!(
+        refused(&shredded, &LIMITS_1_5),
+        PlanError::NothingCovered(Why::NoRoomForPamt)
+    );
+}
+
+#[test]
+fn odd_input_is_taken_as_far_as_it_makes_sense() {
+    let region = |start, end, node| UsableRegion {
+        span: Span { start, end },
+        node,
+    };
+    let machine = Machine {
+        cmrs: vec![
+            Span::new(0, 0),
+            Span::new(4 * GIB + 0x1001, 6 * GIB - 1),
+            Span::new(5 * GIB, 9 * GIB),
+        ],
+        usable: vec![
+            region(5 * GIB + 100, 9 * GIB, None),
+            region(4 * GIB + 7, 6 * GIB + 5, Some(3)),
+        ],
+        excluded: vec![Span::new(7 * GIB + 1, 7 * GIB + 2)],
+    };
+    let plan = machine.plan(&Limits {
+        first_hkid_address: 8 * GIB + 12345,
+        ..LIMITS_1_5
+    });
+    assert_eq!(reasons(&plan), [Why::OutsideCmrs, Why::BeyondHkidBits]);
+    assert!(plan.tdmrs.iter().all(|tdmr| tdmr.span.end <= 8 * GIB));
+}
+
+/// The largest net memory that the blocks' arithmetic promises, reckoned block by block: what each 1 GiB block gives over
+/// its PAMT, summed over the most valuable runs of neighbouring blocks, one for each TDMR.
+fn promised(machine: &Machine, limits: &Limits) -> u64 {
+    use std::collections::BTreeMap;
+    let excluded: SpanSet = machine
+        .excluded
+        .iter()
+        .copied()
+        .chain([FIRST_MIB])
+        .collect();
+    let usable: SpanSet = machine.usable.iter().map(|region| region.span).collect();
+    let cmrs: SpanSet = machine.cmrs.iter().copied().collect();
+    let pool = usable.intersect(&cmrs).subtract(&excluded);
+    let mut blocks: BTreeMap<u64, u64> = BTreeMap::new();
+    for span in pool.spans() {
+        for block in span.start / GIB..span.end.div_ceil(GIB) {
+            *blocks.entry(block).or_default() += span
+                .intersect(Span::new(block * GIB, (block + 1) * GIB))
+                .bytes();
+        }
+    }
+    let cost = limits.pamt_total(GIB);
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for (block, bytes) in blocks.into_iter().filter(|(_, bytes)| *bytes > cost) {
+        match runs.last_mut() {
+            Some((next, sum)) if *next == block => {
+                *next += 1;
+                *sum += bytes - cost;
+            }
+            _ => runs.push((block + 1, bytes - cost)),
+        }
+    }
+    let mut values: Vec<u64> = runs.into_iter().map(|(_, sum)| sum).collect();
+    values.sort_unstable_by(|a, b| b.cmp(a));
+    values.iter().take(usize::from(limits.max_tdmrs)).sum()
+}
+
+prop_compose! {
+    /// A server: one to eight sockets, a PCI hole below 4 GiB, memory above it by socket (contiguous, or interleaved in
+    /// slices), the odd hole that firmware keeps at the end of a socket's memory, and small ones that it takes out of RAM.
+    fn server()(
+        sockets in 1u64..=8,
+        low_end in (64u64..=3072).prop_map(|mib| 0x10_0000 * mib),
+        per_socket in prop_oneof![2u64..64, 64u64..1024, 1024u64..8192],
+        slice in prop::option::of(1u64..16),
+        stolen in 0u64..=1024,
+        mmio_after in 0u64..3,
+        seeds in prop::collection::vec((any::<u64>(), 1u64..4096), 0..80),
+    ) -> Machine {
+        let mut machine = Machine::default();
+        machine.cmrs.push(Span::new(MIB, low_end));
+        machine.usable.push(UsableRegion { span: Span::new(0x1000, 0x9_f000), node: Some(0) });
+        machine.usable.push(UsableRegion { span: Span::new(MIB, low_end), node: Some(0) });
+        let mut at = 4 * GIB;
+        if let Some(slice) = slice {
+            let slices = (sockets * per_socket / slice).clamp(1, 4096);
+            let end = at + slices * slice * GIB;
+            machine.cmrs.push(Span::new(at, end));
+            for i in 0..slices {
+                let span = Span::new(at + i * slice * GIB, at + (i + 1) * slice * GIB);
+                machine.usable.push(UsableRegion { span, node: Some((i % sockets) as u32) });
+            }
+            at = end;
+        } else {
+            for socket in 0..sockets {
+                let end = at + per_socket * GIB;
+                machine = machine.ram(at, end - stolen * MIB, socket as u32);
+                at = end + mmio_after * GIB;
+            }
+        }
+        for (place, pages) in seeds {
+            let start = (place % at) & !(PAGE - 1);
+            machine.excluded.push(Span::new(start, start + pages * PAGE));
+        }
+        machine
+    }
+}
+
+prop_compose! {
+    /// A map that no server has: regions, CMRs and exclusions anywhere within 64 GiB, and tight limits.
+    fn shreds()(
+        usable in prop::collection::vec((0u64..64 << 10, 1u64..4096, 0u32..4), 1..60),
+        holes in prop::collection::vec((0u64..64 << 10, 1u64..300), 0..60),
+        excluded in prop::collection::vec((0u64..64 << 10, 1u64..64), 0..60),
+        max_tdmrs in 1u16..12,
+        max_reserved_per_tdmr in 1u16..6,
+    ) -> (Machine, Limits) {
+        let span = |(mib, len): (u64, u64)| Span::new(mib * MIB, (mib + len) * MIB);
+        let holes: SpanSet = holes.into_iter().map(span).collect();
+        let machine = Machine {
+            cmrs: holes.gaps_in(Span::new(0, 64 * GIB)).collect(),
+            usable: usable.into_iter().map(|(at, len, node)| UsableRegion { span: span((at, len)), node: Some(node) }).collect(),
+            excluded: excluded.into_iter().map(span).collect(),
+        };
+        (machine, Limits { max_tdmrs, max_reserved_per_tdmr, ..LIMITS_1_5 })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_server_is_covered_as_far_as_arithmetic_allows(machine in server()) {
+        if let Ok(plan) = plan(&machine.map(), &LIMITS_1_5) {
+            machine.check(&plan, &LIMITS_1_5);
+            prop_assert!(!reasons(&plan).contains(&Why::NoRoomForPamt));
+            prop_assert!(!reasons(&plan).contains(&Why::TooFewReservedAreas));
+            // Every TDMR rounds its three PAMT areas up to pages.
+            let rounding = 3 * PAGE * plan.tdmrs.len() as u64;
+            prop_assert!(plan.private.bytes() + rounding >= promised(&machine, &LIMITS_1_5));
+        } else {
+            prop_assert_eq!(promised(&machine, &LIMITS_1_5), 0);
+        }
+    }
+
+    #[test]
+    fn every_plan_satisfies_the_rules_whatever_the_map((machine, limits) in shreds()) {
+        if let Ok(plan) = plan(&machine.map(), &limits) {
+            machine.check(&plan, &limits);
+        }
+    }
+
+    #[test]
+    fn a_map_in_any_order_has_the_same_plan(machine in server()) {
+        let mut turned = machine.clone();
+        turned.cmrs.reverse();
+        turned.usable.reverse();
+        turned.excluded.reverse();
+        prop_assert_eq!(plan(&machine.map(), &LIMITS_1_5), plan(&turned.map(), &LIMITS_1_5));
+    }
+}
+
+/// Prints how long large maps take; run with `--release -- --nocapture`. What it asserts is the plan, not the time.
+#[test]
+fn maps_of_64_tib() {
+    let mut contiguous = Machine::default().ram(MIB, 2 * GIB, 0);
+    for node in 0..8 {
+        contiguous = contiguous.ram(4 * GIB + node * 8 * TIB, (node + 1) * 8 * TIB, node as u32);
+    }
+    let mut interleaved = Machine {
+        cmrs: vec![Span::new(4 * GIB, 64 * TIB)],
+        ..Machine::default()
+    };
+    for block in 4..64 << 10 {
+        let span = Span::new(block * GIB, (block + 1) * GIB);
+        interleaved.usable.push(UsableRegion {
+            span,
+            node: Some((block % 8) as u32),
+        });
+    }
+    let mut scattered = Machine {
+        cmrs: vec![Span::new(4 * GIB, 64 * TIB)],
+        ..Machine::default()
+    };
+    for i in 0..4096 {
+        let start = (4 + 15 * i) * GIB + (i * 37 % 1000) * MIB;
+        let span = Span::new(start, start + (10 + i % 5) * GIB);
+        scattered.usable.push(UsableRegion {
+            span,
+            node: Some((i / 512) as u32),
+        });
+    }
+    for (name, machine) in [
+        ("contiguous", contiguous),
+        ("interleaved", interleaved),
+        ("scattered", scattered),
+    ] {
+        let limits = Limits {
+            first_hkid_address: 1 << 47,
+            ..LIMITS_1_5
+        };
+        let (mut planned, mut fastest) = (Err(PlanError::NothingConvertible), Duration::MAX);
+        for _ in 0..5 {
+            let begin = Instant::now();
+            planned = plan(&machine.map(), &limits);
+            fastest = fastest.min(begin.elapsed());
+        }
+        let planned = planned.expect("a plan");
+        println!(
+            "{name}: {} regions, {} TDMRs, {} GiB private, {} GiB PAMT, planned in {fastest:?} at best",
+            machine.usable.len(),
+            planned.tdmrs.len(),
+            planned.private.bytes() >> 30,
+            planned.pamt_bytes() >> 30,
+        );
+        machine.check(&planned, &limits);
+        assert!(planned.private.bytes() + 3 * PAGE * 64 >= promised(&machine, &limits));
+    }
+}
+
+#[test]
+fn a_tdmr_info_holds_sizes_and_offsets() {
+    let machine = Machine::default()
+        .ram(MIB, 2 * GIB, 0)
+        .ram(4 * GIB, 8 * GIB, 0);
+    let plan = machine.plan(&LIMITS_1_5);
+    let (tdmr, info) = (&plan.tdmrs[1], plan.tdmrs[1].info());
+    assert_eq!((info.base, info.size), (4 * GIB, 4 * GIB));
+    assert_eq!(
+        (info.pamt_4k.base, info.pamt_4k.size),
+        (tdmr.pamt[0].start, 16 * MIB)
+    );
+    assert_eq!(
+        (info.pamt_2m.base, info.pamt_2m.size),
+        (tdmr.pamt[1].start, 32 << 10)
+    );
+    assert_eq!(
+        (info.pamt_1g.base, info.pamt_1g.size),
+        (tdmr.pamt[2].start, 4096)
+    );
+    assert_eq!(info.reserved[0].offset, tdmr.reserved[0].start - 4 * GIB);
+    assert_eq!(info.reserved[0].size, tdmr.reserved[0].bytes());
+    assert_eq!(info.reserved[1].size, 0);
+}
