@@ -28,8 +28,8 @@ pub const COMMANDS: &[Command] = &[
         name: "log",
         args: &[LEVEL],
         summary: "Show or set what is logged",
-        help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. Records go to the serial \
-               line and into the ring that \"dmesg\" shows; in JSON mode only into the ring.",
+        help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. \"dmesg\" shows what was \
+               logged.",
         run: log,
     },
     Command {
