@@ -1,9 +1,25 @@
 //! From UEFI to the hypervisor's first line, and from SIPI to an AP's.
 //!
 //! Both freestanding programs of this repository stand on it: the hypervisor for all of it, the option ROM for
-//! [`ap`] and `rt`. It knows nobody.
+//! [`ap`] and `rt`. It knows nobody. [`efi`] is the way through the firmware; what it finds goes on as a
+//! [`BootInfo`]; [`config`], [`paging`] and [`pe`] are pure and tested on the developer's machine.
 #![cfg_attr(not(test), no_std)]
 
+#[cfg(feature = "loader")]
+extern crate alloc;
+
 pub mod ap;
+#[cfg(feature = "loader")]
+pub mod config;
+#[cfg(feature = "loader")]
+pub mod efi;
+#[cfg(feature = "loader")]
+mod info;
+pub mod layout;
+pub mod paging;
+pub mod pe;
 #[cfg(feature = "rt")]
 pub mod rt;
+
+#[cfg(feature = "loader")]
+pub use info::{BootInfo, File, Region, RegionKind, Source};

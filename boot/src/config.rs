@@ -1,0 +1,188 @@
+//! `seamark.toml`: what the operator wants of this host.
+//!
+//! Pure. An unknown key is an error, as is a wrong value; each is reported with the file, the line and the reason,
+//! and the boot goes on with the defaults.
+
+use alloc::{format, string::String, vec::Vec};
+
+use serde::Deserialize;
+
+/// The name of the configuration file, next to which its files are looked for.
+pub const FILE_NAME: &str = "seamark.toml";
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[host]`: the hypervisor itself.
+    #[serde(default)]
+    pub host: Host,
+    /// `[[file]]`: files to load into memory at boot.
+    #[serde(default)]
+    pub file: Vec<File>,
+}
+
+/// The hypervisor itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Host {
+    /// What is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub log_level: LogLevel,
+    /// What follows a crash report.
+    pub on_crash: OnCrash,
+    /// Milliseconds that a CPU has to report after its SIPI, and to answer another CPU's call; 100 to 60,000.
+    #[serde(deserialize_with = "cpu_timeout")]
+    pub cpu_timeout_ms: u32,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            log_level: LogLevel::Info,
+            on_crash: OnCrash::Halt,
+            cpu_timeout_ms: 2000,
+        }
+    }
+}
+
+fn cpu_timeout<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let ms = u32::deserialize(deserializer)?;
+    if (100..=60_000).contains(&ms) {
+        Ok(ms)
+    } else {
+        Err(serde::de::Error::custom(format!(
+            "cpu_timeout_ms is {ms}; it must be from 100 to 60000"
+        )))
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names are those of the log levels")]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::Off,
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+/// What follows a crash report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCrash {
+    /// Every CPU stays halted, for whoever looks into it.
+    Halt,
+    /// The machine is reset.
+    Reboot,
+}
+
+/// A file to load into memory at boot.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// What the rest of the configuration calls it.
+    pub name: String,
+    /// Where it is, from the folder that holds `seamark.toml`.
+    pub path: String,
+}
+
+/// Reads a configuration.
+///
+/// # Errors
+/// One line for the operator: `seamark.toml:LINE: what is wrong`.
+pub fn parse(bytes: &[u8]) -> Result<Config, String> {
+    let text = core::str::from_utf8(bytes).map_err(|e| {
+        format!(
+            "{FILE_NAME}:{}: the file is not UTF-8 text",
+            line_of(bytes, e.valid_up_to())
+        )
+    })?;
+    toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| line_of(bytes, span.start));
+        let message = e.message().trim().replace('\n', "; ");
+        format!("{FILE_NAME}:{line}: {message}")
+    })
+}
+
+fn line_of(bytes: &[u8], at: usize) -> usize {
+    1 + bytes[..at.min(bytes.len())]
+        .iter()
+        .filter(|&&b| b == b'\n')
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        assert_eq!(parse(b""), Ok(Config::default()));
+        assert_eq!(parse(b"[host]\n"), Ok(Config::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = parse(
+            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\ncpu_timeout_ms = 500\n\
+              [[file]]\nname = \"linux\"\npath = \"guests/vmlinuz\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.host.log_level, LogLevel::Debug);
+        assert_eq!(config.host.on_crash, OnCrash::Reboot);
+        assert_eq!(config.host.cpu_timeout_ms, 500);
+        assert_eq!(config.file[0].path, "guests/vmlinuz");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let e = parse(b"# hello\n[host]\nlog_level = \"info\"\ncolour = 3\n").unwrap_err();
+        assert!(e.starts_with("seamark.toml:4: "), "{e}");
+        assert!(e.contains("colour"), "{e}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_line() {
+        let e = parse(b"[host]\n\nlog_level = \"loud\"\n").unwrap_err();
+        assert!(e.starts_with("seamark.toml:3: "), "{e}");
+        assert!(e.contains("loud"), "{e}");
+        let e = parse(b"[host]\ncpu_timeout_ms = 0\n").unwrap_err();
+        assert!(
+            e.starts_with("seamark.toml:2: ") && e.contains("from 100 to 60000"),
+            "{e}"
+        );
+    }
+
+    #[test]
+    fn broken_syntax_and_bytes_that_are_no_text_are_reported() {
+        let e = parse(b"[host]\nlog_level =\n").unwrap_err();
+        assert!(e.starts_with("seamark.toml:2: "), "{e}");
+        let e = parse(b"[host]\n\xFF\xFE\n").unwrap_err();
+        assert_eq!(e, "seamark.toml:2: the file is not UTF-8 text");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_give_a_config_or_one_line(bytes: Vec<u8>) {
+            if let Err(e) = parse(&bytes) {
+                assert!(e.starts_with("seamark.toml:") && !e.contains('\n'));
+            }
+        }
+    }
+}

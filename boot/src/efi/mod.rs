@@ -1,0 +1,384 @@
+//! Through the firmware: the files, the memory map, ExitBootServices, and the host's own page tables and stack.
+//!
+//! The order is fixed by the program's `efi_main`: [`attach`], then [`heap`] (which becomes the program's global
+//! allocator), then [`boot`], which does not come back unless the firmware would not let go.
+#![expect(
+    unsafe_code,
+    reason = "the firmware's tables and the memory it hands out are raw pointers; the CPU changes its page tables"
+)]
+
+mod source;
+
+use alloc::{boxed::Box, format, string::String, vec::Vec};
+use core::{arch::asm, ffi::c_void, fmt, slice};
+
+use uefi::{
+    Handle,
+    boot::{self as services, AllocateType, MemoryType},
+    mem::memory_map::MemoryMap,
+    proto::loaded_image::LoadedImage,
+    table,
+    table::cfg::ConfigTableEntry,
+};
+use x86_64::registers::{
+    control::{Cr0, Cr0Flags, Cr4, Cr4Flags},
+    model_specific::{Efer, EferFlags},
+};
+
+use self::source::Place;
+use crate::{
+    BootInfo, File, Region, RegionKind,
+    config::{self, Config},
+    layout,
+    paging::{self, Access, PageTables, Tables},
+    pe,
+};
+
+/// Where the hypervisor starts, on its own stack and page tables, with interrupts off.
+pub type Entry = extern "sysv64" fn(info: *mut BootInfo) -> !;
+
+/// Why the hypervisor could not be started; the firmware still runs.
+#[derive(Debug)]
+pub enum Error {
+    /// The firmware has not enough memory for what is named.
+    NoMemory(&'static str),
+    /// The running image could not be asked where it is.
+    NoImage,
+    /// The image's headers are not in memory, or a section is both writable and executable.
+    Sections,
+    /// Page tables could not be built.
+    Paging(paging::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory(what) => write!(f, "the firmware has no memory for {what}"),
+            Self::NoImage => write!(f, "the firmware does not say where it loaded the image"),
+            Self::Sections => write!(
+                f,
+                "the image's sections can't be read, or one is both writable and executable"
+            ),
+            Self::Paging(e) => write!(f, "page tables: {e:?}"),
+        }
+    }
+}
+
+impl From<paging::Error> for Error {
+    fn from(e: paging::Error) -> Self {
+        Self::Paging(e)
+    }
+}
+
+/// Makes the firmware's services known to this crate.
+///
+/// # Safety
+/// The arguments are those that the firmware gave to the program's entry point.
+pub unsafe fn attach(image: Handle, system_table: *const c_void) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        services::set_image_handle(image);
+        table::set_system_table(system_table.cast());
+    }
+}
+
+/// Takes `bytes` of memory from the firmware, for good, below 4 GiB; `None` when there is not so much in one piece.
+#[must_use]
+pub fn heap(bytes: usize) -> Option<&'static mut [u8]> {
+    let pages = pages(bytes.div_ceil(4096), 1 << 32)?;
+    // SAFETY: the firmware gave these pages to the caller alone, and they are zeroed.
+    Some(unsafe { slice::from_raw_parts_mut(pages as *mut u8, bytes) })
+}
+
+/// Reads the configuration, leaves the firmware and starts the hypervisor.
+///
+/// # Errors
+/// [`Error`]; the firmware still runs then.
+pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible, Error> {
+    let image = services::open_protocol_exclusive::<LoadedImage>(services::image_handle())
+        .map_err(|_| Error::NoImage)?;
+    let (base, size) = image.info();
+    let extent = (base as u64, (base as u64 + size).next_multiple_of(4096));
+    let mut place = Place::of_image(&image);
+    drop(image);
+
+    let (config, config_file, mut config_problem) = read_config(&mut place);
+    let mut files = Vec::new();
+    for file in &config.file {
+        match read_file(&mut place, file) {
+            Ok(file) => files.push(file),
+            Err(e) => {
+                config_problem.get_or_insert_with(|| format!("{}: {e}", config::FILE_NAME));
+            }
+        }
+    }
+
+    let trampoline = pages(1, 1 << 20);
+    let stack = pages((layout::BOOT_STACK.1 / 4096) as usize, 1 << 32)
+        .ok_or(Error::NoMemory("the boot stack"))?;
+    let map = services::memory_map(MemoryType::LOADER_DATA)
+        .map_err(|_| Error::NoMemory("the memory map"))?;
+    let ram = ram_extents(&regions(&map));
+    drop(map);
+    let page_tables = build_tables(&ram, extent, heap, trampoline, stack)?;
+
+    let info = Box::new(BootInfo {
+        source: place.source.clone(),
+        memory: Vec::new(),
+        rsdp: rsdp(),
+        config,
+        config_file,
+        config_problem,
+        files,
+        trampoline,
+        page_tables,
+        image: extent,
+    });
+    drop(place);
+    let info = Box::leak(info);
+    // SAFETY: every protocol that was opened here is closed again, and nothing below calls the firmware.
+    let map = unsafe { services::exit_boot_services(None) };
+    // The firmware's interrupt handlers are gone with its memory.
+    x86_64::instructions::interrupts::disable();
+    info.memory = regions(&map);
+    core::mem::forget(map);
+    let top = layout::BOOT_STACK.0 + layout::BOOT_STACK.1;
+    // SAFETY: the tables map the image, the heap (with `info` on it) and the stack where they are used from here on.
+    unsafe { enter(page_tables, top, info, entry) }
+}
+
+/// Whole zeroed pages below `limit`, for good: their physical address.
+fn pages(count: usize, limit: u64) -> Option<u64> {
+    let at = services::allocate_pages(
+        AllocateType::MaxAddress(limit - 1),
+        MemoryType::LOADER_DATA,
+        count,
+    )
+    .ok()?;
+    // SAFETY: the firmware gave `count` pages from there.
+    unsafe { at.as_ptr().write_bytes(0, count * 4096) };
+    Some(at.as_ptr() as u64)
+}
+
+fn read_config(place: &mut Place) -> (Config, Option<String>, Option<String>) {
+    let name = config::FILE_NAME;
+    let read = place.len(name).and_then(|len| {
+        let Some(len) = len else { return Ok(None) };
+        if len > 1 << 20 {
+            return Err(format!("{name}: {len} bytes are more than 1 MiB"));
+        }
+        let mut bytes = alloc::vec![0; len as usize];
+        place.read(name, &mut bytes).map(|()| Some(bytes))
+    });
+    match read {
+        Ok(None) => (Config::default(), None, None),
+        Ok(Some(bytes)) => match config::parse(&bytes) {
+            Ok(config) => (config, Some(name.into()), None),
+            Err(e) => (Config::default(), Some(name.into()), Some(e)),
+        },
+        Err(e) => (Config::default(), Some(name.into()), Some(e)),
+    }
+}
+
+fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
+    let len = place
+        .len(&file.path)?
+        .ok_or_else(|| format!("{}: there is no such file", file.path))?;
+    let count = len.div_ceil(4096).max(1) as usize;
+    let pa = pages(count, u64::MAX)
+        .ok_or_else(|| format!("{}: no memory for {len} bytes", file.path))?;
+    // SAFETY: the pages were taken for this file alone and hold at least `len` bytes.
+    let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, len as usize) };
+    place.read(&file.path, buffer)?;
+    Ok(File {
+        name: file.name.clone(),
+        pa,
+        len,
+    })
+}
+
+fn rsdp() -> Option<u64> {
+    uefi::system::with_config_table(|tables| {
+        let find = |guid| tables.iter().find(|t| t.guid == guid);
+        find(ConfigTableEntry::ACPI2_GUID)
+            .or_else(|| find(ConfigTableEntry::ACPI_GUID))
+            .map(|t| t.address as u64)
+    })
+}
+
+/// The firmware's memory map in our terms, ascending, with equal neighbours joined.
+fn regions(map: &impl MemoryMap) -> Vec<Region> {
+    let mut regions: Vec<Region> = map
+        .entries()
+        .map(|d| Region {
+            start: d.phys_start,
+            end: d.phys_start + d.page_count * 4096,
+            kind: kind(d.ty),
+        })
+        .filter(|r| r.start < r.end)
+        .collect();
+    regions.sort_unstable_by_key(|r| r.start);
+    regions.dedup_by(|next, last| {
+        let joined = last.end == next.start && last.kind == next.kind;
+        if joined {
+            last.end = next.end;
+        }
+        joined
+    });
+    regions
+}
+
+fn kind(ty: MemoryType) -> RegionKind {
+    match ty {
+        MemoryType::CONVENTIONAL => RegionKind::Conventional,
+        MemoryType::LOADER_CODE | MemoryType::LOADER_DATA => RegionKind::Loader,
+        MemoryType::BOOT_SERVICES_CODE | MemoryType::BOOT_SERVICES_DATA => RegionKind::BootServices,
+        MemoryType::RUNTIME_SERVICES_CODE | MemoryType::RUNTIME_SERVICES_DATA => {
+            RegionKind::RuntimeServices
+        }
+        MemoryType::ACPI_RECLAIM => RegionKind::AcpiReclaim,
+        MemoryType::ACPI_NON_VOLATILE => RegionKind::AcpiNvs,
+        MemoryType::MMIO | MemoryType::MMIO_PORT_SPACE => RegionKind::Mmio,
+        MemoryType::PERSISTENT_MEMORY => RegionKind::Persistent,
+        MemoryType::UNUSABLE => RegionKind::Unusable,
+        _ => RegionKind::Reserved,
+    }
+}
+
+/// Where there is RAM, whoever uses it: it does not change any more, while the kinds of regions still do.
+fn ram_extents(regions: &[Region]) -> Vec<(u64, u64)> {
+    let mut extents: Vec<(u64, u64)> = Vec::new();
+    for r in regions.iter().filter(|r| r.kind.is_ram()) {
+        match extents.last_mut() {
+            Some(last) if last.1 == r.start => last.1 = r.end,
+            _ => extents.push((r.start, r.end)),
+        }
+    }
+    extents
+}
+
+/// Page tables in memory that the firmware gave: identity-mapped while they are built.
+struct Identity {
+    next: u64,
+    end: u64,
+}
+
+impl Tables for Identity {
+    fn alloc(&mut self) -> Option<u64> {
+        let pa = self.next;
+        self.next += 4096;
+        (pa < self.end).then_some(pa)
+    }
+
+    fn table(&mut self, pa: u64) -> &mut [u64; 512] {
+        // SAFETY: `pa` is one of the pages that `alloc` gave out: zeroed, ours, and identity-mapped by the firmware.
+        unsafe { &mut *(pa as *mut [u64; 512]) }
+    }
+}
+
+/// The host's page tables; see [`layout`]. Returns the PML4's physical address.
+fn build_tables(
+    ram: &[(u64, u64)],
+    image: (u64, u64),
+    heap: (u64, u64),
+    trampoline: Option<u64>,
+    stack: u64,
+) -> Result<u64, Error> {
+    // Each end of an extent needs at most two tables, and each of them a page-directory-pointer table.
+    let count = 64 + 8 * ram.len();
+    let start = pages(count, 1 << 32).ok_or(Error::NoMemory("page tables"))?;
+    let pool = Identity {
+        next: start,
+        end: start + count as u64 * 4096,
+    };
+    let gib_pages = core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0;
+    let mut tables = PageTables::new(pool, gib_pages)?;
+
+    // SAFETY: the firmware loaded the image there, headers included, and it is never written by others.
+    let headers = unsafe { slice::from_raw_parts(image.0 as *const u8, 4096) };
+    for section in pe::sections(headers).ok_or(Error::Sections)? {
+        let access = match (section.write, section.execute) {
+            (true, true) => return Err(Error::Sections),
+            (true, false) => Access::Write,
+            (false, true) => Access::Execute,
+            (false, false) => Access::Read,
+        };
+        let at = image.0 + section.start;
+        tables.map(at, at, section.size, access)?;
+    }
+    for &(start, end) in ram {
+        for (start, end) in [(start, end.min(image.0)), (start.max(image.1), end)] {
+            let end = end.min(layout::DIRECT_MAP_SIZE);
+            // The first page stays out: nothing there is anyone's.
+            let start = start.max(4096);
+            if start < end {
+                tables.map(
+                    layout::DIRECT_MAP + start,
+                    start,
+                    end - start,
+                    Access::Write,
+                )?;
+            }
+        }
+    }
+    tables.map(heap.0, heap.0, heap.1, Access::Write)?;
+    if let Some(page) = trampoline {
+        tables.map(page, page, 4096, Access::Execute)?;
+    }
+    tables.map(
+        layout::BOOT_STACK.0,
+        stack,
+        layout::BOOT_STACK.1,
+        Access::Write,
+    )?;
+    Ok(tables.root())
+}
+
+/// Loads the page tables and the stack, and goes on at `entry`.
+///
+/// # Safety
+/// `root` is the PML4 of tables that map this code, `info` and the stack; the firmware is not needed any more.
+unsafe fn enter(root: u64, stack_top: u64, info: *mut BootInfo, entry: Entry) -> ! {
+    // SAFETY: no-execute is architectural in 64-bit mode where CPUID has it, as every CPU with VMX does; write
+    // protection and global pages are what the tables were built for; SSE is what this code is compiled for.
+    unsafe {
+        Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE));
+        Cr0::update(|cr0| cr0.insert(Cr0Flags::WRITE_PROTECT));
+        Cr4::update(|cr4| {
+            cr4.insert(Cr4Flags::PAGE_GLOBAL | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE);
+        });
+        asm!(
+            "mov cr3, {root}",
+            "mov rsp, {stack}",
+            "xor ebp, ebp",
+            "push 0",
+            "jmp {entry}",
+            root = in(reg) root,
+            stack = in(reg) stack_top,
+            entry = in(reg) entry,
+            in("rdi") info,
+            options(noreturn),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_is_joined_whoever_uses_it() {
+        let region = |start, end, kind| Region { start, end, kind };
+        let map = [
+            region(0, 0x9000, RegionKind::Conventional),
+            region(0x9000, 0xA000, RegionKind::BootServices),
+            region(0xA000, 0xB000, RegionKind::Reserved),
+            region(0xB000, 0xC000, RegionKind::AcpiNvs),
+            region(0xD000, 0xE000, RegionKind::Loader),
+        ];
+        assert_eq!(
+            ram_extents(&map),
+            [(0, 0xA000), (0xB000, 0xC000), (0xD000, 0xE000)]
+        );
+    }
+}

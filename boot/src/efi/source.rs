@@ -1,0 +1,251 @@
+//! Where the program was loaded from, and files from there: a file system, or TFTP through PXE Base Code.
+#![expect(
+    unsafe_code,
+    reason = "protocols are opened without taking them away from the firmware's drivers"
+)]
+
+use alloc::{format, string::String, vec, vec::Vec};
+use core::net::{IpAddr, Ipv4Addr};
+
+use uefi::{
+    CStr8, CStr16, CString16, Handle, Status,
+    boot::{self, OpenProtocolAttributes, OpenProtocolParams, ScopedProtocol},
+    proto::{
+        ProtocolPointer,
+        device_path::{DevicePath, DeviceSubType, DeviceType},
+        loaded_image::LoadedImage,
+        media::file::{File, FileAttribute, FileInfo, FileMode},
+        media::fs::SimpleFileSystem,
+        network::pxe::BaseCode,
+    },
+};
+
+use crate::Source;
+
+/// No file that is loaded at boot may be larger, in bytes: 4 GiB.
+const MAX_FILE: u64 = 4 << 30;
+
+/// The place that the program came from, ready to be read.
+pub struct Place {
+    /// What it is, for people.
+    pub source: Source,
+    way: Way,
+}
+
+enum Way {
+    Disk {
+        fs: ScopedProtocol<SimpleFileSystem>,
+        folder: String,
+    },
+    Pxe {
+        base_code: ScopedProtocol<BaseCode>,
+        server: IpAddr,
+        folder: String,
+    },
+    Nowhere,
+}
+
+impl Place {
+    /// Finds out where the running image was loaded from.
+    pub fn of_image(image: &LoadedImage) -> Self {
+        let Some(device) = image.device() else {
+            return Self::nowhere();
+        };
+        let path = image.file_path().map(path_text).unwrap_or_default();
+        if let Some(fs) = open::<SimpleFileSystem>(device) {
+            let folder = folder_of(&path, '\\');
+            return Self {
+                source: Source::Disk(path),
+                way: Way::Disk { fs, folder },
+            };
+        }
+        let Some(base_code) = open::<BaseCode>(device) else {
+            return Self::nowhere();
+        };
+        match boot_server(&base_code) {
+            Some((server, file)) => Self {
+                source: Source::Pxe(server),
+                way: Way::Pxe {
+                    base_code,
+                    server,
+                    folder: folder_of(&file, '/'),
+                },
+            },
+            None => Self::nowhere(),
+        }
+    }
+
+    fn nowhere() -> Self {
+        Self {
+            source: Source::Unknown,
+            way: Way::Nowhere,
+        }
+    }
+
+    /// The length in bytes of the file at `path` from the folder of the program; `None` where there is no such file.
+    ///
+    /// # Errors
+    /// Why it can't be told, for the operator.
+    pub fn len(&mut self, path: &str) -> Result<Option<u64>, String> {
+        let len = match &mut self.way {
+            Way::Nowhere => return Ok(None),
+            Way::Disk { fs, folder } => open_file(fs, folder, path).and_then(|mut file| {
+                let mut buffer = vec![0u64; 64];
+                // SAFETY: any byte pattern of the buffer is initialised, and it is aligned to 8 bytes.
+                let bytes = unsafe {
+                    core::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<u8>(), 512)
+                };
+                file.get_info::<FileInfo>(bytes)
+                    .map(|info| info.file_size())
+                    .map_err(|e| e.status())
+            }),
+            Way::Pxe {
+                base_code,
+                server,
+                folder,
+            } => {
+                let name = tftp_name(folder, path);
+                CStr8::from_bytes_with_nul(&name)
+                    .map_err(|_| Status::INVALID_PARAMETER)
+                    .and_then(|name| {
+                        base_code
+                            .tftp_get_file_size(server, name)
+                            .map_err(|e| e.status())
+                    })
+            }
+        };
+        match len {
+            Ok(len) if len > MAX_FILE => Err(format!("{path}: {len} bytes are more than 4 GiB")),
+            Ok(len) => Ok(Some(len)),
+            // A TFTP server says "not found" with an error packet, which this status stands for.
+            Err(Status::NOT_FOUND | Status::TFTP_ERROR) => Ok(None),
+            Err(status) => Err(format!("{path}: {status}")),
+        }
+    }
+
+    /// Reads the file at `path` into `buffer`, which is as long as [`Self::len`] said.
+    ///
+    /// # Errors
+    /// Why it can't be read, for the operator.
+    pub fn read(&mut self, path: &str, buffer: &mut [u8]) -> Result<(), String> {
+        let wanted = buffer.len();
+        let got = match &mut self.way {
+            Way::Nowhere => Err(Status::NOT_FOUND),
+            Way::Disk { fs, folder } => open_file(fs, folder, path)
+                .and_then(|file| file.into_regular_file().ok_or(Status::UNSUPPORTED))
+                .and_then(|mut file| file.read(buffer).map_err(|e| e.status())),
+            Way::Pxe {
+                base_code,
+                server,
+                folder,
+            } => {
+                let name = tftp_name(folder, path);
+                CStr8::from_bytes_with_nul(&name)
+                    .map_err(|_| Status::INVALID_PARAMETER)
+                    .and_then(|name| {
+                        base_code
+                            .tftp_read_file(server, name, Some(buffer))
+                            .map(|n| n as usize)
+                            .map_err(|e| e.status())
+                    })
+            }
+        };
+        match got {
+            Ok(n) if n == wanted => Ok(()),
+            Ok(n) => Err(format!("{path}: {n} of {wanted} bytes could be read")),
+            Err(status) => Err(format!("{path}: {status}")),
+        }
+    }
+}
+
+/// Opens a protocol beside whoever else uses it.
+fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
+    let params = OpenProtocolParams {
+        handle,
+        agent: boot::image_handle(),
+        controller: None,
+    };
+    // SAFETY: the handle is the device that this image was loaded from, which stays connected while boot services
+    // last; nothing else runs while the protocol is called.
+    unsafe { boot::open_protocol(params, OpenProtocolAttributes::GetProtocol) }.ok()
+}
+
+fn open_file(
+    fs: &mut SimpleFileSystem,
+    folder: &str,
+    path: &str,
+) -> Result<uefi::proto::media::file::FileHandle, Status> {
+    let full = format!("{folder}{}", path.replace('/', "\\"));
+    let name = CString16::try_from(full.as_str()).map_err(|_| Status::INVALID_PARAMETER)?;
+    let mut root = fs.open_volume().map_err(|e| e.status())?;
+    root.open(&name, FileMode::Read, FileAttribute::empty())
+        .map_err(|e| e.status())
+}
+
+/// The server and the name of the boot file in the DHCP answers that the firmware has cached.
+fn boot_server(base_code: &BaseCode) -> Option<(IpAddr, String)> {
+    let mode = base_code.mode();
+    let packets = [
+        (mode.pxe_reply_received(), mode.pxe_reply()),
+        (mode.proxy_offer_received(), mode.proxy_offer()),
+        (mode.dhcp_ack_received(), mode.dhcp_ack()),
+    ];
+    for (received, packet) in packets {
+        if !received || mode.using_ipv6() {
+            continue;
+        }
+        // SAFETY: the packet is the IPv4 form, since the protocol does not use IPv6; both forms are plain bytes.
+        let v4 = unsafe { &packet.dhcpv4 };
+        let server = Ipv4Addr::from(v4.bootp_si_addr);
+        if !server.is_unspecified() {
+            let file = &v4.bootp_boot_file;
+            let end = file.iter().position(|&b| b == 0).unwrap_or(file.len());
+            return Some((
+                IpAddr::V4(server),
+                String::from_utf8_lossy(&file[..end]).into_owned(),
+            ));
+        }
+    }
+    None
+}
+
+fn tftp_name(folder: &str, path: &str) -> Vec<u8> {
+    format!("{folder}{path}\0").into_bytes()
+}
+
+/// The file path nodes of a device path, joined.
+fn path_text(path: &DevicePath) -> String {
+    let mut text = String::new();
+    for node in path.node_iter() {
+        if node.full_type() != (DeviceType::MEDIA, DeviceSubType::MEDIA_FILE_PATH) {
+            continue;
+        }
+        let units: Vec<u16> = node
+            .data()
+            .chunks_exact(2)
+            .map(|c| u16::from_le_bytes([c[0], c[1]]))
+            .collect();
+        if let Ok(part) = CStr16::from_u16_until_nul(&units) {
+            text.push_str(&String::from(part));
+        }
+    }
+    text
+}
+
+/// The folder of a path, with its last separator; empty where the path has none.
+fn folder_of(path: &str, separator: char) -> String {
+    path.rfind(separator)
+        .map_or_else(String::new, |at| path[..=at].into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_looked_for_next_to_the_program() {
+        assert_eq!(folder_of("\\EFI\\BOOT\\BOOTX64.EFI", '\\'), "\\EFI\\BOOT\\");
+        assert_eq!(folder_of("boot.efi", '/'), "");
+        assert_eq!(tftp_name("seamark/", "a/b"), b"seamark/a/b\0");
+    }
+}

@@ -1,0 +1,313 @@
+//! The host's own page tables: 4 levels, the largest pages that fit.
+//!
+//! Pure: the tables are reached through [`Tables`], so that the same code runs under the firmware, in the hypervisor
+//! and in tests. Who changes a mapping that a CPU may have cached invalidates it there.
+//!
+//! Source: Intel SDM volume 3A, section 4.5.
+
+/// Where page tables live.
+pub trait Tables {
+    /// A zeroed page for a new table: its physical address; `None` when memory is exhausted.
+    fn alloc(&mut self) -> Option<u64>;
+    /// The table at physical address `pa`, which [`Self::alloc`] gave out.
+    fn table(&mut self, pa: u64) -> &mut [u64; 512];
+}
+
+/// What may be done with a mapping, and how it is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read only, write-back.
+    Read,
+    /// Read and write, write-back.
+    Write,
+    /// Read and execute, write-back.
+    Execute,
+    /// Read and write, uncached: device registers.
+    Device,
+}
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const UNCACHED: u64 = 1 << 3 | 1 << 4;
+const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const NO_EXECUTE: u64 = 1 << 63;
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+impl Access {
+    fn bits(self) -> u64 {
+        PRESENT
+            | ACCESSED_DIRTY
+            | GLOBAL
+            | match self {
+                Self::Read => NO_EXECUTE,
+                Self::Write => WRITABLE | NO_EXECUTE,
+                Self::Execute => 0,
+                Self::Device => WRITABLE | UNCACHED | NO_EXECUTE,
+            }
+    }
+}
+
+/// Why a mapping could not be made or taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// No memory for another table.
+    NoMemory,
+    /// An address or a length is not a multiple of 4 KiB, or the virtual range wraps.
+    Alignment,
+    /// Something is mapped at this virtual address already.
+    Mapped(u64),
+    /// A large page covers this virtual address, of which only a part was asked for.
+    Large(u64),
+}
+
+/// A set of page tables.
+pub struct PageTables<T> {
+    root: u64,
+    gib_pages: bool,
+    tables: T,
+}
+
+impl<T: Tables> PageTables<T> {
+    /// New, empty tables. `gib_pages` tells whether the CPU has 1 GiB pages (CPUID 0x80000001 EDX bit 26).
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub fn new(mut tables: T, gib_pages: bool) -> Result<Self, Error> {
+        let root = tables.alloc().ok_or(Error::NoMemory)?;
+        Ok(Self {
+            root,
+            gib_pages,
+            tables,
+        })
+    }
+
+    /// Tables that exist already, with their PML4 at `root`.
+    pub fn existing(tables: T, root: u64, gib_pages: bool) -> Self {
+        Self {
+            root,
+            gib_pages,
+            tables,
+        }
+    }
+
+    /// Physical address of the PML4.
+    pub fn root(&self) -> u64 {
+        self.root
+    }
+
+    /// Maps `len` bytes at virtual address `va` to physical address `pa`.
+    ///
+    /// # Errors
+    /// [`Error`]; what was mapped before the error stays mapped.
+    pub fn map(&mut self, va: u64, pa: u64, len: u64, access: Access) -> Result<(), Error> {
+        if !(va | pa | len).is_multiple_of(4096) || va.checked_add(len).is_none() {
+            return Err(Error::Alignment);
+        }
+        let mut done = 0;
+        while done < len {
+            let (va, pa) = (va + done, pa + done);
+            let level = self.largest(va | pa, len - done);
+            let large = if level > 0 { LARGE } else { 0 };
+            let entry = self.entry(va, level)?;
+            if *entry & PRESENT != 0 {
+                return Err(Error::Mapped(va));
+            }
+            *entry = pa | large | access.bits();
+            done += page_size(level);
+        }
+        Ok(())
+    }
+
+    /// Takes away `len` bytes of mappings at `va`; what is not mapped is passed over.
+    ///
+    /// # Errors
+    /// [`Error::Large`] when the range covers only a part of a large page, [`Error::Alignment`].
+    pub fn unmap(&mut self, va: u64, len: u64) -> Result<(), Error> {
+        if !(va | len).is_multiple_of(4096) || va.checked_add(len).is_none() {
+            return Err(Error::Alignment);
+        }
+        let mut done = 0;
+        while done < len {
+            let at = va + done;
+            let (table, index, level) = self.leaf(at);
+            let entry = &mut self.tables.table(table)[index];
+            let size = page_size(level);
+            if *entry & PRESENT == 0 {
+                done += size - at % size;
+                continue;
+            }
+            if !at.is_multiple_of(size) || len - done < size {
+                return Err(Error::Large(at));
+            }
+            *entry = 0;
+            done += size;
+        }
+        Ok(())
+    }
+
+    /// The physical address behind `va`; `None` where nothing is mapped.
+    pub fn translate(&mut self, va: u64) -> Option<u64> {
+        let (table, index, level) = self.leaf(va);
+        let entry = self.tables.table(table)[index];
+        let inside = page_size(level) - 1;
+        (entry & PRESENT != 0).then_some(entry & ADDRESS & !inside | va & inside)
+    }
+
+    /// The largest level at which addresses with these bits and this much left can be mapped.
+    fn largest(&self, bits: u64, left: u64) -> u32 {
+        let fits = |level| bits.is_multiple_of(page_size(level)) && left >= page_size(level);
+        match () {
+            () if self.gib_pages && fits(2) => 2,
+            () if fits(1) => 1,
+            () => 0,
+        }
+    }
+
+    /// The entry for `va` at `level`, with the tables above it made where they are missing.
+    fn entry(&mut self, va: u64, level: u32) -> Result<&mut u64, Error> {
+        let mut table = self.root;
+        for at in (level + 1..=3).rev() {
+            let entry = self.tables.table(table)[index(va, at)];
+            table = if entry & PRESENT == 0 {
+                let new = self.tables.alloc().ok_or(Error::NoMemory)?;
+                self.tables.table(table)[index(va, at)] =
+                    new | PRESENT | WRITABLE | ACCESSED_DIRTY & !(1 << 6);
+                new
+            } else if entry & LARGE != 0 {
+                return Err(Error::Mapped(va));
+            } else {
+                entry & ADDRESS
+            };
+        }
+        Ok(&mut self.tables.table(table)[index(va, level)])
+    }
+
+    /// Where the walk for `va` ends: the table, the index in it, and the level.
+    fn leaf(&mut self, va: u64) -> (u64, usize, u32) {
+        let mut table = self.root;
+        for level in (1..=3).rev() {
+            let entry = self.tables.table(table)[index(va, level)];
+            if entry & PRESENT == 0 || entry & LARGE != 0 {
+                return (table, index(va, level), level);
+            }
+            table = entry & ADDRESS;
+        }
+        (table, index(va, 0), 0)
+    }
+}
+
+fn page_size(level: u32) -> u64 {
+    4096 << (9 * level)
+}
+
+fn index(va: u64, level: u32) -> usize {
+    (va >> (12 + 9 * level)) as usize & 511
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Pool(Vec<Box<[u64; 512]>>, usize);
+
+    impl Tables for Pool {
+        fn alloc(&mut self) -> Option<u64> {
+            (self.0.len() < self.1).then(|| {
+                self.0.push(Box::new([0; 512]));
+                (self.0.len() as u64) << 12
+            })
+        }
+        fn table(&mut self, pa: u64) -> &mut [u64; 512] {
+            &mut self.0[(pa >> 12) as usize - 1]
+        }
+    }
+
+    fn tables() -> PageTables<Pool> {
+        PageTables::new(Pool(vec![], 100), true).unwrap()
+    }
+
+    const GIB: u64 = 1 << 30;
+    const MIB2: u64 = 2 << 20;
+
+    #[test]
+    fn a_gibibyte_takes_one_entry_where_it_is_aligned() {
+        let mut t = tables();
+        t.map(crate::layout::DIRECT_MAP, 0, 4 * GIB, Access::Write)
+            .unwrap();
+        assert_eq!(t.tables.0.len(), 2, "a PML4 and one PDPT");
+        assert_eq!(
+            t.translate(crate::layout::DIRECT_MAP + 3 * GIB + 12345),
+            Some(3 * GIB + 12345)
+        );
+        assert_eq!(t.translate(crate::layout::DIRECT_MAP + 4 * GIB), None);
+    }
+
+    #[test]
+    fn small_pages_fill_what_large_ones_cannot() {
+        let mut t = tables();
+        t.map(0x1000, 0x1000, GIB + MIB2, Access::Read).unwrap();
+        for va in [0x1000, MIB2 - 1, MIB2, GIB - 1, GIB, GIB + MIB2] {
+            assert_eq!(t.translate(va), Some(va), "{va:#x}");
+        }
+        assert_eq!(t.translate(0xFFF), None);
+        assert_eq!(t.translate(GIB + MIB2 + 0x1000), None);
+    }
+
+    #[test]
+    fn without_gib_pages_2_mib_pages_serve() {
+        let mut t = PageTables::new(Pool(vec![], 100), false).unwrap();
+        t.map(GIB, GIB, GIB, Access::Write).unwrap();
+        assert_eq!(t.tables.0.len(), 3);
+        assert_eq!(t.translate(GIB + MIB2 + 5), Some(GIB + MIB2 + 5));
+    }
+
+    #[test]
+    fn nothing_is_mapped_twice() {
+        let mut t = tables();
+        t.map(0x1000, 0x5000, 0x1000, Access::Write).unwrap();
+        assert_eq!(
+            t.map(0x1000, 0x6000, 0x1000, Access::Write),
+            Err(Error::Mapped(0x1000))
+        );
+        t.map(GIB, GIB, GIB, Access::Write).unwrap();
+        assert_eq!(
+            t.map(GIB + 0x1000, 0, 0x1000, Access::Write),
+            Err(Error::Mapped(GIB + 0x1000))
+        );
+    }
+
+    #[test]
+    fn unmapping_frees_the_range_and_no_more() {
+        let mut t = tables();
+        t.map(0x1000, 0x1000, 0x3000, Access::Write).unwrap();
+        t.unmap(0x2000, 0x1000).unwrap();
+        assert_eq!(t.translate(0x1000), Some(0x1000));
+        assert_eq!(t.translate(0x2000), None);
+        assert_eq!(t.translate(0x3000), Some(0x3000));
+        t.map(GIB, GIB, GIB, Access::Write).unwrap();
+        assert_eq!(t.unmap(GIB, MIB2), Err(Error::Large(GIB)));
+        t.unmap(0, 2 * GIB).unwrap();
+        assert_eq!(t.translate(GIB), None);
+    }
+
+    #[test]
+    fn no_mapping_is_both_writable_and_executable() {
+        for access in [Access::Read, Access::Write, Access::Execute, Access::Device] {
+            let bits = access.bits();
+            assert!(bits & WRITABLE == 0 || bits & NO_EXECUTE != 0);
+        }
+    }
+
+    #[test]
+    fn bad_ranges_and_empty_pools_are_errors() {
+        let mut t = PageTables::new(Pool(vec![], 2), true).unwrap();
+        assert_eq!(t.map(1, 0, 4096, Access::Read), Err(Error::Alignment));
+        assert_eq!(t.map(0, 0, 4096, Access::Read), Err(Error::NoMemory));
+        assert_eq!(
+            t.map(!0xFFF, 0, 0x2000, Access::Read),
+            Err(Error::Alignment)
+        );
+    }
+}
