@@ -9,11 +9,12 @@
 
 mod source;
 
+pub use uefi::{Handle, Status};
+
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{arch::asm, ffi::c_void, fmt, slice};
 
 use uefi::{
-    Handle,
     boot::{self as services, AllocateType, MemoryType},
     mem::memory_map::MemoryMap,
     proto::loaded_image::LoadedImage,
@@ -321,7 +322,7 @@ fn build_tables(
             }
         }
     }
-    tables.map(heap.0, heap.0, heap.1, Access::Write)?;
+    tables.map(heap.0, heap.0, heap.1 - heap.0, Access::Write)?;
     if let Some(page) = trampoline {
         tables.map(page, page, 4096, Access::Execute)?;
     }

@@ -1,0 +1,135 @@
+//! The log: every record goes to the ring, and as a line to the serial port.
+
+use alloc::vec::Vec;
+use core::{
+    fmt::{self, Write},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use log::{LevelFilter, Log, Metadata};
+
+use crate::{
+    cpu,
+    ring::{Record, Ring},
+    serial,
+    sync::IrqLock,
+    time,
+};
+
+const RING_BYTES: usize = 128 << 10;
+/// The longest message in bytes; what is longer is cut.
+const LINE: usize = 1024;
+
+static RING: IrqLock<Ring<RING_BYTES>> = IrqLock::new(Ring::new());
+static TO_SERIAL: AtomicBool = AtomicBool::new(true);
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let mut line = Line::new();
+        let _ = line.write_fmt(*record.args());
+        let entry = Record {
+            us: time::us(),
+            cpu: cpu::number(),
+            level: record.level(),
+            target: record.target(),
+            message: line.as_str(),
+        };
+        RING.lock().push(&entry);
+        if TO_SERIAL.load(Relaxed) {
+            let _ = writeln!(
+                serial::port(),
+                "[{:5}.{:06}] cpu{} {:5} {}: {}",
+                entry.us / 1_000_000,
+                entry.us % 1_000_000,
+                entry.cpu,
+                entry.level,
+                entry.target,
+                entry.message
+            );
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts logging at level `info`.
+pub fn init() {
+    // Only a second call fails, and it changes nothing.
+    let _ = log::set_logger(&Logger);
+    log::set_max_level(LevelFilter::Info);
+}
+
+/// Whether log lines go to the serial port as well, beside the ring: not while somebody works at the console.
+pub fn to_serial(on: bool) {
+    TO_SERIAL.store(on, Relaxed);
+}
+
+/// Shows `visit` every record that the ring still holds, oldest first, and returns how many it has lost.
+///
+/// `visit` may log: it works on a copy.
+pub fn visit(visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
+    let ring = RING.lock();
+    let lost = ring.lost();
+    let copies: Vec<_> = ring
+        .iter()
+        .map(|r| {
+            let mut text = alloc::string::String::with_capacity(r.target.len() + r.message.len());
+            text.push_str(r.target);
+            text.push_str(r.message);
+            (r.us, r.cpu, r.level, r.target.len(), text)
+        })
+        .collect();
+    drop(ring);
+    for (us, cpu, level, target_len, text) in &copies {
+        let (target, message) = text.split_at(*target_len);
+        visit(&Record {
+            us: *us,
+            cpu: *cpu,
+            level: *level,
+            target,
+            message,
+        });
+    }
+    lost
+}
+
+/// One formatted message, without the heap.
+struct Line {
+    bytes: [u8; LINE],
+    len: usize,
+}
+
+impl Line {
+    fn new() -> Self {
+        Self {
+            bytes: [0; LINE],
+            len: 0,
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        core::str::from_utf8(&self.bytes[..self.len]).unwrap_or("")
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let fits = s.floor_char_boundary(LINE - self.len);
+        self.bytes[self.len..self.len + fits].copy_from_slice(&s.as_bytes()[..fits]);
+        self.len += fits;
+        if fits == s.len() {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
+    }
+}
