@@ -1,3 +1,6 @@
 //! Whole-system tests under QEMU, and the QEMU driver that they share with xtask.
 
+pub mod console;
+pub mod media;
 pub mod programs;
+pub mod qemu;

@@ -1,8 +1,12 @@
 //! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`.
 
 mod build;
+mod host;
+mod image;
+mod run;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -20,6 +24,17 @@ struct Arguments {
 enum Task {
     /// Build the hypervisor (seamark.efi) and the SEAM stub (seamstub.rom).
     Build,
+    /// Make a disk image that boots on a server or in QEMU.
+    Image {
+        /// The configuration (seamark.toml); the files that it names are taken along
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Where to write the image
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Run Seamark in QEMU; the terminal becomes its serial console.
+    Run(run::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +50,10 @@ fn main() -> ExitCode {
 
 fn execute(task: Task) -> Result<()> {
     match task {
-        Task::Build => build::all().map(drop),
+        Task::Build => build::report(&build::all()?),
+        Task::Image { config, output } => {
+            image::write(&build::all()?, config.as_deref(), output.as_deref()).map(drop)
+        }
+        Task::Run(options) => run::run(&build::all()?, &options),
     }
 }

@@ -58,7 +58,7 @@ const PROBE: Bare = Bare {
     budget: None,
 };
 
-/// Builds every program and prints the size and SHA-256 of each.
+/// Builds every program.
 ///
 /// # Errors
 /// When cargo fails, when the ELF is none that can be converted, or when a size budget is exceeded.
@@ -75,6 +75,23 @@ pub fn all() -> Result<Programs> {
     Ok(Programs::in_directory(&out))
 }
 
+/// Prints the size and SHA-256 of what is loaded on a machine.
+///
+/// # Errors
+/// When a program can't be read.
+pub fn report(programs: &Programs) -> Result<()> {
+    for path in [programs.seamark(), programs.rom()] {
+        let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        println!(
+            "{}  {} bytes  SHA-256 {}",
+            path.display(),
+            bytes.len(),
+            sha256(&bytes)
+        );
+    }
+    Ok(())
+}
+
 impl Bare {
     fn build(&self, out: &Path) -> Result<()> {
         let elf = self.compile()?;
@@ -83,11 +100,11 @@ impl Bare {
         let image = pe::write(&program, self.subsystem).with_context(|| self.bin.to_owned())?;
 
         let symbols = out.join(format!("{}.elf", self.bin));
-        fs::write(&symbols, &file).with_context(|| format!("can't write {}", symbols.display()))?;
-        write_and_report(&out.join(format!("{}.efi", self.bin)), &image)?;
+        write(&symbols, &file)?;
+        write(&out.join(format!("{}.efi", self.bin)), &image)?;
         if self.rom {
             let rom = rom::wrap(&image, rom::PCI_TESTDEV)?;
-            write_and_report(&out.join(format!("{}.rom", self.bin)), &rom)?;
+            write(&out.join(format!("{}.rom", self.bin)), &rom)?;
         }
         if let Some(budget) = self.budget {
             ensure!(
@@ -162,15 +179,8 @@ fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }
 
-fn write_and_report(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))?;
-    println!(
-        "{}  {:>7} bytes  SHA-256 {}",
-        path.display(),
-        bytes.len(),
-        sha256(bytes)
-    );
-    Ok(())
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -1,0 +1,148 @@
+//! A disk image: GPT with one EFI system partition, FAT32.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
+use fscommon::{BufStream, StreamSlice};
+use gpt::disk::LogicalBlockSize;
+use gpt::mbr::ProtectiveMBR;
+use gpt::partition_types;
+
+const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+
+/// What a FAT32 with its smallest clusters needs at least, and room to spare.
+const SMALLEST_PARTITION: u64 = 48 * MIB;
+
+/// Both partition tables, each below a MiB.
+const TABLES: u64 = 2 * MIB;
+
+/// Writes `files` (paths with `/` between their parts) to a new image. It is sparse: the file system's free space
+/// takes no room.
+pub fn write(image: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    let content: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let partition = SMALLEST_PARTITION + (content + content / 8).next_multiple_of(MIB);
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(image)?;
+    file.set_len(partition + TABLES)?;
+
+    let last_sector = u32::try_from((partition + TABLES) / SECTOR - 1).unwrap_or(u32::MAX);
+    ProtectiveMBR::with_lb_size(last_sector).overwrite_lba0(&mut file)?;
+    let mut disk = gpt::GptConfig::new()
+        .writable(true)
+        .logical_block_size(LogicalBlockSize::Lb512)
+        .create_from_device(file, None)?;
+    let id = disk.add_partition(
+        "EFI",
+        partition,
+        partition_types::EFI,
+        0,
+        Some(MIB / SECTOR),
+    )?;
+    let range = disk
+        .partitions()
+        .get(&id)
+        .context("the partition just made")?;
+    let start = range.bytes_start(LogicalBlockSize::Lb512)?;
+    let end = start + range.bytes_len(LogicalBlockSize::Lb512)?;
+    let file = disk.write()?;
+
+    let mut volume = BufStream::new(StreamSlice::new(file, start, end)?);
+    let format = FormatVolumeOptions::new()
+        .fat_type(FatType::Fat32)
+        .bytes_per_cluster(512)
+        .volume_label(*b"SEAMARK    ");
+    fatfs::format_volume(&mut volume, format)?;
+    let volume = FileSystem::new(volume, FsOptions::new())?;
+    write_files(&volume, files)?;
+    volume.unmount()?;
+    Ok(())
+}
+
+fn write_files<T: Read + Write + Seek>(
+    volume: &FileSystem<T>,
+    files: &[(&str, &[u8])],
+) -> Result<()> {
+    let root = volume.root_dir();
+    let mut made = BTreeSet::new();
+    for (path, bytes) in files {
+        for (end, _) in path.match_indices('/') {
+            if made.insert(&path[..end]) {
+                root.create_dir(&path[..end])?;
+            }
+        }
+        let mut file = root.create_file(path)?;
+        file.truncate()?;
+        file.write_all(bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_read_back_through_gpt_and_fat32() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("disk.img");
+        let program = vec![0x5A; 100_000];
+        write(
+            &image,
+            &[
+                ("EFI/BOOT/BOOTX64.EFI", &program),
+                ("EFI/a.txt", b"a"),
+                ("b.txt", b""),
+            ],
+        )
+        .unwrap();
+
+        let disk = gpt::GptConfig::new().open(&image).unwrap();
+        let partition = disk.partitions()[&1].clone();
+        assert_eq!(partition.part_type_guid, partition_types::EFI);
+        let start = partition.bytes_start(LogicalBlockSize::Lb512).unwrap();
+        let len = partition.bytes_len(LogicalBlockSize::Lb512).unwrap();
+        let slice = StreamSlice::new(File::open(&image).unwrap(), start, start + len).unwrap();
+        let volume = FileSystem::new(ReadOnly(slice), FsOptions::new()).unwrap();
+        assert_eq!(volume.fat_type(), FatType::Fat32);
+        let mut read = Vec::new();
+        let mut file = volume.root_dir().open_file("EFI/BOOT/BOOTX64.EFI").unwrap();
+        file.read_to_end(&mut read).unwrap();
+        assert_eq!(read, program);
+        assert!(volume.root_dir().open_file("EFI/a.txt").is_ok());
+        assert!(volume.root_dir().open_file("b.txt").is_ok());
+    }
+
+    /// fatfs asks for `Write` even to read.
+    struct ReadOnly(StreamSlice<File>);
+
+    impl Read for ReadOnly {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Seek for ReadOnly {
+        fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    impl Write for ReadOnly {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::ErrorKind::PermissionDenied.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+}

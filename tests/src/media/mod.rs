@@ -1,0 +1,168 @@
+//! What a machine boots from: the hypervisor, its configuration and the files that this names, on a disk or in a
+//! directory for TFTP.
+
+mod disk;
+
+use std::fs;
+use std::path::{Component, Path};
+
+use anyhow::{Context, Result, ensure};
+
+/// Where UEFI looks for a program on a disk without a boot entry.
+const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
+
+/// The name of the configuration, beside the hypervisor.
+const CONFIG_FILE: &str = "seamark.toml";
+
+/// An EFI program and the files that it reads from where it was loaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Media {
+    program: Vec<u8>,
+    /// Paths relative to the program's own root, with `/` between their parts.
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Media {
+    /// The EFI program in `file`.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn of_program(file: &Path) -> Result<Self> {
+        Ok(Self {
+            program: read(file)?,
+            files: Vec::new(),
+        })
+    }
+
+    /// Adds a configuration as it is, whether it is a good one or not.
+    #[must_use]
+    pub fn with_config_text(mut self, text: &str) -> Self {
+        self.files.push((CONFIG_FILE.to_owned(), text.into()));
+        self
+    }
+
+    /// Adds the configuration in `file` and every file that it names. A string in it names a file when it is the path
+    /// of one relative to the configuration's own directory.
+    ///
+    /// # Errors
+    /// When the configuration is no TOML, or a file can't be read.
+    pub fn with_config(mut self, file: &Path) -> Result<Self> {
+        let text = String::from_utf8(read(file)?)
+            .with_context(|| format!("{} is no UTF-8", file.display()))?;
+        let table: toml::Table =
+            toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+        let home = file.parent().unwrap_or(Path::new("."));
+        let mut named = Vec::new();
+        strings(&toml::Value::Table(table), &mut named);
+        named.sort();
+        named.dedup();
+        for name in named {
+            if is_inner(&name) && home.join(&name).is_file() {
+                self.files.push((name.clone(), read(&home.join(&name))?));
+            }
+        }
+        Ok(self.with_config_text(&text))
+    }
+
+    /// Writes a GPT disk image with a FAT32 EFI system partition, replacing `image`.
+    ///
+    /// # Errors
+    /// When the image can't be written.
+    pub fn write_disk(&self, image: &Path) -> Result<()> {
+        let mut files = vec![(REMOVABLE_BOOT_FILE, &*self.program)];
+        files.extend(self.files.iter().map(|(name, bytes)| (&**name, &**bytes)));
+        disk::write(image, &files).with_context(|| format!("can't write {}", image.display()))
+    }
+
+    /// Writes the files into a directory for TFTP, the program as `name`.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn write_directory(&self, directory: &Path, name: &str) -> Result<()> {
+        let files = self.files.iter().map(|(name, bytes)| (&**name, bytes));
+        for (name, bytes) in files.chain([(name, &self.program)]) {
+            let path = directory.join(name);
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)
+                    .with_context(|| format!("can't create {}", parent.display()))?;
+            }
+            fs::write(&path, bytes).with_context(|| format!("can't write {}", path.display()))?;
+        }
+        ensure!(!self.program.is_empty(), "the EFI program is empty");
+        Ok(())
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("can't read {}", file.display()))
+}
+
+/// Every string in a TOML value.
+fn strings(value: &toml::Value, found: &mut Vec<String>) {
+    match value {
+        toml::Value::String(text) => found.push(text.clone()),
+        toml::Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
+        toml::Value::Table(table) => table.values().for_each(|item| strings(item, found)),
+        _ => {}
+    }
+}
+
+/// Whether a path stays below where it starts.
+fn is_inner(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    !name.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn a_config_brings_the_files_that_it_names() {
+        let config = "[[td]]\nname = \"a\"\nfirmware = \"fw/td.fd\"\nkernel = \"/etc/passwd\"\n";
+        let home = directory_with(&[
+            ("seamark.toml", config),
+            ("fw/td.fd", "firmware"),
+            ("seamark.efi", "MZ"),
+            ("other", "not named"),
+        ]);
+        let media = Media::of_program(&home.path().join("seamark.efi"))
+            .unwrap()
+            .with_config(&home.path().join("seamark.toml"))
+            .unwrap();
+        let names: Vec<_> = media.files.iter().map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["fw/td.fd", "seamark.toml"]);
+    }
+
+    #[test]
+    fn a_path_can_not_climb_out_of_the_configs_directory() {
+        assert!(is_inner("a/b"));
+        assert!(!is_inner("../a") && !is_inner("/a") && !is_inner(""));
+    }
+
+    #[test]
+    fn the_tftp_directory_holds_the_program_under_its_name() {
+        let home = directory_with(&[("p.efi", "MZ")]);
+        let media = Media::of_program(&home.path().join("p.efi")).unwrap();
+        let tftp = tempfile::tempdir().unwrap();
+        media
+            .with_config_text("x = 1")
+            .write_directory(tftp.path(), "seamark.efi")
+            .unwrap();
+        assert_eq!(fs::read(tftp.path().join("seamark.efi")).unwrap(), b"MZ");
+        assert_eq!(
+            fs::read(tftp.path().join("seamark.toml")).unwrap(),
+            b"x = 1"
+        );
+    }
+}

@@ -1,0 +1,196 @@
+//! From a [`Machine`] to QEMU's command line.
+
+use std::path::{Path, PathBuf};
+
+use super::machine::{Boot, Machine};
+
+/// The emulator, on the search path.
+pub const EMULATOR: &str = "qemu-system-x86_64";
+
+/// Debian's OVMF without Secure Boot, in two flash parts. Its 4 MiB build does not start on a CPU with 44 or more
+/// physical address bits under TCG (ovmf 2022.11, QEMU 7.2).
+pub const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
+/// The template of its variables, copied for each machine.
+pub const FIRMWARE_VARS: &str = "/usr/share/OVMF/OVMF_VARS.fd";
+
+/// The files of one run.
+pub struct Files {
+    /// This machine's own copy of the firmware's variables.
+    pub vars: PathBuf,
+    /// Where the debug console (port 0xE9) is written.
+    pub debug_console: PathBuf,
+}
+
+/// QEMU's arguments. The serial port is QEMU's standard input and output.
+pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
+    let mut all = Arguments::default();
+    all.add("-nodefaults");
+    all.pair("-display", "none");
+    all.pair("-machine", "q35");
+    all.pair("-accel", "tcg,thread=multi");
+    // A shared GPA has bit 47 set, and KeyIDs are bits 48 to 51 of an address: 48 bits are the width that serves both.
+    let svm = if machine.stub.is_some() {
+        ",+svm,+npt"
+    } else {
+        ""
+    };
+    all.pair("-cpu", format!("max{svm},phys-bits=48"));
+    all.pair(
+        "-smp",
+        format!(
+            "{},sockets={},cores={},threads=1",
+            machine.cpus,
+            machine.sockets,
+            machine.cpus / machine.sockets
+        ),
+    );
+    all.pair("-m", &machine.memory);
+    all.flash(0, Path::new(FIRMWARE_CODE), "on");
+    all.flash(1, &files.vars, "off");
+    all.pair("-chardev", "stdio,id=serial,signal=off");
+    all.pair("-serial", "chardev:serial");
+    all.pair(
+        "-chardev",
+        format!("file,id=debug,path={}", escaped(&files.debug_console)),
+    );
+    all.pair("-device", "isa-debugcon,iobase=0xe9,chardev=debug");
+    if let Some(stub) = &machine.stub {
+        all.pair(
+            "-device",
+            format!("pci-testdev,romfile={}", escaped(&stub.rom)),
+        );
+        for (key, value) in &stub.options {
+            let value = value.replace(',', ",,");
+            all.pair("-fw_cfg", format!("name=opt/seamstub/{key},string={value}"));
+        }
+    }
+    all.boot(&machine.boot);
+    if !machine.reboots {
+        all.add("-no-reboot");
+    }
+    if machine.gdb {
+        all.pair("-gdb", "tcp::1234");
+        all.add("-S");
+    }
+    all.0
+}
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn add(&mut self, argument: impl Into<String>) {
+        self.0.push(argument.into());
+    }
+
+    fn pair(&mut self, name: &str, value: impl Into<String>) {
+        self.add(name);
+        self.add(value);
+    }
+
+    fn flash(&mut self, unit: u32, file: &Path, read_only: &str) {
+        let file = escaped(file);
+        self.pair(
+            "-drive",
+            format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}"),
+        );
+    }
+
+    fn boot(&mut self, boot: &Boot) {
+        match boot {
+            Boot::Disk(image) => {
+                let image = escaped(image);
+                self.pair(
+                    "-drive",
+                    format!("if=none,id=disk,format=raw,readonly=on,file={image}"),
+                );
+                self.pair("-device", "virtio-blk-pci,drive=disk,bootindex=1");
+            }
+            Boot::Network { directory, program } => {
+                let directory = escaped(directory);
+                self.pair(
+                    "-netdev",
+                    format!("user,id=net,tftp={directory},bootfile={program}"),
+                );
+                self.pair("-device", "virtio-net-pci,netdev=net,romfile=,bootindex=1");
+            }
+            Boot::Linux {
+                kernel,
+                command_line,
+            } => {
+                self.pair("-kernel", kernel.display().to_string());
+                self.pair("-append", command_line);
+            }
+        }
+    }
+}
+
+/// A path as QEMU's option lists want it: a comma in it is doubled.
+fn escaped(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::Stub;
+
+    fn line(machine: &Machine) -> String {
+        let files = Files {
+            vars: "/run/vars.fd".into(),
+            debug_console: "/run/debug".into(),
+        };
+        arguments(machine, &files).join(" ")
+    }
+
+    fn disk() -> Boot {
+        Boot::Disk("/run/disk.img".into())
+    }
+
+    #[test]
+    fn cpus_are_spread_over_the_sockets() {
+        let line = line(&Machine::new(disk(), None).with_cpus(16, 4));
+        assert!(
+            line.contains("-smp 16,sockets=4,cores=4,threads=1"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn without_the_stub_there_is_no_svm_and_no_rom() {
+        let line = line(&Machine::new(disk(), None));
+        assert!(!line.contains("svm") && !line.contains("romfile"), "{line}");
+    }
+
+    #[test]
+    fn the_stubs_options_go_through_fw_cfg() {
+        let stub = Stub {
+            rom: "/run/a,b.rom".into(),
+            options: Vec::new(),
+        };
+        let machine = Machine::new(disk(), Some(stub)).with_stub_option("tdx", "off");
+        let line = line(&machine);
+        assert!(line.contains("romfile=/run/a,,b.rom"), "{line}");
+        assert!(
+            line.contains("-fw_cfg name=opt/seamstub/tdx,string=off"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn the_network_card_has_no_rom_of_its_own() {
+        let boot = Boot::Network {
+            directory: "/run/tftp".into(),
+            program: "seamark.efi".into(),
+        };
+        let line = line(&Machine::new(boot, None));
+        assert!(
+            line.contains("tftp=/run/tftp,bootfile=seamark.efi"),
+            "{line}"
+        );
+        assert!(
+            line.contains("virtio-net-pci,netdev=net,romfile=,"),
+            "{line}"
+        );
+    }
+}

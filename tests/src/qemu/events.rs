@@ -1,0 +1,44 @@
+//! What the SEAM stub writes to the debug console (port 0xE9): one JSON object a line.
+
+use serde_json::Value;
+
+/// One object of the debug console.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event(pub Value);
+
+impl Event {
+    /// The field `name` as text; empty where it is missing or no string.
+    pub fn text(&self, name: &str) -> &str {
+        self.0.get(name).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// The events in what the debug console has written so far. A line that is no JSON object is somebody else's, and the
+/// last line may not be complete yet.
+pub fn events(log: &[u8]) -> Vec<Event> {
+    let complete = log
+        .iter()
+        .rposition(|&b| b == b'\n')
+        .map_or(0, |end| end + 1);
+    log[..complete]
+        .split(|&b| b == b'\n')
+        .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
+        .filter(Value::is_object)
+        .map(Event)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_complete_objects_are_events() {
+        let log = b"{\"event\":\"a\"}\nnoise\n42\n{\"event\":\"b\"}\r\n{\"event\":\"c\"";
+        let names: Vec<_> = events(log)
+            .iter()
+            .map(|e| e.text("event").to_owned())
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+    }
+}

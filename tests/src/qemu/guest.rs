@@ -1,0 +1,243 @@
+//! A machine that runs.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::arguments::{EMULATOR, FIRMWARE_VARS, Files, arguments};
+use super::events::{Event, events};
+use super::machine::Machine;
+use super::transcript::{Transcript, Waited, end_of};
+
+/// Where what the serial port says goes besides the transcript, byte by byte as it comes. It is dropped when the machine
+/// has stopped.
+pub type Tee = Box<dyn Write + Send>;
+
+/// How many of the transcript's last lines an error shows.
+const SHOWN_LINES: usize = 25;
+
+/// A running machine. It is stopped when this value goes, and when the process that holds it dies.
+pub struct Guest {
+    child: Child,
+    input: Arc<Mutex<ChildStdin>>,
+    transcript: Arc<Transcript>,
+    reader: Option<JoinHandle<()>>,
+    directory: PathBuf,
+    started: Instant,
+    /// Everything before it was asked for already.
+    cursor: usize,
+}
+
+impl Guest {
+    /// Starts `machine`. `directory` is made anew and keeps what the run leaves: `serial.log`, `debug.log` (the debug
+    /// console) and `qemu.log` (QEMU's own messages).
+    ///
+    /// # Errors
+    /// When QEMU or its firmware is not there, or a file can't be written.
+    pub fn start(machine: &Machine, directory: &Path, tee: Option<Tee>) -> Result<Self> {
+        machine.check()?;
+        if directory.exists() {
+            fs::remove_dir_all(directory)
+                .with_context(|| format!("can't empty {}", directory.display()))?;
+        }
+        fs::create_dir_all(directory)
+            .with_context(|| format!("can't create {}", directory.display()))?;
+        let files = Files {
+            vars: directory.join("vars.fd"),
+            debug_console: directory.join("debug.log"),
+        };
+        fs::copy(FIRMWARE_VARS, &files.vars)
+            .with_context(|| format!("can't copy {FIRMWARE_VARS}; install the package ovmf"))?;
+        let errors = File::create(directory.join("qemu.log"))?;
+        let log = File::create(directory.join("serial.log"))?;
+
+        // setpriv has the kernel kill QEMU when the thread that started it is gone, however that came about.
+        let mut child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", EMULATOR])
+            .args(arguments(machine, &files))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn()
+            .context("can't start setpriv (package util-linux)")?;
+        let input = child.stdin.take().context("QEMU's input is a pipe")?;
+        let output = child.stdout.take().context("QEMU's output is a pipe")?;
+        let transcript = Arc::new(Transcript::default());
+        let reader = thread::spawn({
+            let transcript = Arc::clone(&transcript);
+            move || read(output, &transcript, log, tee)
+        });
+        Ok(Self {
+            child,
+            input: Arc::new(Mutex::new(input)),
+            transcript,
+            reader: Some(reader),
+            directory: directory.to_owned(),
+            started: Instant::now(),
+            cursor: 0,
+        })
+    }
+
+    /// Waits at most `limit` for `pattern` and gives what the serial port said up to it and with it, since the last wait.
+    ///
+    /// # Errors
+    /// When the limit is over, or the machine stopped first. The error shows the last lines.
+    pub fn expect(&mut self, pattern: &str, limit: Duration) -> Result<String> {
+        self.expect_any(&[pattern], limit).map(|(_, text)| text)
+    }
+
+    /// Waits for the first of several patterns; gives its index too.
+    ///
+    /// # Errors
+    /// As [`Guest::expect`].
+    pub fn expect_any(&mut self, patterns: &[&str], limit: Duration) -> Result<(usize, String)> {
+        let start = self.cursor;
+        let waited = self.transcript.wait(start, Instant::now() + limit, |text| {
+            let ends = patterns.iter().enumerate();
+            let ends = ends.filter_map(|(i, pattern)| Some((end_of(text, pattern)?, i)));
+            ends.min()
+        });
+        let what = patterns.join("` or `");
+        match waited {
+            Waited::Found((end, index)) => {
+                self.cursor = start + end;
+                let mut text = self.transcript.since(start);
+                text.truncate(text.floor_char_boundary(end));
+                Ok((index, text))
+            }
+            Waited::Ended => bail!(
+                "the machine stopped while `{what}` was waited for ({})\n{}",
+                self.end_of_qemu(),
+                self.last_lines()
+            ),
+            Waited::TimedOut => bail!(
+                "`{what}` did not come within {} s, {} s after the start\n{}",
+                limit.as_secs(),
+                self.started.elapsed().as_secs(),
+                self.last_lines()
+            ),
+        }
+    }
+
+    /// Writes to the serial port.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer().write_all(bytes)
+    }
+
+    /// A writer to the serial port that another thread can own.
+    pub fn writer(&self) -> SerialWriter {
+        SerialWriter(Arc::clone(&self.input))
+    }
+
+    /// Everything the serial port has said, control sequences removed.
+    pub fn transcript(&self) -> String {
+        self.transcript.since(0)
+    }
+
+    /// Where this run's logs are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the debug console has written so far.
+    ///
+    /// # Errors
+    /// When its log can't be read.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let path = self.directory.join("debug.log");
+        let log = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        Ok(events(&log))
+    }
+
+    /// Waits until the machine has stopped by itself.
+    ///
+    /// # Errors
+    /// When it still runs after `limit`.
+    pub fn wait_for_end(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let end = self
+            .transcript
+            .wait(0, Instant::now() + limit, |_| None::<()>);
+        if end == Waited::TimedOut {
+            bail!(
+                "the machine did not stop within {} s\n{}",
+                limit.as_secs(),
+                self.last_lines()
+            );
+        }
+        // Its output is closed: it is about to exit.
+        Ok(self.child.wait()?)
+    }
+
+    fn end_of_qemu(&mut self) -> String {
+        let status = match self.child.wait() {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let log = fs::read_to_string(self.directory.join("qemu.log")).unwrap_or_default();
+        format!("QEMU: {status} {}", log.trim())
+    }
+
+    fn last_lines(&self) -> String {
+        let text = self.transcript();
+        let lines: Vec<_> = text.lines().collect();
+        let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+        format!(
+            "--- the serial port's last lines ---\n{}\n---",
+            shown.join("\n")
+        )
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Both fail only when it has exited already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// A way to write to a guest's serial port.
+#[derive(Clone)]
+pub struct SerialWriter(Arc<Mutex<ChildStdin>>);
+
+impl SerialWriter {
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut input = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        input
+            .write_all(bytes)
+            .and_then(|()| input.flush())
+            .context("the machine takes no input any more")
+    }
+}
+
+/// Carries the serial port's output to the transcript, the log and the tee until it is closed.
+fn read(mut output: ChildStdout, transcript: &Transcript, mut log: File, mut tee: Option<Tee>) {
+    let mut buffer = [0; 4096];
+    while let Ok(len @ 1..) = output.read(&mut buffer) {
+        let bytes = &buffer[..len];
+        // A full disk or a closed terminal must not stop the machine.
+        let _ = log.write_all(bytes);
+        if let Some(tee) = &mut tee {
+            let _ = tee.write_all(bytes).and_then(|()| tee.flush());
+        }
+        // Last, so that whoever waits for it finds it on the screen too.
+        transcript.push(bytes);
+    }
+    transcript.end();
+}

@@ -1,0 +1,128 @@
+//! What a serial port has said so far, as text: without carriage returns and terminal control sequences.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use anstream::adapter::StripBytes;
+
+/// A text that grows while others wait for what is to come.
+#[derive(Default)]
+pub struct Transcript {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    text: Vec<u8>,
+    strip: StripBytes,
+    ended: bool,
+}
+
+/// How a wait came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited<T> {
+    /// What was waited for.
+    Found(T),
+    /// The serial port was closed first.
+    Ended,
+    /// The time was over first.
+    TimedOut,
+}
+
+impl Transcript {
+    /// Adds what the port said.
+    pub fn push(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        for run in state.strip.strip_next(bytes) {
+            state.text.extend(run.iter().filter(|&&b| b != b'\r'));
+        }
+        self.changed.notify_all();
+    }
+
+    /// Says that nothing more will come.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// Everything from byte `start` on.
+    pub fn since(&self, start: usize) -> String {
+        let state = self.lock();
+        String::from_utf8_lossy(state.text.get(start..).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until `find` finds something in the bytes from `start` on.
+    pub fn wait<T>(
+        &self,
+        start: usize,
+        deadline: Instant,
+        mut find: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Waited<T> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = find(state.text.get(start..).unwrap_or_default()) {
+                return Waited::Found(found);
+            }
+            if state.ended {
+                return Waited::Ended;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Waited::TimedOut;
+            }
+            state = match self.changed.wait_timeout(state, left) {
+                Ok((state, _)) => state,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // Every change leaves the state whole, so a panic elsewhere takes nothing from it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where `pattern` ends in `text`.
+pub fn end_of(text: &[u8], pattern: &str) -> Option<usize> {
+    let pattern = pattern.as_bytes();
+    let start = text.windows(pattern.len()).position(|w| w == pattern)?;
+    Some(start + pattern.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    #[test]
+    fn control_sequences_are_cut_even_across_chunks() {
+        let transcript = Transcript::default();
+        transcript.push(b"one\r\n\x1b[2");
+        transcript.push(b"Jtwo");
+        assert_eq!(transcript.since(0), "one\ntwo");
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_pattern_is_there() {
+        let transcript = Transcript::default();
+        transcript.push(b"booting\nseamark> ");
+        let waited = transcript.wait(3, soon(), |text| end_of(text, "seamark> "));
+        assert_eq!(waited, Waited::Found(14));
+    }
+
+    #[test]
+    fn a_wait_tells_the_end_from_the_time_limit() {
+        let transcript = Transcript::default();
+        let wait = || transcript.wait(0, soon(), |text| end_of(text, "x"));
+        assert_eq!(wait(), Waited::TimedOut);
+        transcript.end();
+        assert_eq!(wait(), Waited::Ended);
+    }
+}

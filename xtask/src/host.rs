@@ -1,0 +1,127 @@
+//! What this machine has to have installed, and how it gets there.
+
+use std::env;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// Something that a task needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// A program on the search path, or an absolute path.
+    what: &'static str,
+    /// The Debian package that brings it.
+    package: &'static str,
+}
+
+/// What it takes to emulate a machine.
+pub const QEMU: [Need; 3] = [
+    Need {
+        what: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+    },
+    Need {
+        what: "/usr/share/OVMF/OVMF_CODE.fd",
+        package: "ovmf",
+    },
+    Need {
+        what: "setpriv",
+        package: "util-linux",
+    },
+];
+
+/// Installs what is missing through apt-get.
+///
+/// # Errors
+/// When something is missing and can't be installed; the error says in one line what to install.
+pub fn require(needs: &[Need]) -> Result<()> {
+    let mut packages: Vec<_> = needs
+        .iter()
+        .filter(|n| !n.is_there())
+        .map(|n| n.package)
+        .collect();
+    packages.dedup();
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let advice = format!("install {} and try again", packages.join(" "));
+    let Some(prefix) = privilege() else {
+        bail!("{advice} (neither root nor sudo here)");
+    };
+    if !on_path("apt-get") {
+        bail!("{advice} (no apt-get here)");
+    }
+    eprintln!("installing {}", packages.join(" "));
+    if !install(&prefix, &packages)? {
+        apt_get(&prefix, &["update"])?;
+        ensure!(install(&prefix, &packages)?, "{advice}");
+    }
+    match needs.iter().find(|need| !need.is_there()) {
+        Some(need) => bail!(
+            "{} is still missing after the installation of {}",
+            need.what,
+            need.package
+        ),
+        None => Ok(()),
+    }
+}
+
+impl Need {
+    fn is_there(&self) -> bool {
+        on_path(self.what)
+            || ["/usr/bin", "/usr/sbin"]
+                .iter()
+                .any(|d| Path::new(d).join(self.what).exists())
+    }
+}
+
+/// Whether `what` is a file in the search path; an absolute path stands for itself.
+fn on_path(what: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|directory| directory.join(what).is_file())
+}
+
+/// What to put before a command that only root may run.
+fn privilege() -> Option<Vec<&'static str>> {
+    if rustix::process::geteuid().is_root() {
+        Some(Vec::new())
+    } else if !on_path("sudo") {
+        None
+    } else if io::stdin().is_terminal() {
+        Some(vec!["sudo"])
+    } else {
+        Some(vec!["sudo", "-n"])
+    }
+}
+
+fn install(prefix: &[&str], packages: &[&str]) -> Result<bool> {
+    let arguments = ["install", "--yes", "--quiet", "--no-install-recommends"];
+    apt_get(prefix, &[&arguments, packages].concat())
+}
+
+/// Runs apt-get with its output on standard error, and says whether it succeeded.
+fn apt_get(prefix: &[&str], arguments: &[&str]) -> Result<bool> {
+    let mut words = prefix.to_vec();
+    words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    words.extend(arguments);
+    let status = Command::new(words[0])
+        .args(&words[1..])
+        .stdout(io::stderr())
+        .status()
+        .with_context(|| format!("can't start {}", words[0]))?;
+    Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_and_paths_are_looked_for() {
+        assert!(on_path("sh"));
+        assert!(on_path("/bin/sh"));
+        assert!(!on_path("no-such-program-anywhere"));
+    }
+}

@@ -1,0 +1,39 @@
+//! `cargo xtask image`: the disk image for a server, and what `run` boots.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use seamark_tests::media::Media;
+use seamark_tests::programs::Programs;
+
+/// The configuration of those who gave none: the hypervisor's defaults.
+const EMPTY_CONFIG: &str = "# Seamark's configuration; everything in it is optional.\n";
+
+/// The hypervisor and its configuration.
+///
+/// # Errors
+/// When the program, the configuration or a file that it names can't be read.
+pub fn media(programs: &Programs, config: Option<&Path>) -> Result<Media> {
+    let media = Media::of_program(&programs.seamark())?;
+    match config {
+        Some(file) => media.with_config(file),
+        None => Ok(media.with_config_text(EMPTY_CONFIG)),
+    }
+}
+
+/// Writes the disk image beside the programs, or to `output`.
+///
+/// # Errors
+/// When something can't be read or written.
+pub fn write(programs: &Programs, config: Option<&Path>, output: Option<&Path>) -> Result<PathBuf> {
+    let default = programs.directory().join("seamark.img");
+    let image = output.unwrap_or(&default);
+    media(programs, config)?.write_disk(image)?;
+    let size = fs::metadata(image).context("the image just written")?.len();
+    println!(
+        "{}  {size} bytes, GPT with a FAT32 EFI system partition",
+        image.display()
+    );
+    Ok(image.to_owned())
+}
