@@ -1,0 +1,306 @@
+//! Replays one scenario against the emulated module and collects what differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use seam::abi::Gprs;
+use stub_module::Module;
+use stub_module::host::{Conditions, HostMachine};
+
+use super::guest::{Script, State, Witness};
+use super::registers::{self, NAMES, Registers};
+use super::scenario::{Dump, Exit, Scenario, Step};
+
+/// RAX of TDH.VP.ENTER, version aside.
+const VP_ENTER: u64 = 0;
+/// Address bits of the TDVPR operand of TDH.VP.ENTER.
+const TDVPR: u64 = 0xf_ffff_ffff_f000;
+/// A TDREPORT's size, and the parts of it that the module writes itself.
+const REPORT_BYTES: usize = 1024;
+const REPORT_PARTS: [std::ops::Range<usize>; 3] = [0..4, 80..192, 512..1024];
+
+/// One thing that a step did differently.
+pub struct Difference {
+    pub field: String,
+    pub expected: String,
+    pub got: String,
+}
+
+impl Difference {
+    pub fn new(field: String, expected: impl Display, got: impl Display) -> Self {
+        Self {
+            field,
+            expected: expected.to_string(),
+            got: got.to_string(),
+        }
+    }
+}
+
+/// A step that differs.
+pub struct Mismatch {
+    /// The step's index; with those of the calls around it, outermost first, when it ran during another.
+    pub step: String,
+    pub line: usize,
+    pub leaf: String,
+    /// At least one.
+    pub differences: Vec<Difference>,
+}
+
+/// What came out of a scenario.
+#[derive(Default)]
+pub struct Outcome {
+    pub steps: u64,
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// Replays all steps of a scenario, also those after a mismatch.
+pub fn replay(scenario: Scenario) -> Outcome {
+    let machine = HostMachine::new(scenario.config.clone());
+    let module = Module::new(&stub_module::Machine::platform(&machine));
+    let replay = Replay {
+        machine: &machine,
+        module: &module,
+        guest_side: scenario.guest_side,
+        last_exits: Mutex::default(),
+        reports: Mutex::default(),
+        outcome: Mutex::default(),
+    };
+    for (number, mut step) in scenario.steps.into_iter().enumerate() {
+        let name = step.index.map_or(number as u64, |index| index).to_string();
+        let (line, leaf) = (step.line, step.leaf.clone());
+        let finished = catch_unwind(AssertUnwindSafe(|| replay.step(&name, &mut step)));
+        if let Err(panic) = finished {
+            let said = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("something");
+            let mut outcome = replay.outcome();
+            outcome.steps += 1;
+            outcome.mismatches.push(Mismatch {
+                step: name,
+                line,
+                leaf,
+                differences: vec![Difference::new("panic".into(), "none", said)],
+            });
+        }
+    }
+    replay
+        .outcome
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Replay<'a> {
+    machine: &'a HostMachine,
+    module: &'a Module,
+    guest_side: bool,
+    /// The guest's state at its last exit, by TDVPR.
+    last_exits: Mutex<BTreeMap<u64, State>>,
+    /// Guest-physical addresses at which a TDREPORT was asked for.
+    reports: Mutex<BTreeSet<u64>>,
+    outcome: Mutex<Outcome>,
+}
+
+impl Replay<'_> {
+    fn outcome(&self) -> std::sync::MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn step(&self, name: &str, step: &mut Step) {
+        for patch in &step.memory_in {
+            self.machine.memory().write(patch.pa, &patch.bytes);
+        }
+        self.machine.set_xmm(step.lp, step.xmm_in);
+        let entered = step.input.get(0).unwrap_or(0) as u16 == VP_ENTER as u16;
+        let before = step.input.gprs();
+        let mut after = before.clone();
+        let mut differences = Vec::new();
+        for _ in 0..step.repeat {
+            self.machine
+                .set_conditions(step.lp, step.conditions.clone());
+            after = before.clone();
+            if entered {
+                self.enter(name, step, &mut after, &mut differences);
+            } else {
+                self.call(name, step, &mut after, &mut differences);
+            }
+        }
+        self.machine.set_conditions(step.lp, Conditions::default());
+
+        self.compare_registers(step, &before, &after, entered, &mut differences);
+        if self.guest_side {
+            let xmm = self.machine.xmm(step.lp);
+            for (index, (expected, got)) in step.xmm_out.iter().zip(xmm).enumerate() {
+                if *expected != got {
+                    differences.push(Difference::new(
+                        format!("xmm_out/{index}"),
+                        format!("{expected:#x}"),
+                        format!("{got:#x}"),
+                    ));
+                }
+            }
+        }
+        for dump in &step.memory_out {
+            self.compare_memory(dump, &mut differences);
+        }
+        differences.retain(|difference| !is_volatile(&step.volatile, &difference.field));
+
+        let mut outcome = self.outcome();
+        outcome.steps += 1;
+        if !differences.is_empty() {
+            outcome.mismatches.push(Mismatch {
+                step: name.to_owned(),
+                line: step.line,
+                leaf: step.leaf.clone(),
+                differences,
+            });
+        }
+    }
+
+    /// TDH.VP.ENTER: the call, with the guest that the step lists.
+    fn enter(&self, name: &str, step: &mut Step, regs: &mut Gprs, into: &mut Vec<Difference>) {
+        let tdvpr = regs.rcx & TDVPR;
+        let mut last_exits = self
+            .last_exits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let witness = Arc::new(Mutex::new(Witness {
+            last: last_exits.remove(&tdvpr),
+            ..Witness::default()
+        }));
+        drop(last_exits);
+        let exits: Arc<Vec<Exit>> = Arc::new(step.guest.take().unwrap_or_default());
+        let must_not_enter = step.entry == Some(None);
+        let entry = step.entry.clone().flatten();
+        let script = || {
+            let (exits, witness) = (Arc::clone(&exits), Arc::clone(&witness));
+            Script::new(exits, entry.clone(), self.guest_side, witness)
+        };
+        let closing = script();
+        self.machine.set_guest(step.lp, Some(Box::new(script())));
+        self.call(name, step, regs, into);
+        self.machine.set_guest(step.lp, None);
+        closing.finish(must_not_enter);
+
+        let mut witness = witness.lock().unwrap_or_else(PoisonError::into_inner);
+        into.append(&mut witness.differences);
+        let mut last_exits = self
+            .last_exits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = witness.last.take() {
+            last_exits.insert(tdvpr, last);
+        }
+        self.reports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .append(&mut witness.reports);
+    }
+
+    /// The call, and at the point inside it that the step names, the calls on other processors.
+    fn call(&self, name: &str, step: &mut Step, regs: &mut Gprs, into: &mut Vec<Difference>) {
+        let Some(during) = &mut step.during else {
+            return self.module.seamcall(self.machine, step.lp, regs);
+        };
+        let Some(held) = self.machine.hold_at(step.lp, during.point, during.nth) else {
+            return self.module.seamcall(self.machine, step.lp, regs);
+        };
+        let (machine, module, lp) = (self.machine, self.module, step.lp);
+        let finished = thread::scope(|scope| {
+            let call = scope.spawn(move || {
+                let finished = catch_unwind(AssertUnwindSafe(|| {
+                    module.seamcall(machine, lp, regs);
+                }));
+                machine.release(lp);
+                finished
+            });
+            if !held.wait() {
+                into.push(Difference::new(
+                    "during".into(),
+                    format!("{:?}, time {}", during.point, during.nth),
+                    "not reached",
+                ));
+            }
+            for (number, step) in during.steps.iter_mut().enumerate() {
+                self.step(&format!("{name}.{number}"), step);
+            }
+            drop(held);
+            call.join()
+        });
+        if let Ok(Err(panic)) | Err(panic) = finished {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    fn compare_registers(
+        &self,
+        step: &Step,
+        before: &Gprs,
+        after: &Gprs,
+        entered: bool,
+        into: &mut Vec<Difference>,
+    ) {
+        for (register, name) in NAMES.iter().enumerate() {
+            let expected = self.expected(&step.output, before, register, entered);
+            let got = registers::value(after, register);
+            if expected != got {
+                let told = |value: u64| match register {
+                    0 => format!("{value:#x} {}", super::status(value)),
+                    _ => format!("{value:#x}"),
+                };
+                into.push(Difference::new(
+                    (*name).into(),
+                    told(expected),
+                    told(got),
+                ));
+            }
+        }
+    }
+
+    /// What a register must hold after a call; a register that is not listed is unchanged or zero.
+    fn expected(&self, listed: &Registers, before: &Gprs, register: usize, entered: bool) -> u64 {
+        const RSP: usize = 4;
+        const ALWAYS_TOLD: [usize; 7] = [0, 1, 2, 8, 9, 10, 11];
+        match listed.get(register) {
+            _ if register == RSP => 0,
+            Some(value) => value,
+            None if self.guest_side && (entered || ALWAYS_TOLD.contains(&register)) => 0,
+            None => registers::value(before, register),
+        }
+    }
+
+    fn compare_memory(&self, dump: &Dump, into: &mut Vec<Difference>) {
+        let mut got = vec![0; dump.bytes.len()];
+        self.machine.memory().read(dump.pa, &mut got);
+        let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_report = dump.bytes.len() == REPORT_BYTES
+            && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));
+        let meant = |at: usize| !is_report || REPORT_PARTS.iter().any(|part| part.contains(&at));
+        let differs = (0..got.len()).find(|at| meant(*at) && got[*at] != dump.bytes[*at]);
+        if let Some(at) = differs {
+            let told = |bytes: &[u8]| {
+                let window = &bytes[at..bytes.len().min(at + 16)];
+                window.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            };
+            into.push(Difference::new(
+                format!("mem_out {:#x}", dump.pa + at as u64),
+                told(&dump.bytes),
+                told(&got),
+            ));
+        }
+    }
+}
+
+/// Whether a field, or something that contains it, is not to be compared.
+fn is_volatile(volatile: &BTreeSet<String>, field: &str) -> bool {
+    volatile.iter().any(|path| {
+        let path = path.strip_prefix("out/").unwrap_or(path);
+        field
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
+}

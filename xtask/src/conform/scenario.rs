@@ -1,0 +1,656 @@
+//! A scenario file: its header and its steps, decoded and checked before anything runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use stub_module::host::{Conditions, Config};
+use stub_module::{PconfigError, Point};
+
+use super::number::{self, Number};
+use super::registers::Registers;
+
+/// Most logical processors that a platform may have.
+const MAX_LPS: usize = 4096;
+/// Longest stretch of memory that one step may write or read, in bytes.
+const MAX_STRETCH: u64 = 64 << 20;
+
+type Unknown = BTreeMap<String, IgnoredAny>;
+
+/// One scenario, ready to be replayed.
+pub struct Scenario {
+    pub name: String,
+    pub config: Config,
+    /// Whether this is a guest-side recording, which omits zeros and tells what the guest sees.
+    pub guest_side: bool,
+    pub steps: Vec<Step>,
+    /// Keys that this replayer does not know.
+    pub unknown: BTreeSet<String>,
+}
+
+/// One call.
+pub struct Step {
+    /// The line in the file.
+    pub line: usize,
+    pub index: Option<u64>,
+    pub lp: u32,
+    pub leaf: String,
+    pub input: Registers,
+    pub output: Registers,
+    pub memory_in: Vec<Patch>,
+    pub memory_out: Vec<Dump>,
+    pub repeat: u64,
+    pub conditions: Conditions,
+    pub guest: Option<Vec<Exit>>,
+    /// What the guest finds at its entry: `Some(None)` when it must not be entered.
+    pub entry: Option<Option<Changes>>,
+    pub during: Option<During>,
+    pub xmm_in: [u128; 16],
+    pub xmm_out: [u128; 16],
+    pub volatile: BTreeSet<String>,
+}
+
+/// Bytes that the VMM writes before a call.
+pub struct Patch {
+    pub pa: u64,
+    pub bytes: Vec<u8>,
+}
+
+/// Bytes that are read after a call.
+pub struct Dump {
+    pub pa: u64,
+    pub gpa: Option<u64>,
+    pub bytes: Vec<u8>,
+}
+
+/// Calls on other logical processors at a point inside a call.
+pub struct During {
+    pub point: Point,
+    pub nth: u32,
+    pub steps: Vec<Step>,
+}
+
+/// One VM exit that the guest produces.
+#[derive(Deserialize)]
+pub struct Exit {
+    pub reason: Number,
+    #[serde(default)]
+    pub qual: Number,
+    #[serde(default)]
+    pub gpa: Number,
+    #[serde(default)]
+    pub ilen: Number,
+    #[serde(default)]
+    pub intinfo: Number,
+    #[serde(default)]
+    pub regs: Registers,
+    #[serde(default)]
+    pub set: BTreeMap<String, serde_json::Value>,
+    pub after: Option<Changes>,
+    #[serde(default, rename = "note")]
+    _note: IgnoredAny,
+    #[serde(default, rename = "implicit")]
+    _implicit: IgnoredAny,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// What differs from one state of a guest to another, flattened: `regs/rax`, `rip`, `ve_info/gpa` ...
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes(pub BTreeMap<String, Change>);
+
+/// The value of a changed field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Number(u64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Changes {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let tree = serde_json::Map::deserialize(deserializer)?;
+        let mut changes = Self::default();
+        for (key, value) in &tree {
+            changes.flatten(key, value);
+        }
+        Ok(changes)
+    }
+}
+
+impl Changes {
+    fn flatten(&mut self, path: &str, value: &serde_json::Value) {
+        use serde_json::Value;
+        let change = match value {
+            Value::Object(tree) => {
+                for (key, value) in tree {
+                    self.flatten(&format!("{path}/{key}"), value);
+                }
+                return;
+            }
+            Value::Bool(truth) => Change::Number((*truth).into()),
+            _ if path.contains("xmm/") => Change::Text(value.as_str().unwrap_or("").to_owned()),
+            _ => match Number::deserialize(value) {
+                Ok(number) => Change::Number(number.0),
+                Err(_) => Change::Text(value.as_str().unwrap_or("?").to_owned()),
+            },
+        };
+        self.0.insert(path.to_owned(), change);
+    }
+}
+
+/// The header, as the file has it.
+#[derive(Deserialize)]
+struct Header {
+    scenario: String,
+    format: Option<String>,
+    #[serde(alias = "platform_model")]
+    machine: RawMachine,
+}
+
+#[derive(Deserialize)]
+struct RawMachine {
+    lps: Option<Number>,
+    lp_to_package: Option<Vec<Number>>,
+    cmrs: Option<Vec<(Number, Number)>>,
+    max_pa: Option<Number>,
+    keyid_bits: Option<Number>,
+    num_mktme_keyids: Option<Number>,
+    num_tdx_keyids: Option<Number>,
+    wbinvd_sub_blocks: Option<Number>,
+    cpuid_fms: Option<Number>,
+    seamrr_base: Option<Number>,
+    seamrr_size: Option<Number>,
+    rng_seed: Option<Number>,
+    #[serde(default)]
+    msrs: BTreeMap<String, Number>,
+    #[serde(default)]
+    lp_msrs: BTreeMap<String, Number>,
+    #[serde(default, rename = "packages")]
+    _packages: IgnoredAny,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+#[derive(Deserialize)]
+struct RawStep {
+    i: Option<u64>,
+    lp: u32,
+    leaf_name: Option<String>,
+    #[serde(rename = "in")]
+    input: Registers,
+    out: Registers,
+    #[serde(default)]
+    mem_in: Vec<RawPatch>,
+    #[serde(default)]
+    mem_out: Vec<RawDump>,
+    repeat: Option<u64>,
+    #[serde(default)]
+    env: RawEnvironment,
+    guest: Option<Vec<Exit>>,
+    #[serde(default, deserialize_with = "present")]
+    entry: Option<Option<Changes>>,
+    during: Option<RawDuring>,
+    #[serde(default)]
+    xmm_in: BTreeMap<String, String>,
+    #[serde(default)]
+    xmm_out: BTreeMap<String, String>,
+    #[serde(default)]
+    volatile: BTreeSet<String>,
+    #[serde(default, rename = "note")]
+    _note: IgnoredAny,
+    #[serde(default, rename = "status_name")]
+    _status_name: IgnoredAny,
+    #[serde(default, rename = "status_detail")]
+    _status_detail: IgnoredAny,
+    #[serde(default, rename = "exit_reason")]
+    _exit_reason: IgnoredAny,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+/// Tells a key whose value is null from one that is not there.
+fn present<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<Changes>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+#[derive(Deserialize)]
+struct RawPatch {
+    pa: Number,
+    hex: Option<String>,
+    fill: Option<String>,
+    value: Option<Number>,
+    len: Option<Number>,
+}
+
+#[derive(Deserialize)]
+struct RawDump {
+    pa: Number,
+    gpa: Option<Number>,
+    len: Option<Number>,
+    hex: String,
+}
+
+#[derive(Default, Deserialize)]
+struct RawEnvironment {
+    intr_at_check: Option<Number>,
+    rdrand_fail: Option<Number>,
+    rdseed_fail: Option<Number>,
+    pconfig_fail: Option<Number>,
+    pconfig_code: Option<Number>,
+    #[serde(default)]
+    msrs: BTreeMap<String, Number>,
+    seamreport_status: Option<Number>,
+    verifyreport_status: Option<Number>,
+    #[serde(flatten)]
+    unknown: Unknown,
+}
+
+#[derive(Deserialize)]
+struct RawDuring {
+    event: String,
+    nth: Option<Number>,
+    steps: Vec<RawStep>,
+}
+
+impl Scenario {
+    /// Reads a scenario from a `.jsonl` file, or from a `.jsonl.zst` one.
+    ///
+    /// # Errors
+    /// A sentence with the file and the line when it can't be read or is malformed.
+    pub fn load(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("{} can't be read", path.display()))?;
+        let plain: Box<dyn Read> = if path.extension().is_some_and(|suffix| suffix == "zst") {
+            Box::new(zstd::Decoder::new(file).with_context(|| {
+                format!("{} can't be read as zstd", path.display())
+            })?)
+        } else {
+            Box::new(file)
+        };
+        Self::parse(BufReader::new(plain), &path.display().to_string())
+    }
+
+    fn parse(text: impl BufRead, file: &str) -> Result<Self> {
+        let mut scenario = None;
+        for (line, text) in (1..).zip(text.lines()) {
+            let place = || format!("{file}, line {line}");
+            let text = text.with_context(place)?;
+            if text.trim().is_empty() {
+                continue;
+            }
+            match &mut scenario {
+                None => scenario = Some(Self::header(&text).with_context(place)?),
+                Some(scenario) => {
+                    let raw: RawStep = decode(&text).with_context(place)?;
+                    let step = scenario.step(raw, line).with_context(place)?;
+                    scenario.steps.push(step);
+                }
+            }
+        }
+        scenario.ok_or_else(|| anyhow!("{file}, line 1: there is no header"))
+    }
+
+    fn header(text: &str) -> Result<Self> {
+        let Header {
+            scenario,
+            format,
+            machine,
+        } = decode(text).context("the header")?;
+        let guest_side = match format.as_deref() {
+            None => false,
+            Some("guest-1") => true,
+            Some(other) => bail!("the format `{other}` is not known"),
+        };
+        let unknown = machine.unknown.keys().map(|key| format!("machine.{key}"));
+        Ok(Self {
+            name: scenario,
+            guest_side,
+            steps: Vec::new(),
+            unknown: unknown.collect(),
+            config: machine.config().context("the header's machine")?,
+        })
+    }
+
+    fn step(&mut self, raw: RawStep, line: usize) -> Result<Step> {
+        self.note_unknown("", &raw.unknown);
+        self.note_unknown("env.", &raw.env.unknown);
+        for exit in raw.guest.iter().flatten() {
+            self.note_unknown("guest.", &exit.unknown);
+        }
+        ensure!(
+            (raw.lp as usize) < self.config.lp_to_package.len(),
+            "there is no logical processor {}",
+            raw.lp
+        );
+        let during = match raw.during {
+            None => None,
+            Some(during) => {
+                let steps = during.steps.into_iter().map(|step| self.step(step, line));
+                let steps = steps.collect::<Result<Vec<_>>>()?;
+                if let Some(step) = steps.iter().find(|step| step.lp == raw.lp) {
+                    bail!(
+                        "a call that runs during another can't be on the same logical processor {}",
+                        step.lp
+                    );
+                }
+                Some(During {
+                    point: point(&during.event)?,
+                    nth: during.nth.unwrap_or(Number(1)).narrow("nth")?,
+                    steps,
+                })
+            }
+        };
+        let patches = raw.mem_in.into_iter().map(RawPatch::patch);
+        let dumps = raw.mem_out.into_iter().map(RawDump::dump);
+        Ok(Step {
+            line,
+            index: raw.i,
+            lp: raw.lp,
+            leaf: raw.leaf_name.unwrap_or_default(),
+            input: raw.input,
+            output: raw.out,
+            memory_in: patches.collect::<Result<_>>()?,
+            memory_out: dumps.collect::<Result<_>>()?,
+            repeat: raw.repeat.unwrap_or(1),
+            conditions: raw.env.conditions()?,
+            guest: raw.guest,
+            entry: raw.entry,
+            during,
+            xmm_in: xmm_file(&raw.xmm_in)?,
+            xmm_out: xmm_file(&raw.xmm_out)?,
+            volatile: raw.volatile,
+        })
+    }
+
+    fn note_unknown(&mut self, place: &str, unknown: &Unknown) {
+        let keys = unknown.keys().map(|key| format!("{place}{key}"));
+        self.unknown.extend(keys);
+    }
+}
+
+fn decode<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
+    serde_json::from_str(text).map_err(|error| {
+        // serde_json counts lines within this one line; the file's own number is said by the caller.
+        let said = error.to_string();
+        match said.split_once(" at line ") {
+            Some((what, _)) => anyhow!("{what} (column {})", error.column()),
+            None => anyhow!(said),
+        }
+    })
+}
+
+impl RawMachine {
+    fn config(self) -> Result<Config> {
+        let usual = Config::default();
+        let narrow = |what, number: Option<Number>, usual: u32| match number {
+            Some(number) => number.narrow(what),
+            None => Ok(usual),
+        };
+        let lp_to_package = match self.lp_to_package {
+            Some(packages) => packages
+                .into_iter()
+                .map(|package| package.narrow("package"))
+                .collect::<Result<Vec<_>>>()?,
+            None => usual.lp_to_package,
+        };
+        let lps = self.lps.map_or(lp_to_package.len(), |lps| lps.0 as usize);
+        ensure!(
+            lps == lp_to_package.len() && (1..=MAX_LPS).contains(&lps),
+            "{lps} logical processors, but lp_to_package has {}",
+            lp_to_package.len()
+        );
+        let keyid_bits = narrow("keyid_bits", self.keyid_bits, usual.keyid_bits)?;
+        ensure!(keyid_bits <= 15, "{keyid_bits} KeyID bits are more than 15");
+        let seamrr = (
+            self.seamrr_base.map_or(usual.seamrr.0, |base| base.0),
+            self.seamrr_size.map_or(usual.seamrr.1, |size| size.0),
+        );
+        let mut lp_msrs = BTreeMap::new();
+        for (key, value) in self.lp_msrs {
+            let (lp, msr) = key
+                .split_once(':')
+                .with_context(|| format!("`{key}` is not `lp:address`"))?;
+            let lp = Number::parse(lp)?.narrow("logical processor")?;
+            lp_msrs.insert((lp, Number::parse(msr)?.narrow("MSR")?), value.0);
+        }
+        Ok(Config {
+            lp_to_package,
+            cmrs: match self.cmrs {
+                Some(cmrs) => cmrs
+                    .into_iter()
+                    .map(|(base, size)| (base.0, size.0))
+                    .collect(),
+                None => usual.cmrs,
+            },
+            max_pa: narrow("max_pa", self.max_pa, usual.max_pa)?,
+            keyid_bits,
+            num_mktme_keyids: narrow(
+                "num_mktme_keyids",
+                self.num_mktme_keyids,
+                usual.num_mktme_keyids,
+            )?,
+            num_tdx_keyids: narrow("num_tdx_keyids", self.num_tdx_keyids, usual.num_tdx_keyids)?,
+            seamrr,
+            wbinvd_sub_blocks: narrow(
+                "wbinvd_sub_blocks",
+                self.wbinvd_sub_blocks,
+                usual.wbinvd_sub_blocks,
+            )?,
+            cpuid_fms: narrow("cpuid_fms", self.cpuid_fms, usual.cpuid_fms)?,
+            rng_seed: self.rng_seed.map_or(usual.rng_seed, |seed| seed.0),
+            msrs: msr_values(self.msrs)?,
+            lp_msrs,
+        })
+    }
+}
+
+impl RawEnvironment {
+    fn conditions(self) -> Result<Conditions> {
+        let count = |what, number: Option<Number>| number.unwrap_or_default().narrow(what);
+        let pconfig_failures = match self.pconfig_fail {
+            None => None,
+            Some(failures) => {
+                let error = match self.pconfig_code.unwrap_or(Number(5)).0 {
+                    2 => PconfigError::Entropy,
+                    5 => PconfigError::Busy,
+                    other => bail!("PCONFIG code {other} is neither 2 nor 5"),
+                };
+                Some((failures.narrow("pconfig_fail")?, error))
+            }
+        };
+        Ok(Conditions {
+            interrupt_at_check: match self.intr_at_check {
+                Some(check) => Some(check.narrow("intr_at_check")?),
+                None => None,
+            },
+            rdrand_failures: count("rdrand_fail", self.rdrand_fail)?,
+            rdseed_failures: count("rdseed_fail", self.rdseed_fail)?,
+            pconfig_failures,
+            msrs: msr_values(self.msrs)?,
+            seamreport_status: self.seamreport_status.unwrap_or_default().0,
+            verifyreport_status: self.verifyreport_status.unwrap_or_default().0,
+        })
+    }
+}
+
+impl RawPatch {
+    fn patch(self) -> Result<Patch> {
+        let pa = self.pa.0;
+        let len = || match self.len {
+            Some(Number(len)) if len <= MAX_STRETCH => Ok(len as usize),
+            Some(Number(len)) => bail!("{len:#x} bytes of memory are more than {MAX_STRETCH:#x}"),
+            None => bail!("a fill needs a length"),
+        };
+        let bytes = match (self.hex.as_deref(), self.fill.as_deref()) {
+            (Some(hex), None) => number::bytes(hex)?,
+            (None, Some("byte")) => {
+                let value = self.value.context("a fill with a byte needs a value")?;
+                let value = u8::try_from(value.0).context("a fill value exceeds a byte")?;
+                vec![value; len()?]
+            }
+            (None, Some("zero")) => vec![0; len()?],
+            (None, Some("pa_qwords")) => (0..len()? as u64)
+                .step_by(8)
+                .flat_map(|offset| pa.wrapping_add(offset).to_le_bytes())
+                .take(len()?)
+                .collect(),
+            (None, Some(other)) => bail!("memory can't be filled with `{other}`"),
+            (Some(_), Some(_)) | (None, None) => bail!("memory needs either `hex` or `fill`"),
+        };
+        Ok(Patch { pa, bytes })
+    }
+}
+
+impl RawDump {
+    fn dump(self) -> Result<Dump> {
+        let bytes = number::bytes(&self.hex)?;
+        if let Some(Number(len)) = self.len {
+            ensure!(
+                len == bytes.len() as u64,
+                "mem_out says {len} bytes and lists {}",
+                bytes.len()
+            );
+        }
+        Ok(Dump {
+            pa: self.pa.0,
+            gpa: self.gpa.map(|gpa| gpa.0),
+            bytes,
+        })
+    }
+}
+
+fn msr_values(msrs: BTreeMap<String, Number>) -> Result<BTreeMap<u32, u64>> {
+    msrs.into_iter()
+        .map(|(msr, value)| Ok((Number::parse(&msr)?.narrow("MSR")?, value.0)))
+        .collect()
+}
+
+fn xmm_file(named: &BTreeMap<String, String>) -> Result<[u128; 16]> {
+    let mut file = [0; 16];
+    for (name, text) in named {
+        let register = name
+            .parse::<usize>()
+            .ok()
+            .and_then(|index| file.get_mut(index))
+            .with_context(|| format!("there is no XMM register {name}"))?;
+        *register = number::xmm(text)?;
+    }
+    Ok(file)
+}
+
+fn point(event: &str) -> Result<Point> {
+    Ok(match event {
+        "guest" => Point::Guest,
+        "pconfig" => Point::Pconfig,
+        "wbnoinvdp" => Point::Wbnoinvdp,
+        "movdir64b" => Point::Movdir64b,
+        "sha384" => Point::Sha384,
+        "rdtsc" => Point::Rdtsc,
+        "intr_check" => Point::IntrCheck,
+        "invept" => Point::Invept,
+        "clflush" => Point::Clflush,
+        other => bail!("`{other}` is no point inside a call"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = r#"{"scenario":"s","machine":{"lps":1,"lp_to_package":[0]}}"#;
+
+    fn parse(steps: &str) -> Result<Scenario> {
+        Scenario::parse(format!("{HEADER}\n{steps}").as_bytes(), "f.jsonl")
+    }
+
+    fn complaint(steps: &str) -> String {
+        match parse(steps) {
+            Ok(_) => panic!("{steps} was accepted"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn a_step_may_leave_out_what_is_ordinary() {
+        let scenario = parse(r#"{"lp":0,"in":{"rax":"0x21"},"out":{"rax":0}}"#).unwrap();
+        let step = &scenario.steps[0];
+        assert_eq!((step.repeat, step.input.get(0)), (1, Some(0x21)));
+        assert_eq!(step.conditions, Conditions::default());
+        assert!(step.entry.is_none() && scenario.unknown.is_empty());
+    }
+
+    #[test]
+    fn malformed_input_is_told_with_file_and_line() {
+        let step = r#"{"lp":0,"in":{},"out":{}}"#;
+        let said = complaint(&format!("{step}\n{{\"lp\":0,"));
+        assert!(said.starts_with("f.jsonl, line 3: "), "{said}");
+        for (bad, because) in [
+            (r#"{"lp":7,"in":{},"out":{}}"#, "no logical processor 7"),
+            (r#"{"lp":0,"in":{"rzx":1},"out":{}}"#, "rzx"),
+            (
+                r#"{"lp":0,"in":{},"out":{},"mem_in":[{"pa":0,"fill":"byte","len":8}]}"#,
+                "needs a value",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"mem_in":[{"pa":0,"fill":"zero","len":"0xffffffffff"}]}"#,
+                "are more than",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"during":{"event":"tea","steps":[]}}"#,
+                "`tea` is no point",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"during":{"event":"guest","steps":[{"lp":0,"in":{},"out":{}}]}}"#,
+                "same logical processor",
+            ),
+            ("[]", "invalid"),
+        ] {
+            let said = complaint(bad);
+            assert!(
+                said.starts_with("f.jsonl, line 2: ") && said.contains(because),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_kind_of_memory_is_understood() {
+        let scenario = parse(
+            r#"{"lp":0,"in":{},"out":{},"mem_in":[{"pa":"0x10","hex":"0102"},{"pa":0,"fill":"byte","value":7,"len":3},
+            {"pa":0,"fill":"zero","len":2},{"pa":"0x1000","fill":"pa_qwords","len":16}]}"#
+                .replace('\n', "")
+                .as_str(),
+        )
+        .unwrap();
+        let bytes: Vec<_> = scenario.steps[0]
+            .memory_in
+            .iter()
+            .map(|patch| patch.bytes.clone())
+            .collect();
+        assert_eq!(bytes[0], [1, 2]);
+        assert_eq!(bytes[1], [7, 7, 7]);
+        assert_eq!(bytes[2], [0, 0]);
+        assert_eq!(bytes[3], [0, 16, 0, 0, 0, 0, 0, 0, 8, 16, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn an_entry_of_null_is_not_the_same_as_none() {
+        let scenario = parse(r#"{"lp":0,"in":{},"out":{},"entry":null}"#).unwrap();
+        assert_eq!(scenario.steps[0].entry, Some(None));
+    }
+
+    #[test]
+    fn unknown_keys_are_remembered() {
+        let scenario =
+            parse(r#"{"lp":0,"in":{},"out":{},"env":{"moon":1},"colour":"red"}"#).unwrap();
+        assert_eq!(
+            scenario.unknown.into_iter().collect::<Vec<_>>(),
+            ["colour", "env.moon"]
+        );
+    }
+}
