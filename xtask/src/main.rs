@@ -1,6 +1,7 @@
 //! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`.
 
 mod build;
+mod conform;
 mod host;
 mod image;
 mod run;
@@ -35,6 +36,8 @@ enum Task {
     },
     /// Run Seamark in QEMU; the terminal becomes its serial console.
     Run(run::Options),
+    /// Replay recordings of Intel's TDX module against the emulated one.
+    Conform(conform::Conform),
 }
 
 fn main() -> ExitCode {
@@ -55,5 +58,6 @@ fn execute(task: Task) -> Result<()> {
             image::write(&build::all()?, config.as_deref(), output.as_deref()).map(drop)
         }
         Task::Run(options) => run::run(&build::all()?, &options),
+        Task::Conform(conform) => conform.run(),
     }
 }

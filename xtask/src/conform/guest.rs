@@ -228,7 +228,8 @@ pub struct Witness {
     pub differences: Vec<Difference>,
     /// Addresses at which the guest asked for a TDREPORT.
     pub reports: BTreeSet<u64>,
-    entries: usize,
+    /// How often it was entered.
+    pub entries: usize,
 }
 
 /// Plays the exits of one TDH.VP.ENTER.
@@ -290,9 +291,11 @@ impl Guest for Script {
             Some(exit) => {
                 if let Err(error) = exit.leave(machine, vcpu) {
                     let place = format!("guest/{number}/set");
-                    witness
-                        .differences
-                        .push(Difference::new(place, "something that can be set", error));
+                    witness.differences.push(Difference::new(
+                        place,
+                        "something that can be set",
+                        error,
+                    ));
                 }
                 if exit.reason.0 == TDCALL && vcpu.gpr(Gpr::Rax) == MR_REPORT {
                     witness.reports.insert(vcpu.gpr(Gpr::Rcx));
@@ -395,8 +398,8 @@ impl Exit {
                         let msr = Number::parse(msr)?.0;
                         let value: Number = serde::Deserialize::deserialize(value)?;
                         let known = MSRS.iter().find(|(known, _)| u64::from(*known) == msr);
-                        let (_, home) = known
-                            .with_context(|| format!("MSR {msr:#x} is kept nowhere"))?;
+                        let (_, home) =
+                            known.with_context(|| format!("MSR {msr:#x} is kept nowhere"))?;
                         home.write(vcpu, value.0);
                     }
                 }

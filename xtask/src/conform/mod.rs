@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use replay::{Difference, Mismatch, Outcome};
@@ -58,7 +58,10 @@ impl Conform {
                 .join(", ")
         );
 
+        // A panic of the module is a mismatch of the step, and told as such.
+        std::panic::set_hook(Box::new(|_| ()));
         let replayed = replay_all(&files);
+        drop(std::panic::take_hook());
         let (mut scenarios, mut steps, mut mismatches, mut malformed) = (0, 0, 0, 0);
         let mut per_leaf = BTreeMap::<String, (u64, u64)>::new();
         for Replayed { path, outcome } in replayed {
@@ -90,7 +93,10 @@ impl Conform {
         }
         println!("{scenarios} scenarios, {steps} steps, {mismatches} mismatches");
         ensure!(malformed == 0, "{malformed} files could not be replayed");
-        ensure!(mismatches == 0, "the emulated module differs from the recordings");
+        ensure!(
+            mismatches == 0,
+            "the emulated module differs from the recordings"
+        );
         Ok(())
     }
 
@@ -186,5 +192,5 @@ fn replay_file(path: &Path) -> Replayed {
 
 /// A status in words.
 fn status(value: u64) -> String {
-    seam::abi::Status(value).to_string()
+    format!("{:?}", seam::abi::Status(value))
 }

@@ -1,8 +1,8 @@
 //! Named general-purpose registers, as far as a recording lists them.
 
+use seam::abi::Gprs;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
-use seam::abi::Gprs;
 use std::collections::BTreeMap;
 
 use super::number::Number;
@@ -43,7 +43,7 @@ impl Registers {
 
 /// The value of a register of a call; RSP takes no part and reads as zero.
 pub fn value(gprs: &Gprs, register: usize) -> u64 {
-    cell(&mut gprs.clone(), register).map_or(0, |cell| *cell)
+    cell(&mut { *gprs }, register).map_or(0, |cell| *cell)
 }
 
 fn cell(gprs: &mut Gprs, register: usize) -> Option<&mut u64> {

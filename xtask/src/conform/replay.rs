@@ -117,12 +117,12 @@ impl Replay<'_> {
         self.machine.set_xmm(step.lp, step.xmm_in);
         let entered = step.input.get(0).unwrap_or(0) as u16 == VP_ENTER as u16;
         let before = step.input.gprs();
-        let mut after = before.clone();
+        let mut after = before;
         let mut differences = Vec::new();
         for _ in 0..step.repeat {
             self.machine
                 .set_conditions(step.lp, step.conditions.clone());
-            after = before.clone();
+            after = before;
             if entered {
                 self.enter(name, step, &mut after, &mut differences);
             } else {
@@ -252,11 +252,7 @@ impl Replay<'_> {
                     0 => format!("{value:#x} {}", super::status(value)),
                     _ => format!("{value:#x}"),
                 };
-                into.push(Difference::new(
-                    (*name).into(),
-                    told(expected),
-                    told(got),
-                ));
+                into.push(Difference::new((*name).into(), told(expected), told(got)));
             }
         }
     }
@@ -277,14 +273,17 @@ impl Replay<'_> {
         let mut got = vec![0; dump.bytes.len()];
         self.machine.memory().read(dump.pa, &mut got);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_report = dump.bytes.len() == REPORT_BYTES
-            && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));
+        let is_report =
+            dump.bytes.len() == REPORT_BYTES && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));
         let meant = |at: usize| !is_report || REPORT_PARTS.iter().any(|part| part.contains(&at));
         let differs = (0..got.len()).find(|at| meant(*at) && got[*at] != dump.bytes[*at]);
         if let Some(at) = differs {
             let told = |bytes: &[u8]| {
                 let window = &bytes[at..bytes.len().min(at + 16)];
-                window.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+                window
+                    .iter()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect::<String>()
             };
             into.push(Difference::new(
                 format!("mem_out {:#x}", dump.pa + at as u64),

@@ -266,9 +266,10 @@ impl Scenario {
     pub fn load(path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("{} can't be read", path.display()))?;
         let plain: Box<dyn Read> = if path.extension().is_some_and(|suffix| suffix == "zst") {
-            Box::new(zstd::Decoder::new(file).with_context(|| {
-                format!("{} can't be read as zstd", path.display())
-            })?)
+            Box::new(
+                zstd::Decoder::new(file)
+                    .with_context(|| format!("{} can't be read as zstd", path.display()))?,
+            )
         } else {
             Box::new(file)
         };
