@@ -1,8 +1,11 @@
 //! The hypervisor's console, from the other end of the serial line.
+//!
+//! It can be talked to as a person does, line and prompt, or as a script does after `json on`: one line in, one JSON object
+//! out.
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::qemu::Guest;
@@ -13,16 +16,20 @@ pub const PROMPT: &str = "seamark> ";
 /// What follows the Enter that ends a command, when its reply is over.
 const NEXT_PROMPT: &str = "\nseamark> ";
 
+/// How long an answer to `json on` and `json off` may take.
+const SWITCH: Duration = Duration::from_secs(10);
+
 /// A console that has shown its prompt.
 pub struct Console {
     guest: Guest,
     boot_log: String,
+    json: bool,
 }
 
 /// What a command answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The lines between the command and the next prompt.
+    /// The lines between the command and the next prompt, or the JSON object.
     pub text: String,
 }
 
@@ -33,7 +40,11 @@ impl Console {
     /// When it does not come within `limit`.
     pub fn wait(mut guest: Guest, limit: Duration) -> Result<Self> {
         let boot_log = guest.expect(PROMPT, limit)?;
-        Ok(Self { guest, boot_log })
+        Ok(Self {
+            guest,
+            boot_log,
+            json: false,
+        })
     }
 
     /// Everything said before the first prompt.
@@ -46,46 +57,84 @@ impl Console {
         &mut self.guest
     }
 
-    /// Enters a command and waits for the prompt after it.
+    /// Enters a command and waits until its reply is over.
     ///
     /// # Errors
-    /// When the prompt does not come back within `limit`.
+    /// When that does not happen within `limit`.
     pub fn enter(&mut self, command: &str, limit: Duration) -> Result<Reply> {
-        let context = || format!("after the command `{command}`");
-        self.guest.send(command.as_bytes()).with_context(context)?;
-        self.guest.send(b"\r").with_context(context)?;
-        let said = self.guest.expect(NEXT_PROMPT, limit);
-        Ok(Reply::between(&said.with_context(context)?))
+        let words: Vec<_> = command.split_whitespace().collect();
+        if words.is_empty() {
+            bail!("an empty line has no reply");
+        }
+        let reply = match (self.json, &*words) {
+            (true, _) | (false, ["json", "on"]) => self.exchange(command, limit),
+            (false, _) => self.converse(command, limit),
+        };
+        let reply = reply.with_context(|| format!("after the command `{command}`"))?;
+        match &*words {
+            ["json", "on"] => self.json = true,
+            ["json", "off"] => {
+                if self.json {
+                    self.guest.expect(PROMPT, limit)?;
+                }
+                self.json = false;
+            }
+            _ => {}
+        }
+        Ok(reply)
     }
 
-    /// Enters a command that has to succeed, and gives its reply.
+    /// Enters a command as a script and gives the object that answers it, whether the command succeeded or not.
     ///
     /// # Errors
-    /// When it fails, or the prompt does not come back within `limit`.
-    pub fn succeed(&mut self, command: &str, limit: Duration) -> Result<String> {
+    /// When no answer comes within `limit`.
+    pub fn ask(&mut self, command: &str, limit: Duration) -> Result<Value> {
+        if !self.json {
+            self.enter("json on", SWITCH)?;
+        }
         let reply = self.enter(command, limit)?;
-        ensure!(reply.succeeded(), "`{command}` failed:\n{}", reply.text);
-        Ok(reply.text)
+        serde_json::from_str(&reply.text)
+            .with_context(|| format!("the reply to `{command}`: {}", reply.text))
     }
 
-    /// Ends the conversation and gives the machine back.
-    pub fn into_guest(self) -> Guest {
-        self.guest
+    /// The same for a command that has to succeed.
+    ///
+    /// # Errors
+    /// When it fails, or no answer comes within `limit`.
+    pub fn succeed(&mut self, command: &str, limit: Duration) -> Result<Value> {
+        let answer = self.ask(command, limit)?;
+        ensure!(
+            answer["ok"] == Value::Bool(true),
+            "`{command}` failed: {answer}"
+        );
+        Ok(answer)
+    }
+
+    fn converse(&mut self, command: &str, limit: Duration) -> Result<Reply> {
+        self.guest.send(command.as_bytes())?;
+        self.guest.send(b"\r")?;
+        let said = self.guest.expect(NEXT_PROMPT, limit)?;
+        let said = said.strip_suffix(PROMPT).unwrap_or(&said);
+        let text = said.split_once('\n').map_or("", |(_echo, text)| text);
+        Ok(Reply {
+            text: text.trim_end().to_owned(),
+        })
+    }
+
+    fn exchange(&mut self, command: &str, limit: Duration) -> Result<Reply> {
+        self.guest.send(command.as_bytes())?;
+        self.guest.send(b"\r")?;
+        self.guest.expect("{", limit)?;
+        let rest = self.guest.expect("\n", limit)?;
+        Ok(Reply {
+            text: format!("{{{}", rest.trim_end()),
+        })
     }
 }
 
 impl Reply {
-    /// Cuts the echo of the command off the front and the prompt off the end.
-    fn between(said: &str) -> Self {
-        let said = said.strip_suffix(PROMPT).unwrap_or(said);
-        let text = said.split_once('\n').map_or("", |(_echo, text)| text);
-        Self {
-            text: text.trim_end().to_owned(),
-        }
-    }
-
     /// Whether the command succeeded: a failed one says so in a line that starts with `error:`, or in an object with
-    /// `"ok":false` after `json on`.
+    /// `"ok":false`.
     pub fn succeeded(&self) -> bool {
         !self.text.lines().map(str::trim_start).any(|line| {
             line.starts_with("error:")
@@ -98,17 +147,6 @@ impl Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_reply_is_what_stands_between_echo_and_prompt() {
-        let reply = Reply::between("version\nSeamark 0.1.0\nbuilt today\n\nseamark> ");
-        assert_eq!(reply.text, "Seamark 0.1.0\nbuilt today");
-    }
-
-    #[test]
-    fn a_command_may_say_nothing() {
-        assert_eq!(Reply::between("json off\nseamark> ").text, "");
-    }
 
     #[test]
     fn failures_are_recognised_in_both_modes() {

@@ -6,13 +6,11 @@ mod disk;
 use std::fs;
 use std::path::{Component, Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
+use boot::config;
 
 /// Where UEFI looks for a program on a disk without a boot entry.
 const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
-
-/// The name of the configuration, beside the hypervisor.
-const CONFIG_FILE: &str = "seamark.toml";
 
 /// An EFI program and the files that it reads from where it was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,31 +35,33 @@ impl Media {
     /// Adds a configuration as it is, whether it is a good one or not.
     #[must_use]
     pub fn with_config_text(mut self, text: &str) -> Self {
-        self.files.push((CONFIG_FILE.to_owned(), text.into()));
+        self.files.push((config::FILE_NAME.to_owned(), text.into()));
         self
     }
 
-    /// Adds the configuration in `file` and every file that it names. A string in it names a file when it is the path
-    /// of one relative to the configuration's own directory.
+    /// Adds the configuration in `file` and every file that it names, which is looked for from the configuration's own
+    /// directory.
     ///
     /// # Errors
-    /// When the configuration is no TOML, or a file can't be read.
+    /// When the hypervisor would not accept the configuration, or a file can't be read.
     pub fn with_config(mut self, file: &Path) -> Result<Self> {
-        let text = String::from_utf8(read(file)?)
-            .with_context(|| format!("{} is no UTF-8", file.display()))?;
-        let table: toml::Table =
-            toml::from_str(&text).with_context(|| format!("in {}", file.display()))?;
+        let text = read(file)?;
+        let config = config::parse(&text)
+            .map_err(Error::msg)
+            .with_context(|| format!("in {}", file.display()))?;
         let home = file.parent().unwrap_or(Path::new("."));
-        let mut named = Vec::new();
-        strings(&toml::Value::Table(table), &mut named);
-        named.sort();
-        named.dedup();
-        for name in named {
-            if is_inner(&name) && home.join(&name).is_file() {
-                self.files.push((name.clone(), read(&home.join(&name))?));
-            }
+        for named in config.file {
+            ensure!(
+                is_inner(&named.path),
+                "{} names {}, which is not below its own directory",
+                file.display(),
+                named.path
+            );
+            let bytes = read(&home.join(&named.path))?;
+            self.files.push((named.path, bytes));
         }
-        Ok(self.with_config_text(&text))
+        self.files.push((config::FILE_NAME.to_owned(), text));
+        Ok(self)
     }
 
     /// Writes a GPT disk image with a FAT32 EFI system partition, replacing `image`.
@@ -97,16 +97,6 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("can't read {}", file.display()))
 }
 
-/// Every string in a TOML value.
-fn strings(value: &toml::Value, found: &mut Vec<String>) {
-    match value {
-        toml::Value::String(text) => found.push(text.clone()),
-        toml::Value::Array(items) => items.iter().for_each(|item| strings(item, found)),
-        toml::Value::Table(table) => table.values().for_each(|item| strings(item, found)),
-        _ => {}
-    }
-}
-
 /// Whether a path stays below where it starts.
 fn is_inner(name: &str) -> bool {
     let mut parts = Path::new(name).components();
@@ -129,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_config_brings_the_files_that_it_names() {
-        let config = "[[td]]\nname = \"a\"\nfirmware = \"fw/td.fd\"\nkernel = \"/etc/passwd\"\n";
+        let config = "[[file]]\nname = \"firmware\"\npath = \"fw/td.fd\"\n";
         let home = directory_with(&[
             ("seamark.toml", config),
             ("fw/td.fd", "firmware"),
@@ -142,6 +132,15 @@ mod tests {
             .unwrap();
         let names: Vec<_> = media.files.iter().map(|(name, _)| &**name).collect();
         assert_eq!(names, ["fw/td.fd", "seamark.toml"]);
+    }
+
+    #[test]
+    fn a_config_that_the_hypervisor_would_refuse_is_refused_here() {
+        let home = directory_with(&[("seamark.toml", "colour = 3\n"), ("seamark.efi", "MZ")]);
+        let media = Media::of_program(&home.path().join("seamark.efi")).unwrap();
+        let error = media.with_config(&home.path().join("seamark.toml"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains("seamark.toml:1"), "{error}");
     }
 
     #[test]
