@@ -1,9 +1,10 @@
-//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`.
+//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`.
 
 mod build;
 mod conform;
 mod host;
 mod image;
+mod measure;
 mod run;
 mod workspace;
 
@@ -38,6 +39,11 @@ enum Task {
     Run(run::Options),
     /// Replay recordings of Intel's TDX module against the emulated one.
     Conform(conform::Conform),
+    /// Compute the MRTD of a TD that is built from a TDVF image.
+    Measure {
+        /// The firmware image, such as OVMF.fd
+        image: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -59,5 +65,6 @@ fn execute(task: Task) -> Result<()> {
         }
         Task::Run(options) => run::run(&build::all()?, &options),
         Task::Conform(conform) => conform.run(),
+        Task::Measure { image } => measure::run(&image),
     }
 }

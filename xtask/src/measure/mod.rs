@@ -1,0 +1,117 @@
+//! `cargo xtask measure`: what a TD will be, computed without a TDX server.
+//!
+//! MRTD depends on which pages the host adds, in which order, and which of them it extends into the measurement. This is
+//! the order: section by section as the image's metadata lists them, page by page upwards; each page is added by
+//! TDH.MEM.PAGE.ADD and, if its section is measured, at once extended by 16 TDH.MR.EXTEND of 256 bytes. KVM does the
+//! same since it supports TDX (`KVM_TDX_INIT_MEM_REGION` in Linux 6.16), and QEMU hands it the sections in that order.
+//!
+//! Nothing here is shared with the emulated module: each checks the other.
+
+mod mrtd;
+mod tdvf;
+
+use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use mrtd::{CHUNK, Mrtd};
+use tdvf::{PAGE, TdImage};
+
+/// Prints the MRTD of a TD that is built from the TDVF image in `file`.
+///
+/// # Errors
+/// If the file can't be read, or is no TDVF image that can be built; the message says what is wrong with it.
+pub fn run(file: &Path) -> Result<()> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let image =
+        TdImage::parse(&bytes).with_context(|| format!("{} is no TDVF image", file.display()))?;
+    println!("{}", hex(&measure(&image)));
+    Ok(())
+}
+
+/// The MRTD of a TD that is built from `image`.
+pub fn measure(image: &TdImage<'_>) -> [u8; 48] {
+    let mut mrtd = Mrtd::new();
+    for section in image.sections.iter().filter(|section| !section.augmented) {
+        for offset in (0..section.bytes).step_by(PAGE as usize) {
+            let gpa = section.gpa + offset;
+            mrtd.page_add(gpa);
+            if section.measured {
+                let page = section.page(offset);
+                for (gpa, chunk) in (gpa..).step_by(CHUNK).zip(page.as_chunks::<CHUNK>().0) {
+                    mrtd.extend(gpa, chunk);
+                }
+            }
+        }
+    }
+    mrtd.finalize()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tdvf::testing::{Entry, image};
+    use super::*;
+
+    /// The order is part of the result: this is what a module would be told, step by step.
+    #[test]
+    fn pages_are_added_in_the_order_of_the_sections_and_extended_at_once() {
+        let firmware: Vec<u8> = (0..0x1800u32).map(|i| (i / 7) as u8).collect();
+        let file = image(
+            &firmware,
+            &[
+                Entry {
+                    data: 0..0x1800,
+                    gpa: 0xffff_e000,
+                    bytes: 0x2000,
+                    kind: 0,
+                    attributes: 1,
+                },
+                Entry {
+                    data: 0..0,
+                    gpa: 0x80_0000,
+                    bytes: 0x1000,
+                    kind: 3,
+                    attributes: 0,
+                },
+                Entry {
+                    data: 0..0,
+                    gpa: 0x100_0000,
+                    bytes: 0x20_0000,
+                    kind: 4,
+                    attributes: 2,
+                },
+            ],
+        );
+        let mut expected = Mrtd::new();
+        let mut padded = firmware.clone();
+        padded.resize(0x2000, 0);
+        for page in 0..2usize {
+            expected.page_add(0xffff_e000 + 0x1000 * page as u64);
+            for chunk in 0..16usize {
+                let at = 0x1000 * page + 0x100 * chunk;
+                expected.extend(
+                    0xffff_e000 + at as u64,
+                    padded[at..at + 0x100].try_into().unwrap(),
+                );
+            }
+        }
+        expected.page_add(0x80_0000);
+        assert_eq!(
+            measure(&TdImage::parse(&file).unwrap()),
+            expected.finalize()
+        );
+    }
+
+    #[test]
+    fn digests_are_printed_as_lower_case_hex() {
+        assert_eq!(hex(&[0, 0x0a, 0xff]), "000aff");
+    }
+}
