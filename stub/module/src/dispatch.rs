@@ -1,5 +1,7 @@
 //! From RAX to the leaf: the checks that come before every leaf, in the module's order.
 
+use core::sync::atomic::Ordering;
+
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use crate::call::Call;
@@ -18,6 +20,8 @@ impl Module {
             machine,
             lp,
         };
+        let inside = &self.lp(lp).inside;
+        inside.store(true, Ordering::SeqCst);
         let status = match self.admit(regs.rax) {
             Ok((leaf, version)) => match run(cx, leaf, version, regs) {
                 Ok(()) => Status::SUCCESS,
@@ -26,6 +30,7 @@ impl Module {
             Err(status) => status,
         };
         regs.rax = status.0;
+        inside.store(false, Ordering::Release);
     }
 
     /// The leaf and version that RAX asks for, if they exist and the module is far enough for them.

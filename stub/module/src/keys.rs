@@ -165,7 +165,7 @@ impl WriteBackRound<'_> {
         self.set_resume_at(0);
         for (i, hkid) in self.keys.hkids.iter().enumerate() {
             let covered = self.state.covered[i / 64].load(Ordering::Relaxed) >> (i % 64) & 1 != 0;
-            if covered && hkid.state.load(Ordering::Acquire) == HkidState::Flushed as u8 {
+            if covered {
                 hkid.write_back
                     .fetch_and(!(1 << self.package), Ordering::AcqRel);
             }

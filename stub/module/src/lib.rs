@@ -33,6 +33,7 @@ mod operand;
 mod pages;
 mod pamt;
 mod phymem;
+mod sept;
 mod servtd;
 mod sys;
 mod td;

@@ -28,9 +28,12 @@ pub enum SysState {
     Shutdown = 4,
 }
 
-/// What the module knows of a logical processor.
+/// What the module knows of a logical processor. Each has a cache line to itself: it is written at every SEAMCALL.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct Lp {
+    /// It is executing a SEAMCALL.
+    pub inside: AtomicBool,
     /// TDH.SYS.LP.INIT succeeded on it.
     pub initialized: AtomicBool,
     /// The vCPU that it entered last, by its TDVPR's address; 0 for none.
@@ -82,7 +85,7 @@ impl Module {
 
     /// How far the module is.
     pub fn state(&self) -> SysState {
-        match self.state.load(Ordering::Acquire) {
+        match self.state.load(Ordering::SeqCst) {
             0 => SysState::InitPending,
             1 => SysState::InitDone,
             2 => SysState::ConfigDone,
@@ -93,7 +96,7 @@ impl Module {
 
     /// Moves the module on.
     pub(crate) fn set_state(&self, state: SysState) {
-        self.state.store(state as u8, Ordering::Release);
+        self.state.store(state as u8, Ordering::SeqCst);
     }
 
     /// Takes the lock of the platform's life.
@@ -129,6 +132,11 @@ impl Module {
     /// What is known of a logical processor.
     pub(crate) fn lp(&self, lp: u32) -> &Lp {
         &self.lps[lp as usize]
+    }
+
+    /// Whether TDH.SYS.LP.INIT succeeded on every processor.
+    pub(crate) fn all_lps_initialized(&self) -> bool {
+        self.num_initialized_lps.load(Ordering::Acquire) as usize == self.lps.len()
     }
 
     /// Checks that TDH.SYS.LP.INIT was done on `lp`.

@@ -1,16 +1,143 @@
-//! TDH.MR.*: the measurement of a TD's initial contents.
+//! TDH.MR.*: MRTD, the measurement of a TD's initial contents.
 
-use seam::abi::{Gprs, Operand, Status};
+use seam::abi::{Gprs, Leaf, Operand, Status, level_bytes};
+use sha2::compress512;
+use sha2::digest::generic_array::GenericArray;
 
-use crate::Machine;
 use crate::call::Call;
+use crate::field::Structure;
+use crate::sept::walk;
+use crate::td::tdcs::field;
+use crate::td::{OpState, Td, Tdcs};
+use crate::{Machine, Point, memory, operand};
 
-/// TDH.MR.EXTEND.
-pub fn extend<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// Bytes of a page that one TDH.MR.EXTEND covers.
+const CHUNK: u64 = 256;
+/// Bytes of a SHA-384 block.
+const BLOCK: usize = 128;
+
+/// TDH.MR.EXTEND: MRTD covers the 256 bytes at guest-physical address RCX.
+pub fn extend<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let (gpa, tdr) = (regs.rcx, regs.rdx);
+    (regs.rcx, regs.rdx) = (0, 0);
+    // The exclusive TDR keeps everybody else off the S-EPT.
+    let td = Td::exclusive(cx, tdr, Operand::RDX, Leaf::MrExtend)?;
+    if !gpa.is_multiple_of(CHUNK) || !operand::is_private_gpa(&td.tdcs, gpa) {
+        return Err(Status::OPERAND_INVALID.with(Operand::RCX));
+    }
+    let end = walk(cx.machine, &td.tdcs, gpa, 0);
+    if !end.entry.is_leaf() || !end.entry.is_present() {
+        (regs.rcx, regs.rdx) = end.entry.describe(end.level);
+        return Err(Status::EPT_ENTRY_NOT_PRESENT.with(Operand::RCX));
+    }
+    if !end.entry.allows(Leaf::MrExtend) {
+        return Err(Status::EPT_ENTRY_NOT_PRESENT);
+    }
+    let pa = end.entry.page_pa(end.level) + gpa % level_bytes(end.level);
+    let mut chunk = [0; CHUNK as usize];
+    memory::read_bytes(cx.machine, pa, &mut chunk);
+    Mrtd::resume(cx, &td.tdcs).extend_contents(gpa, &chunk);
+    Ok(())
 }
 
-/// TDH.MR.FINALIZE.
-pub fn finalize<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// TDH.MR.FINALIZE: MRTD is complete; the TD can run.
+pub fn finalize<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let td = Td::exclusive(cx, regs.rcx, Operand::RCX, Leaf::MrFinalize)?;
+    if td.tdcs.get(field::NUM_VCPUS) == 0 {
+        return Err(Status::NO_VCPUS);
+    }
+    Mrtd::resume(cx, &td.tdcs).finish();
+    td.tdcs.set_op_state(OpState::Runnable);
+    Ok(())
+}
+
+/// MRTD while it is being built: a SHA-384 whose chaining value rests in the TDCS between calls. Everything that goes into
+/// it is a whole number of blocks.
+pub struct Mrtd<'a, 'm, M> {
+    cx: Call<'m, M>,
+    tdcs: &'a Tdcs<'m, M>,
+    state: [u64; 8],
+    length: u64,
+}
+
+impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
+    /// The initial chaining value. Source: FIPS 180-4, 5.3.4.
+    const INITIAL: [u64; 8] = [
+        0xcbbb_9d5d_c105_9ed8,
+        0x629a_292a_367c_d507,
+        0x9159_015a_3070_dd17,
+        0x152f_ecd8_f70e_5939,
+        0x6733_2667_ffc0_0b31,
+        0x8eb4_4a87_6858_1511,
+        0xdb0c_2e0d_64f9_8fa7,
+        0x47b5_481d_befa_4fa4,
+    ];
+
+    /// Begins the measurement of a TD.
+    pub fn begin(cx: Call<'m, M>, tdcs: &'a Tdcs<'m, M>) {
+        Self {
+            cx,
+            tdcs,
+            state: Self::INITIAL,
+            length: 0,
+        }
+        .save();
+    }
+
+    /// Goes on with the measurement of a TD.
+    pub fn resume(cx: Call<'m, M>, tdcs: &'a Tdcs<'m, M>) -> Self {
+        Self {
+            cx,
+            tdcs,
+            state: core::array::from_fn(|i| tdcs.get(field::MRTD_STATE.at(i as u32))),
+            length: tdcs.get(field::MRTD_LENGTH),
+        }
+    }
+
+    /// Covers the fact that a page was added at `gpa`.
+    pub fn extend_page_add(mut self, gpa: u64) {
+        self.update(&record("MEM.PAGE.ADD", gpa));
+        self.save();
+    }
+
+    /// Covers the contents at `gpa`.
+    fn extend_contents(mut self, gpa: u64, contents: &[u8; CHUNK as usize]) {
+        self.update(&record("MR.EXTEND", gpa));
+        self.update(contents);
+        self.save();
+    }
+
+    fn update(&mut self, data: &[u8]) {
+        self.cx.reached(Point::Sha384);
+        for block in data.chunks_exact(BLOCK) {
+            compress512(&mut self.state, &[*GenericArray::from_slice(block)]);
+        }
+        self.length += data.len() as u64;
+    }
+
+    fn save(&self) {
+        for (i, word) in (0..).zip(self.state) {
+            self.tdcs.set(field::MRTD_STATE.at(i), word);
+        }
+        self.tdcs.set(field::MRTD_LENGTH, self.length);
+    }
+
+    /// Ends the measurement and writes MRTD.
+    fn finish(mut self) {
+        let mut padding = [0; BLOCK];
+        padding[0] = 0x80;
+        padding[BLOCK - 8..].copy_from_slice(&(8 * self.length).to_be_bytes());
+        self.update(&padding);
+        for (i, word) in (0..).zip(&self.state[..6]) {
+            self.tdcs.set(field::MRTD.at(i), word.swap_bytes());
+        }
+    }
+}
+
+/// The record of an operation on the page or chunk at `gpa`: its name, padded to 16 bytes, the address, zeros.
+fn record(name: &str, gpa: u64) -> [u8; BLOCK] {
+    let mut record = [0; BLOCK];
+    record[..name.len()].copy_from_slice(name.as_bytes());
+    record[16..24].copy_from_slice(&gpa.to_le_bytes());
+    record
 }

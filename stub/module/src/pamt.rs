@@ -5,8 +5,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
+use seam::abi::{Operand, PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
 
+use crate::call::Call;
 use crate::lock::{Busy, Guard, Lock, Mode};
 use crate::sys::tdmr::Tdmr;
 use crate::{Machine, Module, memory};
@@ -197,6 +198,80 @@ impl<'m> Held<'m> {
     pub const fn size(&self) -> PageSize {
         self.size
     }
+}
+
+/// The entry of a page of a TD, reached without a walk.
+///
+/// # Panics
+/// If no initialised TDMR contains the page, which then cannot be a TD's.
+pub fn entry_of<'m, M: Machine>(cx: Call<'m, M>, pa: u64, size: PageSize) -> Entry<'m> {
+    Pamt::of(cx.module, pa)
+        .expect("a TD's page is in an initialised TDMR")
+        .entry(cx.machine, pa, size)
+}
+
+/// Locks the entry of a page of a TD, reached without a walk.
+///
+/// # Errors
+/// OPERAND_BUSY with RCX, which named the page by its guest-physical address.
+pub fn lock_entry_of<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    size: PageSize,
+) -> Result<(Guard<'m>, Entry<'m>), Status> {
+    let entry = entry_of(cx, pa, size);
+    let guard = entry
+        .lock()
+        .acquire(Mode::Exclusive)
+        .map_err(|_| Status::OPERAND_BUSY.with(Operand::RCX))?;
+    Ok((guard, entry))
+}
+
+/// The 512 entries of the next smaller size below the page of `size` at `pa`, by their words.
+fn children<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    size: PageSize,
+) -> impl Iterator<Item = Entry<'m>> {
+    let smaller = match size {
+        PageSize::Size1G => PageSize::Size2M,
+        _ => PageSize::Size4K,
+    };
+    (0..512).map(move |i| entry_of(cx, pa + i * smaller.bytes(), smaller))
+}
+
+/// Whether all 4 KiB pages of the 2 MiB page at `pa` are the host's.
+pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
+    children(cx, pa, PageSize::Size2M).all(|entry| entry.page_type() == PageType::Nda)
+}
+
+/// Makes one page of `size` of the 512 smaller ones at `pa`, which are all the same TD's.
+///
+/// # Errors
+/// OPERAND_BUSY with RCX.
+pub fn merge<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(), Status> {
+    let (_guard, merged) = lock_entry_of(cx, pa, size)?;
+    for (i, child) in children(cx, pa, size).enumerate() {
+        if i == 0 {
+            merged.assign(child.page_type(), child.owner());
+        }
+        child.set_type(PageType::Nda);
+    }
+    Ok(())
+}
+
+/// Makes 512 smaller pages of the one of `size` at `pa`.
+///
+/// # Errors
+/// OPERAND_BUSY with RCX.
+pub fn split<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(), Status> {
+    let (_guard, whole) = lock_entry_of(cx, pa, size)?;
+    for child in children(cx, pa, size) {
+        child.assign(whole.page_type(), whole.owner());
+        child.set_bepoch(0);
+    }
+    whole.set_type(PageType::Nda);
+    Ok(())
 }
 
 /// Makes the entries of the 4 KiB pages in `[start, end)` and of the larger pages that begin there.

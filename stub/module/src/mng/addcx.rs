@@ -1,11 +1,51 @@
 //! TDH.MNG.ADDCX: the pages of a TDCS.
 
-use seam::abi::{Gprs, Operand, Status};
+use seam::abi::{Gprs, Leaf, Operand, PageType, Status, TDCS_PAGES};
 
-use crate::Machine;
+use super::keys::random_256;
 use crate::call::Call;
+use crate::field::Structure;
+use crate::lock::Mode;
+use crate::sept::{Entry, L2Entry};
+use crate::td::{Lifecycle, Tdcs, tdcs, tdr};
+use crate::{Machine, Point, operand};
 
-/// TDH.MNG.ADDCX.
-pub fn addcx<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// TDH.MNG.ADDCX: RCX becomes the next page of the TDCS of the TD in RDX.
+pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let (_held, root) = operand::tdr(cx, regs.rdx, Operand::RDX, Mode::Exclusive)?;
+    if root.is_fatal() {
+        return Err(Status::TD_FATAL);
+    }
+    if root.lifecycle() != Lifecycle::KeysConfigured {
+        return Err(Status::TD_KEYS_NOT_CONFIGURED);
+    }
+    let index = root.num_tdcx();
+    if index >= TDCS_PAGES.1 {
+        return Err(Status::TDCX_NUM_INCORRECT);
+    }
+    let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
+    cx.reached(Point::Movdir64b);
+    cx.machine.fill_page(
+        regs.rcx,
+        match index {
+            // Every MSR access exits until TDH.MNG.INIT says otherwise.
+            tdcs::page::MSR_BITMAPS => u64::MAX,
+            tdcs::page::SEPT_ROOT => Entry::FREE.0,
+            _ => L2Entry::FREE.0,
+        },
+    );
+    let complete = index + 1;
+    if complete == TDCS_PAGES.0 {
+        // The TDCS is usable from here on: it gets the key of a migration session to come.
+        random_256(cx)?;
+    } else if complete > TDCS_PAGES.0
+        && !Tdcs::of(cx.machine, root).op_state().allows(Leaf::MngAddcx)
+    {
+        return Err(Status::OP_STATE_INCORRECT);
+    }
+    root.set(tdr::field::TDCX_PA.at(index), regs.rcx);
+    root.set(tdr::field::NUM_TDCX, u64::from(complete));
+    root.add_children(1);
+    page.entry().assign(PageType::Tdcx, root.pa());
+    Ok(())
 }

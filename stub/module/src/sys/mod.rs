@@ -9,7 +9,7 @@ pub mod tdmr;
 
 pub use config::config;
 pub use init::{Sample, init};
-pub use key_config::key_config;
+pub use key_config::{key_config, program_key};
 pub use lp_init::lp_init;
 pub use shutdown::{shutdown, update};
 pub use tdmr::tdmr_init;

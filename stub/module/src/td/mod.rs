@@ -1,6 +1,7 @@
 //! A TD's control structures, and the checks that every leaf makes before it touches them.
 
 mod access;
+pub mod epoch;
 pub mod op_state;
 pub mod tdcs;
 pub mod tdr;

@@ -151,6 +151,21 @@ impl<'m, M: Machine> Tdcs<'m, M> {
         self.get(field::GPAW) != 0
     }
 
+    /// The physical address of the S-EPT's root.
+    pub fn sept_root(&self) -> u64 {
+        self.page_pa(page::SEPT_ROOT)
+    }
+
+    /// The physical address of the root of nested VM `vm`'s (1 to 3) S-EPT.
+    pub fn l2_sept_root(&self, vm: u32) -> u64 {
+        self.page_pa(page::L2_SEPT_ROOT + vm - 1)
+    }
+
+    /// The numbers of the nested VMs that the TD may have.
+    pub fn l2_vms(&self) -> core::ops::RangeInclusive<u32> {
+        1..=self.get(field::NUM_L2_VMS) as u32
+    }
+
     /// The level of the S-EPT's root entries: 3 or 4.
     pub fn top_level(&self) -> u8 {
         (self.get(field::EPTP) >> 3 & 7) as u8

@@ -1,0 +1,47 @@
+//! TDH.PHYMEM.PAGE.RECLAIM: a dead TD's pages back to the host.
+
+use seam::abi::{Gprs, Operand, PageType, Status};
+
+use super::page::take_page;
+use crate::Machine;
+use crate::call::Call;
+use crate::lock::Mode;
+use crate::td::{Lifecycle, Tdr, implicit_tdr};
+
+/// TDH.PHYMEM.PAGE.RECLAIM: RCX returns what the page was, RDX whose, R8 its size.
+pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let (pa, held) = take_page(cx, Mode::Exclusive, regs)?;
+    let entry = held.entry();
+    let page_type = entry.page_type();
+    if matches!(page_type, PageType::Nda | PageType::Rsvd) {
+        return Err(Status::PAGE_METADATA_INCORRECT.with(Operand::RCX));
+    }
+    let owner = entry.owner();
+    regs.rcx = page_type as u64;
+    regs.rdx = owner;
+    regs.r8 = held.size() as u64;
+    if !pa.is_multiple_of(held.size().bytes()) {
+        return Err(Status::OPERAND_INVALID.with(Operand::RCX));
+    }
+    if page_type == PageType::Tdr {
+        let tdr = Tdr::at(cx.machine, pa);
+        check_teardown(&tdr)?;
+        if tdr.children() != 0 {
+            return Err(Status::TD_ASSOCIATED_PAGES_EXIST);
+        }
+    } else {
+        let (_tdr, tdr) = implicit_tdr(cx, owner)?;
+        check_teardown(&tdr)?;
+        tdr.remove_children(held.size().pages());
+    }
+    entry.set_type(PageType::Nda);
+    Ok(())
+}
+
+fn check_teardown(tdr: &Tdr<'_>) -> Result<(), Status> {
+    if tdr.lifecycle() == Lifecycle::Teardown {
+        Ok(())
+    } else {
+        Err(Status::LIFECYCLE_STATE_INCORRECT)
+    }
+}
