@@ -5,7 +5,7 @@ mod gprs;
 mod leaf;
 mod operand;
 mod platform;
-mod status;
+pub(crate) mod status;
 mod td;
 
 pub use encoding::*;

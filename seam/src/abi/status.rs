@@ -86,7 +86,7 @@ macro_rules! codes {
         }
 
         /// Every code that module 1.5 knows, by ascending class.
-        const NAMES: &[(Status, &str)] = &[$((Status::$name, stringify!($name)),)*];
+        pub(crate) const NAMES: &[(Status, &str)] = &[$((Status::$name, stringify!($name)),)*];
     };
 }
 
