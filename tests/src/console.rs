@@ -110,6 +110,29 @@ impl Console {
         Ok(answer)
     }
 
+    /// Waits for the prompt of a machine that was reset.
+    ///
+    /// # Errors
+    /// When it does not come within `limit`.
+    pub fn again(&mut self, limit: Duration) -> Result<()> {
+        self.boot_log = self.guest.expect(PROMPT, limit)?;
+        self.json = false;
+        Ok(())
+    }
+
+    /// Gives up whatever line was begun, and goes on as a script, however long the console still has to chew on what
+    /// it was sent before.
+    ///
+    /// # Errors
+    /// When the console does not answer within `limit`.
+    pub fn resume_after_noise(&mut self, limit: Duration) -> Result<()> {
+        self.guest.send(b"\r\x03\rjson on\r")?;
+        self.guest.expect("{\"cmd\":\"json\",\"ok\":true", limit)?;
+        self.guest.expect("\n", limit)?;
+        self.json = true;
+        Ok(())
+    }
+
     fn converse(&mut self, command: &str, limit: Duration) -> Result<Reply> {
         self.guest.send(command.as_bytes())?;
         self.guest.send(b"\r")?;

@@ -4,3 +4,4 @@ pub mod console;
 pub mod media;
 pub mod programs;
 pub mod qemu;
+pub mod scenarios;

@@ -6,6 +6,7 @@ mod host;
 mod image;
 mod measure;
 mod run;
+mod test;
 mod workspace;
 
 use std::path::PathBuf;
@@ -44,12 +45,14 @@ enum Task {
         /// The firmware image, such as OVMF.fd
         image: PathBuf,
     },
+    /// Check the format, lint, test on this computer, and test whole systems in QEMU.
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match execute(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -57,14 +60,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(task: Task) -> Result<()> {
+fn execute(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Build => build::report(&build::all()?),
+        Task::Build => build::report(&build::all()?)?,
         Task::Image { config, output } => {
-            image::write(&build::all()?, config.as_deref(), output.as_deref()).map(drop)
+            image::write(&build::all()?, config.as_deref(), output.as_deref())?;
         }
-        Task::Run(options) => run::run(&build::all()?, &options),
-        Task::Conform(conform) => conform.run(),
-        Task::Measure { image } => measure::run(&image),
+        Task::Measure { image } => measure::run(&image)?,
+        Task::Run(options) => run::run(&build::all()?, &options)?,
+        Task::Conform(conform) => conform.run()?,
+        Task::Test(options) => return Ok(test::run(&options)),
     }
+    Ok(ExitCode::SUCCESS)
 }

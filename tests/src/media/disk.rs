@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use fscommon::{BufStream, StreamSlice};
 use gpt::disk::LogicalBlockSize;
@@ -86,6 +86,56 @@ fn write_files<T: Read + Write + Seek>(
     Ok(())
 }
 
+/// Reads a file back from the EFI system partition of an image.
+///
+/// # Errors
+/// When there is no such partition, or no such file in it.
+pub fn read(image: &Path, path: &str) -> Result<Vec<u8>> {
+    let disk = gpt::GptConfig::new().open(image)?;
+    let efi = |p: &&gpt::partition::Partition| p.part_type_guid == partition_types::EFI;
+    let partition = disk
+        .partitions()
+        .values()
+        .find(efi)
+        .context("no EFI partition")?;
+    let start = partition.bytes_start(LogicalBlockSize::Lb512)?;
+    let len = partition.bytes_len(LogicalBlockSize::Lb512)?;
+    let slice = StreamSlice::new(File::open(image)?, start, start + len)?;
+    let volume = FileSystem::new(ReadOnly(slice), FsOptions::new())?;
+    ensure!(
+        volume.fat_type() == FatType::Fat32,
+        "the partition is not FAT32"
+    );
+    let mut bytes = Vec::new();
+    volume.root_dir().open_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// fatfs asks for `Write` even to read.
+struct ReadOnly(StreamSlice<File>);
+
+impl Read for ReadOnly {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Seek for ReadOnly {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
+}
+
+impl Write for ReadOnly {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,54 +145,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("disk.img");
         let program = vec![0x5A; 100_000];
-        write(
-            &image,
-            &[
-                ("EFI/BOOT/BOOTX64.EFI", &program),
-                ("EFI/a.txt", b"a"),
-                ("b.txt", b""),
-            ],
-        )
-        .unwrap();
-
-        let disk = gpt::GptConfig::new().open(&image).unwrap();
-        let partition = disk.partitions()[&1].clone();
-        assert_eq!(partition.part_type_guid, partition_types::EFI);
-        let start = partition.bytes_start(LogicalBlockSize::Lb512).unwrap();
-        let len = partition.bytes_len(LogicalBlockSize::Lb512).unwrap();
-        let slice = StreamSlice::new(File::open(&image).unwrap(), start, start + len).unwrap();
-        let volume = FileSystem::new(ReadOnly(slice), FsOptions::new()).unwrap();
-        assert_eq!(volume.fat_type(), FatType::Fat32);
-        let mut read = Vec::new();
-        let mut file = volume.root_dir().open_file("EFI/BOOT/BOOTX64.EFI").unwrap();
-        file.read_to_end(&mut read).unwrap();
-        assert_eq!(read, program);
-        assert!(volume.root_dir().open_file("EFI/a.txt").is_ok());
-        assert!(volume.root_dir().open_file("b.txt").is_ok());
-    }
-
-    /// fatfs asks for `Write` even to read.
-    struct ReadOnly(StreamSlice<File>);
-
-    impl Read for ReadOnly {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            self.0.read(buffer)
+        let files: [(&str, &[u8]); 3] = [
+            ("EFI/BOOT/BOOTX64.EFI", &program),
+            ("EFI/a.txt", b"a"),
+            ("b.txt", b""),
+        ];
+        write(&image, &files).unwrap();
+        for (path, bytes) in files {
+            assert_eq!(super::read(&image, path).unwrap(), bytes);
         }
-    }
-
-    impl Seek for ReadOnly {
-        fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
-            self.0.seek(to)
-        }
-    }
-
-    impl Write for ReadOnly {
-        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
-            Err(std::io::ErrorKind::PermissionDenied.into())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+        assert!(super::read(&image, "EFI/none").is_err());
     }
 }

@@ -3,6 +3,8 @@
 
 mod disk;
 
+pub use disk::read as read_from_disk;
+
 use std::fs;
 use std::path::{Component, Path};
 
@@ -10,7 +12,7 @@ use anyhow::{Context, Error, Result, ensure};
 use boot::config;
 
 /// Where UEFI looks for a program on a disk without a boot entry.
-const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
+pub const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
 
 /// An EFI program and the files that it reads from where it was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

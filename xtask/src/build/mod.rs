@@ -65,14 +65,38 @@ const PROBE: Bare = Bare {
 pub fn all() -> Result<Programs> {
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
-    let mut bare = vec![SEAMARK, STUB];
-    if workspace::root().join("tests/probe/Cargo.toml").exists() {
-        bare.push(PROBE);
-    }
-    for program in bare {
+    for program in present() {
         program.build(&out)?;
     }
     Ok(Programs::in_directory(&out))
+}
+
+/// Has clippy look at every program as it is built.
+///
+/// # Errors
+/// When it has something to say.
+pub fn lint() -> Result<()> {
+    for program in present() {
+        let status = program
+            .cargo("clippy")
+            .args(["--", "-D", "warnings"])
+            .status();
+        let status = status.context("can't start cargo")?;
+        ensure!(
+            status.success(),
+            "clippy has something to say about {}",
+            program.bin
+        );
+    }
+    Ok(())
+}
+
+fn present() -> Vec<Bare> {
+    let mut programs = vec![SEAMARK, STUB];
+    if workspace::root().join("tests/probe/Cargo.toml").exists() {
+        programs.push(PROBE);
+    }
+    programs
 }
 
 /// Prints the size and SHA-256 of what is loaded on a machine.
@@ -120,21 +144,29 @@ impl Bare {
 
     /// Has cargo build the ELF and says where it is.
     fn compile(&self) -> Result<PathBuf> {
-        let target = workspace::target().join("bare");
-        let status = Command::new(workspace::cargo())
+        let status = self.cargo("build").status().context("can't start cargo")?;
+        ensure!(status.success(), "cargo could not build {}", self.bin);
+        Ok(target_directory().join(TARGET).join(PROFILE).join(self.bin))
+    }
+
+    /// A cargo command on this program, with the flags of all freestanding ones.
+    fn cargo(&self, command: &str) -> Command {
+        let mut cargo = Command::new(workspace::cargo());
+        cargo
             .current_dir(workspace::root())
-            .args(["build", "--quiet", "--package", self.package])
+            .args([command, "--quiet", "--package", self.package])
             .args(["--bin", self.bin, "--features", "bare"])
             .args(["--profile", PROFILE, "--target", TARGET])
             .arg("--target-dir")
-            .arg(&target)
+            .arg(target_directory())
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\u{1f}"))
-            .env_remove("RUSTFLAGS")
-            .status()
-            .context("can't start cargo")?;
-        ensure!(status.success(), "cargo could not build {}", self.bin);
-        Ok(target.join(TARGET).join(PROFILE).join(self.bin))
+            .env_remove("RUSTFLAGS");
+        cargo
     }
+}
+
+fn target_directory() -> PathBuf {
+    workspace::target().join("bare")
 }
 
 /// No red zone (interrupts would overwrite it), no unwinding, and one position-independent file that needs no loader

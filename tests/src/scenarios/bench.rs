@@ -1,0 +1,148 @@
+//! What scenarios are made of: machines with the programs under test, and a place for what they measured.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::console::Console;
+use crate::media::Media;
+use crate::programs::Programs;
+use crate::qemu::{Boot, Event, Guest, Machine, Stub};
+
+/// A configuration that changes nothing.
+const PLAIN_CONFIG: &str = "[host]\n";
+
+/// The name of the hypervisor on the TFTP server.
+const NETWORK_PROGRAM: &str = "seamark.efi";
+
+/// What one scenario works with.
+pub struct Bench {
+    programs: Programs,
+    directory: PathBuf,
+    runs: Vec<PathBuf>,
+    notes: Vec<String>,
+    provoked: Vec<String>,
+}
+
+impl Bench {
+    pub(super) fn new(scenario: &str, programs: &Programs) -> Self {
+        Self {
+            programs: programs.clone(),
+            directory: programs.directory().join("tests").join(scenario),
+            runs: Vec::new(),
+            notes: Vec::new(),
+            provoked: Vec::new(),
+        }
+    }
+
+    /// The programs under test.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// The scenario's own directory.
+    pub fn directory(&self) -> Result<&Path> {
+        std::fs::create_dir_all(&self.directory)
+            .with_context(|| format!("can't create {}", self.directory.display()))?;
+        Ok(&self.directory)
+    }
+
+    /// A machine with the stub that boots the hypervisor from a disk, with a configuration that changes nothing.
+    pub fn machine(&self) -> Result<Machine> {
+        self.machine_with_config(PLAIN_CONFIG)
+    }
+
+    /// The same with another configuration, right or wrong.
+    pub fn machine_with_config(&self, config: &str) -> Result<Machine> {
+        let media = Media::of_program(&self.programs.seamark())?.with_config_text(config);
+        Ok(Machine::new(self.disk(&media)?, Some(self.stub())))
+    }
+
+    /// The same, booted over the network.
+    pub fn network_machine(&self) -> Result<Machine> {
+        let directory = self.directory()?.join("tftp");
+        Media::of_program(&self.programs.seamark())?
+            .with_config_text(PLAIN_CONFIG)
+            .write_directory(&directory, NETWORK_PROGRAM)?;
+        let boot = Boot::Network {
+            directory,
+            program: NETWORK_PROGRAM.to_owned(),
+        };
+        Ok(Machine::new(boot, Some(self.stub())))
+    }
+
+    /// A disk with `media` on it.
+    pub fn disk(&self, media: &Media) -> Result<Boot> {
+        let image = self.directory()?.join("disk.img");
+        media.write_disk(&image)?;
+        Ok(Boot::Disk(image))
+    }
+
+    /// The stub with its default options.
+    pub fn stub(&self) -> Stub {
+        Stub {
+            rom: self.programs.rom(),
+            options: Vec::new(),
+        }
+    }
+
+    /// Starts a machine.
+    pub fn start(&mut self, machine: &Machine) -> Result<Guest> {
+        let directory = self.directory()?.join(format!("run{}", self.runs.len()));
+        self.runs.push(directory.clone());
+        Guest::start(machine, &directory, None)
+    }
+
+    /// Starts a machine and waits for its prompt.
+    pub fn console(&mut self, machine: &Machine) -> Result<Console> {
+        let guest = self.start(machine)?;
+        Console::wait(guest, boot_limit(machine))
+    }
+
+    /// Keeps a figure that is shown with the result.
+    pub fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Says that the stub has to report one violation of this class by the end of the scenario.
+    pub fn provoke(&mut self, class: &str) {
+        self.provoked.push(format!("violation {class}"));
+        self.provoked.sort();
+    }
+
+    pub(super) fn provoked(&self) -> &[String] {
+        &self.provoked
+    }
+
+    pub(super) fn into_notes(self) -> Vec<String> {
+        self.notes
+    }
+
+    /// Everything that the stub complained about in this scenario, sorted.
+    pub(super) fn complaints(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for run in &self.runs {
+            let path = run.join("debug.log");
+            let log =
+                std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+            all.extend(crate::qemu::events(&log).iter().filter_map(complaint));
+        }
+        all.sort();
+        Ok(all)
+    }
+}
+
+/// How long a machine may take from power-on to the prompt: far more than it needs, for a busy computer.
+fn boot_limit(machine: &Machine) -> Duration {
+    Duration::from_secs(60 + 8 * u64::from(machine.cpus))
+}
+
+/// A violation with its class, or another event that tells of something wrong.
+fn complaint(event: &Event) -> Option<String> {
+    match event.kind() {
+        "violation" => Some(format!("violation {}", event.text("class"))),
+        "error" | "panic" | "bad_option" => Some(event.0.to_string()),
+        _ => None,
+    }
+}

@@ -1,0 +1,69 @@
+//! The whole-system tests: each starts one or more machines and looks at them through the serial port and the debug
+//! console.
+//!
+//! After each, the SEAM stub must have seen exactly the violations that the test says it provokes: none, as a rule.
+
+mod bench;
+mod boot;
+mod console;
+mod monitor;
+mod violations;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Result, anyhow, ensure};
+
+pub use bench::Bench;
+
+use crate::programs::Programs;
+
+/// One whole-system test.
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// Whether it runs only when it is asked for by its whole name: it is slow, or needs the network.
+    pub by_name_only: bool,
+    run: fn(&mut Bench) -> Result<()>,
+}
+
+impl Scenario {
+    const fn new(name: &'static str, run: fn(&mut Bench) -> Result<()>) -> Self {
+        Self {
+            name,
+            by_name_only: false,
+            run,
+        }
+    }
+
+    const fn by_name_only(name: &'static str, run: fn(&mut Bench) -> Result<()>) -> Self {
+        Self {
+            name,
+            by_name_only: true,
+            run,
+        }
+    }
+
+    /// Runs it and gives the figures that it measured.
+    ///
+    /// # Errors
+    /// What did not hold, with the last lines of the serial port where they help.
+    pub fn run(&self, programs: &Programs) -> Result<Vec<String>> {
+        let mut bench = Bench::new(self.name, programs);
+        // A scenario that panics is a failed test and no reason to leave the others out.
+        catch_unwind(AssertUnwindSafe(|| (self.run)(&mut bench)))
+            .map_err(|_| anyhow!("the scenario panicked"))??;
+        let seen = bench.complaints()?;
+        ensure!(
+            seen == bench.provoked(),
+            "the stub reported {seen:?}, but the test provokes {:?}",
+            bench.provoked()
+        );
+        Ok(bench.into_notes())
+    }
+}
+
+/// Every scenario, in the order in which they run.
+pub fn all() -> Vec<Scenario> {
+    [boot::ALL, console::ALL, violations::ALL, monitor::ALL].concat()
+}

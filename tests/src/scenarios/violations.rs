@@ -1,0 +1,60 @@
+//! What the host must never do, done on purpose: the stub has to see it, once.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Bench, Scenario};
+use crate::console::Console;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("seamrr-access", seamrr_access),
+    Scenario::new("keyid-access", keyid_access),
+];
+
+/// How long a report may take.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// KeyID 1 in the address: the KeyID bits are 51:48.
+const KEYID_1: u64 = 1 << 48;
+
+/// The host reads the SEAM range.
+fn seamrr_access(bench: &mut Bench) -> Result<()> {
+    let machine = bench.machine()?;
+    let mut console = bench.console(&machine)?;
+    let seamrr = seamrr(&mut console)?;
+    bench.provoke("seamrr");
+    peek(&mut console, seamrr)
+}
+
+/// The host reads ordinary memory through an address that carries a KeyID.
+fn keyid_access(bench: &mut Bench) -> Result<()> {
+    let machine = bench.machine()?;
+    let mut console = bench.console(&machine)?;
+    bench.provoke("keyid");
+    peek(&mut console, KEYID_1 | 0x10_0000)
+}
+
+/// Reads a line of memory; whatever comes back, the console has to go on.
+fn peek(console: &mut Console, address: u64) -> Result<()> {
+    console.ask(&format!("mem peek {address:#x}"), ANSWER)?;
+    let events = console.guest().events()?;
+    let violations: Vec<_> = events.iter().filter(|e| e.kind() == "violation").collect();
+    ensure!(violations.len() == 1, "the stub reported {violations:?}");
+    let pa = violations[0].text("pa");
+    ensure!(pa == format!("{address:#x}"), "{:?}", violations[0]);
+    console.succeed("version", ANSWER)?;
+    Ok(())
+}
+
+/// Where the SEAM range is, as the stub said when it took it.
+fn seamrr(console: &mut Console) -> Result<u64> {
+    let events = console.guest().events()?;
+    let base = events
+        .iter()
+        .map(|e| e.text("seamrr"))
+        .find(|s| !s.is_empty());
+    let base = base.context("the stub did not say where SEAMRR is")?;
+    let digits = base.trim_start_matches("0x");
+    u64::from_str_radix(digits, 16).with_context(|| format!("SEAMRR is {base}"))
+}

@@ -1,0 +1,162 @@
+//! What is checked on this computer, before any machine is started.
+
+use std::env;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Error, Result, ensure};
+
+use super::tally::Tally;
+use crate::{build, workspace};
+
+/// One check.
+pub struct Check {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// Runs it and counts what came out.
+    pub run: fn(&mut Tally),
+}
+
+/// Every check, in the order in which they run.
+pub const ALL: &[Check] = &[
+    Check {
+        name: "fmt",
+        run: |tally| count("fmt", format(), tally),
+    },
+    Check {
+        name: "clippy",
+        run: |tally| count("clippy", clippy(), tally),
+    },
+    Check {
+        name: "host",
+        run: host,
+    },
+    Check {
+        name: "conform",
+        run: conform,
+    },
+];
+
+fn count(name: &str, outcome: Result<()>, tally: &mut Tally) {
+    match outcome {
+        Ok(()) => tally.passed(1),
+        Err(error) => tally.failed(name, &error),
+    }
+}
+
+fn format() -> Result<()> {
+    let status = cargo(&["fmt", "--all", "--check"]).status()?;
+    ensure!(status.success(), "run `cargo fmt --all`");
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    let workspace = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    let status = cargo(&workspace).status()?;
+    ensure!(status.success(), "clippy has something to say");
+    build::lint()
+}
+
+/// `cargo test`; its tests are counted one by one.
+fn host(tally: &mut Tally) {
+    let tests = ["test", "--workspace", "--no-fail-fast"];
+    match run_tests(cargo(&tests), tally) {
+        Ok(()) => {}
+        Err(error) => tally.failed("host", &error),
+    }
+}
+
+/// Runs cargo's tests, passes on what they say but for the tests that pass, and counts.
+fn run_tests(mut command: Command, tally: &mut Tally) -> Result<()> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("can't start cargo")?;
+    let output = child.stdout.take().context("cargo's output is a pipe")?;
+    let mut failed = 0;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        if let Some(summary) = Summary::parse(&line) {
+            tally.passed(summary.passed);
+            tally.failed_already_told(summary.failed);
+            failed += summary.failed;
+        }
+        if !(line.starts_with("test ") && line.ends_with(" ... ok") || line.is_empty()) {
+            println!("{line}");
+        }
+    }
+    let status = child.wait()?;
+    // Where tests failed they are counted; where none did, something did not even build or run.
+    ensure!(
+        status.success() || failed > 0,
+        "cargo test could not build or run something"
+    );
+    Ok(())
+}
+
+/// What the test harness says at its end.
+#[derive(Debug, PartialEq, Eq)]
+struct Summary {
+    passed: usize,
+    failed: usize,
+}
+
+impl Summary {
+    /// Reads `test result: ok. 16 passed; 0 failed; ...`.
+    fn parse(line: &str) -> Option<Self> {
+        let (_verdict, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+        let mut counts = counts.split("; ");
+        let mut count = |what| counts.next()?.strip_suffix(what)?.parse().ok();
+        Some(Self {
+            passed: count(" passed")?,
+            failed: count(" failed")?,
+        })
+    }
+}
+
+/// The emulated module against recordings of Intel's, where there are any.
+fn conform(tally: &mut Tally) {
+    let vectors = workspace::root().join("tests/vectors");
+    if !vectors.exists() {
+        println!("no recordings in {}", vectors.display());
+        return;
+    }
+    let outcome = env::current_exe().map_err(Error::from).and_then(|xtask| {
+        let status = Command::new(xtask).arg("conform").arg(&vectors).status()?;
+        ensure!(status.success(), "the emulated module differs");
+        Ok(())
+    });
+    count("conform", outcome, tally);
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(workspace::cargo());
+    command.current_dir(workspace::root()).args(arguments);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_harness_summary_is_read() {
+        let line = "test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 2 filtered out; finished in 0.1s";
+        let summary = Summary::parse(line);
+        assert_eq!(
+            summary,
+            Some(Summary {
+                passed: 3,
+                failed: 1
+            })
+        );
+        assert_eq!(Summary::parse("test a::b ... ok"), None);
+    }
+}

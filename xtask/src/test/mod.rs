@@ -1,0 +1,153 @@
+//! `cargo xtask test`: everything that has to hold before a change goes in.
+
+mod checks;
+mod tally;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+use seamark_tests::programs::Programs;
+use seamark_tests::scenarios::{self, Scenario};
+
+use self::tally::Tally;
+use crate::{build, host};
+
+/// The options of `test`.
+#[derive(Args)]
+pub struct Options {
+    /// Run what has one of these in its name; without any, everything that does not have to be named
+    filter: Vec<String>,
+    /// List the names and run nothing
+    #[arg(long)]
+    list: bool,
+}
+
+/// Runs the tests. The last line says how many passed and failed, tests on the host and whole-system tests together.
+pub fn run(options: &Options) -> ExitCode {
+    let selected: Vec<_> = scenarios::all()
+        .into_iter()
+        .filter(|s| options.selects(s))
+        .collect();
+    let checks = checks::ALL
+        .iter()
+        .filter(|check| options.matches(check.name));
+    if options.list {
+        checks::ALL
+            .iter()
+            .for_each(|check| println!("{}", check.name));
+        scenarios::all().iter().for_each(|s| println!("{}", s.name));
+        return ExitCode::SUCCESS;
+    }
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    for check in checks {
+        announce(check.name);
+        (check.run)(&mut tally);
+    }
+    if !selected.is_empty() {
+        announce("build");
+        match programs() {
+            Ok(programs) => {
+                for scenario in &selected {
+                    run_scenario(scenario, &programs, &mut tally);
+                }
+            }
+            Err(error) => tally.failed("build", &error),
+        }
+    }
+    if tally.is_empty() {
+        eprintln!("nothing has {} in its name", options.filter.join(" or "));
+    }
+    tally.report(started.elapsed())
+}
+
+impl Options {
+    fn matches(&self, name: &str) -> bool {
+        self.filter.is_empty() || self.filter.iter().any(|f| name.contains(&**f))
+    }
+
+    fn selects(&self, scenario: &Scenario) -> bool {
+        if scenario.by_name_only {
+            self.filter.iter().any(|f| f == scenario.name)
+        } else {
+            self.matches(scenario.name)
+        }
+    }
+}
+
+/// What the whole-system tests need.
+fn programs() -> Result<Programs> {
+    host::require(&host::QEMU)?;
+    let programs = build::all()?;
+    build::report(&programs)?;
+    Ok(programs)
+}
+
+fn run_scenario(scenario: &Scenario, programs: &Programs, tally: &mut Tally) {
+    print!("system test {} ... ", scenario.name);
+    // It only makes the line appear at once.
+    let _ = std::io::stdout().flush();
+    let started = Instant::now();
+    match scenario.run(programs) {
+        Ok(notes) => {
+            let took = started.elapsed().as_secs_f32();
+            println!("ok ({took:.1} s)");
+            notes.iter().for_each(|note| println!("    {note}"));
+            tally.passed(1);
+        }
+        Err(error) => {
+            println!("FAILED");
+            tally.failed(scenario.name, &error);
+        }
+    }
+}
+
+fn announce(stage: &str) {
+    println!("--- {stage}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(filter: &[&str]) -> Options {
+        Options {
+            filter: filter.iter().map(|&f| f.to_owned()).collect(),
+            list: false,
+        }
+    }
+
+    fn scenario(name: &str) -> Scenario {
+        scenarios::all()
+            .into_iter()
+            .find(|s| s.name == name)
+            .unwrap()
+    }
+
+    #[test]
+    fn without_a_filter_all_runs_but_what_must_be_named() {
+        assert!(options(&[]).selects(&scenario("boot-over-pxe")));
+        assert!(!options(&[]).selects(&scenario("monitor-linux")));
+    }
+
+    #[test]
+    fn a_filter_is_a_part_of_the_name_or_the_whole_name_of_the_slow() {
+        assert!(options(&["pxe"]).selects(&scenario("boot-over-pxe")));
+        assert!(!options(&["pxe"]).selects(&scenario("boot-from-disk")));
+        assert!(!options(&["monitor"]).selects(&scenario("monitor-linux")));
+        assert!(options(&["monitor-linux"]).selects(&scenario("monitor-linux")));
+    }
+
+    #[test]
+    fn no_two_tests_share_a_name() {
+        let mut names: Vec<_> = scenarios::all().iter().map(|s| s.name).collect();
+        names.extend(checks::ALL.iter().map(|c| c.name));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

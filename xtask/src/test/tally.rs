@@ -1,0 +1,82 @@
+//! What passed and what failed.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A count of tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    passed: usize,
+    failures: Vec<String>,
+    /// Failures that were told by whoever ran them, such as cargo.
+    told: usize,
+}
+
+impl Tally {
+    /// Counts tests that passed.
+    pub fn passed(&mut self, count: usize) {
+        self.passed += count;
+    }
+
+    /// Counts a test that failed and says why.
+    pub fn failed(&mut self, name: &str, error: &anyhow::Error) {
+        eprintln!("{name}: {error:#}");
+        self.failures.push(name.to_owned());
+    }
+
+    /// Counts tests whose failure was told already.
+    pub fn failed_already_told(&mut self, count: usize) {
+        self.told += count;
+    }
+
+    /// Whether nothing was run.
+    pub fn is_empty(&self) -> bool {
+        self.passed == 0 && self.all_passed()
+    }
+
+    fn all_passed(&self) -> bool {
+        self.told == 0 && self.failures.is_empty()
+    }
+
+    /// Prints the outcome; its last line is the one that scripts read.
+    pub fn report(&self, took: Duration) -> ExitCode {
+        for name in &self.failures {
+            println!("failed: {name}");
+        }
+        println!("took {} s", took.as_secs());
+        println!("{}", self.last_line());
+        if self.all_passed() && self.passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
+    fn last_line(&self) -> String {
+        let failed = self.told + self.failures.len();
+        format!("{} passed, {failed} failed", self.passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_counts_all_kinds_of_tests() {
+        let mut tally = Tally::default();
+        assert!(tally.is_empty());
+        tally.passed(40);
+        tally.passed(1);
+        assert_eq!(tally.last_line(), "41 passed, 0 failed");
+        tally.failed_already_told(2);
+        tally.failed("boot-over-pxe", &anyhow::anyhow!("no prompt"));
+        assert_eq!(tally.last_line(), "41 passed, 3 failed");
+    }
+
+    #[test]
+    fn a_run_of_nothing_is_no_success() {
+        let exit = Tally::default().report(Duration::ZERO);
+        assert_eq!(format!("{exit:?}"), format!("{:?}", ExitCode::FAILURE));
+    }
+}
