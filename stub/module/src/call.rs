@@ -1,6 +1,7 @@
 //! One SEAMCALL: who executes it, on what.
 
-use crate::{Machine, Module, Point};
+use crate::hooks::Fault;
+use crate::{Machine, Module, PconfigError, Point};
 
 /// What every leaf is given: the module, the machine beneath it, and the logical processor that called.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub struct Call<'m, M> {
     pub machine: &'m M,
     /// The number of the logical processor.
     pub lp: u32,
+    /// What a test wants to go wrong in it.
+    pub fault: Option<Fault>,
 }
 
 impl<M> Clone for Call<'_, M> {
@@ -25,6 +28,34 @@ impl<M: Machine> Call<'_, M> {
     /// The package of the calling processor.
     pub fn package(&self) -> u32 {
         self.machine.platform().lp_to_package[self.lp as usize]
+    }
+
+    /// Whether an interrupt waits for the processor, so that a long call has to end early.
+    pub fn interrupt_pending(&self) -> bool {
+        self.machine.interrupt_pending(self.lp) || self.fault == Some(Fault::Interrupted)
+    }
+
+    /// RDRAND; `None` when there was not enough entropy.
+    pub fn rdrand(&self) -> Option<u64> {
+        let value = self.machine.rdrand(self.lp);
+        value.filter(|_| self.fault != Some(Fault::NoEntropy))
+    }
+
+    /// RDSEED; `None` when there was not enough entropy.
+    pub fn rdseed(&self) -> Option<u64> {
+        let value = self.machine.rdseed(self.lp);
+        value.filter(|_| self.fault != Some(Fault::NoEntropy))
+    }
+
+    /// Programs a fresh key for `hkid` on the package of the calling processor.
+    ///
+    /// # Errors
+    /// As PCONFIG reports them; nothing has changed then.
+    pub fn pconfig(&self, hkid: u32) -> Result<(), PconfigError> {
+        if self.fault == Some(Fault::NoEntropy) {
+            return Err(PconfigError::Entropy);
+        }
+        self.machine.pconfig(self.lp, hkid)
     }
 
     /// Tells the machine that the call has come to `point`.

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use crate::call::Call;
+use crate::hooks::{self, Custody, Fault};
 use crate::module::{Module, SysState};
 use crate::{Machine, mem, metadata, migration, mng, mr, phymem, servtd, sys, vp};
 
@@ -15,18 +16,20 @@ impl Module {
     /// # Panics
     /// If `lp` is not a processor of the platform that the module was made for.
     pub fn seamcall<M: Machine>(&self, machine: &M, lp: u32, regs: &mut Gprs) {
-        let cx = Call {
-            module: self,
-            machine,
-            lp,
-        };
         let inside = &self.lp(lp).inside;
         inside.store(true, Ordering::SeqCst);
         let status = match self.admit(regs.rax) {
-            Ok((leaf, version)) => match run(cx, leaf, version, regs) {
-                Ok(()) => Status::SUCCESS,
-                Err(status) => status,
-            },
+            Ok((leaf, version)) => {
+                let cx = Call {
+                    module: self,
+                    machine,
+                    lp,
+                    fault: self.hooks.faults.strike(leaf),
+                };
+                let status = watched(cx, leaf, version, regs);
+                self.counters.count(lp, leaf, status);
+                status
+            }
             Err(status) => status,
         };
         regs.rax = status.0;
@@ -75,6 +78,30 @@ fn is_bring_up(leaf: Leaf) -> bool {
             | Leaf::SysConfig
             | Leaf::SysUpdate
     )
+}
+
+/// Runs a leaf under the eyes of the hooks.
+fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs) -> Status {
+    if let Some(Fault::Busy(operand)) = cx.fault {
+        return Status::OPERAND_BUSY.with(operand);
+    }
+    let rcx = regs.rcx;
+    let custody = cx
+        .module
+        .hooks
+        .patterns
+        .then(|| Custody::before(cx, leaf, version, regs));
+    let status = match run(cx, leaf, version, regs) {
+        Ok(()) => Status::SUCCESS,
+        Err(status) => status,
+    };
+    if let Some(custody) = custody {
+        custody.after(cx, leaf, rcx, regs, status);
+    }
+    if leaf == Leaf::VpEnter {
+        hooks::check_stale_key(cx, rcx, status);
+    }
+    status
 }
 
 /// Runs a leaf. `Err` carries every status but SUCCESS, those of the success class included.

@@ -17,6 +17,7 @@ extern crate std;
 mod call;
 mod dispatch;
 mod field;
+pub mod hooks;
 #[cfg(feature = "host")]
 pub mod host;
 mod keys;

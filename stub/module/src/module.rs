@@ -7,6 +7,7 @@ use seam::abi::Status;
 use spin::Once;
 
 use crate::Platform;
+use crate::hooks::{Counters, Hooks, Log};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
 use crate::sys::Sample;
@@ -61,11 +62,20 @@ pub struct Module {
     /// The global private HKID; 0 before TDH.SYS.CONFIG.
     global_hkid: AtomicU32,
     tdmrs: Once<Tdmrs>,
+    /// What a test gave it.
+    pub(crate) hooks: Hooks,
+    pub(crate) counters: Counters,
+    pub(crate) violations: Log,
 }
 
 impl Module {
     /// A module as the P-SEAMLDR leaves it: loaded, not initialised.
     pub fn new(platform: &Platform<'_>) -> Self {
+        Self::with_hooks(platform, Hooks::default())
+    }
+
+    /// The same, with what a test wants to happen in it.
+    pub fn with_hooks(platform: &Platform<'_>, hooks: Hooks) -> Self {
         Self {
             state: AtomicU8::new(SysState::InitPending as u8),
             global: AtomicU64::new(0),
@@ -80,7 +90,20 @@ impl Module {
             keys: Keys::new(platform),
             global_hkid: AtomicU32::new(0),
             tdmrs: Once::new(),
+            hooks,
+            counters: Counters::new(platform.lp_to_package.len()),
+            violations: Log::default(),
         }
+    }
+
+    /// How often each leaf was called, and how it ended.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What the host did that it must not do.
+    pub fn violations(&self) -> &Log {
+        &self.violations
     }
 
     /// How far the module is.
@@ -122,6 +145,11 @@ impl Module {
     /// The TDMR that contains `pa`; none before TDH.SYS.CONFIG.
     pub(crate) fn tdmr_covering(&self, pa: u64) -> Option<&Tdmr> {
         self.tdmrs.get()?.covering(pa)
+    }
+
+    /// Whether `pa` is in the PAMT of a TDMR.
+    pub(crate) fn is_pamt(&self, pa: u64) -> bool {
+        self.tdmrs.get().is_some_and(|tdmrs| tdmrs.is_pamt(pa))
     }
 
     /// Sets the TDMRs, once.

@@ -59,7 +59,7 @@ fn restoring(
 }
 
 fn check_interrupt<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
-    if cx.machine.interrupt_pending(cx.lp) {
+    if cx.interrupt_pending() {
         Err(Status::INTERRUPTED_RESTARTABLE)
     } else {
         Ok(())

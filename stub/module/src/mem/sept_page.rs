@@ -113,7 +113,7 @@ fn add_tables<M: Machine>(
         let Some((slot, page)) = nested else {
             continue;
         };
-        if added && cx.machine.interrupt_pending(cx.lp) {
+        if added && cx.interrupt_pending() {
             return Err(Status::INTERRUPTED_RESUMABLE);
         }
         let pa = given.pages[vm];

@@ -50,7 +50,7 @@ pub fn random_256<M: Machine>(cx: Call<'_, M>) -> Result<[u64; 4], Status> {
     let mut words = [0; 4];
     let mut found = 0;
     for _ in 0..RDSEED_TRIES {
-        if let Some(word) = cx.machine.rdseed(cx.lp) {
+        if let Some(word) = cx.rdseed() {
             words[found] = word;
             found += 1;
             if found == words.len() {

@@ -35,7 +35,7 @@ pub fn cache_wb<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
         if sub_block >= sub_blocks {
             break;
         }
-        if cx.machine.interrupt_pending(cx.lp) {
+        if cx.interrupt_pending() {
             round.set_resume_at(sub_block);
             return Err(Status::INTERRUPTED_RESUMABLE);
         }

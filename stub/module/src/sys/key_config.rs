@@ -44,10 +44,8 @@ pub fn all_packages<M: Machine>(cx: Call<'_, M>) -> u64 {
 /// # Errors
 /// OPERAND_BUSY with KET, KEY_GENERATION_FAILED.
 pub fn program_key<M: Machine>(cx: Call<'_, M>, hkid: u32) -> Result<(), Status> {
-    cx.machine
-        .pconfig(cx.lp, hkid)
-        .map_err(|error| match error {
-            PconfigError::Busy => Status::OPERAND_BUSY.with(Operand::KET),
-            PconfigError::Entropy => Status::KEY_GENERATION_FAILED,
-        })
+    cx.pconfig(hkid).map_err(|error| match error {
+        PconfigError::Busy => Status::OPERAND_BUSY.with(Operand::KET),
+        PconfigError::Entropy => Status::KEY_GENERATION_FAILED,
+    })
 }

@@ -77,6 +77,16 @@ impl Tdmrs {
         let tdmr = &self.0[after.checked_sub(1)?];
         (pa < tdmr.end()).then_some(tdmr)
     }
+
+    /// Whether `pa` is in the PAMT of one of them.
+    pub fn is_pamt(&self, pa: u64) -> bool {
+        self.0.iter().any(|tdmr| {
+            let info = &tdmr.info;
+            [&info.pamt_4k, &info.pamt_2m, &info.pamt_1g]
+                .into_iter()
+                .any(|pamt| (pamt.base..pamt.base + pamt.size).contains(&pa))
+        })
+    }
 }
 
 /// TDH.SYS.TDMR.INIT: makes the PAMT entries of the next part of a TDMR.

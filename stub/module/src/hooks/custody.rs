@@ -1,0 +1,242 @@
+//! Who holds a page: what the host may not touch, and what it gives away uncleared.
+
+use core::ops::Range;
+
+use seam::abi::{GpaLevel, Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, PageType, Status};
+
+use super::log::{Access, Violation, ViolationKind};
+use crate::call::Call;
+use crate::pamt::Pamt;
+use crate::td::{Lifecycle, Tdr};
+use crate::{Machine, Module};
+
+/// Bits 63:16 of each word of a page that left a TD; below them is the TD's HKID.
+const PATTERN: u64 = 0x5ea1_70ff_c1a7;
+/// A clearing store writes at least so many bytes (MOVDIR64B): if the first word of each line is gone, so is the rest.
+const LINE: u64 = 64;
+
+/// What is known of the pages that a call concerns before it runs.
+pub(crate) struct Custody {
+    /// The first uncleared page among those that the call gives to the module, and the HKID whose pattern it holds.
+    uncleared: Option<(u64, u32)>,
+    /// The HKID of a page that the call may take from a TD.
+    leaving: u32,
+}
+
+impl Module {
+    /// Checks an access of the host to `pa`, and puts it on record if it is one that hardware would not let through.
+    /// `rip` is the host's instruction pointer, where it is known.
+    ///
+    /// # Errors
+    /// Why the access is refused.
+    pub fn check_host_access<M: Machine>(
+        &self,
+        machine: &M,
+        lp: u32,
+        pa: u64,
+        access: Access,
+        rip: Option<u64>,
+    ) -> Result<(), ViolationKind> {
+        let platform = machine.platform();
+        let keyid = platform.keyid(pa);
+        let plain = platform.without_keyid(pa);
+        let (seam, size) = platform.seamrr;
+        let (kind, hkid) = if platform.is_private_hkid(keyid.into()) {
+            (ViolationKind::KeyIdAlias, keyid)
+        } else if (seam..seam + size).contains(&plain) {
+            (ViolationKind::SeamrrAccess, 0)
+        } else {
+            match (self.guarded_by(machine, plain), access) {
+                (None, _) => return Ok(()),
+                (Some(hkid), Access::Read) => (ViolationKind::PrivateRead, hkid),
+                (Some(hkid), Access::Write) => (ViolationKind::PrivateWrite, hkid),
+            }
+        };
+        self.violations.record(Violation {
+            kind,
+            lp,
+            pa,
+            hkid,
+            rip,
+        });
+        Err(kind)
+    }
+
+    /// Tells that the host hands memory out to somebody else, who must not find there what a TD left. `false`, and a
+    /// record, if it was not cleared.
+    pub fn check_handed_out<M: Machine>(&self, machine: &M, lp: u32, pages: Range<u64>) -> bool {
+        let Some((pa, hkid)) = first_uncleared(machine, pages) else {
+            return true;
+        };
+        self.record_reuse(lp, pa, hkid);
+        false
+    }
+
+    /// The HKID that guards a page, if it is the module's or a TD's.
+    fn guarded_by<M: Machine>(&self, machine: &M, pa: u64) -> Option<u32> {
+        if self.is_pamt(pa) {
+            return Some(self.global_hkid());
+        }
+        let pamt = Pamt::of(self, pa)?;
+        [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
+            .into_iter()
+            .map(|size| pamt.entry(machine, pa, size))
+            .find_map(|entry| match entry.page_type() {
+                PageType::Nda | PageType::Rsvd => None,
+                PageType::Tdr => Some(self.global_hkid()),
+                _ => Some(Tdr::at(machine, entry.owner()).hkid()),
+            })
+    }
+
+    fn record_reuse(&self, lp: u32, pa: u64, hkid: u32) {
+        self.violations.record(Violation {
+            kind: ViolationKind::ReuseWithoutClearing,
+            lp,
+            pa,
+            hkid,
+            rip: None,
+        });
+    }
+}
+
+impl Custody {
+    /// Looks at the pages that a call concerns.
+    pub fn before<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &Gprs) -> Self {
+        let uncleared = donated(leaf, version, regs)
+            .into_iter()
+            .flatten()
+            .find_map(|pages| first_uncleared(cx.machine, pages));
+        let leaving = match leaf {
+            Leaf::PhymemPageReclaim => hkid_of_page(cx, regs.rcx),
+            Leaf::MemPageRemove
+            | Leaf::MemSeptRemove
+            | Leaf::MemPagePromote
+            | Leaf::MemPageRelocate => hkid_of_td(cx, regs.rdx),
+            _ => None,
+        };
+        Self {
+            uncleared,
+            leaving: leaving.unwrap_or(0),
+        }
+    }
+
+    /// Acts on what the call did: registers as it left them, `level` as RCX held it before.
+    pub fn after<M: Machine>(
+        self,
+        cx: Call<'_, M>,
+        leaf: Leaf,
+        level: u64,
+        regs: &Gprs,
+        status: Status,
+    ) {
+        if status != Status::SUCCESS {
+            return;
+        }
+        if let Some((pa, hkid)) = self.uncleared {
+            cx.module.record_reuse(cx.lp, pa, hkid);
+        }
+        let size = match leaf {
+            Leaf::PhymemPageReclaim => match regs.r8 {
+                0 => PAGE_4K,
+                1 => PAGE_2M,
+                _ => PAGE_1G,
+            },
+            Leaf::MemPageRemove | Leaf::MemPageRelocate => level_size(level),
+            // The page that is left over is the S-EPT page.
+            Leaf::MemSeptRemove | Leaf::MemPagePromote => PAGE_4K,
+            _ => return,
+        };
+        let word = PATTERN << 16 | u64::from(self.leaving);
+        let start = match leaf {
+            // RCX is an input of this one, and names the page; for the others it is the output that does.
+            Leaf::PhymemPageReclaim => level,
+            _ => regs.rcx,
+        };
+        let start = cx.machine.platform().without_keyid(start) & !(PAGE_4K - 1);
+        for pa in (start..start + size).step_by(PAGE_4K as usize) {
+            cx.machine.fill_page(pa, word);
+        }
+    }
+}
+
+/// Puts on record that a vCPU of a TD without key was to be entered, if that is why the call failed.
+pub(crate) fn check_stale_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64, status: Status) {
+    if status.code() != Status::TD_KEYS_NOT_CONFIGURED {
+        return;
+    }
+    let tdvpr = cx.machine.platform().without_keyid(tdvpr) & !(PAGE_4K - 1);
+    let Some(pamt) = Pamt::of(cx.module, tdvpr) else {
+        return;
+    };
+    let tdr = Tdr::at(cx.machine, pamt.entry_4k(cx.machine, tdvpr).owner());
+    if matches!(tdr.lifecycle(), Lifecycle::Blocked | Lifecycle::Teardown) {
+        cx.module.violations.record(Violation {
+            kind: ViolationKind::StaleKey,
+            lp: cx.lp,
+            pa: tdvpr,
+            hkid: tdr.hkid(),
+            rip: None,
+        });
+    }
+}
+
+/// The stretches of memory that a call gives to the module if it succeeds.
+fn donated(leaf: Leaf, version: u8, regs: &Gprs) -> [Option<Range<u64>>; 4] {
+    let page = |pa: u64| {
+        let start = pa & !(PAGE_4K - 1);
+        (pa != u64::MAX).then(|| start..start.saturating_add(PAGE_4K))
+    };
+    match leaf {
+        Leaf::MngCreate | Leaf::MngAddcx | Leaf::VpCreate | Leaf::VpAddcx => {
+            [page(regs.rcx), None, None, None]
+        }
+        Leaf::MemSeptAdd | Leaf::MemPageDemote if version > 0 => {
+            [regs.r8, regs.r9, regs.r10, regs.r11].map(page)
+        }
+        Leaf::MemSeptAdd | Leaf::MemPageDemote | Leaf::MemPageAdd => {
+            [page(regs.r8), None, None, None]
+        }
+        Leaf::MemPageAug | Leaf::MemPageRelocate => {
+            let size = level_size(regs.rcx);
+            let start = regs.r8 & !(size - 1);
+            [Some(start..start.saturating_add(size)), None, None, None]
+        }
+        _ => [const { None }; 4],
+    }
+}
+
+/// The bytes that an S-EPT entry of the level in an operand maps.
+fn level_size(raw: u64) -> u64 {
+    match GpaLevel(raw).level() {
+        0 => PAGE_4K,
+        1 => PAGE_2M,
+        _ => PAGE_1G,
+    }
+}
+
+fn hkid_of_page<M: Machine>(cx: Call<'_, M>, pa: u64) -> Option<u32> {
+    let pamt = Pamt::of(cx.module, pa)?;
+    let entries = [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K];
+    entries
+        .into_iter()
+        .map(|size| pamt.entry(cx.machine, pa, size))
+        .find_map(|entry| match entry.page_type() {
+            PageType::Nda | PageType::Rsvd => None,
+            PageType::Tdr => Some(Tdr::at(cx.machine, pa).hkid()),
+            _ => Some(Tdr::at(cx.machine, entry.owner()).hkid()),
+        })
+}
+
+fn hkid_of_td<M: Machine>(cx: Call<'_, M>, tdr: u64) -> Option<u32> {
+    let pamt = Pamt::of(cx.module, tdr)?;
+    let is_tdr = pamt.entry_4k(cx.machine, tdr).page_type() == PageType::Tdr;
+    is_tdr.then(|| Tdr::at(cx.machine, tdr).hkid())
+}
+
+fn first_uncleared<M: Machine>(machine: &M, pages: Range<u64>) -> Option<(u64, u32)> {
+    let platform = machine.platform();
+    pages.step_by(LINE as usize).find_map(|pa| {
+        let word = machine.word(platform.without_keyid(pa));
+        (word >> 16 == PATTERN).then_some((pa & !(PAGE_4K - 1), word as u16 as u32))
+    })
+}
