@@ -3,6 +3,7 @@
 mod encoding;
 mod gprs;
 mod leaf;
+pub mod metadata;
 mod operand;
 mod platform;
 pub(crate) mod status;

@@ -1,5 +1,6 @@
 //! One SEAMCALL: who executes it, on what.
 
+use crate::cpuid::Native;
 use crate::hooks::Fault;
 use crate::{Machine, Module, PconfigError, Point};
 
@@ -24,7 +25,7 @@ impl<M> Clone for Call<'_, M> {
 
 impl<M> Copy for Call<'_, M> {}
 
-impl<M: Machine> Call<'_, M> {
+impl<'m, M: Machine> Call<'m, M> {
     /// The package of the calling processor.
     pub fn package(&self) -> u32 {
         self.machine.platform().lp_to_package[self.lp as usize]
@@ -56,6 +57,20 @@ impl<M: Machine> Call<'_, M> {
             return Err(PconfigError::Entropy);
         }
         self.machine.pconfig(self.lp, hkid)
+    }
+
+    /// What a TD can execute on; sampled at the first time of asking, which is in TDH.SYS.INIT.
+    pub fn native(&self) -> &'m Native {
+        self.module.native.call_once(|| {
+            let cpuid = |leaf, sub_leaf| self.machine.td_cpuid(self.lp, leaf, sub_leaf);
+            let lps = 0..self.module.lps.len() as u32;
+            // All packages are of one model; the lowest stepping is what a TD is told.
+            let fms = lps
+                .map(|lp| self.machine.cpuid(lp, 1, 0)[0])
+                .min_by_key(|fms| fms & 0xF);
+            let rdmsr = |msr| self.machine.rdmsr(self.lp, msr);
+            Native::sample(cpuid, rdmsr, fms.unwrap_or_default())
+        })
     }
 
     /// Tells the machine that the call has come to `point`.

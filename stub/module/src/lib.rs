@@ -15,6 +15,7 @@ extern crate alloc;
 extern crate std;
 
 mod call;
+mod cpuid;
 mod dispatch;
 mod field;
 pub mod hooks;
@@ -31,8 +32,8 @@ mod mng;
 mod module;
 mod mr;
 mod operand;
-mod pages;
 mod pamt;
+mod params;
 mod phymem;
 mod sept;
 mod servtd;
@@ -43,4 +44,3 @@ mod vp;
 
 pub use machine::{Machine, PageWords, PconfigError, Platform, Point};
 pub use module::{Module, SysState};
-pub use pages::Pages;

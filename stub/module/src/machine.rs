@@ -78,6 +78,10 @@ pub trait Machine: Sync {
     }
     /// CPUID as that processor answers it: EAX, EBX, ECX, EDX.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4];
+    /// CPUID of the processor that TDs run on, where the machine offers them less, or more, than it has itself.
+    fn td_cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        self.cpuid(lp, leaf, sub_leaf)
+    }
     /// RDMSR.
     fn rdmsr(&self, lp: u32, msr: u32) -> u64;
     /// The time-stamp counter.

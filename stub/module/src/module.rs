@@ -7,6 +7,7 @@ use seam::abi::Status;
 use spin::Once;
 
 use crate::Platform;
+use crate::cpuid::Native;
 use crate::hooks::{Counters, Hooks, Log};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
@@ -51,6 +52,8 @@ pub struct Module {
     global: AtomicU64,
     /// What TDH.SYS.INIT saw, once it succeeded.
     pub(crate) sample: Once<Sample>,
+    /// The CPU beneath TDs, as TDH.SYS.INIT found it.
+    pub(crate) native: Once<Native>,
     /// By number.
     pub(crate) lps: Box<[Lp]>,
     /// Logical processors on which TDH.SYS.LP.INIT succeeded.
@@ -80,6 +83,7 @@ impl Module {
             state: AtomicU8::new(SysState::InitPending as u8),
             global: AtomicU64::new(0),
             sample: Once::new(),
+            native: Once::new(),
             lps: platform
                 .lp_to_package
                 .iter()

@@ -212,9 +212,7 @@ impl Source {
             Self::TaskPriority => {
                 // What the guest writes is the virtual APIC's.
                 const TPR: usize = 0x80;
-                if let Some(page) = vcpu.vapic() {
-                    page[TPR / 8].store(value << 4, std::sync::atomic::Ordering::Relaxed);
-                }
+                vcpu.vapic()[TPR / 8].store(value << 4, std::sync::atomic::Ordering::Relaxed);
             }
         }
     }

@@ -1,41 +1,23 @@
-//! Metadata: fields by id, read and written.
+//! Metadata: the fields that SYS.RD, MNG.RD/WR, VP.RD/WR and their guest-side counterparts read and write.
+//!
+//! The tables (`rows_*`) say who may read and write which bits of which field; `table` walks them; `sys`, `td` and
+//! `vp` know where the values are and what a write must obey.
 
-use seam::abi::{Gprs, Operand, Status};
+mod access;
+mod rows_l2_vmcs;
+mod rows_sys;
+mod rows_td;
+mod rows_vmcs;
+mod rows_vp;
+mod sys;
+mod sys_info;
+mod table;
+mod td;
+mod vp;
 
-use crate::Machine;
-use crate::call::Call;
-
-/// TDH.SYS.INFO.
-pub fn sys_info<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.SYS.RD.
-pub fn sys_rd<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.SYS.RDALL.
-pub fn sys_rdall<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.MNG.RD.
-pub fn mng_rd<M: Machine>(_cx: Call<'_, M>, _version: u8, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.MNG.WR.
-pub fn mng_wr<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.RD.
-pub fn vp_rd<M: Machine>(_cx: Call<'_, M>, _version: u8, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.WR.
-pub fn vp_wr<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
+pub use access::{Fields, dump, first_id, next_id, read, write};
+pub use sys::{ARCH_CAPABILITIES_CONFIGURABLE, SysFields, sys_rd, sys_rdall};
+pub use sys_info::sys_info;
+pub use table::Who;
+pub use td::{TdFields, mng_rd, mng_wr};
+pub use vp::{VpFields, vp_rd, vp_wr};

@@ -1,11 +1,102 @@
 //! TDH.MNG.INIT: a TD from its TD_PARAMS.
 
-use seam::abi::{Gprs, Operand, Status};
+use seam::abi::{Gprs, Leaf, Operand, Status, TdParams, attributes};
 
-use crate::Machine;
 use crate::call::Call;
+use crate::field::Structure;
+use crate::params::{Config, TSC_ADJUST_MSR, virtual_tsc};
+use crate::td::{
+    OpState, Td, Tdcs,
+    tdcs::{field, page},
+};
+use crate::vcpu::fields;
+use crate::{Machine, memory, operand};
 
-/// TDH.MNG.INIT.
-pub fn init<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// Bytes of TD_PARAMS, and its alignment.
+const TD_PARAMS_SIZE: u64 = size_of::<TdParams>() as u64;
+/// IA32_MISC_ENABLE, whose bit 22 cuts CPUID short.
+const MISC_ENABLE: u32 = 0x1A0;
+const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
+
+/// TDH.MNG.INIT: RCX = TDR, RDX = TD_PARAMS; out RCX = leaf and sub-leaf of a refused CPUID configuration, else 0.
+pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let tdr = regs.rcx;
+    regs.rcx = 0;
+    if cx.machine.rdmsr(cx.lp, MISC_ENABLE) & LIMIT_CPUID_MAXVAL != 0 {
+        return Err(Status::LIMIT_CPUID_MAXVAL_SET);
+    }
+    let td = Td::exclusive(cx, tdr, Operand::RCX, Leaf::MngInit)?;
+    let pa = operand::shared_buffer(cx, regs.rdx, TD_PARAMS_SIZE, Operand::RDX)?;
+    let params: TdParams = memory::read_struct(cx.machine, pa);
+    let tsc_adjust = cx.machine.rdmsr(cx.lp, TSC_ADJUST_MSR);
+    let config =
+        Config::new(&params, cx.native(), td.tdr.num_tdcx(), tsc_adjust).map_err(|refusal| {
+            regs.rcx = refusal.rcx;
+            refusal.status
+        })?;
+    fill(cx, &td.tdcs, &params, &config);
+    td.tdcs.set_op_state(OpState::Initialized);
+    Ok(())
+}
+
+fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, config: &Config) {
+    let tsc = cx.machine.rdtsc(cx.lp);
+    let pending_ve_disable = params.attributes & attributes::SEPT_VE_DISABLE != 0;
+    let root = cx
+        .machine
+        .platform()
+        .without_keyid(tdcs.page_pa(page::SEPT_ROOT));
+    let ddpd_hidden = if config.features.ddpd {
+        0
+    } else {
+        fields::SPEC_CTRL_DDPD_U
+    };
+    for (field, value) in [
+        (field::NUM_VCPUS, 0),
+        (field::NUM_ASSOC_VCPUS, 0),
+        (field::TD_EPOCH, 1),
+        (field::REFCOUNT.at(0), 0),
+        (field::REFCOUNT.at(1), 0),
+        (field::HP_LOCK_TIMEOUT, cx.native().tsc_hz),
+        (field::ATTRIBUTES, params.attributes),
+        (field::TD_CTLS, pending_ve_disable.into()),
+        (field::XFAM, params.xfam),
+        (field::XBUFF_SIZE, config.xbuff.1.into()),
+        (field::MAX_VCPUS, params.max_vcpus.into()),
+        (field::NUM_L2_VMS, params.num_l2_vms.into()),
+        (field::CONFIG_FLAGS, params.config_flags),
+        (field::GPAW, params.config_flags & 1),
+        (field::EPTP, root | config.eptp),
+        (field::TSC_FREQUENCY, params.tsc_frequency.into()),
+        (field::TSC_MULTIPLIER, config.tsc_multiplier),
+        (
+            field::TSC_OFFSET,
+            virtual_tsc(tsc, config.tsc_multiplier, 0).wrapping_neg(),
+        ),
+        (field::IA32_SPEC_CTRL_MASK, ddpd_hidden),
+        (fields::VIRTUAL_ARCH_CAPABILITIES, config.arch_capabilities),
+    ] {
+        tdcs.set(field, value);
+    }
+    for (index, offset) in (0..).zip(config.xbuff.0) {
+        tdcs.set(fields::XBUFF_OFFSETS.at(index), offset.into());
+    }
+    for (index, [eax, ebx, ecx, edx]) in (0..).zip(config.cpuid) {
+        tdcs.set(
+            fields::CPUID_VALUES.at(index * 2),
+            u64::from(eax) | u64::from(ebx) << 32,
+        );
+        tdcs.set(
+            fields::CPUID_VALUES.at(index * 2 + 1),
+            u64::from(ecx) | u64::from(edx) << 32,
+        );
+    }
+    for (field, measurement) in [
+        (field::MRCONFIGID, &params.mrconfigid),
+        (field::MROWNER, &params.mrowner),
+        (field::MROWNERCONFIG, &params.mrownerconfig),
+    ] {
+        tdcs.write_bytes(field.offset(), measurement);
+    }
+    tdcs.write_bytes(field::RTMR.offset(), &[0; 4 * 48]);
 }

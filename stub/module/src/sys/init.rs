@@ -22,6 +22,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     if cx.module.state() != SysState::InitPending {
         return Err(Status::SYS_INIT_NOT_PENDING);
     }
+    cx.native();
     cx.module.sample.call_once(|| Sample {});
     cx.module.set_state(SysState::InitDone);
     Ok(())

@@ -3,16 +3,19 @@
 //! This is what a [`Machine`](crate::Machine) is given to run: it enters the guest from these fields and leaves the
 //! guest's new state and the reason of the VM exit in them, as VMLAUNCH does with a VMCS.
 
+pub(crate) mod fields;
 mod vmcs;
 
 pub use vmcs::Field;
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{machine::PageWords, pages::Pages};
+use crate::field::Structure;
+use crate::td::Tdvps;
+use crate::{Machine, PageWords};
 
-/// Most pages a TDVPS can have: 6, and 3 for each of 3 nested VMs.
-pub const MAX_TDVPS_PAGES: usize = 15;
+/// Pages of a TDVPS that belong to the vCPU itself; more are for nested VMs.
+pub const VCPU_PAGES: usize = 6;
 
 /// Numbers of the general-purpose registers, as instructions encode them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +95,7 @@ pub enum Held {
 /// A vCPU's TDVPS.
 #[derive(Clone, Copy, Debug)]
 pub struct Vcpu<'m> {
-    pages: Pages<'m, MAX_TDVPS_PAGES>,
-    vmcs: &'m PageWords,
+    pages: [&'m PageWords; VCPU_PAGES],
 }
 
 impl<'m> Vcpu<'m> {
@@ -101,33 +103,52 @@ impl<'m> Vcpu<'m> {
     const VMCS_PAGE: usize = 1;
     /// Page number of the virtual APIC.
     const VAPIC_PAGE: usize = 2;
+    /// Page number of the extended-state area, which has the format of XSAVES.
+    const XBUFF_PAGE: usize = 3;
     /// Offset of the general-purpose registers.
     const GPRS: usize = 0x980;
-    /// Offset of the extended-state area, in the format of XSAVES.
-    const XBUFF: usize = 0x3000;
     /// Offset of XMM0 in an XSAVE area.
     const XMM: usize = 160;
 
-    /// The vCPU whose TDVPS is `pages`; `None` until its VMCS page has been donated.
-    pub fn new(pages: Pages<'m, MAX_TDVPS_PAGES>) -> Option<Self> {
-        pages.page(Self::VMCS_PAGE).map(|vmcs| Self { pages, vmcs })
+    /// The vCPU whose TDVPS has these pages.
+    pub const fn new(pages: [&'m PageWords; VCPU_PAGES]) -> Self {
+        Self { pages }
     }
 
-    /// The pages beneath.
-    pub const fn pages(&self) -> &Pages<'m, MAX_TDVPS_PAGES> {
-        &self.pages
+    /// The vCPU of a TDVPS that has its pages.
+    pub(crate) fn of<M: Machine>(machine: &'m M, tdvps: &Tdvps<'m, M>) -> Self {
+        Self::new(core::array::from_fn(|index| {
+            machine.page(tdvps.page_pa(index as u32))
+        }))
     }
 
     /// The virtual-APIC page.
-    pub fn vapic(&self) -> Option<&'m PageWords> {
-        self.pages.page(Self::VAPIC_PAGE)
+    pub const fn vapic(&self) -> &'m PageWords {
+        self.pages[Self::VAPIC_PAGE]
+    }
+
+    /// The pages of the extended-state area, which has the format of XSAVES.
+    pub fn xbuff(&self) -> &[&'m PageWords] {
+        &self.pages[Self::XBUFF_PAGE..]
+    }
+
+    const fn at(&self, offset: usize) -> &'m AtomicU64 {
+        &self.pages[offset / 4096][offset % 4096 / 8]
+    }
+
+    /// Reads `size` (1, 2, 4 or 8) bytes at `offset`, a multiple of `size`.
+    pub fn read(&self, offset: usize, size: usize) -> u64 {
+        let bits = u64::MAX >> (64 - 8 * size);
+        self.at(offset).load(Ordering::Relaxed) >> (offset % 8 * 8) & bits
     }
 
     /// Reads a general-purpose register. RSP is a VMCS field.
     pub fn gpr(&self, register: Gpr) -> u64 {
         match register {
             Gpr::Rsp => self.vmcs(Field::RSP),
-            _ => self.pages.read(Self::GPRS + register as usize * 8, 8),
+            _ => self
+                .at(Self::GPRS + register as usize * 8)
+                .load(Ordering::Relaxed),
         }
     }
 
@@ -136,55 +157,52 @@ impl<'m> Vcpu<'m> {
         match register {
             Gpr::Rsp => self.set_vmcs(Field::RSP, value),
             _ => self
-                .pages
-                .write(Self::GPRS + register as usize * 8, 8, value),
+                .at(Self::GPRS + register as usize * 8)
+                .store(value, Ordering::Relaxed),
         }
     }
 
     /// Reads a VMCS field; zero for an encoding that no field has.
     pub fn vmcs(&self, field: Field) -> u64 {
-        field
-            .word()
-            .map_or(0, |word| self.vmcs[word].load(Ordering::Relaxed))
+        field.word().map_or(0, |word| {
+            self.pages[Self::VMCS_PAGE][word].load(Ordering::Relaxed)
+        })
     }
 
     /// Writes a VMCS field; an encoding that no field has is ignored.
     pub fn set_vmcs(&self, field: Field, value: u64) {
         if let Some(word) = field.word() {
-            self.vmcs[word].store(value, Ordering::Relaxed);
+            self.pages[Self::VMCS_PAGE][word].store(value, Ordering::Relaxed);
         }
     }
 
     /// Reads a register that no VMCS field holds.
     pub fn held(&self, register: Held) -> u64 {
-        self.pages.read(register as usize, 8)
+        self.at(register as usize).load(Ordering::Relaxed)
     }
 
     /// Writes a register that no VMCS field holds.
     pub fn set_held(&self, register: Held, value: u64) {
-        self.pages.write(register as usize, 8, value);
+        self.at(register as usize).store(value, Ordering::Relaxed);
     }
 
     /// Reads an XMM register (0 to 15).
     pub fn xmm(&self, index: usize) -> u128 {
-        let offset = Self::XBUFF + Self::XMM + index % 16 * 16;
-        u128::from(self.pages.read(offset, 8)) | u128::from(self.pages.read(offset + 8, 8)) << 64
+        let words = &self.pages[Self::XBUFF_PAGE][(Self::XMM + index % 16 * 16) / 8..];
+        u128::from(words[0].load(Ordering::Relaxed))
+            | u128::from(words[1].load(Ordering::Relaxed)) << 64
     }
 
     /// Writes an XMM register (0 to 15).
     pub fn set_xmm(&self, index: usize, value: u128) {
-        let offset = Self::XBUFF + Self::XMM + index % 16 * 16;
-        self.pages.write(offset, 8, value as u64);
-        self.pages.write(offset + 8, 8, (value >> 64) as u64);
+        let words = &self.pages[Self::XBUFF_PAGE][(Self::XMM + index % 16 * 16) / 8..];
+        words[0].store(value as u64, Ordering::Relaxed);
+        words[1].store((value >> 64) as u64, Ordering::Relaxed);
     }
+}
 
-    /// Reads `size` bytes at `offset` of the TDVPS.
-    pub fn read(&self, offset: usize, size: usize) -> u64 {
-        self.pages.read(offset, size)
-    }
-
-    /// Writes `size` bytes at `offset` of the TDVPS.
-    pub fn write(&self, offset: usize, size: usize, value: u64) {
-        self.pages.write(offset, size, value);
+impl<'m> Structure<'m> for Vcpu<'m> {
+    fn word(&self, offset: u32) -> &'m AtomicU64 {
+        self.at(offset as usize)
     }
 }

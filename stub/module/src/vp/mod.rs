@@ -1,31 +1,12 @@
 //! TDH.VP.*: virtual CPUs.
 
-use seam::abi::{Gprs, Operand, Status};
+mod associate;
+mod create;
+mod enter;
+mod init;
+mod vmcs;
 
-use crate::Machine;
-use crate::call::Call;
-
-/// TDH.VP.CREATE.
-pub fn create<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.ADDCX.
-pub fn addcx<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.INIT.
-pub fn init<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.ENTER.
-pub fn enter<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
-
-/// TDH.VP.FLUSH.
-pub fn flush<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
-}
+pub use associate::{Disabled, associate, check_pages, flush};
+pub use create::{addcx, create};
+pub use enter::enter;
+pub use init::init;

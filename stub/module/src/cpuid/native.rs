@@ -1,0 +1,199 @@
+//! The CPU that a TD can execute on, sampled once.
+
+use super::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers};
+
+/// XFAM bits that are switched by XCR0.
+const USER_COMPONENTS: u64 = 0x6_02FF;
+/// XFAM bits that are switched by IA32_XSS.
+const SUPERVISOR_COMPONENTS: u64 = 0x1_FD00;
+/// XFAM bits that the module knows how to handle.
+const KNOWN_COMPONENTS: u64 = 0x6_DBE7;
+
+/// A component of extended state, in the compacted XSAVE format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Component {
+    /// Bytes.
+    pub size: u32,
+    /// Offset in the standard format, for a component that XCR0 switches.
+    pub offset: u32,
+    /// In the compacted format it starts at a multiple of 64 bytes.
+    pub aligned: bool,
+}
+
+/// What the module knows of the CPU beneath TDs.
+#[derive(Clone, Debug)]
+pub struct Native {
+    /// CPUID by row of the table, with fixed bits as a TD sees them.
+    pub values: [Registers; NUM_ROWS],
+    /// Family, model and the lowest stepping of all packages, as CPUID(1).EAX has them.
+    pub fms: u32,
+    /// The highest extended leaf.
+    pub last_extended_leaf: u32,
+    /// Bits of a physical address.
+    pub max_pa: u32,
+    /// XFAM bits that XCR0 can have.
+    pub xcr0: u64,
+    /// XFAM bits that IA32_XSS can have.
+    pub xss: u64,
+    /// Components that can fault by XFD.
+    pub xfd: u64,
+    /// Extended-state components by XFAM bit.
+    pub components: [Component; 19],
+    /// Hz.
+    pub tsc_hz: u64,
+    /// MSRs.
+    pub msrs: Msrs,
+}
+
+/// MSRs that say what the CPU can do; the VMX ones as capability MSRs have them (low half: bits that must be 1; high
+/// half: bits that may be 1).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Msrs {
+    pub tsc_adjust: u64,
+    pub arch_capabilities: u64,
+    pub misc_enable: u64,
+    pub perf_capabilities: u64,
+    pub vmx_basic: u64,
+    pub vmx_misc: u64,
+    pub cr0_fixed0: u64,
+    pub cr0_fixed1: u64,
+    pub cr4_fixed0: u64,
+    pub cr4_fixed1: u64,
+    pub proc_based2: u64,
+    pub ept_vpid_cap: u64,
+    pub pin_based: u64,
+    pub proc_based: u64,
+    pub exit: u64,
+    pub entry: u64,
+    pub proc_based3: u64,
+}
+
+impl Msrs {
+    fn sample(rdmsr: impl Fn(u32) -> u64) -> Self {
+        Self {
+            tsc_adjust: rdmsr(0x3B),
+            arch_capabilities: rdmsr(0x10A),
+            misc_enable: rdmsr(0x1A0),
+            perf_capabilities: rdmsr(0x345),
+            vmx_basic: rdmsr(0x480),
+            vmx_misc: rdmsr(0x485),
+            cr0_fixed0: rdmsr(0x486),
+            cr0_fixed1: rdmsr(0x487),
+            cr4_fixed0: rdmsr(0x488),
+            cr4_fixed1: rdmsr(0x489),
+            proc_based2: rdmsr(0x48B),
+            ept_vpid_cap: rdmsr(0x48C),
+            pin_based: rdmsr(0x48D),
+            proc_based: rdmsr(0x48E),
+            exit: rdmsr(0x48F),
+            entry: rdmsr(0x490),
+            proc_based3: rdmsr(0x492),
+        }
+    }
+
+    /// Whether the EPT can have five levels.
+    pub const fn has_five_level_ept(&self) -> bool {
+        self.ept_vpid_cap >> 7 & 1 != 0
+    }
+
+    /// Whether a control may have this value in the bits of `mask`, by its capability MSR.
+    pub const fn allows(capability: u64, value: u64, mask: u64) -> bool {
+        let (required, allowed) = (capability & 0xFFFF_FFFF, capability >> 32);
+        mask & (!value & required | value & !allowed) == 0
+    }
+}
+
+impl Native {
+    /// Samples the CPU through `cpuid`, which takes leaf and sub-leaf, and `rdmsr`. `fms` replaces CPUID(1).EAX.
+    pub fn sample(
+        cpuid: impl Fn(u32, u32) -> Registers,
+        rdmsr: impl Fn(u32) -> u64,
+        fms: u32,
+    ) -> Self {
+        let raw = |leaf, sub_leaf| cpuid(leaf, sub_leaf);
+        let values = ROWS.map(|row| {
+            let mut value = raw(row.leaf, row.sub_leaf.unwrap_or(0));
+            if row.leaf == 1 {
+                value[EAX] = fms;
+            }
+            core::array::from_fn(|i| value[i] & !row.fixed0[i] | row.fixed1[i])
+        });
+        let state = raw(0xD, 1);
+        let mut components = [Component::default(); 19];
+        let mut xfd = 0;
+        for (bit, component) in components.iter_mut().enumerate().skip(2) {
+            let [size, offset, flags, _] = raw(0xD, bit as u32);
+            *component = Component {
+                size,
+                offset,
+                aligned: flags & 2 != 0,
+            };
+            if state[EAX] & 1 << 4 != 0 && flags & 4 != 0 {
+                xfd |= 1 << bit;
+            }
+        }
+        let tsc = raw(0x15, 0);
+        Self {
+            values,
+            fms,
+            last_extended_leaf: raw(0x8000_0000, 0)[EAX],
+            max_pa: raw(0x8000_0008, 0)[EAX] & 0xFF,
+            xcr0: u64::from(raw(0xD, 0)[EAX]) & USER_COMPONENTS,
+            xss: u64::from(state[ECX]) & SUPERVISOR_COMPONENTS,
+            xfd,
+            components,
+            tsc_hz: u64::from(tsc[ECX]) * u64::from(tsc[EBX]) / u64::from(tsc[EAX]).max(1),
+            msrs: Msrs::sample(rdmsr),
+        }
+    }
+
+    /// Whether the CPU knows DDPD_U in IA32_SPEC_CTRL.
+    pub fn has_ddpd(&self) -> bool {
+        super::find(7, 2).is_some_and(|row| self.values[row][EDX] >> 3 & 1 != 0)
+    }
+
+    /// XFAM bits that a TD may have (XFAM_FIXED0).
+    pub const fn xfam_allowed(&self) -> u64 {
+        KNOWN_COMPONENTS & (self.xcr0 | self.xss)
+    }
+
+    /// Whether XFAM is one that a TD may have: only allowed bits, the mandatory ones, and no half of a pair.
+    pub fn accepts_xfam(&self, xfam: u64) -> bool {
+        let has = |bit: u32| xfam >> bit & 1 != 0;
+        xfam & !self.xfam_allowed() == 0
+            && xfam & Self::XFAM_REQUIRED == Self::XFAM_REQUIRED
+            && (!has(5) || has(2))
+            && has(5) == has(6)
+            && has(5) == has(7)
+            && has(11) == has(12)
+            && has(17) == has(18)
+    }
+
+    /// XFAM bits that every TD has (XFAM_FIXED1): x87 and SSE.
+    pub const XFAM_REQUIRED: u64 = 3;
+
+    /// The offset of each component of `xfam` in the compacted XSAVE format, and the size of the whole.
+    pub fn xbuff(&self, xfam: u64) -> ([u32; 19], u32) {
+        let mut offsets = [0; 19];
+        let mut end = 576;
+        for (bit, component) in self.components.iter().enumerate().skip(2) {
+            if xfam >> bit & 1 == 0 {
+                continue;
+            }
+            if component.aligned {
+                end = u32::next_multiple_of(end, 64);
+            }
+            offsets[bit] = end;
+            end += component.size;
+        }
+        (offsets, end)
+    }
+
+    /// Bytes of a standard-format XSAVE area for the components of `xcr0`.
+    pub fn standard_size(&self, xcr0: u64) -> u32 {
+        (self.components.iter().enumerate())
+            .filter(|(bit, _)| (xcr0 & USER_COMPONENTS & !3) >> bit & 1 != 0)
+            .map(|(_, component)| component.offset + component.size)
+            .fold(576, u32::max)
+    }
+}

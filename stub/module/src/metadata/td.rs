@@ -1,0 +1,155 @@
+//! A TD's fields: TDH.MNG.RD and TDH.MNG.WR.
+
+use seam::abi::metadata::{Context, FieldId, td};
+use seam::abi::{Gprs, Leaf, Operand, Status, config_flags};
+
+use super::access::{Change, Fields, first_id, next_id, read, write};
+use super::table::{CPUID_CLASS, Row, Tables, Who, cpuid_leaf};
+use crate::Machine;
+use crate::call::Call;
+use crate::cpuid;
+use crate::field::{Field, Structure};
+use crate::td::{Td, Tdcs, tdcs};
+
+/// Classes below this are the TDR's.
+const FIRST_TDCS_CLASS: u8 = 16;
+/// HP_LOCK_TIMEOUT in microseconds.
+const LOCK_TIMEOUTS: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
+
+/// A TD's fields.
+pub struct TdFields<'m, M> {
+    tdcs: Tdcs<'m, M>,
+    tsc_hz: u64,
+}
+
+impl<'m, M: Machine> TdFields<'m, M> {
+    /// The fields of the TD with this TDCS.
+    pub fn new(cx: Call<'m, M>, tdcs: Tdcs<'m, M>) -> Self {
+        Self {
+            tdcs,
+            tsc_hz: cx.native().tsc_hz,
+        }
+    }
+}
+
+/// The row of the CPUID table that a CPUID value is of, whatever its configuration.
+///
+/// # Errors
+/// METADATA_FIELD_ID_INCORRECT when there is none, METADATA_FIELD_NOT_READABLE when it has no value for a TD.
+fn cpuid_row(id: FieldId) -> Result<u32, Status> {
+    if id.code() >> 17 != 0 {
+        return Err(Status::METADATA_FIELD_ID_INCORRECT);
+    }
+    let (leaf, sub_leaf) = cpuid_leaf(id);
+    let row = cpuid::find(leaf, sub_leaf).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
+    if cpuid::ROWS[row].faulting {
+        return Err(Status::METADATA_FIELD_NOT_READABLE);
+    }
+    Ok(row as u32)
+}
+
+impl<M: Machine> Fields for TdFields<'_, M> {
+    fn tables(&self) -> Tables {
+        Tables::new(Context::Td, self.tdcs.get(tdcs::field::NUM_L2_VMS) as u8)
+    }
+
+    fn get(&self, row: &Row, id: FieldId, _who: Who) -> Result<u64, Status> {
+        let size = row.field.id.element_size() as u8;
+        let first = Field::new(row.offset.into(), size);
+        match row.field {
+            _ if row.field.id.class() < FIRST_TDCS_CLASS => {
+                Ok(self.tdcs.tdr().get(first.at(row.index(id))))
+            }
+            _ if row.field.id.class() == CPUID_CLASS => Ok(self
+                .tdcs
+                .get(first.at(cpuid_row(id)? * 2 + (id.code() & 1)))),
+            td::NUM_CPUID_VALUES => Ok(cpuid::NUM_ROWS as u64),
+            td::CPUID_VALID => {
+                let row = cpuid::ROWS.get(row.index(id) as usize);
+                Ok(row.is_some_and(|row| !row.faulting).into())
+            }
+            td::HP_LOCK_TIMEOUT => {
+                Ok(self.tdcs.get(first).min(u64::MAX / 1_000_000) * 1_000_000 / self.tsc_hz.max(1))
+            }
+            _ => Ok(self.tdcs.get(first.at(row.index(id)))),
+        }
+    }
+
+    fn set(&self, row: &Row, id: FieldId, who: Who, change: Change) -> Result<(), Status> {
+        let value = change.apply(change.old)?;
+        let field =
+            Field::new(row.offset.into(), row.field.id.element_size() as u8).at(row.index(id));
+        match row.field {
+            td::HP_LOCK_TIMEOUT => {
+                if change.mask() != u64::MAX {
+                    return Err(Status::METADATA_WR_MASK_NOT_VALID);
+                }
+                if !LOCK_TIMEOUTS.contains(&value) {
+                    return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
+                }
+                let ticks = value * self.tsc_hz / 1_000_000;
+                self.tdcs.set(field, u64::from(ticks as u32));
+                return Ok(());
+            }
+            td::TD_CTLS if who == Who::Guest => {
+                let flexible = self.tdcs.get(tdcs::field::CONFIG_FLAGS)
+                    & config_flags::FLEXIBLE_PENDING_VE
+                    != 0;
+                if !flexible && (value ^ change.old) & 1 != 0 {
+                    return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
+                }
+            }
+            _ => {}
+        }
+        // Only if nobody else has written it meanwhile.
+        let written = self
+            .tdcs
+            .update(field, |now| (now == change.old).then_some(value));
+        written
+            .map(drop)
+            .ok_or(Status::OPERAND_BUSY.with(Operand::METADATA_FIELD))
+    }
+}
+
+/// TDH.MNG.RD: RCX = TDR, RDX = field id; out R8 = value, and in version 1 RDX = next id.
+pub fn mng_rd<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Result<(), Status> {
+    let id = FieldId(regs.rdx);
+    regs.r8 = 0;
+    if version > 0 {
+        regs.rdx = FieldId::NULL.0;
+    }
+    if version > 1 {
+        return Err(Status::OPERAND_INVALID.with(Operand::RAX));
+    }
+    let td = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::MngRd)?;
+    let (fields, who) = (
+        TdFields::new(cx, td.tdcs),
+        Who::Host {
+            debug: td.tdcs.is_debug(),
+        },
+    );
+    if version > 0 && id.is_null() {
+        regs.rdx = first_id(&fields, who).0;
+        return Err(Status::METADATA_FIRST_FIELD_ID_IN_CONTEXT);
+    }
+    regs.r8 = read(&fields, id, who)?;
+    if version > 0 {
+        regs.rdx = next_id(&fields, id, who).0;
+    }
+    Ok(())
+}
+
+/// TDH.MNG.WR: RCX = TDR, RDX = field id, R8 = value, R9 = mask; out R8 = the value before.
+pub fn mng_wr<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let wanted = regs.r8;
+    regs.r8 = 0;
+    let td = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::MngWr)?;
+    let (fields, who) = (
+        TdFields::new(cx, td.tdcs),
+        Who::Host {
+            debug: td.tdcs.is_debug(),
+        },
+    );
+    regs.r8 = write(&fields, FieldId(regs.rdx), who, wanted, regs.r9)?;
+    Ok(())
+}

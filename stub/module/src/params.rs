@@ -1,0 +1,318 @@
+//! TD_PARAMS: which configurations of a TD are accepted, and what follows from them.
+
+use seam::abi::{Operand, Status, TDCS_PAGES, TdParams, attributes, config_flags};
+
+use crate::cpuid::{
+    ConfigError, Features, NUM_CONFIGURABLE, NUM_ROWS, Native, Registers, TdConfig, virtualize,
+};
+use crate::metadata::ARCH_CAPABILITIES_CONFIGURABLE;
+
+/// ATTRIBUTES bits that a TD may have.
+pub const ATTRIBUTES_ALLOWED: u64 = attributes::DEBUG
+    | attributes::SEPT_VE_DISABLE
+    | attributes::MIGRATABLE
+    | attributes::PKS
+    | attributes::PERFMON;
+/// CONFIG_FLAGS bits that a TD may have.
+pub const CONFIG_FLAGS_ALLOWED: u64 =
+    config_flags::GPAW | config_flags::FLEXIBLE_PENDING_VE | config_flags::NO_RBP_MOD;
+/// Hz of a unit of TSC_FREQUENCY.
+const TSC_UNIT: u64 = 25_000_000;
+/// TSC_FREQUENCY in units of 25 MHz.
+const TSC_FREQUENCIES: core::ops::RangeInclusive<u16> = 4..=400;
+/// Most L2 VMs of a TD.
+const MAX_L2_VMS: u8 = 3;
+/// IA32_TSC_ADJUST.
+pub const TSC_ADJUST_MSR: u32 = 0x3B;
+/// IA32_ARCH_CAPABILITIES.
+const ARCH_CAPABILITIES_MSR: u32 = 0x10A;
+/// IA32_ARCH_CAPABILITIES.TSX_CTRL.
+const ARCH_TSX_CTRL: u64 = 1 << 7;
+/// IA32_ARCH_CAPABILITIES bits that a TD sees as the CPU has them.
+const ARCH_NATIVE: u64 = 0x0008_F16F;
+
+/// Why TD_PARAMS is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The status of TDH.MNG.INIT.
+    pub status: Status,
+    /// Its RCX: leaf and sub-leaf for a refused CPUID configuration, else 0.
+    pub rcx: u64,
+}
+
+impl From<Operand> for Refusal {
+    fn from(operand: Operand) -> Self {
+        Self {
+            status: Status::OPERAND_INVALID.with(operand),
+            rcx: 0,
+        }
+    }
+}
+
+/// What a TD's control structures are set to.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// EPTP_CONTROLS, without an address.
+    pub eptp: u64,
+    /// 48.16 fixed-point factor from native to virtual TSC ticks.
+    pub tsc_multiplier: u64,
+    /// The offset of each extended-state component, and the size of all.
+    pub xbuff: ([u32; 19], u32),
+    /// CPUID by row of the table.
+    pub cpuid: [Registers; NUM_ROWS],
+    /// What the TD's CPUID has.
+    pub features: Features,
+    /// IA32_ARCH_CAPABILITIES as the TD reads it.
+    pub arch_capabilities: u64,
+}
+
+impl Config {
+    /// Checks TD_PARAMS in the module's order. `num_tdcx` is the number of TDCX pages, `tsc_adjust` what IA32_TSC_ADJUST
+    /// is now.
+    ///
+    /// # Errors
+    /// The first rule that is violated.
+    pub fn new(
+        params: &TdParams,
+        native: &Native,
+        num_tdcx: u32,
+        tsc_adjust: u64,
+    ) -> Result<Self, Refusal> {
+        if !accepts_attributes(params.attributes) {
+            return Err(Operand::ATTRIBUTES.into());
+        }
+        if !native.accepts_xfam(params.xfam) {
+            return Err(Operand::XFAM.into());
+        }
+        if params.max_vcpus == 0 {
+            return Err(Operand::MAX_VCPUS.into());
+        }
+        if params.num_l2_vms > MAX_L2_VMS {
+            return Err(Operand::NUM_L2_VMS.into());
+        }
+        if num_tdcx < TDCS_PAGES.0 + u32::from(params.num_l2_vms) {
+            return Err(Refusal {
+                status: Status::TDCS_NOT_ALLOCATED,
+                rcx: 0,
+            });
+        }
+        if params.reserved_14 != [0; 4] {
+            return Err(Operand::RDX.into());
+        }
+        if params.config_flags & !CONFIG_FLAGS_ALLOWED != 0 {
+            return Err(Operand::EXEC_CONTROLS.into());
+        }
+        let is_wide = params.config_flags & config_flags::GPAW != 0;
+        if !accepts_eptp(params.eptp_controls, is_wide, native) {
+            return Err(Operand::EPTP_CONTROLS.into());
+        }
+        if !TSC_FREQUENCIES.contains(&params.tsc_frequency) {
+            return Err(Operand::TSC_FREQUENCY.into());
+        }
+        if tsc_adjust != native.msrs.tsc_adjust {
+            let status = Status::INCONSISTENT_MSR.with_detail(TSC_ADJUST_MSR);
+            return Err(Refusal { status, rcx: 0 });
+        }
+        if params.reserved_2a != [0; 38]
+            || params.msr_config_ctls & !1 != 0
+            || params.reserved_e8 != [0; 24]
+        {
+            return Err(Operand::RDX.into());
+        }
+        let (configurable, rest) = params.cpuid_config.split_at(NUM_CONFIGURABLE);
+        let cpuid = virtualize(
+            native,
+            &TdConfig {
+                attributes: params.attributes,
+                xfam: params.xfam,
+                tsc_frequency: params.tsc_frequency,
+                cpuid: configurable,
+                has_tsx_ctrl: native.msrs.arch_capabilities & ARCH_TSX_CTRL != 0,
+            },
+        )
+        .map_err(refuse_cpuid)?;
+        if rest.iter().any(|entry| *entry != [0; 4]) {
+            return Err(Operand::RDX.into());
+        }
+        let features = Features::of(|row| cpuid[row]);
+        let arch_capabilities = arch_capabilities(params, native, features)?;
+        if params.attributes & attributes::MIGRATABLE != 0 && params.num_l2_vms > 0 {
+            return Err(Operand::RDX.into());
+        }
+        let hz = u128::from(params.tsc_frequency) * u128::from(TSC_UNIT);
+        Ok(Self {
+            eptp: params.eptp_controls,
+            tsc_multiplier: ((hz << 48) / u128::from(native.tsc_hz.max(1))) as u64,
+            xbuff: native.xbuff(params.xfam),
+            cpuid,
+            features,
+            arch_capabilities,
+        })
+    }
+}
+
+/// Whether ATTRIBUTES are ones that a TD may have. A TD that may be migrated can be neither debugged nor profiled.
+fn accepts_attributes(bits: u64) -> bool {
+    let open = attributes::DEBUG | attributes::PERFMON;
+    bits & !ATTRIBUTES_ALLOWED == 0 && (bits & attributes::MIGRATABLE == 0 || bits & open == 0)
+}
+
+/// Whether EPTP_CONTROLS are write-back, four or five levels as the CPU can, and nothing else. A wide
+/// guest-physical address needs five levels.
+fn accepts_eptp(eptp: u64, is_wide: bool, native: &Native) -> bool {
+    let has_five = native.msrs.has_five_level_ept() && native.max_pa > 48;
+    match eptp {
+        0x1E => !is_wide,
+        0x26 => has_five,
+        _ => false,
+    }
+}
+
+fn refuse_cpuid(error: ConfigError) -> Refusal {
+    match error {
+        ConfigError::Value { row } => Refusal {
+            status: Status::OPERAND_INVALID.with(Operand::CPUID_CONFIG),
+            rcx: row,
+        },
+        ConfigError::TsxHalf => Operand::CPUID_CONFIG.into(),
+        ConfigError::NoTsxCtrl => Refusal {
+            status: Status::INCORRECT_MSR_VALUE.with_detail(ARCH_CAPABILITIES_MSR),
+            rcx: 0,
+        },
+    }
+}
+
+/// IA32_ARCH_CAPABILITIES as the TD reads it: SSB_NO (4), BHI_NO (20) and PBRSB_NO (24) only if asked for, RRSBA (19)
+/// also if the CPU does not have it, TSX_CTRL with TSX.
+fn arch_capabilities(
+    params: &TdParams,
+    native: &Native,
+    features: Features,
+) -> Result<u64, Refusal> {
+    const RRSBA: u64 = 1 << 19;
+    let wanted = params.ia32_arch_capabilities_config;
+    let configured = params.msr_config_ctls & 1 != 0;
+    if wanted & !ARCH_CAPABILITIES_CONFIGURABLE != 0 || !configured && wanted != 0 {
+        return Err(Operand::IA32_ARCH_CAPABILITIES_CONFIG.into());
+    }
+    let tsx = if features.tsx { ARCH_TSX_CTRL } else { 0 };
+    Ok(native.msrs.arch_capabilities & (ARCH_NATIVE | tsx | wanted) | wanted & RRSBA)
+}
+
+/// Where the virtual TSC is when the native one is at `native`.
+pub fn virtual_tsc(native: u64, multiplier: u64, offset: u64) -> u64 {
+    let scaled = ((u128::from(native) * u128::from(multiplier)) >> 48) as u64;
+    scaled.wrapping_add(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros;
+
+    use super::*;
+
+    fn native() -> Native {
+        let cpuid = |leaf, sub_leaf| match (leaf, sub_leaf) {
+            (0xD, 0) => [0x6_02E7, 0x340, 0x2B00, 0],
+            (0xD, 1) => [0x1F, 0x2B00, 0x1_DD00, 0],
+            (0x15, _) => [1, 80, 25_000_000, 0],
+            (0x8000_0008, _) => [0x3934, 0, 0, 0],
+            _ => [0; 4],
+        };
+        let rdmsr = |msr| match msr {
+            0x10A => 0x12A_FDEB,
+            0x48C => 0xF01_06F3_41C1,
+            _ => 0,
+        };
+        Native::sample(cpuid, rdmsr, 0x806F8)
+    }
+
+    fn params() -> TdParams {
+        let mut params = TdParams::new_zeroed();
+        (params.xfam, params.max_vcpus) = (3, 1);
+        (params.eptp_controls, params.tsc_frequency) = (0x1E, 100);
+        params
+    }
+
+    fn refusal(change: impl FnOnce(&mut TdParams)) -> Status {
+        let mut params = params();
+        change(&mut params);
+        Config::new(&params, &native(), 6, 0).unwrap_err().status
+    }
+
+    #[test]
+    fn each_rule_names_its_operand() {
+        let invalid = |operand| Status::OPERAND_INVALID.with(operand);
+        assert_eq!(
+            refusal(|params| params.attributes = 2),
+            invalid(Operand::ATTRIBUTES)
+        );
+        let migratable_debug = attributes::DEBUG | attributes::MIGRATABLE;
+        assert_eq!(
+            refusal(|params| params.attributes = migratable_debug),
+            invalid(Operand::ATTRIBUTES)
+        );
+        assert_eq!(refusal(|params| params.xfam = 1), invalid(Operand::XFAM));
+        assert_eq!(
+            refusal(|params| params.max_vcpus = 0),
+            invalid(Operand::MAX_VCPUS)
+        );
+        assert_eq!(
+            refusal(|params| params.num_l2_vms = 4),
+            invalid(Operand::NUM_L2_VMS)
+        );
+        assert_eq!(
+            refusal(|params| params.num_l2_vms = 1),
+            Status::TDCS_NOT_ALLOCATED
+        );
+        assert_eq!(
+            refusal(|params| params.config_flags = 8),
+            invalid(Operand::EXEC_CONTROLS)
+        );
+        assert_eq!(
+            refusal(|params| params.eptp_controls = 0x5E),
+            invalid(Operand::EPTP_CONTROLS)
+        );
+        assert_eq!(
+            refusal(|params| params.tsc_frequency = 3),
+            invalid(Operand::TSC_FREQUENCY)
+        );
+        assert_eq!(
+            refusal(|params| params.tsc_frequency = 401),
+            invalid(Operand::TSC_FREQUENCY)
+        );
+        let arch = invalid(Operand::IA32_ARCH_CAPABILITIES_CONFIG);
+        assert_eq!(
+            refusal(|params| params.ia32_arch_capabilities_config = 1 << 4),
+            arch
+        );
+    }
+
+    #[test]
+    fn a_wide_guest_address_needs_five_levels_but_not_the_other_way_round() {
+        let wide = |params: &mut TdParams| params.config_flags = config_flags::GPAW;
+        assert_eq!(
+            refusal(wide),
+            Status::OPERAND_INVALID.with(Operand::EPTP_CONTROLS)
+        );
+        let mut five_levels = params();
+        five_levels.eptp_controls = 0x26;
+        assert!(Config::new(&five_levels, &native(), 6, 0).is_ok());
+    }
+
+    #[test]
+    fn the_virtual_tsc_runs_at_the_configured_frequency() {
+        let config = Config::new(&params(), &native(), 6, 0).unwrap();
+        assert_eq!(config.tsc_multiplier, 0x0001_4000_0000_0000);
+        assert_eq!(
+            virtual_tsc(2_000_000_000, config.tsc_multiplier, 0),
+            2_500_000_000
+        );
+    }
+
+    #[test]
+    fn a_changed_tsc_adjust_is_noticed() {
+        let refused = Config::new(&params(), &native(), 6, 1).unwrap_err();
+        assert_eq!(refused.status, Status::INCONSISTENT_MSR.with_detail(0x3B));
+    }
+}

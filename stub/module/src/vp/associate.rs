@@ -1,0 +1,87 @@
+//! Which logical processor a vCPU belongs to: taken at the first use, given back by TDH.VP.FLUSH.
+
+use core::sync::atomic::Ordering;
+
+use seam::abi::{Gprs, Operand, Status, TDVPS_PAGES};
+
+use crate::Machine;
+use crate::call::Call;
+use crate::field::Structure;
+use crate::lock::Mode;
+use crate::td::tdvps::{NO_LP, field};
+use crate::td::{Lifecycle, TdVcpu, Tdcs, Tdvps, VcpuState, tdcs};
+
+/// Pages that each L2 VM adds to a TDVPS.
+const PAGES_PER_L2_VM: u32 = 3;
+
+/// Whether a vCPU that can't be entered any more may still be associated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disabled {
+    /// It may, to be read.
+    Allowed,
+    /// It may not.
+    Refused,
+}
+
+/// Checks that a vCPU has all its pages, those for its TD's L2 VMs among them.
+///
+/// # Errors
+/// TDCX_NUM_INCORRECT.
+pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Result<(), Status> {
+    let l2_vms = tdcs.get(tdcs::field::NUM_L2_VMS) as u32;
+    if tdvps.num_pages() < TDVPS_PAGES.0 + l2_vms * PAGES_PER_L2_VM {
+        return Err(Status::TDCX_NUM_INCORRECT);
+    }
+    Ok(())
+}
+
+/// Associates a vCPU with the calling processor, if it is not already.
+///
+/// # Errors
+/// VCPU_STATE_INCORRECT; VCPU_ASSOCIATED when it is another processor's.
+pub fn associate<M: Machine>(
+    cx: Call<'_, M>,
+    tdcs: &Tdcs<'_, M>,
+    tdvps: &Tdvps<'_, M>,
+    disabled: Disabled,
+) -> Result<(), Status> {
+    let usable = match tdvps.state() {
+        VcpuState::Ready => true,
+        VcpuState::Disabled => disabled == Disabled::Allowed,
+        _ => false,
+    };
+    if !usable {
+        return Err(Status::VCPU_STATE_INCORRECT);
+    }
+    let here = u64::from(cx.lp);
+    let mut was = NO_LP;
+    let taken = tdvps.update(field::ASSOC_LPID, |now| {
+        was = now;
+        (now == NO_LP || now == here).then_some(here)
+    });
+    if taken.is_none() {
+        return Err(Status::VCPU_ASSOCIATED);
+    }
+    if was == NO_LP {
+        tdcs.add(tdcs::field::NUM_ASSOC_VCPUS, 1);
+    }
+    Ok(())
+}
+
+/// TDH.VP.FLUSH: RCX = TDVPR. The vCPU's processor gives it up.
+pub fn flush<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let vcpu = TdVcpu::take(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
+    if vcpu.tdr.lifecycle() != Lifecycle::KeysConfigured {
+        return Err(Status::TD_KEYS_NOT_CONFIGURED);
+    }
+    let tdcs = Tdcs::of(cx.machine, vcpu.tdr);
+    check_pages(&tdcs, &vcpu.tdvps)?;
+    if vcpu.tdvps.get(field::ASSOC_LPID) != u64::from(cx.lp) {
+        return Err(Status::VCPU_NOT_ASSOCIATED);
+    }
+    cx.reached(crate::Point::Invept);
+    vcpu.tdvps.set(field::ASSOC_LPID, NO_LP);
+    tdcs.sub(tdcs::field::NUM_ASSOC_VCPUS, 1);
+    cx.module.lp(cx.lp).last_tdvpr.store(0, Ordering::Relaxed);
+    Ok(())
+}

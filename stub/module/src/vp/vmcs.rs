@@ -1,0 +1,276 @@
+//! The TD VMCS at TDH.VP.INIT: the guest's reset state, and the controls that follow from the CPU and the TD.
+
+use seam::abi::attributes;
+
+use crate::Machine;
+use crate::call::Call;
+use crate::cpuid::Features;
+use crate::field::Structure;
+use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
+use crate::vcpu::{Field, Vcpu, fields};
+
+/// TDCX page of the MSR bitmaps; page 4 is all zeros.
+const MSR_BITMAPS: u32 = tdcs::page::MSR_BITMAPS;
+const ZERO_PAGE: u32 = 4;
+
+/// What is the same for every TD.
+///
+/// Source: TDX module 1.5.01, td_vmcs_init.
+const CONSTANT: &[(Field, u64)] = &[
+    (Field::DR7, 0x400),
+    (Field::RIP, 0xFFFF_FFF0),
+    (Field::RFLAGS, 2),
+    (Field::CS_LIMIT, 0xFFFF_FFFF),
+    (Field::CS_ACCESS, 0xC09B),
+    (Field::DS_LIMIT, 0xFFFF_FFFF),
+    (Field::DS_ACCESS, 0xC093),
+    (Field::ES_LIMIT, 0xFFFF_FFFF),
+    (Field::ES_ACCESS, 0xC093),
+    (Field::FS_LIMIT, 0xFFFF_FFFF),
+    (Field::FS_ACCESS, 0xC093),
+    (Field::GS_LIMIT, 0xFFFF_FFFF),
+    (Field::GS_ACCESS, 0xC093),
+    (Field::SS_LIMIT, 0xFFFF_FFFF),
+    (Field::SS_ACCESS, 0xC093),
+    (Field::LDTR_LIMIT, 0xFFFF),
+    (Field::LDTR_ACCESS, 0x1_0082),
+    (Field::TR_LIMIT, 0xFFFF),
+    (Field::TR_ACCESS, 0x8B),
+    (Field::GDTR_LIMIT, 0xFFFF),
+    (Field::PERF_GLOBAL_CTRL, 0xFF),
+    (Field::PAT, 0x0007_0406_0007_0406),
+    (Field::EFER, 0x901),
+    (Field::CR0, 0x21),
+    (Field::CR4, 0x2040),
+    (Field::APIC_ACCESS, u64::MAX),
+    (Field::POSTED_INT_VECTOR, fields::NO_VECTOR),
+    (Field::POSTED_INT_DESCRIPTOR, u64::MAX),
+    (Field::EXCEPTION_BITMAP, 1 << 18),
+    (Field::IO_BITMAP_A, u64::MAX),
+    (Field::IO_BITMAP_B, u64::MAX),
+    (Field::EPTP_LIST, u64::MAX),
+    (Field::VMREAD_BITMAP, u64::MAX),
+    (Field::VMWRITE_BITMAP, u64::MAX),
+    (Field::ENCLS_EXITING, u64::MAX),
+    (Field::ENCLV_EXITING, u64::MAX),
+    (Field::PML_ADDRESS, u64::MAX),
+    (Field::PCONFIG_EXITING, u64::MAX),
+    (Field::EXECUTIVE_VMCS, u64::MAX),
+    (Field::EXIT_MSR_STORE, u64::MAX),
+    (Field::EXIT_MSR_LOAD, u64::MAX),
+    (Field::ENTRY_MSR_LOAD, u64::MAX),
+    (Field::VMCS_LINK, u64::MAX),
+    (Field::PDPTE0, u64::MAX),
+    (Field::PDPTE1, u64::MAX),
+    (Field::PDPTE2, u64::MAX),
+    (Field::PDPTE3, u64::MAX),
+];
+
+/// Controls that every TD has on, before what the CPU requires and the TD's configuration are added.
+mod base {
+    pub const PIN_BASED: u64 = 0x29;
+    pub const PROC_BASED: u64 = 0x9122_0088;
+    pub const PROC_BASED2: u64 = 0x133C_B3FA;
+    pub const PROC_BASED3: u64 = 0x80;
+    pub const EXIT: u64 = 0x1F3C_8204;
+    pub const ENTRY: u64 = 0x003E_C004;
+}
+
+const MWAIT_EXITING: u64 = 1 << 10;
+const RDPMC_EXITING: u64 = 1 << 11;
+const MONITOR_EXITING: u64 = 1 << 29;
+const USER_WAIT_PAUSE: u64 = 1 << 26;
+const PCONFIG: u64 = 1 << 27;
+const GUEST_PHYSICAL_WIDTH: u64 = 1 << 5;
+/// Exit controls: load and save IA32_PERF_GLOBAL_CTRL.
+const EXIT_PERF_GLOBAL: u64 = 1 << 12 | 1 << 30;
+const ENTRY_PERF_GLOBAL: u64 = 1 << 13;
+const ENTRY_PKRS: u64 = 1 << 22;
+
+/// The bits that a capability MSR requires.
+const fn required(capability: u64) -> u64 {
+    capability & 0xFFFF_FFFF
+}
+
+/// Fills the VMCS and the fields of the TDVPS that shadow it.
+pub fn fill<M: Machine>(
+    cx: Call<'_, M>,
+    tdr: Tdr<'_>,
+    tdcs: &Tdcs<'_, M>,
+    tdvps: &Tdvps<'_, M>,
+    vcpu: &Vcpu<'_>,
+) {
+    for (field, value) in CONSTANT {
+        vcpu.set_vmcs(*field, *value);
+    }
+    let zero_page = tdcs.page_pa(ZERO_PAGE);
+    let masks = cr_masks(cx, tdcs);
+    for (field, value) in [
+        (Field::VIRTUAL_APIC, tdvps.page_pa(2)),
+        (Field::MSR_BITMAP, tdcs.page_pa(MSR_BITMAPS)),
+        (Field::VE_INFO_ADDRESS, tdvps.page_pa(0)),
+        (Field::PASID_LOW, zero_page),
+        (Field::PASID_HIGH, zero_page),
+        (Field::SHARED_EPTP, zero_page),
+        (Field::HKID, tdr.hkid().into()),
+        (Field::VPID, u64::from(tdr.hkid()) << 2),
+        (Field::EPTP, tdcs.get(tdcs::field::EPTP)),
+        (Field::TSC_MULTIPLIER, tdcs.get(tdcs::field::TSC_MULTIPLIER)),
+        (Field::TSC_OFFSET, tdcs.get(tdcs::field::TSC_OFFSET)),
+        (
+            Field::SPEC_CTRL_MASK,
+            tdcs.get(tdcs::field::IA32_SPEC_CTRL_MASK),
+        ),
+        (Field::CR0_MASK, masks.l1[0]),
+        (Field::CR0_SHADOW, masks.l1[1]),
+        (Field::CR4_MASK, masks.l1[2]),
+        (Field::CR4_SHADOW, masks.l1[3]),
+    ] {
+        vcpu.set_vmcs(field, value);
+    }
+    set_controls(cx, tdcs, vcpu);
+
+    let vms = 0..=tdcs.get(tdcs::field::NUM_L2_VMS) as u32;
+    vcpu.set(fields::SHADOW_PID, u64::MAX);
+    vcpu.set(fields::SHADOW_PIN_BASED, vcpu.vmcs(Field::PIN_BASED));
+    vcpu.set(fields::SHADOW_VECTOR, fields::NO_VECTOR);
+    for vm in vms {
+        vcpu.set(
+            fields::SHADOW_PROC_BASED2.at(vm),
+            base::PROC_BASED2 | required(cx.native().msrs.proc_based2),
+        );
+        vcpu.set(fields::SHADOW_SHARED_EPTP.at(vm), u64::MAX);
+        vcpu.set(fields::TSC_DEADLINE.at(vm), u64::MAX);
+        for addresses in fields::L2_ADDRESSES {
+            vcpu.set(addresses.at(vm), u64::MAX);
+        }
+        // An L2 VM owns no bit until its VMM says so.
+        let shadows = if vm == 0 {
+            masks.l1
+        } else {
+            [u64::MAX, 0, u64::MAX, 0]
+        };
+        for (field, value) in fields::SHADOW_CR.into_iter().zip(shadows) {
+            vcpu.set(field.at(vm), value);
+        }
+    }
+    for (field, value) in fields::BASE_L2_CR.into_iter().zip(masks.l2) {
+        vcpu.set(field, value);
+    }
+}
+
+fn set_controls<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, vcpu: &Vcpu<'_>) {
+    let features = features(tdcs);
+    let attributes = tdcs.get(tdcs::field::ATTRIBUTES);
+    let has = |bits| attributes & bits != 0;
+    let msrs = &cx.native().msrs;
+    let when = |condition, bits: u64| if condition { bits } else { 0 };
+    let perf_global = has(attributes::PERFMON | attributes::DEBUG);
+    for (field, value) in [
+        (Field::PIN_BASED, base::PIN_BASED | required(msrs.pin_based)),
+        (
+            Field::PROC_BASED,
+            base::PROC_BASED
+                | required(msrs.proc_based)
+                | when(!features.monitor, MWAIT_EXITING | MONITOR_EXITING)
+                | when(!has(attributes::PERFMON), RDPMC_EXITING),
+        ),
+        (
+            Field::PROC_BASED2,
+            base::PROC_BASED2
+                | required(msrs.proc_based2)
+                | when(features.waitpkg, USER_WAIT_PAUSE)
+                | when(features.mktme, PCONFIG),
+        ),
+        (
+            Field::PROC_BASED3,
+            base::PROC_BASED3 | when(tdcs.is_wide(), GUEST_PHYSICAL_WIDTH),
+        ),
+        (
+            Field::EXIT_CONTROLS,
+            base::EXIT | required(msrs.exit) | when(perf_global, EXIT_PERF_GLOBAL),
+        ),
+        (
+            Field::ENTRY_CONTROLS,
+            base::ENTRY
+                | required(msrs.entry)
+                | when(perf_global, ENTRY_PERF_GLOBAL)
+                | when(has(attributes::PKS | attributes::DEBUG), ENTRY_PKRS),
+        ),
+    ] {
+        vcpu.set_vmcs(field, value);
+    }
+}
+
+/// The features of a TD, from its CPUID values.
+pub fn features<M: Machine>(tdcs: &Tdcs<'_, M>) -> Features {
+    Features::of(|row| cpuid_values(tdcs, row))
+}
+
+/// A TD's CPUID values in a row of the table.
+pub fn cpuid_values<M: Machine>(tdcs: &Tdcs<'_, M>, row: usize) -> [u32; 4] {
+    let low = tdcs.get(fields::CPUID_VALUES.at(2 * row as u32));
+    let high = tdcs.get(fields::CPUID_VALUES.at(2 * row as u32 + 1));
+    [
+        low as u32,
+        (low >> 32) as u32,
+        high as u32,
+        (high >> 32) as u32,
+    ]
+}
+
+/// Masks and shadows of CR0 and CR4: a set bit of a mask is not the guest's own, and reads as in the shadow.
+struct CrMasks {
+    /// The TD's own: CR0 mask and shadow, CR4 mask and shadow.
+    l1: [u64; 4],
+    /// The least that L2 VMs don't own.
+    l2: [u64; 4],
+}
+
+fn cr_masks<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>) -> CrMasks {
+    const PE: u64 = 1 << 0;
+    const NE: u64 = 1 << 5;
+    const NW_CD: u64 = 1 << 29 | 1 << 30;
+    const PG: u64 = 1 << 31;
+    const CR0_RESERVED: u64 = 0xFFFF_FFFF_1FFA_FFC0;
+    const MCE: u64 = 1 << 6;
+    const VMXE: u64 = 1 << 13;
+    const SMXE: u64 = 1 << 14;
+    /// Key locker, which no TD has.
+    const KL: u64 = 1 << 19;
+    const CR4_RESERVED: u64 = !0 << 26 | 1 << 15;
+    let msrs = &cx.native().msrs;
+    let (xfam, attributes) = (
+        tdcs.get(tdcs::field::XFAM),
+        tdcs.get(tdcs::field::ATTRIBUTES),
+    );
+
+    let cr0_fixed = msrs.cr0_fixed0 | !msrs.cr0_fixed1;
+    let cr0 = cr0_fixed & !PG | NE | NW_CD | CR0_RESERVED;
+    let unless = |condition: bool, bit: u32| if condition { 0 } else { 1 << bit };
+    let cr4 = msrs.cr4_fixed0
+        | !msrs.cr4_fixed1
+        | MCE
+        | VMXE
+        | SMXE
+        | CR4_RESERVED
+        | unless(xfam >> 9 & 1 != 0, 22)
+        | unless(xfam >> 11 & 3 == 3, 23)
+        | unless(xfam >> 14 & 1 != 0, 25)
+        | KL
+        | unless(attributes & attributes::PKS != 0, 24);
+    CrMasks {
+        l1: [
+            cr0 | PE,
+            msrs.cr0_fixed0 | PE | NE,
+            cr4,
+            msrs.cr4_fixed0 & !VMXE | MCE,
+        ],
+        l2: [
+            cr0 & !PE,
+            msrs.cr0_fixed0 & !PG & !PE | NE,
+            cr4,
+            msrs.cr4_fixed0 | MCE | VMXE,
+        ],
+    }
+}
