@@ -9,6 +9,7 @@ use core::fmt;
 
 use crate::abi::{Operand, Status};
 use crate::call::Fault;
+use crate::detail::Detail;
 
 /// What a status or fault means, and what to do about it; printed as sentences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,26 +17,9 @@ pub struct Advice {
     /// What happened, as a sentence.
     pub meaning: &'static str,
     /// What the status is about, where its detail names that.
-    pub about: About,
+    pub about: Detail,
     /// What to do.
     pub remedy: Remedy,
-}
-
-/// What a status is about: its detail, read as its code wants it read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum About {
-    /// The detail says nothing for an operator.
-    Nothing,
-    /// An operand of the call, or a resource of the module.
-    Operand(Operand),
-    /// An MSR, by address.
-    Msr(u32),
-    /// A CPUID leaf.
-    CpuidLeaf(u32),
-    /// A physical package.
-    Package(u32),
-    /// A TDMR, by index.
-    Tdmr(u8),
 }
 
 /// What the operator should do.
@@ -67,23 +51,11 @@ pub enum Remedy {
 
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{} {}", self.meaning, self.about, self.remedy)
-    }
-}
-
-impl fmt::Display for About {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nothing => Ok(()),
-            Self::Operand(operand) => write!(f, " It is about {operand:?}."),
-            Self::Msr(msr) => match msr_name(*msr) {
-                Some((name, what)) => write!(f, " It is MSR {msr:#x}, {name}: {what}."),
-                None => write!(f, " It is MSR {msr:#x}."),
-            },
-            Self::CpuidLeaf(leaf) => write!(f, " It is CPUID leaf {leaf:#x}."),
-            Self::Package(package) => write!(f, " It is package {package}."),
-            Self::Tdmr(index) => write!(f, " It is TDMR {index}."),
+        f.write_str(self.meaning)?;
+        if self.about != Detail::None {
+            write!(f, " It is about {}.", self.about)?;
         }
+        write!(f, " {}", self.remedy)
     }
 }
 
@@ -111,14 +83,14 @@ impl Status {
         if self == Self::OPERAND_INVALID.with(Operand::RAX) {
             return Some(Advice {
                 meaning: "The module does not know the function that was called, or not in that version.",
-                about: About::Nothing,
+                about: Detail::None,
                 remedy: Remedy::UpdateModule,
             });
         }
         let (meaning, remedy) = meaning(self.code())?;
-        let about = self.about();
+        let about = Detail::of(self);
         let remedy = match about {
-            About::Operand(operand) if remedy == Remedy::Report && is_td_parameter(operand) => {
+            Detail::Operand(operand) if remedy == Remedy::Report && is_td_parameter(operand) => {
                 Remedy::Configuration
             }
             _ => remedy,
@@ -128,27 +100,6 @@ impl Status {
             about,
             remedy,
         })
-    }
-
-    fn about(self) -> About {
-        let detail = self.detail();
-        match self.code() {
-            Self::INCORRECT_MSR_VALUE | Self::INCONSISTENT_MSR => About::Msr(detail),
-            Self::INCONSISTENT_CPUID_FIELD | Self::CPUID_LEAF_NOT_SUPPORTED => {
-                About::CpuidLeaf(detail)
-            }
-            Self::INVALID_PKG_ID => About::Package(detail),
-            code if code.class() == 0x0a => About::Tdmr(detail as u8),
-            Self::CROSS_TD_FAULT | Self::CROSS_TD_TRAP => About::Nothing,
-            // Of a TD exit the detail is an exit reason, of a success it is none.
-            code if !code.is_error() => About::Nothing,
-            code if code.class() == 0 || code.class() == 0x11 => About::Nothing,
-            // 0 stands for RAX and for no operand alike.
-            _ if detail == 0 => About::Nothing,
-            _ => Operand(detail)
-                .name()
-                .map_or(About::Nothing, |_| About::Operand(Operand(detail))),
-        }
     }
 }
 
@@ -171,7 +122,7 @@ impl Fault {
         };
         Advice {
             meaning,
-            about: About::Nothing,
+            about: Detail::None,
             remedy,
         }
     }
@@ -180,39 +131,6 @@ impl Fault {
 /// Whether an operand is a field of TD_PARAMS, and so a TD's configuration.
 fn is_td_parameter(operand: Operand) -> bool {
     (Operand::ATTRIBUTES.0..=Operand::IA32_ARCH_CAPABILITIES_CONFIG.0).contains(&operand.0)
-}
-
-/// The name of an MSR that the module checks, and which setting stands behind it.
-fn msr_name(msr: u32) -> Option<(&'static str, &'static str)> {
-    Some(match msr {
-        0x3b => (
-            "IA32_TSC_ADJUST",
-            "the firmware left the time stamp counters of the processors with different offsets",
-        ),
-        0x87 => ("IA32_MKTME_KEYID_PARTITIONING", "how many KeyIDs are TDX's"),
-        0xbc => ("IA32_MISC_PACKAGE_CTLS", "energy filtering has to be on"),
-        0xbd => (
-            "IA32_XAPIC_DISABLE_STATUS",
-            "x2APIC has to be enabled, and locked so",
-        ),
-        0xcf => ("IA32_CORE_CAPABILITIES", "it follows from the microcode"),
-        0x10a => (
-            "IA32_ARCH_CAPABILITIES",
-            "it follows from the microcode, which has to be recent",
-        ),
-        0x1a0 => ("IA32_MISC_ENABLE", "CPUID must not be limited"),
-        0x345 => ("IA32_PERF_CAPABILITIES", "it follows from the processor"),
-        0x480..=0x492 => (
-            "a VMX capability",
-            "it follows from the processor and its microcode",
-        ),
-        0x981 => ("IA32_TME_CAPABILITY", "it follows from the processor"),
-        0x982 => (
-            "IA32_TME_ACTIVATE",
-            "multi-key total memory encryption (TME-MT) has to be enabled",
-        ),
-        _ => return None,
-    })
 }
 
 /// What a code means as a sentence, and what to do in general.
@@ -508,32 +426,6 @@ mod tests {
     fn a_module_that_lacks_a_function_is_too_old() {
         let advice = Status::OPERAND_INVALID.with(Operand::RAX).advice().unwrap();
         assert_eq!(advice.remedy, Remedy::UpdateModule);
-    }
-
-    #[test]
-    fn the_detail_is_read_as_its_code_wants_it() {
-        let about = |status: Status| status.advice().unwrap().about;
-        assert_eq!(
-            about(Status::OPERAND_BUSY.with(Operand::SEPT_TREE)),
-            About::Operand(Operand::SEPT_TREE)
-        );
-        assert_eq!(
-            about(Status::PAMT_OVERLAP.with_detail(0x02_01_07)),
-            About::Tdmr(7)
-        );
-        assert_eq!(
-            about(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(0x15)),
-            About::CpuidLeaf(0x15)
-        );
-        assert_eq!(
-            about(Status::INVALID_PKG_ID.with_detail(9)),
-            About::Package(9)
-        );
-        // An exit reason is no operand.
-        assert_eq!(
-            about(Status::NON_RECOVERABLE_TD.with_detail(2)),
-            About::Nothing
-        );
     }
 
     #[test]

@@ -25,3 +25,9 @@ pub trait SeamCall {
     /// A [`Fault`] when no module answered; `regs` is then unchanged.
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault>;
 }
+
+impl<C: SeamCall + ?Sized> SeamCall for &C {
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        (**self).seamcall(regs)
+    }
+}

@@ -1,0 +1,262 @@
+//! How often each leaf was called and how it ended. No lock: a CPU counts in a [`Counters`] of its own, and who wants
+//! to know adds them up.
+
+use core::iter::Sum;
+use core::ops::AddAssign;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::abi::{Leaf, Status};
+use crate::retry::Reason;
+
+/// How one SEAMCALL ended, as the host judges itself by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The success class, or an exit from a TD.
+    Done,
+    /// Something was in use or short, and the call may be repeated.
+    Busy,
+    /// An interrupt stopped the module at a point from which it goes on.
+    Interrupted,
+    /// The module refused what the host should not have asked.
+    Illegal,
+}
+
+impl Outcome {
+    /// Judges `status`, with which `leaf` ended.
+    pub fn of(leaf: Leaf, status: Status) -> Self {
+        if !status.is_error() {
+            return Self::Done;
+        }
+        match status.code() {
+            Status::OPERAND_BUSY
+            | Status::SYS_BUSY
+            | Status::RND_NO_ENTROPY
+            | Status::KEY_GENERATION_FAILED
+            | Status::PREVIOUS_TLB_EPOCH_BUSY => Self::Busy,
+            Status::INTERRUPTED_RESUMABLE | Status::INTERRUPTED_RESTARTABLE => Self::Interrupted,
+            // The TD did something that ends a run; that is for its guest to answer, not for the host.
+            Status::CROSS_TD_FAULT
+            | Status::CROSS_TD_TRAP
+            | Status::HOST_PRIORITY_BUSY_TIMEOUT
+            | Status::NON_RECOVERABLE_TD_WRONG_APIC_MODE
+                if leaf == Leaf::VpEnter =>
+            {
+                Self::Done
+            }
+            _ => Self::Illegal,
+        }
+    }
+}
+
+/// Counts of one leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeafCounts {
+    /// Calls.
+    pub calls: u64,
+    /// Calls that ended [`Outcome::Busy`].
+    pub busy: u64,
+    /// Calls that ended [`Outcome::Interrupted`].
+    pub interrupted: u64,
+    /// Calls that ended [`Outcome::Illegal`].
+    pub illegal: u64,
+}
+
+impl AddAssign for LeafCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.busy += other.busy;
+        self.interrupted += other.interrupted;
+        self.illegal += other.illegal;
+    }
+}
+
+impl Sum for LeafCounts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), |mut sum, counts| {
+            sum += counts;
+            sum
+        })
+    }
+}
+
+/// Counts of one reason to retry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetryCounts {
+    /// Tries after the first.
+    pub retries: u64,
+    /// Calls that were given up after more than one try.
+    pub given_up: u64,
+}
+
+/// Counts of all SEAMCALLs of one CPU. Anyone may read them at any time; each is exact, though they are not all of
+/// one moment.
+#[derive(Debug)]
+pub struct Counters {
+    leafs: [LeafCells; LEAF_NUMBERS],
+    retries: [RetryCells; Reason::ALL.len()],
+    faults: AtomicU64,
+}
+
+/// Leaf numbers run from 0 to one less.
+const LEAF_NUMBERS: usize = Leaf::ALL[Leaf::ALL.len() - 1] as usize + 1;
+
+#[derive(Debug)]
+struct LeafCells {
+    calls: AtomicU64,
+    busy: AtomicU64,
+    interrupted: AtomicU64,
+    illegal: AtomicU64,
+}
+
+#[derive(Debug)]
+struct RetryCells {
+    retries: AtomicU64,
+    given_up: AtomicU64,
+}
+
+impl LeafCells {
+    const fn new() -> Self {
+        Self {
+            calls: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
+            interrupted: AtomicU64::new(0),
+            illegal: AtomicU64::new(0),
+        }
+    }
+}
+
+impl RetryCells {
+    const fn new() -> Self {
+        Self {
+            retries: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Counters {
+    /// All zero.
+    pub const fn new() -> Self {
+        Self {
+            leafs: [const { LeafCells::new() }; LEAF_NUMBERS],
+            retries: [const { RetryCells::new() }; Reason::ALL.len()],
+            faults: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts of `leaf`.
+    pub fn leaf(&self, leaf: Leaf) -> LeafCounts {
+        let cells = &self.leafs[leaf as usize];
+        LeafCounts {
+            calls: cells.calls.load(Relaxed),
+            busy: cells.busy.load(Relaxed),
+            interrupted: cells.interrupted.load(Relaxed),
+            illegal: cells.illegal.load(Relaxed),
+        }
+    }
+
+    /// The leafs that were called at least once, with their counts.
+    pub fn called(&self) -> impl Iterator<Item = (Leaf, LeafCounts)> {
+        Leaf::ALL
+            .iter()
+            .map(|leaf| (*leaf, self.leaf(*leaf)))
+            .filter(|(_, counts)| counts.calls > 0)
+    }
+
+    /// Counts of all leafs together.
+    pub fn total(&self) -> LeafCounts {
+        Leaf::ALL.iter().map(|leaf| self.leaf(*leaf)).sum()
+    }
+
+    /// Counts of `reason`.
+    pub fn retry(&self, reason: Reason) -> RetryCounts {
+        let cells = &self.retries[reason as usize];
+        RetryCounts {
+            retries: cells.retries.load(Relaxed),
+            given_up: cells.given_up.load(Relaxed),
+        }
+    }
+
+    /// SEAMCALLs that no module answered.
+    pub fn faults(&self) -> u64 {
+        self.faults.load(Relaxed)
+    }
+
+    pub(crate) fn count(&self, leaf: Leaf, outcome: Outcome) {
+        let cells = &self.leafs[leaf as usize];
+        cells.calls.fetch_add(1, Relaxed);
+        match outcome {
+            Outcome::Done => {}
+            Outcome::Busy => _ = cells.busy.fetch_add(1, Relaxed),
+            Outcome::Interrupted => _ = cells.interrupted.fetch_add(1, Relaxed),
+            Outcome::Illegal => _ = cells.illegal.fetch_add(1, Relaxed),
+        }
+    }
+
+    pub(crate) fn count_fault(&self) {
+        self.faults.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_retry(&self, reason: Reason) {
+        self.retries[reason as usize].retries.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_given_up(&self, reason: Reason) {
+        self.retries[reason as usize].given_up.fetch_add(1, Relaxed);
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::Operand;
+
+    #[test]
+    fn what_the_module_refuses_is_illegal_unless_it_asks_to_come_again() {
+        let illegal = |status| Outcome::of(Leaf::MngCreate, status) == Outcome::Illegal;
+        assert!(illegal(Status::HKID_NOT_FREE));
+        assert!(illegal(Status::OPERAND_INVALID.with(Operand::RCX)));
+        for status in [
+            Status::SUCCESS,
+            Status::KEY_CONFIGURED,
+            Status::OPERAND_BUSY.with(Operand::KOT),
+            Status::INTERRUPTED_RESUMABLE,
+            Status::INTERRUPTED_RESTARTABLE,
+            Status::RND_NO_ENTROPY,
+            Status::KEY_GENERATION_FAILED,
+            Status::PREVIOUS_TLB_EPOCH_BUSY,
+        ] {
+            assert!(!illegal(status), "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_td_that_dies_is_not_the_hosts_fault() {
+        for status in [
+            Status::NON_RECOVERABLE_TD_WRONG_APIC_MODE.with_detail(31),
+            Status::NON_RECOVERABLE_VCPU.with_detail(2),
+            Status::HOST_PRIORITY_BUSY_TIMEOUT,
+        ] {
+            assert_eq!(Outcome::of(Leaf::VpEnter, status), Outcome::Done);
+        }
+    }
+
+    #[test]
+    fn counts_add_up() {
+        let counters = Counters::new();
+        counters.count(Leaf::MemPageAug, Outcome::Done);
+        counters.count(Leaf::MemPageAug, Outcome::Busy);
+        counters.count(Leaf::MigStreamCreate, Outcome::Illegal);
+        let aug = counters.leaf(Leaf::MemPageAug);
+        assert_eq!((aug.calls, aug.busy, aug.illegal), (2, 1, 0));
+        assert_eq!(counters.total().calls, 3);
+        assert_eq!(counters.total().illegal, 1);
+        assert_eq!(counters.called().count(), 2);
+    }
+}

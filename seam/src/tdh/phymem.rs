@@ -1,0 +1,166 @@
+//! TDH.PHYMEM.*: physical pages and caches; how pages come back at a TD's end.
+
+use super::resume::PageWriteBack;
+use super::td::{Keyless, Tdr, Tdvpr};
+use super::{Tdh, rcx};
+use crate::abi::{Leaf, PAGE_MASK, PageSize, PageType, Status};
+use crate::address::{Hpa, KeyIdPosition};
+use crate::call::SeamCall;
+use crate::error::{Cause, Error, Handover, Rejected};
+use crate::page::{Cached, Dirty, Donated, Page};
+use crate::retry::Wait;
+
+/// What the PAMT says of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageMetadata {
+    /// Whose it is; `None` for a type that module 1.5 does not have.
+    pub page_type: Option<PageType>,
+    /// The TDR of the TD that owns it. A free page still shows its last owner.
+    pub owner: Hpa,
+    /// Its size; `None` for a code that is not defined.
+    pub size: Option<PageSize>,
+    /// The TD's epoch when it was last blocked.
+    pub blocked_epoch: u64,
+}
+
+/// How TDH.PHYMEM.CACHE.WB is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheWbStart {
+    /// From the beginning, for all HKIDs that wait for it now.
+    New,
+    /// From where it was interrupted on this package.
+    Resume,
+}
+
+/// How TDH.PHYMEM.CACHE.WB ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheWb {
+    /// The package's caches hold nothing of the HKIDs that waited when it started.
+    Done,
+    /// No HKID waited.
+    NothingToDo,
+    /// An interrupt waits for this CPU: serve it and resume.
+    Interrupted,
+}
+
+impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
+    /// TDH.PHYMEM.PAGE.RDMD: reads what the PAMT says of the 4 KiB page at `hpa`.
+    ///
+    /// # Errors
+    /// OPERAND_ADDR_RANGE_ERROR when it is in no TDMR.
+    pub fn phymem_page_rdmd(&self, hpa: Hpa) -> Result<PageMetadata, Error> {
+        let regs = self.run(Leaf::PhymemPageRdmd, rcx(hpa.0))?.regs;
+        Ok(PageMetadata {
+            page_type: PageType::from_number(regs.rcx as u8),
+            owner: Hpa(regs.rdx),
+            size: PageSize::from_level(regs.r8 as u8),
+            blocked_epoch: regs.r9,
+        })
+    }
+
+    /// TDH.PHYMEM.PAGE.RECLAIM: takes a page back from a TD without a key, whatever it was to it. The root page
+    /// is taken by [`Self::phymem_page_reclaim_tdr`].
+    ///
+    /// # Errors
+    /// [`Cause::WrongPage`] when the page was another TD's.
+    pub fn phymem_page_reclaim(
+        &self,
+        tdr: &Tdr<Keyless>,
+        page: Page<Donated>,
+    ) -> Handover<Page<Dirty>, Page<Donated>> {
+        let result = self.run(Leaf::PhymemPageReclaim, rcx(page.hpa().0));
+        let owner = match result {
+            Ok(done) => Hpa(done.regs.rdx & PAGE_MASK),
+            Err(error) => return Err(Rejected::new(error, page)),
+        };
+        if owner != tdr.hpa() {
+            let error = wrong_page(Leaf::PhymemPageReclaim, tdr.hpa(), owner);
+            return Err(Rejected::new(error, page));
+        }
+        Ok(page.turn(Dirty))
+    }
+
+    /// TDH.PHYMEM.PAGE.RECLAIM of a vCPU's root page.
+    ///
+    /// # Errors
+    /// As [`Self::phymem_page_reclaim`].
+    pub fn phymem_page_reclaim_tdvpr(
+        &self,
+        tdr: &Tdr<Keyless>,
+        tdvpr: Tdvpr,
+    ) -> Handover<Page<Dirty>, Page<Donated>> {
+        self.phymem_page_reclaim(tdr, tdvpr.into_page())
+    }
+
+    /// TDH.PHYMEM.PAGE.RECLAIM of a TD's root page, the last one. The module used it under its own key, number
+    /// `global_hkid`, which lives on: lines of it may be in the caches.
+    ///
+    /// # Errors
+    /// TD_ASSOCIATED_PAGES_EXIST when the TD has other pages left.
+    pub fn phymem_page_reclaim_tdr(
+        &self,
+        tdr: Tdr<Keyless>,
+        global_hkid: u16,
+    ) -> Handover<Page<Cached>, Tdr<Keyless>> {
+        match self.run(Leaf::PhymemPageReclaim, rcx(tdr.hpa().0)) {
+            Ok(_) => Ok(tdr.page.returned(global_hkid)),
+            Err(error) => Err(Rejected::new(error, tdr)),
+        }
+    }
+
+    /// TDH.PHYMEM.PAGE.WBINVD: writes back a page's cache lines under the key that it was used with. A page of more
+    /// than 4 KiB takes a call for each 4 KiB; [`PageWriteBack`] hands control back between them.
+    ///
+    /// # Errors
+    /// PAGE_METADATA_INCORRECT when the page is a TD's.
+    pub fn phymem_page_wbinvd(
+        &self,
+        page: Page<Cached>,
+        position: KeyIdPosition,
+    ) -> Handover<Page<Dirty>, Page<Cached>> {
+        let mut work = PageWriteBack::new(page);
+        loop {
+            if let Err(error) = work.step(self, position) {
+                return Err(Rejected::new(error, work.into_page()));
+            }
+            work = match work.finish() {
+                Ok(page) => return Ok(page),
+                Err(work) => work,
+            };
+        }
+    }
+
+    pub(super) fn write_back_4k(
+        &self,
+        hpa: Hpa,
+        hkid: u16,
+        position: KeyIdPosition,
+    ) -> Result<(), Error> {
+        let operands = rcx(position.keyed(hpa, hkid));
+        self.run(Leaf::PhymemPageWbinvd, operands)?;
+        Ok(())
+    }
+
+    /// TDH.PHYMEM.CACHE.WB: writes back the caches of the calling CPU's package for all HKIDs whose TDs were blocked.
+    /// [`super::resume::CacheWbRound`] calls it until it is done.
+    ///
+    /// # Errors
+    /// OPERAND_BUSY on WBCACHE when another CPU of the package is at it; WBCACHE_RESUME_ERROR when nothing was
+    /// interrupted.
+    pub fn phymem_cache_wb(&self, start: CacheWbStart) -> Result<CacheWb, Error> {
+        let operands = rcx(u64::from(start == CacheWbStart::Resume));
+        match self.run(Leaf::PhymemCacheWb, operands) {
+            Ok(done) if done.status.code() == Status::NO_HKID_READY_TO_WBCACHE => {
+                Ok(CacheWb::NothingToDo)
+            }
+            Ok(_) => Ok(CacheWb::Done),
+            Err(error) if error.is(Status::INTERRUPTED_RESUMABLE) => Ok(CacheWb::Interrupted),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The module did its work on `told` where the host meant `expected`.
+pub(super) const fn wrong_page(leaf: Leaf, expected: Hpa, told: Hpa) -> Error {
+    Error::new(leaf, Cause::WrongPage { expected, told }, [0; 5])
+}

@@ -1,0 +1,142 @@
+//! TDH.SYS.*: bringing the module up. Its fields are read in `metadata`.
+
+use super::mng::KeyConfig;
+use super::{Tdh, rcx};
+use crate::abi::{Gprs, Leaf, Status};
+use crate::address::Hpa;
+use crate::call::SeamCall;
+use crate::error::Error;
+use crate::hkid::Hkid;
+use crate::retry::Wait;
+
+/// What TDH.SYS.INFO wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SysInfo {
+    /// Bytes of the TDSYSINFO_STRUCT.
+    pub bytes: u64,
+    /// Entries of the CMR_INFO array, the empty ones included.
+    pub cmrs: u64,
+}
+
+/// How far a TDMR is initialised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TdmrProgress {
+    /// Everything below this address, which the module rounds down to 1 GiB.
+    UpTo(Hpa),
+    /// All of it.
+    Done,
+}
+
+impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
+    /// TDH.SYS.INIT: the first call of all, on one CPU.
+    ///
+    /// # Errors
+    /// Everything about the platform that the module will not work with.
+    pub fn sys_init(&self) -> Result<(), Error> {
+        self.run(Leaf::SysInit, Gprs::default())?;
+        Ok(())
+    }
+
+    /// TDH.SYS.LP.INIT: once on every CPU, after [`Self::sys_init`]; CPUs may do it at the same time.
+    ///
+    /// # Errors
+    /// INCONSISTENT_* when this CPU differs from the first one.
+    pub fn sys_lp_init(&self) -> Result<(), Error> {
+        self.run(Leaf::SysLpInit, Gprs::default())?;
+        Ok(())
+    }
+
+    /// TDH.SYS.INFO: writes a TDSYSINFO_STRUCT (1,024 bytes, aligned to as many) to `info` and an array of `entries` CMR_INFO
+    /// (aligned to 512 bytes) to `cmrs`, both in the host's own memory.
+    ///
+    /// # Errors
+    /// OPERAND_INVALID when a buffer is too small or not aligned; SYS_LP_INIT_NOT_DONE on this CPU.
+    pub fn sys_info(
+        &self,
+        info: Hpa,
+        info_bytes: u64,
+        cmrs: Hpa,
+        entries: u64,
+    ) -> Result<SysInfo, Error> {
+        let operands = Gprs {
+            rdx: info_bytes,
+            r8: cmrs.0,
+            r9: entries,
+            ..rcx(info.0)
+        };
+        let regs = self.run(Leaf::SysInfo, operands)?.regs;
+        Ok(SysInfo {
+            bytes: regs.rdx,
+            cmrs: regs.r9,
+        })
+    }
+
+    /// TDH.SYS.CONFIG: gives the module its TDMRs and its own HKID. `list` holds the addresses of `count` TDMR_INFOs; it
+    /// and each of them are aligned to 512 bytes, in the host's own memory.
+    ///
+    /// The HKID stays the module's even when the call fails: module 1.5.01 keeps it reserved for ever then.
+    ///
+    /// # Errors
+    /// The TDMR, PAMT or reserved area at fault; SYS_CONFIG_NOT_PENDING when a CPU missed TDH.SYS.LP.INIT.
+    pub fn sys_config(&self, list: Hpa, count: u64, global: Hkid) -> Result<(), Error> {
+        let operands = Gprs {
+            rdx: count,
+            r8: global.surrender().into(),
+            ..rcx(list.0)
+        };
+        self.run(Leaf::SysConfig, operands)?;
+        Ok(())
+    }
+
+    /// TDH.SYS.KEY.CONFIG: makes the module's own key on the package of the calling CPU. Once on every package.
+    ///
+    /// # Errors
+    /// KEY_GENERATION_FAILED or OPERAND_BUSY on KET when the CPU could not make or set the key for too long.
+    pub fn sys_key_config(&self) -> Result<KeyConfig, Error> {
+        let done = self.run(Leaf::SysKeyConfig, Gprs::default())?;
+        Ok(KeyConfig::of(done.status))
+    }
+
+    /// TDH.SYS.TDMR.INIT: initialises a little more of the TDMR from `base` to `base + size`;
+    /// [`super::resume::TdmrInit`] calls it until it is done. CPUs may work on different TDMRs at the same time.
+    ///
+    /// # Errors
+    /// OPERAND_BUSY on RCX when another CPU works on the same TDMR.
+    pub fn sys_tdmr_init(&self, base: Hpa, size: u64) -> Result<TdmrProgress, Error> {
+        let done = self.run(Leaf::SysTdmrInit, rcx(base.0))?;
+        let next = done.regs.rdx;
+        let end = base.0.saturating_add(size);
+        if next >= end || done.status.code() == Status::TDMR_ALREADY_INITIALIZED {
+            Ok(TdmrProgress::Done)
+        } else {
+            Ok(TdmrProgress::UpTo(Hpa(next)))
+        }
+    }
+
+    /// TDH.SYS.LP.SHUTDOWN: tells the module that this CPU will not call it again.
+    ///
+    /// # Errors
+    /// A fault of the instruction.
+    pub fn sys_lp_shutdown(&self) -> Result<(), Error> {
+        self.run(Leaf::SysLpShutdown, Gprs::default())?;
+        Ok(())
+    }
+
+    /// TDH.SYS.SHUTDOWN: ends the module so that another can take over with its TDs, whose handoff data has this version.
+    ///
+    /// # Errors
+    /// OPERAND_INVALID when the module can't hand over in that version.
+    pub fn sys_shutdown(&self, handoff_version: u16) -> Result<(), Error> {
+        self.run(Leaf::SysShutdown, rcx(handoff_version.into()))?;
+        Ok(())
+    }
+
+    /// TDH.SYS.UPDATE: takes over from the module before; instead of TDH.SYS.CONFIG.
+    ///
+    /// # Errors
+    /// SYS_INVALID_HANDOFF when there is nothing to take over.
+    pub fn sys_update(&self) -> Result<(), Error> {
+        self.run(Leaf::SysUpdate, Gprs::default())?;
+        Ok(())
+    }
+}
