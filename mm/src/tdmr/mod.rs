@@ -12,6 +12,8 @@
 //! Source: TDX Module ABI 1.5, TDMR_INFO and TDH.SYS.CONFIG.
 
 mod check;
+#[cfg(test)]
+mod emulated;
 mod pamt;
 mod reserved;
 mod segment;

@@ -25,15 +25,15 @@ pub(super) const LIMITS_1_5: Limits = Limits {
 
 /// A memory map that owns its lists.
 #[derive(Clone, Debug, Default)]
-struct Machine {
-    cmrs: Vec<Span>,
+pub(super) struct Machine {
+    pub(super) cmrs: Vec<Span>,
     usable: Vec<UsableRegion>,
     excluded: Vec<Span>,
 }
 
 impl Machine {
     /// RAM that is convertible, too.
-    fn ram(mut self, start: u64, end: u64, node: u32) -> Self {
+    pub(super) fn ram(mut self, start: u64, end: u64, node: u32) -> Self {
         self.cmrs.push(Span::new(start, end));
         self.usable.push(UsableRegion {
             span: Span::new(start, end),
@@ -47,7 +47,7 @@ impl Machine {
         self
     }
 
-    fn map(&self) -> MemoryMap<'_> {
+    pub(super) fn map(&self) -> MemoryMap<'_> {
         MemoryMap {
             cmrs: &self.cmrs,
             usable: &self.usable,
@@ -55,7 +55,7 @@ impl Machine {
         }
     }
 
-    fn plan(&self, limits: &Limits) -> Plan {
+    pub(super) fn plan(&self, limits: &Limits) -> Plan {
         let plan = plan(&self.map(), limits).expect("a plan");
         self.check(&plan, limits);
         plan
@@ -427,7 +427,7 @@ fn promised(machine: &Machine, limits: &Limits) -> u64 {
 prop_compose! {
     /// A server: one to eight sockets, a PCI hole below 4 GiB, memory above it by socket (contiguous, or interleaved in
     /// slices), the odd hole that firmware keeps at the end of a socket's memory, and small ones that it takes out of RAM.
-    fn server()(
+    pub(super) fn server()(
         sockets in 1u64..=8,
         low_end in (64u64..=3072).prop_map(|mib| 0x10_0000 * mib),
         per_socket in prop_oneof![2u64..64, 64u64..1024, 1024u64..8192],
@@ -467,7 +467,7 @@ prop_compose! {
 
 prop_compose! {
     /// A map that no server has: regions, CMRs and exclusions anywhere within 64 GiB, and tight limits.
-    fn shreds()(
+    pub(super) fn shreds()(
         usable in prop::collection::vec((0u64..64 << 10, 1u64..4096, 0u32..4), 1..60),
         holes in prop::collection::vec((0u64..64 << 10, 1u64..300), 0..60),
         excluded in prop::collection::vec((0u64..64 << 10, 1u64..64), 0..60),
