@@ -274,24 +274,27 @@ pub fn split<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(),
     Ok(())
 }
 
-/// Makes the entries of the 4 KiB pages in `[start, end)` and of the larger pages that begin there.
+/// Makes the entries of the 4 KiB pages in `[start, end)` and of the larger pages that begin there. `start` is a multiple
+/// of 1 MiB from the TDMR's base, so that the entries of 4 KiB pages fill whole pages.
 pub fn initialize<M: Machine>(machine: &M, tdmr: &Tdmr, start: u64, end: u64) {
-    let mut pa = start;
-    while pa < end {
-        let page_type = if tdmr.is_reserved(pa) {
-            PageType::Rsvd
-        } else {
-            PageType::Nda
-        };
-        Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size4K)).reset(page_type);
-        if pa.is_multiple_of(PAGE_2M) {
-            Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size2M)).reset(PageType::Nda);
+    let last = tdmr.entry_pa(end - PAGE_4K, PageSize::Size4K);
+    for page in (tdmr.entry_pa(start, PageSize::Size4K)..=last).step_by(PAGE_4K as usize) {
+        // An entry of zeros is that of a page which the host holds and which never had an owner.
+        machine.fill_page(page, 0);
+    }
+    for size in [PageSize::Size2M, PageSize::Size1G] {
+        let first = start.next_multiple_of(size.bytes());
+        for pa in (first..end).step_by(size.bytes() as usize) {
+            let entry = tdmr.entry_pa(pa, size);
+            if [entry, entry + 8].map(|pa| machine.word(pa)) != [0, 0] {
+                Entry::at(machine, entry).reset(PageType::Nda);
+            }
         }
-        if pa.is_multiple_of(PAGE_1G) {
-            Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size1G)).reset(PageType::Nda);
-        }
-        pa += PAGE_4K;
+    }
+    for pa in tdmr.reserved_pages(start..end) {
+        Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size4K)).reset(PageType::Rsvd);
     }
 }
 
+const _: () = assert!(PageType::Nda as u8 == 0);
 const _: () = assert!(PAMT_ENTRY_SIZE == 16);

@@ -7,6 +7,7 @@ mod guest;
 mod machine;
 mod memory;
 mod sapphire_rapids;
+mod server;
 
 pub use breakpoint::Held;
 pub use conditions::Conditions;
@@ -14,3 +15,4 @@ pub use config::Config;
 pub use guest::{Exit, Guest};
 pub use machine::HostMachine;
 pub use memory::Memory;
+pub use server::{Processor, Server, TdmrPlan};

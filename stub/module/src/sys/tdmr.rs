@@ -1,5 +1,6 @@
 //! TDMRs: where private memory may be, and where its PAMT is. TDH.SYS.TDMR.INIT.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
@@ -51,13 +52,13 @@ impl Tdmr {
         pamt.base + (pa - self.info.base) / size.bytes() * PAMT_ENTRY_SIZE
     }
 
-    /// Whether the 4 KiB page at `pa` is in a reserved area.
-    pub fn is_reserved(&self, pa: u64) -> bool {
-        let offset = pa - self.info.base;
-        self.info
-            .reserved
-            .iter()
-            .any(|area| (area.offset..area.offset + area.size).contains(&offset))
+    /// The 4 KiB pages of `pages` that are in a reserved area.
+    pub fn reserved_pages(&self, pages: Range<u64>) -> impl Iterator<Item = u64> {
+        self.info.reserved.iter().flat_map(move |area| {
+            let area = self.info.base + area.offset..self.info.base + area.offset + area.size;
+            let both = area.start.max(pages.start)..area.end.min(pages.end);
+            both.step_by(PAGE_4K as usize)
+        })
     }
 }
 

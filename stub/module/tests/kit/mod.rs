@@ -1,0 +1,94 @@
+//! What the module's tests build on: a server that is up, and TDs in it.
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use seam::abi::{Leaf, Operand};
+use stub_module::hooks::Hooks;
+use stub_module::host::{Config, Processor, Server, TdmrPlan};
+
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+/// Where the TDMR of [`Builder`] begins.
+pub const BASE: u64 = 4 << 30;
+/// Bytes of it.
+pub const SIZE: u64 = 1 << 30;
+/// The module's own HKID.
+pub const GLOBAL_HKID: u32 = 32;
+/// TDCX pages of a TD.
+const TDCX_PAGES: u64 = 6;
+
+/// A server that is up, with 1 GiB of TDMR.
+pub struct Builder {
+    pub server: Server,
+}
+
+/// A TD with keys and a TDCS.
+pub struct Td {
+    pub tdr: u64,
+    pub tdcx: Vec<u64>,
+    pub hkid: u32,
+}
+
+impl Builder {
+    pub fn new(hooks: Hooks) -> Self {
+        let server = Server::with_hooks(Config::default(), hooks);
+        let tdmr = TdmrPlan {
+            base: BASE,
+            size: SIZE,
+        };
+        server.bring_up(tdmr, GLOBAL_HKID).unwrap();
+        Self { server }
+    }
+
+    pub fn cpu(&self, lp: u32) -> Processor<'_> {
+        self.server.processor(lp).unwrap()
+    }
+
+    /// A TD with this HKID, in the MiB of the TDMR that belongs to it; not initialised.
+    pub fn td(&self, hkid: u32) -> Td {
+        let cpu = self.cpu(0);
+        let tdr = BASE + (u64::from(hkid) << 20);
+        let tdcx: Vec<_> = (1..=TDCX_PAGES).map(|page| tdr + page * PAGE).collect();
+        cpu.leaf(
+            Leaf::MngCreate,
+            [(Operand::RCX, tdr), (Operand::RDX, hkid.into())],
+        )
+        .unwrap();
+        for lp in [0, 2] {
+            self.cpu(lp)
+                .leaf(Leaf::MngKeyConfig, [(Operand::RCX, tdr)])
+                .unwrap();
+        }
+        for page in &tdcx {
+            cpu.leaf(Leaf::MngAddcx, [(Operand::RCX, *page), (Operand::RDX, tdr)])
+                .unwrap();
+        }
+        Td { tdr, tdcx, hkid }
+    }
+
+    /// TDH.MNG.INIT with the plainest TD_PARAMS: XFAM with x87, SSE and AVX, 4 vCPUs, 4-level EPT, 2.5 GHz.
+    pub fn initialize(&self, td: &Td) {
+        let params = BASE + SIZE + (512 << 20);
+        let memory = self.server.machine().memory();
+        memory.write(params + 8, &0xe7u64.to_le_bytes());
+        memory.write(params + 16, &4u16.to_le_bytes());
+        memory.write(params + 24, &0x1eu64.to_le_bytes());
+        memory.write(params + 40, &100u16.to_le_bytes());
+        self.cpu(0)
+            .leaf(
+                Leaf::MngInit,
+                [(Operand::RCX, td.tdr), (Operand::RDX, params)],
+            )
+            .unwrap();
+    }
+
+    /// Gives a TD's HKID back. Its vCPUs must be flushed.
+    pub fn tear_down(&self, td: &Td) {
+        let cpu = self.cpu(0);
+        let operand = [(Operand::RCX, td.tdr)];
+        cpu.leaf(Leaf::MngVpflushdone, operand).unwrap();
+        for lp in [0, 2] {
+            self.cpu(lp).leaf(Leaf::PhymemCacheWb, []).unwrap();
+        }
+        cpu.leaf(Leaf::MngKeyFreeid, operand).unwrap();
+    }
+}
