@@ -139,41 +139,44 @@ fn a_small_machine_becomes_one_tdmr_around_the_pci_hole_less() {
 
 #[test]
 fn memory_that_cannot_be_private_holds_the_pamt_first() {
-    // 3 MiB in a block of their own are not worth 4 MiB of PAMT, but can hold that of others.
+    // As much memory in a block as its PAMT would take: not worth a TDMR, but just enough for another's PAMT.
+    let cost = LIMITS_1_5.pamt_total(GIB);
     let machine = Machine::default()
-        .ram(7 * GIB, 7 * GIB + 3 * MIB, 0)
+        .ram(7 * GIB, 7 * GIB + cost, 0)
         .ram(8 * GIB, 9 * GIB, 0);
     let plan = machine.plan(&LIMITS_1_5);
     assert_eq!(plan.tdmrs.len(), 1);
-    assert_eq!(reasons(&plan), [Why::NotWorthItsPamt]);
+    assert_eq!(plan.pamt.spans(), [Span::new(7 * GIB, 7 * GIB + cost)]);
+    assert_eq!(plan.private.spans(), [Span::new(8 * GIB, 9 * GIB)]);
+    assert_eq!(plan.tdmrs[0].reserved, []);
+}
 
-    let machine =
+#[test]
+fn what_is_left_out_is_told_with_the_reason() {
+    let mut machine =
         Machine::default()
-            .ram(7 * GIB, 7 * GIB + 4 * MIB, 0)
-            .ram(8 * GIB, 8 * GIB + 900 * MIB, 0);
-    let small_pamt = Limits {
-        pamt_entry_bytes: [15, 16, 16],
-        ..LIMITS_1_5
-    };
-    let plan = machine.plan(&small_pamt);
-    assert!(
-        plan.tdmrs
-            .iter()
-            .all(|t| t.span.start != 7 * GIB || !t.reserved.is_empty())
-    );
-
-    let mut machine = Machine::default().ram(8 * GIB, 9 * GIB, 0);
-    machine.cmrs.push(Span::new(7 * GIB, 7 * GIB + 8 * MIB));
+            .ram(8 * GIB, 9 * GIB, 0)
+            .ram(7 * GIB, 7 * GIB + 3 * MIB, 0);
+    let outside = Span::new(6 * GIB, 6 * GIB + 4 * MIB);
     machine.usable.push(UsableRegion {
-        span: Span::new(7 * GIB, 7 * GIB + 4 * MIB),
-        node: Some(0),
-    });
-    machine.usable.push(UsableRegion {
-        span: Span::new(6 * GIB, 6 * GIB + 4 * MIB),
+        span: outside,
         node: Some(0),
     });
     let plan = machine.plan(&LIMITS_1_5);
-    assert_eq!(reasons(&plan), [Why::OutsideCmrs, Why::NotWorthItsPamt]);
+    let small = Span::new(7 * GIB, 7 * GIB + 3 * MIB);
+    assert_eq!(
+        plan.left_out,
+        [
+            LeftOut {
+                span: outside,
+                why: Why::OutsideCmrs
+            },
+            LeftOut {
+                span: small,
+                why: Why::NotWorthItsPamt
+            }
+        ]
+    );
 }
 
 #[test]

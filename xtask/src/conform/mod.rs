@@ -4,7 +4,7 @@ mod guest;
 mod number;
 mod registers;
 mod replay;
-mod scenario;
+pub mod scenario;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

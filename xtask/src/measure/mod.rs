@@ -9,6 +9,8 @@
 
 mod mrtd;
 mod tdvf;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt::Write;
 use std::path::Path;
