@@ -1,2 +1,19 @@
 //! The SEAM stub: an SVM monitor in an option ROM that gives QEMU a machine with VMX, SEAM and TDX.
-#![no_std]
+//!
+//! This library is the portable part, pure functions of their inputs that the host's tests run: what the processor
+//! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`]), page
+//! walks ([`walk`]) and the options ([`options`]). The program that runs beneath the firmware is the bin `seamstub`.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod apic;
+pub mod clearing;
+pub mod insn;
+pub mod options;
+pub mod personality;
+pub mod vmx;
+pub mod walk;
+
+/// Cache sub-blocks per package, the grain of TDH.PHYMEM.CACHE.WB.
+pub const WBINVD_SUB_BLOCKS: u32 = 4;

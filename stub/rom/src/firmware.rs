@@ -1,0 +1,238 @@
+//! What happens while there is firmware to talk to: memory, processors, options, the clock; then the plunge.
+#![expect(
+    unsafe_code,
+    reason = "EFI entry point, and the program's own relocation"
+)]
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ffi::c_void;
+
+use uefi::boot::{self, AllocateType, MemoryType};
+use uefi::mem::memory_map::MemoryMap;
+use uefi::proto::loaded_image::LoadedImage;
+use uefi::proto::pi::mp::MpServices;
+use uefi::{Handle, Status};
+
+use stub_rom::options::{NAMES, Options, PREFIX};
+
+use crate::fwcfg::FwCfg;
+use crate::memory::PAGE;
+use crate::monitor::{self, Inventory};
+use crate::relocate::Image;
+use crate::{HEAP, cpu, report};
+
+/// The SEAM range: its size, which is also its alignment, in bytes. SEAMRR has a granularity of 32 MiB.
+const SEAMRR_SIZE: u64 = 32 << 20;
+
+/// The driver's entry point.
+#[unsafe(no_mangle)]
+extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
+    // SAFETY: firmware calls this with its own handle for the image, and with the system table.
+    unsafe {
+        boot::set_image_handle(handle);
+        uefi::table::set_system_table(table.cast());
+    }
+    match slip_under() {
+        Ok(()) => Status::SUCCESS,
+        Err(why) => {
+            report::line("error", format_args!(r#""reason":"{why}""#));
+            Status::UNSUPPORTED
+        }
+    }
+}
+
+/// Collects what the monitor needs and starts it beneath the caller.
+fn slip_under() -> Result<(), &'static str> {
+    const SVM: u32 = 1 << 2;
+    const NESTED_PAGING: u32 = 1;
+    if cpu::cpuid(0x8000_0000, 0)[0] < 0x8000_000A
+        || cpu::cpuid(0x8000_0001, 0)[2] & SVM == 0
+        || cpu::cpuid(0x8000_000A, 0)[3] & NESTED_PAGING == 0
+    {
+        return Err("the CPU has no SVM with nested paging: use -cpu max,+svm,+npt,phys-bits=48");
+    }
+    if cpu::cpuid(0x8000_0008, 0)[0] & 0xFF != 48 {
+        return Err(
+            "the CPU must have 48 physical address bits: use -cpu max,+svm,+npt,phys-bits=48",
+        );
+    }
+    let image = own_image()?;
+    let seamrr = reserve_seamrr()?;
+    let trampoline =
+        boot::allocate_pages(AllocateType::MaxAddress(0xA_0000), MemoryType::RESERVED, 1)
+            .map_err(|_| "no page below 640 KiB for processors to start on")?;
+    let image_size = image.size().next_multiple_of(PAGE);
+    let heap = seamrr + image_size as u64;
+    // SAFETY: the range was just allocated for this program alone, and is identity-mapped by firmware.
+    unsafe {
+        HEAP.lock()
+            .init(heap as *mut u8, SEAMRR_SIZE as usize - image_size)
+    };
+
+    // From here on everything on the heap belongs to the monitor: nothing may be left to drop after the dive.
+    let inventory = inventory(seamrr, trampoline.as_ptr() as u64)?;
+    // SAFETY: the copy's place was allocated above, page-aligned, and lies before the heap.
+    unsafe { image.copy_to(seamrr as *mut u8) }
+        .ok_or("this program's relocations make no sense")?;
+    let entry = image.moved(monitor::begin as *const () as usize, seamrr as *const u8);
+    // SAFETY: `entry` is `monitor::begin` in the relocated copy; the types of both copies are the same.
+    unsafe {
+        monitor::dive(
+            core::mem::transmute::<usize, monitor::Begin>(entry),
+            inventory,
+        )
+    };
+    Ok(())
+}
+
+/// What the monitor has to know; whatever else was on the heap is gone when this returns.
+fn inventory(seamrr: u64, trampoline: u64) -> Result<Inventory, &'static str> {
+    let fw_cfg = FwCfg::open().ok_or("QEMU's fw_cfg device is missing")?;
+    Ok(Inventory {
+        options: read_options(&fw_cfg),
+        seamrr: (seamrr, SEAMRR_SIZE),
+        trampoline,
+        apic_ids: apic_ids()?,
+        ram: ram(&fw_cfg)?,
+        tsc_hz: measure_tsc()?,
+    })
+}
+
+/// The image of this program as firmware loaded it.
+fn own_image() -> Result<Image, &'static str> {
+    let loaded = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle())
+        .map_err(|_| "firmware does not say where this program is")?;
+    let (base, size) = loaded.info();
+    // SAFETY: firmware says so; the program's statics are written before and after, not during, the copy.
+    Ok(unsafe { Image::new(base.cast(), size as usize) })
+}
+
+/// Takes the highest aligned stretch of free memory below 4 GiB, where processors that start can load a CR3.
+fn reserve_seamrr() -> Result<u64, &'static str> {
+    let map = boot::memory_map(MemoryType::LOADER_DATA).map_err(|_| "no memory map")?;
+    let base = map
+        .entries()
+        .filter(|region| region.ty == MemoryType::CONVENTIONAL)
+        .filter_map(|region| {
+            let end = (region.phys_start + region.page_count * PAGE as u64).min(1 << 32);
+            let base = (end & !(SEAMRR_SIZE - 1)).checked_sub(SEAMRR_SIZE)?;
+            (base >= region.phys_start && base > 0).then_some(base)
+        })
+        .max()
+        .ok_or("no 32 MiB of free memory below 4 GiB")?;
+    let pages = SEAMRR_SIZE as usize / PAGE;
+    boot::allocate_pages(AllocateType::Address(base), MemoryType::RESERVED, pages)
+        .map_err(|_| "firmware refuses to reserve memory")?;
+    Ok(base)
+}
+
+fn read_options(fw_cfg: &FwCfg) -> Options {
+    let mut options = Options::default();
+    for name in NAMES {
+        let mut path = String::from(PREFIX);
+        path.push_str(name);
+        let Some(bytes) = fw_cfg.file(&path) else {
+            continue;
+        };
+        if let Err(why) = options.set(name, &bytes) {
+            let why = report::Escaped(&why);
+            report::line(
+                "bad_option",
+                format_args!(r#""option":"{path}","reason":"{why}""#),
+            );
+        }
+    }
+    options
+}
+
+/// The APIC ids of all processors, in firmware's order, which starts with the one that executes this.
+fn apic_ids() -> Result<Vec<u32>, &'static str> {
+    const ERROR: &str = "firmware's multi-processor services do not answer";
+    let handle = boot::get_handle_for_protocol::<MpServices>().map_err(|_| ERROR)?;
+    let services = boot::open_protocol_exclusive::<MpServices>(handle).map_err(|_| ERROR)?;
+    let total = services
+        .get_number_of_processors()
+        .map_err(|_| ERROR)?
+        .total;
+    let mut ids = Vec::with_capacity(total);
+    for number in 0..total {
+        let info = services.get_processor_info(number).map_err(|_| ERROR)?;
+        let id = info.processor_id as u32;
+        if info.is_bsp() {
+            ids.insert(0, id);
+        } else {
+            ids.push(id);
+        }
+    }
+    Ok(ids)
+}
+
+/// The ranges of RAM, base and size, as QEMU tells them.
+fn ram(fw_cfg: &FwCfg) -> Result<Vec<(u64, u64)>, &'static str> {
+    const RAM: u32 = 1;
+    let table = fw_cfg
+        .file("etc/e820")
+        .ok_or("QEMU does not say where memory is")?;
+    let mut ranges: Vec<(u64, u64)> = table
+        .chunks_exact(20)
+        .filter_map(|entry| {
+            let base = u64::from_le_bytes(entry[..8].try_into().ok()?);
+            let size = u64::from_le_bytes(entry[8..16].try_into().ok()?);
+            let kind = u32::from_le_bytes(entry[16..].try_into().ok()?);
+            (kind == RAM).then_some((base, size))
+        })
+        .collect();
+    ranges.sort_unstable();
+    Ok(ranges)
+}
+
+/// The frequency of the time-stamp counter in Hz, against the ACPI power management timer of QEMU's q35.
+fn measure_tsc() -> Result<u64, &'static str> {
+    const TIMER_HZ: u64 = 3_579_545;
+    const DURATION: u64 = TIMER_HZ / 20;
+    const DISTURBED: u64 = 200_000;
+    let port = power_management_timer()?;
+    let read = || {
+        // A reading that took long, because the host ran something else, pairs two different moments.
+        (0..1000)
+            .map(|_| {
+                let before = cpu::rdtsc();
+                // SAFETY: reading the timer has no side effect.
+                let ticks = unsafe { cpu::in32(port) } & 0xFF_FFFF;
+                let after = cpu::rdtsc();
+                (
+                    after - before,
+                    u64::from(ticks),
+                    before + (after - before) / 2,
+                )
+            })
+            .find(|&(took, ..)| took < DISTURBED)
+            .ok_or("the host is too busy to measure the clock")
+    };
+    let (_, start, tsc_start) = read()?;
+    for _ in 0..10_000_000 {
+        let (_, now, tsc) = read()?;
+        let elapsed = now.wrapping_sub(start) & 0xFF_FFFF;
+        if elapsed >= DURATION {
+            return Ok((tsc - tsc_start) * TIMER_HZ / elapsed);
+        }
+    }
+    Err("the power management timer stands still")
+}
+
+/// The I/O port of the power management timer: PMBASE of the LPC bridge 00:1f.0, plus 8.
+fn power_management_timer() -> Result<u16, &'static str> {
+    const CONFIG_ADDRESS: u16 = 0xCF8;
+    const CONFIG_DATA: u16 = 0xCFC;
+    const LPC_PMBASE: u32 = 0x8000_F840;
+    // SAFETY: one PCI configuration read; firmware is not in the middle of another, it called this program.
+    let base = unsafe {
+        cpu::out32(CONFIG_ADDRESS, LPC_PMBASE);
+        cpu::in32(CONFIG_DATA)
+    };
+    match base & 0xFF80 {
+        0 | 0xFF80 => Err("this is no q35 machine: use -M q35"),
+        base => Ok(base as u16 + 8),
+    }
+}

@@ -1,0 +1,267 @@
+//! Instructions that the monitor executes on behalf of the software above: decoding, operands, registers.
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
+
+/// The general-purpose registers in the order of their numbers: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GprFile(pub [u64; 16]);
+
+/// Numbers of the registers in a [`GprFile`].
+#[expect(missing_docs, reason = "each is the register of that name")]
+pub mod gpr {
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+}
+
+impl GprFile {
+    /// The value of a general-purpose register of any width.
+    #[must_use]
+    pub fn get(&self, register: Register) -> Option<u64> {
+        if !register.is_gpr() {
+            return None;
+        }
+        let full = self.0[register.full_register().number()];
+        Some(match register.size() {
+            1 if is_high_byte(register) => full >> 8 & 0xFF,
+            1 => full & 0xFF,
+            2 => full & 0xFFFF,
+            4 => full & 0xFFFF_FFFF,
+            _ => full,
+        })
+    }
+
+    /// Writes a general-purpose register of any width, as the CPU does: 32-bit writes clear the upper half.
+    pub fn set(&mut self, register: Register, value: u64) {
+        if !register.is_gpr() {
+            return;
+        }
+        let full = &mut self.0[register.full_register().number()];
+        let (mask, shift) = match register.size() {
+            1 if is_high_byte(register) => (0xFF, 8),
+            1 => (0xFF, 0),
+            2 => (0xFFFF, 0),
+            4 => {
+                *full = value & 0xFFFF_FFFF;
+                return;
+            }
+            _ => (u64::MAX, 0),
+        };
+        *full = *full & !(mask << shift) | (value & mask) << shift;
+    }
+
+    /// RDX:RAX from and to a 64-bit value, as RDMSR and WRMSR use them.
+    #[must_use]
+    pub fn edx_eax(&self) -> u64 {
+        self.0[gpr::RDX] << 32 | self.0[gpr::RAX] & 0xFFFF_FFFF
+    }
+
+    /// Sets RDX:RAX from a 64-bit value.
+    pub fn set_edx_eax(&mut self, value: u64) {
+        self.0[gpr::RAX] = value & 0xFFFF_FFFF;
+        self.0[gpr::RDX] = value >> 32;
+    }
+}
+
+fn is_high_byte(register: Register) -> bool {
+    matches!(
+        register,
+        Register::AH | Register::CH | Register::DH | Register::BH
+    )
+}
+
+/// The bases of the segments that have one in 64-bit mode.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SegmentBases {
+    /// FS.
+    pub fs: u64,
+    /// GS.
+    pub gs: u64,
+}
+
+/// Decodes the instruction at `rip` in code of `bitness` bits (16, 32 or 64); `None` if the bytes are no instruction,
+/// or too few.
+#[must_use]
+pub fn decode(bytes: &[u8], rip: u64, bitness: u32) -> Option<Instruction> {
+    let instruction = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE).decode();
+    (!instruction.is_invalid()).then_some(instruction)
+}
+
+/// The linear address of memory operand `operand` in 64-bit code.
+#[must_use]
+pub fn address(
+    instruction: &Instruction,
+    operand: u32,
+    gprs: &GprFile,
+    bases: SegmentBases,
+) -> Option<u64> {
+    instruction.virtual_address(operand, 0, |register, _, _| match register {
+        Register::FS => Some(bases.fs),
+        Register::GS => Some(bases.gs),
+        Register::CS | Register::DS | Register::ES | Register::SS => Some(0),
+        _ => gprs.get(register),
+    })
+}
+
+/// A load or a store of at most 8 bytes between memory and a register or an immediate: what drivers use on device
+/// registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transfer {
+    /// Memory to register, extended as MOV, MOVZX or MOVSX do.
+    Load {
+        /// The destination.
+        register: Register,
+        /// Bytes read.
+        size: usize,
+        /// Whether the value is sign-extended.
+        signed: bool,
+    },
+    /// Register or immediate to memory.
+    Store {
+        /// What is written.
+        value: u64,
+        /// Bytes written.
+        size: usize,
+    },
+}
+
+impl Transfer {
+    /// Understands MOV, MOVZX and MOVSX with one memory operand.
+    #[must_use]
+    pub fn of(instruction: &Instruction, gprs: &GprFile) -> Option<Self> {
+        use iced_x86::Mnemonic;
+        let size = instruction.memory_size().size();
+        let signed = match instruction.mnemonic() {
+            Mnemonic::Mov | Mnemonic::Movzx => false,
+            Mnemonic::Movsx | Mnemonic::Movsxd => true,
+            _ => return None,
+        };
+        if size > 8 {
+            return None;
+        }
+        if instruction.op0_kind() == OpKind::Memory {
+            let value = match instruction.op1_kind() {
+                OpKind::Register => gprs.get(instruction.op1_register())?,
+                _ => instruction.try_immediate(1).ok()?,
+            };
+            return Some(Self::Store { value, size });
+        }
+        (instruction.op1_kind() == OpKind::Memory && instruction.op0_register().is_gpr()).then_some(
+            Self::Load {
+                register: instruction.op0_register(),
+                size,
+                signed,
+            },
+        )
+    }
+}
+
+/// Writes `value`, which was loaded from memory, to the register of a [`Transfer::Load`].
+pub fn finish_load(gprs: &mut GprFile, register: Register, size: usize, signed: bool, value: u64) {
+    let unused = 64 - 8 * size as u32;
+    let value = if signed {
+        ((value << unused) as i64 >> unused) as u64
+    } else {
+        value << unused >> unused
+    };
+    gprs.set(register, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::Code;
+
+    fn gprs() -> GprFile {
+        let mut file = GprFile::default();
+        for (i, value) in file.0.iter_mut().enumerate() {
+            *value = 0x1111_1111_1111_1111 * i as u64;
+        }
+        file
+    }
+
+    #[test]
+    fn the_instructions_that_tcg_lacks_are_known() {
+        for (bytes, code) in [
+            (&[0xF3, 0x0F, 0xC7, 0x33][..], Code::Vmxon_m64),
+            (&[0x0F, 0x01, 0xC4], Code::Vmxoff),
+            (&[0x66, 0x0F, 0xC7, 0x31], Code::Vmclear_m64),
+            (&[0x0F, 0xC7, 0x31], Code::Vmptrld_m64),
+            (&[0x66, 0x0F, 0x38, 0x80, 0x01], Code::Invept_r64_m128),
+            (&[0x66, 0x0F, 0x38, 0xF8, 0x06], Code::Movdir64b_r64_m512),
+            (&[0x66, 0x0F, 0x01, 0xCF], Code::Seamcall),
+            (&[0x66, 0x0F, 0x01, 0xCC], Code::Tdcall),
+            (&[0x0F, 0x01, 0xC5], Code::Pconfig),
+        ] {
+            assert_eq!(decode(bytes, 0, 64).map(|i| i.code()), Some(code));
+        }
+        assert_eq!(decode(&[0x66, 0x0F], 0, 64), None, "cut off");
+    }
+
+    #[test]
+    fn registers_have_their_width() {
+        let mut file = gprs();
+        assert_eq!(file.get(Register::BH), Some(0x33));
+        file.set(Register::BH, 0xAB);
+        assert_eq!(file.get(Register::RBX), Some(0x3333_3333_3333_AB33));
+        file.set(Register::ECX, 7);
+        assert_eq!(file.get(Register::RCX), Some(7));
+        file.set(Register::R8W, 0);
+        assert_eq!(file.get(Register::R8), Some(0x8888_8888_8888_0000));
+    }
+
+    #[test]
+    fn addresses_take_segments_scale_and_rip_into_account() {
+        let bases = SegmentBases { fs: 0, gs: 0x5000 };
+        let mut file = gprs();
+        file.set(Register::RAX, 0x100);
+        file.set(Register::RCX, 2);
+        // mov edx, gs:[rax + rcx*4 + 8]
+        let i = decode(&[0x65, 0x8B, 0x54, 0x88, 0x08], 0, 64).unwrap();
+        assert_eq!(address(&i, 1, &file, bases), Some(0x5110));
+        // mov [rip + 0x10], eax at 0x1000
+        let i = decode(&[0x89, 0x05, 0x10, 0, 0, 0], 0x1000, 64).unwrap();
+        assert_eq!(address(&i, 0, &file, bases), Some(0x1016));
+    }
+
+    #[test]
+    fn transfers_are_loads_and_stores() {
+        let file = gprs();
+        // mov [rax], ecx; mov dword [rax], 0x12; mov r9d, [rax]; movzx ecx, byte [rax]; movsx rdx, word [rax]
+        let of = |bytes: &[u8]| Transfer::of(&decode(bytes, 0, 64).unwrap(), &file);
+        assert_eq!(
+            of(&[0x89, 0x08]),
+            Some(Transfer::Store {
+                value: 0x1111_1111,
+                size: 4
+            })
+        );
+        assert_eq!(
+            of(&[0xC7, 0x00, 0x12, 0, 0, 0]),
+            Some(Transfer::Store {
+                value: 0x12,
+                size: 4
+            })
+        );
+        let load = |register, size, signed| {
+            Some(Transfer::Load {
+                register,
+                size,
+                signed,
+            })
+        };
+        assert_eq!(of(&[0x44, 0x8B, 0x08]), load(Register::R9D, 4, false));
+        assert_eq!(of(&[0x0F, 0xB6, 0x08]), load(Register::ECX, 1, false));
+        assert_eq!(of(&[0x48, 0x0F, 0xBF, 0x10]), load(Register::RDX, 2, true));
+        assert_eq!(of(&[0x01, 0x08]), None, "add");
+        let mut file = file;
+        finish_load(&mut file, Register::RDX, 2, true, 0xFFFE);
+        assert_eq!(file.get(Register::RDX), Some(!1));
+    }
+}

@@ -1,0 +1,127 @@
+//! Control registers: CR4 with the bits that only exist in its shadow, and the bits that VMX operation fixes.
+
+use iced_x86::{Mnemonic, OpKind, Register};
+use stub_rom::insn::decode;
+use stub_rom::personality::SUPPORTED_CR4;
+
+use super::finish;
+use crate::monitor::guest::Fault;
+use crate::monitor::lp::Lp;
+use crate::monitor::panic;
+use crate::monitor::vmcb;
+
+/// VMXE can't be set in a VMCB.
+const SHADOWED: u64 = 1 << 13;
+
+/// MOV to CR4. OVMF does this very often, so that the usual encoding is recognised without the full decoder.
+pub fn write_cr4(lp: &mut Lp) {
+    let (bytes, length) = lp.code();
+    let result = match bytes {
+        // mov cr4, r32 or r64 without REX.
+        [0x0F, 0x22, modrm @ 0xE0..=0xE7, ..] if length >= 3 => {
+            let value = lp.gprs.0[usize::from(modrm & 7)];
+            set_cr4(lp, value).map(|()| 3)
+        }
+        _ => {
+            let rip = lp.vmcb.save.rip;
+            match decode(&bytes[..length], rip, lp.bitness()) {
+                Some(i) if i.mnemonic() == Mnemonic::Mov && i.op0_register() == Register::CR4 => {
+                    let value = lp.gprs.get(i.op1_register()).unwrap_or(0);
+                    set_cr4(lp, value).map(|()| i.len())
+                }
+                _ => Err(Fault::InvalidOpcode),
+            }
+        }
+    };
+    match result {
+        Ok(length) => finish(lp, length, Ok(())),
+        Err(fault) => finish(lp, 0, Err(fault)),
+    }
+}
+
+fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
+    const PAE: u64 = 1 << 5;
+    const EFER_LMA: u64 = 1 << 10;
+    let value = if lp.is_in_long_mode() {
+        value
+    } else {
+        value & 0xFFFF_FFFF
+    };
+    let (_, fixed) = lp.vmx.fixed_bits();
+    if value & !SUPPORTED_CR4 != 0
+        || value & fixed != fixed
+        || lp.vmcb.save.efer & EFER_LMA != 0 && value & PAE == 0
+    {
+        return Err(Fault::Protection);
+    }
+    lp.cr4_shadow = value & SHADOWED;
+    lp.vmcb.save.cr4 = value & !SHADOWED;
+    // Reading needs help only while the shadow differs from the register.
+    if lp.cr4_shadow == 0 {
+        lp.vmcb.intercept_cr &= !vmcb::CR4_READ;
+    } else {
+        lp.vmcb.intercept_cr |= vmcb::CR4_READ;
+    }
+    Ok(())
+}
+
+/// MOV from CR4.
+pub fn read_cr4(lp: &mut Lp) {
+    let Some(instruction) = lp.instruction() else {
+        lp.inject(Fault::InvalidOpcode);
+        return;
+    };
+    let value = lp.cr4();
+    lp.gprs.set(instruction.op0_register(), value);
+    finish(lp, instruction.len(), Ok(()));
+}
+
+/// Makes writes to CR0 exit while the processor is in VMX operation, which fixes some of its bits.
+pub fn watch_cr0(lp: &mut Lp) {
+    if lp.vmx.is_on() {
+        lp.vmcb.intercept_cr |= vmcb::CR0_WRITE;
+    } else {
+        lp.vmcb.intercept_cr &= !vmcb::CR0_WRITE;
+    }
+}
+
+/// MOV to CR0, LMSW or CLTS in VMX operation.
+pub fn write_cr0(lp: &mut Lp) {
+    const TS: u64 = 1 << 3;
+    const LMSW: u64 = 0xF;
+    const ET: u64 = 1 << 4;
+    const DEFINED: u64 = 0xE005_003F;
+    let Some(instruction) = lp.instruction() else {
+        lp.inject(Fault::InvalidOpcode);
+        return;
+    };
+    let cr0 = lp.vmcb.save.cr0;
+    let operand = match instruction.mnemonic() {
+        Mnemonic::Clts => Ok(0),
+        Mnemonic::Mov => Ok(lp.gprs.get(instruction.op1_register()).unwrap_or(0)),
+        Mnemonic::Lmsw if instruction.op0_kind() == OpKind::Register => {
+            Ok(lp.gprs.get(instruction.op0_register()).unwrap_or(0))
+        }
+        Mnemonic::Lmsw => lp.operand_address(&instruction, 0).and_then(|va| {
+            let mut word = [0; 2];
+            lp.read(va, &mut word)?;
+            Ok(u64::from(u16::from_le_bytes(word)))
+        }),
+        _ => panic::stop(format_args!("unexpected instruction writes CR0")),
+    };
+    let result = operand.and_then(|operand| {
+        let value = match instruction.mnemonic() {
+            Mnemonic::Clts => cr0 & !TS,
+            Mnemonic::Lmsw => cr0 & !(LMSW & !1) | operand & LMSW,
+            _ => operand & (DEFINED | 0xFFFF_FFFF_0000_0000) | ET,
+        };
+        let (fixed, _) = lp.vmx.fixed_bits();
+        let nw_without_cd = value & 1 << 29 != 0 && value & 1 << 30 == 0;
+        if value & fixed != fixed || value >> 32 != 0 || nw_without_cd {
+            return Err(Fault::Protection);
+        }
+        lp.vmcb.save.cr0 = value;
+        Ok(())
+    });
+    finish(lp, instruction.len(), result);
+}

@@ -1,0 +1,122 @@
+//! What made the software leave, and what comes of it.
+
+mod apic;
+mod cr;
+mod movdir;
+mod msr;
+mod npf;
+mod seamcall;
+mod step;
+mod ud;
+mod vmx;
+
+use stub_rom::insn::gpr;
+
+use super::guest::Fault;
+use super::lp::Lp;
+use super::vmcb::{exit, misc1, vector};
+use super::{panic, smp, world};
+use crate::{cpu, report};
+
+pub use step::{ShadowPaging, Step};
+
+/// Handles the exit of `lp`; what is in its VMCB afterwards is entered.
+pub fn handle(lp: &mut Lp) {
+    if lp.is_parked() {
+        smp::nmi(lp);
+        lp.nmi_pending = false;
+        smp::check_mailbox(lp);
+        return;
+    }
+    lp.vmcb.event_injection = 0;
+    lp.vmcb.tlb_control = 0;
+    let code = lp.vmcb.exit_code;
+    match code {
+        exit::CR4_WRITE => cr::write_cr4(lp),
+        exit::MSR => msr::exit(lp),
+        exit::CPUID => cpuid(lp),
+        exit::NPF => npf::exit(lp),
+        exit::EXCEPTION..=exit::LAST_EXCEPTION => exception(lp, (code - exit::EXCEPTION) as u32),
+        exit::NMI => {
+            lp.vmcb.redeliver();
+            smp::nmi(lp);
+        }
+        exit::CR4_READ => cr::read_cr4(lp),
+        exit::CR0_WRITE => cr::write_cr0(lp),
+        exit::IRET => {
+            // The handler of the NMI is at its end. The next NMI waits for the exit after IRET, at the latest for
+            // the end of this one's single step.
+            lp.vmcb.intercept_misc1 &= !misc1::IRET;
+            lp.vmcb.redeliver();
+            step::over_iret(lp);
+        }
+        exit::VMRUN..=exit::SKINIT => lp.inject(Fault::InvalidOpcode),
+        exit::SHUTDOWN => panic::stop(format_args!(
+            "the software's fault handling failed (shutdown)"
+        )),
+        _ => panic::stop(format_args!("unexpected exit")),
+    }
+    smp::check_mailbox(lp);
+    deliver_nmi(lp);
+}
+
+fn cpuid(lp: &mut Lp) {
+    let leaf = lp.gprs.0[gpr::RAX] as u32;
+    let sub_leaf = lp.gprs.0[gpr::RCX] as u32;
+    let [eax, ebx, ecx, edx] = lp.personality().cpuid(cpu::cpuid, leaf, sub_leaf);
+    lp.gprs.0[gpr::RAX] = u64::from(eax);
+    lp.gprs.0[gpr::RBX] = u64::from(ebx);
+    lp.gprs.0[gpr::RCX] = u64::from(ecx);
+    lp.gprs.0[gpr::RDX] = u64::from(edx);
+    lp.vmcb.skip(2);
+}
+
+fn exception(lp: &mut Lp, number: u32) {
+    if lp.step.is_some() {
+        step::end(lp, number);
+        return;
+    }
+    match number {
+        vector::UD => ud::exit(lp),
+        vector::PF if npf::keyid_alias(lp) => {}
+        vector::PF => {
+            let (code, va) = (lp.vmcb.exit_info1 as u32, lp.vmcb.exit_info2);
+            lp.inject(Fault::Page { va, code });
+        }
+        _ => panic::stop(format_args!("unexpected exception exit")),
+    }
+}
+
+/// Delivers a pending NMI if nothing else is on its way, and watches for the IRET that ends its handler.
+fn deliver_nmi(lp: &mut Lp) {
+    if lp.nmi_pending
+        && !lp.nmi_blocked
+        && !lp.is_parked()
+        && lp.step.is_none()
+        && !lp.vmcb.is_injecting()
+    {
+        lp.nmi_pending = false;
+        lp.nmi_blocked = true;
+        lp.vmcb.intercept_misc1 |= misc1::IRET;
+        lp.vmcb.inject_nmi();
+    }
+}
+
+/// Ends an emulated instruction of `length` bytes: goes on behind it, or takes the fault.
+fn finish(lp: &mut Lp, length: usize, result: Result<(), Fault>) {
+    match result {
+        Ok(()) => lp.vmcb.skip(length),
+        Err(fault) => {
+            if world::get().options.trace >= 1 {
+                report::line(
+                    "fault",
+                    format_args!(
+                        r#""lp":{},"rip":"{:#x}","fault":"{fault:?}""#,
+                        lp.number, lp.vmcb.save.rip
+                    ),
+                );
+            }
+            lp.inject(fault);
+        }
+    }
+}

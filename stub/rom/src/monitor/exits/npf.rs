@@ -1,0 +1,45 @@
+//! Accesses that the nested page tables stop, and those that carry a KeyID.
+
+use stub_rom::vmx::Memory;
+use stub_rom::{apic, walk};
+
+use super::{apic as apic_page, step};
+use crate::memory::PAGE;
+use crate::monitor::guest::Physical;
+use crate::monitor::lp::Lp;
+use crate::monitor::{panic, world};
+use crate::report;
+
+/// The nested page fault exit.
+pub fn exit(lp: &mut Lp) {
+    let pa = lp.vmcb.exit_info2;
+    lp.vmcb.redeliver();
+    if (apic::BASE..apic::BASE + PAGE as u64).contains(&pa) {
+        apic_page::access(lp, pa);
+        return;
+    }
+    let (base, size) = world::get().seamrr;
+    if !(base..base + size).contains(&pa) {
+        panic::stop(format_args!("nested page fault outside the hidden ranges"));
+    }
+    if !step::is_over_memory(lp) {
+        report::violation("seamrr_access", lp.number, lp.vmcb.save.rip, pa);
+    }
+    step::over_page(lp, pa);
+}
+
+/// The page fault exit: whether it was an access with a KeyID in its address, which has been dealt with then.
+pub fn keyid_alias(lp: &mut Lp) -> bool {
+    const RESERVED: u64 = 1 << 3;
+    let va = lp.vmcb.exit_info2;
+    if lp.vmcb.exit_info1 & RESERVED == 0 {
+        return false;
+    }
+    let Some(pa) = walk::keyid_alias(&lp.paging(), va, |pa| Physical.read(pa)) else {
+        return false;
+    };
+    report::violation("keyid_alias", lp.number, lp.vmcb.save.rip, pa);
+    lp.vmcb.redeliver();
+    step::over_alias(lp, va);
+    true
+}

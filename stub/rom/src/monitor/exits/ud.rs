@@ -1,0 +1,40 @@
+//! Invalid opcodes: what TCG does not know, and this machine does.
+
+use iced_x86::{Code, Mnemonic};
+
+use super::{cr, finish, movdir, seamcall, vmx};
+use crate::monitor::guest::Fault;
+use crate::monitor::lp::Lp;
+use crate::monitor::world;
+use crate::report;
+
+/// The invalid opcode exit.
+pub fn exit(lp: &mut Lp) {
+    let Some(instruction) = lp.instruction().filter(|_| lp.is_in_long_mode()) else {
+        lp.inject(Fault::InvalidOpcode);
+        return;
+    };
+    if world::get().options.trace >= 2 {
+        report::line(
+            "emulate",
+            format_args!(
+                r#""lp":{},"rip":"{:#x}","code":"{:?}","rax":"{:#x}""#,
+                lp.number,
+                lp.vmcb.save.rip,
+                instruction.code(),
+                lp.gprs.0[0]
+            ),
+        );
+    }
+    let result = match instruction.mnemonic() {
+        Mnemonic::Seamcall => seamcall::execute(lp),
+        Mnemonic::Movdir64b if instruction.code() == Code::Movdir64b_r64_m512 => {
+            movdir::exit(lp, &instruction);
+            return;
+        }
+        Mnemonic::Pconfig => seamcall::pconfig(lp),
+        _ => vmx::execute(lp, &instruction),
+    };
+    cr::watch_cr0(lp);
+    finish(lp, instruction.len(), result);
+}

@@ -1,0 +1,221 @@
+//! The software's memory and instructions, as the monitor reads and writes them on its behalf.
+#![expect(unsafe_code, reason = "reads and writes memory of the software above")]
+
+use iced_x86::Instruction;
+use stub_rom::insn::{self, SegmentBases};
+use stub_rom::vmx::{Memory, Outcome};
+use stub_rom::walk::{PageFault, Paging};
+
+use super::lp::Lp;
+use super::vmcb::{Segment, vector};
+use super::world;
+use crate::memory::PAGE;
+
+const MAX_INSTRUCTION: usize = 15;
+
+/// Why an emulated instruction can't go on: what the software gets instead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// #UD.
+    InvalidOpcode,
+    /// #GP(0).
+    Protection,
+    /// #PF.
+    Page {
+        /// The linear address.
+        va: u64,
+        /// The error code.
+        code: u32,
+    },
+}
+
+/// Whether the software may reach the physical address: not the SEAM range, no KeyID, and nothing that the monitor
+/// itself can't address.
+pub fn is_accessible(pa: u64) -> bool {
+    let (base, size) = world::get().seamrr;
+    pa < 1 << 47 && !(base..base + size).contains(&pa)
+}
+
+/// Physical memory as the software sees it: what it may not reach reads as ones and ignores writes.
+pub struct Physical;
+
+impl Memory for Physical {
+    fn read(&self, pa: u64) -> u64 {
+        if !is_accessible(pa) {
+            return u64::MAX;
+        }
+        // SAFETY: identity-mapped memory of the software's own choice, none of the monitor's.
+        unsafe { ((pa & !7) as *const u64).read_volatile() }
+    }
+
+    fn write(&mut self, pa: u64, value: u64) {
+        if is_accessible(pa) {
+            // SAFETY: as for `read`: the software could have written there itself.
+            unsafe { ((pa & !7) as *mut u64).write_volatile(value) };
+        }
+    }
+}
+
+/// Copies from physical memory; the range is inside one page.
+pub fn read_physical(pa: u64, to: &mut [u8]) {
+    if is_accessible(pa) {
+        // SAFETY: as for `Physical::read`; `to` is the monitor's and can't overlap the software's memory.
+        unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, to.as_mut_ptr(), to.len()) };
+    } else {
+        to.fill(0xFF);
+    }
+}
+
+/// Copies to physical memory; the range is inside one page.
+pub fn write_physical(pa: u64, from: &[u8]) {
+    if is_accessible(pa) {
+        // SAFETY: as for `Physical::write`.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), pa as *mut u8, from.len()) };
+    }
+}
+
+impl Lp {
+    /// The registers that govern paging.
+    pub fn paging(&self) -> Paging {
+        let s = &self.vmcb.save;
+        Paging {
+            cr0: s.cr0,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            efer: s.efer,
+        }
+    }
+
+    /// The physical address of a linear one.
+    pub fn translate(&self, va: u64, write: bool) -> Result<u64, Fault> {
+        self.paging()
+            .translate(va, write, |pa| Physical.read(pa))
+            .map_err(|PageFault(code)| Fault::Page { va, code })
+    }
+
+    /// Reads the software's linear memory.
+    pub fn read(&self, va: u64, to: &mut [u8]) -> Result<(), Fault> {
+        let mut done = 0;
+        while done < to.len() {
+            let at = va.wrapping_add(done as u64);
+            let run = (PAGE - at as usize % PAGE).min(to.len() - done);
+            read_physical(self.translate(at, false)?, &mut to[done..done + run]);
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// Writes the software's linear memory. Nothing is written if a part of it can't be.
+    pub fn write(&self, va: u64, from: &[u8]) -> Result<(), Fault> {
+        self.translate(va.wrapping_add(from.len() as u64 - 1), true)?;
+        let mut done = 0;
+        while done < from.len() {
+            let at = va.wrapping_add(done as u64);
+            let run = (PAGE - at as usize % PAGE).min(from.len() - done);
+            write_physical(self.translate(at, true)?, &from[done..done + run]);
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// Reads a 64-bit word.
+    pub fn read_u64(&self, va: u64) -> Result<u64, Fault> {
+        let mut bytes = [0; 8];
+        self.read(va, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Whether the processor executes 64-bit code.
+    pub fn is_in_long_mode(&self) -> bool {
+        const EFER_LMA: u64 = 1 << 10;
+        let s = &self.vmcb.save;
+        s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
+    }
+
+    /// The width of the code that is executed: 16, 32 or 64 bits.
+    pub fn bitness(&self) -> u32 {
+        if self.is_in_long_mode() {
+            64
+        } else if self.vmcb.save.cs.attributes & Segment::BIG != 0 {
+            32
+        } else {
+            16
+        }
+    }
+
+    /// The bytes at the instruction pointer, as many as can be read.
+    pub fn code(&self) -> ([u8; MAX_INSTRUCTION], usize) {
+        self.code_at(self.vmcb.save.rip)
+    }
+
+    /// The bytes of code at `rip`, as many as can be read.
+    pub fn code_at(&self, rip: u64) -> ([u8; MAX_INSTRUCTION], usize) {
+        let s = &self.vmcb.save;
+        let va = if self.is_in_long_mode() {
+            rip
+        } else {
+            s.cs.base.wrapping_add(rip)
+        };
+        let mut bytes = [0; MAX_INSTRUCTION];
+        let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
+        if self.read(va, &mut bytes[..first]).is_err() {
+            return (bytes, 0);
+        }
+        match self.read(va.wrapping_add(first as u64), &mut bytes[first..]) {
+            Ok(()) => (bytes, MAX_INSTRUCTION),
+            Err(_) => (bytes, first),
+        }
+    }
+
+    /// Decodes the instruction at the instruction pointer.
+    pub fn instruction(&self) -> Option<Instruction> {
+        let (bytes, length) = self.code();
+        insn::decode(&bytes[..length], self.vmcb.save.rip, self.bitness())
+    }
+
+    /// The linear address of a memory operand.
+    pub fn operand_address(&self, instruction: &Instruction, operand: u32) -> Result<u64, Fault> {
+        let bases = SegmentBases {
+            fs: self.vmcb.save.fs.base,
+            gs: self.vmcb.save.gs.base,
+        };
+        let va =
+            insn::address(instruction, operand, &self.gprs, bases).ok_or(Fault::InvalidOpcode)?;
+        let canonical = (va as i64) << 16 >> 16 == va as i64;
+        if canonical {
+            Ok(va)
+        } else {
+            Err(Fault::Protection)
+        }
+    }
+
+    /// Makes the software take the fault.
+    pub fn inject(&mut self, fault: Fault) {
+        match fault {
+            Fault::InvalidOpcode => self.vmcb.inject_exception(vector::UD, None),
+            Fault::Protection => self.vmcb.inject_exception(vector::GP, Some(0)),
+            Fault::Page { va, code } => {
+                self.vmcb.save.cr2 = va;
+                self.vmcb.inject_exception(vector::PF, Some(code));
+            }
+        }
+    }
+
+    /// Ends a VMX instruction: its arithmetic flags, or the fault.
+    pub fn finish_vmx(&mut self, outcome: Outcome) -> Result<(), Fault> {
+        const CF: u64 = 1;
+        const ZF: u64 = 1 << 6;
+        /// CF, PF, AF, ZF, SF and OF.
+        const ARITHMETIC: u64 = 0x8D5;
+        let flags = match outcome {
+            Outcome::Succeed => 0,
+            Outcome::FailInvalid => CF,
+            Outcome::FailValid => ZF,
+            Outcome::Ud => return Err(Fault::InvalidOpcode),
+            Outcome::Gp => return Err(Fault::Protection),
+        };
+        let rflags = &mut self.vmcb.save.rflags;
+        *rflags = *rflags & !ARITHMETIC | flags;
+        Ok(())
+    }
+}

@@ -1,0 +1,349 @@
+//! One logical processor under the monitor: its state, and the loop that enters the guest and handles its exits.
+#![expect(unsafe_code, reason = "world switch")]
+
+use core::arch::naked_asm;
+use core::mem::offset_of;
+
+use stub_rom::apic::Apic;
+use stub_rom::insn::GprFile;
+use stub_rom::personality::Cpu;
+use stub_rom::vmx::Vmx;
+
+use super::npt::Detour;
+use super::tables::Tables;
+use super::vmcb::{self, Vmcb, misc1, vector};
+use super::{exits, world};
+use crate::cpu::{self, MSR_GS_BASE};
+use crate::memory::{self, PAGE};
+
+/// The monitor's stack of each processor in bytes; the emulated module runs on it too.
+const STACK: usize = 128 << 10;
+
+/// A logical processor. The assembly of the loop knows the first fields.
+#[repr(C, align(4096))]
+pub struct Lp {
+    pub gprs: GprFile,
+    pub xmm: [u128; 16],
+    /// The VMCB to enter: the software's, or the one that parks the processor.
+    entered: *mut Vmcb,
+    host_vmcb: *mut Vmcb,
+    stack_top: u64,
+    pub number: u32,
+    pub vmcb: &'static mut Vmcb,
+    park: &'static mut Vmcb,
+    pub apic: Apic,
+    pub vmx: Vmx,
+    /// CR4 bits that a VMCB can't hold, as the software set them.
+    pub cr4_shadow: u64,
+    /// MSRs that only exist for the software.
+    pub spec_ctrl: u64,
+    pub misc_enable: u64,
+    pub tsc_adjust: u64,
+    pub tsx_ctrl: u64,
+    pub step: Option<exits::Step>,
+    pub detour: Detour,
+    pub shadow_paging: exits::ShadowPaging,
+    /// A page of all ones, which stands in for memory that the software may not touch.
+    pub scratch: &'static mut [u64; 512],
+    pub nmi_pending: bool,
+    /// An NMI was delivered and its handler has not executed IRET yet.
+    pub nmi_blocked: bool,
+    tables: &'static Tables,
+    host_save: u64,
+}
+
+/// IA32_MISC_ENABLE: fast strings, no BTS, no PEBS, MONITOR.
+const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
+
+impl Lp {
+    /// The processor `number`, with all the memory that it will ever need. It is not yet running.
+    pub fn new(number: u32, apic: Apic) -> &'static mut Self {
+        let vmcb = || -> &'static mut Vmcb {
+            let page = memory::page();
+            // SAFETY: a zeroed page of its own, and a VMCB of zeroes is a valid value.
+            unsafe { &mut *core::ptr::from_mut(page).cast() }
+        };
+        let (own, park, host) = (vmcb(), vmcb(), vmcb());
+        let lp = memory::leak(Self {
+            gprs: GprFile::default(),
+            xmm: [0; 16],
+            entered: core::ptr::null_mut(),
+            host_vmcb: host,
+            stack_top: memory::pages(STACK / PAGE).address() + STACK as u64,
+            number,
+            vmcb: own,
+            park,
+            apic,
+            vmx: Vmx::default(),
+            cr4_shadow: 0,
+            spec_ctrl: 0,
+            misc_enable: MISC_ENABLE,
+            tsc_adjust: 0,
+            tsx_ctrl: 0,
+            step: None,
+            detour: Detour::new(),
+            shadow_paging: exits::ShadowPaging::new(),
+            scratch: memory::page(),
+            nmi_pending: false,
+            nmi_blocked: false,
+            tables: Tables::new(),
+            host_save: memory::pages(1).address(),
+        });
+        lp.entered = &raw mut *lp.vmcb;
+        lp.prepare_vmcb();
+        lp
+    }
+
+    /// The end of the monitor's stack for this processor.
+    pub fn stack_top(&self) -> u64 {
+        self.stack_top
+    }
+
+    fn prepare_vmcb(&mut self) {
+        let world = world::get();
+        let c = &mut *self.vmcb;
+        c.intercept_cr = vmcb::CR4_WRITE;
+        c.intercept_exceptions = exceptions(world.options.tdx);
+        c.intercept_misc1 = misc1::NMI | misc1::INIT | misc1::CPUID | misc1::MSR | misc1::SHUTDOWN;
+        c.intercept_misc2 = vmcb::SVM_INSTRUCTIONS;
+        c.msr_bitmap = world.msr_bitmap;
+        c.asid = 1;
+        c.nested_control = 1;
+        c.nested_cr3 = world.npt;
+        c.save.pat = cpu::rdmsr(0x277);
+    }
+
+    /// Takes this processor over: the monitor's descriptor tables, SVM, and the state that a world switch expects.
+    ///
+    /// # Safety
+    /// The processor executes the monitor under the monitor's page tables, with interrupts off, and this is its `Lp`.
+    /// What the guest's FS, GS, TR, LDTR and system call MSRs shall be has been saved in the VMCB.
+    pub unsafe fn take_over(&mut self) {
+        // SAFETY: by this function's contract; the host VMCB and the save area are pages of this processor's own.
+        unsafe {
+            cpu::wrmsr(cpu::MSR_EFER, cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME);
+            cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
+            core::arch::asm!("clgi", options(nostack));
+            self.tables.load();
+            cpu::wrmsr(MSR_GS_BASE, &raw const *self as u64);
+            core::arch::asm!("vmsave rax", in("rax") self.host_vmcb, options(nostack));
+        }
+        self.prepare_park();
+    }
+
+    /// The parking guest runs the monitor's own `hlt`, in the monitor's own address space: an NMI ends it.
+    fn prepare_park(&mut self) {
+        let flat = |attributes| vmcb::Segment {
+            selector: 0x10,
+            attributes,
+            limit: u32::MAX,
+            base: 0,
+        };
+        let p = &mut *self.park;
+        p.intercept_misc1 = misc1::NMI | misc1::INIT | misc1::SHUTDOWN;
+        p.intercept_misc2 = vmcb::SVM_INSTRUCTIONS;
+        p.asid = 1;
+        p.save.cs = vmcb::Segment {
+            selector: 8,
+            ..flat(0xA9B)
+        };
+        p.save.ss = flat(0xC93);
+        (p.save.ds, p.save.es) = (p.save.ss, p.save.ss);
+        p.save.tr = vmcb::Segment {
+            attributes: 0x8B,
+            ..flat(0)
+        };
+        p.save.efer = cpu::rdmsr(cpu::MSR_EFER);
+        let (cr0, cr3, cr4): (u64, u64, u64);
+        // SAFETY: reads registers.
+        unsafe {
+            core::arch::asm!("mov {}, cr0", "mov {}, cr3", "mov {}, cr4",
+                out(reg) cr0, out(reg) cr3, out(reg) cr4, options(nomem, nostack));
+        }
+        (p.save.cr0, p.save.cr3, p.save.cr4) = (cr0, cr3, cr4);
+        (p.save.dr6, p.save.dr7, p.save.rflags) = (0xFFFF_0FF0, 0x400, 2);
+        p.save.pat = cpu::rdmsr(0x277);
+        p.save.rip = halted as *const () as u64;
+    }
+
+    /// Whether the processor waits for a start-up IPI.
+    pub fn is_parked(&self) -> bool {
+        core::ptr::eq(self.entered, self.park)
+    }
+
+    /// From the next entry on, waits for a start-up IPI.
+    pub fn park(&mut self) {
+        self.park.save.rip = halted as *const () as u64;
+        self.entered = &raw mut *self.park;
+    }
+
+    /// From the next entry on, runs the software at the page of a start-up IPI.
+    pub fn start_at(&mut self, page: u8) {
+        const SIGNATURE: u64 = 0x806F8;
+        self.gprs = GprFile::default();
+        self.gprs.0[stub_rom::insn::gpr::RDX] = SIGNATURE;
+        self.vmcb.start_at(page);
+        self.cr4_shadow = 0;
+        self.vmcb.intercept_cr = vmcb::CR4_WRITE;
+        self.vmcb.intercept_misc1 &= !misc1::IRET;
+        self.vmcb.intercept_exceptions = exceptions(world::get().options.tdx);
+        self.vmcb.nested_cr3 = world::get().npt;
+        (self.step, self.nmi_pending, self.nmi_blocked) = (None, false, false);
+        self.vmx = Vmx::default();
+        self.entered = &raw mut *self.vmcb;
+    }
+
+    /// CR4 as the software sees it.
+    pub fn cr4(&self) -> u64 {
+        self.vmcb.save.cr4 | self.cr4_shadow
+    }
+
+    /// What CPUID and the MSR constants depend on.
+    pub fn personality(&self) -> Cpu {
+        let world = world::get();
+        Cpu {
+            tdx: world.options.tdx,
+            cr4: self.cr4(),
+            apic_id: world.lps[self.number as usize].apic_id,
+            tsc_hz: world.tsc_hz,
+            shifts: world.shifts,
+        }
+    }
+
+    /// Enters the guest, and goes on for good.
+    ///
+    /// # Safety
+    /// [`Self::take_over`] was called on this processor.
+    pub unsafe fn run(&'static mut self) -> ! {
+        // SAFETY: by the contract; the loop uses the stack that belongs to this processor.
+        unsafe { world_switch(self) }
+    }
+}
+
+/// The exceptions that the monitor looks at: invalid opcodes, and page faults where addresses can carry a KeyID.
+pub fn exceptions(tdx: bool) -> u32 {
+    1 << vector::UD | if tdx { 1 << vector::PF } else { 0 }
+}
+
+/// The processor that executes this; `None` before the monitor has taken it over.
+pub fn current() -> Option<&'static Lp> {
+    let at = cpu::rdmsr(MSR_GS_BASE);
+    let (base, size) = world::try_get()?.seamrr;
+    // SAFETY: a GS base inside the SEAM range was set by `take_over`, to the processor's `Lp`, which is never freed.
+    (base..base + size)
+        .contains(&at)
+        .then(|| unsafe { &*(at as *const Lp) })
+}
+
+/// Called by the loop after each exit.
+extern "C" fn exited(lp: &mut Lp) {
+    if world::is_dead() {
+        cpu::stop();
+    }
+    lp.gprs.0[0] = lp.vmcb.save.rax;
+    lp.gprs.0[4] = lp.vmcb.save.rsp;
+    exits::handle(lp);
+    lp.vmcb.save.rax = lp.gprs.0[0];
+    lp.vmcb.save.rsp = lp.gprs.0[4];
+}
+
+/// What a parked processor executes.
+#[unsafe(naked)]
+unsafe extern "C" fn halted() {
+    naked_asm!("2: hlt", "jmp 2b")
+}
+
+/// Lets a pending NMI in, and drops it.
+pub fn take_nmi() {
+    // SAFETY: interrupts are off in the monitor, so that only an NMI comes in, whose handler returns at once.
+    unsafe { core::arch::asm!("stgi", "nop", "clgi", options(nostack)) };
+}
+
+/// The loop. Between exit and entry, XMM registers are the monitor's; nothing in the monitor executes VEX
+/// instructions, so that the upper halves of YMM registers stay, and XCR0 is the guest's all the time.
+#[unsafe(naked)]
+unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
+    naked_asm!(
+        "mov rsp, [rdi + {stack}]",
+        "sub rsp, 16",
+        "mov [rsp], rdi",
+        "2:",
+        "mov rdi, [rsp]",
+        "movups xmm0, [rdi + {xmm} + 0x00]",
+        "movups xmm1, [rdi + {xmm} + 0x10]",
+        "movups xmm2, [rdi + {xmm} + 0x20]",
+        "movups xmm3, [rdi + {xmm} + 0x30]",
+        "movups xmm4, [rdi + {xmm} + 0x40]",
+        "movups xmm5, [rdi + {xmm} + 0x50]",
+        "movups xmm6, [rdi + {xmm} + 0x60]",
+        "movups xmm7, [rdi + {xmm} + 0x70]",
+        "movups xmm8, [rdi + {xmm} + 0x80]",
+        "movups xmm9, [rdi + {xmm} + 0x90]",
+        "movups xmm10, [rdi + {xmm} + 0xA0]",
+        "movups xmm11, [rdi + {xmm} + 0xB0]",
+        "movups xmm12, [rdi + {xmm} + 0xC0]",
+        "movups xmm13, [rdi + {xmm} + 0xD0]",
+        "movups xmm14, [rdi + {xmm} + 0xE0]",
+        "movups xmm15, [rdi + {xmm} + 0xF0]",
+        "mov rcx, [rdi + 1*8]",
+        "mov rdx, [rdi + 2*8]",
+        "mov rbx, [rdi + 3*8]",
+        "mov rbp, [rdi + 5*8]",
+        "mov rsi, [rdi + 6*8]",
+        "mov r8, [rdi + 8*8]",
+        "mov r9, [rdi + 9*8]",
+        "mov r10, [rdi + 10*8]",
+        "mov r11, [rdi + 11*8]",
+        "mov r12, [rdi + 12*8]",
+        "mov r13, [rdi + 13*8]",
+        "mov r14, [rdi + 14*8]",
+        "mov r15, [rdi + 15*8]",
+        "mov rax, [rdi + {entered}]",
+        "mov rdi, [rdi + 7*8]",
+        "vmload rax",
+        "vmrun rax",
+        "vmsave rax",
+        "mov rax, [rsp]",
+        "mov [rax + 1*8], rcx",
+        "mov [rax + 2*8], rdx",
+        "mov [rax + 3*8], rbx",
+        "mov [rax + 5*8], rbp",
+        "mov [rax + 6*8], rsi",
+        "mov [rax + 7*8], rdi",
+        "mov [rax + 8*8], r8",
+        "mov [rax + 9*8], r9",
+        "mov [rax + 10*8], r10",
+        "mov [rax + 11*8], r11",
+        "mov [rax + 12*8], r12",
+        "mov [rax + 13*8], r13",
+        "mov [rax + 14*8], r14",
+        "mov [rax + 15*8], r15",
+        "movups [rax + {xmm} + 0x00], xmm0",
+        "movups [rax + {xmm} + 0x10], xmm1",
+        "movups [rax + {xmm} + 0x20], xmm2",
+        "movups [rax + {xmm} + 0x30], xmm3",
+        "movups [rax + {xmm} + 0x40], xmm4",
+        "movups [rax + {xmm} + 0x50], xmm5",
+        "movups [rax + {xmm} + 0x60], xmm6",
+        "movups [rax + {xmm} + 0x70], xmm7",
+        "movups [rax + {xmm} + 0x80], xmm8",
+        "movups [rax + {xmm} + 0x90], xmm9",
+        "movups [rax + {xmm} + 0xA0], xmm10",
+        "movups [rax + {xmm} + 0xB0], xmm11",
+        "movups [rax + {xmm} + 0xC0], xmm12",
+        "movups [rax + {xmm} + 0xD0], xmm13",
+        "movups [rax + {xmm} + 0xE0], xmm14",
+        "movups [rax + {xmm} + 0xF0], xmm15",
+        "mov rdi, rax",
+        "mov rax, [rdi + {host}]",
+        "vmload rax",
+        "cld",
+        "call {exited}",
+        "jmp 2b",
+        stack = const offset_of!(Lp, stack_top),
+        xmm = const offset_of!(Lp, xmm),
+        entered = const offset_of!(Lp, entered),
+        host = const offset_of!(Lp, host_vmcb),
+        exited = sym exited,
+    )
+}

@@ -1,0 +1,13 @@
+//! The monitor: what runs beneath the software for good, in the SEAM range.
+
+mod exits;
+mod guest;
+mod lp;
+mod npt;
+mod panic;
+mod smp;
+mod tables;
+mod vmcb;
+mod world;
+
+pub use world::{Begin, Inventory, begin, dive};

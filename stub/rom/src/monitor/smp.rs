@@ -1,0 +1,292 @@
+//! The processors among themselves: starting them, and IPIs that must never reach a CPU as they are.
+//!
+//! An INIT resets a CPU even under the monitor, so that none is ever sent to one that runs there: INIT and start-up
+//! IPIs go through a mailbox, and an NMI makes the target look into it.
+#![expect(unsafe_code, reason = "local APIC, trampoline, start of processors")]
+
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+
+use boot::ap;
+use spin::{Mutex, Once};
+use stub_rom::apic::{self, Delivery, Ipi, Station, Xapic};
+
+use super::lp::{self, Lp};
+use super::{panic, world};
+use crate::{cpu, memory, report};
+
+/// What a processor shows the others.
+pub struct Shared {
+    pub apic_id: u32,
+    pub package: u32,
+    pub mailbox: Mutex<Mailbox>,
+    pub station: Mutex<Station>,
+    /// An NMI is on its way whose purpose is to empty the mailbox.
+    pub kicked: AtomicBool,
+    pub phase: AtomicU8,
+    pub slot: Once<Owned>,
+}
+
+/// What others want of a processor.
+#[derive(Default)]
+pub struct Mailbox {
+    init: bool,
+    start: Option<u8>,
+    nmi: bool,
+    waits: bool,
+}
+
+/// A processor's life under the monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// Never started: still firmware's, outside SVM.
+    Outside,
+    /// A start-up IPI is on its way; the processor will enter the monitor.
+    Starting,
+    /// The monitor has it.
+    Running,
+}
+
+impl From<Phase> for AtomicU8 {
+    fn from(phase: Phase) -> Self {
+        Self::new(phase as u8)
+    }
+}
+
+/// A processor's private state, waiting to be taken by that processor.
+pub struct Owned(AtomicUsize);
+
+impl Owned {
+    pub fn new(lp: &'static mut Lp) -> Self {
+        Self(AtomicUsize::new(&raw mut *lp as usize))
+    }
+
+    /// Hands the state over, once.
+    pub fn take(&self) -> Option<&'static mut Lp> {
+        let at = self.0.swap(0, Ordering::AcqRel) as *mut Lp;
+        // SAFETY: `new` got the only reference to it, and it is handed out once.
+        (!at.is_null()).then(|| unsafe { &mut *at })
+    }
+
+    fn peek(&self) -> *const Lp {
+        self.0.load(Ordering::Acquire) as *const Lp
+    }
+}
+
+impl Shared {
+    pub fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::SeqCst);
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::SeqCst) == phase as u8
+    }
+
+    /// Makes the processor look into its mailbox. One that is still starting looks by itself.
+    fn kick(&self) {
+        if self.is(Phase::Running) && !self.kicked.swap(true, Ordering::SeqCst) {
+            Hardware.send(self.apic_id, COMMAND_NMI);
+        }
+    }
+}
+
+const COMMAND_NMI: u32 = 0x4400;
+const COMMAND_INIT: u32 = 0x4500;
+const COMMAND_STARTUP: u32 = 0x4600;
+const COMMAND_FIXED: u32 = 0x4000;
+
+/// QEMU's local APIC of the executing processor, in xAPIC mode for good.
+pub struct Hardware;
+
+impl Xapic for Hardware {
+    fn read(&self, offset: u32) -> u32 {
+        // SAFETY: the monitor's page tables map the APIC at itself; the offset is a register's, inside the page.
+        unsafe { ((apic::BASE + u64::from(offset & 0xFF0)) as *const u32).read_volatile() }
+    }
+
+    fn write(&mut self, offset: u32, value: u32) {
+        // SAFETY: as for `read`; what is written was checked by the APIC model.
+        unsafe { ((apic::BASE + u64::from(offset & 0xFF0)) as *mut u32).write_volatile(value) };
+    }
+}
+
+impl Hardware {
+    /// Sends the command to the processor with this id. The software's own ICR is a shadow, so that nothing is lost.
+    fn send(&mut self, id: u32, command: u32) {
+        self.write(0x310, id << 24);
+        self.write(0x300, command);
+    }
+}
+
+/// Delivers an IPI that the software on `lp` sends.
+pub fn send(lp: &mut Lp, ipi: Ipi) {
+    let world = world::get();
+    if world.options.trace >= 2 {
+        report::line("ipi", format_args!(r#""lp":{},"ipi":"{ipi:?}""#, lp.number));
+    }
+    for (number, target) in world.lps.iter().enumerate() {
+        let is_sender = number as u32 == lp.number;
+        let station = *target.station.lock();
+        if !ipi.reaches(station, is_sender) {
+            continue;
+        }
+        match ipi.delivery {
+            Delivery::Fixed(vector) => deliver_vector(target, vector),
+            Delivery::LowestPriority(vector) => {
+                deliver_vector(target, vector);
+                return;
+            }
+            Delivery::Nmi if is_sender => lp.nmi_pending = true,
+            Delivery::Nmi => {
+                target.mailbox.lock().nmi = true;
+                target.kick();
+            }
+            Delivery::Init => init(target),
+            Delivery::Startup(page) => start(number as u32, target, page),
+            Delivery::Other => {}
+        }
+    }
+}
+
+fn deliver_vector(target: &Shared, vector: u8) {
+    if target.is(Phase::Running) {
+        Hardware.send(target.apic_id, COMMAND_FIXED | u32::from(vector));
+    }
+}
+
+fn init(target: &Shared) {
+    if target.is(Phase::Outside) {
+        Hardware.send(target.apic_id, COMMAND_INIT);
+        target.mailbox.lock().waits = true;
+        return;
+    }
+    {
+        let mut mailbox = target.mailbox.lock();
+        mailbox.init = true;
+        mailbox.start = None;
+        mailbox.waits = true;
+    }
+    target.kick();
+}
+
+fn start(number: u32, target: &Shared, page: u8) {
+    let world = world::get();
+    {
+        let mut mailbox = target.mailbox.lock();
+        if !mailbox.waits || world.options.stuck.contains(&number) {
+            return;
+        }
+        mailbox.start = Some(page);
+        mailbox.waits = false;
+    }
+    if target.is(Phase::Outside) {
+        target.set_phase(Phase::Starting);
+        let vector = install_trampoline();
+        Hardware.send(target.apic_id, COMMAND_STARTUP | u32::from(vector));
+    } else {
+        target.kick();
+    }
+}
+
+/// Puts the trampoline into its page, which software above could have written to, and returns its vector.
+fn install_trampoline() -> u8 {
+    static SLOTS: Once<&'static [ap::Slot]> = Once::new();
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let world = world::get();
+    let slots = SLOTS.call_once(|| {
+        world
+            .lps
+            .iter()
+            .map(|shared| {
+                let lp = shared.slot.get().map_or(core::ptr::null(), Owned::peek);
+                ap::Slot {
+                    apic_id: shared.apic_id,
+                    reserved: 0,
+                    // SAFETY: an `Lp` whose processor has not started is not written to by anybody.
+                    stack_top: if lp.is_null() {
+                        0
+                    } else {
+                        unsafe { (*lp).stack_top() }
+                    },
+                    arg: lp as u64,
+                }
+            })
+            .collect::<alloc::vec::Vec<_>>()
+            .leak()
+    });
+    let params = ap::Params {
+        cr3: world.cr3,
+        cr4: 1 << 5 | 1 << 6 | 1 << 7 | 3 << 9,
+        efer: 0,
+        entry: arrive as *const () as u64,
+        slots: slots.as_ptr() as u64,
+        slot_count: slots.len() as u32,
+    };
+    let mut page = [0u8; memory::PAGE];
+    let vector = match ap::install(&mut page, world.trampoline, &params) {
+        Ok(vector) => vector,
+        Err(error) => panic::stop(format_args!("{error}")),
+    };
+    let _guard = INSTALLING.lock();
+    // SAFETY: the page was reserved for this. Processors on their way through it read the same bytes as before.
+    unsafe {
+        core::ptr::copy(page.as_ptr(), world.trampoline as *mut u8, page.len());
+    }
+    vector
+}
+
+/// Where a started processor arrives, in 64-bit mode on its own stack.
+extern "C" fn arrive(at: u64) -> ! {
+    let world = world::get();
+    let shared = world.lps.iter().find(|shared| {
+        shared
+            .slot
+            .get()
+            .is_some_and(|owned| owned.peek() as u64 == at)
+    });
+    let Some((shared, lp)) = shared.and_then(|shared| Some((shared, shared.slot.get()?.take()?)))
+    else {
+        cpu::stop()
+    };
+    // SAFETY: interrupts are off after a SIPI, the trampoline has loaded the monitor's page tables, and this `Lp` is
+    // this processor's: the trampoline chose it by the APIC id.
+    unsafe {
+        core::arch::asm!("cli", options(nostack));
+        lp.take_over();
+        lp.apic.adopt(&mut Hardware);
+        *shared.station.lock() = lp.apic.station();
+        lp.park();
+        shared.set_phase(Phase::Running);
+        check_mailbox(lp);
+        lp.run()
+    }
+}
+
+/// The NMI exit: either another processor has put something into the mailbox, or it is the software's.
+pub fn nmi(lp: &mut Lp) {
+    lp::take_nmi();
+    let shared = &world::get().lps[lp.number as usize];
+    if !shared.kicked.swap(false, Ordering::SeqCst) {
+        lp.nmi_pending = true;
+    }
+}
+
+/// Does what other processors asked for. INIT waits while the processor is in VMX operation.
+pub fn check_mailbox(lp: &mut Lp) {
+    let shared = &world::get().lps[lp.number as usize];
+    let mut mailbox = shared.mailbox.lock();
+    if core::mem::take(&mut mailbox.nmi) && !lp.is_parked() {
+        lp.nmi_pending = true;
+    }
+    if mailbox.init && !lp.vmx.is_on() {
+        mailbox.init = false;
+        lp.apic.init(&mut Hardware);
+        *shared.station.lock() = lp.apic.station();
+        lp.park();
+    }
+    if lp.is_parked()
+        && let Some(page) = mailbox.start.take()
+    {
+        lp.start_at(page);
+    }
+}

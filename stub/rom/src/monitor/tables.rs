@@ -1,0 +1,184 @@
+//! The monitor's own GDT, IDT and task state, one set for each processor.
+//!
+//! While the monitor runs, the global interrupt flag is clear: the only interrupt that it ever takes is an NMI, at the
+//! one place where it lets one in. Every exception is the monitor's own fault.
+#![expect(unsafe_code, reason = "descriptor tables and exception entry code")]
+
+use core::arch::{asm, naked_asm};
+
+use super::panic;
+use crate::memory;
+
+const CODE: u16 = 0x08;
+const DATA: u16 = 0x10;
+const TSS: u16 = 0x18;
+const EXCEPTIONS: usize = 32;
+const STACK_PAGES: usize = 4;
+
+/// What a processor's descriptor registers point to.
+#[repr(C, align(16))]
+pub struct Tables {
+    tss: [u32; 26],
+    gdt: [u64; 5],
+    idt: [[u64; 2]; EXCEPTIONS],
+}
+
+#[repr(C, packed)]
+struct Pointer {
+    limit: u16,
+    base: u64,
+}
+
+impl Tables {
+    /// Builds the tables; exceptions run on a stack of their own.
+    pub fn new() -> &'static mut Self {
+        let stack = memory::pages(STACK_PAGES).address() + (STACK_PAGES * memory::PAGE) as u64;
+        let tables = memory::leak(Self {
+            tss: [0; 26],
+            gdt: [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0],
+            idt: [[0; 2]; EXCEPTIONS],
+        });
+        const IST1: usize = 9;
+        tables.tss[IST1] = stack as u32;
+        tables.tss[IST1 + 1] = (stack >> 32) as u32;
+        let tss = (&raw const tables.tss) as u64;
+        let limit = size_of_val(&tables.tss) as u64 - 1;
+        tables.gdt[3] = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
+        tables.gdt[4] = tss >> 32;
+        for (vector, gate) in tables.idt.iter_mut().enumerate() {
+            let handler = STUBS[vector] as *const () as u64;
+            const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
+            *gate = [
+                handler & 0xFFFF
+                    | u64::from(CODE) << 16
+                    | (1 | PRESENT_INTERRUPT_GATE) << 32
+                    | (handler >> 16 & 0xFFFF) << 48,
+                handler >> 32,
+            ];
+        }
+        tables
+    }
+
+    /// Loads all of it into this processor, and puts all segment registers in order.
+    ///
+    /// # Safety
+    /// The processor is in 64-bit mode with interrupts off, under page tables that map the monitor.
+    pub unsafe fn load(&'static self) {
+        let gdt = Pointer {
+            limit: size_of_val(&self.gdt) as u16 - 1,
+            base: (&raw const self.gdt) as u64,
+        };
+        let idt = Pointer {
+            limit: size_of_val(&self.idt) as u16 - 1,
+            base: (&raw const self.idt) as u64,
+        };
+        // SAFETY: the tables live for good and describe flat 64-bit segments; the far return reloads CS in place.
+        unsafe {
+            asm!(
+                "lgdt [{gdt}]",
+                "lidt [{idt}]",
+                "push {code}",
+                "lea {tmp}, [rip + 2f]",
+                "push {tmp}",
+                "retfq",
+                "2:",
+                "mov ds, {data:e}",
+                "mov es, {data:e}",
+                "mov ss, {data:e}",
+                "mov fs, {zero:e}",
+                "mov gs, {zero:e}",
+                "lldt {zero:x}",
+                "ltr {tss:x}",
+                gdt = in(reg) &gdt,
+                idt = in(reg) &idt,
+                code = in(reg) u64::from(CODE),
+                data = in(reg) u64::from(DATA),
+                zero = in(reg) 0u64,
+                tss = in(reg) u64::from(TSS),
+                tmp = out(reg) _,
+            );
+        }
+    }
+}
+
+/// What an exception's entry code leaves on the stack.
+#[repr(C)]
+struct Frame {
+    vector: u64,
+    error: u64,
+    rip: u64,
+    cs: u64,
+    rflags: u64,
+    rsp: u64,
+}
+
+extern "C" fn exception(frame: &Frame) -> ! {
+    let cr2: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack)) };
+    panic::stop(format_args!(
+        "exception {} error {:#x} at {:#x}, rsp {:#x}, cr2 {cr2:#x}",
+        frame.vector, frame.error, frame.rip, frame.rsp
+    ))
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn nmi() {
+    naked_asm!("iretq")
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn common() {
+    naked_asm!("mov rdi, rsp", "and rsp, -16", "call {}", "ud2", sym exception)
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn stub<const VECTOR: u8, const HAS_ERROR: bool>() {
+    naked_asm!(
+        ".if {has_error} == 0",
+        "push 0",
+        ".endif",
+        "push {vector}",
+        "jmp {common}",
+        has_error = const HAS_ERROR as u8,
+        vector = const VECTOR,
+        common = sym common,
+    )
+}
+
+type Stub = unsafe extern "C" fn();
+
+const STUBS: [Stub; EXCEPTIONS] = [
+    stub::<0, false>,
+    stub::<1, false>,
+    nmi,
+    stub::<3, false>,
+    stub::<4, false>,
+    stub::<5, false>,
+    stub::<6, false>,
+    stub::<7, false>,
+    stub::<8, true>,
+    stub::<9, false>,
+    stub::<10, true>,
+    stub::<11, true>,
+    stub::<12, true>,
+    stub::<13, true>,
+    stub::<14, true>,
+    stub::<15, false>,
+    stub::<16, false>,
+    stub::<17, true>,
+    stub::<18, false>,
+    stub::<19, false>,
+    stub::<20, false>,
+    stub::<21, true>,
+    stub::<22, false>,
+    stub::<23, false>,
+    stub::<24, false>,
+    stub::<25, false>,
+    stub::<26, false>,
+    stub::<27, false>,
+    stub::<28, false>,
+    stub::<29, true>,
+    stub::<30, true>,
+    stub::<31, false>,
+];

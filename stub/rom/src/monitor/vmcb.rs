@@ -1,0 +1,223 @@
+//! The virtual machine control block. Source: AMD64 APM volume 2, appendix B.
+
+use crate::cpu;
+
+/// A segment register as the VMCB keeps it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Segment {
+    pub selector: u16,
+    /// The packed form: type, S, DPL, P, AVL, L, D/B, G.
+    pub attributes: u16,
+    pub limit: u32,
+    pub base: u64,
+}
+
+/// The whole block, one page.
+#[repr(C, align(4096))]
+pub struct Vmcb {
+    /// CR reads (15:0) and writes (31:16).
+    pub intercept_cr: u32,
+    pub intercept_dr: u32,
+    pub intercept_exceptions: u32,
+    pub intercept_misc1: u32,
+    pub intercept_misc2: u32,
+    _reserved1: [u8; 0x34],
+    pub msr_bitmap: u64,
+    pub tsc_offset: u64,
+    pub asid: u32,
+    pub tlb_control: u32,
+    pub interrupt_control: u64,
+    pub interrupt_shadow: u64,
+    pub exit_code: u64,
+    pub exit_info1: u64,
+    pub exit_info2: u64,
+    pub exit_interrupt_info: u64,
+    pub nested_control: u64,
+    _reserved2: [u8; 0x10],
+    pub event_injection: u64,
+    pub nested_cr3: u64,
+    _reserved3: [u8; 0x348],
+    pub save: Save,
+    _reserved4: [u8; 0x1000 - 0x400 - 0x298],
+}
+
+/// The state save area.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Save {
+    pub es: Segment,
+    pub cs: Segment,
+    pub ss: Segment,
+    pub ds: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
+    pub gdtr: Segment,
+    pub ldtr: Segment,
+    pub idtr: Segment,
+    pub tr: Segment,
+    _reserved1: [u8; 0x2B],
+    pub cpl: u8,
+    _reserved2: [u8; 4],
+    pub efer: u64,
+    _reserved3: [u8; 0x70],
+    pub cr4: u64,
+    pub cr3: u64,
+    pub cr0: u64,
+    pub dr7: u64,
+    pub dr6: u64,
+    pub rflags: u64,
+    pub rip: u64,
+    _reserved4: [u8; 0x58],
+    pub rsp: u64,
+    _reserved5: [u8; 0x18],
+    pub rax: u64,
+    _msrs: [u8; 0x40],
+    pub cr2: u64,
+    _reserved6: [u8; 0x20],
+    pub pat: u64,
+    _debug: [u8; 0x28],
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(Vmcb, msr_bitmap) == 0x48);
+    assert!(offset_of!(Vmcb, exit_code) == 0x70);
+    assert!(offset_of!(Vmcb, event_injection) == 0xA8);
+    assert!(offset_of!(Vmcb, save) == 0x400);
+    assert!(offset_of!(Save, cpl) == 0xCB);
+    assert!(offset_of!(Save, efer) == 0xD0);
+    assert!(offset_of!(Save, cr4) == 0x148);
+    assert!(offset_of!(Save, rip) == 0x178);
+    assert!(offset_of!(Save, rsp) == 0x1D8);
+    assert!(offset_of!(Save, rax) == 0x1F8);
+    assert!(offset_of!(Save, cr2) == 0x240);
+    assert!(offset_of!(Save, pat) == 0x268);
+    assert!(size_of::<Save>() == 0x298);
+    assert!(size_of::<Vmcb>() == 0x1000);
+};
+
+pub const CR4_READ: u32 = 1 << 4;
+pub const CR0_WRITE: u32 = 1 << 16;
+pub const CR4_WRITE: u32 = 1 << 20;
+
+pub mod misc1 {
+    pub const NMI: u32 = 1 << 1;
+    pub const INIT: u32 = 1 << 3;
+    pub const CPUID: u32 = 1 << 18;
+    pub const IRET: u32 = 1 << 20;
+    pub const MSR: u32 = 1 << 28;
+    pub const SHUTDOWN: u32 = 1 << 31;
+}
+
+/// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI and SKINIT.
+pub const SVM_INSTRUCTIONS: u32 = 0x7F;
+
+/// Exit codes.
+pub mod exit {
+    pub const CR4_READ: u64 = 0x04;
+    pub const CR0_WRITE: u64 = 0x10;
+    pub const CR4_WRITE: u64 = 0x14;
+    pub const EXCEPTION: u64 = 0x40;
+    pub const LAST_EXCEPTION: u64 = 0x5F;
+    pub const NMI: u64 = 0x61;
+    pub const CPUID: u64 = 0x72;
+    pub const IRET: u64 = 0x74;
+    pub const MSR: u64 = 0x7C;
+    pub const SHUTDOWN: u64 = 0x7F;
+    pub const VMRUN: u64 = 0x80;
+    pub const SKINIT: u64 = 0x86;
+    pub const NPF: u64 = 0x400;
+}
+
+/// Exception vectors.
+pub mod vector {
+    pub const DB: u32 = 1;
+    pub const NMI: u32 = 2;
+    pub const UD: u32 = 6;
+    pub const GP: u32 = 13;
+    pub const PF: u32 = 14;
+}
+
+const VALID: u64 = 1 << 31;
+const ERROR_CODE: u64 = 1 << 11;
+const TYPE_NMI: u64 = 2 << 8;
+const TYPE_EXCEPTION: u64 = 3 << 8;
+
+const RFLAGS_TF: u64 = 1 << 8;
+
+impl Vmcb {
+    /// Makes the guest take an exception before its next instruction.
+    pub fn inject_exception(&mut self, vector: u32, error_code: Option<u32>) {
+        let error = error_code.map_or(0, |code| ERROR_CODE | u64::from(code) << 32);
+        self.event_injection = VALID | TYPE_EXCEPTION | error | u64::from(vector);
+    }
+
+    /// Makes the guest take an NMI before its next instruction.
+    pub fn inject_nmi(&mut self) {
+        self.event_injection = VALID | TYPE_NMI | u64::from(vector::NMI);
+    }
+
+    /// Whether an event is on its way into the guest.
+    pub fn is_injecting(&self) -> bool {
+        self.event_injection & VALID != 0
+    }
+
+    /// If the exit came in the middle of an event's delivery, delivers the event again.
+    pub fn redeliver(&mut self) {
+        const TYPE: u64 = 7 << 8;
+        const TYPE_SOFTWARE: u64 = 4 << 8;
+        let event = self.exit_interrupt_info;
+        if event & VALID != 0 && event & TYPE != TYPE_SOFTWARE {
+            self.event_injection = event;
+        }
+    }
+
+    /// Goes to the instruction after one of `length` bytes that was emulated.
+    pub fn skip(&mut self, length: usize) {
+        self.save.rip = self.save.rip.wrapping_add(length as u64);
+        if self.save.cs.attributes & Segment::LONG == 0 {
+            self.save.rip &= 0xFFFF_FFFF;
+        }
+        self.interrupt_shadow = 0;
+        if self.save.rflags & RFLAGS_TF != 0 {
+            self.inject_exception(vector::DB, None);
+        }
+    }
+
+    /// Puts the processor into the state after INIT and a start-up IPI to `page`. EFER keeps SVME.
+    pub fn start_at(&mut self, page: u8) {
+        const DATA: u16 = 0x93;
+        const CODE: u16 = 0x9B;
+        let segment = |selector: u16, attributes, base| Segment {
+            selector,
+            attributes,
+            limit: 0xFFFF,
+            base,
+        };
+        let data = segment(0, DATA, 0);
+        let table = segment(0, 0, 0);
+        let s = &mut self.save;
+        (s.es, s.ss, s.ds, s.fs, s.gs) = (data, data, data, data, data);
+        s.cs = segment(u16::from(page) << 8, CODE, u64::from(page) << 12);
+        (s.gdtr, s.idtr) = (table, table);
+        s.ldtr = segment(0, 0x82, 0);
+        s.tr = segment(0, 0x8B, 0);
+        s.cpl = 0;
+        s.efer = cpu::EFER_SVME;
+        s.cr0 = 0x6000_0010;
+        (s.cr2, s.cr3, s.cr4) = (0, 0, 0);
+        (s.dr6, s.dr7) = (0xFFFF_0FF0, 0x400);
+        s.rflags = 2;
+        (s.rip, s.rsp, s.rax) = (0, 0, 0);
+        self.event_injection = 0;
+        self.interrupt_shadow = 0;
+    }
+}
+
+impl Segment {
+    /// The attribute L: 64-bit code.
+    pub const LONG: u16 = 1 << 9;
+    /// The attribute D/B: 32-bit code.
+    pub const BIG: u16 = 1 << 10;
+}

@@ -1,0 +1,312 @@
+//! What all processors share, and how the first one dives under the firmware that it was executing.
+#![expect(unsafe_code, reason = "captures and replaces the CPU's state")]
+
+use alloc::vec::Vec;
+use core::arch::{asm, naked_asm};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::{Mutex, Once};
+use stub_rom::apic::Apic;
+use stub_rom::options::Options;
+use stub_rom::personality::topology::Shifts;
+use stub_rom::personality::{Facts, is_native};
+
+use super::lp::Lp;
+use super::npt::Npt;
+use super::smp::{Mailbox, Phase, Shared};
+use super::vmcb::Segment;
+use crate::{cpu, memory, report};
+
+/// What the program learnt while there was firmware to ask.
+pub struct Inventory {
+    pub options: Options,
+    /// Base and size of the SEAM range in bytes.
+    pub seamrr: (u64, u64),
+    /// A reserved page below 640 KiB.
+    pub trampoline: u64,
+    /// The APIC ids of all processors; the first is the one that executes.
+    pub apic_ids: Vec<u32>,
+    /// Base and size of each range of RAM in bytes.
+    pub ram: Vec<(u64, u64)>,
+    pub tsc_hz: u64,
+}
+
+/// The machine as all processors see it.
+pub struct World {
+    pub options: Options,
+    pub facts: Facts,
+    pub seamrr: (u64, u64),
+    pub trampoline: u64,
+    pub ram: Vec<(u64, u64)>,
+    pub tsc_hz: u64,
+    pub shifts: Shifts,
+    /// The monitor's page tables.
+    pub cr3: u64,
+    /// The nested page tables of the software above.
+    pub npt: u64,
+    pub msr_bitmap: u64,
+    pub lps: Vec<Shared>,
+}
+
+static WORLD: Once<World> = Once::new();
+static DEAD: AtomicBool = AtomicBool::new(false);
+
+/// The machine.
+///
+/// # Panics
+/// Before [`begin`] has built it.
+pub fn get() -> &'static World {
+    WORLD.get().expect("the world exists once the monitor runs")
+}
+
+/// The machine, if it was built already.
+pub fn try_get() -> Option<&'static World> {
+    WORLD.get()
+}
+
+/// Makes every processor stop at its next exit.
+pub fn declare_dead() {
+    DEAD.store(true, Ordering::Relaxed);
+}
+
+/// Whether a processor has panicked.
+pub fn is_dead() -> bool {
+    DEAD.load(Ordering::Relaxed)
+}
+
+/// The entry point of the relocated program.
+pub type Begin = extern "C" fn(&mut Surface) -> !;
+
+/// Where the executing software goes on, as a guest, after the dive.
+#[repr(C)]
+pub struct Surface {
+    rsp: u64,
+    rip: u64,
+    inventory: *mut Inventory,
+}
+
+/// Calls the monitor at `begin`, and returns as its guest.
+///
+/// # Safety
+/// `begin` is [`begin`] in the relocated copy of this program.
+pub unsafe fn dive(begin: Begin, inventory: Inventory) {
+    let mut inventory = core::mem::ManuallyDrop::new(inventory);
+    let mut surface = Surface {
+        rsp: 0,
+        rip: 0,
+        inventory: &raw mut *inventory,
+    };
+    // SAFETY: by the contract. The copy moves the inventory out; here it is never used or dropped again.
+    unsafe { plunge(begin, &mut surface) };
+}
+
+#[unsafe(naked)]
+unsafe extern "C" fn plunge(begin: Begin, surface: &mut Surface) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "pushfq",
+        "cli",
+        "mov [rsi], rsp",
+        "lea rax, [rip + 2f]",
+        "mov [rsi + 8], rax",
+        "mov rax, rdi",
+        "mov rdi, rsi",
+        "call rax",
+        "2:",
+        "popfq",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+    )
+}
+
+/// Builds the world, makes the caller the guest of this processor, and enters it.
+pub extern "C" fn begin(surface: &mut Surface) -> ! {
+    // SAFETY: `dive` made it, and leaves it to this function.
+    let inventory = unsafe { surface.inventory.read() };
+    let bsp_id = inventory.apic_ids[0];
+    build(inventory);
+    let world = get();
+    let locked = world.options.tdx;
+    for (number, shared) in world.lps.iter().enumerate().rev() {
+        let apic = Apic::new(
+            shared.apic_id,
+            shared.apic_id == bsp_id,
+            locked,
+            world.tsc_hz,
+        );
+        let lp = Lp::new(number as u32, apic);
+        shared.slot.call_once(|| super::smp::Owned::new(lp));
+    }
+    let shared = &world.lps[0];
+    let lp = shared
+        .slot
+        .get()
+        .and_then(super::smp::Owned::take)
+        .expect("just made");
+    report::line(
+        "start",
+        format_args!(
+            r#""seamrr":"{:#x}","size":{},"cpus":{},"tdx":{},"hkids":{},"tsc_hz":{}"#,
+            world.seamrr.0,
+            world.seamrr.1,
+            world.lps.len(),
+            world.options.tdx,
+            world.options.hkids,
+            world.tsc_hz
+        ),
+    );
+    // SAFETY: this processor still has firmware's state, interrupts off. It is captured, then replaced by the monitor's,
+    // whose page tables map all that firmware's do: both map memory at itself.
+    unsafe {
+        capture(lp, surface);
+        load_paging(world.cr3);
+        lp.take_over();
+        lp.apic.adopt(&mut super::smp::Hardware);
+        *shared.station.lock() = lp.apic.station();
+        shared.set_phase(Phase::Running);
+        lp.run()
+    }
+}
+
+fn build(inventory: Inventory) {
+    WORLD.call_once(|| {
+        let cr3 = memory::identity_map();
+        let mut npt = Npt::over(cr3);
+        npt.hide(inventory.seamrr.0, inventory.seamrr.1);
+        npt.hide(stub_rom::apic::BASE, memory::PAGE as u64);
+        let npt = npt.address();
+        let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
+        World {
+            facts: Facts {
+                tdx: inventory.options.tdx,
+                hkids: inventory.options.hkids,
+                seamrr: inventory.seamrr,
+                mtrrcap: cpu::rdmsr(0xFE),
+            },
+            lps: inventory
+                .apic_ids
+                .iter()
+                .map(|&apic_id| Shared {
+                    apic_id,
+                    package: shifts.package_of(apic_id),
+                    mailbox: Mutex::new(Mailbox::default()),
+                    station: Mutex::new(
+                        Apic::new(apic_id, false, inventory.options.tdx, 1).station(),
+                    ),
+                    kicked: AtomicBool::new(false),
+                    phase: Phase::Outside.into(),
+                    slot: Once::new(),
+                })
+                .collect(),
+            options: inventory.options,
+            seamrr: inventory.seamrr,
+            trampoline: inventory.trampoline,
+            ram: inventory.ram,
+            tsc_hz: inventory.tsc_hz,
+            shifts,
+            cr3,
+            npt,
+            msr_bitmap: msr_bitmap(),
+        }
+    });
+}
+
+/// The MSR permission map: two bits for each register of three ranges; set means that the access exits.
+fn msr_bitmap() -> u64 {
+    let address = memory::pages(2).address();
+    // SAFETY: two pages of the monitor's own, to which nobody else refers.
+    let map = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, 2 * memory::PAGE) };
+    map.fill(0xFF);
+    for (range, first) in [0, 0xC000_0000, 0xC001_0000].into_iter().enumerate() {
+        for i in 0..0x2000usize {
+            if is_native(first + i as u32) {
+                map[range * 0x800 + i / 4] &= !(3 << (i % 4 * 2));
+            }
+        }
+    }
+    address
+}
+
+/// Saves the state of the executing processor as the guest's.
+///
+/// # Safety
+/// Interrupts are off, and `surface` says where the software goes on.
+unsafe fn capture(lp: &mut Lp, surface: &Surface) {
+    #[repr(C, packed)]
+    #[derive(Default)]
+    struct Pointer {
+        limit: u16,
+        base: u64,
+    }
+    let (mut gdt, mut idt) = (Pointer::default(), Pointer::default());
+    let (cs, ss, ds, es): (u16, u16, u16, u16);
+    let (cr0, cr2, cr3, cr4): (u64, u64, u64, u64);
+    let (dr6, dr7): (u64, u64);
+    // SAFETY: stores registers; VMSAVE needs SVM, which is switched on first.
+    unsafe {
+        cpu::wrmsr(cpu::MSR_EFER, cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME);
+        asm!("sgdt [{}]", in(reg) &mut gdt);
+        asm!("sidt [{}]", in(reg) &mut idt);
+        asm!("mov {:x}, cs", "mov {:x}, ss", "mov {:x}, ds", "mov {:x}, es",
+            out(reg) cs, out(reg) ss, out(reg) ds, out(reg) es);
+        asm!("mov {}, cr0", "mov {}, cr2", "mov {}, cr3", "mov {}, cr4",
+            out(reg) cr0, out(reg) cr2, out(reg) cr3, out(reg) cr4);
+        asm!("mov {}, dr6", "mov {}, dr7", out(reg) dr6, out(reg) dr7);
+        asm!("vmsave rax", in("rax") &raw mut *lp.vmcb);
+    }
+    let descriptor = |selector: u16| {
+        let at = gdt.base + u64::from(selector & !7);
+        // SAFETY: firmware's GDT, which its segment registers were loaded from.
+        segment(selector, unsafe { (at as *const u64).read_unaligned() })
+    };
+    let s = &mut lp.vmcb.save;
+    (s.cs, s.ss, s.ds, s.es) = (
+        descriptor(cs),
+        descriptor(ss),
+        descriptor(ds),
+        descriptor(es),
+    );
+    (s.gdtr.base, s.gdtr.limit) = (gdt.base, u32::from(gdt.limit));
+    (s.idtr.base, s.idtr.limit) = (idt.base, u32::from(idt.limit));
+    (s.cr0, s.cr2, s.cr3, s.cr4) = (cr0, cr2, cr3, cr4);
+    (s.dr6, s.dr7) = (dr6, dr7);
+    s.efer = cpu::rdmsr(cpu::MSR_EFER);
+    s.rflags = 2;
+    (s.rip, s.rsp) = (surface.rip, surface.rsp);
+}
+
+fn segment(selector: u16, descriptor: u64) -> Segment {
+    const GRANULARITY: u64 = 1 << 55;
+    let limit = (descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000) as u32;
+    Segment {
+        selector,
+        attributes: (descriptor >> 40 & 0xFF | descriptor >> 44 & 0xF00) as u16,
+        limit: if descriptor & GRANULARITY != 0 {
+            limit << 12 | 0xFFF
+        } else {
+            limit
+        },
+        base: descriptor >> 16 & 0xFF_FFFF | descriptor >> 32 & 0xFF00_0000,
+    }
+}
+
+/// Switches to the monitor's page tables.
+///
+/// # Safety
+/// `cr3` is an identity map of all that is in use.
+unsafe fn load_paging(cr3: u64) {
+    /// PAE, MCE, PGE, OSFXSR, OSXMMEXCPT.
+    const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 7 | 3 << 9;
+    // SAFETY: by the contract; paging and PAE stay on.
+    unsafe { asm!("mov cr3, {}", "mov cr4, {}", in(reg) cr3, in(reg) CR4, options(nostack)) };
+}

@@ -1,0 +1,130 @@
+//! The stub's options, which QEMU hands over as fw_cfg files named `opt/seamstub/NAME`.
+//!
+//! Every option has a default; one that can't be understood keeps it, and says so.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// The folder of the options' fw_cfg files.
+pub const PREFIX: &str = "opt/seamstub/";
+
+/// The names of all options, as they follow [`PREFIX`].
+pub const NAMES: [&str; 5] = ["tdx", "hkids", "trace", "stuck", "hooks"];
+
+/// How many KeyIDs besides 0 fit the KeyID bits of this machine.
+pub const MAX_KEYIDS: u32 = (1 << crate::personality::KEYID_BITS) - 1;
+
+/// What the machine shall be like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// `tdx`: whether the machine has SEAM and TDX.
+    pub tdx: bool,
+    /// `hkids`: the number of private HKIDs, 2 to [`MAX_KEYIDS`] - 1.
+    pub hkids: u32,
+    /// `trace`: 0 reports violations alone, 1 adds faults that the monitor injects, 2 adds every emulated
+    /// instruction and IPI.
+    pub trace: u8,
+    /// `stuck`: numbers of logical processors that ignore every SIPI, separated by commas.
+    pub stuck: Vec<u32>,
+    /// `hooks`: the module's fault injection, in the module's own format.
+    pub hooks: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tdx: true,
+            hkids: MAX_KEYIDS - 1,
+            trace: 0,
+            stuck: Vec::new(),
+            hooks: String::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Sets the option `name` (without [`PREFIX`]) from the bytes of its file. A trailing newline is no part of it.
+    ///
+    /// # Errors
+    /// What is wrong, in one line; the option is unchanged then.
+    pub fn set(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
+        let text = core::str::from_utf8(bytes)
+            .map_err(|_| format!("{name} is not UTF-8"))?
+            .trim();
+        match name {
+            "tdx" => {
+                self.tdx = match text {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(format!("tdx is on or off, not {text}")),
+                }
+            }
+            "hkids" => self.hkids = number(name, text, 2, MAX_KEYIDS - 1)?,
+            "trace" => self.trace = number(name, text, 0, 2)? as u8,
+            "stuck" => {
+                self.stuck = text
+                    .split(',')
+                    .filter(|lp| !lp.trim().is_empty())
+                    .map(|lp| number(name, lp.trim(), 1, 0xFFFF))
+                    .collect::<Result<_, _>>()?;
+            }
+            "hooks" => self.hooks = text.to_string(),
+            _ => return Err(format!("there is no option {name}")),
+        }
+        Ok(())
+    }
+}
+
+fn number(name: &str, text: &str, min: u32, max: u32) -> Result<u32, String> {
+    match text.parse() {
+        Ok(value) if (min..=max).contains(&value) => Ok(value),
+        _ => Err(format!(
+            "{name} takes a number from {min} to {max}, not {text}"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let mut options = Options::default();
+        options.set("tdx", b"off\n").unwrap();
+        options.set("hkids", b"3").unwrap();
+        options.set("trace", b"2").unwrap();
+        options.set("stuck", b"2, 3").unwrap();
+        options.set("hooks", b"busy@8").unwrap();
+        assert_eq!(
+            options,
+            Options {
+                tdx: false,
+                hkids: 3,
+                trace: 2,
+                stuck: [2, 3].into(),
+                hooks: "busy@8".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn a_bad_option_is_named_and_changes_nothing() {
+        let mut options = Options::default();
+        for (name, text) in [
+            ("tdx", &b"maybe"[..]),
+            ("hkids", b"0"),
+            ("hkids", b"15"),
+            ("trace", b"-1"),
+            ("stuck", b"1,x"),
+            ("stuck", b"0"),
+            ("hooks", b"\xff"),
+            ("colour", b"red"),
+        ] {
+            let why = options.set(name, text).unwrap_err();
+            assert!(why.contains(name), "{why}");
+        }
+        assert_eq!(options, Options::default());
+    }
+}
