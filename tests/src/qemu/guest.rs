@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::arguments::{EMULATOR, FIRMWARE_VARS, Files, arguments};
+use super::crash;
 use super::events::{Event, events};
 use super::machine::Machine;
 use super::transcript::{Transcript, Waited, end_of};
@@ -29,6 +30,7 @@ pub struct Guest {
     transcript: Arc<Transcript>,
     reader: Option<JoinHandle<()>>,
     directory: PathBuf,
+    symbols: Option<PathBuf>,
     started: Instant,
     /// Everything before it was asked for already.
     cursor: usize,
@@ -79,6 +81,7 @@ impl Guest {
             transcript,
             reader: Some(reader),
             directory: directory.to_owned(),
+            symbols: machine.symbols.clone(),
             started: Instant::now(),
             cursor: 0,
         })
@@ -87,7 +90,8 @@ impl Guest {
     /// Waits at most `limit` for `pattern` and gives what the serial port said up to it and with it, since the last wait.
     ///
     /// # Errors
-    /// When the limit is over, or the machine stopped first. The error shows the last lines.
+    /// When the limit is over, or the machine stopped or crashed first. The error shows the crash record or the last
+    /// lines.
     pub fn expect(&mut self, pattern: &str, limit: Duration) -> Result<String> {
         self.expect_any(&[pattern], limit).map(|(_, text)| text)
     }
@@ -98,13 +102,18 @@ impl Guest {
     /// As [`Guest::expect`].
     pub fn expect_any(&mut self, patterns: &[&str], limit: Duration) -> Result<(usize, String)> {
         let start = self.cursor;
+        let all = patterns.iter().chain([&crash::END]);
         let waited = self.transcript.wait(start, Instant::now() + limit, |text| {
-            let ends = patterns.iter().enumerate();
+            let ends = all.clone().enumerate();
             let ends = ends.filter_map(|(i, pattern)| Some((end_of(text, pattern)?, i)));
             ends.min()
         });
         let what = patterns.join("` or `");
         match waited {
+            Waited::Found((_, index)) if index == patterns.len() => bail!(
+                "the hypervisor crashed while `{what}` was waited for\n{}",
+                self.crash_record().unwrap_or_default()
+            ),
             Waited::Found((end, index)) => {
                 self.cursor = start + end;
                 let mut text = self.transcript.since(start);
@@ -156,6 +165,12 @@ impl Guest {
         let path = self.directory.join("debug.log");
         let log = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
         Ok(events(&log))
+    }
+
+    /// The hypervisor's crash record, if it has printed one.
+    pub fn crash_record(&self) -> Option<String> {
+        let symbols = self.symbols.as_deref().unwrap_or(Path::new(""));
+        crash::record(&self.transcript(), symbols)
     }
 
     /// Waits until the machine has stopped by itself.

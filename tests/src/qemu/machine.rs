@@ -19,6 +19,8 @@ pub struct Machine {
     pub boot: Boot,
     /// Whether a reset starts it again. Where not, a reset ends it.
     pub reboots: bool,
+    /// The ELF of what it boots, to put names to the addresses of a crash record.
+    pub symbols: Option<PathBuf>,
     /// Whether it waits for a debugger on TCP port 1234 before its first instruction.
     pub gdb: bool,
 }
@@ -63,6 +65,7 @@ impl Machine {
             stub,
             boot,
             reboots: false,
+            symbols: None,
             gdb: false,
         }
     }

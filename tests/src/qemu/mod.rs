@@ -4,6 +4,7 @@
 //! has a limit and says what it waited for; a guest dies with the process that started it.
 
 mod arguments;
+mod crash;
 mod events;
 mod guest;
 mod machine;

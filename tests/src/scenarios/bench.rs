@@ -56,7 +56,7 @@ impl Bench {
     /// The same with another configuration, right or wrong.
     pub fn machine_with_config(&self, config: &str) -> Result<Machine> {
         let media = Media::of_program(&self.programs.seamark())?.with_config_text(config);
-        Ok(Machine::new(self.disk(&media)?, Some(self.stub())))
+        Ok(self.with_symbols(Machine::new(self.disk(&media)?, Some(self.stub()))))
     }
 
     /// The same, booted over the network.
@@ -69,7 +69,12 @@ impl Bench {
             directory,
             program: NETWORK_PROGRAM.to_owned(),
         };
-        Ok(Machine::new(boot, Some(self.stub())))
+        Ok(self.with_symbols(Machine::new(boot, Some(self.stub()))))
+    }
+
+    fn with_symbols(&self, mut machine: Machine) -> Machine {
+        machine.symbols = Some(self.programs.symbols("seamark"));
+        machine
     }
 
     /// A disk with `media` on it.
@@ -105,9 +110,10 @@ impl Bench {
         self.notes.push(note.into());
     }
 
-    /// Says that the stub has to report one violation of this class by the end of the scenario.
-    pub fn provoke(&mut self, class: &str) {
-        self.provoked.push(format!("violation {class}"));
+    /// Says that the stub has to report this many violations of this class by the end of the scenario.
+    pub fn provoke(&mut self, class: &str, count: usize) {
+        self.provoked
+            .extend(vec![format!("violation {class}"); count]);
         self.provoked.sort();
     }
 

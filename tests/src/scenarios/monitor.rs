@@ -42,7 +42,7 @@ fn debian_kernel(directory: &Path) -> Result<PathBuf> {
     if let Some(kernel) = find_kernel(&unpacked)? {
         return Ok(kernel);
     }
-    let advice = "set SEAMARK_LINUX to a kernel image to use that one";
+    let advice = "run `apt-get update` first, or set SEAMARK_LINUX to a kernel image of your own";
     let depends =
         output(Command::new("apt-cache").args(["depends", "--important", KERNEL_PACKAGE]))
             .context(advice)?;

@@ -154,7 +154,7 @@ impl Bare {
         let mut cargo = Command::new(workspace::cargo());
         cargo
             .current_dir(workspace::root())
-            .args([command, "--quiet", "--package", self.package])
+            .args([command, "--package", self.package])
             .args(["--bin", self.bin, "--features", "bare"])
             .args(["--profile", PROFILE, "--target", TARGET])
             .arg("--target-dir")

@@ -103,6 +103,7 @@ fn machine(programs: &Programs, options: &Options) -> Result<Machine> {
     machine.memory.clone_from(&options.mem);
     machine.reboots = options.exec.is_none();
     machine.gdb = options.gdb;
+    machine.symbols = Some(programs.symbols("seamark"));
     Ok(machine)
 }
 
