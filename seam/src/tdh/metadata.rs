@@ -2,30 +2,20 @@
 
 use super::td::{Keyed, Tdr, Tdvpr};
 use super::{Tdh, rcx_rdx};
+use crate::abi::metadata::FieldId;
 use crate::abi::{Gprs, Leaf};
 use crate::address::Hpa;
 use crate::call::SeamCall;
 use crate::error::Error;
 use crate::retry::Wait;
 
-/// A metadata field's identifier.
-///
-/// Source: TDX Module ABI 1.5, MD_FIELD_ID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Field(pub u64);
-
-impl Field {
-    /// Asks for the first field that there is.
-    pub const FIRST: Self = Self(u64::MAX);
-}
-
 /// What a read that also walks gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Next {
-    /// The field's value; meaningless when [`Field::FIRST`] was asked for.
+    /// The field's value; meaningless when [`FieldId::NULL`] was asked for, which gives the first one as the next.
     pub value: u64,
     /// The field that follows; `None` after the last one.
-    pub next: Option<Field>,
+    pub next: Option<FieldId>,
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
@@ -34,7 +24,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// # Errors
     /// METADATA_FIELD_ID_INCORRECT for a field that this module does not have; whether it has one, its fields
     /// TDX_FEATURES0 or a walk with [`Self::sys_rd_next`] tell.
-    pub fn sys_rd(&self, field: Field) -> Result<u64, Error> {
+    pub fn sys_rd(&self, field: FieldId) -> Result<u64, Error> {
         Ok(self.sys_rd_next(field)?.value)
     }
 
@@ -42,7 +32,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     ///
     /// # Errors
     /// As [`Self::sys_rd`].
-    pub fn sys_rd_next(&self, field: Field) -> Result<Next, Error> {
+    pub fn sys_rd_next(&self, field: FieldId) -> Result<Next, Error> {
         let operands = Gprs {
             rdx: field.0,
             ..Gprs::default()
@@ -50,7 +40,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         let regs = self.run(Leaf::SysRd, operands)?.regs;
         Ok(Next {
             value: regs.r8,
-            next: (regs.rdx != u64::MAX).then_some(Field(regs.rdx)),
+            next: present(regs.rdx),
         })
     }
 
@@ -59,21 +49,21 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     ///
     /// # Errors
     /// OPERAND_INVALID on RDX when `list` will not do.
-    pub fn sys_rdall(&self, list: Hpa, first: Field) -> Result<Option<Field>, Error> {
+    pub fn sys_rdall(&self, list: Hpa, first: FieldId) -> Result<Option<FieldId>, Error> {
         let operands = Gprs {
             rdx: list.0,
             r8: first.0,
             ..Gprs::default()
         };
         let regs = self.run(Leaf::SysRdall, operands)?.regs;
-        Ok((regs.r8 != u64::MAX).then_some(Field(regs.r8)))
+        Ok(present(regs.r8))
     }
 
     /// TDH.MNG.RD: reads a field of the TD.
     ///
     /// # Errors
     /// METADATA_FIELD_NOT_READABLE for what only the TD, or the owner of a debuggable one, may see.
-    pub fn mng_rd(&self, tdr: &Tdr<Keyed>, field: Field) -> Result<u64, Error> {
+    pub fn mng_rd(&self, tdr: &Tdr<Keyed>, field: FieldId) -> Result<u64, Error> {
         let done = self.run(Leaf::MngRd, rcx_rdx(tdr.hpa().0, field.0))?;
         Ok(done.regs.r8)
     }
@@ -85,7 +75,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     pub fn mng_wr(
         &self,
         tdr: &Tdr<Keyed>,
-        field: Field,
+        field: FieldId,
         value: u64,
         mask: u64,
     ) -> Result<u64, Error> {
@@ -96,7 +86,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     ///
     /// # Errors
     /// VCPU_ASSOCIATED when it is associated with another CPU.
-    pub fn vp_rd(&self, tdvpr: &Tdvpr, field: Field) -> Result<u64, Error> {
+    pub fn vp_rd(&self, tdvpr: &Tdvpr, field: FieldId) -> Result<u64, Error> {
         let done = self.run(Leaf::VpRd, rcx_rdx(tdvpr.hpa().0, field.0))?;
         Ok(done.regs.r8)
     }
@@ -106,7 +96,13 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     ///
     /// # Errors
     /// As [`Self::mng_wr`]; VCPU_ASSOCIATED when it is associated with another CPU.
-    pub fn vp_wr(&self, tdvpr: &Tdvpr, field: Field, value: u64, mask: u64) -> Result<u64, Error> {
+    pub fn vp_wr(
+        &self,
+        tdvpr: &Tdvpr,
+        field: FieldId,
+        value: u64,
+        mask: u64,
+    ) -> Result<u64, Error> {
         self.write_field(Leaf::VpWr, tdvpr.hpa(), field, value, mask)
     }
 
@@ -114,7 +110,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         &self,
         leaf: Leaf,
         of: Hpa,
-        field: Field,
+        field: FieldId,
         value: u64,
         mask: u64,
     ) -> Result<u64, Error> {
@@ -125,4 +121,8 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         };
         Ok(self.run(leaf, operands)?.regs.r8)
     }
+}
+
+fn present(id: u64) -> Option<FieldId> {
+    Some(FieldId(id)).filter(|id| !id.is_null())
 }

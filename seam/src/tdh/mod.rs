@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::retry::{Never, Pause, Reason, Wait};
 
 pub use mem::{Demoted, Promoted, RangeBlock, Relocated};
-pub use metadata::{Field, Next};
+pub use metadata::Next;
 pub use mng::KeyConfig;
 pub use phymem::{CacheWb, CacheWbStart, PageMetadata};
 pub use sys::{SysInfo, TdmrProgress};

@@ -74,14 +74,15 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.SYS.CONFIG: gives the module its TDMRs and its own HKID. `list` holds the addresses of `count` TDMR_INFOs; it
     /// and each of them are aligned to 512 bytes, in the host's own memory.
     ///
-    /// The HKID stays the module's even when the call fails: module 1.5.01 keeps it reserved for ever then.
+    /// From this call on the HKID is not for TDs, whether it succeeds or not: module 1.5.01 keeps it reserved even when it
+    /// refuses the TDMRs. The caller keeps the token.
     ///
     /// # Errors
     /// The TDMR, PAMT or reserved area at fault; SYS_CONFIG_NOT_PENDING when a CPU missed TDH.SYS.LP.INIT.
-    pub fn sys_config(&self, list: Hpa, count: u64, global: Hkid) -> Result<(), Error> {
+    pub fn sys_config(&self, list: Hpa, count: u64, global: &Hkid) -> Result<(), Error> {
         let operands = Gprs {
             rdx: count,
-            r8: global.surrender().into(),
+            r8: global.number().into(),
             ..rcx(list.0)
         };
         self.run(Leaf::SysConfig, operands)?;

@@ -1,0 +1,63 @@
+//! The frame allocator of the tests: hands out tokens, and keeps a ledger of them.
+
+use core::cell::RefCell;
+use core::ops::Range;
+use std::collections::BTreeMap;
+
+use seam::abi::PageSize;
+use seam::address::Hpa;
+use seam::page::{Clean, Page};
+
+pub struct Frames(RefCell<Ledger>);
+
+struct Ledger {
+    /// Frames that never left yet.
+    rest: Range<u64>,
+    free: Vec<(Hpa, PageSize)>,
+    /// Frames that are out.
+    out: BTreeMap<Hpa, PageSize>,
+}
+
+impl Frames {
+    pub fn new(rest: Range<u64>) -> Self {
+        Self(RefCell::new(Ledger {
+            rest,
+            free: Vec::new(),
+            out: BTreeMap::new(),
+        }))
+    }
+
+    /// Hands out a frame, preferably one that was out before.
+    pub fn take(&self, size: PageSize) -> Page<Clean> {
+        let ledger = &mut *self.0.borrow_mut();
+        let again = ledger.free.iter().position(|(_, free)| *free == size);
+        let hpa = match again {
+            Some(index) => ledger.free.swap_remove(index).0,
+            None => {
+                let start = ledger.rest.start.next_multiple_of(size.bytes());
+                ledger.rest.start = start + size.bytes();
+                assert!(ledger.rest.start <= ledger.rest.end, "out of frames");
+                Hpa(start)
+            }
+        };
+        assert_eq!(ledger.out.insert(hpa, size), None, "handed out twice");
+        Page::mint(hpa, size).unwrap()
+    }
+
+    pub fn take_4k(&self) -> Page<Clean> {
+        self.take(PageSize::Size4K)
+    }
+
+    /// Takes a frame back.
+    pub fn give(&self, page: Page<Clean>) {
+        let (hpa, size) = page.surrender();
+        let ledger = &mut *self.0.borrow_mut();
+        assert_eq!(ledger.out.remove(&hpa), Some(size), "was never out");
+        ledger.free.push((hpa, size));
+    }
+
+    pub fn assert_all_back(&self) {
+        let out = &self.0.borrow().out;
+        assert!(out.is_empty(), "still out: {out:x?}");
+    }
+}
