@@ -187,6 +187,6 @@ fn run<M: Machine>(
         | Leaf::ImportStateImmutable
         | Leaf::ImportStateTd
         | Leaf::ImportStateVp
-        | Leaf::MigStreamCreate => migration::refuse(cx, leaf, regs),
+        | Leaf::MigStreamCreate => migration::run(cx, leaf, regs),
     }
 }

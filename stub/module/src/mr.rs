@@ -1,6 +1,6 @@
 //! TDH.MR.*: MRTD, the measurement of a TD's initial contents.
 
-use seam::abi::{Gprs, Leaf, Operand, Status, level_bytes};
+use seam::abi::{Gprs, Leaf, Measurement, Operand, Status, level_bytes};
 use sha2::compress512;
 use sha2::digest::generic_array::GenericArray;
 
@@ -61,24 +61,12 @@ pub struct Mrtd<'a, 'm, M> {
 }
 
 impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
-    /// The initial chaining value. Source: FIPS 180-4, 5.3.4.
-    const INITIAL: [u64; 8] = [
-        0xcbbb_9d5d_c105_9ed8,
-        0x629a_292a_367c_d507,
-        0x9159_015a_3070_dd17,
-        0x152f_ecd8_f70e_5939,
-        0x6733_2667_ffc0_0b31,
-        0x8eb4_4a87_6858_1511,
-        0xdb0c_2e0d_64f9_8fa7,
-        0x47b5_481d_befa_4fa4,
-    ];
-
     /// Begins the measurement of a TD.
     pub fn begin(cx: Call<'m, M>, tdcs: &'a Tdcs<'m, M>) {
         Self {
             cx,
             tdcs,
-            state: Self::INITIAL,
+            state: INITIAL,
             length: 0,
         }
         .save();
@@ -109,9 +97,7 @@ impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
 
     fn update(&mut self, data: &[u8]) {
         self.cx.reached(Point::Sha384);
-        for block in data.chunks_exact(BLOCK) {
-            compress512(&mut self.state, &[*GenericArray::from_slice(block)]);
-        }
+        self.state = blocks(self.state, data);
         self.length += data.len() as u64;
     }
 
@@ -123,15 +109,43 @@ impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
     }
 
     /// Ends the measurement and writes MRTD.
-    fn finish(mut self) {
-        let mut padding = [0; BLOCK];
-        padding[0] = 0x80;
-        padding[BLOCK - 8..].copy_from_slice(&(8 * self.length).to_be_bytes());
-        self.update(&padding);
-        for (i, word) in (0..).zip(&self.state[..6]) {
-            self.tdcs.set(field::MRTD.at(i), word.swap_bytes());
-        }
+    fn finish(self) {
+        self.cx.reached(Point::Sha384);
+        self.tdcs
+            .write_bytes(field::MRTD.offset(), &digest(self.state, self.length));
     }
+}
+
+/// The initial chaining value of SHA-384. Source: FIPS 180-4, 5.3.4.
+const INITIAL: [u64; 8] = [
+    0xcbbb_9d5d_c105_9ed8,
+    0x629a_292a_367c_d507,
+    0x9159_015a_3070_dd17,
+    0x152f_ecd8_f70e_5939,
+    0x6733_2667_ffc0_0b31,
+    0x8eb4_4a87_6858_1511,
+    0xdb0c_2e0d_64f9_8fa7,
+    0x47b5_481d_befa_4fa4,
+];
+
+/// The chaining value after `data`, which is whole blocks.
+fn blocks(mut state: [u64; 8], data: &[u8]) -> [u64; 8] {
+    for block in data.chunks_exact(BLOCK) {
+        compress512(&mut state, &[*GenericArray::from_slice(block)]);
+    }
+    state
+}
+
+/// The digest of `length` bytes, which were whole blocks, from their chaining value.
+fn digest(state: [u64; 8], length: u64) -> Measurement {
+    let mut padding = [0; BLOCK];
+    padding[0] = 0x80;
+    padding[BLOCK - 8..].copy_from_slice(&(8 * length).to_be_bytes());
+    let mut digest = [0; 48];
+    for (bytes, word) in digest.chunks_exact_mut(8).zip(blocks(state, &padding)) {
+        bytes.copy_from_slice(&word.to_be_bytes());
+    }
+    digest
 }
 
 /// The record of an operation on the page or chunk at `gpa`: its name, padded to 16 bytes, the address, zeros.
@@ -140,4 +154,28 @@ fn record(name: &str, gpa: u64) -> [u8; BLOCK] {
     record[..name.len()].copy_from_slice(name.as_bytes());
     record[16..24].copy_from_slice(&gpa.to_le_bytes());
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha384};
+
+    use super::*;
+
+    #[test]
+    fn a_record_is_the_name_the_address_and_zeros() {
+        let record = record("MEM.PAGE.ADD", 0x1234_5000);
+        assert_eq!(&record[..16], b"MEM.PAGE.ADD\0\0\0\0");
+        assert_eq!(record[16..24], [0, 0x50, 0x34, 0x12, 0, 0, 0, 0]);
+        assert!(record[24..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn whole_blocks_and_one_of_padding_are_sha_384() {
+        let data = [record("MEM.PAGE.ADD", 0), record("MR.EXTEND", 0x100)].concat();
+        assert_eq!(
+            digest(blocks(INITIAL, &data), data.len() as u64)[..],
+            Sha384::digest(&data)[..]
+        );
+    }
 }

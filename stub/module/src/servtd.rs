@@ -1,16 +1,52 @@
-//! TDH.SERVTD.*: service TDs.
+//! TDH.SERVTD.*: service TDs. Only the refusals of the real module are here: no binding is ever made.
 
-use seam::abi::{Gprs, Operand, Status};
+use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use crate::Machine;
 use crate::call::Call;
+use crate::lock::Mode;
+use crate::operand;
+use crate::td::{Td, lock_op_state};
 
-/// TDH.SERVTD.BIND.
-pub fn bind<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// Slots of a TD for service TDs.
+const SLOTS: u64 = 1;
+/// The one type of service TD that the module knows: a migration TD.
+const MIGRATION_TD: u64 = 0;
+/// Bits of the attributes operand that have a meaning: instance binding, and what of TDINFO is not compared.
+const ATTRIBUTES: u64 = 1 << 0 | 0x7ff << 32;
+
+/// TDH.SERVTD.BIND: RCX target, RDX service TD, R8 slot, R9 type, R10 attributes.
+pub fn bind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let (target, service) = (regs.rcx, regs.rdx);
+    let binding = (regs.r8, regs.r9, regs.r10);
+    (regs.rcx, regs.r10, regs.r11, regs.r12, regs.r13) = (0, 0, 0, 0, 0);
+    if target == service {
+        return Err(Status::OPERAND_INVALID.with(Operand::RDX));
+    }
+    let _target = Td::shared(cx, target, Operand::RCX, Leaf::ServtdBind)?;
+    let (_held, root) = operand::tdr(cx, service, Operand::RDX, Mode::Shared)?;
+    let _service = lock_op_state(cx, root, Leaf::ServtdBind)?;
+    check_binding(binding)?;
+    Err(Status::OP_STATE_INCORRECT)
 }
 
-/// TDH.SERVTD.PREBIND.
-pub fn prebind<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// TDH.SERVTD.PREBIND: RCX target, RDX where the service TD's hash is, R8 slot, R9 type, R10 attributes.
+pub fn prebind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let _target = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::ServtdPrebind)?;
+    operand::shared_buffer(cx, regs.rdx, 64, Operand::RDX)?;
+    check_binding((regs.r8, regs.r9, regs.r10))?;
+    Err(Status::OP_STATE_INCORRECT)
+}
+
+fn check_binding((slot, kind, attributes): (u64, u64, u64)) -> Result<(), Status> {
+    if slot >= SLOTS {
+        return Err(Status::OPERAND_INVALID.with(Operand::R8));
+    }
+    if kind != MIGRATION_TD {
+        return Err(Status::OPERAND_INVALID.with(Operand::R9));
+    }
+    if attributes & !ATTRIBUTES != 0 {
+        return Err(Status::OPERAND_INVALID.with(Operand::R10));
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use seam::abi::{Gprs, Leaf, Operand, Status, TdParams, attributes};
 
 use crate::call::Call;
 use crate::field::Structure;
+use crate::mr::Mrtd;
 use crate::params::{Config, TSC_ADJUST_MSR, virtual_tsc};
 use crate::td::{
     OpState, Td, Tdcs,
@@ -99,4 +100,5 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
         tdcs.write_bytes(field.offset(), measurement);
     }
     tdcs.write_bytes(field::RTMR.offset(), &[0; 4 * 48]);
+    Mrtd::begin(cx, tdcs);
 }

@@ -1,15 +1,15 @@
 //! The platform's life: TDH.SYS.* but for its metadata.
 
 mod config;
+mod cpuid;
 mod init;
 mod key_config;
-mod lp_init;
+mod msr;
 mod shutdown;
 pub mod tdmr;
 
 pub use config::config;
-pub use init::{Sample, init};
+pub use init::{Sample, init, lp_init};
 pub use key_config::{key_config, program_key};
-pub use lp_init::lp_init;
 pub use shutdown::{shutdown, update};
 pub use tdmr::tdmr_init;

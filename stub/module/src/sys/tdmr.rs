@@ -9,7 +9,7 @@ use seam::abi::{
 };
 
 use crate::call::Call;
-use crate::{Machine, pamt};
+use crate::{Machine, Point, pamt};
 
 /// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT makes.
 const PAGES_PER_CALL: u64 = 1024;
@@ -103,6 +103,7 @@ pub fn tdmr_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Sta
     }
     let start = tdmr.initialized();
     let result = if start < tdmr.end() {
+        cx.reached(Point::Movdir64b);
         let end = (start + PAGES_PER_CALL * PAGE_4K).min(tdmr.end());
         pamt::initialize(cx.machine, tdmr, start, end);
         tdmr.initialized.store(end, Ordering::Release);

@@ -63,6 +63,9 @@ pub mod field {
     pub const MRTD_STATE: Field = Field::u64(0x400);
     /// Bytes that MRTD covers so far.
     pub const MRTD_LENGTH: Field = Field::u64(0x440);
+
+    // Migration.
+    pub const NUM_MIGS: Field = Field::u16(0x448);
 }
 
 /// Pages of a TDCS by what they hold.

@@ -1,0 +1,186 @@
+//! CPUID as the module demands it of every processor: what TDH.SYS.INIT checks, and TDH.SYS.LP.INIT compares.
+
+use seam::abi::{Gprs, Status};
+
+use super::msr::MISC_ENABLE;
+use crate::cpuid::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers, Row};
+
+/// IA32_MISC_ENABLE: CPUID answers no leaf above 2.
+const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
+/// The highest leafs that a CPU must have at least.
+const LEAST_LAST_LEAF: u32 = 0x1f;
+const LAST_EXTENDED_LEAF: u32 = 0x8000_0008;
+/// Fixed-function counters that the module can virtualise.
+const MAX_FIXED_COUNTERS: u32 = 7;
+
+/// A processor's CPUID and MSRs.
+pub(super) struct Processor<C, R> {
+    /// CPUID of a leaf and sub-leaf.
+    pub cpuid: C,
+    /// RDMSR.
+    pub rdmsr: R,
+}
+
+impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
+    fn row(&self, row: &Row) -> Registers {
+        (self.cpuid)(row.leaf, row.sub_leaf.unwrap_or(0))
+    }
+
+    fn check_limit(&self) -> Result<(), Status> {
+        if (self.rdmsr)(MISC_ENABLE) & LIMIT_CPUID_MAXVAL != 0 {
+            return Err(Status::LIMIT_CPUID_MAXVAL_SET);
+        }
+        Ok(())
+    }
+
+    /// Whether the processor answers the leaf of a row.
+    fn has(&self, row: &Row) -> bool {
+        let base = if row.leaf >= 1 << 31 { 1 << 31 } else { 0 };
+        row.leaf <= (self.cpuid)(base, 0)[EAX]
+    }
+
+    /// The checks of TDH.SYS.INIT. A value that is not as it must be is told in RCX to R10: leaf, mask, value.
+    pub fn check(&self, regs: &mut Gprs) -> Result<(), Status> {
+        self.check_limit()?;
+        if (self.cpuid)(0, 0)[EAX] < LEAST_LAST_LEAF {
+            return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(LEAST_LAST_LEAF));
+        }
+        if (self.cpuid)(1 << 31, 0)[EAX] < LAST_EXTENDED_LEAF {
+            return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(LAST_EXTENDED_LEAF));
+        }
+        let mut topology = Topology::default();
+        for row in &ROWS {
+            let value = if self.has(row) { self.row(row) } else { [0; 4] };
+            let mut demand = |mask: Registers, wanted: Registers| {
+                if (0..4).all(|i| value[i] & mask[i] == wanted[i]) {
+                    return Ok(());
+                }
+                regs.rcx = row.id();
+                (regs.rdx, regs.r8) = halves(mask);
+                (regs.r9, regs.r10) = halves(wanted);
+                Err(Status::INCORRECT_CPUID_VALUE)
+            };
+            demand(row.check_mask, row.check_value)?;
+            match (row.leaf, row.sub_leaf) {
+                (4, Some(3)) => topology.l3_sharing = value[EAX] >> 14 & 0xfff,
+                (0xa, _) => {
+                    if value[EAX] & 0xff < 5 {
+                        demand([0xf, 0, 0, 0], [5, 0, 0, 0])?;
+                    }
+                    if value[EDX] & 0x1f > MAX_FIXED_COUNTERS {
+                        demand([0, 0, 0, 0x1f], [0, 0, 0, MAX_FIXED_COUNTERS])?;
+                    }
+                }
+                (0x15, _) if value[EBX] == 0 => {
+                    return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(0x15));
+                }
+                (0x1f, Some(_)) => topology.level(value)?,
+                (LAST_EXTENDED_LEAF, _) => {
+                    let has_la57 = (self.cpuid)(7, 0)[ECX] >> 16 & 1 != 0;
+                    let bits = if has_la57 { 57 } else { 48 };
+                    demand([0xff00, 0, 0, 0], [bits << 8, 0, 0, 0])?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The values by row of the table, which TDH.SYS.LP.INIT compares.
+    pub fn sample(&self) -> [Registers; NUM_ROWS] {
+        ROWS.map(|row| self.row(&row))
+    }
+
+    /// The comparison of TDH.SYS.LP.INIT with what TDH.SYS.INIT sampled. A difference is told in RCX, RDX, R8: leaf, mask.
+    pub fn compare(&self, sample: &[Registers; NUM_ROWS], regs: &mut Gprs) -> Result<(), Status> {
+        self.check_limit()?;
+        for (row, sampled) in ROWS.iter().zip(sample).filter(|(row, _)| self.has(row)) {
+            let here = self.row(row);
+            if (0..4).any(|i| (here[i] ^ sampled[i]) & row.same[i] != 0) {
+                regs.rcx = row.id();
+                (regs.rdx, regs.r8) = halves(row.same);
+                return Err(Status::INCONSISTENT_CPUID_FIELD);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// EBX:EAX and EDX:ECX.
+fn halves(registers: Registers) -> (u64, u64) {
+    let pair =
+        |low: usize, high: usize| u64::from(registers[low]) | u64::from(registers[high]) << 32;
+    (pair(EAX, EBX), pair(ECX, EDX))
+}
+
+/// What leaf 0x1F says, level by level.
+#[derive(Default)]
+struct Topology {
+    /// CPUID(4).EAX[25:14] of the L3 cache: the highest APIC id among those that share it.
+    l3_sharing: u32,
+    last_type: u32,
+    shift: u32,
+    levels: u32,
+    has_core: bool,
+    ended: bool,
+}
+
+impl Topology {
+    /// Takes the next sub-leaf. At the first that says nothing, the last one's shift is that of the package: the cache must
+    /// be shared by all of it, because that is the scope of WBINVD.
+    fn level(&mut self, [eax, _, ecx, _]: Registers) -> Result<(), Status> {
+        const CORE: u32 = 2;
+        const LAST: u32 = 5;
+        let level_type = ecx >> 8 & 0xff;
+        if level_type != 0 {
+            if level_type <= self.last_type || level_type > LAST {
+                return Err(Status::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED);
+            }
+            self.last_type = level_type;
+            self.shift = eax & 0x1f;
+            self.has_core |= level_type == CORE;
+            self.levels += 1;
+            return Ok(());
+        }
+        if self.levels == 0 || !self.has_core {
+            return Err(Status::CPUID_LEAF_NOT_SUPPORTED);
+        }
+        if !self.ended {
+            self.ended = true;
+            if self.l3_sharing >> self.shift.saturating_sub(1) != 1 {
+                return Err(Status::INVALID_WBINVD_SCOPE);
+            }
+        }
+        self.last_type = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_l3_cache_must_belong_to_the_whole_package() {
+        let levels = [[1, 2, 0x100, 0], [7, 128, 0x201, 0], [0, 0, 2, 0]];
+        let scan = |l3_sharing| {
+            let mut topology = Topology {
+                l3_sharing,
+                ..Topology::default()
+            };
+            levels.iter().try_for_each(|level| topology.level(*level))
+        };
+        assert_eq!(scan(0x7f), Ok(()));
+        assert_eq!(scan(0x3f), Err(Status::INVALID_WBINVD_SCOPE));
+    }
+
+    #[test]
+    fn topology_levels_ascend() {
+        let mut topology = Topology::default();
+        assert_eq!(topology.level([7, 0, 0x200, 0]), Ok(()));
+        assert_eq!(
+            topology.level([1, 0, 0x101, 0]),
+            Err(Status::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+        );
+    }
+}
