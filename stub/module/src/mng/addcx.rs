@@ -43,7 +43,8 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     {
         return Err(Status::OP_STATE_INCORRECT);
     }
-    root.set(tdr::field::TDCX_PA.at(index), regs.rcx);
+    let keyed = cx.machine.platform().with_keyid(regs.rcx, root.hkid());
+    root.set(tdr::field::TDCX_PA.at(index), keyed);
     root.set(tdr::field::NUM_TDCX, u64::from(complete));
     root.add_children(1);
     page.entry().assign(PageType::Tdcx, root.pa());

@@ -100,7 +100,7 @@ impl<'m, M: Machine> Tdcs<'m, M> {
         Self {
             machine,
             tdr,
-            first: machine.page(tdr.get(tdr::field::TDCX_PA)),
+            first: machine.page(page_pa(machine, &tdr, 0)),
         }
     }
 
@@ -111,7 +111,7 @@ impl<'m, M: Machine> Tdcs<'m, M> {
 
     /// The physical address of page `index`.
     pub fn page_pa(&self, index: u32) -> u64 {
-        self.tdr.get(tdr::field::TDCX_PA.at(index))
+        page_pa(self.machine, &self.tdr, index)
     }
 
     /// What the TD may do now.
@@ -173,6 +173,13 @@ impl<'m, M: Machine> Tdcs<'m, M> {
     pub fn top_level(&self) -> u8 {
         (self.get(field::EPTP) >> 3 & 7) as u8
     }
+}
+
+/// The address of a TDCS page. The TDR holds it with the TD's KeyID.
+fn page_pa<M: Machine>(machine: &M, tdr: &Tdr<'_>, index: u32) -> u64 {
+    machine
+        .platform()
+        .without_keyid(tdr.get(tdr::field::TDCX_PA.at(index)))
 }
 
 impl<'m, M: Machine> Structure<'m> for Tdcs<'m, M> {
