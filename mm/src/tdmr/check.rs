@@ -157,7 +157,7 @@ fn inside_one(cmrs: &[Span], span: Span) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tdmr::tests::{GIB, LIMITS_1_5};
+    use crate::tdmr::machines::{GIB, LIMITS_1_5};
     use alloc::vec;
 
     const CMRS: [Span; 2] = [

@@ -7,7 +7,7 @@ use stub_module::Module;
 use stub_module::host::{Config, HostMachine};
 use zerocopy::IntoBytes;
 
-use super::tests::{GIB, LIMITS_1_5, Machine, server, shreds};
+use super::machines::{GIB, LIMITS_1_5, Machine, maps_of_64_tib, server, shreds};
 use super::*;
 
 /// Where the test puts what SYS.CONFIG reads: any shared memory will do.
@@ -191,6 +191,15 @@ fn a_planned_machine_comes_up_and_reserves_what_was_planned() {
             (reserved, reserved),
             "{span}"
         );
+    }
+}
+
+#[test]
+fn the_module_takes_the_plans_of_64_tib() {
+    for (name, machine) in maps_of_64_tib() {
+        let plan = machine.plan(&LIMITS_1_5);
+        let status = Platform::new(&machine.cmrs).config(&plan.tdmrs);
+        assert_eq!(status, Status::SUCCESS, "{name}");
     }
 }
 

@@ -14,6 +14,8 @@
 mod check;
 #[cfg(test)]
 mod emulated;
+#[cfg(test)]
+mod machines;
 mod pamt;
 mod reserved;
 mod segment;

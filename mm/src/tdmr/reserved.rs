@@ -47,7 +47,7 @@ pub(super) fn areas(tdmr: Span, closed: &SpanSet, pool: &SpanSet, limits: &Limit
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tdmr::tests::LIMITS_1_5;
+    use crate::tdmr::machines::LIMITS_1_5;
 
     fn set(spans: &[(u64, u64)]) -> SpanSet {
         spans
