@@ -6,7 +6,6 @@ use core::mem::offset_of;
 
 use stub_rom::apic::Apic;
 use stub_rom::insn::GprFile;
-use stub_rom::personality::Cpu;
 use stub_rom::vmx::Vmx;
 
 use super::npt::Detour;
@@ -196,18 +195,6 @@ impl Lp {
     /// CR4 as the software sees it.
     pub fn cr4(&self) -> u64 {
         self.vmcb.save.cr4 | self.cr4_shadow
-    }
-
-    /// What CPUID and the MSR constants depend on.
-    pub fn personality(&self) -> Cpu {
-        let world = world::get();
-        Cpu {
-            tdx: world.options.tdx,
-            cr4: self.cr4(),
-            apic_id: world.lps[self.number as usize].apic_id,
-            tsc_hz: world.tsc_hz,
-            shifts: world.shifts,
-        }
     }
 
     /// Enters the guest, and goes on for good.

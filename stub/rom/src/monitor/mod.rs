@@ -3,6 +3,7 @@
 mod exits;
 mod guest;
 mod lp;
+mod machine;
 mod npt;
 mod panic;
 mod smp;

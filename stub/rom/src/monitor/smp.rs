@@ -199,15 +199,13 @@ fn install_trampoline() -> u8 {
             .iter()
             .map(|shared| {
                 let lp = shared.slot.get().map_or(core::ptr::null(), Owned::peek);
+                // SAFETY: null once its processor runs; an `Lp` whose processor has not started is not written to by
+                // anybody.
+                let stack_top = unsafe { lp.as_ref() }.map_or(0, Lp::stack_top);
                 ap::Slot {
                     apic_id: shared.apic_id,
                     reserved: 0,
-                    // SAFETY: an `Lp` whose processor has not started is not written to by anybody.
-                    stack_top: if lp.is_null() {
-                        0
-                    } else {
-                        unsafe { (*lp).stack_top() }
-                    },
+                    stack_top,
                     arg: lp as u64,
                 }
             })

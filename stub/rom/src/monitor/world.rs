@@ -9,9 +9,13 @@ use spin::{Mutex, Once};
 use stub_rom::apic::Apic;
 use stub_rom::options::Options;
 use stub_rom::personality::topology::Shifts;
-use stub_rom::personality::{Facts, is_native};
+use stub_rom::personality::{Cpu, Facts, is_native};
+
+use stub_module::Module;
+use stub_module::hooks::Hooks;
 
 use super::lp::Lp;
+use super::machine;
 use super::npt::Npt;
 use super::smp::{Mailbox, Phase, Shared};
 use super::vmcb::Segment;
@@ -46,9 +50,29 @@ pub struct World {
     pub npt: u64,
     pub msr_bitmap: u64,
     pub lps: Vec<Shared>,
+    pub lp_to_package: Vec<u32>,
+    pub cmrs: Vec<(u64, u64)>,
+    /// The key with which TDREPORTs are authenticated.
+    pub report_key: [u8; 32],
+    /// A page that stands in for memory that is not there.
+    pub nothing: u64,
 }
 
 static WORLD: Once<World> = Once::new();
+impl World {
+    /// What CPUID and the MSR constants of processor `number` depend on.
+    pub fn personality(&self, number: u32, cr4: u64) -> Cpu {
+        Cpu {
+            tdx: self.options.tdx,
+            cr4,
+            apic_id: self.lps[number as usize].apic_id,
+            tsc_hz: self.tsc_hz,
+            shifts: self.shifts,
+        }
+    }
+}
+
+static MODULE: Once<Module> = Once::new();
 static DEAD: AtomicBool = AtomicBool::new(false);
 
 /// The machine.
@@ -62,6 +86,26 @@ pub fn get() -> &'static World {
 /// The machine, if it was built already.
 pub fn try_get() -> Option<&'static World> {
     WORLD.get()
+}
+
+/// The TDX module; `None` on a machine without SEAM.
+pub fn module() -> Option<&'static Module> {
+    MODULE.get()
+}
+
+/// Loads the module, with what the option `hooks` wants to happen in it.
+fn load_module(world: &World) {
+    if !world.options.tdx {
+        return;
+    }
+    let hooks = Hooks::parse(&world.options.hooks).unwrap_or_else(|error| {
+        report::line(
+            "bad_option",
+            format_args!(r#""option":"opt/seamstub/hooks","reason":"{error:?}""#),
+        );
+        Hooks::default()
+    });
+    MODULE.call_once(|| Module::with_hooks(&world.platform(), hooks));
 }
 
 /// Makes every processor stop at its next exit.
@@ -136,6 +180,7 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
     let bsp_id = inventory.apic_ids[0];
     build(inventory);
     let world = get();
+    load_module(world);
     let locked = world.options.tdx;
     for (number, shared) in world.lps.iter().enumerate().rev() {
         let apic = Apic::new(
@@ -208,6 +253,10 @@ fn build(inventory: Inventory) {
                     slot: Once::new(),
                 })
                 .collect(),
+            lp_to_package: (inventory.apic_ids.iter())
+                .map(|&apic_id| shifts.package_of(apic_id))
+                .collect(),
+            cmrs: machine::cmrs(&inventory.ram, inventory.seamrr),
             options: inventory.options,
             seamrr: inventory.seamrr,
             trampoline: inventory.trampoline,
@@ -217,6 +266,8 @@ fn build(inventory: Inventory) {
             cr3,
             npt,
             msr_bitmap: msr_bitmap(),
+            report_key: machine::draw_report_key(),
+            nothing: machine::nothing(),
         }
     });
 }

@@ -63,7 +63,10 @@ pub fn handle(lp: &mut Lp) {
 fn cpuid(lp: &mut Lp) {
     let leaf = lp.gprs.0[gpr::RAX] as u32;
     let sub_leaf = lp.gprs.0[gpr::RCX] as u32;
-    let [eax, ebx, ecx, edx] = lp.personality().cpuid(cpu::cpuid, leaf, sub_leaf);
+    let [eax, ebx, ecx, edx] =
+        world::get()
+            .personality(lp.number, lp.cr4())
+            .cpuid(cpu::cpuid, leaf, sub_leaf);
     lp.gprs.0[gpr::RAX] = u64::from(eax);
     lp.gprs.0[gpr::RBX] = u64::from(ebx);
     lp.gprs.0[gpr::RCX] = u64::from(ecx);

@@ -1,27 +1,117 @@
 //! SEAMCALL and PCONFIG.
 
-use stub_rom::insn::gpr;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use seam::abi::Gprs;
+use stub_module::Module;
+use stub_rom::insn::{GprFile, gpr};
 use stub_rom::personality::mktme_keyids;
+use stub_rom::seamldr;
 use stub_rom::vmx::Outcome;
 
 use super::vmx;
-use crate::monitor::guest::Fault;
+use crate::monitor::guest::{self, Fault};
 use crate::monitor::lp::Lp;
+use crate::monitor::machine::SeamCpu;
 use crate::monitor::world;
+use crate::report;
 
-/// TDX_OPERAND_INVALID with operand RAX: what a module says to a leaf that it does not know.
-const OPERAND_INVALID_RAX: u64 = 0xC000_0100_0000_0000;
+/// RAX bit 63 addresses the P-SEAMLDR.
+const SEAMLDR: u64 = 1 << 63;
 
 /// SEAMCALL: #UD outside VMX operation or without SEAM, #GP outside ring 0; the module's answer otherwise.
 pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
-    if !world::get().options.tdx {
+    let Some(module) = world::module() else {
         return Err(Fault::InvalidOpcode);
-    }
+    };
     if let Err(outcome) = lp.vmx.may_execute(&vmx::cpu(lp), false) {
         return lp.finish_vmx(outcome);
     }
-    lp.gprs.0[gpr::RAX] = OPERAND_INVALID_RAX;
+    let rax = lp.gprs.0[gpr::RAX];
+    if rax & SEAMLDR != 0 {
+        let rcx = lp.gprs.0[gpr::RCX];
+        lp.gprs.0[gpr::RAX] = seamldr::call(rax, rcx, |pa, bytes| {
+            let allowed = guest::is_accessible(pa);
+            guest::write_physical(pa, bytes);
+            allowed
+        });
+    } else {
+        let machine = SeamCpu::new(lp);
+        let mut regs = to_seam(&lp.gprs);
+        module.seamcall(&machine, lp.number, &mut regs);
+        from_seam(&mut lp.gprs, &regs);
+        machine.leave(lp);
+        report_violations(module);
+    }
+    if world::get().options.trace >= 2 {
+        report::line(
+            "seamcall",
+            format_args!(
+                r#""lp":{},"leaf":"{rax:#x}","status":"{:#x}""#,
+                lp.number,
+                lp.gprs.0[gpr::RAX]
+            ),
+        );
+    }
     lp.finish_vmx(Outcome::Succeed)
+}
+
+fn to_seam(file: &GprFile) -> Gprs {
+    let [
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        _,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    ] = file.0;
+    Gprs {
+        rax,
+        rcx,
+        rdx,
+        rbx,
+        rbp,
+        rsi,
+        rdi,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+    }
+}
+
+fn from_seam(file: &mut GprFile, r: &Gprs) {
+    let rsp = file.0[gpr::RSP];
+    file.0 = [
+        r.rax, r.rcx, r.rdx, r.rbx, rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
+    ];
+}
+
+/// Puts what the module saw the host do on the debug console.
+fn report_violations(module: &Module) {
+    static REPORTED: AtomicU64 = AtomicU64::new(0);
+    let total = module.violations().total();
+    if REPORTED.swap(total, Ordering::Relaxed) == total {
+        return;
+    }
+    for v in module.violations().take() {
+        report::violation(v.kind.name(), v.lp, v.rip.unwrap_or(0), v.pa);
+    }
 }
 
 /// PCONFIG, leaf 0 (MKTME_KEY_PROGRAM), for the shared KeyIDs. No memory is encrypted here: a key that may be programmed

@@ -1,0 +1,243 @@
+//! The machine that the emulated TDX module runs on: this one.
+#![expect(unsafe_code, reason = "hands physical pages to the module")]
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use stub_module::vcpu::{Field, Vcpu};
+use stub_module::{Machine, PageWords, PconfigError, Platform, Point};
+use stub_rom::WBINVD_SUB_BLOCKS;
+use stub_rom::apic::Xapic;
+use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
+
+use super::lp::Lp;
+use super::smp::Hardware;
+use super::world::{self, World};
+use crate::memory::{self, PAGE};
+use crate::{cpu, report};
+
+/// The machine during one SEAMCALL.
+pub struct SeamCpu {
+    number: u32,
+    cr4: u64,
+    rip: u64,
+    /// The host's RFLAGS.IF.
+    interrupts_enabled: bool,
+    tsc_adjust: u64,
+    misc_enable: u64,
+    tsx_ctrl: u64,
+    /// The host's XMM registers, low and high halves.
+    xmm: [[AtomicU64; 2]; 16],
+}
+
+/// The packages whose key table is being written, a flag each.
+static KEY_TABLES: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
+
+impl SeamCpu {
+    /// The machine for a SEAMCALL on `lp`.
+    pub fn new(lp: &Lp) -> Self {
+        const IF: u64 = 1 << 9;
+        Self {
+            number: lp.number,
+            cr4: lp.cr4(),
+            rip: lp.vmcb.save.rip,
+            interrupts_enabled: lp.vmcb.save.rflags & IF != 0,
+            tsc_adjust: lp.tsc_adjust,
+            misc_enable: lp.misc_enable,
+            tsx_ctrl: lp.tsx_ctrl,
+            xmm: lp
+                .xmm
+                .map(|x| [AtomicU64::new(x as u64), AtomicU64::new((x >> 64) as u64)]),
+        }
+    }
+
+    /// Gives the host back what the SEAMCALL changed besides its general-purpose registers.
+    pub fn leave(&self, lp: &mut Lp) {
+        for (index, xmm) in lp.xmm.iter_mut().enumerate() {
+            *xmm = self.host_xmm(self.number, index);
+        }
+    }
+
+    fn world(&self) -> &'static World {
+        world::get()
+    }
+}
+
+impl Machine for SeamCpu {
+    fn platform(&self) -> Platform<'_> {
+        self.world().platform()
+    }
+
+    fn page(&self, pa: u64) -> &PageWords {
+        let pa = pa & !KEYID_MASK & !(PAGE as u64 - 1);
+        // SAFETY: RAM that the monitor's page tables map at itself, or the page that stands in for what is no RAM; all of
+        // it is only ever accessed as atomic words here. The software above may race with it as with any device.
+        unsafe { &*(self.world().ram_or_nothing(pa) as *const PageWords) }
+    }
+
+    fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        let world = self.world();
+        let number = if (lp as usize) < world.lps.len() {
+            lp
+        } else {
+            self.number
+        };
+        world
+            .personality(number, self.cr4)
+            .cpuid(cpu::cpuid, leaf, sub_leaf)
+    }
+
+    fn rdmsr(&self, _lp: u32, msr: u32) -> u64 {
+        match msr {
+            0x3B => self.tsc_adjust,
+            0x122 => self.tsx_ctrl,
+            0x1A0 => self.misc_enable,
+            _ => personality::constant(msr, &self.world().facts)
+                .or_else(|| personality::seam_only(msr))
+                .unwrap_or_else(|| cpu::rdmsr(msr)),
+        }
+    }
+
+    fn rdtsc(&self, _lp: u32) -> u64 {
+        cpu::rdtsc()
+    }
+
+    fn rdrand(&self, _lp: u32) -> Option<u64> {
+        cpu::rdrand()
+    }
+
+    /// TCG has no RDSEED.
+    fn rdseed(&self, lp: u32) -> Option<u64> {
+        self.rdrand(lp)
+    }
+
+    fn interrupt_pending(&self, lp: u32) -> bool {
+        let shared = &self.world().lps[lp as usize];
+        shared.kicked.load(Ordering::Acquire)
+            || self.interrupts_enabled && highest_request() >> 4 > Hardware.read(PPR) >> 4
+    }
+
+    fn pconfig(&self, lp: u32, _hkid: u32) -> Result<(), PconfigError> {
+        let package = self.world().lps[lp as usize].package as usize;
+        let table = &KEY_TABLES[package % KEY_TABLES.len()];
+        if table.swap(true, Ordering::Acquire) {
+            return Err(PconfigError::Busy);
+        }
+        // No memory is encrypted here, but a key is drawn, and can fail to be.
+        let key = self.rdrand(lp);
+        table.store(false, Ordering::Release);
+        key.map(drop).ok_or(PconfigError::Entropy)
+    }
+
+    /// TCG has no caches.
+    fn cache_write_back(&self, _lp: u32, _sub_block: u32) {}
+
+    fn reached(&self, _lp: u32, _point: Point) {}
+
+    /// Ends at once with the failure of a VM entry: this monitor runs no TD.
+    fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>) {
+        const ENTRY_FAILURE_GUEST_STATE: u64 = 1 << 31 | 33;
+        report::line(
+            "unsupported",
+            format_args!(r#""what":"td_entry","lp":{lp},"rip":"{:#x}""#, self.rip),
+        );
+        vcpu.set_vmcs(Field::EXIT_REASON, ENTRY_FAILURE_GUEST_STATE);
+        vcpu.set_vmcs(Field::EXIT_QUALIFICATION, 0);
+    }
+
+    fn host_xmm(&self, _lp: u32, index: usize) -> u128 {
+        let [low, high] = &self.xmm[index % 16];
+        u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64
+    }
+
+    fn set_host_xmm(&self, _lp: u32, index: usize, value: u128) {
+        let [low, high] = &self.xmm[index % 16];
+        low.store(value as u64, Ordering::Relaxed);
+        high.store((value >> 64) as u64, Ordering::Relaxed);
+    }
+
+    fn set_task_priority(&self, _lp: u32, priority: u64) {
+        Hardware.write(TPR, (priority as u32 & 0xF) << 4);
+    }
+
+    fn report_key(&self, _lp: u32) -> Result<[u8; 32], u64> {
+        Ok(self.world().report_key)
+    }
+
+    fn verify_key(&self, _lp: u32) -> Result<[u8; 32], u64> {
+        Ok(self.world().report_key)
+    }
+}
+
+const TPR: u32 = 0x80;
+const PPR: u32 = 0xA0;
+const IRR: u32 = 0x200;
+
+/// The highest vector that waits in this processor's APIC; 0 if none does.
+fn highest_request() -> u32 {
+    (0..8)
+        .rev()
+        .find_map(|i| {
+            let word = Hardware.read(IRR + i * 0x10);
+            (word != 0).then(|| i * 32 + 31 - word.leading_zeros())
+        })
+        .unwrap_or(0)
+}
+
+impl World {
+    /// What the module has to know of the machine.
+    pub fn platform(&self) -> Platform<'_> {
+        Platform {
+            lp_to_package: &self.lp_to_package,
+            cmrs: &self.cmrs,
+            max_pa: MAX_PA,
+            keyid_bits: KEYID_BITS,
+            num_mktme_keyids: personality::mktme_keyids(self.options.hkids),
+            num_tdx_keyids: self.options.hkids,
+            seamrr: self.seamrr,
+            wbinvd_sub_blocks: WBINVD_SUB_BLOCKS,
+        }
+    }
+
+    /// `pa` if the module may use the page there, else the page of nothing.
+    fn ram_or_nothing(&self, pa: u64) -> u64 {
+        let (base, size) = self.seamrr;
+        let is_ram = self
+            .ram
+            .iter()
+            .any(|&(base, size)| (base..base + size).contains(&pa));
+        if is_ram && !(base..base + size).contains(&pa) {
+            pa
+        } else {
+            self.nothing
+        }
+    }
+}
+
+/// The convertible memory: RAM above 1 MiB, without the SEAM range.
+pub fn cmrs(ram: &[(u64, u64)], seamrr: (u64, u64)) -> alloc::vec::Vec<(u64, u64)> {
+    const FIRST: u64 = 1 << 20;
+    let (hole, hole_end) = (seamrr.0, seamrr.0 + seamrr.1);
+    ram.iter()
+        .map(|&(base, size)| (base.max(FIRST), base + size))
+        .flat_map(|(base, end)| [(base, end.min(hole)), (base.max(hole_end), end)])
+        .filter(|(base, end)| base < end)
+        .map(|(base, end)| (base, end - base))
+        .collect()
+}
+
+/// A key for TDREPORTs that is this boot's own.
+pub fn draw_report_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    for chunk in key.chunks_mut(8) {
+        let word = (0..100)
+            .find_map(|_| cpu::rdrand())
+            .unwrap_or_else(cpu::rdtsc);
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    key
+}
+
+/// The page that stands in for memory that is not there.
+pub fn nothing() -> u64 {
+    memory::pages(1).address()
+}
