@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub struct Hkid(u16);
 
 impl Hkid {
-    /// Makes the token of an HKID. Only the pool may call this, once for each time that it hands the HKID out.
+    /// Makes the token of an HKID. Only the pool may call this, once for each time that it hands the HKID out; the
+    /// workspace's `clippy.toml` forbids it elsewhere.
     pub const fn mint(number: u16) -> Self {
         Self(number)
     }

@@ -74,6 +74,8 @@ impl Page<Clean> {
     /// time that it hands the frame out: nobody else maps it, and no dirty line of it is in a cache (it was flushed with
     /// CLFLUSH, or cleared with MOVDIR64B and not written since), for such a line would overwrite what the module keeps.
     ///
+    /// The workspace's `clippy.toml` forbids it elsewhere.
+    ///
     /// `None` when `hpa` is not aligned to `size` or not below 2^52.
     pub fn mint(hpa: Hpa, size: PageSize) -> Option<Self> {
         if hpa.0 & (size.bytes() - 1) != 0 || hpa.0 & !PAGE_MASK != 0 {
@@ -298,6 +300,10 @@ pub fn lost_pages() -> u64 {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the test plays the allocator and the pool"
+)]
 mod tests {
     use super::*;
 

@@ -1,5 +1,10 @@
 //! What is dropped is lost, and counted.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the test plays the allocator and the pool"
+)]
+
 use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::hkid::{Hkid, lost_hkids};

@@ -1,5 +1,10 @@
 //! A TD's whole life through the typed calls, against the emulated module, in fair weather and foul.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the test plays the allocator and the pool"
+)]
+
 mod rig;
 
 use rig::{Rig, Td};

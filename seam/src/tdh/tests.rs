@@ -1,5 +1,10 @@
 //! Counting, retrying and ownership, against a module that answers by script.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the test plays the allocator and the pool"
+)]
+
 extern crate std;
 
 use core::cell::{Cell, RefCell};

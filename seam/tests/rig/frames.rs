@@ -2,9 +2,9 @@
 
 use core::cell::RefCell;
 use core::ops::Range;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use seam::abi::PageSize;
+use seam::abi::{PAGE_4K, PageSize};
 use seam::address::Hpa;
 use seam::page::{Clean, Page};
 
@@ -14,8 +14,8 @@ struct Ledger {
     /// Frames that never left yet.
     rest: Range<u64>,
     free: Vec<(Hpa, PageSize)>,
-    /// Frames that are out.
-    out: BTreeMap<Hpa, PageSize>,
+    /// The 4 KiB pages that are out: a large frame may come back in parts.
+    out: BTreeSet<u64>,
 }
 
 impl Frames {
@@ -23,7 +23,7 @@ impl Frames {
         Self(RefCell::new(Ledger {
             rest,
             free: Vec::new(),
-            out: BTreeMap::new(),
+            out: BTreeSet::new(),
         }))
     }
 
@@ -40,7 +40,9 @@ impl Frames {
                 Hpa(start)
             }
         };
-        assert_eq!(ledger.out.insert(hpa, size), None, "handed out twice");
+        for page in pages(hpa, size) {
+            assert!(ledger.out.insert(page), "{page:#x} is handed out twice");
+        }
         Page::mint(hpa, size).unwrap()
     }
 
@@ -52,12 +54,23 @@ impl Frames {
     pub fn give(&self, page: Page<Clean>) {
         let (hpa, size) = page.surrender();
         let ledger = &mut *self.0.borrow_mut();
-        assert_eq!(ledger.out.remove(&hpa), Some(size), "was never out");
+        for page in pages(hpa, size) {
+            assert!(ledger.out.remove(&page), "{page:#x} was never out");
+        }
         ledger.free.push((hpa, size));
+    }
+
+    /// 4 KiB pages that are out.
+    pub fn pages_out(&self) -> u64 {
+        self.0.borrow().out.len() as u64
     }
 
     pub fn assert_all_back(&self) {
         let out = &self.0.borrow().out;
         assert!(out.is_empty(), "still out: {out:x?}");
     }
+}
+
+fn pages(hpa: Hpa, size: PageSize) -> impl Iterator<Item = u64> {
+    (hpa.0..hpa.0 + size.bytes()).step_by(PAGE_4K as usize)
 }
