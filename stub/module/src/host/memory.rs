@@ -2,11 +2,11 @@
 //!
 //! A radix tree of four levels over 52 address bits. Nodes are made on first use and stay until the memory is dropped,
 //! so that looking a page up takes no lock. A page that holds one repeated word is kept as that word alone until someone
-//! asks for its contents.
+//! asks for its contents; only then, and when such a word changes, is a lock taken, one for each 2 MiB.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::PageWords;
 
@@ -25,22 +25,37 @@ fn table<T, const BITS: u32>() -> Table<T, BITS> {
     (0..1usize << BITS).map(|_| OnceLock::new()).collect()
 }
 
-/// One 4 KiB page: a repeated word, and its contents once they were asked for.
+/// 512 pages: those that someone asked for, and for the others a repeated word.
 #[derive(Default)]
-struct Slot {
-    fill: AtomicU64,
-    words: OnceLock<Box<PageWords>>,
+struct Leaf {
+    pages: OnceLock<Table<Box<PageWords>, LEAF_BITS>>,
+    words: OnceLock<Box<[AtomicU64]>>,
+    /// Held while a page becomes resident and while a repeated word changes, so that neither misses the other.
+    changing: Mutex<()>,
 }
 
-type Leaf = Box<[Slot]>;
-type Directory = Table<Leaf, DIRECTORY_BITS>;
+impl Leaf {
+    fn resident(&self, index: usize) -> Option<&PageWords> {
+        self.pages.get()?[index].get().map(|page| &**page)
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        let words = self.words.get();
+        words.map_or(0, |words| words[index].load(Ordering::Acquire))
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+type Directory = Table<Box<Leaf>, DIRECTORY_BITS>;
 type Upper = Table<Directory, UPPER_BITS>;
 
 /// Physical memory that holds only what was touched.
 pub struct Memory {
     root: Table<Upper, ROOT_BITS>,
-    resident: AtomicU64,
-    leaves: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Memory {
@@ -48,58 +63,74 @@ impl Memory {
     pub fn new() -> Self {
         Self {
             root: table::<_, ROOT_BITS>(),
-            resident: AtomicU64::new(0),
-            leaves: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
         }
     }
 
     /// The page that contains `pa`, made resident if it is not.
     pub fn page(&self, pa: u64) -> &PageWords {
-        let slot = self.slot(pa);
-        slot.words.get_or_init(|| {
-            self.resident.fetch_add(1, Ordering::Relaxed);
-            let fill = slot.fill.load(Ordering::Acquire);
-            Box::new(core::array::from_fn(|_| AtomicU64::new(fill)))
+        let (leaf, index) = self.leaf(pa);
+        if let Some(page) = leaf.resident(index) {
+            return page;
+        }
+        let _change = leaf.change();
+        let pages = leaf.pages.get_or_init(|| {
+            self.account(size_of::<OnceLock<Box<PageWords>>>() << LEAF_BITS);
+            table::<_, LEAF_BITS>()
+        });
+        pages[index].get_or_init(|| {
+            self.account(size_of::<PageWords>());
+            let word = leaf.word(index);
+            Box::new(core::array::from_fn(|_| AtomicU64::new(word)))
         })
     }
 
     /// The 8 bytes at `pa`, rounded down to a multiple of 8, without making their page resident.
     pub fn word(&self, pa: u64) -> u64 {
-        let Some(slot) = self.existing(pa) else {
+        let Some((leaf, index)) = self.existing(pa) else {
             return 0;
         };
-        match slot.words.get() {
-            Some(words) => words[word_index(pa)].load(Ordering::Acquire),
-            None => slot.fill.load(Ordering::Acquire),
+        match leaf.resident(index) {
+            Some(page) => page[word_index(pa)].load(Ordering::Acquire),
+            None => leaf.word(index),
         }
     }
 
     /// Makes each word of the page that contains `pa` equal to `word`, without making it resident.
     pub fn fill(&self, pa: u64, word: u64) {
-        let slot = if word == 0 {
-            match self.existing(pa) {
-                Some(slot) => slot,
-                None => return,
-            }
-        } else {
-            self.slot(pa)
+        let (leaf, index) = match self.existing(pa) {
+            Some(existing) => existing,
+            None if word == 0 => return,
+            None => self.leaf(pa),
         };
-        slot.fill.store(word, Ordering::Release);
-        // Whoever made the page resident meanwhile may have seen the former word.
-        if let Some(words) = slot.words.get() {
-            for each in words.iter() {
-                each.store(word, Ordering::Release);
+        if leaf.resident(index).is_none() {
+            let _change = leaf.change();
+            if leaf.resident(index).is_none() {
+                if word != 0 || leaf.words.get().is_some() {
+                    let words = leaf.words.get_or_init(|| {
+                        self.account(size_of::<AtomicU64>() << LEAF_BITS);
+                        (0..1 << LEAF_BITS).map(|_| AtomicU64::new(0)).collect()
+                    });
+                    words[index].store(word, Ordering::Release);
+                }
+                return;
             }
+        }
+        for each in leaf.resident(index).into_iter().flatten() {
+            each.store(word, Ordering::Release);
         }
     }
 
     /// Copies the page that contains `from` over the one that contains `to`.
     pub fn copy(&self, from: u64, to: u64) {
-        match self.existing(from).map(|slot| (slot, slot.words.get())) {
-            None => self.fill(to, 0),
-            Some((slot, None)) => self.fill(to, slot.fill.load(Ordering::Acquire)),
-            Some((_, Some(words))) => {
-                for (to, from) in self.page(to).iter().zip(words.iter()) {
+        let resident = match self.existing(from) {
+            None => return self.fill(to, 0),
+            Some((leaf, index)) => leaf.resident(index),
+        };
+        match resident {
+            None => self.fill(to, self.word(from)),
+            Some(page) => {
+                for (to, from) in self.page(to).iter().zip(page) {
                     to.store(from.load(Ordering::Acquire), Ordering::Release);
                 }
             }
@@ -129,26 +160,31 @@ impl Memory {
         }
     }
 
-    /// How many bytes of the developer's machine this memory occupies.
+    /// How many bytes of the developer's machine this memory occupies, its upper levels aside (about 1 byte for each
+    /// 4 KiB that lie near something touched).
     pub fn footprint(&self) -> u64 {
-        let leaf = (size_of::<Slot>() << LEAF_BITS) as u64;
-        self.resident.load(Ordering::Relaxed) * size_of::<PageWords>() as u64
-            + self.leaves.load(Ordering::Relaxed) * leaf
+        self.bytes.load(Ordering::Relaxed)
     }
 
-    fn slot(&self, pa: u64) -> &Slot {
-        let [root, upper, directory, leaf] = indices(pa);
-        &self.root[root].get_or_init(table::<_, UPPER_BITS>)[upper]
+    fn account(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn leaf(&self, pa: u64) -> (&Leaf, usize) {
+        let [root, upper, directory, index] = indices(pa);
+        let leaf = &self.root[root].get_or_init(table::<_, UPPER_BITS>)[upper]
             .get_or_init(table::<_, DIRECTORY_BITS>)[directory]
             .get_or_init(|| {
-                self.leaves.fetch_add(1, Ordering::Relaxed);
-                (0..1usize << LEAF_BITS).map(|_| Slot::default()).collect()
-            })[leaf]
+                self.account(size_of::<Leaf>());
+                Box::default()
+            });
+        (leaf, index)
     }
 
-    fn existing(&self, pa: u64) -> Option<&Slot> {
-        let [root, upper, directory, leaf] = indices(pa);
-        Some(&self.root[root].get()?[upper].get()?[directory].get()?[leaf])
+    fn existing(&self, pa: u64) -> Option<(&Leaf, usize)> {
+        let [root, upper, directory, index] = indices(pa);
+        let leaf = self.root[root].get()?[upper].get()?[directory].get()?;
+        Some((leaf, index))
     }
 }
 
@@ -188,7 +224,7 @@ mod tests {
         memory.fill(0x10_0000_5000, 0xabcd);
         assert_eq!(memory.word(0x10_0000_5ff8), 0xabcd);
         assert_eq!(memory.word(0x10_0000_6000), 0);
-        assert!(memory.footprint() < 32 << 9);
+        assert!(memory.footprint() < 16 << 9);
         assert_eq!(
             memory.page(0x10_0000_5000)[511].load(Ordering::Relaxed),
             0xabcd
