@@ -57,6 +57,11 @@ impl<'a> Lock<'a> {
         }
     }
 
+    /// Whether it is held exclusively at this moment.
+    pub fn is_exclusive(self) -> bool {
+        self.word.load(Ordering::SeqCst) >> self.shift & EXCLUSIVE != 0
+    }
+
     /// Takes the lock for the host.
     ///
     /// # Errors

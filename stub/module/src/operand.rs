@@ -121,7 +121,11 @@ pub fn tdr<'m, M: Machine>(
     mode: Mode,
 ) -> Result<(Held<'m>, Tdr<'m>), Status> {
     let held = private_page(cx, pa, operand, mode, PageType::Tdr)?;
-    Ok((held, Tdr::at(cx.machine, pa)))
+    let tdr = Tdr::at(cx.machine, pa);
+    if mode == Mode::Exclusive && tdr.is_being_reclaimed() {
+        return Err(Status::OPERAND_BUSY.with(operand));
+    }
+    Ok((held, tdr))
 }
 
 /// Checks an address with a level: no reserved bits, a level in range, aligned to it.

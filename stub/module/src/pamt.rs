@@ -46,19 +46,24 @@ impl From<Busy> for WalkError {
 pub struct Entry<'m> {
     word: &'m AtomicU64,
     bepoch: &'m AtomicU64,
+    /// The word that holds the lock: the entry's own, but for pages of 1 GiB.
+    lock: &'m AtomicU64,
 }
 
 impl<'m> Entry<'m> {
     fn at<M: Machine>(machine: &'m M, pa: u64) -> Self {
+        let page = machine.page(pa & !(PAGE_4K - 1));
+        let index = (pa % PAGE_4K / 8) as usize;
         Self {
-            word: memory::word(machine, pa),
-            bepoch: memory::word(machine, pa + 8),
+            word: &page[index],
+            bepoch: &page[index | 1],
+            lock: &page[index],
         }
     }
 
     /// Its lock.
     pub fn lock(&self) -> Lock<'m> {
-        Lock::with_host_priority(self.word, 0)
+        Lock::with_host_priority(self.lock, 0)
     }
 
     /// What the page is.
@@ -135,7 +140,14 @@ impl<'m> Pamt<'m> {
 
     /// The entry of the page of that size that contains `pa`.
     pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
-        Entry::at(machine, self.tdmr.entry_pa(pa, size))
+        let entry = Entry::at(machine, self.tdmr.entry_pa(pa, size));
+        match size {
+            PageSize::Size1G => Entry {
+                lock: self.tdmr.lock_1g(pa),
+                ..entry
+            },
+            _ => entry,
+        }
     }
 
     /// Walks to the entry of the page that contains `pa`, and no further down than `target`: shared on the way, `mode`

@@ -6,7 +6,7 @@ use super::page::take_page;
 use crate::Machine;
 use crate::call::Call;
 use crate::lock::Mode;
-use crate::td::{Lifecycle, Tdr, implicit_tdr};
+use crate::td::{Lifecycle, Tdr, reclaim_lane};
 
 /// TDH.PHYMEM.PAGE.RECLAIM: RCX returns what the page was, RDX whose, R8 its size.
 pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -15,6 +15,9 @@ pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), 
     let page_type = entry.page_type();
     if matches!(page_type, PageType::Nda | PageType::Rsvd) {
         return Err(Status::PAGE_METADATA_INCORRECT.with(Operand::RCX));
+    }
+    if page_type == PageType::Tdr && Tdr::at(cx.machine, pa).is_being_reclaimed() {
+        return Err(Status::OPERAND_BUSY.with(Operand::RCX));
     }
     let owner = entry.owner();
     regs.rcx = page_type as u64;
@@ -30,9 +33,9 @@ pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), 
             return Err(Status::TD_ASSOCIATED_PAGES_EXIST);
         }
     } else {
-        let (_tdr, tdr) = implicit_tdr(cx, owner)?;
+        let (lane, tdr) = reclaim_lane(cx, owner)?;
         check_teardown(&tdr)?;
-        tdr.remove_children(held.size().pages());
+        lane.remove_children(held.size().pages());
     }
     entry.set_type(PageType::Nda);
     Ok(())

@@ -1,5 +1,6 @@
 //! TDMRs: where private memory may be, and where its PAMT is. TDH.SYS.TDMR.INIT.
 
+use alloc::boxed::Box;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -14,6 +15,12 @@ use crate::{Machine, Point, pamt};
 /// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT makes.
 const PAGES_PER_CALL: u64 = 1024;
 
+/// The lock of the PAMT entry of a page of 1 GiB, which every call that walks to a page below it takes. In the PAMT four
+/// of them would share a cache line, and processors that work on different GiB would wait for each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Lock1g(AtomicU64);
+
 /// A TDMR that TDH.SYS.CONFIG accepted.
 #[derive(Debug)]
 pub struct Tdmr {
@@ -21,6 +28,7 @@ pub struct Tdmr {
     taken: AtomicBool,
     /// The first address whose entries are still to be made.
     initialized: AtomicU64,
+    locks_1g: Box<[Lock1g]>,
 }
 
 impl Tdmr {
@@ -29,6 +37,9 @@ impl Tdmr {
         Self {
             taken: AtomicBool::new(false),
             initialized: AtomicU64::new(info.base),
+            locks_1g: (0..info.size / PAGE_1G)
+                .map(|_| Lock1g::default())
+                .collect(),
             info,
         }
     }
@@ -36,6 +47,11 @@ impl Tdmr {
     /// The first address whose entries are still to be made. Only whole GiB below it can be used.
     pub fn initialized(&self) -> u64 {
         self.initialized.load(Ordering::Acquire)
+    }
+
+    /// The word with the lock of the 1 GiB that contains `pa`.
+    pub fn lock_1g(&self, pa: u64) -> &AtomicU64 {
+        &self.locks_1g[((pa - self.info.base) / PAGE_1G) as usize].0
     }
 
     fn end(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use seam::abi::{Leaf, Operand, PageType, Status};
 
-use super::{Tdcs, Tdr, Tdvps};
+use super::{LaneGuard, Tdcs, Tdr, Tdvps};
 use crate::call::Call;
 use crate::lock::{Guard, Mode};
 use crate::pamt::{Held, Pamt};
@@ -96,6 +96,25 @@ pub fn implicit_tdr<'m, M: Machine>(
         .entry_4k(cx.machine, owner);
     let guard = entry.lock().acquire(Mode::Shared).map_err(|_| busy)?;
     Ok((guard, Tdr::at(cx.machine, owner)))
+}
+
+/// The TDR that owns a page which is being reclaimed, taken shared. It excludes those that hold the TDR exclusively, as
+/// [`implicit_tdr`] does, but no two processors write to the same cache line for it.
+///
+/// # Errors
+/// OPERAND_BUSY with TDR.
+pub fn reclaim_lane<'m, M: Machine>(
+    cx: Call<'m, M>,
+    owner: u64,
+) -> Result<(LaneGuard<'m>, Tdr<'m>), Status> {
+    let busy = Status::OPERAND_BUSY.with(Operand::TDR);
+    let pamt = Pamt::of(cx.module, owner).ok_or(busy)?;
+    let tdr = Tdr::at(cx.machine, owner);
+    let lane = tdr.lane(cx.lp);
+    if pamt.entry_4k(cx.machine, owner).lock().is_exclusive() {
+        return Err(busy);
+    }
+    Ok((lane, tdr))
 }
 
 /// A vCPU named by its TDVPR, with its TD: the TDVPR locked, the TDR shared.

@@ -1,6 +1,6 @@
 //! TDR: the root page of a TD, guarded by the global key.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use seam::abi::Status;
 
@@ -104,7 +104,27 @@ impl<'m> Tdr<'m> {
 
     /// 4 KiB units that are the TD's, the TDR not among them.
     pub fn children(&self) -> u64 {
-        self.get(field::CHLDCNT)
+        let reclaimed = self.lanes().map(|lane| self.get(lane.reclaimed()));
+        self.get(field::CHLDCNT).wrapping_sub(reclaimed.sum())
+    }
+
+    /// The lane of a processor that reclaims the TD's pages.
+    pub fn lane(self, lp: u32) -> LaneGuard<'m> {
+        let lane = Lane(lp % Lane::COUNT);
+        self.add(lane.holders(), 1);
+        // Whoever holds the TDR exclusively either sees this hold or is seen by who looks now.
+        fence(Ordering::SeqCst);
+        LaneGuard { tdr: self, lane }
+    }
+
+    /// Whether a processor is in one of the lanes. The caller holds the TDR exclusively.
+    pub fn is_being_reclaimed(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.lanes().any(|lane| self.get(lane.holders()) != 0)
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = Lane> {
+        (0..Lane::COUNT).map(Lane)
     }
 
     /// Checks that the TD has keys and enough of a TDCS to be worked with.
@@ -122,6 +142,50 @@ impl<'m> Tdr<'m> {
             return Err(Status::TDCS_NOT_ALLOCATED);
         }
         Ok(())
+    }
+}
+
+/// One of the places, each in a cache line of its own, in which TDH.PHYMEM.PAGE.RECLAIM counts.
+///
+/// A big TD is reclaimed by all processors at once, a page at a time. If each of these calls changed the TDR's lock and
+/// CHLDCNT, the processors would do little else than hand that cache line around.
+#[derive(Clone, Copy)]
+struct Lane(u32);
+
+impl Lane {
+    const COUNT: u32 = 32;
+    const FIRST: u32 = 0x800;
+    const SIZE: u32 = 64;
+
+    /// Processors that are in the lane: shared holders of the TDR.
+    const fn holders(self) -> Field {
+        Field::u64(Self::FIRST + self.0 * Self::SIZE)
+    }
+
+    /// 4 KiB units that were reclaimed in the lane, and that CHLDCNT still counts.
+    const fn reclaimed(self) -> Field {
+        Field::u64(Self::FIRST + self.0 * Self::SIZE + 8)
+    }
+}
+
+const _: () = assert!(Lane::FIRST + Lane::COUNT * Lane::SIZE == 4096);
+
+/// A shared hold of the TDR for reclaiming a page.
+pub struct LaneGuard<'m> {
+    tdr: Tdr<'m>,
+    lane: Lane,
+}
+
+impl LaneGuard<'_> {
+    /// Counts `pages` 4 KiB units that the TD lost.
+    pub fn remove_children(&self, pages: u64) {
+        self.tdr.add(self.lane.reclaimed(), pages);
+    }
+}
+
+impl Drop for LaneGuard<'_> {
+    fn drop(&mut self) {
+        self.tdr.sub(self.lane.holders(), 1);
     }
 }
 
