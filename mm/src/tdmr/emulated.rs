@@ -7,7 +7,7 @@ use stub_module::Module;
 use stub_module::host::{Config, HostMachine};
 use zerocopy::IntoBytes;
 
-use super::machines::{GIB, LIMITS_1_5, Machine, maps_of_64_tib, server, shreds};
+use super::machines::{GIB, LIMITS_1_5, Machine, SMRR, maps_of_64_tib, server, shreds};
 use super::*;
 
 /// Where the test puts what SYS.CONFIG reads: any shared memory will do.
@@ -25,9 +25,15 @@ impl Platform {
         use stub_module::Machine;
         let mut cmrs: Vec<(u64, u64)> = cmrs.iter().map(|cmr| (cmr.start, cmr.bytes())).collect();
         cmrs.sort_unstable();
+        // SMRR_PHYSBASE (write-back) and SMRR_PHYSMASK (locked, valid).
+        let smrr = [
+            (0x1f2, SMRR.start | 6),
+            (0x1f3, (0x1_0000_0000 - SMRR.bytes()) | 0xc00),
+        ];
         let machine = HostMachine::new(Config {
             lp_to_package: [0].into(),
             cmrs,
+            msrs: smrr.into(),
             ..Config::default()
         });
         let module = Module::new(&machine.platform());

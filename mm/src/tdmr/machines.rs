@@ -17,6 +17,12 @@ pub(super) const LIMITS_1_5: Limits = Limits {
     first_hkid_address: 1 << 46,
 };
 
+/// System management memory, which is in no CMR of any machine.
+pub(super) const SMRR: Span = Span {
+    start: 0xf000_0000,
+    end: 0xf080_0000,
+};
+
 /// A memory map that owns its lists.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Machine {
@@ -157,7 +163,7 @@ prop_compose! {
         max_reserved_per_tdmr in 1u16..6,
     ) -> (Machine, Limits) {
         let span = |(mib, len): (u64, u64)| Span::new(mib * MIB, (mib + len) * MIB);
-        let holes: SpanSet = holes.into_iter().map(span).collect();
+        let holes: SpanSet = holes.into_iter().map(span).chain([SMRR]).collect();
         let machine = Machine {
             cmrs: holes.gaps_in(Span::new(0, 64 * GIB)).collect(),
             usable: usable.into_iter().map(|(at, len, node)| UsableRegion { span: span((at, len)), node: Some(node) }).collect(),

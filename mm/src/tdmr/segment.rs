@@ -25,21 +25,71 @@ pub(super) fn segments(memory: &Memory, limits: &Limits) -> (Vec<Segment>, Vec<L
     let mut segments: Vec<Segment> = Vec::new();
     for next in blocks(memory, limits) {
         match segments.last_mut() {
-            Some(last) if may_grow(last, &next, memory, limits) => last.span.end = next.span.end,
+            Some(last) if last.node == next.node && joins_freely(last, &next, memory, limits) => {
+                last.span.end = next.span.end;
+            }
             _ => segments.push(next),
         }
     }
+    let segments = join_small(segments, memory, limits);
     Squeeze::new(memory, limits, segments).run()
 }
 
-/// A segment grows by its neighbour of the same node, as long as a reserved area stays free for a PAMT.
-fn may_grow(segment: &Segment, next: &Segment, memory: &Memory, limits: &Limits) -> bool {
+/// Whether two neighbours are as well off in one TDMR: nothing lies between them, and a reserved area stays free for a
+/// PAMT.
+fn joins_freely(segment: &Segment, next: &Segment, memory: &Memory, limits: &Limits) -> bool {
+    let joined = Span::new(segment.span.start, next.span.end);
     segment.span.end == next.span.start
-        && segment.node == next.node
-        && memory
-            .holes
-            .count_in(Span::new(segment.span.start, next.span.end))
-            < usize::from(limits.max_reserved_per_tdmr)
+        && memory.holes.count_in(joined) < usize::from(limits.max_reserved_per_tdmr)
+}
+
+/// Joins neighbours of different nodes that cost no memory to join, pair by pair, while there are more segments than
+/// TDMRs and none grows beyond half an even share of memory: finely interleaved nodes need no more careful choice.
+fn join_small(mut segments: Vec<Segment>, memory: &Memory, limits: &Limits) -> Vec<Segment> {
+    let max = usize::from(limits.max_tdmrs);
+    let largest = memory.pool.bytes() / max as u64 / 2;
+    loop {
+        let before = segments.len();
+        let mut surplus = before.saturating_sub(max);
+        let mut joined: Vec<Segment> = Vec::with_capacity(before);
+        let mut is_pair = false;
+        for next in segments {
+            match joined.last_mut() {
+                Some(last)
+                    if surplus > 0
+                        && !is_pair
+                        && next.span.end - last.span.start <= largest
+                        && joins_freely(last, &next, memory, limits) =>
+                {
+                    let pool = &memory.pool;
+                    *last = last.join(&next, pool.bytes_in(last.span), pool.bytes_in(next.span));
+                    (surplus, is_pair) = (surplus - 1, true);
+                }
+                _ => {
+                    joined.push(next);
+                    is_pair = false;
+                }
+            }
+        }
+        if joined.len() == before {
+            return joined;
+        }
+        segments = joined;
+    }
+}
+
+impl Segment {
+    /// This one and its right neighbour as one, of the node of which there is more.
+    fn join(&self, right: &Self, bytes: u64, right_bytes: u64) -> Self {
+        Self {
+            span: Span::new(self.span.start, right.span.end),
+            node: if right_bytes > bytes {
+                right.node
+            } else {
+                self.node
+            },
+        }
+    }
 }
 
 /// Runs of 1 GiB blocks of one node that are worth their PAMT: whole ones in one run, a partly usable one by itself.
@@ -257,14 +307,9 @@ impl<'a> Squeeze<'a> {
             return;
         };
         let (a, b) = (&self.links[index], &self.links[right]);
-        let node = if b.worth.bytes > a.worth.bytes {
-            b.segment.node
-        } else {
-            a.segment.node
-        };
-        let span = Span::new(a.segment.span.start, b.segment.span.end);
-        self.links[index].segment = Segment { span, node };
-        self.links[index].worth = worth(span, self.memory, self.limits);
+        let joined = a.segment.join(&b.segment, a.worth.bytes, b.worth.bytes);
+        self.links[index].worth = worth(joined.span, self.memory, self.limits);
+        self.links[index].segment = joined;
         self.remove(right);
         if let Some(left) = self.links[index].left {
             self.renew(left);
