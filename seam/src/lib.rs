@@ -1,12 +1,16 @@
 //! The SEAM interface: one vocabulary for both sides of SEAMCALL.
 //!
-//! [`abi`] holds the facts, each once; [`call`] is the one door through which a SEAMCALL goes. Nothing here knows
-//! whether silicon or the emulated module answers.
+//! [`abi`] holds the facts, each once; [`call`] is the one door through which a SEAMCALL goes, and [`hardware`] the
+//! instruction behind it. [`platform`] finds out what the machine offers. Nothing here knows whether silicon or the
+//! emulated module answers.
 //!
 //! On these stands the host's side: [`tdh`] has one method for each leaf, [`page`] and [`hkid`] say by types who owns what,
-//! [`retry`] is the one retry policy, [`counters`] keep account, and [`error`] with [`detail`] and [`advice`] says what
-//! went wrong and what to do.
+//! [`retry`] is the one retry policy, [`counters`] keep account, [`module`] brings the TDX module up, and [`error`] with
+//! [`detail`] and [`advice`] says what went wrong and what to do.
 #![no_std]
+
+#[cfg(test)]
+extern crate alloc;
 
 pub mod abi;
 pub mod address;
@@ -15,7 +19,10 @@ pub mod call;
 pub mod counters;
 pub mod detail;
 pub mod error;
+pub mod hardware;
 pub mod hkid;
+pub mod module;
 pub mod page;
+pub mod platform;
 pub mod retry;
 pub mod tdh;

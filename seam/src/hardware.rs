@@ -1,0 +1,154 @@
+//! SEAMCALL, the instruction, and how a faulting instruction is survived.
+//!
+//! An instruction that may fault registers itself in the link section `seamark_fixups`: where it is, and where to go
+//! on. An exception handler that finds the faulting address there ([`fixup_for`]) loads RAX with the vector and RDX
+//! with the error code and continues at the second address.
+#![expect(
+    unsafe_code,
+    reason = "SEAMCALL is an instruction without an intrinsic, and the fixup table is made by the linker"
+)]
+
+use core::{arch::naked_asm, slice};
+
+use crate::{
+    abi::Gprs,
+    call::{Fault, SeamCall},
+};
+
+/// The CPU's own SEAMCALL.
+///
+/// The program must run at CPL 0 with an exception handler that honours [`fixup_for`]; otherwise a CPU that does not
+/// know the instruction faults for good.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hardware;
+
+impl SeamCall for Hardware {
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        // SAFETY: `regs` is a valid block of registers; whatever the module does with memory is what the leaf and its
+        // operands say, which the typed calls answer for.
+        match unsafe { seamcall(regs) } {
+            0 => Ok(()),
+            VM_FAIL_INVALID => Err(Fault::NotLoaded),
+            INVALID_OPCODE => Err(Fault::NotVmx),
+            _ => Err(Fault::NotEnabled),
+        }
+    }
+}
+
+const INVALID_OPCODE: u64 = 6;
+const VM_FAIL_INVALID: u64 = 0x100;
+
+/// Executes SEAMCALL with the registers of `regs`. Returns 0 and writes all of them back; or, with `regs` unchanged,
+/// 0x100 for CF = 1 and the vector for a fault.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn seamcall(regs: *mut Gprs) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "mov rax, [rdi + 8 * 0]",
+        "mov rcx, [rdi + 8 * 1]",
+        "mov rdx, [rdi + 8 * 2]",
+        "mov rbx, [rdi + 8 * 3]",
+        "mov rbp, [rdi + 8 * 4]",
+        "mov rsi, [rdi + 8 * 5]",
+        "mov r8, [rdi + 8 * 7]",
+        "mov r9, [rdi + 8 * 8]",
+        "mov r10, [rdi + 8 * 9]",
+        "mov r11, [rdi + 8 * 10]",
+        "mov r12, [rdi + 8 * 11]",
+        "mov r13, [rdi + 8 * 12]",
+        "mov r14, [rdi + 8 * 13]",
+        "mov r15, [rdi + 8 * 14]",
+        "mov rdi, [rdi + 8 * 6]",
+        "2: .byte 0x66, 0x0F, 0x01, 0xCF",
+        "jc 3f",
+        "push rdi",
+        "mov rdi, [rsp + 8]",
+        "mov [rdi + 8 * 0], rax",
+        "mov [rdi + 8 * 1], rcx",
+        "mov [rdi + 8 * 2], rdx",
+        "mov [rdi + 8 * 3], rbx",
+        "mov [rdi + 8 * 4], rbp",
+        "mov [rdi + 8 * 5], rsi",
+        "mov [rdi + 8 * 7], r8",
+        "mov [rdi + 8 * 8], r9",
+        "mov [rdi + 8 * 9], r10",
+        "mov [rdi + 8 * 10], r11",
+        "mov [rdi + 8 * 11], r12",
+        "mov [rdi + 8 * 12], r13",
+        "mov [rdi + 8 * 13], r14",
+        "mov [rdi + 8 * 14], r15",
+        "pop rax",
+        "mov [rdi + 8 * 6], rax",
+        "xor eax, eax",
+        "jmp 4f",
+        "3: mov eax, {fail}",
+        "4: pop rdi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 4b - .",
+        ".popsection",
+        fail = const VM_FAIL_INVALID,
+    )
+}
+
+/// One entry of the table: both addresses relative to their own field.
+#[repr(C)]
+struct Fixup {
+    at: i32,
+    resume: i32,
+}
+
+unsafe extern "C" {
+    #[link_name = "__start_seamark_fixups"]
+    static FIXUPS_START: Fixup;
+    #[link_name = "__stop_seamark_fixups"]
+    static FIXUPS_END: Fixup;
+}
+
+/// Where to go on after the instruction at `rip` has faulted; `None` when it is not one that may.
+#[must_use]
+pub fn fixup_for(rip: u64) -> Option<u64> {
+    let start = &raw const FIXUPS_START;
+    let len = (&raw const FIXUPS_END as usize - start as usize) / size_of::<Fixup>();
+    // SAFETY: the linker gathers the entries, all of this layout, between the two symbols.
+    let fixups = unsafe { slice::from_raw_parts(start, len) };
+    let absolute = |field: &i32| (&raw const *field as u64).wrapping_add_signed(i64::from(*field));
+    fixups
+        .iter()
+        .find(|fixup| absolute(&fixup.at) == rip)
+        .map(|fixup| absolute(&fixup.resume))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn only_registered_instructions_are_survived() {
+        let seamcall = seamcall as *const () as u64;
+        let survived: Vec<u64> = (seamcall..seamcall + 200).filter_map(fixup_for).collect();
+        assert_eq!(
+            survived.len(),
+            1,
+            "the instruction itself, and nothing near it"
+        );
+        assert!((seamcall..seamcall + 300).contains(&survived[0]));
+        assert_eq!(fixup_for(0), None);
+    }
+}

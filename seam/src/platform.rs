@@ -1,0 +1,318 @@
+//! What the machine offers for TDX, and precisely what is missing.
+//!
+//! Pure over [`Registers`]. There is no CPUID bit that says "TDX is usable": the answer is in half a dozen places, and
+//! a host that finds one of them wanting should say which.
+
+use core::fmt;
+
+use arrayvec::ArrayVec;
+
+/// How the CPU's identification is read.
+pub trait Registers {
+    /// CPUID: EAX, EBX, ECX, EDX.
+    fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4];
+    /// RDMSR; `None` where the CPU has no such MSR (#GP).
+    fn rdmsr(&self, msr: u32) -> Option<u64>;
+}
+
+/// MSR numbers (Intel SDM volume 4; Intel TDX CPU architectural extensions).
+pub mod msr {
+    /// IA32_FEATURE_CONTROL.
+    pub const FEATURE_CONTROL: u32 = 0x3A;
+    /// IA32_MKTME_KEYID_PARTITIONING: shared KeyIDs in 31:0, private ones in 63:32.
+    pub const KEYID_PARTITIONING: u32 = 0x87;
+    /// IA32_XAPIC_DISABLE_STATUS.
+    pub const XAPIC_DISABLE_STATUS: u32 = 0xBD;
+    /// IA32_MTRRCAP.
+    pub const MTRRCAP: u32 = 0xFE;
+    /// IA32_TME_ACTIVATE.
+    pub const TME_ACTIVATE: u32 = 0x982;
+    /// IA32_SEAMRR_PHYS_BASE.
+    pub const SEAMRR_BASE: u32 = 0x1400;
+    /// IA32_SEAMRR_PHYS_MASK.
+    pub const SEAMRR_MASK: u32 = 0x1401;
+}
+
+/// Something that TDX needs and this machine does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The CPU is not Intel's.
+    Vendor,
+    /// CPUID 1 ECX bit 5 is clear.
+    Vmx,
+    /// IA32_FEATURE_CONTROL is locked without VMX outside SMX.
+    VmxLockedOff,
+    /// CPUID 1 ECX bit 21 is clear.
+    X2apic,
+    /// CPUID (7, 0) ECX bit 28 is clear.
+    Movdir64b,
+    /// IA32_MTRRCAP bit 15 is clear: the CPU has no SEAM.
+    Seam,
+    /// IA32_SEAMRR_PHYS_BASE or _MASK say that the range is not configured, locked and valid.
+    Seamrr {
+        /// IA32_SEAMRR_PHYS_BASE.
+        base: u64,
+        /// IA32_SEAMRR_PHYS_MASK.
+        mask: u64,
+    },
+    /// IA32_TME_ACTIVATE is not locked and enabled.
+    Tme(u64),
+    /// Fewer than two private KeyIDs: one is the module's, and each TD needs one.
+    KeyIds(u32),
+    /// The legacy xAPIC mode is not locked off (IA32_XAPIC_DISABLE_STATUS bit 0).
+    XapicNotDisabled,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vendor => write!(f, "the CPU is not an Intel CPU"),
+            Self::Vmx => write!(
+                f,
+                "no VMX (CPUID 1 ECX bit 5): enable virtualization in the firmware's setup"
+            ),
+            Self::VmxLockedOff => write!(
+                f,
+                "VMX is locked off (IA32_FEATURE_CONTROL): enable it in the firmware's setup"
+            ),
+            Self::X2apic => write!(f, "no x2APIC (CPUID 1 ECX bit 21)"),
+            Self::Movdir64b => write!(f, "no MOVDIR64B (CPUID 7 ECX bit 28)"),
+            Self::Seam => write!(f, "the CPU has no SEAM (IA32_MTRRCAP bit 15)"),
+            Self::Seamrr { base, mask } => write!(
+                f,
+                "the SEAM range is not configured and locked (IA32_SEAMRR_PHYS_BASE {base:#x}, _MASK {mask:#x}): \
+                 enable TDX in the firmware's setup"
+            ),
+            Self::Tme(value) => write!(
+                f,
+                "memory encryption is not activated and locked (IA32_TME_ACTIVATE {value:#x}): enable TME-MT in the \
+                 firmware's setup"
+            ),
+            Self::KeyIds(count) => write!(
+                f,
+                "{count} private KeyIDs (MSR 0x87), at least 2 are needed: set the TDX key split in the firmware's \
+                 setup"
+            ),
+            Self::XapicNotDisabled => write!(
+                f,
+                "legacy xAPIC mode is not locked off (MSR 0xBD): enable x2APIC opt-out protection in the firmware's \
+                 setup"
+            ),
+        }
+    }
+}
+
+/// The KeyIDs of the machine, and where they are in a physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyIds {
+    /// Shared (MKTME) KeyIDs beyond KeyID 0.
+    pub shared: u32,
+    /// Private (TDX) KeyIDs; the first is `shared + 1`.
+    pub private: u32,
+    /// Bits of a physical address, KeyID bits included.
+    pub max_pa: u32,
+    /// KeyID bits at the top of those.
+    pub bits: u32,
+}
+
+impl KeyIds {
+    /// The first private KeyID.
+    #[must_use]
+    pub fn first_private(&self) -> u32 {
+        self.shared + 1
+    }
+}
+
+/// Things that can be missing.
+pub const MAX_MISSING: usize = 10;
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What is missing; empty when the machine has all that TDX needs.
+    pub missing: ArrayVec<Missing, MAX_MISSING>,
+    /// The KeyIDs; `None` where the machine has no partition for TDX.
+    pub key_ids: Option<KeyIds>,
+}
+
+/// Looks at this CPU.
+pub fn detect(registers: &impl Registers) -> Report {
+    let msr = |number| registers.rdmsr(number).unwrap_or(0);
+    let [_, b, c, d] = registers.cpuid(0, 0);
+    let ecx1 = registers.cpuid(1, 0)[2];
+    let mut missing = ArrayVec::new();
+    let mut need = |there: bool, what: Missing| {
+        if !there {
+            missing.push(what);
+        }
+    };
+
+    need([b, d, c] == VENDOR_INTEL, Missing::Vendor);
+    let vmx = ecx1 & CPUID_1_ECX_VMX != 0;
+    need(vmx, Missing::Vmx);
+    if vmx {
+        let control = msr(msr::FEATURE_CONTROL);
+        need(
+            control & LOCKED == 0 || control & VMX_OUTSIDE_SMX != 0,
+            Missing::VmxLockedOff,
+        );
+    }
+    need(ecx1 & CPUID_1_ECX_X2APIC != 0, Missing::X2apic);
+    need(
+        registers.cpuid(7, 0)[2] & CPUID_7_ECX_MOVDIR64B != 0,
+        Missing::Movdir64b,
+    );
+    let seam = msr(msr::MTRRCAP) & MTRRCAP_SEAMRR != 0;
+    need(seam, Missing::Seam);
+    if seam {
+        let (base, mask) = (msr(msr::SEAMRR_BASE), msr(msr::SEAMRR_MASK));
+        let configured =
+            base & SEAMRR_CONFIGURED != 0 && mask & SEAMRR_LOCK_VALID == SEAMRR_LOCK_VALID;
+        need(configured, Missing::Seamrr { base, mask });
+        let tme = msr(msr::TME_ACTIVATE);
+        need(tme & 3 == 3, Missing::Tme(tme));
+        need(
+            msr(msr::XAPIC_DISABLE_STATUS) & 1 != 0,
+            Missing::XapicNotDisabled,
+        );
+    }
+    let partition = if seam {
+        msr(msr::KEYID_PARTITIONING)
+    } else {
+        0
+    };
+    let private = (partition >> 32) as u32;
+    if seam {
+        need(private >= 2, Missing::KeyIds(private));
+    }
+    let key_ids = (private > 0).then(|| KeyIds {
+        shared: partition as u32,
+        private,
+        max_pa: registers.cpuid(0x8000_0008, 0)[0] & 0xFF,
+        bits: (msr(msr::TME_ACTIVATE) >> 32) as u32 & 0xF,
+    });
+    Report { missing, key_ids }
+}
+
+/// "GenuineIntel" in EBX, EDX, ECX.
+const VENDOR_INTEL: [u32; 3] = [0x756E_6547, 0x4965_6E69, 0x6C65_746E];
+const CPUID_1_ECX_VMX: u32 = 1 << 5;
+const CPUID_1_ECX_X2APIC: u32 = 1 << 21;
+const CPUID_7_ECX_MOVDIR64B: u32 = 1 << 28;
+const LOCKED: u64 = 1;
+const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+const MTRRCAP_SEAMRR: u64 = 1 << 15;
+const SEAMRR_CONFIGURED: u64 = 1 << 3;
+const SEAMRR_LOCK_VALID: u64 = 3 << 10;
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// A machine with all of it, less what a test takes away.
+    struct Machine {
+        ecx1: u32,
+        ecx7: u32,
+        msrs: Vec<(u32, u64)>,
+    }
+
+    impl Machine {
+        fn complete() -> Self {
+            Self {
+                ecx1: CPUID_1_ECX_VMX | CPUID_1_ECX_X2APIC,
+                ecx7: CPUID_7_ECX_MOVDIR64B,
+                msrs: Vec::from([
+                    (msr::FEATURE_CONTROL, 5),
+                    (msr::MTRRCAP, MTRRCAP_SEAMRR),
+                    (msr::SEAMRR_BASE, 0x7000_0008),
+                    (msr::SEAMRR_MASK, 0xF_FE00_0C00),
+                    (msr::TME_ACTIVATE, 4 << 32 | 3),
+                    (msr::KEYID_PARTITIONING, 8 << 32 | 7),
+                    (msr::XAPIC_DISABLE_STATUS, 1),
+                ]),
+            }
+        }
+
+        fn with(mut self, number: u32, value: u64) -> Self {
+            self.msrs.retain(|(n, _)| *n != number);
+            self.msrs.push((number, value));
+            self
+        }
+    }
+
+    impl Registers for Machine {
+        fn cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
+            match leaf {
+                0 => [0x1F, VENDOR_INTEL[0], VENDOR_INTEL[2], VENDOR_INTEL[1]],
+                1 => [0, 0, self.ecx1, 0],
+                7 => [0, 0, self.ecx7, 0],
+                0x8000_0008 => [0x3034, 0, 0, 0],
+                _ => [0; 4],
+            }
+        }
+        fn rdmsr(&self, msr: u32) -> Option<u64> {
+            self.msrs.iter().find(|(n, _)| *n == msr).map(|(_, v)| *v)
+        }
+    }
+
+    #[test]
+    fn a_complete_machine_lacks_nothing() {
+        let report = detect(&Machine::complete());
+        assert!(report.missing.is_empty());
+        let keys = report.key_ids.unwrap();
+        assert_eq!(
+            (keys.first_private(), keys.private, keys.max_pa, keys.bits),
+            (8, 8, 52, 4)
+        );
+    }
+
+    #[test]
+    fn a_cpu_without_anything_is_described_without_faulting() {
+        let bare = Machine {
+            ecx1: 0,
+            ecx7: 0,
+            msrs: Vec::new(),
+        };
+        assert_eq!(
+            detect(&bare).missing[..],
+            [
+                Missing::Vmx,
+                Missing::X2apic,
+                Missing::Movdir64b,
+                Missing::Seam
+            ]
+        );
+        assert_eq!(detect(&bare).key_ids, None);
+    }
+
+    #[test]
+    fn each_thing_that_firmware_left_undone_is_named() {
+        let cases = [
+            (msr::FEATURE_CONTROL, 1, Missing::VmxLockedOff),
+            (
+                msr::SEAMRR_MASK,
+                0x400,
+                Missing::Seamrr {
+                    base: 0x7000_0008,
+                    mask: 0x400,
+                },
+            ),
+            (msr::TME_ACTIVATE, 2, Missing::Tme(2)),
+            (msr::KEYID_PARTITIONING, 1 << 32, Missing::KeyIds(1)),
+            (msr::KEYID_PARTITIONING, 63, Missing::KeyIds(0)),
+            (msr::XAPIC_DISABLE_STATUS, 0, Missing::XapicNotDisabled),
+        ];
+        for (number, value, missing) in cases {
+            let report = detect(&Machine::complete().with(number, value));
+            assert_eq!(report.missing[..], [missing]);
+        }
+    }
+
+    #[test]
+    fn an_unlocked_feature_control_is_the_hosts_to_set() {
+        let machine = Machine::complete().with(msr::FEATURE_CONTROL, 0);
+        assert!(detect(&machine).missing.is_empty());
+    }
+}
