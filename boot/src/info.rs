@@ -29,6 +29,8 @@ pub struct BootInfo {
     pub page_tables: u64,
     /// First and last byte plus one of the program's image (identity-mapped).
     pub image: (u64, u64),
+    /// First and last byte plus one of the image's executable part.
+    pub text: (u64, u64),
 }
 
 /// Where the program was loaded from.

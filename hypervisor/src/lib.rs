@@ -5,10 +5,18 @@ extern crate alloc;
 
 pub mod console;
 pub mod cpu;
+pub mod crash;
+pub mod firmware;
 pub mod heap;
+pub mod io_apic;
 pub mod logging;
+pub mod machine;
+pub mod memory;
+pub mod pci;
 pub mod ring;
+pub mod seamlog;
 pub mod serial;
 pub mod start;
 pub mod sync;
+pub mod tdx;
 pub mod time;

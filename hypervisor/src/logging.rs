@@ -45,16 +45,9 @@ impl Log for Logger {
         };
         RING.lock().push(&entry);
         if TO_SERIAL.load(Relaxed) {
-            let _ = writeln!(
-                serial::port(),
-                "[{:5}.{:06}] cpu{} {:5} {}: {}",
-                entry.us / 1_000_000,
-                entry.us % 1_000_000,
-                entry.cpu,
-                entry.level,
-                entry.target,
-                entry.message
-            );
+            let _ = writeln!(serial::port(), "{}", Shown(&entry));
+        } else {
+            cpu::wake_console();
         }
     }
 
@@ -77,10 +70,22 @@ pub fn to_serial(on: bool) {
 ///
 /// `visit` may log: it works on a copy.
 pub fn visit(visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
+    visit_from(&mut 0, visit)
+}
+
+/// Whether there are records beyond the first `seen`.
+pub fn is_news(seen: u64) -> bool {
+    RING.lock().pushed() > seen
+}
+
+/// Shows `visit` the records beyond the first `seen` that were ever logged, and counts them as seen. Returns how many
+/// records the ring has lost.
+pub fn visit_from(seen: &mut u64, visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
     let ring = RING.lock();
     let lost = ring.lost();
     let copies: Vec<_> = ring
         .iter()
+        .skip(seen.saturating_sub(lost) as usize)
         .map(|r| {
             let mut text = alloc::string::String::with_capacity(r.target.len() + r.message.len());
             text.push_str(r.target);
@@ -88,6 +93,7 @@ pub fn visit(visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
             (r.us, r.cpu, r.level, r.target.len(), text)
         })
         .collect();
+    *seen = ring.pushed();
     drop(ring);
     for (us, cpu, level, target_len, text) in &copies {
         let (target, message) = text.split_at(*target_len);
@@ -100,6 +106,21 @@ pub fn visit(visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
         });
     }
     lost
+}
+
+/// A record as a line for people.
+pub struct Shown<'a>(pub &'a Record<'a>);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let r = self.0;
+        let (s, us) = (r.us / 1_000_000, r.us % 1_000_000);
+        write!(
+            f,
+            "[{s:5}.{us:06}] cpu{} {:5} {}: {}",
+            r.cpu, r.level, r.target, r.message
+        )
+    }
 }
 
 /// One formatted message, without the heap.

@@ -9,7 +9,7 @@
 use core::{ffi::c_void, panic::PanicInfo};
 
 use boot::efi::{self, Handle, Status};
-use hypervisor::{heap::Heap, start};
+use hypervisor::{crash, heap::Heap, start};
 
 #[global_allocator]
 static HEAP: Heap = Heap::empty();
@@ -26,5 +26,5 @@ extern "efiapi" fn efi_main(image: Handle, system_table: *const c_void) -> Statu
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    start::panicked(info)
+    crash::panicked(info)
 }

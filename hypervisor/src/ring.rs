@@ -88,6 +88,12 @@ impl<const N: usize> Ring<N> {
         self.lost
     }
 
+    /// How many records were ever added.
+    #[must_use]
+    pub fn pushed(&self) -> u64 {
+        self.lost + self.records as u64
+    }
+
     /// Makes `len` bytes free at the tail.
     fn make_room(&mut self, len: usize) {
         if self.tail + len > N {

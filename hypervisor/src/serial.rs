@@ -117,6 +117,23 @@ pub fn on_interrupt() {
     port().drain();
 }
 
+/// Whether something was received and not taken yet.
+pub fn has_input() -> bool {
+    let mut port = port();
+    port.drain();
+    port.len != 0
+}
+
+/// The port for bytes that are meant for a terminal as they are.
+pub struct Terminal;
+
+impl fmt::Write for Terminal {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        port().send(s.as_bytes());
+        Ok(())
+    }
+}
+
 /// The next received byte.
 pub fn receive() -> Option<u8> {
     let mut port = port();
@@ -130,4 +147,23 @@ pub fn receive() -> Option<u8> {
     port.head = (port.head + 1) % QUEUE;
     port.len -= 1;
     Some(byte)
+}
+
+/// The port without its lock, for a crash report whose CPU can't get it.
+pub struct Raw;
+
+impl fmt::Write for Raw {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        // SAFETY: the port's holder does not run any more; at worst its last bytes are mixed with these.
+        let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else {
+            return Ok(());
+        };
+        for byte in s.bytes() {
+            let mut polls = 0;
+            while uart.try_send_byte(byte).is_err() && polls < SEND_POLLS {
+                polls += 1;
+            }
+        }
+        Ok(())
+    }
 }

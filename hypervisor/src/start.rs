@@ -1,21 +1,38 @@
 //! The order in which the machine is brought up, from the firmware's call to the console's loop.
-#![expect(unsafe_code, reason = "the boot information arrives as a pointer")]
+#![expect(
+    unsafe_code,
+    reason = "the boot information arrives as a pointer, and the power-management timer is a port"
+)]
 
-use core::{convert::Infallible, fmt::Write, panic::PanicInfo};
+use alloc::{format, string::String, vec::Vec};
+use core::{convert::Infallible, fmt::Write};
 
 use boot::{BootInfo, efi};
+use seam::platform::Registers;
+use x86_64::instructions::port::Port;
 
-use crate::{heap::Heap, logging, serial, time};
+use crate::{
+    console::{Console, host::PowerAction},
+    cpu::{self, apic, msr::ThisCpu, start, trap, vmx},
+    crash,
+    firmware::{self, Firmware, fadt::Fadt, power},
+    heap::Heap,
+    io_apic, logging,
+    machine::Machine,
+    memory, pci, serial, tdx, time,
+};
 
 /// Size of the heap in bytes.
 const HEAP_BYTES: usize = 16 << 20;
+
+static HEAP: spin::Once<&'static Heap> = spin::Once::new();
 
 /// Starts the hypervisor while the firmware runs.
 ///
 /// # Errors
 /// When the firmware lacks something that the hypervisor can't do without; it was reported, and the firmware still
 /// runs.
-pub fn from_firmware(heap: &Heap) -> Result<Infallible, efi::Error> {
+pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
     let tsc = time::tsc();
     time::start_at(tsc);
     serial::init();
@@ -25,6 +42,10 @@ pub fn from_firmware(heap: &Heap) -> Result<Infallible, efi::Error> {
         env!("CARGO_PKG_VERSION")
     );
     logging::init();
+    if let Some(hz) = time::hz_from_cpuid(ThisCpu.cpuid(0x15, 0), ThisCpu.cpuid(0x16, 0)) {
+        time::set_hz(hz);
+    }
+    HEAP.call_once(|| heap);
     let started = efi::heap(HEAP_BYTES)
         .ok_or(efi::Error::NoMemory("the heap"))
         .and_then(|memory| {
@@ -37,21 +58,188 @@ pub fn from_firmware(heap: &Heap) -> Result<Infallible, efi::Error> {
 /// The hypervisor on its own stack and page tables, without the firmware.
 extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     // SAFETY: the boot path leaked it for the hypervisor alone.
-    let info = unsafe { &mut *info };
+    let info: &'static BootInfo = unsafe { &*info };
+    crash::know_image(info.image, info.text);
+    crash::then(info.config.host.on_crash);
+    let mut problems = memory::init(info);
+    let bootstrap = start::adopt_bootstrap().expect("memory for the first CPU's stacks");
+
+    log::set_max_level(info.config.host.log_level.into());
     log::info!("loaded from {}", info.source);
     if let Some(problem) = &info.config_problem {
         log::error!("{problem}; the defaults are used");
     }
-    loop {
-        x86_64::instructions::hlt();
+    let mut firmware = firmware::read(info.rsdp);
+    problems.append(&mut firmware.problems);
+    power::init(&firmware);
+    problems.extend(calibrate(&firmware.fadt));
+    problems.extend(start::know(bootstrap, &firmware.madt.processors));
+    problems.extend(stop_devices(&firmware));
+    problems.extend(start_cpus(info, &firmware, bootstrap));
+    for problem in &problems {
+        log::warn!("{problem}");
+    }
+
+    let before = time::us();
+    let tdx = tdx::bring_up();
+    let tdx_us = time::us() - before;
+    log::info!("TDX is {}; {tdx_us} us for its bring-up", tdx.state);
+    for reason in &tdx.reasons {
+        log::warn!("TDX: {reason}");
+    }
+    let to_prompt = time::us() - tdx_us;
+    log::info!("from the first line to the prompt: {to_prompt} us, TDX bring-up apart");
+    run(Machine {
+        info,
+        heap: HEAP
+            .get()
+            .copied()
+            .expect("the heap is known since the first line"),
+        problems,
+        tdx,
+        to_prompt_us: Some(to_prompt),
+        power: None,
+    })
+}
+
+/// Measures the time-stamp counter against the power-management timer, and believes the measurement where CPUID says
+/// something else. Returns what is wrong.
+fn calibrate(fadt: &Fadt) -> Option<String> {
+    const MEASURED_PM_TICKS: u64 = time::PM_TIMER_HZ / 100;
+    let stated = time::hz_from_cpuid(ThisCpu.cpuid(0x15, 0), ThisCpu.cpuid(0x16, 0));
+    let measured = fadt
+        .pm_timer
+        .and_then(|port| measure(port, fadt.pm_timer_32, MEASURED_PM_TICKS));
+    let hz = match (stated, measured) {
+        (Some(stated), Some(measured)) if stated.abs_diff(measured) <= measured / 20 => stated,
+        (_, Some(measured)) => measured,
+        (Some(stated), None) => stated,
+        (None, None) => {
+            return Some(
+                "the clock is a guess: neither CPUID nor a timer tells the TSC's frequency".into(),
+            );
+        }
+    };
+    time::set_hz(hz);
+    log::info!("the TSC runs at {} MHz", hz / 1_000_000);
+    match stated {
+        Some(stated) if stated != hz => Some(format!(
+            "CPUID states a TSC of {stated} Hz, and it was measured at {hz} Hz"
+        )),
+        _ => None,
     }
 }
 
-/// What a panic comes to: a broken invariant, reported, and a machine that stops.
-pub fn panicked(info: &PanicInfo<'_>) -> ! {
-    log::error!("{info}");
+/// Counts TSC ticks during at least `pm_ticks` of the timer.
+///
+/// A read of the timer may take long (a hypervisor below, an SMI): the counter is read before and after, and only
+/// reads that took a small part of the measured time count.
+fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
+    // A timer that stands still must not stop the boot.
+    const MAX_READS: u32 = 1_000_000;
+    const MAX_UNCERTAINTY: u64 = 100;
+    let mask = if wide { u32::MAX } else { 0xFF_FFFF };
+    let read = || {
+        let before = time::tsc();
+        // SAFETY: the FADT says that this is the power-management timer, which may be read.
+        let pm = unsafe { Port::<u32>::new(port).read() } & mask;
+        let width = time::tsc() - before;
+        (before + width / 2, width, pm)
+    };
+    let (start, start_width, start_pm) = (0..8).map(|_| read()).min_by_key(|r| r.1)?;
+    for _ in 0..MAX_READS {
+        let (now, width, pm) = read();
+        let passed = u64::from(pm.wrapping_sub(start_pm) & mask);
+        let ticks = now - start;
+        if passed >= pm_ticks
+            && passed < u64::from(mask / 2)
+            && (width + start_width) * MAX_UNCERTAINTY <= ticks
+        {
+            return Some(time::hz_from_pm_timer(ticks, passed));
+        }
+    }
+    None
+}
+
+/// No device writes to memory on its own from here on. Returns what is wrong.
+fn stop_devices(firmware: &Firmware) -> Vec<String> {
+    io_apic::mask_legacy();
+    let found = pci::stop_bus_masters(&firmware.pci);
+    log::info!(
+        "PCI: {} functions, bus mastering switched off on {}",
+        found.functions,
+        found.stopped
+    );
+    let mut problems = Vec::new();
+    if found.stubborn != 0 {
+        problems.push(format!(
+            "{} PCI functions keep their bus mastering on",
+            found.stubborn
+        ));
+    }
+    if found.unmapped != 0 {
+        problems.push(format!(
+            "the configuration space of {} PCI segments can't be reached",
+            found.unmapped
+        ));
+    }
+    problems
+}
+
+/// VMX here, interrupts, and every other CPU. Returns what is wrong.
+fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
+    vmx::enter_here(bootstrap);
+    if !apic::present() {
+        return Vec::from([format!(
+            "no x2APIC: the hypervisor stays on one of {} CPUs, and polls the console",
+            cpu::all().len()
+        )]);
+    }
+    start::enable_interrupts();
+    let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
+    cpu::set_call_timeout(timeout_us as u32);
+    let mut problems = start::start_others(info.trampoline, info.page_tables, timeout_us);
+    log::info!("{} of {} CPUs run", cpu::up().len(), cpu::all().len());
+    match io_apic::route_isa(
+        &firmware.madt,
+        serial::COM1_IRQ,
+        trap::SERIAL_VECTOR,
+        bootstrap.apic_id,
+    ) {
+        Ok(()) => serial::enable_receive_interrupt(),
+        Err(e) => {
+            cpu::poll_console();
+            problems.push(format!("the console is polled: {e}"));
+        }
+    }
+    problems
+}
+
+/// The console's loop: whatever is received, and what was logged meanwhile.
+fn run(mut machine: Machine) -> ! {
+    let mut seen = 0;
+    logging::visit_from(&mut seen, &mut |_| {});
+    logging::to_serial(false);
+    let mut console = Console::new();
+    let out = &mut serial::Terminal;
+    console.start(&machine, out);
     loop {
-        x86_64::instructions::interrupts::disable();
-        x86_64::instructions::hlt();
+        while let Some(byte) = serial::receive() {
+            console.feed(byte, &mut machine, out);
+            match machine.power.take() {
+                Some(PowerAction::Reboot) => {
+                    cpu::stop_others();
+                    power::reset_now();
+                }
+                Some(PowerAction::PowerOff) => power::off_now(),
+                None => {}
+            }
+        }
+        if logging::is_news(seen) {
+            logging::visit_from(&mut seen, &mut |record| {
+                console.notice(&format!("{}", logging::Shown(record)), out);
+            });
+        }
+        cpu::idle(|| serial::has_input() || logging::is_news(seen));
     }
 }

@@ -121,7 +121,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
         .map_err(|_| Error::NoMemory("the memory map"))?;
     let ram = ram_extents(&regions(&map));
     drop(map);
-    let page_tables = build_tables(&ram, extent, heap, trampoline, stack)?;
+    let (page_tables, text) = build_tables(&ram, extent, heap, trampoline, stack)?;
 
     let info = Box::new(BootInfo {
         source: place.source.clone(),
@@ -134,6 +134,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
         trampoline,
         page_tables,
         image: extent,
+        text,
     });
     drop(place);
     let info = Box::leak(info);
@@ -277,14 +278,14 @@ impl Tables for Identity {
     }
 }
 
-/// The host's page tables; see [`layout`]. Returns the PML4's physical address.
+/// The host's page tables; see [`layout`]. Returns the PML4's physical address, and where the image's code is.
 fn build_tables(
     ram: &[(u64, u64)],
     image: (u64, u64),
     heap: (u64, u64),
     trampoline: Option<u64>,
     stack: u64,
-) -> Result<u64, Error> {
+) -> Result<(u64, (u64, u64)), Error> {
     // Each end of an extent needs at most two tables, and each of them a page-directory-pointer table.
     let count = 64 + 8 * ram.len();
     let start = pages(count, 1 << 32).ok_or(Error::NoMemory("page tables"))?;
@@ -297,6 +298,7 @@ fn build_tables(
 
     // SAFETY: the firmware loaded the image there, headers included, and it is never written by others.
     let headers = unsafe { slice::from_raw_parts(image.0 as *const u8, 4096) };
+    let mut text = (u64::MAX, 0);
     for section in pe::sections(headers).ok_or(Error::Sections)? {
         let access = match (section.write, section.execute) {
             (true, true) => return Err(Error::Sections),
@@ -306,6 +308,9 @@ fn build_tables(
         };
         let at = image.0 + section.start;
         tables.map(at, at, section.size, access)?;
+        if access == Access::Execute {
+            text = (at.min(text.0), (at + section.size).max(text.1));
+        }
     }
     for &(start, end) in ram {
         for (start, end) in [(start, end.min(image.0)), (start.max(image.1), end)] {
@@ -332,7 +337,7 @@ fn build_tables(
         layout::BOOT_STACK.1,
         Access::Write,
     )?;
-    Ok(tables.root())
+    Ok((tables.root(), text))
 }
 
 /// Loads the page tables and the stack, and goes on at `entry`.

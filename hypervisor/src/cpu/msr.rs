@@ -1,0 +1,117 @@
+//! Model-specific registers and CPUID, and loads that may fault.
+#![expect(
+    unsafe_code,
+    reason = "RDMSR, WRMSR and loads from unproven addresses are instructions without safe intrinsics"
+)]
+
+use core::arch::naked_asm;
+
+use seam::platform::Registers;
+use x86_64::registers::model_specific::Msr;
+
+/// What an instruction that was allowed to fault ran into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The exception's vector.
+    pub vector: u8,
+    /// Its error code.
+    pub code: u64,
+}
+
+/// What RAX holds for the value, RDX for success (all ones) or the error code of the fault whose vector is in RAX.
+#[repr(C)]
+struct Outcome {
+    rax: u64,
+    rdx: u64,
+}
+
+const NO_FAULT: u64 = u64::MAX;
+
+impl Outcome {
+    fn result(self) -> Result<u64, Fault> {
+        match self.rdx {
+            NO_FAULT => Ok(self.rax),
+            code => Err(Fault {
+                vector: self.rax as u8,
+                code,
+            }),
+        }
+    }
+}
+
+/// RDMSR; `None` where the CPU has no such MSR.
+#[must_use]
+pub fn read(msr: u32) -> Option<u64> {
+    // SAFETY: reading an MSR has no effect on memory, and a fault is survived.
+    unsafe { rdmsr(msr) }.result().ok()
+}
+
+/// WRMSR.
+///
+/// # Safety
+/// The CPU has the MSR, takes this value, and what it changes is not relied upon elsewhere.
+pub unsafe fn write(msr: u32, value: u64) {
+    // SAFETY: as promised by the caller.
+    unsafe { Msr::new(msr).write(value) }
+}
+
+/// Loads 8 bytes from a virtual address that need not be mapped.
+///
+/// # Errors
+/// The fault that the load ran into.
+pub fn load(va: u64) -> Result<u64, Fault> {
+    // SAFETY: a load changes no memory of the program, and a fault is survived. What device registers do when they
+    // are read is the caller's business.
+    unsafe { probe(va) }.result()
+}
+
+#[unsafe(naked)]
+unsafe extern "sysv64" fn rdmsr(msr: u32) -> Outcome {
+    naked_asm!(
+        "mov ecx, edi",
+        "2: rdmsr",
+        "shl rdx, 32",
+        "or rax, rdx",
+        "mov rdx, -1",
+        "3: ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 3b - .",
+        ".popsection",
+    )
+}
+
+#[unsafe(naked)]
+unsafe extern "sysv64" fn probe(va: u64) -> Outcome {
+    naked_asm!(
+        "2: mov rax, [rdi]",
+        "mov rdx, -1",
+        "3: ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 3b - .",
+        ".popsection",
+    )
+}
+
+/// This CPU's registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ThisCpu;
+
+impl Registers for ThisCpu {
+    fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        let max = core::arch::x86_64::__cpuid(leaf & 0x8000_0000).eax;
+        if leaf > max {
+            // Beyond its last leaf an Intel CPU repeats that one; nobody wants its data here.
+            return [0; 4];
+        }
+        let r = core::arch::x86_64::__cpuid_count(leaf, sub_leaf);
+        [r.eax, r.ebx, r.ecx, r.edx]
+    }
+
+    fn rdmsr(&self, msr: u32) -> Option<u64> {
+        read(msr)
+    }
+}

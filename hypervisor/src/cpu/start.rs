@@ -1,0 +1,193 @@
+//! Starting the CPUs: the bootstrap one where it runs, all others at once by INIT-SIPI-SIPI.
+#![expect(
+    unsafe_code,
+    reason = "a CPU that starts gets its data as a number from the trampoline"
+)]
+
+use alloc::{boxed::Box, format, string::String, vec::Vec};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+
+use boot::ap;
+use x86_64::{
+    instructions::interrupts,
+    registers::{control::Cr4, model_specific::Efer},
+};
+
+use super::{
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, call::Mailbox, msr, stop_here, tables,
+    topology, vmx,
+};
+use crate::{firmware::madt::Processor, memory, seamlog::SeamLog, sync::IrqLock, time};
+
+/// Size in bytes of the stack that a CPU runs on.
+const STACK_BYTES: u64 = 64 << 10;
+/// INIT to SIPI, in microseconds (MultiProcessor Specification 1.4, appendix B.4).
+const INIT_US: u64 = 10_000;
+/// The first SIPI to the second, in microseconds.
+const SIPI_US: u64 = 200;
+
+/// Makes the running CPU number 0, with its data and its tables: from here on, an exception is reported.
+///
+/// # Errors
+/// When there is no memory for its stacks.
+pub fn adopt_bootstrap() -> Result<&'static Cpu, memory::Error> {
+    let (place, shifts) = topology::read(&msr::ThisCpu);
+    let cpu = create(0, place.x2apic_id, shifts)?;
+    cpu.adopt();
+    cpu.set_state(State::Online);
+    ADOPTED.store(true, Ordering::Release);
+    Ok(cpu)
+}
+
+/// Makes `processors` the machine's CPUs, the running one first. Returns one sentence for each that can't be used.
+pub fn know(bootstrap: &'static Cpu, processors: &[Processor]) -> Vec<String> {
+    let (_, shifts) = topology::read(&msr::ThisCpu);
+    let mut problems = Vec::new();
+    let mut cpus = Vec::from([bootstrap]);
+    for processor in processors {
+        if processor.apic_id != bootstrap.apic_id {
+            match create(cpus.len() as u32, processor.apic_id, shifts) {
+                Ok(cpu) => cpus.push(cpu),
+                Err(e) => problems.push(format!(
+                    "the CPU with APIC id {:#x} is left out: {e}",
+                    processor.apic_id
+                )),
+            }
+        }
+    }
+    for processor in processors {
+        for cpu in cpus.iter().filter(|c| c.apic_id == processor.apic_id) {
+            cpu.node
+                .store(processor.node.unwrap_or(NO_NODE), Ordering::Relaxed);
+        }
+    }
+    CPUS.call_once(|| cpus);
+    problems
+}
+
+fn create(
+    number: u32,
+    apic_id: u32,
+    shifts: topology::Shifts,
+) -> Result<&'static Cpu, memory::Error> {
+    let mut stacks = [0; tables::STACKS];
+    for top in &mut stacks {
+        *top = memory::stack(tables::STACK_BYTES)?;
+    }
+    let cpu = Box::leak(Box::new(Cpu {
+        this: core::ptr::null(),
+        number,
+        apic_id,
+        bootstrap: number == 0,
+        mailbox: Mailbox::new(),
+        seam_log: SeamLog::new(),
+        state: AtomicU8::new(State::NotUsed as u8),
+        node: AtomicU32::new(NO_NODE),
+        place: IrqLock::new(shifts.place(apic_id)),
+        vmx: IrqLock::new(None),
+        stacks: IrqLock::new(Some(stacks)),
+    }));
+    cpu.this = &raw const *cpu;
+    Ok(cpu)
+}
+
+/// Switches the bootstrap CPU's local APIC on, and its interrupts.
+pub fn enable_interrupts() {
+    apic::enable();
+    INTERRUPTS.store(true, Ordering::Release);
+    interrupts::enable();
+}
+
+/// Starts every other CPU, all at once, and waits for them, `timeout_us` at most. Returns one sentence for each that
+/// did not come up.
+pub fn start_others(trampoline: Option<u64>, page_tables: u64, timeout_us: u64) -> Vec<String> {
+    let others: Vec<&'static Cpu> = super::all()
+        .iter()
+        .copied()
+        .filter(|c| !c.bootstrap)
+        .collect();
+    if others.is_empty() {
+        return Vec::new();
+    }
+    let Some(page) = trampoline else {
+        return Vec::from([format!(
+            "{} CPUs are not started: the firmware left no page below 1 MiB for them",
+            others.len()
+        )]);
+    };
+    let vector = match prepare(&others, page, page_tables) {
+        Ok(vector) => vector,
+        Err(e) => return Vec::from([format!("{} CPUs are not started: {e}", others.len())]),
+    };
+    for cpu in &others {
+        cpu.set_state(State::Starting);
+        apic::send(cpu.apic_id, apic::Message::Init);
+    }
+    time::wait_us(INIT_US, || false);
+    let waiting = |cpu: &&&Cpu| cpu.state() == State::Starting;
+    for pause_us in [SIPI_US, timeout_us] {
+        for cpu in others.iter().filter(waiting) {
+            apic::send(cpu.apic_id, apic::Message::Startup(vector));
+        }
+        if time::wait_us(pause_us, || !others.iter().any(|cpu| waiting(&cpu))) {
+            break;
+        }
+    }
+    others
+        .iter()
+        .filter(|cpu| cpu.change_state(State::Starting, State::NeverStarted))
+        .map(|cpu| {
+            format!(
+                "CPU {} (APIC id {:#x}) did not start within {} ms",
+                cpu.number,
+                cpu.apic_id,
+                timeout_us / 1000
+            )
+        })
+        .collect()
+}
+
+/// Fills the trampoline page. Returns the SIPI's vector.
+fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, String> {
+    let mut slots = Vec::new();
+    for cpu in cpus {
+        let stack_top = memory::stack(STACK_BYTES).map_err(|e| format!("no stacks: {e}"))?;
+        slots.push(ap::Slot {
+            apic_id: cpu.apic_id,
+            reserved: 0,
+            stack_top,
+            arg: &raw const **cpu as u64,
+        });
+    }
+    // A CPU may be late: the slots stay for good.
+    let slots = Vec::leak(slots);
+    let params = ap::Params {
+        cr3: page_tables,
+        cr4: Cr4::read_raw() & !vmx::CR4_VMXE,
+        efer: Efer::read_raw() & EFER_NXE,
+        entry: entered as *const () as u64,
+        slots: slots.as_ptr() as u64,
+        slot_count: slots.len() as u32,
+    };
+    // SAFETY: the boot path keeps the page for this alone, and the direct map has it.
+    let bytes = unsafe { &mut *(memory::direct(page) as *mut [u8; ap::PAGE]) };
+    ap::install(bytes, page, &params).map_err(|e| format!("{e}"))
+}
+
+const EFER_NXE: u64 = 1 << 11;
+
+/// The first Rust code of a CPU that was started.
+extern "sysv64" fn entered(cpu: u64) -> ! {
+    // SAFETY: the argument is the address of this CPU's data, which is never freed.
+    let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
+    cpu.adopt();
+    apic::enable();
+    vmx::enter_here(cpu);
+    if !cpu.change_state(State::Starting, State::Online) {
+        // It was given up on: nobody counts on it, and nobody may be surprised by it.
+        stop_here();
+    }
+    loop {
+        super::idle(|| false);
+    }
+}

@@ -1,0 +1,129 @@
+//! VMX root operation, which SEAMCALL needs on every CPU.
+//!
+//! Source: Intel SDM volume 3C, section 24.7 ("Enabling and Entering VMX Operation") and appendix A.
+#![expect(
+    unsafe_code,
+    reason = "VMXON has no safe intrinsic, and control registers are changed for it"
+)]
+
+use core::{arch::naked_asm, fmt};
+
+use mm::frames::ORDER_4K;
+use x86_64::registers::control::{Cr0, Cr4};
+
+use super::{Cpu, msr};
+use crate::memory;
+
+/// CR4.VMXE.
+pub const CR4_VMXE: u64 = 1 << 13;
+
+const FEATURE_CONTROL: u32 = 0x3A;
+const VMX_BASIC: u32 = 0x480;
+const CR0_FIXED0: u32 = 0x486;
+const CR0_FIXED1: u32 = 0x487;
+const CR4_FIXED0: u32 = 0x488;
+const CR4_FIXED1: u32 = 0x489;
+const LOCKED: u64 = 1;
+const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+
+/// A CPU in VMX root operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vmx {
+    /// Physical address of its VMXON region.
+    pub region: u64,
+}
+
+/// Why a CPU did not enter VMX operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// It has no VMX.
+    Absent,
+    /// IA32_FEATURE_CONTROL is locked without VMX outside SMX.
+    LockedOff,
+    /// No memory for the VMXON region.
+    NoMemory,
+    /// The VMXON region is larger than 4 KiB: its size in bytes.
+    Region(u64),
+    /// VMXON failed with CF = 1 (VMfailInvalid).
+    Refused,
+    /// VMXON faulted: the vector.
+    Fault(u8),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => write!(f, "no VMX"),
+            Self::LockedOff => write!(f, "VMX is locked off by the firmware"),
+            Self::NoMemory => write!(f, "no memory for the VMXON region"),
+            Self::Region(bytes) => write!(f, "a VMXON region of {bytes} bytes is not supported"),
+            Self::Refused => write!(f, "VMXON failed (VMfailInvalid)"),
+            Self::Fault(vector) => write!(f, "VMXON faulted ({})", super::trap::name(*vector)),
+        }
+    }
+}
+
+/// Enters VMX operation on the running CPU, and notes how it went.
+pub fn enter_here(cpu: &Cpu) {
+    let outcome = enter();
+    *cpu.vmx.lock() = Some(outcome);
+}
+
+fn enter() -> Result<Vmx, Error> {
+    if core::arch::x86_64::__cpuid(1).ecx & 1 << 5 == 0 {
+        return Err(Error::Absent);
+    }
+    let control = msr::read(FEATURE_CONTROL).unwrap_or(0);
+    if control & LOCKED == 0 {
+        // SAFETY: the register is not locked, so that these bits are the program's to set.
+        unsafe { msr::write(FEATURE_CONTROL, control | LOCKED | VMX_OUTSIDE_SMX) };
+    } else if control & VMX_OUTSIDE_SMX == 0 {
+        return Err(Error::LockedOff);
+    }
+    let basic = msr::read(VMX_BASIC).ok_or(Error::Absent)?;
+    let size = basic >> 32 & 0x1FFF;
+    if size > 4096 {
+        return Err(Error::Region(size));
+    }
+    let fixed = |value: u64, set: u32, clear: u32| {
+        (value | msr::read(set).unwrap_or(0)) & msr::read(clear).unwrap_or(u64::MAX)
+    };
+    let region = memory::alloc_zeroed(ORDER_4K).ok_or(Error::NoMemory)?.pa;
+    let revision = basic as u32 & 0x7FFF_FFFF;
+    // SAFETY: the frame was allocated for this alone, and the direct map has it; the control registers get the bits
+    // that the CPU demands in VMX operation, all of which hold in 64-bit mode with paging; VMXE is among them.
+    let outcome = unsafe {
+        (memory::direct(region) as *mut u32).write_volatile(revision);
+        Cr0::write_raw(fixed(Cr0::read_raw(), CR0_FIXED0, CR0_FIXED1));
+        Cr4::write_raw(fixed(Cr4::read_raw() | CR4_VMXE, CR4_FIXED0, CR4_FIXED1));
+        vmxon(&region)
+    };
+    match outcome {
+        ENTERED => Ok(Vmx { region }),
+        FAILED => Err(Error::Refused),
+        vector => Err(Error::Fault(vector as u8)),
+    }
+}
+
+const ENTERED: u64 = 0x100;
+const FAILED: u64 = 0x101;
+
+/// VMXON with the region whose physical address is at `region`. Returns 0x100, 0x101 when it failed, or the vector
+/// of the fault.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn vmxon(region: *const u64) -> u64 {
+    naked_asm!(
+        "2: vmxon [rdi]",
+        "mov eax, {entered}",
+        "ja 3f",
+        "mov eax, {failed}",
+        "3: ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 3b - .",
+        ".popsection",
+        entered = const ENTERED,
+        failed = const FAILED,
+    )
+}

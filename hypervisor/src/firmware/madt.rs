@@ -1,0 +1,231 @@
+//! CPUs and interrupt controllers: the MADT, and the CPUs' proximity domains from the SRAT.
+//!
+//! Source: ACPI Specification 6.5, sections 5.2.12 and 5.2.16.
+
+use alloc::vec::Vec;
+
+/// What the MADT says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Madt {
+    /// The CPUs that are enabled, in the firmware's order.
+    pub processors: Vec<Processor>,
+    /// The I/O APICs.
+    pub io_apics: Vec<IoApic>,
+    /// ISA interrupts that are not where their number says.
+    pub overrides: Vec<Override>,
+}
+
+/// One enabled CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Its (x2)APIC id.
+    pub apic_id: u32,
+    /// Its proximity domain, where the SRAT names one.
+    pub node: Option<u32>,
+}
+
+/// One I/O APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApic {
+    /// Physical address of its registers.
+    pub pa: u64,
+    /// The global interrupt number of its first input.
+    pub first_gsi: u32,
+}
+
+/// Where an ISA interrupt really is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// The ISA interrupt.
+    pub isa: u8,
+    /// Its global interrupt number.
+    pub gsi: u32,
+    /// Whether it is active when low.
+    pub active_low: bool,
+    /// Whether it is level-triggered.
+    pub level: bool,
+}
+
+impl Madt {
+    /// Where an ISA interrupt is: as ISA has it, unless it is overridden.
+    #[must_use]
+    pub fn isa(&self, isa: u8) -> Override {
+        let found = self.overrides.iter().find(|o| o.isa == isa);
+        found.copied().unwrap_or(Override {
+            isa,
+            gsi: isa.into(),
+            active_low: false,
+            level: false,
+        })
+    }
+}
+
+const MADT_ENTRIES: usize = 44;
+const SRAT_ENTRIES: usize = 48;
+const ENABLED: u32 = 1;
+
+/// Takes the MADT apart.
+#[must_use]
+pub fn parse(table: &[u8]) -> Madt {
+    let mut madt = Madt::default();
+    for (kind, entry) in entries(table, MADT_ENTRIES) {
+        let u32_at = |at| u32_at(entry, at);
+        match kind {
+            0 if u32_at(4) & ENABLED != 0 => {
+                madt.add(u32::from(byte_at(entry, 3)));
+            }
+            9 if u32_at(8) & ENABLED != 0 => madt.add(u32_at(4)),
+            1 => madt.io_apics.push(IoApic {
+                pa: u32_at(4).into(),
+                first_gsi: u32_at(8),
+            }),
+            2 => {
+                let flags = byte_at(entry, 8);
+                madt.overrides.push(Override {
+                    isa: byte_at(entry, 3),
+                    gsi: u32_at(4),
+                    active_low: flags & 3 == 3,
+                    level: flags >> 2 & 3 == 3,
+                });
+            }
+            _ => {}
+        }
+    }
+    madt
+}
+
+impl Madt {
+    fn add(&mut self, apic_id: u32) {
+        // Firmware may list a CPU both as an APIC and as an x2APIC.
+        if !self.processors.iter().any(|p| p.apic_id == apic_id) {
+            self.processors.push(Processor {
+                apic_id,
+                node: None,
+            });
+        }
+    }
+}
+
+/// Notes the proximity domains that the SRAT gives.
+pub fn add_nodes(processors: &mut [Processor], srat: &[u8]) {
+    for (kind, entry) in entries(srat, SRAT_ENTRIES) {
+        let (apic_id, node, flags) = match kind {
+            0 => {
+                let high = u32_at(entry, 8) & 0xFFFF_FF00;
+                let node = u32::from(byte_at(entry, 2)) | high;
+                (u32::from(byte_at(entry, 3)), node, u32_at(entry, 4))
+            }
+            2 => (u32_at(entry, 8), u32_at(entry, 4), u32_at(entry, 12)),
+            _ => continue,
+        };
+        if flags & ENABLED == 0 {
+            continue;
+        }
+        for p in processors.iter_mut().filter(|p| p.apic_id == apic_id) {
+            p.node = Some(node);
+        }
+    }
+}
+
+/// The entries of a table from offset `at`: type and all bytes. Ends at the first whose length can't be right.
+fn entries(table: &[u8], at: usize) -> impl Iterator<Item = (u8, &[u8])> {
+    let mut rest = table.get(at..).unwrap_or(&[]);
+    core::iter::from_fn(move || {
+        let (&kind, &len) = (rest.first()?, rest.get(1)?);
+        let entry = rest.get(..usize::from(len)).filter(|e| e.len() >= 2)?;
+        rest = &rest[entry.len()..];
+        Some((kind, entry))
+    })
+}
+
+fn byte_at(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or(0)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let word = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
+    word.map_or(0, u32::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn table(header: usize, entries: &[&[u8]]) -> Vec<u8> {
+        let mut table = vec![0; header];
+        table.extend(entries.iter().flat_map(|e| e.iter()));
+        table
+    }
+
+    #[test]
+    fn enabled_cpus_are_listed_once() {
+        let madt = parse(&table(
+            MADT_ENTRIES,
+            &[
+                &[0, 8, 0, 0, 1, 0, 0, 0],
+                &[0, 8, 1, 2, 0, 0, 0, 0],
+                &[9, 16, 0, 0, 0x34, 0x12, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+                &[9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+            ],
+        ));
+        let ids: Vec<u32> = madt.processors.iter().map(|p| p.apic_id).collect();
+        assert_eq!(ids, [0, 0x1234]);
+    }
+
+    #[test]
+    fn isa_interrupts_are_where_the_overrides_say() {
+        let madt = parse(&table(
+            MADT_ENTRIES,
+            &[
+                &[1, 12, 0, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0],
+                &[2, 10, 0, 9, 20, 0, 0, 0, 0x0F, 0],
+            ],
+        ));
+        assert_eq!(madt.io_apics[0].pa, 0xFEC0_0000);
+        let nine = madt.isa(9);
+        assert!((nine.gsi, nine.active_low, nine.level) == (20, true, true));
+        assert_eq!(madt.isa(4).gsi, 4);
+    }
+
+    #[test]
+    fn the_srat_names_proximity_domains() {
+        let mut cpus = [1, 0x200].map(|apic_id| Processor {
+            apic_id,
+            node: None,
+        });
+        add_nodes(
+            &mut cpus,
+            &table(
+                SRAT_ENTRIES,
+                &[
+                    &[0, 16, 3, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                    &[
+                        2, 24, 0, 0, 5, 0, 0, 0, 0, 2, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                    ],
+                ],
+            ),
+        );
+        assert_eq!(cpus.map(|c| c.node), [Some(3), Some(5)]);
+    }
+
+    #[test]
+    fn an_entry_without_length_ends_the_table() {
+        let madt = parse(&table(
+            MADT_ENTRIES,
+            &[&[0, 0, 0, 0], &[0, 8, 0, 0, 1, 0, 0, 0]],
+        ));
+        assert!(madt.processors.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            let mut madt = parse(&bytes);
+            add_nodes(&mut madt.processors, &bytes);
+        }
+    }
+}

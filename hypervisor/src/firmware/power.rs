@@ -1,0 +1,210 @@
+//! The way out: reset and power-off, by whatever the machine offers.
+#![expect(
+    unsafe_code,
+    reason = "the registers that reset or switch off the machine are I/O ports and device memory"
+)]
+
+use alloc::{string::String, vec::Vec};
+
+use x86_64::instructions::port::Port;
+
+use super::{
+    Firmware,
+    aml::SleepType,
+    fadt::{Fadt, Register},
+};
+use crate::{cpu, memory, pci, sync::IrqLock, time};
+
+/// One way to reset the machine or to switch it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The FADT's reset register.
+    ResetRegister(Register, u8),
+    /// The chipset's reset control register, port 0xCF9.
+    ResetControl,
+    /// The keyboard controller's reset line.
+    KeyboardController,
+    /// Sleep state S5 through the PM1 control registers.
+    SoftOff {
+        a: u16,
+        b: Option<u16>,
+        sleep: SleepType,
+        enable: Option<(u16, u8)>,
+    },
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Self::ResetRegister(..) => "ACPI reset register",
+            Self::ResetControl => "reset control register (port 0xCF9)",
+            Self::KeyboardController => "keyboard controller",
+            Self::SoftOff { .. } => "ACPI sleep state S5",
+        }
+    }
+}
+
+static RESET: IrqLock<Vec<Way>> = IrqLock::new(Vec::new());
+static OFF: IrqLock<Option<Way>> = IrqLock::new(None);
+
+/// Notes what the machine offers.
+pub fn init(firmware: &Firmware) {
+    *RESET.lock() = reset_ways(&firmware.fadt);
+    *OFF.lock() = off_way(&firmware.fadt, firmware.s5);
+}
+
+fn reset_ways(fadt: &Fadt) -> Vec<Way> {
+    let register = fadt.reset.map(|(r, value)| Way::ResetRegister(r, value));
+    let common = [Way::ResetControl, Way::KeyboardController];
+    register.into_iter().chain(common).collect()
+}
+
+fn off_way(fadt: &Fadt, s5: Option<SleepType>) -> Option<Way> {
+    Some(Way::SoftOff {
+        a: fadt.pm1a_control?,
+        b: fadt.pm1b_control,
+        sleep: s5?,
+        enable: fadt.enable,
+    })
+}
+
+/// How the machine will be reset.
+///
+/// # Errors
+/// Never: the chipset's own registers are always tried.
+pub fn reset_name() -> Result<String, String> {
+    Ok(RESET
+        .lock()
+        .first()
+        .map_or("reset control register", |w| w.name())
+        .into())
+}
+
+/// How the machine will be switched off.
+///
+/// # Errors
+/// When the ACPI tables say no way.
+pub fn off_name() -> Result<String, String> {
+    OFF.lock().map(|w| w.name().into()).ok_or_else(|| {
+        "the ACPI tables name no way to switch the machine off (no PM1 control register or no _S5): use `reboot`, or \
+         the service processor"
+            .into()
+    })
+}
+
+/// Resets the machine, by each way in turn.
+pub fn reset_now() -> ! {
+    // Without the lock: the holder may be a CPU that does not run any more. The list is not written after `init`.
+    let ways = RESET.try_lock().map_or_else(
+        || Vec::from([Way::ResetControl, Way::KeyboardController]),
+        |ways| ways.clone(),
+    );
+    for way in ways {
+        go(way);
+    }
+    cpu::stop_here()
+}
+
+/// Switches the machine off; if it is still on after a second, resets nothing and stops.
+pub fn off_now() -> ! {
+    let way = *OFF.lock();
+    if let Some(way) = way {
+        go(way);
+    }
+    log::error!("the machine is still on; its CPUs stop here");
+    cpu::stop_others();
+    cpu::stop_here()
+}
+
+/// Takes the way, and waits a second for its effect.
+fn go(way: Way) {
+    const SECOND_US: u64 = 1_000_000;
+    const PORT_CF9: u16 = 0xCF9;
+    match way {
+        Way::ResetRegister(Register::Port(port), value) => out(port, value),
+        Way::ResetRegister(Register::Memory(pa), value) => {
+            if let Ok(at) = memory::window(pa, 1) {
+                // SAFETY: the FADT says that this is the reset register.
+                unsafe { (at as *mut u8).write_volatile(value) };
+            }
+        }
+        Way::ResetRegister(Register::Pci(device, function, offset), value) => {
+            pci::write_legacy(device, function, offset, value);
+        }
+        Way::ResetControl => {
+            // System reset first chosen, then triggered; full power cycle included.
+            out(PORT_CF9, 0x0A);
+            out(PORT_CF9, 0x0E);
+        }
+        Way::KeyboardController => out(0x64, 0xFE),
+        Way::SoftOff {
+            a,
+            b,
+            sleep,
+            enable,
+        } => {
+            let acpi_mode = |port: u16| in16(port) & 1 != 0;
+            if let Some((port, value)) = enable
+                && !acpi_mode(a)
+            {
+                out(port, value);
+                time::wait_us(SECOND_US, || acpi_mode(a));
+            }
+            sleep_on(a, sleep.a);
+            if let Some(b) = b {
+                sleep_on(b, sleep.b);
+            }
+        }
+    }
+    time::wait_us(SECOND_US, || false);
+}
+
+/// Writes SLP_TYP and SLP_EN to a PM1 control register.
+fn sleep_on(port: u16, sleep_type: u8) {
+    let keep = in16(port) & !(7 << 10);
+    // SAFETY: the FADT says that this is a PM1 control register.
+    unsafe { Port::new(port).write(keep | u16::from(sleep_type) << 10 | 1u16 << 13) };
+}
+
+fn in16(port: u16) -> u16 {
+    // SAFETY: the FADT says that this is a PM1 control register, which may be read.
+    unsafe { Port::new(port).read() }
+}
+
+fn out(port: u16, value: u8) {
+    // SAFETY: the port is a reset or SMI command port, and this program is done with the machine.
+    unsafe { Port::new(port).write(value) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_way_comes_first_and_the_chipsets_remain() {
+        let fadt = Fadt {
+            reset: Some((Register::Port(0xCF9), 0xF)),
+            ..Fadt::default()
+        };
+        let names: Vec<_> = reset_ways(&fadt).iter().map(|w| w.name()).collect();
+        assert_eq!(
+            names,
+            [
+                "ACPI reset register",
+                "reset control register (port 0xCF9)",
+                "keyboard controller"
+            ]
+        );
+        assert_eq!(reset_ways(&Fadt::default()).len(), 2);
+    }
+
+    #[test]
+    fn switching_off_takes_the_register_and_the_value() {
+        let fadt = Fadt {
+            pm1a_control: Some(0x604),
+            ..Fadt::default()
+        };
+        assert_eq!(off_way(&fadt, None), None);
+        assert!(off_way(&fadt, Some(SleepType { a: 5, b: 0 })).is_some());
+    }
+}

@@ -1,0 +1,95 @@
+//! The I/O APIC, as far as one serial port needs it; and the old interrupt controllers, switched off.
+//!
+//! Source: Intel 82093AA I/O APIC data sheet, section 3.
+#![expect(unsafe_code, reason = "the I/O APIC's registers are device memory")]
+
+use x86_64::instructions::port::Port;
+
+use crate::{
+    firmware::madt::{Madt, Override},
+    memory,
+};
+
+const VERSION: u32 = 1;
+const REDIRECTION: u32 = 0x10;
+
+/// Masks every input of the old 8259 controllers.
+pub fn mask_legacy() {
+    for port in [0x21u16, 0xA1] {
+        // SAFETY: the interrupt mask registers of the two controllers; a machine without them ignores the writes.
+        unsafe { Port::new(port).write(0xFFu8) };
+    }
+}
+
+/// Leads an ISA interrupt to `vector` on the CPU with `apic_id`.
+///
+/// # Errors
+/// Why it can't be done, for the operator.
+pub fn route_isa(madt: &Madt, isa: u8, vector: u8, apic_id: u32) -> Result<(), &'static str> {
+    let line = madt.isa(isa);
+    // Without interrupt remapping the destination has 8 bits.
+    let to = u8::try_from(apic_id).map_err(|_| "the CPU's APIC id does not fit into 8 bits")?;
+    for io_apic in &madt.io_apics {
+        let Ok(at) = memory::window(io_apic.pa, 0x20) else {
+            continue;
+        };
+        let mut registers = Registers(at);
+        let inputs = (registers.read(VERSION) >> 16 & 0xFF) + 1;
+        let Some(input) = line
+            .gsi
+            .checked_sub(io_apic.first_gsi)
+            .filter(|i| *i < inputs)
+        else {
+            continue;
+        };
+        let [low, high] = entry(&line, vector, to);
+        registers.write(REDIRECTION + input * 2 + 1, high);
+        registers.write(REDIRECTION + input * 2, low);
+        return Ok(());
+    }
+    Err("no I/O APIC has the interrupt")
+}
+
+/// A redirection entry: fixed delivery, physical destination, not masked.
+fn entry(line: &Override, vector: u8, to: u8) -> [u32; 2] {
+    let polarity = u32::from(line.active_low) << 13;
+    let trigger = u32::from(line.level) << 15;
+    [u32::from(vector) | polarity | trigger, u32::from(to) << 24]
+}
+
+struct Registers(u64);
+
+impl Registers {
+    fn select(&mut self, register: u32) -> *mut u32 {
+        // SAFETY: the window maps the I/O APIC's register pair.
+        unsafe { (self.0 as *mut u32).write_volatile(register) };
+        (self.0 + 0x10) as *mut u32
+    }
+
+    fn read(&mut self, register: u32) -> u32 {
+        // SAFETY: as above.
+        unsafe { self.select(register).read_volatile() }
+    }
+
+    fn write(&mut self, register: u32, value: u32) {
+        // SAFETY: as above; the entries written are those of interrupts that this program serves.
+        unsafe { self.select(register).write_volatile(value) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_isa_line_is_edge_triggered_and_active_high() {
+        let line = Madt::default().isa(4);
+        assert_eq!(entry(&line, 0x40, 3), [0x40, 0x0300_0000]);
+        let level = Override {
+            active_low: true,
+            level: true,
+            ..line
+        };
+        assert_eq!(entry(&level, 0x40, 0), [0xA040, 0]);
+    }
+}

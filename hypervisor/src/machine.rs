@@ -1,0 +1,202 @@
+//! The machine as the console sees it.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+
+use boot::BootInfo;
+use log::LevelFilter;
+use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
+
+use crate::{
+    console::host::{
+        Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord, Memory,
+        PowerAction, Region, Tdx,
+    },
+    cpu::{self, State},
+    firmware::power,
+    heap, logging, memory, time,
+};
+
+/// Everything that commands ask about.
+pub struct Machine {
+    /// What the boot path handed over.
+    pub info: &'static BootInfo,
+    /// The heap that the program allocates from.
+    pub heap: &'static heap::Heap,
+    /// What did not go as it should during the boot, one sentence each.
+    pub problems: Vec<String>,
+    /// TDX, as its bring-up left it.
+    pub tdx: Tdx,
+    /// Microseconds from the first line to the prompt without those of the TDX bring-up; `None` before it.
+    pub to_prompt_us: Option<u64>,
+    /// What was arranged for when the running command is done.
+    pub power: Option<PowerAction>,
+}
+
+impl Host for Machine {
+    fn build(&self) -> Build {
+        Build {
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: option_env!("SEAMARK_COMMIT").map(Into::into),
+            compiler: option_env!("SEAMARK_COMPILER").map(Into::into),
+        }
+    }
+
+    fn boot(&self) -> Boot {
+        Boot {
+            loaded_from: self.info.source.to_string(),
+            config: self.info.config_file.clone(),
+            config_problem: self.info.config_problem.clone(),
+            problems: self.problems.clone(),
+            to_prompt_us: self.to_prompt_us,
+            uptime_us: time::us(),
+        }
+    }
+
+    fn cpus(&self) -> Vec<Cpu> {
+        cpu::all().iter().map(|c| describe(c)).collect()
+    }
+
+    fn memory(&self) -> Memory {
+        let (total, counts) = memory::ledger();
+        let bytes = |of: fn(&Counts) -> u64| {
+            let orders = counts.iter().enumerate();
+            orders.map(|(order, c)| of(c) * (FRAME << order)).sum()
+        };
+        let (heap_total, heap_used) = self.heap.usage();
+        Memory {
+            frames: frame_counts(&counts),
+            ledger: Ledger::new(
+                total,
+                bytes(|c| c.free),
+                bytes(|c| c.used),
+                bytes(|c| c.quarantined),
+            ),
+            heap: Heap {
+                total_bytes: heap_total as u64,
+                used_bytes: heap_used as u64,
+            },
+            regions: memory::regions()
+                .iter()
+                .map(|r| Region {
+                    start: Hex(r.start),
+                    end: Hex(r.end),
+                    kind: r.kind.to_string(),
+                })
+                .collect(),
+        }
+    }
+
+    fn tdx(&self) -> Tdx {
+        self.tdx.clone()
+    }
+
+    fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
+        logging::visit(&mut |r| {
+            visit(&LogRecord {
+                us: r.us,
+                cpu: r.cpu,
+                level: r.level,
+                target: r.target,
+                message: r.message,
+            });
+        })
+    }
+
+    fn log_level(&self) -> LevelFilter {
+        log::max_level()
+    }
+
+    fn set_log_level(&mut self, level: LevelFilter) {
+        log::set_max_level(level);
+    }
+
+    fn peek(&mut self, line: u64) -> Result<[u8; 64], String> {
+        memory::peek(line)
+    }
+
+    fn request_power(&mut self, action: PowerAction) -> Result<String, String> {
+        let how = match action {
+            PowerAction::Reboot => power::reset_name(),
+            PowerAction::PowerOff => power::off_name(),
+        }?;
+        self.power = Some(action);
+        Ok(how)
+    }
+}
+
+fn describe(cpu: &cpu::Cpu) -> Cpu {
+    let place = cpu.place();
+    let vmx = cpu.vmx().and_then(Result::err);
+    let (state, detail) = match cpu.state() {
+        State::Online => (CpuState::Online, None),
+        State::Idle => (CpuState::Idle, None),
+        State::NotUsed => (
+            CpuState::NotUsed,
+            Some("the machine has no x2APIC to start it with".into()),
+        ),
+        State::Starting | State::NeverStarted => (
+            CpuState::NeverStarted,
+            Some("no answer after INIT-SIPI-SIPI".into()),
+        ),
+        State::Stopped => (CpuState::Stopped, None),
+    };
+    Cpu {
+        index: cpu.number,
+        apic_id: cpu.apic_id,
+        package: place.package,
+        core: place.core,
+        thread: place.thread,
+        numa_node: cpu.node(),
+        bootstrap: cpu.bootstrap,
+        state,
+        detail: detail.or_else(|| vmx.map(|e| format!("not in VMX operation: {e}"))),
+    }
+}
+
+/// The allocator's orders in the three sizes that frames have elsewhere; what stands free between two of them counts
+/// as the smaller.
+fn frame_counts(counts: &[Counts]) -> Vec<FrameCount> {
+    let sizes = [ORDER_4K, ORDER_2M, ORDER_1G];
+    let ends = [ORDER_2M, ORDER_1G, ORDER_1G + 1];
+    let of = |(size, end): (u32, u32)| {
+        let mut sum = FrameCount {
+            frame_bytes: FRAME << size,
+            free: 0,
+            used: 0,
+            quarantined: 0,
+        };
+        for order in size..end {
+            let Some(c) = counts.get(order as usize) else {
+                continue;
+            };
+            sum.free += c.free << (order - size);
+            sum.used += c.used << (order - size);
+            sum.quarantined += c.quarantined << (order - size);
+        }
+        sum
+    };
+    sizes.into_iter().zip(ends).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_between_two_sizes_count_as_the_smaller() {
+        let mut counts = [Counts::default(); 19];
+        counts[0].free = 3;
+        counts[8].free = 1;
+        counts[10].used = 2;
+        counts[18].quarantined = 1;
+        let sizes = frame_counts(&counts);
+        assert_eq!(sizes[0].free, 3 + 256);
+        assert_eq!(sizes[1].used, 4);
+        assert_eq!(sizes[2].quarantined, 1);
+        assert_eq!(sizes[2].frame_bytes, 1 << 30);
+    }
+}

@@ -1,0 +1,311 @@
+//! The machine's memory while the hypervisor runs: frames, the direct map, windows onto devices, stacks.
+#![expect(
+    unsafe_code,
+    reason = "page tables and the frame allocator's bitmaps live in memory that is reached through the direct map"
+)]
+
+use alloc::{format, string::String, vec::Vec};
+use core::{fmt, slice};
+
+use boot::{
+    BootInfo, Region,
+    layout::{DIRECT_MAP, DIRECT_MAP_SIZE, STACKS, WINDOWS},
+    paging::{self, Access, PageTables, Tables},
+};
+use mm::frames::{self, Counts, Frame, Frames, ORDER_4K};
+
+use crate::{
+    cpu::{
+        msr::{self, Fault},
+        trap,
+    },
+    sync::IrqLock,
+};
+
+/// Memory below this is never handed out: it is the AP trampoline's and the firmware's, and no TD may have it.
+const LOW: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+
+static MEMORY: IrqLock<Option<Memory>> = IrqLock::new(None);
+
+struct Memory {
+    frames: Frames,
+    page_tables: u64,
+    gib_pages: bool,
+    regions: Vec<Region>,
+    image: (u64, u64),
+    next_window: u64,
+    next_stack: u64,
+}
+
+/// Why memory could not be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The frame allocator's answer.
+    Frames(frames::Error),
+    /// The page tables' answer.
+    Paging(paging::Error),
+    /// [`init`] has not run.
+    NotReady,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frames(e) => write!(f, "{e}"),
+            Self::Paging(e) => write!(f, "page tables: {e:?}"),
+            Self::NotReady => write!(f, "memory is not set up"),
+        }
+    }
+}
+
+impl From<frames::Error> for Error {
+    fn from(e: frames::Error) -> Self {
+        Self::Frames(e)
+    }
+}
+
+impl From<paging::Error> for Error {
+    fn from(e: paging::Error) -> Self {
+        Self::Paging(e)
+    }
+}
+
+/// Takes over the memory that the firmware left. Returns a sentence for each part that can't be used.
+pub fn init(info: &BootInfo) -> Vec<String> {
+    let mut free: Vec<frames::Range> = info
+        .memory
+        .iter()
+        .filter(|r| r.kind.is_free())
+        .map(|r| (r.start.max(LOW), r.end.min(DIRECT_MAP_SIZE)))
+        .filter(|r| r.0 < r.1)
+        .collect();
+    let mut problems = Vec::new();
+    let mut frames = Frames::new();
+    for span in frames::zones_for(&free) {
+        let words = frames::words_for(span);
+        let bytes = (words as u64 * 8).next_multiple_of(PAGE);
+        // The bitmaps are cut from the start of the first range of the zone that is large enough.
+        let home = free
+            .iter_mut()
+            .find(|r| span.0 <= r.0 && r.1 <= span.1 && r.1 - r.0 > bytes);
+        let Some(home) = home else {
+            problems.push(format!(
+                "memory from {:#x} to {:#x} is not used: no room for its bookkeeping",
+                span.0, span.1
+            ));
+            continue;
+        };
+        let at = direct(home.0);
+        home.0 += bytes;
+        // SAFETY: the range is free memory of at least this size, which is in the direct map, and the cut takes it
+        // out of what is handed out.
+        let words = unsafe {
+            (at as *mut u8).write_bytes(0, words * 8);
+            slice::from_raw_parts_mut(at as *mut u64, words)
+        };
+        if let Err(e) = frames.add_zone(span, words) {
+            problems.push(format!("{e}"));
+        }
+    }
+    for range in free {
+        if let Err(e) = frames.add(range) {
+            problems.push(format!("{e}"));
+        }
+    }
+    *MEMORY.lock() = Some(Memory {
+        frames,
+        page_tables: info.page_tables,
+        gib_pages: core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0,
+        regions: info.memory.clone(),
+        image: info.image,
+        next_window: WINDOWS + PEEK_WINDOW_SIZE,
+        next_stack: boot::layout::BOOT_STACK.0 + boot::layout::BOOT_STACK.1,
+    });
+    problems
+}
+
+/// Where the direct map has physical address `pa`.
+#[must_use]
+pub fn direct(pa: u64) -> u64 {
+    DIRECT_MAP + pa
+}
+
+/// A block of frames; its content is whatever was there.
+///
+/// # Errors
+/// [`Error`].
+pub fn alloc(order: u32) -> Result<Frame, Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    Ok(memory.frames.alloc(order)?)
+}
+
+/// A block of frames full of zeroes.
+#[must_use]
+pub fn alloc_zeroed(order: u32) -> Option<Frame> {
+    let frame = alloc(order).ok()?;
+    // SAFETY: the frames belong to the caller from here on, and are in the direct map.
+    unsafe { (direct(frame.pa) as *mut u8).write_bytes(0, frame.bytes() as usize) };
+    Some(frame)
+}
+
+/// Gives a block back.
+///
+/// # Errors
+/// [`Error`] when it is not one that was handed out; nothing has changed then.
+pub fn free(frame: Frame) -> Result<(), Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    Ok(memory.frames.free(frame)?)
+}
+
+/// The frame ledger: the bytes that were added, and the blocks of each order.
+#[must_use]
+pub fn ledger() -> (u64, Vec<Counts>) {
+    MEMORY.lock().as_ref().map_or((0, Vec::new()), |m| {
+        (m.frames.total_bytes(), m.frames.counts().to_vec())
+    })
+}
+
+/// The firmware's memory map.
+#[must_use]
+pub fn regions() -> Vec<Region> {
+    MEMORY
+        .lock()
+        .as_ref()
+        .map_or(Vec::new(), |m| m.regions.clone())
+}
+
+/// A new stack of `bytes`, with an unmapped page below it: its end.
+///
+/// # Errors
+/// [`Error`].
+pub fn stack(bytes: u64) -> Result<u64, Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    let bottom = memory.next_stack + PAGE;
+    debug_assert!(bottom > STACKS);
+    for page in 0..bytes / PAGE {
+        let frame = memory.frames.alloc(ORDER_4K)?;
+        memory.tables(|t| t.map(bottom + page * PAGE, frame.pa, PAGE, Access::Write))?;
+    }
+    memory.next_stack = bottom + bytes;
+    Ok(bottom + bytes)
+}
+
+/// Where `len` bytes at physical address `pa` can be read and written: in the direct map where they are RAM,
+/// otherwise in a new uncached window, which stays.
+///
+/// # Errors
+/// [`Error`].
+pub fn window(pa: u64, len: u64) -> Result<u64, Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    if memory.in_direct_map(pa, pa + len) {
+        return Ok(direct(pa));
+    }
+    let start = pa / PAGE * PAGE;
+    let size = (pa + len).next_multiple_of(PAGE) - start;
+    // The same offset in 2 MiB as the physical address has, so that large windows take large pages.
+    const ALIGN: u64 = 2 << 20;
+    let va = memory.next_window.next_multiple_of(ALIGN) + start % ALIGN;
+    memory.tables(|t| t.map(va, start, size, Access::Device))?;
+    memory.next_window = va + size;
+    Ok(va + (pa - start))
+}
+
+const PEEK_WINDOW_SIZE: u64 = PAGE;
+
+/// Reads 64 bytes of physical memory as eight loads of 8 bytes, lowest address first. `line` is a multiple of 64.
+///
+/// RAM is read write-back, anything else uncached. The page is mapped for these loads alone.
+///
+/// # Errors
+/// One sentence: the address is beyond the CPU's, or what the load ran into.
+pub fn peek(line: u64) -> Result<[u8; 64], String> {
+    let max_pa = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
+    if !line.is_multiple_of(64) || line >> max_pa.min(52) != 0 {
+        return Err(format!(
+            "{line:#x} is not the address of a 64-byte line below 2^{max_pa}"
+        ));
+    }
+    let mut guard = MEMORY.lock();
+    let memory = guard
+        .as_mut()
+        .ok_or_else(|| format!("{}", Error::NotReady))?;
+    let page = line / PAGE * PAGE;
+    let ram = memory
+        .regions
+        .iter()
+        .any(|r| r.kind.is_ram() && (r.start..r.end).contains(&page));
+    let access = if ram { Access::Read } else { Access::Device };
+    memory
+        .tables(|t| t.map(WINDOWS, page, PAGE, access))
+        .map_err(|e| format!("{line:#x} can't be mapped: {e:?}"))?;
+    let flush = || x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(WINDOWS));
+    flush();
+    let mut bytes = [0; 64];
+    let mut fault: Option<(u64, Fault)> = None;
+    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
+        let offset = i as u64 * 8;
+        match msr::load(WINDOWS + line % PAGE + offset) {
+            Ok(value) => word.copy_from_slice(&value.to_le_bytes()),
+            Err(f) => {
+                fault = Some((line + offset, f));
+                break;
+            }
+        }
+    }
+    let unmapped = memory.tables(|t| t.unmap(WINDOWS, PAGE));
+    flush();
+    drop(guard);
+    unmapped.map_err(|e| format!("the peek window can't be unmapped: {e:?}"))?;
+    match fault {
+        None => Ok(bytes),
+        Some((pa, fault)) => Err(format!(
+            "the load from {pa:#x} faulted: {}",
+            trap::describe(fault)
+        )),
+    }
+}
+
+impl Memory {
+    fn in_direct_map(&self, start: u64, end: u64) -> bool {
+        let outside_image = end <= self.image.0 || self.image.1 <= start;
+        let mut at = start;
+        for r in self.regions.iter().filter(|r| r.kind.is_ram()) {
+            if (r.start..r.end).contains(&at) {
+                at = r.end;
+            }
+        }
+        outside_image && start >= PAGE && at >= end && end <= DIRECT_MAP_SIZE
+    }
+
+    fn tables<R>(&mut self, with: impl FnOnce(&mut PageTables<Direct<'_>>) -> R) -> R {
+        let tables = Direct(&mut self.frames);
+        with(&mut PageTables::existing(
+            tables,
+            self.page_tables,
+            self.gib_pages,
+        ))
+    }
+}
+
+/// Page tables in frames of the allocator, reached through the direct map.
+struct Direct<'a>(&'a mut Frames);
+
+impl Tables for Direct<'_> {
+    fn alloc(&mut self) -> Option<u64> {
+        let frame = self.0.alloc(ORDER_4K).ok()?;
+        // SAFETY: the frame was just handed out, and is in the direct map.
+        unsafe { (direct(frame.pa) as *mut u8).write_bytes(0, PAGE as usize) };
+        Some(frame.pa)
+    }
+
+    fn table(&mut self, pa: u64) -> &mut [u64; 512] {
+        // SAFETY: `pa` is a page table of this address space, in RAM that the direct map has; the lock around
+        // `Memory` keeps others away.
+        unsafe { &mut *(direct(pa) as *mut [u64; 512]) }
+    }
+}
