@@ -6,7 +6,7 @@
 //!
 //! On these stands the host's side: [`tdh`] has one method for each leaf, [`page`] and [`hkid`] say by types who owns what,
 //! [`retry`] is the one retry policy, [`counters`] keep account, [`module`] brings the TDX module up, and [`error`] with
-//! [`detail`] and [`advice`] says what went wrong and what to do.
+//! [`detail`] and [`advice`] says what went wrong and what to do. [`seamldr`] asks the P-SEAMLDR.
 #![no_std]
 
 #[cfg(test)]
@@ -25,4 +25,5 @@ pub mod module;
 pub mod page;
 pub mod platform;
 pub mod retry;
+pub mod seamldr;
 pub mod tdh;
