@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
+use anstream::adapter::StripBytes;
 use anyhow::{Context, Result};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use seamark_tests::qemu::{Guest, Machine, SerialWriter};
@@ -24,7 +25,10 @@ enum End {
 pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
     eprintln!("This terminal is the serial console. Ctrl-] leaves (or Ctrl-A x).");
     let (ended, ends) = mpsc::channel();
-    let screen = Screen(ended.clone());
+    let screen = Screen {
+        firmware: Some(Firmware::default()),
+        ended: ended.clone(),
+    };
     let guest = Guest::start(machine, directory, Some(Box::new(screen)))?;
     let raw = Raw::enter()?;
     let writer = guest.writer();
@@ -87,12 +91,50 @@ impl Keys {
     }
 }
 
+/// What the hypervisor's first line begins with.
+const FIRST_LINE: &[u8] = b"\nseamark ";
+
 /// Standard output; tells when the machine has closed its side.
-struct Screen(Sender<End>);
+///
+/// Until the hypervisor's first line, control sequences are left out: the firmware clears the screen several times, and
+/// with it what this program and cargo had to say.
+struct Screen {
+    firmware: Option<Firmware>,
+    ended: Sender<End>,
+}
+
+/// The firmware is still speaking.
+#[derive(Default)]
+struct Firmware {
+    strip: StripBytes,
+    /// The last bytes that it said, too few for the first line.
+    last: Vec<u8>,
+}
+
+impl Firmware {
+    /// The bytes without control sequences, and whether the hypervisor has taken over.
+    fn take(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let plain: Vec<u8> = self.strip.strip_next(bytes).flatten().copied().collect();
+        self.last
+            .extend(plain.iter().filter(|&&byte| byte != b'\r'));
+        let over = self.last.windows(FIRST_LINE.len()).any(|w| w == FIRST_LINE);
+        self.last
+            .drain(..self.last.len().saturating_sub(FIRST_LINE.len() - 1));
+        (plain, over)
+    }
+}
 
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        io::stdout().write(bytes)
+        let Some(firmware) = &mut self.firmware else {
+            return io::stdout().write(bytes);
+        };
+        let (plain, over) = firmware.take(bytes);
+        if over {
+            self.firmware = None;
+        }
+        io::stdout().write_all(&plain)?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -103,7 +145,7 @@ impl Write for Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         // Nobody listens when the machine was left.
-        let _ = self.0.send(End::Stopped);
+        let _ = self.ended.send(End::Stopped);
     }
 }
 
@@ -137,6 +179,17 @@ impl Drop for Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_firmware_can_not_clear_the_screen() {
+        let mut firmware = Firmware::default();
+        let (plain, over) = firmware.take(b"\x1b[2J\x1b[01;01HBdsDxe: starting\r\n\r\nsea");
+        assert_eq!(
+            (&*plain, over),
+            (&b"BdsDxe: starting\r\n\r\nsea"[..], false)
+        );
+        assert_eq!(firmware.take(b"mark 0.1.0"), (b"mark 0.1.0".to_vec(), true));
+    }
 
     #[test]
     fn ordinary_keys_are_passed_on() {
