@@ -1,14 +1,14 @@
 //! The frame allocator of the tests: hands out tokens, and keeps a ledger of them.
 
-use core::cell::RefCell;
 use core::ops::Range;
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard};
 
 use seam::abi::{PAGE_4K, PageSize};
 use seam::address::Hpa;
 use seam::page::{Clean, Page};
 
-pub struct Frames(RefCell<Ledger>);
+pub struct Frames(Mutex<Ledger>);
 
 struct Ledger {
     /// Frames that never left yet.
@@ -20,7 +20,7 @@ struct Ledger {
 
 impl Frames {
     pub fn new(rest: Range<u64>) -> Self {
-        Self(RefCell::new(Ledger {
+        Self(Mutex::new(Ledger {
             rest,
             free: Vec::new(),
             out: BTreeSet::new(),
@@ -29,7 +29,7 @@ impl Frames {
 
     /// Hands out a frame, preferably one that was out before.
     pub fn take(&self, size: PageSize) -> Page<Clean> {
-        let ledger = &mut *self.0.borrow_mut();
+        let ledger = &mut *self.ledger();
         let again = ledger.free.iter().position(|(_, free)| *free == size);
         let hpa = match again {
             Some(index) => ledger.free.swap_remove(index).0,
@@ -53,20 +53,24 @@ impl Frames {
     /// Takes a frame back.
     pub fn give(&self, page: Page<Clean>) {
         let (hpa, size) = page.surrender();
-        let ledger = &mut *self.0.borrow_mut();
+        let ledger = &mut *self.ledger();
         for page in pages(hpa, size) {
             assert!(ledger.out.remove(&page), "{page:#x} was never out");
         }
         ledger.free.push((hpa, size));
     }
 
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.lock().unwrap()
+    }
+
     /// 4 KiB pages that are out.
     pub fn pages_out(&self) -> u64 {
-        self.0.borrow().out.len() as u64
+        self.ledger().out.len() as u64
     }
 
     pub fn assert_all_back(&self) {
-        let out = &self.0.borrow().out;
+        let out = &self.ledger().out;
         assert!(out.is_empty(), "still out: {out:x?}");
     }
 }

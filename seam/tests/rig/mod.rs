@@ -99,10 +99,15 @@ impl Rig {
         rig
     }
 
+    /// CPU `lp`.
+    pub fn cpu(&self, lp: u32) -> Cpu<'_> {
+        Cpu { rig: self, lp }
+    }
+
     /// The module as CPU `lp` calls it.
     pub fn on(&self, lp: u32) -> Calls<'_> {
         Tdh::new(
-            Cpu { rig: self, lp },
+            self.cpu(lp),
             Patience(&self.pauses),
             &self.counters[lp as usize],
         )
