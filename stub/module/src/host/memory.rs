@@ -160,6 +160,36 @@ impl Memory {
         }
     }
 
+    /// A number that stands for all that the memory holds, whatever of it is resident: the same contents give the same.
+    pub fn digest(&self) -> u64 {
+        let mut digest = 0u64;
+        let tables = numbered(&self.root)
+            .flat_map(|(root, upper)| numbered(upper).map(move |(i, table)| (root, i, table)))
+            .flat_map(|(root, upper, directory)| {
+                numbered(directory).map(move |(i, leaf)| ([root, upper, i], leaf))
+            });
+        for (path, leaf) in tables {
+            let base = path.iter().zip([UPPER_BITS, DIRECTORY_BITS, LEAF_BITS]);
+            let base = base.fold(0, |at, (index, bits)| (at | *index as u64) << bits);
+            for index in 0..1 << LEAF_BITS {
+                let page = (base | index as u64) << 9;
+                let mut add = |at: u64, word: u64| {
+                    if word != 0 {
+                        digest = digest.wrapping_add(mix(word ^ mix(page | at)));
+                    }
+                };
+                match leaf.resident(index) {
+                    Some(words) => (0..)
+                        .zip(words)
+                        .for_each(|(at, word)| add(at, word.load(Ordering::Acquire))),
+                    None if leaf.word(index) == 0 => {}
+                    None => (0..512).for_each(|at| add(at, leaf.word(index))),
+                }
+            }
+        }
+        digest
+    }
+
     /// How many bytes of the developer's machine this memory occupies, its upper levels aside (about 1 byte for each
     /// 4 KiB that lie near something touched).
     pub fn footprint(&self) -> u64 {
@@ -192,6 +222,18 @@ impl Default for Memory {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn numbered<T>(table: &[OnceLock<T>]) -> impl Iterator<Item = (usize, &T)> {
+    let numbered = table.iter().enumerate();
+    numbered.filter_map(|(index, made)| made.get().map(|made| (index, made)))
+}
+
+/// The finalizer of SplitMix64.
+fn mix(z: u64) -> u64 {
+    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31
 }
 
 fn word_index(pa: u64) -> usize {
@@ -244,6 +286,20 @@ mod tests {
         let mut around = [0xff; 2];
         memory.read(0x1_0000_0ff4, &mut around);
         assert_eq!(around, [0, 1]);
+    }
+
+    #[test]
+    fn a_digest_tells_contents_apart_and_not_residence() {
+        let (one, other) = (Memory::new(), Memory::new());
+        one.fill(0x5000, 7);
+        one.page(0x9_0000_0000);
+        other.page(0x5000);
+        assert_ne!(one.digest(), other.digest());
+        other.fill(0x5000, 7);
+        assert_eq!(one.digest(), other.digest());
+        other.write(0x5008, &[0]);
+        other.write(0x6000, &[7]);
+        assert_ne!(one.digest(), other.digest());
     }
 
     #[test]

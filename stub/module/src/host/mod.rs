@@ -1,5 +1,6 @@
 //! A machine for host tests, conformance and simulation: sparse memory and simulated processors.
 
+mod audit;
 mod breakpoint;
 mod conditions;
 mod config;
@@ -9,6 +10,7 @@ mod memory;
 mod sapphire_rapids;
 mod server;
 
+pub use audit::{Frame, Frames};
 pub use breakpoint::Held;
 pub use conditions::Conditions;
 pub use config::Config;

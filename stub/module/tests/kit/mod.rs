@@ -13,6 +13,8 @@ pub const BASE: u64 = 4 << 30;
 pub const SIZE: u64 = 1 << 30;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u32 = 32;
+/// Where [`Builder::initialize`] puts TD_PARAMS.
+pub const TD_PARAMS: u64 = BASE + SIZE + (512 << 20);
 /// TDCX pages of a TD.
 const TDCX_PAGES: u64 = 6;
 
@@ -67,7 +69,7 @@ impl Builder {
 
     /// TDH.MNG.INIT with the plainest TD_PARAMS: XFAM with x87, SSE and AVX, 4 vCPUs, 4-level EPT, 2.5 GHz.
     pub fn initialize(&self, td: &Td) {
-        let params = BASE + SIZE + (512 << 20);
+        let params = TD_PARAMS;
         let memory = self.server.machine().memory();
         memory.write(params + 8, &0xe7u64.to_le_bytes());
         memory.write(params + 16, &4u16.to_le_bytes());
