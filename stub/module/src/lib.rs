@@ -18,6 +18,7 @@ mod call;
 mod cpuid;
 mod dispatch;
 mod field;
+mod guest;
 pub mod hooks;
 #[cfg(feature = "host")]
 pub mod host;

@@ -116,8 +116,13 @@ pub trait Machine: Sync {
     fn host_xmm(&self, lp: u32, index: usize) -> u128;
     /// Sets an XMM register (0 to 15) that the host will find after the SEAMCALL on `lp`.
     fn set_host_xmm(&self, lp: u32, index: usize, value: u128);
-    /// Raises (15) or restores the task priority of the physical APIC of `lp`.
+    /// The task priority (CR8) of the physical APIC of `lp`.
+    fn task_priority(&self, lp: u32) -> u64;
+    /// Sets the task priority of the physical APIC of `lp`, 0 to 15.
     fn set_task_priority(&self, lp: u32, priority: u64);
+    /// Makes the physical APIC of `lp` deliver an interrupt to itself: one that the module took and the host is to
+    /// have again.
+    fn send_self_ipi(&self, lp: u32, vector: u8);
     /// The key with which TDREPORTs are authenticated on this machine (SEAMREPORT).
     ///
     /// # Errors

@@ -235,6 +235,13 @@ impl Machine for HostMachine {
         }
     }
 
+    fn task_priority(&self, lp: u32) -> u64 {
+        Self::task_priority(self, lp)
+    }
+
+    // Nothing interrupts a scripted guest but its script.
+    fn send_self_ipi(&self, _lp: u32, _vector: u8) {}
+
     fn set_task_priority(&self, lp: u32, priority: u64) {
         if let Some(processor) = self.processors.get(lp as usize) {
             processor.task_priority.store(priority, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use crate::td::{
     tdcs::{field, page},
 };
 use crate::vcpu::fields;
-use crate::{Machine, memory, operand};
+use crate::{Machine, guest, memory, operand};
 
 /// Bytes of TD_PARAMS, and its alignment.
 const TD_PARAMS_SIZE: u64 = size_of::<TdParams>() as u64;
@@ -101,4 +101,5 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
     }
     tdcs.write_bytes(field::RTMR.offset(), &[0; 4 * 48]);
     Mrtd::begin(cx, tdcs);
+    guest::fill_msr_bitmaps(cx.native(), tdcs);
 }

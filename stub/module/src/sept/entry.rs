@@ -176,6 +176,30 @@ impl Entry {
         }
     }
 
+    /// 4 KiB pages of a pending 2 MiB page that the guest has accepted so far.
+    pub const fn accept_counter(self, level: u8) -> u64 {
+        if level == 1 {
+            (self.0 & ACCEPT_COUNTER) >> 12
+        } else {
+            0
+        }
+    }
+
+    /// The same pending 2 MiB page with so many of its 4 KiB pages accepted.
+    pub const fn with_accept_counter(self, pages: u64) -> Self {
+        Self(self.0 & !ACCEPT_COUNTER | pages << 12 & ACCEPT_COUNTER)
+    }
+
+    /// A pending page once the guest has accepted it.
+    pub fn accepted(self, level: u8) -> Self {
+        let entry = self.without_accept_counter(level);
+        let state = match entry.state() {
+            SeptState::Pending => SeptState::Mapped,
+            _ => SeptState::ExportedDirty,
+        };
+        Self(entry.with_state(state).0 | RWX)
+    }
+
     /// The same, unlocked.
     pub const fn unlocked(self) -> Self {
         Self(self.0 & !LOCKED)

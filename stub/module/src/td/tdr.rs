@@ -67,6 +67,11 @@ impl<'m> Tdr<'m> {
         self.get(field::FATAL) != 0
     }
 
+    /// Gives the TD up: from now on it can only be torn down.
+    pub fn set_fatal(&self) {
+        self.set(field::FATAL, 1);
+    }
+
     /// How far the TD is in its life.
     pub fn lifecycle(&self) -> Lifecycle {
         match self.get(field::LIFECYCLE_STATE) {

@@ -100,3 +100,16 @@ pub const XBUFF_OFFSETS: Field = Field::u32(0x190);
 pub const VIRTUAL_ARCH_CAPABILITIES: Field = Field::u64(0x778);
 /// In the TDCS: two words for each row of the CPUID table.
 pub const CPUID_VALUES: Field = Field::u64(0x800);
+
+/// In the TDCS: the MSR bitmaps.
+pub const MSR_BITMAPS: Field = Field::u64(0x2000);
+
+/// In the TDCS: a VMX capability MSR as the TD reads it, for those that it can read.
+pub const fn virtual_vmx_msr(msr: u32) -> Option<Field> {
+    Some(Field::u64(match msr {
+        0x480 => 0x700,
+        0x485..=0x489 => 0x708 + (msr - 0x485) * 8,
+        0x48B..=0x492 => 0x730 + (msr - 0x48B) * 8,
+        _ => return None,
+    }))
+}

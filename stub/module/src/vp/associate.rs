@@ -35,7 +35,7 @@ pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Resu
     Ok(())
 }
 
-/// Associates a vCPU with the calling processor, if it is not already.
+/// Associates a vCPU with the calling processor, if it is not already; whether it was not.
 ///
 /// # Errors
 /// VCPU_STATE_INCORRECT; VCPU_ASSOCIATED when it is another processor's.
@@ -44,7 +44,7 @@ pub fn associate<M: Machine>(
     tdcs: &Tdcs<'_, M>,
     tdvps: &Tdvps<'_, M>,
     disabled: Disabled,
-) -> Result<(), Status> {
+) -> Result<bool, Status> {
     let usable = match tdvps.state() {
         VcpuState::Ready => true,
         VcpuState::Disabled => disabled == Disabled::Allowed,
@@ -65,7 +65,7 @@ pub fn associate<M: Machine>(
     if was == NO_LP {
         tdcs.add(tdcs::field::NUM_ASSOC_VCPUS, 1);
     }
-    Ok(())
+    Ok(was == NO_LP)
 }
 
 /// TDH.VP.FLUSH: RCX = TDVPR. The vCPU's processor gives it up.

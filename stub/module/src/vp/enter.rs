@@ -1,11 +1,275 @@
-//! TDH.VP.ENTER.
+//! TDH.VP.ENTER: from the host's call to the guest's first instruction, and back.
 
-use seam::abi::{Gprs, Operand, Status};
+use core::sync::atomic::Ordering;
 
-use crate::Machine;
+use seam::abi::{Gprs, Leaf, Operand, PAGE_MASK, Status};
+
+use super::LastExit;
+use super::associate::{Disabled, associate, check_pages};
+use super::vmcs::features;
 use crate::call::Call;
+use crate::field::Structure;
+use crate::guest::{self, Inside, TdExit};
+use crate::lock::Mode;
+use crate::params::TSC_ADJUST_MSR;
+use crate::sept;
+use crate::td::{TdVcpu, Tdcs, Tdvps, VcpuState, lock_op_state, tdcs, tdvps};
+use crate::vcpu::{Gpr, Vcpu, fields};
+use crate::{Machine, Point};
 
-/// TDH.VP.ENTER.
-pub fn enter<M: Machine>(_cx: Call<'_, M>, _regs: &mut Gprs) -> Result<(), Status> {
-    Err(Status::OPERAND_INVALID.with(Operand::RAX))
+/// Bits of RCX beside the TDVPR's address: tell the guest that the host has dealt with the cause of the last exit.
+const HOST_RECOVERABILITY_HINT: u64 = 1 << 52;
+/// Resume the TD itself, not its L2 VM.
+const RESUME_L1: u64 = 1 << 53;
+/// IA32_MISC_ENABLE and two bits of it.
+const MISC_ENABLE: u32 = 0x1A0;
+const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
+const ENABLE_MONITOR: u64 = 1 << 18;
+/// Exit reason: EPT violation.
+const EPT_VIOLATION: u64 = 48;
+/// Exit qualification of an EPT violation: a write.
+const WRITE: u64 = 1 << 1;
+/// NOTIFY_ENABLES: raise #VE in a TD whose vCPU keeps faulting on the same instruction.
+const NOTIFY_EPT_FAULTS: u64 = 1;
+/// In a guest's TDCALL status: the host has a recoverability hint.
+const STATUS_HINT: u64 = 1 << 60;
+
+/// TDH.VP.ENTER: RCX = TDVPR and flags; every other register belongs to what the last TD exit asked for.
+pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
+    let misc_enable = cx.machine.rdmsr(cx.lp, MISC_ENABLE);
+    if misc_enable & LIMIT_CPUID_MAXVAL != 0 {
+        return Err(Status::LIMIT_CPUID_MAXVAL_SET);
+    }
+    let (tdvpr, flags) = (regs.rcx & PAGE_MASK, regs.rcx & !PAGE_MASK);
+    if flags & !(HOST_RECOVERABILITY_HINT | RESUME_L1) != 0 {
+        return Err(Status::OPERAND_INVALID.with(Operand::RCX));
+    }
+    let taken = TdVcpu::take(cx, tdvpr, Operand::RCX, Mode::Shared)?;
+    let (tdcs, op_state) = lock_op_state(cx, taken.tdr, Leaf::VpEnter)?;
+    let tdvps = taken.tdvps;
+    check_pages(&tdcs, &tdvps)?;
+    let is_new = associate(cx, &tdcs, &tdvps, Disabled::Refused)?;
+    let last_exit = tdvps.get(tdvps::field::LAST_TD_EXIT);
+    let after_trap = last_exit == LastExit::AsyncTrap as u64;
+    if flags & HOST_RECOVERABILITY_HINT != 0 && !after_trap || flags & RESUME_L1 != 0 {
+        return Err(Status::OPERAND_INVALID.with(Operand::RCX));
+    }
+    if cx.machine.rdmsr(cx.lp, TSC_ADJUST_MSR) != cx.native().msrs.tsc_adjust {
+        return Err(Status::INCONSISTENT_MSR.with_detail(TSC_ADJUST_MSR));
+    }
+    let elapsed = cx
+        .machine
+        .rdtsc(cx.lp)
+        .wrapping_sub(tdvps.get(fields::LAST_EXIT_TSC));
+    if (elapsed as i64) < 0 {
+        return Err(Status::TSC_ROLLBACK);
+    }
+    if features(&tdcs).monitor && misc_enable & ENABLE_MONITOR == 0 {
+        return Err(Status::INCORRECT_MSR_VALUE.with_detail(MISC_ENABLE));
+    }
+    join_epoch(cx, &tdcs, &tdvps, is_new)?;
+
+    let vcpu = Vcpu::of(cx.machine, &tdvps);
+    let inside = Inside::new(cx, taken.tdr, tdcs, tdvps, vcpu);
+    match suspect_stepping(cx, &inside) {
+        Ok(Suspicion::None) => {}
+        Ok(Suspicion::Notify) => inside.notify_of_stepping(),
+        Ok(Suspicion::StillFaults(gpa)) => {
+            leave_epoch(&tdcs, &tdvps);
+            return refuse_to_step(cx, regs, gpa);
+        }
+        Err(status) => {
+            leave_epoch(&tdcs, &tdvps);
+            return Err(status);
+        }
+    }
+    drop(op_state);
+
+    let last = &cx.module.lp(cx.lp).last_tdvpr;
+    if last.swap(tdvpr, Ordering::Relaxed) != tdvpr {
+        cx.reached(Point::Invept);
+    }
+    if last_exit == LastExit::Vmcall as u64 {
+        take_results(cx, &vcpu, regs);
+    } else if after_trap && flags & HOST_RECOVERABILITY_HINT != 0 {
+        vcpu.set_gpr(Gpr::Rax, vcpu.gpr(Gpr::Rax) | STATUS_HINT);
+    }
+    inside.ask_for_nmi_window();
+    tdvps.set_state(VcpuState::Active);
+    let mut inside = inside;
+    let exit = inside.run();
+    finish(cx, &tdcs, &inside, regs, &exit)
+}
+
+/// Registers the vCPU in the TD's current TLB epoch, and forgets translations if it was in an older one.
+///
+/// # Errors
+/// OPERAND_BUSY with TD_EPOCH.
+fn join_epoch<M: Machine>(
+    cx: Call<'_, M>,
+    tdcs: &Tdcs<'_, M>,
+    tdvps: &Tdvps<'_, M>,
+    is_new: bool,
+) -> Result<(), Status> {
+    let busy = Status::OPERAND_BUSY.with(Operand::TD_EPOCH);
+    let epoch = {
+        let _lock = tdcs.epoch_lock().acquire(Mode::Shared).map_err(|_| busy)?;
+        let epoch = tdcs.get(tdcs::field::TD_EPOCH);
+        tdcs.add(tdcs::field::REFCOUNT.at(epoch as u32 & 1), 1);
+        epoch
+    };
+    if epoch != tdvps.get(tdvps::field::VCPU_EPOCH) {
+        if !is_new {
+            cx.reached(Point::Invept);
+        }
+        tdvps.set(tdvps::field::VCPU_EPOCH, epoch);
+    }
+    Ok(())
+}
+
+/// Takes the vCPU out of the epoch that it entered in.
+fn leave_epoch<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) {
+    let epoch = tdvps.get(tdvps::field::VCPU_EPOCH);
+    tdcs.sub(tdcs::field::REFCOUNT.at(epoch as u32 & 1), 1);
+}
+
+/// What repeated EPT violations at one instruction say about the host.
+enum Suspicion {
+    /// Nothing.
+    None,
+    /// The pages are there now; the TD wants to know.
+    Notify,
+    /// A page is still not there, so an entry could only fault again.
+    StillFaults(u64),
+}
+
+/// Looks at the pages on which the instruction at RIP kept faulting (the defence against zero-stepping).
+///
+/// # Errors
+/// OPERAND_BUSY with SEPT_TREE.
+fn suspect_stepping<M: Machine>(
+    cx: Call<'_, M>,
+    inside: &Inside<'_, M>,
+) -> Result<Suspicion, Status> {
+    let count = inside.vcpu.get(fields::LAST_EPF_GPA_LIST_IDX) as u32;
+    if count == 0 {
+        return Ok(Suspicion::None);
+    }
+    let busy = Status::OPERAND_BUSY.with(Operand::SEPT_TREE);
+    let _tree = inside
+        .tdcs
+        .sept_lock()
+        .acquire(Mode::Exclusive)
+        .map_err(|_| busy)?;
+    for index in 0..count {
+        let gpa = inside.vcpu.get(fields::LAST_EPF_GPA_LIST.at(index));
+        let end = sept::walk(cx.machine, &inside.tdcs, gpa, 0);
+        let is_accessible = end.entry.is_leaf() && end.entry.is_present();
+        if !is_accessible {
+            return Ok(Suspicion::StillFaults(gpa));
+        }
+    }
+    let notifies = inside.tdcs.get(tdcs::field::NOTIFY_ENABLES) & NOTIFY_EPT_FAULTS != 0;
+    Ok(if notifies {
+        Suspicion::Notify
+    } else {
+        Suspicion::None
+    })
+}
+
+/// Answers as if the guest had faulted once more, without entering it.
+fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Result<(), Status> {
+    clear_xmm(cx);
+    let rbp = regs.rbp;
+    *regs = Gprs {
+        rcx: WRITE,
+        r8: gpa & PAGE_MASK,
+        rbp,
+        ..Gprs::default()
+    };
+    Err(Status(EPT_VIOLATION))
+}
+
+/// Takes the results of a TDVMCALL from the host: the registers that the guest selected.
+fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
+    let control = vcpu.gpr(Gpr::Rcx);
+    for xmm in 0..16 {
+        if control >> (16 + xmm) & 1 != 0 {
+            vcpu.set_xmm(xmm, cx.machine.host_xmm(cx.lp, xmm));
+        }
+    }
+    for (number, register) in Gpr::ALL.into_iter().enumerate().skip(2) {
+        if control >> number & 1 != 0 {
+            vcpu.set_gpr(register, guest::host_register(regs, register));
+        }
+    }
+    vcpu.set_gpr(Gpr::Rax, 0);
+}
+
+/// Puts a TD exit into the host's registers.
+fn finish<M: Machine>(
+    cx: Call<'_, M>,
+    tdcs: &Tdcs<'_, M>,
+    inside: &Inside<'_, M>,
+    regs: &mut Gprs,
+    exit: &TdExit,
+) -> Result<(), Status> {
+    let tdvps = &inside.tdvps;
+    if exit.status.code() == Status::SYS_SHUTDOWN {
+        return Err(exit.status);
+    }
+    let mut last_exit = None;
+    match exit.status.code() {
+        Status::NON_RECOVERABLE_VCPU => tdvps.set_state(VcpuState::Disabled),
+        code if code.is_fatal() => inside.tdr.set_fatal(),
+        Status::HOST_PRIORITY_BUSY_TIMEOUT => last_exit = Some(LastExit::AsyncTrap),
+        _ => {
+            last_exit = Some(if exit.vmcall.is_some() {
+                LastExit::Vmcall
+            } else {
+                LastExit::AsyncFault
+            })
+        }
+    }
+    if let Some(last_exit) = last_exit {
+        tdvps.set_state(VcpuState::Ready);
+        tdvps.set(tdvps::field::LAST_TD_EXIT, last_exit as u64);
+    }
+    if exit.status.code() != Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE {
+        leave_epoch(tdcs, tdvps);
+    }
+    clear_xmm(cx);
+    let rbp = regs.rbp;
+    *regs = Gprs {
+        rcx: exit.qualification,
+        rdx: exit.extended,
+        r8: exit.gpa,
+        r9: exit.interruption,
+        ..Gprs::default()
+    };
+    if let Some(control) = exit.vmcall {
+        for (number, register) in Gpr::ALL.into_iter().enumerate().skip(2) {
+            if control >> number & 1 != 0 {
+                guest::set_host_register(regs, register, inside.vcpu.gpr(register));
+            }
+        }
+        for xmm in 0..16 {
+            if control >> (16 + xmm) & 1 != 0 {
+                cx.machine.set_host_xmm(cx.lp, xmm, inside.vcpu.xmm(xmm));
+            }
+        }
+        if inside.keeps_rbp() {
+            regs.rbp = rbp;
+        }
+    }
+    match exit.status {
+        Status(0) => Ok(()),
+        status => Err(status),
+    }
+}
+
+fn clear_xmm<M: Machine>(cx: Call<'_, M>) {
+    for xmm in 0..16 {
+        cx.machine.set_host_xmm(cx.lp, xmm, 0);
+    }
 }

@@ -4,9 +4,9 @@ mod associate;
 mod create;
 mod enter;
 mod init;
-mod vmcs;
+pub mod vmcs;
 
 pub use associate::{Disabled, associate, check_pages, flush};
 pub use create::{addcx, create};
 pub use enter::enter;
-pub use init::init;
+pub use init::{LastExit, init};

@@ -1,0 +1,271 @@
+//! EPT violations of a TD, and the walk to a page that a TDCALL names.
+
+use seam::abi::{PAGE_MASK, Status, level_bytes};
+
+use super::exit::{Stop, TdExit};
+use super::{Inside, reason};
+use crate::Machine;
+use crate::field::Structure;
+use crate::sept;
+use crate::td::tdcs;
+use crate::vcpu::{Field, Vcpu};
+
+/// Bits of an EPT violation's exit qualification.
+mod qualification {
+    pub const WRITE: u64 = 1 << 1;
+    pub const FETCH: u64 = 1 << 2;
+    pub const GLA_VALID: u64 = 1 << 7;
+    pub const NMI_UNBLOCKED_BY_IRET: u64 = 1 << 12;
+    pub const SHADOW_STACK: u64 = 1 << 13;
+    /// What the host does not get to see: anything about linear addresses, and NMI unblocking.
+    pub const HIDDEN: u64 = 0x1F80;
+}
+
+/// Extended exit qualification types.
+pub mod extended {
+    /// TDG.MEM.PAGE.ACCEPT could not go on.
+    pub const ACCEPT: u64 = 1;
+    /// TDG.MEM.PAGE.ATTR.WR could not go on.
+    pub const ATTR_WR: u64 = 5;
+    /// The page waits to be accepted.
+    pub const PENDING: u64 = 6;
+}
+
+/// TD_CTLS: an access to a page that is not accepted goes to the host instead of raising #VE.
+const PENDING_VE_DISABLE: u64 = 1;
+/// EPT entries: read, write and execute; ignore-PAT; large page; suppress #VE.
+const RWX: u64 = 7;
+const WRITE_ONLY: u64 = 2;
+const WRITE_EXECUTE: u64 = 6;
+const LARGE_PAGE: u64 = 1 << 7;
+const SUPPRESS_VE: u64 = 1 << 63;
+/// Memory type, bits 5:3.
+const MEMORY_TYPE: u64 = 7 << 3;
+
+/// Why a page can't be used in a TDCALL.
+#[derive(Clone, Copy, Debug)]
+pub enum NoAccess {
+    /// The address is not one.
+    Invalid,
+    /// The guest gets #VE and will try again.
+    Injected,
+    /// The host has to do something first.
+    Exit(Stop),
+}
+
+impl From<TdExit> for NoAccess {
+    fn from(exit: TdExit) -> Self {
+        Self::Exit(exit.into())
+    }
+}
+
+impl<M: Machine> Inside<'_, M> {
+    /// An EPT violation as the host sees it.
+    pub fn violation_exit(&self, full: u32, gpa: u64, qualification: u64, extended: u64) -> TdExit {
+        TdExit::success(full)
+            .qualified(qualification & !qualification::HIDDEN)
+            .extended(extended)
+            .at(gpa & !0xFFF)
+    }
+
+    fn pending_goes_to_host(&self) -> bool {
+        self.tdcs.get(tdcs::field::TD_CTLS) & PENDING_VE_DISABLE != 0
+    }
+
+    /// An EPT violation by the guest.
+    ///
+    /// # Errors
+    /// A TD exit, or a triple fault.
+    pub fn ept_violation(&self, full: u32, qualification: u64) -> Result<(), Stop> {
+        let vcpu: &Vcpu<'_> = &self.vcpu;
+        if qualification & qualification::NMI_UNBLOCKED_BY_IRET != 0 {
+            self.reblock_nmi();
+        }
+        let gpa = vcpu.vmcs(Field::GUEST_PHYSICAL_ADDRESS);
+        let gla = vcpu.vmcs(Field::GUEST_LINEAR_ADDRESS);
+        let beyond = !self.tdcs.is_wide() && gpa >> 48 & 0xF != 0;
+        if beyond && qualification & qualification::GLA_VALID != 0 {
+            return self.raise_pf(gla, page_fault_code(qualification, self.privilege() == 3));
+        }
+        let mut extended = 0;
+        if !self.is_shared(gpa) {
+            let end = sept::walk(self.cx.machine, &self.tdcs, gpa, 0);
+            if is_acceptable(end.entry) {
+                if !self.pending_goes_to_host() {
+                    self.raise_ve(full, qualification, gpa, gla);
+                    return Ok(());
+                }
+                extended = extended::PENDING;
+            }
+            self.log_fault(gpa);
+        }
+        Err(self
+            .violation_exit(full, gpa, qualification, extended)
+            .into())
+    }
+
+    /// An EPT misconfiguration, which only the host's own EPT can have.
+    pub fn ept_misconfiguration(&self, full: u32) -> Stop {
+        let gpa = self.vcpu.vmcs(Field::GUEST_PHYSICAL_ADDRESS);
+        if self.is_shared(gpa) {
+            TdExit::success(full).at(gpa & !0xFFF).into()
+        } else {
+            Stop::Shutdown
+        }
+    }
+
+    /// The physical address of a guest-physical one that a TDCALL reads, or also writes.
+    ///
+    /// # Errors
+    /// [`NoAccess`].
+    pub fn translate(&self, gpa: u64, writes: bool, private_only: bool) -> Result<u64, NoAccess> {
+        let width = if self.tdcs.is_wide() { 52 } else { 48 };
+        let shared = self.is_shared(gpa);
+        if gpa >> width != 0 || shared && private_only {
+            return Err(NoAccess::Invalid);
+        }
+        let wanted = if writes { 3 } else { 1 };
+        if shared {
+            self.translate_shared(gpa, wanted)
+        } else {
+            self.translate_private(gpa, wanted)
+        }
+    }
+
+    fn translate_private(&self, gpa: u64, wanted: u64) -> Result<u64, NoAccess> {
+        let end = sept::walk(self.cx.machine, &self.tdcs, gpa, 0);
+        let granted = end.entry.0 & RWX;
+        if end.entry.is_leaf() && granted & wanted == wanted {
+            let offset = gpa & (level_bytes(end.level) - 1);
+            return Ok(end.entry.page_pa(end.level) + offset);
+        }
+        let qualification = violation(wanted, granted);
+        if is_acceptable(end.entry) {
+            if !self.pending_goes_to_host() {
+                self.raise_ve(reason::EPT_VIOLATION, qualification, gpa, 0);
+                return Err(NoAccess::Injected);
+            }
+            let exit =
+                self.violation_exit(reason::EPT_VIOLATION, gpa, qualification, extended::PENDING);
+            return Err(exit.into());
+        }
+        Err(self
+            .violation_exit(reason::EPT_VIOLATION, gpa, qualification, 0)
+            .into())
+    }
+
+    fn translate_shared(&self, gpa: u64, wanted: u64) -> Result<u64, NoAccess> {
+        let platform = self.cx.machine.platform();
+        let mut table = self.vcpu.vmcs(Field::SHARED_EPTP) & PAGE_MASK;
+        let mut granted = RWX;
+        for level in (0..=self.tdcs.top_level()).rev() {
+            let index = gpa / level_bytes(level) % 512;
+            let entry = self
+                .cx
+                .machine
+                .word(platform.without_keyid(table) + index * 8);
+            granted &= entry;
+            if is_misconfigured(entry, level, platform.max_pa) {
+                return Err(TdExit::success(reason::EPT_MISCONFIGURATION)
+                    .at(gpa & !0xFFF)
+                    .into());
+            }
+            if entry & RWX == 0 || entry & wanted != wanted {
+                let qualification = violation(wanted, granted);
+                if entry & SUPPRESS_VE == 0
+                    && (entry & RWX == 0 || level == 0 || entry & LARGE_PAGE != 0)
+                {
+                    self.raise_ve(reason::EPT_VIOLATION, qualification, gpa, 0);
+                    return Err(NoAccess::Injected);
+                }
+                return Err(self
+                    .violation_exit(reason::EPT_VIOLATION, gpa, qualification, 0)
+                    .into());
+            }
+            if level == 0 || entry & LARGE_PAGE != 0 {
+                let page = entry & PAGE_MASK & !(level_bytes(level) - 1);
+                let pa = page + (gpa & (level_bytes(level) - 1));
+                if !platform.is_shared_buffer(pa & !0xFFF, 1, 0x1000) {
+                    return Err(TdExit::success(reason::EPT_MISCONFIGURATION)
+                        .at(gpa & !0xFFF)
+                        .into());
+                }
+                return Ok(platform.without_keyid(pa));
+            }
+            table = entry & PAGE_MASK;
+        }
+        Err(NoAccess::Invalid)
+    }
+}
+
+/// Whether an S-EPT entry maps a page that the guest can accept.
+fn is_acceptable(entry: sept::Entry) -> bool {
+    use seam::abi::SeptState::{Pending, PendingExportedDirty};
+    matches!(entry.state(), Pending | PendingExportedDirty)
+}
+
+/// The qualification of an EPT violation that a TDCALL causes.
+const fn violation(wanted: u64, granted: u64) -> u64 {
+    wanted & !granted | granted << 3
+}
+
+/// Whether an entry of the host's EPT is one that the CPU refuses.
+const fn is_misconfigured(entry: u64, level: u8, max_pa: u32) -> bool {
+    if entry & RWX == 0 {
+        return false;
+    }
+    let permissions = entry & RWX;
+    if permissions == WRITE_ONLY || permissions == WRITE_EXECUTE {
+        return true;
+    }
+    let is_leaf = level == 0 || entry & LARGE_PAGE != 0;
+    if entry & PAGE_MASK & !((1 << max_pa) - 1) != 0 {
+        return true;
+    }
+    if is_leaf {
+        let memory_type = (entry & MEMORY_TYPE) >> 3;
+        level > 2
+            || memory_type == 2
+            || memory_type == 3
+            || memory_type == 7
+            || entry & PAGE_MASK & (level_bytes(level) - 1) != 0
+    } else {
+        entry & 0xF8 != 0
+    }
+}
+
+/// The error code of a #PF for an address with reserved bits.
+const fn page_fault_code(qualification: u64, user: bool) -> u64 {
+    const PRESENT: u64 = 1 << 0;
+    const WRITE: u64 = 1 << 1;
+    const USER: u64 = 1 << 2;
+    const RESERVED: u64 = 1 << 3;
+    const FETCH: u64 = 1 << 4;
+    const SHADOW_STACK: u64 = 1 << 6;
+    let mut code = PRESENT | RESERVED;
+    if qualification & qualification::WRITE != 0 {
+        code |= WRITE;
+    }
+    if user {
+        code |= USER;
+    }
+    if qualification & qualification::FETCH != 0 {
+        code |= FETCH;
+    }
+    if qualification & qualification::SHADOW_STACK != 0 {
+        code |= SHADOW_STACK;
+    }
+    code
+}
+
+impl NoAccess {
+    /// How a TDCALL ends that names such a page by `operand`.
+    pub fn into_end(self, operand: seam::abi::Operand) -> super::tdcall::End {
+        use super::tdcall::End;
+        match self {
+            Self::Invalid => End::Status(Status::OPERAND_INVALID.with(operand)),
+            Self::Injected => End::Injected,
+            Self::Exit(stop) => End::Stop(stop),
+        }
+    }
+}

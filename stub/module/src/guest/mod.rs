@@ -1,0 +1,387 @@
+//! Inside a TD: the vCPU runs, the module deals with each VM exit, until one goes back to the host.
+
+mod cpuid;
+mod cr;
+mod ept;
+mod events;
+mod exit;
+mod msr;
+mod stepping;
+mod tdcall;
+
+use seam::abi::{Status, attributes, config_flags};
+
+pub use exit::{Stop, TdExit, host_register, set_host_register};
+pub use msr::fill_bitmaps as fill_msr_bitmaps;
+use stepping::{Filter, Stepping};
+
+use crate::Machine;
+use crate::call::Call;
+use crate::field::Structure;
+use crate::module::SysState;
+use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
+use crate::vcpu::{Field, Vcpu, fields};
+
+/// Basic VM-exit reasons (Intel SDM, appendix C of volume 3).
+pub mod reason {
+    pub const EXCEPTION_OR_NMI: u32 = 0;
+    pub const EXTERNAL_INTERRUPT: u32 = 1;
+    pub const TRIPLE_FAULT: u32 = 2;
+    pub const INIT: u32 = 3;
+    pub const SMI: u32 = 6;
+    pub const NMI_WINDOW: u32 = 8;
+    pub const TASK_SWITCH: u32 = 9;
+    pub const CPUID: u32 = 10;
+    pub const GETSEC: u32 = 11;
+    pub const HLT: u32 = 12;
+    pub const INVD: u32 = 13;
+    pub const RDPMC: u32 = 15;
+    pub const RSM: u32 = 17;
+    pub const VMCALL: u32 = 18;
+    pub const VMCLEAR: u32 = 19;
+    pub const VMXON: u32 = 27;
+    pub const CR_ACCESS: u32 = 28;
+    pub const IO: u32 = 30;
+    pub const RDMSR: u32 = 31;
+    pub const WRMSR: u32 = 32;
+    pub const ENTRY_GUEST_STATE: u32 = 33;
+    pub const ENTRY_MACHINE_CHECK: u32 = 41;
+    pub const MWAIT: u32 = 36;
+    pub const MONITOR_TRAP: u32 = 37;
+    pub const MONITOR: u32 = 39;
+    pub const C_STATE_SMI: u32 = 42;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const EPT_MISCONFIGURATION: u32 = 49;
+    pub const INVEPT: u32 = 50;
+    pub const INVVPID: u32 = 53;
+    pub const WBINVD: u32 = 54;
+    pub const XSETBV: u32 = 55;
+    pub const APIC_WRITE: u32 = 56;
+    pub const VMFUNC: u32 = 59;
+    pub const ENCLS: u32 = 60;
+    pub const PML_FULL: u32 = 62;
+    pub const PCONFIG: u32 = 65;
+    pub const ENCLV: u32 = 70;
+    pub const ENQCMD: u32 = 72;
+    pub const ENQCMDS: u32 = 73;
+    pub const BUS_LOCK: u32 = 74;
+    pub const NOTIFICATION: u32 = 75;
+    pub const SEAMCALL: u32 = 76;
+    pub const TDCALL: u32 = 77;
+    /// Bit 26 of the full reason: a bus lock came before what the exit is about.
+    pub const AFTER_BUS_LOCK: u32 = 1 << 26;
+    /// Bit 31 of the full reason: the VM entry failed.
+    pub const ENTRY_FAILED: u32 = 1 << 31;
+    /// Bits of the full reason that a CPU sets in a TD.
+    pub const KNOWN: u32 = 0xFFFF | AFTER_BUS_LOCK | ENTRY_FAILED;
+}
+
+/// A vCPU that is inside its TD.
+pub struct Inside<'m, M> {
+    cx: Call<'m, M>,
+    /// The root of the TD.
+    pub tdr: Tdr<'m>,
+    /// The TD.
+    pub tdcs: Tdcs<'m, M>,
+    /// The vCPU's own structure.
+    pub tdvps: Tdvps<'m, M>,
+    /// The vCPU's state.
+    pub vcpu: Vcpu<'m>,
+    stepping: Stepping,
+    /// A bus lock was reported with an exit that has not gone to the host.
+    bus_lock: bool,
+}
+
+impl<'m, M: Machine> Inside<'m, M> {
+    /// A vCPU that is about to enter its TD.
+    pub fn new(
+        cx: Call<'m, M>,
+        tdr: Tdr<'m>,
+        tdcs: Tdcs<'m, M>,
+        tdvps: Tdvps<'m, M>,
+        vcpu: Vcpu<'m>,
+    ) -> Self {
+        Self {
+            cx,
+            tdr,
+            tdcs,
+            tdvps,
+            vcpu,
+            stepping: Stepping::default(),
+            bus_lock: false,
+        }
+    }
+
+    /// Runs the vCPU until something goes to the host.
+    pub fn run(&mut self) -> TdExit {
+        self.stepping = Stepping::new(
+            self.vcpu.vmcs(Field::RIP),
+            self.cx.machine.rdtsc(self.cx.lp),
+        );
+        loop {
+            self.cx.machine.run_vcpu(self.cx.lp, &self.vcpu);
+            match self.handle() {
+                Ok(()) => {}
+                Err(Stop::Exit(exit)) => return self.leave(exit),
+                Err(Stop::Shutdown) => {
+                    self.cx.module.set_state(SysState::Shutdown);
+                    return TdExit::new(Status::SYS_SHUTDOWN, 0);
+                }
+            }
+        }
+    }
+
+    /// Adds to an exit that the module itself did not cause what the CPU said about a bus lock.
+    fn leave(&mut self, mut exit: TdExit) -> TdExit {
+        if core::mem::take(&mut self.bus_lock) && exit.status.detail() != 0 {
+            exit.status = Status(exit.status.0 | u64::from(reason::AFTER_BUS_LOCK));
+        }
+        exit
+    }
+
+    fn has_attribute(&self, bits: u64) -> bool {
+        self.tdcs.get(tdcs::field::ATTRIBUTES) & bits != 0
+    }
+
+    /// Whether TDH.VP.ENTER leaves the host's RBP alone.
+    pub fn keeps_rbp(&self) -> bool {
+        self.tdcs.get(tdcs::field::CONFIG_FLAGS) & config_flags::NO_RBP_MOD != 0
+    }
+
+    /// Whether a guest-physical address is a shared one.
+    pub fn is_shared(&self, gpa: u64) -> bool {
+        gpa >> if self.tdcs.is_wide() { 51 } else { 47 } & 1 != 0
+    }
+
+    /// Whether the guest runs 64-bit code.
+    fn is_64_bit(&self) -> bool {
+        const LMA: u64 = 1 << 10;
+        const L: u64 = 1 << 13;
+        self.vcpu.vmcs(Field::EFER) & LMA != 0 && self.vcpu.vmcs(Field::CS_ACCESS) & L != 0
+    }
+
+    /// The guest's privilege level.
+    fn privilege(&self) -> u64 {
+        self.vcpu.vmcs(Field::SS_ACCESS) >> 5 & 3
+    }
+
+    /// What is to be done with an exit that only a debugger can have enabled: it goes to the host, and in a TD that
+    /// is in production it is the end.
+    fn debugger_only(&self, exit: TdExit) -> Stop {
+        let reason = exit.status.detail();
+        if self.has_attribute(attributes::DEBUG) {
+            exit.into()
+        } else {
+            TdExit {
+                status: Status::NON_RECOVERABLE_TD.with_detail(reason),
+                ..exit
+            }
+            .into()
+        }
+    }
+
+    /// Handles a VM exit.
+    fn handle(&mut self) -> Result<(), Stop> {
+        let vcpu = self.vcpu;
+        let now = self.cx.machine.rdtsc(self.cx.lp);
+        vcpu.set(fields::LAST_EXIT_TSC, now);
+        vcpu.set(fields::NMI_UNBLOCKING_DUE_TO_IRET, 0);
+        let full = vcpu.vmcs(Field::EXIT_REASON) as u32;
+        let qualification = vcpu.vmcs(Field::EXIT_QUALIFICATION);
+        let interruption = vcpu.vmcs(Field::EXIT_INT_INFO);
+        let exit = TdExit::success(full).qualified(qualification);
+        let is_debug = self.has_attribute(attributes::DEBUG);
+        if self.tdr.is_fatal() {
+            let status = Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(full);
+            return Err(TdExit {
+                status,
+                ..exit.event(interruption)
+            }
+            .into());
+        }
+        self.bus_lock |= full & reason::AFTER_BUS_LOCK != 0;
+        if !is_debug && full & !reason::KNOWN != 0 {
+            return Err(Stop::Shutdown);
+        }
+        match self.filter(full, now) {
+            Filter::Handle => {}
+            Filter::Resume => return self.check_debug_event(),
+            Filter::WrongApicMode => {
+                let status = Status::NON_RECOVERABLE_TD_WRONG_APIC_MODE.with_detail(full);
+                return Err(TdExit {
+                    status,
+                    ..exit.event(interruption)
+                }
+                .into());
+            }
+        }
+        let vectoring = vcpu.vmcs(Field::IDT_VECTORING);
+        if vectoring >> 31 & 1 != 0 {
+            let expected = matches!(
+                full & 0xFFFF,
+                reason::TASK_SWITCH | reason::EPT_VIOLATION | reason::EPT_MISCONFIGURATION
+            );
+            if !expected {
+                return Err(if is_debug {
+                    exit.into()
+                } else {
+                    Stop::Shutdown
+                });
+            }
+            self.reinject(vectoring);
+        }
+        if full & reason::ENTRY_FAILED != 0 {
+            return Err(self.entry_failure(exit));
+        }
+        let interrupted = self.dispatch(full, qualification, interruption, exit)?;
+        if !self.has_event() && !interrupted {
+            self.ask_for_nmi_window();
+            self.advance()?;
+        }
+        if self.bus_lock {
+            self.bus_lock = false;
+            return Err(TdExit::success(reason::BUS_LOCK | reason::AFTER_BUS_LOCK).into());
+        }
+        self.check_debug_event()
+    }
+
+    /// In a debug TD the host may want to see an exception before the guest does.
+    fn check_debug_event(&self) -> Result<(), Stop> {
+        const HARDWARE_EXCEPTION: u64 = 3;
+        let event = self.vcpu.vmcs(Field::ENTRY_INT_INFO);
+        let is_exception = self.has_event() && event >> 8 & 7 == HARDWARE_EXCEPTION;
+        let wanted = self.vcpu.vmcs(Field::EXCEPTION_BITMAP) >> (event & 0x1F) & 1 != 0;
+        if self.has_attribute(attributes::DEBUG) && is_exception && wanted {
+            return Err(TdExit::success(reason::EXCEPTION_OR_NMI)
+                .event(event)
+                .into());
+        }
+        Ok(())
+    }
+
+    fn entry_failure(&self, exit: TdExit) -> Stop {
+        match exit.status.detail() & 0xFFFF {
+            reason::ENTRY_GUEST_STATE => self.debugger_only(exit),
+            reason::ENTRY_MACHINE_CHECK => TdExit {
+                status: Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(exit.status.detail()),
+                ..exit
+            }
+            .into(),
+            _ => Stop::Shutdown,
+        }
+    }
+
+    /// Handles what a VM exit is about; whether the guest's instruction was interrupted, so that it runs again.
+    fn dispatch(
+        &mut self,
+        full: u32,
+        qualification: u64,
+        interruption: u64,
+        exit: TdExit,
+    ) -> Result<bool, Stop> {
+        let fatal = |code: Status| -> Stop {
+            let status = code.with_detail(full);
+            TdExit { status, ..exit }.into()
+        };
+        match full & 0xFFFF {
+            reason::IO
+            | reason::HLT
+            | reason::INVD
+            | reason::VMCALL
+            | reason::WBINVD
+            | reason::MWAIT
+            | reason::MONITOR
+            | reason::PCONFIG
+            | reason::APIC_WRITE => self.raise_ve(full, qualification, 0, 0),
+            reason::GETSEC
+            | reason::RSM
+            | reason::VMCLEAR..=reason::VMXON
+            | reason::INVEPT
+            | reason::INVVPID
+            | reason::VMFUNC
+            | reason::ENCLS
+            | reason::ENCLV
+            | reason::ENQCMDS
+            | reason::SEAMCALL => self.raise_ud(),
+            reason::ENQCMD => self.raise_gp(),
+            reason::TASK_SWITCH | reason::BUS_LOCK | reason::INIT => return Err(exit.into()),
+            reason::NOTIFICATION => {
+                const CONTEXT_INVALID: u64 = 1;
+                const NMI_UNBLOCKED_BY_IRET: u64 = 1 << 12;
+                if qualification & NMI_UNBLOCKED_BY_IRET != 0 {
+                    self.reblock_nmi();
+                }
+                return Err(if qualification & CONTEXT_INVALID != 0 {
+                    fatal(Status::NON_RECOVERABLE_TD)
+                } else {
+                    exit.into()
+                });
+            }
+            reason::TRIPLE_FAULT => return Err(fatal(Status::NON_RECOVERABLE_VCPU)),
+            reason::SMI => {
+                const MSMI: u64 = 1;
+                let exit = exit.event(interruption);
+                return Err(if qualification & MSMI != 0 {
+                    let status = Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(full);
+                    TdExit { status, ..exit }.into()
+                } else {
+                    exit.into()
+                });
+            }
+            reason::EXTERNAL_INTERRUPT | reason::C_STATE_SMI => {
+                return Err(exit.event(interruption).into());
+            }
+            reason::RDPMC => {
+                if self.has_attribute(attributes::PERFMON) {
+                    return Err(if self.has_attribute(attributes::DEBUG) {
+                        exit.into()
+                    } else {
+                        Stop::Shutdown
+                    });
+                }
+                self.raise_gp();
+            }
+            reason::EPT_MISCONFIGURATION => return Err(self.ept_misconfiguration(full)),
+            reason::EPT_VIOLATION => self.ept_violation(full, qualification)?,
+            reason::CPUID => self.cpuid(full),
+            reason::XSETBV => self.xsetbv(),
+            reason::CR_ACCESS => {
+                if !self.cr_access(qualification) {
+                    return Err(self.debugger_only(exit));
+                }
+            }
+            reason::EXCEPTION_OR_NMI => {
+                return Err(self.exception_or_nmi(exit.event(interruption), interruption));
+            }
+            reason::RDMSR => self.rdmsr(full)?,
+            reason::WRMSR => self.wrmsr(full)?,
+            reason::TDCALL => return self.tdcall(),
+            reason::NMI_WINDOW => self.nmi_window(),
+            reason::PML_FULL => {
+                return Err(if self.has_attribute(attributes::DEBUG) {
+                    exit.into()
+                } else {
+                    Stop::Shutdown
+                });
+            }
+            _ => return Err(self.debugger_only(exit)),
+        }
+        Ok(false)
+    }
+
+    fn exception_or_nmi(&self, exit: TdExit, interruption: u64) -> Stop {
+        const NMI_TYPE: u64 = 2;
+        const MACHINE_CHECK: u64 = 18;
+        if interruption >> 8 & 7 == NMI_TYPE {
+            exit.into()
+        } else if interruption & 0xFF == MACHINE_CHECK {
+            let status =
+                Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(exit.status.detail());
+            TdExit { status, ..exit }.into()
+        } else if self.has_attribute(attributes::DEBUG) {
+            exit.into()
+        } else {
+            Stop::Shutdown
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! TDG.MEM.PAGE.ACCEPT: a page that the host gave becomes the guest's, with zeros in it.
+
+use seam::abi::{GpaLevel, Operand, SeptState, Status};
+
+use super::End;
+use crate::guest::ept::extended;
+use crate::guest::{Inside, reason};
+use crate::lock::Busy;
+use crate::sept::{self, Entry};
+use crate::vcpu::Gpr;
+use crate::{Machine, Point, operand};
+
+/// 4 KiB pages of a 2 MiB one.
+const PAGES: u64 = 512;
+
+impl<M: Machine> Inside<'_, M> {
+    /// TDG.MEM.PAGE.ACCEPT: RCX = address and level, 0 or 1.
+    pub fn page_accept(&self) -> Result<(), End> {
+        let target = operand::gpa_level(self.vcpu.gpr(Gpr::Rcx), 0..=1)?;
+        if !operand::is_private_gpa(&self.tdcs, target.gpa()) {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        let end = sept::walk(self.cx.machine, &self.tdcs, target.gpa(), target.level());
+        if end.level != target.level() {
+            return Err(if is_accessible(end.entry) {
+                Status::PAGE_ALREADY_ACCEPTED
+                    .with_detail(end.level.into())
+                    .into()
+            } else {
+                self.not_acceptable(target, end.entry, end.level)
+            });
+        }
+        let slot = end.slot.lock_for_guest().map_err(|busy| {
+            let code = match busy {
+                Busy::Held => Status::OPERAND_BUSY,
+                Busy::HostPriority => Status::OPERAND_BUSY_HOST_PRIORITY,
+            };
+            code.with(Operand::RCX)
+        })?;
+        let entry = slot.load().unlocked();
+        let is_free = entry.state() == SeptState::Free;
+        if !is_free && !entry.is_leaf() {
+            return Err(Status::PAGE_SIZE_MISMATCH
+                .with_detail(end.level.into())
+                .into());
+        }
+        if is_accessible(entry) {
+            return Err(Status::PAGE_ALREADY_ACCEPTED
+                .with_detail(end.level.into())
+                .into());
+        }
+        if entry.state() != SeptState::Pending {
+            drop(slot);
+            return Err(self.not_acceptable(target, entry, end.level));
+        }
+        let page = entry.page_pa(target.level());
+        let mut done = entry.accept_counter(target.level());
+        loop {
+            self.cx.reached(Point::Movdir64b);
+            self.cx.machine.fill_page(page + done * 0x1000, 0);
+            done += 1;
+            if target.level() == 0 || done == PAGES {
+                break;
+            }
+            if self.cx.interrupt_pending() {
+                slot.store(entry.with_accept_counter(done));
+                return Err(End::Interrupted);
+            }
+        }
+        slot.store(entry.accepted(target.level()));
+        Ok(())
+    }
+
+    /// The host has to do something about the page first.
+    fn not_acceptable(&self, target: GpaLevel, entry: Entry, level: u8) -> End {
+        const WRITE: u64 = 1 << 1;
+        let (shown, _) = entry.describe(level);
+        let qualification = WRITE | (shown & 7) << 3;
+        let info = u64::from(target.level())
+            | u64::from(level) << 3
+            | (entry.state() as u64) << 6
+            | u64::from(entry.is_leaf()) << 14;
+        let extended = extended::ACCEPT | info << 32;
+        let exit =
+            self.violation_exit(reason::EPT_VIOLATION, target.gpa(), qualification, extended);
+        End::Stop(exit.into())
+    }
+}
+
+/// Whether the guest can already use the page that an entry maps.
+fn is_accessible(entry: Entry) -> bool {
+    use SeptState::{BlockedW, ExportedBlockedW, ExportedDirty, ExportedDirtyBlockedW, Mapped};
+    matches!(
+        entry.state(),
+        Mapped | BlockedW | ExportedBlockedW | ExportedDirty | ExportedDirtyBlockedW
+    )
+}

@@ -1,0 +1,108 @@
+//! TDCALL: the functions that the module offers to a TD.
+
+mod accept;
+mod metadata;
+mod report;
+mod vp;
+
+use seam::abi::{Operand, Status};
+
+use super::Inside;
+use super::exit::Stop;
+use crate::Machine;
+use crate::vcpu::Gpr;
+
+/// How a TDCALL ends, if not with success.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// With this status in RAX.
+    Status(Status),
+    /// Not at all: an interrupt came first, and the guest will execute it again.
+    Interrupted,
+    /// Not at all: the guest gets an exception first.
+    Injected,
+    /// By leaving the guest.
+    Stop(Stop),
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl From<Stop> for End {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+/// Leafs that a TD can call.
+mod leaf {
+    pub const VP_VMCALL: u64 = 0;
+    pub const VP_INFO: u64 = 1;
+    pub const MR_RTMR_EXTEND: u64 = 2;
+    pub const VP_VEINFO_GET: u64 = 3;
+    pub const MR_REPORT: u64 = 4;
+    pub const VP_CPUIDVE_SET: u64 = 5;
+    pub const MEM_PAGE_ACCEPT: u64 = 6;
+    pub const VM_RD: u64 = 7;
+    pub const VM_WR: u64 = 8;
+    pub const VP_RD: u64 = 9;
+    pub const VP_WR: u64 = 10;
+    pub const SYS_RD: u64 = 11;
+    pub const SYS_RDALL: u64 = 12;
+}
+
+/// Bits of RAX that are always zero.
+const RAX_RESERVED: u64 = !0 << 24;
+
+impl<M: Machine> Inside<'_, M> {
+    /// Executes a TDCALL; whether it was interrupted.
+    ///
+    /// # Errors
+    /// What leaves the guest.
+    pub fn tdcall(&mut self) -> Result<bool, Stop> {
+        if !self.is_64_bit() {
+            self.raise_gp();
+            return Ok(false);
+        }
+        let status = match self.call_leaf() {
+            Ok(()) => Status::SUCCESS,
+            Err(End::Status(status)) => status,
+            Err(End::Interrupted) => return Ok(true),
+            Err(End::Injected) => return Ok(false),
+            Err(End::Stop(stop)) => return Err(stop),
+        };
+        self.vcpu.set_gpr(Gpr::Rax, status.0);
+        Ok(false)
+    }
+
+    fn call_leaf(&mut self) -> Result<(), End> {
+        let rax = self.vcpu.gpr(Gpr::Rax);
+        let (leaf, version) = (rax & 0xFFFF, (rax >> 16) as u8);
+        let unknown = Status::OPERAND_INVALID.with(Operand::RAX);
+        if rax & RAX_RESERVED != 0 || version > 0 && leaf != leaf::VM_RD {
+            return Err(unknown.into());
+        }
+        match leaf {
+            leaf::VP_VMCALL => self.vmcall(),
+            leaf::VP_INFO => {
+                self.vp_info();
+                Ok(())
+            }
+            leaf::MR_RTMR_EXTEND => self.rtmr_extend(),
+            leaf::VP_VEINFO_GET => self.veinfo_get(),
+            leaf::MR_REPORT => self.report(),
+            leaf::VP_CPUIDVE_SET => self.cpuidve_set(),
+            leaf::MEM_PAGE_ACCEPT => self.page_accept(),
+            leaf::VM_RD => self.vm_rd(version),
+            leaf::VM_WR => self.vm_wr(),
+            leaf::VP_RD => self.vp_rd(),
+            leaf::VP_WR => self.vp_wr(),
+            leaf::SYS_RD => self.sys_rd(),
+            leaf::SYS_RDALL => self.sys_rdall(),
+            _ => Err(unknown.into()),
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! TDG.MR.*: run-time measurements, and the report about a TD.
+
+use hmac::{Hmac, Mac};
+use seam::abi::{MEASUREMENT_SIZE, Operand, ReportMac, Status, TdInfo, TdReport};
+use sha2::{Digest, Sha256, Sha384};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::End;
+use crate::field::Structure;
+use crate::guest::{Inside, TdExit};
+use crate::lock::{Busy, Guard, Mode};
+use crate::td::tdcs;
+use crate::vcpu::Gpr;
+use crate::{Machine, Point, memory};
+
+/// Run-time measurement registers of a TD.
+const NUM_RTMRS: u64 = 4;
+/// Bytes of a report, and its alignment; the same for the data that it carries.
+const REPORT_SIZE: u64 = size_of::<TdReport>() as u64;
+const REPORT_DATA_SIZE: u64 = 64;
+/// REPORTTYPE.TYPE of a TD.
+const TYPE_TDX: u8 = 0x81;
+
+impl<M: Machine> Inside<'_, M> {
+    fn lock_rtmrs(&self, mode: Mode) -> Result<Guard<'_>, End> {
+        self.tdcs
+            .rtmr_lock()
+            .acquire_for_guest(mode)
+            .map_err(|busy| {
+                let code = match busy {
+                    Busy::Held => Status::OPERAND_BUSY,
+                    Busy::HostPriority => Status::OPERAND_BUSY_HOST_PRIORITY,
+                };
+                End::Status(code.with(Operand::RTMR))
+            })
+    }
+
+    /// TDG.MR.RTMR.EXTEND: RCX = 48 bytes, 64-byte aligned; RDX = which register.
+    pub fn rtmr_extend(&self) -> Result<(), End> {
+        let (gpa, index) = (self.vcpu.gpr(Gpr::Rcx), self.vcpu.gpr(Gpr::Rdx));
+        if !gpa.is_multiple_of(64) {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        let pa = self
+            .translate(gpa, false, true)
+            .map_err(|no| no.into_end(Operand::RCX))?;
+        let mut extension = [0; MEASUREMENT_SIZE];
+        memory::read_bytes(self.cx.machine, pa, &mut extension);
+        if index >= NUM_RTMRS {
+            return Err(Status::OPERAND_INVALID.with(Operand::RDX).into());
+        }
+        let _rtmrs = self.lock_rtmrs(Mode::Exclusive)?;
+        let offset = tdcs::field::RTMR.offset() + index as u32 * MEASUREMENT_SIZE as u32;
+        let mut register = [0; MEASUREMENT_SIZE];
+        self.tdcs.read_bytes(offset, &mut register);
+        self.cx.reached(Point::Sha384);
+        let extended = Sha384::new()
+            .chain_update(register)
+            .chain_update(extension)
+            .finalize();
+        self.tdcs.write_bytes(offset, &extended);
+        Ok(())
+    }
+
+    /// TDG.MR.REPORT: RCX = where the report goes, RDX = 64 bytes of data for it, R8 = subtype, 0.
+    pub fn report(&self) -> Result<(), End> {
+        let (gpa, data) = (self.vcpu.gpr(Gpr::Rcx), self.vcpu.gpr(Gpr::Rdx));
+        if !gpa.is_multiple_of(REPORT_SIZE) {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        if !data.is_multiple_of(REPORT_DATA_SIZE) {
+            return Err(Status::OPERAND_INVALID.with(Operand::RDX).into());
+        }
+        let pa = self
+            .translate(data, false, false)
+            .map_err(|no| no.into_end(Operand::RDX))?;
+        let mut report_data = [0; REPORT_DATA_SIZE as usize];
+        memory::read_bytes(self.cx.machine, pa, &mut report_data);
+        if self.vcpu.gpr(Gpr::R8) != 0 {
+            return Err(Status::OPERAND_INVALID.with(Operand::R8).into());
+        }
+        let td_info = {
+            let _rtmrs = self.lock_rtmrs(Mode::Shared)?;
+            self.td_info()
+        };
+        if self.cx.interrupt_pending() {
+            return Err(End::Interrupted);
+        }
+        let Ok(key) = self.cx.machine.report_key(self.cx.lp) else {
+            let exit = TdExit::new(Status::NON_RECOVERABLE_TD_CORRUPTED_MD, 0);
+            return Err(End::Stop(exit.into()));
+        };
+        let report = make_report(td_info, report_data, &key);
+        let pa = self
+            .translate(gpa, true, false)
+            .map_err(|no| no.into_end(Operand::RCX))?;
+        memory::write_struct(self.cx.machine, pa, &report);
+        Ok(())
+    }
+
+    fn td_info(&self) -> TdInfo {
+        use tdcs::field;
+        let mut info = TdInfo::new_zeroed();
+        info.attributes = self.tdcs.get(field::ATTRIBUTES);
+        info.xfam = self.tdcs.get(field::XFAM);
+        self.tdcs.read_bytes(field::MRTD.offset(), &mut info.mrtd);
+        self.tdcs
+            .read_bytes(field::MRCONFIGID.offset(), &mut info.mrconfigid);
+        self.tdcs
+            .read_bytes(field::MROWNER.offset(), &mut info.mrowner);
+        self.tdcs
+            .read_bytes(field::MROWNERCONFIG.offset(), &mut info.mrownerconfig);
+        self.tdcs
+            .read_bytes(field::RTMR.offset(), info.rtmr.as_mut_bytes());
+        info
+    }
+}
+
+fn make_report(td_info: TdInfo, report_data: [u8; 64], key: &[u8; 32]) -> TdReport {
+    let mut report = TdReport::new_zeroed();
+    let mac = &mut report.report_mac;
+    mac.report_type = [TYPE_TDX, 0, 0, 0];
+    mac.tee_info_hash = Sha384::digest(td_info.as_bytes()).into();
+    mac.report_data = report_data;
+    mac.mac = authenticate(mac, key);
+    report.td_info = td_info;
+    report
+}
+
+/// The MAC over everything of a REPORTMACSTRUCT before it.
+fn authenticate(mac: &ReportMac, key: &[u8; 32]) -> [u8; 32] {
+    let covered = mac.as_bytes().len() - size_of_val(&mac.mac);
+    // An HMAC takes a key of any length.
+    Hmac::<Sha256>::new_from_slice(key).map_or([0; 32], |hmac| {
+        hmac.chain_update(&mac.as_bytes()[..covered])
+            .finalize()
+            .into_bytes()
+            .into()
+    })
+}

@@ -1,0 +1,76 @@
+//! TDG.VP.*: the vCPU itself.
+
+use seam::abi::{Operand, Status, config_flags};
+
+use super::End;
+use crate::Machine;
+use crate::field::Structure;
+use crate::guest::{Inside, TdExit, reason};
+use crate::td::tdcs;
+use crate::vcpu::{Gpr, fields};
+
+/// RCX bits of TDG.VP.VMCALL that are never set: RAX, RCX, RSP, and the upper half.
+const NEVER_PASSED: u64 = 1 << 0 | 1 << 1 | 1 << 4 | 0xFFFF_FFFF << 32;
+/// RBP, which is not passed either if the TD is configured so.
+const RBP: u64 = 1 << 5;
+
+impl<M: Machine> Inside<'_, M> {
+    /// TDG.VP.VMCALL: RCX says which registers the host gets to see and to change.
+    pub fn vmcall(&mut self) -> Result<(), End> {
+        let control = self.vcpu.gpr(Gpr::Rcx);
+        let keeps_rbp = self.tdcs.get(tdcs::field::CONFIG_FLAGS) & config_flags::NO_RBP_MOD != 0;
+        let never = NEVER_PASSED | if keeps_rbp { RBP } else { 0 };
+        if control & never != 0 {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        self.advance()?;
+        let mut exit = TdExit::success(reason::TDCALL).qualified(control);
+        exit.vmcall = Some(control);
+        Err(End::Stop(exit.into()))
+    }
+
+    /// TDG.VP.INFO.
+    pub fn vp_info(&self) {
+        let (vcpu, tdcs) = (&self.vcpu, &self.tdcs);
+        let vcpus = tdcs.get(tdcs::field::NUM_VCPUS) | tdcs.get(tdcs::field::MAX_VCPUS) << 32;
+        vcpu.set_gpr(Gpr::Rcx, if tdcs.is_wide() { 52 } else { 48 });
+        vcpu.set_gpr(Gpr::Rdx, tdcs.get(tdcs::field::ATTRIBUTES));
+        vcpu.set_gpr(Gpr::R8, vcpus);
+        vcpu.set_gpr(Gpr::R9, vcpu.get(fields::VCPU_INDEX));
+        // TDG.SYS.RD can be called.
+        vcpu.set_gpr(Gpr::R10, 1);
+        vcpu.set_gpr(Gpr::R11, 0);
+    }
+
+    /// TDG.VP.VEINFO.GET.
+    pub fn veinfo_get(&self) -> Result<(), End> {
+        let vcpu = &self.vcpu;
+        let info = |field| vcpu.get(field);
+        if !self.has_ve_info() {
+            for register in [Gpr::Rcx, Gpr::Rdx, Gpr::R8, Gpr::R9, Gpr::R10] {
+                vcpu.set_gpr(register, 0);
+            }
+            return Err(Status::NO_VALID_VE_INFO.into());
+        }
+        let instruction =
+            info(fields::VE_INSTRUCTION_LENGTH) | info(fields::VE_INSTRUCTION_INFO) << 32;
+        vcpu.set_gpr(Gpr::Rcx, info(fields::VE_EXIT_REASON));
+        vcpu.set_gpr(Gpr::Rdx, info(fields::VE_QUALIFICATION));
+        vcpu.set_gpr(Gpr::R8, info(fields::VE_GLA));
+        vcpu.set_gpr(Gpr::R9, info(fields::VE_GPA));
+        vcpu.set_gpr(Gpr::R10, instruction);
+        vcpu.set(fields::VE_VALID, 0);
+        Ok(())
+    }
+
+    /// TDG.VP.CPUIDVE.SET: RCX bit 0 in supervisor mode, bit 1 in user mode.
+    pub fn cpuidve_set(&self) -> Result<(), End> {
+        let control = self.vcpu.gpr(Gpr::Rcx);
+        if control & !3 != 0 {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        self.vcpu.set(fields::CPUID_SUPERVISOR_VE, control & 1);
+        self.vcpu.set(fields::CPUID_USER_VE, control >> 1);
+        Ok(())
+    }
+}
