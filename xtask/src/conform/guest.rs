@@ -287,6 +287,9 @@ impl Guest for Script {
         match self.exits.get(number) {
             None => host::Exit::EXTERNAL_INTERRUPT.leave(machine, vcpu),
             Some(exit) => {
+                if !self.watched {
+                    into_64_bit_mode(vcpu);
+                }
                 if let Err(error) = exit.leave(machine, vcpu) {
                     let place = format!("guest/{number}/set");
                     witness.differences.push(Difference::new(
@@ -302,6 +305,14 @@ impl Guest for Script {
         }
         witness.last = Some(State::capture(machine, lp, vcpu));
     }
+}
+
+/// The guests of the host-side recordings run 64-bit code from the start.
+fn into_64_bit_mode(vcpu: &Vcpu<'_>) {
+    const LMA: u64 = 1 << 10;
+    const L: u64 = 1 << 13;
+    vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+    vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
 }
 
 impl Script {

@@ -152,6 +152,13 @@ impl Native {
         super::find(7, 2).is_some_and(|row| self.values[row][EDX] >> 3 & 1 != 0)
     }
 
+    /// The secondary control for user wait and pause, if the CPU has WAITPKG.
+    pub fn user_wait_pause(&self) -> u64 {
+        const USER_WAIT_PAUSE: u64 = 1 << 26;
+        let waitpkg = super::find(7, 0).is_some_and(|row| self.values[row][ECX] >> 5 & 1 != 0);
+        if waitpkg { USER_WAIT_PAUSE } else { 0 }
+    }
+
     /// XFAM bits that a TD may have (XFAM_FIXED0).
     pub const fn xfam_allowed(&self) -> u64 {
         KNOWN_COMPONENTS & (self.xcr0 | self.xss)

@@ -45,10 +45,7 @@ impl<M: Machine> Inside<'_, M> {
                 value[ECX] = value[ECX] & !(1 << 4) | u32::from(cr4 & CR4_PKE != 0) << 4;
             }
             (0xD, 0) => value[EBX] = self.cx.native().standard_size(vcpu.held(Held::Xcr0)),
-            (0xD, 1) => {
-                let enabled = vcpu.held(Held::Xcr0) | vcpu.held(Held::Xss);
-                value[EBX] = self.cx.native().xbuff(enabled).1;
-            }
+            (0xD, 1) => value[EBX] = self.cx.machine.td_cpuid(self.cx.lp, 0xD, 1)[EBX],
             (0x8000_0001, _) => {
                 value[EDX] = value[EDX] & !(1 << 11) | u32::from(self.is_64_bit()) << 11
             }

@@ -179,7 +179,7 @@ const BTF: u64 = 1 << 1;
 const TR: u64 = 1 << 6;
 const BTS: u64 = 1 << 7;
 const UNCORE_PMI: u64 = 1 << 13;
-const DEBUGCTL_RESERVED: u64 = !0xFFFF | 0x3C;
+const DEBUGCTL_RESERVED: u64 = !0xFFFF | 0x38;
 /// RFLAGS.TF; the pending debug exception of a single step.
 const TRAP_FLAG: u64 = 1 << 8;
 const SINGLE_STEP: u64 = 1 << 14;

@@ -14,6 +14,7 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
 
 /// The MSRs that do not follow from the platform's configuration.
 pub const MSRS: &[(u32, u64)] = &[
+    (0x1b, 0xfee00c00),
     (0xbc, 0x1),
     (0xbd, 0x1),
     (0xcf, 0x20),

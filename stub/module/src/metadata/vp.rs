@@ -52,6 +52,9 @@ impl<'m, M: Machine> VpFields<'m, M> {
         let vmcs = match id.class() {
             VMCS_CLASS => fields::TD_VMCS,
             class => match l2_vmcs_vm(class) {
+                Some(vm) if u64::from(vm) > self.tdcs.get(tdcs::field::NUM_L2_VMS) => {
+                    return Err(Status::METADATA_FIELD_ID_INCORRECT);
+                }
                 Some(vm) => fields::l2_vmcs(vm),
                 None => {
                     let size = row.field.id.element_size() as u8;

@@ -11,6 +11,7 @@ use crate::td::{
     tdcs::{field, page},
 };
 use crate::vcpu::fields;
+use crate::vp::vmx_caps;
 use crate::{Machine, guest, memory, operand};
 
 /// Bytes of TD_PARAMS, and its alignment.
@@ -102,4 +103,5 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
     tdcs.write_bytes(field::RTMR.offset(), &[0; 4 * 48]);
     Mrtd::begin(cx, tdcs);
     guest::fill_msr_bitmaps(cx.native(), tdcs);
+    vmx_caps::fill(cx.native(), tdcs);
 }

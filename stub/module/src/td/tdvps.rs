@@ -96,9 +96,10 @@ impl<'m, M: Machine> Tdvps<'m, M> {
         self.get(field::NUM_TDVPS_PAGES) as u32
     }
 
-    /// The physical address of page `index`.
+    /// The physical address of page `index`, without its KeyID.
     pub fn page_pa(&self, index: u32) -> u64 {
-        self.get(field::TDVPS_PAGE_PA.at(index))
+        let guarded = self.get(field::TDVPS_PAGE_PA.at(index));
+        self.machine.platform().without_keyid(guarded)
     }
 }
 

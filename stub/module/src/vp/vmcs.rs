@@ -2,11 +2,12 @@
 
 use seam::abi::attributes;
 
+use super::vmx_caps::l2_cr4_free;
 use crate::Machine;
 use crate::call::Call;
 use crate::cpuid::Features;
 use crate::field::Structure;
-use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
+use crate::td::{Tdcs, Tdr, Tdvps, tdcs, tdr, tdvps};
 use crate::vcpu::{Field, Vcpu, fields};
 
 /// TDCX page of the MSR bitmaps; page 4 is all zeros.
@@ -66,29 +67,76 @@ const CONSTANT: &[(Field, u64)] = &[
     (Field::PDPTE3, u64::MAX),
 ];
 
-/// Controls that every TD has on, before what the CPU requires and the TD's configuration are added.
-mod base {
+/// Controls, from what every TD has on, what the CPU requires, and the TD's configuration.
+pub(super) mod base {
+    use seam::abi::attributes;
+
+    use super::required;
+    use crate::cpuid::{Features, Msrs};
+
     pub const PIN_BASED: u64 = 0x29;
     pub const PROC_BASED: u64 = 0x9122_0088;
     pub const PROC_BASED2: u64 = 0x133C_B3FA;
+    /// The same for an L2 VM.
+    pub const PROC_BASED2_L2: u64 = 0x1338_B3FA;
     pub const PROC_BASED3: u64 = 0x80;
     pub const EXIT: u64 = 0x1F3C_8204;
     pub const ENTRY: u64 = 0x003E_C004;
+
+    const MWAIT_EXITING: u64 = 1 << 10;
+    const RDPMC_EXITING: u64 = 1 << 11;
+    const MONITOR_EXITING: u64 = 1 << 29;
+    const USER_WAIT_PAUSE: u64 = 1 << 26;
+    const PCONFIG: u64 = 1 << 27;
+    /// Exit controls: load and save IA32_PERF_GLOBAL_CTRL.
+    const EXIT_PERF_GLOBAL: u64 = 1 << 12 | 1 << 30;
+    const ENTRY_PERF_GLOBAL: u64 = 1 << 13;
+    const ENTRY_PKRS: u64 = 1 << 22;
+    /// Secondary controls that follow from a TD's CPUID.
+    pub const CONFIGURED_PROC_BASED2: u64 = USER_WAIT_PAUSE | PCONFIG;
+
+    const fn when(condition: bool, bits: u64) -> u64 {
+        if condition { bits } else { 0 }
+    }
+
+    /// The secondary controls that follow from a TD's CPUID.
+    pub const fn configured_proc_based2(features: Features) -> u64 {
+        when(features.waitpkg, USER_WAIT_PAUSE) | when(features.mktme, PCONFIG)
+    }
+
+    /// Controls that a TD and its L2 VMs have in common.
+    pub struct Common {
+        pub pin_based: u64,
+        pub proc_based: u64,
+        pub exit: u64,
+        pub entry: u64,
+    }
+
+    /// The controls that a TD and its L2 VMs have in common.
+    pub const fn of_td(msrs: &Msrs, features: Features, td_attributes: u64) -> Common {
+        let perfmon = td_attributes & attributes::PERFMON != 0;
+        let perf_global = td_attributes & (attributes::PERFMON | attributes::DEBUG) != 0;
+        let pkrs = td_attributes & (attributes::PKS | attributes::DEBUG) != 0;
+        Common {
+            pin_based: PIN_BASED | required(msrs.pin_based),
+            proc_based: PROC_BASED
+                | required(msrs.proc_based)
+                | when(!features.monitor, MWAIT_EXITING | MONITOR_EXITING)
+                | when(!perfmon, RDPMC_EXITING),
+            exit: EXIT | required(msrs.exit) | when(perf_global, EXIT_PERF_GLOBAL),
+            entry: ENTRY
+                | required(msrs.entry)
+                | when(perf_global, ENTRY_PERF_GLOBAL)
+                | when(pkrs, ENTRY_PKRS),
+        }
+    }
 }
 
-const MWAIT_EXITING: u64 = 1 << 10;
-const RDPMC_EXITING: u64 = 1 << 11;
-const MONITOR_EXITING: u64 = 1 << 29;
-const USER_WAIT_PAUSE: u64 = 1 << 26;
-const PCONFIG: u64 = 1 << 27;
+/// Tertiary control: guest-physical addresses have 52 bits.
 const GUEST_PHYSICAL_WIDTH: u64 = 1 << 5;
-/// Exit controls: load and save IA32_PERF_GLOBAL_CTRL.
-const EXIT_PERF_GLOBAL: u64 = 1 << 12 | 1 << 30;
-const ENTRY_PERF_GLOBAL: u64 = 1 << 13;
-const ENTRY_PKRS: u64 = 1 << 22;
 
 /// The bits that a capability MSR requires.
-const fn required(capability: u64) -> u64 {
+pub(super) const fn required(capability: u64) -> u64 {
     capability & 0xFFFF_FFFF
 }
 
@@ -103,12 +151,13 @@ pub fn fill<M: Machine>(
     for (field, value) in CONSTANT {
         vcpu.set_vmcs(*field, *value);
     }
-    let zero_page = tdcs.page_pa(ZERO_PAGE);
+    let zero_page = tdcx(tdr, ZERO_PAGE);
+    let guarded = |page| tdvps.get(tdvps::field::TDVPS_PAGE_PA.at(page));
     let masks = cr_masks(cx, tdcs);
     for (field, value) in [
-        (Field::VIRTUAL_APIC, tdvps.page_pa(2)),
-        (Field::MSR_BITMAP, tdcs.page_pa(MSR_BITMAPS)),
-        (Field::VE_INFO_ADDRESS, tdvps.page_pa(0)),
+        (Field::VIRTUAL_APIC, guarded(2)),
+        (Field::MSR_BITMAP, tdcx(tdr, MSR_BITMAPS)),
+        (Field::VE_INFO_ADDRESS, guarded(0)),
         (Field::PASID_LOW, zero_page),
         (Field::PASID_HIGH, zero_page),
         (Field::SHARED_EPTP, zero_page),
@@ -134,11 +183,15 @@ pub fn fill<M: Machine>(
     vcpu.set(fields::SHADOW_PID, u64::MAX);
     vcpu.set(fields::SHADOW_PIN_BASED, vcpu.vmcs(Field::PIN_BASED));
     vcpu.set(fields::SHADOW_VECTOR, fields::NO_VECTOR);
+    let native = cx.native();
+    let on_every_td = required(native.msrs.proc_based2) | native.user_wait_pause();
     for vm in vms {
-        vcpu.set(
-            fields::SHADOW_PROC_BASED2.at(vm),
-            base::PROC_BASED2 | required(cx.native().msrs.proc_based2),
-        );
+        let initial = if vm == 0 {
+            base::PROC_BASED2
+        } else {
+            base::PROC_BASED2_L2
+        };
+        vcpu.set(fields::SHADOW_PROC_BASED2.at(vm), initial | on_every_td);
         vcpu.set(fields::SHADOW_SHARED_EPTP.at(vm), u64::MAX);
         vcpu.set(fields::TSC_DEADLINE.at(vm), u64::MAX);
         for addresses in fields::L2_ADDRESSES {
@@ -159,44 +212,28 @@ pub fn fill<M: Machine>(
     }
 }
 
+/// A page of the TDCS with the TD's KeyID.
+fn tdcx(tdr: Tdr<'_>, index: u32) -> u64 {
+    tdr.get(tdr::field::TDCX_PA.at(index))
+}
+
 fn set_controls<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, vcpu: &Vcpu<'_>) {
-    let features = features(tdcs);
-    let attributes = tdcs.get(tdcs::field::ATTRIBUTES);
-    let has = |bits| attributes & bits != 0;
-    let msrs = &cx.native().msrs;
-    let when = |condition, bits: u64| if condition { bits } else { 0 };
-    let perf_global = has(attributes::PERFMON | attributes::DEBUG);
+    let (msrs, features) = (&cx.native().msrs, features(tdcs));
+    let common = base::of_td(msrs, features, tdcs.get(tdcs::field::ATTRIBUTES));
+    let proc_based2 =
+        base::PROC_BASED2 | required(msrs.proc_based2) | base::configured_proc_based2(features);
+    let width = if tdcs.is_wide() {
+        GUEST_PHYSICAL_WIDTH
+    } else {
+        0
+    };
     for (field, value) in [
-        (Field::PIN_BASED, base::PIN_BASED | required(msrs.pin_based)),
-        (
-            Field::PROC_BASED,
-            base::PROC_BASED
-                | required(msrs.proc_based)
-                | when(!features.monitor, MWAIT_EXITING | MONITOR_EXITING)
-                | when(!has(attributes::PERFMON), RDPMC_EXITING),
-        ),
-        (
-            Field::PROC_BASED2,
-            base::PROC_BASED2
-                | required(msrs.proc_based2)
-                | when(features.waitpkg, USER_WAIT_PAUSE)
-                | when(features.mktme, PCONFIG),
-        ),
-        (
-            Field::PROC_BASED3,
-            base::PROC_BASED3 | when(tdcs.is_wide(), GUEST_PHYSICAL_WIDTH),
-        ),
-        (
-            Field::EXIT_CONTROLS,
-            base::EXIT | required(msrs.exit) | when(perf_global, EXIT_PERF_GLOBAL),
-        ),
-        (
-            Field::ENTRY_CONTROLS,
-            base::ENTRY
-                | required(msrs.entry)
-                | when(perf_global, ENTRY_PERF_GLOBAL)
-                | when(has(attributes::PKS | attributes::DEBUG), ENTRY_PKRS),
-        ),
+        (Field::PIN_BASED, common.pin_based),
+        (Field::PROC_BASED, common.proc_based),
+        (Field::PROC_BASED2, proc_based2),
+        (Field::PROC_BASED3, base::PROC_BASED3 | width),
+        (Field::EXIT_CONTROLS, common.exit),
+        (Field::ENTRY_CONTROLS, common.entry),
     ] {
         vcpu.set_vmcs(field, value);
     }
@@ -269,7 +306,7 @@ fn cr_masks<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>) -> CrMasks {
         l2: [
             cr0 & !PE,
             msrs.cr0_fixed0 & !PG & !PE | NE,
-            cr4,
+            !l2_cr4_free(msrs, xfam, attributes),
             msrs.cr4_fixed0 | MCE | VMXE,
         ],
     }
