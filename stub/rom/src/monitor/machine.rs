@@ -155,6 +155,15 @@ impl Machine for SeamCpu {
         high.store((value >> 64) as u64, Ordering::Relaxed);
     }
 
+    fn task_priority(&self, _lp: u32) -> u64 {
+        u64::from(Hardware.read(TPR) >> 4 & 0xF)
+    }
+
+    fn send_self_ipi(&self, _lp: u32, vector: u8) {
+        const TO_SELF: u32 = 1 << 18;
+        Hardware.write(ICR, TO_SELF | u32::from(vector));
+    }
+
     fn set_task_priority(&self, _lp: u32, priority: u64) {
         Hardware.write(TPR, (priority as u32 & 0xF) << 4);
     }
@@ -171,6 +180,7 @@ impl Machine for SeamCpu {
 const TPR: u32 = 0x80;
 const PPR: u32 = 0xA0;
 const IRR: u32 = 0x200;
+const ICR: u32 = 0x300;
 
 /// The highest vector that waits in this processor's APIC; 0 if none does.
 fn highest_request() -> u32 {
