@@ -4,4 +4,5 @@
 extern crate alloc;
 
 pub mod frames;
+pub mod pages;
 pub mod tdmr;

@@ -195,6 +195,28 @@ fn smrr_name(smrr: u8) -> &'static str {
     if smrr == 0 { "SMRR" } else { "SMRR2" }
 }
 
+/// Whether a leaf takes a guest address in RCX and the TDR in RDX; it then reports the S-EPT entry there in the same two.
+pub(crate) fn takes_gpa(leaf: Leaf) -> bool {
+    use Leaf as L;
+    matches!(
+        leaf,
+        L::MemPageAdd
+            | L::MemPageAug
+            | L::MemPageRemove
+            | L::MemPageRelocate
+            | L::MemPageDemote
+            | L::MemPagePromote
+            | L::MemSeptAdd
+            | L::MemSeptRd
+            | L::MemSeptRemove
+            | L::MemRangeBlock
+            | L::MemRangeUnblock
+            | L::MemRd
+            | L::MemWr
+            | L::MrExtend
+    )
+}
+
 /// What a register operand is to a leaf.
 ///
 /// Source: TDX Module ABI 1.5, the input operands of each function.
@@ -225,42 +247,9 @@ fn role(leaf: Leaf, operand: Operand) -> Option<&'static str> {
             | L::MemTrack,
             O::RCX,
         ) => "the TDR",
-        (
-            L::MemPageAdd
-            | L::MemPageAug
-            | L::MemPageRemove
-            | L::MemPageRelocate
-            | L::MemPageDemote
-            | L::MemPagePromote
-            | L::MemSeptAdd
-            | L::MemSeptRd
-            | L::MemSeptRemove
-            | L::MemRangeBlock
-            | L::MemRangeUnblock
-            | L::MemRd
-            | L::MemWr
-            | L::MrExtend,
-            O::RCX,
-        ) => "the guest address, its level, or the S-EPT entry there",
-        (
-            L::MngAddcx
-            | L::VpCreate
-            | L::MemPageAdd
-            | L::MemPageAug
-            | L::MemPageRemove
-            | L::MemPageRelocate
-            | L::MemPageDemote
-            | L::MemPagePromote
-            | L::MemSeptAdd
-            | L::MemSeptRd
-            | L::MemSeptRemove
-            | L::MemRangeBlock
-            | L::MemRangeUnblock
-            | L::MemRd
-            | L::MemWr
-            | L::MrExtend,
-            O::RDX,
-        ) => "the TDR",
+        (_, O::RCX) if takes_gpa(leaf) => "the guest address, its level, or the S-EPT entry there",
+        (L::MngAddcx | L::VpCreate, O::RDX) => "the TDR",
+        (_, O::RDX) if takes_gpa(leaf) => "the TDR",
         (L::MemPageAdd | L::MemPageAug | L::MemPageRelocate, O::R8) => "the page to map",
         (L::MemPageAdd, O::R9) => "the source page",
         (L::MemSeptAdd | L::MemPageDemote, O::R8) => "the page for the S-EPT",

@@ -6,7 +6,7 @@ use crate::abi::{Gprs, Leaf, PAGE_MASK, Status};
 use crate::address::{Hpa, Level};
 use crate::advice::{Advice, Remedy};
 use crate::call::Fault;
-use crate::detail::Detail;
+use crate::detail::{Detail, takes_gpa};
 
 /// Why a leaf failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -175,24 +175,8 @@ impl Error {
     /// The S-EPT entry that the leaf reported with its status. `None` for leafs that report none, and for errors that
     /// were found before the S-EPT was looked at.
     pub fn sept_entry(&self) -> Option<SeptEntry> {
-        let reports = matches!(
-            self.leaf,
-            Leaf::MemPageAdd
-                | Leaf::MemPageAug
-                | Leaf::MemPageRemove
-                | Leaf::MemPageRelocate
-                | Leaf::MemPageDemote
-                | Leaf::MemPagePromote
-                | Leaf::MemSeptAdd
-                | Leaf::MemSeptRemove
-                | Leaf::MemRangeBlock
-                | Leaf::MemRangeUnblock
-                | Leaf::MemRd
-                | Leaf::MemWr
-                | Leaf::MrExtend
-        );
         let [rcx, rdx, ..] = self.outputs;
-        (reports && (rcx, rdx) != (0, 0)).then(|| SeptEntry::new(rcx, rdx))
+        (takes_gpa(self.leaf) && (rcx, rdx) != (0, 0)).then(|| SeptEntry::new(rcx, rdx))
     }
 
     /// RCX, RDX, R8, R9, R10 as the leaf left them: TDH.SYS.INIT, TDH.SYS.LP.INIT and TDH.MNG.INIT tell the

@@ -11,7 +11,8 @@
 //!
 //! A [`Page`] can't be copied: whoever has it is responsible for the frame. A call that makes it the module's takes it by
 //! value, and gives it back in its error when the module refused. [`Page::mint`] and [`Page::surrender`] are the two
-//! doors to the rest of the host, and only its frame allocator goes through them. A page that is dropped is a frame
+//! doors to the rest of the host, and only its frame allocator goes through them; [`Page::give_up`] leads to quarantine. A
+//! page that is dropped is a frame
 //! that nobody will ever use again; that is safe, and counted in [`lost_pages`].
 
 use core::fmt;
@@ -86,9 +87,7 @@ impl Page<Clean> {
 
     /// Ends the token: the frame is the allocator's again.
     pub fn surrender(self) -> (Hpa, PageSize) {
-        let parts = (self.hpa(), self.size());
-        mem::forget(self);
-        parts
+        self.give_up()
     }
 }
 
@@ -119,6 +118,14 @@ impl<S: State> Page<S> {
         let raw = self.raw;
         mem::forget(self);
         Page { raw, state }
+    }
+
+    /// Ends the token of a frame that can't be used again, because nobody knows whose it is: the allocator puts the frame
+    /// away for good.
+    pub fn give_up(self) -> (Hpa, PageSize) {
+        let parts = (self.hpa(), self.size());
+        mem::forget(self);
+        parts
     }
 
     /// Splits it into 512 pages of the next smaller size.

@@ -1,0 +1,163 @@
+//! Frames on their way to the TDX module and back: the one place where the allocator's frames become page tokens.
+//!
+//! The allocator's [`Frame`] says where memory is; the token ([`Page`]) says who owns it. A frame that was allocated
+//! for the module is turned into a token here, outside the allocator's lock, and turned back when the token has come home
+//! clean. In the time between, the frame stays allocated in the ledger.
+
+use core::fmt;
+
+use seam::{
+    abi::PageSize,
+    address::Hpa,
+    page::{Clean, Page, State},
+};
+
+use crate::frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K};
+
+/// Writes back and drops every cache line of a frame (CLFLUSH), then orders that (MFENCE).
+///
+/// The module reaches the page by another KeyID. A line of the host's that is written back later would destroy what the
+/// module put there.
+pub trait Flush {
+    /// Flushes `size.bytes()` bytes from `hpa`.
+    fn flush(&self, hpa: Hpa, size: PageSize);
+}
+
+/// A frame that can't be a page: it has none of the three sizes, or is not aligned. It is untouched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAPage(pub Frame);
+
+impl fmt::Display for NotAPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Frame { pa, order } = self.0;
+        write!(f, "the frame at {pa:#x} of order {order} is no page")
+    }
+}
+
+/// Turns a frame that was just allocated, and that nobody uses, into a token. Its lines are flushed first.
+///
+/// # Errors
+/// [`NotAPage`].
+pub fn page_of(frame: Frame, by: &impl Flush) -> Result<Page<Clean>, NotAPage> {
+    let hpa = Hpa(frame.pa);
+    let size = match frame.order {
+        ORDER_4K => PageSize::Size4K,
+        ORDER_2M => PageSize::Size2M,
+        ORDER_1G => PageSize::Size1G,
+        _ => return Err(NotAPage(frame)),
+    };
+    if !frame.pa.is_multiple_of(size.bytes()) {
+        return Err(NotAPage(frame));
+    }
+    by.flush(hpa, size);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the allocator makes tokens"
+    )]
+    Page::mint(hpa, size).ok_or(NotAPage(frame))
+}
+
+/// The frame of a token that has come home: to be freed, with the order that it has in the ledger now.
+#[must_use = "the frame is still allocated"]
+pub fn frame_of(page: Page<Clean>) -> Frame {
+    frame(page.surrender())
+}
+
+/// The frame of a token that can't come home: to be quarantined.
+#[must_use = "the frame is still allocated"]
+pub fn lost_frame_of<S: State>(page: Page<S>) -> Frame {
+    frame(page.give_up())
+}
+
+fn frame((hpa, size): (Hpa, PageSize)) -> Frame {
+    let order = match size {
+        PageSize::Size4K => ORDER_4K,
+        PageSize::Size2M => ORDER_2M,
+        PageSize::Size1G => ORDER_1G,
+    };
+    Frame { pa: hpa.0, order }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{boxed::Box, vec, vec::Vec};
+    use core::cell::RefCell;
+
+    use super::*;
+    use crate::frames::{Frames, words_for};
+
+    #[derive(Default)]
+    struct Log(RefCell<Vec<(Hpa, PageSize)>>);
+
+    impl Flush for Log {
+        fn flush(&self, hpa: Hpa, size: PageSize) {
+            self.0.borrow_mut().push((hpa, size));
+        }
+    }
+
+    fn frames() -> Frames {
+        let span = (1 << 30, 3 << 30);
+        let mut frames = Frames::new();
+        let words = Box::leak(vec![0; words_for(span)].into_boxed_slice());
+        frames.add_zone(span, words).unwrap();
+        frames.add(span).unwrap();
+        frames
+    }
+
+    #[test]
+    fn a_frame_goes_out_flushed_and_comes_home_the_same() {
+        let mut frames = frames();
+        let before = *frames.counts();
+        for order in [ORDER_4K, ORDER_2M, ORDER_1G] {
+            let log = Log::default();
+            let frame = frames.alloc(order).unwrap();
+            let page = page_of(frame, &log).unwrap();
+            assert_eq!(*log.0.borrow(), [(page.hpa(), page.size())]);
+            assert_eq!(page.size().bytes(), frame.bytes());
+            let home = frame_of(page);
+            assert_eq!(home, frame);
+            frames.free(home).unwrap();
+        }
+        assert_eq!(*frames.counts(), before);
+    }
+
+    #[test]
+    fn a_frame_that_is_no_page_is_left_alone() {
+        let log = Log::default();
+        for frame in [
+            Frame { pa: 0, order: 3 },
+            Frame {
+                pa: 0x1000,
+                order: ORDER_2M,
+            },
+        ] {
+            assert_eq!(page_of(frame, &log).err(), Some(NotAPage(frame)));
+        }
+        assert!(log.0.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_large_page_that_was_split_comes_home_in_parts() {
+        let mut frames = frames();
+        let before = *frames.counts();
+        let large = frames.alloc(ORDER_2M).unwrap();
+        let parts = page_of(large, &Log::default()).unwrap().split().unwrap();
+        frames.split(large, ORDER_4K).unwrap();
+        for part in parts {
+            frames.free(frame_of(part)).unwrap();
+        }
+        assert_eq!(*frames.counts(), before);
+    }
+
+    #[test]
+    fn a_frame_in_doubt_is_never_handed_out_again() {
+        let mut frames = frames();
+        let frame = frames.alloc(ORDER_2M).unwrap();
+        let page = page_of(frame, &Log::default()).unwrap();
+        frames.quarantine(lost_frame_of(page)).unwrap();
+        assert_eq!(frames.counts()[ORDER_2M as usize].quarantined, 1);
+        while let Ok(other) = frames.alloc(ORDER_2M) {
+            assert_ne!(other, frame);
+        }
+    }
+}
