@@ -116,7 +116,7 @@ fn processor<'m, M: Machine>(
 /// # Errors
 /// RND_NO_ENTROPY.
 fn check_entropy<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
-    match cx.machine.rdrand(cx.lp) {
+    match cx.rdrand() {
         Some(_) => Ok(()),
         None => Err(Status::RND_NO_ENTROPY),
     }
