@@ -1,0 +1,83 @@
+//! Checks, from inside, the machine that the SEAM stub presents: an EFI application that executes what a hypervisor does,
+//! and what it must not do.
+//!
+//! It writes `ok NAME` or `FAIL NAME: why` for each check to the first serial port, then `probe: N ok, N failed`, and
+//! switches the machine off.
+#![no_std]
+#![no_main]
+
+mod attempt;
+mod checks;
+mod cpu;
+mod serial;
+
+use core::ffi::c_void;
+
+use uefi::runtime::{self, ResetType};
+use uefi::{Handle, Status, boot};
+
+/// The outcome of a check: why it failed.
+pub type Check = Result<(), Failure>;
+
+/// What a check found instead of what it expected.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// What was looked at.
+    pub what: &'static str,
+    /// What was found.
+    pub found: u64,
+    /// What was expected.
+    pub expected: u64,
+}
+
+/// Fails unless `found` is `expected`.
+pub fn expect(what: &'static str, found: u64, expected: u64) -> Check {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(Failure {
+            what,
+            found,
+            expected,
+        })
+    }
+}
+
+#[expect(unsafe_code, reason = "EFI entry point")]
+#[unsafe(no_mangle)]
+extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
+    // SAFETY: firmware calls this with its own handle for the image, and with the system table.
+    unsafe {
+        boot::set_image_handle(handle);
+        uefi::table::set_system_table(table.cast());
+    }
+    attempt::install();
+    let (mut good, mut bad) = (0, 0);
+    serial::line(format_args!("\nprobe: start"));
+    for (name, check) in checks::ALL {
+        match check() {
+            Ok(()) => {
+                good += 1;
+                serial::line(format_args!("ok {name}"));
+            }
+            Err(Failure {
+                what,
+                found,
+                expected,
+            }) => {
+                bad += 1;
+                serial::line(format_args!(
+                    "FAIL {name}: {what} is {found:#x}, not {expected:#x}"
+                ));
+            }
+        }
+    }
+    serial::line(format_args!("probe: {good} ok, {bad} failed"));
+    runtime::reset(ResetType::SHUTDOWN, Status::SUCCESS, None)
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    serial::line(format_args!("FAIL panic: {info}"));
+    cpu::stop()
+}
