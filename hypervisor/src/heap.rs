@@ -3,6 +3,7 @@
 
 use core::{
     alloc::{GlobalAlloc, Layout},
+    mem::MaybeUninit,
     ptr::{self, NonNull},
 };
 
@@ -19,11 +20,10 @@ impl Heap {
     }
 
     /// Gives the heap its memory. It must not have any yet.
-    pub fn init(&self, memory: &'static mut [u8]) {
+    pub fn init(&self, memory: &'static mut [MaybeUninit<u8>]) {
         let mut heap = self.0.lock();
         assert!(heap.size() == 0, "the heap has its memory already");
-        // SAFETY: the memory is exclusively borrowed for good, and the heap has none yet.
-        unsafe { heap.init(memory.as_mut_ptr(), memory.len()) };
+        heap.init_from_slice(memory);
     }
 
     /// Its size and what of it is allocated, in bytes.

@@ -1,12 +1,19 @@
 //! TDX on this machine: what was found, and the bring-up of the module on every CPU.
 
 use alloc::{format, string::String, vec::Vec};
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use seam::{
+    abi::Status,
     call::Fault,
-    module::{self, Cause},
-    platform,
+    counters::Counters,
+    error::{Cause, Error},
+    module, platform,
+    retry::{Pause, Wait},
+    tdh::Tdh,
 };
 
 use crate::{
@@ -16,6 +23,26 @@ use crate::{
     sync::IrqLock,
     time,
 };
+
+/// The TDX module as this CPU calls it: by the instruction, with its own counters.
+#[must_use]
+pub fn module() -> Tdh<'static, Recorded, Spin> {
+    /// For calls before the CPU has its own data.
+    static EARLY: Counters = Counters::new();
+    let counters = cpu::this().map_or(&EARLY, |cpu| &cpu.seam_counters);
+    Tdh::new(Recorded, Spin, counters)
+}
+
+/// Spends the pauses between two tries of a SEAMCALL by spinning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spin;
+
+impl Wait for Spin {
+    fn wait(&self, pause: Pause) -> ControlFlow<()> {
+        time::wait_us(pause.us.into(), || false);
+        ControlFlow::Continue(())
+    }
+}
 
 /// Looks at the machine and brings the module up as far as this host does. The report says how far that was.
 #[must_use]
@@ -65,19 +92,19 @@ fn cpu_reasons() -> Vec<String> {
 }
 
 fn initialise(tdx: &mut Tdx) -> Result<(), (TdxState, String)> {
-    let failed = |e: module::Error| {
-        let state = match e.cause {
+    let failed = |e: Error| {
+        let state = match e.cause() {
             Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => TdxState::Unavailable,
             _ => TdxState::Failed,
         };
-        (state, format!("{e}"))
+        (state, explain(&e))
     };
     step(tdx, "TDH.SYS.INIT", || {
-        (1, module::sys_init(&Recorded).map_err(failed))
+        (1, module().sys_init().map_err(failed))
     })?;
     step(tdx, "TDH.SYS.LP.INIT", lp_init_everywhere)?;
     let info = step(tdx, "TDH.SYS.RD", || {
-        (1, module::read_info(&Recorded).map_err(failed))
+        (1, module::Info::read(&module()).map_err(failed))
     })?;
     let all_cmrs = info.cmrs.iter();
     tdx.cmrs = all_cmrs
@@ -88,6 +115,21 @@ fn initialise(tdx: &mut Tdx) -> Result<(), (TdxState, String)> {
         .collect();
     tdx.module = Some(describe(&info));
     Ok(())
+}
+
+/// The error, with what the module says about a CPUID leaf that it does not accept.
+fn explain(error: &Error) -> String {
+    let about_cpuid =
+        error.is(Status::INCORRECT_CPUID_VALUE) || error.is(Status::INCONSISTENT_CPUID_FIELD);
+    if !about_cpuid {
+        return format!("{error}");
+    }
+    let [place, rdx, r8, r9, r10] = error.outputs();
+    let (leaf, sub_leaf) = (place as u32, (place >> 32) as u32);
+    format!(
+        "{error} (CPUID {leaf:#x}, sub-leaf {sub_leaf:#x}: bits {r8:#018x}:{rdx:#018x} of EDX:ECX:EBX:EAX, expected \
+         {r10:#018x}:{r9:#018x})"
+    )
 }
 
 /// Runs one step and writes it down: how many calls it made, and how it ended.
@@ -113,14 +155,14 @@ fn lp_init_everywhere() -> (u64, Result<(), (TdxState, String)>) {
     let errors = IrqLock::new(Vec::new());
     let answered = cpu::on_each(&cpu::up(), &|cpu| {
         calls.fetch_add(1, Relaxed);
-        if let Err(e) = module::lp_init(&Recorded) {
+        if let Err(e) = module().sys_lp_init() {
             errors.lock().push((cpu, e));
         }
     });
     let mut sentences: Vec<String> = errors
         .lock()
         .iter()
-        .map(|(cpu, e)| format!("CPU {cpu}: {e}"))
+        .map(|(cpu, e)| format!("CPU {cpu}: {}", explain(e)))
         .collect();
     if let Err(e) = answered {
         sentences.push(format!("TDH.SYS.LP.INIT: {e}"));

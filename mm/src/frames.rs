@@ -124,8 +124,9 @@ impl Frames {
             .zones
             .iter_mut()
             .find(|z| z.start() <= at && end <= z.end())
-            .filter(|z| !z.knows(at, end))
+            .filter(|z| !z.added.iter().any(|a| at < a.1 && a.0 < end))
             .ok_or(Error::BadRange(range))?;
+        zone.added.push((at, end));
         while at < end {
             let order = (at / FRAME)
                 .trailing_zeros()
@@ -285,6 +286,8 @@ pub fn words_for(span: Range) -> usize {
 struct Zone {
     base: u64,
     span: Range,
+    /// What was added.
+    added: Vec<Range>,
     words: &'static mut [u64],
     free: [Summed; ORDERS],
     used: [usize; ORDERS],
@@ -304,6 +307,7 @@ impl Zone {
         Self {
             base: Self::base(span),
             span,
+            added: Vec::new(),
             words,
             free,
             used,
@@ -348,17 +352,6 @@ impl Zone {
     fn forget(&mut self, frame: Frame) {
         let index = self.index(frame.pa, frame.order);
         self.words[self.used[frame.order as usize] + index / 64] &= !(1 << (index % 64));
-    }
-
-    /// Whether any block, free or used, overlaps the range.
-    fn knows(&self, start: u64, end: u64) -> bool {
-        (0..ORDERS as u32).any(|order| {
-            let (first, last) = (self.index(start, order), self.index(end - 1, order));
-            (first..=last).any(|i| {
-                self.free[order as usize].get(self.words, i)
-                    || self.words[self.used[order as usize] + i / 64] >> (i % 64) & 1 != 0
-            })
-        })
     }
 
     fn take(&mut self, order: u32, counts: &mut [Counts; ORDERS]) -> Option<u64> {

@@ -1,86 +1,17 @@
-//! Bringing the TDX module up: SYS.INIT once, LP.INIT on every logical processor, and what the module says of itself.
-//!
-//! Each function is one step; who calls it on which CPU is the host's business.
-
-use core::fmt;
+//! What the TDX module says of itself, once SYS.INIT and LP.INIT are done ([`crate::tdh`]).
 
 use arrayvec::ArrayVec;
 
 use crate::{
-    abi::{Gprs, Leaf, MAX_CMRS, Status},
-    call::{Fault, SeamCall},
+    abi::{
+        CmrInfo, MAX_CMRS,
+        metadata::{Field, FieldId, sys},
+    },
+    call::SeamCall,
+    error::Error,
+    retry::Wait,
+    tdh::Tdh,
 };
-
-/// How often a call is repeated when the module lacked entropy or was busy with another CPU's call.
-const ATTEMPTS: u32 = 10_000;
-
-/// Why a step failed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Error {
-    /// The leaf.
-    pub leaf: Leaf,
-    /// What went wrong with it.
-    pub cause: Cause,
-}
-
-/// What went wrong with a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// The instruction failed, no module looked at it.
-    Fault(Fault),
-    /// The module's answer.
-    Status(Status),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let leaf = self.leaf.name();
-        match self.cause {
-            Cause::Fault(Fault::NotLoaded) => write!(
-                f,
-                "{leaf}: no TDX module is loaded (CF = 1); have the firmware load one"
-            ),
-            Cause::Fault(Fault::NotEnabled) => {
-                write!(f, "{leaf}: SEAM is not enabled on this CPU (#GP)")
-            }
-            Cause::Fault(Fault::NotVmx) => {
-                write!(f, "{leaf}: the CPU is not in VMX operation (#UD)")
-            }
-            Cause::Status(status) => write!(f, "{leaf}: {status:?}"),
-        }
-    }
-}
-
-impl fmt::Debug for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// TDH.SYS.INIT: initialises the module, once, on any CPU.
-///
-/// # Errors
-/// [`Error`], as the module checks the platform (TDX Module ABI 1.5, TDH.SYS.INIT).
-pub fn sys_init(call: &impl SeamCall) -> Result<(), Error> {
-    invoke(call, Leaf::SysInit, Gprs::default()).map(drop)
-}
-
-/// TDH.SYS.LP.INIT: initialises the CPU that it is called on. Any number of CPUs may call it at once.
-///
-/// # Errors
-/// [`Error`], as the module compares the CPU with the one that ran SYS.INIT (TDX Module ABI 1.5, TDH.SYS.LP.INIT).
-pub fn lp_init(call: &impl SeamCall) -> Result<(), Error> {
-    invoke(call, Leaf::SysLpInit, Gprs::default()).map(drop)
-}
-
-/// One convertible memory region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cmr {
-    /// First byte.
-    pub base: u64,
-    /// Bytes.
-    pub size: u64,
-}
 
 /// What the module says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,80 +34,69 @@ pub struct Info {
     pub pamt_1g_entry_size: u16,
     /// MAX_VCPUS_PER_TD; older modules do not have the field.
     pub max_vcpus_per_td: Option<u16>,
-    /// The convertible memory regions, ascending.
-    pub cmrs: ArrayVec<Cmr, MAX_CMRS>,
+    /// The convertible memory regions, ascending, without empty ones.
+    pub cmrs: ArrayVec<CmrInfo, MAX_CMRS>,
 }
 
-/// Reads what the module says of itself. The calling CPU has run LP.INIT.
-///
-/// # Errors
-/// [`Error`] for a field that every module 1.5 has.
-pub fn read_info(call: &impl SeamCall) -> Result<Info, Error> {
-    let read = |field| sys_rd(call, field);
-    let mut info = Info {
-        vendor_id: read(field::VENDOR_ID)? as u32,
-        build_date: read(field::BUILD_DATE)? as u32,
-        build_num: read(field::BUILD_NUM)? as u16,
-        minor_version: read(field::MINOR_VERSION)? as u16,
-        major_version: read(field::MAJOR_VERSION)? as u16,
-        update_version: read(field::UPDATE_VERSION)? as u16,
-        tdx_features0: read(field::TDX_FEATURES0)?,
-        max_tdmrs: read(field::MAX_TDMRS)? as u16,
-        max_reserved_per_tdmr: read(field::MAX_RESERVED_PER_TDMR)? as u16,
-        pamt_4k_entry_size: read(field::PAMT_4K_ENTRY_SIZE)? as u16,
-        pamt_2m_entry_size: read(field::PAMT_2M_ENTRY_SIZE)? as u16,
-        pamt_1g_entry_size: read(field::PAMT_1G_ENTRY_SIZE)? as u16,
-        max_vcpus_per_td: read(field::MAX_VCPUS_PER_TD).ok().map(|v| v as u16),
-        cmrs: ArrayVec::new(),
-    };
-    // Element i of a field is at its id plus i; unused entries have size 0.
-    for i in 0..read(field::NUM_CMRS)?.min(MAX_CMRS as u64) {
-        let size = read(field::CMR_SIZE + i)?;
-        if size != 0 {
-            let base = read(field::CMR_BASE + i)?;
-            info.cmrs.push(Cmr { base, size });
+impl Info {
+    /// Asks the module, on a CPU that has done LP.INIT.
+    ///
+    /// # Errors
+    /// [`Error`] for a field that every module 1.5 has.
+    pub fn read<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Self, Error> {
+        let read = |field: Field| module.sys_rd(field.element(0));
+        let mut info = Self {
+            vendor_id: read(sys::VENDOR_ID)? as u32,
+            build_date: read(sys::BUILD_DATE)? as u32,
+            build_num: read(sys::BUILD_NUM)? as u16,
+            minor_version: read(sys::MINOR_VERSION)? as u16,
+            major_version: read(sys::MAJOR_VERSION)? as u16,
+            update_version: read(sys::UPDATE_VERSION)? as u16,
+            tdx_features0: read(sys::TDX_FEATURES0)?,
+            max_tdmrs: read(sys::MAX_TDMRS)? as u16,
+            max_reserved_per_tdmr: read(sys::MAX_RESERVED_PER_TDMR)? as u16,
+            pamt_4k_entry_size: read(sys::PAMT_4K_ENTRY_SIZE)? as u16,
+            pamt_2m_entry_size: read(sys::PAMT_2M_ENTRY_SIZE)? as u16,
+            pamt_1g_entry_size: read(sys::PAMT_1G_ENTRY_SIZE)? as u16,
+            max_vcpus_per_td: max_vcpus_per_td(module)?,
+            cmrs: ArrayVec::new(),
+        };
+        for i in 0..(read(sys::NUM_CMRS)? as u32).min(MAX_CMRS as u32) {
+            let size = module.sys_rd(sys::CMR_SIZE.element(i))?;
+            if size != 0 {
+                let base = module.sys_rd(sys::CMR_BASE.element(i))?;
+                info.cmrs.push(CmrInfo { base, size });
+            }
         }
+        Ok(info)
     }
-    Ok(info)
 }
 
-/// TDH.SYS.RD: one metadata field of the module.
-///
-/// # Errors
-/// [`Error`], METADATA_FIELD_ID_INCORRECT for a field that this module does not have.
-pub fn sys_rd(call: &impl SeamCall, field: u64) -> Result<u64, Error> {
-    let regs = Gprs {
-        rdx: field,
-        ..Gprs::default()
-    };
-    invoke(call, Leaf::SysRd, regs).map(|out| out.r8)
-}
-
-/// Global metadata fields, in their single-element form.
-///
-/// Source: TDX Module ABI 1.5, "Global scope metadata"; MAX_VCPUS_PER_TD from later modules.
-mod field {
-    pub const VENDOR_ID: u64 = 0x0800_0002_0000_0000;
-    pub const BUILD_DATE: u64 = 0x8800_0002_0000_0001;
-    pub const BUILD_NUM: u64 = 0x8800_0001_0000_0002;
-    pub const MINOR_VERSION: u64 = 0x0800_0001_0000_0003;
-    pub const MAJOR_VERSION: u64 = 0x0800_0001_0000_0004;
-    pub const UPDATE_VERSION: u64 = 0x0800_0001_0000_0005;
-    pub const TDX_FEATURES0: u64 = 0x0A00_0003_0000_0008;
-    pub const NUM_CMRS: u64 = 0x9000_0001_0000_0000;
-    pub const CMR_BASE: u64 = 0x9000_0003_0000_0080;
-    pub const CMR_SIZE: u64 = 0x9000_0003_0000_0100;
-    pub const MAX_TDMRS: u64 = 0x9100_0001_0000_0008;
-    pub const MAX_RESERVED_PER_TDMR: u64 = 0x9100_0001_0000_0009;
-    pub const PAMT_4K_ENTRY_SIZE: u64 = 0x9100_0001_0000_0010;
-    pub const PAMT_2M_ENTRY_SIZE: u64 = 0x9100_0001_0000_0011;
-    pub const PAMT_1G_ENTRY_SIZE: u64 = 0x9100_0001_0000_0012;
-    pub const MAX_VCPUS_PER_TD: u64 = 0x9900_0001_0000_0008;
+/// MAX_VCPUS_PER_TD, which modules after 1.5.01 have. A module is not asked for a field that it does not have: a walk
+/// over its fields says whether it has it.
+fn max_vcpus_per_td<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Option<u16>, Error> {
+    const MAX_VCPUS_PER_TD: FieldId = FieldId(0x9900_0001_0000_0008);
+    // The field would follow NUM_CPUID_CONFIG and the fields between them.
+    let mut at = sys::NUM_CPUID_CONFIG.element(0);
+    while let Some(next) = module.sys_rd_next(at)?.next {
+        let (class, code) = (next.class(), next.code());
+        if class != MAX_VCPUS_PER_TD.class() || code > MAX_VCPUS_PER_TD.code() {
+            break;
+        }
+        if code == MAX_VCPUS_PER_TD.code() {
+            return Ok(Some(module.sys_rd(MAX_VCPUS_PER_TD)? as u16));
+        }
+        if next == at {
+            break;
+        }
+        at = next;
+    }
+    Ok(None)
 }
 
 /// The names of the bits of TDX_FEATURES0 that are published.
 ///
-/// Source: TDX Module ABI 1.5, TDX_FEATURES0.
+/// Source: TDX Module ABI 1.5 and 2.0, TDX_FEATURES0.
 pub const FEATURES0: &[(u32, &str)] = &[
     (0, "TD_MIGRATION"),
     (1, "TD_PRESERVING"),
@@ -184,107 +104,39 @@ pub const FEATURES0: &[(u32, &str)] = &[
     (3, "TDG_VP_RDWR"),
     (4, "RELAXED_MEM_MNG_CONCURRENCY"),
     (5, "CPUID_VIRT_GUEST_CTRL"),
+    (6, "TDX_IO"),
+    (7, "TD_PARTITIONING"),
+    (8, "LOCAL_ATTESTATION"),
+    (9, "TD_ENTRY_ENHANCEMENTS"),
+    (10, "HOST_PRIORITY_LOCKS"),
+    (11, "CONFIG_IA32_ARCH_CAP"),
+    (12, "SEALING"),
     (16, "PENDING_EPT_VIOLATION_V2"),
     (17, "FMS_CONFIG"),
     (18, "NO_RBP_MOD"),
     (19, "L2_TLB_INVD_OPT"),
     (20, "TOPOLOGY_ENUM"),
     (21, "PARTITIONED_TD_MIGRATION"),
+    (23, "CLFLUSH_BEFORE_ALLOC"),
+    (24, "EVENT_FILTERING"),
+    (25, "ICSSD"),
+    (26, "FIXED_CTR12_PROF"),
+    (27, "MAXPA_VIRT"),
+    (28, "APX"),
+    (29, "CPUID2_VIRT"),
+    (30, "VE_REDUCTION"),
+    (31, "ENHANCED_EVENT_FILTERING"),
+    (32, "TDX_CONNECT_PARTITIONING"),
+    (33, "MAXGPA_VIRT"),
+    (34, "SKIP_PHYMEM_CACHE_WB"),
     (36, "DYNAMIC_PAMT"),
+    (37, "FATAL_DIAGNOSTICS"),
+    (38, "PAGE_RELEASE"),
+    (39, "NRX"),
+    (40, "ENHANCED_INTR_STATE"),
+    (41, "NON_BLOCKING_EXPORT"),
+    (42, "PERF_MASK"),
+    (43, "SCAN_EXPORT_RESTORE"),
+    (44, "IMPORT_PAGE_STATUS"),
+    (47, "UPDATE_COMPATIBILITY"),
 ];
-
-/// Calls a leaf, again while the module lacks entropy or is busy.
-fn invoke(call: &impl SeamCall, leaf: Leaf, regs: Gprs) -> Result<Gprs, Error> {
-    let mut attempts = 0;
-    loop {
-        let mut out = Gprs {
-            rax: u64::from(leaf.number()),
-            ..regs
-        };
-        call.seamcall(&mut out).map_err(|fault| Error {
-            leaf,
-            cause: Cause::Fault(fault),
-        })?;
-        let status = Status(out.rax);
-        if !status.is_error() {
-            return Ok(out);
-        }
-        attempts += 1;
-        let again = matches!(
-            status.code(),
-            Status::RND_NO_ENTROPY | Status::SYS_BUSY | Status::OPERAND_BUSY
-        );
-        if !again || attempts == ATTEMPTS {
-            return Err(Error {
-                leaf,
-                cause: Cause::Status(status),
-            });
-        }
-        core::hint::spin_loop();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use core::cell::Cell;
-
-    use super::*;
-
-    /// A module that answers each call with the next status.
-    struct Script(Cell<&'static [u64]>);
-
-    impl SeamCall for Script {
-        fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
-            let Some((first, rest)) = self.0.get().split_first() else {
-                return Err(Fault::NotLoaded);
-            };
-            self.0.set(rest);
-            regs.r8 = regs.rdx;
-            regs.rax = *first;
-            Ok(())
-        }
-    }
-
-    fn script(statuses: &'static [u64]) -> Script {
-        Script(Cell::new(statuses))
-    }
-
-    #[test]
-    fn lack_of_entropy_is_tried_again() {
-        let call = script(&[0x8000_0203_0000_0000, 0x8000_0202_0000_0000, 0]);
-        assert_eq!(sys_init(&call), Ok(()));
-        assert!(call.0.get().is_empty());
-    }
-
-    #[test]
-    fn any_other_error_ends_the_step_and_is_named() {
-        let call = script(&[0xC000_0921_0000_010A]);
-        let error = sys_init(&call).unwrap_err();
-        assert_eq!(
-            alloc::format!("{error}"),
-            "TDH.SYS.INIT: INCORRECT_MSR_VALUE (0x10a)"
-        );
-    }
-
-    #[test]
-    fn a_missing_module_says_what_to_do() {
-        let error = lp_init(&script(&[])).unwrap_err();
-        assert_eq!(error.cause, Cause::Fault(Fault::NotLoaded));
-        assert!(alloc::format!("{error}").contains("no TDX module is loaded"));
-    }
-
-    #[test]
-    fn waiting_for_entropy_is_bounded() {
-        struct Never;
-        impl SeamCall for Never {
-            fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
-                regs.rax = Status::RND_NO_ENTROPY.0;
-                Ok(())
-            }
-        }
-        assert_eq!(
-            lp_init(&Never).unwrap_err().cause,
-            Cause::Status(Status::RND_NO_ENTROPY)
-        );
-    }
-}

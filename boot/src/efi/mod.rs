@@ -12,7 +12,7 @@ mod source;
 pub use uefi::{Handle, Status};
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
-use core::{arch::asm, ffi::c_void, fmt, slice};
+use core::{arch::asm, ffi::c_void, fmt, mem::MaybeUninit, slice};
 
 use uefi::{
     boot::{self as services, AllocateType, MemoryType},
@@ -85,10 +85,10 @@ pub unsafe fn attach(image: Handle, system_table: *const c_void) {
 
 /// Takes `bytes` of memory from the firmware, for good, below 4 GiB; `None` when there is not so much in one piece.
 #[must_use]
-pub fn heap(bytes: usize) -> Option<&'static mut [u8]> {
+pub fn heap(bytes: usize) -> Option<&'static mut [MaybeUninit<u8>]> {
     let pages = pages(bytes.div_ceil(4096), 1 << 32)?;
-    // SAFETY: the firmware gave these pages to the caller alone, and they are zeroed.
-    Some(unsafe { slice::from_raw_parts_mut(pages as *mut u8, bytes) })
+    // SAFETY: the firmware gave these pages to the caller alone.
+    Some(unsafe { slice::from_raw_parts_mut(pages as *mut MaybeUninit<u8>, bytes) })
 }
 
 /// Reads the configuration, leaves the firmware and starts the hypervisor.
@@ -96,8 +96,7 @@ pub fn heap(bytes: usize) -> Option<&'static mut [u8]> {
 /// # Errors
 /// [`Error`]; the firmware still runs then.
 pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible, Error> {
-    let image = services::open_protocol_exclusive::<LoadedImage>(services::image_handle())
-        .map_err(|_| Error::NoImage)?;
+    let image = source::open::<LoadedImage>(services::image_handle()).ok_or(Error::NoImage)?;
     let (base, size) = image.info();
     let extent = (base as u64, (base as u64 + size).next_multiple_of(4096));
     let mut place = Place::of_image(&image);
@@ -149,7 +148,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
     unsafe { enter(page_tables, top, info, entry) }
 }
 
-/// Whole zeroed pages below `limit`, for good: their physical address.
+/// Whole pages below `limit`, for good: their physical address. What is in them is whatever was there.
 fn pages(count: usize, limit: u64) -> Option<u64> {
     let at = services::allocate_pages(
         AllocateType::MaxAddress(limit - 1),
@@ -157,8 +156,6 @@ fn pages(count: usize, limit: u64) -> Option<u64> {
         count,
     )
     .ok()?;
-    // SAFETY: the firmware gave `count` pages from there.
-    unsafe { at.as_ptr().write_bytes(0, count * 4096) };
     Some(at.as_ptr() as u64)
 }
 
@@ -189,7 +186,7 @@ fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
     let count = len.div_ceil(4096).max(1) as usize;
     let pa = pages(count, u64::MAX)
         .ok_or_else(|| format!("{}: no memory for {len} bytes", file.path))?;
-    // SAFETY: the pages were taken for this file alone and hold at least `len` bytes.
+    // SAFETY: the pages were taken for this file alone and hold at least `len` bytes; any of their bytes is a `u8`.
     let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, len as usize) };
     place.read(&file.path, buffer)?;
     Ok(File {
@@ -268,12 +265,16 @@ struct Identity {
 impl Tables for Identity {
     fn alloc(&mut self) -> Option<u64> {
         let pa = self.next;
+        if pa == self.end {
+            return None;
+        }
         self.next += 4096;
-        (pa < self.end).then_some(pa)
+        *self.table(pa) = [0; 512];
+        Some(pa)
     }
 
     fn table(&mut self, pa: u64) -> &mut [u64; 512] {
-        // SAFETY: `pa` is one of the pages that `alloc` gave out: zeroed, ours, and identity-mapped by the firmware.
+        // SAFETY: `pa` is one of the pages that `alloc` gives out: ours, and identity-mapped by the firmware.
         unsafe { &mut *(pa as *mut [u64; 512]) }
     }
 }

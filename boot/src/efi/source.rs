@@ -159,14 +159,14 @@ impl Place {
 }
 
 /// Opens a protocol beside whoever else uses it.
-fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
+pub(super) fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
     let params = OpenProtocolParams {
         handle,
         agent: boot::image_handle(),
         controller: None,
     };
-    // SAFETY: the handle is the device that this image was loaded from, which stays connected while boot services
-    // last; nothing else runs while the protocol is called.
+    // SAFETY: the handle is this image's, or the device that it was loaded from, which stays connected while boot
+    // services last; nothing else runs while the protocol is called.
     unsafe { boot::open_protocol(params, OpenProtocolAttributes::GetProtocol) }.ok()
 }
 

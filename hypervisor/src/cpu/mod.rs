@@ -27,6 +27,8 @@ use self::{
     topology::Place,
     vmx::Vmx,
 };
+use seam::counters::Counters;
+
 use crate::{seamlog::SeamLog, sync::IrqLock, time};
 
 /// What a CPU is doing.
@@ -72,6 +74,8 @@ pub struct Cpu {
     pub mailbox: Mailbox,
     /// The last SEAMCALLs that it made.
     pub seam_log: SeamLog,
+    /// Counts of the SEAMCALLs that it made.
+    pub seam_counters: Counters,
     state: AtomicU8,
     node: AtomicU32,
     place: IrqLock<Place>,

@@ -8,6 +8,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use boot::ap;
+use seam::counters::Counters;
 use x86_64::{
     instructions::interrupts,
     registers::{control::Cr4, model_specific::Efer},
@@ -81,6 +82,7 @@ fn create(
         bootstrap: number == 0,
         mailbox: Mailbox::new(),
         seam_log: SeamLog::new(),
+        seam_counters: Counters::new(),
         state: AtomicU8::new(State::NotUsed as u8),
         node: AtomicU32::new(NO_NODE),
         place: IrqLock::new(shifts.place(apic_id)),
