@@ -113,6 +113,24 @@ fn a_page_handed_out_without_clearing() {
 }
 
 #[test]
+fn entering_a_vcpu_whose_td_has_given_its_key_back() {
+    let built = patterned();
+    let td = built.td(33);
+    let tdvpr = FREE;
+    let operands = [(Operand::RCX, tdvpr), (Operand::RDX, td.tdr)];
+    built.initialize(&td);
+    built.cpu(0).leaf(Leaf::VpCreate, operands).unwrap();
+    built.tear_down(&td);
+    let refused = built.cpu(2).leaf(Leaf::VpEnter, [(Operand::RCX, tdvpr)]);
+    assert_eq!(refused, Err(Status::TD_KEYS_NOT_CONFIGURED));
+    let record = only_record(&built.server);
+    assert_eq!(
+        (record.kind, record.lp, record.pa, record.hkid),
+        (ViolationKind::StaleKey, 2, tdvpr, 33)
+    );
+}
+
+#[test]
 fn what_the_host_may_do_leaves_no_record() {
     let built = patterned();
     let cpu = built.cpu(0);

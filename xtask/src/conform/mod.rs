@@ -7,6 +7,7 @@ mod replay;
 pub mod scenario;
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,6 +63,7 @@ impl Conform {
         std::panic::set_hook(Box::new(|_| ()));
         let replayed = replay_all(&files);
         drop(std::panic::take_hook());
+        let mut out = io::stdout().lock();
         let (mut scenarios, mut steps, mut mismatches, mut malformed) = (0, 0, 0, 0);
         let mut per_leaf = BTreeMap::<String, (u64, u64)>::new();
         for Replayed { path, outcome } in replayed {
@@ -77,7 +79,7 @@ impl Conform {
                     scenarios += 1;
                     steps += outcome.steps;
                     mismatches += outcome.mismatches.len();
-                    self.tell(&name, &outcome);
+                    self.tell(&mut out, &name, &outcome)?;
                     for mismatch in &outcome.mismatches {
                         let count = per_leaf.entry(mismatch.leaf.clone()).or_default();
                         count.0 += 1;
@@ -88,10 +90,13 @@ impl Conform {
         }
         if self.verbose {
             for (leaf, (steps, fields)) in &per_leaf {
-                println!("{leaf:<32} {steps:>7} steps, {fields:>7} fields");
+                writeln!(out, "{leaf:<32} {steps:>7} steps, {fields:>7} fields")?;
             }
         }
-        println!("{scenarios} scenarios, {steps} steps, {mismatches} mismatches");
+        writeln!(
+            out,
+            "{scenarios} scenarios, {steps} steps, {mismatches} mismatches"
+        )?;
         ensure!(malformed == 0, "{malformed} files could not be replayed");
         ensure!(
             mismatches == 0,
@@ -100,9 +105,9 @@ impl Conform {
         Ok(())
     }
 
-    fn tell(&self, name: &str, outcome: &Outcome) {
+    fn tell(&self, out: &mut impl Write, name: &str, outcome: &Outcome) -> io::Result<()> {
         if self.verbose && outcome.mismatches.is_empty() {
-            println!("{name}: {} steps, no mismatch", outcome.steps);
+            writeln!(out, "{name}: {} steps, no mismatch", outcome.steps)?;
         }
         let told = if self.all { usize::MAX } else { 1 };
         for mismatch in outcome.mismatches.iter().take(told) {
@@ -118,18 +123,21 @@ impl Conform {
                 got,
             } in differences.iter().take(told)
             {
-                println!(
+                writeln!(
+                    out,
                     "{name}: step {step} (line {line}), {leaf}, {field}: expected {expected}, got {got}"
-                );
+                )?;
             }
         }
         if self.verbose && outcome.mismatches.len() > 1 {
-            println!(
+            writeln!(
+                out,
                 "{name}: {} of {} steps differ",
                 outcome.mismatches.len(),
                 outcome.steps
-            );
+            )?;
         }
+        Ok(())
     }
 }
 
