@@ -202,3 +202,65 @@ fn replay_file(path: &Path) -> Replayed {
 fn status(value: u64) -> String {
     format!("{:?}", seam::abi::Status(value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replays the recordings that travel with the project and whose names pass.
+    fn replay(wanted: impl Fn(&str) -> bool) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
+        let mut files = Vec::new();
+        collect(&folder, &mut files).unwrap();
+        files.retain(|file| {
+            file.file_name()
+                .is_some_and(|name| wanted(&name.to_string_lossy()))
+        });
+        assert!(files.len() > 70, "{} recordings", files.len());
+        let mut told = Vec::new();
+        for Replayed { path, outcome } in replay_all(&files) {
+            let (name, unknown, outcome) = outcome.unwrap();
+            assert!(unknown.is_empty(), "{}: {unknown:?}", path.display());
+            assert!(outcome.steps > 5, "{name}: {} steps", outcome.steps);
+            let mut say = Vec::new();
+            Conform {
+                paths: Vec::new(),
+                all: false,
+                verbose: false,
+            }
+            .tell(&mut say, &name, &outcome)
+            .unwrap();
+            told.append(&mut say);
+        }
+        assert!(told.is_empty(), "{}", String::from_utf8_lossy(&told));
+    }
+
+    #[test]
+    fn the_host_is_answered_as_intels_module_answers() {
+        replay(|name| !name.starts_with("g_"));
+    }
+
+    #[test]
+    fn a_difference_is_found_and_told() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
+        let mut scenario = Scenario::load(&folder.join("c_sys_busy.jsonl.zst")).unwrap();
+        scenario.config.lp_to_package = vec![0; scenario.config.lp_to_package.len()];
+        let outcome = replay::replay(scenario);
+        let mut say = Vec::new();
+        let terse = Conform {
+            paths: Vec::new(),
+            all: false,
+            verbose: false,
+        };
+        terse.tell(&mut say, "one package", &outcome).unwrap();
+        let say = String::from_utf8(say).unwrap();
+        assert!(
+            say.starts_with("one package: step ") && say.lines().count() == 1,
+            "{say}"
+        );
+        assert!(
+            say.contains("expected 0x") && say.contains("got 0x"),
+            "{say}"
+        );
+    }
+}
