@@ -129,5 +129,5 @@ fn only_a_page_that_is_the_hosts_is_written_back_by_address() {
         write_back(td.tdcx[0] | with_keyid),
         Some(Status::PAGE_METADATA_INCORRECT.with(Operand::RCX))
     );
-    assert_eq!(write_back(BASE + (900 << 20) + PAGE | with_keyid), None);
+    assert_eq!(write_back((BASE + (900 << 20) + PAGE) | with_keyid), None);
 }
