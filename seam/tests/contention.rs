@@ -12,7 +12,7 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use rig::{Cpu, GLOBAL_HKID, LEADERS, Rig, Td, persist, persist_in};
+use rig::{Cpu, Dead, GLOBAL_HKID, LEADERS, Rig, Td, persist, persist_in};
 use seam::abi::{Leaf, PAGE_2M, PAGE_4K, PageSize, PageType};
 use seam::address::{Gpa, Level};
 use seam::counters::{Counters, LeafCounts};
@@ -147,18 +147,10 @@ fn a_dead_tds_pages_are_reclaimed_by_all_cpus_at_once() {
         let page = td.aug(first_gpa(0) + index * PAGE_4K, PageSize::Size4K);
         td.pages.push(page);
     }
-    let Td {
-        tdr,
-        mut pages,
-        vcpus,
-        ..
-    } = td;
-    for vcpu in vcpus {
-        rig.on(vcpu.lp).vp_flush(&vcpu.tdvpr).unwrap();
-        pages.extend(vcpu.pages);
-        pages.push(vcpu.tdvpr.into_page());
-    }
-    let tdr = give_key_back(&rig, tdr);
+    let (dead, hkid) = td.release();
+    hkid.surrender();
+    let Dead { tdr, pages, .. } = dead;
+
     let total = pages.len() as u64;
     let left = Mutex::new(pages);
     let next = || left.lock().unwrap().pop();

@@ -10,6 +10,8 @@ mod rig;
 use rig::{Rig, Td};
 use seam::abi::{Leaf, PAGE_2M, PageSize, PageType, SeptState, Status};
 use seam::address::{Gpa, Level};
+use seam::advice::Remedy;
+use seam::error::Cause;
 use seam::hkid::Hkid;
 use seam::retry::Reason;
 
@@ -180,4 +182,39 @@ fn a_vcpu_that_is_not_flushed_leaves_the_td_as_it_was() {
     assert!(error.is(Status::FLUSHVP_NOT_DONE));
     Td { tdr, ..td }.terminate().surrender();
     rig.frames.assert_all_back();
+}
+
+#[test]
+fn a_page_that_turns_out_to_be_another_tds_never_comes_home() {
+    let rig = Rig::ready("patterns");
+    let (mut one, mut other) = (
+        Td::create(&rig, Hkid::mint(HKID)),
+        Td::create(&rig, Hkid::mint(HKID + 1)),
+    );
+    // The host's books go wrong: each TD's last page is down as the other's.
+    let pages = (one.pages.pop().unwrap(), other.pages.pop().unwrap());
+    one.pages.push(pages.1);
+    other.pages.push(pages.0);
+    let wrong = one.pages.last().unwrap().hpa();
+    let (mut one, hkid) = one.release();
+    let (mut other, other_hkid) = other.release();
+    let (error, page) = rig
+        .on(0)
+        .phymem_page_reclaim(&one.tdr, one.pages.pop().unwrap())
+        .expect_err("it is the other's")
+        .into_parts();
+    let cause = Cause::WrongPage {
+        expected: one.tdr.hpa(),
+        told: other.tdr.hpa(),
+    };
+    assert_eq!(error.cause(), cause);
+    assert_eq!(error.advice().unwrap().remedy, Remedy::Report);
+    // All that is left to do with it is to put it away for good; everything else comes home.
+    assert_eq!(page.give_up().0, wrong);
+    one.pages.push(other.pages.pop().unwrap());
+    one.reclaim();
+    other.reclaim();
+    assert_eq!(rig.frames.pages_out(), 1);
+    hkid.surrender();
+    other_hkid.surrender();
 }

@@ -1,6 +1,10 @@
 //! A small machine with the emulated module on it, its memory's ledger, and a TD built through the typed calls.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses a part of it"
+)]
 
 mod frames;
 mod td;
@@ -26,7 +30,7 @@ use stub_module::host::{Config, HostMachine};
 use zerocopy::IntoBytes;
 
 pub use frames::Frames;
-pub use td::Td;
+pub use td::{Dead, Td};
 
 /// What TDs get their frames from: the first gigabyte of memory, the only TDMR.
 const TDMR: u64 = 4 * PAGE_1G;

@@ -6,7 +6,7 @@ use seam::address::{Gpa, Hpa, Level};
 use seam::hkid::Hkid;
 use seam::page::{Cached, Clear, Dirty, Donated, Page};
 use seam::tdh::resume::{CacheWbRound, Step};
-use seam::tdh::{KeyConfig, Keyed, Tdr, Tdvpr};
+use seam::tdh::{KeyConfig, Keyed, Keyless, Tdr, Tdvpr};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{GLOBAL_HKID, LEADERS, Rig, persist, persist_in};
@@ -176,14 +176,23 @@ impl<'r> Td<'r> {
 
     /// The end: the HKID first, the memory after.
     pub fn terminate(self) -> Hkid {
+        let (dead, hkid) = self.release();
+        dead.reclaim();
+        hkid
+    }
+
+    /// Gives the HKID back.
+    pub fn release(self) -> (Dead<'r>, Hkid) {
         let Self {
             rig,
             tdr,
-            pages,
+            mut pages,
             vcpus,
         } = self;
-        for vcpu in &vcpus {
+        for vcpu in vcpus {
             persist_in(|| rig.on(vcpu.lp).vp_flush(&vcpu.tdvpr));
+            pages.extend(vcpu.pages);
+            pages.push(vcpu.tdvpr.into_page());
         }
         let tdh = rig.on(0);
         let tdr = persist(tdr, |tdr| tdh.mng_vpflushdone(tdr));
@@ -192,18 +201,29 @@ impl<'r> Td<'r> {
             while persist_in(|| round.step(&rig.on(lp))) == Step::More {}
         }
         let (tdr, hkid) = persist(tdr, |tdr| tdh.mng_key_freeid(tdr));
-        for page in pages.into_iter().chain(vcpus.into_iter().flat_map(|vcpu| {
-            let mut pages = vcpu.pages;
-            pages.push(vcpu.tdvpr.into_page());
-            pages
-        })) {
+        (Dead { rig, tdr, pages }, hkid)
+    }
+}
+
+/// A TD without a key.
+pub struct Dead<'r> {
+    rig: &'r Rig,
+    pub tdr: Tdr<Keyless>,
+    /// All its pages but the root.
+    pub pages: Vec<Page<Donated>>,
+}
+
+impl Dead<'_> {
+    /// Takes the memory back.
+    pub fn reclaim(self) {
+        let Self { rig, tdr, pages } = self;
+        for page in pages {
             let page = persist(page, |page| rig.on(3).phymem_page_reclaim(&tdr, page));
             rig.clear_away(page);
         }
         rig.put_away(persist(tdr, |tdr| {
-            tdh.phymem_page_reclaim_tdr(tdr, GLOBAL_HKID)
+            rig.on(0).phymem_page_reclaim_tdr(tdr, GLOBAL_HKID)
         }));
-        hkid
     }
 }
 
@@ -215,7 +235,8 @@ impl Rig {
         }));
     }
 
-    fn clear_away(&self, page: Page<Dirty>) {
+    /// Cleared, free.
+    pub fn clear_away(&self, page: Page<Dirty>) {
         self.frames.give(page.clear(self));
     }
 }
