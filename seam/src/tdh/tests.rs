@@ -185,6 +185,33 @@ fn a_page_that_the_module_takes_from_elsewhere_stays_donated() {
 }
 
 #[test]
+fn a_removed_page_is_written_back_under_the_tds_key_and_a_root_page_under_the_modules() {
+    let (script, counters) = (Script::new(&[Status::SUCCESS]), Counters::new());
+    let tdh = Tdh::new(&script, Never, &counters);
+    let position = KeyIdPosition::new(52, 6).unwrap();
+    // The page is mapped at its own address, so that the script's RCX is the page.
+    let removed = tdh
+        .mem_page_remove(&td(), Gpa(0x2000), page(0x2000).turn(Donated))
+        .unwrap();
+    let removed = tdh.phymem_page_wbinvd(removed, position).unwrap();
+    let root = Tdr {
+        page: page(0x1000).turn(Donated),
+        phase: Keyless::NEW,
+    };
+    let root = tdh.phymem_page_reclaim_tdr(root, 32).unwrap();
+    let root = tdh.phymem_page_wbinvd(root, position).unwrap();
+    assert_eq!((removed.hpa(), root.hpa()), (Hpa(0x2000), Hpa(0x1000)));
+    let written: Vec<_> = script
+        .calls
+        .borrow()
+        .iter()
+        .filter(|regs| regs.rax == Leaf::PhymemPageWbinvd.rax())
+        .map(|regs| regs.rcx)
+        .collect();
+    assert_eq!(written, [40 << 46 | 0x2000, 32 << 46 | 0x1000]);
+}
+
+#[test]
 fn promotion_takes_512_pages_and_gives_them_back_when_refused() {
     let status = Status::EPT_INVALID_PROMOTE_CONDITIONS;
     let (script, counters) = (Script::new(&[status]), Counters::new());
