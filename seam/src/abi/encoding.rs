@@ -79,13 +79,16 @@ impl GpaLevel {
         self.0 & !(PAGE_MASK | 7) == 0
     }
 
-    /// Whether the address is aligned to what an entry of that level maps.
+    /// Whether the level exists and the address is aligned to what an entry of it maps.
     pub const fn is_aligned(self) -> bool {
-        self.gpa() & (level_bytes(self.level()) - 1) == 0
+        self.level() <= MAX_LEVEL && self.gpa() & (level_bytes(self.level()) - 1) == 0
     }
 }
 
-/// Bytes that one S-EPT entry of `level` maps.
+/// The level of the highest S-EPT entries that there can be, those of a PML5.
+pub const MAX_LEVEL: u8 = 4;
+
+/// Bytes that one S-EPT entry of `level`, 0 to [`MAX_LEVEL`], maps.
 pub const fn level_bytes(level: u8) -> u64 {
     1 << (12 + 9 * level as u32)
 }
@@ -178,6 +181,7 @@ mod tests {
         assert!(!GpaLevel::new(0x1000, 1).is_aligned());
         assert!(GpaLevel::new(1 << 39, 3).is_aligned());
         assert!(!GpaLevel(0x1008).is_well_formed());
+        assert!(!GpaLevel(7).is_aligned());
     }
 
     #[test]

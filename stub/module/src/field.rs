@@ -50,11 +50,6 @@ impl Field {
         self.offset
     }
 
-    /// Bytes.
-    pub const fn width(self) -> u8 {
-        self.width
-    }
-
     const fn shift(self) -> u32 {
         self.offset % 8 * 8
     }

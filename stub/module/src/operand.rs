@@ -1,6 +1,6 @@
 //! Checks of operands that name memory, in the module's order.
 
-use seam::abi::{GpaLevel, NULL_PA, Operand, PAGE_4K, PAGE_MASK, PageSize, PageType, Status};
+use seam::abi::{GpaLevel, Operand, PageSize, PageType, Status};
 
 use crate::call::Call;
 use crate::lock::Mode;
@@ -146,10 +146,3 @@ pub fn is_private_gpa<M: Machine>(tdcs: &Tdcs<'_, M>, gpa: u64) -> bool {
     let width = if tdcs.is_wide() { 52 } else { 48 };
     gpa >> (width - 1) == 0
 }
-
-/// An operand that holds a 4 KiB page's address, or all ones for none.
-pub fn optional_page(raw: u64) -> Option<u64> {
-    (raw != NULL_PA).then_some(raw)
-}
-
-const _: () = assert!(PAGE_MASK & (PAGE_4K - 1) == 0);

@@ -5,12 +5,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use seam::abi::{Operand, PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
+use seam::abi::{Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
 
 use crate::call::Call;
 use crate::lock::{Busy, Guard, Lock, Mode};
 use crate::sys::tdmr::Tdmr;
-use crate::{Machine, Module, memory};
+use crate::{Machine, Module};
 
 const TYPE: u64 = 0xff << 16;
 const OWNER: u64 = !0 << 24;

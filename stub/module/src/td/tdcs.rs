@@ -55,10 +55,8 @@ pub mod field {
     pub const MROWNERCONFIG: Field = Field::u64(0x2d0);
     /// Four of them.
     pub const RTMR: Field = Field::u64(0x300);
-    pub const LAST_TEE_INFO_HASH: Field = Field::u64(0x3c0);
     /// A [`Lock`](crate::lock::Lock).
     pub const RTMR_LOCK: Field = Field::u16(0x3f0);
-    pub const LAST_TEE_INFO_HASH_VALID: Field = Field::u8(0x3f2);
     /// The chaining value of MRTD while it is being built: eight 64-bit words.
     pub const MRTD_STATE: Field = Field::u64(0x400);
     /// Bytes that MRTD covers so far.

@@ -21,10 +21,6 @@ pub mod field {
     pub const TD_UUID: Field = Field::u64(0x60);
     pub const HKID: Field = Field::u16(0x100);
     pub const PKG_CONFIG_BITMAP: Field = Field::u64(0x108);
-    pub const HANDOFF_VERSION: Field = Field::u16(0x140);
-    pub const SEAMDB_INDEX: Field = Field::u64(0x148);
-    /// Four of them.
-    pub const SEAMDB_NONCE: Field = Field::u64(0x150);
 }
 
 /// How far a TD is in its life (LIFECYCLE_STATE).

@@ -54,7 +54,6 @@ impl VcpuState {
 #[derive(Debug)]
 pub struct Tdvps<'m, M> {
     machine: &'m M,
-    pa: u64,
     first: &'m PageWords,
 }
 
@@ -71,14 +70,8 @@ impl<'m, M: Machine> Tdvps<'m, M> {
     pub fn at(machine: &'m M, pa: u64) -> Self {
         Self {
             machine,
-            pa,
             first: machine.page(pa),
         }
-    }
-
-    /// The physical address of its TDVPR.
-    pub const fn pa(&self) -> u64 {
-        self.pa
     }
 
     /// What the vCPU is up to.
