@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use seam::abi::ReportMac;
+
 use crate::vcpu::Vcpu;
 
 /// One 4 KiB page of physical memory as the module sees it, whatever KeyID guards it.
@@ -128,9 +130,9 @@ pub trait Machine: Sync {
     /// # Errors
     /// The result code of the CPU operation, when it failed.
     fn report_key(&self, lp: u32) -> Result<[u8; 32], u64>;
-    /// The key with which a TDREPORT is verified on this machine (SEAMVERIFYREPORT).
+    /// Verifies the first part of a TDREPORT (SEAMVERIFYREPORT); [`check_report`](crate::check_report) does it by a key.
     ///
     /// # Errors
-    /// The result code of the CPU operation, when it failed.
-    fn verify_key(&self, lp: u32) -> Result<[u8; 32], u64>;
+    /// The result code of the CPU operation: 4 for a CPUSVN that it does not know, 5 for a report that is not its own.
+    fn verify_report(&self, lp: u32, report: &ReportMac) -> Result<(), u64>;
 }

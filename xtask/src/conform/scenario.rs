@@ -474,7 +474,8 @@ impl RawEnvironment {
             pconfig_failures,
             msrs: msr_values(self.msrs)?,
             seamreport_status: self.seamreport_status.unwrap_or_default().0,
-            verifyreport_status: self.verifyreport_status.unwrap_or_default().0,
+            // The recorded CPU believes every report unless it is told otherwise.
+            verifyreport_status: Some(self.verifyreport_status.unwrap_or_default().0),
         })
     }
 }

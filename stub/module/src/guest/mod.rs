@@ -14,6 +14,7 @@ use seam::abi::{Status, attributes, config_flags};
 pub use exit::{Stop, TdExit, host_register, set_host_register};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
 use stepping::{Filter, Stepping};
+pub use tdcall::check_report;
 
 use crate::Machine;
 use crate::call::Call;

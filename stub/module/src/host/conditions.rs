@@ -21,8 +21,8 @@ pub struct Conditions {
     pub msrs: BTreeMap<u32, u64>,
     /// Result code of SEAMREPORT, 0 for success.
     pub seamreport_status: u64,
-    /// Result code of SEAMVERIFYREPORT, 0 for success.
-    pub verifyreport_status: u64,
+    /// Result code of SEAMVERIFYREPORT, 0 for success, whatever the report; `None` to have it verified.
+    pub verifyreport_status: Option<u64>,
 }
 
 /// The conditions of one logical processor; free of charge while they are ordinary.

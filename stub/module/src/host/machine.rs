@@ -5,6 +5,8 @@ use std::boxed::Box;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
+use seam::abi::ReportMac;
+
 use super::breakpoint::{Breakpoint, Held};
 use super::conditions::{Conditions, Current, take_one};
 use super::config::Config;
@@ -255,9 +257,10 @@ impl Machine for HostMachine {
         }
     }
 
-    fn verify_key(&self, lp: u32) -> Result<[u8; 32], u64> {
-        match self.ask(lp, |c| Some(c.verifyreport_status)) {
-            None | Some(0) => Ok(self.config.report_key()),
+    fn verify_report(&self, lp: u32, report: &ReportMac) -> Result<(), u64> {
+        match self.ask(lp, |c| c.verifyreport_status) {
+            None => crate::check_report(report, &self.config.report_key()),
+            Some(0) => Ok(()),
             Some(status) => Err(status),
         }
     }

@@ -148,6 +148,11 @@ impl Entry {
         Self(self.0 | 1 << (ALIASED_SHIFT + vm - 1))
     }
 
+    /// The same, without one.
+    pub const fn without_alias(self, vm: u32) -> Self {
+        Self(self.0 & !(1 << (ALIASED_SHIFT + vm - 1)))
+    }
+
     /// The page table's address.
     pub const fn table_pa(self) -> u64 {
         self.0 & PAGE_MASK

@@ -39,6 +39,34 @@ impl L2Entry {
         Self(pa & PAGE_MASK | RIGHTS)
     }
 
+    /// A page with these attributes, as [`Self::attributes`] has them; blocked, if the TD has yet to accept it.
+    pub const fn page(pa: u64, attributes: u64, blocked: bool) -> Self {
+        let page = Self(pa & PAGE_MASK | WRITE_BACK | MAPPED).with_attributes(attributes);
+        if blocked { page.blocked(false) } else { page }
+    }
+
+    /// The same page with other attributes; it stays blocked if it is.
+    pub const fn with_attributes(self, attributes: u64) -> Self {
+        const ATTRIBUTES: u64 = RIGHTS | VERIFY_PAGING | PAGING_WRITE | SHADOW_STACK | SUPPRESS_VE;
+        let value = attributes & RWX
+            | flag_of(attributes, 1 << 3, 10)
+            | flag_of(attributes, 1 << 4, 57)
+            | flag_of(attributes, 1 << 5, 58)
+            | flag_of(attributes, 1 << 6, 60)
+            | flag_of(attributes, 1 << 7, 63);
+        let changed = Self(self.0 & !ATTRIBUTES | value);
+        if self.is_page_blocked() {
+            changed.blocked(false)
+        } else {
+            changed
+        }
+    }
+
+    /// The rights that the CPU sees: read, write, execute, and execute in user mode in bit 3.
+    pub const fn rights(self) -> u64 {
+        self.0 & RWX | flag_of(self.0, EXECUTE_USER, 3)
+    }
+
     /// The entry in `slot`.
     pub fn load(slot: Slot<'_>) -> Self {
         Self(slot.load().0)

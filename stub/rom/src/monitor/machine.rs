@@ -3,6 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use seam::abi::ReportMac;
 use stub_module::vcpu::{Field, Vcpu};
 use stub_module::{Machine, PageWords, PconfigError, Platform, Point};
 use stub_rom::WBINVD_SUB_BLOCKS;
@@ -172,8 +173,8 @@ impl Machine for SeamCpu {
         Ok(self.world().report_key)
     }
 
-    fn verify_key(&self, _lp: u32) -> Result<[u8; 32], u64> {
-        Ok(self.world().report_key)
+    fn verify_report(&self, _lp: u32, report: &ReportMac) -> Result<(), u64> {
+        stub_module::check_report(report, &self.world().report_key)
     }
 }
 

@@ -6,7 +6,7 @@ use super::End;
 use crate::guest::ept::extended;
 use crate::guest::{Inside, reason};
 use crate::lock::Busy;
-use crate::sept::{self, Entry};
+use crate::sept::{self, Entry, L2Entry, LockedSlot, Slot};
 use crate::vcpu::Gpr;
 use crate::{Machine, Point, operand};
 
@@ -27,16 +27,10 @@ impl<M: Machine> Inside<'_, M> {
                     .with_detail(end.level.into())
                     .into()
             } else {
-                self.not_acceptable(target, end.entry, end.level)
+                self.needs_host(target, end.entry, end.level, extended::ACCEPT)
             });
         }
-        let slot = end.slot.lock_for_guest().map_err(|busy| {
-            let code = match busy {
-                Busy::Held => Status::OPERAND_BUSY,
-                Busy::HostPriority => Status::OPERAND_BUSY_HOST_PRIORITY,
-            };
-            code.with(Operand::RCX)
-        })?;
+        let slot = self.lock_entry(end.slot)?;
         let entry = slot.load().unlocked();
         let is_free = entry.state() == SeptState::Free;
         if !is_free && !entry.is_leaf() {
@@ -51,7 +45,7 @@ impl<M: Machine> Inside<'_, M> {
         }
         if entry.state() != SeptState::Pending {
             drop(slot);
-            return Err(self.not_acceptable(target, entry, end.level));
+            return Err(self.needs_host(target, entry, end.level, extended::ACCEPT));
         }
         let page = entry.page_pa(target.level());
         let mut done = entry.accept_counter(target.level());
@@ -67,12 +61,36 @@ impl<M: Machine> Inside<'_, M> {
                 return Err(End::Interrupted);
             }
         }
+        for vm in self.tdcs.l2_vms().filter(|vm| entry.is_aliased(*vm)) {
+            // A page that an L2 VM has as well has an entry in its S-EPT.
+            if let Ok(l2) = sept::l2_walk(
+                self.cx.machine,
+                &self.tdcs,
+                vm,
+                target.gpa(),
+                target.level(),
+            ) {
+                L2Entry::load(l2).unblocked().store(l2);
+            }
+        }
         slot.store(entry.accepted(target.level()));
         Ok(())
     }
 
-    /// The host has to do something about the page first.
-    fn not_acceptable(&self, target: GpaLevel, entry: Entry, level: u8) -> End {
+    /// Locks an S-EPT entry; the host comes first.
+    pub(super) fn lock_entry<'s>(&self, slot: Slot<'s>) -> Result<LockedSlot<'s>, End> {
+        slot.lock_for_guest().map_err(|busy| {
+            let code = match busy {
+                Busy::Held => Status::OPERAND_BUSY,
+                Busy::HostPriority => Status::OPERAND_BUSY_HOST_PRIORITY,
+            };
+            End::Status(code.with(Operand::RCX))
+        })
+    }
+
+    /// Leaves the guest, because the host has to do something about the page first; `kind` is the type of the
+    /// extended exit qualification.
+    pub(super) fn needs_host(&self, target: GpaLevel, entry: Entry, level: u8, kind: u64) -> End {
         const WRITE: u64 = 1 << 1;
         let (shown, _) = entry.describe(level);
         let qualification = WRITE | (shown & 7) << 3;
@@ -80,7 +98,7 @@ impl<M: Machine> Inside<'_, M> {
             | u64::from(level) << 3
             | (entry.state() as u64) << 6
             | u64::from(entry.is_leaf()) << 14;
-        let extended = extended::ACCEPT | info << 32;
+        let extended = kind | info << 32;
         let exit =
             self.violation_exit(reason::EPT_VIOLATION, target.gpa(), qualification, extended);
         End::Stop(exit.into())

@@ -1,13 +1,17 @@
 //! TDCALL: the functions that the module offers to a TD.
 
 mod accept;
+mod attributes;
 mod metadata;
+mod nested;
 mod report;
 mod vp;
 
 use seam::abi::{Operand, Status};
 
 use super::Inside;
+pub use report::check_report;
+
 use super::exit::Stop;
 use crate::Machine;
 use crate::vcpu::Gpr;
@@ -52,6 +56,14 @@ mod leaf {
     pub const VP_WR: u64 = 10;
     pub const SYS_RD: u64 = 11;
     pub const SYS_RDALL: u64 = 12;
+    pub const SERVTD_RD: u64 = 18;
+    pub const SERVTD_WR: u64 = 20;
+    pub const MR_VERIFYREPORT: u64 = 22;
+    pub const MEM_PAGE_ATTR_RD: u64 = 23;
+    pub const MEM_PAGE_ATTR_WR: u64 = 24;
+    pub const VP_ENTER: u64 = 25;
+    pub const VP_INVEPT: u64 = 26;
+    pub const VP_INVVPID: u64 = 27;
 }
 
 /// Bits of RAX that are always zero.
@@ -102,6 +114,14 @@ impl<M: Machine> Inside<'_, M> {
             leaf::VP_WR => self.vp_wr(),
             leaf::SYS_RD => self.sys_rd(),
             leaf::SYS_RDALL => self.sys_rdall(),
+            leaf::SERVTD_RD => self.servtd(true),
+            leaf::SERVTD_WR => self.servtd(false),
+            leaf::MR_VERIFYREPORT => self.verify_report(),
+            leaf::MEM_PAGE_ATTR_RD => self.page_attr_rd(),
+            leaf::MEM_PAGE_ATTR_WR => self.page_attr_wr(),
+            leaf::VP_ENTER => self.vp_enter(),
+            leaf::VP_INVEPT => self.vp_invept(),
+            leaf::VP_INVVPID => self.vp_invvpid(),
             _ => Err(unknown.into()),
         }
     }

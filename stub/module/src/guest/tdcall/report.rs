@@ -7,7 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::End;
 use crate::field::Structure;
-use crate::guest::{Inside, TdExit};
+use crate::guest::{Inside, Stop, TdExit};
 use crate::lock::{Busy, Guard, Mode};
 use crate::td::tdcs;
 use crate::vcpu::Gpr;
@@ -98,6 +98,26 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
+    /// TDG.MR.VERIFYREPORT: RCX = the first part of a TDREPORT of this machine, 256-byte aligned.
+    pub fn verify_report(&self) -> Result<(), End> {
+        const INVALID_CPUSVN: u64 = 4;
+        const INVALID_REPORT: u64 = 5;
+        let gpa = self.vcpu.gpr(Gpr::Rcx);
+        if !gpa.is_multiple_of(size_of::<ReportMac>() as u64) {
+            return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
+        }
+        let pa = self
+            .translate(gpa, false, true)
+            .map_err(|no| no.into_end(Operand::RCX))?;
+        let report: ReportMac = memory::read_struct(self.cx.machine, pa);
+        match self.cx.machine.verify_report(self.cx.lp, &report) {
+            Ok(()) => Ok(()),
+            Err(INVALID_CPUSVN) => Err(Status::INVALID_CPUSVN.into()),
+            Err(INVALID_REPORT) => Err(Status::INVALID_REPORTMACSTRUCT.into()),
+            Err(_) => Err(Stop::Shutdown.into()),
+        }
+    }
+
     fn td_info(&self) -> TdInfo {
         use tdcs::field;
         let mut info = TdInfo::new_zeroed();
@@ -137,4 +157,32 @@ fn authenticate(mac: &ReportMac, key: &[u8; 32]) -> [u8; 32] {
             .into_bytes()
             .into()
     })
+}
+
+/// Verifies the first part of a TDREPORT by the key with which this machine makes them.
+///
+/// # Errors
+/// 5, the code of SEAMVERIFYREPORT for a report that is not the machine's own.
+pub fn check_report(report: &ReportMac, key: &[u8; 32]) -> Result<(), u64> {
+    const INVALID_REPORT: u64 = 5;
+    if authenticate(report, key) == report.mac {
+        Ok(())
+    } else {
+        Err(INVALID_REPORT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_verifies_with_its_own_key_only_and_unchanged() {
+        let report = make_report(TdInfo::new_zeroed(), [7; 64], &[1; 32]);
+        assert_eq!(check_report(&report.report_mac, &[1; 32]), Ok(()));
+        assert_eq!(check_report(&report.report_mac, &[2; 32]), Err(5));
+        let mut forged = report.report_mac;
+        forged.report_data[0] ^= 1;
+        assert_eq!(check_report(&forged, &[1; 32]), Err(5));
+    }
 }
