@@ -38,6 +38,7 @@ mod params;
 mod phymem;
 mod sept;
 mod servtd;
+mod splitmix;
 mod sys;
 mod td;
 pub mod vcpu;

@@ -2,6 +2,7 @@
 
 mod guest;
 mod number;
+mod raw;
 mod registers;
 mod replay;
 pub mod scenario;

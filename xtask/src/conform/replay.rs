@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use seam::abi::Gprs;
-use stub_module::Module;
 use stub_module::host::{Conditions, HostMachine};
+use stub_module::{Machine, Module};
 
 use super::guest::{Script, State, Witness};
 use super::registers::{self, NAMES, Registers};
@@ -59,7 +59,7 @@ pub struct Outcome {
 /// Replays all steps of a scenario, also those after a mismatch.
 pub fn replay(scenario: Scenario) -> Outcome {
     let machine = HostMachine::new(scenario.config.clone());
-    let module = Module::new(&stub_module::Machine::platform(&machine));
+    let module = Module::new(&machine.platform());
     let replay = Replay {
         machine: &machine,
         module: &module,
@@ -112,7 +112,8 @@ impl Replay<'_> {
 
     fn step(&self, name: &str, step: &mut Step) {
         for patch in &step.memory_in {
-            self.machine.memory().write(patch.pa, &patch.bytes);
+            let pa = self.machine.platform().without_keyid(patch.pa);
+            self.machine.memory().write(pa, &patch.bytes);
         }
         self.machine.set_xmm(step.lp, step.xmm_in);
         let entered = step.input.get(0).unwrap_or(0) as u16 == VP_ENTER as u16;
@@ -271,7 +272,8 @@ impl Replay<'_> {
 
     fn compare_memory(&self, dump: &Dump, into: &mut Vec<Difference>) {
         let mut got = vec![0; dump.bytes.len()];
-        self.machine.memory().read(dump.pa, &mut got);
+        let pa = self.machine.platform().without_keyid(dump.pa);
+        self.machine.memory().read(pa, &mut got);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let is_report =
             dump.bytes.len() == REPORT_BYTES && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));

@@ -8,18 +8,15 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use stub_module::Point;
 use stub_module::host::{Conditions, Config};
-use stub_module::{PconfigError, Point};
 
-use super::number::{self, Number};
+use super::number::Number;
+use super::raw::{Header, RawDump, RawPatch, RawStep, Unknown, point, xmm_file};
 use super::registers::Registers;
 
-/// Most logical processors that a platform may have.
-const MAX_LPS: usize = 4096;
-/// Longest stretch of memory that one step may write or read, in bytes.
-const MAX_STRETCH: u64 = 64 << 20;
-
-type Unknown = BTreeMap<String, IgnoredAny>;
+/// Most times that a call may be repeated: enough to initialise a TDMR of 64 TiB.
+const MAX_REPEAT: u64 = 1 << 24;
 
 /// One scenario, ready to be replayed.
 pub struct Scenario {
@@ -142,122 +139,6 @@ impl Changes {
     }
 }
 
-/// The header, as the file has it.
-#[derive(Deserialize)]
-struct Header {
-    scenario: String,
-    format: Option<String>,
-    #[serde(alias = "platform_model")]
-    machine: RawMachine,
-}
-
-#[derive(Deserialize)]
-struct RawMachine {
-    lps: Option<Number>,
-    lp_to_package: Option<Vec<Number>>,
-    cmrs: Option<Vec<(Number, Number)>>,
-    max_pa: Option<Number>,
-    keyid_bits: Option<Number>,
-    num_mktme_keyids: Option<Number>,
-    num_tdx_keyids: Option<Number>,
-    wbinvd_sub_blocks: Option<Number>,
-    cpuid_fms: Option<Number>,
-    seamrr_base: Option<Number>,
-    seamrr_size: Option<Number>,
-    rng_seed: Option<Number>,
-    #[serde(default)]
-    msrs: BTreeMap<String, Number>,
-    #[serde(default)]
-    lp_msrs: BTreeMap<String, Number>,
-    #[serde(default, rename = "packages")]
-    _packages: IgnoredAny,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Deserialize)]
-struct RawStep {
-    i: Option<u64>,
-    lp: u32,
-    leaf_name: Option<String>,
-    #[serde(rename = "in")]
-    input: Registers,
-    out: Registers,
-    #[serde(default)]
-    mem_in: Vec<RawPatch>,
-    #[serde(default)]
-    mem_out: Vec<RawDump>,
-    repeat: Option<u64>,
-    #[serde(default)]
-    env: RawEnvironment,
-    guest: Option<Vec<Exit>>,
-    #[serde(default, deserialize_with = "present")]
-    entry: Option<Option<Changes>>,
-    during: Option<RawDuring>,
-    #[serde(default)]
-    xmm_in: BTreeMap<String, String>,
-    #[serde(default)]
-    xmm_out: BTreeMap<String, String>,
-    #[serde(default)]
-    volatile: BTreeSet<String>,
-    #[serde(default, rename = "note")]
-    _note: IgnoredAny,
-    #[serde(default, rename = "status_name")]
-    _status_name: IgnoredAny,
-    #[serde(default, rename = "status_detail")]
-    _status_detail: IgnoredAny,
-    #[serde(default, rename = "exit_reason")]
-    _exit_reason: IgnoredAny,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-/// Tells a key whose value is null from one that is not there.
-fn present<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Option<Changes>>, D::Error> {
-    Option::deserialize(deserializer).map(Some)
-}
-
-#[derive(Deserialize)]
-struct RawPatch {
-    pa: Number,
-    hex: Option<String>,
-    fill: Option<String>,
-    value: Option<Number>,
-    len: Option<Number>,
-}
-
-#[derive(Deserialize)]
-struct RawDump {
-    pa: Number,
-    gpa: Option<Number>,
-    len: Option<Number>,
-    hex: String,
-}
-
-#[derive(Default, Deserialize)]
-struct RawEnvironment {
-    intr_at_check: Option<Number>,
-    rdrand_fail: Option<Number>,
-    rdseed_fail: Option<Number>,
-    pconfig_fail: Option<Number>,
-    pconfig_code: Option<Number>,
-    #[serde(default)]
-    msrs: BTreeMap<String, Number>,
-    seamreport_status: Option<Number>,
-    verifyreport_status: Option<Number>,
-    #[serde(flatten)]
-    unknown: Unknown,
-}
-
-#[derive(Deserialize)]
-struct RawDuring {
-    event: String,
-    nth: Option<Number>,
-    steps: Vec<RawStep>,
-}
-
 impl Scenario {
     /// Reads a scenario from a `.jsonl` file, or from a `.jsonl.zst` one.
     ///
@@ -328,6 +209,11 @@ impl Scenario {
             "there is no logical processor {}",
             raw.lp
         );
+        let repeat = raw.repeat.unwrap_or(1);
+        ensure!(
+            (1..=MAX_REPEAT).contains(&repeat),
+            "{repeat} repetitions are not 1 to {MAX_REPEAT}"
+        );
         let during = match raw.during {
             None => None,
             Some(during) => {
@@ -357,7 +243,7 @@ impl Scenario {
             output: raw.out,
             memory_in: patches.collect::<Result<_>>()?,
             memory_out: dumps.collect::<Result<_>>()?,
-            repeat: raw.repeat.unwrap_or(1),
+            repeat,
             conditions: raw.env.conditions()?,
             guest: raw.guest,
             entry: raw.entry,
@@ -382,181 +268,6 @@ fn decode<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
             Some((what, _)) => anyhow!("{what} (column {})", error.column()),
             None => anyhow!(said),
         }
-    })
-}
-
-impl RawMachine {
-    fn config(self) -> Result<Config> {
-        let usual = Config::default();
-        let narrow = |what, number: Option<Number>, usual: u32| match number {
-            Some(number) => number.narrow(what),
-            None => Ok(usual),
-        };
-        let lp_to_package = match self.lp_to_package {
-            Some(packages) => packages
-                .into_iter()
-                .map(|package| package.narrow("package"))
-                .collect::<Result<Vec<_>>>()?,
-            None => usual.lp_to_package,
-        };
-        let lps = self.lps.map_or(lp_to_package.len(), |lps| lps.0 as usize);
-        ensure!(
-            lps == lp_to_package.len() && (1..=MAX_LPS).contains(&lps),
-            "{lps} logical processors, but lp_to_package has {}",
-            lp_to_package.len()
-        );
-        let keyid_bits = narrow("keyid_bits", self.keyid_bits, usual.keyid_bits)?;
-        ensure!(keyid_bits <= 15, "{keyid_bits} KeyID bits are more than 15");
-        let seamrr = (
-            self.seamrr_base.map_or(usual.seamrr.0, |base| base.0),
-            self.seamrr_size.map_or(usual.seamrr.1, |size| size.0),
-        );
-        let mut lp_msrs = BTreeMap::new();
-        for (key, value) in self.lp_msrs {
-            let (lp, msr) = key
-                .split_once(':')
-                .with_context(|| format!("`{key}` is not `lp:address`"))?;
-            let lp = Number::parse(lp)?.narrow("logical processor")?;
-            lp_msrs.insert((lp, Number::parse(msr)?.narrow("MSR")?), value.0);
-        }
-        Ok(Config {
-            lp_to_package,
-            cmrs: match self.cmrs {
-                Some(cmrs) => cmrs
-                    .into_iter()
-                    .map(|(base, size)| (base.0, size.0))
-                    .collect(),
-                None => usual.cmrs,
-            },
-            max_pa: narrow("max_pa", self.max_pa, usual.max_pa)?,
-            keyid_bits,
-            num_mktme_keyids: narrow(
-                "num_mktme_keyids",
-                self.num_mktme_keyids,
-                usual.num_mktme_keyids,
-            )?,
-            num_tdx_keyids: narrow("num_tdx_keyids", self.num_tdx_keyids, usual.num_tdx_keyids)?,
-            seamrr,
-            wbinvd_sub_blocks: narrow(
-                "wbinvd_sub_blocks",
-                self.wbinvd_sub_blocks,
-                usual.wbinvd_sub_blocks,
-            )?,
-            cpuid_fms: narrow("cpuid_fms", self.cpuid_fms, usual.cpuid_fms)?,
-            rng_seed: self.rng_seed.map_or(usual.rng_seed, |seed| seed.0),
-            msrs: msr_values(self.msrs)?,
-            lp_msrs,
-        })
-    }
-}
-
-impl RawEnvironment {
-    fn conditions(self) -> Result<Conditions> {
-        let count = |what, number: Option<Number>| number.unwrap_or_default().narrow(what);
-        let pconfig_failures = match self.pconfig_fail {
-            None => None,
-            Some(failures) => {
-                let error = match self.pconfig_code.unwrap_or(Number(5)).0 {
-                    2 => PconfigError::Entropy,
-                    5 => PconfigError::Busy,
-                    other => bail!("PCONFIG code {other} is neither 2 nor 5"),
-                };
-                Some((failures.narrow("pconfig_fail")?, error))
-            }
-        };
-        Ok(Conditions {
-            interrupt_at_check: match self.intr_at_check {
-                Some(check) => Some(check.narrow("intr_at_check")?),
-                None => None,
-            },
-            rdrand_failures: count("rdrand_fail", self.rdrand_fail)?,
-            rdseed_failures: count("rdseed_fail", self.rdseed_fail)?,
-            pconfig_failures,
-            msrs: msr_values(self.msrs)?,
-            seamreport_status: self.seamreport_status.unwrap_or_default().0,
-            // The recorded CPU believes every report unless it is told otherwise.
-            verifyreport_status: Some(self.verifyreport_status.unwrap_or_default().0),
-        })
-    }
-}
-
-impl RawPatch {
-    fn patch(self) -> Result<Patch> {
-        let pa = self.pa.0;
-        let len = || match self.len {
-            Some(Number(len)) if len <= MAX_STRETCH => Ok(len as usize),
-            Some(Number(len)) => bail!("{len:#x} bytes of memory are more than {MAX_STRETCH:#x}"),
-            None => bail!("a fill needs a length"),
-        };
-        let bytes = match (self.hex.as_deref(), self.fill.as_deref()) {
-            (Some(hex), None) => number::bytes(hex)?,
-            (None, Some("byte")) => {
-                let value = self.value.context("a fill with a byte needs a value")?;
-                let value = u8::try_from(value.0).context("a fill value exceeds a byte")?;
-                vec![value; len()?]
-            }
-            (None, Some("zero")) => vec![0; len()?],
-            (None, Some("pa_qwords")) => (0..len()? as u64)
-                .step_by(8)
-                .flat_map(|offset| pa.wrapping_add(offset).to_le_bytes())
-                .take(len()?)
-                .collect(),
-            (None, Some(other)) => bail!("memory can't be filled with `{other}`"),
-            (Some(_), Some(_)) | (None, None) => bail!("memory needs either `hex` or `fill`"),
-        };
-        Ok(Patch { pa, bytes })
-    }
-}
-
-impl RawDump {
-    fn dump(self) -> Result<Dump> {
-        let bytes = number::bytes(&self.hex)?;
-        if let Some(Number(len)) = self.len {
-            ensure!(
-                len == bytes.len() as u64,
-                "mem_out says {len} bytes and lists {}",
-                bytes.len()
-            );
-        }
-        Ok(Dump {
-            pa: self.pa.0,
-            gpa: self.gpa.map(|gpa| gpa.0),
-            bytes,
-        })
-    }
-}
-
-fn msr_values(msrs: BTreeMap<String, Number>) -> Result<BTreeMap<u32, u64>> {
-    msrs.into_iter()
-        .map(|(msr, value)| Ok((Number::parse(&msr)?.narrow("MSR")?, value.0)))
-        .collect()
-}
-
-fn xmm_file(named: &BTreeMap<String, String>) -> Result<[u128; 16]> {
-    let mut file = [0; 16];
-    for (name, text) in named {
-        let register = name
-            .parse::<usize>()
-            .ok()
-            .and_then(|index| file.get_mut(index))
-            .with_context(|| format!("there is no XMM register {name}"))?;
-        *register = number::xmm(text)?;
-    }
-    Ok(file)
-}
-
-fn point(event: &str) -> Result<Point> {
-    Ok(match event {
-        "guest" => Point::Guest,
-        "pconfig" => Point::Pconfig,
-        "wbnoinvdp" => Point::Wbnoinvdp,
-        "movdir64b" => Point::Movdir64b,
-        "sha384" => Point::Sha384,
-        "rdtsc" => Point::Rdtsc,
-        "intr_check" => Point::IntrCheck,
-        "invept" => Point::Invept,
-        "clflush" => Point::Clflush,
-        other => bail!("`{other}` is no point inside a call"),
     })
 }
 

@@ -6,7 +6,7 @@ use seam::abi::{GpaLevel, Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, PageT
 
 use super::log::{Access, Violation, ViolationKind};
 use crate::call::Call;
-use crate::pamt::Pamt;
+use crate::pamt::{Entry, Pamt};
 use crate::td::{Lifecycle, Tdr};
 use crate::{Machine, Module};
 
@@ -77,15 +77,11 @@ impl Module {
         if self.is_pamt(pa) {
             return Some(self.global_hkid());
         }
-        let pamt = Pamt::of(self, pa)?;
-        [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
-            .into_iter()
-            .map(|size| pamt.entry(machine, pa, size))
-            .find_map(|entry| match entry.page_type() {
-                PageType::Nda | PageType::Rsvd => None,
-                PageType::Tdr => Some(self.global_hkid()),
-                _ => Some(Tdr::at(machine, entry.owner()).hkid()),
-            })
+        let (page_type, entry) = holder(self, machine, pa)?;
+        match page_type {
+            PageType::Tdr => Some(self.global_hkid()),
+            _ => Some(Tdr::at(machine, entry.owner()).hkid()),
+        }
     }
 
     fn record_reuse(&self, lp: u32, pa: u64, hkid: u32) {
@@ -214,17 +210,27 @@ fn level_size(raw: u64) -> u64 {
     }
 }
 
-fn hkid_of_page<M: Machine>(cx: Call<'_, M>, pa: u64) -> Option<u32> {
-    let pamt = Pamt::of(cx.module, pa)?;
-    let entries = [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K];
-    entries
+/// The entry of the page of any size that contains `pa` and is not the host's.
+fn holder<'m, M: Machine>(
+    module: &'m Module,
+    machine: &'m M,
+    pa: u64,
+) -> Option<(PageType, Entry<'m>)> {
+    let pamt = Pamt::of(module, pa)?;
+    [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
         .into_iter()
-        .map(|size| pamt.entry(cx.machine, pa, size))
-        .find_map(|entry| match entry.page_type() {
-            PageType::Nda | PageType::Rsvd => None,
-            PageType::Tdr => Some(Tdr::at(cx.machine, pa).hkid()),
-            _ => Some(Tdr::at(cx.machine, entry.owner()).hkid()),
-        })
+        .map(|size| pamt.entry(machine, pa, size))
+        .map(|entry| (entry.page_type(), entry))
+        .find(|(page_type, _)| !matches!(page_type, PageType::Nda | PageType::Rsvd))
+}
+
+/// The HKID of the TD that a page belongs to, or whose TDR it is.
+fn hkid_of_page<M: Machine>(cx: Call<'_, M>, pa: u64) -> Option<u32> {
+    let tdr = match holder(cx.module, cx.machine, pa)? {
+        (PageType::Tdr, _) => pa,
+        (_, entry) => entry.owner(),
+    };
+    Some(Tdr::at(cx.machine, tdr).hkid())
 }
 
 fn hkid_of_td<M: Machine>(cx: Call<'_, M>, tdr: u64) -> Option<u32> {

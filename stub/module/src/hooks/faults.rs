@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::{Leaf, Operand};
 
+use crate::splitmix::mix;
+
 /// What goes wrong in a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -85,7 +87,7 @@ impl Faults {
             let strikes = match rule.when {
                 When::Calls(first, last) => (first..=last).contains(&call),
                 When::Chance(parts, whole) => {
-                    let drawn = mix(self.seed ^ mix(number << 48 ^ call));
+                    let drawn = mix(mix(self.seed) ^ mix(number << 48 | call));
                     drawn % whole.max(1) < parts
                 }
             };
@@ -136,14 +138,6 @@ fn operand_named(name: &str) -> Option<Operand> {
     (0..=u8::MAX)
         .map(|number| Operand(number.into()))
         .find(|operand| operand.name() == Some(name))
-}
-
-/// One step of SplitMix64.
-fn mix(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::config::Config;
 use super::guest::{Exit, Guest};
 use super::memory::Memory;
 use crate::vcpu::Vcpu;
-use crate::{Machine, PageWords, PconfigError, Platform, Point};
+use crate::{Machine, PageWords, PconfigError, Platform, Point, splitmix};
 
 /// What RDTSC adds from one reading to the next, so that time never stands still.
 const TICKS_PER_READING: u64 = 64;
@@ -126,15 +126,10 @@ impl HostMachine {
         self.processors.get(lp as usize)?.conditions.ask(question)
     }
 
-    /// The next value of a SplitMix64 sequence.
+    /// The next number of the generator behind RDRAND and RDSEED.
     fn random(&self) -> u64 {
-        let state = self
-            .random
-            .fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
+        let state = self.random.fetch_add(splitmix::STEP, Ordering::Relaxed);
+        splitmix::mix(state.wrapping_add(splitmix::STEP))
     }
 }
 

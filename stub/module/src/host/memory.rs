@@ -9,6 +9,7 @@ use std::boxed::Box;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::PageWords;
+use crate::splitmix::mix;
 
 /// Bits of a physical address that this memory decodes; higher ones are ignored.
 pub const ADDRESS_BITS: u32 = 52;
@@ -227,13 +228,6 @@ impl Default for Memory {
 fn numbered<T>(table: &[OnceLock<T>]) -> impl Iterator<Item = (usize, &T)> {
     let numbered = table.iter().enumerate();
     numbered.filter_map(|(index, made)| made.get().map(|made| (index, made)))
-}
-
-/// The finalizer of SplitMix64.
-fn mix(z: u64) -> u64 {
-    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 fn word_index(pa: u64) -> usize {

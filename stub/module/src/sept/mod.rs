@@ -5,7 +5,7 @@ mod l2;
 mod target;
 mod walk;
 
-pub use entry::{Entry, Slot};
+pub use entry::{Entry, LockedSlot, Slot};
 pub use l2::L2Entry;
 pub use target::Target;
 pub use walk::{l2_walk, walk};
