@@ -242,6 +242,11 @@ mod tests {
     }
 
     #[test]
+    fn guests_see_what_they_see_of_intels_module() {
+        replay(|name| name.starts_with("g_") && name.ends_with(".jsonl.zst"));
+    }
+
+    #[test]
     fn a_difference_is_found_and_told() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
         let mut scenario = Scenario::load(&folder.join("c_sys_busy.jsonl.zst")).unwrap();
