@@ -293,7 +293,11 @@ mod tests {
         let scenario = parse(r#"{"lp":0,"in":{"rax":"0x21"},"out":{"rax":0}}"#).unwrap();
         let step = &scenario.steps[0];
         assert_eq!((step.repeat, step.input.get(0)), (1, Some(0x21)));
-        assert_eq!(step.conditions, Conditions::default());
+        let ordinary = Conditions {
+            verifyreport_status: Some(0),
+            ..Conditions::default()
+        };
+        assert_eq!(step.conditions, ordinary);
         assert!(step.entry.is_none() && scenario.unknown.is_empty());
     }
 
