@@ -3,19 +3,21 @@
 //! `cargo bench -p stub-module` prints the figures; nothing is a test of time. A computer that has other things to do lets
 //! the threads wait, so the rates that are compared are those per second of the processors' time.
 
+#[path = "../tests/kit/mod.rs"]
+mod kit;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
-use seam::abi::{Leaf, Operand, Status};
+use kit::{BASE, Builder, PAGE};
+use seam::abi::{Leaf, Operand};
 use stub_module::hooks::Hooks;
-use stub_module::host::{Config, Processor, Server, TdmrPlan};
+use stub_module::host::{Config, Processor};
 
 const GIB: u64 = 1 << 30;
-const PAGE: u64 = 4096;
-const BASE: u64 = 4 * GIB;
-/// The TD's pages lie in two regions of 1 GiB; its control structures and its S-EPT in a third.
-const REGIONS: [u64; 2] = [BASE, BASE + GIB];
-const CONTROL: u64 = BASE + 2 * GIB;
+/// The TD's pages lie in two regions of 1 GiB; its control structures and its S-EPT in the first GiB of the TDMR.
+const REGIONS: [u64; 2] = [BASE + GIB, BASE + 2 * GIB];
+const TABLES: u64 = BASE + (64 << 20);
 const PAGES_PER_REGION: u64 = GIB / PAGE;
 
 fn main() {
@@ -37,16 +39,14 @@ fn run(hooks: Hooks, parallel: bool) -> f64 {
         cmrs: [(BASE, 4 * GIB)].into(),
         ..Config::default()
     };
-    let server = Server::with_hooks(config, hooks);
-    let tdmr = TdmrPlan {
-        base: BASE,
-        size: 3 * GIB,
-    };
-    must(server.bring_up(tdmr, 32));
-    let cpus: Vec<_> = server.processors().collect();
-    let tdr = build(&server, cpus[0]);
+    let built = Builder::sized(config, 3 * GIB, hooks);
+    let cpus: Vec<_> = built.server.processors().collect();
+    let td = built.td(33);
+    built.initialize(&td);
+    let tdr = td.tdr;
+    add_s_ept(cpus[0], tdr, 3, TABLES);
 
-    let memory = server.machine().memory();
+    let memory = built.server.machine().memory();
     let before = memory.footprint();
     let started = Instant::now();
     for (number, region) in (0..).zip(REGIONS) {
@@ -55,12 +55,7 @@ fn run(hooks: Hooks, parallel: bool) -> f64 {
     let pages = PAGES_PER_REGION * REGIONS.len() as u64;
     let adding = rate(pages, started.elapsed());
 
-    must(cpus[0].leaf(Leaf::MngVpflushdone, [(Operand::RCX, tdr)]));
-    for cpu in [cpus[0], cpus[2]] {
-        must(cpu.leaf(Leaf::PhymemCacheWb, []));
-    }
-    must(cpus[0].leaf(Leaf::MngKeyFreeid, [(Operand::RCX, tdr)]));
-
+    built.tear_down(&td);
     let started = Instant::now();
     let busy = if parallel {
         thread::scope(|scope| {
@@ -89,64 +84,32 @@ fn run(hooks: Hooks, parallel: bool) -> f64 {
     reclaiming
 }
 
-/// Makes a TD that can be given pages; its TDR's address.
-fn build(server: &Server, cpu: Processor<'_>) -> u64 {
-    let tdr = CONTROL;
-    must(cpu.leaf(Leaf::MngCreate, [(Operand::RCX, tdr), (Operand::RDX, 33)]));
-    for processor in server.processors() {
-        match processor.leaf(Leaf::MngKeyConfig, [(Operand::RCX, tdr)]) {
-            Ok(_) | Err(Status::KEY_CONFIGURED | Status::LIFECYCLE_STATE_INCORRECT) => {}
-            Err(status) => panic!("TDH.MNG.KEY.CONFIG: {status:?}"),
-        }
-    }
-    for page in 1..=6 {
-        let page = tdr + page * PAGE;
-        must(cpu.leaf(Leaf::MngAddcx, [(Operand::RCX, page), (Operand::RDX, tdr)]));
-    }
-    let params = BASE + 4 * GIB - (1 << 20);
-    let memory = server.machine().memory();
-    memory.write(params + 8, &0xe7u64.to_le_bytes());
-    memory.write(params + 16, &4u16.to_le_bytes());
-    memory.write(params + 24, &0x1eu64.to_le_bytes());
-    memory.write(params + 40, &100u16.to_le_bytes());
-    must(cpu.leaf(Leaf::MngInit, [(Operand::RCX, tdr), (Operand::RDX, params)]));
-    let s_ept = [(0, 3, 0x10_0000)];
-    for (gpa, level, offset) in s_ept {
-        add_s_ept(cpu, tdr, gpa, level, CONTROL + offset);
-    }
-    tdr
-}
-
-fn add_s_ept(cpu: Processor<'_>, tdr: u64, gpa: u64, level: u64, page: u64) {
-    must(cpu.leaf(
-        Leaf::MemSeptAdd,
-        [
-            (Operand::RCX, gpa | level),
-            (Operand::RDX, tdr),
-            (Operand::R8, page),
-        ],
-    ));
+fn add_s_ept(cpu: Processor<'_>, tdr: u64, gpa_and_level: u64, page: u64) {
+    let operands = [
+        (Operand::RCX, gpa_and_level),
+        (Operand::RDX, tdr),
+        (Operand::R8, page),
+    ];
+    cpu.leaf(Leaf::MemSeptAdd, operands).unwrap();
 }
 
 /// Maps a region at the GiB of that number.
 fn map(cpu: Processor<'_>, tdr: u64, number: u64, region: u64) {
-    let tables = CONTROL + 0x100_0000 * (number + 1);
+    let tables = TABLES + 0x100_0000 * (number + 1);
     let gpa = number * GIB;
-    // The parent of a GiB's 2 MiB entries is at level 2, that of the 4 KiB entries at level 1.
-    add_s_ept(cpu, tdr, gpa, 2, tables);
+    // The entry of a GiB is at level 2, those of its 2 MiB at level 1.
+    add_s_ept(cpu, tdr, gpa | 2, tables);
     for block in 0..512 {
-        let gpa = gpa + block * (512 * PAGE);
-        add_s_ept(cpu, tdr, gpa, 1, tables + (block + 1) * PAGE);
+        let gpa = gpa + block * 512 * PAGE;
+        add_s_ept(cpu, tdr, gpa | 1, tables + (block + 1) * PAGE);
     }
     for page in 0..PAGES_PER_REGION {
-        must(cpu.leaf(
-            Leaf::MemPageAug,
-            [
-                (Operand::RCX, gpa + page * PAGE),
-                (Operand::RDX, tdr),
-                (Operand::R8, region + page * PAGE),
-            ],
-        ));
+        let operands = [
+            (Operand::RCX, gpa + page * PAGE),
+            (Operand::RDX, tdr),
+            (Operand::R8, region + page * PAGE),
+        ];
+        cpu.leaf(Leaf::MemPageAug, operands).unwrap();
     }
 }
 
@@ -155,7 +118,8 @@ fn reclaim(cpu: Processor<'_>, region: u64) -> Duration {
     let started = processor_time();
     for page in 0..PAGES_PER_REGION {
         let pa = region + page * PAGE;
-        must(cpu.leaf(Leaf::PhymemPageReclaim, [(Operand::RCX, pa)]));
+        cpu.leaf(Leaf::PhymemPageReclaim, [(Operand::RCX, pa)])
+            .unwrap();
     }
     processor_time() - started
 }
@@ -170,11 +134,4 @@ fn processor_time() -> Duration {
 /// Millions a second.
 fn rate(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64() / 1e6
-}
-
-fn must<T>(result: Result<T, Status>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(status) => panic!("{status:?}"),
-    }
 }

@@ -1,4 +1,4 @@
-//! What the module's tests build on: a server that is up, and TDs in it.
+//! What the module's tests and benchmarks build on: a server that is up, and TDs in it.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use seam::abi::{Leaf, Operand};
@@ -14,11 +14,11 @@ pub const SIZE: u64 = 1 << 30;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u32 = 32;
 /// Where [`Builder::initialize`] puts TD_PARAMS.
-pub const TD_PARAMS: u64 = BASE + SIZE + (512 << 20);
+pub const TD_PARAMS: u64 = 1 << 20;
 /// TDCX pages of a TD.
 const TDCX_PAGES: u64 = 6;
 
-/// A server that is up, with 1 GiB of TDMR.
+/// A server that is up: of two packages, with processors 0 and 2 in different ones.
 pub struct Builder {
     pub server: Server,
 }
@@ -31,12 +31,15 @@ pub struct Td {
 }
 
 impl Builder {
+    /// The server that the recordings were made on, with 1 GiB of TDMR.
     pub fn new(hooks: Hooks) -> Self {
-        let server = Server::with_hooks(Config::default(), hooks);
-        let tdmr = TdmrPlan {
-            base: BASE,
-            size: SIZE,
-        };
+        Self::sized(Config::default(), SIZE, hooks)
+    }
+
+    /// Another server, with a TDMR of `size` bytes.
+    pub fn sized(config: Config, size: u64, hooks: Hooks) -> Self {
+        let server = Server::with_hooks(config, hooks);
+        let tdmr = TdmrPlan { base: BASE, size };
         server.bring_up(tdmr, GLOBAL_HKID).unwrap();
         Self { server }
     }
