@@ -154,9 +154,10 @@ mod tests {
     #[test]
     fn a_script_strikes_the_calls_that_it_names() {
         let hooks = Hooks::parse(
-            "busy:TDR TDH.MEM.PAGE.AUG call 3\n\n# a comment\nno-entropy TDH.MNG.CREATE calls 1-2",
+            "busy:TDR TDH.MEM.PAGE.AUG call 3; patterns\n\n# a comment\nno-entropy TDH.MNG.CREATE calls 1-2",
         )
         .unwrap();
+        assert!(hooks.patterns);
         assert_eq!(struck(&hooks.faults, Leaf::MngCreate, 5), [1, 2]);
         assert_eq!(hooks.faults.strike(Leaf::MemPageAug), None);
         assert_eq!(hooks.faults.strike(Leaf::MemPageAug), None);

@@ -23,7 +23,7 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// Hooks as a text writes them, one statement a line; `#` begins a comment.
+    /// Hooks as a text writes them: statements on lines of their own or behind semicolons; `#` begins a comment.
     ///
     /// - `patterns`: pages that leave a TD carry a pattern.
     /// - `seed N`: where the chances below begin.
@@ -40,10 +40,14 @@ impl Hooks {
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut hooks = Self::default();
         let mut seed = 0;
-        for (number, line) in (1..).zip(text.lines()) {
-            let line = line.split('#').next().unwrap_or_default();
-            let mut words = line.split_whitespace();
-            let error = ParseError { line: number };
+        let lines = (1..).zip(text.lines());
+        let statements = lines.flat_map(|(line, text)| {
+            let text = text.split('#').next().unwrap_or_default();
+            text.split(';').map(move |statement| (line, statement))
+        });
+        for (line, statement) in statements {
+            let mut words = statement.split_whitespace();
+            let error = ParseError { line };
             match (words.next(), words.next()) {
                 (None, _) => {}
                 (Some("patterns"), None) => hooks.patterns = true,
