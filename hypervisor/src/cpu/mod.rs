@@ -278,8 +278,17 @@ pub fn stop_here() -> ! {
     }
 }
 
+/// Whether one CPU stops the others, by NMI.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// Whether an NMI is this program's own.
+pub(crate) fn stopping() -> bool {
+    STOPPING.load(Ordering::Acquire)
+}
+
 /// Stops every other CPU that runs, without waiting for them.
 pub fn stop_others() {
+    STOPPING.store(true, Ordering::Release);
     if !INTERRUPTS.load(Ordering::Relaxed) {
         return;
     }

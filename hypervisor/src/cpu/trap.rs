@@ -177,9 +177,9 @@ fn exception(vector: u8, frame: &mut Frame) {
     }
 }
 
-/// A CPU that crashed stops the others by NMI. Any other NMI is the machine's own cry for help.
+/// A CPU that crashed, or ends this boot, stops the others by NMI. Any other NMI is the machine's own cry for help.
 fn nmi(frame: &Frame) {
-    if crash::in_progress() {
+    if super::stopping() {
         super::stop_here();
     }
     crash::crash(crash::Cause::Nmi, frame);

@@ -25,7 +25,8 @@ pub struct Options {
     /// `trace`: 0 reports violations alone, 1 adds faults that the monitor injects, 2 adds every emulated
     /// instruction and IPI.
     pub trace: u8,
-    /// `stuck`: numbers of logical processors that ignore every SIPI, separated by commas.
+    /// `stuck`: numbers of logical processors that ignore a SIPI unless it is for all, as firmware's are; separated by
+    /// commas.
     pub stuck: Vec<u32>,
     /// `hooks`: the module's fault injection, in the module's own format.
     pub hooks: String,
@@ -44,6 +45,12 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether the logical processor `number` is stuck.
+    #[must_use]
+    pub fn is_stuck(&self, number: u32) -> bool {
+        self.stuck.contains(&number)
+    }
+
     /// Sets the option `name` (without [`PREFIX`]) from the bytes of its file. A trailing newline is no part of it.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ const TABLES: u64 = 2 * MIB;
 
 /// Writes `files` (paths with `/` between their parts) to a new image. It is sparse: the file system's free space
 /// takes no room.
-pub fn write(image: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+pub fn write(image: &Path, files: &[(String, &[u8])]) -> Result<()> {
     let content: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let partition = SMALLEST_PARTITION + (content + content / 8).next_multiple_of(MIB);
     let mut file = File::options()
@@ -69,7 +69,7 @@ pub fn write(image: &Path, files: &[(&str, &[u8])]) -> Result<()> {
 
 fn write_files<T: Read + Write + Seek>(
     volume: &FileSystem<T>,
-    files: &[(&str, &[u8])],
+    files: &[(String, &[u8])],
 ) -> Result<()> {
     let root = volume.root_dir();
     let mut made = BTreeSet::new();
@@ -145,14 +145,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("disk.img");
         let program = vec![0x5A; 100_000];
-        let files: [(&str, &[u8]); 3] = [
-            ("EFI/BOOT/BOOTX64.EFI", &program),
-            ("EFI/a.txt", b"a"),
-            ("b.txt", b""),
+        let files: [(String, &[u8]); 3] = [
+            ("EFI/BOOT/BOOTX64.EFI".to_owned(), &program),
+            ("EFI/a.txt".to_owned(), b"a"),
+            ("b.txt".to_owned(), b""),
         ];
         write(&image, &files).unwrap();
         for (path, bytes) in files {
-            assert_eq!(super::read(&image, path).unwrap(), bytes);
+            assert_eq!(super::read(&image, &path).unwrap(), bytes);
         }
         assert!(super::read(&image, "EFI/none").is_err());
     }

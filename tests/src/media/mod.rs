@@ -14,11 +14,14 @@ use boot::config;
 /// Where UEFI looks for a program on a disk without a boot entry.
 pub const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
 
+/// The folder of [`REMOVABLE_BOOT_FILE`], from which the program reads its other files.
+const BOOT_FOLDER: &str = "EFI/BOOT";
+
 /// An EFI program and the files that it reads from where it was loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Media {
     program: Vec<u8>,
-    /// Paths relative to the program's own root, with `/` between their parts.
+    /// Paths from the program's own folder, with `/` between their parts.
     files: Vec<(String, Vec<u8>)>,
 }
 
@@ -71,8 +74,13 @@ impl Media {
     /// # Errors
     /// When the image can't be written.
     pub fn write_disk(&self, image: &Path) -> Result<()> {
-        let mut files = vec![(REMOVABLE_BOOT_FILE, &*self.program)];
-        files.extend(self.files.iter().map(|(name, bytes)| (&**name, &**bytes)));
+        let mut files = vec![(REMOVABLE_BOOT_FILE.to_owned(), &*self.program)];
+        let beside = |name: &str| format!("{BOOT_FOLDER}/{name}");
+        files.extend(
+            self.files
+                .iter()
+                .map(|(name, bytes)| (beside(name), &**bytes)),
+        );
         disk::write(image, &files).with_context(|| format!("can't write {}", image.display()))
     }
 

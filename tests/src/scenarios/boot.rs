@@ -124,27 +124,29 @@ fn stuck_cpu(bench: &mut Bench) -> Result<()> {
     tdx_is_unavailable(&mut console, "")
 }
 
-/// From the hypervisor's first line to its prompt, TDX bring-up apart: 1 s with 4 CPUs, 3 s with 16.
+/// From the hypervisor's first line to its prompt, TDX bring-up apart: the budget is 1 s with 4 CPUs and 3 s with 16. A
+/// boot that takes longer is told, one that takes more than twice as long is a failure.
 fn time_to_prompt(bench: &mut Bench) -> Result<()> {
-    for (cpus, sockets, budget_us) in [(4, 2, 1_000_000), (16, 4, 3_000_000)] {
+    for (cpus, sockets, budget_ms) in [(4, 2, 1000), (16, 4, 3000)] {
         let machine = bench.machine()?.with_cpus(cpus, sockets);
-        let mut best = u64::MAX;
+        let mut best_ms = u64::MAX;
         for _ in 0..ATTEMPTS {
             let boot = bench.console(&machine)?.succeed("boot", ANSWER)?;
             let took = boot["to_prompt_us"].as_u64();
-            best = best.min(took.with_context(|| format!("no time in {boot}"))?);
-            if best <= budget_us {
+            best_ms = best_ms.min(took.with_context(|| format!("no time in {boot}"))? / 1000);
+            if best_ms <= budget_ms {
                 break;
             }
         }
-        let ms = |us: u64| us / 1000;
-        bench.note(format!("{} ms to the prompt with {cpus} CPUs", ms(best)));
-        ensure!(
-            best <= budget_us,
-            "{} ms to the prompt with {cpus} CPUs, but the budget is {} ms",
-            ms(best),
-            ms(budget_us)
-        );
+        let over = if best_ms > budget_ms {
+            ", over its"
+        } else {
+            ", within its"
+        };
+        let figure =
+            format!("{best_ms} ms to the prompt with {cpus} CPUs{over} budget of {budget_ms} ms");
+        ensure!(best_ms <= 2 * budget_ms, "{figure}");
+        bench.note(figure);
     }
     Ok(())
 }

@@ -8,12 +8,42 @@ use std::{env, fs};
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Scenario};
+use crate::media::Media;
 use crate::qemu::{Boot, Machine};
 
-pub const ALL: &[Scenario] = &[Scenario::by_name_only("monitor-linux", linux)];
+pub const ALL: &[Scenario] = &[
+    Scenario::new("probe", probe),
+    Scenario::by_name_only("monitor-linux", linux),
+];
 
 /// Debian's kernel of the 6.12 series, in bookworm-security and bookworm-backports.
 const KERNEL_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
+
+/// The machine that the stub presents, checked from inside by an EFI application.
+fn probe(bench: &mut Bench) -> Result<()> {
+    let media = Media::of_program(&bench.programs().probe())?;
+    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub()));
+    let mut guest = bench.start(&machine)?;
+    let limit = Duration::from_secs(120);
+    guest.expect("\nprobe: start\n", limit)?;
+    let said = guest.expect(" failed\n", limit)?;
+    let checks = said.lines().filter(|line| line.starts_with("ok ")).count();
+    let failures: Vec<_> = said
+        .lines()
+        .filter(|line| line.starts_with("FAIL "))
+        .collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    ensure!(
+        said.ends_with(&format!("probe: {checks} ok, 0 failed\n")),
+        "{said}"
+    );
+    bench.note(format!("{checks} checks"));
+    // Two of its checks do what is forbidden.
+    bench.provoke("seamrr_access", 1);
+    bench.provoke("keyid_alias", 1);
+    guest.wait_for_end(limit)?;
+    Ok(())
+}
 
 /// Debian's 6.12 cloud kernel boots through OVMF above the resident monitor, with all CPUs, until it has no root.
 fn linux(bench: &mut Bench) -> Result<()> {

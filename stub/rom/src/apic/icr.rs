@@ -94,6 +94,12 @@ impl Ipi {
         )
     }
 
+    /// Whether this is for every processor, or for all but the sender.
+    #[must_use]
+    pub fn is_for_all(&self) -> bool {
+        matches!(self.destination, Destination::All | Destination::Others)
+    }
+
     /// Whether this reaches the APIC at `station`, which is the sender's own if `is_sender`.
     #[must_use]
     pub fn reaches(&self, station: Station, is_sender: bool) -> bool {

@@ -142,7 +142,9 @@ pub fn send(lp: &mut Lp, ipi: Ipi) {
                 target.kick();
             }
             Delivery::Init => init(target),
-            Delivery::Startup(page) => start(number as u32, target, page),
+            // Firmware starts all at once, and waits for all when boot services end.
+            Delivery::Startup(_) if world.options.is_stuck(number as u32) && !ipi.is_for_all() => {}
+            Delivery::Startup(page) => start(target, page),
             Delivery::Other => {}
         }
     }
@@ -169,11 +171,10 @@ fn init(target: &Shared) {
     target.kick();
 }
 
-fn start(number: u32, target: &Shared, page: u8) {
-    let world = world::get();
+fn start(target: &Shared, page: u8) {
     {
         let mut mailbox = target.mailbox.lock();
-        if !mailbox.waits || world.options.stuck.contains(&number) {
+        if !mailbox.waits {
             return;
         }
         mailbox.start = Some(page);
