@@ -7,7 +7,8 @@ use alloc::{format, string::String, vec::Vec};
 
 use serde::Deserialize;
 
-/// The name of the configuration file, next to which its files are looked for.
+/// The name of the configuration file. It is looked for next to the program, then in the root of the volume or server;
+/// the files that it names are looked for from where it was found.
 pub const FILE_NAME: &str = "seamark.toml";
 
 /// The whole configuration.

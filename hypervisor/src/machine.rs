@@ -120,9 +120,9 @@ impl Host for Machine {
 
     fn request_power(&mut self, action: PowerAction) -> Result<String, String> {
         let how = match action {
-            PowerAction::Reboot => power::reset_name(),
-            PowerAction::PowerOff => power::off_name(),
-        }?;
+            PowerAction::Reboot => power::reset_name().into(),
+            PowerAction::PowerOff => power::off_name()?,
+        };
         self.power = Some(action);
         Ok(how)
     }

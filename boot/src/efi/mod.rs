@@ -161,7 +161,11 @@ fn pages(count: usize, limit: u64) -> Option<u64> {
 
 fn read_config(place: &mut Place) -> (Config, Option<String>, Option<String>) {
     let name = config::FILE_NAME;
-    let read = place.len(name).and_then(|len| {
+    let mut len = place.len(name);
+    if len == Ok(None) && place.go_to_root() {
+        len = place.len(name);
+    }
+    let read = len.and_then(|len| {
         let Some(len) = len else { return Ok(None) };
         if len > 1 << 20 {
             return Err(format!("{name}: {len} bytes are more than 1 MiB"));

@@ -82,7 +82,20 @@ impl Place {
         }
     }
 
-    /// The length in bytes of the file at `path` from the folder of the program; `None` where there is no such file.
+    /// Looks for files in the root of the volume or server from now on, no longer next to the program. Returns whether
+    /// that is another place.
+    pub fn go_to_root(&mut self) -> bool {
+        let (folder, root) = match &mut self.way {
+            Way::Disk { folder, .. } => (folder, "\\"),
+            Way::Pxe { folder, .. } => (folder, ""),
+            Way::Nowhere => return false,
+        };
+        let moved = folder != root;
+        *folder = root.into();
+        moved
+    }
+
+    /// The length in bytes of the file at `path`, next to the program unless [`Self::go_to_root`] was called; `None` where there is no such file.
     ///
     /// # Errors
     /// Why it can't be told, for the operator.

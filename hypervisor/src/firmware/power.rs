@@ -4,7 +4,7 @@
     reason = "the registers that reset or switch off the machine are I/O ports and device memory"
 )]
 
-use alloc::{string::String, vec::Vec};
+use alloc::string::String;
 
 use x86_64::instructions::port::Port;
 
@@ -44,19 +44,23 @@ impl Way {
     }
 }
 
-static RESET: IrqLock<Vec<Way>> = IrqLock::new(Vec::new());
+static RESET_REGISTER: IrqLock<Option<Way>> = IrqLock::new(None);
 static OFF: IrqLock<Option<Way>> = IrqLock::new(None);
 
 /// Notes what the machine offers.
 pub fn init(firmware: &Firmware) {
-    *RESET.lock() = reset_ways(&firmware.fadt);
+    *RESET_REGISTER.lock() = reset_register(&firmware.fadt);
     *OFF.lock() = off_way(&firmware.fadt, firmware.s5);
 }
 
-fn reset_ways(fadt: &Fadt) -> Vec<Way> {
-    let register = fadt.reset.map(|(r, value)| Way::ResetRegister(r, value));
-    let common = [Way::ResetControl, Way::KeyboardController];
-    register.into_iter().chain(common).collect()
+fn reset_register(fadt: &Fadt) -> Option<Way> {
+    fadt.reset.map(|(r, value)| Way::ResetRegister(r, value))
+}
+
+/// The ways to reset the machine, in the order in which they are tried.
+fn reset_ways(register: Option<Way>) -> impl Iterator<Item = Way> {
+    let chipset = [Way::ResetControl, Way::KeyboardController];
+    register.into_iter().chain(chipset)
 }
 
 fn off_way(fadt: &Fadt, s5: Option<SleepType>) -> Option<Way> {
@@ -69,15 +73,10 @@ fn off_way(fadt: &Fadt, s5: Option<SleepType>) -> Option<Way> {
 }
 
 /// How the machine will be reset.
-///
-/// # Errors
-/// Never: the chipset's own registers are always tried.
-pub fn reset_name() -> Result<String, String> {
-    Ok(RESET
-        .lock()
-        .first()
-        .map_or("reset control register", |w| w.name())
-        .into())
+#[must_use]
+pub fn reset_name() -> &'static str {
+    let register = *RESET_REGISTER.lock();
+    reset_ways(register).next().map_or("nothing", Way::name)
 }
 
 /// How the machine will be switched off.
@@ -94,18 +93,13 @@ pub fn off_name() -> Result<String, String> {
 
 /// Resets the machine, by each way in turn.
 pub fn reset_now() -> ! {
-    // Without the lock: the holder may be a CPU that does not run any more. The list is not written after `init`.
-    let ways = RESET.try_lock().map_or_else(
-        || Vec::from([Way::ResetControl, Way::KeyboardController]),
-        |ways| ways.clone(),
-    );
-    for way in ways {
-        go(way);
-    }
+    // The lock's holder may be a CPU that does not run any more.
+    let register = RESET_REGISTER.try_lock().and_then(|register| *register);
+    reset_ways(register).for_each(go);
     cpu::stop_here()
 }
 
-/// Switches the machine off; if it is still on after a second, resets nothing and stops.
+/// Switches the machine off; if it is still on after a second, says so and stops every CPU.
 pub fn off_now() -> ! {
     let way = *OFF.lock();
     if let Some(way) = way {
@@ -178,6 +172,8 @@ fn out(port: u16, value: u8) {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use super::*;
 
     #[test]
@@ -186,16 +182,12 @@ mod tests {
             reset: Some((Register::Port(0xCF9), 0xF)),
             ..Fadt::default()
         };
-        let names: Vec<_> = reset_ways(&fadt).iter().map(|w| w.name()).collect();
-        assert_eq!(
-            names,
-            [
-                "ACPI reset register",
-                "reset control register (port 0xCF9)",
-                "keyboard controller"
-            ]
-        );
-        assert_eq!(reset_ways(&Fadt::default()).len(), 2);
+        let names =
+            |fadt: &Fadt| -> Vec<_> { reset_ways(reset_register(fadt)).map(Way::name).collect() };
+        let chipset = ["reset control register (port 0xCF9)", "keyboard controller"];
+        assert_eq!(names(&fadt)[0], "ACPI reset register");
+        assert_eq!(names(&fadt)[1..], chipset);
+        assert_eq!(names(&Fadt::default()), chipset);
     }
 
     #[test]
