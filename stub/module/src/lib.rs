@@ -36,6 +36,7 @@ mod operand;
 mod pamt;
 mod params;
 mod phymem;
+pub mod sapphire_rapids;
 mod sept;
 mod servtd;
 mod splitmix;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use super::sapphire_rapids;
+use crate::sapphire_rapids;
 
 /// A platform, as a test or a simulation wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +105,7 @@ impl Config {
             // IA32_SEAMRR_PHYS_BASE: configured. IA32_SEAMRR_PHYS_MASK: locked and enabled.
             0x1400 => self.seamrr.0 | 1 << 3,
             0x1401 => ((1 << 52) - self.seamrr.1) | 0xc00,
-            _ => sapphire_rapids::MSRS
-                .iter()
-                .find(|(address, _)| *address == msr)
-                .map_or(0, |(_, value)| *value),
+            _ => sapphire_rapids::msr(msr),
         }
     }
 }

@@ -7,7 +7,6 @@ mod config;
 mod guest;
 mod machine;
 mod memory;
-mod sapphire_rapids;
 mod server;
 
 pub use audit::{Frame, Frames};

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use seam::abi::ReportMac;
 use stub_module::vcpu::{Field, Vcpu};
-use stub_module::{Machine, PageWords, PconfigError, Platform, Point};
+use stub_module::{Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
 use stub_rom::WBINVD_SUB_BLOCKS;
 use stub_rom::apic::Xapic;
 use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
@@ -75,7 +75,22 @@ impl Machine for SeamCpu {
         unsafe { &*(self.world().ram_or_nothing(pa) as *const PageWords) }
     }
 
+    /// TDH.SYS.INIT checks a whole Sapphire Rapids, less what depends on the machine: ids, topology, caches, clock, size
+    /// of addresses. What of it there is under TCG is what TDs get.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        const APIC_ID: u32 = 0xFF << 24;
+        const ADDRESS_BITS: u32 = 0xFF;
+        let here = self.td_cpuid(lp, leaf, sub_leaf);
+        let [eax, ebx, ecx, edx] = sapphire_rapids::cpuid(leaf, sub_leaf);
+        match leaf {
+            1 => [here[0], ebx & !APIC_ID | here[1] & APIC_ID, ecx, edx],
+            0x8000_0008 => [eax & !ADDRESS_BITS | here[0] & ADDRESS_BITS, ebx, ecx, edx],
+            0 | 4 | 0xB | 0x15 | 0x16 | 0x1F | 0x8000_0000 => here,
+            _ => [eax, ebx, ecx, edx],
+        }
+    }
+
+    fn td_cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
         let world = self.world();
         let number = if (lp as usize) < world.lps.len() {
             lp
@@ -92,6 +107,8 @@ impl Machine for SeamCpu {
             0x3B => self.tsc_adjust,
             0x122 => self.tsx_ctrl,
             0x1A0 => self.misc_enable,
+            // Capabilities, as with CPUID: those of a whole Sapphire Rapids.
+            0xCF | 0x10A | 0x345 | 0x480..=0x492 => sapphire_rapids::msr(msr),
             _ => personality::constant(msr, &self.world().facts)
                 .or_else(|| personality::seam_only(msr))
                 .unwrap_or_else(|| cpu::rdmsr(msr)),

@@ -1,4 +1,4 @@
-//! The processor that the host machine pretends to be: a Sapphire Rapids with TDX, family/model/stepping 0x806F8, 25 MHz
+//! The processor that emulated machines pretend to be: a Sapphire Rapids with TDX, family/model/stepping 0x806F8, 25 MHz
 //! crystal, 2.0 GHz TSC, 52 physical address bits. Values as in the recordings under `tests/vectors`.
 
 /// Any sub-leaf: CPUID ignores ECX for this leaf.
@@ -12,8 +12,13 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
         .map_or([0; 4], |(_, _, registers)| *registers)
 }
 
-/// The MSRs that do not follow from the platform's configuration.
-pub const MSRS: &[(u32, u64)] = &[
+/// An MSR that does not follow from the platform's configuration; any other reads as zero.
+pub fn msr(number: u32) -> u64 {
+    let known = MSRS.iter().find(|(msr, _)| *msr == number);
+    known.map_or(0, |(_, value)| *value)
+}
+
+const MSRS: &[(u32, u64)] = &[
     (0x1b, 0xfee00c00),
     (0xbc, 0x1),
     (0xbd, 0x1),
