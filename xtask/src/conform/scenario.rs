@@ -238,7 +238,7 @@ impl Scenario {
             line,
             index: raw.i,
             lp: raw.lp,
-            leaf: raw.leaf_name.unwrap_or_default(),
+            leaf: raw.leaf_name.unwrap_or_else(|| leaf_name(&raw.input)),
             input: raw.input,
             output: raw.out,
             memory_in: patches.collect::<Result<_>>()?,
@@ -257,6 +257,15 @@ impl Scenario {
     fn note_unknown(&mut self, place: &str, unknown: &Unknown) {
         let keys = unknown.keys().map(|key| format!("{place}{key}"));
         self.unknown.extend(keys);
+    }
+}
+
+/// The name of the leaf in RAX, for a step that does not say it.
+fn leaf_name(input: &Registers) -> String {
+    let rax = input.get(0).unwrap_or(0);
+    match seam::abi::Leaf::from_number(rax as u16) {
+        Some(leaf) => leaf.name().to_owned(),
+        None => format!("leaf {:#x}", rax as u16),
     }
 }
 

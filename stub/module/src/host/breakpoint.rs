@@ -34,6 +34,15 @@ struct Armed {
     go: Receiver<()>,
 }
 
+/// How many instructions of that name the module tells of at once: it clears, copies and flushes whole pages, and holds
+/// the same locks from the first line of one to the last.
+const fn times(point: Point) -> u32 {
+    match point {
+        Point::Movdir64b | Point::Clflush => 64,
+        _ => 1,
+    }
+}
+
 /// The breakpoint of one logical processor; free of charge while it is not armed.
 #[derive(Default)]
 pub(super) struct Breakpoint {
@@ -71,7 +80,7 @@ impl Breakpoint {
         let Some(armed) = at.as_mut().filter(|armed| armed.point == point) else {
             return;
         };
-        armed.left -= 1;
+        armed.left = armed.left.saturating_sub(times(point));
         if armed.left > 0 {
             return;
         }
@@ -82,5 +91,38 @@ impl Breakpoint {
             // Ends when the other side drops its `Held`; a lost test must not hold the call for ever.
             let _ = armed.go.recv_timeout(PATIENCE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// Whether one call that passes these points is held.
+    fn is_held(nth: u32, passed: &[Point]) -> bool {
+        let breakpoint = Breakpoint::default();
+        let held = breakpoint.arm(Point::Movdir64b, nth);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for point in passed {
+                    breakpoint.reached(*point);
+                }
+                breakpoint.disarm();
+            });
+            let arrived = held.wait();
+            drop(held);
+            arrived
+        })
+    }
+
+    #[test]
+    fn a_call_is_held_at_the_point_and_time_that_was_asked_for() {
+        use Point::{Movdir64b, Sha384};
+        assert!(is_held(1, &[Sha384, Movdir64b]));
+        assert!(!is_held(1, &[Sha384]));
+        assert!(is_held(64, &[Movdir64b]));
+        assert!(!is_held(65, &[Movdir64b]));
+        assert!(is_held(65, &[Movdir64b, Sha384, Movdir64b]));
     }
 }
