@@ -24,6 +24,8 @@ const HKIDS: [u32; 3] = [33, 34, 35];
 /// Where the frames of the actions lie, behind the TDs' own.
 const SMALL_FRAMES: u64 = BASE + (64 << 20);
 const BIG_FRAMES: u64 = BASE + (96 << 20);
+/// The vCPU of the second TD, which is finished and can be entered.
+const RUNNABLE_VCPU: u64 = BASE + (34 << 20) + 32 * PAGE;
 const ALL_FRAMES: std::ops::Range<u64> = BASE..BASE + (128 << 20);
 
 /// A leaf, and RCX, RDX, R8 and R9.
@@ -138,13 +140,17 @@ enum Action {
     Rdmd {
         frame: u8,
     },
+    /// Enter the vCPU of the TD that is finished.
+    Enter,
+    /// Flush it.
+    Flush,
     /// Block, track, remove.
     TakeAway {
         td: u8,
         gpa: u8,
         level: u8,
     },
-    /// Flush, write back on both packages, free the HKID.
+    /// Flush the vCPU and the TD, write back on both packages, free the HKID.
     TearDown {
         td: u8,
     },
@@ -183,6 +189,8 @@ fn action() -> impl Strategy<Value = Action> {
         2 => n().prop_map(|frame| Rdmd { frame }),
         6 => (n(), n(), n()).prop_map(|(td, gpa, level)| TakeAway { td, gpa, level }),
         2 => n().prop_map(|td| TearDown { td }),
+        4 => Just(Enter),
+        1 => Just(Flush),
     ]
 }
 
@@ -200,6 +208,7 @@ impl Action {
                 calls.map(|action| (None, action.call())).to_vec()
             }
             Self::TearDown { td } => vec![
+                (Some(0), Self::Flush.call()),
                 (None, Self::VpFlushDone { td }.call()),
                 (Some(0), Self::CacheWb.call()),
                 (Some(2), Self::CacheWb.call()),
@@ -310,6 +319,8 @@ impl Action {
                 let page = td(t) + u64::from(page % 7) * PAGE;
                 (Leaf::PhymemPageReclaim, [page, 0, 0, 0])
             }
+            Self::Enter => (Leaf::VpEnter, [RUNNABLE_VCPU, 0, 0, 0]),
+            Self::Flush => (Leaf::VpFlush, [RUNNABLE_VCPU, 0, 0, 0]),
             Self::Rdmd { frame: f } => (Leaf::PhymemPageRdmd, [frame(f), 0, 0, 0]),
         }
     }
@@ -387,7 +398,7 @@ impl Ledger {
     }
 }
 
-/// A server with two TDs that have part of an S-EPT, and what they were given.
+/// A server with two TDs that have part of an S-EPT, one of them finished and with a vCPU; and what they were given.
 fn built() -> (Builder, Ledger) {
     let built = Builder::new(Hooks::default());
     let mut ledger = Ledger::default();
@@ -406,6 +417,19 @@ fn built() -> (Builder, Ledger) {
             ledger.book(table, PAGE, 1);
         }
     }
+    let cpu = built.cpu(0);
+    let td = tdr(1);
+    let create = [(Operand::RCX, RUNNABLE_VCPU), (Operand::RDX, td)];
+    cpu.leaf(Leaf::VpCreate, create).unwrap();
+    for page in 1..kit::TDVPS_PAGES {
+        let page = RUNNABLE_VCPU + page * PAGE;
+        let addcx = [(Operand::RCX, page), (Operand::RDX, RUNNABLE_VCPU)];
+        cpu.leaf(Leaf::VpAddcx, addcx).unwrap();
+    }
+    ledger.book(RUNNABLE_VCPU, kit::TDVPS_PAGES * PAGE, 1);
+    cpu.leaf(Leaf::VpInit, [(Operand::RCX, RUNNABLE_VCPU)])
+        .unwrap();
+    cpu.leaf(Leaf::MrFinalize, [(Operand::RCX, td)]).unwrap();
     (built, ledger)
 }
 

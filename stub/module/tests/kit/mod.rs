@@ -15,6 +15,8 @@ pub const SIZE: u64 = 1 << 30;
 pub const GLOBAL_HKID: u32 = 32;
 /// Where [`Builder::initialize`] puts TD_PARAMS.
 pub const TD_PARAMS: u64 = 1 << 20;
+/// TDVPR and TDCX pages of a vCPU.
+pub const TDVPS_PAGES: u64 = 6;
 /// TDCX pages of a TD.
 const TDCX_PAGES: u64 = 6;
 
