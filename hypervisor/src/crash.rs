@@ -20,6 +20,7 @@ use boot::config::OnCrash;
 use crate::{
     cpu::{self, msr, trap, trap::Frame},
     firmware::power,
+    memory,
     seamlog::{Entry, FAULTED, PENDING, REMEMBERED},
     serial, time,
 };
@@ -245,7 +246,15 @@ fn bounds(range: &(AtomicU64, AtomicU64)) -> (u64, u64) {
 /// Numbers on the stack that are addresses of code, nearest first. Some may be left-overs of earlier calls.
 fn backtrace(rsp: u64, out: &mut [u64; BACKTRACE]) {
     let text = bounds(&TEXT);
-    let words = (0..SCANNED).map_while(|i| msr::load((rsp & !7) + i * 8).ok());
+    // A fault here would run on the stack of the exception that is being reported: only what is mapped is read.
+    let mut page = (0, false);
+    let words = (0..SCANNED).map_while(|i| {
+        let at = (rsp & !7).checked_add(i * 8)?;
+        if page != (at / 4096, true) {
+            page = (at / 4096, memory::is_mapped(at));
+        }
+        page.1.then(|| msr::load(at).unwrap_or(0))
+    });
     let addresses = words.filter(|word| (text.0..text.1).contains(word));
     for (slot, address) in out.iter_mut().zip(addresses) {
         *slot = address;
@@ -300,6 +309,9 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
             r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rflags
         );
     }
+    if cause == Cause::MachineCheck {
+        print_banks(out);
+    }
     for address in record.backtrace.iter().filter(|a| **a != 0) {
         let _ = writeln!(out, "crash: called_from=image+{:#x}", address - base);
     }
@@ -316,6 +328,28 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
         };
     }
     let _ = writeln!(out, "crash: end");
+}
+
+/// What the machine-check banks say (Intel SDM volume 3B, section 16.3.2). They are left as they are.
+fn print_banks(out: &mut dyn Write) {
+    const MCG_CAP: u32 = 0x179;
+    const MCG_STATUS: u32 = 0x17A;
+    const MC0_STATUS: u32 = 0x401;
+    const VALID: u64 = 1 << 63;
+    let read = |msr| msr::read(msr).unwrap_or(0);
+    let _ = writeln!(out, "crash: mcg_status={:#x}", read(MCG_STATUS));
+    for bank in 0..(read(MCG_CAP) & 0xFF) as u32 {
+        let at = MC0_STATUS + 4 * bank;
+        let status = read(at);
+        if status & VALID != 0 {
+            let _ = writeln!(
+                out,
+                "crash: mc_bank={bank} status={status:#x} addr={:#x} misc={:#x}",
+                read(at + 1),
+                read(at + 2)
+            );
+        }
+    }
 }
 
 /// A message that is cut where it does not fit.

@@ -270,6 +270,29 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
     }
 }
 
+/// Whether virtual address `va` is mapped. It takes no lock: for a crash report, while no other CPU runs.
+#[must_use]
+pub fn is_mapped(va: u64) -> bool {
+    /// The tables as they are.
+    struct Reader;
+    impl Tables for Reader {
+        fn alloc(&mut self) -> Option<u64> {
+            None
+        }
+        fn table(&mut self, pa: u64) -> &mut [u64; 512] {
+            // SAFETY: `pa` is a page table of this address space, which the direct map has; the other CPUs are
+            // stopped, and nothing is written.
+            unsafe { &mut *(direct(pa) as *mut [u64; 512]) }
+        }
+    }
+    let root = x86_64::registers::control::Cr3::read_raw()
+        .0
+        .start_address();
+    PageTables::existing(Reader, root.as_u64(), false)
+        .translate(va)
+        .is_some()
+}
+
 impl Memory {
     fn in_direct_map(&self, start: u64, end: u64) -> bool {
         let outside_image = end <= self.image.0 || self.image.1 <= start;

@@ -19,7 +19,13 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
 };
 
-use x86_64::{VirtAddr, instructions, registers::model_specific::GsBase};
+use x86_64::{
+    VirtAddr, instructions,
+    registers::{
+        control::{Cr4, Cr4Flags},
+        model_specific::GsBase,
+    },
+};
 
 use self::{
     call::{Mailbox, NoAnswer},
@@ -131,6 +137,8 @@ impl Cpu {
         let stacks = self.stacks.lock().take();
         let tables = Box::leak(Box::new(Tables::new(stacks.unwrap_or_default())));
         tables.load();
+        // SAFETY: the machine-check handler is there from here on; without this bit a machine check is a shutdown.
+        unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION)) };
         GsBase::write(VirtAddr::from_ptr(self));
         *self.place.lock() = topology::read(&msr::ThisCpu).0;
     }
