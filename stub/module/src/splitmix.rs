@@ -1,6 +1,7 @@
 //! SplitMix64: numbers that look random and follow from a seed.
 
 /// What the state advances by from one number to the next.
+#[cfg(any(test, feature = "host"))]
 pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The number that belongs to a state. It also serves to mix the bits of anything else.
