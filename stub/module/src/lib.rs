@@ -8,7 +8,6 @@
 //! What a TD is made of lives in the pages that the host donated (`td`, `field`, `pamt`), never beside them.
 #![no_std]
 #![forbid(unsafe_code)]
-#![allow(dead_code, unused_imports, reason = "the leafs that use it land next")]
 
 extern crate alloc;
 #[cfg(feature = "host")]

@@ -5,8 +5,8 @@ mod native;
 mod table;
 mod virt;
 
-pub use native::{Component, Msrs, Native};
-pub use table::{CONFIGURABLE, Configurable, NUM_CONFIGURABLE, NUM_ROWS, ROWS, Registers, Row};
+pub use native::{Msrs, Native};
+pub use table::{CONFIGURABLE, NUM_CONFIGURABLE, NUM_ROWS, ROWS, Registers, Row};
 pub use virt::{ConfigError, Features, TdConfig, virtualize};
 
 /// EAX in [`Registers`].

@@ -51,10 +51,7 @@ pub struct Native {
 pub struct Msrs {
     pub tsc_adjust: u64,
     pub arch_capabilities: u64,
-    pub misc_enable: u64,
     pub perf_capabilities: u64,
-    pub vmx_basic: u64,
-    pub vmx_misc: u64,
     pub cr0_fixed0: u64,
     pub cr0_fixed1: u64,
     pub cr4_fixed0: u64,
@@ -65,7 +62,6 @@ pub struct Msrs {
     pub proc_based: u64,
     pub exit: u64,
     pub entry: u64,
-    pub proc_based3: u64,
 }
 
 impl Msrs {
@@ -73,10 +69,7 @@ impl Msrs {
         Self {
             tsc_adjust: rdmsr(0x3B),
             arch_capabilities: rdmsr(0x10A),
-            misc_enable: rdmsr(0x1A0),
             perf_capabilities: rdmsr(0x345),
-            vmx_basic: rdmsr(0x480),
-            vmx_misc: rdmsr(0x485),
             cr0_fixed0: rdmsr(0x486),
             cr0_fixed1: rdmsr(0x487),
             cr4_fixed0: rdmsr(0x488),
@@ -87,7 +80,6 @@ impl Msrs {
             proc_based: rdmsr(0x48E),
             exit: rdmsr(0x48F),
             entry: rdmsr(0x490),
-            proc_based3: rdmsr(0x492),
         }
     }
 

@@ -3,7 +3,7 @@
 use seam::abi::attributes;
 
 use super::{
-    CONFIGURABLE, EAX, EBX, ECX, EDX, NUM_CONFIGURABLE, NUM_ROWS, Native, ROWS, Registers, find,
+    CONFIGURABLE, EAX, EBX, ECX, EDX, NUM_ROWS, Native, ROWS, Registers, find,
     fms::{self, Fms},
     table::XFAM_BITS,
 };
@@ -148,6 +148,7 @@ pub fn virtualize(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpuid::NUM_CONFIGURABLE;
 
     /// A CPU with every configurable feature and the components of XFAM 0x6DBE7.
     fn native() -> Native {

@@ -132,9 +132,13 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
     }
 
-    /// Adds to an exit that the module itself did not cause what the CPU said about a bus lock.
+    /// Adds to an exit what the CPU said about a bus lock, unless the exit is about no VM exit at all.
     fn leave(&mut self, mut exit: TdExit) -> TdExit {
-        if core::mem::take(&mut self.bus_lock) && exit.status.detail() != 0 {
+        let has_reason = !matches!(
+            exit.status.code(),
+            Status::NON_RECOVERABLE_TD_CORRUPTED_MD | Status::HOST_PRIORITY_BUSY_TIMEOUT
+        );
+        if core::mem::take(&mut self.bus_lock) && has_reason {
             exit.status = Status(exit.status.0 | u64::from(reason::AFTER_BUS_LOCK));
         }
         exit
@@ -240,8 +244,7 @@ impl<'m, M: Machine> Inside<'m, M> {
             self.advance()?;
         }
         if self.bus_lock {
-            self.bus_lock = false;
-            return Err(TdExit::success(reason::BUS_LOCK | reason::AFTER_BUS_LOCK).into());
+            return Err(TdExit::success(reason::BUS_LOCK).into());
         }
         self.check_debug_event()
     }

@@ -54,6 +54,10 @@ pub const POSSIBLY_EPF_STEPPING: Field = Field::u8(0x1F9);
 pub const LAST_EPF_GPA_LIST: Field = Field::u64(0x700);
 /// Per row of the CPUID table: bit 0 #VE in supervisor mode, bit 1 in user mode.
 pub const CPUID_CONTROL: Field = Field::u8(0x900);
+/// TSC when the host first kept a call of the guest waiting, while it still does.
+pub const HP_LOCK_BUSY_START: Field = Field::u64(0x200);
+/// The host keeps a call of the guest waiting.
+pub const HP_LOCK_BUSY: Field = Field::u8(0x208);
 /// TSC deadline per VM; all ones for none.
 pub const TSC_DEADLINE: Field = Field::u64(0x268);
 /// The posted-interrupt descriptor that the host gave.

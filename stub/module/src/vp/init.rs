@@ -1,6 +1,6 @@
 //! TDH.VP.INIT: a vCPU that can be entered.
 
-use seam::abi::{Gprs, Leaf, Operand, Status, attributes};
+use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use super::associate::check_pages;
 use super::vmcs;

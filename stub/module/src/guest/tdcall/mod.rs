@@ -9,12 +9,14 @@ mod vp;
 
 use seam::abi::{Operand, Status};
 
-use super::Inside;
+use super::{Inside, TdExit};
 pub use report::check_report;
 
 use super::exit::Stop;
 use crate::Machine;
-use crate::vcpu::Gpr;
+use crate::field::Structure;
+use crate::td::tdcs;
+use crate::vcpu::{Gpr, fields};
 
 /// How a TDCALL ends, if not with success.
 #[derive(Clone, Copy, Debug)]
@@ -86,8 +88,34 @@ impl<M: Machine> Inside<'_, M> {
             Err(End::Injected) => return Ok(false),
             Err(End::Stop(stop)) => return Err(stop),
         };
+        let status = self.mind_host_priority(status)?;
         self.vcpu.set_gpr(Gpr::Rax, status.0);
         Ok(false)
+    }
+
+    /// A call that stood back for the host is just BUSY to the guest, until the host has kept it waiting for too long:
+    /// then the host is told.
+    fn mind_host_priority(&self, status: Status) -> Result<Status, Stop> {
+        let vcpu = &self.vcpu;
+        if status.code() != Status::OPERAND_BUSY_HOST_PRIORITY {
+            vcpu.set(fields::HP_LOCK_BUSY, 0);
+            return Ok(status);
+        }
+        let busy = Status::OPERAND_BUSY.with_detail(status.detail());
+        let now = self.cx.machine.rdtsc(self.cx.lp);
+        if vcpu.get(fields::HP_LOCK_BUSY) == 0 {
+            vcpu.set(fields::HP_LOCK_BUSY, 1);
+            vcpu.set(fields::HP_LOCK_BUSY_START, now);
+            return Ok(busy);
+        }
+        let waited = now.wrapping_sub(vcpu.get(fields::HP_LOCK_BUSY_START));
+        if waited < self.tdcs.get(tdcs::field::HP_LOCK_TIMEOUT) {
+            return Ok(busy);
+        }
+        vcpu.set(fields::HP_LOCK_BUSY, 0);
+        vcpu.set_gpr(Gpr::Rax, busy.0);
+        self.advance()?;
+        Err(TdExit::new(Status::HOST_PRIORITY_BUSY_TIMEOUT, 0).into())
     }
 
     fn call_leaf(&mut self) -> Result<(), End> {
