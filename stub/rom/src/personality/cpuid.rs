@@ -133,13 +133,14 @@ impl Cpu {
         [0, ebx, ecx, edx]
     }
 
-    /// Leaf 4: caches of Sapphire Rapids; the last level is shared by the package, which makes it WBINVD's scope.
+    /// Leaf 4: caches of Sapphire Rapids; the last level is shared by the package, which makes it WBINVD's scope. It is
+    /// never said to belong to a single id: TDH.SYS.INIT takes no package of one processor otherwise.
     fn cache(&self, sub_leaf: u32) -> Leaf {
         let (level, kind, ways, sets, sharing_bits) = match sub_leaf {
             0 => (1, 1, 12, 64, self.shifts.core),
             1 => (1, 2, 8, 64, self.shifts.core),
             2 => (2, 3, 16, 2048, self.shifts.core),
-            3 => (3, 3, 15, 114_688, self.shifts.package),
+            3 => (3, 3, 15, 114_688, self.shifts.package.max(1)),
             _ => return [0; 4],
         };
         const SELF_INITIALISING: u32 = 1 << 8;
@@ -225,6 +226,14 @@ mod tests {
         assert_eq!(package, [3, 8, 0x201, 5]);
         assert_eq!((ask(&CPU, 4, 3)[0] >> 14 & 0xFFF) + 1, 1 << package[0]);
         assert_eq!(ask(&CPU, 4, 4), [0; 4]);
+        let alone = Cpu {
+            shifts: Shifts {
+                core: 0,
+                package: 0,
+            },
+            ..CPU
+        };
+        assert_eq!(ask(&alone, 4, 3)[0] >> 14 & 0xFFF, 1);
         assert_eq!(ask(&CPU, 0x1F, 2), [0, 0, 2, 5]);
     }
 

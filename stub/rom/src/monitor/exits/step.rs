@@ -15,14 +15,16 @@ use crate::monitor::world;
 /// A single step under way.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    /// The software's own trap flag.
-    trap_flag: u64,
+    /// The software's own trap and interrupt flags.
+    flags: u64,
     dr6: u64,
     cr3: u64,
     over_memory: bool,
 }
 
 const TRAP_FLAG: u64 = 1 << 8;
+const INTERRUPT_FLAG: u64 = 1 << 9;
+const STEP_FLAGS: u64 = TRAP_FLAG | INTERRUPT_FLAG;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
@@ -34,14 +36,15 @@ pub fn is_over_memory(lp: &Lp) -> bool {
 fn begin(lp: &mut Lp, over_memory: bool) {
     let save = &mut lp.vmcb.save;
     lp.step = Some(Step {
-        trap_flag: save.rflags & TRAP_FLAG,
+        flags: save.rflags & STEP_FLAGS,
         dr6: save.dr6,
         cr3: save.cr3,
         over_memory,
     });
-    save.rflags |= TRAP_FLAG;
+    // An interrupt must not come first: its handler would run with the page of ones in place. TCG does not heed the
+    // interrupt shadow of a VMCB, hence the flag.
+    save.rflags = save.rflags & !INTERRUPT_FLAG | TRAP_FLAG;
     lp.vmcb.intercept_exceptions = u32::MAX;
-    lp.vmcb.interrupt_shadow = 1;
 }
 
 fn begin_over_memory(lp: &mut Lp) {
@@ -97,17 +100,16 @@ pub fn end(lp: &mut Lp, number: u32) {
     }
     let save = &mut lp.vmcb.save;
     save.cr3 = step.cr3;
-    // IRET has loaded flags of its own; any other instruction keeps the software's trap flag.
-    if step.over_memory {
-        save.rflags = save.rflags & !TRAP_FLAG | step.trap_flag;
+    // An IRET that was executed has loaded flags of its own; anything else keeps the software's.
+    if step.over_memory || number != vector::DB {
+        save.rflags = save.rflags & !STEP_FLAGS | step.flags;
     }
     lp.vmcb.intercept_exceptions = lp::exceptions(world::get().options.tdx);
     lp.vmcb.nested_cr3 = world::get().npt;
     lp.vmcb.tlb_control = 1;
-    lp.vmcb.interrupt_shadow = 0;
     if number == vector::DB {
         let causes = save_dr6(lp, step.dr6);
-        if causes || step.trap_flag != 0 {
+        if causes || step.flags & TRAP_FLAG != 0 {
             lp.vmcb.inject_exception(vector::DB, None);
         }
     } else {
