@@ -100,6 +100,15 @@ pub unsafe fn out32(port: u16, value: u32) {
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) };
 }
 
+/// Resets the machine, by the reset control register of the chipset.
+pub fn reset_machine() -> ! {
+    const RESET_CONTROL: u16 = 0xCF9;
+    const FULL_RESET: u8 = 0xE;
+    // SAFETY: nothing of the software above goes on after a reset.
+    unsafe { out8(RESET_CONTROL, FULL_RESET) };
+    stop()
+}
+
 /// Stops this CPU for good.
 pub fn stop() -> ! {
     loop {

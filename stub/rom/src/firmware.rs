@@ -17,13 +17,10 @@ use uefi::{Handle, Status};
 use stub_rom::options::{NAMES, Options, PREFIX};
 
 use crate::fwcfg::FwCfg;
-use crate::memory::PAGE;
+use crate::memory::{PAGE, SEAMRR_SIZE};
 use crate::monitor::{self, Inventory};
 use crate::relocate::Image;
 use crate::{HEAP, cpu, report};
-
-/// The SEAM range: its size, which is also its alignment, in bytes. SEAMRR has a granularity of 32 MiB.
-const SEAMRR_SIZE: u64 = 32 << 20;
 
 /// The driver's entry point.
 #[unsafe(no_mangle)]

@@ -425,3 +425,21 @@ pub fn write(address: u64, value: u64) {
     // SAFETY: the address is mapped by the caller, and no Rust object is there.
     unsafe { asm!("mov [{}], {}", in(reg) address, in(reg) value, options(nostack)) };
 }
+
+/// Adds to a word of memory in one locked instruction: what was there.
+pub fn fetch_add(address: u64, value: u64) -> u64 {
+    let mut result = value;
+    // SAFETY: as for `write`.
+    unsafe {
+        asm!("lock xadd [{}], {}", in(reg) address, inout(reg) result, options(nostack));
+    }
+    result
+}
+
+/// Copies a word of memory in one instruction.
+pub fn copy_word(from: u64, to: u64) {
+    // SAFETY: as for `read` and `write`.
+    unsafe {
+        asm!("movsq", inout("rsi") from => _, inout("rdi") to => _, options(nostack));
+    }
+}

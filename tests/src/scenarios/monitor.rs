@@ -38,9 +38,9 @@ fn probe(bench: &mut Bench) -> Result<()> {
         "{said}"
     );
     bench.note(format!("{checks} checks"));
-    // Two of its checks do what is forbidden.
-    bench.provoke("seamrr_access", 1);
-    bench.provoke("keyid_alias", 1);
+    // Four of its checks do what is forbidden.
+    bench.provoke("seamrr_access", 2);
+    bench.provoke("keyid_alias", 2);
     guest.wait_for_end(limit)?;
     Ok(())
 }

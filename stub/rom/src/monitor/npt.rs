@@ -3,7 +3,7 @@
 //! Everything is mapped at itself, the SEAM range and the local APIC's page excepted. All processors share these
 //! tables, which never change after they were built.
 
-use crate::memory::{self, PAGE};
+use crate::memory::{self, PAGE, SEAMRR_SIZE};
 
 const PRESENT_WRITABLE_USER: u64 = 7;
 const LARGE: u64 = 1 << 7;
@@ -65,8 +65,8 @@ pub struct Detour {
 }
 
 impl Detour {
-    /// Two pages on two different paths: what one access can touch, with a page walk of its own.
-    const TABLES: usize = 12;
+    /// The tables of one path, and those of the SEAM range's further 2 MiB pages: more can't be asked for.
+    const TABLES: usize = 2 + (SEAMRR_SIZE >> 21) as usize;
 
     pub fn new() -> Self {
         Self {
@@ -87,8 +87,8 @@ impl Detour {
         core::ptr::from_ref::<[u64; 512]>(self.root) as u64
     }
 
-    /// Maps the page of `pa` to the page `target`; false if there are no tables left for it.
-    pub fn map(&mut self, pa: u64, target: u64) -> bool {
+    /// Maps the page of `pa`, which is in the SEAM range, to the page `target`.
+    pub fn map(&mut self, pa: u64, target: u64) {
         let mut at = core::ptr::from_mut(self.root) as u64;
         for shift in [39, 30, 21] {
             let index = (pa >> shift & 0x1FF) as usize;
@@ -100,9 +100,7 @@ impl Detour {
             at = match own {
                 Some(own) => own,
                 None => {
-                    let Some(spare) = self.spare.get_mut(self.used) else {
-                        return false;
-                    };
+                    let spare = &mut self.spare[self.used];
                     self.used += 1;
                     copy_table(entry, shift, spare);
                     let address = core::ptr::from_mut(*spare) as u64;
@@ -112,7 +110,6 @@ impl Detour {
             };
         }
         table_mut(at)[(pa >> 12 & 0x1FF) as usize] = leaf(target);
-        true
     }
 }
 

@@ -1,47 +1,59 @@
 //! The monitor's end: one JSON line with the processor, the reason and its registers, then the machine stops.
+
 use core::fmt;
 
-use super::lp;
+use super::lp::{self, Lp};
 use crate::{cpu, report};
 
 /// Reports `reason` and stops this processor; the others stop at their next exit.
 pub fn stop(reason: fmt::Arguments<'_>) -> ! {
     super::world::declare_dead();
+    let reason = Reason(reason);
     match lp::current() {
         Some(lp) => {
-            let s = &lp.vmcb.save;
-            let g = &lp.gprs.0;
             report::last_line(
                 "panic",
-                format_args!(
-                    r#""lp":{},"reason":"{}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cs":"{:#x}","rsp":"{:#x}","rflags":"{:#x}","cr0":"{:#x}","cr2":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}","rax":"{:#x}","rcx":"{:#x}","rdx":"{:#x}","rbx":"{:#x}","rbp":"{:#x}","rsi":"{:#x}","rdi":"{:#x}""#,
-                    lp.number,
-                    Reason(reason),
-                    lp.vmcb.exit_code,
-                    lp.vmcb.exit_info1,
-                    lp.vmcb.exit_info2,
-                    s.rip,
-                    s.cs.selector,
-                    s.rsp,
-                    s.rflags,
-                    s.cr0,
-                    s.cr2,
-                    s.cr3,
-                    s.cr4,
-                    s.efer,
-                    g[0],
-                    g[1],
-                    g[2],
-                    g[3],
-                    g[5],
-                    g[6],
-                    g[7],
-                ),
+                format_args!(r#""reason":"{reason}",{}"#, State(lp)),
             );
         }
-        None => report::last_line("panic", format_args!(r#""reason":"{}""#, Reason(reason))),
+        None => report::last_line("panic", format_args!(r#""reason":"{reason}""#)),
     }
     cpu::stop()
+}
+
+/// A processor with its last exit and the software's registers, as members of a JSON object.
+pub struct State<'a>(pub &'a Lp);
+
+impl fmt::Display for State<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(lp) = self;
+        write!(f, r#""lp":{}"#, lp.number)?;
+        let (v, s, g) = (&lp.vmcb, &lp.vmcb.save, &lp.gprs.0);
+        for (name, value) in [
+            ("exit", v.exit_code),
+            ("info1", v.exit_info1),
+            ("info2", v.exit_info2),
+            ("cs", s.cs.selector.into()),
+            ("rip", s.rip),
+            ("rsp", s.rsp),
+            ("rflags", s.rflags),
+            ("cr0", s.cr0),
+            ("cr2", s.cr2),
+            ("cr3", s.cr3),
+            ("cr4", s.cr4),
+            ("efer", s.efer),
+            ("rax", g[0]),
+            ("rcx", g[1]),
+            ("rdx", g[2]),
+            ("rbx", g[3]),
+            ("rbp", g[5]),
+            ("rsi", g[6]),
+            ("rdi", g[7]),
+        ] {
+            write!(f, r#","{name}":"{value:#x}""#)?;
+        }
+        Ok(())
+    }
 }
 
 /// A reason inside a JSON string.

@@ -145,6 +145,7 @@ const TYPE_NMI: u64 = 2 << 8;
 const TYPE_EXCEPTION: u64 = 3 << 8;
 
 const RFLAGS_TF: u64 = 1 << 8;
+const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 impl Vmcb {
     /// Makes the guest take an exception before its next instruction.
@@ -181,6 +182,7 @@ impl Vmcb {
         }
         self.interrupt_shadow = 0;
         if self.save.rflags & RFLAGS_TF != 0 {
+            self.save.dr6 |= DR6_SINGLE_STEP;
             self.inject_exception(vector::DB, None);
         }
     }

@@ -1,13 +1,13 @@
 //! Direct stores, and memory that is not the software's.
-#![expect(unsafe_code, reason = "page tables, and memory in statics")]
-
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::MemoryMap;
 
 use super::personality::Vector;
-use crate::attempt::{GP, clear, movdir64b as execute, rdmsr, read, set_cr0, write};
+use crate::attempt::{
+    GP, clear, copy_word, fetch_add, movdir64b as execute, rdmsr, read, set_cr0, write,
+};
 use crate::cpu::{cr0, cr3};
-use crate::{Check, expect};
+use crate::{Check, Failure, expect};
 
 const LINE: u64 = 64;
 const TWO_MIB: u64 = 2 << 20;
@@ -89,6 +89,11 @@ pub fn seamrr_access() -> Check {
     expect("a read", read(seamrr().0 + 0x1000), u64::MAX)
 }
 
+pub fn seamrr_write() -> Check {
+    let at = seamrr().0 + 0x2000;
+    expect("what it added to", fetch_add(at, 1), u64::MAX)
+}
+
 pub fn map_reserves_seamrr() -> Check {
     let (base, size) = seamrr();
     let Ok(map) = boot::memory_map(MemoryType::LOADER_DATA) else {
@@ -104,15 +109,13 @@ pub fn map_reserves_seamrr() -> Check {
     expect("SEAMRR in reserved memory", reserved.into(), 1)
 }
 
-/// Reads memory through a mapping whose physical address carries KeyID 1.
-pub fn keyid_alias() -> Check {
+/// Maps the gigabyte around `target` once more, with KeyID 1 in its physical address: where `target` is there.
+fn alias_of(target: u64) -> Result<u64, Failure> {
     const CR0_WP: u64 = 1 << 16;
     const SLOT: u64 = 300;
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     const KEYID_1: u64 = 1 << 48;
-    let target = pages(1);
-    write(target, 42);
     let directory = pages(1);
     fill(directory, 4096, 0);
     let gigabyte = target & !0x3FFF_FFFF;
@@ -126,10 +129,23 @@ pub fn keyid_alias() -> Check {
     )?;
     write(entry, directory | PRESENT_WRITABLE);
     expect("setting CR0.WP", set_cr0(protected).unwrap_err_or_zero(), 0)?;
-    let alias = 0xFFFF_0000_0000_0000 | SLOT << 39 | target & 0x3FFF_FFFF;
-    let found = read(alias);
-    // SAFETY: flushes the translation of the alias, which is not used any more.
-    unsafe { core::arch::asm!("invlpg [{}]", in(reg) alias, options(nostack)) };
-    expect("a read", found, u64::MAX)?;
+    Ok(0xFFFF_0000_0000_0000 | SLOT << 39 | target & 0x3FFF_FFFF)
+}
+
+pub fn keyid_alias() -> Check {
+    let target = pages(1);
+    write(target, 42);
+    let alias = alias_of(target)?;
+    expect("a read", read(alias), u64::MAX)?;
     expect("the memory itself", read(target), 42)
+}
+
+/// One instruction that reads from a boundary of two aliased pages, and writes to a third.
+pub fn keyid_alias_twice() -> Check {
+    let target = pages(4);
+    fill(target, 4 * 4096, 42);
+    let alias = alias_of(target)?;
+    copy_word(alias + 4096 - 4, alias + 2 * 4096);
+    expect("the memory read from", read(target + 4096 - 8), 42)?;
+    expect("the memory written to", read(target + 2 * 4096), 42)
 }

@@ -63,6 +63,8 @@ pub const ALL: &[Named] = &[
     ),
     ("seamrr-access-reads-as-ones", memory::seamrr_access),
     ("keyid-alias-reads-as-ones", memory::keyid_alias),
+    ("seamrr-write-is-dropped", memory::seamrr_write),
+    ("keyid-alias-twice-at-once", memory::keyid_alias_twice),
     ("memory-map-reserves-seamrr", memory::map_reserves_seamrr),
     ("x2apic-is-on-and-locked", apic::on_and_locked),
     ("x2apic-ids", apic::ids),

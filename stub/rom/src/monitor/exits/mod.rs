@@ -51,13 +51,17 @@ pub fn handle(lp: &mut Lp) {
             step::over_iret(lp);
         }
         exit::VMRUN..=exit::SKINIT => lp.inject(Fault::InvalidOpcode),
-        exit::SHUTDOWN => panic::stop(format_args!(
-            "the software's fault handling failed (shutdown)"
-        )),
+        exit::SHUTDOWN => shutdown(lp),
         _ => panic::stop(format_args!("unexpected exit")),
     }
     smp::check_mailbox(lp);
     deliver_nmi(lp);
+}
+
+/// A fault in the software's own fault handling: reported, then the machine is reset, as hardware does.
+fn shutdown(lp: &Lp) -> ! {
+    report::line("shutdown", format_args!("{}", panic::State(lp)));
+    cpu::reset_machine()
 }
 
 fn cpuid(lp: &mut Lp) {
@@ -75,13 +79,10 @@ fn cpuid(lp: &mut Lp) {
 }
 
 fn exception(lp: &mut Lp, number: u32) {
-    if lp.step.is_some() {
-        step::end(lp, number);
-        return;
-    }
     match number {
-        vector::UD => ud::exit(lp),
         vector::PF if npf::keyid_alias(lp) => {}
+        _ if lp.step.is_some() => step::end(lp, number),
+        vector::UD => ud::exit(lp),
         vector::PF => {
             let (code, va) = (lp.vmcb.exit_info1 as u32, lp.vmcb.exit_info2);
             lp.inject(Fault::Page { va, code });

@@ -1,6 +1,7 @@
 //! Accesses that the nested page tables stop, and those that carry a KeyID.
 
 use stub_rom::vmx::Memory;
+use stub_rom::walk::Paging;
 use stub_rom::{apic, walk};
 
 use super::{apic as apic_page, step};
@@ -28,18 +29,27 @@ pub fn exit(lp: &mut Lp) {
     step::over_page(lp, pa);
 }
 
-/// The page fault exit: whether it was an access with a KeyID in its address, which has been dealt with then.
+/// The page fault exit: whether it was an access with a KeyID in its address that has been dealt with. One instruction is
+/// reported once.
 pub fn keyid_alias(lp: &mut Lp) -> bool {
     const RESERVED: u64 = 1 << 3;
     let va = lp.vmcb.exit_info2;
     if lp.vmcb.exit_info1 & RESERVED == 0 {
         return false;
     }
-    let Some(pa) = walk::keyid_alias(&lp.paging(), va, |pa| Physical.read(pa)) else {
+    let paging = Paging {
+        cr3: step::software_cr3(lp),
+        ..lp.paging()
+    };
+    let Some(pa) = walk::keyid_alias(&paging, va, |pa| Physical.read(pa)) else {
         return false;
     };
-    report::violation("keyid_alias", lp.number, lp.vmcb.save.rip, pa);
+    if !step::is_over_memory(lp) {
+        report::violation("keyid_alias", lp.number, lp.vmcb.save.rip, pa);
+    }
+    if !step::over_alias(lp, va) {
+        return false;
+    }
     lp.vmcb.redeliver();
-    step::over_alias(lp, va);
     true
 }

@@ -110,7 +110,9 @@ fn report_violations(module: &Module) {
         return;
     }
     for v in module.violations().take() {
-        report::violation(v.kind.name(), v.lp, v.rip.unwrap_or(0), v.pa);
+        // The debug console's classes are identifiers.
+        let class = v.kind.name().replace('-', "_");
+        report::violation(&class, v.lp, v.rip.unwrap_or(0), v.pa);
     }
 }
 

@@ -35,11 +35,16 @@ pub fn is_over_memory(lp: &Lp) -> bool {
 
 fn begin(lp: &mut Lp, over_memory: bool) {
     let save = &mut lp.vmcb.save;
-    lp.step = Some(Step {
+    // A step that is under way already, over an IRET that reads forbidden memory, has the software's state.
+    let before = lp.step.unwrap_or(Step {
         flags: save.rflags & STEP_FLAGS,
         dr6: save.dr6,
         cr3: save.cr3,
         over_memory,
+    });
+    lp.step = Some(Step {
+        over_memory,
+        ..before
     });
     // An interrupt must not come first: its handler would run with the page of ones in place. TCG does not heed the
     // interrupt shadow of a VMCB, hence the flag.
@@ -61,29 +66,35 @@ fn scratch(lp: &Lp) -> u64 {
     core::ptr::from_ref::<[u64; 512]>(lp.scratch) as u64
 }
 
-/// Executes the instruction with the page of ones at the physical address `pa`.
+/// CR3 as the software has set it.
+pub fn software_cr3(lp: &Lp) -> u64 {
+    lp.step.map_or(lp.vmcb.save.cr3, |step| step.cr3)
+}
+
+/// Executes the instruction with the page of ones at the physical address `pa`, which is in the SEAM range.
 pub fn over_page(lp: &mut Lp, pa: u64) {
     begin_over_memory(lp);
     let scratch = scratch(lp);
-    if !lp.detour.map(pa, scratch) {
-        crate::monitor::panic::stop(format_args!(
-            "one instruction touches too many hidden pages"
-        ));
-    }
+    lp.detour.map(pa, scratch);
 }
 
-/// Executes the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID.
-pub fn over_alias(lp: &mut Lp, va: u64) {
-    begin_over_memory(lp);
-    let scratch = scratch(lp);
-    lp.shadow_paging.map(lp.vmcb.save.cr3, va, scratch);
-    lp.vmcb.save.cr3 = lp.shadow_paging.root();
-    let tables = lp.shadow_paging.pages();
-    for page in tables.into_iter().chain([scratch]) {
-        if !lp.detour.map(page, page) {
-            crate::monitor::panic::stop(format_args!("one instruction touches too many aliases"));
-        }
+/// Executes the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID. False,
+/// with nothing changed, if it touches more such pages than there are tables for.
+pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
+    let is_first = lp.vmcb.save.cr3 != lp.shadow_paging.root();
+    if is_first {
+        lp.shadow_paging.start(software_cr3(lp));
     }
+    let scratch = scratch(lp);
+    if !lp.shadow_paging.map(va, scratch) {
+        return false;
+    }
+    begin_over_memory(lp);
+    lp.vmcb.save.cr3 = lp.shadow_paging.root();
+    for page in lp.shadow_paging.pages().chain([scratch]) {
+        lp.detour.map(page, page);
+    }
+    true
 }
 
 /// Executes IRET, after which NMIs are no longer blocked.
@@ -132,42 +143,67 @@ fn save_dr6(lp: &mut Lp, before: u64) -> bool {
     hit
 }
 
-/// Private copies of the software's page tables along one path, whose leaf is somewhere else.
+/// Private copies of the software's page tables, in which single pages are mapped somewhere else.
 pub struct ShadowPaging {
-    tables: [&'static mut [u64; 512]; 4],
+    /// The first is the root.
+    tables: [&'static mut [u64; 512]; Self::TABLES],
+    used: usize,
 }
 
 impl ShadowPaging {
+    /// A root, and four pages on four different paths: two operands that straddle a boundary each.
+    const TABLES: usize = 1 + 4 * 3;
+
     pub fn new() -> Self {
         Self {
             tables: core::array::from_fn(|_| crate::memory::page()),
+            used: 0,
         }
+    }
+
+    fn address(&self, table: usize) -> u64 {
+        core::ptr::from_ref::<[u64; 512]>(self.tables[table]) as u64
     }
 
     fn root(&self) -> u64 {
-        core::ptr::from_ref::<[u64; 512]>(self.tables[0]) as u64
+        self.address(0)
     }
 
-    fn pages(&self) -> [u64; 4] {
-        core::array::from_fn(|i| core::ptr::from_ref::<[u64; 512]>(self.tables[i]) as u64)
+    fn pages(&self) -> impl Iterator<Item = u64> + use<> {
+        let pages: [u64; Self::TABLES] = core::array::from_fn(|i| self.address(i));
+        pages.into_iter()
     }
 
-    /// Copies the four tables on the way from `cr3` to `va`, and lets the last one map it to the page `target`. What is
-    /// on the way as a large page is split.
-    fn map(&mut self, cr3: u64, va: u64, target: u64) {
-        let mut source = Source::Table(cr3 & ADDRESS);
-        let pages = self.pages();
-        for (level, table) in self.tables.iter_mut().enumerate() {
-            let shift = 39 - 9 * level;
-            for (i, entry) in table.iter_mut().enumerate() {
-                *entry = source.entry(i as u64, shift);
-            }
-            let entry = &mut table[(va >> shift & 0x1FF) as usize];
-            source = Source::behind(*entry, shift);
-            *entry = pages
-                .get(level + 1)
-                .map_or(npt::leaf(target), |&next| npt::leaf(next));
+    /// Starts over from the tables at `cr3`.
+    fn start(&mut self, cr3: u64) {
+        const ROOT_SHIFT: u32 = 39;
+        Source::Table(cr3 & ADDRESS).copy_to(self.tables[0], ROOT_SHIFT);
+        self.used = 1;
+    }
+
+    /// Maps the page of `va` to the page `target`. What is on the way as a large page is split. False if there are no
+    /// tables left for it.
+    fn map(&mut self, va: u64, target: u64) -> bool {
+        let mut at = 0;
+        for shift in [39, 30, 21] {
+            let index = (va >> shift & 0x1FF) as usize;
+            let entry = self.tables[at][index];
+            let own = (1..self.used)
+                .find(|&i| entry & Source::PRESENT != 0 && self.address(i) == entry & ADDRESS);
+            at = match own {
+                Some(own) => own,
+                None if self.used == Self::TABLES => return false,
+                None => {
+                    let next = self.used;
+                    self.used += 1;
+                    Source::behind(entry, shift).copy_to(self.tables[next], shift - 9);
+                    self.tables[at][index] = npt::leaf(self.address(next));
+                    next
+                }
+            };
         }
+        self.tables[at][(va >> 12 & 0x1FF) as usize] = npt::leaf(target);
+        true
     }
 }
 
@@ -182,7 +218,7 @@ impl Source {
     const PRESENT: u64 = 1;
     const LARGE: u64 = 1 << 7;
 
-    fn behind(entry: u64, shift: usize) -> Self {
+    fn behind(entry: u64, shift: u32) -> Self {
         if entry & Self::PRESENT == 0 {
             Self::Nothing
         } else if shift < 39 && entry & Self::LARGE != 0 {
@@ -192,13 +228,15 @@ impl Source {
         }
     }
 
-    /// Entry `index` of the table whose entries map 2^`shift` bytes.
-    fn entry(&self, index: u64, shift: usize) -> u64 {
-        match *self {
-            Self::Table(at) if is_accessible(at) => Physical.read(at + index * 8),
-            Self::Large(entry) if shift == 12 => entry & !Self::LARGE | index << shift,
-            Self::Large(entry) => entry | index << shift,
-            _ => 0,
+    /// Fills the table `to`, whose entries map 2^`shift` bytes.
+    fn copy_to(&self, to: &mut [u64; 512], shift: u32) {
+        for (i, entry) in (0..).zip(to) {
+            *entry = match *self {
+                Self::Table(at) if is_accessible(at) => Physical.read(at + i * 8),
+                Self::Large(large) if shift == 12 => large & !Self::LARGE | i << shift,
+                Self::Large(large) => large | i << shift,
+                _ => 0,
+            };
         }
     }
 }
