@@ -1,9 +1,10 @@
 //! The APIC timer: QEMU's for one-shot and periodic mode, and TSC deadlines on top of its one-shot mode.
 
 use super::{Xapic, regs};
+use crate::personality::clock::CRYSTAL_HZ;
 
-/// How often QEMU's timer counts in a second, divided by one.
-const TIMER_HZ: u64 = 1_000_000_000;
+/// How often the timer counts in a second, divided by one.
+const TIMER_HZ: u64 = CRYSTAL_HZ as u64;
 const MODE: u32 = 3 << 17;
 const PERIODIC: u32 = 1 << 17;
 const DEADLINE: u32 = 2 << 17;

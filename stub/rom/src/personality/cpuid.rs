@@ -3,7 +3,7 @@
 //! Source of the layouts: Intel SDM volume 2, CPUID; of what a TDX module wants to see: TDX Module 1.5, TDH.SYS.INIT.
 
 use super::topology::Shifts;
-use super::{KEYID_BITS, MAX_PA};
+use super::{KEYID_BITS, MAX_PA, clock};
 
 /// EAX, EBX, ECX and EDX of one sub-leaf.
 pub type Leaf = [u32; 4];
@@ -15,9 +15,6 @@ const MAX_EXTENDED: u32 = 0x8000_0008;
 /// Family 6, model 0x8F, stepping 8: Sapphire Rapids.
 const SIGNATURE: u32 = 0x0008_06F8;
 const BRAND: &[u8; 48] = b"Intel(R) Xeon(R) Platinum 8480+ (Seamark stub)\0\0";
-/// What the local APIC timer counts at under QEMU, in Hz; OVMF relies on it, so it is the crystal's frequency here.
-pub const CRYSTAL_HZ: u32 = 1_000_000_000;
-
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_PKE: u64 = 1 << 22;
 
@@ -61,12 +58,10 @@ impl Cpu {
             6 => [1 << 2, 0, 0, 0],
             7 if sub_leaf == 0 => self.structured_features(beneath()),
             0xB | 0x1F => self.topology(sub_leaf),
-            0x15 => [
-                TSC_RATIO_DENOMINATOR,
-                (self.tsc_hz * u64::from(TSC_RATIO_DENOMINATOR) / u64::from(CRYSTAL_HZ)) as u32,
-                CRYSTAL_HZ,
-                0,
-            ],
+            0x15 => {
+                let (numerator, denominator) = clock::ratio(self.tsc_hz);
+                [denominator, numerator, clock::CRYSTAL_HZ, 0]
+            }
             0x16 => {
                 let mhz = (self.tsc_hz / 1_000_000) as u32;
                 [mhz, mhz, 100, 0]
@@ -164,9 +159,6 @@ impl Cpu {
         }
     }
 }
-
-/// CPUID 0x15's EAX: fine enough that its ratio is exact to four parts in a million at 2.5 GHz.
-const TSC_RATIO_DENOMINATOR: u32 = 100_000;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,6 @@
 //! The processor that the machine claims to have: a Sapphire Rapids, less what TCG can't execute.
 
+pub mod clock;
 mod cpuid;
 mod msr;
 pub mod topology;
