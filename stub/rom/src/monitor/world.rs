@@ -101,7 +101,7 @@ fn load_module(world: &World) {
     let hooks = Hooks::parse(&world.options.hooks).unwrap_or_else(|error| {
         report::line(
             "bad_option",
-            format_args!(r#""option":"opt/seamstub/hooks","reason":"{error:?}""#),
+            format_args!(r#""option":"opt/seamstub/hooks","reason":"{error}""#),
         );
         Hooks::default()
     });
