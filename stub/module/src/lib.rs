@@ -36,6 +36,7 @@ mod pamt;
 mod params;
 mod phymem;
 pub mod sapphire_rapids;
+pub mod seamldr;
 mod sept;
 mod servtd;
 mod splitmix;

@@ -12,7 +12,6 @@ pub mod clearing;
 pub mod insn;
 pub mod options;
 pub mod personality;
-pub mod seamldr;
 pub mod vmx;
 pub mod walk;
 

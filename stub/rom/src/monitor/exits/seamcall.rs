@@ -3,10 +3,9 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::Gprs;
-use stub_module::Module;
+use stub_module::{Module, seamldr};
 use stub_rom::insn::{GprFile, gpr};
 use stub_rom::personality::mktme_keyids;
-use stub_rom::seamldr;
 use stub_rom::vmx::Outcome;
 
 use super::vmx;
