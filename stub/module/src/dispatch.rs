@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use crate::call::Call;
-use crate::hooks::{self, Custody, Fault};
+use crate::hooks::{self, Fault};
 use crate::module::{Module, SysState};
 use crate::{Machine, mem, metadata, migration, mng, mr, phymem, servtd, sys, vp};
 
@@ -86,17 +86,16 @@ fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs
         return Status::OPERAND_BUSY.with(operand);
     }
     let rcx = regs.rcx;
-    let custody = cx
-        .module
-        .hooks
-        .patterns
-        .then(|| Custody::before(cx, leaf, version, regs));
+    let patterns = cx.module.hooks.patterns;
+    let uncleared = patterns.then(|| hooks::uncleared(cx, leaf, version, regs));
     let status = match run(cx, leaf, version, regs) {
         Ok(()) => Status::SUCCESS,
         Err(status) => status,
     };
-    if let Some(custody) = custody {
-        custody.after(cx, leaf, rcx, regs, status);
+    if let Some(Some((pa, hkid))) = uncleared
+        && status == Status::SUCCESS
+    {
+        cx.module.record_reuse(cx.lp, pa, hkid);
     }
     if leaf == Leaf::VpEnter {
         hooks::check_stale_key(cx, rcx, status);

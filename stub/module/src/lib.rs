@@ -32,6 +32,7 @@ mod mng;
 mod module;
 mod mr;
 mod operand;
+mod ownership;
 mod pamt;
 mod params;
 mod phymem;

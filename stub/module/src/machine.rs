@@ -1,5 +1,6 @@
 //! What the module runs on: memory, processors, time, entropy.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::ReportMac;
@@ -78,6 +79,14 @@ pub trait Machine: Sync {
             to.store(from.load(Ordering::Acquire), Ordering::Release);
         }
     }
+    /// Keeps the host's software away from `pages` (multiples of 4 KiB), or no longer if not `private`.
+    ///
+    /// The module calls it when pages become its own or a TD's, before they hold anything, and when they become the
+    /// host's again. The PAMT has said so already, which
+    /// [`Module::check_host_access`](crate::Module::check_host_access) goes by: a machine that asks it at each access of
+    /// the host has nothing to do here. When this returns, no processor that executes the host's software reaches
+    /// private pages by a translation that it made before.
+    fn guard(&self, lp: u32, pages: Range<u64>, private: bool);
     /// CPUID as that processor answers it: EAX, EBX, ECX, EDX.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4];
     /// CPUID of the processor that TDs run on, where the machine offers them less, or more, than it has itself.

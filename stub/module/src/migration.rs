@@ -10,7 +10,7 @@ use crate::field::Structure;
 use crate::lock::Mode;
 use crate::sept::Target;
 use crate::td::{Td, TdVcpu, Tdcs, lock_op_state, tdcs};
-use crate::{Machine, Point, operand};
+use crate::{Machine, Point, operand, ownership};
 
 /// Migration streams of one TD at most.
 const MAX_STREAMS: u64 = 512;
@@ -92,10 +92,10 @@ fn stream_create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Sta
         return Err(Status::MAX_MIGS_NUM_EXCEEDED);
     }
     let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
+    ownership::take(cx, &page, PageType::Tdcx, root.pa());
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(regs.rcx, 0);
     tdcs.set(tdcs::field::NUM_MIGS, streams + 1);
     root.add_children(1);
-    page.entry().assign(PageType::Tdcx, root.pa());
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Every page has an entry of 16 bytes at each of the three sizes. The first word holds a lock (bits 15:0), the page
 //! type (23:16) and the owner's page number (63:24); the second the epoch at which the page was blocked.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::{Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
@@ -172,6 +173,7 @@ impl<'m> Pamt<'m> {
                 }
                 return Ok(Held {
                     entry,
+                    pa: pa & !(size.bytes() - 1),
                     size,
                     _leaf: guard,
                     _above: above,
@@ -183,6 +185,7 @@ impl<'m> Pamt<'m> {
         let guard = entry.lock().acquire(mode)?;
         Ok(Held {
             entry,
+            pa: pa & !(PAGE_4K - 1),
             size: PageSize::Size4K,
             _leaf: guard,
             _above: above,
@@ -194,6 +197,7 @@ impl<'m> Pamt<'m> {
 #[derive(Debug)]
 pub struct Held<'m> {
     entry: Entry<'m>,
+    pa: u64,
     size: PageSize,
     // Locks are released in the order of these fields: from the leaf up.
     _leaf: Guard<'m>,
@@ -209,6 +213,11 @@ impl<'m> Held<'m> {
     /// The size at which the walk ended.
     pub const fn size(&self) -> PageSize {
         self.size
+    }
+
+    /// The addresses of the page that the entry is about.
+    pub const fn pages(&self) -> Range<u64> {
+        self.pa..self.pa + self.size.bytes()
     }
 }
 

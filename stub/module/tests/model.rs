@@ -17,6 +17,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use seam::abi::{Gprs, Leaf, Operand, Status};
 use stub_module::hooks::Hooks;
+use stub_module::host::Config;
 
 const BIG: u64 = 2 << 20;
 /// HKIDs that the actions use; the first two belong to TDs that are built before the first action.
@@ -393,14 +394,22 @@ impl Ledger {
         }
         let booked = self.0.iter().filter(|(_, count)| **count != 0);
         let booked: BTreeMap<_, _> = booked.map(|(pa, count)| (*pa, *count)).collect();
-        prop_assert_eq!(booked, owned);
+        prop_assert_eq!(&booked, &owned);
+        // The machine was told of just these, and of the PAMT.
+        let mut guarded = built.server.machine().guarded();
+        guarded.retain(|pa| ALL_FRAMES.contains(pa));
+        prop_assert!(guarded.iter().eq(owned.keys()));
         Ok(())
     }
 }
 
 /// A server with two TDs that have part of an S-EPT, one of them finished and with a vCPU; and what they were given.
 fn built() -> (Builder, Ledger) {
-    let built = Builder::new(Hooks::default());
+    let config = Config {
+        books_guards: true,
+        ..Config::default()
+    };
+    let built = Builder::sized(config, kit::SIZE, Hooks::default());
     let mut ledger = Ledger::default();
     for hkid in &HKIDS[..2] {
         let td = built.td(*hkid);

@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod apic;
 pub mod clearing;
 pub mod insn;
+pub mod nested;
 pub mod options;
 pub mod personality;
 pub mod vmx;

@@ -7,6 +7,8 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use seam::abi::Gprs;
+
 /// Exception vectors, as [`Outcome`] has them.
 pub const UD: u64 = 6;
 /// General protection.
@@ -288,6 +290,66 @@ attempt!(
     "mov [r8], rcx"
 );
 
+/// SEAMCALL with all registers in and out; the vector of its exception, or zero.
+#[unsafe(naked)]
+unsafe extern "C" fn raw_seamcall_all(registers: *mut Gprs) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "lea rax, [rip + 9f]",
+        "mov [rip + {recovery}], rax",
+        "mov rax, [rdi]",
+        "mov rcx, [rdi + 1*8]",
+        "mov rdx, [rdi + 2*8]",
+        "mov rbx, [rdi + 3*8]",
+        "mov rbp, [rdi + 4*8]",
+        "mov rsi, [rdi + 5*8]",
+        "mov r8, [rdi + 7*8]",
+        "mov r9, [rdi + 8*8]",
+        "mov r10, [rdi + 9*8]",
+        "mov r11, [rdi + 10*8]",
+        "mov r12, [rdi + 11*8]",
+        "mov r13, [rdi + 12*8]",
+        "mov r14, [rdi + 13*8]",
+        "mov r15, [rdi + 14*8]",
+        "mov rdi, [rdi + 6*8]",
+        ".byte 0x66, 0x0f, 0x01, 0xcf",
+        "xchg rdi, [rsp]",
+        "mov [rdi], rax",
+        "mov [rdi + 1*8], rcx",
+        "mov [rdi + 2*8], rdx",
+        "mov [rdi + 3*8], rbx",
+        "mov [rdi + 4*8], rbp",
+        "mov [rdi + 5*8], rsi",
+        "mov [rdi + 7*8], r8",
+        "mov [rdi + 8*8], r9",
+        "mov [rdi + 9*8], r10",
+        "mov [rdi + 10*8], r11",
+        "mov [rdi + 11*8], r12",
+        "mov [rdi + 12*8], r13",
+        "mov [rdi + 13*8], r14",
+        "mov [rdi + 14*8], r15",
+        "mov rax, [rsp]",
+        "mov [rdi + 6*8], rax",
+        "xor eax, eax",
+        "9:",
+        "pop rdi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        recovery = sym RECOVERY,
+    )
+}
+
 type Raw = unsafe extern "C" fn(u64, u64, *mut u64) -> u64;
 
 fn run(raw: Raw, a: u64, b: u64, out: &mut [u64]) -> Result<(), u64> {
@@ -405,6 +467,15 @@ pub fn clear(target: u64, source: &[u64; 8], count: u64, in_register: bool) -> R
 /// SEAMCALL's registers: RAX, RCX, RDX, R8, R9 in and out, RFLAGS out.
 pub fn seamcall(registers: &mut [u64; 6]) -> Result<(), u64> {
     run(raw_seamcall, 0, 0, registers)
+}
+
+/// SEAMCALL with all of its registers: the vector of the exception if it raised one. XMM registers don't survive it.
+pub fn seamcall_all(registers: &mut Gprs) -> Result<(), u64> {
+    // SAFETY: as in `run`; the compiler takes XMM registers for clobbered by a call.
+    match unsafe { raw_seamcall_all(registers) } {
+        0 => Ok(()),
+        vector => Err(vector),
+    }
 }
 
 /// A counter's value.

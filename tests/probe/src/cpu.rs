@@ -78,6 +78,11 @@ pub fn send_serial(byte: u8) {
     unsafe { asm!("out dx, al", in("dx") PORT, in("al") byte, options(nomem, nostack)) };
 }
 
+/// Stops the processor for good, as a task.
+pub fn stop_here(_: u64) -> u64 {
+    stop()
+}
+
 /// Stops the processor for good.
 pub fn stop() -> ! {
     loop {

@@ -10,6 +10,8 @@ mod attempt;
 mod checks;
 mod cpu;
 mod serial;
+mod tdx;
+mod team;
 
 use core::ffi::c_void;
 

@@ -38,9 +38,11 @@ fn probe(bench: &mut Bench) -> Result<()> {
         "{said}"
     );
     bench.note(format!("{checks} checks"));
-    // Four of its checks do what is forbidden.
+    // Eight of its checks do what is forbidden.
     bench.provoke("seamrr_access", 2);
     bench.provoke("keyid_alias", 2);
+    bench.provoke("private_read", 3);
+    bench.provoke("private_write", 2);
     guest.wait_for_end(limit)?;
     Ok(())
 }

@@ -218,6 +218,7 @@ impl RawMachine {
             rng_seed: self.rng_seed.map_or(usual.rng_seed, |seed| seed.0),
             msrs: msr_values(self.msrs)?,
             lp_msrs,
+            books_guards: false,
         })
     }
 }

@@ -15,12 +15,23 @@ const PATTERN: u64 = 0x5ea1_70ff_c1a7;
 /// A clearing store writes at least so many bytes (MOVDIR64B): if the first word of each line is gone, so is the rest.
 const LINE: u64 = 64;
 
-/// What is known of the pages that a call concerns before it runs.
-pub(crate) struct Custody {
-    /// The first uncleared page among those that the call gives to the module, and the HKID whose pattern it holds.
-    uncleared: Option<(u64, u32)>,
-    /// The HKID of a page that the call may take from a TD.
-    leaving: u32,
+/// What every word of a page is that leaves a TD with this HKID.
+pub(crate) const fn pattern(hkid: u32) -> u64 {
+    PATTERN << 16 | hkid as u64
+}
+
+/// The first uncleared page among those that a call gives to the module, if it succeeds, and the HKID whose pattern it
+/// holds.
+pub(crate) fn uncleared<M: Machine>(
+    cx: Call<'_, M>,
+    leaf: Leaf,
+    version: u8,
+    regs: &Gprs,
+) -> Option<(u64, u32)> {
+    donated(leaf, version, regs)
+        .into_iter()
+        .flatten()
+        .find_map(|pages| first_uncleared(cx.machine, pages))
 }
 
 impl Module {
@@ -72,6 +83,11 @@ impl Module {
         false
     }
 
+    /// Whether a page is the module's or a TD's. `pa` has no KeyID.
+    pub fn is_private<M: Machine>(&self, machine: &M, pa: u64) -> bool {
+        self.is_pamt(pa) || holder(self, machine, pa).is_some()
+    }
+
     /// The HKID that guards a page, if it is the module's or a TD's.
     fn guarded_by<M: Machine>(&self, machine: &M, pa: u64) -> Option<u32> {
         if self.is_pamt(pa) {
@@ -84,7 +100,8 @@ impl Module {
         }
     }
 
-    fn record_reuse(&self, lp: u32, pa: u64, hkid: u32) {
+    /// Puts on record that a page was given away with what a TD with this HKID left in it.
+    pub(crate) fn record_reuse(&self, lp: u32, pa: u64, hkid: u32) {
         self.violations.record(Violation {
             kind: ViolationKind::ReuseWithoutClearing,
             lp,
@@ -92,66 +109,6 @@ impl Module {
             hkid,
             rip: None,
         });
-    }
-}
-
-impl Custody {
-    /// Looks at the pages that a call concerns.
-    pub fn before<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &Gprs) -> Self {
-        let uncleared = donated(leaf, version, regs)
-            .into_iter()
-            .flatten()
-            .find_map(|pages| first_uncleared(cx.machine, pages));
-        let leaving = match leaf {
-            Leaf::PhymemPageReclaim => hkid_of_page(cx, regs.rcx),
-            Leaf::MemPageRemove
-            | Leaf::MemSeptRemove
-            | Leaf::MemPagePromote
-            | Leaf::MemPageRelocate => hkid_of_td(cx, regs.rdx),
-            _ => None,
-        };
-        Self {
-            uncleared,
-            leaving: leaving.unwrap_or(0),
-        }
-    }
-
-    /// Acts on what the call did: registers as it left them, `level` as RCX held it before.
-    pub fn after<M: Machine>(
-        self,
-        cx: Call<'_, M>,
-        leaf: Leaf,
-        level: u64,
-        regs: &Gprs,
-        status: Status,
-    ) {
-        if status != Status::SUCCESS {
-            return;
-        }
-        if let Some((pa, hkid)) = self.uncleared {
-            cx.module.record_reuse(cx.lp, pa, hkid);
-        }
-        let size = match leaf {
-            Leaf::PhymemPageReclaim => match regs.r8 {
-                0 => PAGE_4K,
-                1 => PAGE_2M,
-                _ => PAGE_1G,
-            },
-            Leaf::MemPageRemove | Leaf::MemPageRelocate => level_size(level),
-            // The page that is left over is the S-EPT page.
-            Leaf::MemSeptRemove | Leaf::MemPagePromote => PAGE_4K,
-            _ => return,
-        };
-        let word = PATTERN << 16 | u64::from(self.leaving);
-        let start = match leaf {
-            // RCX is an input of this one, and names the page; for the others it is the output that does.
-            Leaf::PhymemPageReclaim => level,
-            _ => regs.rcx,
-        };
-        let start = cx.machine.platform().without_keyid(start) & !(PAGE_4K - 1);
-        for pa in (start..start + size).step_by(PAGE_4K as usize) {
-            cx.machine.fill_page(pa, word);
-        }
     }
 }
 
@@ -222,21 +179,6 @@ fn holder<'m, M: Machine>(
         .map(|size| pamt.entry(machine, pa, size))
         .map(|entry| (entry.page_type(), entry))
         .find(|(page_type, _)| !matches!(page_type, PageType::Nda | PageType::Rsvd))
-}
-
-/// The HKID of the TD that a page belongs to, or whose TDR it is.
-fn hkid_of_page<M: Machine>(cx: Call<'_, M>, pa: u64) -> Option<u32> {
-    let tdr = match holder(cx.module, cx.machine, pa)? {
-        (PageType::Tdr, _) => pa,
-        (_, entry) => entry.owner(),
-    };
-    Some(Tdr::at(cx.machine, tdr).hkid())
-}
-
-fn hkid_of_td<M: Machine>(cx: Call<'_, M>, tdr: u64) -> Option<u32> {
-    let pamt = Pamt::of(cx.module, tdr)?;
-    let is_tdr = pamt.entry_4k(cx.machine, tdr).page_type() == PageType::Tdr;
-    is_tdr.then(|| Tdr::at(cx.machine, tdr).hkid())
 }
 
 fn first_uncleared<M: Machine>(machine: &M, pages: Range<u64>) -> Option<(u64, u32)> {

@@ -9,7 +9,7 @@ mod faults;
 mod log;
 
 pub use counters::Counters;
-pub(crate) use custody::{Custody, check_stale_key};
+pub(crate) use custody::{check_stale_key, pattern, uncleared};
 pub use faults::{Fault, Faults, ParseError, When};
 pub use log::{Access, Log, Violation, ViolationKind};
 

@@ -28,6 +28,9 @@ pub struct Config {
     pub cpuid_fms: u32,
     /// Where the generator behind RDRAND and RDSEED starts.
     pub rng_seed: u64,
+    /// Whether the machine keeps book of the pages that the module told it to guard
+    /// ([`HostMachine::guarded`](super::HostMachine::guarded)). It needs no book to guard them.
+    pub books_guards: bool,
     /// MSR values that differ from the simulated processor's.
     pub msrs: BTreeMap<u32, u64>,
     /// MSR values that differ on one logical processor: (logical processor, address) to value.
@@ -48,6 +51,7 @@ impl Default for Config {
             wbinvd_sub_blocks: 4,
             cpuid_fms: 0x806f8,
             rng_seed: 0x1234,
+            books_guards: false,
             msrs: BTreeMap::new(),
             lp_msrs: BTreeMap::new(),
         }

@@ -1,11 +1,13 @@
 //! The machine itself: sparse memory, simulated processors, and what is out of the ordinary on each of them.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
+use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
-use seam::abi::ReportMac;
+use seam::abi::{PAGE_4K, ReportMac};
 
 use super::breakpoint::{Breakpoint, Held};
 use super::conditions::{Conditions, Current, take_one};
@@ -38,6 +40,7 @@ pub struct HostMachine {
     processors: Vec<Processor>,
     random: AtomicU64,
     tsc: AtomicU64,
+    guarded: Option<Mutex<BTreeSet<u64>>>,
 }
 
 impl HostMachine {
@@ -52,6 +55,7 @@ impl HostMachine {
                 .collect(),
             random: AtomicU64::new(config.rng_seed),
             tsc: AtomicU64::new(0),
+            guarded: config.books_guards.then(Mutex::default),
             config,
         }
     }
@@ -64,6 +68,13 @@ impl HostMachine {
     /// Physical memory, without regard to who owns it: what a debugger would see.
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// The 4 KiB pages that the host is to be kept away from, as the module told; none unless the configuration wants
+    /// them booked.
+    pub fn guarded(&self) -> BTreeSet<u64> {
+        let book = self.guarded.as_ref();
+        book.map(|pages| locked(pages).clone()).unwrap_or_default()
     }
 
     /// Sets what is out of the ordinary on `lp` until it is set again.
@@ -162,6 +173,20 @@ impl Machine for HostMachine {
 
     fn copy_page(&self, from: u64, to: u64) {
         self.memory.copy(from, to);
+    }
+
+    // Every access of the host's software asks the module: see `Processor::load`.
+    fn guard(&self, _lp: u32, pages: Range<u64>, private: bool) {
+        if let Some(book) = &self.guarded {
+            let mut book = locked(book);
+            for page in pages.step_by(PAGE_4K as usize) {
+                if private {
+                    book.insert(page);
+                } else {
+                    book.remove(&page);
+                }
+            }
+        }
     }
 
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {

@@ -7,7 +7,7 @@ use crate::call::Call;
 use crate::lock::Mode;
 use crate::sept::{Entry, L2Entry, Target, l2_walk};
 use crate::td::Td;
-use crate::{Machine, Point, operand, pamt};
+use crate::{Machine, Point, operand, ownership, pamt};
 
 /// TDH.MEM.PAGE.AUG: maps the page in R8 at RCX as one that the guest has yet to accept.
 pub fn page_aug<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -29,10 +29,10 @@ pub fn page_aug<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
         return Err(Status::PAGE_METADATA_INCORRECT.with(Operand::R8));
     }
 
+    ownership::take(cx, &page, PageType::Reg, td.tdr.pa());
+    page.entry().set_bepoch(0);
     target.set(Entry::pending(regs.r8));
     td.tdr.add_children(size.pages());
-    page.entry().assign(PageType::Reg, td.tdr.pa());
-    page.entry().set_bepoch(0);
     Ok(())
 }
 
@@ -57,7 +57,7 @@ pub fn page_remove<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
     }
     target.set(Entry::after_removal(td.tdcs.op_state().is_importing()));
     td.tdr.remove_children(size.pages());
-    entry.set_type(PageType::Nda);
+    ownership::give_back(cx, entry, pa..pa + size.bytes(), &td.tdr);
     regs.rcx = pa;
     Ok(())
 }
@@ -78,13 +78,12 @@ pub fn page_relocate<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
     target.check_tracked(&td, from_entry.bepoch(), regs)?;
     let to = operand::private_page(cx, regs.r8, Operand::R8, Mode::Exclusive, PageType::Nda)?;
 
+    ownership::take(cx, &to, PageType::Reg, td.tdr.pa());
+    to.entry().set_bepoch(0);
     if !target.entry.is_pending() {
         cx.reached(Point::Movdir64b);
         cx.machine.copy_page(from, regs.r8);
     }
-    from_entry.set_type(PageType::Nda);
-    to.entry().assign(PageType::Reg, td.tdr.pa());
-    to.entry().set_bepoch(0);
     for vm in td.tdcs.l2_vms() {
         if target.entry.is_aliased(vm)
             && let Ok(slot) = l2_walk(cx.machine, &td.tdcs, vm, target.gpa, target.level)
@@ -99,6 +98,7 @@ pub fn page_relocate<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
         }
     }
     target.set(target.entry.with_pa(regs.r8).unblocked());
+    ownership::give_back(cx, from_entry, ownership::page(from), &td.tdr);
     regs.rcx = from;
     Ok(())
 }

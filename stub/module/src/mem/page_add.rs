@@ -8,7 +8,7 @@ use crate::lock::Mode;
 use crate::mr::Mrtd;
 use crate::sept::{Entry, walk};
 use crate::td::Td;
-use crate::{Machine, Point, operand};
+use crate::{Machine, Point, operand, ownership};
 
 /// TDH.MEM.PAGE.ADD: RCX address and level, RDX TDR, R8 the new page, R9 the page to copy.
 pub fn page_add<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -34,12 +34,12 @@ pub fn page_add<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     let source = operand::shared_buffer(cx, regs.r9, PAGE_4K, Operand::R9)?;
     let page = operand::private_page(cx, regs.r8, Operand::R8, Mode::Exclusive, PageType::Nda)?;
 
+    ownership::take(cx, &page, PageType::Reg, td.tdr.pa());
+    page.entry().set_bepoch(0);
     cx.reached(Point::Movdir64b);
     cx.machine.copy_page(source, regs.r8);
     end.slot.store(Entry::mapped(regs.r8));
     Mrtd::resume(cx, &td.tdcs).extend_page_add(gpa);
     td.tdr.add_children(1);
-    page.entry().assign(PageType::Reg, td.tdr.pa());
-    page.entry().set_bepoch(0);
     Ok(())
 }

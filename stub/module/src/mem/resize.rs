@@ -10,6 +10,7 @@ use seam::abi::{
 use super::{NO_L2_PAGES, l2_pages, page_size, range, set_l2_pages, take_rcx_rdx};
 use crate::call::Call;
 use crate::lock::{Guard, Mode};
+use crate::ownership::{self, Taken};
 use crate::pamt::{self, Held};
 use crate::sept::{Entry, L2Entry, Slot, Target, l2_walk};
 use crate::td::Td;
@@ -66,7 +67,12 @@ fn check_interrupt<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
     }
 }
 
-fn demote<M: Machine>(cx: Call<'_, M>, rcx: u64, rdx: u64, regs: &mut Gprs) -> Result<(), Status> {
+fn demote<'m, M: Machine>(
+    cx: Call<'m, M>,
+    rcx: u64,
+    rdx: u64,
+    regs: &mut Gprs,
+) -> Result<(), Status> {
     if rdx & !(PAGE_MASK | SPARSE) != 0 {
         return Err(Status::OPERAND_INVALID.with(Operand::RDX));
     }
@@ -82,7 +88,7 @@ fn demote<M: Machine>(cx: Call<'_, M>, rcx: u64, rdx: u64, regs: &mut Gprs) -> R
     let table_pa = regs.r8;
     let table = operand::private_page(cx, table_pa, Operand::R8, Mode::Exclusive, PageType::Nda)?;
     let mut nested_pages = l2_pages(regs);
-    let mut nested: [Option<Held<'_>>; 3] = [const { None }; 3];
+    let mut nested: [Option<Held<'m>>; 3] = [const { None }; 3];
     for vm in td.tdcs.l2_vms() {
         let index = vm as usize - 1;
         let operand = Operand(Operand::R8.0 + vm);
@@ -106,6 +112,9 @@ fn demote<M: Machine>(cx: Call<'_, M>, rcx: u64, rdx: u64, regs: &mut Gprs) -> R
     }
 
     // The new page tables are not reachable yet: what is written to them is of no effect if the call is interrupted.
+    let own = |page: &Held<'m>| Taken::take(cx, page, PageType::Ept, td.tdr.pa());
+    let taken = own(&table);
+    let taken_nested = nested.each_ref().map(|page| page.as_ref().map(&own));
     let part = whole.unblocked().unlocked();
     fill_with_parts(cx, table_pa, part.0, pa, target.level);
     let mut slots: [Option<Slot<'_>>; 3] = [None; 3];
@@ -141,13 +150,15 @@ fn demote<M: Machine>(cx: Call<'_, M>, rcx: u64, rdx: u64, regs: &mut Gprs) -> R
 
     let mut entry = Entry::table(table_pa);
     target.set(entry);
-    own_table(&td, &table);
-    for (index, (slot, page)) in slots.iter().zip(&nested).enumerate() {
+    taken.keep();
+    td.tdr.add_children(1);
+    for (index, (slot, page)) in slots.into_iter().zip(taken_nested).enumerate() {
         if let (Some(slot), Some(page)) = (slot, page) {
-            L2Entry::table(nested_pages[index] & !NOT_USED).store(*slot);
+            L2Entry::table(nested_pages[index] & !NOT_USED).store(slot);
             entry = entry.with_alias(index as u32 + 1);
             target.set(entry);
-            own_table(&td, page);
+            page.keep();
+            td.tdr.add_children(1);
         }
     }
     set_l2_pages(regs, nested_pages);
@@ -161,11 +172,6 @@ fn fill_with_parts<M: Machine>(cx: Call<'_, M>, table: u64, entry: u64, pa: u64,
     for (i, word) in (0..).zip(cx.machine.page(table)) {
         word.store(Entry(entry).with_pa(pa + i * part).0, Ordering::Release);
     }
-}
-
-fn own_table<M: Machine>(td: &Td<'_, M>, page: &Held<'_>) {
-    page.entry().assign(PageType::Ept, td.tdr.pa());
-    td.tdr.add_children(1);
 }
 
 fn promote<M: Machine>(
@@ -210,13 +216,13 @@ fn promote<M: Machine>(
     // The page table is the host's from here on; its entries need no unlocking.
     parts.forget();
     td.tdr.remove_children(1);
-    table.set_type(PageType::Nda);
+    ownership::give_back(cx, table, ownership::page(table_pa), &td.tdr);
     let mut returned = NO_L2_PAGES;
     for (returned, nested) in returned.iter_mut().zip(&nested) {
         if let Some((slot, pa, _, entry, words)) = nested {
             L2Entry(words[0].load(Ordering::Acquire)).store(*slot);
             td.tdr.remove_children(1);
-            entry.set_type(PageType::Nda);
+            ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
             *returned = *pa;
         }
     }

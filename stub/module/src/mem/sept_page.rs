@@ -10,7 +10,7 @@ use crate::lock::{Guard, Mode};
 use crate::pamt::Held;
 use crate::sept::{Entry, L2Entry, Slot, Target, l2_walk};
 use crate::td::Td;
-use crate::{Machine, Point, operand, pamt};
+use crate::{Machine, Point, operand, ownership, pamt};
 
 /// In the TDR operand: a page table that exists already is not an error.
 const ALLOW_EXISTING: u64 = 1 << 0;
@@ -167,11 +167,17 @@ fn new_table<M: Machine>(cx: Call<'_, M>, pa: u64, operand: Operand) -> Result<H
     operand::private_page(cx, pa, operand, Mode::Exclusive, PageType::Nda)
 }
 
-fn fill_table<M: Machine>(cx: Call<'_, M>, td: &Td<'_, M>, pa: u64, value: u64, page: &Held<'_>) {
+fn fill_table<'m, M: Machine>(
+    cx: Call<'m, M>,
+    td: &Td<'_, M>,
+    pa: u64,
+    value: u64,
+    page: &Held<'m>,
+) {
+    ownership::take(cx, page, PageType::Ept, td.tdr.pa());
+    page.entry().set_bepoch(0);
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(pa, value);
-    page.entry().assign(PageType::Ept, td.tdr.pa());
-    page.entry().set_bepoch(0);
     td.tdr.add_children(1);
 }
 
@@ -220,7 +226,7 @@ pub fn sept_remove<M: Machine>(
         if let Some((slot, pa, _, entry)) = nested {
             L2Entry::FREE.store(*slot);
             td.tdr.remove_children(1);
-            entry.set_type(PageType::Nda);
+            ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
             *returned = *pa;
         }
     }
@@ -229,7 +235,7 @@ pub fn sept_remove<M: Machine>(
     }
     target.set(Entry::FREE);
     td.tdr.remove_children(1);
-    own.set_type(PageType::Nda);
+    ownership::give_back(cx, own, ownership::page(pa), &td.tdr);
     regs.rcx = pa;
     Ok(())
 }

@@ -6,6 +6,7 @@ use super::keys::random_256;
 use crate::call::Call;
 use crate::field::Structure;
 use crate::lock::Mode;
+use crate::ownership::Taken;
 use crate::sept::{Entry, L2Entry};
 use crate::td::{Lifecycle, Tdcs, tdcs, tdr};
 use crate::{Machine, Point, operand};
@@ -24,6 +25,7 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
         return Err(Status::TDCX_NUM_INCORRECT);
     }
     let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
+    let taken = Taken::take(cx, &page, PageType::Tdcx, root.pa());
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(
         regs.rcx,
@@ -47,6 +49,6 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     root.set(tdr::field::TDCX_PA.at(index), keyed);
     root.set(tdr::field::NUM_TDCX, u64::from(complete));
     root.add_children(1);
-    page.entry().assign(PageType::Tdcx, root.pa());
+    taken.keep();
     Ok(())
 }

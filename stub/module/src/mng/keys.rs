@@ -9,6 +9,7 @@ use crate::call::Call;
 use crate::field::Structure;
 use crate::keys::HkidState;
 use crate::lock::Mode;
+use crate::ownership::Taken;
 use crate::sys::program_key;
 use crate::td::{Lifecycle, OpState, Tdcs, Tdr, tdcs, tdr};
 use crate::{Machine, Point, operand};
@@ -27,6 +28,7 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     if cx.module.keys.state(hkid) != HkidState::Free {
         return Err(Status::HKID_NOT_FREE);
     }
+    let taken = Taken::take(cx, &page, PageType::Tdr, 0);
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(pa, 0);
     let uuid = random_256(cx)?;
@@ -38,7 +40,7 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     cx.module.keys.set_state(hkid, HkidState::Assigned);
     root.set(tdr::field::HKID, u64::from(hkid));
     root.set_lifecycle(Lifecycle::HkidAssigned);
-    page.entry().assign(PageType::Tdr, 0);
+    taken.keep();
     Ok(())
 }
 

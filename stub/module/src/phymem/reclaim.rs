@@ -3,10 +3,10 @@
 use seam::abi::{Gprs, Operand, PageType, Status};
 
 use super::page::take_page;
-use crate::Machine;
 use crate::call::Call;
 use crate::lock::Mode;
 use crate::td::{Lifecycle, Tdr, reclaim_lane};
+use crate::{Machine, ownership};
 
 /// TDH.PHYMEM.PAGE.RECLAIM: RCX returns what the page was, RDX whose, R8 its size.
 pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -32,12 +32,13 @@ pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), 
         if tdr.children() != 0 {
             return Err(Status::TD_ASSOCIATED_PAGES_EXIST);
         }
+        ownership::give_back(cx, entry, held.pages(), &tdr);
     } else {
         let (lane, tdr) = reclaim_lane(cx, owner)?;
         check_teardown(&tdr)?;
         lane.remove_children(held.size().pages());
+        ownership::give_back(cx, entry, held.pages(), &tdr);
     }
-    entry.set_type(PageType::Nda);
     Ok(())
 }
 

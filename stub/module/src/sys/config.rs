@@ -45,6 +45,10 @@ pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
         .last()?;
     }
     cx.module.set_tdmrs(Tdmrs::new(&tdmrs));
+    for (_, area) in tdmrs.iter().flat_map(pamts) {
+        let pages = area.base..area.base + area.size;
+        cx.machine.guard(cx.lp, pages, true);
+    }
     cx.module.set_state(SysState::ConfigDone);
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::field::Structure;
 use crate::lock::Mode;
 use crate::td::tdvps::{NO_LP, field};
 use crate::td::{Td, TdVcpu, Tdvps, VcpuState, lock_op_state};
-use crate::{Machine, Point, operand};
+use crate::{Machine, Point, operand, ownership};
 
 /// Pages of a TDVPS that hold the MSR bitmaps of an L2 VM: until they are set, every MSR exits.
 const L2_MSR_BITMAPS: [u32; 3] = [7, 10, 13];
@@ -16,6 +16,7 @@ const L2_MSR_BITMAPS: [u32; 3] = [7, 10, 13];
 pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let td = Td::shared(cx, regs.rdx, Operand::RDX, Leaf::VpCreate)?;
     let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
+    ownership::take(cx, &page, PageType::Tdvpr, td.tdr.pa());
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(regs.rcx, 0);
     let tdvps = Tdvps::at(cx.machine, regs.rcx);
@@ -24,7 +25,6 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     tdvps.set(field::ASSOC_LPID, NO_LP);
     tdvps.set(field::TDVPS_PAGE_PA, guarded);
     td.tdr.add_children(1);
-    page.entry().assign(PageType::Tdvpr, td.tdr.pa());
     Ok(())
 }
 
@@ -40,6 +40,7 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
         return Err(Status::TDCX_NUM_INCORRECT);
     }
     let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
+    ownership::take(cx, &page, PageType::Tdcx, vcpu.tdr.pa());
     cx.reached(Point::Movdir64b);
     let content = if L2_MSR_BITMAPS.contains(&number) {
         u64::MAX
@@ -52,6 +53,5 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     vcpu.tdvps
         .set(field::NUM_TDVPS_PAGES, u64::from(number) + 1);
     vcpu.tdr.add_children(1);
-    page.entry().assign(PageType::Tdcx, vcpu.tdr.pa());
     Ok(())
 }

@@ -2,14 +2,18 @@
 #![expect(unsafe_code, reason = "reads and writes memory of the software above")]
 
 use iced_x86::Instruction;
+use stub_module::hooks::Access;
 use stub_rom::insn::{self, SegmentBases};
+use stub_rom::personality::KEYID_MASK;
 use stub_rom::vmx::{Memory, Outcome};
 use stub_rom::walk::{PageFault, Paging};
 
-use super::lp::Lp;
+use super::lp::{self, Lp};
+use super::machine::SeamCpu;
 use super::vmcb::{Segment, vector};
-use super::world;
+use super::{exits, world};
 use crate::memory::PAGE;
+use crate::report;
 
 const MAX_INSTRUCTION: usize = 15;
 
@@ -29,15 +33,69 @@ pub enum Fault {
     },
 }
 
-/// Whether the software may reach the physical address: not the SEAM range, no KeyID, and nothing that the monitor
-/// itself can't address.
+/// Whether the software may reach the physical address: not the SEAM range, no KeyID, no private page, and nothing that
+/// the monitor itself can't address.
 pub fn is_accessible(pa: u64) -> bool {
-    let (base, size) = world::get().seamrr;
-    pa < 1 << 47 && !(base..base + size).contains(&pa)
+    pa < 1 << 47 && !is_in_seamrr(pa) && (world::get().npt.is_open(pa) || !is_private(pa))
 }
 
-/// Physical memory as the software sees it: what it may not reach reads as ones and ignores writes.
+fn is_in_seamrr(pa: u64) -> bool {
+    let (base, size) = world::get().seamrr;
+    (base..base + size).contains(&pa)
+}
+
+fn is_private(pa: u64) -> bool {
+    match (world::module(), lp::current()) {
+        (Some(module), Some(lp)) => module.is_private(&SeamCpu::new(lp), pa),
+        _ => false,
+    }
+}
+
+/// Reports an access of the software on `lp` to memory that it may not reach.
+pub fn report_refused(lp: &Lp, pa: u64, access: Access) {
+    let rip = lp.vmcb.save.rip;
+    if is_in_seamrr(pa) {
+        report::violation("seamrr_access", lp.number, rip, pa);
+    } else if pa & KEYID_MASK != 0 {
+        report::violation("keyid_alias", lp.number, rip, pa);
+    } else if let Some(module) = world::module() {
+        // The module knows better what it is, and keeps a record of it.
+        let machine = SeamCpu::new(lp);
+        let _ = module.check_host_access(&machine, lp.number, pa, access, Some(rip));
+        exits::report_violations(module);
+    }
+}
+
+/// Whether an instruction that is emulated may reach its operand; reports it if not.
+fn admit(pa: u64, access: Access) -> bool {
+    let admitted = is_accessible(pa);
+    if !admitted && let Some(lp) = lp::current() {
+        report_refused(lp, pa, access);
+    }
+    admitted
+}
+
+/// Physical memory as the software's page tables: what it may not reach reads as ones and ignores writes.
 pub struct Physical;
+
+/// Physical memory as an emulated instruction's operands: as [`Physical`], but what it may not reach is reported.
+pub struct Data;
+
+impl Memory for Data {
+    fn read(&self, pa: u64) -> u64 {
+        if admit(pa, Access::Read) {
+            Physical.read(pa)
+        } else {
+            u64::MAX
+        }
+    }
+
+    fn write(&mut self, pa: u64, value: u64) {
+        if admit(pa, Access::Write) {
+            Physical.write(pa, value);
+        }
+    }
+}
 
 impl Memory for Physical {
     fn read(&self, pa: u64) -> u64 {
@@ -58,7 +116,7 @@ impl Memory for Physical {
 
 /// Copies from physical memory; the range is inside one page.
 pub fn read_physical(pa: u64, to: &mut [u8]) {
-    if is_accessible(pa) {
+    if admit(pa, Access::Read) {
         // SAFETY: as for `Physical::read`; `to` is the monitor's and can't overlap the software's memory.
         unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, to.as_mut_ptr(), to.len()) };
     } else {
@@ -68,7 +126,7 @@ pub fn read_physical(pa: u64, to: &mut [u8]) {
 
 /// Copies to physical memory; the range is inside one page.
 pub fn write_physical(pa: u64, from: &[u8]) {
-    if is_accessible(pa) {
+    if admit(pa, Access::Write) {
         // SAFETY: as for `Physical::write`.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), pa as *mut u8, from.len()) };
     }

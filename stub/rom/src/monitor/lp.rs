@@ -11,7 +11,7 @@ use stub_rom::vmx::Vmx;
 use super::npt::Detour;
 use super::tables::Tables;
 use super::vmcb::{self, Vmcb, misc1, vector};
-use super::{exits, world};
+use super::{exits, presence, world};
 use crate::cpu::{self, MSR_GS_BASE};
 use crate::memory::{self, PAGE};
 
@@ -44,6 +44,8 @@ pub struct Lp {
     pub shadow_paging: exits::ShadowPaging,
     /// A page of all ones, which stands in for memory that the software may not touch.
     pub scratch: &'static mut [u64; 512],
+    /// The epoch of the shared tables that its TLB and its detour follow.
+    pub epoch: u64,
     pub nmi_pending: bool,
     /// An NMI was delivered and its handler has not executed IRET yet.
     pub nmi_blocked: bool,
@@ -83,6 +85,7 @@ impl Lp {
             detour: Detour::new(),
             shadow_paging: exits::ShadowPaging::new(),
             scratch: memory::page(),
+            epoch: 0,
             nmi_pending: false,
             nmi_blocked: false,
             tables: Tables::new(),
@@ -108,7 +111,7 @@ impl Lp {
         c.msr_bitmap = world.msr_bitmap;
         c.asid = 1;
         c.nested_control = 1;
-        c.nested_cr3 = world.npt;
+        c.nested_cr3 = world.npt.address();
         c.save.pat = cpu::rdmsr(0x277);
     }
 
@@ -186,7 +189,7 @@ impl Lp {
         self.vmcb.intercept_cr = vmcb::CR4_WRITE;
         self.vmcb.intercept_misc1 &= !misc1::IRET;
         self.vmcb.intercept_exceptions = exceptions(world::get().options.tdx);
-        self.vmcb.nested_cr3 = world::get().npt;
+        self.vmcb.nested_cr3 = world::get().npt.address();
         (self.step, self.nmi_pending, self.nmi_blocked) = (None, false, false);
         self.vmx = Vmx::default();
         self.entered = &raw mut *self.vmcb;
@@ -202,6 +205,7 @@ impl Lp {
     /// # Safety
     /// [`Self::take_over`] was called on this processor.
     pub unsafe fn run(&'static mut self) -> ! {
+        presence::enter(self);
         // SAFETY: by the contract; the loop uses the stack that belongs to this processor.
         unsafe { world_switch(self) }
     }
@@ -227,9 +231,11 @@ extern "C" fn exited(lp: &mut Lp) {
     if world::is_dead() {
         cpu::stop();
     }
+    presence::exit(lp);
     lp.gprs.0[0] = lp.vmcb.save.rax;
     lp.gprs.0[4] = lp.vmcb.save.rsp;
     exits::handle(lp);
+    presence::enter(lp);
     lp.vmcb.save.rax = lp.gprs.0[0];
     lp.vmcb.save.rsp = lp.gprs.0[4];
 }

@@ -1,6 +1,7 @@
 //! The machine that the emulated TDX module runs on: this one.
 #![expect(unsafe_code, reason = "hands physical pages to the module")]
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use seam::abi::ReportMac;
@@ -73,6 +74,10 @@ impl Machine for SeamCpu {
         // SAFETY: RAM that the monitor's page tables map at itself, or the page that stands in for what is no RAM; all of
         // it is only ever accessed as atomic words here. The software above may race with it as with any device.
         unsafe { &*(self.world().ram_or_nothing(pa) as *const PageWords) }
+    }
+
+    fn guard(&self, lp: u32, pages: Range<u64>, private: bool) {
+        self.world().npt.guard(lp, pages, private);
     }
 
     /// TDH.SYS.INIT checks a whole Sapphire Rapids, less what depends on the machine: ids, topology, caches, clock, size

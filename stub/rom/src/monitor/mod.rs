@@ -6,6 +6,7 @@ mod lp;
 mod machine;
 mod npt;
 mod panic;
+mod presence;
 mod smp;
 mod tables;
 mod vmcb;

@@ -1,59 +1,122 @@
 //! Nested page tables: what of physical memory the software above may reach.
 //!
-//! Everything is mapped at itself, the SEAM range and the local APIC's page excepted. All processors share these
-//! tables, which never change after they were built.
+//! Everything is mapped at itself, but the SEAM range, the local APIC's page, and the pages that are the TDX module's or a
+//! TD's. All processors share these tables.
 
-use crate::memory::{self, PAGE, SEAMRR_SIZE};
+use core::ops::Range;
+
+use spin::Mutex;
+use stub_module::{Machine, Module};
+use stub_rom::nested::{self, Directories, Nested};
+
+use super::{panic, presence};
+use crate::memory::{self, SEAMRR_SIZE};
 
 const PRESENT_WRITABLE_USER: u64 = 7;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+
+/// Tables for regions of 2 MiB of which only a part is private: 4 MiB of them. When there are more such regions than
+/// that, they take turns, and a region is looked up again when the software comes back to it.
+const SPARES: u16 = 1024;
 
 /// The page-table entry that maps `pa` to the page `target` for everything.
 pub const fn leaf(target: u64) -> u64 {
     target & ADDRESS | PRESENT_WRITABLE_USER
 }
 
-/// One set of nested page tables.
+/// What an access that the tables stopped comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// The page is mapped: the access can be made again.
+    Mapped,
+    /// The page is the module's or a TD's.
+    Private,
+    /// It is none of the memory that changes hands.
+    Foreign,
+}
+
+/// The nested page tables of the software.
 pub struct Npt {
-    root: &'static mut [u64; 512],
+    address: u64,
+    directories: Directories,
+    nested: Mutex<Nested>,
 }
 
 impl Npt {
-    /// Tables that share everything with the identity map whose PML4 is at `identity`, but its first 512 GiB.
-    pub fn over(identity: u64) -> Self {
+    /// Tables that share everything with the identity map whose PML4 is at `identity`, but its first 512 GiB, and there
+    /// everything but `hidden`, bases and sizes. Pages below `end_of_ram` can become private if the machine has TDX.
+    pub fn over(identity: u64, end_of_ram: u64, hidden: &[(u64, u64)], tdx: bool) -> Self {
+        let mut nested = Nested::new(end_of_ram, if tdx { SPARES } else { 0 });
+        for &(base, size) in hidden {
+            nested.hide(base, size);
+        }
         let root = memory::page();
-        for (i, entry) in root.iter_mut().enumerate().skip(1) {
-            *entry = table(identity)[i];
+        *root = *table(identity);
+        root[0] = nested.root().address() | PRESENT_WRITABLE_USER;
+        Self {
+            address: core::ptr::from_mut(root) as u64,
+            directories: nested.directories(),
+            nested: Mutex::new(nested),
         }
-        let first = memory::page();
-        for (i, entry) in first.iter_mut().enumerate() {
-            *entry = (i as u64) << 30 | PRESENT_WRITABLE_USER | LARGE;
-        }
-        root[0] = core::ptr::from_mut(first) as u64 | PRESENT_WRITABLE_USER;
-        Self { root }
     }
 
     /// The address for the VMCB.
     pub fn address(&self) -> u64 {
-        core::ptr::from_ref::<[u64; 512]>(self.root) as u64
+        self.address
     }
 
-    /// Unmaps `size` bytes from `base`, both multiples of the page size, below 512 GiB.
-    pub fn hide(&mut self, base: u64, size: u64) {
-        const LARGE_2M: u64 = 2 << 20;
-        let mut pa = base;
-        while pa < base + size {
-            let directory = descend(&mut self.root[0], pa, 30);
-            let entry = descend(directory, pa, 21);
-            if pa.is_multiple_of(LARGE_2M) && base + size - pa >= LARGE_2M {
-                *entry = 0;
-                pa += LARGE_2M;
-            } else {
-                *descend(entry, pa, 12) = 0;
-                pa += PAGE as u64;
-            }
+    /// Whether nothing near `pa` is private, as far as can be seen at a glance.
+    pub fn is_open(&self, pa: u64) -> bool {
+        self.directories.is_open(pa)
+    }
+
+    /// Takes pages away from the software on all processors, or gives them back. Processor `number` asks for it.
+    pub fn guard(&self, number: u32, pages: Range<u64>, private: bool) {
+        let mut nested = self.nested.lock();
+        if !private {
+            nested.open(pages);
+            return;
         }
+        let stale = nested.close(pages);
+        if !stale {
+            drop(nested);
+            presence::settle(number, false);
+            return;
+        }
+        let tables = nested.take_retired();
+        drop(nested);
+        presence::settle(number, true);
+        self.nested.lock().release(tables);
+    }
+
+    /// Looks into an access of the software on processor `number` to `pa`, which these tables have stopped.
+    pub fn stopped<M: Machine>(
+        &self,
+        number: u32,
+        pa: u64,
+        module: Option<&Module>,
+        machine: &M,
+    ) -> Stopped {
+        /// Others may take the tables that this processor has made free.
+        const TRIES: u32 = 1000;
+        let is_private = |pa| module.is_some_and(|module| module.is_private(machine, pa));
+        for _ in 0..TRIES {
+            let mut nested = self.nested.lock();
+            match nested.fault(pa, is_private) {
+                nested::Fault::Mapped => return Stopped::Mapped,
+                nested::Fault::Private => return Stopped::Private,
+                nested::Fault::Foreign => return Stopped::Foreign,
+                nested::Fault::NoTable => {}
+            }
+            let tables = nested.retire_some();
+            drop(nested);
+            presence::settle(number, true);
+            self.nested.lock().release(tables);
+        }
+        panic::stop(format_args!(
+            "no nested page table becomes free for {pa:#x}"
+        ))
     }
 }
 
@@ -62,24 +125,49 @@ pub struct Detour {
     root: &'static mut [u64; 512],
     spare: [&'static mut [u64; 512]; Self::TABLES],
     used: usize,
+    /// What is mapped elsewhere: pages and their targets.
+    mapped: [(u64, u64); Self::PAGES],
+    count: usize,
 }
 
 impl Detour {
-    /// The tables of one path, and those of the SEAM range's further 2 MiB pages: more can't be asked for.
-    const TABLES: usize = 2 + (SEAMRR_SIZE >> 21) as usize;
+    /// The tables of one path, those of the SEAM range's further 2 MiB pages, and two each for some pages elsewhere.
+    const TABLES: usize = 2 + (SEAMRR_SIZE >> 21) as usize + 2 * 8;
+    /// The pages of shadow paging and the page of ones, and as many for an instruction's operands.
+    const PAGES: usize = 32;
 
     pub fn new() -> Self {
         Self {
             root: memory::page(),
             spare: core::array::from_fn(|_| memory::page()),
             used: 0,
+            mapped: [(0, 0); Self::PAGES],
+            count: 0,
         }
     }
 
     /// Starts over from the shared tables at `shared`.
     pub fn reset(&mut self, shared: u64) {
         *self.root = *table(shared);
+        (self.used, self.count) = (0, 0);
+    }
+
+    /// Follows the shared tables at `shared`, which have changed; what is mapped elsewhere stays so.
+    pub fn refresh(&mut self, shared: u64) {
+        if self.count == 0 {
+            return;
+        }
+        *self.root = *table(shared);
         self.used = 0;
+        for i in 0..self.count {
+            let (pa, target) = self.mapped[i];
+            self.place(pa, target);
+        }
+    }
+
+    /// Nothing is mapped elsewhere any more.
+    pub fn clear(&mut self) {
+        self.count = 0;
     }
 
     /// The address for the VMCB.
@@ -87,8 +175,22 @@ impl Detour {
         core::ptr::from_ref::<[u64; 512]>(self.root) as u64
     }
 
-    /// Maps the page of `pa`, which is in the SEAM range, to the page `target`.
-    pub fn map(&mut self, pa: u64, target: u64) {
+    /// Maps the page of `pa` to the page `target`. When there are too many of them for the tables, it starts over from the
+    /// shared tables at `shared` with this one alone.
+    pub fn map(&mut self, pa: u64, target: u64, shared: u64) {
+        if self.mapped[..self.count].contains(&(pa, target)) {
+            return;
+        }
+        if self.count == Self::PAGES || !self.place(pa, target) {
+            self.reset(shared);
+            self.place(pa, target);
+        }
+        self.mapped[self.count] = (pa, target);
+        self.count += 1;
+    }
+
+    /// Whether there were enough tables.
+    fn place(&mut self, pa: u64, target: u64) -> bool {
         let mut at = core::ptr::from_mut(self.root) as u64;
         for shift in [39, 30, 21] {
             let index = (pa >> shift & 0x1FF) as usize;
@@ -99,6 +201,7 @@ impl Detour {
                 .find(|&t| entry & 1 != 0 && t == entry & ADDRESS);
             at = match own {
                 Some(own) => own,
+                None if self.used == Self::TABLES => return false,
                 None => {
                     let spare = &mut self.spare[self.used];
                     self.used += 1;
@@ -110,6 +213,7 @@ impl Detour {
             };
         }
         table_mut(at)[(pa >> 12 & 0x1FF) as usize] = leaf(target);
+        true
     }
 }
 
@@ -131,17 +235,6 @@ fn split(entry: u64, shift: u32, to: &mut [u64; 512]) {
     for (i, small) in to.iter_mut().enumerate() {
         *small = entry & ADDRESS & !LARGE | (i as u64) << part | PRESENT_WRITABLE_USER | large;
     }
-}
-
-/// The entry for `pa` in the table that `entry` points to, whose entries map 2^`shift` bytes each; a large page in
-/// `entry` is split first.
-fn descend(entry: &mut u64, pa: u64, shift: u32) -> &'static mut u64 {
-    if *entry & LARGE != 0 {
-        let parts = memory::page();
-        split(*entry, shift + 9, parts);
-        *entry = core::ptr::from_mut(parts) as u64 | PRESENT_WRITABLE_USER;
-    }
-    &mut table_mut(*entry & ADDRESS)[(pa >> shift & 0x1FF) as usize]
 }
 
 #[expect(unsafe_code, reason = "page tables are reached by their addresses")]

@@ -11,6 +11,7 @@ use spin::{Mutex, Once};
 use stub_rom::apic::{self, Delivery, Ipi, Station, Xapic};
 
 use super::lp::{self, Lp};
+use super::presence::Presence;
 use super::{panic, world};
 use crate::{cpu, memory, report};
 
@@ -23,6 +24,7 @@ pub struct Shared {
     /// An NMI is on its way whose purpose is to empty the mailbox.
     pub kicked: AtomicBool,
     pub phase: AtomicU8,
+    pub presence: Presence,
     pub slot: Once<Owned>,
 }
 
@@ -83,7 +85,7 @@ impl Shared {
     }
 
     /// Makes the processor look into its mailbox. One that is still starting looks by itself.
-    fn kick(&self) {
+    pub fn kick(&self) {
         if self.is(Phase::Running) && !self.kicked.swap(true, Ordering::SeqCst) {
             Hardware.send(self.apic_id, COMMAND_NMI);
         }

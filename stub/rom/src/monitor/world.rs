@@ -17,6 +17,7 @@ use stub_module::hooks::Hooks;
 use super::lp::Lp;
 use super::machine;
 use super::npt::Npt;
+use super::presence::Presence;
 use super::smp::{Mailbox, Phase, Shared};
 use super::vmcb::Segment;
 use crate::{cpu, memory, report};
@@ -47,7 +48,7 @@ pub struct World {
     /// The monitor's page tables.
     pub cr3: u64,
     /// The nested page tables of the software above.
-    pub npt: u64,
+    pub npt: Npt,
     pub msr_bitmap: u64,
     pub lps: Vec<Shared>,
     pub lp_to_package: Vec<u32>,
@@ -226,10 +227,11 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
 fn build(inventory: Inventory) {
     WORLD.call_once(|| {
         let cr3 = memory::identity_map();
-        let mut npt = Npt::over(cr3);
-        npt.hide(inventory.seamrr.0, inventory.seamrr.1);
-        npt.hide(stub_rom::apic::BASE, memory::PAGE as u64);
-        let npt = npt.address();
+        let apic = (stub_rom::apic::BASE, memory::PAGE as u64);
+        let ram_ends = inventory.ram.iter().map(|(base, size)| base + size);
+        let end_of_ram = ram_ends.max().unwrap_or(0);
+        let hidden = [inventory.seamrr, apic];
+        let npt = Npt::over(cr3, end_of_ram, &hidden, inventory.options.tdx);
         let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
         World {
             facts: Facts {
@@ -250,6 +252,7 @@ fn build(inventory: Inventory) {
                     ),
                     kicked: AtomicBool::new(false),
                     phase: Phase::Outside.into(),
+                    presence: Presence::default(),
                     slot: Once::new(),
                 })
                 .collect(),

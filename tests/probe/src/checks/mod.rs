@@ -3,11 +3,14 @@
 mod apic;
 mod memory;
 mod personality;
+mod private;
 mod seam;
 mod smp;
 mod vmx;
 
 use crate::Check;
+
+pub use vmx::enter as enter_vmx;
 
 type Named = (&'static str, fn() -> Check);
 
@@ -83,4 +86,13 @@ pub const ALL: &[Named] = &[
     ("seamldr-info", seam::seamldr_info),
     ("tdcall-outside-a-td", seam::tdcall),
     ("tdh-sys-init", seam::sys_init),
+    ("tdx-comes-up", private::comes_up),
+    ("pamt-is-out-of-reach", private::pamt),
+    ("private-page-is-out-of-reach", private::page),
+    (
+        "private-page-is-out-of-reach-of-a-tlb",
+        private::page_in_a_tlb,
+    ),
+    ("movdir64b-to-a-private-page", private::movdir64b),
+    ("reclaimed-page-is-the-hosts", private::reclaimed),
 ];

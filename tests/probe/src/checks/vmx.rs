@@ -4,7 +4,7 @@
 use super::personality::Vector;
 use crate::attempt::{
     GP, Outcome, UD, invept as execute_invept, invvpid as execute_invvpid, rdmsr, set_cr0, set_cr4,
-    vmclear, vmptrld, vmptrst, vmread, vmwrite, vmxoff, vmxon,
+    vmclear, vmptrld, vmptrst, vmread, vmwrite, vmxoff, vmxon, write,
 };
 use crate::cpu::{cr0, cr4};
 use crate::{Check, expect};
@@ -32,6 +32,14 @@ fn prepare(region: *mut Region, dword0: u64) -> u64 {
 /// A good VMXON region.
 pub fn region() -> u64 {
     prepare(&raw mut VMXON, revision())
+}
+
+/// Enters VMX operation for good, with a VMXON region at `region`, a page of its own.
+pub fn enter(region: u64) -> Check {
+    let vmxe = set_cr4(cr4() | VMXE).unwrap_err_or_zero();
+    expect("setting CR4.VMXE", vmxe, 0)?;
+    write(region, revision());
+    expect("VMXON", flags(vmxon(region)), 0)
 }
 
 fn flags(outcome: Outcome) -> u64 {

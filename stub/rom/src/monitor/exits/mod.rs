@@ -18,6 +18,7 @@ use super::vmcb::{exit, misc1, vector};
 use super::{panic, smp, world};
 use crate::{cpu, report};
 
+pub use seamcall::report_violations;
 pub use step::{ShadowPaging, Step};
 
 /// Handles the exit of `lp`; what is in its VMCB afterwards is entered.

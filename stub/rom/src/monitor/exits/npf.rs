@@ -1,13 +1,16 @@
 //! Accesses that the nested page tables stop, and those that carry a KeyID.
 
+use stub_module::hooks::Access;
 use stub_rom::vmx::Memory;
 use stub_rom::walk::Paging;
 use stub_rom::{apic, walk};
 
 use super::{apic as apic_page, step};
 use crate::memory::PAGE;
-use crate::monitor::guest::Physical;
+use crate::monitor::guest::{self, Physical};
 use crate::monitor::lp::Lp;
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::npt::Stopped;
 use crate::monitor::{panic, world};
 use crate::report;
 
@@ -19,12 +22,25 @@ pub fn exit(lp: &mut Lp) {
         apic_page::access(lp, pa);
         return;
     }
-    let (base, size) = world::get().seamrr;
+    let world = world::get();
+    let (base, size) = world.seamrr;
     if !(base..base + size).contains(&pa) {
-        panic::stop(format_args!("nested page fault outside the hidden ranges"));
+        let machine = SeamCpu::new(lp);
+        match world.npt.stopped(lp.number, pa, world::module(), &machine) {
+            Stopped::Mapped => return step::follow(lp),
+            Stopped::Private => {}
+            Stopped::Foreign => {
+                panic::stop(format_args!("nested page fault outside the hidden ranges"))
+            }
+        }
     }
     if !step::is_over_memory(lp) {
-        report::violation("seamrr_access", lp.number, lp.vmcb.save.rip, pa);
+        const WRITE: u64 = 1 << 1;
+        let access = match lp.vmcb.exit_info1 & WRITE {
+            0 => Access::Read,
+            _ => Access::Write,
+        };
+        guest::report_refused(lp, pa, access);
     }
     step::over_page(lp, pa);
 }

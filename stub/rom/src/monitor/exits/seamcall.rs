@@ -37,7 +37,10 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     } else {
         let machine = SeamCpu::new(lp);
         let mut regs = to_seam(&lp.gprs);
+        let presence = &world::get().lps[lp.number as usize].presence;
+        presence.leave();
         module.seamcall(&machine, lp.number, &mut regs);
+        presence.handle();
         from_seam(&mut lp.gprs, &regs);
         machine.leave(lp);
         report_violations(module);
@@ -102,7 +105,7 @@ fn from_seam(file: &mut GprFile, r: &Gprs) {
 }
 
 /// Puts what the module saw the host do on the debug console.
-fn report_violations(module: &Module) {
+pub fn report_violations(module: &Module) {
     static REPORTED: AtomicU64 = AtomicU64::new(0);
     let total = module.violations().total();
     if REPORTED.swap(total, Ordering::Relaxed) == total {

@@ -56,7 +56,7 @@ fn begin_over_memory(lp: &mut Lp) {
     if !is_over_memory(lp) {
         begin(lp, true);
         lp.scratch.fill(u64::MAX);
-        lp.detour.reset(world::get().npt);
+        lp.detour.reset(world::get().npt.address());
         lp.vmcb.nested_cr3 = lp.detour.address();
     }
     lp.vmcb.tlb_control = 1;
@@ -71,11 +71,17 @@ pub fn software_cr3(lp: &Lp) -> u64 {
     lp.step.map_or(lp.vmcb.save.cr3, |step| step.cr3)
 }
 
-/// Executes the instruction with the page of ones at the physical address `pa`, which is in the SEAM range.
+/// Executes the instruction with the page of ones at the physical address `pa`.
 pub fn over_page(lp: &mut Lp, pa: u64) {
     begin_over_memory(lp);
     let scratch = scratch(lp);
-    lp.detour.map(pa, scratch);
+    lp.detour.map(pa, scratch, world::get().npt.address());
+}
+
+/// The page at `pa` has just been mapped in the tables that all processors share: a step that is under way has it, too.
+pub fn follow(lp: &mut Lp) {
+    lp.detour.refresh(world::get().npt.address());
+    lp.vmcb.tlb_control = 1;
 }
 
 /// Executes the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID. False,
@@ -92,7 +98,7 @@ pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
     begin_over_memory(lp);
     lp.vmcb.save.cr3 = lp.shadow_paging.root();
     for page in lp.shadow_paging.pages().chain([scratch]) {
-        lp.detour.map(page, page);
+        lp.detour.map(page, page, world::get().npt.address());
     }
     true
 }
@@ -116,7 +122,8 @@ pub fn end(lp: &mut Lp, number: u32) {
         save.rflags = save.rflags & !STEP_FLAGS | step.flags;
     }
     lp.vmcb.intercept_exceptions = lp::exceptions(world::get().options.tdx);
-    lp.vmcb.nested_cr3 = world::get().npt;
+    lp.vmcb.nested_cr3 = world::get().npt.address();
+    lp.detour.clear();
     lp.vmcb.tlb_control = 1;
     if number == vector::DB {
         let causes = save_dr6(lp, step.dr6);

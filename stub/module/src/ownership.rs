@@ -1,0 +1,75 @@
+//! Pages that change hands: what the PAMT says of them, and that the machine keeps the host away from them.
+//!
+//! A page is taken before its first private content and given back after its last. In between nobody but the module and
+//! the page's TD reaches it: the PAMT says so first, then the [`Machine`] sees to it.
+
+use core::ops::Range;
+
+use seam::abi::{PAGE_4K, PageType};
+
+use crate::Machine;
+use crate::call::Call;
+use crate::hooks;
+use crate::pamt::{Entry, Held};
+use crate::td::Tdr;
+
+/// A page that the host can't reach any more, and that it gets back as it was unless the call comes to the point where
+/// it is to be [kept](Self::keep).
+#[must_use]
+pub struct Taken<'m, M: Machine> {
+    cx: Call<'m, M>,
+    entry: Entry<'m>,
+    pages: Range<u64>,
+    before: (PageType, u64),
+}
+
+impl<'m, M: Machine> Taken<'m, M> {
+    /// Takes a page, whose PAMT entry is held exclusively, as one of this type and owner.
+    pub fn take(cx: Call<'m, M>, page: &Held<'m>, page_type: PageType, owner: u64) -> Self {
+        let entry = page.entry();
+        let before = (entry.page_type(), entry.owner());
+        entry.assign(page_type, owner);
+        cx.machine.guard(cx.lp, page.pages(), true);
+        Self {
+            cx,
+            entry,
+            pages: page.pages(),
+            before,
+        }
+    }
+
+    /// Nothing can fail from here on: the page changes hands for good.
+    pub fn keep(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<M: Machine> Drop for Taken<'_, M> {
+    fn drop(&mut self) {
+        let (page_type, owner) = self.before;
+        self.entry.assign(page_type, owner);
+        self.cx.machine.guard(self.cx.lp, self.pages.clone(), false);
+    }
+}
+
+/// Takes a page for good, for a call that can't fail any more.
+pub fn take<'m, M: Machine>(cx: Call<'m, M>, page: &Held<'m>, page_type: PageType, owner: u64) {
+    Taken::take(cx, page, page_type, owner).keep();
+}
+
+/// Gives the host back the pages of an entry, which is held exclusively. `tdr` is the TD's that they leave.
+pub fn give_back<M: Machine>(cx: Call<'_, M>, entry: Entry<'_>, pages: Range<u64>, tdr: &Tdr<'_>) {
+    if cx.module.hooks.patterns {
+        let word = hooks::pattern(tdr.hkid());
+        for pa in pages.clone().step_by(PAGE_4K as usize) {
+            cx.machine.fill_page(pa, word);
+        }
+    }
+    entry.set_type(PageType::Nda);
+    cx.machine.guard(cx.lp, pages, false);
+}
+
+/// The pages of an entry of the 4 KiB page at `pa`.
+pub const fn page(pa: u64) -> Range<u64> {
+    pa..pa + PAGE_4K
+}

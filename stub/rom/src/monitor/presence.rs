@@ -1,0 +1,111 @@
+//! Where every processor is, as far as the host's memory is concerned; and waiting until each has seen that it changed.
+//!
+//! A processor reaches the host's memory when it executes the software, by what its TLB holds, and when the monitor
+//! emulates an instruction on it, by what it has checked. Each change of who may reach what begins an epoch; a
+//! processor notes the epoch in which it began either. The one that made the change waits for those that are still in an
+//! older one, and drives them out of the software by an NMI.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::lp::Lp;
+use super::{panic, world};
+use crate::cpu;
+
+/// How long a processor may take to leave the software, in seconds. An exit can take 20 milliseconds, and many
+/// processors may share one of the computer beneath.
+const PATIENCE: u64 = 60;
+
+static EPOCH: AtomicU64 = AtomicU64::new(1);
+
+/// Where a processor is: away from the host's memory, or since which epoch it has been handling an exit, or executing
+/// the software.
+#[derive(Debug, Default)]
+pub struct Presence(AtomicU64);
+
+const AWAY: u64 = 0;
+const EXECUTING: u64 = 1;
+
+fn handling(epoch: u64) -> u64 {
+    epoch << 1
+}
+
+impl Presence {
+    /// The processor does nothing for the software from here on: it is in SEAM, or waits for its start.
+    pub fn leave(&self) {
+        self.0.store(AWAY, Ordering::SeqCst);
+    }
+
+    /// The processor handles an exit.
+    pub fn handle(&self) {
+        self.0
+            .store(handling(EPOCH.load(Ordering::SeqCst)), Ordering::SeqCst);
+    }
+
+    fn execute(&self, epoch: u64) {
+        self.0.store(handling(epoch) | EXECUTING, Ordering::SeqCst);
+    }
+}
+
+fn of(lp: &Lp) -> &'static Presence {
+    &world::get().lps[lp.number as usize].presence
+}
+
+/// To be called before the software is entered on `lp`.
+pub fn enter(lp: &mut Lp) {
+    if lp.is_parked() {
+        of(lp).leave();
+        return;
+    }
+    let epoch = EPOCH.load(Ordering::SeqCst);
+    if epoch != lp.epoch {
+        lp.epoch = epoch;
+        lp.vmcb.tlb_control = 1;
+        lp.detour.refresh(world::get().npt.address());
+    }
+    of(lp).execute(epoch);
+}
+
+/// To be called when the software was left on `lp`.
+pub fn exit(lp: &Lp) {
+    of(lp).handle();
+}
+
+/// Waits until no other processor goes by anything older than this call: those that handle an exit, and, where TLBs may
+/// hold what has changed (`stale`), those that execute the software.
+pub fn settle(number: u32, stale: bool) {
+    let world = world::get();
+    let own = &world.lps[number as usize].presence;
+    // While this one waits it does nothing for the software either; two may be waiting for each other.
+    let before = own.0.swap(AWAY, Ordering::SeqCst);
+    let epoch = EPOCH.fetch_add(1, Ordering::SeqCst) + 1;
+    for (other, shared) in (0..).zip(&world.lps) {
+        if other == number {
+            continue;
+        }
+        let start = cpu::rdtsc();
+        let mut kicked = false;
+        loop {
+            let at = shared.presence.0.load(Ordering::SeqCst);
+            let executing = at & EXECUTING != 0;
+            if at == AWAY || at >= handling(epoch) || executing && !stale {
+                break;
+            }
+            if executing && !kicked {
+                shared.kick();
+                kicked = true;
+            }
+            if world::is_dead() {
+                cpu::stop();
+            }
+            if cpu::rdtsc().wrapping_sub(start) > PATIENCE.saturating_mul(world.tsc_hz) {
+                panic::stop(format_args!(
+                    "processor {other} does not see that memory was taken from the software"
+                ));
+            }
+            core::hint::spin_loop();
+        }
+    }
+    if before != AWAY {
+        own.handle();
+    }
+}
