@@ -5,4 +5,5 @@ extern crate alloc;
 
 pub mod frames;
 pub mod pages;
+pub mod private;
 pub mod tdmr;

@@ -1,0 +1,217 @@
+//! Giving memory to a TD: the measured image page by page, the rest as large as it can be mapped.
+
+use core::ops::Range;
+
+use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
+use seam::address::{Gpa, Hpa};
+use seam::call::SeamCall;
+use seam::error::{Handover, Rejected};
+use seam::page::{Clean, Page};
+use seam::retry::Wait;
+
+use super::error::Error;
+use super::mirror::{Entry, Leaf, index, is_aligned};
+use super::pool::Pool;
+use super::root::Live;
+use super::track::NoneRuns;
+use super::{Cpu, PrivateMap};
+
+/// Bytes that one TDH.MR.EXTEND measures.
+const CHUNK: u64 = 256;
+
+/// What was mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Pages of 4 KiB, 2 MiB and 1 GiB.
+    pub pages: [u64; 3],
+}
+
+impl PrivateMap {
+    /// TDH.MEM.PAGE.ADD and, if it is to be measured, TDH.MR.EXTEND: a page of the TD's image at `gpa`, with the content of
+    /// the host's page at `source`. Until the TD is finalised.
+    ///
+    /// # Errors
+    /// [`Error`]; the page and what of the S-EPT was made for it are the host's again. If [`Error::Seam`] is about
+    /// TDH.MR.EXTEND, the page's address has been measured all the same, and the TD can't become what it was to be.
+    pub fn add<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        gpa: Gpa,
+        source: Hpa,
+        is_measured: bool,
+    ) -> Result<(), Error> {
+        let mut until = gpa.0;
+        let added = self.root.keyed(|live| {
+            self.map_4k(cpu, live, gpa, |page| {
+                let added = cpu.tdh.mem_page_add(live.tdr(), gpa, page, source);
+                added.map(Leaf::Mapped)
+            })?;
+            until += PAGE_4K;
+            if is_measured {
+                for chunk in (gpa.0..gpa.0 + PAGE_4K).step_by(CHUNK as usize) {
+                    cpu.tdh.mr_extend(live.tdr(), Gpa(chunk))?;
+                }
+            }
+            Ok(())
+        });
+        self.or_undone(cpu, gpa.0..until, added)
+    }
+
+    /// Maps all of `range`, which is free, for the guest to accept: 2 MiB at a time where a frame of that size is to be had and
+    /// fits, 4 KiB elsewhere. For a TD none of whose vCPUs runs.
+    ///
+    /// # Errors
+    /// [`Error`]; what was mapped for it is the host's again, unless the module refuses that too, and then the map has
+    /// it.
+    pub fn populate<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+    ) -> Result<Given, Error> {
+        if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
+            return Err(Error::BadRange);
+        }
+        let mut given = Given::default();
+        let mut at = range.start;
+        while at < range.end {
+            let fits = at.is_multiple_of(PAGE_2M) && range.end - at >= PAGE_2M;
+            let size = if fits {
+                PageSize::Size2M
+            } else {
+                PageSize::Size4K
+            };
+            let mapped = match self.map(cpu, Gpa(at), size) {
+                Err(Error::NoFrames(PageSize::Size2M)) => self
+                    .map(cpu, Gpa(at), PageSize::Size4K)
+                    .map(|()| PageSize::Size4K),
+                other => other.map(|()| size),
+            };
+            match mapped {
+                Ok(size) => {
+                    given.pages[size as usize] += 1;
+                    at += size.bytes();
+                }
+                // What is at `at` was there before, or is not there.
+                Err(error) => return self.or_undone(cpu, range.start..at, Err(error)),
+            }
+        }
+        Ok(given)
+    }
+
+    /// Maps one page of `size` at `gpa` for the guest to accept.
+    ///
+    /// # Errors
+    /// [`Error`]; the frame went home. Pages of the S-EPT that were linked for it stay for the next try.
+    pub fn map<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        gpa: Gpa,
+        size: PageSize,
+    ) -> Result<(), Error> {
+        if !is_aligned(gpa, size) {
+            return Err(Error::BadRange);
+        }
+        self.root.keyed(|live| {
+            let aug = |page| {
+                let augmented = cpu.tdh.mem_page_aug(live.tdr(), gpa, page);
+                augmented.map(Leaf::Pending)
+            };
+            match size {
+                PageSize::Size4K => self.map_4k(cpu, live, gpa, aug),
+                PageSize::Size2M => self.map_2m(cpu, live, gpa, aug),
+                // TDH.MEM.PAGE.AUG takes at most 2 MiB; larger pages come about by TDH.MEM.PAGE.PROMOTE.
+                PageSize::Size1G => Err(Error::BadRange),
+            }
+        })
+    }
+
+    fn map_4k<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<(), Error> {
+        if !is_aligned(gpa, PageSize::Size4K) {
+            return Err(Error::BadRange);
+        }
+        self.link_table(cpu, live, gpa)?;
+        self.mirror.in_linked(gpa, |directory| {
+            let table = directory.table(index(gpa, PAGE_2M)).ok_or(Error::Busy)?;
+            table.claim_free(index(gpa, PAGE_4K))
+        })??;
+        match self.hand_over(cpu, PageSize::Size4K, call) {
+            Ok(leaf) => {
+                self.mirror.put_page(gpa, Some(leaf));
+                Ok(())
+            }
+            Err(error) => {
+                self.mirror.put_page(gpa, None);
+                Err(error)
+            }
+        }
+    }
+
+    fn map_2m<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<(), Error> {
+        self.link_directory(cpu, live, gpa)?;
+        self.mirror.in_linked(gpa, |directory| {
+            let at = index(gpa, PAGE_2M);
+            match directory.entry(at) {
+                Entry::Free => directory.claim(at).map(drop),
+                Entry::Claimed => Err(Error::Busy),
+                Entry::BlockedTable { .. } => Err(Error::Blocked),
+                Entry::Leaf(_) | Entry::Table(_) => Err(Error::Occupied),
+            }
+        })??;
+        match self.hand_over(cpu, PageSize::Size2M, call) {
+            Ok(leaf) => {
+                self.mirror.put_block(gpa, Entry::Leaf(leaf));
+                Ok(())
+            }
+            Err(error) => {
+                self.mirror.put_block(gpa, Entry::Free);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a frame and makes a call that gives it to the TD. It goes home when the module refuses.
+    fn hand_over<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        size: PageSize,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<Leaf, Error> {
+        match call(self.take_frame(cpu, size)?) {
+            Ok(leaf) => {
+                self.stock.add_page(size);
+                Ok(leaf)
+            }
+            Err(Rejected { error, given }) => {
+                cpu.pool.give(core::iter::once(given));
+                Err(error.into())
+            }
+        }
+    }
+
+    /// If the work failed that mapped everything in `range`, takes that back, and the tables that were linked for what was
+    /// to follow.
+    fn or_undone<R, C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        result: Result<R, Error>,
+    ) -> Result<R, Error> {
+        if result.is_err() {
+            // The work's own error is the one to tell; what could not be undone is in the map.
+            _ = self.remove_and_tidy(cpu, range.clone(), range.end + 1, &NoneRuns);
+        }
+        result
+    }
+}

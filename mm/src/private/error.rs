@@ -1,0 +1,77 @@
+//! Why something could not be done with a TD's private memory.
+
+use core::fmt;
+
+use seam::abi::PageSize;
+
+use super::track::NoAnswer;
+
+/// Why it failed. Nothing is lost: what was taken for it is where it came from, or in the mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The TD is being terminated: nothing can be mapped for it, or changed, any more.
+    Terminated,
+    /// The TD still has its key, or is giving it back: nothing can be reclaimed yet.
+    NotKeyless,
+    /// The TD still owns memory.
+    NotEmpty,
+    /// Another CPU works on the same memory, or on the map as a whole. The same call may succeed at once.
+    Busy,
+    /// Work that failed left it blocked. [`PrivateMap::unblock`](super::PrivateMap::unblock) makes it usable again, and
+    /// removing it goes on where that stopped.
+    Blocked,
+    /// The address is not aligned, or outside what the TD can have.
+    BadRange,
+    /// Something is mapped there.
+    Occupied,
+    /// Nothing of that size is mapped there.
+    NotMapped,
+    /// The parts of a large page are not all there, accepted, and in one large frame.
+    NotWhole,
+    /// The host has no frame of this size left.
+    NoFrames(PageSize),
+    /// The hypervisor's heap is used up.
+    NoHeap,
+    /// The module did not do it.
+    Seam(seam::error::Error),
+    /// A CPU did not leave the guest in time.
+    NoAnswer(NoAnswer),
+}
+
+impl From<seam::error::Error> for Error {
+    fn from(error: seam::error::Error) -> Self {
+        Self::Seam(error)
+    }
+}
+
+impl From<NoAnswer> for Error {
+    fn from(error: NoAnswer) -> Self {
+        Self::NoAnswer(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Terminated => f.write_str("the TD is being terminated"),
+            Self::NotKeyless => f.write_str("the TD has not given its key back"),
+            Self::NotEmpty => f.write_str("the TD still owns memory"),
+            Self::Busy => f.write_str("another CPU works on this part of the TD's memory"),
+            Self::Blocked => f.write_str("work that failed left it blocked"),
+            Self::BadRange => {
+                f.write_str("the address is not aligned or is outside the TD's memory")
+            }
+            Self::Occupied => f.write_str("something is mapped there already"),
+            Self::NotMapped => f.write_str("nothing of that size is mapped there"),
+            Self::NotWhole => f.write_str("the parts do not make a large page"),
+            Self::NoFrames(size) => {
+                write!(f, "no frame of {} KiB is free", size.bytes() >> 10)
+            }
+            Self::NoHeap => f.write_str("the hypervisor's heap is used up"),
+            Self::Seam(error) => error.fmt(f),
+            Self::NoAnswer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

@@ -1,0 +1,360 @@
+//! The pages below the S-EPT: a page table of 4 KiB pages, and a directory of 2 MiB pages and page tables.
+//!
+//! Every entry is one of: free, a leaf, a table, or claimed. Who works on an entry claims it first, works with no lock held,
+//! and puts it back; who meets a claimed entry is told that it is busy.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::{Deref, DerefMut};
+
+use seam::page::{Donated, Page};
+
+use super::leaf::{Epoch, Leaf, Was};
+use crate::private::error::Error;
+
+/// Entries of a table.
+pub const ENTRIES: usize = 512;
+
+/// A box whose allocation can fail, unlike [`Box::new`]'s.
+#[derive(Debug)]
+pub struct Boxed<T>(Box<[T; 1]>);
+
+impl<T> Boxed<T> {
+    /// Puts `value` on the heap.
+    ///
+    /// # Errors
+    /// [`Error::NoHeap`]; the value is dropped.
+    pub fn new(value: T) -> Result<Self, Error> {
+        let mut one = Vec::new();
+        one.try_reserve_exact(1).map_err(|_| Error::NoHeap)?;
+        one.push(value);
+        let one = one.into_boxed_slice().try_into();
+        one.map(Self).map_err(|_| Error::NoHeap)
+    }
+}
+
+impl<T> Deref for Boxed<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        let [value] = &*self.0;
+        value
+    }
+}
+
+impl<T> DerefMut for Boxed<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        let [value] = &mut *self.0;
+        value
+    }
+}
+
+/// What an entry above the 4 KiB pages holds. 24 bytes.
+#[derive(Debug)]
+pub enum Entry<T> {
+    /// Nothing.
+    Free,
+    /// What a CPU works on; it has the content.
+    Claimed,
+    /// A page.
+    Leaf(Leaf),
+    /// A page of the S-EPT.
+    Table(Boxed<T>),
+    /// A page of the S-EPT whose range is blocked: no walk gets below it.
+    BlockedTable {
+        /// The table.
+        table: Boxed<T>,
+        /// When it was blocked.
+        since: Epoch,
+    },
+}
+
+const _: () = assert!(size_of::<Entry<PageTable>>() == 24);
+
+impl<T> Entry<T> {
+    /// Takes what is there, for the caller to work on.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another CPU has it.
+    pub fn claim(&mut self) -> Result<Self, Error> {
+        match core::mem::replace(self, Self::Claimed) {
+            Self::Claimed => Err(Error::Busy),
+            entry => Ok(entry),
+        }
+    }
+
+    /// Puts back what was claimed, or what it has become.
+    pub fn put(&mut self, entry: Self) {
+        debug_assert!(matches!(self, Self::Claimed));
+        *self = entry;
+    }
+}
+
+/// The state of a 4 KiB page in a [`PageTable`]; the page itself is next to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tag {
+    Free,
+    Claimed,
+    Mapped,
+    Pending,
+    Blocked,
+    PendingBlocked,
+}
+
+/// A page table: 512 pages of 4 KiB at 9 bytes each.
+///
+/// When pages of it were blocked is kept once for all of them, as the latest time: that errs on the side of one
+/// tracking round more.
+#[derive(Debug)]
+pub struct PageTable {
+    /// The page of the S-EPT. `None` until it is linked and after it is unlinked.
+    pub sept: Option<Page<Donated>>,
+    pages: [Option<Page<Donated>>; ENTRIES],
+    tags: [Tag; ENTRIES],
+    since: Epoch,
+    used: u16,
+    claimed: u16,
+}
+
+const _: () = assert!(size_of::<PageTable>() <= ENTRIES * 9 + 24);
+
+impl PageTable {
+    /// One that maps nothing.
+    pub const fn new() -> Self {
+        Self {
+            sept: None,
+            pages: [const { None }; ENTRIES],
+            tags: [Tag::Free; ENTRIES],
+            since: Epoch(0),
+            used: 0,
+            claimed: 0,
+        }
+    }
+
+    /// Pages that it maps, those that are claimed included.
+    pub const fn used(&self) -> usize {
+        (self.used + self.claimed) as usize
+    }
+
+    /// Whether a CPU works on one of its pages.
+    pub const fn is_claimed(&self) -> bool {
+        self.claimed > 0
+    }
+
+    /// Whether nothing is mapped at `index`, nor about to be.
+    pub fn is_free(&self, index: usize) -> bool {
+        self.tags[index] == Tag::Free
+    }
+
+    /// Claims the free entry at `index`, for a page to come.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::Occupied`].
+    pub fn claim_free(&mut self, index: usize) -> Result<(), Error> {
+        match self.tags[index] {
+            Tag::Free => {
+                self.tags[index] = Tag::Claimed;
+                self.claimed += 1;
+                Ok(())
+            }
+            Tag::Claimed => Err(Error::Busy),
+            _ => Err(Error::Occupied),
+        }
+    }
+
+    /// Ends a claim: the entry holds `leaf`, or nothing.
+    pub fn put_claimed(&mut self, index: usize, leaf: Option<Leaf>) {
+        debug_assert_eq!(self.tags[index], Tag::Claimed);
+        self.claimed -= 1;
+        self.tags[index] = Tag::Free;
+        if let Some(leaf) = leaf {
+            self.put(index, leaf);
+        }
+    }
+
+    /// What is at `index`, taken out. `None` when nothing is, or a CPU works on it.
+    pub fn take(&mut self, index: usize) -> Option<Leaf> {
+        let page = self.pages[index].take()?;
+        let tag = core::mem::replace(&mut self.tags[index], Tag::Free);
+        self.used -= 1;
+        let since = self.since;
+        Some(match tag {
+            Tag::Blocked => Leaf::usable(page, Was::Mapped).blocked(since),
+            Tag::PendingBlocked => Leaf::usable(page, Was::Pending).blocked(since),
+            Tag::Pending => Leaf::Pending(page),
+            _ => Leaf::Mapped(page),
+        })
+    }
+
+    /// Puts a 4 KiB page at `index`, where nothing is.
+    pub fn put(&mut self, index: usize, leaf: Leaf) {
+        debug_assert_eq!(self.tags[index], Tag::Free);
+        self.tags[index] = match &leaf {
+            Leaf::Mapped(_) => Tag::Mapped,
+            Leaf::Pending(_) => Tag::Pending,
+            Leaf::Blocked { since, was, .. } => {
+                self.note(*since);
+                match was {
+                    Was::Mapped => Tag::Blocked,
+                    Was::Pending => Tag::PendingBlocked,
+                }
+            }
+        };
+        self.pages[index] = Some(leaf.into_page());
+        self.used += 1;
+    }
+
+    /// When the page at `index` was blocked, at the latest, if it is.
+    pub fn blocked_since(&self, index: usize) -> Option<Epoch> {
+        matches!(self.tags[index], Tag::Blocked | Tag::PendingBlocked).then_some(self.since)
+    }
+
+    /// Notes that the page at `index` has been blocked.
+    pub fn block(&mut self, index: usize, since: Epoch) {
+        self.note(since);
+        self.tags[index] = match self.tags[index] {
+            Tag::Mapped => Tag::Blocked,
+            Tag::Pending => Tag::PendingBlocked,
+            other => other,
+        };
+    }
+
+    fn note(&mut self, since: Epoch) {
+        if self.since.is_covered_by(since) {
+            self.since = since;
+        }
+    }
+
+    /// The page at `index`, when there is one.
+    pub const fn page(&self, index: usize) -> Option<&Page<Donated>> {
+        self.pages[index].as_ref()
+    }
+
+    /// Takes every page out, in order.
+    pub fn drain(&mut self) -> impl Iterator<Item = Leaf> + '_ {
+        (0..ENTRIES).filter_map(|index| self.take(index))
+    }
+}
+
+/// A directory: 512 entries of 2 MiB, each a page or a page table.
+#[derive(Debug)]
+pub struct Directory {
+    /// The page of the S-EPT. `None` until it is linked and after it is unlinked.
+    pub sept: Option<Page<Donated>>,
+    entries: [Entry<PageTable>; ENTRIES],
+    used: u16,
+    claimed: u16,
+}
+
+const _: () = assert!(size_of::<Directory>() <= ENTRIES * 24 + 16);
+
+impl Directory {
+    /// One that maps nothing.
+    pub const fn new() -> Self {
+        Self {
+            sept: None,
+            entries: [const { Entry::Free }; ENTRIES],
+            used: 0,
+            claimed: 0,
+        }
+    }
+
+    /// Entries that are not free.
+    pub const fn used(&self) -> usize {
+        (self.used + self.claimed) as usize
+    }
+
+    /// Whether a CPU works on one of its entries, or on a page of one of its page tables.
+    pub fn is_claimed(&self) -> bool {
+        self.claimed > 0
+            || self
+                .entries
+                .iter()
+                .any(|entry| matches!(entry, Entry::Table(table) if table.is_claimed()))
+    }
+
+    /// The entry at `index`, to be looked at.
+    pub const fn entry(&self, index: usize) -> &Entry<PageTable> {
+        &self.entries[index]
+    }
+
+    /// The page table at `index`, when there is one and it can be reached.
+    pub const fn table(&mut self, index: usize) -> Option<&mut Boxed<PageTable>> {
+        match &mut self.entries[index] {
+            Entry::Table(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// Claims the entry at `index`, with all that is below it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when another CPU works on it or below it.
+    pub fn claim(&mut self, index: usize) -> Result<Entry<PageTable>, Error> {
+        if let Entry::Table(table) = &self.entries[index]
+            && table.is_claimed()
+        {
+            return Err(Error::Busy);
+        }
+        let entry = self.entries[index].claim()?;
+        self.claimed += 1;
+        if !matches!(entry, Entry::Free) {
+            self.used -= 1;
+        }
+        Ok(entry)
+    }
+
+    /// Ends a claim with what the entry has become.
+    pub fn put(&mut self, index: usize, entry: Entry<PageTable>) {
+        self.claimed -= 1;
+        if !matches!(entry, Entry::Free) {
+            self.used += 1;
+        }
+        self.entries[index].put(entry);
+    }
+
+    /// Fills the free entry at `index` of a directory that nobody else sees.
+    pub fn fill(&mut self, index: usize, leaf: Leaf) {
+        debug_assert!(matches!(self.entries[index], Entry::Free));
+        self.entries[index] = Entry::Leaf(leaf);
+        self.used += 1;
+    }
+
+    /// Takes everything out, in order. Nobody works on any of it.
+    pub fn drain(&mut self) -> impl Iterator<Item = Entry<PageTable>> + '_ {
+        self.used = 0;
+        self.entries
+            .iter_mut()
+            .map(|entry| core::mem::replace(entry, Entry::Free))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_claimed_by_one_at_a_time() {
+        let mut directory = Directory::new();
+        let entry = directory.claim(3).unwrap();
+        assert!(matches!(entry, Entry::Free));
+        assert_eq!(directory.claim(3).err(), Some(Error::Busy));
+        assert_eq!((directory.used(), directory.is_claimed()), (1, true));
+        directory.put(3, entry);
+        assert_eq!((directory.used(), directory.is_claimed()), (0, false));
+    }
+
+    #[test]
+    fn a_table_is_not_claimed_under_a_page_that_is() {
+        let mut directory = Directory::new();
+        _ = directory.claim(0).unwrap();
+        let table = Boxed::new(PageTable::new()).unwrap();
+        directory.put(0, Entry::Table(table));
+        let table = directory.table(0).unwrap();
+        table.claim_free(7).unwrap();
+        assert_eq!(table.claim_free(7).err(), Some(Error::Busy));
+        assert!(directory.is_claimed());
+        assert_eq!(directory.claim(0).err(), Some(Error::Busy));
+        directory.table(0).unwrap().put_claimed(7, None);
+        assert!(directory.claim(0).is_ok());
+    }
+}

@@ -1,0 +1,120 @@
+//! The pages of the S-EPT above the directories: PDPTs, and PML4s where the root is a PML5.
+//!
+//! Each is pinned by what hangs below it. One that nothing pins can be claimed, and taken away.
+
+use alloc::boxed::Box;
+
+use seam::abi::level_bytes;
+use seam::address::{Gpa, Level};
+use seam::page::{Donated, Page};
+use spin::Mutex;
+
+use super::{Epoch, Levels, filled, index, start};
+use crate::private::error::Error;
+
+/// One of them.
+#[derive(Debug, Default)]
+pub enum Upper {
+    /// Not there.
+    #[default]
+    Free,
+    /// A CPU works on it; it has the content.
+    Claimed,
+    /// It is there, and this many tables hang below it.
+    Linked {
+        /// The page of the S-EPT.
+        page: Page<Donated>,
+        /// Tables below it, and those that are about to be.
+        pins: u32,
+    },
+    /// It is there, its range is blocked, and nothing hangs below it.
+    Blocked {
+        /// The page of the S-EPT.
+        page: Page<Donated>,
+        /// When it was blocked.
+        since: Epoch,
+    },
+}
+
+/// Which of them: the level of the entry that points to it, and an address that the entry maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// [`Level::Pml4`] for a PDPT, [`Level::Pml5`] for a PML4.
+    pub level: Level,
+    /// The first address that the entry maps.
+    pub gpa: Gpa,
+}
+
+impl Place {
+    /// The PDPT above `gpa`.
+    pub const fn pdpt(gpa: Gpa) -> Self {
+        Self::at(gpa, Level::Pml4)
+    }
+
+    const fn at(gpa: Gpa, level: Level) -> Self {
+        Self {
+            level,
+            gpa: start(gpa, level_bytes(level as u8)),
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Uppers {
+    pdpts: Box<[Mutex<Upper>]>,
+    pml4s: Box<[Mutex<Upper>]>,
+}
+
+impl Uppers {
+    /// Places for all that a TD with addresses below `limit` can have.
+    pub fn new(limit: u64, levels: Levels) -> Result<Self, Error> {
+        let count = |level: Level| limit.div_ceil(level_bytes(level as u8));
+        let pml4s = match levels {
+            Levels::Four if count(Level::Pml4) > 512 => return Err(Error::BadRange),
+            Levels::Four => 0,
+            Levels::Five => count(Level::Pml5),
+        };
+        Ok(Self {
+            pdpts: filled(count(Level::Pml4), Mutex::default)?,
+            pml4s: filled(pml4s, Mutex::default)?,
+        })
+    }
+
+    /// What the table at `place` hangs below; `None` when that is the root.
+    pub fn above(&self, place: Place) -> Option<Place> {
+        (place.level == Level::Pml4 && !self.pml4s.is_empty())
+            .then(|| Place::at(place.gpa, Level::Pml5))
+    }
+
+    /// Looks at one.
+    pub fn with<R>(&self, place: Place, look: impl FnOnce(&mut Upper) -> R) -> Result<R, Error> {
+        let bytes = level_bytes(place.level as u8);
+        let all = match place.level {
+            Level::Pml5 => &self.pml4s,
+            _ => &self.pdpts,
+        };
+        // A PML4 has 512 PDPTs, and all of them are in one list.
+        let number = match place.level {
+            Level::Pml5 => index(place.gpa, bytes),
+            _ => (place.gpa.0 / bytes) as usize,
+        };
+        let upper = all.get(number).ok_or(Error::BadRange)?;
+        Ok(look(&mut upper.lock()))
+    }
+
+    /// Replaces what is at `place`.
+    pub fn put(&self, place: Place, upper: Upper) {
+        let put = self.with(place, |old| *old = upper);
+        debug_assert!(put.is_ok());
+    }
+
+    /// Takes a pin away.
+    pub fn unpin(&self, place: Place) {
+        let unpinned = self.with(place, |upper| match upper {
+            Upper::Linked { pins, .. } => *pins -= 1,
+            _ => debug_assert!(false, "only what is linked is pinned"),
+        });
+        debug_assert!(unpinned.is_ok());
+    }
+}

@@ -1,0 +1,276 @@
+//! Where a TD's frames come from and go to: the host's frame allocator behind a lock, its memory behind a direct map, and
+//! the frames of dead TDs that wait, uncleared, for another TD.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arrayvec::ArrayVec;
+use seam::abi::PageSize;
+use seam::address::Hpa;
+use seam::page::{Clean, Clear, Dirty, Page, Run, State};
+
+use crate::frames::{Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
+use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
+
+/// The frames of the host as a TD's memory needs them.
+pub trait Pool {
+    /// A frame for a TD. `None` when there is none of that size.
+    fn take(&self, size: PageSize) -> Option<Page<Clean>>;
+
+    /// Takes frames back, all under one lock.
+    fn give(&self, pages: impl Iterator<Item = Page<Clean>>);
+
+    /// Clears at most 2 MiB.
+    fn clear(&self, page: Page<Dirty>) -> Page<Clean>;
+
+    /// Keeps a frame that was not cleared, for a TD alone.
+    ///
+    /// # Errors
+    /// The page, when it can't be kept: it must be cleared.
+    fn keep(&self, page: Page<Dirty>) -> Result<(), Page<Dirty>>;
+
+    /// Puts a frame away for good, whose owner is in doubt.
+    fn quarantine<S: State>(&self, page: Page<S>);
+
+    /// Notes that a large frame, which is out, comes back in parts of the next smaller size.
+    fn split(&self, hpa: Hpa, size: PageSize);
+
+    /// Notes that parts of the next smaller size, which are out, are one large frame again.
+    fn merge(&self, hpa: Hpa, size: PageSize);
+}
+
+/// The frame allocator, however it is locked.
+pub trait Ledger {
+    /// Does `work` with the allocator, alone.
+    fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
+}
+
+impl Ledger for spin::Mutex<Frames> {
+    fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
+        work(&mut self.lock())
+    }
+}
+
+/// Frames of dead TDs that are kept uncleared at most, of each size.
+const MAX_KEPT: usize = 4096;
+
+/// The host's frames.
+#[derive(Debug)]
+pub struct FramePool<L, M> {
+    ledger: L,
+    memory: M,
+    kept: spin::Mutex<[Vec<Page<Dirty>>; 3]>,
+    refused: AtomicU64,
+}
+
+impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
+    /// The frames of `ledger`, whose memory `memory` reaches.
+    pub const fn new(ledger: L, memory: M) -> Self {
+        Self {
+            ledger,
+            memory,
+            kept: spin::Mutex::new([Vec::new(), Vec::new(), Vec::new()]),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// The allocator.
+    pub const fn ledger(&self) -> &L {
+        &self.ledger
+    }
+
+    /// Bytes in frames that wait, uncleared, for a TD.
+    pub fn kept_bytes(&self) -> u64 {
+        let kept = self.kept.lock();
+        let bytes = kept.iter().zip(PageSize::ALL);
+        bytes
+            .map(|(pages, size)| pages.len() as u64 * size.bytes())
+            .sum()
+    }
+
+    /// Clears one of the frames that wait for a TD, and gives it back. `false` when there is none.
+    pub fn clear_kept(&self) -> bool {
+        let page = self.kept.lock().iter_mut().find_map(Vec::pop);
+        match page {
+            Some(page) => {
+                self.give(core::iter::once(clear_all(self, page)));
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Requests that the allocator refused although the TD's books have the frame: anything but zero is a bug of the
+    /// host. The frames stay allocated.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    fn alloc(&self, size: PageSize) -> Option<Page<Clean>> {
+        let frame = self.ledger.with(|frames| frames.alloc(order(size))).ok()?;
+        match page_of(frame, &self.memory) {
+            Ok(page) => Some(page),
+            Err(_) => {
+                self.note(self.ledger.with(|frames| frames.free(frame)));
+                None
+            }
+        }
+    }
+
+    fn note(&self, result: Result<(), crate::frames::Error>) {
+        if let Err(error) = result {
+            log::error!("a TD's frame: {error}");
+            self.refused.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// What stands for clearing where the next owner is a TD: the module writes the page before the guest can read it.
+struct Unread;
+
+impl Clear for Unread {
+    fn clear(&self, _: Hpa, _: PageSize) {}
+}
+
+impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
+    fn take(&self, size: PageSize) -> Option<Page<Clean>> {
+        let kept = self.kept.lock()[size as usize].pop();
+        if let Some(page) = kept {
+            return Some(page.clear(&Unread));
+        }
+        loop {
+            if let Some(page) = self.alloc(size) {
+                return Some(page);
+            }
+            if !self.clear_kept() {
+                return None;
+            }
+        }
+    }
+
+    fn give(&self, pages: impl Iterator<Item = Page<Clean>>) {
+        self.ledger.with(|frames| {
+            for page in pages {
+                self.note(frames.free(frame_of(page)));
+            }
+        });
+    }
+
+    fn clear(&self, page: Page<Dirty>) -> Page<Clean> {
+        page.clear(&self.memory)
+    }
+
+    fn keep(&self, page: Page<Dirty>) -> Result<(), Page<Dirty>> {
+        let pages = &mut self.kept.lock()[page.size() as usize];
+        if pages.len() == MAX_KEPT || pages.try_reserve(1).is_err() {
+            return Err(page);
+        }
+        pages.push(page);
+        Ok(())
+    }
+
+    fn quarantine<S: State>(&self, page: Page<S>) {
+        let frame = lost_frame_of(page);
+        self.note(self.ledger.with(|frames| frames.quarantine(frame)));
+    }
+
+    fn split(&self, hpa: Hpa, size: PageSize) {
+        if let Some(smaller) = smaller(size) {
+            let frame = frame(hpa, size);
+            self.note(self.ledger.with(|f| f.split(frame, order(smaller))));
+        }
+    }
+
+    fn merge(&self, hpa: Hpa, size: PageSize) {
+        if let Some(smaller) = smaller(size) {
+            let frame = frame(hpa, size);
+            self.note(self.ledger.with(|f| f.merge(frame, order(smaller))));
+        }
+    }
+}
+
+/// Pages that go home together: the allocator is locked once for many.
+pub(super) struct Home<'a, P: Pool> {
+    pool: &'a P,
+    pages: ArrayVec<Page<Clean>, AT_ONCE>,
+}
+
+const AT_ONCE: usize = 64;
+
+impl<'a, P: Pool> Home<'a, P> {
+    pub const fn new(pool: &'a P) -> Self {
+        Self {
+            pool,
+            pages: ArrayVec::new_const(),
+        }
+    }
+
+    pub fn push(&mut self, page: Page<Clean>) {
+        if let Err(full) = self.pages.try_push(page) {
+            self.go();
+            self.pool.give(core::iter::once(full.element()));
+        }
+    }
+
+    /// Sends them off.
+    pub fn go(&mut self) {
+        if !self.pages.is_empty() {
+            self.pool.give(self.pages.drain(..));
+        }
+    }
+}
+
+impl<P: Pool> Drop for Home<'_, P> {
+    fn drop(&mut self) {
+        self.go();
+    }
+}
+
+/// Clears a page of any size.
+pub(super) fn clear_all<P: Pool>(pool: &P, page: Page<Dirty>) -> Page<Clean> {
+    if page.size() < PageSize::Size1G {
+        return pool.clear(page);
+    }
+    let mut whole: Option<Run<Clean>> = None;
+    let mut parts = match page.split() {
+        Ok(parts) => parts,
+        Err(page) => return pool.clear(page),
+    };
+    // 512 neighbours of 2 MiB, in order, always make the page again.
+    if let Some(first) = parts.next() {
+        let mut run = Run::from(pool.clear(first));
+        for part in parts {
+            if let Err(stray) = run.push(pool.clear(part)) {
+                pool.quarantine(stray);
+            }
+        }
+        whole = Some(run);
+    }
+    match whole.map(Run::join) {
+        Some(Ok(page)) => page,
+        _ => unreachable!("512 pages in order are one larger page"),
+    }
+}
+
+const fn order(size: PageSize) -> u32 {
+    match size {
+        PageSize::Size4K => ORDER_4K,
+        PageSize::Size2M => ORDER_2M,
+        PageSize::Size1G => ORDER_1G,
+    }
+}
+
+pub(super) const fn smaller(size: PageSize) -> Option<PageSize> {
+    match size {
+        PageSize::Size4K => None,
+        PageSize::Size2M => Some(PageSize::Size4K),
+        PageSize::Size1G => Some(PageSize::Size2M),
+    }
+}
+
+const fn frame(hpa: Hpa, size: PageSize) -> Frame {
+    Frame {
+        pa: hpa.0,
+        order: order(size),
+    }
+}

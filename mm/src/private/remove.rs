@@ -1,0 +1,801 @@
+//! Dynamic removal: taking memory from a TD that has its key, while it may run.
+//!
+//! A range goes in batches. What a batch takes is claimed and blocked, entry by entry; one tracking round makes sure that no
+//! CPU uses any of it; then each page is removed, written back, cleared, and goes home. Tables that are empty after that are
+//! blocked together with what the next batch takes, and share its round. A large page is removed whole; it is
+//! split only where the range ends inside it.
+
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
+use seam::address::{Gpa, Level};
+use seam::call::SeamCall;
+use seam::error::{Cause, Rejected};
+use seam::page::{Cached, Donated, Page};
+use seam::retry::Wait;
+
+use super::error::Error;
+use super::mirror::{
+    Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, PageTable, Place, Upper, Was, index, start,
+};
+use super::pool::{Home, Pool, clear_all};
+use super::root::{Live, Mode};
+use super::{Cpu, Kick, PrivateMap};
+
+/// What was taken from a TD.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Private pages of 4 KiB, 2 MiB and 1 GiB.
+    pub pages: [u64; 3],
+    /// Pages of the S-EPT.
+    pub sept: u64,
+    /// Batches, each with one tracking round at most.
+    pub batches: u64,
+}
+
+/// What became of a request to take memory from a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done.
+    Removed(Taken),
+    /// The HKID is being released: the request is noted. Either bulk reclaim takes everything, or, when the TD lives on,
+    /// [`PrivateMap::run_queued`] does it.
+    Queued,
+    /// The TD has no key: bulk reclaim takes everything.
+    LeftToReclaim,
+}
+
+/// Entries and tables that a batch takes.
+const MAX_ITEMS: usize = 16;
+/// 4 KiB pages after which a batch is full.
+const MAX_SMALL: usize = 512;
+
+/// What a batch has claimed.
+enum Item {
+    /// 4 KiB pages, from one index to another, of the table at an address.
+    Pages {
+        gpa: Gpa,
+        table: Boxed<PageTable>,
+        part: Range<usize>,
+    },
+    /// A page of 2 MiB or 1 GiB.
+    Large {
+        gpa: Gpa,
+        page: Page<Donated>,
+        was: Was,
+        since: Option<Epoch>,
+    },
+    /// An empty page table.
+    Table {
+        gpa: Gpa,
+        table: Boxed<PageTable>,
+        since: Option<Epoch>,
+    },
+    /// An empty directory.
+    Directory {
+        gpa: Gpa,
+        directory: Boxed<Directory>,
+        since: Option<Epoch>,
+    },
+    /// An empty table above the directories.
+    Upper {
+        place: Place,
+        page: Page<Donated>,
+        since: Option<Epoch>,
+    },
+}
+
+impl Item {
+    /// Whether this is the directory of the GiB at `gpa`.
+    fn is_directory(&self, gpa: Gpa) -> bool {
+        matches!(self, Self::Directory { gpa: own, .. } if *own == gpa)
+    }
+
+    /// Where the search goes on after this was found at `gpa`.
+    fn end(&self, gpa: Gpa) -> u64 {
+        match self {
+            Self::Pages { gpa, .. } | Self::Table { gpa, .. } => gpa.0 + PAGE_2M,
+            Self::Large { gpa, page, .. } => gpa.0 + page.size().bytes(),
+            Self::Directory { gpa, .. } => gpa.0 + PAGE_1G,
+            Self::Upper { .. } => start(gpa, PAGE_1G).0 + PAGE_1G,
+        }
+    }
+}
+
+type Items = ArrayVec<Item, MAX_ITEMS>;
+
+/// What is found at an address.
+enum Found {
+    Item(Item),
+    /// Nothing to take before this address.
+    GoOn(u64),
+    /// A page of this size that the range does not cover.
+    Split(PageSize),
+    /// A table that failed work left blocked.
+    Unblock,
+}
+
+impl PrivateMap {
+    /// Takes everything in `range` from the TD, and the tables that are empty then. What it does not find it does not
+    /// miss; a range that was taken in part is simply asked for again.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`]. What was taken is taken; nothing is lost, and
+    /// what is blocked stays so until the next time, or until [`Self::unblock`].
+    pub fn remove<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        kick: &impl Kick,
+    ) -> Result<Outcome, Error> {
+        let until = range.end;
+        self.remove_and_tidy(cpu, range, until, kick)
+    }
+
+    /// The same, and what is empty up to `until` goes, too.
+    pub(super) fn remove_and_tidy<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        until: u64,
+        kick: &impl Kick,
+    ) -> Result<Outcome, Error> {
+        if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
+            return Err(Error::BadRange);
+        }
+        let removed = self.root.keyed(|live| {
+            self.settle(cpu)?;
+            Removal::new(self, cpu, live, kick).run(&range, until)
+        });
+        match removed {
+            Ok(taken) => Ok(Outcome::Removed(taken)),
+            Err(Error::Terminated) => match self.mode() {
+                // Whoever wanted to close the map has given up.
+                Mode::Keyed => Err(Error::Busy),
+                Mode::Releasing if self.stock.queue(range) => Ok(Outcome::Queued),
+                Mode::Releasing => Err(Error::NoHeap),
+                Mode::Keyless => Ok(Outcome::LeftToReclaim),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Does what was queued while the map was closed.
+    ///
+    /// # Errors
+    /// As [`Self::remove`]; what was not done is queued again.
+    pub fn run_queued<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        kick: &impl Kick,
+    ) -> Result<(), Error> {
+        while let Some(range) = self.stock.next_queued() {
+            match self.remove(cpu, range.clone(), kick) {
+                Ok(Outcome::Removed(_)) => {}
+                // It is in the queue again, or of no interest any more.
+                Ok(Outcome::Queued | Outcome::LeftToReclaim) => return Ok(()),
+                Err(error) => {
+                    self.stock.queue(range);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes back the pages that left the TD and could not be written back then. [`Self::remove`] does so first.
+    ///
+    /// # Errors
+    /// [`Error::Seam`]; what is left stays for the next time.
+    pub fn settle<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+    ) -> Result<(), Error> {
+        let mut home = Home::new(cpu.pool);
+        while let Some(page) = self.stock.next_stranded() {
+            self.bring_home(cpu, page, &mut home)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a page back that left the TD, clears it and sends it home.
+    ///
+    /// # Errors
+    /// [`Error::Seam`]; the page is kept for [`Self::settle`].
+    pub(super) fn bring_home<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        page: Page<Cached>,
+        home: &mut Home<'_, P>,
+    ) -> Result<(), Error> {
+        match cpu.tdh.phymem_page_wbinvd(page, self.keyid) {
+            Ok(page) => {
+                home.push(clear_all(cpu.pool, page));
+                Ok(())
+            }
+            Err(Rejected { error, given }) => {
+                if let Err(page) = self.stock.strand(given) {
+                    cpu.pool.quarantine(page);
+                }
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// One removal.
+struct Removal<'a, C, W, P: Pool, K> {
+    map: &'a PrivateMap,
+    cpu: Cpu<'a, C, W, P>,
+    live: &'a Live,
+    kick: &'a K,
+    home: Home<'a, P>,
+    taken: Taken,
+    /// The first thing that went wrong.
+    end: Result<(), Error>,
+}
+
+impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
+    const fn new(map: &'a PrivateMap, cpu: Cpu<'a, C, W, P>, live: &'a Live, kick: &'a K) -> Self {
+        Self {
+            map,
+            cpu,
+            live,
+            kick,
+            home: Home::new(cpu.pool),
+            taken: Taken {
+                pages: [0; 3],
+                sept: 0,
+                batches: 0,
+            },
+            end: Ok(()),
+        }
+    }
+
+    fn run(mut self, range: &Range<u64>, until: u64) -> Result<Taken, Error> {
+        let mut at = range.start;
+        let mut items = Items::new();
+        loop {
+            if self.end.is_ok() {
+                self.end = self.collect(&mut items, &mut at, range, until);
+            }
+            if items.is_empty() {
+                break;
+            }
+            self.taken.batches += 1;
+            let quiet = self.quiesce(&mut items);
+            let mut emptied = Items::new();
+            for item in items.drain(..) {
+                if quiet.is_ok() && !self.gives_up() {
+                    self.take(item, &mut emptied);
+                } else {
+                    self.put_back(item);
+                }
+            }
+            self.note(quiet);
+            items = emptied;
+            // The empty tables keep until the next time.
+            if self.gives_up() {
+                for item in items.drain(..) {
+                    self.put_back(item);
+                }
+            }
+        }
+        self.end.map(|()| self.taken)
+    }
+
+    /// Claims what comes next, until the batch is full.
+    fn collect(
+        &self,
+        items: &mut Items,
+        at: &mut u64,
+        range: &Range<u64>,
+        until: u64,
+    ) -> Result<(), Error> {
+        let mut small = 0;
+        while *at < until && !items.is_full() && small < MAX_SMALL {
+            let gpa = Gpa(*at);
+            let gib = start(gpa, PAGE_1G);
+            if items.iter().any(|item| item.is_directory(gib)) {
+                *at = gib.0 + PAGE_1G;
+                continue;
+            }
+            match self.find(gpa, range)? {
+                Found::GoOn(next) => *at = next,
+                Found::Split(size) => {
+                    let gpa = start(gpa, size.bytes());
+                    let map = self.map;
+                    map.demote_live(self.cpu, self.live, gpa, size, self.kick)?;
+                }
+                Found::Unblock => self.map.unblock_live(self.cpu, self.live, gpa, self.kick)?,
+                Found::Item(item) => {
+                    if let Item::Pages { part, .. } = &item {
+                        small += part.len();
+                    }
+                    *at = item.end(gpa);
+                    items.push(item);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds what there is to take at `gpa`, and claims it.
+    fn find(&self, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+        let mirror = &self.map.mirror;
+        let gib = start(gpa, PAGE_1G);
+        let after = gib.0 + PAGE_1G;
+        let found = mirror.with(gpa.0 / PAGE_1G, |entry| {
+            match entry {
+                Entry::Free => return Ok(None),
+                Entry::Claimed => return Err(Error::Busy),
+                Entry::Leaf(_) => match cover(range, gib, PAGE_1G) {
+                    Cover::None => return Ok(Some(Found::GoOn(after))),
+                    Cover::Part => return Ok(Some(Found::Split(PageSize::Size1G))),
+                    Cover::All => {}
+                },
+                Entry::BlockedTable { table, .. } if table.used() > 0 => {
+                    return Ok(Some(Found::Unblock));
+                }
+                Entry::Table(table) if table.used() > 0 => {
+                    return find_in(table, gpa, range).map(Some);
+                }
+                Entry::Table(_) | Entry::BlockedTable { .. } => {}
+            }
+            Ok(match entry.claim()? {
+                Entry::Leaf(leaf) => Some(Found::Item(large(gib, leaf))),
+                entry => empty_directory(gib, entry).map(Found::Item),
+            })
+        })??;
+        match found {
+            Some(found) => Ok(found),
+            None => Ok(match self.empty_upper(Place::pdpt(gpa))? {
+                Some(item) => Found::Item(item),
+                None => Found::GoOn(after),
+            }),
+        }
+    }
+
+    /// Claims a table above the directories, if it is there and nothing hangs below it.
+    fn empty_upper(&self, place: Place) -> Result<Option<Item>, Error> {
+        let uppers = &self.map.mirror.uppers;
+        uppers.with(place, |upper| {
+            match core::mem::replace(upper, Upper::Claimed) {
+                Upper::Linked { page, pins: 0 } => Some(Item::Upper {
+                    place,
+                    page,
+                    since: None,
+                }),
+                Upper::Blocked { page, since } => Some(Item::Upper {
+                    place,
+                    page,
+                    since: Some(since),
+                }),
+                other => {
+                    *upper = other;
+                    None
+                }
+            }
+        })
+    }
+
+    /// Blocks all that the batch has, and makes sure that no CPU uses it, if the TD can run.
+    fn quiesce(&self, items: &mut Items) -> Result<(), Error> {
+        if !self.live.is_finalized() {
+            return Ok(());
+        }
+        let mut latest = None;
+        for item in items {
+            let since = self.block(item)?;
+            if since.is_some_and(|since| !self.map.tracker.is_tracked(since)) {
+                latest = since;
+            }
+        }
+        // A round covers all that was blocked before it.
+        self.map.track(self.cpu, self.live, latest, self.kick)
+    }
+
+    /// Blocks an item, unless it is; when that was done last.
+    fn block(&self, item: &mut Item) -> Result<Option<Epoch>, Error> {
+        match item {
+            Item::Pages { gpa, table, part } => {
+                let mut latest = None;
+                for at in part.clone() {
+                    if table.page(at).is_none() {
+                        continue;
+                    }
+                    if table.blocked_since(at).is_none() {
+                        self.block_range(page_at(*gpa, at), Level::Pt)?;
+                        table.block(at, self.map.tracker.now());
+                    }
+                    latest = table.blocked_since(at);
+                }
+                Ok(latest)
+            }
+            Item::Large {
+                gpa, page, since, ..
+            } => self.block_once(*gpa, page.size().into(), since),
+            Item::Table { gpa, since, .. } => self.block_once(*gpa, Level::Pd, since),
+            Item::Directory { gpa, since, .. } => self.block_once(*gpa, Level::Pdpt, since),
+            Item::Upper { place, since, .. } => self.block_once(place.gpa, place.level, since),
+        }
+    }
+
+    fn block_once(
+        &self,
+        gpa: Gpa,
+        level: Level,
+        since: &mut Option<Epoch>,
+    ) -> Result<Option<Epoch>, Error> {
+        if since.is_none() {
+            self.block_range(gpa, level)?;
+            *since = Some(self.map.tracker.now());
+        }
+        Ok(*since)
+    }
+
+    fn block_range(&self, gpa: Gpa, level: Level) -> Result<(), Error> {
+        let tdh = self.cpu.tdh;
+        tdh.mem_range_block(self.live.tdr(), gpa, level)?;
+        Ok(())
+    }
+
+    /// Takes what no CPU uses any more. A table that is empty by that is claimed into `emptied`.
+    fn take(&mut self, item: Item, emptied: &mut Items) {
+        match item {
+            Item::Pages { gpa, table, part } => self.take_pages(gpa, table, part, emptied),
+            Item::Large {
+                gpa,
+                page,
+                was,
+                since,
+            } => self.take_large(gpa, page, was, since, emptied),
+            Item::Table {
+                gpa,
+                mut table,
+                since,
+            } => {
+                table.sept = self.take_sept(gpa, Level::Pd, table.sept.take());
+                if table.sept.is_none() {
+                    self.map.mirror.put_block(gpa, Entry::Free);
+                    self.empty_above_block(gpa, emptied);
+                } else {
+                    self.put_back(Item::Table { gpa, table, since });
+                }
+            }
+            Item::Directory {
+                gpa,
+                mut directory,
+                since,
+            } => {
+                directory.sept = self.take_sept(gpa, Level::Pdpt, directory.sept.take());
+                if directory.sept.is_none() {
+                    self.free_gib(gpa, emptied);
+                } else {
+                    self.put_back(Item::Directory {
+                        gpa,
+                        directory,
+                        since,
+                    });
+                }
+            }
+            Item::Upper { place, page, since } => {
+                match self.take_sept(place.gpa, place.level, Some(page)) {
+                    None => {
+                        let uppers = &self.map.mirror.uppers;
+                        uppers.put(place, Upper::Free);
+                        if let Some(above) = uppers.above(place) {
+                            uppers.unpin(above);
+                            self.claim_empty(above, emptied);
+                        }
+                    }
+                    Some(page) => self.put_back(Item::Upper { place, page, since }),
+                }
+            }
+        }
+    }
+
+    fn take_pages(
+        &mut self,
+        gpa: Gpa,
+        mut table: Boxed<PageTable>,
+        part: Range<usize>,
+        emptied: &mut Items,
+    ) {
+        for at in part {
+            let Some(leaf) = table.take(at) else { continue };
+            let (was, since) = (leaf.was(), leaf.blocked_since());
+            if let Some(page) = self.take_page(page_at(gpa, at), leaf.into_page()) {
+                table.put(at, leaf_of(page, was, since));
+            }
+            if self.gives_up() {
+                break;
+            }
+        }
+        if table.used() > 0 {
+            self.map.mirror.put_block(gpa, Entry::Table(table));
+        } else {
+            let since = None;
+            emptied.push(Item::Table { gpa, table, since });
+        }
+    }
+
+    fn take_large(
+        &mut self,
+        gpa: Gpa,
+        page: Page<Donated>,
+        was: Was,
+        since: Option<Epoch>,
+        emptied: &mut Items,
+    ) {
+        let size = page.size();
+        match self.take_page(gpa, page) {
+            Some(page) => self.put_back(Item::Large {
+                gpa,
+                page,
+                was,
+                since,
+            }),
+            None if size == PageSize::Size1G => self.free_gib(gpa, emptied),
+            None => {
+                self.map.mirror.put_block(gpa, Entry::Free);
+                self.empty_above_block(gpa, emptied);
+            }
+        }
+    }
+
+    /// A GiB holds nothing any more.
+    fn free_gib(&mut self, gpa: Gpa, emptied: &mut Items) {
+        self.map.mirror.put_gib(gpa.0 / PAGE_1G, Entry::Free);
+        let place = Place::pdpt(gpa);
+        self.map.mirror.uppers.unpin(place);
+        self.claim_empty(place, emptied);
+    }
+
+    fn claim_empty(&self, place: Place, emptied: &mut Items) {
+        if let Ok(Some(item)) = self.empty_upper(place) {
+            emptied.push(item);
+        }
+    }
+
+    /// Claims the directory above a block that was freed, if it is empty now.
+    fn empty_above_block(&self, gpa: Gpa, emptied: &mut Items) {
+        let claimed = self.map.mirror.with(gpa.0 / PAGE_1G, |entry| match entry {
+            Entry::Table(table) if table.used() == 0 => entry.claim().ok(),
+            _ => None,
+        });
+        if let Ok(Some(entry)) = claimed
+            && let Some(item) = empty_directory(start(gpa, PAGE_1G), entry)
+        {
+            emptied.push(item);
+        }
+    }
+
+    /// TDH.MEM.PAGE.REMOVE and all that follows; the page when the module does not give it.
+    fn take_page(&mut self, gpa: Gpa, page: Page<Donated>) -> Option<Page<Donated>> {
+        let size = page.size();
+        match self.cpu.tdh.mem_page_remove(self.live.tdr(), gpa, page) {
+            Ok(page) => {
+                self.map.stock.remove_pages(size, 1);
+                self.taken.pages[size as usize] += 1;
+                let home = self.map.bring_home(self.cpu, page, &mut self.home);
+                self.note(home);
+                None
+            }
+            Err(rejected) => {
+                let doubtful = self.refused(rejected);
+                if doubtful.is_none() {
+                    self.map.stock.remove_pages(size, 1);
+                }
+                doubtful
+            }
+        }
+    }
+
+    /// TDH.MEM.SEPT.REMOVE and all that follows; the page when the module does not give it.
+    fn take_sept(
+        &mut self,
+        gpa: Gpa,
+        level: Level,
+        page: Option<Page<Donated>>,
+    ) -> Option<Page<Donated>> {
+        let tdh = self.cpu.tdh;
+        match tdh.mem_sept_remove(self.live.tdr(), gpa, level, page?) {
+            Ok(page) => {
+                self.map.stock.remove_sept(1);
+                self.taken.sept += 1;
+                let home = self.map.bring_home(self.cpu, page, &mut self.home);
+                self.note(home);
+                None
+            }
+            Err(rejected) => {
+                let doubtful = self.refused(rejected);
+                if doubtful.is_none() {
+                    self.map.stock.remove_sept(1);
+                }
+                doubtful
+            }
+        }
+    }
+
+    /// Notes why the module did not give a page. If it gave another one instead, nobody knows whose this is.
+    fn refused(&mut self, rejected: Rejected<Page<Donated>>) -> Option<Page<Donated>> {
+        let (error, page) = rejected.into_parts();
+        self.note(Err(error.into()));
+        if matches!(error.cause(), Cause::WrongPage { .. }) {
+            self.cpu.pool.quarantine(page);
+            return None;
+        }
+        Some(page)
+    }
+
+    fn note(&mut self, result: Result<(), Error>) {
+        if self.end.is_ok() {
+            self.end = result;
+        }
+    }
+
+    /// Whether more calls would be in vain.
+    const fn gives_up(&self) -> bool {
+        matches!(self.end, Err(Error::Seam(_) | Error::NoAnswer(_)))
+    }
+
+    /// Ends a claim without having taken anything.
+    fn put_back(&self, item: Item) {
+        let mirror = &self.map.mirror;
+        match item {
+            Item::Pages { gpa, table, .. } => mirror.put_block(gpa, Entry::Table(table)),
+            Item::Large {
+                gpa,
+                page,
+                was,
+                since,
+            } => match page.size() {
+                PageSize::Size1G => {
+                    let leaf = leaf_of(page, was, since);
+                    mirror.put_gib(gpa.0 / PAGE_1G, Entry::Leaf(leaf));
+                }
+                _ => mirror.put_block(gpa, Entry::Leaf(leaf_of(page, was, since))),
+            },
+            Item::Table { gpa, table, since } => mirror.put_block(gpa, table_of(table, since)),
+            Item::Directory {
+                gpa,
+                directory,
+                since,
+            } => mirror.put_gib(gpa.0 / PAGE_1G, table_of(directory, since)),
+            Item::Upper { place, page, since } => {
+                let upper = match since {
+                    Some(since) => Upper::Blocked { page, since },
+                    None => Upper::Linked { page, pins: 0 },
+                };
+                mirror.uppers.put(place, upper);
+            }
+        }
+    }
+}
+
+/// How much of something a range covers.
+enum Cover {
+    None,
+    Part,
+    All,
+}
+
+fn cover(range: &Range<u64>, from: Gpa, bytes: u64) -> Cover {
+    let to = from.0 + bytes;
+    if range.start <= from.0 && to <= range.end {
+        Cover::All
+    } else if range.start < to && from.0 < range.end {
+        Cover::Part
+    } else {
+        Cover::None
+    }
+}
+
+/// Finds what there is to take in the block of `gpa` in a directory, and claims it.
+fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+    let at = index(gpa, PAGE_2M);
+    let block = start(gpa, PAGE_2M);
+    let after = block.0 + PAGE_2M;
+    match directory.entry(at) {
+        Entry::Free => Ok(Found::GoOn(after)),
+        Entry::Claimed => Err(Error::Busy),
+        Entry::Leaf(_) => match cover(range, block, PAGE_2M) {
+            Cover::None => Ok(Found::GoOn(after)),
+            Cover::Part => Ok(Found::Split(PageSize::Size2M)),
+            Cover::All => Ok(match directory.claim(at)? {
+                Entry::Leaf(leaf) => Found::Item(large(block, leaf)),
+                entry => {
+                    directory.put(at, entry);
+                    Found::GoOn(after)
+                }
+            }),
+        },
+        Entry::BlockedTable { table, .. } if table.used() > 0 => Ok(Found::Unblock),
+        Entry::Table(table) if table.used() > 0 => {
+            let part = part_of(range, block);
+            if part.clone().all(|at| table.is_free(at)) {
+                return Ok(Found::GoOn(after));
+            }
+            Ok(match directory.claim(at)? {
+                Entry::Table(table) => Found::Item(Item::Pages {
+                    gpa: block,
+                    table,
+                    part,
+                }),
+                entry => {
+                    directory.put(at, entry);
+                    Found::GoOn(after)
+                }
+            })
+        }
+        Entry::Table(_) | Entry::BlockedTable { .. } => Ok(match directory.claim(at)? {
+            Entry::Table(table) => Found::Item(Item::Table {
+                gpa: block,
+                table,
+                since: None,
+            }),
+            Entry::BlockedTable { table, since } => Found::Item(Item::Table {
+                gpa: block,
+                table,
+                since: Some(since),
+            }),
+            entry => {
+                directory.put(at, entry);
+                Found::GoOn(after)
+            }
+        }),
+    }
+}
+
+/// The entries of the table at `block` that a range covers.
+fn part_of(range: &Range<u64>, block: Gpa) -> Range<usize> {
+    let at = |address: u64| {
+        let pages = address.saturating_sub(block.0) / PAGE_4K;
+        (pages as usize).min(ENTRIES)
+    };
+    at(range.start)..at(range.end)
+}
+
+fn large(gpa: Gpa, leaf: Leaf) -> Item {
+    let (was, since) = (leaf.was(), leaf.blocked_since());
+    Item::Large {
+        gpa,
+        page: leaf.into_page(),
+        was,
+        since,
+    }
+}
+
+/// The item of a directory that is claimed and empty.
+fn empty_directory(gpa: Gpa, entry: Gib) -> Option<Item> {
+    let (directory, since) = match entry {
+        Entry::Table(table) => (table, None),
+        Entry::BlockedTable { table, since } => (table, Some(since)),
+        _ => return None,
+    };
+    Some(Item::Directory {
+        gpa,
+        directory,
+        since,
+    })
+}
+
+fn leaf_of(page: Page<Donated>, was: Was, since: Option<Epoch>) -> Leaf {
+    match since {
+        Some(since) => Leaf::Blocked { page, since, was },
+        None => Leaf::usable(page, was),
+    }
+}
+
+fn table_of<T>(table: Boxed<T>, since: Option<Epoch>) -> Entry<T> {
+    match since {
+        Some(since) => Entry::BlockedTable { table, since },
+        None => Entry::Table(table),
+    }
+}
+
+const fn page_at(table: Gpa, at: usize) -> Gpa {
+    Gpa(table.0 + at as u64 * PAGE_4K)
+}

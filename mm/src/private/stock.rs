@@ -1,0 +1,118 @@
+//! What a TD owns, counted; and what is owed to the host: pages that left the TD and are not written back yet, ranges that
+//! are to be freed.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use seam::abi::PageSize;
+use seam::page::{Cached, Page};
+use spin::Mutex;
+
+/// What a TD owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Private pages of 4 KiB, 2 MiB and 1 GiB.
+    pub pages: [u64; 3],
+    /// Pages of its S-EPT.
+    pub sept: u64,
+    /// Pages that left it and could not be written back yet.
+    pub stranded: u64,
+}
+
+impl Holding {
+    /// Bytes of private memory.
+    pub fn bytes(&self) -> u64 {
+        let all = self.pages.iter().zip(PageSize::ALL);
+        all.map(|(pages, size)| pages * size.bytes()).sum()
+    }
+}
+
+/// The counts and the debts.
+#[derive(Debug)]
+pub(super) struct Stock {
+    pages: [AtomicU64; 3],
+    sept: AtomicU64,
+    stranded: Mutex<Vec<Page<Cached>>>,
+    queued: Mutex<Vec<Range<u64>>>,
+}
+
+impl Stock {
+    pub const fn new() -> Self {
+        Self {
+            pages: [const { AtomicU64::new(0) }; 3],
+            sept: AtomicU64::new(0),
+            stranded: Mutex::new(Vec::new()),
+            queued: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub fn holding(&self) -> Holding {
+        Holding {
+            pages: [0, 1, 2].map(|size| self.pages[size as usize].load(Relaxed)),
+            sept: self.sept.load(Relaxed),
+            stranded: self.stranded.lock().len() as u64,
+        }
+    }
+
+    pub fn add_page(&self, size: PageSize) {
+        self.pages[size as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn remove_pages(&self, size: PageSize, count: u64) {
+        self.pages[size as usize].fetch_sub(count, Relaxed);
+    }
+
+    /// A page of that size became 512 of the next smaller.
+    pub fn split(&self, size: PageSize) {
+        self.pages[size as usize].fetch_sub(1, Relaxed);
+        self.pages[size as usize - 1].fetch_add(512, Relaxed);
+    }
+
+    /// 512 pages became one of that size.
+    pub fn merge(&self, size: PageSize) {
+        self.pages[size as usize - 1].fetch_sub(512, Relaxed);
+        self.pages[size as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn add_sept(&self) {
+        self.sept.fetch_add(1, Relaxed);
+    }
+
+    pub fn remove_sept(&self, count: u64) {
+        self.sept.fetch_sub(count, Relaxed);
+    }
+
+    /// Keeps a page that left the TD and could not be written back.
+    ///
+    /// # Errors
+    /// The page, when there is no room to keep it.
+    pub fn strand(&self, page: Page<Cached>) -> Result<(), Page<Cached>> {
+        let mut stranded = self.stranded.lock();
+        if stranded.try_reserve(1).is_err() {
+            return Err(page);
+        }
+        stranded.push(page);
+        Ok(())
+    }
+
+    /// A page to try again.
+    pub fn next_stranded(&self) -> Option<Page<Cached>> {
+        self.stranded.lock().pop()
+    }
+
+    /// Notes a range that is to be freed. `false` when there is no room for the note.
+    pub fn queue(&self, range: Range<u64>) -> bool {
+        let mut queued = self.queued.lock();
+        if queued.try_reserve(1).is_err() {
+            return false;
+        }
+        queued.push(range);
+        true
+    }
+
+    /// A range that was to be freed.
+    pub fn next_queued(&self) -> Option<Range<u64>> {
+        self.queued.lock().pop()
+    }
+}

@@ -1,0 +1,107 @@
+//! TLB tracking: making sure that no CPU uses what was blocked.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use seam::abi::{Leaf as SeamLeaf, Status};
+use seam::call::SeamCall;
+use seam::retry::Wait;
+use seam::tdh::Tdh;
+
+use super::error::Error;
+use super::mirror::Epoch;
+use super::root::Live;
+
+/// Makes every vCPU of one TD that is in the guest leave it, by interrupting the CPU that it is on. The hypervisor
+/// implements it.
+pub trait Kick {
+    /// Returns when each vCPU that was in the guest at the call has left it at least once since; it may be in again.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] when one did not within the time that the hypervisor allows.
+    fn kick(&self) -> Result<(), NoAnswer>;
+}
+
+impl<K: Kick + ?Sized> Kick for &K {
+    fn kick(&self) -> Result<(), NoAnswer> {
+        (**self).kick()
+    }
+}
+
+/// For a TD none of whose vCPUs runs, because it is being built or is paused.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoneRuns;
+
+impl Kick for NoneRuns {
+    fn kick(&self) -> Result<(), NoAnswer> {
+        Ok(())
+    }
+}
+
+/// A CPU that did not leave the guest in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// Its number.
+    pub cpu: u32,
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CPU {} did not leave the guest in time", self.cpu)
+    }
+}
+
+/// The rounds of one TD.
+#[derive(Debug)]
+pub(super) struct Tracker {
+    /// What is blocked now gets this; the next round has this number.
+    next: AtomicU32,
+    /// The last round that ended.
+    done: AtomicU32,
+}
+
+impl Tracker {
+    pub const fn new() -> Self {
+        Self {
+            next: AtomicU32::new(1),
+            done: AtomicU32::new(0),
+        }
+    }
+
+    /// The time of something that has just been blocked.
+    pub fn now(&self) -> Epoch {
+        Epoch(self.next.load(SeqCst))
+    }
+
+    /// Whether no CPU uses what was blocked at `since`.
+    pub fn is_tracked(&self, since: Epoch) -> bool {
+        since.is_covered_by(Epoch(self.done.load(SeqCst)))
+    }
+
+    /// One round: TDH.MEM.TRACK, and every vCPU out of the guest once. No CPU uses, after it, what was blocked before.
+    ///
+    /// # Errors
+    /// [`Error::Seam`], [`Error::NoAnswer`].
+    pub fn round<C: SeamCall, W: Wait>(
+        &self,
+        tdh: &Tdh<'_, C, W>,
+        live: &Live,
+        kick: &impl Kick,
+    ) -> Result<(), Error> {
+        // First the number, then the call: what was blocked by another CPU meanwhile has a later one.
+        let round = self.next.fetch_add(1, SeqCst);
+        if let Err(error) = tdh.once().mem_track(live.tdr()) {
+            debug_assert_eq!(error.leaf(), SeamLeaf::MemTrack);
+            if error.is(Status::PREVIOUS_TLB_EPOCH_BUSY) {
+                // Somebody is in the guest since before the round before this one.
+                kick.kick()?;
+            }
+            tdh.mem_track(live.tdr())?;
+        }
+        kick.kick()?;
+        // Rounds of several CPUs may end in any order.
+        let later = |done| Epoch(done).is_covered_by(Epoch(round)).then_some(round);
+        _ = self.done.fetch_update(SeqCst, SeqCst, later);
+        Ok(())
+    }
+}

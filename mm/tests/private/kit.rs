@@ -1,0 +1,332 @@
+//! A server with an emulated module that is up, its frames, and TDs in it with a private map.
+
+use core::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use mm::frames::{Counts, Frames, words_for};
+use mm::pages::{Flush, frame_of, page_of};
+use mm::private::{Cpu, FramePool, Levels, PrivateMap, Settings};
+use seam::abi::metadata::sys;
+use seam::abi::{Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams};
+use seam::address::{Hpa, KeyIdPosition};
+use seam::counters::Counters;
+use seam::hkid::Hkid;
+use seam::page::{Clean, Clear, Donated, Page};
+use seam::retry::{Pause, Wait};
+use seam::tdh::resume::{CacheWbRound, Step};
+use seam::tdh::{EnterFlags, Tdh, Tdvpr};
+use spin::Mutex;
+use stub_module::hooks::Hooks;
+use stub_module::host::{Config, Exit, Guest, HostMachine, Processor, Server, TdmrPlan};
+use stub_module::vcpu::{Field, Gpr, Vcpu};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Where the TDMR begins.
+pub const BASE: u64 = 4 << 30;
+/// The module's own HKID.
+pub const GLOBAL_HKID: u16 = 32;
+/// One CPU of each package.
+pub const LEADERS: [u32; 2] = [0, 2];
+/// Where the host has its buffers.
+const BUFFERS: u64 = 1 << 20;
+/// A page of the host's, to be copied from.
+pub const SOURCE: Hpa = Hpa(BUFFERS + PAGE_4K);
+
+/// The host's way to memory.
+pub struct Memory(Arc<Server>);
+
+impl Flush for Memory {
+    fn flush(&self, _: Hpa, _: PageSize) {}
+}
+
+impl Clear for Memory {
+    fn clear(&self, hpa: Hpa, size: PageSize) {
+        let cpu = self.0.processor(0).unwrap();
+        for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
+            cpu.clear(hpa.0 + offset).unwrap();
+        }
+    }
+}
+
+pub type Pool = FramePool<Mutex<Frames>, Memory>;
+
+/// The server.
+pub struct Host {
+    pub server: Arc<Server>,
+    pub pool: Pool,
+    pub size: u64,
+    counters: [Counters; 4],
+    waits: AtomicU64,
+}
+
+/// Waits by letting other threads run.
+pub struct Yield<'h>(&'h AtomicU64);
+
+impl Wait for Yield<'_> {
+    fn wait(&self, pause: Pause) -> ControlFlow<()> {
+        assert!(pause.tries < pause.reason.max_tries());
+        self.0.fetch_add(1, Ordering::Relaxed);
+        std::thread::yield_now();
+        ControlFlow::Continue(())
+    }
+}
+
+pub type Calls<'h> = Tdh<'h, Processor<'h>, Yield<'h>>;
+pub type OnCpu<'a, 'h> = Cpu<'a, Processor<'h>, Yield<'h>, Pool>;
+
+impl Host {
+    /// A server with 1 GiB for TDs.
+    pub fn new(hooks: &str) -> Self {
+        Self::sized(hooks, PAGE_1G)
+    }
+
+    /// A server with so many bytes for TDs, a multiple of 1 GiB.
+    pub fn sized(hooks: &str, size: u64) -> Self {
+        let config = Config {
+            cmrs: [(BASE, size + PAGE_1G)].into(),
+            ..Config::default()
+        };
+        let server = Server::with_hooks(config, Hooks::parse(hooks).unwrap());
+        let server = Arc::new(server);
+        let tdmr = TdmrPlan { base: BASE, size };
+        server.bring_up(tdmr, GLOBAL_HKID.into()).unwrap();
+        let span = (BASE, BASE + size);
+        let mut frames = Frames::new();
+        let words = Box::leak(vec![0; words_for(span)].into_boxed_slice());
+        frames.add_zone(span, words).unwrap();
+        frames.add(span).unwrap();
+        Self {
+            pool: FramePool::new(Mutex::new(frames), Memory(Arc::clone(&server))),
+            server,
+            size,
+            counters: Default::default(),
+            waits: AtomicU64::new(0),
+        }
+    }
+
+    /// The module as CPU `lp` calls it.
+    pub fn on(&self, lp: u32) -> Calls<'_> {
+        let cpu = self.server.processor(lp).unwrap();
+        Tdh::new(cpu, Yield(&self.waits), &self.counters[lp as usize])
+    }
+
+    /// Works with CPU `lp`.
+    pub fn with<R>(&self, lp: u32, work: impl FnOnce(OnCpu<'_, '_>) -> R) -> R {
+        let tdh = self.on(lp);
+        work(Cpu {
+            tdh: &tdh,
+            pool: &self.pool,
+        })
+    }
+
+    /// A frame of 4 KiB.
+    pub fn frame(&self) -> Page<Clean> {
+        let frame = self.pool.ledger().lock().alloc(0).unwrap();
+        page_of(frame, &Memory(Arc::clone(&self.server))).unwrap()
+    }
+
+    /// Takes a frame back.
+    pub fn give(&self, page: Page<Clean>) {
+        self.pool.ledger().lock().free(frame_of(page)).unwrap();
+    }
+
+    /// Frames of each order that are out.
+    pub fn ledger(&self) -> Vec<Counts> {
+        self.pool.ledger().lock().counts().to_vec()
+    }
+
+    /// 4 KiB pages that are out, and in quarantine.
+    pub fn out(&self) -> (u64, u64) {
+        let counts = self.ledger();
+        let sum = |of: fn(&Counts) -> u64| {
+            let all = counts.iter().enumerate();
+            all.map(|(order, counts)| of(counts) << order).sum::<u64>()
+        };
+        (sum(|c| c.used), sum(|c| c.quarantined))
+    }
+
+    /// Calls of a leaf, on all CPUs.
+    pub fn calls(&self, leaf: Leaf) -> u64 {
+        self.counters.iter().map(|c| c.leaf(leaf).calls).sum()
+    }
+
+    /// Calls that the module should not have been asked.
+    pub fn illegal(&self) -> u64 {
+        self.counters.iter().map(|c| c.total().illegal).sum()
+    }
+
+    /// What the module owns fits together; it is what the ledger says is out.
+    pub fn audit(&self) {
+        let frames = self.server.audit(BASE..BASE + self.size).unwrap();
+        let pages: u64 = frames.values().map(|frame| frame.size / PAGE_4K).sum();
+        assert_eq!(pages, self.out().0 - self.pool.kept_bytes() / PAGE_4K);
+        assert_eq!(self.illegal(), 0);
+        let violations = self.server.module().violations();
+        assert_eq!(violations.total(), 0, "{:?}", violations.take());
+        assert_eq!(self.pool.refused(), 0);
+    }
+
+    /// Everything is back where it was.
+    pub fn assert_spotless(&self) {
+        self.audit();
+        assert_eq!(self.out(), (0, 0));
+        assert_eq!(seam::page::lost_pages(), 0);
+        assert_eq!(seam::hkid::lost_hkids(), 0);
+    }
+}
+
+/// A TD: its map, its control pages, its vCPU.
+pub struct Td<'h> {
+    pub host: &'h Host,
+    pub map: PrivateMap,
+    pub control: Vec<Page<Donated>>,
+    pub tdvpr: Tdvpr,
+    /// The CPU that its vCPU is associated with.
+    pub lp: u32,
+}
+
+impl<'h> Td<'h> {
+    /// A TD that is initialised, with one vCPU on CPU `lp`, and owns no private memory. Faults may strike from here on.
+    pub fn new(host: &'h Host, hkid: u16, lp: u32) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "the test plays the pool")]
+        let hkid = Hkid::mint(hkid);
+        let tdh = host.on(0);
+        let tdr = tdh.mng_create(host.frame(), hkid).unwrap();
+        for leader in LEADERS {
+            host.on(leader).mng_key_config(&tdr).unwrap();
+        }
+        let tdcs = tdh.sys_rd(sys::TDCS_BASE_SIZE.id).unwrap() / PAGE_4K;
+        let mut control: Vec<_> = (0..tdcs)
+            .map(|_| tdh.mng_addcx(&tdr, host.frame()).unwrap())
+            .collect();
+        let mut params = TdParams::new_zeroed();
+        params.xfam = 3;
+        params.max_vcpus = 2;
+        params.eptp_controls = 0x1e;
+        params.tsc_frequency = 40;
+        let memory = host.server.machine().memory();
+        memory.write(BUFFERS, params.as_bytes());
+        tdh.mng_init(&tdr, Hpa(BUFFERS)).unwrap();
+        let tdvpr = tdh.vp_create(&tdr, host.frame()).unwrap();
+        let tdvps = tdh.sys_rd(sys::TDVPS_BASE_SIZE.id).unwrap() / PAGE_4K;
+        control.extend((1..tdvps).map(|_| tdh.vp_addcx(&tdvpr, host.frame()).unwrap()));
+        host.on(lp).vp_init(&tdvpr, 0, None).unwrap();
+        let settings = Settings {
+            limit: 4 * PAGE_1G,
+            levels: Levels::Four,
+            keyid: KeyIdPosition::new(52, 6).unwrap(),
+        };
+        Self {
+            host,
+            map: PrivateMap::new(tdr, settings).unwrap(),
+            control,
+            tdvpr,
+            lp,
+        }
+    }
+
+    /// The same, finalised.
+    pub fn runnable(host: &'h Host, hkid: u16, lp: u32) -> Self {
+        let td = Self::new(host, hkid, lp);
+        td.map.finalize(&host.on(0)).unwrap();
+        td
+    }
+
+    /// The guest accepts the page of `size` at `gpa`; RAX as it finds it afterwards. `None` when it left for the host
+    /// instead.
+    pub fn accept(&self, gpa: u64, size: PageSize) -> Option<Status> {
+        const MEM_PAGE_ACCEPT: u64 = 6;
+        let machine = self.host.server.machine();
+        let result = Arc::new(AtomicU64::new(u64::MAX));
+        let script = Accept {
+            rcx: gpa | size as u64,
+            rax: MEM_PAGE_ACCEPT,
+            result: Arc::clone(&result),
+            asked: false,
+        };
+        machine.set_guest(self.lp, Some(Box::new(script)));
+        self.enter();
+        machine.set_guest(self.lp, None);
+        Some(result.load(Ordering::SeqCst))
+            .filter(|rax| *rax != u64::MAX)
+            .map(Status)
+    }
+
+    /// TDH.VP.ENTER until the next exit.
+    pub fn enter(&self) {
+        let mut regs = seam::abi::Gprs::default();
+        let tdh = self.host.on(self.lp);
+        let status = tdh.vp_enter(&self.tdvpr, EnterFlags::default(), &mut regs);
+        assert!(!status.unwrap().is_error(), "{status:?}");
+    }
+
+    /// Gives the HKID back; the memory stays.
+    pub fn release(&self) {
+        let host = self.host;
+        self.map.close(|_| ControlFlow::Continue(())).unwrap();
+        host.on(self.lp).vp_flush(&self.tdvpr).unwrap();
+        let tdh = host.on(0);
+        self.map.flush_done(&tdh).unwrap();
+        for leader in LEADERS {
+            let mut round = CacheWbRound::new();
+            while round.step(&host.on(leader)).unwrap() == Step::More {}
+        }
+        let hkid = self.map.free_hkid(&tdh).unwrap().unwrap();
+        hkid.surrender();
+    }
+
+    /// The end of a TD that owns no private memory any more and has no key.
+    pub fn bury(self) {
+        let Self {
+            host,
+            map,
+            mut control,
+            tdvpr,
+            ..
+        } = self;
+        let tdh = host.on(0);
+        control.push(tdvpr.into_page());
+        let tdr = map.take_root().unwrap();
+        let memory = Memory(Arc::clone(&host.server));
+        for page in control {
+            let page = tdh.phymem_page_reclaim(&tdr, page).unwrap();
+            host.give(page.clear(&memory));
+        }
+        let page = tdh.phymem_page_reclaim_tdr(tdr, GLOBAL_HKID).unwrap();
+        let keyid = KeyIdPosition::new(52, 6).unwrap();
+        let page = tdh.phymem_page_wbinvd(page, keyid).unwrap();
+        host.give(page.clear(&memory));
+    }
+}
+
+/// A guest that makes one TDCALL and is then interrupted.
+struct Accept {
+    rax: u64,
+    rcx: u64,
+    result: Arc<AtomicU64>,
+    asked: bool,
+}
+
+impl Guest for Accept {
+    fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
+        const TDCALL: u32 = 77;
+        const LMA: u64 = 1 << 10;
+        const L: u64 = 1 << 13;
+        if self.asked {
+            self.result.store(vcpu.gpr(Gpr::Rax), Ordering::SeqCst);
+            Exit::EXTERNAL_INTERRUPT.leave(machine, vcpu);
+            return;
+        }
+        self.asked = true;
+        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+        vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
+        vcpu.set_gpr(Gpr::Rax, self.rax);
+        vcpu.set_gpr(Gpr::Rcx, self.rcx);
+        let exit = Exit {
+            instruction_length: 4,
+            ..Exit::of(TDCALL)
+        };
+        exit.leave(machine, vcpu);
+    }
+}

@@ -1,0 +1,6 @@
+//! A TD's private memory against the emulated module.
+
+mod build;
+mod kit;
+mod remove;
+mod resize;
