@@ -13,6 +13,7 @@ pub mod logging;
 pub mod machine;
 pub mod memory;
 pub mod pci;
+pub mod platform;
 pub mod ring;
 pub mod seamlog;
 pub mod serial;
