@@ -6,6 +6,11 @@
 use alloc::{format, string::String, vec::Vec};
 
 use serde::Deserialize;
+use toml::Spanned;
+
+mod td;
+
+pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
 
 /// The name of the configuration file. It is looked for next to the program, then in the root of the volume or server;
 /// the files that it names are looked for from where it was found.
@@ -21,6 +26,9 @@ pub struct Config {
     /// `[[file]]`: files to load into memory at boot.
     #[serde(default)]
     pub file: Vec<File>,
+    /// `[[td]]`: the TDs that this host knows by name.
+    #[serde(default)]
+    pub td: Vec<Td>,
 }
 
 /// The hypervisor itself.
@@ -114,11 +122,76 @@ pub fn parse(bytes: &[u8]) -> Result<Config, String> {
             line_of(bytes, e.valid_up_to())
         )
     })?;
-    toml::from_str(text).map_err(|e| {
+    let refused = |e: toml::de::Error| {
         let line = e.span().map_or(1, |span| line_of(bytes, span.start));
         let message = e.message().trim().replace('\n', "; ");
         format!("{FILE_NAME}:{line}: {message}")
-    })
+    };
+    let config = toml::from_str(text).map_err(refused)?;
+    let names: Names = toml::from_str(text).map_err(refused)?;
+    names
+        .check()
+        .map_err(|(at, what)| format!("{FILE_NAME}:{}: {what}", line_of(bytes, at)))?;
+    Ok(config)
+}
+
+/// Where the names stand in the text that one part of the configuration calls another by.
+#[derive(Deserialize)]
+struct Names {
+    #[serde(default)]
+    file: Vec<NamedFile>,
+    #[serde(default)]
+    td: Vec<NamedTd>,
+}
+
+#[derive(Deserialize)]
+struct NamedFile {
+    name: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+struct NamedTd {
+    name: Spanned<String>,
+    image: Spanned<String>,
+}
+
+impl Names {
+    /// # Errors
+    /// The byte at which a wrong name stands, and what is wrong with it.
+    fn check(&self) -> Result<(), (usize, String)> {
+        let files: Vec<_> = self.file.iter().map(|f| &f.name).collect();
+        let tds: Vec<_> = self.td.iter().map(|t| &t.name).collect();
+        all_differ("file", &files)?;
+        all_differ("td", &tds)?;
+        for td in &self.td {
+            let image = &td.image;
+            if !files.iter().any(|f| f.get_ref() == image.get_ref()) {
+                return Err((
+                    image.span().start,
+                    format!(
+                        "image is {:?}, and no [[file]] has that name",
+                        image.get_ref()
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn all_differ(kind: &str, names: &[&Spanned<String>]) -> Result<(), (usize, String)> {
+    for (i, name) in names.iter().enumerate() {
+        if names[..i].iter().any(|n| n.get_ref() == name.get_ref()) {
+            return Err((
+                name.span().start,
+                format!(
+                    "name is {:?}, as that of another [[{kind}]]",
+                    name.get_ref()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn line_of(bytes: &[u8], at: usize) -> usize {
@@ -167,6 +240,36 @@ mod tests {
         assert!(
             e.starts_with("seamark.toml:2: ") && e.contains("from 100 to 60000"),
             "{e}"
+        );
+    }
+
+    #[test]
+    fn a_td_names_a_file_that_exists() {
+        let e = parse(
+            b"[[td]]\nname = \"a\"\nmemory = \"2M\"\nimage = \"x\"\n[[file]]\nname = \"y\"\npath = \"y\"\n",
+        )
+        .unwrap_err();
+        assert_eq!(
+            e,
+            "seamark.toml:4: image is \"x\", and no [[file]] has that name"
+        );
+    }
+
+    #[test]
+    fn two_of_a_kind_never_share_a_name() {
+        let e =
+            parse(b"[[file]]\nname = \"y\"\npath = \"a\"\n[[file]]\nname = \"y\"\npath = \"b\"\n")
+                .unwrap_err();
+        assert_eq!(
+            e,
+            "seamark.toml:5: name is \"y\", as that of another [[file]]"
+        );
+        let td = "[[td]]\nname = \"a\"\nimage = \"y\"\nmemory = \"2M\"\n";
+        let text = format!("[[file]]\nname = \"y\"\npath = \"y\"\n{td}{td}");
+        let e = parse(text.as_bytes()).unwrap_err();
+        assert_eq!(
+            e,
+            "seamark.toml:9: name is \"a\", as that of another [[td]]"
         );
     }
 

@@ -1,0 +1,325 @@
+//! `[[td]]`: a TD that the operator wants on this host.
+
+use alloc::{format, string::String, vec::Vec};
+use core::ops::RangeInclusive;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, Unexpected},
+};
+
+/// Bytes that a TD's memory is a multiple of: it comes from frames of 2 MiB.
+pub const MEMORY_STEP: u64 = 2 << 20;
+
+/// Bytes of MRCONFIGID, MROWNER and MROWNERCONFIG.
+const MEASUREMENT_BYTES: usize = 48;
+
+/// A TD that the operator wants on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a key of its own in the file"
+)]
+pub struct Td {
+    /// What the operator calls it: a letter, then up to 31 letters, digits, `-`, `_` or `.`.
+    #[serde(deserialize_with = "name")]
+    pub name: String,
+    /// The name of the `[[file]]` with the firmware that it starts from (TDVF format).
+    pub image: String,
+    /// Bytes of memory, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
+    #[serde(deserialize_with = "memory")]
+    pub memory: u64,
+    /// How many vCPUs it has, from 1.
+    #[serde(default = "one", deserialize_with = "vcpus")]
+    pub vcpus: u16,
+    /// Whether it starts with the host.
+    #[serde(default)]
+    pub autostart: bool,
+    /// ATTRIBUTES.DEBUG: the host may read and write its memory and state.
+    #[serde(default)]
+    pub debug: bool,
+    /// ATTRIBUTES.SEPT_VE_DISABLE: an access to a page that was not accepted never raises #VE. Linux demands it.
+    #[serde(default = "yes")]
+    pub sept_ve_disable: bool,
+    /// ATTRIBUTES.MIGRATABLE.
+    #[serde(default)]
+    pub migratable: bool,
+    /// ATTRIBUTES.PKS: supervisor protection keys.
+    #[serde(default)]
+    pub pks: bool,
+    /// ATTRIBUTES.PERFMON: performance monitoring.
+    #[serde(default)]
+    pub perfmon: bool,
+    /// XFAM, the extended features that it may use; without it all that the module can give.
+    #[serde(default)]
+    pub xfam: Option<u64>,
+    /// The frequency of its virtual TSC in MHz, a multiple of 25 from 100 to 10,000; without it that of the host.
+    #[serde(default, deserialize_with = "tsc_mhz")]
+    pub tsc_mhz: Option<u16>,
+    /// `[[td.cpuid]]`: what it sees of the CPUID leaves that the module leaves to the host.
+    #[serde(default)]
+    pub cpuid: Vec<Cpuid>,
+    /// When it gets the memory that is not part of the image.
+    #[serde(default)]
+    pub populate: Populate,
+    /// Whether it may name other TDs in hypercalls.
+    #[serde(default)]
+    pub control: bool,
+    /// Its share of the CPUs against other TDs, from 1 to 10,000.
+    #[serde(default = "hundred", deserialize_with = "shares")]
+    pub shares: u32,
+    /// The most that it gets of the CPUs, in percent of one CPU; without it all that is left.
+    #[serde(default, deserialize_with = "cap")]
+    pub cap: Option<u32>,
+    /// MRCONFIGID, 96 hexadecimal digits.
+    #[serde(default = "zeros", deserialize_with = "measurement")]
+    pub mrconfigid: [u8; MEASUREMENT_BYTES],
+    /// MROWNER, 96 hexadecimal digits.
+    #[serde(default = "zeros", deserialize_with = "measurement")]
+    pub mrowner: [u8; MEASUREMENT_BYTES],
+    /// MROWNERCONFIG, 96 hexadecimal digits.
+    #[serde(default = "zeros", deserialize_with = "measurement")]
+    pub mrownerconfig: [u8; MEASUREMENT_BYTES],
+}
+
+/// When a TD gets the memory that is not part of its image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Populate {
+    /// When the guest first touches or accepts it.
+    #[default]
+    Demand,
+    /// Before it starts.
+    Start,
+}
+
+/// What a TD sees of one CPUID leaf; a register that is not named stays as the module has it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the names are those of CPUID")]
+pub struct Cpuid {
+    pub leaf: u32,
+    /// `None` for a leaf without sub-leaves.
+    #[serde(default)]
+    pub subleaf: Option<u32>,
+    #[serde(default)]
+    pub eax: Option<u32>,
+    #[serde(default)]
+    pub ebx: Option<u32>,
+    #[serde(default)]
+    pub ecx: Option<u32>,
+    #[serde(default)]
+    pub edx: Option<u32>,
+}
+
+const fn one() -> u16 {
+    1
+}
+
+const fn hundred() -> u32 {
+    100
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn zeros() -> [u8; MEASUREMENT_BYTES] {
+    [0; MEASUREMENT_BYTES]
+}
+
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    const MAX: usize = 32;
+    let name = String::deserialize(deserializer)?;
+    let first_is_letter = name.starts_with(|c: char| c.is_ascii_alphabetic());
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if first_is_letter && name.len() <= MAX && name.chars().all(plain) {
+        Ok(name)
+    } else {
+        Err(Error::custom(format!(
+            "name is {name:?}; it must be a letter, then up to {} letters, digits, '-', '_' or '.'",
+            MAX - 1
+        )))
+    }
+}
+
+fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match bytes(&text) {
+        Some(bytes) if bytes != 0 && bytes % MEMORY_STEP == 0 => Ok(bytes),
+        Some(_) => Err(Error::custom(format!(
+            "memory is {text:?}; it must be a multiple of 2M, and not 0"
+        ))),
+        None => Err(Error::custom(format!(
+            "memory is {text:?}; it must be a number with M, G or T, such as \"256M\""
+        ))),
+    }
+}
+
+/// The bytes that `"256M"` and the like stand for; `None` if it is no such text, or more than 64 bits hold.
+#[must_use]
+pub fn bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = [('M', 20), ('G', 30), ('T', 40)]
+        .into_iter()
+        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let number: u64 = plain.then(|| digits.parse().ok())??;
+    number.checked_mul(1 << shift)
+}
+
+fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    ranged(deserializer, "vcpus", 1..=u16::MAX.into()).map(|n| n as u16)
+}
+
+fn shares<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ranged(deserializer, "shares", 1..=10_000).map(|n| n as u32)
+}
+
+fn cap<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let whole_host = 100 * i64::from(u16::MAX);
+    ranged(deserializer, "cap", 1..=whole_host).map(|n| Some(n as u32))
+}
+
+fn tsc_mhz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let mhz = ranged(deserializer, "tsc_mhz", 100..=10_000)?;
+    if mhz % 25 == 0 {
+        Ok(Some(mhz as u16))
+    } else {
+        Err(Error::custom(format!(
+            "tsc_mhz is {mhz}; it must be a multiple of 25"
+        )))
+    }
+}
+
+fn ranged<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    key: &str,
+    range: RangeInclusive<i64>,
+) -> Result<i64, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    if range.contains(&number) {
+        Ok(number)
+    } else {
+        Err(Error::custom(format!(
+            "{key} is {number}; it must be from {} to {}",
+            range.start(),
+            range.end()
+        )))
+    }
+}
+
+fn measurement<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<[u8; MEASUREMENT_BYTES], D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let wrong = || {
+        Error::invalid_value(
+            Unexpected::Str(&text),
+            &"a measurement of 96 hexadecimal digits",
+        )
+    };
+    if text.len() != 2 * MEASUREMENT_BYTES || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    let mut value = zeros();
+    for (byte, at) in value.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+    }
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse;
+
+    /// The configuration of one TD, with its image, and `more` from line 7 on.
+    fn td(more: &str) -> Result<Td, String> {
+        let text = format!(
+            "[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n[[td]]\nname = \"a\"\nimage = \"hello\"\n{more}"
+        );
+        parse(text.as_bytes()).map(|mut config| config.td.remove(0))
+    }
+
+    #[test]
+    fn a_name_an_image_and_memory_are_enough() {
+        let td = td("memory = \"256M\"\n").unwrap();
+        assert_eq!((td.memory, td.vcpus, td.shares), (256 << 20, 1, 100));
+        assert!(td.sept_ve_disable && !td.debug && !td.autostart && !td.control);
+        assert_eq!(
+            (td.populate, td.xfam, td.cap),
+            (Populate::Demand, None, None)
+        );
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
+        let td = td(&format!(
+            "memory = \"1G\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nmigratable = true\n\
+             pks = true\nperfmon = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
+             shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
+             [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
+        ))
+        .unwrap();
+        assert_eq!((td.memory, td.vcpus), (1 << 30, 4));
+        assert!(td.autostart && td.debug && !td.sept_ve_disable && td.migratable);
+        assert!(td.pks && td.perfmon && td.control);
+        assert_eq!((td.xfam, td.tsc_mhz), (Some(0xE7), Some(2000)));
+        assert_eq!((td.shares, td.cap), (200, Some(150)));
+        assert_eq!(td.populate, Populate::Start);
+        assert_eq!(
+            (td.mrconfigid[..3].to_vec(), td.mrowner[47]),
+            (vec![1, 0x23, 0x45], 0xFF)
+        );
+        assert_eq!(td.mrownerconfig, td.mrowner);
+        let cpuid = &td.cpuid[0];
+        assert_eq!((cpuid.leaf, cpuid.subleaf), (7, Some(0)));
+        assert_eq!((cpuid.eax, cpuid.ebx), (None, Some(0x10)));
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_its_line_and_key() {
+        let memory = "memory = \"2M\"\n";
+        for (line, wrong) in [
+            (7, "memory = \"3M\"\n"),
+            (7, "memory = \"0M\"\n"),
+            (7, "memory = \"+2M\"\n"),
+            (7, "memory = \"2\"\n"),
+            (7, "memory = \"99999999999T\"\n"),
+            (8, &format!("{memory}vcpus = 0\n")),
+            (8, &format!("{memory}vcpus = 65536\n")),
+            (8, &format!("{memory}shares = 0\n")),
+            (8, &format!("{memory}cap = 0\n")),
+            (8, &format!("{memory}tsc_mhz = 99\n")),
+            (8, &format!("{memory}tsc_mhz = 2001\n")),
+            (8, &format!("{memory}mrowner = \"00\"\n")),
+            (8, &format!("{memory}mrowner = \"{}\"\n", "+1".repeat(48))),
+            (8, &format!("{memory}populate = \"never\"\n")),
+            (8, &format!("{memory}xfam = -1\n")),
+            (8, &format!("{memory}colour = 3\n")),
+            (10, &format!("{memory}\n[[td.cpuid]]\nleaf = -7\n")),
+        ] {
+            let e = td(wrong).unwrap_err();
+            assert!(e.starts_with(&format!("seamark.toml:{line}: ")), "{e}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_a_word() {
+        for wrong in ["", "1a", "a b", "a/b", &"a".repeat(33)] {
+            let e = parse(format!("[[td]]\nname = {wrong:?}\n").as_bytes()).unwrap_err();
+            assert!(e.starts_with("seamark.toml:2: name is "), "{e}");
+        }
+    }
+
+    #[test]
+    fn memory_has_units() {
+        assert_eq!(bytes("1T"), Some(1 << 40));
+        assert_eq!(bytes("3G"), Some(3 << 30));
+        for wrong in ["", "M", "1", "1K", "1m", "-1M", "99999999999T"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
+        }
+    }
+}
