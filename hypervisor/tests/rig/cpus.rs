@@ -1,0 +1,219 @@
+//! The CPUs: a thread and a mailbox each.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use hypervisor::cpu::call::{self, Mailbox};
+
+use super::Machine;
+
+/// How long a caller waits for CPUs that do answer: until the test has gone wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it waits for CPUs that are to be silent, once all others have answered.
+const SILENCE: Duration = Duration::from_millis(50);
+
+thread_local! {
+    static THIS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The number of the CPU that the calling thread is; a thread that is none plays CPU 0.
+pub fn this() -> u32 {
+    THIS.get()
+}
+
+/// The CPUs of a server.
+pub struct Cpus {
+    cpus: Vec<Cpu>,
+    stop: AtomicBool,
+}
+
+#[derive(Default)]
+struct Cpu {
+    mailbox: Mailbox,
+    called: AtomicBool,
+    silent: AtomicBool,
+    thread: OnceLock<Thread>,
+    jobs: Mutex<Vec<Work>>,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A job on a CPU.
+pub struct Job<R>(Receiver<thread::Result<R>>);
+
+impl<R> Job<R> {
+    /// Waits for its end, and panics as it did.
+    pub fn wait(self) -> R {
+        let result = self.0.recv_timeout(PATIENCE).expect("the job ends");
+        result.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+}
+
+impl Cpus {
+    pub fn new(count: usize) -> Self {
+        Self {
+            cpus: (0..count).map(|_| Cpu::default()).collect(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    pub fn start<R: Send + 'static>(
+        &self,
+        cpu: u32,
+        job: impl FnOnce() -> R + Send + 'static,
+    ) -> Job<R> {
+        assert_ne!(cpu, 0, "CPU 0 is the test's own thread");
+        let (done, result): (Sender<thread::Result<R>>, _) = channel();
+        let cpu = &self.cpus[cpu as usize];
+        cpu.jobs.lock().unwrap().push(Box::new(move || {
+            // The test may have stopped waiting.
+            let _ = done.send(panic::catch_unwind(AssertUnwindSafe(job)));
+        }));
+        cpu.wake();
+        Job(result)
+    }
+
+    pub fn serve(&self) {
+        let me = this();
+        let cpu = &self.cpus[me as usize];
+        if !cpu.silent.load(Ordering::SeqCst) && cpu.called.swap(false, Ordering::SeqCst) {
+            cpu.mailbox.serve(me);
+        }
+    }
+
+    pub fn is_called(&self, cpu: u32) -> bool {
+        self.cpus[cpu as usize].called.load(Ordering::SeqCst)
+    }
+
+    pub fn set_silent(&self, cpu: u32, silent: bool) {
+        assert_ne!(cpu, 0, "CPU 0 is the test's own thread");
+        self.cpus[cpu as usize]
+            .silent
+            .store(silent, Ordering::SeqCst);
+    }
+
+    /// Makes a call whose work may panic on another CPU: the caller panics then, instead of waiting for ever.
+    pub fn guarded<R>(
+        &self,
+        work: &(dyn Fn(u32) + Sync),
+        call: impl FnOnce(&(dyn Fn(u32) + Sync)) -> R,
+    ) -> R {
+        let panicked: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
+        let result = call(&|cpu| {
+            let outcome = panic::catch_unwind(AssertUnwindSafe(|| work(cpu)));
+            if let Err(panic) = outcome {
+                *panicked.lock().unwrap() = Some(panic);
+            }
+        });
+        self.serve();
+        match panicked.into_inner().unwrap() {
+            Some(panic) => panic::resume_unwind(panic),
+            None => result,
+        }
+    }
+
+    /// What a CPU does until the server is gone.
+    fn run(&self, me: u32) {
+        THIS.set(me);
+        let cpu = &self.cpus[me as usize];
+        cpu.thread.get_or_init(thread::current);
+        while !self.stop.load(Ordering::SeqCst) {
+            self.serve();
+            let job = cpu.jobs.lock().unwrap().pop();
+            match job {
+                Some(job) => job(),
+                // A call that came in since leaves its mark, and the thread is not parked.
+                None => thread::park_timeout(SILENCE),
+            }
+        }
+    }
+
+    fn is_somebody_silent(&self) -> bool {
+        self.cpus.iter().any(|c| c.silent.load(Ordering::SeqCst))
+    }
+
+    /// Whether a CPU other than `me` that answers calls has one before it.
+    fn is_answer_due(&self, me: u32) -> bool {
+        (0..).zip(&self.cpus).any(|(number, cpu)| {
+            number != me && !cpu.silent.load(Ordering::SeqCst) && cpu.called.load(Ordering::SeqCst)
+        })
+    }
+}
+
+impl Cpu {
+    fn wake(&self) {
+        if let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+    }
+}
+
+impl call::Machine for Cpus {
+    fn me(&self) -> u32 {
+        this()
+    }
+
+    fn mailbox(&self, cpu: u32) -> &Mailbox {
+        &self.cpus[cpu as usize].mailbox
+    }
+
+    fn notify(&self, cpu: u32) {
+        let cpu = &self.cpus[cpu as usize];
+        cpu.called.store(true, Ordering::SeqCst);
+        cpu.wake();
+    }
+
+    fn timeout(&self) -> impl FnMut() -> bool {
+        let (start, me) = (Instant::now(), this());
+        move || {
+            thread::yield_now();
+            let waited = start.elapsed();
+            waited > PATIENCE
+                || waited > SILENCE && self.is_somebody_silent() && !self.is_answer_due(me)
+        }
+    }
+}
+
+/// The threads of all CPUs but the first, which is the test's own.
+pub struct Threads {
+    machine: Arc<Machine>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    pub fn start(machine: &Arc<Machine>) -> Self {
+        let cpus = 1..machine.cpus.cpus.len() as u32;
+        let threads = cpus
+            .map(|cpu| {
+                let machine = Arc::clone(machine);
+                thread::spawn(move || machine.cpus.run(cpu))
+            })
+            .collect();
+        Self {
+            machine: Arc::clone(machine),
+            threads,
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.machine.cpus.stop.store(true, Ordering::SeqCst);
+        for cpu in &self.machine.cpus.cpus {
+            cpu.wake();
+        }
+        for thread in self.threads.drain(..) {
+            // The last clone of the server may go with a job.
+            if thread.thread().id() != thread::current().id() {
+                // A CPU's thread catches what jobs and calls throw.
+                let _ = thread.join();
+            }
+        }
+    }
+}

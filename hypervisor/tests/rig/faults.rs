@@ -1,0 +1,73 @@
+//! SEAMCALL as a simulated CPU makes it, and calls that never reach the module.
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use seam::abi::{Gprs, Leaf, Status};
+use seam::call::{Fault, SeamCall};
+
+use super::Machine;
+
+/// What executes SEAMCALL on one CPU.
+pub struct Caller {
+    machine: Arc<Machine>,
+    cpu: u32,
+}
+
+impl Caller {
+    pub(super) fn new(machine: Arc<Machine>, cpu: u32) -> Self {
+        Self { machine, cpu }
+    }
+}
+
+impl SeamCall for Caller {
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        if let Some(status) = self.machine.refusals.strike(regs.rax) {
+            regs.rax = status.0;
+            return Ok(());
+        }
+        let cpu = self.machine.server.processor(self.cpu).unwrap();
+        cpu.seamcall(regs)
+    }
+}
+
+/// Calls that are answered without the module.
+#[derive(Default)]
+pub struct Refusals(Mutex<Vec<Refusal>>);
+
+struct Refusal {
+    leaf: Leaf,
+    calls: RangeInclusive<u64>,
+    status: Status,
+    seen: u64,
+}
+
+impl Refusals {
+    pub fn add(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
+        self.0.lock().unwrap().push(Refusal {
+            leaf,
+            calls,
+            status,
+            seen: 0,
+        });
+    }
+
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
+    /// The status for the call of the leaf in `rax` that begins now.
+    fn strike(&self, rax: u64) -> Option<Status> {
+        let mut struck = None;
+        for refusal in &mut *self.0.lock().unwrap() {
+            if u64::from(refusal.leaf.number()) != rax & 0xffff {
+                continue;
+            }
+            refusal.seen += 1;
+            if refusal.calls.contains(&refusal.seen) {
+                struck = struck.or(Some(refusal.status));
+            }
+        }
+        struck
+    }
+}
