@@ -2,7 +2,7 @@
 //!
 //! [`plan`] is a pure function from what firmware and module report to the contents of every TDMR_INFO that
 //! `TDH.SYS.CONFIG` will be given. It decides three things, each in a file of its own: which 1 GiB blocks become part of
-//! which TDMR ([`segment`]), where the PAMTs lie ([`pamt`]), and what each TDMR has to reserve ([`reserved`]).
+//! which TDMR (`segment`), where the PAMTs lie (`pamt`), and what each TDMR has to reserve (`reserved`).
 //! [`violations`] states the module's rules for itself and shares no reasoning with the planner.
 //!
 //! Only what lies outside every CMR, and the PAMTs, have to be reserved. Memory that must not become private although

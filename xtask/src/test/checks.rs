@@ -28,6 +28,10 @@ pub const ALL: &[Check] = &[
         run: |tally| count("clippy", clippy(), tally),
     },
     Check {
+        name: "doc",
+        run: |tally| count("doc", documentation(), tally),
+    },
+    Check {
         name: "host",
         run: host,
     },
@@ -62,6 +66,17 @@ fn clippy() -> Result<()> {
     let status = cargo(&workspace).status()?;
     ensure!(status.success(), "clippy has something to say");
     build::lint()
+}
+
+fn documentation() -> Result<()> {
+    let status = cargo(&["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .status()?;
+    ensure!(
+        status.success(),
+        "rustdoc has something to say about the documentation"
+    );
+    Ok(())
 }
 
 /// `cargo test`; its tests are counted one by one.

@@ -1,6 +1,6 @@
 //! The state of a TD vCPU, as it lies in its TDVPS pages.
 //!
-//! This is what a [`Machine`](crate::Machine) is given to run: it enters the guest from these fields and leaves the
+//! This is what a [`Machine`] is given to run: it enters the guest from these fields and leaves the
 //! guest's new state and the reason of the VM exit in them, as VMLAUNCH does with a VMCS.
 
 pub(crate) mod fields;
