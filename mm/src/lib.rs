@@ -6,4 +6,5 @@ extern crate alloc;
 pub mod frames;
 pub mod pages;
 pub mod private;
+mod sync;
 pub mod tdmr;

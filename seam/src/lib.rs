@@ -1,7 +1,7 @@
 //! The SEAM interface: one vocabulary for both sides of SEAMCALL.
 //!
 //! [`abi`] holds the facts, each once; [`call`] is the one door through which a SEAMCALL goes, and [`hardware`] the
-//! instruction behind it. [`platform`] finds out what the machine offers. Nothing here knows whether silicon or the
+//! instruction behind it. [`platform`] finds out what the machine offers, [`erratum`] what is wrong with it. Nothing here knows whether silicon or the
 //! emulated module answers.
 //!
 //! On these stands the host's side: [`tdh`] has one method for each leaf, [`page`] and [`hkid`] say by types who owns what,
@@ -18,6 +18,7 @@ pub mod advice;
 pub mod call;
 pub mod counters;
 pub mod detail;
+pub mod erratum;
 pub mod error;
 pub mod hardware;
 pub mod hkid;

@@ -22,6 +22,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::abi::{PAGE_MASK, PageSize};
 use crate::address::Hpa;
+use crate::tdh::{Keyless, Tdr};
 
 mod sealed {
     pub trait Sealed: Copy + PartialEq + core::fmt::Debug {}
@@ -160,6 +161,14 @@ impl Page<Cached> {
     /// The number of the key whose lines may be in the caches.
     pub fn hkid(&self) -> u16 {
         self.state.hkid
+    }
+}
+
+impl Page<Cached> {
+    /// A page that left a TD before that lost its key needs no TDH.PHYMEM.PAGE.WBINVD: the caches of all packages were
+    /// written back before TDH.MNG.KEY.FREEID took the key away.
+    pub fn outlived(self, _: &Tdr<Keyless>) -> Page<Dirty> {
+        self.turn(Dirty)
     }
 }
 

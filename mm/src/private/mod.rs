@@ -3,7 +3,7 @@
 //! A [`PrivateMap`] owns everything that a TD has: its root page, the pages of its S-EPT, its private pages, each as the
 //! token that [`seam::page`] makes of it. What is not in the map is not the TD's. Memory comes back by *dynamic removal*
 //! ([`PrivateMap::remove`]) while the TD has its key: block, track, kick, remove, write back, clear; in batches, so that one
-//! tracking round serves many pages.
+//! tracking round serves many pages. After that it comes back by *bulk reclaim* ([`Reclaim`]), with one call for each page.
 //!
 //! Whether that works is a [`Mode`], which changes under the map's lock. While the HKID is on its way back to the pool,
 //! what is to be freed is queued.
@@ -15,6 +15,7 @@ mod build;
 mod error;
 mod mirror;
 mod pool;
+mod reclaim;
 mod remove;
 mod resize;
 mod root;
@@ -40,6 +41,9 @@ pub use build::Given;
 pub use error::Error;
 pub use mirror::Levels;
 pub use pool::{FramePool, Ledger, Pool};
+pub use reclaim::{
+    ClearPolicy, Clearing, Clock, NoPolicy, Plan, Progress, Reclaim, Reclaimed, Refusal, Step,
+};
 pub use remove::{Outcome, Taken};
 pub use root::Mode;
 pub use stock::Holding;

@@ -2,7 +2,6 @@
 //! the frames of dead TDs that wait, uncleared, for another TD.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 use seam::abi::PageSize;
@@ -11,6 +10,8 @@ use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
 use crate::frames::{Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The frames of the host as a TD's memory needs them.
 pub trait Pool {
@@ -45,7 +46,7 @@ pub trait Ledger {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
 }
 
-impl Ledger for spin::Mutex<Frames> {
+impl Ledger for Mutex<Frames> {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
         work(&mut self.lock())
     }
@@ -59,7 +60,7 @@ const MAX_KEPT: usize = 4096;
 pub struct FramePool<L, M> {
     ledger: L,
     memory: M,
-    kept: spin::Mutex<[Vec<Page<Dirty>>; 3]>,
+    kept: Mutex<[Vec<Page<Dirty>>; 3]>,
     refused: AtomicU64,
 }
 
@@ -69,7 +70,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
         Self {
             ledger,
             memory,
-            kept: spin::Mutex::new([Vec::new(), Vec::new(), Vec::new()]),
+            kept: Mutex::new([Vec::new(), Vec::new(), Vec::new()]),
             refused: AtomicU64::new(0),
         }
     }

@@ -14,9 +14,9 @@ use seam::error::Rejected;
 use seam::hkid::Hkid;
 use seam::retry::Wait;
 use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr};
-use spin::RwLock;
 
 use super::error::Error;
+use crate::sync::RwLock;
 
 /// How a TD's memory can be taken back now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,12 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use seam::abi::PageSize;
 use seam::page::{Cached, Page};
-use spin::Mutex;
+
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What a TD owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +62,14 @@ impl Stock {
 
     pub fn remove_pages(&self, size: PageSize, count: u64) {
         self.pages[size as usize].fetch_sub(count, Relaxed);
+    }
+
+    /// So many pages left the TD, by size, and so many of its S-EPT.
+    pub fn remove(&self, pages: [u64; 3], sept: u64) {
+        for (size, count) in PageSize::ALL.into_iter().zip(pages) {
+            self.remove_pages(size, count);
+        }
+        self.remove_sept(sept);
     }
 
     /// A page of that size became 512 of the next smaller.

@@ -1,7 +1,6 @@
 //! TLB tracking: making sure that no CPU uses what was blocked.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use seam::abi::{Leaf as SeamLeaf, Status};
 use seam::call::SeamCall;
@@ -11,6 +10,7 @@ use seam::tdh::Tdh;
 use super::error::Error;
 use super::mirror::Epoch;
 use super::root::Live;
+use crate::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// Makes every vCPU of one TD that is in the guest leave it, by interrupting the CPU that it is on. The hypervisor
 /// implements it.

@@ -276,6 +276,18 @@ impl<'h> Td<'h> {
         hkid.surrender();
     }
 
+    /// Its map, and the pages of its vCPU and its TDCX.
+    pub fn into_parts(self) -> (PrivateMap, Vec<Page<Donated>>) {
+        let Self {
+            map,
+            mut control,
+            tdvpr,
+            ..
+        } = self;
+        control.push(tdvpr.into_page());
+        (map, control)
+    }
+
     /// The end of a TD that owns no private memory any more and has no key.
     pub fn bury(self) {
         let Self {

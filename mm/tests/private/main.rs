@@ -2,5 +2,6 @@
 
 mod build;
 mod kit;
+mod reclaim;
 mod remove;
 mod resize;

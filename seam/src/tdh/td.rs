@@ -58,6 +58,13 @@ impl<P: Phase> Tdr<P> {
     }
 }
 
+impl Tdr<Keyless> {
+    /// Its page, to be put away for good: the TD has pages that never come back.
+    pub fn into_page(self) -> Page<Donated> {
+        self.page
+    }
+}
+
 impl Tdr<Keyed> {
     /// The number of the TD's key.
     pub const fn hkid(&self) -> u16 {

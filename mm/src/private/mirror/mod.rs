@@ -11,11 +11,10 @@ mod upper;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use super::error::Error;
+use crate::sync::Mutex;
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
-use spin::Mutex;
-
-use super::error::Error;
 
 pub use leaf::{Epoch, Leaf, Was};
 pub(super) use table::{Boxed, Directory, ENTRIES, Entry, PageTable};
@@ -40,6 +39,25 @@ impl Mirror {
             gibs: filled(limit.div_ceil(PAGE_1G), || Mutex::new(Entry::Free))?,
             uppers: Uppers::new(limit, levels)?,
         })
+    }
+
+    /// The GiBs that hold something, by number: those that are one page first.
+    pub fn occupied(&self) -> Result<Box<[u32]>, Error> {
+        let mut all = Vec::new();
+        for whole in [true, false] {
+            for (number, gib) in (0..).zip(&self.gibs) {
+                let found = match &*gib.lock() {
+                    Entry::Free => false,
+                    Entry::Leaf(_) => whole,
+                    _ => !whole,
+                };
+                if found {
+                    all.try_reserve(1).map_err(|_| Error::NoHeap)?;
+                    all.push(number);
+                }
+            }
+        }
+        Ok(all.into_boxed_slice())
     }
 
     /// Looks at a GiB, by number.
@@ -140,7 +158,7 @@ pub(super) const fn is_aligned(gpa: Gpa, size: PageSize) -> bool {
 }
 
 /// So many of them, unless the heap is used up.
-fn filled<T>(count: u64, make: impl FnMut() -> T) -> Result<Box<[T]>, Error> {
+pub(super) fn filled<T>(count: u64, make: impl FnMut() -> T) -> Result<Box<[T]>, Error> {
     let count = usize::try_from(count).map_err(|_| Error::BadRange)?;
     let mut all = Vec::new();
     all.try_reserve_exact(count).map_err(|_| Error::NoHeap)?;

@@ -312,7 +312,43 @@ impl Directory {
         self.entries[index].put(entry);
     }
 
-    /// Fills the free entry at `index` of a directory that nobody else sees.
+    /// Takes the page at `index` out, of a TD that nobody maps anything for any more. `None` where none is.
+    pub fn take_leaf(&mut self, index: usize) -> Option<Leaf> {
+        match core::mem::replace(&mut self.entries[index], Entry::Free) {
+            Entry::Leaf(leaf) => {
+                self.used -= 1;
+                Some(leaf)
+            }
+            other => {
+                self.entries[index] = other;
+                None
+            }
+        }
+    }
+
+    /// Takes the page table at `index` out, blocked or not, with all that is below it. `None` where none is.
+    pub fn take_table(&mut self, index: usize) -> Option<Boxed<PageTable>> {
+        match core::mem::replace(&mut self.entries[index], Entry::Free) {
+            Entry::Table(table) | Entry::BlockedTable { table, .. } => {
+                self.used -= 1;
+                Some(table)
+            }
+            other => {
+                self.entries[index] = other;
+                None
+            }
+        }
+    }
+
+    /// Puts back what [`Self::take_table`] took.
+    pub fn put_table(&mut self, index: usize, table: Boxed<PageTable>) {
+        debug_assert!(matches!(self.entries[index], Entry::Free));
+        self.entries[index] = Entry::Table(table);
+        self.used += 1;
+    }
+
+    /// Fills the free entry at `index` of a directory that nobody else sees, or of a TD that nobody maps anything for any
+    /// more.
     pub fn fill(&mut self, index: usize, leaf: Leaf) {
         debug_assert!(matches!(self.entries[index], Entry::Free));
         self.entries[index] = Entry::Leaf(leaf);

@@ -4,13 +4,12 @@
 
 use alloc::boxed::Box;
 
+use super::{Epoch, Levels, filled, index, start};
+use crate::private::error::Error;
+use crate::sync::Mutex;
 use seam::abi::level_bytes;
 use seam::address::{Gpa, Level};
 use seam::page::{Donated, Page};
-use spin::Mutex;
-
-use super::{Epoch, Levels, filled, index, start};
-use crate::private::error::Error;
 
 /// One of them.
 #[derive(Debug, Default)]
@@ -79,6 +78,35 @@ impl Uppers {
             pdpts: filled(count(Level::Pml4), Mutex::default)?,
             pml4s: filled(pml4s, Mutex::default)?,
         })
+    }
+
+    /// How many places there are.
+    pub fn count(&self) -> usize {
+        self.pdpts.len() + self.pml4s.len()
+    }
+
+    /// Takes out the page of the place of this number, whatever hangs below it. `None` where none is.
+    pub fn take(&self, number: usize) -> Option<Page<Donated>> {
+        let mut upper = self.numbered(number)?.lock();
+        match core::mem::take(&mut *upper) {
+            Upper::Linked { page, .. } | Upper::Blocked { page, .. } => Some(page),
+            other => {
+                *upper = other;
+                None
+            }
+        }
+    }
+
+    /// Puts back what [`Self::take`] took.
+    pub fn put_back(&self, number: usize, page: Page<Donated>) {
+        if let Some(upper) = self.numbered(number) {
+            *upper.lock() = Upper::Linked { page, pins: 0 };
+        }
+    }
+
+    fn numbered(&self, number: usize) -> Option<&Mutex<Upper>> {
+        let pml4 = || self.pml4s.get(number - self.pdpts.len());
+        self.pdpts.get(number).or_else(pml4)
     }
 
     /// What the table at `place` hangs below; `None` when that is the root.

@@ -1,0 +1,465 @@
+//! One unit of work, on which one CPU at a time makes a step: a few pages from the mirror, reclaimed and cleared.
+
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use seam::abi::{Leaf as SeamLeaf, PAGE_2M, PageSize};
+use seam::address::Hpa;
+use seam::call::SeamCall;
+use seam::error::{Cause, Rejected};
+use seam::page::{Clean, Clear, Dirty, Donated, Page, Run};
+use seam::retry::{Reason, Wait};
+use seam::tdh::{Keyless, Tdr};
+
+use super::clearing::Clearing;
+use super::home::Homeward;
+use super::report::{Clock, Reclaimed, Refusal};
+use super::{Control, Shared};
+use crate::private::mirror::{Boxed, Directory, ENTRIES, Entry, Gib, Leaf, PageTable};
+use crate::private::pool::Pool;
+use crate::private::{Cpu, PrivateMap};
+
+/// SEAMCALLs in one step.
+pub const MAX_CALLS: usize = 8;
+/// Bytes that are cleared in one step.
+const MAX_CLEARED: u64 = PAGE_2M;
+
+/// What a unit is about.
+#[derive(Debug)]
+pub enum Work {
+    /// The page that a GiB is, or the pages of 2 MiB among these entries of its directory.
+    Large { gib: u32, entries: Range<usize> },
+    /// What is below these entries of a directory.
+    Small {
+        gib: u32,
+        entries: Range<usize>,
+        open: Option<Open>,
+    },
+    /// Tables above the 2 MiB, control pages, stranded pages: by number.
+    Rest { items: Range<usize> },
+}
+
+/// A page table that was taken out of its directory.
+#[derive(Debug)]
+pub struct Open {
+    index: usize,
+    table: Boxed<PageTable>,
+    /// The next page; [`ENTRIES`] is the table's own.
+    next: usize,
+}
+
+/// Where a page was found.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Gib(u32),
+    Block(u32, usize),
+    /// In the open table.
+    Page(usize),
+    /// The open table's own page.
+    Table,
+    Directory(u32),
+    Upper(usize),
+    Control(usize),
+}
+
+/// What was found.
+enum Found {
+    /// A page of the module's.
+    Donated(Place, Page<Donated>),
+    /// One that left the TD before.
+    Dirty(Page<Dirty>),
+}
+
+/// A unit of work, and how far it is.
+#[derive(Debug)]
+pub struct Job {
+    work: Work,
+    /// Reclaimed, and not cleared yet.
+    came: ArrayVec<Page<Dirty>, MAX_CALLS>,
+    /// A GiB that is being cleared.
+    whole: Option<Whole>,
+    clean: Homeward<Clean>,
+    kept: Homeward<Dirty>,
+    /// What left the mirror in this unit.
+    took: Reclaimed,
+    /// Pages that are still there.
+    left: u64,
+    /// The module kept a page for as long as the retry policy waits: the others are tried once each, and again in the next
+    /// pass.
+    is_patient: bool,
+}
+
+impl Job {
+    pub fn new(work: Work) -> Self {
+        Self {
+            work,
+            came: ArrayVec::new_const(),
+            whole: None,
+            clean: Homeward::<Clean>::new(PageSize::Size1G),
+            // Another TD asks for no larger ones.
+            kept: Homeward::<Dirty>::new(PageSize::Size2M),
+            took: Reclaimed::default(),
+            left: 0,
+            is_patient: true,
+        }
+    }
+
+    /// What left the mirror, and how many pages did not.
+    pub const fn result(&self) -> (&Reclaimed, u64) {
+        (&self.took, self.left)
+    }
+
+    /// Makes a step. What it did, and whether it was the last.
+    pub fn step<C: SeamCall, W: Wait, P: Pool>(
+        &mut self,
+        shared: &Shared,
+        map: &PrivateMap,
+        tdr: &Tdr<Keyless>,
+        cpu: Cpu<'_, C, W, P>,
+        clock: &impl Clock,
+    ) -> (Reclaimed, bool) {
+        let mut step = Reclaimed::default();
+        let begun = clock.ns();
+        let calls = || cpu.tdh.counters().leaf(SeamLeaf::PhymemPageReclaim).calls;
+        let before = calls();
+        // What came in the step before is cleared first.
+        let found_all = self.came.is_empty()
+            && self.whole.is_none()
+            && self.take(shared, map, tdr, cpu, &mut step);
+        step.reclaim_calls = calls() - before;
+        let taken = clock.ns();
+        step.reclaim_ns = taken - begun;
+        self.dispose(shared.clearing, cpu.pool, &mut step);
+        let is_over = found_all && self.came.is_empty() && self.whole.is_none();
+        if is_over {
+            self.clean.go(cpu.pool);
+            step.cleared += self.kept.go(cpu.pool);
+        }
+        step.clear_ns = clock.ns() - taken;
+        (step, is_over)
+    }
+
+    /// Reclaims as many pages as a step may. Whether there are no more.
+    fn take<C: SeamCall, W: Wait, P: Pool>(
+        &mut self,
+        shared: &Shared,
+        map: &PrivateMap,
+        tdr: &Tdr<Keyless>,
+        cpu: Cpu<'_, C, W, P>,
+        step: &mut Reclaimed,
+    ) -> bool {
+        for _ in 0..MAX_CALLS {
+            match self.find(shared, map, tdr) {
+                None => return true,
+                Some(Found::Dirty(page)) => self.came.push(page),
+                Some(Found::Donated(place, page)) => {
+                    let size = page.size();
+                    match self.reclaim(cpu, tdr, page) {
+                        Ok(page) => {
+                            self.came.push(page);
+                            count(step, place, size);
+                            count(&mut self.took, place, size);
+                        }
+                        Err(rejected) => self.refused(shared, map, place, rejected, cpu.pool),
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    fn reclaim<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        tdr: &Tdr<Keyless>,
+        page: Page<Donated>,
+    ) -> Result<Page<Dirty>, Rejected<Page<Donated>>> {
+        if self.is_patient {
+            cpu.tdh.phymem_page_reclaim(tdr, page)
+        } else {
+            cpu.tdh.once().phymem_page_reclaim(tdr, page)
+        }
+    }
+
+    /// The module did not give a page: either it may later, or the page is out of use.
+    fn refused<P: Pool>(
+        &mut self,
+        shared: &Shared,
+        map: &PrivateMap,
+        place: Place,
+        rejected: Rejected<Page<Donated>>,
+        pool: &P,
+    ) {
+        let (error, page) = rejected.into_parts();
+        let refusal = Refusal {
+            hpa: page.hpa(),
+            size: page.size(),
+            why: error.into(),
+        };
+        if may_come_later(error) {
+            self.left += 1;
+            self.is_patient = false;
+            shared.refusals.lock().leave(refusal);
+            self.put_back(shared, map, place, page);
+        } else {
+            count(&mut self.took, place, refusal.size);
+            shared.refusals.lock().quarantine(refusal);
+            pool.quarantine(page);
+        }
+    }
+
+    /// Clears as much of what came as a step may, and sends it home.
+    fn dispose<P: Pool>(&mut self, clearing: Clearing, pool: &P, step: &mut Reclaimed) {
+        while step.cleared < MAX_CLEARED {
+            if let Some(whole) = self.whole.take() {
+                step.cleared += PAGE_2M;
+                match whole.step(pool) {
+                    Ok(page) => self.clean.add(pool, page),
+                    Err(whole) => self.whole = Some(whole),
+                }
+                continue;
+            }
+            let Some(next) = self.came.first().map(|page| page.size().bytes()) else {
+                break;
+            };
+            let is_whole = next > MAX_CLEARED;
+            if clearing == Clearing::Clear && !is_whole && step.cleared + next > MAX_CLEARED {
+                break;
+            }
+            let page = self.came.remove(0);
+            match clearing {
+                Clearing::Clear => match Whole::new(page) {
+                    Ok(whole) => self.whole = Some(whole),
+                    Err(page) => {
+                        step.cleared += next;
+                        self.clean.add(pool, pool.clear(page));
+                    }
+                },
+                Clearing::Leave => self.clean.add(pool, page.clear(&Left)),
+                Clearing::Keep => step.cleared += self.kept.add(pool, page),
+            }
+        }
+    }
+
+    /// Takes the next page out of the mirror.
+    fn find(&mut self, shared: &Shared, map: &PrivateMap, tdr: &Tdr<Keyless>) -> Option<Found> {
+        match &mut self.work {
+            Work::Large { gib, entries } => {
+                let (place, leaf) = find_large(map, *gib, entries)?;
+                Some(Found::Donated(place, leaf.into_page()))
+            }
+            Work::Small { gib, entries, open } => {
+                let (place, page) = find_small(map, *gib, entries, open)?;
+                Some(Found::Donated(place, page))
+            }
+            Work::Rest { items } => items.find_map(|number| find_rest(shared, map, tdr, number)),
+        }
+    }
+
+    /// Puts a page back where it was found.
+    fn put_back(&mut self, shared: &Shared, map: &PrivateMap, place: Place, page: Page<Donated>) {
+        match place {
+            Place::Gib(gib) => in_gib(map, gib, |entry| *entry = Entry::Leaf(Leaf::Mapped(page))),
+            Place::Block(gib, index) => in_gib(map, gib, |entry| {
+                if let Some(directory) = directory(entry) {
+                    directory.fill(index, Leaf::Mapped(page));
+                }
+            }),
+            Place::Page(index) => {
+                if let Work::Small {
+                    open: Some(open), ..
+                } = &mut self.work
+                {
+                    open.table.put(index, Leaf::Mapped(page));
+                }
+            }
+            Place::Table => {
+                if let Work::Small {
+                    open: Some(open), ..
+                } = &mut self.work
+                {
+                    open.table.sept = Some(page);
+                }
+            }
+            Place::Directory(gib) => in_gib(map, gib, |entry| {
+                if let Some(directory) = directory(entry) {
+                    directory.sept = Some(page);
+                }
+            }),
+            Place::Upper(number) => map.mirror.uppers.put_back(number, page),
+            Place::Control(number) => *shared.control[number].lock() = Some(page),
+        }
+    }
+}
+
+fn count(counts: &mut Reclaimed, place: Place, size: PageSize) {
+    match place {
+        Place::Gib(_) | Place::Block(..) | Place::Page(_) => counts.pages[size as usize] += 1,
+        Place::Table | Place::Directory(_) | Place::Upper(_) => counts.sept += 1,
+        Place::Control(_) => counts.control += 1,
+    }
+}
+
+/// Whether the module may give a page that it did not give now.
+fn may_come_later(error: seam::error::Error) -> bool {
+    match error.cause() {
+        Cause::Status(status) => Reason::of(status).is_some(),
+        // Nobody answered at all.
+        Cause::Fault(_) => true,
+        Cause::WrongPage { .. } | Cause::NoProgress => false,
+    }
+}
+
+/// What stands for clearing where the content is left.
+struct Left;
+
+impl Clear for Left {
+    fn clear(&self, _: Hpa, _: PageSize) {}
+}
+
+/// A GiB that is cleared 2 MiB at a time.
+#[derive(Debug)]
+struct Whole {
+    dirty: Run<Dirty>,
+    clean: Option<Run<Clean>>,
+}
+
+impl Whole {
+    /// Takes a page of 1 GiB; gives any other back.
+    fn new(page: Page<Dirty>) -> Result<Self, Page<Dirty>> {
+        if page.size() != PageSize::Size1G {
+            return Err(page);
+        }
+        let dirty = page.split()?;
+        Ok(Self { dirty, clean: None })
+    }
+
+    /// Clears 2 MiB. The page once that was all.
+    fn step<P: Pool>(mut self, pool: &P) -> Result<Page<Clean>, Self> {
+        if let Some(part) = self.dirty.next() {
+            let part = pool.clear(part);
+            match &mut self.clean {
+                None => self.clean = Some(Run::from(part)),
+                Some(run) => {
+                    let follows = run.push(part);
+                    debug_assert!(follows.is_ok(), "they come in order");
+                }
+            }
+        }
+        match self.clean.take().map(Run::join) {
+            Some(Ok(page)) => Ok(page),
+            Some(Err(run)) => {
+                self.clean = Some(run);
+                Err(self)
+            }
+            None => Err(self),
+        }
+    }
+}
+
+fn in_gib<R: Default>(map: &PrivateMap, gib: u32, look: impl FnOnce(&mut Gib) -> R) -> R {
+    map.mirror.with(gib.into(), look).unwrap_or_default()
+}
+
+/// The directory that a GiB has, blocked or not.
+fn directory(entry: &mut Gib) -> Option<&mut Boxed<Directory>> {
+    match entry {
+        Entry::Table(table) | Entry::BlockedTable { table, .. } => Some(table),
+        _ => None,
+    }
+}
+
+fn find_large(map: &PrivateMap, gib: u32, entries: &mut Range<usize>) -> Option<(Place, Leaf)> {
+    in_gib(map, gib, |entry| {
+        if let Some(directory) = directory(entry) {
+            return entries.find_map(|index| {
+                let leaf = directory.take_leaf(index)?;
+                Some((Place::Block(gib, index), leaf))
+            });
+        }
+        // A GiB is in the unit that begins with it.
+        if !entries.contains(&0) {
+            return None;
+        }
+        *entries = entries.end..entries.end;
+        match core::mem::replace(entry, Entry::Free) {
+            Entry::Leaf(leaf) => Some((Place::Gib(gib), leaf)),
+            other => {
+                *entry = other;
+                None
+            }
+        }
+    })
+}
+
+fn find_small(
+    map: &PrivateMap,
+    gib: u32,
+    entries: &mut Range<usize>,
+    open: &mut Option<Open>,
+) -> Option<(Place, Page<Donated>)> {
+    loop {
+        if let Some(current) = open {
+            while current.next < ENTRIES {
+                let index = current.next;
+                current.next += 1;
+                if let Some(leaf) = current.table.take(index) {
+                    return Some((Place::Page(index), leaf.into_page()));
+                }
+            }
+            if current.next == ENTRIES {
+                current.next += 1;
+                if let Some(page) = current.table.sept.take() {
+                    return Some((Place::Table, page));
+                }
+            }
+        }
+        if let Some(Open { index, table, .. }) = open.take()
+            && (table.used() > 0 || table.sept.is_some())
+        {
+            in_gib(map, gib, |entry| {
+                if let Some(directory) = directory(entry) {
+                    directory.put_table(index, table);
+                }
+            });
+        }
+        *open = Some(in_gib(map, gib, |entry| {
+            let directory = directory(entry)?;
+            entries.find_map(|index| {
+                let table = directory.take_table(index)?;
+                Some(Open {
+                    index,
+                    table,
+                    next: 0,
+                })
+            })
+        })?);
+    }
+}
+
+fn find_rest(
+    shared: &Shared,
+    map: &PrivateMap,
+    tdr: &Tdr<Keyless>,
+    number: usize,
+) -> Option<Found> {
+    match shared.rest.at(number) {
+        Control::Directory(at) => {
+            let gib = *shared.gibs.get(at)?;
+            let page = in_gib(map, gib, |entry| directory(entry)?.sept.take())?;
+            Some(Found::Donated(Place::Directory(gib), page))
+        }
+        Control::Upper(at) => {
+            let page = map.mirror.uppers.take(at)?;
+            Some(Found::Donated(Place::Upper(at), page))
+        }
+        Control::Page(at) => {
+            let page = shared.control.get(at)?.lock().take()?;
+            Some(Found::Donated(Place::Control(at), page))
+        }
+        Control::Stranded => {
+            let page = map.stock.next_stranded()?;
+            Some(Found::Dirty(page.outlived(tdr)))
+        }
+    }
+}

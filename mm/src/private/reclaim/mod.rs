@@ -1,0 +1,422 @@
+//! Bulk reclaim: taking back everything from a TD that has no key, page by page, with one SEAMCALL for each page of any size.
+//!
+//! CPUs come, make steps, and go; a step is short, and what a CPU leaves unfinished another one goes on with. Nobody waits
+//! for anybody. The work is handed out in regions that lie in one GiB of guest-physical addresses each, neighbours
+//! in time from different GiBs, so that two CPUs seldom touch the same entries of the PAMT. Largest pages come first: GiBs,
+//! then 2 MiB, then the rest. The frames of a region are cleared while they are taken and can be allocated when the
+//! region is done.
+//!
+//! No lock is taken for a page of 4 KiB: a CPU takes a page table out of the mirror and has it alone.
+
+mod clearing;
+mod handout;
+mod home;
+mod job;
+mod report;
+mod root;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::borrow::Borrow;
+use core::fmt;
+use core::ops::Range;
+
+use seam::abi::{Leaf as SeamLeaf, PAGE_1G, PAGE_2M};
+use seam::call::SeamCall;
+use seam::page::{Donated, Page};
+use seam::retry::Wait;
+
+use super::error::Error;
+use super::mirror::{ENTRIES, filled};
+use super::pool::Pool;
+use super::root::Mode;
+use super::{Cpu, PrivateMap};
+use crate::sync::{Mutex, MutexGuard};
+use handout::{Handout, Stage, Turn};
+use job::{Job, MAX_CALLS, Work};
+use report::{Refusals, Tally};
+use root::{Root, Way};
+
+pub use clearing::{ClearPolicy, Clearing, NoPolicy};
+pub use report::{Clock, Progress, Reclaimed, Refusal};
+
+/// What a reclaim has to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// CPUs that may work on it at the same time, at least 1. More may, and find less to do.
+    pub cpus: u32,
+    /// What is done with the pages' content.
+    pub clearing: Clearing,
+    /// The module's own HKID, which the TDR is written back under.
+    pub global_hkid: u16,
+}
+
+/// What a CPU finds when it comes to work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It did something; there may be more.
+    More,
+    /// Other CPUs have all that is left. If none of them comes again, this one will find more to do.
+    Idle,
+    /// What is left the module did not give, again and again. [`Reclaim::last_refusal`] says why, [`Reclaim::retry`] has
+    /// it asked again. The pages stay the TD's; nothing is lost.
+    Stuck,
+    /// Everything is home or in quarantine.
+    Done,
+}
+
+/// The reclaim of one TD's memory.
+///
+/// `M` is the TD's map: a reference, an `Arc`, or whatever lends it.
+pub struct Reclaim<M> {
+    map: M,
+    shared: Shared,
+    handout: Handout,
+    seats: Box<[Seat]>,
+    root: Mutex<Root>,
+    global_hkid: u16,
+    /// Entries of a directory in one region.
+    region: usize,
+    total: u64,
+    began_ns: u64,
+}
+
+/// What all jobs use.
+struct Shared {
+    clearing: Clearing,
+    /// The GiBs that hold something.
+    gibs: Box<[u32]>,
+    rest: Rest,
+    control: Box<[Mutex<Option<Page<Donated>>>]>,
+    refusals: Mutex<Refusals>,
+}
+
+/// A place for a CPU to work at. The unit stays here when the CPU goes.
+struct Seat {
+    job: Mutex<Option<Job>>,
+    tally: Tally,
+}
+
+/// What is left when the private pages are gone, numbered: directories, tables above them, control pages, stranded ones.
+struct Rest {
+    directories: usize,
+    uppers: usize,
+    pages: usize,
+    stranded: usize,
+}
+
+/// One of [`Rest`], by its number among its kind.
+enum Control {
+    Directory(usize),
+    Upper(usize),
+    Page(usize),
+    Stranded,
+}
+
+impl Rest {
+    const fn count(&self) -> usize {
+        self.directories + self.uppers + self.pages + self.stranded
+    }
+
+    fn at(&self, number: usize) -> Control {
+        let uppers = self.directories;
+        let pages = uppers + self.uppers;
+        let stranded = pages + self.pages;
+        if number < uppers {
+            Control::Directory(number)
+        } else if number < pages {
+            Control::Upper(number - uppers)
+        } else if number < stranded {
+            Control::Page(number - pages)
+        } else {
+            Control::Stranded
+        }
+    }
+}
+
+impl<M: Borrow<PrivateMap>> Reclaim<M> {
+    /// Begins to take everything from a TD without a key: what its map has, then `control`, the pages of its vCPUs and
+    /// its TDCX.
+    ///
+    /// # Errors
+    /// [`Error::NotKeyless`], [`Error::NoHeap`]; map and pages are the caller's again.
+    pub fn new(
+        map: M,
+        control: Vec<Page<Donated>>,
+        plan: Plan,
+        clock: &impl Clock,
+    ) -> Result<Self, (Error, M, Vec<Page<Donated>>)> {
+        match Self::prepare(map.borrow(), control.len(), plan) {
+            Ok((mut shared, seats)) => {
+                for (place, page) in shared.control.iter_mut().zip(control) {
+                    *place = Mutex::new(Some(page));
+                }
+                let total = map.borrow().holding().bytes();
+                let region = region_entries(total, plan.cpus);
+                let regions = (ENTRIES / region * shared.gibs.len()) as u64;
+                let rest = shared.rest.count().div_ceil(MAX_CALLS) as u64;
+                Ok(Self {
+                    // Once for the large pages, once for the small ones.
+                    handout: Handout::new([2 * regions, rest, 1]),
+                    shared,
+                    seats,
+                    root: Mutex::new(Root::InMap),
+                    global_hkid: plan.global_hkid,
+                    region,
+                    total,
+                    began_ns: clock.ns(),
+                    map,
+                })
+            }
+            Err(error) => Err((error, map, control)),
+        }
+    }
+
+    /// Everything that can fail.
+    fn prepare(
+        map: &PrivateMap,
+        control: usize,
+        plan: Plan,
+    ) -> Result<(Shared, Box<[Seat]>), Error> {
+        if map.mode() != Mode::Keyless {
+            return Err(Error::NotKeyless);
+        }
+        let gibs = map.mirror.occupied()?;
+        let rest = Rest {
+            directories: gibs.len(),
+            uppers: map.mirror.uppers.count(),
+            pages: control,
+            stranded: map.holding().stranded as usize,
+        };
+        let seats = filled(plan.cpus.max(1).into(), || Seat {
+            job: Mutex::new(None),
+            tally: Tally::default(),
+        })?;
+        let shared = Shared {
+            clearing: plan.clearing,
+            gibs,
+            rest,
+            control: filled(control as u64, || Mutex::new(None))?,
+            refusals: Mutex::new(Refusals::new()),
+        };
+        Ok((shared, seats))
+    }
+
+    /// Does a piece of the work: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `seat`
+    /// is a number that no other CPU uses, best below [`Plan::cpus`].
+    pub fn work<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        seat: u32,
+        clock: &impl Clock,
+    ) -> Step {
+        let own = seat as usize % self.seats.len();
+        let Some((number, mut job)) = self.sit(own) else {
+            return Step::Idle;
+        };
+        if job.is_none() {
+            *job = match self.handout.next() {
+                Turn::Unit(Stage::Root, _) => return self.finish_root(cpu, own, clock),
+                Turn::Unit(stage, unit) => Some(Job::new(self.unit(stage, unit))),
+                Turn::Stuck => return Step::Stuck,
+                Turn::Done => return Step::Done,
+                Turn::Wait => {
+                    drop(job);
+                    return self.help(cpu, own, clock);
+                }
+            };
+        }
+        self.step(cpu, number, job, clock)
+    }
+
+    /// A free seat, the CPU's own if possible.
+    fn sit(&self, own: usize) -> Option<(usize, MutexGuard<'_, Option<Job>>)> {
+        let all = self.seats.len();
+        (own..own + all).find_map(|number| {
+            let number = number % all;
+            Some((number, self.seats[number].job.try_lock()?))
+        })
+    }
+
+    /// Goes on with what another CPU does not work on now.
+    fn help<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        own: usize,
+        clock: &impl Clock,
+    ) -> Step {
+        let all = self.seats.len();
+        let left = (own..own + all).find_map(|number| {
+            let number = number % all;
+            let job = self.seats[number].job.try_lock()?;
+            job.is_some().then_some((number, job))
+        });
+        match left {
+            Some((number, job)) => self.step(cpu, number, job, clock),
+            None => Step::Idle,
+        }
+    }
+
+    fn step<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        number: usize,
+        mut seat: MutexGuard<'_, Option<Job>>,
+        clock: &impl Clock,
+    ) -> Step {
+        let Some(job) = &mut *seat else {
+            return Step::Idle;
+        };
+        let map = self.map.borrow();
+        let stepped = map.keyless(|tdr| Ok(job.step(&self.shared, map, tdr, cpu, clock)));
+        let Ok((step, is_over)) = stepped else {
+            return Step::Idle;
+        };
+        self.seats[number].tally.add(&step);
+        if is_over {
+            let (took, left) = job.result();
+            map.stock.remove(took.pages, took.sept);
+            *seat = None;
+            self.handout.finish(left);
+        }
+        Step::More
+    }
+
+    fn finish_root<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        own: usize,
+        clock: &impl Clock,
+    ) -> Step {
+        let begun = clock.ns();
+        let mut step = Reclaimed::default();
+        let calls = || {
+            let calls = |leaf| cpu.tdh.counters().leaf(leaf).calls;
+            [
+                calls(SeamLeaf::PhymemPageReclaim),
+                calls(SeamLeaf::PhymemPageWbinvd),
+            ]
+        };
+        let [reclaims, wbinvds] = calls();
+        let way = Way {
+            global_hkid: self.global_hkid,
+            keyid: self.map.borrow().keyid,
+            refusals: &self.shared.refusals,
+        };
+        let is_gone = self
+            .root
+            .lock()
+            .step(self.map.borrow(), cpu, way, &mut step);
+        let [more_reclaims, more_wbinvds] = calls();
+        step.reclaim_calls = more_reclaims - reclaims;
+        step.wbinvd_calls = more_wbinvds - wbinvds;
+        step.reclaim_ns = clock.ns() - begun;
+        self.seats[own].tally.add(&step);
+        self.handout.finish(u64::from(!is_gone));
+        Step::More
+    }
+
+    fn unit(&self, stage: Stage, unit: u64) -> Work {
+        let unit = unit as usize;
+        match stage {
+            Stage::Pages => {
+                let gibs = self.shared.gibs.len();
+                let parts = ENTRIES / self.region;
+                let is_small = unit >= gibs * parts;
+                let unit = unit % (gibs * parts);
+                let gib = self.shared.gibs[unit % gibs];
+                let entries = part(unit / gibs, self.region);
+                if is_small {
+                    let open = None;
+                    Work::Small { gib, entries, open }
+                } else {
+                    Work::Large { gib, entries }
+                }
+            }
+            Stage::Rest | Stage::Root => {
+                let items = part(unit, MAX_CALLS);
+                let items = items.start..items.end.min(self.shared.rest.count());
+                Work::Rest { items }
+            }
+        }
+    }
+
+    /// Has what is left asked for again, when the work is [`Step::Stuck`]. Whether it was.
+    pub fn retry(&self) -> bool {
+        self.handout.retry()
+    }
+
+    /// How far it is.
+    pub fn progress(&self, clock: &impl Clock) -> Progress {
+        let mut reclaimed = Reclaimed::default();
+        for seat in &self.seats {
+            seat.tally.add_to(&mut reclaimed);
+        }
+        let phase = self.handout.phase();
+        Progress {
+            reclaimed,
+            total: self.total,
+            quarantined: self.shared.refusals.lock().quarantined(),
+            elapsed_ns: clock.ns().saturating_sub(self.began_ns),
+            is_done: phase == Turn::Done,
+            is_stuck: phase == Turn::Stuck,
+        }
+    }
+
+    /// The pages that are out of use because the module will not give them, the first few hundred of them.
+    pub fn quarantined(&self) -> Vec<Refusal> {
+        self.shared.refusals.lock().listed().to_vec()
+    }
+
+    /// The last page that the module did not give, and may give later.
+    pub fn last_refusal(&self) -> Option<Refusal> {
+        self.shared.refusals.lock().last()
+    }
+
+    /// The TD's map.
+    pub fn map(&self) -> &PrivateMap {
+        self.map.borrow()
+    }
+}
+
+impl<M: Borrow<PrivateMap>> fmt::Debug for Reclaim<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reclaim")
+            .field("map", self.map.borrow())
+            .field("at", &self.handout.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The part of this number when things go in parts of so many.
+const fn part(number: usize, size: usize) -> Range<usize> {
+    number * size..(number + 1) * size
+}
+
+/// Entries of a directory in one region: a quarter of what one CPU gets, rounded to a power of two, and never more than the
+/// directory has.
+fn region_entries(total: u64, cpus: u32) -> usize {
+    let bytes = total / (4 * u64::from(cpus.max(1)));
+    let bytes = bytes.clamp(PAGE_2M, PAGE_1G);
+    1 << (bytes / PAGE_2M).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_a_quarter_of_a_cpus_share_between_2_mib_and_1_gib() {
+        const GIB: u64 = 1 << 30;
+        for (total, cpus, mib) in [
+            (18 * GIB, 4, 1024),
+            (18 * GIB, 64, 64),
+            (GIB, 224, 2),
+            (0, 1, 2),
+            (400 * GIB, 64, 1024),
+            (2048 * GIB, 224, 1024),
+        ] {
+            assert_eq!(region_entries(total, cpus) * 2, mib, "{total:#x} {cpus}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The end: the TDR, which the module gives last.
+
+use seam::abi::PageSize;
+use seam::address::KeyIdPosition;
+use seam::call::SeamCall;
+use seam::error::Rejected;
+use seam::page::{Cached, Page};
+use seam::retry::Wait;
+use seam::tdh::{Keyless, Tdr};
+
+use super::report::{Reclaimed, Refusal, Refusals};
+use crate::private::error::Error;
+use crate::private::pool::Pool;
+use crate::private::{Cpu, PrivateMap};
+use crate::sync::Mutex;
+
+/// How far the TDR is on its way home.
+#[derive(Debug)]
+pub enum Root {
+    /// The map has it.
+    InMap,
+    /// The module has it; it was asked for it.
+    Asked(Tdr<Keyless>),
+    /// It is the host's, and may be in the caches under the module's own key.
+    Cached(Page<Cached>),
+    /// It is home, or in quarantine.
+    Gone,
+}
+
+/// What the TDR's way home needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Way<'a> {
+    /// The module's own HKID.
+    pub global_hkid: u16,
+    pub keyid: KeyIdPosition,
+    pub refusals: &'a Mutex<Refusals>,
+}
+
+impl Root {
+    /// Brings it home: TDH.PHYMEM.PAGE.RECLAIM, TDH.PHYMEM.PAGE.WBINVD, cleared. It stays where it is when the
+    /// module does not do its part now, and goes to quarantine when it never will. Whether it is gone.
+    pub fn step<C: SeamCall, W: Wait, P: Pool>(
+        &mut self,
+        map: &PrivateMap,
+        cpu: Cpu<'_, C, W, P>,
+        way: Way<'_>,
+        step: &mut Reclaimed,
+    ) -> bool {
+        loop {
+            *self = match core::mem::replace(self, Self::Gone) {
+                Self::InMap => match map.take_root() {
+                    Ok(tdr) => Self::Asked(tdr),
+                    Err(why) => {
+                        log::error!("the root page of a dead TD: {why}");
+                        *self = Self::InMap;
+                        return false;
+                    }
+                },
+                // The module would only say that it has children.
+                Self::Asked(tdr) if way.refusals.lock().quarantined() > 0 => {
+                    let page = tdr.into_page();
+                    way.refusals.lock().quarantine(Refusal {
+                        hpa: page.hpa(),
+                        size: PageSize::Size4K,
+                        why: Error::NotEmpty,
+                    });
+                    cpu.pool.quarantine(page);
+                    return true;
+                }
+                Self::Asked(tdr) => match cpu.tdh.phymem_page_reclaim_tdr(tdr, way.global_hkid) {
+                    Ok(page) => Self::Cached(page),
+                    Err(Rejected { error, given: tdr }) => {
+                        way.refusals.lock().leave(Refusal {
+                            hpa: tdr.hpa(),
+                            size: PageSize::Size4K,
+                            why: error.into(),
+                        });
+                        *self = Self::Asked(tdr);
+                        return false;
+                    }
+                },
+                Self::Cached(page) => match cpu.tdh.phymem_page_wbinvd(page, way.keyid) {
+                    Ok(page) => {
+                        step.control += 1;
+                        step.cleared += page.size().bytes();
+                        cpu.pool.give(core::iter::once(cpu.pool.clear(page)));
+                        return true;
+                    }
+                    Err(Rejected { error, given }) => {
+                        way.refusals.lock().leave(Refusal {
+                            hpa: given.hpa(),
+                            size: PageSize::Size4K,
+                            why: error.into(),
+                        });
+                        *self = Self::Cached(given);
+                        return false;
+                    }
+                },
+                Self::Gone => return true,
+            };
+        }
+    }
+}
