@@ -19,5 +19,6 @@ pub mod seamlog;
 pub mod serial;
 pub mod start;
 pub mod sync;
+pub mod td;
 pub mod tdx;
 pub mod time;

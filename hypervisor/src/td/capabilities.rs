@@ -1,0 +1,125 @@
+//! What the module lets a host choose about a TD, as the module itself says.
+
+use alloc::vec::Vec;
+
+use seam::{
+    abi::{
+        PAGE_4K,
+        metadata::{Field, sys},
+    },
+    call::SeamCall,
+    error::Error,
+    module,
+    retry::Wait,
+    tdh::Tdh,
+};
+
+/// Which bits of a field are fixed.
+///
+/// Source: TDX Module ABI 1.5, ATTRIBUTES_FIXED0 and its like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// A bit that is 0 here must be 0.
+    pub zero: u64,
+    /// A bit that is 1 here must be 1.
+    pub one: u64,
+}
+
+impl Fixed {
+    /// The bits of `value` that can't be what they are.
+    #[must_use]
+    pub const fn wrong(self, value: u64) -> u64 {
+        value & !self.zero | !value & self.one
+    }
+}
+
+/// A CPUID leaf of which the host chooses some bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuidConfig {
+    /// The leaf.
+    pub leaf: u32,
+    /// The sub-leaf; `None` where the leaf has none.
+    pub sub_leaf: Option<u32>,
+    /// The bits of EAX, EBX, ECX and EDX that the host chooses.
+    pub mask: [u32; 4],
+}
+
+/// What the module lets a host choose about a TD.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// ATTRIBUTES.
+    pub attributes: Fixed,
+    /// XFAM.
+    pub xfam: Fixed,
+    /// CONFIG_FLAGS.
+    pub config_flags: Fixed,
+    /// CPUID leaves, in the order of TD_PARAMS.CPUID_CONFIG.
+    pub cpuid: Vec<CpuidConfig>,
+    /// The most vCPUs that a TD may have.
+    pub max_vcpus: u16,
+    /// TDCX pages of a TD.
+    pub tdcx_pages: u32,
+    /// Pages of a vCPU, its root page included.
+    pub tdvps_pages: u32,
+    /// Whether the host gives each vCPU its x2APIC id (TDX_FEATURES0.TOPOLOGY_ENUM).
+    pub topology_enum: bool,
+}
+
+impl Capabilities {
+    /// Asks the module, on a CPU that has done TDH.SYS.LP.INIT.
+    ///
+    /// # Errors
+    /// [`Error`] for a field that every module 1.5 has.
+    pub fn read<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Self, Error> {
+        const TOPOLOGY_ENUM: u32 = 20;
+        let read = |field: Field| module.sys_rd(field.element(0));
+        let info = module::Info::read(module)?;
+        let leaves = read(sys::NUM_CPUID_CONFIG)? as u32;
+        Ok(Self {
+            attributes: Fixed {
+                zero: read(sys::ATTRIBUTES_FIXED0)?,
+                one: read(sys::ATTRIBUTES_FIXED1)?,
+            },
+            xfam: Fixed {
+                zero: read(sys::XFAM_FIXED0)?,
+                one: read(sys::XFAM_FIXED1)?,
+            },
+            config_flags: Fixed {
+                zero: read(sys::CONFIG_FLAGS_FIXED0)?,
+                one: read(sys::CONFIG_FLAGS_FIXED1)?,
+            },
+            cpuid: (0..leaves)
+                .map(|index| cpuid_config(module, index))
+                .collect::<Result<_, _>>()?,
+            max_vcpus: info.max_vcpus_per_td.unwrap_or(u16::MAX),
+            tdcx_pages: pages(read(sys::TDCS_BASE_SIZE)?),
+            tdvps_pages: pages(read(sys::TDVPS_BASE_SIZE)?),
+            topology_enum: info.tdx_features0 >> TOPOLOGY_ENUM & 1 != 0,
+        })
+    }
+}
+
+fn pages(bytes: u64) -> u32 {
+    bytes.div_ceil(PAGE_4K) as u32
+}
+
+fn cpuid_config<C: SeamCall, W: Wait>(
+    module: &Tdh<'_, C, W>,
+    index: u32,
+) -> Result<CpuidConfig, Error> {
+    const NO_SUB_LEAF: u32 = u32::MAX;
+    let place = module.sys_rd(sys::CPUID_CONFIG_LEAVES.element(index))?;
+    let low = module.sys_rd(sys::CPUID_CONFIG_VALUES.element(2 * index))?;
+    let high = module.sys_rd(sys::CPUID_CONFIG_VALUES.element(2 * index + 1))?;
+    let sub_leaf = (place >> 32) as u32;
+    Ok(CpuidConfig {
+        leaf: place as u32,
+        sub_leaf: Some(sub_leaf).filter(|s| *s != NO_SUB_LEAF),
+        mask: [
+            low as u32,
+            (low >> 32) as u32,
+            high as u32,
+            (high >> 32) as u32,
+        ],
+    })
+}

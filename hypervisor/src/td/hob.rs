@@ -1,0 +1,112 @@
+//! The TD HOB list: where the host tells a TD's firmware what memory it has.
+//!
+//! Format: Platform Initialization Specification 1.7, volume 3, hand-off blocks; what a TDVF expects of it: Intel TDX
+//! Virtual Firmware Design Guide, section 4.2.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// EFI_HOB_TYPE_HANDOFF, EFI_HOB_TYPE_RESOURCE_DESCRIPTOR, EFI_HOB_TYPE_END_OF_HOB_LIST.
+const HANDOFF: u16 = 0x0001;
+const RESOURCE_DESCRIPTOR: u16 = 0x0003;
+const END_OF_HOB_LIST: u16 = 0xFFFF;
+/// Bytes of each, the header of 8 included.
+const HANDOFF_BYTES: u16 = 0x38;
+const RESOURCE_DESCRIPTOR_BYTES: u16 = 0x30;
+const END_BYTES: u16 = 8;
+/// EFI_HOB_HANDOFF_TABLE_VERSION.
+const HANDOFF_VERSION: u32 = 9;
+/// EFI_RESOURCE_ATTRIBUTE_PRESENT, INITIALIZED, TESTED.
+const ORDINARY: u32 = 7;
+
+/// What a range of memory is to the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The guest has it: it was part of the image (EFI_RESOURCE_SYSTEM_MEMORY).
+    Added = 0,
+    /// The guest must accept it first (EFI_RESOURCE_MEMORY_UNACCEPTED).
+    Unaccepted = 7,
+}
+
+/// The list, for address `at` of the guest.
+#[must_use]
+pub fn list(at: u64, memory: &[(Range<u64>, Kind)]) -> Vec<u8> {
+    let bytes = u64::from(HANDOFF_BYTES)
+        + memory.len() as u64 * u64::from(RESOURCE_DESCRIPTOR_BYTES)
+        + u64::from(END_BYTES);
+    let mut list = Vec::with_capacity(bytes as usize);
+    header(&mut list, HANDOFF, HANDOFF_BYTES);
+    word(&mut list, HANDOFF_VERSION);
+    // BootMode: with full configuration. The firmware finds top, bottom and free memory by itself.
+    word(&mut list, 0);
+    list.extend([0; 4 * 8]);
+    long(&mut list, at + bytes);
+    for (range, kind) in memory {
+        header(&mut list, RESOURCE_DESCRIPTOR, RESOURCE_DESCRIPTOR_BYTES);
+        // Nobody owns it: the zero GUID.
+        list.extend([0; 16]);
+        word(&mut list, *kind as u32);
+        word(&mut list, ORDINARY);
+        long(&mut list, range.start);
+        long(&mut list, range.end - range.start);
+    }
+    header(&mut list, END_OF_HOB_LIST, END_BYTES);
+    list
+}
+
+fn header(list: &mut Vec<u8>, hob: u16, bytes: u16) {
+    list.extend(hob.to_le_bytes());
+    list.extend(bytes.to_le_bytes());
+    list.extend([0; 4]);
+}
+
+fn word(list: &mut Vec<u8>, value: u32) {
+    list.extend(value.to_le_bytes());
+}
+
+fn long(list: &mut Vec<u8>, value: u64) {
+    list.extend(value.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn long_at(list: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(list[at..at + 8].try_into().unwrap())
+    }
+
+    fn word_at(list: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(list[at..at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn the_list_begins_with_the_handoff_and_ends_where_it_says() {
+        let memory = [
+            (0..0x1000, Kind::Added),
+            (0x1000..0x20_0000, Kind::Unaccepted),
+        ];
+        let list = list(0x80_9000, &memory);
+        assert_eq!(list.len(), 0x38 + 2 * 0x30 + 8);
+        assert_eq!(list[..8], [1, 0, 0x38, 0, 0, 0, 0, 0]);
+        assert_eq!(word_at(&list, 8), 9);
+        assert_eq!(long_at(&list, 0x30), 0x80_9000 + list.len() as u64);
+        assert_eq!(list[list.len() - 8..], [0xFF, 0xFF, 8, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn each_range_has_a_descriptor_with_its_kind() {
+        let memory = [
+            (0..0x1000, Kind::Added),
+            (0x1000..0x20_0000, Kind::Unaccepted),
+        ];
+        let list = list(0, &memory);
+        for (at, (range, kind)) in [0x38, 0x68].into_iter().zip(memory) {
+            assert_eq!(list[at..at + 8], [3, 0, 0x30, 0, 0, 0, 0, 0]);
+            assert_eq!(word_at(&list, at + 24), kind as u32);
+            assert_eq!(word_at(&list, at + 28), 7);
+            assert_eq!(long_at(&list, at + 32), range.start);
+            assert_eq!(long_at(&list, at + 40), range.end - range.start);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The states of a TD's life, and which follows which.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
+
+use serde::Serialize;
+
+/// Where a TD is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum State {
+    /// It is known, and nothing was taken for it.
+    Created,
+    /// It is being built.
+    Building,
+    /// It is built, and its vCPUs may run.
+    Runnable,
+    /// It is built, and none of its vCPUs may run.
+    Paused,
+    /// It is to give its key back. No vCPU runs, and nothing of it can be used.
+    Terminating,
+    /// Its key is back, and its memory is being taken back.
+    Teardown,
+    /// Nothing of it is left.
+    Reclaimed,
+}
+
+impl State {
+    const ALL: [Self; 7] = [
+        Self::Created,
+        Self::Building,
+        Self::Runnable,
+        Self::Paused,
+        Self::Terminating,
+        Self::Teardown,
+        Self::Reclaimed,
+    ];
+
+    /// Whether `next` may follow.
+    #[must_use]
+    pub const fn leads_to(self, next: Self) -> bool {
+        use State::{Building, Created, Paused, Reclaimed, Runnable, Teardown, Terminating};
+        matches!(
+            (self, next),
+            (Created | Reclaimed, Building)
+                | (Building, Paused | Terminating)
+                | (Paused, Runnable | Terminating)
+                | (Runnable, Paused | Terminating)
+                // A CPU did not answer before the point of no return: as before.
+                | (Terminating, Runnable | Paused)
+                | (Terminating, Teardown)
+                | (Teardown, Reclaimed)
+        )
+    }
+
+    /// Whether the TD has ended, or is about to.
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        matches!(self, Self::Terminating | Self::Teardown | Self::Reclaimed)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Created => "created",
+            Self::Building => "building",
+            Self::Runnable => "runnable",
+            Self::Paused => "paused",
+            Self::Terminating => "terminating",
+            Self::Teardown => "teardown",
+            Self::Reclaimed => "reclaimed",
+        })
+    }
+}
+
+/// The state of one TD. Anyone may read it at any time; who has taken a lock reads it after that.
+#[derive(Debug)]
+pub struct Life(AtomicU8);
+
+impl Life {
+    /// A life that has just begun.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU8::new(State::Created as u8))
+    }
+
+    /// The state now.
+    pub fn state(&self) -> State {
+        State::ALL[usize::from(self.0.load(SeqCst))]
+    }
+
+    /// From `from` to `to`, in one step.
+    ///
+    /// # Errors
+    /// The state that it is in, when that is not `from`, or `to` does not follow on it. Nothing has changed.
+    pub fn advance(&self, from: State, to: State) -> Result<(), State> {
+        if !from.leads_to(to) {
+            return Err(self.state());
+        }
+        self.0
+            .compare_exchange(from as u8, to as u8, SeqCst, SeqCst)
+            .map(drop)
+            .map_err(|now| State::ALL[usize::from(now)])
+    }
+
+    /// To `to` from whatever state it can follow on, and which that was.
+    ///
+    /// # Errors
+    /// The state that it is in, when `to` does not follow on it. Nothing has changed.
+    pub fn enter(&self, to: State) -> Result<State, State> {
+        self.0
+            .fetch_update(SeqCst, SeqCst, |now| {
+                State::ALL[usize::from(now)]
+                    .leads_to(to)
+                    .then_some(to as u8)
+            })
+            .map(|was| State::ALL[usize::from(was)])
+            .map_err(|now| State::ALL[usize::from(now)])
+    }
+}
+
+impl Default for Life {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_life_goes_from_created_to_reclaimed() {
+        let life = Life::new();
+        for (from, to) in [
+            (State::Created, State::Building),
+            (State::Building, State::Paused),
+            (State::Paused, State::Runnable),
+            (State::Runnable, State::Terminating),
+            (State::Terminating, State::Teardown),
+            (State::Teardown, State::Reclaimed),
+            (State::Reclaimed, State::Building),
+        ] {
+            assert_eq!(life.advance(from, to), Ok(()));
+            assert_eq!(life.state(), to);
+        }
+    }
+
+    #[test]
+    fn terminating_is_entered_once_and_from_every_state_in_which_the_td_has_its_key() {
+        for from in State::ALL {
+            let life = Life(AtomicU8::new(from as u8));
+            let may = matches!(from, State::Building | State::Runnable | State::Paused);
+            assert_eq!(
+                life.enter(State::Terminating),
+                if may { Ok(from) } else { Err(from) }
+            );
+            if may {
+                let again = life.enter(State::Terminating);
+                assert_eq!(again, Err(State::Terminating));
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_follow_changes_nothing() {
+        let life = Life::new();
+        assert_eq!(
+            life.advance(State::Created, State::Runnable),
+            Err(State::Created)
+        );
+        assert_eq!(
+            life.advance(State::Paused, State::Runnable),
+            Err(State::Created)
+        );
+        assert_eq!(life.state(), State::Created);
+    }
+
+    #[test]
+    fn nothing_leads_back_from_the_point_of_no_return() {
+        for to in State::ALL {
+            assert_eq!(State::Teardown.leads_to(to), to == State::Reclaimed);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Where a TD has its memory: from address 0 up to the hole below 4 GiB, the rest from 4 GiB on.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
+
+/// Memory ends here below 4 GiB: device registers and the firmware are between this and 4 GiB.
+const HOLE: u64 = 3 * PAGE_1G;
+/// Memory goes on here.
+const HIGH: u64 = 4 * PAGE_1G;
+/// The SHARED bit of a TD whose guest-physical addresses have 48 bits: private memory is below it.
+///
+/// Source: TDX Module ABI 1.5, CONFIG_FLAGS.GPAW.
+pub const SHARED: u64 = 1 << 47;
+
+/// The memory of a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    bytes: u64,
+}
+
+impl Layout {
+    /// So many bytes, a multiple of 4 KiB. `None` when guest-physical addresses do not reach that far.
+    #[must_use]
+    pub const fn new(bytes: u64) -> Option<Self> {
+        if bytes.is_multiple_of(PAGE_4K) && bytes < SHARED - HIGH {
+            Some(Self { bytes })
+        } else {
+            None
+        }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.bytes
+    }
+
+    /// The parts, ascending: one or two.
+    pub fn parts(self) -> impl Iterator<Item = Range<u64>> {
+        let low = if self.bytes < HOLE { self.bytes } else { HOLE };
+        let high = HIGH..HIGH + (self.bytes - low);
+        [0..low, high]
+            .into_iter()
+            .filter(|part| part.start < part.end)
+    }
+
+    /// The part with `gpa` in it.
+    #[must_use]
+    pub fn part_of(self, gpa: u64) -> Option<Range<u64>> {
+        self.parts().find(|part| part.contains(&gpa))
+    }
+
+    /// Private addresses are below this: the memory's end, and 4 GiB at least, where the firmware ends.
+    #[must_use]
+    pub fn limit(self) -> u64 {
+        self.parts().map(|part| part.end).fold(HIGH, u64::max)
+    }
+
+    /// What is left of the memory without `taken`, ascending and not adjacent.
+    #[must_use]
+    pub fn without(self, taken: &[Range<u64>]) -> Vec<Range<u64>> {
+        let mut taken: Vec<_> = taken.to_vec();
+        taken.sort_unstable_by_key(|range| range.start);
+        let mut left = Vec::new();
+        for part in self.parts() {
+            let mut at = part.start;
+            for range in &taken {
+                if range.start >= part.end || range.end <= at {
+                    continue;
+                }
+                if range.start > at {
+                    left.push(at..range.start);
+                }
+                at = range.end;
+            }
+            if at < part.end {
+                left.push(at..part.end);
+            }
+        }
+        left
+    }
+
+    /// The most 4 KiB pages that the memory and `more` pages of an image elsewhere can take, with the pages of the
+    /// S-EPT: when not one of them is mapped large.
+    #[must_use]
+    pub fn most_pages(self, more: u64) -> u64 {
+        let pages = self.bytes / PAGE_4K + more;
+        // The image is below 4 GiB and may lie across a border of each kind.
+        let tables = |bytes: u64| (pages * PAGE_4K).div_ceil(bytes) + 2;
+        pages + tables(PAGE_2M) + tables(PAGE_1G) + tables(512 * PAGE_1G)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{vec, vec::Vec};
+
+    use super::*;
+
+    #[test]
+    fn memory_skips_the_hole_below_4_gib() {
+        let small = Layout::new(PAGE_1G).unwrap();
+        assert!(small.parts().eq([0..PAGE_1G, 0..0].into_iter().take(1)));
+        assert_eq!(small.limit(), HIGH);
+        let large = Layout::new(5 * PAGE_1G).unwrap();
+        let parts: Vec<_> = large.parts().collect();
+        assert_eq!(parts, [0..HOLE, HIGH..6 * PAGE_1G]);
+        assert_eq!(large.limit(), 6 * PAGE_1G);
+        assert_eq!(large.part_of(HOLE), None);
+        assert_eq!(large.part_of(HIGH), Some(HIGH..6 * PAGE_1G));
+        assert_eq!(Layout::new(SHARED), None);
+        assert_eq!(Layout::new(4095), None);
+    }
+
+    #[test]
+    fn what_the_image_has_is_left_out() {
+        let layout = Layout::new(4 * PAGE_1G).unwrap();
+        let taken = [
+            0x80_0000..0x80_1000,
+            0..0x1000,
+            0x80_1000..0x80_3000,
+            HIGH - 0x1000..HIGH + 0x1000,
+        ];
+        assert_eq!(
+            layout.without(&taken),
+            vec![
+                0x1000..0x80_0000,
+                0x80_3000..HOLE,
+                HIGH + 0x1000..HIGH + PAGE_1G
+            ]
+        );
+        assert_eq!(layout.without(&[0..HOLE, HOLE..HIGH + PAGE_1G]), vec![]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_is_left_twice_and_nothing_lost(
+            pages in 1u64..2_000_000,
+            taken in proptest::collection::vec((0u64..2_000_000, 1u64..5000), 0..8),
+        ) {
+            let layout = Layout::new(pages * PAGE_4K).unwrap();
+            let taken: Vec<_> = taken
+                .into_iter()
+                .map(|(start, len)| start * PAGE_4K..(start + len) * PAGE_4K)
+                .collect();
+            let left = layout.without(&taken);
+            for pair in left.windows(2) {
+                assert!(pair[0].end < pair[1].start || pair[1].start == HIGH);
+            }
+            for range in &left {
+                assert!(range.start < range.end);
+                assert!(taken.iter().all(|t| t.end <= range.start || range.end <= t.start));
+                assert_eq!(layout.part_of(range.start), layout.part_of(range.end - 1));
+            }
+            // Every page's first byte is in exactly one of memory left, taken.
+            let mut edges: Vec<u64> = taken.iter().flat_map(|t| [t.start, t.end]).collect();
+            edges.extend(layout.parts().map(|part| part.start));
+            for at in edges {
+                let is_memory = layout.part_of(at).is_some();
+                let is_taken = taken.iter().any(|t| t.contains(&at));
+                let is_left = left.iter().any(|l| l.contains(&at));
+                assert_eq!(is_left, is_memory && !is_taken);
+            }
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! TD_PARAMS: from what the operator wants to what the module is told, as far as the module can do it.
+
+use core::fmt;
+
+use boot::config;
+use seam::abi::{TdParams, attributes, config_flags};
+use zerocopy::FromZeros;
+
+use super::capabilities::{Capabilities, CpuidConfig};
+
+/// Four levels of S-EPT, write-back.
+///
+/// Source: TDX Module ABI 1.5, EPTP_CONTROLS.
+const EPTP_FOUR_LEVELS: u64 = 0x1E;
+/// MHz of a unit of TSC_FREQUENCY.
+const TSC_UNIT_MHZ: u16 = 25;
+/// TSC_FREQUENCY in those units.
+const TSC_UNITS: core::ops::RangeInclusive<u16> = 4..=400;
+/// The leaf that tells family, features and the number of logical processors.
+const CPUID_FEATURES: u32 = 1;
+
+/// What TD_PARAMS takes from this machine where the operator leaves it open.
+pub trait Native {
+    /// CPUID as the host has it: EAX, EBX, ECX, EDX.
+    fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4];
+
+    /// The frequency of the host's TSC in MHz.
+    fn tsc_mhz(&self) -> u32;
+}
+
+/// A key of `[[td]]` that the module can't do what it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The module does not let TDs have this attribute.
+    Attribute(&'static str),
+    /// `migratable` goes with neither `debug` nor `perfmon`.
+    Migratable,
+    /// Bits of ATTRIBUTES that the module wants in every TD, and that have no key.
+    AttributesMissing(u64),
+    /// Bits of `xfam` that the module does not let TDs have.
+    XfamBits(u64),
+    /// Bits that the module wants in every XFAM.
+    XfamMissing(u64),
+    /// Bits of `xfam` that go together.
+    XfamGroup(u64),
+    /// More vCPUs than the module lets a TD have; how many those are.
+    Vcpus(u16),
+    /// No leaf of `[[td.cpuid]]` that the host has a say in.
+    CpuidLeaf {
+        /// The leaf.
+        leaf: u32,
+        /// The sub-leaf.
+        sub_leaf: Option<u32>,
+    },
+    /// Bits of a register of `[[td.cpuid]]` that the host has no say in.
+    CpuidBits {
+        /// The leaf.
+        leaf: u32,
+        /// The sub-leaf.
+        sub_leaf: Option<u32>,
+        /// The register.
+        register: &'static str,
+        /// The bits.
+        bits: u32,
+    },
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attribute(name) => write!(f, "{name}: this TDX module gives it to no TD"),
+            Self::Migratable => write!(
+                f,
+                "migratable: a TD that has it can have neither debug nor perfmon"
+            ),
+            Self::AttributesMissing(bits) => write!(
+                f,
+                "attributes: this TDX module demands the bits {bits:#x}, which this host does not know"
+            ),
+            Self::XfamBits(bits) => {
+                write!(f, "xfam: this TDX module gives the bits {bits:#x} to no TD")
+            }
+            Self::XfamMissing(bits) => {
+                write!(f, "xfam: every TD must have the bits {bits:#x}")
+            }
+            Self::XfamGroup(bits) => {
+                write!(f, "xfam: the bits {bits:#x} must be all set or all clear")
+            }
+            Self::Vcpus(most) => write!(f, "vcpus: this TDX module gives a TD at most {most}"),
+            Self::CpuidLeaf { leaf, sub_leaf } => write!(
+                f,
+                "cpuid: this TDX module leaves nothing of {} to the host",
+                Place(*leaf, *sub_leaf)
+            ),
+            Self::CpuidBits {
+                leaf,
+                sub_leaf,
+                register,
+                bits,
+            } => write!(
+                f,
+                "cpuid: this TDX module does not leave the bits {bits:#x} of {register} in {} to the host",
+                Place(*leaf, *sub_leaf)
+            ),
+        }
+    }
+}
+
+struct Place(u32, Option<u32>);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "leaf {:#x}", self.0)?;
+        match self.1 {
+            Some(sub_leaf) => write!(f, ", subleaf {sub_leaf:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The parameters of a TD.
+///
+/// # Errors
+/// [`Refused`], with the key of `[[td]]` that this module can't do.
+pub fn params(
+    td: &config::Td,
+    module: &Capabilities,
+    native: &impl Native,
+) -> Result<TdParams, Refused> {
+    if td.vcpus > module.max_vcpus {
+        return Err(Refused::Vcpus(module.max_vcpus));
+    }
+    let mut params = TdParams::new_zeroed();
+    params.attributes = attributes(td, module)?;
+    params.xfam = xfam(td.xfam, module)?;
+    params.max_vcpus = td.vcpus;
+    params.eptp_controls = EPTP_FOUR_LEVELS;
+    params.config_flags =
+        module.config_flags.one | config_flags::NO_RBP_MOD & module.config_flags.zero;
+    params.tsc_frequency = match td.tsc_mhz {
+        Some(mhz) => mhz / TSC_UNIT_MHZ,
+        None => tsc_units(native.tsc_mhz()),
+    };
+    params.mrconfigid = td.mrconfigid;
+    params.mrowner = td.mrowner;
+    params.mrownerconfig = td.mrownerconfig;
+    cpuid(td, module, native, &mut params.cpuid_config)?;
+    Ok(params)
+}
+
+fn attributes(td: &config::Td, module: &Capabilities) -> Result<u64, Refused> {
+    let wanted = [
+        (td.debug, attributes::DEBUG, "debug"),
+        (
+            td.sept_ve_disable,
+            attributes::SEPT_VE_DISABLE,
+            "sept_ve_disable",
+        ),
+        (td.migratable, attributes::MIGRATABLE, "migratable"),
+        (td.pks, attributes::PKS, "pks"),
+        (td.perfmon, attributes::PERFMON, "perfmon"),
+    ];
+    let mut value = 0;
+    for (is_wanted, bit, name) in wanted {
+        if is_wanted {
+            value |= bit;
+        }
+        if module.attributes.wrong(value) & value & bit != 0 {
+            return Err(Refused::Attribute(name));
+        }
+    }
+    if td.migratable && (td.debug || td.perfmon) {
+        return Err(Refused::Migratable);
+    }
+    match module.attributes.wrong(value) {
+        0 => Ok(value),
+        missing => Err(Refused::AttributesMissing(missing)),
+    }
+}
+
+fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<u64, Refused> {
+    /// Components that come together.
+    ///
+    /// Source: TDX Module ABI 1.5, XFAM: AVX-512, CET, AMX.
+    const GROUPS: [u64; 3] = [7 << 5, 3 << 11, 3 << 17];
+    /// AVX, which AVX-512 needs.
+    const AVX: u64 = 1 << 2;
+    let Some(value) = wanted else {
+        return Ok(module.xfam.zero);
+    };
+    let wrong = module.xfam.wrong(value);
+    if wrong & value != 0 {
+        return Err(Refused::XfamBits(wrong & value));
+    }
+    if wrong != 0 {
+        return Err(Refused::XfamMissing(wrong));
+    }
+    for group in GROUPS {
+        if value & group != 0 && value & group != group {
+            return Err(Refused::XfamGroup(group));
+        }
+    }
+    if value & GROUPS[0] != 0 && value & AVX == 0 {
+        return Err(Refused::XfamGroup(GROUPS[0] | AVX));
+    }
+    Ok(value)
+}
+
+/// The frequency that is nearest to that of the host, of those that a TD can have.
+fn tsc_units(mhz: u32) -> u16 {
+    let unit = u32::from(TSC_UNIT_MHZ);
+    let units = (mhz + unit / 2) / unit;
+    units.clamp((*TSC_UNITS.start()).into(), (*TSC_UNITS.end()).into()) as u16
+}
+
+/// Each leaf is the host's own as far as the host has a say, but for what the operator wants otherwise.
+fn cpuid(
+    td: &config::Td,
+    module: &Capabilities,
+    native: &impl Native,
+    into: &mut [[u32; 4]],
+) -> Result<(), Refused> {
+    for wanted in &td.cpuid {
+        if !module.cpuid.iter().any(|config| is_about(wanted, config)) {
+            return Err(Refused::CpuidLeaf {
+                leaf: wanted.leaf,
+                sub_leaf: wanted.subleaf,
+            });
+        }
+    }
+    for (config, value) in module.cpuid.iter().zip(into) {
+        *value = native.cpuid(config.leaf, config.sub_leaf.unwrap_or(0));
+        if config.leaf == CPUID_FEATURES {
+            // EAX: zero stands for the family, model and stepping of this machine. EBX 23:16: logical processors.
+            value[0] = 0;
+            value[1] = u32::from(td.vcpus).min(0xFF) << 16;
+        }
+        for (register, mask) in value.iter_mut().zip(config.mask) {
+            *register &= mask;
+        }
+        for wanted in td.cpuid.iter().filter(|wanted| is_about(wanted, config)) {
+            override_with(wanted, config, value)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_about(wanted: &config::Cpuid, config: &CpuidConfig) -> bool {
+    wanted.leaf == config.leaf && wanted.subleaf == config.sub_leaf
+}
+
+fn override_with(
+    wanted: &config::Cpuid,
+    config: &CpuidConfig,
+    value: &mut [u32; 4],
+) -> Result<(), Refused> {
+    let registers = [
+        ("eax", wanted.eax),
+        ("ebx", wanted.ebx),
+        ("ecx", wanted.ecx),
+        ("edx", wanted.edx),
+    ];
+    for (((name, wanted), mask), value) in registers.into_iter().zip(config.mask).zip(value) {
+        let Some(wanted) = wanted else {
+            continue;
+        };
+        if wanted & !mask != 0 {
+            return Err(Refused::CpuidBits {
+                leaf: config.leaf,
+                sub_leaf: config.sub_leaf,
+                register: name,
+                bits: wanted & !mask,
+            });
+        }
+        *value = wanted;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::{format, string::ToString, vec, vec::Vec};
+
+    use super::*;
+    use crate::td::capabilities::Fixed;
+
+    struct Machine;
+
+    impl Native for Machine {
+        fn cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
+            [leaf | 0xF00, u32::MAX, u32::MAX, 0x55]
+        }
+
+        fn tsc_mhz(&self) -> u32 {
+            2111
+        }
+    }
+
+    fn module() -> Capabilities {
+        let entry = |leaf, sub_leaf, mask| CpuidConfig {
+            leaf,
+            sub_leaf,
+            mask,
+        };
+        Capabilities {
+            attributes: Fixed {
+                zero: attributes::DEBUG
+                    | attributes::SEPT_VE_DISABLE
+                    | attributes::MIGRATABLE
+                    | attributes::PERFMON,
+                one: 0,
+            },
+            xfam: Fixed {
+                zero: 0x6_DBE7,
+                one: 3,
+            },
+            config_flags: Fixed { zero: 7, one: 0 },
+            cpuid: vec![
+                entry(1, None, [0x0FFF_3FFF, 0x00FF_0000, 0x8, 0]),
+                entry(7, Some(0), [0, 0x10, 0, u32::MAX]),
+            ],
+            max_vcpus: 8,
+            tdcx_pages: 6,
+            tdvps_pages: 6,
+            topology_enum: false,
+        }
+    }
+
+    fn td(more: &str) -> config::Td {
+        let text = format!(
+            "[[file]]\nname = \"f\"\npath = \"f\"\n[[td]]\nname = \"a\"\nimage = \"f\"\nmemory = \"2M\"\n{more}"
+        );
+        config::parse(text.as_bytes()).unwrap().td.remove(0)
+    }
+
+    fn of(more: &str) -> Result<TdParams, Refused> {
+        params(&td(more), &module(), &Machine)
+    }
+
+    #[test]
+    fn what_is_left_open_is_the_machines_own() {
+        let params = of("vcpus = 4\n").unwrap();
+        assert_eq!(params.attributes, attributes::SEPT_VE_DISABLE);
+        assert_eq!((params.xfam, params.max_vcpus), (0x6_DBE7, 4));
+        assert_eq!(params.eptp_controls, 0x1E);
+        assert_eq!(params.config_flags, config_flags::NO_RBP_MOD);
+        assert_eq!(params.tsc_frequency, 84);
+        assert_eq!(params.cpuid_config[0], [0, 4 << 16, 8, 0]);
+        assert_eq!(params.cpuid_config[1], [0, 0x10, 0, 0x55]);
+        assert_eq!(params.cpuid_config[2], [0; 4]);
+    }
+
+    #[test]
+    fn what_the_operator_wants_is_what_the_module_is_told() {
+        let params = of(
+            "debug = true\nsept_ve_disable = false\nxfam = 0xE7\ntsc_mhz = 1000\n\
+             [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0\nedx = 7\n",
+        )
+        .unwrap();
+        assert_eq!(params.attributes, attributes::DEBUG);
+        assert_eq!((params.xfam, params.tsc_frequency), (0xE7, 40));
+        assert_eq!(params.cpuid_config[1], [0, 0, 0, 7]);
+    }
+
+    #[test]
+    fn what_the_module_can_t_do_is_refused_with_the_key() {
+        let cases = [
+            ("pks = true\n", "pks: "),
+            ("migratable = true\ndebug = true\n", "migratable: "),
+            ("migratable = true\nperfmon = true\n", "migratable: "),
+            (
+                "xfam = 0xB\n",
+                "xfam: this TDX module gives the bits 0x8 to",
+            ),
+            ("xfam = 0x1\n", "xfam: every TD must have the bits 0x2"),
+            ("xfam = 0x27\n", "xfam: the bits 0xe0 must be"),
+            ("xfam = 0xE3\n", "xfam: the bits 0xe4 must be"),
+            ("vcpus = 9\n", "vcpus: this TDX module gives a TD at most 8"),
+            ("[[td.cpuid]]\nleaf = 2\n", "cpuid: "),
+            ("[[td.cpuid]]\nleaf = 7\n", "cpuid: "),
+            (
+                "[[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x30\n",
+                "cpuid: this TDX module does not leave the bits 0x20 of ebx in leaf 0x7, subleaf 0x0",
+            ),
+        ];
+        for (text, start) in cases {
+            let refused = of(text).unwrap_err().to_string();
+            assert!(refused.starts_with(start), "{refused}");
+        }
+        let mut strange = module();
+        strange.attributes.one = 1 << 5;
+        let refused = params(&td(""), &strange, &Machine);
+        assert_eq!(refused, Err(Refused::AttributesMissing(1 << 5)));
+    }
+
+    #[test]
+    fn every_frequency_that_a_host_may_have_gives_one_that_a_td_can_have() {
+        let units: Vec<_> = [1, 2000, 2111, 2113, 20_000].map(tsc_units).into();
+        assert_eq!(units, [4, 80, 84, 85, 400]);
+    }
+}
