@@ -46,6 +46,9 @@ pub trait Platform: Sync {
     /// [`NoAnswer`] names those on which it did not run and will not; on the others it did.
     fn on_each(&self, cpus: &[u32], work: &(dyn Fn(u32) + Sync)) -> Result<(), NoAnswer>;
 
+    /// Lets a moment pass, in which the calling CPU serves what waits for it.
+    fn relax(&self);
+
     /// Reads physical memory that is the host's own.
     fn read(&self, from: Hpa, into: &mut [u8]);
 

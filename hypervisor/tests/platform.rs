@@ -48,7 +48,7 @@ fn cpus_that_are_at_work_call_each_other() {
         })
     });
     for job in jobs {
-        job.wait();
+        job.wait(&rig);
     }
 }
 

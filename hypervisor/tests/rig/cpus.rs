@@ -4,14 +4,14 @@ use std::any::Any;
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use hypervisor::cpu::call::{self, Mailbox};
 
-use super::Machine;
+use super::{Machine, Rig};
 
 /// How long a caller waits for CPUs that do answer: until the test has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,10 +48,17 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Job<R>(Receiver<thread::Result<R>>);
 
 impl<R> Job<R> {
-    /// Waits for its end, and panics as it did.
-    pub fn wait(self) -> R {
-        let result = self.0.recv_timeout(PATIENCE).expect("the job ends");
-        result.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    /// Waits for its end, and panics as it did. The waiting CPU serves its calls meanwhile.
+    pub fn wait(self, rig: &Rig) -> R {
+        let start = Instant::now();
+        loop {
+            rig.serve();
+            match self.0.recv_timeout(Duration::from_micros(100)) {
+                Ok(result) => return result.unwrap_or_else(|panic| panic::resume_unwind(panic)),
+                Err(RecvTimeoutError::Timeout) if start.elapsed() < PATIENCE => {}
+                Err(e) => panic!("the job did not end: {e}"),
+            }
+        }
     }
 }
 

@@ -290,6 +290,11 @@ impl Platform for Rig {
             .guarded(work, |work| call::call(&self.machine.cpus, cpus, work))
     }
 
+    fn relax(&self) {
+        self.machine.cpus.serve();
+        std::thread::yield_now();
+    }
+
     fn read(&self, from: Hpa, into: &mut [u8]) {
         access(&self.machine.server, from, into.len(), |memory| {
             memory.read(from.0, into);

@@ -1,5 +1,8 @@
 //! TDX on this machine: what was found, and the bring-up of the module on every CPU.
 
+pub mod hkids;
+pub mod release;
+
 use alloc::{format, string::String, vec::Vec};
 use core::{
     ops::ControlFlow,

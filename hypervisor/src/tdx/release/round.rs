@@ -1,0 +1,171 @@
+//! TDH.PHYMEM.CACHE.WB on one CPU of every package that needs it, all at once. After each step all CPUs are back, so
+//! that they serve their interrupts, and then go on.
+
+use alloc::{collections::BTreeMap, vec::Vec};
+
+use seam::{
+    error::{Error, Recovery},
+    tdh::resume::{CacheWbRound, Step},
+};
+use spin::Mutex;
+
+use super::{Turn, Why, WriteBack};
+use crate::{cpu::call::NoAnswer, platform::Platform};
+
+/// CPUs of one package that are tried when they don't answer.
+const MAX_TRIED: usize = 4;
+
+/// What is known about the caches of one package.
+#[derive(Debug, Default)]
+pub struct Package {
+    written: u64,
+    under_way: Option<Pass>,
+}
+
+impl Package {
+    /// When the last pass that was completed had begun; 0 for none.
+    pub const fn written(&self) -> u64 {
+        self.written
+    }
+}
+
+/// A pass over the caches of one package.
+#[derive(Debug)]
+struct Pass {
+    round: CacheWbRound,
+    begun: u64,
+}
+
+/// The packages that are at it.
+pub struct Round {
+    at_work: Vec<Leader>,
+    done: Vec<(WriteBack, u64)>,
+    failed: Vec<(u32, Why, Option<Pass>)>,
+}
+
+/// One package, and the CPU that does the work there: the first of `cpus`.
+struct Leader {
+    package: u32,
+    cpus: Vec<u32>,
+    silent: Vec<u32>,
+    pass: Mutex<Pass>,
+    outcome: Mutex<Option<Result<Step, Error>>>,
+    start_us: u64,
+}
+
+impl Round {
+    /// A round for all TDs that were flushed at `last` or before. A pass that began later and failed on the way goes on.
+    pub fn begin<P: Platform>(platform: &P, turn: &mut Turn, last: u64) -> Self {
+        let mut packages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for place in platform.cpus() {
+            packages.entry(place.package).or_default().push(place.cpu);
+        }
+        let me = platform.this_cpu();
+        let mut at_work = Vec::new();
+        for (package, mut cpus) in packages {
+            let now = turn.tick();
+            let known = turn.packages.entry(package).or_default();
+            if known.written > last {
+                continue;
+            }
+            let resumed = known.under_way.take().filter(|pass| pass.begun > last);
+            // The caller need not be called, and serves its interrupts by itself.
+            cpus.sort_by_key(|cpu| *cpu != me);
+            cpus.truncate(MAX_TRIED);
+            at_work.push(Leader {
+                package,
+                cpus,
+                silent: Vec::new(),
+                pass: Mutex::new(resumed.unwrap_or(Pass {
+                    round: CacheWbRound::new(),
+                    begun: now,
+                })),
+                outcome: Mutex::new(None),
+                start_us: platform.now_us(),
+            });
+        }
+        Self {
+            at_work,
+            done: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// One call on each package that is not through.
+    pub fn step<P: Platform>(&mut self, platform: &P) -> Step {
+        if self.at_work.is_empty() {
+            return Step::Done;
+        }
+        let at_work = &self.at_work;
+        let leaders: Vec<u32> = at_work.iter().filter_map(Leader::cpu).collect();
+        let answer = platform.on_each(&leaders, &|cpu| {
+            if let Some(leader) = at_work.iter().find(|l| l.cpu() == Some(cpu)) {
+                let outcome = leader.pass.lock().round.step(&platform.tdh());
+                *leader.outcome.lock() = Some(outcome);
+            }
+        });
+        let silent = answer.err().map_or(Vec::new(), |NoAnswer(cpus)| cpus);
+        for leader in core::mem::take(&mut self.at_work) {
+            self.judge(leader, &silent, platform.now_us());
+        }
+        Step::More
+    }
+
+    fn judge(&mut self, mut leader: Leader, silent: &[u32], now_us: u64) {
+        let package = leader.package;
+        let outcome = leader.outcome.get_mut().take();
+        match outcome {
+            Some(Ok(Step::More)) => self.at_work.push(leader),
+            Some(Ok(Step::Done)) => {
+                let pass = leader.pass.into_inner();
+                let written = WriteBack {
+                    package,
+                    us: now_us - leader.start_us,
+                    interruptions: pass.round.interruptions(),
+                };
+                self.done.push((written, pass.begun));
+            }
+            Some(Err(error)) => {
+                // What can't succeed from where it is begins anew when it is tried again.
+                let pass = Some(leader.pass.into_inner());
+                let pass = pass.filter(|_| error.recovery() == Recovery::Retry);
+                self.failed
+                    .push((package, Why::WriteBack { package, error }, pass));
+            }
+            None => {
+                let (gone, left) = leader.cpus.drain(..).partition(|cpu| silent.contains(cpu));
+                leader.silent.extend::<Vec<u32>>(gone);
+                leader.cpus = left;
+                if leader.cpus.is_empty() {
+                    let cpus = NoAnswer(leader.silent);
+                    let pass = Some(leader.pass.into_inner());
+                    self.failed
+                        .push((package, Why::Silent { package, cpus }, pass));
+                } else {
+                    self.at_work.push(leader);
+                }
+            }
+        }
+    }
+
+    /// Notes how far each package is: what was written back, and what was not and why.
+    pub fn end(self, turn: &mut Turn) -> (Vec<WriteBack>, Vec<(u32, Why)>) {
+        let mut done = Vec::new();
+        for (written, begun) in self.done {
+            turn.packages.entry(written.package).or_default().written = begun;
+            done.push(written);
+        }
+        let mut failed = Vec::new();
+        for (package, why, pass) in self.failed {
+            turn.packages.entry(package).or_default().under_way = pass;
+            failed.push((package, why));
+        }
+        (done, failed)
+    }
+}
+
+impl Leader {
+    fn cpu(&self) -> Option<u32> {
+        self.cpus.first().copied()
+    }
+}
