@@ -8,3 +8,4 @@ pub mod pages;
 pub mod private;
 mod sync;
 pub mod tdmr;
+pub mod tdvf;

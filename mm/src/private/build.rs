@@ -15,9 +15,7 @@ use super::pool::Pool;
 use super::root::Live;
 use super::track::NoneRuns;
 use super::{Cpu, PrivateMap};
-
-/// Bytes that one TDH.MR.EXTEND measures.
-const CHUNK: u64 = 256;
+use crate::tdvf::chunks;
 
 /// What was mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,8 +46,8 @@ impl PrivateMap {
             })?;
             until += PAGE_4K;
             if is_measured {
-                for chunk in (gpa.0..gpa.0 + PAGE_4K).step_by(CHUNK as usize) {
-                    cpu.tdh.mr_extend(live.tdr(), Gpa(chunk))?;
+                for chunk in chunks(gpa) {
+                    cpu.tdh.mr_extend(live.tdr(), chunk)?;
                 }
             }
             Ok(())

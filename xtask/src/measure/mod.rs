@@ -1,14 +1,9 @@
 //! `cargo xtask measure`: what a TD will be, computed without a TDX server.
 //!
-//! MRTD depends on which pages the host adds, in which order, and which of them it extends into the measurement. This is
-//! the order: section by section as the image's metadata lists them, page by page upwards; each page is added by
-//! TDH.MEM.PAGE.ADD and, if its section is measured, at once extended by 16 TDH.MR.EXTEND of 256 bytes. KVM does the
-//! same since it supports TDX (`KVM_TDX_INIT_MEM_REGION` in Linux 6.16), and QEMU hands it the sections in that order.
-//!
-//! Nothing here is shared with the emulated module: each checks the other.
+//! Which pages are added in which order is [`mm::tdvf`]'s to say, to the hypervisor as well. How that becomes an MRTD is said
+//! here, and shared with nobody: the emulated module and this check each other.
 
 mod mrtd;
-mod tdvf;
 #[cfg(test)]
 mod vectors;
 
@@ -17,8 +12,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use mm::tdvf::{TdImage, chunks};
 use mrtd::{CHUNK, Mrtd};
-use tdvf::{PAGE, TdImage};
 
 /// Prints the MRTD of a TD that is built from the TDVF image in `file`.
 ///
@@ -35,15 +30,12 @@ pub fn run(file: &Path) -> Result<()> {
 /// The MRTD of a TD that is built from `image`.
 pub fn measure(image: &TdImage<'_>) -> [u8; 48] {
     let mut mrtd = Mrtd::new();
-    for section in image.sections.iter().filter(|section| !section.augmented) {
-        for offset in (0..section.bytes).step_by(PAGE as usize) {
-            let gpa = section.gpa + offset;
-            mrtd.page_add(gpa);
-            if section.measured {
-                let page = section.page(offset);
-                for (gpa, chunk) in (gpa..).step_by(CHUNK).zip(page.as_chunks::<CHUNK>().0) {
-                    mrtd.extend(gpa, chunk);
-                }
+    for page in image.pages() {
+        mrtd.page_add(page.gpa.0);
+        if page.measured {
+            let content = page.content();
+            for (gpa, chunk) in chunks(page.gpa).zip(content.as_chunks::<CHUNK>().0) {
+                mrtd.extend(gpa.0, chunk);
             }
         }
     }
@@ -59,14 +51,15 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::tdvf::testing::{Entry, image};
+    use mm::tdvf::{Entry, TAIL_BYTES, write};
+
     use super::*;
 
     /// The order is part of the result: this is what a module would be told, step by step.
     #[test]
     fn pages_are_added_in_the_order_of_the_sections_and_extended_at_once() {
         let firmware: Vec<u8> = (0..0x1800u32).map(|i| (i / 7) as u8).collect();
-        let file = image(
+        let file = write(
             &firmware,
             &[
                 Entry {
@@ -91,6 +84,7 @@ mod tests {
                     attributes: 2,
                 },
             ],
+            &[0; TAIL_BYTES],
         );
         let mut expected = Mrtd::new();
         let mut padded = firmware.clone();
