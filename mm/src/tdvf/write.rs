@@ -26,7 +26,7 @@ pub struct Entry {
     pub attributes: u32,
 }
 
-/// Bytes that [`write`] puts between firmware and tail for so many sections.
+/// Bytes that [`write()`] puts between firmware and tail for so many sections.
 pub const fn metadata_bytes(sections: usize) -> usize {
     PREFIX_GUID.len() + HEADER_BYTES + SECTION_BYTES * sections + OFFSET_ENTRY_BYTES + ENTRY_BYTES
 }
