@@ -2,6 +2,7 @@
 
 mod encoding;
 mod gprs;
+mod guest;
 mod leaf;
 pub mod metadata;
 mod operand;
@@ -11,6 +12,7 @@ mod td;
 
 pub use encoding::*;
 pub use gprs::Gprs;
+pub use guest::{GuestLeaf, ghci};
 pub use leaf::{Leaf, SeamldrLeaf};
 pub use operand::Operand;
 pub use platform::*;

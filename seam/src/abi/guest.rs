@@ -1,0 +1,142 @@
+//! What a TD calls: TDCALL leafs, and the requests that it makes to the host by TDG.VP.VMCALL.
+
+/// A guest-side leaf of the TDX module (RAX bits 15:0 of TDCALL).
+///
+/// Source: TDX Module ABI 1.5, "Guest-side (TDCALL) interface functions".
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(
+    missing_docs,
+    reason = "the names are those of the specification, without `TDG.`"
+)]
+pub enum GuestLeaf {
+    VpVmcall = 0,
+    VpInfo = 1,
+    MrRtmrExtend = 2,
+    VpVeinfoGet = 3,
+    MrReport = 4,
+    VpCpuidveSet = 5,
+    MemPageAccept = 6,
+    VmRd = 7,
+    VmWr = 8,
+    VpRd = 9,
+    VpWr = 10,
+    SysRd = 11,
+    SysRdall = 12,
+    ServtdRd = 18,
+    ServtdWr = 20,
+    MrVerifyreport = 22,
+    MemPageAttrRd = 23,
+    MemPageAttrWr = 24,
+    VpEnter = 25,
+    VpInvept = 26,
+    VpInvvpid = 27,
+}
+
+impl GuestLeaf {
+    /// RAX for a call of version 0.
+    pub const fn rax(self) -> u64 {
+        self as u64
+    }
+
+    /// RAX for a call of this version.
+    pub const fn rax_version(self, version: u8) -> u64 {
+        self as u64 | (version as u64) << 16
+    }
+}
+
+/// The standard requests of a TD to its host: R10 is zero, R11 one of these.
+///
+/// Source: Guest-Host-Communication Interface for Intel TDX 1.5, section 3.
+pub mod ghci {
+    /// A standard request (R11).
+    #[repr(u64)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum Request {
+        /// Instruction.CPUID.
+        Cpuid = 10,
+        /// Instruction.HLT.
+        Hlt = 12,
+        /// Instruction.IO.
+        Io = 30,
+        /// Instruction.RDMSR.
+        Rdmsr = 31,
+        /// Instruction.WRMSR.
+        Wrmsr = 32,
+        /// #VE.RequestMMIO.
+        Mmio = 48,
+        /// Instruction.PCONFIG.
+        Pconfig = 65,
+        /// GetTdVmCallInfo.
+        GetTdVmCallInfo = 0x10000,
+        /// MapGPA.
+        MapGpa = 0x10001,
+        /// GetQuote.
+        GetQuote = 0x10002,
+        /// ReportFatalError.
+        ReportFatalError = 0x10003,
+        /// SetupEventNotifyInterrupt.
+        SetupEventNotifyInterrupt = 0x10004,
+        /// Service.
+        Service = 0x10005,
+    }
+
+    impl Request {
+        /// Every request.
+        pub const ALL: [Self; 13] = [
+            Self::Cpuid,
+            Self::Hlt,
+            Self::Io,
+            Self::Rdmsr,
+            Self::Wrmsr,
+            Self::Mmio,
+            Self::Pconfig,
+            Self::GetTdVmCallInfo,
+            Self::MapGpa,
+            Self::GetQuote,
+            Self::ReportFatalError,
+            Self::SetupEventNotifyInterrupt,
+            Self::Service,
+        ];
+
+        /// The request of that number.
+        pub fn from_number(number: u64) -> Option<Self> {
+            Self::ALL
+                .into_iter()
+                .find(|request| *request as u64 == number)
+        }
+    }
+
+    /// R10 of an answer: done.
+    pub const SUCCESS: u64 = 0;
+    /// R10 of an answer: only a part is done, or nothing; ask again for the rest.
+    pub const RETRY: u64 = 1;
+    /// R10 of an answer: an operand can't be used.
+    pub const INVALID_OPERAND: u64 = 1 << 63;
+    /// R10 of an answer: the memory is in use.
+    pub const GPA_INUSE: u64 = 1 << 63 | 1;
+    /// R10 of an answer: an address or size is not aligned.
+    pub const ALIGN_ERROR: u64 = 1 << 63 | 2;
+    /// R10 of an answer: the host does not know the request.
+    pub const SUBFUNC_UNSUPPORTED: u64 = 1 << 63 | 3;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ghci::Request;
+    use super::*;
+
+    #[test]
+    fn requests_and_numbers_map_both_ways() {
+        for request in Request::ALL {
+            assert_eq!(Request::from_number(request as u64), Some(request));
+        }
+        assert_eq!(Request::from_number(11), None);
+    }
+
+    #[test]
+    fn the_version_is_above_the_leaf() {
+        assert_eq!(GuestLeaf::MemPageAccept.rax(), 6);
+        assert_eq!(GuestLeaf::VmRd.rax_version(1), 0x1_0007);
+    }
+}
