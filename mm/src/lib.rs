@@ -6,6 +6,7 @@ extern crate alloc;
 pub mod frames;
 pub mod pages;
 pub mod private;
+pub mod shared;
 mod sync;
 pub mod tdmr;
 pub mod tdvf;

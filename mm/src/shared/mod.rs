@@ -1,0 +1,369 @@
+//! A TD's shared memory: the EPT that the host owns, and the frames that it maps.
+//!
+//! The CPU walks it for guest-physical addresses with the SHARED bit, which is part of the address that it walks. Whatever
+//! is not mapped raises #VE in the guest (suppress-#VE is clear), so that an access to it costs the host nothing: the guest
+//! makes a TDVMCALL of it. Only memory that the guest asked to share is mapped, and the tables for it stay until the
+//! TD's end; they are bounded by the memory that the TD has.
+//!
+//! The frames are the host's as well as the guest's: they are read and written a word at a time, by atomic operations,
+//! and nothing that was read once is believed to be the same later.
+//!
+//! Source: Intel SDM volume 3C, section 29.3 (EPT entries); TDX Module 1.5 Base Architecture, "Shared EPT".
+
+mod entry;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use arrayvec::ArrayVec;
+use seam::abi::{PAGE_2M, PAGE_4K, PageSize, level_bytes};
+use seam::address::{Gpa, Hpa};
+
+use crate::private::{Levels, NoAnswer};
+use entry::Entry;
+
+/// Entries of a table.
+const ENTRIES: usize = 512;
+
+/// The words of a 4 KiB frame.
+pub type Words = [AtomicU64; ENTRIES];
+
+/// The frames of the host as shared memory needs them.
+pub trait Frames {
+    /// A frame of 4 KiB or 2 MiB that reads as zero. `None` when there is none.
+    fn take(&self, size: PageSize) -> Option<Hpa>;
+
+    /// Takes a frame back.
+    fn give(&self, hpa: Hpa, size: PageSize);
+
+    /// Notes that a frame of 2 MiB, which is out, comes back in parts of 4 KiB.
+    fn split(&self, hpa: Hpa);
+
+    /// The 4 KiB at `hpa`, in a frame that is out.
+    fn words(&self, hpa: Hpa) -> &Words;
+}
+
+/// Makes every CPU forget what it knows of a TD's shared EPT. The hypervisor implements it.
+pub trait Flush {
+    /// Returns when each vCPU that was in the guest has left it at least once, and no CPU uses a translation that was
+    /// removed before the call.
+    ///
+    /// # Errors
+    /// [`NoAnswer`] when a CPU did not answer in time.
+    fn flush(&self) -> Result<(), NoAnswer>;
+}
+
+/// Why something could not be done with shared memory. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The address is not aligned, or has no place in the TD's shared half.
+    BadRange,
+    /// Something is mapped there.
+    Occupied,
+    /// Nothing is mapped there.
+    NotMapped,
+    /// The host has no frame of this size left.
+    NoFrames(PageSize),
+    /// A CPU may still use what was to be unmapped.
+    NoAnswer(NoAnswer),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadRange => f.write_str("the address is not aligned or can't be shared"),
+            Self::Occupied => f.write_str("it is shared already"),
+            Self::NotMapped => f.write_str("it is not shared"),
+            Self::NoFrames(size) => write!(f, "no frame of {} KiB is free", size.bytes() >> 10),
+            Self::NoAnswer(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// What shared memory consists of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Frames of 4 KiB and 2 MiB.
+    pub pages: [u64; 2],
+    /// Pages of the EPT, the root included.
+    pub tables: u64,
+}
+
+/// The shared memory of one TD.
+#[derive(Debug)]
+pub struct SharedMap {
+    root: Hpa,
+    top: u8,
+    shared: u64,
+    // Whoever changes an entry holds it; so does whoever uses a frame, which can't be unmapped meanwhile.
+    holding: spin::Mutex<Holding>,
+}
+
+impl SharedMap {
+    /// An empty map for a TD of so many levels, the SHARED bit of whose addresses is `shared`.
+    ///
+    /// # Errors
+    /// [`Error::NoFrames`]; [`Error::BadRange`] when `shared` is not a single bit that the levels reach.
+    pub fn new(frames: &impl Frames, levels: Levels, shared: u64) -> Result<Self, Error> {
+        let top = match levels {
+            Levels::Four => 3,
+            Levels::Five => 4,
+        };
+        if !shared.is_power_of_two() || shared >= level_bytes(top) * ENTRIES as u64 {
+            return Err(Error::BadRange);
+        }
+        let size = PageSize::Size4K;
+        let root = frames.take(size).ok_or(Error::NoFrames(size))?;
+        Ok(Self {
+            root,
+            top,
+            shared,
+            holding: spin::Mutex::new(Holding {
+                pages: [0; 2],
+                tables: 1,
+            }),
+        })
+    }
+
+    /// The root page: what the TD VMCS field SHARED_EPTP takes.
+    pub const fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// The SHARED bit of the TD's addresses.
+    pub const fn shared_bit(&self) -> u64 {
+        self.shared
+    }
+
+    /// What it consists of.
+    pub fn holding(&self) -> Holding {
+        *self.holding.lock()
+    }
+
+    /// Maps a frame of zeroes, 4 KiB or 2 MiB, at `gpa` (without the SHARED bit).
+    ///
+    /// # Errors
+    /// [`Error`]; tables that were made for it stay.
+    pub fn map(&self, frames: &impl Frames, gpa: Gpa, size: PageSize) -> Result<(), Error> {
+        if size > PageSize::Size2M || gpa.0 >= self.shared || !gpa.0.is_multiple_of(size.bytes()) {
+            return Err(Error::BadRange);
+        }
+        let mut holding = self.holding.lock();
+        let entry = self.link(frames, gpa, size as u8, &mut holding)?;
+        if Entry::load(entry).is_present() {
+            return Err(Error::Occupied);
+        }
+        let frame = frames.take(size).ok_or(Error::NoFrames(size))?;
+        entry.store(Entry::leaf(frame, size).0, SeqCst);
+        holding.pages[size as usize] += 1;
+        Ok(())
+    }
+
+    /// Unmaps what is in `range`, which lies within one aligned 2 MiB (without the SHARED bit), and gives the frames back
+    /// after `flush`. Returns how many bytes were mapped.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`]; [`Error::NoAnswer`], and everything is mapped as before; [`Error::NoFrames`] when a page of
+    /// 2 MiB must be split for it and no table is to be had.
+    pub fn unmap(
+        &self,
+        frames: &impl Frames,
+        range: Range<u64>,
+        flush: &impl Flush,
+    ) -> Result<u64, Error> {
+        let aligned = range.start.is_multiple_of(PAGE_4K) && range.end.is_multiple_of(PAGE_4K);
+        let within = range.start / PAGE_2M == range.end.saturating_sub(1) / PAGE_2M;
+        if !aligned || !within || range.is_empty() || range.end > self.shared {
+            return Err(Error::BadRange);
+        }
+        let mut holding = self.holding.lock();
+        let Some((entry, level)) = self.find(frames, Gpa(range.start)) else {
+            return Ok(0);
+        };
+        let mut taken = ArrayVec::<(&AtomicU64, Entry), ENTRIES>::new();
+        if level == 1 {
+            if range.end - range.start == PAGE_2M {
+                taken.push((entry, Entry::load(entry)));
+            } else {
+                self.split(frames, entry, &mut holding)?;
+            }
+        }
+        if taken.is_empty() {
+            for gpa in range.step_by(PAGE_4K as usize) {
+                if let Some((entry, 0)) = self.find(frames, Gpa(gpa)) {
+                    taken.push((entry, Entry::load(entry)));
+                }
+            }
+        }
+        if taken.is_empty() {
+            return Ok(0);
+        }
+        for (entry, _) in &taken {
+            entry.store(Entry::NOTHING.0, SeqCst);
+        }
+        if let Err(silent) = flush.flush() {
+            for (entry, was) in &taken {
+                entry.store(was.0, SeqCst);
+            }
+            return Err(Error::NoAnswer(silent));
+        }
+        let size = match level {
+            1 if taken.len() == 1 && taken[0].1.is_large() => PageSize::Size2M,
+            _ => PageSize::Size4K,
+        };
+        for (_, was) in &taken {
+            frames.give(was.hpa(), size);
+        }
+        holding.pages[size as usize] -= taken.len() as u64;
+        Ok(taken.len() as u64 * size.bytes())
+    }
+
+    /// Whether something is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
+    pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
+        let _holding = self.holding.lock();
+        let block = gpa.0 / PAGE_2M * PAGE_2M;
+        let pages = (block..block + PAGE_2M).step_by(PAGE_4K as usize);
+        match self.table(frames, Gpa(block), 0) {
+            Some(_) => pages
+                .into_iter()
+                .any(|gpa| self.find(frames, Gpa(gpa)).is_some()),
+            None => self.find(frames, Gpa(block)).is_some(),
+        }
+    }
+
+    /// Whether something is mapped at `gpa` (without the SHARED bit).
+    pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
+        let _holding = self.holding.lock();
+        self.find(frames, gpa).is_some()
+    }
+
+    /// Does `work` with the words of the 4 KiB around `gpa` (without the SHARED bit), which stay mapped meanwhile. The
+    /// guest may change them at any time.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`].
+    pub fn with_page<R>(
+        &self,
+        frames: &impl Frames,
+        gpa: Gpa,
+        work: impl FnOnce(&Words) -> R,
+    ) -> Result<R, Error> {
+        let _holding = self.holding.lock();
+        let (entry, level) = self.find(frames, gpa).ok_or(Error::NotMapped)?;
+        let offset = gpa.0 % level_bytes(level) / PAGE_4K * PAGE_4K;
+        let page = Hpa(Entry::load(entry).hpa().0 + offset);
+        Ok(work(frames.words(page)))
+    }
+
+    /// The end: gives back everything. No vCPU of the TD can be entered any more, and no CPU uses a translation.
+    pub fn dissolve(self, frames: &impl Frames) {
+        self.dissolve_table(frames, self.root, self.top);
+    }
+
+    fn dissolve_table(&self, frames: &impl Frames, table: Hpa, level: u8) {
+        for word in frames.words(table) {
+            let entry = Entry(word.load(SeqCst));
+            if !entry.is_present() {
+                continue;
+            }
+            match (level, entry.is_large()) {
+                (0, _) => frames.give(entry.hpa(), PageSize::Size4K),
+                (1, true) => frames.give(entry.hpa(), PageSize::Size2M),
+                _ => self.dissolve_table(frames, entry.hpa(), level - 1),
+            }
+        }
+        frames.give(table, PageSize::Size4K);
+    }
+
+    /// The entry of `level` for `gpa`, with the tables on the way to it.
+    fn link<'f>(
+        &self,
+        frames: &'f impl Frames,
+        gpa: Gpa,
+        level: u8,
+        holding: &mut Holding,
+    ) -> Result<&'f AtomicU64, Error> {
+        let address = gpa.0 | self.shared;
+        let mut table = self.root;
+        for above in (level + 1..=self.top).rev() {
+            let word = &frames.words(table)[index(address, above)];
+            let entry = Entry::load(word);
+            table = if !entry.is_present() {
+                let size = PageSize::Size4K;
+                let table = frames.take(size).ok_or(Error::NoFrames(size))?;
+                holding.tables += 1;
+                word.store(Entry::table(table).0, SeqCst);
+                table
+            } else if entry.is_large() {
+                return Err(Error::Occupied);
+            } else {
+                entry.hpa()
+            };
+        }
+        Ok(&frames.words(table)[index(address, level)])
+    }
+
+    /// The entry that maps `gpa`, and its level.
+    fn find<'f>(&self, frames: &'f impl Frames, gpa: Gpa) -> Option<(&'f AtomicU64, u8)> {
+        let address = gpa.0 | self.shared;
+        let mut table = self.root;
+        for level in (0..=self.top).rev() {
+            let word = &frames.words(table)[index(address, level)];
+            let entry = Entry::load(word);
+            if !entry.is_present() {
+                return None;
+            }
+            if level == 0 || entry.is_large() {
+                return Some((word, level));
+            }
+            table = entry.hpa();
+        }
+        None
+    }
+
+    /// The table whose entries of `level` map what is around `gpa`.
+    fn table(&self, frames: &impl Frames, gpa: Gpa, level: u8) -> Option<Hpa> {
+        let address = gpa.0 | self.shared;
+        let mut table = self.root;
+        for above in (level + 1..=self.top).rev() {
+            let entry = Entry::load(&frames.words(table)[index(address, above)]);
+            if !entry.is_present() || entry.is_large() {
+                return None;
+            }
+            table = entry.hpa();
+        }
+        Some(table)
+    }
+
+    /// Maps the parts of a page of 2 MiB one by one. What the guest sees does not change, so that nothing need be flushed
+    /// until one of them goes.
+    fn split(
+        &self,
+        frames: &impl Frames,
+        entry: &AtomicU64,
+        holding: &mut Holding,
+    ) -> Result<(), Error> {
+        let size = PageSize::Size4K;
+        let table = frames.take(size).ok_or(Error::NoFrames(size))?;
+        let large = Entry::load(entry).hpa();
+        for (part, word) in (0..).zip(frames.words(table)) {
+            let page = Hpa(large.0 + part * PAGE_4K);
+            word.store(Entry::leaf(page, size).0, SeqCst);
+        }
+        entry.store(Entry::table(table).0, SeqCst);
+        frames.split(large);
+        holding.tables += 1;
+        holding.pages[1] -= 1;
+        holding.pages[0] += ENTRIES as u64;
+        Ok(())
+    }
+}
+
+fn index(address: u64, level: u8) -> usize {
+    (address / level_bytes(level)) as usize % ENTRIES
+}
