@@ -1,0 +1,130 @@
+//! ACPI power management: the timer, and how a guest switches itself off or resets itself.
+//!
+//! The registers are where QEMU's q35 has them, for that is what guests' firmware knows: the event block at 0x600, the
+//! control register at 0x604, the timer at 0x608. Source: ACPI Specification 6.5, section 4.8.3; QEMU hw/acpi/ich9.c.
+
+use super::{Device, Effect, Now, Place, open_bus};
+
+/// The first port of the block.
+pub const BASE: u16 = 0x600;
+/// Its last.
+pub const LAST: u16 = BASE + 0xB;
+/// The chipset's reset-control register.
+pub const RESET_CONTROL: u16 = 0xCF9;
+/// The keyboard controller's command register.
+pub const KEYBOARD_COMMAND: u16 = 0x64;
+
+const ENABLE: u64 = 2;
+const CONTROL: u64 = 4;
+const TIMER: u64 = 8;
+/// Frequency of the timer (ACPI Specification 6.5, section 4.8.2.1).
+const TIMER_HZ: u64 = 3_579_545;
+/// The timer has 24 bits.
+const TIMER_MASK: u64 = 0xFF_FFFF;
+/// PM1 control: ACPI mode is on; sleep now; the type of state S5 is 0.
+const SCI_ENABLE: u16 = 1 << 0;
+const SLEEP: u16 = 1 << 13;
+const SLEEP_TYPE: u16 = 7 << 10;
+/// Reset control: reset the CPU.
+const RESET_CPU: u8 = 1 << 2;
+/// Keyboard command: pulse the reset line.
+const PULSE_RESET: u8 = 0xFE;
+
+/// What a guest may want of its power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Power {
+    /// Off.
+    Off,
+    /// Start anew.
+    Reset,
+}
+
+/// The block's registers.
+#[derive(Debug, Default)]
+pub struct PowerManagement {
+    enable: u16,
+    control: u16,
+}
+
+impl Device for PowerManagement {
+    fn read(&mut self, place: Place, now: Now) -> u64 {
+        match place.offset {
+            // Events do not happen.
+            0 => 0,
+            ENABLE => self.enable.into(),
+            CONTROL => (self.control | SCI_ENABLE).into(),
+            TIMER => {
+                let ticks = u128::from(now.monotonic_us) * u128::from(TIMER_HZ) / 1_000_000;
+                ticks as u64 & TIMER_MASK
+            }
+            _ => open_bus(place.size),
+        }
+    }
+
+    fn write(&mut self, place: Place, value: u64, _: Now) -> Effect {
+        let value = value as u16;
+        match place.offset {
+            ENABLE => self.enable = value,
+            CONTROL => {
+                self.control = value & !SLEEP;
+                if value & SLEEP != 0 && value & SLEEP_TYPE == 0 {
+                    return Effect::Power(Power::Off);
+                }
+            }
+            _ => {}
+        }
+        Effect::None
+    }
+}
+
+/// A write to one of the ports that reset.
+pub fn reset(port: u16, value: u8) -> Effect {
+    let resets = match port {
+        RESET_CONTROL => value & RESET_CPU != 0,
+        _ => value == PULSE_RESET,
+    };
+    if resets {
+        Effect::Power(Power::Reset)
+    } else {
+        Effect::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_timer_counts_at_its_frequency_in_24_bits() {
+        let mut pm = PowerManagement::default();
+        let mut at = |monotonic_us| {
+            let now = Now {
+                monotonic_us,
+                ..Now::default()
+            };
+            let place = Place { offset: 8, size: 4 };
+            pm.read(place, now)
+        };
+        assert_eq!(at(1_000_000), 3_579_545);
+        assert_eq!(at(5_000_000), (5 * 3_579_545) & 0xFF_FFFF);
+        assert!(at(u64::MAX) < 1 << 24);
+    }
+
+    #[test]
+    fn sleep_type_0_is_off_and_nothing_else_is() {
+        let mut pm = PowerManagement::default();
+        let mut control = |value| {
+            let place = Place { offset: 4, size: 2 };
+            pm.write(place, value, Now::default())
+        };
+        assert_eq!(control(0x2000), Effect::Power(Power::Off));
+        assert_eq!(control(0x2001), Effect::Power(Power::Off));
+        for other in [0, 1, 0x1C00, 0x2400] {
+            assert_eq!(control(other), Effect::None);
+        }
+        assert_eq!(reset(RESET_CONTROL, 0x06), Effect::Power(Power::Reset));
+        assert_eq!(reset(RESET_CONTROL, 0x02), Effect::None);
+        assert_eq!(reset(KEYBOARD_COMMAND, 0xFE), Effect::Power(Power::Reset));
+        assert_eq!(reset(KEYBOARD_COMMAND, 0xD1), Effect::None);
+    }
+}

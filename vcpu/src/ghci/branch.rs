@@ -1,0 +1,136 @@
+//! The ways that a guest's call can go, the status that each ends with, and how often each was gone.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::Status;
+
+macro_rules! branches {
+    ($($name:ident = $status:ident, $text:literal;)*) => {
+        /// A way that a call can go.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Branch {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Branch {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            const STATUSES: &[Status] = &[$(Status::$status,)*];
+
+            /// What it is, for people.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+branches! {
+    CpuidTopology = Success, "CPUID of the topology";
+    CpuidHypervisor = Success, "CPUID of the hypervisor's leaves";
+    CpuidEmpty = Success, "CPUID of a leaf with nothing in it";
+    CpuidInvalid = InvalidOperand, "CPUID with a leaf beyond 32 bits";
+    HltPending = Success, "HLT while something waits";
+    HltHalted = Success, "HLT";
+    HltInvalid = InvalidOperand, "HLT with an operand that is no flag";
+    IoInvalid = InvalidOperand, "I/O of an impossible size, direction or port";
+    IoAbsentIn = Success, "IN from a port without a device";
+    IoAbsentOut = Success, "OUT to a port without a device";
+    IoIn = Success, "IN from a device";
+    IoOut = Success, "OUT to a device";
+    IoPower = Success, "OUT that ends the TD";
+    Rdmsr = Success, "RDMSR";
+    RdmsrUnknown = InvalidOperand, "RDMSR of an MSR that the guest does not have";
+    Wrmsr = Success, "WRMSR";
+    WrmsrTimer = Success, "WRMSR of the timer";
+    WrmsrIpi = Success, "WRMSR that sends an interrupt";
+    WrmsrInvalid = InvalidOperand, "WRMSR of an MSR or value that the guest may not write";
+    MmioInvalid = InvalidOperand, "MMIO of an impossible size or direction, or across a page";
+    MmioPrivate = InvalidOperand, "MMIO at an address that is not shared";
+    MmioAbsentLoad = Success, "MMIO load where no device is";
+    MmioAbsentStore = Success, "MMIO store where no device is";
+    MmioLoad = Success, "MMIO load from a device";
+    MmioStore = Success, "MMIO store to a device";
+    InfoBase = Success, "GetTdVmCallInfo of the base calls";
+    InfoOptional = Success, "GetTdVmCallInfo of the optional calls";
+    InfoInvalid = InvalidOperand, "GetTdVmCallInfo of a leaf that is not defined";
+    MapInvalid = InvalidOperand, "MapGPA of an impossible range";
+    MapMisaligned = AlignError, "MapGPA of a range that is not aligned";
+    MapShared = Success, "MapGPA to shared";
+    MapPrivate = Success, "MapGPA to private";
+    MapRetry = Retry, "MapGPA that is to go on";
+    MapFailed = InvalidOperand, "MapGPA for which there is no memory";
+    QuoteInvalid = InvalidOperand, "GetQuote with an impossible buffer";
+    QuoteMisaligned = AlignError, "GetQuote with a buffer that is not aligned";
+    QuoteUnavailable = Success, "GetQuote, answered that there is no quoting service";
+    FatalError = Success, "ReportFatalError";
+    EventNotify = Success, "SetupEventNotifyInterrupt";
+    EventNotifyInvalid = InvalidOperand, "SetupEventNotifyInterrupt with an impossible vector";
+    ServiceInvalid = InvalidOperand, "Service with impossible buffers or vector";
+    ServiceMisaligned = AlignError, "Service with buffers that are not aligned";
+    ServiceUnsupported = Success, "Service, answered that there is none";
+    Unsupported = SubfunctionUnsupported, "a sub-function that is not known";
+    Vendor = Success, "a call of the host's own";
+}
+
+impl Branch {
+    /// R10 of the answer.
+    #[must_use]
+    pub const fn status(self) -> Status {
+        Self::STATUSES[self as usize]
+    }
+
+    /// Whether the TD has ended after it: it can be gone once only.
+    #[must_use]
+    pub const fn ends(self) -> bool {
+        matches!(self, Self::IoPower | Self::FatalError)
+    }
+}
+
+/// How often one vCPU went each way. One CPU writes, anyone reads.
+#[derive(Debug)]
+pub struct Branches([AtomicU64; Branch::ALL.len()]);
+
+impl Default for Branches {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; Branch::ALL.len()])
+    }
+}
+
+impl Branches {
+    /// How often this way was gone.
+    #[must_use]
+    pub fn get(&self, branch: Branch) -> u64 {
+        self.0[branch as usize].load(Relaxed)
+    }
+
+    /// Only the CPU that runs the vCPU counts, so that no other's count is lost.
+    #[inline]
+    pub(crate) fn count(&self, branch: Branch) {
+        let cell = &self.0[branch as usize];
+        cell.store(cell.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_branch_has_its_own_place_and_status() {
+        assert_eq!(Branch::STATUSES.len(), Branch::ALL.len());
+        let branches = Branches::default();
+        for (place, branch) in Branch::ALL.iter().enumerate() {
+            assert_eq!(*branch as usize, place);
+            branches.count(*branch);
+            assert_eq!(branches.get(*branch), 1);
+        }
+        assert_eq!(Branch::MapRetry.status(), Status::Retry);
+        assert_eq!(Branch::Unsupported.status(), Status::SubfunctionUnsupported);
+    }
+}

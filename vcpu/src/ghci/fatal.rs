@@ -1,0 +1,105 @@
+//! ReportFatalError: the guest's last words.
+
+use core::fmt;
+
+use arrayvec::ArrayString;
+use seam::abi::Gprs;
+use seam::address::Gpa;
+
+/// Bytes of a message in registers.
+const MESSAGE: usize = 64;
+
+/// What a guest said before it gave up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FatalError {
+    /// R12 bits 62:0: the code; 0 is a panic.
+    pub code: u64,
+    /// Where it says that there is more, if it does.
+    pub more: Option<Gpa>,
+    /// Its message, up to 64 characters; what is not printable ASCII is a dot.
+    pub message: ArrayString<MESSAGE>,
+}
+
+impl FatalError {
+    /// From the registers of the call.
+    #[must_use]
+    pub fn decode(regs: &Gprs) -> Self {
+        const HAS_MORE: u64 = 1 << 63;
+        let words = [
+            regs.r14, regs.r15, regs.rbx, regs.rdi, regs.rsi, regs.r8, regs.r9, regs.rdx,
+        ];
+        let mut message = ArrayString::new();
+        for byte in words
+            .into_iter()
+            .flat_map(u64::to_le_bytes)
+            .take_while(|byte| *byte != 0)
+        {
+            let shown = match byte {
+                b' '..=b'~' => char::from(byte),
+                _ => '.',
+            };
+            // A character of ASCII is a byte, and there are no more than 64.
+            message.push(shown);
+        }
+        Self {
+            code: regs.r12 & !HAS_MORE,
+            more: (regs.r12 & HAS_MORE != 0).then_some(Gpa(regs.r13)),
+            message,
+        }
+    }
+}
+
+impl fmt::Display for FatalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it reported fatal error {:#x}", self.code)?;
+        if !self.message.is_empty() {
+            write!(f, ": {}", self.message)?;
+        }
+        match self.more {
+            Some(gpa) => write!(f, " (more at {gpa:?})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+
+    #[test]
+    fn the_message_is_in_the_registers_order_and_printable() {
+        let word = |text: &[u8; 8]| u64::from_le_bytes(*text);
+        let regs = Gprs {
+            r12: 1 << 63 | 7,
+            r13: 0x5000,
+            r14: word(b"no root "),
+            r15: word(b"\x1b[2J\xff!\0x"),
+            ..Gprs::default()
+        };
+        let error = FatalError::decode(&regs);
+        assert_eq!(
+            std::format!("{error}"),
+            "it reported fatal error 0x7: no root .[2J.! (more at GPA 0x5000)"
+        );
+    }
+
+    #[test]
+    fn all_eight_registers_may_be_full() {
+        let full = u64::from_le_bytes(*b"aaaaaaaa");
+        let regs = Gprs {
+            rbx: full,
+            rdx: full,
+            rsi: full,
+            rdi: full,
+            r8: full,
+            r9: full,
+            r14: full,
+            r15: full,
+            ..Gprs::default()
+        };
+        assert_eq!(FatalError::decode(&regs).message.len(), 64);
+        assert_eq!(FatalError::decode(&Gprs::default()).message.len(), 0);
+    }
+}

@@ -1,0 +1,232 @@
+//! Instructions that the guest can't execute itself: CPUID, HLT, IN and OUT, RDMSR and WRMSR, and loads and stores of device
+//! registers.
+
+use seam::abi::PAGE_4K;
+use seam::abi::metadata::vp;
+
+use super::Branch;
+use crate::apic::Request;
+use crate::board::{End, Halt};
+use crate::devices::{Effect, Now, Power, open_bus};
+use crate::host::Host;
+use crate::run::{Session, Stop};
+
+/// CPUID leaves of the extended topology, and the hypervisor's.
+const TOPOLOGY: u32 = 0x0B;
+const TOPOLOGY_2: u32 = 0x1F;
+const HYPERVISOR: u32 = 0x4000_0000;
+const HYPERVISOR_NEXT: u32 = HYPERVISOR + 1;
+const HYPERVISOR_LAST: u32 = 0x4000_00FF;
+/// EBX, ECX and EDX of the hypervisor's first leaf: who it is.
+const SIGNATURE: [u32; 3] = [
+    u32::from_le_bytes(*b"Seam"),
+    u32::from_le_bytes(*b"ark "),
+    u32::from_le_bytes(*b"TDX "),
+];
+
+impl<H: Host> Session<'_, H> {
+    /// R12: leaf, R13: sub-leaf. Answers EAX to EDX in R12 to R15.
+    #[inline]
+    pub(super) fn cpuid(&mut self) -> Branch {
+        let regs = &mut self.vcpu.regs;
+        let (Ok(leaf), Ok(sub_leaf)) = (u32::try_from(regs.r12), u32::try_from(regs.r13)) else {
+            return Branch::CpuidInvalid;
+        };
+        let (branch, values) = match leaf {
+            TOPOLOGY | TOPOLOGY_2 => (Branch::CpuidTopology, self.topology(sub_leaf)),
+            HYPERVISOR => {
+                let [ebx, ecx, edx] = SIGNATURE;
+                (Branch::CpuidHypervisor, [HYPERVISOR, ebx, ecx, edx])
+            }
+            HYPERVISOR_NEXT..=HYPERVISOR_LAST => (Branch::CpuidHypervisor, [0; 4]),
+            _ => (Branch::CpuidEmpty, [0; 4]),
+        };
+        let regs = &mut self.vcpu.regs;
+        [regs.r12, regs.r13, regs.r14, regs.r15] = values.map(u64::from);
+        branch
+    }
+
+    /// One thread a core, all cores in one package.
+    fn topology(&self, sub_leaf: u32) -> [u32; 4] {
+        const THREADS: u32 = 1 << 8;
+        const CORES: u32 = 2 << 8;
+        let id = self.station.apic_id();
+        let vcpus = self.board.stations().len() as u32;
+        let last = self
+            .board
+            .stations()
+            .iter()
+            .map(|s| s.apic_id())
+            .fold(0, u32::max);
+        let shift = u32::BITS - last.leading_zeros();
+        match sub_leaf {
+            0 => [0, 1, THREADS, id],
+            1 => [shift, vcpus, CORES | 1, id],
+            other => [0, 0, other & 0xFF, id],
+        }
+    }
+
+    /// R12: 1 if the guest has interrupts off.
+    #[inline]
+    pub(super) fn halt(&mut self) -> (Branch, Option<Stop>) {
+        let halt = match self.vcpu.regs.r12 {
+            0 => Halt::Interruptible,
+            1 => Halt::Blocked,
+            _ => return (Branch::HltInvalid, None),
+        };
+        let is_interruptible = halt == Halt::Interruptible;
+        if self.station.has_nmi() || is_interruptible && self.station.descriptor().is_outstanding()
+        {
+            return (Branch::HltPending, None);
+        }
+        if is_interruptible && self.has_virtual_interrupt() {
+            return (Branch::HltPending, None);
+        }
+        // Whoever posts something from here on finds the vCPU halted, and wakes it. What came before is found here.
+        self.station.set_halt(halt);
+        if self.station.is_waiting() {
+            (Branch::HltHalted, Some(Stop::Halted))
+        } else {
+            self.station.set_halt(Halt::No);
+            (Branch::HltPending, None)
+        }
+    }
+
+    /// Whether an interrupt is in the vCPU's APIC page, which the CPU filled during the last run: only the module sees it.
+    fn has_virtual_interrupt(&self) -> bool {
+        const INTERRUPT_PENDING: u64 = 1 << 0;
+        let details = self.host.tdh().vp_rd(self.tdvpr, vp::VCPU_STATE_DETAILS.id);
+        // If the module does not say, the guest finds out itself.
+        details.map_or(true, |details| details & INTERRUPT_PENDING != 0)
+    }
+
+    /// R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: what goes out. Answers what came in in R11.
+    #[inline]
+    pub(super) fn port_io(&mut self) -> (Branch, Option<Stop>) {
+        let regs = &self.vcpu.regs;
+        let (size @ (1 | 2 | 4), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
+            return (Branch::IoInvalid, None);
+        };
+        let Ok(port) = u16::try_from(regs.r14) else {
+            return (Branch::IoInvalid, None);
+        };
+        if u64::from(port) + size > 1 << 16 {
+            return (Branch::IoInvalid, None);
+        }
+        let (size, value) = (size as u8, regs.r15);
+        let now = || now(self.host);
+        if direction == 0 {
+            let (value, branch) = match self.board.devices().input(port, size, now) {
+                Some(value) => (value, Branch::IoIn),
+                None => (open_bus(size), Branch::IoAbsentIn),
+            };
+            self.vcpu.regs.r11 = value;
+            if branch == Branch::IoIn {
+                // A read makes room for what waits.
+                self.board.receive_typed(self.host);
+            }
+            return (branch, None);
+        }
+        match self.board.devices().output(port, size, value, now) {
+            Some(effect) => self.carry_out(effect, Branch::IoOut),
+            None => (Branch::IoAbsentOut, None),
+        }
+    }
+
+    /// Does what a device wants.
+    fn carry_out(&mut self, effect: Effect, branch: Branch) -> (Branch, Option<Stop>) {
+        match effect {
+            Effect::None => {}
+            Effect::Output(byte) => {
+                self.board.console().put(byte);
+                self.host.console_written();
+            }
+            Effect::Power(power) => {
+                let end = match power {
+                    Power::Off => End::PowerOff,
+                    Power::Reset => End::Reset,
+                };
+                return (Branch::IoPower, Some(self.end(end)));
+            }
+        }
+        self.board.receive_typed(self.host);
+        (branch, None)
+    }
+
+    /// R12: MSR. Answers its value in R11.
+    pub(super) fn rdmsr(&mut self) -> Branch {
+        let clock = self.board.clock();
+        let now = clock.guest(self.host.tsc());
+        let value = u32::try_from(self.vcpu.regs.r12)
+            .ok()
+            .and_then(|msr| self.vcpu.msrs.read(msr, now, clock).ok());
+        match value {
+            Some(value) => {
+                self.vcpu.regs.r11 = value;
+                Branch::Rdmsr
+            }
+            None => Branch::RdmsrUnknown,
+        }
+    }
+
+    /// R12: MSR, R13: value.
+    pub(super) fn wrmsr(&mut self) -> Branch {
+        let (msr, value) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
+        let Ok(msr) = u32::try_from(msr) else {
+            return Branch::WrmsrInvalid;
+        };
+        let clock = self.board.clock();
+        let now = clock.guest(self.host.tsc());
+        match self.vcpu.msrs.write(msr, value, now, clock) {
+            Ok(Request::None) => Branch::Wrmsr,
+            Ok(Request::Timer) => {
+                self.arm_timer();
+                Branch::WrmsrTimer
+            }
+            Ok(Request::Send(ipi)) => {
+                let sender = self.station.apic_id();
+                self.board.send(self.host, ipi.kind, ipi.to, sender);
+                Branch::WrmsrIpi
+            }
+            Err(_) => Branch::WrmsrInvalid,
+        }
+    }
+
+    /// R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: what is stored. Answers what was loaded in
+    /// R11.
+    pub(super) fn mmio(&mut self) -> (Branch, Option<Stop>) {
+        let regs = &self.vcpu.regs;
+        let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
+            return (Branch::MmioInvalid, None);
+        };
+        let shared = self.board.shared().shared_bit();
+        if regs.r14 & shared == 0 || regs.r14 >= shared << 1 {
+            return (Branch::MmioPrivate, None);
+        }
+        let gpa = regs.r14 & !shared;
+        if gpa % PAGE_4K + size > PAGE_4K {
+            return (Branch::MmioInvalid, None);
+        }
+        let (size, value) = (size as u8, regs.r15);
+        let now = now(self.host);
+        if direction == 0 {
+            let (value, branch) = match self.board.devices().load(gpa, size, now) {
+                Some(value) => (value, Branch::MmioLoad),
+                None => (open_bus(size), Branch::MmioAbsentLoad),
+            };
+            self.vcpu.regs.r11 = value;
+            return (branch, None);
+        }
+        match self.board.devices().store(gpa, size, value, now) {
+            Some(effect) => self.carry_out(effect, Branch::MmioStore),
+            None => (Branch::MmioAbsentStore, None),
+        }
+    }
+}
+
+fn now(host: &impl Host) -> Now {
+    Now {
+        monotonic_us: host.monotonic_us(),
+        unix_seconds: host.unix_seconds(),
+    }
+}

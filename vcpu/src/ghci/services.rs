@@ -1,0 +1,157 @@
+//! Services beyond instructions: what there is, quotes, events, and the general channel.
+
+use core::sync::atomic::Ordering::SeqCst;
+
+use mm::shared::Words;
+use seam::abi::PAGE_4K;
+use seam::address::Gpa;
+
+use super::{Branch, FatalError};
+use crate::board::End;
+use crate::host::Host;
+use crate::run::{Session, Stop};
+
+/// GetTdVmCallInfo leaf 1, R11: SetupEventNotifyInterrupt is there.
+const HAS_EVENT_NOTIFY: u64 = 1 << 1;
+/// The first vector that a guest can want for events.
+const FIRST_EVENT_VECTOR: u64 = 32;
+
+/// The header of a buffer for GetQuote, in words of 8 bytes: version, status, lengths in and out.
+///
+/// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, struct tdx_quote_buf.
+mod quote {
+    pub const VERSION: usize = 0;
+    pub const STATUS: usize = 1;
+    pub const LENGTHS: usize = 2;
+    /// The one version there is.
+    pub const VERSION_1: u64 = 1;
+    /// There is no quoting service.
+    pub const UNAVAILABLE: u64 = 0x8000_0000_0000_0001;
+}
+
+/// The header of a response for Service, in words of 8 bytes: a GUID, then length and status in one word.
+///
+/// Source: GHCI 1.5, TDG.VP.VMCALL<Service>.
+mod service {
+    pub const LENGTH_AND_STATUS: usize = 2;
+    pub const HEADER_BYTES: u64 = 24;
+    pub const UNSUPPORTED: u64 = 0xFFFF_FFFE;
+}
+
+impl<H: Host> Session<'_, H> {
+    /// R12: leaf. Answers in R11 to R14.
+    pub(super) fn call_info(&mut self) -> Branch {
+        let regs = &mut self.vcpu.regs;
+        let (branch, optional) = match regs.r12 {
+            0 => (Branch::InfoBase, 0),
+            1 => (Branch::InfoOptional, HAS_EVENT_NOTIFY),
+            _ => return Branch::InfoInvalid,
+        };
+        regs.r11 = optional;
+        (regs.r12, regs.r13, regs.r14) = (0, 0, 0);
+        branch
+    }
+
+    /// R12: shared buffer, R13: its bytes. There is no quoting service: the buffer says so, and the guest is told that it
+    /// has been answered.
+    pub(super) fn get_quote(&mut self) -> Branch {
+        let (gpa, bytes) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
+        let buffer = match self.shared_buffer(gpa, bytes) {
+            Ok(buffer) => buffer,
+            Err(Unfit::Invalid) => return Branch::QuoteInvalid,
+            Err(Unfit::Misaligned) => return Branch::QuoteMisaligned,
+        };
+        let answered = self.with_shared(buffer, |words| {
+            if words[quote::VERSION].load(SeqCst) != quote::VERSION_1 {
+                return false;
+            }
+            words[quote::LENGTHS].fetch_and(0xFFFF_FFFF, SeqCst);
+            words[quote::STATUS].store(quote::UNAVAILABLE, SeqCst);
+            true
+        });
+        if answered != Some(true) {
+            return Branch::QuoteInvalid;
+        }
+        if let Some(vector) = self.station.event_vector() {
+            self.board.post(self.host, self.vcpu.index, vector);
+        }
+        Branch::QuoteUnavailable
+    }
+
+    /// R12: code, and whether there is more; R13: where; the message in eight registers. The TD has ended.
+    pub(super) fn fatal_error(&mut self) -> (Branch, Option<Stop>) {
+        let error = FatalError::decode(&self.vcpu.regs);
+        (Branch::FatalError, Some(self.end(End::Fatal(error))))
+    }
+
+    /// R12: the vector by which this vCPU hears of the host's events.
+    pub(super) fn setup_event_notify(&mut self) -> Branch {
+        match u8::try_from(self.vcpu.regs.r12) {
+            Ok(vector) if u64::from(vector) >= FIRST_EVENT_VECTOR => {
+                self.station.set_event_vector(vector);
+                Branch::EventNotify
+            }
+            _ => Branch::EventNotifyInvalid,
+        }
+    }
+
+    /// R12: command, R13: response, both shared pages; R14: vector to tell by, or 0. No service is offered: the response
+    /// says so.
+    pub(super) fn service(&mut self) -> Branch {
+        let regs = &self.vcpu.regs;
+        let (command, response, vector) = (regs.r12, regs.r13, regs.r14);
+        if vector != 0 && !(FIRST_EVENT_VECTOR..=0xFF).contains(&vector) {
+            return Branch::ServiceInvalid;
+        }
+        let mut buffers = [Gpa(0); 2];
+        for (buffer, gpa) in buffers.iter_mut().zip([command, response]) {
+            *buffer = match self.shared_buffer(gpa, PAGE_4K) {
+                Ok(gpa) => gpa,
+                Err(Unfit::Invalid) => return Branch::ServiceInvalid,
+                Err(Unfit::Misaligned) => return Branch::ServiceMisaligned,
+            };
+        }
+        let [command, response] = buffers;
+        if self.with_shared(command, |_| ()).is_none() {
+            return Branch::ServiceInvalid;
+        }
+        let answered = self.with_shared(response, |words| {
+            let answer = service::UNSUPPORTED << 32 | service::HEADER_BYTES;
+            words[service::LENGTH_AND_STATUS].store(answer, SeqCst);
+        });
+        if answered.is_none() {
+            return Branch::ServiceInvalid;
+        }
+        if vector != 0 {
+            self.board.post(self.host, self.vcpu.index, vector as u8);
+        }
+        Branch::ServiceUnsupported
+    }
+
+    /// The address of a buffer in shared memory, without the SHARED bit.
+    fn shared_buffer(&self, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
+        let shared = self.board.shared().shared_bit();
+        let start = gpa & !shared;
+        let fits = start.checked_add(bytes).is_some_and(|end| end <= shared);
+        if gpa & shared == 0 || bytes == 0 || !fits {
+            return Err(Unfit::Invalid);
+        }
+        if !gpa.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
+            return Err(Unfit::Misaligned);
+        }
+        Ok(Gpa(start))
+    }
+
+    /// Does `work` with a shared page; `None` when it is not shared, or is just being converted.
+    fn with_shared<R>(&self, gpa: Gpa, work: impl FnOnce(&Words) -> R) -> Option<R> {
+        let _same = self.board.conversions.try_read()?;
+        let map = self.board.shared();
+        map.with_page(self.host.frames(), gpa, work).ok()
+    }
+}
+
+/// Why a buffer will not do.
+enum Unfit {
+    Invalid,
+    Misaligned,
+}

@@ -1,0 +1,55 @@
+//! How often a vCPU exited, and why. One CPU writes, anyone reads.
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! tally {
+    ($($name:ident: $text:literal,)*) => {
+        /// Counts of one vCPU.
+        #[derive(Debug, Default)]
+        pub struct Tally {
+            $(#[doc = $text] pub $name: Count,)*
+        }
+
+        impl Tally {
+            /// All of them: what is counted, and how often it was.
+            pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+                [$(($text, self.$name.get()),)*].into_iter()
+            }
+        }
+    };
+}
+
+tally! {
+    entries: "TDH.VP.ENTER",
+    calls: "TDVMCALLs",
+    interrupts: "interrupts of the host's",
+    nmis: "NMIs of the host's",
+    faults: "private addresses that were not mapped",
+    splits: "large pages split for the guest",
+    small: "pages mapped as 4 KiB because no larger one could be",
+    retries: "entries or pages for which something was busy",
+    bus_locks: "bus locks",
+    notifies: "notification windows passed",
+    passed: "SMIs and INITs",
+    priority: "TDCALLs that the host's priority delayed",
+    posted: "notifications sent to itself",
+    timers: "timers gone off",
+    nmis_in: "NMIs injected",
+}
+
+/// A number that one CPU counts up.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// One more. Only the CPU that runs the vCPU counts, so that no other's count is lost.
+    pub(crate) fn add(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
