@@ -52,8 +52,8 @@ impl Ledger for Mutex<Frames> {
     }
 }
 
-/// Frames of dead TDs that are kept uncleared at most, of each size.
-const MAX_KEPT: usize = 4096;
+/// Frames of dead TDs that are kept uncleared at most, of each size. Their list is 2 MiB of the heap then.
+const MAX_KEPT: usize = 1 << 18;
 
 /// The host's frames.
 #[derive(Debug)]
