@@ -46,7 +46,7 @@ pub trait Ledger {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
 }
 
-impl Ledger for Mutex<Frames> {
+impl Ledger for spin::Mutex<Frames> {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
         work(&mut self.lock())
     }
