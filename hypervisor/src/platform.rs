@@ -5,7 +5,7 @@
 //! host's tests with threads on an emulated module: what they exercise is what runs.
 
 use mm::private::Pool;
-use seam::{address::Hpa, call::SeamCall, retry::Wait, tdh::Tdh};
+use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
 
 use crate::cpu::call::NoAnswer;
 
@@ -29,6 +29,9 @@ pub trait Platform: Sync {
 
     /// The module as the calling CPU calls it, counted on that CPU. For no longer than the caller stays on the CPU.
     fn tdh(&self) -> Tdh<'_, Self::Call, Self::Wait>;
+
+    /// What CPU `cpu` has called; `None` for one that is not among [`Self::cpus`].
+    fn counters(&self, cpu: u32) -> Option<&Counters>;
 
     /// The host's frames.
     fn pool(&self) -> &Self::Pool;

@@ -106,7 +106,21 @@ impl fmt::Display for Refused {
     }
 }
 
-struct Place(u32, Option<u32>);
+/// A leaf and sub-leaf of CPUID.
+pub(super) struct Place(u32, Option<u32>);
+
+impl Place {
+    /// As the module tells it: the leaf below, the sub-leaf above, all ones where there is none.
+    pub const fn from_module(place: u64) -> Self {
+        let sub_leaf = (place >> 32) as u32;
+        let sub_leaf = if sub_leaf == u32::MAX {
+            None
+        } else {
+            Some(sub_leaf)
+        };
+        Self(place as u32, sub_leaf)
+    }
+}
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -125,7 +139,7 @@ impl fmt::Display for Place {
 pub fn params(
     td: &config::Td,
     module: &Capabilities,
-    native: &impl Native,
+    native: &(impl Native + ?Sized),
 ) -> Result<TdParams, Refused> {
     if td.vcpus > module.max_vcpus {
         return Err(Refused::Vcpus(module.max_vcpus));
@@ -217,7 +231,7 @@ fn tsc_units(mhz: u32) -> u16 {
 fn cpuid(
     td: &config::Td,
     module: &Capabilities,
-    native: &impl Native,
+    native: &(impl Native + ?Sized),
     into: &mut [[u32; 4]],
 ) -> Result<(), Refused> {
     for wanted in &td.cpuid {

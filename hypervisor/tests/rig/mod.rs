@@ -272,6 +272,10 @@ impl Platform for Rig {
         )
     }
 
+    fn counters(&self, cpu: u32) -> Option<&Counters> {
+        self.machine.counters.get(cpu as usize)
+    }
+
     fn pool(&self) -> &Pool {
         &self.machine.pool
     }

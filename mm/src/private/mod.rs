@@ -86,24 +86,49 @@ pub struct PrivateMap {
     keyid: KeyIdPosition,
 }
 
+/// A map without a TD, for who wants to know that there will be one before there is a TD.
+#[derive(Debug)]
+pub struct Unowned {
+    mirror: Mirror,
+    keyid: KeyIdPosition,
+}
+
+impl Unowned {
+    /// All of making a map that can fail.
+    ///
+    /// # Errors
+    /// As [`PrivateMap::new`].
+    pub fn new(settings: Settings) -> Result<Self, Error> {
+        Ok(Self {
+            mirror: Mirror::new(settings.limit, settings.levels)?,
+            keyid: settings.keyid,
+        })
+    }
+
+    /// The map of a TD that owns no private page yet.
+    #[must_use]
+    pub fn owned_by(self, tdr: Tdr<Keyed>) -> PrivateMap {
+        PrivateMap {
+            root: RootLock::new(tdr),
+            mirror: self.mirror,
+            tracker: Tracker::new(),
+            stock: Stock::new(),
+            keyid: self.keyid,
+        }
+    }
+}
+
 impl PrivateMap {
-    /// The map of a TD that has been initialised and owns no private page yet.
+    /// The map of a TD that owns no private page yet.
     ///
     /// # Errors
     /// [`Error::NoHeap`]; [`Error::BadRange`] when the limit is beyond what the levels reach. The TD is the caller's
     /// again.
     pub fn new(tdr: Tdr<Keyed>, settings: Settings) -> Result<Self, (Error, Tdr<Keyed>)> {
-        let mirror = match Mirror::new(settings.limit, settings.levels) {
-            Ok(mirror) => mirror,
-            Err(error) => return Err((error, tdr)),
-        };
-        Ok(Self {
-            root: RootLock::new(tdr),
-            mirror,
-            tracker: Tracker::new(),
-            stock: Stock::new(),
-            keyid: settings.keyid,
-        })
+        match Unowned::new(settings) {
+            Ok(map) => Ok(map.owned_by(tdr)),
+            Err(error) => Err((error, tdr)),
+        }
     }
 
     /// How memory can be taken back now.
@@ -138,8 +163,7 @@ impl PrivateMap {
     /// TDH.MR.FINALIZE: closes the measurement. What is taken from the TD is blocked and tracked first from now on.
     ///
     /// # Errors
-    /// [`Error::Terminated`]; [`Error::Finalized`] when it was closed before; [`Error::Busy`] while a CPU works on the
-    /// map; [`Error::Seam`].
+    /// [`Error::Terminated`]; [`Error::Busy`] while a CPU works on the map; [`Error::Seam`].
     pub fn finalize<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
         self.root.finalize(tdh)
     }

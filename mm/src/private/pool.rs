@@ -8,7 +8,7 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
-use crate::frames::{Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
+use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -17,6 +17,9 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub trait Pool {
     /// A frame for a TD. `None` when there is none of that size.
     fn take(&self, size: PageSize) -> Option<Page<Clean>>;
+
+    /// Bytes that can be taken now, in frames of whatever size.
+    fn free_bytes(&self) -> u64;
 
     /// Takes frames back, all under one lock.
     fn give(&self, pages: impl Iterator<Item = Page<Clean>>);
@@ -46,14 +49,14 @@ pub trait Ledger {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
 }
 
-impl Ledger for spin::Mutex<Frames> {
+impl Ledger for Mutex<Frames> {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
         work(&mut self.lock())
     }
 }
 
-/// Frames of dead TDs that are kept uncleared at most, of each size. Their list is 2 MiB of the heap then.
-const MAX_KEPT: usize = 1 << 18;
+/// Frames of dead TDs that are kept uncleared at most, of each size.
+const MAX_KEPT: usize = 4096;
 
 /// The host's frames.
 #[derive(Debug)]
@@ -147,6 +150,16 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
                 return None;
             }
         }
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let free = self.ledger.with(|frames| {
+            let counts = frames.counts().iter().enumerate();
+            counts
+                .map(|(order, c)| c.free * (FRAME << order))
+                .sum::<u64>()
+        });
+        free + self.kept_bytes()
     }
 
     fn give(&self, pages: impl Iterator<Item = Page<Clean>>) {

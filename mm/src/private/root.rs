@@ -17,7 +17,6 @@ use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr};
 
 use super::error::Error;
 use crate::sync::RwLock;
-use crate::sync::hint::spin_loop;
 
 /// How a TD's memory can be taken back now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,31 +98,21 @@ impl RootLock {
         }
     }
 
-    /// Changes the root with nobody else about. Newcomers are kept off while `pause` waits for those who are; of two who
-    /// want to change it one waits for the other.
+    /// Changes the root with nobody else about. Newcomers are kept off while `pause` waits for those who are.
     fn change<R>(
         &self,
         mut pause: impl FnMut(u32) -> ControlFlow<()>,
         work: impl FnOnce(&mut Root) -> Result<R, Error>,
     ) -> Result<R, Error> {
+        let mut waiting = self.0.try_upgradeable_read().ok_or(Error::Busy)?;
         let mut tries = 0;
-        let mut wait = || {
-            tries += 1;
-            pause(tries)
-        };
-        let mut waiting = loop {
-            match self.0.try_upgradeable_read() {
-                Some(waiting) => break waiting,
-                None if wait().is_break() => return Err(Error::Busy),
-                None => {}
-            }
-        };
         let mut root = loop {
             match waiting.try_upgrade() {
                 Ok(root) => break root,
                 Err(again) => waiting = again,
             }
-            if wait().is_break() {
+            tries += 1;
+            if pause(tries).is_break() {
                 return Err(Error::Busy);
             }
         };
@@ -132,7 +121,6 @@ impl RootLock {
 
     pub fn finalize<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
         self.change(never, |root| match root {
-            Root::Keyed(live) if live.finalized => Err(Error::Finalized),
             Root::Keyed(live) => {
                 tdh.mr_finalize(&live.tdr)?;
                 live.finalized = true;
@@ -153,7 +141,7 @@ impl RootLock {
     }
 
     pub fn reopen(&self) -> Result<(), Error> {
-        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
             Root::Closed(live) => {
                 *root = Root::Keyed(live);
                 Ok(())
@@ -170,7 +158,7 @@ impl RootLock {
     }
 
     pub fn flush_done<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
-        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
             Root::Closed(Live { tdr, finalized }) => match tdh.mng_vpflushdone(tdr) {
                 Ok(tdr) => {
                     *root = Root::Releasing(tdr);
@@ -196,7 +184,7 @@ impl RootLock {
         &self,
         tdh: &Tdh<'_, C, W>,
     ) -> Result<Option<Hkid>, Error> {
-        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
             Root::Releasing(tdr) => match tdh.mng_key_freeid(tdr) {
                 Ok((tdr, hkid)) => {
                     *root = Root::Keyless(tdr);
@@ -219,7 +207,7 @@ impl RootLock {
     }
 
     pub fn take(&self) -> Result<Tdr<Keyless>, Error> {
-        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
             Root::Keyless(tdr) => Ok(tdr),
             other => {
                 *root = other;
@@ -231,17 +219,6 @@ impl RootLock {
 
 fn never(_: u32) -> ControlFlow<()> {
     ControlFlow::Break(())
-}
-
-/// Once the map is closed, others hold the lock only for as long as it takes to be told so: some instructions, or an
-/// interrupt.
-fn briefly(tries: u32) -> ControlFlow<()> {
-    const MAX_TRIES: u32 = 100_000;
-    if tries == MAX_TRIES {
-        return ControlFlow::Break(());
-    }
-    spin_loop();
-    ControlFlow::Continue(())
 }
 
 impl fmt::Debug for RootLock {

@@ -2,8 +2,6 @@
 
 mod build;
 mod kit;
-mod model;
 mod reclaim;
 mod remove;
 mod resize;
-mod rules;

@@ -1,0 +1,389 @@
+//! The end of a TD: its vCPUs stop, its key goes back first, its memory after.
+//!
+//! Until TDH.MNG.VPFLUSHDONE nothing is final: a CPU that does not answer in time leaves the TD as it was. Behind it the TD
+//! can only go on to its end, if need be by [`retry`].
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    sync::Arc,
+    vec::Vec,
+};
+
+use mm::private::{Mode, NoneRuns, Plan, Reclaim, Step};
+use seam::abi::Leaf;
+use spin::MutexGuard;
+
+use super::{
+    Body, Td,
+    error::Error,
+    host::{Host, Time},
+    life::State,
+    meter::{Meter, Summary},
+    vcpu::Stopped,
+};
+use crate::{
+    platform::Platform,
+    tdx::release::{Ending, NotReleased, Released, Vcpus},
+};
+
+/// How a TD's private memory comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// After its key: each page with one call.
+    Terminate,
+    /// Before its key: by dynamic removal.
+    Dynamic,
+}
+
+/// What asking for a TD's end came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Its key is back; its memory is being taken back from now on.
+    Now,
+    /// It had been asked before, and the TD is in this state.
+    Already(State),
+}
+
+/// Stops a TD for good and gives its key back; [`reclaim`] takes its memory back after that. From the first moment on no
+/// vCPU can be entered and nothing be mapped. Asking twice is harmless.
+///
+/// # Errors
+/// [`Error::Stuck`], [`Error::Busy`], and [`Error::NotReleased`] with [`NotReleased::Unchanged`]: the TD is as it was.
+/// [`NotReleased::Stuck`]: the TD stays terminating, its HKID and memory are in quarantine until [`retry`].
+pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Result<Ended, Error> {
+    let was = match td.life.enter(State::Terminating) {
+        Ok(was) => was,
+        Err(state) => return Ok(Ended::Already(state)),
+    };
+    let mut meter = Meter::new(host.platform);
+    if was == State::Building {
+        // Who builds it sees that, and takes it down before giving the turn away.
+        let _ = turn(host, td);
+        return Ok(Ended::Already(td.state()));
+    }
+    let stopped = meter.phase("stop", || {
+        let turn = turn(host, td)?;
+        Ok((turn, stop_vcpus(host, td)?))
+    });
+    let result = stopped.and_then(|(turn, vcpus)| {
+        give_back(host, td, vcpus, way, &mut meter)?;
+        Ok(turn)
+    });
+    match result {
+        Ok(_turn) => {
+            td.notes.lock().ended = Some(meter.finish());
+            Ok(Ended::Now)
+        }
+        Err(error) => {
+            revive(host, td, was, way, &error);
+            Err(error)
+        }
+    }
+}
+
+/// Waits for whoever changes the TD.
+fn turn<'a, P: Platform>(host: &Host<'_, P>, td: &'a Td) -> Result<MutexGuard<'a, ()>, Error> {
+    let start = host.platform.now_us();
+    loop {
+        match td.turn.try_lock() {
+            Some(turn) => return Ok(turn),
+            None if host.platform.now_us() - start < host.stop_us => host.platform.relax(),
+            None => return Err(Error::Busy),
+        }
+    }
+}
+
+/// Takes every vCPU's lock. The CPUs that have them are interrupted, and waited for.
+pub(super) fn stop_vcpus<'a, P: Platform>(
+    host: &Host<'_, P>,
+    td: &'a Td,
+) -> Result<Vec<Stopped<'a>>, Error> {
+    let start = host.platform.now_us();
+    let mut vcpus = td.slots.try_stop();
+    loop {
+        if vcpus.iter().all(Option::is_some) {
+            return Ok(vcpus.into_iter().flatten().collect());
+        }
+        // One that was about to enter the guest is interrupted in there the next time round.
+        let users = td.slots.users();
+        let answered = host.platform.on_each(&users, &|_| {});
+        host.platform.relax();
+        for (index, vcpu) in (0..).zip(&mut vcpus) {
+            if vcpu.is_none() {
+                *vcpu = td.slots.stop(index);
+            }
+        }
+        if let Err(silent) = answered {
+            return Err(Error::Stuck(silent.0));
+        }
+        if host.platform.now_us() - start >= host.stop_us && vcpus.iter().any(Option::is_none) {
+            return Err(Error::Stuck(td.slots.users()));
+        }
+    }
+}
+
+/// A TD that was not ended after all goes on, if nothing of it is gone.
+fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, error: &Error) {
+    let is_whole = match error {
+        Error::Stuck(_) | Error::Busy => true,
+        Error::NotReleased(NotReleased::Unchanged(_) | NotReleased::UnderWay) => {
+            way == Way::Terminate
+        }
+        _ => false,
+    };
+    let is_open = td.map().is_none_or(|map| map.mode() == Mode::Keyed);
+    if !(is_whole && is_open) || td.life.advance(State::Terminating, was).is_err() {
+        td.notes.lock().problem = Some(error.to_string());
+        return;
+    }
+    if let Some(body) = td.body.get() {
+        // What somebody wanted to free meanwhile. What fails stays queued for the next one who frees something.
+        let freed = host.with_cpu(|cpu| body.map.run_queued(cpu, &td.kick(host.platform)));
+        if let Err(error) = freed {
+            log::warn!("TD {}: {error}", td.config.name);
+        }
+    }
+    if was == State::Runnable {
+        host.runner.start(td);
+    }
+}
+
+/// Takes a TD down that could not be built, or was ended meanwhile. The caller has its turn.
+pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
+    // Whoever terminates it waits for its turn.
+    let _ = td.life.enter(State::Terminating);
+    let mut meter = Meter::new(host.platform);
+    let result = stop_vcpus(host, td)
+        .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter))
+        .and_then(|()| reclaim(host, td));
+    if let Err(error) = result {
+        log::error!("TD {}: {error}", td.config.name);
+        td.notes.lock().problem = Some(error.to_string());
+    }
+}
+
+/// Gives the key back, and gets the reclaim ready. The vCPUs are gone afterwards.
+fn give_back<P: Platform>(
+    host: &Host<'_, P>,
+    td: &Td,
+    vcpus: Vec<Stopped<'_>>,
+    way: Way,
+    meter: &mut Meter<'_, P>,
+) -> Result<(), Error> {
+    let Some(body) = td.body.get() else {
+        host.runner.end(td);
+        // Nothing was taken for it.
+        td.life
+            .advance(State::Terminating, State::Teardown)
+            .map_err(Error::State)?;
+        return Ok(());
+    };
+    if way == Way::Dynamic {
+        meter.phase("remove", || remove(host, body))?;
+    }
+    let ending = Ending {
+        map: &body.map,
+        vcpus: &Flush {
+            platform: host.platform,
+            vcpus: &vcpus,
+        },
+        release: &body.release,
+    };
+    let released = meter.phase("release", || {
+        let mut results = host.coordinator.release(host.platform, &[ending]);
+        results.pop().unwrap_or(Err(NotReleased::UnderWay))
+    });
+    let released = released.map_err(Error::NotReleased)?;
+    meter.divide(parts(&released));
+    host.runner.end(td);
+    {
+        let mut control = body.control.lock();
+        control.extend(vcpus.into_iter().filter_map(Stopped::into_page));
+    }
+    td.notes.lock().problem = None;
+    td.life
+        .advance(State::Terminating, State::Teardown)
+        .map_err(Error::State)?;
+    begin_reclaim(host, body)
+}
+
+/// Takes all private memory from a TD that has its key and does not run.
+fn remove<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
+    host.with_cpu(|cpu| body.map.remove(cpu, 0..body.limit, &NoneRuns))?;
+    Ok(())
+}
+
+fn parts(released: &Released) -> Vec<(String, u64, &'static [Leaf])> {
+    const FLUSH: &[Leaf] = &[Leaf::VpFlush, Leaf::MngVpflushdone];
+    const WRITE_BACK: &[Leaf] = &[Leaf::PhymemCacheWb];
+    const FREE: &[Leaf] = &[Leaf::MngKeyFreeid];
+    let mut parts = Vec::from([("flush".into(), released.flush_us, FLUSH)]);
+    parts.extend(released.write_back.iter().map(|package| {
+        let name = format!("write-back of package {}", package.package);
+        (name, package.us, WRITE_BACK)
+    }));
+    parts.push(("free".into(), released.free_us, FREE));
+    parts
+}
+
+/// The reclaim of a TD that has no key, if it has not begun.
+fn begin_reclaim<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
+    let begun = body.reclaim.try_call_once(|| {
+        let plan = Plan {
+            cpus: host.platform.cpus().len() as u32,
+            clearing: host.clearing,
+            global_hkid: host.global_hkid,
+        };
+        let control = core::mem::take(&mut *body.control.lock());
+        let time = Time(host.platform);
+        Reclaim::new(Arc::clone(&body.map), control, plan, &time).map_err(|(error, _, control)| {
+            *body.control.lock() = control;
+            Error::from(error)
+        })
+    });
+    begun.map(drop)
+}
+
+/// A step of a TD's reclaim, on the calling CPU: at most 8 SEAMCALLs, and 2 MiB cleared. `false` when there is nothing that
+/// this CPU can do for it now.
+pub fn reclaim_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
+    if td.state() != State::Teardown {
+        return false;
+    }
+    let Some(body) = td.body.get() else {
+        return finish(host, td);
+    };
+    let Some(reclaim) = body.reclaim.get() else {
+        return false;
+    };
+    let seat = host.platform.this_cpu();
+    let step = host.with_cpu(|cpu| reclaim.work(cpu, seat, &Time(host.platform)));
+    match step {
+        Step::More => true,
+        Step::Idle => false,
+        Step::Done => finish(host, td),
+        Step::Stuck => {
+            let refusal = reclaim.last_refusal();
+            let problem = refusal.map(|refusal| Error::NotReclaimed(refusal).to_string());
+            td.notes.lock().problem = problem;
+            false
+        }
+    }
+}
+
+/// Nothing of the TD is left. `true` for the one who finds that out first.
+fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
+    if td.life.advance(State::Teardown, State::Reclaimed).is_err() {
+        return false;
+    }
+    let Some(reclaim) = td.reclaim() else {
+        return true;
+    };
+    let progress = reclaim.progress(&Time(host.platform));
+    let done = progress.reclaimed;
+    let mut notes = td.notes.lock();
+    let ended = notes.ended.get_or_insert_default();
+    ended.phases.push(super::meter::Phase {
+        name: "reclaim".into(),
+        us: done.reclaim_ns / 1000,
+        calls: Vec::from([
+            (Leaf::PhymemPageReclaim, done.reclaim_calls),
+            (Leaf::PhymemPageWbinvd, done.wbinvd_calls),
+        ]),
+    });
+    ended.phases.push(super::meter::Phase {
+        name: "clear".into(),
+        us: done.clear_ns / 1000,
+        calls: Vec::new(),
+    });
+    if progress.quarantined > 0 {
+        notes.problem = Some(format!(
+            "{} pages of it are in quarantine: the TDX module did not give them back",
+            progress.quarantined
+        ));
+    }
+    true
+}
+
+/// Takes back all memory of a TD whose key is back, with whichever CPUs help.
+///
+/// # Errors
+/// [`Error::State`] when it has its key; [`Error::NotReclaimed`] when the module does not give it.
+pub fn reclaim<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
+    loop {
+        match td.state() {
+            State::Teardown => {}
+            State::Reclaimed => return Ok(()),
+            state => return Err(Error::State(state)),
+        }
+        if reclaim_step(host, td) {
+            continue;
+        }
+        let time = Time(host.platform);
+        match td.reclaim() {
+            None => return Err(Error::NoHeap),
+            Some(reclaim) if reclaim.progress(&time).is_stuck => {
+                let refusal = reclaim.last_refusal();
+                return Err(refusal.map_or(Error::Busy, Error::NotReclaimed));
+            }
+            Some(_) => host.platform.relax(),
+        }
+    }
+}
+
+/// Goes on with an end that got stuck: with the key, or with the memory.
+///
+/// # Errors
+/// As [`terminate`] and [`reclaim`]; [`Error::State`] when nothing is stuck.
+pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error> {
+    let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
+    match td.state() {
+        State::Terminating => {
+            let mut meter = Meter::new(host.platform);
+            let result = stop_vcpus(host, td)
+                .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter));
+            if let Err(error) = &result {
+                td.notes.lock().problem = Some(error.to_string());
+            }
+            let mut notes = td.notes.lock();
+            let ended: &mut Summary = notes.ended.get_or_insert_default();
+            ended.append(meter.finish());
+            result
+        }
+        State::Teardown => {
+            td.notes.lock().problem = None;
+            match td.body.get() {
+                Some(body) => begin_reclaim(host, body)?,
+                None => return Ok(()),
+            }
+            if let Some(reclaim) = td.reclaim() {
+                reclaim.retry();
+            }
+            Ok(())
+        }
+        state => Err(Error::State(state)),
+    }
+}
+
+/// A TD's vCPUs, all stopped, as the release of its HKID flushes them.
+struct Flush<'a, P> {
+    platform: &'a P,
+    vcpus: &'a [Stopped<'a>],
+}
+
+impl<P: Platform> Vcpus for Flush<'_, P> {
+    fn cpus(&self) -> Vec<u32> {
+        let mut cpus: Vec<_> = self.vcpus.iter().filter_map(Stopped::associated).collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        cpus
+    }
+
+    fn flush_here(&self) -> Result<(), seam::error::Error> {
+        let me = Some(self.platform.this_cpu());
+        let here = self.vcpus.iter().filter(|vcpu| vcpu.associated() == me);
+        here.into_iter()
+            .try_for_each(|vcpu| vcpu.flush(self.platform))
+    }
+}

@@ -1,0 +1,164 @@
+//! Why something could not be done with a TD: what is wrong, and what to do.
+
+use alloc::{string::String, vec::Vec};
+use core::fmt;
+
+use mm::{private, tdvf};
+use seam::abi::{PAGE_4K, Status};
+
+use super::{life::State, params, vcpu};
+use crate::tdx::{
+    hkids::NoHkid,
+    release::{CreateError, NotReleased},
+};
+
+/// Why it could not be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The configuration asks for what the module can't do.
+    Refused(params::Refused),
+    /// The image is not there: its file was not loaded.
+    NoImage,
+    /// The image is none that a TD can be built from.
+    Image(tdvf::Malformed),
+    /// The list of memory does not fit into the image.
+    Hob(tdvf::HobError),
+    /// Guest-physical addresses do not reach as far as the memory.
+    TooMuchMemory,
+    /// There are fewer free pages of 4 KiB than the TD may need.
+    NoFrames {
+        /// Those that it may need.
+        needed: u64,
+        /// Those that are free and not promised to other TDs.
+        free: u64,
+    },
+    /// There is no HKID.
+    NoHkid(NoHkid),
+    /// The hypervisor's heap is used up.
+    NoHeap,
+    /// The TD is in a state in which it can't be done.
+    State(State),
+    /// Somebody else changes the TD.
+    Busy,
+    /// CPUs did not let go of the TD's vCPUs in time. Nothing has changed.
+    Stuck(Vec<u32>),
+    /// A CPU did not answer.
+    Silent(Vec<u32>),
+    /// TDH.MNG.CREATE.
+    Create(CreateError),
+    /// A call of the module.
+    Seam(seam::error::Error),
+    /// TDH.MNG.INIT refused TD_PARAMS.
+    Init(seam::error::Error),
+    /// The TD's memory.
+    Map(private::Error),
+    /// A vCPU.
+    Vcpu(vcpu::Refused),
+    /// Who runs vCPUs.
+    Runner(String),
+    /// The HKID.
+    NotReleased(NotReleased),
+    /// The module does not give these pages back.
+    NotReclaimed(private::Refusal),
+    /// The memory can only become less, and not less than this many bytes: the image is below.
+    Size {
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+}
+
+impl From<seam::error::Error> for Error {
+    fn from(error: seam::error::Error) -> Self {
+        Self::Seam(error)
+    }
+}
+
+impl From<private::Error> for Error {
+    fn from(error: private::Error) -> Self {
+        match error {
+            private::Error::NoHeap => Self::NoHeap,
+            error => Self::Map(error),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(refused) => refused.fmt(f),
+            Self::NoImage => f.write_str(
+                "its image was not loaded; \"boot\" says why the file could not be read",
+            ),
+            Self::Image(error) => write!(f, "its image can't be used: {error}"),
+            Self::Hob(error) => write!(f, "its image can't be told of its memory: {error}"),
+            Self::TooMuchMemory => {
+                f.write_str("memory: guest-physical addresses of 48 bits do not reach so far")
+            }
+            Self::NoFrames { needed, free } => write!(
+                f,
+                "not enough memory: it may need {} MiB, and {} MiB are free and not promised to other TDs; end a TD, or \
+                 give it less memory",
+                mib(needed.next_multiple_of(256)),
+                mib(*free)
+            ),
+            Self::NoHkid(none) => none.fmt(f),
+            Self::NoHeap => f.write_str("the hypervisor's heap is used up; end a TD"),
+            Self::State(state) => write!(f, "it is {state}"),
+            Self::Busy => f.write_str("something else is being done with it; try again"),
+            Self::Stuck(cpus) => write!(
+                f,
+                "{} did not let go of its vCPUs in time; nothing has changed, try again",
+                Cpus(cpus)
+            ),
+            Self::Silent(cpus) => write!(f, "{} did not answer", Cpus(cpus)),
+            Self::Create(error) => error.fmt(f),
+            Self::Seam(error) => error.fmt(f),
+            Self::Init(error) => init(error, f),
+            Self::Map(error) => error.fmt(f),
+            Self::Vcpu(refused) => refused.fmt(f),
+            Self::Runner(reason) => f.write_str(reason),
+            Self::NotReleased(error) => error.fmt(f),
+            Self::NotReclaimed(refusal) => write!(
+                f,
+                "the TDX module keeps pages of it, the last one of {refusal}; \"td retry\" asks it again"
+            ),
+            Self::Size { least, most } => write!(
+                f,
+                "its memory can become less only, from {} MiB to {} MiB",
+                least >> 20,
+                most >> 20
+            ),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+fn mib(pages: u64) -> u64 {
+    (pages * PAGE_4K) >> 20
+}
+
+/// The error, with the CPUID leaf that the module does not take.
+fn init(error: &seam::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    write!(f, "{error}")?;
+    let [place, ..] = error.outputs();
+    if error.is(Status::OPERAND_INVALID) && place != 0 {
+        let place = params::Place::from_module(place);
+        write!(f, " (cpuid: {place})")?;
+    }
+    Ok(())
+}
+
+struct Cpus<'a>(&'a [u32]);
+
+impl fmt::Display for Cpus<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.len() == 1 { "CPU" } else { "CPUs" })?;
+        for (i, cpu) in self.0.iter().enumerate() {
+            write!(f, "{} {cpu}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! What it will take to build a TD: all that can be known, and refused, before anything is taken.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::ops::Range;
+
+use boot::config;
+use mm::{
+    private::{Levels, Pool, Settings, Unowned},
+    tdvf::TdImage,
+};
+use seam::abi::{PAGE_4K, TdParams};
+
+use super::{Td, error::Error, hob, host::Host, memory::Layout, params::params};
+use crate::{platform::Platform, tdx::hkids::NoHkid};
+
+/// Frames that building needs beside the TD's own: the TD's parameters and the image's pages are handed over in one.
+const SCRATCH_PAGES: u64 = 1;
+
+/// How a TD will be built.
+pub struct Plan<'a> {
+    /// TD_PARAMS.
+    pub params: TdParams,
+    /// The image, without the list of memory.
+    pub image: TdImage<'a>,
+    /// The list of memory (TD HOB).
+    pub list: Vec<u8>,
+    /// Where the guest finds the list; 0 if the image has no room for one.
+    pub list_at: u64,
+    /// A map for the TD.
+    pub map: Unowned,
+    /// Private addresses are below this.
+    pub limit: u64,
+    /// The memory that the guest has to accept and that it gets before it starts.
+    pub populate: Vec<Range<u64>>,
+    /// The CPU on which each vCPU begins.
+    pub placement: Vec<u32>,
+}
+
+/// Checks all that can be checked about a TD that does not exist: the configuration against the module, the image, frames,
+/// HKIDs and CPUs. `promised` are the bytes of other TDs that they have not taken yet; vCPUs begin on CPUs from `first_cpu`
+/// on.
+///
+/// # Errors
+/// [`Error`], with what is missing. Nothing was taken.
+pub fn plan<'a, P: Platform>(
+    host: &Host<'_, P>,
+    id: u32,
+    config: &Arc<config::Td>,
+    file: Option<&'a [u8]>,
+    promised: u64,
+    first_cpu: usize,
+) -> Result<(Td, Plan<'a>), Error> {
+    let params = params(config, &host.capabilities, host.native).map_err(Error::Refused)?;
+    let image = TdImage::parse(file.ok_or(Error::NoImage)?).map_err(Error::Image)?;
+    let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
+    let sections = Sections::of(&image, layout);
+    let list_at = image.hob().map_or(0, |section| section.gpa);
+    let list = hob::list(list_at, &sections.list);
+    if list_at != 0 {
+        image.clone().with_hob(&list).map_err(Error::Hob)?;
+    }
+    let most_pages = layout.most_pages(sections.outside / PAGE_4K) + control_pages(host, config);
+    let needed = most_pages + SCRATCH_PAGES;
+    let free = host.platform.pool().free_bytes().saturating_sub(promised) / PAGE_4K;
+    if needed > free {
+        return Err(Error::NoFrames { needed, free });
+    }
+    let hkids = host.coordinator.hkids().count();
+    if hkids.free == 0 {
+        return Err(Error::NoHkid(NoHkid(hkids)));
+    }
+    let placement = placement(host, config.vcpus, first_cpu);
+    check_cpus(host, &placement)?;
+    let limit = layout.limit().max(sections.end);
+    let map = Unowned::new(Settings {
+        limit,
+        levels: Levels::Four,
+        keyid: host.keyid,
+    })?;
+    let td = Td::new(
+        id,
+        Arc::clone(config),
+        layout,
+        sections.inside_end,
+        most_pages,
+    )
+    .ok_or(Error::NoHeap)?;
+    let mut populate = sections.augmented;
+    if config.populate == config::Populate::Start {
+        populate.extend(sections.rest);
+    }
+    Ok((
+        td,
+        Plan {
+            params,
+            image,
+            list,
+            list_at,
+            map,
+            limit,
+            populate,
+            placement,
+        },
+    ))
+}
+
+/// The image's sections in a TD's memory.
+struct Sections {
+    /// What the guest is told of its memory.
+    list: Vec<(Range<u64>, hob::Kind)>,
+    /// Those that the guest has to accept.
+    augmented: Vec<Range<u64>>,
+    /// Memory that is no section's.
+    rest: Vec<Range<u64>>,
+    /// Bytes of sections that are no memory that was asked for: the firmware below 4 GiB.
+    outside: u64,
+    /// The end of the last one.
+    end: u64,
+    /// The end of the last one in the memory that was asked for.
+    inside_end: u64,
+}
+
+impl Sections {
+    fn of(image: &TdImage<'_>, layout: Layout) -> Self {
+        let ranges = |is_augmented| {
+            let sections = image.sections().iter();
+            sections
+                .filter(move |section| section.augmented == is_augmented)
+                .map(|section| section.gpa..section.gpa + section.bytes)
+        };
+        let added: Vec<_> = ranges(false).collect();
+        let augmented: Vec<_> = ranges(true).collect();
+        let all: Vec<_> = added.iter().chain(&augmented).cloned().collect();
+        let inside = |ranges: &[Range<u64>]| {
+            let parts = layout.parts();
+            let overlaps = parts.flat_map(|part| {
+                ranges
+                    .iter()
+                    .map(move |range| range.start.max(part.start)..range.end.min(part.end))
+            });
+            overlaps
+                .filter(|range| range.start < range.end)
+                .collect::<Vec<_>>()
+        };
+        let bytes = |ranges: &[Range<u64>]| -> u64 {
+            ranges.iter().map(|range| range.end - range.start).sum()
+        };
+        let end = |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end).max().unwrap_or(0);
+        let mut list: Vec<_> = inside(&added)
+            .into_iter()
+            .map(|range| (range, hob::Kind::Added))
+            .collect();
+        let unaccepted = layout.without(&added).into_iter();
+        list.extend(unaccepted.map(|range| (range, hob::Kind::Unaccepted)));
+        list.sort_unstable_by_key(|(range, _)| range.start);
+        Self {
+            list,
+            outside: bytes(&all) - bytes(&inside(&all)),
+            end: end(&all),
+            inside_end: end(&inside(&all)),
+            rest: layout.without(&all),
+            augmented,
+        }
+    }
+}
+
+/// The TDR, the TDCX, and the vCPUs' pages.
+fn control_pages<P>(host: &Host<'_, P>, config: &config::Td) -> u64 {
+    let capabilities = &host.capabilities;
+    let vcpus = u64::from(config.vcpus) * u64::from(capabilities.tdvps_pages);
+    1 + u64::from(capabilities.tdcx_pages) + vcpus
+}
+
+/// The CPUs in turn, from one on.
+fn placement<P: Platform>(host: &Host<'_, P>, vcpus: u16, first: usize) -> Vec<u32> {
+    let cpus = host.platform.cpus().iter().map(|place| place.cpu);
+    let from_first = cpus.cycle().skip(first % host.platform.cpus().len().max(1));
+    from_first.take(vcpus.into()).collect()
+}
+
+/// Every CPU that building needs answers.
+fn check_cpus<P: Platform>(host: &Host<'_, P>, placement: &[u32]) -> Result<(), Error> {
+    let mut cpus: Vec<_> = host.leaders();
+    cpus.extend(placement);
+    cpus.sort_unstable();
+    cpus.dedup();
+    let answered = host.platform.on_each(&cpus, &|_| {});
+    answered.map_err(|silent| Error::Silent(silent.0))
+}

@@ -1,0 +1,358 @@
+//! All TDs that the configuration names, and what can be done with each.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::fmt;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use boot::config;
+use mm::private::Outcome;
+use spin::Mutex;
+
+use super::{
+    Notes, Td, build,
+    end::{self, Ended, Way},
+    error::Error,
+    host::Host,
+    life::State,
+    memory::Layout,
+    plan::plan,
+};
+use crate::platform::Platform;
+
+/// All TDs of a host.
+pub struct Tds<'h, P> {
+    host: Host<'h, P>,
+    entries: Box<[Entry<'h>]>,
+    /// Had while it is checked whether another TD finds room.
+    admission: Mutex<()>,
+    /// Where the next vCPU begins, among the CPUs.
+    next_cpu: AtomicUsize,
+}
+
+/// What the configuration names.
+struct Entry<'h> {
+    config: Arc<config::Td>,
+    image: Option<&'h [u8]>,
+    lives: Mutex<Lives>,
+}
+
+/// The lives of one TD.
+#[derive(Default)]
+struct Lives {
+    /// The one that is not over.
+    now: Option<Arc<Td>>,
+    /// What is to be told of the last one, once there was one.
+    last: Option<Notes>,
+}
+
+impl<'h, P: Platform> Tds<'h, P> {
+    /// TDs as the configuration names them, each with its image if that was loaded. They are numbered from 1 on.
+    #[must_use]
+    pub fn new(host: Host<'h, P>, named: Vec<(config::Td, Option<&'h [u8]>)>) -> Self {
+        let entries = named.into_iter().map(|(config, image)| Entry {
+            config: Arc::new(config),
+            image,
+            lives: Mutex::new(Lives::default()),
+        });
+        Self {
+            host,
+            entries: entries.collect(),
+            admission: Mutex::new(()),
+            next_cpu: AtomicUsize::new(0),
+        }
+    }
+
+    /// What they stand on.
+    pub const fn host(&self) -> &Host<'h, P> {
+        &self.host
+    }
+
+    /// Their numbers.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        1..=self.entries.len() as u32
+    }
+
+    /// The number of the TD of that name, or that number.
+    #[must_use]
+    pub fn find(&self, word: &str) -> Option<u32> {
+        self.ids().find(|id| match word.parse::<u32>() {
+            Ok(number) => number == *id,
+            Err(_) => self.config(*id).is_some_and(|config| config.name == word),
+        })
+    }
+
+    /// What the operator wants it to be.
+    #[must_use]
+    pub fn config(&self, id: u32) -> Option<&config::Td> {
+        Some(&self.entry(id)?.config)
+    }
+
+    /// The TD, if it has a life now.
+    #[must_use]
+    pub fn get(&self, id: u32) -> Option<Arc<Td>> {
+        let entry = self.entry(id)?;
+        entry.lives.lock().now.clone()
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn state(&self, id: u32) -> State {
+        let Some(entry) = self.entry(id) else {
+            return State::Created;
+        };
+        let lives = entry.lives.lock();
+        match (&lives.now, &lives.last) {
+            (Some(td), _) => td.state(),
+            (None, Some(_)) => State::Reclaimed,
+            (None, None) => State::Created,
+        }
+    }
+
+    /// What is to be told of its life, or of the last one.
+    #[must_use]
+    pub fn notes(&self, id: u32) -> Option<Notes> {
+        let lives = self.entry(id)?.lives.lock();
+        let now = lives.now.as_ref().map(|td| td.notes());
+        now.or_else(|| lives.last.clone())
+    }
+
+    /// Builds it. It is paused afterwards.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it has a life; [`Error`], and nothing that was taken for it is missing.
+    pub fn create(&self, id: u32) -> Result<Arc<Td>, Error> {
+        let entry = self.entry(id).ok_or(Error::State(State::Created))?;
+        let host = &self.host;
+        let admission = self.admission.try_lock().ok_or(Error::Busy)?;
+        self.bury(entry);
+        if let Some(td) = &entry.lives.lock().now {
+            return Err(Error::State(td.state()));
+        }
+        let first = self.next_cpu.load(Relaxed);
+        let (td, plan) = plan(host, id, &entry.config, entry.image, self.promised(), first)?;
+        self.next_cpu
+            .store(first.wrapping_add(td.vcpus().count().into()), Relaxed);
+        td.life
+            .advance(State::Created, State::Building)
+            .map_err(Error::State)?;
+        let td = Arc::new(td);
+        let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
+        entry.lives.lock().now = Some(Arc::clone(&td));
+        drop(admission);
+        match build::build(host, &td, plan) {
+            Ok(summary) => {
+                td.notes.lock().built = Some(summary);
+                Ok(Arc::clone(&td))
+            }
+            Err(error) => {
+                end::unwind(host, &td);
+                self.bury(entry);
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets it run; builds it first, if it has no life.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn start(&self, id: u32) -> Result<(), Error> {
+        let td = match self.living(id) {
+            Some(td) => td,
+            None => self.create(id)?,
+        };
+        self.run(&td)
+    }
+
+    /// Lets one run that is paused.
+    ///
+    /// # Errors
+    /// [`Error::State`], [`Error::Busy`].
+    pub fn resume(&self, id: u32) -> Result<(), Error> {
+        let td = self
+            .living(id)
+            .ok_or_else(|| Error::State(self.state(id)))?;
+        self.run(&td)
+    }
+
+    fn run(&self, td: &Arc<Td>) -> Result<(), Error> {
+        let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
+        td.life
+            .advance(State::Paused, State::Runnable)
+            .map_err(Error::State)?;
+        self.host.runner.start(td);
+        Ok(())
+    }
+
+    /// Keeps it from running. No vCPU is in the guest afterwards.
+    ///
+    /// # Errors
+    /// [`Error::State`], [`Error::Busy`]; [`Error::Stuck`], and it runs on.
+    pub fn pause(&self, id: u32) -> Result<(), Error> {
+        let td = self
+            .living(id)
+            .ok_or_else(|| Error::State(self.state(id)))?;
+        let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
+        td.life
+            .advance(State::Runnable, State::Paused)
+            .map_err(Error::State)?;
+        let stopped = end::stop_vcpus(&self.host, &td).map(drop);
+        if stopped.is_err() && td.life.advance(State::Paused, State::Runnable).is_ok() {
+            self.host.runner.start(&td);
+        }
+        stopped
+    }
+
+    /// Ends it: the key at once, the memory as CPUs have time for it.
+    ///
+    /// # Errors
+    /// As [`end::terminate`].
+    pub fn terminate(&self, id: u32) -> Result<Ended, Error> {
+        match self.living(id) {
+            Some(td) => end::terminate(&self.host, &td, Way::Terminate),
+            None => Ok(Ended::Already(self.state(id))),
+        }
+    }
+
+    /// Ends it, and takes all of its memory back.
+    ///
+    /// # Errors
+    /// As [`end::terminate`] and [`end::reclaim`].
+    pub fn destroy(&self, id: u32, way: Way) -> Result<Ended, Error> {
+        let Some(td) = self.living(id) else {
+            return Ok(Ended::Already(self.state(id)));
+        };
+        let ended = end::terminate(&self.host, &td, way)?;
+        if td.state() == State::Terminating {
+            return Ok(ended);
+        }
+        let reclaimed = end::reclaim(&self.host, &td);
+        self.bury_id(id);
+        reclaimed.map(|()| ended)
+    }
+
+    /// Goes on with an end that got stuck, up to the last page.
+    ///
+    /// # Errors
+    /// As [`end::retry`] and [`end::reclaim`].
+    pub fn retry(&self, id: u32) -> Result<(), Error> {
+        let td = self
+            .living(id)
+            .ok_or_else(|| Error::State(self.state(id)))?;
+        end::retry(&self.host, &td)?;
+        let reclaimed = end::reclaim(&self.host, &td);
+        self.bury_id(id);
+        reclaimed
+    }
+
+    /// Ends it and builds it again; it runs if it did.
+    ///
+    /// # Errors
+    /// As [`Self::destroy`] and [`Self::start`].
+    pub fn reset(&self, id: u32) -> Result<(), Error> {
+        let ran = self.state(id) == State::Runnable;
+        self.destroy(id, Way::Terminate)?;
+        if ran {
+            self.start(id)
+        } else {
+            self.create(id).map(drop)
+        }
+    }
+
+    /// Takes memory from it, so that `bytes` are left. It may run meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Size`], [`Error::State`]; [`Error::Map`], and the same call goes on from there.
+    pub fn shrink(&self, id: u32, bytes: u64) -> Result<Outcome, Error> {
+        let td = self
+            .living(id)
+            .ok_or_else(|| Error::State(self.state(id)))?;
+        let map = td.map().ok_or_else(|| Error::State(td.state()))?;
+        let (least, most) = (td.image_end, td.layout().bytes());
+        let layout = Layout::new(bytes)
+            .filter(|_| (least.max(config::MEMORY_STEP)..=most).contains(&bytes))
+            .filter(|_| bytes.is_multiple_of(config::MEMORY_STEP))
+            .ok_or(Error::Size { least, most })?;
+        let whole = Layout::new(td.config.memory).ok_or(Error::TooMuchMemory)?;
+        // First the borders: what is taken now does not come again on demand.
+        *td.layout.lock() = layout;
+        let kept: Vec<_> = layout.parts().collect();
+        let mut sum = mm::private::Taken::default();
+        for range in whole.without(&kept) {
+            let kick = td.kick(self.host.platform);
+            match self.host.with_cpu(|cpu| map.remove(cpu, range, &kick))? {
+                Outcome::Removed(taken) => {
+                    for (sum, pages) in sum.pages.iter_mut().zip(taken.pages) {
+                        *sum += pages;
+                    }
+                    sum.sept += taken.sept;
+                    sum.batches += taken.batches;
+                }
+                other => return Ok(other),
+            }
+        }
+        Ok(Outcome::Removed(sum))
+    }
+
+    /// A piece of work for a CPU that has time: at most 8 SEAMCALLs and 2 MiB cleared. `false` when there is none.
+    pub fn work(&self) -> bool {
+        let mut did = false;
+        for entry in &self.entries {
+            let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
+            if let Some(td) = now {
+                did = end::reclaim_step(&self.host, &td);
+                self.bury(entry);
+            }
+            if did {
+                break;
+            }
+        }
+        did
+    }
+
+    /// Starts those that are to start with the host; how each went.
+    pub fn autostart(&self) -> Vec<(u32, Result<(), Error>)> {
+        self.ids()
+            .filter(|id| self.config(*id).is_some_and(|config| config.autostart))
+            .map(|id| (id, self.start(id)))
+            .collect()
+    }
+
+    /// The TD, if it has a life now that is not over.
+    fn living(&self, id: u32) -> Option<Arc<Td>> {
+        self.bury(self.entry(id)?);
+        self.get(id)
+    }
+
+    fn entry(&self, id: u32) -> Option<&Entry<'h>> {
+        self.entries.get(usize::try_from(id).ok()?.checked_sub(1)?)
+    }
+
+    fn bury_id(&self, id: u32) {
+        if let Some(entry) = self.entry(id) {
+            self.bury(entry);
+        }
+    }
+
+    /// Of a life that is over only the notes stay.
+    fn bury(&self, entry: &Entry<'h>) {
+        let mut lives = entry.lives.lock();
+        if let Some(td) = lives.now.take_if(|td| td.state() == State::Reclaimed) {
+            lives.last = Some(td.notes());
+        }
+    }
+
+    /// Bytes that were promised to TDs and that they have not taken yet.
+    fn promised(&self) -> u64 {
+        let all = self.ids().filter_map(|id| self.get(id));
+        all.map(|td| td.promised_bytes()).sum()
+    }
+}
+
+impl<P> fmt::Debug for Tds<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tds")
+            .field("count", &self.entries.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,298 @@
+//! A TD's vCPUs: a place for each, with a lock of its own.
+//!
+//! Whoever does anything with a vCPU (TDH.VP.*) has its lock, and has looked at the TD's state after taking it. So once the
+//! state says that no vCPU may run, and each lock was held once since, none runs and none will.
+
+use alloc::{boxed::Box, vec::Vec};
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use mm::private::{self, Kick};
+use seam::{
+    abi::metadata::vp,
+    error::Error,
+    page::{Donated, Page},
+    tdh::Tdvpr,
+};
+use spin::{Mutex, MutexGuard};
+
+use super::life::{Life, State};
+use crate::platform::Platform;
+
+/// No CPU.
+const NONE: u32 = u32::MAX;
+
+/// The place of one vCPU.
+#[derive(Debug)]
+pub struct Slot {
+    vcpu: Mutex<Vcpu>,
+    /// The CPU that has the lock to run the vCPU, or to look at it.
+    user: AtomicU32,
+}
+
+/// What there is of a vCPU.
+#[derive(Debug)]
+struct Vcpu {
+    /// `None` before it is made, and after its pages were taken for reclaim.
+    tdvpr: Option<Tdvpr>,
+    /// The CPU that the module has it associated with.
+    association: AtomicU32,
+}
+
+/// Why a vCPU can't be used now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no vCPU of that number.
+    NoVcpu,
+    /// Another CPU has it.
+    InUse,
+    /// The TD is in a state in which no vCPU may be used.
+    State(State),
+    /// The CPU that it is associated with did not answer.
+    NoAnswer(u32),
+    /// The module did not end or begin the association.
+    Seam(Error),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoVcpu => f.write_str("there is no such vCPU"),
+            Self::InUse => f.write_str("another CPU has the vCPU"),
+            Self::State(state) => write!(f, "the TD is {state}"),
+            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which had the vCPU, does not answer"),
+            Self::Seam(error) => error.fmt(f),
+        }
+    }
+}
+
+/// All vCPUs of a TD.
+#[derive(Debug)]
+pub struct Slots(Box<[Slot]>);
+
+impl Slots {
+    /// Places for so many. `None` when the heap is used up.
+    #[must_use]
+    pub fn new(count: u16) -> Option<Self> {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(count.into()).ok()?;
+        slots.resize_with(count.into(), || Slot {
+            vcpu: Mutex::new(Vcpu {
+                tdvpr: None,
+                association: AtomicU32::new(NONE),
+            }),
+            user: AtomicU32::new(NONE),
+        });
+        Some(Self(slots.into_boxed_slice()))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u16 {
+        self.0.len() as u16
+    }
+
+    /// The CPU that has vCPU `index` in use.
+    #[must_use]
+    pub fn user(&self, index: u16) -> Option<u32> {
+        self.0.get(usize::from(index))?.user()
+    }
+
+    /// The CPU that vCPU `index` is associated with; `None` also while a CPU has it in use, which is the one then.
+    #[must_use]
+    pub fn association(&self, index: u16) -> Option<u32> {
+        self.0
+            .get(usize::from(index))?
+            .vcpu
+            .try_lock()?
+            .associated()
+    }
+
+    /// Takes vCPU `index` for the calling CPU, and associates it with that CPU.
+    ///
+    /// # Errors
+    /// [`Refused`]. Nothing has changed, but that the vCPU may have lost its association with another CPU.
+    pub fn hold<'a, P: Platform>(
+        &'a self,
+        platform: &P,
+        life: &'a Life,
+        index: u16,
+    ) -> Result<Held<'a>, Refused> {
+        let slot = self.0.get(usize::from(index)).ok_or(Refused::NoVcpu)?;
+        let Some(vcpu) = slot.vcpu.try_lock() else {
+            return Err(match life.state() {
+                State::Runnable => Refused::InUse,
+                state => Refused::State(state),
+            });
+        };
+        let me = platform.this_cpu();
+        slot.user.store(me, SeqCst);
+        let held = Held {
+            slot,
+            vcpu,
+            life,
+            index,
+        };
+        held.check()?;
+        held.come_here(platform, me)?;
+        Ok(held)
+    }
+
+    /// Takes all of them, so that none is used. `None` for those that another CPU has.
+    pub(super) fn try_stop(&self) -> Vec<Option<Stopped<'_>>> {
+        let all = self.0.iter();
+        all.map(|slot| slot.vcpu.try_lock().map(Stopped)).collect()
+    }
+
+    /// Takes vCPU `index` while the TD is built.
+    pub(super) fn stop(&self, index: u16) -> Option<Stopped<'_>> {
+        Some(Stopped(self.0.get(usize::from(index))?.vcpu.try_lock()?))
+    }
+
+    /// The CPUs that have a vCPU in use.
+    pub(super) fn users(&self) -> Vec<u32> {
+        let mut users: Vec<_> = self.0.iter().filter_map(Slot::user).collect();
+        users.sort_unstable();
+        users.dedup();
+        users
+    }
+}
+
+impl Slot {
+    fn user(&self) -> Option<u32> {
+        some(self.user.load(SeqCst))
+    }
+}
+
+impl Vcpu {
+    fn associated(&self) -> Option<u32> {
+        some(self.association.load(SeqCst))
+    }
+}
+
+fn some(cpu: u32) -> Option<u32> {
+    Some(cpu).filter(|cpu| *cpu != NONE)
+}
+
+/// A vCPU that the calling CPU has, associated with it. The lock opens when it is dropped.
+#[derive(Debug)]
+#[must_use = "the vCPU is free again when it is dropped"]
+pub struct Held<'a> {
+    slot: &'a Slot,
+    vcpu: MutexGuard<'a, Vcpu>,
+    life: &'a Life,
+    index: u16,
+}
+
+impl Held<'_> {
+    /// Its number.
+    #[must_use]
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Its root page, for the calls that are about it: TDH.VP.ENTER, TDH.VP.RD, TDH.VP.WR. It is asked for anew after each
+    /// exit, for that is when somebody may want the vCPU to stop.
+    ///
+    /// # Errors
+    /// [`Refused::State`] when the vCPU is not to run any more: what holds it lets go of it.
+    pub fn tdvpr(&self) -> Result<&Tdvpr, Refused> {
+        self.check()?;
+        self.vcpu.tdvpr.as_ref().ok_or(Refused::NoVcpu)
+    }
+
+    fn check(&self) -> Result<(), Refused> {
+        match self.life.state() {
+            State::Runnable => Ok(()),
+            state => Err(Refused::State(state)),
+        }
+    }
+
+    /// Ends the association with another CPU, and begins that with this one. TDH.VP.RD is the leaf that does nothing
+    /// else.
+    fn come_here<P: Platform>(&self, platform: &P, me: u32) -> Result<(), Refused> {
+        let tdvpr = self.vcpu.tdvpr.as_ref().ok_or(Refused::NoVcpu)?;
+        match self.vcpu.associated() {
+            Some(cpu) if cpu == me => return Ok(()),
+            Some(cpu) => {
+                let failed = Mutex::new(None);
+                let flush = |_| *failed.lock() = platform.tdh().vp_flush(tdvpr).err();
+                let answered = platform.on_each(&[cpu], &flush);
+                answered.map_err(|_| Refused::NoAnswer(cpu))?;
+                if let Some(error) = failed.into_inner() {
+                    return Err(Refused::Seam(error));
+                }
+                self.vcpu.association.store(NONE, SeqCst);
+            }
+            None => {}
+        }
+        let read = platform.tdh().vp_rd(tdvpr, vp::VCPU_STATE_DETAILS.id);
+        read.map_err(Refused::Seam)?;
+        self.vcpu.association.store(me, SeqCst);
+        Ok(())
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.slot.user.store(NONE, SeqCst);
+    }
+}
+
+/// A vCPU that nobody uses while this is there.
+#[derive(Debug)]
+pub struct Stopped<'a>(MutexGuard<'a, Vcpu>);
+
+impl Stopped<'_> {
+    /// The vCPU was made.
+    pub(super) fn put(&mut self, tdvpr: Tdvpr) {
+        self.0.tdvpr = Some(tdvpr);
+    }
+
+    /// Its root page, if it was made.
+    pub(super) fn tdvpr(&self) -> Option<&Tdvpr> {
+        self.0.tdvpr.as_ref()
+    }
+
+    /// The module has associated it with this CPU.
+    pub(super) fn associate(&self, cpu: u32) {
+        self.0.association.store(cpu, SeqCst);
+    }
+
+    /// The CPU that the module has it associated with.
+    pub(super) fn associated(&self) -> Option<u32> {
+        self.0.associated()
+    }
+
+    /// TDH.VP.FLUSH, on the CPU that it is associated with.
+    pub(super) fn flush<P: Platform>(&self, platform: &P) -> Result<(), Error> {
+        if let Some(tdvpr) = &self.0.tdvpr {
+            platform.tdh().vp_flush(tdvpr)?;
+        }
+        self.0.association.store(NONE, SeqCst);
+        Ok(())
+    }
+
+    /// Its root page, to be reclaimed.
+    pub(super) fn into_page(mut self) -> Option<Page<Donated>> {
+        self.0.tdvpr.take().map(Tdvpr::into_page)
+    }
+}
+
+/// Makes a TD's vCPUs leave the guest, by an interrupt on the CPUs that have them.
+#[derive(Debug)]
+pub struct Interrupt<'a, P> {
+    /// The machine.
+    pub platform: &'a P,
+    /// The vCPUs.
+    pub slots: &'a Slots,
+}
+
+impl<P: Platform> Kick for Interrupt<'_, P> {
+    fn kick(&self) -> Result<(), private::NoAnswer> {
+        let answered = self.platform.on_each(&self.slots.users(), &|_| {});
+        answered.map_err(|silent| private::NoAnswer {
+            cpu: silent.0.first().copied().unwrap_or(NONE),
+        })
+    }
+}

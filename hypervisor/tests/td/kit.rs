@@ -1,0 +1,171 @@
+//! A server whose TDs are named by a configuration, and an image for them.
+
+use hypervisor::platform::Platform;
+use hypervisor::td::host::{Host, Posted, Runner, Wiring};
+use hypervisor::td::params::Native;
+use hypervisor::td::{Td, capabilities::Capabilities, registry::Tds};
+use hypervisor::tdx::hkids::{Count, Hkids};
+use hypervisor::tdx::release::Coordinator;
+use mm::private::Clearing;
+use mm::tdvf::{self, Entry, TAIL_BYTES};
+use seam::abi::PAGE_4K;
+use seam::address::Hpa;
+use seam::platform::KeyIds;
+use std::sync::Arc;
+
+use super::rig::{GLOBAL_HKID, Rig, Setup};
+
+/// A CPU that has whatever the module leaves to the host.
+pub struct Everything;
+
+impl Native for Everything {
+    fn cpuid(&self, _: u32, _: u32) -> [u32; 4] {
+        [u32::MAX; 4]
+    }
+
+    fn tsc_mhz(&self) -> u32 {
+        2000
+    }
+}
+
+/// Nobody runs vCPUs, and each is told where its host would post interrupts and share memory.
+pub struct Wired;
+
+impl Runner for Wired {
+    fn prepare(&self, _: &Td) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn wiring(&self, _: &Td, index: u16) -> Wiring {
+        /// Memory that is the host's own.
+        const OWN: u64 = 1 << 20;
+        Wiring {
+            shared_eptp: Some(Hpa(OWN)),
+            posted: Some(Posted {
+                vector: 0xF2,
+                descriptor: Hpa(OWN + PAGE_4K + 64 * u64::from(index)),
+            }),
+        }
+    }
+
+    fn start(&self, _: &Arc<Td>) {}
+
+    fn end(&self, _: &Td) {}
+}
+
+/// A server with its module ready, and HKIDs.
+pub struct Server {
+    pub rig: Rig,
+    pub coordinator: Coordinator,
+    pub image: Vec<u8>,
+}
+
+impl Server {
+    /// The default server, in which `hooks` go wrong.
+    pub fn new(hooks: &str) -> Self {
+        Self::of(&Setup {
+            hooks: format!("patterns\n{hooks}"),
+            ..Setup::default()
+        })
+    }
+
+    pub fn of(setup: &Setup) -> Self {
+        let rig = Rig::ready_with(setup);
+        let hkids = Hkids::new(&KeyIds {
+            shared: 31,
+            private: setup.hkids,
+            max_pa: 52,
+            bits: 6,
+        });
+        hkids.take_global().unwrap().surrender();
+        Self {
+            rig,
+            coordinator: Coordinator::new(hkids),
+            image: image(),
+        }
+    }
+
+    /// TDs that `text` names; each `[[td]]` needs no `image`.
+    pub fn tds(&self, text: &str) -> Tds<'_, Rig> {
+        self.tds_on(&self.rig, text, &Wired)
+    }
+
+    /// The same, on another platform, run by somebody.
+    pub fn tds_on<'h, P: Platform>(
+        &'h self,
+        platform: &'h P,
+        text: &str,
+        runner: &'h (dyn Runner + Sync),
+    ) -> Tds<'h, P> {
+        let text = text.replace("[[td]]\n", "[[td]]\nimage = \"i\"\n");
+        let text = format!("[[file]]\nname = \"i\"\npath = \"i\"\n{text}");
+        let named = boot::config::parse(text.as_bytes()).unwrap().td;
+        let named = named.into_iter().map(|td| (td, Some(&*self.image)));
+        let host = Host {
+            platform,
+            coordinator: &self.coordinator,
+            capabilities: Capabilities::read(&platform.tdh()).unwrap(),
+            native: &Everything,
+            keyid: self.rig.keyid_position(),
+            global_hkid: GLOBAL_HKID,
+            clearing: Clearing::Clear,
+            stop_us: 200_000,
+            runner,
+        };
+        Tds::new(host, named.collect())
+    }
+
+    /// HKIDs that TDs have, and those in quarantine.
+    pub fn hkids(&self) -> (usize, usize) {
+        let Count {
+            used, quarantined, ..
+        } = self.coordinator.hkids().count();
+        (used - 1, quarantined)
+    }
+
+    /// Everything is where it was, and no call was made that the module should not have been asked.
+    pub fn assert_spotless(&self) {
+        self.rig.assert_spotless();
+        assert_eq!(self.hkids(), (0, 0));
+    }
+
+    /// Everything is where it was.
+    pub fn assert_nothing_lost(&self) {
+        self.rig.audit();
+        assert_eq!(self.rig.out(), (0, 0));
+        assert_eq!(self.hkids(), (0, 0));
+    }
+}
+
+/// One TD with two vCPUs.
+pub const ONE: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 2\n";
+/// The same, which gets all of its memory before it starts.
+pub const FULL: &str =
+    "[[td]]\nname = \"full\"\nmemory = \"16M\"\nvcpus = 2\npopulate = \"start\"\n";
+
+/// Firmware below 4 GiB, a hand-off block and working memory below 16 MiB, memory to accept.
+pub fn image() -> Vec<u8> {
+    let firmware: Vec<u8> = (0..0x1800u32).map(|i| (i / 7) as u8).collect();
+    let entry = |data, gpa, bytes, kind, attributes| Entry {
+        data,
+        gpa,
+        bytes,
+        kind,
+        attributes,
+    };
+    tdvf::write(
+        &firmware,
+        &[
+            entry(0..0x1800, 0xffff_e000, 0x2000, 0, 1),
+            entry(0..0, 0x80_9000, 0x2000, 2, 0),
+            entry(0..0, 0x81_0000, 0x3000, 3, 0),
+            entry(0..0, 0xA0_0000, 0x20_0000, 4, 2),
+        ],
+        &[0x90; TAIL_BYTES],
+    )
+}
+
+/// The TD of that number, which lives.
+pub fn td(tds: &Tds<'_, Rig>, id: u32) -> Arc<Td> {
+    tds.get(id).unwrap()
+}
