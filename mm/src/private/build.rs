@@ -29,7 +29,7 @@ impl PrivateMap {
     /// the host's page at `source`. Until the TD is finalised.
     ///
     /// # Errors
-    /// [`Error`]; the page and what of the S-EPT was made for it are the host's again. If [`Error::Seam`] is about
+    /// [`Error::Finalized`]; [`Error`]; the page and what of the S-EPT was made for it are the host's again. If [`Error::Seam`] is about
     /// TDH.MR.EXTEND, the page's address has been measured all the same, and the TD can't become what it was to be.
     pub fn add<C: SeamCall, W: Wait, P: Pool>(
         &self,
@@ -40,6 +40,9 @@ impl PrivateMap {
     ) -> Result<(), Error> {
         let mut until = gpa.0;
         let added = self.root.keyed(|live| {
+            if live.is_finalized() {
+                return Err(Error::Finalized);
+            }
             self.map_4k(cpu, live, gpa, |page| {
                 let added = cpu.tdh.mem_page_add(live.tdr(), gpa, page, source);
                 added.map(Leaf::Mapped)

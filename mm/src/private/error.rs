@@ -11,6 +11,8 @@ use super::track::NoAnswer;
 pub enum Error {
     /// The TD is being terminated: nothing can be mapped for it, or changed, any more.
     Terminated,
+    /// The TD's measurement is closed: its image can't change any more.
+    Finalized,
     /// The TD still has its key, or is giving it back: nothing can be reclaimed yet.
     NotKeyless,
     /// The TD still owns memory.
@@ -54,6 +56,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Terminated => f.write_str("the TD is being terminated"),
+            Self::Finalized => f.write_str("the TD's measurement is closed"),
             Self::NotKeyless => f.write_str("the TD has not given its key back"),
             Self::NotEmpty => f.write_str("the TD still owns memory"),
             Self::Busy => f.write_str("another CPU works on this part of the TD's memory"),

@@ -163,7 +163,8 @@ impl PrivateMap {
     /// TDH.MR.FINALIZE: closes the measurement. What is taken from the TD is blocked and tracked first from now on.
     ///
     /// # Errors
-    /// [`Error::Terminated`]; [`Error::Busy`] while a CPU works on the map; [`Error::Seam`].
+    /// [`Error::Terminated`]; [`Error::Finalized`] when it was closed before; [`Error::Busy`] while a CPU works on the
+    /// map; [`Error::Seam`].
     pub fn finalize<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
         self.root.finalize(tdh)
     }

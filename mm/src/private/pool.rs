@@ -49,14 +49,14 @@ pub trait Ledger {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
 }
 
-impl Ledger for Mutex<Frames> {
+impl Ledger for spin::Mutex<Frames> {
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
         work(&mut self.lock())
     }
 }
 
-/// Frames of dead TDs that are kept uncleared at most, of each size.
-const MAX_KEPT: usize = 4096;
+/// Frames of dead TDs that are kept uncleared at most, of each size. Their list is 2 MiB of the heap then.
+const MAX_KEPT: usize = 1 << 18;
 
 /// The host's frames.
 #[derive(Debug)]

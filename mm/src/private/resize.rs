@@ -1,5 +1,7 @@
 //! Large pages split into 512 smaller ones, and made whole again; and what was blocked for that made usable.
 
+use core::ops::Range;
+
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize, SeptState};
 use seam::address::{Gpa, Level};
 use seam::call::SeamCall;
@@ -261,6 +263,39 @@ impl PrivateMap {
                 result
             }
         })
+    }
+
+    /// Promotes everything in `range` that can be made one page: parts that all came back after a split, and then what
+    /// these are parts of. Pages made, by size.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`], but for parts that another CPU works on or
+    /// that are not whole: these stay as they are.
+    pub fn promote_all<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        kick: &impl Kick,
+    ) -> Result<[u64; 3], Error> {
+        if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
+            return Err(Error::BadRange);
+        }
+        let mut joined = [0; 3];
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            let bytes = size.bytes();
+            let mut at = range.start.next_multiple_of(bytes);
+            while range.end.saturating_sub(at) >= bytes {
+                match self.promote(cpu, Gpa(at), size, kick) {
+                    Ok(()) => joined[size as usize] += 1,
+                    Err(Error::NotWhole | Error::NotMapped | Error::Occupied | Error::Busy) => {}
+                    // Nothing at all is mapped there, or could be.
+                    Err(Error::BadRange) => break,
+                    Err(error) => return Err(error),
+                }
+                at += bytes;
+            }
+        }
+        Ok(joined)
     }
 
     fn join_table<C: SeamCall, W: Wait, P: Pool>(

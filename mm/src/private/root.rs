@@ -17,6 +17,7 @@ use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr};
 
 use super::error::Error;
 use crate::sync::RwLock;
+use crate::sync::hint::spin_loop;
 
 /// How a TD's memory can be taken back now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,21 +99,31 @@ impl RootLock {
         }
     }
 
-    /// Changes the root with nobody else about. Newcomers are kept off while `pause` waits for those who are.
+    /// Changes the root with nobody else about. Newcomers are kept off while `pause` waits for those who are; of two who
+    /// want to change it one waits for the other.
     fn change<R>(
         &self,
         mut pause: impl FnMut(u32) -> ControlFlow<()>,
         work: impl FnOnce(&mut Root) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let mut waiting = self.0.try_upgradeable_read().ok_or(Error::Busy)?;
         let mut tries = 0;
+        let mut wait = || {
+            tries += 1;
+            pause(tries)
+        };
+        let mut waiting = loop {
+            match self.0.try_upgradeable_read() {
+                Some(waiting) => break waiting,
+                None if wait().is_break() => return Err(Error::Busy),
+                None => {}
+            }
+        };
         let mut root = loop {
             match waiting.try_upgrade() {
                 Ok(root) => break root,
                 Err(again) => waiting = again,
             }
-            tries += 1;
-            if pause(tries).is_break() {
+            if wait().is_break() {
                 return Err(Error::Busy);
             }
         };
@@ -121,6 +132,7 @@ impl RootLock {
 
     pub fn finalize<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
         self.change(never, |root| match root {
+            Root::Keyed(live) if live.finalized => Err(Error::Finalized),
             Root::Keyed(live) => {
                 tdh.mr_finalize(&live.tdr)?;
                 live.finalized = true;
@@ -141,7 +153,7 @@ impl RootLock {
     }
 
     pub fn reopen(&self) -> Result<(), Error> {
-        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
             Root::Closed(live) => {
                 *root = Root::Keyed(live);
                 Ok(())
@@ -158,7 +170,7 @@ impl RootLock {
     }
 
     pub fn flush_done<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
-        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
             Root::Closed(Live { tdr, finalized }) => match tdh.mng_vpflushdone(tdr) {
                 Ok(tdr) => {
                     *root = Root::Releasing(tdr);
@@ -184,7 +196,7 @@ impl RootLock {
         &self,
         tdh: &Tdh<'_, C, W>,
     ) -> Result<Option<Hkid>, Error> {
-        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
             Root::Releasing(tdr) => match tdh.mng_key_freeid(tdr) {
                 Ok((tdr, hkid)) => {
                     *root = Root::Keyless(tdr);
@@ -207,7 +219,7 @@ impl RootLock {
     }
 
     pub fn take(&self) -> Result<Tdr<Keyless>, Error> {
-        self.change(never, |root| match core::mem::replace(root, Root::Gone) {
+        self.change(briefly, |root| match core::mem::replace(root, Root::Gone) {
             Root::Keyless(tdr) => Ok(tdr),
             other => {
                 *root = other;
@@ -219,6 +231,17 @@ impl RootLock {
 
 fn never(_: u32) -> ControlFlow<()> {
     ControlFlow::Break(())
+}
+
+/// Once the map is closed, others hold the lock only for as long as it takes to be told so: some instructions, or an
+/// interrupt.
+fn briefly(tries: u32) -> ControlFlow<()> {
+    const MAX_TRIES: u32 = 100_000;
+    if tries == MAX_TRIES {
+        return ControlFlow::Break(());
+    }
+    spin_loop();
+    ControlFlow::Continue(())
 }
 
 impl fmt::Debug for RootLock {

@@ -8,8 +8,9 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
 use mm::private::{Cpu, FramePool, Levels, PrivateMap, Settings};
 use seam::abi::metadata::sys;
-use seam::abi::{Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams};
+use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams};
 use seam::address::{Hpa, KeyIdPosition};
+use seam::call::{Fault, SeamCall};
 use seam::counters::Counters;
 use seam::hkid::Hkid;
 use seam::page::{Clean, Clear, Donated, Page};
@@ -73,6 +74,30 @@ impl Wait for Yield<'_> {
 }
 
 pub type Calls<'h> = Tdh<'h, Processor<'h>, Yield<'h>>;
+/// A CPU whose calls of one leaf end with a status of the test's, some of them, and are not made.
+pub struct Strange<'h> {
+    cpu: Processor<'h>,
+    leaf: Leaf,
+    status: Status,
+    /// Calls of the leaf so far.
+    calls: &'h AtomicU64,
+    /// Those that end so, from 1 on.
+    which: core::ops::Range<u64>,
+}
+
+impl SeamCall for Strange<'_> {
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        if regs.rax == self.leaf.rax() {
+            let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+            if self.which.contains(&number) {
+                regs.rax = self.status.0;
+                return Ok(());
+            }
+        }
+        self.cpu.seamcall(regs)
+    }
+}
+
 pub type OnCpu<'a, 'h> = Cpu<'a, Processor<'h>, Yield<'h>, Pool>;
 
 impl Host {
@@ -120,6 +145,27 @@ impl Host {
         })
     }
 
+    /// Works with CPU 0, whose calls of `leaf` number `which` end with `status`; `calls` counts them.
+    pub fn strangely<'h, R>(
+        &'h self,
+        (leaf, status): (Leaf, Status),
+        which: core::ops::Range<u64>,
+        calls: &'h AtomicU64,
+        work: impl FnOnce(Cpu<'_, Strange<'h>, Yield<'h>, Pool>) -> R,
+    ) -> R {
+        let call = Strange {
+            cpu: self.server.processor(0).unwrap(),
+            leaf,
+            status,
+            calls,
+            which,
+        };
+        work(Cpu {
+            tdh: &Tdh::new(call, Yield(&self.waits), &self.counters[0]),
+            pool: &self.pool,
+        })
+    }
+
     /// A frame of 4 KiB.
     pub fn frame(&self) -> Page<Clean> {
         let frame = self.pool.ledger().lock().alloc(0).unwrap();
@@ -160,7 +206,8 @@ impl Host {
     pub fn audit(&self) {
         let frames = self.server.audit(BASE..BASE + self.size).unwrap();
         let pages: u64 = frames.values().map(|frame| frame.size / PAGE_4K).sum();
-        assert_eq!(pages, self.out().0 - self.pool.kept_bytes() / PAGE_4K);
+        let (used, quarantined) = self.out();
+        assert_eq!(pages, used + quarantined - self.pool.kept_bytes() / PAGE_4K);
         assert_eq!(self.illegal(), 0);
         let violations = self.server.module().violations();
         assert_eq!(violations.total(), 0, "{:?}", violations.take());
@@ -255,7 +302,7 @@ impl<'h> Td<'h> {
 
     /// TDH.VP.ENTER until the next exit.
     pub fn enter(&self) {
-        let mut regs = seam::abi::Gprs::default();
+        let mut regs = Gprs::default();
         let tdh = self.host.on(self.lp);
         let status = tdh.vp_enter(&self.tdvpr, EnterFlags::default(), &mut regs);
         assert!(!status.unwrap().is_error(), "{status:?}");

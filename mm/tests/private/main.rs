@@ -2,6 +2,8 @@
 
 mod build;
 mod kit;
+mod model;
 mod reclaim;
 mod remove;
 mod resize;
+mod rules;

@@ -62,10 +62,9 @@ fn pages_of_several_frames_are_never_made_one() {
     end(td);
 }
 
-#[test]
-fn a_gib_is_made_whole_split_and_taken() {
-    let host = Host::sized("patterns", 2 * PAGE_1G);
-    let td = Td::runnable(&host, 33, 1);
+/// Gives the TD its first GiB as one page. The host has at least 2 GiB.
+pub fn map_gib(td: &Td<'_>) {
+    let host = td.host;
     host.with(0, |cpu| {
         // Control pages are in one GiB; the other one is whole.
         let mut ledger = host.pool.ledger().lock();
@@ -98,19 +97,64 @@ fn a_gib_is_made_whole_split_and_taken() {
             ledger.free(frame).unwrap();
         }
         drop(ledger);
-        td.map
-            .promote(cpu, Gpa(0), PageSize::Size1G, &NoneRuns)
-            .unwrap();
-        assert_eq!(
-            (td.map.holding().pages, td.map.holding().sept),
-            ([0, 0, 1], 1)
-        );
-        host.audit();
+        let joined = td.map.promote_all(cpu, 0..2 * PAGE_1G, &NoneRuns);
+        assert_eq!(joined, Ok([0, 0, 1]));
+    });
+    assert_eq!(
+        (td.map.holding().pages, td.map.holding().sept),
+        ([0, 0, 1], 1)
+    );
+    host.audit();
+}
+
+#[test]
+fn a_gib_is_made_whole_split_and_taken() {
+    let host = Host::sized("patterns", 2 * PAGE_1G);
+    let td = Td::runnable(&host, 33, 1);
+    map_gib(&td);
+    host.with(0, |cpu| {
         // The first 2 MiB and one page more.
         let taken = td.map.remove(cpu, 0..PAGE_2M + PAGE_4K, &NoneRuns);
         assert!(taken.is_ok());
         assert_eq!(td.map.holding().pages, [511, 510, 0]);
         host.audit();
     });
+    end(td);
+}
+
+#[test]
+fn only_what_is_whole_and_accepted_is_put_together() {
+    let host = Host::new("patterns");
+    let td = Td::runnable(&host, 33, 1);
+    host.with(0, |cpu| {
+        td.map.populate(cpu, 0..4 * PAGE_2M).unwrap();
+        for block in 0..3 {
+            td.map
+                .demote(cpu, Gpa(block * PAGE_2M), PageSize::Size2M, &NoneRuns)
+                .unwrap();
+        }
+        // The first is accepted, the second but for its last page, the third lacks a page.
+        for page in 0..2 * 512 - 1 {
+            let accepted = td.accept(page * PAGE_4K, PageSize::Size4K);
+            assert_eq!(accepted, Some(Status::SUCCESS));
+        }
+        let hole = 2 * PAGE_2M + 7 * PAGE_4K;
+        td.map.remove(cpu, hole..hole + PAGE_4K, &NoneRuns).unwrap();
+        let sept = td.map.holding().sept;
+        assert_eq!(
+            td.map.promote_all(cpu, 0..PAGE_1G, &NoneRuns),
+            Ok([0, 1, 0])
+        );
+        assert_eq!(td.map.holding().pages, [512 + 511, 2, 0]);
+        assert_eq!(td.map.holding().sept, sept - 1);
+        let odd = td.map.promote_all(cpu, 1..PAGE_1G, &NoneRuns);
+        assert_eq!(odd, Err(Error::BadRange));
+        // Part of a block is no block.
+        assert_eq!(
+            td.map.promote_all(cpu, PAGE_4K..PAGE_2M, &NoneRuns),
+            Ok([0; 3])
+        );
+    });
+    host.audit();
     end(td);
 }

@@ -36,6 +36,10 @@ pub const ALL: &[Check] = &[
         run: host,
     },
     Check {
+        name: "races",
+        run: races,
+    },
+    Check {
         name: "conform",
         run: conform,
     },
@@ -85,6 +89,22 @@ fn host(tally: &mut Tally) {
     match run_tests(cargo(&tests), tally) {
         Ok(()) => {}
         Err(error) => tally.failed("host", &error),
+    }
+}
+
+/// The tests in which a scheduler chooses the order of the threads' steps: they are built with other locks.
+fn races(tally: &mut Tally) {
+    let tests = [
+        "test",
+        "-p",
+        "mm",
+        "--features",
+        "shuttle",
+        "--test",
+        "races",
+    ];
+    if let Err(error) = run_tests(cargo(&tests), tally) {
+        tally.failed("races", &error);
     }
 }
 

@@ -44,7 +44,9 @@ pub enum Work {
 pub struct Open {
     index: usize,
     table: Boxed<PageTable>,
-    /// The next page; [`ENTRIES`] is the table's own.
+    /// Whether the module was asked for the table's own page.
+    asked: bool,
+    /// The next of its pages.
     next: usize,
 }
 
@@ -400,17 +402,18 @@ fn find_small(
 ) -> Option<(Place, Page<Donated>)> {
     loop {
         if let Some(current) = open {
+            // The table's own frame was taken just before those of its pages, and often is their neighbour.
+            if !current.asked {
+                current.asked = true;
+                if let Some(page) = current.table.sept.take() {
+                    return Some((Place::Table, page));
+                }
+            }
             while current.next < ENTRIES {
                 let index = current.next;
                 current.next += 1;
                 if let Some(leaf) = current.table.take(index) {
                     return Some((Place::Page(index), leaf.into_page()));
-                }
-            }
-            if current.next == ENTRIES {
-                current.next += 1;
-                if let Some(page) = current.table.sept.take() {
-                    return Some((Place::Table, page));
                 }
             }
         }
@@ -430,6 +433,7 @@ fn find_small(
                 Some(Open {
                     index,
                     table,
+                    asked: false,
                     next: 0,
                 })
             })

@@ -1,0 +1,15 @@
+//! The locks and atomics of everything here that more than one CPU works on.
+//!
+//! With the feature `shuttle` they are those of the scheduler of that name, which runs the threads of a test in orders of
+//! its own choosing: see `tests/races`. Nothing but tests enables it.
+
+#[cfg(feature = "shuttle")]
+mod explored;
+
+#[cfg(feature = "shuttle")]
+pub use explored::{Mutex, MutexGuard, RwLock, atomic, hint};
+
+#[cfg(not(feature = "shuttle"))]
+pub use core::{hint, sync::atomic};
+#[cfg(not(feature = "shuttle"))]
+pub use spin::{Mutex, MutexGuard, RwLock};
