@@ -17,7 +17,7 @@ use crate::{
     },
     cpu::{self, State},
     firmware::power,
-    heap, logging, memory, time,
+    heap, logging, memory, tdx, time,
 };
 
 /// Everything that commands ask about.
@@ -91,7 +91,13 @@ impl Host for Machine {
     }
 
     fn tdx(&self) -> Tdx {
-        self.tdx.clone()
+        let mut tdx = self.tdx.clone();
+        if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, tdx::ready()) {
+            let count = ready.coordinator.hkids().count();
+            hkids.used = count.used as u32;
+            hkids.quarantined = count.quarantined as u32;
+        }
+        tdx
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {

@@ -12,7 +12,10 @@ use boot::{
     layout::{DIRECT_MAP, DIRECT_MAP_SIZE, STACKS, WINDOWS},
     paging::{self, Access, PageTables, Tables},
 };
-use mm::frames::{self, Counts, Frame, Frames, ORDER_4K};
+use mm::{
+    frames::{self, Counts, Frame, Frames, ORDER_4K},
+    private::Ledger,
+};
 
 use crate::{
     cpu::{
@@ -138,7 +141,7 @@ pub fn direct(pa: u64) -> u64 {
 pub fn alloc(order: u32) -> Result<Frame, Error> {
     let mut memory = MEMORY.lock();
     let memory = memory.as_mut().ok_or(Error::NotReady)?;
-    Ok(memory.frames.alloc(order)?)
+    Ok(memory.frames.alloc_for_host(order)?)
 }
 
 /// A block of frames full of zeroes.
@@ -168,6 +171,20 @@ pub fn ledger() -> (u64, Vec<Counts>) {
     })
 }
 
+/// The frame allocator, as those need it who give frames to the TDX module.
+#[derive(Clone, Copy, Debug)]
+pub struct HostFrames;
+
+impl Ledger for HostFrames {
+    fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R {
+        match &mut *MEMORY.lock() {
+            Some(memory) => work(&mut memory.frames),
+            // Before `init` there is no memory.
+            None => work(&mut Frames::new()),
+        }
+    }
+}
+
 /// The firmware's memory map.
 #[must_use]
 pub fn regions() -> Vec<Region> {
@@ -187,7 +204,7 @@ pub fn stack(bytes: u64) -> Result<u64, Error> {
     let bottom = memory.next_stack + PAGE;
     debug_assert!(bottom > STACKS);
     for page in 0..bytes / PAGE {
-        let frame = memory.frames.alloc(ORDER_4K)?;
+        let frame = memory.frames.alloc_for_host(ORDER_4K)?;
         memory.tables(|t| t.map(bottom + page * PAGE, frame.pa, PAGE, Access::Write))?;
     }
     memory.next_stack = bottom + bytes;
@@ -320,7 +337,7 @@ struct Direct<'a>(&'a mut Frames);
 
 impl Tables for Direct<'_> {
     fn alloc(&mut self) -> Option<u64> {
-        let frame = self.0.alloc(ORDER_4K).ok()?;
+        let frame = self.0.alloc_for_host(ORDER_4K).ok()?;
         // SAFETY: the frame was just handed out, and is in the direct map.
         unsafe { (direct(frame.pa) as *mut u8).write_bytes(0, PAGE as usize) };
         Some(frame.pa)

@@ -81,7 +81,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     }
 
     let before = time::us();
-    let tdx = tdx::bring_up();
+    let tdx = tdx::start(&firmware.memory_nodes);
     let tdx_us = time::us() - before;
     log::info!("TDX is {}; {tdx_us} us for its bring-up", tdx.state);
     for reason in &tdx.reasons {

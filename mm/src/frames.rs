@@ -89,7 +89,12 @@ pub struct Frames {
     zones: Vec<Zone>,
     counts: [Counts; ORDERS],
     total: u64,
+    /// What a TD can have, ascending and apart; `None` while that is not known.
+    for_tds: Option<Vec<Range>>,
 }
+
+/// All memory there can be.
+const EVERYWHERE: &[Range] = &[(0, u64::MAX)];
 
 impl Frames {
     /// An allocator without memory.
@@ -116,7 +121,7 @@ impl Frames {
     /// # Errors
     /// [`Error::BadRange`].
     pub fn add(&mut self, range: Range) -> Result<(), Error> {
-        let (mut at, end) = (range.0.next_multiple_of(FRAME), range.1 / FRAME * FRAME);
+        let (at, end) = (range.0.next_multiple_of(FRAME), range.1 / FRAME * FRAME);
         if at >= end {
             return Ok(());
         }
@@ -127,36 +132,73 @@ impl Frames {
             .filter(|z| !z.added.iter().any(|a| at < a.1 && a.0 < end))
             .ok_or(Error::BadRange(range))?;
         zone.added.push((at, end));
-        while at < end {
-            let order = (at / FRAME)
-                .trailing_zeros()
-                .min(((end - at) / FRAME).ilog2())
-                .min(ORDER_1G);
-            zone.release(at, order, &mut self.counts);
-            self.total += FRAME << order;
-            at += FRAME << order;
+        for block in blocks_of((at, end)) {
+            zone.release(block.pa, block.order, &mut self.counts);
+            self.total += block.bytes();
         }
         Ok(())
     }
 
-    /// Takes a block of `4096 << order` bytes, from the last zone that has one: low memory is left for those who
-    /// can't use any other.
+    /// Says which memory a TD can have: `ranges`, which are ascending and apart. The rest is the host's alone from here
+    /// on.
+    pub fn set_for_tds(&mut self, ranges: Vec<Range>) {
+        self.for_tds = Some(ranges);
+    }
+
+    /// Takes a block of `4096 << order` bytes that a TD can have, from the last zone that has one: low memory is left for
+    /// those who can't use any other.
     ///
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Order`].
     pub fn alloc(&mut self, order: u32) -> Result<Frame, Error> {
-        if order > ORDER_1G {
-            return Err(Error::Order(order));
+        let allowed = self.for_tds.as_deref().unwrap_or(EVERYWHERE);
+        take_first(&mut self.zones, &mut self.counts, order, allowed)
+    }
+
+    /// The same for the host, which can use all memory.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::Order`].
+    pub fn alloc_for_host(&mut self, order: u32) -> Result<Frame, Error> {
+        take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)
+    }
+
+    /// Takes all of `range`, as the largest blocks that it is made of.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`] when a part of it is not free, or it is not made of whole frames.
+    pub fn alloc_range(&mut self, range: Range) -> Result<Vec<Frame>, Error> {
+        let whole = range.0 <= range.1 && (range.0 | range.1).is_multiple_of(FRAME);
+        let inside = |z: &&mut Zone| z.start() <= range.0 && range.1 <= z.end();
+        let zone = self.zones.iter_mut().filter(|_| whole).find(inside);
+        let zone = zone.ok_or(Error::BadRange(range))?;
+        if blocks_of(range).any(|block| zone.around(block).is_none()) {
+            return Err(Error::BadRange(range));
         }
-        let counts = &mut self.counts;
-        let pa = self
-            .zones
-            .iter_mut()
-            .rev()
-            .find_map(|zone| zone.take(order, counts))
-            .ok_or(Error::NoMemory)?;
-        self.counts[order as usize].used += 1;
-        Ok(Frame { pa, order })
+        let mut taken = Vec::new();
+        for block in blocks_of(range) {
+            // Cutting one block leaves its neighbours free, though in smaller blocks.
+            let from = zone.around(block).ok_or(Error::BadRange(range))?;
+            zone.cut(block, from, &mut self.counts);
+            self.counts[block.order as usize].used += 1;
+            taken.push(block);
+        }
+        Ok(taken)
+    }
+
+    /// What is free, ascending; neighbours are one range.
+    #[must_use]
+    pub fn free_ranges(&self) -> Vec<Range> {
+        let mut blocks: Vec<Range> = self.zones.iter().flat_map(Zone::free_blocks).collect();
+        blocks.sort_unstable();
+        let mut ranges: Vec<Range> = Vec::new();
+        for block in blocks {
+            match ranges.last_mut() {
+                Some(last) if last.1 == block.0 => last.1 = block.1,
+                _ => ranges.push(block),
+            }
+        }
+        ranges
     }
 
     /// Gives a block back.
@@ -254,6 +296,58 @@ impl Frames {
             .position(|z| frame.order <= ORDER_1G && z.has(frame))
             .ok_or(Error::NotAllocated(frame))
     }
+}
+
+/// The largest blocks that a range of whole frames is made of, ascending.
+fn blocks_of((mut at, end): Range) -> impl Iterator<Item = Frame> {
+    core::iter::from_fn(move || {
+        let left = end.checked_sub(at).filter(|left| *left > 0)?;
+        let order = (at / FRAME)
+            .trailing_zeros()
+            .min((left / FRAME).ilog2())
+            .min(ORDER_1G);
+        let block = Frame { pa: at, order };
+        at += block.bytes();
+        Some(block)
+    })
+}
+
+fn take_first(
+    zones: &mut [Zone],
+    counts: &mut [Counts; ORDERS],
+    order: u32,
+    allowed: &[Range],
+) -> Result<Frame, Error> {
+    if order > ORDER_1G {
+        return Err(Error::Order(order));
+    }
+    let (zone, (frame, from)) = zones
+        .iter_mut()
+        .rev()
+        .find_map(|zone| zone.find(order, allowed).map(|found| (zone, found)))
+        .ok_or(Error::NoMemory)?;
+    zone.cut(frame, from, counts);
+    counts[order as usize].used += 1;
+    Ok(frame)
+}
+
+/// The first place in `block` for an aligned block of `size` bytes that lies in one of `allowed`. Otherwise, where behind
+/// the block it makes sense to look on.
+fn place(block: Range, size: u64, allowed: &[Range]) -> Result<u64, Option<u64>> {
+    let from = allowed.partition_point(|range| range.1 <= block.0);
+    for range in &allowed[from..] {
+        let at = range.0.max(block.0).next_multiple_of(size);
+        if range.0 >= block.1 {
+            return Err(Some(range.0));
+        }
+        if at + size <= range.1.min(block.1) {
+            return Ok(at);
+        }
+        if range.1 > block.1 {
+            return Err(Some(block.1));
+        }
+    }
+    Err(None)
 }
 
 /// The zones that serve `ranges`, which are ascending: neighbours less than 1 GiB apart share one.
@@ -354,19 +448,56 @@ impl Zone {
         self.words[self.used[frame.order as usize] + index / 64] &= !(1 << (index % 64));
     }
 
-    fn take(&mut self, order: u32, counts: &mut [Counts; ORDERS]) -> Option<u64> {
-        let (from, mut index) =
-            (order..=ORDER_1G).find_map(|o| Some((o, self.free[o as usize].first(self.words)?)))?;
-        self.free[from as usize].clear(self.words, index);
+    /// A free block of `order` that lies in one of `allowed`, and the order of the free block that it is a part of.
+    fn find(&self, order: u32, allowed: &[Range]) -> Option<(Frame, u32)> {
+        let size = FRAME << order;
+        (order..=ORDER_1G).find_map(|from| {
+            let mut next = Some(0);
+            while let Some(index) = next {
+                let index = self.free[from as usize].first(self.words, index)?;
+                match place(self.block(index, from), size, allowed) {
+                    Ok(pa) => return Some((Frame { pa, order }, from)),
+                    Err(on) => {
+                        let on = on.map(|pa| self.index(pa.max(self.base), from));
+                        next = on.map(|on| on.max(index + 1));
+                    }
+                }
+            }
+            None
+        })
+    }
+
+    /// The order of the free block that `frame` is, or is a part of.
+    fn around(&self, frame: Frame) -> Option<u32> {
+        let is_free = |o: &u32| self.free[*o as usize].get(self.words, self.index(frame.pa, *o));
+        (frame.order..=ORDER_1G).find(is_free)
+    }
+
+    /// Takes `frame` out of the free block of order `from` that it is a part of.
+    fn cut(&mut self, frame: Frame, from: u32, counts: &mut [Counts; ORDERS]) {
+        self.free[from as usize].clear(self.words, self.index(frame.pa, from));
         counts[from as usize].free -= 1;
-        for o in (order..from).rev() {
-            index *= 2;
-            self.free[o as usize].set(self.words, index + 1);
+        for o in frame.order..from {
+            let beside = self.index(frame.pa, o) ^ 1;
+            self.free[o as usize].set(self.words, beside);
             counts[o as usize].free += 1;
         }
-        let pa = self.base + index as u64 * (FRAME << order);
-        self.remember(Frame { pa, order });
-        Some(pa)
+        self.remember(frame);
+    }
+
+    /// The blocks that stand free, by order and then by address.
+    fn free_blocks(&self) -> impl Iterator<Item = Range> + '_ {
+        (0..=ORDER_1G).flat_map(move |order| {
+            let free = &self.free[order as usize];
+            let first = free.first(self.words, 0);
+            let indices = core::iter::successors(first, |index| free.first(self.words, index + 1));
+            indices.map(move |index| self.block(index, order))
+        })
+    }
+
+    fn block(&self, index: usize, order: u32) -> Range {
+        let start = self.base + index as u64 * (FRAME << order);
+        (start, start + (FRAME << order))
     }
 
     fn release(&mut self, pa: u64, mut order: u32, counts: &mut [Counts; ORDERS]) {
@@ -431,11 +562,26 @@ impl Summed {
         }
     }
 
-    fn first(&self, words: &[u64]) -> Option<usize> {
-        self.levels.iter().rev().try_fold(0, |index, level| {
-            let word = words[level + index];
-            (word != 0).then(|| index * 64 + word.trailing_zeros() as usize)
-        })
+    /// The first bit that is set, from `index` on.
+    fn first(&self, words: &[u64], mut index: usize) -> Option<usize> {
+        let mut bits = self.bits;
+        for (level, start) in self.levels.iter().enumerate() {
+            let here = index / 64;
+            if here >= bits.div_ceil(64) {
+                return None;
+            }
+            let word = words[start + here] & (u64::MAX << (index % 64));
+            if word != 0 {
+                let found = here * 64 + word.trailing_zeros() as usize;
+                let below = self.levels[..level].iter().rev();
+                return Some(below.fold(found, |found, start| {
+                    found * 64 + words[start + found].trailing_zeros() as usize
+                }));
+            }
+            index = here + 1;
+            bits = bits.div_ceil(64);
+        }
+        None
     }
 }
 
@@ -504,6 +650,61 @@ mod tests {
     }
 
     #[test]
+    fn a_range_is_taken_as_a_whole_or_not_at_all() {
+        let mut frames = frames(&[(GIB, 3 * GIB)]);
+        let before = *frames.counts();
+        let range = (GIB + 5 * FRAME, 2 * GIB + 4 * MIB);
+        let blocks = frames.alloc_range(range).unwrap();
+        let bytes: u64 = blocks.iter().map(|b| b.bytes()).sum();
+        assert_eq!(bytes, range.1 - range.0);
+        assert_eq!(blocks[0].pa, range.0);
+        let rest = [(GIB, range.0), (range.1, 3 * GIB)];
+        assert_eq!(frames.free_ranges(), rest);
+        let taken = *frames.counts();
+        for bad in [
+            (range.1 - FRAME, range.1 + FRAME),
+            (GIB + 1, GIB + FRAME),
+            (3 * GIB - FRAME, 3 * GIB + FRAME),
+        ] {
+            assert_eq!(frames.alloc_range(bad), Err(Error::BadRange(bad)));
+        }
+        assert_eq!(*frames.counts(), taken);
+        for block in blocks {
+            frames.free(block).unwrap();
+        }
+        assert_eq!(*frames.counts(), before);
+    }
+
+    #[test]
+    fn a_td_gets_nothing_but_what_is_for_tds() {
+        let mut frames = frames(&[(GIB, 4 * GIB)]);
+        let allowed = [
+            (GIB + 3 * MIB, GIB + 7 * MIB),
+            (2 * GIB + FRAME, 3 * GIB - FRAME),
+        ];
+        frames.set_for_tds(allowed.to_vec());
+        assert_eq!(frames.alloc(ORDER_1G), Err(Error::NoMemory));
+        let mut taken = 0;
+        while let Ok(frame) = frames.alloc(ORDER_2M) {
+            taken += 1;
+            let end = frame.pa + frame.bytes();
+            assert!(allowed.iter().any(|a| a.0 <= frame.pa && end <= a.1));
+        }
+        assert_eq!(taken, 1 + 510);
+        while let Ok(frame) = frames.alloc(ORDER_4K) {
+            assert!(allowed.iter().any(|a| a.0 <= frame.pa && frame.pa < a.1));
+        }
+        let rest: Vec<Range> = [
+            (GIB, allowed[0].0),
+            (allowed[0].1, allowed[1].0),
+            (allowed[1].1, 4 * GIB),
+        ]
+        .into();
+        assert_eq!(frames.free_ranges(), rest);
+        assert_eq!(frames.alloc_for_host(ORDER_1G).unwrap().pa, 3 * GIB);
+    }
+
+    #[test]
     fn quarantine_is_for_good() {
         let mut frames = frames(&[(GIB, GIB + 2 * FRAME)]);
         let bad = frames.alloc(ORDER_4K).unwrap();
@@ -565,6 +766,8 @@ mod tests {
         Free(usize),
         Quarantine(usize),
         Split(usize, u32),
+        /// So many pages from that page on.
+        Range(u64, u64),
     }
 
     fn action() -> impl Strategy<Value = Action> {
@@ -572,6 +775,7 @@ mod tests {
             4 => prop_oneof![Just(0), Just(0), Just(9), 0..=18u32].prop_map(Action::Alloc),
             3 => any::<usize>().prop_map(Action::Free),
             1 => any::<usize>().prop_map(Action::Quarantine),
+            1 => (0..150_000u64, 1..3_000u64).prop_map(|(at, pages)| Action::Range(at, pages)),
             1 => (any::<usize>(), 0..4u32).prop_map(|(i, down)| Action::Split(i, down)),
         ]
     }
@@ -618,6 +822,12 @@ mod tests {
                             }));
                         }
                     }
+                    Action::Range(start, pages) => {
+                        let start = MIB + start * FRAME;
+                        if let Ok(blocks) = frames.alloc_range((start, start + pages * FRAME)) {
+                            held.extend(blocks);
+                        }
+                    }
                     _ => {}
                 }
                 let used: u64 = held.iter().map(|f| f.bytes()).sum();
@@ -625,6 +835,7 @@ mod tests {
                 let quarantined: u64 = gone.iter().map(|f| f.bytes()).sum();
                 prop_assert_eq!(bytes(&frames, |c| c.quarantined), quarantined);
                 let free = bytes(&frames, |c| c.free);
+                prop_assert_eq!(free, frames.free_ranges().iter().map(|r| r.1 - r.0).sum::<u64>());
                 prop_assert_eq!(free + used + quarantined, frames.total_bytes());
             }
             for frame in held {

@@ -201,6 +201,8 @@ pub struct Tdx {
     pub module: Option<Module>,
     /// The convertible memory regions, ascending; empty where no module answered.
     pub cmrs: Vec<Cmr>,
+    /// The memory that the module was given; `None` before it was.
+    pub memory: Option<TdxMemory>,
     /// The steps of the bring-up that were begun, in order.
     pub bring_up: Vec<BringUpStep>,
     /// Microseconds that the whole bring-up took; `None` unless `state` is ready.
@@ -285,6 +287,45 @@ pub struct Cmr {
     pub base: Hex,
     /// Bytes.
     pub size: u64,
+}
+
+/// What TDs can have of the memory, and what that costs.
+#[derive(Clone, Debug, Serialize)]
+pub struct TdxMemory {
+    /// Bytes that can be a TD's.
+    pub private_bytes: u64,
+    /// Bytes that the module keeps as PAMT, its record of every page.
+    pub pamt_bytes: u64,
+    /// The TDMRs, ascending.
+    pub tdmrs: Vec<Tdmr>,
+    /// Free memory that no TD can have, ascending.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// One TDMR (TDX Module ABI 1.5, TDMR_INFO).
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Tdmr {
+    /// The first physical address.
+    pub base: Hex,
+    /// Bytes; a multiple of 1 GiB.
+    pub size: u64,
+    /// The proximity domain that most of it is in, where the SRAT names one.
+    pub numa_node: Option<u32>,
+    /// Areas in it that are not the module's to hand out.
+    pub reserved_areas: usize,
+    /// Bytes of its PAMT.
+    pub pamt_bytes: u64,
+}
+
+/// Free memory that no TD can have.
+#[derive(Clone, Debug, Serialize)]
+pub struct LeftOut {
+    /// The first physical address.
+    pub start: Hex,
+    /// The first physical address behind it.
+    pub end: Hex,
+    /// Why.
+    pub why: String,
 }
 
 /// One step of the bring-up of the TDX module.

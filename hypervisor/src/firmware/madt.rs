@@ -127,6 +127,21 @@ pub fn add_nodes(processors: &mut [Processor], srat: &[u8]) {
     }
 }
 
+/// The proximity domains that the SRAT gives to memory: first address, first address behind it, domain.
+pub fn memory_nodes(srat: &[u8]) -> Vec<(u64, u64, u32)> {
+    const MEMORY: u8 = 1;
+    let u64_at = |entry, at| u64::from(u32_at(entry, at)) | u64::from(u32_at(entry, at + 4)) << 32;
+    entries(srat, SRAT_ENTRIES)
+        .filter(|(kind, entry)| *kind == MEMORY && u32_at(entry, 28) & ENABLED != 0)
+        .map(|(_, entry)| {
+            let start = u64_at(entry, 8);
+            let end = start.saturating_add(u64_at(entry, 16));
+            (start, end, u32_at(entry, 2))
+        })
+        .filter(|(start, end, _)| start < end)
+        .collect()
+}
+
 /// The entries of a table from offset `at`: type and all bytes. Ends at the first whose length can't be right.
 fn entries(table: &[u8], at: usize) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = table.get(at..).unwrap_or(&[]);
@@ -213,6 +228,19 @@ mod tests {
     }
 
     #[test]
+    fn the_srat_names_the_nodes_of_memory() {
+        let mut entry = [0; 40];
+        (entry[0], entry[1], entry[2], entry[28]) = (1, 40, 7, 1);
+        entry[8..16].copy_from_slice(&(4u64 << 30).to_le_bytes());
+        entry[16..24].copy_from_slice(&(6u64 << 30).to_le_bytes());
+        let (mut disabled, mut empty) = (entry, entry);
+        disabled[28] = 0;
+        empty[16..24].fill(0);
+        let srat = table(SRAT_ENTRIES, &[&disabled, &entry, &empty]);
+        assert_eq!(memory_nodes(&srat), [(4 << 30, 10 << 30, 7)]);
+    }
+
+    #[test]
     fn an_entry_without_length_ends_the_table() {
         let madt = parse(&table(
             MADT_ENTRIES,
@@ -226,6 +254,7 @@ mod tests {
         fn any_bytes_are_survived(bytes: Vec<u8>) {
             let mut madt = parse(&bytes);
             add_nodes(&mut madt.processors, &bytes);
+            memory_nodes(&bytes);
         }
     }
 }

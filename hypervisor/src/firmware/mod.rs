@@ -29,6 +29,8 @@ use crate::memory;
 pub struct Firmware {
     /// CPUs and interrupt controllers.
     pub madt: Madt,
+    /// The proximity domains of memory: first address, first address behind it, domain.
+    pub memory_nodes: Vec<(u64, u64, u32)>,
     /// Fixed registers.
     pub fadt: Fadt,
     /// What to write to sleep in S5, where the tables say.
@@ -62,6 +64,7 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
     }
     if let Some(bytes) = bytes_of::<SratTable>(&tables) {
         madt::add_nodes(&mut firmware.madt.processors, &bytes);
+        firmware.memory_nodes = madt::memory_nodes(&bytes);
     }
     match bytes_of::<FadtTable>(&tables) {
         Some(bytes) => firmware.fadt = fadt::parse(&bytes),

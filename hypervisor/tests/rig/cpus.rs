@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use hypervisor::cpu::call::{self, Mailbox};
+use seam::abi::Leaf;
 
 use super::{Machine, Rig};
 
@@ -38,11 +39,21 @@ struct Cpu {
     mailbox: Mailbox,
     called: AtomicBool,
     silent: AtomicBool,
+    last: Mutex<Option<Event>>,
     thread: OnceLock<Thread>,
     jobs: Mutex<Vec<Work>>,
 }
 
 type Work = Box<dyn FnOnce() + Send>;
+
+/// Something that a CPU comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A SEAMCALL.
+    Call(Leaf),
+    /// Writing its caches back.
+    WriteBack,
+}
 
 /// A job on a CPU.
 pub struct Job<R>(Receiver<thread::Result<R>>);
@@ -103,6 +114,21 @@ impl Cpus {
         self.cpus[cpu as usize]
             .silent
             .store(silent, Ordering::SeqCst);
+    }
+
+    pub fn set_silent_after(&self, cpu: u32, event: Event) {
+        assert_ne!(cpu, 0, "CPU 0 is the test's own thread");
+        *self.cpus[cpu as usize].last.lock().unwrap() = Some(event);
+    }
+
+    /// The calling CPU comes to this.
+    pub fn comes_to(&self, event: Event) {
+        let cpu = &self.cpus[this() as usize];
+        let mut last = cpu.last.lock().unwrap();
+        if *last == Some(event) {
+            *last = None;
+            cpu.silent.store(true, Ordering::SeqCst);
+        }
     }
 
     /// Makes a call whose work may panic on another CPU: the caller panics then, instead of waiting for ever.

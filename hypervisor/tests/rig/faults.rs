@@ -7,6 +7,7 @@ use seam::abi::{Gprs, Leaf, Status};
 use seam::call::{Fault, SeamCall};
 
 use super::Machine;
+use super::cpus::Event;
 
 /// What executes SEAMCALL on one CPU.
 pub struct Caller {
@@ -22,8 +23,11 @@ impl Caller {
 
 impl SeamCall for Caller {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
-        if let Some(status) = self.machine.refusals.strike(regs.rax) {
-            regs.rax = status.0;
+        if let Some(leaf) = Leaf::from_number(regs.rax as u16) {
+            self.machine.cpus.comes_to(Event::Call(leaf));
+        }
+        if let Some(answer) = self.machine.refusals.strike(regs.rax) {
+            regs.rax = answer?.0;
             return Ok(());
         }
         let cpu = self.machine.server.processor(self.cpu).unwrap();
@@ -38,16 +42,24 @@ pub struct Refusals(Mutex<Vec<Refusal>>);
 struct Refusal {
     leaf: Leaf,
     calls: RangeInclusive<u64>,
-    status: Status,
+    answer: Result<Status, Fault>,
     seen: u64,
 }
 
 impl Refusals {
     pub fn add(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
+        self.push(leaf, calls, Ok(status));
+    }
+
+    pub fn add_fault(&self, leaf: Leaf, calls: RangeInclusive<u64>, fault: Fault) {
+        self.push(leaf, calls, Err(fault));
+    }
+
+    fn push(&self, leaf: Leaf, calls: RangeInclusive<u64>, answer: Result<Status, Fault>) {
         self.0.lock().unwrap().push(Refusal {
             leaf,
             calls,
-            status,
+            answer,
             seen: 0,
         });
     }
@@ -56,8 +68,8 @@ impl Refusals {
         self.0.lock().unwrap().clear();
     }
 
-    /// The status for the call of the leaf in `rax` that begins now.
-    fn strike(&self, rax: u64) -> Option<Status> {
+    /// The answer to the call of the leaf in `rax` that begins now.
+    fn strike(&self, rax: u64) -> Option<Result<Status, Fault>> {
         let mut struck = None;
         for refusal in &mut *self.0.lock().unwrap() {
             if u64::from(refusal.leaf.number()) != rax & 0xffff {
@@ -65,7 +77,7 @@ impl Refusals {
             }
             refusal.seen += 1;
             if refusal.calls.contains(&refusal.seen) {
-                struck = struck.or(Some(refusal.status));
+                struck = struck.or(Some(refusal.answer));
             }
         }
         struck

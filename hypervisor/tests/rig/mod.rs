@@ -10,8 +10,8 @@ mod faults;
 mod memory;
 
 use std::ops::{ControlFlow, RangeInclusive};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hypervisor::cpu::call::{self, NoAnswer};
@@ -20,14 +20,15 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
 use seam::address::{Hpa, KeyIdPosition};
+use seam::call::Fault;
 use seam::counters::Counters;
 use seam::retry::{Pause, Reason, Wait};
 use seam::tdh::Tdh;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Server, TdmrPlan};
 
-pub use cpus::Job;
 use cpus::{Cpus, Threads};
+pub use cpus::{Event, Job};
 pub use faults::Caller;
 use faults::Refusals;
 use memory::{Direct, access};
@@ -44,8 +45,12 @@ pub type Pool = FramePool<spin::Mutex<Frames>, Direct>;
 pub struct Setup {
     /// The package of each CPU.
     pub packages: Vec<u32>,
-    /// Bytes in the TDMR; a multiple of 1 GiB.
+    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. The GiB behind it is convertible, too.
     pub memory: u64,
+    /// Further memory, ascending: first address, and first address behind it.
+    pub more_memory: Vec<(u64, u64)>,
+    /// Further convertible memory, ascending, in the same way.
+    pub more_cmrs: Vec<(u64, u64)>,
     /// Private HKIDs, the global one included.
     pub hkids: u32,
     /// What goes wrong inside the module, as [`Hooks::parse`] reads it.
@@ -58,6 +63,8 @@ impl Default for Setup {
         Self {
             packages: [0, 0, 1, 1].into(),
             memory: PAGE_1G,
+            more_memory: Vec::new(),
+            more_cmrs: Vec::new(),
             hkids: 32,
             hooks: "patterns".into(),
         }
@@ -79,6 +86,7 @@ pub struct Machine {
     counters: Vec<Counters>,
     refusals: Refusals,
     pauses: AtomicU64,
+    write_backs: Mutex<Vec<u32>>,
     start: Instant,
     cpus: Cpus,
 }
@@ -88,18 +96,26 @@ impl Rig {
     pub fn new(setup: &Setup) -> Self {
         let config = Config {
             lp_to_package: setup.packages.clone(),
-            // What the TDMR does not cover has room for its PAMT.
-            cmrs: [(BASE, setup.memory + PAGE_1G)].into(),
+            // What is no memory of the host's has room for a PAMT.
+            cmrs: [(BASE, BASE + setup.memory + PAGE_1G)]
+                .iter()
+                .chain(&setup.more_cmrs)
+                .map(|(start, end)| (*start, end - start))
+                .collect(),
             num_tdx_keyids: setup.hkids,
             ..Config::default()
         };
         let hooks = Hooks::parse(&setup.hooks).unwrap();
         let server = Arc::new(Server::with_hooks(config, hooks));
-        let span = (BASE, BASE + setup.memory);
         let mut frames = Frames::new();
-        let words = Box::leak(vec![0; words_for(span)].into_boxed_slice());
-        frames.add_zone(span, words).unwrap();
-        frames.add(span).unwrap();
+        for &range in [(BASE, BASE + setup.memory)]
+            .iter()
+            .chain(&setup.more_memory)
+        {
+            let words = Box::leak(vec![0; words_for(range)].into_boxed_slice());
+            frames.add_zone(range, words).unwrap();
+            frames.add(range).unwrap();
+        }
         let machine = Arc::new(Machine {
             places: (0..)
                 .zip(&setup.packages)
@@ -110,6 +126,7 @@ impl Rig {
             counters: setup.packages.iter().map(|_| Counters::new()).collect(),
             refusals: Refusals::default(),
             pauses: AtomicU64::new(0),
+            write_backs: Mutex::new(Vec::new()),
             start: Instant::now(),
             cpus: Cpus::new(setup.packages.len()),
             server,
@@ -128,7 +145,7 @@ impl Rig {
         })
     }
 
-    /// A server with its module ready.
+    /// A server with its module ready, by the shortest way there is: no frame of the host's is used up for it.
     pub fn ready_with(setup: &Setup) -> Self {
         let rig = Self::new(setup);
         let tdmr = TdmrPlan {
@@ -180,9 +197,33 @@ impl Rig {
         self.machine.refusals.add(leaf, calls, status);
     }
 
-    /// Forgets what [`Self::refuse`] arranged.
+    /// Lets those calls of `leaf` from now on fail in the instruction.
+    pub fn fault(&self, leaf: Leaf, calls: RangeInclusive<u64>, fault: Fault) {
+        self.machine.refusals.add_fault(leaf, calls, fault);
+    }
+
+    /// Forgets what [`Self::refuse`] and [`Self::fault`] arranged.
     pub fn refuse_no_more(&self) {
         self.machine.refusals.clear();
+    }
+
+    /// Lets a CPU, other than 0, answer no calls once it has done what it is doing when it comes to `event`.
+    pub fn set_silent_after(&self, cpu: u32, event: Event) {
+        self.machine.cpus.set_silent_after(cpu, event);
+    }
+
+    /// How often each CPU wrote its caches back.
+    pub fn write_backs(&self) -> Vec<usize> {
+        let all = self.machine.write_backs.lock().unwrap();
+        let cpus = self.machine.places.iter();
+        cpus.map(|place| all.iter().filter(|cpu| **cpu == place.cpu).count())
+            .collect()
+    }
+
+    /// Calls of a leaf that each CPU made.
+    pub fn calls_by_cpu(&self, leaf: Leaf) -> Vec<u64> {
+        let all = self.machine.counters.iter();
+        all.map(|counters| counters.leaf(leaf).calls).collect()
     }
 
     /// Frames of each order.
@@ -297,6 +338,13 @@ impl Platform for Rig {
     fn relax(&self) {
         self.machine.cpus.serve();
         std::thread::yield_now();
+    }
+
+    // The simulated machine has no caches; the test wants to know who was asked.
+    fn write_back_caches(&self) {
+        let (all, cpu) = (&self.machine.write_backs, cpus::this());
+        all.lock().unwrap().push(cpu);
+        self.machine.cpus.comes_to(Event::WriteBack);
     }
 
     fn read(&self, from: Hpa, into: &mut [u8]) {

@@ -38,7 +38,7 @@ fn from_disk(bench: &mut Bench) -> Result<()> {
     ensure!(text(&boot, "loaded_from").starts_with("disk"), "{boot}");
     nothing_is_wrong(&boot)?;
     every_cpu_runs(&mut console, &machine)?;
-    the_module_answers(&mut console)
+    the_module_is_ready(&mut console)
 }
 
 fn over_pxe(bench: &mut Bench) -> Result<()> {
@@ -48,7 +48,7 @@ fn over_pxe(bench: &mut Bench) -> Result<()> {
     ensure!(text(&boot, "loaded_from").starts_with("PXE"), "{boot}");
     nothing_is_wrong(&boot)?;
     every_cpu_runs(&mut console, &machine)?;
-    the_module_answers(&mut console)?;
+    the_module_is_ready(&mut console)?;
     the_same_program_is_on_disk(bench, &machine)
 }
 
@@ -70,7 +70,7 @@ fn sixteen_cpus(bench: &mut Bench) -> Result<()> {
     let mut console = bench.console(&machine)?;
     nothing_is_wrong(&console.succeed("boot", ANSWER)?)?;
     every_cpu_runs(&mut console, &machine)?;
-    the_module_answers(&mut console)
+    the_module_is_ready(&mut console)
 }
 
 /// Plain QEMU has no x2APIC: one CPU, a polled console, and the reason.
@@ -198,15 +198,29 @@ fn every_cpu_runs(console: &mut Console, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-fn the_module_answers(console: &mut Console) -> Result<()> {
+/// TDs can be built: the module has memory, its key is on every package, and the host's books balance with what that
+/// cost.
+fn the_module_is_ready(console: &mut Console) -> Result<()> {
     let tdx = console.succeed("tdx", ANSWER)?;
     ensure!(
         tdx["module"]["major"] == 1 && tdx["module"]["minor"] == 5,
         "{tdx}"
     );
     ensure!(
-        tdx["state"] == "initialised" || tdx["state"] == "ready",
+        tdx["state"] == "ready" && tdx["reasons"] == serde_json::json!([]),
         "{tdx}"
+    );
+    ensure!(tdx["hkids"]["used"] == 1, "{tdx}");
+    let memory = &tdx["memory"];
+    let bytes = |name: &str| memory[name].as_u64().unwrap_or_default();
+    ensure!(!list(memory, "tdmrs").is_empty(), "{tdx}");
+    ensure!(bytes("private_bytes") > 256 << 20, "{tdx}");
+    let books = console.succeed("mem", ANSWER)?;
+    let ledger = &books["ledger"];
+    ensure!(ledger["balanced"] == true, "{ledger}");
+    ensure!(
+        bytes("pamt_bytes") > 0 && ledger["used_bytes"].as_u64() > Some(bytes("pamt_bytes")),
+        "{tdx} {ledger}"
     );
     Ok(())
 }

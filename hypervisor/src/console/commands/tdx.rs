@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use crate::console::{
     command::Command,
-    host::{Module, Tdx},
+    host::{Module, Tdx, TdxMemory},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };
@@ -15,7 +15,8 @@ pub const COMMANDS: &[Command] = &[Command {
     summary: "Show TDX: what was found, what is missing, its module",
     help: "Whether TDs can be built on this machine, and if not, everything that is missing and what to do about it; the \
            module's version, features and limits, as the module itself reports them; the private KeyIDs; the \
-           convertible memory regions; and the steps of the bring-up with their times.",
+           convertible memory regions; the TDMRs, what they cost as PAMT, and free memory that no TD can have; and the \
+           steps of the bring-up with their times.",
     run: |context, _| Ok(Reply::new(context.host.tdx())),
 }];
 
@@ -39,6 +40,10 @@ impl Text for Tdx {
         if let Some(module) = &self.module {
             describe(module, &mut facts);
         }
+        if let Some(memory) = &self.memory {
+            facts.fact("memory for TDs", Bytes(memory.private_bytes));
+            facts.fact("PAMT", Bytes(memory.pamt_bytes));
+        }
         if let Some(us) = self.bring_up_us {
             facts.fact("bring-up took", Micros(us));
         }
@@ -50,6 +55,9 @@ impl Text for Tdx {
             }
             write!(out, "\n{table}")?;
         }
+        if let Some(memory) = &self.memory {
+            tdmrs(memory, out)?;
+        }
         if !self.bring_up.is_empty() {
             let mut table = Table::new(&["BRING-UP", "CALLS", "TIME", "RESULT"]);
             for step in &self.bring_up {
@@ -60,6 +68,30 @@ impl Text for Tdx {
         }
         Ok(())
     }
+}
+
+fn tdmrs(memory: &TdxMemory, out: &mut dyn Write) -> fmt::Result {
+    let mut table = Table::new(&["TDMR", "BASE", "SIZE", "NODE", "RESERVED", "PAMT"]);
+    for (index, tdmr) in memory.tdmrs.iter().enumerate() {
+        table.row(&[
+            &index,
+            &tdmr.base,
+            &Bytes(tdmr.size),
+            &Maybe(tdmr.numa_node),
+            &tdmr.reserved_areas,
+            &Bytes(tdmr.pamt_bytes),
+        ]);
+    }
+    write!(out, "\n{table}")?;
+    if !memory.left_out.is_empty() {
+        let mut table = Table::new(&["NOT FOR TDS", "END", "SIZE", "WHY"]);
+        for left in &memory.left_out {
+            let size = Bytes(left.end.0.saturating_sub(left.start.0));
+            table.row(&[&left.start, &left.end, &size, &left.why]);
+        }
+        write!(out, "\n{table}")?;
+    }
+    Ok(())
 }
 
 fn describe(module: &Module, facts: &mut Facts) {

@@ -102,6 +102,7 @@ impl Host for Machine {
                 hkids: None,
                 module: None,
                 cmrs: vec![],
+                memory: None,
                 bring_up: vec![],
                 bring_up_us: None,
             };
@@ -137,6 +138,22 @@ impl Host for Machine {
                 base: Hex(0x10_0000),
                 size: 0x7FF0_0000,
             }],
+            memory: Some(TdxMemory {
+                private_bytes: 0x7FA0_0000,
+                pamt_bytes: 0x30_3000,
+                tdmrs: vec![Tdmr {
+                    base: Hex(0),
+                    size: 1 << 31,
+                    numa_node: Some(0),
+                    reserved_areas: 2,
+                    pamt_bytes: 0x30_3000,
+                }],
+                left_out: vec![LeftOut {
+                    start: Hex(0x7FE0_0000),
+                    end: Hex(0x7FF0_0000),
+                    why: "not convertible: in no CMR".into(),
+                }],
+            }),
             bring_up: vec![BringUpStep {
                 name: "TDH.SYS.INIT".into(),
                 calls: 1,

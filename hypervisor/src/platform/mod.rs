@@ -4,6 +4,8 @@
 //! Bring-up, HKIDs and TDs are written against this trait alone. `seamark.efi` implements it with the machine itself, the
 //! host's tests with threads on an emulated module: what they exercise is what runs.
 
+pub mod metal;
+
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
 
@@ -51,6 +53,9 @@ pub trait Platform: Sync {
 
     /// Lets a moment pass, in which the calling CPU serves what waits for it.
     fn relax(&self);
+
+    /// Writes back and drops everything that is in the calling CPU's caches (WBINVD).
+    fn write_back_caches(&self);
 
     /// Reads physical memory that is the host's own.
     fn read(&self, from: Hpa, into: &mut [u8]);

@@ -1,0 +1,196 @@
+//! TDH.SYS.CONFIG: the TDMRs are planned over the memory that is free, their PAMTs taken out of the ledger, and the module
+//! told.
+
+use alloc::{format, vec::Vec};
+
+use mm::{
+    frames::{self, Frame, Frames},
+    private::{Ledger, Pool},
+    tdmr::{self, Limits, MemoryMap, Plan, Span, UsableRegion},
+};
+use seam::{
+    abi::{PageSize, TDMR_INFO_ALIGNMENT, TdmrInfo},
+    address::Hpa,
+    hkid::Hkid,
+    module::Info,
+    page::{Clean, Page},
+};
+use zerocopy::IntoBytes;
+
+use super::{Failed, Machine};
+use crate::platform::Platform;
+
+/// Plans and configures; the plan is what the module was told.
+///
+/// When the module took it, the PAMTs are its own, and TDs get nothing but what the plan has for them. When it did not,
+/// their frames are free again.
+pub fn configure<P: Platform>(
+    platform: &P,
+    ledger: &impl Ledger,
+    machine: &Machine<'_>,
+    info: &Info,
+    global: &Hkid,
+) -> (u64, Result<Plan, Failed>) {
+    let taken =
+        plan_for(ledger, machine, info).and_then(|plan| Ok((take_pamt(ledger, &plan)?, plan)));
+    let (pamt, plan) = match taken {
+        Ok(taken) => taken,
+        Err(failed) => return (0, Err(failed)),
+    };
+    let infos: Vec<TdmrInfo> = plan.tdmrs.iter().map(tdmr::Tdmr::info).collect();
+    let (calls, outcome) = match Buffers::with(platform, &infos) {
+        Some(buffers) => {
+            let count = infos.len() as u64;
+            let outcome = platform.tdh().sys_config(buffers.list(), count, global);
+            platform.pool().give(buffers.pages.into_iter());
+            (1, outcome.map_err(Failed::from))
+        }
+        None => (0, Err(Failed::because("no memory for the list of TDMRs"))),
+    };
+    ledger.with(|frames| match outcome {
+        Ok(()) => {
+            let private = plan.private.spans().iter();
+            frames.set_for_tds(private.map(|span| (span.start, span.end)).collect());
+        }
+        Err(_) => give_back(frames, pamt),
+    });
+    (calls, outcome.map(|()| plan))
+}
+
+/// A plan over what is free now. What is in use now never becomes a TD's, also when it is free later.
+fn plan_for(ledger: &impl Ledger, machine: &Machine<'_>, info: &Info) -> Result<Plan, Failed> {
+    let free = ledger.with(|frames| frames.free_ranges());
+    let cmrs: Vec<Span> = info
+        .cmrs
+        .iter()
+        .map(|cmr| Span::new(cmr.base, cmr.base.saturating_add(cmr.size)))
+        .collect();
+    let map = MemoryMap {
+        cmrs: &cmrs,
+        usable: &by_node(&free, machine.memory_nodes),
+        excluded: &[],
+    };
+    let limits = Limits {
+        max_tdmrs: info.max_tdmrs.min(MAX_LISTED),
+        max_reserved_per_tdmr: info.max_reserved_per_tdmr,
+        pamt_entry_bytes: [
+            info.pamt_4k_entry_size,
+            info.pamt_2m_entry_size,
+            info.pamt_1g_entry_size,
+        ],
+        first_hkid_address: 1 << (machine.key_ids.max_pa - machine.key_ids.bits),
+    };
+    tdmr::plan(&map, &limits).map_err(|e| Failed::because(format!("no TDMRs: {e}")))
+}
+
+/// The ranges, cut where another NUMA node begins.
+fn by_node(ranges: &[frames::Range], nodes: &[(u64, u64, u32)]) -> Vec<UsableRegion> {
+    let mut nodes = nodes.to_vec();
+    nodes.sort_unstable();
+    let mut regions = Vec::new();
+    for &(start, end) in ranges {
+        let mut at = start;
+        let mut push = |to: u64, node| {
+            let to = to.min(end);
+            if at < to {
+                let span = Span::new(at, to);
+                regions.push(UsableRegion { span, node });
+                at = to;
+            }
+        };
+        for &(node_start, node_end, node) in &nodes {
+            push(node_start, None);
+            push(node_end, Some(node));
+        }
+        push(end, None);
+    }
+    regions
+}
+
+/// Takes the PAMTs out of the ledger: all of them or none.
+fn take_pamt(ledger: &impl Ledger, plan: &Plan) -> Result<Vec<Frame>, Failed> {
+    ledger.with(|frames| {
+        let mut taken = Vec::new();
+        for span in plan.pamt.spans() {
+            match frames.alloc_range((span.start, span.end)) {
+                Ok(blocks) => taken.extend(blocks),
+                Err(e) => {
+                    give_back(frames, taken);
+                    return Err(Failed::because(format!("no memory for the PAMT: {e}")));
+                }
+            }
+        }
+        Ok(taken)
+    })
+}
+
+fn give_back(frames: &mut Frames, taken: Vec<Frame>) {
+    for frame in taken {
+        if let Err(e) = frames.free(frame) {
+            log::error!("a frame of the PAMT: {e}");
+        }
+    }
+}
+
+/// TDMRs that one page can list.
+const MAX_LISTED: u16 = (PageSize::Size4K.bytes() / size_of::<u64>() as u64) as u16;
+/// Bytes from one TDMR_INFO to the next.
+const STRIDE: u64 = (size_of::<TdmrInfo>() as u64).next_multiple_of(TDMR_INFO_ALIGNMENT);
+
+/// What TDH.SYS.CONFIG reads: a page that lists TDMR_INFOs, and pages that hold them.
+struct Buffers {
+    pages: Vec<Page<Clean>>,
+}
+
+impl Buffers {
+    /// `None` when there is no memory for it; what was taken is free again.
+    fn with<P: Platform>(platform: &P, infos: &[TdmrInfo]) -> Option<Self> {
+        let per_page = (PageSize::Size4K.bytes() / STRIDE) as usize;
+        let count = 1 + infos.len().div_ceil(per_page);
+        let pool = platform.pool();
+        let pages: Vec<_> = (0..count)
+            .map_while(|_| pool.take(PageSize::Size4K))
+            .collect();
+        if pages.len() < count {
+            pool.give(pages.into_iter());
+            return None;
+        }
+        let buffers = Self { pages };
+        let places = buffers.pages[1..]
+            .iter()
+            .flat_map(|page| (0..per_page as u64).map(|index| Hpa(page.hpa().0 + index * STRIDE)));
+        for ((info, place), entry) in infos.iter().zip(places).zip(0..) {
+            platform.write(place, info.as_bytes());
+            let entry = Hpa(buffers.list().0 + entry * size_of::<u64>() as u64);
+            platform.write(entry, &place.0.to_le_bytes());
+        }
+        Some(buffers)
+    }
+
+    fn list(&self) -> Hpa {
+        self.pages[0].hpa()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_cut_at_the_nodes() {
+        let nodes = [(40, 60, 1), (0, 30, 0)];
+        let regions = by_node(&[(10, 50), (55, 70)], &nodes);
+        let expected = [
+            (10, 30, Some(0)),
+            (30, 40, None),
+            (40, 50, Some(1)),
+            (55, 60, Some(1)),
+            (60, 70, None),
+        ];
+        let regions: Vec<_> = regions
+            .iter()
+            .map(|r| (r.span.start, r.span.end, r.node))
+            .collect();
+        assert_eq!(regions, expected);
+    }
+}

@@ -1,0 +1,268 @@
+//! From a module that is loaded to one that builds TDs, step by step: every step is written down, and one that fails
+//! says why and loses no memory.
+
+mod config;
+mod tdmrs;
+
+use alloc::{collections::BTreeMap, format, string::String, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use mm::private::Ledger;
+use seam::{
+    abi::Status,
+    address::KeyIdPosition,
+    call::Fault,
+    error::{Cause, Error},
+    module::Info,
+    platform::KeyIds,
+};
+
+use super::{hkids::Hkids, release::Coordinator, report};
+use crate::{
+    console::host::{self, BringUpStep, Tdx, TdxState},
+    cpu::call::NoAnswer,
+    platform::Platform,
+    sync::IrqLock,
+};
+
+/// What the bring-up must know of the machine, beyond what it asks the module.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// Its KeyIDs.
+    pub key_ids: KeyIds,
+    /// The proximity domains of its memory: first address, first address behind it, domain.
+    pub memory_nodes: &'a [(u64, u64, u32)],
+}
+
+/// A module that builds TDs.
+pub struct Ready {
+    /// What it says of itself.
+    pub info: Info,
+    /// Who hands out HKIDs.
+    pub coordinator: Coordinator,
+    /// Where the KeyID is in a physical address.
+    pub keyid: KeyIdPosition,
+    /// The number of the module's own key, under which it keeps the root pages of TDs.
+    pub global_hkid: u16,
+}
+
+/// Why a step failed, in a sentence, and what that makes of TDX.
+#[derive(Debug)]
+struct Failed {
+    state: TdxState,
+    reason: String,
+}
+
+impl Failed {
+    fn because(reason: impl Into<String>) -> Self {
+        Self {
+            state: TdxState::Failed,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let state = match error.cause() {
+            Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => TdxState::Unavailable,
+            _ => TdxState::Failed,
+        };
+        Self {
+            state,
+            reason: explain(&error),
+        }
+    }
+}
+
+/// Brings the module up. The report says how far that went. `ledger` is the allocator behind the platform's pool.
+///
+/// Memory that the module has not taken is free again when a step fails. What it has taken by TDH.SYS.CONFIG stays its
+/// own until the machine is reset.
+pub fn bring_up<P: Platform>(
+    platform: &P,
+    ledger: &impl Ledger,
+    machine: &Machine<'_>,
+) -> (Tdx, Option<Ready>) {
+    let start = platform.now_us();
+    let mut steps = Steps {
+        platform,
+        report: report::unavailable(Some(&machine.key_ids)),
+    };
+    let outcome = run(&mut steps, ledger, machine);
+    let mut tdx = steps.report;
+    match outcome {
+        Ok(ready) => {
+            tdx.state = TdxState::Ready;
+            tdx.bring_up_us = Some(platform.now_us() - start);
+            (tdx, Some(ready))
+        }
+        Err(Failed { state, reason }) => {
+            tdx.state = state;
+            tdx.reasons.push(reason);
+            (tdx, None)
+        }
+    }
+}
+
+fn run<P: Platform>(
+    steps: &mut Steps<'_, P>,
+    ledger: &impl Ledger,
+    machine: &Machine<'_>,
+) -> Result<Ready, Failed> {
+    let platform = steps.platform;
+    let key_ids = &machine.key_ids;
+    let keyid = KeyIdPosition::new(key_ids.max_pa, key_ids.bits);
+    let keyid = keyid.ok_or_else(|| {
+        Failed::because(format!(
+            "a physical address of {} bits has no room for a KeyID of {}",
+            key_ids.max_pa, key_ids.bits
+        ))
+    })?;
+    let once = |result: Result<(), Error>| (1, result.map_err(Failed::from));
+    steps.step("TDH.SYS.INIT", || once(platform.tdh().sys_init()))?;
+    steps.step("TDH.SYS.LP.INIT", || lp_init(platform))?;
+    let info = steps.step("TDH.SYS.RD", || {
+        (1, Info::read(&platform.tdh()).map_err(Failed::from))
+    })?;
+    steps.report.cmrs = report::cmrs(&info);
+    steps.report.module = Some(report::module(&info));
+
+    let hkids = Hkids::new(key_ids);
+    let global = hkids.take_global();
+    let global = global.map_err(|e| Failed::because(format!("{e}")))?;
+    let configured = steps.step("TDH.SYS.CONFIG", || {
+        config::configure(platform, ledger, machine, &info, &global)
+    });
+    // The module keeps it for good, also when it refused the TDMRs.
+    let global_hkid = global.surrender();
+    let plan = configured?;
+    steps.report.memory = Some(report::memory(&plan));
+    // The host's lines of what is PAMT now must not be written over what the module writes there.
+    steps.step("write back all caches", || {
+        on_all(platform, "WBINVD", &|_| {
+            platform.write_back_caches();
+            Ok(())
+        })
+    })?;
+    steps.step("TDH.SYS.KEY.CONFIG", || key_config(platform))?;
+    steps.step("TDH.SYS.TDMR.INIT", || tdmrs::init(platform, &plan.tdmrs))?;
+    Ok(Ready {
+        info,
+        coordinator: Coordinator::new(hkids),
+        keyid,
+        global_hkid,
+    })
+}
+
+/// TDH.SYS.LP.INIT on every CPU at once.
+fn lp_init<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
+    on_all(platform, "TDH.SYS.LP.INIT", &|_| {
+        platform.tdh().sys_lp_init()
+    })
+}
+
+/// Does `work` on every CPU at once; every CPU has to.
+fn on_all<P: Platform>(
+    platform: &P,
+    what: &str,
+    work: &(dyn Fn(u32) -> Result<(), Error> + Sync),
+) -> (u64, Result<(), Failed>) {
+    let calls = AtomicU64::new(0);
+    let errors = IrqLock::new(Vec::new());
+    let cpus: Vec<u32> = platform.cpus().iter().map(|place| place.cpu).collect();
+    let answer = platform.on_each(&cpus, &|cpu| {
+        calls.fetch_add(1, Relaxed);
+        if let Err(e) = work(cpu) {
+            errors.lock().push((cpu, e));
+        }
+    });
+    let mut sentences: Vec<String> = errors
+        .lock()
+        .iter()
+        .map(|(cpu, e)| format!("CPU {cpu}: {}", explain(e)))
+        .collect();
+    if let Err(e) = answer {
+        sentences.push(format!("{what}: {e}"));
+    }
+    let outcome = if sentences.is_empty() {
+        Ok(())
+    } else {
+        Err(Failed::because(sentences.join("; ")))
+    };
+    (calls.into_inner(), outcome)
+}
+
+/// TDH.SYS.KEY.CONFIG on a CPU of every package, one after the other: the module does one at a time.
+fn key_config<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
+    let mut packages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for place in platform.cpus() {
+        packages.entry(place.package).or_default().push(place.cpu);
+    }
+    let mut calls = 0;
+    for (package, cpus) in packages {
+        let configured = cpus.iter().find_map(|&cpu| {
+            let result = IrqLock::new(None);
+            let answer = platform.on_each(&[cpu], &|_| {
+                *result.lock() = Some(platform.tdh().sys_key_config());
+            });
+            calls += u64::from(answer.is_ok());
+            let result = result.lock().take();
+            result.map(|result| (cpu, result))
+        });
+        let failed = match configured {
+            Some((_, Ok(_))) => continue,
+            Some((cpu, Err(e))) => {
+                Failed::because(format!("CPU {cpu}, for package {package}: {}", explain(&e)))
+            }
+            None => Failed::because(format!(
+                "TDH.SYS.KEY.CONFIG on package {package}: {}",
+                NoAnswer(cpus)
+            )),
+        };
+        return (calls, Err(failed));
+    }
+    (calls, Ok(()))
+}
+
+/// The error, with what the module says about a CPUID leaf that it does not accept.
+fn explain(error: &Error) -> String {
+    let about_cpuid =
+        error.is(Status::INCORRECT_CPUID_VALUE) || error.is(Status::INCONSISTENT_CPUID_FIELD);
+    if !about_cpuid {
+        return format!("{error}");
+    }
+    let [place, rdx, r8, r9, r10] = error.outputs();
+    let (leaf, sub_leaf) = (place as u32, (place >> 32) as u32);
+    format!(
+        "{error} (CPUID {leaf:#x}, sub-leaf {sub_leaf:#x}: bits {r8:#018x}:{rdx:#018x} of EDX:ECX:EBX:EAX, expected \
+         {r10:#018x}:{r9:#018x})"
+    )
+}
+
+/// The steps, and the report that they are written down in.
+struct Steps<'p, P> {
+    platform: &'p P,
+    report: host::Tdx,
+}
+
+impl<P: Platform> Steps<'_, P> {
+    /// Runs one step and writes it down: how many calls it made, and how it ended.
+    fn step<T>(
+        &mut self,
+        name: &str,
+        run: impl FnOnce() -> (u64, Result<T, Failed>),
+    ) -> Result<T, Failed> {
+        let start = self.platform.now_us();
+        let (calls, outcome) = run();
+        let us = self.platform.now_us() - start;
+        log::info!("TDX: {name}: {calls} calls, {us} us");
+        self.report.bring_up.push(BringUpStep {
+            name: name.into(),
+            calls,
+            us,
+            error: outcome.as_ref().err().map(|failed| failed.reason.clone()),
+        });
+        outcome
+    }
+}

@@ -1,0 +1,108 @@
+//! TDX as the console tells it.
+
+use alloc::{format, vec::Vec};
+
+use mm::tdmr::Plan;
+use seam::{
+    module::{self, Info},
+    platform::KeyIds,
+};
+
+use crate::console::host::{Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState};
+
+/// A machine on which nothing was started.
+pub fn unavailable(key_ids: Option<&KeyIds>) -> Tdx {
+    Tdx {
+        state: TdxState::Unavailable,
+        reasons: Vec::new(),
+        hkids: key_ids.map(|k| Hkids {
+            first: k.first_private(),
+            total: k.private,
+            used: 0,
+            quarantined: 0,
+        }),
+        module: None,
+        cmrs: Vec::new(),
+        memory: None,
+        bring_up: Vec::new(),
+        bring_up_us: None,
+    }
+}
+
+/// The CMRs.
+pub fn cmrs(info: &Info) -> Vec<Cmr> {
+    let all = info.cmrs.iter();
+    all.map(|c| Cmr {
+        base: Hex(c.base),
+        size: c.size,
+    })
+    .collect()
+}
+
+/// What the module was given.
+pub fn memory(plan: &Plan) -> TdxMemory {
+    TdxMemory {
+        private_bytes: plan.private.bytes(),
+        pamt_bytes: plan.pamt_bytes(),
+        tdmrs: plan
+            .tdmrs
+            .iter()
+            .map(|tdmr| Tdmr {
+                base: Hex(tdmr.span.start),
+                size: tdmr.span.bytes(),
+                numa_node: tdmr.node,
+                reserved_areas: tdmr.reserved.len(),
+                pamt_bytes: tdmr.pamt.iter().map(|span| span.bytes()).sum(),
+            })
+            .collect(),
+        left_out: plan
+            .left_out
+            .iter()
+            .map(|left| LeftOut {
+                start: Hex(left.span.start),
+                end: Hex(left.span.end),
+                why: format!("{}", left.why),
+            })
+            .collect(),
+    }
+}
+
+/// The module's version, features and limits.
+pub fn module(info: &Info) -> Module {
+    let features = (0..64)
+        .filter(|bit| info.tdx_features0 >> bit & 1 != 0)
+        .map(|bit| {
+            let known = module::FEATURES0.iter().find(|(b, _)| *b == bit);
+            known.map_or_else(|| format!("bit {bit}"), |(_, name)| (*name).into())
+        });
+    Module {
+        major: info.major_version,
+        minor: info.minor_version,
+        update: info.update_version,
+        build_number: info.build_num,
+        build_date: info.build_date,
+        vendor: Hex(info.vendor_id.into()),
+        features0: Hex(info.tdx_features0),
+        features: features.collect(),
+        max_tdmrs: info.max_tdmrs,
+        max_reserved_per_tdmr: info.max_reserved_per_tdmr,
+        max_vcpus_per_td: info.max_vcpus_per_td,
+        pamt_4k_entry_bytes: info.pamt_4k_entry_size,
+        pamt_2m_entry_bytes: info.pamt_2m_entry_size,
+        pamt_1g_entry_bytes: info.pamt_1g_entry_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_have_names_or_numbers() {
+        let info = Info {
+            tdx_features0: 1 << 18 | 1 << 63,
+            ..Info::default()
+        };
+        assert_eq!(module(&info).features, ["NO_RBP_MOD", "bit 63"]);
+    }
+}
