@@ -227,6 +227,10 @@ impl Pool for Watched<'_> {
         self.host.pool.take(size)
     }
 
+    fn free_bytes(&self) -> u64 {
+        self.host.pool.free_bytes()
+    }
+
     fn give(&self, pages: impl Iterator<Item = Page<Clean>>) {
         let memory = self.host.server.machine().memory();
         let cleared = self.cleared.lock().unwrap();
