@@ -48,7 +48,7 @@ pub static METAL: Metal = Metal {
 
 impl Metal {
     /// Counts of the SEAMCALLs of the CPU that asks.
-    fn counters() -> &'static Counters {
+    fn own_counters() -> &'static Counters {
         /// For calls before the CPU has its own data.
         static EARLY: Counters = Counters::new();
         cpu::this().map_or(&EARLY, |cpu| &cpu.seam_counters)
@@ -61,7 +61,11 @@ impl Platform for Metal {
     type Pool = FramePool<HostFrames, DirectMap>;
 
     fn tdh(&self) -> Tdh<'_, Recorded, Spin> {
-        Tdh::new(Recorded, Spin, Self::counters())
+        Tdh::new(Recorded, Spin, Self::own_counters())
+    }
+
+    fn counters(&self, cpu: u32) -> Option<&Counters> {
+        cpu::all().get(cpu as usize).map(|cpu| &cpu.seam_counters)
     }
 
     fn pool(&self) -> &Self::Pool {

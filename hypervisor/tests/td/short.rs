@@ -124,6 +124,10 @@ impl Platform for Short {
         self.rig.relax();
     }
 
+    fn write_back_caches(&self) {
+        self.rig.write_back_caches();
+    }
+
     fn read(&self, from: Hpa, into: &mut [u8]) {
         self.rig.read(from, into);
     }
