@@ -16,6 +16,7 @@ extern crate std;
 mod call;
 mod cpuid;
 mod dispatch;
+pub mod ept;
 mod field;
 mod guest;
 pub mod hooks;

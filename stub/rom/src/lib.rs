@@ -13,6 +13,8 @@ pub mod insn;
 pub mod nested;
 pub mod options;
 pub mod personality;
+pub mod shadow;
+pub mod vapic;
 pub mod vmx;
 pub mod walk;
 

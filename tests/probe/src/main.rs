@@ -10,6 +10,7 @@ mod attempt;
 mod checks;
 mod cpu;
 mod serial;
+mod td;
 mod tdx;
 mod team;
 

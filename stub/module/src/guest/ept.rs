@@ -5,6 +5,7 @@ use seam::abi::{PAGE_MASK, Status, level_bytes};
 use super::exit::{Stop, TdExit};
 use super::{Inside, reason};
 use crate::Machine;
+use crate::ept::{self, Miss, RWX};
 use crate::field::Structure;
 use crate::sept;
 use crate::td::tdcs;
@@ -33,15 +34,6 @@ pub mod extended {
 
 /// TD_CTLS: an access to a page that is not accepted goes to the host instead of raising #VE.
 const PENDING_VE_DISABLE: u64 = 1;
-/// EPT entries: read, write and execute; ignore-PAT; large page; suppress #VE.
-const RWX: u64 = 7;
-const WRITE_ONLY: u64 = 2;
-const WRITE_EXECUTE: u64 = 6;
-const LARGE_PAGE: u64 = 1 << 7;
-const SUPPRESS_VE: u64 = 1 << 63;
-/// Memory type, bits 5:3.
-const MEMORY_TYPE: u64 = 7 << 3;
-
 /// Why a page can't be used in a TDCALL.
 #[derive(Clone, Copy, Debug)]
 pub enum NoAccess {
@@ -155,46 +147,27 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     fn translate_shared(&self, gpa: u64, wanted: u64) -> Result<u64, NoAccess> {
-        let platform = self.cx.machine.platform();
-        let mut table = self.vcpu.vmcs(Field::SHARED_EPTP) & PAGE_MASK;
-        let mut granted = RWX;
-        for level in (0..=self.tdcs.top_level()).rev() {
-            let index = gpa / level_bytes(level) % 512;
-            let entry = self
-                .cx
-                .machine
-                .word(platform.without_keyid(table) + index * 8);
-            granted &= entry;
-            if is_misconfigured(entry, level, platform.max_pa) {
-                return Err(TdExit::success(reason::EPT_MISCONFIGURATION)
-                    .at(gpa & !0xFFF)
-                    .into());
-            }
-            if entry & RWX == 0 || entry & wanted != wanted {
-                let qualification = violation(wanted, granted);
-                if entry & SUPPRESS_VE == 0
-                    && (entry & RWX == 0 || level == 0 || entry & LARGE_PAGE != 0)
-                {
+        let root = self.vcpu.vmcs(Field::SHARED_EPTP) & PAGE_MASK;
+        let top = self.tdcs.top_level();
+        match ept::walk_shared(self.cx.machine, root, top, gpa, wanted) {
+            Ok(leaf) => Ok(leaf.page + (gpa & (level_bytes(leaf.level) - 1))),
+            Err(Miss::Misconfiguration) => Err(TdExit::success(reason::EPT_MISCONFIGURATION)
+                .at(gpa & !0xFFF)
+                .into()),
+            Err(Miss::Violation {
+                permissions,
+                convertible,
+            }) => {
+                let qualification = violation(wanted, permissions);
+                if convertible {
                     self.raise_ve(reason::EPT_VIOLATION, qualification, gpa, 0);
                     return Err(NoAccess::Injected);
                 }
-                return Err(self
+                Err(self
                     .violation_exit(reason::EPT_VIOLATION, gpa, qualification, 0)
-                    .into());
+                    .into())
             }
-            if level == 0 || entry & LARGE_PAGE != 0 {
-                let page = entry & PAGE_MASK & !(level_bytes(level) - 1);
-                let pa = page + (gpa & (level_bytes(level) - 1));
-                if !platform.is_shared_buffer(pa & !0xFFF, 1, 0x1000) {
-                    return Err(TdExit::success(reason::EPT_MISCONFIGURATION)
-                        .at(gpa & !0xFFF)
-                        .into());
-                }
-                return Ok(platform.without_keyid(pa));
-            }
-            table = entry & PAGE_MASK;
         }
-        Err(NoAccess::Invalid)
     }
 }
 
@@ -207,31 +180,6 @@ fn is_acceptable(entry: sept::Entry) -> bool {
 /// The qualification of an EPT violation that a TDCALL causes.
 const fn violation(wanted: u64, granted: u64) -> u64 {
     wanted & !granted | granted << 3
-}
-
-/// Whether an entry of the host's EPT is one that the CPU refuses.
-const fn is_misconfigured(entry: u64, level: u8, max_pa: u32) -> bool {
-    if entry & RWX == 0 {
-        return false;
-    }
-    let permissions = entry & RWX;
-    if permissions == WRITE_ONLY || permissions == WRITE_EXECUTE {
-        return true;
-    }
-    let is_leaf = level == 0 || entry & LARGE_PAGE != 0;
-    if entry & PAGE_MASK & !((1 << max_pa) - 1) != 0 {
-        return true;
-    }
-    if is_leaf {
-        let memory_type = (entry & MEMORY_TYPE) >> 3;
-        level > 2
-            || memory_type == 2
-            || memory_type == 3
-            || memory_type == 7
-            || entry & PAGE_MASK & (level_bytes(level) - 1) != 0
-    } else {
-        entry & 0xF8 != 0
-    }
 }
 
 /// The error code of a #PF for an address with reserved bits.

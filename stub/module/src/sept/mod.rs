@@ -8,4 +8,4 @@ mod walk;
 pub use entry::{Entry, LockedSlot, Slot};
 pub use l2::L2Entry;
 pub use target::Target;
-pub use walk::{l2_walk, walk};
+pub use walk::{l2_walk, walk, walk_from};

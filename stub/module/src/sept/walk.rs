@@ -48,7 +48,8 @@ pub fn l2_walk<'m, M: Machine>(
     }
 }
 
-fn walk_from<M: Machine>(machine: &M, root: u64, top: u8, gpa: u64, level: u8) -> Position<'_> {
+/// Walks the S-EPT at `root`, whose entries are of level `top`, in the same way.
+pub fn walk_from<M: Machine>(machine: &M, root: u64, top: u8, gpa: u64, level: u8) -> Position<'_> {
     let mut table = root;
     let mut at = top;
     loop {

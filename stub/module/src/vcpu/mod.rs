@@ -122,6 +122,11 @@ impl<'m> Vcpu<'m> {
         }))
     }
 
+    /// XFAM: the extended state that the vCPU has.
+    pub fn xfam(&self) -> u64 {
+        self.get(fields::XFAM)
+    }
+
     /// The virtual-APIC page.
     pub const fn vapic(&self) -> &'m PageWords {
         self.pages[Self::VAPIC_PAGE]

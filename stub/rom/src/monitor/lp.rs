@@ -3,6 +3,7 @@
 
 use core::arch::naked_asm;
 use core::mem::offset_of;
+use core::sync::atomic::AtomicU32;
 
 use stub_rom::apic::Apic;
 use stub_rom::insn::GprFile;
@@ -10,6 +11,7 @@ use stub_rom::vmx::Vmx;
 
 use super::npt::Detour;
 use super::tables::Tables;
+use super::td::Td;
 use super::vmcb::{self, Vmcb, misc1, vector};
 use super::{exits, presence, world};
 use crate::cpu::{self, MSR_GS_BASE};
@@ -49,6 +51,10 @@ pub struct Lp {
     pub nmi_pending: bool,
     /// An NMI was delivered and its handler has not executed IRET yet.
     pub nmi_blocked: bool,
+    /// The vector of the interrupt that was last taken for the host; 0 for none. The assembly of its handlers knows this.
+    pub interrupt: AtomicU32,
+    /// Runs TD vCPUs; a SEAMCALL that is under way has it.
+    pub td: Option<&'static mut Td>,
     tables: &'static Tables,
     host_save: u64,
 }
@@ -59,12 +65,8 @@ const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
 impl Lp {
     /// The processor `number`, with all the memory that it will ever need. It is not yet running.
     pub fn new(number: u32, apic: Apic) -> &'static mut Self {
-        let vmcb = || -> &'static mut Vmcb {
-            let page = memory::page();
-            // SAFETY: a zeroed page of its own, and a VMCB of zeroes is a valid value.
-            unsafe { &mut *core::ptr::from_mut(page).cast() }
-        };
-        let (own, park, host) = (vmcb(), vmcb(), vmcb());
+        let (own, park) = (vmcb::page(), vmcb::page());
+        let host: *mut Vmcb = vmcb::page();
         let lp = memory::leak(Self {
             gprs: GprFile::default(),
             xmm: [0; 16],
@@ -88,6 +90,8 @@ impl Lp {
             epoch: 0,
             nmi_pending: false,
             nmi_blocked: false,
+            interrupt: AtomicU32::new(0),
+            td: world::get().options.tdx.then(|| Td::new(host)),
             tables: Tables::new(),
             host_save: memory::pages(1).address(),
         });
@@ -123,7 +127,10 @@ impl Lp {
     pub unsafe fn take_over(&mut self) {
         // SAFETY: by this function's contract; the host VMCB and the save area are pages of this processor's own.
         unsafe {
-            cpu::wrmsr(cpu::MSR_EFER, cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME);
+            cpu::wrmsr(
+                cpu::MSR_EFER,
+                cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME | cpu::EFER_NXE,
+            );
             cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
             core::arch::asm!("clgi", options(nostack));
             self.tables.load();

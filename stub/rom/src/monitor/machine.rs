@@ -5,7 +5,8 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use seam::abi::ReportMac;
-use stub_module::vcpu::{Field, Vcpu};
+use spin::Mutex;
+use stub_module::vcpu::Vcpu;
 use stub_module::{Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
 use stub_rom::WBINVD_SUB_BLOCKS;
 use stub_rom::apic::Xapic;
@@ -13,15 +14,15 @@ use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
 
 use super::lp::Lp;
 use super::smp::Hardware;
+use super::td::{self, Td};
 use super::world::{self, World};
+use crate::cpu;
 use crate::memory::{self, PAGE};
-use crate::{cpu, report};
 
 /// The machine during one SEAMCALL.
 pub struct SeamCpu {
     number: u32,
     cr4: u64,
-    rip: u64,
     /// The host's RFLAGS.IF.
     interrupts_enabled: bool,
     tsc_adjust: u64,
@@ -29,6 +30,8 @@ pub struct SeamCpu {
     tsx_ctrl: u64,
     /// The host's XMM registers, low and high halves.
     xmm: [[AtomicU64; 2]; 16],
+    /// What runs TD vCPUs, on the processor that executes the SEAMCALL.
+    td: Mutex<Option<&'static mut Td>>,
 }
 
 /// The packages whose key table is being written, a flag each.
@@ -41,7 +44,6 @@ impl SeamCpu {
         Self {
             number: lp.number,
             cr4: lp.cr4(),
-            rip: lp.vmcb.save.rip,
             interrupts_enabled: lp.vmcb.save.rflags & IF != 0,
             tsc_adjust: lp.tsc_adjust,
             misc_enable: lp.misc_enable,
@@ -49,11 +51,31 @@ impl SeamCpu {
             xmm: lp
                 .xmm
                 .map(|x| [AtomicU64::new(x as u64), AtomicU64::new((x >> 64) as u64)]),
+            td: Mutex::new(None),
         }
+    }
+
+    /// The machine for a SEAMCALL that `lp` executes, which may run a TD vCPU.
+    pub fn executing(lp: &mut Lp) -> Self {
+        let td = lp.td.take();
+        let machine = Self::new(lp);
+        *machine.td.lock() = td;
+        machine
+    }
+
+    /// The number of the processor.
+    pub fn number(&self) -> u32 {
+        self.number
     }
 
     /// Gives the host back what the SEAMCALL changed besides its general-purpose registers.
     pub fn leave(&self, lp: &mut Lp) {
+        lp.td = self.td.lock().take();
+        if let Some(td) = &mut lp.td
+            && core::mem::take(&mut td.ran)
+        {
+            td::scrub();
+        }
         for (index, xmm) in lp.xmm.iter_mut().enumerate() {
             *xmm = self.host_xmm(self.number, index);
         }
@@ -154,17 +176,18 @@ impl Machine for SeamCpu {
     /// TCG has no caches.
     fn cache_write_back(&self, _lp: u32, _sub_block: u32) {}
 
-    fn reached(&self, _lp: u32, _point: Point) {}
+    fn reached(&self, _lp: u32, point: Point) {
+        if point == Point::Invept
+            && let Some(td) = self.td.lock().as_mut()
+        {
+            td.flush();
+        }
+    }
 
-    /// Ends at once with the failure of a VM entry: this monitor runs no TD.
-    fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>) {
-        const ENTRY_FAILURE_GUEST_STATE: u64 = 1 << 31 | 33;
-        report::line(
-            "unsupported",
-            format_args!(r#""what":"td_entry","lp":{lp},"rip":"{:#x}""#, self.rip),
-        );
-        vcpu.set_vmcs(Field::EXIT_REASON, ENTRY_FAILURE_GUEST_STATE);
-        vcpu.set_vmcs(Field::EXIT_QUALIFICATION, 0);
+    fn run_vcpu(&self, _lp: u32, vcpu: &Vcpu<'_>) {
+        if let Some(td) = self.td.lock().as_mut() {
+            td.run(self, vcpu);
+        }
     }
 
     fn host_xmm(&self, _lp: u32, index: usize) -> u128 {

@@ -9,6 +9,7 @@ mod panic;
 mod presence;
 mod smp;
 mod tables;
+mod td;
 mod vmcb;
 mod world;
 

@@ -217,7 +217,7 @@ fn install_trampoline() -> u8 {
     });
     let params = ap::Params {
         cr3: world.cr3,
-        cr4: 1 << 5 | 1 << 6 | 1 << 7 | 3 << 9,
+        cr4: cpu::CR4,
         efer: 0,
         entry: arrive as *const () as u64,
         slots: slots.as_ptr() as u64,
@@ -269,6 +269,34 @@ pub fn nmi(lp: &mut Lp) {
     let shared = &world::get().lps[lp.number as usize];
     if !shared.kicked.swap(false, Ordering::SeqCst) {
         lp.nmi_pending = true;
+    }
+}
+
+/// What an NMI means for a processor that runs a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InTd {
+    /// It was the monitor's, which is content that the TD was left.
+    Nothing,
+    /// The host's NMI.
+    Nmi,
+    /// An INIT, which makes a TD exit.
+    Init,
+}
+
+/// The NMI exit of a TD on processor `number`.
+pub fn nmi_in_td(number: u32) -> InTd {
+    lp::take_nmi();
+    let shared = &world::get().lps[number as usize];
+    if !shared.kicked.swap(false, Ordering::SeqCst) {
+        return InTd::Nmi;
+    }
+    let mut mailbox = shared.mailbox.lock();
+    if core::mem::take(&mut mailbox.init) {
+        InTd::Init
+    } else if core::mem::take(&mut mailbox.nmi) {
+        InTd::Nmi
+    } else {
+        InTd::Nothing
     }
 }
 

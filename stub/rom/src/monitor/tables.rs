@@ -1,18 +1,19 @@
 //! The monitor's own GDT, IDT and task state, one set for each processor.
 //!
-//! While the monitor runs, the global interrupt flag is clear: the only interrupt that it ever takes is an NMI, at the
-//! one place where it lets one in. Every exception is the monitor's own fault.
+//! While the monitor runs, the global interrupt flag is clear. It takes an NMI at the one place where it lets one in, and
+//! an interrupt that made a TD exit. Every exception is the monitor's own fault.
 #![expect(unsafe_code, reason = "descriptor tables and exception entry code")]
 
 use core::arch::{asm, naked_asm};
 
-use super::panic;
+use super::{panic, td};
 use crate::memory;
 
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 const TSS: u16 = 0x18;
 const EXCEPTIONS: usize = 32;
+const VECTORS: usize = 256;
 const STACK_PAGES: usize = 4;
 
 /// What a processor's descriptor registers point to.
@@ -20,7 +21,7 @@ const STACK_PAGES: usize = 4;
 pub struct Tables {
     tss: [u32; 26],
     gdt: [u64; 5],
-    idt: [[u64; 2]; EXCEPTIONS],
+    idt: [[u64; 2]; VECTORS],
 }
 
 #[repr(C, packed)]
@@ -36,7 +37,7 @@ impl Tables {
         let tables = memory::leak(Self {
             tss: [0; 26],
             gdt: [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0],
-            idt: [[0; 2]; EXCEPTIONS],
+            idt: [[0; 2]; VECTORS],
         });
         const IST1: usize = 9;
         tables.tss[IST1] = stack as u32;
@@ -45,17 +46,19 @@ impl Tables {
         let limit = size_of_val(&tables.tss) as u64 - 1;
         tables.gdt[3] = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
         tables.gdt[4] = tss >> 32;
-        for (vector, gate) in tables.idt.iter_mut().enumerate() {
-            let handler = STUBS[vector] as *const () as u64;
+        let mut set = |(vector, stub): (usize, Stub)| {
+            let handler = stub as *const () as u64;
             const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
-            *gate = [
+            tables.idt[vector] = [
                 handler & 0xFFFF
                     | u64::from(CODE) << 16
                     | (1 | PRESENT_INTERRUPT_GATE) << 32
                     | (handler >> 16 & 0xFFFF) << 48,
                 handler >> 32,
             ];
-        }
+        };
+        (0..).zip(STUBS).for_each(&mut set);
+        td::install_vectors(set);
         tables
     }
 

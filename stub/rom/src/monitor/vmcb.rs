@@ -1,6 +1,7 @@
 //! The virtual machine control block. Source: AMD64 APM volume 2, appendix B.
+#![expect(unsafe_code, reason = "a VMCB is a page")]
 
-use crate::cpu;
+use crate::{cpu, memory};
 
 /// A segment register as the VMCB keeps it.
 #[repr(C)]
@@ -22,7 +23,8 @@ pub struct Vmcb {
     pub intercept_exceptions: u32,
     pub intercept_misc1: u32,
     pub intercept_misc2: u32,
-    _reserved1: [u8; 0x34],
+    _reserved1: [u8; 0x2C],
+    pub io_bitmap: u64,
     pub msr_bitmap: u64,
     pub tsc_offset: u64,
     pub asid: u32,
@@ -72,7 +74,14 @@ pub struct Save {
     pub rsp: u64,
     _reserved5: [u8; 0x18],
     pub rax: u64,
-    _msrs: [u8; 0x40],
+    pub star: u64,
+    pub lstar: u64,
+    _cstar: u64,
+    pub fmask: u64,
+    pub kernel_gs_base: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
     pub cr2: u64,
     _reserved6: [u8; 0x20],
     pub pat: u64,
@@ -81,6 +90,7 @@ pub struct Save {
 
 const _: () = {
     use core::mem::offset_of;
+    assert!(offset_of!(Vmcb, io_bitmap) == 0x40);
     assert!(offset_of!(Vmcb, msr_bitmap) == 0x48);
     assert!(offset_of!(Vmcb, exit_code) == 0x70);
     assert!(offset_of!(Vmcb, event_injection) == 0xA8);
@@ -91,6 +101,7 @@ const _: () = {
     assert!(offset_of!(Save, rip) == 0x178);
     assert!(offset_of!(Save, rsp) == 0x1D8);
     assert!(offset_of!(Save, rax) == 0x1F8);
+    assert!(offset_of!(Save, star) == 0x200);
     assert!(offset_of!(Save, cr2) == 0x240);
     assert!(offset_of!(Save, pat) == 0x268);
     assert!(size_of::<Save>() == 0x298);
@@ -100,14 +111,42 @@ const _: () = {
 pub const CR4_READ: u32 = 1 << 4;
 pub const CR0_WRITE: u32 = 1 << 16;
 pub const CR4_WRITE: u32 = 1 << 20;
+pub const CR8_WRITE: u32 = 1 << 24;
 
 pub mod misc1 {
+    pub const INTR: u32 = 1 << 0;
     pub const NMI: u32 = 1 << 1;
     pub const INIT: u32 = 1 << 3;
+    pub const RDPMC: u32 = 1 << 15;
     pub const CPUID: u32 = 1 << 18;
     pub const IRET: u32 = 1 << 20;
+    pub const INVD: u32 = 1 << 22;
+    pub const HLT: u32 = 1 << 24;
+    pub const INVLPGA: u32 = 1 << 26;
+    pub const IO: u32 = 1 << 27;
     pub const MSR: u32 = 1 << 28;
     pub const SHUTDOWN: u32 = 1 << 31;
+}
+
+pub mod misc2 {
+    pub const WBINVD: u32 = 1 << 9;
+    pub const MONITOR: u32 = 1 << 10;
+    pub const MWAIT: u32 = 1 << 11;
+    pub const XSETBV: u32 = 1 << 13;
+}
+
+/// Virtual interrupts.
+pub mod control {
+    /// The guest's task priority.
+    pub const TPR: u64 = 0xF;
+    /// A virtual interrupt waits.
+    pub const IRQ: u64 = 1 << 8;
+    /// It does so whatever the guest's task priority.
+    pub const IGNORE_TPR: u64 = 1 << 20;
+    /// The guest's own flags do not mask the machine's interrupts.
+    pub const MASKING: u64 = 1 << 24;
+    /// Where the virtual interrupt's vector begins.
+    pub const VECTOR_SHIFT: u32 = 32;
 }
 
 /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI and SKINIT.
@@ -118,16 +157,29 @@ pub mod exit {
     pub const CR4_READ: u64 = 0x04;
     pub const CR0_WRITE: u64 = 0x10;
     pub const CR4_WRITE: u64 = 0x14;
+    pub const CR8_WRITE: u64 = 0x18;
     pub const EXCEPTION: u64 = 0x40;
     pub const LAST_EXCEPTION: u64 = 0x5F;
+    pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
+    pub const RDPMC: u64 = 0x6F;
     pub const CPUID: u64 = 0x72;
     pub const IRET: u64 = 0x74;
+    pub const INVD: u64 = 0x76;
+    pub const HLT: u64 = 0x78;
+    pub const INVLPGA: u64 = 0x7A;
+    pub const IO: u64 = 0x7B;
     pub const MSR: u64 = 0x7C;
     pub const SHUTDOWN: u64 = 0x7F;
     pub const VMRUN: u64 = 0x80;
     pub const SKINIT: u64 = 0x86;
+    pub const WBINVD: u64 = 0x89;
+    pub const MONITOR: u64 = 0x8A;
+    pub const MWAIT: u64 = 0x8B;
+    pub const XSETBV: u64 = 0x8D;
     pub const NPF: u64 = 0x400;
+    /// The VMCB's state is none that a processor can be in.
+    pub const INVALID: u64 = 0xFFFF_FFFF;
 }
 
 /// Exception vectors.
@@ -146,6 +198,13 @@ const TYPE_EXCEPTION: u64 = 3 << 8;
 
 const RFLAGS_TF: u64 = 1 << 8;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+/// A VMCB of its own, all zeroes.
+pub fn page() -> &'static mut Vmcb {
+    let page = memory::page();
+    // SAFETY: a zeroed page that nobody else refers to, and a VMCB of zeroes is a valid value.
+    unsafe { &mut *core::ptr::from_mut(page).cast() }
+}
 
 impl Vmcb {
     /// Makes the guest take an exception before its next instruction.

@@ -268,24 +268,24 @@ fn build(inventory: Inventory) {
             shifts,
             cr3,
             npt,
-            msr_bitmap: msr_bitmap(),
+            msr_bitmap: msr_bitmap(is_native, is_native),
             report_key: machine::draw_report_key(),
             nothing: machine::nothing(),
         }
     });
 }
 
-/// The MSR permission map: two bits for each register of three ranges; set means that the access exits.
-fn msr_bitmap() -> u64 {
+/// An MSR permission map: two bits for each register of three ranges; set means that the access exits.
+pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> u64 {
     let address = memory::pages(2).address();
     // SAFETY: two pages of the monitor's own, to which nobody else refers.
     let map = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, 2 * memory::PAGE) };
     map.fill(0xFF);
     for (range, first) in [0, 0xC000_0000, 0xC001_0000].into_iter().enumerate() {
         for i in 0..0x2000usize {
-            if is_native(first + i as u32) {
-                map[range * 0x800 + i / 4] &= !(3 << (i % 4 * 2));
-            }
+            let msr = first + i as u32;
+            let native = u8::from(reads(msr)) | u8::from(writes(msr)) << 1;
+            map[range * 0x800 + i / 4] &= !(native << (i % 4 * 2));
         }
     }
     address
@@ -359,8 +359,6 @@ fn segment(selector: u16, descriptor: u64) -> Segment {
 /// # Safety
 /// `cr3` is an identity map of all that is in use.
 unsafe fn load_paging(cr3: u64) {
-    /// PAE, MCE, PGE, OSFXSR, OSXMMEXCPT.
-    const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 7 | 3 << 9;
     // SAFETY: by the contract; paging and PAE stay on.
-    unsafe { asm!("mov cr3, {}", "mov cr4, {}", in(reg) cr3, in(reg) CR4, options(nostack)) };
+    unsafe { asm!("mov cr3, {}", "mov cr4, {}", in(reg) cr3, in(reg) cpu::CR4, options(nostack)) };
 }

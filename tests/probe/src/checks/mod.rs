@@ -6,6 +6,7 @@ mod personality;
 mod private;
 mod seam;
 mod smp;
+mod td;
 mod vmx;
 
 use crate::Check;
@@ -94,5 +95,7 @@ pub const ALL: &[Named] = &[
         private::page_in_a_tlb,
     ),
     ("movdir64b-to-a-private-page", private::movdir64b),
+    ("td-runs", td::runs),
+    ("td-exceptions-and-exits", td::exceptions),
     ("reclaimed-page-is-the-hosts", private::reclaimed),
 ];

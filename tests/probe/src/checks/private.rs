@@ -20,7 +20,7 @@ static TDR: AtomicU64 = AtomicU64::new(0);
 
 const MARK: u64 = 0x1234_5678_9ABC_DEF0;
 
-fn team() -> Result<Team, Failure> {
+pub fn team() -> Result<Team, Failure> {
     Team::gathered(TEAM_SIZE.load(Ordering::Relaxed) as usize).ok_or(Failure {
         what: "the team",
         found: 0,

@@ -35,7 +35,7 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
             allowed
         });
     } else {
-        let machine = SeamCpu::new(lp);
+        let machine = SeamCpu::executing(lp);
         let mut regs = to_seam(&lp.gprs);
         let presence = &world::get().lps[lp.number as usize].presence;
         presence.leave();

@@ -1,0 +1,164 @@
+//! The guest's code and linear memory, as far as the monitor has to look at it: SVM under TCG neither decodes instructions
+//! nor says how long they are.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use stub_module::Machine;
+use stub_module::ept;
+use stub_module::vcpu::Vcpu;
+use stub_rom::insn::{self, SegmentBases};
+use stub_rom::walk::Paging;
+
+use super::Td;
+use super::exits::reason;
+use crate::memory::PAGE;
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::vmcb::Segment;
+
+const MAX_INSTRUCTION: usize = 15;
+
+/// The bytes at the instruction pointer, as many as can be read.
+pub struct Bytes {
+    bytes: [u8; MAX_INSTRUCTION],
+    length: usize,
+    rip: u64,
+    bitness: u32,
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+
+    /// The instruction; `None` if it is none that the decoder knows.
+    pub fn decode(&self) -> Option<Instruction> {
+        insn::decode(self.as_slice(), self.rip, self.bitness)
+    }
+}
+
+/// The VM exit that an instruction causes which TCG does not know, and the instruction's length.
+pub fn known(code: &Bytes) -> Option<(u32, usize)> {
+    const TDCALL: &[u8] = &[0x66, 0x0F, 0x01, 0xCC];
+    if code.as_slice().starts_with(TDCALL) {
+        return Some((reason::TDCALL, TDCALL.len()));
+    }
+    let instruction = code.decode()?;
+    let reason = match instruction.mnemonic() {
+        Mnemonic::Tdcall => reason::TDCALL,
+        Mnemonic::Seamcall => reason::SEAMCALL,
+        Mnemonic::Vmcall => reason::VMCALL,
+        Mnemonic::Pconfig => reason::PCONFIG,
+        _ => return None,
+    };
+    Some((reason, instruction.len()))
+}
+
+/// Whether an I/O instruction has the port in itself.
+pub fn is_immediate_port(code: &Bytes) -> bool {
+    code.decode().is_some_and(|i| {
+        i.code() != Code::INVALID
+            && (i.op0_kind() == OpKind::Immediate8 || i.op1_kind() == OpKind::Immediate8)
+    })
+}
+
+impl Td {
+    /// The physical address of a guest-physical one that the guest may read.
+    pub(super) fn physical(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> Option<u64> {
+        self.shadow.find(gpa).or_else(|| {
+            let leaf = ept::walk(machine, vcpu, gpa, ept::READ).ok()?;
+            let offset = gpa & (seam::abi::level_bytes(leaf.level) - 1);
+            Some(leaf.page + offset)
+        })
+    }
+
+    /// The guest-physical address of a linear one, by the guest's page tables; `None` if it is not mapped.
+    pub(super) fn guest_physical(
+        &self,
+        machine: &SeamCpu,
+        vcpu: &Vcpu<'_>,
+        va: u64,
+    ) -> Option<u64> {
+        let s = &self.vmcb.save;
+        let paging = Paging {
+            cr0: s.cr0,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            efer: s.efer,
+        };
+        let read = |gpa| {
+            self.physical(machine, vcpu, gpa)
+                .map_or(0, |pa| machine.word(pa))
+        };
+        paging.translate(va, false, read).ok()
+    }
+
+    fn read(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, to: &mut [u8]) -> Option<()> {
+        let gpa = self.guest_physical(machine, vcpu, va)?;
+        let pa = self.physical(machine, vcpu, gpa)?;
+        let mut word = machine.word(pa);
+        for (at, byte) in (pa..).zip(to) {
+            if at % 8 == 0 {
+                word = machine.word(at);
+            }
+            *byte = (word >> (at % 8 * 8)) as u8;
+        }
+        Some(())
+    }
+
+    /// The bytes at the instruction pointer.
+    pub(super) fn code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Bytes {
+        let s = &self.vmcb.save;
+        let (va, bitness) = if self.is_in_long_mode() {
+            (s.rip, 64)
+        } else {
+            let bitness = if s.cs.attributes & Segment::BIG != 0 {
+                32
+            } else {
+                16
+            };
+            (s.cs.base.wrapping_add(s.rip) & 0xFFFF_FFFF, bitness)
+        };
+        let mut code = Bytes {
+            bytes: [0; MAX_INSTRUCTION],
+            length: 0,
+            rip: s.rip,
+            bitness,
+        };
+        let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
+        let (head, tail) = code.bytes.split_at_mut(first);
+        if self.read(machine, vcpu, va, head).is_some() {
+            let next = va.wrapping_add(first as u64);
+            let all = tail.is_empty() || self.read(machine, vcpu, next, tail).is_some();
+            code.length = if all { MAX_INSTRUCTION } else { first };
+        }
+        code
+    }
+
+    /// The length of the instruction at the instruction pointer, which the processor has decoded already.
+    pub(super) fn length(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> usize {
+        let code = self.code(machine, vcpu);
+        code.decode().map_or(0, |instruction| instruction.len())
+    }
+
+    /// The linear address by which the instruction at the instruction pointer reaches `gpa`; 0 if it can't be told.
+    pub(super) fn linear_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> u64 {
+        let code = self.code(machine, vcpu);
+        let Some(instruction) = code.decode() else {
+            return 0;
+        };
+        let bases = SegmentBases {
+            fs: self.vmcb.save.fs.base,
+            gs: self.vmcb.save.gs.base,
+        };
+        (0..instruction.op_count())
+            .filter_map(|operand| insn::address(&instruction, operand, &self.gprs, bases))
+            .flat_map(|va| {
+                // The operand may begin on the page before.
+                let last = va.wrapping_add(instruction.memory_size().size().max(1) as u64 - 1);
+                [va, last]
+            })
+            .find(|&va| {
+                self.guest_physical(machine, vcpu, va).map(|at| at >> 12) == Some(gpa >> 12)
+            })
+            .map_or(0, |va| va & !0xFFF | gpa & 0xFFF)
+    }
+}

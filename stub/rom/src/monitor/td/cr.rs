@@ -1,0 +1,160 @@
+//! Control registers written by the guest: what VMX's masks and shadows let through, and what a processor checks then.
+
+use iced_x86::{Mnemonic, Register};
+use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::personality::SUPPORTED_CR4;
+use stub_rom::vapic::VirtualApic;
+
+use super::exits::{VmExit, reason};
+use super::state::{self, EFER_LMA, EFER_LME};
+use super::{Next, Td};
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::vmcb::{Segment, vector};
+
+const PE: u64 = 1 << 0;
+const TS: u64 = 1 << 3;
+const ET: u64 = 1 << 4;
+const PG: u64 = 1 << 31;
+/// What LMSW writes: PE, MP, EM, TS.
+const LMSW: u64 = 0xF;
+const PAE: u64 = 1 << 5;
+/// Exit qualification: access types.
+const ACCESS_CLTS: u64 = 2 << 4;
+const ACCESS_LMSW: u64 = 3 << 4;
+
+/// What the register would hold, and how an exit would tell of it.
+struct Write {
+    value: u64,
+    qualification: u64,
+    length: usize,
+}
+
+/// The exit for a write to CR0, CR4 or CR8. An instruction that can't be read any more is executed again.
+pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+    let Some(instruction) = td.code(machine, vcpu).decode() else {
+        return Next::Resume;
+    };
+    let length = instruction.len();
+    let cr0 = td.vmcb.save.cr0;
+    match instruction.mnemonic() {
+        Mnemonic::Clts => write_cr0(
+            td,
+            vcpu,
+            &Write {
+                value: cr0 & !TS,
+                qualification: ACCESS_CLTS,
+                length,
+            },
+        ),
+        Mnemonic::Lmsw => {
+            let Some(source) = td.gprs.get(instruction.op0_register()) else {
+                // From memory, which no system that is alive does.
+                return td.raise(vector::UD, None);
+            };
+            // LMSW can set PE, but not clear it.
+            let value = cr0 & !LMSW | source & LMSW | cr0 & PE;
+            let qualification = ACCESS_LMSW | (source & 0xFFFF) << 16;
+            write_cr0(
+                td,
+                vcpu,
+                &Write {
+                    value,
+                    qualification,
+                    length,
+                },
+            )
+        }
+        _ => {
+            let register = instruction.op1_register();
+            let value = td.gprs.get(register).unwrap_or(0);
+            let number = register.full_register().number() as u64;
+            let write = |cr: u64| Write {
+                value,
+                qualification: cr | number << 8,
+                length,
+            };
+            match instruction.op0_register() {
+                Register::CR0 => write_cr0(td, vcpu, &write(0)),
+                Register::CR4 => write_cr4(td, vcpu, &write(4)),
+                Register::CR8 => write_cr8(td, vcpu, value, length),
+                _ => Next::Resume,
+            }
+        }
+    }
+}
+
+/// Whether the masks make the write exit; else what the register gets.
+fn masked(
+    vcpu: &Vcpu<'_>,
+    write: &Write,
+    real: u64,
+    (mask, shadow): (Field, Field),
+) -> Result<u64, Next> {
+    let (mask, shadow) = (vcpu.vmcs(mask), vcpu.vmcs(shadow));
+    // LMSW and CLTS are about their own bits alone.
+    let concerned = match write.qualification & (3 << 4) {
+        ACCESS_CLTS => TS,
+        ACCESS_LMSW => LMSW,
+        _ => u64::MAX,
+    };
+    if (write.value ^ shadow) & mask & concerned != 0 {
+        let exit = VmExit::by(reason::CR_ACCESS, write.length);
+        return Err(Next::Exit(exit.qualified(write.qualification)));
+    }
+    Ok(real & mask | write.value & !mask)
+}
+
+fn write_cr0(td: &mut Td, vcpu: &Vcpu<'_>, write: &Write) -> Next {
+    let (cr0, cr4) = (td.vmcb.save.cr0, td.vmcb.save.cr4);
+    let new = match masked(vcpu, write, cr0, (Field::CR0_MASK, Field::CR0_SHADOW)) {
+        Ok(new) => new | ET,
+        Err(exit) => return exit,
+    };
+    let efer = vcpu.vmcs(Field::EFER);
+    let save = &mut td.vmcb.save;
+    let enables = new & !cr0 & PG != 0;
+    let disables = cr0 & !new & PG != 0;
+    let in_64_bit = save.efer & EFER_LMA != 0 && save.cs.attributes & Segment::LONG != 0;
+    if new & (PG | PE) == PG
+        || enables && efer & EFER_LME != 0 && cr4 & PAE == 0
+        || disables && in_64_bit
+    {
+        return td.raise(vector::GP, Some(0));
+    }
+    if enables || disables {
+        let active = if enables && efer & EFER_LME != 0 {
+            EFER_LMA
+        } else {
+            0
+        };
+        save.efer = state::efer(efer & !EFER_LMA | active, new);
+    }
+    save.cr0 = new;
+    td.vmcb.tlb_control = 1;
+    td.skip(write.length)
+}
+
+fn write_cr4(td: &mut Td, vcpu: &Vcpu<'_>, write: &Write) -> Next {
+    let cr4 = td.vmcb.save.cr4;
+    let real = vcpu.vmcs(Field::CR4) & !SUPPORTED_CR4 | cr4;
+    let new = match masked(vcpu, write, real, (Field::CR4_MASK, Field::CR4_SHADOW)) {
+        Ok(new) => new,
+        Err(exit) => return exit,
+    };
+    let leaves_pae = cr4 & !new & PAE != 0 && td.vmcb.save.efer & EFER_LMA != 0;
+    if new & !SUPPORTED_CR4 != 0 || leaves_pae {
+        return td.raise(vector::GP, Some(0));
+    }
+    td.vmcb.save.cr4 = new & SUPPORTED_CR4 & !state::CR4_VMXE;
+    td.vmcb.tlb_control = 1;
+    td.skip(write.length)
+}
+
+fn write_cr8(td: &mut Td, vcpu: &Vcpu<'_>, value: u64, length: usize) -> Next {
+    if value & !0xF != 0 {
+        return td.raise(vector::GP, Some(0));
+    }
+    VirtualApic::of(vcpu).set_task_priority((value as u8) << 4);
+    td.vmcb.interrupt_control = td.vmcb.interrupt_control & !0xFF | value;
+    td.skip(length)
+}

@@ -1,0 +1,252 @@
+//! From SVM exits to VM exits as VMX reports them.
+
+use stub_module::vcpu::{Field, Vcpu};
+
+use super::{Next, Td, code, cr, msr};
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::vmcb::{Segment, exit, vector};
+use crate::monitor::{panic, smp};
+use crate::report;
+
+/// Basic VM-exit reasons (Intel SDM, appendix C of volume 3).
+pub mod reason {
+    pub const EXCEPTION_OR_NMI: u32 = 0;
+    pub const EXTERNAL_INTERRUPT: u32 = 1;
+    pub const TRIPLE_FAULT: u32 = 2;
+    pub const INIT: u32 = 3;
+    pub const NMI_WINDOW: u32 = 8;
+    pub const CPUID: u32 = 10;
+    pub const HLT: u32 = 12;
+    pub const INVD: u32 = 13;
+    pub const RDPMC: u32 = 15;
+    pub const VMCALL: u32 = 18;
+    pub const CR_ACCESS: u32 = 28;
+    pub const IO: u32 = 30;
+    pub const RDMSR: u32 = 31;
+    pub const WRMSR: u32 = 32;
+    pub const ENTRY_GUEST_STATE: u32 = 33;
+    pub const MWAIT: u32 = 36;
+    pub const MONITOR_TRAP: u32 = 37;
+    pub const MONITOR: u32 = 39;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const EPT_MISCONFIGURATION: u32 = 49;
+    pub const WBINVD: u32 = 54;
+    pub const XSETBV: u32 = 55;
+    pub const APIC_WRITE: u32 = 56;
+    pub const PCONFIG: u32 = 65;
+    pub const SEAMCALL: u32 = 76;
+    pub const TDCALL: u32 = 77;
+    /// The VM entry failed.
+    pub const ENTRY_FAILED: u32 = 1 << 31;
+}
+
+/// Interruption information: valid, and the types of events.
+const VALID: u64 = 1 << 31;
+const HAS_ERROR: u64 = 1 << 11;
+const NMI: u64 = VALID | 2 << 8 | vector::NMI as u64;
+const EXCEPTION: u64 = VALID | 3 << 8;
+
+/// A VM exit: what the processor reports about it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VmExit {
+    pub reason: u32,
+    pub qualification: u64,
+    pub gpa: u64,
+    pub gla: u64,
+    pub length: usize,
+    /// Interruption information and error code.
+    pub interruption: (u64, u64),
+    /// IDT-vectoring information and error code.
+    pub vectoring: (u64, u64),
+}
+
+impl VmExit {
+    /// An exit about which there is nothing else to say.
+    pub fn of(reason: u32) -> Self {
+        Self {
+            reason,
+            ..Self::default()
+        }
+    }
+
+    /// An exit by an instruction of `length` bytes.
+    pub fn by(reason: u32, length: usize) -> Self {
+        Self {
+            length,
+            ..Self::of(reason)
+        }
+    }
+
+    /// The same exit with a qualification.
+    pub fn qualified(self, qualification: u64) -> Self {
+        Self {
+            qualification,
+            ..self
+        }
+    }
+
+    /// Puts it into the VMCS.
+    pub fn record(&self, vcpu: &Vcpu<'_>) {
+        for (field, value) in [
+            (Field::EXIT_REASON, self.reason.into()),
+            (Field::EXIT_QUALIFICATION, self.qualification),
+            (Field::GUEST_PHYSICAL_ADDRESS, self.gpa),
+            (Field::GUEST_LINEAR_ADDRESS, self.gla),
+            (Field::EXIT_INSTRUCTION_LENGTH, self.length as u64),
+            (Field::EXIT_INSTRUCTION_INFO, 0),
+            (Field::EXIT_INT_INFO, self.interruption.0),
+            (Field::EXIT_INT_ERROR, self.interruption.1),
+            (Field::IDT_VECTORING, self.vectoring.0),
+            (Field::IDT_VECTORING_ERROR, self.vectoring.1),
+        ] {
+            vcpu.set_vmcs(field, value);
+        }
+    }
+}
+
+impl Td {
+    /// Handles what made the guest exit, or says what the module has to handle.
+    pub(super) fn exited(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+        self.settle_interrupt(vcpu);
+        let code = self.vmcb.exit_code;
+        if let Some(next) = self.end_step(vcpu, code) {
+            return next;
+        }
+        self.vmcb.event_injection = 0;
+        let by = |reason, td: &Self| Next::Exit(VmExit::by(reason, td.length(machine, vcpu)));
+        match code {
+            exit::INTR => self.external_interrupt(machine, vcpu),
+            exit::NMI => self.nmi(machine),
+            exit::NPF => self.nested_page_fault(machine, vcpu),
+            exit::MSR => msr::access(self, machine, vcpu),
+            exit::CR0_WRITE | exit::CR4_WRITE | exit::CR8_WRITE => cr::access(self, machine, vcpu),
+            exit::IRET => self.iret(vcpu),
+            exit::IO => Next::Exit(self.port_access(machine, vcpu)),
+            exit::CPUID => by(reason::CPUID, self),
+            exit::HLT => by(reason::HLT, self),
+            exit::INVD => by(reason::INVD, self),
+            exit::WBINVD => by(reason::WBINVD, self),
+            exit::RDPMC => by(reason::RDPMC, self),
+            exit::MONITOR => by(reason::MONITOR, self),
+            exit::MWAIT => by(reason::MWAIT, self),
+            exit::XSETBV => by(reason::XSETBV, self),
+            exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
+            exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
+            exit::EXCEPTION..=exit::LAST_EXCEPTION => {
+                self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
+            }
+            exit::INVALID => {
+                report::line(
+                    "td_entry_failed",
+                    format_args!(
+                        r#""rip":"{:#x}","cr0":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
+                        self.vmcb.save.rip,
+                        self.vmcb.save.cr0,
+                        self.vmcb.save.cr4,
+                        self.vmcb.save.efer
+                    ),
+                );
+                Next::Exit(VmExit::of(reason::ENTRY_FAILED | reason::ENTRY_GUEST_STATE))
+            }
+            _ => panic::stop(format_args!("unexpected exit {code:#x} of a TD")),
+        }
+    }
+
+    /// Delivers an exception that the processor would have raised itself.
+    pub(super) fn raise(&mut self, number: u32, error_code: Option<u32>) -> Next {
+        self.vmcb.inject_exception(number, error_code);
+        Next::Resume
+    }
+
+    /// Goes to the instruction after one of `length` bytes.
+    pub(super) fn skip(&mut self, length: usize) -> Next {
+        self.vmcb.skip(length);
+        Next::Resume
+    }
+
+    /// Whether the guest executes 64-bit code.
+    pub(super) fn is_in_long_mode(&self) -> bool {
+        const EFER_LMA: u64 = 1 << 10;
+        let s = &self.vmcb.save;
+        s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
+    }
+
+    /// The NMI exit: the host's, or another processor's that wants this one to notice something.
+    fn nmi(&mut self, machine: &SeamCpu) -> Next {
+        match smp::nmi_in_td(machine.number()) {
+            smp::InTd::Nothing => {
+                self.redeliver();
+                Next::Resume
+            }
+            smp::InTd::Nmi => Next::Exit(VmExit {
+                interruption: (NMI, 0),
+                ..VmExit::of(reason::EXCEPTION_OR_NMI)
+            }),
+            smp::InTd::Init => Next::Exit(VmExit::of(reason::INIT)),
+        }
+    }
+
+    /// An exit for an external interrupt, which has been acknowledged.
+    pub(super) fn interrupt_exit(vector: u8) -> Next {
+        Next::Exit(VmExit {
+            interruption: (VALID | u64::from(vector), 0),
+            ..VmExit::of(reason::EXTERNAL_INTERRUPT)
+        })
+    }
+
+    fn exception(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, number: u32) -> Next {
+        let wanted = vcpu.vmcs(Field::EXCEPTION_BITMAP) >> number & 1 != 0;
+        if number == vector::UD {
+            match self.unknown_instruction(machine, vcpu) {
+                Some(next) => return next,
+                None if !wanted => return self.raise(vector::UD, None),
+                None => {}
+            }
+        }
+        const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21;
+        let (error, address) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
+        let has_error = WITH_ERROR_CODE >> number & 1 != 0;
+        let info = EXCEPTION | u64::from(number) | if has_error { HAS_ERROR } else { 0 };
+        let exit = VmExit {
+            interruption: (info, if has_error { error } else { 0 }),
+            vectoring: self.vectoring(),
+            ..VmExit::of(reason::EXCEPTION_OR_NMI)
+        };
+        Next::Exit(match number {
+            vector::PF => exit.qualified(address),
+            _ => exit,
+        })
+    }
+
+    /// Instructions that TCG does not know, and a processor with TDX does; `None` for all others.
+    fn unknown_instruction(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Option<Next> {
+        let code = self.code(machine, vcpu);
+        let (reason, length) = code::known(&code)?;
+        if reason == reason::TDCALL && self.vmcb.save.cpl != 0 {
+            return Some(self.raise(vector::GP, Some(0)));
+        }
+        Some(Next::Exit(VmExit::by(reason, length)))
+    }
+
+    /// An access to a port: its qualification as VMX has it.
+    fn port_access(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
+        const IN: u64 = 1 << 0;
+        const STRING: u64 = 1 << 2;
+        const REPEATED: u64 = 1 << 3;
+        const SIZE_SHIFT: u64 = 4;
+        const IMMEDIATE: u64 = 1 << 6;
+        let (info, next) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
+        let size = info >> SIZE_SHIFT & 7;
+        let mut qualification = size.saturating_sub(1) | info >> 16 << 16;
+        for (bit, there) in [(IN, 1 << 3), (STRING, 1 << 4), (REPEATED, 1 << 5)] {
+            if info & bit != 0 {
+                qualification |= there;
+            }
+        }
+        if code::is_immediate_port(&self.code(machine, vcpu)) {
+            qualification |= IMMEDIATE;
+        }
+        let length = next.wrapping_sub(self.vmcb.save.rip) as usize;
+        VmExit::by(reason::IO, length).qualified(qualification)
+    }
+}

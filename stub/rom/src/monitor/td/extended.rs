@@ -1,0 +1,147 @@
+//! Extended state: x87, SSE, AVX and protection keys, debug registers, and IA32_TSC_AUX.
+//!
+//! The monitor uses XMM registers alone, which the world switch saves, so that a run switches the rest once.
+#![expect(unsafe_code, reason = "extended state and debug registers")]
+
+use core::arch::asm;
+use core::sync::atomic::Ordering::Relaxed;
+
+use spin::Once;
+use stub_module::vcpu::{Held, Vcpu};
+
+use super::Td;
+use crate::cpu;
+
+const TSC_AUX: u32 = 0xC000_0103;
+/// XCR0 bits: x87 and SSE.
+const X87: u64 = 1 << 0;
+const SSE: u64 = 1 << 1;
+/// Words of the XSAVE area: XSTATE_BV and XCOMP_BV.
+const XSTATE_BV: usize = 512 / 8;
+const XCOMP_BV: usize = XSTATE_BV + 1;
+
+/// The word that begins with MXCSR, and its initial value.
+const MXCSR: usize = 3;
+const MXCSR_INITIAL: u64 = 0x1F80;
+
+/// What this machine's XCR0 can have.
+fn supported() -> u64 {
+    static XCR0: Once<u64> = Once::new();
+    *XCR0.call_once(|| {
+        let [low, _, _, high] = cpu::cpuid(0xD, 0);
+        u64::from(high) << 32 | u64::from(low)
+    })
+}
+
+/// An XSAVE area in which nothing is but the initial state.
+#[repr(C, align(64))]
+struct Initial([u64; 512]);
+
+static INITIAL: Initial = Initial({
+    let mut area = [0; 512];
+    // XRSTOR takes MXCSR from there even where the header says that there is nothing.
+    area[MXCSR] = MXCSR_INITIAL;
+    area
+});
+
+/// Gives the guest this IA32_TSC_AUX.
+pub(super) fn set_tsc_aux(value: u64) {
+    // SAFETY: RDTSCP and RDPID alone read it.
+    unsafe { cpu::wrmsr(TSC_AUX, value) };
+}
+
+fn set_xcr0(value: u64) {
+    // SAFETY: the monitor's CR4 has OSXSAVE, and the value is one that the processor accepts: bits of its own, x87 among
+    // them, AVX not without SSE.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack));
+    }
+}
+
+fn restore(area: *const u64, components: u64) {
+    // SAFETY: an aligned XSAVE area in standard format, large enough for the components, which XCR0 has. No x87 or AVX state
+    // of the monitor's is lost: it has none.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) area, in("eax") components as u32, in("edx") (components >> 32) as u32,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+            options(nostack, readonly));
+    }
+}
+
+/// The components of the vCPU's extended state that this machine has.
+fn components(vcpu: &Vcpu<'_>) -> u64 {
+    vcpu.xfam() & supported() | X87 | SSE
+}
+
+impl Td {
+    /// Loads the guest's extended state.
+    pub(super) fn load_extended(&mut self, vcpu: &Vcpu<'_>) {
+        let [dr0, dr1, dr2, dr3] =
+            [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3].map(|register| vcpu.held(register));
+        // SAFETY: the monitor uses no breakpoints; DR7 in the VMCB says which of these the guest has enabled.
+        unsafe {
+            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+                in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
+            cpu::wrmsr(TSC_AUX, vcpu.held(Held::TscAux));
+        }
+        for (index, xmm) in self.xmm.iter_mut().enumerate() {
+            *xmm = vcpu.xmm(index);
+        }
+        let (area, components) = (vcpu.xbuff()[0], components(vcpu));
+        // XRSTOR takes the standard format alone; up to AVX it is the same as the compacted one.
+        let format = area[XCOMP_BV].swap(0, Relaxed);
+        if area[XSTATE_BV].load(Relaxed) & SSE == 0 {
+            area[MXCSR].store(MXCSR_INITIAL, Relaxed);
+        }
+        set_xcr0(components);
+        restore(area.as_ptr().cast(), components);
+        area[XCOMP_BV].store(format, Relaxed);
+        set_xcr0(vcpu.held(Held::Xcr0));
+    }
+
+    /// Saves the guest's extended state.
+    pub(super) fn store_extended(&mut self, vcpu: &Vcpu<'_>) {
+        let (dr0, dr1, dr2, dr3): (u64, u64, u64, u64);
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+                out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack));
+        }
+        for (register, value) in [
+            (Held::Dr0, dr0),
+            (Held::Dr1, dr1),
+            (Held::Dr2, dr2),
+            (Held::Dr3, dr3),
+        ] {
+            vcpu.set_held(register, value);
+        }
+        let (area, components) = (vcpu.xbuff()[0], components(vcpu));
+        set_xcr0(components);
+        let at: *const u64 = area.as_ptr().cast();
+        // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a
+        // shared reference.
+        unsafe {
+            asm!("xsave64 [{}]", in(reg) at, in("eax") components as u32, in("edx") (components >> 32) as u32,
+                options(nostack));
+        }
+        for (index, xmm) in self.xmm.iter().enumerate() {
+            vcpu.set_xmm(index, *xmm);
+        }
+        area[XSTATE_BV].fetch_or(SSE, Relaxed);
+    }
+}
+
+/// Puts the extended state of the components that TDs can have into its initial state, so that nothing of a TD's is left
+/// for the host. XCR0 has all of them then.
+pub fn scrub() {
+    set_xcr0(supported());
+    restore(INITIAL.0.as_ptr(), supported());
+    set_tsc_aux(0);
+    // SAFETY: the host's DR7 enables none that it did not set itself.
+    unsafe {
+        asm!("mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}",
+            in(reg) 0u64, options(nomem, nostack));
+    }
+}

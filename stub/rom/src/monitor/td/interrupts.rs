@@ -1,0 +1,146 @@
+//! Interrupts: those of the machine, which make the guest leave, and those of the guest's virtual APIC.
+#![expect(unsafe_code, reason = "takes an interrupt, and says what happens then")]
+
+use core::arch::{asm, naked_asm};
+use core::mem::offset_of;
+use core::sync::atomic::Ordering;
+
+use stub_module::Machine;
+use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::apic::Xapic;
+use stub_rom::vapic::VirtualApic;
+
+use super::{Next, Td};
+use crate::monitor::lp::{self, Lp};
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::smp::Hardware;
+use crate::monitor::vmcb::{self, control};
+
+/// Vectors below are exceptions'.
+pub const FIRST_VECTOR: usize = 32;
+/// Pin-based control: process posted interrupts.
+const POSTED_INTERRUPTS: u64 = 1 << 7;
+const EOI: u32 = 0xB0;
+
+/// Takes the interrupt that waits for this processor: its vector; `None` if there was none after all. It is in service then, and
+/// its end is for the host to signal.
+fn acknowledge() -> Option<u8> {
+    let lp = lp::current()?;
+    lp.interrupt.store(0, Ordering::Relaxed);
+    // SAFETY: all vectors of interrupts lead to `taken`, which leaves interrupts disabled behind.
+    unsafe { asm!("sti", "stgi", "nop", "nop", "clgi", "cli") };
+    match lp.interrupt.load(Ordering::Relaxed) {
+        0 => None,
+        vector => Some(vector as u8),
+    }
+}
+
+/// Notes the vector, and returns with interrupts disabled.
+#[unsafe(naked)]
+unsafe extern "C" fn taken<const VECTOR: u8>() {
+    naked_asm!(
+        "mov dword ptr gs:[{at}], {vector}",
+        "and qword ptr [rsp + 16], ~0x200",
+        "iretq",
+        at = const offset_of!(Lp, interrupt),
+        vector = const VECTOR,
+    )
+}
+
+impl Td {
+    /// The external-interrupt exit: the notification of posted interrupts is dealt with here, everything else is the host's.
+    pub(super) fn external_interrupt(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+        self.redeliver();
+        let vector = acknowledge();
+        match vector {
+            Some(vector) if is_notification(vcpu, vector) => {
+                Hardware.write(EOI, 0);
+                self.take_posted(machine, vcpu);
+                Next::Resume
+            }
+            Some(vector) => Self::interrupt_exit(vector),
+            None => Next::Resume,
+        }
+    }
+
+    fn take_posted(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) {
+        let descriptor = vcpu.vmcs(Field::POSTED_INT_DESCRIPTOR);
+        let page = machine.page(descriptor);
+        let first = descriptor as usize % 4096 / 64 * 8;
+        VirtualApic::of(vcpu).take_posted(page, first);
+    }
+
+    /// Puts the guest's next interrupt where SVM delivers it as soon as the guest can take it.
+    pub(super) fn offer_interrupt(&mut self, vcpu: &Vcpu<'_>) {
+        let apic = VirtualApic::of(vcpu);
+        apic.evaluate();
+        let priority = u64::from(apic.task_priority() >> 4);
+        self.offered = apic.deliverable().filter(|_| self.step.is_none());
+        self.vmcb.interrupt_control = control::MASKING
+            | control::IGNORE_TPR
+            | priority
+            | self.offered.map_or(0, |vector| {
+                control::IRQ | u64::from(vector) << control::VECTOR_SHIFT
+            });
+        // A lower task priority may let a waiting interrupt through.
+        if apic.waits_for_priority() {
+            self.vmcb.intercept_cr |= vmcb::CR8_WRITE;
+        } else {
+            self.vmcb.intercept_cr &= !vmcb::CR8_WRITE;
+        }
+    }
+
+    /// Whether `vector` waits in the VMCB, not yet taken by the guest.
+    pub(super) fn is_offered(&self, vector: u8) -> bool {
+        self.offered == Some(vector)
+    }
+
+    /// After an exit: whether the guest has taken what was offered, and its task priority.
+    pub(super) fn settle_interrupt(&mut self, vcpu: &Vcpu<'_>) {
+        let apic = VirtualApic::of(vcpu);
+        let state = self.vmcb.interrupt_control;
+        let priority = (state & control::TPR) as u8;
+        if priority != apic.task_priority() >> 4 {
+            apic.set_task_priority(priority << 4);
+        }
+        if state & control::IRQ == 0
+            && let Some(vector) = self.offered.take()
+        {
+            apic.deliver(vector);
+        }
+    }
+}
+
+fn is_notification(vcpu: &Vcpu<'_>, vector: u8) -> bool {
+    vcpu.vmcs(Field::PIN_BASED) & POSTED_INTERRUPTS != 0
+        && vcpu.vmcs(Field::POSTED_INT_VECTOR) == u64::from(vector)
+}
+
+type Stub = unsafe extern "C" fn();
+
+/// The handlers of all vectors from [`FIRST_VECTOR`] on.
+pub fn install(set: impl FnMut((usize, Stub))) {
+    (FIRST_VECTOR..).zip(STUBS).for_each(set);
+}
+
+macro_rules! stubs {
+    ($($vector:literal)*) => { [$(taken::<$vector> as Stub),*] };
+}
+
+#[rustfmt::skip]
+const STUBS: [Stub; 256 - FIRST_VECTOR] = stubs! {
+    32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47
+    48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63
+    64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79
+    80 81 82 83 84 85 86 87 88 89 90 91 92 93 94 95
+    96 97 98 99 100 101 102 103 104 105 106 107 108 109 110 111
+    112 113 114 115 116 117 118 119 120 121 122 123 124 125 126 127
+    128 129 130 131 132 133 134 135 136 137 138 139 140 141 142 143
+    144 145 146 147 148 149 150 151 152 153 154 155 156 157 158 159
+    160 161 162 163 164 165 166 167 168 169 170 171 172 173 174 175
+    176 177 178 179 180 181 182 183 184 185 186 187 188 189 190 191
+    192 193 194 195 196 197 198 199 200 201 202 203 204 205 206 207
+    208 209 210 211 212 213 214 215 216 217 218 219 220 221 222 223
+    224 225 226 227 228 229 230 231 232 233 234 235 236 237 238 239
+    240 241 242 243 244 245 246 247 248 249 250 251 252 253 254 255
+};

@@ -1,0 +1,96 @@
+//! Nested page faults: what the guest has in its TLB, and what it may not reach.
+
+use stub_module::ept::{self, EXECUTE, Leaf, Miss, READ, WRITE};
+use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::shadow::Mapping;
+
+use super::exits::reason;
+use super::{Next, Td, VmExit, state};
+use crate::monitor::guest;
+use crate::monitor::machine::SeamCpu;
+
+/// Exit qualification of an EPT violation: the linear address is known; the access was to it, not to page tables.
+const GLA_VALID: u64 = 1 << 7;
+const TO_GLA: u64 = 1 << 8;
+/// The #VE exception.
+const VE: u32 = 20;
+
+impl Td {
+    /// The nested page fault exit.
+    pub(super) fn nested_page_fault(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+        const ERROR_WRITE: u64 = 1 << 1;
+        const ERROR_FETCH: u64 = 1 << 4;
+        const ERROR_WALK: u64 = 1 << 33;
+        let (error, gpa) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
+        let is_walk = error & ERROR_WALK != 0;
+        // TCG wants to write whenever it walks the guest's page tables.
+        let wanted = if error & ERROR_FETCH != 0 {
+            EXECUTE
+        } else if error & ERROR_WRITE != 0 {
+            WRITE
+        } else {
+            READ
+        };
+        match ept::walk(machine, vcpu, gpa, wanted) {
+            Ok(leaf) if self.fill(vcpu, gpa, leaf) => {
+                self.redeliver();
+                Next::Resume
+            }
+            Ok(_) | Err(Miss::Misconfiguration) => Next::Exit(VmExit {
+                gpa,
+                vectoring: self.vectoring(),
+                ..VmExit::of(reason::EPT_MISCONFIGURATION)
+            }),
+            Err(Miss::Violation {
+                permissions,
+                convertible,
+            }) => {
+                let reported = if is_walk { READ } else { wanted };
+                let gla = match wanted {
+                    _ if is_walk => 0,
+                    EXECUTE => self.vmcb.save.rip,
+                    _ => self.linear_address(machine, vcpu, gpa),
+                };
+                let kind = if is_walk { 0 } else { TO_GLA };
+                let qualification = reported | permissions << 3 | GLA_VALID | kind;
+                let vectoring = self.vectoring();
+                let quiet = vectoring.0 & state::EVENT_VALID == 0;
+                // The CPU looks at the CR0 that is in force.
+                vcpu.set_vmcs(Field::CR0, self.vmcb.save.cr0);
+                if convertible && quiet && ept::convert_to_ve(vcpu, qualification, gpa, gla) {
+                    return self.raise(VE, None);
+                }
+                Next::Exit(VmExit {
+                    gpa,
+                    gla,
+                    vectoring,
+                    ..VmExit::of(reason::EPT_VIOLATION).qualified(qualification)
+                })
+            }
+        }
+    }
+
+    /// Keeps what a walk has found. False if the host has pointed its own EPT at memory that is not its own.
+    fn fill(&mut self, vcpu: &Vcpu<'_>, gpa: u64, leaf: Leaf) -> bool {
+        const LARGE: u64 = 1 << 21;
+        let shared = ept::is_shared(vcpu, gpa);
+        let offset = gpa & (seam::abi::level_bytes(leaf.level) - 1);
+        let pa = leaf.page + offset;
+        if shared && !guest::is_accessible(pa) {
+            return false;
+        }
+        // Of a large shared page only the part is looked up that the guest needs: another may be private.
+        let large = leaf.level > 0 && !shared;
+        let size = if large { LARGE } else { 1 << 12 };
+        self.shadow.map(
+            gpa,
+            Mapping {
+                page: pa & !(size - 1),
+                large,
+                writable: leaf.permissions & WRITE != 0,
+                executable: leaf.permissions & EXECUTE != 0,
+            },
+        );
+        true
+    }
+}

@@ -1,0 +1,156 @@
+//! MSRs that the TD's bitmaps let the guest have, and the monitor does not let it touch itself.
+
+use spin::Once;
+use stub_module::Machine;
+use stub_module::vcpu::{Field, Held, Vcpu};
+use stub_rom::personality;
+use stub_rom::vapic::{VirtualApic, Written};
+
+use super::exits::{VmExit, reason};
+use super::{Next, Td};
+use crate::cpu;
+use crate::monitor::machine::SeamCpu;
+use crate::monitor::vmcb::vector;
+use crate::monitor::world;
+
+const PAT: u32 = 0x277;
+const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
+/// Lengths of RDMSR and WRMSR without prefixes, which no assembler adds.
+const LENGTH: usize = 2;
+
+/// Registers of every TD that the world switch switches.
+const SWITCHED: &[u32] = &[
+    0x174,
+    0x175,
+    0x176,
+    0xC000_0081,
+    0xC000_0082,
+    0xC000_0084,
+    0xC000_0100,
+    0xC000_0101,
+    0xC000_0102,
+];
+/// The time-stamp counter and IA32_TSC_AUX, which the guest reads by itself.
+const READABLE: &[u32] = &[0x10, 0xC000_0103];
+
+/// The MSR permission map of TDs.
+pub fn bitmap() -> u64 {
+    static MAP: Once<u64> = Once::new();
+    *MAP.call_once(|| {
+        world::msr_bitmap(
+            |msr| SWITCHED.contains(&msr) || READABLE.contains(&msr),
+            |msr| SWITCHED.contains(&msr),
+        )
+    })
+}
+
+/// The MSR exit.
+pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+    let msr = td.gprs.0[1] as u32;
+    let writes = td.vmcb.exit_info1 != 0;
+    if is_intercepted(machine, vcpu, msr, writes) {
+        let reason = if writes { reason::WRMSR } else { reason::RDMSR };
+        return Next::Exit(VmExit::by(reason, td.length(machine, vcpu)));
+    }
+    if !writes {
+        return match read(machine, vcpu, msr) {
+            Some(value) => {
+                td.gprs.set_edx_eax(value);
+                td.vmcb.save.rax = td.gprs.0[0];
+                td.skip(LENGTH)
+            }
+            None => td.raise(vector::GP, Some(0)),
+        };
+    }
+    match write(vcpu, msr, td.gprs.edx_eax()) {
+        Written::Done => td.skip(LENGTH),
+        Written::Gp => td.raise(vector::GP, Some(0)),
+        Written::Exit(offset) => {
+            td.vmcb.skip(LENGTH);
+            Next::Exit(VmExit::of(reason::APIC_WRITE).qualified(offset))
+        }
+    }
+}
+
+/// What the TD's MSR bitmaps say: low reads, high reads, low writes, high writes.
+fn is_intercepted(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32, writes: bool) -> bool {
+    const QUARTER: u64 = 1024;
+    let high = match msr {
+        0..0x2000 => 0,
+        0xC000_0000..0xC000_2000 => 1,
+        _ => return true,
+    };
+    let bitmap = machine
+        .platform()
+        .without_keyid(vcpu.vmcs(Field::MSR_BITMAP));
+    let quarter = (u64::from(writes) * 2 + high) * QUARTER;
+    let bit = u64::from(msr & 0x1FFF);
+    let word = machine.word(bitmap + quarter + bit / 64 * 8);
+    word >> (bit % 64) & 1 != 0
+}
+
+/// Where the guest's value of an MSR is kept that nothing happens with here.
+fn kept(msr: u32) -> Option<Held> {
+    Some(match msr {
+        0x48 => Held::SpecCtrl,
+        0xE1 => Held::UmwaitControl,
+        0x122 => Held::TsxCtrl,
+        0x1C4 => Held::Xfd,
+        0x1C5 => Held::XfdErr,
+        0x600 => Held::DsArea,
+        0xDA0 => Held::Xss,
+        0x14CF => Held::LbrDepth,
+        0x1B01 => Held::UarchMiscCtl,
+        0xC000_0103 => Held::TscAux,
+        _ => return None,
+    })
+}
+
+/// RDMSR; `None` is #GP(0).
+fn read(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32) -> Option<u64> {
+    const PRED_CMD: u32 = 0x49;
+    const FLUSH_CMD: u32 = 0x10B;
+    Some(match msr {
+        PRED_CMD | FLUSH_CMD => return None,
+        PAT => vcpu.vmcs(Field::PAT),
+        cpu::MSR_EFER => vcpu.vmcs(Field::EFER),
+        _ if X2APIC.contains(&msr) => VirtualApic::of(vcpu).read_msr(msr),
+        _ => match kept(msr) {
+            Some(held) => vcpu.held(held),
+            None => personality::constant(msr, &world::get().facts)
+                .unwrap_or_else(|| machine.rdmsr(machine.number(), msr)),
+        },
+    })
+}
+
+/// WRMSR.
+fn write(vcpu: &Vcpu<'_>, msr: u32, value: u64) -> Written {
+    const TSC_AUX: u32 = 0xC000_0103;
+    match msr {
+        0x49 | 0x10B if value & !1 == 0 => Written::Done,
+        PAT if is_pat(value) => {
+            vcpu.set_vmcs(Field::PAT, value);
+            Written::Done
+        }
+        TSC_AUX if value >> 32 != 0 => Written::Gp,
+        _ if X2APIC.contains(&msr) => VirtualApic::of(vcpu).write_msr(msr, value),
+        _ => match kept(msr) {
+            Some(held) => {
+                vcpu.set_held(held, value);
+                if held == Held::TscAux {
+                    super::extended::set_tsc_aux(value);
+                }
+                Written::Done
+            }
+            None => Written::Gp,
+        },
+    }
+}
+
+/// Whether all eight fields of a PAT are memory types.
+fn is_pat(value: u64) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|&kind| matches!(kind, 0 | 1 | 4..=7))
+}

@@ -1,0 +1,129 @@
+//! Single steps of the guest: over the IRET that ends the handling of an NMI, for the monitor trap flag, and over an
+//! instruction that keeps interrupts away, which TCG forgets when it enters a guest.
+
+use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::vapic::VirtualApic;
+
+use super::exits::reason;
+use super::{Next, Td, VmExit};
+use crate::monitor::vmcb::{exit, misc1, vector};
+
+/// Primary controls.
+const NMI_WINDOW: u64 = 1 << 22;
+const MONITOR_TRAP: u64 = 1 << 27;
+const TRAP_FLAG: u64 = 1 << 8;
+const DR6_SINGLE_STEP: u64 = 1 << 14;
+/// DR6: breakpoints that were hit, and debug-register access.
+const DR6_OTHERS: u64 = 0x200F;
+
+/// What a step is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The end of an NMI's handler.
+    Iret,
+    /// The monitor trap flag.
+    Trap,
+    /// The instruction after STI or MOV SS.
+    Shadow,
+}
+
+/// A step under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    purpose: Purpose,
+    /// The guest's own trap flag.
+    traps: bool,
+    dr6: u64,
+    intercepts: u32,
+}
+
+impl Td {
+    /// Begins a step if the module wants one.
+    pub(super) fn begin_step(&mut self, vcpu: &Vcpu<'_>) {
+        let controls = vcpu.vmcs(Field::PROC_BASED);
+        if is_window_wanted(vcpu) {
+            self.vmcb.intercept_misc1 |= misc1::IRET;
+        }
+        if controls & MONITOR_TRAP != 0 {
+            self.step(Purpose::Trap);
+        }
+        let injects = self.vmcb.is_injecting();
+        if self.vmcb.interrupt_shadow & 1 != 0
+            && !injects
+            && VirtualApic::of(vcpu).deliverable().is_some()
+        {
+            self.step(Purpose::Shadow);
+        }
+    }
+
+    fn step(&mut self, purpose: Purpose) {
+        if self.step.is_some() {
+            return;
+        }
+        let save = &mut self.vmcb.save;
+        self.step = Some(Step {
+            purpose,
+            traps: save.rflags & TRAP_FLAG != 0,
+            dr6: save.dr6,
+            intercepts: self.vmcb.intercept_exceptions,
+        });
+        save.rflags |= TRAP_FLAG;
+        self.vmcb.intercept_exceptions |= 1 << vector::DB;
+    }
+
+    /// The IRET exit: the handler of an NMI ends, which unblocks NMIs once it is over.
+    pub(super) fn iret(&mut self, vcpu: &Vcpu<'_>) -> Next {
+        if !self.nmi_blocked && is_window_wanted(vcpu) {
+            return Next::Exit(VmExit::of(reason::NMI_WINDOW));
+        }
+        self.vmcb.intercept_misc1 &= !misc1::IRET;
+        self.step(Purpose::Iret);
+        Next::Resume
+    }
+
+    /// Ends the step that was under way, if there was one, at an exit with this code. The exit if that is all there is to it.
+    pub(super) fn end_step(&mut self, vcpu: &Vcpu<'_>, code: u64) -> Option<Next> {
+        let step = self.step.take()?;
+        self.vmcb.intercept_exceptions = step.intercepts;
+        let stepped = code == exit::EXCEPTION + u64::from(vector::DB);
+        let save = &mut self.vmcb.save;
+        if !stepped {
+            if !step.traps {
+                save.rflags &= !TRAP_FLAG;
+            }
+            if step.purpose == Purpose::Iret {
+                self.vmcb.intercept_misc1 |= misc1::IRET;
+            }
+            return None;
+        }
+        // IRET has loaded flags of its own.
+        if !step.traps && step.purpose != Purpose::Iret {
+            save.rflags &= !TRAP_FLAG;
+        }
+        let others = save.dr6 & DR6_OTHERS & !step.dr6 != 0;
+        if !step.traps {
+            save.dr6 = save.dr6 & !DR6_SINGLE_STEP | step.dr6 & DR6_SINGLE_STEP;
+        }
+        self.vmcb.event_injection = 0;
+        if step.traps || others {
+            self.vmcb.inject_exception(vector::DB, None);
+        }
+        Some(match step.purpose {
+            Purpose::Trap => Next::Exit(VmExit::of(reason::MONITOR_TRAP)),
+            Purpose::Shadow => Next::Resume,
+            Purpose::Iret => {
+                self.nmi_blocked = false;
+                if is_window_wanted(vcpu) && !self.vmcb.is_injecting() {
+                    Next::Exit(VmExit::of(reason::NMI_WINDOW))
+                } else {
+                    Next::Resume
+                }
+            }
+        })
+    }
+}
+
+/// Whether the module wants to know when an NMI can be delivered.
+fn is_window_wanted(vcpu: &Vcpu<'_>) -> bool {
+    vcpu.vmcs(Field::PROC_BASED) & NMI_WINDOW != 0
+}

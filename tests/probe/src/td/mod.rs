@@ -1,0 +1,208 @@
+//! A small TD, built and entered call by call, whose guest is a page of assembly.
+
+pub mod guest;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use seam::abi::metadata::{FieldId, vmcs};
+use seam::abi::{Gprs, Leaf, Status, TDCS_PAGES, TDVPS_PAGES, TdParams};
+use zerocopy::FromZeros;
+
+use crate::attempt::{seamcall_all, write};
+use crate::tdx::{FAULT, call, first_hkid, free_hkid, pages, put, succeed};
+use crate::team::Team;
+use crate::{Check, Failure, expect};
+
+/// vCPUs of a TD at most.
+pub const VCPUS: usize = 4;
+/// The bit of a shared guest-physical address.
+pub const SHARED: u64 = 1 << 47;
+
+/// A TD with its key.
+pub struct Td {
+    pub tdr: u64,
+    pub vcpus: [u64; VCPUS],
+    pub size: usize,
+    /// The root of its shared EPT.
+    pub shared_eptp: u64,
+}
+
+/// How a vCPU left: RAX, and the other registers.
+#[derive(Clone, Copy)]
+pub struct Exit(pub Gprs);
+
+impl Exit {
+    /// The VM exit's reason; none if the call failed.
+    pub fn reason(&self) -> u64 {
+        self.0.rax
+    }
+
+    /// What the guest passes in R12 by a TDVMCALL.
+    pub fn said(&self) -> u64 {
+        self.0.r12
+    }
+}
+
+fn key_config(tdr: u64) -> u64 {
+    let operands = Gprs {
+        rcx: tdr,
+        ..Gprs::default()
+    };
+    match call(Leaf::MngKeyConfig, operands) {
+        Err(status) => match Status(status).code() {
+            // Another processor of the package was first, or of all packages.
+            Status::KEY_CONFIGURED | Status::LIFECYCLE_STATE_INCORRECT => 0,
+            _ => status,
+        },
+        Ok(_) => 0,
+    }
+}
+
+fn page_at(rcx: u64, rdx: u64) -> Gprs {
+    Gprs {
+        rcx,
+        rdx,
+        ..Gprs::default()
+    }
+}
+
+/// HKIDs that were handed out.
+static TAKEN: AtomicU64 = AtomicU64::new(2);
+
+impl Td {
+    /// Builds a TD with vCPUs `0..size`, whose guest runs `program`. All of them belong to this processor until another
+    /// has them.
+    pub fn build(team: Team, size: usize, program: u64) -> Result<Self, Failure> {
+        let tdr = pages(1);
+        let hkid = first_hkid() + TAKEN.fetch_add(1, Ordering::Relaxed);
+        succeed("TDH.MNG.CREATE", Leaf::MngCreate, page_at(tdr, hkid))?;
+        expect("TDH.MNG.KEY.CONFIG", key_config(tdr), 0)?;
+        for number in 0..team.size() {
+            expect("TDH.MNG.KEY.CONFIG", team.ask(number, key_config, tdr)?, 0)?;
+        }
+        for _ in 0..TDCS_PAGES.0 {
+            succeed("TDH.MNG.ADDCX", Leaf::MngAddcx, page_at(pages(1), tdr))?;
+        }
+        let params_at = pages(1);
+        let params = TdParams {
+            xfam: 7,
+            max_vcpus: VCPUS as u16,
+            eptp_controls: 0x1E,
+            tsc_frequency: 40,
+            ..TdParams::new_zeroed()
+        };
+        put(params_at, &params);
+        succeed("TDH.MNG.INIT", Leaf::MngInit, page_at(tdr, params_at))?;
+        let mut td = Self {
+            tdr,
+            vcpus: [0; VCPUS],
+            size,
+            shared_eptp: pages(1),
+        };
+        clear(td.shared_eptp);
+        for gpa in [0, 0xFFFF_F000] {
+            for level in (1..=3).rev() {
+                td.add_table(gpa, level);
+            }
+        }
+        guest::lay_out(&td)?;
+        for number in 0..size {
+            td.vcpus[number] = td.add_vcpu(program)?;
+        }
+        succeed("TDH.MR.FINALIZE", Leaf::MrFinalize, page_at(tdr, 0))?;
+        Ok(td)
+    }
+
+    /// An S-EPT page under the entry of `level`, where there is none yet.
+    pub fn add_table(&self, gpa: u64, level: u64) {
+        let operands = Gprs {
+            r8: pages(1),
+            ..page_at(gpa & !((1 << (12 + 9 * level)) - 1) | level, self.tdr)
+        };
+        // One that is there already serves both.
+        let _ = call(Leaf::MemSeptAdd, operands);
+    }
+
+    /// Adds a page with the content of the page at `source`.
+    pub fn add_page(&self, gpa: u64, source: u64) -> Check {
+        let operands = Gprs {
+            r8: pages(1),
+            r9: source,
+            ..page_at(gpa, self.tdr)
+        };
+        succeed("TDH.MEM.PAGE.ADD", Leaf::MemPageAdd, operands).map(drop)
+    }
+
+    fn add_vcpu(&self, program: u64) -> Result<u64, Failure> {
+        let tdvpr = pages(1);
+        succeed("TDH.VP.CREATE", Leaf::VpCreate, page_at(tdvpr, self.tdr))?;
+        for _ in 1..TDVPS_PAGES.0 {
+            succeed("TDH.VP.ADDCX", Leaf::VpAddcx, page_at(pages(1), tdvpr))?;
+        }
+        succeed("TDH.VP.INIT", Leaf::VpInit, page_at(tdvpr, program))?;
+        self.write_field(tdvpr, vmcs::SHARED_EPTP, self.shared_eptp)?;
+        Ok(tdvpr)
+    }
+
+    /// Writes a field of a vCPU.
+    pub fn write_field(&self, tdvpr: u64, field: FieldId, value: u64) -> Check {
+        let operands = Gprs {
+            r8: value,
+            r9: u64::MAX,
+            ..page_at(tdvpr, field.0)
+        };
+        succeed("TDH.VP.WR", Leaf::VpWr, operands).map(drop)
+    }
+
+    /// Enters vCPU `number` on this processor with what the last TDVMCALL returns.
+    pub fn enter(&self, number: usize) -> Exit {
+        enter(self.vcpus[number], 0)
+    }
+
+    /// Enters vCPU `number` and expects it to say `expected` by a TDVMCALL.
+    pub fn hear(&self, number: usize, what: &'static str, expected: u64) -> Check {
+        let exit = self.enter(number);
+        expect("the exit's reason", exit.reason(), TDCALL)?;
+        expect(what, exit.said(), expected)
+    }
+
+    /// Gives the TD's HKID back. Its vCPUs belong to this processor, or to none.
+    pub fn end(&self, team: Team) -> Check {
+        for number in 0..self.size {
+            match call(Leaf::VpFlush, page_at(self.vcpus[number], 0)) {
+                Err(status) if Status(status).code() != Status::VCPU_NOT_ASSOCIATED => {
+                    return expect("TDH.VP.FLUSH", status, 0);
+                }
+                _ => {}
+            }
+        }
+        free_hkid(self.tdr, team)
+    }
+}
+
+/// The exit reason of a TDVMCALL.
+pub const TDCALL: u64 = 77;
+
+/// Enters the vCPU at `tdvpr`; its TDVMCALL, if it is in one, gives R10 = 0 and R12 = `answer`.
+pub fn enter(tdvpr: u64, answer: u64) -> Exit {
+    let mut registers = Gprs {
+        rax: Leaf::VpEnter.rax(),
+        rcx: tdvpr,
+        r12: answer,
+        ..Gprs::default()
+    };
+    match seamcall_all(&mut registers) {
+        Ok(()) => Exit(registers),
+        Err(_) => Exit(Gprs {
+            rax: FAULT,
+            ..registers
+        }),
+    }
+}
+
+/// Clears a page of the host's.
+pub fn clear(page: u64) {
+    for offset in (0..4096).step_by(8) {
+        write(page + offset, 0);
+    }
+}
