@@ -36,6 +36,11 @@ impl Programs {
         self.directory.join("probe.efi")
     }
 
+    /// The TDVF image of the guest called `name`.
+    pub fn guest(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.fd"))
+    }
+
     /// The ELF that the EFI image called `name` was made from, with symbols and line numbers. Its addresses are
     /// those of the image.
     pub fn symbols(&self, name: &str) -> PathBuf {

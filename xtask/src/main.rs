@@ -40,10 +40,10 @@ enum Task {
     Run(run::Options),
     /// Replay recordings of Intel's TDX module against the emulated one.
     Conform(conform::Conform),
-    /// Compute the MRTD of a TD that is built from a TDVF image.
+    /// Compute the MRTD of a TD that is built from a TDVF image, or of each TD in a configuration.
     Measure {
-        /// The firmware image, such as OVMF.fd
-        image: PathBuf,
+        /// The firmware image, such as OVMF.fd, or a seamark.toml
+        file: PathBuf,
     },
     /// Check the format, lint, test on this computer, and test whole systems in QEMU.
     Test(test::Options),
@@ -66,7 +66,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         Task::Image { config, output } => {
             image::write(&build::all()?, config.as_deref(), output.as_deref())?;
         }
-        Task::Measure { image } => measure::run(&image)?,
+        Task::Measure { file } => measure::run(&file)?,
         Task::Run(options) => run::run(&build::all()?, &options)?,
         Task::Conform(conform) => conform.run()?,
         Task::Test(options) => return Ok(test::run(&options)),

@@ -3,6 +3,7 @@
 //! The flags below reach these programs alone, through an explicit `--target` and a target directory of their own.
 
 mod elf;
+mod guest;
 mod pe;
 mod rom;
 
@@ -68,7 +69,24 @@ pub fn all() -> Result<Programs> {
     for program in present() {
         program.build(&out)?;
     }
+    build_guests(&out)?;
     Ok(Programs::in_directory(&out))
+}
+
+/// Builds every guest as a TDVF image.
+fn build_guests(out: &Path) -> Result<()> {
+    let status = guests("build").status().context("can't start cargo")?;
+    ensure!(status.success(), "cargo could not build the guests");
+    let built = GUESTS.directory().join(TARGET).join(PROFILE);
+    for name in guests::ALL {
+        let elf = built.join(name);
+        let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
+        let image = guest::image(&program).with_context(|| (*name).to_owned())?;
+        write(&out.join(format!("{name}.elf")), &file)?;
+        write(&out.join(format!("{name}.fd")), &image)?;
+    }
+    Ok(())
 }
 
 /// Has clippy look at every program as it is built.
@@ -76,17 +94,11 @@ pub fn all() -> Result<Programs> {
 /// # Errors
 /// When it has something to say.
 pub fn lint() -> Result<()> {
-    for program in present() {
-        let status = program
-            .cargo("clippy")
-            .args(["--", "-D", "warnings"])
-            .status();
+    let programs = present().into_iter().map(|p| (p.cargo("clippy"), p.bin));
+    for (mut cargo, name) in programs.chain([(guests("clippy"), "the guests")]) {
+        let status = cargo.args(["--", "-D", "warnings"]).status();
         let status = status.context("can't start cargo")?;
-        ensure!(
-            status.success(),
-            "clippy has something to say about {}",
-            program.bin
-        );
+        ensure!(status.success(), "clippy has something to say about {name}");
     }
     Ok(())
 }
@@ -146,41 +158,84 @@ impl Bare {
     fn compile(&self) -> Result<PathBuf> {
         let status = self.cargo("build").status().context("can't start cargo")?;
         ensure!(status.success(), "cargo could not build {}", self.bin);
-        Ok(target_directory().join(TARGET).join(PROFILE).join(self.bin))
+        Ok(FIRMWARE
+            .directory()
+            .join(TARGET)
+            .join(PROFILE)
+            .join(self.bin))
     }
 
     /// A cargo command on this program, with the flags of all freestanding ones.
     fn cargo(&self, command: &str) -> Command {
+        let mut cargo = FIRMWARE.cargo(command);
+        cargo.args(["--package", self.package, "--bin", self.bin]);
+        cargo
+    }
+}
+
+/// A cargo command on all guests, in their own package.
+fn guests(command: &str) -> Command {
+    let mut cargo = GUESTS.cargo(command);
+    cargo.args(["--package", "guests", "--bins"]);
+    cargo
+}
+
+/// Freestanding programs with one way in.
+struct Flavour {
+    /// The symbol of the first instruction.
+    entry: &'static str,
+    /// Below the target directory: other flags make other files of the same names.
+    directory: &'static str,
+}
+
+/// What UEFI starts.
+const FIRMWARE: Flavour = Flavour {
+    entry: "efi_main",
+    directory: "bare",
+};
+
+/// What a TD's reset vector starts.
+const GUESTS: Flavour = Flavour {
+    entry: guest_kit::layout::ENTRY_SYMBOL,
+    directory: "guests",
+};
+
+impl Flavour {
+    fn directory(&self) -> PathBuf {
+        workspace::target().join(self.directory)
+    }
+
+    fn cargo(&self, command: &str) -> Command {
         let mut cargo = Command::new(workspace::cargo());
         cargo
             .current_dir(workspace::root())
-            .args([command, "--package", self.package])
-            .args(["--bin", self.bin, "--features", "bare"])
+            .args([command, "--features", "bare"])
             .args(["--profile", PROFILE, "--target", TARGET])
             .arg("--target-dir")
-            .arg(target_directory())
-            .env("CARGO_ENCODED_RUSTFLAGS", rustflags().join("\u{1f}"))
+            .arg(self.directory())
+            .env(
+                "CARGO_ENCODED_RUSTFLAGS",
+                rustflags(self.entry).join("\u{1f}"),
+            )
             .env_remove("RUSTFLAGS");
         cargo
     }
 }
 
-fn target_directory() -> PathBuf {
-    workspace::target().join("bare")
-}
-
 /// No red zone (interrupts would overwrite it), no unwinding, and one position-independent file that needs no loader
 /// beyond base relocations. The image base leaves room for the PE headers; paths are cut so that the same
 /// source gives the same bytes wherever it is built.
-fn rustflags() -> Vec<String> {
+fn rustflags(entry: &str) -> Vec<String> {
+    let first = format!("-Wl,-e,{entry}");
     let image_base = format!("-Wl,--image-base={:#x}", pe::HEADERS);
     let link = [
         "-nostdlib",
         "-nostartfiles",
         "-static-pie",
-        "-Wl,--no-dynamic-linker,--gc-sections,--build-id=none,-e,efi_main",
+        "-Wl,--no-dynamic-linker,--gc-sections,--build-id=none",
         "-Wl,-z,relro,-z,max-page-size=4096,-z,separate-code",
         &image_base,
+        &first,
     ];
     let code = [
         "relocation-model=pic",

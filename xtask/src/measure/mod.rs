@@ -10,25 +10,61 @@ mod vectors;
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result, ensure};
+use boot::config;
 
 use mm::tdvf::{TdImage, chunks};
 use mrtd::{CHUNK, Mrtd};
+use seam::abi::Measurement;
 
-/// Prints the MRTD of a TD that is built from the TDVF image in `file`.
+/// Prints the MRTD of a TD that is built from the TDVF image in `file`; or, if that is a configuration, of each TD in it,
+/// with its name.
 ///
 /// # Errors
-/// If the file can't be read, or is no TDVF image that can be built; the message says what is wrong with it.
+/// If a file can't be read, or is no configuration, or no TDVF image that can be built; the message says what is wrong
+/// with it.
 pub fn run(file: &Path) -> Result<()> {
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let image =
-        TdImage::parse(&bytes).with_context(|| format!("{} is no TDVF image", file.display()))?;
-    println!("{}", hex(&measure(&image)));
+    if file.extension().is_none_or(|extension| extension != "toml") {
+        println!("{}", hex(&of_file(file)?));
+        return Ok(());
+    }
+    let tds = of_config(file)?;
+    ensure!(!tds.is_empty(), "{} has no [[td]]", file.display());
+    let width = tds.iter().map(|(name, _)| name.len()).max();
+    for (name, mrtd) in tds {
+        println!("{name:0$}  {1}", width.unwrap_or_default(), hex(&mrtd));
+    }
     Ok(())
 }
 
+/// The names of the TDs in the configuration in `file`, in its order, and their MRTDs.
+///
+/// # Errors
+/// As [`run`].
+pub fn of_config(file: &Path) -> Result<Vec<(String, Measurement)>> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let config = config::parse(&text)
+        .map_err(Error::msg)
+        .with_context(|| format!("in {}", file.display()))?;
+    let home = file.parent().unwrap_or(Path::new("."));
+    let measured = |td: &config::Td| {
+        // The parser saw to it that there is one.
+        let mut images = config.file.iter().filter(|image| image.name == td.image);
+        let image = images.next().context("the image is no [[file]]")?;
+        Ok((td.name.clone(), of_file(&home.join(&image.path))?))
+    };
+    config.td.iter().map(measured).collect()
+}
+
+fn of_file(file: &Path) -> Result<Measurement> {
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let image =
+        TdImage::parse(&bytes).with_context(|| format!("{} is no TDVF image", file.display()))?;
+    Ok(measure(&image))
+}
+
 /// The MRTD of a TD that is built from `image`.
-pub fn measure(image: &TdImage<'_>) -> [u8; 48] {
+fn measure(image: &TdImage<'_>) -> Measurement {
     let mut mrtd = Mrtd::new();
     for page in image.pages() {
         mrtd.page_add(page.gpa.0);
@@ -104,6 +140,39 @@ mod tests {
             measure(&TdImage::parse(&file).unwrap()),
             expected.finalize()
         );
+    }
+
+    #[test]
+    fn each_td_of_a_configuration_is_measured_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("seamark.toml");
+        let write_config = |image: &str| {
+            let td = |name| {
+                format!("[[td]]\nname = \"{name}\"\nimage = \"{image}\"\nmemory = \"16M\"\n")
+            };
+            let file = "[[file]]\nname = \"one\"\npath = \"one.fd\"\n";
+            std::fs::write(&config, [file, &td("a"), &td("b")].concat()).unwrap();
+        };
+        let firmware = Entry {
+            data: 0..0x1000,
+            gpa: 0xffff_f000,
+            bytes: 0x1000,
+            kind: 0,
+            attributes: 1,
+        };
+        let image = write(&[1; 0x1000], &[firmware], &[0; TAIL_BYTES]);
+        write_config("one");
+        let missing = of_config(&config).unwrap_err().to_string();
+        assert!(missing.contains("one.fd"), "{missing}");
+        std::fs::write(folder.path().join("one.fd"), &image).unwrap();
+        let expected = measure(&TdImage::parse(&image).unwrap());
+        assert_eq!(
+            of_config(&config).unwrap(),
+            [("a".to_owned(), expected), ("b".to_owned(), expected)]
+        );
+        write_config("two");
+        let unknown = format!("{:#}", of_config(&config).unwrap_err());
+        assert!(unknown.contains("seamark.toml:6:"), "{unknown}");
     }
 
     #[test]

@@ -1,0 +1,70 @@
+//! The vCPU's x2APIC: some registers are the TD's own, the others the host emulates.
+//!
+//! Source: Intel SDM volume 3A, chapter 11.12; which are native: TDX Module ABI 1.5, MSR virtualization.
+#![expect(unsafe_code, reason = "writes MSRs of the virtual APIC")]
+
+use crate::cpu;
+use crate::trap::SPURIOUS;
+use crate::vmcall::{self, Refused};
+
+/// Registers, by MSR.
+#[expect(missing_docs, reason = "the names are the specification's")]
+pub mod msr {
+    pub const ID: u32 = 0x802;
+    pub const EOI: u32 = 0x80B;
+    pub const SPURIOUS: u32 = 0x80F;
+    pub const ICR: u32 = 0x830;
+    pub const LVT_TIMER: u32 = 0x832;
+    pub const SELF_IPI: u32 = 0x83F;
+    pub const TSC_DEADLINE: u32 = 0x6E0;
+}
+
+/// The APIC is on.
+const ENABLED: u64 = 1 << 8;
+/// The timer fires when the time-stamp counter passes IA32_TSC_DEADLINE.
+const DEADLINE_MODE: u64 = 2 << 17;
+
+/// This vCPU's APIC id, which the host knows.
+///
+/// # Errors
+/// [`Refused`].
+pub fn id() -> Result<u32, Refused> {
+    vmcall::rdmsr(msr::ID).map(|id| id as u32)
+}
+
+/// Switches the APIC on.
+///
+/// # Errors
+/// [`Refused`].
+pub fn enable() -> Result<(), Refused> {
+    vmcall::wrmsr(msr::SPURIOUS, ENABLED | u64::from(SPURIOUS))
+}
+
+/// The end of the interrupt in service.
+pub fn end_of_interrupt() {
+    // SAFETY: it ends an interrupt, and does nothing where none is in service.
+    unsafe { cpu::wrmsr(msr::EOI, 0) }
+}
+
+/// An interrupt for this vCPU itself, which needs no host.
+pub fn self_ipi(vector: u8) {
+    // SAFETY: every vector has a handler.
+    unsafe { cpu::wrmsr(msr::SELF_IPI, vector.into()) }
+}
+
+/// An interrupt for the vCPU with that APIC id.
+///
+/// # Errors
+/// [`Refused`].
+pub fn ipi(destination: u32, vector: u8) -> Result<(), Refused> {
+    vmcall::wrmsr(msr::ICR, u64::from(destination) << 32 | u64::from(vector))
+}
+
+/// An interrupt for this vCPU when the time-stamp counter passes `deadline`.
+///
+/// # Errors
+/// [`Refused`].
+pub fn timer(vector: u8, deadline: u64) -> Result<(), Refused> {
+    vmcall::wrmsr(msr::LVT_TIMER, DEADLINE_MODE | u64::from(vector))?;
+    vmcall::wrmsr(msr::TSC_DEADLINE, deadline)
+}

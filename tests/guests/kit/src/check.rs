@@ -1,0 +1,143 @@
+//! Checks, and how they are told: `ok NAME`, `FAIL NAME: why`, and at the end `GUEST: N passed, N failed`.
+
+use core::fmt;
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use arrayvec::ArrayString;
+use spin::Mutex;
+
+use crate::{console, say, vcpu, vmcall};
+
+/// Bytes that a reason has at most.
+const MOST: usize = 112;
+
+/// Why a check failed, in few words.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure(ArrayString<MOST>);
+
+impl Failure {
+    /// A reason; what does not fit is cut off.
+    pub fn new(why: fmt::Arguments<'_>) -> Self {
+        struct Cut(ArrayString<MOST>);
+        impl fmt::Write for Cut {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                for letter in text.chars() {
+                    self.0.try_push(letter).map_err(|_| fmt::Error)?;
+                }
+                Ok(())
+            }
+        }
+        let mut text = Cut(ArrayString::new());
+        let _ = fmt::Write::write_fmt(&mut text, why);
+        Self(text.0)
+    }
+}
+
+/// The outcome of a check.
+pub type Check = Result<(), Failure>;
+
+/// A check that failed, with the arguments of `format!`.
+#[macro_export]
+macro_rules! fail {
+    ($($arguments:tt)*) => {
+        Err($crate::check::Failure::new(format_args!($($arguments)*)))
+    };
+}
+
+/// Fails with the arguments of `format!` unless the condition holds.
+#[macro_export]
+macro_rules! ensure {
+    ($condition:expr, $($arguments:tt)*) => {
+        if !$condition {
+            return $crate::fail!($($arguments)*);
+        }
+    };
+}
+
+/// Fails unless `found` is `expected`.
+///
+/// # Errors
+/// Both, with what was looked at.
+pub fn expect(what: &str, found: u64, expected: u64) -> Check {
+    ensure!(found == expected, "{what} is {found:#x}, not {expected:#x}");
+    Ok(())
+}
+
+/// The tally of a guest.
+#[derive(Debug, Default)]
+pub struct Checks {
+    passed: u32,
+    failed: u32,
+}
+
+/// The check that [`each`] is at: a `fn() -> Check`; and the first failure of it, with the vCPU.
+static CHECK: AtomicUsize = AtomicUsize::new(0);
+static FIRST: Mutex<Option<(u32, Failure)>> = Mutex::new(None);
+
+impl Checks {
+    /// A check on this vCPU.
+    pub fn once(&mut self, name: &str, check: fn() -> Check) {
+        match check() {
+            Ok(()) => self.pass(name),
+            Err(Failure(why)) => self.fail(name, format_args!("{why}")),
+        }
+    }
+
+    /// A check on every vCPU, one after the other.
+    pub fn each(&mut self, name: &str, check: fn() -> Check) {
+        self.run(name, check, || {
+            (0..vcpu::count()).for_each(|index| vcpu::on(index, perform));
+        });
+    }
+
+    /// A check on every vCPU, all at the same time.
+    pub fn together(&mut self, name: &str, check: fn() -> Check) {
+        self.run(name, check, || vcpu::on_all(perform));
+    }
+
+    fn run(&mut self, name: &str, check: fn() -> Check, run: impl FnOnce()) {
+        CHECK.store(check as usize, Ordering::Release);
+        run();
+        match FIRST.lock().take() {
+            None => self.pass(name),
+            Some((index, Failure(why))) => self.fail(name, format_args!("vCPU {index}: {why}")),
+        }
+    }
+
+    fn pass(&mut self, name: &str) {
+        self.passed += 1;
+        say!("ok {name}");
+    }
+
+    fn fail(&mut self, name: &str, why: fmt::Arguments<'_>) {
+        self.failed += 1;
+        say!("FAIL {name}: {why}");
+    }
+}
+
+/// Performs the check on this vCPU.
+#[expect(unsafe_code, reason = "a function goes from vCPU to vCPU as a number")]
+fn perform() {
+    // SAFETY: `run` stored a function of this type before it called any vCPU.
+    let check =
+        unsafe { core::mem::transmute::<usize, fn() -> Check>(CHECK.load(Ordering::Acquire)) };
+    if let Err(why) = check() {
+        FIRST.lock().get_or_insert((vcpu::current().index(), why));
+    }
+}
+
+/// Runs a guest: its checks, the tally, and the end.
+pub fn run(name: &str, main: fn(&mut Checks)) -> ! {
+    say!("{name}: start");
+    let mut checks = Checks::default();
+    main(&mut checks);
+    say!("{name}: {} passed, {} failed", checks.passed, checks.failed);
+    vcpu::finish_all()
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    console::last_words(format_args!("FAIL panic: {info}"));
+    vmcall::report_fatal_error(0, "panic")
+}

@@ -1,0 +1,58 @@
+//! What a guest says: line by line to the first serial port, and to the debug port beside it, as far as the host has them.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use spin::Mutex;
+
+use crate::vmcall;
+
+/// COM1's data register.
+const SERIAL: u16 = 0x3F8;
+/// The debug console of QEMU's firmware.
+const DEBUG: u16 = 0x402;
+
+/// Held for the time of a line, so that those of several vCPUs do not mix.
+static LINE: Mutex<()> = Mutex::new(());
+
+struct Ports;
+
+impl Write for Ports {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        static SERIAL_REFUSED: AtomicBool = AtomicBool::new(false);
+        static DEBUG_REFUSED: AtomicBool = AtomicBool::new(false);
+        for byte in text.bytes() {
+            for (port, refused) in [(SERIAL, &SERIAL_REFUSED), (DEBUG, &DEBUG_REFUSED)] {
+                if !refused.load(Ordering::Relaxed) && vmcall::io_out(port, 1, byte.into()).is_err()
+                {
+                    refused.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says one line.
+pub fn line(text: fmt::Arguments<'_>) {
+    let _line = LINE.lock();
+    say(text);
+}
+
+/// Says one line even if the vCPU was interrupted in the middle of another.
+pub(crate) fn last_words(text: fmt::Arguments<'_>) {
+    say(text);
+}
+
+fn say(text: fmt::Arguments<'_>) {
+    // Ports take everything; an error could only be one of formatting.
+    let _ = write!(Ports, "{text}\r\n");
+}
+
+/// Says one line, with the arguments of `format!`.
+#[macro_export]
+macro_rules! say {
+    ($($arguments:tt)*) => {
+        $crate::console::line(format_args!($($arguments)*))
+    };
+}

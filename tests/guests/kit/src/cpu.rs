@@ -1,0 +1,56 @@
+//! Instructions that a guest executes natively.
+#![expect(unsafe_code, reason = "instructions without an intrinsic")]
+
+use core::arch::{asm, x86_64};
+
+/// RDMSR, of an MSR that the TD has natively or whose #VE is served.
+pub fn rdmsr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reading an MSR changes nothing; one that does not exist is reported as an exception.
+    unsafe {
+        asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// WRMSR, of an MSR that the TD has natively or whose #VE is served.
+///
+/// # Safety
+/// The CPU's behaviour with the new value must be what the program expects.
+pub unsafe fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: as the caller says.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack));
+    }
+}
+
+/// CPUID, with the #VE of a leaf that the module does not answer served by the host.
+pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
+    let found = x86_64::__cpuid_count(leaf, sub_leaf);
+    [found.eax, found.ebx, found.ecx, found.edx]
+}
+
+/// The time-stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: a TD always has it.
+    unsafe { x86_64::_rdtsc() }
+}
+
+/// Lets interrupts in.
+pub fn enable_interrupts() {
+    // SAFETY: every vector has a handler.
+    unsafe { asm!("sti", options(nomem, nostack)) }
+}
+
+/// Keeps interrupts out.
+pub fn disable_interrupts() {
+    // SAFETY: nothing waits for an interrupt without enabling them.
+    unsafe { asm!("cli", options(nomem, nostack)) }
+}
+
+/// Waits until `condition` holds. A guest has nothing else to do; who runs it has a limit for the whole.
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        core::hint::spin_loop();
+    }
+}

@@ -1,0 +1,192 @@
+//! Memory: what the host says there is, accepting it, and giving it out.
+//!
+//! Everything is mapped at its own address, and once more, as shared, in a window above.
+#![expect(unsafe_code, reason = "reads the hand-off block where the host put it")]
+
+use core::ops::Range;
+
+use arrayvec::ArrayVec;
+use seam::abi::{PAGE_2M, PAGE_4K, Status};
+use spin::Mutex;
+
+use crate::hob::{self, Kind};
+use crate::layout::HOB_BYTES;
+use crate::{start, tdcall};
+
+/// What was accepted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Pages of 2 MiB.
+    pub large: u64,
+    /// Pages of 4 KiB.
+    pub small: u64,
+}
+
+struct Memory {
+    /// Not accepted yet, ascending.
+    unaccepted: ArrayVec<Range<u64>, 16>,
+    /// Accepted and free.
+    free: Range<u64>,
+    accepted: Accepted,
+}
+
+static MEMORY: Mutex<Memory> = Mutex::new(Memory {
+    unaccepted: ArrayVec::new_const(),
+    free: 0..0,
+    accepted: Accepted { large: 0, small: 0 },
+});
+
+/// Learns from the list at `gpa` what memory there is.
+pub(crate) fn read_hob(gpa: u64) {
+    // SAFETY: the host wrote the list into memory of the image that is there for it, and nobody else uses that.
+    let list = unsafe { core::slice::from_raw_parts(gpa as *const u8, HOB_BYTES as usize) };
+    let ranges = hob::memory::<16>(list).expect("a list of hand-off blocks");
+    let unaccepted = ranges
+        .into_iter()
+        .filter(|(_, kind)| *kind == Kind::Unaccepted);
+    let mut memory = MEMORY.lock();
+    memory.unaccepted = unaccepted.map(|(range, _)| range).collect();
+    memory.unaccepted.sort_unstable_by_key(|range| range.start);
+    // Address 0 is memory like any other, but not for Rust.
+    if let Some(first) = memory
+        .unaccepted
+        .first_mut()
+        .filter(|range| range.start == 0)
+    {
+        first.start = PAGE_4K;
+    }
+}
+
+/// Takes memory for good: accepted, zero, at a multiple of `align`.
+pub fn take(bytes: u64, align: u64) -> u64 {
+    let mut memory = MEMORY.lock();
+    loop {
+        let start = memory.free.start.next_multiple_of(align);
+        if start + bytes <= memory.free.end {
+            memory.free.start = start + bytes;
+            return start;
+        }
+        memory.accept_more(bytes + align);
+    }
+}
+
+/// Takes `bytes` at a multiple of 2 MiB that are not accepted yet, for good: for whoever wants to do that himself.
+pub fn take_unaccepted(bytes: u64) -> Option<u64> {
+    let mut memory = MEMORY.lock();
+    let ranges = &mut memory.unaccepted;
+    let at = ranges.iter().position(|range| {
+        let start = range.end.saturating_sub(bytes) & !(PAGE_2M - 1);
+        start >= range.start && range.start < range.end
+    })?;
+    let range = &mut ranges[at];
+    range.end = (range.end - bytes) & !(PAGE_2M - 1);
+    Some(range.end)
+}
+
+/// Accepts all memory that nobody took. What was accepted so far, that included.
+pub fn accept_all() -> Accepted {
+    let mut memory = MEMORY.lock();
+    while let Some(range) = memory.unaccepted.pop() {
+        let accepted = accept(range.clone()).expect("memory that the host promised");
+        memory.accepted.large += accepted.large;
+        memory.accepted.small += accepted.small;
+        if range.end - range.start > memory.free.end - memory.free.start {
+            memory.free = range;
+        }
+    }
+    memory.accepted
+}
+
+impl Memory {
+    /// Accepts the next `bytes` at least, and puts them in place of what is free.
+    fn accept_more(&mut self, bytes: u64) {
+        let range = self
+            .unaccepted
+            .iter_mut()
+            .find(|range| range.end - range.start >= bytes)
+            .expect("enough memory");
+        let end = (range.start + bytes)
+            .next_multiple_of(PAGE_2M)
+            .min(range.end);
+        let chunk = range.start..end;
+        range.start = end;
+        let accepted = accept(chunk.clone()).expect("memory that the host promised");
+        self.accepted.large += accepted.large;
+        self.accepted.small += accepted.small;
+        self.free = chunk;
+    }
+}
+
+/// Accepts a range, 2 MiB at a time where that is possible.
+///
+/// # Errors
+/// The address of the page that can't be accepted, and why.
+pub fn accept(range: Range<u64>) -> Result<Accepted, (u64, Status)> {
+    let mut accepted = Accepted::default();
+    let mut at = range.start;
+    while at < range.end {
+        let fits = at.is_multiple_of(PAGE_2M) && range.end - at >= PAGE_2M;
+        if fits {
+            match tdcall::page_accept(at, 1) {
+                Status::SUCCESS => {
+                    accepted.large += 1;
+                    at += PAGE_2M;
+                    continue;
+                }
+                status if status.code() == Status::PAGE_SIZE_MISMATCH => {}
+                status => return Err((at, status)),
+            }
+        }
+        let end = if fits { at + PAGE_2M } else { at + PAGE_4K };
+        while at < end {
+            match tdcall::page_accept(at, 0) {
+                Status::SUCCESS => accepted.small += 1,
+                status => return Err((at, status)),
+            }
+            at += PAGE_4K;
+        }
+    }
+    Ok(accepted)
+}
+
+/// Accepts the page that an access to `gpa` missed.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn accept_at(gpa: u64) -> Result<(), Status> {
+    let large = tdcall::page_accept(gpa & !(PAGE_2M - 1), 1);
+    let status = if large == Status::SUCCESS {
+        large
+    } else {
+        tdcall::page_accept(gpa & !(PAGE_4K - 1), 0)
+    };
+    // Another vCPU may have been faster.
+    if status == Status::SUCCESS || status.code() == Status::PAGE_ALREADY_ACCEPTED {
+        Ok(())
+    } else {
+        Err(status)
+    }
+}
+
+/// Where the memory at `gpa` is mapped as shared.
+pub fn shared_alias(gpa: u64) -> u64 {
+    gpa + start::SHARED_WINDOW
+}
+
+/// The SHARED bit of a guest-physical address.
+pub fn shared_bit() -> u64 {
+    1 << (tdcall::vp_info().gpa_width - 1)
+}
+
+/// The word at an address of memory that was taken, or accepted, or is shared.
+pub fn word(at: u64) -> u64 {
+    // SAFETY: all memory is mapped, words in it can be read, and no reference to it exists. What is not the guest's is
+    // reported as an exception.
+    unsafe { (at as *const u64).read_volatile() }
+}
+
+/// Sets the word at an address of memory that was taken, or accepted, or is shared.
+pub fn set_word(at: u64, value: u64) {
+    // SAFETY: as for `word`; whoever took the memory is the only one who uses it.
+    unsafe { (at as *mut u64).write_volatile(value) }
+}

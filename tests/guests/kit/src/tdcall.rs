@@ -1,0 +1,185 @@
+//! TDCALL: what the module does for a TD.
+#![expect(unsafe_code, reason = "TDCALL is an instruction without an intrinsic")]
+
+use core::arch::naked_asm;
+use core::mem::MaybeUninit;
+
+use seam::abi::{Gprs, GuestLeaf, Status, TdReport};
+
+/// Executes TDCALL with these registers, and puts back what the module left in them.
+pub fn raw(regs: &mut Gprs) {
+    // SAFETY: `regs` is a valid block of registers. What the module does with memory is at addresses in them, and callers
+    // pass only their own.
+    unsafe { tdcall(regs) }
+}
+
+/// Calls a leaf of version 0; RAX as a status, and the registers.
+pub fn leaf(leaf: GuestLeaf, mut regs: Gprs) -> (Status, Gprs) {
+    regs.rax = leaf.rax();
+    raw(&mut regs);
+    (Status(regs.rax), regs)
+}
+
+/// What TDG.VP.INFO tells.
+#[derive(Clone, Copy, Debug)]
+pub struct VpInfo {
+    /// Bits of a guest-physical address; the highest is the SHARED bit.
+    pub gpa_width: u32,
+    /// The TD's ATTRIBUTES.
+    pub attributes: u64,
+    /// vCPUs that the TD has.
+    pub vcpus: u32,
+    /// This vCPU's number.
+    pub index: u32,
+}
+
+/// TDG.VP.INFO, which can't fail.
+pub fn vp_info() -> VpInfo {
+    let (_, regs) = leaf(GuestLeaf::VpInfo, Gprs::default());
+    VpInfo {
+        gpa_width: regs.rcx as u32,
+        attributes: regs.rdx,
+        vcpus: regs.r8 as u32,
+        index: regs.r9 as u32,
+    }
+}
+
+/// What happened to an instruction or access that raised #VE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VeInfo {
+    /// The exit reason.
+    pub reason: u32,
+    /// The exit qualification.
+    pub qualification: u64,
+    /// The guest-linear address of an access.
+    pub gla: u64,
+    /// The guest-physical address of an access.
+    pub gpa: u64,
+    /// The instruction's length in bytes.
+    pub length: u32,
+    /// The VM-exit instruction information.
+    pub information: u32,
+}
+
+/// TDG.VP.VEINFO.GET.
+///
+/// # Errors
+/// NO_VALID_VE_INFO.
+pub fn veinfo_get() -> Result<VeInfo, Status> {
+    match leaf(GuestLeaf::VpVeinfoGet, Gprs::default()) {
+        (Status::SUCCESS, regs) => Ok(VeInfo {
+            reason: regs.rcx as u32,
+            qualification: regs.rdx,
+            gla: regs.r8,
+            gpa: regs.r9,
+            length: regs.r10 as u32,
+            information: (regs.r10 >> 32) as u32,
+        }),
+        (status, _) => Err(status),
+    }
+}
+
+/// TDG.MEM.PAGE.ACCEPT of the page of `level` (0 for 4 KiB, 1 for 2 MiB) at `gpa`; the status, also of success.
+pub fn page_accept(gpa: u64, level: u64) -> Status {
+    let regs = Gprs {
+        rcx: gpa | level,
+        ..Gprs::default()
+    };
+    leaf(GuestLeaf::MemPageAccept, regs).0
+}
+
+/// TDG.MR.REPORT with `data` in it.
+///
+/// # Errors
+/// The status.
+pub fn mr_report(data: &[u8; 64]) -> Result<TdReport, Status> {
+    #[repr(align(1024))]
+    struct Report(MaybeUninit<TdReport>);
+    #[repr(align(64))]
+    struct Data([u8; 64]);
+
+    let mut report = Report(MaybeUninit::uninit());
+    let data = Data(*data);
+    let regs = Gprs {
+        // All memory is mapped at its own address.
+        rcx: report.0.as_mut_ptr() as u64,
+        rdx: &raw const data.0 as u64,
+        ..Gprs::default()
+    };
+    match leaf(GuestLeaf::MrReport, regs).0 {
+        // SAFETY: the module wrote all of it, and every bit pattern is a report.
+        Status::SUCCESS => Ok(unsafe { report.0.assume_init() }),
+        status => Err(status),
+    }
+}
+
+/// TDG.VM.RD of a field of the TD.
+///
+/// # Errors
+/// The status.
+pub fn vm_rd(field: u64) -> Result<u64, Status> {
+    let regs = Gprs {
+        rdx: field,
+        ..Gprs::default()
+    };
+    match leaf(GuestLeaf::VmRd, regs) {
+        (Status::SUCCESS, regs) => Ok(regs.r8),
+        (status, _) => Err(status),
+    }
+}
+
+/// Executes TDCALL with the registers of `regs`, and writes all of them back.
+#[unsafe(naked)]
+unsafe extern "sysv64" fn tdcall(regs: *mut Gprs) {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "mov rax, [rdi + 8 * 0]",
+        "mov rcx, [rdi + 8 * 1]",
+        "mov rdx, [rdi + 8 * 2]",
+        "mov rbx, [rdi + 8 * 3]",
+        "mov rbp, [rdi + 8 * 4]",
+        "mov rsi, [rdi + 8 * 5]",
+        "mov r8, [rdi + 8 * 7]",
+        "mov r9, [rdi + 8 * 8]",
+        "mov r10, [rdi + 8 * 9]",
+        "mov r11, [rdi + 8 * 10]",
+        "mov r12, [rdi + 8 * 11]",
+        "mov r13, [rdi + 8 * 12]",
+        "mov r14, [rdi + 8 * 13]",
+        "mov r15, [rdi + 8 * 14]",
+        "mov rdi, [rdi + 8 * 6]",
+        ".byte 0x66, 0x0F, 0x01, 0xCC",
+        "push rdi",
+        "mov rdi, [rsp + 8]",
+        "mov [rdi + 8 * 0], rax",
+        "mov [rdi + 8 * 1], rcx",
+        "mov [rdi + 8 * 2], rdx",
+        "mov [rdi + 8 * 3], rbx",
+        "mov [rdi + 8 * 4], rbp",
+        "mov [rdi + 8 * 5], rsi",
+        "mov [rdi + 8 * 7], r8",
+        "mov [rdi + 8 * 8], r9",
+        "mov [rdi + 8 * 9], r10",
+        "mov [rdi + 8 * 10], r11",
+        "mov [rdi + 8 * 11], r12",
+        "mov [rdi + 8 * 12], r13",
+        "mov [rdi + 8 * 13], r14",
+        "mov [rdi + 8 * 14], r15",
+        "pop rax",
+        "mov [rdi + 8 * 6], rax",
+        "pop rdi",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+    )
+}

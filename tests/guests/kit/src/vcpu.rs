@@ -1,0 +1,250 @@
+//! vCPUs: what each has for itself, how the others are woken, and how work is given to them.
+#![expect(
+    unsafe_code,
+    reason = "vCPUs begin in assembly, and know themselves by GS"
+)]
+
+use core::arch::asm;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use spin::Mutex;
+
+use crate::attempt::Caught;
+use crate::layout::{MAX_VCPUS, VCPU_AREA_BYTES};
+use crate::trap::{self, Tables};
+use crate::{cpu, memory, start, tdcall};
+
+/// A stack for each kind of event, since the prebuilt `core` uses the red zone.
+pub(crate) const EVENT_STACKS: usize = 5;
+const EVENT_STACK_BYTES: usize = 0x2000;
+const VCPU_BYTES: usize = 0x2000;
+
+/// The memory of one vCPU. Zeros are a valid beginning.
+#[repr(C, align(4096))]
+pub struct Area {
+    vcpu: Vcpu,
+    event_stacks: [[u8; EVENT_STACK_BYTES]; EVENT_STACKS],
+    stack: [u8; VCPU_AREA_BYTES as usize - VCPU_BYTES - EVENT_STACKS * EVENT_STACK_BYTES],
+}
+
+const _: () = assert!(size_of::<Area>() == VCPU_AREA_BYTES as usize);
+
+/// What a vCPU knows of itself.
+#[repr(C, align(8192))]
+pub struct Vcpu {
+    /// Where this is; at GS:0.
+    this: AtomicPtr<Vcpu>,
+    index: AtomicU32,
+    tables: Tables,
+    /// The instruction that is being attempted, and where to go on when it faults; zero at other times.
+    pub(crate) attempted: AtomicU64,
+    /// See `attempted`.
+    pub(crate) resume: AtomicU64,
+    /// How the last attempt ended.
+    pub(crate) caught: Mutex<Option<Caught>>,
+    /// Interrupts that came, by vector.
+    pub(crate) interrupts: [AtomicU32; 256],
+    /// NMIs that came.
+    pub(crate) nmis: AtomicU32,
+    /// #VEs that were served, other than in attempts.
+    pub(crate) served: AtomicU64,
+    /// A `fn()` to run, or zero.
+    job: AtomicUsize,
+}
+
+const _: () = assert!(size_of::<Vcpu>() == VCPU_BYTES);
+
+/// Offsets that assembly uses through GS.
+pub const ATTEMPTED: usize = offset_of!(Vcpu, attempted);
+/// See [`ATTEMPTED`].
+pub const RESUME: usize = offset_of!(Vcpu, resume);
+
+const GS_BASE: u32 = 0xC000_0101;
+
+/// The vCPU that executes this.
+pub fn current() -> &'static Vcpu {
+    let this: *const Vcpu;
+    // SAFETY: GS was set before anything asked, and areas are never freed.
+    unsafe {
+        asm!("mov {}, gs:[0]", out(reg) this, options(nostack, readonly, preserves_flags));
+        &*this
+    }
+}
+
+impl Vcpu {
+    /// Its number.
+    pub fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// Interrupts that came with `vector`.
+    pub fn interrupts(&self, vector: u8) -> u32 {
+        self.interrupts[usize::from(vector)].load(Ordering::Acquire)
+    }
+
+    /// NMIs that came.
+    pub fn nmis(&self) -> u32 {
+        self.nmis.load(Ordering::Acquire)
+    }
+
+    /// #VEs that were served by the handler.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+/// The mailbox by which vCPUs are woken: as firmware's, with a stack and an argument in the part that is the operating
+/// system's. The id is the vCPU's number.
+///
+/// Source: ACPI 6.5, section 5.2.12.19, "Multiprocessor Wakeup Mailbox Structure".
+#[repr(C)]
+pub(crate) struct Mailbox {
+    command: AtomicU32,
+    id: AtomicU32,
+    address: AtomicU64,
+    stack: AtomicU64,
+    argument: AtomicU64,
+}
+
+const WAKE_UP: u32 = 1;
+
+pub(crate) static MAILBOX: Mailbox = Mailbox {
+    command: AtomicU32::new(0),
+    id: AtomicU32::new(0),
+    address: AtomicU64::new(0),
+    stack: AtomicU64::new(0),
+    argument: AtomicU64::new(0),
+};
+
+/// The vCPUs that run, by number.
+static RUNNING: [AtomicPtr<Vcpu>; MAX_VCPUS] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_VCPUS];
+static FINISHED: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "Rust" {
+    fn guest_main() -> !;
+}
+
+/// The first Rust of every vCPU, on its own stack.
+pub(crate) extern "sysv64" fn enter(area: *mut Area) -> ! {
+    // SAFETY: the area is this vCPU's alone, and zeros or what the one before left are valid.
+    let area = unsafe { &*area };
+    let vcpu = &area.vcpu;
+    let this = &raw const *vcpu;
+    vcpu.this.store(this.cast_mut(), Ordering::Relaxed);
+    // SAFETY: GS is used for nothing but this.
+    unsafe { cpu::wrmsr(GS_BASE, this as u64) };
+    let info = tdcall::vp_info();
+    vcpu.index.store(info.index, Ordering::Relaxed);
+    let event_stacks = area
+        .event_stacks
+        .each_ref()
+        .map(|stack| stack.as_ptr_range().end as u64);
+    trap::load(&vcpu.tables, event_stacks);
+    if info.index == 0 {
+        start::map_shared(1 << (info.gpa_width - 1));
+        memory::read_hob(start::initial(0, start::Initial::R8));
+    }
+    RUNNING[info.index as usize].store(this.cast_mut(), Ordering::Release);
+    if info.index == 0 {
+        // SAFETY: `guest!` defined it, with this signature.
+        unsafe { guest_main() }
+    }
+    work(vcpu)
+}
+
+/// Runs what the vCPU is given, until the guest has finished.
+fn work(vcpu: &Vcpu) -> ! {
+    while !FINISHED.load(Ordering::Relaxed) {
+        let job = vcpu.job.load(Ordering::Acquire);
+        if job == 0 {
+            core::hint::spin_loop();
+            continue;
+        }
+        // SAFETY: only `give` stores here, and it stores functions of this type.
+        let job = unsafe { core::mem::transmute::<usize, fn()>(job) };
+        job();
+        vcpu.job.store(0, Ordering::Release);
+    }
+    halt()
+}
+
+/// vCPUs that the TD has, as far as a guest can use them.
+pub fn count() -> u32 {
+    tdcall::vp_info().vcpus.min(MAX_VCPUS as u32)
+}
+
+/// The vCPU of that number, once it runs.
+pub fn running(index: u32) -> Option<&'static Vcpu> {
+    let vcpu = RUNNING.get(index as usize)?.load(Ordering::Acquire);
+    // SAFETY: the list holds vCPUs in areas that are never freed.
+    unsafe { vcpu.as_ref() }
+}
+
+/// Wakes every vCPU that waits at the mailbox, one after the other. Called by vCPU 0.
+pub fn start_all() {
+    for index in (1..count()).filter(|index| running(*index).is_none()) {
+        let area = memory::take(VCPU_AREA_BYTES, align_of::<Area>() as u64);
+        MAILBOX
+            .address
+            .store(enter as *const () as u64, Ordering::Relaxed);
+        MAILBOX
+            .stack
+            .store(area + VCPU_AREA_BYTES, Ordering::Relaxed);
+        MAILBOX.argument.store(area, Ordering::Relaxed);
+        MAILBOX.id.store(index, Ordering::Relaxed);
+        MAILBOX.command.store(WAKE_UP, Ordering::Release);
+        cpu::wait_until(|| MAILBOX.command.load(Ordering::Acquire) == 0);
+        cpu::wait_until(|| running(index).is_some());
+    }
+}
+
+/// Has vCPU `index`, which runs and is not this one, execute `job`.
+pub fn give(index: u32, job: fn()) {
+    if let Some(vcpu) = running(index) {
+        vcpu.job.store(job as usize, Ordering::Release);
+    }
+}
+
+/// Waits until vCPU `index` has done what it was given.
+pub fn finish(index: u32) {
+    if let Some(vcpu) = running(index) {
+        cpu::wait_until(|| vcpu.job.load(Ordering::Acquire) == 0);
+    }
+}
+
+/// Has every vCPU that runs execute `job`, this one included, and waits for them all.
+pub fn on_all(job: fn()) {
+    let others = || (0..count()).filter(|index| *index != current().index());
+    others().for_each(|index| give(index, job));
+    job();
+    others().for_each(finish);
+}
+
+/// Has vCPU `index` execute `job`, and waits for it.
+pub fn on(index: u32, job: fn()) {
+    if index == current().index() {
+        job();
+    } else {
+        give(index, job);
+        finish(index);
+    }
+}
+
+/// The end of the guest: every vCPU halts.
+pub fn finish_all() -> ! {
+    FINISHED.store(true, Ordering::Relaxed);
+    // Those that never ran wait at the mailbox, which costs the host a CPU.
+    start_all();
+    halt()
+}
+
+/// Halts this vCPU for good.
+pub fn halt() -> ! {
+    cpu::disable_interrupts();
+    loop {
+        // Whether it is refused or woken, there is nothing else to do.
+        let _ = crate::vmcall::hlt(true);
+    }
+}

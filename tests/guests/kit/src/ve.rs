@@ -1,0 +1,80 @@
+//! What the #VE handler does for instructions that are not being attempted: what a small operating system would.
+//!
+//! Source of exit reasons and qualifications: Intel SDM volume 3D, appendix C, and volume 3C, section 28.2.1.
+
+use crate::tdcall::VeInfo;
+use crate::trap::Frame;
+use crate::{memory, vmcall};
+
+/// Exit reasons that raise #VE.
+#[expect(missing_docs, reason = "the names are the specification's")]
+pub mod reason {
+    pub const CPUID: u32 = 10;
+    pub const HLT: u32 = 12;
+    pub const INVD: u32 = 13;
+    pub const VMCALL: u32 = 18;
+    pub const CR_ACCESS: u32 = 28;
+    pub const IO: u32 = 30;
+    pub const RDMSR: u32 = 31;
+    pub const WRMSR: u32 = 32;
+    pub const MWAIT: u32 = 36;
+    pub const MONITOR: u32 = 39;
+    pub const EPT_VIOLATION: u32 = 48;
+    pub const WBINVD: u32 = 54;
+    pub const APIC_WRITE: u32 = 56;
+    pub const PCONFIG: u32 = 65;
+}
+
+const INTERRUPT_FLAG: u64 = 1 << 9;
+
+/// Does what the interrupted instruction wanted, and goes on behind it, or before it when memory was missing.
+///
+/// # Errors
+/// Why that is not possible.
+pub(crate) fn serve(info: &VeInfo, frame: &mut Frame) -> Result<(), &'static str> {
+    let refused = |_| "was refused by the host";
+    match info.reason {
+        reason::CPUID => {
+            let [a, b, c, d] =
+                vmcall::cpuid(frame.rax as u32, frame.rcx as u32).map_err(refused)?;
+            (frame.rax, frame.rbx) = (a.into(), b.into());
+            (frame.rcx, frame.rdx) = (c.into(), d.into());
+        }
+        reason::HLT => vmcall::hlt(frame.rflags & INTERRUPT_FLAG == 0).map_err(refused)?,
+        reason::IO => port(info.qualification, frame)?,
+        reason::RDMSR => {
+            let value = vmcall::rdmsr(frame.rcx as u32).map_err(refused)?;
+            (frame.rax, frame.rdx) = (value & 0xFFFF_FFFF, value >> 32);
+        }
+        reason::WRMSR => {
+            let value = frame.rdx << 32 | frame.rax & 0xFFFF_FFFF;
+            vmcall::wrmsr(frame.rcx as u32, value).map_err(refused)?;
+        }
+        reason::EPT_VIOLATION => {
+            return memory::accept_at(info.gpa).map_err(|_| "at memory that can't be accepted");
+        }
+        _ => return Err("that nobody expected"),
+    }
+    frame.rip += u64::from(info.length);
+    Ok(())
+}
+
+/// IN and OUT. Qualification: bytes less one, direction, string, port.
+fn port(qualification: u64, frame: &mut Frame) -> Result<(), &'static str> {
+    let (bytes, port) = ((qualification & 7) as u8 + 1, (qualification >> 16) as u16);
+    let (reads, is_string) = (qualification & 1 << 3 != 0, qualification & 1 << 4 != 0);
+    if is_string {
+        return Err("of a string instruction");
+    }
+    let refused = |_| "was refused by the host";
+    if !reads {
+        return vmcall::io_out(port, bytes, frame.rax as u32).map_err(refused);
+    }
+    let value = u64::from(vmcall::io_in(port, bytes).map_err(refused)?);
+    frame.rax = match bytes {
+        1 => frame.rax & !0xFF | value & 0xFF,
+        2 => frame.rax & !0xFFFF | value & 0xFFFF,
+        _ => value,
+    };
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! TDG.VP.VMCALL: what the host does for a TD.
+//!
+//! Source: Guest-Host-Communication Interface for Intel TDX 1.5, section 3.
+
+use seam::abi::ghci::{self, Request};
+use seam::abi::{Gprs, GuestLeaf};
+
+use crate::tdcall;
+
+/// The registers that the host sees and answers in: RBX, RDX, RSI, RDI, R8 to R15, as OVMF and Linux choose.
+pub const REGISTERS: u64 = 0xFFCC;
+
+/// What the host answered, other than success: R10.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused(pub u64);
+
+/// Makes a request with all of its registers; RCX says which are passed. RAX is the module's status then, R10 the host's.
+pub fn raw(regs: &mut Gprs) {
+    regs.rax = GuestLeaf::VpVmcall.rax();
+    tdcall::raw(regs);
+}
+
+/// A standard request with R12 to R15 as operands; R11 to R15 of the answer are in the registers.
+///
+/// # Errors
+/// [`Refused`].
+pub fn request(request: Request, [r12, r13, r14, r15]: [u64; 4]) -> Result<Gprs, Refused> {
+    let mut regs = Gprs {
+        rcx: REGISTERS,
+        r10: 0,
+        r11: request as u64,
+        r12,
+        r13,
+        r14,
+        r15,
+        ..Gprs::default()
+    };
+    raw(&mut regs);
+    match regs.r10 {
+        ghci::SUCCESS => Ok(regs),
+        status => Err(Refused(status)),
+    }
+}
+
+/// Instruction.CPUID: EAX, EBX, ECX, EDX.
+///
+/// # Errors
+/// [`Refused`].
+pub fn cpuid(leaf: u32, sub_leaf: u32) -> Result<[u32; 4], Refused> {
+    let regs = request(Request::Cpuid, [leaf.into(), sub_leaf.into(), 0, 0])?;
+    Ok([regs.r12, regs.r13, regs.r14, regs.r15].map(|value| value as u32))
+}
+
+/// Instruction.HLT: until something happens that this vCPU would wake for.
+///
+/// # Errors
+/// [`Refused`].
+pub fn hlt(interrupts_blocked: bool) -> Result<(), Refused> {
+    request(Request::Hlt, [interrupts_blocked.into(), 0, 0, 0]).map(drop)
+}
+
+/// Instruction.IO: reads `bytes`, 1, 2 or 4, from a port.
+///
+/// # Errors
+/// [`Refused`].
+pub fn io_in(port: u16, bytes: u8) -> Result<u32, Refused> {
+    let regs = request(Request::Io, [bytes.into(), 0, port.into(), 0])?;
+    Ok(regs.r11 as u32)
+}
+
+/// Instruction.IO: writes `bytes`, 1, 2 or 4, to a port.
+///
+/// # Errors
+/// [`Refused`].
+pub fn io_out(port: u16, bytes: u8, value: u32) -> Result<(), Refused> {
+    request(Request::Io, [bytes.into(), 1, port.into(), value.into()]).map(drop)
+}
+
+/// Instruction.RDMSR.
+///
+/// # Errors
+/// [`Refused`].
+pub fn rdmsr(msr: u32) -> Result<u64, Refused> {
+    request(Request::Rdmsr, [msr.into(), 0, 0, 0]).map(|regs| regs.r11)
+}
+
+/// Instruction.WRMSR.
+///
+/// # Errors
+/// [`Refused`].
+pub fn wrmsr(msr: u32, value: u64) -> Result<(), Refused> {
+    request(Request::Wrmsr, [msr.into(), value, 0, 0]).map(drop)
+}
+
+/// MapGPA of all of `bytes` at `gpa`, whose SHARED bit says what the memory is to be; as often as the host wants to be asked.
+///
+/// # Errors
+/// [`Refused`]; also when the host asks for a repetition and gets nowhere.
+pub fn map_gpa(gpa: u64, bytes: u64) -> Result<(), Refused> {
+    let end = gpa + bytes;
+    let mut at = gpa;
+    loop {
+        let mut regs = Gprs {
+            rcx: REGISTERS,
+            r11: Request::MapGpa as u64,
+            r12: at,
+            r13: end - at,
+            ..Gprs::default()
+        };
+        raw(&mut regs);
+        match regs.r10 {
+            ghci::SUCCESS => return Ok(()),
+            ghci::RETRY if (at + 1..end).contains(&regs.r11) => at = regs.r11,
+            status => return Err(Refused(status)),
+        }
+    }
+}
+
+/// ReportFatalError with a message of up to 64 bytes, as Linux passes it. The host stops the TD.
+pub fn report_fatal_error(code: u32, message: &str) -> ! {
+    let mut words = [0; 8];
+    for (word, bytes) in words.iter_mut().zip(message.as_bytes().chunks(8)) {
+        let mut padded = [0; 8];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_le_bytes(padded);
+    }
+    loop {
+        let [r14, r15, rbx, rdi, rsi, r8, r9, rdx] = words;
+        let mut regs = Gprs {
+            rcx: REGISTERS,
+            r11: Request::ReportFatalError as u64,
+            r12: code.into(),
+            r14,
+            r15,
+            rbx,
+            rdi,
+            rsi,
+            r8,
+            r9,
+            rdx,
+            ..Gprs::default()
+        };
+        raw(&mut regs);
+    }
+}

@@ -1,0 +1,5 @@
+//! The guests' names, for those who build and run them; the programs are in `src/bin`.
+#![no_std]
+
+/// Every guest: the name of its program, and of its image without `.fd`.
+pub const ALL: &[&str] = &["hello"];
