@@ -4,7 +4,7 @@
 //! runs in a TD alone: the way up from the reset vector, exceptions and #VE, TDCALL and the requests to the host,
 //! memory, the other vCPUs, and a console that goes through TDVMCALL.
 //!
-//! A guest is a program with [`guest!`] in it. It is built and made an image by `cargo xtask build`.
+//! A guest is a program with `guest!` in it. It is built and made an image by `cargo xtask build`.
 #![cfg_attr(not(test), no_std)]
 
 pub mod hob;
