@@ -182,11 +182,8 @@ impl SharedMap {
             return Err(Error::BadRange);
         }
         let mut holding = self.holding.lock();
-        let Some((entry, level)) = self.find(frames, Gpa(range.start)) else {
-            return Ok(0);
-        };
         let mut taken = ArrayVec::<(&AtomicU64, Entry), ENTRIES>::new();
-        if level == 1 {
+        if let Some((entry, 1)) = self.find(frames, Gpa(range.start)) {
             if range.end - range.start == PAGE_2M {
                 taken.push((entry, Entry::load(entry)));
             } else {
@@ -212,9 +209,9 @@ impl SharedMap {
             }
             return Err(Error::NoAnswer(silent));
         }
-        let size = match level {
-            1 if taken.len() == 1 && taken[0].1.is_large() => PageSize::Size2M,
-            _ => PageSize::Size4K,
+        let size = match taken[0].1.is_large() {
+            true => PageSize::Size2M,
+            false => PageSize::Size4K,
         };
         for (_, was) in &taken {
             frames.give(was.hpa(), size);

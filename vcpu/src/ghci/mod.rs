@@ -13,6 +13,8 @@ mod instruction;
 mod map_gpa;
 mod services;
 
+use seam::abi::ghci;
+
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
@@ -21,18 +23,20 @@ pub use fatal::FatalError;
 
 /// Sub-functions, R11.
 mod function {
-    pub const CPUID: u64 = 0x0A;
-    pub const HLT: u64 = 0x0C;
-    pub const IO: u64 = 0x1E;
-    pub const RDMSR: u64 = 0x1F;
-    pub const WRMSR: u64 = 0x20;
-    pub const MMIO: u64 = 0x30;
-    pub const GET_TD_VM_CALL_INFO: u64 = 0x1_0000;
-    pub const MAP_GPA: u64 = 0x1_0001;
-    pub const GET_QUOTE: u64 = 0x1_0002;
-    pub const REPORT_FATAL_ERROR: u64 = 0x1_0003;
-    pub const SETUP_EVENT_NOTIFY_INTERRUPT: u64 = 0x1_0004;
-    pub const SERVICE: u64 = 0x1_0005;
+    use seam::abi::ghci::Request;
+
+    pub const CPUID: u64 = Request::Cpuid as u64;
+    pub const HLT: u64 = Request::Hlt as u64;
+    pub const IO: u64 = Request::Io as u64;
+    pub const RDMSR: u64 = Request::Rdmsr as u64;
+    pub const WRMSR: u64 = Request::Wrmsr as u64;
+    pub const MMIO: u64 = Request::Mmio as u64;
+    pub const GET_TD_VM_CALL_INFO: u64 = Request::GetTdVmCallInfo as u64;
+    pub const MAP_GPA: u64 = Request::MapGpa as u64;
+    pub const GET_QUOTE: u64 = Request::GetQuote as u64;
+    pub const REPORT_FATAL_ERROR: u64 = Request::ReportFatalError as u64;
+    pub const SETUP_EVENT_NOTIFY_INTERRUPT: u64 = Request::SetupEventNotifyInterrupt as u64;
+    pub const SERVICE: u64 = Request::Service as u64;
 }
 
 /// R10 of an answer.
@@ -40,15 +44,15 @@ mod function {
 #[repr(u64)]
 pub enum Status {
     /// TDG.VP.VMCALL_SUCCESS.
-    Success = 0,
+    Success = ghci::SUCCESS,
     /// TDG.VP.VMCALL_RETRY: go on from the address in R11.
-    Retry = 1,
+    Retry = ghci::RETRY,
     /// TDG.VP.VMCALL_INVALID_OPERAND.
-    InvalidOperand = 1 << 63,
+    InvalidOperand = ghci::INVALID_OPERAND,
     /// TDG.VP.VMCALL_ALIGN_ERROR.
-    AlignError = 1 << 63 | 2,
+    AlignError = ghci::ALIGN_ERROR,
     /// TDG.VP.VMCALL_SUBFUNC_UNSUPPORTED.
-    SubfunctionUnsupported = 1 << 63 | 3,
+    SubfunctionUnsupported = ghci::SUBFUNC_UNSUPPORTED,
 }
 
 impl<H: Host> Session<'_, H> {

@@ -31,7 +31,7 @@ mod quote {
 
 /// The header of a response for Service, in words of 8 bytes: a GUID, then length and status in one word.
 ///
-/// Source: GHCI 1.5, TDG.VP.VMCALL<Service>.
+/// Source: GHCI 1.5, TDG.VP.VMCALL, Service.
 mod service {
     pub const LENGTH_AND_STATUS: usize = 2;
     pub const HEADER_BYTES: u64 = 24;
