@@ -1,11 +1,13 @@
-//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`.
+//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`, `sim`.
 
 mod build;
+mod chart;
 mod conform;
 mod host;
 mod image;
 mod measure;
 mod run;
+mod sim;
 mod test;
 mod workspace;
 
@@ -45,6 +47,9 @@ enum Task {
         /// The firmware image, such as OVMF.fd, or a seamark.toml
         file: PathBuf,
     },
+    /// Simulate what can't be measured at hand.
+    #[command(subcommand)]
+    Sim(sim::Sim),
     /// Check the format, lint, test on this computer, and test whole systems in QEMU.
     Test(test::Options),
 }
@@ -69,6 +74,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         Task::Measure { file } => measure::run(&file)?,
         Task::Run(options) => run::run(&build::all()?, &options)?,
         Task::Conform(conform) => conform.run()?,
+        Task::Sim(sim) => return sim.run(),
         Task::Test(options) => return Ok(test::run(&options)),
     }
     Ok(ExitCode::SUCCESS)

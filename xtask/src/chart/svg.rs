@@ -1,0 +1,69 @@
+//! Shapes as SVG.
+
+use std::fmt::Write;
+
+use super::{Anchor, SIZE, Shape};
+
+/// The document.
+pub fn write(shapes: &[Shape]) -> String {
+    let (width, height) = SIZE;
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for shape in shapes {
+        // Writing to a string does not fail.
+        let _ = shape_to(&mut out, shape);
+    }
+    out + "</svg>\n"
+}
+
+fn shape_to(out: &mut String, shape: &Shape) -> std::fmt::Result {
+    match shape {
+        Shape::Line {
+            points,
+            colour: [r, g, b],
+            width,
+        } => {
+            write!(
+                out,
+                "<polyline fill=\"none\" stroke=\"rgb({r},{g},{b})\" stroke-width=\"{width}\" points=\""
+            )?;
+            for (x, y) in points {
+                write!(out, "{x:.1},{y:.1} ")?;
+            }
+            writeln!(out, "\"/>")
+        }
+        Shape::Dot {
+            at: (x, y),
+            colour: [r, g, b],
+        } => writeln!(
+            out,
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"rgb({r},{g},{b})\"/>"
+        ),
+        Shape::Box {
+            at: (x, y),
+            size: (width, height),
+            colour: [r, g, b],
+        } => writeln!(
+            out,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"rgb({r},{g},{b})\"/>"
+        ),
+        Shape::Text {
+            at: (x, y),
+            text,
+            anchor,
+        } => {
+            let anchor = match anchor {
+                Anchor::Start => "start",
+                Anchor::Middle => "middle",
+                Anchor::End => "end",
+            };
+            let text = text.replace('&', "&amp;").replace('<', "&lt;");
+            writeln!(
+                out,
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
+            )
+        }
+    }
+}

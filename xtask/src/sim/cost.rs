@@ -1,0 +1,221 @@
+//! What everything costs: every number of the simulation, with where it is from. Nothing else in the simulation knows a time.
+
+use core::ops::Index;
+
+/// Where a number is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Chosen so that Linux's way takes what was measured; see [`super::fit`].
+    Fitted,
+    /// Published.
+    Source(&'static str),
+    /// Nobody has measured it for us.
+    Assumed(&'static str),
+}
+
+/// A number of the model, in nanoseconds for one of what it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Number {
+    /// A SEAMCALL, from the host's call to its return, no line contended.
+    Seamcall,
+    /// What Linux does for a page of 4 KiB beside the SEAMCALLs, and clearing it.
+    LinuxPage,
+    /// Telling one vCPU of the same package to leave the guest, and waiting for it.
+    KickNear,
+    /// The same for a vCPU of another package.
+    KickFar,
+    /// A cache line from a CPU of the same package.
+    LineNear,
+    /// A cache line from another package.
+    LineFar,
+    /// A locked operation on a line that the CPU has.
+    Atomic,
+    /// Clearing 4 KiB by MOVDIR64B, as fast as one CPU can.
+    ClearCpu,
+    /// Clearing 4 KiB, as fast as all CPUs together can in the memory of one package.
+    ClearPackage,
+    /// What the hypervisor does for a page beside the SEAMCALL: mirror, books.
+    HostPage,
+    /// What it does for a step of at most 8 of them.
+    HostStep,
+    /// Giving frames back: the allocator's lock is held.
+    Ledger,
+    /// An idle CPU looks whether there is something to do again.
+    Poll,
+    /// From sending an IPI until its handler runs.
+    Ipi,
+    /// Sending one more IPI.
+    IpiSend,
+    /// TDH.VP.FLUSH, beyond a SEAMCALL.
+    VpFlush,
+    /// TDH.MEM.PAGE.DEMOTE and PROMOTE, beyond a SEAMCALL.
+    Resize,
+    /// TDH.PHYMEM.CACHE.WB of one package's caches, beyond a SEAMCALL.
+    CacheWriteBack,
+}
+
+use Number as N;
+use Origin::{Assumed, Fitted, Source};
+
+/// Every number: its name, its value in nanoseconds, its origin. Fitted ones have the value of [`super::fit`].
+const NUMBERS: [(Number, &str, f64, Origin); 18] = [
+    (N::Seamcall, "SEAMCALL", 0.0, Fitted),
+    (N::LinuxPage, "Linux, each page", 0.0, Fitted),
+    (N::KickNear, "kick, same package", 0.0, Fitted),
+    (N::KickFar, "kick, other package", 0.0, Fitted),
+    (
+        N::LineNear,
+        "cache line, same package",
+        100.0,
+        Source("issue 8: 100 ns per transfer inside a package"),
+    ),
+    (
+        N::LineFar,
+        "cache line, other package",
+        200.0,
+        Source("issue 8: 200 ns per transfer across"),
+    ),
+    (
+        N::Atomic,
+        "locked operation",
+        10.0,
+        Assumed("some 20 cycles at 2 GHz"),
+    ),
+    (
+        N::ClearCpu,
+        "clear 4 KiB, one CPU",
+        410.0,
+        Assumed("10 GB/s of direct stores"),
+    ),
+    (
+        N::ClearPackage,
+        "clear 4 KiB, one package",
+        27.0,
+        Assumed(
+            "150 GB/s: half of eight channels of DDR5-4800 (Intel ARK, Xeon Platinum 8480+), the rest for turning the bus",
+        ),
+    ),
+    (
+        N::HostPage,
+        "host, each page",
+        50.0,
+        Assumed("twice what the code takes on a desktop CPU"),
+    ),
+    (
+        N::HostStep,
+        "host, each step",
+        100.0,
+        Assumed("a hand-out, two looks at the clock"),
+    ),
+    (
+        N::Ledger,
+        "frame allocator",
+        300.0,
+        Assumed("one block given back, or 512 that are one again"),
+    ),
+    (
+        N::Poll,
+        "idle CPU",
+        20_000.0,
+        Assumed("it looks 50 times in a millisecond"),
+    ),
+    (
+        N::Ipi,
+        "IPI",
+        1_500.0,
+        Assumed("delivery and the way into the handler"),
+    ),
+    (
+        N::IpiSend,
+        "IPI, each further one",
+        200.0,
+        Assumed("a WRMSR to the x2APIC's ICR"),
+    ),
+    (
+        N::VpFlush,
+        "TDH.VP.FLUSH",
+        3_000.0,
+        Assumed("INVEPT and VMCLEAR in the module"),
+    ),
+    (
+        N::Resize,
+        "DEMOTE, PROMOTE",
+        10_000.0,
+        Assumed("512 entries are written"),
+    ),
+    (
+        N::CacheWriteBack,
+        "cache write-back",
+        5_400_000.0,
+        Assumed(
+            "217 MB at 40 GB/s: 105 MB of L3 and 56 times 2 MB of L2 (Intel ARK, Xeon Platinum 8480+)",
+        ),
+    ),
+];
+
+impl Number {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        NUMBERS.iter().map(|(number, ..)| *number)
+    }
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        NUMBERS[self as usize].1
+    }
+
+    /// Where it is from.
+    pub fn origin(self) -> Origin {
+        NUMBERS[self as usize].3
+    }
+}
+
+/// A value for each number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cost([f64; NUMBERS.len()]);
+
+impl Cost {
+    /// The values as they are written here, with these for the fitted ones.
+    pub fn with_fitted(fitted: [(Number, f64); 4]) -> Self {
+        let mut cost = Self(NUMBERS.map(|(_, _, value, _)| value));
+        for (number, value) in fitted {
+            cost.0[number as usize] = value;
+        }
+        cost
+    }
+
+    /// The same, but one number times `factor`.
+    pub fn scaled(&self, number: Number, factor: f64) -> Self {
+        let mut cost = self.clone();
+        cost.0[number as usize] *= factor;
+        cost
+    }
+
+    /// Picoseconds for `count` of them.
+    pub fn ps(&self, number: Number, count: f64) -> u64 {
+        (self[number] * count * 1e3).round() as u64
+    }
+}
+
+impl Index<Number> for Cost {
+    type Output = f64;
+
+    /// Nanoseconds for one.
+    fn index(&self, number: Number) -> &f64 {
+        &self.0[number as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_listed_in_order_and_at_most_4_are_fitted() {
+        for (index, number) in Number::all().enumerate() {
+            assert_eq!(number as usize, index);
+        }
+        let fitted = Number::all().filter(|number| number.origin() == Origin::Fitted);
+        assert_eq!(fitted.count(), 4);
+    }
+}

@@ -1,0 +1,137 @@
+//! The fitted numbers: those with which Linux's way takes as long as it was measured to take.
+//!
+//! Linux's way is serial and the same for each page, so its time is a sum: so many SEAMCALLs, clears and kicks for a page,
+//! times the pages. Four numbers follow from six measurements.
+
+use super::cost::{Cost, Number};
+use super::machine::{Sums, package_of};
+use super::ways::{Run, Way};
+
+/// What was measured of Linux for a whole shutdown of a TD.
+///
+/// Source: the cover letter of the Linux change that introduced KVM_TDX_TERMINATE_VM; issue 7.
+#[derive(Clone, Copy, Debug)]
+pub struct Measured {
+    pub way: Way,
+    pub cpus: u32,
+    pub gib: u64,
+    pub seconds: f64,
+}
+
+pub const MEASURED: [Measured; 6] = [
+    measured(Way::LinuxBefore, 4, 18, 72.0),
+    measured(Way::LinuxBefore, 32, 107, 517.0),
+    measured(Way::LinuxBefore, 64, 400, 5539.0),
+    measured(Way::LinuxAfter, 4, 18, 24.0),
+    measured(Way::LinuxAfter, 32, 107, 134.0),
+    measured(Way::LinuxAfter, 64, 400, 467.0),
+];
+
+const fn measured(way: Way, cpus: u32, gib: u64, seconds: f64) -> Measured {
+    Measured {
+        way,
+        cpus,
+        gib,
+        seconds,
+    }
+}
+
+/// How far the model may be from a measurement.
+pub const TOLERANCE: f64 = 0.2;
+
+/// What was measured for this, if it was.
+pub fn measurement(way: Way, gib: u64, cpus: u32) -> Option<f64> {
+    let found = MEASURED
+        .iter()
+        .find(|m| m.way == way && m.gib == gib && m.cpus == cpus);
+    found.map(|measured| measured.seconds)
+}
+
+/// The cost model with the fitted numbers.
+pub fn cost() -> Cost {
+    // Nanoseconds for a page of 4 KiB, the S-EPT's share left out of account: it is a 512th.
+    let per_page = |index: usize| {
+        let measured: Measured = MEASURED[index];
+        let pages = measured.gib as f64 * (1u64 << 18) as f64;
+        measured.seconds * 1e9 / pages
+    };
+    let unfitted = Cost::with_fitted([
+        (Number::Seamcall, 0.0),
+        (Number::LinuxPage, 0.0),
+        (Number::KickNear, 0.0),
+        (Number::KickFar, 0.0),
+    ]);
+    let clear = unfitted[Number::ClearCpu];
+    // Afterwards a page is one call, cleared, and Linux's own work: the same whatever the size. The geometric mean of the
+    // three has the least relative error.
+    let after = (per_page(3) * per_page(4) * per_page(5)).cbrt();
+    // Before it is four calls and a kick of all vCPUs. With 4 and 32 of them all are in one package; the difference is 28
+    // near kicks.
+    let near = (per_page(1) - per_page(0)) / 28.0;
+    let before = per_page(0) - 4.0 * near;
+    // With 64 there are two packages.
+    let far = (per_page(2) - before - 32.0 * near) / 32.0;
+    let call = (before - after) / 3.0;
+    Cost::with_fitted([
+        (Number::Seamcall, call),
+        (Number::LinuxPage, after - call - clear),
+        (Number::KickNear, near),
+        (Number::KickFar, far),
+    ])
+}
+
+/// The same way of Linux at another size: what it does for a page is the same, but for the kicks.
+pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
+    let factor = gib as f64 / run.gib as f64;
+    let mut sums = Sums::default();
+    for (number, count) in &run.sums.counts {
+        sums.counts.insert(*number, count * factor);
+    }
+    if run.way == Way::LinuxBefore {
+        let near = (0..cpus).filter(|cpu| package_of(*cpu, cpus) == 0).count() as f64;
+        let pages = gib as f64 * (1u64 << 18) as f64;
+        sums.counts.insert(Number::KickNear, pages * near);
+        sums.counts
+            .insert(Number::KickFar, pages * (f64::from(cpus) - near));
+    }
+    let seconds = serial_seconds(&sums, cost);
+    let hkid_free_seconds = match run.way {
+        Way::LinuxBefore => seconds,
+        _ => run.hkid_free_seconds,
+    };
+    Run {
+        gib,
+        cpus,
+        seconds,
+        hkid_free_seconds,
+        sums,
+        ..run.clone()
+    }
+}
+
+/// How long one CPU takes for all that happened.
+pub fn serial_seconds(sums: &Sums, cost: &Cost) -> f64 {
+    let all = sums.counts.iter();
+    all.map(|(number, count)| cost[*number] * count)
+        .sum::<f64>()
+        / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fitted_numbers_are_positive_and_a_far_kick_costs_more_than_a_near_one() {
+        let cost = cost();
+        for number in [
+            Number::Seamcall,
+            Number::LinuxPage,
+            Number::KickNear,
+            Number::KickFar,
+        ] {
+            assert!(cost[number] > 0.0, "{number:?}");
+        }
+        assert!(cost[Number::KickFar] > cost[Number::KickNear]);
+    }
+}

@@ -1,0 +1,249 @@
+//! The machine in time: a clock for each CPU, cache lines that CPUs take from each other, memory of a bandwidth.
+//!
+//! What the code under simulation does is first noted as [`Charge`]s, in the order in which one CPU incurs them, and
+//! then takes place in time, between those of the other CPUs. So a line that many CPUs want is had by one after the
+//! other, to the nanosecond, although the code ran a step at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::cost::{Cost, Number};
+
+/// CPUs in a package: cores of an Intel Xeon Platinum 8480+.
+const CPUS_PER_PACKAGE: u32 = 56;
+
+/// Packages of a machine that has so many CPUs.
+pub const fn packages_of(cpus: u32) -> u32 {
+    cpus.div_ceil(CPUS_PER_PACKAGE)
+}
+
+/// The package of a CPU: all have the same number of them.
+pub fn package_of(cpu: u32, cpus: u32) -> u32 {
+    cpu / cpus.div_ceil(packages_of(cpus))
+}
+
+/// A cache line that CPUs contend for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Line {
+    /// The PAMT entries of four neighbouring GiB, which every walk to a page below locks and unlocks.
+    Pamt1g(u32),
+    /// The TDR's own PAMT entry, which a reclaim locks and unlocks.
+    TdrLock,
+    /// The TDR's CHLDCNT.
+    TdrCount,
+    /// The lock around the private map's root.
+    Root,
+    /// The frame allocator's lock.
+    Ledger,
+}
+
+/// Something that takes time.
+#[derive(Clone, Copy, Debug)]
+pub enum Charge {
+    /// So many times this.
+    Spend(Number, f32),
+    /// A locked operation on a line.
+    Touch(Line),
+    /// So many times 4 KiB cleared, at this address.
+    Clear { units: u32, at: u64 },
+}
+
+/// What a run was about: how often everything happened, and what was busy for how long.
+#[derive(Clone, Debug, Default)]
+pub struct Sums {
+    pub counts: BTreeMap<Number, f64>,
+    /// Picoseconds that the busiest line was handed about.
+    pub busiest_line: u64,
+    /// Picoseconds that the busiest package's memory was written to.
+    pub busiest_memory: u64,
+    /// Picoseconds that CPUs worked, all added up, without waiting.
+    pub work: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct LineState {
+    owner: Option<u32>,
+    free_at: u64,
+    busy: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Memory {
+    free_at: u64,
+    busy: u64,
+}
+
+/// The machine.
+pub struct Machine {
+    cost: Cost,
+    cpus: u32,
+    lines: HashMap<Line, LineState, BuildHasherDefault<Fast>>,
+    memory: Vec<Memory>,
+    /// Bytes of physical memory in each package, from the first address on.
+    base: u64,
+    bytes_per_package: u64,
+    counts: [f64; Number::CacheWriteBack as usize + 1],
+    work: u64,
+}
+
+impl Machine {
+    /// A machine of so many CPUs and so many bytes of memory from `base` on.
+    pub fn new(cost: Cost, cpus: u32, base: u64, bytes: u64) -> Self {
+        let packages = packages_of(cpus);
+        Self {
+            cost,
+            cpus,
+            lines: HashMap::default(),
+            memory: vec![Memory::default(); packages as usize],
+            base,
+            bytes_per_package: bytes.div_ceil(packages.into()),
+            counts: [0.0; Number::CacheWriteBack as usize + 1],
+            work: 0,
+        }
+    }
+
+    /// When a charge that a CPU incurs at `now` is over, in picoseconds.
+    pub fn pass(&mut self, cpu: u32, now: u64, charge: Charge) -> u64 {
+        match charge {
+            Charge::Spend(number, count) => {
+                let count = f64::from(count);
+                self.counts[number as usize] += count;
+                let ps = self.cost.ps(number, count);
+                self.work += ps;
+                now + ps
+            }
+            Charge::Touch(line) => self.touch(cpu, now, line),
+            Charge::Clear { units, at } => self.clear(now, units, at),
+        }
+    }
+
+    fn touch(&mut self, cpu: u32, now: u64, line: Line) -> u64 {
+        let state = self.lines.entry(line).or_default();
+        let far = |other| package_of(other, self.cpus) != package_of(cpu, self.cpus);
+        let from = match state.owner {
+            Some(owner) if owner == cpu => None,
+            Some(owner) if far(owner) => Some(Number::LineFar),
+            _ => Some(Number::LineNear),
+        };
+        let mut ps = self.cost.ps(Number::Atomic, 1.0);
+        self.counts[Number::Atomic as usize] += 1.0;
+        if let Some(from) = from {
+            ps += self.cost.ps(from, 1.0);
+            self.counts[from as usize] += 1.0;
+        }
+        let end = now.max(state.free_at) + ps;
+        *state = LineState {
+            owner: Some(cpu),
+            free_at: end,
+            busy: state.busy + ps,
+        };
+        self.work += ps;
+        end
+    }
+
+    fn clear(&mut self, now: u64, units: u32, at: u64) -> u64 {
+        let units = f64::from(units);
+        let package = (at - self.base) / self.bytes_per_package;
+        let memory = &mut self.memory[package as usize];
+        self.counts[Number::ClearCpu as usize] += units;
+        let alone = self.cost.ps(Number::ClearCpu, units);
+        let shared = self.cost.ps(Number::ClearPackage, units);
+        // The package's memory serves them in turn; one CPU can't use all of it.
+        memory.free_at = memory.free_at.max(now) + shared;
+        memory.busy += shared;
+        self.work += alone;
+        (now + alone).max(memory.free_at)
+    }
+
+    /// What happened so far.
+    pub fn sums(&self) -> Sums {
+        let counts = Number::all().zip(self.counts);
+        Sums {
+            counts: counts.filter(|(_, count)| *count > 0.0).collect(),
+            busiest_line: self.lines.values().map(|line| line.busy).max().unwrap_or(0),
+            busiest_memory: self.memory.iter().map(|m| m.busy).max().unwrap_or(0),
+            work: self.work,
+        }
+    }
+
+    /// The number's value.
+    pub fn cost(&self) -> &Cost {
+        &self.cost
+    }
+}
+
+/// A hash of a few small numbers: lines are looked up hundreds of millions of times.
+#[derive(Default)]
+pub struct Fast(u64);
+
+impl Hasher for Fast {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29);
+    }
+
+    fn write_isize(&mut self, number: isize) {
+        self.write_u64(number as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(cpus: u32) -> Machine {
+        let fitted = [
+            (Number::Seamcall, 1000.0),
+            (Number::LinuxPage, 0.0),
+            (Number::KickNear, 0.0),
+            (Number::KickFar, 0.0),
+        ];
+        Machine::new(Cost::with_fitted(fitted), cpus, 0, 1 << 40)
+    }
+
+    #[test]
+    fn packages_have_the_same_number_of_cpus() {
+        assert_eq!([4, 56, 64, 112, 224].map(packages_of), [1, 1, 2, 2, 4]);
+        assert_eq!([0, 31, 32, 63].map(|cpu| package_of(cpu, 64)), [0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_line_goes_from_cpu_to_cpu_one_at_a_time() {
+        let mut machine = machine(64);
+        let touch = Charge::Touch(Line::TdrLock);
+        assert_eq!(machine.pass(0, 0, touch), 110_000);
+        // A neighbour that wants it at the same time waits.
+        assert_eq!(machine.pass(1, 0, touch), 220_000);
+        // It has it now.
+        assert_eq!(machine.pass(1, 300_000, touch), 310_000);
+        assert_eq!(machine.pass(40, 400_000, touch), 610_000);
+    }
+
+    #[test]
+    fn memory_is_written_no_faster_than_the_package_can() {
+        let mut machine = machine(56);
+        let charge = Charge::Clear { units: 512, at: 0 };
+        let alone = machine.pass(0, 0, charge);
+        assert_eq!(alone, 512 * 410_000);
+        let mut last = 0;
+        for cpu in 1..56 {
+            last = machine.pass(cpu, 0, charge);
+        }
+        assert_eq!(last, 56 * 512 * 27_000);
+    }
+}
