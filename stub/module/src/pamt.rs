@@ -6,7 +6,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use seam::abi::{Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
+use seam::abi::{Operand, PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PageType, Status};
 
 use crate::call::Call;
 use crate::lock::{Busy, Guard, Lock, Mode};
@@ -69,8 +69,7 @@ impl<'m> Entry<'m> {
 
     /// What the page is.
     pub fn page_type(&self) -> PageType {
-        let number = self.word.load(Ordering::Acquire) >> 16;
-        PageType::from_number(number as u8).unwrap_or(PageType::Rsvd)
+        page_type(self.word.load(Ordering::Acquire))
     }
 
     /// The TDR of the TD that owns the page, or owned it last; 0 for none.
@@ -121,6 +120,11 @@ impl<'m> Entry<'m> {
     }
 }
 
+/// What the first word of an entry says that the page is.
+fn page_type(word: u64) -> PageType {
+    PageType::from_number((word >> 16) as u8).unwrap_or(PageType::Rsvd)
+}
+
 /// The PAMT of the TDMR that a page is in.
 #[derive(Clone, Copy)]
 pub struct Pamt<'m> {
@@ -149,6 +153,12 @@ impl<'m> Pamt<'m> {
             },
             _ => entry,
         }
+    }
+
+    /// What the page of that size is that contains `pa`. Unlike [`Self::entry`] it does not make the entry resident, where
+    /// the machine keeps only what was touched.
+    pub fn page_type<M: Machine>(self, machine: &M, pa: u64, size: PageSize) -> PageType {
+        page_type(machine.word(self.tdmr.entry_pa(pa, size)))
     }
 
     /// Walks to the entry of the page that contains `pa`, and no further down than `target`: shared on the way, `mode`
@@ -262,8 +272,14 @@ fn children<'m, M: Machine>(
 }
 
 /// Whether all 4 KiB pages of the 2 MiB page at `pa` are the host's.
+///
+/// # Panics
+/// As [`entry_of`].
 pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
-    children(cx, pa, PageSize::Size2M).all(|entry| entry.page_type() == PageType::Nda)
+    let pamt = Pamt::of(cx.module, pa).expect("the walk to the page ended in an initialised TDMR");
+    (pa..pa + PAGE_2M)
+        .step_by(PAGE_4K as usize)
+        .all(|page| pamt.page_type(cx.machine, page, PageSize::Size4K) == PageType::Nda)
 }
 
 /// Makes one page of `size` of the 512 smaller ones at `pa`, which are all the same TD's.

@@ -176,9 +176,9 @@ fn holder<'m, M: Machine>(
     let pamt = Pamt::of(module, pa)?;
     [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
         .into_iter()
-        .map(|size| pamt.entry(machine, pa, size))
-        .map(|entry| (entry.page_type(), entry))
+        .map(|size| (pamt.page_type(machine, pa, size), size))
         .find(|(page_type, _)| !matches!(page_type, PageType::Nda | PageType::Rsvd))
+        .map(|(page_type, size)| (page_type, pamt.entry(machine, pa, size)))
 }
 
 fn first_uncleared<M: Machine>(machine: &M, pages: Range<u64>) -> Option<(u64, u32)> {
