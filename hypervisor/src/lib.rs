@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod crash;
 pub mod firmware;
 pub mod heap;
+pub mod hypercall;
 pub mod io_apic;
 pub mod logging;
 pub mod machine;

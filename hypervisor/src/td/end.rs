@@ -9,6 +9,7 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
+use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use mm::private::{Mode, NoneRuns, Plan, Reclaim, Step};
 use seam::abi::Leaf;
@@ -45,6 +46,70 @@ pub enum Ended {
     Already(State),
 }
 
+/// Who sees to a TD's end. Whoever brings this to [`Owner::AtIt`] does it, alone.
+#[derive(Debug, Default)]
+pub(super) struct Ownership(AtomicU8);
+
+/// What [`Ownership`] can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Owner {
+    /// Nobody: it lives, or is being built.
+    Nobody,
+    /// Nobody yet: it was asked for while it was paused.
+    AskedPaused,
+    /// Nobody yet: it was asked for while it could run.
+    AskedRunnable,
+    /// Somebody.
+    AtIt,
+    /// Nobody any more: it got stuck behind the point of no return.
+    Stuck,
+}
+
+impl Ownership {
+    fn set(&self, to: Owner) {
+        self.0.store(to as u8, SeqCst);
+    }
+
+    /// From `from` to [`Owner::AtIt`]. Whether it was that.
+    fn take(&self, from: Owner) -> bool {
+        let at_it = Owner::AtIt as u8;
+        let taken = self.0.compare_exchange(from as u8, at_it, SeqCst, SeqCst);
+        taken.is_ok()
+    }
+
+    /// Takes an end that was asked for; the state in which it was.
+    fn take_asked(&self) -> Option<State> {
+        [
+            (Owner::AskedPaused, State::Paused),
+            (Owner::AskedRunnable, State::Runnable),
+        ]
+        .into_iter()
+        .find_map(|(asked, was)| self.take(asked).then_some(was))
+    }
+}
+
+/// Has a TD ended: from now on none of its vCPUs is entered, and [`carry_out`] does the rest. It waits for nothing, so a TD
+/// may ask for its own end.
+///
+/// # Errors
+/// The state of a TD that had been asked before, or does not live.
+pub fn ask(td: &Td) -> Result<(), State> {
+    match td.life.enter(State::Terminating)? {
+        State::Paused => td.end.set(Owner::AskedPaused),
+        State::Runnable => td.end.set(Owner::AskedRunnable),
+        // Who builds it sees that, and takes it down.
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Carries out an end that was asked for. `None` when none was, or somebody else is at it.
+pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result<(), Error>> {
+    let was = td.end.take_asked()?;
+    Some(end(host, td, was, Way::Terminate))
+}
+
 /// Stops a TD for good and gives its key back; [`reclaim`] takes its memory back after that. From the first moment on no
 /// vCPU can be entered and nothing be mapped. Asking twice is harmless.
 ///
@@ -53,33 +118,38 @@ pub enum Ended {
 /// [`NotReleased::Stuck`]: the TD stays terminating, its HKID and memory are in quarantine until [`retry`].
 pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Result<Ended, Error> {
     let was = match td.life.enter(State::Terminating) {
-        Ok(was) => was,
-        Err(state) => return Ok(Ended::Already(state)),
+        Ok(State::Building) => {
+            // Who builds it sees that, and takes it down before giving the turn away.
+            let _ = turn(host, td);
+            return Ok(Ended::Already(td.state()));
+        }
+        Ok(was) => {
+            td.end.set(Owner::AtIt);
+            was
+        }
+        Err(state) => match td.end.take_asked() {
+            Some(was) => was,
+            None => return Ok(Ended::Already(state)),
+        },
     };
+    end(host, td, was, way).map(|()| Ended::Now)
+}
+
+/// Ends a TD that was in state `was`, as the one who sees to it.
+fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> Result<(), Error> {
     let mut meter = Meter::new(host.platform);
-    if was == State::Building {
-        // Who builds it sees that, and takes it down before giving the turn away.
-        let _ = turn(host, td);
-        return Ok(Ended::Already(td.state()));
+    let turn = turn(host, td);
+    let result = match &turn {
+        Ok(_) => meter
+            .phase("stop", || stop_vcpus(host, td))
+            .and_then(|vcpus| give_back(host, td, vcpus, way, &mut meter)),
+        Err(_) => Err(Error::Busy),
+    };
+    match &result {
+        Ok(()) => td.notes.lock().ended = Some(meter.finish()),
+        Err(error) => revive(host, td, was, way, error),
     }
-    let stopped = meter.phase("stop", || {
-        let turn = turn(host, td)?;
-        Ok((turn, stop_vcpus(host, td)?))
-    });
-    let result = stopped.and_then(|(turn, vcpus)| {
-        give_back(host, td, vcpus, way, &mut meter)?;
-        Ok(turn)
-    });
-    match result {
-        Ok(_turn) => {
-            td.notes.lock().ended = Some(meter.finish());
-            Ok(Ended::Now)
-        }
-        Err(error) => {
-            revive(host, td, was, way, &error);
-            Err(error)
-        }
-    }
+    result
 }
 
 /// Waits for whoever changes the TD.
@@ -133,8 +203,15 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
         _ => false,
     };
     let is_open = td.map().is_none_or(|map| map.mode() == Mode::Keyed);
-    if !(is_whole && is_open) || td.life.advance(State::Terminating, was).is_err() {
+    if !(is_whole && is_open) {
         td.notes.lock().problem = Some(error.to_string());
+        td.end.set(Owner::Stuck);
+        return;
+    }
+    td.end.set(Owner::Nobody);
+    if td.life.advance(State::Terminating, was).is_err() {
+        // It can't be: who sees to the end is the one who changes the state.
+        debug_assert!(false, "{:?}", td.state());
         return;
     }
     if let Some(body) = td.body.get() {
@@ -153,6 +230,7 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
 pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     // Whoever terminates it waits for its turn.
     let _ = td.life.enter(State::Terminating);
+    td.end.set(Owner::AtIt);
     let mut meter = Meter::new(host.platform);
     let result = stop_vcpus(host, td)
         .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter))
@@ -160,6 +238,7 @@ pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     if let Err(error) = result {
         log::error!("TD {}: {error}", td.config.name);
         td.notes.lock().problem = Some(error.to_string());
+        td.end.set(Owner::Stuck);
     }
 }
 
@@ -340,11 +419,15 @@ pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error>
     let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
     match td.state() {
         State::Terminating => {
+            if !td.end.take(Owner::Stuck) {
+                return Err(Error::Busy);
+            }
             let mut meter = Meter::new(host.platform);
             let result = stop_vcpus(host, td)
                 .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter));
             if let Err(error) = &result {
                 td.notes.lock().problem = Some(error.to_string());
+                td.end.set(Owner::Stuck);
             }
             let mut notes = td.notes.lock();
             let ended: &mut Summary = notes.ended.get_or_insert_default();

@@ -43,6 +43,8 @@ pub struct Td {
     life: Life,
     /// Had by whoever changes the state, but for terminating.
     turn: Mutex<()>,
+    /// Who sees to its end.
+    end: end::Ownership,
     layout: Mutex<Layout>,
     /// The image's memory ends here, as far as it is in the TD's own.
     image_end: u64,
@@ -92,6 +94,7 @@ impl Td {
             config,
             life: Life::new(),
             turn: Mutex::new(()),
+            end: end::Ownership::default(),
             layout: Mutex::new(layout),
             image_end,
             most_pages,

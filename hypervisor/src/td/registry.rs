@@ -2,7 +2,10 @@
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use boot::config;
 use mm::private::Outcome;
@@ -27,6 +30,8 @@ pub struct Tds<'h, P> {
     admission: Mutex<()>,
     /// Where the next vCPU begins, among the CPUs.
     next_cpu: AtomicUsize,
+    /// Whether a guest has asked for an end since somebody looked.
+    is_end_asked: AtomicBool,
 }
 
 /// What the configuration names.
@@ -59,6 +64,7 @@ impl<'h, P: Platform> Tds<'h, P> {
             entries: entries.collect(),
             admission: Mutex::new(()),
             next_cpu: AtomicUsize::new(0),
+            is_end_asked: AtomicBool::new(false),
         }
     }
 
@@ -214,6 +220,37 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
+    /// Has it ended by whichever CPU comes to [`Self::end_asked`]; none of its vCPUs is entered from now on. It waits for
+    /// nothing, so the caller may be one of its vCPUs.
+    ///
+    /// # Errors
+    /// The state that it is in, when it had been asked before, or does not live.
+    pub fn ask_end(&self, id: u32) -> Result<(), State> {
+        let td = self.get(id).ok_or_else(|| self.state(id))?;
+        end::ask(&td)?;
+        self.is_end_asked.store(true, SeqCst);
+        Ok(())
+    }
+
+    /// Carries out the ends that [`Self::ask_end`] was asked for. `false` when there were none, which costs next to
+    /// nothing to find out: also CPUs that are busy come here, between two vCPUs, with none in hand.
+    pub fn end_asked(&self) -> bool {
+        if !self.is_end_asked.load(Relaxed) || !self.is_end_asked.swap(false, SeqCst) {
+            return false;
+        }
+        let asked = self.ids().filter_map(|id| self.get(id));
+        for td in asked {
+            match end::carry_out(&self.host, &td) {
+                None => {}
+                Some(Ok(())) => log::info!("TD {}: ended, as a TD asked", td.config.name),
+                Some(Err(error)) => {
+                    log::error!("TD {}: a TD asked for its end: {error}", td.config.name);
+                }
+            }
+        }
+        true
+    }
+
     /// Ends it, and takes all of its memory back.
     ///
     /// # Errors
@@ -268,14 +305,17 @@ impl<'h, P: Platform> Tds<'h, P> {
             .living(id)
             .ok_or_else(|| Error::State(self.state(id)))?;
         let map = td.map().ok_or_else(|| Error::State(td.state()))?;
-        let (least, most) = (td.image_end, td.layout().bytes());
-        let layout = Layout::new(bytes)
-            .filter(|_| (least.max(config::MEMORY_STEP)..=most).contains(&bytes))
-            .filter(|_| bytes.is_multiple_of(config::MEMORY_STEP))
-            .ok_or(Error::Size { least, most })?;
         let whole = Layout::new(td.config.memory).ok_or(Error::TooMuchMemory)?;
-        // First the borders: what is taken now does not come again on demand.
-        *td.layout.lock() = layout;
+        let layout = {
+            let mut now = td.layout.lock();
+            let (least, most) = (td.image_end, now.bytes());
+            // First the borders: what is taken then does not come again on demand.
+            *now = Layout::new(bytes)
+                .filter(|_| (least.max(config::MEMORY_STEP)..=most).contains(&bytes))
+                .filter(|_| bytes.is_multiple_of(config::MEMORY_STEP))
+                .ok_or(Error::Size { least, most })?;
+            *now
+        };
         let kept: Vec<_> = layout.parts().collect();
         let mut sum = mm::private::Taken::default();
         for range in whole.without(&kept) {
@@ -294,9 +334,13 @@ impl<'h, P: Platform> Tds<'h, P> {
         Ok(Outcome::Removed(sum))
     }
 
-    /// A piece of work for a CPU that has time: at most 8 SEAMCALLs and 2 MiB cleared. `false` when there is none.
+    /// A piece of work for a CPU that has time: an end that a guest asked for, or a step of a reclaim, which is at most 8
+    /// SEAMCALLs and 2 MiB cleared. `false` when there is none.
     pub fn work(&self) -> bool {
-        let mut did = false;
+        let mut did = self.end_asked();
+        if did {
+            return true;
+        }
         for entry in &self.entries {
             let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
             if let Some(td) = now {

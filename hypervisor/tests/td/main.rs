@@ -2,6 +2,7 @@
 
 mod build;
 mod faults;
+mod hypercall;
 mod kit;
 #[path = "../rig/mod.rs"]
 mod rig;

@@ -3,6 +3,7 @@
 mod encoding;
 mod gprs;
 mod guest;
+pub mod hypercall;
 mod leaf;
 pub mod metadata;
 mod operand;
