@@ -191,9 +191,12 @@ impl Board {
         self.end.get()
     }
 
-    /// Ends it, for this reason unless it had one before.
+    /// Ends it, for this reason unless it had one before. Its console has the reason as its last line.
     pub fn end_with(&self, why: End) {
-        self.end.call_once(|| why);
+        self.end.call_once(|| {
+            self.console.note(format_args!("{why}"));
+            why
+        });
     }
 
     /// Where it has memory.
@@ -345,6 +348,11 @@ impl Station {
 
     pub(crate) fn take_nmi(&self) -> bool {
         self.nmi.swap(false, SeqCst)
+    }
+
+    /// The NMI that was taken could not be handed in.
+    pub(crate) fn put_nmi(&self) {
+        self.nmi.store(true, SeqCst);
     }
 
     /// The vector by which the guest wants to hear of the host's events; `None` if it has not said.

@@ -1,6 +1,7 @@
 //! A TD's console: what it wrote, kept in a ring whether anybody watches or not, and what was typed for it.
 
 use alloc::{boxed::Box, collections::VecDeque, vec};
+use core::fmt;
 
 use spin::Mutex;
 
@@ -41,6 +42,19 @@ impl Console {
         let at = (output.written % KEPT as u64) as usize;
         output.ring[at] = byte;
         output.written += 1;
+    }
+
+    /// A line of the host's own among what the guest wrote.
+    pub(crate) fn note(&self, text: fmt::Arguments<'_>) {
+        struct Bytes<'a>(&'a Console);
+        impl fmt::Write for Bytes<'_> {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                text.bytes().for_each(|byte| self.0.put(byte));
+                Ok(())
+            }
+        }
+        // The ring takes everything.
+        _ = fmt::Write::write_fmt(&mut Bytes(self), format_args!("\r\n[{text}]\r\n"));
     }
 
     /// Bytes that were written since the start.

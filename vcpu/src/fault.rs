@@ -7,6 +7,7 @@
 use mm::private::{Cpu, Error};
 use seam::abi::{PAGE_2M, PageSize};
 use seam::address::{Gpa, Level};
+use seam::error::Recovery;
 
 use crate::board::End;
 use crate::exit::{Fault, Wants};
@@ -31,6 +32,7 @@ impl<H: Host> Session<'_, H> {
             match self.provide(fault) {
                 Ok(()) => return None,
                 Err(Error::Busy | Error::NoAnswer(_)) => {}
+                Err(error) if is_busy(&error) => {}
                 Err(Error::Terminated) => return Some(Stop::Closed),
                 Err(error) => return Some(self.end(End::Memory(error))),
             }
@@ -112,4 +114,9 @@ impl<H: Host> Session<'_, H> {
             other => other,
         }
     }
+}
+
+/// Whether the module did not do something because others were at it for all the time that a call is tried.
+pub(crate) fn is_busy(error: &Error) -> bool {
+    matches!(error, Error::Seam(error) if error.recovery() == Recovery::Retry)
 }

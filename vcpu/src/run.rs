@@ -1,6 +1,8 @@
 //! The run loop: enter, decode, serve, enter again.
 
 use seam::abi::{Gprs, metadata::vp};
+use seam::address::Gpa;
+use seam::error::Recovery;
 use seam::tdh::{EnterFlags, Tdvpr};
 
 use crate::board::{Board, End, Halt, Station};
@@ -150,9 +152,30 @@ impl<H: Host> Session<'_, H> {
         if !self.station.take_nmi() {
             return None;
         }
-        self.station.tally().nmis_in.add();
-        let written = self.host.tdh().vp_wr(self.tdvpr, vp::PEND_NMI.id, 1, 1);
-        written.err().map(|error| self.end(End::Seam(error)))
+        match self.host.tdh().vp_wr(self.tdvpr, vp::PEND_NMI.id, 1, 1) {
+            Ok(_) => {
+                self.station.tally().nmis_in.add();
+                None
+            }
+            Err(error) if error.recovery() == Recovery::Retry => {
+                self.station.put_nmi();
+                Some(Stop::Busy)
+            }
+            Err(error) => Some(self.end(End::Seam(error))),
+        }
+    }
+
+    /// Serves a fault on a shared address of which the guest could not be told: there must be something now.
+    #[cold]
+    fn serve_shared(&mut self, gpa: Gpa) -> Option<Stop> {
+        let Some(_same) = self.board.conversions.try_read() else {
+            // Whoever converts memory may wait for this CPU. The guest runs into it again.
+            self.station.tally().retries.add();
+            self.host.breathe();
+            return None;
+        };
+        let is_there = self.board.shared().has(self.host.frames(), gpa);
+        (!is_there).then(|| self.end(End::NothingShared(gpa)))
     }
 
     /// Serves what is not a call.
@@ -172,12 +195,7 @@ impl<H: Host> Session<'_, H> {
                 self.host.serve_nmi();
             }
             Exit::Private(fault) => return self.serve_fault(fault),
-            Exit::Shared { gpa } => {
-                // It may have been shared since.
-                if !self.board.shared().has(self.host.frames(), gpa) {
-                    return Some(self.end(End::NothingShared(gpa)));
-                }
-            }
+            Exit::Shared { gpa } => return self.serve_shared(gpa),
             Exit::Misconfigured { gpa } => return Some(self.end(End::Misconfigured(gpa))),
             Exit::BusLock => tally.bus_locks.add(),
             Exit::Notify => tally.notifies.add(),

@@ -434,6 +434,34 @@ fn a_quote_is_answered_with_no_service_and_an_event() {
 }
 
 #[test]
+fn what_needs_shared_memory_is_to_be_asked_for_again_while_memory_is_converted() {
+    let shape = Shape {
+        vcpus: 2,
+        ..Shape::default()
+    };
+    with_shape(&shape, |td| {
+        let buffer = SHARED | PAGE_2M;
+        one(td, MAP_GPA, [SHARED, 2 * PAGE_2M, 0, 0]);
+        let outer = Script::new([Act::Call(call(MAP_GPA, [0, PAGE_4K, 0, 0]))]);
+        let asked = Script::new([
+            Act::Call(call(GET_QUOTE, [buffer, PAGE_4K, 0, 0])),
+            Act::Call(call(SERVICE, [buffer, buffer, 0, 0])),
+        ]);
+        let host = td.host();
+        let (same, within) = (outer.clone(), asked.clone());
+        host.meanwhile.replace(Some(Box::new(move || {
+            assert_eq!(td.run_within(&same, 1, &within), Stop::Yield);
+        })));
+        assert_eq!(td.run(&host, 0, &outer), Stop::Yield);
+        let statuses = |script: &Script| -> Vec<_> {
+            let answers = script.answers().into_iter();
+            answers.map(|answer| answer.regs().r10).collect()
+        };
+        assert_eq!((statuses(&outer), statuses(&asked)), (vec![0], vec![1, 1]));
+    });
+}
+
+#[test]
 fn a_guest_that_gives_up_is_heard() {
     with_td(|td| {
         let word = |text: &[u8; 8]| u64::from_le_bytes(*text);
@@ -446,7 +474,44 @@ fn a_guest_that_gives_up_is_heard() {
         assert_eq!(stop, Stop::Ended);
         let end = td.board.end().unwrap().to_string();
         assert_eq!(end, "it reported fatal error 0x3: bad bad thing");
+        let mut seen = [0; 64];
+        let (_, count) = td.board.console().read(0, &mut seen);
+        assert_eq!(
+            std::str::from_utf8(&seen[..count]).unwrap(),
+            "\r\n[it reported fatal error 0x3: bad bad thing]\r\n",
+            "who looks at its console sees it, too"
+        );
     });
+}
+
+#[test]
+fn a_guest_that_gives_up_can_say_more_in_shared_memory() {
+    for (more, end) in [
+        (SHARED, "it reported fatal error 0x0: short long"),
+        // Not shared, not aligned, not there: what is in registers is what there is.
+        (0, "it reported fatal error 0x0: short"),
+        (SHARED | 8, "it reported fatal error 0x0: short"),
+        (SHARED | (1 << 40), "it reported fatal error 0x0: short"),
+    ] {
+        with_td(|td| {
+            one(td, MAP_GPA, [SHARED, PAGE_2M, 0, 0]);
+            let store = |words: &mm::shared::Words| {
+                words[0].store(
+                    u64::from_le_bytes(*b"long\0\0\0x"),
+                    std::sync::atomic::Ordering::SeqCst,
+                );
+            };
+            td.board.shared().with_page(td.rig, Gpa(0), store).unwrap();
+            let regs = Gprs {
+                r14: u64::from_le_bytes(*b"short\0\0\0"),
+                ..call(FATAL, [1 << 63, more, 0, 0])
+            };
+            td.run(&td.host(), 0, &Script::new([Act::Call(regs)]));
+            let said = td.board.end().unwrap().to_string();
+            assert!(said.starts_with(end), "{said}");
+            assert!(said[end.len()..].starts_with(" (more at "), "{said}");
+        });
+    }
 }
 
 #[test]
@@ -526,6 +591,100 @@ fn a_machine_check_is_served_and_ends_the_td() {
         );
         assert_eq!(*host.served.borrow(), [18]);
         assert!(matches!(td.board.end(), Some(End::MachineCheck(_))));
+    });
+}
+
+#[test]
+fn an_exit_that_no_td_makes_ends_the_td_with_a_report() {
+    // A task switch, a monitor trap, and a number that is none.
+    for reason in [9, 37, 4000] {
+        with_td(|td| {
+            let script = Script::new([Act::Exit(Exit::of(reason))]);
+            assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
+            let end = td.board.end();
+            assert!(
+                matches!(end, Some(End::Unknown(_) | End::Lost(_))),
+                "{reason}: {end:?}"
+            );
+        });
+    }
+}
+
+/// A TD in whose module `hooks` go wrong.
+fn with_hooks(hooks: &str, test: impl FnOnce(&Td<'_>)) {
+    let rig = Rig::new(hooks);
+    test(&Td::new(&rig, &Shape::default()));
+    rig.audit();
+}
+
+#[test]
+fn a_vcpu_that_can_t_be_entered_for_long_lets_others_run() {
+    with_hooks("busy:TD_EPOCH TDH.VP.ENTER calls 1-100", |td| {
+        let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Busy);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(script.answers().len(), 1);
+        assert_eq!(td.board.stations()[0].tally().retries.get(), 100);
+    });
+}
+
+#[test]
+fn memory_that_others_are_at_for_long_is_given_later() {
+    // More than a call is tried at once.
+    with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-300", |td| {
+        let script = Script::new([Act::Touch(0)]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(td.map.holding().pages, [0, 1, 0]);
+        assert_eq!(td.board.stations()[0].tally().retries.get(), 2);
+    });
+}
+
+#[test]
+fn a_guest_that_faults_at_one_place_again_and_again_is_helped_in_the_end() {
+    // So long that the module takes the faults for single-stepping, and makes them up without running the guest.
+    with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-70000", |td| {
+        let script = Script::new([Act::Touch(0); 10]);
+        let mut rounds = 0;
+        while td.map.holding().pages == [0; 3] {
+            assert_eq!(td.board.end(), None);
+            rounds += 1;
+            assert!(rounds < 100);
+            td.run(&td.host(), 0, &script);
+        }
+        assert!(rounds > 7, "{rounds}");
+        assert!(script.left() > 0, "not every fault was the guest's own");
+        assert_eq!(td.map.holding().pages, [0, 1, 0]);
+    });
+}
+
+#[test]
+fn sharing_goes_on_later_when_others_are_at_the_memory_for_long() {
+    with_hooks("busy:SEPT_TREE TDH.MEM.RANGE.BLOCK calls 1-3000", |td| {
+        let script = Script::new([
+            Act::Touch(0),
+            Act::Call(call(MAP_GPA, [SHARED, PAGE_2M, 0, 0])),
+            Act::Call(call(MAP_GPA, [SHARED, PAGE_2M, 0, 0])),
+        ]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        let answers = script.answers();
+        let [first, second] = [0, 1].map(|at: usize| answers[at].regs());
+        assert_eq!((first.r10, first.r11), (1, SHARED), "RETRY from the start");
+        assert_eq!((second.r10, second.r11), (0, 0));
+    });
+}
+
+#[test]
+fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
+    // The first four wire the vCPU.
+    with_hooks("busy TDH.VP.WR calls 5-150", |td| {
+        let host = td.host();
+        td.board.post_nmi(&host, 0);
+        let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
+        assert_eq!(td.run(&host, 0, &script), Stop::Busy);
+        let tally = td.board.stations()[0].tally();
+        assert_eq!(tally.nmis_in.get(), 0);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(tally.nmis_in.get(), 1);
     });
 }
 

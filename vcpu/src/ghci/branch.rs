@@ -68,12 +68,14 @@ branches! {
     QuoteInvalid = InvalidOperand, "GetQuote with an impossible buffer";
     QuoteMisaligned = AlignError, "GetQuote with a buffer that is not aligned";
     QuoteUnavailable = Success, "GetQuote, answered that there is no quoting service";
+    QuoteBusy = Retry, "GetQuote while the TD's memory is being converted";
     FatalError = Success, "ReportFatalError";
     EventNotify = Success, "SetupEventNotifyInterrupt";
     EventNotifyInvalid = InvalidOperand, "SetupEventNotifyInterrupt with an impossible vector";
     ServiceInvalid = InvalidOperand, "Service with impossible buffers or vector";
     ServiceMisaligned = AlignError, "Service with buffers that are not aligned";
     ServiceUnsupported = Success, "Service, answered that there is none";
+    ServiceBusy = Retry, "Service while the TD's memory is being converted";
     Unsupported = SubfunctionUnsupported, "a sub-function that is not known";
     Vendor = Success, "a call of the host's own";
 }

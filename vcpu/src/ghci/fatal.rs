@@ -1,13 +1,15 @@
 //! ReportFatalError: the guest's last words.
 
 use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
 
 use arrayvec::ArrayString;
+use mm::shared::Words;
 use seam::abi::Gprs;
 use seam::address::Gpa;
 
-/// Bytes of a message in registers.
-const MESSAGE: usize = 64;
+/// Bytes of a message that are kept: the 64 in registers, and as many again as a line has.
+const MESSAGE: usize = 160;
 
 /// What a guest said before it gave up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +18,8 @@ pub struct FatalError {
     pub code: u64,
     /// Where it says that there is more, if it does.
     pub more: Option<Gpa>,
-    /// Its message, up to 64 characters; what is not printable ASCII is a dot.
+    /// Its message: up to 64 characters from registers, and the beginning of what there is more. What is not printable
+    /// ASCII is a dot.
     pub message: ArrayString<MESSAGE>,
 }
 
@@ -28,23 +31,34 @@ impl FatalError {
         let words = [
             regs.r14, regs.r15, regs.rbx, regs.rdi, regs.rsi, regs.r8, regs.r9, regs.rdx,
         ];
-        let mut message = ArrayString::new();
-        for byte in words
-            .into_iter()
-            .flat_map(u64::to_le_bytes)
-            .take_while(|byte| *byte != 0)
-        {
+        let mut error = Self {
+            code: regs.r12 & !HAS_MORE,
+            more: (regs.r12 & HAS_MORE != 0).then_some(Gpa(regs.r13)),
+            message: ArrayString::new(),
+        };
+        error.append(words.into_iter());
+        error
+    }
+
+    /// There is more of the message in this page, which the guest may change at any time.
+    pub(super) fn go_on(&mut self, words: &Words) {
+        if !self.message.is_empty() {
+            self.append(core::iter::once(u64::from(b' ')));
+        }
+        self.append(words.iter().map(|word| word.load(Relaxed)));
+    }
+
+    /// Appends characters up to the first zero byte, as far as there is room.
+    fn append(&mut self, words: impl Iterator<Item = u64>) {
+        let bytes = words.flat_map(u64::to_le_bytes);
+        for byte in bytes.take_while(|byte| *byte != 0) {
             let shown = match byte {
                 b' '..=b'~' => char::from(byte),
                 _ => '.',
             };
-            // A character of ASCII is a byte, and there are no more than 64.
-            message.push(shown);
-        }
-        Self {
-            code: regs.r12 & !HAS_MORE,
-            more: (regs.r12 & HAS_MORE != 0).then_some(Gpa(regs.r13)),
-            message,
+            if self.message.try_push(shown).is_err() {
+                break;
+            }
         }
     }
 }

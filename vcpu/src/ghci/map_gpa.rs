@@ -10,13 +10,11 @@ use mm::shared;
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
-use super::Branch;
+use super::{Branch, TRIES};
 use crate::board::End;
+use crate::fault::is_busy;
 use crate::host::Host;
 use crate::run::{Session, Stop};
-
-/// How often one step is tried while another CPU is at the same memory.
-const TRIES: u32 = 16;
 
 /// What memory is to become.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -149,6 +147,7 @@ impl<H: Host> Session<'_, H> {
                 Err(Failed::Over(Stop::Closed))
             }
             Err(Error::Busy | Error::Blocked | Error::NoAnswer(_)) => Err(Failed::Later),
+            Err(error) if is_busy(&error) => Err(Failed::Later),
             Err(Error::NoFrames(_) | Error::NoHeap) => Err(Failed::NoFrames),
             Err(error) => Err(Failed::Over(self.end(End::Memory(error)))),
         }

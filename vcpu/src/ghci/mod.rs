@@ -39,6 +39,9 @@ mod function {
     pub const SERVICE: u64 = Request::Service as u64;
 }
 
+/// How often a call tries what another CPU keeps it from, before the guest is told to try again.
+const TRIES: u32 = 16;
+
 /// R10 of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]

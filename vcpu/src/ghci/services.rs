@@ -6,7 +6,7 @@ use mm::shared::Words;
 use seam::abi::PAGE_4K;
 use seam::address::Gpa;
 
-use super::{Branch, FatalError};
+use super::{Branch, FatalError, TRIES};
 use crate::board::End;
 use crate::host::Host;
 use crate::run::{Session, Stop};
@@ -56,21 +56,21 @@ impl<H: Host> Session<'_, H> {
     /// has been answered.
     pub(super) fn get_quote(&mut self) -> Branch {
         let (gpa, bytes) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
-        let buffer = match self.shared_buffer(gpa, bytes) {
-            Ok(buffer) => buffer,
-            Err(Unfit::Invalid) => return Branch::QuoteInvalid,
-            Err(Unfit::Misaligned) => return Branch::QuoteMisaligned,
-        };
-        let answered = self.with_shared(buffer, |words| {
-            if words[quote::VERSION].load(SeqCst) != quote::VERSION_1 {
-                return false;
-            }
-            words[quote::LENGTHS].fetch_and(0xFFFF_FFFF, SeqCst);
-            words[quote::STATUS].store(quote::UNAVAILABLE, SeqCst);
-            true
+        let answered = self.shared_buffer(gpa, bytes).and_then(|buffer| {
+            self.with_shared(buffer, |words| {
+                if words[quote::VERSION].load(SeqCst) != quote::VERSION_1 {
+                    return false;
+                }
+                words[quote::LENGTHS].fetch_and(0xFFFF_FFFF, SeqCst);
+                words[quote::STATUS].store(quote::UNAVAILABLE, SeqCst);
+                true
+            })
         });
-        if answered != Some(true) {
-            return Branch::QuoteInvalid;
+        match answered {
+            Ok(true) => {}
+            Ok(false) | Err(Unfit::Invalid) => return Branch::QuoteInvalid,
+            Err(Unfit::Misaligned) => return Branch::QuoteMisaligned,
+            Err(Unfit::Busy) => return Branch::QuoteBusy,
         }
         if let Some(vector) = self.station.event_vector() {
             self.board.post(self.host, self.vcpu.index, vector);
@@ -80,7 +80,12 @@ impl<H: Host> Session<'_, H> {
 
     /// R12: code, and whether there is more; R13: where; the message in eight registers. The TD has ended.
     pub(super) fn fatal_error(&mut self) -> (Branch, Option<Stop>) {
-        let error = FatalError::decode(&self.vcpu.regs);
+        let mut error = FatalError::decode(&self.vcpu.regs);
+        if let Some(more) = error.more {
+            let page = self.shared_buffer(more.0, PAGE_4K);
+            // Last words that can't be had are left out: there will be no others.
+            _ = page.and_then(|page| self.with_shared(page, |words| error.go_on(words)));
+        }
         (Branch::FatalError, Some(self.end(End::Fatal(error))))
     }
 
@@ -103,29 +108,26 @@ impl<H: Host> Session<'_, H> {
         if vector != 0 && !(FIRST_EVENT_VECTOR..=0xFF).contains(&vector) {
             return Branch::ServiceInvalid;
         }
-        let mut buffers = [Gpa(0); 2];
-        for (buffer, gpa) in buffers.iter_mut().zip([command, response]) {
-            *buffer = match self.shared_buffer(gpa, PAGE_4K) {
-                Ok(gpa) => gpa,
-                Err(Unfit::Invalid) => return Branch::ServiceInvalid,
-                Err(Unfit::Misaligned) => return Branch::ServiceMisaligned,
-            };
-        }
-        let [command, response] = buffers;
-        if self.with_shared(command, |_| ()).is_none() {
-            return Branch::ServiceInvalid;
-        }
-        let answered = self.with_shared(response, |words| {
-            let answer = service::UNSUPPORTED << 32 | service::HEADER_BYTES;
-            words[service::LENGTH_AND_STATUS].store(answer, SeqCst);
-        });
-        if answered.is_none() {
-            return Branch::ServiceInvalid;
+        match self.refuse_service(command, response) {
+            Ok(()) => {}
+            Err(Unfit::Invalid) => return Branch::ServiceInvalid,
+            Err(Unfit::Misaligned) => return Branch::ServiceMisaligned,
+            Err(Unfit::Busy) => return Branch::ServiceBusy,
         }
         if vector != 0 {
             self.board.post(self.host, self.vcpu.index, vector as u8);
         }
         Branch::ServiceUnsupported
+    }
+
+    fn refuse_service(&self, command: u64, response: u64) -> Result<(), Unfit> {
+        let command = self.shared_buffer(command, PAGE_4K)?;
+        let response = self.shared_buffer(response, PAGE_4K)?;
+        self.with_shared(command, |_| ())?;
+        self.with_shared(response, |words| {
+            let answer = service::UNSUPPORTED << 32 | service::HEADER_BYTES;
+            words[service::LENGTH_AND_STATUS].store(answer, SeqCst);
+        })
     }
 
     /// The address of a buffer in shared memory, without the SHARED bit.
@@ -142,16 +144,30 @@ impl<H: Host> Session<'_, H> {
         Ok(Gpa(start))
     }
 
-    /// Does `work` with a shared page; `None` when it is not shared, or is just being converted.
-    fn with_shared<R>(&self, gpa: Gpa, work: impl FnOnce(&Words) -> R) -> Option<R> {
-        let _same = self.board.conversions.try_read()?;
+    /// Does `work` with a shared page.
+    fn with_shared<R>(&self, gpa: Gpa, work: impl FnOnce(&Words) -> R) -> Result<R, Unfit> {
+        // Whoever converts memory may wait for this CPU: it is not waited for with interrupts off.
+        let _same = (0..TRIES)
+            .find_map(|_| {
+                let same = self.board.conversions.try_read();
+                if same.is_none() {
+                    self.host.breathe();
+                }
+                same
+            })
+            .ok_or(Unfit::Busy)?;
         let map = self.board.shared();
-        map.with_page(self.host.frames(), gpa, work).ok()
+        let done = map.with_page(self.host.frames(), gpa, work);
+        done.map_err(|_| Unfit::Invalid)
     }
 }
 
 /// Why a buffer will not do.
 enum Unfit {
+    /// It is no shared memory of the TD's.
     Invalid,
+    /// It does not begin or end with a page.
     Misaligned,
+    /// The TD's memory is being converted, by another vCPU.
+    Busy,
 }

@@ -263,6 +263,7 @@ impl<'r> Td<'r> {
             notified_here: Cell::new(0),
             kicks: AtomicU64::new(0),
             silent: AtomicU32::new(0),
+            meanwhile: RefCell::default(),
         }
     }
 
@@ -274,6 +275,14 @@ impl<'r> Td<'r> {
         let mut vcpu = self.vcpus[at].lock();
         let stop = vcpu.run(&self.board, &self.tdvprs[at], host);
         machine.set_guest(0, None);
+        stop
+    }
+
+    /// The same, in the middle of what `outer` plays on this CPU.
+    pub fn run_within(&self, outer: &Script, index: u32, script: &Script) -> Stop {
+        let stop = self.run(&self.host(), index, script);
+        let machine = self.rig.server.machine();
+        machine.set_guest(0, Some(outer.player()));
         stop
     }
 
@@ -299,6 +308,8 @@ pub struct TestHost<'t> {
     pub notified_here: Cell<u64>,
     pub kicks: AtomicU64,
     pub silent: AtomicU32,
+    /// What another vCPU does while this one waits for all CPUs.
+    pub meanwhile: RefCell<Option<Box<dyn Fn() + 't>>>,
 }
 
 impl Notify for TestHost<'_> {
@@ -310,6 +321,9 @@ impl Notify for TestHost<'_> {
 impl TestHost<'_> {
     fn answer(&self) -> Result<(), NoAnswer> {
         self.kicks.fetch_add(1, Ordering::Relaxed);
+        if let Some(work) = &*self.meanwhile.borrow() {
+            work();
+        }
         match self.silent.load(Ordering::Relaxed) {
             0 => Ok(()),
             cpu => Err(NoAnswer { cpu }),

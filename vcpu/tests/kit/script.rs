@@ -114,6 +114,7 @@ impl Guest for Player {
             }
         }
         let act = lines.left.pop_front();
+        let rip = vcpu.vmcs(Field::RIP);
         let exit = match act {
             None => interrupt(OUT_OF_LINES),
             Some(Act::Interrupted(vector)) => interrupt(vector),
@@ -138,6 +139,10 @@ impl Guest for Player {
             }
         };
         exit.leave(machine, vcpu);
+        if matches!(act, Some(Act::Touch(_))) {
+            // The instruction has not been executed.
+            vcpu.set_vmcs(Field::RIP, rip);
+        }
     }
 }
 

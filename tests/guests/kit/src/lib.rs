@@ -1,14 +1,16 @@
 //! What a freestanding program needs to run as a TD: from the reset vector to checks that are printed.
 //!
-//! [`layout`] says where an image lies in guest memory, [`hob`] reads what the host tells of the rest; both are pure. All else
-//! runs in a TD alone: the way up from the reset vector, exceptions and #VE, TDCALL and the requests to the host,
+//! [`layout`] says where an image lies in guest memory, [`hob`] reads what the host tells of the rest, [`hostile`] makes up
+//! calls that no host should be hurt by; these are pure. All else runs in a TD alone: the way up from the reset vector, exceptions and #VE, TDCALL and the requests to the host,
 //! memory, the other vCPUs, and a console that goes through TDVMCALL.
 //!
 //! A guest is a program with `guest!` in it. It is built and made an image by `cargo xtask build`.
 #![cfg_attr(not(test), no_std)]
 
 pub mod hob;
+pub mod hostile;
 pub mod layout;
+pub mod numbers;
 
 #[cfg(feature = "bare")]
 pub mod apic;

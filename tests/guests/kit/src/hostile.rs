@@ -1,0 +1,336 @@
+//! Calls that a hostile guest makes of its host: everything that there is, well-formed and not.
+//!
+//! Who makes them decides which he survives himself: [`Call::is_last`] and [`Call::converts`] say what a call would do to the
+//! guest, and since timers and messages come with any vector, those of exceptions too, he had better let no interrupt
+//! in. The host's own tests play the same calls to the host's code without a machine.
+
+use core::ops::Range;
+
+use seam::abi::ghci::Request;
+use seam::abi::{Gprs, PAGE_2M, PAGE_4K};
+
+use crate::numbers::Numbers;
+
+/// What there is to be hostile with.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    /// The SHARED bit.
+    pub shared: u64,
+    /// Memory that may be converted, from one multiple of 2 MiB to another, and the 2 MiB behind it, which few calls convert:
+    /// shared pages for what the host writes.
+    pub memory: Range<u64>,
+    /// How many vCPUs there are to send interrupts to.
+    pub vcpus: u32,
+}
+
+/// Ports with something behind them, and two without.
+const PORTS: [u64; 12] = [
+    0x3F9, 0x3FA, 0x3FB, 0x3FD, 0x3FF, 0x70, 0x71, 0x600, 0x602, 0x608, 0x80, 0x510,
+];
+/// Ports by which a TD ends: power-off, reset, and the keyboard controller's.
+const LAST_PORTS: [u64; 3] = [0x604, 0xCF9, 0x64];
+/// MSRs of which the host knows something.
+const MSRS: [u64; 11] = [
+    0x6E0, 0x1B, 0xFE, 0x830, 0x832, 0x838, 0x83E, 0x80F, 0x179, 0x2FF, 0x1A0,
+];
+const ICR: u64 = 0x830;
+const TSC_DEADLINE: u64 = 0x6E0;
+/// The I/O APIC, and an address where nothing is.
+const IO_APIC: u64 = 0xFEC0_0000;
+const NOTHING: u64 = 0xFED0_0000;
+
+/// Pages of the buffer that ask for quotes, if the caller has them do so.
+pub const QUOTES: u64 = 4;
+
+/// One call.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Its registers; RCX is the caller's.
+    pub regs: Gprs,
+}
+
+/// The registers of a call: sub-function in R11, operands in R12 to R15.
+#[must_use]
+pub fn registers(function: u64, operands: [u64; 4]) -> Gprs {
+    let [r12, r13, r14, r15] = operands;
+    Gprs {
+        r11: function,
+        r12,
+        r13,
+        r14,
+        r15,
+        ..Gprs::default()
+    }
+}
+
+impl Ground {
+    /// The 2 MiB whose pages are shared most of the time.
+    #[must_use]
+    pub const fn buffer(&self) -> u64 {
+        self.memory.end
+    }
+
+    /// The next call.
+    pub fn next(&self, numbers: &mut Numbers) -> Call {
+        const COMMON: [Request; 15] = [
+            Request::Cpuid,
+            Request::Hlt,
+            Request::Io,
+            Request::Io,
+            Request::Rdmsr,
+            Request::Wrmsr,
+            Request::Wrmsr,
+            Request::Mmio,
+            Request::Mmio,
+            Request::Pconfig,
+            Request::GetTdVmCallInfo,
+            Request::MapGpa,
+            Request::GetQuote,
+            Request::SetupEventNotifyInterrupt,
+            Request::Service,
+        ];
+        let function = match numbers.below(32) {
+            0 => numbers.next(),
+            _ => numbers.of(&COMMON) as u64,
+        };
+        let mut regs = registers(function, self.operands(numbers, function));
+        regs.rdx = numbers.next();
+        regs.rbx = numbers.next();
+        regs.rsi = numbers.next();
+        if numbers.once_in(64) {
+            regs.r10 = numbers.next();
+        }
+        Call { regs }
+    }
+
+    /// Operands for a sub-function: those that it takes, half of the time.
+    fn operands(&self, numbers: &mut Numbers, function: u64) -> [u64; 4] {
+        let wild = [(); 4].map(|()| self.operand(numbers));
+        let any = numbers.next();
+        if any & 1 == 0 {
+            return wild;
+        }
+        let any = any >> 1;
+        match Request::from_number(function) {
+            Some(Request::Cpuid) => {
+                let leaf = numbers.of(&[0xB, 0x1F, 6, 0x4000_0000, 0x4000_0001]);
+                [leaf, any % 4, 0, 0]
+            }
+            Some(Request::Hlt) => [any % 3, 0, 0, 0],
+            Some(Request::Io) => {
+                let port = match any >> 8 & 1 {
+                    0 => numbers.of(&PORTS),
+                    _ => wild[2] & 0xFFFF,
+                };
+                [numbers.of(&[1, 2, 4]), any % 2, port, wild[3]]
+            }
+            Some(Request::Rdmsr) => [self.msr(numbers), 0, 0, 0],
+            Some(Request::Wrmsr) => self.wrmsr(numbers, wild[1]),
+            Some(Request::Mmio) => {
+                let gpa = numbers.of(&[IO_APIC, IO_APIC + 0x10, NOTHING, wild[2] & 0xFF_FFF8]);
+                let space = numbers.of(&[0, self.shared, self.shared]);
+                [numbers.of(&[1, 2, 4, 8]), any % 2, space | gpa, wild[3]]
+            }
+            Some(Request::MapGpa) => self.map_gpa(numbers),
+            Some(Request::GetQuote) => {
+                let at = self.buffer() + (any >> 8) % QUOTES * PAGE_4K;
+                let size = numbers.of(&[0, PAGE_4K, 0x800]);
+                [numbers.of(&[0, self.shared]) | at, size, 0, 0]
+            }
+            Some(Request::SetupEventNotifyInterrupt) => [any % 512, 0, 0, 0],
+            Some(Request::Service) => {
+                let at = self.shared | self.buffer();
+                let vector = numbers.of(&[0, 0x50, 7]);
+                [at, at + PAGE_4K + any % 2 * 8, vector, 0]
+            }
+            _ => [any % 3, wild[1], wild[2], wild[3]],
+        }
+    }
+
+    /// A register: anything, or something that a host might take.
+    fn operand(&self, numbers: &mut Numbers) -> u64 {
+        const EDGES: [u64; 10] = [
+            0,
+            1,
+            2,
+            3,
+            4,
+            8,
+            16,
+            u64::MAX,
+            1 << 63,
+            u64::MAX - PAGE_4K + 1,
+        ];
+        let any = numbers.next();
+        match any % 8 {
+            0 => any,
+            1 => any >> (any % 64),
+            2 => 1 << (any >> 8 & 63),
+            3 => numbers.of(&EDGES),
+            4 => self.somewhere(numbers) | ((any >> 40) % 40 * PAGE_4K),
+            5 => self.somewhere(numbers) | ((any >> 40) % 40 * PAGE_2M),
+            6 => any >> 32 & 0xFFFF,
+            _ => numbers.of(&PORTS),
+        }
+    }
+
+    fn somewhere(&self, numbers: &mut Numbers) -> u64 {
+        numbers.of(&[0, self.shared]) | self.memory.start
+    }
+
+    /// A range of memory: mostly a few pages, now and then more than one step of 2 MiB.
+    fn map_gpa(&self, numbers: &mut Numbers) -> [u64; 4] {
+        let blocks = (self.memory.end - self.memory.start) / PAGE_2M;
+        let block = self.memory.start + numbers.below(blocks) * PAGE_2M;
+        let space = numbers.of(&[0, self.shared]);
+        let (at, bytes) = match numbers.below(16) {
+            0 => (block, PAGE_2M),
+            // Not what is in the last block, so that the range may reach into the next.
+            1 => (block + PAGE_2M - 2 * PAGE_4K, 4 * PAGE_4K),
+            2 => (block, PAGE_4K / 2),
+            3 if numbers.once_in(64) => (self.buffer(), QUOTES * PAGE_4K),
+            pages => (block + numbers.below(64) * PAGE_4K, pages / 4 * PAGE_4K),
+        };
+        [space | at, bytes, 0, 0]
+    }
+
+    fn msr(&self, numbers: &mut Numbers) -> u64 {
+        let any = numbers.next();
+        match any % 4 {
+            0 => 0x800 + (any >> 8) % 0x40,
+            1 => 0x200 + (any >> 8) % 0x110,
+            2 => numbers.of(&MSRS),
+            _ => self.operand(numbers),
+        }
+    }
+
+    fn wrmsr(&self, numbers: &mut Numbers, wild: u64) -> [u64; 4] {
+        match numbers.below(8) {
+            0 => {
+                let to = numbers.below(u64::from(self.vcpus) + 1) << 32;
+                [ICR, to | (0x40 + numbers.below(16)), 0, 0]
+            }
+            // All, others, and nobody, with vectors and delivery modes that there are and are not.
+            1 => [ICR, numbers.next() & 0xC_0FFF, 0, 0],
+            2 => [TSC_DEADLINE, wild, 0, 0],
+            _ => {
+                let value = numbers.of(&[0, 1, 0x31, 0x1FF, 2 << 17 | 0x41, wild]);
+                [self.msr(numbers), value, 0, 0]
+            }
+        }
+    }
+}
+
+impl Call {
+    /// Which request it is, if it is one of the standard ones.
+    #[must_use]
+    pub fn request(&self) -> Option<Request> {
+        (self.regs.r10 == 0)
+            .then(|| Request::from_number(self.regs.r11))
+            .flatten()
+    }
+
+    /// Whether the TD ends with it.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        match self.request() {
+            Some(Request::ReportFatalError) => true,
+            Some(Request::Io) => LAST_PORTS.contains(&self.regs.r14),
+            _ => false,
+        }
+    }
+
+    /// The memory that it may convert, without the SHARED bit; nothing for a call that is no such request, or that no
+    /// host can carry out.
+    #[must_use]
+    pub fn converts(&self, ground: &Ground) -> Option<Range<u64>> {
+        if self.request() != Some(Request::MapGpa) {
+            return None;
+        }
+        let start = self.regs.r12 & !ground.shared;
+        let end = start.checked_add(self.regs.r13)?;
+        let is_whole = start.is_multiple_of(PAGE_4K) && end.is_multiple_of(PAGE_4K);
+        (is_whole && end <= ground.shared && start < end).then_some(start..end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ground() -> Ground {
+        Ground {
+            shared: 1 << 47,
+            memory: 64 << 20..96 << 20,
+            vcpus: 2,
+        }
+    }
+
+    #[test]
+    fn a_call_that_converts_memory_tells_which() {
+        let ground = ground();
+        let map = |at, bytes| Call {
+            regs: registers(Request::MapGpa as u64, [at, bytes, 0, 0]),
+        };
+        assert_eq!(
+            map(1 << 47 | 0x5000, 0x1000).converts(&ground),
+            Some(0x5000..0x6000)
+        );
+        for (at, bytes) in [
+            (0, 0),
+            (8, 0x1000),
+            (0, 8),
+            (0x1000, !0xFFF),
+            (1 << 48, 0x1000),
+            (0x1000, 1 << 47),
+        ] {
+            assert_eq!(map(at, bytes).converts(&ground), None, "{at:#x} {bytes:#x}");
+        }
+        let vendor = Call {
+            regs: Gprs {
+                r10: 1,
+                ..map(0, 0x1000).regs
+            },
+        };
+        assert_eq!(vendor.converts(&ground), None);
+    }
+
+    #[test]
+    fn what_ends_the_guest_is_told_from_what_does_not() {
+        let call = |function: Request, operands| Call {
+            regs: registers(function as u64, operands),
+        };
+        assert!(call(Request::ReportFatalError, [0; 4]).is_last());
+        assert!(call(Request::Io, [1, 1, 0xCF9, 6]).is_last());
+        assert!(!call(Request::Io, [1, 1, 0x3F8, 6]).is_last());
+    }
+
+    #[test]
+    fn every_request_is_made_and_most_conversions_stay_on_the_ground() {
+        let ground = ground();
+        let mut numbers = Numbers::new(1);
+        let mut seen = [0; Request::ALL.len()];
+        let (mut inside, mut outside) = (0, 0);
+        for _ in 0..100_000 {
+            let call = ground.next(&mut numbers);
+            if let Some(request) = call.request() {
+                seen[Request::ALL.iter().position(|r| *r == request).unwrap()] += 1;
+            }
+            if let Some(range) = call.converts(&ground) {
+                let last = ground.buffer() + PAGE_2M;
+                if range.start >= ground.memory.start && range.end <= last {
+                    inside += 1;
+                } else {
+                    outside += 1;
+                }
+            }
+        }
+        for (count, request) in seen.iter().zip(Request::ALL) {
+            assert!(
+                *count > 1000 || request == Request::ReportFatalError,
+                "{request:?}"
+            );
+        }
+        assert!(inside > 1000 && outside < inside, "{inside} {outside}");
+    }
+}
