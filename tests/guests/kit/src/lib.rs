@@ -1,16 +1,16 @@
 //! What a freestanding program needs to run as a TD: from the reset vector to checks that are printed.
 //!
-//! [`layout`] says where an image lies in guest memory, [`hob`] reads what the host tells of the rest, [`hostile`] makes up
-//! calls that no host should be hurt by; these are pure. All else runs in a TD alone: the way up from the reset vector, exceptions and #VE, TDCALL and the requests to the host,
-//! memory, the other vCPUs, and a console that goes through TDVMCALL.
+//! It stands on [`td_base`], which has what firmware needs as well: where an image lies, what the host tells of memory, TDCALL
+//! and the requests to the host. [`hostile`] makes up calls that no host should be hurt by; that is pure. All else runs in
+//! a TD alone: the way up from the reset vector, exceptions and #VE, memory, the other vCPUs, and a console that goes
+//! through TDVMCALL.
 //!
 //! A guest is a program with `guest!` in it. It is built and made an image by `cargo xtask build`.
 #![cfg_attr(not(test), no_std)]
 
-pub mod hob;
 pub mod hostile;
-pub mod layout;
 pub mod numbers;
+pub use td_base::{hob, layout};
 
 #[cfg(feature = "bare")]
 pub mod apic;
@@ -27,15 +27,13 @@ pub mod memory;
 #[cfg(feature = "bare")]
 mod start;
 #[cfg(feature = "bare")]
-pub mod tdcall;
-#[cfg(feature = "bare")]
 mod trap;
 #[cfg(feature = "bare")]
 pub mod vcpu;
 #[cfg(feature = "bare")]
 pub mod ve;
 #[cfg(feature = "bare")]
-pub mod vmcall;
+pub use td_base::{tdcall, vmcall};
 
 // For the memory functions that `core` calls.
 #[cfg(feature = "bare")]

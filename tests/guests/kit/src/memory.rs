@@ -8,19 +8,12 @@ use core::ops::Range;
 use arrayvec::ArrayVec;
 use seam::abi::{PAGE_2M, PAGE_4K, Status};
 use spin::Mutex;
+pub use td_base::accept::{Accepted, range as accept};
+use td_base::long_mode;
 
 use crate::hob::{self, Kind};
 use crate::layout::HOB_BYTES;
-use crate::{start, tdcall};
-
-/// What was accepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Accepted {
-    /// Pages of 2 MiB.
-    pub large: u64,
-    /// Pages of 4 KiB.
-    pub small: u64,
-}
+use crate::tdcall;
 
 struct Memory {
     /// Not accepted yet, ascending.
@@ -117,38 +110,6 @@ impl Memory {
     }
 }
 
-/// Accepts a range, 2 MiB at a time where that is possible.
-///
-/// # Errors
-/// The address of the page that can't be accepted, and why.
-pub fn accept(range: Range<u64>) -> Result<Accepted, (u64, Status)> {
-    let mut accepted = Accepted::default();
-    let mut at = range.start;
-    while at < range.end {
-        let fits = at.is_multiple_of(PAGE_2M) && range.end - at >= PAGE_2M;
-        if fits {
-            match tdcall::page_accept(at, 1) {
-                Status::SUCCESS => {
-                    accepted.large += 1;
-                    at += PAGE_2M;
-                    continue;
-                }
-                status if status.code() == Status::PAGE_SIZE_MISMATCH => {}
-                status => return Err((at, status)),
-            }
-        }
-        let end = if fits { at + PAGE_2M } else { at + PAGE_4K };
-        while at < end {
-            match tdcall::page_accept(at, 0) {
-                Status::SUCCESS => accepted.small += 1,
-                status => return Err((at, status)),
-            }
-            at += PAGE_4K;
-        }
-    }
-    Ok(accepted)
-}
-
 /// Accepts the page that an access to `gpa` missed.
 ///
 /// # Errors
@@ -170,7 +131,7 @@ pub(crate) fn accept_at(gpa: u64) -> Result<(), Status> {
 
 /// Where the memory at `gpa` is mapped as shared.
 pub fn shared_alias(gpa: u64) -> u64 {
-    gpa + start::SHARED_WINDOW
+    gpa + long_mode::SHARED_WINDOW
 }
 
 /// The SHARED bit of a guest-physical address.

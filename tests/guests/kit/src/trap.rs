@@ -9,9 +9,9 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
+use td_base::long_mode::{CODE, DATA, SEGMENTS};
 
 use crate::attempt::Caught;
-use crate::start::{CODE, DATA, SEGMENTS};
 use crate::vcpu::{self, EVENT_STACKS};
 use crate::{apic, console, tdcall, ve, vmcall};
 

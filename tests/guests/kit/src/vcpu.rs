@@ -9,6 +9,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use spin::Mutex;
+use td_base::long_mode;
 
 use crate::attempt::Caught;
 use crate::layout::{MAX_VCPUS, VCPU_AREA_BYTES};
@@ -143,7 +144,7 @@ pub(crate) extern "sysv64" fn enter(area: *mut Area) -> ! {
         .map(|stack| stack.as_ptr_range().end as u64);
     trap::load(&vcpu.tables, event_stacks);
     if info.index == 0 {
-        start::map_shared(1 << (info.gpa_width - 1));
+        long_mode::map_shared(1 << (info.gpa_width - 1));
         memory::read_hob(start::initial(0, start::Initial::R8));
     }
     RUNNING[info.index as usize].store(this.cast_mut(), Ordering::Release);

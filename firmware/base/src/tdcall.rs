@@ -4,7 +4,7 @@
 use core::arch::naked_asm;
 use core::mem::MaybeUninit;
 
-use seam::abi::{Gprs, GuestLeaf, Status, TdReport};
+use seam::abi::{Gprs, GuestLeaf, Measurement, Status, TdReport};
 
 /// Executes TDCALL with these registers, and puts back what the module left in them.
 pub fn raw(regs: &mut Gprs) {
@@ -109,6 +109,27 @@ pub fn mr_report(data: &[u8; 64]) -> Result<TdReport, Status> {
     match leaf(GuestLeaf::MrReport, regs).0 {
         // SAFETY: the module wrote all of it, and every bit pattern is a report.
         Status::SUCCESS => Ok(unsafe { report.0.assume_init() }),
+        status => Err(status),
+    }
+}
+
+/// TDG.MR.RTMR.EXTEND of register `index` with `digest`.
+///
+/// # Errors
+/// The status.
+pub fn rtmr_extend(index: u8, digest: &Measurement) -> Result<(), Status> {
+    #[repr(align(64))]
+    struct Digest(Measurement);
+
+    let digest = Digest(*digest);
+    let regs = Gprs {
+        // All memory is mapped at its own address.
+        rcx: &raw const digest.0 as u64,
+        rdx: index.into(),
+        ..Gprs::default()
+    };
+    match leaf(GuestLeaf::MrRtmrExtend, regs).0 {
+        Status::SUCCESS => Ok(()),
         status => Err(status),
     }
 }

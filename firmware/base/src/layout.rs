@@ -21,4 +21,4 @@ pub const RESET_PAGE: u64 = 0xFFFF_F000;
 pub const RESET_VECTOR: u64 = 0xFFFF_FFF0;
 
 /// The symbol of the program's first instruction. It is reached with its own address in ESP.
-pub const ENTRY_SYMBOL: &str = "guest_start";
+pub const ENTRY_SYMBOL: &str = "td_start";

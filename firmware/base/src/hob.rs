@@ -7,6 +7,7 @@ use core::ops::Range;
 
 const HANDOFF: u16 = 0x0001;
 const RESOURCE_DESCRIPTOR: u16 = 0x0003;
+const GUID_EXTENSION: u16 = 0x0004;
 const END_OF_HOB_LIST: u16 = 0xFFFF;
 const HEADER_BYTES: usize = 8;
 const RESOURCE_DESCRIPTOR_BYTES: usize = 0x30;
@@ -37,34 +38,68 @@ pub fn memory<const N: usize>(
     list: &[u8],
 ) -> Result<arrayvec::ArrayVec<(Range<u64>, Kind), N>, Malformed> {
     let mut ranges = arrayvec::ArrayVec::new();
-    let mut at = 0;
-    loop {
-        let block = list.get(at..).ok_or(Malformed::Block(at))?;
-        let [t0, t1, l0, l1, ..] = *block else {
-            return Err(Malformed::Block(at));
-        };
-        let kind = u16::from_le_bytes([t0, t1]);
-        let length = usize::from(u16::from_le_bytes([l0, l1]));
-        if at == 0 && kind != HANDOFF {
-            return Err(Malformed::NoHandoff);
-        }
-        if kind == END_OF_HOB_LIST {
-            return Ok(ranges);
-        }
-        let block = block.get(..length).ok_or(Malformed::Block(at))?;
-        if length < HEADER_BYTES
-            || kind == RESOURCE_DESCRIPTOR && length < RESOURCE_DESCRIPTOR_BYTES
-        {
-            return Err(Malformed::Block(at));
-        }
-        if let Some(range) = (kind == RESOURCE_DESCRIPTOR)
-            .then(|| range(block))
-            .flatten()
+    for block in blocks(list) {
+        if let (RESOURCE_DESCRIPTOR, block) = block?
+            && let Some(range) = range(block)
         {
             // More ranges than anybody asked for are left alone.
             let _ = ranges.try_push(range);
         }
-        at += length;
+    }
+    Ok(ranges)
+}
+
+/// What the first block that `guid` names holds, padding included.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn named<'a>(list: &'a [u8], guid: &[u8; 16]) -> Result<Option<&'a [u8]>, Malformed> {
+    for block in blocks(list) {
+        if let (GUID_EXTENSION, block) = block?
+            && let Some(data) = block[HEADER_BYTES..].strip_prefix(guid)
+        {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+/// The blocks of `list` in turn, header included, with their type; the last one not.
+fn blocks(list: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
+    let mut at = Some(0);
+    core::iter::from_fn(move || {
+        let here = at?;
+        let next = block_at(list, here);
+        at = match next {
+            Ok(Some((_, block))) => Some(here + block.len()),
+            _ => None,
+        };
+        next.transpose()
+    })
+}
+
+/// The block at an offset; `None` for the one that ends the list.
+fn block_at(list: &[u8], at: usize) -> Result<Option<(u16, &[u8])>, Malformed> {
+    let malformed = Malformed::Block(at);
+    let block = list.get(at..).ok_or(malformed)?;
+    let [t0, t1, l0, l1, ..] = *block else {
+        return Err(malformed);
+    };
+    let kind = u16::from_le_bytes([t0, t1]);
+    let length = usize::from(u16::from_le_bytes([l0, l1]));
+    if at == 0 && kind != HANDOFF {
+        return Err(Malformed::NoHandoff);
+    }
+    if kind == END_OF_HOB_LIST {
+        return Ok(None);
+    }
+    let least = match kind {
+        RESOURCE_DESCRIPTOR => RESOURCE_DESCRIPTOR_BYTES,
+        _ => HEADER_BYTES,
+    };
+    match block.get(..length) {
+        Some(block) if length >= least => Ok(Some((kind, block))),
+        _ => Err(malformed),
     }
 }
 
@@ -129,6 +164,24 @@ mod tests {
                 (0x80_0000..0x80_1000, Kind::Present)
             ]
         );
+    }
+
+    #[test]
+    fn a_named_block_is_found_behind_others() {
+        let named_block = |name: u64| block(GUID_EXTENSION, 0x20, &[name, 0, name]);
+        let list = [
+            handoff(),
+            named_block(1),
+            resource(7, 0, 0x1000),
+            named_block(2),
+            end(),
+        ]
+        .concat();
+        let guid = |name: u64| u128::from(name).to_le_bytes();
+        assert_eq!(named(&list, &guid(2)), Ok(Some(&2u64.to_le_bytes()[..])));
+        assert_eq!(named(&list, &guid(3)), Ok(None));
+        let short = [handoff(), block(GUID_EXTENSION, 8, &[]), end()].concat();
+        assert_eq!(named(&short, &guid(1)), Ok(None));
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! What every program needs that starts at a TD's reset vector.
+//!
+//! [`layout`] says where its image lies in guest memory, [`hob`] reads what the host tells of the rest; [`tdcall`] and
+//! [`vmcall`] call the module and the host, and [`accept`] makes memory of what the host promised. The firmware and the guests of
+//! the tests stand on it; nothing here knows either.
+#![cfg_attr(not(test), no_std)]
+
+pub mod accept;
+pub mod hob;
+pub mod layout;
+pub mod long_mode;
+pub mod payload;
+pub mod tdcall;
+pub mod vmcall;
