@@ -7,6 +7,8 @@ use alloc::{
 };
 use core::fmt;
 
+use boot::config;
+
 use super::{Session, commands, host::Host, line::MAX_LINE, reply::Reply};
 
 /// One row of the command table.
@@ -40,8 +42,16 @@ pub struct Arg {
 pub enum Kind {
     /// A physical address, hexadecimal with `0x` or decimal.
     Address,
+    /// A number, decimal or hexadecimal with `0x`.
+    Number,
+    /// A size such as `256M` or `1G`.
+    Size,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// A TD, by its number or its name.
+    Td,
+    /// The argument's own name, which begins with `--`. It may stand anywhere, be left out, and has no index.
+    Flag,
     /// The name of a command, which may be several words: always the last argument.
     Command,
 }
@@ -56,38 +66,55 @@ pub struct Context<'a> {
 
 /// The decoded arguments of a call, those that were left out missing at the end.
 #[derive(Debug, Default)]
-pub struct Args(Vec<Value>);
+pub struct Args {
+    values: Vec<Value>,
+    flags: Vec<&'static str>,
+}
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Value {
-    Address(u64),
+    Number(u64),
     Choice(&'static str),
+    Td(String),
     Command(&'static Command),
 }
 
 impl Args {
-    /// The physical address that argument `index` gives.
-    pub fn address(&self, index: usize) -> Option<u64> {
-        match self.0.get(index)? {
-            Value::Address(address) => Some(*address),
+    /// The address, number or size that argument `index` gives.
+    pub fn number(&self, index: usize) -> Option<u64> {
+        match self.values.get(index)? {
+            Value::Number(number) => Some(*number),
             _ => None,
         }
     }
 
     /// The word that argument `index` chose.
     pub fn choice(&self, index: usize) -> Option<&'static str> {
-        match self.0.get(index)? {
+        match self.values.get(index)? {
             Value::Choice(word) => Some(word),
+            _ => None,
+        }
+    }
+
+    /// The number or the name of a TD that argument `index` is.
+    pub fn td(&self, index: usize) -> Option<&str> {
+        match self.values.get(index)? {
+            Value::Td(word) => Some(word),
             _ => None,
         }
     }
 
     /// The command that argument `index` names.
     pub fn command(&self, index: usize) -> Option<&'static Command> {
-        match self.0.get(index)? {
+        match self.values.get(index)? {
             Value::Command(command) => Some(command),
             _ => None,
         }
+    }
+
+    /// Whether the flag of this name was given.
+    pub fn flag(&self, name: &str) -> bool {
+        self.flags.contains(&name)
     }
 }
 
@@ -117,8 +144,22 @@ pub enum Error {
         /// The longer command that may have been meant.
         nearest: Option<&'static str>,
     },
+    /// Not a size.
+    NotASize {
+        /// The argument.
+        arg: &'static str,
+        /// What stands there.
+        word: String,
+    },
+    /// No TD has this number or name.
+    NoSuchTd {
+        /// What stands there.
+        word: String,
+        /// The name that is most like it.
+        nearest: Option<String>,
+    },
     /// Not a number.
-    NotAnAddress {
+    NotANumber {
         /// The argument.
         arg: &'static str,
         /// What stands there.
@@ -174,7 +215,25 @@ impl fmt::Display for Error {
                     None => write!(f, "usage: {}", command.usage()),
                 }
             }
-            Self::NotAnAddress { arg, word } => {
+            Self::NotASize { arg, word } => {
+                write!(
+                    f,
+                    "{arg} must be a size, but is \"{word}\"; write it as 256M or as 1G"
+                )
+            }
+            Self::NoSuchTd { word, nearest } => match nearest {
+                Some(nearest) => {
+                    write!(
+                        f,
+                        "there is no TD \"{word}\"; did you mean \"{nearest}\"? \"td list\" lists them"
+                    )
+                }
+                None => write!(
+                    f,
+                    "there is no TD \"{word}\"; \"td list\" lists those that the configuration names"
+                ),
+            },
+            Self::NotANumber { arg, word } => {
                 write!(
                     f,
                     "{arg} must be a number, but is \"{word}\"; write it as 0x1000 or as 4096"
@@ -215,7 +274,11 @@ impl Command {
     pub fn usage(&self) -> String {
         let mut usage = self.name.to_string();
         for arg in self.args {
-            let (open, close) = if arg.optional { ("[", "]") } else { ("", "") };
+            let (open, close) = match arg.kind {
+                Kind::Flag => ("[", "]"),
+                _ if arg.optional => ("[", "]"),
+                _ => ("", ""),
+            };
             let words = match arg.kind {
                 Kind::Choice(choices) if !arg.optional => choices.join("|"),
                 _ => arg.name.to_string(),
@@ -225,8 +288,23 @@ impl Command {
         usage
     }
 
-    fn words(&self) -> usize {
+    pub(super) fn words(&self) -> usize {
         self.name.split(' ').count()
+    }
+
+    /// The arguments that have an index.
+    pub(super) fn indexed(&self) -> impl Iterator<Item = &'static Arg> {
+        self.args
+            .iter()
+            .filter(|arg| !matches!(arg.kind, Kind::Flag))
+    }
+
+    pub(super) fn flag(&self, word: &str) -> Option<&'static str> {
+        let mut flags = self
+            .args
+            .iter()
+            .filter(|arg| matches!(arg.kind, Kind::Flag));
+        flags.find(|arg| arg.name == word).map(|arg| arg.name)
     }
 }
 
@@ -253,17 +331,22 @@ pub fn decode(line: &str) -> Result<Option<Call>, Error> {
         nearest: nearest(&words, 1),
     })?;
 
-    let mut given = words[command.words()..].iter();
     let mut args = Args::default();
-    for arg in command.args {
+    let mut left = words[command.words()..].to_vec();
+    left.retain(|word| {
+        let flag = command.flag(word);
+        args.flags.extend(flag);
+        flag.is_none()
+    });
+    let mut given = left.iter();
+    for arg in command.indexed() {
         match given.next() {
             Some(_) if matches!(arg.kind, Kind::Command) => {
-                args.0.push(Value::Command(named(
-                    &words[command.words() + args.0.len()..],
-                )?));
+                let name = named(&left[args.values.len()..])?;
+                args.values.push(Value::Command(name));
                 given = [].iter();
             }
-            Some(word) => args.0.push(arg.decode(word)?),
+            Some(word) => args.values.push(arg.decode(word)?),
             None if arg.optional => break,
             None => {
                 return Err(Error::Missing {
@@ -289,20 +372,20 @@ pub fn decode(line: &str) -> Result<Option<Call>, Error> {
 impl Arg {
     fn decode(&self, word: &str) -> Result<Value, Error> {
         match &self.kind {
-            Kind::Address => {
-                let number = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
-                    Some(digits) => u64::from_str_radix(&digits.replace('_', ""), 16),
-                    None => word.replace('_', "").parse(),
-                };
-                match number {
-                    Ok(address) if address < 1 << 52 => Ok(Value::Address(address)),
-                    Ok(address) => Err(Error::AddressTooWide(address)),
-                    Err(_) => Err(Error::NotAnAddress {
-                        arg: self.name,
-                        word: shorten(word),
-                    }),
-                }
-            }
+            Kind::Address => match self.number(word)? {
+                address if address < 1 << 52 => Ok(Value::Number(address)),
+                address => Err(Error::AddressTooWide(address)),
+            },
+            Kind::Number => self.number(word).map(Value::Number),
+            Kind::Size => match config::bytes(word) {
+                Some(bytes) => Ok(Value::Number(bytes)),
+                None => Err(Error::NotASize {
+                    arg: self.name,
+                    word: shorten(word),
+                }),
+            },
+            // Which TDs there are is the machine's to say, when the command runs.
+            Kind::Td | Kind::Flag => Ok(Value::Td(word.to_owned())),
             Kind::Choice(choices) => match choices.iter().find(|choice| **choice == word) {
                 Some(choice) => Ok(Value::Choice(choice)),
                 None => Err(Error::NotAChoice {
@@ -313,6 +396,17 @@ impl Arg {
             },
             Kind::Command => named(&[word]).map(Value::Command),
         }
+    }
+
+    fn number(&self, word: &str) -> Result<u64, Error> {
+        let number = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
+            Some(digits) => u64::from_str_radix(&digits.replace('_', ""), 16),
+            None => word.replace('_', "").parse(),
+        };
+        number.map_err(|_| Error::NotANumber {
+            arg: self.name,
+            word: shorten(word),
+        })
     }
 }
 
@@ -327,7 +421,7 @@ fn named(words: &[&str]) -> Result<&'static Command, Error> {
         })
 }
 
-fn longest_match(words: &[&str]) -> Option<&'static Command> {
+pub(super) fn longest_match(words: &[&str]) -> Option<&'static Command> {
     commands::all()
         .filter(|command| {
             command
@@ -357,6 +451,18 @@ fn nearest(words: &[&str], at_least: usize) -> Option<&'static str> {
     candidates.min().map(|(_, name)| name)
 }
 
+/// That there is no TD `word`, and which of `names` may have been meant.
+pub fn no_such_td(word: &str, names: &[String]) -> Error {
+    let near = names
+        .iter()
+        .map(|name| (edits(word, name), name))
+        .filter(|(edits, name)| *edits <= 1 + name.len() / 4 || name.starts_with(word));
+    Error::NoSuchTd {
+        word: shorten(word),
+        nearest: near.min().map(|(_, name)| name.clone()),
+    }
+}
+
 /// The Levenshtein distance.
 fn edits(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
@@ -379,90 +485,11 @@ fn shorten(word: &str) -> String {
     }
 }
 
-/// What Tab makes of the text before the cursor.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Completion {
-    /// Put this behind it.
-    Insert(String),
-    /// Nothing is certain; these words are possible.
-    Choose(Vec<&'static str>),
-}
-
-/// Completes the last word of `text`, which is what stands before the cursor.
-pub fn complete(text: &str) -> Completion {
-    let start = text.rfind(' ').map_or(0, |space| space + 1);
-    let (before, partial) = text.split_at(start);
-    let before: Vec<&str> = before.split_ascii_whitespace().collect();
-
-    let mut words = next_words(&before);
-    words.retain(|word| word.starts_with(partial));
-    match words.as_slice() {
-        [] => Completion::Choose(Vec::new()),
-        [only] => Completion::Insert(only[partial.len()..].to_owned() + " "),
-        [first, others @ ..] => {
-            let common = |other: &&str| {
-                first
-                    .bytes()
-                    .zip(other.bytes())
-                    .take_while(|(a, b)| a == b)
-                    .count()
-            };
-            let shared = others.iter().map(common).min().unwrap_or(0);
-            if shared > partial.len() {
-                Completion::Insert(first[partial.len()..shared].to_owned())
-            } else {
-                Completion::Choose(words)
-            }
-        }
-    }
-}
-
-/// Every word that can stand behind `before`, sorted.
-fn next_words(before: &[&str]) -> Vec<&'static str> {
-    let mut words = name_words(before);
-    if let Some(command) = longest_match(before) {
-        let given = &before[command.words()..];
-        match command.args.get(given.len()).map(|arg| &arg.kind) {
-            Some(Kind::Choice(choices)) => words.extend(*choices),
-            Some(Kind::Command) => words.extend(name_words(given)),
-            Some(Kind::Address) => {}
-            // A name of several words goes on behind its first.
-            None if matches!(
-                command.args.last(),
-                Some(Arg {
-                    kind: Kind::Command,
-                    ..
-                })
-            ) =>
-            {
-                words.extend(name_words(&given[command.args.len() - 1..]));
-            }
-            None => {}
-        }
-    }
-    words.sort_unstable();
-    words.dedup();
-    words
-}
-
-/// The words that go on with a command's name behind `before`.
-fn name_words(before: &[&str]) -> Vec<&'static str> {
-    let next = |command: &'static Command| {
-        let mut words = command.name.split(' ');
-        before
-            .iter()
-            .all(|word| words.next() == Some(word))
-            .then(|| words.next())
-            .flatten()
-    };
-    commands::all().filter_map(next).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::string::{String, ToString};
 
-    use super::{Completion, complete, decode, edits};
+    use super::{decode, edits, no_such_td};
 
     fn error(line: &str) -> String {
         decode(line).expect_err("should not be a call").to_string()
@@ -474,7 +501,7 @@ mod tests {
             .expect("a call")
             .expect("not blank");
         assert_eq!(call.command.name, "mem peek");
-        assert_eq!(call.args.address(0), Some(0x1_0040));
+        assert_eq!(call.args.number(0), Some(0x1_0040));
         assert_eq!(
             decode(" mem ")
                 .expect("a call")
@@ -520,19 +547,45 @@ mod tests {
     }
 
     #[test]
-    fn an_error_never_repeats_a_whole_screen_of_input() {
-        assert!(error(&"y".repeat(1000)).len() < 120);
+    fn a_flag_stands_anywhere_and_has_no_index() {
+        for line in ["td destroy --dynamic one", "td destroy one --dynamic"] {
+            let call = decode(line).expect("a call").expect("not blank");
+            assert!(call.args.flag("--dynamic"));
+            assert_eq!(call.args.td(0), Some("one"));
+            assert_eq!(call.args.td(1), None);
+        }
+        let call = decode("td destroy 1").expect("a call").expect("not blank");
+        assert!(!call.args.flag("--dynamic"));
+        assert_eq!(
+            error("td destroy --dynamic"),
+            "\"td destroy\" needs TD; usage: td destroy [--dynamic] TD"
+        );
     }
 
     #[test]
-    fn tab_completes_names_choices_and_names_as_arguments() {
-        assert_eq!(complete("vers"), Completion::Insert("ion ".into()));
-        assert_eq!(complete("mem "), Completion::Insert("peek ".into()));
-        assert_eq!(complete("log in"), Completion::Insert("fo ".into()));
-        assert_eq!(complete("help mem p"), Completion::Insert("eek ".into()));
-        assert_eq!(complete("json o"), Completion::Choose(["off", "on"].into()));
-        assert_eq!(complete("nothing like it"), Completion::Choose([].into()));
-        assert_eq!(complete("mem peek "), Completion::Choose([].into()));
+    fn sizes_have_a_unit() {
+        let call = decode("td shrink one 256M")
+            .expect("a call")
+            .expect("not blank");
+        assert_eq!(call.args.number(1), Some(256 << 20));
+        assert_eq!(
+            error("td shrink one 256"),
+            "SIZE must be a size, but is \"256\"; write it as 256M or as 1G"
+        );
+    }
+
+    #[test]
+    fn a_td_that_is_not_there_is_answered_with_the_nearest_name() {
+        let names = ["hello", "smp"].map(String::from);
+        let said = |word| no_such_td(word, &names).to_string();
+        assert!(said("helo").contains("did you mean \"hello\"?"));
+        assert!(said("h").contains("did you mean \"hello\"?"));
+        assert!(!said("7").contains("did you mean"));
+    }
+
+    #[test]
+    fn an_error_never_repeats_a_whole_screen_of_input() {
+        assert!(error(&"y".repeat(1000)).len() < 120);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! 1. calls [`Console::start`] once, which greets and prints the first prompt;
 //! 2. calls [`Console::feed`] for every byte that arrives, outside interrupt handlers, since the byte that ends a line
 //!    runs the command;
-//! 3. hands every line that is not a reply (a log record) to [`Console::notice`].
+//! 3. hands every line that is not a reply (a log record) to [`Console::notice`],
+//! 4. calls [`Console::refresh`] whenever [`Console::has_news`]: the TD whose console is watched has written something.
 //!
 //! What comes out is bytes for a terminal: lines already end in `\r\n`. Any byte may come in, at any time.
 //!
@@ -16,12 +17,15 @@
 
 mod command;
 mod commands;
+mod complete;
+mod hexdump;
 pub mod host;
 mod keys;
 mod line;
 mod reply;
 mod screen;
 mod table;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -29,13 +33,15 @@ mod tests;
 use alloc::{boxed::Box, format, string::String};
 use core::fmt::{self, Write};
 
-use command::{Completion, Context, Error};
+use command::{Context, Error};
+use complete::Completion;
 use host::{CpuState, Host};
 use keys::{Decoder, Key};
 use line::{Change, History, Line};
 use reply::{Reply, Terminal};
 use screen::Screen;
 use table::{Count, Micros};
+use watch::Watch;
 
 pub use line::MAX_LINE;
 pub use screen::PROMPT;
@@ -56,6 +62,8 @@ struct Session {
     json: bool,
     /// Whether the screen is to be cleared before the next prompt.
     clear_screen: bool,
+    /// The TD whose console is shown instead of this one.
+    watch: Option<Watch>,
     history: History,
 }
 
@@ -80,6 +88,17 @@ impl Console {
 
     /// Takes one byte. The byte that ends a line runs its command on `host`.
     pub fn feed(&mut self, byte: u8, host: &mut dyn Host, out: &mut dyn Write) {
+        if let Some(watch) = &self.session.watch {
+            if byte == watch::LEAVE {
+                self.session.watch = None;
+                let _ = out
+                    .write_str("\r\n")
+                    .and_then(|()| self.screen.prompt(&self.line, out));
+            } else {
+                watch.type_byte(byte, host);
+            }
+            return;
+        }
         let Some(key) = self.keys.feed(byte) else {
             return;
         };
@@ -90,9 +109,32 @@ impl Console {
         };
     }
 
-    /// Prints a line that is no reply above the line that is being edited. In JSON mode it is not printed.
+    /// The TD whose console is watched.
+    #[must_use]
+    pub fn watched(&self) -> Option<u32> {
+        self.session.watch.as_ref().map(Watch::td)
+    }
+
+    /// Whether [`Self::refresh`] would show something.
+    #[must_use]
+    pub fn has_news(&self, host: &dyn Host) -> bool {
+        self.session
+            .watch
+            .as_ref()
+            .is_some_and(|watch| watch.has_news(host))
+    }
+
+    /// Shows what the TD whose console is watched has written since.
+    pub fn refresh(&mut self, host: &dyn Host, out: &mut dyn Write) {
+        if let Some(watch) = &mut self.session.watch {
+            let _ = watch.show(host, out);
+        }
+    }
+
+    /// Prints a line that is no reply above the line that is being edited. In JSON mode, and while a TD's console is
+    /// watched, it is not printed.
     pub fn notice(&mut self, line: &str, out: &mut dyn Write) {
-        if self.session.json {
+        if self.session.json || self.session.watch.is_some() {
             return;
         }
         let _ = self
@@ -118,7 +160,7 @@ impl Console {
                 self.screen.clear(out)?;
                 return self.screen.prompt(&self.line, out);
             }
-            Key::Complete => return self.complete(out),
+            Key::Complete => return self.complete(host, out),
             Key::Older => self.recall(|history, draft| history.older(draft).map(String::from)),
             Key::Newer => self.recall(|history, _| history.newer()),
             _ => self.line.apply(key),
@@ -136,8 +178,9 @@ impl Console {
         }
     }
 
-    fn complete(&mut self, out: &mut dyn Write) -> fmt::Result {
-        match command::complete(self.line.before_cursor()) {
+    fn complete(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+        let tds = host.tds().map(|tds| tds.names()).unwrap_or_default();
+        match complete::complete(self.line.before_cursor(), &tds) {
             Completion::Insert(text) => text.bytes().try_for_each(|byte| {
                 let change = self.line.insert(byte);
                 self.screen.show(&self.line, change, out)
@@ -177,6 +220,10 @@ impl Console {
             Err(error) => writeln!(Terminal(out), "error: {error}")?,
         }
         if self.session.json {
+            return Ok(());
+        }
+        if self.session.watch.is_some() {
+            self.refresh(host, out);
             return Ok(());
         }
         if core::mem::take(&mut self.session.clear_screen) && !script {

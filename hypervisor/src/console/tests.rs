@@ -2,6 +2,8 @@
 
 mod docs;
 mod machine;
+mod td;
+mod tds;
 
 use alloc::{
     format,
@@ -341,14 +343,17 @@ fn every_way_to_call(args: &[Arg]) -> Vec<String> {
         return vec![String::new()];
     };
     let words: Vec<&str> = match &first.kind {
-        Kind::Address => vec!["0", "0x12340"],
+        Kind::Address | Kind::Number => vec!["0", "0x12340"],
+        Kind::Size => vec!["4M"],
+        Kind::Td => vec!["2", "hello"],
+        Kind::Flag => vec![first.name],
         Kind::Choice(choices) => choices.to_vec(),
         Kind::Command => commands::all().map(|command| command.name).collect(),
     };
-    let mut ways = if first.optional {
-        vec![String::new()]
-    } else {
-        Vec::new()
+    let mut ways = match first.kind {
+        Kind::Flag => every_way_to_call(rest),
+        _ if first.optional => vec![String::new()],
+        _ => Vec::new(),
     };
     for word in words {
         ways.extend(
@@ -374,7 +379,11 @@ fn the_table_is_in_good_order() {
             command.summary
         );
         assert!(command.help.ends_with('.'), "{}", command.help);
-        let optional: Vec<bool> = command.args.iter().map(|arg| arg.optional).collect();
+        let indexed = command
+            .args
+            .iter()
+            .filter(|arg| !matches!(arg.kind, Kind::Flag));
+        let optional: Vec<bool> = indexed.map(|arg| arg.optional).collect();
         assert!(
             optional.is_sorted(),
             "{}: optional arguments come last",
@@ -393,7 +402,7 @@ fn the_table_is_in_good_order() {
 
 /// Whatever came before, Ctrl-C and Enter lead back to a prompt that works, in either mode.
 fn still_works(terminal: &mut Terminal) {
-    terminal.send("\x03\r");
+    terminal.send("\x1d\x03\r");
     let out = terminal.send("json off\rversion\r");
     assert!(
         out.ends_with(PROMPT) && out.contains("\r\nseamark   0.1.0\r\n"),
@@ -429,7 +438,7 @@ proptest! {
     fn any_words_and_keys_leave_a_working_prompt(
         parts in prop::collection::vec(
             prop::sample::select(vec![
-                "json on", "json off", "mem", " peek", " 0x40", "help", "\t", "\r", "\n", "\x1b[A", "\x1b[B", "\x1b[D",
+                "json on", "json off", "td console hello", "\x1d", "mem", " peek", " 0x40", "help", "\t", "\r", "\n", "\x1b[A", "\x1b[B", "\x1b[D",
                 "\x1b[", "\x1b", "\x03", "\x0c", "\x15", "\x17", "\x01", "\x7f", "history", "clear", "dmesg", "é", "0",
             ]),
             0..300,

@@ -387,7 +387,8 @@ impl<'h, P: Platform> Tds<'h, P> {
     }
 
     /// Bytes that were promised to TDs and that they have not taken yet.
-    fn promised(&self) -> u64 {
+    #[must_use]
+    pub fn promised(&self) -> u64 {
         let all = self.ids().filter_map(|id| self.get(id));
         all.map(|td| td.promised_bytes()).sum()
     }

@@ -1,12 +1,12 @@
 //! Memory: `mem` and `mem peek`.
 
-use alloc::string::String;
 use core::fmt::{self, Write};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::console::{
     command::{Arg, Args, Command, Context, Error, Kind},
+    hexdump::{HexBytes, dump},
     host::{Hex, Memory},
     reply::{Reply, Text},
     table::{Bytes, Facts, Table},
@@ -74,44 +74,20 @@ impl Text for Memory {
 #[derive(Serialize)]
 struct Peek {
     address: Hex,
-    #[serde(serialize_with = "hex_digits")]
-    bytes: [u8; 64],
-}
-
-fn hex_digits<S: Serializer>(bytes: &[u8; 64], serializer: S) -> Result<S::Ok, S::Error> {
-    let mut digits = String::new();
-    for byte in bytes {
-        write!(digits, "{byte:02x}").map_err(serde::ser::Error::custom)?;
-    }
-    serializer.serialize_str(&digits)
+    bytes: HexBytes,
 }
 
 fn peek(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    let line = args.address(0).unwrap_or_default() & !63;
+    let line = args.number(0).unwrap_or_default() & !63;
     let bytes = context.host.peek(line).map_err(Error::Host)?;
     Ok(Reply::new(Peek {
         address: Hex(line),
-        bytes,
+        bytes: HexBytes(bytes.into()),
     }))
 }
 
 impl Text for Peek {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        for (row, bytes) in self.bytes.chunks(16).enumerate() {
-            write!(out, "{:013x} ", self.address.0 + 16 * row as u64)?;
-            for (column, byte) in bytes.iter().enumerate() {
-                let gap = if column == 8 { "  " } else { " " };
-                write!(out, "{gap}{byte:02x}")?;
-            }
-            let show = |byte: &u8| {
-                if matches!(byte, b' '..=b'~') {
-                    char::from(*byte)
-                } else {
-                    '.'
-                }
-            };
-            writeln!(out, "  {}", bytes.iter().map(show).collect::<String>())?;
-        }
-        Ok(())
+        dump(self.address.0, &self.bytes.0, out)
     }
 }

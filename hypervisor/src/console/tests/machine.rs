@@ -1,9 +1,10 @@
 //! A machine of plain data, on which some things can be made to go wrong.
 
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
 use log::{Level, LevelFilter};
 
+use super::tds::{self, Fake};
 use crate::console::host::*;
 
 pub struct Machine {
@@ -11,6 +12,7 @@ pub struct Machine {
     pub lost_bytes: u64,
     pub without_tdx: bool,
     pub requested: Option<PowerAction>,
+    pub tds: Fake,
     level: LevelFilter,
 }
 
@@ -21,6 +23,7 @@ impl Default for Machine {
             lost_bytes: 0,
             without_tdx: false,
             requested: None,
+            tds: Fake::default(),
             level: LevelFilter::Info,
         }
     }
@@ -162,6 +165,25 @@ impl Host for Machine {
             }],
             bring_up_us: Some(2345),
         }
+    }
+
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
+        if self.without_tdx {
+            return Err("this machine has no TDs, for TDX is unavailable; \"tdx\" says why".into());
+        }
+        Ok(Box::new(&self.tds))
+    }
+
+    fn hkids(&self) -> Result<td::HkidReport, String> {
+        Ok(tds::hkids())
+    }
+
+    fn stats(&self) -> seam::Stats {
+        tds::stats()
+    }
+
+    fn seam_bench(&self) -> Result<seam::SeamBench, String> {
+        Ok(tds::bench())
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {

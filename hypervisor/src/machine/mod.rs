@@ -1,6 +1,11 @@
 //! The machine as the console sees it.
 
+pub mod bench;
+pub mod desk;
+pub mod seam;
+
 use alloc::{
+    boxed::Box,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -12,12 +17,15 @@ use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
 use crate::{
     console::host::{
-        Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord, Memory,
+        self, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord, Memory,
         PowerAction, Region, Tdx,
     },
     cpu::{self, State},
     firmware::power,
-    heap, logging, memory, tdx, time,
+    heap, logging, memory,
+    platform::metal::{METAL, Metal},
+    td::registry,
+    tdx, time,
 };
 
 /// Everything that commands ask about.
@@ -100,6 +108,24 @@ impl Host for Machine {
         tdx
     }
 
+    fn tds(&self) -> Result<Box<dyn host::td::Tds + '_>, String> {
+        Err(self.why_no_tds())
+    }
+
+    fn hkids(&self) -> Result<host::td::HkidReport, String> {
+        let ready = tdx::ready().ok_or_else(|| self.why_no_tds())?;
+        let tds = None::<&registry::Tds<'_, Metal>>;
+        Ok(seam::hkids(ready.coordinator.hkids(), tds))
+    }
+
+    fn stats(&self) -> host::seam::Stats {
+        seam::stats(&METAL)
+    }
+
+    fn seam_bench(&self) -> Result<host::seam::SeamBench, String> {
+        Err(self.why_no_tds())
+    }
+
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
         logging::visit(&mut |r| {
             visit(&LogRecord {
@@ -131,6 +157,15 @@ impl Host for Machine {
         };
         self.power = Some(action);
         Ok(how)
+    }
+}
+
+impl Machine {
+    fn why_no_tds(&self) -> String {
+        format!(
+            "this machine has no TDs, for TDX is {}; \"tdx\" says why",
+            self.tdx.state
+        )
     }
 }
 

@@ -3,7 +3,10 @@
 //! Reports are plain data, and the only truth about a reply: the tables that an operator reads and the JSON that a
 //! script reads are both made from them. Nothing here touches hardware, so the console runs in host tests.
 
-use alloc::{format, string::String, vec::Vec};
+pub mod seam;
+pub mod td;
+
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt;
 
 use serde::{Serialize, Serializer};
@@ -373,7 +376,7 @@ pub enum PowerAction {
 
 /// The machine, as the console sees it.
 ///
-/// No method waits for anything but a bounded cross-CPU call. A `String` in `Err` is one sentence for the operator:
+/// But for those that say otherwise, no method waits for anything but a bounded cross-CPU call. A `String` in `Err` is one sentence for the operator:
 /// what is wrong, where, and what to do.
 pub trait Host {
     /// What was built, from what.
@@ -390,6 +393,27 @@ pub trait Host {
 
     /// TDX on this machine.
     fn tdx(&self) -> Tdx;
+
+    /// The TDs.
+    ///
+    /// # Errors
+    /// When this machine can have none.
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String>;
+
+    /// The HKIDs, and who has them.
+    ///
+    /// # Errors
+    /// When there is no TDX module that would know them.
+    fn hkids(&self) -> Result<td::HkidReport, String>;
+
+    /// SEAMCALLs, retries and exits since the start.
+    fn stats(&self) -> seam::Stats;
+
+    /// Measures SEAMCALLs, on a TD of its own among others. That takes a while; the machine goes on meanwhile.
+    ///
+    /// # Errors
+    /// When nothing could be measured.
+    fn seam_bench(&self) -> Result<seam::SeamBench, String>;
 
     /// Shows `visit` every record that the log's ring still holds, oldest first, and returns how many it has lost to
     /// newer ones.

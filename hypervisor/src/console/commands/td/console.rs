@@ -1,0 +1,68 @@
+//! A TD's own console: `td console`.
+
+use alloc::{string::String, vec};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use super::{TD, find};
+use crate::console::{
+    Watch,
+    command::{Arg, Args, Command, Context, Error, Kind},
+    reply::{Reply, Text},
+};
+
+/// Bytes of output in one answer.
+const ANSWER: usize = 64 << 10;
+
+pub const COMMANDS: &[Command] = &[Command {
+    name: "td console",
+    args: &[
+        TD,
+        Arg {
+            name: "FROM",
+            kind: Kind::Number,
+            optional: true,
+        },
+    ],
+    summary: "Watch a TD's console and type on it",
+    help: "Shows what it wrote lately and whatever it writes from then on, and sends it what is typed. Ctrl-] leads back. \
+           What a TD writes while nobody watches is kept, the last 16 KiB of it. FROM is the number of the first byte to \
+           show. In JSON mode the command answers with the output that is there, and with the number from which to ask \
+           next.",
+    run: watch,
+}];
+
+#[derive(Serialize)]
+struct Output {
+    td: String,
+    from: u64,
+    next: u64,
+    output: String,
+}
+
+fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let from = args.number(1).unwrap_or_default();
+    let (tds, id) = find(context, args)?;
+    let name = tds.names().swap_remove(id as usize - 1);
+    let mut bytes = vec![0; ANSWER];
+    let (from, count) = tds.output(id, from, &mut bytes).map_err(Error::Host)?;
+    drop(tds);
+    bytes.truncate(count);
+    if !context.session.json {
+        context.session.watch = Some(Watch::new(id, name.clone(), from));
+    }
+    Ok(Reply::new(Output {
+        td: name,
+        from,
+        next: from + count as u64,
+        output: String::from_utf8_lossy(&bytes).into_owned(),
+    }))
+}
+
+impl Text for Output {
+    /// The output itself follows as it is, like all that comes later.
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "The console of TD {}; Ctrl-] leads back.", self.td)
+    }
+}

@@ -1,0 +1,100 @@
+//! Looking into debug TDs: `td regs`, `td dump`.
+
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use super::{TD, find};
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind},
+    hexdump::{HexBytes, dump},
+    host::{Hex, td::Registers},
+    reply::{Reply, Text},
+    table::Table,
+};
+
+/// Bytes that are shown when nothing else is asked for, and the most.
+const BYTES: u64 = 256;
+const MOST_BYTES: u64 = 4096;
+
+const fn optional(name: &'static str) -> Arg {
+    Arg {
+        name,
+        kind: Kind::Number,
+        optional: true,
+    }
+}
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "td regs",
+        args: &[TD, optional("VCPU")],
+        summary: "Show the registers of a debug TD's vCPU",
+        help: "Of vCPU 0, or of VCPU. The TDX module lets the host read them (TDH.VP.RD) only if the TD was built with debug = \
+               true, which its owner sees in its attestation.",
+        run: regs,
+    },
+    Command {
+        name: "td dump",
+        args: &[
+            TD,
+            Arg {
+                name: "GPA",
+                kind: Kind::Address,
+                optional: false,
+            },
+            optional("BYTES"),
+        ],
+        summary: "Show private memory of a debug TD",
+        help: "256 bytes from the guest-physical address GPA on, or BYTES, at most 4096 (TDH.MEM.RD). As \"td regs\", of debug \
+               TDs only.",
+        run: memory,
+    },
+];
+
+fn regs(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let (tds, id) = find(context, args)?;
+    let vcpu = args.number(1).unwrap_or_default();
+    // Beyond all that there can be, if it does not fit.
+    let vcpu = u16::try_from(vcpu).unwrap_or(u16::MAX);
+    tds.registers(id, vcpu).map(Reply::new).map_err(Error::Host)
+}
+
+impl Text for Registers {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "vCPU {} of TD {}", self.vcpu, self.name)?;
+        let mut table = Table::new(&["REGISTER", "VALUE", "REGISTER", "VALUE"]);
+        for pair in self.registers.chunks(2) {
+            match pair {
+                [left, right] => table.row(&[&left.name, &left.value, &right.name, &right.value]),
+                [left, ..] => table.row(&[&left.name, &left.value]),
+                [] => {}
+            }
+        }
+        write!(out, "{table}")
+    }
+}
+
+#[derive(Serialize)]
+struct Dump {
+    address: Hex,
+    bytes: HexBytes,
+}
+
+fn memory(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let (tds, id) = find(context, args)?;
+    let address = args.number(1).unwrap_or_default() & !7;
+    let count = args.number(2).unwrap_or(BYTES).clamp(1, MOST_BYTES);
+    let mut bytes = alloc::vec![0; count.next_multiple_of(8) as usize];
+    tds.memory(id, address, &mut bytes).map_err(Error::Host)?;
+    Ok(Reply::new(Dump {
+        address: Hex(address),
+        bytes: HexBytes(bytes),
+    }))
+}
+
+impl Text for Dump {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        dump(self.address.0, &self.bytes.0, out)
+    }
+}

@@ -1,0 +1,46 @@
+//! TDs: `td ...`.
+
+mod console;
+mod debug;
+mod end;
+mod life;
+mod show;
+mod work;
+
+use alloc::boxed::Box;
+
+use crate::console::{
+    command::{Arg, Args, Command, Context, Error, Kind, no_such_td},
+    host::td::Tds,
+};
+
+/// Each file's commands, in the order in which `help` shows them.
+pub const COMMANDS: [&[Command]; 5] = [
+    show::COMMANDS,
+    life::COMMANDS,
+    end::COMMANDS,
+    console::COMMANDS,
+    debug::COMMANDS,
+];
+
+/// The TD that a command is about: always its first argument.
+const TD: Arg = Arg {
+    name: "TD",
+    kind: Kind::Td,
+    optional: false,
+};
+
+/// The TDs, and the number of the one that the first argument names.
+fn find<'a>(context: &'a Context<'_>, args: &Args) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
+    let tds = context.host.tds().map_err(Error::Host)?;
+    let names = tds.names();
+    let word = args.td(0).unwrap_or_default();
+    let number = match word.parse::<usize>() {
+        Ok(number) => Some(number).filter(|number| (1..=names.len()).contains(number)),
+        Err(_) => names.iter().position(|name| name == word).map(|at| at + 1),
+    };
+    match number {
+        Some(number) => Ok((tds, number as u32)),
+        None => Err(no_such_td(word, &names)),
+    }
+}

@@ -1,0 +1,174 @@
+//! What TDs there are, and all of one: `td list`, `td show`.
+
+use alloc::{format, vec::Vec};
+use core::fmt::{self, Write};
+
+use serde::Serialize;
+
+use super::{TD, find, work};
+use crate::console::{
+    command::{Args, Command, Context, Error},
+    host::td::{Pages, TdLine, TdReport, TdVcpu},
+    reply::{Reply, Text},
+    table::{Bytes, Facts, Maybe, Micros, Table},
+};
+
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "td list",
+        args: &[],
+        summary: "List the TDs that the configuration names",
+        help: "Their numbers and names (either will do wherever a TD is asked for), where each is in its life, its HKID, \
+               its vCPUs, the private memory that it has now and the most that it may have, and what is wrong with it. A \
+               TD is created (nothing was taken for it), building, paused, runnable, terminating (it gives its key back), \
+               in teardown (its memory is being taken back) or reclaimed.",
+        run: list,
+    },
+    Command {
+        name: "td show",
+        args: &[TD],
+        summary: "Show all of one TD",
+        help: "Its state, HKID, memory by page size, measurement (MRTD, which \"cargo xtask measure\" computes from the same \
+               configuration), its vCPUs with the times that they ran, waited for something of their own, and had no CPU; \
+               how it was built and how it ended, with times and SEAMCALLs, and what is wrong with it.",
+        run: |context, args| {
+            let (tds, id) = find(context, args)?;
+            tds.show(id).map(Reply::new).map_err(Error::Host)
+        },
+    },
+];
+
+#[derive(Serialize)]
+struct List {
+    tds: Vec<TdLine>,
+}
+
+fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
+    let tds = context.host.tds().map_err(Error::Host)?.list();
+    Ok(Reply::new(List { tds }))
+}
+
+impl Text for List {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        if self.tds.is_empty() {
+            return writeln!(out, "The configuration names no TD ([[td]]).");
+        }
+        let mut table = Table::new(&[
+            "TD", "NAME", "STATE", "HKID", "VCPUS", "HAS", "OF", "PROBLEM",
+        ]);
+        for td in &self.tds {
+            table.row(&[
+                &td.id,
+                &td.name,
+                &td.state,
+                &Maybe(td.hkid),
+                &td.vcpus,
+                &Bytes(td.private_bytes),
+                &Bytes(td.memory_bytes),
+                &td.problem.as_deref().unwrap_or_default(),
+            ]);
+        }
+        write!(out, "{table}")
+    }
+}
+
+impl Text for TdReport {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let TdLine {
+            id,
+            name,
+            state,
+            hkid,
+            vcpus: _,
+            private_bytes,
+            memory_bytes,
+            problem,
+        } = &self.line;
+        let mut facts = Facts::default();
+        facts.fact("TD", format_args!("{id} {name}"));
+        facts.fact("state", state);
+        if let Some(problem) = problem {
+            facts.fact("problem", problem);
+        }
+        facts.fact("HKID", Maybe(*hkid));
+        facts.fact("image", &self.image);
+        let marks = [
+            (self.autostart, "autostart"),
+            (self.control, "control"),
+            (self.debug, "debug"),
+        ];
+        let marks: Vec<_> = marks
+            .iter()
+            .filter(|mark| mark.0)
+            .map(|mark| mark.1)
+            .collect();
+        if !marks.is_empty() {
+            facts.fact("marked", marks.join(", "));
+        }
+        let cap = match self.cap {
+            Some(cap) => format!(", at most {cap} % of a CPU"),
+            None => format!(""),
+        };
+        facts.fact("shares", format_args!("{}{cap}", self.shares));
+        facts.fact(
+            "memory",
+            format_args!("{} of {}", Bytes(*private_bytes), Bytes(*memory_bytes)),
+        );
+        facts.fact("pages", &self.pages);
+        facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
+        write!(out, "{facts}")?;
+        vcpus(&self.cpus, out)?;
+        for (what, done) in [("BUILT", &self.built), ("ENDED", &self.ended)] {
+            if let Some(done) = done {
+                writeln!(out)?;
+                work::phases(what, done, out)?;
+            }
+        }
+        match &self.reclaim {
+            Some(reclaim) => write!(out, "\n{reclaim}"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn vcpus(vcpus: &[TdVcpu], out: &mut dyn Write) -> fmt::Result {
+    let mut table = Table::new(&["VCPU", "CPU", "", "RAN", "WAITED", "STOLEN", "ENTRIES"]);
+    for vcpu in vcpus {
+        let time = |us: Option<u64>| Maybe(us.map(Micros));
+        table.row(&[
+            &vcpu.index,
+            &Maybe(vcpu.cpu),
+            &if vcpu.running { "running" } else { "" },
+            &time(vcpu.run_us),
+            &time(vcpu.wait_us),
+            &time(vcpu.steal_us),
+            &Maybe(vcpu.entries),
+        ]);
+    }
+    write!(out, "\n{table}")
+}
+
+impl fmt::Display for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, size) in [
+            (self.private_1g, "1 GiB"),
+            (self.private_2m, "2 MiB"),
+            (self.private_4k, "4 KiB"),
+        ] {
+            // Seldom there, and then worth a word.
+            if size != "1 GiB" || count > 0 {
+                write!(f, "{count} of {size}, ")?;
+            }
+        }
+        write!(f, "{} of S-EPT", self.sept)
+    }
+}
+
+/// What a command left of a TD, in a sentence's beginning: "TD 1 hello is paused".
+pub(super) struct Is<'a>(pub &'a crate::console::host::td::TdNow);
+
+impl fmt::Display for Is<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TD {} {} is {}", self.0.id, self.0.name, self.0.state)
+    }
+}

@@ -1,0 +1,56 @@
+//! How work on TDs is told: phases, SEAMCALLs, reclaims.
+
+use core::fmt::{self, Write};
+
+use crate::console::{
+    host::td::{TdReclaim, Work},
+    table::{Bytes, Micros, Table},
+};
+
+/// The phases, and their sum.
+pub fn phases(what: &str, work: &Work, out: &mut dyn Write) -> fmt::Result {
+    let mut table = Table::new(&[what, "TIME", "SEAMCALLS"]);
+    for phase in &work.phases {
+        table.row(&[&phase.name, &Micros(phase.us), &phase.calls]);
+    }
+    table.row(&[&"all", &Micros(work.us), &work.calls]);
+    write!(out, "{table}")
+}
+
+/// The SEAMCALLs, by leaf.
+pub fn leafs(work: &Work, out: &mut dyn Write) -> fmt::Result {
+    let mut table = Table::new(&["SEAMCALL", "CALLS"]);
+    for leaf in &work.leafs {
+        table.row(&[&leaf.leaf, &leaf.calls]);
+    }
+    write!(out, "{table}")
+}
+
+impl fmt::Display for TdReclaim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (done, total) = (self.done_bytes, self.total_bytes);
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        write!(
+            f,
+            "TD {} {}: {} of {} back ({percent} %), {}/s, {} SEAMCALLs, {} so far",
+            self.id,
+            self.name,
+            Bytes(done),
+            Bytes(total),
+            Bytes(self.bytes_per_second),
+            self.calls,
+            Micros(self.us)
+        )?;
+        match self.left_us {
+            Some(us) if self.stuck.is_none() => write!(f, ", {} left", Micros(us))?,
+            _ => {}
+        }
+        if self.quarantined > 0 {
+            write!(f, ", {} pages in quarantine", self.quarantined)?;
+        }
+        match &self.stuck {
+            Some(why) => writeln!(f, "; it is stuck: {why}"),
+            None => writeln!(f),
+        }
+    }
+}

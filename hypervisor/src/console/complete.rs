@@ -1,0 +1,128 @@
+//! What Tab makes of a line: the words that can stand where the cursor is.
+
+use alloc::{borrow::ToOwned, string::String, vec::Vec};
+
+use super::{
+    command::{Command, Kind, longest_match},
+    commands,
+};
+
+/// What Tab makes of the text before the cursor.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// Put this behind it.
+    Insert(String),
+    /// Nothing is certain; these words are possible.
+    Choose(Vec<String>),
+}
+
+/// Completes the last word of `text`, which is what stands before the cursor. `tds` are the names of the TDs.
+pub fn complete(text: &str, tds: &[String]) -> Completion {
+    let start = text.rfind(' ').map_or(0, |space| space + 1);
+    let (before, partial) = text.split_at(start);
+    let before: Vec<&str> = before.split_ascii_whitespace().collect();
+
+    let mut words = next_words(&before, tds);
+    words.retain(|word| word.starts_with(partial));
+    match words.as_slice() {
+        [] => Completion::Choose(Vec::new()),
+        [only] => Completion::Insert(only[partial.len()..].to_owned() + " "),
+        [first, others @ ..] => {
+            let common = |other: &&str| {
+                first
+                    .bytes()
+                    .zip(other.bytes())
+                    .take_while(|(a, b)| a == b)
+                    .count()
+            };
+            let shared = others.iter().map(common).min().unwrap_or(0);
+            if shared > partial.len() {
+                Completion::Insert(first[partial.len()..shared].to_owned())
+            } else {
+                Completion::Choose(words.into_iter().map(String::from).collect())
+            }
+        }
+    }
+}
+
+/// Every word that can stand behind `before`, sorted.
+fn next_words<'a>(before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
+    let mut words: Vec<&'a str> = name_words(before);
+    if let Some(command) = longest_match(before) {
+        let given: Vec<&str> = before[command.words()..]
+            .iter()
+            .copied()
+            .filter(|word| command.flag(word).is_none())
+            .collect();
+        let args: Vec<_> = command.indexed().collect();
+        match args.get(given.len()).map(|arg| &arg.kind) {
+            Some(Kind::Choice(choices)) => words.extend(*choices),
+            Some(Kind::Command) => words.extend(name_words(&given)),
+            Some(Kind::Td) => words.extend(tds.iter().map(String::as_str)),
+            Some(Kind::Address | Kind::Number | Kind::Size | Kind::Flag) => {}
+            // A name of several words goes on behind its first.
+            None => {
+                if let Some(Kind::Command) = args.last().map(|arg| &arg.kind) {
+                    words.extend(name_words(&given[args.len() - 1..]));
+                }
+            }
+        }
+        let flags = command
+            .args
+            .iter()
+            .filter(|arg| matches!(arg.kind, Kind::Flag) && !before.contains(&arg.name));
+        words.extend(flags.map(|arg| arg.name));
+    }
+    words.sort_unstable();
+    words.dedup();
+    words
+}
+
+/// The words that go on with a command's name behind `before`.
+fn name_words(before: &[&str]) -> Vec<&'static str> {
+    let next = |command: &'static Command| {
+        let mut words = command.name.split(' ');
+        before
+            .iter()
+            .all(|word| words.next() == Some(word))
+            .then(|| words.next())
+            .flatten()
+    };
+    commands::all().filter_map(next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::{Completion, complete};
+
+    #[test]
+    fn tab_completes_names_choices_and_names_as_arguments() {
+        let said = |text| complete(text, &[]);
+        assert_eq!(said("vers"), Completion::Insert("ion ".into()));
+        assert_eq!(said("mem "), Completion::Insert("peek ".into()));
+        assert_eq!(said("log in"), Completion::Insert("fo ".into()));
+        assert_eq!(said("help mem p"), Completion::Insert("eek ".into()));
+        assert_eq!(
+            said("json o"),
+            Completion::Choose(["off", "on"].map(String::from).into())
+        );
+        assert_eq!(said("nothing like it"), Completion::Choose([].into()));
+        assert_eq!(said("mem peek "), Completion::Choose([].into()));
+    }
+
+    #[test]
+    fn tab_completes_names_of_tds_and_flags() {
+        let names = ["hello", "help-desk", "smp"].map(String::from);
+        let said = |text| complete(text, &names);
+        assert_eq!(said("td show s"), Completion::Insert("mp ".into()));
+        assert_eq!(said("td show h"), Completion::Insert("el".into()));
+        assert_eq!(said("td shrink smp "), Completion::Choose([].into()));
+        assert_eq!(said("td destroy --"), Completion::Insert("dynamic ".into()));
+        assert_eq!(
+            said("td destroy --dynamic sm"),
+            Completion::Insert("p ".into())
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! Commands about TDs, on TDs of plain data.
+
+use alloc::string::String;
+
+use super::{PROMPT, Terminal};
+
+#[test]
+fn a_td_is_named_by_its_number_or_its_name() {
+    let mut terminal = Terminal::default();
+    for line in ["td pause hello", "td pause 1"] {
+        assert_eq!(terminal.run(line), "TD 1 hello is paused.\r\n");
+    }
+    assert_eq!(*terminal.machine.tds.done.borrow(), ["pause 1", "pause 1"]);
+    for line in [
+        "td pause 0",
+        "td pause 3",
+        "td pause 4294967297",
+        "td pause he",
+    ] {
+        let reply = terminal.run(line);
+        assert!(reply.starts_with("error: there is no TD "), "{reply}");
+    }
+    assert_eq!(terminal.machine.tds.done.borrow().len(), 2);
+}
+
+#[test]
+fn the_list_tells_each_td_in_a_line() {
+    let reply = Terminal::default().run("td list");
+    assert_eq!(
+        reply,
+        "TD  NAME   STATE     HKID  VCPUS        HAS      OF  PROBLEM\r\n \
+         1  hello  runnable    65      2  64.03 MiB  64 MiB\r\n \
+         2  smp    created      -      2        0 B  64 MiB\r\n"
+    );
+}
+
+#[test]
+fn the_end_is_told_with_pages_phases_and_calls() {
+    let mut terminal = Terminal::default();
+    let reply = terminal.run("td destroy --dynamic hello");
+    assert_eq!(*terminal.machine.tds.done.borrow(), ["destroy --dynamic 1"]);
+    for part in [
+        "TD 1 hello is reclaimed.\r\nIt had 64.03 MiB of private memory: 31 of 2 MiB, 520 of 4 KiB, 4 of S-EPT.",
+        "PHASE      TIME  SEAMCALLS",
+        "TDH.MNG.VPFLUSHDONE      1",
+    ] {
+        assert!(reply.contains(part), "{reply}");
+    }
+}
+
+#[test]
+fn reclaim_tells_how_far_it_is() {
+    let mut terminal = Terminal::default();
+    assert_eq!(
+        terminal.run("reclaim"),
+        "No TD's memory is being taken back.\r\n"
+    );
+    terminal.run("td terminate hello");
+    assert_eq!(
+        terminal.run("reclaim"),
+        "TD 1 hello: 16 MiB of 64 MiB back (25 %), 1 GiB/s, 8 SEAMCALLs, 15.625 ms so far, 46.875 ms left\r\n"
+    );
+}
+
+#[test]
+fn a_machine_without_tds_says_so() {
+    let mut terminal = Terminal::default();
+    terminal.machine.without_tdx = true;
+    let reply = terminal.run("td show hello");
+    assert!(
+        reply.starts_with("error: this machine has no TDs"),
+        "{reply}"
+    );
+}
+
+#[test]
+fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
+    let mut terminal = Terminal::default();
+    let out = terminal.send("td console hello\r");
+    assert!(
+        out.ends_with("Ctrl-] leads back.\r\nHello from a TD\r\n"),
+        "{out:?}"
+    );
+    assert_eq!(terminal.console.watched(), Some(1));
+    assert!(!terminal.console.has_news(&terminal.machine));
+    assert_eq!(terminal.send("ls\r\x03\x1b[A"), "");
+    assert_eq!(*terminal.machine.tds.typed.borrow(), b"ls\r\x03\x1b[A");
+
+    terminal
+        .machine
+        .tds
+        .output
+        .borrow_mut()
+        .extend(b"more\x1b[m");
+    assert!(terminal.console.has_news(&terminal.machine));
+    let mut out = String::new();
+    terminal.console.notice("a record of the log", &mut out);
+    terminal.console.refresh(&terminal.machine, &mut out);
+    assert_eq!(out, "more\x1b[m");
+
+    // It was built again: its console begins anew.
+    *terminal.machine.tds.output.borrow_mut() = b"new".into();
+    out.clear();
+    assert!(terminal.console.has_news(&terminal.machine));
+    terminal.console.refresh(&terminal.machine, &mut out);
+    assert_eq!(out, "\r\n(TD hello was built again)\r\nnew");
+
+    assert_eq!(terminal.send("\x1d"), "\r\nseamark> ");
+    assert_eq!(terminal.console.watched(), None);
+    assert!(terminal.send("version\r").ends_with(PROMPT));
+}
+
+#[test]
+fn a_script_reads_a_td_s_console_piece_by_piece() {
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    let first = terminal.json("td console hello");
+    assert_eq!(first["output"], "Hello from a TD\r\n");
+    assert_eq!(first["next"], 17);
+    assert_eq!(terminal.json("td console 1 11")["output"], "a TD\r\n");
+    assert_eq!(terminal.console.watched(), None);
+}
+
+#[test]
+fn tab_knows_the_tds() {
+    let mut terminal = Terminal::default();
+    assert_eq!(terminal.send("td sta\thel\t"), "td start hello ");
+}

@@ -1,0 +1,112 @@
+//! The console of a TD, shown in the place of the hypervisor's.
+
+use alloc::string::String;
+use core::fmt::{self, Write};
+
+use super::host::Host;
+
+/// The byte that leads back: Ctrl-].
+pub const LEAVE: u8 = 0x1D;
+
+/// Bytes that are copied at once.
+const AT_ONCE: usize = 1024;
+
+/// A TD whose console is shown.
+#[derive(Debug)]
+pub struct Watch {
+    id: u32,
+    name: String,
+    /// The number of the next byte to show.
+    next: u64,
+}
+
+impl Watch {
+    /// Of the TD `id`, from byte number `next` on.
+    pub const fn new(id: u32, name: String, next: u64) -> Self {
+        Self { id, name, next }
+    }
+
+    /// The TD's number.
+    pub const fn td(&self) -> u32 {
+        self.id
+    }
+
+    /// Types a byte for the guest.
+    pub fn type_byte(&self, byte: u8, host: &dyn Host) {
+        if let Ok(tds) = host.tds() {
+            // As on a serial line: what nobody takes is lost.
+            let _ = tds.type_byte(self.id, byte);
+        }
+    }
+
+    /// Whether there is something to show.
+    pub fn has_news(&self, host: &dyn Host) -> bool {
+        host.tds()
+            .and_then(|tds| tds.output(self.id, self.next, &mut [0]))
+            .is_ok_and(|(first, count)| count > 0 || first < self.next)
+    }
+
+    /// Shows what the guest wrote. Its bytes are the terminal's business, as far as they are text.
+    pub fn show(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+        let Ok(tds) = host.tds() else {
+            return Ok(());
+        };
+        let mut bytes = [0; AT_ONCE];
+        loop {
+            let Ok((first, count)) = tds.output(self.id, self.next, &mut bytes) else {
+                return Ok(());
+            };
+            if first < self.next {
+                // Its console is a new one: it was built again.
+                self.next = 0;
+                write!(out, "\r\n(TD {} was built again)\r\n", self.name)?;
+                continue;
+            }
+            if first > self.next {
+                write!(out, "\r\n({} bytes are lost)\r\n", first - self.next)?;
+            }
+            let shown = text(&bytes[..count], out)?;
+            self.next = first + shown as u64;
+            if shown < AT_ONCE / 2 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Shows what is text of `bytes`, and a mark for each sequence that is none; how many bytes that were. The beginning of a
+/// character whose end is still to come is left.
+fn text(bytes: &[u8], out: &mut dyn Write) -> Result<usize, fmt::Error> {
+    let mut shown = 0;
+    for chunk in bytes.utf8_chunks() {
+        out.write_str(chunk.valid())?;
+        shown += chunk.valid().len();
+        let invalid = chunk.invalid();
+        let is_begun = core::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+        if is_begun && shown + invalid.len() == bytes.len() {
+            break;
+        }
+        if !invalid.is_empty() {
+            out.write_char(char::REPLACEMENT_CHARACTER)?;
+            shown += invalid.len();
+        }
+    }
+    Ok(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::String;
+
+    use super::text;
+
+    #[test]
+    fn characters_are_shown_whole_and_what_is_none_with_a_mark() {
+        let mut out = String::new();
+        let said = "a\u{e9}\u{20ac}".as_bytes();
+        assert_eq!(text(&said[..5], &mut out), Ok(3));
+        assert_eq!(text(&said[3..], &mut out), Ok(3));
+        assert_eq!(text(b"\xFFb\x80", &mut out), Ok(3));
+        assert_eq!(out, "a\u{e9}\u{20ac}\u{FFFD}b\u{FFFD}");
+    }
+}

@@ -1,0 +1,440 @@
+//! TDs as the console asks for them: what is known of each in reports, what is done with them, and every error as a sentence
+//! with the TD's name and what to do.
+//!
+//! It stands on [`Platform`], so the host's tests run the console's commands against the emulated module.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    sync::Arc,
+    vec::Vec,
+};
+use core::fmt::Write;
+
+use mm::private::{Holding, Outcome, Reclaimed};
+use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
+
+use crate::{
+    console::host::td::{
+        self, LeafCalls, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport,
+        TdShrunk, TdVcpu, Work,
+    },
+    platform::Platform,
+    td::{
+        Td,
+        end::{Ended, Way},
+        error::Error,
+        host::Time,
+        life::State,
+        meter::Summary,
+        registry::Tds,
+    },
+};
+
+/// What who runs vCPUs knows of a TD.
+pub trait Vitals {
+    /// What there is to say of a vCPU's time; the rest is known without.
+    fn vcpu(&self, id: u32, index: u16) -> TdVcpu;
+
+    /// Why the TD came to its end, if it has.
+    fn end(&self, id: u32) -> Option<String>;
+
+    /// Works with the TD's console; `false` when it has none.
+    fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool;
+
+    /// How often the vCPUs of the TD exited, by reason.
+    fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
+}
+
+/// Where nobody runs vCPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct NoVitals;
+
+impl Vitals for NoVitals {
+    fn vcpu(&self, _: u32, _: u16) -> TdVcpu {
+        TdVcpu::default()
+    }
+
+    fn end(&self, _: u32) -> Option<String> {
+        None
+    }
+
+    fn console(&self, _: u32, _: &mut dyn FnMut(&vcpu::Console)) -> bool {
+        false
+    }
+
+    fn exits(&self, _: u32, _: &mut dyn FnMut(&'static str, u64)) {}
+}
+
+/// The TDs of a host, for its operator.
+pub struct Desk<'a, 'h, P: Platform> {
+    /// The TDs.
+    pub tds: &'a Tds<'h, P>,
+    /// Who runs them.
+    pub vitals: &'a dyn Vitals,
+}
+
+/// What the operator wanted, for an error's sentence.
+#[derive(Clone, Copy)]
+enum Wish {
+    Create,
+    Start,
+    Pause,
+    Resume,
+    End,
+    Retry,
+    Shrink,
+    Look,
+}
+
+impl<P: Platform> Desk<'_, '_, P> {
+    fn name(&self, id: u32) -> String {
+        let config = self.tds.config(id);
+        config.map_or_else(|| id.to_string(), |config| config.name.clone())
+    }
+
+    fn now(&self, id: u32) -> TdNow {
+        TdNow {
+            id,
+            name: self.name(id),
+            state: self.tds.state(id),
+        }
+    }
+
+    fn line(&self, id: u32) -> Option<TdLine> {
+        let config = self.tds.config(id)?;
+        let td = self.tds.get(id);
+        let problem = self.tds.notes(id).and_then(|notes| notes.problem);
+        Some(TdLine {
+            id,
+            name: config.name.clone(),
+            state: self.tds.state(id),
+            hkid: td.as_ref().and_then(|td| td.hkid()),
+            vcpus: config.vcpus,
+            private_bytes: td.as_ref().map_or(0, |td| td.holding().bytes()),
+            memory_bytes: td.map_or(config.memory, |td| td.layout().bytes()),
+            problem: problem.or_else(|| self.vitals.end(id)),
+        })
+    }
+
+    fn vcpu(&self, id: u32, td: Option<&Td>, index: u16) -> TdVcpu {
+        let user = td.and_then(|td| td.vcpus().user(index));
+        let association = || td.and_then(|td| td.vcpus().association(index));
+        TdVcpu {
+            index,
+            cpu: user.or_else(association),
+            running: user.is_some(),
+            ..self.vitals.vcpu(id, index)
+        }
+    }
+
+    fn reclaim(&self, id: u32, td: &Td) -> Option<TdReclaim> {
+        let reclaim = td.reclaim()?;
+        let progress = reclaim.progress(&Time(self.tds.host().platform));
+        let refusal = || reclaim.last_refusal().map(|refusal| refusal.to_string());
+        let stuck = progress.is_stuck.then(|| refusal().unwrap_or_default());
+        Some(TdReclaim {
+            id,
+            name: td.config().name.clone(),
+            total_bytes: progress.total,
+            done_bytes: progress.reclaimed.bytes(),
+            bytes_per_second: progress.rate(),
+            us: progress.elapsed_ns / 1000,
+            left_us: progress.left_ns().map(|ns| ns / 1000),
+            calls: progress.reclaimed.calls(),
+            quarantined: progress.quarantined,
+            stuck,
+        })
+    }
+
+    /// Does `act`, and tells what it came to.
+    fn end(
+        &self,
+        id: u32,
+        (wish, way): (Wish, Way),
+        act: impl FnOnce() -> Result<Ended, Error>,
+    ) -> Result<TdEnded, String> {
+        let td = self.tds.get(id);
+        let had = td.as_ref().map(|td| td.holding());
+        let ended = act().map_err(|error| self.sentence(id, wish, &error))?;
+        let already = matches!(ended, Ended::Already(_));
+        // What came back is exact: until it stopped, the TD may have got more.
+        let took = |td: &Arc<Td>| {
+            let progress = td.reclaim()?.progress(&Time(self.tds.host().platform));
+            let is_over = td.state() == State::Reclaimed && way == Way::Terminate;
+            is_over.then(|| pages_taken(&progress.reclaimed))
+        };
+        let had = || pages(&had.unwrap_or_default());
+        let pages = td.as_ref().and_then(took).unwrap_or_else(had);
+        let notes = self.tds.notes(id).filter(|_| !already);
+        let ended = notes.and_then(|notes| notes.ended).unwrap_or_default();
+        Ok(TdEnded {
+            now: self.now(id),
+            already,
+            pages,
+            bytes: bytes(&pages),
+            work: work(&ended),
+        })
+    }
+
+    fn act(
+        &self,
+        id: u32,
+        wish: Wish,
+        act: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<TdNow, String> {
+        act().map_err(|error| self.sentence(id, wish, &error))?;
+        Ok(self.now(id))
+    }
+
+    fn living(&self, id: u32, wish: Wish) -> Result<Arc<Td>, String> {
+        let none = || self.sentence(id, wish, &Error::State(self.tds.state(id)));
+        self.tds.get(id).ok_or_else(none)
+    }
+
+    fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
+        let name = self.name(id);
+        match error {
+            Error::State(state) => format!("TD {name} is {state}{}", advice(wish, *state, &name)),
+            error => format!("TD {name}: {error}"),
+        }
+    }
+}
+
+/// What to do about a state in which a wish can't be had.
+fn advice(wish: Wish, state: State, name: &str) -> String {
+    match (wish, state) {
+        (_, State::Building) => "; wait until it is built, or end it".into(),
+        (_, State::Terminating) => format!(
+            "; if it stays so, \"td show {name}\" says why, and \"td retry {name}\" goes on with its end"
+        ),
+        (Wish::Retry, State::Created | State::Reclaimed) => ", and nothing of it is stuck".into(),
+        (Wish::Retry, State::Runnable | State::Paused) => {
+            format!(", and is not ending; \"td destroy {name}\" ends it")
+        }
+        (Wish::Create, State::Runnable) => {
+            " already; \"td reset\" ends it and builds it again".into()
+        }
+        (Wish::Create, State::Paused) => {
+            format!(", so it is built; \"td start {name}\" lets it run")
+        }
+        (_, State::Teardown) => {
+            "; wait until its memory is back (\"reclaim\" shows how far that is)".into()
+        }
+        (_, State::Created | State::Reclaimed) => {
+            format!(", so there is nothing of it; \"td start {name}\" builds it")
+        }
+        (Wish::Start | Wish::Resume, State::Runnable) => ", so it runs already".into(),
+        (Wish::Pause, State::Paused) => {
+            format!(" already; \"td resume {name}\" lets it run again")
+        }
+        _ => String::new(),
+    }
+}
+
+impl<P: Platform> td::Tds for Desk<'_, '_, P> {
+    fn names(&self) -> Vec<String> {
+        self.tds.ids().map(|id| self.name(id)).collect()
+    }
+
+    fn list(&self) -> Vec<TdLine> {
+        self.tds.ids().filter_map(|id| self.line(id)).collect()
+    }
+
+    fn show(&self, id: u32) -> Result<TdReport, String> {
+        let none = || format!("there is no TD {id}; \"td list\" lists them");
+        let line = self.line(id).ok_or_else(none)?;
+        let config = self.tds.config(id).ok_or_else(none)?;
+        let td = self.tds.get(id);
+        let notes = self.tds.notes(id).unwrap_or_default();
+        Ok(TdReport {
+            line,
+            image: config.image.clone(),
+            autostart: config.autostart,
+            control: config.control,
+            debug: config.debug,
+            shares: config.shares,
+            cap: config.cap,
+            pages: td
+                .as_ref()
+                .map(|td| pages(&td.holding()))
+                .unwrap_or_default(),
+            mrtd: td.as_ref().and_then(|td| td.mrtd().map(hex)),
+            cpus: (0..config.vcpus)
+                .map(|index| self.vcpu(id, td.as_deref(), index))
+                .collect(),
+            built: notes.built.as_ref().map(work),
+            ended: notes.ended.as_ref().map(work),
+            reclaim: td
+                .filter(|td| td.state() == State::Teardown)
+                .and_then(|td| self.reclaim(id, &td)),
+        })
+    }
+
+    fn create(&self, id: u32) -> Result<TdBuilt, String> {
+        let built = self.tds.create(id);
+        let td = built.map_err(|error| self.sentence(id, Wish::Create, &error))?;
+        let notes = td.notes();
+        Ok(TdBuilt {
+            now: self.now(id),
+            hkid: td.hkid(),
+            mrtd: td.mrtd().map(hex),
+            pages: pages(&td.holding()),
+            work: notes.built.as_ref().map(work).unwrap_or_default(),
+        })
+    }
+
+    fn start(&self, id: u32) -> Result<TdNow, String> {
+        self.act(id, Wish::Start, || self.tds.start(id))
+    }
+
+    fn pause(&self, id: u32) -> Result<TdNow, String> {
+        self.act(id, Wish::Pause, || self.tds.pause(id))
+    }
+
+    fn resume(&self, id: u32) -> Result<TdNow, String> {
+        self.act(id, Wish::Resume, || self.tds.resume(id))
+    }
+
+    fn terminate(&self, id: u32) -> Result<TdEnded, String> {
+        self.end(id, (Wish::End, Way::Terminate), || self.tds.terminate(id))
+    }
+
+    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String> {
+        let way = if dynamic {
+            Way::Dynamic
+        } else {
+            Way::Terminate
+        };
+        self.end(id, (Wish::End, way), || self.tds.destroy(id, way))
+    }
+
+    fn retry(&self, id: u32) -> Result<TdEnded, String> {
+        self.end(id, (Wish::Retry, Way::Terminate), || {
+            self.tds.retry(id).map(|()| Ended::Now)
+        })
+    }
+
+    fn reset(&self, id: u32) -> Result<TdNow, String> {
+        self.act(id, Wish::End, || self.tds.reset(id))
+    }
+
+    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String> {
+        let platform = self.tds.host().platform;
+        let start = platform.now_us();
+        let outcome = self.tds.shrink(id, bytes);
+        let outcome = outcome.map_err(|error| self.sentence(id, Wish::Shrink, &error))?;
+        let (taken, left_to) = match outcome {
+            Outcome::Removed(taken) => (taken, None),
+            Outcome::Queued => (<_>::default(), Some("the release of its HKID, or after it")),
+            Outcome::LeftToReclaim => (<_>::default(), Some("the reclaim of all its memory")),
+        };
+        Ok(TdShrunk {
+            now: self.now(id),
+            memory_bytes: self.tds.get(id).map_or(bytes, |td| td.layout().bytes()),
+            taken: Pages {
+                private_4k: taken.pages[0],
+                private_2m: taken.pages[1],
+                private_1g: taken.pages[2],
+                sept: taken.sept,
+            },
+            batches: taken.batches,
+            left_to,
+            us: platform.now_us() - start,
+        })
+    }
+
+    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<(u64, usize), String> {
+        let none = || {
+            let name = self.name(id);
+            format!("TD {name} has no console yet; \"td start {name}\" lets it run")
+        };
+        let mut read = None;
+        self.vitals
+            .console(id, &mut |console| read = Some(console.read(from, into)));
+        read.ok_or_else(none)
+    }
+
+    fn type_byte(&self, id: u32, byte: u8) -> bool {
+        let mut taken = false;
+        self.vitals
+            .console(id, &mut |console| taken = console.type_byte(byte));
+        taken
+    }
+
+    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {
+        let _ = (self.living(id, Wish::Look)?, vcpu);
+        Err("the registers of TDs can't be shown yet".into())
+    }
+
+    fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), String> {
+        let _ = (self.living(id, Wish::Look)?, gpa, into);
+        Err("the memory of TDs can't be shown yet".into())
+    }
+
+    fn reclaims(&self) -> Vec<TdReclaim> {
+        let all = self
+            .tds
+            .ids()
+            .filter_map(|id| Some((id, self.tds.get(id)?)));
+        all.filter(|(_, td)| td.state() == State::Teardown)
+            .filter_map(|(id, td)| self.reclaim(id, &td))
+            .collect()
+    }
+}
+
+fn pages(holding: &Holding) -> Pages {
+    Pages {
+        private_4k: holding.pages[0],
+        private_2m: holding.pages[1],
+        private_1g: holding.pages[2],
+        sept: holding.sept,
+    }
+}
+
+fn pages_taken(taken: &Reclaimed) -> Pages {
+    Pages {
+        private_4k: taken.pages[0],
+        private_2m: taken.pages[1],
+        private_1g: taken.pages[2],
+        sept: taken.sept,
+    }
+}
+
+fn bytes(pages: &Pages) -> u64 {
+    pages.private_4k * PAGE_4K + pages.private_2m * PAGE_2M + pages.private_1g * PAGE_1G
+}
+
+fn work(summary: &Summary) -> Work {
+    let calls = |calls: &[(seam::abi::Leaf, u64)]| calls.iter().map(|(_, count)| count).sum();
+    let leafs = summary.calls();
+    Work {
+        us: summary.us(),
+        calls: calls(&leafs),
+        phases: summary
+            .phases
+            .iter()
+            .map(|phase| td::Phase {
+                name: phase.name.clone(),
+                us: phase.us,
+                calls: calls(&phase.calls),
+            })
+            .collect(),
+        leafs: leafs
+            .iter()
+            .map(|(leaf, calls)| LeafCalls {
+                leaf: leaf.name(),
+                calls: *calls,
+            })
+            .collect(),
+    }
+}
+
+fn hex(measurement: &Measurement) -> String {
+    let mut digits = String::with_capacity(2 * measurement.len());
+    for byte in measurement {
+        // A string takes everything.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
+}
