@@ -48,7 +48,8 @@ const HARMLESS: usize = 8;
 /// The TD's memory, and what is left of it when it was shrunk.
 const MEMORY: u64 = 16 << 20;
 const SHRUNK: u64 = 8 << 20;
-/// A large page of it that is split and put together again, and pages of another that are taken one by one.
+/// A large page of it that is split, and pages of another that are taken one by one. (Putting pages together takes a guest
+/// that has accepted them.)
 const SPLIT: u64 = 2 * PAGE_2M;
 const SMALL: Range<u64> = 3 * PAGE_2M..3 * PAGE_2M + 16 * PAGE_4K;
 
@@ -62,7 +63,7 @@ pub fn run<P: Platform>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     if free.saturating_sub(tds.promised()) < 2 * MEMORY {
         return Err(alloc::format!(
             "a TD to measure with takes up to {} MiB, and so much is not free and unpromised; end a TD",
-            2 * MEMORY >> 20
+            (2 * MEMORY) >> 20
         ));
     }
     let record = Record::new();
@@ -130,7 +131,6 @@ fn live<P: Platform>(tds: &Tds<'_, P>) -> Result<(), Error> {
     }
     tds.host().with_cpu(|cpu| {
         map.demote(cpu, Gpa(SPLIT), PageSize::Size2M, &NoneRuns)?;
-        map.promote(cpu, Gpa(SPLIT), PageSize::Size2M, &NoneRuns)?;
         map.remove(cpu, SMALL, &NoneRuns)
     })?;
     tds.shrink(1, SHRUNK)?;

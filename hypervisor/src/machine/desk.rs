@@ -213,7 +213,7 @@ fn advice(wish: Wish, state: State, name: &str) -> String {
             format!(", and is not ending; \"td destroy {name}\" ends it")
         }
         (Wish::Create, State::Runnable) => {
-            " already; \"td reset\" ends it and builds it again".into()
+            format!(" already; \"td reset {name}\" ends it and builds it again")
         }
         (Wish::Create, State::Paused) => {
             format!(", so it is built; \"td start {name}\" lets it run")

@@ -43,7 +43,7 @@ impl Text for HkidReport {
             let td = line.td.as_deref().unwrap_or("a TD");
             let reason = line.reason.as_deref().unwrap_or_default();
             let holder = match line.holder {
-                HkidHolder::Module => alloc::format!("the TDX module"),
+                HkidHolder::Module => "the TDX module".into(),
                 HkidHolder::Td => alloc::format!("TD {td}"),
                 HkidHolder::Quarantine => alloc::format!("in quarantine, of {td}: {reason}"),
             };

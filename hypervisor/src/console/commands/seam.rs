@@ -90,12 +90,9 @@ impl Text for SeamBench {
         }
         writeln!(
             out,
-            "{table}Ticks of {} MHz; {} of a TD.",
+            "{table}Ticks of {} MHz; rounds: {}.",
             self.tsc_hz / 1_000_000,
-            match self.rounds {
-                1 => alloc::format!("1 life"),
-                rounds => alloc::format!("{rounds} lives"),
-            }
+            self.rounds
         )?;
         match &self.problem {
             Some(problem) => writeln!(out, "Not all could be measured: {problem}"),

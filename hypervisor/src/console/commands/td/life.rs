@@ -92,14 +92,14 @@ impl Text for TdBuilt {
         let mut facts = Facts::default();
         facts.fact("HKID", Maybe(self.hkid));
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
-        facts.fact("pages", &self.pages);
+        facts.fact("pages", self.pages);
         writeln!(
             out,
             "{}; \"td start {}\" lets it run.\n",
             Is(&self.now),
             self.now.name
         )?;
-        write!(out, "{facts}\n")?;
+        writeln!(out, "{facts}")?;
         work::phases("BUILT", &self.work, out)
     }
 }

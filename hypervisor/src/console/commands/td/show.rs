@@ -1,6 +1,6 @@
 //! What TDs there are, and all of one: `td list`, `td show`.
 
-use alloc::{format, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::fmt::{self, Write};
 
 use serde::Serialize;
@@ -107,14 +107,14 @@ impl Text for TdReport {
         }
         let cap = match self.cap {
             Some(cap) => format!(", at most {cap} % of a CPU"),
-            None => format!(""),
+            None => String::new(),
         };
         facts.fact("shares", format_args!("{}{cap}", self.shares));
         facts.fact(
             "memory",
             format_args!("{} of {}", Bytes(*private_bytes), Bytes(*memory_bytes)),
         );
-        facts.fact("pages", &self.pages);
+        facts.fact("pages", self.pages);
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
         write!(out, "{facts}")?;
         vcpus(&self.cpus, out)?;

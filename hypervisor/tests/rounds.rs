@@ -1,0 +1,88 @@
+//! A thousand TDs, one after the other: frames, heap and HKIDs are exactly as before. It is the only test of this program,
+//! so that what is allocated is what the host allocates.
+
+#[path = "td/kit.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod kit;
+#[path = "td/operator.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod operator;
+mod rig;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+
+use kit::{FULL, Server};
+use operator::Operator;
+
+const ROUNDS: u32 = 1000;
+
+/// The system's allocator, with a count of what is out.
+struct Counting;
+
+static BYTES: AtomicI64 = AtomicI64::new(0);
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[expect(unsafe_code, reason = "a global allocator hands out raw memory")]
+// SAFETY: all of it is the system's allocator's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size() as i64, Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(layout.size() as i64, Relaxed);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(at, layout) };
+    }
+}
+
+/// What must not change.
+#[derive(Debug, PartialEq)]
+struct Ledger {
+    frames: Vec<mm::frames::Counts>,
+    hkids: hypervisor::tdx::hkids::Count,
+    heap: i64,
+}
+
+fn ledger(server: &Server) -> Ledger {
+    // Before the ledger itself is on it.
+    let heap = BYTES.load(Relaxed);
+    Ledger {
+        frames: server.rig.counts(),
+        hkids: server.coordinator.hkids().count(),
+        heap,
+    }
+}
+
+/// Rounds until the console has as many lines as it keeps, the last life's report is there, and the emulated module has
+/// touched what it touches.
+const WARM_UP: u32 = 40;
+
+#[test]
+fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
+    let server = Server::new("");
+    let tds = server.tds(FULL);
+    let mut operator = Operator::new(&tds);
+    let mut round = || {
+        operator.succeed("td create full");
+        operator.succeed("td start full");
+        assert_eq!(operator.succeed("td destroy full")["state"], "reclaimed");
+        ledger(&server)
+    };
+    for _ in 0..WARM_UP {
+        round();
+    }
+    // What it takes to remember it is among what is compared.
+    let mut before = round();
+    before.heap += size_of_val(&*before.frames) as i64;
+    for number in 0..ROUNDS {
+        let now = round();
+        assert_eq!(now, before, "after {number} rounds");
+    }
+    server.assert_spotless();
+}
