@@ -88,6 +88,21 @@ pub fn page_accept(gpa: u64, level: u64) -> Status {
     leaf(GuestLeaf::MemPageAccept, regs).0
 }
 
+/// TDG.MEM.PAGE.ATTR.RD: the level at which the page with `gpa` is mapped, 0 for 4 KiB and 1 for 2 MiB.
+///
+/// # Errors
+/// The status.
+pub fn page_level(gpa: u64) -> Result<u64, Status> {
+    let regs = Gprs {
+        rcx: gpa,
+        ..Gprs::default()
+    };
+    match leaf(GuestLeaf::MemPageAttrRd, regs) {
+        (Status::SUCCESS, regs) => Ok(regs.rcx & 7),
+        (status, _) => Err(status),
+    }
+}
+
 /// TDG.MR.REPORT with `data` in it.
 ///
 /// # Errors

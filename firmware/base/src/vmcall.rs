@@ -92,13 +92,39 @@ pub fn wrmsr(msr: u32, value: u64) -> Result<(), Refused> {
     request(Request::Wrmsr, [msr.into(), value, 0, 0]).map(drop)
 }
 
+/// #VE.RequestMMIO: reads `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
+///
+/// # Errors
+/// [`Refused`].
+pub fn mmio_load(gpa: u64, bytes: u8) -> Result<u64, Refused> {
+    request(Request::Mmio, [bytes.into(), 0, gpa, 0]).map(|regs| regs.r11)
+}
+
+/// #VE.RequestMMIO: writes `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
+///
+/// # Errors
+/// [`Refused`].
+pub fn mmio_store(gpa: u64, bytes: u8, value: u64) -> Result<(), Refused> {
+    request(Request::Mmio, [bytes.into(), 1, gpa, value]).map(drop)
+}
+
 /// MapGPA of all of `bytes` at `gpa`, whose SHARED bit says what the memory is to be; as often as the host wants to be asked.
 ///
 /// # Errors
 /// [`Refused`]; also when the host asks for a repetition and gets nowhere.
 pub fn map_gpa(gpa: u64, bytes: u64) -> Result<(), Refused> {
+    map_gpa_in_steps(gpa, bytes).map(drop)
+}
+
+/// The same; how often the host wanted to be asked again.
+///
+/// # Errors
+/// [`Refused`]; also when the host gets nowhere at one address for very long.
+pub fn map_gpa_in_steps(gpa: u64, bytes: u64) -> Result<u32, Refused> {
+    /// Another vCPU's conversion may be in the way, and the host may have many of them.
+    const PATIENCE: u32 = 10_000;
     let end = gpa + bytes;
-    let mut at = gpa;
+    let (mut at, mut steps, mut stuck) = (gpa, 0, 0);
     loop {
         let mut regs = Gprs {
             rcx: REGISTERS,
@@ -109,8 +135,12 @@ pub fn map_gpa(gpa: u64, bytes: u64) -> Result<(), Refused> {
         };
         raw(&mut regs);
         match regs.r10 {
-            ghci::SUCCESS => return Ok(()),
-            ghci::RETRY if (at + 1..end).contains(&regs.r11) => at = regs.r11,
+            ghci::SUCCESS => return Ok(steps),
+            ghci::RETRY if (at..end).contains(&regs.r11) && stuck < PATIENCE => {
+                stuck = if regs.r11 == at { stuck + 1 } else { 0 };
+                at = regs.r11;
+                steps += 1;
+            }
             status => return Err(Refused(status)),
         }
     }

@@ -2,4 +2,4 @@
 #![no_std]
 
 /// Every guest: the name of its program, and of its image without `.fd`.
-pub const ALL: &[&str] = &["hello"];
+pub const ALL: &[&str] = &["hello", "smp", "mem", "rude", "calls", "fatal"];

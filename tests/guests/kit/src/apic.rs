@@ -24,6 +24,10 @@ const ENABLED: u64 = 1 << 8;
 /// The timer fires when the time-stamp counter passes IA32_TSC_DEADLINE.
 const DEADLINE_MODE: u64 = 2 << 17;
 
+/// Interrupt command: the destination is all but the sender; delivery mode NMI.
+const ALL_BUT_SELF: u64 = 3 << 18;
+const NMI: u64 = 4 << 8;
+
 /// This vCPU's APIC id, which the host knows.
 ///
 /// # Errors
@@ -58,6 +62,22 @@ pub fn self_ipi(vector: u8) {
 /// [`Refused`].
 pub fn ipi(destination: u32, vector: u8) -> Result<(), Refused> {
     vmcall::wrmsr(msr::ICR, u64::from(destination) << 32 | u64::from(vector))
+}
+
+/// An interrupt for all vCPUs but this one.
+///
+/// # Errors
+/// [`Refused`].
+pub fn ipi_to_others(vector: u8) -> Result<(), Refused> {
+    vmcall::wrmsr(msr::ICR, ALL_BUT_SELF | u64::from(vector))
+}
+
+/// An NMI for the vCPU with that APIC id.
+///
+/// # Errors
+/// [`Refused`].
+pub fn nmi(destination: u32) -> Result<(), Refused> {
+    vmcall::wrmsr(msr::ICR, u64::from(destination) << 32 | NMI)
 }
 
 /// An interrupt for this vCPU when the time-stamp counter passes `deadline`.

@@ -127,13 +127,13 @@ fn perform() {
     }
 }
 
-/// Runs a guest: its checks, the tally, and the end.
-pub fn run(name: &str, main: fn(&mut Checks)) -> ! {
+/// Runs a guest: its checks, the tally, and its end.
+pub fn run(name: &str, main: fn(&mut Checks), end: fn() -> !) -> ! {
     say!("{name}: start");
     let mut checks = Checks::default();
     main(&mut checks);
     say!("{name}: {} passed, {} failed", checks.passed, checks.failed);
-    vcpu::finish_all()
+    end()
 }
 
 #[panic_handler]

@@ -9,6 +9,13 @@ use crate::vmcall;
 
 /// COM1's data register.
 const SERIAL: u16 = 0x3F8;
+/// Registers beside it.
+const INTERRUPT_ENABLE: u16 = 1;
+const LINE_CONTROL: u16 = 3;
+const MODEM_CONTROL: u16 = 4;
+const LINE_STATUS: u16 = 5;
+/// Line status: a byte waits.
+const DATA_READY: u32 = 1;
 /// The debug console of QEMU's firmware.
 const DEBUG: u16 = 0x402;
 
@@ -30,6 +37,21 @@ impl Write for Ports {
             }
         }
         Ok(())
+    }
+}
+
+/// The next byte that was typed, if there is one.
+pub fn typed() -> Option<u8> {
+    let status = vmcall::io_in(SERIAL + LINE_STATUS, 1).ok()?;
+    let byte = || vmcall::io_in(SERIAL, 1).ok().map(|byte| byte as u8);
+    (status & DATA_READY != 0).then(byte).flatten()
+}
+
+/// Puts the serial port back to what it is after a reset, as far as it has to do with output.
+pub fn heal() {
+    for (register, value) in [(INTERRUPT_ENABLE, 0), (LINE_CONTROL, 3), (MODEM_CONTROL, 0)] {
+        // Where no port is, none has to be healed.
+        let _ = vmcall::io_out(SERIAL + register, 1, value);
     }
 }
 

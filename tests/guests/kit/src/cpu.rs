@@ -36,6 +36,13 @@ pub fn tsc() -> u64 {
     unsafe { x86_64::_rdtsc() }
 }
 
+/// Ticks of the time-stamp counter in a millisecond. CPUID 0x15 tells a TD the frequency.
+pub fn ticks_per_ms() -> u64 {
+    let [denominator, numerator, crystal, _] = cpuid(0x15, 0);
+    let hz = u64::from(crystal) * u64::from(numerator) / u64::from(denominator.max(1));
+    (hz / 1000).max(1)
+}
+
 /// Lets interrupts in.
 pub fn enable_interrupts() {
     // SAFETY: every vector has a handler.

@@ -25,6 +25,8 @@ pub mod cpu;
 #[cfg(feature = "bare")]
 pub mod memory;
 #[cfg(feature = "bare")]
+pub mod power;
+#[cfg(feature = "bare")]
 mod start;
 #[cfg(feature = "bare")]
 mod trap;
@@ -32,6 +34,8 @@ mod trap;
 pub mod vcpu;
 #[cfg(feature = "bare")]
 pub mod ve;
+#[cfg(feature = "bare")]
+pub mod wishes;
 #[cfg(feature = "bare")]
 pub use td_base::{tdcall, vmcall};
 
@@ -42,15 +46,19 @@ use boot as _;
 #[cfg(feature = "bare")]
 pub use start::{Initial, initial};
 
-/// Says what a guest does: `guest!("NAME", function)`; the function runs on vCPU 0, and what it returns ends the guest.
+/// Says what a guest does: `guest!("NAME", function)`; the function runs on vCPU 0, and when it returns, every vCPU halts, or
+/// what a third argument says happens.
 #[cfg(feature = "bare")]
 #[macro_export]
 macro_rules! guest {
     ($name:literal, $main:path) => {
+        $crate::guest!($name, $main, $crate::vcpu::finish_all);
+    };
+    ($name:literal, $main:path, $end:path) => {
         #[expect(unsafe_code, reason = "the kit calls it by name")]
         #[unsafe(no_mangle)]
         extern "Rust" fn guest_main() -> ! {
-            $crate::check::run($name, $main)
+            $crate::check::run($name, $main, $end)
         }
     };
 }

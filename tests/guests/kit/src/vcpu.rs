@@ -14,7 +14,8 @@ use td_base::long_mode;
 use crate::attempt::Caught;
 use crate::layout::{MAX_VCPUS, VCPU_AREA_BYTES};
 use crate::trap::{self, Tables};
-use crate::{cpu, memory, start, tdcall};
+use crate::vmcall::Refused;
+use crate::{cpu, memory, start, tdcall, vmcall};
 
 /// A stack for each kind of event, since the prebuilt `core` uses the red zone.
 pub(crate) const EVENT_STACKS: usize = 5;
@@ -241,11 +242,30 @@ pub fn finish_all() -> ! {
     halt()
 }
 
+/// Halts this vCPU until `condition` holds, which interrupts make true. They are let in before it returns.
+///
+/// # Errors
+/// [`Refused`].
+pub fn sleep_until(condition: impl Fn() -> bool) -> Result<(), Refused> {
+    loop {
+        // From here on an interrupt waits, and so keeps the vCPU from halting.
+        cpu::disable_interrupts();
+        let is_time = condition();
+        if !is_time {
+            vmcall::hlt(false)?;
+        }
+        cpu::enable_interrupts();
+        if is_time {
+            return Ok(());
+        }
+    }
+}
+
 /// Halts this vCPU for good.
 pub fn halt() -> ! {
     cpu::disable_interrupts();
     loop {
         // Whether it is refused or woken, there is nothing else to do.
-        let _ = crate::vmcall::hlt(true);
+        let _ = vmcall::hlt(true);
     }
 }

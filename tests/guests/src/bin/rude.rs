@@ -1,0 +1,326 @@
+//! A hostile guest: on its first two vCPUs it makes as many TDVMCALLs as it was wished to, well-formed and not, with registers
+//! of all kinds, from a seed that it prints.
+//!
+//! MRCONFIGID holds three numbers: the seed, the calls, and the [`END`] that it makes then. Interrupts stay out all the time,
+//! for their vectors are the hostile calls' own; NMIs wake a vCPU that halts.
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use guest_kit::check::{Check, Checks, Failure, expect};
+use guest_kit::hostile::{Call, Ground, QUOTES, registers};
+use guest_kit::numbers::Numbers;
+use guest_kit::{
+    apic, console, cpu, ensure, fail, guest, memory, power, say, tdcall, vcpu, vmcall, wishes,
+};
+use seam::abi::ghci::{self, Request};
+use seam::abi::{Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status};
+
+guest!("rude", main, end);
+
+/// The number of each wish.
+const SEED: usize = 0;
+const CALLS: usize = 1;
+const END: usize = 2;
+/// Calls where none are wished.
+const MANY: u64 = 1_000_000;
+/// Lines about how it goes on.
+const LINES: u64 = 10;
+/// Memory that is converted back and forth.
+const GROUND_BYTES: u64 = 8 * PAGE_2M;
+/// vCPUs that make calls.
+const CALLERS: u32 = 2;
+
+/// The ground's first byte; zero before it is there.
+static START: AtomicU64 = AtomicU64::new(0);
+static RANDOM: AtomicU64 = AtomicU64::new(0);
+/// Calls that are wished, and that were made.
+static WISHED: AtomicU64 = AtomicU64::new(0);
+static MADE: AtomicU64 = AtomicU64::new(0);
+/// Answers by status: success, retry, operand, alignment, unsupported.
+static ANSWERS: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+const STATUSES: [u64; 5] = [
+    ghci::SUCCESS,
+    ghci::RETRY,
+    ghci::INVALID_OPERAND,
+    ghci::ALIGN_ERROR,
+    ghci::SUBFUNC_UNSUPPORTED,
+];
+/// TDCALLs that the module itself refused.
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+/// vCPU 0 halts, or is about to.
+static HALTS: AtomicBool = AtomicBool::new(false);
+
+fn main(checks: &mut Checks) {
+    let seed = match wishes::word(SEED) {
+        0 => cpu::tsc(),
+        seed => seed,
+    };
+    let calls = match wishes::word(CALLS) {
+        0 => MANY,
+        calls => calls,
+    };
+    say!("rude: seed {seed:#x}, {calls} calls");
+    RANDOM.store(seed, Ordering::Relaxed);
+    WISHED.store(calls, Ordering::Relaxed);
+    checks.once("has-ground-to-fight-on", has_ground);
+    vcpu::start_all();
+    checks.together("every-call-has-an-answer", call_without_end);
+    // The serial port has been through all of that.
+    console::heal();
+    let [done, retry, operand, alignment, unsupported] = ANSWERS
+        .each_ref()
+        .map(|count| count.load(Ordering::Relaxed));
+    say!(
+        "rude: {} calls: {done} done, {retry} to retry, {operand} invalid, {alignment} misaligned, {unsupported} unsupported; {} refused by the module",
+        MADE.load(Ordering::Relaxed),
+        REFUSED.load(Ordering::Relaxed)
+    );
+    checks.once("memory-comes-back", memory_comes_back);
+}
+
+fn has_ground() -> Check {
+    ensure!(vcpu::count() >= CALLERS, "a TD with one vCPU");
+    match memory::take_unaccepted(GROUND_BYTES + PAGE_2M) {
+        Some(start) => START.store(start, Ordering::Release),
+        None => return fail!("not enough memory"),
+    }
+    share_buffer()
+}
+
+fn ground() -> Ground {
+    let start = START.load(Ordering::Acquire);
+    Ground {
+        shared: memory::shared_bit(),
+        memory: start..start + GROUND_BYTES,
+        vcpus: vcpu::count(),
+    }
+}
+
+fn refused(error: vmcall::Refused) -> Failure {
+    Failure::new(format_args!("the host refuses: {error:x?}"))
+}
+
+/// Pages that ask for quotes.
+fn share_buffer() -> Check {
+    let ground = ground();
+    let gpa = ground.shared | ground.buffer();
+    vmcall::map_gpa(gpa, QUOTES * PAGE_4K).map_err(refused)
+}
+
+/// Calls until there were enough. vCPUs that do not call have nothing to do.
+fn call_without_end() -> Check {
+    let me = vcpu::current().index();
+    if me >= CALLERS {
+        return Ok(());
+    }
+    let ground = ground();
+    let mut numbers = Numbers::new(RANDOM.load(Ordering::Relaxed).wrapping_add(me.into()));
+    let wished = WISHED.load(Ordering::Relaxed);
+    while MADE.load(Ordering::Relaxed) < wished {
+        if me == 0 {
+            tell_of_progress(wished);
+        } else if HALTS.load(Ordering::Acquire) {
+            // vCPU 0 has APIC id 0 as everywhere; whether it is halted already or not, it comes back.
+            apic::nmi(0).map_err(refused)?;
+        }
+        match numbers.below(32) {
+            0 => call_module(&mut numbers)?,
+            1 => call_with_few_registers(&mut numbers)?,
+            _ => call_host(&ground, &mut numbers, me)?,
+        }
+    }
+    // The other may be halted.
+    HALTS.store(false, Ordering::Release);
+    Ok(())
+}
+
+/// One line for each tenth.
+fn tell_of_progress(wished: u64) {
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+    let tenth = MADE.load(Ordering::Relaxed) * LINES / wished;
+    if TOLD.swap(tenth, Ordering::Relaxed) != tenth {
+        console::heal();
+        say!("rude: {} calls", MADE.load(Ordering::Relaxed));
+    }
+}
+
+/// Whether the guest itself would not survive it.
+fn is_suicide(call: &Call, ground: &Ground) -> bool {
+    let last = ground.buffer() + PAGE_2M;
+    let elsewhere =
+        |range: core::ops::Range<u64>| range.start < ground.memory.start || range.end > last;
+    call.is_last() || call.converts(ground).is_some_and(elsewhere)
+}
+
+/// A call of the hostile kind.
+fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
+    let mut call = ground.next(numbers);
+    if is_suicide(&call, ground) {
+        return Ok(());
+    }
+    let halts = call.request() == Some(Request::Hlt);
+    if halts && me != 0 {
+        // Somebody has to wake the one that halts.
+        call.regs.r12 = 2;
+    }
+    let quotes = call.request() == Some(Request::GetQuote);
+    if quotes {
+        ask_for_quotes(ground, call.regs.r12);
+    }
+    if halts && me == 0 {
+        HALTS.store(true, Ordering::Release);
+    }
+    call.regs.rcx = vmcall::REGISTERS;
+    vmcall::raw(&mut call.regs);
+    if halts && me == 0 {
+        HALTS.store(false, Ordering::Release);
+    }
+    answered(&call.regs)
+}
+
+/// Has the page at `gpa`, if it is one of the buffer's and shared, ask for a quote.
+fn ask_for_quotes(ground: &Ground, gpa: u64) {
+    let page = gpa & !ground.shared;
+    let pages = ground.buffer()..ground.buffer() + QUOTES * PAGE_4K;
+    if gpa & ground.shared == 0 || !pages.contains(&page) || !page.is_multiple_of(PAGE_4K) {
+        return;
+    }
+    // The other vCPU may have taken it away: then the store raises #VE, and nothing is stored.
+    try_store(memory::shared_alias(page), 1);
+}
+
+/// A store that may fault.
+#[expect(unsafe_code, reason = "an instruction that may fault")]
+fn try_store(at: u64, value: u64) {
+    // SAFETY: the address is that of shared memory that nobody has a reference to.
+    let _ = unsafe {
+        guest_kit::attempt!("mov [rcx], rax", in("rcx") at, in("rax") value, options(nostack))
+    };
+}
+
+/// The host has answered in R10.
+fn answered(regs: &Gprs) -> Check {
+    MADE.fetch_add(1, Ordering::Relaxed);
+    expect("RAX", regs.rax, 0)?;
+    let known = STATUSES.iter().position(|status| *status == regs.r10);
+    match known {
+        Some(at) => _ = ANSWERS[at].fetch_add(1, Ordering::Relaxed),
+        None => return fail!("an answer of {:#x}", regs.r10),
+    }
+    Ok(())
+}
+
+/// TDCALLs that the module answers, none of them with success.
+fn call_module(numbers: &mut Numbers) -> Check {
+    let any = numbers.next();
+    let (rax, rcx) = match numbers.below(5) {
+        // No such leaf, or bits where none are.
+        0 => (64 + any % 1000, any),
+        1 => (any | 1 << 40, any),
+        // Registers that TDG.VP.VMCALL does not pass on, or that do not exist.
+        2 => (
+            GuestLeaf::VpVmcall.rax(),
+            any | numbers.of(&[1, 2, 0x10, 1 << 32]),
+        ),
+        // An address that is none.
+        3 => (GuestLeaf::MemPageAccept.rax(), any | 1 << 60),
+        _ => (GuestLeaf::MrReport.rax(), any | 1),
+    };
+    let mut regs = Gprs {
+        rax,
+        rcx,
+        rdx: numbers.next(),
+        r8: numbers.next(),
+        ..Gprs::default()
+    };
+    tdcall::raw(&mut regs);
+    REFUSED.fetch_add(1, Ordering::Relaxed);
+    ensure!(
+        Status(regs.rax).code() == Status::OPERAND_INVALID,
+        "TDCALL {rax:#x} with RCX {rcx:#x}: {:?}",
+        Status(regs.rax)
+    );
+    Ok(())
+}
+
+/// The host sees few of the registers: the others are zero for it, and what it answers in them does not come back.
+fn call_with_few_registers(numbers: &mut Numbers) -> Check {
+    const R10: u64 = 1 << 10;
+    const R11: u64 = 1 << 11;
+    let mut regs = registers(Request::Cpuid as u64, [0xB, 1, 0, 0]);
+    // Never RSP, of which the module would say no.
+    regs.rcx = numbers.next() & 0xFFFF_0000 | numbers.of(&[R10 | R11, R10, 0, 0xFC00, 0xFFCC]);
+    let (asked, sees_function) = (regs, regs.rcx & R11 != 0);
+    vmcall::raw(&mut regs);
+    if asked.rcx & R10 == 0 {
+        expect("R10, which was not passed", regs.r10, asked.r10)?;
+        regs.r10 = ghci::SUCCESS;
+    } else if !sees_function {
+        expect(
+            "the status of function 0",
+            regs.r10,
+            ghci::SUBFUNC_UNSUPPORTED,
+        )?;
+    }
+    for (bit, was, is) in [(12, asked.r12, regs.r12), (14, asked.r14, regs.r14)] {
+        ensure!(asked.rcx >> bit & 1 != 0 || was == is, "R{bit} has changed");
+    }
+    answered(&regs)
+}
+
+/// All of the ground is private again, and can be used.
+fn memory_comes_back() -> Check {
+    let ground = ground();
+    let range = ground.memory.start..ground.buffer() + PAGE_2M;
+    vmcall::map_gpa(range.start, range.end - range.start).map_err(refused)?;
+    if let Err((gpa, status)) = memory::accept(range.clone()) {
+        return fail!("{gpa:#x} can't be accepted: {status:?}");
+    }
+    for page in range.step_by(PAGE_4K as usize) {
+        expect("a page that came back", memory::word(page), 0)?;
+        memory::set_word(page, page);
+    }
+    Ok(())
+}
+
+/// How it ends: what it was wished to.
+fn end() -> ! {
+    let wish = wishes::word(END);
+    say!("rude: end {wish}");
+    let ground = ground();
+    let page = ground.memory.start;
+    match wish {
+        1 => power::off(),
+        2 => power::reset(),
+        3 => vmcall::report_fatal_error(3, "rude to the end"),
+        4 => triple_fault(),
+        // Private memory where there is none.
+        5 => _ = memory::word(ground.shared >> 1),
+        6 => _ = tdcall::page_accept(ground.shared >> 1, 0),
+        // Memory that is shared, used as private.
+        7 => {
+            let _ = vmcall::map_gpa(page | ground.shared, PAGE_2M);
+            _ = memory::word(page);
+        }
+        // Memory that was not accepted, in a TD that gets no #VE for it.
+        8 => {
+            let _ = vmcall::map_gpa(page | ground.shared, PAGE_2M);
+            let _ = vmcall::map_gpa(page, PAGE_2M);
+            _ = memory::word(page);
+        }
+        _ => {}
+    }
+    vcpu::finish_all()
+}
+
+/// An exception without a handler, twice.
+#[expect(unsafe_code, reason = "the end")]
+fn triple_fault() -> ! {
+    let nothing = [0u64; 2];
+    // SAFETY: nothing of the guest is executed after it.
+    unsafe {
+        core::arch::asm!("lidt [{}]", "ud2", in(reg) &nothing, options(noreturn));
+    }
+}
