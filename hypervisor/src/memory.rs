@@ -163,6 +163,16 @@ pub fn free(frame: Frame) -> Result<(), Error> {
     Ok(memory.frames.free(frame)?)
 }
 
+/// Notes that a block comes back in frames of 4 KiB.
+///
+/// # Errors
+/// [`Error`] when it is not one that was handed out; nothing has changed then.
+pub fn split(frame: Frame) -> Result<(), Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    Ok(memory.frames.split(frame, ORDER_4K)?)
+}
+
 /// The frame ledger: the bytes that were added, and the blocks of each order.
 #[must_use]
 pub fn ledger() -> (u64, Vec<Counts>) {

@@ -19,7 +19,7 @@ use crate::{
     heap::Heap,
     io_apic, logging,
     machine::Machine,
-    memory, pci, serial, tdx, time,
+    memory, pci, rtc, serial, tds, tdx, time,
 };
 
 /// Size of the heap in bytes.
@@ -76,6 +76,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     problems.extend(start::know(bootstrap, &firmware.madt.processors));
     problems.extend(stop_devices(&firmware));
     problems.extend(start_cpus(info, &firmware, bootstrap));
+    problems.extend(rtc::init().map(String::from));
     for problem in &problems {
         log::warn!("{problem}");
     }
@@ -86,6 +87,10 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     log::info!("TDX is {}; {tdx_us} us for its bring-up", tdx.state);
     for reason in &tdx.reasons {
         log::warn!("TDX: {reason}");
+    }
+    for problem in tds::init(info) {
+        log::warn!("{problem}");
+        problems.push(problem);
     }
     let to_prompt = time::us() - tdx_us;
     log::info!("from the first line to the prompt: {to_prompt} us, TDX bring-up apart");
@@ -223,6 +228,7 @@ fn run(mut machine: Machine) -> ! {
     let mut console = Console::new();
     let out = &mut serial::Terminal;
     console.start(&machine, out);
+    tds::autostart();
     loop {
         while let Some(byte) = serial::receive() {
             console.feed(byte, &mut machine, out);
@@ -240,6 +246,11 @@ fn run(mut machine: Machine) -> ! {
                 console.notice(&format!("{}", logging::Shown(record)), out);
             });
         }
-        cpu::idle(|| serial::has_input() || logging::is_news(seen));
+        if !tds::work() {
+            cpu::idle(|| {
+                let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
+                poked || serial::has_input() || logging::is_news(seen)
+            });
+        }
     }
 }

@@ -173,12 +173,6 @@ impl Board {
         &self.shared
     }
 
-    /// The shared memory alone, when nobody runs it any more.
-    #[must_use]
-    pub fn into_shared(self) -> SharedMap {
-        self.shared
-    }
-
     /// Its time-stamp counter.
     #[must_use]
     pub const fn clock(&self) -> Clock {

@@ -9,6 +9,7 @@ pub mod call;
 pub mod msr;
 pub mod start;
 mod tables;
+pub mod timer;
 pub mod topology;
 pub mod trap;
 pub mod vmx;
@@ -35,7 +36,7 @@ use self::{
 };
 use seam::counters::Counters;
 
-use crate::{seamlog::SeamLog, sync::IrqLock, time};
+use crate::{platform::Attention, seamlog::SeamLog, sync::IrqLock, time};
 
 /// What a CPU is doing.
 #[repr(u8)]
@@ -78,6 +79,10 @@ pub struct Cpu {
     pub bootstrap: bool,
     /// Its mailbox.
     pub mailbox: Mailbox,
+    /// Why it is to leave what it does.
+    pub attention: Attention,
+    /// Its timer.
+    pub timer: timer::Armed,
     /// The last SEAMCALLs that it made.
     pub seam_log: SeamLog,
     /// Counts of the SEAMCALLs that it made.
@@ -230,9 +235,18 @@ impl call::Machine for Hardware {
 
 /// Makes the bootstrap CPU, which the console runs on, look for something to do.
 pub fn wake_console() {
-    if INTERRUPTS.load(Ordering::Relaxed)
-        && number() != 0
-        && let Some(cpu) = all().first()
+    if let Some(cpu) = all().first() {
+        cpu.attention.poke();
+    }
+    if number() != 0 {
+        poke(0);
+    }
+}
+
+/// Interrupts a CPU, so that it looks at its [`Attention`].
+pub fn poke(cpu: u32) {
+    if interrupts()
+        && let Some(cpu) = all().get(cpu as usize)
     {
         apic::send(cpu.apic_id, apic::Message::Fixed(trap::CALL_VECTOR));
     }

@@ -16,9 +16,12 @@ use x86_64::{
 
 use super::{
     ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, call::Mailbox, msr, stop_here, tables,
-    topology, vmx,
+    timer, topology, vmx,
 };
-use crate::{firmware::madt::Processor, memory, seamlog::SeamLog, sync::IrqLock, time};
+use crate::{
+    firmware::madt::Processor, memory, platform::Attention, seamlog::SeamLog, sync::IrqLock, tds,
+    time,
+};
 
 /// Size in bytes of the stack that a CPU runs on.
 const STACK_BYTES: u64 = 64 << 10;
@@ -81,6 +84,8 @@ fn create(
         apic_id,
         bootstrap: number == 0,
         mailbox: Mailbox::new(),
+        attention: Attention::new(),
+        timer: timer::Armed::new(),
         seam_log: SeamLog::new(),
         seam_counters: Counters::new(),
         state: AtomicU8::new(State::NotUsed as u8),
@@ -96,6 +101,7 @@ fn create(
 /// Switches the bootstrap CPU's local APIC on, and its interrupts.
 pub fn enable_interrupts() {
     apic::enable();
+    timer::enable();
     INTERRUPTS.store(true, Ordering::Release);
     interrupts::enable();
 }
@@ -184,12 +190,15 @@ extern "sysv64" fn entered(cpu: u64) -> ! {
     let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
     cpu.adopt();
     apic::enable();
+    timer::enable();
     vmx::enter_here(cpu);
     if !cpu.change_state(State::Starting, State::Online) {
         // It was given up on: nobody counts on it, and nobody may be surprised by it.
         stop_here();
     }
     loop {
-        super::idle(|| false);
+        if !tds::work() {
+            super::idle(|| cpu.attention.is_any());
+        }
     }
 }

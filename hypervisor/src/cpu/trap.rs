@@ -17,6 +17,11 @@ use crate::{crash, serial};
 
 /// The vector of calls from other CPUs.
 pub const CALL_VECTOR: u8 = 0xE0;
+/// The vector of a CPU's own timer.
+pub const TIMER_VECTOR: u8 = 0xE1;
+/// The vector by which a CPU in a TD learns that something was posted for the vCPU. Outside of a TD nothing comes of it: the
+/// CPU looks before it enters one.
+pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 
@@ -152,17 +157,42 @@ extern "sysv64" fn handle(frame: &mut Frame) {
         MACHINE_CHECK => crash::crash(crash::Cause::MachineCheck, frame),
         vector @ 0..FIRST_INTERRUPT => exception(vector, frame),
         apic::SPURIOUS_VECTOR => {}
-        vector => {
-            match vector {
-                CALL_VECTOR => super::serve_calls(),
-                SERIAL_VECTOR => serial::on_interrupt(),
-                _ => {
-                    UNEXPECTED.fetch_add(1, Relaxed);
-                }
+        vector => serve_interrupt(vector),
+    }
+}
+
+/// Serves an interrupt that was acknowledged, and ends it: here, or by a TD's exit.
+pub fn serve_interrupt(vector: u8) {
+    match vector {
+        CALL_VECTOR => super::serve_calls(),
+        TIMER_VECTOR => {
+            if let Some(cpu) = super::this() {
+                cpu.timer.went_off();
+                cpu.attention.ring();
             }
-            apic::end_of_interrupt();
+        }
+        SERIAL_VECTOR => {
+            serial::on_interrupt();
+            if let Some(cpu) = super::this() {
+                cpu.attention.poke();
+            }
+        }
+        NOTIFICATION_VECTOR => {}
+        _ => {
+            UNEXPECTED.fetch_add(1, Relaxed);
         }
     }
+    apic::end_of_interrupt();
+}
+
+/// Serves an NMI that a TD's exit consumed.
+pub fn serve_nmi() {
+    nmi(&Frame::default());
+}
+
+/// A machine check happened in a TD: the record tells of the banks.
+pub fn serve_machine_check() {
+    crash::crash(crash::Cause::MachineCheck, &Frame::default());
 }
 
 fn exception(vector: u8, frame: &mut Frame) {

@@ -105,6 +105,21 @@ fn enter() -> Result<Vmx, Error> {
     }
 }
 
+/// INVEPT for all contexts: this CPU forgets what it knows of every EPT, shared ones among them. It is in VMX operation.
+pub fn forget_epts() {
+    const ALL_CONTEXTS: u64 = 2;
+    let descriptor = [0u64; 2];
+    // SAFETY: INVEPT changes nothing but what the CPU has cached; every CPU with TDX has this type of it.
+    unsafe {
+        core::arch::asm!(
+            "invept {kind}, [{descriptor}]",
+            kind = in(reg) ALL_CONTEXTS,
+            descriptor = in(reg) &raw const descriptor,
+            options(nostack),
+        );
+    }
+}
+
 const ENTERED: u64 = 0x100;
 const FAILED: u64 = 0x101;
 

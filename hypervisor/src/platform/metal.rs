@@ -15,7 +15,12 @@ use core::{
     ptr, slice,
 };
 
-use mm::{pages::Flush, private::FramePool};
+use mm::{
+    frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K},
+    pages::Flush,
+    private::FramePool,
+    shared::{self, Words},
+};
 use seam::{
     abi::PageSize,
     address::Hpa,
@@ -25,11 +30,14 @@ use seam::{
     tdh::Tdh,
 };
 use spin::Once;
+use vcpu::posted::Descriptor;
+use x86_64::instructions::interrupts;
 
-use super::{CpuPlace, Platform};
+use super::{Attention, CpuPlace, Platform, Running};
 use crate::{
-    cpu::{self, call::NoAnswer},
-    memory::{HostFrames, direct},
+    cpu::{self, apic, call::NoAnswer, timer, trap, vmx},
+    memory::{self, HostFrames, direct},
+    rtc,
     seamlog::Recorded,
     time,
 };
@@ -118,6 +126,127 @@ impl Platform for Metal {
 
     fn now_us(&self) -> u64 {
         time::us()
+    }
+}
+
+impl Running for Metal {
+    type Frames = Shared;
+
+    fn shared_frames(&self) -> &Shared {
+        &Shared
+    }
+
+    fn tsc(&self) -> u64 {
+        time::tsc()
+    }
+
+    fn tsc_hz(&self) -> u64 {
+        time::hz()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        rtc::unix_seconds()
+    }
+
+    // The heap is mapped where it is in physical memory.
+    fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
+        Hpa(&raw const *descriptor as u64)
+    }
+
+    fn attention(&self, cpu: u32) -> &Attention {
+        /// For a number that no CPU has.
+        static NOBODY: Attention = Attention::new();
+        cpu::all()
+            .get(cpu as usize)
+            .map_or(&NOBODY, |cpu| &cpu.attention)
+    }
+
+    fn poke(&self, cpu: u32) {
+        cpu::poke(cpu);
+    }
+
+    fn wake_console(&self) {
+        cpu::wake_console();
+    }
+
+    fn set_timer(&self, tsc: Option<u64>) {
+        timer::set(tsc);
+    }
+
+    fn notification_vector(&self) -> u8 {
+        trap::NOTIFICATION_VECTOR
+    }
+
+    fn notify(&self, cpu: u32) {
+        if let Some(cpu) = cpu::all().get(cpu as usize) {
+            apic::send(cpu.apic_id, apic::Message::Fixed(trap::NOTIFICATION_VECTOR));
+        }
+    }
+
+    fn serve_interrupt(&self, vector: u8) {
+        trap::serve_interrupt(vector);
+    }
+
+    fn serve_nmi(&self) {
+        trap::serve_nmi();
+    }
+
+    fn serve_machine_check(&self) {
+        trap::serve_machine_check();
+    }
+
+    fn take_interrupts(&self) {
+        interrupts::enable();
+        core::hint::spin_loop();
+        interrupts::disable();
+    }
+
+    fn flush_shared_ept(&self) {
+        vmx::forget_epts();
+    }
+}
+
+/// The host's frames, as TDs share them.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared;
+
+impl shared::Frames for Shared {
+    fn take(&self, size: PageSize) -> Option<Hpa> {
+        memory::alloc_zeroed(order(size)).map(|frame| Hpa(frame.pa))
+    }
+
+    fn give(&self, hpa: Hpa, size: PageSize) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: order(size),
+        };
+        if let Err(error) = memory::free(frame) {
+            log::error!("a shared frame at {:#x} did not come home: {error}", hpa.0);
+        }
+    }
+
+    fn split(&self, hpa: Hpa) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: ORDER_2M,
+        };
+        if let Err(error) = memory::split(frame) {
+            log::error!("a shared frame at {:#x} was not split: {error}", hpa.0);
+        }
+    }
+
+    fn words(&self, hpa: Hpa) -> &Words {
+        // SAFETY: the frame is out and the host's own, and the direct map has it; a guest may change the words at any
+        // time, for which they are atomic.
+        unsafe { &*(direct(hpa.0) as *const Words) }
+    }
+}
+
+const fn order(size: PageSize) -> u32 {
+    match size {
+        PageSize::Size4K => ORDER_4K,
+        PageSize::Size2M => ORDER_2M,
+        PageSize::Size1G => ORDER_1G,
     }
 }
 

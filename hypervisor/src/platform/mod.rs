@@ -5,6 +5,9 @@
 //! host's tests with threads on an emulated module: what they exercise is what runs.
 
 pub mod metal;
+mod running;
+
+pub use running::{Attention, Running};
 
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};

@@ -9,10 +9,7 @@ use mm::{
     tdvf::ImagePage,
 };
 use seam::{
-    abi::{
-        MEASUREMENT_SIZE, Measurement, PAGE_4K, PageSize,
-        metadata::{td, vmcs},
-    },
+    abi::{MEASUREMENT_SIZE, Measurement, PAGE_4K, PageSize, metadata::td},
     address::Hpa,
     call::SeamCall,
     error::{Handover, Rejected},
@@ -21,21 +18,19 @@ use seam::{
     tdh::{Tdh, Tdvpr},
 };
 use spin::{Mutex, Once};
+use vcpu::Wiring;
 use zerocopy::IntoBytes;
 
 use super::{
     Body, Td,
     error::Error,
-    host::{Host, Wiring},
+    host::Host,
     life::State,
     meter::{Meter, Summary},
     plan::Plan,
     vcpu::Stopped,
 };
 use crate::{platform::Platform, tdx::release::Release};
-
-/// Pin-based controls of a TD VMCS: process posted interrupts.
-const PROCESS_POSTED_INTERRUPTS: u64 = 1 << 7;
 
 /// Bytes that are populated before somebody who wants to terminate the TD is listened to again.
 const AT_ONCE: u64 = 64 << 20;
@@ -251,20 +246,12 @@ fn init_vcpu<C: SeamCall, W: Wait>(
     tdvpr: &Tdvpr,
     cpu: u32,
     (initial_rcx, x2apic_id): (u64, Option<u32>),
-    wiring: Wiring,
+    wiring: Option<Wiring>,
 ) -> Result<(), Error> {
     tdh.vp_init(tdvpr, initial_rcx, x2apic_id)?;
     slot.associate(cpu);
-    if let Some(root) = wiring.shared_eptp {
-        tdh.vp_wr(tdvpr, vmcs::SHARED_EPTP, root.0, u64::MAX)?;
-    }
-    if let Some(posted) = wiring.posted {
-        // The control bit is taken only when vector and descriptor are there.
-        let (vector, descriptor) = (posted.vector.into(), posted.descriptor.0);
-        let on = PROCESS_POSTED_INTERRUPTS;
-        tdh.vp_wr(tdvpr, vmcs::POSTED_INT_VECTOR, vector, u16::MAX.into())?;
-        tdh.vp_wr(tdvpr, vmcs::POSTED_INT_DESCRIPTOR, descriptor, u64::MAX)?;
-        tdh.vp_wr(tdvpr, vmcs::PIN_BASED, on, on)?;
+    if let Some(wiring) = wiring {
+        vcpu::wire(tdh, tdvpr, wiring)?;
     }
     Ok(())
 }

@@ -321,7 +321,9 @@ fn begin_reclaim<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Err
             Error::from(error)
         })
     });
-    begun.map(drop)
+    begun?;
+    host.runner.work_waits();
+    Ok(())
 }
 
 /// A step of a TD's reclaim, on the calling CPU: at most 8 SEAMCALLs, and 2 MiB cleared. `false` when there is nothing that

@@ -4,7 +4,8 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use mm::private::{Clearing, Clock, Cpu};
-use seam::address::{Hpa, KeyIdPosition};
+use seam::address::KeyIdPosition;
+use vcpu::Wiring;
 
 use super::{Td, capabilities::Capabilities, params::Native};
 use crate::{
@@ -83,24 +84,6 @@ impl<P: Platform> Clock for Time<'_, P> {
     }
 }
 
-/// What one vCPU gets from its host, beside the module's own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wiring {
-    /// The root page of the shared EPT.
-    pub shared_eptp: Option<Hpa>,
-    /// How interrupts are posted to it.
-    pub posted: Option<Posted>,
-}
-
-/// How interrupts are posted to a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Posted {
-    /// The vector that tells a CPU to look into the descriptor.
-    pub vector: u8,
-    /// The descriptor, 64-byte aligned.
-    pub descriptor: Hpa,
-}
-
 /// Who runs vCPUs. Nothing here waits for a vCPU.
 pub trait Runner {
     /// Gets ready what a TD's vCPUs need beside the module, before they are made.
@@ -110,13 +93,16 @@ pub trait Runner {
     fn prepare(&self, td: &Td) -> Result<(), String>;
 
     /// What vCPU `index` of a TD that was prepared is told.
-    fn wiring(&self, td: &Td, index: u16) -> Wiring;
+    fn wiring(&self, td: &Td, index: u16) -> Option<Wiring>;
 
     /// The TD's vCPUs may run from now on.
     fn start(&self, td: &Arc<Td>);
 
     /// The TD's vCPUs will never run again: what [`Self::prepare`] took goes back. It may not have been called.
     fn end(&self, td: &Td);
+
+    /// There is work for CPUs that have time: [`super::registry::Tds::work`].
+    fn work_waits(&self) {}
 }
 
 /// For a host that only builds TDs and takes them down.
@@ -128,8 +114,8 @@ impl Runner for NoRunner {
         Ok(())
     }
 
-    fn wiring(&self, _: &Td, _: u16) -> Wiring {
-        Wiring::default()
+    fn wiring(&self, _: &Td, _: u16) -> Option<Wiring> {
+        None
     }
 
     fn start(&self, _: &Arc<Td>) {}

@@ -171,6 +171,11 @@ impl Td {
         self.notes.lock().clone()
     }
 
+    /// Tells the operator what does not go on by itself, and why.
+    pub fn note_problem(&self, problem: String) {
+        self.notes.lock().problem = Some(problem);
+    }
+
     /// Takes vCPU `index` for the calling CPU, to run it or to look at it, and associates it with that CPU.
     ///
     /// # Errors

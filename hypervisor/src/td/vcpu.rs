@@ -25,17 +25,11 @@ const NONE: u32 = u32::MAX;
 /// The place of one vCPU.
 #[derive(Debug)]
 pub struct Slot {
-    vcpu: Mutex<Vcpu>,
+    /// Its root page; `None` before it is made, and after its pages were taken for reclaim.
+    tdvpr: Mutex<Option<Tdvpr>>,
     /// The CPU that has the lock to run the vCPU, or to look at it.
     user: AtomicU32,
-}
-
-/// What there is of a vCPU.
-#[derive(Debug)]
-struct Vcpu {
-    /// `None` before it is made, and after its pages were taken for reclaim.
-    tdvpr: Option<Tdvpr>,
-    /// The CPU that the module has it associated with.
+    /// The CPU that the module has it associated with. Who changes it has the lock.
     association: AtomicU32,
 }
 
@@ -77,11 +71,9 @@ impl Slots {
         let mut slots = Vec::new();
         slots.try_reserve_exact(count.into()).ok()?;
         slots.resize_with(count.into(), || Slot {
-            vcpu: Mutex::new(Vcpu {
-                tdvpr: None,
-                association: AtomicU32::new(NONE),
-            }),
+            tdvpr: Mutex::new(None),
             user: AtomicU32::new(NONE),
+            association: AtomicU32::new(NONE),
         });
         Some(Self(slots.into_boxed_slice()))
     }
@@ -98,14 +90,32 @@ impl Slots {
         self.0.get(usize::from(index))?.user()
     }
 
-    /// The CPU that vCPU `index` is associated with; `None` also while a CPU has it in use, which is the one then.
+    /// The CPU that vCPU `index` is associated with.
     #[must_use]
     pub fn association(&self, index: u16) -> Option<u32> {
+        self.0.get(usize::from(index))?.associated()
+    }
+
+    /// The CPU on which each vCPU was made; 0 for one that is not.
+    #[must_use]
+    pub fn homes(&self) -> Vec<u32> {
         self.0
-            .get(usize::from(index))?
-            .vcpu
-            .try_lock()?
-            .associated()
+            .iter()
+            .map(|slot| slot.associated().unwrap_or(0))
+            .collect()
+    }
+
+    /// The CPUs that run a vCPU, or may still know translations of one.
+    #[must_use]
+    pub fn cpus(&self) -> Vec<u32> {
+        let all = self.0.iter();
+        let mut cpus: Vec<_> = all
+            .flat_map(|slot| [slot.user(), slot.associated()])
+            .flatten()
+            .collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        cpus
     }
 
     /// Takes vCPU `index` for the calling CPU, and associates it with that CPU.
@@ -119,7 +129,7 @@ impl Slots {
         index: u16,
     ) -> Result<Held<'a>, Refused> {
         let slot = self.0.get(usize::from(index)).ok_or(Refused::NoVcpu)?;
-        let Some(vcpu) = slot.vcpu.try_lock() else {
+        let Some(tdvpr) = slot.tdvpr.try_lock() else {
             return Err(match life.state() {
                 State::Runnable => Refused::InUse,
                 state => Refused::State(state),
@@ -129,7 +139,7 @@ impl Slots {
         slot.user.store(me, SeqCst);
         let held = Held {
             slot,
-            vcpu,
+            tdvpr,
             life,
             index,
         };
@@ -141,12 +151,12 @@ impl Slots {
     /// Takes all of them, so that none is used. `None` for those that another CPU has.
     pub(super) fn try_stop(&self) -> Vec<Option<Stopped<'_>>> {
         let all = self.0.iter();
-        all.map(|slot| slot.vcpu.try_lock().map(Stopped)).collect()
+        all.map(Slot::stop).collect()
     }
 
     /// Takes vCPU `index` while the TD is built.
     pub(super) fn stop(&self, index: u16) -> Option<Stopped<'_>> {
-        Some(Stopped(self.0.get(usize::from(index))?.vcpu.try_lock()?))
+        self.0.get(usize::from(index))?.stop()
     }
 
     /// The CPUs that have a vCPU in use.
@@ -162,11 +172,16 @@ impl Slot {
     fn user(&self) -> Option<u32> {
         some(self.user.load(SeqCst))
     }
-}
 
-impl Vcpu {
     fn associated(&self) -> Option<u32> {
         some(self.association.load(SeqCst))
+    }
+
+    fn stop(&self) -> Option<Stopped<'_>> {
+        Some(Stopped {
+            slot: self,
+            tdvpr: self.tdvpr.try_lock()?,
+        })
     }
 }
 
@@ -179,7 +194,7 @@ fn some(cpu: u32) -> Option<u32> {
 #[must_use = "the vCPU is free again when it is dropped"]
 pub struct Held<'a> {
     slot: &'a Slot,
-    vcpu: MutexGuard<'a, Vcpu>,
+    tdvpr: MutexGuard<'a, Option<Tdvpr>>,
     life: &'a Life,
     index: u16,
 }
@@ -198,7 +213,13 @@ impl Held<'_> {
     /// [`Refused::State`] when the vCPU is not to run any more: what holds it lets go of it.
     pub fn tdvpr(&self) -> Result<&Tdvpr, Refused> {
         self.check()?;
-        self.vcpu.tdvpr.as_ref().ok_or(Refused::NoVcpu)
+        self.tdvpr.as_ref().ok_or(Refused::NoVcpu)
+    }
+
+    /// Whether it may be entered: nobody wants it to stop.
+    #[must_use]
+    pub fn may_run(&self) -> bool {
+        self.life.state() == State::Runnable
     }
 
     fn check(&self) -> Result<(), Refused> {
@@ -211,8 +232,8 @@ impl Held<'_> {
     /// Ends the association with another CPU, and begins that with this one. TDH.VP.RD is the leaf that does nothing
     /// else.
     fn come_here<P: Platform>(&self, platform: &P, me: u32) -> Result<(), Refused> {
-        let tdvpr = self.vcpu.tdvpr.as_ref().ok_or(Refused::NoVcpu)?;
-        match self.vcpu.associated() {
+        let tdvpr = self.tdvpr.as_ref().ok_or(Refused::NoVcpu)?;
+        match self.slot.associated() {
             Some(cpu) if cpu == me => return Ok(()),
             Some(cpu) => {
                 let failed = Mutex::new(None);
@@ -222,13 +243,13 @@ impl Held<'_> {
                 if let Some(error) = failed.into_inner() {
                     return Err(Refused::Seam(error));
                 }
-                self.vcpu.association.store(NONE, SeqCst);
+                self.slot.association.store(NONE, SeqCst);
             }
             None => {}
         }
         let read = platform.tdh().vp_rd(tdvpr, vp::VCPU_STATE_DETAILS.id);
         read.map_err(Refused::Seam)?;
-        self.vcpu.association.store(me, SeqCst);
+        self.slot.association.store(me, SeqCst);
         Ok(())
     }
 }
@@ -241,41 +262,44 @@ impl Drop for Held<'_> {
 
 /// A vCPU that nobody uses while this is there.
 #[derive(Debug)]
-pub struct Stopped<'a>(MutexGuard<'a, Vcpu>);
+pub struct Stopped<'a> {
+    slot: &'a Slot,
+    tdvpr: MutexGuard<'a, Option<Tdvpr>>,
+}
 
 impl Stopped<'_> {
     /// The vCPU was made.
     pub(super) fn put(&mut self, tdvpr: Tdvpr) {
-        self.0.tdvpr = Some(tdvpr);
+        *self.tdvpr = Some(tdvpr);
     }
 
     /// Its root page, if it was made.
     pub(super) fn tdvpr(&self) -> Option<&Tdvpr> {
-        self.0.tdvpr.as_ref()
+        self.tdvpr.as_ref()
     }
 
     /// The module has associated it with this CPU.
     pub(super) fn associate(&self, cpu: u32) {
-        self.0.association.store(cpu, SeqCst);
+        self.slot.association.store(cpu, SeqCst);
     }
 
     /// The CPU that the module has it associated with.
     pub(super) fn associated(&self) -> Option<u32> {
-        self.0.associated()
+        self.slot.associated()
     }
 
     /// TDH.VP.FLUSH, on the CPU that it is associated with.
     pub(super) fn flush<P: Platform>(&self, platform: &P) -> Result<(), Error> {
-        if let Some(tdvpr) = &self.0.tdvpr {
+        if let Some(tdvpr) = &*self.tdvpr {
             platform.tdh().vp_flush(tdvpr)?;
         }
-        self.0.association.store(NONE, SeqCst);
+        self.slot.association.store(NONE, SeqCst);
         Ok(())
     }
 
     /// Its root page, to be reclaimed.
     pub(super) fn into_page(mut self) -> Option<Page<Donated>> {
-        self.0.tdvpr.take().map(Tdvpr::into_page)
+        self.tdvpr.take().map(Tdvpr::into_page)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A server whose TDs are named by a configuration, and an image for them.
 
 use hypervisor::platform::Platform;
-use hypervisor::td::host::{Host, Posted, Runner, Wiring};
+use hypervisor::td::host::{Host, Runner};
 use hypervisor::td::params::Native;
 use hypervisor::td::{Td, capabilities::Capabilities, registry::Tds};
 use hypervisor::tdx::hkids::{Count, Hkids};
@@ -12,6 +12,7 @@ use seam::abi::PAGE_4K;
 use seam::address::Hpa;
 use seam::platform::KeyIds;
 use std::sync::Arc;
+use vcpu::Wiring;
 
 use super::rig::{GLOBAL_HKID, Rig, Setup};
 
@@ -36,16 +37,14 @@ impl Runner for Wired {
         Ok(())
     }
 
-    fn wiring(&self, _: &Td, index: u16) -> Wiring {
+    fn wiring(&self, _: &Td, index: u16) -> Option<Wiring> {
         /// Memory that is the host's own.
         const OWN: u64 = 1 << 20;
-        Wiring {
-            shared_eptp: Some(Hpa(OWN)),
-            posted: Some(Posted {
-                vector: 0xF2,
-                descriptor: Hpa(OWN + PAGE_4K + 64 * u64::from(index)),
-            }),
-        }
+        Some(Wiring {
+            shared: Hpa(OWN),
+            notification: 0xF2,
+            descriptor: Hpa(OWN + PAGE_4K + 64 * u64::from(index)),
+        })
     }
 
     fn start(&self, _: &Arc<Td>) {}

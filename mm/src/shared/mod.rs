@@ -154,6 +154,9 @@ impl SharedMap {
             return Err(Error::BadRange);
         }
         let mut holding = self.holding.lock();
+        if holding.tables == 0 {
+            return Err(Error::BadRange);
+        }
         let entry = self.link(frames, gpa, size as u8, &mut holding)?;
         if Entry::load(entry).is_present() {
             return Err(Error::Occupied);
@@ -182,6 +185,9 @@ impl SharedMap {
             return Err(Error::BadRange);
         }
         let mut holding = self.holding.lock();
+        if holding.tables == 0 {
+            return Ok(0);
+        }
         let mut taken = ArrayVec::<(&AtomicU64, Entry), ENTRIES>::new();
         if let Some((entry, 1)) = self.find(frames, Gpa(range.start)) {
             if range.end - range.start == PAGE_2M {
@@ -222,7 +228,10 @@ impl SharedMap {
 
     /// Whether something is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
     pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let _holding = self.holding.lock();
+        let holding = self.holding.lock();
+        if holding.tables == 0 {
+            return false;
+        }
         let block = gpa.0 / PAGE_2M * PAGE_2M;
         let pages = (block..block + PAGE_2M).step_by(PAGE_4K as usize);
         match self.table(frames, Gpa(block), 0) {
@@ -235,8 +244,8 @@ impl SharedMap {
 
     /// Whether something is mapped at `gpa` (without the SHARED bit).
     pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let _holding = self.holding.lock();
-        self.find(frames, gpa).is_some()
+        let holding = self.holding.lock();
+        holding.tables > 0 && self.find(frames, gpa).is_some()
     }
 
     /// Does `work` with the words of the 4 KiB around `gpa` (without the SHARED bit), which stay mapped meanwhile. The
@@ -250,16 +259,24 @@ impl SharedMap {
         gpa: Gpa,
         work: impl FnOnce(&Words) -> R,
     ) -> Result<R, Error> {
-        let _holding = self.holding.lock();
+        let holding = self.holding.lock();
+        if holding.tables == 0 {
+            return Err(Error::NotMapped);
+        }
         let (entry, level) = self.find(frames, gpa).ok_or(Error::NotMapped)?;
         let offset = gpa.0 % level_bytes(level) / PAGE_4K * PAGE_4K;
         let page = Hpa(Entry::load(entry).hpa().0 + offset);
         Ok(work(frames.words(page)))
     }
 
-    /// The end: gives back everything. No vCPU of the TD can be entered any more, and no CPU uses a translation.
-    pub fn dissolve(self, frames: &impl Frames) {
-        self.dissolve_table(frames, self.root, self.top);
+    /// The end: gives back everything, the root included. No vCPU of the TD can be entered any more, and no CPU uses a
+    /// translation. Nothing is mapped from then on, and nothing can be.
+    pub fn dissolve(&self, frames: &impl Frames) {
+        let mut holding = self.holding.lock();
+        if holding.tables > 0 {
+            self.dissolve_table(frames, self.root, self.top);
+            *holding = Holding::default();
+        }
     }
 
     fn dissolve_table(&self, frames: &impl Frames, table: Hpa, level: u8) {

@@ -1,0 +1,57 @@
+//! The local APIC's timer in TSC-deadline mode: it goes off once, when the time-stamp counter reaches a number.
+//!
+//! Source: Intel SDM volume 3A, section 11.5.4.1 (TSC-Deadline Mode).
+#![expect(unsafe_code, reason = "the timer's registers are MSRs")]
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{msr, trap};
+
+const LVT_TIMER: u32 = 0x832;
+const TSC_DEADLINE: u32 = 0x6E0;
+const DEADLINE_MODE: u64 = 2 << 17;
+
+/// When a CPU's timer goes off; 0 when it does not.
+#[derive(Debug)]
+pub struct Armed(AtomicU64);
+
+impl Armed {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// It went off.
+    pub(super) fn went_off(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// Whether CPUID says that the timer has this mode. Every CPU with TDX has it.
+#[must_use]
+pub fn present() -> bool {
+    core::arch::x86_64::__cpuid(1).ecx & 1 << 24 != 0
+}
+
+/// Makes this CPU's timer ready. Its APIC is in x2APIC mode.
+pub(super) fn enable() {
+    if present() {
+        // SAFETY: the vector has a handler, and nothing goes off before a deadline is written.
+        unsafe { msr::write(LVT_TIMER, DEADLINE_MODE | u64::from(trap::TIMER_VECTOR)) };
+    }
+}
+
+/// Lets this CPU's timer go off at `tsc`, or not at all. It is called with interrupts off.
+pub fn set(tsc: Option<u64>) {
+    let Some(cpu) = super::this() else { return };
+    let deadline = tsc.unwrap_or(0);
+    if !super::interrupts() || !present() || cpu.timer.0.swap(deadline, Relaxed) == deadline {
+        return;
+    }
+    // SAFETY: the CPU has the register, any deadline may be written, and the vector has a handler. The fences keep it
+    // behind the write of the mode.
+    unsafe {
+        core::arch::x86_64::_mm_mfence();
+        core::arch::x86_64::_mm_lfence();
+        msr::write(TSC_DEADLINE, deadline);
+    }
+}

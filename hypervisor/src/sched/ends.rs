@@ -1,0 +1,55 @@
+//! What follows when a guest comes to its end by itself: one that switched itself off is taken down, one that asked for a
+//! reset is built anew, and any other stays as it is, for whoever wants to know why.
+
+use alloc::format;
+
+use vcpu::End;
+
+use super::{Scheduler, guest::Guest};
+use crate::{
+    platform::Running,
+    td::{life::State, registry::Tds},
+};
+
+/// Deals with guests that have ended. With interrupts on: it may wait for other CPUs.
+pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool {
+    let ended = scheduler.take_ended();
+    for guest in &ended {
+        follow(guest, tds);
+    }
+    !ended.is_empty()
+}
+
+fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
+    let id = guest.id();
+    // Somebody may have been faster.
+    let (Some(end), State::Runnable) = (guest.board().end(), tds.state(id)) else {
+        return;
+    };
+    let name = tds.config(id).map_or("", |config| &config.name);
+    let done = match end {
+        End::PowerOff => {
+            log::info!("TD {id} {name}: {end}");
+            tds.terminate(id).map(drop)
+        }
+        End::Reset => {
+            log::info!("TD {id} {name}: {end}");
+            tds.reset(id)
+        }
+        _ => {
+            log::error!("TD {id} {name}: {end}");
+            if let Some(td) = tds.get(id) {
+                td.note_problem(format!(
+                    "{end}; \"td terminate {id}\" ends it, \"td reset {id}\" starts it anew"
+                ));
+            }
+            tds.pause(id)
+        }
+    };
+    if let Err(error) = done {
+        log::error!("TD {id} {name}: {error}");
+        if let Some(td) = tds.get(id) {
+            td.note_problem(format!("{end}, and then: {error}"));
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! What a TD is to who runs it: its board, and its vCPUs between two turns.
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use spin::Mutex;
+use vcpu::{Board, Vcpu};
+
+use crate::td::Td;
+
+/// No CPU.
+const NONE: u32 = u32::MAX;
+
+/// A TD whose vCPUs are run, or were: what it wrote and how it ended stays until it is built anew.
+#[derive(Debug)]
+pub struct Guest {
+    id: u32,
+    board: Board,
+    seats: Box<[Seat]>,
+    /// The life that runs, from its start to its end.
+    td: Mutex<Option<Arc<Td>>>,
+}
+
+/// One vCPU between two turns.
+#[derive(Debug)]
+struct Seat {
+    vcpu: Mutex<Vcpu>,
+    /// The CPU that runs it now.
+    cpu: AtomicU32,
+}
+
+impl Guest {
+    /// The TD of this number, before its first turn.
+    #[must_use]
+    pub fn new(id: u32, board: Board) -> Self {
+        let seats: Vec<_> = (0..)
+            .zip(board.stations())
+            .map(|(index, station)| Seat {
+                vcpu: Mutex::new(Vcpu::new(index, station.apic_id())),
+                cpu: AtomicU32::new(NONE),
+            })
+            .collect();
+        Self {
+            id,
+            board,
+            seats: seats.into_boxed_slice(),
+            td: Mutex::new(None),
+        }
+    }
+
+    /// The TD's number.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What its vCPUs share.
+    #[must_use]
+    pub const fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The CPU that runs vCPU `index` now.
+    #[must_use]
+    pub fn cpu_of(&self, index: u32) -> Option<u32> {
+        let cpu = self.seats.get(index as usize)?.cpu.load(SeqCst);
+        (cpu != NONE).then_some(cpu)
+    }
+
+    /// The life that runs.
+    #[must_use]
+    pub fn td(&self) -> Option<Arc<Td>> {
+        self.td.lock().clone()
+    }
+
+    pub(super) fn set_td(&self, td: Option<Arc<Td>>) {
+        *self.td.lock() = td;
+    }
+
+    /// Lets `work` have vCPU `index`, as one that `cpu` runs; `None` when another has it.
+    pub(super) fn play<R>(
+        &self,
+        index: u16,
+        cpu: u32,
+        work: impl FnOnce(&mut Vcpu) -> R,
+    ) -> Option<R> {
+        let seat = self.seats.get(usize::from(index))?;
+        let mut vcpu = seat.vcpu.try_lock()?;
+        seat.cpu.store(cpu, SeqCst);
+        let result = work(&mut vcpu);
+        seat.cpu.store(NONE, SeqCst);
+        Some(result)
+    }
+}

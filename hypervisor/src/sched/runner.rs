@@ -1,0 +1,90 @@
+//! What is made ready for a TD's vCPUs beside the module: shared memory, the board, a place in the queue.
+
+use alloc::{
+    string::{String, ToString},
+    sync::Arc,
+};
+
+use mm::{private::Levels, shared::SharedMap};
+use seam::abi::metadata::td;
+use vcpu::{Board, Wiring, clock::Clock};
+
+use super::{Scheduler, guest::Guest};
+use crate::{
+    platform::Running,
+    td::{Td, host::Runner, memory::SHARED},
+};
+
+impl<P: Running> Scheduler<'_, P> {
+    fn clock(&self, td: &Td) -> Result<Clock, String> {
+        let map = td.map().ok_or("the TD has no root page yet")?;
+        let tdh = self.platform.tdh();
+        let read = |field: seam::abi::metadata::Field| {
+            let value = map.keyed(|tdr| Ok(tdh.mng_rd(tdr, field.element(0))?));
+            value.map_err(|error| error.to_string())
+        };
+        Ok(Clock::new(
+            read(td::TSC_MULTIPLIER)?,
+            read(td::TSC_OFFSET)?,
+            read(td::TSC_FREQUENCY)?,
+        ))
+    }
+}
+
+impl<P: Running> Runner for Scheduler<'_, P> {
+    fn prepare(&self, td: &Td) -> Result<(), String> {
+        let clock = self.clock(td)?;
+        let frames = self.platform.shared_frames();
+        let shared = SharedMap::new(frames, Levels::Four, SHARED);
+        let shared = shared.map_err(|error| error.to_string())?;
+        let vcpus = u32::from(td.vcpus().count());
+        let memory = td.layout().parts().collect();
+        let guest = Guest::new(td.id(), Board::new(0..vcpus, memory, shared, clock));
+        self.guests.lock().insert(td.id(), Arc::new(guest));
+        Ok(())
+    }
+
+    fn wiring(&self, td: &Td, index: u16) -> Option<Wiring> {
+        let guest = self.guest(td.id())?;
+        let board = guest.board();
+        let station = board.stations().get(usize::from(index))?;
+        Some(Wiring {
+            descriptor: self.platform.descriptor_at(station.descriptor()),
+            notification: self.platform.notification_vector(),
+            shared: board.shared().root(),
+        })
+    }
+
+    fn start(&self, td: &Arc<Td>) {
+        let Some(guest) = self.guest(td.id()) else {
+            return;
+        };
+        let now = self.platform.tsc();
+        let is_new = guest.td().is_none();
+        guest.set_td(Some(Arc::clone(td)));
+        let idle = {
+            let mut queue = self.queue.lock();
+            if is_new {
+                let config = td.config();
+                queue.add(td.id(), config.shares, config.cap, &td.vcpus().homes(), now);
+            }
+            queue.start(td.id(), now)
+        };
+        self.poke(&idle);
+    }
+
+    fn end(&self, td: &Td) {
+        self.queue.lock().remove(td.id());
+        if let Some(guest) = self.guest(td.id()) {
+            guest.set_td(None);
+            guest
+                .board()
+                .shared()
+                .dissolve(self.platform.shared_frames());
+        }
+    }
+
+    fn work_waits(&self) {
+        self.wake_idle();
+    }
+}

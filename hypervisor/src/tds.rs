@@ -1,0 +1,107 @@
+//! The TDs of this machine: what the configuration names, on the module that was brought up, run by all CPUs.
+
+use alloc::{format, string::String, vec::Vec};
+use core::slice;
+
+use boot::BootInfo;
+use mm::private::Clearing;
+use spin::Once;
+
+use crate::{
+    cpu::msr::ThisCpu,
+    memory::direct,
+    platform::{
+        Platform,
+        metal::{METAL, Metal},
+    },
+    sched::{Scheduler, ends},
+    td::{capabilities::Capabilities, host::Host, params::Native, registry::Tds},
+    tdx, time,
+};
+
+static TDS: Once<Tds<'static, Metal>> = Once::new();
+static SCHEDULER: Once<Scheduler<'static, Metal>> = Once::new();
+
+/// The TDs; `None` when no TDX module builds any.
+#[must_use]
+pub fn get() -> Option<&'static Tds<'static, Metal>> {
+    TDS.get()
+}
+
+/// Who runs their vCPUs.
+#[must_use]
+pub fn scheduler() -> Option<&'static Scheduler<'static, Metal>> {
+    SCHEDULER.get()
+}
+
+/// Takes the TDs from the configuration, when the module is ready for them. Returns what is wrong.
+pub fn init(info: &'static BootInfo) -> Vec<String> {
+    let Some(ready) = tdx::ready() else {
+        return Vec::new();
+    };
+    let capabilities = match Capabilities::read(&METAL.tdh()) {
+        Ok(capabilities) => capabilities,
+        Err(error) => return Vec::from([format!("no TD can be built: {error}")]),
+    };
+    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL));
+    let host = Host {
+        platform: &METAL,
+        coordinator: &ready.coordinator,
+        capabilities,
+        native: &ThisMachine,
+        keyid: ready.keyid,
+        global_hkid: ready.global_hkid,
+        clearing: Clearing::Clear,
+        stop_us: u64::from(info.config.host.cpu_timeout_ms) * 1000,
+        runner: scheduler,
+    };
+    let named = info.config.td.iter().map(|td| {
+        let file = info.files.iter().find(|file| file.name == td.image);
+        (td.clone(), file.map(contents))
+    });
+    TDS.call_once(|| Tds::new(host, named.collect()));
+    Vec::new()
+}
+
+/// Starts the TDs that are to start with the host.
+pub fn autostart() {
+    let Some(tds) = get() else { return };
+    for (id, started) in tds.autostart() {
+        let name = tds.config(id).map_or("", |config| &config.name);
+        match started {
+            Ok(()) => log::info!("TD {id} {name} runs"),
+            Err(error) => log::error!("TD {id} {name}: {error}"),
+        }
+    }
+}
+
+/// A piece of work for the calling CPU: a vCPU's turn, the end of a guest, memory to be taken back. `false` when there is
+/// none. With interrupts on.
+pub fn work() -> bool {
+    let (Some(tds), Some(scheduler)) = (get(), scheduler()) else {
+        return false;
+    };
+    let ran = scheduler.turn();
+    ends::serve(scheduler, tds) | ran || tds.work()
+}
+
+fn contents(file: &boot::File) -> &'static [u8] {
+    #[expect(unsafe_code, reason = "the boot path hands files over as addresses")]
+    // SAFETY: the boot path keeps these pages for the file, which nobody writes to, and the direct map has them.
+    unsafe {
+        slice::from_raw_parts(direct(file.pa) as *const u8, file.len as usize)
+    }
+}
+
+/// What TDs have of this machine where the operator leaves it open.
+struct ThisMachine;
+
+impl Native for ThisMachine {
+    fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        seam::platform::Registers::cpuid(&ThisCpu, leaf, sub_leaf)
+    }
+
+    fn tsc_mhz(&self) -> u32 {
+        (time::hz() / 1_000_000) as u32
+    }
+}
