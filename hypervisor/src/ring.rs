@@ -13,8 +13,9 @@ pub struct Ring<const N: usize> {
     head: usize,
     /// Offset behind the newest record.
     tail: usize,
-    /// Where the records before the wrap end; `N` when nothing wraps.
-    wrap: usize,
+    /// Bytes at the end that the records before the wrap do not reach; 0 when nothing wraps. (An empty ring is all zeroes, so
+    /// that a static one takes no place in the image.)
+    gap: usize,
     records: usize,
     lost: u64,
 }
@@ -42,10 +43,15 @@ impl<const N: usize> Ring<N> {
             bytes: [0; N],
             head: 0,
             tail: 0,
-            wrap: N,
+            gap: 0,
             records: 0,
             lost: 0,
         }
+    }
+
+    /// Where the records before the wrap end.
+    const fn wrap(&self) -> usize {
+        N - self.gap
     }
 
     /// Adds a record. A target beyond 255 bytes and a message beyond a quarter of the ring are cut.
@@ -73,7 +79,7 @@ impl<const N: usize> Ring<N> {
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         let mut at = self.head;
         (0..self.records).map(move |_| {
-            if at >= self.wrap {
+            if at >= self.wrap() {
                 at = 0;
             }
             let (record, len) = self.record(at);
@@ -101,11 +107,13 @@ impl<const N: usize> Ring<N> {
             while self.records > 0 && self.head >= self.tail {
                 self.drop_oldest();
             }
-            self.wrap = self.tail;
+            self.gap = N - self.tail;
             self.tail = 0;
-            if self.head >= self.wrap || self.records == 0 {
+            if self.head >= self.wrap() || self.records == 0 {
                 self.head = 0;
-                self.wrap = if self.records == 0 { N } else { self.wrap };
+                if self.records == 0 {
+                    self.gap = 0;
+                }
             }
         }
         while self.records > 0 && self.head >= self.tail && self.head < self.tail + len {
@@ -120,10 +128,10 @@ impl<const N: usize> Ring<N> {
         self.lost += 1;
         if self.records == 0 {
             self.head = self.tail;
-            self.wrap = N;
-        } else if self.head >= self.wrap {
+            self.gap = 0;
+        } else if self.head >= self.wrap() {
             self.head = 0;
-            self.wrap = N;
+            self.gap = 0;
         }
     }
 
