@@ -42,6 +42,9 @@ pub struct Host {
     /// Milliseconds that a CPU has to report after its SIPI, and to answer another CPU's call; 100 to 60,000.
     #[serde(deserialize_with = "cpu_timeout")]
     pub cpu_timeout_ms: u32,
+    /// What is done with the content of memory that was a TD's: `always` clears it, `erratum` where the CPU must have it
+    /// cleared, `reuse` keeps it for another TD.
+    pub clear: Clear,
 }
 
 impl Default for Host {
@@ -50,6 +53,7 @@ impl Default for Host {
             log_level: LogLevel::Info,
             on_crash: OnCrash::Halt,
             cpu_timeout_ms: 2000,
+            clear: Clear::Always,
         }
     }
 }
@@ -99,6 +103,18 @@ pub enum OnCrash {
     Halt,
     /// The machine is reset.
     Reboot,
+}
+
+/// What is done with the content of memory that was a TD's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clear {
+    /// It is cleared.
+    Always,
+    /// It is cleared where the CPU has the partial-write erratum.
+    Erratum,
+    /// It is kept as it is, for another TD alone.
+    Reuse,
 }
 
 /// A file to load into memory at boot.
@@ -214,13 +230,14 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\ncpu_timeout_ms = 500\n\
+            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
               [[file]]\nname = \"linux\"\npath = \"guests/vmlinuz\"\n",
         )
         .unwrap();
         assert_eq!(config.host.log_level, LogLevel::Debug);
         assert_eq!(config.host.on_crash, OnCrash::Reboot);
         assert_eq!(config.host.cpu_timeout_ms, 500);
+        assert_eq!(config.host.clear, Clear::Reuse);
         assert_eq!(config.file[0].path, "guests/vmlinuz");
     }
 

@@ -76,7 +76,8 @@ pub fn plan<'a, P: Platform>(
         limit,
         levels: Levels::Four,
         keyid: host.keyid,
-    })?;
+    })?
+    .clearing(host.clearing);
     let td = Td::new(
         id,
         Arc::clone(config),

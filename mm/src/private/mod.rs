@@ -84,6 +84,7 @@ pub struct PrivateMap {
     tracker: Tracker,
     stock: Stock,
     keyid: KeyIdPosition,
+    clearing: Clearing,
 }
 
 /// A map without a TD, for who wants to know that there will be one before there is a TD.
@@ -91,6 +92,7 @@ pub struct PrivateMap {
 pub struct Unowned {
     mirror: Mirror,
     keyid: KeyIdPosition,
+    clearing: Clearing,
 }
 
 impl Unowned {
@@ -102,7 +104,14 @@ impl Unowned {
         Ok(Self {
             mirror: Mirror::new(settings.limit, settings.levels)?,
             keyid: settings.keyid,
+            clearing: Clearing::Clear,
         })
+    }
+
+    /// What is done with the content of pages that the TD loses while it has its key; without this they are cleared.
+    #[must_use]
+    pub fn clearing(self, clearing: Clearing) -> Self {
+        Self { clearing, ..self }
     }
 
     /// The map of a TD that owns no private page yet.
@@ -114,6 +123,7 @@ impl Unowned {
             tracker: Tracker::new(),
             stock: Stock::new(),
             keyid: self.keyid,
+            clearing: self.clearing,
         }
     }
 }

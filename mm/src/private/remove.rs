@@ -20,6 +20,7 @@ use super::mirror::{
     Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, PageTable, Place, Upper, Was, index, start,
 };
 use super::pool::{Home, Pool, clear_all};
+use super::reclaim::{Clearing, Left};
 use super::root::{Live, Mode};
 use super::{Cpu, Kick, PrivateMap};
 
@@ -199,7 +200,7 @@ impl PrivateMap {
         Ok(())
     }
 
-    /// Writes a page back that left the TD, clears it and sends it home.
+    /// Writes a page back that left the TD, does with its content what is to be done, and sends it home.
     ///
     /// # Errors
     /// [`Error::Seam`]; the page is kept for [`Self::settle`].
@@ -211,7 +212,15 @@ impl PrivateMap {
     ) -> Result<(), Error> {
         match cpu.tdh.phymem_page_wbinvd(page, self.keyid) {
             Ok(page) => {
-                home.push(clear_all(cpu.pool, page));
+                match self.clearing {
+                    Clearing::Clear => home.push(clear_all(cpu.pool, page)),
+                    Clearing::Leave => home.push(page.clear(&Left)),
+                    Clearing::Keep => {
+                        if let Err(page) = cpu.pool.keep(page) {
+                            home.push(clear_all(cpu.pool, page));
+                        }
+                    }
+                }
                 Ok(())
             }
             Err(Rejected { error, given }) => {

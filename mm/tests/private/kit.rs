@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mm::frames::{Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
-use mm::private::{Cpu, FramePool, Levels, PrivateMap, Settings};
+use mm::private::{Clearing, Cpu, FramePool, Levels, PrivateMap, Settings, Unowned};
 use seam::abi::metadata::sys;
 use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams};
 use seam::address::{Hpa, KeyIdPosition};
@@ -236,6 +236,11 @@ pub struct Td<'h> {
 impl<'h> Td<'h> {
     /// A TD that is initialised, with one vCPU on CPU `lp`, and owns no private memory. Faults may strike from here on.
     pub fn new(host: &'h Host, hkid: u16, lp: u32) -> Self {
+        Self::with_clearing(host, hkid, lp, Clearing::Clear)
+    }
+
+    /// The same; `clearing` is done with what it loses while it has its key.
+    pub fn with_clearing(host: &'h Host, hkid: u16, lp: u32, clearing: Clearing) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test plays the pool")]
         let hkid = Hkid::mint(hkid);
         let tdh = host.on(0);
@@ -266,7 +271,10 @@ impl<'h> Td<'h> {
         };
         Self {
             host,
-            map: PrivateMap::new(tdr, settings).unwrap(),
+            map: Unowned::new(settings)
+                .unwrap()
+                .clearing(clearing)
+                .owned_by(tdr),
             control,
             tdvpr,
             lp,

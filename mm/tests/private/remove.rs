@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use mm::private::{Error, Holding, Kick, Mode, NoAnswer, NoneRuns, Outcome, Taken};
+use mm::private::{Clearing, Error, Holding, Kick, Mode, NoAnswer, NoneRuns, Outcome, Taken};
 use seam::abi::{Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status};
 use seam::address::Gpa;
 use stub_module::Point;
@@ -198,5 +198,35 @@ fn every_call_of_a_removal_may_be_busy_once_or_for_long_and_nothing_is_lost() {
                 end(td);
             }
         }
+    }
+}
+
+#[test]
+fn what_is_removed_is_cleared_left_or_kept_for_another_td_as_the_operator_wants_it() {
+    for clearing in [Clearing::Clear, Clearing::Leave, Clearing::Keep] {
+        // No patterns: the module would call a frame that a TD gets uncleared a violation.
+        let host = Host::new("");
+        let td = Td::with_clearing(&host, 33, 1, clearing);
+        td.map.finalize(&host.on(0)).unwrap();
+        host.with(0, |cpu| {
+            td.map
+                .populate(cpu, PAGE_2M - 8 * PAGE_4K..2 * PAGE_2M)
+                .unwrap();
+            let free = host.out().0;
+            let taken = removed(td.map.remove(cpu, 0..PAGE_1G, &NoneRuns));
+            assert_eq!(taken.pages, [8, 1, 0]);
+            // The tables have gone the same way.
+            let kept = (8 + taken.sept) * PAGE_4K + PAGE_2M;
+            let expected = if clearing == Clearing::Keep { kept } else { 0 };
+            assert_eq!(host.pool.kept_bytes(), expected, "{clearing:?}");
+            let gone = free - host.out().0;
+            assert_eq!(gone, (kept - expected) / PAGE_4K, "{clearing:?}");
+            // Another TD may have it uncleared.
+            td.map.map(cpu, Gpa(0), PageSize::Size2M).unwrap();
+            assert_eq!(td.map.holding().pages, [0, 1, 0]);
+        });
+        end(td);
+        while host.pool.clear_kept() {}
+        host.assert_spotless();
     }
 }

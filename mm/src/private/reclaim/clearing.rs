@@ -3,6 +3,10 @@
 use core::fmt;
 use core::str::FromStr;
 
+use seam::abi::PageSize;
+use seam::address::Hpa;
+use seam::page::Clear;
+
 /// What the operator wants: `clear = always | erratum | reuse`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClearPolicy {
@@ -75,6 +79,13 @@ pub enum Clearing {
     Leave,
     /// It is left; the frame is another TD's.
     Keep,
+}
+
+/// What stands for clearing where the content is left.
+pub struct Left;
+
+impl Clear for Left {
+    fn clear(&self, _: Hpa, _: PageSize) {}
 }
 
 #[cfg(test)]

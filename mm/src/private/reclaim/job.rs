@@ -4,14 +4,13 @@ use core::ops::Range;
 
 use arrayvec::ArrayVec;
 use seam::abi::{Leaf as SeamLeaf, PAGE_2M, PageSize};
-use seam::address::Hpa;
 use seam::call::SeamCall;
 use seam::error::{Cause, Rejected};
-use seam::page::{Clean, Clear, Dirty, Donated, Page, Run};
+use seam::page::{Clean, Dirty, Donated, Page, Run};
 use seam::retry::{Reason, Wait};
 use seam::tdh::{Keyless, Tdr};
 
-use super::clearing::Clearing;
+use super::clearing::{Clearing, Left};
 use super::home::Homeward;
 use super::report::{Clock, Reclaimed, Refusal};
 use super::{Control, Shared};
@@ -310,13 +309,6 @@ fn may_come_later(error: seam::error::Error) -> bool {
         Cause::Fault(_) => true,
         Cause::WrongPage { .. } | Cause::NoProgress => false,
     }
-}
-
-/// What stands for clearing where the content is left.
-struct Left;
-
-impl Clear for Left {
-    fn clear(&self, _: Hpa, _: PageSize) {}
 }
 
 /// A GiB that is cleared 2 MiB at a time.

@@ -37,6 +37,7 @@ use job::{Job, MAX_CALLS, Work};
 use report::{Refusals, Tally};
 use root::{Root, Way};
 
+pub(super) use clearing::Left;
 pub use clearing::{ClearPolicy, Clearing, NoPolicy};
 pub use report::{Clock, Progress, Reclaimed, Refusal};
 
