@@ -10,6 +10,7 @@ use stub_module::Point;
 
 use crate::build::end;
 use crate::kit::{Host, Td};
+use crate::reclaim::reclaim;
 
 /// A kick that is counted.
 #[derive(Default)]
@@ -225,7 +226,9 @@ fn what_is_removed_is_cleared_left_or_kept_for_another_td_as_the_operator_wants_
             td.map.map(cpu, Gpa(0), PageSize::Size2M).unwrap();
             assert_eq!(td.map.holding().pages, [0, 1, 0]);
         });
+        td.release();
+        reclaim(td, Clearing::Clear);
         while host.pool.clear_kept() {}
-        end(td);
+        host.assert_spotless();
     }
 }
