@@ -3,6 +3,7 @@
 
 extern crate alloc;
 
+pub mod bench;
 pub mod console;
 pub mod cpu;
 pub mod crash;

@@ -379,6 +379,7 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
         calls: Vec::new(),
     });
     if progress.quarantined > 0 {
+        notes.quarantine = reclaim.quarantined();
         notes.problem = Some(format!(
             "{} pages of it are in quarantine: the TDX module did not give them back",
             progress.quarantined

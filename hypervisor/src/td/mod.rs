@@ -22,7 +22,7 @@ use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use boot::config;
-use mm::private::{Holding, PrivateMap, Reclaim};
+use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
 use seam::{
     abi::{Measurement, PAGE_4K},
     page::{Donated, Page},
@@ -77,6 +77,8 @@ pub struct Notes {
     pub ended: Option<Summary>,
     /// What does not go on by itself, and why.
     pub problem: Option<String>,
+    /// The first few hundred pages that are out of use, and why: the TDX module did not give them back.
+    pub quarantine: Vec<Refusal>,
 }
 
 impl Td {
@@ -126,6 +128,12 @@ impl Td {
     #[must_use]
     pub fn layout(&self) -> Layout {
         *self.layout.lock()
+    }
+
+    /// Its image's memory ends here, as far as it is in the TD's own: what [`registry::Tds::shrink`] leaves it at least.
+    #[must_use]
+    pub const fn image_end(&self) -> u64 {
+        self.image_end
     }
 
     /// The number of its key while it has one.

@@ -1,7 +1,9 @@
 //! TDs are built, run, shrunk and taken down, whatever fails on the way.
 
+mod bench;
 mod build;
 mod console;
+mod end_faults;
 mod faults;
 mod hypercall;
 mod kit;

@@ -4,6 +4,7 @@ use core::fmt;
 
 use seam::abi::{Leaf as SeamLeaf, Status};
 use seam::call::SeamCall;
+use seam::error::Recovery;
 use seam::retry::Wait;
 use seam::tdh::Tdh;
 
@@ -95,6 +96,8 @@ impl Tracker {
             if error.is(Status::PREVIOUS_TLB_EPOCH_BUSY) {
                 // Somebody is in the guest since before the round before this one.
                 kick.kick()?;
+            } else if error.recovery() != Recovery::Retry {
+                return Err(error.into());
             }
             tdh.mem_track(live.tdr())?;
         }

@@ -1,0 +1,289 @@
+//! How long it takes to get a TD's memory back, in each way that there is.
+//!
+//! The TD is built anew for each way, and is out of reach of everybody else. One CPU does all the work, so that the
+//! ways are compared and not the CPUs. What the hypervisor does is its own code; page by page, as Linux does it, is modelled
+//! here: one page is asked for at a time, so that each has a tracking round of its own.
+
+use alloc::{string::String, string::ToString, vec::Vec};
+use core::cell::Cell;
+use core::fmt;
+use core::ops::Range;
+use core::str::FromStr;
+
+use boot::config;
+use mm::private::{Clearing, Error as MapError, Kick, NoAnswer, Outcome};
+use seam::abi::{Leaf, PAGE_2M, PAGE_4K, PageSize};
+use seam::address::Gpa;
+
+use crate::platform::Platform;
+use crate::td::{
+    Td,
+    end::Way as EndWay,
+    error::Error,
+    host::Host,
+    life::State,
+    meter::{Meter, Summary},
+    registry::Tds,
+};
+
+/// The TD's number among those of the benchmark.
+const ID: u32 = 1;
+/// Microseconds for which the vCPUs are waited for to be in the guest.
+const START_US: u64 = 60_000_000;
+/// Calls whose mean is what a call costs.
+const PROBES: u64 = 512;
+
+/// A way to get a TD's memory back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Pages of 4 KiB, one by one, each with a tracking round.
+    PerPage,
+    /// Pages of 4 KiB by dynamic removal.
+    Dynamic,
+    /// The key first, then pages of 4 KiB.
+    Terminate4k,
+    /// The key first, then pages of 2 MiB.
+    Terminate2m,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::PerPage,
+        Self::Dynamic,
+        Self::Terminate4k,
+        Self::Terminate2m,
+    ];
+
+    /// What the console calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PerPage => "per-page",
+            Self::Dynamic => "dynamic",
+            Self::Terminate4k => "terminate-4k",
+            Self::Terminate2m => "terminate-2m",
+        }
+    }
+
+    const fn size(self) -> PageSize {
+        match self {
+            Self::Terminate2m => PageSize::Size2M,
+            _ => PageSize::Size4K,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Way {
+    type Err = ();
+
+    fn from_str(word: &str) -> Result<Self, ()> {
+        Self::ALL
+            .into_iter()
+            .find(|way| way.name() == word)
+            .ok_or(())
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The way.
+    pub way: Way,
+    /// Whether the TD's vCPUs run meanwhile.
+    pub spinning: bool,
+    /// What is done with the pages' content.
+    pub clearing: Clearing,
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Private memory that came back, in pages of 4 KiB.
+    pub pages_4k: u64,
+    /// Microseconds from the first call to the last page.
+    pub us: u64,
+    /// Microseconds from the first call until the HKID was free.
+    pub hkid_free_us: u64,
+    /// Rounds of kicks, but for those that stop the vCPUs for good.
+    pub kicks: u64,
+    /// Microseconds of them.
+    pub kick_us: u64,
+    /// Nanoseconds that a SEAMCALL takes which does next to nothing (TDH.PHYMEM.PAGE.RDMD), the mean of some hundred.
+    pub call_ns: u64,
+    /// The phases, with the SEAMCALLs of each.
+    pub summary: Summary,
+}
+
+impl Measured {
+    /// SEAMCALLs.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        self.summary.calls().iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// Builds a TD, and measures how its memory comes back. `like` is what the TDs of this host stand on.
+///
+/// # Errors
+/// [`Error`]; the TD is ended then, too, as far as that goes.
+pub fn run<P: Platform>(
+    like: &Host<'_, P>,
+    config: &config::Td,
+    image: Option<&[u8]>,
+    run: Run,
+) -> Result<Measured, Error> {
+    let host = Host {
+        capabilities: like.capabilities.clone(),
+        clearing: run.clearing,
+        ..*like
+    };
+    // Its memory is mapped here, as large as the way wants it.
+    let config = config::Td {
+        populate: config::Populate::Demand,
+        ..config.clone()
+    };
+    let tds = Tds::new(host, Vec::from([(config, image)]));
+    let td = tds.create(ID)?;
+    let measured = prepare(&tds, &td, run).and_then(|range| measure(&tds, &td, range, run));
+    if measured.is_err() {
+        tds.destroy(ID, EndWay::Terminate)?;
+    }
+    measured
+}
+
+/// Gives the TD its memory, and lets it run if it is to. The memory that is taken from it.
+fn prepare<P: Platform>(tds: &Tds<'_, P>, td: &Td, run: Run) -> Result<Range<u64>, Error> {
+    let host = tds.host();
+    let map = td.map().ok_or(Error::State(td.state()))?;
+    // It may run in what its image has.
+    let low = td.layout().parts().next().unwrap_or_default();
+    let range = td.image_end().next_multiple_of(PAGE_2M)..low.end;
+    let size = run.way.size();
+    for gpa in range.clone().step_by(size.bytes() as usize) {
+        match host.with_cpu(|cpu| map.map(cpu, Gpa(gpa), size)) {
+            Ok(()) | Err(MapError::Occupied) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if run.spinning {
+        tds.resume(ID)?;
+        let start = host.platform.now_us();
+        let is_in = |td: &Td| (0..td.vcpus().count()).any(|index| td.vcpus().user(index).is_some());
+        while !is_in(td) {
+            if host.platform.now_us() - start > START_US {
+                return Err(Error::Runner("no vCPU came to run".into()));
+            }
+            host.platform.relax();
+        }
+    }
+    Ok(range)
+}
+
+/// Takes everything from the TD.
+fn measure<P: Platform>(
+    tds: &Tds<'_, P>,
+    td: &Td,
+    range: Range<u64>,
+    run: Run,
+) -> Result<Measured, Error> {
+    let host = tds.host();
+    let map = td.map().ok_or(Error::State(td.state()))?;
+    let call_ns = call_ns(host, td)?;
+    let pages_4k = map.holding().bytes() / PAGE_4K;
+    let kick = Timed {
+        platform: host.platform,
+        inner: td.kick(host.platform),
+        rounds: Cell::new(0),
+        us: Cell::new(0),
+    };
+    let mut meter = Meter::new(host.platform);
+    let start = host.platform.now_us();
+    match run.way {
+        Way::PerPage => meter.phase("remove", || {
+            let mut pages = range.step_by(PAGE_4K as usize);
+            pages.try_for_each(|gpa| remove(host, td, gpa..gpa + PAGE_4K, &kick))
+        })?,
+        Way::Dynamic => meter.phase("remove", || remove(host, td, range, &kick))?,
+        Way::Terminate4k | Way::Terminate2m => {}
+    }
+    meter.phase("release", || tds.terminate(ID))?;
+    let hkid_free_us = host.platform.now_us() - start;
+    meter.phase("reclaim", || tds.destroy(ID, EndWay::Terminate))?;
+    let us = host.platform.now_us() - start;
+    let notes = tds.notes(ID).unwrap_or_default();
+    if let Some(problem) = notes.problem {
+        return Err(Error::Runner(problem));
+    }
+    if td.state() != State::Reclaimed {
+        return Err(Error::State(td.state()));
+    }
+    Ok(Measured {
+        pages_4k,
+        us,
+        hkid_free_us,
+        kicks: kick.rounds.get(),
+        kick_us: kick.us.get(),
+        call_ns,
+        summary: meter.finish(),
+    })
+}
+
+/// Dynamic removal of a range, which is done then.
+fn remove<P: Platform>(
+    host: &Host<'_, P>,
+    td: &Td,
+    range: Range<u64>,
+    kick: &impl Kick,
+) -> Result<(), Error> {
+    let map = td.map().ok_or(Error::State(td.state()))?;
+    match host.with_cpu(|cpu| map.remove(cpu, range, kick))? {
+        Outcome::Removed(_) => Ok(()),
+        other => Err(Error::Runner(alloc::format!("removal: {other:?}"))),
+    }
+}
+
+/// What a SEAMCALL costs that does next to nothing.
+fn call_ns<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<u64, Error> {
+    let map = td.map().ok_or(Error::State(td.state()))?;
+    let tdh = host.platform.tdh();
+    let start = host.platform.now_us();
+    for _ in 0..PROBES {
+        map.keyed(|tdr| Ok(tdh.phymem_page_rdmd(tdr.hpa())?))?;
+    }
+    Ok((host.platform.now_us() - start) * 1000 / PROBES)
+}
+
+/// Kicks that are counted and timed.
+struct Timed<'a, P, K> {
+    platform: &'a P,
+    inner: K,
+    rounds: Cell<u64>,
+    us: Cell<u64>,
+}
+
+impl<P: Platform, K: Kick> Kick for Timed<'_, P, K> {
+    fn kick(&self) -> Result<(), NoAnswer> {
+        let start = self.platform.now_us();
+        let kicked = self.inner.kick();
+        let us = self.platform.now_us() - start;
+        self.rounds.set(self.rounds.get() + 1);
+        self.us.set(self.us.get() + us);
+        kicked
+    }
+}
+
+/// The leaf by leaf counts of a measurement, as the operator reads them.
+#[must_use]
+pub fn by_leaf(measured: &Measured) -> Vec<(String, u64)> {
+    let calls = measured.summary.calls().into_iter();
+    calls
+        .map(|(leaf, count): (Leaf, u64)| (leaf.name().to_string(), count))
+        .collect()
+}
