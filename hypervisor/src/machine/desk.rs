@@ -15,13 +15,16 @@ use mm::private::{Holding, Outcome, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 
 use crate::{
-    console::host::td::{
-        self, LeafCalls, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport,
-        TdShrunk, TdVcpu, Work,
+    console::host::{
+        Hex,
+        td::{
+            self, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
+            TdReclaim, TdReport, TdShrunk, TdVcpu, Work,
+        },
     },
     platform::Platform,
     td::{
-        Td,
+        Td, debug,
         end::{Ended, Way},
         error::Error,
         host::Time,
@@ -190,6 +193,14 @@ impl<P: Platform> Desk<'_, '_, P> {
     fn living(&self, id: u32, wish: Wish) -> Result<Arc<Td>, String> {
         let none = || self.sentence(id, wish, &Error::State(self.tds.state(id)));
         self.tds.get(id).ok_or_else(none)
+    }
+
+    /// Why nothing can be seen of it.
+    fn unseen(&self, id: u32, refused: debug::Refused) -> String {
+        match refused {
+            debug::Refused::State(state) => self.sentence(id, Wish::Look, &Error::State(state)),
+            other => format!("TD {}: {other}", self.name(id)),
+        }
     }
 
     fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
@@ -363,13 +374,24 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     }
 
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {
-        let _ = (self.living(id, Wish::Look)?, vcpu);
-        Err("the registers of TDs can't be shown yet".into())
+        let td = self.living(id, Wish::Look)?;
+        let found = debug::registers(self.tds.host().platform, &td, vcpu)
+            .map_err(|refused| self.unseen(id, refused))?;
+        let registers = found.into_iter().map(|(name, value)| Register {
+            name,
+            value: Hex(value),
+        });
+        Ok(Registers {
+            name: self.name(id),
+            vcpu,
+            registers: registers.collect(),
+        })
     }
 
     fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), String> {
-        let _ = (self.living(id, Wish::Look)?, gpa, into);
-        Err("the memory of TDs can't be shown yet".into())
+        let td = self.living(id, Wish::Look)?;
+        debug::memory(self.tds.host().platform, &td, gpa, into)
+            .map_err(|refused| self.unseen(id, refused))
     }
 
     fn reclaims(&self) -> Vec<TdReclaim> {

@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod capabilities;
+pub mod debug;
 pub mod end;
 pub mod error;
 pub mod hob;

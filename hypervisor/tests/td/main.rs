@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod console;
+mod debug;
 mod end_faults;
 mod faults;
 mod hypercall;

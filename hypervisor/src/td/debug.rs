@@ -1,0 +1,266 @@
+//! What the module lets a host see of a TD that was built for debugging: its vCPUs' registers (TDH.VP.RD) and its private memory
+//! (TDH.MEM.RD).
+//!
+//! A TD in production is refused here, before the module is asked: it would say no.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use mm::private;
+use seam::{
+    abi::{
+        PAGE_4K, SeptState, level_bytes,
+        metadata::{FieldId, vp},
+    },
+    address::{Gpa, Level},
+    call::SeamCall,
+    retry::Wait,
+    tdh::{Keyed, Tdh, Tdr, Tdvpr},
+};
+use spin::Mutex;
+
+use super::{Td, life::State};
+use crate::{cpu::call::NoAnswer, platform::Platform};
+
+/// Why nothing can be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The TD is no debug TD.
+    Production,
+    /// The TD is in a state in which there is nothing to see.
+    State(State),
+    /// There is no vCPU of that number.
+    NoVcpu {
+        /// How many there are.
+        count: u16,
+    },
+    /// A CPU runs the vCPU, or works with it.
+    Runs {
+        /// Which CPU, if it has said so.
+        cpu: Option<u32>,
+    },
+    /// The CPU that the vCPU is associated with does not answer.
+    NoAnswer(u32),
+    /// The address is not a multiple of 8, or the range leads beyond the addresses that there are.
+    BadRange,
+    /// The TD has no private memory there.
+    NoMemory(Gpa),
+    /// The TD has not accepted what is there.
+    Unaccepted(Gpa),
+    /// The memory there is blocked, or on its way out.
+    InMotion(Gpa),
+    /// The map of the TD's memory.
+    Map(private::Error),
+    /// A call of the module.
+    Seam(seam::error::Error),
+}
+
+impl From<seam::error::Error> for Refused {
+    fn from(error: seam::error::Error) -> Self {
+        Self::Seam(error)
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Production => f.write_str(
+                "it is in production: the TDX module shows a host nothing of it; a TD with \"debug = true\" in its \
+                 configuration can be looked into, and its owner sees that in its attestation",
+            ),
+            Self::State(state) => write!(f, "it is {state}"),
+            Self::NoVcpu { count } => {
+                write!(f, "it has no such vCPU; they are numbered from 0 to {}", count - 1)
+            }
+            Self::Runs { cpu: Some(cpu) } => {
+                write!(f, "CPU {cpu} runs the vCPU just now; pause the TD first")
+            }
+            Self::Runs { cpu: None } => {
+                f.write_str("the vCPU is in use just now; try again, or pause the TD first")
+            }
+            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which has the vCPU, does not answer"),
+            Self::BadRange => f.write_str("the address is no multiple of 8, or too large"),
+            Self::NoMemory(gpa) => write!(f, "it has no private memory at {gpa:?}"),
+            Self::Unaccepted(gpa) => write!(f, "it has not accepted its memory at {gpa:?} yet"),
+            Self::InMotion(gpa) => write!(f, "its memory at {gpa:?} is being changed; try again"),
+            Self::Map(error) => error.fmt(f),
+            Self::Seam(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for Refused {}
+
+/// A register: its name, and the field that holds it.
+type Register = (&'static str, FieldId);
+
+/// A field of the TD VMCS.
+///
+/// Source: Intel SDM volume 3D, appendix B (field encodings).
+const fn guest(name: &'static str, encoding: u32) -> Register {
+    (name, FieldId::vmcs(encoding))
+}
+
+/// What is shown of a vCPU, in this order.
+const REGISTERS: &[Register] = &[
+    ("RAX", vp::RAX.id),
+    ("RBX", vp::RBX.id),
+    ("RCX", vp::RCX.id),
+    ("RDX", vp::RDX.id),
+    ("RSI", vp::RSI.id),
+    ("RDI", vp::RDI.id),
+    ("RBP", vp::RBP.id),
+    guest("RSP", 0x681C),
+    ("R8", vp::R8.id),
+    ("R9", vp::R9.id),
+    ("R10", vp::R10.id),
+    ("R11", vp::R11.id),
+    ("R12", vp::R12.id),
+    ("R13", vp::R13.id),
+    ("R14", vp::R14.id),
+    ("R15", vp::R15.id),
+    guest("RIP", 0x681E),
+    guest("RFLAGS", 0x6820),
+    guest("CR0", 0x6800),
+    ("CR2", vp::CR2.id),
+    guest("CR3", 0x6802),
+    guest("CR4", 0x6804),
+    guest("EFER", 0x2806),
+    ("XCR0", vp::XCR0.id),
+    guest("CS", 0x0802),
+    guest("SS", 0x0804),
+    guest("FS base", 0x680E),
+    guest("GS base", 0x6810),
+    guest("GDTR base", 0x6816),
+    guest("IDTR base", 0x6818),
+];
+
+/// Registers of vCPU `index`, by name. The vCPU must not be running; a TD that is paused has none that is.
+///
+/// # Errors
+/// [`Refused`].
+pub fn registers<P: Platform>(
+    platform: &P,
+    td: &Td,
+    index: u16,
+) -> Result<Vec<(&'static str, u64)>, Refused> {
+    admit(td)?;
+    let count = td.vcpus().count();
+    if index >= count {
+        return Err(Refused::NoVcpu { count });
+    }
+    let vcpu = td.vcpus().stop(index).ok_or_else(|| Refused::Runs {
+        cpu: td.vcpus().user(index),
+    })?;
+    // With the vCPU's lock: from here on its TD can't come to its end.
+    admit(td)?;
+    let tdvpr = vcpu.tdvpr().ok_or(Refused::NoVcpu { count })?;
+    // Where it is associated, so that it need not move.
+    let cpu = vcpu.associated().unwrap_or_else(|| platform.this_cpu());
+    let found = Mutex::new(Ok(Vec::new()));
+    let read = |_| *found.lock() = read_all(&platform.tdh(), tdvpr);
+    let answered = platform.on_each(&[cpu], &read);
+    answered.map_err(|NoAnswer(_)| Refused::NoAnswer(cpu))?;
+    vcpu.associate(cpu);
+    found.into_inner().map_err(Refused::Seam)
+}
+
+fn read_all<C: SeamCall, W: Wait>(
+    tdh: &Tdh<'_, C, W>,
+    tdvpr: &Tdvpr,
+) -> Result<Vec<(&'static str, u64)>, seam::error::Error> {
+    REGISTERS
+        .iter()
+        .map(|(name, field)| Ok((*name, tdh.vp_rd(tdvpr, *field)?)))
+        .collect()
+}
+
+/// Reads private memory from `gpa` on, a multiple of 8, into as many bytes, a multiple of 8, too.
+///
+/// # Errors
+/// [`Refused`]; what was read until then is in `into`.
+pub fn memory<P: Platform>(
+    platform: &P,
+    td: &Td,
+    gpa: u64,
+    into: &mut [u8],
+) -> Result<(), Refused> {
+    admit(td)?;
+    let bytes = into.len() as u64;
+    let end = gpa.checked_add(bytes).ok_or(Refused::BadRange)?;
+    if !gpa.is_multiple_of(8) || !bytes.is_multiple_of(8) {
+        return Err(Refused::BadRange);
+    }
+    let map = td.map().ok_or_else(|| Refused::State(td.state()))?;
+    if end > td.layout().limit() {
+        return Err(Refused::NoMemory(Gpa(gpa)));
+    }
+    let tdh = platform.tdh();
+    let mut refused = None;
+    let read = map.keyed(|tdr| {
+        refused = read_words(&tdh, tdr, gpa, into).err();
+        Ok(())
+    });
+    read.map_err(Refused::Map)?;
+    refused.map_or(Ok(()), Err)
+}
+
+fn read_words<C: SeamCall, W: Wait>(
+    tdh: &Tdh<'_, C, W>,
+    tdr: &Tdr<Keyed>,
+    gpa: u64,
+    into: &mut [u8],
+) -> Result<(), Refused> {
+    for (at, word) in (gpa..).step_by(8).zip(into.as_chunks_mut::<8>().0) {
+        if at == gpa || at.is_multiple_of(PAGE_4K) {
+            look(tdh, tdr, Gpa(at & !(PAGE_4K - 1)))?;
+        }
+        *word = tdh.mem_rd(tdr, Gpa(at))?.to_le_bytes();
+    }
+    Ok(())
+}
+
+/// Whether the page at `gpa` can be read: walks the S-EPT down to it, so that no call is made that the module refuses.
+fn look<C: SeamCall, W: Wait>(
+    tdh: &Tdh<'_, C, W>,
+    tdr: &Tdr<Keyed>,
+    gpa: Gpa,
+) -> Result<(), Refused> {
+    use SeptState as S;
+    const TABLE: u8 = S::NonLeafMapped as u8;
+    for level in [Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt] {
+        let start = Gpa(gpa.0 & !(level_bytes(level as u8) - 1));
+        let entry = tdh.mem_sept_rd(tdr, start, level)?;
+        let is = |states: &[S]| states.iter().any(|state| *state as u8 == entry.state);
+        if is(&[
+            S::Mapped,
+            S::BlockedW,
+            S::ExportedBlockedW,
+            S::ExportedDirty,
+            S::ExportedDirtyBlockedW,
+        ]) {
+            return Ok(());
+        }
+        if is(&[S::Pending, S::PendingBlockedW]) {
+            return Err(Refused::Unaccepted(gpa));
+        }
+        if is(&[S::Free, S::Removed]) {
+            return Err(Refused::NoMemory(gpa));
+        }
+        if entry.state != TABLE {
+            return Err(Refused::InMotion(gpa));
+        }
+    }
+    Err(Refused::NoMemory(gpa))
+}
+
+/// Goes on only for a debug TD that lives.
+fn admit(td: &Td) -> Result<(), Refused> {
+    if !td.config().debug {
+        return Err(Refused::Production);
+    }
+    match td.state() {
+        State::Runnable | State::Paused => Ok(()),
+        state => Err(Refused::State(state)),
+    }
+}
