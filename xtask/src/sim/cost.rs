@@ -2,6 +2,13 @@
 
 use core::ops::Index;
 
+use seam::abi::Leaf;
+
+use super::machine::{Charge, Line};
+
+/// CPUs in a package: the cores of an Intel Xeon Platinum 8480+, one thread each (Intel ARK).
+pub const CPUS_PER_PACKAGE: u32 = 56;
+
 /// Where a number is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -67,13 +74,13 @@ const NUMBERS: [(Number, &str, f64, Origin); 18] = [
         N::LineNear,
         "cache line, same package",
         100.0,
-        Source("issue 8: 100 ns per transfer inside a package"),
+        Source("given by the requirements of this simulation (issue 8)"),
     ),
     (
         N::LineFar,
         "cache line, other package",
         200.0,
-        Source("issue 8: 200 ns per transfer across"),
+        Source("given by the requirements of this simulation (issue 8)"),
     ),
     (
         N::Atomic,
@@ -205,6 +212,50 @@ impl Index<Number> for Cost {
         &self.0[number as usize]
     }
 }
+
+/// What a SEAMCALL costs, and what the hypervisor does around it.
+pub fn of_call(leaf: u64, page: u64, charge: impl FnOnce(&[Charge])) {
+    let is = |one: Leaf| leaf == one.rax();
+    let call = |share| Charge::Spend(N::Seamcall, share);
+    if is(Leaf::PhymemPageReclaim) {
+        // Source: intel/tdx-module, tdx_1.5, tdh_phymem_page_reclaim.c: pamt_walk locks the entries above the page shared,
+        // lock_and_map_implicit_tdr the TDR's; then chldcnt, then all are released. The entries of 2 MiB and 4 KiB are in
+        // lines that only the CPU of the region touches.
+        let above = Charge::Touch(Line::Pamt1g((page >> 32) as u32));
+        let tdr = Charge::Touch(Line::TdrLock);
+        let count = Charge::Touch(Line::TdrCount);
+        let host = Charge::Spend(N::HostPage, 1.0);
+        charge(&[host, call(0.5), above, tdr, count, tdr, above, call(0.5)]);
+    } else if is(Leaf::MemRangeBlock) {
+        // The mirror is worked on once for a page that is taken.
+        charge(&[call(1.0), Charge::Spend(N::HostPage, 1.0)]);
+    } else if is(Leaf::PhymemCacheWb) {
+        charge(&[call(1.0), Charge::Spend(N::CacheWriteBack, 1.0)]);
+    } else if is(Leaf::VpFlush) {
+        charge(&[call(1.0), Charge::Spend(N::VpFlush, 1.0)]);
+    } else if is(Leaf::MemPageDemote) || is(Leaf::MemPagePromote) {
+        charge(&[call(1.0), Charge::Spend(N::Resize, 1.0)]);
+    } else {
+        charge(&[call(1.0)]);
+    }
+}
+
+/// What a CPU does for a step of a reclaim, before and after the step itself: it finds the TD in the host's list, and
+/// looks at its map's root, each under a lock.
+pub const BEFORE_STEP: [Charge; 5] = [
+    Charge::Spend(N::HostStep, 1.0),
+    Charge::Touch(Line::Entry),
+    Charge::Touch(Line::Holders),
+    Charge::Touch(Line::Entry),
+    Charge::Touch(Line::Root),
+];
+/// See [`BEFORE_STEP`].
+pub const AFTER_STEP: [Charge; 4] = [
+    Charge::Touch(Line::Root),
+    Charge::Touch(Line::Holders),
+    Charge::Touch(Line::Entry),
+    Charge::Touch(Line::Entry),
+];
 
 #[cfg(test)]
 mod tests {

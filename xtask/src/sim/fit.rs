@@ -80,24 +80,27 @@ pub fn cost() -> Cost {
     ])
 }
 
-/// The same way of Linux at another size: what it does for a page is the same, but for the kicks.
+/// A way of one CPU for another TD: what is done for a page is the same, but for the vCPUs that are told to leave the guest.
 pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
     let factor = gib as f64 / run.gib as f64;
     let mut sums = Sums::default();
     for (number, count) in &run.sums.counts {
         sums.counts.insert(*number, count * factor);
     }
-    if run.way == Way::LinuxBefore {
-        let near = (0..cpus).filter(|cpu| package_of(*cpu, cpus) == 0).count() as f64;
-        let pages = gib as f64 * (1u64 << 18) as f64;
-        sums.counts.insert(Number::KickNear, pages * near);
-        sums.counts
-            .insert(Number::KickFar, pages * (f64::from(cpus) - near));
-    }
-    let seconds = serial_seconds(&sums, cost);
+    // A round of kicks is one for each vCPU.
+    let near = |cpus| (0..cpus).filter(|cpu| package_of(*cpu, cpus) == 0).count() as f64;
+    let kicked = run.sums.counts.get(&Number::KickNear);
+    let rounds = kicked.map_or(0.0, |kicked| kicked / near(run.cpus)) * factor;
+    let near = near(cpus);
+    sums.counts.insert(Number::KickNear, rounds * near);
+    sums.counts
+        .insert(Number::KickFar, rounds * (f64::from(cpus) - near));
+    // What is not done page by page.
+    let rest = run.seconds - serial_seconds(&run.sums, cost);
+    let seconds = serial_seconds(&sums, cost) + rest;
     let hkid_free_seconds = match run.way {
-        Way::LinuxBefore => seconds,
-        _ => run.hkid_free_seconds,
+        Way::LinuxAfter => run.hkid_free_seconds,
+        _ => run.hkid_free_seconds + seconds - run.seconds,
     };
     Run {
         gib,
@@ -111,7 +114,11 @@ pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
 
 /// How long one CPU takes for all that happened.
 pub fn serial_seconds(sums: &Sums, cost: &Cost) -> f64 {
-    let all = sums.counts.iter();
+    // A page that is cleared is counted twice, and one CPU never waits for the package's memory.
+    let all = sums
+        .counts
+        .iter()
+        .filter(|(number, _)| **number != Number::ClearPackage);
     all.map(|(number, count)| cost[*number] * count)
         .sum::<f64>()
         / 1e9

@@ -4,13 +4,9 @@
 //! then takes place in time, between those of the other CPUs. So a line that many CPUs want is had by one after the
 //! other, to the nanosecond, although the code ran a step at a time.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 
-use super::cost::{Cost, Number};
-
-/// CPUs in a package: cores of an Intel Xeon Platinum 8480+.
-const CPUS_PER_PACKAGE: u32 = 56;
+use super::cost::{CPUS_PER_PACKAGE, Cost, Number};
 
 /// Packages of a machine that has so many CPUs.
 pub const fn packages_of(cpus: u32) -> u32 {
@@ -23,23 +19,44 @@ pub fn package_of(cpu: u32, cpus: u32) -> u32 {
 }
 
 /// A cache line that CPUs contend for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// The PAMT entries of four neighbouring GiB, which every walk to a page below locks and unlocks.
-    Pamt1g(u32),
     /// The TDR's own PAMT entry, which a reclaim locks and unlocks.
     TdrLock,
     /// The TDR's CHLDCNT.
     TdrCount,
     /// The lock around the private map's root.
     Root,
+    /// The lock around a TD's entry in the host's list of TDs.
+    Entry,
+    /// The count of those who have the TD in hand.
+    Holders,
+    /// The PAMT entries of four neighbouring GiB, which every walk to a page below locks and unlocks.
+    Pamt1g(u32),
     /// The frame allocator's lock.
     Ledger,
+}
+
+impl Line {
+    /// Its place among all.
+    const fn index(self) -> usize {
+        match self {
+            Self::TdrLock => 0,
+            Self::TdrCount => 1,
+            Self::Root => 2,
+            Self::Ledger => 3,
+            Self::Entry => 4,
+            Self::Holders => 5,
+            Self::Pamt1g(number) => 6 + number as usize,
+        }
+    }
 }
 
 /// Something that takes time.
 #[derive(Clone, Copy, Debug)]
 pub enum Charge {
+    /// So many picoseconds of what was counted before.
+    Pass(u64),
     /// So many times this.
     Spend(Number, f32),
     /// A locked operation on a line.
@@ -77,7 +94,8 @@ struct Memory {
 pub struct Machine {
     cost: Cost,
     cpus: u32,
-    lines: HashMap<Line, LineState, BuildHasherDefault<Fast>>,
+    /// By [`Line::index`].
+    lines: Vec<LineState>,
     memory: Vec<Memory>,
     /// Bytes of physical memory in each package, from the first address on.
     base: u64,
@@ -93,7 +111,7 @@ impl Machine {
         Self {
             cost,
             cpus,
-            lines: HashMap::default(),
+            lines: Vec::new(),
             memory: vec![Memory::default(); packages as usize],
             base,
             bytes_per_package: bytes.div_ceil(packages.into()),
@@ -105,20 +123,27 @@ impl Machine {
     /// When a charge that a CPU incurs at `now` is over, in picoseconds.
     pub fn pass(&mut self, cpu: u32, now: u64, charge: Charge) -> u64 {
         match charge {
-            Charge::Spend(number, count) => {
-                let count = f64::from(count);
-                self.counts[number as usize] += count;
-                let ps = self.cost.ps(number, count);
-                self.work += ps;
-                now + ps
-            }
+            Charge::Pass(ps) => now + ps,
+            Charge::Spend(number, count) => now + self.count(number, count.into()),
             Charge::Touch(line) => self.touch(cpu, now, line),
             Charge::Clear { units, at } => self.clear(now, units, at),
         }
     }
 
+    /// Counts something, and tells how many picoseconds it takes.
+    pub fn count(&mut self, number: Number, count: f64) -> u64 {
+        self.counts[number as usize] += count;
+        let ps = self.cost.ps(number, count);
+        self.work += ps;
+        ps
+    }
+
     fn touch(&mut self, cpu: u32, now: u64, line: Line) -> u64 {
-        let state = self.lines.entry(line).or_default();
+        let index = line.index();
+        if index >= self.lines.len() {
+            self.lines.resize(index + 1, LineState::default());
+        }
+        let state = &mut self.lines[index];
         let far = |other| package_of(other, self.cpus) != package_of(cpu, self.cpus);
         let from = match state.owner {
             Some(owner) if owner == cpu => None,
@@ -146,6 +171,7 @@ impl Machine {
         let package = (at - self.base) / self.bytes_per_package;
         let memory = &mut self.memory[package as usize];
         self.counts[Number::ClearCpu as usize] += units;
+        self.counts[Number::ClearPackage as usize] += units;
         let alone = self.cost.ps(Number::ClearCpu, units);
         let shared = self.cost.ps(Number::ClearPackage, units);
         // The package's memory serves them in turn; one CPU can't use all of it.
@@ -160,45 +186,15 @@ impl Machine {
         let counts = Number::all().zip(self.counts);
         Sums {
             counts: counts.filter(|(_, count)| *count > 0.0).collect(),
-            busiest_line: self.lines.values().map(|line| line.busy).max().unwrap_or(0),
+            busiest_line: self.lines.iter().map(|line| line.busy).max().unwrap_or(0),
             busiest_memory: self.memory.iter().map(|m| m.busy).max().unwrap_or(0),
             work: self.work,
         }
     }
 
-    /// The number's value.
+    /// Its numbers.
     pub fn cost(&self) -> &Cost {
         &self.cost
-    }
-}
-
-/// A hash of a few small numbers: lines are looked up hundreds of millions of times.
-#[derive(Default)]
-pub struct Fast(u64);
-
-impl Hasher for Fast {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(number.into());
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0 ^ number)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29);
-    }
-
-    fn write_isize(&mut self, number: isize) {
-        self.write_u64(number as u64);
     }
 }
 

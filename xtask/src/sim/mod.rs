@@ -9,6 +9,7 @@ mod linux;
 mod machine;
 mod report;
 mod td;
+mod turns;
 mod ways;
 mod world;
 
@@ -20,6 +21,7 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use seam::abi::PageSize;
 
 use cost::{Cost, Number};
 use ways::{Run, Task, Way};
@@ -37,6 +39,9 @@ pub struct Options {
     /// Run every way at 107 and 400 GiB and 2 TiB, too (up to 20 minutes and 8 GiB)
     #[arg(long)]
     full: bool,
+    /// What is left to chance follows from this: when each idle CPU first looks for work
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// Write the runs to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -50,11 +55,11 @@ const SIZES: [(u64, u32); 3] = [(18, 4), (107, 32), (400, 64)];
 /// The size that nobody has measured.
 const LARGEST: (u64, u32) = (2048, 224);
 /// CPUs for which the time is told.
-const CPUS: [u32; 9] = [1, 2, 4, 8, 16, 32, 64, 112, 224];
-/// The machine on which every number is halved and doubled.
-const SENSITIVITY: (u64, u32) = (18, 64);
-/// The size at which that is done for pages of 4 KiB.
-const SENSITIVITY_4K_GIB: u64 = 2;
+const CPUS: [u32; 10] = [1, 2, 4, 8, 16, 32, 56, 64, 112, 224];
+/// Pages of 4 KiB take long to simulate: every number is halved and doubled for a TD of this many GiB.
+const SENSITIVITY_4K_GIB: u64 = 1;
+/// Our ways that more CPUs make faster.
+const BULK: [Way; 3] = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
 
 /// Everything that was run.
 pub struct Results {
@@ -63,13 +68,15 @@ pub struct Results {
     pub sizes: Vec<Run>,
     /// Our ways with 1 to 224 CPUs.
     pub cpus: Vec<Run>,
-    /// With a number that was halved or doubled, and how long it takes then for once before.
+    /// With a number that was halved or doubled.
     pub sensitivity: Vec<Sensitivity>,
 }
 
 /// What a number does to a way.
 pub struct Sensitivity {
     pub way: Way,
+    pub gib: u64,
+    pub cpus: u32,
     pub number: Number,
     /// Time with half and with twice the value, for the time with the value itself.
     pub ratios: [f64; 2],
@@ -99,96 +106,25 @@ impl Sim {
 impl Options {
     fn simulate(&self) -> Result<Results> {
         let cost = fit::cost();
-        let task = |way, gib, cpus| Task {
-            way,
-            gib,
-            cpus,
-            cost: cost.clone(),
-        };
-        // Every way at the smallest size; the others where that is quick, or all was asked for.
-        let mut tasks: Vec<_> = Way::ALL.map(|way| task(way, SIZES[0].0, SIZES[0].1)).into();
-        for (gib, cpus) in SIZES[1..].iter().copied().chain([LARGEST]) {
-            let is_largest = (gib, cpus) == LARGEST;
-            for way in [Way::Terminate2m, Way::Terminate1g] {
-                if self.full || (!is_largest && way == Way::Terminate2m) {
-                    tasks.push(task(way, gib, cpus));
-                }
-            }
-            for way in [Way::Dynamic, Way::Terminate4k] {
-                if self.full && !is_largest {
-                    tasks.push(task(way, gib, cpus));
-                }
-            }
-        }
-        let at_sizes = tasks.len();
-        for way in [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g] {
-            let (gib, _) = if self.full && way != Way::Terminate4k {
-                SIZES[2]
-            } else {
-                SIZES[0]
-            };
-            // Small pages take long to simulate: every other number of CPUs will do.
-            let step = if self.full || way != Way::Terminate4k {
-                1
-            } else {
-                2
-            };
-            tasks.extend(
-                CPUS.into_iter()
-                    .step_by(step)
-                    .map(|cpus| task(way, gib, cpus)),
-            );
-        }
-        let at_cpus = tasks.len();
-        let ways = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
-        for way in ways {
-            let (gib, cpus) = SENSITIVITY;
-            let gib = if way == Way::Terminate4k {
-                SENSITIVITY_4K_GIB
-            } else {
-                gib
-            };
-            tasks.push(task(way, gib, cpus));
-            for number in Number::all() {
-                for factor in [0.5, 2.0] {
-                    let cost = cost.scaled(number, factor);
-                    tasks.push(Task {
-                        way,
-                        gib,
-                        cpus,
-                        cost,
-                    });
-                }
-            }
-        }
-        let mut runs = run_all(&tasks)?;
-        let varied = runs.split_off(at_cpus);
-        let cpus = runs.split_off(at_sizes);
-        let mut sizes = runs;
+        let mut sizes = run_all(&self.sizes(&cost))?;
+        let mut cpus = run_all(&self.cpus(&cost))?;
         let mut sensitivity = Vec::new();
-        for way in [Way::LinuxBefore, Way::LinuxAfter] {
-            if let Some(run) = sizes.iter().find(|run| run.way == way).cloned() {
-                for (gib, cpus) in &SIZES[1..] {
-                    sizes.push(fit::scaled(&run, *gib, *cpus, &cost));
-                }
+        for base in self.bases(&cost) {
+            sensitivity.extend(vary(&base)?);
+        }
+        // Ways of one CPU: their time is a sum, so that it follows for other sizes and CPUs.
+        let serial = |way| sizes.iter().find(|run| run.way == way).cloned();
+        let serial = [Way::LinuxBefore, Way::LinuxAfter, Way::Dynamic].map(serial);
+        for run in serial.into_iter().flatten() {
+            if run.way == Way::Dynamic {
+                cpus.extend(CPUS.map(|cpus| fit::scaled(&run, run.gib, cpus, &cost)));
+            } else {
+                let larger = SIZES[1..].iter();
+                sizes.extend(larger.map(|(gib, cpus)| fit::scaled(&run, *gib, *cpus, &cost)));
             }
         }
-        for run in sizes.iter().filter(|run| run.gib == SIZES[0].0) {
-            if matches!(run.way, Way::LinuxBefore | Way::LinuxAfter | Way::Dynamic) {
-                sensitivity.extend(Number::all().map(|number| serial(run, number, &cost)));
-            }
-        }
-        for runs in varied.chunks(1 + 2 * Number::all().count()) {
-            let (base, changed) = (&runs[0], &runs[1..]);
-            sensitivity.extend(Number::all().zip(changed.chunks(2)).map(|(number, pair)| {
-                let ratios = [&pair[0], &pair[1]].map(|run| run.seconds / base.seconds);
-                let way = base.way;
-                Sensitivity {
-                    way,
-                    number,
-                    ratios,
-                }
-            }));
+        for run in sizes.iter().filter(|run| !BULK.contains(&run.way)) {
+            sensitivity.extend(Number::all().map(|number| serial_sensitivity(run, number, &cost)));
         }
         Ok(Results {
             cost,
@@ -197,15 +133,109 @@ impl Options {
             sensitivity,
         })
     }
+
+    fn task(&self, way: Way, (gib, cpus): (u64, u32), cost: &Cost) -> Task {
+        Task {
+            way,
+            gib,
+            cpus,
+            cost: cost.clone(),
+            seed: self.seed,
+        }
+    }
+
+    /// Every way at the smallest size; the others where that is quick, or all was asked for.
+    fn sizes(&self, cost: &Cost) -> Vec<Task> {
+        let smallest = Way::ALL.map(|way| (way, SIZES[0]));
+        let larger = SIZES[1..].iter().copied().chain([LARGEST]);
+        let larger = larger.flat_map(|size| {
+            let ours = [
+                Way::Dynamic,
+                Way::Terminate4k,
+                Way::Terminate2m,
+                Way::Terminate1g,
+            ];
+            ours.map(|way| (way, size))
+        });
+        let is_wanted = |way: Way, size| match way.page() {
+            PageSize::Size4K => self.full && size != LARGEST,
+            PageSize::Size2M => self.full || size != LARGEST,
+            PageSize::Size1G => self.full,
+        };
+        let larger = larger.filter(|(way, size)| is_wanted(*way, *size));
+        let all = smallest.into_iter().chain(larger);
+        all.map(|(way, size)| self.task(way, size, cost)).collect()
+    }
+
+    /// The bulk ways with other CPUs, each at one size.
+    fn cpus(&self, cost: &Cost) -> Vec<Task> {
+        let all = BULK.into_iter().flat_map(|way| {
+            let is_large = self.full && way != Way::Terminate4k;
+            let (gib, _) = if is_large { SIZES[2] } else { SIZES[0] };
+            // Small pages take long to simulate: some numbers of CPUs will do.
+            let is_quick = self.full || way != Way::Terminate4k;
+            let wanted = CPUS.into_iter();
+            let wanted = wanted.filter(move |cpus| is_quick || [1, 8, 32, 64, 224].contains(cpus));
+            wanted.map(move |cpus| (way, (gib, cpus)))
+        });
+        all.map(|(way, size)| self.task(way, size, cost)).collect()
+    }
+
+    /// The bulk ways on the machines where every number is halved and doubled.
+    fn bases(&self, cost: &Cost) -> Vec<Task> {
+        let machines: Vec<_> = if self.full {
+            SIZES.into_iter().chain([LARGEST]).collect()
+        } else {
+            vec![SIZES[0], (SIZES[0].0, SIZES[2].1)]
+        };
+        let all = machines.into_iter().flat_map(|(gib, cpus)| {
+            BULK.into_iter().filter_map(move |way| match way {
+                Way::Terminate4k if cpus == LARGEST.1 => None,
+                Way::Terminate4k => Some((way, (SENSITIVITY_4K_GIB, cpus))),
+                _ => Some((way, (gib, cpus))),
+            })
+        });
+        all.map(|(way, size)| self.task(way, size, cost)).collect()
+    }
+}
+
+/// Runs a task again with every number halved and doubled that it has anything to do with.
+fn vary(base: &Task) -> Result<Vec<Sensitivity>> {
+    let run = base.run()?;
+    let used: Vec<_> = run.sums.counts.keys().copied().collect();
+    let varied = used.iter().flat_map(|number| {
+        [0.5, 2.0].map(|factor| Task {
+            cost: base.cost.scaled(*number, factor),
+            ..base.clone()
+        })
+    });
+    let runs = run_all(&varied.collect::<Vec<_>>())?;
+    let ratios = runs
+        .chunks(2)
+        .map(|pair| [&pair[0], &pair[1]].map(|r| r.seconds / run.seconds));
+    let mut ratios = used.iter().zip(ratios).peekable();
+    let all = Number::all().map(|number| Sensitivity {
+        way: base.way,
+        gib: base.gib,
+        cpus: base.cpus,
+        number,
+        ratios: match ratios.next_if(|(used, _)| **used == number) {
+            Some((_, ratios)) => ratios,
+            None => [1.0; 2],
+        },
+    });
+    Ok(all.collect())
 }
 
 /// What a number does to a way on one CPU: its time is a sum.
-fn serial(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
+fn serial_sensitivity(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
     let base = fit::serial_seconds(&run.sums, cost);
     let ratios = [0.5, 2.0]
         .map(|factor| fit::serial_seconds(&run.sums, &cost.scaled(number, factor)) / base);
     Sensitivity {
         way: run.way,
+        gib: run.gib,
+        cpus: run.cpus,
         number,
         ratios,
     }

@@ -32,6 +32,8 @@ pub struct Td {
     control: Vec<Page<Donated>>,
     release: Release,
     coordinator: Coordinator,
+    /// 4 KiB frames that nobody has, for alignment.
+    pub aside: u64,
 }
 
 impl Td {
@@ -45,7 +47,7 @@ impl Td {
             pool: world.pool(),
         };
         td.map.finalize(&tdh).map_err(|error| anyhow!("{error}"))?;
-        align_frames(world)?;
+        td.aside = align_frames(world)?;
         let step = if size == PageSize::Size4K {
             PAGE_4K
         } else {
@@ -142,6 +144,7 @@ impl Td {
             control,
             release,
             coordinator,
+            aside: 0,
         })
     }
 
@@ -199,15 +202,18 @@ impl Td {
     }
 }
 
-/// Leaves the GiB in which the control pages are to the S-EPT, so that a TD's GiB is a frame's.
-fn align_frames(world: &World) -> Result<()> {
+/// Puts what is left of the GiB in which the control pages are aside, so that a TD's GiB is a frame's. How many 4 KiB
+/// frames.
+fn align_frames(world: &World) -> Result<u64> {
+    let mut aside = 0;
     loop {
         let taken = world.pool().ledger().with(|frames| frames.alloc(ORDER_2M));
         let frame = taken.map_err(|error| anyhow!("{error}"))?;
         if (frame.pa - BASE).is_multiple_of(PAGE_1G) {
             let freed = world.pool().ledger().with(|frames| frames.free(frame));
-            return freed.map_err(|error| anyhow!("{error}"));
+            return freed.map(|()| aside).map_err(|error| anyhow!("{error}"));
         }
+        aside += 1 << ORDER_2M;
     }
 }
 

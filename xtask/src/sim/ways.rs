@@ -1,18 +1,15 @@
 //! The ways to take a TD down, each run once: what it did, and how long that took.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::vec;
-
 use anyhow::{Result, anyhow, bail, ensure};
 use hypervisor::platform::Platform;
-use mm::private::{Clearing, Cpu, Outcome, Plan, PrivateMap, Reclaim, Step};
+use mm::private::{Clearing, Cpu, Kick, Outcome, Plan, PrivateMap, Reclaim, Step};
 use seam::abi::{PAGE_1G, PAGE_4K, PageSize};
 
-use super::cost::{Cost, Number};
+use super::cost::{AFTER_STEP, BEFORE_STEP, Cost, Number};
 use super::linux::Linux;
-use super::machine::{Charge, Line, Sums};
+use super::machine::{Charge, Sums};
 use super::td::Td;
+use super::turns::{self, Turn};
 use super::world::{GLOBAL_HKID, KickAll, Taking, Unmeasured, World};
 
 /// A way to take a TD down.
@@ -71,6 +68,8 @@ pub struct Task {
     pub gib: u64,
     pub cpus: u32,
     pub cost: Cost,
+    /// What is left to chance follows from this.
+    pub seed: u64,
 }
 
 /// What came of it.
@@ -141,12 +140,17 @@ impl Task {
             _ => None,
         };
         let built = world.calls();
+        let (out, aside) = (world.frames_out() - td.aside, td.aside);
         world.take(Taking::Now);
         if let (Way::LinuxBefore, Some(linux)) = (self.way, &linux) {
             linux.remove()?;
         }
         if self.way == Way::Dynamic {
             self.remove(&world, &td, bytes)?;
+        }
+        if linux.is_none() {
+            // The vCPUs leave the guest for good.
+            KickAll(&world).kick().map_err(|error| anyhow!("{error}"))?;
         }
         td.release(&world)?;
         let hkid_free = world.clock(0);
@@ -166,6 +170,12 @@ impl Task {
             world.refused()
         );
         let sums = world.sums();
+        let cleared = sums.counts.get(&Number::ClearCpu).copied().unwrap_or(0.0);
+        if linux.is_none() {
+            let left = world.frames_out() - aside;
+            ensure!(left == 0, "{left} frames of 4 KiB did not come home");
+            ensure!(cleared == out as f64, "{cleared} of {out} were cleared");
+        }
         Ok(Run {
             way: self.way,
             gib: self.gib,
@@ -195,6 +205,15 @@ impl Task {
         }
     }
 
+    /// When each CPU looks for work first: the one that gave the HKID back at once, the others when they happen to look again.
+    fn starts(&self, world: &World) -> Vec<u64> {
+        let start = world.clock(0);
+        let poll = self.cost.ps(Number::Poll, 1.0);
+        let mut chance = fastrand::Rng::with_seed(self.seed);
+        let others = (1..self.cpus).map(|_| start + chance.u64(0..=poll));
+        std::iter::once(start).chain(others).collect()
+    }
+
     /// Bulk reclaim on all CPUs; when the last of them was done.
     fn reclaim(&self, world: &World, td: Td) -> Result<u64> {
         let (map, control) = td.into_parts();
@@ -205,68 +224,146 @@ impl Task {
         };
         let begun = Reclaim::new(map, control, plan, &Unmeasured);
         let reclaim = begun.map_err(|(error, ..)| anyhow!("{error}"))?;
-        let end = take_turns(world, &reclaim, self.cpus)?;
+        let end = work(world, &reclaim, &self.starts(world))?;
         let progress = reclaim.progress(&Unmeasured);
         ensure!(progress.is_done && progress.quarantined == 0);
         Ok(end)
     }
 }
 
-/// A CPU, what it has noted, and when it comes to that.
-struct Worker {
-    noted: vec::IntoIter<Charge>,
-    /// Whether it has done something since it was looked at last.
-    has_worked: bool,
+/// Lets every CPU work on it. When the last of them had done something.
+fn work(world: &World, reclaim: &Reclaim<PrivateMap>, starts: &[u64]) -> Result<u64> {
+    let step = |cpu| {
+        world.turn(cpu);
+        world.charge(&BEFORE_STEP);
+        let tdh = world.on(cpu);
+        let on = Cpu {
+            tdh: &tdh,
+            pool: world.pool(),
+        };
+        let step = reclaim.work(on, cpu, &Unmeasured);
+        world.charge(&AFTER_STEP);
+        Ok(match step {
+            Step::More => Turn::Work(world.noted()),
+            Step::Idle => {
+                world.charge(&[Charge::Spend(Number::Poll, 1.0)]);
+                Turn::Idle(world.noted())
+            }
+            Step::Done => Turn::Done,
+            Step::Stuck => bail!("{:?}", reclaim.last_refusal()),
+        })
+    };
+    let pass = |cpu, now, charge| world.core.time().machine.pass(cpu, now, charge);
+    turns::take(starts, step, pass)
 }
 
-/// Lets every CPU work, in the order of their clocks: whoever is first incurs its next charge. When the last of them had
-/// done something.
-fn take_turns(world: &World, reclaim: &Reclaim<PrivateMap>, cpus: u32) -> Result<u64> {
-    let start = world.clock(0);
-    let mut workers: Vec<_> = (0..cpus)
-        .map(|_| Worker {
-            noted: Vec::new().into_iter(),
-            has_worked: false,
-        })
-        .collect();
-    let mut turns: BinaryHeap<_> = (0..cpus).map(|cpu| Reverse((start, cpu))).collect();
-    let mut end = start;
-    'turns: while let Some(Reverse((mut now, cpu))) = turns.pop() {
-        let worker = &mut workers[cpu as usize];
-        // Its turn lasts for as long as no other CPU is before it.
-        while turns.peek().is_none_or(|Reverse(next)| (now, cpu) <= *next) {
-            if let Some(charge) = worker.noted.next() {
-                now = world.core.time().machine.pass(cpu, now, charge);
-                continue;
-            }
-            if std::mem::take(&mut worker.has_worked) {
-                end = end.max(now);
-            }
-            world.turn(cpu);
-            // Looking at the map's root takes its lock and lets it go.
-            let root = Charge::Touch(Line::Root);
-            world.charge(&[Charge::Spend(Number::HostStep, 1.0), root, root]);
-            let tdh = world.on(cpu);
-            let on = Cpu {
-                tdh: &tdh,
-                pool: world.pool(),
-            };
-            let step = reclaim.work(on, cpu, &Unmeasured);
-            let noted = world.noted();
-            match step {
-                Step::More => {
-                    worker.noted = noted.into_iter();
-                    worker.has_worked = true;
-                }
-                Step::Idle => {
-                    let poll = Charge::Spend(Number::Poll, 1.0);
-                    now = world.core.time().machine.pass(cpu, now, poll);
-                }
-                Step::Done => continue 'turns,
-                Step::Stuck => bail!("{:?}", reclaim.last_refusal()),
-            }
+#[cfg(test)]
+mod tests {
+    use super::super::fit;
+    use super::*;
+
+    fn task(way: Way, gib: u64, cpus: u32) -> Task {
+        Task {
+            way,
+            gib,
+            cpus,
+            cost: fit::cost(),
+            seed: 1,
         }
-        turns.push(Reverse((now, cpu)));
     }
-    Ok(end)
+
+    fn count(run: &Run, number: Number) -> f64 {
+        run.sums.counts.get(&number).copied().unwrap_or(0.0)
+    }
+
+    /// Everything comes home and is cleared once: [`Task::run`] checks that. Here, that what is paid for is what was done.
+    #[test]
+    fn each_page_is_paid_for_once() {
+        for (way, pages) in [
+            (Way::Terminate4k, 1 << 18),
+            (Way::Terminate2m, 512),
+            (Way::Terminate1g, 1),
+        ] {
+            let run = task(way, 1, 64).run().unwrap();
+            // S-EPT: 512 tables below one directory, where they are; the tables above are 2, and control pages are some.
+            let tables = if way == Way::Terminate4k { 512 } else { 0 };
+            let reclaimed = count(&run, Number::HostPage);
+            let control = reclaimed - f64::from(pages + tables);
+            assert!(
+                (64.0 * 6.0..64.0 * 9.0).contains(&control),
+                "{way:?}: {control}"
+            );
+            // Five locked operations for each of them, and a few for each step.
+            assert!(count(&run, Number::Atomic) >= 5.0 * reclaimed);
+            assert!(
+                count(&run, Number::Atomic) <= 6.2 * reclaimed + 50_000.0,
+                "{run:?}"
+            );
+            assert_eq!(count(&run, Number::CacheWriteBack), 2.0);
+            assert_eq!(count(&run, Number::VpFlush), 64.0);
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_times_and_another_one_nearly_the_same() {
+        let run = |seed| {
+            let task = Task {
+                seed,
+                ..task(Way::Terminate2m, 4, 64)
+            };
+            task.run().unwrap()
+        };
+        let [one, same, other] = [1, 1, 2].map(run);
+        assert_eq!(one.seconds, same.seconds);
+        assert_eq!(one.sums.counts, same.sums.counts);
+        assert_ne!(one.seconds, other.seconds);
+        assert!((one.seconds / other.seconds - 1.0).abs() < 0.05);
+    }
+
+    #[test]
+    fn one_cpu_takes_as_long_as_all_its_work() {
+        let run = task(Way::Terminate2m, 2, 1).run().unwrap();
+        assert_eq!(run.limit, Limit::Cpus);
+        let sum = fit::serial_seconds(&run.sums, &fit::cost());
+        assert!(
+            (run.seconds / sum - 1.0).abs() < 1e-3,
+            "{} {sum}",
+            run.seconds
+        );
+    }
+
+    #[test]
+    fn the_hkid_is_free_when_the_slowest_package_has_written_back_and_not_later_for_more_of_them() {
+        let write_back = fit::cost()[Number::CacheWriteBack] / 1e9;
+        for cpus in [1, 56, 64, 224] {
+            let run = task(Way::Terminate1g, 1, cpus).run().unwrap();
+            let more = run.hkid_free_seconds - write_back;
+            assert!((0.0..0.001).contains(&more), "{cpus} CPUs: {more}");
+            assert!(run.seconds > run.hkid_free_seconds);
+        }
+    }
+
+    #[test]
+    fn the_memory_of_a_package_is_the_limit_of_large_pages() {
+        // 64 CPUs in two packages, one of which has all of the TD's memory.
+        let run = task(Way::Terminate2m, 4, 64).run().unwrap();
+        let reclaim = run.seconds - run.hkid_free_seconds;
+        let bandwidth =
+            (4.0 * PAGE_1G as f64 / PAGE_4K as f64) * fit::cost()[Number::ClearPackage] / 1e9;
+        assert!(
+            reclaim <= bandwidth * 1.1 && reclaim >= bandwidth / 2.0,
+            "{reclaim} {bandwidth}"
+        );
+    }
+
+    /// What [`fit::scaled`] says of a way of one CPU is what the simulation says.
+    #[test]
+    fn ways_of_one_cpu_are_as_long_as_they_are_large() {
+        for way in [Way::LinuxBefore, Way::LinuxAfter, Way::Dynamic] {
+            let scaled = fit::scaled(&task(way, 1, 4).run().unwrap(), 2, 64, &fit::cost());
+            let run = task(way, 2, 64).run().unwrap();
+            let off = scaled.seconds / run.seconds - 1.0;
+            assert!(off.abs() < 0.02, "{way:?}: {off}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use hypervisor::platform::{CpuPlace, Platform};
 use mm::frames::{Frames, words_for};
 use mm::pages::Flush;
 use mm::private::{Clock, FramePool, Kick, Ledger};
-use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize};
+use seam::abi::{Gprs, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::Hpa;
 use seam::call::{Fault, SeamCall};
 use seam::counters::Counters;
@@ -20,7 +20,7 @@ use seam::retry::Never;
 use seam::tdh::Tdh;
 use stub_module::host::{Config, Server, TdmrPlan};
 
-use super::cost::{Cost, Number};
+use super::cost::{self, Cost, Number};
 use super::machine::{Charge, Line, Machine, Sums, package_of};
 
 /// Where the memory for TDs begins.
@@ -49,6 +49,21 @@ pub struct Time {
     pub machine: Machine,
 }
 
+impl Time {
+    /// Notes a charge, together with the one before if they are not to be told apart.
+    fn note(&mut self, charge: Charge) {
+        let Charge::Spend(number, count) = charge else {
+            self.noted.push(charge);
+            return;
+        };
+        let ps = self.machine.count(number, count.into());
+        match self.noted.last_mut() {
+            Some(Charge::Pass(before)) => *before += ps,
+            _ => self.noted.push(Charge::Pass(ps)),
+        }
+    }
+}
+
 /// The emulated module, and time.
 pub struct Core {
     pub server: Server,
@@ -64,7 +79,7 @@ impl Core {
         let time = &mut *self.time();
         match time.taking {
             Taking::Off => {}
-            Taking::Later => time.noted.extend_from_slice(charges),
+            Taking::Later => charges.iter().for_each(|charge| time.note(*charge)),
             Taking::Now => {
                 let clock = &mut time.clocks[time.current as usize];
                 for charge in charges {
@@ -167,6 +182,18 @@ impl World {
         self.core.time().machine.sums()
     }
 
+    /// 4 KiB frames that are not the allocator's.
+    pub fn frames_out(&self) -> u64 {
+        let taking = self.core.time().taking;
+        self.take(Taking::Off);
+        let out = self.pool.ledger().with(|frames| {
+            let counts = frames.counts().iter().enumerate();
+            counts.map(|(order, count)| count.used << order).sum()
+        });
+        self.take(taking);
+        out
+    }
+
     /// Calls that the module refused, and violations that it saw.
     pub fn refused(&self) -> u64 {
         let illegal: u64 = self.counters.iter().map(|c| c.total().illegal).sum();
@@ -210,50 +237,8 @@ impl SeamCall for SimCall {
         let (leaf, page) = (regs.rax, regs.rcx);
         let processor = self.core.server.processor(self.cpu);
         processor.ok_or(Fault::NotVmx)?.seamcall(regs)?;
-        match leaf {
-            leaf if leaf == Leaf::PhymemPageReclaim.rax() => {
-                // Source: intel/tdx-module tdx_1.5, tdh_phymem_page_reclaim.c: pamt_walk locks the entries above the
-                // page shared, lock_and_map_implicit_tdr the TDR's; then chldcnt, then all are released. The entries of
-                // 2 MiB and 4 KiB are in lines that only the CPU of the region touches.
-                let half = Charge::Spend(Number::Seamcall, 0.5);
-                let above = Charge::Touch(Line::Pamt1g((page >> 32) as u32));
-                let tdr = Charge::Touch(Line::TdrLock);
-                self.core.charge(&[
-                    Charge::Spend(Number::HostPage, 1.0),
-                    half,
-                    above,
-                    tdr,
-                    Charge::Touch(Line::TdrCount),
-                    tdr,
-                    above,
-                    half,
-                ]);
-            }
-            leaf => {
-                self.core.charge(&[Charge::Spend(Number::Seamcall, 1.0)]);
-                if let Some(more) = beyond_a_call(leaf) {
-                    self.core.charge(&[Charge::Spend(more, 1.0)]);
-                }
-            }
-        }
+        cost::of_call(leaf, page, |charges| self.core.charge(charges));
         Ok(())
-    }
-}
-
-/// What a leaf costs beyond a SEAMCALL.
-fn beyond_a_call(leaf: u64) -> Option<Number> {
-    let is = |one: Leaf| leaf == one.rax();
-    if is(Leaf::PhymemCacheWb) {
-        Some(Number::CacheWriteBack)
-    } else if is(Leaf::VpFlush) {
-        Some(Number::VpFlush)
-    } else if is(Leaf::MemPageDemote) || is(Leaf::MemPagePromote) {
-        Some(Number::Resize)
-    } else if is(Leaf::MemRangeBlock) {
-        // The mirror is worked on once for a page that is taken.
-        Some(Number::HostPage)
-    } else {
-        None
     }
 }
 
@@ -346,12 +331,17 @@ impl Platform for World {
         for (sent, cpu) in (1..).zip(cpus) {
             {
                 let mut time = self.core.time();
-                let cost = time.machine.cost();
-                let way = cost.ps(Number::Ipi, 1.0) + cost.ps(Number::IpiSend, f64::from(sent));
+                let machine = &mut time.machine;
+                let way = if *cpu == me {
+                    0
+                } else {
+                    machine.count(Number::IpiSend, 1.0);
+                    machine.count(Number::Ipi, 1.0)
+                        + machine.cost().ps(Number::IpiSend, f64::from(sent))
+                };
                 time.current = *cpu;
-                let comes = if *cpu == me { start } else { start + way };
                 let clock = &mut time.clocks[*cpu as usize];
-                *clock = comes.max(*clock);
+                *clock = (start + way).max(*clock);
             }
             work(*cpu);
             end = end.max(self.clock(*cpu));

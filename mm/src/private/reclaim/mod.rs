@@ -325,7 +325,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
                 let parts = ENTRIES / self.region;
                 let is_small = unit >= gibs * parts;
                 let unit = unit % (gibs * parts);
-                let gib = self.shared.gibs[unit % gibs];
+                let gib = self.shared.gibs[scattered(unit % gibs, gibs)];
                 let entries = part(unit / gibs, self.region);
                 if is_small {
                     let open = None;
@@ -389,6 +389,24 @@ impl<M: Borrow<PrivateMap>> fmt::Debug for Reclaim<M> {
     }
 }
 
+/// Each number below `count` once, neighbours far apart: memory at neighbouring addresses is often behind one memory
+/// controller, and CPUs that come one after the other are to use all of them.
+const fn scattered(number: usize, count: usize) -> usize {
+    // The golden ratio keeps any few neighbours apart.
+    let mut stride = count - count * 382 / 1000;
+    while !are_coprime(stride, count) {
+        stride += 1;
+    }
+    number * stride % count
+}
+
+const fn are_coprime(mut a: usize, mut b: usize) -> bool {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a == 1
+}
+
 /// The part of this number when things go in parts of so many.
 const fn part(number: usize, size: usize) -> Range<usize> {
     number * size..(number + 1) * size
@@ -404,7 +422,28 @@ fn region_entries(total: u64, cpus: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use super::*;
+
+    #[test]
+    fn scattered_numbers_are_all_there_once_and_few_of_them_lie_in_any_quarter() {
+        for count in 1..500 {
+            let mut seen = vec![false; count];
+            let order: Vec<_> = (0..count).map(|n| scattered(n, count)).collect();
+            order.iter().for_each(|n| seen[*n] = true);
+            assert!(seen.iter().all(|seen| *seen), "{count}");
+            if count >= 100 {
+                for eight in order.windows(8) {
+                    let quarter = |q| eight.iter().filter(|n| **n * 4 / count == q).count();
+                    assert!(
+                        (0..4).all(|q| (1..=4).contains(&quarter(q))),
+                        "{count}: {eight:?}"
+                    );
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_region_is_a_quarter_of_a_cpus_share_between_2_mib_and_1_gib() {
