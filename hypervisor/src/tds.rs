@@ -3,8 +3,9 @@
 use alloc::{format, string::String, vec::Vec};
 use core::slice;
 
-use boot::BootInfo;
-use mm::private::Clearing;
+use boot::{BootInfo, config::Clear};
+use mm::private::ClearPolicy;
+use seam::erratum::has_partial_write;
 use spin::Once;
 
 use crate::{
@@ -51,7 +52,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         native: &ThisMachine,
         keyid: ready.keyid,
         global_hkid: ready.global_hkid,
-        clearing: Clearing::Clear,
+        clearing: policy(info.config.host.clear).on(has_partial_write(&ThisCpu)),
         stop_us: u64::from(info.config.host.cpu_timeout_ms) * 1000,
         runner: scheduler,
     };
@@ -82,7 +83,16 @@ pub fn work() -> bool {
         return false;
     };
     let ran = scheduler.turn();
-    ends::serve(scheduler, tds) | ran || tds.work()
+    // Ends come first, also where vCPUs leave no time for anything else.
+    ends::serve(scheduler, tds) | tds.end_asked() | ran || tds.work()
+}
+
+const fn policy(clear: Clear) -> ClearPolicy {
+    match clear {
+        Clear::Always => ClearPolicy::Always,
+        Clear::Erratum => ClearPolicy::Erratum,
+        Clear::Reuse => ClearPolicy::Reuse,
+    }
 }
 
 fn contents(file: &boot::File) -> &'static [u8] {

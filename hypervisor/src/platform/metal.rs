@@ -22,6 +22,7 @@ use mm::{
     shared::{self, Words},
 };
 use seam::{
+    abi::Gprs,
     abi::PageSize,
     address::Hpa,
     counters::Counters,
@@ -36,10 +37,12 @@ use x86_64::instructions::interrupts;
 use super::{Attention, CpuPlace, Platform, Running};
 use crate::{
     cpu::{self, apic, call::NoAnswer, timer, trap, vmx},
+    hypercall,
     memory::{self, HostFrames, direct},
     rtc,
     seamlog::Recorded,
-    time,
+    td::Td,
+    tds, time,
 };
 
 /// The machine.
@@ -199,6 +202,14 @@ impl Running for Metal {
         interrupts::enable();
         core::hint::spin_loop();
         interrupts::disable();
+    }
+
+    fn hypercall(&self, td: &Td, regs: &mut Gprs) {
+        match tds::get() {
+            Some(tds) => hypercall::serve(tds, td, regs),
+            // It runs, so there are TDs.
+            None => regs.r10 = seam::abi::ghci::SUBFUNC_UNSUPPORTED,
+        }
     }
 
     fn flush_shared_ept(&self) {

@@ -144,8 +144,7 @@ impl<P: Running> Host for Session<'_, P> {
         self.scheduler.console_written(self.guest.id());
     }
 
-    fn vendor_call(&self, vcpu: u32, regs: &mut Gprs) {
-        let _ = vcpu;
-        regs.r10 = vcpu::ghci::Status::SubfunctionUnsupported as u64;
+    fn vendor_call(&self, _: u32, regs: &mut Gprs) {
+        self.platform().hypercall(self.td, regs);
     }
 }

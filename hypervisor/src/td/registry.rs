@@ -229,6 +229,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         let td = self.get(id).ok_or_else(|| self.state(id))?;
         end::ask(&td)?;
         self.is_end_asked.store(true, SeqCst);
+        self.host.runner.work_waits();
         Ok(())
     }
 
