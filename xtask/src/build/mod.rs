@@ -227,6 +227,9 @@ impl Flavour {
 /// source gives the same bytes wherever it is built.
 fn rustflags(entry: &str) -> Vec<String> {
     let first = format!("-Wl,-e,{entry}");
+    // The prebuilt `core` comes with tables for unwinding, which never happens: a tenth of the image.
+    let script = workspace::root().join("xtask/src/build/no-unwind-tables.ld");
+    let script = format!("-Wl,-T,{}", script.display());
     let image_base = format!("-Wl,--image-base={:#x}", pe::HEADERS);
     let link = [
         "-nostdlib",
@@ -236,6 +239,7 @@ fn rustflags(entry: &str) -> Vec<String> {
         "-Wl,-z,relro,-z,max-page-size=4096,-z,separate-code",
         &image_base,
         &first,
+        &script,
     ];
     let code = [
         "relocation-model=pic",
