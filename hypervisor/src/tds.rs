@@ -1,7 +1,10 @@
 //! The TDs of this machine: what the configuration names, on the module that was brought up, run by all CPUs.
 
 use alloc::{format, string::String, vec::Vec};
-use core::slice;
+use core::{
+    slice,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use boot::{BootInfo, config::Clear};
 use mm::private::ClearPolicy;
@@ -9,7 +12,7 @@ use seam::erratum::has_partial_write;
 use spin::Once;
 
 use crate::{
-    cpu::msr::ThisCpu,
+    cpu::{self, msr::ThisCpu},
     memory::direct,
     platform::{
         Platform,
@@ -21,6 +24,8 @@ use crate::{
 };
 
 static TDS: Once<Tds<'static, Metal>> = Once::new();
+/// The part of a busy CPU's time for taking memory back, in percent.
+static RECLAIM_SHARE: AtomicU64 = AtomicU64::new(0);
 static SCHEDULER: Once<Scheduler<'static, Metal>> = Once::new();
 
 /// The TDs; `None` when no TDX module builds any.
@@ -44,6 +49,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         Ok(capabilities) => capabilities,
         Err(error) => return Vec::from([format!("no TD can be built: {error}")]),
     };
+    RECLAIM_SHARE.store(info.config.host.reclaim_share.into(), Relaxed);
     let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL));
     let host = Host {
         platform: &METAL,
@@ -82,9 +88,33 @@ pub fn work() -> bool {
     let (Some(tds), Some(scheduler)) = (get(), scheduler()) else {
         return false;
     };
+    let start = time::tsc();
     let ran = scheduler.turn();
     // Ends come first, also where vCPUs leave no time for anything else.
-    ends::serve(scheduler, tds) | tds.end_asked() | ran || tds.work()
+    let ended = ends::serve(scheduler, tds) | tds.end_asked();
+    if ran {
+        reclaim_between_turns(tds, time::tsc() - start);
+        return true;
+    }
+    ended || tds.work()
+}
+
+/// A CPU whose turn took so many ticks takes memory back, for its share of the time.
+fn reclaim_between_turns(tds: &Tds<'_, Metal>, turn: u64) {
+    let Some(cpu) = cpu::this() else { return };
+    let share = RECLAIM_SHARE.load(Relaxed);
+    let ticks = |from: u64| i64::try_from(from).unwrap_or(i64::MAX);
+    // What nobody needed is not saved up; what a step took too much is paid back.
+    let saved = cpu.reclaim_credit.load(Relaxed).min(ticks(turn));
+    let mut credit = saved.saturating_add(ticks(turn * share / (100 - share)));
+    while credit > 0 {
+        let start = time::tsc();
+        if !tds.work() {
+            break;
+        }
+        credit = credit.saturating_sub(ticks(time::tsc() - start));
+    }
+    cpu.reclaim_credit.store(credit, Relaxed);
 }
 
 const fn policy(clear: Clear) -> ClearPolicy {

@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
 
 use mm::shared::SharedMap;
 use seam::abi::Status;
@@ -23,7 +23,7 @@ use crate::tally::Tally;
 #[derive(Debug)]
 pub struct Board {
     stations: Box<[Station]>,
-    memory: Vec<Range<u64>>,
+    memory: Box<[Memory]>,
     shared: SharedMap,
     /// Held for reading while private memory is mapped, and for writing while memory is converted: a page is never both.
     /// Only ever tried, for who holds it may wait for all other CPUs.
@@ -32,6 +32,13 @@ pub struct Board {
     console: Console,
     clock: Clock,
     end: Once<End>,
+}
+
+/// A range of a TD's memory, whose end the operator may lower.
+#[derive(Debug)]
+struct Memory {
+    start: u64,
+    end: AtomicU64,
 }
 
 /// How one vCPU is reached.
@@ -139,7 +146,7 @@ impl Board {
     ) -> Self {
         Self {
             stations: apic_ids.into_iter().map(Station::new).collect(),
-            memory,
+            memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::new(()),
             devices: Devices::default(),
@@ -193,16 +200,27 @@ impl Board {
         });
     }
 
-    /// Where it has memory.
-    #[must_use]
-    pub fn memory(&self) -> &[Range<u64>] {
-        &self.memory
+    /// Where it has memory, ascending.
+    pub fn memory(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let all = self.memory.iter().map(Memory::range);
+        all.filter(|range| range.start < range.end)
     }
 
     /// The range of memory with `gpa` in it.
     #[must_use]
-    pub fn memory_at(&self, gpa: u64) -> Option<&Range<u64>> {
-        self.memory.iter().find(|range| range.contains(&gpa))
+    pub fn memory_at(&self, gpa: u64) -> Option<Range<u64>> {
+        self.memory().find(|range| range.contains(&gpa))
+    }
+
+    /// Takes memory away: from now on it has none from `end` on, though what is mapped there still has to be removed.
+    /// `false` when a vCPU is at mapping or converting memory that it had: the caller tries again, and removes nothing
+    /// before.
+    #[must_use]
+    pub fn end_memory_at(&self, end: u64) -> bool {
+        for memory in &self.memory {
+            memory.end.fetch_min(end.max(memory.start), SeqCst);
+        }
+        self.conversions.try_write().is_some()
     }
 
     /// Posts an interrupt to a vCPU.
@@ -271,6 +289,21 @@ impl Board {
         };
         // Nobody has this id: devices are not vCPUs.
         self.send(by, kind, to, u32::MAX);
+    }
+}
+
+impl Memory {
+    fn range(&self) -> Range<u64> {
+        self.start..self.end.load(SeqCst)
+    }
+}
+
+impl From<Range<u64>> for Memory {
+    fn from(range: Range<u64>) -> Self {
+        Self {
+            start: range.start,
+            end: AtomicU64::new(range.end),
+        }
     }
 }
 

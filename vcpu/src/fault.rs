@@ -22,10 +22,7 @@ impl<H: Host> Session<'_, H> {
     #[cold]
     pub(crate) fn serve_fault(&mut self, fault: Fault) -> Option<Stop> {
         self.station.tally().faults.add();
-        if self.board.memory_at(fault.gpa.0).is_none() {
-            return Some(self.end(End::NoMemory(fault.gpa)));
-        }
-        if fault.wants == Wants::Unaccepted {
+        if fault.wants == Wants::Unaccepted && self.board.memory_at(fault.gpa.0).is_some() {
             return Some(self.end(End::Unaccepted(fault.gpa)));
         }
         for _ in 0..TRIES {
@@ -50,6 +47,11 @@ impl<H: Host> Session<'_, H> {
         // Held by readers while memory is mapped, so that it is not shared at the same time.
         let _same = board.conversions.try_read().ok_or(Error::Busy)?;
         let gpa = fault.gpa;
+        // The operator may have taken it meanwhile.
+        if board.memory_at(gpa.0).is_none() {
+            self.end(End::NoMemory(gpa));
+            return Ok(());
+        }
         if board.shared().has(self.host.frames(), gpa) {
             self.end(End::UsedShared(gpa));
             return Ok(());

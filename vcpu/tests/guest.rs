@@ -290,6 +290,24 @@ fn a_private_address_without_memory_is_the_end_of_that_td() {
 }
 
 #[test]
+fn memory_that_the_operator_took_is_not_given_again() {
+    with_td(|td| {
+        let kept = Script::new([Act::Touch(0), Act::Touch(2 * PAGE_2M)]);
+        assert!(td.board.end_memory_at(3 * PAGE_2M));
+        assert_eq!(td.run(&td.host(), 0, &kept), Stop::Yield);
+        assert_eq!(td.map.holding().pages, [0, 2, 0]);
+        // It never grows.
+        assert!(td.board.end_memory_at(5 * PAGE_2M));
+        one(td, MAP_GPA, [SHARED | (3 * PAGE_2M), PAGE_2M, 0, 0]);
+        assert!(!td.board.shared().has(td.rig, Gpa(3 * PAGE_2M)));
+        let taken = Gpa(3 * PAGE_2M);
+        let stop = td.run(&td.host(), 0, &Script::new([Act::Touch(taken.0)]));
+        assert_eq!(stop, Stop::Ended);
+        assert_eq!(td.board.end(), Some(&End::NoMemory(taken)));
+    });
+}
+
+#[test]
 fn a_td_that_wants_no_ve_ends_when_it_touches_what_it_did_not_accept() {
     let shape = Shape {
         attributes: attributes::SEPT_VE_DISABLE,

@@ -45,6 +45,9 @@ pub struct Host {
     /// What is done with the content of memory that was a TD's: `always` clears it, `erratum` where the CPU must have it
     /// cleared, `reuse` keeps it for another TD.
     pub clear: Clear,
+    /// The most of a busy CPU's time, in percent, that goes into taking back the memory of TDs that have ended; 0 to 90.
+    #[serde(deserialize_with = "reclaim_share")]
+    pub reclaim_share: u32,
 }
 
 impl Default for Host {
@@ -54,7 +57,19 @@ impl Default for Host {
             on_crash: OnCrash::Halt,
             cpu_timeout_ms: 2000,
             clear: Clear::Always,
+            reclaim_share: 10,
         }
+    }
+}
+
+fn reclaim_share<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let percent = u32::deserialize(deserializer)?;
+    if percent <= 90 {
+        Ok(percent)
+    } else {
+        Err(serde::de::Error::custom(format!(
+            "reclaim_share is {percent}; it must be from 0 to 90"
+        )))
     }
 }
 

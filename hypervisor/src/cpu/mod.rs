@@ -17,7 +17,7 @@ pub mod vmx;
 use alloc::{boxed::Box, vec::Vec};
 use core::{
     arch::asm,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering},
 };
 
 use x86_64::{
@@ -81,6 +81,8 @@ pub struct Cpu {
     pub mailbox: Mailbox,
     /// Why it is to leave what it does.
     pub attention: Attention,
+    /// Ticks that it may spend taking memory back before it runs a vCPU again. Only the CPU itself changes it.
+    pub reclaim_credit: AtomicI64,
     /// Its timer.
     pub timer: timer::Armed,
     /// The last SEAMCALLs that it made.

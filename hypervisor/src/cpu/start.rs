@@ -5,7 +5,7 @@
 )]
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
-use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use boot::ap;
 use seam::counters::Counters;
@@ -85,6 +85,7 @@ fn create(
         bootstrap: number == 0,
         mailbox: Mailbox::new(),
         attention: Attention::new(),
+        reclaim_credit: AtomicI64::new(0),
         timer: timer::Armed::new(),
         seam_log: SeamLog::new(),
         seam_counters: Counters::new(),

@@ -84,6 +84,12 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         }
     }
 
+    fn shrunk(&self, td: &Td) -> bool {
+        let end = td.layout().parts().map(|part| part.end).max().unwrap_or(0);
+        self.guest(td.id())
+            .is_none_or(|guest| guest.board().end_memory_at(end))
+    }
+
     fn work_waits(&self) {
         self.wake_idle();
     }

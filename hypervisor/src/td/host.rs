@@ -101,6 +101,13 @@ pub trait Runner {
     /// The TD's vCPUs will never run again: what [`Self::prepare`] took goes back. It may not have been called.
     fn end(&self, td: &Td);
 
+    /// The TD has less memory from now on ([`Td::layout`]): none of its vCPUs gets any beyond that. `false` when one is at it
+    /// right now: then the same is asked again.
+    fn shrunk(&self, td: &Td) -> bool {
+        let _ = td;
+        true
+    }
+
     /// There is work for CPUs that have time: [`super::registry::Tds::work`].
     fn work_waits(&self) {}
 }

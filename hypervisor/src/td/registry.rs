@@ -317,6 +317,13 @@ impl<'h, P: Platform> Tds<'h, P> {
                 .ok_or(Error::Size { least, most })?;
             *now
         };
+        let start = self.host.platform.now_us();
+        while !self.host.runner.shrunk(&td) {
+            if self.host.platform.now_us() - start >= self.host.stop_us {
+                return Err(Error::Busy);
+            }
+            self.host.platform.relax();
+        }
         let kept: Vec<_> = layout.parts().collect();
         let mut sum = mm::private::Taken::default();
         for range in whole.without(&kept) {

@@ -91,10 +91,8 @@ impl<H: Host> Session<'_, H> {
 
     /// The first memory in `at..end`, up to the next multiple of 2 MiB.
     fn step_from(&self, at: u64, end: u64) -> Option<Range<u64>> {
-        let ranges = self.board.memory();
-        let memory = ranges
-            .iter()
-            .find(|memory| memory.end > at && memory.start < end)?;
+        let mut ranges = self.board.memory();
+        let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
         let start = at.max(memory.start);
         let block = start / PAGE_2M * PAGE_2M + PAGE_2M;
         Some(start..block.min(memory.end).min(end))
@@ -120,6 +118,11 @@ impl<H: Host> Session<'_, H> {
     fn convert(&mut self, range: Range<u64>, to: To) -> Result<(), Failed> {
         let board = self.board;
         let _alone = board.conversions.try_write().ok_or(Failed::Later)?;
+        let memory = board.memory_at(range.start);
+        if memory.is_none_or(|memory| memory.end < range.end) {
+            // The operator took it meanwhile: the next step leaves it out.
+            return Err(Failed::Later);
+        }
         match to {
             To::Shared => {
                 self.take_private(range.clone())?;
