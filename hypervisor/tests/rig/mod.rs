@@ -8,6 +8,7 @@
 mod cpus;
 mod faults;
 mod memory;
+pub mod running;
 
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,6 +90,7 @@ pub struct Machine {
     write_backs: Mutex<Vec<u32>>,
     start: Instant,
     cpus: Cpus,
+    running: running::State,
 }
 
 impl Rig {
@@ -129,6 +131,7 @@ impl Rig {
             write_backs: Mutex::new(Vec::new()),
             start: Instant::now(),
             cpus: Cpus::new(setup.packages.len()),
+            running: running::State::new(setup.packages.len()),
             server,
         });
         Self {

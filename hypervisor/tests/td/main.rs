@@ -11,4 +11,5 @@ mod kit;
 mod operator;
 #[path = "../rig/mod.rs"]
 mod rig;
+mod run;
 mod short;

@@ -1,0 +1,258 @@
+//! TDs run: vCPUs get their turns, halt and are woken, and what their guests come to has its consequences.
+
+use hypervisor::platform::Running;
+use hypervisor::sched::{Scheduler, ends};
+use hypervisor::td::life::State;
+use hypervisor::td::registry::Tds;
+
+use super::kit::Server;
+use super::rig::Rig;
+use super::rig::running::OUT_OF_LINES;
+use script::{Act, Script, call};
+
+#[path = "../../../vcpu/tests/kit/script.rs"]
+#[allow(dead_code, reason = "it has what the tests of vcpu need, too")]
+mod script;
+
+const HLT: u64 = 0xC;
+const IO: u64 = 0x1E;
+/// A turn, in ticks of the server's clock.
+const SLICE: u64 = 10_000_000;
+
+const TWO: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 1\n\
+    [[td]]\nname = \"two\"\nmemory = \"16M\"\nvcpus = 1\n";
+
+/// A server whose TDs run on its CPU 0, the test's own thread.
+struct Site<'h> {
+    rig: &'h Rig,
+    scheduler: &'h Scheduler<'h, Rig>,
+    tds: Tds<'h, Rig>,
+}
+
+fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
+    let server = Server::new("");
+    let scheduler = Scheduler::new(&server.rig);
+    {
+        let tds = server.tds_on(&server.rig, text, &scheduler);
+        let site = Site {
+            rig: &server.rig,
+            scheduler: &scheduler,
+            tds,
+        };
+        test(&site);
+        site.rig.set_guest(0, None);
+        for id in site.tds.ids() {
+            site.tds
+                .destroy(id, hypervisor::td::end::Way::Terminate)
+                .unwrap();
+        }
+    }
+    server.assert_spotless();
+}
+
+impl Site<'_> {
+    /// Lets whatever vCPU has its turn do what the list says.
+    fn play(&self, acts: &[Act]) -> Script {
+        let script = Script::new(acts.iter().copied());
+        self.rig.set_guest(0, Some(script.player()));
+        assert!(self.scheduler.turn(), "nobody wants the CPU");
+        script
+    }
+
+    /// Gives the CPU's time away, until nobody wants it.
+    fn rest(&self) {
+        self.rig.set_guest(0, None);
+    }
+}
+
+fn halt() -> Act {
+    Act::Call(call(HLT, [0; 4]))
+}
+
+fn write_port(port: u64, size: u64, value: u64) -> Act {
+    Act::Call(call(IO, [size, 1, port, value]))
+}
+
+#[test]
+fn a_vcpu_runs_until_its_cpu_has_something_else_to_do() {
+    with_site(TWO, |site| {
+        assert!(!site.scheduler.turn(), "no TD runs");
+        site.tds.start(1).unwrap();
+        let script = site.play(&[
+            write_port(0x3F8, 1, b'a'.into()),
+            write_port(0x3F8, 1, b'b'.into()),
+        ]);
+        assert_eq!(script.left(), 0);
+        assert_eq!(site.rig.served(0), [OUT_OF_LINES]);
+        let guest = site.scheduler.guest(1).unwrap();
+        let mut seen = [0; 8];
+        let (_, count) = guest.board().console().read(0, &mut seen);
+        assert_eq!(&seen[..count], b"ab");
+        assert_eq!(guest.cpu_of(0), None);
+    });
+}
+
+#[test]
+fn two_tds_take_turns() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.tds.start(2).unwrap();
+        for _ in 0..20 {
+            site.play(&[]);
+            site.rig.pass(SLICE);
+        }
+        for id in [1, 2] {
+            let guest = site.scheduler.guest(id).unwrap();
+            assert_eq!(guest.board().stations()[0].tally().entries.get(), 10);
+        }
+    });
+}
+
+#[test]
+fn a_turn_ends_when_the_timer_says_so() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        let begin = site.rig.tsc();
+        site.play(&[]);
+        assert_eq!(site.rig.timer(0), Some(begin + SLICE));
+    });
+}
+
+#[test]
+fn a_halted_vcpu_gives_its_cpu_away_and_comes_back_for_an_event() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        let script = site.play(&[halt()]);
+        assert_eq!(script.left(), 0);
+        assert!(!site.scheduler.turn(), "it is halted");
+        site.rig.pass(5 * SLICE);
+        assert!(!site.scheduler.turn(), "nothing has come");
+        assert!(site.scheduler.post_nmi(1, 0));
+        assert!(!site.scheduler.post_nmi(1, 1), "there is no such vCPU");
+        assert!(site.rig.attention(0).is_poked(), "the CPU is told");
+        site.play(&[]);
+        let times = site.scheduler.times_us(1, 0).unwrap();
+        assert!(times.wait >= 5 * SLICE / 1000, "{times:?}");
+    });
+}
+
+#[test]
+fn a_guest_that_switches_itself_off_is_taken_down() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        // SLP_EN with type 0 in PM1 control.
+        site.play(&[write_port(0x604, 2, 1 << 13)]);
+        assert!(ends::serve(site.scheduler, &site.tds));
+        assert!(matches!(
+            site.tds.state(1),
+            State::Teardown | State::Reclaimed
+        ));
+        while site.tds.work() {}
+        assert_eq!(site.tds.state(1), State::Reclaimed);
+        assert!(!site.scheduler.turn());
+        assert!(!ends::serve(site.scheduler, &site.tds), "once is enough");
+    });
+}
+
+#[test]
+fn a_guest_that_asks_for_a_reset_is_built_anew() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        let before = site.tds.get(1).unwrap();
+        site.play(&[write_port(0xCF9, 1, 6)]);
+        assert!(ends::serve(site.scheduler, &site.tds));
+        assert_eq!(before.state(), State::Reclaimed);
+        assert_eq!(site.tds.state(1), State::Runnable);
+        site.play(&[write_port(0x3F8, 1, b'x'.into())]);
+        assert!(site.scheduler.guest(1).unwrap().board().end().is_none());
+    });
+}
+
+#[test]
+fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
+    with_site(TWO, |site| {
+        const TRIPLE_FAULT: u32 = 2;
+        site.tds.start(1).unwrap();
+        site.tds.start(2).unwrap();
+        site.play(&[Act::Exit(stub_module::host::Exit::of(TRIPLE_FAULT))]);
+        assert!(ends::serve(site.scheduler, &site.tds));
+        let broken = site
+            .tds
+            .ids()
+            .find(|id| site.tds.state(*id) == State::Paused)
+            .unwrap();
+        let problem = site.tds.notes(broken).unwrap().problem.unwrap();
+        assert!(problem.contains("triple fault on vCPU 0"), "{problem}");
+        assert!(problem.contains("td reset"), "{problem}");
+        // The other one goes on.
+        let other = 3 - broken;
+        site.play(&[write_port(0x3F8, 1, b'y'.into())]);
+        assert_eq!(site.tds.state(other), State::Runnable);
+        assert_eq!(
+            site.scheduler
+                .guest(other)
+                .unwrap()
+                .board()
+                .console()
+                .written(),
+            1
+        );
+    });
+}
+
+#[test]
+fn a_paused_td_gets_no_turn() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.play(&[]);
+        site.tds.pause(1).unwrap();
+        site.rest();
+        // The first turn finds out that it is paused.
+        while site.scheduler.turn() {}
+        site.tds.resume(1).unwrap();
+        let script = site.play(&[write_port(0x3F8, 1, b'z'.into())]);
+        assert_eq!(script.left(), 0);
+    });
+}
+
+#[test]
+fn a_vcpu_that_ran_elsewhere_is_flushed_there_and_comes_over() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        let td = site.tds.get(1).unwrap();
+        let elsewhere = 2;
+        drop(td.hold(site.rig, 0).unwrap());
+        assert_eq!(td.vcpus().association(0), Some(0));
+        let rig = site.rig.clone();
+        let moved = {
+            let td = std::sync::Arc::clone(&td);
+            site.rig
+                .start(elsewhere, move || td.hold(&rig, 0).map(drop))
+        };
+        moved.wait(site.rig).unwrap();
+        assert_eq!(td.vcpus().association(0), Some(elsewhere));
+        site.play(&[]);
+        assert_eq!(td.vcpus().association(0), Some(0));
+    });
+}
+
+#[test]
+fn memory_is_there_again_after_sharing_and_shrinking() {
+    const MAP_GPA: u64 = 0x1_0001;
+    const SHARED: u64 = 1 << 47;
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        let share = Act::Call(call(MAP_GPA, [SHARED, 4 << 20, 0, 0]));
+        let script = site.play(&[Act::Touch(14 << 20), share]);
+        assert_eq!(script.answers()[0].regs().r10, 0);
+        let shared = site.scheduler.guest(1).unwrap();
+        assert_eq!(shared.board().shared().holding().pages, [0, 2]);
+        site.tds.shrink(1, 12 << 20).unwrap();
+        site.play(&[Act::Touch(14 << 20)]);
+        assert!(
+            ends::serve(site.scheduler, &site.tds),
+            "it has no memory there"
+        );
+        assert_eq!(site.tds.state(1), State::Paused);
+    });
+}
