@@ -23,7 +23,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "efi";
 
 /// What `seamark.efi` may take, in bytes.
-const SEAMARK_BUDGET: usize = 1 << 20;
+const SEAMARK_BUDGET: usize = 3 << 19;
 
 /// A program of the workspace that runs without an operating system.
 struct Bare {
