@@ -2,15 +2,17 @@
 
 use core::ops::{Deref, DerefMut};
 
+use mm::sync::{Mutex, MutexGuard};
+
 /// A spin lock that keeps this CPU's interrupts off while it is held, so that a handler on the same CPU can take it.
 ///
 /// NMI and machine-check handlers must not take one: use [`IrqLock::try_lock`] there.
-pub struct IrqLock<T>(spin::Mutex<T>);
+pub struct IrqLock<T>(Mutex<T>);
 
 impl<T> IrqLock<T> {
     /// A lock around `value`.
     pub const fn new(value: T) -> Self {
-        Self(spin::Mutex::new(value))
+        Self(Mutex::new(value))
     }
 
     /// Waits for the lock.
@@ -35,7 +37,7 @@ impl<T> IrqLock<T> {
 /// Access to what an [`IrqLock`] protects. Interrupts come back on, if they were, after the lock is open.
 pub struct IrqGuard<'a, T> {
     // Dropped in this order: first the lock, then the interrupt state.
-    inner: spin::MutexGuard<'a, T>,
+    inner: MutexGuard<'a, T>,
     _irq: IrqsOff,
 }
 

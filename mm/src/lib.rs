@@ -7,6 +7,6 @@ pub mod frames;
 pub mod pages;
 pub mod private;
 pub mod shared;
-mod sync;
+pub mod sync;
 pub mod tdmr;
 pub mod tdvf;

@@ -4,12 +4,13 @@
 //! that does not take its call in time is named, and the call is withdrawn: nothing of it will run later. A CPU that
 //! has taken a call is waited for, since the call may use what the caller borrowed.
 
-use core::{
-    ptr,
-    sync::atomic::{AtomicPtr, AtomicU32, Ordering},
-};
-
 use alloc::vec::Vec;
+use core::ptr;
+
+use mm::sync::{
+    atomic::{AtomicPtr, AtomicU32, Ordering},
+    hint::spin_loop,
+};
 
 /// One call to several CPUs, on the caller's stack.
 struct Round<'a> {
@@ -111,7 +112,7 @@ pub fn call(
                 break;
             }
             own.serve(me);
-            core::hint::spin_loop();
+            spin_loop();
         }
         if silent.last() != Some(&cpu) {
             posted.push(cpu);
@@ -124,7 +125,7 @@ pub fn call(
     let mut over = machine.timeout();
     while round.left.load(Ordering::Acquire) != 0 {
         own.serve(me);
-        core::hint::spin_loop();
+        spin_loop();
         if !over() {
             continue;
         }

@@ -4,6 +4,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
 
+use mm::sync::{Mutex, Once};
 use mm::{
     private::{self, Pool, PrivateMap, Unowned},
     tdvf::ImagePage,
@@ -17,7 +18,6 @@ use seam::{
     retry::Wait,
     tdh::{Tdh, Tdvpr},
 };
-use spin::{Mutex, Once};
 use vcpu::Wiring;
 use zerocopy::IntoBytes;
 

@@ -9,11 +9,11 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
-use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use mm::private::{Mode, NoneRuns, Plan, Reclaim, Step};
+use mm::sync::MutexGuard;
+use mm::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use seam::abi::Leaf;
-use spin::MutexGuard;
 
 use super::{
     Body, Td,

@@ -24,11 +24,11 @@ use core::fmt;
 
 use boot::config;
 use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
+use mm::sync::{Mutex, Once};
 use seam::{
     abi::{Measurement, PAGE_4K},
     page::{Donated, Page},
 };
-use spin::{Mutex, Once};
 
 use crate::{platform::Platform, tdx::release::Release};
 use error::Error;

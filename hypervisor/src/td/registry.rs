@@ -2,14 +2,14 @@
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
-use core::sync::atomic::{
+use mm::sync::atomic::{
     AtomicBool, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 
 use boot::config;
 use mm::private::Outcome;
-use spin::Mutex;
+use mm::sync::Mutex;
 
 use super::{
     Notes, Td, build,

@@ -12,4 +12,5 @@ mod operator;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod run;
+mod sample;
 mod short;

@@ -2,4 +2,6 @@
 #![no_std]
 
 /// Every guest: the name of its program, and of its image without `.fd`.
-pub const ALL: &[&str] = &["hello", "smp", "mem", "rude", "calls", "fatal"];
+pub const ALL: &[&str] = &[
+    "hello", "smp", "mem", "rude", "calls", "fatal", "control", "spin",
+];

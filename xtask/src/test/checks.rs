@@ -94,17 +94,19 @@ fn host(tally: &mut Tally) {
 
 /// The tests in which a scheduler chooses the order of the threads' steps: they are built with other locks.
 fn races(tally: &mut Tally) {
-    let tests = [
-        "test",
-        "-p",
-        "mm",
-        "--features",
-        "shuttle",
-        "--test",
-        "races",
-    ];
-    if let Err(error) = run_tests(cargo(&tests), tally) {
-        tally.failed("races", &error);
+    for package in ["mm", "hypervisor"] {
+        let tests = [
+            "test",
+            "-p",
+            package,
+            "--features",
+            "shuttle",
+            "--test",
+            "races",
+        ];
+        if let Err(error) = run_tests(cargo(&tests), tally) {
+            tally.failed("races", &error);
+        }
     }
 }
 

@@ -11,15 +11,15 @@ mod round;
 mod work;
 
 use alloc::{collections::BTreeMap, vec::Vec};
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use mm::private::PrivateMap;
+use mm::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use mm::sync::{Mutex, MutexGuard};
 use seam::{
     error::{Error, Rejected},
     page::{Clean, Page},
     tdh::{Keyed, Tdr, resume::Step},
 };
-use spin::{Mutex, MutexGuard};
 
 pub use error::{CreateError, NotReleased, Why};
 use round::{Package, Round};

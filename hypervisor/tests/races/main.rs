@@ -1,0 +1,14 @@
+//! Races for a TD's life: the production types with their locks and atomics, on CPUs that a scheduler lets take turns in
+//! many orders, the same ones each time.
+//!
+//! Each race is told as what CPUs do at the same time, one of which ends the TD. Whatever the order, no TD is left half dead,
+//! no frame and no HKID is lost, no HKID is released with a vCPU associated, and the module is asked nothing that it must
+//! refuse.
+
+mod actors;
+mod against;
+mod explore;
+mod machine;
+#[path = "../td/sample.rs"]
+#[expect(dead_code, reason = "the other tests use the rest")]
+mod sample;
