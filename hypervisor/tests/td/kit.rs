@@ -1,5 +1,8 @@
 //! A server whose TDs are named by a configuration, and an image for them.
 
+#[path = "sample.rs"]
+mod sample;
+
 use hypervisor::platform::Platform;
 use hypervisor::td::host::{Host, Runner};
 use hypervisor::td::{Td, capabilities::Capabilities, registry::Tds};
@@ -13,7 +16,7 @@ use std::sync::Arc;
 use vcpu::Wiring;
 
 use super::rig::{GLOBAL_HKID, Rig, Setup};
-pub use super::sample::{Everything, FULL, ONE, image};
+pub use sample::{Everything, FULL, ONE, image};
 
 /// Nobody runs vCPUs, and each is told where its host would post interrupts and share memory.
 pub struct Wired;

@@ -12,5 +12,4 @@ mod operator;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod run;
-mod sample;
 mod short;
