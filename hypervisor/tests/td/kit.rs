@@ -16,6 +16,7 @@ use std::sync::Arc;
 use vcpu::Wiring;
 
 use super::rig::{GLOBAL_HKID, Rig, Setup};
+#[allow(unused_imports, reason = "each test program uses a part of it")]
 pub use sample::{Everything, FULL, ONE, image};
 
 /// Nobody runs vCPUs, and each is told where its host would post interrupts and share memory.
