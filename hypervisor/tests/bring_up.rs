@@ -173,12 +173,16 @@ fn busy(leaf: Leaf) -> Status {
 
 #[test]
 fn what_is_busy_once_is_tried_again() {
-    let rig = server(Setup::default());
     for (leaf, _) in LEAFS {
-        rig.refuse(leaf, 1..=1, busy(leaf));
+        for status in [busy(leaf), Status::RND_NO_ENTROPY] {
+            let rig = server(Setup::default());
+            rig.refuse(leaf, 1..=1, status);
+            assert_eq!(up(&rig).0.state, TdxState::Ready, "{leaf:?}");
+            assert_eq!(rig.pauses(), 1, "{leaf:?}");
+            assert_eq!((rig.out().0, rig.illegal()), (pamt_of_default(), 0));
+            rig.audit();
+        }
     }
-    assert_eq!(up(&rig).0.state, TdxState::Ready);
-    assert_eq!(rig.pauses(), LEAFS.len() as u64);
 }
 
 #[test]
@@ -225,11 +229,7 @@ fn what_is_busy_for_ever_is_given_up() {
 
 #[test]
 fn a_lack_of_entropy_for_ever_is_given_up() {
-    for (leaf, has_memory) in [
-        (Leaf::SysInit, false),
-        (Leaf::SysLpInit, false),
-        (Leaf::SysKeyConfig, true),
-    ] {
+    for (leaf, has_memory) in LEAFS {
         let status = match leaf {
             Leaf::SysKeyConfig => Status::KEY_GENERATION_FAILED,
             _ => Status::RND_NO_ENTROPY,

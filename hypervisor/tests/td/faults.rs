@@ -7,10 +7,11 @@ use seam::abi::{Leaf, Operand, Status};
 use seam::retry::Reason;
 
 use super::kit::{FULL, Server, Wired};
+use super::rig::Event;
 use super::short::Short;
 
 /// The leafs that building calls, and no other part of a TD's life.
-const LEAFS: [Leaf; 13] = [
+const LEAFS: [Leaf; 14] = [
     Leaf::MngCreate,
     Leaf::MngKeyConfig,
     Leaf::MngAddcx,
@@ -24,6 +25,7 @@ const LEAFS: [Leaf; 13] = [
     Leaf::VpInit,
     Leaf::VpWr,
     Leaf::MrFinalize,
+    Leaf::MngRd,
 ];
 
 const BUSY: Status = Status::OPERAND_BUSY.with(Operand::RCX);
@@ -103,25 +105,38 @@ fn what_is_busy_once_is_done_all_the_same() {
 
 #[test]
 fn entropy_that_does_not_come_gives_everything_back_and_a_little_patience_is_enough_for_the_rest() {
-    for (leaf, reason) in [
-        (Leaf::MngCreate, Reason::NoEntropy),
-        (Leaf::MngKeyConfig, Reason::KeyGeneration),
-        (Leaf::MngAddcx, Reason::NoEntropy),
-        (Leaf::MngInit, Reason::NoEntropy),
-        (Leaf::VpCreate, Reason::NoEntropy),
-    ] {
+    for leaf in LEAFS {
         let server = Server::new("");
-        let status = match reason {
-            Reason::KeyGeneration => Status::KEY_GENERATION_FAILED,
-            _ => Status::RND_NO_ENTROPY,
+        let (status, reason) = match leaf {
+            Leaf::MngKeyConfig => (Status::KEY_GENERATION_FAILED, Reason::KeyGeneration),
+            _ => (Status::RND_NO_ENTROPY, Reason::NoEntropy),
         };
-        fails(&server, || server.rig.refuse(leaf, 1..=u64::MAX, status));
+        let error = fails(&server, || server.rig.refuse(leaf, 1..=u64::MAX, status));
+        assert!(error.to_string().contains(leaf.name()), "{error}");
         let tds = server.tds(FULL);
+        let retries = server.rig.retries(reason);
         server.rig.refuse(leaf, 1..=3, status);
         tds.create(1).unwrap();
+        assert!(server.rig.retries(reason) >= retries + 3, "{}", leaf.name());
         tds.destroy(1, Way::Terminate).unwrap();
         server.assert_spotless();
     }
+}
+
+#[test]
+fn a_cpu_that_falls_silent_before_its_vcpu_is_made_gives_everything_back() {
+    let server = Server::new("");
+    let tds = server.tds(&FULL.replace("vcpus = 2", "vcpus = 4"));
+    // It made the key of its package, and is not heard of again.
+    let made_key = Event::Call(Leaf::MngKeyConfig);
+    server.rig.set_silent_after(2, made_key);
+    assert_eq!(tds.create(1).unwrap_err(), Error::Silent([2].into()));
+    assert_eq!(tds.state(1), State::Reclaimed);
+    server.assert_nothing_lost();
+    server.rig.set_silent(2, false);
+    tds.create(1).unwrap();
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_nothing_lost();
 }
 
 #[test]
