@@ -2,17 +2,21 @@
 
 mod terminal;
 
+use std::fs;
 use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use seamark_tests::console::Console;
 use seamark_tests::programs::Programs;
 use seamark_tests::qemu::{Boot, Guest, Machine, Stub};
 
 use crate::{host, image};
+
+/// The configuration of those who give none: guests of our own.
+const DEFAULT_CONFIG: &str = include_str!("default.toml");
 
 /// The options of `run`.
 #[derive(Args)]
@@ -44,7 +48,7 @@ pub struct Options {
     /// An option of the stub, such as tdx=off; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     stub: Vec<(String, String)>,
-    /// The configuration (seamark.toml); the files that it names are taken along
+    /// The configuration (seamark.toml) instead of one with guests of our own; the files that it names are taken along
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -79,7 +83,11 @@ pub fn run(programs: &Programs, options: &Options) -> Result<()> {
 }
 
 fn machine(programs: &Programs, options: &Options) -> Result<Machine> {
-    let media = image::media(programs, options.config.as_deref())?;
+    let config = match &options.config {
+        Some(file) => file.clone(),
+        None => default_config(programs)?,
+    };
+    let media = image::media(programs, Some(&config))?;
     let boot = if options.pxe {
         let directory = programs.directory().join("tftp");
         media.write_directory(&directory, "seamark.efi")?;
@@ -105,6 +113,13 @@ fn machine(programs: &Programs, options: &Options) -> Result<Machine> {
     machine.gdb = options.gdb;
     machine.symbols = Some(programs.symbols("seamark"));
     Ok(machine)
+}
+
+/// Puts the default configuration beside the images that it names, where `measure` finds it, too.
+fn default_config(programs: &Programs) -> Result<PathBuf> {
+    let file = programs.directory().join("seamark.toml");
+    fs::write(&file, DEFAULT_CONFIG).with_context(|| format!("can't write {}", file.display()))?;
+    Ok(file)
 }
 
 /// Feeds the commands to the console and prints what it says.
