@@ -240,7 +240,11 @@ fn run(mut machine: Machine) -> ! {
                 Some(PowerAction::PowerOff) => power::off_now(),
                 None => {}
             }
+            if let Some(scheduler) = tds::scheduler() {
+                scheduler.watch(console.watched());
+            }
         }
+        console.refresh(&machine, out);
         if logging::is_news(seen) {
             logging::visit_from(&mut seen, &mut |record| {
                 console.notice(&format!("{}", logging::Shown(record)), out);
@@ -249,7 +253,7 @@ fn run(mut machine: Machine) -> ! {
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
-                poked || serial::has_input() || logging::is_news(seen)
+                poked || serial::has_input() || logging::is_news(seen) || console.has_news(&machine)
             });
         }
     }

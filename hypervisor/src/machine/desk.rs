@@ -45,6 +45,9 @@ pub trait Vitals {
     /// Works with the TD's console; `false` when it has none.
     fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool;
 
+    /// Types a byte on the TD's console; `false` when it is lost.
+    fn type_byte(&self, id: u32, byte: u8) -> bool;
+
     /// How often the vCPUs of the TD exited, by reason.
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
 }
@@ -63,6 +66,10 @@ impl Vitals for NoVitals {
     }
 
     fn console(&self, _: u32, _: &mut dyn FnMut(&vcpu::Console)) -> bool {
+        false
+    }
+
+    fn type_byte(&self, _: u32, _: u8) -> bool {
         false
     }
 
@@ -367,10 +374,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     }
 
     fn type_byte(&self, id: u32, byte: u8) -> bool {
-        let mut taken = false;
-        self.vitals
-            .console(id, &mut |console| taken = console.type_byte(byte));
-        taken
+        self.vitals.type_byte(id, byte)
     }
 
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod desk;
 pub mod seam;
+mod vitals;
 
 use alloc::{
     boxed::Box,
@@ -15,6 +16,7 @@ use boot::BootInfo;
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
+use self::desk::Vitals;
 use crate::{
     console::host::{
         self, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord, Memory,
@@ -24,8 +26,8 @@ use crate::{
     firmware::power,
     heap, logging, memory,
     platform::metal::{METAL, Metal},
-    td::registry,
-    tdx, time,
+    td::registry::Tds,
+    tds, tdx, time,
 };
 
 /// Everything that commands ask about.
@@ -109,21 +111,25 @@ impl Host for Machine {
     }
 
     fn tds(&self) -> Result<Box<dyn host::td::Tds + '_>, String> {
-        Err(self.why_no_tds())
+        let (tds, vitals) = self.desk()?;
+        Ok(Box::new(desk::Desk { tds, vitals }))
     }
 
     fn hkids(&self) -> Result<host::td::HkidReport, String> {
         let ready = tdx::ready().ok_or_else(|| self.why_no_tds())?;
-        let tds = None::<&registry::Tds<'_, Metal>>;
-        Ok(seam::hkids(ready.coordinator.hkids(), tds))
+        Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
     }
 
     fn stats(&self) -> host::seam::Stats {
-        seam::stats(&METAL)
+        let mut stats = seam::stats(&METAL);
+        if let Ok((tds, vitals)) = self.desk() {
+            stats.exits = seam::exits(tds, vitals);
+        }
+        stats
     }
 
     fn seam_bench(&self) -> Result<host::seam::SeamBench, String> {
-        Err(self.why_no_tds())
+        bench::run(self.desk()?.0)
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
@@ -161,6 +167,17 @@ impl Host for Machine {
 }
 
 impl Machine {
+    /// The TDs, and who runs them.
+    ///
+    /// # Errors
+    /// Why there are none.
+    fn desk(&self) -> Result<(&'static Tds<'static, Metal>, &'static dyn Vitals), String> {
+        match (tds::get(), tds::scheduler()) {
+            (Some(tds), Some(scheduler)) => Ok((tds, scheduler)),
+            _ => Err(self.why_no_tds()),
+        }
+    }
+
     fn why_no_tds(&self) -> String {
         format!(
             "this machine has no TDs, for TDX is {}; \"tdx\" says why",

@@ -1,0 +1,51 @@
+//! What the scheduler knows of the TDs that it runs, for the operator.
+
+use alloc::string::{String, ToString};
+
+use crate::{
+    console::host::td::TdVcpu, machine::desk::Vitals, platform::Running, sched::Scheduler,
+};
+
+impl<P: Running> Vitals for Scheduler<'_, P> {
+    fn vcpu(&self, id: u32, index: u16) -> TdVcpu {
+        let times = self.times_us(id, index);
+        let guest = self.guest(id);
+        let station = guest
+            .as_ref()
+            .and_then(|guest| guest.board().stations().get(usize::from(index)));
+        TdVcpu {
+            run_us: times.map(|times| times.run),
+            wait_us: times.map(|times| times.wait),
+            steal_us: times.map(|times| times.steal),
+            entries: station.map(|station| station.tally().entries.get()),
+            ..TdVcpu::default()
+        }
+    }
+
+    fn end(&self, id: u32) -> Option<String> {
+        self.guest(id)?.board().end().map(ToString::to_string)
+    }
+
+    fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool {
+        let guest = self.guest(id);
+        if let Some(guest) = &guest {
+            work(guest.board().console());
+        }
+        guest.is_some()
+    }
+
+    fn type_byte(&self, id: u32, byte: u8) -> bool {
+        Self::type_byte(self, id, byte)
+    }
+
+    fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64)) {
+        let Some(guest) = self.guest(id) else {
+            return;
+        };
+        for station in guest.board().stations() {
+            for (what, times) in station.tally().all() {
+                count(what, times);
+            }
+        }
+    }
+}
