@@ -8,7 +8,7 @@ use seam::{
     hardware::Hardware,
 };
 
-use crate::{cpu, time};
+use crate::{cpu, platform::Stopwatch, time};
 
 /// SEAMCALLs that are remembered for each CPU.
 pub const REMEMBERED: usize = 8;
@@ -89,6 +89,9 @@ impl SeamLog {
     }
 }
 
+/// What measures them.
+pub static STOPWATCH: Stopwatch = Stopwatch::new();
+
 /// The one way by which the host makes SEAMCALLs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded;
@@ -96,7 +99,7 @@ pub struct Recorded;
 impl SeamCall for Recorded {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
         let slot = cpu::this().map(|cpu| cpu.seam_log.begin(time::tsc(), regs));
-        let outcome = Hardware.seamcall(regs);
+        let outcome = STOPWATCH.time(regs, |regs| Hardware.seamcall(regs));
         if let Some(slot) = slot {
             let status = if outcome.is_ok() { regs.rax } else { FAULTED };
             slot.status.store(status, Relaxed);

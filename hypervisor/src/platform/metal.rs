@@ -34,13 +34,13 @@ use spin::Once;
 use vcpu::posted::Descriptor;
 use x86_64::instructions::interrupts;
 
-use super::{Attention, CpuPlace, Platform, Running};
+use super::{Attention, CpuPlace, Platform, Running, Stopwatch};
 use crate::{
     cpu::{self, apic, call::NoAnswer, timer, trap, vmx},
     hypercall,
     memory::{self, HostFrames, direct},
     rtc,
-    seamlog::Recorded,
+    seamlog::{Recorded, STOPWATCH},
     td::Td,
     tds, time,
 };
@@ -77,6 +77,10 @@ impl Platform for Metal {
 
     fn counters(&self, cpu: u32) -> Option<&Counters> {
         cpu::all().get(cpu as usize).map(|cpu| &cpu.seam_counters)
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        &STOPWATCH
     }
 
     fn pool(&self) -> &Self::Pool {

@@ -6,8 +6,10 @@
 
 pub mod metal;
 mod running;
+mod stopwatch;
 
 pub use running::{Attention, Running};
+pub use stopwatch::{Samples, Stopwatch};
 
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
@@ -37,6 +39,12 @@ pub trait Platform: Sync {
 
     /// What CPU `cpu` has called; `None` for one that is not among [`Self::cpus`].
     fn counters(&self, cpu: u32) -> Option<&Counters>;
+
+    /// What measures the SEAMCALLs of all CPUs, on a machine that has something for it.
+    fn stopwatch(&self) -> &Stopwatch {
+        static UNUSED: Stopwatch = Stopwatch::new();
+        &UNUSED
+    }
 
     /// The host's frames.
     fn pool(&self) -> &Self::Pool;

@@ -31,7 +31,7 @@ impl SeamCall for Caller {
             return Ok(());
         }
         let cpu = self.machine.server.processor(self.cpu).unwrap();
-        cpu.seamcall(regs)
+        self.machine.stopwatch.time(regs, |regs| cpu.seamcall(regs))
     }
 }
 

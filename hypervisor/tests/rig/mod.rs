@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hypervisor::cpu::call::{self, NoAnswer};
-use hypervisor::platform::{CpuPlace, Platform};
+use hypervisor::platform::{CpuPlace, Platform, Stopwatch};
 use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
@@ -85,6 +85,7 @@ pub struct Machine {
     size: u64,
     pool: Pool,
     counters: Vec<Counters>,
+    stopwatch: Stopwatch,
     refusals: Refusals,
     pauses: AtomicU64,
     write_backs: Mutex<Vec<u32>>,
@@ -126,6 +127,7 @@ impl Rig {
             size: setup.memory,
             pool: FramePool::new(spin::Mutex::new(frames), Direct(Arc::clone(&server))),
             counters: setup.packages.iter().map(|_| Counters::new()).collect(),
+            stopwatch: Stopwatch::new(),
             refusals: Refusals::default(),
             pauses: AtomicU64::new(0),
             write_backs: Mutex::new(Vec::new()),
@@ -318,6 +320,10 @@ impl Platform for Rig {
 
     fn counters(&self, cpu: u32) -> Option<&Counters> {
         self.machine.counters.get(cpu as usize)
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        &self.machine.stopwatch
     }
 
     fn pool(&self) -> &Pool {

@@ -66,11 +66,6 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
         Tdh::new(&self.call, Never, self.counters)
     }
 
-    /// The same, called through what `wrap` makes of the way there.
-    pub fn through<D: SeamCall>(self, wrap: impl FnOnce(C) -> D) -> Tdh<'a, D, W> {
-        Tdh::new(wrap(self.call), self.wait, self.counters)
-    }
-
     /// The counters that it counts in.
     pub const fn counters(&self) -> &'a Counters {
         self.counters

@@ -1,0 +1,130 @@
+//! A stopwatch for SEAMCALLs: while somebody measures, each call's ticks are kept, by leaf. Otherwise it costs a look at a flag.
+
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use seam::{
+    abi::{Gprs, Leaf, PageSize, Status},
+    call::Fault,
+};
+
+use crate::{sync::IrqLock, time};
+
+/// Calls of a leaf that are kept; those that come later are not.
+const MAX_SAMPLES: usize = 4096;
+
+/// The stopwatch of a machine.
+pub struct Stopwatch {
+    is_on: AtomicBool,
+    samples: IrqLock<Vec<Samples>>,
+}
+
+/// Ticks of the time-stamp counter that calls of one leaf took.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    /// The leaf.
+    pub leaf: Leaf,
+    /// The page that the calls were about, where its size makes a difference.
+    pub size: Option<PageSize>,
+    /// One for each call.
+    pub ticks: Vec<u64>,
+}
+
+impl Stopwatch {
+    /// One that is off.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            is_on: AtomicBool::new(false),
+            samples: IrqLock::new(Vec::new()),
+        }
+    }
+
+    /// Makes a SEAMCALL, and measures it if somebody wants to know.
+    ///
+    /// # Errors
+    /// As `call`.
+    #[inline]
+    pub fn time(
+        &self,
+        regs: &mut Gprs,
+        call: impl FnOnce(&mut Gprs) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
+        if !self.is_on.load(Relaxed) {
+            return call(regs);
+        }
+        let before = *regs;
+        let start = time::tsc();
+        let result = call(regs);
+        let ticks = time::tsc() - start;
+        if result.is_ok() {
+            self.keep(&before, regs, ticks);
+        }
+        result
+    }
+
+    /// Measures the calls that all CPUs make during `work`, those that came to something. `None` when somebody else
+    /// measures.
+    pub fn measure<R>(&self, work: impl FnOnce() -> R) -> Option<(R, Vec<Samples>)> {
+        if self.is_on.swap(true, Relaxed) {
+            return None;
+        }
+        let result = work();
+        self.is_on.store(false, Relaxed);
+        Some((result, core::mem::take(&mut *self.samples.lock())))
+    }
+
+    #[cold]
+    fn keep(&self, before: &Gprs, after: &Gprs, ticks: u64) {
+        // How long a TD runs is its own business.
+        let leaf = Leaf::from_number(before.rax as u16).filter(|leaf| *leaf != Leaf::VpEnter);
+        let Some(leaf) = leaf.filter(|_| !Status(after.rax).is_error()) else {
+            return;
+        };
+        let size = size(leaf, before, after);
+        let mut all = self.samples.lock();
+        let place = all.iter().position(|s| (s.leaf, s.size) == (leaf, size));
+        let place = place.unwrap_or_else(|| {
+            all.push(Samples {
+                leaf,
+                size,
+                ticks: Vec::new(),
+            });
+            all.len() - 1
+        });
+        let ticks_of = &mut all[place].ticks;
+        if ticks_of.len() < MAX_SAMPLES && ticks_of.try_reserve(1).is_ok() {
+            ticks_of.push(ticks);
+        }
+    }
+}
+
+impl Default for Stopwatch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl core::fmt::Debug for Stopwatch {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Stopwatch")
+            .field("is_on", &self.is_on)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The page that a call was about, where its size makes a difference.
+fn size(leaf: Leaf, before: &Gprs, after: &Gprs) -> Option<PageSize> {
+    /// The level in a GPA operand.
+    const LEVEL: u64 = 7;
+    match leaf {
+        Leaf::MemPageAug
+        | Leaf::MemPageDemote
+        | Leaf::MemPagePromote
+        | Leaf::MemPageRemove
+        | Leaf::MemRangeBlock
+        | Leaf::MemRangeUnblock => PageSize::from_level((before.rcx & LEVEL) as u8),
+        Leaf::PhymemPageReclaim => PageSize::from_level(after.r8 as u8),
+        _ => None,
+    }
+}
