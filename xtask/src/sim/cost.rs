@@ -200,7 +200,7 @@ impl Cost {
 
     /// Picoseconds for `count` of them.
     pub fn ps(&self, number: Number, count: f64) -> u64 {
-        (self[number] * count * 1e3).round() as u64
+        (self[number] * count * 1e3 + 0.5) as u64
     }
 }
 

@@ -58,6 +58,8 @@ const LARGEST: (u64, u32) = (2048, 224);
 const CPUS: [u32; 10] = [1, 2, 4, 8, 16, 32, 56, 64, 112, 224];
 /// Pages of 4 KiB take long to simulate: every number is halved and doubled for a TD of this many GiB.
 const SENSITIVITY_4K_GIB: u64 = 1;
+/// The TD with which the time of 4 KiB pages on some CPUs is told by default.
+const CPUS_4K_GIB: u64 = 6;
 /// Our ways that more CPUs make faster.
 const BULK: [Way; 3] = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
 
@@ -170,10 +172,14 @@ impl Options {
     /// The bulk ways with other CPUs, each at one size.
     fn cpus(&self, cost: &Cost) -> Vec<Task> {
         let all = BULK.into_iter().flat_map(|way| {
-            let is_large = self.full && way != Way::Terminate4k;
-            let (gib, _) = if is_large { SIZES[2] } else { SIZES[0] };
-            // Small pages take long to simulate: some numbers of CPUs will do.
+            // Small pages take long to simulate: a part of them and some numbers of CPUs will do.
             let is_quick = self.full || way != Way::Terminate4k;
+            let gib = match way {
+                Way::Terminate4k if self.full => SIZES[0].0,
+                Way::Terminate4k => CPUS_4K_GIB,
+                _ if self.full => SIZES[2].0,
+                _ => SIZES[0].0,
+            };
             let wanted = CPUS.into_iter();
             let wanted = wanted.filter(move |cpus| is_quick || [1, 8, 32, 64, 224].contains(cpus));
             wanted.map(move |cpus| (way, (gib, cpus)))

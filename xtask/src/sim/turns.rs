@@ -48,28 +48,36 @@ pub fn take(
         .zip(starts)
         .map(|(cpu, at)| Reverse((*at, cpu)))
         .collect();
-    'turns: while let Some(Reverse((mut now, cpu))) = turns.pop() {
-        let worker = &mut workers[cpu as usize];
-        // Its turn lasts for as long as no other CPU is before it.
-        while turns.peek().is_none_or(|Reverse(next)| (now, cpu) <= *next) {
-            if let Some(charge) = worker.noted.next() {
-                now = pass(cpu, now, charge);
+    // Whoever's turn it is is not among the others.
+    let mut turn = turns.pop();
+    while let Some(Reverse(mine)) = &mut turn {
+        // It lasts for as long as no other CPU is before it.
+        if let Some(mut next) = turns.peek_mut()
+            && next.0 < *mine
+        {
+            mem::swap(&mut next.0, mine);
+        }
+        let (now, cpu) = mine;
+        let worker = &mut workers[*cpu as usize];
+        if let Some(charge) = worker.noted.next() {
+            *now = pass(*cpu, *now, charge);
+            continue;
+        }
+        if mem::take(&mut worker.is_work) {
+            end = end.max(*now);
+        }
+        let (noted, is_work) = match step(*cpu)? {
+            Turn::Work(noted) => (noted, true),
+            Turn::Idle(noted) => (noted, false),
+            Turn::Done => {
+                turn = turns.pop();
                 continue;
             }
-            if mem::take(&mut worker.is_work) {
-                end = end.max(now);
-            }
-            let (noted, is_work) = match step(cpu)? {
-                Turn::Work(noted) => (noted, true),
-                Turn::Idle(noted) => (noted, false),
-                Turn::Done => continue 'turns,
-            };
-            *worker = Worker {
-                noted: noted.into_iter(),
-                is_work,
-            };
-        }
-        turns.push(Reverse((now, cpu)));
+        };
+        *worker = Worker {
+            noted: noted.into_iter(),
+            is_work,
+        };
     }
     Ok(end)
 }

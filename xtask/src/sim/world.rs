@@ -28,6 +28,9 @@ pub const BASE: u64 = 4 << 30;
 /// The module's own HKID, the first of the private ones.
 pub const GLOBAL_HKID: u16 = 32;
 
+/// Most steps note no more charges than this.
+const STEP_CHARGES: usize = 128;
+
 /// How charges are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taking {
@@ -169,7 +172,10 @@ impl World {
 
     /// What was noted since the last time.
     pub fn noted(&self) -> Vec<Charge> {
-        mem::take(&mut self.core.time().noted)
+        mem::replace(
+            &mut self.core.time().noted,
+            Vec::with_capacity(STEP_CHARGES),
+        )
     }
 
     /// The clock of a CPU, in picoseconds.
