@@ -23,10 +23,17 @@ pub enum Outcome {
 
 impl Outcome {
     /// Judges `status`, with which `leaf` ended.
+    #[inline]
     pub fn of(leaf: Leaf, status: Status) -> Self {
-        if !status.is_error() {
-            return Self::Done;
+        if status.is_error() {
+            Self::of_error(leaf, status)
+        } else {
+            Self::Done
         }
+    }
+
+    #[cold]
+    fn of_error(leaf: Leaf, status: Status) -> Self {
         match status.code() {
             Status::OPERAND_BUSY
             | Status::SYS_BUSY
@@ -182,6 +189,7 @@ impl Counters {
         self.faults.load(Relaxed)
     }
 
+    #[inline]
     pub(crate) fn count(&self, leaf: Leaf, outcome: Outcome) {
         let cells = &self.leafs[leaf as usize];
         cells.calls.fetch_add(1, Relaxed);

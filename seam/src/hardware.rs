@@ -8,7 +8,7 @@
     reason = "SEAMCALL is an instruction without an intrinsic, and the fixup table is made by the linker"
 )]
 
-use core::{arch::naked_asm, slice};
+use core::slice;
 
 use crate::{
     abi::Gprs,
@@ -38,71 +38,81 @@ impl SeamCall for Hardware {
 const INVALID_OPCODE: u64 = 6;
 const VM_FAIL_INVALID: u64 = 0x100;
 
+/// The body of a naked `extern "sysv64" fn(*mut Gprs) -> u64`: loads the registers, executes the instruction, and
+/// stores them. Whoever measures what stands around a SEAMCALL puts something else in its place.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! naked_seamcall {
+    ($instruction:literal $($operands:tt)*) => {
+        core::arch::naked_asm!(
+            "push rbx",
+            "push rbp",
+            "push r12",
+            "push r13",
+            "push r14",
+            "push r15",
+            "push rdi",
+            "mov rax, [rdi + 8 * 0]",
+            "mov rcx, [rdi + 8 * 1]",
+            "mov rdx, [rdi + 8 * 2]",
+            "mov rbx, [rdi + 8 * 3]",
+            "mov rbp, [rdi + 8 * 4]",
+            "mov rsi, [rdi + 8 * 5]",
+            "mov r8, [rdi + 8 * 7]",
+            "mov r9, [rdi + 8 * 8]",
+            "mov r10, [rdi + 8 * 9]",
+            "mov r11, [rdi + 8 * 10]",
+            "mov r12, [rdi + 8 * 11]",
+            "mov r13, [rdi + 8 * 12]",
+            "mov r14, [rdi + 8 * 13]",
+            "mov r15, [rdi + 8 * 14]",
+            "mov rdi, [rdi + 8 * 6]",
+            concat!("2: ", $instruction),
+            "jc 3f",
+            "push rdi",
+            "mov rdi, [rsp + 8]",
+            "mov [rdi + 8 * 0], rax",
+            "mov [rdi + 8 * 1], rcx",
+            "mov [rdi + 8 * 2], rdx",
+            "mov [rdi + 8 * 3], rbx",
+            "mov [rdi + 8 * 4], rbp",
+            "mov [rdi + 8 * 5], rsi",
+            "mov [rdi + 8 * 7], r8",
+            "mov [rdi + 8 * 8], r9",
+            "mov [rdi + 8 * 9], r10",
+            "mov [rdi + 8 * 10], r11",
+            "mov [rdi + 8 * 11], r12",
+            "mov [rdi + 8 * 12], r13",
+            "mov [rdi + 8 * 13], r14",
+            "mov [rdi + 8 * 14], r15",
+            "pop rax",
+            "mov [rdi + 8 * 6], rax",
+            "xor eax, eax",
+            "jmp 4f",
+            "3: mov eax, 0x100",
+            "4: pop rdi",
+            "pop r15",
+            "pop r14",
+            "pop r13",
+            "pop r12",
+            "pop rbp",
+            "pop rbx",
+            "ret",
+            ".pushsection seamark_fixups, \"aR\", @progbits",
+            ".balign 4",
+            ".long 2b - .",
+            ".long 4b - .",
+            ".popsection"
+            $($operands)*
+        )
+    };
+}
+
 /// Executes SEAMCALL with the registers of `regs`. Returns 0 and writes all of them back; or, with `regs` unchanged,
 /// 0x100 for CF = 1 and the vector for a fault.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn seamcall(regs: *mut Gprs) -> u64 {
-    naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rdi",
-        "mov rax, [rdi + 8 * 0]",
-        "mov rcx, [rdi + 8 * 1]",
-        "mov rdx, [rdi + 8 * 2]",
-        "mov rbx, [rdi + 8 * 3]",
-        "mov rbp, [rdi + 8 * 4]",
-        "mov rsi, [rdi + 8 * 5]",
-        "mov r8, [rdi + 8 * 7]",
-        "mov r9, [rdi + 8 * 8]",
-        "mov r10, [rdi + 8 * 9]",
-        "mov r11, [rdi + 8 * 10]",
-        "mov r12, [rdi + 8 * 11]",
-        "mov r13, [rdi + 8 * 12]",
-        "mov r14, [rdi + 8 * 13]",
-        "mov r15, [rdi + 8 * 14]",
-        "mov rdi, [rdi + 8 * 6]",
-        "2: .byte 0x66, 0x0F, 0x01, 0xCF",
-        "jc 3f",
-        "push rdi",
-        "mov rdi, [rsp + 8]",
-        "mov [rdi + 8 * 0], rax",
-        "mov [rdi + 8 * 1], rcx",
-        "mov [rdi + 8 * 2], rdx",
-        "mov [rdi + 8 * 3], rbx",
-        "mov [rdi + 8 * 4], rbp",
-        "mov [rdi + 8 * 5], rsi",
-        "mov [rdi + 8 * 7], r8",
-        "mov [rdi + 8 * 8], r9",
-        "mov [rdi + 8 * 9], r10",
-        "mov [rdi + 8 * 10], r11",
-        "mov [rdi + 8 * 11], r12",
-        "mov [rdi + 8 * 12], r13",
-        "mov [rdi + 8 * 13], r14",
-        "mov [rdi + 8 * 14], r15",
-        "pop rax",
-        "mov [rdi + 8 * 6], rax",
-        "xor eax, eax",
-        "jmp 4f",
-        "3: mov eax, {fail}",
-        "4: pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
-        ".pushsection seamark_fixups, \"aR\", @progbits",
-        ".balign 4",
-        ".long 2b - .",
-        ".long 4b - .",
-        ".popsection",
-        fail = const VM_FAIL_INVALID,
-    )
+    naked_seamcall!(".byte 0x66, 0x0F, 0x01, 0xCF")
 }
 
 /// One entry of the table: both addresses relative to their own field.

@@ -23,6 +23,8 @@ use crate::tally::Tally;
 #[derive(Debug)]
 pub struct Board {
     stations: Box<[Station]>,
+    /// Bits of an x2APIC id.
+    id_bits: u32,
     memory: Box<[Memory]>,
     shared: SharedMap,
     /// Held for reading while private memory is mapped, and for writing while memory is converted: a page is never both.
@@ -144,8 +146,11 @@ impl Board {
         shared: SharedMap,
         clock: Clock,
     ) -> Self {
+        let stations: Box<[_]> = apic_ids.into_iter().map(Station::new).collect();
+        let last = stations.iter().map(Station::apic_id).fold(0, u32::max);
         Self {
-            stations: apic_ids.into_iter().map(Station::new).collect(),
+            stations,
+            id_bits: u32::BITS - last.leading_zeros(),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::new(()),
@@ -160,6 +165,11 @@ impl Board {
     #[must_use]
     pub fn stations(&self) -> &[Station] {
         &self.stations
+    }
+
+    /// How many bits the x2APIC ids of its vCPUs have.
+    pub(crate) const fn id_bits(&self) -> u32 {
+        self.id_bits
     }
 
     /// Its console.

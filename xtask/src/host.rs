@@ -32,6 +32,12 @@ pub const QEMU: [Need; 3] = [
     },
 ];
 
+/// What it takes to count instructions.
+pub const CALLGRIND: [Need; 1] = [Need {
+    what: "valgrind",
+    package: "valgrind",
+}];
+
 /// Installs what is missing through apt-get.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
-//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`, `sim`.
+//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`, `bench`, `sim`.
 
+mod bench;
 mod build;
 mod chart;
 mod conform;
@@ -47,6 +48,9 @@ enum Task {
         /// The firmware image, such as OVMF.fd, or a seamark.toml
         file: PathBuf,
     },
+    /// Measure what has a limit.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Simulate what can't be measured at hand.
     #[command(subcommand)]
     Sim(sim::Sim),
@@ -74,6 +78,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         Task::Measure { file } => measure::run(&file)?,
         Task::Run(options) => run::run(&build::all()?, &options)?,
         Task::Conform(conform) => conform.run()?,
+        Task::Bench(bench) => return bench.run(),
         Task::Sim(sim) => return sim.run(),
         Task::Test(options) => return Ok(test::run(&options)),
     }

@@ -87,7 +87,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// # Errors
     /// VCPU_ASSOCIATED when it is associated with another CPU.
     pub fn vp_rd(&self, tdvpr: &Tdvpr, field: FieldId) -> Result<u64, Error> {
-        let done = self.run(Leaf::VpRd, rcx_rdx(tdvpr.hpa().0, field.0))?;
+        let done = self.run_here(Leaf::VpRd, 0, rcx_rdx(tdvpr.hpa().0, field.0))?;
         Ok(done.regs.r8)
     }
 

@@ -78,12 +78,34 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
 
     /// Calls `leaf` with these operands, as often as the policy allows while it says that it may succeed later.
     fn run_version(&self, leaf: Leaf, version: u8, operands: Gprs) -> Result<Done, Error> {
-        let mut tries = 0;
+        self.run_here(leaf, version, operands)
+    }
+
+    /// [`Self::run_version`] for the leafs that a vCPU's exit waits for: the first try is made in the caller, without
+    /// registers being copied.
+    #[inline(always)]
+    fn run_here(&self, leaf: Leaf, version: u8, operands: Gprs) -> Result<Done, Error> {
+        let mut regs = operands;
+        regs.rax = leaf.rax_version(version);
+        let status = self.count(leaf, self.call.seamcall(&mut regs), &regs)?;
+        if status.is_error() {
+            return self.retry(leaf, version, &operands, regs);
+        }
+        Ok(Done { status, regs })
+    }
+
+    /// What `leaf` came to once it did not succeed at first, with `regs`.
+    #[cold]
+    fn retry(
+        &self,
+        leaf: Leaf,
+        version: u8,
+        operands: &Gprs,
+        mut regs: Gprs,
+    ) -> Result<Done, Error> {
+        let mut tries = 1;
         loop {
-            let mut regs = operands;
-            regs.rax = leaf.rax_version(version);
-            let status = self.count(leaf, self.call.seamcall(&mut regs), &regs)?;
-            tries += 1;
+            let status = Status(regs.rax);
             if !status.is_error() {
                 return Ok(Done { status, regs });
             }
@@ -98,6 +120,10 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
                 return Err(error);
             }
             self.counters.count_retry(reason);
+            regs = *operands;
+            regs.rax = leaf.rax_version(version);
+            self.count(leaf, self.call.seamcall(&mut regs), &regs)?;
+            tries += 1;
         }
     }
 
@@ -119,6 +145,7 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
     }
 
     /// Counts one SEAMCALL by its result.
+    #[inline]
     fn count(&self, leaf: Leaf, result: Result<(), Fault>, regs: &Gprs) -> Result<Status, Error> {
         match result {
             Ok(()) => {

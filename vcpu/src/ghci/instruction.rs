@@ -52,16 +52,9 @@ impl<H: Host> Session<'_, H> {
         const CORES: u32 = 2 << 8;
         let id = self.station.apic_id();
         let vcpus = self.board.stations().len() as u32;
-        let last = self
-            .board
-            .stations()
-            .iter()
-            .map(|s| s.apic_id())
-            .fold(0, u32::max);
-        let shift = u32::BITS - last.leading_zeros();
         match sub_leaf {
             0 => [0, 1, THREADS, id],
-            1 => [shift, vcpus, CORES | 1, id],
+            1 => [self.board.id_bits(), vcpus, CORES | 1, id],
             other => [0, 0, other & 0xFF, id],
         }
     }

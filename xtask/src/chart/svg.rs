@@ -2,16 +2,17 @@
 
 use std::fmt::Write;
 
-use super::{Anchor, SIZE, Shape};
+use super::{Anchor, Drawing, Shape, Text};
 
 /// The document.
-pub fn write(shapes: &[Shape]) -> String {
-    let (width, height) = SIZE;
+pub fn write(drawing: &Drawing) -> String {
+    let (width, height) = drawing.size;
     let mut out = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" font-family=\"sans-serif\" \
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
          font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    for shape in shapes {
+    for shape in &drawing.shapes {
         // Writing to a string does not fail.
         let _ = shape_to(&mut out, shape);
     }
@@ -36,10 +37,11 @@ fn shape_to(out: &mut String, shape: &Shape) -> std::fmt::Result {
         }
         Shape::Dot {
             at: (x, y),
+            radius,
             colour: [r, g, b],
         } => writeln!(
             out,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"rgb({r},{g},{b})\"/>"
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" fill=\"rgb({r},{g},{b})\"/>"
         ),
         Shape::Box {
             at: (x, y),
@@ -49,20 +51,24 @@ fn shape_to(out: &mut String, shape: &Shape) -> std::fmt::Result {
             out,
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"rgb({r},{g},{b})\"/>"
         ),
-        Shape::Text {
+        Shape::Text(Text {
             at: (x, y),
             text,
             anchor,
-        } => {
+            colour: [r, g, b],
+            is_bold,
+        }) => {
             let anchor = match anchor {
                 Anchor::Start => "start",
                 Anchor::Middle => "middle",
                 Anchor::End => "end",
             };
+            let weight = if *is_bold { "bold" } else { "normal" };
             let text = text.replace('&', "&amp;").replace('<', "&lt;");
             writeln!(
                 out,
-                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>"
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\" \
+                 fill=\"rgb({r},{g},{b})\">{text}</text>"
             )
         }
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::cost::{Number, Origin};
 use super::fit::{MEASURED, TOLERANCE, measurement};
 use super::ways::{Limit, Run, Way};
-use super::{Results, Sensitivity};
+use super::{LARGEST, Results, SIZES, Sensitivity};
 use crate::chart::{LogChart, Ranges, Series};
 
 /// Prints everything. Whether it shows what it must.
@@ -228,39 +228,61 @@ pub fn draw(results: &Results, folder: &Path) -> Result<()> {
         is_loose: true,
         labels: Vec::new(),
     });
+    let machines: Vec<_> = SIZES
+        .iter()
+        .chain([&LARGEST])
+        .map(|(gib, cpus)| format!("{gib} GiB: {cpus}"))
+        .collect();
     let sizes = LogChart {
-        title: "Time to take a TD down, on the CPUs of the measurements (2 TiB: 224)".into(),
-        x: "GiB".into(),
-        y: "seconds".into(),
+        title: "Time to take a TD down, and what limits it".into(),
+        x: format!("GiB of the TD (CPUs: {})", machines.join(", ")),
+        y: "seconds, until all memory is the host's and cleared (simulated)".into(),
         series,
     };
     sizes.draw().write(folder, "sim-size")?;
-    let ours = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
+    let ours = [
+        Way::Dynamic,
+        Way::Terminate4k,
+        Way::Terminate2m,
+        Way::Terminate1g,
+    ];
     let cpus = LogChart {
-        title: "Time against CPUs, and what more of them would not help".into(),
-        x: "CPUs".into(),
-        y: "seconds".into(),
+        title: "Time to take a TD down against CPUs, and what limits it".into(),
+        x: "CPUs (up to 56 in a package)".into(),
+        y: "seconds for 100 GiB (simulated)".into(),
         series: ours
             .map(|way| {
                 let mut series = by(way, &results.cpus, |run| run.cpus.into());
                 if let Some(run) = results.cpus.iter().find(|run| run.way == way) {
-                    series.name = format!("{} {} GiB", way.name(), run.gib);
+                    series.name = format!("{} (of {} GiB)", way.name(), run.gib);
+                    let share = 100.0 / run.gib as f64;
+                    series.points.iter_mut().for_each(|point| point.1 *= share);
                 }
                 series
             })
             .into(),
     };
     cpus.draw().write(folder, "sim-cpus")?;
-    let rows = results.sensitivity.iter().filter(|one| matters(one, 0.05));
+    let mut rows: Vec<_> = results
+        .sensitivity
+        .iter()
+        .filter(|one| one.cpus == TARGET_CPUS && matters(one, 0.02))
+        .collect();
+    rows.sort_by(|a, b| {
+        let reach = |one: &Sensitivity| one.ratios[1] - one.ratios[0];
+        (a.way as u8)
+            .cmp(&(b.way as u8))
+            .then(reach(b).total_cmp(&reach(a)))
+    });
+    let name =
+        |one: &Sensitivity| format!("{}, {} GiB: {}", one.way.name(), one.gib, one.number.name());
     let ranges = Ranges {
-        title: "Time when a number is halved or doubled, for once before".into(),
+        title: format!(
+            "What the times on {TARGET_CPUS} CPUs rest on: each number halved and doubled (from 2 % on)"
+        ),
         rows: rows
-            .map(|one| {
-                (
-                    format!("{}: {}", one.way.name(), one.number.name()),
-                    one.ratios,
-                )
-            })
+            .into_iter()
+            .map(|one| (name(one), one.ratios))
             .collect(),
     };
     ranges.draw().write(folder, "sim-sensitivity")
@@ -272,7 +294,7 @@ fn by(way: Way, runs: &[Run], x: impl Fn(&Run) -> u64) -> Series {
     let is_ours = runs.iter().any(|run| run.limit != Limit::Cpus);
     let label = |run: &&Run| {
         if is_ours {
-            run.limit.name().to_owned()
+            format!("limit: {}", run.limit.name())
         } else {
             String::new()
         }

@@ -2,12 +2,12 @@
 
 use std::env;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Error, Result, ensure};
 
 use super::tally::Tally;
-use crate::{build, workspace};
+use crate::{bench, build, workspace};
 
 /// One check.
 pub struct Check {
@@ -42,6 +42,14 @@ pub const ALL: &[Check] = &[
     Check {
         name: "conform",
         run: conform,
+    },
+    Check {
+        name: "sim",
+        run: |tally| count("sim", simulation(), tally),
+    },
+    Check {
+        name: "exits",
+        run: |tally| count("exits", exits(), tally),
     },
 ];
 
@@ -171,6 +179,24 @@ fn conform(tally: &mut Tally) {
         Ok(())
     });
     count("conform", outcome, tally);
+}
+
+/// The default simulation: it fails when it misses a measurement or a target.
+fn simulation() -> Result<()> {
+    let xtask = env::current_exe()?;
+    let status = Command::new(xtask).args(["sim", "reclaim"]).status()?;
+    ensure!(status.success(), "the simulation misses what it must show");
+    Ok(())
+}
+
+/// Instructions of the run loop.
+fn exits() -> Result<()> {
+    let code = bench::exits::run()?;
+    ensure!(
+        code == ExitCode::SUCCESS,
+        "an exit takes too many instructions"
+    );
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> Command {

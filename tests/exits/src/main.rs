@@ -1,0 +1,117 @@
+//! `exits CASE N`: runs a vCPU until its guest has made the call of that name N times. `exits` alone lists the names.
+//!
+//! `cargo xtask bench exits` runs it twice under callgrind, with N and with more, and counts what an exit costs: all
+//! instructions of [`vcpu::Vcpu::run`] but for those of [`module::exits_module`], which stands for the module and the
+//! guest. It fails if the run loop allocates.
+
+mod host;
+mod module;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use seam::abi::ghci::Request;
+use vcpu::Stop;
+
+/// A call that a guest makes.
+struct Case {
+    name: &'static str,
+    /// R11 to R15.
+    operands: [u64; 5],
+    /// Whether an interrupt is posted to the vCPU, and stays so.
+    is_posted: bool,
+    /// Whether an interrupt is in its APIC page, where only the module sees it.
+    is_virtual: bool,
+}
+
+const fn case(name: &'static str, request: Request, operands: [u64; 4]) -> Case {
+    let [r12, r13, r14, r15] = operands;
+    Case {
+        name,
+        operands: [request as u64, r12, r13, r14, r15],
+        is_posted: false,
+        is_virtual: false,
+    }
+}
+
+const CASES: [Case; 8] = [
+    case("cpuid", Request::Cpuid, [0x2, 0, 0, 0]),
+    case("cpuid-hypervisor", Request::Cpuid, [0x4000_0000, 0, 0, 0]),
+    case("cpuid-topology", Request::Cpuid, [0xB, 1, 0, 0]),
+    case("in-absent", Request::Io, [4, 0, 0x9000, 0]),
+    case("out-absent", Request::Io, [1, 1, 0x80, 0x55]),
+    case("out-last", Request::Io, [1, 1, 0xFFFF, 0x55]),
+    Case {
+        is_posted: true,
+        ..case("hlt-posted", Request::Hlt, [0; 4])
+    },
+    Case {
+        is_virtual: true,
+        ..case("hlt-virtual", Request::Hlt, [0; 4])
+    },
+];
+
+/// Counts allocations.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+#[expect(unsafe_code, reason = "an allocator is unsafe to implement")]
+// SAFETY: it passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Relaxed);
+        // SAFETY: the caller's promises are the ones that the system's allocator wants.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above; `memory` came from `alloc`.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let [name, count] = &arguments[..] else {
+        CASES.iter().for_each(|case| println!("{}", case.name));
+        return ExitCode::SUCCESS;
+    };
+    let case = CASES.iter().find(|case| case.name == name);
+    let (Some(case), Ok(count)) = (case, count.parse()) else {
+        eprintln!("usage: exits [CASE N]");
+        return ExitCode::FAILURE;
+    };
+    match run(case, count) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{name}: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(case: &Case, count: u64) -> Result<(), String> {
+    module::script(case.operands, case.is_virtual);
+    let td = host::Td::new();
+    let host = td.host(count);
+    if case.is_posted {
+        // The guest never gets to take it.
+        let _ = td.board.stations()[0].descriptor().post(0x31);
+    }
+    let mut vcpu = vcpu::Vcpu::new(0, 0);
+    let before = ALLOCATIONS.load(Relaxed);
+    let stop = vcpu.run(&td.board, &td.tdvpr, &host);
+    let allocations = ALLOCATIONS.load(Relaxed) - before;
+    let calls = td.board.stations()[0].tally().calls.get();
+    match (stop, allocations) {
+        (Stop::Yield, 0) if calls == count => Ok(()),
+        (Stop::Yield, 0) => Err(format!("{calls} calls of {count}")),
+        (Stop::Yield, allocations) => Err(format!("{allocations} allocations")),
+        (stop, _) => Err(format!("it stopped: {stop:?} {:?}", td.board.end())),
+    }
+}

@@ -1,0 +1,160 @@
+//! `cargo xtask bench exits`: what the exits cost that a guest makes most often, in instructions.
+//!
+//! `tests/exits` runs the run loop of `vcpu` with a guest that makes one call again and again; callgrind counts. What
+//! 1,000 more exits add is what 1,000 exits cost: from the return of TDH.VP.ENTER to the next one, the loading and
+//! storing of the registers included. What stands for module and guest is not counted. The program is built as
+//! `seamark.efi` is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{host, workspace};
+
+/// Instructions for one exit.
+const LIMIT: f64 = 300.0;
+/// Exits in the shorter and the longer of two runs.
+const EXITS: [u64; 2] = [1_000, 2_000];
+const PROFILE: &str = "efi";
+/// What is not counted: the module and the guest.
+const NOT_COUNTED: &str = "exits_module";
+
+/// What was counted in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counts {
+    instructions: u64,
+    /// Instructions that lock the bus: every lock that is taken has one.
+    locked: u64,
+}
+
+/// What an exit costs.
+struct Cost {
+    instructions: f64,
+    locked: f64,
+}
+
+/// Measures and prints it. The exit code says whether each is within its limit.
+///
+/// # Errors
+/// When it can't be measured; when the run loop allocated memory.
+pub fn run() -> Result<ExitCode> {
+    host::require(&host::CALLGRIND)?;
+    let program = build()?;
+    println!("{:20} {:>12} {:>10}", "exit", "instructions", "locked");
+    let mut holds = true;
+    for case in cases(&program)? {
+        let cost = measure(&program, &case)?;
+        // A CPU counts its SEAMCALLs by one locked instruction each, in memory of its own. There are at most two.
+        let is_within = cost.instructions <= LIMIT && cost.locked <= 2.0;
+        holds &= is_within;
+        println!(
+            "{case:20} {:>12.1} {:>10.1}{}",
+            cost.instructions,
+            cost.locked,
+            if is_within { "" } else { "  TOO MANY" }
+        );
+    }
+    println!("at most {LIMIT} instructions for each; no allocation; no lock is taken");
+    Ok(if holds {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn build() -> Result<PathBuf> {
+    let status = Command::new(workspace::cargo())
+        .current_dir(workspace::root())
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "exits",
+            "--profile",
+            PROFILE,
+        ])
+        .status()
+        .context("can't start cargo")?;
+    ensure!(status.success(), "cargo could not build exits");
+    Ok(workspace::target().join(PROFILE).join("exits"))
+}
+
+/// The names of the exits.
+fn cases(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new(program).output();
+    let output = output.with_context(|| format!("can't run {}", program.display()))?;
+    let names = String::from_utf8(output.stdout).context("exits names its cases in UTF-8")?;
+    ensure!(!names.is_empty(), "exits names no cases");
+    Ok(names.lines().map(str::to_owned).collect())
+}
+
+fn measure(program: &Path, case: &str) -> Result<Cost> {
+    let [shorter, longer] = EXITS.map(|exits| count(program, case, exits));
+    let (shorter, longer) = (shorter?, longer?);
+    let exits = (EXITS[1] - EXITS[0]) as f64;
+    let each = |less: u64, more: u64| (more as f64 - less as f64) / exits;
+    Ok(Cost {
+        instructions: each(shorter.instructions, longer.instructions),
+        locked: each(shorter.locked, longer.locked),
+    })
+}
+
+/// Counts a run with so many exits.
+fn count(program: &Path, case: &str, exits: u64) -> Result<Counts> {
+    let out = workspace::target().join("seamark/exits.callgrind");
+    if let Some(folder) = out.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--collect-bus=yes"])
+        .arg(format!("--toggle-collect={NOT_COUNTED}"))
+        .arg("--collect-atstart=yes")
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(program)
+        .args([case, &exits.to_string()])
+        .output()
+        .context("can't start valgrind")?;
+    ensure!(
+        output.status.success(),
+        "{case}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let profile = fs::read_to_string(&out).context("callgrind wrote nothing")?;
+    Counts::parse(&profile).with_context(|| format!("{} is no profile", out.display()))
+}
+
+impl Counts {
+    /// Reads `events: Ir Ge` and `totals: 516 64`, in any order of events.
+    fn parse(profile: &str) -> Option<Self> {
+        let line = |name| profile.lines().find_map(|line| line.strip_prefix(name));
+        let events = line("events: ")?.split_whitespace();
+        let totals = line("totals: ")?.split_whitespace();
+        let counts: Vec<_> = events.zip(totals).collect();
+        let of = |event| {
+            let (_, total) = counts.iter().find(|(name, _)| *name == event)?;
+            total.parse().ok()
+        };
+        Some(Self {
+            instructions: of("Ir")?,
+            locked: of("Ge")?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_tells_what_was_counted() {
+        let profile = "version: 1\nevents: Ir Ge\nfn=(1) main\n0 5 1\ntotals: 698985 2064\n";
+        let counts = Counts {
+            instructions: 698_985,
+            locked: 2064,
+        };
+        assert_eq!(Counts::parse(profile), Some(counts));
+        assert_eq!(Counts::parse("events: Ir\ntotals: 5\n"), None);
+    }
+}
