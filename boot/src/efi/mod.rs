@@ -190,9 +190,12 @@ fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
     let count = len.div_ceil(4096).max(1) as usize;
     let pa = pages(count, u64::MAX)
         .ok_or_else(|| format!("{}: no memory for {len} bytes", file.path))?;
-    // SAFETY: the pages were taken for this file alone and hold at least `len` bytes; any of their bytes is a `u8`.
-    let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, len as usize) };
-    place.read(&file.path, buffer)?;
+    // SAFETY: the pages were taken for this file alone; any of their bytes is a `u8`.
+    let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, count * 4096) };
+    let (content, rest) = buffer.split_at_mut(len as usize);
+    place.read(&file.path, content)?;
+    // Whole pages are shown to TDs: nothing of what was there before may be seen.
+    rest.fill(0);
     Ok(File {
         name: file.name.clone(),
         pa,

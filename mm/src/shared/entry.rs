@@ -38,6 +38,15 @@ impl Entry {
         Self(page.0 | large | WRITE_BACK | READ | WRITE)
     }
 
+    /// A page of the host's own. That the guest can't write it is how it is known: it can write all others.
+    pub const fn lent(page: Hpa) -> Self {
+        Self(page.0 | WRITE_BACK | READ)
+    }
+
+    pub const fn is_lent(self) -> bool {
+        self.0 & (READ | WRITE | EXECUTE) == READ
+    }
+
     pub const fn is_present(self) -> bool {
         self.0 & (READ | WRITE | EXECUTE) != 0
     }

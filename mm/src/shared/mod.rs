@@ -167,8 +167,29 @@ impl SharedMap {
         Ok(())
     }
 
+    /// Maps `bytes` of the host's own memory at `hpa` for the guest to read, at `gpa` (without the SHARED bit), until the end:
+    /// whole pages, which nobody writes meanwhile. The guest can neither change them nor have them unmapped.
+    ///
+    /// # Errors
+    /// [`Error`]; what was mapped before stays so.
+    pub fn lend(&self, frames: &impl Frames, gpa: Gpa, hpa: Hpa, bytes: u64) -> Result<(), Error> {
+        let aligned = gpa.0.is_multiple_of(PAGE_4K) && hpa.0.is_multiple_of(PAGE_4K);
+        if !aligned || gpa.0.checked_add(bytes).is_none_or(|end| end > self.shared) {
+            return Err(Error::BadRange);
+        }
+        let mut holding = self.holding.lock();
+        for offset in (0..bytes).step_by(PAGE_4K as usize) {
+            let entry = self.link(frames, Gpa(gpa.0 + offset), 0, &mut holding)?;
+            if Entry::load(entry).is_present() {
+                return Err(Error::Occupied);
+            }
+            entry.store(Entry::lent(Hpa(hpa.0 + offset)).0, SeqCst);
+        }
+        Ok(())
+    }
+
     /// Unmaps what is in `range`, which lies within one aligned 2 MiB (without the SHARED bit), and gives the frames back
-    /// after `flush`. Returns how many bytes were mapped.
+    /// after `flush`; what is lent stays. Returns how many bytes were mapped.
     ///
     /// # Errors
     /// [`Error::BadRange`]; [`Error::NoAnswer`], and everything is mapped as before; [`Error::NoFrames`] when a page of
@@ -226,7 +247,7 @@ impl SharedMap {
         Ok(taken.len() as u64 * size.bytes())
     }
 
-    /// Whether something is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
+    /// Whether something that is not lent is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
     pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
         let holding = self.holding.lock();
         if holding.tables == 0 {
@@ -242,7 +263,7 @@ impl SharedMap {
         }
     }
 
-    /// Whether something is mapped at `gpa` (without the SHARED bit).
+    /// Whether something that is not lent is mapped at `gpa` (without the SHARED bit).
     pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
         let holding = self.holding.lock();
         holding.tables > 0 && self.find(frames, gpa).is_some()
@@ -282,7 +303,7 @@ impl SharedMap {
     fn dissolve_table(&self, frames: &impl Frames, table: Hpa, level: u8) {
         for word in frames.words(table) {
             let entry = Entry(word.load(SeqCst));
-            if !entry.is_present() {
+            if !entry.is_present() || entry.is_lent() {
                 continue;
             }
             match (level, entry.is_large()) {
@@ -322,7 +343,7 @@ impl SharedMap {
         Ok(&frames.words(table)[index(address, level)])
     }
 
-    /// The entry that maps `gpa`, and its level.
+    /// The entry that maps `gpa`, and its level. What is lent is not the guest's: nobody is to find it.
     fn find<'f>(&self, frames: &'f impl Frames, gpa: Gpa) -> Option<(&'f AtomicU64, u8)> {
         let address = gpa.0 | self.shared;
         let mut table = self.root;
@@ -333,7 +354,7 @@ impl SharedMap {
                 return None;
             }
             if level == 0 || entry.is_large() {
-                return Some((word, level));
+                return (!entry.is_lent()).then_some((word, level));
             }
             table = entry.hpa();
         }

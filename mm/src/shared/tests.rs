@@ -82,6 +82,49 @@ fn walk(host: &Host, map: &SharedMap, gpa: u64) -> Option<u64> {
 }
 
 #[test]
+fn what_is_lent_can_be_read_by_the_guest_and_is_nobodys_to_find_or_give_back() {
+    let host = Host::default();
+    let map = map(&host);
+    let (gpa, hpa) = (SHARED - (1 << 39), 0x1234_5000);
+    map.lend(&host, Gpa(gpa), Hpa(hpa), 0x2001).unwrap();
+    let entry = |gpa: u64| {
+        let mut table = map.root().0;
+        for shift in [39, 30, 21] {
+            let index = ((gpa | SHARED) >> shift) as usize % 512;
+            table = host.words(Hpa(table))[index].load(SeqCst) & 0x000f_ffff_ffff_f000;
+        }
+        host.words(Hpa(table))[(gpa >> 12) as usize % 512].load(SeqCst)
+    };
+    // Write-back, read and nothing else; three pages.
+    assert_eq!(entry(gpa), hpa | 0x31);
+    assert_eq!(entry(gpa + 0x2000), (hpa + 0x2000) | 0x31);
+    assert_eq!(entry(gpa + 0x3000), 0);
+    assert!(!map.has(&host, Gpa(gpa)) && !map.has_block(&host, Gpa(gpa)));
+    assert_eq!(
+        map.with_page(&host, Gpa(gpa), |_| ()),
+        Err(Error::NotMapped)
+    );
+    assert_eq!(
+        map.map(&host, Gpa(gpa), PageSize::Size4K),
+        Err(Error::Occupied)
+    );
+    assert_eq!(map.lend(&host, Gpa(gpa), Hpa(0), 1), Err(Error::Occupied));
+    assert_eq!(map.unmap(&host, gpa..gpa + PAGE_4K, &host), Ok(0));
+    assert_eq!(entry(gpa), hpa | 0x31);
+    assert_eq!(
+        map.lend(&host, Gpa(gpa + 1), Hpa(0), 1),
+        Err(Error::BadRange)
+    );
+    assert_eq!(
+        map.lend(&host, Gpa(SHARED - 0x1000), Hpa(0), 0x1001),
+        Err(Error::BadRange)
+    );
+    assert_eq!(map.holding().pages, [0, 0]);
+    map.dissolve(&host);
+    assert!(host.out.borrow().is_empty());
+}
+
+#[test]
 fn the_cpu_finds_what_was_mapped_and_nothing_else() {
     let host = Host::default();
     let map = map(&host);
