@@ -1,0 +1,335 @@
+//! The ACPI tables of a TD: processors and how they are woken, power, two devices, and the log of what was measured.
+//!
+//! Source: ACPI Specification 6.5, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section 4.3.
+
+use crate::aml;
+
+/// What the tables tell of the TD.
+#[derive(Clone, Copy, Debug)]
+pub struct Td {
+    /// Processors; their x2APIC ids count from 0.
+    pub processors: u32,
+    /// Where the wakeup mailbox is.
+    pub mailbox: u64,
+    /// Where the FACS is, on a multiple of 64.
+    pub facs: u64,
+    /// Where the log of what was measured is, and how much memory it has.
+    pub log: (u64, u64),
+}
+
+/// The host's devices, where a PC has them.
+mod device {
+    pub const IO_APIC: u32 = 0xFEC0_0000;
+    pub const LOCAL_APIC: u32 = 0xFEE0_0000;
+    pub const PM_EVENT: u32 = 0x600;
+    pub const PM_CONTROL: u32 = 0x604;
+    pub const PM_TIMER: u32 = 0x608;
+    pub const RESET: u64 = 0xCF9;
+    pub const RESET_VALUE: u8 = 6;
+    pub const SERIAL: u16 = 0x3F8;
+    pub const SERIAL_INTERRUPT: u8 = 4;
+    pub const CLOCK: u16 = 0x70;
+    pub const CENTURY: u8 = 0x32;
+}
+
+const HEADER_BYTES: usize = 36;
+const RSDP_BYTES: usize = 36;
+const FADT_BYTES: usize = 276;
+
+/// Bytes of the FACS.
+pub const FACS_BYTES: usize = 64;
+
+/// There is no room for the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
+/// Writes the tables to `memory`, which the TD has at address `at`, a multiple of 16. Returns the RSDP's address.
+///
+/// # Errors
+/// [`TooLarge`].
+pub fn write(memory: &mut [u8], at: u64, td: Td) -> Result<u64, TooLarge> {
+    let mut memory = Writer {
+        memory,
+        at,
+        used: RSDP_BYTES,
+    };
+    let dsdt = memory.table(*b"DSDT", 2, &[&devices()])?;
+    let fadt = memory.table(*b"FACP", 6, &[&fadt(dsdt, td.facs)[HEADER_BYTES..]])?;
+    let madt = memory.madt(td)?;
+    let ccel = memory.table(*b"CCEL", 1, &[&ccel(td.log)])?;
+    let pointers = [fadt, madt, ccel].map(u64::to_le_bytes);
+    let xsdt = memory.table(*b"XSDT", 1, &[pointers.as_flattened()])?;
+    let rsdp = memory.memory.first_chunk_mut().ok_or(TooLarge)?;
+    *rsdp = root(xsdt);
+    Ok(at)
+}
+
+/// The FACS, which nothing uses, and whose global lock somebody may want.
+pub fn facs() -> [u8; FACS_BYTES] {
+    let mut facs = [0; FACS_BYTES];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4] = FACS_BYTES as u8;
+    facs[32] = 2;
+    facs
+}
+
+struct Writer<'a> {
+    memory: &'a mut [u8],
+    at: u64,
+    used: usize,
+}
+
+impl Writer<'_> {
+    /// A table whose content is in parts; its address.
+    fn table(&mut self, name: [u8; 4], revision: u8, parts: &[&[u8]]) -> Result<u64, TooLarge> {
+        let start = self.used.next_multiple_of(16);
+        let length = HEADER_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
+        let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
+        let (head, mut rest) = table.split_at_mut(HEADER_BYTES);
+        head.copy_from_slice(&header(name, revision, length));
+        for part in parts {
+            let (to, next) = rest.split_at_mut(part.len());
+            to.copy_from_slice(part);
+            rest = next;
+        }
+        table[9] = checksum(table);
+        self.used = start + length;
+        Ok(self.at + start as u64)
+    }
+
+    fn madt(&mut self, td: Td) -> Result<u64, TooLarge> {
+        const X2APIC: u8 = 9;
+        const IO_APIC: u8 = 1;
+        const WAKEUP: u8 = 0x10;
+        const ENABLED: u32 = 1;
+        let start = self.used.next_multiple_of(16);
+        let count = td.processors as usize;
+        let length = HEADER_BYTES + 8 + 16 * count + 12 + 16;
+        let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
+        table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 5, length));
+        // No flags: there are no 8259s.
+        table[HEADER_BYTES..][..4].copy_from_slice(&device::LOCAL_APIC.to_le_bytes());
+        let (processors, rest) = table[HEADER_BYTES + 8..].split_at_mut(16 * count);
+        for (id, entry) in (0u32..).zip(processors.as_chunks_mut::<16>().0) {
+            entry[0] = X2APIC;
+            entry[1] = 16;
+            entry[4..8].copy_from_slice(&id.to_le_bytes());
+            entry[8..12].copy_from_slice(&ENABLED.to_le_bytes());
+            entry[12..].copy_from_slice(&id.to_le_bytes());
+        }
+        let (io_apic, wakeup) = rest.split_at_mut(12);
+        io_apic[0] = IO_APIC;
+        io_apic[1] = 12;
+        io_apic[4..8].copy_from_slice(&device::IO_APIC.to_le_bytes());
+        wakeup[0] = WAKEUP;
+        wakeup[1] = 16;
+        wakeup[8..].copy_from_slice(&td.mailbox.to_le_bytes());
+        table[9] = checksum(table);
+        self.used = start + length;
+        Ok(self.at + start as u64)
+    }
+}
+
+fn header(name: [u8; 4], revision: u8, length: usize) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(&name);
+    header[4..8].copy_from_slice(&(length as u32).to_le_bytes());
+    header[8] = revision;
+    header[10..16].copy_from_slice(b"SEAMRK");
+    header[16..24].copy_from_slice(b"TD      ");
+    header[24] = 1;
+    header[28..32].copy_from_slice(b"SMRK");
+    header[32] = 1;
+    header
+}
+
+/// What makes the sum of all bytes zero, while the checksum's own is zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+}
+
+fn root(xsdt: u64) -> [u8; RSDP_BYTES] {
+    let mut rsdp = [0; RSDP_BYTES];
+    rsdp[..8].copy_from_slice(b"RSD PTR ");
+    rsdp[9..15].copy_from_slice(b"SEAMRK");
+    rsdp[15] = 2;
+    rsdp[20] = RSDP_BYTES as u8;
+    rsdp[24..32].copy_from_slice(&xsdt.to_le_bytes());
+    rsdp[8] = checksum(&rsdp[..20]);
+    rsdp[32] = checksum(&rsdp);
+    rsdp
+}
+
+/// The fields that are not zero, at their offsets. The first 36 bytes are left for the header.
+fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
+    const SCI_INTERRUPT: u16 = 9;
+    const WBINVD: u32 = 1 << 0;
+    /// Power and sleep button are not fixed features.
+    const NO_BUTTONS: u32 = 1 << 4 | 1 << 5;
+    const RESET_REGISTER: u32 = 1 << 10;
+    /// The power-management timer has 24 bits: its flag is clear. No CMOS flag, no VGA, no 8042.
+    const NO_VGA: u16 = 1 << 2;
+    const SYSTEM_IO: u8 = 1;
+    let mut fadt = [0; FADT_BYTES];
+    let mut put = |at: usize, bytes: &[u8]| fadt[at..at + bytes.len()].copy_from_slice(bytes);
+    // Both are below 4 GiB, and there is no second place for the FACS then.
+    put(36, &(facs as u32).to_le_bytes());
+    put(40, &(dsdt as u32).to_le_bytes());
+    put(46, &SCI_INTERRUPT.to_le_bytes());
+    put(56, &device::PM_EVENT.to_le_bytes());
+    put(64, &device::PM_CONTROL.to_le_bytes());
+    put(76, &device::PM_TIMER.to_le_bytes());
+    // Lengths of event block, control block, timer.
+    put(88, &[4, 2]);
+    put(91, &[4]);
+    put(108, &[device::CENTURY]);
+    put(109, &NO_VGA.to_le_bytes());
+    put(112, &(WBINVD | NO_BUTTONS | RESET_REGISTER).to_le_bytes());
+    put(116, &[SYSTEM_IO, 8, 0, 1]);
+    put(120, &device::RESET.to_le_bytes());
+    put(128, &[device::RESET_VALUE]);
+    // ACPI 6.3.
+    put(131, &[3]);
+    put(140, &dsdt.to_le_bytes());
+    for (at, bits, port) in [
+        (148, 32, device::PM_EVENT),
+        (172, 16, device::PM_CONTROL),
+        (208, 32, device::PM_TIMER),
+    ] {
+        put(at, &[SYSTEM_IO, bits]);
+        put(at + 4, &u64::from(port).to_le_bytes());
+    }
+    fadt
+}
+
+/// The DSDT: how to switch off, the serial port, the clock.
+fn devices() -> aml::Term {
+    let mut terms = aml::name(*b"_S5_", &aml::package(&[0, 0, 0, 0]));
+    let device = |name, id, resources: &[u8]| {
+        aml::device(
+            name,
+            &[
+                &aml::name(*b"_HID", &aml::pnp(id)),
+                &aml::name(*b"_CRS", resources),
+            ],
+        )
+    };
+    let serial = aml::resources(device::SERIAL, 8, Some(device::SERIAL_INTERRUPT));
+    let clock = aml::resources(device::CLOCK, 2, None);
+    let scope = aml::scope(
+        *b"_SB_",
+        &[
+            &device(*b"COM1", 0x0501, &serial),
+            &device(*b"RTC0", 0x0B00, &clock),
+        ],
+    );
+    terms
+        .try_extend_from_slice(&scope)
+        .expect("two devices have room");
+    terms
+}
+
+fn ccel((at, bytes): (u64, u64)) -> [u8; 20] {
+    const TDX: u8 = 2;
+    let mut content = [0; 20];
+    content[0] = TDX;
+    content[4..12].copy_from_slice(&bytes.to_le_bytes());
+    content[12..].copy_from_slice(&at.to_le_bytes());
+    content
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: u64 = 0xFFC1_0000;
+    const TD: Td = Td {
+        processors: 5,
+        mailbox: 0xFFC2_0000,
+        facs: 0xFFC2_1000,
+        log: (0xFFC2_2000, 0x1000),
+    };
+
+    fn tables() -> Vec<u8> {
+        let mut memory = vec![0; crate::TABLES_BYTES];
+        assert_eq!(write(&mut memory, AT, TD), Ok(AT));
+        memory
+    }
+
+    fn long(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// The table at an address, after its length and its sum were checked.
+    fn table(memory: &[u8], at: u64) -> &[u8] {
+        let table = &memory[(at - AT) as usize..];
+        let length = long(table, 4) as u32 as usize;
+        let table = &table[..length];
+        assert_eq!(checksum(table), 0, "{:?}", &table[..4]);
+        table
+    }
+
+    fn named(memory: &[u8], name: &[u8; 4]) -> Vec<u8> {
+        let xsdt = table(memory, long(memory, 24));
+        let mut pointers = xsdt[HEADER_BYTES..].chunks(8).map(|p| long(p, 0));
+        let found = pointers.find(|at| table(memory, *at).starts_with(name));
+        table(memory, found.unwrap()).to_vec()
+    }
+
+    #[test]
+    fn the_root_leads_to_every_table() {
+        let memory = tables();
+        assert_eq!(checksum(&memory[..20]), 0);
+        assert_eq!(checksum(&memory[..36]), 0);
+        for name in [b"FACP", b"APIC", b"CCEL"] {
+            assert!(!named(&memory, name).is_empty());
+        }
+        let fadt = named(&memory, b"FACP");
+        assert!(table(&memory, long(&fadt, 140)).starts_with(b"DSDT"));
+        assert_eq!(long(&fadt, 36) as u32, TD.facs as u32);
+    }
+
+    #[test]
+    fn every_processor_and_the_mailbox_are_in_the_madt() {
+        let madt = named(&tables(), b"APIC");
+        let mut entries = &madt[HEADER_BYTES + 8..];
+        let mut kinds = Vec::new();
+        let mut ids = Vec::new();
+        while let [kind, length, ..] = *entries {
+            let (entry, rest) = entries.split_at(length.into());
+            match kind {
+                9 => ids.push(long(entry, 4) as u32),
+                0x10 => assert_eq!(long(entry, 8), TD.mailbox),
+                _ => {}
+            }
+            kinds.push(kind);
+            entries = rest;
+        }
+        assert_eq!(ids, [0, 1, 2, 3, 4]);
+        assert_eq!(kinds, [9, 9, 9, 9, 9, 1, 0x10]);
+    }
+
+    #[test]
+    fn the_log_is_described() {
+        let ccel = named(&tables(), b"CCEL");
+        assert_eq!(
+            (ccel[36], long(&ccel, 40), long(&ccel, 48)),
+            (2, 0x1000, 0xFFC2_2000)
+        );
+    }
+
+    #[test]
+    fn more_processors_than_there_is_room_for_are_refused() {
+        let mut memory = vec![0; crate::TABLES_BYTES];
+        let td = Td {
+            processors: 2000,
+            ..TD
+        };
+        assert_eq!(write(&mut memory, AT, td), Err(TooLarge));
+        let most = Td {
+            processors: 1024,
+            ..TD
+        };
+        assert!(write(&mut memory, AT, most).is_ok());
+    }
+}

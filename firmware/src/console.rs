@@ -1,0 +1,54 @@
+//! What the firmware says: a few lines on the first serial port, and its last words.
+//!
+//! Numbers are written by hand: formatting would be a fifth of the program.
+
+use td_base::vmcall;
+
+/// COM1's data register.
+const SERIAL: u16 = 0x3F8;
+
+/// Says the parts of a line.
+pub fn say(parts: &[Part<'_>]) {
+    text(b"td-firmware: ");
+    for part in parts {
+        match *part {
+            Part::Text(part) => text(part.as_bytes()),
+            Part::Number(number) => decimal(number),
+        }
+    }
+    text(b"\r\n");
+}
+
+/// A part of a line.
+#[derive(Clone, Copy, Debug)]
+pub enum Part<'a> {
+    /// Text.
+    Text(&'a str),
+    /// A number.
+    Number(u64),
+}
+
+/// The end: on the console, and for the host, which stops the TD.
+pub fn fatal(why: &str) -> ! {
+    say(&[Part::Text(why)]);
+    vmcall::report_fatal_error(0, why)
+}
+
+/// A host without a serial port is as good.
+fn text(bytes: &[u8]) {
+    for byte in bytes {
+        let _ = vmcall::io_out(SERIAL, 1, (*byte).into());
+    }
+}
+
+fn decimal(number: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    let mut left = number;
+    while at == digits.len() || left != 0 {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+    text(&digits[at..]);
+}

@@ -1,0 +1,117 @@
+//! A Linux kernel's file: the setup header, which says how it wants to be loaded.
+//!
+//! Source: Linux Documentation/arch/x86/boot.rst.
+
+/// Where the header is in the file, and in the boot parameters.
+pub const HEADER: usize = 0x1F1;
+/// Bytes at the file's start that hold all of it.
+pub const HEAD_BYTES: usize = 0x400;
+/// The 64-bit entry point, from the start of the loaded kernel.
+pub const ENTRY_64: u64 = 0x200;
+
+const SECTOR: u64 = 512;
+/// Protocol 2.12, the first with `xloadflags`.
+const OLDEST: u16 = 0x020C;
+
+/// What a kernel wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Bytes of the file before what is loaded.
+    pub setup_bytes: u64,
+    /// Where the header ends in the file.
+    pub header_end: usize,
+    /// Where it wants to be loaded.
+    pub address: u64,
+    /// Memory that it needs from there on, to unpack itself.
+    pub bytes: u64,
+    /// The last byte of the initial file system may be here at most.
+    pub initrd_limit: u64,
+    /// Bytes of a command line that it takes, at most.
+    pub command_line: usize,
+}
+
+impl Kernel {
+    /// Reads the header of a file that is `length` bytes long.
+    ///
+    /// # Errors
+    /// Why it can't be booted.
+    pub fn read(head: &[u8; HEAD_BYTES], length: u64) -> Result<Self, &'static str> {
+        /// `xloadflags`: it has the 64-bit entry point.
+        const HAS_64_BIT_ENTRY: u8 = 1;
+        let word =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        if head[0x202..0x206] != *b"HdrS" {
+            return Err("the kernel is no Linux kernel (bzImage)");
+        }
+        if (word(0x206) as u16) < OLDEST || head[0x236] & HAS_64_BIT_ENTRY == 0 {
+            return Err("the kernel has no 64-bit entry point");
+        }
+        let sectors = match head[HEADER] {
+            0 => 4,
+            sectors => u64::from(sectors),
+        };
+        let kernel = Self {
+            setup_bytes: (sectors + 1) * SECTOR,
+            header_end: 0x202 + usize::from(head[0x201]),
+            address: long(0x258),
+            bytes: word(0x260).into(),
+            initrd_limit: word(0x22C).into(),
+            command_line: word(0x238) as usize,
+        };
+        let fits = kernel.header_end <= 0x290
+            && length
+                .checked_sub(kernel.setup_bytes)
+                .is_some_and(|loaded| loaded > ENTRY_64 && loaded <= kernel.bytes);
+        if fits {
+            Ok(kernel)
+        } else {
+            Err("the kernel's header contradicts its length")
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The head of Debian's 6.12 kernel, as far as it is looked at.
+    pub fn head() -> [u8; HEAD_BYTES] {
+        let mut head = [0; HEAD_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
+        put(HEADER, &[0x27]);
+        put(0x201, &[0x6A]);
+        put(0x202, b"HdrS");
+        put(0x206, &[0x0F, 0x02]);
+        put(0x22C, &0x7FFF_FFFFu32.to_le_bytes());
+        put(0x236, &[0x7F]);
+        put(0x238, &0x7FFu32.to_le_bytes());
+        put(0x258, &0x100_0000u64.to_le_bytes());
+        put(0x260, &0x37D_C000u32.to_le_bytes());
+        head
+    }
+
+    #[test]
+    fn debians_kernel_is_understood() {
+        let kernel = Kernel::read(&head(), 11_655_104).unwrap();
+        assert_eq!((kernel.setup_bytes, kernel.header_end), (0x5000, 0x26C));
+        assert_eq!((kernel.address, kernel.bytes), (0x100_0000, 0x37D_C000));
+        assert_eq!(kernel.initrd_limit, 0x7FFF_FFFF);
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused() {
+        let changed = |at: usize, byte: u8, length| {
+            let mut head = head();
+            head[at] = byte;
+            Kernel::read(&head, length)
+        };
+        let length = 11_655_104;
+        assert!(changed(0x202, b'X', length).is_err());
+        assert!(changed(0x206, 0x0B, length).is_err());
+        assert!(changed(0x236, 0, length).is_err());
+        assert!(changed(0x201, 0xFF, length).is_err());
+        assert!(changed(0, 0, 0x5000).is_err());
+        assert!(changed(0x263, 0, length).is_err());
+    }
+}

@@ -1,0 +1,185 @@
+//! The first vCPU's way from the reset vector to the kernel.
+#![expect(
+    unsafe_code,
+    reason = "memory is used by its address: there is nobody else who gives it out"
+)]
+
+use core::slice;
+
+use td_base::hob::{self, Kind};
+use td_base::layout::{HOB, HOB_BYTES};
+use td_base::payload::{self, File, Payload, WINDOW};
+use td_base::{long_mode, tdcall};
+
+use crate::console::{Part, fatal, say};
+use crate::events::Log;
+use crate::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
+use crate::parameters::{self, Kind as Use, Told};
+use crate::places::{self, COMMAND_LINE, PARAMETERS, Ranges};
+use crate::team::MAILBOX;
+use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, acpi, sha384, start, team};
+
+/// The registers for what is booted.
+const KERNEL_REGISTER: u8 = 1;
+const SYSTEM_REGISTER: u8 = 2;
+
+/// Where the log is in what stays the firmware's, behind the FACS.
+const LOG_AT: usize = 0x1000;
+
+/// Boots.
+pub extern "sysv64" fn main() -> ! {
+    let info = tdcall::vp_info();
+    // SAFETY: the image has this memory for the list, and nothing else is there. The host wrote it before the TD ran.
+    let list = unsafe { slice::from_raw_parts(HOB as *const u8, HOB_BYTES as usize) };
+    let ranges = check(memory(list));
+    let payload = payload_of(list);
+    long_mode::map_shared(1 << (info.gpa_width - 1) | WINDOW);
+
+    let mut head = [0; HEAD_BYTES];
+    if payload.kernel.bytes < HEAD_BYTES as u64 {
+        fatal("the kernel is no Linux kernel (bzImage)");
+    }
+    copy(payload.kernel, &mut head);
+    let kernel = check(Kernel::read(&head, payload.kernel.bytes));
+    if payload.command_line.len() > kernel.command_line {
+        fatal("the command line is longer than the kernel takes");
+    }
+    let places = check(places::find(
+        &ranges,
+        &kernel,
+        payload.initrd.bytes,
+        info.vcpus,
+    ));
+    team::accept_all(&ranges, info.vcpus, places.waiting.start);
+
+    // SAFETY: this is memory that was accepted, in which `places` gave each its part.
+    let (file, initrd, page, line) = unsafe {
+        (
+            memory_at(places.file, payload.kernel.bytes),
+            memory_at(places.initrd, payload.initrd.bytes),
+            memory_at(PARAMETERS, parameters::BYTES as u64),
+            memory_at(COMMAND_LINE, payload::COMMAND_LINE_MAX as u64 + 1),
+        )
+    };
+    copy(payload.kernel, file);
+    copy(payload.initrd, initrd);
+    line[..payload.command_line.len()].copy_from_slice(payload.command_line);
+    // The host could have changed it since it was looked at; what counts is what was copied, and is measured.
+    if file.first_chunk() != Some(&head) {
+        fatal("the host has changed the kernel");
+    }
+
+    // SAFETY: this vCPU alone uses it, here alone.
+    let (tables, kept) = unsafe { (&mut *TABLES.0.get(), &mut *KEPT.0.get()) };
+    let (tables_at, kept_at) = (tables.as_ptr() as u64, kept.as_ptr() as u64);
+    let (facs, log) = kept.split_at_mut(LOG_AT);
+    facs[..acpi::FACS_BYTES].copy_from_slice(&acpi::facs());
+    let log_bytes = log.len() as u64;
+    let mut log = Log::new(log);
+    measure(&mut log, KERNEL_REGISTER, file, b"kernel");
+    measure(
+        &mut log,
+        SYSTEM_REGISTER,
+        payload.command_line,
+        payload.command_line,
+    );
+    if payload.initrd.bytes != 0 {
+        measure(&mut log, SYSTEM_REGISTER, initrd, b"initrd");
+    }
+
+    let td = acpi::Td {
+        processors: info.vcpus,
+        mailbox: &raw const MAILBOX as u64,
+        facs: kept_at,
+        log: (kept_at + LOG_AT as u64, log_bytes),
+    };
+    let Ok(rsdp) = acpi::write(tables, tables_at, td) else {
+        fatal("there are too many vCPUs for the ACPI tables");
+    };
+    let kept = [
+        (places.waiting.clone(), Use::Reserved),
+        (tables_at..tables_at + TABLES_BYTES as u64, Use::Acpi),
+        (
+            td.mailbox..td.mailbox + size_of_val(&MAILBOX) as u64,
+            Use::Nvs,
+        ),
+        (kept_at..kept_at + KEPT_BYTES as u64, Use::Nvs),
+    ];
+    let told = Told {
+        head: &head,
+        kernel: &kernel,
+        places: &places,
+        initrd_bytes: payload.initrd.bytes,
+        rsdp,
+        map: &parameters::map(&ranges, &kept),
+    };
+    let Some(page) = page.first_chunk_mut() else {
+        fatal("there is no room for the boot parameters");
+    };
+    parameters::write(page, &told);
+    say(&[
+        Part::Number(info.vcpus.into()),
+        Part::Text(" vCPUs, "),
+        Part::Number(
+            ranges
+                .iter()
+                .map(|range| range.end - range.start)
+                .sum::<u64>()
+                >> 20,
+        ),
+        Part::Text(" MiB accepted; kernel of "),
+        Part::Number(payload.kernel.bytes),
+        Part::Text(" bytes, initrd of "),
+        Part::Number(payload.initrd.bytes),
+    ]);
+    // SAFETY: all is as the boot protocol demands.
+    unsafe { start::enter(places.kernel + ENTRY_64, PARAMETERS) }
+}
+
+fn check<T>(result: Result<T, &'static str>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(why) => fatal(why),
+    }
+}
+
+/// The memory that the TD has to accept.
+fn memory(list: &[u8]) -> Result<Ranges, &'static str> {
+    let told = hob::memory::<{ places::MAX_RANGES }>(list);
+    let told = told.map_err(|_| "the list of memory is broken")?;
+    let unaccepted = told
+        .into_iter()
+        .filter(|(_, kind)| *kind == Kind::Unaccepted);
+    places::check(unaccepted.map(|(range, _)| range).collect())
+}
+
+fn payload_of(list: &[u8]) -> Payload<'_> {
+    match hob::named(list, &payload::GUID) {
+        Ok(Some(block)) => check(Payload::read(block)),
+        _ => fatal("the host hands over no kernel"),
+    }
+}
+
+/// Copies the beginning of a file of the host's, as much as `to` has room for.
+fn copy(file: File, to: &mut [u8]) {
+    let from = long_mode::SHARED_WINDOW + (file.gpa - WINDOW);
+    // SAFETY: the window maps what the host shares, all of which may be read; what is not there raises an exception, and the
+    // TD ends. Nobody else has `to`.
+    unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) }
+}
+
+/// # Safety
+/// The memory was accepted, and nobody else uses it.
+unsafe fn memory_at(at: u64, bytes: u64) -> &'static mut [u8] {
+    // SAFETY: all memory is mapped at its own address; the rest is the caller's promise. Places are never at address 0.
+    unsafe { slice::from_raw_parts_mut(at as *mut u8, bytes as usize) }
+}
+
+/// Extends a register, and notes that.
+fn measure(log: &mut Log<'_>, register: u8, content: &[u8], what: &[u8]) {
+    let digest = sha384::digest(content);
+    if tdcall::rtmr_extend(register, &digest).is_err() {
+        fatal("a measurement register can't be extended");
+    }
+    log.extended(register, &digest, what);
+}

@@ -1,0 +1,139 @@
+//! All vCPUs at once: they accept the TD's memory together, and all but the first wait for the kernel then.
+#![expect(unsafe_code, reason = "memory and its ranges are shared between vCPUs")]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use core::cell::UnsafeCell;
+
+use td_base::{accept, vmcall};
+
+use crate::console;
+use crate::places::{self, Ranges, WAITING_STACK_BYTES};
+use crate::start::{self, TIMER_VECTOR};
+
+/// Where the stacks are that vCPUs have while they accept memory; 0 until there are some.
+pub static STACKS: AtomicU64 = AtomicU64::new(0);
+/// The mailbox in which waiting vCPUs look for the kernel's orders: a page.
+pub static MAILBOX: Mailbox = Mailbox([const { AtomicU64::new(0) }; 512]);
+/// vCPUs that wait for the kernel.
+pub static WAITING: AtomicU32 = AtomicU32::new(0);
+
+/// Command and id, then the address: ACPI Specification 6.5, section 5.2.12.19.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Mailbox([AtomicU64; 512]);
+
+/// The next block to be accepted, and how many vCPUs found none any more.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+static FINISHED: AtomicU32 = AtomicU32::new(0);
+
+/// What the first vCPU tells the others.
+#[derive(Debug)]
+struct Orders {
+    ranges: Ranges,
+    vcpus: u32,
+    /// Where the stacks of waiting vCPUs begin.
+    waiting: u64,
+    /// Blocks of 2 MiB that are accepted already.
+    done: core::ops::Range<u64>,
+    /// Ticks of the time-stamp counter between two looks into the mailbox; 0 to look all the time.
+    patience: u64,
+}
+
+struct Told(UnsafeCell<Option<Orders>>);
+// SAFETY: it is written once, by the first vCPU, before the others are let go, and only read then.
+unsafe impl Sync for Told {}
+
+static ORDERS: Told = Told(UnsafeCell::new(None));
+
+/// The frequency of the crystal by which CPUID tells that of the time-stamp counter.
+const CRYSTAL_HZ: u64 = 25_000_000;
+/// Looks into the mailbox a second.
+const LOOKS: u64 = 500;
+
+/// Accepts all of the TD's memory on all vCPUs; those that are not the first wait for the kernel then, with stacks from
+/// `waiting` on.
+pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
+    let stacks = match places::stacks(ranges, vcpus) {
+        Ok(stacks) => stacks,
+        Err(why) => console::fatal(why),
+    };
+    accept_range(stacks.clone());
+    start::prepare_gate();
+    let frequency = core::arch::x86_64::__cpuid(0x15);
+    let hz = match frequency.eax {
+        0 => 0,
+        unit => CRYSTAL_HZ * u64::from(frequency.ebx) / u64::from(unit),
+    };
+    let orders = Orders {
+        ranges: ranges.clone(),
+        vcpus,
+        waiting,
+        done: stacks.clone(),
+        patience: hz / LOOKS,
+    };
+    // SAFETY: no other vCPU looks at it before `STACKS` is set.
+    unsafe { *ORDERS.0.get() = Some(orders) };
+    STACKS.store(stacks.start, Ordering::Release);
+    work(ranges, &stacks, vcpus);
+    while WAITING.load(Ordering::Acquire) + 1 < vcpus {
+        core::hint::spin_loop();
+    }
+}
+
+/// What vCPU `index` does until it waits: the end of the stack that it has then, and its patience.
+pub extern "sysv64" fn join(index: u32) -> Rest {
+    // SAFETY: the first vCPU has set it before there were stacks.
+    let Some(orders) = (unsafe { &*ORDERS.0.get() }) else {
+        console::fatal("a vCPU came too early");
+    };
+    if index >= orders.vcpus {
+        console::fatal("there are more vCPUs than the module tells");
+    }
+    work(&orders.ranges, &orders.done, orders.vcpus);
+    Rest {
+        stack: orders.waiting + u64::from(index + 1) * WAITING_STACK_BYTES,
+        patience: if orders.patience != 0 && has_timer() {
+            orders.patience
+        } else {
+            0
+        },
+    }
+}
+
+/// How a vCPU waits: in RAX and RDX.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    stack: u64,
+    patience: u64,
+}
+
+/// Switches the vCPU's APIC on, with its timer in deadline mode. A host that does not offer that has a vCPU that spins.
+fn has_timer() -> bool {
+    const SPURIOUS: u32 = 0x80F;
+    const LVT_TIMER: u32 = 0x832;
+    const ENABLED: u64 = 0x1FF;
+    const DEADLINE: u64 = 2 << 17;
+    vmcall::wrmsr(SPURIOUS, ENABLED).is_ok()
+        && vmcall::wrmsr(LVT_TIMER, DEADLINE | u64::from(TIMER_VECTOR)).is_ok()
+}
+
+/// Accepts block after block until there is none, and returns when no vCPU has one any more.
+fn work(ranges: &Ranges, done: &core::ops::Range<u64>, vcpus: u32) {
+    while let Some(block) = places::block(ranges, NEXT.fetch_add(1, Ordering::Relaxed)) {
+        if !done.contains(&block.start) {
+            accept_range(block);
+        }
+    }
+    FINISHED.fetch_add(1, Ordering::AcqRel);
+    while FINISHED.load(Ordering::Acquire) < vcpus {
+        core::hint::spin_loop();
+    }
+}
+
+fn accept_range(range: core::ops::Range<u64>) {
+    if accept::range(range).is_err() {
+        console::fatal("memory that the host promised can't be accepted");
+    }
+}
