@@ -8,7 +8,7 @@ use core::{
 
 use boot::{BootInfo, config::Clear};
 use mm::private::ClearPolicy;
-use seam::erratum::has_partial_write;
+use seam::{address::Hpa, erratum::has_partial_write};
 use spin::Once;
 
 use crate::{
@@ -19,7 +19,13 @@ use crate::{
         metal::{METAL, Metal},
     },
     sched::{Scheduler, ends},
-    td::{capabilities::Capabilities, host::Host, params::Native, registry::Tds},
+    td::{
+        capabilities::Capabilities,
+        files::{Files, Loaded},
+        host::Host,
+        params::Native,
+        registry::Tds,
+    },
     tdx, time,
 };
 
@@ -63,8 +69,22 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         runner: scheduler,
     };
     let named = info.config.td.iter().map(|td| {
-        let file = info.files.iter().find(|file| file.name == td.image);
-        (td.clone(), file.map(contents))
+        let named = |name: &Option<String>| {
+            let name = name.as_ref()?;
+            info.files.iter().find(|file| file.name == *name)
+        };
+        let loaded = |name| {
+            named(name).map(|file| Loaded {
+                hpa: Hpa(file.pa),
+                bytes: file.len,
+            })
+        };
+        let files = Files {
+            image: named(&td.image).map(contents),
+            kernel: loaded(&td.kernel),
+            initrd: loaded(&td.initrd),
+        };
+        (td.clone(), files)
     });
     TDS.call_once(|| Tds::new(host, named.collect()));
     Vec::new()

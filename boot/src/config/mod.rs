@@ -183,7 +183,10 @@ struct NamedFile {
 #[derive(Deserialize)]
 struct NamedTd {
     name: Spanned<String>,
-    image: Spanned<String>,
+    image: Option<Spanned<String>>,
+    kernel: Option<Spanned<String>>,
+    initrd: Option<Spanned<String>>,
+    cmdline: Option<Spanned<String>>,
 }
 
 impl Names {
@@ -195,14 +198,38 @@ impl Names {
         all_differ("file", &files)?;
         all_differ("td", &tds)?;
         for td in &self.td {
-            let image = &td.image;
-            if !files.iter().any(|f| f.get_ref() == image.get_ref()) {
+            let named = [
+                ("image", &td.image),
+                ("kernel", &td.kernel),
+                ("initrd", &td.initrd),
+            ];
+            for (key, name) in named {
+                let Some(name) = name else { continue };
+                if !files.iter().any(|f| f.get_ref() == name.get_ref()) {
+                    return Err((
+                        name.span().start,
+                        format!(
+                            "{key} is {:?}, and no [[file]] has that name",
+                            name.get_ref()
+                        ),
+                    ));
+                }
+            }
+            if td.kernel.is_some() {
+                continue;
+            }
+            for (key, value) in [("initrd", &td.initrd), ("cmdline", &td.cmdline)] {
+                if let Some(value) = value {
+                    return Err((
+                        value.span().start,
+                        format!("{key} is for a kernel, and there is none"),
+                    ));
+                }
+            }
+            if td.image.is_none() {
                 return Err((
-                    image.span().start,
-                    format!(
-                        "image is {:?}, and no [[file]] has that name",
-                        image.get_ref()
-                    ),
+                    td.name.span().start,
+                    format!("{} needs an image, or a kernel", td.name.get_ref()),
                 ));
             }
         }

@@ -25,8 +25,19 @@ pub struct Td {
     /// What the operator calls it: a letter, then up to 31 letters, digits, `-`, `_` or `.`.
     #[serde(deserialize_with = "name")]
     pub name: String,
-    /// The name of the `[[file]]` with the firmware that it starts from (TDVF format).
-    pub image: String,
+    /// The name of the `[[file]]` with the firmware that it starts from (TDVF format); without it the host's own, which boots
+    /// `kernel`.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// The name of the `[[file]]` with the Linux kernel (bzImage) that its firmware boots.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    /// The name of the `[[file]]` with the kernel's initial file system.
+    #[serde(default)]
+    pub initrd: Option<String>,
+    /// The kernel's command line: up to 2047 characters of printable ASCII.
+    #[serde(default, deserialize_with = "command_line")]
+    pub cmdline: String,
     /// Bytes of memory, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
     #[serde(deserialize_with = "memory")]
     pub memory: u64,
@@ -141,6 +152,22 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
             "name is {name:?}; it must be a letter, then up to {} letters, digits, '-', '_' or '.'",
             MAX - 1
         )))
+    }
+}
+
+fn command_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    /// What Linux takes for x86.
+    const MAX: usize = 2047;
+    let line = String::deserialize(deserializer)?;
+    match line.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
+        Some(byte) => Err(Error::custom(format!(
+            "cmdline has a byte {byte:#x}; it must be printable ASCII"
+        ))),
+        None if line.len() > MAX => Err(Error::custom(format!(
+            "cmdline has {} characters; it must have {MAX} at most",
+            line.len()
+        ))),
+        None => Ok(line),
     }
 }
 
@@ -282,8 +309,14 @@ mod tests {
     #[test]
     fn a_wrong_value_is_refused_with_its_line_and_key() {
         let memory = "memory = \"2M\"\n";
+        let long = "x".repeat(2048);
         for (line, wrong) in [
             (7, "memory = \"3M\"\n"),
+            (8, &format!("{memory}cmdline = \"{long}\"\n")),
+            (8, &format!("{memory}cmdline = \"a\\tb\"\n")),
+            (8, &format!("{memory}kernel = \"none\"\n")),
+            (8, &format!("{memory}initrd = \"hello\"\n")),
+            (8, &format!("{memory}cmdline = \"quiet\"\n")),
             (7, "memory = \"0M\"\n"),
             (7, "memory = \"+2M\"\n"),
             (7, "memory = \"2\"\n"),
@@ -304,6 +337,25 @@ mod tests {
             let e = td(wrong).unwrap_err();
             assert!(e.starts_with(&format!("seamark.toml:{line}: ")), "{e}");
         }
+    }
+
+    #[test]
+    fn a_kernel_takes_the_place_of_an_image() {
+        let parse = |keys: &str| {
+            let text = format!(
+                "[[file]]\nname = \"k\"\npath = \"k\"\n[[td]]\nname = \"a\"\nmemory = \"64M\"\n{keys}"
+            );
+            parse(text.as_bytes()).map(|mut config| config.td.remove(0))
+        };
+        let td = parse("kernel = \"k\"\ninitrd = \"k\"\ncmdline = \"console=ttyS0\"\n").unwrap();
+        assert_eq!((td.image, td.kernel.as_deref()), (None, Some("k")));
+        assert_eq!(
+            (td.initrd.as_deref(), &*td.cmdline),
+            (Some("k"), "console=ttyS0")
+        );
+        let neither = parse("").unwrap_err();
+        assert_eq!(neither, "seamark.toml:5: a needs an image, or a kernel");
+        assert!(parse("image = \"k\"\nkernel = \"k\"\n").is_ok());
     }
 
     #[test]

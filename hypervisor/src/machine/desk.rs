@@ -11,6 +11,7 @@ use alloc::{
 };
 use core::fmt::Write;
 
+use boot::config;
 use mm::private::{Holding, Outcome, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 
@@ -250,6 +251,17 @@ fn advice(wish: Wish, state: State, name: &str) -> String {
     }
 }
 
+/// The file that a TD starts from, for people.
+fn started_from(config: &config::Td) -> String {
+    match (&config.image, &config.kernel) {
+        (Some(image), _) => image.clone(),
+        (None, kernel) => format!(
+            "{}, by the host's own firmware",
+            kernel.as_deref().unwrap_or_default()
+        ),
+    }
+}
+
 impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     fn names(&self) -> Vec<String> {
         self.tds.ids().map(|id| self.name(id)).collect()
@@ -267,7 +279,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         let notes = self.tds.notes(id).unwrap_or_default();
         Ok(TdReport {
             line,
-            image: config.image.clone(),
+            image: started_from(config),
             autostart: config.autostart,
             control: config.control,
             debug: config.debug,

@@ -37,6 +37,12 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let frames = self.platform.shared_frames();
         let shared = SharedMap::new(frames, Levels::Four, SHARED);
         let shared = shared.map_err(|error| error.to_string())?;
+        for (gpa, file) in td.lent() {
+            if let Err(error) = shared.lend(frames, *gpa, file.hpa, file.bytes) {
+                shared.dissolve(frames);
+                return Err(error.to_string());
+            }
+        }
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
         let guest = Guest::new(td.id(), Board::new(0..vcpus, memory, shared, clock));

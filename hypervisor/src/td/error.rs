@@ -17,8 +17,8 @@ use crate::tdx::{
 pub enum Error {
     /// The configuration asks for what the module can't do.
     Refused(params::Refused),
-    /// The image is not there: its file was not loaded.
-    NoImage,
+    /// A file that the configuration names was not loaded.
+    NoFile(String),
     /// The image is none that a TD can be built from.
     Image(tdvf::Malformed),
     /// The list of memory does not fit into the image.
@@ -88,8 +88,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(refused) => refused.fmt(f),
-            Self::NoImage => f.write_str(
-                "its image was not loaded; \"boot\" says why the file could not be read",
+            Self::NoFile(name) => write!(
+                f,
+                "its file {name:?} was not loaded; \"boot\" says why it could not be read"
             ),
             Self::Image(error) => write!(f, "its image can't be used: {error}"),
             Self::Hob(error) => write!(f, "its image can't be told of its memory: {error}"),

@@ -1,4 +1,4 @@
-//! The TD HOB list: where the host tells a TD's firmware what memory it has.
+//! The TD HOB list: where the host tells a TD's firmware what memory it has, and what to boot.
 //!
 //! Format: Platform Initialization Specification 1.7, volume 3, hand-off blocks; what a TDVF expects of it: Intel TDX
 //! Virtual Firmware Design Guide, section 4.2.
@@ -6,9 +6,12 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// EFI_HOB_TYPE_HANDOFF, EFI_HOB_TYPE_RESOURCE_DESCRIPTOR, EFI_HOB_TYPE_END_OF_HOB_LIST.
+use td_base::payload::{self, Payload};
+
+/// EFI_HOB_TYPE_HANDOFF, EFI_HOB_TYPE_RESOURCE_DESCRIPTOR, EFI_HOB_TYPE_GUID_EXTENSION, EFI_HOB_TYPE_END_OF_HOB_LIST.
 const HANDOFF: u16 = 0x0001;
 const RESOURCE_DESCRIPTOR: u16 = 0x0003;
+const GUID_EXTENSION: u16 = 0x0004;
 const END_OF_HOB_LIST: u16 = 0xFFFF;
 /// Bytes of each, the header of 8 included.
 const HANDOFF_BYTES: u16 = 0x38;
@@ -30,9 +33,11 @@ pub enum Kind {
 
 /// The list, for address `at` of the guest.
 #[must_use]
-pub fn list(at: u64, memory: &[(Range<u64>, Kind)]) -> Vec<u8> {
+pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>>) -> Vec<u8> {
+    let payload = payload.map(block).unwrap_or_default();
     let bytes = u64::from(HANDOFF_BYTES)
         + memory.len() as u64 * u64::from(RESOURCE_DESCRIPTOR_BYTES)
+        + payload.len() as u64
         + u64::from(END_BYTES);
     let mut list = Vec::with_capacity(bytes as usize);
     header(&mut list, HANDOFF, HANDOFF_BYTES);
@@ -50,8 +55,25 @@ pub fn list(at: u64, memory: &[(Range<u64>, Kind)]) -> Vec<u8> {
         long(&mut list, range.start);
         long(&mut list, range.end - range.start);
     }
+    list.extend(payload);
     header(&mut list, END_OF_HOB_LIST, END_BYTES);
     list
+}
+
+/// The block that tells what to boot.
+fn block(payload: &Payload<'_>) -> Vec<u8> {
+    const HEADER_BYTES: usize = 8;
+    let head = payload.head();
+    let line = payload.command_line;
+    let bytes = HEADER_BYTES + payload::GUID.len() + head.len() + line.len();
+    let bytes = bytes.next_multiple_of(8);
+    let mut block = Vec::with_capacity(bytes);
+    header(&mut block, GUID_EXTENSION, bytes as u16);
+    block.extend(payload::GUID);
+    block.extend(head);
+    block.extend(line);
+    block.resize(bytes, 0);
+    block
 }
 
 fn header(list: &mut Vec<u8>, hob: u16, bytes: u16) {
@@ -86,7 +108,7 @@ mod tests {
             (0..0x1000, Kind::Added),
             (0x1000..0x20_0000, Kind::Unaccepted),
         ];
-        let list = list(0x80_9000, &memory);
+        let list = list(0x80_9000, &memory, None);
         assert_eq!(list.len(), 0x38 + 2 * 0x30 + 8);
         assert_eq!(list[..8], [1, 0, 0x38, 0, 0, 0, 0, 0]);
         assert_eq!(word_at(&list, 8), 9);
@@ -95,12 +117,35 @@ mod tests {
     }
 
     #[test]
+    fn the_firmware_reads_what_is_to_be_booted_and_the_memory() {
+        let memory = [(0..0x20_0000, Kind::Unaccepted)];
+        let file = |page: u64, bytes| payload::File {
+            gpa: payload::WINDOW + page * 0x1000,
+            bytes,
+        };
+        let line = [b'x'; payload::COMMAND_LINE_MAX];
+        for length in [0, 13, 2047] {
+            let payload = Payload {
+                kernel: file(0, 0x5001),
+                initrd: file(6, 7),
+                command_line: &line[..length],
+            };
+            let list = list(0x1000, &memory, Some(&payload));
+            assert_eq!(long_at(&list, 0x30), 0x1000 + list.len() as u64);
+            let block = td_base::hob::named(&list, &payload::GUID);
+            assert_eq!(Payload::read(block.unwrap().unwrap()), Ok(payload));
+            let ranges = td_base::hob::memory::<4>(&list).unwrap();
+            assert_eq!(ranges[0], (0..0x20_0000, td_base::hob::Kind::Unaccepted));
+        }
+    }
+
+    #[test]
     fn each_range_has_a_descriptor_with_its_kind() {
         let memory = [
             (0..0x1000, Kind::Added),
             (0x1000..0x20_0000, Kind::Unaccepted),
         ];
-        let list = list(0, &memory);
+        let list = list(0, &memory, None);
         for (at, (range, kind)) in [0x38, 0x68].into_iter().zip(memory) {
             assert_eq!(list[at..at + 8], [3, 0, 0x30, 0, 0, 0, 0, 0]);
             assert_eq!(word_at(&list, at + 24), kind as u32);

@@ -9,6 +9,7 @@ pub mod capabilities;
 pub mod debug;
 pub mod end;
 pub mod error;
+pub mod files;
 pub mod hob;
 pub mod host;
 pub mod life;
@@ -27,11 +28,13 @@ use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
 use mm::sync::{Mutex, Once};
 use seam::{
     abi::{Measurement, PAGE_4K},
+    address::Gpa,
     page::{Donated, Page},
 };
 
 use crate::{platform::Platform, tdx::release::Release};
 use error::Error;
+use files::Loaded;
 use life::{Life, State};
 use memory::Layout;
 use meter::Summary;
@@ -51,6 +54,8 @@ pub struct Td {
     image_end: u64,
     /// 4 KiB pages that it may need at most.
     most_pages: u64,
+    /// What its firmware boots.
+    lent: Vec<(Gpa, Loaded)>,
     slots: Slots,
     body: Once<Body>,
     mrtd: Once<Measurement>,
@@ -90,6 +95,7 @@ impl Td {
         layout: Layout,
         image_end: u64,
         most_pages: u64,
+        lent: Vec<(Gpa, Loaded)>,
     ) -> Option<Self> {
         Some(Self {
             id,
@@ -101,6 +107,7 @@ impl Td {
             layout: Mutex::new(layout),
             image_end,
             most_pages,
+            lent,
             body: Once::new(),
             mrtd: Once::new(),
             notes: Mutex::new(Notes::default()),
@@ -123,6 +130,12 @@ impl Td {
     #[must_use]
     pub fn state(&self) -> State {
         self.life.state()
+    }
+
+    /// The host's files that it is shown, and where: what its firmware boots.
+    #[must_use]
+    pub fn lent(&self) -> &[(Gpa, Loaded)] {
+        &self.lent
     }
 
     /// Where it has memory now.

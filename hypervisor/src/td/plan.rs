@@ -9,8 +9,17 @@ use mm::{
     tdvf::TdImage,
 };
 use seam::abi::{PAGE_4K, TdParams};
+use td_base::payload::WINDOW;
 
-use super::{Td, error::Error, hob, host::Host, memory::Layout, params::params};
+use super::{
+    Td,
+    error::Error,
+    files::{FIRMWARE, Files},
+    hob,
+    host::Host,
+    memory::Layout,
+    params::params,
+};
 use crate::{platform::Platform, tdx::hkids::NoHkid};
 
 /// Frames that building needs beside the TD's own: the TD's parameters and the image's pages are handed over in one.
@@ -46,16 +55,23 @@ pub fn plan<'a, P: Platform>(
     host: &Host<'_, P>,
     id: u32,
     config: &Arc<config::Td>,
-    file: Option<&'a [u8]>,
+    files: &Files<'a>,
     promised: u64,
     first_cpu: usize,
 ) -> Result<(Td, Plan<'a>), Error> {
     let params = params(config, &host.capabilities, host.native).map_err(Error::Refused)?;
-    let image = TdImage::parse(file.ok_or(Error::NoImage)?).map_err(Error::Image)?;
+    if let Some(name) = files.missing(config) {
+        return Err(Error::NoFile(name.into()));
+    }
+    let image = TdImage::parse(files.image.unwrap_or(FIRMWARE)).map_err(Error::Image)?;
     let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
+    let payload = files.payload(config);
+    if payload.is_some() && layout.limit() > WINDOW {
+        return Err(Error::TooMuchMemory);
+    }
     let sections = Sections::of(&image, layout);
     let list_at = image.hob().map_or(0, |section| section.gpa);
-    let list = hob::list(list_at, &sections.list);
+    let list = hob::list(list_at, &sections.list, payload.as_ref());
     if list_at != 0 {
         image.clone().with_hob(&list).map_err(Error::Hob)?;
     }
@@ -84,6 +100,7 @@ pub fn plan<'a, P: Platform>(
         layout,
         sections.inside_end,
         most_pages,
+        files.lent(config),
     )
     .ok_or(Error::NoHeap)?;
     let mut populate = sections.augmented;

@@ -15,6 +15,7 @@ use super::{
     Notes, Td, build,
     end::{self, Ended, Way},
     error::Error,
+    files::Files,
     host::Host,
     life::State,
     memory::Layout,
@@ -37,7 +38,7 @@ pub struct Tds<'h, P> {
 /// What the configuration names.
 struct Entry<'h> {
     config: Arc<config::Td>,
-    image: Option<&'h [u8]>,
+    files: Files<'h>,
     lives: Mutex<Lives>,
 }
 
@@ -51,12 +52,12 @@ struct Lives {
 }
 
 impl<'h, P: Platform> Tds<'h, P> {
-    /// TDs as the configuration names them, each with its image if that was loaded. They are numbered from 1 on.
+    /// TDs as the configuration names them, each with its files as far as they were loaded. They are numbered from 1 on.
     #[must_use]
-    pub fn new(host: Host<'h, P>, named: Vec<(config::Td, Option<&'h [u8]>)>) -> Self {
-        let entries = named.into_iter().map(|(config, image)| Entry {
+    pub fn new(host: Host<'h, P>, named: Vec<(config::Td, impl Into<Files<'h>>)>) -> Self {
+        let entries = named.into_iter().map(|(config, files)| Entry {
             config: Arc::new(config),
-            image,
+            files: files.into(),
             lives: Mutex::new(Lives::default()),
         });
         Self {
@@ -135,7 +136,14 @@ impl<'h, P: Platform> Tds<'h, P> {
             return Err(Error::State(td.state()));
         }
         let first = self.next_cpu.load(Relaxed);
-        let (td, plan) = plan(host, id, &entry.config, entry.image, self.promised(), first)?;
+        let (td, plan) = plan(
+            host,
+            id,
+            &entry.config,
+            &entry.files,
+            self.promised(),
+            first,
+        )?;
         self.next_cpu
             .store(first.wrapping_add(td.vcpus().count().into()), Relaxed);
         td.life

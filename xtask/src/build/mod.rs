@@ -25,6 +25,12 @@ const PROFILE: &str = "efi";
 /// What `seamark.efi` may take, in bytes.
 const SEAMARK_BUDGET: usize = 3 << 19;
 
+/// The firmware of TDs that boot a kernel: the name of its package and program, and what its image may take in bytes.
+const TD_FIRMWARE: &str = "td-firmware";
+const TD_FIRMWARE_BUDGET: u64 = 72 << 10;
+/// Tells the hypervisor's build where that image is.
+const TD_FIRMWARE_VARIABLE: &str = "SEAMARK_TD_FIRMWARE";
+
 /// A program of the workspace that runs without an operating system.
 struct Bare {
     package: &'static str,
@@ -66,19 +72,67 @@ const PROBE: Bare = Bare {
 pub fn all() -> Result<Programs> {
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    td_firmware(&out)?;
     for program in present() {
         program.build(&out)?;
     }
-    build_guests(&out)?;
+    build_images(guests("build"), guests::ALL, &out)?;
     Ok(Programs::in_directory(&out))
 }
 
-/// Builds every guest as a TDVF image.
-fn build_guests(out: &Path) -> Result<()> {
-    let status = guests("build").status().context("can't start cargo")?;
-    ensure!(status.success(), "cargo could not build the guests");
+/// The image of the firmware that the hypervisor carries in it, once it was built.
+pub fn td_firmware_image() -> PathBuf {
+    let out = workspace::target().join("seamark");
+    out.join(TD_FIRMWARE).with_extension("fd")
+}
+
+/// Builds the firmware that the hypervisor carries in it.
+fn td_firmware(out: &Path) -> Result<()> {
+    build_images(firmware("build"), &[TD_FIRMWARE], out)?;
+    let image = td_firmware_image();
+    let bytes = fs::metadata(&image).map(|file| file.len());
+    let bytes = bytes.with_context(|| format!("can't read {}", image.display()))?;
+    ensure!(
+        bytes <= TD_FIRMWARE_BUDGET,
+        "{TD_FIRMWARE}.fd has {bytes} bytes, {} over its budget of {TD_FIRMWARE_BUDGET}",
+        bytes - TD_FIRMWARE_BUDGET
+    );
+    Ok(())
+}
+
+/// Builds the program that prints what a TD's Linux knows of its measurements, with all that it needs in it.
+///
+/// # Errors
+/// When cargo fails.
+pub fn tdreport() -> Result<PathBuf> {
+    const NAME: &str = "tdreport";
+    let directory = workspace::target().join("linux");
+    let mut cargo = Command::new(workspace::cargo());
+    cargo
+        .current_dir(workspace::root())
+        .args(["build", "--release", "--package", NAME, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(&directory)
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            "-Ctarget-feature=+crt-static\u{1f}-Cstrip=symbols",
+        )
+        .env_remove("RUSTFLAGS");
+    let status = cargo.status().context("can't start cargo")?;
+    ensure!(status.success(), "cargo could not build {NAME}");
+    Ok(directory.join(TARGET).join("release").join(NAME))
+}
+
+/// Builds programs as TDVF images.
+fn build_images(mut cargo: Command, names: &[&str], out: &Path) -> Result<()> {
+    let status = cargo.status().context("can't start cargo")?;
+    ensure!(
+        status.success(),
+        "cargo could not build {}",
+        names.join(", ")
+    );
     let built = GUESTS.directory().join(TARGET).join(PROFILE);
-    for name in guests::ALL {
+    for name in names {
         let elf = built.join(name);
         let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
         let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
@@ -94,8 +148,15 @@ fn build_guests(out: &Path) -> Result<()> {
 /// # Errors
 /// When it has something to say.
 pub fn lint() -> Result<()> {
+    // The hypervisor can't be looked at without what it carries.
+    let out = workspace::target().join("seamark");
+    fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    td_firmware(&out)?;
     let programs = present().into_iter().map(|p| (p.cargo("clippy"), p.bin));
-    for (mut cargo, name) in programs.chain([(guests("clippy"), "the guests")]) {
+    for (mut cargo, name) in programs.chain([
+        (firmware("clippy"), TD_FIRMWARE),
+        (guests("clippy"), "the guests"),
+    ]) {
         let status = cargo.args(["--", "-D", "warnings"]).status();
         let status = status.context("can't start cargo")?;
         ensure!(status.success(), "clippy has something to say about {name}");
@@ -180,6 +241,13 @@ fn guests(command: &str) -> Command {
     cargo
 }
 
+/// A cargo command on the firmware of TDs.
+fn firmware(command: &str) -> Command {
+    let mut cargo = GUESTS.cargo(command);
+    cargo.args(["--package", TD_FIRMWARE, "--bins"]);
+    cargo
+}
+
 /// Freestanding programs with one way in.
 struct Flavour {
     /// The symbol of the first instruction.
@@ -217,6 +285,7 @@ impl Flavour {
                 "CARGO_ENCODED_RUSTFLAGS",
                 rustflags(self.entry).join("\u{1f}"),
             )
+            .env(TD_FIRMWARE_VARIABLE, td_firmware_image())
             .env_remove("RUSTFLAGS");
         cargo
     }

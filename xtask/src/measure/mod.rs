@@ -4,6 +4,7 @@
 //! here, and shared with nobody: the emulated module and this check each other.
 
 mod mrtd;
+mod rtmr;
 #[cfg(test)]
 mod vectors;
 
@@ -12,13 +13,25 @@ use std::path::Path;
 
 use anyhow::{Context, Error, Result, ensure};
 use boot::config;
-
 use mm::tdvf::{TdImage, chunks};
 use mrtd::{CHUNK, Mrtd};
 use seam::abi::Measurement;
 
+use crate::build;
+
+/// A TD as it will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its MRTD.
+    pub mrtd: Measurement,
+    /// Its RTMRs when our firmware has entered the kernel; `None` where it has other firmware, or no kernel.
+    pub rtmrs: Option<[Measurement; 4]>,
+}
+
 /// Prints the MRTD of a TD that is built from the TDVF image in `file`; or, if that is a configuration, of each TD in it,
-/// with its name.
+/// with its name, and the RTMRs of those that our firmware boots.
 ///
 /// # Errors
 /// If a file can't be read, or is no configuration, or no TDVF image that can be built; the message says what is wrong
@@ -30,34 +43,61 @@ pub fn run(file: &Path) -> Result<()> {
     }
     let tds = of_config(file)?;
     ensure!(!tds.is_empty(), "{} has no [[td]]", file.display());
-    let width = tds.iter().map(|(name, _)| name.len()).max();
-    for (name, mrtd) in tds {
-        println!("{name:0$}  {1}", width.unwrap_or_default(), hex(&mrtd));
+    let width = tds.iter().map(|td| td.name.len()).max();
+    let width = width.unwrap_or_default();
+    for td in tds {
+        println!("{:width$}  MRTD   {}", td.name, hex(&td.mrtd));
+        for (number, rtmr) in td.rtmrs.iter().flatten().enumerate() {
+            println!("{:width$}  RTMR{number}  {}", td.name, hex(rtmr));
+        }
     }
     Ok(())
 }
 
-/// The names of the TDs in the configuration in `file`, in its order, and their MRTDs.
+/// The TDs in the configuration in `file`, in its order.
 ///
 /// # Errors
 /// As [`run`].
-pub fn of_config(file: &Path) -> Result<Vec<(String, Measurement)>> {
-    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let config = config::parse(&text)
+pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
+    let config = config::parse(&read(file)?)
         .map_err(Error::msg)
         .with_context(|| format!("in {}", file.display()))?;
     let home = file.parent().unwrap_or(Path::new("."));
-    let measured = |td: &config::Td| {
+    let path = |name: &str| {
         // The parser saw to it that there is one.
-        let mut images = config.file.iter().filter(|image| image.name == td.image);
-        let image = images.next().context("the image is no [[file]]")?;
-        Ok((td.name.clone(), of_file(&home.join(&image.path))?))
+        let mut files = config.file.iter().filter(|file| file.name == name);
+        let file = files.next().context("no [[file]] has that name")?;
+        Ok::<_, Error>(home.join(&file.path))
+    };
+    let measured = |td: &config::Td| {
+        let firmware = match &td.image {
+            Some(image) => path(image)?,
+            None => build::td_firmware_image(),
+        };
+        let rtmrs = match &td.kernel {
+            Some(kernel) if td.image.is_none() => {
+                let initrd = td.initrd.as_deref().map(|initrd| read(&path(initrd)?));
+                let initrd = initrd.transpose()?;
+                let kernel = read(&path(kernel)?)?;
+                Some(rtmr::of_boot(&kernel, initrd.as_deref(), &td.cmdline))
+            }
+            _ => None,
+        };
+        Ok(Measured {
+            name: td.name.clone(),
+            mrtd: of_file(&firmware)?,
+            rtmrs,
+        })
     };
     config.td.iter().map(measured).collect()
 }
 
+fn read(file: &Path) -> Result<Vec<u8>> {
+    std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
 fn of_file(file: &Path) -> Result<Measurement> {
-    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = read(file)?;
     let image =
         TdImage::parse(&bytes).with_context(|| format!("{} is no TDVF image", file.display()))?;
     Ok(measure(&image))
@@ -166,10 +206,12 @@ mod tests {
         assert!(missing.contains("one.fd"), "{missing}");
         std::fs::write(folder.path().join("one.fd"), &image).unwrap();
         let expected = measure(&TdImage::parse(&image).unwrap());
-        assert_eq!(
-            of_config(&config).unwrap(),
-            [("a".to_owned(), expected), ("b".to_owned(), expected)]
-        );
+        let measured = |name: &str| Measured {
+            name: name.to_owned(),
+            mrtd: expected,
+            rtmrs: None,
+        };
+        assert_eq!(of_config(&config).unwrap(), [measured("a"), measured("b")]);
         write_config("two");
         let unknown = format!("{:#}", of_config(&config).unwrap_err());
         assert!(unknown.contains("seamark.toml:6:"), "{unknown}");

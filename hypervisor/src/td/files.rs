@@ -1,0 +1,129 @@
+//! The files that a TD is built from and boots: those that its configuration names, as far as they were loaded.
+
+use alloc::vec::Vec;
+
+use boot::config;
+use seam::abi::PAGE_4K;
+use seam::address::{Gpa, Hpa};
+use td_base::payload::{File, Payload, WINDOW};
+
+/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+#[cfg(feature = "bare")]
+pub const FIRMWARE: &[u8] = include_bytes!(env!("SEAMARK_TD_FIRMWARE"));
+/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+#[cfg(not(feature = "bare"))]
+pub const FIRMWARE: &[u8] = &[];
+
+/// A file in the host's memory, in whole pages that hold nothing else, and that nobody writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Where it is, a multiple of 4 KiB.
+    pub hpa: Hpa,
+    /// How long it is.
+    pub bytes: u64,
+}
+
+/// What a TD needs of files; a file that its configuration names and that was not loaded is missing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Files<'h> {
+    /// The firmware that it is built from (TDVF format).
+    pub image: Option<&'h [u8]>,
+    /// The kernel that the firmware boots.
+    pub kernel: Option<Loaded>,
+    /// The kernel's initial file system.
+    pub initrd: Option<Loaded>,
+}
+
+impl<'h> From<Option<&'h [u8]>> for Files<'h> {
+    /// An image alone.
+    fn from(image: Option<&'h [u8]>) -> Self {
+        Self {
+            image,
+            ..Self::default()
+        }
+    }
+}
+
+impl Files<'_> {
+    /// The name of a file that the configuration names and that is not here.
+    pub fn missing<'c>(&self, config: &'c config::Td) -> Option<&'c str> {
+        let named = [
+            (&config.image, self.image.is_some()),
+            (&config.kernel, self.kernel.is_some()),
+            (&config.initrd, self.initrd.is_some()),
+        ];
+        let mut missing = named.into_iter().filter(|(_, is_here)| !is_here);
+        missing.find_map(|(name, _)| name.as_deref())
+    }
+
+    /// Where the guest will find what it boots: one after the other in the window. `None` without a kernel.
+    pub fn payload<'c>(&self, config: &'c config::Td) -> Option<Payload<'c>> {
+        let kernel = self.kernel?;
+        let initrd = self.initrd.unwrap_or(Loaded {
+            hpa: Hpa(0),
+            bytes: 0,
+        });
+        Some(Payload {
+            kernel: File {
+                gpa: WINDOW,
+                bytes: kernel.bytes,
+            },
+            initrd: File {
+                gpa: WINDOW + kernel.bytes.next_multiple_of(PAGE_4K),
+                bytes: initrd.bytes,
+            },
+            command_line: config.cmdline.as_bytes(),
+        })
+    }
+
+    /// What the guest is to be shown, and where.
+    pub fn lent(&self, config: &config::Td) -> Vec<(Gpa, Loaded)> {
+        let Some(payload) = self.payload(config) else {
+            return Vec::new();
+        };
+        let pairs = [(payload.kernel, self.kernel), (payload.initrd, self.initrd)];
+        let pairs = pairs.into_iter();
+        pairs
+            .filter_map(|(place, file)| Some((Gpa(place.gpa), file?)))
+            .filter(|(_, file)| file.bytes != 0)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> config::Td {
+        let text = "[[file]]\nname = \"k\"\npath = \"k\"\n[[td]]\nname = \"a\"\nmemory = \"64M\"\n\
+                    kernel = \"k\"\ninitrd = \"k\"\ncmdline = \"quiet\"\n";
+        config::parse(text.as_bytes()).unwrap().td.remove(0)
+    }
+
+    #[test]
+    fn files_are_one_behind_the_other() {
+        let loaded = |hpa, bytes| {
+            Some(Loaded {
+                hpa: Hpa(hpa),
+                bytes,
+            })
+        };
+        let mut files = Files {
+            image: None,
+            kernel: loaded(0x10_0000, 0x1001),
+            initrd: None,
+        };
+        assert_eq!(files.missing(&config()), Some("k"));
+        assert_eq!(files.lent(&config()).len(), 1);
+        files.initrd = loaded(0x20_0000, 5);
+        assert_eq!(files.missing(&config()), None);
+        let config = config();
+        let payload = files.payload(&config).unwrap();
+        assert_eq!(payload.initrd.gpa, WINDOW + 0x2000);
+        assert_eq!(payload.command_line, b"quiet");
+        let lent = files.lent(&config);
+        assert_eq!(lent[0].0, Gpa(WINDOW));
+        assert_eq!(lent[1], (Gpa(WINDOW + 0x2000), files.initrd.unwrap()));
+        assert_eq!(Files::default().payload(&config), None);
+    }
+}

@@ -1,0 +1,49 @@
+//! RTMRs: what a TD's firmware and operating system extend while they run.
+//!
+//! Source: TDX Module ABI 1.5, TDG.MR.RTMR.EXTEND; what our firmware extends: `firmware/src/lib.rs`.
+
+use seam::abi::Measurement;
+use sha2::{Digest, Sha384};
+
+/// The four registers as our firmware leaves them: 1 has the kernel; 2 the command line and then the initial file system, if
+/// there is one.
+pub fn of_boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> [Measurement; 4] {
+    let mut registers = [[0; 48]; 4];
+    extend(&mut registers[1], kernel);
+    extend(&mut registers[2], command_line.as_bytes());
+    if let Some(initrd) = initrd.filter(|initrd| !initrd.is_empty()) {
+        extend(&mut registers[2], initrd);
+    }
+    registers
+}
+
+/// A register is extended with the digest of something.
+fn extend(register: &mut Measurement, content: &[u8]) {
+    let mut both = register.to_vec();
+    both.extend(Sha384::digest(content));
+    *register = Sha384::digest(both).into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_register_is_the_digest_of_what_it_was_and_what_came() {
+        let once = |content: &[u8]| {
+            let mut both = [0; 96];
+            both[48..].copy_from_slice(&Sha384::digest(content));
+            Measurement::from(Sha384::digest(both))
+        };
+        let registers = of_boot(b"kernel", None, "quiet");
+        assert_eq!(
+            registers,
+            [[0; 48], once(b"kernel"), once(b"quiet"), [0; 48]]
+        );
+        let mut both = once(b"quiet").to_vec();
+        both.extend(Sha384::digest(b"initrd"));
+        let more = of_boot(b"kernel", Some(b"initrd"), "quiet");
+        assert_eq!(more[2], Measurement::from(Sha384::digest(both)));
+        assert_eq!(of_boot(b"kernel", Some(b""), "quiet"), registers);
+    }
+}
