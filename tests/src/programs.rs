@@ -2,6 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
+/// Debian's kernel and a system for it, as `cargo xtask guest linux` leaves them.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    directory: PathBuf,
+}
+
+impl Linux {
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The kernel, as Debian ships it. It is there if everything is.
+    pub fn kernel(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// The initial file system.
+    pub fn initrd(&self) -> PathBuf {
+        self.directory.join("initrd")
+    }
+}
+
 /// Paths of the built programs, all in one directory.
 #[derive(Clone, Debug)]
 pub struct Programs {
@@ -39,6 +62,13 @@ impl Programs {
     /// The TDVF image of the guest called `name`.
     pub fn guest(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.fd"))
+    }
+
+    /// Debian's Linux as a guest; whether it is there is seen when it is used.
+    pub fn linux(&self) -> Linux {
+        Linux {
+            directory: self.directory.join("guest/linux"),
+        }
     }
 
     /// The ELF that the EFI image called `name` was made from, with symbols and line numbers. Its addresses are

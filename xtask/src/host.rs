@@ -74,6 +74,16 @@ pub fn require(needs: &[Need]) -> Result<()> {
     }
 }
 
+/// Has apt-get ask what packages there are.
+///
+/// # Errors
+/// When that can't be done here.
+pub fn apt_update() -> Result<()> {
+    let prefix = privilege().context("neither root nor sudo here")?;
+    ensure!(apt_get(&prefix, &["update"])?, "apt-get update failed");
+    Ok(())
+}
+
 impl Need {
     fn is_there(&self) -> bool {
         on_path(self.what)

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod chart;
 mod conform;
+mod guest;
 mod host;
 mod image;
 mod measure;
@@ -41,6 +42,9 @@ enum Task {
     },
     /// Run Seamark in QEMU; the terminal becomes its serial console.
     Run(run::Options),
+    /// Fetch a guest that is not our own, and put it where `run` finds it.
+    #[command(subcommand)]
+    Guest(guest::Guest),
     /// Replay recordings of Intel's TDX module against the emulated one.
     Conform(conform::Conform),
     /// Compute the MRTD of a TD that is built from a TDVF image, or of each TD in a configuration.
@@ -75,6 +79,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         Task::Image { config, output } => {
             image::write(&build::all()?, config.as_deref(), output.as_deref())?;
         }
+        Task::Guest(guest) => guest.run()?,
         Task::Measure { file } => measure::run(&file)?,
         Task::Run(options) => run::run(&build::all()?, &options)?,
         Task::Conform(conform) => conform.run()?,

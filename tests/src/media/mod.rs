@@ -44,6 +44,15 @@ impl Media {
         self
     }
 
+    /// Adds a file, as `name` beside the program.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn with_file(mut self, name: &str, file: &Path) -> Result<Self> {
+        self.files.push((name.to_owned(), read(file)?));
+        Ok(self)
+    }
+
     /// Adds the configuration in `file` and every file that it names, which is looked for from the configuration's own
     /// directory.
     ///

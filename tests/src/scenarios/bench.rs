@@ -59,6 +59,16 @@ impl Bench {
         Ok(self.with_symbols(Machine::new(self.disk(&media)?, Some(self.stub()))))
     }
 
+    /// The same with Debian's kernel and a system for it beside the configuration, as `vmlinuz` and `initrd`.
+    pub fn machine_with_linux(&self, config: &str) -> Result<Machine> {
+        let linux = self.programs.linux();
+        let media = Media::of_program(&self.programs.seamark())?
+            .with_config_text(config)
+            .with_file("vmlinuz", &linux.kernel())?
+            .with_file("initrd", &linux.initrd())?;
+        Ok(self.with_symbols(Machine::new(self.disk(&media)?, Some(self.stub()))))
+    }
+
     /// The same, booted over the network.
     pub fn network_machine(&self) -> Result<Machine> {
         let directory = self.directory()?.join("tftp");

@@ -6,6 +6,7 @@
 mod bench;
 mod boot;
 mod console;
+mod linux;
 mod monitor;
 mod violations;
 
@@ -24,6 +25,8 @@ pub struct Scenario {
     pub name: &'static str,
     /// Whether it runs only when it is asked for by its whole name: it is slow, or needs the network.
     pub by_name_only: bool,
+    /// Whether it needs Debian's Linux as a guest.
+    pub needs_linux: bool,
     run: fn(&mut Bench) -> Result<()>,
 }
 
@@ -32,6 +35,7 @@ impl Scenario {
         Self {
             name,
             by_name_only: false,
+            needs_linux: false,
             run,
         }
     }
@@ -40,8 +44,14 @@ impl Scenario {
         Self {
             name,
             by_name_only: true,
+            needs_linux: false,
             run,
         }
+    }
+
+    const fn with_linux(mut self) -> Self {
+        self.needs_linux = true;
+        self
     }
 
     /// Runs it and gives the figures that it measured.
@@ -65,5 +75,12 @@ impl Scenario {
 
 /// Every scenario, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
-    [boot::ALL, console::ALL, violations::ALL, monitor::ALL].concat()
+    [
+        boot::ALL,
+        console::ALL,
+        violations::ALL,
+        monitor::ALL,
+        linux::ALL,
+    ]
+    .concat()
 }

@@ -13,7 +13,7 @@ use seamark_tests::programs::Programs;
 use seamark_tests::scenarios::{self, Scenario};
 
 use self::tally::Tally;
-use crate::{build, host};
+use crate::{build, guest, host};
 
 /// The options of `test`.
 #[derive(Args)]
@@ -49,7 +49,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
     if !selected.is_empty() {
         announce("build");
-        match programs() {
+        match programs(selected.iter().any(|scenario| scenario.needs_linux)) {
             Ok(programs) => {
                 for scenario in &selected {
                     run_scenario(scenario, &programs, &mut tally);
@@ -79,8 +79,11 @@ impl Options {
 }
 
 /// What the whole-system tests need.
-fn programs() -> Result<Programs> {
+fn programs(with_linux: bool) -> Result<Programs> {
     host::require(&host::QEMU)?;
+    if with_linux {
+        guest::linux()?;
+    }
     let programs = build::all()?;
     build::report(&programs)?;
     Ok(programs)

@@ -1,0 +1,165 @@
+//! Debian's kernel, a static busybox, and an initial file system of them.
+//!
+//! Nothing is installed: packages are downloaded and unpacked. What is there already is taken as it is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use seamark_tests::programs::{Linux, Programs};
+
+use super::cpio::Archive;
+use crate::{build, host, workspace};
+
+/// The kernel of the 6.12 series, in bookworm-security and bookworm-backports; it depends on the one with the version in its name.
+const KERNEL: &str = "linux-image-6.12-cloud-amd64";
+const BUSYBOX: &str = "busybox-static";
+/// Modules for the system, in the order in which they are loaded: reports come through the last one.
+const MODULES: [&str; 3] = [
+    "kernel/fs/configfs/configfs.ko.xz",
+    "kernel/drivers/virt/coco/tsm.ko.xz",
+    "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
+];
+
+/// What busybox's init does.
+const INITTAB: &str = "\
+::sysinit:/etc/rc
+::respawn:-/bin/sh
+::shutdown:/bin/umount -a -r
+";
+
+/// What comes before the shell.
+const RC: &str = "\
+#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+for module in configfs tsm tdx-guest; do insmod /lib/$module.ko; done
+mount -t configfs configfs /sys/kernel/config
+echo \"Linux $(uname -r) with $(nproc) processors\"
+";
+
+/// What the shell finds.
+const PROFILE: &str = "PS1='td# '\n";
+
+/// Kernel and initial file system; fetched and built where they are missing.
+pub fn get() -> Result<Linux> {
+    let linux = Programs::in_directory(&workspace::target().join("seamark")).linux();
+    let directory = linux.directory();
+    fs::create_dir_all(directory)
+        .with_context(|| format!("can't create {}", directory.display()))?;
+    let unpacked = directory.join("unpacked");
+    if !linux.kernel().exists() {
+        fetch(directory, &unpacked)?;
+    }
+    let initrd = initrd(&unpacked, &build::tdreport()?)?;
+    write(&linux.initrd(), &initrd)?;
+    // Last, for it is the sign that all is there.
+    if !linux.kernel().exists() {
+        let kernel = find(&unpacked.join("boot"), "vmlinuz-")?;
+        let bytes =
+            fs::read(&kernel).with_context(|| format!("can't read {}", kernel.display()))?;
+        write(&linux.kernel(), &bytes)?;
+    }
+    Ok(linux)
+}
+
+/// Downloads the packages and unpacks them.
+fn fetch(directory: &Path, unpacked: &Path) -> Result<()> {
+    const ADVICE: &str = "`apt-get update` may help";
+    let mut depends = depends(KERNEL);
+    if depends.is_err() {
+        // A machine that never asked Debian what there is.
+        host::apt_update()?;
+        depends = self::depends(KERNEL);
+    }
+    let kernel = depends.context(ADVICE)?;
+    println!("fetching {kernel} and {BUSYBOX}");
+    let mut download = Command::new("apt-get");
+    download.args(["download", "--quiet", &kernel, BUSYBOX]);
+    output(download.current_dir(directory)).context(ADVICE)?;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            output(Command::new("dpkg").arg("-x").arg(&path).arg(unpacked))?;
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The package that a package without content of its own stands for.
+fn depends(package: &str) -> Result<String> {
+    let said = output(Command::new("apt-cache").args(["depends", "--important", package]))?;
+    let mut lines = said.lines();
+    let name = lines.find_map(|line| line.trim().strip_prefix("Depends: "));
+    let name = name.with_context(|| format!("apt-get knows no {package}"))?;
+    Ok(name.to_owned())
+}
+
+/// The initial file system.
+fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
+    let read =
+        |path: &Path| fs::read(path).with_context(|| format!("can't read {}", path.display()));
+    let busybox = unpacked.join("bin/busybox");
+    let mut archive = Archive::default();
+    for directory in [
+        "bin", "dev", "etc", "lib", "proc", "root", "sbin", "sys", "tmp",
+    ] {
+        archive.directory(directory);
+    }
+    archive.program("bin/busybox", &read(&busybox)?);
+    for name in output(Command::new(&busybox).arg("--list"))?.lines() {
+        archive.link(&format!("bin/{name}"), "busybox");
+    }
+    archive.link("init", "bin/init");
+    archive.file("etc/inittab", INITTAB.as_bytes());
+    archive.program("etc/rc", RC.as_bytes());
+    archive.file("etc/profile", PROFILE.as_bytes());
+    archive.program("bin/tdreport", &read(tdreport)?);
+    let modules = find(&unpacked.join("lib/modules"), "")?;
+    for module in MODULES {
+        let path = modules.join(module);
+        let content = Command::new(&busybox).arg("xzcat").arg(&path).output();
+        let content = content.with_context(|| format!("can't start {}", busybox.display()))?;
+        ensure!(
+            content.status.success(),
+            "{} can't be unpacked: {}",
+            path.display(),
+            String::from_utf8_lossy(&content.stderr)
+        );
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("lib/{name}"), &content.stdout);
+    }
+    Ok(archive.finish())
+}
+
+/// The one entry of a directory whose name begins like that.
+fn find(directory: &Path, prefix: &str) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory)
+        .with_context(|| format!("{} is no directory", directory.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            return Ok(entry.path());
+        }
+    }
+    anyhow::bail!("{} has no {prefix}*", directory.display())
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("can't start {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
+}

@@ -1,0 +1,41 @@
+//! `cargo xtask guest`: guests that are not our own.
+
+mod cpio;
+mod linux;
+
+use anyhow::Result;
+use clap::Subcommand;
+use seamark_tests::programs::Linux;
+
+/// The guests.
+#[derive(Subcommand)]
+pub enum Guest {
+    /// Debian's 6.12 cloud kernel, unmodified, with a static busybox as its system
+    Linux,
+}
+
+impl Guest {
+    /// Fetches what the guest is made of, and puts it where `run` finds it.
+    ///
+    /// # Errors
+    /// When something can't be fetched or built.
+    pub fn run(&self) -> Result<()> {
+        match self {
+            Self::Linux => {
+                let linux = self::linux()?;
+                for file in [linux.kernel(), linux.initrd()] {
+                    println!("{}", file.display());
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Debian's kernel and a system for it; fetched and built where they are missing.
+///
+/// # Errors
+/// When something can't be fetched or built.
+pub fn linux() -> Result<Linux> {
+    linux::get()
+}
