@@ -167,6 +167,8 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     /// Power and sleep button are not fixed features.
     const NO_BUTTONS: u32 = 1 << 4 | 1 << 5;
     const RESET_REGISTER: u32 = 1 << 10;
+    /// Interrupts name one processor: the I/O APIC's destinations of 8 bits are no set of x2APICs.
+    const PHYSICAL: u32 = 1 << 19;
     /// The power-management timer has 24 bits: its flag is clear. No CMOS flag, no VGA, no 8042.
     const NO_VGA: u16 = 1 << 2;
     const SYSTEM_IO: u8 = 1;
@@ -184,7 +186,10 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     put(91, &[4]);
     put(108, &[device::CENTURY]);
     put(109, &NO_VGA.to_le_bytes());
-    put(112, &(WBINVD | NO_BUTTONS | RESET_REGISTER).to_le_bytes());
+    put(
+        112,
+        &(WBINVD | NO_BUTTONS | RESET_REGISTER | PHYSICAL).to_le_bytes(),
+    );
     put(116, &[SYSTEM_IO, 8, 0, 1]);
     put(120, &device::RESET.to_le_bytes());
     put(128, &[device::RESET_VALUE]);
