@@ -6,7 +6,7 @@
 use alloc::{format, string::String, vec::Vec};
 
 use serde::Deserialize;
-use toml::Spanned;
+use toml::de::DeTable;
 
 mod td;
 
@@ -158,46 +158,82 @@ pub fn parse(bytes: &[u8]) -> Result<Config, String> {
         let message = e.message().trim().replace('\n', "; ");
         format!("{FILE_NAME}:{line}: {message}")
     };
-    let config = toml::from_str(text).map_err(refused)?;
-    let names: Names = toml::from_str(text).map_err(refused)?;
+    let table = DeTable::parse(text).map_err(refused)?;
+    let names = Names::of(table.get_ref());
+    let config = Config::deserialize(toml::Deserializer::from(table)).map_err(refused)?;
     names
         .check()
         .map_err(|(at, what)| format!("{FILE_NAME}:{}: {what}", line_of(bytes, at)))?;
     Ok(config)
 }
 
-/// Where the names stand in the text that one part of the configuration calls another by.
-#[derive(Deserialize)]
+/// What one part of the configuration calls another by, and where that stands in the text.
 struct Names {
-    #[serde(default)]
-    file: Vec<NamedFile>,
-    #[serde(default)]
-    td: Vec<NamedTd>,
+    files: Vec<Word>,
+    tds: Vec<NamedTd>,
 }
 
-#[derive(Deserialize)]
-struct NamedFile {
-    name: Spanned<String>,
-}
-
-#[derive(Deserialize)]
 struct NamedTd {
-    name: Spanned<String>,
-    image: Option<Spanned<String>>,
-    kernel: Option<Spanned<String>>,
-    initrd: Option<Spanned<String>>,
-    cmdline: Option<Spanned<String>>,
+    name: Word,
+    image: Option<Word>,
+    kernel: Option<Word>,
+    initrd: Option<Word>,
+    cmdline: Option<Word>,
+}
+
+/// A string of the text, and the byte at which it stands.
+struct Word {
+    text: String,
+    at: usize,
+}
+
+impl Word {
+    /// The string that is the value of a key.
+    fn of(table: &DeTable<'_>, key: &str) -> Option<Self> {
+        let (_, value) = table.iter().find(|(name, _)| name.get_ref() == key)?;
+        Some(Self {
+            text: value.get_ref().as_str()?.into(),
+            at: value.span().start,
+        })
+    }
+}
+
+/// The tables of `[[kind]]`.
+fn tables<'t, 'i>(table: &'t DeTable<'i>, kind: &'t str) -> impl Iterator<Item = &'t DeTable<'i>> {
+    let array = table.iter().find(|(name, _)| name.get_ref() == kind);
+    let array = array.and_then(|(_, value)| value.get_ref().as_array());
+    let entries = array.into_iter().flat_map(|array| array.iter());
+    entries.filter_map(|entry| entry.get_ref().as_table())
 }
 
 impl Names {
+    /// Those of a text that may have anything else wrong.
+    fn of(table: &DeTable<'_>) -> Self {
+        let tds = tables(table, "td").filter_map(|td| {
+            let word = |key| Word::of(td, key);
+            Some(NamedTd {
+                name: word("name")?,
+                image: word("image"),
+                kernel: word("kernel"),
+                initrd: word("initrd"),
+                cmdline: word("cmdline"),
+            })
+        });
+        Self {
+            files: tables(table, "file")
+                .filter_map(|file| Word::of(file, "name"))
+                .collect(),
+            tds: tds.collect(),
+        }
+    }
+
     /// # Errors
     /// The byte at which a wrong name stands, and what is wrong with it.
     fn check(&self) -> Result<(), (usize, String)> {
-        let files: Vec<_> = self.file.iter().map(|f| &f.name).collect();
-        let tds: Vec<_> = self.td.iter().map(|t| &t.name).collect();
-        all_differ("file", &files)?;
+        let tds: Vec<_> = self.tds.iter().map(|td| &td.name).collect();
+        all_differ("file", &self.files.iter().collect::<Vec<_>>())?;
         all_differ("td", &tds)?;
-        for td in &self.td {
+        for td in &self.tds {
             let named = [
                 ("image", &td.image),
                 ("kernel", &td.kernel),
@@ -205,14 +241,10 @@ impl Names {
             ];
             for (key, name) in named {
                 let Some(name) = name else { continue };
-                if !files.iter().any(|f| f.get_ref() == name.get_ref()) {
-                    return Err((
-                        name.span().start,
-                        format!(
-                            "{key} is {:?}, and no [[file]] has that name",
-                            name.get_ref()
-                        ),
-                    ));
+                if !self.files.iter().any(|file| file.text == name.text) {
+                    let problem =
+                        format!("{key} is {:?}, and no [[file]] has that name", name.text);
+                    return Err((name.at, problem));
                 }
             }
             if td.kernel.is_some() {
@@ -221,15 +253,15 @@ impl Names {
             for (key, value) in [("initrd", &td.initrd), ("cmdline", &td.cmdline)] {
                 if let Some(value) = value {
                     return Err((
-                        value.span().start,
+                        value.at,
                         format!("{key} is for a kernel, and there is none"),
                     ));
                 }
             }
             if td.image.is_none() {
                 return Err((
-                    td.name.span().start,
-                    format!("{} needs an image, or a kernel", td.name.get_ref()),
+                    td.name.at,
+                    format!("{} needs an image, or a kernel", td.name.text),
                 ));
             }
         }
@@ -237,16 +269,11 @@ impl Names {
     }
 }
 
-fn all_differ(kind: &str, names: &[&Spanned<String>]) -> Result<(), (usize, String)> {
+fn all_differ(kind: &str, names: &[&Word]) -> Result<(), (usize, String)> {
     for (i, name) in names.iter().enumerate() {
-        if names[..i].iter().any(|n| n.get_ref() == name.get_ref()) {
-            return Err((
-                name.span().start,
-                format!(
-                    "name is {:?}, as that of another [[{kind}]]",
-                    name.get_ref()
-                ),
-            ));
+        if names[..i].iter().any(|other| other.text == name.text) {
+            let problem = format!("name is {:?}, as that of another [[{kind}]]", name.text);
+            return Err((name.at, problem));
         }
     }
     Ok(())
