@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64, ProgramHeader64, Rela64};
 use object::pod::slice_from_all_bytes;
-use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _};
+use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _, SectionHeader as _};
 
 /// The page size of x86-64; segments never share a page.
 pub const PAGE: u64 = 4096;
@@ -84,7 +84,20 @@ impl Program {
             program.relocations.push(address);
         }
         program.relocations.sort_unstable();
+        program.forget_before(end_of_loader_tables(header, file)?);
         Ok(program)
+    }
+
+    /// Leaves out the whole pages before `end` that the first segment has.
+    fn forget_before(&mut self, end: u64) {
+        if let Some(first) = self.segments.first_mut()
+            && first.contains(end)
+        {
+            let pages = (end - first.address) / PAGE * PAGE;
+            first.address += pages;
+            first.size -= pages;
+            first.data.drain(..(pages as usize).min(first.data.len()));
+        }
     }
 
     /// The file's bytes from `address` on, `len` of them.
@@ -123,6 +136,24 @@ impl Segment {
     fn contains(&self, address: u64) -> bool {
         (self.address..self.address + self.size).contains(&address)
     }
+}
+
+/// Where the tables end that come first in memory, and that only a dynamic loader reads: here, this program has done so.
+fn end_of_loader_tables(header: &FileHeader64<LE>, file: &[u8]) -> Result<u64> {
+    let sections = header.sections(LE, file)?;
+    let mut loaded: Vec<_> = sections
+        .iter()
+        .filter(|section| section.sh_flags(LE).contains(elf::SHF_ALLOC))
+        .collect();
+    loaded.sort_by_key(|section| section.sh_addr(LE));
+    let tables = loaded.into_iter().take_while(|section| {
+        matches!(
+            section.sh_type(LE),
+            elf::SHT_DYNSYM | elf::SHT_GNU_HASH | elf::SHT_HASH | elf::SHT_STRTAB | elf::SHT_RELA
+        )
+    });
+    let ends = tables.map(|section| section.sh_addr(LE) + section.sh_size(LE));
+    Ok(ends.last().unwrap_or(0))
 }
 
 /// One `PT_LOAD`, extended downwards to a page boundary.
