@@ -56,7 +56,12 @@ impl Bench {
     /// The same with another configuration, right or wrong.
     pub fn machine_with_config(&self, config: &str) -> Result<Machine> {
         let media = Media::of_program(&self.programs.seamark())?.with_config_text(config);
-        Ok(self.with_symbols(Machine::new(self.disk(&media)?, Some(self.stub()))))
+        self.machine_with(&media)
+    }
+
+    /// The same with other files on its disk.
+    pub fn machine_with(&self, media: &Media) -> Result<Machine> {
+        Ok(self.with_symbols(Machine::new(self.disk(media)?, Some(self.stub()))))
     }
 
     /// The same with Debian's kernel and a system for it beside the configuration, as `vmlinuz` and `initrd`.

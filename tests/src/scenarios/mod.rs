@@ -7,7 +7,9 @@ mod bench;
 mod boot;
 mod console;
 mod linux;
+mod guests;
 mod monitor;
+mod tds;
 mod violations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -81,6 +83,7 @@ pub fn all() -> Vec<Scenario> {
         violations::ALL,
         monitor::ALL,
         linux::ALL,
+        guests::ALL,
     ]
     .concat()
 }

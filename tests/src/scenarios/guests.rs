@@ -1,0 +1,394 @@
+//! Guests of our own as TDs: what each checks must hold, beside others, and nothing must be left of them.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::tds::{
+    ANSWER, LIFE, Named, Words, machine, nothing_illegal, nothing_is_left, show, type_to, used,
+    wait_for_problem, wait_for_state,
+};
+use super::{Bench, Scenario};
+use crate::console::Console;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("guest-calls", calls),
+    Scenario::new("guest-memory", memory),
+    Scenario::new("guests-side-by-side", side_by_side),
+    Scenario::new("guest-shares", shares),
+    Scenario::new("guest-ends", ends),
+    Scenario::new("debug-td", debug),
+    Scenario::new("rude-guest", rude),
+    Scenario::new("large-pages", large_pages),
+];
+
+/// How long a guest may take for its checks on a busy computer.
+const CHECKS: Duration = Duration::from_secs(180);
+/// How long shares are measured.
+const MEASURED: Duration = Duration::from_secs(20);
+/// How far a share may be from what it should be, in parts of one.
+const TOLERANCE: f64 = 0.1;
+
+/// Each request to the host, and each instruction that it serves.
+fn calls(bench: &mut Bench) -> Result<()> {
+    let tds = [Named::new("calls", "64M", 2), Named::new("hello", "64M", 4)];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    for guest in ["calls", "hello"] {
+        console.succeed(&format!("td start {guest}"), LIFE)?;
+        let mut words = Words::of(guest);
+        let checks = words.pass(&mut console, guest, CHECKS)?;
+        bench.note(format!("{guest}: {checks} checks"));
+    }
+    nothing_is_left(&mut console, &["calls", "hello"], before)
+}
+
+/// Memory that is accepted, shared and taken back: by a TD that hears of what it has not accepted, and by one that does not.
+fn memory(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        Named::new("mem", "256M", 4),
+        Named::new("mem", "128M", 2)
+            .called("told")
+            .with("sept_ve_disable = false"),
+    ];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    for name in ["mem", "told"] {
+        console.succeed(&format!("td start {name}"), LIFE)?;
+    }
+    for name in ["mem", "told"] {
+        let checks = Words::of(name).pass(&mut console, "mem", CHECKS)?;
+        bench.note(format!("{name}: {checks} checks"));
+    }
+    nothing_is_left(&mut console, &["mem", "told"], before)
+}
+
+/// *hello* and *smp* on all CPUs of both packages, until *smp* is told to end.
+fn side_by_side(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        Named::new("hello", "64M", 1).with("autostart = true"),
+        Named::new("smp", "64M", 4).with("autostart = true"),
+    ];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let mut hello = Words::of("hello");
+    hello.pass(&mut console, "hello", CHECKS)?;
+    let mut smp = Words::of("smp");
+    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    let first = Counts::last(&smp.text)?;
+    let already = smp.text.matches("smp: ").count();
+    // Three more reports.
+    while smp.text.matches("smp: ").count() < already + 3 {
+        smp.wait(&mut console, " ms counts ", CHECKS)?;
+        sleep(Duration::from_secs(1));
+    }
+    let later = Counts::last(&smp.text)?;
+    for vcpu in 0..4 {
+        ensure!(
+            later.counts[vcpu] > first.counts[vcpu] && later.interrupts[vcpu] > 0,
+            "vCPU {vcpu} does not get on: {first:?}, then {later:?}"
+        );
+    }
+    type_to(&mut console, "smp", "q")?;
+    let checks = smp.pass(&mut console, "smp", CHECKS)?;
+    bench.note(format!("smp: {checks} checks"));
+    wait_for_state(&mut console, "smp", "reclaimed", LIFE)?;
+    console.succeed("td destroy hello", LIFE)?;
+    nothing_illegal(&mut console)
+}
+
+/// What *smp* reports in a line.
+#[derive(Debug)]
+struct Counts {
+    counts: Vec<u64>,
+    interrupts: Vec<u64>,
+}
+
+impl Counts {
+    /// The last whole line of `text` that is a report.
+    fn last(text: &str) -> Result<Self> {
+        let lines = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let numbers = |list: &str| -> Option<Vec<u64>> {
+            list.trim().split(',').map(|n| n.parse().ok()).collect()
+        };
+        lines
+            .rev()
+            .find_map(|line| {
+                let (_, rest) = line.strip_prefix("smp: ")?.split_once(" counts ")?;
+                let (counts, interrupts) = rest.split_once(" interrupts ")?;
+                Some(Self {
+                    counts: numbers(counts)?,
+                    interrupts: numbers(interrupts)?,
+                })
+            })
+            .with_context(|| format!("no report in\n{text}"))
+    }
+}
+
+/// Twelve vCPUs of three TDs on four CPUs: each TD gets what its shares say, and its vCPUs get the same.
+fn shares(bench: &mut Bench) -> Result<()> {
+    const TDS: [(&str, u64); 3] = [("one", 100), ("two", 100), ("three", 200)];
+    let tds = TDS.map(|(name, shares)| {
+        Named::new("smp", "64M", 4)
+            .called(name)
+            .with(format!("shares = {shares}"))
+    });
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    for (name, _) in TDS {
+        console.succeed(&format!("td start {name}"), LIFE)?;
+    }
+    for (name, _) in TDS {
+        // All of its other checks are behind it.
+        Words::of(name).wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    }
+    let measure = |console: &mut Console| -> Result<Vec<Vec<u64>>> {
+        TDS.iter()
+            .map(|(name, _)| run_times(&show(console, name)?))
+            .collect()
+    };
+    let start = measure(&mut console)?;
+    sleep(MEASURED);
+    let end = measure(&mut console)?;
+    let ran: Vec<Vec<f64>> = start
+        .iter()
+        .zip(&end)
+        .map(|(start, end)| start.iter().zip(end).map(|(s, e)| (e - s) as f64).collect())
+        .collect();
+    let all: f64 = ran.iter().flatten().sum();
+    let sum_of_shares: u64 = TDS.iter().map(|(_, shares)| shares).sum();
+    for ((name, shares), vcpus) in TDS.iter().zip(&ran) {
+        let td: f64 = vcpus.iter().sum();
+        let fair = all * *shares as f64 / sum_of_shares as f64;
+        let off = |found: f64, wanted: f64| (found - wanted) / wanted;
+        let worst = vcpus
+            .iter()
+            .map(|vcpu| off(*vcpu, fair / vcpus.len() as f64))
+            .fold(
+                0.0,
+                |worst: f64, off| if off.abs() > worst.abs() { off } else { worst },
+            );
+        bench.note(format!(
+            "{name}: {:.1} % of the time ({:+.1} % off its share), vCPUs {:+.1} % off at most",
+            td / all * 100.0,
+            off(td, fair) * 100.0,
+            worst * 100.0
+        ));
+        ensure!(
+            off(td, fair).abs() <= TOLERANCE && worst.abs() <= TOLERANCE,
+            "TD {name} ran {td} of {all} us with {shares} of {sum_of_shares} shares, its vCPUs {vcpus:?}"
+        );
+    }
+    nothing_is_left(&mut console, &TDS.map(|(name, _)| name), before)
+}
+
+/// Microseconds that each vCPU ran.
+fn run_times(report: &Value) -> Result<Vec<u64>> {
+    let vcpus = report["cpus"].as_array().context("no vCPUs")?;
+    vcpus
+        .iter()
+        .map(|vcpu| vcpu["run_us"].as_u64())
+        .collect::<Option<_>>()
+        .with_context(|| format!("not every vCPU has a time: {report}"))
+}
+
+/// Every way that a guest can end itself: that TD only, with the reason, and the one beside it goes on.
+fn ends(bench: &mut Bench) -> Result<()> {
+    // What is wished, what else is configured, and what is said of it.
+    const BAD: [(u64, &str, &str); 6] = [
+        (3, "", "it reported fatal error 0x3: rude to the end"),
+        (4, "", "triple fault on vCPU 0"),
+        (5, "", "it has no memory at"),
+        (6, "", "it has no memory at"),
+        (7, "", "it used what it shares as private memory at"),
+        (8, "", "it used memory that it had not accepted at"),
+    ];
+    let named = |wish: u64| Named::new("rude", "64M", 2).wishing(&[wish, 1, wish]);
+    let names: Vec<_> = (0..=8).map(|wish| format!("end{wish}")).collect();
+    let mut tds: Vec<_> = (1..=8)
+        .map(|wish| named(wish).called(&names[wish as usize]))
+        .collect();
+    tds.push(Named::new("fatal", "64M", 1));
+    tds.push(Named::new("smp", "64M", 2));
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed("td start smp", LIFE)?;
+    let mut smp = Words::of("smp");
+    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    let first = Counts::last(&smp.text)?;
+    for (wish, _, said) in BAD {
+        let name = &names[wish as usize];
+        console.succeed(&format!("td start {name}"), LIFE)?;
+        let problem = wait_for_problem(&mut console, name, CHECKS)?;
+        ensure!(problem.contains(said), "TD {name}: {problem}");
+        let mut words = Words::of(name);
+        words.read(&mut console)?;
+        ensure!(
+            words.text.contains(&format!("\r\n[{said}")),
+            "its console does not say it:\n{}",
+            words.text
+        );
+        console.succeed(&format!("td destroy {name}"), LIFE)?;
+    }
+    console.succeed("td start fatal", LIFE)?;
+    let problem = wait_for_problem(&mut console, "fatal", CHECKS)?;
+    ensure!(
+        problem.contains("fatal error 0x5ea: no use in going on, said the guest"),
+        "TD fatal: {problem}"
+    );
+    // Switched off it is taken down, and after a reset it is there again.
+    console.succeed("td start end1", LIFE)?;
+    wait_for_state(&mut console, "end1", "reclaimed", CHECKS)?;
+    console.succeed("td start end2", LIFE)?;
+    let mut again = Words::of("end2");
+    again.wait(&mut console, "rude: end 2", CHECKS)?;
+    console.succeed("td destroy end2", LIFE)?;
+    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    let later = Counts::last(&smp.text)?;
+    ensure!(
+        later.counts.iter().zip(&first.counts).all(|(l, f)| l > f),
+        "the TD beside it does not get on: {first:?}, then {later:?}"
+    );
+    bench.note(format!("{} ways to end", BAD.len() + 3));
+    nothing_is_left(&mut console, &["fatal", "smp"], before)
+}
+
+/// A debug TD shows its registers and memory; one in production refuses.
+fn debug(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        Named::new("hello", "64M", 1)
+            .called("open")
+            .with("debug = true"),
+        Named::new("hello", "64M", 1).called("closed"),
+    ];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    for name in ["open", "closed"] {
+        console.succeed(&format!("td start {name}"), LIFE)?;
+        Words::of(name).pass(&mut console, "hello", CHECKS)?;
+    }
+    console.succeed("td pause open", ANSWER)?;
+    let regs = console.succeed("td regs open", ANSWER)?;
+    let registers = regs["registers"].as_array().context("no registers")?;
+    let value = |name: &str| {
+        let register = registers.iter().find(|r| r["name"] == name);
+        register
+            .and_then(|r| r["value"].as_str())
+            .unwrap_or_default()
+    };
+    // It halts, in the program below the image's end, in 64-bit mode.
+    ensure!(value("RIP").starts_with("0xffc"), "{regs}");
+    ensure!(value("R11") == "0xc", "it asks to halt: {regs}");
+    let dump = console.succeed("td dump open 0xfffff000 4096", ANSWER)?;
+    let bytes = dump["bytes"].as_str().unwrap_or_default();
+    ensure!(bytes.len() == 8192, "{dump}");
+    ensure!(
+        bytes.contains("54445646"),
+        "the image's TDVF signature is not there: {dump}"
+    );
+    for command in ["td regs closed", "td dump closed 0xfffff000"] {
+        let refused = console.ask(command, ANSWER)?;
+        let error = refused["error"].as_str().unwrap_or_default();
+        ensure!(
+            error.contains("it is in production"),
+            "`{command}`: {refused}"
+        );
+    }
+    console.succeed("td resume open", ANSWER)?;
+    nothing_is_left(&mut console, &["open", "closed"], before)
+}
+
+/// A million hostile calls in two minutes, on two vCPUs, while another TD goes on.
+fn rude(bench: &mut Bench) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(120);
+    const ENOUGH: u64 = 1000;
+    let tds = [Named::new("rude", "128M", 2), Named::new("smp", "64M", 1)];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed("td start smp", LIFE)?;
+    let mut smp = Words::of("smp");
+    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    console.succeed("td start rude", LIFE)?;
+    let mut rude = Words::of("rude");
+    rude.wait(&mut console, "rude: seed ", CHECKS)?;
+    let begin = Instant::now();
+    let first = Counts::last(&smp.text)?;
+    // Its console is full of what it does to the serial port.
+    let mut limit = LIMIT * 10;
+    while !rude.text.contains(" refused by the module") {
+        sleep(Duration::from_secs(1));
+        rude.read(&mut console)?;
+        smp.read(&mut console)?;
+        limit = limit
+            .checked_sub(Duration::from_secs(1))
+            .context("it takes too long")?;
+    }
+    let took = begin.elapsed();
+    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    let later = Counts::last(&smp.text)?;
+    let seed = rude
+        .text
+        .lines()
+        .find(|line| line.starts_with("rude: seed "));
+    bench.note(seed.unwrap_or_default().to_owned());
+    bench.note(format!("{:.1} s", took.as_secs_f64()));
+    ensure!(
+        later.counts.iter().zip(&first.counts).all(|(l, f)| l > f),
+        "the TD beside it does not get on: {first:?}, then {later:?}"
+    );
+    let stats = console.succeed("stats", ANSWER)?;
+    let exits = stats["exits"].as_array().context("no exits")?;
+    for exit in exits {
+        bench.note(format!("{:>9} {}", exit["count"], exit["what"]));
+    }
+    let seldom: Vec<_> = vcpu::ghci::Branch::ALL
+        .iter()
+        .filter(|branch| !branch.ends())
+        .filter(|branch| {
+            let exit = exits.iter().find(|exit| exit["what"] == branch.name());
+            exit.and_then(|exit| exit["count"].as_u64()).unwrap_or(0) < ENOUGH
+        })
+        .map(|branch| branch.name())
+        .collect();
+    bench.note(format!("less often than {ENOUGH} times: {seldom:?}"));
+    rude.wait(&mut console, "rude: end ", CHECKS)?;
+    ensure!(!rude.text.contains("FAIL "), "{}", rude.text);
+    ensure!(took <= LIMIT, "it took {} s", took.as_secs());
+    nothing_is_left(&mut console, &["rude", "smp"], before)
+}
+
+/// A TD of 1 GiB that has touched all of it has hardly any of it in small pages.
+fn large_pages(bench: &mut Bench) -> Result<()> {
+    let tds = [Named::new("mem", "1G", 4)];
+    let mut machine = machine(bench, &tds)?;
+    "3G".clone_into(&mut machine.memory);
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed("td start mem", LIFE)?;
+    Words::of("mem").pass(&mut console, "mem", CHECKS)?;
+    let report = show(&mut console, "mem")?;
+    let pages = |key: &str| report["pages"][key].as_u64().unwrap_or_default();
+    let (small, large) = (pages("private_4k") * 4, pages("private_2m") * 2048);
+    bench.note(format!(
+        "{} MiB in pages of 2 MiB, {} KiB in pages of 4 KiB: {:.2} %",
+        large >> 10,
+        small,
+        small as f64 * 100.0 / (small + large) as f64
+    ));
+    ensure!(small + large >= 1 << 20, "{} KiB in all", small + large);
+    ensure!(
+        small * 50 <= small + large,
+        "{small} KiB are in small pages"
+    );
+    nothing_is_left(&mut console, &["mem"], before)
+}

@@ -1,0 +1,329 @@
+//! What scenarios with TDs have in common: a configuration that names guests of our own, what they say on their consoles, and
+//! what must hold when all of them are gone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::Bench;
+use crate::console::Console;
+use crate::media::Media;
+use crate::qemu::Machine;
+
+/// How long a command may take that builds a TD, or takes one down.
+pub const LIFE: Duration = Duration::from_secs(180);
+/// How long a report may take.
+pub const ANSWER: Duration = Duration::from_secs(30);
+/// How often a guest's console is looked at.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// A TD in a configuration.
+#[derive(Clone, Debug)]
+pub struct Named<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The guest that it starts.
+    pub guest: &'a str,
+    /// Its memory, as the configuration has it.
+    pub memory: &'a str,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// Further lines of its table.
+    pub more: String,
+}
+
+impl<'a> Named<'a> {
+    /// A TD called as its guest, with so much memory and so many vCPUs.
+    pub fn new(guest: &'a str, memory: &'a str, vcpus: u32) -> Self {
+        Self {
+            name: guest,
+            guest,
+            memory,
+            vcpus,
+            more: String::new(),
+        }
+    }
+
+    /// The same under another name.
+    #[must_use]
+    pub fn called(self, name: &'a str) -> Self {
+        Self { name, ..self }
+    }
+
+    /// The same with another line in its table.
+    #[must_use]
+    pub fn with(mut self, line: impl AsRef<str>) -> Self {
+        self.more += line.as_ref();
+        self.more.push('\n');
+        self
+    }
+
+    /// The same with wishes for the guest, which it finds in MRCONFIGID.
+    #[must_use]
+    pub fn wishing(self, wishes: &[u64]) -> Self {
+        let mut digits = String::new();
+        for at in 0..6 {
+            let word = wishes.get(at).copied().unwrap_or(0);
+            _ = write!(digits, "{word:016x}");
+        }
+        self.with(format!("mrconfigid = \"{digits}\""))
+    }
+}
+
+/// A configuration that names them.
+pub fn config(tds: &[Named<'_>]) -> String {
+    let files: BTreeMap<_, _> = tds.iter().map(|td| (td.guest, ())).collect();
+    let mut text = String::from("[host]\n");
+    for guest in files.keys() {
+        _ = write!(
+            text,
+            "\n[[file]]\nname = \"{guest}\"\npath = \"{guest}.fd\"\n"
+        );
+    }
+    for td in tds {
+        _ = write!(
+            text,
+            "\n[[td]]\nname = \"{}\"\nimage = \"{}\"\nmemory = \"{}\"\nvcpus = {}\n{}",
+            td.name, td.guest, td.memory, td.vcpus, td.more
+        );
+    }
+    text
+}
+
+/// A machine with the stub whose configuration names TDs.
+pub fn machine(bench: &Bench, tds: &[Named<'_>]) -> Result<Machine> {
+    let directory = bench.directory()?.join("media");
+    fs::create_dir_all(&directory)?;
+    for td in tds {
+        let image = bench.programs().guest(td.guest);
+        fs::copy(&image, directory.join(format!("{}.fd", td.guest)))
+            .with_context(|| format!("can't copy {}", image.display()))?;
+    }
+    let file = directory.join("seamark.toml");
+    fs::write(&file, config(tds))?;
+    let media = Media::of_program(&bench.programs().seamark())?.with_config(&file)?;
+    bench.machine_with(&media)
+}
+
+/// What a guest says, from its first byte on.
+#[derive(Debug)]
+pub struct Words {
+    name: String,
+    next: u64,
+    /// All of it so far.
+    pub text: String,
+}
+
+impl Words {
+    /// Of the TD of that name, of which nothing was read yet.
+    pub fn of(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            next: 0,
+            text: String::new(),
+        }
+    }
+
+    /// Reads what is new.
+    ///
+    /// # Errors
+    /// When the hypervisor does not answer, or something was lost.
+    pub fn read(&mut self, console: &mut Console) -> Result<()> {
+        let command = format!("td console {} {}", self.name, self.next);
+        let answer = console.succeed(&command, ANSWER)?;
+        let number = |key: &str| answer[key].as_u64().unwrap_or_default();
+        ensure!(
+            number("from") == self.next,
+            "{} bytes that TD {} said were lost",
+            number("from").saturating_sub(self.next),
+            self.name
+        );
+        self.next = number("next");
+        self.text += answer["output"].as_str().unwrap_or_default();
+        Ok(())
+    }
+
+    /// Waits until it has said `pattern`.
+    ///
+    /// # Errors
+    /// When it does not within `limit`, or its TD comes to an end before.
+    pub fn wait(&mut self, console: &mut Console, pattern: &str, limit: Duration) -> Result<()> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let problem = show(console, &self.name)?["problem"].clone();
+            self.read(console)?;
+            if self.text.contains(pattern) {
+                return Ok(());
+            }
+            if let Some(problem) = problem.as_str() {
+                bail!("TD {}: {problem}\n{}", self.name, self.last_lines());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "TD {} did not say `{pattern}` within {} s\n{}",
+                self.name,
+                limit.as_secs(),
+                self.last_lines()
+            );
+            sleep(LOOK);
+        }
+    }
+
+    /// Waits for the tally of a guest's checks, all of which must have passed. Returns how many there were.
+    ///
+    /// # Errors
+    /// As [`Self::wait`]; the checks that failed.
+    pub fn pass(&mut self, console: &mut Console, guest: &str, limit: Duration) -> Result<usize> {
+        let waited = self.wait(console, " failed\r\n", limit);
+        let failed: Vec<_> = self
+            .text
+            .lines()
+            .filter(|l| l.starts_with("FAIL "))
+            .collect();
+        ensure!(failed.is_empty(), "TD {}: {}", self.name, failed.join("\n"));
+        waited?;
+        let passed = self.text.lines().filter(|l| l.starts_with("ok ")).count();
+        ensure!(
+            self.text
+                .contains(&format!("{guest}: {passed} passed, 0 failed")),
+            "TD {} said\n{}",
+            self.name,
+            self.text
+        );
+        Ok(passed)
+    }
+
+    fn last_lines(&self) -> String {
+        let lines: Vec<_> = self.text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(20)..];
+        format!("--- its console's last lines ---\n{}\n---", last.join("\n"))
+    }
+}
+
+/// All that the hypervisor says of a TD.
+pub fn show(console: &mut Console, name: &str) -> Result<Value> {
+    console.succeed(&format!("td show {name}"), ANSWER)
+}
+
+/// Waits until a TD has a problem, which is how it ended. Returns it.
+pub fn wait_for_problem(console: &mut Console, name: &str, limit: Duration) -> Result<String> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let report = show(console, name)?;
+        if let (Some(problem), "paused") = (
+            report["problem"].as_str(),
+            report["state"].as_str().unwrap_or_default(),
+        ) {
+            return Ok(problem.to_owned());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "TD {name} has not ended within {} s: {report}",
+            limit.as_secs()
+        );
+        sleep(LOOK);
+    }
+}
+
+/// Waits until a TD is in that state.
+pub fn wait_for_state(
+    console: &mut Console,
+    name: &str,
+    state: &str,
+    limit: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let report = show(console, name)?;
+        if report["state"] == state {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "TD {name} is not {state} within {} s: {report}",
+            limit.as_secs()
+        );
+        sleep(LOOK);
+    }
+}
+
+/// Types on a TD's console.
+pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
+    console.enter("json off", ANSWER)?;
+    let guest = console.guest();
+    guest.send(format!("td console {name}\r").as_bytes())?;
+    guest.expect("Ctrl-] leads back.", ANSWER)?;
+    guest.send(text.as_bytes())?;
+    guest.send(b"\x1d")?;
+    guest.expect("seamark> ", ANSWER)?;
+    console.enter("json on", ANSWER)?;
+    Ok(())
+}
+
+/// Bytes that the hypervisor uses of the machine's memory, and that are in quarantine.
+pub fn used(console: &mut Console) -> Result<(u64, u64)> {
+    let memory = console.succeed("mem", ANSWER)?;
+    let bytes = |key: &str| memory["ledger"][key].as_u64();
+    let used = bytes("used_bytes").with_context(|| format!("{memory}"))?;
+    Ok((used, bytes("quarantined_bytes").unwrap_or(0)))
+}
+
+/// Takes TDs down, and checks that the machine has as much memory as before, and that no call was made that the module should
+/// not have been asked.
+pub fn nothing_is_left(console: &mut Console, tds: &[&str], before: (u64, u64)) -> Result<()> {
+    for name in tds {
+        console.succeed(&format!("td destroy {name}"), LIFE)?;
+    }
+    let after = used(console)?;
+    ensure!(
+        before == after,
+        "{} bytes more are in use, and {} in quarantine",
+        after.0.cast_signed() - before.0.cast_signed(),
+        after.1.cast_signed() - before.1.cast_signed()
+    );
+    nothing_illegal(console)
+}
+
+/// The module refused no call that it should not have been asked, and no page or HKID was lost.
+pub fn nothing_illegal(console: &mut Console) -> Result<()> {
+    let stats = console.succeed("stats", ANSWER)?;
+    let zero = |value: &Value| value.as_u64() == Some(0);
+    ensure!(
+        zero(&stats["total"]["illegal"])
+            && zero(&stats["lost_pages"])
+            && zero(&stats["lost_hkids"])
+            && zero(&stats["faults"]),
+        "not as it should be: {stats}"
+    );
+    let hkids = console.succeed("hkids", ANSWER)?;
+    ensure!(
+        zero(&hkids["quarantined"]),
+        "HKIDs are in quarantine: {hkids}"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hypervisor_takes_the_configuration() {
+        let text = config(&[
+            Named::new("hello", "64M", 1).with("autostart = true"),
+            Named::new("rude", "64M", 2)
+                .called("other")
+                .wishing(&[7, 9]),
+        ]);
+        let config = boot::config::parse(text.as_bytes()).unwrap();
+        assert_eq!(config.file.len(), 2);
+        assert_eq!(config.td[1].name, "other");
+        assert_eq!(config.td[1].mrconfigid[7], 7);
+        assert_eq!(config.td[1].mrconfigid[15], 9);
+    }
+}
