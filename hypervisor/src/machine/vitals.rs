@@ -2,6 +2,8 @@
 
 use alloc::string::{String, ToString};
 
+use vcpu::ghci::Branch;
+
 use crate::{
     console::host::td::TdVcpu, machine::desk::Vitals, platform::Running, sched::Scheduler,
 };
@@ -45,6 +47,9 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
         for station in guest.board().stations() {
             for (what, times) in station.tally().all() {
                 count(what, times);
+            }
+            for branch in Branch::ALL {
+                count(branch.name(), station.branches().get(*branch));
             }
         }
     }
