@@ -43,16 +43,17 @@ pub fn ticks_per_ms() -> u64 {
     (hz / 1000).max(1)
 }
 
-/// Lets interrupts in.
+/// Lets interrupts in: those that wait come before it returns, even if it is taken back at once.
 pub fn enable_interrupts() {
+    // After STI one more instruction is executed before an interrupt is taken.
     // SAFETY: every vector has a handler.
-    unsafe { asm!("sti", options(nomem, nostack)) }
+    unsafe { asm!("sti", "nop", options(nostack)) }
 }
 
 /// Keeps interrupts out.
 pub fn disable_interrupts() {
     // SAFETY: nothing waits for an interrupt without enabling them.
-    unsafe { asm!("cli", options(nomem, nostack)) }
+    unsafe { asm!("cli", options(nostack)) }
 }
 
 /// Waits until `condition` holds. A guest has nothing else to do; who runs it has a limit for the whole.

@@ -29,6 +29,8 @@ const MANY: u64 = 1_000_000;
 const LINES: u64 = 10;
 /// Memory that is converted back and forth.
 const GROUND_BYTES: u64 = 8 * PAGE_2M;
+/// A private address that is mapped, and beyond all memory that a test's TD has.
+const NOWHERE: u64 = 1 << 38;
 /// vCPUs that make calls.
 const CALLERS: u32 = 2;
 
@@ -297,8 +299,8 @@ fn end() -> ! {
         3 => vmcall::report_fatal_error(3, "rude to the end"),
         4 => triple_fault(),
         // Private memory where there is none.
-        5 => _ = memory::word(ground.shared >> 1),
-        6 => _ = tdcall::page_accept(ground.shared >> 1, 0),
+        5 => _ = memory::word(NOWHERE),
+        6 => _ = tdcall::page_accept(NOWHERE, 0),
         // Memory that is shared, used as private.
         7 => {
             let _ = vmcall::map_gpa(page | ground.shared, PAGE_2M);
