@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::tds::{
+use super::stage::{
     ANSWER, LIFE, Named, Words, machine, nothing_illegal, nothing_is_left, show, type_to, used,
     wait_for_problem, wait_for_state,
 };
@@ -78,15 +78,14 @@ fn side_by_side(bench: &mut Bench) -> Result<()> {
     let mut hello = Words::of("hello");
     hello.pass(&mut console, "hello", CHECKS)?;
     let mut smp = Words::of("smp");
-    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
-    let first = Counts::last(&smp.text)?;
-    let already = smp.text.matches("smp: ").count();
+    let first = Counts::by_now(&mut smp, &mut console)?;
+    let already = smp.text.matches(" ms counts ").count();
     // Three more reports.
-    while smp.text.matches("smp: ").count() < already + 3 {
+    while smp.text.matches(" ms counts ").count() < already + 3 {
         smp.wait(&mut console, " ms counts ", CHECKS)?;
         sleep(Duration::from_secs(1));
     }
-    let later = Counts::last(&smp.text)?;
+    let later = Counts::by_now(&mut smp, &mut console)?;
     for vcpu in 0..4 {
         ensure!(
             later.counts[vcpu] > first.counts[vcpu] && later.interrupts[vcpu] > 0,
@@ -109,6 +108,18 @@ struct Counts {
 }
 
 impl Counts {
+    /// The last report that *smp* has made by now, or its first.
+    fn by_now(smp: &mut Words, console: &mut Console) -> Result<Self> {
+        smp.read(console)?;
+        // The line is whole when the next thing is said, or its end.
+        while Self::last(&smp.text).is_err() {
+            smp.wait(console, " interrupts ", CHECKS)?;
+            sleep(Duration::from_millis(300));
+            smp.read(console)?;
+        }
+        Self::last(&smp.text)
+    }
+
     /// The last whole line of `text` that is a report.
     fn last(text: &str) -> Result<Self> {
         let lines = text
@@ -222,8 +233,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
     let before = used(&mut console)?;
     console.succeed("td start smp", LIFE)?;
     let mut smp = Words::of("smp");
-    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
-    let first = Counts::last(&smp.text)?;
+    let first = Counts::by_now(&mut smp, &mut console)?;
     for (wish, _, said) in BAD {
         let name = &names[wish as usize];
         console.succeed(&format!("td start {name}"), LIFE)?;
@@ -251,8 +261,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
     let mut again = Words::of("end2");
     again.wait(&mut console, "rude: end 2", CHECKS)?;
     console.succeed("td destroy end2", LIFE)?;
-    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
-    let later = Counts::last(&smp.text)?;
+    let later = Counts::by_now(&mut smp, &mut console)?;
     ensure!(
         later.counts.iter().zip(&first.counts).all(|(l, f)| l > f),
         "the TD beside it does not get on: {first:?}, then {later:?}"
@@ -317,15 +326,14 @@ fn rude(bench: &mut Bench) -> Result<()> {
     let before = used(&mut console)?;
     console.succeed("td start smp", LIFE)?;
     let mut smp = Words::of("smp");
-    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
+    let first = Counts::by_now(&mut smp, &mut console)?;
     console.succeed("td start rude", LIFE)?;
     let mut rude = Words::of("rude");
     rude.wait(&mut console, "rude: seed ", CHECKS)?;
     let begin = Instant::now();
-    let first = Counts::last(&smp.text)?;
     // Its console is full of what it does to the serial port.
     let mut limit = LIMIT * 10;
-    while !rude.text.contains(" refused by the module") {
+    while !rude.text.contains(" refused by the module\r\n") {
         sleep(Duration::from_secs(1));
         rude.read(&mut console)?;
         smp.read(&mut console)?;
@@ -334,8 +342,7 @@ fn rude(bench: &mut Bench) -> Result<()> {
             .context("it takes too long")?;
     }
     let took = begin.elapsed();
-    smp.wait(&mut console, "\r\nsmp: ", CHECKS)?;
-    let later = Counts::last(&smp.text)?;
+    let later = Counts::by_now(&mut smp, &mut console)?;
     let seed = rude
         .text
         .lines()

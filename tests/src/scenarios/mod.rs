@@ -6,10 +6,10 @@
 mod bench;
 mod boot;
 mod console;
-mod linux;
 mod guests;
+mod linux;
 mod monitor;
-mod tds;
+mod stage;
 mod violations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
