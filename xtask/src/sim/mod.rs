@@ -13,6 +13,7 @@ mod turns;
 mod ways;
 mod world;
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -58,7 +59,7 @@ const LARGEST: (u64, u32) = (2048, 224);
 const CPUS: [u32; 10] = [1, 2, 4, 8, 16, 32, 56, 64, 112, 224];
 /// Pages of 4 KiB take long to simulate: every number is halved and doubled for a TD of this many GiB.
 const SENSITIVITY_4K_GIB: u64 = 1;
-/// The TD with which the time of 4 KiB pages on some CPUs is told by default.
+/// The TD with which the time of 4 KiB pages on other CPUs is told.
 const CPUS_4K_GIB: u64 = 6;
 /// Our ways that more CPUs make faster.
 const BULK: [Way; 3] = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
@@ -164,7 +165,11 @@ impl Options {
             PageSize::Size2M => self.full || size != LARGEST,
             PageSize::Size1G => self.full,
         };
-        let larger = larger.filter(|(way, size)| is_wanted(*way, *size));
+        let mut larger: Vec<_> = larger
+            .filter(|(way, size)| is_wanted(*way, *size))
+            .collect();
+        // What takes long comes last.
+        larger.sort_by_key(|(way, _)| Reverse(way.page()));
         let all = smallest.into_iter().chain(larger);
         all.map(|(way, size)| self.task(way, size, cost)).collect()
     }
@@ -175,7 +180,6 @@ impl Options {
             // Small pages take long to simulate: a part of them and some numbers of CPUs will do.
             let is_quick = self.full || way != Way::Terminate4k;
             let gib = match way {
-                Way::Terminate4k if self.full => SIZES[0].0,
                 Way::Terminate4k => CPUS_4K_GIB,
                 _ if self.full => SIZES[2].0,
                 _ => SIZES[0].0,
@@ -267,6 +271,13 @@ fn run_all(tasks: &[Task]) -> Result<Vec<Run>> {
                             task.cpus
                         )
                     });
+                    if let Ok(run) = &result
+                        && task.gib > SIZES[0].0
+                    {
+                        // It may be minutes until the next one.
+                        let (way, gib, cpus) = (task.way.name(), task.gib, task.cpus);
+                        eprintln!("{way} of {gib} GiB on {cpus} CPUs: {:.3} s", run.seconds);
+                    }
                     if let Ok(mut place) = results[index].lock() {
                         *place = Some(result);
                     }

@@ -7,7 +7,7 @@ use anyhow::{Result, anyhow, ensure};
 use hypervisor::platform::Platform;
 use hypervisor::tdx::hkids::Hkids;
 use hypervisor::tdx::release::{Coordinator, Ending, Release, Vcpus};
-use mm::frames::ORDER_2M;
+use mm::frames::{Frame, ORDER_2M, ORDER_4K};
 use mm::private::{Cpu, Ledger, Levels, NoneRuns, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
 use seam::abi::{Gprs, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status, TdParams};
@@ -47,7 +47,10 @@ impl Td {
             pool: world.pool(),
         };
         td.map.finalize(&tdh).map_err(|error| anyhow!("{error}"))?;
-        td.aside = align_frames(world)?;
+        if size == PageSize::Size1G {
+            // One for each GiB until that is one page, and those above.
+            td.aside = align_frames(world, bytes / PAGE_1G + 16)?;
+        }
         let step = if size == PageSize::Size4K {
             PAGE_4K
         } else {
@@ -202,18 +205,43 @@ impl Td {
     }
 }
 
-/// Puts what is left of the GiB in which the control pages are aside, so that a TD's GiB is a frame's. How many 4 KiB
-/// frames.
-fn align_frames(world: &World) -> Result<u64> {
+/// Makes the next frame of 2 MiB one with which a GiB begins, so that a TD's GiB is a frame's. Of the frames before it, so many
+/// of 4 KiB stay for the S-EPT, and the others are put aside: how many of 4 KiB.
+fn align_frames(world: &World, tables: u64) -> Result<u64> {
+    const PARTS: u64 = PAGE_2M / PAGE_4K;
+    let failed = |error: mm::frames::Error| anyhow!("{error}");
+    let ledger = world.pool().ledger();
     let mut aside = 0;
+    let mut left = tables;
     loop {
-        let taken = world.pool().ledger().with(|frames| frames.alloc(ORDER_2M));
-        let frame = taken.map_err(|error| anyhow!("{error}"))?;
+        let frame = ledger
+            .with(|frames| frames.alloc(ORDER_2M))
+            .map_err(failed)?;
         if (frame.pa - BASE).is_multiple_of(PAGE_1G) {
-            let freed = world.pool().ledger().with(|frames| frames.free(frame));
-            return freed.map(|()| aside).map_err(|error| anyhow!("{error}"));
+            ledger.with(|frames| frames.free(frame)).map_err(failed)?;
+            ensure!(left == 0, "{left} tables have no frames");
+            return Ok(aside);
         }
-        aside += 1 << ORDER_2M;
+        if left == 0 {
+            aside += PARTS;
+            continue;
+        }
+        // All but one of its parts: without that one they are no large frame again, which the TD would take.
+        ledger
+            .with(|frames| frames.split(frame, ORDER_4K))
+            .map_err(failed)?;
+        for pa in (frame.pa..frame.pa + PAGE_2M)
+            .step_by(PAGE_4K as usize)
+            .skip(1)
+        {
+            let part = Frame {
+                pa,
+                order: ORDER_4K,
+            };
+            ledger.with(|frames| frames.free(part)).map_err(failed)?;
+        }
+        aside += 1;
+        left = left.saturating_sub(PARTS - 1);
     }
 }
 

@@ -344,6 +344,14 @@ mod tests {
     }
 
     #[test]
+    fn a_td_of_many_gib_is_in_pages_of_1_gib_if_that_is_the_way() {
+        let run = task(Way::Terminate1g, 600, 8).run().unwrap();
+        // One call for each GiB, one for each table above, some for the control pages.
+        let reclaimed = count(&run, Number::HostPage);
+        assert!((600.0..600.0 + 128.0).contains(&reclaimed), "{reclaimed}");
+    }
+
+    #[test]
     fn the_memory_of_a_package_is_the_limit_of_large_pages() {
         // 64 CPUs in two packages, one of which has all of the TD's memory.
         let run = task(Way::Terminate2m, 4, 64).run().unwrap();
