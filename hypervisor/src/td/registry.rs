@@ -94,6 +94,12 @@ impl<'h, P: Platform> Tds<'h, P> {
         Some(&self.entry(id)?.config)
     }
 
+    /// The image that it is built from, if that was loaded.
+    #[must_use]
+    pub fn image(&self, id: u32) -> Option<&'h [u8]> {
+        self.entry(id)?.image
+    }
+
     /// The TD, if it has a life now.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<Arc<Td>> {

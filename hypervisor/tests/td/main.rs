@@ -11,5 +11,6 @@ mod kit;
 mod operator;
 #[path = "../rig/mod.rs"]
 mod rig;
+mod rules;
 mod run;
 mod short;

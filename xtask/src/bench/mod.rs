@@ -1,6 +1,7 @@
-//! `cargo xtask bench`: figures that are kept small, measured on this computer.
+//! `cargo xtask bench`: figures that have a limit, measured.
 
 pub mod exits;
+pub mod reclaim;
 
 use std::process::ExitCode;
 
@@ -12,6 +13,8 @@ use clap::Subcommand;
 pub enum Bench {
     /// Instructions of the run loop for an exit, counted by callgrind
     Exits,
+    /// How long each way takes to get a TD's memory back, in QEMU
+    Reclaim(reclaim::Options),
 }
 
 impl Bench {
@@ -22,6 +25,7 @@ impl Bench {
     pub fn run(self) -> Result<ExitCode> {
         match self {
             Self::Exits => exits::run(),
+            Self::Reclaim(options) => reclaim::run(&options),
         }
     }
 }

@@ -39,6 +39,8 @@ struct Bare {
     /// Whether it is wrapped as an option ROM too.
     rom: bool,
     budget: Option<usize>,
+    /// Features beside those that every program of its kind has, and the name of what comes out then.
+    variant: Option<(&'static str, &'static str)>,
 }
 
 const SEAMARK: Bare = Bare {
@@ -47,6 +49,7 @@ const SEAMARK: Bare = Bare {
     subsystem: Subsystem::Application,
     rom: false,
     budget: Some(SEAMARK_BUDGET),
+    variant: None,
 };
 
 const STUB: Bare = Bare {
@@ -55,6 +58,7 @@ const STUB: Bare = Bare {
     subsystem: Subsystem::BootServiceDriver,
     rom: true,
     budget: None,
+    variant: None,
 };
 
 const PROBE: Bare = Bare {
@@ -63,7 +67,29 @@ const PROBE: Bare = Bare {
     subsystem: Subsystem::Application,
     rom: false,
     budget: None,
+    variant: None,
 };
+
+/// The hypervisor, which measures instead of serving a console.
+const BENCH: Bare = Bare {
+    budget: None,
+    variant: Some(("bench", "seamark-bench")),
+    ..SEAMARK
+};
+
+/// Builds what the benchmarks in the machine need.
+///
+/// # Errors
+/// As [`all`].
+pub fn for_bench() -> Result<Programs> {
+    let out = workspace::target().join("seamark");
+    fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    for program in [BENCH, STUB] {
+        program.build(&out)?;
+    }
+    build_guests(&out)?;
+    Ok(Programs::in_directory(&out))
+}
 
 /// Builds every program.
 ///
@@ -196,9 +222,10 @@ impl Bare {
         let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
         let image = pe::write(&program, self.subsystem).with_context(|| self.bin.to_owned())?;
 
-        let symbols = out.join(format!("{}.elf", self.bin));
+        let name = self.variant.map_or(self.bin, |(_, name)| name);
+        let symbols = out.join(format!("{name}.elf"));
         write(&symbols, &file)?;
-        write(&out.join(format!("{}.efi", self.bin)), &image)?;
+        write(&out.join(format!("{name}.efi")), &image)?;
         if self.rom {
             let rom = rom::wrap(&image, rom::PCI_TESTDEV)?;
             write(&out.join(format!("{}.rom", self.bin)), &rom)?;
@@ -230,6 +257,9 @@ impl Bare {
     fn cargo(&self, command: &str) -> Command {
         let mut cargo = FIRMWARE.cargo(command);
         cargo.args(["--package", self.package, "--bin", self.bin]);
+        if let Some((feature, _)) = self.variant {
+            cargo.args(["--features", feature]);
+        }
         cargo
     }
 }

@@ -1,0 +1,74 @@
+//! The benchmark of reclaim on this machine, instead of a console: every way, and a line of JSON for each.
+//!
+//! Only the program that `cargo xtask bench reclaim` builds has it.
+
+use core::fmt::Write;
+
+use mm::private::ClearPolicy;
+
+use super::reclaim::{Measured, Run, Way, run};
+use crate::{platform::metal::Metal, serial, td::registry::Tds, tds};
+
+/// What each line begins with that is meant for whoever started the benchmark.
+const MARK: &str = "bench:";
+
+/// Measures every way on the first TD of the configuration, which must not have been started.
+pub fn run_all() {
+    let mut out = serial::port();
+    match tds::get() {
+        Some(tds) => all(tds),
+        None => {
+            let _ = writeln!(out, "{MARK} failed: no TDX module builds TDs");
+        }
+    }
+    let _ = writeln!(serial::port(), "{MARK} done");
+}
+
+fn all(tds: &Tds<'_, Metal>) {
+    for policy in [ClearPolicy::Reuse, ClearPolicy::Always] {
+        for spinning in [false, true] {
+            for way in Way::ALL {
+                one(tds, way, spinning, policy);
+            }
+        }
+    }
+}
+
+fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
+    let vcpus = if spinning { "spinning" } else { "stopped" };
+    let Some(config) = tds.config(1) else {
+        let _ = writeln!(
+            serial::port(),
+            "{MARK} failed: the configuration names no TD"
+        );
+        return;
+    };
+    let what = Run {
+        way,
+        spinning,
+        clearing: policy.on(true),
+    };
+    let measured = run(tds.host(), config, tds.image(1), what);
+    let mut out = serial::port();
+    let _ = match measured {
+        Ok(measured) => writeln!(out, "{MARK} {}", line(way, vcpus, policy, &measured)),
+        Err(error) => writeln!(out, "{MARK} failed: {way}, {vcpus}, {policy}: {error}"),
+    };
+}
+
+fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> alloc::string::String {
+    let Measured {
+        pages_4k,
+        us,
+        hkid_free_us,
+        kicks,
+        kick_us,
+        call_ns,
+        ..
+    } = measured;
+    let calls = measured.calls();
+    alloc::format!(
+        "{{\"name\":\"{way}\",\"vcpus\":\"{vcpus}\",\"clear\":\"{policy}\",\"us\":{us},\"hkid_free_us\":{hkid_free_us},\
+         \"pages_4k\":{pages_4k},\"calls\":{calls},\"kicks\":{kicks},\"kick_us\":{kick_us},\"call_ns\":{call_ns}}}"
+    )
+}
