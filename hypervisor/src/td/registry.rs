@@ -97,7 +97,7 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// The image that it is built from, if that was loaded.
     #[must_use]
     pub fn image(&self, id: u32) -> Option<&'h [u8]> {
-        self.entry(id)?.image
+        self.entry(id)?.files.image
     }
 
     /// The TD, if it has a life now.
