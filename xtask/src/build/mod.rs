@@ -84,10 +84,11 @@ const BENCH: Bare = Bare {
 pub fn for_bench() -> Result<Programs> {
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    td_firmware(&out)?;
     for program in [BENCH, STUB] {
         program.build(&out)?;
     }
-    build_guests(&out)?;
+    build_images(guests("build"), guests::ALL, &out)?;
     Ok(Programs::in_directory(&out))
 }
 
