@@ -254,7 +254,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
         problem.contains("fatal error 0x5ea: no use in going on, said the guest"),
         "TD fatal: {problem}"
     );
-    // Switched off it is taken down, and after a reset it is there again.
+    // Switched off it is taken down, and after a reset it is there again, to ask for the next one.
     console.succeed("td start end1", LIFE)?;
     wait_for_state(&mut console, "end1", "reclaimed", CHECKS)?;
     console.succeed("td start end2", LIFE)?;
@@ -267,7 +267,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
         "the TD beside it does not get on: {first:?}, then {later:?}"
     );
     bench.note(format!("{} ways to end", BAD.len() + 3));
-    nothing_is_left(&mut console, &["fatal", "smp"], before)
+    nothing_is_left(&mut console, &["end2", "fatal", "smp"], before)
 }
 
 /// A debug TD shows its registers and memory; one in production refuses.

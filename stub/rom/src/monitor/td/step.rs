@@ -41,7 +41,8 @@ impl Td {
     /// Begins a step if the module wants one.
     pub(super) fn begin_step(&mut self, vcpu: &Vcpu<'_>) {
         let controls = vcpu.vmcs(Field::PROC_BASED);
-        if is_window_wanted(vcpu) {
+        // Not while the IRET is stepped over that ends the handler of an NMI: it would be intercepted for ever.
+        if is_window_wanted(vcpu) && self.step.is_none() {
             self.vmcb.intercept_misc1 |= misc1::IRET;
         }
         if controls & MONITOR_TRAP != 0 {
