@@ -250,7 +250,7 @@ impl Board {
         if let Some(station) = self.stations.get(vcpu as usize)
             && !station.nmi.swap(true, SeqCst)
         {
-            by.notify(vcpu);
+            by.interrupt(vcpu);
         }
     }
 

@@ -12,6 +12,9 @@ pub trait Notify {
     /// Something was posted for the TD's vCPU number `vcpu`: the CPU that runs it gets the notification interrupt; if it
     /// is halted, it is made to run. Never waits.
     fn notify(&self, vcpu: u32);
+
+    /// The same for what the CPU can't take by itself in the guest, an NMI: the CPU that runs the vCPU leaves the guest.
+    fn interrupt(&self, vcpu: u32);
 }
 
 /// The host, as one vCPU on one CPU sees it. Everything is called with interrupts off, and returns so.

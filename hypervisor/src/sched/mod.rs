@@ -228,6 +228,16 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
     }
 
+    /// Makes a vCPU leave the guest for something that only its CPU can hand in.
+    fn interrupt(&self, guest: &Guest, vcpu: u32) {
+        match guest.cpu_of(vcpu) {
+            // It looks before it enters the guest again.
+            Some(cpu) if cpu == self.platform.this_cpu() => {}
+            Some(cpu) => self.platform.poke(cpu),
+            None => self.notify(guest, vcpu),
+        }
+    }
+
     /// Tells a vCPU that something was posted for it.
     fn notify(&self, guest: &Guest, vcpu: u32) {
         match guest.cpu_of(vcpu) {
@@ -279,6 +289,10 @@ struct Bell<'a, 'p, P> {
 impl<P: Running> Notify for Bell<'_, '_, P> {
     fn notify(&self, vcpu: u32) {
         self.scheduler.notify(self.guest, vcpu);
+    }
+
+    fn interrupt(&self, vcpu: u32) {
+        self.scheduler.interrupt(self.guest, vcpu);
     }
 }
 

@@ -58,6 +58,10 @@ impl<P: Running> Notify for Session<'_, P> {
     fn notify(&self, vcpu: u32) {
         self.scheduler.notify(self.guest, vcpu);
     }
+
+    fn interrupt(&self, vcpu: u32) {
+        self.scheduler.interrupt(self.guest, vcpu);
+    }
 }
 
 impl<P: Running> Kick for Session<'_, P> {

@@ -119,6 +119,8 @@ pub struct OneTd<'t> {
 
 impl Notify for OneTd<'_> {
     fn notify(&self, _: u32) {}
+
+    fn interrupt(&self, _: u32) {}
 }
 
 impl Kick for OneTd<'_> {

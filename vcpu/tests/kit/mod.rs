@@ -260,6 +260,7 @@ impl<'r> Td<'r> {
             wake_at: Cell::new(None),
             served: RefCell::default(),
             notified: RefCell::default(),
+            interrupted: RefCell::default(),
             notified_here: Cell::new(0),
             kicks: AtomicU64::new(0),
             silent: AtomicU32::new(0),
@@ -305,6 +306,7 @@ pub struct TestHost<'t> {
     pub wake_at: Cell<Option<u64>>,
     pub served: RefCell<Vec<u8>>,
     pub notified: RefCell<Vec<u32>>,
+    pub interrupted: RefCell<Vec<u32>>,
     pub notified_here: Cell<u64>,
     pub kicks: AtomicU64,
     pub silent: AtomicU32,
@@ -315,6 +317,10 @@ pub struct TestHost<'t> {
 impl Notify for TestHost<'_> {
     fn notify(&self, vcpu: u32) {
         self.notified.borrow_mut().push(vcpu);
+    }
+
+    fn interrupt(&self, vcpu: u32) {
+        self.interrupted.borrow_mut().push(vcpu);
     }
 }
 
