@@ -2,7 +2,9 @@
 //!
 //! Only the program that `cargo xtask bench reclaim` builds has it.
 
-use core::fmt::Write;
+use core::fmt::{self, Write};
+
+use alloc::{format, string::String};
 
 use mm::private::ClearPolicy;
 
@@ -14,14 +16,11 @@ const MARK: &str = "bench:";
 
 /// Measures every way on the first TD of the configuration, which must not have been started.
 pub fn run_all() {
-    let mut out = serial::port();
     match tds::get() {
         Some(tds) => all(tds),
-        None => {
-            let _ = writeln!(out, "{MARK} failed: no TDX module builds TDs");
-        }
+        None => say(format_args!("failed: no TDX module builds TDs")),
     }
-    let _ = writeln!(serial::port(), "{MARK} done");
+    say(format_args!("done"));
 }
 
 fn all(tds: &Tds<'_, Metal>) {
@@ -48,15 +47,18 @@ fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
         spinning,
         clearing: policy.on(true),
     };
-    let measured = run(tds.host(), config, tds.image(1), what);
-    let mut out = serial::port();
-    let _ = match measured {
-        Ok(measured) => writeln!(out, "{MARK} {}", line(way, vcpus, policy, &measured)),
-        Err(error) => writeln!(out, "{MARK} failed: {way}, {vcpus}, {policy}: {error}"),
-    };
+    match run(tds.host(), config, tds.image(1), what) {
+        Ok(measured) => say(format_args!("{}", line(way, vcpus, policy, &measured))),
+        Err(error) => say(format_args!("failed: {way}, {vcpus}, {policy}: {error}")),
+    }
 }
 
-fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> alloc::string::String {
+/// A line; the port is free again after it.
+fn say(what: fmt::Arguments<'_>) {
+    let _ = writeln!(serial::port(), "{MARK} {what}");
+}
+
+fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> String {
     let Measured {
         pages_4k,
         us,
@@ -67,7 +69,7 @@ fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> allo
         ..
     } = measured;
     let calls = measured.calls();
-    alloc::format!(
+    format!(
         "{{\"name\":\"{way}\",\"vcpus\":\"{vcpus}\",\"clear\":\"{policy}\",\"us\":{us},\"hkid_free_us\":{hkid_free_us},\
          \"pages_4k\":{pages_4k},\"calls\":{calls},\"kicks\":{kicks},\"kick_us\":{kick_us},\"call_ns\":{call_ns}}}"
     )

@@ -7,6 +7,7 @@ mod bench;
 mod boot;
 mod console;
 mod guests;
+mod hypercall;
 mod linux;
 mod monitor;
 mod stage;
@@ -84,6 +85,7 @@ pub fn all() -> Vec<Scenario> {
         monitor::ALL,
         linux::ALL,
         guests::ALL,
+        hypercall::ALL,
     ]
     .concat()
 }

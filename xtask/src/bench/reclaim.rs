@@ -164,8 +164,7 @@ fn measure(options: &Options) -> Result<Vec<Line>> {
         rom: programs.rom(),
         options: Vec::new(),
     };
-    let mut machine = Machine::new(Boot::Disk(image), Some(stub));
-    machine.memory = "3G".into();
+    let machine = Machine::new(Boot::Disk(image), Some(stub));
     let mut guest = Guest::start(&machine, &home.join("run"), None)?;
     let mut lines = Vec::new();
     let mut limit = BOOT + Duration::from_secs(60 * options.patience);
