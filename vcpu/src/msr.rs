@@ -32,8 +32,9 @@ mod address {
 const VARIABLE: usize = 8;
 /// MTRRCAP: 8 variable ranges, the fixed ones, write-combining.
 const MTRR_CAP: u64 = 1 << 10 | 1 << 8 | VARIABLE as u64;
-/// MTRR_DEF_TYPE after a reset as firmware expects it: enabled, write-back.
-const MTRR_DEF_TYPE: u64 = 1 << 11 | 6;
+/// MTRR_DEF_TYPE after a reset: the MTRRs are off. An operating system that finds them on wants to program them, with CR0.CD
+/// set, which a TD can't do.
+const MTRR_DEF_TYPE: u64 = 0;
 const MTRR_DEF_TYPE_BITS: u64 = 3 << 10 | 0xFF;
 /// APIC_BASE: the page, enabled, x2APIC mode; the bootstrap processor has one bit more.
 const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10;
@@ -166,7 +167,9 @@ mod tests {
         }
         assert_eq!(msrs.read(0x200, 0, CLOCK), Ok(1), "none is another's");
         assert_eq!(msrs.write(0x2FF, 1 << 12, 0, CLOCK), Err(Invalid));
-        assert_eq!(msrs.read(0x2FF, 0, CLOCK), Ok(0xC06 & 0x806));
+        assert_eq!(msrs.read(0x2FF, 0, CLOCK), Ok(0), "off, as after a reset");
+        assert_eq!(msrs.write(0x2FF, 0xC06, 0, CLOCK), Ok(Request::None));
+        assert_eq!(msrs.read(0x2FF, 0, CLOCK), Ok(0xC06));
     }
 
     proptest::proptest! {
