@@ -17,6 +17,8 @@ use crate::{host, image};
 
 /// The configuration of those who give none: guests of our own.
 const DEFAULT_CONFIG: &str = include_str!("default.toml");
+/// What follows when Debian's Linux was fetched.
+const LINUX_CONFIG: &str = include_str!("linux.toml");
 
 /// The options of `run`.
 #[derive(Args)]
@@ -118,7 +120,11 @@ fn machine(programs: &Programs, options: &Options) -> Result<Machine> {
 /// Puts the default configuration beside the images that it names, where `measure` finds it, too.
 fn default_config(programs: &Programs) -> Result<PathBuf> {
     let file = programs.directory().join("seamark.toml");
-    fs::write(&file, DEFAULT_CONFIG).with_context(|| format!("can't write {}", file.display()))?;
+    let mut config = DEFAULT_CONFIG.to_owned();
+    if programs.linux().kernel().exists() {
+        config += LINUX_CONFIG;
+    }
+    fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
     Ok(file)
 }
 
