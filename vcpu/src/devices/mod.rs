@@ -80,6 +80,10 @@ pub struct Devices {
     pub io_apic: Mutex<IoApic>,
 }
 
+/// The ports of a PC's interval timer.
+const NO_TIMER: u16 = 0x40;
+const NO_TIMER_LAST: u16 = 0x43;
+
 /// Where a port leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
@@ -88,6 +92,9 @@ enum Port {
     Pm(u16),
     /// The reset-control register, and the keyboard controller's command register.
     Reset(u16),
+    /// The interval timer's, which is not there: its counters read as zero. Linux tells by the first byte that they are no
+    /// timer, and would ask an open bus 100,000 times.
+    NoTimer,
 }
 
 impl Port {
@@ -98,6 +105,7 @@ impl Port {
             cmos::INDEX..=cmos::DATA => Self::Cmos(port - cmos::INDEX),
             pm::BASE..=pm::LAST => Self::Pm(port - pm::BASE),
             pm::RESET_CONTROL | pm::KEYBOARD_COMMAND => Self::Reset(port),
+            NO_TIMER..=NO_TIMER_LAST => Self::NoTimer,
             _ => return None,
         })
     }
@@ -116,7 +124,7 @@ impl Devices {
             Port::Uart(offset) => self.uart.lock().read(place(offset), now()),
             Port::Cmos(offset) => self.cmos.lock().read(place(offset), now()),
             Port::Pm(offset) => self.pm.lock().read(place(offset), now()),
-            Port::Reset(_) => 0,
+            Port::Reset(_) | Port::NoTimer => 0,
         };
         Some(value & open_bus(size))
     }
@@ -140,6 +148,7 @@ impl Devices {
             Port::Cmos(offset) => self.cmos.lock().write(place(offset), value, now()),
             Port::Pm(offset) => self.pm.lock().write(place(offset), value, now()),
             Port::Reset(port) => pm::reset(port, value as u8),
+            Port::NoTimer => Effect::None,
         })
     }
 
@@ -181,6 +190,16 @@ mod tests {
             [1, 2, 4, 8].map(open_bus),
             [0xFF, 0xFFFF, 0xFFFF_FFFF, u64::MAX]
         );
+    }
+
+    #[test]
+    fn the_interval_timers_counters_stand_still_at_zero() {
+        let devices = Devices::default();
+        assert_eq!(
+            devices.output(0x43, 1, 0xB0, Now::default),
+            Some(Effect::None)
+        );
+        assert_eq!(devices.input(0x42, 1, Now::default), Some(0));
     }
 
     #[test]

@@ -16,12 +16,23 @@ const TOPOLOGY: u32 = 0x0B;
 const TOPOLOGY_2: u32 = 0x1F;
 const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_NEXT: u32 = HYPERVISOR + 1;
-const HYPERVISOR_LAST: u32 = 0x4000_00FF;
+const HYPERVISOR_LAST: u32 = 0x4000_01FF;
+/// A second identity, where Linux looks for hypervisors of another name: KVM's, without any of its features. In x2APIC mode,
+/// which a TD can't leave, Linux runs only under hypervisors that it knows, unless there is interrupt remapping.
+///
+/// Source: Linux arch/x86/kernel/apic/apic.c, try_to_enable_x2apic; arch/x86/kernel/kvm.c, kvm_x2apic_available.
+const COMPATIBLE: u32 = 0x4000_0100;
+const COMPATIBLE_LAST: u32 = COMPATIBLE + 1;
 /// EBX, ECX and EDX of the hypervisor's first leaf: who it is.
 const SIGNATURE: [u32; 3] = [
     u32::from_le_bytes(*b"Seam"),
     u32::from_le_bytes(*b"ark "),
     u32::from_le_bytes(*b"TDX "),
+];
+const COMPATIBLE_SIGNATURE: [u32; 3] = [
+    u32::from_le_bytes(*b"KVMK"),
+    u32::from_le_bytes(*b"VMKV"),
+    u32::from_le_bytes(*b"M\0\0\0"),
 ];
 
 impl<H: Host> Session<'_, H> {
@@ -37,6 +48,10 @@ impl<H: Host> Session<'_, H> {
             HYPERVISOR => {
                 let [ebx, ecx, edx] = SIGNATURE;
                 (Branch::CpuidHypervisor, [HYPERVISOR, ebx, ecx, edx])
+            }
+            COMPATIBLE => {
+                let [ebx, ecx, edx] = COMPATIBLE_SIGNATURE;
+                (Branch::CpuidHypervisor, [COMPATIBLE_LAST, ebx, ecx, edx])
             }
             HYPERVISOR_NEXT..=HYPERVISOR_LAST => (Branch::CpuidHypervisor, [0; 4]),
             _ => (Branch::CpuidEmpty, [0; 4]),
