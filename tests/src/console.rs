@@ -136,11 +136,13 @@ impl Console {
     fn converse(&mut self, command: &str, limit: Duration) -> Result<Reply> {
         self.guest.send(command.as_bytes())?;
         self.guest.send(b"\r")?;
+        // What the hypervisor has to say by itself is followed by a prompt, too; but from the echo's end on the console
+        // does nothing but the command.
+        self.guest.expect(&format!("{command}\r"), limit)?;
         let said = self.guest.expect(NEXT_PROMPT, limit)?;
-        let said = said.strip_suffix(PROMPT).unwrap_or(&said);
-        let text = said.split_once('\n').map_or("", |(_echo, text)| text);
+        let text = said.strip_suffix(PROMPT).unwrap_or(&said);
         Ok(Reply {
-            text: text.trim_end().to_owned(),
+            text: text.trim().to_owned(),
         })
     }
 

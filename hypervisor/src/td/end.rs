@@ -20,7 +20,7 @@ use super::{
     error::Error,
     host::{Host, Time},
     life::State,
-    meter::{Meter, Summary},
+    meter::Meter,
     vcpu::Stopped,
 };
 use crate::{
@@ -145,9 +145,8 @@ fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> R
             .and_then(|vcpus| give_back(host, td, vcpus, way, &mut meter)),
         Err(_) => Err(Error::Busy),
     };
-    match &result {
-        Ok(()) => td.notes.lock().ended = Some(meter.finish()),
-        Err(error) => revive(host, td, was, way, error),
+    if let Err(error) = &result {
+        revive(host, td, was, way, error);
     }
     result
 }
@@ -252,6 +251,7 @@ fn give_back<P: Platform>(
 ) -> Result<(), Error> {
     let Some(body) = td.body.get() else {
         host.runner.end(td);
+        tell(td, meter);
         // Nothing was taken for it.
         td.life
             .advance(State::Terminating, State::Teardown)
@@ -281,10 +281,17 @@ fn give_back<P: Platform>(
         control.extend(vcpus.into_iter().filter_map(Stopped::into_page));
     }
     td.notes.lock().problem = None;
+    tell(td, meter);
     td.life
         .advance(State::Terminating, State::Teardown)
         .map_err(Error::State)?;
     begin_reclaim(host, body)
+}
+
+/// Notes what the end took so far. From the teardown on other CPUs go on with it, and the notes may be all that is left.
+fn tell<P: Platform>(td: &Td, meter: &mut Meter<'_, P>) {
+    let mut notes = td.notes.lock();
+    notes.ended.get_or_insert_default().append(meter.take());
 }
 
 /// Takes all private memory from a TD that has its key and does not run.
@@ -432,9 +439,7 @@ pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error>
                 td.notes.lock().problem = Some(error.to_string());
                 td.end.set(Owner::Stuck);
             }
-            let mut notes = td.notes.lock();
-            let ended: &mut Summary = notes.ended.get_or_insert_default();
-            ended.append(meter.finish());
+            tell(td, &mut meter);
             result
         }
         State::Teardown => {

@@ -106,6 +106,11 @@ impl<'p, P: Platform> Meter<'p, P> {
         }
     }
 
+    /// What was measured since this was asked last.
+    pub fn take(&mut self) -> Summary {
+        core::mem::take(&mut self.summary)
+    }
+
     /// What was measured.
     #[must_use]
     pub fn finish(self) -> Summary {

@@ -11,6 +11,7 @@ mod hypercall;
 mod linux;
 mod monitor;
 mod stage;
+mod tds;
 mod violations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Scenario> {
         linux::ALL,
         guests::ALL,
         hypercall::ALL,
+        tds::ALL,
     ]
     .concat()
 }

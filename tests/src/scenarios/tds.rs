@@ -1,0 +1,247 @@
+//! TDs at the operator's console, on a machine that boots as `cargo xtask run` boots it.
+
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::{Bench, Scenario};
+use crate::console::Console;
+use crate::media::Media;
+use crate::qemu::Machine;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("td-hello", hello),
+    Scenario::new("td-commands", commands),
+    Scenario::new("td-hkids", hkids),
+    Scenario::new("td-rounds", |bench| rounds(bench, 25)),
+    Scenario::by_name_only("td-thousand-rounds", |bench| rounds(bench, 1000)),
+    Scenario::new("seam-bench", seam_bench),
+];
+
+/// How long a report may take.
+const ANSWER: Duration = Duration::from_secs(20);
+/// How long it may take to build a TD, to end one, or until a guest has said what it has to say.
+const WORK: Duration = Duration::from_secs(90);
+
+/// A machine whose TDs all start from *hello*, and its configuration.
+fn machine(bench: &Bench, tds: &str) -> Result<Machine> {
+    let home = bench.directory()?;
+    let image = bench.programs().guest("hello");
+    fs::copy(&image, home.join("hello.fd"))
+        .with_context(|| format!("can't copy {}", image.display()))?;
+    let config = home.join("seamark.toml");
+    let tds = tds.replace("[[td]]\n", "[[td]]\nimage = \"hello\"\nmemory = \"16M\"\n");
+    let text = format!("[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n{tds}");
+    fs::write(&config, text).context("the configuration")?;
+    let media = Media::of_program(&bench.programs().seamark())?.with_config(&config)?;
+    let mut machine = Machine::new(bench.disk(&media)?, Some(bench.stub()));
+    machine.symbols = Some(bench.programs().symbols("seamark"));
+    Ok(machine)
+}
+
+/// Asks again and again until the answer is as it is to be.
+fn until(
+    console: &mut Console,
+    command: &str,
+    mut is_there: impl FnMut(&Value) -> bool,
+) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        let answer = console.succeed(command, ANSWER)?;
+        if is_there(&answer) {
+            return Ok(answer);
+        }
+        if start.elapsed() > WORK {
+            bail!("`{command}` still answers {answer}");
+        }
+        // Asking costs the machine time.
+        sleep(Duration::from_millis(200));
+    }
+}
+
+fn text<'a>(answer: &'a Value, key: &str) -> &'a str {
+    answer[key].as_str().unwrap_or_default()
+}
+
+/// The guest's own TDREPORT, the host and the computation on this computer agree on what it is.
+fn hello(bench: &mut Bench) -> Result<()> {
+    let machine = machine(
+        bench,
+        "[[td]]\nname = \"hello\"\nvcpus = 2\nautostart = true\n",
+    )?;
+    let mut console = bench.console(&machine)?;
+    let said = until(&mut console, "td console hello", |answer| {
+        text(answer, "output").contains(" failed")
+    })?;
+    let said = text(&said, "output");
+    ensure!(said.contains("hello: 3 passed, 0 failed"), "{said}");
+    let shown = console.succeed("td show hello", ANSWER)?;
+    ensure!(text(&shown, "state") == "runnable", "{shown}");
+    ensure!(shown["hkid"].is_u64(), "{shown}");
+    let pages = |size: &str| shown["pages"][size].as_u64().unwrap_or_default();
+    ensure!(
+        pages("private_2m") >= 7 && pages("private_4k") > 0,
+        "{shown}"
+    );
+    let mrtd = text(&shown, "mrtd");
+    ensure!(said.contains(&format!("MRTD {mrtd}")), "{mrtd}: {said}");
+    let measured = Command::new(env::current_exe()?)
+        .arg("measure")
+        .arg(bench.directory()?.join("seamark.toml"))
+        .output()
+        .context("xtask measure")?;
+    let measured = String::from_utf8_lossy(&measured.stdout).into_owned();
+    let is_same = |line: &str| line.contains("MRTD") && line.ends_with(mrtd);
+    ensure!(measured.lines().any(is_same), "{mrtd}: {measured}");
+    bench.note(format!("MRTD {mrtd} three times"));
+    nothing_illegal(&mut console)
+}
+
+/// Every command of a TD's life, on one that runs.
+fn commands(bench: &mut Bench) -> Result<()> {
+    let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
+    let mut console = bench.console(&machine)?;
+    let before = ledger(&mut console)?;
+    for (command, state) in [
+        ("td create one", "paused"),
+        ("td start one", "runnable"),
+        ("td pause one", "paused"),
+        ("td resume one", "runnable"),
+    ] {
+        let answer = console.succeed(command, WORK)?;
+        ensure!(text(&answer, "state") == state, "{command}: {answer}");
+    }
+    let is_done = |answer: &Value| text(answer, "output").contains("3 passed, 0 failed");
+    until(&mut console, "td console one", is_done)?;
+    let shown = console.succeed("td show one", ANSWER)?;
+    ensure!(
+        shown["cpus"][0]["run_us"].as_u64() > Some(0)
+            && shown["cpus"][0]["entries"].as_u64() > Some(0),
+        "{shown}"
+    );
+    // The memory above is the guest's, which it does not look at again.
+    let shrunk = console.succeed("td shrink one 12M", WORK)?;
+    ensure!(shrunk["taken"]["private_2m"] == 2, "{shrunk}");
+    console.succeed("td reset one", WORK)?;
+    until(&mut console, "td console one", is_done)?;
+
+    let refused = console.ask("td regs one", ANSWER)?;
+    ensure!(
+        text(&refused, "error").contains("in production"),
+        "{refused}"
+    );
+
+    let ended = console.succeed("td terminate one", WORK)?;
+    ensure!(ended["already"] == false, "{ended}");
+    until(&mut console, "td show one", |answer| {
+        text(answer, "state") == "reclaimed"
+    })?;
+    console.succeed("td start one", WORK)?;
+    until(&mut console, "td console one", is_done)?;
+    let ended = console.succeed("td destroy --dynamic one", WORK)?;
+    ensure!(text(&ended, "state") == "reclaimed", "{ended}");
+    ensure!(
+        ended["work"]["leafs"]
+            .to_string()
+            .contains("TDH.MEM.PAGE.REMOVE"),
+        "{ended}"
+    );
+    let (frames, hkids) = ledger(&mut console)?;
+    ensure!(
+        (&frames, &hkids) == (&before.0, &before.1),
+        "{frames} {hkids}"
+    );
+    nothing_illegal(&mut console)
+}
+
+/// The one TD too many is refused in words, and starts when another has ended.
+fn hkids(bench: &mut Bench) -> Result<()> {
+    let count = {
+        let machine = machine(bench, "")?;
+        let mut console = bench.console(&machine)?;
+        let hkids = console.succeed("hkids", ANSWER)?;
+        hkids["free"].as_u64().context("how many HKIDs are free")?
+    };
+    let tds: String = (0..=count)
+        .map(|number| format!("[[td]]\nname = \"td{number}\"\n"))
+        .collect();
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    for number in 0..count {
+        console.succeed(&format!("td create td{number}"), WORK)?;
+    }
+    let start = format!("td start td{count}");
+    let refused = console.ask(&start, WORK)?;
+    ensure!(
+        text(&refused, "error").contains("no HKID is left for another TD"),
+        "{refused}"
+    );
+    console.succeed("td destroy td0", WORK)?;
+    console.succeed(&start, WORK)?;
+    bench.note(format!("{count} TDs at once, and one more"));
+    nothing_illegal(&mut console)
+}
+
+/// TDs one after the other: frames, heap and HKIDs are as before.
+fn rounds(bench: &mut Bench, count: u32) -> Result<()> {
+    let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
+    let mut console = bench.console(&machine)?;
+    let mut before = None;
+    let start = Instant::now();
+    // The console remembers 64 lines: when they are all of this kind, nothing more is kept.
+    const WARM_UP: u32 = 25;
+    for round in 0..WARM_UP + count {
+        for command in ["td create one", "td start one", "td destroy one"] {
+            console.succeed(command, WORK)?;
+        }
+        if round + 1 == WARM_UP {
+            before = Some((ledger(&mut console)?, heap(&mut console)?));
+        }
+    }
+    let after = (ledger(&mut console)?, heap(&mut console)?);
+    ensure!(Some(&after) == before.as_ref(), "{before:?}, {after:?}");
+    let each = start.elapsed() / (WARM_UP + count);
+    bench.note(format!("{count} rounds, {} ms each", each.as_millis()));
+    nothing_illegal(&mut console)
+}
+
+/// The cycles of each leaf, with every leaf that a TD's life has.
+fn seam_bench(bench: &mut Bench) -> Result<()> {
+    let machine = machine(bench, "")?;
+    let mut console = bench.console(&machine)?;
+    let before = ledger(&mut console)?;
+    let answer = console.succeed("seam bench", WORK)?;
+    ensure!(answer["problem"].is_null(), "{answer}");
+    let leafs = answer["leafs"].as_array().map_or(0, Vec::len);
+    ensure!(leafs > 28, "{answer}");
+    ensure!(ledger(&mut console)? == before, "something is missing");
+    bench.note(format!("{leafs} leafs, {} rounds", answer["rounds"]));
+    nothing_illegal(&mut console)
+}
+
+/// The frames and the HKIDs.
+fn ledger(console: &mut Console) -> Result<(String, String)> {
+    let memory = console.succeed("mem", ANSWER)?;
+    ensure!(memory["ledger"]["balanced"] == true, "{memory}");
+    let hkids = console.succeed("hkids", ANSWER)?;
+    Ok((memory["frames"].to_string(), hkids.to_string()))
+}
+
+fn heap(console: &mut Console) -> Result<u64> {
+    let memory = console.succeed("mem", ANSWER)?;
+    memory["heap"]["used_bytes"].as_u64().context("the heap")
+}
+
+/// No SEAMCALL was one that should not have been made.
+fn nothing_illegal(console: &mut Console) -> Result<()> {
+    let stats = console.succeed("stats", ANSWER)?;
+    ensure!(
+        stats["total"]["illegal"] == 0 && stats["faults"] == 0 && stats["lost_pages"] == 0,
+        "{stats}"
+    );
+    Ok(())
+}
