@@ -110,7 +110,8 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
         archive.directory(directory);
     }
     archive.program("bin/busybox", &read(&busybox)?);
-    for name in output(Command::new(&busybox).arg("--list"))?.lines() {
+    let names = output(Command::new(&busybox).arg("--list"))?;
+    for name in names.lines().filter(|name| *name != "busybox") {
         archive.link(&format!("bin/{name}"), "busybox");
     }
     archive.link("init", "bin/init");
