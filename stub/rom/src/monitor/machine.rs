@@ -205,8 +205,14 @@ impl Machine for SeamCpu {
         u64::from(Hardware.read(TPR) >> 4 & 0xF)
     }
 
+    /// The module sends itself the interrupt that it has just taken, for the host to get it later. It is in service, and
+    /// nothing would come of it before its end.
     fn send_self_ipi(&self, _lp: u32, vector: u8) {
         const TO_SELF: u32 = 1 << 18;
+        let in_service = Hardware.read(ISR + u32::from(vector / 32) * 0x10);
+        if in_service >> (vector % 32) & 1 != 0 {
+            Hardware.write(EOI, 0);
+        }
         Hardware.write(ICR, TO_SELF | u32::from(vector));
     }
 
@@ -225,6 +231,8 @@ impl Machine for SeamCpu {
 
 const TPR: u32 = 0x80;
 const PPR: u32 = 0xA0;
+const EOI: u32 = 0xB0;
+const ISR: u32 = 0x100;
 const IRR: u32 = 0x200;
 const ICR: u32 = 0x300;
 

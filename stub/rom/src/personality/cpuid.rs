@@ -125,7 +125,8 @@ impl Cpu {
             ecx |= TME;
             edx |= PCONFIG;
         }
-        [0, ebx, ecx, edx]
+        // Sub-leafs 1 and 2 are there, with nothing in them.
+        [2, ebx, ecx, edx]
     }
 
     /// Leaf 4: caches of Sapphire Rapids; the last level is shared by the package, which makes it WBINVD's scope. It is

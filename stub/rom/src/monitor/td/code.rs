@@ -52,6 +52,12 @@ pub fn known(code: &Bytes) -> Option<(u32, usize)> {
     Some((reason, instruction.len()))
 }
 
+/// Whether it is INVD.
+pub fn is_invd(code: &Bytes) -> bool {
+    code.decode()
+        .is_some_and(|instruction| instruction.mnemonic() == Mnemonic::Invd)
+}
+
 /// Whether an I/O instruction has the port in itself.
 pub fn is_immediate_port(code: &Bytes) -> bool {
     code.decode().is_some_and(|i| {

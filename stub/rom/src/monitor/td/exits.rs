@@ -125,7 +125,7 @@ impl Td {
             exit::CPUID => by(reason::CPUID, self),
             exit::HLT => by(reason::HLT, self),
             exit::INVD => by(reason::INVD, self),
-            exit::WBINVD => by(reason::WBINVD, self),
+            exit::WBINVD => Next::Exit(self.write_back(machine, vcpu)),
             exit::RDPMC => by(reason::RDPMC, self),
             exit::MONITOR => by(reason::MONITOR, self),
             exit::MWAIT => by(reason::MWAIT, self),
@@ -226,6 +226,20 @@ impl Td {
             return Some(self.raise(vector::GP, Some(0)));
         }
         Some(Next::Exit(VmExit::by(reason, length)))
+    }
+
+    /// WBINVD, or INVD, for which TCG reports the same.
+    fn write_back(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
+        let code = self.code(machine, vcpu);
+        let reason = if code::is_invd(&code) {
+            reason::INVD
+        } else {
+            reason::WBINVD
+        };
+        VmExit::by(
+            reason,
+            code.decode().map_or(0, |instruction| instruction.len()),
+        )
     }
 
     /// An access to a port: its qualification as VMX has it.

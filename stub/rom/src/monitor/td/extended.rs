@@ -58,6 +58,15 @@ fn set_xcr0(value: u64) {
     }
 }
 
+fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: reads a register; the monitor's CR4 has OSXSAVE.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
 fn restore(area: *const u64, components: u64) {
     // SAFETY: an aligned XSAVE area in standard format, large enough for the components, which XCR0 has. No x87 or AVX state
     // of the monitor's is lost: it has none.
@@ -118,6 +127,8 @@ impl Td {
             vcpu.set_held(register, value);
         }
         let (area, components) = (vcpu.xbuff()[0], components(vcpu));
+        // TCG has no intercept for XSETBV. What the guest could load that the TD does not have is gone with this.
+        vcpu.set_held(Held::Xcr0, xcr0() & components | X87);
         set_xcr0(components);
         let at: *const u64 = area.as_ptr().cast();
         // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a

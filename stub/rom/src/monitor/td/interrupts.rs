@@ -14,7 +14,7 @@ use super::{Next, Td};
 use crate::monitor::lp::{self, Lp};
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::smp::Hardware;
-use crate::monitor::vmcb::{self, control};
+use crate::monitor::vmcb::control;
 
 /// Vectors below are exceptions'.
 pub const FIRST_VECTOR: usize = 32;
@@ -82,12 +82,6 @@ impl Td {
             | self.offered.map_or(0, |vector| {
                 control::IRQ | u64::from(vector) << control::VECTOR_SHIFT
             });
-        // A lower task priority may let a waiting interrupt through.
-        if apic.waits_for_priority() {
-            self.vmcb.intercept_cr |= vmcb::CR8_WRITE;
-        } else {
-            self.vmcb.intercept_cr &= !vmcb::CR8_WRITE;
-        }
     }
 
     /// Whether `vector` waits in the VMCB, not yet taken by the guest.

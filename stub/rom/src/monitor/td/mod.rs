@@ -87,7 +87,8 @@ impl Td {
         /// Any but the host's.
         const ASID: u32 = 2;
         let c = &mut *self.vmcb;
-        c.intercept_cr = vmcb::CR0_WRITE | vmcb::CR4_WRITE;
+        // Of CR8, TCG takes any value; and a lower task priority may let a waiting interrupt through.
+        c.intercept_cr = vmcb::CR0_WRITE | vmcb::CR4_WRITE | vmcb::CR8_WRITE;
         c.intercept_misc1 = misc1::INTR
             | misc1::NMI
             | misc1::INIT

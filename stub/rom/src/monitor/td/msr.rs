@@ -13,6 +13,7 @@ use crate::monitor::machine::SeamCpu;
 use crate::monitor::vmcb::vector;
 use crate::monitor::world;
 
+const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
 /// Lengths of RDMSR and WRMSR without prefixes, which no assembler adds.
@@ -30,8 +31,8 @@ const SWITCHED: &[u32] = &[
     0xC000_0101,
     0xC000_0102,
 ];
-/// The time-stamp counter and IA32_TSC_AUX, which the guest reads by itself.
-const READABLE: &[u32] = &[0x10, 0xC000_0103];
+/// IA32_TSC_AUX, which the guest reads by itself.
+const READABLE: &[u32] = &[0xC000_0103];
 
 /// The MSR permission map of TDs.
 pub fn bitmap() -> u64 {
@@ -112,6 +113,8 @@ fn read(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32) -> Option<u64> {
     const FLUSH_CMD: u32 = 0x10B;
     Some(match msr {
         PRED_CMD | FLUSH_CMD => return None,
+        // TCG knows the counter as an instruction alone.
+        TSC => cpu::rdtsc().wrapping_add(vcpu.vmcs(Field::TSC_OFFSET)),
         PAT => vcpu.vmcs(Field::PAT),
         cpu::MSR_EFER => vcpu.vmcs(Field::EFER),
         _ if X2APIC.contains(&msr) => VirtualApic::of(vcpu).read_msr(msr),
