@@ -507,6 +507,21 @@ pub fn fetch_add(address: u64, value: u64) -> u64 {
     result
 }
 
+/// Sets bits in a word of memory in one locked instruction: what was there.
+pub fn set_bits(address: u64, bits: u64) -> u64 {
+    loop {
+        let old = read(address);
+        let found;
+        // SAFETY: as for `write`.
+        unsafe {
+            asm!("lock cmpxchg [{}], {}", in(reg) address, in(reg) old | bits, inout("rax") old => found, options(nostack));
+        }
+        if old == found {
+            return old;
+        }
+    }
+}
+
 /// Copies a word of memory in one instruction.
 pub fn copy_word(from: u64, to: u64) {
     // SAFETY: as for `read` and `write`.

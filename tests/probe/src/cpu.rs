@@ -39,10 +39,21 @@ pub fn rdtsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// What the time-stamp counter counts in so many seconds.
+pub fn ticks_of(seconds: u64) -> u64 {
+    let [denominator, numerator, crystal, _] = cpuid(0x15, 0).map(u64::from);
+    seconds * crystal * numerator / denominator.max(1)
+}
+
+/// Writes a byte to a port of the machine.
+pub fn out_byte(port: u16, value: u8) {
+    // SAFETY: for ports whose devices touch no memory.
+    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack)) };
+}
+
 /// Waits for `done`, with interrupts on, for at most `seconds`; whether it came.
 pub fn wait(seconds: u64, done: impl Fn() -> bool) -> bool {
-    let [denominator, numerator, crystal, _] = cpuid(0x15, 0).map(u64::from);
-    let deadline = rdtsc() + seconds * crystal * numerator / denominator.max(1);
+    let deadline = rdtsc() + ticks_of(seconds);
     // SAFETY: firmware's handlers and this program's are installed.
     unsafe { asm!("sti", options(nomem, nostack)) };
     let came = loop {
@@ -76,6 +87,12 @@ pub fn send_serial(byte: u8) {
     }
     // SAFETY: the port only takes the byte.
     unsafe { asm!("out dx, al", in("dx") PORT, in("al") byte, options(nomem, nostack)) };
+}
+
+/// Keeps interrupts out: firmware's services let them in.
+pub fn disable_interrupts() {
+    // SAFETY: whoever waits for an interrupt lets it in himself.
+    unsafe { asm!("cli", options(nomem, nostack)) };
 }
 
 /// Stops the processor for good, as a task.

@@ -2,13 +2,17 @@
 //! and what it must not do.
 //!
 //! It writes `ok NAME` or `FAIL NAME: why` for each check to the first serial port, then `probe: N ok, N failed`, and
-//! switches the machine off.
+//! switches the machine off. With orders in a file beside it ([`orders`]) it does something else instead: it measures, or it is
+//! the host of a TD.
 #![no_std]
 #![no_main]
 
 mod attempt;
 mod checks;
 mod cpu;
+mod host;
+mod measure;
+mod orders;
 mod serial;
 mod td;
 mod tdx;
@@ -54,7 +58,23 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
         boot::set_image_handle(handle);
         uefi::table::set_system_table(table.cast());
     }
+    // Files are read while firmware's interrupts are on.
+    let orders = orders::read();
     attempt::install();
+    match orders {
+        None => check_all(),
+        Some(order) => {
+            serial::line(format_args!("\nprobe: start"));
+            if let Err(why) = order.execute() {
+                fail("orders", why);
+            }
+            serial::line(format_args!("probe: end"));
+        }
+    }
+    runtime::reset(ResetType::SHUTDOWN, Status::SUCCESS, None)
+}
+
+fn check_all() {
     let (mut good, mut bad) = (0, 0);
     serial::line(format_args!("\nprobe: start"));
     for (name, check) in checks::ALL {
@@ -63,20 +83,26 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
                 good += 1;
                 serial::line(format_args!("ok {name}"));
             }
-            Err(Failure {
-                what,
-                found,
-                expected,
-            }) => {
+            Err(why) => {
                 bad += 1;
-                serial::line(format_args!(
-                    "FAIL {name}: {what} is {found:#x}, not {expected:#x}"
-                ));
+                fail(name, why);
             }
         }
     }
     serial::line(format_args!("probe: {good} ok, {bad} failed"));
-    runtime::reset(ResetType::SHUTDOWN, Status::SUCCESS, None)
+}
+
+fn fail(
+    name: &str,
+    Failure {
+        what,
+        found,
+        expected,
+    }: Failure,
+) {
+    serial::line(format_args!(
+        "FAIL {name}: {what} is {found:#x}, not {expected:#x}"
+    ));
 }
 
 #[panic_handler]

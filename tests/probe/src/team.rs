@@ -23,7 +23,7 @@ const PATIENCE: u64 = 60;
 const SEATS: usize = 16;
 
 /// A task, and its result.
-type Task = fn(u64) -> u64;
+pub type Task = fn(u64) -> u64;
 
 struct Seat {
     /// Zero, or a [`Task`].
@@ -170,12 +170,22 @@ impl Team {
 
     /// Has processor `number` of the team do something, and waits for the result.
     pub fn ask(self, number: usize, task: Task, argument: u64) -> Result<u64, Failure> {
+        self.start(number, task, argument);
+        let done = wait(PATIENCE, || self.is_done(number));
+        expect("a task's end", done.into(), 1)?;
+        Ok(TEAM[number].result.load(Ordering::SeqCst))
+    }
+
+    /// Has processor `number` of the team do something meanwhile.
+    pub fn start(self, number: usize, task: Task, argument: u64) {
         let seat = &TEAM[number];
         seat.argument.store(argument, Ordering::SeqCst);
         seat.task.store(task as usize, Ordering::SeqCst);
-        let done = wait(PATIENCE, || seat.task.load(Ordering::SeqCst) == 0);
-        expect("a task's end", done.into(), 1)?;
-        Ok(seat.result.load(Ordering::SeqCst))
+    }
+
+    /// Whether processor `number` of the team has done what it was started with.
+    pub fn is_done(self, number: usize) -> bool {
+        TEAM[number].task.load(Ordering::SeqCst) == 0
     }
 
     /// Has all of them do something one after the other; each must answer zero.

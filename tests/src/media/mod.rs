@@ -53,6 +53,13 @@ impl Media {
         Ok(self)
     }
 
+    /// Adds a file with these bytes, as `name` beside the program.
+    #[must_use]
+    pub fn with_bytes(mut self, name: &str, bytes: &[u8]) -> Self {
+        self.files.push((name.to_owned(), bytes.to_owned()));
+        self
+    }
+
     /// Adds the configuration in `file` and every file that it names, which is looked for from the configuration's own
     /// directory.
     ///

@@ -87,6 +87,21 @@ impl Guest {
         })
     }
 
+    /// The processor's time that QEMU has taken so far.
+    ///
+    /// # Errors
+    /// When it is not running, or the kernel says something else than it should.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        // Linux's USER_HZ.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, fields) = stat.rsplit_once(')').context("a process's state")?;
+        // utime and stime are fields 14 and 15; the second one ends with the parenthesis.
+        let times = fields.split_whitespace().skip(11).take(2);
+        let ticks: u32 = times.map(|ticks| ticks.parse().unwrap_or(0)).sum();
+        Ok(TICK * ticks)
+    }
+
     /// Waits at most `limit` for `pattern` and gives what the serial port said up to it and with it, since the last wait.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod guests;
 mod hypercall;
 mod linux;
 mod monitor;
+mod rom;
 mod stage;
 mod tds;
 mod violations;
@@ -19,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Result, anyhow, ensure};
 
 pub use bench::Bench;
+pub use rom::measure as measure_stub;
 
 use crate::programs::Programs;
 
@@ -88,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         guests::ALL,
         hypercall::ALL,
         tds::ALL,
+        rom::ALL,
     ]
     .concat()
 }

@@ -13,6 +13,29 @@ use crate::Check;
 
 pub use vmx::enter as enter_vmx;
 
+use crate::tdx;
+use crate::team::{Team, gather};
+
+/// Brings TDX up on all processors, for good. Firmware's timer is silent from then on: in a TD, nothing would handle its
+/// interrupts.
+pub fn bring_up() -> Result<Team, crate::Failure> {
+    const LEGACY_MASKS: [u16; 2] = [0x21, 0xA1];
+    const LVT_TIMER: u32 = 0x832;
+    const MASKED: u64 = 1 << 16;
+    for port in LEGACY_MASKS {
+        crate::cpu::out_byte(port, 0xFF);
+    }
+    let masked = crate::attempt::wrmsr(LVT_TIMER, MASKED);
+    crate::expect("masking the timer", masked.err().unwrap_or(0), 0)?;
+    // What had come before comes now.
+    crate::cpu::wait(0, || false);
+    seam::sys_init()?;
+    enter_vmx(vmx::region())?;
+    let team = gather()?;
+    tdx::bring_up(team)?;
+    Ok(team)
+}
+
 type Named = (&'static str, fn() -> Check);
 
 /// Every check with its name.

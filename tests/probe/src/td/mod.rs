@@ -21,6 +21,7 @@ pub const SHARED: u64 = 1 << 47;
 /// A TD with its key.
 pub struct Td {
     pub tdr: u64,
+    pub hkid: u64,
     pub vcpus: [u64; VCPUS],
     pub size: usize,
     /// The root of its shared EPT.
@@ -58,7 +59,8 @@ fn key_config(tdr: u64) -> u64 {
     }
 }
 
-fn page_at(rcx: u64, rdx: u64) -> Gprs {
+/// Operands in RCX and RDX.
+pub fn page_at(rcx: u64, rdx: u64) -> Gprs {
     Gprs {
         rcx,
         rdx,
@@ -73,6 +75,20 @@ impl Td {
     /// Builds a TD with vCPUs `0..size`, whose guest runs `program`. All of them belong to this processor until another
     /// has them.
     pub fn build(team: Team, size: usize, program: u64) -> Result<Self, Failure> {
+        let mut td = Self::create(team, size)?;
+        for gpa in [0, 0xFFFF_F000] {
+            for level in (1..=3).rev() {
+                td.add_table(gpa, level);
+            }
+        }
+        guest::lay_out(&td)?;
+        td.add_vcpus(program)?;
+        td.finalize()?;
+        Ok(td)
+    }
+
+    /// Creates a TD that has nothing yet but its key and its control structures.
+    pub fn create(team: Team, size: usize) -> Result<Self, Failure> {
         let tdr = pages(1);
         let hkid = first_hkid() + TAKEN.fetch_add(1, Ordering::Relaxed);
         succeed("TDH.MNG.CREATE", Leaf::MngCreate, page_at(tdr, hkid))?;
@@ -93,24 +109,28 @@ impl Td {
         };
         put(params_at, &params);
         succeed("TDH.MNG.INIT", Leaf::MngInit, page_at(tdr, params_at))?;
-        let mut td = Self {
+        let td = Self {
             tdr,
+            hkid,
             vcpus: [0; VCPUS],
             size,
             shared_eptp: pages(1),
         };
         clear(td.shared_eptp);
-        for gpa in [0, 0xFFFF_F000] {
-            for level in (1..=3).rev() {
-                td.add_table(gpa, level);
-            }
-        }
-        guest::lay_out(&td)?;
-        for number in 0..size {
-            td.vcpus[number] = td.add_vcpu(program)?;
-        }
-        succeed("TDH.MR.FINALIZE", Leaf::MrFinalize, page_at(tdr, 0))?;
         Ok(td)
+    }
+
+    /// Adds the vCPUs, each of which begins with `operand` in RCX and R8.
+    pub fn add_vcpus(&mut self, operand: u64) -> Check {
+        for number in 0..self.size {
+            self.vcpus[number] = self.add_vcpu(operand)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the building.
+    pub fn finalize(&self) -> Check {
+        succeed("TDH.MR.FINALIZE", Leaf::MrFinalize, page_at(self.tdr, 0)).map(drop)
     }
 
     /// An S-EPT page under the entry of `level`, where there is none yet.
@@ -146,9 +166,14 @@ impl Td {
 
     /// Writes a field of a vCPU.
     pub fn write_field(&self, tdvpr: u64, field: FieldId, value: u64) -> Check {
+        self.write_bits(tdvpr, field, value, u64::MAX)
+    }
+
+    /// Writes bits of a field of a vCPU.
+    pub fn write_bits(&self, tdvpr: u64, field: FieldId, value: u64, mask: u64) -> Check {
         let operands = Gprs {
             r8: value,
-            r9: u64::MAX,
+            r9: mask,
             ..page_at(tdvpr, field.0)
         };
         succeed("TDH.VP.WR", Leaf::VpWr, operands).map(drop)

@@ -1,0 +1,97 @@
+//! What the program is to do other than its checks: a line in `probe.txt` beside it, and for some the image of a guest in
+//! `guest.fd`.
+#![expect(unsafe_code, reason = "a buffer for a file, from firmware")]
+
+use uefi::boot::{self, AllocateType, MemoryType};
+use uefi::proto::media::file::{File, FileAttribute, FileMode};
+use uefi::{CStr16, cstr16};
+
+use crate::host::{self, Scenario};
+use crate::{Check, Failure, measure};
+
+/// The largest file that is read.
+const MAX_BYTES: usize = 8 << 20;
+
+/// Something else than checks.
+pub enum Order {
+    /// `bench`: say what things cost.
+    Bench,
+    /// `guest N`, `interrupts N`, `hammer N`: run the guest with N vCPUs.
+    Host {
+        /// What the host does meanwhile.
+        scenario: Scenario,
+        /// vCPUs.
+        vcpus: usize,
+        /// The image.
+        image: &'static [u8],
+    },
+    /// Something that nobody understands.
+    Unknown,
+}
+
+/// The orders; `None` if there are none.
+pub fn read() -> Option<Order> {
+    let text = file(cstr16!("\\EFI\\BOOT\\probe.txt"))?;
+    let mut words = core::str::from_utf8(text)
+        .unwrap_or_default()
+        .split_whitespace();
+    let scenario = match words.next() {
+        Some("bench") => return Some(Order::Bench),
+        Some("guest") => Scenario::Guest,
+        Some("interrupts") => Scenario::Interrupts,
+        Some("hammer") => Scenario::Hammer,
+        _ => return Some(Order::Unknown),
+    };
+    let vcpus = words.next().and_then(|number| number.parse().ok());
+    let image = file(cstr16!("\\EFI\\BOOT\\guest.fd"));
+    Some(match (vcpus, image) {
+        (Some(vcpus), Some(image)) => Order::Host {
+            scenario,
+            vcpus,
+            image,
+        },
+        _ => Order::Unknown,
+    })
+}
+
+impl Order {
+    /// Does it.
+    pub fn execute(self) -> Check {
+        match self {
+            Self::Bench => measure::run(),
+            Self::Host {
+                scenario,
+                vcpus,
+                image,
+            } => host::run(scenario, vcpus, image),
+            Self::Unknown => Err(Failure {
+                what: "probe.txt",
+                found: 0,
+                expected: 1,
+            }),
+        }
+    }
+}
+
+/// A file on the volume that the program was loaded from.
+fn file(path: &CStr16) -> Option<&'static [u8]> {
+    let mut volume = boot::get_image_file_system(boot::image_handle()).ok()?;
+    let mut root = volume.open_volume().ok()?;
+    let handle = root
+        .open(path, FileMode::Read, FileAttribute::empty())
+        .ok()?;
+    let mut file = handle.into_regular_file()?;
+    let buffer = boot::allocate_pages(
+        AllocateType::AnyPages,
+        MemoryType::LOADER_DATA,
+        MAX_BYTES / 4096,
+    )
+    .ok()?;
+    // SAFETY: pages that were just allocated, for as long as the program runs.
+    let bytes = unsafe {
+        buffer.write_bytes(0, MAX_BYTES);
+        core::slice::from_raw_parts_mut(buffer.as_ptr(), MAX_BYTES)
+    };
+    let length = file.read(bytes).ok()?;
+    Some(&bytes[..length])
+}

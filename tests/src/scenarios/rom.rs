@@ -1,0 +1,116 @@
+//! TDs on the emulated SEAM, with the probe as their host: what a guest finds there, whatever the hypervisor does.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Bench, Scenario};
+use crate::media::Media;
+use crate::programs::Programs;
+use crate::qemu::Machine;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("rom-hello", |bench| guest(bench, "hello")),
+    Scenario::new("rom-initial", |bench| guest(bench, "initial")),
+    Scenario::new("rom-tdcall", |bench| guest(bench, "tdcall")),
+    Scenario::new("rom-cpuid", |bench| guest(bench, "cpuid")),
+    Scenario::new("rom-msrs", |bench| guest(bench, "msrs")),
+    Scenario::new("rom-exits", |bench| guest(bench, "exits")),
+    Scenario::new("rom-memory", |bench| guest(bench, "memory")),
+    Scenario::new("rom-interrupts", |bench| guest(bench, "interrupts")),
+    Scenario::new("rom-interrupts-none-lost", |bench| {
+        run(bench, "spin", "interrupts", 1, 900)
+    }),
+    Scenario::new("rom-hammer", |bench| {
+        run(bench, "hammer", "hammer", 3, 1500)
+    }),
+];
+
+/// vCPUs with which every guest has to pass.
+const VCPUS: [u32; 2] = [1, 4];
+
+/// A guest that checks a table by itself.
+fn guest(bench: &mut Bench, name: &str) -> Result<()> {
+    VCPUS
+        .into_iter()
+        .try_for_each(|vcpus| run(bench, name, "guest", vcpus, 400))
+}
+
+/// Runs the guest, while the host does what the order says.
+fn run(bench: &mut Bench, name: &str, order: &str, vcpus: u32, seconds: u64) -> Result<()> {
+    let image = bench.programs().guest(name);
+    let image = std::fs::read(&image).with_context(|| format!("can't read {}", image.display()))?;
+    let said = probe(
+        bench,
+        (4, 2),
+        &format!("{order} {vcpus}"),
+        Some(image),
+        seconds,
+    )?;
+    let failures: Vec<_> = said.lines().filter(|line| line.contains("FAIL ")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    let tally = said
+        .lines()
+        .find(|line| line.starts_with(&format!("{name}: ")) && line.contains(" passed, "))
+        .with_context(|| format!("the guest came to no end:\n{said}"))?;
+    ensure!(
+        tally.ends_with(" passed, 0 failed") && said.contains("\nhost: done\n"),
+        "{said}"
+    );
+    bench.note(format!("{vcpus} vCPUs: {tally}"));
+    for line in said.lines().filter(|line| line.starts_with("host: ")) {
+        if line != "host: done" {
+            bench.note(line);
+        }
+    }
+    Ok(())
+}
+
+/// Runs the probe with orders on a machine with so many CPUs and sockets; what it said.
+fn probe(
+    bench: &mut Bench,
+    (cpus, sockets): (u32, u32),
+    orders: &str,
+    image: Option<Vec<u8>>,
+    seconds: u64,
+) -> Result<String> {
+    let mut media =
+        Media::of_program(&bench.programs().probe())?.with_bytes("probe.txt", orders.as_bytes());
+    if let Some(image) = image {
+        media = media.with_bytes("guest.fd", &image);
+    }
+    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_cpus(cpus, sockets);
+    let mut guest = bench.start(&machine)?;
+    guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
+    let said = guest.expect("probe: end\n", Duration::from_secs(seconds))?;
+    guest.wait_for_end(Duration::from_secs(60))?;
+    Ok(said)
+}
+
+/// What the emulation costs, in nanoseconds of the processor's time that QEMU takes, so that a busy computer does no harm: name
+/// and figure.
+///
+/// # Errors
+/// When the probe can't be run, or says something else.
+pub fn measure(programs: &Programs) -> Result<Vec<(String, u128)>> {
+    let limit = Duration::from_secs(300);
+    let mut bench = Bench::new("bench-stub", programs);
+    let media = Media::of_program(&programs.probe())?.with_bytes("probe.txt", b"bench");
+    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_cpus(1, 1);
+    let mut guest = bench.start(&machine)?;
+    guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
+    let mut figures = Vec::new();
+    loop {
+        let (end, said) = guest.expect_any(&["bench: begin ", "probe: end\n"], limit)?;
+        ensure!(!said.contains("FAIL "), "{said}");
+        if end == 1 {
+            return Ok(figures);
+        }
+        let what = guest.expect("\n", limit)?;
+        let before = guest.cpu_time()?;
+        guest.expect("bench: done ", limit)?;
+        let took = guest.cpu_time()? - before;
+        let (name, times) = what.trim().split_once(' ').context("a name and a number")?;
+        figures.push((name.to_owned(), took.as_nanos() / times.parse::<u128>()?));
+    }
+}
