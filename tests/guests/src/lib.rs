@@ -1,7 +1,26 @@
 //! The guests' names, for those who build and run them; the programs are in `src/bin`.
 #![no_std]
 
+#[cfg(feature = "bare")]
+pub mod tries;
+
 /// Every guest: the name of its program, and of its image without `.fd`.
 pub const ALL: &[&str] = &[
-    "hello", "smp", "mem", "rude", "calls", "fatal", "control", "spin",
+    "hello",
+    "smp",
+    "mem",
+    "rude",
+    "calls",
+    "fatal",
+    "control",
+    "spin",
+    "initial",
+    "tdcall",
+    "cpuid",
+    "msrs",
+    "exits",
+    "memory",
+    "interrupts",
+    "count",
+    "hammer",
 ];

@@ -19,7 +19,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("rom-memory", |bench| guest(bench, "memory")),
     Scenario::new("rom-interrupts", |bench| guest(bench, "interrupts")),
     Scenario::new("rom-interrupts-none-lost", |bench| {
-        run(bench, "spin", "interrupts", 1, 900)
+        run(bench, "count", "interrupts", 1, 900)
     }),
     Scenario::new("rom-hammer", |bench| {
         run(bench, "hammer", "hammer", 3, 1500)

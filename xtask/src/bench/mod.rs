@@ -2,6 +2,7 @@
 
 pub mod exits;
 pub mod reclaim;
+pub mod stub;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,8 @@ pub enum Bench {
     Exits,
     /// How long each way takes to get a TD's memory back, in QEMU
     Reclaim(reclaim::Options),
+    /// The emulated SEAM in QEMU: a TD's entry with its exit, an empty SEAMCALL, clearing 2 MiB
+    Stub,
 }
 
 impl Bench {
@@ -26,6 +29,7 @@ impl Bench {
         match self {
             Self::Exits => exits::run(),
             Self::Reclaim(options) => reclaim::run(&options),
+            Self::Stub => stub::run(),
         }
     }
 }

@@ -13,12 +13,14 @@ use td_base::long_mode::{CODE, DATA, SEGMENTS};
 
 use crate::attempt::Caught;
 use crate::vcpu::{self, EVENT_STACKS};
-use crate::{apic, console, tdcall, ve, vmcall};
+use crate::{apic, console, cpu, tdcall, ve, vmcall};
 
 /// The non-maskable interrupt.
 const NMI: u64 = 2;
 /// The double fault.
 const DOUBLE_FAULT: u64 = 8;
+/// RFLAGS.TF.
+const TRAP_FLAG: u64 = 1 << 8;
 /// The virtualization exception.
 const VIRTUALIZATION: u64 = 20;
 /// The first vector of interrupts.
@@ -112,6 +114,7 @@ fn interrupt_descriptors() -> &'static Idt {
 }
 
 /// What an event interrupted.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Frame {
     pub r15: u64,
@@ -214,16 +217,27 @@ extern "sysv64" fn event(frame: &mut Frame) {
     let vcpu = vcpu::current();
     match frame.vector {
         NMI => {
+            if vcpu.in_nmi.swap(true, Ordering::Relaxed) {
+                vcpu.nested_nmis.fetch_add(1, Ordering::Relaxed);
+            }
             vcpu.nmis.fetch_add(1, Ordering::Release);
+            vcpu::call(vcpu.nmi_hook.swap(0, Ordering::Relaxed));
+            vcpu.in_nmi.store(false, Ordering::Relaxed);
         }
         FIRST_INTERRUPT.. => {
             vcpu.interrupts[frame.vector as usize].fetch_add(1, Ordering::Release);
+            let order = vcpu.order.load(Ordering::Relaxed);
+            vcpu.order
+                .store(order << 8 | frame.vector, Ordering::Relaxed);
             if frame.vector != u64::from(SPURIOUS) {
                 apic::end_of_interrupt();
             }
         }
         VIRTUALIZATION => virtualization(frame),
         vector => {
+            if vector == DOUBLE_FAULT {
+                give_up_ve(frame);
+            }
             let caught = Caught::Exception {
                 vector: vector as u8,
                 error: frame.error,
@@ -236,7 +250,33 @@ extern "sysv64" fn event(frame: &mut Frame) {
     }
 }
 
+/// What a check wants of the next #VE's handler: another #VE, or a call of the function that it named.
+pub(crate) const FAULT: u32 = 1;
+/// See [`FAULT`].
+pub(crate) const ASK: u32 = 2;
+
+/// Takes a #DF in the handler of a #VE for one of what the #VE interrupted, which is what goes on.
+fn give_up_ve(frame: &mut Frame) {
+    let interrupted = vcpu::current().ve_frame.swap(0, Ordering::Relaxed) as *const Frame;
+    // SAFETY: zero, or the frame of the handler that was interrupted, on a stack that nothing has used since.
+    if let Some(interrupted) = unsafe { interrupted.as_ref() } {
+        let error = frame.error;
+        *frame = *interrupted;
+        (frame.vector, frame.error) = (DOUBLE_FAULT, error);
+    }
+}
+
 fn virtualization(frame: &mut Frame) {
+    match vcpu::current().mischief.swap(0, Ordering::Relaxed) {
+        FAULT => {
+            let at = &raw const *frame as u64;
+            vcpu::current().ve_frame.store(at, Ordering::Relaxed);
+            // No module answers this leaf.
+            cpu::cpuid(0x4000_0000, 0);
+        }
+        ASK => vcpu::call_ve_hook(),
+        _ => {}
+    }
     let info = match tdcall::veinfo_get() {
         Ok(info) => info,
         Err(status) => die(frame, format_args!("#VE without information ({status:?})")),
@@ -260,11 +300,17 @@ fn resume_attempt(frame: &mut Frame, caught: Caught) -> bool {
         return false;
     }
     let at = vcpu.attempted.load(Ordering::Relaxed);
-    let caught = if frame.rip == at {
+    let is_double =
+        matches!(caught, Caught::Exception { vector, .. } if u64::from(vector) == DOUBLE_FAULT);
+    let caught = if frame.rip == at || is_double {
         caught
     } else {
         Caught::Elsewhere { rip: frame.rip }
     };
+    if matches!(caught, Caught::Elsewhere { .. }) {
+        // A trap was what was attempted; it shall not come again.
+        frame.rflags &= !TRAP_FLAG;
+    }
     *vcpu.caught.lock() = Some(caught);
     frame.rip = resume;
     true

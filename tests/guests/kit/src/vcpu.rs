@@ -49,6 +49,20 @@ pub struct Vcpu {
     pub(crate) interrupts: [AtomicU32; 256],
     /// NMIs that came.
     pub(crate) nmis: AtomicU32,
+    /// NMIs that came while another was handled.
+    pub(crate) nested_nmis: AtomicU32,
+    /// Whether one is handled.
+    pub(crate) in_nmi: AtomicBool,
+    /// A `fn()` for the next NMI's handler, or zero.
+    pub(crate) nmi_hook: AtomicUsize,
+    /// The last vectors, the latest in the lowest byte.
+    pub(crate) order: AtomicU64,
+    /// The frame of a #VE whose handler is to fault; zero at other times.
+    pub(crate) ve_frame: AtomicU64,
+    /// Whatever a check wants to keep.
+    noted: AtomicU64,
+    /// What the next #VE's handler does before it fetches the information.
+    pub(crate) mischief: AtomicU32,
     /// #VEs that were served, other than in attempts.
     pub(crate) served: AtomicU64,
     /// A `fn()` to run, or zero.
@@ -88,6 +102,47 @@ impl Vcpu {
     /// NMIs that came.
     pub fn nmis(&self) -> u32 {
         self.nmis.load(Ordering::Acquire)
+    }
+
+    /// NMIs that came while another was handled: none, on a processor.
+    pub fn nested_nmis(&self) -> u32 {
+        self.nested_nmis.load(Ordering::Relaxed)
+    }
+
+    /// Has the handler of the next NMI call `hook`.
+    pub fn call_in_next_nmi(&self, hook: fn()) {
+        self.nmi_hook.store(hook as usize, Ordering::Relaxed);
+    }
+
+    /// The order of the interrupts from here on is of interest.
+    pub fn note_order(&self) {
+        self.order.store(0, Ordering::Relaxed);
+    }
+
+    /// The vectors of the interrupts since then, the latest in the lowest byte.
+    pub fn order(&self) -> u64 {
+        self.order.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a number for [`Self::noted`].
+    pub fn note(&self, number: u64) {
+        self.noted.store(number, Ordering::Relaxed);
+    }
+
+    /// See [`Self::note`].
+    pub fn noted(&self) -> u64 {
+        self.noted.load(Ordering::Relaxed)
+    }
+
+    /// Has the handler of the next #VE raise another before it fetches the information.
+    pub fn fault_in_next_ve(&self) {
+        self.mischief.store(trap::FAULT, Ordering::Relaxed);
+    }
+
+    /// Has the handler of the next #VE call `hook` before it fetches the information.
+    pub fn call_in_next_ve(&self, hook: fn()) {
+        VE_HOOK.store(hook as usize, Ordering::Relaxed);
+        self.mischief.store(trap::ASK, Ordering::Relaxed);
     }
 
     /// #VEs that were served by the handler.
@@ -135,6 +190,8 @@ pub(crate) extern "sysv64" fn enter(area: *mut Area) -> ! {
     let vcpu = &area.vcpu;
     let this = &raw const *vcpu;
     vcpu.this.store(this.cast_mut(), Ordering::Relaxed);
+    // Zeros need not be none of it.
+    *vcpu.caught.lock() = None;
     // SAFETY: GS is used for nothing but this.
     unsafe { cpu::wrmsr(GS_BASE, this as u64) };
     let info = tdcall::vp_info();
@@ -170,6 +227,22 @@ fn work(vcpu: &Vcpu) -> ! {
         vcpu.job.store(0, Ordering::Release);
     }
     halt()
+}
+
+/// A `fn()` for [`Vcpu::call_in_next_ve`], the same for all that want one at a time.
+static VE_HOOK: AtomicUsize = AtomicUsize::new(0);
+
+/// Calls it.
+pub(crate) fn call_ve_hook() {
+    call(VE_HOOK.load(Ordering::Relaxed));
+}
+
+/// Calls a hook; zero is none.
+pub(crate) fn call(hook: usize) {
+    if hook != 0 {
+        // SAFETY: hooks are stored where functions of this type are given.
+        unsafe { core::mem::transmute::<usize, fn()>(hook)() }
+    }
 }
 
 /// vCPUs that the TD has, as far as a guest can use them.
