@@ -17,11 +17,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("rom-msrs", |bench| guest(bench, "msrs")),
     Scenario::new("rom-exits", |bench| guest(bench, "exits")),
     Scenario::new("rom-memory", |bench| guest(bench, "memory")),
-    Scenario::new("rom-interrupts", |bench| guest(bench, "interrupts")),
-    Scenario::new("rom-interrupts-none-lost", |bench| {
+    Scenario::by_name_only("rom-interrupts", |bench| guest(bench, "interrupts")),
+    Scenario::by_name_only("rom-interrupts-none-lost", |bench| {
         run(bench, "count", "interrupts", 1, 900)
     }),
-    Scenario::new("rom-hammer", |bench| {
+    Scenario::by_name_only("rom-hammer", |bench| {
         run(bench, "hammer", "hammer", 3, 1500)
     }),
 ];

@@ -20,6 +20,8 @@ const PPR: u32 = 0x80A;
 const IRR: u32 = 0x820;
 const ISR: u32 = 0x810;
 const SELF_IPI: u32 = 0x83F;
+/// The vector that vCPUs send around, and that nothing else uses.
+const RING: u8 = 0x95;
 
 fn main(checks: &mut Checks) {
     vcpu::start_all();
@@ -189,7 +191,7 @@ fn ipi_to_others() -> Check {
 }
 
 fn every_vector() -> Check {
-    for vector in 32..255u8 {
+    for vector in (32..255u8).filter(|vector| *vector != RING) {
         let before = came(vector);
         apic::self_ipi(vector);
         open();
@@ -302,7 +304,7 @@ fn many() -> Check {
 
 /// Every vCPU interrupts the next one, which spins, and has many done when it goes.
 fn ring() -> Check {
-    const VECTOR: u8 = 0x95;
+    const VECTOR: u8 = RING;
     const TIMES: u32 = 200;
     let vcpu = vcpu::current();
     let next = (vcpu.index() + 1) % vcpu::count();
