@@ -65,12 +65,13 @@ fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> Stri
         hkid_free_us,
         kicks,
         kick_us,
+        in_calls_us,
         call_ns,
         ..
     } = measured;
     let calls = measured.calls();
     format!(
         "{{\"name\":\"{way}\",\"vcpus\":\"{vcpus}\",\"clear\":\"{policy}\",\"us\":{us},\"hkid_free_us\":{hkid_free_us},\
-         \"pages_4k\":{pages_4k},\"calls\":{calls},\"kicks\":{kicks},\"kick_us\":{kick_us},\"call_ns\":{call_ns}}}"
+         \"pages_4k\":{pages_4k},\"calls\":{calls},\"kicks\":{kicks},\"kick_us\":{kick_us},\"in_calls_us\":{in_calls_us},\"call_ns\":{call_ns}}}"
     )
 }

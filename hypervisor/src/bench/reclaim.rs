@@ -4,7 +4,7 @@
 //! ways are compared and not the CPUs. What the hypervisor does is its own code; page by page, as Linux does it, is modelled
 //! here: one page is asked for at a time, so that each has a tracking round of its own.
 
-use alloc::{string::String, string::ToString, vec::Vec};
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
 use core::ops::Range;
@@ -12,10 +12,10 @@ use core::str::FromStr;
 
 use boot::config;
 use mm::private::{Clearing, Error as MapError, Kick, NoAnswer, Outcome};
-use seam::abi::{Leaf, PAGE_2M, PAGE_4K, PageSize};
+use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
-use crate::platform::Platform;
+use crate::platform::{Platform, Samples};
 use crate::td::{
     Td,
     end::Way as EndWay,
@@ -25,6 +25,7 @@ use crate::td::{
     meter::{Meter, Summary},
     registry::Tds,
 };
+use crate::time;
 
 /// The TD's number among those of the benchmark.
 const ID: u32 = 1;
@@ -115,6 +116,8 @@ pub struct Measured {
     pub kicks: u64,
     /// Microseconds of them.
     pub kick_us: u64,
+    /// Microseconds that its SEAMCALLs took: of each leaf, their number times the mean of the first few thousand.
+    pub in_calls_us: u64,
     /// Nanoseconds that a SEAMCALL takes which does next to nothing (TDH.PHYMEM.PAGE.RDMD), the mean of some hundred.
     pub call_ns: u64,
     /// The phases, with the SEAMCALLs of each.
@@ -205,18 +208,23 @@ fn measure<P: Platform>(
     };
     let mut meter = Meter::new(host.platform);
     let start = host.platform.now_us();
-    match run.way {
-        Way::PerPage => meter.phase("remove", || {
-            let mut pages = range.step_by(PAGE_4K as usize);
-            pages.try_for_each(|gpa| remove(host, td, gpa..gpa + PAGE_4K, &kick))
-        })?,
-        Way::Dynamic => meter.phase("remove", || remove(host, td, range, &kick))?,
-        Way::Terminate4k | Way::Terminate2m => {}
-    }
-    meter.phase("release", || tds.terminate(ID))?;
-    let hkid_free_us = host.platform.now_us() - start;
-    meter.phase("reclaim", || tds.destroy(ID, EndWay::Terminate))?;
-    let us = host.platform.now_us() - start;
+    let work = || {
+        match run.way {
+            Way::PerPage => meter.phase("remove", || {
+                let mut pages = range.step_by(PAGE_4K as usize);
+                pages.try_for_each(|gpa| remove(host, td, gpa..gpa + PAGE_4K, &kick))
+            })?,
+            Way::Dynamic => meter.phase("remove", || remove(host, td, range, &kick))?,
+            Way::Terminate4k | Way::Terminate2m => {}
+        }
+        meter.phase("release", || tds.terminate(ID))?;
+        let hkid_free_us = host.platform.now_us() - start;
+        meter.phase("reclaim", || tds.destroy(ID, EndWay::Terminate))?;
+        Ok::<_, Error>((hkid_free_us, host.platform.now_us() - start))
+    };
+    let (done, samples) = host.platform.stopwatch().measure(work).ok_or(Error::Busy)?;
+    let (hkid_free_us, us) = done?;
+    let summary = meter.finish();
     let notes = tds.notes(ID).unwrap_or_default();
     if let Some(problem) = notes.problem {
         return Err(Error::Runner(problem));
@@ -230,8 +238,9 @@ fn measure<P: Platform>(
         hkid_free_us,
         kicks: kick.rounds.get(),
         kick_us: kick.us.get(),
+        in_calls_us: in_calls_us(&summary, &samples),
         call_ns,
-        summary: meter.finish(),
+        summary,
     })
 }
 
@@ -247,6 +256,21 @@ fn remove<P: Platform>(
         Outcome::Removed(_) => Ok(()),
         other => Err(Error::Runner(alloc::format!("removal: {other:?}"))),
     }
+}
+
+/// What the calls of a measurement took, by what some of them did.
+fn in_calls_us(summary: &Summary, samples: &[Samples]) -> u64 {
+    let mean = |leaf| {
+        let of = samples.iter().filter(|samples| samples.leaf == leaf);
+        let (sum, count) = of.fold((0, 0), |(sum, count), samples| {
+            let ticks: u64 = samples.ticks.iter().sum();
+            (sum + ticks, count + samples.ticks.len() as u64)
+        });
+        sum / count.max(1)
+    };
+    let calls = summary.calls().into_iter();
+    let ticks: u64 = calls.map(|(leaf, count)| count * mean(leaf)).sum();
+    (u128::from(ticks) * 1_000_000 / u128::from(time::hz().max(1))) as u64
 }
 
 /// What a SEAMCALL costs that does next to nothing.
@@ -277,13 +301,4 @@ impl<P: Platform, K: Kick> Kick for Timed<'_, P, K> {
         self.us.set(self.us.get() + us);
         kicked
     }
-}
-
-/// The leaf by leaf counts of a measurement, as the operator reads them.
-#[must_use]
-pub fn by_leaf(measured: &Measured) -> Vec<(String, u64)> {
-    let calls = measured.summary.calls().into_iter();
-    calls
-        .map(|(leaf, count): (Leaf, u64)| (leaf.name().to_string(), count))
-        .collect()
 }
