@@ -214,7 +214,10 @@ impl<P: Platform> Desk<'_, '_, P> {
     fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
         let name = self.name(id);
         match error {
-            Error::State(state) => format!("TD {name} is {state}{}", advice(wish, *state, &name)),
+            Error::State(state) => {
+                let advice = advice(wish, *state, &name);
+                format!("TD {name} is {}{advice}", state.in_words())
+            }
             error => format!("TD {name}: {error}"),
         }
     }

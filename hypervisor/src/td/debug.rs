@@ -68,7 +68,7 @@ impl fmt::Display for Refused {
                 "it is in production: the TDX module shows a host nothing of it; a TD with \"debug = true\" in its \
                  configuration can be looked into, and its owner sees that in its attestation",
             ),
-            Self::State(state) => write!(f, "it is {state}"),
+            Self::State(state) => write!(f, "it is {}", state.in_words()),
             Self::NoVcpu { count } => {
                 write!(f, "it has no such vCPU; they are numbered from 0 to {}", count - 1)
             }

@@ -106,7 +106,7 @@ impl fmt::Display for Error {
             ),
             Self::NoHkid(none) => none.fmt(f),
             Self::NoHeap => f.write_str("the hypervisor's heap is used up; end a TD"),
-            Self::State(state) => write!(f, "it is {state}"),
+            Self::State(state) => write!(f, "it is {}", state.in_words()),
             Self::Busy => f.write_str("something else is being done with it; try again"),
             Self::Stuck(cpus) => write!(
                 f,

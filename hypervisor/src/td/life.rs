@@ -54,6 +54,20 @@ impl State {
         )
     }
 
+    /// What a TD in this state "is", in a sentence.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Building => "being built",
+            Self::Runnable => "runnable",
+            Self::Paused => "paused",
+            Self::Terminating => "terminating",
+            Self::Teardown => "in teardown",
+            Self::Reclaimed => "reclaimed",
+        }
+    }
+
     /// Whether the TD has ended, or is about to.
     #[must_use]
     pub const fn is_ending(self) -> bool {

@@ -202,7 +202,7 @@ fn a_td_in_another_state_is_told_with_what_to_do() {
     operator.succeed("td terminate one");
     assert_eq!(
         operator.fail("td create one"),
-        "TD one is teardown; wait until its memory is back (\"reclaim\" shows how far that is)"
+        "TD one is in teardown; wait until its memory is back (\"reclaim\" shows how far that is)"
     );
     operator.succeed("td destroy one");
     server.assert_spotless();

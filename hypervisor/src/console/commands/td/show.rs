@@ -169,6 +169,7 @@ pub(super) struct Is<'a>(pub &'a crate::console::host::td::TdNow);
 
 impl fmt::Display for Is<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TD {} {} is {}", self.0.id, self.0.name, self.0.state)
+        let Self(td) = self;
+        write!(f, "TD {} {} is {}", td.id, td.name, td.state.in_words())
     }
 }
