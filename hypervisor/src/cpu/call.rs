@@ -167,6 +167,29 @@ mod tests {
     struct Cpus {
         boxes: [Mailbox; 4],
         stop: AtomicBool,
+        patience: Duration,
+    }
+
+    impl Cpus {
+        fn new(patience: Duration) -> Self {
+            Self {
+                boxes: Default::default(),
+                stop: AtomicBool::new(false),
+                patience,
+            }
+        }
+    }
+
+    /// How long is waited for CPUs that do answer: a busy computer must not make them silent.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Stops the other CPUs, also when the test fails.
+    struct Stop<'a>(&'a AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 
     struct At<'a>(&'a Cpus, u32);
@@ -181,17 +204,19 @@ mod tests {
         fn notify(&self, _: u32) {}
         fn timeout(&self) -> impl FnMut() -> bool {
             let start = Instant::now();
-            move || start.elapsed() > Duration::from_millis(200)
+            let patience = self.0.patience;
+            move || {
+                thread::yield_now();
+                start.elapsed() > patience
+            }
         }
     }
 
     /// Runs `body` as CPU 0, while the CPUs in `awake` look into their mailboxes.
-    fn with_cpus(awake: &[u32], body: impl FnOnce(&Cpus)) {
-        let cpus = Cpus {
-            boxes: Default::default(),
-            stop: AtomicBool::new(false),
-        };
+    fn with_cpus(awake: &[u32], patience: Duration, body: impl FnOnce(&Cpus)) {
+        let cpus = Cpus::new(patience);
         thread::scope(|scope| {
+            let _stop = Stop(&cpus.stop);
             for &cpu in awake {
                 let cpus = &cpus;
                 scope.spawn(move || {
@@ -202,13 +227,12 @@ mod tests {
                 });
             }
             body(&cpus);
-            cpus.stop.store(true, Ordering::Relaxed);
         });
     }
 
     #[test]
     fn work_runs_once_on_every_cpu() {
-        with_cpus(&[1, 2, 3], |cpus| {
+        with_cpus(&[1, 2, 3], PATIENCE, |cpus| {
             let ran: [AtomicU32; 4] = Default::default();
             for _ in 0..100 {
                 let work = |cpu: u32| {
@@ -222,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_cpu_that_does_not_answer_is_named_and_never_runs_the_call() {
-        with_cpus(&[1], |cpus| {
+        with_cpus(&[1], Duration::from_secs(2), |cpus| {
             let ran = AtomicU32::new(0);
             let work = |_| {
                 ran.fetch_add(1, Ordering::Relaxed);
@@ -237,10 +261,7 @@ mod tests {
 
     #[test]
     fn cpus_that_call_each_other_both_get_on() {
-        let cpus = Cpus {
-            boxes: Default::default(),
-            stop: AtomicBool::new(false),
-        };
+        let cpus = Cpus::new(Duration::from_millis(200));
         thread::scope(|scope| {
             for (me, other) in [(0, 1), (1, 0)] {
                 let cpus = &cpus;
