@@ -31,6 +31,8 @@ const LINES: u64 = 10;
 const GROUND_BYTES: u64 = 8 * PAGE_2M;
 /// A private address that is mapped, and beyond all memory that a test's TD has.
 const NOWHERE: u64 = 1 << 38;
+/// One of so many conversions is made.
+const SELDOM: u64 = 4;
 /// vCPUs that make calls.
 const CALLERS: u32 = 2;
 
@@ -51,6 +53,8 @@ const STATUSES: [u64; 5] = [
 ];
 /// TDCALLs that the module itself refused.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
+/// A vCPU converts memory, which keeps another's quotes waiting.
+static CONVERTS: AtomicBool = AtomicBool::new(false);
 /// vCPU 0 halts, or is about to.
 static HALTS: AtomicBool = AtomicBool::new(false);
 
@@ -159,7 +163,12 @@ fn is_suicide(call: &Call, ground: &Ground) -> bool {
 /// A call of the hostile kind.
 fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     let mut call = ground.next(numbers);
-    if is_suicide(&call, ground) {
+    if CONVERTS.load(Ordering::Relaxed) && numbers.once_in(2) {
+        call = ask_for_service(ground, numbers);
+    }
+    let converts = call.converts(ground).is_some();
+    // What takes the host a hundred times as long as other calls is made more seldom.
+    if is_suicide(&call, ground) || converts && !numbers.once_in(SELDOM) {
         return Ok(());
     }
     let halts = call.request() == Some(Request::Hlt);
@@ -175,11 +184,30 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
         HALTS.store(true, Ordering::Release);
     }
     call.regs.rcx = vmcall::REGISTERS;
+    if converts {
+        CONVERTS.store(true, Ordering::Relaxed);
+    }
     vmcall::raw(&mut call.regs);
+    if converts {
+        CONVERTS.store(false, Ordering::Relaxed);
+    }
     if halts && me == 0 {
         HALTS.store(false, Ordering::Release);
     }
     answered(&call.regs)
+}
+
+/// A call in which nothing is wrong, and that needs shared memory as it is.
+fn ask_for_service(ground: &Ground, numbers: &mut Numbers) -> Call {
+    let at = ground.shared | ground.buffer();
+    let (request, operands) = if numbers.once_in(2) {
+        (Request::GetQuote, [at, PAGE_4K, 0, 0])
+    } else {
+        (Request::Service, [at, at + PAGE_4K, 0, 0])
+    };
+    Call {
+        regs: registers(request as u64, operands),
+    }
 }
 
 /// Has the page at `gpa`, if it is one of the buffer's and shared, ask for a quote.
