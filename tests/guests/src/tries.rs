@@ -138,7 +138,7 @@ pub enum Own {
 pub fn own(request: Own, operand: u64) -> u64 {
     let mut regs = Gprs {
         rcx: vmcall::REGISTERS,
-        r10: 0x6265_6F72_70,
+        r10: 0x0062_656F_7270,
         r11: request as u64,
         r12: operand,
         ..Gprs::default()

@@ -12,7 +12,7 @@ use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use guest_kit::attempt::{Caught, Outcome};
-use guest_kit::check::{Check, Checks, expect};
+use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::ve::reason;
 use guest_kit::{attempt, ensure, guest, memory, tdcall, vcpu, vmcall};
 use guests::tries::{Own, own, raises};
@@ -250,7 +250,7 @@ fn mmio() -> Check {
     expect(
         "the address",
         info.gpa,
-        REGISTER + 0x20 | memory::shared_bit(),
+        (REGISTER + 0x20) | memory::shared_bit(),
     )?;
     match vmcall::request(Request::Mmio, [8, 0, info.gpa, 0]) {
         Ok(_) => Ok(()),
@@ -303,7 +303,7 @@ fn beyond() -> Check {
 
 fn execution() -> Check {
     /// MOV EAX, 42; RET.
-    const CODE: u64 = 0x00C3_0000_002A_B8;
+    const CODE: u64 = 0xC300_0000_2AB8;
     let at = memory::take(PAGE_4K, PAGE_4K);
     memory::set_word(at, CODE);
     let answer: u64;
@@ -316,7 +316,7 @@ fn accept_together() -> Check {
     let at = region()?;
     memory::accept(at..at + PAGE_2M)
         .map(drop)
-        .or_else(|(at, status)| guest_kit::fail!("{at:#x}: {status:?}"))?;
+        .map_err(|(at, status)| Failure::new(format_args!("{at:#x}: {status:?}")))?;
     for offset in (0..PAGE_2M).step_by(PAGE_4K as usize) {
         expect("a word", memory::word(at + offset), 0)?;
         memory::set_word(at + offset, at);

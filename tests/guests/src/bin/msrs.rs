@@ -5,7 +5,7 @@
 #![no_main]
 
 use guest_kit::attempt::{GP, Outcome, is_same};
-use guest_kit::check::{Check, Checks, expect};
+use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::ve::reason;
 use guest_kit::{ensure, fail, guest, vcpu};
 use guests::tries::{raises, raises_ve, rdmsr, wrmsr};
@@ -321,7 +321,7 @@ fn ve_reads() -> Check {
         match rdmsr(msr) {
             Ok(found) => return fail!("RDMSR {msr:#x} gave {found:#x}"),
             Err(caught) => raises_ve("RDMSR", Some(caught), (reason::RDMSR, 0, LENGTH))
-                .or_else(|_| fail!("RDMSR {msr:#x}: {caught:?}"))?,
+                .map_err(|_| Failure::new(format_args!("RDMSR {msr:#x}: {caught:?}")))?,
         }
     }
     Ok(())
@@ -331,7 +331,7 @@ fn ve_writes() -> Check {
     for msr in VE_BOTH.iter().copied().chain([0x10, 0xBC, 0xC80, 0x1A0]) {
         let outcome = wrmsr(msr, 0);
         raises_ve("WRMSR", outcome, (reason::WRMSR, 0, LENGTH))
-            .or_else(|_| fail!("WRMSR {msr:#x}: {outcome:?}"))?;
+            .map_err(|_| Failure::new(format_args!("WRMSR {msr:#x}: {outcome:?}")))?;
     }
     Ok(())
 }

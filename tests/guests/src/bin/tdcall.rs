@@ -361,7 +361,7 @@ fn accept_operands() -> Check {
     ends("a reserved bit", accept(gpa | 8), invalid(Operand::RCX))?;
     ends(
         "not aligned to 2 MiB",
-        accept(gpa + 0x1000 | 1),
+        accept((gpa + 0x1000) | 1),
         invalid(Operand::RCX),
     )?;
     ends(

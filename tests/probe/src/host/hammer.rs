@@ -84,6 +84,9 @@ pub fn run(host: &Host) -> Check {
     let (mut writes, mut late) = (0, 0);
     // The guest has told the address before it used the page: it is the host's first task to map one.
     for round in 0..ROUNDS {
+        if round % 1000 == 0 {
+            host.say(format_args!("hammer: {round} rounds so far"));
+        }
         let page = spare[round as usize % 2];
         let before: [u64; 4] = core::array::from_fn(written);
         host.aug(gpa, 0, page)?;

@@ -10,6 +10,8 @@ use crate::{Check, Failure, expect};
 
 /// Interrupts in all, at least.
 const INTERRUPTS: u64 = 100_000;
+/// In one of so many rounds, each interrupt is waited for before the next is sent.
+const ALONE: u64 = 8;
 /// Timer interrupts.
 const TIMER_INTERRUPTS: u64 = 1_000;
 /// Ticks from an entry to the timer.
@@ -48,21 +50,21 @@ pub fn run(host: &Host) -> Check {
     let seat = &host.seats[0];
     let mut sent = 0;
     let mut per_vector = [0u64; 256];
-    let mut alone = 0;
+    let mut round = 0;
     while sent < INTERRUPTS {
-        // In turn: every vector at once, and each for itself.
+        // Every vector at once, and now and then each for itself.
         let before = sent;
         for vector in VECTORS {
             seat.interrupt(vector);
             per_vector[usize::from(vector)] += 1;
             sent += 1;
-            if alone % 2 == 1 {
+            if round % ALONE == 1 {
                 counted(host, page, sent)?;
             }
         }
         counted(host, page, sent)?;
         expect("a round", sent - before, VECTORS.len() as u64)?;
-        alone += 1;
+        round += 1;
     }
     host.say(format_args!("host: {sent} interrupts"));
     timers(host, seat)?;

@@ -10,7 +10,7 @@ use crate::cpu::send_serial;
 use crate::td::SHARED;
 
 /// R10 of a request that only this host knows, and the requests.
-const OWN: u64 = 0x6265_6F72_70;
+const OWN: u64 = 0x0062_656F_7270;
 mod own {
     /// R12 is a shared page in which host and guest tell each other how they are doing.
     pub const MAILBOX: u64 = 1;
