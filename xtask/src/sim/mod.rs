@@ -251,7 +251,7 @@ fn serial_sensitivity(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
     }
 }
 
-/// Runs everything, on two threads: large TDs are never run together. Results are in the tasks' order.
+/// Runs everything, on two threads: large TDs of small pages are never run together. Results are in the tasks' order.
 fn run_all(tasks: &[Task]) -> Result<Vec<Run>> {
     let next = AtomicUsize::new(0);
     let large = Mutex::new(());
@@ -262,7 +262,9 @@ fn run_all(tasks: &[Task]) -> Result<Vec<Run>> {
                 loop {
                     let index = next.fetch_add(1, SeqCst);
                     let Some(task) = tasks.get(index) else { break };
-                    let _alone = (task.gib > SIZES[0].0).then(|| large.lock());
+                    let has_many_pages =
+                        task.gib > SIZES[0].0 && task.way.page() == PageSize::Size4K;
+                    let _alone = has_many_pages.then(|| large.lock());
                     let result = task.run().with_context(|| {
                         format!(
                             "{} of {} GiB on {} CPUs",
@@ -272,7 +274,7 @@ fn run_all(tasks: &[Task]) -> Result<Vec<Run>> {
                         )
                     });
                     if let Ok(run) = &result
-                        && task.gib > SIZES[0].0
+                        && has_many_pages
                     {
                         // It may be minutes until the next one.
                         let (way, gib, cpus) = (task.way.name(), task.gib, task.cpus);
