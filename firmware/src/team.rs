@@ -48,8 +48,8 @@ static ORDERS: Told = Told(UnsafeCell::new(None));
 
 /// The frequency of the crystal by which CPUID tells that of the time-stamp counter.
 const CRYSTAL_HZ: u64 = 25_000_000;
-/// Looks into the mailbox a second.
-const LOOKS: u64 = 500;
+/// Looks into the mailbox a second: the kernel waits for one of them with each vCPU that it starts, and nothing else does.
+const LOOKS: u64 = 50;
 
 /// Accepts all of the TD's memory on all vCPUs; those that are not the first wait for the kernel then, with stacks from
 /// `waiting` on.
