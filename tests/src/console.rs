@@ -13,9 +13,6 @@ use crate::qemu::Guest;
 /// What the console shows when it takes a command. It stands at the start of a line.
 pub const PROMPT: &str = "seamark> ";
 
-/// What follows the Enter that ends a command, when its reply is over.
-const NEXT_PROMPT: &str = "\nseamark> ";
-
 /// How long an answer to `json on` and `json off` may take.
 const SWITCH: Duration = Duration::from_secs(10);
 
@@ -138,8 +135,8 @@ impl Console {
         self.guest.send(b"\r")?;
         // What the hypervisor has to say by itself is followed by a prompt, too; but from the echo's end on the console
         // does nothing but the command.
-        self.guest.expect(&format!("{command}\r"), limit)?;
-        let said = self.guest.expect(NEXT_PROMPT, limit)?;
+        self.guest.expect(&format!("{command}\n"), limit)?;
+        let said = self.guest.expect(PROMPT, limit)?;
         let text = said.strip_suffix(PROMPT).unwrap_or(&said);
         Ok(Reply {
             text: text.trim().to_owned(),
