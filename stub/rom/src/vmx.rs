@@ -212,8 +212,8 @@ impl Vmx {
         self.fail(number, memory)
     }
 
-    /// INVEPT of `kind` with its 128-bit descriptor. No translations are cached across instructions here, so that
-    /// there is nothing to invalidate.
+    /// INVEPT of `kind` with its 128-bit descriptor. No translations are cached here: who keeps some for TDs drops them when
+    /// this succeeds.
     pub fn invept(&self, kind: u64, descriptor: [u64; 2], memory: &mut impl Memory) -> Outcome {
         let [eptp, reserved] = descriptor;
         let eptp_is_valid = eptp & 7 == 6 && eptp >> 3 & 7 == 3 && eptp >> MAX_PA == 0;

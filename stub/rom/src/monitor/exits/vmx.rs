@@ -77,7 +77,14 @@ pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
             let va = lp.operand_address(i, 1)?;
             let descriptor = [lp.read_u64(va)?, lp.read_u64(va.wrapping_add(8))?];
             if mnemonic == Mnemonic::Invept {
-                lp.vmx.invept(kind, descriptor, memory)
+                let outcome = lp.vmx.invept(kind, descriptor, memory);
+                if matches!(outcome, Outcome::Succeed)
+                    && let Some(td) = &mut lp.td
+                {
+                    // What a TD has of the host's shared EPT is kept as a whole with the rest.
+                    td.flush();
+                }
+                outcome
             } else {
                 lp.vmx.invvpid(kind, descriptor, memory)
             }
