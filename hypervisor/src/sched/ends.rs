@@ -34,7 +34,7 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
         }
         End::Reset => {
             log::info!("TD {id} {name}: {end}");
-            tds.reset(id)
+            tds.begin_anew(id)
         }
         _ => {
             log::error!("TD {id} {name}: {end}");

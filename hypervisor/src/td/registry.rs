@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 use mm::sync::atomic::{
-    AtomicBool, AtomicUsize,
+    AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 
@@ -40,6 +40,8 @@ struct Entry<'h> {
     config: Arc<config::Td>,
     files: Files<'h>,
     lives: Mutex<Lives>,
+    /// How often somebody wanted it to end, which a guest that wants to begin anew does not undo.
+    ends_wanted: AtomicU64,
 }
 
 /// The lives of one TD.
@@ -59,6 +61,7 @@ impl<'h, P: Platform> Tds<'h, P> {
             config: Arc::new(config),
             files: files.into(),
             lives: Mutex::new(Lives::default()),
+            ends_wanted: AtomicU64::new(0),
         });
         Self {
             host,
@@ -228,6 +231,7 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// As [`end::terminate`].
     pub fn terminate(&self, id: u32) -> Result<Ended, Error> {
+        self.want_end(id);
         match self.living(id) {
             Some(td) => end::terminate(&self.host, &td, Way::Terminate),
             None => Ok(Ended::Already(self.state(id))),
@@ -240,6 +244,7 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// The state that it is in, when it had been asked before, or does not live.
     pub fn ask_end(&self, id: u32) -> Result<(), State> {
+        self.want_end(id);
         let td = self.get(id).ok_or_else(|| self.state(id))?;
         end::ask(&td)?;
         self.is_end_asked.store(true, SeqCst);
@@ -271,6 +276,11 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// As [`end::terminate`] and [`end::reclaim`].
     pub fn destroy(&self, id: u32, way: Way) -> Result<Ended, Error> {
+        self.want_end(id);
+        self.take_down(id, way)
+    }
+
+    fn take_down(&self, id: u32, way: Way) -> Result<Ended, Error> {
         let Some(td) = self.living(id) else {
             return Ok(Ended::Already(self.state(id)));
         };
@@ -303,12 +313,41 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// As [`Self::destroy`] and [`Self::start`].
     pub fn reset(&self, id: u32) -> Result<(), Error> {
         let ran = self.state(id) == State::Runnable;
-        self.destroy(id, Way::Terminate)?;
+        self.take_down(id, Way::Terminate)?;
         if ran {
             self.start(id)
         } else {
             self.create(id).map(drop)
         }
+    }
+
+    /// Ends it and builds it again, as its guest asked, unless somebody wants it to end meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::reset`].
+    pub fn begin_anew(&self, id: u32) -> Result<(), Error> {
+        let wanted = self.ends_wanted(id);
+        self.take_down(id, Way::Terminate)?;
+        if self.ends_wanted(id) != wanted {
+            return Ok(());
+        }
+        self.start(id)?;
+        if self.ends_wanted(id) != wanted {
+            // Who wanted it may have found nothing to end.
+            self.take_down(id, Way::Terminate)?;
+        }
+        Ok(())
+    }
+
+    fn want_end(&self, id: u32) {
+        if let Some(entry) = self.entry(id) {
+            entry.ends_wanted.fetch_add(1, SeqCst);
+        }
+    }
+
+    fn ends_wanted(&self, id: u32) -> u64 {
+        self.entry(id)
+            .map_or(0, |entry| entry.ends_wanted.load(SeqCst))
     }
 
     /// Takes memory from it, so that `bytes` are left. It may run meanwhile.
