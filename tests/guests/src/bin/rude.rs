@@ -167,8 +167,9 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
         call = ask_for_service(ground, numbers);
     }
     let converts = call.converts(ground).is_some();
+    let is_conflict = converts && CONVERTS.load(Ordering::Relaxed);
     // What takes the host a hundred times as long as other calls is made more seldom.
-    if is_suicide(&call, ground) || converts && !numbers.once_in(SELDOM) {
+    if is_suicide(&call, ground) || converts && !is_conflict && !numbers.once_in(SELDOM) {
         return Ok(());
     }
     let halts = call.request() == Some(Request::Hlt);
@@ -197,13 +198,16 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     answered(&call.regs)
 }
 
-/// A call in which nothing is wrong, and that needs shared memory as it is.
+/// A call in which nothing is wrong, and that another vCPU's conversion keeps waiting.
 fn ask_for_service(ground: &Ground, numbers: &mut Numbers) -> Call {
     let at = ground.shared | ground.buffer();
-    let (request, operands) = if numbers.once_in(2) {
-        (Request::GetQuote, [at, PAGE_4K, 0, 0])
-    } else {
-        (Request::Service, [at, at + PAGE_4K, 0, 0])
+    let (request, operands) = match numbers.below(8) {
+        0 => (
+            Request::MapGpa,
+            [ground.shared | ground.memory.start, PAGE_4K, 0, 0],
+        ),
+        1..=4 => (Request::GetQuote, [at, PAGE_4K, 0, 0]),
+        _ => (Request::Service, [at, at + PAGE_4K, 0, 0]),
     };
     Call {
         regs: registers(request as u64, operands),
