@@ -65,6 +65,10 @@ pub trait Machine: Sync {
     fn word(&self, pa: u64) -> u64 {
         self.page(pa)[(pa as usize >> 3) & 511].load(Ordering::Acquire)
     }
+    /// What every word of the page that contains `pa` is, where the machine knows that they are all the same.
+    fn repeated(&self, _pa: u64) -> Option<u64> {
+        None
+    }
     /// Makes every word of the page that contains `pa` equal to `word`.
     ///
     /// A machine with sparse memory need not make the page resident for that.

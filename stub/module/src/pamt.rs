@@ -16,6 +16,8 @@ use crate::{Machine, Module};
 const TYPE: u64 = 0xff << 16;
 const OWNER: u64 = !0 << 24;
 const OWNER_SHIFT: u32 = 12;
+/// Memory whose entries of 4 KiB pages fill a page.
+const PER_PAGE_OF_ENTRIES: u64 = PAGE_4K / PAMT_ENTRY_SIZE * PAGE_4K;
 
 /// Why a walk to an entry failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,9 +279,18 @@ fn children<'m, M: Machine>(
 /// As [`entry_of`].
 pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
     let pamt = Pamt::of(cx.module, pa).expect("the walk to the page ended in an initialised TDMR");
+    let is_free = |page| pamt.page_type(cx.machine, page, PageSize::Size4K) == PageType::Nda;
     (pa..pa + PAGE_2M)
-        .step_by(PAGE_4K as usize)
-        .all(|page| pamt.page_type(cx.machine, page, PageSize::Size4K) == PageType::Nda)
+        .step_by(PER_PAGE_OF_ENTRIES as usize)
+        .all(|part| {
+            let entries = pamt.tdmr.entry_pa(part, PageSize::Size4K);
+            match cx.machine.repeated(entries) {
+                Some(word) => page_type(word) == PageType::Nda,
+                None => (part..part + PER_PAGE_OF_ENTRIES)
+                    .step_by(PAGE_4K as usize)
+                    .all(is_free),
+            }
+        })
 }
 
 /// Makes one page of `size` of the 512 smaller ones at `pa`, which are all the same TD's.

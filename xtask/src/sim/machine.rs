@@ -93,7 +93,8 @@ struct Memory {
 /// The machine.
 pub struct Machine {
     cost: Cost,
-    cpus: u32,
+    /// The package of each CPU.
+    packages: Vec<u32>,
     /// By [`Line::index`].
     lines: Vec<LineState>,
     memory: Vec<Memory>,
@@ -110,7 +111,7 @@ impl Machine {
         let packages = packages_of(cpus);
         Self {
             cost,
-            cpus,
+            packages: (0..cpus).map(|cpu| package_of(cpu, cpus)).collect(),
             lines: Vec::new(),
             memory: vec![Memory::default(); packages as usize],
             base,
@@ -144,7 +145,8 @@ impl Machine {
             self.lines.resize(index + 1, LineState::default());
         }
         let state = &mut self.lines[index];
-        let far = |other| package_of(other, self.cpus) != package_of(cpu, self.cpus);
+        let package = |cpu| self.packages[cpu as usize];
+        let far = |other| package(other) != package(cpu);
         let from = match state.owner {
             Some(owner) if owner == cpu => None,
             Some(owner) if far(owner) => Some(Number::LineFar),

@@ -1,31 +1,30 @@
 //! `cargo xtask sim reclaim`: what terminate is worth on machines that nobody has at hand.
 //!
 //! The hypervisor's own code takes a TD down on the emulated module; time is simulated. [`cost`] has every number,
-//! [`machine`] the clocks and what CPUs contend for, [`world`] is what the code finds, [`ways`] runs it.
+//! [`machine`] the clocks and what CPUs contend for, [`world`] is what the code finds, [`ways`] runs it, [`schedule`] all of
+//! it.
 
 mod cost;
 mod fit;
 mod linux;
 mod machine;
 mod report;
+mod schedule;
 mod td;
 mod turns;
 mod ways;
 mod world;
 
-use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::thread;
 
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 use seam::abi::PageSize;
 
 use cost::{Cost, Number};
-use ways::{Run, Task, Way};
+use ways::{Factor, Run, Task, Way};
 
 /// What can be simulated.
 #[derive(Subcommand)]
@@ -109,12 +108,21 @@ impl Sim {
 impl Options {
     fn simulate(&self) -> Result<Results> {
         let cost = fit::cost();
-        let mut sizes = run_all(&self.sizes(&cost))?;
-        let mut cpus = run_all(&self.cpus(&cost))?;
-        let mut sensitivity = Vec::new();
-        for base in self.bases(&cost) {
-            sensitivity.extend(vary(&base)?);
-        }
+        let [sizes, cpus, bases] = [self.sizes(), self.cpus(), self.bases()];
+        let wanted = [&sizes, &cpus, &bases].into_iter().flatten().copied();
+        let runs = schedule::run(wanted, |task, run| {
+            if bases.contains(task) {
+                variations(task, run)
+            } else {
+                Vec::new()
+            }
+        })?;
+        let of = |tasks: &[Task]| -> Vec<Run> {
+            let runs = tasks.iter().filter_map(|task| runs.get(task));
+            runs.cloned().collect()
+        };
+        let (mut sizes, mut cpus) = (of(&sizes), of(&cpus));
+        let mut sensitivity: Vec<_> = bases.iter().flat_map(|base| vary(base, &runs)).collect();
         // Ways of one CPU: their time is a sum, so that it follows for other sizes and CPUs.
         let serial = |way| sizes.iter().find(|run| run.way == way).cloned();
         let serial = [Way::LinuxBefore, Way::LinuxAfter, Way::Dynamic].map(serial);
@@ -137,18 +145,18 @@ impl Options {
         })
     }
 
-    fn task(&self, way: Way, (gib, cpus): (u64, u32), cost: &Cost) -> Task {
+    fn task(&self, (way, (gib, cpus)): (Way, (u64, u32))) -> Task {
         Task {
             way,
             gib,
             cpus,
-            cost: cost.clone(),
             seed: self.seed,
+            varied: None,
         }
     }
 
     /// Every way at the smallest size; the others where that is quick, or all was asked for.
-    fn sizes(&self, cost: &Cost) -> Vec<Task> {
+    fn sizes(&self) -> Vec<Task> {
         let smallest = Way::ALL.map(|way| (way, SIZES[0]));
         let larger = SIZES[1..].iter().copied().chain([LARGEST]);
         let larger = larger.flat_map(|size| {
@@ -165,17 +173,13 @@ impl Options {
             PageSize::Size2M => self.full || size != LARGEST,
             PageSize::Size1G => self.full,
         };
-        let mut larger: Vec<_> = larger
-            .filter(|(way, size)| is_wanted(*way, *size))
-            .collect();
-        // What takes long comes last.
-        larger.sort_by_key(|(way, _)| Reverse(way.page()));
+        let larger = larger.filter(|(way, size)| is_wanted(*way, *size));
         let all = smallest.into_iter().chain(larger);
-        all.map(|(way, size)| self.task(way, size, cost)).collect()
+        all.map(|one| self.task(one)).collect()
     }
 
     /// The bulk ways with other CPUs, each at one size.
-    fn cpus(&self, cost: &Cost) -> Vec<Task> {
+    fn cpus(&self) -> Vec<Task> {
         let all = BULK.into_iter().flat_map(|way| {
             // Small pages take long to simulate: a part of them and some numbers of CPUs will do.
             let is_quick = self.full || way != Way::Terminate4k;
@@ -188,11 +192,11 @@ impl Options {
             let wanted = wanted.filter(move |cpus| is_quick || [1, 8, 32, 64, 224].contains(cpus));
             wanted.map(move |cpus| (way, (gib, cpus)))
         });
-        all.map(|(way, size)| self.task(way, size, cost)).collect()
+        all.map(|one| self.task(one)).collect()
     }
 
     /// The bulk ways on the machines where every number is halved and doubled.
-    fn bases(&self, cost: &Cost) -> Vec<Task> {
+    fn bases(&self) -> Vec<Task> {
         let machines: Vec<_> = if self.full {
             SIZES.into_iter().chain([LARGEST]).collect()
         } else {
@@ -205,43 +209,48 @@ impl Options {
                 _ => Some((way, (gib, cpus))),
             })
         });
-        all.map(|(way, size)| self.task(way, size, cost)).collect()
+        all.map(|one| self.task(one)).collect()
     }
 }
 
-/// Runs a task again with every number halved and doubled that it has anything to do with.
-fn vary(base: &Task) -> Result<Vec<Sensitivity>> {
-    let run = base.run()?;
-    let used: Vec<_> = run.sums.counts.keys().copied().collect();
-    let varied = used.iter().flat_map(|number| {
-        [0.5, 2.0].map(|factor| Task {
-            cost: base.cost.scaled(*number, factor),
-            ..base.clone()
-        })
+/// A task again with every number halved and doubled that it has anything to do with.
+fn variations(base: &Task, run: &Run) -> Vec<Task> {
+    let used = run.sums.counts.keys();
+    let varied = used.flat_map(|number| Factor::ALL.map(|factor| (*number, factor)));
+    let varied = varied.map(|varied| Task {
+        varied: Some(varied),
+        ..*base
     });
-    let runs = run_all(&varied.collect::<Vec<_>>())?;
-    let ratios = runs
-        .chunks(2)
-        .map(|pair| [&pair[0], &pair[1]].map(|r| r.seconds / run.seconds));
-    let mut ratios = used.iter().zip(ratios).peekable();
+    varied.collect()
+}
+
+/// What each number does to a task: 1 where that has nothing to do with it.
+fn vary(base: &Task, runs: &BTreeMap<Task, Run>) -> Vec<Sensitivity> {
+    let seconds = |varied| {
+        let run = runs.get(&Task { varied, ..*base });
+        run.map(|run| run.seconds)
+    };
+    let Some(normal) = seconds(None) else {
+        return Vec::new();
+    };
     let all = Number::all().map(|number| Sensitivity {
         way: base.way,
         gib: base.gib,
         cpus: base.cpus,
         number,
-        ratios: match ratios.next_if(|(used, _)| **used == number) {
-            Some((_, ratios)) => ratios,
-            None => [1.0; 2],
-        },
+        ratios: Factor::ALL.map(|factor| {
+            let varied = seconds(Some((number, factor)));
+            varied.map_or(1.0, |seconds| seconds / normal)
+        }),
     });
-    Ok(all.collect())
+    all.collect()
 }
 
 /// What a number does to a way on one CPU: its time is a sum.
 fn serial_sensitivity(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
     let base = fit::serial_seconds(&run.sums, cost);
-    let ratios = [0.5, 2.0]
-        .map(|factor| fit::serial_seconds(&run.sums, &cost.scaled(number, factor)) / base);
+    let ratios = Factor::ALL
+        .map(|factor| fit::serial_seconds(&run.sums, &cost.scaled(number, factor.value())) / base);
     Sensitivity {
         way: run.way,
         gib: run.gib,
@@ -249,46 +258,4 @@ fn serial_sensitivity(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
         number,
         ratios,
     }
-}
-
-/// Runs everything, on two threads: large TDs of small pages are never run together. Results are in the tasks' order.
-fn run_all(tasks: &[Task]) -> Result<Vec<Run>> {
-    let next = AtomicUsize::new(0);
-    let large = Mutex::new(());
-    let results: Vec<_> = tasks.iter().map(|_| Mutex::new(None)).collect();
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, SeqCst);
-                    let Some(task) = tasks.get(index) else { break };
-                    let has_many_pages =
-                        task.gib > SIZES[0].0 && task.way.page() == PageSize::Size4K;
-                    let _alone = has_many_pages.then(|| large.lock());
-                    let result = task.run().with_context(|| {
-                        format!(
-                            "{} of {} GiB on {} CPUs",
-                            task.way.name(),
-                            task.gib,
-                            task.cpus
-                        )
-                    });
-                    if let Ok(run) = &result
-                        && has_many_pages
-                    {
-                        // It may be minutes until the next one.
-                        let (way, gib, cpus) = (task.way.name(), task.gib, task.cpus);
-                        eprintln!("{way} of {gib} GiB on {cpus} CPUs: {:.3} s", run.seconds);
-                    }
-                    if let Ok(mut place) = results[index].lock() {
-                        *place = Some(result);
-                    }
-                }
-            });
-        }
-    });
-    let results = results.into_iter().map(|place| place.into_inner());
-    results
-        .map(|place| place.ok().flatten().context("it was not run")?)
-        .collect()
 }

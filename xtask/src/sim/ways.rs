@@ -1,19 +1,21 @@
 //! The ways to take a TD down, each run once: what it did, and how long that took.
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use hypervisor::platform::Platform;
 use mm::private::{Clearing, Cpu, Kick, Outcome, Plan, PrivateMap, Reclaim, Step};
 use seam::abi::{PAGE_1G, PAGE_4K, PageSize};
 
 use super::cost::{AFTER_STEP, BEFORE_STEP, Cost, Number};
+use super::fit;
 use super::linux::Linux;
 use super::machine::{Charge, Sums};
+use super::schedule::Job;
 use super::td::Td;
 use super::turns::{self, Turn};
 use super::world::{GLOBAL_HKID, KickAll, Taking, Unmeasured, World};
 
 /// A way to take a TD down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// Linux, page by page with the key; then the key.
     LinuxBefore,
@@ -62,14 +64,33 @@ impl Way {
 }
 
 /// What is to be run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Task {
     pub way: Way,
     pub gib: u64,
     pub cpus: u32,
-    pub cost: Cost,
     /// What is left to chance follows from this.
     pub seed: u64,
+    /// A number that is not what it is otherwise.
+    pub varied: Option<(Number, Factor)>,
+}
+
+/// How a number is varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Factor {
+    Half,
+    Twice,
+}
+
+impl Factor {
+    pub const ALL: [Self; 2] = [Self::Half, Self::Twice];
+
+    pub const fn value(self) -> f64 {
+        match self {
+            Self::Half => 0.5,
+            Self::Twice => 2.0,
+        }
+    }
 }
 
 /// What came of it.
@@ -127,13 +148,55 @@ impl Limit {
     }
 }
 
+/// GiB of small pages from which on a TD takes gigabytes of this computer's memory, about 12 MiB for each.
+const LARGE_GIB: u64 = 200;
+
+impl Job for Task {
+    type Output = Run;
+
+    fn run(&self) -> Result<Run> {
+        let (way, gib, cpus) = (self.way.name(), self.gib, self.cpus);
+        let run = self.take_down();
+        let run = run.with_context(|| format!("{way} of {gib} GiB on {cpus} CPUs"))?;
+        if self.effort() > 20_000 {
+            // It may be minutes until the next one.
+            eprintln!("{way} of {gib} GiB on {cpus} CPUs: {:.3} s", run.seconds);
+        }
+        Ok(run)
+    }
+
+    /// Milliseconds, about.
+    fn effort(&self) -> u64 {
+        let for_a_gib = match self.way {
+            Way::LinuxBefore | Way::LinuxAfter | Way::Dynamic => 400,
+            Way::Terminate4k => 300,
+            Way::Terminate2m => 1,
+            // Each 2 MiB is accepted before they become one.
+            Way::Terminate1g => 4,
+        };
+        self.gib * for_a_gib
+    }
+
+    fn is_large(&self) -> bool {
+        self.way.page() == PageSize::Size4K && self.gib >= LARGE_GIB
+    }
+}
+
 impl Task {
+    fn cost(&self) -> Cost {
+        let cost = fit::cost();
+        match self.varied {
+            Some((number, factor)) => cost.scaled(number, factor.value()),
+            None => cost,
+        }
+    }
+
     /// Builds the TD and takes it down.
-    pub fn run(&self) -> Result<Run> {
+    fn take_down(&self) -> Result<Run> {
         let bytes = self.gib * PAGE_1G;
         // The S-EPT and the control pages beside it.
         let memory = bytes + (bytes / 256).next_multiple_of(PAGE_1G) + 2 * PAGE_1G;
-        let world = World::new(self.cost.clone(), self.cpus, memory)?;
+        let world = World::new(self.cost(), self.cpus, memory)?;
         let td = Td::build(&world, bytes, self.way.page())?;
         let linux = match self.way {
             Way::LinuxBefore | Way::LinuxAfter => Some(Linux::new(&world, &td, bytes)?),
@@ -208,7 +271,7 @@ impl Task {
     /// When each CPU looks for work first: the one that gave the HKID back at once, the others when they happen to look again.
     fn starts(&self, world: &World) -> Vec<u64> {
         let start = world.clock(0);
-        let poll = self.cost.ps(Number::Poll, 1.0);
+        let poll = self.cost().ps(Number::Poll, 1.0);
         let mut chance = fastrand::Rng::with_seed(self.seed);
         let others = (1..self.cpus).map(|_| start + chance.u64(0..=poll));
         std::iter::once(start).chain(others).collect()
@@ -259,7 +322,6 @@ fn work(world: &World, reclaim: &Reclaim<PrivateMap>, starts: &[u64]) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use super::super::fit;
     use super::*;
 
     fn task(way: Way, gib: u64, cpus: u32) -> Task {
@@ -267,8 +329,8 @@ mod tests {
             way,
             gib,
             cpus,
-            cost: fit::cost(),
             seed: 1,
+            varied: None,
         }
     }
 

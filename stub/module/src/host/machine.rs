@@ -167,6 +167,10 @@ impl Machine for HostMachine {
         self.memory.word(pa)
     }
 
+    fn repeated(&self, pa: u64) -> Option<u64> {
+        self.memory.repeated(pa)
+    }
+
     fn fill_page(&self, pa: u64, word: u64) {
         self.memory.fill(pa, word);
     }

@@ -2,7 +2,7 @@
 //!
 //! A radix tree of four levels over 52 address bits. Nodes are made on first use and stay until the memory is dropped,
 //! so that looking a page up takes no lock. A page that holds one repeated word is kept as that word alone until someone
-//! asks for its contents; only then, and when such a word changes, is a lock taken, one for each 2 MiB.
+//! asks for its contents; only then, and when such a word changes, is a lock taken, one for each 256 KiB.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
@@ -15,10 +15,13 @@ use crate::splitmix::mix;
 pub const ADDRESS_BITS: u32 = 52;
 
 const PAGE_BITS: u32 = 12;
-const LEAF_BITS: u32 = 9;
-const DIRECTORY_BITS: u32 = 9;
+const LEAF_BITS: u32 = 6;
+const DIRECTORY_BITS: u32 = 12;
 const UPPER_BITS: u32 = 11;
-const ROOT_BITS: u32 = ADDRESS_BITS - PAGE_BITS - LEAF_BITS - DIRECTORY_BITS - UPPER_BITS;
+const ROOT_BITS: u32 = ADDRESS_BITS - ROOT_SHIFT;
+const DIRECTORY_SHIFT: u32 = PAGE_BITS + LEAF_BITS;
+const UPPER_SHIFT: u32 = DIRECTORY_SHIFT + DIRECTORY_BITS;
+const ROOT_SHIFT: u32 = UPPER_SHIFT + UPPER_BITS;
 
 type Table<T, const BITS: u32> = Box<[OnceLock<T>]>;
 
@@ -26,7 +29,7 @@ fn table<T, const BITS: u32>() -> Table<T, BITS> {
     (0..1usize << BITS).map(|_| OnceLock::new()).collect()
 }
 
-/// 512 pages: those that someone asked for, and for the others a repeated word.
+/// 64 pages: those that someone asked for, and for the others a repeated word.
 #[derive(Default)]
 struct Leaf {
     pages: OnceLock<Table<Box<PageWords>, LEAF_BITS>>,
@@ -94,6 +97,14 @@ impl Memory {
         match leaf.resident(index) {
             Some(page) => page[word_index(pa)].load(Ordering::Acquire),
             None => leaf.word(index),
+        }
+    }
+
+    /// What each word of the page that contains `pa` is, unless it is resident.
+    pub fn repeated(&self, pa: u64) -> Option<u64> {
+        match self.existing(pa) {
+            None => Some(0),
+            Some((leaf, index)) => leaf.resident(index).is_none().then(|| leaf.word(index)),
         }
     }
 
@@ -212,6 +223,7 @@ impl Memory {
         (leaf, index)
     }
 
+    #[inline]
     fn existing(&self, pa: u64) -> Option<(&Leaf, usize)> {
         let [root, upper, directory, index] = indices(pa);
         let leaf = self.root[root].get()?[upper].get()?[directory].get()?;
@@ -234,12 +246,15 @@ fn word_index(pa: u64) -> usize {
     (pa as usize % size_of::<PageWords>()) / 8
 }
 
+#[inline]
 fn indices(pa: u64) -> [usize; 4] {
-    let mut shift = ADDRESS_BITS;
-    [ROOT_BITS, UPPER_BITS, DIRECTORY_BITS, LEAF_BITS].map(|bits| {
-        shift -= bits;
-        (pa >> shift) as usize & ((1 << bits) - 1)
-    })
+    let at = |shift: u32, bits: u32| (pa >> shift) as usize & ((1 << bits) - 1);
+    [
+        at(ROOT_SHIFT, ROOT_BITS),
+        at(UPPER_SHIFT, UPPER_BITS),
+        at(DIRECTORY_SHIFT, DIRECTORY_BITS),
+        at(PAGE_BITS, LEAF_BITS),
+    ]
 }
 
 #[cfg(test)]
@@ -260,6 +275,9 @@ mod tests {
         memory.fill(0x10_0000_5000, 0xabcd);
         assert_eq!(memory.word(0x10_0000_5ff8), 0xabcd);
         assert_eq!(memory.word(0x10_0000_6000), 0);
+        let repeated =
+            [0x10_0000_5ff8, 0x10_0000_6000, 0x20_0000_0000].map(|pa| memory.repeated(pa));
+        assert_eq!(repeated, [Some(0xabcd), Some(0), Some(0)]);
         assert!(memory.footprint() < 16 << 9);
         assert_eq!(
             memory.page(0x10_0000_5000)[511].load(Ordering::Relaxed),
@@ -267,6 +285,7 @@ mod tests {
         );
         memory.fill(0x10_0000_5000, 7);
         assert_eq!(memory.word(0x10_0000_5008), 7);
+        assert_eq!(memory.repeated(0x10_0000_5000), None);
     }
 
     #[test]
