@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::lp::{self, Lp};
+use super::vmcb::Save;
 use crate::{cpu, report};
 
 /// Reports `reason` and stops this processor; the others stop at their next exit.
@@ -19,6 +20,24 @@ pub fn stop(reason: fmt::Arguments<'_>) -> ! {
         None => report::last_line("panic", format_args!(r#""reason":"{reason}""#)),
     }
     cpu::stop()
+}
+
+/// To be called at a nested page fault at `pa` that left `save`: stops if it was the monitor's own, on its way out of a
+/// guest whose state is lost with that.
+///
+/// TCG 7.2 does that to CPU 0 now and then, while another one loads x87 state (see [`super::td`]'s extended state).
+pub fn check_for_lost_guest(number: u32, save: &Save, pa: u64) {
+    let world = super::world::get();
+    let (base, size) = world.seamrr;
+    if number == 0
+        && pa == world.cr3
+        && save.cr3 == world.cr3
+        && (base..base + size).contains(&save.rip)
+    {
+        stop(format_args!(
+            "QEMU has left CPU 0 in nested paging at the end of a guest (it does so seldom, see docs/emulation.md): start again"
+        ));
+    }
 }
 
 /// A processor with its last exit and the software's registers, as members of a JSON object.

@@ -17,6 +17,7 @@ use crate::report;
 /// The nested page fault exit.
 pub fn exit(lp: &mut Lp) {
     let pa = lp.vmcb.exit_info2;
+    panic::check_for_lost_guest(lp.number, &lp.vmcb.save, pa);
     lp.vmcb.redeliver();
     if (apic::BASE..apic::BASE + PAGE as u64).contains(&pa) {
         apic_page::access(lp, pa);

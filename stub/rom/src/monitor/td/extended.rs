@@ -1,12 +1,17 @@
 //! Extended state: x87, SSE, AVX and protection keys, debug registers, and IA32_TSC_AUX.
 //!
 //! The monitor uses XMM registers alone, which the world switch saves, so that a run switches the rest once.
+//!
+//! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0's (IGNNE#), whichever CPU executes it and without a
+//! lock; if CPU 0 is on its way out of a guest just then, it is left in nested paging. So the monitor restores x87
+//! state by XRSTOR only where a guest has some. Source: QEMU 7.2, `cpu_clear_ignne`.
 #![expect(unsafe_code, reason = "extended state and debug registers")]
 
 use core::arch::asm;
 use core::sync::atomic::Ordering::Relaxed;
 
 use spin::Once;
+use stub_module::PageWords;
 use stub_module::vcpu::{Held, Vcpu};
 
 use super::Td;
@@ -19,6 +24,12 @@ const SSE: u64 = 1 << 1;
 /// Words of the XSAVE area: XSTATE_BV and XCOMP_BV.
 const XSTATE_BV: usize = 512 / 8;
 const XCOMP_BV: usize = XSTATE_BV + 1;
+
+/// Words of the x87 state: control, status, tags and opcode; instruction and data pointers; ST0 to ST7.
+const X87_CONTROL: usize = 0;
+const X87_CONTROL_INITIAL: u64 = 0x37F;
+const X87_POINTERS: core::ops::Range<usize> = 1..3;
+const X87_REGISTERS: core::ops::Range<usize> = 4..20;
 
 /// The word that begins with MXCSR, and its initial value.
 const MXCSR: usize = 3;
@@ -79,6 +90,26 @@ fn restore(area: *const u64, components: u64) {
     }
 }
 
+/// Whether the x87 state in the area is the initial one.
+fn has_initial_x87(area: &PageWords) -> bool {
+    area[XSTATE_BV].load(Relaxed) & X87 == 0
+        || area[X87_CONTROL].load(Relaxed) == X87_CONTROL_INITIAL
+            && (X87_POINTERS.chain(X87_REGISTERS)).all(|word| area[word].load(Relaxed) == 0)
+}
+
+/// Puts the x87 state into its initial state, registers included, which FNINIT leaves alone.
+fn reset_x87() {
+    // SAFETY: no x87 state of the monitor's is lost: it has none.
+    unsafe {
+        asm!(
+            "fninit", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fninit",
+            out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+            out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+            options(nomem, nostack)
+        );
+    }
+}
+
 /// The components of the vCPU's extended state that this machine has.
 fn components(vcpu: &Vcpu<'_>) -> u64 {
     vcpu.xfam() & supported() | X87 | SSE
@@ -105,7 +136,12 @@ impl Td {
             area[MXCSR].store(MXCSR_INITIAL, Relaxed);
         }
         set_xcr0(components);
-        restore(area.as_ptr().cast(), components);
+        if has_initial_x87(area) {
+            reset_x87();
+            restore(area.as_ptr().cast(), components & !X87);
+        } else {
+            restore(area.as_ptr().cast(), components);
+        }
         area[XCOMP_BV].store(format, Relaxed);
         set_xcr0(vcpu.held(Held::Xcr0));
     }
@@ -148,7 +184,8 @@ impl Td {
 /// for the host. XCR0 has all of them then.
 pub fn scrub() {
     set_xcr0(supported());
-    restore(INITIAL.0.as_ptr(), supported());
+    reset_x87();
+    restore(INITIAL.0.as_ptr(), supported() & !X87);
     set_tsc_aux(0);
     // SAFETY: the host's DR7 enables none that it did not set itself.
     unsafe {

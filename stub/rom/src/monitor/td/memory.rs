@@ -8,6 +8,7 @@ use super::exits::reason;
 use super::{Next, Td, VmExit, state};
 use crate::monitor::guest;
 use crate::monitor::machine::SeamCpu;
+use crate::monitor::panic;
 
 /// Exit qualification of an EPT violation: the linear address is known; the access was to it, not to page tables.
 const GLA_VALID: u64 = 1 << 7;
@@ -22,6 +23,7 @@ impl Td {
         const ERROR_FETCH: u64 = 1 << 4;
         const ERROR_WALK: u64 = 1 << 33;
         let (error, gpa) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
+        panic::check_for_lost_guest(machine.number(), &self.vmcb.save, gpa);
         let is_walk = error & ERROR_WALK != 0;
         // TCG wants to write whenever it walks the guest's page tables.
         let wanted = if error & ERROR_FETCH != 0 {
