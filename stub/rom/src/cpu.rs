@@ -9,8 +9,9 @@ pub const MSR_VM_HSAVE_PA: u32 = 0xC001_0117;
 pub const EFER_SVME: u64 = 1 << 12;
 /// Nested page tables can forbid execution only if the monitor itself has this.
 pub const EFER_NXE: u64 = 1 << 11;
-/// The monitor's CR4: PAE, MCE, PGE, OSFXSR, OSXMMEXCPT, OSXSAVE.
-pub const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 7 | 3 << 9 | 1 << 18;
+/// The monitor's CR4: PAE, MCE, OSFXSR, OSXMMEXCPT, OSXSAVE. No PGE: TCG empties its TLB once more at each world switch
+/// between two that differ in it.
+pub const CR4: u64 = 1 << 5 | 1 << 6 | 3 << 9 | 1 << 18;
 
 /// CPUID as QEMU answers it.
 pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {

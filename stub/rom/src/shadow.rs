@@ -6,6 +6,7 @@
 
 use alloc::vec;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
@@ -35,11 +36,16 @@ pub struct Mapping {
     pub executable: bool,
 }
 
+/// Pages that [`Shadow::find`] found last, a power of two.
+const RECENT: usize = 16;
+
 /// The tables of one processor; the first one is the root.
 #[derive(Debug)]
 pub struct Shadow {
     tables: Vec<Table>,
     used: usize,
+    /// What was found last, by page number: the guest-physical page with [`PRESENT`], and where it is.
+    recent: [Cell<(u64, u64)>; RECENT],
 }
 
 impl Shadow {
@@ -53,6 +59,7 @@ impl Shadow {
         Self {
             tables: vec![Table([0; 512]); tables],
             used: 1,
+            recent: Default::default(),
         }
     }
 
@@ -68,6 +75,7 @@ impl Shadow {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
+        self.recent = Default::default();
         if self.used > 1 {
             self.tables[0].0.fill(0);
             self.used = 1;
@@ -76,6 +84,7 @@ impl Shadow {
 
     /// Maps a page at the guest-physical address `gpa`, which lies below 2^48. What was there before is replaced.
     pub fn map(&mut self, gpa: u64, mapping: Mapping) {
+        self.recent = Default::default();
         let last = if mapping.large {
             LARGE_SHIFT
         } else {
@@ -124,6 +133,19 @@ impl Shadow {
     /// The physical address that is mapped at `gpa`.
     #[must_use]
     pub fn find(&self, gpa: u64) -> Option<u64> {
+        const OFFSET: u64 = (1 << SMALL_SHIFT) - 1;
+        let recent = &self.recent[(gpa >> SMALL_SHIFT) as usize % RECENT];
+        let key = gpa & !OFFSET | PRESENT;
+        let (known, page) = recent.get();
+        if known == key {
+            return Some(page | gpa & OFFSET);
+        }
+        let pa = self.look_up(gpa)?;
+        recent.set((key, pa & !OFFSET));
+        Some(pa)
+    }
+
+    fn look_up(&self, gpa: u64) -> Option<u64> {
         let mut at = 0;
         for shift in [39, 30, 21, 12] {
             let entry = self.tables[at].0[(gpa >> shift & 511) as usize];
@@ -180,8 +202,13 @@ mod tests {
             ..page(0x20_0000)
         };
         shadow.map(0, large);
+        assert_eq!(shadow.find(0x3000), Some(0x20_3000));
         shadow.map(0x3000, page(0x7000));
-        assert_eq!(shadow.find(0x3000), Some(0x7000));
+        assert_eq!(
+            shadow.find(0x3000),
+            Some(0x7000),
+            "not what was found before"
+        );
         assert_eq!(shadow.find(0x4000), None);
         shadow.map(0, large);
         assert_eq!(shadow.find(0x3000), Some(0x20_3000));

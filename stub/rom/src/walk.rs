@@ -1,5 +1,7 @@
 //! The page walk of the software above: from a linear to a physical address.
 
+use core::cell::Cell;
+
 use crate::personality::KEYID_MASK;
 
 /// The control registers that govern paging.
@@ -107,6 +109,55 @@ impl Paging {
     }
 }
 
+/// A walk in 64-bit mode that was made once. It leads to the same page for as long as its entries are what they were.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trail {
+    cr3: u64,
+    /// The linear page, with [`ENTRY_PRESENT`], and where it is.
+    page: u64,
+    pa: u64,
+    /// Where each entry is, and what it was.
+    entries: [(u64, u64); 4],
+    count: usize,
+}
+
+impl Trail {
+    const OFFSET: u64 = 0xFFF;
+
+    /// Walks to `va`, for a read, and notes the way.
+    ///
+    /// # Errors
+    /// As [`Paging::translate`].
+    pub fn walk(paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Result<Self, PageFault> {
+        let (entries, count) = (Cell::new([(0, 0); 4]), Cell::new(0));
+        let pa = paging.translate(va, false, |pa| {
+            let word = read(pa);
+            let mut noted = entries.get();
+            if let Some(place) = noted.get_mut(count.get()) {
+                *place = (pa, word);
+            }
+            entries.set(noted);
+            count.set(count.get() + 1);
+            word
+        })?;
+        Ok(Self {
+            cr3: paging.cr3,
+            page: va & !Self::OFFSET | ENTRY_PRESENT,
+            pa: pa & !Self::OFFSET,
+            entries: entries.get(),
+            count: count.get(),
+        })
+    }
+
+    /// The physical address of `va` if this is the way there and nothing on it has changed. The mode is 64-bit.
+    pub fn follow(&self, paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
+        let is_here = self.page == va & !Self::OFFSET | ENTRY_PRESENT && self.cr3 == paging.cr3;
+        let entries = &self.entries[..self.count.min(4)];
+        (is_here && entries.iter().all(|&(pa, word)| read(pa) == word))
+            .then_some(self.pa | va & Self::OFFSET)
+    }
+}
+
 /// Whether the walk of `va` in 64-bit mode ends at, or goes through, an address with a KeyID; the physical address
 /// with its KeyID is returned.
 pub fn keyid_alias(paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
@@ -168,6 +219,31 @@ mod tests {
         assert_eq!(LONG.translate(0x20_1234, true, &read), Ok(0x60_1234));
         assert_eq!(LONG.translate(0x4000_0042, true, &read), Ok(0x1_4000_0042));
         assert_eq!(LONG.translate(0x2000, false, &read), Err(PageFault(0)));
+    }
+
+    #[test]
+    fn a_trail_leads_to_its_page_until_something_on_it_changes() {
+        let entries = [
+            (0x1000, 0x2003),
+            (0x2000, 0x3003),
+            (0x3008, 0x0060_0083),
+            (0x2008, 0x1_4000_0083),
+        ];
+        let read = tables(&entries);
+        let trail = Trail::walk(&LONG, 0x20_1234, &read).unwrap();
+        assert_eq!(trail.follow(&LONG, 0x20_1FFF, &read), Some(0x60_1FFF));
+        assert_eq!(trail.follow(&LONG, 0x20_2000, &read), None, "another page");
+        let elsewhere = Paging {
+            cr3: 0x9000,
+            ..LONG
+        };
+        assert_eq!(trail.follow(&elsewhere, 0x20_1234, &read), None);
+        for changed in 0..3 {
+            let mut entries = entries;
+            entries[changed].1 ^= 0x1000;
+            assert_eq!(trail.follow(&LONG, 0x20_1234, tables(&entries)), None);
+        }
+        assert_eq!(Trail::default().follow(&LONG, 0, tables(&[])), None);
     }
 
     #[test]

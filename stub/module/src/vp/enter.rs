@@ -64,7 +64,7 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     if (elapsed as i64) < 0 {
         return Err(Status::TSC_ROLLBACK);
     }
-    if features(&tdcs).monitor && misc_enable & ENABLE_MONITOR == 0 {
+    if misc_enable & ENABLE_MONITOR == 0 && features(&tdcs).monitor {
         return Err(Status::INCORRECT_MSR_VALUE.with_detail(MISC_ENABLE));
     }
     join_epoch(cx, &tdcs, &tdvps, is_new)?;
@@ -190,18 +190,36 @@ fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Res
     Err(Status(EPT_VIOLATION))
 }
 
+/// What a TDVMCALL passes, as its RCX says: a bit for each general-purpose register from RDX on, then one for each of XMM0 to 15.
+struct Passed(u64);
+
+impl Passed {
+    fn gprs(&self) -> impl Iterator<Item = Gpr> {
+        bits(self.0 & 0xFFFC).map(|number| Gpr::ALL[number])
+    }
+
+    fn xmm(&self) -> impl Iterator<Item = usize> {
+        bits(self.0 >> 16 & 0xFFFF)
+    }
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let number = mask.trailing_zeros();
+        mask &= mask.wrapping_sub(1);
+        (number < 64).then_some(number as usize)
+    })
+}
+
 /// Takes the results of a TDVMCALL from the host: the registers that the guest selected.
 fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
-    let control = vcpu.gpr(Gpr::Rcx);
-    for xmm in 0..16 {
-        if control >> (16 + xmm) & 1 != 0 {
-            vcpu.set_xmm(xmm, cx.machine.host_xmm(cx.lp, xmm));
-        }
+    let passed = Passed(vcpu.gpr(Gpr::Rcx));
+    for xmm in passed.xmm() {
+        vcpu.set_xmm(xmm, cx.machine.host_xmm(cx.lp, xmm));
     }
-    for (number, register) in Gpr::ALL.into_iter().enumerate().skip(2) {
-        if control >> number & 1 != 0 {
-            vcpu.set_gpr(register, guest::host_register(regs, register));
-        }
+    for register in passed.gprs() {
+        vcpu.set_gpr(register, guest::host_register(regs, register));
     }
     vcpu.set_gpr(Gpr::Rax, 0);
 }
@@ -248,15 +266,12 @@ fn finish<M: Machine>(
         ..Gprs::default()
     };
     if let Some(control) = exit.vmcall {
-        for (number, register) in Gpr::ALL.into_iter().enumerate().skip(2) {
-            if control >> number & 1 != 0 {
-                guest::set_host_register(regs, register, inside.vcpu.gpr(register));
-            }
+        let passed = Passed(control);
+        for register in passed.gprs() {
+            guest::set_host_register(regs, register, inside.vcpu.gpr(register));
         }
-        for xmm in 0..16 {
-            if control >> (16 + xmm) & 1 != 0 {
-                cx.machine.set_host_xmm(cx.lp, xmm, inside.vcpu.xmm(xmm));
-            }
+        for xmm in passed.xmm() {
+            cx.machine.set_host_xmm(cx.lp, xmm, inside.vcpu.xmm(xmm));
         }
         if inside.keeps_rbp() {
             regs.rbp = rbp;

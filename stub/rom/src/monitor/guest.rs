@@ -6,7 +6,7 @@ use stub_module::hooks::Access;
 use stub_rom::insn::{self, SegmentBases};
 use stub_rom::personality::KEYID_MASK;
 use stub_rom::vmx::{Memory, Outcome};
-use stub_rom::walk::{PageFault, Paging};
+use stub_rom::walk::{PageFault, Paging, Trail};
 
 use super::lp::{self, Lp};
 use super::machine::SeamCpu;
@@ -216,13 +216,43 @@ impl Lp {
         };
         let mut bytes = [0; MAX_INSTRUCTION];
         let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
-        if self.read(va, &mut bytes[..first]).is_err() {
+        if self.read_code(va, &mut bytes[..first]).is_err() {
             return (bytes, 0);
+        }
+        if first == MAX_INSTRUCTION {
+            return (bytes, MAX_INSTRUCTION);
         }
         match self.read(va.wrapping_add(first as u64), &mut bytes[first..]) {
             Ok(()) => (bytes, MAX_INSTRUCTION),
             Err(_) => (bytes, first),
         }
+    }
+
+    /// Reads code of one page. The way to the page is kept, because the next exit is often on the same one; while no memory
+    /// has become private since, the software may still reach all of it.
+    fn read_code(&self, va: u64, to: &mut [u8]) -> Result<(), Fault> {
+        if !self.is_in_long_mode() {
+            return self.read(va, to);
+        }
+        // SAFETY: identity-mapped memory that the software could reach when the walk was noted, and still can.
+        let word = |pa: u64| unsafe { ((pa & !7) as *const u64).read_volatile() };
+        let paging = self.paging();
+        let (epoch, trail) = self.trail.get();
+        let known = (epoch == self.epoch).then(|| trail.follow(&paging, va, word));
+        if let Some(pa) = known.flatten() {
+            // SAFETY: as for `word`; `to` is the monitor's and can't overlap the software's memory.
+            unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, to.as_mut_ptr(), to.len()) };
+            return Ok(());
+        }
+        let trail = Trail::walk(&paging, va, |pa| Physical.read(pa))
+            .map_err(|PageFault(code)| Fault::Page { va, code })?;
+        let pa = trail.follow(&paging, va, |pa| Physical.read(pa));
+        let Some(pa) = pa.filter(|&pa| is_accessible(pa)) else {
+            return self.read(va, to);
+        };
+        read_physical(pa, to);
+        self.trail.set((self.epoch, trail));
+        Ok(())
     }
 
     /// Decodes the instruction at the instruction pointer.

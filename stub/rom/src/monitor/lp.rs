@@ -2,13 +2,16 @@
 #![expect(unsafe_code, reason = "world switch")]
 
 use core::arch::naked_asm;
+use core::cell::Cell;
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU32;
 
 use stub_rom::apic::Apic;
 use stub_rom::insn::GprFile;
 use stub_rom::vmx::Vmx;
+use stub_rom::walk::Trail;
 
+use super::machine::Xmm;
 use super::npt::Detour;
 use super::tables::Tables;
 use super::td::Td;
@@ -24,7 +27,7 @@ const STACK: usize = 128 << 10;
 #[repr(C, align(4096))]
 pub struct Lp {
     pub gprs: GprFile,
-    pub xmm: [u128; 16],
+    pub xmm: [Xmm; 16],
     /// The VMCB to enter: the software's, or the one that parks the processor.
     entered: *mut Vmcb,
     host_vmcb: *mut Vmcb,
@@ -48,6 +51,8 @@ pub struct Lp {
     pub scratch: &'static mut [u64; 512],
     /// The epoch of the shared tables that its TLB and its detour follow.
     pub epoch: u64,
+    /// The way to the code that was last looked at, and the epoch in which it was.
+    pub trail: Cell<(u64, Trail)>,
     pub nmi_pending: bool,
     /// An NMI was delivered and its handler has not executed IRET yet.
     pub nmi_blocked: bool,
@@ -69,7 +74,7 @@ impl Lp {
         let host: *mut Vmcb = vmcb::page();
         let lp = memory::leak(Self {
             gprs: GprFile::default(),
-            xmm: [0; 16],
+            xmm: Default::default(),
             entered: core::ptr::null_mut(),
             host_vmcb: host,
             stack_top: memory::pages(STACK / PAGE).address() + STACK as u64,
@@ -88,6 +93,7 @@ impl Lp {
             shadow_paging: exits::ShadowPaging::new(),
             scratch: memory::page(),
             epoch: 0,
+            trail: Cell::default(),
             nmi_pending: false,
             nmi_blocked: false,
             interrupt: AtomicU32::new(0),

@@ -19,8 +19,11 @@ use super::world::{self, World};
 use crate::cpu;
 use crate::memory::{self, PAGE};
 
+/// An XMM register of the host, which a SEAMCALL may read and write: low and high half.
+pub type Xmm = [AtomicU64; 2];
+
 /// The machine during one SEAMCALL.
-pub struct SeamCpu {
+pub struct SeamCpu<'a> {
     number: u32,
     cr4: u64,
     /// The host's RFLAGS.IF.
@@ -28,8 +31,8 @@ pub struct SeamCpu {
     tsc_adjust: u64,
     misc_enable: u64,
     tsx_ctrl: u64,
-    /// The host's XMM registers, low and high halves.
-    xmm: [[AtomicU64; 2]; 16],
+    /// The host's XMM registers.
+    xmm: &'a [Xmm; 16],
     /// What runs TD vCPUs, on the processor that executes the SEAMCALL.
     td: Mutex<Option<&'static mut Td>>,
 }
@@ -37,9 +40,9 @@ pub struct SeamCpu {
 /// The packages whose key table is being written, a flag each.
 static KEY_TABLES: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
 
-impl SeamCpu {
+impl<'a> SeamCpu<'a> {
     /// The machine for a SEAMCALL on `lp`.
-    pub fn new(lp: &Lp) -> Self {
+    pub fn new(lp: &'a Lp) -> Self {
         const IF: u64 = 1 << 9;
         Self {
             number: lp.number,
@@ -48,19 +51,18 @@ impl SeamCpu {
             tsc_adjust: lp.tsc_adjust,
             misc_enable: lp.misc_enable,
             tsx_ctrl: lp.tsx_ctrl,
-            xmm: lp
-                .xmm
-                .map(|x| [AtomicU64::new(x as u64), AtomicU64::new((x >> 64) as u64)]),
+            xmm: &lp.xmm,
             td: Mutex::new(None),
         }
     }
 
     /// The machine for a SEAMCALL that `lp` executes, which may run a TD vCPU.
-    pub fn executing(lp: &mut Lp) -> Self {
+    pub fn executing(lp: &'a mut Lp) -> Self {
         let td = lp.td.take();
-        let machine = Self::new(lp);
-        *machine.td.lock() = td;
-        machine
+        Self {
+            td: Mutex::new(td),
+            ..Self::new(lp)
+        }
     }
 
     /// The number of the processor.
@@ -68,17 +70,15 @@ impl SeamCpu {
         self.number
     }
 
-    /// Gives the host back what the SEAMCALL changed besides its general-purpose registers.
-    pub fn leave(&self, lp: &mut Lp) {
-        lp.td = self.td.lock().take();
-        if let Some(td) = &mut lp.td
+    /// The end of the SEAMCALL: nothing of a TD's is left in the processor's registers. What ran it goes back to the [`Lp`].
+    pub fn leave(self) -> Option<&'static mut Td> {
+        let mut td = self.td.into_inner();
+        if let Some(td) = &mut td
             && core::mem::take(&mut td.ran)
         {
             td::scrub();
         }
-        for (index, xmm) in lp.xmm.iter_mut().enumerate() {
-            *xmm = self.host_xmm(self.number, index);
-        }
+        td
     }
 
     fn world(&self) -> &'static World {
@@ -86,7 +86,7 @@ impl SeamCpu {
     }
 }
 
-impl Machine for SeamCpu {
+impl Machine for SeamCpu<'_> {
     fn platform(&self) -> Platform<'_> {
         self.world().platform()
     }

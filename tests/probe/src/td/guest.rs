@@ -53,7 +53,7 @@ td_guest_32:
     xor eax, eax
     mov cr3, eax
     mov eax, cr0
-    or eax, 0x80000000
+    or eax, 0x80010000
     mov cr0, eax
     .byte 0xEA
     .long 0xFFFFF000 + (td_guest_64 - td_guest)

@@ -14,6 +14,7 @@ use crate::monitor::vmcb;
 const SHADOWED: u64 = 1 << 13;
 
 /// MOV to CR4. OVMF does this very often, so that the usual encoding is recognised without the full decoder.
+#[inline(never)]
 pub fn write_cr4(lp: &mut Lp) {
     let (bytes, length) = lp.code();
     let result = match bytes {
@@ -66,6 +67,7 @@ fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
 }
 
 /// MOV from CR4.
+#[inline(never)]
 pub fn read_cr4(lp: &mut Lp) {
     let Some(instruction) = lp.instruction() else {
         lp.inject(Fault::InvalidOpcode);
@@ -86,6 +88,7 @@ pub fn watch_cr0(lp: &mut Lp) {
 }
 
 /// MOV to CR0, LMSW or CLTS in VMX operation.
+#[inline(never)]
 pub fn write_cr0(lp: &mut Lp) {
     const TS: u64 = 1 << 3;
     const LMSW: u64 = 0xF;

@@ -60,11 +60,13 @@ pub fn handle(lp: &mut Lp) {
 }
 
 /// A fault in the software's own fault handling: reported, then the machine is reset, as hardware does.
+#[inline(never)]
 fn shutdown(lp: &Lp) -> ! {
     report::line("shutdown", format_args!("{}", panic::State(lp)));
     cpu::reset_machine()
 }
 
+#[inline(never)]
 fn cpuid(lp: &mut Lp) {
     let leaf = lp.gprs.0[gpr::RAX] as u32;
     let sub_leaf = lp.gprs.0[gpr::RCX] as u32;

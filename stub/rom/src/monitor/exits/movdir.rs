@@ -14,6 +14,7 @@ const MAX_ROUNDS: u32 = 32_768;
 const LINE: usize = 64;
 
 /// The exit for the MOVDIR64B `first`.
+#[inline(never)]
 pub fn exit(lp: &mut Lp, first: &Instruction) {
     let mut pages = Pages::default();
     if let Err(fault) = store(lp, first, &mut pages) {

@@ -27,6 +27,7 @@ const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
 const MICROCODE: u64 = 0x2B00_0643 << 32;
 
 /// The MSR exit.
+#[inline(never)]
 pub fn exit(lp: &mut Lp) {
     let msr = lp.gprs.0[gpr::RCX] as u32;
     let result = if lp.vmcb.exit_info1 == 0 {

@@ -15,6 +15,7 @@ use crate::monitor::{panic, world};
 use crate::report;
 
 /// The nested page fault exit.
+#[inline(never)]
 pub fn exit(lp: &mut Lp) {
     let pa = lp.vmcb.exit_info2;
     panic::check_for_lost_guest(lp.number, &lp.vmcb.save, pa);
@@ -48,6 +49,7 @@ pub fn exit(lp: &mut Lp) {
 
 /// The page fault exit: whether it was an access with a KeyID in its address that has been dealt with. One instruction is
 /// reported once.
+#[inline(never)]
 pub fn keyid_alias(lp: &mut Lp) -> bool {
     const RESERVED: u64 = 1 << 3;
     let va = lp.vmcb.exit_info2;

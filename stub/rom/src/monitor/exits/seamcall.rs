@@ -35,14 +35,15 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
             allowed
         });
     } else {
-        let machine = SeamCpu::executing(lp);
+        let number = lp.number;
         let mut regs = to_seam(&lp.gprs);
-        let presence = &world::get().lps[lp.number as usize].presence;
+        let machine = SeamCpu::executing(lp);
+        let presence = &world::get().lps[number as usize].presence;
         presence.leave();
-        module.seamcall(&machine, lp.number, &mut regs);
+        module.seamcall(&machine, number, &mut regs);
         presence.handle();
+        lp.td = machine.leave();
         from_seam(&mut lp.gprs, &regs);
-        machine.leave(lp);
         report_violations(module);
     }
     if world::get().options.trace >= 2 {
@@ -120,6 +121,7 @@ pub fn report_violations(module: &Module) {
 
 /// PCONFIG, leaf 0 (MKTME_KEY_PROGRAM), for the shared KeyIDs. No memory is encrypted here: a key that may be programmed
 /// is, at once.
+#[inline(never)]
 pub fn pconfig(lp: &mut Lp) -> Result<(), Fault> {
     const KEY_PROGRAM_SIZE: u64 = 256;
     const INVALID_KEYID: u64 = 2;

@@ -104,11 +104,13 @@ pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
 }
 
 /// Executes IRET, after which NMIs are no longer blocked.
+#[inline(never)]
 pub fn over_iret(lp: &mut Lp) {
     begin(lp, false);
 }
 
 /// Exception `number` ends the step: its own trap, or a fault that the software gets.
+#[inline(never)]
 pub fn end(lp: &mut Lp, number: u32) {
     let Some(step) = lp.step.take() else { return };
     let (code, address) = (lp.vmcb.exit_info1, lp.vmcb.exit_info2);

@@ -1,6 +1,7 @@
 //! Invalid opcodes: what TCG does not know, and this machine does.
 
 use iced_x86::{Code, Mnemonic};
+use stub_rom::insn;
 
 use super::{cr, finish, movdir, seamcall, vmx};
 use crate::monitor::guest::Fault;
@@ -8,9 +9,18 @@ use crate::monitor::lp::Lp;
 use crate::monitor::world;
 use crate::report;
 
-/// The invalid opcode exit.
+/// The invalid opcode exit. SEAMCALL, which is what it is most often, is recognised without the full decoder.
 pub fn exit(lp: &mut Lp) {
-    let Some(instruction) = lp.instruction().filter(|_| lp.is_in_long_mode()) else {
+    const SEAMCALL: &[u8] = &[0x66, 0x0F, 0x01, 0xCF];
+    let (bytes, length) = lp.code();
+    let code = &bytes[..length];
+    if code.starts_with(SEAMCALL) && lp.is_in_long_mode() {
+        let result = seamcall::execute(lp);
+        finish(lp, SEAMCALL.len(), result);
+        return;
+    }
+    let instruction = insn::decode(code, lp.vmcb.save.rip, lp.bitness());
+    let Some(instruction) = instruction.filter(|_| lp.is_in_long_mode()) else {
         lp.inject(Fault::InvalidOpcode);
         return;
     };

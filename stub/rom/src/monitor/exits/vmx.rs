@@ -7,6 +7,7 @@ use crate::monitor::guest::{Data, Fault};
 use crate::monitor::lp::Lp;
 
 /// Executes a VMX instruction; any other is an invalid opcode.
+#[inline(never)]
 pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
     let mnemonic = i.mnemonic();
     if !matches!(

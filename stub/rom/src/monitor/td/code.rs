@@ -41,6 +41,11 @@ pub fn known(code: &Bytes) -> Option<(u32, usize)> {
     if code.as_slice().starts_with(TDCALL) {
         return Some((reason::TDCALL, TDCALL.len()));
     }
+    decoded(code)
+}
+
+#[inline(never)]
+fn decoded(code: &Bytes) -> Option<(u32, usize)> {
     let instruction = code.decode()?;
     let reason = match instruction.mnemonic() {
         Mnemonic::Tdcall => reason::TDCALL,
@@ -100,12 +105,14 @@ impl Td {
     fn read(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, to: &mut [u8]) -> Option<()> {
         let gpa = self.guest_physical(machine, vcpu, va)?;
         let pa = self.physical(machine, vcpu, gpa)?;
-        let mut word = machine.word(pa);
-        for (at, byte) in (pa..).zip(to) {
-            if at % 8 == 0 {
-                word = machine.word(at);
-            }
-            *byte = (word >> (at % 8 * 8)) as u8;
+        let (mut at, mut rest) = (pa, to);
+        while !rest.is_empty() {
+            let word = machine.word(at).to_le_bytes();
+            let first = at as usize % 8;
+            let (part, after) = rest.split_at_mut(rest.len().min(8 - first));
+            part.copy_from_slice(&word[first..first + part.len()]);
+            at += part.len() as u64;
+            rest = after;
         }
         Some(())
     }

@@ -30,6 +30,7 @@ struct Write {
 }
 
 /// The exit for a write to CR0, CR4 or CR8. An instruction that can't be read any more is executed again.
+#[inline(never)]
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     let Some(instruction) = td.code(machine, vcpu).decode() else {
         return Next::Resume;

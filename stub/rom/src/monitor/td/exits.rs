@@ -172,6 +172,7 @@ impl Td {
     }
 
     /// The NMI exit: the host's, or another processor's that wants this one to notice something.
+    #[inline(never)]
     fn nmi(&mut self, machine: &SeamCpu) -> Next {
         match smp::nmi_in_td(machine.number()) {
             smp::InTd::Nothing => {
@@ -229,6 +230,7 @@ impl Td {
     }
 
     /// WBINVD, or INVD, for which TCG reports the same.
+    #[inline(never)]
     fn write_back(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
         let code = self.code(machine, vcpu);
         let reason = if code::is_invd(&code) {
@@ -243,6 +245,7 @@ impl Td {
     }
 
     /// An access to a port: its qualification as VMX has it.
+    #[inline(never)]
     fn port_access(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
         const IN: u64 = 1 << 0;
         const STRING: u64 = 1 << 2;

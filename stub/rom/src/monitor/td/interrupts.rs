@@ -49,6 +49,7 @@ unsafe extern "C" fn taken<const VECTOR: u8>() {
 
 impl Td {
     /// The external-interrupt exit: the notification of posted interrupts is dealt with here, everything else is the host's.
+    #[inline(never)]
     pub(super) fn external_interrupt(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         self.redeliver();
         let vector = acknowledge();

@@ -18,6 +18,7 @@ const VE: u32 = 20;
 
 impl Td {
     /// The nested page fault exit.
+    #[inline(never)]
     pub(super) fn nested_page_fault(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         const ERROR_WRITE: u64 = 1 << 1;
         const ERROR_FETCH: u64 = 1 << 4;

@@ -46,6 +46,7 @@ pub fn bitmap() -> u64 {
 }
 
 /// The MSR exit.
+#[inline(never)]
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     let msr = td.gprs.0[1] as u32;
     let writes = td.vmcb.exit_info1 != 0;

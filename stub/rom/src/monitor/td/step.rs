@@ -73,6 +73,7 @@ impl Td {
     }
 
     /// The IRET exit: the handler of an NMI ends, which unblocks NMIs once it is over.
+    #[inline(never)]
     pub(super) fn iret(&mut self, vcpu: &Vcpu<'_>) -> Next {
         if !self.nmi_blocked && is_window_wanted(vcpu) {
             return Next::Exit(VmExit::of(reason::NMI_WINDOW));
