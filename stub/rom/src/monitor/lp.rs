@@ -58,6 +58,8 @@ pub struct Lp {
     pub nmi_blocked: bool,
     /// The vector of the interrupt that was last taken for the host; 0 for none. The assembly of its handlers knows this.
     pub interrupt: AtomicU32,
+    /// Not 0 once an NMI has come in. The assembly of its handler knows this.
+    pub took_nmi: AtomicU32,
     /// Runs TD vCPUs; a SEAMCALL that is under way has it.
     pub td: Option<&'static mut Td>,
     tables: &'static Tables,
@@ -97,6 +99,7 @@ impl Lp {
             nmi_pending: false,
             nmi_blocked: false,
             interrupt: AtomicU32::new(0),
+            took_nmi: AtomicU32::new(0),
             td: world::get().options.tdx.then(|| Td::new(host)),
             tables: Tables::new(),
             host_save: memory::pages(1).address(),

@@ -300,6 +300,12 @@ pub fn nmi_in_td(number: u32) -> InTd {
     }
 }
 
+/// Sends processor `number`, which is the executing one, an NMI that came in where it could not be dealt with: it makes the
+/// processor leave whatever it enters next.
+pub fn send_nmi_again(number: u32) {
+    Hardware.send(world::get().lps[number as usize].apic_id, COMMAND_NMI);
+}
+
 /// Does what other processors asked for. INIT waits while the processor is in VMX operation.
 pub fn check_mailbox(lp: &mut Lp) {
     let shared = &world::get().lps[lp.number as usize];

@@ -5,7 +5,9 @@
 #![expect(unsafe_code, reason = "descriptor tables and exception entry code")]
 
 use core::arch::{asm, naked_asm};
+use core::mem::offset_of;
 
+use super::lp::Lp;
 use super::{panic, td};
 use crate::memory;
 
@@ -127,7 +129,11 @@ extern "C" fn exception(frame: &Frame) -> ! {
 
 #[unsafe(naked)]
 unsafe extern "C" fn nmi() {
-    naked_asm!("iretq")
+    naked_asm!(
+        "mov dword ptr gs:[{at}], 1",
+        "iretq",
+        at = const offset_of!(Lp, took_nmi),
+    )
 }
 
 #[unsafe(naked)]

@@ -13,7 +13,7 @@ use stub_rom::vapic::VirtualApic;
 use super::{Next, Td};
 use crate::monitor::lp::{self, Lp};
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::smp::Hardware;
+use crate::monitor::smp::{self, Hardware};
 use crate::monitor::vmcb::control;
 
 /// Vectors below are exceptions'.
@@ -23,12 +23,16 @@ const POSTED_INTERRUPTS: u64 = 1 << 7;
 const EOI: u32 = 0xB0;
 
 /// Takes the interrupt that waits for this processor: its vector; `None` if there was none after all. It is in service then, and
-/// its end is for the host to signal.
+/// its end is for the host to signal. An NMI that comes in with it is none of this one's business, and stays pending.
 fn acknowledge() -> Option<u8> {
     let lp = lp::current()?;
     lp.interrupt.store(0, Ordering::Relaxed);
+    lp.took_nmi.store(0, Ordering::Relaxed);
     // SAFETY: all vectors of interrupts lead to `taken`, which leaves interrupts disabled behind.
     unsafe { asm!("sti", "stgi", "nop", "nop", "clgi", "cli") };
+    if lp.took_nmi.load(Ordering::Relaxed) != 0 {
+        smp::send_nmi_again(lp.number);
+    }
     match lp.interrupt.load(Ordering::Relaxed) {
         0 => None,
         vector => Some(vector as u8),
