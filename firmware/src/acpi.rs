@@ -30,6 +30,7 @@ mod device {
     pub const SERIAL_INTERRUPT: u8 = 4;
     pub const CLOCK: u16 = 0x70;
     pub const CENTURY: u8 = 0x32;
+    pub const PANIC: u16 = 0x505;
 }
 
 const HEADER_BYTES: usize = 36;
@@ -207,30 +208,29 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     fadt
 }
 
-/// The DSDT: how to switch off, the serial port, the clock.
+/// The DSDT: how to switch off, the serial port, the clock, where to tell of a panic.
 fn devices() -> aml::Term {
     let mut terms = aml::name(*b"_S5_", &aml::package(&[0, 0, 0, 0]));
-    let device = |name, id, resources: &[u8]| {
+    let device = |name, id: &[u8], resources: &[u8]| {
         aml::device(
             name,
-            &[
-                &aml::name(*b"_HID", &aml::pnp(id)),
-                &aml::name(*b"_CRS", resources),
-            ],
+            &[&aml::name(*b"_HID", id), &aml::name(*b"_CRS", resources)],
         )
     };
     let serial = aml::resources(device::SERIAL, 8, Some(device::SERIAL_INTERRUPT));
     let clock = aml::resources(device::CLOCK, 2, None);
+    let panic = aml::resources(device::PANIC, 1, None);
     let scope = aml::scope(
         *b"_SB_",
         &[
-            &device(*b"COM1", 0x0501, &serial),
-            &device(*b"RTC0", 0x0B00, &clock),
+            &device(*b"COM1", &aml::pnp(0x0501), &serial),
+            &device(*b"RTC0", &aml::pnp(0x0B00), &clock),
+            &device(*b"PEVT", &aml::string("QEMU0001"), &panic),
         ],
     );
     terms
         .try_extend_from_slice(&scope)
-        .expect("two devices have room");
+        .expect("three devices have room");
     terms
 }
 

@@ -18,6 +18,7 @@ const EXTENDED: u8 = 0x5B;
 const DEVICE_OP: u8 = 0x82;
 const BYTE_PREFIX: u8 = 0x0A;
 const DWORD_PREFIX: u8 = 0x0C;
+const STRING_PREFIX: u8 = 0x0D;
 const END_TAG: [u8; 2] = [0x79, 0];
 
 /// Several bytes or terms in a row. Too many are a mistake of the program.
@@ -68,6 +69,11 @@ pub fn pnp(digits: u16) -> Term {
     row(&[&[DWORD_PREFIX, a, b, c, d]])
 }
 
+/// A string.
+pub fn string(text: &str) -> Term {
+    row(&[&[STRING_PREFIX], text.as_bytes(), &[0]])
+}
+
 /// `ResourceTemplate () { IO (Decode16, port, port, 1, count); IRQNoFlags... }`: ports, and an interrupt, edge-triggered and
 /// active high, if there is one.
 pub fn resources(port: u16, count: u8, interrupt: Option<u8>) -> Term {
@@ -111,6 +117,11 @@ mod tests {
             name(*b"_S5_", &package(&[5, 0]))[..],
             [0x08, b'_', b'S', b'5', b'_', 0x12, 6, 2, 0x0A, 5, 0x0A, 0]
         );
+    }
+
+    #[test]
+    fn a_string_ends_with_a_zero() {
+        assert_eq!(string("AB")[..], [0x0D, b'A', b'B', 0]);
     }
 
     #[test]

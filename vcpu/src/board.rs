@@ -74,6 +74,8 @@ pub enum End {
     PowerOff,
     /// The guest asked to be started anew.
     Reset,
+    /// The guest's kernel said that it has panicked.
+    Panicked,
     /// ReportFatalError.
     Fatal(FatalError),
     /// A triple fault.
@@ -116,6 +118,7 @@ impl fmt::Display for End {
         match self {
             Self::PowerOff => f.write_str("it switched itself off"),
             Self::Reset => f.write_str("it asked for a reset"),
+            Self::Panicked => f.write_str("its kernel has panicked"),
             Self::Fatal(error) => error.fmt(f),
             Self::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
             Self::MachineCheck(status) => write!(f, "machine check in the TD ({status:?})"),

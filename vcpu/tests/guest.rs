@@ -551,6 +551,21 @@ fn a_guest_can_switch_itself_off_and_ask_for_a_reset() {
 }
 
 #[test]
+fn a_kernel_can_say_that_it_has_panicked() {
+    const PORT: u64 = 0x505;
+    with_td(|td| {
+        assert_eq!(one(td, IO, [1, 0, PORT, 0]).r11, 1, "what it may say");
+        // That a crash kernel has taken over, and what nobody has defined yet.
+        assert_eq!(one(td, IO, [1, 1, PORT, 0xFE]).r10, 0);
+        assert_eq!(td.board.end(), None);
+        let act = Act::Call(call(IO, [1, 1, PORT, 1]));
+        assert_eq!(td.run(&td.host(), 0, &Script::new([act])), Stop::Ended);
+        assert_eq!(td.board.end(), Some(&End::Panicked));
+        assert!(!End::Panicked.is_orderly());
+    });
+}
+
+#[test]
 fn what_is_not_known_is_unsupported() {
     with_td(|td| {
         for function in [0, 1, 0x41, 0x1_0006, u64::MAX] {

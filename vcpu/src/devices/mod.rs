@@ -7,6 +7,7 @@
 mod cmos;
 mod io_apic;
 mod pm;
+mod pvpanic;
 mod uart;
 
 use core::fmt;
@@ -45,6 +46,8 @@ pub enum Effect {
     Output(u8),
     /// The machine goes off, or starts anew.
     Power(Power),
+    /// The guest's kernel can't go on.
+    Panicked,
 }
 
 /// A device.
@@ -92,6 +95,8 @@ enum Port {
     Pm(u16),
     /// The reset-control register, and the keyboard controller's command register.
     Reset(u16),
+    /// Where a kernel says that it has panicked.
+    Panic,
     /// The interval timer's, which is not there: its counters read as zero. Linux tells by the first byte that they are no
     /// timer, and would ask an open bus 100,000 times.
     NoTimer,
@@ -105,6 +110,7 @@ impl Port {
             cmos::INDEX..=cmos::DATA => Self::Cmos(port - cmos::INDEX),
             pm::BASE..=pm::LAST => Self::Pm(port - pm::BASE),
             pm::RESET_CONTROL | pm::KEYBOARD_COMMAND => Self::Reset(port),
+            pvpanic::PORT => Self::Panic,
             NO_TIMER..=NO_TIMER_LAST => Self::NoTimer,
             _ => return None,
         })
@@ -124,6 +130,7 @@ impl Devices {
             Port::Uart(offset) => self.uart.lock().read(place(offset), now()),
             Port::Cmos(offset) => self.cmos.lock().read(place(offset), now()),
             Port::Pm(offset) => self.pm.lock().read(place(offset), now()),
+            Port::Panic => pvpanic::PANICKED.into(),
             Port::Reset(_) | Port::NoTimer => 0,
         };
         Some(value & open_bus(size))
@@ -148,6 +155,7 @@ impl Devices {
             Port::Cmos(offset) => self.cmos.lock().write(place(offset), value, now()),
             Port::Pm(offset) => self.pm.lock().write(place(offset), value, now()),
             Port::Reset(port) => pm::reset(port, value as u8),
+            Port::Panic => pvpanic::write(value as u8),
             Port::NoTimer => Effect::None,
         })
     }

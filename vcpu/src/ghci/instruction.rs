@@ -156,6 +156,7 @@ impl<H: Host> Session<'_, H> {
                 };
                 return (Branch::IoPower, Some(self.end(end)));
             }
+            Effect::Panicked => return (Branch::IoPower, Some(self.end(End::Panicked))),
         }
         self.board.receive_typed(self.host);
         (branch, None)

@@ -15,11 +15,13 @@ use crate::{build, host, workspace};
 /// The kernel of the 6.12 series, in bookworm-security and bookworm-backports; it depends on the one with the version in its name.
 const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
-/// Modules for the system, in the order in which they are loaded: reports come through the last one.
-const MODULES: [&str; 3] = [
+/// Modules for the system, in the order in which they are loaded: for reports, and to tell the host of a panic.
+const MODULES: [&str; 5] = [
     "kernel/fs/configfs/configfs.ko.xz",
     "kernel/drivers/virt/coco/tsm.ko.xz",
     "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
+    "kernel/drivers/misc/pvpanic/pvpanic.ko.xz",
+    "kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz",
 ];
 
 /// What busybox's init does.
@@ -35,7 +37,7 @@ const RC: &str = "\
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-for module in configfs tsm tdx-guest; do insmod /lib/$module.ko; done
+for module in configfs tsm tdx-guest pvpanic pvpanic-mmio; do insmod /lib/$module.ko; done
 mount -t configfs configfs /sys/kernel/config
 echo \"Linux $(uname -r) with $(nproc) processors\"
 ";

@@ -27,8 +27,8 @@ pub struct Ground {
 const PORTS: [u64; 12] = [
     0x3F9, 0x3FA, 0x3FB, 0x3FD, 0x3FF, 0x70, 0x71, 0x600, 0x602, 0x608, 0x80, 0x510,
 ];
-/// Ports by which a TD ends: power-off, reset, and the keyboard controller's.
-const LAST_PORTS: [u64; 3] = [0x604, 0xCF9, 0x64];
+/// Ports by which a TD ends: power-off, reset, the keyboard controller's, and where a panic is told.
+const LAST_PORTS: [u64; 4] = [0x604, 0xCF9, 0x64, 0x505];
 /// MSRs of which the host knows something.
 const MSRS: [u64; 11] = [
     0x6E0, 0x1B, 0xFE, 0x830, 0x832, 0x838, 0x83E, 0x80F, 0x179, 0x2FF, 0x1A0,
