@@ -14,7 +14,7 @@ use crate::qemu::Guest;
 pub const PROMPT: &str = "seamark> ";
 
 /// How long an answer to `json on` and `json off` may take.
-const SWITCH: Duration = Duration::from_secs(10);
+const SWITCH: Duration = Duration::from_secs(60);
 
 /// A console that has shown its prompt.
 pub struct Console {

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::console::Console;
 
 /// What the shell says when it waits.
-const PROMPT: &str = "td# ";
+pub const PROMPT: &str = "td# ";
+/// What Linux says of a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page: what another
+/// CPU patches in between stays as it was in the translation.
+const STALE: &str = "Oops: int3";
 /// Leads from a TD's console back to the hypervisor's.
 const BACK: &[u8] = b"\x1d";
 /// For the console itself.
-const SWITCH: Duration = Duration::from_secs(30);
+const SWITCH: Duration = Duration::from_secs(120);
 
 /// A TD's console, while it is watched.
 pub struct Shell<'a> {
@@ -21,11 +24,32 @@ pub struct Shell<'a> {
 impl<'a> Shell<'a> {
     /// Watches a TD's console, from what it wrote lately on.
     pub fn open(console: &'a mut Console, name: &str) -> Result<Self> {
+        Self::open_from(console, name, 0)
+    }
+
+    /// Watches the console of a TD that waits at its prompt, without what it wrote before.
+    pub fn reopen(console: &'a mut Console, name: &str) -> Result<Self> {
+        let written = console.succeed(&format!("td console {name}"), SWITCH)?;
+        let next = written["next"].as_u64().context("where it goes on")?;
+        let mut shell = Self::open_from(console, name, next)?;
+        shell.type_line("")?;
+        shell.wait_for_prompt(SWITCH)?;
+        Ok(shell)
+    }
+
+    fn open_from(console: &'a mut Console, name: &str, from: u64) -> Result<Self> {
         console.enter("json off", SWITCH)?;
-        let command = format!("td console {name}\r");
+        let command = format!("td console {name} {from}");
         console.guest().send(command.as_bytes())?;
-        console.guest().expect(command.trim_end(), SWITCH)?;
+        console.guest().send(b"\r")?;
+        console.guest().expect(&command, SWITCH)?;
         Ok(Self { console })
+    }
+
+    /// Waits until the TD has said something while it boots. `false` when QEMU had it execute code that was patched already.
+    pub fn wait_while_booting(&mut self, what: &str, limit: Duration) -> Result<bool> {
+        let (index, _) = self.console.guest().expect_any(&[what, STALE], limit)?;
+        Ok(index == 0)
     }
 
     /// Waits until the TD has said something.
