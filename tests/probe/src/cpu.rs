@@ -95,6 +95,14 @@ pub fn disable_interrupts() {
     unsafe { asm!("cli", options(nomem, nostack)) };
 }
 
+/// Sleeps as long as `waiting`; an interrupt announces every change of it. Interrupts are off before and after.
+pub fn sleep_while(waiting: impl Fn() -> bool) {
+    while waiting() {
+        // SAFETY: this program's handlers are installed. No interrupt comes between STI and HLT.
+        unsafe { asm!("sti", "hlt", "cli", options(nostack)) };
+    }
+}
+
 /// Stops the processor for good, as a task.
 pub fn stop_here(_: u64) -> u64 {
     stop()

@@ -121,11 +121,10 @@ pub(crate) fn accept_at(gpa: u64) -> Result<(), Status> {
     } else {
         tdcall::page_accept(gpa & !(PAGE_4K - 1), 0)
     };
-    // Another vCPU may have been faster.
-    if status == Status::SUCCESS || status.code() == Status::PAGE_ALREADY_ACCEPTED {
-        Ok(())
-    } else {
-        Err(status)
+    match status.code() {
+        // Another vCPU may have been faster, or be at it, or the host: the access is made again, and faults again if need be.
+        Status::SUCCESS | Status::PAGE_ALREADY_ACCEPTED | Status::OPERAND_BUSY => Ok(()),
+        _ => Err(status),
     }
 }
 

@@ -7,6 +7,7 @@ use seam::abi::PAGE_4K;
 
 use super::Host;
 use crate::attempt::{read, write};
+use crate::cpu::sleep_while;
 use crate::{Check, expect};
 
 /// Rounds.
@@ -41,6 +42,12 @@ impl Host {
         }
     }
 
+    /// Makes it known what the target is now. Processors that wait for that sleep.
+    fn set_target_state(&self, state: u64) {
+        self.target_state.store(state, Ordering::SeqCst);
+        self.wake_all();
+    }
+
     /// A vCPU has found the target away. While it is on its way out, the vCPU waits; when it is gone, it tries again, twice
     /// a round, and then waits for the next page. Always true: it is to be entered again.
     pub fn target_missed(&self, number: usize) -> bool {
@@ -56,17 +63,21 @@ impl Host {
                         seat.faults.fetch_add(1, Ordering::SeqCst);
                         return true;
                     }
-                    while !self.is_over()
-                        && self.target_state.load(Ordering::SeqCst) == state::REMOVED
-                    {
-                        core::hint::spin_loop();
-                    }
+                    self.sleep_while(state::REMOVED);
                 }
                 state::MAPPED => return true,
-                _ if self.is_over() => return true,
-                _ => core::hint::spin_loop(),
+                state => self.sleep_while(state),
+            }
+            if self.is_over() {
+                return true;
             }
         }
+    }
+}
+
+impl Host {
+    fn sleep_while(&self, state: u64) {
+        sleep_while(|| self.target_state.load(Ordering::SeqCst) == state && !self.is_over());
     }
 }
 
@@ -90,7 +101,7 @@ pub fn run(host: &Host) -> Check {
         let page = spare[round as usize % 2];
         let before: [u64; 4] = core::array::from_fn(written);
         host.aug(gpa, 0, page)?;
-        host.target_state.store(state::MAPPED, Ordering::SeqCst);
+        host.set_target_state(state::MAPPED);
         host.wait_running("writes by every vCPU", || {
             (0..vcpus).all(|n| written(n) > before[n] + 1)
         })?;
@@ -104,7 +115,7 @@ pub fn run(host: &Host) -> Check {
             write(page + word, pattern);
         }
         host.round.store(round + 1, Ordering::SeqCst);
-        host.target_state.store(state::REMOVED, Ordering::SeqCst);
+        host.set_target_state(state::REMOVED);
         host.wait_running("faults of every vCPU", || {
             (0..vcpus).all(|n| faults(n) >= missed[n] + TRIES)
         })?;
@@ -128,6 +139,6 @@ pub fn run(host: &Host) -> Check {
     // A last page, so that the guest can end.
     write(mailbox + word::STOP * 8, 1);
     host.aug(gpa, 0, spare[0])?;
-    host.target_state.store(state::MAPPED, Ordering::SeqCst);
+    host.set_target_state(state::MAPPED);
     Ok(())
 }

@@ -101,7 +101,7 @@ pub fn run(scenario: Scenario, vcpus: usize, image: &[u8]) -> Check {
         Scenario::Hammer => hammer::run(host),
     };
     if result.is_err() {
-        host.over.store(true, Ordering::SeqCst);
+        host.call_off();
     }
     host.wait("the vCPUs' end", || {
         (first..vcpus).all(|number| team.is_done(number - first))
@@ -136,7 +136,18 @@ impl Host {
     fn fail(&self, text: fmt::Arguments<'_>) {
         self.say(format_args!("FAIL host: {text}"));
         self.failed.store(true, Ordering::SeqCst);
+        self.call_off();
+    }
+
+    /// Ends it for every vCPU.
+    fn call_off(&self) {
         self.over.store(true, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Has every processor outside its guest look again at what it waits for.
+    fn wake_all(&self) {
+        self.seats[..self.td.size].iter().for_each(Seat::wake);
     }
 
     fn is_over(&self) -> bool {
@@ -148,7 +159,7 @@ impl Host {
         let deadline = rdtsc() + ticks_of(PATIENCE);
         while !done() {
             if rdtsc() > deadline {
-                self.over.store(true, Ordering::SeqCst);
+                self.call_off();
                 return expect(what, 0, 1);
             }
             core::hint::spin_loop();

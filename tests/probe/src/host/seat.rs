@@ -108,6 +108,13 @@ impl Seat {
         }
     }
 
+    /// Wakes its processor if that sleeps outside the guest, for what has changed before this call.
+    pub fn wake(&self) {
+        if !self.inside.load(Ordering::SeqCst) {
+            self.send(IPI);
+        }
+    }
+
     /// Makes the vCPU leave the guest once, if it is there, and waits for that.
     pub fn kick(&self) {
         let before = self.entries.load(Ordering::SeqCst);

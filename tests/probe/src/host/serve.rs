@@ -83,7 +83,7 @@ impl Host {
             .iter()
             .all(|seat| seat.halted.load(Ordering::SeqCst));
         if all {
-            self.over.store(true, Ordering::SeqCst);
+            self.call_off();
         }
         while !self.is_awake(number, interrupts) {
             core::hint::spin_loop();
