@@ -92,7 +92,7 @@ impl Console {
             if byte == watch::LEAVE {
                 self.session.watch = None;
                 let _ = out
-                    .write_str("\r\n")
+                    .write_str(watch::BREAK)
                     .and_then(|()| self.screen.prompt(&self.line, out));
             } else {
                 watch.type_byte(byte, host);

@@ -8,6 +8,9 @@ use super::host::Host;
 /// The byte that leads back: Ctrl-].
 pub const LEAVE: u8 = 0x1D;
 
+/// What comes before text of the hypervisor's own: CAN ends a control sequence that the TD has begun, which would swallow some of it.
+pub const BREAK: &str = "\x18\r\n";
+
 /// Bytes that are copied at once.
 const AT_ONCE: usize = 1024;
 
@@ -59,11 +62,11 @@ impl Watch {
             if first < self.next {
                 // Its console is a new one: it was built again.
                 self.next = 0;
-                write!(out, "\r\n(TD {} was built again)\r\n", self.name)?;
+                write!(out, "{BREAK}(TD {} was built again)\r\n", self.name)?;
                 continue;
             }
             if first > self.next {
-                write!(out, "\r\n({} bytes are lost)\r\n", first - self.next)?;
+                write!(out, "{BREAK}({} bytes are lost)\r\n", first - self.next)?;
             }
             let shown = text(&bytes[..count], out)?;
             self.next = first + shown as u64;

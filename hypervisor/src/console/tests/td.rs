@@ -103,9 +103,9 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
     out.clear();
     assert!(terminal.console.has_news(&terminal.machine));
     terminal.console.refresh(&terminal.machine, &mut out);
-    assert_eq!(out, "\r\n(TD hello was built again)\r\nnew");
+    assert_eq!(out, "\x18\r\n(TD hello was built again)\r\nnew");
 
-    assert_eq!(terminal.send("\x1d"), "\r\nseamark> ");
+    assert_eq!(terminal.send("\x1d"), "\x18\r\nseamark> ");
     assert_eq!(terminal.console.watched(), None);
     assert!(terminal.send("version\r").ends_with(PROMPT));
 }
