@@ -10,8 +10,7 @@ use super::{Bench, Scenario};
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("terminate-by-hypercall", terminate),
-    // The emulated machine has failed under it (docs/emulation.md), so that it does not hold up everything else.
-    Scenario::by_name_only("terminate-stress", stress),
+    Scenario::new("terminate-stress", stress),
 ];
 
 /// How long a guest may take for its checks on a busy computer.
