@@ -31,8 +31,8 @@ const LINES: u64 = 10;
 const GROUND_BYTES: u64 = 8 * PAGE_2M;
 /// A private address that is mapped, and beyond all memory that a test's TD has.
 const NOWHERE: u64 = 1 << 38;
-/// One of so many conversions is made.
-const SELDOM: u64 = 4;
+/// One of so many conversions is made, and one of so many calls beside one comes with an NMI for the vCPU that makes it.
+const SELDOM: u64 = 3;
 /// vCPUs that make calls.
 const CALLERS: u32 = 2;
 
@@ -163,7 +163,12 @@ fn is_suicide(call: &Call, ground: &Ground) -> bool {
 /// A call of the hostile kind.
 fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     let mut call = ground.next(numbers);
-    if CONVERTS.load(Ordering::Relaxed) && numbers.once_in(2) {
+    let other_converts = CONVERTS.load(Ordering::Relaxed);
+    if other_converts && numbers.once_in(SELDOM) {
+        // The host is to interrupt the conversion for this. A vCPU's APIC id is its number.
+        apic::nmi(CALLERS - 1 - me).map_err(refused)?;
+    }
+    if other_converts && numbers.once_in(2) {
         call = ask_for_service(ground, numbers);
     }
     let converts = call.converts(ground).is_some();
