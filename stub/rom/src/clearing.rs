@@ -66,7 +66,80 @@ pub struct Loop {
     pub end: u64,
 }
 
+/// A loop that goes over memory line by line, and does nothing else: `ADD at, 64`, then `CMP at, end; JB` or
+/// `DEC count; JNZ`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stride {
+    at: Register,
+    until: Until,
+}
+
+/// What ends a stride.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// The address in this register.
+    End(Register),
+    /// The count in this register.
+    Count(Register),
+}
+
+impl Stride {
+    /// Bytes of a line.
+    const LINE: u64 = 64;
+    const PAGE: u64 = 4096;
+
+    /// How many lines behind the one at the target lie in the same page and before the end of the loop: the rounds for
+    /// them are like this one. The jump that ends the loop is not among them.
+    #[must_use]
+    pub fn ahead(&self, gprs: &GprFile) -> u64 {
+        let value = |register| gprs.get(register).unwrap_or(0);
+        let at = value(self.at);
+        let in_page = (Self::PAGE - at % Self::PAGE) / Self::LINE - 1;
+        let rounds = match self.until {
+            Until::End(end) => value(end).saturating_sub(at).div_ceil(Self::LINE),
+            Until::Count(count) => value(count),
+        };
+        in_page.min(rounds.saturating_sub(1))
+    }
+
+    /// Skips the rounds for so many lines, but for the flags, which the next round sets.
+    pub fn skip(&self, gprs: &mut GprFile, lines: u64) {
+        let at = gprs.get(self.at).unwrap_or(0);
+        gprs.set(self.at, at.wrapping_add(lines * Self::LINE));
+        if let Until::Count(count) = self.until {
+            let rounds = gprs.get(count).unwrap_or(0);
+            gprs.set(count, rounds.wrapping_sub(lines));
+        }
+    }
+}
+
 impl Loop {
+    /// The loop as a stride over memory, if it is no more than that. Its source has to stay where it is.
+    #[must_use]
+    pub fn stride(&self, first: &Instruction) -> Option<Stride> {
+        let at = first.op0_register();
+        let [Op::Compute(add), Op::Compute(last)] = self.body.as_slice() else {
+            return None;
+        };
+        let until = match (last.kind, last.source, self.condition) {
+            (Kind::Cmp, Source::Register(end), ConditionCode::b) if last.target == at => {
+                Until::End(end)
+            }
+            (Kind::Dec, _, ConditionCode::ne) => Until::Count(last.target),
+            _ => return None,
+        };
+        let adds_a_line = add.kind == Kind::Add
+            && add.target == at
+            && matches!(add.source, Source::Immediate(Stride::LINE));
+        let (Until::End(other) | Until::Count(other)) = until;
+        let source = first.memory_base();
+        let is_plain = other != at
+            && source != at
+            && source != other
+            && first.memory_index() == Register::None;
+        (adds_a_line && is_plain).then_some(Stride { at, until })
+    }
+
     /// Recognises the loop that starts with `first`; `fetch` decodes the instruction at an address.
     pub fn recognise(
         first: &Instruction,
@@ -202,7 +275,7 @@ impl Compute {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::insn::decode;
+    use crate::insn::{decode, gpr};
 
     /// Runs the loop in `code`, whose first instruction is MOVDIR64B RDI, \[RSI\]; returns the stores and the registers.
     fn run(code: &[u8], mut gprs: GprFile) -> Option<(usize, GprFile)> {
@@ -225,6 +298,74 @@ mod tests {
     }
 
     const MOVDIR: [u8; 5] = [0x66, 0x0F, 0x38, 0xF8, 0x3E];
+
+    /// The stride of the loop in `code`.
+    fn stride(code: &[u8]) -> Option<Stride> {
+        let fetch = |at: u64| decode(code.get(at as usize..)?, at, 64);
+        let first = fetch(0)?;
+        Loop::recognise(&first, fetch)?.stride(&first)
+    }
+
+    #[test]
+    fn a_plain_loop_is_a_stride_and_others_are_not() {
+        const ADD_64: [u8; 4] = [0x48, 0x83, 0xC7, 0x40];
+        const CMP_RDX: [u8; 3] = [0x48, 0x39, 0xD7];
+        let plain = [&MOVDIR[..], &ADD_64, &CMP_RDX, &[0x72, 0xF2]].concat();
+        let stride = stride(&plain).expect("a stride");
+        let mut gprs = GprFile::default();
+        for (at, end, ahead) in [
+            (0x1000, 0x2000, 63),
+            (0x1000, 0x9000, 63),
+            (0x1FC0, 0x9000, 0),
+            (0x1000, 0x1080, 1),
+            (0x1000, 0x1081, 2),
+            (0x1000, 0x1040, 0),
+            (0x1000, 0x1000, 0),
+            (0x1000, 0x800, 0),
+        ] {
+            (gprs.0[gpr::RDI], gprs.0[gpr::RDX]) = (at, end);
+            assert_eq!(stride.ahead(&gprs), ahead, "{at:#x} to {end:#x}");
+            // As many stores as when each round is executed.
+            let (stores, _) = run(&plain, gprs).expect("a loop");
+            assert!(stores as u64 > ahead);
+        }
+        stride.skip(&mut gprs, 3);
+        assert_eq!(gprs.0[gpr::RDI], 0x10C0);
+
+        let counted = [&MOVDIR[..], &ADD_64, &[0x48, 0xFF, 0xC9, 0x75, 0xF2]].concat();
+        let stride = super::tests::stride(&counted).expect("a stride");
+        for (at, count, ahead) in [
+            (0x1000, 3, 2),
+            (0x1000, 1, 0),
+            (0x1FC0, 9, 0),
+            (0x1000, 99, 63),
+        ] {
+            (gprs.0[gpr::RDI], gprs.0[gpr::RCX]) = (at, count);
+            assert_eq!(stride.ahead(&gprs), ahead);
+            let (stores, end) = run(&counted, gprs).expect("a loop");
+            stride.skip(&mut gprs, ahead);
+            let (rest, same_end) = run(&counted, gprs).expect("a loop");
+            assert_eq!((stores as u64, end), (rest as u64 + ahead, same_end));
+        }
+        let jne = [&MOVDIR[..], &ADD_64, &CMP_RDX, &[0x75, 0xF2]].concat();
+        let by_32 = [
+            &MOVDIR[..],
+            &[0x48, 0x83, 0xC7, 0x20],
+            &CMP_RDX,
+            &[0x72, 0xF2],
+        ]
+        .concat();
+        let source_moves = [
+            &MOVDIR[..],
+            &[0x48, 0x83, 0xC6, 0x40],
+            &CMP_RDX,
+            &[0x72, 0xF2],
+        ]
+        .concat();
+        for other in [jne, by_32, source_moves] {
+            assert_eq!(super::tests::stride(&other), None);
+        }
+    }
 
     #[test]
     fn a_counted_loop_stores_once_a_round() {

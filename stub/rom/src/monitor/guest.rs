@@ -132,6 +132,24 @@ pub fn write_physical(pa: u64, from: &[u8]) {
     }
 }
 
+/// Copies `line` to physical memory so many times; all of it is inside one page.
+pub fn fill_physical(pa: u64, line: &[u8; 64], times: usize) {
+    if !admit(pa, Access::Write) {
+        return;
+    }
+    let to = pa as *mut u8;
+    // SAFETY: as for `Physical::write`; whether the software may write there is the same for the whole page.
+    unsafe {
+        if line.iter().all(|&byte| byte == 0) {
+            to.write_bytes(0, times * line.len());
+        } else {
+            for at in 0..times {
+                to.add(at * line.len()).copy_from(line.as_ptr(), line.len());
+            }
+        }
+    }
+}
+
 impl Lp {
     /// The registers that govern paging.
     pub fn paging(&self) -> Paging {

@@ -1,12 +1,12 @@
 //! MOVDIR64B, and whole loops of it in one exit.
 
 use iced_x86::Instruction;
-use stub_rom::clearing::{Loop, Op};
+use stub_rom::clearing::{Loop, Op, Stride};
 use stub_rom::insn;
 
 use super::finish;
 use crate::memory::PAGE;
-use crate::monitor::guest::{Fault, read_physical, write_physical};
+use crate::monitor::guest::{Fault, fill_physical, read_physical, write_physical};
 use crate::monitor::lp::Lp;
 
 /// The most rounds of a loop that one exit completes: 2 MiB at 64 bytes each. Interrupts wait that long.
@@ -29,7 +29,13 @@ pub fn exit(lp: &mut Lp, first: &Instruction) {
         finish(lp, first.len(), Ok(()));
         return;
     };
-    for _ in 0..MAX_ROUNDS {
+    let stride = found.stride(first);
+    let mut rounds = 0;
+    while rounds < MAX_ROUNDS {
+        if let Some(stride) = stride {
+            rounds += repeat(lp, first, stride, &mut pages);
+        }
+        rounds += 1;
         for op in &found.body {
             match op {
                 Op::Compute(compute) => {
@@ -55,6 +61,34 @@ pub fn exit(lp: &mut Lp, first: &Instruction) {
         }
     }
     finish(lp, first.len(), Ok(()));
+}
+
+/// Stores the line that was just stored to those behind it in the same page, as far as the loop goes; how many.
+fn repeat(lp: &mut Lp, first: &Instruction, stride: Stride, pages: &mut Pages) -> u32 {
+    let lines = stride.ahead(&lp.gprs);
+    let Some(target) = lp.gprs.get(first.op0_register()).filter(|_| lines > 0) else {
+        return 0;
+    };
+    let mut line = [0; LINE];
+    let bytes = lines * LINE as u64;
+    let (Ok(source), Ok(pa)) = (
+        lp.operand_address(first, 1),
+        translate(lp, target, true, &mut pages.target),
+    ) else {
+        return 0;
+    };
+    let is_apart = source.wrapping_add(LINE as u64) <= target
+        || source >= target.wrapping_add(bytes + LINE as u64);
+    if source as usize % PAGE + LINE > PAGE || !is_apart {
+        return 0;
+    }
+    let Ok(from) = translate(lp, source, false, &mut pages.source) else {
+        return 0;
+    };
+    read_physical(from, &mut line);
+    fill_physical(pa + LINE as u64, &line, lines as usize);
+    stride.skip(&mut lp.gprs, lines);
+    lines as u32
 }
 
 /// The translations that were used last: a loop stays on a page for 64 rounds.
