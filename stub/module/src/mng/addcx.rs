@@ -26,6 +26,15 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     }
     let page = operand::private_page(cx, regs.rcx, Operand::RCX, Mode::Exclusive, PageType::Nda)?;
     let taken = Taken::take(cx, &page, PageType::Tdcx, root.pa());
+    let complete = index + 1;
+    if complete == TDCS_PAGES.0 {
+        // The TDCS is usable from here on: it gets the key of a migration session to come.
+        random_256(cx)?;
+    } else if complete > TDCS_PAGES.0
+        && !Tdcs::of(cx.machine, root).op_state().allows(Leaf::MngAddcx)
+    {
+        return Err(Status::OP_STATE_INCORRECT);
+    }
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(
         regs.rcx,
@@ -36,15 +45,6 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
             _ => L2Entry::FREE.0,
         },
     );
-    let complete = index + 1;
-    if complete == TDCS_PAGES.0 {
-        // The TDCS is usable from here on: it gets the key of a migration session to come.
-        random_256(cx)?;
-    } else if complete > TDCS_PAGES.0
-        && !Tdcs::of(cx.machine, root).op_state().allows(Leaf::MngAddcx)
-    {
-        return Err(Status::OP_STATE_INCORRECT);
-    }
     let keyed = cx.machine.platform().with_keyid(regs.rcx, root.hkid());
     root.set(tdr::field::TDCX_PA.at(index), keyed);
     root.set(tdr::field::NUM_TDCX, u64::from(complete));
