@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,11 +11,15 @@ use spin::Mutex;
 
 const LEAFS: usize = 128;
 
+/// Pairs of a leaf and a status that each logical processor has room for from the start, so that the first call which
+/// meets another does not look like something that is never given back. There is more room when it is needed.
+const OTHERS: usize = 128;
+
 /// The counts of one logical processor, away from the cache lines of its neighbours.
 #[repr(align(128))]
 struct Lp {
     successes: [AtomicU64; LEAFS],
-    others: Mutex<BTreeMap<(Leaf, u64), u64>>,
+    others: Mutex<Vec<((Leaf, u64), u64)>>,
 }
 
 /// Counters per leaf and status, operands and details aside. Calls of unknown leafs are not counted.
@@ -31,7 +36,7 @@ impl Counters {
     pub(crate) fn new(lps: usize) -> Self {
         let lp = || Lp {
             successes: [const { AtomicU64::new(0) }; LEAFS],
-            others: Mutex::new(BTreeMap::new()),
+            others: Mutex::new(Vec::with_capacity(OTHERS)),
         };
         Self((0..lps).map(|_| lp()).collect())
     }
@@ -45,7 +50,12 @@ impl Counters {
                 successes.fetch_add(1, Ordering::Relaxed);
             }
         } else {
-            *lp.others.lock().entry((leaf, status.code().0)).or_default() += 1;
+            let key = (leaf, status.code().0);
+            let mut others = lp.others.lock();
+            match others.iter_mut().find(|(other, _)| *other == key) {
+                Some((_, count)) => *count += 1,
+                None => others.push((key, 1)),
+            }
         }
     }
 
