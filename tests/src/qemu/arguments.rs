@@ -45,6 +45,9 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
         ),
     );
     all.pair("-m", &machine.memory);
+    if machine.preallocated {
+        all.add("-mem-prealloc");
+    }
     all.flash(0, Path::new(FIRMWARE_CODE), "on");
     all.flash(1, &files.vars, "off");
     all.pair("-chardev", "stdio,id=serial,signal=off");

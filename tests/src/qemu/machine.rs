@@ -13,6 +13,9 @@ pub struct Machine {
     pub sockets: u32,
     /// Memory, as QEMU reads it (`2G`, `512M`).
     pub memory: String,
+    /// Whether QEMU has all of the memory from its host before it starts. Where not, it asks for each page at the first
+    /// access to it, which takes longer than to clear it.
+    pub preallocated: bool,
     /// The SEAM stub, or none: a machine without VMX, SEAM and TDX then.
     pub stub: Option<Stub>,
     /// What it boots.
@@ -62,6 +65,7 @@ impl Machine {
             cpus: 4,
             sockets: 2,
             memory: "2G".to_owned(),
+            preallocated: false,
             stub,
             boot,
             reboots: false,
