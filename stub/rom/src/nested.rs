@@ -31,8 +31,16 @@ const ENTRIES: u64 = 512;
 pub struct Table([AtomicU64; ENTRIES as usize]);
 
 impl Table {
+    const fn empty() -> Self {
+        Self([const { AtomicU64::new(0) }; 512])
+    }
+
     fn new() -> &'static Self {
-        Box::leak(Box::new(Self([const { AtomicU64::new(0) }; 512])))
+        Box::leak(Box::new(Self::empty()))
+    }
+
+    fn many(count: u16) -> &'static [Self] {
+        Box::leak((0..count).map(|_| Self::empty()).collect())
     }
 
     /// Its address, which is its physical address where memory is mapped at itself.
@@ -68,18 +76,33 @@ struct Spare {
     holes: u64,
 }
 
-/// The tables whose entries map 2 MiB each.
+/// The tables, for who wants to know what they map and takes no lock.
 #[derive(Clone, Debug)]
-pub struct Directories(Vec<&'static Table>);
+pub struct View {
+    directories: Vec<&'static Table>,
+    spares: &'static [Table],
+}
 
-impl Directories {
-    /// Whether the whole 2 MiB around `pa` are mapped at this moment.
-    pub fn is_open(&self, pa: u64) -> bool {
-        let directory = self.0.get((pa / GIB) as usize);
-        directory.is_none_or(|directory| {
-            let entry = &directory.0[(pa / REGION % ENTRIES) as usize];
-            entry.load(Ordering::SeqCst) & LARGE != 0
-        })
+impl View {
+    /// Whether `pa` is mapped at this moment. `false` for pages near what is hidden, too.
+    pub fn maps(&self, pa: u64) -> bool {
+        let Some(directory) = self.directories.get((pa / GIB) as usize) else {
+            return true;
+        };
+        let entry = directory.0[(pa / REGION % ENTRIES) as usize].load(Ordering::SeqCst);
+        entry & LARGE != 0
+            || self.spare(entry).is_some_and(|table| {
+                // If the table has just begun to serve another region, the address is one of that.
+                let entry = entry_of(table, pa).load(Ordering::SeqCst);
+                entry & !(PAGE - 1) == pa & !(PAGE - 1) && entry & PRESENT_WRITABLE_USER != 0
+            })
+    }
+
+    /// The spare table that `entry` links.
+    fn spare(&self, entry: u64) -> Option<&'static Table> {
+        let first = self.spares.first()?.address();
+        let offset = (entry & !(PAGE - 1)).checked_sub(first)?;
+        self.spares.get((offset / PAGE) as usize)
     }
 }
 
@@ -108,6 +131,7 @@ pub struct Nested {
     directories: Vec<&'static Table>,
     regions: Vec<Region>,
     spares: Vec<Spare>,
+    tables: &'static [Table],
     free: Vec<u16>,
     retired: Vec<u16>,
     /// Where the search for a table to take away begins.
@@ -135,17 +159,20 @@ impl Nested {
                 directory
             })
             .collect();
+        let tables = Table::many(spares);
         Self {
             root,
             directories,
             regions: alloc::vec![Region::Open; (gibs * ENTRIES) as usize],
-            spares: (0..spares)
-                .map(|_| Spare {
-                    table: Table::new(),
+            spares: tables
+                .iter()
+                .map(|table| Spare {
+                    table,
                     region: None,
                     holes: 0,
                 })
                 .collect(),
+            tables,
             free: (0..spares).rev().collect(),
             retired: Vec::new(),
             hand: 0,
@@ -157,9 +184,12 @@ impl Nested {
         self.root
     }
 
-    /// The tables that say at a glance where pages are private.
-    pub fn directories(&self) -> Directories {
-        Directories(self.directories.clone())
+    /// The tables to look at without a lock.
+    pub fn view(&self) -> View {
+        View {
+            directories: self.directories.clone(),
+            spares: self.tables,
+        }
     }
 
     /// Hides `size` bytes from `base`, multiples of 4 KiB, below 4 GiB and for good. No processor uses the tables yet.

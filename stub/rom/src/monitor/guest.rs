@@ -36,7 +36,7 @@ pub enum Fault {
 /// Whether the software may reach the physical address: not the SEAM range, no KeyID, no private page, and nothing that
 /// the monitor itself can't address.
 pub fn is_accessible(pa: u64) -> bool {
-    pa < 1 << 47 && !is_in_seamrr(pa) && (world::get().npt.is_open(pa) || !is_private(pa))
+    pa < 1 << 47 && !is_in_seamrr(pa) && (world::get().npt.maps(pa) || !is_private(pa))
 }
 
 fn is_in_seamrr(pa: u64) -> bool {

@@ -7,7 +7,7 @@ use core::ops::Range;
 
 use spin::Mutex;
 use stub_module::{Machine, Module};
-use stub_rom::nested::{self, Directories, Nested};
+use stub_rom::nested::{self, Nested, View};
 
 use super::{panic, presence};
 use crate::memory::{self, SEAMRR_SIZE};
@@ -39,7 +39,7 @@ pub enum Stopped {
 /// The nested page tables of the software.
 pub struct Npt {
     address: u64,
-    directories: Directories,
+    view: View,
     nested: Mutex<Nested>,
 }
 
@@ -56,7 +56,7 @@ impl Npt {
         root[0] = nested.root().address() | PRESENT_WRITABLE_USER;
         Self {
             address: core::ptr::from_mut(root) as u64,
-            directories: nested.directories(),
+            view: nested.view(),
             nested: Mutex::new(nested),
         }
     }
@@ -66,9 +66,9 @@ impl Npt {
         self.address
     }
 
-    /// Whether nothing near `pa` is private, as far as can be seen at a glance.
-    pub fn is_open(&self, pa: u64) -> bool {
-        self.directories.is_open(pa)
+    /// Whether the software reaches `pa` without a look at who owns it.
+    pub fn maps(&self, pa: u64) -> bool {
+        self.view.maps(pa)
     }
 
     /// Takes pages away from the software on all processors, or gives them back. Processor `number` asks for it.

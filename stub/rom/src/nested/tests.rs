@@ -45,6 +45,11 @@ impl Nested {
             found.is_none_or(|found| found == pa),
             "{pa:#x} is at {found:x?}"
         );
+        let fixed = self.regions.get((pa / REGION) as usize) == Some(&Region::Fixed);
+        assert!(
+            fixed || self.view().maps(pa) == found.is_some(),
+            "{pa:#x} is at {found:x?}"
+        );
         found.is_some()
     }
 }
