@@ -27,4 +27,57 @@ pub struct Gprs {
     pub r15: u64,
 }
 
+impl Gprs {
+    /// The registers by their numbers in instructions; RSP, which is none of these, is 0.
+    #[must_use]
+    #[inline]
+    pub const fn by_number(&self) -> [u64; 16] {
+        [
+            self.rax, self.rcx, self.rdx, self.rbx, 0, self.rbp, self.rsi, self.rdi, self.r8,
+            self.r9, self.r10, self.r11, self.r12, self.r13, self.r14, self.r15,
+        ]
+    }
+
+    /// The registers from a list by their numbers, whose RSP is left out.
+    #[must_use]
+    #[inline]
+    pub const fn from_numbers(list: &[u64; 16]) -> Self {
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            _,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        ] = *list;
+        Self {
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        }
+    }
+}
+
 const _: () = assert!(size_of::<Gprs>() == 15 * 8);

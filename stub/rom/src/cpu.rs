@@ -4,7 +4,6 @@
 use core::arch::asm;
 
 pub const MSR_EFER: u32 = 0xC000_0080;
-pub const MSR_GS_BASE: u32 = 0xC000_0101;
 pub const MSR_VM_HSAVE_PA: u32 = 0xC001_0117;
 pub const EFER_SVME: u64 = 1 << 12;
 /// Nested page tables can forbid execution only if the monitor itself has this.

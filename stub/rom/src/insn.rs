@@ -173,6 +173,18 @@ pub fn finish_load(gprs: &mut GprFile, register: Register, size: usize, signed: 
     gprs.set(register, value);
 }
 
+/// The 15 bytes from `at` on, of memory that `word` reads by aligned words of 64 bits, no more of them than need be.
+pub fn bytes(at: u64, word: impl Fn(u64) -> u64) -> [u8; 15] {
+    let (first, shift) = (at & !7, at % 8 * 8);
+    let low = u128::from(word(first)) | u128::from(word(first.wrapping_add(8))) << 64;
+    let mut all = low >> shift;
+    if shift > 8 {
+        all |= u128::from(word(first.wrapping_add(16))) << (128 - shift);
+    }
+    let [bytes @ .., _] = all.to_le_bytes();
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +196,20 @@ mod tests {
             *value = 0x1111_1111_1111_1111 * i as u64;
         }
         file
+    }
+
+    #[test]
+    fn bytes_are_put_together_from_as_few_words_as_hold_them() {
+        let memory: [u8; 24] = core::array::from_fn(|i| i as u8);
+        for at in 0..8 {
+            let last = (at + 14) / 8 * 8;
+            let found = bytes(at, |word| {
+                assert!(word <= last);
+                let at = word as usize;
+                u64::from_le_bytes(memory[at..at + 8].try_into().unwrap())
+            });
+            assert_eq!(found, memory[at as usize..at as usize + 15]);
+        }
     }
 
     #[test]

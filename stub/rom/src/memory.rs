@@ -18,13 +18,22 @@ pub fn page() -> &'static mut [u64; 512] {
 
 /// `count` zeroed, consecutive pages of the monitor's own memory, for good.
 pub fn pages(count: usize) -> Pages {
-    let layout = Layout::from_size_align(count * PAGE, PAGE).expect("a number of pages");
+    allocate(count * PAGE, PAGE)
+}
+
+fn allocate(size: usize, align: usize) -> Pages {
+    let layout = Layout::from_size_align(size, align).expect("a number of pages");
     // SAFETY: the layout's size is not zero: nobody asks for no pages.
     let base = unsafe { alloc_zeroed(layout) };
     if base.is_null() {
         handle_alloc_error(layout);
     }
     Pages(base)
+}
+
+/// `size` zeroed bytes of the monitor's own memory, at a multiple of their number, a power of two and at least a page; for good.
+pub fn aligned(size: usize) -> Pages {
+    allocate(size, size)
 }
 
 /// Pages that were allocated and that nobody refers to yet.

@@ -44,6 +44,8 @@ const RECENT: usize = 16;
 pub struct Shadow {
     tables: Vec<Table>,
     used: usize,
+    /// Changes whenever something that was found may be elsewhere.
+    generation: u64,
     /// What was found last, by page number: the guest-physical page with [`PRESENT`], and where it is.
     recent: [Cell<(u64, u64)>; RECENT],
 }
@@ -59,8 +61,20 @@ impl Shadow {
         Self {
             tables: vec![Table([0; 512]); tables],
             used: 1,
+            generation: 0,
             recent: Default::default(),
         }
+    }
+
+    /// What was found is still there for as long as this is the same.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn forget(&mut self) {
+        self.generation += 1;
+        self.recent = Default::default();
     }
 
     fn address(&self, table: usize) -> u64 {
@@ -75,7 +89,7 @@ impl Shadow {
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        self.recent = Default::default();
+        self.forget();
         if self.used > 1 {
             self.tables[0].0.fill(0);
             self.used = 1;
@@ -84,7 +98,7 @@ impl Shadow {
 
     /// Maps a page at the guest-physical address `gpa`, which lies below 2^48. What was there before is replaced.
     pub fn map(&mut self, gpa: u64, mapping: Mapping) {
-        self.recent = Default::default();
+        self.forget();
         let last = if mapping.large {
             LARGE_SHIFT
         } else {

@@ -109,7 +109,8 @@ impl Paging {
     }
 }
 
-/// A walk in 64-bit mode that was made once. It leads to the same page for as long as its entries are what they were.
+/// A walk in 64-bit mode that was made once. It leads to the same page for as long as its entries are what they were, and
+/// where they were.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trail {
     cr3: u64,
@@ -124,17 +125,21 @@ pub struct Trail {
 impl Trail {
     const OFFSET: u64 = 0xFFF;
 
-    /// Walks to `va`, for a read, and notes the way.
+    /// Walks to `va`, for a read, and notes the way. `read` says where the word at an address is, and what it is.
     ///
     /// # Errors
     /// As [`Paging::translate`].
-    pub fn walk(paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Result<Self, PageFault> {
+    pub fn walk(
+        paging: &Paging,
+        va: u64,
+        read: impl Fn(u64) -> (u64, u64),
+    ) -> Result<Self, PageFault> {
         let (entries, count) = (Cell::new([(0, 0); 4]), Cell::new(0));
         let pa = paging.translate(va, false, |pa| {
-            let word = read(pa);
+            let (at, word) = read(pa);
             let mut noted = entries.get();
             if let Some(place) = noted.get_mut(count.get()) {
-                *place = (pa, word);
+                *place = (at, word);
             }
             entries.set(noted);
             count.set(count.get() + 1);
@@ -147,6 +152,17 @@ impl Trail {
             entries: entries.get(),
             count: count.get(),
         })
+    }
+
+    /// The address that the walk came to, of the page's first byte.
+    pub fn destination(&self) -> u64 {
+        self.pa
+    }
+
+    /// The same way to another page: where the one that the walk came to really is.
+    #[must_use]
+    pub fn with_destination(self, page: u64) -> Self {
+        Self { pa: page, ..self }
     }
 
     /// The physical address of `va` if this is the way there and nothing on it has changed. The mode is 64-bit.
@@ -230,7 +246,7 @@ mod tests {
             (0x2008, 0x1_4000_0083),
         ];
         let read = tables(&entries);
-        let trail = Trail::walk(&LONG, 0x20_1234, &read).unwrap();
+        let trail = Trail::walk(&LONG, 0x20_1234, |pa| (pa, read(pa))).unwrap();
         assert_eq!(trail.follow(&LONG, 0x20_1FFF, &read), Some(0x60_1FFF));
         assert_eq!(trail.follow(&LONG, 0x20_2000, &read), None, "another page");
         let elsewhere = Paging {

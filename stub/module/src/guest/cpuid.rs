@@ -20,6 +20,7 @@ const TSX_CPUID_CLEAR: u64 = 1 << 1;
 
 impl<M: Machine> Inside<'_, M> {
     /// Answers CPUID, or raises #VE for a leaf that the module does not answer, or that the guest wants to see.
+    #[inline(never)]
     pub fn cpuid(&self, reason: u32) {
         let vcpu = &self.vcpu;
         let (leaf, sub_leaf) = (vcpu.gpr(Gpr::Rax) as u32, vcpu.gpr(Gpr::Rcx) as u32);

@@ -86,6 +86,7 @@ fn accepts_xcr0(value: u64, allowed: u64) -> bool {
 
 impl<M: Machine> Inside<'_, M> {
     /// A CR access; false when only a debugger can have caused it.
+    #[inline(never)]
     pub fn cr_access(&self, qualification: u64) -> bool {
         const MOV_TO_CR: u64 = 0;
         const LMSW: u64 = 3;
@@ -120,6 +121,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// XSETBV.
+    #[inline(never)]
     pub fn xsetbv(&self) {
         let vcpu = &self.vcpu;
         let value = vcpu.gpr(Gpr::Rdx) << 32 | vcpu.gpr(Gpr::Rax) & 0xFFFF_FFFF;

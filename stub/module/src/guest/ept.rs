@@ -68,6 +68,7 @@ impl<M: Machine> Inside<'_, M> {
     ///
     /// # Errors
     /// A TD exit, or a triple fault.
+    #[inline(never)]
     pub fn ept_violation(&self, full: u32, qualification: u64) -> Result<(), Stop> {
         let vcpu: &Vcpu<'_> = &self.vcpu;
         if qualification & qualification::NMI_UNBLOCKED_BY_IRET != 0 {
@@ -97,6 +98,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// An EPT misconfiguration, which only the host's own EPT can have.
+    #[inline(never)]
     pub fn ept_misconfiguration(&self, full: u32) -> Stop {
         let gpa = self.vcpu.vmcs(Field::GUEST_PHYSICAL_ADDRESS);
         if self.is_shared(gpa) {

@@ -62,11 +62,13 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// #UD.
+    #[inline(never)]
     pub fn raise_ud(&self) {
         self.raise(info::UD, None);
     }
 
     /// #GP(0).
+    #[inline(never)]
     pub fn raise_gp(&self) {
         self.raise(info::GP, Some(0));
     }
@@ -123,6 +125,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// Sees to it that an event whose delivery the VM exit interrupted is delivered again.
+    #[inline(never)]
     pub fn reinject(&self, vectoring: u64) {
         let vcpu = &self.vcpu;
         if vectoring & info::TYPE == info::TYPE_NMI {
@@ -143,6 +146,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// Blocks NMIs again that an IRET had unblocked before it caused the VM exit.
+    #[inline(never)]
     pub fn reblock_nmi(&self) {
         let blocking = self.vcpu.vmcs(Field::INTERRUPTIBILITY);
         self.vcpu
@@ -159,6 +163,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// The NMI window: delivers the NMI that the host asked for.
+    #[inline(never)]
     pub fn nmi_window(&self) {
         if self.vcpu.get(fields::PEND_NMI) != 0 && !self.has_ve_info() {
             self.vcpu.set_vmcs(Field::ENTRY_INT_INFO, info::NMI);
@@ -170,6 +175,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// Tells the TD by #VE that it may be zero-stepped, if a #VE could have been raised at the last exit.
+    #[inline(never)]
     pub fn notify_of_stepping(&self) {
         let vcpu = &self.vcpu;
         let qualification = vcpu.vmcs(Field::EXIT_QUALIFICATION);
@@ -221,6 +227,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// Lets the guest run one instruction more before anything can interrupt it.
+    #[inline(never)]
     pub fn block_by_mov_ss(&self) {
         self.note_single_step();
         let blocking = self.vcpu.vmcs(Field::INTERRUPTIBILITY);

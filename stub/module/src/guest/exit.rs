@@ -1,8 +1,6 @@
 //! TD exits: what the host finds in its registers.
 
-use seam::abi::{Gprs, Status};
-
-use crate::vcpu::Gpr;
+use seam::abi::Status;
 
 /// Why and how a vCPU went back to the host.
 #[derive(Clone, Copy, Debug)]
@@ -80,49 +78,4 @@ impl From<TdExit> for Stop {
     fn from(exit: TdExit) -> Self {
         Self::Exit(exit)
     }
-}
-
-/// A register of the host by the guest's number for it. RSP is never passed.
-pub const fn host_register(regs: &Gprs, register: Gpr) -> u64 {
-    match register {
-        Gpr::Rax => regs.rax,
-        Gpr::Rcx => regs.rcx,
-        Gpr::Rdx => regs.rdx,
-        Gpr::Rbx => regs.rbx,
-        Gpr::Rsp => 0,
-        Gpr::Rbp => regs.rbp,
-        Gpr::Rsi => regs.rsi,
-        Gpr::Rdi => regs.rdi,
-        Gpr::R8 => regs.r8,
-        Gpr::R9 => regs.r9,
-        Gpr::R10 => regs.r10,
-        Gpr::R11 => regs.r11,
-        Gpr::R12 => regs.r12,
-        Gpr::R13 => regs.r13,
-        Gpr::R14 => regs.r14,
-        Gpr::R15 => regs.r15,
-    }
-}
-
-/// Sets a register of the host by the guest's number for it. RSP is never passed.
-pub const fn set_host_register(regs: &mut Gprs, register: Gpr, value: u64) {
-    let place = match register {
-        Gpr::Rsp => return,
-        Gpr::Rax => &mut regs.rax,
-        Gpr::Rcx => &mut regs.rcx,
-        Gpr::Rdx => &mut regs.rdx,
-        Gpr::Rbx => &mut regs.rbx,
-        Gpr::Rbp => &mut regs.rbp,
-        Gpr::Rsi => &mut regs.rsi,
-        Gpr::Rdi => &mut regs.rdi,
-        Gpr::R8 => &mut regs.r8,
-        Gpr::R9 => &mut regs.r9,
-        Gpr::R10 => &mut regs.r10,
-        Gpr::R11 => &mut regs.r11,
-        Gpr::R12 => &mut regs.r12,
-        Gpr::R13 => &mut regs.r13,
-        Gpr::R14 => &mut regs.r14,
-        Gpr::R15 => &mut regs.r15,
-    };
-    *place = value;
 }

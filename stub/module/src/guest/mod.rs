@@ -11,7 +11,7 @@ mod tdcall;
 
 use seam::abi::{Status, attributes, config_flags};
 
-pub use exit::{Stop, TdExit, host_register, set_host_register};
+pub use exit::{Stop, TdExit};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
 use stepping::{Filter, Stepping};
 pub use tdcall::check_report;
@@ -95,6 +95,7 @@ pub struct Inside<'m, M> {
 
 impl<'m, M: Machine> Inside<'m, M> {
     /// A vCPU that is about to enter its TD.
+    #[inline(always)]
     pub fn new(
         cx: Call<'m, M>,
         tdr: Tdr<'m>,
@@ -172,6 +173,7 @@ impl<'m, M: Machine> Inside<'m, M> {
 
     /// What is to be done with an exit that only a debugger can have enabled: it goes to the host, and in a TD that
     /// is in production it is the end.
+    #[inline(never)]
     fn debugger_only(&self, exit: TdExit) -> Stop {
         let reason = exit.status.detail();
         if self.has_attribute(attributes::DEBUG) {
@@ -238,7 +240,13 @@ impl<'m, M: Machine> Inside<'m, M> {
         if full & reason::ENTRY_FAILED != 0 {
             return Err(self.entry_failure(exit));
         }
-        let interrupted = self.dispatch(full, qualification, interruption, exit)?;
+        let interrupted = match full & 0xFFFF {
+            reason::TDCALL => self.tdcall()?,
+            _ => {
+                self.dispatch(full, qualification, interruption, exit)?;
+                false
+            }
+        };
         if !self.has_event() && !interrupted {
             self.ask_for_nmi_window();
             self.advance()?;
@@ -263,6 +271,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         Ok(())
     }
 
+    #[inline(never)]
     fn entry_failure(&self, exit: TdExit) -> Stop {
         match exit.status.detail() & 0xFFFF {
             reason::ENTRY_GUEST_STATE => self.debugger_only(exit),
@@ -275,14 +284,15 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
     }
 
-    /// Handles what a VM exit is about; whether the guest's instruction was interrupted, so that it runs again.
+    /// Handles what a VM exit is about that is no TDCALL.
+    #[inline(never)]
     fn dispatch(
         &mut self,
         full: u32,
         qualification: u64,
         interruption: u64,
         exit: TdExit,
-    ) -> Result<bool, Stop> {
+    ) -> Result<(), Stop> {
         let fatal = |code: Status| -> Stop {
             let status = code.with_detail(full);
             TdExit { status, ..exit }.into()
@@ -359,7 +369,6 @@ impl<'m, M: Machine> Inside<'m, M> {
             }
             reason::RDMSR => self.rdmsr(full)?,
             reason::WRMSR => self.wrmsr(full)?,
-            reason::TDCALL => return self.tdcall(),
             reason::NMI_WINDOW => self.nmi_window(),
             reason::PML_FULL => {
                 return Err(if self.has_attribute(attributes::DEBUG) {
@@ -370,9 +379,10 @@ impl<'m, M: Machine> Inside<'m, M> {
             }
             _ => return Err(self.debugger_only(exit)),
         }
-        Ok(false)
+        Ok(())
     }
 
+    #[inline(never)]
     fn exception_or_nmi(&self, exit: TdExit, interruption: u64) -> Stop {
         const NMI_TYPE: u64 = 2;
         const MACHINE_CHECK: u64 = 18;

@@ -315,6 +315,7 @@ impl<M: Machine> Inside<'_, M> {
     ///
     /// # Errors
     /// The module shuts down when the MSR is the TD's own, so that it can't have exited.
+    #[inline(never)]
     pub fn rdmsr(&self, full: u32) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
         let msr = vcpu.gpr(Gpr::Rcx) as u32;
@@ -345,6 +346,7 @@ impl<M: Machine> Inside<'_, M> {
     ///
     /// # Errors
     /// As [`Self::rdmsr`].
+    #[inline(never)]
     pub fn wrmsr(&self, full: u32) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
         let msr = vcpu.gpr(Gpr::Rcx) as u32;

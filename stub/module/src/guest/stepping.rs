@@ -67,7 +67,19 @@ impl<M: Machine> Inside<'_, M> {
             self.forget_faults();
         }
         let basic = full_reason & 0xFFFF;
-        if self.is_host_caused(basic) {
+        let is_host_caused = self.is_host_caused(basic);
+        if !is_host_caused && self.stepping.steps.is_none() {
+            return Filter::Handle;
+        }
+        self.filter_suspect(basic, is_host_caused, exit_tsc)
+    }
+
+    /// Decides about an exit that the host may have caused, or that comes while the guest is stepped.
+    #[inline(never)]
+    fn filter_suspect(&mut self, basic: u32, is_host_caused: bool, exit_tsc: u64) -> Filter {
+        let vcpu = self.vcpu;
+        let rip = vcpu.vmcs(Field::RIP);
+        if is_host_caused {
             let steps = match self.stepping.steps {
                 Some(steps) => steps,
                 None => {

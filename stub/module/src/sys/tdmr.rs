@@ -4,10 +4,7 @@ use alloc::boxed::Box;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use arrayvec::ArrayVec;
-use seam::abi::{
-    Gprs, MAX_TDMRS, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, Status, TdmrInfo,
-};
+use seam::abi::{Gprs, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, Status, TdmrInfo};
 
 use crate::call::Call;
 use crate::{Machine, Point, pamt};
@@ -80,7 +77,7 @@ impl Tdmr {
 
 /// All TDMRs, by ascending address.
 #[derive(Debug)]
-pub struct Tdmrs(ArrayVec<Tdmr, MAX_TDMRS>);
+pub struct Tdmrs(Box<[Tdmr]>);
 
 impl Tdmrs {
     /// The TDMRs that TDH.SYS.CONFIG accepted, ascending.

@@ -133,6 +133,7 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
     ///
     /// # Errors
     /// Those of an explicit page operand; OPERAND_BUSY with TDR.
+    #[inline(always)]
     pub fn take(cx: Call<'m, M>, pa: u64, operand: Operand, mode: Mode) -> Result<Self, Status> {
         let held = operand::private_page(cx, pa, operand, mode, PageType::Tdvpr)?;
         let (guard, tdr) = implicit_tdr(cx, held.entry().owner())?;

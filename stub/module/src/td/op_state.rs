@@ -56,13 +56,15 @@ impl OpState {
     ///
     /// Source: TDX module 1.5.01, `op_state_lookup`.
     pub fn allows(self, leaf: Leaf) -> bool {
-        let allowed: &[Self] = match leaf {
-            Leaf::MngAddcx | Leaf::MngInit | Leaf::ImportStateImmutable => &[Uninitialized],
-            Leaf::MemPageAdd | Leaf::MrExtend | Leaf::MrFinalize | Leaf::VpInit => &[Initialized],
-            Leaf::VpCreate | Leaf::VpAddcx => &[Initialized, StateImport],
-            Leaf::VpEnter => &[Runnable, LiveExport, LiveImport],
-            Leaf::MemPageAug => &[Initialized, Runnable, LiveExport, LiveImport],
-            Leaf::MemSeptAdd => &[
+        let allowed = match leaf {
+            Leaf::MngAddcx | Leaf::MngInit | Leaf::ImportStateImmutable => states(&[Uninitialized]),
+            Leaf::MemPageAdd | Leaf::MrExtend | Leaf::MrFinalize | Leaf::VpInit => {
+                states(&[Initialized])
+            }
+            Leaf::VpCreate | Leaf::VpAddcx => states(&[Initialized, StateImport]),
+            Leaf::VpEnter => states(&[Runnable, LiveExport, LiveImport]),
+            Leaf::MemPageAug => states(&[Initialized, Runnable, LiveExport, LiveImport]),
+            Leaf::MemSeptAdd => states(&[
                 Initialized,
                 Runnable,
                 LiveExport,
@@ -70,12 +72,12 @@ impl OpState {
                 StateImport,
                 PostImport,
                 LiveImport,
-            ],
+            ]),
             Leaf::MemRangeBlock
             | Leaf::MemRangeUnblock
             | Leaf::MemPageRelocate
             | Leaf::MemPageDemote
-            | Leaf::MemPagePromote => &[
+            | Leaf::MemPagePromote => states(&[
                 Initialized,
                 Runnable,
                 LiveExport,
@@ -83,8 +85,8 @@ impl OpState {
                 PostExport,
                 PostImport,
                 LiveImport,
-            ],
-            Leaf::MemPageRemove => &[
+            ]),
+            Leaf::MemPageRemove => states(&[
                 Initialized,
                 Runnable,
                 LiveExport,
@@ -93,8 +95,8 @@ impl OpState {
                 PostImport,
                 LiveImport,
                 FailedImport,
-            ],
-            Leaf::MngWr | Leaf::MemWr | Leaf::VpWr => &[
+            ]),
+            Leaf::MngWr | Leaf::MemWr | Leaf::VpWr => states(&[
                 Initialized,
                 Runnable,
                 LiveExport,
@@ -103,39 +105,50 @@ impl OpState {
                 PostImport,
                 LiveImport,
                 FailedImport,
-            ],
+            ]),
             Leaf::MemTrack => return !matches!(self, Uninitialized | FailedImport),
             Leaf::MngRd | Leaf::MemRd | Leaf::VpRd | Leaf::MemSeptRd | Leaf::MemSeptRemove => {
                 return self != Uninitialized;
             }
-            Leaf::ServtdBind => &[
+            Leaf::ServtdBind => states(&[
                 Uninitialized,
                 Initialized,
                 Runnable,
                 LiveExport,
                 PostImport,
                 LiveImport,
-            ],
-            Leaf::ServtdPrebind => &[Uninitialized, Initialized],
-            Leaf::MigStreamCreate => &[Uninitialized, Initialized, Runnable],
-            Leaf::ExportAbort | Leaf::ExportMem => &[LiveExport, PausedExport, PostExport],
-            Leaf::ExportBlockw | Leaf::ExportPause => &[LiveExport],
-            Leaf::ExportRestore => &[Runnable],
-            Leaf::ExportTrack => &[LiveExport, PausedExport],
-            Leaf::ExportStateImmutable => &[Runnable, LiveImport],
-            Leaf::ExportStateTd | Leaf::ExportStateVp => &[PausedExport],
-            Leaf::ExportUnblockw => &[Runnable, LiveExport, PausedExport, PostExport],
-            Leaf::ImportAbort => &[MemoryImport, StateImport, PostImport, FailedImport],
-            Leaf::ImportEnd => &[PostImport, LiveImport],
-            Leaf::ImportCommit => &[PostImport],
-            Leaf::ImportMem => &[MemoryImport, StateImport, PostImport, LiveImport],
-            Leaf::ImportTrack => &[MemoryImport, StateImport],
-            Leaf::ImportStateTd => &[MemoryImport],
-            Leaf::ImportStateVp => &[StateImport],
+            ]),
+            Leaf::ServtdPrebind => states(&[Uninitialized, Initialized]),
+            Leaf::MigStreamCreate => states(&[Uninitialized, Initialized, Runnable]),
+            Leaf::ExportAbort | Leaf::ExportMem => states(&[LiveExport, PausedExport, PostExport]),
+            Leaf::ExportBlockw | Leaf::ExportPause => states(&[LiveExport]),
+            Leaf::ExportRestore => states(&[Runnable]),
+            Leaf::ExportTrack => states(&[LiveExport, PausedExport]),
+            Leaf::ExportStateImmutable => states(&[Runnable, LiveImport]),
+            Leaf::ExportStateTd | Leaf::ExportStateVp => states(&[PausedExport]),
+            Leaf::ExportUnblockw => states(&[Runnable, LiveExport, PausedExport, PostExport]),
+            Leaf::ImportAbort => states(&[MemoryImport, StateImport, PostImport, FailedImport]),
+            Leaf::ImportEnd => states(&[PostImport, LiveImport]),
+            Leaf::ImportCommit => states(&[PostImport]),
+            Leaf::ImportMem => states(&[MemoryImport, StateImport, PostImport, LiveImport]),
+            Leaf::ImportTrack => states(&[MemoryImport, StateImport]),
+            Leaf::ImportStateTd => states(&[MemoryImport]),
+            Leaf::ImportStateVp => states(&[StateImport]),
             _ => return true,
         };
-        allowed.contains(&self)
+        allowed & states(&[self]) != 0
     }
+}
+
+/// A bit for each of the states.
+#[inline(always)]
+const fn states(states: &[OpState]) -> u16 {
+    let (mut bits, mut i) = (0, 0);
+    while i < states.len() {
+        bits |= 1 << states[i] as u16;
+        i += 1;
+    }
+    bits
 }
 
 #[cfg(test)]

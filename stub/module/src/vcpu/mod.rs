@@ -167,7 +167,27 @@ impl<'m> Vcpu<'m> {
         }
     }
 
+    /// Reads all general-purpose registers.
+    pub fn gprs(&self) -> [u64; 16] {
+        let mut values = core::array::from_fn(|number| self.at(Self::GPRS + number * 8))
+            .map(|word| word.load(Ordering::Relaxed));
+        values[Gpr::Rsp as usize] = self.vmcs(Field::RSP);
+        values
+    }
+
+    /// Writes all general-purpose registers.
+    pub fn set_gprs(&self, values: &[u64; 16]) {
+        for (number, value) in values.iter().enumerate() {
+            if number != Gpr::Rsp as usize {
+                self.at(Self::GPRS + number * 8)
+                    .store(*value, Ordering::Relaxed);
+            }
+        }
+        self.set_vmcs(Field::RSP, values[Gpr::Rsp as usize]);
+    }
+
     /// Reads a VMCS field; zero for an encoding that no field has.
+    #[inline(always)]
     pub fn vmcs(&self, field: Field) -> u64 {
         field.word().map_or(0, |word| {
             self.pages[Self::VMCS_PAGE][word].load(Ordering::Relaxed)
@@ -175,6 +195,7 @@ impl<'m> Vcpu<'m> {
     }
 
     /// Writes a VMCS field; an encoding that no field has is ignored.
+    #[inline(always)]
     pub fn set_vmcs(&self, field: Field, value: u64) {
         if let Some(word) = field.word() {
             self.pages[Self::VMCS_PAGE][word].store(value, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use super::associate::{Disabled, associate, check_pages};
 use super::vmcs::features;
 use crate::call::Call;
 use crate::field::Structure;
-use crate::guest::{self, Inside, TdExit};
+use crate::guest::{Inside, TdExit};
 use crate::lock::Mode;
 use crate::params::TSC_ADJUST_MSR;
 use crate::sept;
@@ -70,7 +70,7 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     join_epoch(cx, &tdcs, &tdvps, is_new)?;
 
     let vcpu = Vcpu::of(cx.machine, &tdvps);
-    let inside = Inside::new(cx, taken.tdr, tdcs, tdvps, vcpu);
+    let mut inside = Inside::new(cx, taken.tdr, tdcs, tdvps, vcpu);
     match suspect_stepping(cx, &inside) {
         Ok(Suspicion::None) => {}
         Ok(Suspicion::Notify) => inside.notify_of_stepping(),
@@ -96,7 +96,6 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     }
     inside.ask_for_nmi_window();
     tdvps.set_state(VcpuState::Active);
-    let mut inside = inside;
     let exit = inside.run();
     finish(cx, &tdcs, &inside, regs, &exit)
 }
@@ -194,8 +193,9 @@ fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Res
 struct Passed(u64);
 
 impl Passed {
-    fn gprs(&self) -> impl Iterator<Item = Gpr> {
-        bits(self.0 & 0xFFFC).map(|number| Gpr::ALL[number])
+    /// The numbers of the general-purpose registers. RSP is never passed.
+    fn gprs(&self) -> impl Iterator<Item = usize> {
+        bits(self.0 & 0xFFFC & !(1 << Gpr::Rsp as usize))
     }
 
     fn xmm(&self) -> impl Iterator<Item = usize> {
@@ -218,10 +218,13 @@ fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
     for xmm in passed.xmm() {
         vcpu.set_xmm(xmm, cx.machine.host_xmm(cx.lp, xmm));
     }
-    for register in passed.gprs() {
-        vcpu.set_gpr(register, guest::host_register(regs, register));
+    let host = regs.by_number();
+    let mut guest = vcpu.gprs();
+    for number in passed.gprs() {
+        guest[number] = host[number];
     }
-    vcpu.set_gpr(Gpr::Rax, 0);
+    guest[Gpr::Rax as usize] = 0;
+    vcpu.set_gprs(&guest);
 }
 
 /// Puts a TD exit into the host's registers.
@@ -258,25 +261,28 @@ fn finish<M: Machine>(
     }
     clear_xmm(cx);
     let rbp = regs.rbp;
-    *regs = Gprs {
+    let mut host = Gprs {
         rcx: exit.qualification,
         rdx: exit.extended,
         r8: exit.gpa,
         r9: exit.interruption,
         ..Gprs::default()
-    };
+    }
+    .by_number();
     if let Some(control) = exit.vmcall {
         let passed = Passed(control);
-        for register in passed.gprs() {
-            guest::set_host_register(regs, register, inside.vcpu.gpr(register));
+        let guest = inside.vcpu.gprs();
+        for number in passed.gprs() {
+            host[number] = guest[number];
         }
         for xmm in passed.xmm() {
             cx.machine.set_host_xmm(cx.lp, xmm, inside.vcpu.xmm(xmm));
         }
         if inside.keeps_rbp() {
-            regs.rbp = rbp;
+            host[Gpr::Rbp as usize] = rbp;
         }
     }
+    *regs = Gprs::from_numbers(&host);
     match exit.status {
         Status(0) => Ok(()),
         status => Err(status),

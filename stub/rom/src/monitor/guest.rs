@@ -114,6 +114,12 @@ impl Memory for Physical {
     }
 }
 
+/// A word of the way to code that the software could reach when it was noted, and still can.
+fn word(pa: u64) -> u64 {
+    // SAFETY: identity-mapped memory, which the caller has seen to be the software's.
+    unsafe { ((pa & !7) as *const u64).read_volatile() }
+}
+
 /// Copies from physical memory; the range is inside one page.
 pub fn read_physical(pa: u64, to: &mut [u8]) {
     if admit(pa, Access::Read) {
@@ -232,8 +238,19 @@ impl Lp {
         } else {
             s.cs.base.wrapping_add(rip)
         };
-        let mut bytes = [0; MAX_INSTRUCTION];
         let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
+        if first == MAX_INSTRUCTION
+            && self.is_in_long_mode()
+            && let Some(pa) = self.known_code(va)
+        {
+            return (insn::bytes(pa, word), MAX_INSTRUCTION);
+        }
+        self.read_code_at(va, first)
+    }
+
+    #[inline(never)]
+    fn read_code_at(&self, va: u64, first: usize) -> ([u8; MAX_INSTRUCTION], usize) {
+        let mut bytes = [0; MAX_INSTRUCTION];
         if self.read_code(va, &mut bytes[..first]).is_err() {
             return (bytes, 0);
         }
@@ -246,23 +263,22 @@ impl Lp {
         }
     }
 
-    /// Reads code of one page. The way to the page is kept, because the next exit is often on the same one; while no memory
-    /// has become private since, the software may still reach all of it.
+    /// Where 64-bit code is that lies in the page which was last looked at. The way to that page is kept, because the next
+    /// exit is often on the same one; while no memory has become private since, the software may still reach all of it.
+    fn known_code(&self, va: u64) -> Option<u64> {
+        let (epoch, trail) = self.trail.get();
+        (epoch == self.epoch)
+            .then(|| trail.follow(&self.paging(), va, word))
+            .flatten()
+    }
+
+    /// Reads code of one page, and notes the way there.
     fn read_code(&self, va: u64, to: &mut [u8]) -> Result<(), Fault> {
         if !self.is_in_long_mode() {
             return self.read(va, to);
         }
-        // SAFETY: identity-mapped memory that the software could reach when the walk was noted, and still can.
-        let word = |pa: u64| unsafe { ((pa & !7) as *const u64).read_volatile() };
         let paging = self.paging();
-        let (epoch, trail) = self.trail.get();
-        let known = (epoch == self.epoch).then(|| trail.follow(&paging, va, word));
-        if let Some(pa) = known.flatten() {
-            // SAFETY: as for `word`; `to` is the monitor's and can't overlap the software's memory.
-            unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, to.as_mut_ptr(), to.len()) };
-            return Ok(());
-        }
-        let trail = Trail::walk(&paging, va, |pa| Physical.read(pa))
+        let trail = Trail::walk(&paging, va, |pa| (pa, Physical.read(pa)))
             .map_err(|PageFault(code)| Fault::Page { va, code })?;
         let pa = trail.follow(&paging, va, |pa| Physical.read(pa));
         let Some(pa) = pa.filter(|&pa| is_accessible(pa)) else {

@@ -17,25 +17,27 @@ use super::tables::Tables;
 use super::td::Td;
 use super::vmcb::{self, Vmcb, misc1, vector};
 use super::{exits, presence, world};
-use crate::cpu::{self, MSR_GS_BASE};
-use crate::memory::{self, PAGE};
+use crate::cpu;
+use crate::memory;
 
-/// The monitor's stack of each processor in bytes; the emulated module runs on it too.
-const STACK: usize = 128 << 10;
+/// The monitor's stack of each processor in bytes, a power of two; the emulated module runs on it too.
+pub const STACK: usize = 128 << 10;
+/// The last bytes of a stack, which begin with the address of the processor's [`Lp`]: whoever runs on it finds the [`Lp`]
+/// there, for FS, GS and the task register are the guest's even while the monitor runs.
+pub const ANCHOR: usize = 16;
 
-/// A logical processor. The assembly of the loop knows the first fields.
-#[repr(C, align(4096))]
+/// A logical processor. The assembly of the loop knows the first fields. What every exit needs is in one page.
+#[repr(C, align(64))]
 pub struct Lp {
     pub gprs: GprFile,
     pub xmm: [Xmm; 16],
     /// The VMCB to enter: the software's, or the one that parks the processor.
     entered: *mut Vmcb,
-    host_vmcb: *mut Vmcb,
-    stack_top: u64,
+    /// The stack's [`ANCHOR`], above which nothing is pushed.
+    stack: u64,
     pub number: u32,
     pub vmcb: &'static mut Vmcb,
     park: &'static mut Vmcb,
-    pub apic: Apic,
     pub vmx: Vmx,
     /// CR4 bits that a VMCB can't hold, as the software set them.
     pub cr4_shadow: u64,
@@ -45,10 +47,6 @@ pub struct Lp {
     pub tsc_adjust: u64,
     pub tsx_ctrl: u64,
     pub step: Option<exits::Step>,
-    pub detour: Detour,
-    pub shadow_paging: exits::ShadowPaging,
-    /// A page of all ones, which stands in for memory that the software may not touch.
-    pub scratch: &'static mut [u64; 512],
     /// The epoch of the shared tables that its TLB and its detour follow.
     pub epoch: u64,
     /// The way to the code that was last looked at, and the epoch in which it was.
@@ -64,6 +62,12 @@ pub struct Lp {
     pub td: Option<&'static mut Td>,
     tables: &'static Tables,
     host_save: u64,
+    // What follows is large, and seldom looked at.
+    pub apic: Apic,
+    pub detour: Detour,
+    pub shadow_paging: exits::ShadowPaging,
+    /// A page of all ones, which stands in for memory that the software may not touch.
+    pub scratch: &'static mut [u64; 512],
 }
 
 /// IA32_MISC_ENABLE: fast strings, no BTS, no PEBS, MONITOR.
@@ -72,17 +76,15 @@ const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
 impl Lp {
     /// The processor `number`, with all the memory that it will ever need. It is not yet running.
     pub fn new(number: u32, apic: Apic) -> &'static mut Self {
-        let (own, park) = (vmcb::page(), vmcb::page());
-        let host: *mut Vmcb = vmcb::page();
-        let lp = memory::leak(Self {
+        let stack = memory::aligned(STACK).address() + (STACK - ANCHOR) as u64;
+        let lp = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
             xmm: Default::default(),
             entered: core::ptr::null_mut(),
-            host_vmcb: host,
-            stack_top: memory::pages(STACK / PAGE).address() + STACK as u64,
+            stack,
             number,
-            vmcb: own,
-            park,
+            vmcb,
+            park: vmcb::page(),
             apic,
             vmx: Vmx::default(),
             cr4_shadow: 0,
@@ -100,18 +102,20 @@ impl Lp {
             nmi_blocked: false,
             interrupt: AtomicU32::new(0),
             took_nmi: AtomicU32::new(0),
-            td: world::get().options.tdx.then(|| Td::new(host)),
+            td: world::get().options.tdx.then(Td::new),
             tables: Tables::new(),
             host_save: memory::pages(1).address(),
         });
         lp.entered = &raw mut *lp.vmcb;
+        // SAFETY: the stack was just allocated, and nobody uses it yet.
+        unsafe { (stack as *mut *const Self).write(&raw const *lp) };
         lp.prepare_vmcb();
         lp
     }
 
-    /// The end of the monitor's stack for this processor.
-    pub fn stack_top(&self) -> u64 {
-        self.stack_top
+    /// Where the monitor's stack for this processor begins, to grow downwards.
+    pub fn stack(&self) -> u64 {
+        self.stack
     }
 
     fn prepare_vmcb(&mut self) {
@@ -134,7 +138,7 @@ impl Lp {
     /// The processor executes the monitor under the monitor's page tables, with interrupts off, and this is its `Lp`.
     /// What the guest's FS, GS, TR, LDTR and system call MSRs shall be has been saved in the VMCB.
     pub unsafe fn take_over(&mut self) {
-        // SAFETY: by this function's contract; the host VMCB and the save area are pages of this processor's own.
+        // SAFETY: by this function's contract; the save area is a page of this processor's own.
         unsafe {
             cpu::wrmsr(
                 cpu::MSR_EFER,
@@ -143,8 +147,6 @@ impl Lp {
             cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
             core::arch::asm!("clgi", options(nostack));
             self.tables.load();
-            cpu::wrmsr(MSR_GS_BASE, &raw const *self as u64);
-            core::arch::asm!("vmsave rax", in("rax") self.host_vmcb, options(nostack));
         }
         self.prepare_park();
     }
@@ -232,14 +234,18 @@ pub fn exceptions(tdx: bool) -> u32 {
     1 << vector::UD | if tdx { 1 << vector::PF } else { 0 }
 }
 
-/// The processor that executes this; `None` before the monitor has taken it over.
+/// The processor that executes this; `None` before it runs on the monitor's stack.
 pub fn current() -> Option<&'static Lp> {
-    let at = cpu::rdmsr(MSR_GS_BASE);
+    let rsp: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack)) };
     let (base, size) = world::try_get()?.seamrr;
-    // SAFETY: a GS base inside the SEAM range was set by `take_over`, to the processor's `Lp`, which is never freed.
+    let anchor = (rsp | (STACK as u64 - 1)) - (ANCHOR as u64 - 1);
+    // SAFETY: of the stacks, those of the processors alone are inside the SEAM range; each is aligned to its size and
+    // ends with the address of its `Lp`, which is never freed.
     (base..base + size)
-        .contains(&at)
-        .then(|| unsafe { &*(at as *const Lp) })
+        .contains(&rsp)
+        .then(|| unsafe { &**(anchor as *const *const Lp) })
 }
 
 /// Called by the loop after each exit.
@@ -265,7 +271,7 @@ unsafe extern "C" fn halted() {
 /// Lets a pending NMI in, and drops it.
 pub fn take_nmi() {
     // SAFETY: interrupts are off in the monitor, so that only an NMI comes in, whose handler returns at once.
-    unsafe { core::arch::asm!("stgi", "nop", "clgi", options(nostack)) };
+    unsafe { core::arch::asm!("stgi", "nop", "clgi") };
 }
 
 /// The loop. Between exit and entry, XMM registers are the monitor's; nothing in the monitor executes VEX
@@ -274,8 +280,6 @@ pub fn take_nmi() {
 unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
     naked_asm!(
         "mov rsp, [rdi + {stack}]",
-        "sub rsp, 16",
-        "mov [rsp], rdi",
         "2:",
         "mov rdi, [rsp]",
         "movups xmm0, [rdi + {xmm} + 0x00]",
@@ -344,15 +348,12 @@ unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
         "movups [rax + {xmm} + 0xE0], xmm14",
         "movups [rax + {xmm} + 0xF0], xmm15",
         "mov rdi, rax",
-        "mov rax, [rdi + {host}]",
-        "vmload rax",
         "cld",
         "call {exited}",
         "jmp 2b",
-        stack = const offset_of!(Lp, stack_top),
+        stack = const offset_of!(Lp, stack),
         xmm = const offset_of!(Lp, xmm),
         entered = const offset_of!(Lp, entered),
-        host = const offset_of!(Lp, host_vmcb),
         exited = sym exited,
     )
 }

@@ -15,7 +15,13 @@ use crate::cpu;
 /// processors may share one of the computer beneath.
 const PATIENCE: u64 = 60;
 
-static EPOCH: AtomicU64 = AtomicU64::new(1);
+/// How many changes there were. Zero at first, so that it lies among what every exit looks at.
+static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// The epoch: never 0, which would be [`AWAY`].
+fn epoch() -> u64 {
+    CHANGES.load(Ordering::SeqCst) + 1
+}
 
 /// Where a processor is: away from the host's memory, or since which epoch it has been handling an exit, or executing
 /// the software.
@@ -37,8 +43,7 @@ impl Presence {
 
     /// The processor handles an exit.
     pub fn handle(&self) {
-        self.0
-            .store(handling(EPOCH.load(Ordering::SeqCst)), Ordering::SeqCst);
+        self.0.store(handling(epoch()), Ordering::SeqCst);
     }
 
     fn execute(&self, epoch: u64) {
@@ -56,13 +61,18 @@ pub fn enter(lp: &mut Lp) {
         of(lp).leave();
         return;
     }
-    let epoch = EPOCH.load(Ordering::SeqCst);
+    let epoch = epoch();
     if epoch != lp.epoch {
-        lp.epoch = epoch;
-        lp.vmcb.tlb_control = 1;
-        lp.detour.refresh(world::get().npt.address());
+        begin_epoch(lp, epoch);
     }
     of(lp).execute(epoch);
+}
+
+#[inline(never)]
+fn begin_epoch(lp: &mut Lp, epoch: u64) {
+    lp.epoch = epoch;
+    lp.vmcb.tlb_control = 1;
+    lp.detour.refresh(world::get().npt.address());
 }
 
 /// To be called when the software was left on `lp`.
@@ -77,7 +87,7 @@ pub fn settle(number: u32, stale: bool) {
     let own = &world.lps[number as usize].presence;
     // While this one waits it does nothing for the software either; two may be waiting for each other.
     let before = own.0.swap(AWAY, Ordering::SeqCst);
-    let epoch = EPOCH.fetch_add(1, Ordering::SeqCst) + 1;
+    let epoch = CHANGES.fetch_add(1, Ordering::SeqCst) + 2;
     for (other, shared) in (0..).zip(&world.lps) {
         if other == number {
             continue;

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use boot::ap;
-use spin::{Mutex, Once};
+use spin::{Mutex, MutexGuard, Once};
 use stub_rom::apic::{self, Delivery, Ipi, Station, Xapic};
 
 use super::lp::{self, Lp};
@@ -204,7 +204,7 @@ fn install_trampoline() -> u8 {
                 let lp = shared.slot.get().map_or(core::ptr::null(), Owned::peek);
                 // SAFETY: null once its processor runs; an `Lp` whose processor has not started is not written to by
                 // anybody.
-                let stack_top = unsafe { lp.as_ref() }.map_or(0, Lp::stack_top);
+                let stack_top = unsafe { lp.as_ref() }.map_or(0, Lp::stack);
                 ap::Slot {
                     apic_id: shared.apic_id,
                     reserved: 0,
@@ -309,7 +309,14 @@ pub fn send_nmi_again(number: u32) {
 /// Does what other processors asked for. INIT waits while the processor is in VMX operation.
 pub fn check_mailbox(lp: &mut Lp) {
     let shared = &world::get().lps[lp.number as usize];
-    let mut mailbox = shared.mailbox.lock();
+    let mailbox = shared.mailbox.lock();
+    if mailbox.nmi || mailbox.init || mailbox.start.is_some() {
+        empty_mailbox(lp, shared, mailbox);
+    }
+}
+
+#[inline(never)]
+fn empty_mailbox(lp: &mut Lp, shared: &Shared, mut mailbox: MutexGuard<'_, Mailbox>) {
     if core::mem::take(&mut mailbox.nmi) && !lp.is_parked() {
         lp.nmi_pending = true;
     }

@@ -1,4 +1,5 @@
-//! The monitor's own GDT, IDT and task state, one set for each processor.
+//! The monitor's own GDT and IDT, one set for each processor. The task register is the guest's, and nothing here needs one:
+//! whatever interrupts the monitor goes on its stack.
 //!
 //! While the monitor runs, the global interrupt flag is clear. It takes an NMI at the one place where it lets one in, and
 //! an interrupt that made a TD exit. Every exception is the monitor's own fault.
@@ -7,22 +8,19 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
-use super::lp::Lp;
+use super::lp::{ANCHOR, Lp, STACK};
 use super::{panic, td};
 use crate::memory;
 
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
-const TSS: u16 = 0x18;
 const EXCEPTIONS: usize = 32;
 const VECTORS: usize = 256;
-const STACK_PAGES: usize = 4;
 
 /// What a processor's descriptor registers point to.
 #[repr(C, align(16))]
 pub struct Tables {
-    tss: [u32; 26],
-    gdt: [u64; 5],
+    gdt: [u64; 3],
     idt: [[u64; 2]; VECTORS],
 }
 
@@ -33,28 +31,19 @@ struct Pointer {
 }
 
 impl Tables {
-    /// Builds the tables; exceptions run on a stack of their own.
+    /// Builds the tables.
     pub fn new() -> &'static mut Self {
-        let stack = memory::pages(STACK_PAGES).address() + (STACK_PAGES * memory::PAGE) as u64;
         let tables = memory::leak(Self {
-            tss: [0; 26],
-            gdt: [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0, 0],
+            gdt: [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF],
             idt: [[0; 2]; VECTORS],
         });
-        const IST1: usize = 9;
-        tables.tss[IST1] = stack as u32;
-        tables.tss[IST1 + 1] = (stack >> 32) as u32;
-        let tss = (&raw const tables.tss) as u64;
-        let limit = size_of_val(&tables.tss) as u64 - 1;
-        tables.gdt[3] = limit | (tss & 0xFF_FFFF) << 16 | 0x89 << 40 | (tss >> 24 & 0xFF) << 56;
-        tables.gdt[4] = tss >> 32;
         let mut set = |(vector, stub): (usize, Stub)| {
             let handler = stub as *const () as u64;
             const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
             tables.idt[vector] = [
                 handler & 0xFFFF
                     | u64::from(CODE) << 16
-                    | (1 | PRESENT_INTERRUPT_GATE) << 32
+                    | PRESENT_INTERRUPT_GATE << 32
                     | (handler >> 16 & 0xFFFF) << 48,
                 handler >> 32,
             ];
@@ -93,13 +82,11 @@ impl Tables {
                 "mov fs, {zero:e}",
                 "mov gs, {zero:e}",
                 "lldt {zero:x}",
-                "ltr {tss:x}",
                 gdt = in(reg) &gdt,
                 idt = in(reg) &idt,
                 code = in(reg) u64::from(CODE),
                 data = in(reg) u64::from(DATA),
                 zero = in(reg) 0u64,
-                tss = in(reg) u64::from(TSS),
                 tmp = out(reg) _,
             );
         }
@@ -130,8 +117,15 @@ extern "C" fn exception(frame: &Frame) -> ! {
 #[unsafe(naked)]
 unsafe extern "C" fn nmi() {
     naked_asm!(
-        "mov dword ptr gs:[{at}], 1",
+        "push rax",
+        "mov rax, rsp",
+        "or rax, {stack} - 1",
+        "mov rax, [rax - {anchor} + 1]",
+        "mov dword ptr [rax + {at}], 1",
+        "pop rax",
         "iretq",
+        stack = const STACK,
+        anchor = const ANCHOR,
         at = const offset_of!(Lp, took_nmi),
     )
 }

@@ -14,8 +14,8 @@ pub struct Segment {
     pub base: u64,
 }
 
-/// The whole block, one page.
-#[repr(C, align(4096))]
+/// The block, as far as anything is in it. It lies at the start of a page.
+#[repr(C, align(16))]
 pub struct Vmcb {
     /// CR reads (15:0) and writes (31:16).
     pub intercept_cr: u32,
@@ -41,7 +41,6 @@ pub struct Vmcb {
     pub nested_cr3: u64,
     _reserved3: [u8; 0x348],
     pub save: Save,
-    _reserved4: [u8; 0x1000 - 0x400 - 0x298],
 }
 
 /// The state save area.
@@ -105,7 +104,7 @@ const _: () = {
     assert!(offset_of!(Save, cr2) == 0x240);
     assert!(offset_of!(Save, pat) == 0x268);
     assert!(size_of::<Save>() == 0x298);
-    assert!(size_of::<Vmcb>() == 0x1000);
+    assert!(size_of::<Vmcb>() <= REST);
 };
 
 pub const CR4_READ: u32 = 1 << 4;
@@ -198,6 +197,23 @@ const TYPE_EXCEPTION: u64 = 3 << 8;
 
 const RFLAGS_TF: u64 = 1 << 8;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
+
+/// Where in a VMCB's page nothing is read or written by the processor.
+const REST: usize = 0x800;
+
+/// What goes with a VMCB, in the rest of its page and as many further pages as it needs: what is used together is in
+/// one page. `make` gets the VMCB.
+pub fn beside<T>(make: impl FnOnce(&'static mut Vmcb) -> T) -> &'static mut T {
+    const { assert!(REST.is_multiple_of(align_of::<T>())) };
+    let pages = memory::pages((REST + size_of::<T>()).div_ceil(memory::PAGE));
+    let place = (pages.address() + REST as u64) as *mut T;
+    // SAFETY: zeroed pages that nobody else refers to; a VMCB of zeroes is a valid value and ends before the rest, which
+    // is large enough and aligned. They are never freed.
+    unsafe {
+        place.write(make(&mut *(pages.address() as *mut Vmcb)));
+        &mut *place
+    }
+}
 
 /// A VMCB of its own, all zeroes.
 pub fn page() -> &'static mut Vmcb {

@@ -42,6 +42,7 @@ pub struct World {
     pub facts: Facts,
     pub seamrr: (u64, u64),
     pub trampoline: u64,
+    /// Bases and sizes, the largest first: most looks for a page end there.
     pub ram: Vec<(u64, u64)>,
     pub tsc_hz: u64,
     pub shifts: Shifts,
@@ -224,7 +225,7 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
     }
 }
 
-fn build(inventory: Inventory) {
+fn build(mut inventory: Inventory) {
     WORLD.call_once(|| {
         let cr3 = memory::identity_map();
         let apic = (stub_rom::apic::BASE, memory::PAGE as u64);
@@ -232,6 +233,8 @@ fn build(inventory: Inventory) {
         let end_of_ram = ram_ends.max().unwrap_or(0);
         let hidden = [inventory.seamrr, apic];
         let npt = Npt::over(cr3, end_of_ram, &hidden, inventory.options.tdx);
+        let cmrs = machine::cmrs(&inventory.ram, inventory.seamrr);
+        (inventory.ram).sort_unstable_by_key(|&(_, size)| core::cmp::Reverse(size));
         let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
         World {
             facts: Facts {
@@ -259,7 +262,7 @@ fn build(inventory: Inventory) {
             lp_to_package: (inventory.apic_ids.iter())
                 .map(|&apic_id| shifts.package_of(apic_id))
                 .collect(),
-            cmrs: machine::cmrs(&inventory.ram, inventory.seamrr),
+            cmrs,
             options: inventory.options,
             seamrr: inventory.seamrr,
             trampoline: inventory.trampoline,

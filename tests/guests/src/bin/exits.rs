@@ -651,27 +651,65 @@ fn extended_state() -> Check {
     const OSXSAVE: u64 = 1 << 18;
     let cr4 = read_cr4();
     raises("OSXSAVE on", write_cr4(cr4 | OSXSAVE), None)?;
-    let mut found = [0u64; 4];
-    let mut x87 = 0u64;
-    let values = [1u64, 2, 3, 4 + u64::from(vcpu::current().index())];
-    // SAFETY: the TD may have AVX; XCR0 is put back. The request changes the registers that are named.
+    const FLUSH_TO_ZERO: u32 = 0x9F80;
+    const MXCSR_INITIAL: u32 = 0x1F80;
+    let index = u64::from(vcpu::current().index());
+    let values: [u64; 4 * 16] = core::array::from_fn(|i| index << 32 | i as u64 + 1);
+    let mut found = [0u64; 4 * 16];
+    let (mut x87, mut mxcsr) = (0u64, FLUSH_TO_ZERO);
+    // SAFETY: the TD may have AVX; XCR0 and MXCSR are put back. The request changes the registers that are named.
     unsafe {
         asm!(
             "mov ecx, 0", "mov eax, 7", "mov edx, 0", "xsetbv",
-            "vmovdqu ymm7, [rsi]",
+            "vmovdqu ymm0, [rsi + 0]",
+            "vmovdqu ymm1, [rsi + 32]",
+            "vmovdqu ymm2, [rsi + 64]",
+            "vmovdqu ymm3, [rsi + 96]",
+            "vmovdqu ymm4, [rsi + 128]",
+            "vmovdqu ymm5, [rsi + 160]",
+            "vmovdqu ymm6, [rsi + 192]",
+            "vmovdqu ymm7, [rsi + 224]",
+            "vmovdqu ymm8, [rsi + 256]",
+            "vmovdqu ymm9, [rsi + 288]",
+            "vmovdqu ymm10, [rsi + 320]",
+            "vmovdqu ymm11, [rsi + 352]",
+            "vmovdqu ymm12, [rsi + 384]",
+            "vmovdqu ymm13, [rsi + 416]",
+            "vmovdqu ymm14, [rsi + 448]",
+            "vmovdqu ymm15, [rsi + 480]",
             "fld1",
+            "ldmxcsr [r9]",
             "xor eax, eax", "mov ecx, 0xFC00", "xor r10d, r10d", "mov r11d, 0x7777",
             ".byte 0x66, 0x0F, 0x01, 0xCC",
-            "vmovdqu [rdi], ymm7",
+            "stmxcsr [r9]",
+            "vmovdqu [rdi + 0], ymm0",
+            "vmovdqu [rdi + 32], ymm1",
+            "vmovdqu [rdi + 64], ymm2",
+            "vmovdqu [rdi + 96], ymm3",
+            "vmovdqu [rdi + 128], ymm4",
+            "vmovdqu [rdi + 160], ymm5",
+            "vmovdqu [rdi + 192], ymm6",
+            "vmovdqu [rdi + 224], ymm7",
+            "vmovdqu [rdi + 256], ymm8",
+            "vmovdqu [rdi + 288], ymm9",
+            "vmovdqu [rdi + 320], ymm10",
+            "vmovdqu [rdi + 352], ymm11",
+            "vmovdqu [rdi + 384], ymm12",
+            "vmovdqu [rdi + 416], ymm13",
+            "vmovdqu [rdi + 448], ymm14",
+            "vmovdqu [rdi + 480], ymm15",
             "fstp qword ptr [r8]",
             "vzeroupper",
             "mov ecx, 0", "mov eax, 1", "mov edx, 0", "xsetbv",
-            in("rsi") values.as_ptr(), in("rdi") found.as_mut_ptr(), in("r8") &mut x87,
+            in("rsi") values.as_ptr(), in("rdi") found.as_mut_ptr(), in("r8") &mut x87, in("r9") &mut mxcsr,
             out("rax") _, out("rcx") _, out("rdx") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _,
-            out("r14") _, out("r15") _, out("xmm7") _, out("st(0)") _,
+            out("r14") _, out("r15") _, out("st(0)") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
         );
+        asm!("ldmxcsr [{}]", in(reg) &MXCSR_INITIAL);
     }
     raises("CR4 as it was", write_cr4(cr4), None)?;
-    ensure!(found == values, "YMM7 is {found:x?}");
+    ensure!(found == values, "YMM0 to YMM15 are {found:x?}");
+    expect("MXCSR", mxcsr.into(), FLUSH_TO_ZERO.into())?;
     expect("ST0, as a double", x87, 1.0f64.to_bits())
 }

@@ -121,12 +121,18 @@ impl<M: Machine> Inside<'_, M> {
     fn call_leaf(&mut self) -> Result<(), End> {
         let rax = self.vcpu.gpr(Gpr::Rax);
         let (leaf, version) = (rax & 0xFFFF, (rax >> 16) as u8);
-        let unknown = Status::OPERAND_INVALID.with(Operand::RAX);
         if rax & RAX_RESERVED != 0 || version > 0 && leaf != leaf::VM_RD {
-            return Err(unknown.into());
+            return Err(Status::OPERAND_INVALID.with(Operand::RAX).into());
         }
         match leaf {
             leaf::VP_VMCALL => self.vmcall(),
+            _ => self.call_other_leaf(leaf, version),
+        }
+    }
+
+    #[inline(never)]
+    fn call_other_leaf(&mut self, leaf: u64, version: u8) -> Result<(), End> {
+        match leaf {
             leaf::VP_INFO => {
                 self.vp_info();
                 Ok(())
@@ -150,7 +156,7 @@ impl<M: Machine> Inside<'_, M> {
             leaf::VP_ENTER => self.vp_enter(),
             leaf::VP_INVEPT => self.vp_invept(),
             leaf::VP_INVVPID => self.vp_invvpid(),
-            _ => Err(unknown.into()),
+            _ => Err(Status::OPERAND_INVALID.with(Operand::RAX).into()),
         }
     }
 }

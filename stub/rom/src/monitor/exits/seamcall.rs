@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::Gprs;
 use stub_module::{Module, seamldr};
-use stub_rom::insn::{GprFile, gpr};
+use stub_rom::insn::gpr;
 use stub_rom::personality::mktme_keyids;
 use stub_rom::vmx::Outcome;
 
@@ -28,90 +28,61 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     }
     let rax = lp.gprs.0[gpr::RAX];
     if rax & SEAMLDR != 0 {
-        let rcx = lp.gprs.0[gpr::RCX];
-        lp.gprs.0[gpr::RAX] = seamldr::call(rax, rcx, |pa, bytes| {
-            let allowed = guest::is_accessible(pa);
-            guest::write_physical(pa, bytes);
-            allowed
-        });
+        call_seamldr(lp);
     } else {
         let number = lp.number;
-        let mut regs = to_seam(&lp.gprs);
+        let mut regs = Gprs::from_numbers(&lp.gprs.0);
         let machine = SeamCpu::executing(lp);
         let presence = &world::get().lps[number as usize].presence;
         presence.leave();
         module.seamcall(&machine, number, &mut regs);
         presence.handle();
         lp.td = machine.leave();
-        from_seam(&mut lp.gprs, &regs);
+        let rsp = lp.gprs.0[gpr::RSP];
+        lp.gprs.0 = regs.by_number();
+        lp.gprs.0[gpr::RSP] = rsp;
         report_violations(module);
     }
     if world::get().options.trace >= 2 {
-        report::line(
-            "seamcall",
-            format_args!(
-                r#""lp":{},"leaf":"{rax:#x}","status":"{:#x}""#,
-                lp.number,
-                lp.gprs.0[gpr::RAX]
-            ),
-        );
+        trace(lp, rax);
     }
     lp.finish_vmx(Outcome::Succeed)
 }
 
-fn to_seam(file: &GprFile) -> Gprs {
-    let [
-        rax,
-        rcx,
-        rdx,
-        rbx,
-        _,
-        rbp,
-        rsi,
-        rdi,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-    ] = file.0;
-    Gprs {
-        rax,
-        rcx,
-        rdx,
-        rbx,
-        rbp,
-        rsi,
-        rdi,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-    }
+#[inline(never)]
+fn call_seamldr(lp: &mut Lp) {
+    let (rax, rcx) = (lp.gprs.0[gpr::RAX], lp.gprs.0[gpr::RCX]);
+    lp.gprs.0[gpr::RAX] = seamldr::call(rax, rcx, |pa, bytes| {
+        let allowed = guest::is_accessible(pa);
+        guest::write_physical(pa, bytes);
+        allowed
+    });
 }
 
-fn from_seam(file: &mut GprFile, r: &Gprs) {
-    let rsp = file.0[gpr::RSP];
-    file.0 = [
-        r.rax, r.rcx, r.rdx, r.rbx, rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
-        r.r13, r.r14, r.r15,
-    ];
+#[inline(never)]
+fn trace(lp: &Lp, leaf: u64) {
+    report::line(
+        "seamcall",
+        format_args!(
+            r#""lp":{},"leaf":"{leaf:#x}","status":"{:#x}""#,
+            lp.number,
+            lp.gprs.0[gpr::RAX]
+        ),
+    );
 }
 
 /// Puts what the module saw the host do on the debug console.
 pub fn report_violations(module: &Module) {
     static REPORTED: AtomicU64 = AtomicU64::new(0);
     let total = module.violations().total();
-    if REPORTED.swap(total, Ordering::Relaxed) == total {
-        return;
+    if REPORTED.load(Ordering::Relaxed) != total && REPORTED.swap(total, Ordering::Relaxed) != total
+    {
+        report_all(module);
     }
+}
+
+#[inline(never)]
+fn report_all(module: &Module) {
     for v in module.violations().take() {
         // The debug console's classes are identifiers.
         let class = v.kind.name().replace('-', "_");

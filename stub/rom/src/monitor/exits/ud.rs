@@ -19,6 +19,11 @@ pub fn exit(lp: &mut Lp) {
         finish(lp, SEAMCALL.len(), result);
         return;
     }
+    emulate(lp, code);
+}
+
+#[inline(never)]
+fn emulate(lp: &mut Lp, code: &[u8]) {
     let instruction = insn::decode(code, lp.vmcb.save.rip, lp.bitness());
     let Some(instruction) = instruction.filter(|_| lp.is_in_long_mode()) else {
         lp.inject(Fault::InvalidOpcode);

@@ -1,12 +1,14 @@
 //! The guest's code and linear memory, as far as the monitor has to look at it: SVM under TCG neither decodes instructions
 //! nor says how long they are.
 
+use core::sync::atomic::Ordering;
+
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use stub_module::Machine;
 use stub_module::ept;
 use stub_module::vcpu::Vcpu;
 use stub_rom::insn::{self, SegmentBases};
-use stub_rom::walk::Paging;
+use stub_rom::walk::{Paging, Trail};
 
 use super::Td;
 use super::exits::reason;
@@ -88,31 +90,60 @@ impl Td {
         vcpu: &Vcpu<'_>,
         va: u64,
     ) -> Option<u64> {
-        let s = &self.vmcb.save;
-        let paging = Paging {
-            cr0: s.cr0,
-            cr3: s.cr3,
-            cr4: s.cr4,
-            efer: s.efer,
-        };
         let read = |gpa| {
             self.physical(machine, vcpu, gpa)
                 .map_or(0, |pa| machine.word(pa))
         };
-        paging.translate(va, false, read).ok()
+        self.paging().translate(va, false, read).ok()
     }
 
-    fn read(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, to: &mut [u8]) -> Option<()> {
+    fn paging(&self) -> Paging {
+        let s = &self.vmcb.save;
+        Paging {
+            cr0: s.cr0,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            efer: s.efer,
+        }
+    }
+
+    /// Where the code at `va` is. The way there is kept, because the next exit is often on the same page.
+    fn code_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
+        if self.is_in_long_mode() {
+            let (generation, trail) = self.trail.get();
+            let known = (generation == self.shadow.generation())
+                .then(|| trail.follow(&self.paging(), va, |pa| machine.word(pa)));
+            if let Some(pa) = known.flatten() {
+                return Some(pa);
+            }
+        }
+        self.find_code(machine, vcpu, va)
+    }
+
+    #[inline(never)]
+    fn find_code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
+        if self.is_in_long_mode() {
+            let read = |gpa| {
+                let pa = self.physical(machine, vcpu, gpa);
+                pa.map_or((0, 0), |pa| (pa, machine.word(pa)))
+            };
+            let trail = Trail::walk(&self.paging(), va, read).ok()?;
+            let trail =
+                trail.with_destination(self.physical(machine, vcpu, trail.destination())?);
+            self.trail.set((self.shadow.generation(), trail));
+            return Some(trail.destination() | va % PAGE as u64);
+        }
         let gpa = self.guest_physical(machine, vcpu, va)?;
-        let pa = self.physical(machine, vcpu, gpa)?;
-        let (mut at, mut rest) = (pa, to);
-        while !rest.is_empty() {
-            let word = machine.word(at).to_le_bytes();
-            let first = at as usize % 8;
-            let (part, after) = rest.split_at_mut(rest.len().min(8 - first));
-            part.copy_from_slice(&word[first..first + part.len()]);
-            at += part.len() as u64;
-            rest = after;
+        self.physical(machine, vcpu, gpa)
+    }
+
+    /// Reads what lies in one page.
+    fn read(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, to: &mut [u8]) -> Option<()> {
+        let pa = self.code_address(machine, vcpu, va)?;
+        let page = machine.page(pa);
+        for (at, byte) in (pa as usize % PAGE..).zip(to) {
+            let word = page.get(at / 8)?.load(Ordering::Relaxed);
+            *byte = (word >> (at % 8 * 8)) as u8;
         }
         Some(())
     }
@@ -136,6 +167,21 @@ impl Td {
             rip: s.rip,
             bitness,
         };
+        let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
+        if first == MAX_INSTRUCTION
+            && let Some(pa) = self.code_address(machine, vcpu, va)
+        {
+            let page = machine.page(pa);
+            let word = |at: u64| page[at as usize % PAGE / 8].load(Ordering::Relaxed);
+            (code.bytes, code.length) = (insn::bytes(pa, word), MAX_INSTRUCTION);
+            return code;
+        }
+        self.read_code(machine, vcpu, va, code)
+    }
+
+    /// Reads code that goes on in another page, or none.
+    #[inline(never)]
+    fn read_code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, mut code: Bytes) -> Bytes {
         let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
         let (head, tail) = code.bytes.split_at_mut(first);
         if self.read(machine, vcpu, va, head).is_some() {

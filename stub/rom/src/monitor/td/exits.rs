@@ -87,21 +87,31 @@ impl VmExit {
 
     /// Puts it into the VMCS.
     pub fn record(&self, vcpu: &Vcpu<'_>) {
-        for (field, value) in [
-            (Field::EXIT_REASON, self.reason.into()),
-            (Field::EXIT_QUALIFICATION, self.qualification),
-            (Field::GUEST_PHYSICAL_ADDRESS, self.gpa),
-            (Field::GUEST_LINEAR_ADDRESS, self.gla),
-            (Field::EXIT_INSTRUCTION_LENGTH, self.length as u64),
-            (Field::EXIT_INSTRUCTION_INFO, 0),
-            (Field::EXIT_INT_INFO, self.interruption.0),
-            (Field::EXIT_INT_ERROR, self.interruption.1),
-            (Field::IDT_VECTORING, self.vectoring.0),
-            (Field::IDT_VECTORING_ERROR, self.vectoring.1),
-        ] {
-            vcpu.set_vmcs(field, value);
-        }
+        vcpu.set_vmcs(Field::EXIT_REASON, self.reason.into());
+        vcpu.set_vmcs(Field::EXIT_QUALIFICATION, self.qualification);
+        vcpu.set_vmcs(Field::GUEST_PHYSICAL_ADDRESS, self.gpa);
+        vcpu.set_vmcs(Field::GUEST_LINEAR_ADDRESS, self.gla);
+        vcpu.set_vmcs(Field::EXIT_INSTRUCTION_LENGTH, self.length as u64);
+        vcpu.set_vmcs(Field::EXIT_INSTRUCTION_INFO, 0);
+        vcpu.set_vmcs(Field::EXIT_INT_INFO, self.interruption.0);
+        vcpu.set_vmcs(Field::EXIT_INT_ERROR, self.interruption.1);
+        vcpu.set_vmcs(Field::IDT_VECTORING, self.vectoring.0);
+        vcpu.set_vmcs(Field::IDT_VECTORING_ERROR, self.vectoring.1);
     }
+}
+
+/// The reason that VMX reports for an instruction with an SVM exit of its own.
+fn instruction(code: u64) -> Option<u32> {
+    Some(match code {
+        exit::CPUID => reason::CPUID,
+        exit::HLT => reason::HLT,
+        exit::INVD => reason::INVD,
+        exit::RDPMC => reason::RDPMC,
+        exit::MONITOR => reason::MONITOR,
+        exit::MWAIT => reason::MWAIT,
+        exit::XSETBV => reason::XSETBV,
+        _ => return None,
+    })
 }
 
 impl Td {
@@ -113,7 +123,6 @@ impl Td {
             return next;
         }
         self.vmcb.event_injection = 0;
-        let by = |reason, td: &Self| Next::Exit(VmExit::by(reason, td.length(machine, vcpu)));
         match code {
             exit::INTR => self.external_interrupt(machine, vcpu),
             exit::NMI => self.nmi(machine),
@@ -122,37 +131,35 @@ impl Td {
             exit::CR0_WRITE | exit::CR4_WRITE | exit::CR8_WRITE => cr::access(self, machine, vcpu),
             exit::IRET => self.iret(vcpu),
             exit::IO => Next::Exit(self.port_access(machine, vcpu)),
-            exit::CPUID => by(reason::CPUID, self),
-            exit::HLT => by(reason::HLT, self),
-            exit::INVD => by(reason::INVD, self),
             exit::WBINVD => Next::Exit(self.write_back(machine, vcpu)),
-            exit::RDPMC => by(reason::RDPMC, self),
-            exit::MONITOR => by(reason::MONITOR, self),
-            exit::MWAIT => by(reason::MWAIT, self),
-            exit::XSETBV => by(reason::XSETBV, self),
             exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
             exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
             exit::EXCEPTION..=exit::LAST_EXCEPTION => {
                 self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
             }
-            exit::INVALID => {
-                report::line(
-                    "td_entry_failed",
-                    format_args!(
-                        r#""rip":"{:#x}","cr0":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
-                        self.vmcb.save.rip,
-                        self.vmcb.save.cr0,
-                        self.vmcb.save.cr4,
-                        self.vmcb.save.efer
-                    ),
-                );
-                Next::Exit(VmExit::of(reason::ENTRY_FAILED | reason::ENTRY_GUEST_STATE))
-            }
-            _ => panic::stop(format_args!("unexpected exit {code:#x} of a TD")),
+            exit::INVALID => self.entry_failed(),
+            _ => match instruction(code) {
+                Some(reason) => Next::Exit(VmExit::by(reason, self.length(machine, vcpu))),
+                None => panic::stop(format_args!("unexpected exit {code:#x} of a TD")),
+            },
         }
     }
 
+    #[inline(never)]
+    fn entry_failed(&self) -> Next {
+        let s = &self.vmcb.save;
+        report::line(
+            "td_entry_failed",
+            format_args!(
+                r#""rip":"{:#x}","cr0":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
+                s.rip, s.cr0, s.cr4, s.efer
+            ),
+        );
+        Next::Exit(VmExit::of(reason::ENTRY_FAILED | reason::ENTRY_GUEST_STATE))
+    }
+
     /// Delivers an exception that the processor would have raised itself.
+    #[inline(never)]
     pub(super) fn raise(&mut self, number: u32, error_code: Option<u32>) -> Next {
         self.vmcb.inject_exception(number, error_code);
         Next::Resume

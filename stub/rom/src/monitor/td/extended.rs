@@ -1,6 +1,7 @@
 //! Extended state: x87, SSE, AVX and protection keys, debug registers, and IA32_TSC_AUX.
 //!
-//! The monitor uses XMM registers alone, which the world switch saves, so that a run switches the rest once.
+//! The monitor uses XMM registers alone, which the world switch saves, so that a run switches the rest once. A register
+//! that has the value already is not written: TCG leaves its translated code for each such write.
 //!
 //! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0's (IGNNE#), whichever CPU executes it and without a
 //! lock; if CPU 0 is on its way out of a guest just then, it is left in nested paging. So the monitor restores x87
@@ -18,12 +19,17 @@ use super::Td;
 use crate::cpu;
 
 const TSC_AUX: u32 = 0xC000_0103;
-/// XCR0 bits: x87 and SSE.
+/// XCR0 bits: x87, SSE and AVX.
 const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
+const AVX: u64 = 1 << 2;
+/// Components that are switched register by register: TCG's XSAVE and XRSTOR take longer for them.
+const BY_REGISTER: u64 = SSE | AVX;
 /// Words of the XSAVE area: XSTATE_BV and XCOMP_BV.
 const XSTATE_BV: usize = 512 / 8;
 const XCOMP_BV: usize = XSTATE_BV + 1;
+/// Behind the legacy region and the header; nothing further is read of components that the header says are initial.
+const XSAVE_HEADER_END: usize = 576 / 8;
 
 /// Words of the x87 state: control, status, tags and opcode; instruction and data pointers; ST0 to ST7.
 const X87_CONTROL: usize = 0;
@@ -34,6 +40,9 @@ const X87_REGISTERS: core::ops::Range<usize> = 4..20;
 /// The word that begins with MXCSR, and its initial value.
 const MXCSR: usize = 3;
 const MXCSR_INITIAL: u64 = 0x1F80;
+
+/// Where the module keeps DR0 to DR3.
+const DEBUG_ADDRESSES: [Held; 4] = [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3];
 
 /// What this machine's XCR0 can have.
 fn supported() -> u64 {
@@ -46,10 +55,10 @@ fn supported() -> u64 {
 
 /// An XSAVE area in which nothing is but the initial state.
 #[repr(C, align(64))]
-struct Initial([u64; 512]);
+struct Initial([u64; XSAVE_HEADER_END]);
 
 static INITIAL: Initial = Initial({
-    let mut area = [0; 512];
+    let mut area = [0; XSAVE_HEADER_END];
     // XRSTOR takes MXCSR from there even where the header says that there is nothing.
     area[MXCSR] = MXCSR_INITIAL;
     area
@@ -57,11 +66,16 @@ static INITIAL: Initial = Initial({
 
 /// Gives the guest this IA32_TSC_AUX.
 pub(super) fn set_tsc_aux(value: u64) {
-    // SAFETY: RDTSCP and RDPID alone read it.
-    unsafe { cpu::wrmsr(TSC_AUX, value) };
+    if cpu::rdmsr(TSC_AUX) != value {
+        // SAFETY: RDTSCP and RDPID alone read it.
+        unsafe { cpu::wrmsr(TSC_AUX, value) };
+    }
 }
 
 fn set_xcr0(value: u64) {
+    if xcr0() == value {
+        return;
+    }
     // SAFETY: the monitor's CR4 has OSXSAVE, and the value is one that the processor accepts: bits of its own, x87 among
     // them, AVX not without SSE.
     unsafe {
@@ -78,15 +92,96 @@ fn xcr0() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+fn debug_addresses() -> [u64; 4] {
+    let (dr0, dr1, dr2, dr3): (u64, u64, u64, u64);
+    // SAFETY: reads registers.
+    unsafe {
+        asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
+            out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack));
+    }
+    [dr0, dr1, dr2, dr3]
+}
+
+fn set_debug_addresses(addresses: [u64; 4]) {
+    if debug_addresses() == addresses {
+        return;
+    }
+    let [dr0, dr1, dr2, dr3] = addresses;
+    // SAFETY: the monitor uses no breakpoints; the DR7 of a guest says which of these it has enabled.
+    unsafe {
+        asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
+            in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
+    }
+}
+
 fn restore(area: *const u64, components: u64) {
-    // SAFETY: an aligned XSAVE area in standard format, large enough for the components, which XCR0 has. No x87 or AVX state
-    // of the monitor's is lost: it has none.
+    // SAFETY: an aligned XSAVE area in standard format, large enough for those of the components, which XCR0 has, that its
+    // header says are there. No x87 or AVX state of the monitor's is lost: it has none.
     unsafe {
         asm!("xrstor64 [{}]", in(reg) area, in("eax") components as u32, in("edx") (components >> 32) as u32,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
             out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
             out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
             options(nostack, readonly));
+    }
+}
+
+/// Loads the upper halves of the YMM registers. The lower ones are the monitor's until the world switch.
+fn load_upper_halves(area: &PageWords) {
+    // SAFETY: the area has room for them, XCR0 has AVX, and the monitor has nothing in them.
+    unsafe {
+        asm!(
+            "vinsertf128 ymm0, ymm0, [{area} + 576], 1",
+            "vinsertf128 ymm1, ymm1, [{area} + 592], 1",
+            "vinsertf128 ymm2, ymm2, [{area} + 608], 1",
+            "vinsertf128 ymm3, ymm3, [{area} + 624], 1",
+            "vinsertf128 ymm4, ymm4, [{area} + 640], 1",
+            "vinsertf128 ymm5, ymm5, [{area} + 656], 1",
+            "vinsertf128 ymm6, ymm6, [{area} + 672], 1",
+            "vinsertf128 ymm7, ymm7, [{area} + 688], 1",
+            "vinsertf128 ymm8, ymm8, [{area} + 704], 1",
+            "vinsertf128 ymm9, ymm9, [{area} + 720], 1",
+            "vinsertf128 ymm10, ymm10, [{area} + 736], 1",
+            "vinsertf128 ymm11, ymm11, [{area} + 752], 1",
+            "vinsertf128 ymm12, ymm12, [{area} + 768], 1",
+            "vinsertf128 ymm13, ymm13, [{area} + 784], 1",
+            "vinsertf128 ymm14, ymm14, [{area} + 800], 1",
+            "vinsertf128 ymm15, ymm15, [{area} + 816], 1",
+            area = in(reg) area.as_ptr(),
+            options(nostack, readonly)
+        );
+    }
+}
+
+fn clear_upper_halves() {
+    // SAFETY: XCR0 has AVX, and the monitor has nothing in them.
+    unsafe { asm!("vzeroupper", options(nomem, nostack)) };
+}
+
+/// Saves the upper halves of the YMM registers.
+fn store_upper_halves(area: &PageWords) {
+    // SAFETY: the area has room for them, in words that may be written through a shared reference; XCR0 has AVX.
+    unsafe {
+        asm!(
+            "vextractf128 [{area} + 576], ymm0, 1",
+            "vextractf128 [{area} + 592], ymm1, 1",
+            "vextractf128 [{area} + 608], ymm2, 1",
+            "vextractf128 [{area} + 624], ymm3, 1",
+            "vextractf128 [{area} + 640], ymm4, 1",
+            "vextractf128 [{area} + 656], ymm5, 1",
+            "vextractf128 [{area} + 672], ymm6, 1",
+            "vextractf128 [{area} + 688], ymm7, 1",
+            "vextractf128 [{area} + 704], ymm8, 1",
+            "vextractf128 [{area} + 720], ymm9, 1",
+            "vextractf128 [{area} + 736], ymm10, 1",
+            "vextractf128 [{area} + 752], ymm11, 1",
+            "vextractf128 [{area} + 768], ymm12, 1",
+            "vextractf128 [{area} + 784], ymm13, 1",
+            "vextractf128 [{area} + 800], ymm14, 1",
+            "vextractf128 [{area} + 816], ymm15, 1",
+            area = in(reg) area.as_ptr(),
+            options(nostack)
+        );
     }
 }
 
@@ -118,65 +213,63 @@ fn components(vcpu: &Vcpu<'_>) -> u64 {
 impl Td {
     /// Loads the guest's extended state.
     pub(super) fn load_extended(&mut self, vcpu: &Vcpu<'_>) {
-        let [dr0, dr1, dr2, dr3] =
-            [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3].map(|register| vcpu.held(register));
-        // SAFETY: the monitor uses no breakpoints; DR7 in the VMCB says which of these the guest has enabled.
-        unsafe {
-            asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
-                in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
-            cpu::wrmsr(TSC_AUX, vcpu.held(Held::TscAux));
-        }
+        set_debug_addresses(DEBUG_ADDRESSES.map(|register| vcpu.held(register)));
+        set_tsc_aux(vcpu.held(Held::TscAux));
         for (index, xmm) in self.xmm.iter_mut().enumerate() {
             *xmm = vcpu.xmm(index);
         }
         let (area, components) = (vcpu.xbuff()[0], components(vcpu));
-        // XRSTOR takes the standard format alone; up to AVX it is the same as the compacted one.
-        let format = area[XCOMP_BV].swap(0, Relaxed);
-        if area[XSTATE_BV].load(Relaxed) & SSE == 0 {
-            area[MXCSR].store(MXCSR_INITIAL, Relaxed);
+        let present = area[XSTATE_BV].load(Relaxed);
+        set_xcr0(supported());
+        if present & components & AVX != 0 {
+            load_upper_halves(area);
+        } else if supported() & AVX != 0 {
+            clear_upper_halves();
         }
-        set_xcr0(components);
+        let mxcsr = match present & SSE {
+            0 => MXCSR_INITIAL as u32,
+            _ => area[MXCSR].load(Relaxed) as u32,
+        };
+        // SAFETY: the value was the guest's, so that no reserved bit is set; the monitor computes with no floats.
+        unsafe { asm!("ldmxcsr [{}]", in(reg) &mxcsr, options(nostack, readonly)) };
+        let mut others = components & !BY_REGISTER;
         if has_initial_x87(area) {
             reset_x87();
-            restore(area.as_ptr().cast(), components & !X87);
-        } else {
-            restore(area.as_ptr().cast(), components);
+            others &= !X87;
         }
-        area[XCOMP_BV].store(format, Relaxed);
+        if others != 0 {
+            // XRSTOR takes the standard format alone; up to AVX it is the same as the compacted one.
+            let format = area[XCOMP_BV].swap(0, Relaxed);
+            restore(area.as_ptr().cast(), others);
+            area[XCOMP_BV].store(format, Relaxed);
+        }
         set_xcr0(vcpu.held(Held::Xcr0));
     }
 
     /// Saves the guest's extended state.
     pub(super) fn store_extended(&mut self, vcpu: &Vcpu<'_>) {
-        let (dr0, dr1, dr2, dr3): (u64, u64, u64, u64);
-        // SAFETY: reads registers.
-        unsafe {
-            asm!("mov {}, dr0", "mov {}, dr1", "mov {}, dr2", "mov {}, dr3",
-                out(reg) dr0, out(reg) dr1, out(reg) dr2, out(reg) dr3, options(nomem, nostack));
-        }
-        for (register, value) in [
-            (Held::Dr0, dr0),
-            (Held::Dr1, dr1),
-            (Held::Dr2, dr2),
-            (Held::Dr3, dr3),
-        ] {
+        for (register, value) in DEBUG_ADDRESSES.into_iter().zip(debug_addresses()) {
             vcpu.set_held(register, value);
         }
         let (area, components) = (vcpu.xbuff()[0], components(vcpu));
         // TCG has no intercept for XSETBV. What the guest could load that the TD does not have is gone with this.
         vcpu.set_held(Held::Xcr0, xcr0() & components | X87);
-        set_xcr0(components);
+        set_xcr0(supported());
         let at: *const u64 = area.as_ptr().cast();
+        let others = components & !BY_REGISTER;
         // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a
         // shared reference.
         unsafe {
-            asm!("xsave64 [{}]", in(reg) at, in("eax") components as u32, in("edx") (components >> 32) as u32,
-                options(nostack));
+            asm!("xsave64 [{at}]", "stmxcsr [{at} + 24]", at = in(reg) at,
+                in("eax") others as u32, in("edx") (others >> 32) as u32, options(nostack));
+        }
+        if components & AVX != 0 {
+            store_upper_halves(area);
         }
         for (index, xmm) in self.xmm.iter().enumerate() {
             vcpu.set_xmm(index, *xmm);
         }
-        area[XSTATE_BV].fetch_or(SSE, Relaxed);
+        area[XSTATE_BV].fetch_or(components & BY_REGISTER, Relaxed);
     }
 }
 
@@ -187,9 +280,5 @@ pub fn scrub() {
     reset_x87();
     restore(INITIAL.0.as_ptr(), supported() & !X87);
     set_tsc_aux(0);
-    // SAFETY: the host's DR7 enables none that it did not set itself.
-    unsafe {
-        asm!("mov dr0, {0}", "mov dr1, {0}", "mov dr2, {0}", "mov dr3, {0}",
-            in(reg) 0u64, options(nomem, nostack));
-    }
+    set_debug_addresses([0; 4]);
 }

@@ -11,7 +11,7 @@ use stub_rom::apic::Xapic;
 use stub_rom::vapic::VirtualApic;
 
 use super::{Next, Td};
-use crate::monitor::lp::{self, Lp};
+use crate::monitor::lp::{self, ANCHOR, Lp, STACK};
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::smp::{self, Hardware};
 use crate::monitor::vmcb::control;
@@ -43,9 +43,16 @@ fn acknowledge() -> Option<u8> {
 #[unsafe(naked)]
 unsafe extern "C" fn taken<const VECTOR: u8>() {
     naked_asm!(
-        "mov dword ptr gs:[{at}], {vector}",
+        "push rax",
+        "mov rax, rsp",
+        "or rax, {stack} - 1",
+        "mov rax, [rax - {anchor} + 1]",
+        "mov dword ptr [rax + {at}], {vector}",
+        "pop rax",
         "and qword ptr [rsp + 16], ~0x200",
         "iretq",
+        stack = const STACK,
+        anchor = const ANCHOR,
         at = const offset_of!(Lp, interrupt),
         vector = const VECTOR,
     )

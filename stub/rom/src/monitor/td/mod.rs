@@ -16,13 +16,15 @@ mod state;
 mod step;
 mod switch;
 
+use core::cell::Cell;
+
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::insn::GprFile;
 use stub_rom::shadow::Shadow;
+use stub_rom::walk::Trail;
 
 use super::machine::SeamCpu;
 use super::vmcb::{self, Vmcb, misc1, misc2};
-use crate::memory as pages;
 
 pub use exits::VmExit;
 pub use extended::scrub;
@@ -38,9 +40,10 @@ pub struct Td {
     pub xmm: [u128; 16],
     /// The VMCB's physical address.
     entered: *mut Vmcb,
-    host_vmcb: *mut Vmcb,
     pub vmcb: &'static mut Vmcb,
     pub shadow: Shadow,
+    /// The way to the code that was last looked at, and the shadow's generation in which it was.
+    trail: Cell<(u64, Trail)>,
     /// The vector that waits in the VMCB to be taken by the guest.
     offered: Option<u8>,
     /// The guest handles an NMI.
@@ -63,16 +66,15 @@ enum Next {
 }
 
 impl Td {
-    /// For the processor whose monitor's state `host_vmcb` holds.
-    pub fn new(host_vmcb: *mut Vmcb) -> &'static mut Self {
-        let vmcb = vmcb::page();
-        let td = pages::leak(Self {
+    /// For one processor.
+    pub fn new() -> &'static mut Self {
+        let td = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
             xmm: [0; 16],
             entered: &raw mut *vmcb,
-            host_vmcb,
             vmcb,
             shadow: Shadow::new(SHADOW_TABLES),
+            trail: Cell::default(),
             offered: None,
             nmi_blocked: false,
             step: None,

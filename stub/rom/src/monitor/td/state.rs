@@ -75,6 +75,7 @@ const GS: SegmentFields = segment_fields!(GS_SELECTOR, GS_ACCESS, GS_LIMIT, GS_B
 const LDTR: SegmentFields = segment_fields!(LDTR_SELECTOR, LDTR_ACCESS, LDTR_LIMIT, LDTR_BASE);
 const TR: SegmentFields = segment_fields!(TR_SELECTOR, TR_ACCESS, TR_LIMIT, TR_BASE);
 
+#[inline(always)]
 fn load_segment(vcpu: &Vcpu<'_>, (selector, access, limit, base): SegmentFields) -> Segment {
     let access = vcpu.vmcs(access);
     let usable = if access & UNUSABLE != 0 {
@@ -90,6 +91,7 @@ fn load_segment(vcpu: &Vcpu<'_>, (selector, access, limit, base): SegmentFields)
     }
 }
 
+#[inline(always)]
 fn store_segment(
     vcpu: &Vcpu<'_>,
     segment: Segment,
@@ -113,9 +115,7 @@ fn store_segment(
 impl Td {
     /// VM entry: everything that the guest's registers hold, and what is to be delivered to it.
     pub(super) fn load(&mut self, vcpu: &Vcpu<'_>) {
-        for (number, register) in Gpr::ALL.into_iter().enumerate() {
-            self.gprs.0[number] = vcpu.gpr(register);
-        }
+        self.gprs.0 = vcpu.gprs();
         let s = &mut self.vmcb.save;
         s.es = load_segment(vcpu, ES);
         s.cs = load_segment(vcpu, CS);
@@ -170,6 +170,18 @@ impl Td {
         let event = vcpu.vmcs(Field::ENTRY_INT_INFO);
         let pending = vcpu.vmcs(Field::PENDING_DEBUG);
         self.vmcb.event_injection = 0;
+        if event & EVENT_VALID != 0 || pending & (PENDING_ENABLED | PENDING_SINGLE_STEP) != 0 {
+            self.inject(vcpu, event, pending);
+        }
+        vcpu.set_vmcs(Field::PENDING_DEBUG, 0);
+        self.vmcb.intercept_misc1 &= !misc1::IRET;
+        if self.nmi_blocked {
+            self.vmcb.intercept_misc1 |= misc1::IRET;
+        }
+    }
+
+    #[inline(never)]
+    fn inject(&mut self, vcpu: &Vcpu<'_>, event: u64, pending: u64) {
         if event & EVENT_VALID != 0 {
             let kind = match event & EVENT_TYPE {
                 kind if kind >= TYPE_SOFTWARE_EXCEPTION => TYPE_EXCEPTION,
@@ -185,22 +197,15 @@ impl Td {
             };
             self.vmcb.event_injection = EVENT_VALID | kind | error | event & 0xFF;
             vcpu.set_vmcs(Field::ENTRY_INT_INFO, event & !EVENT_VALID);
-        } else if pending & (PENDING_ENABLED | PENDING_SINGLE_STEP) != 0 {
+        } else {
             self.vmcb.save.dr6 |= pending & (PENDING_BREAKPOINTS | PENDING_SINGLE_STEP);
             self.vmcb.inject_exception(vector::DB, None);
-        }
-        vcpu.set_vmcs(Field::PENDING_DEBUG, 0);
-        self.vmcb.intercept_misc1 &= !misc1::IRET;
-        if self.nmi_blocked {
-            self.vmcb.intercept_misc1 |= misc1::IRET;
         }
     }
 
     /// VM exit: the guest's registers back to where the module finds them.
     pub(super) fn store(&mut self, vcpu: &Vcpu<'_>) {
-        for (number, register) in Gpr::ALL.into_iter().enumerate() {
-            vcpu.set_gpr(register, self.gprs.0[number]);
-        }
+        vcpu.set_gprs(&self.gprs.0);
         let s = &self.vmcb.save;
         store_segment(vcpu, s.es, ES);
         store_segment(vcpu, s.cs, CS);
@@ -221,38 +226,30 @@ impl Td {
         if self.nmi_blocked {
             state |= blocking::NMI;
         }
-        for (field, value) in [
-            (Field::GDTR_BASE, s.gdtr.base),
-            (Field::GDTR_LIMIT, s.gdtr.limit.into()),
-            (Field::IDTR_BASE, s.idtr.base),
-            (Field::IDTR_LIMIT, s.idtr.limit.into()),
-            (
-                Field::EFER,
-                vcpu.vmcs(Field::EFER) & !EFER_LMA | s.efer & EFER_LMA,
-            ),
-            (Field::CR0, s.cr0),
-            (Field::CR3, s.cr3),
-            (Field::CR4, s.cr4 | CR4_VMXE),
-            (Field::DR7, s.dr7),
-            (Field::RFLAGS, s.rflags),
-            (Field::RIP, s.rip),
-            (Field::SYSENTER_CS, s.sysenter_cs),
-            (Field::SYSENTER_ESP, s.sysenter_esp),
-            (Field::SYSENTER_EIP, s.sysenter_eip),
-            (Field::INTERRUPTIBILITY, state),
-        ] {
-            vcpu.set_vmcs(field, value);
-        }
-        for (register, value) in [
-            (Held::Cr2, s.cr2),
-            (Held::Dr6, s.dr6),
-            (Held::Star, s.star),
-            (Held::Lstar, s.lstar),
-            (Held::Fmask, s.fmask),
-            (Held::KernelGsBase, s.kernel_gs_base),
-        ] {
-            vcpu.set_held(register, value);
-        }
+        vcpu.set_vmcs(Field::GDTR_BASE, s.gdtr.base);
+        vcpu.set_vmcs(Field::GDTR_LIMIT, s.gdtr.limit.into());
+        vcpu.set_vmcs(Field::IDTR_BASE, s.idtr.base);
+        vcpu.set_vmcs(Field::IDTR_LIMIT, s.idtr.limit.into());
+        vcpu.set_vmcs(
+            Field::EFER,
+            vcpu.vmcs(Field::EFER) & !EFER_LMA | s.efer & EFER_LMA,
+        );
+        vcpu.set_vmcs(Field::CR0, s.cr0);
+        vcpu.set_vmcs(Field::CR3, s.cr3);
+        vcpu.set_vmcs(Field::CR4, s.cr4 | CR4_VMXE);
+        vcpu.set_vmcs(Field::DR7, s.dr7);
+        vcpu.set_vmcs(Field::RFLAGS, s.rflags);
+        vcpu.set_vmcs(Field::RIP, s.rip);
+        vcpu.set_vmcs(Field::SYSENTER_CS, s.sysenter_cs);
+        vcpu.set_vmcs(Field::SYSENTER_ESP, s.sysenter_esp);
+        vcpu.set_vmcs(Field::SYSENTER_EIP, s.sysenter_eip);
+        vcpu.set_vmcs(Field::INTERRUPTIBILITY, state);
+        vcpu.set_held(Held::Cr2, s.cr2);
+        vcpu.set_held(Held::Dr6, s.dr6);
+        vcpu.set_held(Held::Star, s.star);
+        vcpu.set_held(Held::Lstar, s.lstar);
+        vcpu.set_held(Held::Fmask, s.fmask);
+        vcpu.set_held(Held::KernelGsBase, s.kernel_gs_base);
         self.store_extended(vcpu);
     }
 

@@ -57,6 +57,7 @@ impl Td {
         }
     }
 
+    #[inline(never)]
     fn step(&mut self, purpose: Purpose) {
         if self.step.is_some() {
             return;
@@ -86,6 +87,11 @@ impl Td {
     /// Ends the step that was under way, if there was one, at an exit with this code. The exit if that is all there is to it.
     pub(super) fn end_step(&mut self, vcpu: &Vcpu<'_>, code: u64) -> Option<Next> {
         let step = self.step.take()?;
+        self.stepped(step, vcpu, code)
+    }
+
+    #[inline(never)]
+    fn stepped(&mut self, step: Step, vcpu: &Vcpu<'_>, code: u64) -> Option<Next> {
         self.vmcb.intercept_exceptions = step.intercepts;
         let stepped = code == exit::EXCEPTION + u64::from(vector::DB);
         let save = &mut self.vmcb.save;

@@ -112,8 +112,6 @@ unsafe extern "C" fn switch(td: &mut Td) {
         "movups [rax + {xmm} + 0xD0], xmm13",
         "movups [rax + {xmm} + 0xE0], xmm14",
         "movups [rax + {xmm} + 0xF0], xmm15",
-        "mov rax, [rax + {host}]",
-        "vmload rax",
         "cld",
         "pop rdi",
         "pop r15",
@@ -125,6 +123,5 @@ unsafe extern "C" fn switch(td: &mut Td) {
         "ret",
         xmm = const offset_of!(Td, xmm),
         entered = const offset_of!(Td, entered),
-        host = const offset_of!(Td, host_vmcb),
     )
 }
