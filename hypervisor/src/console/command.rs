@@ -5,11 +5,15 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use core::fmt;
 
 use boot::config;
 
-use super::{Session, commands, host::Host, line::MAX_LINE, reply::Reply};
+use super::{
+    Session, commands,
+    error::{Error, nearest, shorten},
+    host::Host,
+    reply::Reply,
+};
 
 /// One row of the command table.
 #[derive(Debug)]
@@ -115,157 +119,6 @@ impl Args {
     /// Whether the flag of this name was given.
     pub fn flag(&self, name: &str) -> bool {
         self.flags.contains(&name)
-    }
-}
-
-/// Why a line was not run, or not to its end. Each says what is wrong, where, and what to do.
-#[derive(Debug)]
-pub enum Error {
-    /// No command begins like this.
-    Unknown {
-        /// The word in its place.
-        word: String,
-        /// The name that is most like it.
-        nearest: Option<&'static str>,
-    },
-    /// A required argument is not there.
-    Missing {
-        /// The command.
-        command: &'static Command,
-        /// The argument.
-        arg: &'static str,
-    },
-    /// There are more words than the command takes.
-    Unexpected {
-        /// The command.
-        command: &'static Command,
-        /// The first word too many.
-        word: String,
-        /// The longer command that may have been meant.
-        nearest: Option<&'static str>,
-    },
-    /// Not a size.
-    NotASize {
-        /// The argument.
-        arg: &'static str,
-        /// What stands there.
-        word: String,
-    },
-    /// No TD has this number or name.
-    NoSuchTd {
-        /// What stands there.
-        word: String,
-        /// The name that is most like it.
-        nearest: Option<String>,
-    },
-    /// Not a number.
-    NotANumber {
-        /// The argument.
-        arg: &'static str,
-        /// What stands there.
-        word: String,
-    },
-    /// A number that no physical address can have.
-    AddressTooWide(u64),
-    /// Not one of the words that there are.
-    NotAChoice {
-        /// The argument.
-        arg: &'static str,
-        /// What stands there.
-        word: String,
-        /// The words that there are.
-        choices: &'static [&'static str],
-    },
-    /// The line did not fit.
-    LineTooLong,
-    /// The line had a byte in it that is not printable ASCII.
-    ForeignByte(u8),
-    /// The machine could not do it.
-    Host(String),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown { word, nearest } => match nearest {
-                Some(nearest) => {
-                    write!(
-                        f,
-                        "unknown command \"{word}\"; did you mean \"{nearest}\"? \"help\" lists the commands"
-                    )
-                }
-                None => write!(f, "unknown command \"{word}\"; \"help\" lists the commands"),
-            },
-            Self::Missing { command, arg } => {
-                write!(
-                    f,
-                    "\"{}\" needs {arg}; usage: {}",
-                    command.name,
-                    command.usage()
-                )
-            }
-            Self::Unexpected {
-                command,
-                word,
-                nearest,
-            } => {
-                write!(f, "\"{}\" does not take \"{word}\"; ", command.name)?;
-                match nearest {
-                    Some(nearest) => write!(f, "did you mean \"{nearest}\"?"),
-                    None => write!(f, "usage: {}", command.usage()),
-                }
-            }
-            Self::NotASize { arg, word } => {
-                write!(
-                    f,
-                    "{arg} must be a size, but is \"{word}\"; write it as 256M or as 1G"
-                )
-            }
-            Self::NoSuchTd { word, nearest } => match nearest {
-                Some(nearest) => {
-                    write!(
-                        f,
-                        "there is no TD \"{word}\"; did you mean \"{nearest}\"? \"td list\" lists them"
-                    )
-                }
-                None => write!(
-                    f,
-                    "there is no TD \"{word}\"; \"td list\" lists those that the configuration names"
-                ),
-            },
-            Self::NotANumber { arg, word } => {
-                write!(
-                    f,
-                    "{arg} must be a number, but is \"{word}\"; write it as 0x1000 or as 4096"
-                )
-            }
-            Self::AddressTooWide(address) => {
-                write!(
-                    f,
-                    "{address:#x} is no physical address: those have at most 52 bits; check its digits"
-                )
-            }
-            Self::NotAChoice { arg, word, choices } => {
-                write!(
-                    f,
-                    "{arg} must be one of {}, but is \"{word}\"",
-                    choices.join(", ")
-                )
-            }
-            Self::LineTooLong => {
-                write!(
-                    f,
-                    "the line is longer than {MAX_LINE} bytes and was not run; its beginning is in the history"
-                )
-            }
-            Self::ForeignByte(byte) => {
-                write!(
-                    f,
-                    "the line held the byte {byte:#04x}, which is not printable ASCII, and was not run; type it again"
-                )
-            }
-            Self::Host(reason) => f.write_str(reason),
-        }
     }
 }
 
@@ -432,64 +285,11 @@ pub(super) fn longest_match(words: &[&str]) -> Option<&'static Command> {
         .max_by_key(|command| command.words())
 }
 
-/// The name of at least so many words that takes the fewest edits, if these are few enough to be a slip or what was
-/// given is its beginning.
-fn nearest(words: &[&str], at_least: usize) -> Option<&'static str> {
-    let names = commands::all().filter(|command| command.words() >= at_least);
-    let candidates = names.filter_map(|command| {
-        let given = words
-            .iter()
-            .copied()
-            .take(command.words())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let edits = edits(&given, command.name);
-        let close = edits <= 1 + command.name.len() / 4
-            || (given.len() > 1 && command.name.starts_with(&given));
-        close.then_some((edits, command.name))
-    });
-    candidates.min().map(|(_, name)| name)
-}
-
-/// That there is no TD `word`, and which of `names` may have been meant.
-pub fn no_such_td(word: &str, names: &[String]) -> Error {
-    let near = names
-        .iter()
-        .map(|name| (edits(word, name), name))
-        .filter(|(edits, name)| *edits <= 1 + name.len() / 4 || name.starts_with(word));
-    Error::NoSuchTd {
-        word: shorten(word),
-        nearest: near.min().map(|(_, name)| name.clone()),
-    }
-}
-
-/// The Levenshtein distance.
-fn edits(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (above, left) in from.bytes().enumerate() {
-        let mut diagonal = core::mem::replace(&mut row[0], above + 1);
-        for (column, right) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(left != right);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[to.len()]
-}
-
-/// What an error repeats of the operator's words.
-fn shorten(word: &str) -> String {
-    match word.get(..32) {
-        Some(start) if word.len() > 32 => start.to_owned() + "...",
-        _ => word.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::string::{String, ToString};
 
-    use super::{decode, edits, no_such_td};
+    use super::decode;
 
     fn error(line: &str) -> String {
         decode(line).expect_err("should not be a call").to_string()
@@ -575,29 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_td_that_is_not_there_is_answered_with_the_nearest_name() {
-        let names = ["hello", "smp"].map(String::from);
-        let said = |word| no_such_td(word, &names).to_string();
-        assert!(said("helo").contains("did you mean \"hello\"?"));
-        assert!(said("h").contains("did you mean \"hello\"?"));
-        assert!(!said("7").contains("did you mean"));
-    }
-
-    #[test]
     fn an_error_never_repeats_a_whole_screen_of_input() {
         assert!(error(&"y".repeat(1000)).len() < 120);
-    }
-
-    #[test]
-    fn the_distance_is_levenshtein_s() {
-        for (from, to, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("mem", "mem", 0),
-        ] {
-            assert_eq!(edits(from, to), distance);
-            assert_eq!(edits(to, from), distance);
-        }
     }
 }

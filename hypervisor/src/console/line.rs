@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 
-use super::{command::Error, keys::Key};
+use super::{error::Error, keys::Key};
 
 /// The most bytes that a command line can hold.
 pub const MAX_LINE: usize = 1024;
@@ -226,7 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Change, History, Line, MAX_LINE};
-    use crate::console::{command::Error, keys::Key};
+    use crate::console::{error::Error, keys::Key};
 
     fn typed(text: &str) -> Line {
         let mut line = Line::default();

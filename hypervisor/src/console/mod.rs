@@ -18,6 +18,7 @@
 mod command;
 mod commands;
 mod complete;
+mod error;
 mod hexdump;
 pub mod host;
 mod keys;
@@ -33,8 +34,9 @@ mod tests;
 use alloc::{boxed::Box, format, string::String};
 use core::fmt::{self, Write};
 
-use command::{Context, Error};
+use command::Context;
 use complete::Completion;
+use error::Error;
 use host::{CpuState, Host};
 use keys::{Decoder, Key};
 use line::{Change, History, Line};

@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use super::command::Error;
+use super::error::Error;
 
 /// How a report looks to people. Lines end in `\n`.
 pub trait Text {

@@ -6,8 +6,9 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
     commands,
+    error::Error,
     reply::{Reply, Text},
     table::Table,
 };

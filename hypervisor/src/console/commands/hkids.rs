@@ -6,7 +6,8 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::console::{
-    command::{Args, Command, Context, Error},
+    command::{Args, Command, Context},
+    error::Error,
     host::td::{HkidHolder, HkidReport, TdReclaim},
     reply::{Reply, Text},
     table::Table,

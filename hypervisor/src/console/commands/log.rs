@@ -10,7 +10,8 @@ use log::LevelFilter;
 use serde::Serialize;
 
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     host::LogRecord,
     reply::{Reply, Text},
 };

@@ -5,7 +5,8 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, Memory},
     reply::{Reply, Text},

@@ -3,7 +3,8 @@
 use core::fmt::{self, Write};
 
 use crate::console::{
-    command::{Command, Error},
+    command::Command,
+    error::Error,
     host::seam::{LeafStats, SeamBench, Stats},
     reply::{Reply, Text},
     table::{Bytes, Facts, Table},

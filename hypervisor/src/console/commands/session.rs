@@ -9,7 +9,8 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     reply::{Reply, Text},
 };
 

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::{TD, find};
 use crate::console::{
     Watch,
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     reply::{Reply, Text},
 };
 

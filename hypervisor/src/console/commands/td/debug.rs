@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::{TD, find};
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, td::Registers},
     reply::{Reply, Text},

@@ -4,7 +4,8 @@ use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
 use crate::console::{
-    command::{Arg, Command, Error, Kind},
+    command::{Arg, Command, Kind},
+    error::Error,
     host::td::TdEnded,
     reply::{Reply, Text},
     table::Bytes,

@@ -4,7 +4,8 @@ use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind},
+    command::{Arg, Args, Command, Context, Kind},
+    error::Error,
     host::td::{TdBuilt, TdNow, TdShrunk, Tds},
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros},

@@ -10,7 +10,8 @@ mod work;
 use alloc::boxed::Box;
 
 use crate::console::{
-    command::{Arg, Args, Command, Context, Error, Kind, no_such_td},
+    command::{Arg, Args, Command, Context, Kind},
+    error::{Error, no_such_td},
     host::td::Tds,
 };
 

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{TD, find, work};
 use crate::console::{
-    command::{Args, Command, Context, Error},
+    command::{Args, Command, Context},
+    error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros, Table},
