@@ -12,6 +12,7 @@
 //! [`Error::Busy`].
 
 mod build;
+mod claim;
 mod error;
 mod mirror;
 mod pool;

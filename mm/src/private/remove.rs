@@ -8,17 +8,16 @@
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
-use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
+use seam::abi::{PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Gpa, Level};
 use seam::call::SeamCall;
 use seam::error::{Cause, Rejected};
 use seam::page::{Cached, Donated, Page};
 use seam::retry::Wait;
 
+use super::claim::{Found, Item, empty_directory, empty_upper, find};
 use super::error::Error;
-use super::mirror::{
-    Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, PageTable, Place, Upper, Was, index, start,
-};
+use super::mirror::{Boxed, Entry, Epoch, Leaf, PageTable, Place, Upper, Was, start};
 use super::pool::{Home, Pool, clear_all};
 use super::reclaim::{Clearing, Left};
 use super::root::{Live, Mode};
@@ -52,70 +51,7 @@ const MAX_ITEMS: usize = 16;
 /// 4 KiB pages after which a batch is full.
 const MAX_SMALL: usize = 512;
 
-/// What a batch has claimed.
-enum Item {
-    /// 4 KiB pages, from one index to another, of the table at an address.
-    Pages {
-        gpa: Gpa,
-        table: Boxed<PageTable>,
-        part: Range<usize>,
-    },
-    /// A page of 2 MiB or 1 GiB.
-    Large {
-        gpa: Gpa,
-        page: Page<Donated>,
-        was: Was,
-        since: Option<Epoch>,
-    },
-    /// An empty page table.
-    Table {
-        gpa: Gpa,
-        table: Boxed<PageTable>,
-        since: Option<Epoch>,
-    },
-    /// An empty directory.
-    Directory {
-        gpa: Gpa,
-        directory: Boxed<Directory>,
-        since: Option<Epoch>,
-    },
-    /// An empty table above the directories.
-    Upper {
-        place: Place,
-        page: Page<Donated>,
-        since: Option<Epoch>,
-    },
-}
-
-impl Item {
-    /// Whether this is the directory of the GiB at `gpa`.
-    fn is_directory(&self, gpa: Gpa) -> bool {
-        matches!(self, Self::Directory { gpa: own, .. } if *own == gpa)
-    }
-
-    /// Where the search goes on after this was found at `gpa`.
-    fn end(&self, gpa: Gpa) -> u64 {
-        match self {
-            Self::Pages { gpa, .. } | Self::Table { gpa, .. } => gpa.0 + PAGE_2M,
-            Self::Large { gpa, page, .. } => gpa.0 + page.size().bytes(),
-            Self::Directory { gpa, .. } => gpa.0 + PAGE_1G,
-            Self::Upper { .. } => start(gpa, PAGE_1G).0 + PAGE_1G,
-        }
-    }
-}
-
 type Items = ArrayVec<Item, MAX_ITEMS>;
-
-/// What is found at an address.
-enum Found {
-    Item(Item),
-    /// Nothing to take before this address.
-    GoOn(u64),
-    /// A page of this size that the range does not cover.
-    Split(PageSize),
-    /// A table that failed work left blocked.
-    Unblock,
-}
 
 impl PrivateMap {
     /// Takes everything in `range` from the TD, and the tables that are empty then. What it does not find it does not
@@ -310,7 +246,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
                 *at = gib.0 + PAGE_1G;
                 continue;
             }
-            match self.find(gpa, range)? {
+            match find(&self.map.mirror, gpa, range)? {
                 Found::GoOn(next) => *at = next,
                 Found::Split(size) => {
                     let gpa = start(gpa, size.bytes());
@@ -328,65 +264,6 @@ impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
             }
         }
         Ok(())
-    }
-
-    /// Finds what there is to take at `gpa`, and claims it.
-    fn find(&self, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
-        let mirror = &self.map.mirror;
-        let gib = start(gpa, PAGE_1G);
-        let after = gib.0 + PAGE_1G;
-        let found = mirror.with(gpa.0 / PAGE_1G, |entry| {
-            match entry {
-                Entry::Free => return Ok(None),
-                Entry::Claimed => return Err(Error::Busy),
-                Entry::Leaf(_) => match cover(range, gib, PAGE_1G) {
-                    Cover::None => return Ok(Some(Found::GoOn(after))),
-                    Cover::Part => return Ok(Some(Found::Split(PageSize::Size1G))),
-                    Cover::All => {}
-                },
-                Entry::BlockedTable { table, .. } if table.used() > 0 => {
-                    return Ok(Some(Found::Unblock));
-                }
-                Entry::Table(table) if table.used() > 0 => {
-                    return find_in(table, gpa, range).map(Some);
-                }
-                Entry::Table(_) | Entry::BlockedTable { .. } => {}
-            }
-            Ok(match entry.claim()? {
-                Entry::Leaf(leaf) => Some(Found::Item(large(gib, leaf))),
-                entry => empty_directory(gib, entry).map(Found::Item),
-            })
-        })??;
-        match found {
-            Some(found) => Ok(found),
-            None => Ok(match self.empty_upper(Place::pdpt(gpa))? {
-                Some(item) => Found::Item(item),
-                None => Found::GoOn(after),
-            }),
-        }
-    }
-
-    /// Claims a table above the directories, if it is there and nothing hangs below it.
-    fn empty_upper(&self, place: Place) -> Result<Option<Item>, Error> {
-        let uppers = &self.map.mirror.uppers;
-        uppers.with(place, |upper| {
-            match core::mem::replace(upper, Upper::Claimed) {
-                Upper::Linked { page, pins: 0 } => Some(Item::Upper {
-                    place,
-                    page,
-                    since: None,
-                }),
-                Upper::Blocked { page, since } => Some(Item::Upper {
-                    place,
-                    page,
-                    since: Some(since),
-                }),
-                other => {
-                    *upper = other;
-                    None
-                }
-            }
-        })
     }
 
     /// Blocks all that the batch has, and makes sure that no CPU uses it, if the TD can run.
@@ -563,7 +440,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
     }
 
     fn claim_empty(&self, place: Place, emptied: &mut Items) {
-        if let Ok(Some(item)) = self.empty_upper(place) {
+        if let Ok(Some(item)) = empty_upper(&self.map.mirror, place) {
             emptied.push(item);
         }
     }
@@ -682,113 +559,6 @@ impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
             }
         }
     }
-}
-
-/// How much of something a range covers.
-enum Cover {
-    None,
-    Part,
-    All,
-}
-
-fn cover(range: &Range<u64>, from: Gpa, bytes: u64) -> Cover {
-    let to = from.0 + bytes;
-    if range.start <= from.0 && to <= range.end {
-        Cover::All
-    } else if range.start < to && from.0 < range.end {
-        Cover::Part
-    } else {
-        Cover::None
-    }
-}
-
-/// Finds what there is to take in the block of `gpa` in a directory, and claims it.
-fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
-    let at = index(gpa, PAGE_2M);
-    let block = start(gpa, PAGE_2M);
-    let after = block.0 + PAGE_2M;
-    match directory.entry(at) {
-        Entry::Free => Ok(Found::GoOn(after)),
-        Entry::Claimed => Err(Error::Busy),
-        Entry::Leaf(_) => match cover(range, block, PAGE_2M) {
-            Cover::None => Ok(Found::GoOn(after)),
-            Cover::Part => Ok(Found::Split(PageSize::Size2M)),
-            Cover::All => Ok(match directory.claim(at)? {
-                Entry::Leaf(leaf) => Found::Item(large(block, leaf)),
-                entry => {
-                    directory.put(at, entry);
-                    Found::GoOn(after)
-                }
-            }),
-        },
-        Entry::BlockedTable { table, .. } if table.used() > 0 => Ok(Found::Unblock),
-        Entry::Table(table) if table.used() > 0 => {
-            let part = part_of(range, block);
-            if part.clone().all(|at| table.is_free(at)) {
-                return Ok(Found::GoOn(after));
-            }
-            Ok(match directory.claim(at)? {
-                Entry::Table(table) => Found::Item(Item::Pages {
-                    gpa: block,
-                    table,
-                    part,
-                }),
-                entry => {
-                    directory.put(at, entry);
-                    Found::GoOn(after)
-                }
-            })
-        }
-        Entry::Table(_) | Entry::BlockedTable { .. } => Ok(match directory.claim(at)? {
-            Entry::Table(table) => Found::Item(Item::Table {
-                gpa: block,
-                table,
-                since: None,
-            }),
-            Entry::BlockedTable { table, since } => Found::Item(Item::Table {
-                gpa: block,
-                table,
-                since: Some(since),
-            }),
-            entry => {
-                directory.put(at, entry);
-                Found::GoOn(after)
-            }
-        }),
-    }
-}
-
-/// The entries of the table at `block` that a range covers.
-fn part_of(range: &Range<u64>, block: Gpa) -> Range<usize> {
-    let at = |address: u64| {
-        let pages = address.saturating_sub(block.0) / PAGE_4K;
-        (pages as usize).min(ENTRIES)
-    };
-    at(range.start)..at(range.end)
-}
-
-fn large(gpa: Gpa, leaf: Leaf) -> Item {
-    let (was, since) = (leaf.was(), leaf.blocked_since());
-    Item::Large {
-        gpa,
-        page: leaf.into_page(),
-        was,
-        since,
-    }
-}
-
-/// The item of a directory that is claimed and empty.
-fn empty_directory(gpa: Gpa, entry: Gib) -> Option<Item> {
-    let (directory, since) = match entry {
-        Entry::Table(table) => (table, None),
-        Entry::BlockedTable { table, since } => (table, Some(since)),
-        _ => return None,
-    };
-    Some(Item::Directory {
-        gpa,
-        directory,
-        since,
-    })
 }
 
 fn leaf_of(page: Page<Donated>, was: Was, since: Option<Epoch>) -> Leaf {

@@ -1,0 +1,240 @@
+//! What there is to take from a TD in a range of its memory, and the claim on it.
+
+use core::ops::Range;
+
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
+use seam::address::Gpa;
+use seam::page::{Donated, Page};
+
+use super::error::Error;
+use super::mirror::{
+    Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, Mirror, PageTable, Place, Upper, Was,
+    index, start,
+};
+
+/// What is claimed, in one piece.
+pub enum Item {
+    /// 4 KiB pages, from one index to another, of the table at an address.
+    Pages {
+        gpa: Gpa,
+        table: Boxed<PageTable>,
+        part: Range<usize>,
+    },
+    /// A page of 2 MiB or 1 GiB.
+    Large {
+        gpa: Gpa,
+        page: Page<Donated>,
+        was: Was,
+        since: Option<Epoch>,
+    },
+    /// An empty page table.
+    Table {
+        gpa: Gpa,
+        table: Boxed<PageTable>,
+        since: Option<Epoch>,
+    },
+    /// An empty directory.
+    Directory {
+        gpa: Gpa,
+        directory: Boxed<Directory>,
+        since: Option<Epoch>,
+    },
+    /// An empty table above the directories.
+    Upper {
+        place: Place,
+        page: Page<Donated>,
+        since: Option<Epoch>,
+    },
+}
+
+impl Item {
+    /// Whether this is the directory of the GiB at `gpa`.
+    pub fn is_directory(&self, gpa: Gpa) -> bool {
+        matches!(self, Self::Directory { gpa: own, .. } if *own == gpa)
+    }
+
+    /// Where the search goes on after this was found at `gpa`.
+    pub fn end(&self, gpa: Gpa) -> u64 {
+        match self {
+            Self::Pages { gpa, .. } | Self::Table { gpa, .. } => gpa.0 + PAGE_2M,
+            Self::Large { gpa, page, .. } => gpa.0 + page.size().bytes(),
+            Self::Directory { gpa, .. } => gpa.0 + PAGE_1G,
+            Self::Upper { .. } => start(gpa, PAGE_1G).0 + PAGE_1G,
+        }
+    }
+}
+
+/// What is found at an address.
+pub enum Found {
+    Item(Item),
+    /// Nothing to take before this address.
+    GoOn(u64),
+    /// A page of this size that the range does not cover.
+    Split(PageSize),
+    /// A table that failed work left blocked.
+    Unblock,
+}
+
+/// Finds what there is to take at `gpa`, and claims it.
+pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+    let gib = start(gpa, PAGE_1G);
+    let after = gib.0 + PAGE_1G;
+    let found = mirror.with(gpa.0 / PAGE_1G, |entry| {
+        match entry {
+            Entry::Free => return Ok(None),
+            Entry::Claimed => return Err(Error::Busy),
+            Entry::Leaf(_) => match cover(range, gib, PAGE_1G) {
+                Cover::None => return Ok(Some(Found::GoOn(after))),
+                Cover::Part => return Ok(Some(Found::Split(PageSize::Size1G))),
+                Cover::All => {}
+            },
+            Entry::BlockedTable { table, .. } if table.used() > 0 => {
+                return Ok(Some(Found::Unblock));
+            }
+            Entry::Table(table) if table.used() > 0 => {
+                return find_in(table, gpa, range).map(Some);
+            }
+            Entry::Table(_) | Entry::BlockedTable { .. } => {}
+        }
+        Ok(match entry.claim()? {
+            Entry::Leaf(leaf) => Some(Found::Item(large(gib, leaf))),
+            entry => empty_directory(gib, entry).map(Found::Item),
+        })
+    })??;
+    match found {
+        Some(found) => Ok(found),
+        None => Ok(match empty_upper(mirror, Place::pdpt(gpa))? {
+            Some(item) => Found::Item(item),
+            None => Found::GoOn(after),
+        }),
+    }
+}
+
+/// Claims a table above the directories, if it is there and nothing hangs below it.
+pub fn empty_upper(mirror: &Mirror, place: Place) -> Result<Option<Item>, Error> {
+    mirror.uppers.with(place, |upper| {
+        match core::mem::replace(upper, Upper::Claimed) {
+            Upper::Linked { page, pins: 0 } => Some(Item::Upper {
+                place,
+                page,
+                since: None,
+            }),
+            Upper::Blocked { page, since } => Some(Item::Upper {
+                place,
+                page,
+                since: Some(since),
+            }),
+            other => {
+                *upper = other;
+                None
+            }
+        }
+    })
+}
+
+/// How much of something a range covers.
+enum Cover {
+    None,
+    Part,
+    All,
+}
+
+fn cover(range: &Range<u64>, from: Gpa, bytes: u64) -> Cover {
+    let to = from.0 + bytes;
+    if range.start <= from.0 && to <= range.end {
+        Cover::All
+    } else if range.start < to && from.0 < range.end {
+        Cover::Part
+    } else {
+        Cover::None
+    }
+}
+
+/// Finds what there is to take in the block of `gpa` in a directory, and claims it.
+fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+    let at = index(gpa, PAGE_2M);
+    let block = start(gpa, PAGE_2M);
+    let after = block.0 + PAGE_2M;
+    match directory.entry(at) {
+        Entry::Free => Ok(Found::GoOn(after)),
+        Entry::Claimed => Err(Error::Busy),
+        Entry::Leaf(_) => match cover(range, block, PAGE_2M) {
+            Cover::None => Ok(Found::GoOn(after)),
+            Cover::Part => Ok(Found::Split(PageSize::Size2M)),
+            Cover::All => Ok(match directory.claim(at)? {
+                Entry::Leaf(leaf) => Found::Item(large(block, leaf)),
+                entry => {
+                    directory.put(at, entry);
+                    Found::GoOn(after)
+                }
+            }),
+        },
+        Entry::BlockedTable { table, .. } if table.used() > 0 => Ok(Found::Unblock),
+        Entry::Table(table) if table.used() > 0 => {
+            let part = part_of(range, block);
+            if part.clone().all(|at| table.is_free(at)) {
+                return Ok(Found::GoOn(after));
+            }
+            Ok(match directory.claim(at)? {
+                Entry::Table(table) => Found::Item(Item::Pages {
+                    gpa: block,
+                    table,
+                    part,
+                }),
+                entry => {
+                    directory.put(at, entry);
+                    Found::GoOn(after)
+                }
+            })
+        }
+        Entry::Table(_) | Entry::BlockedTable { .. } => Ok(match directory.claim(at)? {
+            Entry::Table(table) => Found::Item(Item::Table {
+                gpa: block,
+                table,
+                since: None,
+            }),
+            Entry::BlockedTable { table, since } => Found::Item(Item::Table {
+                gpa: block,
+                table,
+                since: Some(since),
+            }),
+            entry => {
+                directory.put(at, entry);
+                Found::GoOn(after)
+            }
+        }),
+    }
+}
+
+/// The entries of the table at `block` that a range covers.
+fn part_of(range: &Range<u64>, block: Gpa) -> Range<usize> {
+    let at = |address: u64| {
+        let pages = address.saturating_sub(block.0) / PAGE_4K;
+        (pages as usize).min(ENTRIES)
+    };
+    at(range.start)..at(range.end)
+}
+
+fn large(gpa: Gpa, leaf: Leaf) -> Item {
+    let (was, since) = (leaf.was(), leaf.blocked_since());
+    Item::Large {
+        gpa,
+        page: leaf.into_page(),
+        was,
+        since,
+    }
+}
+
+/// The item of a directory that is claimed and empty.
+pub fn empty_directory(gpa: Gpa, entry: Gib) -> Option<Item> {
+    let (directory, since) = match entry {
+        Entry::Table(table) => (table, None),
+        Entry::BlockedTable { table, since } => (table, Some(since)),
+        _ => return None,
+    };
+    Some(Item::Directory {
+        gpa,
+        directory,
+        since,
+    })
+}
