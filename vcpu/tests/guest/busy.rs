@@ -1,0 +1,112 @@
+//! Guests whose host or module is busy, and CPUs that have something else to do.
+
+use seam::abi::{Gprs, PAGE_2M, Status};
+use vcpu::Stop;
+
+use crate::kit::{Act, Rig, SHARED, Script, Shape, Td, call};
+use crate::{CPUID, MAP_GPA, with_td};
+
+/// A TD in whose module `hooks` go wrong.
+fn with_hooks(hooks: &str, test: impl FnOnce(&Td<'_>)) {
+    let rig = Rig::new(hooks);
+    test(&Td::new(&rig, &Shape::default()));
+    rig.audit();
+}
+
+#[test]
+fn a_vcpu_that_can_t_be_entered_for_long_lets_others_run() {
+    with_hooks("busy:TD_EPOCH TDH.VP.ENTER calls 1-100", |td| {
+        let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Busy);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(script.answers().len(), 1);
+        assert_eq!(td.board.stations()[0].tally().retries.get(), 100);
+    });
+}
+
+#[test]
+fn memory_that_others_are_at_for_long_is_given_later() {
+    // More than a call is tried at once.
+    with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-300", |td| {
+        let script = Script::new([Act::Touch(0)]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(td.map.holding().pages, [0, 1, 0]);
+        assert_eq!(td.board.stations()[0].tally().retries.get(), 2);
+    });
+}
+
+#[test]
+fn a_guest_that_faults_at_one_place_again_and_again_is_helped_in_the_end() {
+    // So long that the module takes the faults for single-stepping, and makes them up without running the guest.
+    with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-70000", |td| {
+        let script = Script::new([Act::Touch(0); 10]);
+        let mut rounds = 0;
+        while td.map.holding().pages == [0; 3] {
+            assert_eq!(td.board.end(), None);
+            rounds += 1;
+            assert!(rounds < 100);
+            td.run(&td.host(), 0, &script);
+        }
+        assert!(rounds > 7, "{rounds}");
+        assert!(script.left() > 0, "not every fault was the guest's own");
+        assert_eq!(td.map.holding().pages, [0, 1, 0]);
+    });
+}
+
+#[test]
+fn sharing_goes_on_later_when_others_are_at_the_memory_for_long() {
+    with_hooks("busy:SEPT_TREE TDH.MEM.RANGE.BLOCK calls 1-3000", |td| {
+        let script = Script::new([
+            Act::Touch(0),
+            Act::Call(call(MAP_GPA, [SHARED, PAGE_2M, 0, 0])),
+            Act::Call(call(MAP_GPA, [SHARED, PAGE_2M, 0, 0])),
+        ]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        let answers = script.answers();
+        let [first, second] = [0, 1].map(|at: usize| answers[at].regs());
+        assert_eq!((first.r10, first.r11), (1, SHARED), "RETRY from the start");
+        assert_eq!((second.r10, second.r11), (0, 0));
+    });
+}
+
+#[test]
+fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
+    // The first four wire the vCPU.
+    with_hooks("busy TDH.VP.WR calls 5-150", |td| {
+        let host = td.host();
+        td.board.post_nmi(&host, 0);
+        let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
+        assert_eq!(td.run(&host, 0, &script), Stop::Busy);
+        let tally = td.board.stations()[0].tally();
+        assert_eq!(tally.nmis_in.get(), 0);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(tally.nmis_in.get(), 1);
+    });
+}
+
+#[test]
+fn a_vcpu_of_another_cpu_is_left_alone() {
+    let rig = Rig::new("patterns");
+    let td = Td::new(&rig, &Shape::default());
+    // Its association is with CPU 0 since TDH.VP.INIT.
+    let tdh = rig.on(0);
+    tdh.vp_flush(&td.tdvprs[0]).unwrap();
+    let mut regs = Gprs::default();
+    let elsewhere = rig.on(1);
+    let flags = seam::tdh::EnterFlags::default();
+    let status = elsewhere.vp_enter(&td.tdvprs[0], flags, &mut regs).unwrap();
+    assert_eq!(status, Status(1), "an interrupt, at once");
+    assert_eq!(td.run(&td.host(), 0, &Script::default()), Stop::OtherCpu);
+}
+
+#[test]
+fn the_host_gets_its_vcpu_back_when_it_wants_it() {
+    with_td(|td| {
+        let host = td.host();
+        host.budget.set(3);
+        let acts = std::iter::repeat_n(Act::Call(call(CPUID, [0; 4])), 10);
+        let script = Script::new(acts);
+        assert_eq!(td.run(&host, 0, &script), Stop::Yield);
+        assert_eq!(script.left(), 7);
+    });
+}

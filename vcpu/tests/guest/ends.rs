@@ -1,0 +1,135 @@
+//! How a TD comes to its end.
+
+use seam::abi::{Gprs, PAGE_2M};
+use seam::address::Gpa;
+use stub_module::host::Exit;
+use vcpu::{End, Stop};
+
+use crate::kit::{Act, SHARED, Script, call};
+use crate::{FATAL, IO, MAP_GPA, one, with_td};
+
+#[test]
+fn a_guest_that_gives_up_is_heard() {
+    with_td(|td| {
+        let word = |text: &[u8; 8]| u64::from_le_bytes(*text);
+        let regs = Gprs {
+            r14: word(b"bad bad "),
+            r15: word(b"thing\0\0\0"),
+            ..call(FATAL, [3, 0, 0, 0])
+        };
+        let stop = td.run(&td.host(), 0, &Script::new([Act::Call(regs)]));
+        assert_eq!(stop, Stop::Ended);
+        let end = td.board.end().unwrap().to_string();
+        assert_eq!(end, "it reported fatal error 0x3: bad bad thing");
+        let mut seen = [0; 64];
+        let (_, count) = td.board.console().read(0, &mut seen);
+        assert_eq!(
+            std::str::from_utf8(&seen[..count]).unwrap(),
+            "\r\n[it reported fatal error 0x3: bad bad thing]\r\n",
+            "who looks at its console sees it, too"
+        );
+    });
+}
+
+#[test]
+fn a_guest_that_gives_up_can_say_more_in_shared_memory() {
+    for (more, end) in [
+        (SHARED, "it reported fatal error 0x0: short long"),
+        // Not shared, not aligned, not there: what is in registers is what there is.
+        (0, "it reported fatal error 0x0: short"),
+        (SHARED | 8, "it reported fatal error 0x0: short"),
+        (SHARED | (1 << 40), "it reported fatal error 0x0: short"),
+    ] {
+        with_td(|td| {
+            one(td, MAP_GPA, [SHARED, PAGE_2M, 0, 0]);
+            let store = |words: &mm::shared::Words| {
+                words[0].store(
+                    u64::from_le_bytes(*b"long\0\0\0x"),
+                    std::sync::atomic::Ordering::SeqCst,
+                );
+            };
+            td.board.shared().with_page(td.rig, Gpa(0), store).unwrap();
+            let regs = Gprs {
+                r14: u64::from_le_bytes(*b"short\0\0\0"),
+                ..call(FATAL, [1 << 63, more, 0, 0])
+            };
+            td.run(&td.host(), 0, &Script::new([Act::Call(regs)]));
+            let said = td.board.end().unwrap().to_string();
+            assert!(said.starts_with(end), "{said}");
+            assert!(said[end.len()..].starts_with(" (more at "), "{said}");
+        });
+    }
+}
+
+#[test]
+fn a_guest_can_switch_itself_off_and_ask_for_a_reset() {
+    for (port, value, end) in [
+        (0x604, 0x2000, End::PowerOff),
+        (0xCF9, 6, End::Reset),
+        (0x64, 0xFE, End::Reset),
+    ] {
+        with_td(|td| {
+            let act = Act::Call(call(IO, [2, 1, port, value]));
+            assert_eq!(td.run(&td.host(), 0, &Script::new([act])), Stop::Ended);
+            assert_eq!(td.board.end(), Some(&end));
+            assert!(end.is_orderly());
+        });
+    }
+}
+
+#[test]
+fn a_kernel_can_say_that_it_has_panicked() {
+    const PORT: u64 = 0x505;
+    with_td(|td| {
+        assert_eq!(one(td, IO, [1, 0, PORT, 0]).r11, 1, "what it may say");
+        // That a crash kernel has taken over, and what nobody has defined yet.
+        assert_eq!(one(td, IO, [1, 1, PORT, 0xFE]).r10, 0);
+        assert_eq!(td.board.end(), None);
+        let act = Act::Call(call(IO, [1, 1, PORT, 1]));
+        assert_eq!(td.run(&td.host(), 0, &Script::new([act])), Stop::Ended);
+        assert_eq!(td.board.end(), Some(&End::Panicked));
+        assert!(!End::Panicked.is_orderly());
+    });
+}
+
+#[test]
+fn a_triple_fault_ends_the_td_with_a_report() {
+    with_td(|td| {
+        let script = Script::new([Act::Exit(Exit::of(2))]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
+        assert_eq!(td.board.end(), Some(&End::TripleFault { vcpu: 0 }));
+    });
+}
+
+#[test]
+fn a_machine_check_is_served_and_ends_the_td() {
+    with_td(|td| {
+        let check = Exit {
+            interruption: (1 << 31 | 3 << 8 | 18, 0),
+            ..Exit::of(0)
+        };
+        let host = td.host();
+        assert_eq!(
+            td.run(&host, 0, &Script::new([Act::Exit(check)])),
+            Stop::Ended
+        );
+        assert_eq!(*host.served.borrow(), [18]);
+        assert!(matches!(td.board.end(), Some(End::MachineCheck(_))));
+    });
+}
+
+#[test]
+fn an_exit_that_no_td_makes_ends_the_td_with_a_report() {
+    // A task switch, a monitor trap, and a number that is none.
+    for reason in [9, 37, 4000] {
+        with_td(|td| {
+            let script = Script::new([Act::Exit(Exit::of(reason))]);
+            assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
+            let end = td.board.end();
+            assert!(
+                matches!(end, Some(End::Unknown(_) | End::Lost(_))),
+                "{reason}: {end:?}"
+            );
+        });
+    }
+}
