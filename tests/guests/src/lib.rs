@@ -19,6 +19,7 @@ pub const ALL: &[&str] = &[
     "cpuid",
     "msrs",
     "exits",
+    "registers",
     "memory",
     "interrupts",
     "count",

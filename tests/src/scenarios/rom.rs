@@ -16,6 +16,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("rom-cpuid", |bench| guest(bench, "cpuid")),
     Scenario::new("rom-msrs", |bench| guest(bench, "msrs")),
     Scenario::new("rom-exits", |bench| guest(bench, "exits")),
+    Scenario::new("rom-registers", |bench| guest(bench, "registers")),
     Scenario::new("rom-memory", |bench| guest(bench, "memory")),
     Scenario::by_name_only("rom-interrupts", |bench| guest(bench, "interrupts")),
     Scenario::by_name_only("rom-interrupts-none-lost", |bench| {
