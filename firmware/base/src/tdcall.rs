@@ -1,7 +1,6 @@
 //! TDCALL: what the module does for a TD.
 #![expect(unsafe_code, reason = "TDCALL is an instruction without an intrinsic")]
 
-use core::arch::naked_asm;
 use core::mem::MaybeUninit;
 
 use seam::abi::{Gprs, GuestLeaf, Measurement, Status, TdReport};
@@ -167,55 +166,9 @@ pub fn vm_rd(field: u64) -> Result<u64, Status> {
 /// Executes TDCALL with the registers of `regs`, and writes all of them back.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn tdcall(regs: *mut Gprs) {
-    naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "push rdi",
-        "mov rax, [rdi + 8 * 0]",
-        "mov rcx, [rdi + 8 * 1]",
-        "mov rdx, [rdi + 8 * 2]",
-        "mov rbx, [rdi + 8 * 3]",
-        "mov rbp, [rdi + 8 * 4]",
-        "mov rsi, [rdi + 8 * 5]",
-        "mov r8, [rdi + 8 * 7]",
-        "mov r9, [rdi + 8 * 8]",
-        "mov r10, [rdi + 8 * 9]",
-        "mov r11, [rdi + 8 * 10]",
-        "mov r12, [rdi + 8 * 11]",
-        "mov r13, [rdi + 8 * 12]",
-        "mov r14, [rdi + 8 * 13]",
-        "mov r15, [rdi + 8 * 14]",
-        "mov rdi, [rdi + 8 * 6]",
-        ".byte 0x66, 0x0F, 0x01, 0xCC",
-        "push rdi",
-        "mov rdi, [rsp + 8]",
-        "mov [rdi + 8 * 0], rax",
-        "mov [rdi + 8 * 1], rcx",
-        "mov [rdi + 8 * 2], rdx",
-        "mov [rdi + 8 * 3], rbx",
-        "mov [rdi + 8 * 4], rbp",
-        "mov [rdi + 8 * 5], rsi",
-        "mov [rdi + 8 * 7], r8",
-        "mov [rdi + 8 * 8], r9",
-        "mov [rdi + 8 * 9], r10",
-        "mov [rdi + 8 * 10], r11",
-        "mov [rdi + 8 * 11], r12",
-        "mov [rdi + 8 * 12], r13",
-        "mov [rdi + 8 * 13], r14",
-        "mov [rdi + 8 * 14], r15",
-        "pop rax",
-        "mov [rdi + 8 * 6], rax",
-        "pop rdi",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
+    seam::naked_with_gprs!(
+        execute: [".byte 0x66, 0x0F, 0x01, 0xCC"],
+        end: [],
+        tail: [],
     )
 }
