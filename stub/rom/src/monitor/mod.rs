@@ -8,6 +8,7 @@ mod npt;
 mod panic;
 mod presence;
 mod smp;
+mod switch;
 mod tables;
 mod td;
 mod vmcb;
