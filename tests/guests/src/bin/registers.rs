@@ -7,10 +7,10 @@
 
 use core::arch::asm;
 
-use guest_kit::attempt::{Caught, GP, Outcome, UD};
+use guest_kit::attempt::{GP, Outcome, UD};
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::ve::reason;
-use guest_kit::{attempt, ensure, guest, tdcall, vcpu};
+use guest_kit::{attempt, ensure, guest, vcpu};
 use guests::tries::{raises, raises_ve};
 
 guest!("registers", main);
