@@ -231,7 +231,7 @@ fn extended_state() -> Check {
     const FLUSH_TO_ZERO: u32 = 0x9F80;
     const MXCSR_INITIAL: u32 = 0x1F80;
     let index = u64::from(vcpu::current().index());
-    let values: [u64; 4 * 16] = core::array::from_fn(|i| index << 32 | i as u64 + 1);
+    let values: [u64; 4 * 16] = core::array::from_fn(|i| (index << 32) + i as u64 + 1);
     let mut found = [0u64; 4 * 16];
     let (mut x87, mut mxcsr) = (0u64, FLUSH_TO_ZERO);
     // SAFETY: the TD may have AVX; XCR0 and MXCSR are put back. The request changes the registers that are named.

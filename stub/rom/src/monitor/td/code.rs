@@ -131,7 +131,7 @@ impl Td {
             let trail =
                 trail.with_destination(self.physical(machine, vcpu, trail.destination())?);
             self.trail.set((self.shadow.generation(), trail));
-            return Some(trail.destination() | va % PAGE as u64);
+            return Some(trail.destination() + va % PAGE as u64);
         }
         let gpa = self.guest_physical(machine, vcpu, va)?;
         self.physical(machine, vcpu, gpa)
