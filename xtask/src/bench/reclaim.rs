@@ -291,7 +291,8 @@ fn chart(lines: &[Line]) -> chart::LogChart {
         let mut labels = Vec::new();
         for (at, (vcpus, clear)) in KINDS.into_iter().enumerate() {
             if let Some(ratio) = ratio(lines, name, vcpus, clear) {
-                points.push(((at + 1) as f64, ratio));
+                // The axis is a logarithmic one, and they are to stand at equal distances.
+                points.push((f64::from(1 << at), ratio));
                 labels.push(if ratio < 10.0 {
                     format!("{ratio:.1}")
                 } else {
@@ -308,8 +309,11 @@ fn chart(lines: &[Line]) -> chart::LogChart {
     });
     chart::LogChart {
         title: "Times faster than page by page".into(),
-        x: "1: stopped, reuse; 2: spinning, reuse; 3: stopped, always; 4: spinning, always".into(),
+        x: "vCPUs, and what is done with the pages' content".into(),
         y: "ratio".into(),
+        names: KINDS
+            .map(|(vcpus, clear)| format!("{vcpus}, {clear}"))
+            .into(),
         series: series.into(),
     }
 }

@@ -85,6 +85,8 @@ pub struct LogChart {
     pub title: String,
     pub x: String,
     pub y: String,
+    /// What stands at the values of the first axis, ascending, where it is not the values themselves.
+    pub names: Vec<String>,
     pub series: Vec<Series>,
 }
 
@@ -113,10 +115,12 @@ impl LogChart {
             drawing.line(vec![(x.start, at), (x.end, at)], LIGHT, 1.0);
         }
         let values: Vec<_> = all().map(|point| point.0).collect();
-        for value in x.ticks_at(&values) {
+        for (index, value) in x.ticks_at(&values).into_iter().enumerate() {
             let at = x.at(value);
+            let name = self.names.get(index).cloned();
+            let name = name.unwrap_or_else(|| number(value));
             drawing.line(vec![(at, y.start), (at, y.end)], LIGHT, 1.0);
-            drawing.text((at, y.start + 20.0), &number(value), Anchor::Middle);
+            drawing.text((at, y.start + 20.0), &name, Anchor::Middle);
         }
         for value in y.ticks() {
             let at = y.at(value);
@@ -383,6 +387,7 @@ mod tests {
             title: "t < u".into(),
             x: "x".into(),
             y: "y".into(),
+            names: Vec::new(),
             series: vec![Series {
                 name: "s".into(),
                 points: vec![(1.0, 0.01), (100.0, 5000.0)],

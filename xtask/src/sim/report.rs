@@ -237,6 +237,7 @@ pub fn draw(results: &Results, folder: &Path) -> Result<()> {
         title: "Time to take a TD down, and what limits it".into(),
         x: format!("GiB of the TD (CPUs: {})", machines.join(", ")),
         y: "seconds, until all memory is the host's and cleared (simulated)".into(),
+        names: Vec::new(),
         series,
     };
     sizes.draw().write(folder, "sim-size")?;
@@ -250,6 +251,7 @@ pub fn draw(results: &Results, folder: &Path) -> Result<()> {
         title: "Time to take a TD down against CPUs, and what limits it".into(),
         x: "CPUs (up to 56 in a package)".into(),
         y: "seconds for 100 GiB (simulated)".into(),
+        names: Vec::new(),
         series: ours
             .map(|way| {
                 let mut series = by(way, &results.cpus, |run| run.cpus.into());
