@@ -293,10 +293,11 @@ fn chart(lines: &[Line]) -> chart::LogChart {
             if let Some(ratio) = ratio(lines, name, vcpus, clear) {
                 // The axis is a logarithmic one, and they are to stand at equal distances.
                 points.push((f64::from(1 << at), ratio));
-                labels.push(if ratio < 10.0 {
-                    format!("{ratio:.1}")
-                } else {
-                    format!("{ratio:.0}")
+                labels.push(match ratio {
+                    // It is what the others are compared with.
+                    _ if name == "per-page" => String::new(),
+                    ..10.0 => format!("{ratio:.1}"),
+                    _ => format!("{ratio:.0}"),
                 });
             }
         }
