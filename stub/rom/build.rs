@@ -2,8 +2,7 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=hot.ld");
-    println!(
-        "cargo::rustc-link-arg-bin=seamstub=-Wl,-T,{}/hot.ld",
-        env!("CARGO_MANIFEST_DIR")
-    );
+    // Asked for when it runs, so that a checkout may move with what was built in it.
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo says where the package is");
+    println!("cargo::rustc-link-arg-bin=seamstub=-Wl,-T,{here}/hot.ld");
 }
