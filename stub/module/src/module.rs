@@ -45,7 +45,8 @@ pub struct Lp {
 /// An emulated TDX module.
 ///
 /// It may be called on any number of logical processors at once. What it keeps for pages, TDs and vCPUs is in the
-/// memory that the host gives it; only what is here is its own, and is allocated when it is created.
+/// memory that the host gives it; only what is here is its own, and is allocated when it is created
+/// (the list of TDMRs, by TDH.SYS.CONFIG).
 #[derive(Debug)]
 pub struct Module {
     state: AtomicU8,

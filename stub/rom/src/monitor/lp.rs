@@ -241,12 +241,13 @@ pub fn current() -> Option<&'static Lp> {
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack)) };
     let (base, size) = world::try_get()?.seamrr;
+    if !(base..base + size).contains(&rsp) {
+        return None;
+    }
     let anchor = (rsp | (STACK as u64 - 1)) - (ANCHOR as u64 - 1);
     // SAFETY: of the stacks, those of the processors alone are inside the SEAM range; each is aligned to its size and
     // ends with the address of its `Lp`, which is never freed.
-    (base..base + size)
-        .contains(&rsp)
-        .then(|| unsafe { &**(anchor as *const *const Lp) })
+    Some(unsafe { &**(anchor as *const *const Lp) })
 }
 
 /// Called by the loop after each exit.
