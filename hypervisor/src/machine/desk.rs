@@ -40,7 +40,7 @@ pub trait Vitals {
     /// What there is to say of a vCPU's time; the rest is known without.
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu;
 
-    /// Why the TD came to its end, if it has.
+    /// Why the TD came to its end, if it has: a reset is none.
     fn end(&self, id: u32) -> Option<String>;
 
     /// Works with the TD's console; `false` when it has none.

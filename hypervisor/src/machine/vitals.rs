@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 
-use vcpu::ghci::Branch;
+use vcpu::{End, ghci::Branch};
 
 use crate::{
     console::host::td::TdVcpu, machine::desk::Vitals, platform::Running, sched::Scheduler,
@@ -25,7 +25,10 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
     }
 
     fn end(&self, id: u32) -> Option<String> {
-        self.guest(id)?.board().end().map(ToString::to_string)
+        let guest = self.guest(id)?;
+        let end = guest.board().end()?;
+        // One that asked for a reset is about to go on.
+        (*end != End::Reset).then(|| end.to_string())
     }
 
     fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool {

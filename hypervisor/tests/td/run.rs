@@ -1,9 +1,12 @@
 //! TDs run: vCPUs get their turns, halt and are woken, and what their guests come to has its consequences.
 
+use hypervisor::machine::desk::Vitals;
 use hypervisor::platform::Running;
 use hypervisor::sched::{Scheduler, ends};
 use hypervisor::td::life::State;
 use hypervisor::td::registry::Tds;
+
+use vcpu::End;
 
 use super::kit::Server;
 use super::rig::Rig;
@@ -160,6 +163,13 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
         site.tds.start(1).unwrap();
         let before = site.tds.get(1).unwrap();
         site.play(&[write_port(0xCF9, 1, 6)]);
+        let end = site.scheduler.guest(1).unwrap().board().end().cloned();
+        assert_eq!(end, Some(End::Reset));
+        assert_eq!(
+            Vitals::end(site.scheduler, 1),
+            None,
+            "that is no problem: it goes on by itself"
+        );
         assert!(ends::serve(site.scheduler, &site.tds));
         assert_eq!(before.state(), State::Reclaimed);
         assert_eq!(site.tds.state(1), State::Runnable);
@@ -184,6 +194,8 @@ fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
         let problem = site.tds.notes(broken).unwrap().problem.unwrap();
         assert!(problem.contains("triple fault on vCPU 0"), "{problem}");
         assert!(problem.contains("td reset"), "{problem}");
+        let end = Vitals::end(site.scheduler, broken).unwrap();
+        assert!(problem.starts_with(&end), "{end}");
         // The other one goes on.
         let other = 3 - broken;
         site.play(&[write_port(0x3F8, 1, b'y'.into())]);

@@ -370,7 +370,11 @@ fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }
 
+/// Writes a file, unless it has these bytes: what is built from it is up to date then.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::read(path).is_ok_and(|written| written == bytes) {
+        return Ok(());
+    }
     fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }
 
