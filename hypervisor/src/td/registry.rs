@@ -51,6 +51,8 @@ struct Lives {
     now: Option<Arc<Td>>,
     /// What is to be told of the last one, once there was one.
     last: Option<Notes>,
+    /// [`Entry::ends_wanted`] when the newest one began: more than that are meant for it.
+    ends_before: u64,
 }
 
 impl<'h, P: Platform> Tds<'h, P> {
@@ -160,7 +162,11 @@ impl<'h, P: Platform> Tds<'h, P> {
             .map_err(Error::State)?;
         let td = Arc::new(td);
         let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
-        entry.lives.lock().now = Some(Arc::clone(&td));
+        {
+            let mut lives = entry.lives.lock();
+            lives.now = Some(Arc::clone(&td));
+            lives.ends_before = entry.ends_wanted.load(SeqCst);
+        }
         drop(admission);
         match build::build(host, &td, plan) {
             Ok(summary) => {
@@ -321,12 +327,14 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// Ends it and builds it again, as its guest asked, unless somebody wants it to end meanwhile.
+    /// Ends it and builds it again, as its guest asked, unless somebody wants it to end, or has wanted it in this life.
     ///
     /// # Errors
     /// As [`Self::reset`].
     pub fn begin_anew(&self, id: u32) -> Result<(), Error> {
-        let wanted = self.ends_wanted(id);
+        let wanted = self
+            .entry(id)
+            .map_or(0, |entry| entry.lives.lock().ends_before);
         self.take_down(id, Way::Terminate)?;
         if self.ends_wanted(id) != wanted {
             return Ok(());

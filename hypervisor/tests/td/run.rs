@@ -3,6 +3,7 @@
 use hypervisor::machine::desk::Vitals;
 use hypervisor::platform::Running;
 use hypervisor::sched::{Scheduler, ends};
+use hypervisor::td::end::Way;
 use hypervisor::td::life::State;
 use hypervisor::td::registry::Tds;
 
@@ -175,6 +176,22 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
         assert_eq!(site.tds.state(1), State::Runnable);
         site.play(&[write_port(0x3F8, 1, b'x'.into())]);
         assert!(site.scheduler.guest(1).unwrap().board().end().is_none());
+    });
+}
+
+#[test]
+fn a_guest_that_asks_for_a_reset_does_not_undo_its_end() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.play(&[write_port(0xCF9, 1, 6)]);
+        // The operator is faster than the CPU that is about to build it anew.
+        site.tds.destroy(1, Way::Terminate).unwrap();
+        site.tds.begin_anew(1).unwrap();
+        assert_eq!(site.tds.state(1), State::Reclaimed);
+        // What ended an earlier life is not meant for the next one.
+        site.tds.start(1).unwrap();
+        site.tds.begin_anew(1).unwrap();
+        assert_eq!(site.tds.state(1), State::Runnable);
     });
 }
 
