@@ -1,6 +1,6 @@
 //! What the vCPUs of one TD share: its memory, its devices, its console, and how each of them is reached.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
@@ -31,7 +31,7 @@ pub struct Board {
     /// Only ever tried, for who holds it may wait for all other CPUs.
     pub(crate) conversions: RwLock<()>,
     devices: Devices,
-    console: Console,
+    console: Arc<Console>,
     clock: Clock,
     end: Once<End>,
 }
@@ -141,14 +141,16 @@ impl fmt::Display for End {
 
 impl Board {
     /// A TD with one vCPU for each of these x2APIC ids, memory in these ranges (aligned to 4 KiB, ascending), and this
-    /// clock.
+    /// clock. Its life begins on `console`, which is the one of its lives before, or a new one.
     #[must_use]
     pub fn new(
         apic_ids: impl IntoIterator<Item = u32>,
         memory: Vec<Range<u64>>,
         shared: SharedMap,
         clock: Clock,
+        console: Arc<Console>,
     ) -> Self {
+        console.begin();
         let stations: Box<[_]> = apic_ids.into_iter().map(Station::new).collect();
         let last = stations.iter().map(Station::apic_id).fold(0, u32::max);
         Self {
@@ -158,7 +160,7 @@ impl Board {
             shared,
             conversions: RwLock::new(()),
             devices: Devices::default(),
-            console: Console::new(),
+            console,
             clock,
             end: Once::new(),
         }
@@ -177,7 +179,7 @@ impl Board {
 
     /// Its console.
     #[must_use]
-    pub const fn console(&self) -> &Console {
+    pub const fn console(&self) -> &Arc<Console> {
         &self.console
     }
 

@@ -1,4 +1,5 @@
-//! A TD's console: what it wrote, kept in a ring whether anybody watches or not, and what was typed for it.
+//! A TD's console: what it wrote, kept in a ring whether anybody watches or not, and what was typed for it. One serves all
+//! lives of a TD, so that what one life said last can be read in the next.
 
 use alloc::{boxed::Box, collections::VecDeque, vec};
 use core::fmt;
@@ -10,17 +11,30 @@ const KEPT: usize = 16 << 10;
 /// Bytes typed that wait for the guest at most.
 const TYPED: usize = 256;
 
-/// The console of one TD.
+/// The console of one TD, in all of its lives.
 #[derive(Debug)]
 pub struct Console {
     output: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
 }
 
+/// Which bytes [`Console::read`] has copied. Bytes are numbered from the first that the TD ever wrote on, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The number of the first byte of the present life, whether that is written already or not.
+    pub began: u64,
+    /// The number of the first byte that was copied.
+    pub from: u64,
+    /// How many were.
+    pub count: usize,
+}
+
 #[derive(Debug)]
 struct Output {
     ring: Box<[u8]>,
     written: u64,
+    /// What was written when the present life began.
+    began: u64,
 }
 
 impl Console {
@@ -31,8 +45,24 @@ impl Console {
             output: Mutex::new(Output {
                 ring: vec![0; KEPT].into_boxed_slice(),
                 written: 0,
+                began: 0,
             }),
             typed: Mutex::new(VecDeque::with_capacity(TYPED)),
+        }
+    }
+
+    /// A life of the TD begins: what was typed and not taken is dropped. What was written stays.
+    pub(crate) fn begin(&self) {
+        self.typed.lock().clear();
+        let mut output = self.output.lock();
+        output.began = output.written;
+    }
+
+    /// The life that has begun starts to run: says so, unless nothing was written before it.
+    pub fn note_start(&self) {
+        let is_first = self.output.lock().began == 0;
+        if !is_first {
+            self.note(format_args!("started anew"));
         }
     }
 
@@ -57,23 +87,26 @@ impl Console {
         _ = fmt::Write::write_fmt(&mut Bytes(self), format_args!("\r\n[{text}]\r\n"));
     }
 
-    /// Bytes that were written since the start.
+    /// Bytes that were written in all lives.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.output.lock().written
     }
 
-    /// Copies what was written from byte number `from` on, or from the oldest one that is kept. Returns the number of the
-    /// first byte that was copied, and how many were.
-    pub fn read(&self, from: u64, into: &mut [u8]) -> (u64, usize) {
+    /// Copies what was written from byte number `from` on, or from the oldest one that is kept.
+    pub fn read(&self, from: u64, into: &mut [u8]) -> Excerpt {
         let output = self.output.lock();
         let oldest = output.written.saturating_sub(KEPT as u64);
-        let start = from.clamp(oldest, output.written);
-        let count = (output.written - start).min(into.len() as u64) as usize;
-        for (number, byte) in (start..).zip(&mut into[..count]) {
+        let from = from.clamp(oldest, output.written);
+        let count = (output.written - from).min(into.len() as u64) as usize;
+        for (number, byte) in (from..).zip(&mut into[..count]) {
             *byte = output.ring[(number % KEPT as u64) as usize];
         }
-        (start, count)
+        Excerpt {
+            began: output.began,
+            from,
+            count,
+        }
     }
 
     /// Types a byte for the guest. `false` when too many wait: it is lost.
@@ -102,22 +135,40 @@ impl Default for Console {
 mod tests {
     extern crate std;
 
+    use std::string::String;
+
     use super::*;
+
+    fn first_life(from: u64, count: usize) -> Excerpt {
+        Excerpt {
+            began: 0,
+            from,
+            count,
+        }
+    }
+
+    /// All that is kept, and the byte at which the present life began.
+    fn all(console: &Console) -> (String, u64) {
+        let mut bytes = vec![0; KEPT];
+        let excerpt = console.read(0, &mut bytes);
+        bytes.truncate(excerpt.count);
+        (String::from_utf8(bytes).unwrap(), excerpt.began)
+    }
 
     #[test]
     fn the_newest_output_is_kept() {
         let console = Console::new();
         let mut seen = [0; 8];
-        assert_eq!(console.read(0, &mut seen), (0, 0));
+        assert_eq!(console.read(0, &mut seen), first_life(0, 0));
         for number in 0..KEPT as u32 + 3 {
             console.put(number as u8);
         }
-        assert_eq!(console.read(0, &mut seen), (3, 8));
+        assert_eq!(console.read(0, &mut seen), first_life(3, 8));
         assert_eq!(seen, [3, 4, 5, 6, 7, 8, 9, 10]);
         let last = console.written() - 2;
-        assert_eq!(console.read(last, &mut seen), (last, 2));
+        assert_eq!(console.read(last, &mut seen), first_life(last, 2));
         assert_eq!(seen[..2], [1, 2]);
-        assert_eq!(console.read(u64::MAX, &mut seen), (last + 2, 0));
+        assert_eq!(console.read(u64::MAX, &mut seen), first_life(last + 2, 0));
     }
 
     #[test]
@@ -128,5 +179,34 @@ mod tests {
         assert_eq!(console.take_typed(), Some(0));
         assert_eq!(console.take_typed(), Some(1));
         assert!(console.type_byte(7));
+    }
+
+    #[test]
+    fn what_one_life_wrote_outlives_it() {
+        let console = Console::new();
+        let write = |text: &str| text.bytes().for_each(|byte| console.put(byte));
+        console.begin();
+        console.note_start();
+        write("oops");
+        assert_eq!(all(&console), ("oops".into(), 0));
+        // One that is never started says nothing.
+        console.begin();
+        assert_eq!(all(&console), ("oops".into(), 4));
+        console.begin();
+        console.note_start();
+        write("hello");
+        assert_eq!(all(&console), ("oops\r\n[started anew]\r\nhello".into(), 4));
+        assert_eq!(console.written(), 27);
+    }
+
+    #[test]
+    fn what_is_typed_is_for_the_life_that_lives() {
+        let console = Console::new();
+        console.type_byte(b'a');
+        console.begin();
+        assert_eq!(console.take_typed(), None);
+        console.type_byte(b'b');
+        console.note_start();
+        assert_eq!(console.take_typed(), Some(b'b'));
     }
 }

@@ -26,7 +26,7 @@ mod setup;
 pub mod tally;
 
 pub use board::{Board, End, Halt, Station};
-pub use console::Console;
+pub use console::{Console, Excerpt};
 pub use host::{Host, Notify};
 pub use run::{Stop, Vcpu};
 pub use setup::{Wiring, wire};

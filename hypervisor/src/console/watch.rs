@@ -1,7 +1,8 @@
 //! The console of a TD, shown in the place of the hypervisor's.
 
-use alloc::string::String;
 use core::fmt::{self, Write};
+
+use vcpu::Excerpt;
 
 use super::host::Host;
 
@@ -18,15 +19,14 @@ const AT_ONCE: usize = 1024;
 #[derive(Debug)]
 pub struct Watch {
     id: u32,
-    name: String,
     /// The number of the next byte to show.
     next: u64,
 }
 
 impl Watch {
     /// Of the TD `id`, from byte number `next` on.
-    pub const fn new(id: u32, name: String, next: u64) -> Self {
-        Self { id, name, next }
+    pub const fn new(id: u32, next: u64) -> Self {
+        Self { id, next }
     }
 
     /// The TD's number.
@@ -46,7 +46,7 @@ impl Watch {
     pub fn has_news(&self, host: &dyn Host) -> bool {
         host.tds()
             .and_then(|tds| tds.output(self.id, self.next, &mut [0]))
-            .is_ok_and(|(first, count)| count > 0 || first < self.next)
+            .is_ok_and(|excerpt| excerpt.count > 0)
     }
 
     /// Shows what the guest wrote. Its bytes are the terminal's business, as far as they are text.
@@ -56,20 +56,14 @@ impl Watch {
         };
         let mut bytes = [0; AT_ONCE];
         loop {
-            let Ok((first, count)) = tds.output(self.id, self.next, &mut bytes) else {
+            let Ok(Excerpt { from, count, .. }) = tds.output(self.id, self.next, &mut bytes) else {
                 return Ok(());
             };
-            if first < self.next {
-                // Its console is a new one: it was built again.
-                self.next = 0;
-                write!(out, "{BREAK}(TD {} was built again)\r\n", self.name)?;
-                continue;
-            }
-            if first > self.next {
-                write!(out, "{BREAK}({} bytes are lost)\r\n", first - self.next)?;
+            if from > self.next {
+                write!(out, "{BREAK}({} bytes are lost)\r\n", from - self.next)?;
             }
             let shown = text(&bytes[..count], out)?;
-            self.next = first + shown as u64;
+            self.next = from + shown as u64;
             if shown < AT_ONCE / 2 {
                 return Ok(());
             }

@@ -14,6 +14,7 @@ use core::fmt::Write;
 use boot::config;
 use mm::private::{Holding, Outcome, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
+use vcpu::Excerpt;
 
 use crate::{
     console::host::{
@@ -377,7 +378,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         })
     }
 
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<(u64, usize), String> {
+    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String> {
         let none = || {
             let name = self.name(id);
             format!("TD {name} has no console yet; \"td start {name}\" lets it run")

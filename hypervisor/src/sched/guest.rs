@@ -11,7 +11,7 @@ use crate::td::Td;
 /// No CPU.
 const NONE: u32 = u32::MAX;
 
-/// A TD whose vCPUs are run, or were: what it wrote and how it ended stays until it is built anew.
+/// A TD whose vCPUs are run, or were: how it ended stays until it is built anew, and its console even then.
 #[derive(Debug)]
 pub struct Guest {
     id: u32,

@@ -7,7 +7,7 @@ use alloc::{
 
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
-use vcpu::{Board, Wiring, clock::Clock};
+use vcpu::{Board, Console, Wiring, clock::Clock};
 
 use super::{Scheduler, guest::Guest};
 use crate::{
@@ -45,7 +45,12 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         }
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
-        let guest = Guest::new(td.id(), Board::new(0..vcpus, memory, shared, clock));
+        let console = match self.guest(td.id()) {
+            Some(before) => Arc::clone(before.board().console()),
+            None => Arc::new(Console::new()),
+        };
+        let board = Board::new(0..vcpus, memory, shared, clock, console);
+        let guest = Guest::new(td.id(), board);
         self.guests.lock().insert(td.id(), Arc::new(guest));
         Ok(())
     }
@@ -68,6 +73,10 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let now = self.platform.tsc();
         let is_new = guest.td().is_none();
         guest.set_td(Some(Arc::clone(td)));
+        if is_new {
+            guest.board().console().note_start();
+            self.console_written(td.id());
+        }
         let idle = {
             let mut queue = self.queue.lock();
             if is_new {

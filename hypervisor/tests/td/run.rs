@@ -1,5 +1,7 @@
 //! TDs run: vCPUs get their turns, halt and are woken, and what their guests come to has its consequences.
 
+use std::sync::Arc;
+
 use hypervisor::machine::desk::Vitals;
 use hypervisor::platform::Running;
 use hypervisor::sched::{Scheduler, ends};
@@ -7,6 +9,7 @@ use hypervisor::td::end::Way;
 use hypervisor::td::life::State;
 use hypervisor::td::registry::Tds;
 
+use seam::abi::{Leaf, Operand, Status};
 use vcpu::End;
 
 use super::kit::Server;
@@ -63,6 +66,15 @@ impl Site<'_> {
         script
     }
 
+    /// What a TD said, and the number of the byte at which its present life began.
+    fn said(&self, id: u32) -> (String, u64) {
+        let guest = self.scheduler.guest(id).unwrap();
+        let mut bytes = [0; 256];
+        let excerpt = guest.board().console().read(0, &mut bytes);
+        let text = String::from_utf8_lossy(&bytes[..excerpt.count]);
+        (text.into_owned(), excerpt.began)
+    }
+
     /// Gives the CPU's time away, until nobody wants it.
     fn rest(&self) {
         self.rig.set_guest(0, None);
@@ -89,9 +101,7 @@ fn a_vcpu_runs_until_its_cpu_has_something_else_to_do() {
         assert_eq!(script.left(), 0);
         assert_eq!(site.rig.served(0), [OUT_OF_LINES]);
         let guest = site.scheduler.guest(1).unwrap();
-        let mut seen = [0; 8];
-        let (_, count) = guest.board().console().read(0, &mut seen);
-        assert_eq!(&seen[..count], b"ab");
+        assert_eq!(site.said(1), ("ab".into(), 0));
         assert_eq!(guest.cpu_of(0), None);
     });
 }
@@ -176,6 +186,53 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
         assert_eq!(site.tds.state(1), State::Runnable);
         site.play(&[write_port(0x3F8, 1, b'x'.into())]);
         assert!(site.scheduler.guest(1).unwrap().board().end().is_none());
+    });
+}
+
+#[test]
+fn what_a_guest_said_before_its_reset_is_still_there() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.play(&[write_port(0x3F8, 1, b'a'.into()), write_port(0xCF9, 1, 6)]);
+        // More than its serial port has room for.
+        assert!((0..32).all(|_| site.scheduler.type_byte(1, b'?')));
+        let last = "a\r\n[it asked for a reset]\r\n";
+        assert_eq!(site.said(1), (last.into(), 0));
+        let before = site.scheduler.guest(1).unwrap();
+        assert!(ends::serve(site.scheduler, &site.tds));
+        let note = "\r\n[started anew]\r\n";
+        let began = last.len() as u64;
+        assert_eq!(site.said(1), (format!("{last}{note}"), began));
+        let guest = site.scheduler.guest(1).unwrap();
+        assert!(!Arc::ptr_eq(&before, &guest), "a life of its own");
+        assert_eq!(guest.board().console().take_typed(), None);
+        site.play(&[write_port(0x3F8, 1, b'b'.into())]);
+        assert_eq!(site.said(1), (format!("{last}{note}b"), began));
+    });
+}
+
+#[test]
+fn a_life_that_is_not_built_leaves_the_console_as_it_was() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.play(&[write_port(0x3F8, 1, b'a'.into())]);
+        site.tds.destroy(1, Way::Terminate).unwrap();
+        // Before there is anything for its vCPUs, and after.
+        for leaf in [Leaf::MngInit, Leaf::VpInit] {
+            let busy = Status::OPERAND_BUSY.with(Operand::RCX);
+            site.rig.refuse(leaf, 1..=u64::MAX, busy);
+            assert!(site.tds.start(1).is_err(), "{}", leaf.name());
+            site.rig.refuse_no_more();
+            assert_eq!(site.said(1).0, "a");
+        }
+        site.tds.create(1).unwrap();
+        assert_eq!(site.said(1), ("a".into(), 1));
+        site.tds.start(1).unwrap();
+        assert_eq!(site.said(1), ("a\r\n[started anew]\r\n".into(), 1));
+        // Whoever pauses it begins no life.
+        site.tds.pause(1).unwrap();
+        site.tds.resume(1).unwrap();
+        assert_eq!(site.said(1), ("a\r\n[started anew]\r\n".into(), 1));
     });
 }
 

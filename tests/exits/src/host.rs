@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 
 use mm::frames::{Frame, Frames, words_for};
 use mm::pages::{Flush as CacheFlush, page_of};
@@ -16,7 +17,7 @@ use seam::retry::Never;
 use seam::tdh::{Keyed, Tdh, Tdr, Tdvpr};
 use spin::Mutex;
 use vcpu::clock::Clock;
-use vcpu::{Board, Host, Notify};
+use vcpu::{Board, Console, Host, Notify};
 
 use crate::module::Module;
 
@@ -90,7 +91,7 @@ impl Td {
         let clock = Clock::new(1 << 48, 0, 40);
         let memory = std::iter::once(0..MEMORY).collect();
         Self {
-            board: Board::new(0..VCPUS, memory, shared, clock),
+            board: Board::new(0..VCPUS, memory, shared, clock, Arc::new(Console::new())),
             tdvpr: ManuallyDrop::new(tdvpr),
             counters,
             root,

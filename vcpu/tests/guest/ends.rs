@@ -22,7 +22,7 @@ fn a_guest_that_gives_up_is_heard() {
         let end = td.board.end().unwrap().to_string();
         assert_eq!(end, "it reported fatal error 0x3: bad bad thing");
         let mut seen = [0; 64];
-        let (_, count) = td.board.console().read(0, &mut seen);
+        let count = td.board.console().read(0, &mut seen).count;
         assert_eq!(
             std::str::from_utf8(&seen[..count]).unwrap(),
             "\r\n[it reported fatal error 0x3: bad bad thing]\r\n",

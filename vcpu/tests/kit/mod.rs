@@ -27,7 +27,7 @@ use stub_module::Machine as _;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Processor, Server, TdmrPlan};
 use vcpu::clock::Clock;
-use vcpu::{Board, Host, Notify, Stop, Vcpu, Wiring, wire};
+use vcpu::{Board, Console, Host, Notify, Stop, Vcpu, Wiring, wire};
 use zerocopy::{FromZeros, IntoBytes};
 
 pub use script::{Act, Answer, Script, call};
@@ -239,7 +239,13 @@ impl<'r> Td<'r> {
         let clock = Clock::new(1 << 48, 0, 40);
         let memory = std::iter::once(0..shape.memory).collect();
         Self {
-            board: Board::new(0..shape.vcpus, memory, shared, clock),
+            board: Board::new(
+                0..shape.vcpus,
+                memory,
+                shared,
+                clock,
+                Arc::new(Console::new()),
+            ),
             vcpus: (0..shape.vcpus)
                 .map(|n| Mutex::new(Vcpu::new(n, n)))
                 .collect(),

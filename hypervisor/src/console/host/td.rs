@@ -3,6 +3,7 @@
 use alloc::{string::String, vec::Vec};
 
 use serde::Serialize;
+use vcpu::Excerpt;
 
 use super::Hex;
 use crate::td::life::State;
@@ -78,12 +79,12 @@ pub trait Tds {
     /// When it is not built, or can't have that size.
     fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String>;
 
-    /// Copies what it wrote to its console from byte number `from` on, or from the oldest one that is kept: the number of
-    /// the first byte that was copied, and how many were.
+    /// Copies what it wrote to its console from byte number `from` on, or from the oldest one that is kept, in whichever
+    /// of its lives that was. The numbers only grow.
     ///
     /// # Errors
     /// When it has no console: it was never started.
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<(u64, usize), String>;
+    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String>;
 
     /// Types a byte on its console. `false` when it takes none now: the byte is lost.
     fn type_byte(&self, id: u32, byte: u8) -> bool;

@@ -98,13 +98,6 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
     terminal.console.refresh(&terminal.machine, &mut out);
     assert_eq!(out, "more\x1b[m");
 
-    // It was built again: its console begins anew.
-    *terminal.machine.tds.output.borrow_mut() = b"new".into();
-    out.clear();
-    assert!(terminal.console.has_news(&terminal.machine));
-    terminal.console.refresh(&terminal.machine, &mut out);
-    assert_eq!(out, "\x18\r\n(TD hello was built again)\r\nnew");
-
     assert_eq!(terminal.send("\x1d"), "\x18\r\nseamark> ");
     assert_eq!(terminal.console.watched(), None);
     assert!(terminal.send("version\r").ends_with(PROMPT));
@@ -117,8 +110,25 @@ fn a_script_reads_a_td_s_console_piece_by_piece() {
     let first = terminal.json("td console hello");
     assert_eq!(first["output"], "Hello from a TD\r\n");
     assert_eq!(first["next"], 17);
+    assert_eq!(first["began"], 0);
     assert_eq!(terminal.json("td console 1 11")["output"], "a TD\r\n");
     assert_eq!(terminal.console.watched(), None);
+}
+
+#[test]
+fn a_script_can_tell_what_a_td_said_in_its_present_life() {
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    let tds = &terminal.machine.tds;
+    tds.output
+        .borrow_mut()
+        .extend(b"\r\n[started anew]\r\nHello again\r\n");
+    tds.began.set(17);
+    let all = terminal.json("td console hello");
+    assert_eq!((&all["began"], &all["from"]), (&17.into(), &0.into()));
+    let now = terminal.json("td console hello 17");
+    assert_eq!((&now["began"], &now["from"]), (&17.into(), &17.into()));
+    assert_eq!(now["output"], "\r\n[started anew]\r\nHello again\r\n");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! TDs of plain data: *hello*, which runs, and *smp*, which was never started.
 
 use alloc::{format, string::String, vec, vec::Vec};
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
+
+use vcpu::Excerpt;
 
 use crate::console::host::{Hex, seam::*, td::*};
 use crate::td::life::State;
@@ -10,6 +12,7 @@ use crate::td::life::State;
 pub struct Fake {
     pub state: RefCell<State>,
     pub output: RefCell<Vec<u8>>,
+    pub began: Cell<u64>,
     pub typed: RefCell<Vec<u8>>,
     pub done: RefCell<Vec<String>>,
 }
@@ -19,6 +22,7 @@ impl Default for Fake {
         Self {
             state: RefCell::new(State::Runnable),
             output: RefCell::new(b"Hello from a TD\r\n".into()),
+            began: Cell::new(0),
             typed: RefCell::default(),
             done: RefCell::default(),
         }
@@ -192,12 +196,16 @@ impl Tds for &Fake {
         })
     }
 
-    fn output(&self, _: u32, from: u64, into: &mut [u8]) -> Result<(u64, usize), String> {
+    fn output(&self, _: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String> {
         let output = self.output.borrow();
         let from = (from as usize).min(output.len());
         let count = into.len().min(output.len() - from);
         into[..count].copy_from_slice(&output[from..from + count]);
-        Ok((from as u64, count))
+        Ok(Excerpt {
+            began: self.began.get(),
+            from: from as u64,
+            count,
+        })
     }
 
     fn type_byte(&self, _: u32, byte: u8) -> bool {

@@ -4,6 +4,7 @@ use alloc::{string::String, vec};
 use core::fmt::{self, Write};
 
 use serde::Serialize;
+use vcpu::Excerpt;
 
 use super::{TD, find};
 use crate::console::{
@@ -28,15 +29,17 @@ pub const COMMANDS: &[Command] = &[Command {
     ],
     summary: "Watch a TD's console and type on it",
     help: "Shows what it wrote lately and whatever it writes from then on, and sends it what is typed. Ctrl-] leads back. \
-           What a TD writes while nobody watches is kept, the last 16 KiB of it. FROM is the number of the first byte to \
-           show. In JSON mode the command answers with the output that is there, and with the number from which to ask \
-           next.",
+           What a TD writes while nobody watches is kept, the last 16 KiB of it, also when it ends and is built anew. FROM \
+           is the number of the first byte to show. In JSON mode the command answers with the output that is there, with \
+           the number from which to ask next, and with that of the byte at which the TD's present life, or else its last, \
+           began.",
     run: watch,
 }];
 
 #[derive(Serialize)]
 struct Output {
     td: String,
+    began: u64,
     from: u64,
     next: u64,
     output: String,
@@ -47,14 +50,15 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
     let name = tds.names().swap_remove(id as usize - 1);
     let mut bytes = vec![0; ANSWER];
-    let (from, count) = tds.output(id, from, &mut bytes).map_err(Error::Host)?;
+    let Excerpt { began, from, count } = tds.output(id, from, &mut bytes).map_err(Error::Host)?;
     drop(tds);
     bytes.truncate(count);
     if !context.session.json {
-        context.session.watch = Some(Watch::new(id, name.clone(), from));
+        context.session.watch = Some(Watch::new(id, from));
     }
     Ok(Reply::new(Output {
         td: name,
+        began,
         from,
         next: from + count as u64,
         output: String::from_utf8_lossy(&bytes).into_owned(),
