@@ -8,8 +8,8 @@ use serde_json::Value;
 use vcpu::ghci::Branch;
 
 use super::stage::{
-    ANSWER, LIFE, Named, Words, machine, nothing_illegal, nothing_is_left, show, type_to, used,
-    wait_for_problem, wait_for_state,
+    ANSWER, LIFE, NOTHING, Named, Words, machine, nothing_illegal, nothing_is_left, output, show,
+    type_to, used, wait_for_problem, wait_for_state,
 };
 use super::{Bench, Scenario};
 use crate::console::Console;
@@ -277,8 +277,18 @@ fn ends(bench: &mut Bench) -> Result<()> {
     console.succeed("td start end1", LIFE)?;
     wait_for_state(&mut console, "end1", "reclaimed", CHECKS)?;
     console.succeed("td start end2", LIFE)?;
+    let begin = Instant::now();
+    while output(&mut console, "end2", NOTHING, ANSWER)?.began == 0 {
+        ensure!(begin.elapsed() < CHECKS, "TD end2 is not built anew");
+        sleep(Duration::from_millis(300));
+    }
     let mut again = Words::of("end2");
     again.wait(&mut console, "rude: end 2", CHECKS)?;
+    let all = output(&mut console, "end2", 0, ANSWER)?.text;
+    ensure!(
+        all.contains("\r\n[it asked for a reset]\r\n\r\n[started anew]\r\n"),
+        "its console does not tell of its reset:\n{all}"
+    );
     console.succeed("td destroy end2", LIFE)?;
     first.wait_for_more(&mut smp, &mut console)?;
     bench.note(format!("{} ways to end", BAD.len() + 3));

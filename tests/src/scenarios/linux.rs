@@ -117,7 +117,13 @@ fn boot(bench: &mut Bench) -> Result<()> {
 
     let mut shell = Shell::reopen(&mut console, "linux")?;
     shell.type_line("reboot")?;
-    for said in ["Linux version", PROMPT] {
+    // What the life before said last is followed by what the next one says.
+    for said in [
+        "[it asked for a reset]",
+        "[started anew]",
+        "Linux version",
+        PROMPT,
+    ] {
         ensure!(
             shell.wait_while_booting(said, BOOT)?,
             "QEMU has lost the TD that was built again"

@@ -110,10 +110,12 @@ pub fn machine(bench: &Bench, tds: &[Named<'_>]) -> Result<Machine> {
     bench.machine_with(&media)
 }
 
-/// What a guest says, from its first byte on.
+/// What a guest says in its present life, from its first byte on.
 #[derive(Debug)]
 pub struct Words {
     name: String,
+    /// The byte at which that life began, as the first read finds out.
+    began: Option<u64>,
     next: u64,
     /// All of it so far.
     pub text: String,
@@ -124,33 +126,35 @@ impl Words {
     pub fn of(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            next: 0,
+            began: None,
+            next: NOTHING,
             text: String::new(),
         }
     }
 
-    /// Reads what is new.
+    /// Reads what is new. In another life than at the last time, what was read before is none of its words.
     ///
     /// # Errors
     /// When the hypervisor does not answer, or something was lost.
     pub fn read(&mut self, console: &mut Console) -> Result<()> {
-        let command = format!("td console {} {}", self.name, self.next);
-        let answer = console.succeed(&command, ANSWER)?;
-        let number = |key: &str| answer[key].as_u64().unwrap_or_default();
-        if number("from") < self.next {
-            // Its console is a new one: it was built again.
-            *self = Self::of(&self.name);
+        loop {
+            let answer = output(console, &self.name, self.next, ANSWER)?;
+            if self.began != Some(answer.began) {
+                self.began = Some(answer.began);
+                self.next = answer.began;
+                self.text.clear();
+                continue;
+            }
+            ensure!(
+                answer.from == self.next,
+                "{} bytes that TD {} said were lost",
+                answer.from.saturating_sub(self.next),
+                self.name
+            );
+            self.next = answer.next;
+            self.text += &answer.text;
             return Ok(());
         }
-        ensure!(
-            number("from") == self.next,
-            "{} bytes that TD {} said were lost",
-            number("from").saturating_sub(self.next),
-            self.name
-        );
-        self.next = number("next");
-        self.text += answer["output"].as_str().unwrap_or_default();
-        Ok(())
     }
 
     /// Waits until it has said `pattern`.
@@ -208,6 +212,50 @@ impl Words {
         let last = &lines[lines.len().saturating_sub(20)..];
         format!("--- its console's last lines ---\n{}\n---", last.join("\n"))
     }
+}
+
+/// What `td console` answers.
+#[derive(Debug)]
+pub struct Output {
+    /// The number of the byte at which the TD's present life began.
+    pub began: u64,
+    /// The number of the text's first byte.
+    pub from: u64,
+    /// The number of the byte behind it.
+    pub next: u64,
+    /// The text.
+    pub text: String,
+}
+
+/// A number behind all bytes that a TD has written.
+pub const NOTHING: u64 = u64::MAX;
+
+/// What a TD has written from byte number `from` on, as far as it is kept, in whichever life.
+///
+/// # Errors
+/// When the hypervisor does not answer within `limit`, or the TD was never started.
+pub fn output(console: &mut Console, name: &str, from: u64, limit: Duration) -> Result<Output> {
+    let answer = console.succeed(&format!("td console {name} {from}"), limit)?;
+    let number = |key: &str| {
+        let number = answer[key].as_u64();
+        number.with_context(|| format!("no {key}: {answer}"))
+    };
+    let text = answer["output"].as_str().context("no output")?;
+    Ok(Output {
+        began: number("began")?,
+        from: number("from")?,
+        next: number("next")?,
+        text: text.to_owned(),
+    })
+}
+
+/// What a TD has written in its present life, as far as it is kept.
+///
+/// # Errors
+/// As [`output`].
+pub fn said(console: &mut Console, name: &str, limit: Duration) -> Result<String> {
+    let began = output(console, name, NOTHING, limit)?.began;
+    Ok(output(console, name, began, limit)?.text)
 }
 
 /// All that the hypervisor says of a TD.

@@ -8,6 +8,7 @@ use std::{env, fs};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::stage::{Words, output};
 use super::{Bench, Scenario};
 use crate::console::Console;
 use crate::media::Media;
@@ -74,11 +75,10 @@ fn hello(bench: &mut Bench) -> Result<()> {
         "[[td]]\nname = \"hello\"\nvcpus = 2\nautostart = true\n",
     )?;
     let mut console = bench.console(&machine)?;
-    let said = until(&mut console, "td console hello", |answer| {
-        text(answer, "output").contains(" failed")
-    })?;
-    let said = text(&said, "output");
-    ensure!(said.contains("hello: 3 passed, 0 failed"), "{said}");
+    let mut words = Words::of("hello");
+    let checks = words.pass(&mut console, "hello", WORK)?;
+    let said = &words.text;
+    ensure!(checks == 3, "{said}");
     let shown = console.succeed("td show hello", ANSWER)?;
     ensure!(text(&shown, "state") == "runnable", "{shown}");
     ensure!(shown["hkid"].is_u64(), "{shown}");
@@ -101,11 +101,16 @@ fn hello(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
+/// What *hello* says at its end.
+const DONE: &str = "3 passed, 0 failed";
+
 /// Every command of a TD's life, on one that runs.
 fn commands(bench: &mut Bench) -> Result<()> {
     let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
     let mut console = bench.console(&machine)?;
     let before = ledger(&mut console)?;
+    // In the life that it has then.
+    let done = |console: &mut Console| Words::of("one").wait(console, DONE, WORK);
     for (command, state) in [
         ("td create one", "paused"),
         ("td start one", "runnable"),
@@ -115,8 +120,7 @@ fn commands(bench: &mut Bench) -> Result<()> {
         let answer = console.succeed(command, WORK)?;
         ensure!(text(&answer, "state") == state, "{command}: {answer}");
     }
-    let is_done = |answer: &Value| text(answer, "output").contains("3 passed, 0 failed");
-    until(&mut console, "td console one", is_done)?;
+    done(&mut console)?;
     let shown = console.succeed("td show one", ANSWER)?;
     ensure!(
         shown["cpus"][0]["run_us"].as_u64() > Some(0)
@@ -127,7 +131,12 @@ fn commands(bench: &mut Bench) -> Result<()> {
     let shrunk = console.succeed("td shrink one 12M", WORK)?;
     ensure!(shrunk["taken"]["private_2m"] == 2, "{shrunk}");
     console.succeed("td reset one", WORK)?;
-    until(&mut console, "td console one", is_done)?;
+    done(&mut console)?;
+    let all = output(&mut console, "one", 0, ANSWER)?;
+    ensure!(
+        all.from == 0 && all.began > 0 && all.text.matches(DONE).count() == 2,
+        "what it said before the reset is gone: {all:?}"
+    );
 
     let refused = console.ask("td regs one", ANSWER)?;
     ensure!(
@@ -141,7 +150,7 @@ fn commands(bench: &mut Bench) -> Result<()> {
         text(answer, "state") == "reclaimed"
     })?;
     console.succeed("td start one", WORK)?;
-    until(&mut console, "td console one", is_done)?;
+    done(&mut console)?;
     let ended = console.succeed("td destroy --dynamic one", WORK)?;
     ensure!(text(&ended, "state") == "reclaimed", "{ended}");
     ensure!(

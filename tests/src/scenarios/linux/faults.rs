@@ -6,6 +6,7 @@ use super::shell::{PROMPT, Shell};
 use super::{BOOT, COMMAND, console, free_bytes, sound, start, td, wait};
 use crate::console::Console;
 use crate::scenarios::Bench;
+use crate::scenarios::stage::said;
 
 /// What goes wrong in a guest is shown on its console and by `td show`, and hurts nobody else.
 pub fn faults(bench: &mut Bench) -> Result<()> {
@@ -69,8 +70,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
 fn ends_with(bench: &mut Bench, console: &mut Console, name: &str, why: &str) -> Result<()> {
     let problem = wait_for_problem(console, name)?;
     ensure!(problem.contains(why), "{name}: {problem}");
-    let said = console.succeed(&format!("td console {name}"), COMMAND)?;
-    let said = said["output"].as_str().unwrap_or_default();
+    let said = said(console, name, COMMAND)?;
     ensure!(said.contains(why), "{name} has a console that says\n{said}");
     bench.note(format!("{name}: {problem}"));
     Ok(())

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::console::Console;
+use crate::scenarios::stage::{NOTHING, output};
 
 /// What the shell says when it waits.
 pub const PROMPT: &str = "td# ";
@@ -22,15 +23,15 @@ pub struct Shell<'a> {
 }
 
 impl<'a> Shell<'a> {
-    /// Watches a TD's console, from what it wrote lately on.
+    /// Watches a TD's console, from the begin of its present life on as far as that is kept.
     pub fn open(console: &'a mut Console, name: &str) -> Result<Self> {
-        Self::open_from(console, name, 0)
+        let began = output(console, name, NOTHING, SWITCH)?.began;
+        Self::open_from(console, name, began)
     }
 
     /// Watches the console of a TD that waits at its prompt, without what it wrote before.
     pub fn reopen(console: &'a mut Console, name: &str) -> Result<Self> {
-        let written = console.succeed(&format!("td console {name}"), SWITCH)?;
-        let next = written["next"].as_u64().context("where it goes on")?;
+        let next = output(console, name, NOTHING, SWITCH)?.next;
         let mut shell = Self::open_from(console, name, next)?;
         shell.type_line("")?;
         shell.wait_for_prompt(SWITCH)?;
