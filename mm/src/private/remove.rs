@@ -64,7 +64,7 @@ impl PrivateMap {
         &self,
         cpu: Cpu<'_, C, W, P>,
         range: Range<u64>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<Outcome, Error> {
         let until = range.end;
         self.remove_and_tidy(cpu, range, until, kick)
@@ -76,7 +76,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         range: Range<u64>,
         until: u64,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<Outcome, Error> {
         if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
             return Err(Error::BadRange);
@@ -105,7 +105,7 @@ impl PrivateMap {
     pub fn run_queued<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         while let Some(range) = self.stock.next_queued() {
             match self.remove(cpu, range.clone(), kick) {
@@ -170,19 +170,24 @@ impl PrivateMap {
 }
 
 /// One removal.
-struct Removal<'a, C, W, P: Pool, K> {
+struct Removal<'a, C, W, P: Pool> {
     map: &'a PrivateMap,
     cpu: Cpu<'a, C, W, P>,
     live: &'a Live,
-    kick: &'a K,
+    kick: &'a dyn Kick,
     home: Home<'a, P>,
     taken: Taken,
     /// The first thing that went wrong.
     end: Result<(), Error>,
 }
 
-impl<'a, C: SeamCall, W: Wait, P: Pool, K: Kick> Removal<'a, C, W, P, K> {
-    const fn new(map: &'a PrivateMap, cpu: Cpu<'a, C, W, P>, live: &'a Live, kick: &'a K) -> Self {
+impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
+    const fn new(
+        map: &'a PrivateMap,
+        cpu: Cpu<'a, C, W, P>,
+        live: &'a Live,
+        kick: &'a dyn Kick,
+    ) -> Self {
         Self {
             map,
             cpu,

@@ -32,7 +32,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         gpa: Gpa,
         size: PageSize,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         self.root
             .keyed(|live| self.demote_live(cpu, live, gpa, size, kick))
@@ -44,7 +44,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         size: PageSize,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         if !is_aligned(gpa, size) {
             return Err(Error::BadRange);
@@ -77,7 +77,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         leaf: Leaf,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Block, Result<(), Error>) {
         let was = leaf.was();
         let mut table = match Boxed::new(PageTable::new()) {
@@ -102,7 +102,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         leaf: Leaf,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Gib, Result<(), Error>) {
         let was = leaf.was();
         let mut directory = match Boxed::new(Directory::new()) {
@@ -127,7 +127,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         leaf: Leaf,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<Demoted, (Leaf, Error)> {
         let sept = match self.take_frame(cpu, PageSize::Size4K) {
             Ok(sept) => sept,
@@ -169,7 +169,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         leaf: Leaf,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Leaf, Result<(), Error>) {
         if !live.is_finalized() {
             return (leaf, Ok(()));
@@ -191,7 +191,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         since: Option<Epoch>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         match since {
             Some(since) if !self.tracker.is_tracked(since) => {
@@ -232,7 +232,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         gpa: Gpa,
         size: PageSize,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         if !is_aligned(gpa, size) {
             return Err(Error::BadRange);
@@ -275,7 +275,7 @@ impl PrivateMap {
         &self,
         cpu: Cpu<'_, C, W, P>,
         range: Range<u64>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<[u64; 3], Error> {
         if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
             return Err(Error::BadRange);
@@ -304,7 +304,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         mut table: Boxed<PageTable>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Block, Result<(), Error>) {
         let refuse = |table, error| (Entry::Table(table), Err(error));
         if !is_one_frame((0..ENTRIES).map(|at| table.page(at)), PageSize::Size2M) {
@@ -348,7 +348,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         mut directory: Boxed<Directory>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Gib, Result<(), Error>) {
         let refuse = |directory, error| (Entry::Table(directory), Err(error));
         let page = |at| match directory.entry(at) {
@@ -419,7 +419,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         level: Level,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<Option<Epoch>, (Option<Epoch>, Error)> {
         if !live.is_finalized() {
             return Ok(None);
@@ -485,7 +485,7 @@ impl PrivateMap {
         &self,
         cpu: Cpu<'_, C, W, P>,
         gpa: Gpa,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         self.root
             .keyed(|live| self.unblock_live(cpu, live, gpa, kick))
@@ -496,7 +496,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         gpa: Gpa,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         let pdpt = Place::pdpt(gpa);
         let uppers = [self.mirror.uppers.above(pdpt), Some(pdpt)];
@@ -538,7 +538,7 @@ impl PrivateMap {
         live: &Live,
         gpa: Gpa,
         entry: Entry<T>,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> (Entry<T>, Result<(), Error>)
     where
         Entry<T>: AtLevel,
@@ -563,7 +563,7 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         place: Place,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         let uppers = &self.mirror.uppers;
         let blocked = uppers.with(place, |upper| match core::mem::take(upper) {

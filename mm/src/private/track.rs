@@ -23,12 +23,6 @@ pub trait Kick {
     fn kick(&self) -> Result<(), NoAnswer>;
 }
 
-impl<K: Kick + ?Sized> Kick for &K {
-    fn kick(&self) -> Result<(), NoAnswer> {
-        (**self).kick()
-    }
-}
-
 /// For a TD none of whose vCPUs runs, because it is being built or is paused.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoneRuns;
@@ -87,7 +81,7 @@ impl Tracker {
         &self,
         tdh: &Tdh<'_, C, W>,
         live: &Live,
-        kick: &impl Kick,
+        kick: &dyn Kick,
     ) -> Result<(), Error> {
         // First the number, then the call: what was blocked by another CPU meanwhile has a later one.
         let round = self.next.fetch_add(1, SeqCst);
