@@ -1,16 +1,15 @@
 //! How long SEAMCALLs take: the host's own code, with a stopwatch around the instruction.
 //!
 //! A TD of its own is built, shrunk and ended again and again, by the same code as any TD. So what is measured is what the host
-//! does, in the order in which it does it; what it does for other TDs meanwhile is measured, too.
+//! does, in the order in which it does it; what it does for other TDs meanwhile is measured, too, but for how long they run.
+
+pub mod guest;
 
 use alloc::{string::String, vec::Vec};
 use core::ops::Range;
 
 use boot::config;
-use mm::{
-    private::{NoneRuns, Pool},
-    tdvf::{self, Entry, Kind, TAIL_BYTES},
-};
+use mm::private::{self, Kick, NoAnswer, NoneRuns, Pool, PrivateMap};
 use seam::{
     abi::{
         PAGE_2M, PAGE_4K, PageSize,
@@ -19,37 +18,37 @@ use seam::{
     address::{Gpa, Level},
 };
 
+use self::guest::{ACCEPTED, Entered, Wires};
 use crate::{
     console::host::seam::{LeafTime, SeamBench},
-    platform::{Platform, Samples},
-    td::{
-        end::Way,
-        error::Error,
-        host::{Host, NoRunner},
-        registry::Tds,
-    },
+    platform::{Platform, Running, Samples},
+    sync::IrqsOff,
+    td::{Td, end::Way, error::Error, host::Host, registry::Tds},
     time,
 };
 
 /// Lives of the TD that are measured at most, and the time after which no further one is begun.
 const MAX_ROUNDS: u32 = 100;
 const MAX_US: u64 = 10_000_000;
-/// Calls of each harmless leaf in a round.
+/// Calls of each harmless leaf in a round, and entries of a vCPU.
 const HARMLESS: usize = 8;
+const ENTRIES: usize = 32;
 
 /// The TD's memory, and what is left of it when it was shrunk.
 const MEMORY: u64 = 16 << 20;
 const SHRUNK: u64 = 8 << 20;
-/// A large page of it that is split, and pages of another that are taken one by one. (Putting pages together takes a guest
-/// that has accepted them.)
+const VCPUS: u16 = 2;
+/// A large page of it that is split, and pages of another that are taken one by one. A third, [`ACCEPTED`], is split and
+/// made whole again, which takes a guest that has accepted it.
 const SPLIT: u64 = 2 * PAGE_2M;
-const SMALL: Range<u64> = 3 * PAGE_2M..3 * PAGE_2M + 16 * PAGE_4K;
+const TAKEN_FROM: u64 = 3 * PAGE_2M;
+const TAKEN: Range<u64> = TAKEN_FROM..TAKEN_FROM + 16 * PAGE_4K;
 
 /// Measures, with an HKID and memory that no other TD was promised.
 ///
 /// # Errors
 /// One sentence: why nothing could be measured.
-pub fn run<P: Platform>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
+pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     let host = tds.host();
     let free = host.platform.pool().free_bytes();
     if free.saturating_sub(tds.promised()) < 2 * MEMORY {
@@ -58,7 +57,8 @@ pub fn run<P: Platform>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
             (2 * MEMORY) >> 20
         ));
     }
-    let image = image();
+    let image = guest::image();
+    let wires = Wires::new(host.platform, VCPUS);
     let scratch = Tds::new(
         Host {
             platform: host.platform,
@@ -69,7 +69,7 @@ pub fn run<P: Platform>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
             global_hkid: host.global_hkid,
             clearing: host.clearing,
             stop_us: host.stop_us,
-            runner: &NoRunner,
+            runner: &wires,
         },
         Vec::from([(config(), Some(&*image))]),
     );
@@ -89,30 +89,49 @@ pub fn run<P: Platform>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
 }
 
 /// Lives of the one TD: how many, and what went wrong.
-fn lives<P: Platform>(tds: &Tds<'_, P>) -> (u32, Option<String>) {
+fn lives<P: Running>(tds: &Tds<'_, P>) -> (u32, Option<String>) {
     let platform = tds.host().platform;
     let start = platform.now_us();
     let mut rounds = 0;
+    // A guest that does not run once is not tried again; everything else can be measured without it.
+    let mut guest = Ok(());
     while rounds < MAX_ROUNDS && platform.now_us() - start < MAX_US {
-        let lived = live(tds);
+        let lived = live(tds, &mut guest);
         // Whatever came of it: nothing of it stays.
-        let ended = tds.destroy(1, Way::Terminate);
-        if let Err(error) = lived.and(ended.map(drop)) {
+        let ended = tds.destroy(1, Way::Terminate).map(drop);
+        if ended.is_err() {
+            // It got stuck, or it is as it was. What does not come back now stays in quarantine.
+            _ = tds.retry(1);
+            _ = tds.destroy(1, Way::Terminate);
+        }
+        if let Err(error) = lived.and(ended) {
             return (rounds, Some(alloc::format!("{error}")));
         }
         rounds += 1;
     }
-    (rounds, None)
+    (rounds, guest.err().map(|error| alloc::format!("{error}")))
 }
 
-/// A life in which every leaf is called that a host needs.
-fn live<P: Platform>(tds: &Tds<'_, P>) -> Result<(), Error> {
+/// A life in which every leaf is called that a host needs, with those that take a guest as long as there is one.
+fn live<P: Running>(tds: &Tds<'_, P>, guest: &mut Result<(), Error>) -> Result<(), Error> {
     let td = tds.create(1)?;
-    // Nobody runs it; but what looks at a vCPU wants it to be runnable.
+    // What looks at a vCPU wants it to be runnable.
     tds.resume(1)?;
-    let platform = tds.host().platform;
-    let tdh = platform.tdh();
+    let host = tds.host();
     let map = td.map().ok_or(Error::NoHeap)?;
+    read(host, &td, map)?;
+    change(host, map)?;
+    if guest.is_ok() {
+        *guest = enter(host, &td).and_then(|()| make_whole(host, map));
+    }
+    tds.shrink(1, SHRUNK)?;
+    Ok(())
+}
+
+/// What changes nothing.
+fn read<P: Platform>(host: &Host<'_, P>, td: &Td, map: &PrivateMap) -> Result<(), Error> {
+    let platform = host.platform;
+    let tdh = platform.tdh();
     for _ in 0..HARMLESS {
         tdh.sys_rd(sys::TDX_FEATURES0.id)?;
         map.keyed(|tdr| Ok(tdh.mng_rd(tdr, td_field::ATTRIBUTES.id)?))?;
@@ -124,39 +143,68 @@ fn live<P: Platform>(tds: &Tds<'_, P>) -> Result<(), Error> {
             vp::VCPU_STATE_DETAILS.id,
         )?;
     }
-    tds.host().with_cpu(|cpu| {
-        map.demote(cpu, Gpa(SPLIT), PageSize::Size2M, &NoneRuns)?;
-        map.remove(cpu, SMALL, &NoneRuns)
-    })?;
-    tds.shrink(1, SHRUNK)?;
     Ok(())
+}
+
+/// Splits pages, unblocks what was blocked for nothing, and takes pages one by one.
+fn change<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), Error> {
+    host.with_cpu(|cpu| {
+        given_up(map.demote(cpu, Gpa(SPLIT), PageSize::Size2M, &Unheard))?;
+        map.unblock(cpu, Gpa(SPLIT), &NoneRuns)?;
+        map.demote(cpu, Gpa(SPLIT), PageSize::Size2M, &NoneRuns)?;
+        map.demote(cpu, Gpa(TAKEN_FROM), PageSize::Size2M, &NoneRuns)?;
+        given_up(map.remove(cpu, TAKEN, &Unheard))?;
+        for gpa in TAKEN.step_by(PAGE_4K as usize) {
+            map.unblock(cpu, Gpa(gpa), &NoneRuns)?;
+        }
+        map.remove(cpu, TAKEN, &NoneRuns)?;
+        Ok(())
+    })
+}
+
+/// Lets the first vCPU run, from call to call.
+fn enter<P: Running>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
+    let _off = IrqsOff::new();
+    let held = td.hold(host.platform, 0).map_err(Error::Vcpu)?;
+    Entered::begin(host.platform, held)?.measure(ENTRIES)
+}
+
+/// Splits the page that the guest has accepted, and makes it whole.
+fn make_whole<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), Error> {
+    host.with_cpu(|cpu| {
+        map.demote(cpu, Gpa(ACCEPTED), PageSize::Size2M, &NoneRuns)?;
+        map.promote(cpu, Gpa(ACCEPTED), PageSize::Size2M, &NoneRuns)?;
+        Ok(())
+    })
+}
+
+/// Vcpus that do not leave the guest: what was blocked before they were told stays so, and is to be unblocked. (In truth
+/// none is in the guest.)
+struct Unheard;
+
+impl Kick for Unheard {
+    fn kick(&self) -> Result<(), NoAnswer> {
+        Err(NoAnswer { cpu: u32::MAX })
+    }
+}
+
+/// What was tried with [`Unheard`] was given up for no other reason.
+fn given_up<T>(tried: Result<T, private::Error>) -> Result<(), private::Error> {
+    match tried {
+        Ok(_) | Err(private::Error::NoAnswer(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// A configuration as an operator would write it.
 fn config() -> config::Td {
     let text = alloc::format!(
-        "[[file]]\nname = \"scratch\"\npath = \"scratch\"\n[[td]]\nname = \"seam-bench\"\nimage = \"scratch\"\nvcpus = 2\n\
+        "[[file]]\nname = \"scratch\"\npath = \"scratch\"\n[[td]]\nname = \"seam-bench\"\nimage = \"scratch\"\nvcpus = {VCPUS}\n\
          memory = \"{}M\"\npopulate = \"start\"\n",
         MEMORY >> 20
     );
     let mut tds = config::parse(text.as_bytes()).map_or_else(|_| Vec::new(), |config| config.td);
     tds.pop().expect("the text names one TD")
-}
-
-/// An image of a few pages that halts if it is ever run.
-fn image() -> Vec<u8> {
-    const HLT: u8 = 0xF4;
-    const BYTES: u32 = 8 * PAGE_4K as u32;
-    let firmware = Entry {
-        data: 0..BYTES,
-        gpa: (1 << 32) - u64::from(BYTES),
-        bytes: BYTES.into(),
-        kind: Kind::Bfv as u32,
-        attributes: 1,
-    };
-    let metadata = tdvf::metadata_bytes(1);
-    let content = alloc::vec![HLT; BYTES as usize - metadata - TAIL_BYTES];
-    tdvf::write(&content, &[firmware], &[HLT; TAIL_BYTES])
 }
 
 fn time(samples: Samples) -> Option<LeafTime> {

@@ -1,14 +1,19 @@
 //! A stopwatch for SEAMCALLs: while somebody measures, each call's ticks are kept, by leaf. Otherwise it costs a look at a flag.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use seam::{
     abi::{Gprs, Leaf, PageSize, Status},
+    address::Hpa,
     call::Fault,
 };
+use vcpu::exit::Exit;
 
-use crate::{sync::IrqLock, time};
+use crate::{sync::IrqLock, td::memory::SHARED, time};
+
+/// No vCPU.
+const NONE: u64 = u64::MAX;
 
 /// Calls of a leaf that are kept; those that come later are not.
 const MAX_SAMPLES: usize = 4096;
@@ -16,6 +21,8 @@ const MAX_SAMPLES: usize = 4096;
 /// The stopwatch of a machine.
 pub struct Stopwatch {
     is_on: AtomicBool,
+    /// The root page of the vCPU whose entries are measured, too.
+    entered: AtomicU64,
     samples: IrqLock<Vec<Samples>>,
 }
 
@@ -36,6 +43,7 @@ impl Stopwatch {
     pub const fn new() -> Self {
         Self {
             is_on: AtomicBool::new(false),
+            entered: AtomicU64::new(NONE),
             samples: IrqLock::new(Vec::new()),
         }
     }
@@ -74,11 +82,27 @@ impl Stopwatch {
         Some((result, core::mem::take(&mut *self.samples.lock())))
     }
 
+    /// Measures entries of this vCPU, too, during `work`: those that come back with a TDG.VP.VMCALL. How long others run is
+    /// their own business.
+    pub fn with_entries_of<R>(&self, tdvpr: Hpa, work: impl FnOnce() -> R) -> R {
+        self.entered.store(tdvpr.0, Relaxed);
+        let result = work();
+        self.entered.store(NONE, Relaxed);
+        result
+    }
+
     #[cold]
     fn keep(&self, before: &Gprs, after: &Gprs, ticks: u64) {
-        // How long a TD runs is its own business.
-        let leaf = Leaf::from_number(before.rax as u16).filter(|leaf| *leaf != Leaf::VpEnter);
-        let Some(leaf) = leaf.filter(|_| !Status(after.rax).is_error()) else {
+        let status = Status(after.rax);
+        let leaf = Leaf::from_number(before.rax as u16).filter(|_| !status.is_error());
+        let leaf = leaf.filter(|leaf| match leaf {
+            Leaf::VpEnter => {
+                before.rcx == self.entered.load(Relaxed)
+                    && Exit::decode(status, after, SHARED) == Exit::Call
+            }
+            _ => true,
+        });
+        let Some(leaf) = leaf else {
             return;
         };
         let size = size(leaf, before, after);

@@ -241,66 +241,6 @@ fn an_end_that_gets_stuck_is_told_and_goes_on_by_td_retry() {
 }
 
 #[test]
-fn seam_bench_measures_every_leaf_of_a_td_s_life_and_leaves_nothing() {
-    let server = Server::new("");
-    let tds = server.tds(ONE);
-    let mut operator = Operator::new(&tds);
-    let bench = operator.succeed("seam bench");
-    assert_eq!(bench["problem"], Value::Null);
-    let times = bench["leafs"].as_array().unwrap();
-    let names: Vec<_> = times
-        .iter()
-        .map(|time| time["leaf"].as_str().unwrap())
-        .collect();
-    for leaf in [
-        Leaf::MngCreate,
-        Leaf::MngKeyConfig,
-        Leaf::MngAddcx,
-        Leaf::MngInit,
-        Leaf::MngRd,
-        Leaf::MngVpflushdone,
-        Leaf::MngKeyFreeid,
-        Leaf::MemSeptAdd,
-        Leaf::MemSeptRd,
-        Leaf::MemPageAdd,
-        Leaf::MemPageAug,
-        Leaf::MemPageDemote,
-        Leaf::MemPageRemove,
-        Leaf::MemRangeBlock,
-        Leaf::MemTrack,
-        Leaf::MrExtend,
-        Leaf::MrFinalize,
-        Leaf::VpCreate,
-        Leaf::VpAddcx,
-        Leaf::VpInit,
-        Leaf::VpRd,
-        Leaf::VpFlush,
-        Leaf::SysRd,
-        Leaf::PhymemPageRdmd,
-        Leaf::PhymemCacheWb,
-        Leaf::PhymemPageReclaim,
-        Leaf::PhymemPageWbinvd,
-    ] {
-        assert!(names.contains(&leaf.name()), "{}: {names:?}", leaf.name());
-    }
-    let sizes = |leaf: Leaf| -> Vec<_> {
-        let of_leaf = times.iter().filter(|time| time["leaf"] == leaf.name());
-        of_leaf
-            .map(|time| time["page_bytes"].as_u64().unwrap())
-            .collect()
-    };
-    assert_eq!(sizes(Leaf::PhymemPageReclaim), [4 << 10, 2 << 20]);
-    for time in times {
-        let of = |key: &str| time[key].as_u64().unwrap();
-        assert!(
-            0 < of("min") && of("min") <= of("median") && of("median") <= of("p99"),
-            "{time}"
-        );
-    }
-    server.assert_spotless();
-}
-
-#[test]
 fn people_see_tables() {
     let server = Server::new("");
     let tds = server.tds(FULL);

@@ -13,4 +13,5 @@ mod operator;
 mod rig;
 mod rules;
 mod run;
+mod seam_bench;
 mod short;

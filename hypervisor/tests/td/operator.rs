@@ -6,7 +6,7 @@ use hypervisor::console::host::{
 };
 use hypervisor::machine::desk::{Desk, NoVitals};
 use hypervisor::machine::{bench, seam as counts};
-use hypervisor::platform::Platform;
+use hypervisor::platform::Running;
 use hypervisor::td::registry::Tds;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ pub struct Operator<'a, 'h, P> {
 /// The host.
 struct Of<'a, 'h, P>(&'a Tds<'h, P>);
 
-impl<'a, 'h, P: Platform> Operator<'a, 'h, P> {
+impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     pub fn new(tds: &'a Tds<'h, P>) -> Self {
         let mut operator = Self {
             console: Console::new(),
@@ -65,7 +65,7 @@ impl<'a, 'h, P: Platform> Operator<'a, 'h, P> {
     }
 }
 
-impl<P: Platform> Host for Of<'_, '_, P> {
+impl<P: Running> Host for Of<'_, '_, P> {
     fn build(&self) -> Build {
         Build {
             version: String::new(),

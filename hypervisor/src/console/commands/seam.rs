@@ -25,8 +25,9 @@ pub const COMMANDS: &[Command] = &[
         args: &[],
         summary: "Measure how long each SEAMCALL takes",
         help: "Minimum, median and 99th percentile in ticks of the time-stamp counter, on harmless leafs and on a TD of its \
-               own that is built, shrunk and ended again and again. It needs an HKID and some 20 MiB of memory, and gives \
-               them back. Leafs whose time depends on the size of a page have a line for each.",
+               own that is built, run, shrunk and ended again and again. It needs an HKID and some 20 MiB of memory, and gives \
+               them back. Leafs whose time depends on the size of a page have a line for each. TDH.VP.ENTER is a whole round: \
+               into a guest that does nothing but TDG.VP.VMCALL, and back.",
         run: |context, _| {
             context
                 .host
