@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use hypervisor::td::end::{Ended, Way, reclaim_step};
 use hypervisor::td::error::Error;
@@ -47,6 +48,7 @@ fn rule_1_terminating_is_entered_once_and_no_vcpu_is_used_from_then_on() {
 /// A vCPU that stays in the guest until its CPU is interrupted.
 #[test]
 fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
+    const LEAVING: Duration = Duration::from_millis(20);
     let server = Server::new("");
     let tds = server.tds(ONE);
     tds.start(1).unwrap();
@@ -65,6 +67,8 @@ fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
                     break;
                 }
             }
+            // The CPU has answered, and still has the vCPU for a moment: an answer alone is no reason to go on.
+            std::thread::sleep(LEAVING);
         })
     };
     while one.vcpus().user(1) != Some(1) {
