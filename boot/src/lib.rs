@@ -20,6 +20,7 @@ pub mod paging;
 pub mod pe;
 #[cfg(feature = "rt")]
 pub mod rt;
+mod xmm;
 
 #[cfg(feature = "loader")]
 pub use info::{BootInfo, File, Region, RegionKind, Source};

@@ -100,8 +100,7 @@ unsafe extern "sysv64" fn stubs() {
     )
 }
 
-/// Saves what Rust code may change, calls [`handle`], and returns to what was interrupted. Of the extended state that is
-/// XMM registers and MXCSR alone, and so it is for every interrupt cheaper than FXSAVE with FXRSTOR.
+/// Saves what Rust code may change, calls [`handle`], and returns to what was interrupted.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn common() {
     naked_asm!(
@@ -123,45 +122,7 @@ unsafe extern "sysv64" fn common() {
         "cld",
         "mov rdi, rsp",
         "mov rbx, rsp",
-        "sub rsp, 272",
-        "and rsp, -16",
-        "movaps [rsp + 0], xmm0",
-        "movaps [rsp + 16], xmm1",
-        "movaps [rsp + 32], xmm2",
-        "movaps [rsp + 48], xmm3",
-        "movaps [rsp + 64], xmm4",
-        "movaps [rsp + 80], xmm5",
-        "movaps [rsp + 96], xmm6",
-        "movaps [rsp + 112], xmm7",
-        "movaps [rsp + 128], xmm8",
-        "movaps [rsp + 144], xmm9",
-        "movaps [rsp + 160], xmm10",
-        "movaps [rsp + 176], xmm11",
-        "movaps [rsp + 192], xmm12",
-        "movaps [rsp + 208], xmm13",
-        "movaps [rsp + 224], xmm14",
-        "movaps [rsp + 240], xmm15",
-        "stmxcsr [rsp + 256]",
-        "mov dword ptr [rsp + 260], 0x1F80",
-        "ldmxcsr [rsp + 260]",
-        "call {handle}",
-        "ldmxcsr [rsp + 256]",
-        "movaps xmm0, [rsp + 0]",
-        "movaps xmm1, [rsp + 16]",
-        "movaps xmm2, [rsp + 32]",
-        "movaps xmm3, [rsp + 48]",
-        "movaps xmm4, [rsp + 64]",
-        "movaps xmm5, [rsp + 80]",
-        "movaps xmm6, [rsp + 96]",
-        "movaps xmm7, [rsp + 112]",
-        "movaps xmm8, [rsp + 128]",
-        "movaps xmm9, [rsp + 144]",
-        "movaps xmm10, [rsp + 160]",
-        "movaps xmm11, [rsp + 176]",
-        "movaps xmm12, [rsp + 192]",
-        "movaps xmm13, [rsp + 208]",
-        "movaps xmm14, [rsp + 224]",
-        "movaps xmm15, [rsp + 240]",
+        boot::with_xmm_kept!("call {handle}"),
         "mov rsp, rbx",
         "pop r15",
         "pop r14",
