@@ -7,7 +7,9 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use seam::abi::Gprs;
+use seam::abi::{Gprs, Leaf};
+
+use crate::td::TDCALL;
 
 /// Exception vectors, as [`Outcome`] has them.
 pub const UD: u64 = 6;
@@ -350,6 +352,49 @@ unsafe extern "C" fn raw_seamcall_all(registers: *mut Gprs) -> u64 {
     )
 }
 
+/// The loop of [`enter_often`]: what it needs is on its stack, for a SEAMCALL leaves nothing else.
+#[unsafe(naked)]
+unsafe extern "C" fn raw_enter_often(tdvpr: u64, times: u64, first: u64) -> u64 {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "push rdi",
+        "push rdx",
+        "push rsi",
+        "lea rax, [rip + 9f]",
+        "mov [rip + {recovery}], rax",
+        "2:",
+        "mov eax, {leaf}",
+        "mov rcx, [rsp + 16]",
+        "xor r10d, r10d",
+        ".byte 0x66, 0x0f, 0x01, 0xcf",
+        "cmp rax, {tdcall}",
+        "jne 9f",
+        "cmp r12, [rsp + 8]",
+        "jne 9f",
+        "inc qword ptr [rsp + 8]",
+        "dec qword ptr [rsp]",
+        "jnz 2b",
+        "9:",
+        "pop rax",
+        "add rsp, 16",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        recovery = sym RECOVERY,
+        leaf = const Leaf::VpEnter as u64,
+        tdcall = const TDCALL,
+    )
+}
+
 type Raw = unsafe extern "C" fn(u64, u64, *mut u64) -> u64;
 
 fn run(raw: Raw, a: u64, b: u64, out: &mut [u64]) -> Result<(), u64> {
@@ -476,6 +521,13 @@ pub fn seamcall_all(registers: &mut Gprs) -> Result<(), u64> {
         0 => Ok(()),
         vector => Err(vector),
     }
+}
+
+/// Enters the vCPU at `tdvpr` so many times, with as little as can be between two entries: how many are left when an exit
+/// is no TDVMCALL that says the next number from `first` on in R12; zero if none was.
+pub fn enter_often(tdvpr: u64, times: u64, first: u64) -> u64 {
+    // SAFETY: as for `seamcall_all`.
+    unsafe { raw_enter_often(tdvpr, times, first) }
 }
 
 /// A counter's value.

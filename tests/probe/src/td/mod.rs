@@ -8,7 +8,7 @@ use seam::abi::metadata::{FieldId, vmcs};
 use seam::abi::{Gprs, Leaf, Status, TDCS_PAGES, TDVPS_PAGES, TdParams};
 use zerocopy::FromZeros;
 
-use crate::attempt::{seamcall_all, write};
+use crate::attempt::{enter_often, seamcall_all, write};
 use crate::tdx::{FAULT, call, first_hkid, free_hkid, pages, put, succeed};
 use crate::team::Team;
 use crate::{Check, Failure, expect};
@@ -182,6 +182,12 @@ impl Td {
     /// Enters vCPU `number` on this processor with what the last TDVMCALL returns.
     pub fn enter(&self, number: usize) -> Exit {
         enter(self.vcpus[number], 0)
+    }
+
+    /// Enters vCPU `number`, whose guest counts by TDVMCALLs, so many times.
+    pub fn hear_count(&self, number: usize, times: u64) -> Check {
+        let left = enter_often(self.vcpus[number], times, 1);
+        expect("entries that did not end as they should", left, 0)
     }
 
     /// Enters vCPU `number` and expects it to say `expected` by a TDVMCALL.
