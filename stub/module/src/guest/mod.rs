@@ -199,6 +199,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         let exit = TdExit::success(full).qualified(qualification);
         let is_debug = self.has_attribute(attributes::DEBUG);
         if self.tdr.is_fatal() {
+            core::hint::cold_path();
             let status = Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(full);
             return Err(TdExit {
                 status,
@@ -224,6 +225,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
         let vectoring = vcpu.vmcs(Field::IDT_VECTORING);
         if vectoring >> 31 & 1 != 0 {
+            core::hint::cold_path();
             let expected = matches!(
                 full & 0xFFFF,
                 reason::TASK_SWITCH | reason::EPT_VIOLATION | reason::EPT_MISCONFIGURATION
@@ -247,6 +249,13 @@ impl<'m, M: Machine> Inside<'m, M> {
                 false
             }
         };
+        self.go_on(interrupted)
+    }
+
+    /// After an exit that was dealt with: the guest goes on behind the instruction, unless an event is to be delivered or it
+    /// was `interrupted`.
+    #[inline(never)]
+    fn go_on(&mut self, interrupted: bool) -> Result<(), Stop> {
         if !self.has_event() && !interrupted {
             self.ask_for_nmi_window();
             self.advance()?;

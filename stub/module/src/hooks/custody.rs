@@ -22,6 +22,7 @@ pub(crate) const fn pattern(hkid: u32) -> u64 {
 
 /// The first uncleared page among those that a call gives to the module, if it succeeds, and the HKID whose pattern it
 /// holds.
+#[inline(never)]
 pub(crate) fn uncleared<M: Machine>(
     cx: Call<'_, M>,
     leaf: Leaf,
@@ -114,9 +115,13 @@ impl Module {
 
 /// Puts on record that a vCPU of a TD without key was to be entered, if that is why the call failed.
 pub(crate) fn check_stale_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64, status: Status) {
-    if status.code() != Status::TD_KEYS_NOT_CONFIGURED {
-        return;
+    if status.code() == Status::TD_KEYS_NOT_CONFIGURED {
+        check_key(cx, tdvpr);
     }
+}
+
+#[inline(never)]
+fn check_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64) {
     let tdvpr = cx.machine.platform().without_keyid(tdvpr) & !(PAGE_4K - 1);
     let Some(pamt) = Pamt::of(cx.module, tdvpr) else {
         return;

@@ -14,8 +14,9 @@ use crate::field::Structure;
 use crate::td::Tdvps;
 use crate::{Machine, PageWords};
 
-/// Pages of a TDVPS that belong to the vCPU itself; more are for nested VMs.
-pub const VCPU_PAGES: usize = 6;
+/// Pages of a TDVPS that hold the vCPU's state: its own, the VMCS, the virtual APIC, and the first one of extended state.
+/// Those behind have room for AMX, which no vCPU has here, and for nested VMs.
+pub const VCPU_PAGES: usize = 4;
 
 /// Numbers of the general-purpose registers, as instructions encode them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,9 +118,8 @@ impl<'m> Vcpu<'m> {
 
     /// The vCPU of a TDVPS that has its pages.
     pub(crate) fn of<M: Machine>(machine: &'m M, tdvps: &Tdvps<'m, M>) -> Self {
-        Self::new(core::array::from_fn(|index| {
-            machine.page(tdvps.page_pa(index as u32))
-        }))
+        let page = |index| machine.page(tdvps.page_pa(index));
+        Self::new([page(0), page(1), page(2), page(3)])
     }
 
     /// XFAM: the extended state that the vCPU has.
@@ -132,9 +132,9 @@ impl<'m> Vcpu<'m> {
         self.pages[Self::VAPIC_PAGE]
     }
 
-    /// The pages of the extended-state area, which has the format of XSAVES.
-    pub fn xbuff(&self) -> &[&'m PageWords] {
-        &self.pages[Self::XBUFF_PAGE..]
+    /// The first page of the extended-state area, which has the format of XSAVES.
+    pub const fn xbuff(&self) -> &'m PageWords {
+        self.pages[Self::XBUFF_PAGE]
     }
 
     const fn at(&self, offset: usize) -> &'m AtomicU64 {
@@ -169,8 +169,10 @@ impl<'m> Vcpu<'m> {
 
     /// Reads all general-purpose registers.
     pub fn gprs(&self) -> [u64; 16] {
-        let mut values = core::array::from_fn(|number| self.at(Self::GPRS + number * 8))
-            .map(|word| word.load(Ordering::Relaxed));
+        let mut values = [0; 16];
+        for (number, value) in values.iter_mut().enumerate() {
+            *value = self.at(Self::GPRS + number * 8).load(Ordering::Relaxed);
+        }
         values[Gpr::Rsp as usize] = self.vmcs(Field::RSP);
         values
     }

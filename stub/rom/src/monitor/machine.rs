@@ -14,7 +14,7 @@ use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
 
 use super::lp::Lp;
 use super::smp::Hardware;
-use super::td::{self, Td};
+use super::td::Td;
 use super::world::{self, World};
 use crate::cpu;
 use crate::memory::{self, PAGE};
@@ -76,7 +76,7 @@ impl<'a> SeamCpu<'a> {
         if let Some(td) = &mut td
             && core::mem::take(&mut td.ran)
         {
-            td::scrub();
+            td.scrub();
         }
         td
     }

@@ -101,6 +101,12 @@ impl<M: Machine> Inside<'_, M> {
             vcpu.set(fields::HP_LOCK_BUSY, 0);
             return Ok(status);
         }
+        self.stand_back(status)
+    }
+
+    #[inline(never)]
+    fn stand_back(&self, status: Status) -> Result<Status, Stop> {
+        let vcpu = &self.vcpu;
         let busy = Status::OPERAND_BUSY.with_detail(status.detail());
         let now = self.cx.machine.rdtsc(self.cx.lp);
         if vcpu.get(fields::HP_LOCK_BUSY) == 0 {

@@ -33,11 +33,20 @@ pub fn handle(lp: &mut Lp) {
     lp.vmcb.tlb_control = 0;
     let code = lp.vmcb.exit_code;
     match code {
+        exit::EXCEPTION..=exit::LAST_EXCEPTION => exception(lp, (code - exit::EXCEPTION) as u32),
+        exit::CPUID => cpuid(lp),
+        _ => handle_other(lp, code),
+    }
+    smp::check_mailbox(lp);
+    deliver_nmi(lp);
+}
+
+#[inline(never)]
+fn handle_other(lp: &mut Lp, code: u64) {
+    match code {
         exit::CR4_WRITE => cr::write_cr4(lp),
         exit::MSR => msr::exit(lp),
-        exit::CPUID => cpuid(lp),
         exit::NPF => npf::exit(lp),
-        exit::EXCEPTION..=exit::LAST_EXCEPTION => exception(lp, (code - exit::EXCEPTION) as u32),
         exit::NMI => {
             lp.vmcb.redeliver();
             smp::nmi(lp);
@@ -55,8 +64,6 @@ pub fn handle(lp: &mut Lp) {
         exit::SHUTDOWN => shutdown(lp),
         _ => panic::stop(format_args!("unexpected exit")),
     }
-    smp::check_mailbox(lp);
-    deliver_nmi(lp);
 }
 
 /// A fault in the software's own fault handling: reported, then the machine is reset, as hardware does.
@@ -82,10 +89,18 @@ fn cpuid(lp: &mut Lp) {
 }
 
 fn exception(lp: &mut Lp, number: u32) {
+    if number == vector::UD && lp.step.is_none() {
+        ud::exit(lp);
+    } else {
+        other_exception(lp, number);
+    }
+}
+
+#[inline(never)]
+fn other_exception(lp: &mut Lp, number: u32) {
     match number {
         vector::PF if npf::keyid_alias(lp) => {}
         _ if lp.step.is_some() => step::end(lp, number),
-        vector::UD => ud::exit(lp),
         vector::PF => {
             let (code, va) = (lp.vmcb.exit_info1 as u32, lp.vmcb.exit_info2);
             lp.inject(Fault::Page { va, code });

@@ -124,6 +124,16 @@ impl Td {
         }
         self.vmcb.event_injection = 0;
         match code {
+            exit::EXCEPTION..=exit::LAST_EXCEPTION => {
+                self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
+            }
+            _ => self.exited_otherwise(machine, vcpu, code),
+        }
+    }
+
+    #[inline(never)]
+    fn exited_otherwise(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, code: u64) -> Next {
+        match code {
             exit::INTR => self.external_interrupt(machine, vcpu),
             exit::NMI => self.nmi(machine),
             exit::NPF => self.nested_page_fault(machine, vcpu),
@@ -134,9 +144,6 @@ impl Td {
             exit::WBINVD => Next::Exit(self.write_back(machine, vcpu)),
             exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
             exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
-            exit::EXCEPTION..=exit::LAST_EXCEPTION => {
-                self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
-            }
             exit::INVALID => self.entry_failed(),
             _ => match instruction(code) {
                 Some(reason) => Next::Exit(VmExit::by(reason, self.length(machine, vcpu))),
@@ -203,13 +210,20 @@ impl Td {
     }
 
     fn exception(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, number: u32) -> Next {
+        if number == vector::UD
+            && let Some(next) = self.unknown_instruction(machine, vcpu)
+        {
+            return next;
+        }
+        self.true_exception(vcpu, number)
+    }
+
+    /// An exception that would be one on hardware, too.
+    #[inline(never)]
+    fn true_exception(&mut self, vcpu: &Vcpu<'_>, number: u32) -> Next {
         let wanted = vcpu.vmcs(Field::EXCEPTION_BITMAP) >> number & 1 != 0;
-        if number == vector::UD {
-            match self.unknown_instruction(machine, vcpu) {
-                Some(next) => return next,
-                None if !wanted => return self.raise(vector::UD, None),
-                None => {}
-            }
+        if number == vector::UD && !wanted {
+            return self.raise(vector::UD, None);
         }
         const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21;
         let (error, address) = (self.vmcb.exit_info1, self.vmcb.exit_info2);

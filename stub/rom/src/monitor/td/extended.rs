@@ -9,9 +9,9 @@
 #![expect(unsafe_code, reason = "extended state and debug registers")]
 
 use core::arch::asm;
+use core::hint::cold_path;
 use core::sync::atomic::Ordering::Relaxed;
 
-use spin::Once;
 use stub_module::PageWords;
 use stub_module::vcpu::{Held, Vcpu};
 
@@ -45,12 +45,9 @@ const MXCSR_INITIAL: u64 = 0x1F80;
 const DEBUG_ADDRESSES: [Held; 4] = [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3];
 
 /// What this machine's XCR0 can have.
-fn supported() -> u64 {
-    static XCR0: Once<u64> = Once::new();
-    *XCR0.call_once(|| {
-        let [low, _, _, high] = cpu::cpuid(0xD, 0);
-        u64::from(high) << 32 | u64::from(low)
-    })
+pub(super) fn supported() -> u64 {
+    let [low, _, _, high] = cpu::cpuid(0xD, 0);
+    u64::from(high) << 32 | u64::from(low)
 }
 
 /// An XSAVE area in which nothing is but the initial state.
@@ -67,6 +64,7 @@ static INITIAL: Initial = Initial({
 /// Gives the guest this IA32_TSC_AUX.
 pub(super) fn set_tsc_aux(value: u64) {
     if cpu::rdmsr(TSC_AUX) != value {
+        cold_path();
         // SAFETY: RDTSCP and RDPID alone read it.
         unsafe { cpu::wrmsr(TSC_AUX, value) };
     }
@@ -76,6 +74,7 @@ fn set_xcr0(value: u64) {
     if xcr0() == value {
         return;
     }
+    cold_path();
     // SAFETY: the monitor's CR4 has OSXSAVE, and the value is one that the processor accepts: bits of its own, x87 among
     // them, AVX not without SSE.
     unsafe {
@@ -106,6 +105,7 @@ fn set_debug_addresses(addresses: [u64; 4]) {
     if debug_addresses() == addresses {
         return;
     }
+    cold_path();
     let [dr0, dr1, dr2, dr3] = addresses;
     // SAFETY: the monitor uses no breakpoints; the DR7 of a guest says which of these it has enabled.
     unsafe {
@@ -205,12 +205,12 @@ fn reset_x87() {
     }
 }
 
-/// The components of the vCPU's extended state that this machine has.
-fn components(vcpu: &Vcpu<'_>) -> u64 {
-    vcpu.xfam() & supported() | X87 | SSE
-}
-
 impl Td {
+    /// The components of the vCPU's extended state that this machine has.
+    fn components(&self, vcpu: &Vcpu<'_>) -> u64 {
+        vcpu.xfam() & self.supported | X87 | SSE
+    }
+
     /// Loads the guest's extended state.
     pub(super) fn load_extended(&mut self, vcpu: &Vcpu<'_>) {
         set_debug_addresses(DEBUG_ADDRESSES.map(|register| vcpu.held(register)));
@@ -218,12 +218,12 @@ impl Td {
         for (index, xmm) in self.xmm.iter_mut().enumerate() {
             *xmm = vcpu.xmm(index);
         }
-        let (area, components) = (vcpu.xbuff()[0], components(vcpu));
+        let (area, components) = (vcpu.xbuff(), self.components(vcpu));
         let present = area[XSTATE_BV].load(Relaxed);
-        set_xcr0(supported());
+        set_xcr0(self.supported);
         if present & components & AVX != 0 {
             load_upper_halves(area);
-        } else if supported() & AVX != 0 {
+        } else if self.supported & AVX != 0 {
             clear_upper_halves();
         }
         let mxcsr = match present & SSE {
@@ -251,10 +251,10 @@ impl Td {
         for (register, value) in DEBUG_ADDRESSES.into_iter().zip(debug_addresses()) {
             vcpu.set_held(register, value);
         }
-        let (area, components) = (vcpu.xbuff()[0], components(vcpu));
+        let (area, components) = (vcpu.xbuff(), self.components(vcpu));
         // TCG has no intercept for XSETBV. What the guest could load that the TD does not have is gone with this.
         vcpu.set_held(Held::Xcr0, xcr0() & components | X87);
-        set_xcr0(supported());
+        set_xcr0(self.supported);
         let at: *const u64 = area.as_ptr().cast();
         let others = components & !BY_REGISTER;
         // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a
@@ -271,14 +271,14 @@ impl Td {
         }
         area[XSTATE_BV].fetch_or(components & BY_REGISTER, Relaxed);
     }
-}
 
-/// Puts the extended state of the components that TDs can have into its initial state, so that nothing of a TD's is left
-/// for the host. XCR0 has all of them then.
-pub fn scrub() {
-    set_xcr0(supported());
-    reset_x87();
-    restore(INITIAL.0.as_ptr(), supported() & !X87);
-    set_tsc_aux(0);
-    set_debug_addresses([0; 4]);
+    /// Puts the extended state of the components that TDs can have into its initial state, so that nothing of a TD's is left
+    /// for the host. XCR0 has all of them then.
+    pub fn scrub(&self) {
+        set_xcr0(self.supported);
+        reset_x87();
+        restore(INITIAL.0.as_ptr(), self.supported & !X87);
+        set_tsc_aux(0);
+        set_debug_addresses([0; 4]);
+    }
 }

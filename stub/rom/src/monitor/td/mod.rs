@@ -27,7 +27,6 @@ use super::machine::SeamCpu;
 use super::vmcb::{self, Vmcb, misc1, misc2};
 
 pub use exits::VmExit;
-pub use extended::scrub;
 pub use interrupts::install as install_vectors;
 
 /// Tables of a processor's shadow: 1 MiB of them.
@@ -49,6 +48,8 @@ pub struct Td {
     /// The guest handles an NMI.
     nmi_blocked: bool,
     step: Option<step::Step>,
+    /// What XCR0 can have.
+    supported: u64,
     /// The guest's extended state is in the registers; the host's is lost.
     pub ran: bool,
 }
@@ -78,6 +79,7 @@ impl Td {
             offered: None,
             nmi_blocked: false,
             step: None,
+            supported: extended::supported(),
             ran: false,
         });
         td.prepare_vmcb();
