@@ -80,6 +80,7 @@ pub trait Structure<'m> {
     }
 
     /// Adds to a field, wrapping within it; the value before.
+    #[inline(always)]
     fn add(&self, field: Field, value: u64) -> u64 {
         if field.width == 8 {
             return self.word(field.offset).fetch_add(value, Ordering::AcqRel);

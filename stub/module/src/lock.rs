@@ -66,6 +66,7 @@ impl<'a> Lock<'a> {
     ///
     /// # Errors
     /// [`Busy`] when it is held in a way that excludes `mode`.
+    #[inline(always)]
     pub fn acquire(self, mode: Mode) -> Result<Guard<'a>, Busy> {
         let taken = self.update(|state| match mode {
             Mode::Shared if state & EXCLUSIVE == 0 => Some((state & !HOST_PRIORITY) + READER),

@@ -22,6 +22,18 @@ struct Lp {
     others: Mutex<Vec<((Leaf, u64), u64)>>,
 }
 
+impl Lp {
+    #[inline(never)]
+    fn count_other(&self, leaf: Leaf, status: Status) {
+        let key = (leaf, status.code().0);
+        let mut others = self.others.lock();
+        match others.iter_mut().find(|(other, _)| *other == key) {
+            Some((_, count)) => *count += 1,
+            None => others.push((key, 1)),
+        }
+    }
+}
+
 /// Counters per leaf and status, operands and details aside. Calls of unknown leafs are not counted.
 pub struct Counters(Box<[Lp]>);
 
@@ -41,6 +53,7 @@ impl Counters {
         Self((0..lps).map(|_| lp()).collect())
     }
 
+    #[inline(always)]
     pub(crate) fn count(&self, lp: u32, leaf: Leaf, status: Status) {
         let Some(lp) = self.0.get(lp as usize) else {
             return;
@@ -50,12 +63,7 @@ impl Counters {
                 successes.fetch_add(1, Ordering::Relaxed);
             }
         } else {
-            let key = (leaf, status.code().0);
-            let mut others = lp.others.lock();
-            match others.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, count)) => *count += 1,
-                None => others.push((key, 1)),
-            }
+            lp.count_other(leaf, status);
         }
     }
 

@@ -77,7 +77,16 @@ impl Faults {
     }
 
     /// What goes wrong in the call of `leaf` that begins now.
+    #[inline(always)]
     pub(crate) fn strike(&self, leaf: Leaf) -> Option<Fault> {
+        if self.rules.is_empty() {
+            return None;
+        }
+        self.strike_by_rules(leaf)
+    }
+
+    #[inline(never)]
+    fn strike_by_rules(&self, leaf: Leaf) -> Option<Fault> {
         let mut struck = None;
         for (number, rule) in (0..).zip(&self.rules) {
             if rule.leaf.is_some_and(|only| only != leaf) {

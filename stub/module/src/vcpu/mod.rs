@@ -117,6 +117,7 @@ impl<'m> Vcpu<'m> {
     }
 
     /// The vCPU of a TDVPS that has its pages.
+    #[inline(always)]
     pub(crate) fn of<M: Machine>(machine: &'m M, tdvps: &Tdvps<'m, M>) -> Self {
         let page = |index| machine.page(tdvps.page_pa(index));
         Self::new([page(0), page(1), page(2), page(3)])

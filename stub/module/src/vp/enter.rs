@@ -104,6 +104,7 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
 ///
 /// # Errors
 /// OPERAND_BUSY with TD_EPOCH.
+#[inline(always)]
 fn join_epoch<M: Machine>(
     cx: Call<'_, M>,
     tdcs: &Tdcs<'_, M>,
@@ -146,14 +147,23 @@ enum Suspicion {
 ///
 /// # Errors
 /// OPERAND_BUSY with SEPT_TREE.
+#[inline(always)]
 fn suspect_stepping<M: Machine>(
     cx: Call<'_, M>,
     inside: &Inside<'_, M>,
 ) -> Result<Suspicion, Status> {
-    let count = inside.vcpu.get(fields::LAST_EPF_GPA_LIST_IDX) as u32;
-    if count == 0 {
-        return Ok(Suspicion::None);
+    match inside.vcpu.get(fields::LAST_EPF_GPA_LIST_IDX) as u32 {
+        0 => Ok(Suspicion::None),
+        count => look_at_faults(cx, inside, count),
     }
+}
+
+#[inline(never)]
+fn look_at_faults<M: Machine>(
+    cx: Call<'_, M>,
+    inside: &Inside<'_, M>,
+    count: u32,
+) -> Result<Suspicion, Status> {
     let busy = Status::OPERAND_BUSY.with(Operand::SEPT_TREE);
     let _tree = inside
         .tdcs
@@ -213,6 +223,7 @@ fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
 }
 
 /// Takes the results of a TDVMCALL from the host: the registers that the guest selected.
+#[inline(always)]
 fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
     let passed = Passed(vcpu.gpr(Gpr::Rcx));
     for xmm in passed.xmm() {

@@ -91,6 +91,7 @@ impl Machine for SeamCpu<'_> {
         self.world().platform()
     }
 
+    #[inline(always)]
     fn page(&self, pa: u64) -> &PageWords {
         let pa = pa & !KEYID_MASK & !(PAGE as u64 - 1);
         // SAFETY: RAM that the monitor's page tables map at itself, or the page that stands in for what is no RAM; all of
@@ -263,17 +264,22 @@ impl World {
     }
 
     /// `pa` if the module may use the page there, else the page of nothing.
+    #[inline(always)]
     fn ram_or_nothing(&self, pa: u64) -> u64 {
-        let (base, size) = self.seamrr;
-        let is_ram = self
-            .ram
-            .iter()
-            .any(|&(base, size)| (base..base + size).contains(&pa));
-        if is_ram && !(base..base + size).contains(&pa) {
+        let is_in = |(base, size): (u64, u64)| pa.wrapping_sub(base) < size;
+        if is_in(self.seamrr) {
+            self.nothing
+        } else if is_in(self.largest) {
             pa
         } else {
-            self.nothing
+            self.elsewhere(pa)
         }
+    }
+
+    #[inline(never)]
+    fn elsewhere(&self, pa: u64) -> u64 {
+        let is_ram = (self.ram.iter()).any(|&(base, size)| (base..base + size).contains(&pa));
+        if is_ram { pa } else { self.nothing }
     }
 }
 

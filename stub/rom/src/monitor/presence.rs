@@ -56,6 +56,7 @@ fn of(lp: &Lp) -> &'static Presence {
 }
 
 /// To be called before the software is entered on `lp`.
+#[inline(always)]
 pub fn enter(lp: &mut Lp) {
     if lp.is_parked() {
         of(lp).leave();

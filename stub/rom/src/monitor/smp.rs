@@ -307,6 +307,7 @@ pub fn send_nmi_again(number: u32) {
 }
 
 /// Does what other processors asked for. INIT waits while the processor is in VMX operation.
+#[inline(always)]
 pub fn check_mailbox(lp: &mut Lp) {
     let shared = &world::get().lps[lp.number as usize];
     let mailbox = shared.mailbox.lock();

@@ -42,8 +42,9 @@ pub struct World {
     pub facts: Facts,
     pub seamrr: (u64, u64),
     pub trampoline: u64,
-    /// Bases and sizes, the largest first: most looks for a page end there.
+    /// Base and size of each range of RAM in bytes, and of the largest, where most pages are that anybody looks for.
     pub ram: Vec<(u64, u64)>,
+    pub largest: (u64, u64),
     pub tsc_hz: u64,
     pub shifts: Shifts,
     /// The monitor's page tables.
@@ -225,7 +226,7 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
     }
 }
 
-fn build(mut inventory: Inventory) {
+fn build(inventory: Inventory) {
     WORLD.call_once(|| {
         let cr3 = memory::identity_map();
         let apic = (stub_rom::apic::BASE, memory::PAGE as u64);
@@ -234,7 +235,7 @@ fn build(mut inventory: Inventory) {
         let hidden = [inventory.seamrr, apic];
         let npt = Npt::over(cr3, end_of_ram, &hidden, inventory.options.tdx);
         let cmrs = machine::cmrs(&inventory.ram, inventory.seamrr);
-        (inventory.ram).sort_unstable_by_key(|&(_, size)| core::cmp::Reverse(size));
+        let largest = inventory.ram.iter().max_by_key(|(_, size)| *size);
         let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
         World {
             facts: Facts {
@@ -263,6 +264,7 @@ fn build(mut inventory: Inventory) {
                 .map(|&apic_id| shifts.package_of(apic_id))
                 .collect(),
             cmrs,
+            largest: largest.copied().unwrap_or_default(),
             options: inventory.options,
             seamrr: inventory.seamrr,
             trampoline: inventory.trampoline,

@@ -125,20 +125,24 @@ fn deliver_nmi(lp: &mut Lp) {
 }
 
 /// Ends an emulated instruction of `length` bytes: goes on behind it, or takes the fault.
+#[inline(always)]
 fn finish(lp: &mut Lp, length: usize, result: Result<(), Fault>) {
     match result {
         Ok(()) => lp.vmcb.skip(length),
-        Err(fault) => {
-            if world::get().options.trace >= 1 {
-                report::line(
-                    "fault",
-                    format_args!(
-                        r#""lp":{},"rip":"{:#x}","fault":"{fault:?}""#,
-                        lp.number, lp.vmcb.save.rip
-                    ),
-                );
-            }
-            lp.inject(fault);
-        }
+        Err(fault) => take_fault(lp, fault),
     }
+}
+
+#[inline(never)]
+fn take_fault(lp: &mut Lp, fault: Fault) {
+    if world::get().options.trace >= 1 {
+        report::line(
+            "fault",
+            format_args!(
+                r#""lp":{},"rip":"{:#x}","fault":"{fault:?}""#,
+                lp.number, lp.vmcb.save.rip
+            ),
+        );
+    }
+    lp.inject(fault);
 }

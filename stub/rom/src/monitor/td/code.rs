@@ -108,6 +108,7 @@ impl Td {
     }
 
     /// Where the code at `va` is. The way there is kept, because the next exit is often on the same page.
+    #[inline(always)]
     fn code_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
         if self.is_in_long_mode() {
             let (generation, trail) = self.trail.get();

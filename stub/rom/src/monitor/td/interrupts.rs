@@ -86,11 +86,11 @@ impl Td {
     pub(super) fn offer_interrupt(&mut self, vcpu: &Vcpu<'_>) {
         let apic = VirtualApic::of(vcpu);
         apic.evaluate();
-        let priority = u64::from(apic.task_priority() >> 4);
+        self.priority = apic.task_priority() >> 4;
         self.offered = apic.deliverable().filter(|_| self.step.is_none());
         self.vmcb.interrupt_control = control::MASKING
             | control::IGNORE_TPR
-            | priority
+            | u64::from(self.priority)
             | self.offered.map_or(0, |vector| {
                 control::IRQ | u64::from(vector) << control::VECTOR_SHIFT
             });
@@ -103,16 +103,15 @@ impl Td {
 
     /// After an exit: whether the guest has taken what was offered, and its task priority.
     pub(super) fn settle_interrupt(&mut self, vcpu: &Vcpu<'_>) {
-        let apic = VirtualApic::of(vcpu);
         let state = self.vmcb.interrupt_control;
         let priority = (state & control::TPR) as u8;
-        if priority != apic.task_priority() >> 4 {
-            apic.set_task_priority(priority << 4);
+        if priority != self.priority {
+            VirtualApic::of(vcpu).set_task_priority(priority << 4);
         }
         if state & control::IRQ == 0
             && let Some(vector) = self.offered.take()
         {
-            apic.deliver(vector);
+            VirtualApic::of(vcpu).deliver(vector);
         }
     }
 }

@@ -43,6 +43,8 @@ pub struct Td {
     pub shadow: Shadow,
     /// The way to the code that was last looked at, and the shadow's generation in which it was.
     trail: Cell<(u64, Trail)>,
+    /// The guest's task priority when it was entered: the upper half of its TPR.
+    priority: u8,
     /// The vector that waits in the VMCB to be taken by the guest.
     offered: Option<u8>,
     /// The guest handles an NMI.
@@ -76,6 +78,7 @@ impl Td {
             vmcb,
             shadow: Shadow::new(SHADOW_TABLES),
             trail: Cell::default(),
+            priority: 0,
             offered: None,
             nmi_blocked: false,
             step: None,
