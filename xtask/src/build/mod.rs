@@ -4,6 +4,7 @@
 
 mod elf;
 mod guest;
+mod hot;
 mod pe;
 mod rom;
 
@@ -228,6 +229,7 @@ impl Bare {
         write(&symbols, &file)?;
         write(&out.join(format!("{name}.efi")), &image)?;
         if self.rom {
+            warn_of_cold(&file)?;
             let rom = rom::wrap(&image, rom::PCI_TESTDEV)?;
             write(&out.join(format!("{}.rom", self.bin)), &rom)?;
         }
@@ -263,6 +265,17 @@ impl Bare {
         }
         cargo
     }
+}
+
+/// Says which patterns of the ROM's linker script have nothing to bring together any more.
+fn warn_of_cold(elf: &[u8]) -> Result<()> {
+    const SCRIPT: &str = "stub/rom/hot.ld";
+    let script = workspace::root().join(SCRIPT);
+    let script = fs::read_to_string(&script).with_context(|| format!("can't read {SCRIPT}"))?;
+    for pattern in hot::unmatched(&script, elf)? {
+        println!("note: nothing in the ROM is called {pattern}, as {SCRIPT} has it");
+    }
+    Ok(())
 }
 
 /// A cargo command on all guests, in their own package.
