@@ -37,9 +37,10 @@ const X87_CONTROL_INITIAL: u64 = 0x37F;
 const X87_POINTERS: core::ops::Range<usize> = 1..3;
 const X87_REGISTERS: core::ops::Range<usize> = 4..20;
 
-/// The word that begins with MXCSR, and its initial value.
+/// The word that begins with MXCSR, its initial value, and the bits that it can have.
 const MXCSR: usize = 3;
 const MXCSR_INITIAL: u64 = 0x1F80;
+const MXCSR_BITS: u32 = 0xFFFF;
 
 /// Where the module keeps DR0 to DR3.
 const DEBUG_ADDRESSES: [Held; 4] = [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3];
@@ -228,9 +229,9 @@ impl Td {
         }
         let mxcsr = match present & SSE {
             0 => MXCSR_INITIAL as u32,
-            _ => area[MXCSR].load(Relaxed) as u32,
+            _ => area[MXCSR].load(Relaxed) as u32 & MXCSR_BITS,
         };
-        // SAFETY: the value was the guest's, so that no reserved bit is set; the monitor computes with no floats.
+        // SAFETY: no reserved bit is set, not even one that the host has written; the monitor computes with no floats.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &mxcsr, options(nostack, readonly)) };
         let mut others = components & !BY_REGISTER;
         if has_initial_x87(area) {
