@@ -34,9 +34,12 @@ impl Console {
     /// Waits until the prompt is there.
     ///
     /// # Errors
-    /// When it does not come within `limit`.
+    /// When it does not come within `limit`, or the machine has no SEAM and was to have one.
     pub fn wait(mut guest: Guest, limit: Duration) -> Result<Self> {
         let boot_log = guest.expect(PROMPT, limit)?;
+        if let Some(reason) = guest.stub_error()? {
+            bail!("the machine has no SEAM: {reason}");
+        }
         Ok(Self {
             guest,
             boot_log,

@@ -12,6 +12,26 @@ pub const EFER_NXE: u64 = 1 << 11;
 /// between two that differ in it.
 pub const CR4: u64 = 1 << 5 | 1 << 6 | 3 << 9 | 1 << 18;
 
+/// What the register of a descriptor table holds.
+#[repr(C, packed)]
+#[derive(Default)]
+pub struct TableRegister {
+    pub limit: u16,
+    pub base: u64,
+}
+
+/// A gate of an IDT that leads to `handler`, in the code segment `code`, and leaves interrupts off.
+pub fn interrupt_gate(code: u16, handler: u64) -> [u64; 2] {
+    const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
+    [
+        handler & 0xFFFF
+            | u64::from(code) << 16
+            | PRESENT_INTERRUPT_GATE << 32
+            | (handler >> 16 & 0xFFFF) << 48,
+        handler >> 32,
+    ]
+}
+
 /// CPUID as QEMU answers it.
 pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
     let r = core::arch::x86_64::__cpuid_count(leaf, sub_leaf);

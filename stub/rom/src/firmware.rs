@@ -20,7 +20,7 @@ use crate::fwcfg::FwCfg;
 use crate::memory::{PAGE, SEAMRR_SIZE};
 use crate::monitor::{self, Inventory};
 use crate::relocate::Image;
-use crate::{HEAP, cpu, report};
+use crate::{HEAP, cpu, emulator, report};
 
 /// The driver's entry point.
 #[unsafe(no_mangle)]
@@ -52,6 +52,11 @@ fn slip_under() -> Result<(), &'static str> {
     if cpu::cpuid(0x8000_0008, 0)[0] & 0xFF != 48 {
         return Err(
             "the CPU must have 48 physical address bits: use -cpu max,+svm,+npt,phys-bits=48",
+        );
+    }
+    if !emulator::leaves_vmx_undefined() {
+        return Err(
+            "this QEMU executes VMXON and its kind as if they did nothing, as 9.2 to 10.1.2 do: use another version",
         );
     }
     let image = own_image()?;

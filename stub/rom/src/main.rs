@@ -8,6 +8,7 @@
 extern crate alloc;
 
 mod cpu;
+mod emulator;
 mod firmware;
 mod fwcfg;
 mod memory;

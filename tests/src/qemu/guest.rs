@@ -182,6 +182,16 @@ impl Guest {
         Ok(events(&log))
     }
 
+    /// Why there is no emulated SEAM on the machine, if the stub has said so.
+    ///
+    /// # Errors
+    /// As [`Guest::events`].
+    pub fn stub_error(&self) -> Result<Option<String>> {
+        let events = self.events()?;
+        let error = events.iter().find(|event| event.kind() == "error");
+        Ok(error.map(|event| event.text("reason").to_owned()))
+    }
+
     /// The hypervisor's crash record, if it has printed one.
     pub fn crash_record(&self) -> Option<String> {
         let symbols = self.symbols.as_deref().unwrap_or(Path::new(""));

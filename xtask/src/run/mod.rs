@@ -134,7 +134,8 @@ fn execute(machine: &Machine, directory: &Path, commands: &str, limit: Duration)
     let left = || deadline.saturating_duration_since(Instant::now());
     let tee = Box::new(anstream::StripStream::new(stdout()));
     let guest = Guest::start(machine, directory, Some(tee))?;
-    let mut console = Console::wait(guest, left())?;
+    // What goes wrong begins a line of its own.
+    let mut console = Console::wait(guest, left()).inspect_err(|_| println!())?;
     let mut failed = Vec::new();
     for command in commands.split(';').map(str::trim).filter(|c| !c.is_empty()) {
         if !console.enter(command, left())?.succeeded() {

@@ -39,6 +39,9 @@ pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
         End::Left => eprintln!("\nLeft; the machine is switched off."),
         End::Stopped => eprintln!("\nThe machine has stopped."),
     }
+    if let Some(reason) = guest.stub_error()? {
+        eprintln!("The machine had no SEAM: {reason}");
+    }
     if let Some(record) = guest.crash_record() {
         eprintln!("The hypervisor has crashed:\n{record}");
     }

@@ -10,6 +10,7 @@ use core::mem::offset_of;
 
 use super::lp::{ANCHOR, Lp, STACK};
 use super::{panic, td};
+use crate::cpu::{TableRegister, interrupt_gate};
 use crate::memory;
 
 const CODE: u16 = 0x08;
@@ -24,12 +25,6 @@ pub struct Tables {
     idt: [[u64; 2]; VECTORS],
 }
 
-#[repr(C, packed)]
-struct Pointer {
-    limit: u16,
-    base: u64,
-}
-
 impl Tables {
     /// Builds the tables.
     pub fn new() -> &'static mut Self {
@@ -39,14 +34,7 @@ impl Tables {
         });
         let mut set = |(vector, stub): (usize, Stub)| {
             let handler = stub as *const () as u64;
-            const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
-            tables.idt[vector] = [
-                handler & 0xFFFF
-                    | u64::from(CODE) << 16
-                    | PRESENT_INTERRUPT_GATE << 32
-                    | (handler >> 16 & 0xFFFF) << 48,
-                handler >> 32,
-            ];
+            tables.idt[vector] = interrupt_gate(CODE, handler);
         };
         (0..).zip(STUBS).for_each(&mut set);
         td::install_vectors(set);
@@ -58,11 +46,11 @@ impl Tables {
     /// # Safety
     /// The processor is in 64-bit mode with interrupts off, under page tables that map the monitor.
     pub unsafe fn load(&'static self) {
-        let gdt = Pointer {
+        let gdt = TableRegister {
             limit: size_of_val(&self.gdt) as u16 - 1,
             base: (&raw const self.gdt) as u64,
         };
-        let idt = Pointer {
+        let idt = TableRegister {
             limit: size_of_val(&self.idt) as u16 - 1,
             base: (&raw const self.idt) as u64,
         };

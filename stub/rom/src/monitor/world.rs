@@ -20,6 +20,7 @@ use super::npt::Npt;
 use super::presence::Presence;
 use super::smp::{Mailbox, Phase, Shared};
 use super::vmcb::Segment;
+use crate::cpu::TableRegister;
 use crate::{cpu, memory, report};
 
 /// What the program learnt while there was firmware to ask.
@@ -301,13 +302,7 @@ pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> 
 /// # Safety
 /// Interrupts are off, and `surface` says where the software goes on.
 unsafe fn capture(lp: &mut Lp, surface: &Surface) {
-    #[repr(C, packed)]
-    #[derive(Default)]
-    struct Pointer {
-        limit: u16,
-        base: u64,
-    }
-    let (mut gdt, mut idt) = (Pointer::default(), Pointer::default());
+    let (mut gdt, mut idt) = (TableRegister::default(), TableRegister::default());
     let (cs, ss, ds, es): (u16, u16, u16, u16);
     let (cr0, cr2, cr3, cr4): (u64, u64, u64, u64);
     let (dr6, dr7): (u64, u64);
