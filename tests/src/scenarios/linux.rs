@@ -23,6 +23,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("linux-faults", faults::faults).with_linux(),
 ];
 
+/// What Linux says of a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page: what another
+/// CPU patches in between stays as it was in the translation. Mended in QEMU 8.1 (commit deba78709ae8).
+pub(super) const STALE: &str = "Oops: int3";
+/// How often Linux is started again after that.
+pub(super) const TRIES: usize = 5;
+
 /// What the issue allows from `td start` to the shell.
 const BOOT: Duration = Duration::from_secs(90);
 /// For what is done at a shell, or at the console: far more than it needs, for a busy computer.
@@ -50,7 +56,6 @@ fn start(
     name: &str,
     said: &[&str],
 ) -> Result<Vec<Duration>> {
-    const TRIES: usize = 5;
     for _ in 0..TRIES {
         if let Some(times) = try_start(console, name, said)? {
             return Ok(times);
@@ -115,20 +120,17 @@ fn boot(bench: &mut Bench) -> Result<()> {
         ensure!(report.contains(&line), "no {line:?} in\n{report}");
     }
 
-    let mut shell = Shell::reopen(&mut console, "linux")?;
-    shell.type_line("reboot")?;
-    // What the life before said last is followed by what the next one says.
-    for said in [
-        "[it asked for a reset]",
-        "[started anew]",
-        "Linux version",
-        PROMPT,
-    ] {
+    let mut tries = 1..TRIES;
+    while !reboots(&mut console, "linux")? {
         ensure!(
-            shell.wait_while_booting(said, BOOT)?,
-            "QEMU has lost the TD that was built again"
+            tries.next().is_some(),
+            "QEMU has lost the TD that was built again {TRIES} times"
         );
+        bench.note("TD linux executed code that was patched already; started again");
+        console.succeed("td destroy linux", COMMAND)?;
+        start(bench, &mut console, "linux", &[PROMPT])?;
     }
+    let mut shell = Shell::reopen(&mut console, "linux")?;
     ensure!(
         shell.run("nproc", COMMAND)?.trim() == "4",
         "not 4 processors after reboot"
@@ -137,6 +139,25 @@ fn boot(bench: &mut Bench) -> Result<()> {
     shell.leave()?;
     wait_for_state(&mut console, "linux", "reclaimed")?;
     sound(&mut console)
+}
+
+/// Has a TD reboot from inside. `false` when QEMU has lost it.
+fn reboots(console: &mut Console, name: &str) -> Result<bool> {
+    // What the life before said last is followed by what the next one says.
+    const SAID: [&str; 4] = [
+        "[it asked for a reset]",
+        "[started anew]",
+        "Linux version",
+        PROMPT,
+    ];
+    let mut shell = Shell::reopen(console, name)?;
+    shell.type_line("reboot")?;
+    let mut is_there = true;
+    for said in SAID {
+        is_there = is_there && shell.wait_while_booting(said, BOOT)?;
+    }
+    shell.leave()?;
+    Ok(is_there)
 }
 
 /// What `cargo xtask measure` says of the only TD of a configuration, line by line.

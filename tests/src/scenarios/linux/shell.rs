@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::STALE;
 use crate::console::Console;
 use crate::scenarios::stage::{NOTHING, output};
 
 /// What the shell says when it waits.
 pub const PROMPT: &str = "td# ";
-/// What Linux says of a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page: what another
-/// CPU patches in between stays as it was in the translation. Mended in QEMU 8.1 (commit deba78709ae8).
-const STALE: &str = "Oops: int3";
 /// Leads from a TD's console back to the hypervisor's.
 const BACK: &[u8] = b"\x1d";
 /// For the console itself.
