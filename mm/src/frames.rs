@@ -163,6 +163,29 @@ impl Frames {
         take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)
     }
 
+    /// Takes `frame` and no other, for a TD.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`] when a part of it is not free, is not for TDs, or it is not aligned; [`Error::Order`].
+    pub fn alloc_at(&mut self, frame: Frame) -> Result<(), Error> {
+        if frame.order > ORDER_1G {
+            return Err(Error::Order(frame.order));
+        }
+        let end = frame.pa.checked_add(frame.bytes()).ok_or(Error::NoMemory)?;
+        let whole = (frame.pa, end);
+        let allowed = self.for_tds.as_deref().unwrap_or(EVERYWHERE);
+        let zone = self
+            .zones
+            .iter_mut()
+            .filter(|_| place(whole, frame.bytes(), allowed) == Ok(frame.pa))
+            .find(|zone| zone.start() <= frame.pa && end <= zone.end())
+            .ok_or(Error::NoMemory)?;
+        let from = zone.around(frame).ok_or(Error::NoMemory)?;
+        zone.cut(frame, from, &mut self.counts);
+        self.counts[frame.order as usize].used += 1;
+        Ok(())
+    }
+
     /// Takes all of `range`, as the largest blocks that it is made of.
     ///
     /// # Errors
@@ -676,6 +699,39 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_taken_where_it_is_asked_for_or_not_at_all() {
+        let mut frames = frames(&[(GIB, 2 * GIB)]);
+        let frame = Frame {
+            pa: GIB + 5 * MIB + 3 * FRAME,
+            order: ORDER_4K,
+        };
+        let before = *frames.counts();
+        frames.alloc_at(frame).unwrap();
+        let block = (frame.pa, frame.pa + FRAME);
+        let rest = [(GIB, block.0), (block.1, 2 * GIB)];
+        assert_eq!(frames.free_ranges(), rest);
+        let taken = *frames.counts();
+        let at = |pa, order| Frame { pa, order };
+        for refused in [
+            frame,
+            // Around it, askew, beyond the zone, beyond all memory.
+            at(GIB + 4 * MIB, ORDER_2M),
+            at(GIB + MIB, ORDER_2M),
+            at(2 * GIB, ORDER_4K),
+            at(u64::MAX - FRAME + 1, ORDER_4K),
+        ] {
+            assert_eq!(frames.alloc_at(refused), Err(Error::NoMemory));
+        }
+        assert_eq!(frames.alloc_at(at(0, 19)), Err(Error::Order(19)));
+        assert_eq!(*frames.counts(), taken);
+        frames.free(frame).unwrap();
+        assert_eq!(*frames.counts(), before);
+        frames.set_for_tds([(GIB, GIB + MIB)].to_vec());
+        assert_eq!(frames.alloc_at(frame), Err(Error::NoMemory));
+        frames.alloc_at(at(GIB + FRAME, ORDER_4K)).unwrap();
+    }
+
+    #[test]
     fn a_td_gets_nothing_but_what_is_for_tds() {
         let mut frames = frames(&[(GIB, 4 * GIB)]);
         let allowed = [
@@ -768,6 +824,8 @@ mod tests {
         Split(usize, u32),
         /// So many pages from that page on.
         Range(u64, u64),
+        /// That page, at that order.
+        At(u64, u32),
     }
 
     fn action() -> impl Strategy<Value = Action> {
@@ -776,6 +834,7 @@ mod tests {
             3 => any::<usize>().prop_map(Action::Free),
             1 => any::<usize>().prop_map(Action::Quarantine),
             1 => (0..150_000u64, 1..3_000u64).prop_map(|(at, pages)| Action::Range(at, pages)),
+            1 => (0..150_000u64, prop_oneof![Just(0), Just(9)]).prop_map(|(at, order)| Action::At(at, order)),
             1 => (any::<usize>(), 0..4u32).prop_map(|(i, down)| Action::Split(i, down)),
         ]
     }
@@ -820,6 +879,15 @@ mod tests {
                                 pa: frame.pa + i * (FRAME << order),
                                 order,
                             }));
+                        }
+                    }
+                    Action::At(page, order) => {
+                        let frame = Frame { pa: (page * FRAME) >> (12 + order) << (12 + order), order };
+                        if frames.alloc_at(frame).is_ok() {
+                            for old in held.iter().chain(&gone) {
+                                prop_assert!(frame.pa + frame.bytes() <= old.pa || old.pa + old.bytes() <= frame.pa);
+                            }
+                            held.push(frame);
                         }
                     }
                     Action::Range(start, pages) => {

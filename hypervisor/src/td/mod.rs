@@ -12,6 +12,7 @@ pub mod error;
 pub mod files;
 pub mod hob;
 pub mod host;
+pub mod join;
 pub mod life;
 pub mod memory;
 pub mod meter;
@@ -49,6 +50,7 @@ pub struct Td {
     turn: Mutex<()>,
     /// Who sees to its end.
     end: end::Ownership,
+    joining: join::Joining,
     layout: Mutex<Layout>,
     /// The image's memory ends here, as far as it is in the TD's own.
     image_end: u64,
@@ -104,6 +106,7 @@ impl Td {
             life: Life::new(),
             turn: Mutex::new(()),
             end: end::Ownership::default(),
+            joining: join::Joining::default(),
             layout: Mutex::new(layout),
             image_end,
             most_pages,

@@ -17,6 +17,7 @@ use super::{
     error::Error,
     files::Files,
     host::Host,
+    join::join_step,
     life::State,
     memory::Layout,
     plan::plan,
@@ -403,24 +404,27 @@ impl<'h, P: Platform> Tds<'h, P> {
         Ok(Outcome::Removed(sum))
     }
 
-    /// A piece of work for a CPU that has time: an end that a guest asked for, or a step of a reclaim, which is at most 8
-    /// SEAMCALLs and 2 MiB cleared. `false` when there is none.
+    /// A piece of work for a CPU that has time: an end that a guest asked for; a step of a reclaim, which is at most 8
+    /// SEAMCALLs and 2 MiB cleared; or, when there is nothing of the kind, a step on the way to make a split page whole
+    /// ([`join_step`]). `false` when there is none.
     pub fn work(&self) -> bool {
-        let mut did = self.end_asked();
-        if did {
+        if self.end_asked() {
             return true;
         }
-        for entry in &self.entries {
+        let reclaims = |entry: &Entry<'h>, td: &Td| {
+            let did = end::reclaim_step(&self.host, td);
+            self.bury(entry);
+            did
+        };
+        self.any(reclaims) || self.any(|_, td| join_step(&self.host, td))
+    }
+
+    /// Does `step` with one TD that has a life after the other, until it did something.
+    fn any(&self, step: impl Fn(&Entry<'h>, &Td) -> bool) -> bool {
+        self.entries.iter().any(|entry| {
             let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
-            if let Some(td) = now {
-                did = end::reclaim_step(&self.host, &td);
-                self.bury(entry);
-            }
-            if did {
-                break;
-            }
-        }
-        did
+            now.is_some_and(|td| step(entry, &td))
+        })
     }
 
     /// Starts those that are to start with the host; how each went.

@@ -62,6 +62,10 @@ impl private::Pool for ShortPool {
         (number != self.missing.load(SeqCst)).then(|| self.pool().take(size))?
     }
 
+    fn take_at(&self, _: Hpa, _: PageSize) -> Option<Page<Clean>> {
+        None
+    }
+
     fn free_bytes(&self) -> u64 {
         self.pool().free_bytes()
     }

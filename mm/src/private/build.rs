@@ -137,13 +137,16 @@ impl PrivateMap {
             return Err(Error::BadRange);
         }
         self.link_table(cpu, live, gpa)?;
-        self.mirror.in_linked(gpa, |directory| {
+        let place = self.mirror.in_linked(gpa, |directory| {
             let table = directory.table(index(gpa, PAGE_2M)).ok_or(Error::Busy)?;
-            table.claim_free(index(gpa, PAGE_4K))
+            let at = index(gpa, PAGE_4K);
+            table.claim_free(at).map(|()| table.place_of(at))
         })??;
-        match self.hand_over(cpu, PageSize::Size4K, call) {
+        match self.hand_over(cpu, PageSize::Size4K, place, call) {
             Ok(leaf) => {
-                self.mirror.put_page(gpa, Some(leaf));
+                if self.mirror.put_page(gpa, Some(leaf)) && live.is_finalized() {
+                    self.note_joinable(gpa);
+                }
                 Ok(())
             }
             Err(error) => {
@@ -170,7 +173,7 @@ impl PrivateMap {
                 Entry::Leaf(_) | Entry::Table(_) => Err(Error::Occupied),
             }
         })??;
-        match self.hand_over(cpu, PageSize::Size2M, call) {
+        match self.hand_over(cpu, PageSize::Size2M, None, call) {
             Ok(leaf) => {
                 self.mirror.put_block(gpa, Entry::Leaf(leaf));
                 Ok(())
@@ -182,14 +185,20 @@ impl PrivateMap {
         }
     }
 
-    /// Takes a frame and makes a call that gives it to the TD. It goes home when the module refuses.
+    /// Takes a frame, the one at `place` if it can be had, and makes a call that gives it to the TD. It goes home when the
+    /// module refuses.
     fn hand_over<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
         size: PageSize,
+        place: Option<Hpa>,
         call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
     ) -> Result<Leaf, Error> {
-        match call(self.take_frame(cpu, size)?) {
+        let frame = match place.and_then(|place| cpu.pool.take_at(place, size)) {
+            Some(frame) => frame,
+            None => self.take_frame(cpu, size)?,
+        };
+        match call(frame) {
             Ok(leaf) => {
                 self.stock.add_page(size);
                 Ok(leaf)

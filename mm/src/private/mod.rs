@@ -14,6 +14,7 @@
 mod build;
 mod claim;
 mod error;
+mod join;
 mod mirror;
 mod pool;
 mod reclaim;
@@ -38,8 +39,11 @@ use root::RootLock;
 use stock::Stock;
 use track::Tracker;
 
+use crate::sync::atomic::AtomicBool;
+
 pub use build::Given;
 pub use error::Error;
+pub use join::{Found, Search};
 pub use mirror::Levels;
 pub use pool::{FramePool, Ledger, Pool};
 pub use reclaim::{
@@ -84,6 +88,8 @@ pub struct PrivateMap {
     mirror: Mirror,
     tracker: Tracker,
     stock: Stock,
+    /// Whether something is noted that may be made one page.
+    joinable: AtomicBool,
     keyid: KeyIdPosition,
     clearing: Clearing,
 }
@@ -123,6 +129,7 @@ impl Unowned {
             mirror: self.mirror,
             tracker: Tracker::new(),
             stock: Stock::new(),
+            joinable: AtomicBool::new(false),
             keyid: self.keyid,
             clearing: self.clearing,
         }

@@ -18,6 +18,9 @@ pub trait Pool {
     /// A frame for a TD. `None` when there is none of that size.
     fn take(&self, size: PageSize) -> Option<Page<Clean>>;
 
+    /// The frame at `hpa` and no other, for a TD. `None` when it can't be had.
+    fn take_at(&self, hpa: Hpa, size: PageSize) -> Option<Page<Clean>>;
+
     /// Bytes that can be taken now, in frames of whatever size.
     fn free_bytes(&self) -> u64;
 
@@ -57,6 +60,10 @@ impl Ledger for spin::Mutex<Frames> {
 
 /// Frames of dead TDs that are kept uncleared at most, of each size. Their list is 2 MiB of the heap then.
 const MAX_KEPT: usize = 1 << 18;
+
+/// Of the frames that wait, the last ones are looked through for one that is wanted: a guest that takes a page back
+/// has mostly given it a moment ago.
+const LOOKED_THROUGH: usize = 1024;
 
 /// The host's frames.
 #[derive(Debug)]
@@ -112,6 +119,10 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
 
     fn alloc(&self, size: PageSize) -> Option<Page<Clean>> {
         let frame = self.ledger.with(|frames| frames.alloc(order(size))).ok()?;
+        self.page_of(frame)
+    }
+
+    fn page_of(&self, frame: Frame) -> Option<Page<Clean>> {
         match page_of(frame, &self.memory) {
             Ok(page) => Some(page),
             Err(_) => {
@@ -150,6 +161,17 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
                 return None;
             }
         }
+    }
+
+    fn take_at(&self, hpa: Hpa, size: PageSize) -> Option<Page<Clean>> {
+        let frame = frame(hpa, size);
+        if self.ledger.with(|frames| frames.alloc_at(frame)).is_ok() {
+            return self.page_of(frame);
+        }
+        let pages = &mut self.kept.lock()[size as usize];
+        let first = pages.len().saturating_sub(LOOKED_THROUGH);
+        let found = pages[first..].iter().rposition(|page| page.hpa() == hpa)?;
+        Some(pages.swap_remove(first + found).clear(&Unread))
     }
 
     fn free_bytes(&self) -> u64 {

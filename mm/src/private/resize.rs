@@ -35,7 +35,12 @@ impl PrivateMap {
         kick: &dyn Kick,
     ) -> Result<(), Error> {
         self.root
-            .keyed(|live| self.demote_live(cpu, live, gpa, size, kick))
+            .keyed(|live| self.demote_live(cpu, live, gpa, size, kick))?;
+        // Who splits a page that nothing is taken from has a guest that accepts it in parts.
+        if size == PageSize::Size2M {
+            self.note_joinable(gpa);
+        }
+        Ok(())
     }
 
     pub(super) fn demote_live<C: SeamCall, W: Wait, P: Pool>(
@@ -298,7 +303,7 @@ impl PrivateMap {
         Ok(joined)
     }
 
-    fn join_table<C: SeamCall, W: Wait, P: Pool>(
+    pub(super) fn join_table<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
@@ -310,11 +315,8 @@ impl PrivateMap {
         if !is_one_frame((0..ENTRIES).map(|at| table.page(at)), PageSize::Size2M) {
             return refuse(table, Error::NotWhole);
         }
-        for at in 0..ENTRIES {
-            let page = Gpa(gpa.0 + at as u64 * PAGE_4K);
-            if let Err(error) = self.is_accepted(cpu, live, page, Level::Pt) {
-                return refuse(table, error);
-            }
+        if let Err(error) = self.ask(cpu, live, gpa, &mut table, ENTRIES) {
+            return refuse(table, error);
         }
         let since = match self.quiesce_table(cpu, live, gpa, Level::Pd, kick) {
             Ok(since) => since,
@@ -393,6 +395,35 @@ impl PrivateMap {
                 (entry, Err(error))
             }
         }
+    }
+
+    /// Asks the module of `most` pages of a table whether the guest has accepted them. `false` when there are more to
+    /// ask about.
+    ///
+    /// # Errors
+    /// [`Error::NotWhole`] when the guest has not; [`Error`].
+    pub(super) fn ask<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        table: &mut PageTable,
+        most: usize,
+    ) -> Result<bool, Error> {
+        let mut asked = 0;
+        for at in table.by_doubt() {
+            if table.is_accepted(at) {
+                continue;
+            }
+            if asked == most {
+                return Ok(false);
+            }
+            let page = Gpa(gpa.0 + at as u64 * PAGE_4K);
+            self.is_accepted(cpu, live, page, Level::Pt)?;
+            table.note_accepted(at);
+            asked += 1;
+        }
+        Ok(true)
     }
 
     /// Whether the guest has accepted what is at `gpa`: from then on it stays so, and the module can join it.
@@ -532,7 +563,7 @@ impl PrivateMap {
         result
     }
 
-    fn unblock_entry<T, C: SeamCall, W: Wait, P: Pool>(
+    pub(super) fn unblock_entry<T, C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
@@ -594,7 +625,7 @@ impl PrivateMap {
 }
 
 /// The level of the S-EPT entry that an entry of the mirror stands for.
-trait AtLevel {
+pub(super) trait AtLevel {
     const LEVEL: Level;
 }
 

@@ -34,6 +34,7 @@ impl Holding {
 pub(super) struct Stock {
     pages: [AtomicU64; 3],
     sept: AtomicU64,
+    made_whole: AtomicU64,
     stranded: Mutex<Vec<Page<Cached>>>,
     queued: Mutex<Vec<Range<u64>>>,
 }
@@ -43,6 +44,7 @@ impl Stock {
         Self {
             pages: [const { AtomicU64::new(0) }; 3],
             sept: AtomicU64::new(0),
+            made_whole: AtomicU64::new(0),
             stranded: Mutex::new(Vec::new()),
             queued: Mutex::new(Vec::new()),
         }
@@ -82,6 +84,15 @@ impl Stock {
     pub fn merge(&self, size: PageSize) {
         self.pages[size as usize - 1].fetch_sub(512, Relaxed);
         self.pages[size as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Pages of 2 MiB that were put together by those who have time.
+    pub fn made_whole(&self) -> u64 {
+        self.made_whole.load(Relaxed)
+    }
+
+    pub fn add_made_whole(&self) {
+        self.made_whole.fetch_add(1, Relaxed);
     }
 
     pub fn add_sept(&self) {

@@ -1,6 +1,7 @@
 //! A TD's private memory against the emulated module.
 
 mod build;
+mod join;
 mod kit;
 mod model;
 mod reclaim;

@@ -227,6 +227,10 @@ impl Pool for Watched<'_> {
         self.host.pool.take(size)
     }
 
+    fn take_at(&self, hpa: Hpa, size: PageSize) -> Option<Page<Clean>> {
+        self.host.pool.take_at(hpa, size)
+    }
+
     fn free_bytes(&self) -> u64 {
         self.host.pool.free_bytes()
     }

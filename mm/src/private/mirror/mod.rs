@@ -95,14 +95,58 @@ impl Mirror {
         debug_assert!(put.is_ok());
     }
 
-    /// Ends the claim on the 4 KiB at `gpa`.
-    pub fn put_page(&self, gpa: Gpa, leaf: Option<Leaf>) {
+    /// Ends the claim on the 4 KiB at `gpa`. Whether its table maps one frame of 2 MiB now.
+    pub fn put_page(&self, gpa: Gpa, leaf: Option<Leaf>) -> bool {
         let put = self.in_directory(gpa, |directory| {
-            if let Some(table) = directory.table(index(gpa, PAGE_2M)) {
-                table.put_claimed(index(gpa, PAGE_4K), leaf);
-            }
+            let table = directory.table(index(gpa, PAGE_2M))?;
+            table.put_claimed(index(gpa, PAGE_4K), leaf);
+            Some(table.is_whole())
         });
         debug_assert!(put.is_ok());
+        put.ok().flatten().unwrap_or(false)
+    }
+
+    /// Notes that the table of the 2 MiB of `gpa`, if it is one, may be made one page, and is to be tried so often.
+    pub fn note_joinable(&self, gpa: Gpa, tries: u8) {
+        // If it is claimed by now, it is another's to see to that.
+        _ = self.in_directory(gpa, |directory| {
+            let at = index(gpa, PAGE_2M);
+            if let Some(table) = directory.table(at) {
+                table.tries = tries;
+                directory.note_joinable(at, true);
+            }
+        });
+    }
+
+    /// Ends the claim on the 2 MiB at `gpa`, and the note too unless they are to be tried `again`.
+    pub fn put_tried(&self, gpa: Gpa, entry: Block, again: bool) {
+        let put = self.in_directory(gpa, |directory| {
+            let at = index(gpa, PAGE_2M);
+            directory.put(at, entry);
+            directory.note_joinable(at, again);
+        });
+        debug_assert!(put.is_ok());
+    }
+
+    /// The first 2 MiB from `from` on of which that was noted; or, with [`Error::Busy`], the GiB of which that can't be
+    /// seen now.
+    pub fn next_joinable(&self, from: u64) -> Option<(Gpa, Result<(), Error>)> {
+        let first = usize::try_from(from / PAGE_1G).ok()?;
+        let gibs = (0u64..).zip(&self.gibs).skip(first);
+        for (number, gib) in gibs {
+            let begin = Gpa(number * PAGE_1G);
+            let at = index(Gpa(from.max(begin.0)), PAGE_2M);
+            match &*gib.lock() {
+                Entry::Table(directory) => {
+                    if let Some(found) = directory.next_joinable(at) {
+                        return Some((Gpa(begin.0 + found as u64 * PAGE_2M), Ok(())));
+                    }
+                }
+                Entry::Claimed => return Some((begin, Err(Error::Busy))),
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Looks at the directory of the GiB of `gpa`.

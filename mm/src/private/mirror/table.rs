@@ -7,6 +7,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 
+use seam::abi::{PAGE_2M, PAGE_4K};
+use seam::address::Hpa;
 use seam::page::{Donated, Page};
 
 use super::leaf::{Epoch, Leaf, Was};
@@ -113,9 +115,17 @@ pub struct PageTable {
     since: Epoch,
     used: u16,
     claimed: u16,
+    /// Where the 2 MiB frame is that the first of those pages is a part of that are at home.
+    home: u64,
+    /// Pages that lie in that frame as they lie here.
+    at_home: u16,
+    /// The page that came last.
+    last: u16,
+    /// How often it is still to be tried to make it one page.
+    pub tries: u8,
 }
 
-const _: () = assert!(size_of::<PageTable>() <= ENTRIES * 9 + 24);
+const _: () = assert!(size_of::<PageTable>() <= ENTRIES * 9 + 40);
 
 impl PageTable {
     /// One that maps nothing.
@@ -127,7 +137,44 @@ impl PageTable {
             since: Epoch(0),
             used: 0,
             claimed: 0,
+            home: 0,
+            at_home: 0,
+            last: 0,
+            tries: 0,
         }
+    }
+
+    /// The page that would lie at `index` as most others lie, if there are others.
+    pub fn place_of(&self, index: usize) -> Option<Hpa> {
+        (self.at_home > 0).then(|| Hpa(self.home + index as u64 * PAGE_4K))
+    }
+
+    /// Whether it maps one frame of 2 MiB, from its beginning to its end.
+    pub const fn is_whole(&self) -> bool {
+        self.at_home as usize == ENTRIES
+    }
+
+    /// The page that came last, and then all of them: as it makes sense to ask whether the guest has accepted them.
+    pub fn by_doubt(&self) -> impl Iterator<Item = usize> + use<> {
+        core::iter::once(usize::from(self.last)).chain(0..ENTRIES)
+    }
+
+    /// Whether the guest is known to have accepted the page at `index`.
+    pub fn is_accepted(&self, index: usize) -> bool {
+        self.tags[index] == Tag::Mapped
+    }
+
+    /// Notes that the guest has accepted the page at `index`.
+    pub fn note_accepted(&mut self, index: usize) {
+        if self.tags[index] == Tag::Pending {
+            self.tags[index] = Tag::Mapped;
+        }
+    }
+
+    /// Where the frame would begin whose page at `index` `page` is, if that is where a large frame can begin.
+    fn frame_of(index: usize, page: &Page<Donated>) -> Option<u64> {
+        let begin = page.hpa().0.checked_sub(index as u64 * PAGE_4K)?;
+        begin.is_multiple_of(PAGE_2M).then_some(begin)
     }
 
     /// Pages that it maps, those that are claimed included.
@@ -176,6 +223,9 @@ impl PageTable {
         let page = self.pages[index].take()?;
         let tag = core::mem::replace(&mut self.tags[index], Tag::Free);
         self.used -= 1;
+        if self.at_home > 0 && Self::frame_of(index, &page) == Some(self.home) {
+            self.at_home -= 1;
+        }
         let since = self.since;
         Some(match tag {
             Tag::Blocked => Leaf::usable(page, Was::Mapped).blocked(since),
@@ -199,7 +249,15 @@ impl PageTable {
                 }
             }
         };
-        self.pages[index] = Some(leaf.into_page());
+        let page = leaf.into_page();
+        if let Some(frame) = Self::frame_of(index, &page) {
+            if self.at_home == 0 {
+                self.home = frame;
+            }
+            self.at_home += u16::from(self.home == frame);
+        }
+        self.last = index as u16;
+        self.pages[index] = Some(page);
         self.used += 1;
     }
 
@@ -241,11 +299,13 @@ pub struct Directory {
     /// The page of the S-EPT. `None` until it is linked and after it is unlinked.
     pub sept: Option<Page<Donated>>,
     entries: [Entry<PageTable>; ENTRIES],
+    /// A bit for each entry that is a table to be made one page, perhaps.
+    joinable: [u64; ENTRIES / 64],
     used: u16,
     claimed: u16,
 }
 
-const _: () = assert!(size_of::<Directory>() <= ENTRIES * 24 + 16);
+const _: () = assert!(size_of::<Directory>() <= ENTRIES * 24 + ENTRIES / 8 + 16);
 
 impl Directory {
     /// One that maps nothing.
@@ -253,6 +313,7 @@ impl Directory {
         Self {
             sept: None,
             entries: [const { Entry::Free }; ENTRIES],
+            joinable: [0; ENTRIES / 64],
             used: 0,
             claimed: 0,
         }
@@ -283,6 +344,22 @@ impl Directory {
             Entry::Table(table) => Some(table),
             _ => None,
         }
+    }
+
+    /// Notes whether the entry at `index` is a table that may be made one page.
+    pub fn note_joinable(&mut self, index: usize, is: bool) {
+        let word = &mut self.joinable[index / 64];
+        let bit = 1 << (index % 64);
+        *word = if is { *word | bit } else { *word & !bit };
+    }
+
+    /// The first entry from `index` on of which that was noted.
+    pub fn next_joinable(&self, index: usize) -> Option<usize> {
+        (index / 64..ENTRIES / 64).find_map(|at| {
+            let from = if at == index / 64 { index % 64 } else { 0 };
+            let word = self.joinable[at] & (u64::MAX << from);
+            (word != 0).then(|| at * 64 + word.trailing_zeros() as usize)
+        })
     }
 
     /// Claims the entry at `index`, with all that is below it.
