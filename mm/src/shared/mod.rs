@@ -167,6 +167,21 @@ impl SharedMap {
         Ok(())
     }
 
+    /// Makes the tables that a page of 4 KiB at `gpa` (without the SHARED bit) needs, and maps nothing.
+    ///
+    /// # Errors
+    /// As [`Self::map`]; [`Error::Occupied`] when it is a part of a page of 2 MiB.
+    pub fn prepare(&self, frames: &impl Frames, gpa: Gpa) -> Result<(), Error> {
+        if gpa.0 >= self.shared {
+            return Err(Error::BadRange);
+        }
+        let mut holding = self.holding.lock();
+        if holding.tables == 0 {
+            return Err(Error::BadRange);
+        }
+        self.link(frames, gpa, 0, &mut holding).map(drop)
+    }
+
     /// Maps `bytes` of the host's own memory at `hpa` for the guest to read, at `gpa` (without the SHARED bit), until the end:
     /// whole pages, which nobody writes meanwhile. The guest can neither change them nor have them unmapped.
     ///

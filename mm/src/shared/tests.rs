@@ -231,6 +231,28 @@ fn a_host_without_frames_says_so_and_loses_nothing() {
 }
 
 #[test]
+fn what_was_prepared_is_mapped_with_one_frame_more() {
+    let host = Host::default();
+    let map = map(&host);
+    host.left.set(Some(3));
+    map.prepare(&host, Gpa(PAGE_2M)).unwrap();
+    assert_eq!(map.holding().pages, [0, 0]);
+    assert!(!map.has(&host, Gpa(PAGE_2M)));
+    map.prepare(&host, Gpa(PAGE_2M + PAGE_4K)).unwrap();
+    host.left.set(Some(1));
+    map.map(&host, Gpa(PAGE_2M), PageSize::Size4K).unwrap();
+    host.left.set(None);
+    map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
+    let occupied = Err(Error::Occupied);
+    assert_eq!(map.prepare(&host, Gpa(PAGE_4K)), occupied);
+    let beyond = Gpa(map.shared_bit());
+    assert_eq!(map.prepare(&host, beyond), Err(Error::BadRange));
+    map.dissolve(&host);
+    assert!(host.out.borrow().is_empty());
+    assert_eq!(map.prepare(&host, Gpa(0)), Err(Error::BadRange));
+}
+
+#[test]
 fn host_and_guest_see_the_same_words() {
     let host = Host::default();
     let map = map(&host);

@@ -125,6 +125,7 @@ impl<H: Host> Session<'_, H> {
         }
         match to {
             To::Shared => {
+                self.prepare(&range)?;
                 self.take_private(range.clone())?;
                 self.share(range)
             }
@@ -136,6 +137,22 @@ impl<H: Host> Session<'_, H> {
                     Err(_) => Err(Failed::Later),
                 }
             }
+        }
+    }
+
+    /// Makes the tables first: they stay, and would have the very frame that leaves a hole in a large page, which comes
+    /// back to its place when the guest takes its memory back.
+    fn prepare(&self, range: &Range<u64>) -> Result<(), Failed> {
+        if range.end - range.start == PAGE_2M {
+            return Ok(());
+        }
+        let prepared = self
+            .board
+            .shared()
+            .prepare(self.host.frames(), Gpa(range.start));
+        match prepared {
+            Ok(()) | Err(shared::Error::Occupied) => Ok(()),
+            Err(_) => Err(Failed::NoFrames),
         }
     }
 
