@@ -12,7 +12,7 @@ use alloc::{
 use core::fmt::Write;
 
 use boot::config;
-use mm::private::{Holding, Outcome, Reclaimed};
+use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 use vcpu::Excerpt;
 
@@ -293,6 +293,10 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
                 .as_ref()
                 .map(|td| pages(&td.holding()))
                 .unwrap_or_default(),
+            made_whole: td
+                .as_ref()
+                .and_then(|td| td.map())
+                .map_or(0, PrivateMap::made_whole),
             mrtd: td.as_ref().and_then(|td| td.mrtd().map(hex)),
             cpus: (0..config.vcpus)
                 .map(|index| self.vcpu(id, td.as_deref(), index))

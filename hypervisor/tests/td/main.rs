@@ -7,6 +7,7 @@ mod debug;
 mod end_faults;
 mod faults;
 mod hypercall;
+mod join;
 mod kit;
 mod operator;
 #[path = "../rig/mod.rs"]

@@ -15,7 +15,7 @@ use vcpu::End;
 use super::kit::Server;
 use super::rig::Rig;
 use super::rig::running::OUT_OF_LINES;
-use script::{Act, Script, call};
+pub use script::{Act, Script, accept, call};
 
 #[path = "../../../vcpu/tests/kit/script.rs"]
 #[allow(dead_code, reason = "it has what the tests of vcpu need, too")]
@@ -26,18 +26,24 @@ const IO: u64 = 0x1E;
 /// A turn, in ticks of the server's clock.
 const SLICE: u64 = 10_000_000;
 
-const TWO: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 1\n\
+pub const TWO: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 1\n\
     [[td]]\nname = \"two\"\nmemory = \"16M\"\nvcpus = 1\n";
 
 /// A server whose TDs run on its CPU 0, the test's own thread.
-struct Site<'h> {
-    rig: &'h Rig,
-    scheduler: &'h Scheduler<'h, Rig>,
-    tds: Tds<'h, Rig>,
+pub struct Site<'h> {
+    pub rig: &'h Rig,
+    pub scheduler: &'h Scheduler<'h, Rig>,
+    pub tds: Tds<'h, Rig>,
 }
 
 fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
     let server = Server::new("");
+    on_site(&server, text, test);
+    server.assert_spotless();
+}
+
+/// The TDs that `text` names run on `server`, and are ended when `test` is over.
+pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
     let scheduler = Scheduler::new(&server.rig);
     {
         let tds = server.tds_on(&server.rig, text, &scheduler);
@@ -54,12 +60,11 @@ fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
                 .unwrap();
         }
     }
-    server.assert_spotless();
 }
 
 impl Site<'_> {
     /// Lets whatever vCPU has its turn do what the list says.
-    fn play(&self, acts: &[Act]) -> Script {
+    pub fn play(&self, acts: &[Act]) -> Script {
         let script = Script::new(acts.iter().copied());
         self.rig.set_guest(0, Some(script.player()));
         assert!(self.scheduler.turn(), "nobody wants the CPU");

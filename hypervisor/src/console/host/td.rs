@@ -146,6 +146,8 @@ pub struct TdReport {
     pub cap: Option<u32>,
     /// What it owns of the host's memory.
     pub pages: Pages,
+    /// Pages of 2 MiB that had been split and are whole again.
+    pub made_whole: u64,
     /// MRTD in hexadecimal, once it is closed.
     pub mrtd: Option<String>,
     /// Its vCPUs.

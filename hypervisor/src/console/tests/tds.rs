@@ -134,6 +134,7 @@ impl Tds for &Fake {
             shares: 100,
             cap: None,
             pages: PAGES,
+            made_whole: 2,
             mrtd: Some("0f".repeat(48)),
             cpus: [0, 1].map(vcpu).into(),
             built: Some(work()),

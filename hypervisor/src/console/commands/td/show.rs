@@ -116,6 +116,10 @@ impl Text for TdReport {
             format_args!("{} of {}", Bytes(*private_bytes), Bytes(*memory_bytes)),
         );
         facts.fact("pages", self.pages);
+        if self.made_whole > 0 {
+            let count = self.made_whole;
+            facts.fact("whole again", format_args!("{count} of 2 MiB"));
+        }
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
         write!(out, "{facts}")?;
         vcpus(&self.cpus, out)?;
