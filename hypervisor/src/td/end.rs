@@ -140,8 +140,10 @@ fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> R
     let mut meter = Meter::new(host.platform);
     let turn = turn(host, td);
     let result = match &turn {
-        Ok(_) => meter
-            .phase("stop", || stop_vcpus(host, td))
+        Ok(_) => td
+            .joining
+            .quiet(host)
+            .and_then(|_| meter.phase("stop", || stop_vcpus(host, td)))
             .and_then(|vcpus| give_back(host, td, vcpus, way, &mut meter)),
         Err(_) => Err(Error::Busy),
     };

@@ -362,7 +362,7 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// Takes memory from it, so that `bytes` are left. It may run meanwhile.
     ///
     /// # Errors
-    /// [`Error::Size`], [`Error::State`]; [`Error::Map`], and the same call goes on from there.
+    /// [`Error::Size`], [`Error::State`]; [`Error::Busy`], [`Error::Map`], and the same call goes on from there.
     pub fn shrink(&self, id: u32, bytes: u64) -> Result<Outcome, Error> {
         let td = self
             .living(id)
@@ -386,6 +386,7 @@ impl<'h, P: Platform> Tds<'h, P> {
             }
             self.host.platform.relax();
         }
+        let _quiet = td.joining.quiet(&self.host)?;
         let kept: Vec<_> = layout.parts().collect();
         let mut sum = mm::private::Taken::default();
         for range in whole.without(&kept) {

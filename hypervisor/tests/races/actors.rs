@@ -42,6 +42,35 @@ pub fn start_full(world: &World<'_>) {
     given.unwrap();
 }
 
+/// With a page of 2 MiB that was split, whose parts are all there and accepted.
+pub fn start_split(world: &World<'_>) {
+    world.tds.start(1).unwrap();
+    let td = world.td(1);
+    let private = td.map().unwrap();
+    let accept = |page| {
+        world.machine.accept_next(page);
+        let held = td.hold(world.machine, 0).unwrap();
+        enter(world, &held);
+    };
+    map(world, FREE, PageSize::Size2M);
+    accept(FREE | 1);
+    let range = FREE..FREE + PAGE_4K;
+    let host = world.tds.host();
+    let taken = host.with_cpu(|cpu| private.remove(cpu, range, &private::NoneRuns));
+    assert!(taken.is_ok(), "{taken:?}");
+    map(world, FREE, PageSize::Size4K);
+    accept(FREE);
+    assert!(private.is_joinable());
+}
+
+/// Makes it whole, as a CPU that has time does.
+pub fn join(world: &World<'_>) {
+    for _ in 0..12 {
+        world.tds.work();
+        world.machine.breathe();
+    }
+}
+
 pub fn nothing(_: &World<'_>) {}
 
 pub fn terminate(world: &World<'_>) {

@@ -1,10 +1,11 @@
 //! Terminate against everything that may happen to a TD.
 
 use crate::actors::{
-    ask, augment, build, carry_out, convert, destroy, destroy_dynamically, link, look_at_a_vcpu,
-    nothing, pause_and_resume, post, retry, run, run_other, shrink, start, start_again, start_both,
-    start_full, terminate, terminate_at_its_key, terminate_at_its_vcpus,
-    terminate_at_their_initialisation, terminate_other, terminate_when_there, watch,
+    ask, augment, build, carry_out, convert, destroy, destroy_dynamically, join, link,
+    look_at_a_vcpu, nothing, pause_and_resume, post, retry, run, run_other, shrink, start,
+    start_again, start_both, start_full, start_split, terminate, terminate_at_its_key,
+    terminate_at_its_vcpus, terminate_at_their_initialisation, terminate_other,
+    terminate_when_there, watch,
 };
 use crate::explore::explore;
 
@@ -84,6 +85,14 @@ fn map_gpa() {
 #[test]
 fn shrinking() {
     explore(start_full, &[shrink, terminate, run]);
+}
+
+#[test]
+fn making_pages_whole() {
+    explore(start_split, &[join, terminate, run]);
+    explore(start_split, &[join, convert, terminate]);
+    explore(start_split, &[join, destroy_dynamically, join]);
+    explore(start_split, &[join, shrink, run]);
 }
 
 #[test]

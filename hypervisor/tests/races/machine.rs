@@ -11,7 +11,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
 use mm::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize};
+use seam::abi::{Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
 use seam::counters::Counters;
@@ -21,7 +21,7 @@ use seam::tdh::Tdh;
 use shuttle::thread;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Exit, Guest, HostMachine, Server, TdmrPlan};
-use stub_module::vcpu::Vcpu;
+use stub_module::vcpu::{Field, Gpr, Vcpu};
 
 /// Where memory begins.
 const BASE: u64 = 4 * PAGE_1G;
@@ -106,6 +106,16 @@ impl Machine {
         for cpu in 0..CPUS as u32 {
             self.0.server.machine().set_guest(cpu, None);
         }
+    }
+
+    /// Whatever vCPU the calling CPU enters next accepts this page first: an address, plus 1 for 2 MiB.
+    pub fn accept_next(&self, page: u64) {
+        let guest = Accepting {
+            left: vec![page],
+            then: Busy(self.clone()),
+        };
+        let machine = self.0.server.machine();
+        machine.set_guest(self.this_cpu(), Some(Box::new(guest)));
     }
 
     /// What an interrupt of the calling CPU would do, and a turn for the others.
@@ -281,5 +291,31 @@ impl Platform for Machine {
     // No wait is ever over before what is waited for has come.
     fn now_us(&self) -> u64 {
         0
+    }
+}
+
+/// A guest that accepts pages, one after the other, and then is [`Busy`].
+struct Accepting {
+    left: Vec<u64>,
+    then: Busy,
+}
+
+impl Guest for Accepting {
+    fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>) {
+        const TDCALL: u32 = 77;
+        const LMA: u64 = 1 << 10;
+        const L: u64 = 1 << 13;
+        let Some(page) = self.left.pop() else {
+            return self.then.run(machine, lp, vcpu);
+        };
+        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+        vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
+        vcpu.set_gpr(Gpr::Rax, GuestLeaf::MemPageAccept.rax());
+        vcpu.set_gpr(Gpr::Rcx, page);
+        let exit = Exit {
+            instruction_length: 4,
+            ..Exit::of(TDCALL)
+        };
+        exit.leave(machine, vcpu);
     }
 }
