@@ -66,10 +66,17 @@ fn with_site(test: impl FnOnce(&Site<'_>)) {
 #[test]
 fn a_page_that_was_shared_and_taken_back_is_a_part_of_2_mib_again() {
     with_site(|site| {
+        let pool = site.rig.pool();
+        // Of the frames that TDs are built of, so that they lie before those of the block.
+        site.tds.create(1).unwrap();
+        let small = || pool.take(PageSize::Size4K).unwrap();
+        let (first, second) = (small(), small());
         let before = whole(site);
         let one = td(&site.tds, 1);
         play(site, &[share()]);
         assert_eq!(pages(&one), [before[0] + 511, before[1] - 1, 0]);
+        // Whoever wants any frame now has this one.
+        pool.give(core::iter::once(first));
         while site.tds.work() {}
         assert_eq!(site.rig.calls(Leaf::MemSeptRd), 0, "a page is missing");
         play(site, &[take_back(), accept(PAGE)]);
@@ -86,6 +93,7 @@ fn a_page_that_was_shared_and_taken_back_is_a_part_of_2_mib_again() {
         }
         assert!((64..=MOST_CALLS).contains(&most), "{most}");
         assert_eq!(pages(&one), before);
+        pool.give(core::iter::once(second));
         let mut operator = Operator::new(&site.tds);
         let shown = operator.succeed("td show one");
         assert_eq!(shown["pages"]["private_2m"], before[1], "{shown}");

@@ -28,14 +28,22 @@ fn with_a_gap(td: &Td<'_>) {
 }
 
 fn map_again(td: &Td<'_>) {
+    map_at(td, PAGE);
+}
+
+fn map_at(td: &Td<'_>, gpa: Gpa) {
     let mapped = td
         .host
-        .with(0, |cpu| td.map.map(cpu, PAGE, PageSize::Size4K));
+        .with(0, |cpu| td.map.map(cpu, gpa, PageSize::Size4K));
     mapped.unwrap();
 }
 
 fn accept(td: &Td<'_>) {
-    let accepted = td.accept(PAGE.0, PageSize::Size4K);
+    accept_at(td, PAGE);
+}
+
+fn accept_at(td: &Td<'_>, gpa: Gpa) {
+    let accepted = td.accept(gpa.0, PageSize::Size4K);
     assert_eq!(accepted, Some(Status::SUCCESS));
 }
 
@@ -63,17 +71,22 @@ fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again
         let host = Host::new(if cleared { "patterns" } else { "" });
         let td = Td::with_clearing(&host, 33, 1, clearing);
         td.map.finalize(&host.on(0)).unwrap();
+        let (first, second) = (host.frame(), host.frame());
         with_a_gap(&td);
-        // Others take and give frames meanwhile.
-        let others: Vec<_> = match clearing {
-            Clearing::Keep => Vec::new(),
-            _ => (0..3).map(|_| host.frame()).collect(),
-        };
-        others.into_iter().rev().for_each(|frame| host.give(frame));
-        assert!(!td.map.is_joinable(), "a page is missing");
+        let next = Gpa(PAGE.0 + PAGE_4K);
+        host.with(0, |cpu| {
+            let taken = td.map.remove(cpu, next.0..next.0 + PAGE_4K, &NoneRuns);
+            taken.unwrap();
+        });
+        // Whoever wants any frame now has this one; or, where frames are kept, the one of the other page.
+        host.give(first);
         map_again(&td);
+        assert!(!td.map.is_joinable(), "a page is missing");
+        map_at(&td, next);
         assert!(td.map.is_joinable());
         accept(&td);
+        accept_at(&td, next);
+        host.give(second);
         host.audit();
         let (steps, most) = search(&td);
         assert_eq!(steps.last(), Some(&Found::Whole), "{clearing:?}: {steps:?}");

@@ -457,6 +457,20 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_joined_is_found_from_anywhere_before_it() {
+        let mut directory = Directory::new();
+        assert_eq!(directory.next_joinable(0), None);
+        for at in [3, 64, 511] {
+            directory.note_joinable(at, true);
+        }
+        let found = [0, 3, 4, 64, 65, 511].map(|from| directory.next_joinable(from));
+        assert_eq!(found, [3, 3, 64, 64, 511, 511].map(Some));
+        assert_eq!(directory.next_joinable(ENTRIES), None);
+        directory.note_joinable(64, false);
+        assert_eq!(directory.next_joinable(4), Some(511));
+    }
+
+    #[test]
     fn a_table_is_not_claimed_under_a_page_that_is() {
         let mut directory = Directory::new();
         _ = directory.claim(0).unwrap();
