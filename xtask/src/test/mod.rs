@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use seamark_tests::programs::Programs;
 use seamark_tests::scenarios::{self, Scenario};
@@ -43,6 +43,11 @@ pub fn run(options: &Options) -> ExitCode {
     }
     let started = Instant::now();
     let mut tally = Tally::default();
+    if let Some(word) = options.idle_word() {
+        let error = anyhow!("nothing has that in its name; `cargo xtask test --list` names all");
+        tally.failed(word, &error);
+        return tally.report(started.elapsed());
+    }
     for check in checks {
         announce(check.name);
         (check.run)(&mut tally);
@@ -58,9 +63,6 @@ pub fn run(options: &Options) -> ExitCode {
             Err(error) => tally.failed("build", &error),
         }
     }
-    if tally.is_empty() {
-        eprintln!("nothing has {} in its name", options.filter.join(" or "));
-    }
     tally.report(started.elapsed())
 }
 
@@ -75,6 +77,19 @@ impl Options {
         } else {
             self.matches(scenario.name)
         }
+    }
+
+    /// A word that selects nothing.
+    fn idle_word(&self) -> Option<&str> {
+        let selects_nothing = |word: &&String| {
+            let alone = Self {
+                filter: vec![(*word).clone()],
+                list: false,
+            };
+            let is_check = checks::ALL.iter().any(|check| alone.matches(check.name));
+            !is_check && !scenarios::all().iter().any(|s| alone.selects(s))
+        };
+        self.filter.iter().find(selects_nothing).map(String::as_str)
     }
 }
 
@@ -142,6 +157,14 @@ mod tests {
         assert!(!options(&["pxe"]).selects(&scenario("boot-from-disk")));
         assert!(!options(&["monitor"]).selects(&scenario("monitor-linux")));
         assert!(options(&["monitor-linux"]).selects(&scenario("monitor-linux")));
+    }
+
+    #[test]
+    fn a_word_that_is_in_no_name_is_noticed_beside_others() {
+        assert_eq!(options(&["pxe", "fmt"]).idle_word(), None);
+        assert_eq!(options(&[]).idle_word(), None);
+        assert_eq!(options(&["pxe", "pxf"]).idle_word(), Some("pxf"));
+        assert_eq!(options(&["monitor"]).idle_word(), Some("monitor"));
     }
 
     #[test]
