@@ -13,17 +13,19 @@
 
 mod build;
 mod claim;
+mod demote;
 mod error;
 mod join;
 mod mirror;
 mod pool;
+mod promote;
 mod reclaim;
 mod remove;
-mod resize;
 mod root;
 mod sept;
 mod stock;
 mod track;
+mod unblock;
 
 use core::fmt;
 use core::ops::ControlFlow;

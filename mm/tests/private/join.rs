@@ -102,6 +102,16 @@ fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again
     }
 }
 
+/// The page goes once more, comes back, and is accepted.
+fn change(host: &Host, td: &Td<'_>) {
+    host.with(0, |cpu| {
+        td.map.remove(cpu, PAGE.0..PAGE.0 + PAGE_4K, &NoneRuns)
+    })
+    .unwrap();
+    map_again(td);
+    accept(td);
+}
+
 #[test]
 fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_split() {
     let host = Host::new("patterns");
@@ -121,12 +131,7 @@ fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_spl
     host.give(theirs);
     host.audit();
     // It can still find home.
-    host.with(0, |cpu| {
-        td.map.remove(cpu, PAGE.0..PAGE.0 + PAGE_4K, &NoneRuns)
-    })
-    .unwrap();
-    map_again(&td);
-    accept(&td);
+    change(&host, &td);
     assert_eq!(search(&td).0.last(), Some(&Found::Whole));
     host.audit();
     end(td);
@@ -167,12 +172,7 @@ fn what_is_not_accepted_costs_a_question_and_is_given_up_after_a_few_searches() 
     accept(&td);
     assert_eq!(search(&td).0, []);
     // The next change is another chance.
-    host.with(0, |cpu| {
-        td.map.remove(cpu, PAGE.0..PAGE.0 + PAGE_4K, &NoneRuns)
-    })
-    .unwrap();
-    map_again(&td);
-    accept(&td);
+    change(&host, &td);
     assert_eq!(search(&td).0.last(), Some(&Found::Whole));
     end(td);
 }

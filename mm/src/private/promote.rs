@@ -1,0 +1,311 @@
+//! One page made of 512.
+
+use core::ops::Range;
+
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize, SeptState};
+use seam::address::{Gpa, Level};
+use seam::call::SeamCall;
+use seam::error::Rejected;
+use seam::page::{Donated, Page, Run};
+use seam::retry::Wait;
+
+use super::error::Error;
+use super::mirror::{
+    Block, Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, PageTable, is_aligned,
+};
+use super::pool::{Home, Pool};
+use super::root::Live;
+use super::{Cpu, Kick, PrivateMap};
+
+/// What a table maps, taken out to be made one page.
+type Parts = (Run<Donated>, Page<Donated>);
+
+impl PrivateMap {
+    /// TDH.MEM.PAGE.PROMOTE: makes one page of `size`, 2 MiB or 1 GiB, of the 512 at `gpa`. All of them are there, the guest
+    /// has accepted them, and they are one frame's.
+    ///
+    /// # Errors
+    /// [`Error::NotWhole`] when they are not; [`Error`]. The pages are as they were, and usable unless the module refuses
+    /// that, too.
+    pub fn promote<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        gpa: Gpa,
+        size: PageSize,
+        kick: &dyn Kick,
+    ) -> Result<(), Error> {
+        if !is_aligned(gpa, size) {
+            return Err(Error::BadRange);
+        }
+        self.root.keyed(|live| match size {
+            PageSize::Size4K => Err(Error::BadRange),
+            PageSize::Size2M => {
+                let (entry, result) = match self.mirror.claim_block(gpa)? {
+                    Entry::Table(table) => self.join_table(cpu, live, gpa, table, kick),
+                    Entry::BlockedTable { table, since } => {
+                        (Entry::BlockedTable { table, since }, Err(Error::Blocked))
+                    }
+                    other => (other, Err(Error::NotMapped)),
+                };
+                self.mirror.put_block(gpa, entry);
+                result
+            }
+            PageSize::Size1G => {
+                let gib = gpa.0 / PAGE_1G;
+                let (entry, result) = match self.mirror.claim_gib(gib)? {
+                    Entry::Table(directory) => self.join_directory(cpu, live, gpa, directory, kick),
+                    Entry::BlockedTable { table, since } => {
+                        (Entry::BlockedTable { table, since }, Err(Error::Blocked))
+                    }
+                    other => (other, Err(Error::NotMapped)),
+                };
+                self.mirror.put_gib(gib, entry);
+                result
+            }
+        })
+    }
+
+    /// Promotes everything in `range` that can be made one page: parts that all came back after a split, and then what
+    /// these are parts of. Pages made, by size.
+    ///
+    /// # Errors
+    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`], but for parts that another CPU works on or
+    /// that are not whole: these stay as they are.
+    pub fn promote_all<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        kick: &dyn Kick,
+    ) -> Result<[u64; 3], Error> {
+        if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
+            return Err(Error::BadRange);
+        }
+        let mut joined = [0; 3];
+        for size in [PageSize::Size2M, PageSize::Size1G] {
+            let bytes = size.bytes();
+            let mut at = range.start.next_multiple_of(bytes);
+            while range.end.saturating_sub(at) >= bytes {
+                match self.promote(cpu, Gpa(at), size, kick) {
+                    Ok(()) => joined[size as usize] += 1,
+                    Err(Error::NotWhole | Error::NotMapped | Error::Occupied | Error::Busy) => {}
+                    // Nothing at all is mapped there, or could be.
+                    Err(Error::BadRange) => break,
+                    Err(error) => return Err(error),
+                }
+                at += bytes;
+            }
+        }
+        Ok(joined)
+    }
+
+    pub(super) fn join_table<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        mut table: Boxed<PageTable>,
+        kick: &dyn Kick,
+    ) -> (Block, Result<(), Error>) {
+        let refuse = |table, error| (Entry::Table(table), Err(error));
+        if !is_one_frame((0..ENTRIES).map(|at| table.page(at)), PageSize::Size2M) {
+            return refuse(table, Error::NotWhole);
+        }
+        if let Err(error) = self.ask(cpu, live, gpa, &mut table, ENTRIES) {
+            return refuse(table, error);
+        }
+        let since = match self.quiesce_table(cpu, live, gpa, Level::Pd, kick) {
+            Ok(since) => since,
+            Err((None, error)) => return refuse(table, error),
+            Err((Some(since), error)) => {
+                return (Entry::BlockedTable { table, since }, Err(error));
+            }
+        };
+        let Some(parts) = run_of(table.drain()) else {
+            return refuse(table, Error::NotWhole);
+        };
+        let Some(sept) = table.sept.take() else {
+            return refuse(table, Error::NotWhole);
+        };
+        match self.join(cpu, live, gpa, (parts, sept)) {
+            Ok(page) => (Entry::Leaf(Leaf::Mapped(page)), Ok(())),
+            Err(((parts, sept), error)) => {
+                for (at, page) in parts.enumerate() {
+                    table.put(at, Leaf::Mapped(page));
+                }
+                table.sept = Some(sept);
+                let entry = self.usable_table(cpu, live, gpa, Level::Pd, table, since);
+                (entry, Err(error))
+            }
+        }
+    }
+
+    fn join_directory<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        mut directory: Boxed<Directory>,
+        kick: &dyn Kick,
+    ) -> (Gib, Result<(), Error>) {
+        let refuse = |directory, error| (Entry::Table(directory), Err(error));
+        let page = |at| match directory.entry(at) {
+            Entry::Leaf(leaf) => Some(leaf.page()),
+            _ => None,
+        };
+        if !is_one_frame((0..ENTRIES).map(page), PageSize::Size1G) {
+            return refuse(directory, Error::NotWhole);
+        }
+        for at in 0..ENTRIES {
+            let page = Gpa(gpa.0 + at as u64 * PAGE_2M);
+            if let Err(error) = self.is_accepted(cpu, live, page, Level::Pd) {
+                return refuse(directory, error);
+            }
+        }
+        let since = match self.quiesce_table(cpu, live, gpa, Level::Pdpt, kick) {
+            Ok(since) => since,
+            Err((None, error)) => return refuse(directory, error),
+            Err((Some(since), error)) => {
+                let table = directory;
+                return (Entry::BlockedTable { table, since }, Err(error));
+            }
+        };
+        let leaves = directory.drain().filter_map(|entry| match entry {
+            Entry::Leaf(leaf) => Some(leaf),
+            _ => None,
+        });
+        let Some(parts) = run_of(leaves) else {
+            return refuse(directory, Error::NotWhole);
+        };
+        let Some(sept) = directory.sept.take() else {
+            return refuse(directory, Error::NotWhole);
+        };
+        match self.join(cpu, live, gpa, (parts, sept)) {
+            Ok(page) => (Entry::Leaf(Leaf::Mapped(page)), Ok(())),
+            Err(((parts, sept), error)) => {
+                for (at, page) in parts.enumerate() {
+                    directory.fill(at, Leaf::Mapped(page));
+                }
+                directory.sept = Some(sept);
+                let entry = self.usable_table(cpu, live, gpa, Level::Pdpt, directory, since);
+                (entry, Err(error))
+            }
+        }
+    }
+
+    /// Asks the module of `most` pages of a table whether the guest has accepted them. `false` when there are more to
+    /// ask about.
+    ///
+    /// # Errors
+    /// [`Error::NotWhole`] when the guest has not; [`Error`].
+    pub(super) fn ask<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        table: &mut PageTable,
+        most: usize,
+    ) -> Result<bool, Error> {
+        let mut asked = 0;
+        for at in table.by_doubt() {
+            if table.is_accepted(at) {
+                continue;
+            }
+            if asked == most {
+                return Ok(false);
+            }
+            let page = Gpa(gpa.0 + at as u64 * PAGE_4K);
+            self.is_accepted(cpu, live, page, Level::Pt)?;
+            table.note_accepted(at);
+            asked += 1;
+        }
+        Ok(true)
+    }
+
+    /// Whether the guest has accepted what is at `gpa`: from then on it stays so, and the module can join it.
+    fn is_accepted<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        level: Level,
+    ) -> Result<(), Error> {
+        let entry = cpu.tdh.mem_sept_rd(live.tdr(), gpa, level)?;
+        if entry.state == SeptState::Mapped as u8 {
+            Ok(())
+        } else {
+            Err(Error::NotWhole)
+        }
+    }
+
+    /// Blocks what a table maps and makes sure that no CPU uses it, if the TD can run. When it was blocked; the same with
+    /// the error when only the second failed.
+    fn quiesce_table<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        level: Level,
+        kick: &dyn Kick,
+    ) -> Result<Option<Epoch>, (Option<Epoch>, Error)> {
+        if !live.is_finalized() {
+            return Ok(None);
+        }
+        if let Err(error) = cpu.tdh.mem_range_block(live.tdr(), gpa, level) {
+            return Err((None, error.into()));
+        }
+        let since = Some(self.tracker.now());
+        match self.track(cpu, live, since, kick) {
+            Ok(()) => Ok(since),
+            Err(error) => Err((since, error)),
+        }
+    }
+
+    fn join<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        (parts, sept): Parts,
+    ) -> Result<Page<Donated>, (Parts, Error)> {
+        match cpu.tdh.mem_page_promote(live.tdr(), gpa, parts, sept) {
+            Ok(promoted) => {
+                let page = promoted.page;
+                cpu.pool.merge(page.hpa(), page.size());
+                self.stock.merge(page.size());
+                self.stock.remove_sept(1);
+                // A page that can't be written back now is kept for the next removal.
+                _ = self.bring_home(cpu, promoted.sept, &mut Home::new(cpu.pool));
+                Ok(page)
+            }
+            Err(Rejected { error, given }) => Err((given, error.into())),
+        }
+    }
+}
+
+/// Whether 512 usable pages are, in order, those of one frame of `size`.
+fn is_one_frame<'a>(
+    parts: impl Iterator<Item = Option<&'a Page<Donated>>>,
+    size: PageSize,
+) -> bool {
+    let mut expected = None;
+    let mut count = 0;
+    for part in parts {
+        let Some(page) = part else { return false };
+        let hpa = page.hpa().0;
+        if expected.unwrap_or(hpa.next_multiple_of(size.bytes())) != hpa {
+            return false;
+        }
+        expected = Some(hpa + page.size().bytes());
+        count += 1;
+    }
+    count == ENTRIES
+}
+
+/// The pages of leaves that [`is_one_frame`] has looked at.
+fn run_of(mut leaves: impl Iterator<Item = Leaf>) -> Option<Run<Donated>> {
+    let mut run = Run::from(leaves.next()?.into_page());
+    for leaf in leaves {
+        run.push(leaf.into_page()).ok()?;
+    }
+    Some(run)
+}
