@@ -352,7 +352,7 @@ unsafe extern "C" fn raw_seamcall_all(registers: *mut Gprs) -> u64 {
     )
 }
 
-/// The loop of [`enter_often`]: what it needs is on its stack, for a SEAMCALL leaves nothing else.
+/// The loop of [`enter_often`]: what it needs is in R13 to R15, which it passes to the guest and gets back.
 #[unsafe(naked)]
 unsafe extern "C" fn raw_enter_often(tdvpr: u64, times: u64, first: u64) -> u64 {
     naked_asm!(
@@ -362,26 +362,28 @@ unsafe extern "C" fn raw_enter_often(tdvpr: u64, times: u64, first: u64) -> u64 
         "push r13",
         "push r14",
         "push r15",
-        "push rdi",
-        "push rdx",
-        "push rsi",
-        "lea rax, [rip + 9f]",
+        "lea rax, [rip + 8f]",
         "mov [rip + {recovery}], rax",
+        "mov r13, rdi",
+        "mov r14, rsi",
+        "mov r15, rdx",
         "2:",
         "mov eax, {leaf}",
-        "mov rcx, [rsp + 16]",
+        "mov rcx, r13",
         "xor r10d, r10d",
         ".byte 0x66, 0x0f, 0x01, 0xcf",
         "cmp rax, {tdcall}",
-        "jne 9f",
-        "cmp r12, [rsp + 8]",
-        "jne 9f",
-        "inc qword ptr [rsp + 8]",
-        "dec qword ptr [rsp]",
+        "jne 8f",
+        "cmp r12, r15",
+        "jne 8f",
+        "inc r15",
+        "dec r14",
         "jnz 2b",
+        "xor eax, eax",
+        "jmp 9f",
+        "8:",
+        "mov eax, 1",
         "9:",
-        "pop rax",
-        "add rsp, 16",
         "pop r15",
         "pop r14",
         "pop r13",
@@ -523,11 +525,12 @@ pub fn seamcall_all(registers: &mut Gprs) -> Result<(), u64> {
     }
 }
 
-/// Enters the vCPU at `tdvpr` so many times, with as little as can be between two entries: how many are left when an exit
-/// is no TDVMCALL that says the next number from `first` on in R12; zero if none was.
-pub fn enter_often(tdvpr: u64, times: u64, first: u64) -> u64 {
+/// Enters the vCPU at `tdvpr`, which is in a TDVMCALL that passes R10 to R15, so many times, with as little as can be between
+/// two entries: whether every exit was another such TDVMCALL, which said the next number from `first` on in R12 and
+/// gave R13 to R15 back.
+pub fn enter_often(tdvpr: u64, times: u64, first: u64) -> bool {
     // SAFETY: as for `seamcall_all`.
-    unsafe { raw_enter_often(tdvpr, times, first) }
+    unsafe { raw_enter_often(tdvpr, times, first) == 0 }
 }
 
 /// A counter's value.

@@ -1,6 +1,8 @@
 //! The host's side of TDX, call by call.
 
-use seam::abi::{Gprs, Leaf, PAGE_1G, PAMT_ENTRY_SIZE, PamtArea, ReservedArea, Status, TdmrInfo};
+use seam::abi::{
+    Gprs, Leaf, PAGE_1G, PAGE_2M, PAMT_ENTRY_SIZE, PamtArea, ReservedArea, Status, TdmrInfo,
+};
 
 use crate::attempt::{rdmsr, seamcall_all, write};
 use crate::checks::enter_vmx;
@@ -90,12 +92,12 @@ pub fn bring_up(team: Team) -> Result<Configuration, Failure> {
 
     let array = pages_below(1 << 32, 1);
     let info_at = array + 2048;
-    let pamt = |page: u64| {
+    let mut free = pamt_memory();
+    let mut pamt = |page: u64| {
         let size = (PAGE_1G / page * PAMT_ENTRY_SIZE).next_multiple_of(4096);
-        PamtArea {
-            base: pages_above_the_tdmr((size / 4096) as usize),
-            size,
-        }
+        let base = free;
+        free += size;
+        PamtArea { base, size }
     };
     let mut info = TdmrInfo {
         base: TDMR,
@@ -139,9 +141,11 @@ pub fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(at: u64, value: &T) {
     }
 }
 
-/// Firmware gives the highest memory first.
-fn pages_above_the_tdmr(count: usize) -> u64 {
-    pages_below(1 << 32, count)
+/// Memory for the PAMT of the TDMR: above it, where firmware takes memory first, and in regions of 2 MiB of its own.
+fn pamt_memory() -> u64 {
+    const REGIONS: u64 = 3;
+    const { assert!(PAGE_1G / 4096 * PAMT_ENTRY_SIZE <= (REGIONS - 1) * PAGE_2M) };
+    pages_below(1 << 32, ((REGIONS + 1) * PAGE_2M / 4096) as usize).next_multiple_of(PAGE_2M)
 }
 
 /// Gives back the HKID of the TD at `tdr`, whose keys no processor uses.

@@ -1,8 +1,8 @@
 //! The guest: one page of code at the end of the first 4 GiB, whose reset vector leads to 64-bit mode and to one of
 //! several programs, by the number that the host passed to TDH.VP.INIT.
 //!
-//! Its memory: page tables that map the first 4 GiB at themselves, and the shared half's first GiB at 512 GiB; an IDT;
-//! a stack for each vCPU. It talks to the host by TDVMCALLs of kind R11, with R12 to R15.
+//! Its memory: page tables that map the first 4 GiB at themselves, and the shared half's first GiB at 512 GiB, beside the code
+//! so that the way to both is the same; an IDT; a stack for each vCPU. It talks to the host by TDVMCALLs of kind R11, with R12 to R15.
 #![expect(unsafe_code, reason = "the guest is assembly")]
 
 use core::arch::global_asm;
@@ -21,8 +21,8 @@ pub mod program {
 }
 
 const CODE: u64 = 0xFFFF_F000;
-const PML4: u64 = 0;
-const PDPT: u64 = 0x1000;
+const PML4: u64 = 0xFFFF_E000;
+const PDPT: u64 = 0xFFFF_D000;
 const SHARED_PDPT: u64 = 0x2000;
 const IDT: u64 = 0x3000;
 const STACKS: u64 = 0x4000;
@@ -48,9 +48,9 @@ td_guest_gdt:
 td_guest_32:
     lgdt [0xFFFFF000]
     mov eax, cr4
-    or eax, 0x620
+    or eax, 0x40620
     mov cr4, eax
-    xor eax, eax
+    mov eax, 0xFFFFE000
     mov cr3, eax
     mov eax, cr0
     or eax, 0x80010000
@@ -72,6 +72,11 @@ td_guest_64:
     shl eax, 10
     lea rsp, [rax + 0x4000]
     mov r15, rsi
+    // XCR0: all that its XFAM has.
+    xor ecx, ecx
+    xor edx, edx
+    mov eax, 7
+    xsetbv
     mov rbx, 0x8000000000
     cmp r8, 1
     je td_guest_exceptions

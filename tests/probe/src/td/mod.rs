@@ -184,10 +184,11 @@ impl Td {
         enter(self.vcpus[number], 0)
     }
 
-    /// Enters vCPU `number`, whose guest counts by TDVMCALLs, so many times.
+    /// Enters vCPU `number`, whose guest counts by TDVMCALLs, for the first time, and then so many times more.
     pub fn hear_count(&self, number: usize, times: u64) -> Check {
-        let left = enter_often(self.vcpus[number], times, 1);
-        expect("entries that did not end as they should", left, 0)
+        self.hear(number, "the first number", 1)?;
+        let all = enter_often(self.vcpus[number], times, 2);
+        expect("exits that were the TDVMCALL", u64::from(all), 1)
     }
 
     /// Enters vCPU `number` and expects it to say `expected` by a TDVMCALL.
