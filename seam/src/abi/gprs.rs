@@ -1,10 +1,14 @@
 //! The general-purpose registers of one SEAMCALL or TDCALL.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 /// The register operands of a SEAMCALL or TDCALL, in and out. RSP never takes part.
 ///
 /// The layout is fixed because assembly on both sides loads and stores it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
 #[expect(
     missing_docs,
     reason = "the fields are the registers of the same names"
@@ -28,6 +32,26 @@ pub struct Gprs {
 }
 
 impl Gprs {
+    /// The register of that number in instructions (0 to 15), which is not RSP's: it would get that of RBP.
+    #[must_use]
+    #[inline(always)]
+    pub fn numbered(&self, number: usize) -> u64 {
+        let list: &[u64; 15] = zerocopy::transmute_ref!(self);
+        list[Self::index(number)]
+    }
+
+    /// Sets the register of that number in instructions, as [`Self::numbered`] reads it.
+    #[inline(always)]
+    pub fn set_numbered(&mut self, number: usize, value: u64) {
+        let list: &mut [u64; 15] = zerocopy::transmute_mut!(self);
+        list[Self::index(number)] = value;
+    }
+
+    const fn index(number: usize) -> usize {
+        let number = number % 16;
+        number - (number > 4) as usize
+    }
+
     /// The registers by their numbers in instructions; RSP, which is none of these, is 0.
     #[must_use]
     #[inline]

@@ -9,15 +9,19 @@ use crate::hooks::{self, Fault};
 use crate::module::{Module, SysState};
 use crate::{Machine, mem, metadata, migration, mng, mr, phymem, servtd, sys, vp};
 
+/// The number of the most frequent leaf.
+const VP_ENTER: u16 = Leaf::VpEnter.number();
+
 impl Module {
     /// Executes one SEAMCALL for logical processor `lp`: RAX holds the leaf on entry and the status on return. Registers
     /// that the leaf does not document as outputs are unchanged.
     ///
     /// # Panics
     /// If `lp` is not a processor of the platform that the module was made for.
+    #[inline(always)]
     pub fn seamcall<M: Machine>(&self, machine: &M, lp: u32, regs: &mut Gprs) {
-        let inside = &self.lp(lp).inside;
-        inside.store(true, Ordering::SeqCst);
+        let own = self.lp(lp);
+        own.inside.store(true, Ordering::SeqCst);
         let status = match self.admit(regs.rax) {
             Ok((leaf, version)) => {
                 let cx = Call {
@@ -27,22 +31,26 @@ impl Module {
                     fault: self.hooks.faults.strike(leaf),
                 };
                 let status = watched(cx, leaf, version, regs);
-                self.counters.count(lp, leaf, status);
+                own.counts.count(leaf, status);
                 status
             }
             Err(status) => status,
         };
         regs.rax = status.0;
-        inside.store(false, Ordering::Release);
+        own.inside.store(false, Ordering::Release);
     }
 
     /// The leaf and version that RAX asks for, if they exist and the module is far enough for them.
+    #[inline(always)]
     fn admit(&self, rax: u64) -> Result<(Leaf, u8), Status> {
         let invalid = Status::OPERAND_INVALID.with(Operand::RAX);
         if rax >> 24 != 0 {
             return Err(invalid);
         }
-        let leaf = Leaf::from_number(rax as u16);
+        let leaf = match rax as u16 {
+            VP_ENTER => Some(Leaf::VpEnter),
+            number => Leaf::from_number(number),
+        };
         let version = (rax >> 16) as u8;
         if version > 0 && leaf.is_none_or(|leaf| leaf.max_version() == 0) {
             return Err(invalid);
@@ -81,29 +89,36 @@ fn is_bring_up(leaf: Leaf) -> bool {
 }
 
 /// Runs a leaf under the eyes of the hooks.
+#[inline(always)]
 fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs) -> Status {
     if let Some(Fault::Busy(operand)) = cx.fault {
         return Status::OPERAND_BUSY.with(operand);
     }
-    let rcx = regs.rcx;
+    // The most frequent one does not take the way by all the others, and gives no memory to the module.
+    if leaf == Leaf::VpEnter {
+        let tdvpr = regs.rcx;
+        let status = vp::enter(cx, regs).err().unwrap_or(Status::SUCCESS);
+        hooks::check_stale_key(cx, tdvpr, status);
+        return status;
+    }
+    watched_for_reuse(cx, leaf, version, regs)
+}
+
+#[inline(never)]
+fn watched_for_reuse<M: Machine>(
+    cx: Call<'_, M>,
+    leaf: Leaf,
+    version: u8,
+    regs: &mut Gprs,
+) -> Status {
     let patterns = cx.module.hooks.patterns;
     let uncleared = patterns.then(|| hooks::uncleared(cx, leaf, version, regs));
-    // The most frequent one does not take the way by all the others.
-    let result = match leaf {
-        Leaf::VpEnter => vp::enter(cx, regs),
-        _ => run(cx, leaf, version, regs),
-    };
-    let status = match result {
-        Ok(()) => Status::SUCCESS,
-        Err(status) => status,
-    };
+    let result = run(cx, leaf, version, regs);
+    let status = result.err().unwrap_or(Status::SUCCESS);
     if let Some(Some((pa, hkid))) = uncleared
         && status == Status::SUCCESS
     {
         cx.module.record_reuse(cx.lp, pa, hkid);
-    }
-    if leaf == Leaf::VpEnter {
-        hooks::check_stale_key(cx, rcx, status);
     }
     status
 }
@@ -145,7 +160,7 @@ fn run<M: Machine>(
         Leaf::VpCreate => vp::create(cx, regs),
         Leaf::VpAddcx => vp::addcx(cx, regs),
         Leaf::VpInit => vp::init(cx, regs),
-        Leaf::VpEnter => vp::enter(cx, regs),
+        Leaf::VpEnter => unreachable!("it has a way of its own"),
         Leaf::VpFlush => vp::flush(cx, regs),
         Leaf::VpRd => metadata::vp_rd(cx, version, regs),
         Leaf::VpWr => metadata::vp_wr(cx, regs),

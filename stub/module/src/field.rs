@@ -65,11 +65,13 @@ pub trait Structure<'m> {
     fn word(&self, offset: u32) -> &'m AtomicU64;
 
     /// Reads a field.
+    #[inline(always)]
     fn get(&self, field: Field) -> u64 {
         self.word(field.offset).load(Ordering::Acquire) >> field.shift() & field.mask()
     }
 
     /// Writes a field; bits beyond its width are dropped.
+    #[inline(always)]
     fn set(&self, field: Field, value: u64) {
         let word = self.word(field.offset);
         if field.width == 8 {
@@ -90,20 +92,25 @@ pub trait Structure<'m> {
     }
 
     /// Subtracts from a field, wrapping within it; the value before.
+    #[inline(always)]
     fn sub(&self, field: Field, value: u64) -> u64 {
         self.add(field, value.wrapping_neg())
     }
 
     /// Replaces a field by what `next` makes of it, atomically; the value before, or `None` when `next` declines.
+    #[inline(always)]
     fn update(&self, field: Field, mut next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
         let (shift, mask) = (field.shift(), field.mask());
-        self.word(field.offset)
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                let value = next(word >> shift & mask)?;
-                Some(word & !(mask << shift) | (value & mask) << shift)
-            })
-            .ok()
-            .map(|word| word >> shift & mask)
+        let word = self.word(field.offset);
+        let mut old = word.load(Ordering::Acquire);
+        loop {
+            let value = next(old >> shift & mask)?;
+            let new = old & !(mask << shift) | (value & mask) << shift;
+            match word.compare_exchange_weak(old, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(old) => return Some(old >> shift & mask),
+                Err(now) => old = now,
+            }
+        }
     }
 
     /// Reads `bytes.len()` bytes from `offset` on. Both are multiples of 8.

@@ -3,6 +3,7 @@
 //! A lock is 16 bits inside a 64-bit word: bit 0 exclusive, bit 1 host priority, bits 15:2 the number of shared
 //! holders. PAMT entries and control structures carry theirs in donated memory, beside the fields that it guards.
 
+use core::hint::cold_path;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 const EXCLUSIVE: u64 = 1 << 0;
@@ -68,14 +69,24 @@ impl<'a> Lock<'a> {
     /// [`Busy`] when it is held in a way that excludes `mode`.
     #[inline(always)]
     pub fn acquire(self, mode: Mode) -> Result<Guard<'a>, Busy> {
-        let taken = self.update(|state| match mode {
-            Mode::Shared if state & EXCLUSIVE == 0 => Some((state & !HOST_PRIORITY) + READER),
-            Mode::Exclusive if state & (EXCLUSIVE | READERS) == 0 => Some(EXCLUSIVE),
-            _ => None,
-        });
-        if taken {
-            return Ok(Guard { lock: self, mode });
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            let state = word >> self.shift & LOCK;
+            let next = match mode {
+                Mode::Shared if state & EXCLUSIVE == 0 => (state & !HOST_PRIORITY) + READER,
+                Mode::Exclusive if state & (EXCLUSIVE | READERS) == 0 => EXCLUSIVE,
+                _ => break,
+            };
+            let taken = word & !(LOCK << self.shift) | next << self.shift;
+            match self
+                .word
+                .compare_exchange_weak(word, taken, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => return Ok(Guard { lock: self, mode }),
+                Err(now) => word = now,
+            }
         }
+        cold_path();
         if self.host_priority {
             self.word
                 .fetch_or(HOST_PRIORITY << self.shift, Ordering::Relaxed);
@@ -128,6 +139,24 @@ pub struct Guard<'a> {
 }
 
 impl Guard<'_> {
+    /// Lets go, as dropping it does, in the caller's own code.
+    #[inline(always)]
+    pub fn release(self) {
+        self.let_go();
+        core::mem::forget(self);
+    }
+
+    #[inline(always)]
+    fn let_go(&self) {
+        let held = match self.mode {
+            Mode::Shared => READER,
+            Mode::Exclusive => EXCLUSIVE,
+        };
+        self.lock
+            .word
+            .fetch_sub(held << self.lock.shift, Ordering::Release);
+    }
+
     /// Makes a shared hold exclusive.
     ///
     /// # Errors
@@ -150,14 +179,9 @@ impl Guard<'_> {
 }
 
 impl Drop for Guard<'_> {
+    #[inline(always)]
     fn drop(&mut self) {
-        let held = match self.mode {
-            Mode::Shared => READER,
-            Mode::Exclusive => EXCLUSIVE,
-        };
-        self.lock
-            .word
-            .fetch_sub(held << self.lock.shift, Ordering::Release);
+        self.let_go();
     }
 }
 

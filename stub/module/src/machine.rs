@@ -62,6 +62,7 @@ pub trait Machine: Sync {
     /// The page that contains `pa` (KeyID bits stripped). What was never written reads as zero.
     fn page(&self, pa: u64) -> &PageWords;
     /// The 8 bytes at `pa`, rounded down to a multiple of 8.
+    #[inline(always)]
     fn word(&self, pa: u64) -> u64 {
         self.page(pa)[(pa as usize >> 3) & 511].load(Ordering::Acquire)
     }

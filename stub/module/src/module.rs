@@ -1,6 +1,7 @@
 //! The module's own state: what does not live in memory that the host donated.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use seam::abi::Status;
@@ -8,7 +9,7 @@ use spin::Once;
 
 use crate::Platform;
 use crate::cpuid::Native;
-use crate::hooks::{Counters, Hooks, Log};
+use crate::hooks::{Counters, Counts, Hooks, Log, counters};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
 use crate::sys::Sample;
@@ -30,9 +31,9 @@ pub enum SysState {
     Shutdown = 4,
 }
 
-/// What the module knows of a logical processor. Each has a cache line to itself: it is written at every SEAMCALL.
-#[derive(Debug, Default)]
-#[repr(align(64))]
+/// What the module knows of a logical processor, away from the cache lines of its neighbours: it is written at every SEAMCALL.
+#[derive(Debug)]
+#[repr(C, align(128))]
 pub struct Lp {
     /// It is executing a SEAMCALL.
     pub inside: AtomicBool,
@@ -40,6 +41,20 @@ pub struct Lp {
     pub initialized: AtomicBool,
     /// The vCPU that it entered last, by its TDVPR's address; 0 for none.
     pub last_tdvpr: AtomicU64,
+    /// How its calls ended.
+    pub counts: Counts,
+}
+
+impl Lp {
+    /// A processor that has this room for what it seldom counts.
+    pub(crate) fn with_room(room: counters::Others) -> Self {
+        Self {
+            inside: AtomicBool::new(false),
+            initialized: AtomicBool::new(false),
+            last_tdvpr: AtomicU64::new(0),
+            counts: Counts::with_room(room),
+        }
+    }
 }
 
 /// An emulated TDX module.
@@ -68,7 +83,6 @@ pub struct Module {
     tdmrs: Once<Tdmrs>,
     /// What a test gave it.
     pub(crate) hooks: Hooks,
-    pub(crate) counters: Counters,
     pub(crate) violations: Log,
 }
 
@@ -80,30 +94,33 @@ impl Module {
 
     /// The same, with what a test wants to happen in it.
     pub fn with_hooks(platform: &Platform<'_>, hooks: Hooks) -> Self {
+        // Allocated last, so that what every call looks at lies together: the list of TDMRs comes next.
+        let room: Vec<_> = platform
+            .lp_to_package
+            .iter()
+            .map(|_| counters::room())
+            .collect();
+        let keys = Keys::new(platform);
+        let lps = room.into_iter().map(Lp::with_room).collect();
         Self {
             state: AtomicU8::new(SysState::InitPending as u8),
             global: AtomicU64::new(0),
             sample: Once::new(),
             native: Once::new(),
-            lps: platform
-                .lp_to_package
-                .iter()
-                .map(|_| Lp::default())
-                .collect(),
+            lps,
             num_initialized_lps: AtomicU32::new(0),
             keyed_packages: AtomicU64::new(0),
-            keys: Keys::new(platform),
+            keys,
             global_hkid: AtomicU32::new(0),
             tdmrs: Once::new(),
             hooks,
-            counters: Counters::new(platform.lp_to_package.len()),
             violations: Log::default(),
         }
     }
 
     /// How often each leaf was called, and how it ended.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters<'_> {
+        Counters::new(&self.lps)
     }
 
     /// What the host did that it must not do.
@@ -148,6 +165,7 @@ impl Module {
     }
 
     /// The TDMR that contains `pa`; none before TDH.SYS.CONFIG.
+    #[inline(always)]
     pub(crate) fn tdmr_covering(&self, pa: u64) -> Option<&Tdmr> {
         self.tdmrs.get()?.covering(pa)
     }

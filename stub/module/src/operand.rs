@@ -89,7 +89,24 @@ pub fn private_page<'m, M: Machine>(
 ///
 /// # Errors
 /// As [`private_page`].
+#[inline(never)]
 pub fn sized_page<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    size: PageSize,
+    operand: Operand,
+    mode: Mode,
+    expected: PageType,
+) -> Result<Held<'m>, Status> {
+    page_here(cx, pa, size, operand, mode, expected)
+}
+
+/// As [`sized_page`], in the caller's own code: for what a VP.ENTER does.
+///
+/// # Errors
+/// As [`private_page`].
+#[inline(always)]
+pub fn page_here<'m, M: Machine>(
     cx: Call<'m, M>,
     pa: u64,
     size: PageSize,

@@ -54,6 +54,7 @@ pub struct Entry<'m> {
 }
 
 impl<'m> Entry<'m> {
+    #[inline(always)]
     fn at<M: Machine>(machine: &'m M, pa: u64) -> Self {
         let page = machine.page(pa & !(PAGE_4K - 1));
         let index = (pa % PAGE_4K / 8) as usize;
@@ -135,6 +136,7 @@ pub struct Pamt<'m> {
 
 impl<'m> Pamt<'m> {
     /// The PAMT that covers `pa`; `None` where no TDMR is, or not initialised yet.
+    #[inline(always)]
     pub fn of(module: &'m Module, pa: u64) -> Option<Self> {
         let tdmr = module.tdmr_covering(pa)?;
         (pa < tdmr.initialized() & !(PAGE_1G - 1)).then_some(Self { tdmr })
@@ -146,6 +148,7 @@ impl<'m> Pamt<'m> {
     }
 
     /// The entry of the page of that size that contains `pa`.
+    #[inline(always)]
     pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
         let entry = Entry::at(machine, self.tdmr.entry_pa(pa, size));
         match size {
@@ -168,6 +171,7 @@ impl<'m> Pamt<'m> {
     ///
     /// # Errors
     /// [`WalkError::Busy`].
+    #[inline(always)]
     pub fn walk<M: Machine>(
         self,
         machine: &'m M,
@@ -225,6 +229,23 @@ impl<'m> Held<'m> {
     /// The size at which the walk ended.
     pub const fn size(&self) -> PageSize {
         self.size
+    }
+
+    /// Lets go, as dropping it does, in the caller's own code.
+    #[inline(always)]
+    pub fn release(self) {
+        let Self {
+            _leaf: leaf,
+            _above: [giant, large],
+            ..
+        } = self;
+        leaf.release();
+        if let Some(giant) = giant {
+            giant.release();
+        }
+        if let Some(large) = large {
+            large.release();
+        }
     }
 
     /// The addresses of the page that the entry is about.

@@ -194,6 +194,7 @@ impl<M: Machine> Inside<'_, M> {
     ///
     /// # Errors
     /// The module shuts down when the CPU gave no instruction length.
+    #[inline(always)]
     pub fn advance(&self) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
         let length = vcpu.vmcs(Field::EXIT_INSTRUCTION_LENGTH);

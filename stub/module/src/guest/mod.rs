@@ -115,6 +115,7 @@ impl<'m, M: Machine> Inside<'m, M> {
     }
 
     /// Runs the vCPU until something goes to the host.
+    #[inline(always)]
     pub fn run(&mut self) -> TdExit {
         self.stepping = Stepping::new(
             self.vcpu.vmcs(Field::RIP),
@@ -188,6 +189,7 @@ impl<'m, M: Machine> Inside<'m, M> {
     }
 
     /// Handles a VM exit.
+    #[inline(always)]
     fn handle(&mut self) -> Result<(), Stop> {
         let vcpu = self.vcpu;
         let now = self.cx.machine.rdtsc(self.cx.lp);

@@ -60,6 +60,7 @@ impl Stepping {
 
 impl<M: Machine> Inside<'_, M> {
     /// Decides about a VM exit. `exit_tsc` is when it happened.
+    #[inline(always)]
     pub fn filter(&mut self, full_reason: u32, exit_tsc: u64) -> Filter {
         let vcpu = self.vcpu;
         let rip = vcpu.vmcs(Field::RIP);
@@ -116,6 +117,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// Exits that a host can cause at will.
+    #[inline(always)]
     fn is_host_caused(&self, basic: u32) -> bool {
         const NMI: u64 = 2;
         const MSMI: u64 = 1;

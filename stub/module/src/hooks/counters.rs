@@ -1,6 +1,5 @@
 //! How often each leaf was called, and how it ended.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,20 +8,54 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use seam::abi::{Leaf, Status};
 use spin::Mutex;
 
+use crate::module::Lp;
+
 const LEAFS: usize = 128;
 
 /// Pairs of a leaf and a status that each logical processor has room for from the start, so that the first call which
 /// meets another does not look like something that is never given back. There is more room when it is needed.
 const OTHERS: usize = 128;
 
-/// The counts of one logical processor, away from the cache lines of its neighbours.
-#[repr(align(128))]
-struct Lp {
+/// The counts of one logical processor. Calls of unknown leafs are not counted.
+pub struct Counts {
     successes: [AtomicU64; LEAFS],
-    others: Mutex<Vec<((Leaf, u64), u64)>>,
+    others: Mutex<Others>,
 }
 
-impl Lp {
+/// What is seldom counted, by leaf and status code.
+pub(crate) type Others = Vec<((Leaf, u64), u64)>;
+
+/// The room for it that a processor has from the start.
+pub(crate) fn room() -> Others {
+    Others::with_capacity(OTHERS)
+}
+
+impl fmt::Debug for Counts {
+    /// Nothing that counts: what a module's state shows is the same before and after a call that failed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counts").finish_non_exhaustive()
+    }
+}
+
+impl Counts {
+    /// Nothing counted yet.
+    pub(crate) fn with_room(room: Others) -> Self {
+        Self {
+            successes: [const { AtomicU64::new(0) }; LEAFS],
+            others: Mutex::new(room),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn count(&self, leaf: Leaf, status: Status) {
+        match self.successes.get(leaf.number() as usize) {
+            Some(successes) if status.code() == Status::SUCCESS => {
+                successes.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => self.count_other(leaf, status),
+        }
+    }
+
     #[inline(never)]
     fn count_other(&self, leaf: Leaf, status: Status) {
         let key = (leaf, status.code().0);
@@ -34,37 +67,14 @@ impl Lp {
     }
 }
 
-/// Counters per leaf and status, operands and details aside. Calls of unknown leafs are not counted.
-pub struct Counters(Box<[Lp]>);
+/// Counters per leaf and status, operands and details aside.
+#[derive(Debug)]
+pub struct Counters<'m>(&'m [Lp]);
 
-impl fmt::Debug for Counters {
-    /// Nothing that counts: what a module's state shows is the same before and after a call that failed.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counters").finish_non_exhaustive()
-    }
-}
-
-impl Counters {
-    pub(crate) fn new(lps: usize) -> Self {
-        let lp = || Lp {
-            successes: [const { AtomicU64::new(0) }; LEAFS],
-            others: Mutex::new(Vec::with_capacity(OTHERS)),
-        };
-        Self((0..lps).map(|_| lp()).collect())
-    }
-
-    #[inline(always)]
-    pub(crate) fn count(&self, lp: u32, leaf: Leaf, status: Status) {
-        let Some(lp) = self.0.get(lp as usize) else {
-            return;
-        };
-        if status == Status::SUCCESS {
-            if let Some(successes) = lp.successes.get(leaf.number() as usize) {
-                successes.fetch_add(1, Ordering::Relaxed);
-            }
-        } else {
-            lp.count_other(leaf, status);
-        }
+impl<'m> Counters<'m> {
+    /// What these processors have counted together.
+    pub(crate) fn new(lps: &'m [Lp]) -> Self {
+        Self(lps)
     }
 
     /// How often `leaf` ended with `status`, whatever its details.
@@ -78,15 +88,15 @@ impl Counters {
     /// Every count that is not zero, by leaf and status code.
     pub fn all(&self) -> BTreeMap<(Leaf, u64), u64> {
         let mut all = BTreeMap::new();
-        for lp in &self.0 {
+        for Lp { counts, .. } in self.0 {
             for leaf in Leaf::ALL {
-                let successes = lp.successes.get(leaf.number() as usize);
+                let successes = counts.successes.get(leaf.number() as usize);
                 let count = successes.map_or(0, |count| count.load(Ordering::Relaxed));
                 if count > 0 {
                     *all.entry((*leaf, Status::SUCCESS.0)).or_default() += count;
                 }
             }
-            for (key, count) in lp.others.lock().iter() {
+            for (key, count) in counts.others.lock().iter() {
                 *all.entry(*key).or_default() += count;
             }
         }
@@ -109,11 +119,13 @@ mod tests {
 
     #[test]
     fn processors_count_apart_and_are_added_up() {
-        let counters = Counters::new(2);
-        counters.count(0, Leaf::MemTrack, Status::SUCCESS);
-        counters.count(1, Leaf::MemTrack, Status::SUCCESS);
-        counters.count(1, Leaf::MemTrack, Status::OPERAND_BUSY.with(Operand::TDR));
-        counters.count(0, Leaf::MemTrack, Status::OPERAND_BUSY.with(Operand::RCX));
+        let lps = [room(), room()].map(Lp::with_room);
+        let [first, second] = lps.each_ref().map(|lp| &lp.counts);
+        first.count(Leaf::MemTrack, Status::SUCCESS);
+        second.count(Leaf::MemTrack, Status::SUCCESS);
+        second.count(Leaf::MemTrack, Status::OPERAND_BUSY.with(Operand::TDR));
+        first.count(Leaf::MemTrack, Status::OPERAND_BUSY.with(Operand::RCX));
+        let counters = Counters::new(&lps);
         assert_eq!(counters.of(Leaf::MemTrack, Status::SUCCESS), 2);
         assert_eq!(counters.of(Leaf::MemTrack, Status::OPERAND_BUSY), 2);
         assert_eq!(counters.all().len(), 2);

@@ -3,12 +3,12 @@
 //! [`Faults`] makes calls fail as they can on hardware, [`Counters`] counts what was called and how it ended, [`Log`] keeps
 //! what the host did that it must not do. `custody` watches pages as they change hands.
 
-mod counters;
+pub(crate) mod counters;
 mod custody;
 mod faults;
 mod log;
 
-pub use counters::Counters;
+pub use counters::{Counters, Counts};
 pub(crate) use custody::{check_stale_key, pattern, uncleared};
 pub use faults::{Fault, Faults, ParseError, When};
 pub use log::{Access, Log, Violation, ViolationKind};

@@ -56,6 +56,7 @@ impl Tdmr {
     }
 
     /// The address of the PAMT entry of the page of that size that contains `pa`.
+    #[inline(always)]
     pub fn entry_pa(&self, pa: u64, size: PageSize) -> u64 {
         let pamt = match size {
             PageSize::Size4K => self.info.pamt_4k,
@@ -75,21 +76,22 @@ impl Tdmr {
     }
 }
 
-/// All TDMRs, by ascending address.
+/// All TDMRs, at most 64.
 #[derive(Debug)]
 pub struct Tdmrs(Box<[Tdmr]>);
 
 impl Tdmrs {
-    /// The TDMRs that TDH.SYS.CONFIG accepted, ascending.
+    /// The TDMRs that TDH.SYS.CONFIG accepted.
     pub fn new(infos: &[TdmrInfo]) -> Self {
         Self(infos.iter().copied().map(Tdmr::new).collect())
     }
 
     /// The TDMR that contains `pa`.
+    #[inline(always)]
     pub fn covering(&self, pa: u64) -> Option<&Tdmr> {
-        let after = self.0.partition_point(|tdmr| tdmr.info.base <= pa);
-        let tdmr = &self.0[after.checked_sub(1)?];
-        (pa < tdmr.end()).then_some(tdmr)
+        self.0
+            .iter()
+            .find(|tdmr| (tdmr.info.base..tdmr.end()).contains(&pa))
     }
 
     /// Whether `pa` is in the PAMT of one of them.

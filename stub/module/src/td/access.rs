@@ -1,6 +1,6 @@
 //! Getting at a TD: its TDR locked, its state checked, its TDCS at hand.
 
-use seam::abi::{Leaf, Operand, PageType, Status};
+use seam::abi::{Leaf, Operand, PageSize, PageType, Status};
 
 use super::{LaneGuard, Tdcs, Tdr, Tdvps};
 use crate::call::Call;
@@ -65,6 +65,7 @@ impl<'m, M: Machine> Td<'m, M> {
 ///
 /// # Errors
 /// Those of the build state; OPERAND_BUSY with OP_STATE; OP_STATE_INCORRECT.
+#[inline(always)]
 pub fn lock_op_state<'m, M: Machine>(
     cx: Call<'m, M>,
     tdr: Tdr<'m>,
@@ -86,6 +87,7 @@ pub fn lock_op_state<'m, M: Machine>(
 ///
 /// # Errors
 /// OPERAND_BUSY with TDR.
+#[inline(always)]
 pub fn implicit_tdr<'m, M: Machine>(
     cx: Call<'m, M>,
     owner: u64,
@@ -135,7 +137,8 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
     /// Those of an explicit page operand; OPERAND_BUSY with TDR.
     #[inline(always)]
     pub fn take(cx: Call<'m, M>, pa: u64, operand: Operand, mode: Mode) -> Result<Self, Status> {
-        let held = operand::private_page(cx, pa, operand, mode, PageType::Tdvpr)?;
+        let size = PageSize::Size4K;
+        let held = operand::page_here(cx, pa, size, operand, mode, PageType::Tdvpr)?;
         let (guard, tdr) = implicit_tdr(cx, held.entry().owner())?;
         Ok(Self {
             tdvps: Tdvps::at(cx.machine, pa),
@@ -143,5 +146,11 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
             _tdr: guard,
             _tdvpr: held,
         })
+    }
+    /// Lets go, as dropping it does, in the caller's own code.
+    #[inline(always)]
+    pub fn release(self) {
+        self._tdr.release();
+        self._tdvpr.release();
     }
 }

@@ -26,6 +26,7 @@ use OpState::{
 
 impl OpState {
     /// The state of that number, which is one that the module wrote.
+    #[inline(always)]
     pub fn from_number(number: u32) -> Self {
         match number {
             0 => Uninitialized,
@@ -55,6 +56,7 @@ impl OpState {
     /// Whether `leaf` may be called in this state. Leafs that do not ask are always allowed.
     ///
     /// Source: TDX module 1.5.01, `op_state_lookup`.
+    #[inline(always)]
     pub fn allows(self, leaf: Leaf) -> bool {
         let allowed = match leaf {
             Leaf::MngAddcx | Leaf::MngInit | Leaf::ImportStateImmutable => states(&[Uninitialized]),

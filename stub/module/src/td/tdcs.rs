@@ -174,6 +174,7 @@ impl<'m, M: Machine> Tdcs<'m, M> {
 }
 
 /// The address of a TDCS page. The TDR holds it with the TD's KeyID.
+#[inline(always)]
 fn page_pa<M: Machine>(machine: &M, tdr: &Tdr<'_>, index: u32) -> u64 {
     machine
         .platform()
@@ -181,6 +182,7 @@ fn page_pa<M: Machine>(machine: &M, tdr: &Tdr<'_>, index: u32) -> u64 {
 }
 
 impl<'m, M: Machine> Structure<'m> for Tdcs<'m, M> {
+    #[inline(always)]
     fn word(&self, offset: u32) -> &'m AtomicU64 {
         let page = offset / 4096;
         let words = if page == 0 {

@@ -191,6 +191,7 @@ impl Drop for LaneGuard<'_> {
 }
 
 impl<'m> Structure<'m> for Tdr<'m> {
+    #[inline(always)]
     fn word(&self, offset: u32) -> &'m AtomicU64 {
         &self.words[offset as usize / 8]
     }

@@ -1,6 +1,6 @@
 //! TDVPS: one vCPU of a TD, in its TDVPR page and the TDCX pages that the host added to it.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::field::{Field, Structure};
 use crate::{Machine, PageWords};
@@ -75,11 +75,13 @@ impl<'m, M: Machine> Tdvps<'m, M> {
     }
 
     /// What the vCPU is up to.
+    #[inline(always)]
     pub fn state(&self) -> VcpuState {
         VcpuState::from_number(self.get(field::STATE))
     }
 
     /// Sets what the vCPU is up to.
+    #[inline(always)]
     pub fn set_state(&self, state: VcpuState) {
         self.set(field::STATE, state as u64);
     }
@@ -90,13 +92,17 @@ impl<'m, M: Machine> Tdvps<'m, M> {
     }
 
     /// The physical address of page `index`, without its KeyID.
+    #[inline(always)]
     pub fn page_pa(&self, index: u32) -> u64 {
-        let guarded = self.get(field::TDVPS_PAGE_PA.at(index));
+        // In the first page, and not by way of `get`, which asks here.
+        let field = field::TDVPS_PAGE_PA.at(index);
+        let guarded = self.first[field.offset() as usize / 8].load(Ordering::Acquire);
         self.machine.platform().without_keyid(guarded)
     }
 }
 
 impl<'m, M: Machine> Structure<'m> for Tdvps<'m, M> {
+    #[inline(always)]
     fn word(&self, offset: u32) -> &'m AtomicU64 {
         let page = offset / 4096;
         let words = if page == 0 {

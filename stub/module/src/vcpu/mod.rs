@@ -119,8 +119,12 @@ impl<'m> Vcpu<'m> {
     /// The vCPU of a TDVPS that has its pages.
     #[inline(always)]
     pub(crate) fn of<M: Machine>(machine: &'m M, tdvps: &Tdvps<'m, M>) -> Self {
-        let page = |index| machine.page(tdvps.page_pa(index));
-        Self::new([page(0), page(1), page(2), page(3)])
+        Self::new([
+            machine.page(tdvps.page_pa(0)),
+            machine.page(tdvps.page_pa(1)),
+            machine.page(tdvps.page_pa(2)),
+            machine.page(tdvps.page_pa(3)),
+        ])
     }
 
     /// XFAM: the extended state that the vCPU has.
@@ -168,7 +172,14 @@ impl<'m> Vcpu<'m> {
         }
     }
 
+    /// The place of the general-purpose register of that number, which is not RSP's.
+    #[inline(always)]
+    pub fn numbered(&self, number: usize) -> &'m AtomicU64 {
+        &self.pages[0][Self::GPRS / 8 + number % 16]
+    }
+
     /// Reads all general-purpose registers.
+    #[inline(always)]
     pub fn gprs(&self) -> [u64; 16] {
         let mut values = [0; 16];
         for (number, value) in values.iter_mut().enumerate() {
@@ -179,6 +190,7 @@ impl<'m> Vcpu<'m> {
     }
 
     /// Writes all general-purpose registers.
+    #[inline(always)]
     pub fn set_gprs(&self, values: &[u64; 16]) {
         for (number, value) in values.iter().enumerate() {
             if number != Gpr::Rsp as usize {
@@ -213,6 +225,11 @@ impl<'m> Vcpu<'m> {
     /// Writes a register that no VMCS field holds.
     pub fn set_held(&self, register: Held, value: u64) {
         self.at(register as usize).store(value, Ordering::Relaxed);
+    }
+
+    /// Where the XMM registers are, all 16 of them, for a world switch. They are aligned to 16 bytes.
+    pub fn xmm_registers(&self) -> *mut u128 {
+        self.xbuff()[Self::XMM / 8].as_ptr().cast()
     }
 
     /// Reads an XMM register (0 to 15).

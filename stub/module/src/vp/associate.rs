@@ -27,6 +27,7 @@ pub enum Disabled {
 ///
 /// # Errors
 /// TDCX_NUM_INCORRECT.
+#[inline(always)]
 pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Result<(), Status> {
     let l2_vms = tdcs.get(tdcs::field::NUM_L2_VMS) as u32;
     if tdvps.num_pages() < TDVPS_PAGES.0 + l2_vms * PAGES_PER_L2_VM {
@@ -39,6 +40,7 @@ pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Resu
 ///
 /// # Errors
 /// VCPU_STATE_INCORRECT; VCPU_ASSOCIATED when it is another processor's.
+#[inline(always)]
 pub fn associate<M: Machine>(
     cx: Call<'_, M>,
     tdcs: &Tdcs<'_, M>,

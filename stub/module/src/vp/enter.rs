@@ -1,4 +1,7 @@
 //! TDH.VP.ENTER: from the host's call to the guest's first instruction, and back.
+//!
+//! All that is always on this way is inlined, here and in what it uses: under TCG a call costs more than what most of these
+//! functions do.
 
 use core::sync::atomic::Ordering;
 
@@ -35,9 +38,9 @@ const NOTIFY_EPT_FAULTS: u64 = 1;
 const STATUS_HINT: u64 = 1 << 60;
 
 /// TDH.VP.ENTER: RCX = TDVPR and flags; every other register belongs to what the last TD exit asked for.
+#[inline(always)]
 pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
-    let misc_enable = cx.machine.rdmsr(cx.lp, MISC_ENABLE);
-    if misc_enable & LIMIT_CPUID_MAXVAL != 0 {
+    if cx.machine.rdmsr(cx.lp, MISC_ENABLE) & LIMIT_CPUID_MAXVAL != 0 {
         return Err(Status::LIMIT_CPUID_MAXVAL_SET);
     }
     let (tdvpr, flags) = (regs.rcx & PAGE_MASK, regs.rcx & !PAGE_MASK);
@@ -45,6 +48,20 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
         return Err(Status::OPERAND_INVALID.with(Operand::RCX));
     }
     let taken = TdVcpu::take(cx, tdvpr, Operand::RCX, Mode::Shared)?;
+    let result = enter_taken(cx, regs, &taken, tdvpr, flags);
+    taken.release();
+    result
+}
+
+/// Enters a vCPU that is the caller's to enter.
+#[inline(always)]
+fn enter_taken<M: Machine>(
+    cx: Call<'_, M>,
+    regs: &mut Gprs,
+    taken: &TdVcpu<'_, M>,
+    tdvpr: u64,
+    flags: u64,
+) -> Result<(), Status> {
     let (tdcs, op_state) = lock_op_state(cx, taken.tdr, Leaf::VpEnter)?;
     let tdvps = taken.tdvps;
     check_pages(&tdcs, &tdvps)?;
@@ -64,6 +81,7 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     if (elapsed as i64) < 0 {
         return Err(Status::TSC_ROLLBACK);
     }
+    let misc_enable = cx.machine.rdmsr(cx.lp, MISC_ENABLE);
     if misc_enable & ENABLE_MONITOR == 0 && features(&tdcs).monitor {
         return Err(Status::INCORRECT_MSR_VALUE.with_detail(MISC_ENABLE));
     }
@@ -128,6 +146,7 @@ fn join_epoch<M: Machine>(
 }
 
 /// Takes the vCPU out of the epoch that it entered in.
+#[inline(always)]
 fn leave_epoch<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) {
     let epoch = tdvps.get(tdvps::field::VCPU_EPOCH);
     tdcs.sub(tdcs::field::REFCOUNT.at(epoch as u32 & 1), 1);
@@ -229,16 +248,15 @@ fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
     for xmm in passed.xmm() {
         vcpu.set_xmm(xmm, cx.machine.host_xmm(cx.lp, xmm));
     }
-    let host = regs.by_number();
-    let mut guest = vcpu.gprs();
     for number in passed.gprs() {
-        guest[number] = host[number];
+        vcpu.numbered(number)
+            .store(regs.numbered(number), Ordering::Relaxed);
     }
-    guest[Gpr::Rax as usize] = 0;
-    vcpu.set_gprs(&guest);
+    vcpu.set_gpr(Gpr::Rax, 0);
 }
 
 /// Puts a TD exit into the host's registers.
+#[inline(always)]
 fn finish<M: Machine>(
     cx: Call<'_, M>,
     tdcs: &Tdcs<'_, M>,
@@ -272,28 +290,26 @@ fn finish<M: Machine>(
     }
     clear_xmm(cx);
     let rbp = regs.rbp;
-    let mut host = Gprs {
+    *regs = Gprs {
         rcx: exit.qualification,
         rdx: exit.extended,
         r8: exit.gpa,
         r9: exit.interruption,
         ..Gprs::default()
-    }
-    .by_number();
+    };
     if let Some(control) = exit.vmcall {
         let passed = Passed(control);
-        let guest = inside.vcpu.gprs();
         for number in passed.gprs() {
-            host[number] = guest[number];
+            let value = inside.vcpu.numbered(number).load(Ordering::Relaxed);
+            regs.set_numbered(number, value);
         }
         for xmm in passed.xmm() {
             cx.machine.set_host_xmm(cx.lp, xmm, inside.vcpu.xmm(xmm));
         }
         if inside.keeps_rbp() {
-            host[Gpr::Rbp as usize] = rbp;
+            regs.rbp = rbp;
         }
     }
-    *regs = Gprs::from_numbers(&host);
     match exit.status {
         Status(0) => Ok(()),
         status => Err(status),

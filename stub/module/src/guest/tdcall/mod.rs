@@ -76,6 +76,7 @@ impl<M: Machine> Inside<'_, M> {
     ///
     /// # Errors
     /// What leaves the guest.
+    #[inline(always)]
     pub fn tdcall(&mut self) -> Result<bool, Stop> {
         if !self.is_64_bit() {
             self.raise_gp();
@@ -124,6 +125,7 @@ impl<M: Machine> Inside<'_, M> {
         Err(TdExit::new(Status::HOST_PRIORITY_BUSY_TIMEOUT, 0).into())
     }
 
+    #[inline(always)]
     fn call_leaf(&mut self) -> Result<(), End> {
         let rax = self.vcpu.gpr(Gpr::Rax);
         let (leaf, version) = (rax & 0xFFFF, (rax >> 16) as u8);

@@ -16,6 +16,7 @@ const RBP: u64 = 1 << 5;
 
 impl<M: Machine> Inside<'_, M> {
     /// TDG.VP.VMCALL: RCX says which registers the host gets to see and to change.
+    #[inline(always)]
     pub fn vmcall(&mut self) -> Result<(), End> {
         let control = self.vcpu.gpr(Gpr::Rcx);
         let keeps_rbp = self.tdcs.get(tdcs::field::CONFIG_FLAGS) & config_flags::NO_RBP_MOD != 0;
