@@ -173,6 +173,18 @@ pub fn finish_load(gprs: &mut GprFile, register: Register, size: usize, signed: 
     gprs.set(register, value);
 }
 
+/// The four bytes from `at` on, of memory that `word` reads by aligned words of 64 bits, no more of them than need be: what the
+/// instructions SEAMCALL and TDCALL consist of.
+#[inline(always)]
+pub fn opcode(at: u64, word: impl Fn(u64) -> u64) -> u32 {
+    let (first, shift) = (at & !7, at % 8 * 8);
+    let mut all = word(first) >> shift;
+    if shift > 32 {
+        all |= word(first.wrapping_add(8)) << (64 - shift);
+    }
+    all as u32
+}
+
 /// The 15 bytes from `at` on, of memory that `word` reads by aligned words of 64 bits, no more of them than need be.
 pub fn bytes(at: u64, word: impl Fn(u64) -> u64) -> [u8; 15] {
     let (first, shift) = (at & !7, at % 8 * 8);

@@ -161,10 +161,23 @@ impl Trail {
     }
 
     /// The physical address of `va` if this is the way there and its last entry has not changed. The mode is 64-bit.
+    #[inline(always)]
     pub fn follow(&self, paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
+        let (at, word) = self.last_entry(paging, va)?;
+        (read(at) == word).then_some(self.at(va))
+    }
+
+    /// Where the last entry on the way to `va` is, and what it was, if this is the way there.
+    #[inline(always)]
+    pub fn last_entry(&self, paging: &Paging, va: u64) -> Option<(u64, u64)> {
         let is_here = self.page == va & !Self::OFFSET | ENTRY_PRESENT && self.cr3 == paging.cr3;
-        let (at, word) = self.last;
-        (is_here && read(at) == word).then_some(self.pa | va & Self::OFFSET)
+        is_here.then_some(self.last)
+    }
+
+    /// The physical address of `va`, to whose page this is the way.
+    #[inline(always)]
+    pub fn at(&self, va: u64) -> u64 {
+        self.pa | va & Self::OFFSET
     }
 }
 

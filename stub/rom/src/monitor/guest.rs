@@ -225,6 +225,17 @@ impl Lp {
         }
     }
 
+    /// The four bytes at the instruction pointer, if it is 64-bit code in the page which was last looked at.
+    #[inline(always)]
+    pub fn opcode(&self) -> Option<u32> {
+        let va = self.vmcb.save.rip;
+        let is_whole = va as usize % PAGE <= PAGE - size_of::<u32>();
+        if !is_whole || !self.is_in_long_mode() {
+            return None;
+        }
+        Some(insn::opcode(self.known_code(va)?, word))
+    }
+
     /// The bytes at the instruction pointer, as many as can be read.
     pub fn code(&self) -> ([u8; MAX_INSTRUCTION], usize) {
         self.code_at(self.vmcb.save.rip)
@@ -265,6 +276,7 @@ impl Lp {
 
     /// Where 64-bit code is that lies in the page which was last looked at. The way to that page is kept, because the next
     /// exit is often on the same one; while no memory has become private since, the software may still reach all of it.
+    #[inline(always)]
     fn known_code(&self, va: u64) -> Option<u64> {
         let (epoch, trail) = self.trail.get();
         (epoch == self.epoch)

@@ -281,6 +281,7 @@ pub fn take_nmi() {
 #[unsafe(naked)]
 unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
     through_guest!(
+        xmm_by: "lea",
         before: ["mov rsp, [rdi + {stack}]", "2:", "mov rdi, [rsp]"],
         enter: ["vmload rax", "vmrun rax", "vmsave rax"],
         after: ["mov rdi, rax", "cld", "call {exited}", "jmp 2b"],

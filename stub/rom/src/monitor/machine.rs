@@ -24,6 +24,7 @@ pub type Xmm = [AtomicU64; 2];
 
 /// The machine during one SEAMCALL.
 pub struct SeamCpu<'a> {
+    world: &'static World,
     number: u32,
     cr4: u64,
     /// The host's RFLAGS.IF.
@@ -45,6 +46,7 @@ impl<'a> SeamCpu<'a> {
     pub fn new(lp: &'a Lp) -> Self {
         const IF: u64 = 1 << 9;
         Self {
+            world: world::get(),
             number: lp.number,
             cr4: lp.cr4(),
             interrupts_enabled: lp.vmcb.save.rflags & IF != 0,
@@ -80,15 +82,12 @@ impl<'a> SeamCpu<'a> {
         }
         td
     }
-
-    fn world(&self) -> &'static World {
-        world::get()
-    }
 }
 
 impl Machine for SeamCpu<'_> {
+    #[inline(always)]
     fn platform(&self) -> Platform<'_> {
-        self.world().platform()
+        self.world.platform()
     }
 
     #[inline(always)]
@@ -96,11 +95,11 @@ impl Machine for SeamCpu<'_> {
         let pa = pa & !KEYID_MASK & !(PAGE as u64 - 1);
         // SAFETY: RAM that the monitor's page tables map at itself, or the page that stands in for what is no RAM; all of
         // it is only ever accessed as atomic words here. The software above may race with it as with any device.
-        unsafe { &*(self.world().ram_or_nothing(pa) as *const PageWords) }
+        unsafe { &*(self.world.ram_or_nothing(pa) as *const PageWords) }
     }
 
     fn guard(&self, lp: u32, pages: Range<u64>, private: bool) {
-        self.world().npt.guard(lp, pages, private);
+        self.world.npt.guard(lp, pages, private);
     }
 
     /// TDH.SYS.INIT checks a whole Sapphire Rapids, less what depends on the machine: ids, topology, caches, clock, size
@@ -119,7 +118,7 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn td_cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
-        let world = self.world();
+        let world = self.world;
         let number = if (lp as usize) < world.lps.len() {
             lp
         } else {
@@ -137,7 +136,7 @@ impl Machine for SeamCpu<'_> {
             0x1A0 => self.misc_enable,
             // Capabilities, as with CPUID: those of a whole Sapphire Rapids.
             0xCF | 0x10A | 0x345 | 0x480..=0x492 => sapphire_rapids::msr(msr),
-            _ => personality::constant(msr, &self.world().facts)
+            _ => personality::constant(msr, &self.world.facts)
                 .or_else(|| personality::seam_only(msr))
                 .unwrap_or_else(|| cpu::rdmsr(msr)),
         }
@@ -157,13 +156,13 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn interrupt_pending(&self, lp: u32) -> bool {
-        let shared = &self.world().lps[lp as usize];
+        let shared = &self.world.lps[lp as usize];
         shared.kicked.load(Ordering::Acquire)
             || self.interrupts_enabled && highest_request() >> 4 > Hardware.read(PPR) >> 4
     }
 
     fn pconfig(&self, lp: u32, _hkid: u32) -> Result<(), PconfigError> {
-        let package = self.world().lps[lp as usize].package as usize;
+        let package = self.world.lps[lp as usize].package as usize;
         let table = &KEY_TABLES[package % KEY_TABLES.len()];
         if table.swap(true, Ordering::Acquire) {
             return Err(PconfigError::Busy);
@@ -185,6 +184,7 @@ impl Machine for SeamCpu<'_> {
         }
     }
 
+    #[inline(always)]
     fn run_vcpu(&self, _lp: u32, vcpu: &Vcpu<'_>) {
         if let Some(td) = self.td.lock().as_mut() {
             td.run(self, vcpu);
@@ -222,11 +222,11 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn report_key(&self, _lp: u32) -> Result<[u8; 32], u64> {
-        Ok(self.world().report_key)
+        Ok(self.world.report_key)
     }
 
     fn verify_report(&self, _lp: u32, report: &ReportMac) -> Result<(), u64> {
-        stub_module::check_report(report, &self.world().report_key)
+        stub_module::check_report(report, &self.world.report_key)
     }
 }
 
@@ -250,6 +250,7 @@ fn highest_request() -> u32 {
 
 impl World {
     /// What the module has to know of the machine.
+    #[inline(always)]
     pub fn platform(&self) -> Platform<'_> {
         Platform {
             lp_to_package: &self.lp_to_package,

@@ -23,9 +23,12 @@ fn epoch() -> u64 {
     CHANGES.load(Ordering::SeqCst) + 1
 }
 
+/// The processors by their numbers, of which no more fit into an APIC id of 8 bits.
+static PRESENCES: [Presence; 256] = [const { Presence(AtomicU64::new(AWAY)) }; 256];
+
 /// Where a processor is: away from the host's memory, or since which epoch it has been handling an exit, or executing
 /// the software.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Presence(AtomicU64);
 
 const AWAY: u64 = 0;
@@ -51,22 +54,23 @@ impl Presence {
     }
 }
 
-fn of(lp: &Lp) -> &'static Presence {
-    &world::get().lps[lp.number as usize].presence
+/// Where processor `number` is.
+pub fn of(number: u32) -> &'static Presence {
+    &PRESENCES[usize::from(number as u8)]
 }
 
 /// To be called before the software is entered on `lp`.
 #[inline(always)]
 pub fn enter(lp: &mut Lp) {
     if lp.is_parked() {
-        of(lp).leave();
+        of(lp.number).leave();
         return;
     }
     let epoch = epoch();
     if epoch != lp.epoch {
         begin_epoch(lp, epoch);
     }
-    of(lp).execute(epoch);
+    of(lp.number).execute(epoch);
 }
 
 #[inline(never)]
@@ -78,14 +82,14 @@ fn begin_epoch(lp: &mut Lp, epoch: u64) {
 
 /// To be called when the software was left on `lp`.
 pub fn exit(lp: &Lp) {
-    of(lp).handle();
+    of(lp.number).handle();
 }
 
 /// Waits until no other processor goes by anything older than this call: those that handle an exit, and, where TLBs may
 /// hold what has changed (`stale`), those that execute the software.
 pub fn settle(number: u32, stale: bool) {
     let world = world::get();
-    let own = &world.lps[number as usize].presence;
+    let own = of(number);
     // While this one waits it does nothing for the software either; two may be waiting for each other.
     let before = own.0.swap(AWAY, Ordering::SeqCst);
     let epoch = CHANGES.fetch_add(1, Ordering::SeqCst) + 2;
@@ -96,7 +100,7 @@ pub fn settle(number: u32, stale: bool) {
         let start = cpu::rdtsc();
         let mut kicked = false;
         loop {
-            let at = shared.presence.0.load(Ordering::SeqCst);
+            let at = of(other).0.load(Ordering::SeqCst);
             let executing = at & EXECUTING != 0;
             if at == AWAY || at >= handling(epoch) || executing && !stale {
                 break;

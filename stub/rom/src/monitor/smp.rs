@@ -7,24 +7,30 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use boot::ap;
-use spin::{Mutex, MutexGuard, Once};
+use spin::{Mutex, Once};
 use stub_rom::apic::{self, Delivery, Ipi, Station, Xapic};
 
 use super::lp::{self, Lp};
-use super::presence::Presence;
 use super::{panic, world};
 use crate::{cpu, memory, report};
 
+/// Whether there may be something in the mailboxes of processors, by their numbers: what each looks at after every exit.
+static POSTED: [AtomicBool; 256] = [const { AtomicBool::new(false) }; 256];
+
+fn posted(number: u32) -> &'static AtomicBool {
+    &POSTED[usize::from(number as u8)]
+}
+
 /// What a processor shows the others.
 pub struct Shared {
+    pub number: u32,
     pub apic_id: u32,
     pub package: u32,
-    pub mailbox: Mutex<Mailbox>,
+    mailbox: Mutex<Mailbox>,
     pub station: Mutex<Station>,
     /// An NMI is on its way whose purpose is to empty the mailbox.
     pub kicked: AtomicBool,
-    pub phase: AtomicU8,
-    pub presence: Presence,
+    phase: AtomicU8,
     pub slot: Once<Owned>,
 }
 
@@ -76,6 +82,27 @@ impl Owned {
 }
 
 impl Shared {
+    /// Processor `number`, which firmware has.
+    pub fn new(number: u32, apic_id: u32, package: u32, station: Station) -> Self {
+        Self {
+            number,
+            apic_id,
+            package,
+            mailbox: Mutex::default(),
+            station: Mutex::new(station),
+            kicked: AtomicBool::new(false),
+            phase: Phase::Outside.into(),
+            slot: Once::new(),
+        }
+    }
+
+    /// Puts something into the mailbox.
+    fn post(&self, put: impl FnOnce(&mut Mailbox)) {
+        let mut mailbox = self.mailbox.lock();
+        put(&mut mailbox);
+        posted(self.number).store(true, Ordering::SeqCst);
+    }
+
     pub fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::SeqCst);
     }
@@ -140,7 +167,7 @@ pub fn send(lp: &mut Lp, ipi: Ipi) {
             }
             Delivery::Nmi if is_sender => lp.nmi_pending = true,
             Delivery::Nmi => {
-                target.mailbox.lock().nmi = true;
+                target.post(|mailbox| mailbox.nmi = true);
                 target.kick();
             }
             Delivery::Init => init(target),
@@ -164,23 +191,24 @@ fn init(target: &Shared) {
         target.mailbox.lock().waits = true;
         return;
     }
-    {
-        let mut mailbox = target.mailbox.lock();
+    target.post(|mailbox| {
         mailbox.init = true;
         mailbox.start = None;
         mailbox.waits = true;
-    }
+    });
     target.kick();
 }
 
 fn start(target: &Shared, page: u8) {
-    {
-        let mut mailbox = target.mailbox.lock();
-        if !mailbox.waits {
-            return;
+    let mut waited = false;
+    target.post(|mailbox| {
+        waited = core::mem::take(&mut mailbox.waits);
+        if waited {
+            mailbox.start = Some(page);
         }
-        mailbox.start = Some(page);
-        mailbox.waits = false;
+    });
+    if !waited {
+        return;
     }
     if target.is(Phase::Outside) {
         target.set_phase(Phase::Starting);
@@ -309,15 +337,15 @@ pub fn send_nmi_again(number: u32) {
 /// Does what other processors asked for. INIT waits while the processor is in VMX operation.
 #[inline(always)]
 pub fn check_mailbox(lp: &mut Lp) {
-    let shared = &world::get().lps[lp.number as usize];
-    let mailbox = shared.mailbox.lock();
-    if mailbox.nmi || mailbox.init || mailbox.start.is_some() {
-        empty_mailbox(lp, shared, mailbox);
+    if posted(lp.number).load(Ordering::SeqCst) {
+        empty_mailbox(lp);
     }
 }
 
 #[inline(never)]
-fn empty_mailbox(lp: &mut Lp, shared: &Shared, mut mailbox: MutexGuard<'_, Mailbox>) {
+fn empty_mailbox(lp: &mut Lp) {
+    let shared = &world::get().lps[lp.number as usize];
+    let mut mailbox = shared.mailbox.lock();
     if core::mem::take(&mut mailbox.nmi) && !lp.is_parked() {
         lp.nmi_pending = true;
     }
@@ -332,4 +360,6 @@ fn empty_mailbox(lp: &mut Lp, shared: &Shared, mut mailbox: MutexGuard<'_, Mailb
     {
         lp.start_at(page);
     }
+    let is_empty = !mailbox.init && mailbox.start.is_none();
+    posted(lp.number).store(!is_empty, Ordering::SeqCst);
 }

@@ -4,10 +4,12 @@
 /// `enter` finds the VMCB in RAX, and may use nothing else; at `after` the owner is in RAX, and every other register
 /// is free.
 ///
-/// The owner begins with the general-purpose registers by their numbers, but for RAX and RSP, which are in the VMCB; `xmm` and
-/// `entered` are where it has the XMM registers and the VMCB's address. All that is the monitor's in the registers is lost.
+/// The owner begins with the general-purpose registers by their numbers, but for RAX and RSP, which are in the VMCB. `entered` is
+/// where it has the VMCB's address, and `xmm` where it has the XMM registers (`xmm_by` is "lea") or their address ("mov"). All
+/// that is the monitor's in the registers is lost.
 macro_rules! through_guest {
     (
+        xmm_by: $xmm_by:literal,
         before: [$($before:literal),* $(,)?],
         enter: [$($enter:literal),* $(,)?],
         after: [$($after:literal),* $(,)?],
@@ -15,22 +17,23 @@ macro_rules! through_guest {
     ) => {
         core::arch::naked_asm!(
             $($before,)*
-            "movups xmm0, [rdi + {xmm} + 0x00]",
-            "movups xmm1, [rdi + {xmm} + 0x10]",
-            "movups xmm2, [rdi + {xmm} + 0x20]",
-            "movups xmm3, [rdi + {xmm} + 0x30]",
-            "movups xmm4, [rdi + {xmm} + 0x40]",
-            "movups xmm5, [rdi + {xmm} + 0x50]",
-            "movups xmm6, [rdi + {xmm} + 0x60]",
-            "movups xmm7, [rdi + {xmm} + 0x70]",
-            "movups xmm8, [rdi + {xmm} + 0x80]",
-            "movups xmm9, [rdi + {xmm} + 0x90]",
-            "movups xmm10, [rdi + {xmm} + 0xa0]",
-            "movups xmm11, [rdi + {xmm} + 0xb0]",
-            "movups xmm12, [rdi + {xmm} + 0xc0]",
-            "movups xmm13, [rdi + {xmm} + 0xd0]",
-            "movups xmm14, [rdi + {xmm} + 0xe0]",
-            "movups xmm15, [rdi + {xmm} + 0xf0]",
+            concat!($xmm_by, " rsi, [rdi + {xmm}]"),
+            "movups xmm0, [rsi + 0x00]",
+            "movups xmm1, [rsi + 0x10]",
+            "movups xmm2, [rsi + 0x20]",
+            "movups xmm3, [rsi + 0x30]",
+            "movups xmm4, [rsi + 0x40]",
+            "movups xmm5, [rsi + 0x50]",
+            "movups xmm6, [rsi + 0x60]",
+            "movups xmm7, [rsi + 0x70]",
+            "movups xmm8, [rsi + 0x80]",
+            "movups xmm9, [rsi + 0x90]",
+            "movups xmm10, [rsi + 0xa0]",
+            "movups xmm11, [rsi + 0xb0]",
+            "movups xmm12, [rsi + 0xc0]",
+            "movups xmm13, [rsi + 0xd0]",
+            "movups xmm14, [rsi + 0xe0]",
+            "movups xmm15, [rsi + 0xf0]",
             "mov rcx, [rdi + 1*8]",
             "mov rdx, [rdi + 2*8]",
             "mov rbx, [rdi + 3*8]",
@@ -62,22 +65,23 @@ macro_rules! through_guest {
             "mov [rax + 13*8], r13",
             "mov [rax + 14*8], r14",
             "mov [rax + 15*8], r15",
-            "movups [rax + {xmm} + 0x00], xmm0",
-            "movups [rax + {xmm} + 0x10], xmm1",
-            "movups [rax + {xmm} + 0x20], xmm2",
-            "movups [rax + {xmm} + 0x30], xmm3",
-            "movups [rax + {xmm} + 0x40], xmm4",
-            "movups [rax + {xmm} + 0x50], xmm5",
-            "movups [rax + {xmm} + 0x60], xmm6",
-            "movups [rax + {xmm} + 0x70], xmm7",
-            "movups [rax + {xmm} + 0x80], xmm8",
-            "movups [rax + {xmm} + 0x90], xmm9",
-            "movups [rax + {xmm} + 0xa0], xmm10",
-            "movups [rax + {xmm} + 0xb0], xmm11",
-            "movups [rax + {xmm} + 0xc0], xmm12",
-            "movups [rax + {xmm} + 0xd0], xmm13",
-            "movups [rax + {xmm} + 0xe0], xmm14",
-            "movups [rax + {xmm} + 0xf0], xmm15",
+            concat!($xmm_by, " rsi, [rax + {xmm}]"),
+            "movups [rsi + 0x00], xmm0",
+            "movups [rsi + 0x10], xmm1",
+            "movups [rsi + 0x20], xmm2",
+            "movups [rsi + 0x30], xmm3",
+            "movups [rsi + 0x40], xmm4",
+            "movups [rsi + 0x50], xmm5",
+            "movups [rsi + 0x60], xmm6",
+            "movups [rsi + 0x70], xmm7",
+            "movups [rsi + 0x80], xmm8",
+            "movups [rsi + 0x90], xmm9",
+            "movups [rsi + 0xa0], xmm10",
+            "movups [rsi + 0xb0], xmm11",
+            "movups [rsi + 0xc0], xmm12",
+            "movups [rsi + 0xd0], xmm13",
+            "movups [rsi + 0xe0], xmm14",
+            "movups [rsi + 0xf0], xmm15",
             $($after,)*
             $($operands)*
         )

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::{Mutex, Once};
+use spin::Once;
 use stub_rom::apic::Apic;
 use stub_rom::options::Options;
 use stub_rom::personality::topology::Shifts;
@@ -17,8 +17,7 @@ use stub_module::hooks::Hooks;
 use super::lp::Lp;
 use super::machine;
 use super::npt::Npt;
-use super::presence::Presence;
-use super::smp::{Mailbox, Phase, Shared};
+use super::smp::{Phase, Shared};
 use super::vmcb::Segment;
 use crate::cpu::TableRegister;
 use crate::{cpu, memory, report};
@@ -245,20 +244,11 @@ fn build(inventory: Inventory) {
                 seamrr: inventory.seamrr,
                 mtrrcap: cpu::rdmsr(0xFE),
             },
-            lps: inventory
-                .apic_ids
-                .iter()
-                .map(|&apic_id| Shared {
-                    apic_id,
-                    package: shifts.package_of(apic_id),
-                    mailbox: Mutex::new(Mailbox::default()),
-                    station: Mutex::new(
-                        Apic::new(apic_id, false, inventory.options.tdx, 1).station(),
-                    ),
-                    kicked: AtomicBool::new(false),
-                    phase: Phase::Outside.into(),
-                    presence: Presence::default(),
-                    slot: Once::new(),
+            lps: (0..)
+                .zip(&inventory.apic_ids)
+                .map(|(number, &apic_id)| {
+                    let station = Apic::new(apic_id, false, inventory.options.tdx, 1).station();
+                    Shared::new(number, apic_id, shifts.package_of(apic_id), station)
                 })
                 .collect(),
             lp_to_package: (inventory.apic_ids.iter())

@@ -12,13 +12,14 @@ use super::vmx;
 use crate::monitor::guest::{self, Fault};
 use crate::monitor::lp::Lp;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::world;
+use crate::monitor::{presence, world};
 use crate::report;
 
 /// RAX bit 63 addresses the P-SEAMLDR.
 const SEAMLDR: u64 = 1 << 63;
 
 /// SEAMCALL: #UD outside VMX operation or without SEAM, #GP outside ring 0; the module's answer otherwise.
+#[inline(always)]
 pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     let Some(module) = world::module() else {
         return Err(Fault::InvalidOpcode);
@@ -33,7 +34,7 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
         let number = lp.number;
         let mut regs = Gprs::from_numbers(&lp.gprs.0);
         let machine = SeamCpu::executing(lp);
-        let presence = &world::get().lps[number as usize].presence;
+        let presence = presence::of(number);
         presence.leave();
         module.seamcall(&machine, number, &mut regs);
         presence.handle();

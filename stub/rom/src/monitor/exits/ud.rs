@@ -9,25 +9,29 @@ use crate::monitor::lp::Lp;
 use crate::monitor::world;
 use crate::report;
 
-/// The invalid opcode exit. SEAMCALL, which is what it is most often, is recognised without the full decoder.
+/// The invalid opcode exit. SEAMCALL, which is what it is most often, is recognised without the decoder.
+#[inline(never)]
 pub fn exit(lp: &mut Lp) {
-    const SEAMCALL: &[u8] = &[0x66, 0x0F, 0x01, 0xCF];
-    let (bytes, length) = lp.code();
-    let code = &bytes[..length];
-    if code.starts_with(SEAMCALL) && lp.is_in_long_mode() {
-        let result = seamcall::execute(lp);
-        finish(lp, SEAMCALL.len(), result);
+    const SEAMCALL: [u8; 4] = [0x66, 0x0F, 0x01, 0xCF];
+    let length = if lp.opcode() == Some(u32::from_le_bytes(SEAMCALL)) {
+        SEAMCALL.len()
+    } else if let Some(length) = emulate(lp) {
+        length
+    } else {
         return;
-    }
-    emulate(lp, code);
+    };
+    let result = seamcall::execute(lp);
+    finish(lp, length, result);
 }
 
+/// Does what the instruction does, unless it is a SEAMCALL that was not recognised, whose length this returns.
 #[inline(never)]
-fn emulate(lp: &mut Lp, code: &[u8]) {
-    let instruction = insn::decode(code, lp.vmcb.save.rip, lp.bitness());
+fn emulate(lp: &mut Lp) -> Option<usize> {
+    let (bytes, length) = lp.code();
+    let instruction = insn::decode(&bytes[..length], lp.vmcb.save.rip, lp.bitness());
     let Some(instruction) = instruction.filter(|_| lp.is_in_long_mode()) else {
         lp.inject(Fault::InvalidOpcode);
-        return;
+        return None;
     };
     if world::get().options.trace >= 2 {
         report::line(
@@ -42,14 +46,15 @@ fn emulate(lp: &mut Lp, code: &[u8]) {
         );
     }
     let result = match instruction.mnemonic() {
-        Mnemonic::Seamcall => seamcall::execute(lp),
+        Mnemonic::Seamcall => return Some(instruction.len()),
         Mnemonic::Movdir64b if instruction.code() == Code::Movdir64b_r64_m512 => {
             movdir::exit(lp, &instruction);
-            return;
+            return None;
         }
         Mnemonic::Pconfig => seamcall::pconfig(lp),
         _ => vmx::execute(lp, &instruction),
     };
     cr::watch_cr0(lp);
     finish(lp, instruction.len(), result);
+    None
 }

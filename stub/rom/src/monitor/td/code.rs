@@ -37,17 +37,11 @@ impl Bytes {
     }
 }
 
+/// TDCALL without further prefixes.
+pub const TDCALL: [u8; 4] = [0x66, 0x0F, 0x01, 0xCC];
+
 /// The VM exit that an instruction causes which TCG does not know, and the instruction's length.
 pub fn known(code: &Bytes) -> Option<(u32, usize)> {
-    const TDCALL: &[u8] = &[0x66, 0x0F, 0x01, 0xCC];
-    if code.as_slice().starts_with(TDCALL) {
-        return Some((reason::TDCALL, TDCALL.len()));
-    }
-    decoded(code)
-}
-
-#[inline(never)]
-fn decoded(code: &Bytes) -> Option<(u32, usize)> {
     let instruction = code.decode()?;
     let reason = match instruction.mnemonic() {
         Mnemonic::Tdcall => reason::TDCALL,
@@ -107,18 +101,24 @@ impl Td {
         }
     }
 
-    /// Where the code at `va` is. The way there is kept, because the next exit is often on the same page.
+    /// Where 64-bit code is that lies in the page which was last looked at. The way to that page is kept, because the next
+    /// exit is often on the same one.
     #[inline(always)]
-    fn code_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
-        if self.is_in_long_mode() {
-            let (generation, trail) = self.trail.get();
-            let known = (generation == self.shadow.generation())
-                .then(|| trail.follow(&self.paging(), va, |pa| machine.word(pa)));
-            if let Some(pa) = known.flatten() {
-                return Some(pa);
-            }
+    fn known_code(&self, machine: &SeamCpu, va: u64) -> Option<u64> {
+        let (generation, trail) = self.trail.get();
+        if generation != self.shadow.generation() {
+            return None;
         }
-        self.find_code(machine, vcpu, va)
+        let (at, word) = trail.last_entry(&self.paging(), va)?;
+        (machine.word(at) == word).then_some(trail.at(va))
+    }
+
+    /// Where the code at `va` is.
+    fn code_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
+        let known = self.is_in_long_mode().then(|| self.known_code(machine, va));
+        known
+            .flatten()
+            .or_else(|| self.find_code(machine, vcpu, va))
     }
 
     #[inline(never)]
@@ -149,7 +149,22 @@ impl Td {
         Some(())
     }
 
+    /// The four bytes at the instruction pointer, if it is 64-bit code in the page which was last looked at.
+    #[inline(always)]
+    pub(super) fn opcode(&self, machine: &SeamCpu) -> Option<u32> {
+        let va = self.vmcb.save.rip;
+        let is_whole = va as usize % PAGE <= PAGE - size_of::<u32>();
+        if !is_whole || !self.is_in_long_mode() {
+            return None;
+        }
+        let pa = self.known_code(machine, va)?;
+        let page = machine.page(pa);
+        let word = |at: u64| page[at as usize % PAGE / 8].load(Ordering::Relaxed);
+        Some(insn::opcode(pa, word))
+    }
+
     /// The bytes at the instruction pointer.
+    #[inline(never)]
     pub(super) fn code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Bytes {
         let s = &self.vmcb.save;
         let (va, bitness) = if self.is_in_long_mode() {

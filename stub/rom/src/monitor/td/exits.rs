@@ -86,6 +86,7 @@ impl VmExit {
     }
 
     /// Puts it into the VMCS.
+    #[inline(always)]
     pub fn record(&self, vcpu: &Vcpu<'_>) {
         vcpu.set_vmcs(Field::EXIT_REASON, self.reason.into());
         vcpu.set_vmcs(Field::EXIT_QUALIFICATION, self.qualification);
@@ -116,6 +117,7 @@ fn instruction(code: u64) -> Option<u32> {
 
 impl Td {
     /// Handles what made the guest exit, or says what the module has to handle.
+    #[inline(always)]
     pub(super) fn exited(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         self.settle_interrupt(vcpu);
         let code = self.vmcb.exit_code;
@@ -209,6 +211,7 @@ impl Td {
         })
     }
 
+    #[inline(always)]
     fn exception(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, number: u32) -> Next {
         if number == vector::UD
             && let Some(next) = self.unknown_instruction(machine, vcpu)
@@ -241,9 +244,13 @@ impl Td {
     }
 
     /// Instructions that TCG does not know, and a processor with TDX does; `None` for all others.
+    #[inline(always)]
     fn unknown_instruction(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Option<Next> {
-        let code = self.code(machine, vcpu);
-        let (reason, length) = code::known(&code)?;
+        let (reason, length) = if self.opcode(machine) == Some(u32::from_le_bytes(code::TDCALL)) {
+            (reason::TDCALL, code::TDCALL.len())
+        } else {
+            code::known(&self.code(machine, vcpu))?
+        };
         if reason == reason::TDCALL && self.vmcb.save.cpl != 0 {
             return Some(self.raise(vector::GP, Some(0)));
         }

@@ -1,7 +1,7 @@
 //! Extended state: x87, SSE, AVX and protection keys, debug registers, and IA32_TSC_AUX.
 //!
-//! The monitor uses XMM registers alone, which the world switch saves, so that a run switches the rest once. A register
-//! that has the value already is not written: TCG leaves its translated code for each such write.
+//! The monitor uses XMM registers alone, which the world switch keeps where the TD's extended state is, so that a run switches
+//! the rest once. A register that has the value already is not written: TCG leaves its translated code for each such write.
 //!
 //! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0's (IGNNE#), whichever CPU executes it and without a
 //! lock; if CPU 0 is on its way out of a guest just then, it is left in nested paging. So the monitor restores x87
@@ -71,11 +71,11 @@ pub(super) fn set_tsc_aux(value: u64) {
     }
 }
 
+#[inline(always)]
 fn set_xcr0(value: u64) {
     if xcr0() == value {
         return;
     }
-    cold_path();
     // SAFETY: the monitor's CR4 has OSXSAVE, and the value is one that the processor accepts: bits of its own, x87 among
     // them, AVX not without SSE.
     unsafe {
@@ -83,6 +83,7 @@ fn set_xcr0(value: u64) {
     }
 }
 
+#[inline(always)]
 fn xcr0() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reads a register; the monitor's CR4 has OSXSAVE.
@@ -115,6 +116,7 @@ fn set_debug_addresses(addresses: [u64; 4]) {
     }
 }
 
+#[inline(always)]
 fn restore(area: *const u64, components: u64) {
     // SAFETY: an aligned XSAVE area in standard format, large enough for those of the components, which XCR0 has, that its
     // header says are there. No x87 or AVX state of the monitor's is lost: it has none.
@@ -187,13 +189,21 @@ fn store_upper_halves(area: &PageWords) {
 }
 
 /// Whether the x87 state in the area is the initial one.
+#[inline(always)]
 fn has_initial_x87(area: &PageWords) -> bool {
+    let mut others = 0;
+    for word in X87_POINTERS {
+        others |= area[word].load(Relaxed);
+    }
+    for word in X87_REGISTERS {
+        others |= area[word].load(Relaxed);
+    }
     area[XSTATE_BV].load(Relaxed) & X87 == 0
-        || area[X87_CONTROL].load(Relaxed) == X87_CONTROL_INITIAL
-            && (X87_POINTERS.chain(X87_REGISTERS)).all(|word| area[word].load(Relaxed) == 0)
+        || area[X87_CONTROL].load(Relaxed) == X87_CONTROL_INITIAL && others == 0
 }
 
 /// Puts the x87 state into its initial state, registers included, which FNINIT leaves alone.
+#[inline(always)]
 fn reset_x87() {
     // SAFETY: no x87 state of the monitor's is lost: it has none.
     unsafe {
@@ -212,16 +222,24 @@ impl Td {
         vcpu.xfam() & self.supported | X87 | SSE
     }
 
+    /// Has the components in XCR0, to load or to save them.
+    #[inline(always)]
+    fn have_in_xcr0(&self, components: u64) {
+        if xcr0() & components != components {
+            cold_path();
+            set_xcr0(self.supported);
+        }
+    }
+
     /// Loads the guest's extended state.
+    #[inline(always)]
     pub(super) fn load_extended(&mut self, vcpu: &Vcpu<'_>) {
         set_debug_addresses(DEBUG_ADDRESSES.map(|register| vcpu.held(register)));
         set_tsc_aux(vcpu.held(Held::TscAux));
-        for (index, xmm) in self.xmm.iter_mut().enumerate() {
-            *xmm = vcpu.xmm(index);
-        }
+        self.xmm = vcpu.xmm_registers();
         let (area, components) = (vcpu.xbuff(), self.components(vcpu));
         let present = area[XSTATE_BV].load(Relaxed);
-        set_xcr0(self.supported);
+        self.have_in_xcr0(components | self.supported & AVX);
         if present & components & AVX != 0 {
             load_upper_halves(area);
         } else if self.supported & AVX != 0 {
@@ -248,14 +266,16 @@ impl Td {
     }
 
     /// Saves the guest's extended state.
+    #[inline(always)]
     pub(super) fn store_extended(&mut self, vcpu: &Vcpu<'_>) {
-        for (register, value) in DEBUG_ADDRESSES.into_iter().zip(debug_addresses()) {
-            vcpu.set_held(register, value);
+        let addresses = debug_addresses();
+        for (number, register) in DEBUG_ADDRESSES.into_iter().enumerate() {
+            vcpu.set_held(register, addresses[number]);
         }
         let (area, components) = (vcpu.xbuff(), self.components(vcpu));
         // TCG has no intercept for XSETBV. What the guest could load that the TD does not have is gone with this.
         vcpu.set_held(Held::Xcr0, xcr0() & components | X87);
-        set_xcr0(self.supported);
+        self.have_in_xcr0(components);
         let at: *const u64 = area.as_ptr().cast();
         let others = components & !BY_REGISTER;
         // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a
@@ -267,14 +287,12 @@ impl Td {
         if components & AVX != 0 {
             store_upper_halves(area);
         }
-        for (index, xmm) in self.xmm.iter().enumerate() {
-            vcpu.set_xmm(index, *xmm);
-        }
         area[XSTATE_BV].fetch_or(components & BY_REGISTER, Relaxed);
     }
 
     /// Puts the extended state of the components that TDs can have into its initial state, so that nothing of a TD's is left
     /// for the host. XCR0 has all of them then.
+    #[inline(always)]
     pub fn scrub(&self) {
         set_xcr0(self.supported);
         reset_x87();

@@ -83,6 +83,7 @@ impl Td {
     }
 
     /// Puts the guest's next interrupt where SVM delivers it as soon as the guest can take it.
+    #[inline(always)]
     pub(super) fn offer_interrupt(&mut self, vcpu: &Vcpu<'_>) {
         let apic = VirtualApic::of(vcpu);
         apic.evaluate();
@@ -102,6 +103,7 @@ impl Td {
     }
 
     /// After an exit: whether the guest has taken what was offered, and its task priority.
+    #[inline(always)]
     pub(super) fn settle_interrupt(&mut self, vcpu: &Vcpu<'_>) {
         let state = self.vmcb.interrupt_control;
         let priority = (state & control::TPR) as u8;

@@ -36,7 +36,8 @@ const SHADOW_TABLES: usize = 256;
 #[repr(C, align(16))]
 pub struct Td {
     pub gprs: GprFile,
-    pub xmm: [u128; 16],
+    /// Where the guest's XMM registers are: in its extended-state area, while it runs.
+    xmm: *mut u128,
     /// The VMCB's physical address.
     entered: *mut Vmcb,
     pub vmcb: &'static mut Vmcb,
@@ -56,8 +57,8 @@ pub struct Td {
     pub ran: bool,
 }
 
-// SAFETY: the pointers are to VMCBs of the processor that owns this, and only that processor uses them.
-#[expect(unsafe_code, reason = "VMCBs are named by address")]
+// SAFETY: the pointers are to what the processor that owns this runs, and only that processor uses them.
+#[expect(unsafe_code, reason = "the world switch takes addresses")]
 unsafe impl Send for Td {}
 
 /// What becomes of a run after an SVM exit.
@@ -73,7 +74,7 @@ impl Td {
     pub fn new() -> &'static mut Self {
         let td = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
-            xmm: [0; 16],
+            xmm: core::ptr::null_mut(),
             entered: &raw mut *vmcb,
             vmcb,
             shadow: Shadow::new(SHADOW_TABLES),
@@ -122,6 +123,7 @@ impl Td {
     }
 
     /// Runs the vCPU until its next VM exit, which is in the VMCS afterwards.
+    #[inline(always)]
     pub fn run(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) {
         let exit = match self.window(vcpu) {
             Some(exit) => exit,
@@ -130,6 +132,7 @@ impl Td {
         exit.record(vcpu);
     }
 
+    #[inline(always)]
     fn run_guest(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
         self.load(vcpu);
         let exit = loop {
@@ -145,6 +148,7 @@ impl Td {
     }
 
     /// What the CPU checks between two instructions of the guest.
+    #[inline(always)]
     fn before_entry(&mut self, vcpu: &Vcpu<'_>) {
         self.begin_step(vcpu);
         self.offer_interrupt(vcpu);

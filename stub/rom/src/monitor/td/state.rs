@@ -114,6 +114,7 @@ fn store_segment(
 
 impl Td {
     /// VM entry: everything that the guest's registers hold, and what is to be delivered to it.
+    #[inline(always)]
     pub(super) fn load(&mut self, vcpu: &Vcpu<'_>) {
         self.gprs.0 = vcpu.gprs();
         let s = &mut self.vmcb.save;
@@ -166,6 +167,7 @@ impl Td {
     }
 
     /// The event that the module wants delivered, or a debug exception that was pending.
+    #[inline(always)]
     fn load_event(&mut self, vcpu: &Vcpu<'_>) {
         let event = vcpu.vmcs(Field::ENTRY_INT_INFO);
         let pending = vcpu.vmcs(Field::PENDING_DEBUG);
@@ -204,6 +206,7 @@ impl Td {
     }
 
     /// VM exit: the guest's registers back to where the module finds them.
+    #[inline(always)]
     pub(super) fn store(&mut self, vcpu: &Vcpu<'_>) {
         vcpu.set_gprs(&self.gprs.0);
         let s = &self.vmcb.save;

@@ -39,6 +39,7 @@ pub struct Step {
 
 impl Td {
     /// Begins a step if the module wants one.
+    #[inline(always)]
     pub(super) fn begin_step(&mut self, vcpu: &Vcpu<'_>) {
         let controls = vcpu.vmcs(Field::PROC_BASED);
         // Not while the IRET is stepped over that ends the handler of an NMI: it would be intercepted for ever.
@@ -85,6 +86,7 @@ impl Td {
     }
 
     /// Ends the step that was under way, if there was one, at an exit with this code. The exit if that is all there is to it.
+    #[inline(always)]
     pub(super) fn end_step(&mut self, vcpu: &Vcpu<'_>, code: u64) -> Option<Next> {
         let step = self.step.take()?;
         self.stepped(step, vcpu, code)

@@ -13,7 +13,8 @@ impl Td {
     /// Enters the guest; returns at its next SVM exit.
     pub(super) fn enter(&mut self) {
         // SAFETY: this processor is in SVM with GIF clear and has a host save area. The VMCB's nested tables map nothing
-        // of the monitor's, and it intercepts everything that acts on the machine instead of the guest.
+        // of the monitor's, and it intercepts everything that acts on the machine instead of the guest. Where the XMM registers
+        // are was said when the vCPU's state was loaded, and its pages can't be taken away while it runs.
         unsafe { switch(self) }
         self.vmcb.tlb_control = 0;
         self.gprs.0[0] = self.vmcb.save.rax;
@@ -38,6 +39,7 @@ pub fn io_bitmap() -> u64 {
 #[unsafe(naked)]
 unsafe extern "C" fn switch(td: &mut Td) {
     through_guest!(
+        xmm_by: "mov",
         before: ["push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15", "push rdi"],
         enter: ["sti", "vmload rax", "vmrun rax", "vmsave rax", "cli"],
         after: ["cld", "pop rdi", "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx", "ret"],
