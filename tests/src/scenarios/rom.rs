@@ -94,19 +94,35 @@ fn probe(
     Ok(said)
 }
 
-/// What the emulation costs, in nanoseconds of the processor's time that QEMU takes, so that a busy computer does no harm: name
-/// and figure.
+/// What something cost each time that it was measured, in nanoseconds.
+pub struct Figures {
+    pub name: String,
+    pub each: Vec<u128>,
+}
+
+impl Figures {
+    /// The one in the middle.
+    #[must_use]
+    pub fn median(&self) -> u128 {
+        let mut sorted = self.each.clone();
+        sorted.sort_unstable();
+        sorted[sorted.len() / 2]
+    }
+}
+
+/// What the emulation costs, by the processor's time that QEMU takes, so that a busy computer does little harm. Each is measured
+/// at least once.
 ///
 /// # Errors
 /// When the probe can't be run, or says something else.
-pub fn measure(programs: &Programs) -> Result<Vec<(String, u128)>> {
+pub fn measure(programs: &Programs) -> Result<Vec<Figures>> {
     let limit = Duration::from_secs(300);
     let mut bench = Bench::new("bench-stub", programs);
     let media = Media::of_program(&programs.probe())?.with_bytes("probe.txt", b"bench");
     let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_cpus(1, 1);
     let mut guest = bench.start(&machine)?;
     guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
-    let mut figures = Vec::new();
+    let mut figures: Vec<Figures> = Vec::new();
     loop {
         let (end, said) = guest.expect_any(&["bench: begin ", "probe: end\n"], limit)?;
         ensure!(!said.contains("FAIL "), "{said}");
@@ -118,6 +134,13 @@ pub fn measure(programs: &Programs) -> Result<Vec<(String, u128)>> {
         guest.expect("bench: done ", limit)?;
         let took = guest.cpu_time()? - before;
         let (name, times) = what.trim().split_once(' ').context("a name and a number")?;
-        figures.push((name.to_owned(), took.as_nanos() / times.parse::<u128>()?));
+        let figure = took.as_nanos() / times.parse::<u128>()?;
+        match figures.iter_mut().find(|known| known.name == name) {
+            Some(known) => known.each.push(figure),
+            None => figures.push(Figures {
+                name: name.to_owned(),
+                each: vec![figure],
+            }),
+        }
     }
 }

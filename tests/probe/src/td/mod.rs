@@ -184,10 +184,9 @@ impl Td {
         enter(self.vcpus[number], 0)
     }
 
-    /// Enters vCPU `number`, whose guest counts by TDVMCALLs, for the first time, and then so many times more.
-    pub fn hear_count(&self, number: usize, times: u64) -> Check {
-        self.hear(number, "the first number", 1)?;
-        let all = enter_often(self.vcpus[number], times, 2);
+    /// Enters vCPU `number`, whose guest counts by TDVMCALLs and has come to `first - 1`, so many times.
+    pub fn hear_count(&self, number: usize, first: u64, times: u64) -> Check {
+        let all = enter_often(self.vcpus[number], times, first);
         expect("exits that were the TDVMCALL", u64::from(all), 1)
     }
 
