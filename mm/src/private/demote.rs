@@ -8,7 +8,7 @@ use seam::retry::Wait;
 use seam::tdh::Demoted;
 
 use super::error::Error;
-use super::mirror::{Block, Boxed, Directory, Entry, Epoch, Gib, Leaf, PageTable, is_aligned};
+use super::mirror::{Boxed, Entry, Epoch, Leaf, Parts, is_aligned};
 use super::pool::Pool;
 use super::root::Live;
 use super::{Cpu, Kick, PrivateMap};
@@ -49,7 +49,7 @@ impl PrivateMap {
             PageSize::Size4K => Err(Error::BadRange),
             PageSize::Size2M => {
                 let (entry, result) = match self.mirror.claim_block(gpa)? {
-                    Entry::Leaf(leaf) => self.split_2m(cpu, live, gpa, leaf, kick),
+                    Entry::Leaf(leaf) => self.split_into(cpu, live, gpa, leaf, kick),
                     other => (other, Err(Error::NotMapped)),
                 };
                 self.mirror.put_block(gpa, entry);
@@ -58,7 +58,7 @@ impl PrivateMap {
             PageSize::Size1G => {
                 let gib = gpa.0 / PAGE_1G;
                 let (entry, result) = match self.mirror.claim_gib(gib)? {
-                    Entry::Leaf(leaf) => self.split_1g(cpu, live, gpa, leaf, kick),
+                    Entry::Leaf(leaf) => self.split_into(cpu, live, gpa, leaf, kick),
                     other => (other, Err(Error::NotMapped)),
                 };
                 self.mirror.put_gib(gib, entry);
@@ -67,51 +67,27 @@ impl PrivateMap {
         }
     }
 
-    fn split_2m<C: SeamCall, W: Wait, P: Pool>(
+    /// Splits a page into the parts of a new table.
+    fn split_into<T: Parts, C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         gpa: Gpa,
         leaf: Leaf,
         kick: &dyn Kick,
-    ) -> (Block, Result<(), Error>) {
+    ) -> (Entry<T>, Result<(), Error>) {
         let was = leaf.was();
-        let mut table = match Boxed::new(PageTable::new()) {
+        let mut table = match Boxed::new(T::empty()) {
             Ok(table) => table,
             Err(error) => return (Entry::Leaf(leaf), Err(error)),
         };
         match self.split(cpu, live, gpa, leaf, kick) {
             Ok(Demoted { pages, sept }) => {
                 for (at, page) in pages.enumerate() {
-                    table.put(at, Leaf::usable(page, was));
+                    table.put_part(at, Leaf::usable(page, was));
                 }
-                table.sept = Some(sept);
+                *table.sept() = Some(sept);
                 (Entry::Table(table), Ok(()))
-            }
-            Err((leaf, error)) => (Entry::Leaf(leaf), Err(error)),
-        }
-    }
-
-    fn split_1g<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        leaf: Leaf,
-        kick: &dyn Kick,
-    ) -> (Gib, Result<(), Error>) {
-        let was = leaf.was();
-        let mut directory = match Boxed::new(Directory::new()) {
-            Ok(directory) => directory,
-            Err(error) => return (Entry::Leaf(leaf), Err(error)),
-        };
-        match self.split(cpu, live, gpa, leaf, kick) {
-            Ok(Demoted { pages, sept }) => {
-                for (at, page) in pages.enumerate() {
-                    directory.fill(at, Leaf::usable(page, was));
-                }
-                directory.sept = Some(sept);
-                (Entry::Table(directory), Ok(()))
             }
             Err((leaf, error)) => (Entry::Leaf(leaf), Err(error)),
         }

@@ -10,15 +10,13 @@ use seam::page::{Donated, Page, Run};
 use seam::retry::Wait;
 
 use super::error::Error;
-use super::mirror::{
-    Block, Boxed, Directory, ENTRIES, Entry, Epoch, Gib, Leaf, PageTable, is_aligned,
-};
+use super::mirror::{Block, Boxed, ENTRIES, Entry, Epoch, Leaf, PageTable, Parts, is_aligned};
 use super::pool::{Home, Pool};
 use super::root::Live;
 use super::{Cpu, Kick, PrivateMap};
 
 /// What a table maps, taken out to be made one page.
-type Parts = (Run<Donated>, Page<Donated>);
+type Taken = (Run<Donated>, Page<Donated>);
 
 impl PrivateMap {
     /// TDH.MEM.PAGE.PROMOTE: makes one page of `size`, 2 MiB or 1 GiB, of the 512 at `gpa`. All of them are there, the guest
@@ -53,7 +51,9 @@ impl PrivateMap {
             PageSize::Size1G => {
                 let gib = gpa.0 / PAGE_1G;
                 let (entry, result) = match self.mirror.claim_gib(gib)? {
-                    Entry::Table(directory) => self.join_directory(cpu, live, gpa, directory, kick),
+                    Entry::Table(table) => self.join_parts(cpu, live, gpa, table, kick, |_| {
+                        self.is_directory_accepted(cpu, live, gpa)
+                    }),
                     Entry::BlockedTable { table, since } => {
                         (Entry::BlockedTable { table, since }, Err(Error::Blocked))
                     }
@@ -98,95 +98,70 @@ impl PrivateMap {
         Ok(joined)
     }
 
+    /// Makes a page of what a page table maps.
     pub(super) fn join_table<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         gpa: Gpa,
-        mut table: Boxed<PageTable>,
+        table: Boxed<PageTable>,
         kick: &dyn Kick,
     ) -> (Block, Result<(), Error>) {
+        self.join_parts(cpu, live, gpa, table, kick, |table| {
+            self.ask(cpu, live, gpa, table, ENTRIES).map(drop)
+        })
+    }
+
+    fn is_directory_accepted<C: SeamCall, W: Wait, P>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+    ) -> Result<(), Error> {
+        (0..ENTRIES as u64).try_for_each(|at| {
+            let page = Gpa(gpa.0 + at * PAGE_2M);
+            self.is_accepted(cpu, live, page, Level::Pd)
+        })
+    }
+
+    /// Makes a page of what a table maps, if `ask` has no objection.
+    fn join_parts<T: Parts, C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        live: &Live,
+        gpa: Gpa,
+        mut table: Boxed<T>,
+        kick: &dyn Kick,
+        ask: impl FnOnce(&mut T) -> Result<(), Error>,
+    ) -> (Entry<T>, Result<(), Error>) {
         let refuse = |table, error| (Entry::Table(table), Err(error));
-        if !is_one_frame((0..ENTRIES).map(|at| table.page(at)), PageSize::Size2M) {
+        if !table.is_whole() {
             return refuse(table, Error::NotWhole);
         }
-        if let Err(error) = self.ask(cpu, live, gpa, &mut table, ENTRIES) {
+        if let Err(error) = ask(&mut table) {
             return refuse(table, error);
         }
-        let since = match self.quiesce_table(cpu, live, gpa, Level::Pd, kick) {
+        let since = match self.quiesce_table(cpu, live, gpa, T::LEVEL, kick) {
             Ok(since) => since,
             Err((None, error)) => return refuse(table, error),
             Err((Some(since), error)) => {
                 return (Entry::BlockedTable { table, since }, Err(error));
             }
         };
-        let Some(parts) = run_of(table.drain()) else {
+        let Some(parts) = run_of(table.take_parts()) else {
             return refuse(table, Error::NotWhole);
         };
-        let Some(sept) = table.sept.take() else {
+        let Some(sept) = table.sept().take() else {
             return refuse(table, Error::NotWhole);
         };
         match self.join(cpu, live, gpa, (parts, sept)) {
             Ok(page) => (Entry::Leaf(Leaf::Mapped(page)), Ok(())),
             Err(((parts, sept), error)) => {
                 for (at, page) in parts.enumerate() {
-                    table.put(at, Leaf::Mapped(page));
+                    table.put_part(at, Leaf::Mapped(page));
                 }
-                table.sept = Some(sept);
-                let entry = self.usable_table(cpu, live, gpa, Level::Pd, table, since);
-                (entry, Err(error))
-            }
-        }
-    }
-
-    fn join_directory<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        mut directory: Boxed<Directory>,
-        kick: &dyn Kick,
-    ) -> (Gib, Result<(), Error>) {
-        let refuse = |directory, error| (Entry::Table(directory), Err(error));
-        let page = |at| match directory.entry(at) {
-            Entry::Leaf(leaf) => Some(leaf.page()),
-            _ => None,
-        };
-        if !is_one_frame((0..ENTRIES).map(page), PageSize::Size1G) {
-            return refuse(directory, Error::NotWhole);
-        }
-        for at in 0..ENTRIES {
-            let page = Gpa(gpa.0 + at as u64 * PAGE_2M);
-            if let Err(error) = self.is_accepted(cpu, live, page, Level::Pd) {
-                return refuse(directory, error);
-            }
-        }
-        let since = match self.quiesce_table(cpu, live, gpa, Level::Pdpt, kick) {
-            Ok(since) => since,
-            Err((None, error)) => return refuse(directory, error),
-            Err((Some(since), error)) => {
-                let table = directory;
-                return (Entry::BlockedTable { table, since }, Err(error));
-            }
-        };
-        let leaves = directory.drain().filter_map(|entry| match entry {
-            Entry::Leaf(leaf) => Some(leaf),
-            _ => None,
-        });
-        let Some(parts) = run_of(leaves) else {
-            return refuse(directory, Error::NotWhole);
-        };
-        let Some(sept) = directory.sept.take() else {
-            return refuse(directory, Error::NotWhole);
-        };
-        match self.join(cpu, live, gpa, (parts, sept)) {
-            Ok(page) => (Entry::Leaf(Leaf::Mapped(page)), Ok(())),
-            Err(((parts, sept), error)) => {
-                for (at, page) in parts.enumerate() {
-                    directory.fill(at, Leaf::Mapped(page));
-                }
-                directory.sept = Some(sept);
-                let entry = self.usable_table(cpu, live, gpa, Level::Pdpt, directory, since);
+                *table.sept() = Some(sept);
+                let entry = self.usable_table(cpu, live, gpa, T::LEVEL, table, since);
                 (entry, Err(error))
             }
         }
@@ -265,8 +240,8 @@ impl PrivateMap {
         cpu: Cpu<'_, C, W, P>,
         live: &Live,
         gpa: Gpa,
-        (parts, sept): Parts,
-    ) -> Result<Page<Donated>, (Parts, Error)> {
+        (parts, sept): Taken,
+    ) -> Result<Page<Donated>, (Taken, Error)> {
         match cpu.tdh.mem_page_promote(live.tdr(), gpa, parts, sept) {
             Ok(promoted) => {
                 let page = promoted.page;
@@ -282,26 +257,7 @@ impl PrivateMap {
     }
 }
 
-/// Whether 512 usable pages are, in order, those of one frame of `size`.
-fn is_one_frame<'a>(
-    parts: impl Iterator<Item = Option<&'a Page<Donated>>>,
-    size: PageSize,
-) -> bool {
-    let mut expected = None;
-    let mut count = 0;
-    for part in parts {
-        let Some(page) = part else { return false };
-        let hpa = page.hpa().0;
-        if expected.unwrap_or(hpa.next_multiple_of(size.bytes())) != hpa {
-            return false;
-        }
-        expected = Some(hpa + page.size().bytes());
-        count += 1;
-    }
-    count == ENTRIES
-}
-
-/// The pages of leaves that [`is_one_frame`] has looked at.
+/// The pages of the leaves of a table that is whole.
 fn run_of(mut leaves: impl Iterator<Item = Leaf>) -> Option<Run<Donated>> {
     let mut run = Run::from(leaves.next()?.into_page());
     for leaf in leaves {

@@ -5,6 +5,7 @@
 //! mapped as 4 KiB, 24 for one of 2 MiB, 32 for each GiB that the TD could have.
 
 mod leaf;
+mod parts;
 mod table;
 mod upper;
 
@@ -17,6 +18,7 @@ use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
 pub use leaf::{Epoch, Leaf, Was};
+pub(super) use parts::Parts;
 pub(super) use table::{Boxed, Directory, ENTRIES, Entry, PageTable};
 pub(super) use upper::{Place, Upper, Uppers};
 
