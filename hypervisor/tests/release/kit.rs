@@ -3,14 +3,13 @@
 use std::sync::Mutex;
 
 use hypervisor::platform::Platform;
-use hypervisor::tdx::hkids::{Count, Hkids};
+use hypervisor::tdx::hkids::Count;
 use hypervisor::tdx::release::{Coordinator, Ending, NotReleased, Release, Released, Vcpus};
 use mm::private::{Levels, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
 use seam::abi::{PAGE_1G, PAGE_4K, PageSize, TdParams};
 use seam::error::Error;
 use seam::page::Donated;
-use seam::platform::KeyIds;
 use seam::tdh::Tdvpr;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -25,24 +24,13 @@ pub struct Host {
 impl Host {
     /// The default server, in which `hooks` go wrong.
     pub fn new(hooks: &str) -> Self {
-        Self::of(&Setup {
-            hooks: format!("patterns\n{hooks}"),
-            ..Setup::default()
-        })
+        Self::of(&Setup::failing(hooks))
     }
 
     pub fn of(setup: &Setup) -> Self {
-        let rig = Rig::ready_with(setup);
-        let hkids = Hkids::new(&KeyIds {
-            shared: 31,
-            private: setup.hkids,
-            max_pa: 52,
-            bits: 6,
-        });
-        hkids.take_global().unwrap().surrender();
         Self {
-            rig,
-            coordinator: Coordinator::new(hkids),
+            rig: Rig::ready_with(setup),
+            coordinator: setup.coordinator(),
         }
     }
 

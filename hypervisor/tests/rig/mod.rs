@@ -17,12 +17,15 @@ use std::time::{Duration, Instant};
 
 use hypervisor::cpu::call::{self, NoAnswer};
 use hypervisor::platform::{CpuPlace, Platform, Stopwatch};
+use hypervisor::tdx::hkids::Hkids;
+use hypervisor::tdx::release::Coordinator;
 use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::Fault;
 use seam::counters::Counters;
+use seam::platform::KeyIds;
 use seam::retry::{Pause, Reason, Wait};
 use seam::tdh::Tdh;
 use stub_module::hooks::Hooks;
@@ -69,6 +72,28 @@ impl Default for Setup {
             hkids: 32,
             hooks: "patterns".into(),
         }
+    }
+}
+
+impl Setup {
+    /// The default server, in which `hooks` go wrong.
+    pub fn failing(hooks: &str) -> Self {
+        Self {
+            hooks: format!("patterns\n{hooks}"),
+            ..Self::default()
+        }
+    }
+
+    /// A coordinator for the server's HKIDs, of which the module has the global one.
+    pub fn coordinator(&self) -> Coordinator {
+        let hkids = Hkids::new(&KeyIds {
+            shared: u32::from(GLOBAL_HKID) - 1,
+            private: self.hkids,
+            max_pa: 52,
+            bits: 6,
+        });
+        hkids.take_global().unwrap().surrender();
+        Coordinator::new(hkids)
     }
 }
 

@@ -6,12 +6,11 @@ mod sample;
 use hypervisor::platform::Platform;
 use hypervisor::td::host::{Host, Runner};
 use hypervisor::td::{Td, capabilities::Capabilities, registry::Tds};
-use hypervisor::tdx::hkids::{Count, Hkids};
+use hypervisor::tdx::hkids::Count;
 use hypervisor::tdx::release::Coordinator;
 use mm::private::Clearing;
 use seam::abi::PAGE_4K;
 use seam::address::Hpa;
-use seam::platform::KeyIds;
 use std::sync::Arc;
 use vcpu::Wiring;
 
@@ -52,24 +51,13 @@ pub struct Server {
 impl Server {
     /// The default server, in which `hooks` go wrong.
     pub fn new(hooks: &str) -> Self {
-        Self::of(&Setup {
-            hooks: format!("patterns\n{hooks}"),
-            ..Setup::default()
-        })
+        Self::of(&Setup::failing(hooks))
     }
 
     pub fn of(setup: &Setup) -> Self {
-        let rig = Rig::ready_with(setup);
-        let hkids = Hkids::new(&KeyIds {
-            shared: 31,
-            private: setup.hkids,
-            max_pa: 52,
-            bits: 6,
-        });
-        hkids.take_global().unwrap().surrender();
         Self {
-            rig,
-            coordinator: Coordinator::new(hkids),
+            rig: Rig::ready_with(setup),
+            coordinator: setup.coordinator(),
             image: image(),
         }
     }
