@@ -74,7 +74,7 @@ pub trait Host: Notify + Kick + Flush {
     /// Sends this CPU the notification interrupt. It stays pending while interrupts are off, and arrives in the guest.
     fn notify_here(&self);
 
-    /// A byte was written to the TD's console, which has it in its ring.
+    /// Something was written to the TD's console, which has it in its ring: by the guest, or by the host about its end.
     fn console_written(&self) {}
 
     /// A call with R10 != 0: one of the host's own. It leaves its answers in the registers, its status in R10.

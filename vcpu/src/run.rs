@@ -238,6 +238,8 @@ impl<H: Host> Session<'_, H> {
     #[cold]
     pub(crate) fn end(&self, why: End) -> Stop {
         self.board.end_with(why);
+        // The reason is the last line there.
+        self.host.console_written();
         Stop::Ended
     }
 

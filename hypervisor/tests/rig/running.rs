@@ -29,6 +29,7 @@ const TURN: u64 = 1_000_000;
 pub struct State {
     clock: AtomicU64,
     cpus: Vec<Cpu>,
+    console_wakes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -46,6 +47,7 @@ impl State {
         Self {
             clock: AtomicU64::new(1_000_000_000),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
+            console_wakes: AtomicU64::new(0),
         }
     }
 
@@ -86,6 +88,11 @@ impl Rig {
     /// How often a CPU was interrupted to look for work.
     pub fn pokes(&self, cpu: u32) -> u64 {
         self.machine.running.cpus[cpu as usize].pokes.load(SeqCst)
+    }
+
+    /// How often the CPU of the machine's console was made to look at it.
+    pub fn console_wakes(&self) -> u64 {
+        self.machine.running.console_wakes.load(SeqCst)
     }
 
     /// When a CPU's timer goes off.
@@ -129,6 +136,7 @@ impl Running for Rig {
     }
 
     fn wake_console(&self) {
+        self.machine.running.console_wakes.fetch_add(1, SeqCst);
         self.attention(0).poke();
     }
 

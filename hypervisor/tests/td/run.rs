@@ -217,6 +217,35 @@ fn what_a_guest_said_before_its_reset_is_still_there() {
 }
 
 #[test]
+fn who_watches_a_console_is_told_of_the_host_s_own_lines_at_once() {
+    with_site(TWO, |site| {
+        const TRIPLE_FAULT: u32 = 2;
+        site.tds.start(1).unwrap();
+        site.scheduler.watch(Some(1));
+        let mut seen = 0;
+        let mut told = |what: &str| {
+            let (said, wakes) = (site.said(1).0, site.rig.console_wakes());
+            assert!(said.ends_with(&format!("\r\n[{what}]\r\n")), "{said}");
+            assert_eq!(wakes - seen, 1, "{what}");
+            seen = wakes;
+        };
+        site.play(&[write_port(0xCF9, 1, 6)]);
+        told("it asked for a reset");
+        assert!(ends::serve(site.scheduler, &site.tds));
+        told("started anew");
+        site.play(&[Act::Exit(stub_module::host::Exit::of(TRIPLE_FAULT))]);
+        told("triple fault on vCPU 0");
+        site.tds.reset(1).unwrap();
+        told("started anew");
+        // Of a TD that nobody watches nobody is told.
+        site.scheduler.watch(Some(2));
+        site.play(&[write_port(0x604, 2, 1 << 13)]);
+        assert_eq!(site.said(1).0.matches("switched itself off").count(), 1);
+        assert_eq!(site.rig.console_wakes(), seen);
+    });
+}
+
+#[test]
 fn a_life_that_is_not_built_leaves_the_console_as_it_was() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
