@@ -56,7 +56,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         Err(error) => return Vec::from([format!("no TD can be built: {error}")]),
     };
     RECLAIM_SHARE.store(info.config.host.reclaim_share.into(), Relaxed);
-    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL));
+    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL, &info.config.host));
     let host = Host {
         platform: &METAL,
         coordinator: &ready.coordinator,

@@ -4,8 +4,9 @@
 //! and the boot goes on with the defaults.
 
 use alloc::{format, string::String, vec::Vec};
+use core::ops::RangeInclusive;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error};
 use toml::de::DeTable;
 
 mod td;
@@ -48,6 +49,12 @@ pub struct Host {
     /// The most of a busy CPU's time, in percent, that goes into taking back the memory of TDs that have ended; 0 to 90.
     #[serde(deserialize_with = "reclaim_share")]
     pub reclaim_share: u32,
+    /// Milliseconds that a vCPU runs at most while others wait for its CPU; 1 to 100.
+    #[serde(deserialize_with = "slice")]
+    pub slice_ms: u32,
+    /// Milliseconds over which a TD's `cap` is kept; 10 to 1,000.
+    #[serde(deserialize_with = "cap_period")]
+    pub cap_period_ms: u32,
 }
 
 impl Default for Host {
@@ -58,28 +65,42 @@ impl Default for Host {
             cpu_timeout_ms: 2000,
             clear: Clear::Always,
             reclaim_share: 10,
+            slice_ms: 10,
+            cap_period_ms: 100,
         }
     }
 }
 
-fn reclaim_share<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let percent = u32::deserialize(deserializer)?;
-    if percent <= 90 {
-        Ok(percent)
-    } else {
-        Err(serde::de::Error::custom(format!(
-            "reclaim_share is {percent}; it must be from 0 to 90"
-        )))
-    }
+fn reclaim_share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ranged(deserializer, "reclaim_share", 0..=90).map(|n| n as u32)
 }
 
-fn cpu_timeout<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    let ms = u32::deserialize(deserializer)?;
-    if (100..=60_000).contains(&ms) {
-        Ok(ms)
+fn cpu_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ranged(deserializer, "cpu_timeout_ms", 100..=60_000).map(|n| n as u32)
+}
+
+fn slice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ranged(deserializer, "slice_ms", 1..=100).map(|n| n as u32)
+}
+
+fn cap_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    ranged(deserializer, "cap_period_ms", 10..=1000).map(|n| n as u32)
+}
+
+/// A number in `range`; `key` is what the operator calls it.
+fn ranged<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    key: &str,
+    range: RangeInclusive<i64>,
+) -> Result<i64, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    if range.contains(&number) {
+        Ok(number)
     } else {
-        Err(serde::de::Error::custom(format!(
-            "cpu_timeout_ms is {ms}; it must be from 100 to 60000"
+        Err(Error::custom(format!(
+            "{key} is {number}; it must be from {} to {}",
+            range.start(),
+            range.end()
         )))
     }
 }
@@ -300,6 +321,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
+              reclaim_share = 20\nslice_ms = 2\ncap_period_ms = 50\n\
               [[file]]\nname = \"linux\"\npath = \"guests/vmlinuz\"\n",
         )
         .unwrap();
@@ -307,6 +329,8 @@ mod tests {
         assert_eq!(config.host.on_crash, OnCrash::Reboot);
         assert_eq!(config.host.cpu_timeout_ms, 500);
         assert_eq!(config.host.clear, Clear::Reuse);
+        assert_eq!(config.host.reclaim_share, 20);
+        assert_eq!((config.host.slice_ms, config.host.cap_period_ms), (2, 50));
         assert_eq!(config.file[0].path, "guests/vmlinuz");
     }
 
@@ -322,11 +346,26 @@ mod tests {
         let e = parse(b"[host]\n\nlog_level = \"loud\"\n").unwrap_err();
         assert!(e.starts_with("seamark.toml:3: "), "{e}");
         assert!(e.contains("loud"), "{e}");
-        let e = parse(b"[host]\ncpu_timeout_ms = 0\n").unwrap_err();
-        assert!(
-            e.starts_with("seamark.toml:2: ") && e.contains("from 100 to 60000"),
-            "{e}"
-        );
+    }
+
+    #[test]
+    fn a_number_of_the_host_s_is_in_its_range() {
+        for (key, least, most) in [
+            ("cpu_timeout_ms", 100, 60_000),
+            ("reclaim_share", 0, 90),
+            ("slice_ms", 1, 100),
+            ("cap_period_ms", 10, 1000),
+        ] {
+            let set = |value: i64| parse(format!("[host]\n{key} = {value}\n").as_bytes());
+            for right in [least, most] {
+                assert!(set(right).is_ok(), "{key} = {right}");
+            }
+            for wrong in [least - 1, most + 1] {
+                let said =
+                    format!("seamark.toml:2: {key} is {wrong}; it must be from {least} to {most}");
+                assert_eq!(set(wrong), Err(said));
+            }
+        }
     }
 
     #[test]

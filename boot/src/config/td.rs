@@ -1,12 +1,13 @@
 //! `[[td]]`: a TD that the operator wants on this host.
 
 use alloc::{format, string::String, vec::Vec};
-use core::ops::RangeInclusive;
 
 use serde::{
     Deserialize, Deserializer,
     de::{Error, Unexpected},
 };
+
+use super::ranged;
 
 /// Bytes that a TD's memory is a multiple of: it comes from frames of 2 MiB.
 pub const MEMORY_STEP: u64 = 2 << 20;
@@ -215,23 +216,6 @@ fn tsc_mhz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D:
     } else {
         Err(Error::custom(format!(
             "tsc_mhz is {mhz}; it must be a multiple of 25"
-        )))
-    }
-}
-
-fn ranged<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    key: &str,
-    range: RangeInclusive<i64>,
-) -> Result<i64, D::Error> {
-    let number = i64::deserialize(deserializer)?;
-    if range.contains(&number) {
-        Ok(number)
-    } else {
-        Err(Error::custom(format!(
-            "{key} is {number}; it must be from {} to {}",
-            range.start(),
-            range.end()
         )))
     }
 }

@@ -14,6 +14,7 @@ use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
+use boot::config;
 use vcpu::{Notify, Stop};
 
 use self::{
@@ -27,10 +28,6 @@ use crate::{
     td::{Td, vcpu::Refused},
 };
 
-/// The longest turn, in microseconds.
-const SLICE_US: u64 = 10_000;
-/// The time over which a cap is kept, in microseconds.
-const PERIOD_US: u64 = 100_000;
 /// How long a vCPU stays out that can't run now for a reason that passes, in microseconds.
 const PAUSE_US: u64 = 1_000;
 
@@ -46,16 +43,16 @@ pub struct Scheduler<'p, P> {
 }
 
 impl<'p, P: Running> Scheduler<'p, P> {
-    /// For all CPUs of this machine.
+    /// For all CPUs of this machine, with the slice and the period for caps that its operator wants.
     #[must_use]
-    pub fn new(platform: &'p P) -> Self {
-        let ticks = |us: u64| (u128::from(us) * u128::from(platform.tsc_hz()) / 1_000_000) as Ticks;
+    pub fn new(platform: &'p P, config: &config::Host) -> Self {
+        let ticks = |ms: u32| (u128::from(ms) * u128::from(platform.tsc_hz()) / 1000) as Ticks;
         let cpus = platform.cpus().iter().map(|place| place.cpu as usize + 1);
         Self {
             platform,
             queue: IrqLock::new(Queue::new(Settings {
-                slice: ticks(SLICE_US),
-                period: ticks(PERIOD_US),
+                slice: ticks(config.slice_ms),
+                period: ticks(config.cap_period_ms),
                 cpus: cpus.max().unwrap_or(1),
             })),
             guests: IrqLock::new(BTreeMap::new()),

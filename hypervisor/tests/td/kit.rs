@@ -74,10 +74,10 @@ impl Server {
         text: &str,
         runner: &'h (dyn Runner + Sync),
     ) -> Tds<'h, P> {
-        let text = text.replace("[[td]]\n", "[[td]]\nimage = \"i\"\n");
-        let text = format!("[[file]]\nname = \"i\"\npath = \"i\"\n{text}");
-        let named = boot::config::parse(text.as_bytes()).unwrap().td;
-        let named = named.into_iter().map(|td| (td, Some(&*self.image)));
+        let named = config(text)
+            .td
+            .into_iter()
+            .map(|td| (td, Some(&*self.image)));
         let host = Host {
             platform,
             coordinator: &self.coordinator,
@@ -112,6 +112,13 @@ impl Server {
         assert_eq!(self.rig.out(), (0, 0));
         assert_eq!(self.hkids(), (0, 0));
     }
+}
+
+/// The configuration that `text` is, in which each `[[td]]` has the image.
+pub fn config(text: &str) -> boot::config::Config {
+    let text = text.replace("[[td]]\n", "[[td]]\nimage = \"i\"\n");
+    let text = format!("[[file]]\nname = \"i\"\npath = \"i\"\n{text}");
+    boot::config::parse(text.as_bytes()).unwrap()
 }
 
 /// The TD of that number, which lives.

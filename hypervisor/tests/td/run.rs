@@ -12,7 +12,7 @@ use hypervisor::td::registry::Tds;
 use seam::abi::{Leaf, Operand, Status};
 use vcpu::End;
 
-use super::kit::Server;
+use super::kit::{Server, config};
 use super::rig::Rig;
 use super::rig::running::OUT_OF_LINES;
 pub use script::{Act, Script, accept, call};
@@ -44,7 +44,7 @@ fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
 
 /// The TDs that `text` names run on `server`, and are ended when `test` is over.
 pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
-    let scheduler = Scheduler::new(&server.rig);
+    let scheduler = Scheduler::new(&server.rig, &config(text).host);
     {
         let tds = server.tds_on(&server.rig, text, &scheduler);
         let site = Site {
@@ -135,6 +135,35 @@ fn a_turn_ends_when_the_timer_says_so() {
         site.play(&[]);
         assert_eq!(site.rig.timer(0), Some(begin + SLICE));
     });
+}
+
+#[test]
+fn a_turn_is_as_long_as_the_operator_wants() {
+    with_site(&format!("[host]\nslice_ms = 3\n{TWO}"), |site| {
+        site.tds.start(1).unwrap();
+        let begin = site.rig.tsc();
+        site.play(&[]);
+        assert_eq!(site.rig.timer(0), Some(begin + 3_000_000));
+    });
+}
+
+#[test]
+fn a_cap_is_kept_over_the_period_that_the_operator_wants() {
+    const MS: u64 = 1_000_000;
+    // Two turns of the rig's, 1 ms each, are the budget of both.
+    for (period, cap) in [(40, 5), (20, 10)] {
+        let text = format!("[host]\ncap_period_ms = {period}\n{TWO}cap = {cap}\n");
+        with_site(&text, |site| {
+            site.tds.start(2).unwrap();
+            let begin = site.rig.tsc();
+            site.play(&[]);
+            site.play(&[]);
+            assert!(!site.scheduler.turn(), "its budget is used up");
+            assert_eq!(site.rig.timer(0), Some(begin + period * MS));
+            site.rig.pass(period * MS);
+            site.play(&[]);
+        });
+    }
 }
 
 #[test]
