@@ -21,12 +21,18 @@ pub struct Watch {
     id: u32,
     /// The number of the next byte to show.
     next: u64,
+    /// The number of the next byte to look at: what is between is the beginning of a character.
+    unseen: u64,
 }
 
 impl Watch {
     /// Of the TD `id`, from byte number `next` on.
     pub const fn new(id: u32, next: u64) -> Self {
-        Self { id, next }
+        Self {
+            id,
+            next,
+            unseen: next,
+        }
     }
 
     /// The TD's number.
@@ -42,10 +48,10 @@ impl Watch {
         }
     }
 
-    /// Whether there is something to show.
+    /// Whether the TD has written something since it was last looked at.
     pub fn has_news(&self, host: &dyn Host) -> bool {
         host.tds()
-            .and_then(|tds| tds.output(self.id, self.next, &mut [0]))
+            .and_then(|tds| tds.output(self.id, self.unseen, &mut [0]))
             .is_ok_and(|excerpt| excerpt.count > 0)
     }
 
@@ -64,6 +70,7 @@ impl Watch {
             }
             let shown = text(&bytes[..count], out)?;
             self.next = from + shown as u64;
+            self.unseen = from + count as u64;
             if shown < AT_ONCE / 2 {
                 return Ok(());
             }

@@ -104,6 +104,26 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
 }
 
 #[test]
+fn the_beginning_of_a_character_is_news_once() {
+    let mut terminal = Terminal::default();
+    terminal.send("td console hello\r");
+    let write = |terminal: &Terminal, bytes: &[u8]| {
+        terminal.machine.tds.output.borrow_mut().extend(bytes);
+    };
+    let refresh = |terminal: &mut Terminal| {
+        assert!(terminal.console.has_news(&terminal.machine));
+        let mut out = String::new();
+        terminal.console.refresh(&terminal.machine, &mut out);
+        assert!(!terminal.console.has_news(&terminal.machine));
+        out
+    };
+    write(&terminal, b"caf\xC3");
+    assert_eq!(refresh(&mut terminal), "caf");
+    write(&terminal, b"\xA9");
+    assert_eq!(refresh(&mut terminal), "\u{e9}");
+}
+
+#[test]
 fn a_script_reads_a_td_s_console_piece_by_piece() {
     let mut terminal = Terminal::default();
     terminal.send("json on\r");
