@@ -364,7 +364,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         let outcome = outcome.map_err(|error| self.sentence(id, Wish::Shrink, &error))?;
         let (taken, left_to) = match outcome {
             Outcome::Removed(taken) => (taken, None),
-            Outcome::Queued => (<_>::default(), Some("the release of its HKID, or after it")),
+            Outcome::Queued => (<_>::default(), Some("its end, or once that has failed")),
             Outcome::LeftToReclaim => (<_>::default(), Some("the reclaim of all its memory")),
         };
         Ok(TdShrunk {

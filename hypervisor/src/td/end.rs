@@ -215,16 +215,24 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
         debug_assert!(false, "{:?}", td.state());
         return;
     }
-    if let Some(body) = td.body.get() {
-        // What somebody wanted to free meanwhile. What fails stays queued for the next one who frees something.
-        let freed = host.with_cpu(|cpu| body.map.run_queued(cpu, &td.kick(host.platform)));
-        if let Err(error) = freed {
-            log::warn!("TD {}: {error}", td.config.name);
-        }
+    if let Some(body) = td.body.get()
+        && let Err(error) = free_queued(host, td, body)
+    {
+        log::warn!("TD {}: {error}", td.config.name);
     }
     if was == State::Runnable {
         host.runner.start(td);
     }
+}
+
+/// Frees what somebody wanted to free while a TD that lives on was to end. What fails stays queued.
+fn free_queued<P: Platform>(host: &Host<'_, P>, td: &Td, body: &Body) -> Result<(), Error> {
+    let _quiet = td.joining.quiet(host)?;
+    // The next one who ends it has changed the state, and takes everything.
+    let goes_on = || !td.state().is_ending();
+    let kick = td.kick(host.platform);
+    host.with_cpu(|cpu| body.map.run_queued(cpu, &kick, &goes_on))?;
+    Ok(())
 }
 
 /// Takes a TD down that could not be built, or was ended meanwhile. The caller has its turn.
@@ -296,7 +304,8 @@ fn tell<P: Platform>(td: &Td, meter: &mut Meter<'_, P>) {
     notes.ended.get_or_insert_default().append(meter.take());
 }
 
-/// Takes all private memory from a TD that has its key and does not run.
+/// Takes all private memory from a TD that has its key and does not run. Nobody else is at its memory: who holds a vCPU
+/// has let go of it, and who has its quiet looks at its state before and between what it does.
 fn remove<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
     host.with_cpu(|cpu| body.map.remove(cpu, 0..body.limit, &NoneRuns))?;
     Ok(())

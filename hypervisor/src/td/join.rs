@@ -14,7 +14,7 @@ pub const PAUSE_US: u64 = 100_000;
 #[derive(Debug, Default)]
 pub(super) struct Joining(Mutex<Course>);
 
-/// While there is one, no step is made.
+/// While there is one, no step is made. Who takes memory from a TD that lives has it, too.
 pub(super) struct Quiet<'a>(#[expect(dead_code, reason = "it is had")] MutexGuard<'a, Course>);
 
 impl Joining {

@@ -359,7 +359,8 @@ impl<'h, P: Platform> Tds<'h, P> {
             .map_or(0, |entry| entry.ends_wanted.load(SeqCst))
     }
 
-    /// Takes memory from it, so that `bytes` are left. It may run meanwhile.
+    /// Takes memory from it, so that `bytes` are left. It may run meanwhile. When it is being ended, that takes what is
+    /// left ([`Outcome::Queued`], [`Outcome::LeftToReclaim`]).
     ///
     /// # Errors
     /// [`Error::Size`], [`Error::State`]; [`Error::Busy`], [`Error::Map`], and the same call goes on from there.
@@ -368,6 +369,9 @@ impl<'h, P: Platform> Tds<'h, P> {
             .living(id)
             .ok_or_else(|| Error::State(self.state(id)))?;
         let map = td.map().ok_or_else(|| Error::State(td.state()))?;
+        if td.state() == State::Building {
+            return Err(Error::State(State::Building));
+        }
         let whole = Layout::new(td.config.memory).ok_or(Error::TooMuchMemory)?;
         let layout = {
             let mut now = td.layout.lock();
@@ -388,10 +392,16 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
         let _quiet = td.joining.quiet(&self.host)?;
         let kept: Vec<_> = layout.parts().collect();
+        // Whoever ends it has changed the state before it asks for quiet, and must not meet what is claimed here.
+        let goes_on = || !td.state().is_ending();
+        let kick = td.kick(self.host.platform);
         let mut sum = mm::private::Taken::default();
+        let mut left = None;
         for range in whole.without(&kept) {
-            let kick = td.kick(self.host.platform);
-            match self.host.with_cpu(|cpu| map.remove(cpu, range, &kick))? {
+            let outcome = self
+                .host
+                .with_cpu(|cpu| map.remove_while(cpu, range, &kick, &goes_on))?;
+            match outcome {
                 Outcome::Removed(taken) => {
                     for (sum, pages) in sum.pages.iter_mut().zip(taken.pages) {
                         *sum += pages;
@@ -399,10 +409,14 @@ impl<'h, P: Platform> Tds<'h, P> {
                     sum.sept += taken.sept;
                     sum.batches += taken.batches;
                 }
-                other => return Ok(other),
+                other => left = Some(other),
             }
         }
-        Ok(Outcome::Removed(sum))
+        match left {
+            // It lives on, and who revived it may have looked for what is noted before it was.
+            Some(Outcome::Queued) if goes_on() => Err(Error::Busy),
+            left => Ok(left.unwrap_or(Outcome::Removed(sum))),
+        }
     }
 
     /// A piece of work for a CPU that has time: an end that a guest asked for; a step of a reclaim, which is at most 8

@@ -1,23 +1,26 @@
 //! What a CPU does while another one ends the TD.
 
 use hypervisor::platform::Platform;
-use hypervisor::td::end::Way;
+use hypervisor::td::end::{Ended, Way};
 use hypervisor::td::error::Error;
 use hypervisor::td::life::State;
+use hypervisor::td::registry::Tds;
 use hypervisor::td::vcpu::{Held, Refused};
 use mm::private::{self, Outcome};
+use mm::sync::atomic::Ordering::SeqCst;
 use seam::abi::metadata::vp;
 use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 use seam::tdh::EnterFlags;
 
 use crate::explore::World;
+use crate::machine::Machine;
 
 /// Rounds that an actor makes.
 const ROUNDS: usize = 3;
 
 /// Memory that the image does not have.
-const FREE: u64 = 14 << 20;
+pub const FREE: u64 = 14 << 20;
 
 /// Builds the first TD, and lets its vCPUs run.
 pub fn start(world: &World<'_>) {
@@ -40,6 +43,12 @@ pub fn start_full(world: &World<'_>) {
             .populate(cpu, FREE - PAGE_2M..FREE + PAGE_2M)
     });
     given.unwrap();
+}
+
+/// The same, with CPUs that do not wait for long.
+pub fn start_in_haste(world: &World<'_>) {
+    start_full(world);
+    world.machine.run_clock(true);
 }
 
 /// With a page of 2 MiB that was split, whose parts are all there and accepted.
@@ -190,6 +199,16 @@ pub fn run(world: &World<'_>) {
     with_vcpu(world, 0, |held| enter(world, held));
 }
 
+/// Has vCPU 0 for a while, whatever happens to the TD.
+pub fn keep(world: &World<'_>) {
+    let td = world.td(1);
+    let held = td.hold(world.machine, 0);
+    for _ in 0..20 * ROUNDS {
+        world.machine.breathe();
+    }
+    drop(held);
+}
+
 /// Runs vCPU 1, which was associated with another CPU.
 pub fn run_other(world: &World<'_>) {
     with_vcpu(world, 1, |held| enter(world, held));
@@ -249,6 +268,11 @@ pub fn augment(world: &World<'_>) {
     map(world, FREE - 4 * PAGE_2M, PageSize::Size4K);
 }
 
+/// MapGPA, as it is served: by the CPU that has the vCPU.
+pub fn share(world: &World<'_>) {
+    with_vcpu(world, 0, |_| convert(world));
+}
+
 /// MapGPA: memory is taken because the guest shares it, and comes back.
 pub fn convert(world: &World<'_>) {
     let td = world.td(1);
@@ -270,9 +294,27 @@ pub fn convert(world: &World<'_>) {
 
 pub fn shrink(world: &World<'_>) {
     match world.tds.shrink(1, FREE) {
-        Ok(Outcome::Removed(_) | Outcome::Queued | Outcome::LeftToReclaim) => {}
+        Ok(Outcome::Queued) => world.is_shrink_promised.store(true, SeqCst),
+        Ok(Outcome::Removed(_) | Outcome::LeftToReclaim) => {}
         Err(Error::State(_)) => {}
         Err(Error::Map(error)) if is_fair(error) => {}
+        Err(Error::Busy) if world.machine.is_clock_running() => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Ends the TD, which lives on when a CPU does not let go of it in time.
+pub fn terminate_or_not(world: &World<'_>) {
+    end_or_not(world, |tds| tds.terminate(1));
+}
+
+pub fn destroy_dynamically_or_not(world: &World<'_>) {
+    end_or_not(world, |tds| tds.destroy(1, Way::Dynamic));
+}
+
+fn end_or_not(world: &World<'_>, end: impl Fn(&Tds<'_, Machine>) -> Result<Ended, Error>) {
+    match end(&world.tds) {
+        Ok(_) | Err(Error::Busy | Error::Stuck(_)) => {}
         Err(error) => panic!("{error}"),
     }
 }

@@ -1,11 +1,12 @@
 //! Terminate against everything that may happen to a TD.
 
 use crate::actors::{
-    ask, augment, build, carry_out, convert, destroy, destroy_dynamically, join, link,
-    look_at_a_vcpu, nothing, pause_and_resume, post, retry, run, run_other, shrink, start,
-    start_again, start_both, start_full, start_split, terminate, terminate_at_its_key,
-    terminate_at_its_vcpus, terminate_at_their_initialisation, terminate_other,
-    terminate_when_there, watch,
+    ask, augment, build, carry_out, convert, destroy, destroy_dynamically,
+    destroy_dynamically_or_not, join, keep, link, look_at_a_vcpu, nothing, pause_and_resume, post,
+    retry, run, run_other, share, shrink, start, start_again, start_both, start_full,
+    start_in_haste, start_split, terminate, terminate_at_its_key, terminate_at_its_vcpus,
+    terminate_at_their_initialisation, terminate_or_not, terminate_other, terminate_when_there,
+    watch,
 };
 use crate::explore::explore;
 
@@ -85,6 +86,23 @@ fn map_gpa() {
 #[test]
 fn shrinking() {
     explore(start_full, &[shrink, terminate, run]);
+}
+
+#[test]
+fn shrinking_while_all_is_removed() {
+    explore(start_full, &[shrink, destroy_dynamically, run]);
+    explore(start_full, &[shrink, destroy_dynamically, shrink]);
+    explore(start_full, &[share, destroy_dynamically, shrink]);
+}
+
+#[test]
+fn shrinking_while_an_end_fails() {
+    explore(start_in_haste, &[shrink, terminate_or_not, keep]);
+    explore(start_in_haste, &[shrink, destroy_dynamically_or_not, keep]);
+    explore(
+        start_in_haste,
+        &[shrink, destroy_dynamically_or_not, terminate_or_not],
+    );
 }
 
 #[test]

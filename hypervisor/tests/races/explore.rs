@@ -12,11 +12,13 @@ use hypervisor::tdx::hkids::{Count, Hkids};
 use hypervisor::tdx::release::Coordinator;
 use mm::private::Clearing;
 use mm::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use seam::abi::Leaf;
+use seam::abi::{Leaf, PageSize};
+use seam::address::Gpa;
 use seam::platform::KeyIds;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
 
+use crate::actors::FREE;
 use crate::machine::{CPUS, GLOBAL_HKID, Machine, become_cpu};
 use crate::sample::{Everything, image};
 
@@ -31,6 +33,8 @@ const DEPARTURES: usize = 4;
 pub struct World<'h> {
     pub machine: &'h Machine,
     pub tds: Tds<'h, Machine>,
+    /// Whether a shrink was told that what it did not take the TD's end does, or who revives it.
+    pub is_shrink_promised: AtomicBool,
 }
 
 /// What one CPU does.
@@ -82,6 +86,7 @@ fn play(prepare: Actor, actors: &'static [Actor]) {
     let world = &World {
         machine: &machine,
         tds: tds(&machine, &coordinator, &image),
+        is_shrink_promised: AtomicBool::new(false),
     };
     let (done, stop) = (&AtomicUsize::new(0), &AtomicBool::new(false));
     thread::scope(|scope| {
@@ -151,12 +156,20 @@ fn tds<'h>(
 /// No TD is half dead: it lives and can be ended, or its end goes on to the last page.
 fn finish(world: &World<'_>) {
     let tds = &world.tds;
+    world.machine.run_clock(false);
     for id in [1, 2] {
         tds.end_asked();
         match tds.state(id) {
             State::Runnable | State::Paused => {
                 let td = world.td(id);
-                assert_eq!(td.map().unwrap().mode(), mm::private::Mode::Keyed);
+                let map = td.map().unwrap();
+                assert_eq!(map.mode(), mm::private::Mode::Keyed);
+                if world.is_shrink_promised.load(SeqCst) {
+                    let free = Gpa(FREE);
+                    let host = tds.host();
+                    let mapped = host.with_cpu(|cpu| map.map(cpu, free, PageSize::Size2M));
+                    assert_eq!(mapped, Ok(()), "it was to be taken");
+                }
                 drop(td);
                 assert_eq!(tds.destroy(id, Way::Terminate), Ok(Ended::Now));
             }

@@ -26,6 +26,9 @@ impl SeamCall for Caller {
         if let Some(leaf) = Leaf::from_number(regs.rax as u16) {
             self.machine.cpus.comes_to(Event::Call(leaf));
         }
+        for work in self.machine.meanwhile.due(regs.rax) {
+            work();
+        }
         if let Some(answer) = self.machine.refusals.strike(regs.rax) {
             regs.rax = answer?.0;
             return Ok(());
@@ -81,5 +84,37 @@ impl Refusals {
             }
         }
         struck
+    }
+}
+
+/// What others do just when a call begins.
+#[derive(Default)]
+pub struct Meanwhile(Mutex<Vec<Deed>>);
+
+struct Deed {
+    leaf: Leaf,
+    /// Calls that begin before the one that it waits for.
+    left: u64,
+    work: Work,
+}
+
+type Work = Box<dyn FnOnce() + Send>;
+
+impl Meanwhile {
+    pub fn add(&self, leaf: Leaf, call: u64, work: Work) {
+        let left = call - 1;
+        self.0.lock().unwrap().push(Deed { leaf, left, work });
+    }
+
+    /// What is to be done at the call of the leaf in `rax` that begins now.
+    fn due(&self, rax: u64) -> Vec<Work> {
+        let mut deeds = self.0.lock().unwrap();
+        let due = deeds.extract_if(.., |deed| {
+            let is_its = u64::from(deed.leaf.number()) == rax & 0xffff;
+            let is_due = is_its && deed.left == 0;
+            deed.left -= u64::from(is_its && !is_due);
+            is_due
+        });
+        due.map(|deed| deed.work).collect()
     }
 }

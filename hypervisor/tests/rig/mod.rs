@@ -34,7 +34,7 @@ use stub_module::host::{Config, Server, TdmrPlan};
 use cpus::{Cpus, Threads};
 pub use cpus::{Event, Job};
 pub use faults::Caller;
-use faults::Refusals;
+use faults::{Meanwhile, Refusals};
 use memory::{Direct, access};
 
 /// Where convertible memory begins.
@@ -112,6 +112,7 @@ pub struct Machine {
     counters: Vec<Counters>,
     stopwatch: Stopwatch,
     refusals: Refusals,
+    meanwhile: Meanwhile,
     pauses: AtomicU64,
     write_backs: Mutex<Vec<u32>>,
     start: Instant,
@@ -154,6 +155,7 @@ impl Rig {
             counters: setup.packages.iter().map(|_| Counters::new()).collect(),
             stopwatch: Stopwatch::new(),
             refusals: Refusals::default(),
+            meanwhile: Meanwhile::default(),
             pauses: AtomicU64::new(0),
             write_backs: Mutex::new(Vec::new()),
             start: Instant::now(),
@@ -235,6 +237,11 @@ impl Rig {
     /// Forgets what [`Self::refuse`] and [`Self::fault`] arranged.
     pub fn refuse_no_more(&self) {
         self.machine.refusals.clear();
+    }
+
+    /// Does `work` just when call `number` of `leaf` from now on (1 is the next) begins, as another CPU might.
+    pub fn meanwhile(&self, leaf: Leaf, number: u64, work: impl FnOnce() + Send + 'static) {
+        self.machine.meanwhile.add(leaf, number, Box::new(work));
     }
 
     /// Lets a CPU, other than 0, answer no calls once it has done what it is doing when it comes to `event`.

@@ -16,3 +16,4 @@ mod rules;
 mod run;
 mod seam_bench;
 mod short;
+mod shrink;

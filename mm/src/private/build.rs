@@ -220,7 +220,8 @@ impl PrivateMap {
     ) -> Result<R, Error> {
         if result.is_err() {
             // The work's own error is the one to tell; what could not be undone is in the map.
-            _ = self.remove_and_tidy(cpu, range.clone(), range.end + 1, &NoneRuns);
+            let until = range.end + 1;
+            _ = self.remove_and_tidy(cpu, range, until, &NoneRuns, &|| true);
         }
         result
     }

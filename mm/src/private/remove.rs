@@ -39,7 +39,7 @@ pub struct Taken {
 pub enum Outcome {
     /// Done.
     Removed(Taken),
-    /// The HKID is being released: the request is noted. Either bulk reclaim takes everything, or, when the TD lives on,
+    /// The TD is being ended: the request is noted. Either its end takes everything, or, when the TD lives on,
     /// [`PrivateMap::run_queued`] does it.
     Queued,
     /// The TD has no key: bulk reclaim takes everything.
@@ -66,8 +66,23 @@ impl PrivateMap {
         range: Range<u64>,
         kick: &dyn Kick,
     ) -> Result<Outcome, Error> {
+        self.remove_while(cpu, range, kick, &|| true)
+    }
+
+    /// The same, as long as `goes_on`, which is asked before each batch. When it says no, nothing stays claimed, and the
+    /// request is noted as it is while the HKID is released.
+    ///
+    /// # Errors
+    /// As [`Self::remove`].
+    pub fn remove_while<C: SeamCall, W: Wait, P: Pool>(
+        &self,
+        cpu: Cpu<'_, C, W, P>,
+        range: Range<u64>,
+        kick: &dyn Kick,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Outcome, Error> {
         let until = range.end;
-        self.remove_and_tidy(cpu, range, until, kick)
+        self.remove_and_tidy(cpu, range, until, kick, goes_on)
     }
 
     /// The same, and what is empty up to `until` goes, too.
@@ -77,28 +92,29 @@ impl PrivateMap {
         range: Range<u64>,
         until: u64,
         kick: &dyn Kick,
+        goes_on: &dyn Fn() -> bool,
     ) -> Result<Outcome, Error> {
         if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
             return Err(Error::BadRange);
         }
         let removed = self.root.keyed(|live| {
             self.settle(cpu)?;
-            Removal::new(self, cpu, live, kick).run(&range, until)
+            Removal::new(self, cpu, live, kick).run(&range, until, goes_on)
         });
         match removed {
             Ok(taken) => Ok(Outcome::Removed(taken)),
             Err(Error::Terminated) => match self.mode() {
                 // Whoever wanted to close the map has given up.
-                Mode::Keyed => Err(Error::Busy),
-                Mode::Releasing if self.stock.queue(range) => Ok(Outcome::Queued),
-                Mode::Releasing => Err(Error::NoHeap),
+                Mode::Keyed if goes_on() => Err(Error::Busy),
                 Mode::Keyless => Ok(Outcome::LeftToReclaim),
+                _ if self.stock.queue(range) => Ok(Outcome::Queued),
+                _ => Err(Error::NoHeap),
             },
             Err(error) => Err(error),
         }
     }
 
-    /// Does what was queued while the map was closed.
+    /// Does what was queued, as [`Self::remove_while`] does it.
     ///
     /// # Errors
     /// As [`Self::remove`]; what was not done is queued again.
@@ -106,9 +122,10 @@ impl PrivateMap {
         &self,
         cpu: Cpu<'_, C, W, P>,
         kick: &dyn Kick,
+        goes_on: &dyn Fn() -> bool,
     ) -> Result<(), Error> {
         while let Some(range) = self.stock.next_queued() {
-            match self.remove(cpu, range.clone(), kick) {
+            match self.remove_while(cpu, range.clone(), kick, goes_on) {
                 Ok(Outcome::Removed(_)) => {}
                 // It is in the queue again, or of no interest any more.
                 Ok(Outcome::Queued | Outcome::LeftToReclaim) => return Ok(()),
@@ -203,10 +220,18 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    fn run(mut self, range: &Range<u64>, until: u64) -> Result<Taken, Error> {
+    fn run(
+        mut self,
+        range: &Range<u64>,
+        until: u64,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Taken, Error> {
         let mut at = range.start;
         let mut items = Items::new();
         loop {
+            if self.end.is_ok() && !goes_on() {
+                self.end = Err(Error::Terminated);
+            }
             if self.end.is_ok() {
                 self.end = self.collect(&mut items, &mut at, range, until);
             }

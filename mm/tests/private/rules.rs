@@ -9,6 +9,7 @@
 //! 10. After terminate, what frees memory works, and what would use the TD fails before any SEAMCALL.
 //! 11. A frame is handed out again only if the TD lost its key, TDH.PHYMEM.PAGE.RECLAIM gave it, and it was cleared.
 
+use core::cell::Cell;
 use core::ops::ControlFlow;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -129,9 +130,34 @@ fn rule_5_frees_are_queued_while_the_key_is_released_and_done_when_it_is_not() {
         assert_eq!(calls(&host), before);
         td.map.reopen().unwrap();
         assert_eq!(td.map.mode(), Mode::Keyed);
-        td.map.run_queued(cpu, &NoneRuns).unwrap();
+        td.map.run_queued(cpu, &NoneRuns, &|| true).unwrap();
     });
     assert_eq!(td.map.holding().pages, [0, 2, 0]);
+    end(td);
+}
+
+/// Who removes a range makes way, between two batches, for who ends the TD, and that one finds nothing claimed.
+#[test]
+fn rule_5_a_free_that_does_not_go_on_is_queued_and_done_when_it_is_asked_for() {
+    let host = Host::new("patterns");
+    let td = Td::runnable(&host, 33, 1);
+    let range = 0..64 * PAGE_2M;
+    host.with(0, |cpu| {
+        td.map.populate(cpu, range.clone()).unwrap();
+        let asked = Cell::new(0);
+        let twice = || asked.replace(asked.get() + 1) < 2;
+        let removed = td.map.remove_while(cpu, range.clone(), &NoneRuns, &twice);
+        assert_eq!(removed, Ok(Outcome::Queued));
+        let left = td.map.holding().pages[1];
+        assert!((1..64).contains(&left), "{left}");
+        td.map.run_queued(cpu, &NoneRuns, &|| false).unwrap();
+        assert_eq!(td.map.holding().pages[1], left);
+        // Whatever was not taken can be.
+        let rest = td.map.remove(cpu, 48 * PAGE_2M..range.end, &NoneRuns);
+        assert!(matches!(rest, Ok(Outcome::Removed(_))), "{rest:?}");
+        td.map.run_queued(cpu, &NoneRuns, &|| true).unwrap();
+    });
+    assert_eq!(td.map.holding().pages, [0; 3]);
     end(td);
 }
 
@@ -321,7 +347,7 @@ fn rule_10_after_terminate_what_frees_works_and_what_uses_fails() {
             td.map.remove(cpu, PAGE_2M..2 * PAGE_2M, &NoneRuns),
             Ok(Outcome::LeftToReclaim)
         );
-        td.map.run_queued(cpu, &NoneRuns).unwrap();
+        td.map.run_queued(cpu, &NoneRuns, &|| true).unwrap();
         assert_eq!(calls(&host), before);
     });
     let clock = Now::new();

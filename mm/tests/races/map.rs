@@ -89,7 +89,9 @@ fn closing_the_map_against_removal_loses_nothing() {
             });
             removing.join().unwrap()
         });
-        on(host, 0, |cpu| td.map.run_queued(cpu, &NoneRuns).unwrap());
+        on(host, 0, |cpu| {
+            td.map.run_queued(cpu, &NoneRuns, &|| true).unwrap()
+        });
         let is_done = matches!(outcome, Outcome::Removed(_) | Outcome::Queued);
         assert!(is_done, "{outcome:?}");
         assert_eq!(td.map.holding().pages, [511, 1, 0], "{outcome:?}");
