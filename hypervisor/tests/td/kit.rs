@@ -12,9 +12,10 @@ use mm::private::Clearing;
 use seam::abi::PAGE_4K;
 use seam::address::Hpa;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use vcpu::Wiring;
 
-use super::rig::{GLOBAL_HKID, Rig, Setup};
+use super::rig::{GLOBAL_HKID, Job, Rig, Setup};
 #[allow(unused_imports, reason = "each test program uses a part of it")]
 pub use sample::{Everything, FULL, ONE, image};
 
@@ -111,6 +112,36 @@ impl Server {
         self.rig.audit();
         assert_eq!(self.rig.out(), (0, 0));
         assert_eq!(self.hkids(), (0, 0));
+    }
+}
+
+/// CPU 1, which has vCPU 1 of a TD and does not let go of it.
+pub struct Stubborn {
+    stays: Arc<AtomicBool>,
+    job: Job<()>,
+}
+
+impl Stubborn {
+    /// Has the vCPU.
+    pub fn holding(rig: &Rig, td: &Arc<Td>) -> Self {
+        let stays = Arc::new(AtomicBool::new(true));
+        let (own, its, stay) = (rig.clone(), Arc::clone(td), Arc::clone(&stays));
+        let job = rig.start(1, move || {
+            let _held = its.hold(&own, 1).unwrap();
+            while stay.load(SeqCst) {
+                own.serve();
+            }
+        });
+        while td.vcpus().user(1) != Some(1) {
+            rig.serve();
+        }
+        Self { stays, job }
+    }
+
+    /// Lets go of it.
+    pub fn let_go(self, rig: &Rig) {
+        self.stays.store(false, SeqCst);
+        self.job.wait(rig);
     }
 }
 

@@ -12,7 +12,6 @@
 //!     back: none is parked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use hypervisor::td::end::{Ended, Way, reclaim_step};
@@ -22,7 +21,7 @@ use hypervisor::td::vcpu::Refused;
 use mm::private::Outcome;
 use seam::abi::{Leaf, Operand, Status};
 
-use super::kit::{FULL, ONE, Server, td};
+use super::kit::{FULL, ONE, Server, Stubborn, td};
 use super::rig::Setup;
 
 #[test]
@@ -88,27 +87,14 @@ fn rule_3_a_cpu_that_does_not_let_go_in_time_changes_nothing() {
     let tds = server.tds(FULL);
     tds.start(1).unwrap();
     let full = td(&tds, 1);
-    let stubborn = Arc::new(AtomicBool::new(true));
-    let holding = {
-        let (rig, full, stubborn) = (server.rig.clone(), Arc::clone(&full), Arc::clone(&stubborn));
-        server.rig.start(1, move || {
-            let _held = full.hold(&rig, 1).unwrap();
-            while stubborn.load(SeqCst) {
-                rig.serve();
-            }
-        })
-    };
-    while full.vcpus().user(1) != Some(1) {
-        server.rig.serve();
-    }
+    let stubborn = Stubborn::holding(&server.rig, &full);
     let owned = full.holding();
     let error = tds.terminate(1).unwrap_err();
     assert_eq!(error, Error::Stuck([1].into()));
     assert_eq!((full.state(), full.holding()), (State::Runnable, owned));
     assert_eq!(server.rig.calls(Leaf::VpFlush), 0);
     assert_eq!(server.hkids(), (1, 0));
-    stubborn.store(false, SeqCst);
-    holding.wait(&server.rig);
+    stubborn.let_go(&server.rig);
     assert_eq!(tds.terminate(1), Ok(Ended::Now));
     drop(full);
     tds.destroy(1, Way::Terminate).unwrap();

@@ -1,7 +1,6 @@
 //! A TD is shrunk while something else happens to it, its end above all: one of the two makes way for the other, and neither
 //! gets stuck.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use hypervisor::td::end::{Ended, Way};
@@ -11,7 +10,7 @@ use hypervisor::td::{Td, registry::Tds};
 use mm::private::Outcome;
 use seam::abi::Leaf;
 
-use super::kit::{FULL, Server, td};
+use super::kit::{FULL, Server, Stubborn, td};
 use super::operator::Operator;
 use super::rig::Rig;
 
@@ -91,19 +90,7 @@ fn shrink_and_fail_to_end(
     let (server, tds) = stage("256M");
     tds.start(1).unwrap();
     let full = td(tds, 1);
-    let stubborn = Arc::new(AtomicBool::new(true));
-    let holding = {
-        let (rig, full, stubborn) = (server.rig.clone(), Arc::clone(&full), Arc::clone(&stubborn));
-        server.rig.start(1, move || {
-            let _held = full.hold(&rig, 1).unwrap();
-            while stubborn.load(SeqCst) {
-                rig.serve();
-            }
-        })
-    };
-    while full.vcpus().user(1) != Some(1) {
-        server.rig.serve();
-    }
+    let stubborn = Stubborn::holding(&server.rig, &full);
     server.rig.meanwhile(Leaf::MemPageRemove, 1, || {
         assert_eq!(tds.ask_end(1), Ok(()));
     });
@@ -112,8 +99,7 @@ fn shrink_and_fail_to_end(
     arrange(server, tds);
     assert_eq!(tds.terminate(1), Err(Error::Stuck([1].into())));
     look(&full);
-    stubborn.store(false, SeqCst);
-    holding.wait(&server.rig);
+    stubborn.let_go(&server.rig);
     drop(full);
     assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
     assert_eq!(tds.notes(1).unwrap().problem, None);

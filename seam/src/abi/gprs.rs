@@ -155,3 +155,23 @@ macro_rules! naked_with_gprs {
         )
     };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_have_their_numbers() {
+        const RSP: usize = 4;
+        let mut list = core::array::from_fn(|number| number as u64 + 100);
+        let mut regs = Gprs::from_numbers(&list);
+        list[RSP] = 0;
+        assert_eq!(regs.by_number(), list);
+        for number in (0..16).filter(|&number| number != RSP) {
+            assert_eq!(regs.numbered(number), list[number]);
+            regs.set_numbered(number, 7);
+            list[number] = 7;
+            assert_eq!(regs.by_number(), list);
+        }
+    }
+}

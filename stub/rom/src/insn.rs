@@ -269,6 +269,17 @@ mod tests {
     }
 
     #[test]
+    fn an_opcode_is_the_first_four_of_the_bytes() {
+        let word = |at: u64| {
+            assert_eq!(at % 8, 0);
+            u64::from_le_bytes(core::array::from_fn(|i| at as u8 + i as u8))
+        };
+        for at in 0..16 {
+            assert_eq!(opcode(at, word).to_le_bytes(), bytes(at, word)[..4]);
+        }
+    }
+
+    #[test]
     fn transfers_are_loads_and_stores() {
         let file = gprs();
         // mov [rax], ecx; mov dword [rax], 0x12; mov r9d, [rax]; movzx ecx, byte [rax]; movsx rdx, word [rax]

@@ -76,7 +76,7 @@ impl Tdmr {
     }
 }
 
-/// All TDMRs, at most 64.
+/// All TDMRs: no more than [`seam::abi::MAX_TDMRS`].
 #[derive(Debug)]
 pub struct Tdmrs(Box<[Tdmr]>);
 

@@ -229,7 +229,8 @@ impl<'m> Vcpu<'m> {
 
     /// Where the XMM registers are, all 16 of them, for a world switch. They are aligned to 16 bytes.
     pub fn xmm_registers(&self) -> *mut u128 {
-        self.xbuff()[Self::XMM / 8].as_ptr().cast()
+        let area: *const AtomicU64 = self.xbuff().as_ptr();
+        area.wrapping_byte_add(Self::XMM).cast_mut().cast()
     }
 
     /// Reads an XMM register (0 to 15).
