@@ -1,16 +1,20 @@
 //! The host's side of TDX, call by call.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use seam::abi::{
-    Gprs, Leaf, PAGE_1G, PAGE_2M, PAMT_ENTRY_SIZE, PamtArea, ReservedArea, Status, TdmrInfo,
+    Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PamtArea, ReservedArea, Status,
+    TdmrInfo,
 };
+use spin::LazyLock;
+use uefi::boot::{AllocateType, MemoryType, allocate_pages};
 
 use crate::attempt::{rdmsr, seamcall_all, write};
 use crate::checks::enter_vmx;
 use crate::team::{Team, pages_below};
 use crate::{Check, Failure, expect};
 
-/// The TDMR: the first GiB, whose first MiB no TD may use.
-const TDMR: u64 = 0;
+/// What no TD may use of the first GiB.
 const LOW_MEMORY: u64 = 1 << 20;
 
 /// A SEAMCALL that raised an exception: no status has these bits.
@@ -46,9 +50,36 @@ pub fn first_hkid() -> u64 {
     (rdmsr(0x87).unwrap_or(0) & 0xFFFF_FFFF) + 1
 }
 
-/// `count` pages in the TDMR.
+/// The one TDMR: the GiB at 4 GiB, if the machine has it, so that a TD's pages have addresses of more than 32 bits; else the first.
+static TDMR: LazyLock<Tdmr> = LazyLock::new(|| {
+    const HIGH: u64 = 4 * PAGE_1G;
+    let count = (PAGE_1G / PAGE_4K) as usize;
+    match allocate_pages(AllocateType::Address(HIGH), MemoryType::LOADER_DATA, count) {
+        Ok(_) => Tdmr {
+            base: HIGH,
+            next: Some(AtomicU64::new(HIGH)),
+        },
+        Err(_) => Tdmr {
+            base: 0,
+            next: None,
+        },
+    }
+});
+
+struct Tdmr {
+    base: u64,
+    /// The first of its pages that nobody has, where all of them are this program's. Otherwise firmware hands them out.
+    next: Option<AtomicU64>,
+}
+
+/// `count` pages in the TDMR. Zero if there are none.
 pub fn pages(count: usize) -> u64 {
-    pages_below(PAGE_1G - 1, count)
+    let Some(next) = &TDMR.next else {
+        return pages_below(PAGE_1G - 1, count);
+    };
+    let at = next.fetch_add(count as u64 * PAGE_4K, Ordering::Relaxed);
+    let fits = at + count as u64 * PAGE_4K <= TDMR.base + PAGE_1G;
+    if fits { at } else { 0 }
 }
 
 fn in_vmx_operation(region: u64) -> u64 {
@@ -100,17 +131,19 @@ pub fn bring_up(team: Team) -> Result<Configuration, Failure> {
         PamtArea { base, size }
     };
     let mut info = TdmrInfo {
-        base: TDMR,
+        base: TDMR.base,
         size: PAGE_1G,
         pamt_1g: pamt(PAGE_1G),
         pamt_2m: pamt(2 << 20),
         pamt_4k: pamt(4096),
         ..TdmrInfo::default()
     };
-    info.reserved[0] = ReservedArea {
-        offset: 0,
-        size: LOW_MEMORY,
-    };
+    if TDMR.base == 0 {
+        info.reserved[0] = ReservedArea {
+            offset: 0,
+            size: LOW_MEMORY,
+        };
+    }
     write(array, info_at);
     put(info_at, &info);
     let config = Gprs {
@@ -123,10 +156,10 @@ pub fn bring_up(team: Team) -> Result<Configuration, Failure> {
     expect("TDH.SYS.KEY.CONFIG", key_config(0), 0)?;
     team.all("TDH.SYS.KEY.CONFIG", key_config)?;
     let tdmr = Gprs {
-        rcx: TDMR,
+        rcx: TDMR.base,
         ..Gprs::default()
     };
-    while succeed("TDH.SYS.TDMR.INIT", Leaf::SysTdmrInit, tdmr)?.rdx < TDMR + PAGE_1G {}
+    while succeed("TDH.SYS.TDMR.INIT", Leaf::SysTdmrInit, tdmr)?.rdx < TDMR.base + PAGE_1G {}
     Ok(Configuration {
         pamt_4k: info.pamt_4k.base,
     })
@@ -141,7 +174,7 @@ pub fn put<T: zerocopy::IntoBytes + zerocopy::Immutable>(at: u64, value: &T) {
     }
 }
 
-/// Memory for the PAMT of the TDMR: above it, where firmware takes memory first, and in regions of 2 MiB of its own.
+/// Memory for the PAMT of the TDMR: outside of it, where firmware takes memory first, and in regions of 2 MiB of its own.
 fn pamt_memory() -> u64 {
     const REGIONS: u64 = 3;
     const { assert!(PAGE_1G / 4096 * PAMT_ENTRY_SIZE <= (REGIONS - 1) * PAGE_2M) };

@@ -82,6 +82,13 @@ impl Machine {
         self
     }
 
+    /// The same with more or less memory.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &str) -> Self {
+        memory.clone_into(&mut self.memory);
+        self
+    }
+
     /// The same with one more option of the stub.
     #[must_use]
     pub fn with_stub_option(mut self, key: &str, value: &str) -> Self {
