@@ -1,14 +1,15 @@
 //! The SEAM stub: an SVM monitor in an option ROM that gives QEMU a machine with VMX, SEAM and TDX.
 //!
 //! This library is the portable part, pure functions of their inputs that the host's tests run: what the processor
-//! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`]), page
-//! walks ([`walk`]) and the options ([`options`]). The program that runs beneath the firmware is the bin `seamstub`.
+//! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`],
+//! [`doubt`]), page walks ([`walk`]) and the options ([`options`]). The program that runs beneath the firmware is the bin `seamstub`.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
 pub mod apic;
 pub mod clearing;
+pub mod doubt;
 pub mod insn;
 pub mod nested;
 pub mod options;

@@ -2,6 +2,8 @@
 #![no_std]
 
 #[cfg(feature = "bare")]
+pub mod gone;
+#[cfg(feature = "bare")]
 pub mod tries;
 
 /// Every guest: the name of its program, and of its image without `.fd`.

@@ -11,6 +11,7 @@ use guest_kit::attempt::{Caught, GP, Outcome, UD};
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::ve::reason;
 use guest_kit::{attempt, ensure, guest, tdcall, vcpu};
+use guests::gone::code_that_is_gone;
 use guests::tries::{raises, raises_ve};
 
 guest!("exits", main);
@@ -29,6 +30,7 @@ fn main(checks: &mut Checks) {
     checks.each("flags-at-a-ve", flags);
     checks.each("single-steps", single_steps);
     checks.each("ve-within-a-ve", nested_ve);
+    checks.each("code-that-is-gone", code_that_is_gone);
     checks.together("all-at-once", all_at_once);
 }
 

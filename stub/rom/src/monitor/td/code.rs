@@ -3,18 +3,18 @@
 
 use core::sync::atomic::Ordering;
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use stub_module::Machine;
 use stub_module::ept;
 use stub_module::vcpu::Vcpu;
 use stub_rom::insn::{self, SegmentBases};
 use stub_rom::walk::{Paging, Trail};
 
-use super::Td;
 use super::exits::reason;
+use super::{Next, Td};
 use crate::memory::PAGE;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::Segment;
+use crate::monitor::vmcb::{Segment, vector};
 
 const MAX_INSTRUCTION: usize = 15;
 
@@ -29,6 +29,11 @@ pub struct Bytes {
 impl Bytes {
     fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
     }
 
     /// The instruction; `None` if it is none that the decoder knows.
@@ -53,18 +58,9 @@ pub fn known(code: &Bytes) -> Option<(u32, usize)> {
     Some((reason, instruction.len()))
 }
 
-/// Whether it is INVD.
-pub fn is_invd(code: &Bytes) -> bool {
-    code.decode()
-        .is_some_and(|instruction| instruction.mnemonic() == Mnemonic::Invd)
-}
-
 /// Whether an I/O instruction has the port in itself.
-pub fn is_immediate_port(code: &Bytes) -> bool {
-    code.decode().is_some_and(|i| {
-        i.code() != Code::INVALID
-            && (i.op0_kind() == OpKind::Immediate8 || i.op1_kind() == OpKind::Immediate8)
-    })
+pub fn is_immediate_port(instruction: &Instruction) -> bool {
+    instruction.op0_kind() == OpKind::Immediate8 || instruction.op1_kind() == OpKind::Immediate8
 }
 
 impl Td {
@@ -195,6 +191,37 @@ impl Td {
         self.read_code(machine, vcpu, va, code)
     }
 
+    /// The 16-bit operand in memory of an instruction that made the guest exit before it was read.
+    ///
+    /// # Errors
+    /// What becomes of the guest if it can't be read: #PF, or an exit for the page that is missing.
+    #[inline(never)]
+    pub(super) fn word_operand(
+        &mut self,
+        machine: &SeamCpu,
+        vcpu: &Vcpu<'_>,
+        instruction: &Instruction,
+    ) -> Result<u16, Next> {
+        let bases = SegmentBases {
+            fs: self.vmcb.save.fs.base,
+            gs: self.vmcb.save.gs.base,
+        };
+        let va = insn::address(instruction, 0, &self.gprs, bases);
+        let va = va.ok_or_else(|| self.unexplained("an operand that can't be found"))?;
+        let mut word = [0; 2];
+        for (at, byte) in [va, va.wrapping_add(1)].into_iter().zip(&mut word) {
+            let Some(gpa) = self.guest_physical(machine, vcpu, at) else {
+                self.vmcb.save.cr2 = at;
+                return Err(self.raise(vector::PF, Some(0)));
+            };
+            let Some(pa) = self.physical(machine, vcpu, gpa) else {
+                return Err(self.missing(machine, vcpu, gpa));
+            };
+            *byte = (machine.word(pa) >> (pa % 8 * 8)) as u8;
+        }
+        Ok(u16::from_le_bytes(word))
+    }
+
     /// Reads code that goes on in another page, or none.
     #[inline(never)]
     fn read_code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, mut code: Bytes) -> Bytes {
@@ -208,10 +235,40 @@ impl Td {
         code
     }
 
-    /// The length of the instruction at the instruction pointer, which the processor has decoded already.
-    pub(super) fn length(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> usize {
+    /// The instruction at the instruction pointer, if it is one that makes the guest exit as it did.
+    ///
+    /// # Errors
+    /// What becomes of the guest if it is not, or can't be read.
+    pub(super) fn instruction(
+        &mut self,
+        machine: &SeamCpu,
+        vcpu: &Vcpu<'_>,
+        exits: impl Fn(&Instruction) -> bool,
+    ) -> Result<Instruction, Next> {
         let code = self.code(machine, vcpu);
-        code.decode().map_or(0, |instruction| instruction.len())
+        match code.decode() {
+            Some(instruction) if exits(&instruction) => {
+                self.doubt.settle();
+                Ok(instruction)
+            }
+            _ => Err(self.execute_again(!code.is_empty())),
+        }
+    }
+
+    /// Lets the processor execute again an instruction that is not what made the guest exit, without the translations that
+    /// it had. If that is of no use, the instruction is one that TCG executes and that a processor does not know; or nobody
+    /// can tell what it is, which is the vCPU's end.
+    #[inline(never)]
+    pub(super) fn execute_again(&mut self, is_readable: bool) -> Next {
+        if self.doubt.may_retry(self.vmcb.save.rip, &self.gprs) {
+            self.flush();
+            self.redeliver();
+            Next::Resume
+        } else if is_readable {
+            self.raise(vector::UD, None)
+        } else {
+            self.unexplained("an instruction that can't be read")
+        }
     }
 
     /// The linear address by which the instruction at the instruction pointer reaches `gpa`; 0 if it can't be told.

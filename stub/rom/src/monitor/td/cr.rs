@@ -1,6 +1,6 @@
 //! Control registers written by the guest: what VMX's masks and shadows let through, and what a processor checks then.
 
-use iced_x86::{Mnemonic, Register};
+use iced_x86::{Instruction, Mnemonic, Register};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::personality::SUPPORTED_CR4;
 use stub_rom::vapic::VirtualApic;
@@ -9,11 +9,13 @@ use super::exits::{VmExit, reason};
 use super::state::{self, EFER_LMA, EFER_LME};
 use super::{Next, Td};
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::{Segment, vector};
+use crate::monitor::vmcb::{Segment, exit, vector};
 
 const PE: u64 = 1 << 0;
 const TS: u64 = 1 << 3;
 const ET: u64 = 1 << 4;
+const NW: u64 = 1 << 29;
+const CD: u64 = 1 << 30;
 const PG: u64 = 1 << 31;
 /// What LMSW writes: PE, MP, EM, TS.
 const LMSW: u64 = 0xF;
@@ -21,6 +23,8 @@ const PAE: u64 = 1 << 5;
 /// Exit qualification: access types.
 const ACCESS_CLTS: u64 = 2 << 4;
 const ACCESS_LMSW: u64 = 3 << 4;
+/// Exit qualification: the operand of LMSW is in memory.
+const LMSW_MEMORY: u64 = 1 << 6;
 
 /// What the register would hold, and how an exit would tell of it.
 struct Write {
@@ -29,11 +33,26 @@ struct Write {
     length: usize,
 }
 
-/// The exit for a write to CR0, CR4 or CR8. An instruction that can't be read any more is executed again.
+/// Whether the instruction writes to this control register.
+fn writes(instruction: &Instruction, cr: Register) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Clts | Mnemonic::Lmsw => cr == Register::CR0,
+        Mnemonic::Mov => instruction.op0_register() == cr,
+        _ => false,
+    }
+}
+
+/// The exit for a write to CR0, CR4 or CR8.
 #[inline(never)]
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
-    let Some(instruction) = td.code(machine, vcpu).decode() else {
-        return Next::Resume;
+    let cr = match td.vmcb.exit_code {
+        exit::CR0_WRITE => Register::CR0,
+        exit::CR4_WRITE => Register::CR4,
+        _ => Register::CR8,
+    };
+    let instruction = match td.instruction(machine, vcpu, |i| writes(i, cr)) {
+        Ok(instruction) => instruction,
+        Err(next) => return next,
     };
     let length = instruction.len();
     let cr0 = td.vmcb.save.cr0;
@@ -48,13 +67,16 @@ pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
             },
         ),
         Mnemonic::Lmsw => {
-            let Some(source) = td.gprs.get(instruction.op0_register()) else {
-                // From memory, which no system that is alive does.
-                return td.raise(vector::UD, None);
+            let (source, from) = match td.gprs.get(instruction.op0_register()) {
+                Some(source) => (source, 0),
+                None => match td.word_operand(machine, vcpu, &instruction) {
+                    Ok(source) => (source.into(), LMSW_MEMORY),
+                    Err(next) => return next,
+                },
             };
             // LMSW can set PE, but not clear it.
             let value = cr0 & !LMSW | source & LMSW | cr0 & PE;
-            let qualification = ACCESS_LMSW | (source & 0xFFFF) << 16;
+            let qualification = ACCESS_LMSW | from | (source & 0xFFFF) << 16;
             write_cr0(
                 td,
                 vcpu,
@@ -74,11 +96,10 @@ pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
                 qualification: cr | number << 8,
                 length,
             };
-            match instruction.op0_register() {
+            match cr {
                 Register::CR0 => write_cr0(td, vcpu, &write(0)),
                 Register::CR4 => write_cr4(td, vcpu, &write(4)),
-                Register::CR8 => write_cr8(td, vcpu, value, length),
-                _ => Next::Resume,
+                _ => write_cr8(td, vcpu, value, length),
             }
         }
     }
@@ -117,6 +138,7 @@ fn write_cr0(td: &mut Td, vcpu: &Vcpu<'_>, write: &Write) -> Next {
     let disables = cr0 & !new & PG != 0;
     let in_64_bit = save.efer & EFER_LMA != 0 && save.cs.attributes & Segment::LONG != 0;
     if new & (PG | PE) == PG
+        || new & (NW | CD) == NW
         || enables && efer & EFER_LME != 0 && cr4 & PAE == 0
         || disables && in_64_bit
     {

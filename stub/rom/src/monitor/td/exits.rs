@@ -1,11 +1,12 @@
 //! From SVM exits to VM exits as VMX reports them.
 
+use iced_x86::{Instruction, Mnemonic};
 use stub_module::vcpu::{Field, Vcpu};
 
 use super::{Next, Td, code, cr, msr};
 use crate::monitor::machine::SeamCpu;
+use crate::monitor::smp;
 use crate::monitor::vmcb::{Segment, exit, vector};
-use crate::monitor::{panic, smp};
 use crate::report;
 
 /// Basic VM-exit reasons (Intel SDM, appendix C of volume 3).
@@ -101,19 +102,36 @@ impl VmExit {
     }
 }
 
-/// The reason that VMX reports for an instruction with an SVM exit of its own.
-fn instruction(code: u64) -> Option<u32> {
+/// The instructions that cause an SVM exit of their own, and the reasons that VMX reports for them. TCG tells INVD from WBINVD
+/// by the former's exit code alone, and reports the latter's for both; WBNOINVD is a WBINVD for both of SVM and VMX.
+fn instructions(code: u64) -> Option<&'static [(Mnemonic, u32)]> {
     Some(match code {
-        exit::CPUID => reason::CPUID,
-        exit::HLT => reason::HLT,
-        exit::INVD => reason::INVD,
-        exit::RDPMC => reason::RDPMC,
-        exit::MONITOR => reason::MONITOR,
-        exit::MWAIT => reason::MWAIT,
-        exit::XSETBV => reason::XSETBV,
+        exit::CPUID => &[(Mnemonic::Cpuid, reason::CPUID)],
+        exit::HLT => &[(Mnemonic::Hlt, reason::HLT)],
+        exit::INVD | exit::WBINVD => &[
+            (Mnemonic::Invd, reason::INVD),
+            (Mnemonic::Wbinvd, reason::WBINVD),
+            (Mnemonic::Wbnoinvd, reason::WBINVD),
+        ],
+        exit::RDPMC => &[(Mnemonic::Rdpmc, reason::RDPMC)],
+        exit::MONITOR => &[(Mnemonic::Monitor, reason::MONITOR)],
+        exit::MWAIT => &[(Mnemonic::Mwait, reason::MWAIT)],
+        exit::XSETBV => &[(Mnemonic::Xsetbv, reason::XSETBV)],
         _ => return None,
     })
 }
+
+/// The instructions that access ports.
+const PORT_ACCESSES: &[Mnemonic] = &[
+    Mnemonic::In,
+    Mnemonic::Out,
+    Mnemonic::Insb,
+    Mnemonic::Insw,
+    Mnemonic::Insd,
+    Mnemonic::Outsb,
+    Mnemonic::Outsw,
+    Mnemonic::Outsd,
+];
 
 impl Td {
     /// Handles what made the guest exit, or says what the module has to handle.
@@ -142,16 +160,42 @@ impl Td {
             exit::MSR => msr::access(self, machine, vcpu),
             exit::CR0_WRITE | exit::CR4_WRITE | exit::CR8_WRITE => cr::access(self, machine, vcpu),
             exit::IRET => self.iret(vcpu),
-            exit::IO => Next::Exit(self.port_access(machine, vcpu)),
-            exit::WBINVD => Next::Exit(self.write_back(machine, vcpu)),
+            exit::IO => self.port_access(machine, vcpu),
             exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
             exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
             exit::INVALID => self.entry_failed(),
-            _ => match instruction(code) {
-                Some(reason) => Next::Exit(VmExit::by(reason, self.length(machine, vcpu))),
-                None => panic::stop(format_args!("unexpected exit {code:#x} of a TD")),
+            _ => match instructions(code) {
+                Some(rows) => self.executed(machine, vcpu, rows),
+                None => self.unexplained("an exit that VMX does not have"),
             },
         }
+    }
+
+    /// The exit for one of these instructions.
+    fn executed(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, rows: &[(Mnemonic, u32)]) -> Next {
+        let reason = |i: &Instruction| {
+            let row = rows.iter().find(|(mnemonic, _)| *mnemonic == i.mnemonic());
+            row.map(|(_, reason)| *reason)
+        };
+        match self.instruction(machine, vcpu, |i| reason(i).is_some()) {
+            Ok(i) => Next::Exit(VmExit::by(reason(&i).unwrap_or_default(), i.len())),
+            Err(next) => next,
+        }
+    }
+
+    /// The vCPU's end, because the monitor knows no exit of VMX's for what happened: a triple fault, which ends that TD
+    /// alone. The debug console says what it was.
+    #[inline(never)]
+    pub(super) fn unexplained(&self, why: &str) -> Next {
+        let (c, s) = (&self.vmcb, &self.vmcb.save);
+        report::line(
+            "td_unexplained",
+            format_args!(
+                r#""reason":"{why}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cr0":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
+                c.exit_code, c.exit_info1, c.exit_info2, s.rip, s.cr0, s.cr3, s.cr4, s.efer
+            ),
+        );
+        Next::Exit(VmExit::of(reason::TRIPLE_FAULT))
     }
 
     #[inline(never)]
@@ -249,7 +293,11 @@ impl Td {
         let (reason, length) = if self.opcode(machine) == Some(u32::from_le_bytes(code::TDCALL)) {
             (reason::TDCALL, code::TDCALL.len())
         } else {
-            code::known(&self.code(machine, vcpu))?
+            let code = self.code(machine, vcpu);
+            if code.is_empty() {
+                return Some(self.execute_again(true));
+            }
+            code::known(&code)?
         };
         if reason == reason::TDCALL && self.vmcb.save.cpl != 0 {
             return Some(self.raise(vector::GP, Some(0)));
@@ -257,30 +305,20 @@ impl Td {
         Some(Next::Exit(VmExit::by(reason, length)))
     }
 
-    /// WBINVD, or INVD, for which TCG reports the same.
-    #[inline(never)]
-    fn write_back(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
-        let code = self.code(machine, vcpu);
-        let reason = if code::is_invd(&code) {
-            reason::INVD
-        } else {
-            reason::WBINVD
-        };
-        VmExit::by(
-            reason,
-            code.decode().map_or(0, |instruction| instruction.len()),
-        )
-    }
-
     /// An access to a port: its qualification as VMX has it.
     #[inline(never)]
-    fn port_access(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> VmExit {
+    fn port_access(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         const IN: u64 = 1 << 0;
         const STRING: u64 = 1 << 2;
         const REPEATED: u64 = 1 << 3;
         const SIZE_SHIFT: u64 = 4;
         const IMMEDIATE: u64 = 1 << 6;
-        let (info, next) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
+        let accesses = |i: &Instruction| PORT_ACCESSES.contains(&i.mnemonic());
+        let instruction = match self.instruction(machine, vcpu, accesses) {
+            Ok(instruction) => instruction,
+            Err(next) => return next,
+        };
+        let info = self.vmcb.exit_info1;
         let size = info >> SIZE_SHIFT & 7;
         let mut qualification = size.saturating_sub(1) | info >> 16 << 16;
         for (bit, there) in [(IN, 1 << 3), (STRING, 1 << 4), (REPEATED, 1 << 5)] {
@@ -288,10 +326,9 @@ impl Td {
                 qualification |= there;
             }
         }
-        if code::is_immediate_port(&self.code(machine, vcpu)) {
+        if code::is_immediate_port(&instruction) {
             qualification |= IMMEDIATE;
         }
-        let length = next.wrapping_sub(self.vmcb.save.rip) as usize;
-        VmExit::by(reason::IO, length).qualified(qualification)
+        Next::Exit(VmExit::by(reason::IO, instruction.len()).qualified(qualification))
     }
 }

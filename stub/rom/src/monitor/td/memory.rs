@@ -34,6 +34,25 @@ impl Td {
         } else {
             READ
         };
+        self.reach(machine, vcpu, gpa, wanted, is_walk)
+    }
+
+    /// What becomes of the guest when it reads `gpa`, which is not in its TLB.
+    #[inline(never)]
+    pub(super) fn missing(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> Next {
+        self.reach(machine, vcpu, gpa, READ, false)
+    }
+
+    /// Fills the TLB for an access to `gpa`, by an operand or a walk of the guest's page tables, or says what the access ends
+    /// in.
+    fn reach(
+        &mut self,
+        machine: &SeamCpu,
+        vcpu: &Vcpu<'_>,
+        gpa: u64,
+        wanted: u64,
+        is_walk: bool,
+    ) -> Next {
         match ept::walk(machine, vcpu, gpa, wanted) {
             Ok(leaf) if self.fill(vcpu, gpa, leaf) => {
                 self.redeliver();

@@ -19,6 +19,7 @@ mod switch;
 use core::cell::Cell;
 
 use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::doubt::Doubt;
 use stub_rom::insn::GprFile;
 use stub_rom::shadow::Shadow;
 use stub_rom::walk::Trail;
@@ -51,6 +52,7 @@ pub struct Td {
     /// The guest handles an NMI.
     nmi_blocked: bool,
     step: Option<step::Step>,
+    doubt: Doubt,
     /// What XCR0 can have.
     supported: u64,
     /// The guest's extended state is in the registers; the host's is lost.
@@ -83,6 +85,7 @@ impl Td {
             offered: None,
             nmi_blocked: false,
             step: None,
+            doubt: Doubt::default(),
             supported: extended::supported(),
             ran: false,
         });

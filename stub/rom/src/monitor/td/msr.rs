@@ -1,5 +1,6 @@
 //! MSRs that the TD's bitmaps let the guest have, and the monitor does not let it touch itself.
 
+use iced_x86::Mnemonic;
 use spin::Once;
 use stub_module::Machine;
 use stub_module::vcpu::{Field, Held, Vcpu};
@@ -16,8 +17,6 @@ use crate::monitor::world;
 const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
-/// Lengths of RDMSR and WRMSR without prefixes, which no assembler adds.
-const LENGTH: usize = 2;
 
 /// Registers of every TD that the world switch switches.
 const SWITCHED: &[u32] = &[
@@ -50,28 +49,48 @@ pub fn bitmap() -> u64 {
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     let msr = td.gprs.0[1] as u32;
     let writes = td.vmcb.exit_info1 != 0;
+    let length = match length(td, machine, vcpu, writes) {
+        Ok(length) => length,
+        Err(next) => return next,
+    };
     if is_intercepted(machine, vcpu, msr, writes) {
         let reason = if writes { reason::WRMSR } else { reason::RDMSR };
-        return Next::Exit(VmExit::by(reason, td.length(machine, vcpu)));
+        return Next::Exit(VmExit::by(reason, length));
     }
     if !writes {
         return match read(machine, vcpu, msr) {
             Some(value) => {
                 td.gprs.set_edx_eax(value);
                 td.vmcb.save.rax = td.gprs.0[0];
-                td.skip(LENGTH)
+                td.skip(length)
             }
             None => td.raise(vector::GP, Some(0)),
         };
     }
     match write(vcpu, msr, td.gprs.edx_eax()) {
-        Written::Done => td.skip(LENGTH),
+        Written::Done => td.skip(length),
         Written::Gp => td.raise(vector::GP, Some(0)),
         Written::Exit(offset) => {
-            td.vmcb.skip(LENGTH);
+            td.vmcb.skip(length);
             Next::Exit(VmExit::of(reason::APIC_WRITE).qualified(offset))
         }
     }
+}
+
+/// The length of the RDMSR or WRMSR at the instruction pointer, which has no prefixes as a rule.
+fn length(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>, writes: bool) -> Result<usize, Next> {
+    const RDMSR: u32 = 0x320F;
+    const WRMSR: u32 = 0x300F;
+    let (plain, mnemonic) = if writes {
+        (WRMSR, Mnemonic::Wrmsr)
+    } else {
+        (RDMSR, Mnemonic::Rdmsr)
+    };
+    if td.opcode(machine).map(|opcode| opcode & 0xFFFF) == Some(plain) {
+        return Ok(2);
+    }
+    let instruction = td.instruction(machine, vcpu, |i| i.mnemonic() == mnemonic)?;
+    Ok(instruction.len())
 }
 
 /// What the TD's MSR bitmaps say: low reads, high reads, low writes, high writes.
