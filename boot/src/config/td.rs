@@ -54,6 +54,9 @@ pub struct Td {
     /// ATTRIBUTES.SEPT_VE_DISABLE: an access to a page that was not accepted never raises #VE. Linux demands it.
     #[serde(default = "yes")]
     pub sept_ve_disable: bool,
+    /// CONFIG_FLAGS.NO_RBP_MOD: its TDVMCALLs can't pass RBP. [`Td::no_rbp_mod`] is what holds without it.
+    #[serde(default)]
+    pub no_rbp_mod: Option<bool>,
     /// ATTRIBUTES.MIGRATABLE.
     #[serde(default)]
     pub migratable: bool,
@@ -93,6 +96,16 @@ pub struct Td {
     /// MROWNERCONFIG, 96 hexadecimal digits.
     #[serde(default = "zeros", deserialize_with = "measurement")]
     pub mrownerconfig: [u8; MEASUREMENT_BYTES],
+}
+
+impl Td {
+    /// Whether its TDVMCALLs can't pass RBP. Where the operator leaves it open they can if it starts from an image of the
+    /// operator's: the GHCI lets a guest pass RBP, and OVMF 2022.11 does so in every request. The host's own firmware
+    /// and Linux never do.
+    #[must_use]
+    pub fn no_rbp_mod(&self) -> bool {
+        self.no_rbp_mod.unwrap_or(self.image.is_none())
+    }
 }
 
 /// When a TD gets the memory that is not part of its image.
@@ -258,6 +271,7 @@ mod tests {
         let td = td("memory = \"256M\"\n").unwrap();
         assert_eq!((td.memory, td.vcpus, td.shares), (256 << 20, 1, 100));
         assert!(td.sept_ve_disable && !td.debug && !td.autostart && !td.control);
+        assert!(!td.no_rbp_mod(), "an image may pass RBP");
         assert_eq!(
             (td.populate, td.xfam, td.cap),
             (Populate::Demand, None, None)
@@ -268,15 +282,15 @@ mod tests {
     fn every_key_is_read() {
         let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
         let td = td(&format!(
-            "memory = \"1G\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nmigratable = true\n\
-             pks = true\nperfmon = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
+            "memory = \"1G\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
+             migratable = true\npks = true\nperfmon = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
              shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
         ))
         .unwrap();
         assert_eq!((td.memory, td.vcpus), (1 << 30, 4));
         assert!(td.autostart && td.debug && !td.sept_ve_disable && td.migratable);
-        assert!(td.pks && td.perfmon && td.control);
+        assert!(td.pks && td.perfmon && td.control && td.no_rbp_mod());
         assert_eq!((td.xfam, td.tsc_mhz), (Some(0xE7), Some(2000)));
         assert_eq!((td.shares, td.cap), (200, Some(150)));
         assert_eq!(td.populate, Populate::Start);
@@ -332,6 +346,7 @@ mod tests {
             parse(text.as_bytes()).map(|mut config| config.td.remove(0))
         };
         let td = parse("kernel = \"k\"\ninitrd = \"k\"\ncmdline = \"console=ttyS0\"\n").unwrap();
+        assert!(td.no_rbp_mod(), "the host's own firmware does not pass RBP");
         assert_eq!((td.image, td.kernel.as_deref()), (None, Some("k")));
         assert_eq!(
             (td.initrd.as_deref(), &*td.cmdline),

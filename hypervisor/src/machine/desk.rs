@@ -287,6 +287,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
             autostart: config.autostart,
             control: config.control,
             debug: config.debug,
+            no_rbp_mod: config.no_rbp_mod(),
             shares: config.shares,
             cap: config.cap,
             pages: td

@@ -35,6 +35,8 @@ pub enum Refused {
     Attribute(&'static str),
     /// `migratable` goes with neither `debug` nor `perfmon`.
     Migratable,
+    /// `no_rbp_mod` is not as the module has it: in every TD if `true`, in none if `false`.
+    NoRbpMod(bool),
     /// Bits of ATTRIBUTES that the module wants in every TD, and that have no key.
     AttributesMissing(u64),
     /// Bits of `xfam` that the module does not let TDs have.
@@ -73,6 +75,10 @@ impl fmt::Display for Refused {
                 f,
                 "migratable: a TD that has it can have neither debug nor perfmon"
             ),
+            Self::NoRbpMod(has) => {
+                let which = if *has { "every" } else { "no" };
+                write!(f, "no_rbp_mod: this TDX module has it in {which} TD")
+            }
             Self::AttributesMissing(bits) => write!(
                 f,
                 "attributes: this TDX module demands the bits {bits:#x}, which this host does not know"
@@ -149,8 +155,7 @@ pub fn params(
     params.xfam = xfam(td.xfam, module)?;
     params.max_vcpus = td.vcpus;
     params.eptp_controls = EPTP_FOUR_LEVELS;
-    params.config_flags =
-        module.config_flags.one | config_flags::NO_RBP_MOD & module.config_flags.zero;
+    params.config_flags = config_flags(td, module)?;
     params.tsc_frequency = match td.tsc_mhz {
         Some(mhz) => mhz / TSC_UNIT_MHZ,
         None => tsc_units(native.tsc_mhz()),
@@ -190,6 +195,20 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<u64, Refused> {
         0 => Ok(value),
         missing => Err(Refused::AttributesMissing(missing)),
     }
+}
+
+/// Those that the module demands, and NO_RBP_MOD, as far as the module can do what the operator leaves open.
+fn config_flags(td: &config::Td, module: &Capabilities) -> Result<u64, Refused> {
+    let wanted = if td.no_rbp_mod() {
+        config_flags::NO_RBP_MOD
+    } else {
+        0
+    };
+    let value = module.config_flags.one | wanted & module.config_flags.zero;
+    if td.no_rbp_mod.is_some() && (value ^ wanted) & config_flags::NO_RBP_MOD != 0 {
+        return Err(Refused::NoRbpMod(wanted == 0));
+    }
+    Ok(value)
 }
 
 fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<u64, Refused> {
@@ -357,7 +376,7 @@ mod tests {
         assert_eq!(params.attributes, attributes::SEPT_VE_DISABLE);
         assert_eq!((params.xfam, params.max_vcpus), (0x6_DBE7, 4));
         assert_eq!(params.eptp_controls, 0x1E);
-        assert_eq!(params.config_flags, config_flags::NO_RBP_MOD);
+        assert_eq!(params.config_flags, 0, "an image may pass RBP");
         assert_eq!(params.tsc_frequency, 84);
         assert_eq!(params.cpuid_config[0], [0, 4 << 16, 8, 0]);
         assert_eq!(params.cpuid_config[1], [0, 0x10, 0, 0x55]);
@@ -367,11 +386,12 @@ mod tests {
     #[test]
     fn what_the_operator_wants_is_what_the_module_is_told() {
         let params = of(
-            "debug = true\nsept_ve_disable = false\nxfam = 0xE7\ntsc_mhz = 1000\n\
+            "debug = true\nsept_ve_disable = false\nno_rbp_mod = true\nxfam = 0xE7\ntsc_mhz = 1000\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0\nedx = 7\n",
         )
         .unwrap();
         assert_eq!(params.attributes, attributes::DEBUG);
+        assert_eq!(params.config_flags, config_flags::NO_RBP_MOD);
         assert_eq!((params.xfam, params.tsc_frequency), (0xE7, 40));
         assert_eq!(params.cpuid_config[1], [0, 0, 0, 7]);
     }
@@ -405,6 +425,30 @@ mod tests {
         strange.attributes.one = 1 << 5;
         let refused = params(&td(""), &strange, &Machine);
         assert_eq!(refused, Err(Refused::AttributesMissing(1 << 5)));
+    }
+
+    #[test]
+    fn rbp_is_passed_as_the_operator_says_if_the_module_can_do_that() {
+        let flags = |more: &str, zero, one| {
+            let module = Capabilities {
+                config_flags: Fixed { zero, one },
+                ..module()
+            };
+            params(&td(more), &module, &Machine).map(|params| params.config_flags)
+        };
+        const BIT: u64 = config_flags::NO_RBP_MOD;
+        assert_eq!(flags("no_rbp_mod = true\n", 7, 0), Ok(BIT));
+        assert_eq!(flags("no_rbp_mod = false\n", 7, 0), Ok(0));
+        // What is left open is as the module has it.
+        assert_eq!(flags("", 7, BIT), Ok(BIT));
+        assert_eq!(flags("kernel = \"f\"\n", 3, 0), Ok(0));
+        let refused = flags("no_rbp_mod = true\n", 3, 0).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "no_rbp_mod: this TDX module has it in no TD"
+        );
+        let refused = flags("no_rbp_mod = false\n", 7, BIT);
+        assert_eq!(refused, Err(Refused::NoRbpMod(true)));
     }
 
     #[test]

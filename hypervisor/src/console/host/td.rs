@@ -140,6 +140,8 @@ pub struct TdReport {
     pub control: bool,
     /// Whether the host may look into it.
     pub debug: bool,
+    /// Whether its TDVMCALLs can't pass RBP.
+    pub no_rbp_mod: bool,
     /// Its share of the CPUs.
     pub shares: u32,
     /// The most that it gets of the CPUs, in percent of one.

@@ -131,6 +131,7 @@ impl Tds for &Fake {
             autostart: id == 1,
             control: false,
             debug: false,
+            no_rbp_mod: false,
             shares: 100,
             cap: None,
             pages: PAGES,

@@ -97,6 +97,7 @@ impl Text for TdReport {
             (self.autostart, "autostart"),
             (self.control, "control"),
             (self.debug, "debug"),
+            (self.no_rbp_mod, "no_rbp_mod"),
         ];
         let marks: Vec<_> = marks
             .iter()
