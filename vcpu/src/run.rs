@@ -55,14 +55,24 @@ impl Vcpu {
         self.index
     }
 
-    /// The host's time-stamp counter at which its timer goes off: it is to run then, halted or not.
+    /// The host's time-stamp counter at which its timer goes off: it is to run then, halted or not. `None` while it sleeps
+    /// with interrupts off, which its timer does not end.
     #[must_use]
     pub fn due(&self, board: &Board) -> Option<u64> {
+        let station = board.stations().get(self.index as usize)?;
+        match station.halt() {
+            Halt::Blocked => None,
+            Halt::No | Halt::Interruptible => self.timer_due(board),
+        }
+    }
+
+    fn timer_due(&self, board: &Board) -> Option<u64> {
         self.msrs.apic.due().map(|due| board.clock().host(due))
     }
 
     /// Runs it on this CPU, until there is something for who schedules it. With interrupts off from beginning to end, but
-    /// where the host takes them itself.
+    /// where the host takes them itself. One that halted with interrupts off comes back at once unless it has an NMI: no
+    /// interrupt and no timer wakes it, and neither does a scheduler that lets it run for them.
     pub fn run<H: Host>(&mut self, board: &Board, tdvpr: &Tdvpr, host: &H) -> Stop {
         let Some(station) = board.stations().get(self.index as usize) else {
             return Stop::Ended;
@@ -75,6 +85,9 @@ impl Vcpu {
             host,
             tries: 0,
         };
+        if session.sleeps_on() {
+            return Stop::Halted;
+        }
         station.set_halt(Halt::No);
         session.arm_timer();
         let stop = session.run();
@@ -94,6 +107,12 @@ pub(crate) struct Session<'a, H> {
 }
 
 impl<H: Host> Session<'_, H> {
+    /// Whether it stays halted. The end of its TD is found by [`Self::run`].
+    fn sleeps_on(&self) -> bool {
+        let station = self.station;
+        station.halt() == Halt::Blocked && station.is_waiting() && self.board.end().is_none()
+    }
+
     fn run(&mut self) -> Stop {
         loop {
             if self.host.must_leave() {
@@ -245,7 +264,7 @@ impl<H: Host> Session<'_, H> {
 
     /// Lets the host's timer stand for the guest's.
     pub(crate) fn arm_timer(&self) {
-        self.host.wake_at(self.vcpu.due(self.board));
+        self.host.wake_at(self.vcpu.timer_due(self.board));
     }
 
     /// Posts the timer's interrupt, if its time has come.

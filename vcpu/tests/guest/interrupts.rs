@@ -3,7 +3,7 @@
 use seam::abi::Leaf;
 use stub_module::host::Exit;
 use vcpu::ghci::Branch;
-use vcpu::{Halt, Stop};
+use vcpu::{End, Halt, Stop};
 
 use crate::kit::{Act, OUT_OF_LINES, SHARED, Script, Shape, call};
 use crate::{HLT, INVALID, IO, MMIO, RDMSR, WRMSR, one, with_shape, with_td};
@@ -52,6 +52,12 @@ fn a_vcpu_that_halts_with_interrupts_off_waits_for_an_nmi_alone() {
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
         td.board.post(&host, 0, 0x31);
         assert!(station.is_waiting());
+        let entries = td.rig.calls(Leaf::VpEnter);
+        for _ in 0..3 {
+            assert_eq!(td.run(&host, 0, &script), Stop::Halted, "it sleeps on");
+        }
+        assert_eq!(td.rig.calls(Leaf::VpEnter), entries);
+        assert_eq!(station.halt(), Halt::Blocked);
         td.board.post_nmi(&host, 0);
         td.board.post_nmi(&host, 0);
         assert!(!station.is_waiting());
@@ -60,7 +66,40 @@ fn a_vcpu_that_halts_with_interrupts_off_waits_for_an_nmi_alone() {
         let writes = td.rig.calls(Leaf::VpWr);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(td.rig.calls(Leaf::VpWr), writes + 1, "PEND_NMI");
+        assert_eq!(host.notified_here.get(), 1, "the interrupt was kept");
         assert_eq!(one(td, HLT, [2, 0, 0, 0]).r10, INVALID);
+    });
+}
+
+#[test]
+fn the_timer_does_not_wake_a_vcpu_that_halts_with_interrupts_off_and_is_not_lost() {
+    with_td(|td| {
+        let script = Script::new([
+            Act::Call(call(WRMSR, [0x80F, 0x1FF, 0, 0])),
+            Act::Call(call(WRMSR, [0x832, 2 << 17 | 0x31, 0, 0])),
+            Act::Call(call(WRMSR, [0x6E0, 2_000_000, 0, 0])),
+            Act::Call(call(HLT, [1, 0, 0, 0])),
+        ]);
+        let host = td.host();
+        assert_eq!(td.run(&host, 0, &script), Stop::Halted);
+        assert_eq!(td.vcpus[0].lock().due(&td.board), None);
+        host.tsc.set(2_000_000);
+        assert_eq!(td.run(&host, 0, &script), Stop::Halted);
+        td.board.post_nmi(&host, 0);
+        assert_eq!(td.run(&host, 0, &script), Stop::Yield);
+        assert_eq!(td.board.stations()[0].descriptor().pending()[0], 1 << 0x31);
+        assert_eq!(td.board.stations()[0].tally().timers.get(), 1);
+    });
+}
+
+#[test]
+fn a_td_that_ends_takes_a_vcpu_along_that_halts_with_interrupts_off() {
+    with_td(|td| {
+        let script = Script::new([Act::Call(call(HLT, [1, 0, 0, 0]))]);
+        let host = td.host();
+        assert_eq!(td.run(&host, 0, &script), Stop::Halted);
+        td.board.end_with(End::PowerOff);
+        assert_eq!(td.run(&host, 0, &script), Stop::Ended);
     });
 }
 

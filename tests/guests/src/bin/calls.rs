@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "instructions that raise #VE")]
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_kit::attempt::{Caught, Outcome, ve_reason};
 use guest_kit::check::{Check, Checks, Failure, expect};
@@ -54,6 +55,7 @@ fn main(checks: &mut Checks) {
     checks.once("quote", quote);
     checks.once("service", service);
     checks.once("unknown-requests", unknown_requests);
+    checks.once("hlt-with-interrupts-off-sleeps", hlt_with_interrupts_off);
 }
 
 fn refused(error: vmcall::Refused) -> Failure {
@@ -339,6 +341,58 @@ fn hlt_wakes_for_an_nmi() -> Check {
     }
     cpu::wait_until(|| vcpu::current().nmis() != before);
     expect("NMIs", vcpu::current().nmis().into(), (before + 1).into())
+}
+
+/// With interrupts off neither the timer nor an interrupt wakes a vCPU: another sees it asleep long after both, and wakes it by
+/// an NMI. Both have come when it lets interrupts in.
+fn hlt_with_interrupts_off() -> Check {
+    /// How long it must still be asleep.
+    const ASLEEP_MS: u64 = 200;
+    ensure!(vcpu::count() > SLEEPER, "a TD with one vCPU");
+    vcpu::start_all();
+    vcpu::give(SLEEPER, sleep_with_interrupts_off);
+    let step = || SLEEP.load(Ordering::Acquire);
+    cpu::wait_until(|| step() != AWAKE);
+    apic::ipi(SLEEPER, EVENT).map_err(refused)?;
+    let until = cpu::tsc() + ASLEEP_MS * cpu::ticks_per_ms();
+    cpu::wait_until(|| cpu::tsc() >= until || step() == WOKEN);
+    let is_asleep = step() == ASLEEP;
+    // One that comes before it halts does not wake it.
+    while step() == ASLEEP {
+        apic::nmi(SLEEPER).map_err(refused)?;
+        let until = cpu::tsc() + cpu::ticks_per_ms();
+        cpu::wait_until(|| cpu::tsc() >= until || step() == WOKEN);
+    }
+    vcpu::finish(SLEEPER);
+    ensure!(is_asleep, "it woke up without an NMI");
+    expect("the last step", step().into(), SERVED.into())
+}
+
+/// The vCPU that sleeps; an APIC id is a vCPU's number.
+const SLEEPER: u32 = 1;
+/// How far it is.
+static SLEEP: AtomicU32 = AtomicU32::new(AWAKE);
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+const WOKEN: u32 = 2;
+const SERVED: u32 = 3;
+
+fn sleep_with_interrupts_off() {
+    let me = vcpu::current();
+    let came = || (me.interrupts(TIMER), me.interrupts(EVENT));
+    let (timers, events) = came();
+    cpu::disable_interrupts();
+    let deadline = cpu::tsc() + 5 * cpu::ticks_per_ms();
+    let is_set = apic::enable().and_then(|()| apic::timer(TIMER, deadline));
+    SLEEP.store(ASLEEP, Ordering::Release);
+    let halted = is_set.and_then(|()| vmcall::hlt(true));
+    SLEEP.store(WOKEN, Ordering::Release);
+    cpu::enable_interrupts();
+    cpu::wait_until(|| came() == (timers + 1, events + 1));
+    cpu::disable_interrupts();
+    if halted.is_ok() {
+        SLEEP.store(SERVED, Ordering::Release);
+    }
 }
 
 fn map_gpa_refused() -> Check {
