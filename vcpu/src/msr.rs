@@ -1,7 +1,9 @@
-//! The MSRs that a guest reaches through the host: what the module passes on by #VE.
+//! The MSRs that a guest reaches through the host: what the module passes on by #VE. [`TABLE`] has each, with what reads and
+//! writes of it come to; an MSR that is not there is refused, and the guest's #VE handler makes #GP of that.
 //!
 //! Source: TDX Module 1.5.01, MSR virtualization (an MSR in none of its rows raises #VE); Linux arch/x86/kvm/vmx/tdx.c,
-//! tdx_has_emulated_msr, for those that guests expect to be there.
+//! tdx_has_emulated_msr and tdx_is_read_only_msr, and arch/x86/kvm/x86.c, kvm_set_msr_common, for what guests meet
+//! elsewhere.
 
 use crate::apic::{Apic, Invalid, Request};
 use crate::clock::Clock;
@@ -32,15 +34,157 @@ mod address {
 const VARIABLE: usize = 8;
 /// MTRRCAP: 8 variable ranges, the fixed ones, write-combining.
 const MTRR_CAP: u64 = 1 << 10 | 1 << 8 | VARIABLE as u64;
-/// MTRR_DEF_TYPE after a reset: the MTRRs are off. An operating system that finds them on wants to program them, with CR0.CD
-/// set, which a TD can't do.
-const MTRR_DEF_TYPE: u64 = 0;
-const MTRR_DEF_TYPE_BITS: u64 = 3 << 10 | 0xFF;
 /// APIC_BASE: the page, enabled, x2APIC mode; the bootstrap processor has one bit more.
 const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10;
 const BOOTSTRAP: u64 = 1 << 8;
 /// FEATURE_CONTROL: locked, and nothing enabled.
 const LOCKED: u64 = 1;
+/// MISC_ENABLE: neither branch traces nor precise events. Software can't change these two bits.
+const NO_BTS_NO_PEBS: u64 = 1 << 11 | 1 << 12;
+
+/// Places of the registers that keep what is written. All of them are MTRRs, which are 0 after a reset, so that they are off:
+/// an operating system that finds them on wants to program them, with CR0.CD set, which a TD can't do. A TD's memory is
+/// write-back whatever these say; firmware wants to find what it wrote.
+mod place {
+    pub const DEF_TYPE: usize = 0;
+    pub const VARIABLE: usize = DEF_TYPE + 1;
+    pub const FIX64K: usize = VARIABLE + 2 * super::VARIABLE;
+    pub const FIX16K: usize = FIX64K + 1;
+    pub const FIX4K: usize = FIX16K + 2;
+    pub const COUNT: usize = FIX4K + 8;
+}
+
+/// MSRs next to each other that answer alike.
+struct Row {
+    first: u32,
+    last: u32,
+    read: Read,
+    write: Write,
+}
+
+/// The answer to RDMSR.
+enum Read {
+    /// Always this.
+    Value(u64),
+    /// APIC_BASE, of which the bootstrap processor's is another.
+    ApicBase,
+    /// What was written, at this place and those behind it.
+    Kept(usize),
+    /// The module answers it, so that it does not come here.
+    Refused,
+}
+
+/// The answer to WRMSR.
+enum Write {
+    /// Refused, whatever the value.
+    Refused,
+    /// Nothing changes; a value is refused that asks for what is not there to change.
+    Ignored(fn(u64) -> bool),
+    /// Kept where reads find it, if that is a value that the MSR with this address takes.
+    Kept(fn(u32, u64) -> bool),
+}
+
+const fn row(msr: u32, read: Read, write: Write) -> Row {
+    rows(msr, msr, read, write)
+}
+
+const fn rows(first: u32, last: u32, read: Read, write: Write) -> Row {
+    Row {
+        first,
+        last,
+        read,
+        write,
+    }
+}
+
+/// Every MSR that the host serves, but for those of the APIC.
+const TABLE: &[Row] = &[
+    row(address::APIC_BASE, Read::ApicBase, Write::Refused),
+    row(
+        address::FEATURE_CONTROL,
+        Read::Value(LOCKED),
+        Write::Refused,
+    ),
+    // Written with anything before the revision is read.
+    row(address::UCODE_REV, Read::Value(0), Write::Ignored(|_| true)),
+    row(address::PLATFORM_INFO, Read::Value(0), Write::Refused),
+    row(address::MTRR_CAP, Read::Value(MTRR_CAP), Write::Refused),
+    row(
+        address::MISC_FEATURES_ENABLES,
+        Read::Value(0),
+        Write::Ignored(is_zero),
+    ),
+    row(address::MCG_CAP, Read::Value(0), Write::Refused),
+    row(address::MCG_STATUS, Read::Value(0), Write::Ignored(is_zero)),
+    // The module shows the host's own, or one with those bits set.
+    row(
+        address::MISC_ENABLE,
+        Read::Refused,
+        Write::Ignored(|value| value & NO_BTS_NO_PEBS == NO_BTS_NO_PEBS),
+    ),
+    row(address::POWER_CTL, Read::Value(0), Write::Ignored(is_zero)),
+    rows(
+        address::MTRR_VARIABLE,
+        address::MTRR_VARIABLE_LAST,
+        Read::Kept(place::VARIABLE),
+        Write::Kept(is_variable_range),
+    ),
+    row(
+        address::MTRR_FIX64K,
+        Read::Kept(place::FIX64K),
+        Write::Kept(are_types),
+    ),
+    rows(
+        address::MTRR_FIX16K,
+        address::MTRR_FIX16K_LAST,
+        Read::Kept(place::FIX16K),
+        Write::Kept(are_types),
+    ),
+    rows(
+        address::MTRR_FIX4K,
+        address::MTRR_FIX4K_LAST,
+        Read::Kept(place::FIX4K),
+        Write::Kept(are_types),
+    ),
+    row(
+        address::MTRR_DEF_TYPE,
+        Read::Kept(place::DEF_TYPE),
+        Write::Kept(is_default_type),
+    ),
+];
+
+const fn is_zero(value: u64) -> bool {
+    value == 0
+}
+
+/// Uncacheable, write-combining, write-through, write-protected, write-back.
+const fn is_type(value: u64) -> bool {
+    matches!(value, 0 | 1 | 4 | 5 | 6)
+}
+
+/// One type in each byte.
+fn are_types(_: u32, value: u64) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|byte| is_type((*byte).into()))
+}
+
+/// A type, and whether the MTRRs are on: bit 11 for all, bit 10 for the fixed ones.
+const fn is_default_type(_: u32, value: u64) -> bool {
+    value & !(3 << 10 | 0xFF) == 0 && is_type(value & 0xFF)
+}
+
+/// An even address is that of a range's base, with the type in its lowest byte; an odd one that of its mask, with bit 11 for
+/// whether it is on. Physical addresses have 52 bits at most.
+const fn is_variable_range(msr: u32, value: u64) -> bool {
+    const ADDRESS: u64 = (1 << 52) - 0x1000;
+    if msr.is_multiple_of(2) {
+        value & !(ADDRESS | 0xFF) == 0 && is_type(value & 0xFF)
+    } else {
+        value & !(ADDRESS | 1 << 11) == 0
+    }
+}
 
 /// The registers of one vCPU.
 #[derive(Clone, Debug)]
@@ -48,9 +192,7 @@ pub struct Msrs {
     /// Its local APIC.
     pub apic: Apic,
     bootstrap: bool,
-    variable: [u64; 2 * VARIABLE],
-    fixed: [u64; 11],
-    default_type: u64,
+    kept: [u64; place::COUNT],
 }
 
 impl Msrs {
@@ -60,9 +202,7 @@ impl Msrs {
         Self {
             apic: Apic::new(apic_id),
             bootstrap,
-            variable: [0; 2 * VARIABLE],
-            fixed: [0; 11],
-            default_type: MTRR_DEF_TYPE,
+            kept: [0; place::COUNT],
         }
     }
 
@@ -74,22 +214,13 @@ impl Msrs {
         if Apic::has(msr) {
             return self.apic.read(msr, now, clock);
         }
-        Ok(match msr {
-            address::APIC_BASE => APIC_BASE | if self.bootstrap { BOOTSTRAP } else { 0 },
-            address::FEATURE_CONTROL => LOCKED,
-            address::MTRR_CAP => MTRR_CAP,
-            address::MTRR_DEF_TYPE => self.default_type,
-            address::UCODE_REV
-            | address::PLATFORM_INFO
-            | address::MISC_FEATURES_ENABLES
-            | address::MCG_CAP
-            | address::MCG_STATUS
-            | address::POWER_CTL => 0,
-            address::MTRR_VARIABLE..=address::MTRR_VARIABLE_LAST => {
-                self.variable[(msr - address::MTRR_VARIABLE) as usize]
-            }
-            _ => self.fixed[fixed(msr).ok_or(Invalid)?],
-        })
+        let row = Row::of(msr)?;
+        match row.read {
+            Read::Value(value) => Ok(value),
+            Read::ApicBase => Ok(APIC_BASE | if self.bootstrap { BOOTSTRAP } else { 0 }),
+            Read::Kept(place) => Ok(self.kept[row.place(place, msr)]),
+            Read::Refused => Err(Invalid),
+        }
     }
 
     /// WRMSR when the guest's counter is `now`.
@@ -106,81 +237,196 @@ impl Msrs {
         if Apic::has(msr) {
             return self.apic.write(msr, value, now, clock);
         }
-        match msr {
-            // A TD's memory is write-back whatever these say; firmware wants to find what it wrote.
-            address::MTRR_DEF_TYPE if value & !MTRR_DEF_TYPE_BITS == 0 => self.default_type = value,
-            address::MTRR_VARIABLE..=address::MTRR_VARIABLE_LAST => {
-                self.variable[(msr - address::MTRR_VARIABLE) as usize] = value;
+        let row = Row::of(msr)?;
+        match (&row.write, &row.read) {
+            (Write::Ignored(takes), _) if takes(value) => {}
+            (Write::Kept(takes), Read::Kept(place)) if takes(msr, value) => {
+                self.kept[row.place(*place, msr)] = value;
             }
-            // The module answers reads, and only writes come here: what they would change is not there to change.
-            address::MISC_ENABLE => {}
-            address::UCODE_REV
-            | address::MISC_FEATURES_ENABLES
-            | address::MCG_STATUS
-            | address::POWER_CTL
-                if value == 0 => {}
-            _ => self.fixed[fixed(msr).ok_or(Invalid)?] = value,
+            _ => return Err(Invalid),
         }
         Ok(Request::None)
     }
 }
 
-/// The number of a fixed-range MTRR.
-const fn fixed(msr: u32) -> Option<usize> {
-    Some(match msr {
-        address::MTRR_FIX64K => 0,
-        address::MTRR_FIX16K..=address::MTRR_FIX16K_LAST => {
-            1 + (msr - address::MTRR_FIX16K) as usize
-        }
-        address::MTRR_FIX4K..=address::MTRR_FIX4K_LAST => 3 + (msr - address::MTRR_FIX4K) as usize,
-        _ => return None,
-    })
+impl Row {
+    fn of(msr: u32) -> Result<&'static Self, Invalid> {
+        let mut rows = TABLE.iter();
+        let row = rows.find(|row| (row.first..=row.last).contains(&msr));
+        row.ok_or(Invalid)
+    }
+
+    /// Where an MSR of this row is kept, of which the first is at `place`.
+    const fn place(&self, place: usize, msr: u32) -> usize {
+        place + (msr - self.first) as usize
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
 
     const CLOCK: Clock = Clock::new(1 << 48, 0, 40);
+
+    fn read(msr: u32) -> Result<u64, Invalid> {
+        Msrs::new(0, true).read(msr, 0, CLOCK)
+    }
+
+    /// What a register reads as after a write, or that the write is refused.
+    fn written(msr: u32, value: u64) -> Result<Result<u64, Invalid>, Invalid> {
+        let mut msrs = Msrs::new(0, true);
+        let result = msrs.write(msr, value, 0, CLOCK);
+        let found = msrs.read(msr, 0, CLOCK);
+        match result {
+            Ok(request) => {
+                assert_eq!(request, Request::None);
+                Ok(found)
+            }
+            Err(Invalid) => {
+                assert_eq!(found, read(msr), "{msr:#x}: nothing has changed");
+                Err(Invalid)
+            }
+        }
+    }
 
     #[test]
     fn the_bootstrap_processor_is_one_and_the_apic_is_in_x2apic_mode() {
         let base = |bootstrap| Msrs::new(0, bootstrap).read(0x1B, 0, CLOCK);
         assert_eq!(base(true), Ok(0xFEE0_0D00));
         assert_eq!(base(false), Ok(0xFEE0_0C00));
-        assert_eq!(
-            Msrs::new(0, true).write(0x1B, 0xFEE0_0900, 0, CLOCK),
-            Err(Invalid)
-        );
+    }
+
+    #[test]
+    fn what_reads_and_writes_come_to_is_as_on_other_hosts() {
+        /// No value is taken.
+        const NONE: &[u64] = &[];
+        const REFUSED: Result<u64, Invalid> = Err(Invalid);
+        let no_bts_no_pebs = 3 << 11;
+        for (msr, value, ignored, refused) in [
+            (
+                0x1B,
+                Ok(0xFEE0_0D00),
+                NONE,
+                &[0, 0xFEE0_0D00, 0xFEE0_0900][..],
+            ),
+            (0x3A, Ok(1), NONE, &[0, 1, 5]),
+            (0x8B, Ok(0), &[0, 1 << 32, u64::MAX], NONE),
+            (0xCE, Ok(0), NONE, &[0, 1 << 31]),
+            (0xFE, Ok(0x508), NONE, &[0, 0x508]),
+            (0x140, Ok(0), &[0], &[1, 2]),
+            (0x179, Ok(0), NONE, &[0, 1]),
+            (0x17A, Ok(0), &[0], &[1, 4]),
+            (
+                0x1A0,
+                REFUSED,
+                &[no_bts_no_pebs, no_bts_no_pebs | 1, u64::MAX],
+                &[0, 1, 1 << 11, 1 << 12, !no_bts_no_pebs],
+            ),
+            (0x1FC, Ok(0), &[0], &[1, 2]),
+        ] {
+            assert_eq!(read(msr), value, "{msr:#x}");
+            for ignored in ignored {
+                assert_eq!(written(msr, *ignored), Ok(value), "{msr:#x} {ignored:#x}");
+            }
+            for refused in refused {
+                assert_eq!(
+                    written(msr, *refused),
+                    Err(Invalid),
+                    "{msr:#x} {refused:#x}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn mtrrs_take_types_and_addresses_and_nothing_else() {
+        for (msr, taken, refused) in [
+            (
+                0x200,
+                &[0, 6, 0xF_FFFF_FFFF_F001][..],
+                &[2, 7, 0x100, 1 << 52][..],
+            ),
+            (0x201, &[0x800, 0xF_FFFF_FFFF_F800], &[1, 0x400, 1 << 52]),
+            (0x20F, &[0], &[0xFF]),
+            (0x250, &[0x0606_0505_0404_0100], &[2, 0x0700, 3 << 56]),
+            (0x259, &[0x0606_0505_0404_0100], &[2, 0xFF << 56]),
+            (0x26F, &[6 << 56], &[2 << 8]),
+            (0x2FF, &[0, 0xC06, 0x800], &[2, 7, 0x100, 1 << 12, 1 << 63]),
+        ] {
+            for value in taken {
+                assert_eq!(written(msr, *value), Ok(Ok(*value)), "{msr:#x}");
+            }
+            for value in refused {
+                assert_eq!(written(msr, *value), Err(Invalid), "{msr:#x} {value:#x}");
+            }
+        }
     }
 
     #[test]
     fn mtrrs_are_found_as_they_were_left() {
         let mut msrs = Msrs::new(0, true);
-        for (value, msr) in (1_u64..).zip(
-            (0x200..=0x20F)
-                .chain([0x250, 0x258, 0x259])
-                .chain(0x268..=0x26F),
-        ) {
-            assert_eq!(msrs.write(msr, value, 0, CLOCK), Ok(Request::None));
-            assert_eq!(msrs.read(msr, 0, CLOCK), Ok(value));
+        let bases = (0x200..=0x20F).step_by(2).map(|msr| (msr, 6));
+        let masks = (0x201..=0x20F).step_by(2).map(|msr| (msr, 0x800));
+        let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26F);
+        let all = bases.chain(masks).chain(fixed.map(|msr| (msr, 0)));
+        // Values that differ: the number of the register, where all of them have room for one.
+        let values = |number: u64, (msr, low): (u32, u64)| match msr {
+            0x200..=0x20F => (msr, number << 12 | low),
+            _ => (
+                msr,
+                [0, 1, 4, 5, 6][number as usize % 5] << (number % 8 * 8),
+            ),
+        };
+        let all: std::vec::Vec<_> = (1..).zip(all).map(|(n, msr)| values(n, msr)).collect();
+        assert_eq!(all.len() + 1, place::COUNT);
+        for (msr, value) in &all {
+            assert_eq!(msrs.write(*msr, *value, 0, CLOCK), Ok(Request::None));
         }
-        assert_eq!(msrs.read(0x200, 0, CLOCK), Ok(1), "none is another's");
-        assert_eq!(msrs.write(0x2FF, 1 << 12, 0, CLOCK), Err(Invalid));
+        for (msr, value) in &all {
+            assert_eq!(msrs.read(*msr, 0, CLOCK), Ok(*value), "{msr:#x}");
+        }
         assert_eq!(msrs.read(0x2FF, 0, CLOCK), Ok(0), "off, as after a reset");
-        assert_eq!(msrs.write(0x2FF, 0xC06, 0, CLOCK), Ok(Request::None));
-        assert_eq!(msrs.read(0x2FF, 0, CLOCK), Ok(0xC06));
     }
 
-    proptest::proptest! {
-        #[test]
-        fn an_msr_that_can_be_written_is_one_that_exists(msr in 0_u32..0x1000, value: u64) {
-            let mut msrs = Msrs::new(5, false);
-            let written = msrs.write(msr, value, 1000, CLOCK);
-            // What the module answers itself; and the two that a guest can only write.
-            if written.is_ok() && msr != 0x1A0 {
-                assert!(msrs.read(msr, 1000, CLOCK).is_ok(), "{msr:#x}");
+    #[test]
+    fn an_msr_that_is_not_in_the_table_is_refused() {
+        let is_served = |msr| {
+            Apic::has(msr)
+                || TABLE
+                    .iter()
+                    .any(|row| (row.first..=row.last).contains(&msr))
+        };
+        let all = (0..0x2000)
+            .chain(0x4000_0000..0x4000_0100)
+            .chain(0xC000_0000..0xC000_2000);
+        for msr in all.filter(|msr| !is_served(*msr)) {
+            assert_eq!(read(msr), Err(Invalid), "{msr:#x}");
+            for value in [0, 1, u64::MAX] {
+                assert_eq!(written(msr, value), Err(Invalid), "{msr:#x}");
             }
         }
+    }
+
+    #[test]
+    fn every_row_has_its_own_addresses_and_places() {
+        let mut places = [0; place::COUNT];
+        for (number, row) in TABLE.iter().enumerate() {
+            assert!(row.first <= row.last && !Apic::has(row.first));
+            for other in &TABLE[number + 1..] {
+                assert!(row.last < other.first, "ascending: {:#x}", other.first);
+            }
+            assert_eq!(
+                matches!(row.read, Read::Kept(_)),
+                matches!(row.write, Write::Kept(_)),
+                "{:#x}",
+                row.first
+            );
+            if let Read::Kept(place) = row.read {
+                (row.first..=row.last).for_each(|msr| places[row.place(place, msr)] += 1);
+            }
+        }
+        assert_eq!(places, [1; place::COUNT]);
     }
 }
