@@ -50,7 +50,6 @@ pub struct Station {
     descriptor: Descriptor,
     nmi: AtomicBool,
     halt: AtomicU8,
-    event_vector: AtomicU8,
     branches: Branches,
     tally: Tally,
 }
@@ -329,7 +328,6 @@ impl Station {
             descriptor: Descriptor::new(),
             nmi: AtomicBool::new(false),
             halt: AtomicU8::new(Halt::No as u8),
-            event_vector: AtomicU8::new(0),
             branches: Branches::default(),
             tally: Tally::default(),
         }
@@ -395,16 +393,5 @@ impl Station {
     /// The NMI that was taken could not be handed in.
     pub(crate) fn put_nmi(&self) {
         self.nmi.store(true, SeqCst);
-    }
-
-    /// The vector by which the guest wants to hear of the host's events; `None` if it has not said.
-    #[must_use]
-    pub fn event_vector(&self) -> Option<u8> {
-        let vector = self.event_vector.load(SeqCst);
-        (vector != 0).then_some(vector)
-    }
-
-    pub(crate) fn set_event_vector(&self, vector: u8) {
-        self.event_vector.store(vector, SeqCst);
     }
 }

@@ -3,12 +3,10 @@
 
 mod kit;
 
-use guest_kit::hostile::{Ground, QUOTES};
+use guest_kit::hostile::Ground;
 use guest_kit::numbers::Numbers;
 use kit::{Act, Rig, SHARED, Script, Shape, Td, call};
-use seam::abi::{PAGE_2M, PAGE_4K};
-use seam::address::Gpa;
-use std::sync::atomic::Ordering::SeqCst;
+use seam::abi::PAGE_2M;
 use vcpu::Stop;
 use vcpu::ghci::{Branch, Status};
 
@@ -59,16 +57,11 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         if missing() == 0 {
             break;
         }
-        // A buffer that asks for a quote.
+        // A buffer for what the host writes.
         let mut at = BUFFER;
         while at != 0 {
             let left = BUFFER + PAGE_2M - at;
             at = td.ask(&[call(0x1_0001, [SHARED | at, left, 0, 0])])[0].r11 & !SHARED;
-        }
-        for page in 0..QUOTES {
-            let version = |words: &mm::shared::Words| words[0].store(1, SeqCst);
-            let gpa = Gpa(BUFFER + page * PAGE_4K);
-            td.board.shared().with_page(&rig, gpa, version).unwrap();
         }
         if batch % 4 != 0 {
             while let Some(frame) = mm::shared::Frames::take(&rig, seam::abi::PageSize::Size4K) {
@@ -85,10 +78,7 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         let (td, outer) = (&td, script.clone());
         host.meanwhile.replace(Some(Box::new(move || {
             let at = SHARED | BUFFER;
-            let ask = Script::new([
-                Act::Call(call(0x1_0002, [at, PAGE_4K, 0, 0])),
-                Act::Call(call(0x1_0005, [at, at, 0, 0])),
-            ]);
+            let ask = Script::new([Act::Call(call(0x1_0005, [at, at, 0, 0]))]);
             assert_eq!(td.run_within(&outer, 1, &ask), Stop::Yield);
         })));
         loop {

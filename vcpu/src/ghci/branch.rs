@@ -67,11 +67,8 @@ branches! {
     MapFailed = InvalidOperand, "MapGPA for which there is no memory";
     QuoteInvalid = InvalidOperand, "GetQuote with an impossible buffer";
     QuoteMisaligned = AlignError, "GetQuote with a buffer that is not aligned";
-    QuoteUnavailable = Success, "GetQuote, answered that there is no quoting service";
-    QuoteBusy = Retry, "GetQuote while the TD's memory is being converted";
+    QuoteUnavailable = SubfunctionUnsupported, "GetQuote, for which there is no quoting service";
     FatalError = Success, "ReportFatalError";
-    EventNotify = Success, "SetupEventNotifyInterrupt";
-    EventNotifyInvalid = InvalidOperand, "SetupEventNotifyInterrupt with an impossible vector";
     ServiceInvalid = InvalidOperand, "Service with impossible buffers or vector";
     ServiceMisaligned = AlignError, "Service with buffers that are not aligned";
     ServiceUnsupported = Success, "Service, answered that there is none";

@@ -35,7 +35,6 @@ mod function {
     pub const MAP_GPA: u64 = Request::MapGpa as u64;
     pub const GET_QUOTE: u64 = Request::GetQuote as u64;
     pub const REPORT_FATAL_ERROR: u64 = Request::ReportFatalError as u64;
-    pub const SETUP_EVENT_NOTIFY_INTERRUPT: u64 = Request::SetupEventNotifyInterrupt as u64;
     pub const SERVICE: u64 = Request::Service as u64;
 }
 
@@ -78,7 +77,6 @@ impl<H: Host> Session<'_, H> {
             function::MAP_GPA => self.map_gpa(),
             function::GET_QUOTE => (self.get_quote(), None),
             function::REPORT_FATAL_ERROR => self.fatal_error(),
-            function::SETUP_EVENT_NOTIFY_INTERRUPT => (self.setup_event_notify(), None),
             function::SERVICE => (self.service(), None),
             _ => (Branch::Unsupported, None),
         };

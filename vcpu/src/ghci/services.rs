@@ -1,4 +1,4 @@
-//! Services beyond instructions: what there is, quotes, events, and the general channel.
+//! Services beyond instructions: what there is, quotes, and the general channel.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -11,23 +11,8 @@ use crate::board::End;
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
-/// GetTdVmCallInfo leaf 1, R11: SetupEventNotifyInterrupt is there.
-const HAS_EVENT_NOTIFY: u64 = 1 << 1;
-/// The first vector that a guest can want for events.
+/// The first vector that a guest can want to be told by.
 const FIRST_EVENT_VECTOR: u64 = 32;
-
-/// The header of a buffer for GetQuote, in words of 8 bytes: version, status, lengths in and out.
-///
-/// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, struct tdx_quote_buf.
-mod quote {
-    pub const VERSION: usize = 0;
-    pub const STATUS: usize = 1;
-    pub const LENGTHS: usize = 2;
-    /// The one version there is.
-    pub const VERSION_1: u64 = 1;
-    /// There is no quoting service.
-    pub const UNAVAILABLE: u64 = 0x8000_0000_0000_0001;
-}
 
 /// The header of a response for Service, in words of 8 bytes: a GUID, then length and status in one word.
 ///
@@ -42,40 +27,27 @@ impl<H: Host> Session<'_, H> {
     /// R12: leaf. Answers in R11 to R14.
     pub(super) fn call_info(&mut self) -> Branch {
         let regs = &mut self.vcpu.regs;
-        let (branch, optional) = match regs.r12 {
-            0 => (Branch::InfoBase, 0),
-            1 => (Branch::InfoOptional, HAS_EVENT_NOTIFY),
+        // Leaf 0: all base calls can be made. Leaf 1: those of the optional calls that can be; none of them is offered.
+        let branch = match regs.r12 {
+            0 => Branch::InfoBase,
+            1 => Branch::InfoOptional,
             _ => return Branch::InfoInvalid,
         };
-        regs.r11 = optional;
-        (regs.r12, regs.r13, regs.r14) = (0, 0, 0);
+        (regs.r11, regs.r12, regs.r13, regs.r14) = (0, 0, 0, 0);
         branch
     }
 
-    /// R12: shared buffer, R13: its bytes. There is no quoting service: the buffer says so, and the guest is told that it
-    /// has been answered.
+    /// R12: shared buffer, R13: its bytes. There is no quoting service, and the call itself says so, as KVM's does where no
+    /// service is connected: Linux looks at the call's status alone, and takes the buffer for a quote after a success,
+    /// whatever status the buffer has.
+    ///
+    /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
     pub(super) fn get_quote(&mut self) -> Branch {
-        let (gpa, bytes) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
-        let answered = self.shared_buffer(gpa, bytes).and_then(|buffer| {
-            self.with_shared(buffer, |words| {
-                if words[quote::VERSION].load(SeqCst) != quote::VERSION_1 {
-                    return false;
-                }
-                words[quote::LENGTHS].fetch_and(0xFFFF_FFFF, SeqCst);
-                words[quote::STATUS].store(quote::UNAVAILABLE, SeqCst);
-                true
-            })
-        });
-        match answered {
-            Ok(true) => {}
-            Ok(false) | Err(Unfit::Invalid) => return Branch::QuoteInvalid,
-            Err(Unfit::Misaligned) => return Branch::QuoteMisaligned,
-            Err(Unfit::Busy) => return Branch::QuoteBusy,
+        match self.shared_buffer(self.vcpu.regs.r12, self.vcpu.regs.r13) {
+            Ok(_) => Branch::QuoteUnavailable,
+            Err(Unfit::Misaligned) => Branch::QuoteMisaligned,
+            Err(Unfit::Invalid | Unfit::Busy) => Branch::QuoteInvalid,
         }
-        if let Some(vector) = self.station.event_vector() {
-            self.board.post(self.host, self.vcpu.index, vector);
-        }
-        Branch::QuoteUnavailable
     }
 
     /// R12: code, and whether there is more; R13: where; the message in eight registers. The TD has ended.
@@ -87,17 +59,6 @@ impl<H: Host> Session<'_, H> {
             _ = page.and_then(|page| self.with_shared(page, |words| error.go_on(words)));
         }
         (Branch::FatalError, Some(self.end(End::Fatal(error))))
-    }
-
-    /// R12: the vector by which this vCPU hears of the host's events.
-    pub(super) fn setup_event_notify(&mut self) -> Branch {
-        match u8::try_from(self.vcpu.regs.r12) {
-            Ok(vector) if u64::from(vector) >= FIRST_EVENT_VECTOR => {
-                self.station.set_event_vector(vector);
-                Branch::EventNotify
-            }
-            _ => Branch::EventNotifyInvalid,
-        }
     }
 
     /// R12: command, R13: response, both shared pages; R14: vector to tell by, or 0. No service is offered: the response

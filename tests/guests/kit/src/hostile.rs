@@ -39,7 +39,7 @@ const TSC_DEADLINE: u64 = 0x6E0;
 const IO_APIC: u64 = 0xFEC0_0000;
 const NOTHING: u64 = 0xFED0_0000;
 
-/// Pages of the buffer that ask for quotes, if the caller has them do so.
+/// Pages of the buffer in which quotes are asked for.
 pub const QUOTES: u64 = 4;
 
 /// One call.

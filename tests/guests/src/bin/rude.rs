@@ -53,7 +53,7 @@ const STATUSES: [u64; 5] = [
 ];
 /// TDCALLs that the module itself refused.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
-/// A vCPU converts memory, which keeps another's quotes waiting.
+/// A vCPU converts memory, which keeps another's services waiting.
 static CONVERTS: AtomicBool = AtomicBool::new(false);
 /// vCPU 0 halts, or is about to.
 static HALTS: AtomicBool = AtomicBool::new(false);
@@ -108,7 +108,7 @@ fn refused(error: vmcall::Refused) -> Failure {
     Failure::new(format_args!("the host refuses: {error:x?}"))
 }
 
-/// Pages that ask for quotes.
+/// Pages for what the host writes.
 fn share_buffer() -> Check {
     let ground = ground();
     let gpa = ground.shared | ground.buffer();
@@ -182,10 +182,6 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
         // Somebody has to wake the one that halts.
         call.regs.r12 = 2;
     }
-    let quotes = call.request() == Some(Request::GetQuote);
-    if quotes {
-        ask_for_quotes(ground, call.regs.r12);
-    }
     if halts && me == 0 {
         HALTS.store(true, Ordering::Release);
     }
@@ -211,32 +207,11 @@ fn ask_for_service(ground: &Ground, numbers: &mut Numbers) -> Call {
             Request::MapGpa,
             [ground.shared | ground.memory.start, PAGE_4K, 0, 0],
         ),
-        1..=4 => (Request::GetQuote, [at, PAGE_4K, 0, 0]),
         _ => (Request::Service, [at, at + PAGE_4K, 0, 0]),
     };
     Call {
         regs: registers(request as u64, operands),
     }
-}
-
-/// Has the page at `gpa`, if it is one of the buffer's and shared, ask for a quote.
-fn ask_for_quotes(ground: &Ground, gpa: u64) {
-    let page = gpa & !ground.shared;
-    let pages = ground.buffer()..ground.buffer() + QUOTES * PAGE_4K;
-    if gpa & ground.shared == 0 || !pages.contains(&page) || !page.is_multiple_of(PAGE_4K) {
-        return;
-    }
-    // The other vCPU may have taken it away: then the store raises #VE, and nothing is stored.
-    try_store(memory::shared_alias(page), 1);
-}
-
-/// A store that may fault.
-#[expect(unsafe_code, reason = "an instruction that may fault")]
-fn try_store(at: u64, value: u64) {
-    // SAFETY: the address is that of shared memory that nobody has a reference to.
-    let _ = unsafe {
-        guest_kit::attempt!("mov [rcx], rax", in("rcx") at, in("rax") value, options(nostack))
-    };
 }
 
 /// The host has answered in R10.
