@@ -155,10 +155,10 @@ impl Board {
         Self {
             stations,
             id_bits: u32::BITS - last.leading_zeros(),
+            devices: Devices::new(memory.iter().cloned()),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::new(()),
-            devices: Devices::default(),
             console,
             clock,
             end: Once::new(),

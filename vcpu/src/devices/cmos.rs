@@ -1,6 +1,9 @@
 //! The real-time clock and the memory behind it.
 //!
-//! Source: MC146818A data sheet; the century at 0x32 is where PC firmware has it (ACPI FADT, CENTURY).
+//! Source: MC146818A data sheet; the century at 0x32 is where PC firmware has it (ACPI FADT, CENTURY); how much memory there
+//! is where QEMU tells its firmware (docs/specs, hw/i386/x86.c, x86_cmos_init).
+
+use core::ops::Range;
 
 use super::{Device, Effect, Now, Place};
 
@@ -31,17 +34,36 @@ pub struct Cmos {
     memory: [u8; REGISTERS],
 }
 
-impl Default for Cmos {
-    fn default() -> Self {
+/// How much memory there is, in units of 64 KiB: from 16 MiB on below 4 GiB in two bytes, and from 4 GiB on in three.
+const LOW_MEMORY: usize = 0x34;
+const HIGH_MEMORY: usize = 0x5B;
+const MEMORY_UNIT: u64 = 64 << 10;
+const LOW_MEMORY_FROM: u64 = 16 << 20;
+const FOUR_GIB: u64 = 4 << 30;
+
+impl Cmos {
+    /// The clock of a TD that has memory in these ranges: from address 0 and from 4 GiB on.
+    #[must_use]
+    pub fn new(memory: impl IntoIterator<Item = Range<u64>>) -> Self {
+        let mut ends = [LOW_MEMORY_FROM, FOUR_GIB];
+        for range in memory {
+            let end = &mut ends[usize::from(range.start >= FOUR_GIB)];
+            *end = range.end.max(*end);
+        }
+        let [low, high] = ends;
+        let units = |from: u64, end: u64, most: u64| ((end - from) / MEMORY_UNIT).min(most);
+        let low = units(LOW_MEMORY_FROM, low, 0xFFFF).to_le_bytes();
+        let high = units(FOUR_GIB, high, 0xFF_FFFF).to_le_bytes();
+        let mut memory = [0; REGISTERS];
+        memory[LOW_MEMORY..LOW_MEMORY + 2].copy_from_slice(&low[..2]);
+        memory[HIGH_MEMORY..HIGH_MEMORY + 3].copy_from_slice(&high[..3]);
         Self {
             index: 0,
             format: HOURS_24,
-            memory: [0; REGISTERS],
+            memory,
         }
     }
-}
 
-impl Cmos {
     fn register(&self, now: Now) -> u8 {
         let date = Date::of(now.unix_seconds);
         match self.index {
@@ -183,6 +205,21 @@ mod tests {
     }
 
     #[test]
+    fn firmware_finds_how_much_memory_there_is() {
+        let sizes = |memory: &[Range<u64>]| {
+            let mut cmos = Cmos::new(memory.iter().cloned());
+            [0x34, 0x35, 0x5B, 0x5C, 0x5D].map(|at| get(&mut cmos, at, 0))
+        };
+        assert_eq!(sizes(&[]), [0; 5]);
+        assert_eq!(sizes(&[0..8 << 20]), [0; 5]);
+        // 512 MiB are 16 MiB and 0x1F00 units.
+        assert_eq!(sizes(&[0..512 << 20]), [0, 0x1F, 0, 0, 0]);
+        let large = [0..3 << 30, 4 << 30..0x23_4567_0000];
+        assert_eq!(sizes(&large), [0, 0xBF, 0x67, 0x45, 0x22]);
+        assert_eq!(sizes(&[4 << 30..1 << 47]), [0, 0, 0xFF, 0xFF, 0xFF]);
+    }
+
+    #[test]
     fn days_are_dates() {
         for (days, date) in [
             (0, (1970, 1, 1)),
@@ -202,7 +239,7 @@ mod tests {
     fn the_clock_shows_the_time_in_either_format() {
         // 2026-11-25 16:05:09 UTC, a Wednesday.
         let now = 20_782 * 86_400 + 16 * 3600 + 5 * 60 + 9;
-        let mut cmos = Cmos::default();
+        let mut cmos = Cmos::new([]);
         let shown = |cmos: &mut Cmos| [0, 2, 4, 6, 7, 8, 9, 0x32].map(|at| get(cmos, at, now));
         assert_eq!(shown(&mut cmos), [9, 5, 0x16, 4, 0x25, 0x11, 0x26, 0x20]);
         set(&mut cmos, STATUS_B, BINARY);
@@ -212,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_clock_never_updates_and_keeps_its_memory() {
-        let mut cmos = Cmos::default();
+        let mut cmos = Cmos::new([]);
         assert_eq!(get(&mut cmos, STATUS_A, 0) >> 7, 0);
         assert_eq!(get(&mut cmos, STATUS_D, 0), 0x80);
         set(&mut cmos, 0x40, 0x5A);

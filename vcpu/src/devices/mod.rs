@@ -6,16 +6,21 @@
 
 mod cmos;
 mod io_apic;
+mod pci;
 mod pm;
 mod pvpanic;
 mod uart;
 
 use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use spin::Mutex;
 
 pub use cmos::Cmos;
 pub use io_apic::{IoApic, Message, Trigger};
+pub use pci::Pci;
+use pci::Window;
 pub use pm::{Power, PowerManagement};
 pub use uart::Uart;
 
@@ -71,7 +76,7 @@ pub const fn open_bus(size: u8) -> u64 {
 }
 
 /// The devices of one TD.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Devices {
     /// The serial port.
     pub uart: Mutex<Uart>,
@@ -81,11 +86,17 @@ pub struct Devices {
     pub pm: Mutex<PowerManagement>,
     /// The interrupt controller that turns lines into messages.
     pub io_apic: Mutex<IoApic>,
+    /// The bus.
+    pub pci: Mutex<Pci>,
+    /// Where the bus has its registers in memory: what its [`Pci::window`] was when it was last written to.
+    window: AtomicU64,
 }
 
 /// The ports of a PC's interval timer.
 const NO_TIMER: u16 = 0x40;
 const NO_TIMER_LAST: u16 = 0x43;
+/// The first port of the bus.
+const PCI: u16 = pci::ADDRESS;
 
 /// Where a port leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,8 +104,13 @@ enum Port {
     Uart(u16),
     Cmos(u16),
     Pm(u16),
-    /// The reset-control register, and the keyboard controller's command register.
-    Reset(u16),
+    /// The bus, but for the reset-control register that is among its ports.
+    Pci(u16),
+    /// The reset-control register.
+    Reset,
+    /// The keyboard controller's command register, the only one of it that is there: a controller that nobody finds, for its
+    /// status reads as all ones.
+    Keyboard,
     /// Where a kernel says that it has panicked.
     Panic,
     /// The interval timer's, which is not there: its counters read as zero. Linux tells by the first byte that they are no
@@ -109,7 +125,9 @@ impl Port {
             uart::BASE..=uart::LAST => Self::Uart(port - uart::BASE),
             cmos::INDEX..=cmos::DATA => Self::Cmos(port - cmos::INDEX),
             pm::BASE..=pm::LAST => Self::Pm(port - pm::BASE),
-            pm::RESET_CONTROL | pm::KEYBOARD_COMMAND => Self::Reset(port),
+            pm::KEYBOARD_COMMAND => Self::Keyboard,
+            pm::RESET_CONTROL => Self::Reset,
+            pci::ADDRESS..=pci::DATA_LAST => Self::Pci(port - PCI),
             pvpanic::PORT => Self::Panic,
             NO_TIMER..=NO_TIMER_LAST => Self::NoTimer,
             _ => return None,
@@ -118,6 +136,19 @@ impl Port {
 }
 
 impl Devices {
+    /// Those of a TD that has memory in these ranges.
+    #[must_use]
+    pub fn new(memory: impl IntoIterator<Item = Range<u64>>) -> Self {
+        Self {
+            uart: Mutex::default(),
+            cmos: Mutex::new(Cmos::new(memory)),
+            pm: Mutex::default(),
+            io_apic: Mutex::default(),
+            pci: Mutex::default(),
+            window: AtomicU64::new(0),
+        }
+    }
+
     /// IN of 1, 2 or 4 bytes; `None` when no device is there, which the guest sees as [`open_bus`]. An access that reaches
     /// beyond the device's last register is an access to its first.
     #[inline]
@@ -130,8 +161,10 @@ impl Devices {
             Port::Uart(offset) => self.uart.lock().read(place(offset), now()),
             Port::Cmos(offset) => self.cmos.lock().read(place(offset), now()),
             Port::Pm(offset) => self.pm.lock().read(place(offset), now()),
+            Port::Pci(offset) => self.pci.lock().read(place(offset), now()),
             Port::Panic => pvpanic::PANICKED.into(),
-            Port::Reset(_) | Port::NoTimer => 0,
+            Port::Keyboard => u64::MAX,
+            Port::Reset | Port::NoTimer => 0,
         };
         Some(value & open_bus(size))
     }
@@ -154,7 +187,14 @@ impl Devices {
             Port::Uart(offset) => self.uart.lock().write(place(offset), value, now()),
             Port::Cmos(offset) => self.cmos.lock().write(place(offset), value, now()),
             Port::Pm(offset) => self.pm.lock().write(place(offset), value, now()),
-            Port::Reset(port) => pm::reset(port, value as u8),
+            Port::Pci(offset) => {
+                let mut pci = self.pci.lock();
+                let effect = pci.write(place(offset), value, now());
+                self.note_window(&pci);
+                effect
+            }
+            Port::Reset => pm::reset(pm::RESET_CONTROL, value as u8),
+            Port::Keyboard => pm::reset(pm::KEYBOARD_COMMAND, value as u8),
             Port::Panic => pvpanic::write(value as u8),
             Port::NoTimer => Effect::None,
         })
@@ -162,15 +202,41 @@ impl Devices {
 
     /// Reads memory-mapped registers; `None` when no device is there.
     pub fn load(&self, gpa: u64, size: u8, now: Now) -> Option<u64> {
-        let place = io_apic_place(gpa, size)?;
-        Some(self.io_apic.lock().read(place, now) & open_bus(size))
+        let value = match self.registers_at(gpa)? {
+            Registers::IoApic(offset) => self.io_apic.lock().read(Place { offset, size }, now),
+            Registers::Pci(offset) => self.pci.lock().load(Place { offset, size }),
+        };
+        Some(value & open_bus(size))
     }
 
     /// Writes memory-mapped registers; `None` when no device is there.
     pub fn store(&self, gpa: u64, size: u8, value: u64, now: Now) -> Option<Effect> {
-        let place = io_apic_place(gpa, size)?;
         let value = value & open_bus(size);
-        Some(self.io_apic.lock().write(place, value, now))
+        Some(match self.registers_at(gpa)? {
+            Registers::IoApic(offset) => {
+                let place = Place { offset, size };
+                self.io_apic.lock().write(place, value, now)
+            }
+            Registers::Pci(offset) => {
+                let mut pci = self.pci.lock();
+                pci.store(Place { offset, size }, value);
+                self.note_window(&pci);
+                Effect::None
+            }
+        })
+    }
+
+    fn registers_at(&self, gpa: u64) -> Option<Registers> {
+        match gpa.checked_sub(io_apic::BASE) {
+            Some(offset) if offset < io_apic::BYTES => Some(Registers::IoApic(offset)),
+            _ => Window(self.window.load(Relaxed))
+                .offset(gpa)
+                .map(Registers::Pci),
+        }
+    }
+
+    fn note_window(&self, pci: &Pci) {
+        self.window.store(pci.window().0, Relaxed);
     }
 
     /// Shows the interrupt controller how the devices' lines are; the message that comes of it, if any.
@@ -180,9 +246,11 @@ impl Devices {
     }
 }
 
-fn io_apic_place(gpa: u64, size: u8) -> Option<Place> {
-    let offset = gpa.checked_sub(io_apic::BASE)?;
-    (offset < io_apic::BYTES).then_some(Place { offset, size })
+/// Where an address leads, and the offset there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Registers {
+    IoApic(u64),
+    Pci(u64),
 }
 
 #[cfg(test)]
@@ -191,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_port_without_a_device_is_an_open_bus() {
-        let devices = Devices::default();
+        let devices = Devices::new([]);
         assert_eq!(devices.input(0x80, 1, Now::default), None);
         assert_eq!(devices.output(0x80, 1, 7, Now::default), None);
         assert_eq!(
@@ -202,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_interval_timers_counters_stand_still_at_zero() {
-        let devices = Devices::default();
+        let devices = Devices::new([]);
         assert_eq!(
             devices.output(0x43, 1, 0xB0, Now::default),
             Some(Effect::None)
@@ -211,8 +279,46 @@ mod tests {
     }
 
     #[test]
+    fn nobody_finds_a_keyboard_controller_though_it_resets() {
+        let devices = Devices::new([]);
+        assert_eq!(devices.input(0x64, 1, Now::default), Some(0xFF));
+        assert_eq!(devices.input(0x60, 1, Now::default), None);
+        let reset = Some(Effect::Power(Power::Reset));
+        assert_eq!(devices.output(0x64, 1, 0xFE, Now::default), reset);
+        assert_eq!(
+            devices.output(0x64, 1, 0xAD, Now::default),
+            Some(Effect::None)
+        );
+    }
+
+    #[test]
+    fn reset_control_is_a_byte_among_the_ports_of_the_bus() {
+        let devices = Devices::new([]);
+        let output = |port, size, value| devices.output(port, size, value, Now::default);
+        assert_eq!(output(0xCF8, 4, 0x8000_0600), Some(Effect::None));
+        assert_eq!(devices.input(0xCF8, 4, Now::default), Some(0x8000_0600));
+        assert_eq!(output(0xCF9, 1, 6), Some(Effect::Power(Power::Reset)));
+    }
+
+    #[test]
+    fn the_bus_has_its_registers_in_memory_once_the_guest_says_where() {
+        let devices = Devices::new([]);
+        let load = |gpa| devices.load(gpa, 4, Now::default());
+        assert_eq!(load(0xB000_0000), None);
+        devices.output(0xCF8, 4, 0x8000_0060, Now::default);
+        devices.output(0xCFC, 4, 0xB000_0001, Now::default);
+        assert_eq!(load(0xB000_0000), Some(0x29C0_8086));
+        assert_eq!(load(0xB000_1000), Some(0xFFFF_FFFF));
+        // And back, by what it moves itself.
+        let stored = devices.store(0xB000_0060, 4, 0, Now::default());
+        assert_eq!(stored, Some(Effect::None));
+        assert_eq!(load(0xB000_0000), None);
+        assert!(load(io_apic::BASE).is_some());
+    }
+
+    #[test]
     fn a_wide_read_of_a_narrow_device_is_cut_to_its_size() {
-        let devices = Devices::default();
+        let devices = Devices::new([]);
         for port in 0..=u16::MAX {
             for size in [1, 2, 4] {
                 if let Some(value) = devices.input(port, size, Now::default) {
@@ -224,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_byte_received_becomes_a_message_once_the_guest_asks_for_it() {
-        let devices = Devices::default();
+        let devices = Devices::new([]);
         let message = |line: u8| {
             devices.uart.lock().receive(line);
             devices.route_lines()
