@@ -26,7 +26,7 @@ pub struct Options {
     /// Write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the chart of the ratios to this folder as SVG and PNG
+    /// Write the chart of the ratios to this folder as SVG
     #[arg(long, value_name = "FOLDER")]
     charts: Option<PathBuf>,
     /// The TD's memory

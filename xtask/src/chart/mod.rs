@@ -1,6 +1,5 @@
-//! Charts, as SVG and as PNG of the same shapes.
+//! Charts, written as SVG.
 
-mod png;
 mod svg;
 
 use std::path::Path;
@@ -368,12 +367,12 @@ impl Drawing {
         }
     }
 
-    /// Writes it as `name.svg` and `name.png`.
+    /// Writes it as `name.svg`.
     pub fn write(&self, folder: &Path, name: &str) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
-        let file = |kind: &str| folder.join(format!("{name}.{kind}"));
-        std::fs::write(file("svg"), svg::write(self)).context("can't write a chart")?;
-        std::fs::write(file("png"), png::write(self)?).context("can't write a chart")
+        let file = folder.join(format!("{name}.svg"));
+        std::fs::write(&file, svg::write(self))
+            .with_context(|| format!("can't write {}", file.display()))
     }
 }
 
@@ -382,7 +381,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chart_is_drawn_as_svg_and_png() {
+    fn a_chart_is_drawn_as_svg() {
         let chart = LogChart {
             title: "t < u".into(),
             x: "x".into(),
@@ -395,11 +394,8 @@ mod tests {
                 labels: vec!["a".into(), String::new()],
             }],
         };
-        let drawing = chart.draw();
-        let svg = svg::write(&drawing);
+        let svg = svg::write(&chart.draw());
         assert!(svg.starts_with("<svg") && svg.contains("t &lt; u") && svg.contains("<polyline"));
-        let png = png::write(&drawing).unwrap();
-        assert!(png.starts_with(b"\x89PNG"));
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub struct Options {
     /// Write the runs to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the charts to this folder as SVG and PNG
+    /// Write the charts to this folder as SVG
     #[arg(long, value_name = "FOLDER")]
     charts: Option<PathBuf>,
 }
