@@ -1,11 +1,11 @@
 //! A scenario file: its header and its steps, decoded and checked before anything runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use ruzstd::decoding::StreamingDecoder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use stub_module::Point;
@@ -145,16 +145,13 @@ impl Scenario {
     /// # Errors
     /// A sentence with the file and the line when it can't be read or is malformed.
     pub fn load(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("{} can't be read", path.display()))?;
-        let plain: Box<dyn Read> = if path.extension().is_some_and(|suffix| suffix == "zst") {
-            Box::new(
-                zstd::Decoder::new(file)
-                    .with_context(|| format!("{} can't be read as zstd", path.display()))?,
-            )
-        } else {
-            Box::new(file)
-        };
-        Self::parse(BufReader::new(plain), &path.display().to_string())
+        let mut text =
+            std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
+        if path.extension().is_some_and(|suffix| suffix == "zst") {
+            text = decompress(&text)
+                .with_context(|| format!("{} can't be read as zstd", path.display()))?;
+        }
+        Self::parse(&*text, &path.display().to_string())
     }
 
     fn parse(text: impl BufRead, file: &str) -> Result<Self> {
@@ -258,6 +255,22 @@ impl Scenario {
         let keys = unknown.keys().map(|key| format!("{place}{key}"));
         self.unknown.extend(keys);
     }
+}
+
+/// Decompresses the frames of a zstd file, one after the other, and compares their checksums.
+fn decompress(mut compressed: &[u8]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    while !compressed.is_empty() {
+        let mut frame = StreamingDecoder::new(&mut compressed)?;
+        frame.read_to_end(&mut text)?;
+        let frame = frame.into_frame_decoder();
+        let expected = frame.get_checksum_from_data();
+        ensure!(
+            expected.is_none() || expected == frame.get_calculated_checksum(),
+            "a checksum does not match"
+        );
+    }
+    Ok(text)
 }
 
 /// The name of the leaf in RAX, for a step that does not say it.
@@ -378,5 +391,20 @@ mod tests {
             scenario.unknown.into_iter().collect::<Vec<_>>(),
             ["colour", "env.moon"]
         );
+    }
+    #[test]
+    fn damaged_recordings_are_refused() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
+        let whole = std::fs::read(folder.join("c_sys_busy.jsonl.zst")).unwrap();
+        let text = decompress(&whole).unwrap();
+        let twice = decompress(&[&whole[..], &whole].concat()).unwrap();
+        assert_eq!(twice, [&text[..], &text].concat());
+        let mut checksum = whole.clone();
+        *checksum.last_mut().unwrap() ^= 1;
+        let error = decompress(&checksum).unwrap_err().to_string();
+        assert_eq!(error, "a checksum does not match");
+        for length in 1..whole.len() {
+            assert!(decompress(&whole[..length]).is_err(), "{length} bytes");
+        }
     }
 }
