@@ -157,12 +157,6 @@ pub fn then(what: OnCrash) {
     REBOOT.store(what == OnCrash::Reboot, Ordering::Relaxed);
 }
 
-/// Whether a CPU is reporting a crash.
-#[must_use]
-pub fn in_progress() -> bool {
-    IN_PROGRESS.load(Ordering::Acquire)
-}
-
 /// Reports that the running CPU can't go on, and stops the machine.
 pub fn crash(cause: Cause, frame: &Frame) -> ! {
     report(cause, frame, |_| {})

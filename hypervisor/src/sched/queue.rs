@@ -400,12 +400,6 @@ impl Queue {
         self.due[cpu as usize].first().map(|(due, _)| *due)
     }
 
-    /// Whether `cpu` has nothing to run.
-    #[must_use]
-    pub fn is_idle(&self, cpu: u32) -> bool {
-        self.seats[cpu as usize].idle
-    }
-
     /// The CPUs that have nothing to run.
     #[must_use]
     pub fn idle(&self) -> Vec<u32> {

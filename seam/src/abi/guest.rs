@@ -113,8 +113,6 @@ pub mod ghci {
     pub const RETRY: u64 = 1;
     /// R10 of an answer: an operand can't be used.
     pub const INVALID_OPERAND: u64 = 1 << 63;
-    /// R10 of an answer: the memory is in use.
-    pub const GPA_INUSE: u64 = 1 << 63 | 1;
     /// R10 of an answer: an address or size is not aligned.
     pub const ALIGN_ERROR: u64 = 1 << 63 | 2;
     /// R10 of an answer: the host does not know the request.

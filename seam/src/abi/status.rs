@@ -29,11 +29,6 @@ impl Status {
         self.0 >> 61 & 1 != 0
     }
 
-    /// Whether the host may tell the guest of this exit through TDH.VP.ENTER's RCX bit 52 (bit 60).
-    pub const fn has_host_recoverability_hint(self) -> bool {
-        self.0 >> 60 & 1 != 0
-    }
-
     /// The class of the code (bits 47:40).
     pub const fn class(self) -> u8 {
         (self.0 >> 40) as u8

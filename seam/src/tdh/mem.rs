@@ -1,4 +1,4 @@
-//! TDH.MEM.PAGE.*, TDH.MEM.RANGE.*, TDH.MEM.TRACK, TDH.MEM.RD, TDH.MEM.WR: a TD's private pages.
+//! TDH.MEM.PAGE.*, TDH.MEM.RANGE.*, TDH.MEM.TRACK, TDH.MEM.RD: a TD's private pages.
 
 use super::phymem::wrong_page;
 use super::td::{Keyed, Tdr};
@@ -253,18 +253,6 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     pub fn mem_rd(&self, tdr: &Tdr<Keyed>, gpa: Gpa) -> Result<u64, Error> {
         let done = self.run(Leaf::MemRd, rcx_rdx(gpa.0, tdr.hpa().0))?;
         Ok(done.regs.r8)
-    }
-
-    /// TDH.MEM.WR: writes 8 bytes of the memory of a debuggable TD, at a multiple of 8, and returns what they were.
-    ///
-    /// # Errors
-    /// TD_NON_DEBUG.
-    pub fn mem_wr(&self, tdr: &Tdr<Keyed>, gpa: Gpa, value: u64) -> Result<u64, Error> {
-        let operands = Gprs {
-            r8: value,
-            ..rcx_rdx(gpa.0, tdr.hpa().0)
-        };
-        Ok(self.run(Leaf::MemWr, operands)?.regs.r8)
     }
 
     /// Calls a leaf that gives `page` back and says so in RCX.

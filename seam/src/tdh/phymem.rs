@@ -80,18 +80,6 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(page.turn(Dirty))
     }
 
-    /// TDH.PHYMEM.PAGE.RECLAIM of a vCPU's root page.
-    ///
-    /// # Errors
-    /// As [`Self::phymem_page_reclaim`].
-    pub fn phymem_page_reclaim_tdvpr(
-        &self,
-        tdr: &Tdr<Keyless>,
-        tdvpr: Tdvpr,
-    ) -> Handover<Page<Dirty>, Page<Donated>> {
-        self.phymem_page_reclaim(tdr, tdvpr.into_page())
-    }
-
     /// TDH.PHYMEM.PAGE.RECLAIM of a TD's root page, the last one. The module used it under its own key, number
     /// `global_hkid`, which lives on: lines of it may be in the caches.
     ///

@@ -113,31 +113,4 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
             Ok(TdmrProgress::UpTo(Hpa(next)))
         }
     }
-
-    /// TDH.SYS.LP.SHUTDOWN: tells the module that this CPU will not call it again.
-    ///
-    /// # Errors
-    /// A fault of the instruction.
-    pub fn sys_lp_shutdown(&self) -> Result<(), Error> {
-        self.run(Leaf::SysLpShutdown, Gprs::default())?;
-        Ok(())
-    }
-
-    /// TDH.SYS.SHUTDOWN: ends the module so that another can take over with its TDs, whose handoff data has this version.
-    ///
-    /// # Errors
-    /// OPERAND_INVALID when the module can't hand over in that version.
-    pub fn sys_shutdown(&self, handoff_version: u16) -> Result<(), Error> {
-        self.run(Leaf::SysShutdown, rcx(handoff_version.into()))?;
-        Ok(())
-    }
-
-    /// TDH.SYS.UPDATE: takes over from the module before; instead of TDH.SYS.CONFIG.
-    ///
-    /// # Errors
-    /// SYS_INVALID_HANDOFF when there is nothing to take over.
-    pub fn sys_update(&self) -> Result<(), Error> {
-        self.run(Leaf::SysUpdate, Gprs::default())?;
-        Ok(())
-    }
 }

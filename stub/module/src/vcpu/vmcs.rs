@@ -55,13 +55,11 @@ impl Field {
     pub const VIRTUAL_APIC: Self = Self(0x2012);
     pub const APIC_ACCESS: Self = Self(0x2014);
     pub const POSTED_INT_DESCRIPTOR: Self = Self(0x2016);
-    pub const VM_FUNCTION_CONTROLS: Self = Self(0x2018);
     pub const EPTP: Self = Self(0x201A);
     pub const EPTP_LIST: Self = Self(0x2024);
     pub const VMREAD_BITMAP: Self = Self(0x2026);
     pub const VMWRITE_BITMAP: Self = Self(0x2028);
     pub const VE_INFO_ADDRESS: Self = Self(0x202A);
-    pub const XSS_EXITING: Self = Self(0x202C);
     pub const ENCLS_EXITING: Self = Self(0x202E);
     pub const TSC_MULTIPLIER: Self = Self(0x2032);
     pub const PROC_BASED3: Self = Self(0x2034);
@@ -71,7 +69,6 @@ impl Field {
     pub const SHARED_EPTP: Self = Self(0x203C);
     pub const PCONFIG_EXITING: Self = Self(0x203E);
     pub const SPEC_CTRL_MASK: Self = Self(0x204A);
-    pub const SPEC_CTRL_SHADOW: Self = Self(0x204C);
     pub const GUEST_PHYSICAL_ADDRESS: Self = Self(0x2400);
     pub const VMCS_LINK: Self = Self(0x2800);
     pub const DEBUGCTL: Self = Self(0x2802);
@@ -82,9 +79,6 @@ impl Field {
     pub const PDPTE1: Self = Self(0x280C);
     pub const PDPTE2: Self = Self(0x280E);
     pub const PDPTE3: Self = Self(0x2810);
-    pub const RTIT_CTL: Self = Self(0x2814);
-    pub const LBR_CTL: Self = Self(0x2816);
-    pub const PKRS: Self = Self(0x2818);
     pub const PIN_BASED: Self = Self(0x4000);
     pub const PROC_BASED: Self = Self(0x4002);
     pub const EXCEPTION_BITMAP: Self = Self(0x4004);
@@ -93,13 +87,9 @@ impl Field {
     pub const ENTRY_INT_INFO: Self = Self(0x4016);
     pub const ENTRY_INT_ERROR: Self = Self(0x4018);
     pub const ENTRY_INSTRUCTION_LENGTH: Self = Self(0x401A);
-    pub const TPR_THRESHOLD: Self = Self(0x401C);
     pub const PROC_BASED2: Self = Self(0x401E);
-    pub const PLE_GAP: Self = Self(0x4020);
-    pub const PLE_WINDOW: Self = Self(0x4022);
     pub const NOTIFY_WINDOW: Self = Self(0x4024);
     pub const HKID: Self = Self(0x4026);
-    pub const INSTRUCTION_ERROR: Self = Self(0x4400);
     pub const EXIT_REASON: Self = Self(0x4402);
     pub const EXIT_INT_INFO: Self = Self(0x4404);
     pub const EXIT_INT_ERROR: Self = Self(0x4406);
@@ -154,9 +144,6 @@ impl Field {
     pub const PENDING_DEBUG: Self = Self(0x6822);
     pub const SYSENTER_ESP: Self = Self(0x6824);
     pub const SYSENTER_EIP: Self = Self(0x6826);
-    pub const S_CET: Self = Self(0x6828);
-    pub const SSP: Self = Self(0x682A);
-    pub const INTERRUPT_SSP_TABLE: Self = Self(0x682C);
 }
 
 impl Field {
