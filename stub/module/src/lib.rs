@@ -47,6 +47,6 @@ mod td;
 pub mod vcpu;
 mod vp;
 
-pub use guest::check_report;
+pub use guest::{Check, Impossible, check_report};
 pub use machine::{Machine, PageWords, PconfigError, Platform, Point};
 pub use module::{Module, SysState};

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::ReportMac;
 
+use crate::guest::Impossible;
 use crate::vcpu::Vcpu;
 
 /// One 4 KiB page of physical memory as the module sees it, whatever KeyID guards it.
@@ -128,6 +129,8 @@ pub trait Machine: Sync {
     /// instruction length and information in the VMCS's read-only fields, as the CPU leaves them; the valid bit
     /// of the VM-entry interruption information is clear.
     fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>);
+    /// Tells of a VM exit of a TD that no CPU gives: the module shuts down for it, or ends the TD.
+    fn impossible(&self, _lp: u32, _exit: &Impossible) {}
     /// Reads an XMM register (0 to 15) of the host, as it was at the SEAMCALL on `lp`.
     fn host_xmm(&self, lp: u32, index: usize) -> u128;
     /// Sets an XMM register (0 to 15) that the host will find after the SEAMCALL on `lp`.

@@ -1,5 +1,6 @@
 //! How a TD comes to its end.
 
+use seam::abi::metadata::sys;
 use seam::abi::{Gprs, PAGE_2M};
 use seam::address::Gpa;
 use stub_module::host::Exit;
@@ -132,4 +133,50 @@ fn an_exit_that_no_td_makes_ends_the_td_with_a_report() {
             );
         });
     }
+}
+
+#[test]
+fn an_entry_into_a_state_that_no_cpu_is_in_ends_the_td_alone() {
+    const ENTRY_FAILED: u32 = 1 << 31;
+    const GUEST_STATE: u32 = 33;
+    with_td(|td| {
+        let script = Script::new([Act::Exit(Exit::of(ENTRY_FAILED | GUEST_STATE))]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
+        assert!(td.board.end().is_some());
+        assert!(td.rig.on(1).sys_rd(sys::TDCS_BASE_SIZE.id).is_ok());
+    });
+}
+
+#[test]
+fn an_nmi_window_while_the_guest_has_ve_information_is_no_instruction() {
+    const HLT: u32 = 12;
+    const NMI_WINDOW: u32 = 8;
+    with_td(|td| {
+        let halt = Exit {
+            instruction_length: 1,
+            ..Exit::of(HLT)
+        };
+        let script = Script::new([Act::Exit(halt), Act::Exit(Exit::of(NMI_WINDOW))]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
+        assert_eq!(script.left(), 0);
+        assert_eq!(td.board.end(), None);
+    });
+}
+
+#[test]
+fn an_exit_for_an_msr_of_the_guest_s_own_ends_the_td_alone() {
+    const NO_LEAF: u64 = 63;
+    const SYSENTER_CS: u64 = 0x174;
+    const RDMSR: u32 = 31;
+    with_td(|td| {
+        let read = Exit {
+            instruction_length: 2,
+            ..Exit::of(RDMSR)
+        };
+        // A call that is refused leaves RCX as it is.
+        let script = Script::new([Act::Tdcall(NO_LEAF, SYSENTER_CS), Act::Exit(read)]);
+        assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
+        assert!(td.board.end().is_some());
+        assert!(td.rig.on(1).sys_rd(sys::TDCS_BASE_SIZE.id).is_ok());
+    });
 }

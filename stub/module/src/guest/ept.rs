@@ -2,7 +2,7 @@
 
 use seam::abi::{PAGE_MASK, Status, level_bytes};
 
-use super::exit::{Stop, TdExit};
+use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
 use crate::Machine;
 use crate::ept::{self, Miss, RWX};
@@ -104,7 +104,7 @@ impl<M: Machine> Inside<'_, M> {
         if self.is_shared(gpa) {
             TdExit::success(full).at(gpa & !0xFFF).into()
         } else {
-            Stop::Shutdown
+            Stop::Shutdown(Check::PrivateMisconfiguration)
         }
     }
 

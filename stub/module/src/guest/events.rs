@@ -3,7 +3,7 @@
 
 use seam::abi::Status;
 
-use super::exit::{Stop, TdExit};
+use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
 use crate::Machine;
 use crate::field::Structure;
@@ -199,7 +199,7 @@ impl<M: Machine> Inside<'_, M> {
         let vcpu = &self.vcpu;
         let length = vcpu.vmcs(Field::EXIT_INSTRUCTION_LENGTH);
         if length == 0 {
-            return Err(Stop::Shutdown);
+            return Err(Stop::Shutdown(Check::InstructionLength));
         }
         vcpu.set_vmcs(Field::RIP, vcpu.vmcs(Field::RIP).wrapping_add(length));
         let blocking = vcpu.vmcs(Field::INTERRUPTIBILITY);

@@ -71,7 +71,70 @@ pub enum Stop {
     /// A TD exit.
     Exit(TdExit),
     /// Something that no CPU does: the module shuts down.
-    Shutdown,
+    Shutdown(Check),
+}
+
+/// What no CPU does, whatever a guest executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// A VM-exit reason with bits that mean nothing.
+    ExitReason,
+    /// An exit in the middle of an event's delivery that can't come there.
+    IdtVectoring,
+    /// A VM entry that failed for a reason that it can't have.
+    EntryFailure,
+    /// RDPMC of a TD that has the counters.
+    Rdpmc,
+    /// A page-modification log that is full, where there is none.
+    PmlFull,
+    /// An exception that does not exit.
+    Exception,
+    /// An S-EPT entry that the CPU refuses.
+    PrivateMisconfiguration,
+    /// An instruction without length.
+    InstructionLength,
+    /// An MSR that the TD accesses itself.
+    NativeMsr,
+    /// An S-EPT entry of an L2 VM that is not where the TD's says.
+    L2Sept,
+    /// A result of SEAMVERIFYREPORT that it does not have.
+    VerifyReport,
+}
+
+impl Check {
+    /// Its name, for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ExitReason => "exit reason",
+            Self::IdtVectoring => "IDT vectoring",
+            Self::EntryFailure => "entry failure",
+            Self::Rdpmc => "RDPMC",
+            Self::PmlFull => "PML full",
+            Self::Exception => "exception",
+            Self::PrivateMisconfiguration => "private EPT misconfiguration",
+            Self::InstructionLength => "instruction length",
+            Self::NativeMsr => "native MSR",
+            Self::L2Sept => "L2 S-EPT",
+            Self::VerifyReport => "SEAMVERIFYREPORT",
+        }
+    }
+}
+
+/// A VM exit that no CPU gives, as the CPU described it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Impossible {
+    /// What is wrong with it.
+    pub check: Check,
+    /// The full exit reason.
+    pub reason: u32,
+    /// The exit qualification.
+    pub qualification: u64,
+    /// The guest's instruction pointer.
+    pub rip: u64,
+    /// The length of the instruction.
+    pub length: u64,
+    /// Whether it is the end of the module, not of the TD alone.
+    pub shuts_down: bool,
 }
 
 impl From<TdExit> for Stop {

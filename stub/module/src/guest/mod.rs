@@ -11,7 +11,7 @@ mod tdcall;
 
 use seam::abi::{Status, attributes, config_flags};
 
-pub use exit::{Stop, TdExit};
+pub use exit::{Check, Impossible, Stop, TdExit};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
 use stepping::{Filter, Stepping};
 pub use tdcall::check_report;
@@ -126,12 +126,31 @@ impl<'m, M: Machine> Inside<'m, M> {
             match self.handle() {
                 Ok(()) => {}
                 Err(Stop::Exit(exit)) => return self.leave(exit),
-                Err(Stop::Shutdown) => {
-                    self.cx.module.set_state(SysState::Shutdown);
-                    return TdExit::new(Status::SYS_SHUTDOWN, 0);
-                }
+                Err(Stop::Shutdown(check)) => return self.shut_down(check),
             }
         }
+    }
+
+    #[inline(never)]
+    fn shut_down(&self, check: Check) -> TdExit {
+        self.tell(check, true);
+        self.cx.module.set_state(SysState::Shutdown);
+        TdExit::new(Status::SYS_SHUTDOWN, 0)
+    }
+
+    /// Tells the machine of an exit that no CPU gives.
+    #[inline(never)]
+    fn tell(&self, check: Check, shuts_down: bool) {
+        let vcpu = &self.vcpu;
+        let exit = Impossible {
+            check,
+            reason: vcpu.vmcs(Field::EXIT_REASON) as u32,
+            qualification: vcpu.vmcs(Field::EXIT_QUALIFICATION),
+            rip: vcpu.vmcs(Field::RIP),
+            length: vcpu.vmcs(Field::EXIT_INSTRUCTION_LENGTH),
+            shuts_down,
+        };
+        self.cx.machine.impossible(self.cx.lp, &exit);
     }
 
     /// Adds to an exit what the CPU said about a bus lock, unless the exit is about no VM exit at all.
@@ -211,7 +230,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
         self.bus_lock |= full & reason::AFTER_BUS_LOCK != 0;
         if !is_debug && full & !reason::KNOWN != 0 {
-            return Err(Stop::Shutdown);
+            return Err(Stop::Shutdown(Check::ExitReason));
         }
         match self.filter(full, now) {
             Filter::Handle => {}
@@ -236,7 +255,7 @@ impl<'m, M: Machine> Inside<'m, M> {
                 return Err(if is_debug {
                     exit.into()
                 } else {
-                    Stop::Shutdown
+                    Stop::Shutdown(Check::IdtVectoring)
                 });
             }
             self.reinject(vectoring);
@@ -246,16 +265,17 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
         let interrupted = match full & 0xFFFF {
             reason::TDCALL => self.tdcall()?,
-            _ => {
+            other => {
                 self.dispatch(full, qualification, interruption, exit)?;
-                false
+                // This one comes between two instructions; Intel's module believes a length all the same.
+                other == reason::NMI_WINDOW && vcpu.vmcs(Field::EXIT_INSTRUCTION_LENGTH) == 0
             }
         };
         self.go_on(interrupted)
     }
 
-    /// After an exit that was dealt with: the guest goes on behind the instruction, unless an event is to be delivered or it
-    /// was `interrupted`.
+    /// After an exit that was dealt with: the guest goes on behind the instruction, unless an event is to be delivered or none
+    /// was completed.
     #[inline(never)]
     fn go_on(&mut self, interrupted: bool) -> Result<(), Stop> {
         if !self.has_event() && !interrupted {
@@ -291,7 +311,7 @@ impl<'m, M: Machine> Inside<'m, M> {
                 ..exit
             }
             .into(),
-            _ => Stop::Shutdown,
+            _ => Stop::Shutdown(Check::EntryFailure),
         }
     }
 
@@ -361,7 +381,7 @@ impl<'m, M: Machine> Inside<'m, M> {
                     return Err(if self.has_attribute(attributes::DEBUG) {
                         exit.into()
                     } else {
-                        Stop::Shutdown
+                        Stop::Shutdown(Check::Rdpmc)
                     });
                 }
                 self.raise_gp();
@@ -385,7 +405,7 @@ impl<'m, M: Machine> Inside<'m, M> {
                 return Err(if self.has_attribute(attributes::DEBUG) {
                     exit.into()
                 } else {
-                    Stop::Shutdown
+                    Stop::Shutdown(Check::PmlFull)
                 });
             }
             _ => return Err(self.debugger_only(exit)),
@@ -406,7 +426,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         } else if self.has_attribute(attributes::DEBUG) {
             exit.into()
         } else {
-            Stop::Shutdown
+            Stop::Shutdown(Check::Exception)
         }
     }
 }

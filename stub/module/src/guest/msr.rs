@@ -1,8 +1,8 @@
 //! RDMSR and WRMSR executed by a TD: which MSRs are its own, which the module emulates, and which it refuses.
 
-use seam::abi::attributes;
+use seam::abi::{Status, attributes};
 
-use super::exit::Stop;
+use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
 use crate::Machine;
 use crate::cpuid::{Features, Native};
@@ -283,10 +283,10 @@ impl<M: Machine> Inside<'_, M> {
                 };
                 let rule = rule(row);
                 if td.is_native(rule) {
-                    return Err(Stop::Shutdown);
+                    return Err(self.unexpected_msr(full));
                 }
                 match rule {
-                    Rule::Native => return Err(Stop::Shutdown),
+                    Rule::Native => return Err(self.unexpected_msr(full)),
                     Rule::Answer(Answer::GpOrVe) => {
                         if self.cpuid_has(msr, td.features) {
                             Answer::Ve
@@ -301,9 +301,17 @@ impl<M: Machine> Inside<'_, M> {
         match answer {
             Answer::Ve => self.raise_ve(full & 0xFFFF, 0, 0, 0),
             Answer::Gp => self.raise_gp(),
-            Answer::GpOrVe | Answer::Emulated => return Err(Stop::Shutdown),
+            Answer::GpOrVe | Answer::Emulated => return Err(self.unexpected_msr(full)),
         }
         Ok(())
+    }
+
+    /// An exit for an MSR that the TD accesses itself. Intel's module shuts down; here the TD alone ends, for the other TDs of
+    /// the machine have nothing to do with it.
+    #[inline(never)]
+    fn unexpected_msr(&self, full: u32) -> Stop {
+        self.tell(Check::NativeMsr, false);
+        TdExit::new(Status::NON_RECOVERABLE_TD, full).into()
     }
 
     /// Whether a TD's CPUID has the feature that an MSR belongs to.
@@ -320,7 +328,7 @@ impl<M: Machine> Inside<'_, M> {
     /// RDMSR.
     ///
     /// # Errors
-    /// The module shuts down when the MSR is the TD's own, so that it can't have exited.
+    /// The TD ends when the MSR is its own, so that it can't have exited.
     #[inline(never)]
     pub fn rdmsr(&self, full: u32) -> Result<(), Stop> {
         let vcpu = &self.vcpu;

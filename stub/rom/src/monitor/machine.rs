@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use seam::abi::ReportMac;
 use spin::Mutex;
 use stub_module::vcpu::Vcpu;
-use stub_module::{Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
+use stub_module::{Impossible, Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
 use stub_rom::WBINVD_SUB_BLOCKS;
 use stub_rom::apic::Xapic;
 use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
@@ -16,8 +16,8 @@ use super::lp::Lp;
 use super::smp::Hardware;
 use super::td::Td;
 use super::world::{self, World};
-use crate::cpu;
 use crate::memory::{self, PAGE};
+use crate::{cpu, report};
 
 /// An XMM register of the host, which a SEAMCALL may read and write: low and high half.
 pub type Xmm = [AtomicU64; 2];
@@ -189,6 +189,25 @@ impl Machine for SeamCpu<'_> {
         if let Some(td) = self.td.lock().as_mut() {
             td.run(self, vcpu);
         }
+    }
+
+    fn impossible(&self, lp: u32, exit: &Impossible) {
+        let kind = if exit.shuts_down {
+            "module_shutdown"
+        } else {
+            "td_unexplained"
+        };
+        report::line(
+            kind,
+            format_args!(
+                r#""lp":{lp},"check":"{}","reason":"{:#x}","qualification":"{:#x}","rip":"{:#x}","length":{}"#,
+                exit.check.name(),
+                exit.reason,
+                exit.qualification,
+                exit.rip,
+                exit.length
+            ),
+        );
     }
 
     fn host_xmm(&self, _lp: u32, index: usize) -> u128 {

@@ -5,7 +5,7 @@ use seam::abi::{GpaLevel, Operand, PAGE_MASK, SeptState, Status, level_bytes};
 use super::End;
 use crate::field::Structure;
 use crate::guest::ept::extended;
-use crate::guest::{Inside, Stop, reason};
+use crate::guest::{Check, Inside, Stop, reason};
 use crate::sept::{self, Entry, L2Entry};
 use crate::td::tdcs;
 use crate::vcpu::Gpr;
@@ -94,7 +94,7 @@ impl<M: Machine> Inside<'_, M> {
         for vm in (1..=self.num_l2_vms()).filter(|vm| entry.is_aliased(*vm)) {
             let l2 = self
                 .l2_slot(vm, gpa, end.level)
-                .map_err(|_| Stop::Shutdown)?;
+                .map_err(|_| Stop::Shutdown(Check::L2Sept))?;
             attributes.set(vm, L2Entry::load(l2).attributes(entry.is_write_blocked()));
         }
         let page = gpa & PAGE_MASK & !(level_bytes(end.level) - 1) | u64::from(end.level);
@@ -194,7 +194,7 @@ impl<M: Machine> Inside<'_, M> {
             if entry.is_aliased(vm) {
                 let slot = self
                     .l2_slot(vm, target.gpa(), target.level())
-                    .map_err(|_| Stop::Shutdown)?;
+                    .map_err(|_| Stop::Shutdown(Check::L2Sept))?;
                 let now = L2Entry::load(slot).attributes(entry.is_write_blocked());
                 let attributes = now & !mask | chosen;
                 if attributes & bits::RIGHTS != 0 && !is_legal(attributes) {

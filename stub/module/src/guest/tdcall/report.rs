@@ -7,7 +7,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::End;
 use crate::field::Structure;
-use crate::guest::{Inside, Stop, TdExit};
+use crate::guest::{Check, Inside, Stop, TdExit};
 use crate::lock::{Busy, Guard, Mode};
 use crate::td::tdcs;
 use crate::vcpu::Gpr;
@@ -114,7 +114,7 @@ impl<M: Machine> Inside<'_, M> {
             Ok(()) => Ok(()),
             Err(INVALID_CPUSVN) => Err(Status::INVALID_CPUSVN.into()),
             Err(INVALID_REPORT) => Err(Status::INVALID_REPORTMACSTRUCT.into()),
-            Err(_) => Err(Stop::Shutdown.into()),
+            Err(_) => Err(Stop::Shutdown(Check::VerifyReport).into()),
         }
     }
 

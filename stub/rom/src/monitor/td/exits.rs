@@ -5,8 +5,8 @@ use stub_module::vcpu::{Field, Vcpu};
 
 use super::{Next, Td, code, cr, msr};
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::smp;
 use crate::monitor::vmcb::{Segment, exit, vector};
+use crate::monitor::{lp, smp};
 use crate::report;
 
 /// Basic VM-exit reasons (Intel SDM, appendix C of volume 3).
@@ -121,6 +121,12 @@ fn instructions(code: u64) -> Option<&'static [(Mnemonic, u32)]> {
     })
 }
 
+/// Whether the module wants to know of RDPMC, which TCG tells the monitor of in any case.
+fn exits_at_rdpmc(vcpu: &Vcpu<'_>) -> bool {
+    const RDPMC_EXITING: u64 = 1 << 11;
+    vcpu.vmcs(Field::PROC_BASED) & RDPMC_EXITING != 0
+}
+
 /// The instructions that access ports.
 const PORT_ACCESSES: &[Mnemonic] = &[
     Mnemonic::In,
@@ -160,6 +166,7 @@ impl Td {
             exit::MSR => msr::access(self, machine, vcpu),
             exit::CR0_WRITE | exit::CR4_WRITE | exit::CR8_WRITE => cr::access(self, machine, vcpu),
             exit::IRET => self.iret(vcpu),
+            exit::RDPMC if !exits_at_rdpmc(vcpu) => self.read_counter(machine, vcpu),
             exit::IO => self.port_access(machine, vcpu),
             exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
             exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
@@ -183,15 +190,29 @@ impl Td {
         }
     }
 
+    /// RDPMC of a TD that has the counters: they stand still, and there are no others.
+    #[inline(never)]
+    fn read_counter(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
+        match self.instruction(machine, vcpu, |i| i.mnemonic() == Mnemonic::Rdpmc) {
+            Ok(instruction) => {
+                self.gprs.set_edx_eax(0);
+                self.vmcb.save.rax = 0;
+                self.skip(instruction.len())
+            }
+            Err(next) => next,
+        }
+    }
+
     /// The vCPU's end, because the monitor knows no exit of VMX's for what happened: a triple fault, which ends that TD
     /// alone. The debug console says what it was.
     #[inline(never)]
-    pub(super) fn unexplained(&self, why: &str) -> Next {
+    pub(super) fn unexplained(&self, check: &str) -> Next {
         let (c, s) = (&self.vmcb, &self.vmcb.save);
+        let lp = lp::current().map_or(0, |lp| lp.number);
         report::line(
             "td_unexplained",
             format_args!(
-                r#""reason":"{why}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cr0":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
+                r#""lp":{lp},"check":"{check}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cr0":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
                 c.exit_code, c.exit_info1, c.exit_info2, s.rip, s.cr0, s.cr3, s.cr4, s.efer
             ),
         );
