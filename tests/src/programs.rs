@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+/// Debian's OVMF as a guest. The package is the one that QEMU's firmware comes from.
+pub const OVMF: &str = "ovmf";
+const OVMF_IMAGE: &str = "/usr/share/ovmf/OVMF.fd";
+
 /// Debian's kernel and a system for it, as `cargo xtask guest linux` leaves them.
 #[derive(Clone, Debug)]
 pub struct Linux {
@@ -59,9 +63,12 @@ impl Programs {
         self.directory.join("probe.efi")
     }
 
-    /// The TDVF image of the guest called `name`.
+    /// The TDVF image of the guest called `name`: one of our own, or [`OVMF`].
     pub fn guest(&self, name: &str) -> PathBuf {
-        self.directory.join(format!("{name}.fd"))
+        match name {
+            OVMF => PathBuf::from(OVMF_IMAGE),
+            own => self.directory.join(format!("{own}.fd")),
+        }
     }
 
     /// Debian's Linux as a guest; whether it is there is seen when it is used.

@@ -64,14 +64,18 @@ impl Bench {
         Ok(self.with_symbols(Machine::new(self.disk(media)?, Some(self.stub()))))
     }
 
-    /// The same with Debian's kernel and a system for it beside the configuration, as `vmlinuz` and `initrd`.
+    /// The same with Debian's kernel and a system for it beside the configuration.
     pub fn machine_with_linux(&self, config: &str) -> Result<Machine> {
+        self.machine_with(&self.linux_media(config)?)
+    }
+
+    /// What is on its disk then: the kernel and the system are `vmlinuz` and `initrd`.
+    pub fn linux_media(&self, config: &str) -> Result<Media> {
         let linux = self.programs.linux();
-        let media = Media::of_program(&self.programs.seamark())?
+        Media::of_program(&self.programs.seamark())?
             .with_config_text(config)
             .with_file("vmlinuz", &linux.kernel())?
-            .with_file("initrd", &linux.initrd())?;
-        Ok(self.with_symbols(Machine::new(self.disk(&media)?, Some(self.stub()))))
+            .with_file("initrd", &linux.initrd())
     }
 
     /// The same, booted over the network.

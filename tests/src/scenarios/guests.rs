@@ -7,9 +7,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use vcpu::ghci::Branch;
 
+use super::smp::Counts;
 use super::stage::{
-    ANSWER, LIFE, NOTHING, Named, Words, machine, nothing_illegal, nothing_is_left, output, show,
-    type_to, used, wait_for_problem, wait_for_state,
+    ANSWER, CHECKS, LIFE, NOTHING, Named, Words, machine, nothing_illegal, nothing_is_left, output,
+    show, type_to, used, wait_for_problem, wait_for_state,
 };
 use super::{Bench, Scenario};
 use crate::console::Console;
@@ -26,8 +27,6 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("large-pages", large_pages),
 ];
 
-/// How long a guest may take for its checks on a busy computer.
-const CHECKS: Duration = Duration::from_secs(180);
 const MILLION: u64 = 1_000_000;
 /// How long shares are measured.
 const MEASURED: Duration = Duration::from_secs(20);
@@ -101,64 +100,6 @@ fn side_by_side(bench: &mut Bench) -> Result<()> {
     wait_for_state(&mut console, "smp", "reclaimed", LIFE)?;
     console.succeed("td destroy hello", LIFE)?;
     nothing_illegal(&mut console)
-}
-
-/// What *smp* reports in a line.
-#[derive(Debug)]
-struct Counts {
-    counts: Vec<u64>,
-    interrupts: Vec<u64>,
-}
-
-impl Counts {
-    /// The last report that *smp* has made by now, or its first.
-    fn by_now(smp: &mut Words, console: &mut Console) -> Result<Self> {
-        smp.read(console)?;
-        // The line is whole when the next thing is said, or its end.
-        while Self::last(&smp.text).is_err() {
-            smp.wait(console, " interrupts ", CHECKS)?;
-            sleep(Duration::from_millis(300));
-            smp.read(console)?;
-        }
-        Self::last(&smp.text)
-    }
-
-    /// Waits until *smp* reports that every vCPU has got on since this report.
-    fn wait_for_more(&self, smp: &mut Words, console: &mut Console) -> Result<()> {
-        let begin = Instant::now();
-        loop {
-            let later = Self::by_now(smp, console)?;
-            if later.counts.iter().zip(&self.counts).all(|(l, f)| l > f) {
-                return Ok(());
-            }
-            ensure!(
-                begin.elapsed() < CHECKS,
-                "the TD beside it does not get on: {self:?}, then {later:?}"
-            );
-            sleep(Duration::from_millis(300));
-        }
-    }
-
-    /// The last whole line of `text` that is a report.
-    fn last(text: &str) -> Result<Self> {
-        let lines = text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'));
-        let numbers = |list: &str| -> Option<Vec<u64>> {
-            list.trim().split(',').map(|n| n.parse().ok()).collect()
-        };
-        lines
-            .rev()
-            .find_map(|line| {
-                let (_, rest) = line.strip_prefix("smp: ")?.split_once(" counts ")?;
-                let (counts, interrupts) = rest.split_once(" interrupts ")?;
-                Some(Self {
-                    counts: numbers(counts)?,
-                    interrupts: numbers(interrupts)?,
-                })
-            })
-            .with_context(|| format!("no report in\n{text}"))
-    }
 }
 
 /// Twelve vCPUs of three TDs on four CPUs: each TD gets what its shares say, and its vCPUs get the same.

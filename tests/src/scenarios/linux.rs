@@ -2,7 +2,7 @@
 
 mod ends;
 mod faults;
-mod shell;
+pub mod shell;
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -32,17 +32,17 @@ pub(super) const TRIES: usize = 5;
 /// What the issue allows from `td start` to the shell.
 const BOOT: Duration = Duration::from_secs(90);
 /// For what is done at a shell, or at the console: far more than it needs, for a busy computer.
-const COMMAND: Duration = Duration::from_secs(120);
+pub const COMMAND: Duration = Duration::from_secs(120);
 
 /// A configuration with these TDs, and the files that they need.
-fn config(tds: &[String]) -> String {
+pub fn config(tds: &[String]) -> String {
     let files = ["vmlinuz", "initrd"]
         .map(|name| format!("[[file]]\nname = \"{name}\"\npath = \"{name}\"\n"));
     files.concat() + &tds.concat()
 }
 
 /// A TD with Linux.
-fn td(name: &str, vcpus: u32, memory: &str, more: &str) -> String {
+pub fn td(name: &str, vcpus: u32, memory: &str, more: &str) -> String {
     format!(
         "[[td]]\nname = \"{name}\"\nkernel = \"vmlinuz\"\ninitrd = \"initrd\"\ncmdline = \"console=ttyS0 {more}\"\n\
          memory = \"{memory}\"\nvcpus = {vcpus}\n"
@@ -50,7 +50,7 @@ fn td(name: &str, vcpus: u32, memory: &str, more: &str) -> String {
 }
 
 /// Starts a TD, and gives the times from then on at which it had said each of these. Where QEMU loses one, another is started.
-fn start(
+pub fn start(
     bench: &mut Bench,
     console: &mut Console,
     name: &str,

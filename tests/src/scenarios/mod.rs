@@ -10,7 +10,9 @@ mod guests;
 mod hypercall;
 mod linux;
 mod monitor;
+mod ovmf;
 mod rom;
+mod smp;
 mod stage;
 mod tds;
 mod violations;
@@ -88,6 +90,7 @@ pub fn all() -> Vec<Scenario> {
         monitor::ALL,
         linux::ALL,
         guests::ALL,
+        ovmf::ALL,
         hypercall::ALL,
         tds::ALL,
         rom::ALL,

@@ -19,6 +19,10 @@ use crate::qemu::Machine;
 pub const LIFE: Duration = Duration::from_secs(180);
 /// How long a report may take.
 pub const ANSWER: Duration = Duration::from_secs(30);
+/// How long a guest may take for its checks on a busy computer.
+pub const CHECKS: Duration = Duration::from_secs(180);
+/// Debian's OVMF, as the name of a guest.
+pub use crate::programs::OVMF;
 /// How often a guest's console is looked at.
 const LOOK: Duration = Duration::from_millis(300);
 

@@ -1,0 +1,102 @@
+//! Debian's OVMF as a TD: firmware that nobody here wrote comes as far as its shell, and whatever it does, the TDs beside it go on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::linux::shell::{PROMPT, Shell};
+use super::linux::{self, COMMAND};
+use super::smp::Counts;
+use super::stage::{
+    LIFE, Named, OVMF, Words, machine, nothing_is_left, show, type_to, used, wait_for_state,
+};
+use super::{Bench, Scenario};
+use crate::console::Console;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("ovmf", beside_smp),
+    Scenario::by_name_only("ovmf-linux", beside_linux).with_linux(),
+];
+
+/// From the start to the shell, whose timer runs slow: the firmware takes it for one of 1 GHz. Far more than it needs, for a
+/// busy computer.
+const BOOT: Duration = Duration::from_secs(300);
+/// What its shell says when it waits.
+const SHELL: &str = "Shell> ";
+/// What is typed there: the word comes back at once where it is an answer. What is typed is shown letter by letter.
+const TYPED: &str = "echo seamark-hears-ovmf\r";
+const ANSWERED: &str = "seamark-hears-ovmf";
+
+/// Beside *smp*, with another that can't pass RBP: it calls itself until its stack has run over its page tables.
+fn beside_smp(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        Named::new("smp", "64M", 2),
+        Named::new(OVMF, "256M", 1),
+        Named::new(OVMF, "256M", 1)
+            .called("mute")
+            .with("no_rbp_mod = true"),
+    ];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed("td start smp", LIFE)?;
+    let mut smp = Words::of("smp");
+    let first = Counts::by_now(&mut smp, &mut console)?;
+    console.succeed("td start mute", LIFE)?;
+    reaches_its_shell(bench, &mut console)?;
+    // Where it gets to is for nobody to say.
+    let mute = show(&mut console, "mute")?;
+    let problem = mute["problem"].as_str().unwrap_or("no problem");
+    bench.note(format!("without RBP: {}, {problem}", mute["state"]));
+    first.wait_for_more(&mut smp, &mut console)?;
+    is_taken_down(&mut console)?;
+    nothing_is_left(&mut console, &["smp", "mute"], before)
+}
+
+/// Beside Linux, which answers before and after.
+fn beside_linux(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        linux::td("linux", 2, "256M", ""),
+        format!("[[td]]\nname = \"{OVMF}\"\nimage = \"{OVMF}\"\nmemory = \"256M\"\n"),
+    ];
+    let file = format!("[[file]]\nname = \"{OVMF}\"\npath = \"{OVMF}.fd\"\n");
+    let media = bench
+        .linux_media(&(file + &linux::config(&tds)))?
+        .with_file(&format!("{OVMF}.fd"), &bench.programs().guest(OVMF))?;
+    let machine = bench.machine_with(&media)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    linux::start(bench, &mut console, "linux", &[PROMPT])?;
+    reaches_its_shell(bench, &mut console)?;
+    let mut shell = Shell::reopen(&mut console, "linux")?;
+    let said = shell.run("echo $((6 * 7))", COMMAND)?;
+    ensure!(said.trim() == "42", "{said}");
+    shell.leave()?;
+    is_taken_down(&mut console)?;
+    nothing_is_left(&mut console, &["linux"], before)
+}
+
+/// Starts it, and waits until its shell answers to what is typed.
+fn reaches_its_shell(bench: &mut Bench, console: &mut Console) -> Result<()> {
+    let begin = Instant::now();
+    console.succeed(&format!("td start {OVMF}"), LIFE)?;
+    let mut words = Words::of(OVMF);
+    words.wait(console, SHELL, BOOT)?;
+    let seconds = begin.elapsed().as_secs_f32();
+    type_to(console, OVMF, TYPED)?;
+    words.wait(console, ANSWERED, BOOT)?;
+    let entries = show(console, OVMF)?["cpus"][0]["entries"].clone();
+    bench.note(format!("{seconds:.0} s to OVMF's shell, {entries} entries"));
+    Ok(())
+}
+
+/// It has done nothing to be ended for.
+fn is_taken_down(console: &mut Console) -> Result<()> {
+    let report = show(console, OVMF)?;
+    ensure!(
+        report["state"] == "runnable" && report["problem"].is_null(),
+        "{report}"
+    );
+    console.succeed(&format!("td terminate {OVMF}"), LIFE)?;
+    wait_for_state(console, OVMF, "reclaimed", LIFE)
+}

@@ -1,0 +1,69 @@
+//! How far the guest *smp* is, which says whether a TD goes on beside what others do.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::stage::{CHECKS, Words};
+use crate::console::Console;
+
+/// What *smp* reports in a line.
+#[derive(Debug)]
+pub struct Counts {
+    /// How far each vCPU has counted.
+    pub counts: Vec<u64>,
+    /// Interrupts that each has had.
+    pub interrupts: Vec<u64>,
+}
+
+impl Counts {
+    /// The last report that *smp* has made by now, or its first.
+    pub fn by_now(smp: &mut Words, console: &mut Console) -> Result<Self> {
+        smp.read(console)?;
+        // The line is whole when the next thing is said, or its end.
+        while Self::last(&smp.text).is_err() {
+            smp.wait(console, " interrupts ", CHECKS)?;
+            sleep(Duration::from_millis(300));
+            smp.read(console)?;
+        }
+        Self::last(&smp.text)
+    }
+
+    /// Waits until *smp* reports that every vCPU has got on since this report.
+    pub fn wait_for_more(&self, smp: &mut Words, console: &mut Console) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let later = Self::by_now(smp, console)?;
+            if later.counts.iter().zip(&self.counts).all(|(l, f)| l > f) {
+                return Ok(());
+            }
+            ensure!(
+                begin.elapsed() < CHECKS,
+                "the TD beside it does not get on: {self:?}, then {later:?}"
+            );
+            sleep(Duration::from_millis(300));
+        }
+    }
+
+    /// The last whole line of `text` that is a report.
+    fn last(text: &str) -> Result<Self> {
+        let lines = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let numbers = |list: &str| -> Option<Vec<u64>> {
+            list.trim().split(',').map(|n| n.parse().ok()).collect()
+        };
+        lines
+            .rev()
+            .find_map(|line| {
+                let (_, rest) = line.strip_prefix("smp: ")?.split_once(" counts ")?;
+                let (counts, interrupts) = rest.split_once(" interrupts ")?;
+                Some(Self {
+                    counts: numbers(counts)?,
+                    interrupts: numbers(interrupts)?,
+                })
+            })
+            .with_context(|| format!("no report in\n{text}"))
+    }
+}
