@@ -312,9 +312,10 @@ fn hlt() -> Check {
         let before = vcpu::current().interrupts(TIMER);
         let deadline = cpu::tsc() + 5 * cpu::ticks_per_ms();
         apic::timer(TIMER, deadline).map_err(refused)?;
-        vcpu::sleep_until(|| vcpu::current().interrupts(TIMER) != before).map_err(refused)?;
-        ensure!(cpu::tsc() >= deadline, "woken early");
+        let slept = vcpu::sleep_until(|| vcpu::current().interrupts(TIMER) != before);
         cpu::disable_interrupts();
+        slept.map_err(refused)?;
+        ensure!(cpu::tsc() >= deadline, "woken early");
     }
     must_refuse(Request::Hlt, [2, 0, 0, 0], ghci::INVALID_OPERAND)
 }
