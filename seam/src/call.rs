@@ -24,10 +24,18 @@ pub trait SeamCall {
     /// # Errors
     /// A [`Fault`] when no module answered; `regs` is then unchanged.
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault>;
+
+    /// Learns that a call of this CPU failed as calls do once a module that worked has shut down: with SYS_SHUTDOWN, or in
+    /// the instruction. It comes after each such call; one that fails so while the module is being brought up is none.
+    fn note_shutdown(&self) {}
 }
 
 impl<C: SeamCall + ?Sized> SeamCall for &C {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
         (**self).seamcall(regs)
+    }
+
+    fn note_shutdown(&self) {
+        (**self).note_shutdown();
     }
 }

@@ -34,6 +34,8 @@ pub enum Error {
     NoFrames(PageSize),
     /// The hypervisor's heap is used up.
     NoHeap,
+    /// The module has shut down, and does nothing any more.
+    ShutDown,
     /// The module did not do it.
     Seam(seam::error::Error),
     /// A CPU did not leave the guest in time.
@@ -71,6 +73,7 @@ impl fmt::Display for Error {
                 write!(f, "no frame of {} KiB is free", size.bytes() >> 10)
             }
             Self::NoHeap => f.write_str("the hypervisor's heap is used up"),
+            Self::ShutDown => f.write_str("the TDX module has shut down"),
             Self::Seam(error) => error.fmt(f),
             Self::NoAnswer(error) => error.fmt(f),
         }

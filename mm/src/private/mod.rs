@@ -26,6 +26,7 @@ mod sept;
 mod stock;
 mod track;
 mod unblock;
+mod write_off;
 
 use core::fmt;
 use core::ops::ControlFlow;
@@ -55,6 +56,7 @@ pub use remove::{Outcome, Taken};
 pub use root::Mode;
 pub use stock::Holding;
 pub use track::{Kick, NoAnswer, NoneRuns};
+pub use write_off::WrittenOff;
 
 /// What a CPU works with: the module as it calls it, and the host's frames.
 #[derive(Debug)]

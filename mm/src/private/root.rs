@@ -12,6 +12,7 @@ use core::ops::ControlFlow;
 use seam::call::SeamCall;
 use seam::error::Rejected;
 use seam::hkid::Hkid;
+use seam::page::{Donated, Page};
 use seam::retry::Wait;
 use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr};
 
@@ -215,6 +216,19 @@ impl RootLock {
                 *root = other;
                 result
             }
+        })
+    }
+
+    /// Takes the root page, whatever phase it is in, and the number of the key that the TD has.
+    pub fn write_off(&self) -> Result<(Page<Donated>, Option<u16>), Error> {
+        self.change(briefly, |root| {
+            let (page, hkid) = match core::mem::replace(root, Root::Gone) {
+                Root::Keyed(live) | Root::Closed(live) => live.tdr.write_off(),
+                Root::Releasing(tdr) => tdr.write_off(),
+                Root::Keyless(tdr) => return Ok((tdr.into_page(), None)),
+                Root::Gone => return Err(Error::Terminated),
+            };
+            Ok((page, Some(hkid)))
         })
     }
 

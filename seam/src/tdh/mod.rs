@@ -150,13 +150,28 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
         match result {
             Ok(()) => {
                 let status = Status(regs.rax);
-                self.counters.count(leaf, Outcome::of(leaf, status));
+                if status.is_error() {
+                    self.count_error(leaf, status);
+                } else {
+                    self.counters.count(leaf, Outcome::Done);
+                }
                 Ok(status)
             }
             Err(fault) => {
                 self.counters.count_fault();
+                if matches!(fault, Fault::NotLoaded | Fault::NotEnabled) {
+                    self.call.note_shutdown();
+                }
                 Err(Error::fault(leaf, fault))
             }
+        }
+    }
+
+    #[cold]
+    fn count_error(&self, leaf: Leaf, status: Status) {
+        self.counters.count(leaf, Outcome::of(leaf, status));
+        if status.code() == Status::SYS_SHUTDOWN {
+            self.call.note_shutdown();
         }
     }
 }

@@ -70,12 +70,22 @@ impl Tdr<Keyed> {
     pub const fn hkid(&self) -> u16 {
         self.phase.hkid.number()
     }
+
+    /// Its page and the number of its key, both to be put away for good: the module has shut down, and gives neither back.
+    pub fn write_off(self) -> (Page<Donated>, u16) {
+        (self.page, self.phase.hkid.surrender())
+    }
 }
 
 impl Tdr<Releasing> {
     /// The number of the TD's key, which is still its own.
     pub const fn hkid(&self) -> u16 {
         self.phase.hkid.number()
+    }
+
+    /// Its page and the number of its key, as [`Tdr::<Keyed>::write_off`].
+    pub fn write_off(self) -> (Page<Donated>, u16) {
+        (self.page, self.phase.hkid.surrender())
     }
 }
 

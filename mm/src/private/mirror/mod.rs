@@ -16,6 +16,7 @@ use super::error::Error;
 use crate::sync::Mutex;
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
+use seam::page::{Donated, Page};
 
 pub use leaf::{Epoch, Leaf, Was};
 pub(super) use parts::Parts;
@@ -60,6 +61,42 @@ impl Mirror {
             }
         }
         Ok(all.into_boxed_slice())
+    }
+
+    /// Takes every page out, of a TD that nobody works on any more.
+    pub fn drain(&self, mut put: impl FnMut(Page<Donated>)) {
+        for gib in &self.gibs {
+            let mut directory = match core::mem::replace(&mut *gib.lock(), Entry::Free) {
+                Entry::Leaf(leaf) => {
+                    put(leaf.into_page());
+                    continue;
+                }
+                Entry::Table(directory)
+                | Entry::BlockedTable {
+                    table: directory, ..
+                } => directory,
+                Entry::Free => continue,
+                Entry::Claimed => {
+                    debug_assert!(false, "who claims has the root page");
+                    continue;
+                }
+            };
+            directory.sept.take().into_iter().for_each(&mut put);
+            for entry in directory.drain() {
+                match entry {
+                    Entry::Leaf(leaf) => put(leaf.into_page()),
+                    Entry::Table(mut table) | Entry::BlockedTable { mut table, .. } => {
+                        table.sept.take().into_iter().for_each(&mut put);
+                        table.drain().for_each(|leaf| put(leaf.into_page()));
+                    }
+                    Entry::Free | Entry::Claimed => {}
+                }
+            }
+        }
+        let uppers = 0..self.uppers.count();
+        uppers
+            .filter_map(|number| self.uppers.take(number))
+            .for_each(put);
     }
 
     /// Looks at a GiB, by number.

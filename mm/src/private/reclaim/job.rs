@@ -14,9 +14,11 @@ use super::clearing::{Clearing, Left};
 use super::home::Homeward;
 use super::report::{Clock, Reclaimed, Refusal};
 use super::{Control, Shared};
+use crate::private::error::Error;
 use crate::private::mirror::{Boxed, Directory, ENTRIES, Entry, Gib, Leaf, PageTable};
 use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
+use crate::sync::atomic::Ordering::SeqCst;
 
 /// SEAMCALLs in one step.
 pub const MAX_CALLS: usize = 8;
@@ -153,6 +155,9 @@ impl Job {
             match self.find(shared, map, tdr) {
                 None => return true,
                 Some(Found::Dirty(page)) => self.came.push(page),
+                Some(Found::Donated(place, page)) if shared.is_written_off.load(SeqCst) => {
+                    self.put_away(shared, place, page, Error::ShutDown, cpu.pool);
+                }
                 Some(Found::Donated(place, page)) => {
                     let size = page.size();
                     match self.reclaim(cpu, tdr, page) {
@@ -192,21 +197,36 @@ impl Job {
         pool: &P,
     ) {
         let (error, page) = rejected.into_parts();
-        let refusal = Refusal {
-            hpa: page.hpa(),
-            size: page.size(),
-            why: error.into(),
-        };
         if may_come_later(error) {
             self.left += 1;
             self.is_patient = false;
-            shared.refusals.lock().leave(refusal);
+            shared.refusals.lock().leave(Refusal {
+                hpa: page.hpa(),
+                size: page.size(),
+                why: error.into(),
+            });
             self.put_back(shared, map, place, page);
         } else {
-            count(&mut self.took, place, refusal.size);
-            shared.refusals.lock().quarantine(refusal);
-            pool.quarantine(page);
+            self.put_away(shared, place, page, error.into(), pool);
         }
+    }
+
+    /// Puts a page into quarantine that never comes back.
+    fn put_away<P: Pool>(
+        &mut self,
+        shared: &Shared,
+        place: Place,
+        page: Page<Donated>,
+        why: Error,
+        pool: &P,
+    ) {
+        let (hpa, size) = (page.hpa(), page.size());
+        count(&mut self.took, place, size);
+        shared
+            .refusals
+            .lock()
+            .quarantine(Refusal { hpa, size, why });
+        pool.quarantine(page);
     }
 
     /// Clears as much of what came as a step may, and sends it home.

@@ -31,6 +31,7 @@ use super::mirror::{ENTRIES, filled};
 use super::pool::Pool;
 use super::root::Mode;
 use super::{Cpu, PrivateMap};
+use crate::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use crate::sync::{Mutex, MutexGuard};
 use handout::{Handout, Stage, Turn};
 use job::{Job, MAX_CALLS, Work};
@@ -90,6 +91,8 @@ struct Shared {
     rest: Rest,
     control: Box<[Mutex<Option<Page<Donated>>>]>,
     refusals: Mutex<Refusals>,
+    /// The module has shut down: it is asked for nothing, and what it has goes to quarantine.
+    is_written_off: AtomicBool,
 }
 
 /// A place for a CPU to work at. The unit stays here when the CPU goes.
@@ -199,6 +202,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
             rest,
             control: filled(control as u64, || Mutex::new(None))?,
             refusals: Mutex::new(Refusals::new()),
+            is_written_off: AtomicBool::new(false),
         };
         Ok((shared, seats))
     }
@@ -303,6 +307,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
             global_hkid: self.global_hkid,
             keyid: self.map.borrow().keyid,
             refusals: &self.shared.refusals,
+            is_written_off: self.shared.is_written_off.load(SeqCst),
         };
         let is_gone = self
             .root
@@ -345,6 +350,25 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
     /// Has what is left asked for again, when the work is [`Step::Stuck`]. Whether it was.
     pub fn retry(&self) -> bool {
         self.handout.retry()
+    }
+
+    /// Control pages that have not come back, the TDR among them.
+    pub fn control_left(&self) -> u64 {
+        let all = self.shared.control.iter();
+        let pages = all.filter(|page| page.lock().is_some()).count() as u64;
+        pages + u64::from(!matches!(*self.root.lock(), Root::Gone))
+    }
+
+    /// Whether it stopped, with pages left that the module may give later.
+    pub fn is_stuck(&self) -> bool {
+        self.handout.phase() == Turn::Stuck
+    }
+
+    /// Gives up what the module still has, which has shut down: the work goes on, with no SEAMCALL, until every page is in
+    /// quarantine.
+    pub fn write_off(&self) {
+        self.shared.is_written_off.store(true, SeqCst);
+        self.retry();
     }
 
     /// How far it is.

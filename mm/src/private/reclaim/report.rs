@@ -193,7 +193,6 @@ impl Refusals {
         if self.listed.len() < MAX_LISTED && self.listed.try_reserve(1).is_ok() {
             self.listed.push(refusal);
         }
-        log::error!("a page of a dead TD is out of use: {refusal}");
     }
 
     /// Notes a page that may come later.

@@ -4,7 +4,7 @@ use seam::abi::PageSize;
 use seam::address::KeyIdPosition;
 use seam::call::SeamCall;
 use seam::error::Rejected;
-use seam::page::{Cached, Page};
+use seam::page::{Cached, Page, State};
 use seam::retry::Wait;
 use seam::tdh::{Keyless, Tdr};
 
@@ -34,6 +34,8 @@ pub struct Way<'a> {
     pub global_hkid: u16,
     pub keyid: KeyIdPosition,
     pub refusals: &'a Mutex<Refusals>,
+    /// The module has shut down.
+    pub is_written_off: bool,
 }
 
 impl Root {
@@ -56,15 +58,17 @@ impl Root {
                         return false;
                     }
                 },
+                Self::Asked(tdr) if way.is_written_off => {
+                    put_away(cpu, way, tdr.into_page(), Error::ShutDown);
+                    return true;
+                }
+                Self::Cached(page) if way.is_written_off => {
+                    put_away(cpu, way, page, Error::ShutDown);
+                    return true;
+                }
                 // The module would only say that it has children.
                 Self::Asked(tdr) if way.refusals.lock().quarantined() > 0 => {
-                    let page = tdr.into_page();
-                    way.refusals.lock().quarantine(Refusal {
-                        hpa: page.hpa(),
-                        size: PageSize::Size4K,
-                        why: Error::NotEmpty,
-                    });
-                    cpu.pool.quarantine(page);
+                    put_away(cpu, way, tdr.into_page(), Error::NotEmpty);
                     return true;
                 }
                 Self::Asked(tdr) => match cpu.tdh.phymem_page_reclaim_tdr(tdr, way.global_hkid) {
@@ -100,4 +104,19 @@ impl Root {
             };
         }
     }
+}
+
+/// Puts the TDR into quarantine.
+fn put_away<C, W, P: Pool, S: State>(
+    cpu: Cpu<'_, C, W, P>,
+    way: Way<'_>,
+    page: Page<S>,
+    why: Error,
+) {
+    way.refusals.lock().quarantine(Refusal {
+        hpa: page.hpa(),
+        size: PageSize::Size4K,
+        why,
+    });
+    cpu.pool.quarantine(page);
 }
