@@ -21,10 +21,13 @@
 pub mod acpi;
 pub mod aml;
 pub mod events;
-pub mod kernel;
 pub mod parameters;
 pub mod places;
 pub mod sha384;
+
+#[cfg(test)]
+#[path = "../base/tests/kit/head.rs"]
+mod head;
 
 #[cfg(feature = "bare")]
 pub mod console;

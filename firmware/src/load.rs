@@ -13,11 +13,11 @@ use td_base::{long_mode, tdcall};
 
 use crate::console::{Part, fatal, say};
 use crate::events::Log;
-use crate::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
 use crate::parameters::{self, Kind as Use, Told};
 use crate::places::{self, COMMAND_LINE, PARAMETERS, Ranges};
 use crate::team::MAILBOX;
 use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, acpi, sha384, start, team};
+use td_base::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
 
 /// The registers for what is booted.
 const KERNEL_REGISTER: u8 = 1;

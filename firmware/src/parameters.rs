@@ -6,8 +6,8 @@ use core::ops::Range;
 
 use arrayvec::ArrayVec;
 
-use crate::kernel::{HEAD_BYTES, HEADER, Kernel};
 use crate::places::{COMMAND_LINE, LEGACY, Places, Ranges, put_in_order};
+use td_base::kernel::{HEAD_BYTES, HEADER, Kernel};
 
 /// Bytes of the boot parameters.
 pub const BYTES: usize = 0x1000;
@@ -112,7 +112,7 @@ pub fn write(page: &mut [u8; BYTES], told: &Told<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::head;
+    use crate::head::head;
     use crate::places;
 
     const TOP: u64 = 256 << 20;

@@ -16,7 +16,7 @@ use seam::abi::{PAGE_2M, PAGE_4K};
 use td_base::layout::PROGRAM;
 use td_base::payload::WINDOW;
 
-use crate::kernel::Kernel;
+use td_base::kernel::{Kernel, WAITING_STACK_BYTES};
 
 /// Ranges of memory, at most.
 pub const MAX_RANGES: usize = 32;
@@ -31,8 +31,6 @@ pub const COMMAND_LINE: u64 = PARAMETERS + PAGE_4K;
 pub const STACKS: u64 = PAGE_2M;
 /// Bytes of each.
 pub const STACK_BYTES: u64 = 0x2000;
-/// Bytes of the stack of a vCPU that waits.
-pub const WAITING_STACK_BYTES: u64 = 0x100;
 /// Between these, a PC has its screen and firmware: nothing is put there.
 pub const LEGACY: Range<u64> = 0xA_0000..0x10_0000;
 
@@ -151,7 +149,8 @@ pub fn block(ranges: &Ranges, mut number: u64) -> Option<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::tests::head;
+    use crate::head::head;
+    use td_base::kernel::memory_needed;
 
     fn kernel() -> Kernel {
         Kernel::read(&head(), 11_655_104).unwrap()
@@ -192,6 +191,23 @@ mod tests {
         assert!(find(&just, &kernel(), 0x1000, 4).is_ok());
         assert_eq!(find(&just, &kernel(), 80 << 20, 4), Err(TOO_LITTLE));
         assert_eq!(find(&just, &kernel(), u64::MAX, 4), Err(TOO_LITTLE));
+    }
+
+    #[test]
+    fn what_the_host_is_told_is_needed_is_enough_and_no_page_more() {
+        let kernel = kernel();
+        for (initrd, vcpus) in [(0, 1), (1, 1), (0x1000, 16), (0x12_3456, 17), (80 << 20, 4)] {
+            let needed = memory_needed(&kernel, initrd, vcpus).unwrap();
+            let found = |end| find(&low(end), &kernel, initrd, vcpus);
+            assert!(found(needed).is_ok(), "{initrd:#x} {vcpus}");
+            assert_eq!(found(needed - PAGE_4K), Err(TOO_LITTLE));
+        }
+        // It would reach beyond what the kernel takes.
+        let most = (2 << 30) - (kernel.address + kernel.bytes);
+        for (initrd, fits) in [(most, true), (most + 1, false)] {
+            assert_eq!(memory_needed(&kernel, initrd, 1).is_some(), fits);
+            assert_eq!(find(&low(3 << 30), &kernel, initrd, 1).is_ok(), fits);
+        }
     }
 
     #[test]

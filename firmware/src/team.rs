@@ -8,8 +8,9 @@ use core::cell::UnsafeCell;
 use td_base::{accept, vmcall};
 
 use crate::console;
-use crate::places::{self, Ranges, WAITING_STACK_BYTES};
+use crate::places::{self, Ranges};
 use crate::start::{self, TIMER_VECTOR};
+use td_base::kernel::WAITING_STACK_BYTES;
 
 /// Where the stacks are that vCPUs have while they accept memory; 0 until there are some.
 pub static STACKS: AtomicU64 = AtomicU64::new(0);

@@ -9,6 +9,7 @@ use core::ops::RangeInclusive;
 use serde::{Deserialize, Deserializer, de::Error};
 use toml::de::DeTable;
 
+mod files;
 mod td;
 
 pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};

@@ -7,8 +7,13 @@
 
 pub mod accept;
 pub mod hob;
+pub mod kernel;
 pub mod layout;
 pub mod long_mode;
 pub mod payload;
 pub mod tdcall;
 pub mod vmcall;
+
+#[cfg(test)]
+#[path = "../tests/kit/head.rs"]
+mod head;

@@ -8,7 +8,7 @@ pub use disk::read as read_from_disk;
 use std::fs;
 use std::path::{Component, Path};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use boot::config;
 
 /// Where UEFI looks for a program on a disk without a boot entry.
@@ -71,7 +71,8 @@ impl Media {
             .map_err(Error::msg)
             .with_context(|| format!("in {}", file.display()))?;
         let home = file.parent().unwrap_or(Path::new("."));
-        for named in config.file {
+        let mut lengths = Vec::new();
+        for named in &config.file {
             ensure!(
                 is_inner(&named.path),
                 "{} names {}, which is not below its own directory",
@@ -79,7 +80,15 @@ impl Media {
                 named.path
             );
             let bytes = read(&home.join(&named.path))?;
-            self.files.push((named.path, bytes));
+            lengths.push((&*named.name, bytes.len() as u64));
+            self.files.push((named.path.clone(), bytes));
+        }
+        let length = |name: &str| {
+            let found = lengths.iter().find(|(known, _)| *known == name);
+            found.map(|(_, length)| *length)
+        };
+        if let Some(empty) = config.empty_file(length) {
+            bail!("{}: {empty}", file.display());
         }
         self.files.push((config::FILE_NAME.to_owned(), text));
         Ok(self)
@@ -167,6 +176,24 @@ mod tests {
         let error = media.with_config(&home.path().join("seamark.toml"));
         let error = format!("{:#}", error.unwrap_err());
         assert!(error.contains("seamark.toml:1"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_file_of_a_td_is_refused_with_its_name() {
+        let config = "[[file]]\nname = \"k\"\npath = \"vmlinuz\"\n[[td]]\nname = \"linux\"\nmemory = \"64M\"\n\
+                      kernel = \"k\"\n";
+        let home = directory_with(&[
+            ("seamark.toml", config),
+            ("vmlinuz", ""),
+            ("seamark.efi", "MZ"),
+        ]);
+        let media = Media::of_program(&home.path().join("seamark.efi")).unwrap();
+        let error = media.with_config(&home.path().join("seamark.toml"));
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(
+            error.ends_with("TD linux: its kernel \"k\" is an empty file"),
+            "{error}"
+        );
     }
 
     #[test]

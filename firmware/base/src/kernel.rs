@@ -2,12 +2,17 @@
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst.
 
+use seam::abi::PAGE_4K;
+
 /// Where the header is in the file, and in the boot parameters.
 pub const HEADER: usize = 0x1F1;
 /// Bytes at the file's start that hold all of it.
 pub const HEAD_BYTES: usize = 0x400;
 /// The 64-bit entry point, from the start of the loaded kernel.
 pub const ENTRY_64: u64 = 0x200;
+
+/// Bytes of the stack of a vCPU that waits.
+pub const WAITING_STACK_BYTES: u64 = 0x100;
 
 const SECTOR: u64 = 512;
 /// Protocol 2.12, the first with `xloadflags`.
@@ -71,25 +76,25 @@ impl Kernel {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
+/// Memory from address 0 on in which a kernel, its initial file system and `vcpus` vCPUs find their places; a multiple of
+/// 4 KiB. `None` when no memory is enough: the initial file system reaches beyond what the kernel takes.
+///
+/// The firmware puts them so: the kernel where it wants to be, and behind it the initial file system, then the stacks of
+/// vCPUs that wait.
+#[must_use]
+pub fn memory_needed(kernel: &Kernel, initrd_bytes: u64, vcpus: u32) -> Option<u64> {
+    let pages = |bytes: u64| bytes.checked_next_multiple_of(PAGE_4K);
+    let loaded = pages(kernel.address.checked_add(kernel.bytes)?)?;
+    let initrd_end = loaded.checked_add(pages(initrd_bytes)?)?;
+    let waiting = pages(u64::from(vcpus) * WAITING_STACK_BYTES)?;
+    let fits = initrd_end <= kernel.initrd_limit.saturating_add(1);
+    initrd_end.checked_add(waiting).filter(|_| fits)
+}
 
-    /// The head of Debian's 6.12 kernel, as far as it is looked at.
-    pub fn head() -> [u8; HEAD_BYTES] {
-        let mut head = [0; HEAD_BYTES];
-        let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
-        put(HEADER, &[0x27]);
-        put(0x201, &[0x6A]);
-        put(0x202, b"HdrS");
-        put(0x206, &[0x0F, 0x02]);
-        put(0x22C, &0x7FFF_FFFFu32.to_le_bytes());
-        put(0x236, &[0x7F]);
-        put(0x238, &0x7FFu32.to_le_bytes());
-        put(0x258, &0x100_0000u64.to_le_bytes());
-        put(0x260, &0x37D_C000u32.to_le_bytes());
-        head
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::head::head;
 
     #[test]
     fn debians_kernel_is_understood() {
