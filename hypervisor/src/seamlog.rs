@@ -8,7 +8,7 @@ use seam::{
     hardware::Hardware,
 };
 
-use crate::{cpu, platform::Stopwatch, time};
+use crate::{cpu, platform::Stopwatch, tdx::shutdown::Shutdown, time};
 
 /// SEAMCALLs that are remembered for each CPU.
 pub const REMEMBERED: usize = 8;
@@ -92,6 +92,9 @@ impl SeamLog {
 /// What measures them.
 pub static STOPWATCH: Stopwatch = Stopwatch::new();
 
+/// Whether the module has shut down.
+pub static SHUTDOWN: Shutdown = Shutdown::new();
+
 /// The one way by which the host makes SEAMCALLs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded;
@@ -105,6 +108,10 @@ impl SeamCall for Recorded {
             slot.status.store(status, Relaxed);
         }
         outcome
+    }
+
+    fn note_shutdown(&self) {
+        SHUTDOWN.note();
     }
 }
 

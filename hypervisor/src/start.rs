@@ -84,7 +84,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     let before = time::us();
     let tdx = tdx::start(&firmware.memory_nodes);
     let tdx_us = time::us() - before;
-    log::info!("TDX is {}; {tdx_us} us for its bring-up", tdx.state);
+    log::info!("{}; {tdx_us} us for its bring-up", tdx.state.in_words());
     for reason in &tdx.reasons {
         log::warn!("TDX: {reason}");
     }

@@ -139,11 +139,36 @@ impl<T: Display> Display for Maybe<T> {
     }
 }
 
+/// A sentence of which a table has room for the beginning: whole words, and dots for the rest.
+pub struct Short<'a>(pub &'a str);
+
+/// Characters of a [`Short`] sentence.
+const SHORT: usize = 64;
+
+impl Short<'_> {
+    /// Whether there is more of it than is shown.
+    pub fn is_cut(&self) -> bool {
+        self.0.chars().count() > SHORT
+    }
+}
+
+impl Display for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.is_cut() {
+            return f.pad(self.0);
+        }
+        let end = self.0.char_indices().nth(SHORT - 4);
+        let start = &self.0[..end.map_or(0, |(at, _)| at)];
+        let words = start.rsplit_once(' ').map_or(start, |(words, _)| words);
+        f.pad(&format!("{} ...", words.trim_end_matches([';', ':', ','])))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use alloc::string::ToString;
 
-    use super::{Bytes, Count, Facts, Maybe, Micros, Table};
+    use super::{Bytes, Count, Facts, Maybe, Micros, Short, Table};
 
     #[test]
     fn numbers_are_flush_right_and_words_flush_left() {
@@ -154,6 +179,19 @@ mod tests {
             table.to_string(),
             "CPU  STATE   NODE\n  0  online     1\n 10  idle       -\n"
         );
+    }
+
+    #[test]
+    fn a_long_sentence_ends_with_a_word_and_dots() {
+        let long =
+            "TDH.MNG.CREATE: OPERAND_BUSY (0x80000200000000ba), KOT, 128 tries. Others are at it.";
+        let short = Short(long).to_string();
+        assert_eq!(
+            short,
+            "TDH.MNG.CREATE: OPERAND_BUSY (0x80000200000000ba), KOT, 128 ..."
+        );
+        assert_eq!(Short("it is busy").to_string(), "it is busy");
+        assert!(Short(&"x".repeat(400)).to_string().len() <= 64);
     }
 
     #[test]

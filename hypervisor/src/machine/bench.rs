@@ -49,6 +49,16 @@ const TAKEN: Range<u64> = TAKEN_FROM..TAKEN_FROM + 16 * PAGE_4K;
 /// # Errors
 /// One sentence: why nothing could be measured.
 pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
+    let shutdown = tds.host().platform.shutdown();
+    let measured = match shutdown.problem() {
+        Some(down) => Err(down),
+        None => measure(tds),
+    };
+    // What was measured until then is of no use.
+    shutdown.problem().map_or(measured, Err)
+}
+
+fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     let host = tds.host();
     let free = host.platform.pool().free_bytes();
     if free.saturating_sub(tds.promised()) < 2 * MEMORY {

@@ -27,13 +27,14 @@ use crate::{
     platform::Platform,
     td::{
         Td, debug,
-        end::{Ended, Way},
-        error::Error,
+        end::{self, Ended, Way},
+        error::{Error, after_guest},
         host::Time,
         life::State,
         meter::Summary,
         registry::Tds,
     },
+    tdx::shutdown::SHUT_DOWN,
 };
 
 /// What who runs vCPUs knows of a TD.
@@ -117,6 +118,16 @@ impl<P: Platform> Desk<'_, '_, P> {
         let config = self.tds.config(id)?;
         let td = self.tds.get(id);
         let problem = self.tds.notes(id).and_then(|notes| notes.problem);
+        let problem = problem.or_else(|| self.vitals.end(id));
+        let problem = match self.tds.host().platform.shutdown().problem() {
+            // What else there is of it came before, but for the pages that are out of use.
+            Some(down) if self.tds.get(id).is_none() => {
+                let lost = problem.filter(|_| self.tds.state(id) == State::Reclaimed);
+                Some(lost.map_or(down.clone(), |lost| format!("{down}; {lost}")))
+            }
+            Some(down) => Some(down),
+            None => problem,
+        };
         Some(TdLine {
             id,
             name: config.name.clone(),
@@ -125,7 +136,7 @@ impl<P: Platform> Desk<'_, '_, P> {
             vcpus: config.vcpus,
             private_bytes: td.as_ref().map_or(0, |td| td.holding().bytes()),
             memory_bytes: td.map_or(config.memory, |td| td.layout().bytes()),
-            problem: problem.or_else(|| self.vitals.end(id)),
+            problem,
         })
     }
 
@@ -207,30 +218,43 @@ impl<P: Platform> Desk<'_, '_, P> {
     /// Why nothing can be seen of it.
     fn unseen(&self, id: u32, refused: debug::Refused) -> String {
         match refused {
+            _ if self.tds.is_down() => SHUT_DOWN.into(),
             debug::Refused::State(state) => self.sentence(id, Wish::Look, &Error::State(state)),
             other => format!("TD {}: {other}", self.name(id)),
         }
     }
 
     fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
+        if let Some(down) = self.tds.host().platform.shutdown().problem() {
+            // It is about no TD, and nothing else can be done.
+            return down;
+        }
         let name = self.name(id);
         match error {
             Error::State(state) => {
-                let advice = advice(wish, *state, &name);
+                let td = self.tds.get(id);
+                let is_stuck = td.is_some_and(|td| end::stuck(&td).is_some());
+                let advice = advice(wish, *state, is_stuck, &name);
                 format!("TD {name} is {}{advice}", state.in_words())
             }
+            Error::GuestEnded(_) => format!("TD {name}: {error}; {}", after_guest(&name)),
             error => format!("TD {name}: {error}"),
         }
     }
 }
 
 /// What to do about a state in which a wish can't be had.
-fn advice(wish: Wish, state: State, name: &str) -> String {
+fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
     match (wish, state) {
-        (_, State::Building) => "; wait until it is built, or end it".into(),
-        (_, State::Terminating) => format!(
-            "; if it stays so, \"td show {name}\" says why, and \"td retry {name}\" goes on with its end"
-        ),
+        (_, State::Building) => {
+            format!("; wait until it is built, or \"td destroy {name}\" ends it")
+        }
+        (_, State::Terminating | State::Teardown) if is_stuck => {
+            format!(", and its end got stuck; \"td retry {name}\" goes on with it")
+        }
+        (_, State::Terminating) => {
+            format!("; wait until its HKID is back, or \"td show {name}\" says why it is not")
+        }
         (Wish::Retry, State::Created | State::Reclaimed) => ", and nothing of it is stuck".into(),
         (Wish::Retry, State::Runnable | State::Paused) => {
             format!(", and is not ending; \"td destroy {name}\" ends it")
@@ -256,7 +280,7 @@ fn advice(wish: Wish, state: State, name: &str) -> String {
 }
 
 /// The file that a TD starts from, for people.
-fn started_from(config: &config::Td) -> String {
+pub(super) fn started_from(config: &config::Td) -> String {
     match (&config.image, &config.kernel) {
         (Some(image), _) => image.clone(),
         (None, kernel) => format!(
@@ -385,6 +409,9 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
 
     fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String> {
         let none = || {
+            if self.tds.is_down() {
+                return SHUT_DOWN.into();
+            }
             let name = self.name(id);
             format!("TD {name} has no console yet; \"td start {name}\" lets it run")
         };
@@ -456,7 +483,8 @@ fn work(summary: &Summary) -> Work {
     let calls = |calls: &[(seam::abi::Leaf, u64)]| calls.iter().map(|(_, count)| count).sum();
     let leafs = summary.calls();
     Work {
-        us: summary.us(),
+        us: summary.us,
+        cpu_us: summary.cpu_us(),
         calls: calls(&leafs),
         phases: summary
             .phases
@@ -464,6 +492,7 @@ fn work(summary: &Summary) -> Work {
             .map(|phase| td::Phase {
                 name: phase.name.clone(),
                 us: phase.us,
+                cpu_us: phase.cpu_us,
                 calls: calls(&phase.calls),
             })
             .collect(),

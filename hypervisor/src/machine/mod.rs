@@ -1,8 +1,10 @@
 //! The machine as the console sees it.
 
+pub mod absent;
 pub mod bench;
 pub mod desk;
 pub mod seam;
+pub mod stuck;
 mod vitals;
 
 use alloc::{
@@ -25,7 +27,10 @@ use crate::{
     cpu::{self, State},
     firmware::power,
     heap, logging, memory,
-    platform::metal::{METAL, Metal},
+    platform::{
+        Platform,
+        metal::{METAL, Metal},
+    },
     td::registry::Tds,
     tds, tdx, time,
 };
@@ -60,7 +65,10 @@ impl Host for Machine {
             loaded_from: self.info.source.to_string(),
             config: self.info.config_file.clone(),
             config_problem: self.info.config_problem.clone(),
-            problems: self.problems.clone(),
+            problems: {
+                let down = METAL.shutdown().problem();
+                self.problems.iter().cloned().chain(down).collect()
+            },
             to_prompt_us: self.to_prompt_us,
             uptime_us: time::us(),
         }
@@ -77,7 +85,7 @@ impl Host for Machine {
             orders.map(|(order, c)| of(c) * (FRAME << order)).sum()
         };
         let (heap_total, heap_used) = self.heap.usage();
-        Memory {
+        let mut memory = Memory {
             frames: frame_counts(&counts),
             ledger: Ledger::new(
                 total,
@@ -97,7 +105,11 @@ impl Host for Machine {
                     kind: r.kind.to_string(),
                 })
                 .collect(),
+        };
+        if let Some(tds) = tds::get() {
+            stuck::show(tds.stuck(), &mut memory);
         }
+        memory
     }
 
     fn tdx(&self) -> Tdx {
@@ -107,12 +119,18 @@ impl Host for Machine {
             hkids.used = count.used as u32;
             hkids.quarantined = count.quarantined as u32;
         }
+        METAL.shutdown().correct(&mut tdx);
         tdx
     }
 
     fn tds(&self) -> Result<Box<dyn host::td::Tds + '_>, String> {
-        let (tds, vitals) = self.desk()?;
-        Ok(Box::new(desk::Desk { tds, vitals }))
+        Ok(match self.desk() {
+            Ok((tds, vitals)) => Box::new(desk::Desk { tds, vitals }),
+            Err(why) => Box::new(absent::Absent {
+                config: &self.info.config.td,
+                why,
+            }),
+        })
     }
 
     fn hkids(&self) -> Result<host::td::HkidReport, String> {
@@ -180,8 +198,8 @@ impl Machine {
 
     fn why_no_tds(&self) -> String {
         format!(
-            "this machine has no TDs, for TDX is {}; \"tdx\" says why",
-            self.tdx.state
+            "no TD can run here: {}; \"tdx\" says why",
+            self.tdx.state.in_words()
         )
     }
 }

@@ -40,9 +40,11 @@ use crate::{
     hypercall,
     memory::{self, HostFrames, direct},
     rtc,
-    seamlog::{Recorded, STOPWATCH},
+    seamlog::{Recorded, SHUTDOWN, STOPWATCH},
     td::Td,
-    tds, time,
+    tds,
+    tdx::shutdown::Shutdown,
+    time,
 };
 
 /// The machine.
@@ -81,6 +83,10 @@ impl Platform for Metal {
 
     fn stopwatch(&self) -> &Stopwatch {
         &STOPWATCH
+    }
+
+    fn shutdown(&self) -> &Shutdown {
+        &SHUTDOWN
     }
 
     fn pool(&self) -> &Self::Pool {

@@ -14,7 +14,7 @@ pub use stopwatch::{Samples, Stopwatch};
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
 
-use crate::cpu::call::NoAnswer;
+use crate::{cpu::call::NoAnswer, tdx::shutdown::Shutdown};
 
 /// A CPU that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,9 @@ pub trait Platform: Sync {
         static UNUSED: Stopwatch = Stopwatch::new();
         &UNUSED
     }
+
+    /// Whether the module has shut down, as [`SeamCall::note_shutdown`] of [`Self::Call`] was told.
+    fn shutdown(&self) -> &Shutdown;
 
     /// The host's frames.
     fn pool(&self) -> &Self::Pool;

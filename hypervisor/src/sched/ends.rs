@@ -8,7 +8,7 @@ use vcpu::End;
 use super::{Scheduler, guest::Guest};
 use crate::{
     platform::Running,
-    td::{life::State, registry::Tds},
+    td::{error::after_guest, life::State, registry::Tds},
 };
 
 /// Deals with guests that have ended. With interrupts on: it may wait for other CPUs.
@@ -21,6 +21,10 @@ pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool
 }
 
 fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
+    // No guest can go on, whatever its end was.
+    if tds.is_down() {
+        return;
+    }
     let id = guest.id();
     // Somebody may have been faster.
     let (Some(end), State::Runnable) = (guest.board().end(), tds.state(id)) else {
@@ -38,15 +42,12 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
         }
         _ => {
             log::error!("TD {id} {name}: {end}");
-            if let Some(td) = tds.get(id) {
-                td.note_problem(format!(
-                    "{end}; \"td terminate {id}\" ends it, \"td reset {id}\" starts it anew"
-                ));
-            }
-            tds.pause(id)
+            tds.keep_ended(id, format!("{end}; {}", after_guest(name)))
         }
     };
-    if let Err(error) = done {
+    if let Err(error) = done
+        && !tds.is_down()
+    {
         log::error!("TD {id} {name}: {error}");
         if let Some(td) = tds.get(id) {
             td.note_problem(format!("{end}, and then: {error}"));

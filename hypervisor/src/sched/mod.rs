@@ -89,6 +89,10 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let cpu = platform.this_cpu();
         // What comes from here on is seen at the next turn.
         platform.attention(cpu).clear();
+        if platform.shutdown().is_down() {
+            platform.set_timer(None);
+            return false;
+        }
         let next = self.queue.lock().pick(cpu, platform.tsc());
         match next {
             Next::Run { member, until } => {
@@ -171,7 +175,9 @@ impl<'p, P: Running> Scheduler<'p, P> {
             }
             Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu),
             Err(refused @ (Refused::NoAnswer(_) | Refused::Seam(_))) => {
-                log::warn!("TD {}: vCPU {}: {refused}", td.config().name, member.vcpu);
+                if !self.platform.shutdown().is_down() {
+                    log::warn!("TD {}: vCPU {}: {refused}", td.config().name, member.vcpu);
+                }
                 self.put_off(cpu);
             }
         }

@@ -12,7 +12,11 @@ use vcpu::{Board, Console, Wiring, clock::Clock};
 use super::{Scheduler, guest::Guest};
 use crate::{
     platform::Running,
-    td::{Td, host::Runner, memory::SHARED},
+    td::{
+        Td,
+        host::{GuestEnd, Runner},
+        memory::SHARED,
+    },
 };
 
 impl<P: Running> Scheduler<'_, P> {
@@ -103,6 +107,16 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let end = td.layout().parts().map(|part| part.end).max().unwrap_or(0);
         self.guest(td.id())
             .is_none_or(|guest| guest.board().end_memory_at(end))
+    }
+
+    fn guest_end(&self, td: &Td) -> Option<GuestEnd> {
+        let guest = self.guest(td.id())?;
+        let end = guest.board().end()?;
+        Some(if end.is_orderly() {
+            GuestEnd::Orderly
+        } else {
+            GuestEnd::Failed(end.to_string())
+        })
     }
 
     fn work_waits(&self) {

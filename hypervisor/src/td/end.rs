@@ -10,7 +10,7 @@ use alloc::{
     vec::Vec,
 };
 
-use mm::private::{Mode, NoneRuns, Plan, Reclaim, Step};
+use mm::private::{self, Mode, NoneRuns, Plan, Pool, Reclaim, Step};
 use mm::sync::MutexGuard;
 use mm::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use seam::abi::Leaf;
@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     platform::Platform,
-    tdx::release::{Ending, NotReleased, Released, Vcpus},
+    tdx::{
+        release::{Ending, NotReleased, Released, Vcpus},
+        shutdown::SHUT_DOWN,
+    },
 };
 
 /// How a TD's private memory comes back.
@@ -67,6 +70,10 @@ enum Owner {
 }
 
 impl Ownership {
+    fn is_stuck(&self) -> bool {
+        self.0.load(SeqCst) == Owner::Stuck as u8
+    }
+
     fn set(&self, to: Owner) {
         self.0.store(to as u8, SeqCst);
     }
@@ -116,6 +123,7 @@ pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result
 /// # Errors
 /// [`Error::Stuck`], [`Error::Busy`], and [`Error::NotReleased`] with [`NotReleased::Unchanged`]: the TD is as it was.
 /// [`NotReleased::Stuck`]: the TD stays terminating, its HKID and memory are in quarantine until [`retry`].
+/// [`Error::EndStuck`], [`Error::NotReclaimed`] when it got stuck before.
 pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Result<Ended, Error> {
     let was = match td.life.enter(State::Terminating) {
         Ok(State::Building) => {
@@ -129,10 +137,48 @@ pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Res
         }
         Err(state) => match td.end.take_asked() {
             Some(was) => was,
-            None => return Ok(Ended::Already(state)),
+            None => return already(td, state),
         },
     };
     end(host, td, was, way).map(|()| Ended::Now)
+}
+
+/// What asking for an end once more comes to, of a TD in `state`.
+fn already(td: &Td, state: State) -> Result<Ended, Error> {
+    match stuck(td) {
+        Some(error) => Err(error),
+        None => Ok(Ended::Already(state)),
+    }
+}
+
+/// Why the end of a TD does not go on before [`retry`], if that is so.
+pub fn stuck(td: &Td) -> Option<Error> {
+    match td.state() {
+        State::Terminating if td.end.is_stuck() => {
+            let why = td.notes.lock().problem.clone();
+            Some(Error::EndStuck(why.unwrap_or_default()))
+        }
+        State::Teardown => {
+            let reclaim = td.reclaim().filter(|reclaim| reclaim.is_stuck())?;
+            Some(
+                reclaim
+                    .last_refusal()
+                    .map_or(Error::Busy, Error::NotReclaimed),
+            )
+        }
+        _ => None,
+    }
+}
+
+/// What the operator is told of an end that got stuck.
+fn tell_stuck(td: &Td, error: &Error) {
+    let problem = match error {
+        // It says so itself.
+        Error::NotReleased(NotReleased::Stuck(_)) | Error::NotReclaimed(_) => error.to_string(),
+        error => format!("its end got stuck: {error}; \"td retry\" goes on from here"),
+    };
+    td.notes.lock().problem = Some(problem);
+    td.end.set(Owner::Stuck);
 }
 
 /// Ends a TD that was in state `was`, as the one who sees to it.
@@ -140,6 +186,8 @@ fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> R
     let mut meter = Meter::new(host.platform);
     let turn = turn(host, td);
     let result = match &turn {
+        // Somebody may have put it away meanwhile.
+        _ if host.is_down() => Err(Error::ShutDown),
         Ok(_) => td
             .joining
             .quiet(host)
@@ -204,9 +252,8 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
         _ => false,
     };
     let is_open = td.map().is_none_or(|map| map.mode() == Mode::Keyed);
-    if !(is_whole && is_open) {
-        td.notes.lock().problem = Some(error.to_string());
-        td.end.set(Owner::Stuck);
+    if !(is_whole && is_open) || host.is_down() {
+        tell_stuck(td, error);
         return;
     }
     td.end.set(Owner::Nobody);
@@ -245,9 +292,10 @@ pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
         .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter))
         .and_then(|()| reclaim(host, td));
     if let Err(error) = result {
-        log::error!("TD {}: {error}", td.config.name);
-        td.notes.lock().problem = Some(error.to_string());
-        td.end.set(Owner::Stuck);
+        if !host.is_down() {
+            log::error!("TD {}: {error}", td.config.name);
+        }
+        tell_stuck(td, &error);
     }
 }
 
@@ -383,9 +431,11 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     let done = progress.reclaimed;
     let mut notes = td.notes.lock();
     let ended = notes.ended.get_or_insert_default();
+    ended.us += progress.elapsed_ns / 1000;
     ended.phases.push(super::meter::Phase {
         name: "reclaim".into(),
-        us: done.reclaim_ns / 1000,
+        us: Some(progress.elapsed_ns / 1000),
+        cpu_us: done.reclaim_ns / 1000,
         calls: Vec::from([
             (Leaf::PhymemPageReclaim, done.reclaim_calls),
             (Leaf::PhymemPageWbinvd, done.wbinvd_calls),
@@ -393,15 +443,89 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     });
     ended.phases.push(super::meter::Phase {
         name: "clear".into(),
-        us: done.clear_ns / 1000,
+        // It is done page by page, while others are reclaimed.
+        us: None,
+        cpu_us: done.clear_ns / 1000,
         calls: Vec::new(),
     });
     if progress.quarantined > 0 {
         notes.quarantine = reclaim.quarantined();
-        notes.problem = Some(format!(
-            "{} pages of it are in quarantine: the TDX module did not give them back",
-            progress.quarantined
-        ));
+        let problem = in_quarantine(host, progress.quarantined);
+        let first = notes.quarantine.first();
+        let first = first.map_or_else(String::new, |first| format!("; the first is {first}"));
+        log::error!("TD {}: {problem}{first}", td.config.name);
+        notes.problem = Some(problem);
+    }
+    true
+}
+
+/// What the operator is told of pages that are out of use.
+fn in_quarantine<P: Platform>(host: &Host<'_, P>, pages: u64) -> String {
+    let why = if host.is_down() {
+        "its module was shut down"
+    } else {
+        "the TDX module did not give them back"
+    };
+    format!("{pages} pages of it are in quarantine: {why}")
+}
+
+/// A step on the way to put away what a TD has, whose module has shut down: its pages and its HKID go to quarantine, and it
+/// is over. `false` when nothing is left to do, or others have the TD: who lets go of it has another look.
+pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
+    let Some(_turn) = td.turn.try_lock() else {
+        return false;
+    };
+    if let Some(reclaim) = td.reclaim() {
+        reclaim.write_off();
+        return reclaim_step(host, td);
+    }
+    if matches!(td.state(), State::Created | State::Reclaimed) {
+        return false;
+    }
+    // No vCPU is entered from now on.
+    let _ = td.life.enter(State::Terminating);
+    td.end.set(Owner::AtIt);
+    let vcpus: Option<Vec<_>> = td.slots.try_stop().into_iter().collect();
+    let Some(vcpus) = vcpus else {
+        return false;
+    };
+    let mut pages = 0;
+    if let Some(body) = td.body.get() {
+        let pool = host.platform.pool();
+        match body.map.write_off(pool) {
+            Ok(put_away) => {
+                pages += put_away.pages;
+                if let Some(hkid) = put_away.hkid {
+                    let hkids = host.coordinator.hkids();
+                    hkids.quarantine(hkid, SHUT_DOWN.into());
+                }
+            }
+            // Who works on it is told by the module.
+            Err(private::Error::Busy) => return true,
+            // It was, and its pages with it.
+            Err(_) => {}
+        }
+        let control = core::mem::take(&mut *body.control.lock());
+        let all = control
+            .into_iter()
+            .chain(vcpus.into_iter().filter_map(Stopped::into_page));
+        for page in all {
+            pages += page.size().pages();
+            pool.quarantine(page);
+        }
+    }
+    host.runner.end(td);
+    if pages > 0 {
+        let problem = in_quarantine(host, pages);
+        log::error!("TD {}: {problem}", td.config.name);
+        td.notes.lock().problem = Some(problem);
+    }
+    for (from, to) in [
+        (State::Terminating, State::Teardown),
+        (State::Teardown, State::Reclaimed),
+    ] {
+        let advanced = td.life.advance(from, to);
+        debug_assert_eq!(advanced, Ok(()));
     }
     true
 }
@@ -447,8 +571,7 @@ pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error>
             let result = stop_vcpus(host, td)
                 .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter));
             if let Err(error) = &result {
-                td.notes.lock().problem = Some(error.to_string());
-                td.end.set(Owner::Stuck);
+                tell_stuck(td, error);
             }
             tell(td, &mut meter);
             result

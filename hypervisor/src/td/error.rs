@@ -1,15 +1,16 @@
 //! Why something could not be done with a TD: what is wrong, and what to do.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::fmt;
 
 use mm::{private, tdvf};
 use seam::abi::{PAGE_4K, Status};
 
-use super::{life::State, params, vcpu};
+use super::{files::NoRoom, life::State, params, vcpu};
 use crate::tdx::{
     hkids::NoHkid,
     release::{CreateError, NotReleased},
+    shutdown::SHUT_DOWN,
 };
 
 /// Why it could not be done.
@@ -19,6 +20,10 @@ pub enum Error {
     Refused(params::Refused),
     /// A file that the configuration names was not loaded.
     NoFile(String),
+    /// One of its files is empty.
+    EmptyFile(String),
+    /// Its memory has no room for what its firmware boots.
+    Room(NoRoom),
     /// The image is none that a TD can be built from.
     Image(tdvf::Malformed),
     /// The list of memory does not fit into the image.
@@ -36,6 +41,12 @@ pub enum Error {
     NoHkid(NoHkid),
     /// The hypervisor's heap is used up.
     NoHeap,
+    /// The TDX module has shut down: no TD can be built, run or ended any more.
+    ShutDown,
+    /// The TD's guest came to its end for this reason, and can't go on.
+    GuestEnded(String),
+    /// The TD's end got stuck for this reason.
+    EndStuck(String),
     /// The TD is in a state in which it can't be done.
     State(State),
     /// Somebody else changes the TD.
@@ -92,6 +103,8 @@ impl fmt::Display for Error {
                 f,
                 "its file {name:?} was not loaded; \"boot\" says why it could not be read"
             ),
+            Self::EmptyFile(which) => f.write_str(which),
+            Self::Room(room) => room.fmt(f),
             Self::Image(error) => write!(f, "its image can't be used: {error}"),
             Self::Hob(error) => write!(f, "its image can't be told of its memory: {error}"),
             Self::TooMuchMemory => {
@@ -106,6 +119,9 @@ impl fmt::Display for Error {
             ),
             Self::NoHkid(none) => none.fmt(f),
             Self::NoHeap => f.write_str("the hypervisor's heap is used up; end a TD"),
+            Self::ShutDown => f.write_str(SHUT_DOWN),
+            Self::GuestEnded(why) => write!(f, "{why}, so it can't go on"),
+            Self::EndStuck(why) => f.write_str(why),
             Self::State(state) => write!(f, "it is {}", state.in_words()),
             Self::Busy => f.write_str("something else is being done with it; try again"),
             Self::Stuck(cpus) => write!(
@@ -136,6 +152,12 @@ impl fmt::Display for Error {
 }
 
 impl core::error::Error for Error {}
+
+/// What can be done with the TD of this name when its guest has come to its end.
+#[must_use]
+pub fn after_guest(name: &str) -> String {
+    format!("\"td reset {name}\" starts it anew, \"td terminate {name}\" ends it")
+}
 
 fn mib(pages: u64) -> u64 {
     (pages * PAGE_4K) >> 20

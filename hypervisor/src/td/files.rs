@@ -1,11 +1,15 @@
 //! The files that a TD is built from and boots: those that its configuration names, as far as they were loaded.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
+use core::fmt;
 
 use boot::config;
 use seam::abi::PAGE_4K;
 use seam::address::{Gpa, Hpa};
+use td_base::kernel::{self, HEAD_BYTES, Kernel};
 use td_base::payload::{File, Payload, WINDOW};
+
+use super::memory::HOLE;
 
 /// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
 #[cfg(feature = "bare")]
@@ -56,6 +60,48 @@ impl Files<'_> {
         missing.find_map(|(name, _)| name.as_deref())
     }
 
+    /// The bytes of a file that the configuration names; `None` of one that is not here.
+    #[must_use]
+    pub fn length(&self, config: &config::Td, name: &str) -> Option<u64> {
+        let is = |own: &Option<String>| own.as_deref() == Some(name);
+        let image = self.image.filter(|_| is(&config.image));
+        let kernel = self.kernel.filter(|_| is(&config.kernel));
+        let initrd = self.initrd.filter(|_| is(&config.initrd));
+        let image = image.map(|image| image.len() as u64);
+        image.or_else(|| kernel.or(initrd).map(|file| file.bytes))
+    }
+
+    /// Checks that kernel and initial file system fit into the memory of a TD that the host's own firmware boots. `head` reads
+    /// the beginning of the kernel's file; whether it is a kernel the firmware says.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn check_room(
+        &self,
+        config: &config::Td,
+        head: impl FnOnce(Loaded) -> [u8; HEAD_BYTES],
+    ) -> Result<(), NoRoom> {
+        let (None, Some(file)) = (&config.image, self.kernel) else {
+            return Ok(());
+        };
+        let Ok(kernel) = Kernel::read(&head(file), file.bytes) else {
+            return Ok(());
+        };
+        let initrd = self.initrd.map_or(0, |initrd| initrd.bytes);
+        let needed = kernel::memory_needed(&kernel, initrd, config.vcpus.into())
+            .filter(|needed| *needed <= HOLE);
+        match needed {
+            Some(needed) if needed <= config.memory => Ok(()),
+            needed => Err(NoRoom {
+                memory: config.memory,
+                kernel: config.kernel.clone().unwrap_or_default(),
+                kernel_end: kernel.address.saturating_add(kernel.bytes),
+                initrd: config.initrd.clone().map(|name| (name, initrd)),
+                needed,
+            }),
+        }
+    }
+
     /// Where the guest will find what it boots: one after the other in the window. `None` without a kernel.
     pub fn payload<'c>(&self, config: &'c config::Td) -> Option<Payload<'c>> {
         let kernel = self.kernel?;
@@ -87,6 +133,44 @@ impl Files<'_> {
             .filter_map(|(place, file)| Some((Gpa(place.gpa), file?)))
             .filter(|(_, file)| file.bytes != 0)
             .collect()
+    }
+}
+
+/// A TD's memory has no room for its kernel and its initial file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoRoom {
+    memory: u64,
+    /// The kernel's name.
+    kernel: String,
+    /// Where the memory ends that it takes, from address 0 on.
+    kernel_end: u64,
+    /// The initial file system's name and bytes.
+    initrd: Option<(String, u64)>,
+    /// The memory that is enough; `None` when none is.
+    needed: Option<u64>,
+}
+
+impl fmt::Display for NoRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let Self { kernel, .. } = self;
+        let takes = mib(self.kernel_end);
+        if self.needed.is_some() {
+            write!(f, "memory = \"{}M\" is too little: ", self.memory >> 20)?;
+        } else {
+            f.write_str("no memory is enough: ")?;
+        }
+        write!(f, "the kernel {kernel:?} takes {takes} MiB")?;
+        if let Some((name, bytes)) = &self.initrd {
+            write!(f, ", the initrd {name:?} {} MiB", mib(*bytes))?;
+        }
+        match self.needed {
+            Some(needed) => {
+                let needed = needed.next_multiple_of(config::MEMORY_STEP) >> 20;
+                write!(f, "; set memory = \"{needed}M\" or more")
+            }
+            None => f.write_str(" and the kernel takes no initrd that ends above its limit; make the initrd smaller"),
+        }
     }
 }
 

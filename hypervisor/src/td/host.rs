@@ -47,6 +47,12 @@ impl<P: Platform> Host<'_, P> {
         with_cpu(self.platform, work)
     }
 
+    /// Whether the TDX module has shut down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.platform.shutdown().is_down()
+    }
+
     /// One CPU of each package, the calling one among them.
     pub fn leaders(&self) -> Vec<u32> {
         let me = self.platform.this_cpu();
@@ -84,6 +90,15 @@ impl<P: Platform> Clock for Time<'_, P> {
     }
 }
 
+/// How a TD's guest has come to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestEnd {
+    /// It switched itself off, or asked for a reset: that is being seen to.
+    Orderly,
+    /// It can't go on, for this reason.
+    Failed(String),
+}
+
 /// Who runs vCPUs. Nothing here waits for a vCPU.
 pub trait Runner {
     /// Gets ready what a TD's vCPUs need beside the module, before they are made.
@@ -106,6 +121,12 @@ pub trait Runner {
     fn shrunk(&self, td: &Td) -> bool {
         let _ = td;
         true
+    }
+
+    /// Why the TD's guest has come to its end, if it has. It is not entered again in this life.
+    fn guest_end(&self, td: &Td) -> Option<GuestEnd> {
+        let _ = td;
+        None
     }
 
     /// There is work for CPUs that have time: [`super::registry::Tds::work`].

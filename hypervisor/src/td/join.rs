@@ -62,6 +62,7 @@ pub fn join_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
             course.due_us = host.platform.now_us() + PAUSE_US;
             false
         }
+        Err(_) if host.is_down() => false,
         Err(error) => {
             note(td, error);
             true

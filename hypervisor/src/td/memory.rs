@@ -6,7 +6,7 @@ use core::ops::Range;
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
 
 /// Memory ends here below 4 GiB: device registers and the firmware are between this and 4 GiB.
-const HOLE: u64 = 3 * PAGE_1G;
+pub const HOLE: u64 = 3 * PAGE_1G;
 /// Memory goes on here.
 const HIGH: u64 = 4 * PAGE_1G;
 /// The SHARED bit of a TD whose guest-physical addresses have 48 bits: private memory is below it.

@@ -11,6 +11,8 @@ use crate::platform::Platform;
 pub struct Summary {
     /// The phases, in their order.
     pub phases: Vec<Phase>,
+    /// Elapsed microseconds. Phases may overlap, so that this is not their sum.
+    pub us: u64,
 }
 
 /// One phase.
@@ -18,18 +20,20 @@ pub struct Summary {
 pub struct Phase {
     /// What was done.
     pub name: String,
-    /// Microseconds.
-    pub us: u64,
+    /// Elapsed microseconds; `None` of a phase that runs within the one before it.
+    pub us: Option<u64>,
+    /// Microseconds that CPUs were busy with it, added up. Where CPUs only answer the one that leads, its time alone.
+    pub cpu_us: u64,
     /// SEAMCALLs by leaf, every try counted, those of zero left out. Calls of other TDs that were made at the same time
     /// are among them, but none of TDH.VP.ENTER.
     pub calls: Vec<(Leaf, u64)>,
 }
 
 impl Summary {
-    /// Microseconds of all phases.
+    /// Microseconds that CPUs were busy with all phases, added up.
     #[must_use]
-    pub fn us(&self) -> u64 {
-        self.phases.iter().map(|phase| phase.us).sum()
+    pub fn cpu_us(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.cpu_us).sum()
     }
 
     /// SEAMCALLs by leaf of all phases.
@@ -49,6 +53,7 @@ impl Summary {
     /// Puts the phases of `other` behind.
     pub fn append(&mut self, mut other: Self) {
         self.phases.append(&mut other.phases);
+        self.us += other.us;
     }
 }
 
@@ -64,7 +69,10 @@ impl<'p, P: Platform> Meter<'p, P> {
     pub const fn new(platform: &'p P) -> Self {
         Self {
             platform,
-            summary: Summary { phases: Vec::new() },
+            summary: Summary {
+                phases: Vec::new(),
+                us: 0,
+            },
         }
     }
 
@@ -79,9 +87,11 @@ impl<'p, P: Platform> Meter<'p, P> {
             .map(|((leaf, before), (_, after))| (leaf, after - before))
             .filter(|(_, count)| *count > 0)
             .collect();
+        self.summary.us += us;
         self.summary.phases.push(Phase {
             name: name.into(),
-            us,
+            us: Some(us),
+            cpu_us: us,
             calls,
         });
         result
@@ -100,7 +110,8 @@ impl<'p, P: Platform> Meter<'p, P> {
             calls = rest;
             self.summary.phases.push(Phase {
                 name,
-                us,
+                us: Some(us),
+                cpu_us: us,
                 calls: own,
             });
         }

@@ -28,7 +28,7 @@ use boot::config;
 use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
 use mm::sync::{Mutex, Once};
 use seam::{
-    abi::{Measurement, PAGE_4K},
+    abi::{Measurement, PAGE_4K, PageSize},
     address::Gpa,
     page::{Donated, Page},
 };
@@ -74,6 +74,26 @@ struct Body {
     /// TDCX, and the pages of vCPUs but the root pages of those that are there.
     control: Mutex<Vec<Page<Donated>>>,
     reclaim: Once<Reclaim<Arc<PrivateMap>>>,
+}
+
+/// Frames of the host's that TDs hold, by size: 4 KiB, 2 MiB, 1 GiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Frames(pub [u64; 3]);
+
+impl Frames {
+    /// Those of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let Self([a, b, c]) = other;
+        Self([self.0[0] + a, self.0[1] + b, self.0[2] + c])
+    }
+
+    /// Bytes of them.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        let all = self.0.iter().zip(PageSize::ALL);
+        all.map(|(frames, size)| frames * size.bytes()).sum()
+    }
 }
 
 /// What the operator is told.
@@ -170,6 +190,25 @@ impl Td {
     #[must_use]
     pub fn holding(&self) -> Holding {
         self.map().map(PrivateMap::holding).unwrap_or_default()
+    }
+
+    /// All frames that it holds: its memory, its S-EPT, its control pages.
+    #[must_use]
+    pub fn held(&self) -> Frames {
+        let Some(body) = self.body.get() else {
+            return Frames::default();
+        };
+        let holding = body.map.holding();
+        let control = match body.reclaim.get() {
+            Some(reclaim) => reclaim.control_left(),
+            None => body.control.lock().len() as u64 + self.slots.made() + 1,
+        };
+        let [small, medium, large] = holding.pages;
+        Frames([
+            small + holding.sept + holding.stranded + control,
+            medium,
+            large,
+        ])
     }
 
     /// Its bulk reclaim, once that has begun.

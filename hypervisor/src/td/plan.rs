@@ -9,12 +9,12 @@ use mm::{
     tdvf::TdImage,
 };
 use seam::abi::{PAGE_4K, TdParams};
-use td_base::payload::WINDOW;
+use td_base::{kernel::HEAD_BYTES, payload::WINDOW};
 
 use super::{
     Td,
     error::Error,
-    files::{FIRMWARE, Files},
+    files::{FIRMWARE, Files, Loaded},
     hob,
     host::Host,
     memory::Layout,
@@ -63,6 +63,16 @@ pub fn plan<'a, P: Platform>(
     if let Some(name) = files.missing(config) {
         return Err(Error::NoFile(name.into()));
     }
+    if let Some(which) = config.empty_file(|name| files.length(config, name)) {
+        return Err(Error::EmptyFile(which));
+    }
+    let head = |kernel: Loaded| {
+        let mut head = [0; HEAD_BYTES];
+        let bytes = head.len().min(kernel.bytes as usize);
+        host.platform.read(kernel.hpa, &mut head[..bytes]);
+        head
+    };
+    files.check_room(config, head).map_err(Error::Room)?;
     let image = TdImage::parse(files.image.unwrap_or(FIRMWARE)).map_err(Error::Image)?;
     let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
     let payload = files.payload(config);

@@ -1,6 +1,12 @@
 //! All TDs that the configuration names, and what can be done with each.
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{
+    boxed::Box,
+    format,
+    string::{String, ToString},
+    sync::Arc,
+    vec::Vec,
+};
 use core::fmt;
 use mm::sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
@@ -12,11 +18,11 @@ use mm::private::Outcome;
 use mm::sync::Mutex;
 
 use super::{
-    Notes, Td, build,
+    Frames, Notes, Td, build,
     end::{self, Ended, Way},
     error::Error,
     files::Files,
-    host::Host,
+    host::{GuestEnd, Host},
     join::join_step,
     life::State,
     memory::Layout,
@@ -52,6 +58,8 @@ struct Lives {
     now: Option<Arc<Td>>,
     /// What is to be told of the last one, once there was one.
     last: Option<Notes>,
+    /// Why it could not be built, when it was wanted last.
+    not_built: Option<String>,
     /// [`Entry::ends_wanted`] when the newest one began: more than that are meant for it.
     ends_before: u64,
 }
@@ -132,7 +140,45 @@ impl<'h, P: Platform> Tds<'h, P> {
     pub fn notes(&self, id: u32) -> Option<Notes> {
         let lives = self.entry(id)?.lives.lock();
         let now = lives.now.as_ref().map(|td| td.notes());
-        now.or_else(|| lives.last.clone())
+        let notes = now.or_else(|| lives.last.clone());
+        let Some(not_built) = &lives.not_built else {
+            return notes;
+        };
+        let mut notes = notes.unwrap_or_default();
+        notes.problem = Some(match notes.problem {
+            Some(problem) => format!("{not_built}; {problem}"),
+            None => not_built.clone(),
+        });
+        Some(notes)
+    }
+
+    /// Whether the TDX module has shut down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.host.is_down()
+    }
+
+    /// Does something for which the TDX module must work. When it has shut down, what TDs had is put away.
+    fn with_module<R>(&self, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+        let result = if self.is_down() {
+            Err(Error::ShutDown)
+        } else {
+            work()
+        };
+        if !self.is_down() {
+            return result;
+        }
+        while self.write_off() {}
+        Err(Error::ShutDown)
+    }
+
+    /// A step on the way to put away what TDs had of a module that has shut down. `false` when nothing is left to do now.
+    fn write_off(&self) -> bool {
+        self.any(|entry, td| {
+            let did = end::write_off(&self.host, td);
+            self.bury(entry);
+            did
+        })
     }
 
     /// Builds it. It is paused afterwards.
@@ -140,11 +186,30 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// [`Error::State`] when it has a life; [`Error`], and nothing that was taken for it is missing.
     pub fn create(&self, id: u32) -> Result<Arc<Td>, Error> {
+        self.with_module(|| {
+            let built = self.build(id);
+            if let Some(entry) = self.entry(id) {
+                let mut lives = entry.lives.lock();
+                match &built {
+                    Ok(_) => lives.not_built = None,
+                    // Nobody tried.
+                    Err(Error::State(_) | Error::GuestEnded(_) | Error::Busy) => {}
+                    // There is more to tell than that.
+                    Err(_) if self.is_down() => {}
+                    Err(error) => lives.not_built = Some(error.to_string()),
+                }
+            }
+            built
+        })
+    }
+
+    fn build(&self, id: u32) -> Result<Arc<Td>, Error> {
         let entry = self.entry(id).ok_or(Error::State(State::Created))?;
         let host = &self.host;
         let admission = self.admission.try_lock().ok_or(Error::Busy)?;
         self.bury(entry);
         if let Some(td) = &entry.lives.lock().now {
+            self.check_guest(td)?;
             return Err(Error::State(td.state()));
         }
         let first = self.next_cpu.load(Relaxed);
@@ -199,36 +264,74 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// [`Error::State`], [`Error::Busy`].
     pub fn resume(&self, id: u32) -> Result<(), Error> {
-        let td = self
-            .living(id)
-            .ok_or_else(|| Error::State(self.state(id)))?;
-        self.run(&td)
+        self.with_module(|| {
+            let td = self
+                .living(id)
+                .ok_or_else(|| Error::State(self.state(id)))?;
+            self.run(&td)
+        })
     }
 
     fn run(&self, td: &Arc<Td>) -> Result<(), Error> {
-        let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
-        td.life
-            .advance(State::Paused, State::Runnable)
-            .map_err(Error::State)?;
-        self.host.runner.start(td);
-        Ok(())
+        self.with_module(|| {
+            let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
+            self.check_guest(td)?;
+            td.life
+                .advance(State::Paused, State::Runnable)
+                .map_err(Error::State)?;
+            self.host.runner.start(td);
+            Ok(())
+        })
+    }
+
+    /// That the guest of a TD which lives can go on.
+    fn check_guest(&self, td: &Td) -> Result<(), Error> {
+        if td.state().is_ending() {
+            return Ok(());
+        }
+        match self.host.runner.guest_end(td) {
+            None => Ok(()),
+            Some(GuestEnd::Orderly) => Err(Error::Busy),
+            Some(GuestEnd::Failed(why)) => Err(Error::GuestEnded(why)),
+        }
     }
 
     /// Keeps it from running. No vCPU is in the guest afterwards.
     ///
     /// # Errors
-    /// [`Error::State`], [`Error::Busy`]; [`Error::Stuck`], and it runs on.
+    /// [`Error::State`], [`Error::Busy`], [`Error::GuestEnded`]; [`Error::Stuck`], and it runs on.
     pub fn pause(&self, id: u32) -> Result<(), Error> {
-        let td = self
-            .living(id)
-            .ok_or_else(|| Error::State(self.state(id)))?;
+        self.with_module(|| {
+            let td = self
+                .living(id)
+                .ok_or_else(|| Error::State(self.state(id)))?;
+            self.check_guest(&td)?;
+            self.stop(&td)
+        })
+    }
+
+    /// Keeps one from running whose guest has come to its end, for this reason: it stays for whoever wants to look at it.
+    ///
+    /// # Errors
+    /// As [`Self::pause`].
+    pub fn keep_ended(&self, id: u32, why: String) -> Result<(), Error> {
+        self.with_module(|| {
+            let td = self
+                .living(id)
+                .ok_or_else(|| Error::State(self.state(id)))?;
+            td.note_problem(why);
+            self.stop(&td)
+        })
+    }
+
+    fn stop(&self, td: &Arc<Td>) -> Result<(), Error> {
         let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
         td.life
             .advance(State::Runnable, State::Paused)
             .map_err(Error::State)?;
-        let stopped = end::stop_vcpus(&self.host, &td).map(drop);
+        let stopped = end::stop_vcpus(&self.host, td).map(drop);
         if stopped.is_err() && td.life.advance(State::Paused, State::Runnable).is_ok() {
-            self.host.runner.start(&td);
+            self.host.runner.start(td);
         }
         stopped
     }
@@ -239,10 +342,10 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// As [`end::terminate`].
     pub fn terminate(&self, id: u32) -> Result<Ended, Error> {
         self.want_end(id);
-        match self.living(id) {
+        self.with_module(|| match self.living(id) {
             Some(td) => end::terminate(&self.host, &td, Way::Terminate),
             None => Ok(Ended::Already(self.state(id))),
-        }
+        })
     }
 
     /// Has it ended by whichever CPU comes to [`Self::end_asked`]; none of its vCPUs is entered from now on. It waits for
@@ -262,7 +365,10 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// Carries out the ends that [`Self::ask_end`] was asked for. `false` when there were none, which costs next to
     /// nothing to find out: also CPUs that are busy come here, between two vCPUs, with none in hand.
     pub fn end_asked(&self) -> bool {
-        if !self.is_end_asked.load(Relaxed) || !self.is_end_asked.swap(false, SeqCst) {
+        if !self.is_end_asked.load(Relaxed)
+            || self.is_down()
+            || !self.is_end_asked.swap(false, SeqCst)
+        {
             return false;
         }
         let asked = self.ids().filter_map(|id| self.get(id));
@@ -288,16 +394,18 @@ impl<'h, P: Platform> Tds<'h, P> {
     }
 
     fn take_down(&self, id: u32, way: Way) -> Result<Ended, Error> {
-        let Some(td) = self.living(id) else {
-            return Ok(Ended::Already(self.state(id)));
-        };
-        let ended = end::terminate(&self.host, &td, way)?;
-        if td.state() == State::Terminating {
-            return Ok(ended);
-        }
-        let reclaimed = end::reclaim(&self.host, &td);
-        self.bury_id(id);
-        reclaimed.map(|()| ended)
+        self.with_module(|| {
+            let Some(td) = self.living(id) else {
+                return Ok(Ended::Already(self.state(id)));
+            };
+            let ended = end::terminate(&self.host, &td, way)?;
+            if td.state() == State::Terminating {
+                return Ok(ended);
+            }
+            let reclaimed = end::reclaim(&self.host, &td);
+            self.bury_id(id);
+            reclaimed.map(|()| ended)
+        })
     }
 
     /// Goes on with an end that got stuck, up to the last page.
@@ -305,21 +413,24 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// As [`end::retry`] and [`end::reclaim`].
     pub fn retry(&self, id: u32) -> Result<(), Error> {
-        let td = self
-            .living(id)
-            .ok_or_else(|| Error::State(self.state(id)))?;
-        end::retry(&self.host, &td)?;
-        let reclaimed = end::reclaim(&self.host, &td);
-        self.bury_id(id);
-        reclaimed
+        self.with_module(|| {
+            let td = self
+                .living(id)
+                .ok_or_else(|| Error::State(self.state(id)))?;
+            end::retry(&self.host, &td)?;
+            let reclaimed = end::reclaim(&self.host, &td);
+            self.bury_id(id);
+            reclaimed
+        })
     }
 
-    /// Ends it and builds it again; it runs if it did.
+    /// Ends it and builds it again; it runs if it did, also if its guest has come to an end meanwhile.
     ///
     /// # Errors
     /// As [`Self::destroy`] and [`Self::start`].
     pub fn reset(&self, id: u32) -> Result<(), Error> {
-        let ran = self.state(id) == State::Runnable;
+        let guest_end = |td: Arc<Td>| self.host.runner.guest_end(&td);
+        let ran = self.state(id) == State::Runnable || self.get(id).and_then(guest_end).is_some();
         self.take_down(id, Way::Terminate)?;
         if ran {
             self.start(id)
@@ -365,6 +476,10 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// [`Error::Size`], [`Error::State`]; [`Error::Busy`], [`Error::Map`], and the same call goes on from there.
     pub fn shrink(&self, id: u32, bytes: u64) -> Result<Outcome, Error> {
+        self.with_module(|| self.remove_above(id, bytes))
+    }
+
+    fn remove_above(&self, id: u32, bytes: u64) -> Result<Outcome, Error> {
         let td = self
             .living(id)
             .ok_or_else(|| Error::State(self.state(id)))?;
@@ -423,6 +538,9 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// SEAMCALLs and 2 MiB cleared; or, when there is nothing of the kind, a step on the way to make a split page whole
     /// ([`join_step`]). `false` when there is none.
     pub fn work(&self) -> bool {
+        if self.is_down() {
+            return self.write_off();
+        }
         if self.end_asked() {
             return true;
         }
@@ -472,6 +590,14 @@ impl<'h, P: Platform> Tds<'h, P> {
         if let Some(td) = lives.now.take_if(|td| td.state() == State::Reclaimed) {
             lives.last = Some(td.notes());
         }
+    }
+
+    /// What TDs hold whose end got stuck: it is in quarantine until that goes on.
+    #[must_use]
+    pub fn stuck(&self) -> Frames {
+        let all = self.ids().filter_map(|id| self.get(id));
+        let stuck = all.filter(|td| end::stuck(td).is_some());
+        stuck.fold(Frames::default(), |sum, td| sum.and(td.held()))
     }
 
     /// Bytes that were promised to TDs and that they have not taken yet.

@@ -105,6 +105,13 @@ impl Slots {
             .collect()
     }
 
+    /// The root pages that it has; one that a CPU uses is one of them.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        let made = |slot: &&Slot| slot.tdvpr.try_lock().is_none_or(|tdvpr| tdvpr.is_some());
+        self.0.iter().filter(made).count() as u64
+    }
+
     /// The CPUs that run a vCPU, or may still know translations of one.
     #[must_use]
     pub fn cpus(&self) -> Vec<u32> {

@@ -6,6 +6,7 @@ pub mod bring_up;
 pub mod hkids;
 pub mod release;
 mod report;
+pub mod shutdown;
 
 use alloc::{format, string::String, vec::Vec};
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use hypervisor::cpu::call::{self, Mailbox, NoAnswer};
 use hypervisor::platform::{CpuPlace, Platform};
+use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
@@ -48,6 +49,7 @@ struct Parts {
     server: Arc<Server>,
     places: Vec<CpuPlace>,
     pool: Pool,
+    shutdown: Shutdown,
     counters: Vec<Counters>,
     mailboxes: [Mailbox; CPUS],
     interrupts: [AtomicBool; CPUS],
@@ -86,6 +88,7 @@ impl Machine {
                 .map(|(cpu, package)| CpuPlace { cpu, package })
                 .collect(),
             pool: FramePool::new(spin::Mutex::new(frames), Direct(Arc::clone(&server))),
+            shutdown: Shutdown::new(),
             counters: PACKAGES.iter().map(|_| Counters::new()).collect(),
             mailboxes: Default::default(),
             interrupts: Default::default(),
@@ -268,6 +271,10 @@ impl Platform for Machine {
 
     fn counters(&self, cpu: u32) -> Option<&Counters> {
         self.0.counters.get(cpu as usize)
+    }
+
+    fn shutdown(&self) -> &Shutdown {
+        &self.0.shutdown
     }
 
     fn pool(&self) -> &Pool {

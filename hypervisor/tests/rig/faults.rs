@@ -36,6 +36,10 @@ impl SeamCall for Caller {
         let cpu = self.machine.server.processor(self.cpu).unwrap();
         self.machine.stopwatch.time(regs, |regs| cpu.seamcall(regs))
     }
+
+    fn note_shutdown(&self) {
+        self.machine.shutdown.note();
+    }
 }
 
 /// Calls that are answered without the module.

@@ -19,6 +19,7 @@ use hypervisor::cpu::call::{self, NoAnswer};
 use hypervisor::platform::{CpuPlace, Platform, Stopwatch};
 use hypervisor::tdx::hkids::Hkids;
 use hypervisor::tdx::release::Coordinator;
+use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
@@ -111,6 +112,7 @@ pub struct Machine {
     pool: Pool,
     counters: Vec<Counters>,
     stopwatch: Stopwatch,
+    shutdown: Shutdown,
     refusals: Refusals,
     meanwhile: Meanwhile,
     pauses: AtomicU64,
@@ -154,6 +156,7 @@ impl Rig {
             pool: FramePool::new(spin::Mutex::new(frames), Direct(Arc::clone(&server))),
             counters: setup.packages.iter().map(|_| Counters::new()).collect(),
             stopwatch: Stopwatch::new(),
+            shutdown: Shutdown::new(),
             refusals: Refusals::default(),
             meanwhile: Meanwhile::default(),
             pauses: AtomicU64::new(0),
@@ -185,6 +188,7 @@ impl Rig {
             size: setup.memory,
         };
         rig.server().bring_up(tdmr, GLOBAL_HKID.into()).unwrap();
+        rig.shutdown().module_is_ready();
         rig
     }
 
@@ -356,6 +360,10 @@ impl Platform for Rig {
 
     fn stopwatch(&self) -> &Stopwatch {
         &self.machine.stopwatch
+    }
+
+    fn shutdown(&self) -> &Shutdown {
+        &self.machine.shutdown
     }
 
     fn pool(&self) -> &Pool {

@@ -1,6 +1,7 @@
 //! TDs by the console's commands: what the operator sees, and what is said when something can't be done.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use hypervisor::td::life::State;
 use seam::abi::{Leaf, Operand, Status};
@@ -109,6 +110,52 @@ fn both_ways_to_destroy_tell_what_they_took() {
         assert!(calls[leaf.name()] >= 521, "{calls:?}");
         assert_eq!(calls[Leaf::MngKeyFreeid.name()], 1);
     }
+    server.assert_spotless();
+}
+
+#[test]
+fn the_time_that_passed_and_the_time_of_cpus_are_told_apart() {
+    // They live as long as CPUs may work for them.
+    let server: &'static Server = Box::leak(Box::new(Server::new("")));
+    let tds: &'static _ = Box::leak(Box::new(server.tds(&FULL.replace("16M", "128M"))));
+    let mut operator = Operator::new(tds);
+    operator.succeed("td start full");
+    let start = Instant::now();
+    operator.succeed("td terminate full");
+    let others = [1, 2, 3].map(|cpu| {
+        server.rig.start(cpu, move || {
+            while tds.state(1) != State::Reclaimed {
+                tds.work();
+                server.rig.serve();
+            }
+        })
+    });
+    while tds.state(1) != State::Reclaimed {
+        tds.work();
+        server.rig.serve();
+    }
+    others.into_iter().for_each(|job| job.wait(&server.rig));
+    let passed = start.elapsed().as_micros() as u64;
+    let ended = &operator.succeed("td show full")["ended"];
+    let number = |value: &Value| value.as_u64().unwrap();
+    let (us, cpu_us) = (number(&ended["us"]), number(&ended["cpu_us"]));
+    assert!(us <= passed, "{us} us of {passed}: {ended}");
+    let phases = ended["phases"].as_array().unwrap();
+    let sum: u64 = phases.iter().map(|phase| number(&phase["cpu_us"])).sum();
+    assert_eq!(cpu_us, sum);
+    let [.., reclaim, clear] = &phases[..] else {
+        panic!("{ended}");
+    };
+    assert_eq!(
+        (&reclaim["name"], &clear["name"]),
+        (&"reclaim".into(), &"clear".into())
+    );
+    assert_eq!(clear["us"], Value::Null, "it runs within the other");
+    let busy = number(&reclaim["cpu_us"]) + number(&clear["cpu_us"]);
+    assert!(
+        busy <= 4 * number(&reclaim["us"]),
+        "four CPUs at most: {ended}"
+    );
     server.assert_spotless();
 }
 

@@ -214,7 +214,7 @@ fn an_instruction_that_faults_is_told_and_nothing_is_lost() {
     for (way, leaf) in steps() {
         let server = Server::new("");
         let came = end_with(&server, way, || {
-            server.rig.fault(leaf, FOR_EVER, Fault::NotLoaded);
+            server.rig.fault(leaf, FOR_EVER, Fault::NotVmx);
         });
         assert!(came.result.is_err(), "{way:?}: {}", leaf.name());
         assert!(came.told.contains(leaf.name()), "{}", came.told);

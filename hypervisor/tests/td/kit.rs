@@ -4,6 +4,7 @@
 mod sample;
 
 use hypervisor::platform::Platform;
+use hypervisor::td::files::Files;
 use hypervisor::td::host::{Host, Runner};
 use hypervisor::td::{Td, capabilities::Capabilities, registry::Tds};
 use hypervisor::tdx::hkids::Count;
@@ -75,10 +76,18 @@ impl Server {
         text: &str,
         runner: &'h (dyn Runner + Sync),
     ) -> Tds<'h, P> {
-        let named = config(text)
-            .td
-            .into_iter()
-            .map(|td| (td, Some(&*self.image)));
+        let named = config(text).td.into_iter();
+        let named = named.map(|td| (td, Some(&*self.image)));
+        self.tds_of(platform, named.collect(), runner)
+    }
+
+    /// The same, of these files.
+    pub fn tds_of<'h, P: Platform>(
+        &'h self,
+        platform: &'h P,
+        named: Vec<(boot::config::Td, impl Into<Files<'h>>)>,
+        runner: &'h (dyn Runner + Sync),
+    ) -> Tds<'h, P> {
         let host = Host {
             platform,
             coordinator: &self.coordinator,
@@ -90,7 +99,7 @@ impl Server {
             stop_us: 200_000,
             runner,
         };
-        Tds::new(host, named.collect())
+        Tds::new(host, named)
     }
 
     /// HKIDs that TDs have, and those in quarantine.

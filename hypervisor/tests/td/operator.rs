@@ -4,10 +4,11 @@ use hypervisor::console::Console;
 use hypervisor::console::host::{
     Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
 };
-use hypervisor::machine::desk::{Desk, NoVitals};
+use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
 use hypervisor::machine::{bench, seam as counts};
 use hypervisor::platform::Running;
 use hypervisor::td::registry::Tds;
+use hypervisor::tdx::shutdown::Shutdown;
 use serde_json::Value;
 
 /// An operator at the console of a host, who types as a script does.
@@ -16,14 +17,19 @@ pub struct Operator<'a, 'h, P> {
     host: Of<'a, 'h, P>,
 }
 
-/// The host.
-struct Of<'a, 'h, P>(&'a Tds<'h, P>);
+/// The host: its TDs, and who runs them.
+struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn Vitals);
 
 impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     pub fn new(tds: &'a Tds<'h, P>) -> Self {
+        Self::with(tds, &NoVitals)
+    }
+
+    /// Of a host whose TDs somebody runs.
+    pub fn with(tds: &'a Tds<'h, P>, vitals: &'a dyn Vitals) -> Self {
         let mut operator = Self {
             console: Console::new(),
-            host: Of(tds),
+            host: Of(tds, vitals),
         };
         operator.send("json on");
         operator
@@ -65,6 +71,12 @@ impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     }
 }
 
+impl<P: Running> Of<'_, '_, P> {
+    fn shutdown(&self) -> &Shutdown {
+        self.0.host().platform.shutdown()
+    }
+}
+
 impl<P: Running> Host for Of<'_, '_, P> {
     fn build(&self) -> Build {
         Build {
@@ -79,7 +91,7 @@ impl<P: Running> Host for Of<'_, '_, P> {
             loaded_from: String::new(),
             config: None,
             config_problem: None,
-            problems: Vec::new(),
+            problems: self.shutdown().problem().into_iter().collect(),
             to_prompt_us: None,
             uptime_us: 0,
         }
@@ -102,7 +114,7 @@ impl<P: Running> Host for Of<'_, '_, P> {
     }
 
     fn tdx(&self) -> Tdx {
-        Tdx {
+        let mut tdx = Tdx {
             state: TdxState::Ready,
             reasons: Vec::new(),
             hkids: None,
@@ -111,13 +123,15 @@ impl<P: Running> Host for Of<'_, '_, P> {
             memory: None,
             bring_up: Vec::new(),
             bring_up_us: None,
-        }
+        };
+        self.shutdown().correct(&mut tdx);
+        tdx
     }
 
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
         Ok(Box::new(Desk {
             tds: self.0,
-            vitals: &NoVitals,
+            vitals: self.1,
         }))
     }
 

@@ -203,7 +203,7 @@ fn seam_bench_gives_everything_back_whichever_call_fails() {
             server.rig.set_guest(0, Some(Box::new(Program)));
             let tds = server.tds(ONE);
             if is_fault {
-                server.rig.fault(leaf, call..=call, Fault::NotLoaded);
+                server.rig.fault(leaf, call..=call, Fault::NotVmx);
             } else {
                 server.rig.refuse(leaf, call..=call, refused);
             }

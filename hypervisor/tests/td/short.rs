@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use hypervisor::cpu::call::NoAnswer;
 use hypervisor::platform::{CpuPlace, Platform};
+use hypervisor::tdx::shutdown::Shutdown;
 use mm::private;
 use seam::abi::PageSize;
 use seam::address::Hpa;
@@ -106,6 +107,10 @@ impl Platform for Short {
 
     fn counters(&self, cpu: u32) -> Option<&Counters> {
         self.rig.counters(cpu)
+    }
+
+    fn shutdown(&self) -> &Shutdown {
+        self.rig.shutdown()
     }
 
     fn pool(&self) -> &ShortPool {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Result, anyhow};
 use hypervisor::cpu::call::NoAnswer;
 use hypervisor::platform::{CpuPlace, Platform};
+use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Frames, words_for};
 use mm::pages::Flush;
 use mm::private::{Clock, FramePool, Kick, Ledger};
@@ -101,6 +102,7 @@ pub struct World {
     counters: Vec<Counters>,
     /// SEAMCALLs that no CPU's counters have.
     raw: AtomicU64,
+    shutdown: Shutdown,
 }
 
 impl World {
@@ -150,6 +152,7 @@ impl World {
             places,
             counters: (0..cpus).map(|_| Counters::new()).collect(),
             raw: AtomicU64::new(0),
+            shutdown: Shutdown::new(),
         })
     }
 
@@ -315,6 +318,11 @@ impl Platform for World {
 
     fn counters(&self, cpu: u32) -> Option<&Counters> {
         self.counters.get(cpu as usize)
+    }
+
+    // Nothing shuts the simulated module down.
+    fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
     }
 
     fn pool(&self) -> &Self::Pool {

@@ -19,8 +19,9 @@ pub const COMMANDS: &[Command] = &[
         args: &[],
         summary: "Show the memory and who has it",
         help: "Frames by size, the frame ledger (every byte is free, used or quarantined, and the three must make up \
-               the total), the hypervisor's heap, and the firmware's memory map. Quarantined frames are never handed \
-               out again, because they may still be the TDX module's.",
+               the total), the hypervisor's heap, and the firmware's memory map. Quarantined frames are not handed \
+               out, because they may still be the TDX module's; those of a TD whose end got stuck come back when \
+               \"td retry\" succeeds.",
         run: |context, _| Ok(Reply::new(context.host.memory())),
     },
     Command {

@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use crate::console::{
     command::Command,
-    host::{Module, Tdx, TdxMemory},
+    host::{Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };
@@ -24,8 +24,12 @@ impl Text for Tdx {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         let mut facts = Facts::default();
         facts.fact("TDX", self.state);
+        let what = match self.state {
+            TdxState::Failed => "problem",
+            _ => "missing",
+        };
         for reason in &self.reasons {
-            facts.fact("missing", reason);
+            facts.fact(what, reason);
         }
         if let Some(hkids) = &self.hkids {
             let last = hkids.first.saturating_add(hkids.total.saturating_sub(1));

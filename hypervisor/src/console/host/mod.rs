@@ -130,7 +130,7 @@ pub struct FrameCount {
     pub free: u64,
     /// Frames handed out as this size.
     pub used: u64,
-    /// Frames of this size that are never handed out again, because they may still be the TDX module's.
+    /// Frames of this size that are not handed out, because they may still be the TDX module's.
     pub quarantined: u64,
 }
 
@@ -224,6 +224,19 @@ pub enum TdxState {
     Ready,
     /// A step of the bring-up failed; TDX can't be used before the next reset.
     Failed,
+}
+
+impl TdxState {
+    /// The state in a sentence.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Unavailable => "TDX is unavailable",
+            Self::Initialised => "TDX is initialised",
+            Self::Ready => "TDX is ready",
+            Self::Failed => "TDX failed",
+        }
+    }
 }
 
 impl fmt::Display for TdxState {

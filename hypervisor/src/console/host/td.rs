@@ -197,8 +197,10 @@ pub struct TdVcpu {
 /// Something that was done, in phases.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Work {
-    /// Microseconds of all phases.
+    /// Elapsed microseconds. Phases may overlap, so that this is not their sum.
     pub us: u64,
+    /// Microseconds that CPUs were busy with it, added up.
+    pub cpu_us: u64,
     /// SEAMCALLs of all phases.
     pub calls: u64,
     /// The phases, in order.
@@ -212,8 +214,10 @@ pub struct Work {
 pub struct Phase {
     /// What was done.
     pub name: String,
-    /// Microseconds.
-    pub us: u64,
+    /// Elapsed microseconds; `None` of a phase that runs within the one before it.
+    pub us: Option<u64>,
+    /// Microseconds that CPUs were busy with it, added up. Where CPUs only answer the one that leads, its time alone.
+    pub cpu_us: u64,
     /// SEAMCALLs.
     pub calls: u64,
 }

@@ -5,7 +5,7 @@ use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use log::{Level, LevelFilter};
 
 use super::tds::{self, Fake};
-use crate::console::host::*;
+use crate::{console::host::*, machine::absent::Absent};
 
 pub struct Machine {
     pub config_problem: Option<String>,
@@ -13,6 +13,7 @@ pub struct Machine {
     pub without_tdx: bool,
     pub requested: Option<PowerAction>,
     pub tds: Fake,
+    config: Vec<boot::config::Td>,
     level: LevelFilter,
 }
 
@@ -24,9 +25,19 @@ impl Default for Machine {
             without_tdx: false,
             requested: None,
             tds: Fake::default(),
+            config: config(),
             level: LevelFilter::Info,
         }
     }
+}
+
+/// What names the TDs where there is no TDX.
+fn config() -> Vec<boot::config::Td> {
+    let text = "[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n[[td]]\nname = \"hello\"\nimage = \"hello\"\n\
+                memory = \"64M\"\nvcpus = 2\n";
+    boot::config::parse(text.as_bytes())
+        .expect("the configuration is right")
+        .td
 }
 
 impl Host for Machine {
@@ -169,7 +180,10 @@ impl Host for Machine {
 
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
         if self.without_tdx {
-            return Err("this machine has no TDs, for TDX is unavailable; \"tdx\" says why".into());
+            return Ok(Box::new(Absent {
+                config: &self.config,
+                why: "no TD can run here: TDX is unavailable; \"tdx\" says why".into(),
+            }));
         }
         Ok(Box::new(&self.tds))
     }

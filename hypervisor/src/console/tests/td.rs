@@ -1,6 +1,6 @@
 //! Commands about TDs, on TDs of plain data.
 
-use alloc::string::String;
+use alloc::{format, string::String};
 
 use super::{PROMPT, Terminal};
 
@@ -41,7 +41,10 @@ fn the_end_is_told_with_pages_phases_and_calls() {
     assert_eq!(*terminal.machine.tds.done.borrow(), ["destroy --dynamic 1"]);
     for part in [
         "TD 1 hello is reclaimed.\r\nIt had 64.03 MiB of private memory: 31 of 2 MiB, 520 of 4 KiB, 4 of S-EPT.",
-        "PHASE      TIME  SEAMCALLS",
+        "PHASE        TIME  CPU TIME  SEAMCALLS",
+        "reclaim  1.500 ms  2.000 ms          3",
+        "clear           -    500 us          0",
+        "all      1.500 ms  2.500 ms          3",
         "TDH.MNG.VPFLUSHDONE      1",
     ] {
         assert!(reply.contains(part), "{reply}");
@@ -66,11 +69,27 @@ fn reclaim_tells_how_far_it_is() {
 fn a_machine_without_tds_says_so() {
     let mut terminal = Terminal::default();
     terminal.machine.without_tdx = true;
-    let reply = terminal.run("td show hello");
+    let why = "no TD can run here: TDX is unavailable; \"tdx\" says why";
+    let list = terminal.run("td list");
     assert!(
-        reply.starts_with("error: this machine has no TDs"),
-        "{reply}"
+        list.contains("hello  created     -      2  0 B  64 MiB") && list.contains(why),
+        "{list}"
     );
+    let shown = terminal.run("td show hello");
+    assert!(shown.contains(why), "{shown}");
+    for command in [
+        "create",
+        "start",
+        "pause",
+        "resume",
+        "terminate",
+        "destroy",
+        "retry",
+        "reset",
+    ] {
+        let reply = terminal.run(&format!("td {command} hello"));
+        assert_eq!(reply, format!("error: {why}\r\n"), "{command}");
+    }
 }
 
 #[test]

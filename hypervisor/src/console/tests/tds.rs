@@ -87,12 +87,22 @@ impl Fake {
 fn work() -> Work {
     Work {
         us: 1500,
+        cpu_us: 2500,
         calls: 3,
-        phases: vec![Phase {
-            name: "flush".into(),
-            us: 1500,
-            calls: 3,
-        }],
+        phases: vec![
+            Phase {
+                name: "reclaim".into(),
+                us: Some(1500),
+                cpu_us: 2000,
+                calls: 3,
+            },
+            Phase {
+                name: "clear".into(),
+                us: None,
+                cpu_us: 500,
+                calls: 0,
+            },
+        ],
         leafs: vec![
             LeafCalls {
                 leaf: "TDH.VP.FLUSH",

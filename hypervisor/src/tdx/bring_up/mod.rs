@@ -93,6 +93,7 @@ pub fn bring_up<P: Platform>(
     let mut tdx = steps.report;
     match outcome {
         Ok(ready) => {
+            platform.shutdown().module_is_ready();
             tdx.state = TdxState::Ready;
             tdx.bring_up_us = Some(platform.now_us() - start);
             (tdx, Some(ready))

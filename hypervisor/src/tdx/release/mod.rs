@@ -178,7 +178,7 @@ impl Coordinator {
         };
         let results = tds.into_iter();
         results
-            .map(|td| td.finish(&self.hkids).map(|()| released.clone()))
+            .map(|td| td.finish(platform, &self.hkids).map(|()| released.clone()))
             .collect()
     }
 

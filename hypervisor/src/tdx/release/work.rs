@@ -74,9 +74,13 @@ impl<'a> Work<'a> {
     }
 
     /// How it ended, which the pool and the operator are told.
-    pub fn finish(self, hkids: &Hkids) -> Result<(), NotReleased> {
+    ///
+    /// When the module has shut down, that is all there is to tell.
+    pub fn finish<P: Platform>(self, platform: &P, hkids: &Hkids) -> Result<(), NotReleased> {
         let number = self.ending.release.hkid;
-        if let Err(NotReleased::Stuck(why)) = &self.result {
+        if let Err(NotReleased::Stuck(why)) = &self.result
+            && !platform.shutdown().is_down()
+        {
             log::error!("HKID {number} is in quarantine: {why}");
             hkids.quarantine(number, format!("{why}"));
         }

@@ -34,6 +34,15 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     shell.wait_for("Kernel panic - not syncing: sysrq triggered crash", BOOT)?;
     shell.leave()?;
     ends_with(bench, &mut console, "panic", "its kernel has panicked")?;
+    // It can't go on, and begins anew.
+    let refused = console.ask("td resume panic", COMMAND)?;
+    let refused = refused["error"].as_str().context("a refusal")?;
+    ensure!(
+        refused.contains("\"td reset panic\" starts it anew"),
+        "{refused}"
+    );
+    let reset = console.succeed("td reset panic", BOOT)?;
+    ensure!(reset["state"] == "runnable", "{reset}");
 
     // It panics before it knows how to tell, and stands still for ever.
     let panicked = "end Kernel panic - not syncing: VFS: Unable to mount root fs";
@@ -51,14 +60,17 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     ends_with(bench, &mut console, "triple", "triple fault on vCPU 0")?;
 
     // Too little memory for its kernel; more than the machine has.
-    console.succeed("td start small", BOOT)?;
-    ends_with(bench, &mut console, "small", "too little memory")?;
-    let refused = console.ask("td start huge", COMMAND)?;
-    let refused = refused["error"].as_str().context("a refusal")?;
-    ensure!(refused.contains("not enough memory"), "{refused}");
-    bench.note(refused);
+    for (name, why) in [("small", "is too little"), ("huge", "not enough memory")] {
+        let refused = console.ask(&format!("td start {name}"), COMMAND)?;
+        let refused = refused["error"].as_str().context("a refusal")?;
+        ensure!(refused.contains(why), "{refused}");
+        bench.note(refused);
+        let shown = console.succeed(&format!("td show {name}"), COMMAND)?;
+        let problem = shown["problem"].as_str().context("a problem")?;
+        ensure!(problem.contains(why), "{problem}");
+    }
 
-    for name in ["panic", "early", "hang", "triple", "small"] {
+    for name in ["panic", "early", "hang", "triple"] {
         console.succeed(&format!("td destroy {name}"), COMMAND)?;
     }
     let now = free_bytes(&mut console)?;

@@ -21,7 +21,8 @@ pub const COMMANDS: &[Command] = &[
         args: &[TD],
         summary: "End a TD; its memory comes back by and by",
         help: "Its vCPUs stop, its HKID is free again, and from then on each page comes back with one SEAMCALL: idle CPUs \
-               see to that while the machine goes on. \"reclaim\" shows how far it is. Asking twice is harmless.",
+               see to that while the machine goes on. \"reclaim\" shows how far it is. Asking twice is harmless; when the \
+               end got stuck, \"td retry\" goes on with it.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             tds.terminate(id).map(Reply::new).map_err(Error::Host)
@@ -39,8 +40,8 @@ pub const COMMANDS: &[Command] = &[
         ],
         summary: "End a TD and wait until its memory is back",
         help: "As \"td terminate\", and this CPU helps until the last page is back. With --dynamic the memory is taken before \
-               the key, by dynamic page removal: slower, for comparison. Shows pages by size, SEAMCALLs by leaf, and time \
-               by phase.",
+               the key, by dynamic page removal: slower, for comparison. Shows pages by size, SEAMCALLs by leaf, and for each \
+               phase the time that passed and the CPU time: that of all CPUs that were busy with it, added up.",
         run: |context, args| {
             let dynamic = args.flag(DYNAMIC);
             let (tds, id) = find(context, args)?;
@@ -65,7 +66,7 @@ pub const COMMANDS: &[Command] = &[
 impl Text for TdEnded {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         if self.already {
-            return writeln!(out, "{} already; nothing was to be done.", Is(&self.now));
+            return writeln!(out, "{} already; nothing to do.", Is(&self.now));
         }
         write!(out, "{}", Is(&self.now))?;
         if self.now.state == State::Teardown {

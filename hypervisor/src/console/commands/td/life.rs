@@ -41,15 +41,15 @@ pub const COMMANDS: &[Command] = &[
         name: "td resume",
         args: &[TD],
         summary: "Let a paused TD run again",
-        help: "Its vCPUs go on where they were.",
+        help: "Its vCPUs go on where they were. One whose guest has panicked can't go on: \"td reset\" starts it anew.",
         run: |context, args| now(context, args, |tds, id| tds.resume(id)),
     },
     Command {
         name: "td reset",
         args: &[TD],
         summary: "End a TD and build it again",
-        help: "Under the same name and with the memory of its configuration; it runs if it did. Nothing of the old one is \
-               left, its memory least of all.",
+        help: "Under the same name and with the memory of its configuration; it runs if it did, also if its guest has \
+               panicked or broken down. No state or memory of the old one survives.",
         run: |context, args| now(context, args, |tds, id| tds.reset(id)),
     },
     Command {

@@ -11,7 +11,7 @@ use crate::console::{
     error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
     reply::{Reply, Text},
-    table::{Bytes, Facts, Maybe, Micros, Table},
+    table::{Bytes, Facts, Maybe, Micros, Short, Table},
 };
 
 pub const COMMANDS: &[Command] = &[
@@ -66,10 +66,15 @@ impl Text for List {
                 &td.vcpus,
                 &Bytes(td.private_bytes),
                 &Bytes(td.memory_bytes),
-                &td.problem.as_deref().unwrap_or_default(),
+                &Short(td.problem.as_deref().unwrap_or_default()),
             ]);
         }
-        write!(out, "{table}")
+        write!(out, "{table}")?;
+        let mut problems = self.tds.iter().filter_map(|td| td.problem.as_deref());
+        if problems.any(|problem| Short(problem).is_cut()) {
+            writeln!(out, "\"td show\" shows all of a problem.")?;
+        }
+        Ok(())
     }
 }
 

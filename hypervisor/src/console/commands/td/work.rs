@@ -4,16 +4,21 @@ use core::fmt::{self, Write};
 
 use crate::console::{
     host::td::{TdReclaim, Work},
-    table::{Bytes, Micros, Table},
+    table::{Bytes, Maybe, Micros, Table},
 };
 
-/// The phases, and their sum.
+/// The phases: the time that passed, the time of the CPUs that were busy with it, and what all took.
 pub fn phases(what: &str, work: &Work, out: &mut dyn Write) -> fmt::Result {
-    let mut table = Table::new(&[what, "TIME", "SEAMCALLS"]);
+    let mut table = Table::new(&[what, "TIME", "CPU TIME", "SEAMCALLS"]);
     for phase in &work.phases {
-        table.row(&[&phase.name, &Micros(phase.us), &phase.calls]);
+        table.row(&[
+            &phase.name,
+            &Maybe(phase.us.map(Micros)),
+            &Micros(phase.cpu_us),
+            &phase.calls,
+        ]);
     }
-    table.row(&[&"all", &Micros(work.us), &work.calls]);
+    table.row(&[&"all", &Micros(work.us), &Micros(work.cpu_us), &work.calls]);
     write!(out, "{table}")
 }
 

@@ -1,0 +1,141 @@
+//! The TDs of a configuration on a machine that can run none: they are listed, with the reason.
+
+use alloc::{format, string::String, vec::Vec};
+
+use boot::config;
+use vcpu::Excerpt;
+
+use super::desk::started_from;
+use crate::{
+    console::host::td::{
+        Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk, TdVcpu,
+        Tds,
+    },
+    td::life::State,
+};
+
+/// TDs that can't run.
+#[derive(Debug)]
+pub struct Absent<'a> {
+    /// What the configuration names.
+    pub config: &'a [config::Td],
+    /// Why none of them can run, in a sentence.
+    pub why: String,
+}
+
+impl Absent<'_> {
+    fn line(&self, id: u32, config: &config::Td) -> TdLine {
+        TdLine {
+            id,
+            name: config.name.clone(),
+            state: State::Created,
+            hkid: None,
+            vcpus: config.vcpus,
+            private_bytes: 0,
+            memory_bytes: config.memory,
+            problem: Some(self.why.clone()),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (u32, &config::Td)> {
+        (1..).zip(self.config)
+    }
+
+    fn no<T>(&self) -> Result<T, String> {
+        Err(self.why.clone())
+    }
+}
+
+impl Tds for Absent<'_> {
+    fn names(&self) -> Vec<String> {
+        self.all().map(|(_, td)| td.name.clone()).collect()
+    }
+
+    fn list(&self) -> Vec<TdLine> {
+        self.all().map(|(id, td)| self.line(id, td)).collect()
+    }
+
+    fn show(&self, id: u32) -> Result<TdReport, String> {
+        let (_, config) = self
+            .all()
+            .find(|(number, _)| *number == id)
+            .ok_or_else(|| format!("there is no TD {id}; \"td list\" lists them"))?;
+        let vcpu = |index| TdVcpu {
+            index,
+            ..TdVcpu::default()
+        };
+        Ok(TdReport {
+            line: self.line(id, config),
+            image: started_from(config),
+            autostart: config.autostart,
+            control: config.control,
+            debug: config.debug,
+            no_rbp_mod: config.no_rbp_mod(),
+            shares: config.shares,
+            cap: config.cap,
+            pages: Pages::default(),
+            made_whole: 0,
+            mrtd: None,
+            cpus: (0..config.vcpus).map(vcpu).collect(),
+            built: None,
+            ended: None,
+            reclaim: None,
+        })
+    }
+
+    fn create(&self, _: u32) -> Result<TdBuilt, String> {
+        self.no()
+    }
+
+    fn start(&self, _: u32) -> Result<TdNow, String> {
+        self.no()
+    }
+
+    fn pause(&self, _: u32) -> Result<TdNow, String> {
+        self.no()
+    }
+
+    fn resume(&self, _: u32) -> Result<TdNow, String> {
+        self.no()
+    }
+
+    fn terminate(&self, _: u32) -> Result<TdEnded, String> {
+        self.no()
+    }
+
+    fn destroy(&self, _: u32, _: bool) -> Result<TdEnded, String> {
+        self.no()
+    }
+
+    fn retry(&self, _: u32) -> Result<TdEnded, String> {
+        self.no()
+    }
+
+    fn reset(&self, _: u32) -> Result<TdNow, String> {
+        self.no()
+    }
+
+    fn shrink(&self, _: u32, _: u64) -> Result<TdShrunk, String> {
+        self.no()
+    }
+
+    fn output(&self, _: u32, _: u64, _: &mut [u8]) -> Result<Excerpt, String> {
+        self.no()
+    }
+
+    fn type_byte(&self, _: u32, _: u8) -> bool {
+        false
+    }
+
+    fn registers(&self, _: u32, _: u16) -> Result<Registers, String> {
+        self.no()
+    }
+
+    fn memory(&self, _: u32, _: u64, _: &mut [u8]) -> Result<(), String> {
+        self.no()
+    }
+
+    fn reclaims(&self) -> Vec<TdReclaim> {
+        Vec::new()
+    }
+}
