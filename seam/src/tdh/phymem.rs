@@ -1,7 +1,7 @@
 //! TDH.PHYMEM.*: physical pages and caches; how pages come back at a TD's end.
 
 use super::resume::PageWriteBack;
-use super::td::{Keyless, Tdr, Tdvpr};
+use super::td::{Keyless, Tdr};
 use super::{Tdh, rcx};
 use crate::abi::{Leaf, PAGE_MASK, PageSize, PageType, Status};
 use crate::address::{Hpa, KeyIdPosition};
