@@ -137,7 +137,7 @@ impl Site<'_> {
         const IO: u64 = 0x1E;
         self.tds.start(1).unwrap();
         let acts = [Act::Call(call(IO, [1, 1, 0x505, 1]))];
-        let script = Script::new(acts.into_iter());
+        let script = Script::new(acts);
         self.server.rig.set_guest(0, Some(script.player()));
         assert!(self.scheduler.turn());
         self.server.rig.set_guest(0, None);

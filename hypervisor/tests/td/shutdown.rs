@@ -236,7 +236,7 @@ fn no_vcpu_is_entered_any_more_and_its_td_is_not_taken_for_one_that_ended_by_its
     let entries = server.rig.calls(Leaf::VpEnter);
     assert!(!scheduler.turn(), "nobody runs any more");
     ends::serve(&scheduler, &tds);
-    assert_eq!(tds.work(), true);
+    assert!(tds.work(), "what they had is put away");
     while tds.work() {}
     assert!(!scheduler.turn());
     assert_eq!(server.rig.calls(Leaf::VpEnter), entries);

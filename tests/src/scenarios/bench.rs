@@ -167,7 +167,9 @@ fn boot_limit(machine: &Machine) -> Duration {
 fn complaint(event: &Event) -> Option<String> {
     match event.kind() {
         "violation" => Some(format!("violation {}", event.text("class"))),
-        "error" | "panic" | "shutdown" | "module_shutdown" | "bad_option" => Some(event.0.to_string()),
+        "error" | "panic" | "shutdown" | "module_shutdown" | "bad_option" => {
+            Some(event.0.to_string())
+        }
         _ => None,
     }
 }
