@@ -5,6 +5,7 @@
 mod elf;
 mod guest;
 mod hot;
+mod merged;
 mod pe;
 mod rom;
 
@@ -163,6 +164,7 @@ fn build_images(mut cargo: Command, names: &[&str], out: &Path) -> Result<()> {
     for name in names {
         let elf = built.join(name);
         let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        merged::check(&file).with_context(|| (*name).to_owned())?;
         let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
         let image = guest::image(&program).with_context(|| (*name).to_owned())?;
         write(&out.join(format!("{name}.elf")), &file)?;
@@ -221,6 +223,7 @@ impl Bare {
     fn build(&self, out: &Path) -> Result<()> {
         let elf = self.compile()?;
         let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+        merged::check(&file).with_context(|| self.bin.to_owned())?;
         let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
         let image = pe::write(&program, self.subsystem).with_context(|| self.bin.to_owned())?;
 
