@@ -29,10 +29,11 @@ impl Linux {
     }
 }
 
-/// Paths of the built programs, all in one directory.
+/// Paths of the built programs, all in one directory, and how the SEAM stub is started.
 #[derive(Clone, Debug)]
 pub struct Programs {
     directory: PathBuf,
+    stub_options: Vec<(String, String)>,
 }
 
 impl Programs {
@@ -40,7 +41,20 @@ impl Programs {
     pub fn in_directory(directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
+            stub_options: Vec::new(),
         }
+    }
+
+    /// The same, with these options of the stub (key and value) where a test does not set them itself.
+    #[must_use]
+    pub fn with_stub_options(mut self, options: &[(String, String)]) -> Self {
+        self.stub_options = options.to_vec();
+        self
+    }
+
+    /// The stub's options.
+    pub fn stub_options(&self) -> &[(String, String)] {
+        &self.stub_options
     }
 
     /// The directory itself.

@@ -103,6 +103,9 @@ pub trait Machine: Sync {
     fn rdmsr(&self, lp: u32, msr: u32) -> u64;
     /// The time-stamp counter.
     fn rdtsc(&self, lp: u32) -> u64;
+    /// Whether a TD's time-stamp counter can run at another frequency than the machine's own (TSC scaling). If not, RDTSC
+    /// in a TD shows the machine's counter plus the TD's offset, whatever TSC_FREQUENCY is, and TSC_MULTIPLIER is one.
+    fn scales_tsc(&self) -> bool;
     /// RDRAND; `None` when there was not enough entropy.
     fn rdrand(&self, lp: u32) -> Option<u64>;
     /// RDSEED; `None` when there was not enough entropy.

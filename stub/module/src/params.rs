@@ -18,6 +18,8 @@ pub const CONFIG_FLAGS_ALLOWED: u64 =
     config_flags::GPAW | config_flags::FLEXIBLE_PENDING_VE | config_flags::NO_RBP_MOD;
 /// Hz of a unit of TSC_FREQUENCY.
 const TSC_UNIT: u64 = 25_000_000;
+/// The multiplier of a TD whose time-stamp counter is not scaled.
+const UNSCALED: u64 = 1 << 48;
 /// TSC_FREQUENCY in units of 25 MHz.
 const TSC_FREQUENCIES: core::ops::RangeInclusive<u16> = 4..=400;
 /// Most L2 VMs of a TD.
@@ -68,7 +70,7 @@ pub struct Config {
 
 impl Config {
     /// Checks TD_PARAMS in the module's order. `num_tdcx` is the number of TDCX pages, `tsc_adjust` what IA32_TSC_ADJUST
-    /// is now.
+    /// is now, `scales_tsc` whether the machine runs the TD's time-stamp counter at the frequency that is asked for.
     ///
     /// # Errors
     /// The first rule that is violated.
@@ -77,6 +79,7 @@ impl Config {
         native: &Native,
         num_tdcx: u32,
         tsc_adjust: u64,
+        scales_tsc: bool,
     ) -> Result<Self, Refusal> {
         if !accepts_attributes(params.attributes) {
             return Err(Operand::ATTRIBUTES.into());
@@ -140,9 +143,10 @@ impl Config {
             return Err(Operand::RDX.into());
         }
         let hz = u128::from(params.tsc_frequency) * u128::from(TSC_UNIT);
+        let scaled = ((hz << 48) / u128::from(native.tsc_hz.max(1))) as u64;
         Ok(Self {
             eptp: params.eptp_controls,
-            tsc_multiplier: ((hz << 48) / u128::from(native.tsc_hz.max(1))) as u64,
+            tsc_multiplier: if scales_tsc { scaled } else { UNSCALED },
             xbuff: native.xbuff(params.xfam),
             cpuid,
             features,
@@ -237,7 +241,9 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut TdParams)) -> Status {
         let mut params = params();
         change(&mut params);
-        Config::new(&params, &native(), 6, 0).unwrap_err().status
+        Config::new(&params, &native(), 6, 0, true)
+            .unwrap_err()
+            .status
     }
 
     #[test]
@@ -297,12 +303,12 @@ mod tests {
         );
         let mut five_levels = params();
         five_levels.eptp_controls = 0x26;
-        assert!(Config::new(&five_levels, &native(), 6, 0).is_ok());
+        assert!(Config::new(&five_levels, &native(), 6, 0, true).is_ok());
     }
 
     #[test]
     fn the_virtual_tsc_runs_at_the_configured_frequency() {
-        let config = Config::new(&params(), &native(), 6, 0).unwrap();
+        let config = Config::new(&params(), &native(), 6, 0, true).unwrap();
         assert_eq!(config.tsc_multiplier, 0x0001_4000_0000_0000);
         assert_eq!(
             virtual_tsc(2_000_000_000, config.tsc_multiplier, 0),
@@ -312,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_changed_tsc_adjust_is_noticed() {
-        let refused = Config::new(&params(), &native(), 6, 1).unwrap_err();
+        let refused = Config::new(&params(), &native(), 6, 1, true).unwrap_err();
         assert_eq!(refused.status, Status::INCONSISTENT_MSR.with_detail(0x3B));
     }
 }

@@ -15,6 +15,7 @@ use uefi::proto::pi::mp::MpServices;
 use uefi::{Handle, Status};
 
 use stub_rom::options::{NAMES, Options, PREFIX};
+use stub_rom::personality::clock::Clock;
 
 use crate::fwcfg::FwCfg;
 use crate::memory::{PAGE, SEAMRR_SIZE};
@@ -91,13 +92,16 @@ fn slip_under() -> Result<(), &'static str> {
 /// What the monitor has to know; whatever else was on the heap is gone when this returns.
 fn inventory(seamrr: u64, trampoline: u64) -> Result<Inventory, &'static str> {
     let fw_cfg = FwCfg::open().ok_or("QEMU's fw_cfg device is missing")?;
+    let options = read_options(&fw_cfg);
+    let tsc_hz = measure_tsc()?;
     Ok(Inventory {
-        options: read_options(&fw_cfg),
+        clock: clock(&options, tsc_hz),
+        tsc_hz,
+        options,
         seamrr: (seamrr, SEAMRR_SIZE),
         trampoline,
         apic_ids: apic_ids()?,
         ram: ram(&fw_cfg)?,
-        tsc_hz: measure_tsc()?,
     })
 }
 
@@ -138,14 +142,32 @@ fn read_options(fw_cfg: &FwCfg) -> Options {
             continue;
         };
         if let Err(why) = options.set(name, &bytes) {
-            let why = report::Escaped(&why);
-            report::line(
-                "bad_option",
-                format_args!(r#""option":"{path}","reason":"{why}""#),
-            );
+            bad_option(name, &why);
         }
     }
     options
+}
+
+fn bad_option(name: &str, why: &str) {
+    let why = report::Escaped(why);
+    report::line(
+        "bad_option",
+        format_args!(r#""option":"{PREFIX}{name}","reason":"{why}""#),
+    );
+}
+
+/// The clocks that CPUID tells of.
+fn clock(options: &Options, measured_hz: u64) -> Clock {
+    let Some(claimed_hz) = options.tsc_hz else {
+        return Clock::of(measured_hz);
+    };
+    Clock::claiming(claimed_hz, measured_hz).unwrap_or_else(|| {
+        bad_option(
+            "tsc_hz",
+            "it is more than four times what this computer's counter runs at",
+        );
+        Clock::of(measured_hz)
+    })
 }
 
 /// The APIC ids of all processors, in firmware's order, which starts with the one that executes this.

@@ -5,12 +5,14 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt::Display;
+use core::str::FromStr;
 
 /// The folder of the options' fw_cfg files.
 pub const PREFIX: &str = "opt/seamstub/";
 
 /// The names of all options, as they follow [`PREFIX`].
-pub const NAMES: [&str; 5] = ["tdx", "hkids", "trace", "stuck", "hooks"];
+pub const NAMES: [&str; 6] = ["tdx", "hkids", "trace", "stuck", "hooks", "tsc_hz"];
 
 /// How many KeyIDs besides 0 fit the KeyID bits of this machine.
 pub const MAX_KEYIDS: u32 = (1 << crate::personality::KEYID_BITS) - 1;
@@ -30,6 +32,9 @@ pub struct Options {
     pub stuck: Vec<u32>,
     /// `hooks`: the module's fault injection, in the module's own format.
     pub hooks: String,
+    /// `tsc_hz`: the frequency that the machine says its time-stamp counter has, 100 MHz to 10 GHz; otherwise the measured
+    /// one.
+    pub tsc_hz: Option<u64>,
 }
 
 impl Default for Options {
@@ -40,6 +45,7 @@ impl Default for Options {
             trace: 0,
             stuck: Vec::new(),
             hooks: String::new(),
+            tsc_hz: None,
         }
     }
 }
@@ -68,7 +74,7 @@ impl Options {
                 }
             }
             "hkids" => self.hkids = number(name, text, 2, MAX_KEYIDS - 1)?,
-            "trace" => self.trace = number(name, text, 0, 2)? as u8,
+            "trace" => self.trace = number(name, text, 0, 2)?,
             "stuck" => {
                 self.stuck = text
                     .split(',')
@@ -77,13 +83,19 @@ impl Options {
                     .collect::<Result<_, _>>()?;
             }
             "hooks" => self.hooks = text.to_string(),
+            "tsc_hz" => self.tsc_hz = Some(number(name, text, 100_000_000, 10_000_000_000)?),
             _ => return Err(format!("there is no option {name}")),
         }
         Ok(())
     }
 }
 
-fn number(name: &str, text: &str, min: u32, max: u32) -> Result<u32, String> {
+fn number<T: FromStr + PartialOrd + Display + Copy>(
+    name: &str,
+    text: &str,
+    min: T,
+    max: T,
+) -> Result<T, String> {
     match text.parse() {
         Ok(value) if (min..=max).contains(&value) => Ok(value),
         _ => Err(format!(
@@ -104,6 +116,7 @@ mod tests {
         options.set("trace", b"2").unwrap();
         options.set("stuck", b"2, 3").unwrap();
         options.set("hooks", b"busy@8").unwrap();
+        options.set("tsc_hz", b"2596170000").unwrap();
         assert_eq!(
             options,
             Options {
@@ -112,6 +125,7 @@ mod tests {
                 trace: 2,
                 stuck: [2, 3].into(),
                 hooks: "busy@8".into(),
+                tsc_hz: Some(2_596_170_000),
             }
         );
     }
@@ -127,6 +141,8 @@ mod tests {
             ("stuck", b"1,x"),
             ("stuck", b"0"),
             ("hooks", b"\xff"),
+            ("tsc_hz", b"99999999"),
+            ("tsc_hz", b"2.6 GHz"),
             ("colour", b"red"),
         ] {
             let why = options.set(name, text).unwrap_err();

@@ -89,10 +89,11 @@ impl Machine {
         self
     }
 
-    /// The same with one more option of the stub.
+    /// The same with another value of an option of the stub.
     #[must_use]
     pub fn with_stub_option(mut self, key: &str, value: &str) -> Self {
         if let Some(stub) = &mut self.stub {
+            stub.options.retain(|(known, _)| known != key);
             stub.options.push((key.to_owned(), value.to_owned()));
         }
         self

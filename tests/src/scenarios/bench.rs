@@ -103,11 +103,11 @@ impl Bench {
         Ok(Boot::Disk(image))
     }
 
-    /// The stub with its default options.
+    /// The stub with the options that hold for all tests.
     pub fn stub(&self) -> Stub {
         Stub {
             rom: self.programs.rom(),
-            options: Vec::new(),
+            options: self.programs.stub_options().to_vec(),
         }
     }
 

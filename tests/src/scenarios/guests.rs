@@ -17,6 +17,7 @@ use crate::console::Console;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("guest-calls", calls),
+    Scenario::new("guest-clock", clock),
     Scenario::new("guest-memory", memory),
     Scenario::new("guests-side-by-side", side_by_side),
     Scenario::new("guest-shares", shares),
@@ -46,6 +47,30 @@ fn calls(bench: &mut Bench) -> Result<()> {
         bench.note(format!("{guest}: {checks} checks"));
     }
     nothing_is_left(&mut console, &["calls", "hello"], before)
+}
+
+/// Frequencies of the time-stamp counter that are no multiples of the 25 MHz by which a TD's is configured.
+const ODD_CLOCKS: [&str; 2] = ["2596170000", "1999987000"];
+
+/// Timers, sleep and time in TDs, on machines with such frequencies, and late: the error of a clock grows with a TD's age.
+fn clock(bench: &mut Bench) -> Result<()> {
+    for hz in ODD_CLOCKS {
+        let tds = [
+            Named::new("smp", "64M", 4).with("autostart = true"),
+            Named::new("calls", "64M", 2),
+        ];
+        let machine = machine(bench, &tds)?.with_stub_option("tsc_hz", hz);
+        let mut console = bench.console(&machine)?;
+        console.succeed("td start calls", LIFE)?;
+        let calls = Words::of("calls").pass(&mut console, "calls", CHECKS)?;
+        let mut smp = Words::of("smp");
+        Counts::by_now(&mut smp, &mut console)?;
+        type_to(&mut console, "smp", "q")?;
+        let smp = smp.pass(&mut console, "smp", CHECKS)?;
+        bench.note(format!("{hz} Hz: {} checks", calls + smp));
+        nothing_illegal(&mut console)?;
+    }
+    Ok(())
 }
 
 /// Memory that is accepted, shared and taken back: by a TD that hears of what it has not accepted, and by one that does not.

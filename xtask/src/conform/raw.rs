@@ -218,6 +218,8 @@ impl RawMachine {
             rng_seed: self.rng_seed.map_or(usual.rng_seed, |seed| seed.0),
             msrs: msr_values(self.msrs)?,
             lp_msrs,
+            scales_tsc: true,
+            tsc_leaf: None,
             books_guards: false,
         })
     }

@@ -55,7 +55,11 @@ pub struct Options {
     config: Option<PathBuf>,
 }
 
-fn key_and_value(text: &str) -> Result<(String, String), String> {
+/// An option with its value.
+///
+/// # Errors
+/// When there is no `=`.
+pub fn key_and_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -13,7 +13,7 @@ use seamark_tests::programs::Programs;
 use seamark_tests::scenarios::{self, Scenario};
 
 use self::tally::Tally;
-use crate::{build, guest, host};
+use crate::{build, guest, host, run};
 
 /// The options of `test`.
 #[derive(Args)]
@@ -23,6 +23,9 @@ pub struct Options {
     /// List the names and run nothing
     #[arg(long)]
     list: bool,
+    /// An option of the stub for every machine that has it, such as tsc_hz=2596170000; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", value_parser = run::key_and_value)]
+    stub: Vec<(String, String)>,
 }
 
 /// Runs the tests. The last line says how many passed and failed, tests on the host and whole-system tests together.
@@ -56,6 +59,7 @@ pub fn run(options: &Options) -> ExitCode {
         announce("build");
         match programs(selected.iter().any(|scenario| scenario.needs_linux)) {
             Ok(programs) => {
+                let programs = programs.with_stub_options(&options.stub);
                 for scenario in &selected {
                     run_scenario(scenario, &programs, &mut tally);
                 }
@@ -85,6 +89,7 @@ impl Options {
             let alone = Self {
                 filter: vec![(*word).clone()],
                 list: false,
+                stub: Vec::new(),
             };
             let is_check = checks::ALL.iter().any(|check| alone.matches(check.name));
             !is_check && !scenarios::all().iter().any(|s| alone.selects(s))
@@ -135,6 +140,7 @@ mod tests {
         Options {
             filter: filter.iter().map(|&f| f.to_owned()).collect(),
             list: false,
+            stub: Vec::new(),
         }
     }
 

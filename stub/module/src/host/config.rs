@@ -28,6 +28,10 @@ pub struct Config {
     pub cpuid_fms: u32,
     /// Where the generator behind RDRAND and RDSEED starts.
     pub rng_seed: u64,
+    /// Whether TDs' time-stamp counters are scaled. Every server that has TDX does it; QEMU's TCG does not.
+    pub scales_tsc: bool,
+    /// CPUID leaf 0x15, where it differs from the simulated processor's: denominator, numerator, and the crystal's Hz.
+    pub tsc_leaf: Option<[u32; 3]>,
     /// Whether the machine keeps book of the pages that the module told it to guard
     /// ([`HostMachine::guarded`](super::HostMachine::guarded)). It needs no book to guard them.
     pub books_guards: bool,
@@ -51,6 +55,8 @@ impl Default for Config {
             wbinvd_sub_blocks: 4,
             cpuid_fms: 0x806f8,
             rng_seed: 0x1234,
+            scales_tsc: true,
+            tsc_leaf: None,
             books_guards: false,
             msrs: BTreeMap::new(),
             lp_msrs: BTreeMap::new(),
@@ -86,6 +92,11 @@ impl Config {
                 registers[1] = registers[1] & 0x00ff_ffff | self.x2apic_id(lp) << 24;
             }
             0xb | 0x1f => registers[3] = self.x2apic_id(lp),
+            0x15 => {
+                if let Some(clock) = self.tsc_leaf {
+                    registers[..3].copy_from_slice(&clock);
+                }
+            }
             0x8000_0008 => registers[0] = registers[0] & !0xff | self.max_pa & 0xff,
             _ => (),
         }

@@ -207,6 +207,10 @@ impl Machine for HostMachine {
         self.tsc.fetch_add(TICKS_PER_READING, Ordering::Relaxed)
     }
 
+    fn scales_tsc(&self) -> bool {
+        self.config.scales_tsc
+    }
+
     fn rdrand(&self, lp: u32) -> Option<u64> {
         let failed = self.ask(lp, |c| Some(take_one(&mut c.rdrand_failures)));
         (failed != Some(true)).then(|| self.random())

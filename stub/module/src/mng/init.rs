@@ -31,11 +31,17 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     let pa = operand::shared_buffer(cx, regs.rdx, TD_PARAMS_SIZE, Operand::RDX)?;
     let params: TdParams = memory::read_struct(cx.machine, pa);
     let tsc_adjust = cx.machine.rdmsr(cx.lp, TSC_ADJUST_MSR);
-    let config =
-        Config::new(&params, cx.native(), td.tdr.num_tdcx(), tsc_adjust).map_err(|refusal| {
-            regs.rcx = refusal.rcx;
-            refusal.status
-        })?;
+    let config = Config::new(
+        &params,
+        cx.native(),
+        td.tdr.num_tdcx(),
+        tsc_adjust,
+        cx.machine.scales_tsc(),
+    )
+    .map_err(|refusal| {
+        regs.rcx = refusal.rcx;
+        refusal.status
+    })?;
     fill(cx, &td.tdcs, &params, &config);
     td.tdcs.set_op_state(OpState::Initialized);
     Ok(())

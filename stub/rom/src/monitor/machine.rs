@@ -146,6 +146,11 @@ impl Machine for SeamCpu<'_> {
         cpu::rdtsc()
     }
 
+    /// TCG has no TSC scaling, and an exit for each RDTSC would cost too much.
+    fn scales_tsc(&self) -> bool {
+        false
+    }
+
     fn rdrand(&self, _lp: u32) -> Option<u64> {
         cpu::rdrand()
     }

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 use stub_rom::apic::Apic;
 use stub_rom::options::Options;
+use stub_rom::personality::clock::Clock;
 use stub_rom::personality::topology::Shifts;
 use stub_rom::personality::{Cpu, Facts, is_native};
 
@@ -33,7 +34,10 @@ pub struct Inventory {
     pub apic_ids: Vec<u32>,
     /// Base and size of each range of RAM in bytes.
     pub ram: Vec<(u64, u64)>,
+    /// The measured frequency of the time-stamp counter.
     pub tsc_hz: u64,
+    /// The clocks as CPUID tells them.
+    pub clock: Clock,
 }
 
 /// The machine as all processors see it.
@@ -45,7 +49,10 @@ pub struct World {
     /// Base and size of each range of RAM in bytes, and of the largest, where most pages are that anybody looks for.
     pub ram: Vec<(u64, u64)>,
     pub largest: (u64, u64),
+    /// The measured frequency of the time-stamp counter.
     pub tsc_hz: u64,
+    /// The clocks as CPUID tells them.
+    pub clock: Clock,
     pub shifts: Shifts,
     /// The monitor's page tables.
     pub cr3: u64,
@@ -69,7 +76,7 @@ impl World {
             tdx: self.options.tdx,
             cr4,
             apic_id: self.lps[number as usize].apic_id,
-            tsc_hz: self.tsc_hz,
+            clock: self.clock,
             shifts: self.shifts,
         }
     }
@@ -210,7 +217,7 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
             world.lps.len(),
             world.options.tdx,
             world.options.hkids,
-            world.tsc_hz
+            world.clock.tsc_hz
         ),
     );
     // SAFETY: this processor still has firmware's state, interrupts off. It is captured, then replaced by the monitor's,
@@ -261,6 +268,7 @@ fn build(inventory: Inventory) {
             trampoline: inventory.trampoline,
             ram: inventory.ram,
             tsc_hz: inventory.tsc_hz,
+            clock: inventory.clock,
             shifts,
             cr3,
             npt,

@@ -3,14 +3,60 @@
 /// What the local APIC timer counts at under QEMU, in Hz. OVMF relies on it, so it is the crystal's frequency here.
 pub const CRYSTAL_HZ: u32 = 1_000_000_000;
 
+/// The clocks as CPUID tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// The frequency of the time-stamp counter in Hz.
+    pub tsc_hz: u64,
+    /// The frequency of the crystal, at which the local APIC timer counts, in Hz.
+    pub crystal_hz: u32,
+    /// Ticks of the time-stamp counter during `denominator` of the crystal.
+    pub numerator: u32,
+    /// See `numerator`.
+    pub denominator: u32,
+}
+
+impl Clock {
+    /// The clocks as they are, where the time-stamp counter was measured.
+    #[must_use]
+    pub fn of(measured_hz: u64) -> Self {
+        let (numerator, denominator) = ratio(measured_hz, max_numerator(CRYSTAL_HZ));
+        Self {
+            tsc_hz: measured_hz,
+            crystal_hz: CRYSTAL_HZ,
+            numerator,
+            denominator,
+        }
+    }
+
+    /// The clocks of a machine that says of its time-stamp counter to run at `claimed_hz`, while it runs at `measured_hz`. The
+    /// ratio of its two clocks is a fact, so that the crystal's frequency follows: a second of this machine is longer or
+    /// shorter than one on the wall. `None` if the crystal's frequency has no 32 bits then.
+    #[must_use]
+    pub fn claiming(claimed_hz: u64, measured_hz: u64) -> Option<Self> {
+        let crystal = u128::from(CRYSTAL_HZ) * u128::from(claimed_hz) / u128::from(measured_hz);
+        let about = u32::try_from(crystal).ok()?;
+        let (numerator, denominator) = ratio(measured_hz, max_numerator(about));
+        let (n, d) = (u128::from(numerator), u128::from(denominator));
+        let crystal = (u128::from(claimed_hz) * d + n / 2).checked_div(n)?;
+        Some(Self {
+            tsc_hz: claimed_hz,
+            crystal_hz: u32::try_from(crystal).ok()?,
+            numerator,
+            denominator,
+        })
+    }
+}
+
 /// The largest numerator that may be used: Linux multiplies it with the crystal's frequency in kHz, in 32 bits.
-const MAX_NUMERATOR: u64 = u32::MAX as u64 / (CRYSTAL_HZ / 1000) as u64;
+fn max_numerator(crystal_hz: u32) -> u64 {
+    u64::from(u32::MAX / (crystal_hz / 1000 + 1))
+}
 
 /// Numerator and denominator whose ratio, times [`CRYSTAL_HZ`], is closest to `tsc_hz`: the last convergent of its
 /// continued fraction whose numerator is small enough. A frequency that has none, above 4 THz, becomes the largest that
 /// can be told.
-#[must_use]
-pub fn ratio(tsc_hz: u64) -> (u32, u32) {
+fn ratio(tsc_hz: u64, max_numerator: u64) -> (u32, u32) {
     let (mut n, mut d) = (tsc_hz, u64::from(CRYSTAL_HZ));
     let (mut last, mut best) = ((0u64, 1u64), (1u64, 0u64));
     while d != 0 {
@@ -19,14 +65,14 @@ pub fn ratio(tsc_hz: u64) -> (u32, u32) {
             whole.saturating_mul(best.0).saturating_add(last.0),
             whole.saturating_mul(best.1).saturating_add(last.1),
         );
-        if next.0 > MAX_NUMERATOR {
+        if next.0 > max_numerator {
             break;
         }
         (last, best) = (best, next);
         (n, d) = (d, n % d);
     }
     match best {
-        (_, 0) => (MAX_NUMERATOR as u32, 1),
+        (_, 0) => (max_numerator as u32, 1),
         (numerator, denominator) => (numerator as u32, denominator as u32),
     }
 }
@@ -35,19 +81,28 @@ pub fn ratio(tsc_hz: u64) -> (u32, u32) {
 mod tests {
     use super::*;
 
+    const MEASURED: [u64; 8] = [
+        999_999_999,
+        2_000_000_000,
+        2_445_368_681,
+        2_445_510_595,
+        2_596_170_000,
+        3_141_592_653,
+        4_294_000_000,
+        5_700_000_001,
+    ];
+
+    /// What software makes of it.
+    fn told(clock: Clock) -> u64 {
+        u64::from(clock.crystal_hz) * u64::from(clock.numerator) / u64::from(clock.denominator)
+    }
+
     #[test]
     fn the_ratio_is_exact_to_a_few_parts_in_a_million() {
-        for tsc_hz in [
-            999_999_999,
-            2_000_000_000,
-            2_445_368_681,
-            2_445_510_595,
-            3_141_592_653,
-            4_294_000_000,
-        ] {
-            let (numerator, denominator) = ratio(tsc_hz);
-            assert!(u64::from(numerator) <= MAX_NUMERATOR);
-            let told = u64::from(CRYSTAL_HZ) * u64::from(numerator) / u64::from(denominator);
+        for tsc_hz in MEASURED {
+            let clock = Clock::of(tsc_hz);
+            assert_eq!(clock.crystal_hz, CRYSTAL_HZ);
+            let told = told(clock);
             assert!(
                 told.abs_diff(tsc_hz) <= tsc_hz / 500_000,
                 "{tsc_hz}: {told}"
@@ -56,8 +111,30 @@ mod tests {
     }
 
     #[test]
+    fn a_claimed_frequency_is_told_and_the_ratio_stays() {
+        for measured in MEASURED {
+            for claimed in [1_000_000_007, 1_999_987_000, 2_596_170_000] {
+                let clock = Clock::claiming(claimed, measured).unwrap();
+                let told = told(clock);
+                assert!(told.abs_diff(claimed) <= 10, "{measured}: {told}");
+                // Ticks of the counter in a billion of the timer's.
+                let ticks =
+                    1_000_000_000 * u64::from(clock.numerator) / u64::from(clock.denominator);
+                assert!(
+                    ticks.abs_diff(measured) <= measured / 200_000,
+                    "{measured} {claimed}: {ticks}"
+                );
+            }
+        }
+        assert_eq!(Clock::claiming(10_000_000_000, 1_000_000_000), None);
+    }
+
+    #[test]
     fn linux_can_multiply_it_in_32_bits() {
-        let (numerator, _) = ratio(2_445_368_681);
-        assert!((CRYSTAL_HZ / 1000).checked_mul(numerator).is_some());
+        let claims = MEASURED.map(|hz| Clock::claiming(2_596_170_000, hz).unwrap());
+        for clock in MEASURED.map(Clock::of).into_iter().chain(claims) {
+            let khz = clock.crystal_hz / 1000;
+            assert!(khz.checked_mul(clock.numerator).is_some(), "{clock:?}");
+        }
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Source of the layouts: Intel SDM volume 2, CPUID; of what a TDX module wants to see: TDX Module 1.5, TDH.SYS.INIT.
 
+use super::clock::Clock;
 use super::topology::Shifts;
-use super::{KEYID_BITS, MAX_PA, clock};
+use super::{KEYID_BITS, MAX_PA};
 
 /// EAX, EBX, ECX and EDX of one sub-leaf.
 pub type Leaf = [u32; 4];
@@ -30,8 +31,8 @@ pub struct Cpu {
     pub cr4: u64,
     /// The x2APIC id.
     pub apic_id: u32,
-    /// The frequency of the time-stamp counter in Hz.
-    pub tsc_hz: u64,
+    /// The time-stamp counter's frequency and the crystal's.
+    pub clock: Clock,
     /// How x2APIC ids split.
     pub shifts: Shifts,
 }
@@ -59,11 +60,11 @@ impl Cpu {
             7 if sub_leaf == 0 => self.structured_features(beneath()),
             0xB | 0x1F => self.topology(sub_leaf),
             0x15 => {
-                let (numerator, denominator) = clock::ratio(self.tsc_hz);
-                [denominator, numerator, clock::CRYSTAL_HZ, 0]
+                let clock = self.clock;
+                [clock.denominator, clock.numerator, clock.crystal_hz, 0]
             }
             0x16 => {
-                let mhz = (self.tsc_hz / 1_000_000) as u32;
+                let mhz = (self.clock.tsc_hz / 1_000_000) as u32;
                 [mhz, mhz, 100, 0]
             }
             0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
@@ -169,7 +170,12 @@ mod tests {
         tdx: true,
         cr4: 0,
         apic_id: 5,
-        tsc_hz: 2_500_000_000,
+        clock: Clock {
+            tsc_hz: 2_500_000_000,
+            crystal_hz: 1_000_000_000,
+            numerator: 5,
+            denominator: 2,
+        },
         shifts: Shifts {
             core: 1,
             package: 3,
@@ -233,7 +239,8 @@ mod tests {
     #[test]
     fn the_clock_ratio_gives_the_frequency_back() {
         let [eax, ebx, ecx, _] = ask(&CPU, 0x15, 0);
-        assert_eq!(u64::from(ecx) * u64::from(ebx) / u64::from(eax), CPU.tsc_hz);
+        let hz = u64::from(ecx) * u64::from(ebx) / u64::from(eax);
+        assert_eq!(hz, CPU.clock.tsc_hz);
     }
 
     #[test]
