@@ -338,6 +338,33 @@ impl Flavour {
     }
 }
 
+/// A cargo command on programs for this computer, with the code of the freestanding ones: their profile (optimisation, one unit
+/// of code, link-time optimisation), their relocation model, and no red zone. Only panics unwind, as tests need it, and what
+/// they run on is `std`.
+pub fn as_bare(command: &str) -> Command {
+    let flags: Vec<_> = CODE
+        .iter()
+        .filter(|option| !option.contains("unwind"))
+        .map(|option| format!("-C{option}"))
+        .collect();
+    let mut cargo = Command::new(workspace::cargo());
+    cargo
+        .current_dir(workspace::root())
+        .args([command, "--profile", PROFILE, "--target", TARGET])
+        .arg("--target-dir")
+        .arg(workspace::target().join("rom-profile"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env_remove("RUSTFLAGS");
+    cargo
+}
+
+/// How code is generated.
+const CODE: [&str; 3] = [
+    "relocation-model=pic",
+    "no-redzone=yes",
+    "force-unwind-tables=no",
+];
+
 /// No red zone (interrupts would overwrite it), no unwinding, and one position-independent file that needs no loader
 /// beyond base relocations. The image base leaves room for the PE headers; paths are cut so that the same
 /// source gives the same bytes wherever it is built.
@@ -357,13 +384,8 @@ fn rustflags(entry: &str) -> Vec<String> {
         &first,
         &script,
     ];
-    let code = [
-        "relocation-model=pic",
-        "no-redzone=yes",
-        "force-unwind-tables=no",
-    ];
     let mut flags = Vec::new();
-    for option in code
+    for option in CODE
         .map(str::to_owned)
         .into_iter()
         .chain(link.map(|l| format!("link-arg={l}")))

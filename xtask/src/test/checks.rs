@@ -13,6 +13,8 @@ use crate::{bench, build, workspace};
 pub struct Check {
     /// What it is called on the command line.
     pub name: &'static str,
+    /// Whether it runs only when it is asked for by its whole name: it is slow.
+    pub by_name_only: bool,
     /// Runs it and counts what came out.
     pub run: fn(&mut Tally),
 }
@@ -21,34 +23,57 @@ pub struct Check {
 pub const ALL: &[Check] = &[
     Check {
         name: "fmt",
+        by_name_only: false,
         run: |tally| count("fmt", format(), tally),
     },
     Check {
         name: "clippy",
+        by_name_only: false,
         run: |tally| count("clippy", clippy(), tally),
     },
     Check {
         name: "doc",
+        by_name_only: false,
         run: |tally| count("doc", documentation(), tally),
     },
     Check {
         name: "host",
+        by_name_only: false,
         run: host,
     },
     Check {
         name: "races",
+        by_name_only: false,
         run: races,
     },
     Check {
         name: "conform",
+        by_name_only: false,
         run: conform,
     },
     Check {
+        name: "rom-profile",
+        by_name_only: false,
+        run: |tally| {
+            as_the_rom(
+                &["-p", "stub-module", "--test", "model", "--test", "msrs"],
+                tally,
+            )
+        },
+    },
+    Check {
+        name: "rom-profile-all",
+        by_name_only: true,
+        run: rom_profile_all,
+    },
+    Check {
         name: "sim",
+        by_name_only: false,
         run: |tally| count("sim", simulation(), tally),
     },
     Check {
         name: "exits",
+        by_name_only: false,
         run: |tally| count("exits", exits(), tally),
     },
 ];
@@ -116,6 +141,31 @@ fn races(tally: &mut Tally) {
             tally.failed("races", &error);
         }
     }
+}
+
+/// Tests of what the ROM and the hypervisor contain, compiled as these are ([`build::as_bare`]).
+fn as_the_rom(tests: &[&str], tally: &mut Tally) {
+    let mut cargo = build::as_bare("test");
+    cargo.arg("--no-fail-fast").args(tests);
+    if let Err(error) = run_tests(cargo, tally) {
+        tally.failed("rom-profile", &error);
+    }
+}
+
+/// All of them, and the recordings.
+fn rom_profile_all(tally: &mut Tally) {
+    let packages = ["stub-module", "stub-rom", "seam", "mm", "vcpu"];
+    let tests: Vec<_> = packages.iter().flat_map(|name| ["-p", name]).collect();
+    as_the_rom(&[&tests[..], &["--lib", "--tests"]].concat(), tally);
+    let status = build::as_bare("run")
+        .args(["-p", "xtask", "--", "conform"])
+        .arg(workspace::root().join("tests/vectors"))
+        .status();
+    let outcome = status.map_err(Error::from).and_then(|status| {
+        ensure!(status.success(), "the emulated module differs");
+        Ok(())
+    });
+    count("rom-profile-all", outcome, tally);
 }
 
 /// Runs cargo's tests, passes on what they say but for the tests that pass, and counts.

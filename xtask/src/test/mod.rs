@@ -12,6 +12,7 @@ use clap::Args;
 use seamark_tests::programs::Programs;
 use seamark_tests::scenarios::{self, Scenario};
 
+use self::checks::Check;
 use self::tally::Tally;
 use crate::{build, guest, host, run};
 
@@ -36,7 +37,7 @@ pub fn run(options: &Options) -> ExitCode {
         .collect();
     let checks = checks::ALL
         .iter()
-        .filter(|check| options.matches(check.name));
+        .filter(|check| options.selects_check(check));
     if options.list {
         checks::ALL
             .iter()
@@ -76,10 +77,18 @@ impl Options {
     }
 
     fn selects(&self, scenario: &Scenario) -> bool {
-        if scenario.by_name_only {
-            self.filter.iter().any(|f| f == scenario.name)
+        self.selects_name(scenario.name, scenario.by_name_only)
+    }
+
+    fn selects_check(&self, check: &Check) -> bool {
+        self.selects_name(check.name, check.by_name_only)
+    }
+
+    fn selects_name(&self, name: &str, by_name_only: bool) -> bool {
+        if by_name_only {
+            self.filter.iter().any(|f| f == name)
         } else {
-            self.matches(scenario.name)
+            self.matches(name)
         }
     }
 
@@ -91,7 +100,7 @@ impl Options {
                 list: false,
                 stub: Vec::new(),
             };
-            let is_check = checks::ALL.iter().any(|check| alone.matches(check.name));
+            let is_check = checks::ALL.iter().any(|check| alone.selects_check(check));
             !is_check && !scenarios::all().iter().any(|s| alone.selects(s))
         };
         self.filter.iter().find(selects_nothing).map(String::as_str)
