@@ -214,6 +214,11 @@ impl Msrs {
         if Apic::has(msr) {
             return self.apic.read(msr, now, clock);
         }
+        self.read_row(msr)
+    }
+
+    #[inline(never)]
+    fn read_row(&self, msr: u32) -> Result<u64, Invalid> {
         let row = Row::of(msr)?;
         match row.read {
             Read::Value(value) => Ok(value),
@@ -237,6 +242,12 @@ impl Msrs {
         if Apic::has(msr) {
             return self.apic.write(msr, value, now, clock);
         }
+        self.write_row(msr, value)?;
+        Ok(Request::None)
+    }
+
+    #[inline(never)]
+    fn write_row(&mut self, msr: u32, value: u64) -> Result<(), Invalid> {
         let row = Row::of(msr)?;
         match (&row.write, &row.read) {
             (Write::Ignored(takes), _) if takes(value) => {}
@@ -245,7 +256,7 @@ impl Msrs {
             }
             _ => return Err(Invalid),
         }
-        Ok(Request::None)
+        Ok(())
     }
 }
 

@@ -95,8 +95,9 @@ pub struct Devices {
 /// The ports of a PC's interval timer.
 const NO_TIMER: u16 = 0x40;
 const NO_TIMER_LAST: u16 = 0x43;
-/// The first port of the bus.
+/// The first port of the bus, and the reset-control register among its ports.
 const PCI: u16 = pci::ADDRESS;
+const RESET: u16 = pm::RESET_CONTROL - PCI;
 
 /// Where a port leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,10 +105,8 @@ enum Port {
     Uart(u16),
     Cmos(u16),
     Pm(u16),
-    /// The bus, but for the reset-control register that is among its ports.
+    /// The bus; at [`RESET`] the reset-control register.
     Pci(u16),
-    /// The reset-control register.
-    Reset,
     /// The keyboard controller's command register, the only one of it that is there: a controller that nobody finds, for its
     /// status reads as all ones.
     Keyboard,
@@ -126,7 +125,6 @@ impl Port {
             cmos::INDEX..=cmos::DATA => Self::Cmos(port - cmos::INDEX),
             pm::BASE..=pm::LAST => Self::Pm(port - pm::BASE),
             pm::KEYBOARD_COMMAND => Self::Keyboard,
-            pm::RESET_CONTROL => Self::Reset,
             pci::ADDRESS..=pci::DATA_LAST => Self::Pci(port - PCI),
             pvpanic::PORT => Self::Panic,
             NO_TIMER..=NO_TIMER_LAST => Self::NoTimer,
@@ -153,20 +151,7 @@ impl Devices {
     /// beyond the device's last register is an access to its first.
     #[inline]
     pub fn input(&self, port: u16, size: u8, now: impl FnOnce() -> Now) -> Option<u64> {
-        let place = |offset: u16| Place {
-            offset: offset.into(),
-            size,
-        };
-        let value = match Port::of(port)? {
-            Port::Uart(offset) => self.uart.lock().read(place(offset), now()),
-            Port::Cmos(offset) => self.cmos.lock().read(place(offset), now()),
-            Port::Pm(offset) => self.pm.lock().read(place(offset), now()),
-            Port::Pci(offset) => self.pci.lock().read(place(offset), now()),
-            Port::Panic => pvpanic::PANICKED.into(),
-            Port::Keyboard => u64::MAX,
-            Port::Reset | Port::NoTimer => 0,
-        };
-        Some(value & open_bus(size))
+        Some(self.read(Port::of(port)?, size, now()))
     }
 
     /// OUT of 1, 2 or 4 bytes; `None` when no device is there.
@@ -178,26 +163,50 @@ impl Devices {
         value: u64,
         now: impl FnOnce() -> Now,
     ) -> Option<Effect> {
+        Some(self.write(Port::of(port)?, size, value, now()))
+    }
+
+    /// Apart from [`Self::input`], so that a port without a device costs nothing of it.
+    #[inline(never)]
+    fn read(&self, port: Port, size: u8, now: Now) -> u64 {
+        let place = |offset: u16| Place {
+            offset: offset.into(),
+            size,
+        };
+        let value = match port {
+            Port::Uart(offset) => self.uart.lock().read(place(offset), now),
+            Port::Cmos(offset) => self.cmos.lock().read(place(offset), now),
+            Port::Pm(offset) => self.pm.lock().read(place(offset), now),
+            Port::Pci(RESET) | Port::NoTimer => 0,
+            Port::Pci(offset) => self.pci.lock().read(place(offset), now),
+            Port::Panic => pvpanic::PANICKED.into(),
+            Port::Keyboard => u64::MAX,
+        };
+        value & open_bus(size)
+    }
+
+    #[inline(never)]
+    fn write(&self, port: Port, size: u8, value: u64, now: Now) -> Effect {
         let value = value & open_bus(size);
         let place = |offset: u16| Place {
             offset: offset.into(),
             size,
         };
-        Some(match Port::of(port)? {
-            Port::Uart(offset) => self.uart.lock().write(place(offset), value, now()),
-            Port::Cmos(offset) => self.cmos.lock().write(place(offset), value, now()),
-            Port::Pm(offset) => self.pm.lock().write(place(offset), value, now()),
+        match port {
+            Port::Uart(offset) => self.uart.lock().write(place(offset), value, now),
+            Port::Cmos(offset) => self.cmos.lock().write(place(offset), value, now),
+            Port::Pm(offset) => self.pm.lock().write(place(offset), value, now),
+            Port::Pci(RESET) => pm::reset(pm::RESET_CONTROL, value as u8),
             Port::Pci(offset) => {
                 let mut pci = self.pci.lock();
-                let effect = pci.write(place(offset), value, now());
+                let effect = pci.write(place(offset), value, now);
                 self.note_window(&pci);
                 effect
             }
-            Port::Reset => pm::reset(pm::RESET_CONTROL, value as u8),
             Port::Keyboard => pm::reset(pm::KEYBOARD_COMMAND, value as u8),
             Port::Panic => pvpanic::write(value as u8),
             Port::NoTimer => Effect::None,
-        })
+        }
     }
 
     /// Reads memory-mapped registers; `None` when no device is there.

@@ -124,16 +124,14 @@ impl<H: Host> Session<'_, H> {
         let (size, value) = (size as u8, regs.r15);
         let now = || now(self.host);
         if direction == 0 {
-            let (value, branch) = match self.board.devices().input(port, size, now) {
-                Some(value) => (value, Branch::IoIn),
-                None => (open_bus(size), Branch::IoAbsentIn),
+            let Some(value) = self.board.devices().input(port, size, now) else {
+                self.vcpu.regs.r11 = open_bus(size);
+                return (Branch::IoAbsentIn, None);
             };
             self.vcpu.regs.r11 = value;
-            if branch == Branch::IoIn {
-                // A read makes room for what waits.
-                self.board.receive_typed(self.host);
-            }
-            return (branch, None);
+            // A read makes room for what waits.
+            self.board.receive_typed(self.host);
+            return (Branch::IoIn, None);
         }
         match self.board.devices().output(port, size, value, now) {
             Some(effect) => self.carry_out(effect, Branch::IoOut),
@@ -203,6 +201,7 @@ impl<H: Host> Session<'_, H> {
 
     /// R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: what is stored. Answers what was loaded in
     /// R11.
+    #[inline(never)]
     pub(super) fn mmio(&mut self) -> (Branch, Option<Stop>) {
         let regs = &self.vcpu.regs;
         let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {

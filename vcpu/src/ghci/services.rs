@@ -25,6 +25,7 @@ mod service {
 
 impl<H: Host> Session<'_, H> {
     /// R12: leaf. Answers in R11 to R14.
+    #[cold]
     pub(super) fn call_info(&mut self) -> Branch {
         let regs = &mut self.vcpu.regs;
         // Leaf 0: all base calls can be made. Leaf 1: those of the optional calls that can be; none of them is offered.
@@ -42,6 +43,7 @@ impl<H: Host> Session<'_, H> {
     /// whatever status the buffer has.
     ///
     /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
+    #[cold]
     pub(super) fn get_quote(&mut self) -> Branch {
         match self.shared_buffer(self.vcpu.regs.r12, self.vcpu.regs.r13) {
             Ok(_) => Branch::QuoteUnavailable,
@@ -51,6 +53,7 @@ impl<H: Host> Session<'_, H> {
     }
 
     /// R12: code, and whether there is more; R13: where; the message in eight registers. The TD has ended.
+    #[cold]
     pub(super) fn fatal_error(&mut self) -> (Branch, Option<Stop>) {
         let mut error = FatalError::decode(&self.vcpu.regs);
         if let Some(more) = error.more {
@@ -63,6 +66,7 @@ impl<H: Host> Session<'_, H> {
 
     /// R12: command, R13: response, both shared pages; R14: vector to tell by, or 0. No service is offered: the response
     /// says so.
+    #[cold]
     pub(super) fn service(&mut self) -> Branch {
         let regs = &self.vcpu.regs;
         let (command, response, vector) = (regs.r12, regs.r13, regs.r14);
