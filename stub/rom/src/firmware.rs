@@ -7,18 +7,20 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::c_void;
+use core::fmt;
 
-use uefi::boot::{self, AllocateType, MemoryType};
+use uefi::boot::{self, AllocateType, MemoryType, ScopedProtocol};
 use uefi::mem::memory_map::MemoryMap;
 use uefi::proto::loaded_image::LoadedImage;
 use uefi::proto::pi::mp::MpServices;
 use uefi::{Handle, Status};
 
-use stub_rom::options::{NAMES, Options, PREFIX};
+use stub_rom::options::{MAX_APIC_ID, NAMES, Options, PREFIX};
 use stub_rom::personality::clock::Clock;
+use stub_rom::room;
 
 use crate::fwcfg::FwCfg;
-use crate::memory::{PAGE, SEAMRR_SIZE};
+use crate::memory::PAGE;
 use crate::monitor::{self, Inventory};
 use crate::relocate::Image;
 use crate::{HEAP, cpu, emulator, report};
@@ -40,45 +42,85 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
     }
 }
 
+/// Why the monitor can't run on this machine.
+enum Refusal {
+    /// The sentence says it.
+    Because(&'static str),
+    /// A processor's APIC id does not fit.
+    ApicId(u32),
+    /// There is no aligned range of so many bytes below 4 GiB for so many processors.
+    NoRoom { bytes: u64, processors: usize },
+}
+
+impl From<&'static str> for Refusal {
+    fn from(why: &'static str) -> Self {
+        Self::Because(why)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Because(why) => f.write_str(why),
+            Self::ApicId(id) => write!(
+                f,
+                "a processor has the APIC id {id}, and QEMU's xAPIC reaches {MAX_APIC_ID} at most: use fewer processors"
+            ),
+            Self::NoRoom { bytes, processors } => write!(
+                f,
+                "the SEAM range of {processors} processors takes {} MiB below 4 GiB, and no such range is free: use more memory or fewer processors",
+                bytes >> 20
+            ),
+        }
+    }
+}
+
 /// Collects what the monitor needs and starts it beneath the caller.
-fn slip_under() -> Result<(), &'static str> {
+fn slip_under() -> Result<(), Refusal> {
     const SVM: u32 = 1 << 2;
     const NESTED_PAGING: u32 = 1;
     if cpu::cpuid(0x8000_0000, 0)[0] < 0x8000_000A
         || cpu::cpuid(0x8000_0001, 0)[2] & SVM == 0
         || cpu::cpuid(0x8000_000A, 0)[3] & NESTED_PAGING == 0
     {
-        return Err("the CPU has no SVM with nested paging: use -cpu max,+svm,+npt,phys-bits=48");
+        return Err(Refusal::Because(
+            "the CPU has no SVM with nested paging: use -cpu max,+svm,+npt,phys-bits=48",
+        ));
     }
     if cpu::cpuid(0x8000_0008, 0)[0] & 0xFF != 48 {
-        return Err(
+        return Err(Refusal::Because(
             "the CPU must have 48 physical address bits: use -cpu max,+svm,+npt,phys-bits=48",
-        );
+        ));
     }
     if !emulator::leaves_vmx_undefined() {
-        return Err(
+        return Err(Refusal::Because(
             "this QEMU executes VMXON and its kind as if they did nothing, as 9.2 to 10.1.2 do: use another version",
-        );
+        ));
     }
     let image = own_image()?;
-    let seamrr = reserve_seamrr()?;
+    let image_size = image.size().next_multiple_of(PAGE);
+    let processors = Processors::ask()?;
+    let seamrr = reserve_seamrr(image_size as u64, processors.count)?;
     let trampoline =
         boot::allocate_pages(AllocateType::MaxAddress(0xA_0000), MemoryType::RESERVED, 1)
             .map_err(|_| "no page below 640 KiB for processors to start on")?;
-    let image_size = image.size().next_multiple_of(PAGE);
-    let heap = seamrr + image_size as u64;
+    let heap = seamrr.base + image_size as u64;
     // SAFETY: the range was just allocated for this program alone, and is identity-mapped by firmware.
     unsafe {
         HEAP.lock()
-            .init(heap as *mut u8, SEAMRR_SIZE as usize - image_size)
+            .init(heap as *mut u8, seamrr.size as usize - image_size)
     };
 
     // From here on everything on the heap belongs to the monitor: nothing may be left to drop after the dive.
-    let inventory = inventory(seamrr, trampoline.as_ptr() as u64)?;
+    let inventory = inventory(&processors, &seamrr, trampoline.as_ptr() as u64)?;
+    drop(processors);
     // SAFETY: the copy's place was allocated above, page-aligned, and lies before the heap.
-    unsafe { image.copy_to(seamrr as *mut u8) }
+    unsafe { image.copy_to(seamrr.base as *mut u8) }
         .ok_or("this program's relocations make no sense")?;
-    let entry = image.moved(monitor::begin as *const () as usize, seamrr as *const u8);
+    let entry = image.moved(
+        monitor::begin as *const () as usize,
+        seamrr.base as *const u8,
+    );
     // SAFETY: `entry` is `monitor::begin` in the relocated copy; the types of both copies are the same.
     unsafe {
         monitor::dive(
@@ -90,7 +132,11 @@ fn slip_under() -> Result<(), &'static str> {
 }
 
 /// What the monitor has to know; whatever else was on the heap is gone when this returns.
-fn inventory(seamrr: u64, trampoline: u64) -> Result<Inventory, &'static str> {
+fn inventory(
+    processors: &Processors,
+    seamrr: &Range,
+    trampoline: u64,
+) -> Result<Inventory, Refusal> {
     let fw_cfg = FwCfg::open().ok_or("QEMU's fw_cfg device is missing")?;
     let options = read_options(&fw_cfg);
     let tsc_hz = measure_tsc()?;
@@ -98,9 +144,9 @@ fn inventory(seamrr: u64, trampoline: u64) -> Result<Inventory, &'static str> {
         clock: clock(&options, tsc_hz),
         tsc_hz,
         options,
-        seamrr: (seamrr, SEAMRR_SIZE),
+        seamrr: (seamrr.base, seamrr.size),
         trampoline,
-        apic_ids: apic_ids()?,
+        apic_ids: processors.apic_ids()?,
         ram: ram(&fw_cfg)?,
     })
 }
@@ -114,23 +160,40 @@ fn own_image() -> Result<Image, &'static str> {
     Ok(unsafe { Image::new(base.cast(), size as usize) })
 }
 
-/// Takes the highest aligned stretch of free memory below 4 GiB, where processors that start can load a CR3.
-fn reserve_seamrr() -> Result<u64, &'static str> {
+/// A range of physical memory.
+struct Range {
+    base: u64,
+    size: u64,
+}
+
+/// Takes the highest aligned range of free memory below 4 GiB, where processors that start can load a CR3. It has room for this
+/// program's image and for what the monitor allocates for so many processors.
+fn reserve_seamrr(image: u64, processors: usize) -> Result<Range, Refusal> {
     let map = boot::memory_map(MemoryType::LOADER_DATA).map_err(|_| "no memory map")?;
-    let base = map
-        .entries()
-        .filter(|region| region.ty == MemoryType::CONVENTIONAL)
-        .filter_map(|region| {
-            let end = (region.phys_start + region.page_count * PAGE as u64).min(1 << 32);
-            let base = (end & !(SEAMRR_SIZE - 1)).checked_sub(SEAMRR_SIZE)?;
-            (base >= region.phys_start && base > 0).then_some(base)
+    let free = || {
+        let regions = map.entries();
+        let regions = regions.filter(|region| region.ty == MemoryType::CONVENTIONAL);
+        regions.map(|region| {
+            let end = region.phys_start + region.page_count * PAGE as u64;
+            (region.phys_start, end)
+        })
+    };
+    let end_of_ram = free().map(|(_, end)| end).max().unwrap_or(0);
+    let size = room::seam_range(image, processors as u64, end_of_ram);
+    let base = free()
+        .filter_map(|(start, end)| {
+            let base = (end.min(1 << 32) & !(size - 1)).checked_sub(size)?;
+            (base >= start && base > 0).then_some(base)
         })
         .max()
-        .ok_or("no 32 MiB of free memory below 4 GiB")?;
-    let pages = SEAMRR_SIZE as usize / PAGE;
+        .ok_or(Refusal::NoRoom {
+            bytes: size,
+            processors,
+        })?;
+    let pages = size as usize / PAGE;
     boot::allocate_pages(AllocateType::Address(base), MemoryType::RESERVED, pages)
         .map_err(|_| "firmware refuses to reserve memory")?;
-    Ok(base)
+    Ok(Range { base, size })
 }
 
 fn read_options(fw_cfg: &FwCfg) -> Options {
@@ -170,26 +233,42 @@ fn clock(options: &Options, measured_hz: u64) -> Clock {
     })
 }
 
-/// The APIC ids of all processors, in firmware's order, which starts with the one that executes this.
-fn apic_ids() -> Result<Vec<u32>, &'static str> {
-    const ERROR: &str = "firmware's multi-processor services do not answer";
-    let handle = boot::get_handle_for_protocol::<MpServices>().map_err(|_| ERROR)?;
-    let services = boot::open_protocol_exclusive::<MpServices>(handle).map_err(|_| ERROR)?;
-    let total = services
-        .get_number_of_processors()
-        .map_err(|_| ERROR)?
-        .total;
-    let mut ids = Vec::with_capacity(total);
-    for number in 0..total {
-        let info = services.get_processor_info(number).map_err(|_| ERROR)?;
-        let id = info.processor_id as u32;
-        if info.is_bsp() {
-            ids.insert(0, id);
-        } else {
-            ids.push(id);
-        }
+/// Firmware's processors.
+struct Processors {
+    services: ScopedProtocol<MpServices>,
+    count: usize,
+}
+
+impl Processors {
+    const SILENT: &str = "firmware's multi-processor services do not answer";
+
+    fn ask() -> Result<Self, Refusal> {
+        let handle = boot::get_handle_for_protocol::<MpServices>().map_err(|_| Self::SILENT)?;
+        let services =
+            boot::open_protocol_exclusive::<MpServices>(handle).map_err(|_| Self::SILENT)?;
+        let count = services.get_number_of_processors();
+        let count = count.map_err(|_| Self::SILENT)?.total;
+        Ok(Self { services, count })
     }
-    Ok(ids)
+
+    /// Their APIC ids, in firmware's order, which starts with the one that executes this.
+    fn apic_ids(&self) -> Result<Vec<u32>, Refusal> {
+        let mut ids = Vec::with_capacity(self.count);
+        for number in 0..self.count {
+            let info = self.services.get_processor_info(number);
+            let info = info.map_err(|_| Self::SILENT)?;
+            let id = info.processor_id as u32;
+            if id > MAX_APIC_ID {
+                return Err(Refusal::ApicId(id));
+            }
+            if info.is_bsp() {
+                ids.insert(0, id);
+            } else {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
 }
 
 /// The ranges of RAM, base and size, as QEMU tells them.

@@ -2,18 +2,21 @@
 //!
 //! This library is the portable part, pure functions of their inputs that the host's tests run: what the processor
 //! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`],
-//! [`doubt`]), page walks ([`walk`]) and the options ([`options`]). The program that runs beneath the firmware is the bin `seamstub`.
+//! [`doubt`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range ([`room`]). The program that runs
+//! beneath the firmware is the bin `seamstub`.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
+
+pub use stub_options as options;
 
 pub mod apic;
 pub mod clearing;
 pub mod doubt;
 pub mod insn;
 pub mod nested;
-pub mod options;
 pub mod personality;
+pub mod room;
 pub mod shadow;
 pub mod vapic;
 pub mod vmx;

@@ -8,9 +8,6 @@ use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 /// Size of a page in bytes.
 pub const PAGE: usize = 4096;
 
-/// The SEAM range: its size, which is also its alignment, in bytes. SEAMRR has a granularity of 32 MiB.
-pub const SEAMRR_SIZE: u64 = 32 << 20;
-
 /// A zeroed page of the monitor's own memory, for good.
 pub fn page() -> &'static mut [u64; 512] {
     pages(1).cast_page()

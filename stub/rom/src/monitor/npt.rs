@@ -9,8 +9,9 @@ use spin::Mutex;
 use stub_module::{Machine, Module};
 use stub_rom::nested::{self, Nested, View};
 
+use super::exits::ShadowPaging;
 use super::{panic, presence};
-use crate::memory::{self, SEAMRR_SIZE};
+use crate::memory;
 
 const PRESENT_WRITABLE_USER: u64 = 7;
 const LARGE: u64 = 1 << 7;
@@ -131,8 +132,9 @@ pub struct Detour {
 }
 
 impl Detour {
-    /// The tables of one path, those of the SEAM range's further 2 MiB pages, and two each for some pages elsewhere.
-    const TABLES: usize = 2 + (SEAMRR_SIZE >> 21) as usize + 2 * 8;
+    /// The tables of one path, those of further 2 MiB pages in the SEAM range, as many as there are pages of shadow paging, and
+    /// two each for some pages elsewhere.
+    const TABLES: usize = 2 + ShadowPaging::TABLES + 2 * 8;
     /// The pages of shadow paging and the page of ones, and as many for an instruction's operands.
     const PAGES: usize = 32;
 

@@ -108,13 +108,8 @@ fn load_module(world: &World) {
     if !world.options.tdx {
         return;
     }
-    let hooks = Hooks::parse(&world.options.hooks).unwrap_or_else(|error| {
-        report::line(
-            "bad_option",
-            format_args!(r#""option":"opt/seamstub/hooks","reason":"{error}""#),
-        );
-        Hooks::default()
-    });
+    // The option was checked when it was read.
+    let hooks = Hooks::parse(&world.options.hooks).unwrap_or_default();
     MODULE.call_once(|| Module::with_hooks(&world.platform(), hooks));
 }
 
@@ -211,9 +206,10 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
     report::line(
         "start",
         format_args!(
-            r#""seamrr":"{:#x}","size":{},"cpus":{},"tdx":{},"hkids":{},"tsc_hz":{}"#,
+            r#""seamrr":"{:#x}","size":{},"heap_free":{},"cpus":{},"tdx":{},"hkids":{},"tsc_hz":{}"#,
             world.seamrr.0,
             world.seamrr.1,
+            crate::HEAP.lock().free(),
             world.lps.len(),
             world.options.tdx,
             world.options.hkids,

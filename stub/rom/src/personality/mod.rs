@@ -11,8 +11,7 @@ pub use msr::{Facts, constant, is_native, seam_only};
 /// Physical address bits, KeyID bits included, of the machine with TDX.
 pub const MAX_PA: u32 = 52;
 
-/// KeyID bits at the top of a physical address, over QEMU's `phys-bits=48`.
-pub const KEYID_BITS: u32 = 4;
+pub use stub_options::KEYID_BITS;
 
 /// The physical address bits that carry a KeyID.
 pub const KEYID_MASK: u64 = ((1 << KEYID_BITS) - 1) << (MAX_PA - KEYID_BITS);

@@ -161,7 +161,7 @@ pub struct ShadowPaging {
 
 impl ShadowPaging {
     /// A root, and four pages on four different paths: two operands that straddle a boundary each.
-    const TABLES: usize = 1 + 4 * 3;
+    pub const TABLES: usize = 1 + 4 * 3;
 
     pub fn new() -> Self {
         Self {

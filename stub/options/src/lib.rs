@@ -1,6 +1,10 @@
 //! The stub's options, which QEMU hands over as fw_cfg files named `opt/seamstub/NAME`.
 //!
-//! Every option has a default; one that can't be understood keeps it, and says so.
+//! Every option has a default. The ROM reports one that it can't understand and keeps the default; who starts the machine
+//! checks the options with the same code first.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -8,14 +12,23 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::str::FromStr;
 
+use stub_module::hooks::Hooks;
+
 /// The folder of the options' fw_cfg files.
 pub const PREFIX: &str = "opt/seamstub/";
 
 /// The names of all options, as they follow [`PREFIX`].
 pub const NAMES: [&str; 6] = ["tdx", "hkids", "trace", "stuck", "hooks", "tsc_hz"];
 
-/// How many KeyIDs besides 0 fit the KeyID bits of this machine.
-pub const MAX_KEYIDS: u32 = (1 << crate::personality::KEYID_BITS) - 1;
+/// KeyID bits at the top of a physical address, over QEMU's `phys-bits=48`.
+pub const KEYID_BITS: u32 = 4;
+
+/// The highest APIC id that a processor may have. QEMU's APICs stay in xAPIC mode beneath the emulated x2APIC, where an id has 8
+/// bits and 255 is for all.
+pub const MAX_APIC_ID: u32 = 254;
+
+/// How many KeyIDs besides 0 fit the KeyID bits.
+pub const MAX_KEYIDS: u32 = (1 << KEYID_BITS) - 1;
 
 /// What the machine shall be like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,11 +95,36 @@ impl Options {
                     .map(|lp| number(name, lp.trim(), 1, 0xFFFF))
                     .collect::<Result<_, _>>()?;
             }
-            "hooks" => self.hooks = text.to_string(),
+            "hooks" => {
+                Hooks::parse(text).map_err(|error| {
+                    format!(
+                        "hooks takes statements such as `busy TDH.MEM.PAGE.AUG call 1`: {error}"
+                    )
+                })?;
+                self.hooks = text.to_string();
+            }
             "tsc_hz" => self.tsc_hz = Some(number(name, text, 100_000_000, 10_000_000_000)?),
-            _ => return Err(format!("there is no option {name}")),
+            _ => {
+                return Err(format!(
+                    "there is no option {name}; the options are {}",
+                    NAMES.join(", ")
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// Checks the options against a machine with so many processors.
+    ///
+    /// # Errors
+    /// The option that names a processor which the machine lacks.
+    pub fn check(&self, processors: u32) -> Result<(), String> {
+        match self.stuck.iter().find(|&&lp| lp >= processors) {
+            Some(lp) => Err(format!(
+                "stuck={lp} names no processor: the machine has {processors}, numbered from 0"
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -115,7 +153,9 @@ mod tests {
         options.set("hkids", b"3").unwrap();
         options.set("trace", b"2").unwrap();
         options.set("stuck", b"2, 3").unwrap();
-        options.set("hooks", b"busy@8").unwrap();
+        options
+            .set("hooks", b"busy TDH.MEM.PAGE.AUG call 8")
+            .unwrap();
         options.set("tsc_hz", b"2596170000").unwrap();
         assert_eq!(
             options,
@@ -124,7 +164,7 @@ mod tests {
                 hkids: 3,
                 trace: 2,
                 stuck: [2, 3].into(),
-                hooks: "busy@8".into(),
+                hooks: "busy TDH.MEM.PAGE.AUG call 8".into(),
                 tsc_hz: Some(2_596_170_000),
             }
         );
@@ -141,6 +181,7 @@ mod tests {
             ("stuck", b"1,x"),
             ("stuck", b"0"),
             ("hooks", b"\xff"),
+            ("hooks", b"fail"),
             ("tsc_hz", b"99999999"),
             ("tsc_hz", b"2.6 GHz"),
             ("colour", b"red"),
@@ -149,5 +190,21 @@ mod tests {
             assert!(why.contains(name), "{why}");
         }
         assert_eq!(options, Options::default());
+    }
+
+    #[test]
+    fn an_unknown_option_is_answered_with_those_that_there_are() {
+        let why = Options::default().set("foo", b"1").unwrap_err();
+        for name in NAMES {
+            assert!(why.contains(name), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_stuck_processor_is_one_of_the_machines() {
+        let mut options = Options::default();
+        options.set("stuck", b"3").unwrap();
+        assert_eq!(options.check(4), Ok(()));
+        assert!(options.check(3).unwrap_err().contains("stuck=3"));
     }
 }
