@@ -140,7 +140,7 @@ fn calibrate(fadt: &Fadt) -> Option<String> {
 /// Counts TSC ticks during at least `pm_ticks` of the timer.
 ///
 /// A read of the timer may take long (a hypervisor below, an SMI): the counter is read before and after, and only
-/// reads that took a small part of the measured time count.
+/// reads that took a small part of the measured time count. It begins anew where the timer may have come round in between.
 fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
     // A timer that stands still must not stop the boot.
     const MAX_READS: u32 = 1_000_000;
@@ -153,9 +153,13 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
         let width = time::tsc() - before;
         (before + width / 2, width, pm)
     };
-    let (start, start_width, start_pm) = (0..8).map(|_| read()).min_by_key(|r| r.1)?;
+    let (mut start, mut start_width, mut start_pm) = (0..8).map(|_| read()).min_by_key(|r| r.1)?;
     for _ in 0..MAX_READS {
         let (now, width, pm) = read();
+        if time::pm_timer_may_wrap(now - start) {
+            (start, start_width, start_pm) = (now, width, pm);
+            continue;
+        }
         let passed = u64::from(pm.wrapping_sub(start_pm) & mask);
         let ticks = now - start;
         if passed >= pm_ticks

@@ -102,9 +102,23 @@ pub fn hz_from_pm_timer(ticks: u64, pm_ticks: u64) -> u64 {
     (u128::from(ticks) * u128::from(PM_TIMER_HZ) / u128::from(pm_ticks.max(1))) as u64
 }
 
+/// Whether the power-management timer may have come round during `ticks` of the counter. One of 24 bits does so in 4.6 seconds, and
+/// no counter is slower than 500 MHz.
+#[must_use]
+pub fn pm_timer_may_wrap(ticks: u64) -> bool {
+    ticks > 2_000_000_000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_measurement_that_was_held_up_for_seconds_counts_nothing() {
+        assert!(!pm_timer_may_wrap(5_000_000_000 / 100));
+        assert!(!pm_timer_may_wrap(500_000_000 * 4));
+        assert!(pm_timer_may_wrap(500_000_000 * 4 + 1));
+    }
 
     #[test]
     fn the_crystal_and_its_ratio_come_first() {
