@@ -90,14 +90,12 @@ impl Console {
 
     /// Takes one byte. The byte that ends a line runs its command on `host`.
     pub fn feed(&mut self, byte: u8, host: &mut dyn Host, out: &mut dyn Write) {
-        if let Some(watch) = &self.session.watch {
-            if byte == watch::LEAVE {
+        if let Some(watch) = &mut self.session.watch {
+            if watch.type_byte(byte, host) {
                 self.session.watch = None;
                 let _ = out
                     .write_str(watch::BREAK)
                     .and_then(|()| self.screen.prompt(&self.line, out));
-            } else {
-                watch.type_byte(byte, host);
             }
             return;
         }

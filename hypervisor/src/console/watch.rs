@@ -6,8 +6,61 @@ use vcpu::Excerpt;
 
 use super::host::Host;
 
-/// The byte that leads back: Ctrl-].
-pub const LEAVE: u8 = 0x1D;
+/// How to leave, for the operator.
+pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, leads back";
+
+/// Ctrl-], which telnet and its kind keep for themselves.
+const LEAVE: u8 = 0x1D;
+/// At the start of a line, the byte after this one may be for the hypervisor.
+const ESCAPE: u8 = b'~';
+
+/// What is to be done with a byte that was typed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Typed {
+    /// Leave the TD's console.
+    Leave,
+    /// Nothing yet.
+    Hold,
+    /// It is for the TD.
+    Pass,
+    /// The escape that was held is for the TD, and so is this byte.
+    PassBoth,
+}
+
+/// Finds what leads back among the bytes that are typed: Ctrl-], and `~.` at the start of a line. `~~` there types one `~`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Escape {
+    /// At the start of a line: nothing was typed yet, or Enter.
+    #[default]
+    LineStart,
+    /// After the escape at the start of a line.
+    Held,
+    /// In a line.
+    Inside,
+}
+
+impl Escape {
+    fn take(&mut self, byte: u8) -> Typed {
+        let (next, typed) = match (*self, byte) {
+            (_, LEAVE) | (Self::Held, b'.') => (Self::LineStart, Typed::Leave),
+            (Self::LineStart, ESCAPE) => (Self::Held, Typed::Hold),
+            (Self::Held, ESCAPE) => (Self::Inside, Typed::Pass),
+            (before, b'\r' | b'\n') => (Self::LineStart, before.pass()),
+            (before, _) => (Self::Inside, before.pass()),
+        };
+        *self = next;
+        typed
+    }
+
+    /// A byte after which nothing is held.
+    fn pass(self) -> Typed {
+        if self == Self::Held {
+            Typed::PassBoth
+        } else {
+            Typed::Pass
+        }
+    }
+}
 
 /// What comes before text of the hypervisor's own: CAN ends a control sequence that the TD has begun, which would swallow some of it.
 pub const BREAK: &str = "\x18\r\n";
@@ -23,6 +76,7 @@ pub struct Watch {
     next: u64,
     /// The number of the next byte to look at: what is between is the beginning of a character.
     unseen: u64,
+    escape: Escape,
 }
 
 impl Watch {
@@ -32,6 +86,7 @@ impl Watch {
             id,
             next,
             unseen: next,
+            escape: Escape::LineStart,
         }
     }
 
@@ -40,12 +95,21 @@ impl Watch {
         self.id
     }
 
-    /// Types a byte for the guest.
-    pub fn type_byte(&self, byte: u8, host: &dyn Host) {
+    /// Takes a byte that was typed, for the guest or to leave. Returns whether it leaves.
+    pub fn type_byte(&mut self, byte: u8, host: &dyn Host) -> bool {
+        let bytes: &[u8] = match self.escape.take(byte) {
+            Typed::Leave => return true,
+            Typed::Hold => &[],
+            Typed::Pass => &[byte],
+            Typed::PassBoth => &[ESCAPE, byte],
+        };
         if let Ok(tds) = host.tds() {
-            // As on a serial line: what nobody takes is lost.
-            let _ = tds.type_byte(self.id, byte);
+            for byte in bytes {
+                // As on a serial line: what nobody takes is lost.
+                let _ = tds.type_byte(self.id, *byte);
+            }
         }
+        false
     }
 
     /// Whether the TD has written something since it was last looked at.
@@ -102,7 +166,26 @@ fn text(bytes: &[u8], out: &mut dyn Write) -> Result<usize, fmt::Error> {
 mod tests {
     use alloc::string::String;
 
-    use super::text;
+    use super::{Escape, Typed, text};
+
+    #[test]
+    fn the_escape_counts_at_the_start_of_a_line_alone() {
+        use Typed::{Hold, Leave, Pass, PassBoth};
+        for (typed, last) in [
+            (&b"~."[..], &[Hold, Leave][..]),
+            (b"\r~.", &[Pass, Hold, Leave]),
+            (b"a~.", &[Pass, Pass, Pass]),
+            (b"~~.", &[Hold, Pass, Pass]),
+            (b"~a.", &[Hold, PassBoth, Pass]),
+            (b"~\r~.", &[Hold, PassBoth, Hold, Leave]),
+            (b"~\x1d", &[Hold, Leave]),
+            (b"ab\x1d", &[Pass, Pass, Leave]),
+        ] {
+            let mut escape = Escape::default();
+            let said: alloc::vec::Vec<_> = typed.iter().map(|&b| escape.take(b)).collect();
+            assert_eq!(said, last, "{typed:?}");
+        }
+    }
 
     #[test]
     fn characters_are_shown_whole_and_what_is_none_with_a_mark() {

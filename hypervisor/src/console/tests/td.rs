@@ -97,7 +97,7 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
     let mut terminal = Terminal::default();
     let out = terminal.send("td console hello\r");
     assert!(
-        out.ends_with("Ctrl-] leads back.\r\nHello from a TD\r\n"),
+        out.ends_with("Ctrl-], or Enter ~ . as in ssh, leads back.\r\nHello from a TD\r\n"),
         "{out:?}"
     );
     assert_eq!(terminal.console.watched(), Some(1));
@@ -120,6 +120,17 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
     assert_eq!(terminal.send("\x1d"), "\x18\r\nseamark> ");
     assert_eq!(terminal.console.watched(), None);
     assert!(terminal.send("version\r").ends_with(PROMPT));
+}
+
+#[test]
+fn a_td_s_console_is_left_without_ctrl_bracket_too() {
+    let mut terminal = Terminal::default();
+    terminal.send("td console hello\r");
+    terminal.send("cd ~.\r~~x\r~y\r");
+    assert_eq!(terminal.console.watched(), Some(1));
+    assert_eq!(*terminal.machine.tds.typed.borrow(), b"cd ~.\r~x\r~y\r");
+    assert_eq!(terminal.send("~."), "\x18\r\nseamark> ");
+    assert_eq!(terminal.console.watched(), None);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::console::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     reply::{Reply, Text},
+    watch::WAYS_BACK,
 };
 
 /// Bytes of output in one answer.
@@ -28,8 +29,8 @@ pub const COMMANDS: &[Command] = &[Command {
         },
     ],
     summary: "Watch a TD's console and type on it",
-    help: "Shows what it wrote lately and whatever it writes from then on, and sends it what is typed. Ctrl-] leads back. \
-           What a TD writes while nobody watches is kept, the last 16 KiB of it, also when it ends and is built anew. FROM \
+    help: "Shows what it wrote lately and whatever it writes from then on, and sends it what is typed. Ctrl-] leads back, and so \
+           does `~.` at the start of a line, as in ssh; `~~` there types one `~`. What a TD writes while nobody watches is kept, the last 16 KiB of it, also when it ends and is built anew. FROM \
            is the number of the first byte to show. In JSON mode the command answers with the output that is there, with \
            the number from which to ask next, and with that of the byte at which the TD's present life, or else its last, \
            began.",
@@ -68,6 +69,6 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 impl Text for Output {
     /// The output itself follows as it is, like all that comes later.
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "The console of TD {}; Ctrl-] leads back.", self.td)
+        writeln!(out, "The console of TD {}; {WAYS_BACK}.", self.td)
     }
 }
