@@ -32,6 +32,12 @@ pub const QEMU: [Need; 3] = [
     },
 ];
 
+/// What it takes to check a file system.
+pub const FSCK: [Need; 1] = [Need {
+    what: "fsck.vfat",
+    package: "dosfstools",
+}];
+
 /// What it takes to count instructions.
 pub const CALLGRIND: [Need; 1] = [Need {
     what: "valgrind",

@@ -2,6 +2,7 @@
 //! directory for TFTP.
 
 mod disk;
+mod dots;
 
 pub use disk::read as read_from_disk;
 

@@ -119,7 +119,8 @@ fn documentation() -> Result<()> {
 /// `cargo test`; its tests are counted one by one.
 fn host(tally: &mut Tally) {
     let tests = ["test", "--workspace", "--no-fail-fast"];
-    match run_tests(cargo(&tests), tally) {
+    let tested = crate::host::require(&crate::host::FSCK);
+    match tested.and_then(|()| run_tests(cargo(&tests), tally)) {
         Ok(()) => {}
         Err(error) => tally.failed("host", &error),
     }
