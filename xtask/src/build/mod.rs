@@ -2,6 +2,7 @@
 //!
 //! The flags below reach these programs alone, through an explicit `--target` and a target directory of their own.
 
+mod cargo;
 mod elf;
 mod guest;
 mod hot;
@@ -37,6 +38,8 @@ const TD_FIRMWARE_VARIABLE: &str = "SEAMARK_TD_FIRMWARE";
 struct Bare {
     package: &'static str,
     bin: &'static str,
+    /// What it is, for who waits for it.
+    what: &'static str,
     subsystem: Subsystem,
     /// Whether it is wrapped as an option ROM too.
     rom: bool,
@@ -48,6 +51,7 @@ struct Bare {
 const SEAMARK: Bare = Bare {
     package: "hypervisor",
     bin: "seamark",
+    what: "the hypervisor",
     subsystem: Subsystem::Application,
     rom: false,
     budget: Some(SEAMARK_BUDGET),
@@ -57,6 +61,7 @@ const SEAMARK: Bare = Bare {
 const STUB: Bare = Bare {
     package: "stub-rom",
     bin: "seamstub",
+    what: "the SEAM stub",
     subsystem: Subsystem::BootServiceDriver,
     rom: true,
     budget: None,
@@ -66,6 +71,7 @@ const STUB: Bare = Bare {
 const PROBE: Bare = Bare {
     package: "probe",
     bin: "probe",
+    what: "the probe of the emulated machine",
     subsystem: Subsystem::Application,
     rom: false,
     budget: None,
@@ -76,6 +82,7 @@ const PROBE: Bare = Bare {
 const BENCH: Bare = Bare {
     budget: None,
     variant: Some(("bench", "seamark-bench")),
+    what: "the hypervisor that measures",
     ..SEAMARK
 };
 
@@ -101,6 +108,11 @@ pub fn for_bench() -> Result<Programs> {
 pub fn all() -> Result<Programs> {
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    if !Programs::in_directory(&out).seamark().exists() {
+        eprintln!(
+            "The first build of all programs takes about two minutes on two cores; later ones take what has changed."
+        );
+    }
     td_firmware(&out)?;
     for program in present() {
         program.build(&out)?;
@@ -147,19 +159,17 @@ pub fn tdreport() -> Result<PathBuf> {
             "-Ctarget-feature=+crt-static\u{1f}-Cstrip=symbols",
         )
         .env_remove("RUSTFLAGS");
-    let status = cargo.status().context("can't start cargo")?;
-    ensure!(status.success(), "cargo could not build {NAME}");
+    cargo::build(cargo, "the program that prints a TD's measurements")?;
     Ok(directory.join(TARGET).join("release").join(NAME))
 }
 
 /// Builds programs as TDVF images.
-fn build_images(mut cargo: Command, names: &[&str], out: &Path) -> Result<()> {
-    let status = cargo.status().context("can't start cargo")?;
-    ensure!(
-        status.success(),
-        "cargo could not build {}",
-        names.join(", ")
-    );
+fn build_images(cargo: Command, names: &[&str], out: &Path) -> Result<()> {
+    let what = match names {
+        [TD_FIRMWARE] => "the firmware of TDs",
+        _ => "the guests of the tests",
+    };
+    cargo::build(cargo, what)?;
     let built = GUESTS.directory().join(TARGET).join(PROFILE);
     for name in names {
         let elf = built.join(name);
@@ -250,8 +260,7 @@ impl Bare {
 
     /// Has cargo build the ELF and says where it is.
     fn compile(&self) -> Result<PathBuf> {
-        let status = self.cargo("build").status().context("can't start cargo")?;
-        ensure!(status.success(), "cargo could not build {}", self.bin);
+        cargo::build(self.cargo("build"), self.what)?;
         Ok(FIRMWARE
             .directory()
             .join(TARGET)
