@@ -13,6 +13,9 @@ use crate::qemu::Guest;
 /// What the console shows when it takes a command. It stands at the start of a line.
 pub const PROMPT: &str = "seamark> ";
 
+/// The end of the line that comes before what a TD has said.
+const HEAD_END: &str = "leads back.\n";
+
 /// How long an answer to `json on` and `json off` may take.
 const SWITCH: Duration = Duration::from_secs(60);
 
@@ -37,9 +40,6 @@ impl Console {
     /// When it does not come within `limit`, or the machine has no SEAM and was to have one.
     pub fn wait(mut guest: Guest, limit: Duration) -> Result<Self> {
         let boot_log = guest.expect(PROMPT, limit)?;
-        if let Some(reason) = guest.stub_error()? {
-            bail!("the machine has no SEAM: {reason}");
-        }
         Ok(Self {
             guest,
             boot_log,
@@ -108,6 +108,32 @@ impl Console {
             "`{command}` failed: {answer}"
         );
         Ok(answer)
+    }
+
+    /// Watches the console of a TD until it has said `text`, in what is kept of it or from now on. Whether there is such a TD.
+    ///
+    /// # Errors
+    /// When it does not say so within `limit`; the error shows what it did say.
+    pub fn expect_of_td(&mut self, td: &str, text: &str, limit: Duration) -> Result<bool> {
+        let json = self.json;
+        if json {
+            self.enter("json off", SWITCH)?;
+        }
+        let command = format!("td console {td}");
+        self.guest.send(format!("{command}\r").as_bytes())?;
+        self.guest.expect(&format!("{command}\n"), limit)?;
+        let (answer, _) = self.guest.expect_any(&[HEAD_END, PROMPT], limit)?;
+        let is_there = answer == 0;
+        if is_there {
+            let context = || format!("TD {td} has not said `{text}`");
+            self.guest.expect(text, limit).with_context(context)?;
+            self.guest.send(b"\x1d")?;
+            self.guest.expect(PROMPT, SWITCH)?;
+        }
+        if json {
+            self.enter("json on", SWITCH)?;
+        }
+        Ok(is_there)
     }
 
     /// Waits for the prompt of a machine that was reset.

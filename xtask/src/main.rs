@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod chart;
 mod conform;
+mod folder;
 mod guest;
 mod host;
 mod image;
@@ -81,7 +82,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         }
         Task::Guest(guest) => guest.run()?,
         Task::Measure { file } => measure::run(&file)?,
-        Task::Run(options) => run::run(&build::all()?, &options)?,
+        Task::Run(options) => run::run(&options)?,
         Task::Conform(conform) => conform.run()?,
         Task::Bench(bench) => return bench.run(),
         Task::Sim(sim) => return sim.run(),

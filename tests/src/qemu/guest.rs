@@ -13,8 +13,10 @@ use anyhow::{Context, Result, bail};
 use super::arguments::{EMULATOR, FIRMWARE_VARS, Files, arguments};
 use super::crash;
 use super::events::{Event, events};
+use super::follow::Follower;
 use super::machine::Machine;
 use super::transcript::{Transcript, Waited, end_of};
+use super::trouble::Watcher;
 
 /// Where what the serial port says goes besides the transcript, byte by byte as it comes. It is dropped when the machine
 /// has stopped.
@@ -37,17 +39,13 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts `machine`. `directory` is made anew and keeps what the run leaves: `serial.log`, `debug.log` (the debug
-    /// console) and `qemu.log` (QEMU's own messages).
+    /// Starts `machine`. `directory` keeps what the run leaves: `serial.log`, `debug.log` (the debug console) and `qemu.log`
+    /// (QEMU's own messages).
     ///
     /// # Errors
     /// When QEMU or its firmware is not there, or a file can't be written.
     pub fn start(machine: &Machine, directory: &Path, tee: Option<Tee>) -> Result<Self> {
         machine.check()?;
-        if directory.exists() {
-            fs::remove_dir_all(directory)
-                .with_context(|| format!("can't empty {}", directory.display()))?;
-        }
         fs::create_dir_all(directory)
             .with_context(|| format!("can't create {}", directory.display()))?;
         let files = Files {
@@ -58,6 +56,18 @@ impl Guest {
             .with_context(|| format!("can't copy {FIRMWARE_VARS}; install the package ovmf"))?;
         let errors = File::create(directory.join("qemu.log"))?;
         let log = File::create(directory.join("serial.log"))?;
+        let transcript = Arc::new(Transcript::default());
+        let follower = Follower::start(&files.debug_console, {
+            let transcript = Arc::clone(&transcript);
+            let mut watcher = Watcher::new(&machine.provoked);
+            move |bytes| {
+                if let Some(why) = watcher.feed(bytes) {
+                    transcript.trouble(why);
+                }
+            }
+        });
+        let follower =
+            follower.with_context(|| format!("can't watch {}", files.debug_console.display()))?;
 
         // setpriv has the kernel kill QEMU when the thread that started it is gone, however that came about.
         let mut child = Command::new("setpriv")
@@ -70,10 +80,14 @@ impl Guest {
             .context("can't start setpriv (package util-linux)")?;
         let input = child.stdin.take().context("QEMU's input is a pipe")?;
         let output = child.stdout.take().context("QEMU's output is a pipe")?;
-        let transcript = Arc::new(Transcript::default());
         let reader = thread::spawn({
             let transcript = Arc::clone(&transcript);
-            move || read(output, &transcript, log, tee)
+            move || {
+                read(output, &transcript, log, tee);
+                // Why it ended is known before that it did.
+                follower.finish();
+                transcript.end();
+            }
         });
         Ok(Self {
             child,
@@ -105,8 +119,8 @@ impl Guest {
     /// Waits at most `limit` for `pattern` and gives what the serial port said up to it and with it, since the last wait.
     ///
     /// # Errors
-    /// When the limit is over, or the machine stopped or crashed first. The error shows the crash record or the last
-    /// lines.
+    /// When the limit is over, the machine stopped or crashed first, or the stub has said that it is at its end. The
+    /// error shows the crash record or the last lines.
     pub fn expect(&mut self, pattern: &str, limit: Duration) -> Result<String> {
         self.expect_any(&[pattern], limit).map(|(_, text)| text)
     }
@@ -135,6 +149,10 @@ impl Guest {
                 text.truncate(text.floor_char_boundary(end));
                 Ok((index, text))
             }
+            Waited::Troubled(why) => bail!(
+                "{why}\n(while `{what}` was waited for)\n{}",
+                self.last_lines()
+            ),
             Waited::Ended => bail!(
                 "the machine stopped while `{what}` was waited for ({})\n{}",
                 self.end_of_qemu(),
@@ -147,6 +165,36 @@ impl Guest {
                 self.last_lines()
             ),
         }
+    }
+
+    /// Waits for `time`.
+    ///
+    /// # Errors
+    /// When the machine stops or crashes meanwhile, or the stub says that it is at its end.
+    pub fn pause(&mut self, time: Duration) -> Result<()> {
+        let deadline = Instant::now() + time;
+        let waited = self
+            .transcript
+            .wait(self.cursor, deadline, |text| end_of(text, crash::END));
+        match waited {
+            Waited::TimedOut => Ok(()),
+            Waited::Found(_) => bail!(
+                "the hypervisor crashed\n{}",
+                self.crash_record().unwrap_or_default()
+            ),
+            Waited::Troubled(why) => bail!("{why}"),
+            Waited::Ended => bail!("the machine stopped ({})", self.end_of_qemu()),
+        }
+    }
+
+    /// What the stub has said that ends the machine for those who watch it, and that was not provoked.
+    pub fn trouble(&self) -> Option<String> {
+        self.transcript.troubled()
+    }
+
+    /// The machine's end, for another thread to wait for.
+    pub fn ending(&self) -> Ending {
+        Ending(Arc::clone(&self.transcript))
     }
 
     /// Writes to the serial port.
@@ -182,16 +230,6 @@ impl Guest {
         Ok(events(&log))
     }
 
-    /// Why there is no emulated SEAM on the machine, if the stub has said so.
-    ///
-    /// # Errors
-    /// As [`Guest::events`].
-    pub fn stub_error(&self) -> Result<Option<String>> {
-        let events = self.events()?;
-        let error = events.iter().find(|event| event.kind() == "error");
-        Ok(error.map(|event| event.text("reason").to_owned()))
-    }
-
     /// The hypervisor's crash record, if it has printed one.
     pub fn crash_record(&self) -> Option<String> {
         let symbols = self.symbols.as_deref().unwrap_or(Path::new(""));
@@ -201,22 +239,25 @@ impl Guest {
     /// Waits until the machine has stopped by itself.
     ///
     /// # Errors
-    /// When it still runs after `limit`.
+    /// When it still runs after `limit`, or the stub has said that it is at its end.
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = self
             .transcript
             .wait(0, Instant::now() + limit, |_| None::<()>);
-        if end == Waited::TimedOut {
-            bail!(
+        match end {
+            Waited::TimedOut => bail!(
                 "the machine did not stop within {} s\n{}",
                 limit.as_secs(),
                 self.last_lines()
-            );
+            ),
+            Waited::Troubled(why) => bail!("{why}\n{}", self.last_lines()),
+            Waited::Ended | Waited::Found(()) => {}
         }
         // Its output is closed: it is about to exit.
         Ok(self.child.wait()?)
     }
 
+    /// How QEMU ended, once it has, and what it had to say.
     fn end_of_qemu(&mut self) -> String {
         let status = match self.child.wait() {
             Ok(status) => status.to_string(),
@@ -224,6 +265,15 @@ impl Guest {
         };
         let log = fs::read_to_string(self.directory.join("qemu.log")).unwrap_or_default();
         format!("QEMU: {status} {}", log.trim())
+    }
+
+    /// Why QEMU failed, once it has stopped; `None` if it did as it was told.
+    ///
+    /// # Errors
+    /// When that can't be found out.
+    pub fn failure_of_qemu(&mut self) -> Result<Option<String>> {
+        let failed = !self.child.wait()?.success();
+        Ok(failed.then(|| self.end_of_qemu()))
     }
 
     fn last_lines(&self) -> String {
@@ -245,6 +295,16 @@ impl Drop for Guest {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
+    }
+}
+
+/// The end of a machine.
+pub struct Ending(Arc<Transcript>);
+
+impl Ending {
+    /// Waits until the machine has stopped, or the stub has said that it is at its end: what it said, then.
+    pub fn wait(&self) -> Option<String> {
+        self.0.wait_for_end()
     }
 }
 
@@ -279,5 +339,4 @@ fn read(mut output: ChildStdout, transcript: &Transcript, mut log: File, mut tee
         // Last, so that whoever waits for it finds it on the screen too.
         transcript.push(bytes);
     }
-    transcript.end();
 }

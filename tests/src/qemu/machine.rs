@@ -2,7 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use stub_options::MAX_APIC_ID;
+
+use super::trouble::Kind;
+
+/// What `memory` takes in MiB. With less there is no room for the firmware, the SEAM range and the hypervisor; the stub's
+/// nested page tables reach 512 GiB, of which up to 2 are a hole below 4 GiB.
+const MEMORY_MIB: std::ops::RangeInclusive<u64> = 256..=510 << 10;
 
 /// A machine to be emulated.
 #[derive(Clone, Debug)]
@@ -11,7 +18,7 @@ pub struct Machine {
     pub cpus: u32,
     /// Packages.
     pub sockets: u32,
-    /// Memory, as QEMU reads it (`2G`, `512M`).
+    /// Memory: a whole number of `M` or `G` (`2G`, `512M`).
     pub memory: String,
     /// Whether QEMU has all of the memory from its host before it starts. Where not, it asks for each page at the first
     /// access to it, which takes longer than to clear it.
@@ -26,6 +33,8 @@ pub struct Machine {
     pub symbols: Option<PathBuf>,
     /// Whether it waits for a debugger on TCP port 1234 before its first instruction.
     pub gdb: bool,
+    /// What the stub will say because a test provokes it: it does not end the machine for those who watch it.
+    pub provoked: Vec<Kind>,
 }
 
 /// The SEAM stub in its option ROM.
@@ -71,6 +80,7 @@ impl Machine {
             reboots: false,
             symbols: None,
             gdb: false,
+            provoked: Vec::new(),
         }
     }
 
@@ -99,17 +109,125 @@ impl Machine {
         self
     }
 
-    /// Checks what QEMU would refuse less clearly.
+    /// Checks what QEMU, the firmware or the stub would refuse later and less clearly.
     ///
     /// # Errors
-    /// When the CPUs can't be spread over the sockets, or there are none.
+    /// When the CPUs can't be spread over the sockets, are none or too many, or the memory can't be understood or is too
+    /// little or too much.
     pub fn check(&self) -> Result<()> {
         ensure!(
-            self.sockets > 0 && self.cpus > 0 && self.cpus.is_multiple_of(self.sockets),
+            self.cpus > 0,
+            "a machine has at least one CPU: choose 1 to {} for --smp",
+            MAX_APIC_ID + 1
+        );
+        ensure!(
+            self.sockets > 0 && self.cpus.is_multiple_of(self.sockets),
             "{} CPUs can't be spread evenly over {} sockets",
             self.cpus,
             self.sockets
         );
+        let highest = self.highest_apic_id();
+        ensure!(
+            self.stub.is_none() || highest <= u64::from(MAX_APIC_ID),
+            "{} CPUs in {} sockets have APIC ids up to {highest}, and the stub carries ids up to {MAX_APIC_ID}: use fewer CPUs, or \
+             sockets with a power of two of them",
+            self.cpus,
+            self.sockets
+        );
+        let mib = mebibytes(&self.memory)?;
+        ensure!(
+            MEMORY_MIB.contains(&mib),
+            "{} of memory: choose {}M to {}G",
+            self.memory,
+            MEMORY_MIB.start(),
+            MEMORY_MIB.end() >> 10
+        );
         Ok(())
+    }
+
+    /// The highest APIC id: a package's CPUs are numbered in as many bits as they need.
+    fn highest_apic_id(&self) -> u64 {
+        let each = u64::from(self.cpus / self.sockets);
+        u64::from(self.sockets - 1) * each.next_power_of_two() + each - 1
+    }
+}
+
+/// The MiB that `text` stands for.
+fn mebibytes(text: &str) -> Result<u64> {
+    let parse = || {
+        let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
+        let number: u64 = text[..text.len() - unit.len()].parse().ok()?;
+        let mib = match unit {
+            "M" | "m" => 1,
+            "G" | "g" => 1 << 10,
+            _ => return None,
+        };
+        number.checked_mul(mib)
+    };
+    parse().with_context(|| {
+        format!("{text:?} is no size of a memory: write a whole number and M or G, such as 2G")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(cpus: u32, sockets: u32, memory: &str) -> Machine {
+        let stub = Stub {
+            rom: PathBuf::new(),
+            options: Vec::new(),
+        };
+        let mut machine = Machine::new(Boot::Disk(PathBuf::new()), Some(stub));
+        memory.clone_into(&mut machine.memory);
+        machine.with_cpus(cpus, sockets)
+    }
+
+    #[test]
+    fn machines_that_work_are_accepted() {
+        for (cpus, sockets, memory) in [
+            (1, 1, "256M"),
+            (4, 2, "2G"),
+            (64, 4, "8G"),
+            (255, 1, "9216M"),
+            (255, 255, "510G"),
+            (254, 2, "2g"),
+        ] {
+            machine(cpus, sockets, memory).check().unwrap();
+        }
+    }
+
+    #[test]
+    fn each_refusal_says_what_is_wrong() {
+        for (cpus, sockets, memory, words) in [
+            (0, 1, "2G", "at least one CPU"),
+            (4, 0, "2G", "4 CPUs can't be spread evenly over 0 sockets"),
+            (4, 3, "2G", "4 CPUs can't be spread evenly over 3 sockets"),
+            (256, 2, "2G", "APIC ids up to 255"),
+            (258, 6, "2G", "APIC ids up to 362"),
+            (4, 2, "10X", "write a whole number and M or G"),
+            (4, 2, "2.5G", "write a whole number and M or G"),
+            (4, 2, "", "write a whole number and M or G"),
+            (
+                4,
+                2,
+                "99999999999999999G",
+                "write a whole number and M or G",
+            ),
+            (4, 2, "0", "write a whole number and M or G"),
+            (4, 2, "0G", "choose 256M to 510G"),
+            (4, 2, "255M", "choose 256M to 510G"),
+            (4, 2, "511G", "choose 256M to 510G"),
+        ] {
+            let why = machine(cpus, sockets, memory).check().unwrap_err();
+            assert!(why.to_string().contains(words), "{why}");
+        }
+    }
+
+    #[test]
+    fn without_the_stub_qemu_s_own_limit_holds() {
+        let mut machine = machine(256, 2, "2G");
+        machine.stub = None;
+        machine.check().unwrap();
     }
 }

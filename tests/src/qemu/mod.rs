@@ -1,15 +1,19 @@
 //! QEMU as a library: describe a [`Machine`], start it, and talk to the [`Guest`] in it.
 //!
 //! Every machine is emulated (TCG), with OVMF as its firmware and its only console on the first serial port. Every wait
-//! has a limit and says what it waited for; a guest dies with the process that started it.
+//! has a limit and says what it waited for, and ends at once when the stub says on the debug console that the machine is at
+//! its end; a guest dies with the process that started it.
 
 mod arguments;
 mod crash;
 mod events;
+mod follow;
 mod guest;
 mod machine;
 mod transcript;
+mod trouble;
 
 pub use events::{Event, events};
-pub use guest::{Guest, SerialWriter, Tee};
+pub use guest::{Ending, Guest, SerialWriter, Tee};
 pub use machine::{Boot, Machine, Stub};
+pub use trouble::Kind as Trouble;

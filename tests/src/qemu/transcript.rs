@@ -16,14 +16,17 @@ pub struct Transcript {
 struct State {
     text: Vec<u8>,
     strip: StripBytes,
+    trouble: Option<String>,
     ended: bool,
 }
 
 /// How a wait came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waited<T> {
     /// What was waited for.
     Found(T),
+    /// There is no use in waiting on, and why.
+    Troubled(String),
     /// The serial port was closed first.
     Ended,
     /// The time was over first.
@@ -39,6 +42,29 @@ impl Transcript {
             state.text.extend(run.iter().filter(|&&b| b != b'\r'));
         }
         self.changed.notify_all();
+    }
+
+    /// Says why nobody need wait any more. The first reason counts.
+    pub fn trouble(&self, why: String) {
+        self.lock().trouble.get_or_insert(why);
+        self.changed.notify_all();
+    }
+
+    /// Why nobody need wait any more, if that was said.
+    pub fn troubled(&self) -> Option<String> {
+        self.lock().trouble.clone()
+    }
+
+    /// Waits until nothing more will come, or nobody need wait any more: why, then.
+    pub fn wait_for_end(&self) -> Option<String> {
+        let mut state = self.lock();
+        while !state.ended && state.trouble.is_none() {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.trouble.clone()
     }
 
     /// Says that nothing more will come.
@@ -64,6 +90,9 @@ impl Transcript {
         loop {
             if let Some(found) = find(state.text.get(start..).unwrap_or_default()) {
                 return Waited::Found(found);
+            }
+            if let Some(why) = &state.trouble {
+                return Waited::Troubled(why.clone());
             }
             if state.ended {
                 return Waited::Ended;
@@ -115,6 +144,19 @@ mod tests {
         transcript.push(b"booting\nseamark> ");
         let waited = transcript.wait(3, soon(), |text| end_of(text, "seamark> "));
         assert_eq!(waited, Waited::Found(14));
+    }
+
+    #[test]
+    fn trouble_ends_a_wait_at_once_but_for_what_is_there() {
+        let transcript = Transcript::default();
+        transcript.push(b"x");
+        transcript.trouble("a panic".to_owned());
+        transcript.trouble("another".to_owned());
+        let far = Instant::now() + Duration::from_secs(3600);
+        let wait = |what: &str| transcript.wait(0, far, |text| end_of(text, what));
+        assert_eq!(wait("x"), Waited::Found(1));
+        assert_eq!(wait("y"), Waited::Troubled("a panic".to_owned()));
+        assert_eq!(transcript.wait_for_end().as_deref(), Some("a panic"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::console::Console;
 use crate::media::Media;
 use crate::programs::Programs;
-use crate::qemu::{Boot, Event, Guest, Machine, Stub};
+use crate::qemu::{Boot, Event, Guest, Machine, Stub, Trouble};
 
 /// A configuration that changes nothing.
 const PLAIN_CONFIG: &str = "[host]\n";
@@ -26,14 +26,24 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(scenario: &str, programs: &Programs) -> Self {
+    /// For the scenario of that name, which has a directory of its own in `home`.
+    pub(super) fn new(scenario: &str, programs: &Programs, home: &Path) -> Self {
         Self {
             programs: programs.clone(),
-            directory: programs.directory().join("tests").join(scenario),
+            directory: home.join(scenario),
             runs: Vec::new(),
             notes: Vec::new(),
             provoked: Vec::new(),
         }
+    }
+
+    /// Removes what an earlier run has left.
+    pub(super) fn clear(&self) -> Result<()> {
+        if self.directory.exists() {
+            std::fs::remove_dir_all(&self.directory)
+                .with_context(|| format!("can't empty {}", self.directory.display()))?;
+        }
+        Ok(())
     }
 
     /// The programs under test.
@@ -136,6 +146,12 @@ impl Bench {
         self.provoked.sort();
     }
 
+    /// Says that the stub has to report trouble of this kind, once, by the end of the scenario.
+    pub fn provoke_trouble(&mut self, kind: Trouble) {
+        self.provoked.push(kind.name().to_owned());
+        self.provoked.sort();
+    }
+
     pub(super) fn provoked(&self) -> &[String] {
         &self.provoked
     }
@@ -163,13 +179,10 @@ fn boot_limit(machine: &Machine) -> Duration {
     Duration::from_secs(60 + 8 * u64::from(machine.cpus))
 }
 
-/// A violation with its class, or another event that tells of something wrong.
+/// A violation with its class, or the name of another event that tells of something wrong.
 fn complaint(event: &Event) -> Option<String> {
-    match event.kind() {
-        "violation" => Some(format!("violation {}", event.text("class"))),
-        "error" | "panic" | "shutdown" | "module_shutdown" | "bad_option" => {
-            Some(event.0.to_string())
-        }
-        _ => None,
+    if event.kind() == "violation" {
+        return Some(format!("violation {}", event.text("class")));
     }
+    Trouble::of(event).map(|kind| kind.name().to_owned())
 }

@@ -7,19 +7,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use super::stage::{self, Named, Words};
 use super::{Bench, Scenario};
-use crate::console::Console;
+use crate::console::{Console, PROMPT};
 use crate::media;
-use crate::qemu::{Boot, Machine};
+use crate::qemu::{Boot, Machine, Trouble};
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("boot-from-disk", from_disk),
     Scenario::new("boot-over-pxe", over_pxe),
     Scenario::new("sixteen-cpus", sixteen_cpus),
+    Scenario::new("sixty-four-cpus", sixty_four_cpus),
     Scenario::new("without-seam", without_seam),
     Scenario::new("tdx-off", tdx_off),
     Scenario::new("broken-config", broken_config),
     Scenario::new("stuck-cpu", stuck_cpu),
+    Scenario::new("refused-option", refused_option),
+    Scenario::new("no-room-for-cpus", no_room_for_cpus),
     Scenario::new("time-to-prompt", time_to_prompt),
     Scenario::new("reboot-and-poweroff", reboot_and_poweroff),
 ];
@@ -73,6 +77,36 @@ fn sixteen_cpus(bench: &mut Bench) -> Result<()> {
     the_module_is_ready(&mut console)
 }
 
+/// A large machine carries a TD, whose memory may lie above 4 GiB.
+fn sixty_four_cpus(bench: &mut Bench) -> Result<()> {
+    // Emulated CPUs share the computer's cores, and one that has none for a while is not stuck.
+    let patient = "[host]\ncpu_timeout_ms = 60000\n";
+    let hello = Named::new("hello", "64M", 2);
+    let mut machine = stage::machine_of(bench, patient, &[hello])?.with_cpus(64, 4);
+    "8G".clone_into(&mut machine.memory);
+    let mut console = bench.console(&machine)?;
+    let boot = console.succeed("boot", stage::LIFE)?;
+    nothing_is_wrong(&boot)?;
+    let prompt_us = boot["to_prompt_us"].as_u64().context("no time")?;
+    bench.note(format!(
+        "{} ms to the prompt with 64 CPUs",
+        prompt_us / 1000
+    ));
+    every_cpu_runs(&mut console, &machine)?;
+    the_module_is_ready(&mut console)?;
+    console.succeed("td start hello", stage::LIFE)?;
+    Words::of("hello").pass(&mut console, "hello", stage::LIFE)?;
+    ensure!(
+        console.expect_of_td("hello", "MRTD", stage::LIFE)?,
+        "no TD is called hello"
+    );
+    ensure!(
+        !console.expect_of_td("nobody", "MRTD", stage::LIFE)?,
+        "a TD is called nobody"
+    );
+    stage::nothing_illegal(&mut console)
+}
+
 /// Plain QEMU has no x2APIC: one CPU, a polled console, and the reason.
 fn without_seam(bench: &mut Bench) -> Result<()> {
     let mut machine = bench.machine()?;
@@ -122,6 +156,40 @@ fn stuck_cpu(bench: &mut Bench) -> Result<()> {
     let boot = console.succeed("boot", ANSWER)?;
     ensure!(!list(&boot, "problems").is_empty(), "{boot}");
     tdx_is_unavailable(&mut console, "")
+}
+
+/// The ROM does not understand an option, which whoever starts the machine should have noticed: the wait for the prompt
+/// ends before there is a hypervisor.
+fn refused_option(bench: &mut Bench) -> Result<()> {
+    let machine = bench.machine()?.with_stub_option("tdx", "maybe");
+    bench.provoke_trouble(Trouble::BadOption);
+    ends_at_once(
+        bench,
+        &machine,
+        "its option tdx: tdx is on or off, not maybe",
+    )
+}
+
+/// The ROM needs more memory below 4 GiB for its processors than there is.
+fn no_room_for_cpus(bench: &mut Bench) -> Result<()> {
+    let mut machine = bench.machine()?.with_cpus(64, 4);
+    "256M".clone_into(&mut machine.memory);
+    bench.provoke_trouble(Trouble::Error);
+    ends_at_once(bench, &machine, "no SEAM: the SEAM range of 64 processors")
+}
+
+/// The wait for the prompt ends with `why`, before the hypervisor has said anything.
+fn ends_at_once(bench: &mut Bench, machine: &Machine, why: &str) -> Result<()> {
+    let mut guest = bench.start(machine)?;
+    let waited = guest.expect(PROMPT, Duration::from_secs(600));
+    let said = guest.transcript();
+    let error = waited.err().context("the machine went on to its prompt")?;
+    ensure!(format!("{error:#}").contains(why), "{error:#}");
+    ensure!(
+        !said.contains("\nseamark 0."),
+        "the wait went on until the hypervisor was there:\n{said}"
+    );
+    Ok(())
 }
 
 /// From the hypervisor's first line to its prompt, TDX bring-up apart: the budget is 1 s with 4 CPUs and 3 s with 16. A

@@ -18,6 +18,7 @@ mod tds;
 mod violations;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use anyhow::{Result, anyhow, ensure};
 
@@ -62,12 +63,14 @@ impl Scenario {
         self
     }
 
-    /// Runs it and gives the figures that it measured.
+    /// Runs it and gives the figures that it measured. It leaves its logs in a directory of its name in `home`, which it makes
+    /// anew.
     ///
     /// # Errors
     /// What did not hold, with the last lines of the serial port where they help.
-    pub fn run(&self, programs: &Programs) -> Result<Vec<String>> {
-        let mut bench = Bench::new(self.name, programs);
+    pub fn run(&self, programs: &Programs, home: &Path) -> Result<Vec<String>> {
+        let mut bench = Bench::new(self.name, programs, home);
+        bench.clear()?;
         // A scenario that panics is a failed test and no reason to leave the others out.
         catch_unwind(AssertUnwindSafe(|| (self.run)(&mut bench)))
             .map_err(|_| anyhow!("the scenario panicked"))??;

@@ -1,5 +1,6 @@
 //! TDs on the emulated SEAM, with the probe as their host: what a guest finds there, whatever the hypervisor does.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -121,13 +122,13 @@ impl Figures {
 }
 
 /// What the emulation costs, by the processor's time that QEMU takes, so that a busy computer does little harm. Each is measured
-/// at least once.
+/// at least once. The logs go to a directory in `home`.
 ///
 /// # Errors
 /// When the probe can't be run, or says something else.
-pub fn measure(programs: &Programs) -> Result<Vec<Figures>> {
+pub fn measure(programs: &Programs, home: &Path) -> Result<Vec<Figures>> {
     let limit = Duration::from_secs(300);
-    let mut bench = Bench::new("bench-stub", programs);
+    let mut bench = Bench::new("bench-stub", programs, home);
     let media = Media::of_program(&programs.probe())?.with_bytes("probe.txt", b"bench");
     let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_cpus(1, 1);
     let mut guest = bench.start(&machine)?;

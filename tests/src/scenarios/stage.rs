@@ -15,6 +15,8 @@ use crate::console::Console;
 use crate::media::Media;
 use crate::qemu::Machine;
 
+/// A host with its defaults.
+const HOST: &str = "[host]\n";
 /// How long a command may take that builds a TD, or takes one down.
 pub const LIFE: Duration = Duration::from_secs(180);
 /// How long a report may take.
@@ -79,10 +81,10 @@ impl<'a> Named<'a> {
     }
 }
 
-/// A configuration that names them.
-pub fn config(tds: &[Named<'_>]) -> String {
+/// A configuration that names them, after the table of the host.
+pub fn config(host: &str, tds: &[Named<'_>]) -> String {
     let files: BTreeMap<_, _> = tds.iter().map(|td| (td.guest, ())).collect();
-    let mut text = String::from("[host]\n");
+    let mut text = String::from(host);
     for guest in files.keys() {
         _ = write!(
             text,
@@ -101,6 +103,11 @@ pub fn config(tds: &[Named<'_>]) -> String {
 
 /// A machine with the stub whose configuration names TDs.
 pub fn machine(bench: &Bench, tds: &[Named<'_>]) -> Result<Machine> {
+    machine_of(bench, HOST, tds)
+}
+
+/// The same with another table of the host.
+pub fn machine_of(bench: &Bench, host: &str, tds: &[Named<'_>]) -> Result<Machine> {
     let directory = bench.directory()?.join("media");
     fs::create_dir_all(&directory)?;
     for td in tds {
@@ -109,7 +116,7 @@ pub fn machine(bench: &Bench, tds: &[Named<'_>]) -> Result<Machine> {
             .with_context(|| format!("can't copy {}", image.display()))?;
     }
     let file = directory.join("seamark.toml");
-    fs::write(&file, config(tds))?;
+    fs::write(&file, config(host, tds))?;
     let media = Media::of_program(&bench.programs().seamark())?.with_config(&file)?;
     bench.machine_with(&media)
 }
@@ -314,7 +321,7 @@ pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
     console.enter("json off", ANSWER)?;
     let guest = console.guest();
     guest.send(format!("td console {name}\r").as_bytes())?;
-    guest.expect("Ctrl-] leads back.", ANSWER)?;
+    guest.expect("leads back.", ANSWER)?;
     guest.send(text.as_bytes())?;
     guest.send(b"\x1d")?;
     guest.expect("seamark> ", ANSWER)?;
@@ -371,12 +378,15 @@ mod tests {
 
     #[test]
     fn the_hypervisor_takes_the_configuration() {
-        let text = config(&[
-            Named::new("hello", "64M", 1).with("autostart = true"),
-            Named::new("rude", "64M", 2)
-                .called("other")
-                .wishing(&[7, 9]),
-        ]);
+        let text = config(
+            HOST,
+            &[
+                Named::new("hello", "64M", 1).with("autostart = true"),
+                Named::new("rude", "64M", 2)
+                    .called("other")
+                    .wishing(&[7, 9]),
+            ],
+        );
         let config = boot::config::parse(text.as_bytes()).unwrap();
         assert_eq!(config.file.len(), 2);
         assert_eq!(config.td[1].name, "other");

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use seamark_tests::scenarios::measure_stub;
 
+use crate::folder::Folder;
 use crate::{build, host};
 
 /// The most that a VP.ENTER with its exit may take, in nanoseconds.
@@ -28,7 +29,9 @@ const FIGURES: [(&str, &str); 5] = [
 /// When QEMU or the probe fails.
 pub fn run() -> Result<ExitCode> {
     host::require(&host::QEMU)?;
-    let measured = measure_stub(&build::all()?)?;
+    let programs = build::all()?;
+    let folder = Folder::claim(programs.directory(), "bench")?;
+    let measured = measure_stub(&programs, folder.path())?;
     let mut code = ExitCode::SUCCESS;
     for figures in measured {
         let what = FIGURES.iter().find(|(known, _)| *known == figures.name);

@@ -1,5 +1,6 @@
 //! `cargo xtask run`: Seamark in QEMU on top of the SEAM stub, its serial console in this terminal.
 
+mod script;
 mod terminal;
 
 use std::fs;
@@ -7,13 +8,18 @@ use std::io::stdout;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use clap::Args;
 use seamark_tests::console::Console;
+use seamark_tests::media::Media;
 use seamark_tests::programs::Programs;
 use seamark_tests::qemu::{Boot, Guest, Machine, Stub};
 
-use crate::{host, image};
+use stub_options as stub;
+
+use self::script::Script;
+use crate::folder::Folder;
+use crate::{build, host, image};
 
 /// The configuration of those who give none: guests of our own.
 const DEFAULT_CONFIG: &str = include_str!("default.toml");
@@ -26,19 +32,20 @@ pub struct Options {
     /// Boot over PXE from QEMU's TFTP server instead of from a disk
     #[arg(long)]
     pxe: bool,
-    /// Enter these console commands, separated by semicolons, and exit with 0 if every one succeeded
+    /// Enter these console commands, separated by semicolons, and exit with 0 if every one succeeded; `wait SECONDS` waits,
+    /// `expect TD TEXT` waits until the TD has said TEXT on its console
     #[arg(long, value_name = "COMMANDS")]
     exec: Option<String>,
     /// With --exec: how long the whole run may take
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
-    /// Logical processors
+    /// Logical processors, up to 255: their APIC ids end at 254
     #[arg(long, value_name = "N", default_value_t = 4)]
     smp: u32,
     /// Packages; by default two, or one where the processors can't be halved
     #[arg(long, value_name = "M")]
     sockets: Option<u32>,
-    /// Memory
+    /// Memory, 256M to 510G
     #[arg(long, value_name = "SIZE", default_value = "2G")]
     mem: String,
     /// Leave the SEAM stub out: a machine without VMX, SEAM and TDX
@@ -47,7 +54,7 @@ pub struct Options {
     /// Wait for a debugger on TCP port 1234 before the first instruction
     #[arg(long)]
     gdb: bool,
-    /// An option of the stub, such as tdx=off; may be repeated
+    /// An option of the stub, such as tdx=off (docs/emulation.md lists them); may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     stub: Vec<(String, String)>,
     /// The configuration (seamark.toml) instead of one with guests of our own; the files that it names are taken along
@@ -61,17 +68,74 @@ pub struct Options {
 /// When there is no `=`.
 pub fn key_and_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
+    stub::Options::default().set(key, value.as_bytes())?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+impl Options {
+    /// The time that the whole run may take.
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
+
+    fn script(&self) -> Result<Option<Script>> {
+        let script = self.exec.as_deref();
+        script
+            .map(|script| Script::parse(script, self.limit()))
+            .transpose()
+    }
+
+    /// Checks all that can be checked before anything is built or started.
+    ///
+    /// # Errors
+    /// What is wrong, and what to give instead.
+    pub fn check(&self) -> Result<()> {
+        self.script()?;
+        // The files matter to nobody yet.
+        let boot = Boot::Disk(PathBuf::new());
+        self.machine(boot, PathBuf::new()).check()?;
+        let mut options = stub::Options::default();
+        for (key, value) in &self.stub {
+            options.set(key, value.as_bytes()).map_err(Error::msg)?;
+        }
+        options.check(self.smp).map_err(Error::msg)?;
+        ensure!(
+            self.stub.is_empty() || !self.no_seam,
+            "--no-seam leaves out the stub, whose options --stub gives: leave one of them away"
+        );
+        if let Some(config) = &self.config {
+            Media::default().with_config(config)?;
+        }
+        Ok(())
+    }
+
+    fn machine(&self, boot: Boot, rom: PathBuf) -> Machine {
+        let stub = (!self.no_seam).then(|| Stub {
+            rom,
+            options: self.stub.clone(),
+        });
+        let sockets = self
+            .sockets
+            .unwrap_or(if self.smp.is_multiple_of(2) { 2 } else { 1 });
+        let mut machine = Machine::new(boot, stub).with_cpus(self.smp, sockets);
+        machine.memory.clone_from(&self.mem);
+        machine.reboots = self.exec.is_none();
+        machine.gdb = self.gdb;
+        machine
+    }
 }
 
 /// Runs the machine until it stops, or until the one at the terminal leaves it.
 ///
 /// # Errors
-/// When something is missing, when the machine can't be started, and with `--exec` when a command failed.
-pub fn run(programs: &Programs, options: &Options) -> Result<()> {
+/// When something is missing, when an option is wrong, when the machine can't be started or comes to its end, and with `--exec`
+/// when a command failed.
+pub fn run(options: &Options) -> Result<()> {
+    options.check()?;
     host::require(&host::QEMU)?;
-    let machine = machine(programs, options)?;
-    let directory = programs.directory().join("run");
+    let programs = build::all()?;
+    let folder = Folder::claim(programs.directory(), "run")?;
+    let machine = machine(&programs, folder.path(), options)?;
     if options.gdb {
         let symbols = programs.symbols("seamark");
         eprintln!(
@@ -79,44 +143,31 @@ pub fn run(programs: &Programs, options: &Options) -> Result<()> {
             symbols.display()
         );
     }
-    match &options.exec {
-        None => terminal::interact(&machine, &directory),
-        Some(commands) => {
-            let limit = Duration::from_secs(options.timeout);
-            execute(&machine, &directory, commands, limit)
-        }
+    match options.script()? {
+        None => terminal::interact(&machine, folder.path()),
+        Some(script) => execute(&machine, folder.path(), &script, options.limit()),
     }
 }
 
-fn machine(programs: &Programs, options: &Options) -> Result<Machine> {
+fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Machine> {
     let config = match &options.config {
         Some(file) => file.clone(),
         None => default_config(programs)?,
     };
     let media = image::media(programs, Some(&config))?;
     let boot = if options.pxe {
-        let directory = programs.directory().join("tftp");
+        let directory = folder.join("tftp");
         media.write_directory(&directory, "seamark.efi")?;
         Boot::Network {
             directory,
             program: "seamark.efi".to_owned(),
         }
     } else {
-        let image = programs.directory().join("run.img");
+        let image = folder.join("disk.img");
         media.write_disk(&image)?;
         Boot::Disk(image)
     };
-    let stub = (!options.no_seam).then(|| Stub {
-        rom: programs.rom(),
-        options: options.stub.clone(),
-    });
-    let sockets = options
-        .sockets
-        .unwrap_or(if options.smp.is_multiple_of(2) { 2 } else { 1 });
-    let mut machine = Machine::new(boot, stub).with_cpus(options.smp, sockets);
-    machine.memory.clone_from(&options.mem);
-    machine.reboots = options.exec.is_none();
-    machine.gdb = options.gdb;
+    let mut machine = options.machine(boot, programs.rom());
     machine.symbols = Some(programs.symbols("seamark"));
     Ok(machine)
 }
@@ -128,25 +179,95 @@ fn default_config(programs: &Programs) -> Result<PathBuf> {
     if programs.linux().kernel().exists() {
         config += LINUX_CONFIG;
     }
-    fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
+    // Another run may be reading it.
+    if !fs::read(&file).is_ok_and(|written| written == config.as_bytes()) {
+        fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
+    }
     Ok(file)
 }
 
 /// Feeds the commands to the console and prints what it says.
-fn execute(machine: &Machine, directory: &Path, commands: &str, limit: Duration) -> Result<()> {
+fn execute(machine: &Machine, directory: &Path, script: &Script, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
-    let left = || deadline.saturating_duration_since(Instant::now());
     let tee = Box::new(anstream::StripStream::new(stdout()));
     let guest = Guest::start(machine, directory, Some(tee))?;
     // What goes wrong begins a line of its own.
-    let mut console = Console::wait(guest, left()).inspect_err(|_| println!())?;
-    let mut failed = Vec::new();
-    for command in commands.split(';').map(str::trim).filter(|c| !c.is_empty()) {
-        if !console.enter(command, left())?.succeeded() {
-            failed.push(command);
-        }
-    }
+    let mut console = Console::wait(guest, limit).inspect_err(|_| println!())?;
+    let failed = script.run(&mut console, deadline);
     println!();
+    let failed = failed?;
+    // Commands may have succeeded on a machine that is at its end.
+    if let Some(why) = console.guest().trouble() {
+        bail!("{why}");
+    }
     ensure!(failed.is_empty(), "failed: {}", failed.join("; "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// What is said about a command line before anything is built or started.
+    fn refusal(arguments: &[&str]) -> String {
+        let line = Line::try_parse_from([&["run"], arguments].concat());
+        match line {
+            Err(error) => error.to_string(),
+            Ok(line) => match line.options.check() {
+                Ok(()) => String::new(),
+                Err(error) => format!("{error:#}"),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_before_anything_starts() {
+        for (arguments, words) in [
+            (&["--stub", "foo=1"][..], "the options are tdx, hkids"),
+            (&["--stub", "tdx"], "not KEY=VALUE"),
+            (&["--stub", "tdx=maybe"], "tdx is on or off, not maybe"),
+            (&["--stub", "stuck=0"], "stuck takes a number from 1"),
+            (&["--stub", "stuck=4"], "numbered from 0"),
+            (&["--stub", "hooks=fail"], "hooks takes statements such as"),
+            (
+                &["--stub", "tdx=off", "--no-seam"],
+                "leave one of them away",
+            ),
+            (&["--mem", "10X"], "a whole number and M or G"),
+            (&["--mem", "0"], "a whole number and M or G"),
+            (&["--mem", "1M"], "choose 256M to 510G"),
+            (&["--smp", "0"], "at least one CPU"),
+            (&["--smp", "6", "--sockets", "4"], "spread evenly"),
+            (&["--sockets", "0"], "spread evenly"),
+            (&["--smp", "400"], "APIC ids up to"),
+            (&["--config", "/none/seamark.toml"], "/none/seamark.toml"),
+            (&["--exec", "expect hello"], "expect TD TEXT"),
+            (&["--exec", "wait 200"], "--timeout"),
+        ] {
+            let said = refusal(arguments);
+            assert!(said.contains(words), "{arguments:?}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_right_is_accepted() {
+        for arguments in [
+            &[][..],
+            &["--smp", "64", "--sockets", "4", "--mem", "8G"],
+            &["--smp", "1"],
+            &["--stub", "stuck=2", "--stub", "trace=1"],
+            &["--stub", "hooks=busy TDH.MEM.PAGE.AUG call 1"],
+            &["--no-seam"],
+        ] {
+            assert_eq!(refusal(arguments), "", "{arguments:?}");
+        }
+    }
 }

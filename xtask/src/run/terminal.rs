@@ -6,44 +6,58 @@ use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use anstream::adapter::StripBytes;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use seamark_tests::qemu::{Guest, Machine, SerialWriter};
 
-/// Ctrl-].
-const LEAVE: u8 = 0x1D;
-/// Ctrl-A, before `x`.
+/// Ctrl-A, before a key that is for this program.
 const PREFIX: u8 = 0x01;
+
+const HELP: &str = "Ctrl-A x leaves and switches the machine off; Ctrl-A Ctrl-A types one Ctrl-A; Ctrl-A h shows this. \
+                    Every other key goes to the machine.";
 
 /// Why the conversation ended.
 enum End {
     Left,
-    Stopped,
+    /// The machine has stopped, or the stub has said why it is at its end.
+    Stopped(Option<String>),
 }
 
 /// Connects this terminal to a new machine until it stops or is left.
 pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
-    eprintln!("This terminal is the serial console. Ctrl-] leaves (or Ctrl-A x).");
-    let (ended, ends) = mpsc::channel();
-    let screen = Screen {
-        firmware: Some(Firmware::default()),
-        ended: ended.clone(),
-    };
-    let guest = Guest::start(machine, directory, Some(Box::new(screen)))?;
+    eprintln!("This terminal is the serial console. Ctrl-A x leaves, Ctrl-A h helps.");
+    let screen = Screen(Some(Firmware::default()));
+    let mut guest = Guest::start(machine, directory, Some(Box::new(screen)))?;
     let raw = Raw::enter()?;
-    let writer = guest.writer();
-    thread::spawn(move || keyboard(writer, &ended));
+    let (ended, ends) = mpsc::channel();
+    let (writer, ending) = (guest.writer(), guest.ending());
+    let left = ended.clone();
+    thread::spawn(move || keyboard(writer, &left));
+    thread::spawn(move || ended.send(End::Stopped(ending.wait())));
     let end = ends.recv().context("the terminal's threads are gone")?;
+    if machine.gdb && matches!(end, End::Stopped(Some(_))) {
+        eprintln!(
+            "\r\nThe stub says that the machine is at its end; Ctrl-A x leaves the debugger's machine.\r"
+        );
+        // Nothing is sent any more but by the keyboard.
+        let _ = ends.recv();
+    }
     drop(raw);
+    if let Some(record) = guest.crash_record() {
+        eprintln!("\nThe hypervisor has crashed:\n{record}");
+    }
     match end {
         End::Left => eprintln!("\nLeft; the machine is switched off."),
-        End::Stopped => eprintln!("\nThe machine has stopped."),
-    }
-    if let Some(reason) = guest.stub_error()? {
-        eprintln!("The machine had no SEAM: {reason}");
-    }
-    if let Some(record) = guest.crash_record() {
-        eprintln!("The hypervisor has crashed:\n{record}");
+        End::Stopped(Some(why)) => {
+            eprintln!();
+            bail!("{why}");
+        }
+        End::Stopped(None) => {
+            eprintln!("\nThe machine has stopped.");
+            if let Some(why) = guest.failure_of_qemu()? {
+                bail!("{why}");
+            }
+        }
     }
     Ok(())
 }
@@ -54,57 +68,71 @@ fn keyboard(mut writer: SerialWriter, ended: &Sender<End>) {
     let mut buffer = [0; 256];
     // Without more input (a closed pipe) the machine runs on until it stops.
     while let Ok(len @ 1..) = io::stdin().lock().read(&mut buffer) {
-        let (bytes, leave) = keys.take(&buffer[..len]);
-        if leave {
-            // Nobody listens only when the machine has stopped in the meantime.
-            let _ = ended.send(End::Left);
+        let typed = keys.take(&buffer[..len]);
+        if writer.write_all(&typed.passed).is_err() {
             return;
         }
-        if writer.write_all(&bytes).is_err() {
+        if typed.help {
+            eprint!("\r\n{HELP}\r\n");
+        }
+        if typed.leave {
+            // Nobody listens only when the machine has stopped in the meantime.
+            let _ = ended.send(End::Left);
             return;
         }
     }
 }
 
-/// Finds the keys that leave among those for the machine.
+/// Finds the keys that are for this program among those for the machine.
 #[derive(Default)]
 struct Keys {
     after_prefix: bool,
 }
 
+/// What typed keys come to.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Typed {
+    /// What the machine gets.
+    passed: Vec<u8>,
+    help: bool,
+    leave: bool,
+}
+
 impl Keys {
-    /// What to pass on, and whether to leave. Ctrl-A twice passes one on.
-    fn take(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
-        let mut passed = Vec::new();
-        for &key in typed {
-            match (self.after_prefix, key) {
-                (_, LEAVE) | (true, b'x' | b'X') => return (passed, true),
-                (false, PREFIX) => self.after_prefix = true,
-                (true, PREFIX) | (false, _) => {
-                    self.after_prefix = false;
-                    passed.push(key);
+    /// Takes what was typed. Another key than one for this program is passed on together with the Ctrl-A before it.
+    fn take(&mut self, keys: &[u8]) -> Typed {
+        let mut typed = Typed::default();
+        for &key in keys {
+            if !self.after_prefix {
+                match key {
+                    PREFIX => self.after_prefix = true,
+                    _ => typed.passed.push(key),
                 }
-                (true, _) => {
-                    self.after_prefix = false;
-                    passed.extend([PREFIX, key]);
+                continue;
+            }
+            self.after_prefix = false;
+            match key {
+                b'x' | b'X' => {
+                    typed.leave = true;
+                    return typed;
                 }
+                b'h' | b'H' | b'?' => typed.help = true,
+                PREFIX => typed.passed.push(PREFIX),
+                _ => typed.passed.extend([PREFIX, key]),
             }
         }
-        (passed, false)
+        typed
     }
 }
 
 /// What the hypervisor's first line begins with.
 const FIRST_LINE: &[u8] = b"\nseamark ";
 
-/// Standard output; tells when the machine has closed its side.
+/// Standard output.
 ///
 /// Until the hypervisor's first line, control sequences are left out: the firmware clears the screen several times, and
 /// with it what this program and cargo had to say.
-struct Screen {
-    firmware: Option<Firmware>,
-    ended: Sender<End>,
-}
+struct Screen(Option<Firmware>);
 
 /// The firmware is still speaking.
 #[derive(Default)]
@@ -129,12 +157,12 @@ impl Firmware {
 
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let Some(firmware) = &mut self.firmware else {
+        let Some(firmware) = &mut self.0 else {
             return io::stdout().write(bytes);
         };
         let (plain, over) = firmware.take(bytes);
         if over {
-            self.firmware = None;
+            self.0 = None;
         }
         io::stdout().write_all(&plain)?;
         Ok(bytes.len())
@@ -142,13 +170,6 @@ impl Write for Screen {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stdout().flush()
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        // Nobody listens when the machine was left.
-        let _ = self.ended.send(End::Stopped);
     }
 }
 
@@ -194,24 +215,42 @@ mod tests {
         assert_eq!(firmware.take(b"mark 0.1.0"), (b"mark 0.1.0".to_vec(), true));
     }
 
-    #[test]
-    fn ordinary_keys_are_passed_on() {
-        let mut keys = Keys::default();
-        assert_eq!(keys.take(b"cpus\r\x03"), (b"cpus\r\x03".to_vec(), false));
+    fn passed(bytes: &[u8]) -> Typed {
+        Typed {
+            passed: bytes.to_vec(),
+            ..Typed::default()
+        }
     }
 
     #[test]
-    fn both_ways_leave_even_when_typed_apart() {
-        assert!(Keys::default().take(&[LEAVE]).1);
+    fn ordinary_keys_are_passed_on_and_so_is_what_leads_back_from_a_td() {
         let mut keys = Keys::default();
-        assert_eq!(keys.take(&[PREFIX]), (vec![], false));
-        assert!(keys.take(b"x").1);
+        for typed in [&b"cpus\r\x03"[..], b"\x1d", b"\r~."] {
+            assert_eq!(keys.take(typed), passed(typed));
+        }
+    }
+
+    #[test]
+    fn the_prefix_and_x_leave_even_when_typed_apart() {
+        let mut keys = Keys::default();
+        assert_eq!(keys.take(b"ab\x01"), passed(b"ab"));
+        let left = keys.take(b"xy");
+        assert!(left.leave && left.passed.is_empty());
+    }
+
+    #[test]
+    fn the_prefix_and_h_help() {
+        for keys in [b"\x01h", b"\x01?"] {
+            let typed = Keys::default().take(keys);
+            assert!(typed.help && typed.passed.is_empty() && !typed.leave);
+        }
     }
 
     #[test]
     fn the_prefix_reaches_the_machine_when_typed_twice_or_before_another_key() {
         let mut keys = Keys::default();
-        assert_eq!(keys.take(&[PREFIX, PREFIX]), (vec![PREFIX], false));
-        assert_eq!(keys.take(&[PREFIX, b'b']), (vec![PREFIX, b'b'], false));
+        assert_eq!(keys.take(b"\x01\x01"), passed(b"\x01"));
+        assert_eq!(keys.take(b"x"), passed(b"x"));
+        assert_eq!(keys.take(b"\x01b"), passed(b"\x01b"));
     }
 }

@@ -4,6 +4,7 @@ mod checks;
 mod tally;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use seamark_tests::scenarios::{self, Scenario};
 
 use self::checks::Check;
 use self::tally::Tally;
+use crate::folder::Folder;
 use crate::{build, guest, host, run};
 
 /// The options of `test`.
@@ -59,10 +61,10 @@ pub fn run(options: &Options) -> ExitCode {
     if !selected.is_empty() {
         announce("build");
         match programs(selected.iter().any(|scenario| scenario.needs_linux)) {
-            Ok(programs) => {
+            Ok((programs, folder)) => {
                 let programs = programs.with_stub_options(&options.stub);
                 for scenario in &selected {
-                    run_scenario(scenario, &programs, &mut tally);
+                    run_scenario(scenario, &programs, folder.path(), &mut tally);
                 }
             }
             Err(error) => tally.failed("build", &error),
@@ -107,23 +109,24 @@ impl Options {
     }
 }
 
-/// What the whole-system tests need.
-fn programs(with_linux: bool) -> Result<Programs> {
+/// What the whole-system tests need, and a folder for what they leave.
+fn programs(with_linux: bool) -> Result<(Programs, Folder)> {
     host::require(&host::QEMU)?;
     if with_linux {
         guest::linux()?;
     }
     let programs = build::all()?;
     build::report(&programs)?;
-    Ok(programs)
+    let folder = Folder::claim(programs.directory(), "tests")?;
+    Ok((programs, folder))
 }
 
-fn run_scenario(scenario: &Scenario, programs: &Programs, tally: &mut Tally) {
+fn run_scenario(scenario: &Scenario, programs: &Programs, home: &Path, tally: &mut Tally) {
     print!("system test {} ... ", scenario.name);
     // It only makes the line appear at once.
     let _ = std::io::stdout().flush();
     let started = Instant::now();
-    match scenario.run(programs) {
+    match scenario.run(programs, home) {
         Ok(notes) => {
             let took = started.elapsed().as_secs_f32();
             println!("ok ({took:.1} s)");
