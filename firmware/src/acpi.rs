@@ -1,6 +1,6 @@
 //! The ACPI tables of a TD: processors and how they are woken, power, two devices, and the log of what was measured.
 //!
-//! Source: ACPI Specification 6.5, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section 4.3.
+//! Source: ACPI Specification 6.6, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section 4.3.
 
 use crate::aml;
 
@@ -11,6 +11,8 @@ pub struct Td {
     pub processors: u32,
     /// Where the wakeup mailbox is.
     pub mailbox: u64,
+    /// Where a processor goes back to the mailbox.
+    pub reset: u64,
     /// Where the FACS is, on a multiple of 64.
     pub facs: u64,
     /// Where the log of what was measured is, and how much memory it has.
@@ -102,12 +104,15 @@ impl Writer<'_> {
         const X2APIC: u8 = 9;
         const IO_APIC: u8 = 1;
         const WAKEUP: u8 = 0x10;
+        const WAKEUP_BYTES: usize = 24;
+        /// The version of the mailbox that knows the Test command, and has a reset vector beside it.
+        const WAKEUP_VERSION: u16 = 1;
         const ENABLED: u32 = 1;
         let start = self.used.next_multiple_of(16);
         let count = td.processors as usize;
-        let length = HEADER_BYTES + 8 + 16 * count + 12 + 16;
+        let length = HEADER_BYTES + 8 + 16 * count + 12 + WAKEUP_BYTES;
         let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
-        table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 5, length));
+        table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 7, length));
         // No flags: there are no 8259s.
         table[HEADER_BYTES..][..4].copy_from_slice(&device::LOCAL_APIC.to_le_bytes());
         let (processors, rest) = table[HEADER_BYTES + 8..].split_at_mut(16 * count);
@@ -123,8 +128,10 @@ impl Writer<'_> {
         io_apic[1] = 12;
         io_apic[4..8].copy_from_slice(&device::IO_APIC.to_le_bytes());
         wakeup[0] = WAKEUP;
-        wakeup[1] = 16;
-        wakeup[8..].copy_from_slice(&td.mailbox.to_le_bytes());
+        wakeup[1] = WAKEUP_BYTES as u8;
+        wakeup[2..4].copy_from_slice(&WAKEUP_VERSION.to_le_bytes());
+        wakeup[8..16].copy_from_slice(&td.mailbox.to_le_bytes());
+        wakeup[16..].copy_from_slice(&td.reset.to_le_bytes());
         table[9] = checksum(table);
         self.used = start + length;
         Ok(self.at + start as u64)
@@ -251,6 +258,7 @@ mod tests {
     const TD: Td = Td {
         processors: 5,
         mailbox: 0xFFC2_0000,
+        reset: 0xFFC0_1240,
         facs: 0xFFC2_1000,
         log: (0xFFC2_2000, 0x1000),
     };
@@ -295,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn every_processor_and_the_mailbox_are_in_the_madt() {
+    fn every_processor_the_mailbox_and_the_way_back_are_in_the_madt() {
         let madt = named(&tables(), b"APIC");
         let mut entries = &madt[HEADER_BYTES + 8..];
         let mut kinds = Vec::new();
@@ -304,7 +312,11 @@ mod tests {
             let (entry, rest) = entries.split_at(length.into());
             match kind {
                 9 => ids.push(long(entry, 4) as u32),
-                0x10 => assert_eq!(long(entry, 8), TD.mailbox),
+                0x10 => {
+                    let version = u16::from_le_bytes([entry[2], entry[3]]);
+                    assert_eq!((entry.len(), version), (24, 1));
+                    assert_eq!((long(entry, 8), long(entry, 16)), (TD.mailbox, TD.reset));
+                }
                 _ => {}
             }
             kinds.push(kind);

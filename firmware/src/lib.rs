@@ -34,6 +34,8 @@ pub mod console;
 #[cfg(feature = "bare")]
 mod load;
 #[cfg(feature = "bare")]
+mod mailbox;
+#[cfg(feature = "bare")]
 mod start;
 #[cfg(feature = "bare")]
 mod team;

@@ -7,15 +7,15 @@
 use core::slice;
 
 use td_base::hob::{self, Kind};
-use td_base::layout::{HOB, HOB_BYTES};
+use td_base::layout::{HOB, HOB_BYTES, PROGRAM};
 use td_base::payload::{self, File, Payload, WINDOW};
 use td_base::{long_mode, tdcall};
 
 use crate::console::{Part, fatal, say};
 use crate::events::Log;
+use crate::mailbox::{self, MAILBOX};
 use crate::parameters::{self, Kind as Use, Told};
 use crate::places::{self, COMMAND_LINE, PARAMETERS, Ranges};
-use crate::team::MAILBOX;
 use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, acpi, sha384, start, team};
 use td_base::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
 
@@ -90,6 +90,7 @@ pub extern "sysv64" fn main() -> ! {
     let td = acpi::Td {
         processors: info.vcpus,
         mailbox: &raw const MAILBOX as u64,
+        reset: mailbox::reset_vector(),
         facs: kept_at,
         log: (kept_at + LOG_AT as u64, log_bytes),
     };
@@ -111,7 +112,7 @@ pub extern "sysv64" fn main() -> ! {
         places: &places,
         initrd_bytes: payload.initrd.bytes,
         rsdp,
-        map: &parameters::map(&ranges, &kept),
+        map: &parameters::map(&ranges, PROGRAM..1 << 32, &kept),
     };
     let Some(page) = page.first_chunk_mut() else {
         fatal("there is no room for the boot parameters");

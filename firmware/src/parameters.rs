@@ -30,21 +30,23 @@ pub const MAX_ENTRIES: usize = 128;
 /// The map of memory.
 pub type Map = ArrayVec<(Range<u64>, Kind), MAX_ENTRIES>;
 
-/// The map of a TD's memory: `kept` are what is not free of it, or is outside of it.
-pub fn map(ranges: &Ranges, kept: &[(Range<u64>, Kind)]) -> Map {
+/// The map of a TD's memory, with where its firmware is, which nobody else may touch: `kept` are the parts of both that are
+/// something else.
+pub fn map(ranges: &Ranges, firmware: Range<u64>, kept: &[(Range<u64>, Kind)]) -> Map {
     let mut map = Map::new();
     let mut taken: ArrayVec<Range<u64>, 16> = kept.iter().map(|(range, _)| range.clone()).collect();
     taken.push(LEGACY);
     put_in_order(&mut taken, |range| range.start);
-    for range in ranges {
+    let ram = ranges.iter().map(|range| (range, Kind::Ram));
+    for (range, kind) in ram.chain([(&firmware, Kind::Reserved)]) {
         let mut at = range.start;
         for taken in &taken {
             if taken.start < range.end && taken.end > at {
-                push(&mut map, at..taken.start, Kind::Ram);
+                push(&mut map, at..taken.start, kind);
                 at = taken.end;
             }
         }
-        push(&mut map, at..range.end, Kind::Ram);
+        push(&mut map, at..range.end, kind);
     }
     for (range, kind) in kept {
         push(&mut map, range.clone(), *kind);
@@ -125,17 +127,19 @@ mod tests {
     fn what_is_kept_is_not_free() {
         let kept = [
             (TOP - 0x1000..TOP, Kind::Reserved),
-            (0xFFC0_0000..0xFFC0_6000, Kind::Acpi),
+            (0xFFC0_4000..0xFFC0_6000, Kind::Acpi),
             (0xFFC0_6000..0xFFC0_9000, Kind::Nvs),
         ];
         assert_eq!(
-            map(&ranges(), &kept)[..],
+            map(&ranges(), 0xFFC0_0000..1 << 32, &kept)[..],
             [
                 (0..0xA_0000, Kind::Ram),
                 (0x10_0000..TOP - 0x1000, Kind::Ram),
                 kept[0].clone(),
+                (0xFFC0_0000..0xFFC0_4000, Kind::Reserved),
                 kept[1].clone(),
                 kept[2].clone(),
+                (0xFFC0_9000..1 << 32, Kind::Reserved),
                 (4 << 30..5 << 30, Kind::Ram),
             ]
         );
@@ -152,7 +156,7 @@ mod tests {
             places: &places,
             initrd_bytes: 0x5000,
             rsdp: 0xFFC0_0000,
-            map: &map(&ranges(), &[]),
+            map: &map(&ranges(), 0xFFC0_0000..1 << 32, &[]),
         };
         let mut page = [0xAA; BYTES];
         write(&mut page, &told);
@@ -161,7 +165,7 @@ mod tests {
         assert_eq!((word(0x70), page[0x210]), (0xFFC0_0000, 0xFF));
         assert_eq!((word(0x218), word(0x21C)), (places.initrd as u32, 0x5000));
         assert_eq!(word(0x228), 0x1_1000);
-        assert_eq!(page[0x1E8], 3);
+        assert_eq!(page[0x1E8], 4);
         assert_eq!(
             (word(0x2D0 + 20), word(0x2D0 + 28)),
             (0x10_0000, TOP as u32 - 0x10_0000)

@@ -170,8 +170,8 @@ mod tests {
         let ranges = low(256 << 20);
         let places = find(&ranges, &kernel(), 0x12_3456, 4).unwrap();
         assert_eq!((places.file, places.kernel), (0xFF_B000, 0x100_0000));
-        assert_eq!(places.waiting, (256 << 20) - 0x1000..256 << 20);
-        assert_eq!(places.initrd, (256 << 20) - 0x1000 - 0x12_4000);
+        assert_eq!(places.waiting, (256 << 20) - 0x2000..256 << 20);
+        assert_eq!(places.initrd, (256 << 20) - 0x2000 - 0x12_4000);
         assert_eq!(stacks(&ranges, 4), Ok(PAGE_2M..2 * PAGE_2M));
     }
 
@@ -180,7 +180,7 @@ mod tests {
         let ranges = ranges(&[0..3 << 30, 4 << 30..64 << 30]);
         let places = find(&ranges, &kernel(), 0x1000, 600).unwrap();
         assert_eq!(places.initrd, (2 << 30) - 0x1000);
-        assert_eq!(places.waiting, (3 << 30) - 0x2_6000..3 << 30);
+        assert_eq!(places.waiting, (3 << 30) - 0x12_C000..3 << 30);
     }
 
     #[test]

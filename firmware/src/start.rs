@@ -1,24 +1,16 @@
 //! The first instructions of each vCPU, and the last ones before the kernel's.
 //!
 //! vCPU 0 boots; the others get a stack as soon as there is memory for one, help to accept the rest, and wait for the
-//! kernel without doing much: a timer wakes them to look into the mailbox.
-//!
-//! Source of the mailbox: ACPI Specification 6.5, section 5.2.12.19.
+//! kernel in the mailbox.
 #![expect(unsafe_code, reason = "the ways into Rust and out of it")]
 
 use core::arch::{asm, naked_asm};
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use seam::abi::GuestLeaf;
-use seam::abi::ghci::Request;
 use td_base::layout::{VCPU_AREA, VCPU_AREA_BYTES};
 use td_base::{long_mode, to_long_mode};
 
 use crate::places::STACK_BYTES;
-use crate::{load, team};
-
-/// The vector of the timer of a vCPU that waits.
-pub const TIMER_VECTOR: u8 = 0x40;
+use crate::{load, mailbox, team};
 
 /// The first instruction of a TD. ESP holds its address, the reset vector saw to that.
 ///
@@ -50,48 +42,8 @@ unsafe extern "C" fn td_start() {
         // A smaller one, which it keeps, and what it knows: its number in EBX, the ticks between two looks in R14.
         "movq %rax, %rsp",
         "movq %rdx, %r14",
-        "lidt {idt}(%rip)",
         "lock incl {waiting}(%rip)",
-        "5: cmpw $1, {mailbox}(%rip)",
-        "jne 6f",
-        "cmpl %ebx, {mailbox} + 4(%rip)",
-        "je 7f",
-        "6: pause",
-        "testq %r14, %r14",
-        "jz 5b",
-        // IA32_TSC_DEADLINE.
-        "rdtsc",
-        "shlq $32, %rdx",
-        "orq %rdx, %rax",
-        "leaq (%rax,%r14), %r13",
-        "movl $0x6E0, %r12d",
-        "movl ${wrmsr}, %r11d",
-        "call 8f",
-        // HLT, as if interrupts were on: one that came before ends it at once.
-        "xorl %r12d, %r12d",
-        "movl ${hlt}, %r11d",
-        "call 8f",
-        "sti",
-        "nop",
-        "cli",
-        "jmp 5b",
-        // The kernel wants it: the timer is masked, and what it left is taken.
-        "7: movl $0x10000, %r13d",
-        "movl $0x832, %r12d",
-        "movl ${wrmsr}, %r11d",
-        "call 8f",
-        "sti",
-        "nop",
-        "cli",
-        "movq {mailbox} + 8(%rip), %rax",
-        "movw $0, {mailbox}(%rip)",
-        "jmp *%rax",
-        // TDG.VP.VMCALL with R10 to R13.
-        "8: movl $0x3C00, %ecx",
-        "xorl %r10d, %r10d",
-        "movl ${vmcall}, %eax",
-        ".byte 0x66, 0x0F, 0x01, 0xCC",
-        "ret",
+        "jmp {wait}",
         me = sym td_start,
         cr4 = const long_mode::CR4,
         cr0 = const long_mode::CR0,
@@ -104,41 +56,11 @@ unsafe extern "C" fn td_start() {
         stacks = sym team::STACKS,
         stack_shift = const STACK_BYTES.ilog2(),
         join = sym team::join,
-        idt = sym IDT_POINTER,
         waiting = sym team::WAITING,
-        mailbox = sym team::MAILBOX,
-        vmcall = const GuestLeaf::VpVmcall.rax(),
-        wrmsr = const Request::Wrmsr as u64,
-        hlt = const Request::Hlt as u64,
+        wait = sym mailbox::wait,
         options(att_syntax),
     )
 }
-
-/// Ends the timer's interrupt.
-///
-/// # Safety
-/// Only an interrupt comes here.
-#[unsafe(naked)]
-unsafe extern "C" fn timer() {
-    naked_asm!(
-        "push rax",
-        "push rcx",
-        "push rdx",
-        "mov ecx, 0x80B",
-        "xor eax, eax",
-        "xor edx, edx",
-        "wrmsr",
-        "pop rdx",
-        "pop rcx",
-        "pop rax",
-        "iretq",
-    )
-}
-
-const GATES: usize = TIMER_VECTOR as usize + 1;
-
-/// Interrupt gates: the timer's alone is there.
-static IDT: [[AtomicU64; 2]; GATES] = [const { [const { AtomicU64::new(0) }; 2] }; GATES];
 
 #[repr(C, packed)]
 struct TablePointer<T> {
@@ -147,24 +69,6 @@ struct TablePointer<T> {
 }
 // SAFETY: only the CPU follows the pointer.
 unsafe impl<T> Sync for TablePointer<T> {}
-
-static IDT_POINTER: TablePointer<[[AtomicU64; 2]; GATES]> = TablePointer {
-    limit: (GATES * 16 - 1) as u16,
-    base: &raw const IDT,
-};
-
-/// Makes the gate of the timer, before a vCPU waits.
-pub fn prepare_gate() {
-    /// A present interrupt gate.
-    const GATE: u64 = 0x8E00 << 32 | (long_mode::CODE as u64) << 16;
-    let at = timer as *const () as u64;
-    let [low, high] = &IDT[usize::from(TIMER_VECTOR)];
-    low.store(
-        at & 0xFFFF | (at & 0xFFFF_0000) << 32 | GATE,
-        Ordering::Relaxed,
-    );
-    high.store(at >> 32, Ordering::Relaxed);
-}
 
 /// The segments that the boot protocol demands: code is 0x10, data 0x18.
 static SEGMENTS: [u64; 4] = [0, 0, long_mode::SEGMENTS[1], long_mode::SEGMENTS[2]];

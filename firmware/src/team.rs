@@ -5,24 +5,18 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use core::cell::UnsafeCell;
 
-use td_base::{accept, vmcall};
+use td_base::accept;
 
-use crate::console;
 use crate::places::{self, Ranges};
-use crate::start::{self, TIMER_VECTOR};
+use crate::{console, mailbox};
 use td_base::kernel::WAITING_STACK_BYTES;
 
 /// Where the stacks are that vCPUs have while they accept memory; 0 until there are some.
 pub static STACKS: AtomicU64 = AtomicU64::new(0);
-/// The mailbox in which waiting vCPUs look for the kernel's orders: a page.
-pub static MAILBOX: Mailbox = Mailbox([const { AtomicU64::new(0) }; 512]);
-/// vCPUs that wait for the kernel.
+/// vCPUs that wait for the kernel for the first time.
 pub static WAITING: AtomicU32 = AtomicU32::new(0);
-
-/// Command and id, then the address: ACPI Specification 6.5, section 5.2.12.19.
-#[repr(C, align(4096))]
-#[derive(Debug)]
-pub struct Mailbox([AtomicU64; 512]);
+/// Where the stacks of waiting vCPUs begin, which stay.
+pub static WAITING_STACKS: AtomicU64 = AtomicU64::new(0);
 
 /// The next block to be accepted, and how many vCPUs found none any more.
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -33,8 +27,6 @@ static FINISHED: AtomicU32 = AtomicU32::new(0);
 struct Orders {
     ranges: Ranges,
     vcpus: u32,
-    /// Where the stacks of waiting vCPUs begin.
-    waiting: u64,
     /// Blocks of 2 MiB that are accepted already.
     done: core::ops::Range<u64>,
     /// Ticks of the time-stamp counter between two looks into the mailbox; 0 to look all the time.
@@ -60,7 +52,8 @@ pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
         Err(why) => console::fatal(why),
     };
     accept_range(stacks.clone());
-    start::prepare_gate();
+    mailbox::prepare_gates();
+    WAITING_STACKS.store(waiting, Ordering::Relaxed);
     let frequency = core::arch::x86_64::__cpuid(0x15);
     let hz = match frequency.eax {
         0 => 0,
@@ -69,7 +62,6 @@ pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
     let orders = Orders {
         ranges: ranges.clone(),
         vcpus,
-        waiting,
         done: stacks.clone(),
         patience: hz / LOOKS,
     };
@@ -84,6 +76,19 @@ pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
 
 /// What vCPU `index` does until it waits: the end of the stack that it has then, and its patience.
 pub extern "sysv64" fn join(index: u32) -> Rest {
+    let orders = orders(index);
+    work(&orders.ranges, &orders.done, orders.vcpus);
+    rest(index, orders)
+}
+
+/// What vCPU `index` does when it comes back from an operating system: it takes nothing along that it could stumble over.
+pub extern "sysv64" fn come_back(index: u32) -> Rest {
+    let orders = orders(index);
+    mailbox::end_interrupts();
+    rest(index, orders)
+}
+
+fn orders(index: u32) -> &'static Orders {
     // SAFETY: the first vCPU has set it before there were stacks.
     let Some(orders) = (unsafe { &*ORDERS.0.get() }) else {
         console::fatal("a vCPU came too early");
@@ -91,10 +96,14 @@ pub extern "sysv64" fn join(index: u32) -> Rest {
     if index >= orders.vcpus {
         console::fatal("there are more vCPUs than the module tells");
     }
-    work(&orders.ranges, &orders.done, orders.vcpus);
+    orders
+}
+
+fn rest(index: u32, orders: &Orders) -> Rest {
+    let stacks = WAITING_STACKS.load(Ordering::Relaxed);
     Rest {
-        stack: orders.waiting + u64::from(index + 1) * WAITING_STACK_BYTES,
-        patience: if orders.patience != 0 && has_timer() {
+        stack: stacks + u64::from(index + 1) * WAITING_STACK_BYTES,
+        patience: if orders.patience != 0 && mailbox::has_timer() {
             orders.patience
         } else {
             0
@@ -108,16 +117,6 @@ pub extern "sysv64" fn join(index: u32) -> Rest {
 pub struct Rest {
     stack: u64,
     patience: u64,
-}
-
-/// Switches the vCPU's APIC on, with its timer in deadline mode. A host that does not offer that has a vCPU that spins.
-fn has_timer() -> bool {
-    const SPURIOUS: u32 = 0x80F;
-    const LVT_TIMER: u32 = 0x832;
-    const ENABLED: u64 = 0x1FF;
-    const DEADLINE: u64 = 2 << 17;
-    vmcall::wrmsr(SPURIOUS, ENABLED).is_ok()
-        && vmcall::wrmsr(LVT_TIMER, DEADLINE | u64::from(TIMER_VECTOR)).is_ok()
 }
 
 /// Accepts block after block until there is none, and returns when no vCPU has one any more.

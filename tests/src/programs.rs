@@ -85,6 +85,11 @@ impl Programs {
         }
     }
 
+    /// The kernel that the tests of a TD's firmware boot.
+    pub fn test_kernel(&self) -> PathBuf {
+        self.directory.join("test-kernel.bzimage")
+    }
+
     /// Debian's Linux as a guest; whether it is there is seen when it is used.
     pub fn linux(&self) -> Linux {
         Linux {

@@ -12,7 +12,7 @@ pub const HEAD_BYTES: usize = 0x400;
 pub const ENTRY_64: u64 = 0x200;
 
 /// Bytes of the stack of a vCPU that waits.
-pub const WAITING_STACK_BYTES: u64 = 0x100;
+pub const WAITING_STACK_BYTES: u64 = 0x800;
 
 const SECTOR: u64 = 512;
 /// Protocol 2.12, the first with `xloadflags`.

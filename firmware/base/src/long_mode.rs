@@ -60,6 +60,13 @@ pub static ROOT: Root = Root({
     entries
 });
 
+/// What CR3 is loaded with where addresses have five levels: the same memory.
+pub static ROOT_5: Root = Root({
+    let mut entries = [core::ptr::null(); 512];
+    entries[0] = (&raw const ROOT).cast::<u8>().wrapping_add(TABLE);
+    entries
+});
+
 /// What LGDT and LIDT load.
 #[repr(C, packed)]
 pub struct TablePointer {
@@ -93,8 +100,14 @@ pub static FAR: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(CODE as u32)
 
 /// CR4: PAE, OSFXSR, OSXMMEXCPT.
 pub const CR4: u32 = 1 << 5 | 1 << 9 | 1 << 10;
+/// CR4: MCE, which a TD must not clear, and LA57, which does not change while paging is on.
+pub const CR4_KEPT: u32 = 1 << 6 | 1 << CR4_LA57;
+/// The bit of LA57 in CR4.
+pub const CR4_LA57: u32 = 12;
 /// CR0: PG, WP, MP.
 pub const CR0: u32 = 1 << 31 | 1 << 16 | 1 << 1;
+/// CR0: CD, NW, NE, ET, PE, which no program changes to have its own way.
+pub const CR0_KEPT: u32 = 1 << 30 | 1 << 29 | 1 << 5 | 1 << 4 | 1;
 
 /// The instructions: for `naked_asm!` in AT&T syntax, with the operands `me` (the symbol whose address is in ESP), `root`,
 /// `gdt` and `far` (symbols of this module), `cr4`, `cr0` and `data` (its constants). EAX is lost; EFER.LME is set already.

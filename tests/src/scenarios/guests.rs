@@ -14,11 +14,13 @@ use super::stage::{
 };
 use super::{Bench, Scenario};
 use crate::console::Console;
+use crate::media::Media;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("guest-calls", calls),
     Scenario::new("guest-clock", clock),
     Scenario::new("guest-memory", memory),
+    Scenario::new("firmware-mailbox", mailbox),
     Scenario::new("guests-side-by-side", side_by_side),
     Scenario::new("guest-shares", shares),
     Scenario::new("guest-ends", ends),
@@ -71,6 +73,25 @@ fn clock(bench: &mut Bench) -> Result<()> {
         nothing_illegal(&mut console)?;
     }
     Ok(())
+}
+
+/// vCPUs that a kernel sends back to the firmware, and has again.
+fn mailbox(bench: &mut Bench) -> Result<()> {
+    const NAME: &str = "test-kernel";
+    let config = format!(
+        "[[file]]\nname = \"{NAME}\"\npath = \"{NAME}\"\n\n\
+         [[td]]\nname = \"{NAME}\"\nkernel = \"{NAME}\"\nmemory = \"64M\"\nvcpus = 4\n"
+    );
+    let media = Media::of_program(&bench.programs().seamark())?
+        .with_config_text(&config)
+        .with_file(NAME, &bench.programs().test_kernel())?;
+    let machine = bench.machine_with(&media)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed(&format!("td start {NAME}"), LIFE)?;
+    let checks = Words::of(NAME).pass(&mut console, NAME, CHECKS)?;
+    bench.note(format!("{checks} checks"));
+    nothing_is_left(&mut console, &[NAME], before)
 }
 
 /// Memory that is accepted, shared and taken back: by a TD that hears of what it has not accepted, and by one that does not.

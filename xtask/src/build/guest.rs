@@ -17,7 +17,12 @@ const SECTIONS: usize = 4;
 /// # Errors
 /// When the program is too large for its place.
 pub fn image(program: &Program) -> Result<Vec<u8>> {
-    let (mut file, bytes) = memory(program)?;
+    let (mut file, bytes) = memory(program, PROGRAM)?;
+    ensure!(
+        bytes <= PROGRAM_END - PROGRAM,
+        "the program takes {bytes} bytes of memory, {} over what there is",
+        bytes - (PROGRAM_END - PROGRAM)
+    );
     let program_bytes = file.len() as u32;
     let sections: [Entry; SECTIONS] = [
         Entry {
@@ -54,16 +59,14 @@ pub fn image(program: &Program) -> Result<Vec<u8>> {
     Ok(write(&file, &sections, &tail(PROGRAM + program.entry)))
 }
 
-/// The program's memory as its first instruction finds it, without the zeros that end it; and its size with them, in whole
-/// pages.
-fn memory(program: &Program) -> Result<(Vec<u8>, u64)> {
+/// The memory of a program at `base` as its first instruction finds it, without the zeros that end it; and its size with them,
+/// in whole pages.
+///
+/// # Errors
+/// When the ELF contradicts itself.
+pub fn memory(program: &Program, base: u64) -> Result<(Vec<u8>, u64)> {
     let last = program.segments.last().context("an empty program")?;
     let bytes = (last.address + last.size).next_multiple_of(PAGE);
-    ensure!(
-        bytes <= PROGRAM_END - PROGRAM,
-        "the program takes {bytes} bytes of memory, {} over what there is",
-        bytes - (PROGRAM_END - PROGRAM)
-    );
     let mut memory = Vec::new();
     for segment in &program.segments {
         memory.resize(usize::try_from(segment.address)?, 0);
@@ -73,7 +76,7 @@ fn memory(program: &Program) -> Result<(Vec<u8>, u64)> {
         let at = usize::try_from(at)?;
         let word = memory.get_mut(at..at + 8).context("a relocation")?;
         let addend = u64::from_le_bytes(word.try_into()?);
-        word.copy_from_slice(&(PROGRAM + addend).to_le_bytes());
+        word.copy_from_slice(&(base + addend).to_le_bytes());
     }
     Ok((memory, bytes))
 }

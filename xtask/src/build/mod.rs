@@ -6,6 +6,7 @@ mod cargo;
 mod elf;
 mod guest;
 mod hot;
+mod kernel;
 mod merged;
 mod pe;
 mod rom;
@@ -31,6 +32,8 @@ const SEAMARK_BUDGET: usize = 1 << 20;
 /// The firmware of TDs that boot a kernel: the name of its package and program, and what its image may take in bytes.
 const TD_FIRMWARE: &str = "td-firmware";
 const TD_FIRMWARE_BUDGET: u64 = 72 << 10;
+/// The kernel that the tests of that firmware boot: the name of its package and program.
+const TEST_KERNEL: &str = "test-kernel";
 /// Tells the hypervisor's build where that image is.
 const TD_FIRMWARE_VARIABLE: &str = "SEAMARK_TD_FIRMWARE";
 
@@ -118,7 +121,18 @@ pub fn all() -> Result<Programs> {
         program.build(&out)?;
     }
     build_images(guests("build"), guests::ALL, &out)?;
+    test_kernel(&out)?;
     Ok(Programs::in_directory(&out))
+}
+
+/// Builds the kernel for the tests of the firmware.
+fn test_kernel(out: &Path) -> Result<()> {
+    let elf = compiled(freestanding(TEST_KERNEL, "build"), TEST_KERNEL)?;
+    let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
+    let program = Program::read(&file).with_context(|| format!("{}", elf.display()))?;
+    write(&out.join(TEST_KERNEL).with_extension("elf"), &file)?;
+    let image = kernel::image(&program).context(TEST_KERNEL)?;
+    write(&out.join(TEST_KERNEL).with_extension("bzimage"), &image)
 }
 
 /// The image of the firmware that the hypervisor carries in it, once it was built.
@@ -129,7 +143,7 @@ pub fn td_firmware_image() -> PathBuf {
 
 /// Builds the firmware that the hypervisor carries in it.
 fn td_firmware(out: &Path) -> Result<()> {
-    build_images(firmware("build"), &[TD_FIRMWARE], out)?;
+    build_images(freestanding(TD_FIRMWARE, "build"), &[TD_FIRMWARE], out)?;
     let image = td_firmware_image();
     let bytes = fs::metadata(&image).map(|file| file.len());
     let bytes = bytes.with_context(|| format!("can't read {}", image.display()))?;
@@ -194,7 +208,8 @@ pub fn lint() -> Result<()> {
     td_firmware(&out)?;
     let programs = present().into_iter().map(|p| (p.cargo("clippy"), p.bin));
     for (mut cargo, name) in programs.chain([
-        (firmware("clippy"), TD_FIRMWARE),
+        (freestanding(TD_FIRMWARE, "clippy"), TD_FIRMWARE),
+        (freestanding(TEST_KERNEL, "clippy"), TEST_KERNEL),
         (guests("clippy"), "the guests"),
     ]) {
         let status = cargo.args(["--", "-D", "warnings"]).status();
@@ -297,11 +312,18 @@ fn guests(command: &str) -> Command {
     cargo
 }
 
-/// A cargo command on the firmware of TDs.
-fn firmware(command: &str) -> Command {
+/// A cargo command on one of the other programs that run in TDs.
+fn freestanding(package: &str, command: &str) -> Command {
     let mut cargo = GUESTS.cargo(command);
-    cargo.args(["--package", TD_FIRMWARE, "--bins"]);
+    cargo.args(["--package", package, "--bins"]);
     cargo
+}
+
+/// Has cargo build a program that runs in TDs, and says where it is.
+fn compiled(mut cargo: Command, name: &str) -> Result<PathBuf> {
+    let status = cargo.status().context("can't start cargo")?;
+    ensure!(status.success(), "cargo could not build {name}");
+    Ok(GUESTS.directory().join(TARGET).join(PROFILE).join(name))
 }
 
 /// Freestanding programs with one way in.

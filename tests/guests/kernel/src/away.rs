@@ -1,0 +1,369 @@
+//! vCPUs that are woken through the firmware's mailbox, and go back through its reset vector in the worst state that a kernel can
+//! leave a CPU in.
+#![expect(
+    unsafe_code,
+    reason = "registers, page tables, and memory between vCPUs"
+)]
+
+use core::arch::{asm, naked_asm};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use seam::abi::GuestLeaf;
+use td_base::vmcall;
+
+use crate::tables::Wakeup;
+
+/// No vCPU's number.
+const NOBODY: u32 = u32::MAX;
+/// vCPUs, at most.
+const VCPUS: usize = 8;
+/// Bytes of a stack.
+pub const STACK_BYTES: usize = 0x4000;
+
+/// A stack for each vCPU.
+#[repr(C, align(4096))]
+pub struct Stacks([[AtomicU64; STACK_BYTES / 8]; VCPUS]);
+/// The stacks.
+pub static STACKS: Stacks =
+    Stacks([const { [const { AtomicU64::new(0) }; STACK_BYTES / 8] }; VCPUS]);
+
+/// How often each vCPU came here, was waited for, and was sent back.
+static ARRIVED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
+static AWAITED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
+static SENT_BACK: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
+/// The round, by which the state differs in which a vCPU goes.
+static ROUND: AtomicU32 = AtomicU32::new(0);
+static RESET: AtomicU64 = AtomicU64::new(0);
+static MAILBOX: AtomicU64 = AtomicU64::new(0);
+/// The vCPU that takes over, and what came of it: 0 is nothing yet, 1 success.
+static TAKES_OVER: AtomicU32 = AtomicU32::new(NOBODY);
+static TOOK_OVER: AtomicU32 = AtomicU32::new(0);
+
+/// What a vCPU that waits is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Command {
+    /// To go to the wakeup vector.
+    Wakeup = 1,
+    /// To say that it is there.
+    Test = 2,
+}
+
+/// The firmware's mailbox.
+#[derive(Clone, Copy, Debug)]
+pub struct Mailbox(u64);
+
+impl Mailbox {
+    /// The one that ACPI tells of.
+    pub fn new(wakeup: &Wakeup) -> Self {
+        Self(wakeup.mailbox)
+    }
+
+    fn part(self, offset: u64) -> &'static AtomicU32 {
+        // SAFETY: the mailbox is a page that the firmware keeps for this, and all access to it is atomic.
+        unsafe { AtomicU32::from_ptr((self.0 + offset) as *mut u32) }
+    }
+
+    fn send(self, id: u32, command: Command) {
+        self.part(4).store(id, Ordering::Relaxed);
+        self.part(0).store(command as u32, Ordering::Release);
+    }
+
+    fn is_answered(self) -> bool {
+        self.part(0).load(Ordering::Acquire) == 0
+    }
+
+    /// Gives a command, and waits until it is answered.
+    pub fn command(self, id: u32, command: Command) -> Result<(), &'static str> {
+        self.send(id, command);
+        wait(
+            LONG_SECONDS,
+            || self.is_answered(),
+            "a command has no answer",
+        )
+    }
+
+    /// Gives a command that nobody is to answer, takes it back, and says whether somebody did.
+    pub fn command_for_a_moment(self, id: u32, command: Command) -> bool {
+        self.send(id, command);
+        let answered = wait(1, || self.is_answered(), "").is_ok();
+        self.part(0).store(0, Ordering::Relaxed);
+        answered
+    }
+
+    /// Wakes a vCPU.
+    pub fn wake(self, id: u32) -> Result<(), &'static str> {
+        let vector = arrive as *const () as u64;
+        self.part(8).store(vector as u32, Ordering::Relaxed);
+        self.part(12)
+            .store((vector >> 32) as u32, Ordering::Relaxed);
+        self.command(id, Command::Wakeup)
+    }
+}
+
+/// Far more than anything takes, for a busy computer.
+const LONG_SECONDS: u64 = 120;
+
+fn wait(seconds: u64, is_so: impl Fn() -> bool, why: &'static str) -> Result<(), &'static str> {
+    const CRYSTAL_HZ: u64 = 25_000_000;
+    let frequency = core::arch::x86_64::__cpuid(0x15);
+    let hz = CRYSTAL_HZ * u64::from(frequency.ebx) / u64::from(frequency.eax).max(1);
+    // SAFETY: it reads a counter.
+    let now = || unsafe { core::arch::x86_64::_rdtsc() };
+    let end = now() + seconds * hz;
+    while !is_so() {
+        if now() >= end {
+            return Err(why);
+        }
+        core::hint::spin_loop();
+    }
+    Ok(())
+}
+
+/// Waits until a vCPU that was woken is here.
+pub fn wait_for_arrival(id: u32) -> Result<(), &'static str> {
+    let id = id as usize;
+    let wanted = AWAITED[id].fetch_add(1, Ordering::Relaxed) + 1;
+    let is_here = || ARRIVED[id].load(Ordering::Acquire) == wanted;
+    wait(LONG_SECONDS, is_here, "a vCPU that was woken does not come")
+}
+
+/// Sends a vCPU back that is here.
+pub fn send_back(id: u32, round: u32) {
+    ROUND.store(round, Ordering::Relaxed);
+    SENT_BACK[id as usize].fetch_add(1, Ordering::Release);
+}
+
+/// Sends a vCPU an NMI.
+pub fn nmi(id: u32) -> Result<(), vmcall::Refused> {
+    const ICR: u32 = 0x830;
+    const NMI: u64 = 4 << 8;
+    vmcall::wrmsr(ICR, u64::from(id) << 32 | NMI)
+}
+
+/// Has vCPU `id`, which is here, wake this one, which goes back: it comes again on a stack that is as it was left.
+pub fn swap(id: u32) -> Result<(), &'static str> {
+    TAKES_OVER.store(id, Ordering::Release);
+    leave_and_return();
+    match TOOK_OVER.load(Ordering::Acquire) {
+        1 => Ok(()),
+        _ => Err("the first vCPU was woken without having been tested"),
+    }
+}
+
+/// What vCPU `index` does that was woken.
+extern "sysv64" fn work(index: u32) -> ! {
+    let index = index as usize;
+    let arrived = ARRIVED[index].fetch_add(1, Ordering::Release) + 1;
+    while SENT_BACK[index].load(Ordering::Acquire) < arrived {
+        if TAKES_OVER.load(Ordering::Acquire) == index as u32 {
+            TAKES_OVER.store(NOBODY, Ordering::Relaxed);
+            let mailbox = Mailbox(MAILBOX.load(Ordering::Relaxed));
+            if mailbox.command(0, Command::Test).is_ok() {
+                TOOK_OVER.store(1, Ordering::Release);
+            }
+            // Where it does not come, nobody says how the checks ended.
+            let _ = mailbox.wake(0);
+        }
+        core::hint::spin_loop();
+    }
+    make_a_mess(ROUND.load(Ordering::Relaxed));
+    // SAFETY: nothing of this vCPU's is needed any more.
+    unsafe { leave() }
+}
+
+/// Where vCPU 0 left, 0 at all other times.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+
+/// The wakeup vector: the firmware's tables are in force, and its stack. vCPU 0 goes on where it left.
+#[unsafe(naked)]
+unsafe extern "C" fn arrive() -> ! {
+    naked_asm!(
+        "mov eax, {vp_info}",
+        ".byte 0x66, 0x0F, 0x01, 0xCC",
+        "mov edi, r9d",
+        "test edi, edi",
+        "jz 2f",
+        "mov rsp, rdi",
+        "inc rsp",
+        "shl rsp, {shift}",
+        "lea rax, [rip + {stacks}]",
+        "add rsp, rax",
+        "call {work}",
+        "ud2",
+        "2: mov rsp, [rip + {left}]",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbp",
+        "pop rbx",
+        "ret",
+        vp_info = const GuestLeaf::VpInfo.rax(),
+        shift = const STACK_BYTES.ilog2(),
+        stacks = sym STACKS,
+        work = sym work,
+        left = sym LEFT,
+    )
+}
+
+/// vCPU 0 goes back to the firmware; it returns from here when it is woken.
+#[unsafe(naked)]
+extern "C" fn leave_and_return() {
+    naked_asm!(
+        "push rbx",
+        "push rbp",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
+        "mov [rip + {left}], rsp",
+        "jmp {leave}",
+        left = sym LEFT,
+        leave = sym leave,
+    )
+}
+
+/// Goes to the reset vector, with tables that map this kernel and the page of that alone, and registers full of nonsense.
+#[unsafe(naked)]
+unsafe extern "C" fn leave() -> ! {
+    naked_asm!(
+        "cli",
+        "mov rax, [rip + {reset}]",
+        "lea rcx, [rip + {root}]",
+        "mov cr3, rcx",
+        // Alignment check, nested task, direction.
+        "push 0x44402",
+        "popfq",
+        "mov rcx, -1",
+        "mov rdx, rcx",
+        "mov rbx, rcx",
+        "mov rsp, rcx",
+        "mov rbp, rcx",
+        "mov r14, rcx",
+        "jmp rax",
+        reset = sym RESET,
+        root = sym NARROW,
+    )
+}
+
+/// Leaves interrupts pending and in service, priorities raised, the APIC off in every other round, and bits set that a kernel sets.
+fn make_a_mess(round: u32) {
+    const SPURIOUS: u32 = 0x80F;
+    const TASK_PRIORITY: u32 = 0x808;
+    const SELF_IPI: u32 = 0x83F;
+    const CR4_UMIP: u64 = 1 << 11;
+    const CR4_PGE: u64 = 1 << 7;
+    const CR4_SMEP: u64 = 1 << 20;
+    const CR0_AM: u64 = 1 << 18;
+    const CR0_TS: u64 = 1 << 3;
+    /// DR7: any access to the four bytes at DR0.
+    const WATCH_ACCESS: u64 = 0xF_0402;
+    let features = core::arch::x86_64::__cpuid_count(7, 0);
+    let mut bits = CR4_PGE;
+    for (offered, bit) in [
+        (features.ecx >> 2 & 1, CR4_UMIP),
+        (features.ebx >> 7 & 1, CR4_SMEP),
+    ] {
+        bits |= u64::from(offered) * bit;
+    }
+    // SAFETY: interrupts have a handler in the table that is loaded.
+    unsafe {
+        asm!("lidt [{}]", in(reg) &raw const IDT_POINTER, options(nostack));
+        wrmsr(SELF_IPI, u64::from(HIGH_VECTOR));
+        asm!("sti", "nop", "cli");
+        wrmsr(SELF_IPI, u64::from(HIGH_VECTOR - 0x20));
+        wrmsr(TASK_PRIORITY, 0xF0);
+    }
+    if round % 2 == 1 {
+        // Where the host refuses that, it stays on.
+        let _ = vmcall::wrmsr(SPURIOUS, 0xFF);
+    }
+    // SAFETY: the registers are this vCPU's, which goes away.
+    unsafe {
+        asm!(
+            "mov {t}, cr4", "or {t}, {cr4}", "mov cr4, {t}",
+            "mov dr0, {mailbox}",
+            "mov dr7, {watch}",
+            "mov {t}, cr0", "or {t}, {cr0}", "mov cr0, {t}",
+            t = out(reg) _,
+            cr4 = in(reg) bits,
+            cr0 = in(reg) CR0_AM | CR0_TS,
+            mailbox = in(reg) MAILBOX.load(Ordering::Relaxed),
+            watch = in(reg) WATCH_ACCESS,
+        );
+    }
+}
+
+/// # Safety
+/// The register is the TD's own, and the value does no harm.
+unsafe fn wrmsr(msr: u32, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32);
+    }
+}
+
+/// An interrupt that is never ended.
+const HIGH_VECTOR: u8 = 0xD1;
+
+#[unsafe(naked)]
+unsafe extern "C" fn never_ended() {
+    naked_asm!("iretq")
+}
+
+static IDT: [[AtomicU64; 2]; 256] = [const { [const { AtomicU64::new(0) }; 2] }; 256];
+
+#[repr(C, packed)]
+struct TablePointer {
+    limit: u16,
+    base: *const [[AtomicU64; 2]; 256],
+}
+// SAFETY: only the CPU follows the pointer.
+unsafe impl Sync for TablePointer {}
+static IDT_POINTER: TablePointer = TablePointer {
+    limit: 256 * 16 - 1,
+    base: &raw const IDT,
+};
+
+/// Page tables that map the first GiB and the page of the reset vector: the highest one, those of 512 GiB, of two GiB, and of the
+/// 2 MiB around that page.
+#[repr(C, align(4096))]
+struct Table([AtomicU64; 512]);
+impl Table {
+    const NEW: Self = Self([const { AtomicU64::new(0) }; 512]);
+
+    fn set(&self, index: u64, entry: u64) {
+        self.0[index as usize % 512].store(entry, Ordering::Relaxed);
+    }
+}
+static NARROW: Table = Table::NEW;
+static WIDE: Table = Table::NEW;
+static LOW: Table = Table::NEW;
+static HIGH: Table = Table::NEW;
+static AROUND: Table = Table::NEW;
+
+/// Makes the tables.
+pub fn prepare(wakeup: &Wakeup) {
+    const TABLE: u64 = 0x23;
+    const PAGE: u64 = 0x63;
+    const LARGE: u64 = 0xE3;
+    const GLOBAL: u64 = 0x100;
+    let reset = wakeup.reset;
+    RESET.store(reset, Ordering::Relaxed);
+    MAILBOX.store(wakeup.mailbox, Ordering::Relaxed);
+    let at = |table: &Table| &raw const *table as u64 | TABLE;
+    NARROW.set(0, at(&WIDE));
+    WIDE.set(0, at(&LOW));
+    WIDE.set(reset >> 30, at(&HIGH));
+    HIGH.set(reset >> 21, at(&AROUND));
+    AROUND.set(reset >> 12, reset & !0xFFF | PAGE | GLOBAL);
+    for index in 0..512 {
+        LOW.set(index, index << 21 | LARGE | GLOBAL);
+    }
+    // A present interrupt gate, for the firmware's code segment.
+    let handler = never_ended as *const () as u64;
+    let gate = handler & 0xFFFF | (handler & 0xFFFF_0000) << 32 | 0x8E00 << 32;
+    let selector = u64::from(td_base::long_mode::CODE) << 16;
+    IDT[usize::from(HIGH_VECTOR)][0].store(gate | selector, Ordering::Relaxed);
+    IDT[usize::from(HIGH_VECTOR)][1].store(handler >> 32, Ordering::Relaxed);
+}
