@@ -4,6 +4,8 @@
 #[cfg(feature = "bare")]
 pub mod gone;
 #[cfg(feature = "bare")]
+pub mod model;
+#[cfg(feature = "bare")]
 pub mod tries;
 
 /// Every guest: the name of its program, and of its image without `.fd`.

@@ -10,7 +10,8 @@ impl Fms {
         self.0 & 0xF
     }
 
-    const fn same_model(self, other: Self) -> bool {
+    /// Whether only the steppings differ, if anything.
+    pub const fn same_model(self, other: Self) -> bool {
         self.0 & !0xF == other.0 & !0xF
     }
 }

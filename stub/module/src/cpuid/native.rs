@@ -1,5 +1,6 @@
 //! The CPU that a TD can execute on, sampled once.
 
+use super::fms::Fms;
 use super::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers};
 
 /// XFAM bits that are switched by XCR0.
@@ -25,8 +26,10 @@ pub struct Component {
 pub struct Native {
     /// CPUID by row of the table, with fixed bits as a TD sees them.
     pub values: [Registers; NUM_ROWS],
-    /// Family, model and the lowest stepping of all packages, as CPUID(1).EAX has them.
+    /// Family, model and the lowest stepping of all packages, as CPUID(1).EAX has them: what configurations are checked with.
     pub fms: u32,
+    /// What a TD is told that runs on these packages: the same, or the model of the CPU that TDs can execute on.
+    pub told_fms: u32,
     /// The highest extended leaf.
     pub last_extended_leaf: u32,
     /// Bits of a physical address.
@@ -96,17 +99,24 @@ impl Msrs {
 }
 
 impl Native {
-    /// Samples the CPU through `cpuid`, which takes leaf and sub-leaf, and `rdmsr`. `fms` replaces CPUID(1).EAX.
+    /// Samples the CPU through `cpuid`, which takes leaf and sub-leaf, and `rdmsr`. `fms` is that of the packages; it replaces
+    /// CPUID(1).EAX, unless that is another model.
     pub fn sample(
         cpuid: impl Fn(u32, u32) -> Registers,
         rdmsr: impl Fn(u32) -> u64,
         fms: u32,
     ) -> Self {
         let raw = |leaf, sub_leaf| cpuid(leaf, sub_leaf);
+        let here = raw(1, 0)[EAX];
+        let told_fms = if Fms(here).same_model(Fms(fms)) {
+            fms
+        } else {
+            here
+        };
         let values = ROWS.map(|row| {
             let mut value = raw(row.leaf, row.sub_leaf.unwrap_or(0));
             if row.leaf == 1 {
-                value[EAX] = fms;
+                value[EAX] = told_fms;
             }
             core::array::from_fn(|i| value[i] & !row.fixed0[i] | row.fixed1[i])
         });
@@ -128,6 +138,7 @@ impl Native {
         Self {
             values,
             fms,
+            told_fms,
             last_extended_leaf: raw(0x8000_0000, 0)[EAX],
             max_pa: raw(0x8000_0008, 0)[EAX] & 0xFF,
             xcr0: u64::from(raw(0xD, 0)[EAX]) & USER_COMPONENTS,

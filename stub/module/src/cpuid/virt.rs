@@ -115,6 +115,9 @@ pub fn virtualize(
                 if !accepted {
                     return Err(ConfigError::Value { row: row.id() });
                 }
+                if value[EAX] == native.fms {
+                    value[EAX] = native.told_fms;
+                }
                 features.monitor = value[ECX] >> 3 & 1 != 0;
             }
             (5, _) if !features.monitor => *value = [0; 4],
@@ -160,6 +163,7 @@ mod tests {
             (0xD, 18) => [0x2000, 0xB00, 6, 0],
             (0x15, _) => [1, 80, 25_000_000, 0],
             (0x8000_0008, _) => [0x3934, 0, 0, 0],
+            (1, _) => [0x806F8, u32::MAX, u32::MAX, u32::MAX],
             _ => [u32::MAX; 4],
         };
         Native::sample(cpuid, |_| 0, 0x806F8)
@@ -223,6 +227,31 @@ mod tests {
         let cpuid = [[0; 4]; NUM_CONFIGURABLE];
         let values = virtualize(&native(), &config(&cpuid)).unwrap();
         assert_eq!(values[row(0x15, 0)], [1, 100, 25_000_000, 0]);
+    }
+
+    #[test]
+    fn a_td_is_told_the_model_that_it_can_execute_on_and_configured_by_that_of_the_platform() {
+        const PLATFORM: u32 = 0x806F8;
+        const TOLD: u32 = 0x206C2;
+        let here = |leaf, _| [if leaf == 1 { TOLD } else { 0 }, 0, 0, 0];
+        let native = Native::sample(here, |_| 0, PLATFORM);
+        let eax = |configured: u32, attributes| {
+            let mut cpuid = [[0; 4]; NUM_CONFIGURABLE];
+            cpuid[0][EAX] = configured;
+            let config = TdConfig {
+                attributes,
+                ..config(&cpuid)
+            };
+            virtualize(&native, &config).map(|values| values[row(1, 0)][EAX])
+        };
+        assert_eq!(native.values[row(1, 0)][EAX], TOLD);
+        for asked in [0, PLATFORM] {
+            assert_eq!(eax(asked, 0), Ok(TOLD));
+            assert_eq!(eax(asked, attributes::MIGRATABLE), Ok(TOLD));
+        }
+        assert_eq!(eax(0x806F7, attributes::MIGRATABLE), Ok(0x806F7));
+        assert!(eax(TOLD, 0).is_err());
+        assert!(eax(TOLD, attributes::MIGRATABLE).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use stub_module::vcpu::Vcpu;
 use stub_module::{Impossible, Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
 use stub_rom::WBINVD_SUB_BLOCKS;
 use stub_rom::apic::Xapic;
-use stub_rom::personality::{self, KEYID_BITS, KEYID_MASK, MAX_PA};
+use stub_rom::personality::{self, Cpu, KEYID_BITS, KEYID_MASK, MAX_PA};
 
 use super::lp::Lp;
 use super::smp::Hardware;
@@ -67,6 +67,16 @@ impl<'a> SeamCpu<'a> {
         }
     }
 
+    /// What the processor `lp` is to software.
+    fn personality(&self, lp: u32) -> Cpu {
+        let number = if (lp as usize) < self.world.lps.len() {
+            lp
+        } else {
+            self.number
+        };
+        self.world.personality(number, self.cr4)
+    }
+
     /// The number of the processor.
     pub fn number(&self) -> u32 {
         self.number
@@ -107,7 +117,7 @@ impl Machine for SeamCpu<'_> {
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
         const APIC_ID: u32 = 0xFF << 24;
         const ADDRESS_BITS: u32 = 0xFF;
-        let here = self.td_cpuid(lp, leaf, sub_leaf);
+        let here = self.personality(lp).cpuid(cpu::cpuid, leaf, sub_leaf);
         let [eax, ebx, ecx, edx] = sapphire_rapids::cpuid(leaf, sub_leaf);
         match leaf {
             1 => [here[0], ebx & !APIC_ID | here[1] & APIC_ID, ecx, edx],
@@ -118,15 +128,7 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn td_cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
-        let world = self.world;
-        let number = if (lp as usize) < world.lps.len() {
-            lp
-        } else {
-            self.number
-        };
-        world
-            .personality(number, self.cr4)
-            .cpuid(cpu::cpuid, leaf, sub_leaf)
+        self.personality(lp).td_cpuid(cpu::cpuid, leaf, sub_leaf)
     }
 
     fn rdmsr(&self, _lp: u32, msr: u32) -> u64 {

@@ -15,6 +15,13 @@ const MAX_BASIC: u32 = 0x20;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 /// Family 6, model 0x8F, stepping 8: Sapphire Rapids.
 const SIGNATURE: u32 = 0x0008_06F8;
+/// What a TD is told: family 6, model 0x2C, stepping 2, a Westmere server.
+///
+/// Programs choose their code by the model, too: libgcc's `__builtin_cpu_is`, by which `target_clones` goes for an architecture,
+/// looks at nothing else. Everything that a Westmere is known for every TD has, whatever its host lets it have. Its successors
+/// have AVX, which is the host's choice, those of Haswell RDSEED, and the servers among them AVX-512, which TCG 7.2 does not
+/// execute.
+pub const TD_SIGNATURE: u32 = 0x0002_06C2;
 const BRAND: &[u8; 48] = b"Intel(R) Xeon(R) Platinum 8480+ (Seamark stub)\0\0";
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_PKE: u64 = 1 << 22;
@@ -90,6 +97,15 @@ impl Cpu {
             }
             _ => [0; 4],
         }
+    }
+
+    /// CPUID of the processor that TDs execute on, as [`cpuid`](Self::cpuid).
+    pub fn td_cpuid(&self, raw: impl Fn(u32, u32) -> Leaf, leaf: u32, sub_leaf: u32) -> Leaf {
+        let mut found = self.cpuid(raw, leaf, sub_leaf);
+        if leaf == 1 {
+            found[0] = TD_SIGNATURE;
+        }
+        found
     }
 
     fn features(&self, [_, ebx, ecx, edx]: Leaf) -> Leaf {
@@ -197,6 +213,22 @@ mod tests {
             1 << 5 | 1 << 21 | 1 << 24
         );
         assert_eq!(ask(&CPU, 0x8000_0001, 0)[2] & 4, 0, "SVM");
+    }
+
+    #[test]
+    fn a_td_has_the_same_features_by_another_name() {
+        for leaf in [0, 1, 7, 0x8000_0001] {
+            let [host, td] = [Cpu::cpuid, Cpu::td_cpuid]
+                .map(|cpuid| cpuid(&CPU, |_, _| [0xFFFF_FFFF; 4], leaf, 0));
+            assert_eq!(td[1..], host[1..]);
+            assert_eq!(td[0] != host[0], leaf == 1, "leaf {leaf:#x}");
+        }
+        // The last server without AVX.
+        let (family, model) = (
+            TD_SIGNATURE >> 8 & 0xF,
+            TD_SIGNATURE >> 12 & 0xF0 | TD_SIGNATURE >> 4 & 0xF,
+        );
+        assert_eq!((family, model), (6, 0x2C));
     }
 
     #[test]

@@ -97,6 +97,7 @@ fn cpuid() -> Check {
         name.as_flattened() == b"IntelTDX    ",
         "the module calls itself {name:?}"
     );
+    guests::model::fits(cpu::cpuid(1, 0), cpu::cpuid(0x8000_0001, 0))?;
     let [_, count, _, id] = cpu::cpuid(0xB, 1);
     expect(
         "CPUID B, vCPUs",

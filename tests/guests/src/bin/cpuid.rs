@@ -26,6 +26,7 @@ fn main(checks: &mut Checks) {
     checks.each("leaf-21", tdx);
     checks.each("extended-leafs", extended);
     checks.each("no-instruction-is-offered-that-is-not-there", executes);
+    checks.each("the-model-has-no-instruction-that-is-not-offered", model);
     checks.together("leafs-that-the-module-answers-all-at-once", answered);
     checks.each("cpuidve", unconditional);
 }
@@ -335,6 +336,11 @@ fn executes() -> Check {
         expect(what, bit.into(), 0)?;
     }
     Ok(())
+}
+
+/// What the model has for sure is offered.
+fn model() -> Check {
+    guests::model::fits(answer(1, 0)?, answer(0x8000_0001, 0)?)
 }
 
 /// TDG.VP.CPUIDVE.SET: every leaf raises #VE then.
