@@ -29,11 +29,40 @@ impl Linux {
     }
 }
 
+/// Initial file systems with programs of others', for Debian's kernel; whether one is there is seen when it is used.
+#[derive(Clone, Debug)]
+pub struct Foreign {
+    directory: PathBuf,
+}
+
+impl Foreign {
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Debian's stress-ng and kexec.
+    pub fn programs(&self) -> PathBuf {
+        self.directory.join("programs")
+    }
+
+    /// A whole Debian, with systemd and PostgreSQL.
+    pub fn debian(&self) -> PathBuf {
+        self.directory.join("debian")
+    }
+
+    /// The module of LKVS's tdx-compliance.
+    pub fn lkvs(&self) -> PathBuf {
+        self.directory.join("compliance")
+    }
+}
+
 /// Paths of the built programs, all in one directory, and how the SEAM stub is started.
 #[derive(Clone, Debug)]
 pub struct Programs {
     directory: PathBuf,
     stub_options: Vec<(String, String)>,
+    has_lkvs: bool,
 }
 
 impl Programs {
@@ -42,6 +71,7 @@ impl Programs {
         Self {
             directory: directory.to_owned(),
             stub_options: Vec::new(),
+            has_lkvs: false,
         }
     }
 
@@ -55,6 +85,20 @@ impl Programs {
     /// The stub's options.
     pub fn stub_options(&self) -> &[(String, String)] {
         &self.stub_options
+    }
+
+    /// The same with the module of LKVS's tdx-compliance, from a checkout that the developer has.
+    #[must_use]
+    pub fn with_lkvs(self) -> Self {
+        Self {
+            has_lkvs: true,
+            ..self
+        }
+    }
+
+    /// Whether that is there.
+    pub fn has_lkvs(&self) -> bool {
+        self.has_lkvs
     }
 
     /// The directory itself.
@@ -94,6 +138,13 @@ impl Programs {
     pub fn linux(&self) -> Linux {
         Linux {
             directory: self.directory.join("guest/linux"),
+        }
+    }
+
+    /// Programs of others'.
+    pub fn foreign(&self) -> Foreign {
+        Foreign {
+            directory: self.directory.join("guest/foreign"),
         }
     }
 

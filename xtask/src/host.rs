@@ -38,6 +38,30 @@ pub const FSCK: [Need; 1] = [Need {
     package: "dosfstools",
 }];
 
+/// What it takes to make a whole Debian.
+pub const DEBIAN: [Need; 2] = [
+    Need {
+        what: "mmdebstrap",
+        package: "mmdebstrap",
+    },
+    Need {
+        what: "bsdtar",
+        package: "libarchive-tools",
+    },
+];
+
+/// What it takes to build a module for Linux.
+pub const KERNEL_MODULE: [Need; 2] = [
+    Need {
+        what: "make",
+        package: "make",
+    },
+    Need {
+        what: "gcc",
+        package: "gcc",
+    },
+];
+
 /// What it takes to count instructions.
 pub const CALLGRIND: [Need; 1] = [Need {
     what: "valgrind",
@@ -58,18 +82,7 @@ pub fn require(needs: &[Need]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let advice = format!("install {} and try again", packages.join(" "));
-    let Some(prefix) = privilege() else {
-        bail!("{advice} (neither root nor sudo here)");
-    };
-    if !on_path("apt-get") {
-        bail!("{advice} (no apt-get here)");
-    }
-    eprintln!("installing {}", packages.join(" "));
-    if !install(&prefix, &packages)? {
-        apt_get(&prefix, &["update"])?;
-        ensure!(install(&prefix, &packages)?, "{advice}");
-    }
+    install_all(&packages)?;
     match needs.iter().find(|need| !need.is_there()) {
         Some(need) => bail!(
             "{} is still missing after the installation of {}",
@@ -78,6 +91,23 @@ pub fn require(needs: &[Need]) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// Installs packages through apt-get; where that can't be done, the error says in one line what to install.
+fn install_all(packages: &[&str]) -> Result<()> {
+    let advice = format!("install {} and try again", packages.join(" "));
+    let Some(prefix) = privilege() else {
+        bail!("{advice} (neither root nor sudo here)");
+    };
+    if !on_path("apt-get") {
+        bail!("{advice} (no apt-get here)");
+    }
+    eprintln!("installing {}", packages.join(" "));
+    if !install(&prefix, packages)? {
+        apt_get(&prefix, &["update"])?;
+        ensure!(install(&prefix, packages)?, "{advice}");
+    }
+    Ok(())
 }
 
 /// Has apt-get ask what packages there are.

@@ -79,13 +79,21 @@ impl Bench {
         self.machine_with(&self.linux_media(config)?)
     }
 
-    /// What is on its disk then: the kernel and the system are `vmlinuz` and `initrd`.
+    /// The same with another system.
+    pub fn machine_with_system(&self, config: &str, initrd: &Path) -> Result<Machine> {
+        self.machine_with(&self.media_with_system(config, initrd)?)
+    }
+
+    /// What is on the disk with Debian's kernel: it and the system are `vmlinuz` and `initrd`.
     pub fn linux_media(&self, config: &str) -> Result<Media> {
-        let linux = self.programs.linux();
+        self.media_with_system(config, &self.programs.linux().initrd())
+    }
+
+    fn media_with_system(&self, config: &str, initrd: &Path) -> Result<Media> {
         Media::of_program(&self.programs.seamark())?
             .with_config_text(config)
-            .with_file("vmlinuz", &linux.kernel())?
-            .with_file("initrd", &linux.initrd())
+            .with_file("vmlinuz", &self.programs.linux().kernel())?
+            .with_file("initrd", initrd)
     }
 
     /// The same, booted over the network.

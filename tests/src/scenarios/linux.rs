@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+pub mod foreign;
 pub mod shell;
 
 use std::collections::BTreeMap;

@@ -27,6 +27,19 @@ pub use rom::measure as measure_stub;
 
 use crate::programs::Programs;
 
+/// What a scenario needs that nobody has who did not fetch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Debian's kernel with a small system.
+    Linux,
+    /// Debian's stress-ng and kexec.
+    Programs,
+    /// A whole Debian.
+    Debian,
+    /// The module of LKVS's tdx-compliance, where the developer has a checkout.
+    Lkvs,
+}
+
 /// One whole-system test.
 #[derive(Clone, Copy)]
 pub struct Scenario {
@@ -34,8 +47,10 @@ pub struct Scenario {
     pub name: &'static str,
     /// Whether it runs only when it is asked for by its whole name: it is slow, or needs the network.
     pub by_name_only: bool,
-    /// Whether it needs Debian's Linux as a guest.
-    pub needs_linux: bool,
+    /// What it belongs to that can be asked for by one name, if it runs by name only.
+    pub group: Option<&'static str>,
+    /// What it needs beside the programs that are built.
+    pub needs: &'static [Need],
     run: fn(&mut Bench) -> Result<()>,
 }
 
@@ -44,7 +59,8 @@ impl Scenario {
         Self {
             name,
             by_name_only: false,
-            needs_linux: false,
+            group: None,
+            needs: &[],
             run,
         }
     }
@@ -53,14 +69,28 @@ impl Scenario {
         Self {
             name,
             by_name_only: true,
-            needs_linux: false,
+            group: None,
+            needs: &[],
             run,
         }
     }
 
     const fn with_linux(mut self) -> Self {
-        self.needs_linux = true;
+        self.needs = &[Need::Linux];
         self
+    }
+
+    /// A part of the tests with programs of others'.
+    const fn foreign(
+        name: &'static str,
+        run: fn(&mut Bench) -> Result<()>,
+        needs: &'static [Need],
+    ) -> Self {
+        Self {
+            group: Some("foreign"),
+            needs,
+            ..Self::by_name_only(name, run)
+        }
     }
 
     /// Runs it and gives the figures that it measured. It leaves its logs in a directory of its name in `home`, which it makes
@@ -92,6 +122,7 @@ pub fn all() -> Vec<Scenario> {
         violations::ALL,
         monitor::ALL,
         linux::ALL,
+        linux::foreign::ALL,
         guests::ALL,
         ovmf::ALL,
         hypercall::ALL,

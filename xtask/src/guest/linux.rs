@@ -3,13 +3,14 @@
 //! Nothing is installed: packages are downloaded and unpacked. What is there already is taken as it is.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use seamark_tests::programs::{Linux, Programs};
 
 use super::cpio::Archive;
+use super::packages::{Packages, depends, find, output, read, write};
 use crate::{build, host, workspace};
 
 /// The kernel of the 6.12 series, in bookworm-security and bookworm-backports; it depends on the one with the version in its name.
@@ -42,8 +43,8 @@ mount -t configfs configfs /sys/kernel/config
 echo \"Linux $(uname -r) with $(nproc) processors\"
 ";
 
-/// What the shell finds.
-const PROFILE: &str = "PS1='td# '\n";
+/// What the shell finds: lines that are typed are shown as they are, however long.
+const PROFILE: &str = "PS1='td# '\nstty columns 1000\n";
 
 /// Kernel and initial file system; fetched and built where they are missing.
 pub fn get() -> Result<Linux> {
@@ -51,59 +52,35 @@ pub fn get() -> Result<Linux> {
     let directory = linux.directory();
     fs::create_dir_all(directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
-    let unpacked = directory.join("unpacked");
+    let packages = Packages::in_directory(directory)?;
+    let unpacked = packages.unpacked();
     if !linux.kernel().exists() {
-        fetch(directory, &unpacked)?;
+        packages.fetch([&*kernel_package()?, BUSYBOX])?;
     }
     let initrd = initrd(&unpacked, &build::tdreport()?)?;
     write(&linux.initrd(), &initrd)?;
     // Last, for it is the sign that all is there.
     if !linux.kernel().exists() {
         let kernel = find(&unpacked.join("boot"), "vmlinuz-")?;
-        let bytes =
-            fs::read(&kernel).with_context(|| format!("can't read {}", kernel.display()))?;
-        write(&linux.kernel(), &bytes)?;
+        write(&linux.kernel(), &read(&kernel)?)?;
     }
     Ok(linux)
 }
 
-/// Downloads the packages and unpacks them.
-fn fetch(directory: &Path, unpacked: &Path) -> Result<()> {
-    const ADVICE: &str = "`apt-get update` may help";
-    let mut depends = depends(KERNEL);
-    if depends.is_err() {
+/// The package that the one without content of its own stands for.
+fn kernel_package() -> Result<String> {
+    let name = |depends: Vec<String>| depends.into_iter().next();
+    let mut found = depends(KERNEL).map(name);
+    if found.is_err() {
         // A machine that never asked Debian what there is.
         host::apt_update()?;
-        depends = self::depends(KERNEL);
+        found = depends(KERNEL).map(name);
     }
-    let kernel = depends.context(ADVICE)?;
-    println!("fetching {kernel} and {BUSYBOX}");
-    let mut download = Command::new("apt-get");
-    download.args(["download", "--quiet", &kernel, BUSYBOX]);
-    output(download.current_dir(directory)).context(ADVICE)?;
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "deb") {
-            output(Command::new("dpkg").arg("-x").arg(&path).arg(unpacked))?;
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// The package that a package without content of its own stands for.
-fn depends(package: &str) -> Result<String> {
-    let said = output(Command::new("apt-cache").args(["depends", "--important", package]))?;
-    let mut lines = said.lines();
-    let name = lines.find_map(|line| line.trim().strip_prefix("Depends: "));
-    let name = name.with_context(|| format!("apt-get knows no {package}"))?;
-    Ok(name.to_owned())
+    found?.with_context(|| format!("apt-get knows no {KERNEL}"))
 }
 
 /// The initial file system.
 fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
-    let read =
-        |path: &Path| fs::read(path).with_context(|| format!("can't read {}", path.display()));
     let busybox = unpacked.join("bin/busybox");
     let mut archive = Archive::default();
     for directory in [
@@ -136,33 +113,4 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
         archive.file(&format!("lib/{name}"), &content.stdout);
     }
     Ok(archive.finish())
-}
-
-/// The one entry of a directory whose name begins like that.
-fn find(directory: &Path, prefix: &str) -> Result<PathBuf> {
-    let entries = fs::read_dir(directory)
-        .with_context(|| format!("{} is no directory", directory.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            return Ok(entry.path());
-        }
-    }
-    anyhow::bail!("{} has no {prefix}*", directory.display())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command
-        .output()
-        .with_context(|| format!("can't start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }

@@ -1,11 +1,16 @@
 //! `cargo xtask guest`: guests that are not our own.
 
 mod cpio;
+mod foreign;
 mod linux;
+mod packages;
+
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Subcommand;
-use seamark_tests::programs::Linux;
+use seamark_tests::programs::{Linux, Programs};
+use seamark_tests::scenarios::Need;
 
 /// The guests.
 #[derive(Subcommand)]
@@ -29,6 +34,24 @@ impl Guest {
                 Ok(())
             }
         }
+    }
+}
+
+/// What scenarios with programs of others' need.
+///
+/// # Errors
+/// When something can't be fetched or built.
+pub fn foreign(programs: &Programs, needs: &[Need], lkvs: Option<&Path>) -> Result<()> {
+    let (linux, foreign) = (programs.linux(), programs.foreign());
+    if needs.contains(&Need::Programs) {
+        foreign::programs(&linux, &foreign)?;
+    }
+    if needs.contains(&Need::Debian) {
+        foreign::debian(&foreign)?;
+    }
+    match lkvs {
+        Some(checkout) if needs.contains(&Need::Lkvs) => foreign::lkvs(&linux, &foreign, checkout),
+        _ => Ok(()),
     }
 }
 

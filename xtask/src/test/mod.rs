@@ -4,14 +4,14 @@ mod checks;
 mod tally;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
 use seamark_tests::programs::Programs;
-use seamark_tests::scenarios::{self, Scenario};
+use seamark_tests::scenarios::{self, Need, Scenario};
 
 use self::checks::Check;
 use self::tally::Tally;
@@ -29,6 +29,9 @@ pub struct Options {
     /// An option of the stub for every machine that has it, such as tsc_hz=2596170000; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = run::key_and_value)]
     stub: Vec<(String, String)>,
+    /// A checkout of Intel's LKVS, for foreign-lkvs
+    #[arg(long, value_name = "DIR")]
+    lkvs: Option<PathBuf>,
 }
 
 /// Runs the tests. The last line says how many passed and failed, tests on the host and whole-system tests together.
@@ -60,7 +63,8 @@ pub fn run(options: &Options) -> ExitCode {
     }
     if !selected.is_empty() {
         announce("build");
-        match programs(selected.iter().any(|scenario| scenario.needs_linux)) {
+        let needs: Vec<_> = selected.iter().flat_map(|s| s.needs).copied().collect();
+        match programs(&needs, options.lkvs.as_deref()) {
             Ok((programs, folder)) => {
                 let programs = programs.with_stub_options(&options.stub);
                 for scenario in &selected {
@@ -80,6 +84,7 @@ impl Options {
 
     fn selects(&self, scenario: &Scenario) -> bool {
         self.selects_name(scenario.name, scenario.by_name_only)
+            || self.filter.iter().any(|f| Some(&**f) == scenario.group)
     }
 
     fn selects_check(&self, check: &Check) -> bool {
@@ -101,6 +106,7 @@ impl Options {
                 filter: vec![(*word).clone()],
                 list: false,
                 stub: Vec::new(),
+                lkvs: None,
             };
             let is_check = checks::ALL.iter().any(|check| alone.selects_check(check));
             !is_check && !scenarios::all().iter().any(|s| alone.selects(s))
@@ -110,14 +116,19 @@ impl Options {
 }
 
 /// What the whole-system tests need, and a folder for what they leave.
-fn programs(with_linux: bool) -> Result<(Programs, Folder)> {
+fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     host::require(&host::QEMU)?;
-    if with_linux {
+    if !needs.is_empty() {
         guest::linux()?;
     }
     let programs = build::all()?;
+    guest::foreign(&programs, needs, lkvs)?;
     build::report(&programs)?;
     let folder = Folder::claim(programs.directory(), "tests")?;
+    let programs = match lkvs {
+        Some(_) => programs.with_lkvs(),
+        None => programs,
+    };
     Ok((programs, folder))
 }
 
@@ -153,6 +164,7 @@ mod tests {
             filter: filter.iter().map(|&f| f.to_owned()).collect(),
             list: false,
             stub: Vec::new(),
+            lkvs: None,
         }
     }
 
@@ -175,6 +187,10 @@ mod tests {
         assert!(!options(&["pxe"]).selects(&scenario("boot-from-disk")));
         assert!(!options(&["monitor"]).selects(&scenario("monitor-linux")));
         assert!(options(&["monitor-linux"]).selects(&scenario("monitor-linux")));
+        assert!(options(&["foreign"]).selects(&scenario("foreign-kexec")));
+        assert!(options(&["foreign-kexec"]).selects(&scenario("foreign-kexec")));
+        assert!(!options(&["foreign-kexec"]).selects(&scenario("foreign-stress")));
+        assert!(!options(&["kexec"]).selects(&scenario("foreign-kexec")));
     }
 
     #[test]
