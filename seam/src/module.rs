@@ -4,7 +4,7 @@ use arrayvec::ArrayVec;
 
 use crate::{
     abi::{
-        CmrInfo, MAX_CMRS,
+        CmrInfo, Features0, MAX_CMRS,
         metadata::{Field, FieldId, sys},
     },
     call::SeamCall,
@@ -26,7 +26,7 @@ pub struct Info {
     pub minor_version: u16,
     pub major_version: u16,
     pub update_version: u16,
-    pub tdx_features0: u64,
+    pub tdx_features0: Features0,
     pub max_tdmrs: u16,
     pub max_reserved_per_tdmr: u16,
     pub pamt_4k_entry_size: u16,
@@ -52,7 +52,7 @@ impl Info {
             minor_version: read(sys::MINOR_VERSION)? as u16,
             major_version: read(sys::MAJOR_VERSION)? as u16,
             update_version: read(sys::UPDATE_VERSION)? as u16,
-            tdx_features0: read(sys::TDX_FEATURES0)?,
+            tdx_features0: Features0::from_bits_retain(read(sys::TDX_FEATURES0)?),
             max_tdmrs: read(sys::MAX_TDMRS)? as u16,
             max_reserved_per_tdmr: read(sys::MAX_RESERVED_PER_TDMR)? as u16,
             pamt_4k_entry_size: read(sys::PAMT_4K_ENTRY_SIZE)? as u16,
@@ -93,50 +93,3 @@ fn max_vcpus_per_td<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Opti
     }
     Ok(None)
 }
-
-/// The names of the bits of TDX_FEATURES0 that are published.
-///
-/// Source: TDX Module ABI 1.5 and 2.0, TDX_FEATURES0.
-pub const FEATURES0: &[(u32, &str)] = &[
-    (0, "TD_MIGRATION"),
-    (1, "TD_PRESERVING"),
-    (2, "SERVICE_TD"),
-    (3, "TDG_VP_RDWR"),
-    (4, "RELAXED_MEM_MNG_CONCURRENCY"),
-    (5, "CPUID_VIRT_GUEST_CTRL"),
-    (6, "TDX_IO"),
-    (7, "TD_PARTITIONING"),
-    (8, "LOCAL_ATTESTATION"),
-    (9, "TD_ENTRY_ENHANCEMENTS"),
-    (10, "HOST_PRIORITY_LOCKS"),
-    (11, "CONFIG_IA32_ARCH_CAP"),
-    (12, "SEALING"),
-    (16, "PENDING_EPT_VIOLATION_V2"),
-    (17, "FMS_CONFIG"),
-    (18, "NO_RBP_MOD"),
-    (19, "L2_TLB_INVD_OPT"),
-    (20, "TOPOLOGY_ENUM"),
-    (21, "PARTITIONED_TD_MIGRATION"),
-    (23, "CLFLUSH_BEFORE_ALLOC"),
-    (24, "EVENT_FILTERING"),
-    (25, "ICSSD"),
-    (26, "FIXED_CTR12_PROF"),
-    (27, "MAXPA_VIRT"),
-    (28, "APX"),
-    (29, "CPUID2_VIRT"),
-    (30, "VE_REDUCTION"),
-    (31, "ENHANCED_EVENT_FILTERING"),
-    (32, "TDX_CONNECT_PARTITIONING"),
-    (33, "MAXGPA_VIRT"),
-    (34, "SKIP_PHYMEM_CACHE_WB"),
-    (36, "DYNAMIC_PAMT"),
-    (37, "FATAL_DIAGNOSTICS"),
-    (38, "PAGE_RELEASE"),
-    (39, "NRX"),
-    (40, "ENHANCED_INTR_STATE"),
-    (41, "NON_BLOCKING_EXPORT"),
-    (42, "PERF_MASK"),
-    (43, "SCAN_EXPORT_RESTORE"),
-    (44, "IMPORT_PAGE_STATUS"),
-    (47, "UPDATE_COMPATIBILITY"),
-];

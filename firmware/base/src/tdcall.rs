@@ -3,7 +3,7 @@
 
 use core::mem::MaybeUninit;
 
-use seam::abi::{Gprs, GuestLeaf, Measurement, Status, TdReport};
+use seam::abi::{Attributes, Gprs, GuestLeaf, Measurement, Status, TdReport};
 
 /// Executes TDCALL with these registers, and puts back what the module left in them.
 pub fn raw(regs: &mut Gprs) {
@@ -25,7 +25,7 @@ pub struct VpInfo {
     /// Bits of a guest-physical address; the highest is the SHARED bit.
     pub gpa_width: u32,
     /// The TD's ATTRIBUTES.
-    pub attributes: u64,
+    pub attributes: Attributes,
     /// vCPUs that the TD has.
     pub vcpus: u32,
     /// This vCPU's number.
@@ -37,7 +37,7 @@ pub fn vp_info() -> VpInfo {
     let (_, regs) = leaf(GuestLeaf::VpInfo, Gprs::default());
     VpInfo {
         gpa_width: regs.rcx as u32,
-        attributes: regs.rdx,
+        attributes: Attributes::from_bits_retain(regs.rdx),
         vcpus: regs.r8 as u32,
         index: regs.r9 as u32,
     }

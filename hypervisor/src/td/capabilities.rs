@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 
+use bitflags::Flags;
 use seam::{
     abi::{
-        PAGE_4K,
+        Attributes, ConfigFlags, Features0, PAGE_4K, Xfam,
         metadata::{Field, sys},
     },
     call::SeamCall,
@@ -18,18 +19,32 @@ use seam::{
 ///
 /// Source: TDX Module ABI 1.5, ATTRIBUTES_FIXED0 and its like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fixed {
+pub struct Fixed<F> {
     /// A bit that is 0 here must be 0.
-    pub zero: u64,
+    pub zero: F,
     /// A bit that is 1 here must be 1.
-    pub one: u64,
+    pub one: F,
 }
 
-impl Fixed {
-    /// The bits of `value` that can't be what they are.
+impl<F: Flags<Bits = u64>> Fixed<F> {
+    /// Reads both masks.
+    fn read<E>(read: impl Fn(Field) -> Result<u64, E>, zero: Field, one: Field) -> Result<Self, E> {
+        Ok(Self {
+            zero: F::from_bits_retain(read(zero)?),
+            one: F::from_bits_retain(read(one)?),
+        })
+    }
+
+    /// The bits of `value` that are set and must not be.
     #[must_use]
-    pub const fn wrong(self, value: u64) -> u64 {
-        value & !self.zero | !value & self.one
+    pub fn forbidden(&self, value: F) -> F {
+        F::from_bits_retain(value.bits() & !self.zero.bits())
+    }
+
+    /// The bits of `value` that must be set and are not.
+    #[must_use]
+    pub fn missing(&self, value: F) -> F {
+        F::from_bits_retain(self.one.bits() & !value.bits())
     }
 }
 
@@ -48,11 +63,11 @@ pub struct CpuidConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// ATTRIBUTES.
-    pub attributes: Fixed,
+    pub attributes: Fixed<Attributes>,
     /// XFAM.
-    pub xfam: Fixed,
+    pub xfam: Fixed<Xfam>,
     /// CONFIG_FLAGS.
-    pub config_flags: Fixed,
+    pub config_flags: Fixed<ConfigFlags>,
     /// CPUID leaves, in the order of TD_PARAMS.CPUID_CONFIG.
     pub cpuid: Vec<CpuidConfig>,
     /// The most vCPUs that a TD may have.
@@ -71,30 +86,20 @@ impl Capabilities {
     /// # Errors
     /// [`Error`] for a field that every module 1.5 has.
     pub fn read<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Self, Error> {
-        const TOPOLOGY_ENUM: u32 = 20;
         let read = |field: Field| module.sys_rd(field.element(0));
         let info = module::Info::read(module)?;
         let leaves = read(sys::NUM_CPUID_CONFIG)? as u32;
         Ok(Self {
-            attributes: Fixed {
-                zero: read(sys::ATTRIBUTES_FIXED0)?,
-                one: read(sys::ATTRIBUTES_FIXED1)?,
-            },
-            xfam: Fixed {
-                zero: read(sys::XFAM_FIXED0)?,
-                one: read(sys::XFAM_FIXED1)?,
-            },
-            config_flags: Fixed {
-                zero: read(sys::CONFIG_FLAGS_FIXED0)?,
-                one: read(sys::CONFIG_FLAGS_FIXED1)?,
-            },
+            attributes: Fixed::read(read, sys::ATTRIBUTES_FIXED0, sys::ATTRIBUTES_FIXED1)?,
+            xfam: Fixed::read(read, sys::XFAM_FIXED0, sys::XFAM_FIXED1)?,
+            config_flags: Fixed::read(read, sys::CONFIG_FLAGS_FIXED0, sys::CONFIG_FLAGS_FIXED1)?,
             cpuid: (0..leaves)
                 .map(|index| cpuid_config(module, index))
                 .collect::<Result<_, _>>()?,
             max_vcpus: info.max_vcpus_per_td.unwrap_or(u16::MAX),
             tdcx_pages: pages(read(sys::TDCS_BASE_SIZE)?),
             tdvps_pages: pages(read(sys::TDVPS_BASE_SIZE)?),
-            topology_enum: info.tdx_features0 >> TOPOLOGY_ENUM & 1 != 0,
+            topology_enum: info.tdx_features0.contains(Features0::TOPOLOGY_ENUM),
         })
     }
 }

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use boot::config;
-use seam::abi::{TdParams, attributes, config_flags};
+use seam::abi::{Attributes, ConfigFlags, TdParams, Xfam};
 use zerocopy::FromZeros;
 
 use super::capabilities::{Capabilities, CpuidConfig};
@@ -38,13 +38,13 @@ pub enum Refused {
     /// `no_rbp_mod` is not as the module has it: in every TD if `true`, in none if `false`.
     NoRbpMod(bool),
     /// Bits of ATTRIBUTES that the module wants in every TD, and that have no key.
-    AttributesMissing(u64),
+    AttributesMissing(Attributes),
     /// Bits of `xfam` that the module does not let TDs have.
-    XfamBits(u64),
+    XfamBits(Xfam),
     /// Bits that the module wants in every XFAM.
-    XfamMissing(u64),
+    XfamMissing(Xfam),
     /// Bits of `xfam` that go together.
-    XfamGroup(u64),
+    XfamGroup(Xfam),
     /// More vCPUs than the module lets a TD have; how many those are.
     Vcpus(u16),
     /// No leaf of `[[td.cpuid]]` that the host has a say in.
@@ -81,16 +81,16 @@ impl fmt::Display for Refused {
             }
             Self::AttributesMissing(bits) => write!(
                 f,
-                "attributes: this TDX module demands the bits {bits:#x}, which this host does not know"
+                "attributes: this TDX module demands {bits} ({bits:#x}), which no key of [[td]] sets"
             ),
             Self::XfamBits(bits) => {
-                write!(f, "xfam: this TDX module gives the bits {bits:#x} to no TD")
+                write!(f, "xfam: this TDX module gives {bits} ({bits:#x}) to no TD")
             }
             Self::XfamMissing(bits) => {
-                write!(f, "xfam: every TD must have the bits {bits:#x}")
+                write!(f, "xfam: every TD must have {bits} ({bits:#x})")
             }
             Self::XfamGroup(bits) => {
-                write!(f, "xfam: the bits {bits:#x} must be all set or all clear")
+                write!(f, "xfam: {bits} ({bits:#x}) must be all set or all clear")
             }
             Self::Vcpus(most) => write!(f, "vcpus: this TDX module gives a TD at most {most}"),
             Self::CpuidLeaf { leaf, sub_leaf } => write!(
@@ -167,74 +167,67 @@ pub fn params(
     Ok(params)
 }
 
-fn attributes(td: &config::Td, module: &Capabilities) -> Result<u64, Refused> {
+fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Refused> {
     let wanted = [
-        (td.debug, attributes::DEBUG, "debug"),
+        (td.debug, Attributes::DEBUG, "debug"),
         (
             td.sept_ve_disable,
-            attributes::SEPT_VE_DISABLE,
+            Attributes::SEPT_VE_DISABLE,
             "sept_ve_disable",
         ),
-        (td.migratable, attributes::MIGRATABLE, "migratable"),
-        (td.pks, attributes::PKS, "pks"),
-        (td.perfmon, attributes::PERFMON, "perfmon"),
+        (td.migratable, Attributes::MIGRATABLE, "migratable"),
+        (td.pks, Attributes::PKS, "pks"),
+        (td.perfmon, Attributes::PERFMON, "perfmon"),
     ];
-    let mut value = 0;
+    let mut value = Attributes::empty();
     for (is_wanted, bit, name) in wanted {
-        if is_wanted {
-            value |= bit;
-        }
-        if module.attributes.wrong(value) & value & bit != 0 {
+        value.set(bit, is_wanted);
+        if module.attributes.forbidden(value).contains(bit) {
             return Err(Refused::Attribute(name));
         }
     }
     if td.migratable && (td.debug || td.perfmon) {
         return Err(Refused::Migratable);
     }
-    match module.attributes.wrong(value) {
-        0 => Ok(value),
-        missing => Err(Refused::AttributesMissing(missing)),
+    let missing = module.attributes.missing(value);
+    if missing.is_empty() {
+        Ok(value)
+    } else {
+        Err(Refused::AttributesMissing(missing))
     }
 }
 
 /// Those that the module demands, and NO_RBP_MOD, as far as the module can do what the operator leaves open.
-fn config_flags(td: &config::Td, module: &Capabilities) -> Result<u64, Refused> {
-    let wanted = if td.no_rbp_mod() {
-        config_flags::NO_RBP_MOD
-    } else {
-        0
-    };
+fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, Refused> {
+    let bit = ConfigFlags::NO_RBP_MOD;
+    let mut wanted = ConfigFlags::empty();
+    wanted.set(bit, td.no_rbp_mod());
     let value = module.config_flags.one | wanted & module.config_flags.zero;
-    if td.no_rbp_mod.is_some() && (value ^ wanted) & config_flags::NO_RBP_MOD != 0 {
-        return Err(Refused::NoRbpMod(wanted == 0));
+    if td.no_rbp_mod.is_some() && value.contains(bit) != wanted.contains(bit) {
+        return Err(Refused::NoRbpMod(value.contains(bit)));
     }
     Ok(value)
 }
 
-fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<u64, Refused> {
-    /// Components that come together.
-    ///
-    /// Source: TDX Module ABI 1.5, XFAM: AVX-512, CET, AMX.
-    const GROUPS: [u64; 3] = [7 << 5, 3 << 11, 3 << 17];
-    /// AVX, which AVX-512 needs.
-    const AVX: u64 = 1 << 2;
-    let Some(value) = wanted else {
+fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Refused> {
+    let Some(value) = wanted.map(Xfam::from_bits_retain) else {
         return Ok(module.xfam.zero);
     };
-    let wrong = module.xfam.wrong(value);
-    if wrong & value != 0 {
-        return Err(Refused::XfamBits(wrong & value));
+    let forbidden = module.xfam.forbidden(value);
+    if !forbidden.is_empty() {
+        return Err(Refused::XfamBits(forbidden));
     }
-    if wrong != 0 {
-        return Err(Refused::XfamMissing(wrong));
+    let missing = module.xfam.missing(value);
+    if !missing.is_empty() {
+        return Err(Refused::XfamMissing(missing));
     }
-    for group in GROUPS {
-        if value & group != 0 && value & group != group {
+    for group in [Xfam::AVX512, Xfam::CET, Xfam::AMX] {
+        if value.intersects(group) && !value.contains(group) {
             return Err(Refused::XfamGroup(group));
         }
     }
-    if value & GROUPS[0] != 0 && value & AVX == 0 {
-        return Err(Refused::XfamGroup(GROUPS[0] | AVX));
+    if value.intersects(Xfam::AVX512) && !value.contains(Xfam::AVX) {
+        return Err(Refused::XfamGroup(Xfam::AVX512 | Xfam::AVX));
     }
     Ok(value)
 }
@@ -337,17 +330,20 @@ mod tests {
         };
         Capabilities {
             attributes: Fixed {
-                zero: attributes::DEBUG
-                    | attributes::SEPT_VE_DISABLE
-                    | attributes::MIGRATABLE
-                    | attributes::PERFMON,
-                one: 0,
+                zero: Attributes::DEBUG
+                    | Attributes::SEPT_VE_DISABLE
+                    | Attributes::MIGRATABLE
+                    | Attributes::PERFMON,
+                one: Attributes::empty(),
             },
             xfam: Fixed {
-                zero: 0x6_DBE7,
-                one: 3,
+                zero: Xfam::from_bits_retain(0x6_DBE7),
+                one: Xfam::X87 | Xfam::SSE,
             },
-            config_flags: Fixed { zero: 7, one: 0 },
+            config_flags: Fixed {
+                zero: ConfigFlags::from_bits_retain(7),
+                one: ConfigFlags::empty(),
+            },
             cpuid: vec![
                 entry(1, None, [0x0FFF_3FFF, 0x00FF_0000, 0x8, 0]),
                 entry(7, Some(0), [0, 0x10, 0, u32::MAX]),
@@ -373,10 +369,10 @@ mod tests {
     #[test]
     fn what_is_left_open_is_the_machines_own() {
         let params = of("vcpus = 4\n").unwrap();
-        assert_eq!(params.attributes, attributes::SEPT_VE_DISABLE);
-        assert_eq!((params.xfam, params.max_vcpus), (0x6_DBE7, 4));
+        assert_eq!(params.attributes, Attributes::SEPT_VE_DISABLE);
+        assert_eq!((params.xfam.bits(), params.max_vcpus), (0x6_DBE7, 4));
         assert_eq!(params.eptp_controls, 0x1E);
-        assert_eq!(params.config_flags, 0, "an image may pass RBP");
+        assert!(params.config_flags.is_empty(), "an image may pass RBP");
         assert_eq!(params.tsc_frequency, 84);
         assert_eq!(params.cpuid_config[0], [0, 4 << 16, 8, 0]);
         assert_eq!(params.cpuid_config[1], [0, 0x10, 0, 0x55]);
@@ -390,9 +386,9 @@ mod tests {
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0\nedx = 7\n",
         )
         .unwrap();
-        assert_eq!(params.attributes, attributes::DEBUG);
-        assert_eq!(params.config_flags, config_flags::NO_RBP_MOD);
-        assert_eq!((params.xfam, params.tsc_frequency), (0xE7, 40));
+        assert_eq!(params.attributes, Attributes::DEBUG);
+        assert_eq!(params.config_flags, ConfigFlags::NO_RBP_MOD);
+        assert_eq!((params.xfam.bits(), params.tsc_frequency), (0xE7, 40));
         assert_eq!(params.cpuid_config[1], [0, 0, 0, 7]);
     }
 
@@ -404,11 +400,17 @@ mod tests {
             ("migratable = true\nperfmon = true\n", "migratable: "),
             (
                 "xfam = 0xB\n",
-                "xfam: this TDX module gives the bits 0x8 to",
+                "xfam: this TDX module gives BNDREGS (0x8) to no TD",
             ),
-            ("xfam = 0x1\n", "xfam: every TD must have the bits 0x2"),
-            ("xfam = 0x27\n", "xfam: the bits 0xe0 must be"),
-            ("xfam = 0xE3\n", "xfam: the bits 0xe4 must be"),
+            ("xfam = 0x1\n", "xfam: every TD must have SSE (0x2)"),
+            (
+                "xfam = 0x27\n",
+                "xfam: OPMASK, ZMM_HI256, HI16_ZMM (0xe0) must be",
+            ),
+            (
+                "xfam = 0xE3\n",
+                "xfam: AVX, OPMASK, ZMM_HI256, HI16_ZMM (0xe4) must be",
+            ),
             ("vcpus = 9\n", "vcpus: this TDX module gives a TD at most 8"),
             ("[[td.cpuid]]\nleaf = 2\n", "cpuid: "),
             ("[[td.cpuid]]\nleaf = 7\n", "cpuid: "),
@@ -422,21 +424,27 @@ mod tests {
             assert!(refused.starts_with(start), "{refused}");
         }
         let mut strange = module();
-        strange.attributes.one = 1 << 5;
-        let refused = params(&td(""), &strange, &Machine);
-        assert_eq!(refused, Err(Refused::AttributesMissing(1 << 5)));
+        strange.attributes.one = Attributes::LASS | Attributes::from_bits_retain(1 << 8);
+        let refused = params(&td(""), &strange, &Machine).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("attributes: this TDX module demands bit 8, LASS (0x8000100)"),
+            "{refused}"
+        );
     }
 
     #[test]
     fn rbp_is_passed_as_the_operator_says_if_the_module_can_do_that() {
         let flags = |more: &str, zero, one| {
             let module = Capabilities {
-                config_flags: Fixed { zero, one },
+                config_flags: Fixed {
+                    zero: ConfigFlags::from_bits_retain(zero),
+                    one: ConfigFlags::from_bits_retain(one),
+                },
                 ..module()
             };
-            params(&td(more), &module, &Machine).map(|params| params.config_flags)
+            params(&td(more), &module, &Machine).map(|params| params.config_flags.bits())
         };
-        const BIT: u64 = config_flags::NO_RBP_MOD;
+        const BIT: u64 = ConfigFlags::NO_RBP_MOD.bits();
         assert_eq!(flags("no_rbp_mod = true\n", 7, 0), Ok(BIT));
         assert_eq!(flags("no_rbp_mod = false\n", 7, 0), Ok(0));
         // What is left open is as the module has it.

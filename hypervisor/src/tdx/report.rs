@@ -1,12 +1,9 @@
 //! TDX as the console tells it.
 
-use alloc::{format, vec::Vec};
+use alloc::{format, string::ToString, vec::Vec};
 
 use mm::tdmr::Plan;
-use seam::{
-    module::{self, Info},
-    platform::KeyIds,
-};
+use seam::{abi::names, module::Info, platform::KeyIds};
 
 use crate::console::host::{Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState};
 
@@ -69,12 +66,6 @@ pub fn memory(plan: &Plan) -> TdxMemory {
 
 /// The module's version, features and limits.
 pub fn module(info: &Info) -> Module {
-    let features = (0..64)
-        .filter(|bit| info.tdx_features0 >> bit & 1 != 0)
-        .map(|bit| {
-            let known = module::FEATURES0.iter().find(|(b, _)| *b == bit);
-            known.map_or_else(|| format!("bit {bit}"), |(_, name)| (*name).into())
-        });
     Module {
         major: info.major_version,
         minor: info.minor_version,
@@ -82,8 +73,10 @@ pub fn module(info: &Info) -> Module {
         build_number: info.build_num,
         build_date: info.build_date,
         vendor: Hex(info.vendor_id.into()),
-        features0: Hex(info.tdx_features0),
-        features: features.collect(),
+        features0: Hex(info.tdx_features0.bits()),
+        features: names(info.tdx_features0)
+            .map(|feature| feature.to_string())
+            .collect(),
         max_tdmrs: info.max_tdmrs,
         max_reserved_per_tdmr: info.max_reserved_per_tdmr,
         max_vcpus_per_td: info.max_vcpus_per_td,
@@ -95,12 +88,14 @@ pub fn module(info: &Info) -> Module {
 
 #[cfg(test)]
 mod tests {
+    use seam::abi::Features0;
+
     use super::*;
 
     #[test]
     fn features_have_names_or_numbers() {
         let info = Info {
-            tdx_features0: 1 << 18 | 1 << 63,
+            tdx_features0: Features0::NO_RBP_MOD | Features0::from_bits_retain(1 << 63),
             ..Info::default()
         };
         assert_eq!(module(&info).features, ["NO_RBP_MOD", "bit 63"]);

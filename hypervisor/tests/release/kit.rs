@@ -7,7 +7,7 @@ use hypervisor::tdx::hkids::Count;
 use hypervisor::tdx::release::{Coordinator, Ending, NotReleased, Release, Released, Vcpus};
 use mm::private::{Levels, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
-use seam::abi::{PAGE_1G, PAGE_4K, PageSize, TdParams};
+use seam::abi::{PAGE_1G, PAGE_4K, PageSize, TdParams, Xfam};
 use seam::error::Error;
 use seam::page::Donated;
 use seam::tdh::Tdvpr;
@@ -92,7 +92,7 @@ impl Td {
             .map(|_| tdh.mng_addcx(&tdr, frame()).unwrap())
             .collect();
         let mut params = TdParams::new_zeroed();
-        params.xfam = 3;
+        params.xfam = Xfam::X87 | Xfam::SSE;
         params.max_vcpus = 4;
         params.eptp_controls = 0x1e;
         params.tsc_frequency = 40;

@@ -4,7 +4,7 @@ use hypervisor::td::end::{Ended, Way};
 use hypervisor::td::error::Error;
 use hypervisor::td::life::State;
 use hypervisor::td::params::Refused;
-use seam::abi::Leaf;
+use seam::abi::{Leaf, Xfam};
 
 use super::kit::{FULL, ONE, Server, td};
 use super::rig::Setup;
@@ -128,7 +128,7 @@ fn what_can_t_be_built_is_refused_before_anything_is_taken() {
         "{}",
         refused[1]
     );
-    assert_eq!(refused[2], Error::Refused(Refused::XfamBits(8)));
+    assert_eq!(refused[2], Error::Refused(Refused::XfamBits(Xfam::BNDREGS)));
     assert_eq!(refused[3], Error::TooMuchMemory);
     assert_eq!(server.rig.calls(Leaf::MngCreate), calls);
     // The one too many starts once another has ended.

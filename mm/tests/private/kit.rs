@@ -8,7 +8,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
 use mm::private::{Clearing, Cpu, FramePool, Levels, PrivateMap, Settings, Unowned};
 use seam::abi::metadata::sys;
-use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams};
+use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
 use seam::counters::Counters;
@@ -253,7 +253,7 @@ impl<'h> Td<'h> {
             .map(|_| tdh.mng_addcx(&tdr, host.frame()).unwrap())
             .collect();
         let mut params = TdParams::new_zeroed();
-        params.xfam = 3;
+        params.xfam = Xfam::X87 | Xfam::SSE;
         params.max_vcpus = 2;
         params.eptp_controls = 0x1e;
         params.tsc_frequency = 40;

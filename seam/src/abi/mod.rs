@@ -1,5 +1,6 @@
 //! The ABI of the TDX module 1.5, each fact once: registers, leafs, status codes, operands, structures, metadata.
 
+mod bits;
 mod encoding;
 mod gprs;
 mod guest;
@@ -11,6 +12,7 @@ mod platform;
 pub(crate) mod status;
 mod td;
 
+pub use bits::{Attributes, Bit, ConfigFlags, Features0, TdCtls, Xfam, names};
 pub use encoding::*;
 pub use gprs::Gprs;
 pub use guest::{GuestLeaf, ghci};

@@ -2,39 +2,13 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::{Attributes, ConfigFlags, Xfam};
+
 /// Bytes of a SHA-384 measurement.
 pub const MEASUREMENT_SIZE: usize = 48;
 
 /// A SHA-384 measurement.
 pub type Measurement = [u8; MEASUREMENT_SIZE];
-
-/// TD ATTRIBUTES bits.
-///
-/// Source: TDX Module ABI 1.5, ATTRIBUTES.
-pub mod attributes {
-    /// The host may read and write the TD's memory and state.
-    pub const DEBUG: u64 = 1 << 0;
-    /// An access to a page that is not accepted exits to the host instead of raising #VE.
-    pub const SEPT_VE_DISABLE: u64 = 1 << 28;
-    /// The TD may be migrated.
-    pub const MIGRATABLE: u64 = 1 << 29;
-    /// Supervisor protection keys.
-    pub const PKS: u64 = 1 << 30;
-    /// Performance monitoring.
-    pub const PERFMON: u64 = 1 << 63;
-}
-
-/// CONFIG_FLAGS bits (also called EXEC_CONTROLS).
-///
-/// Source: TDX Module ABI 1.5, CONFIG_FLAGS.
-pub mod config_flags {
-    /// Guest-physical addresses have 52 bits (shared bit 51) instead of 48 (shared bit 47).
-    pub const GPAW: u64 = 1 << 0;
-    /// The guest may choose how accesses to pending pages end.
-    pub const FLEXIBLE_PENDING_VE: u64 = 1 << 1;
-    /// TDG.VP.VMCALL and TDH.VP.ENTER leave RBP alone.
-    pub const NO_RBP_MOD: u64 = 1 << 2;
-}
 
 /// Bytes of the CPUID_CONFIG area of [`TdParams`].
 pub const TD_PARAMS_CPUID_SIZE: usize = 0x300;
@@ -49,14 +23,14 @@ pub const TD_PARAMS_CPUID_SIZE: usize = 0x300;
     reason = "the fields are those of the specification; reserved ones are zero"
 )]
 pub struct TdParams {
-    pub attributes: u64,
-    pub xfam: u64,
+    pub attributes: Attributes,
+    pub xfam: Xfam,
     pub max_vcpus: u16,
     pub num_l2_vms: u8,
     pub msr_config_ctls: u8,
     pub reserved_14: [u8; 4],
     pub eptp_controls: u64,
-    pub config_flags: u64,
+    pub config_flags: ConfigFlags,
     pub tsc_frequency: u16,
     pub reserved_2a: [u8; 38],
     pub mrconfigid: Measurement,
@@ -111,8 +85,8 @@ pub struct TeeTcbInfo {
     reason = "the fields are those of the specification; reserved ones are zero"
 )]
 pub struct TdInfo {
-    pub attributes: u64,
-    pub xfam: u64,
+    pub attributes: Attributes,
+    pub xfam: Xfam,
     pub mrtd: Measurement,
     pub mrconfigid: Measurement,
     pub mrowner: Measurement,

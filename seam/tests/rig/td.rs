@@ -1,7 +1,7 @@
 //! A TD as a host would hold it, and its life through the typed calls.
 
 use seam::abi::metadata::sys;
-use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize, TdParams};
+use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize, TdParams, Xfam};
 use seam::address::{Gpa, Hpa, Level};
 use seam::hkid::Hkid;
 use seam::page::{Cached, Clear, Dirty, Donated, Page};
@@ -49,7 +49,7 @@ impl<'r> Td<'r> {
             .map(|_| persist(rig.frames.take_4k(), |page| tdh.mng_addcx(&tdr, page)))
             .collect();
         let mut params = TdParams::new_zeroed();
-        params.xfam = 3;
+        params.xfam = Xfam::X87 | Xfam::SSE;
         params.max_vcpus = 2;
         params.eptp_controls = 0x1e;
         params.tsc_frequency = 40;

@@ -3,7 +3,7 @@
 //! No TD leaves or arrives here, so no TD is ever in an op-state of migration. What remains of these leafs is how they
 //! refuse, and the migration streams, which are pages of the TD.
 
-use seam::abi::{Gprs, Leaf, Operand, PageType, Status, attributes};
+use seam::abi::{Attributes, Gprs, Leaf, Operand, PageType, Status};
 
 use crate::call::Call;
 use crate::field::Structure;
@@ -54,7 +54,7 @@ fn refuse<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<()
 }
 
 fn is_migratable<M: Machine>(tdcs: &Tdcs<'_, M>) -> bool {
-    tdcs.get(tdcs::field::ATTRIBUTES) & attributes::MIGRATABLE != 0
+    tdcs.get(tdcs::field::ATTRIBUTES) & Attributes::MIGRATABLE.bits() != 0
 }
 
 /// TDH.EXPORT.STATE.VP and TDH.IMPORT.STATE.VP, whose TD is never in the right state.

@@ -1,6 +1,6 @@
 //! TD_PARAMS: which configurations of a TD are accepted, and what follows from them.
 
-use seam::abi::{Operand, Status, TDCS_PAGES, TdParams, attributes, config_flags};
+use seam::abi::{Attributes, ConfigFlags, Operand, Status, TDCS_PAGES, TdParams};
 
 use crate::cpuid::{
     ConfigError, Features, NUM_CONFIGURABLE, NUM_ROWS, Native, Registers, TdConfig, virtualize,
@@ -8,14 +8,15 @@ use crate::cpuid::{
 use crate::metadata::ARCH_CAPABILITIES_CONFIGURABLE;
 
 /// ATTRIBUTES bits that a TD may have.
-pub const ATTRIBUTES_ALLOWED: u64 = attributes::DEBUG
-    | attributes::SEPT_VE_DISABLE
-    | attributes::MIGRATABLE
-    | attributes::PKS
-    | attributes::PERFMON;
+pub const ATTRIBUTES_ALLOWED: u64 = Attributes::DEBUG.bits()
+    | Attributes::SEPT_VE_DISABLE.bits()
+    | Attributes::MIGRATABLE.bits()
+    | Attributes::PKS.bits()
+    | Attributes::PERFMON.bits();
 /// CONFIG_FLAGS bits that a TD may have.
-pub const CONFIG_FLAGS_ALLOWED: u64 =
-    config_flags::GPAW | config_flags::FLEXIBLE_PENDING_VE | config_flags::NO_RBP_MOD;
+pub const CONFIG_FLAGS_ALLOWED: u64 = ConfigFlags::GPAW.bits()
+    | ConfigFlags::FLEXIBLE_PENDING_VE.bits()
+    | ConfigFlags::NO_RBP_MOD.bits();
 /// Hz of a unit of TSC_FREQUENCY.
 const TSC_UNIT: u64 = 25_000_000;
 /// The multiplier of a TD whose time-stamp counter is not scaled.
@@ -81,10 +82,10 @@ impl Config {
         tsc_adjust: u64,
         scales_tsc: bool,
     ) -> Result<Self, Refusal> {
-        if !accepts_attributes(params.attributes) {
+        if !accepts_attributes(params.attributes.bits()) {
             return Err(Operand::ATTRIBUTES.into());
         }
-        if !native.accepts_xfam(params.xfam) {
+        if !native.accepts_xfam(params.xfam.bits()) {
             return Err(Operand::XFAM.into());
         }
         if params.max_vcpus == 0 {
@@ -102,10 +103,10 @@ impl Config {
         if params.reserved_14 != [0; 4] {
             return Err(Operand::RDX.into());
         }
-        if params.config_flags & !CONFIG_FLAGS_ALLOWED != 0 {
+        if params.config_flags.bits() & !CONFIG_FLAGS_ALLOWED != 0 {
             return Err(Operand::EXEC_CONTROLS.into());
         }
-        let is_wide = params.config_flags & config_flags::GPAW != 0;
+        let is_wide = params.config_flags.contains(ConfigFlags::GPAW);
         if !accepts_eptp(params.eptp_controls, is_wide, native) {
             return Err(Operand::EPTP_CONTROLS.into());
         }
@@ -126,8 +127,8 @@ impl Config {
         let cpuid = virtualize(
             native,
             &TdConfig {
-                attributes: params.attributes,
-                xfam: params.xfam,
+                attributes: params.attributes.bits(),
+                xfam: params.xfam.bits(),
                 tsc_frequency: params.tsc_frequency,
                 cpuid: configurable,
                 has_tsx_ctrl: native.msrs.arch_capabilities & ARCH_TSX_CTRL != 0,
@@ -139,7 +140,7 @@ impl Config {
         }
         let features = Features::of(|row| cpuid[row]);
         let arch_capabilities = arch_capabilities(params, native, features)?;
-        if params.attributes & attributes::MIGRATABLE != 0 && params.num_l2_vms > 0 {
+        if params.attributes.contains(Attributes::MIGRATABLE) && params.num_l2_vms > 0 {
             return Err(Operand::RDX.into());
         }
         let hz = u128::from(params.tsc_frequency) * u128::from(TSC_UNIT);
@@ -147,7 +148,7 @@ impl Config {
         Ok(Self {
             eptp: params.eptp_controls,
             tsc_multiplier: if scales_tsc { scaled } else { UNSCALED },
-            xbuff: native.xbuff(params.xfam),
+            xbuff: native.xbuff(params.xfam.bits()),
             cpuid,
             features,
             arch_capabilities,
@@ -157,8 +158,9 @@ impl Config {
 
 /// Whether ATTRIBUTES are ones that a TD may have. A TD that may be migrated can be neither debugged nor profiled.
 fn accepts_attributes(bits: u64) -> bool {
-    let open = attributes::DEBUG | attributes::PERFMON;
-    bits & !ATTRIBUTES_ALLOWED == 0 && (bits & attributes::MIGRATABLE == 0 || bits & open == 0)
+    let open = Attributes::DEBUG.bits() | Attributes::PERFMON.bits();
+    bits & !ATTRIBUTES_ALLOWED == 0
+        && (bits & Attributes::MIGRATABLE.bits() == 0 || bits & open == 0)
 }
 
 /// Whether EPTP_CONTROLS are write-back, four or five levels as the CPU can, and nothing else. A wide
@@ -211,6 +213,7 @@ pub fn virtual_tsc(native: u64, multiplier: u64, offset: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use seam::abi::Xfam;
     use zerocopy::FromZeros;
 
     use super::*;
@@ -233,7 +236,7 @@ mod tests {
 
     fn params() -> TdParams {
         let mut params = TdParams::new_zeroed();
-        (params.xfam, params.max_vcpus) = (3, 1);
+        (params.xfam, params.max_vcpus) = (Xfam::X87 | Xfam::SSE, 1);
         (params.eptp_controls, params.tsc_frequency) = (0x1E, 100);
         params
     }
@@ -250,15 +253,18 @@ mod tests {
     fn each_rule_names_its_operand() {
         let invalid = |operand| Status::OPERAND_INVALID.with(operand);
         assert_eq!(
-            refusal(|params| params.attributes = 2),
+            refusal(|params| params.attributes = Attributes::from_bits_retain(2)),
             invalid(Operand::ATTRIBUTES)
         );
-        let migratable_debug = attributes::DEBUG | attributes::MIGRATABLE;
+        let migratable_debug = Attributes::DEBUG | Attributes::MIGRATABLE;
         assert_eq!(
             refusal(|params| params.attributes = migratable_debug),
             invalid(Operand::ATTRIBUTES)
         );
-        assert_eq!(refusal(|params| params.xfam = 1), invalid(Operand::XFAM));
+        assert_eq!(
+            refusal(|params| params.xfam = Xfam::X87),
+            invalid(Operand::XFAM)
+        );
         assert_eq!(
             refusal(|params| params.max_vcpus = 0),
             invalid(Operand::MAX_VCPUS)
@@ -272,7 +278,7 @@ mod tests {
             Status::TDCS_NOT_ALLOCATED
         );
         assert_eq!(
-            refusal(|params| params.config_flags = 8),
+            refusal(|params| params.config_flags = ConfigFlags::MAXPA_VIRT),
             invalid(Operand::EXEC_CONTROLS)
         );
         assert_eq!(
@@ -296,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_wide_guest_address_needs_five_levels_but_not_the_other_way_round() {
-        let wide = |params: &mut TdParams| params.config_flags = config_flags::GPAW;
+        let wide = |params: &mut TdParams| params.config_flags = ConfigFlags::GPAW;
         assert_eq!(
             refusal(wide),
             Status::OPERAND_INVALID.with(Operand::EPTP_CONTROLS)

@@ -1,6 +1,6 @@
 //! Memory: given where it is touched, shared and taken back.
 
-use seam::abi::{PAGE_2M, PAGE_4K, attributes};
+use seam::abi::{Attributes, PAGE_2M, PAGE_4K};
 use seam::address::Gpa;
 use vcpu::{End, Stop};
 
@@ -75,7 +75,7 @@ fn memory_that_the_operator_took_is_not_given_again() {
 #[test]
 fn a_td_that_wants_no_ve_ends_when_it_touches_what_it_did_not_accept() {
     let shape = Shape {
-        attributes: attributes::SEPT_VE_DISABLE,
+        attributes: Attributes::SEPT_VE_DISABLE,
         ..Shape::default()
     };
     with_shape(&shape, |td| {

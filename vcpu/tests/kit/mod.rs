@@ -15,7 +15,7 @@ use mm::pages::{Flush as CacheFlush, page_of};
 use mm::private::{FramePool, Kick, Levels, NoAnswer, PrivateMap, Settings};
 use mm::shared::{self, SharedMap, Words};
 use seam::abi::metadata::sys;
-use seam::abi::{Gprs, PAGE_1G, PAGE_4K, PageSize, TdParams};
+use seam::abi::{Attributes, Gprs, PAGE_1G, PAGE_4K, PageSize, TdParams, Xfam};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::counters::Counters;
 use seam::hkid::Hkid;
@@ -176,7 +176,7 @@ pub struct Td<'r> {
 pub struct Shape {
     pub vcpus: u32,
     pub memory: u64,
-    pub attributes: u64,
+    pub attributes: Attributes,
 }
 
 impl Default for Shape {
@@ -185,7 +185,7 @@ impl Default for Shape {
         Self {
             vcpus: 1,
             memory: 64 << 20,
-            attributes: 0,
+            attributes: Attributes::empty(),
         }
     }
 }
@@ -205,7 +205,7 @@ impl<'r> Td<'r> {
             .collect();
         let mut params = TdParams::new_zeroed();
         params.attributes = shape.attributes;
-        params.xfam = 3;
+        params.xfam = Xfam::X87 | Xfam::SSE;
         params.max_vcpus = shape.vcpus as u16;
         params.eptp_controls = 0x1e;
         params.tsc_frequency = 40;

@@ -10,7 +10,7 @@ use hypervisor::tdx::release::{Coordinator, Ending, Release, Vcpus};
 use mm::frames::{Frame, ORDER_2M, ORDER_4K};
 use mm::private::{Cpu, Ledger, Levels, NoneRuns, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
-use seam::abi::{Gprs, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status, TdParams};
+use seam::abi::{Gprs, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Gpa, Hpa, KeyIdPosition};
 use seam::error::Error;
 use seam::page::{Donated, Page};
@@ -113,7 +113,7 @@ impl Td {
             control.push(page);
         }
         let mut params = TdParams::new_zeroed();
-        params.xfam = 3;
+        params.xfam = Xfam::X87 | Xfam::SSE;
         params.max_vcpus = world.cpus().len() as u16;
         params.eptp_controls = 0x1e;
         params.tsc_frequency = 40;

@@ -1,6 +1,6 @@
 //! What CPUID says to a TD: the CPU's values, cut down to the TD's configuration.
 
-use seam::abi::attributes;
+use seam::abi::Attributes;
 
 use super::{
     CONFIGURABLE, EAX, EBX, ECX, EDX, NUM_ROWS, Native, ROWS, Registers, find,
@@ -107,7 +107,7 @@ pub fn virtualize(
                 if value[EAX] == 0 {
                     value[EAX] = native.fms;
                 }
-                let accepted = if td.attributes & attributes::MIGRATABLE != 0 {
+                let accepted = if td.attributes & Attributes::MIGRATABLE.bits() != 0 {
                     fms::accepts(Fms(native.fms), Fms(value[EAX]))
                 } else {
                     value[EAX] == native.fms
@@ -129,11 +129,11 @@ pub fn virtualize(
                 if hle && !td.has_tsx_ctrl {
                     return Err(ConfigError::NoTsxCtrl);
                 }
-                let pks = td.attributes & attributes::PKS != 0;
+                let pks = td.attributes & Attributes::PKS.bits() != 0;
                 value[ECX] = value[ECX] & !(1 << 31 | 1 << 23) | u32::from(pks) << 31;
                 features.la57 = value[ECX] >> 16 & 1 != 0;
             }
-            (0xA, _) if td.attributes & attributes::PERFMON == 0 => *value = [0; 4],
+            (0xA, _) if td.attributes & Attributes::PERFMON.bits() == 0 => *value = [0; 4],
             (0xD, 0) => value[ECX] = native.standard_size(td.xfam),
             (0xD, 1) if native.xfd & td.xfam == 0 => value[EAX] &= !(1 << 4),
             (0xD, component @ 2..) if td.xfam >> component & 1 == 0 => *value = [0; 4],
@@ -267,7 +267,7 @@ mod tests {
             })
         );
         let migratable = TdConfig {
-            attributes: attributes::MIGRATABLE,
+            attributes: Attributes::MIGRATABLE.bits(),
             ..config(&cpuid)
         };
         assert!(virtualize(&native(), &migratable).is_ok());

@@ -1,6 +1,6 @@
 //! Control registers and XCR0 written by a TD.
 
-use seam::abi::attributes;
+use seam::abi::Attributes;
 
 use super::Inside;
 use super::reason;
@@ -64,7 +64,7 @@ fn judge_cr4(value: u64, msrs: &Msrs, cr0: u64, xfam: u64, attributes: u64) -> V
         || without(CET, xfam & XFAM_CET == XFAM_CET)
         || without(UINTR, xfam & XFAM_UINTR != 0)
         || without(KL, false)
-        || without(PKS, attributes & attributes::PKS != 0);
+        || without(PKS, attributes & Attributes::PKS.bits() != 0);
     if illegal || not_configured || value & CET != 0 && cr0 & WP == 0 {
         Verdict::Gp
     } else {

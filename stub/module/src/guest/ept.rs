@@ -1,6 +1,6 @@
 //! EPT violations of a TD, and the walk to a page that a TDCALL names.
 
-use seam::abi::{PAGE_MASK, Status, level_bytes};
+use seam::abi::{PAGE_MASK, Status, TdCtls, level_bytes};
 
 use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
@@ -32,8 +32,6 @@ pub mod extended {
     pub const PENDING: u64 = 6;
 }
 
-/// TD_CTLS: an access to a page that is not accepted goes to the host instead of raising #VE.
-const PENDING_VE_DISABLE: u64 = 1;
 /// Why a page can't be used in a TDCALL.
 #[derive(Clone, Copy, Debug)]
 pub enum NoAccess {
@@ -61,7 +59,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     fn pending_goes_to_host(&self) -> bool {
-        self.tdcs.get(tdcs::field::TD_CTLS) & PENDING_VE_DISABLE != 0
+        self.tdcs.get(tdcs::field::TD_CTLS) & TdCtls::PENDING_VE_DISABLE.bits() != 0
     }
 
     /// An EPT violation by the guest.

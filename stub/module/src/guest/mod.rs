@@ -9,7 +9,7 @@ mod msr;
 mod stepping;
 mod tdcall;
 
-use seam::abi::{Status, attributes, config_flags};
+use seam::abi::{Attributes, ConfigFlags, Status};
 
 pub use exit::{Check, Impossible, Stop, TdExit};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
@@ -171,7 +171,7 @@ impl<'m, M: Machine> Inside<'m, M> {
 
     /// Whether TDH.VP.ENTER leaves the host's RBP alone.
     pub fn keeps_rbp(&self) -> bool {
-        self.tdcs.get(tdcs::field::CONFIG_FLAGS) & config_flags::NO_RBP_MOD != 0
+        self.tdcs.get(tdcs::field::CONFIG_FLAGS) & ConfigFlags::NO_RBP_MOD.bits() != 0
     }
 
     /// Whether a guest-physical address is a shared one.
@@ -196,7 +196,7 @@ impl<'m, M: Machine> Inside<'m, M> {
     #[inline(never)]
     fn debugger_only(&self, exit: TdExit) -> Stop {
         let reason = exit.status.detail();
-        if self.has_attribute(attributes::DEBUG) {
+        if self.has_attribute(Attributes::DEBUG.bits()) {
             exit.into()
         } else {
             TdExit {
@@ -218,7 +218,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         let qualification = vcpu.vmcs(Field::EXIT_QUALIFICATION);
         let interruption = vcpu.vmcs(Field::EXIT_INT_INFO);
         let exit = TdExit::success(full).qualified(qualification);
-        let is_debug = self.has_attribute(attributes::DEBUG);
+        let is_debug = self.has_attribute(Attributes::DEBUG.bits());
         if self.tdr.is_fatal() {
             core::hint::cold_path();
             let status = Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(full);
@@ -294,7 +294,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         let event = self.vcpu.vmcs(Field::ENTRY_INT_INFO);
         let is_exception = self.has_event() && event >> 8 & 7 == HARDWARE_EXCEPTION;
         let wanted = self.vcpu.vmcs(Field::EXCEPTION_BITMAP) >> (event & 0x1F) & 1 != 0;
-        if self.has_attribute(attributes::DEBUG) && is_exception && wanted {
+        if self.has_attribute(Attributes::DEBUG.bits()) && is_exception && wanted {
             return Err(TdExit::success(reason::EXCEPTION_OR_NMI)
                 .event(event)
                 .into());
@@ -377,8 +377,8 @@ impl<'m, M: Machine> Inside<'m, M> {
                 return Err(exit.event(interruption).into());
             }
             reason::RDPMC => {
-                if self.has_attribute(attributes::PERFMON) {
-                    return Err(if self.has_attribute(attributes::DEBUG) {
+                if self.has_attribute(Attributes::PERFMON.bits()) {
+                    return Err(if self.has_attribute(Attributes::DEBUG.bits()) {
                         exit.into()
                     } else {
                         Stop::Shutdown(Check::Rdpmc)
@@ -402,7 +402,7 @@ impl<'m, M: Machine> Inside<'m, M> {
             reason::WRMSR => self.wrmsr(full)?,
             reason::NMI_WINDOW => self.nmi_window(),
             reason::PML_FULL => {
-                return Err(if self.has_attribute(attributes::DEBUG) {
+                return Err(if self.has_attribute(Attributes::DEBUG.bits()) {
                     exit.into()
                 } else {
                     Stop::Shutdown(Check::PmlFull)
@@ -423,7 +423,7 @@ impl<'m, M: Machine> Inside<'m, M> {
             let status =
                 Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE.with_detail(exit.status.detail());
             TdExit { status, ..exit }.into()
-        } else if self.has_attribute(attributes::DEBUG) {
+        } else if self.has_attribute(Attributes::DEBUG.bits()) {
             exit.into()
         } else {
             Stop::Shutdown(Check::Exception)

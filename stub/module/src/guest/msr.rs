@@ -1,6 +1,6 @@
 //! RDMSR and WRMSR executed by a TD: which MSRs are its own, which the module emulates, and which it refuses.
 
-use seam::abi::{Status, attributes};
+use seam::abi::{Attributes, Status};
 
 use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
@@ -203,7 +203,7 @@ struct TdFeatures<'a> {
 impl TdFeatures<'_> {
     fn has(&self, feature: Feature) -> bool {
         let has_xfam = |bit: u32| self.xfam >> bit & 1 != 0;
-        let perfmon = self.attributes & attributes::PERFMON != 0;
+        let perfmon = self.attributes & Attributes::PERFMON.bits() != 0;
         match feature {
             Perfmon => perfmon,
             Cet => has_xfam(XFAM_CET),
@@ -212,7 +212,7 @@ impl TdFeatures<'_> {
             Lbr => has_xfam(XFAM_LBR),
             Umwait => self.features.waitpkg,
             Xfd => self.features.xfd,
-            Pks => self.attributes & attributes::PKS != 0,
+            Pks => self.attributes & Attributes::PKS.bits() != 0,
             Tsx => self.features.tsx,
             PerfMetrics => perfmon && self.native.msrs.perf_capabilities & PERF_METRICS != 0,
             PerfmonAndPt => perfmon && has_xfam(XFAM_PT),
@@ -333,7 +333,7 @@ impl<M: Machine> Inside<'_, M> {
     pub fn rdmsr(&self, full: u32) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
         let msr = vcpu.gpr(Gpr::Rcx) as u32;
-        let perfmon = self.has_attribute(attributes::PERFMON);
+        let perfmon = self.has_attribute(Attributes::PERFMON.bits());
         let value = match msr {
             DEBUGCTL => vcpu.vmcs(Field::DEBUGCTL) & !UNCORE_PMI,
             XAPIC_DISABLE_STATUS => 1,

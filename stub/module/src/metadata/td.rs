@@ -1,7 +1,7 @@
 //! A TD's fields: TDH.MNG.RD and TDH.MNG.WR.
 
 use seam::abi::metadata::{Context, FieldId, td};
-use seam::abi::{Gprs, Leaf, Operand, Status, config_flags};
+use seam::abi::{ConfigFlags, Gprs, Leaf, Operand, Status};
 
 use super::access::{Change, Fields, first_id, next_id, read, write};
 use super::table::{CPUID_CLASS, Row, Tables, Who, cpuid_leaf};
@@ -93,7 +93,7 @@ impl<M: Machine> Fields for TdFields<'_, M> {
             }
             td::TD_CTLS if who == Who::Guest => {
                 let flexible = self.tdcs.get(tdcs::field::CONFIG_FLAGS)
-                    & config_flags::FLEXIBLE_PENDING_VE
+                    & ConfigFlags::FLEXIBLE_PENDING_VE.bits()
                     != 0;
                 if !flexible && (value ^ change.old) & 1 != 0 {
                     return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);

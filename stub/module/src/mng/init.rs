@@ -1,6 +1,6 @@
 //! TDH.MNG.INIT: a TD from its TD_PARAMS.
 
-use seam::abi::{Gprs, Leaf, Operand, Status, TdParams, attributes};
+use seam::abi::{Attributes, ConfigFlags, Gprs, Leaf, Operand, Status, TdParams};
 
 use crate::call::Call;
 use crate::field::Structure;
@@ -49,7 +49,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
 
 fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, config: &Config) {
     let tsc = cx.machine.rdtsc(cx.lp);
-    let pending_ve_disable = params.attributes & attributes::SEPT_VE_DISABLE != 0;
+    let pending_ve_disable = params.attributes.contains(Attributes::SEPT_VE_DISABLE);
     let root = cx
         .machine
         .platform()
@@ -66,14 +66,17 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
         (field::REFCOUNT.at(0), 0),
         (field::REFCOUNT.at(1), 0),
         (field::HP_LOCK_TIMEOUT, cx.native().tsc_hz),
-        (field::ATTRIBUTES, params.attributes),
+        (field::ATTRIBUTES, params.attributes.bits()),
         (field::TD_CTLS, pending_ve_disable.into()),
-        (field::XFAM, params.xfam),
+        (field::XFAM, params.xfam.bits()),
         (field::XBUFF_SIZE, config.xbuff.1.into()),
         (field::MAX_VCPUS, params.max_vcpus.into()),
         (field::NUM_L2_VMS, params.num_l2_vms.into()),
-        (field::CONFIG_FLAGS, params.config_flags),
-        (field::GPAW, params.config_flags & 1),
+        (field::CONFIG_FLAGS, params.config_flags.bits()),
+        (
+            field::GPAW,
+            params.config_flags.contains(ConfigFlags::GPAW).into(),
+        ),
         (field::EPTP, root | config.eptp),
         (field::TSC_FREQUENCY, params.tsc_frequency.into()),
         (field::TSC_MULTIPLIER, config.tsc_multiplier),

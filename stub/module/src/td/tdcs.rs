@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicU64;
 
-use seam::abi::attributes;
+use seam::abi::Attributes;
 
 use super::{OpState, Tdr, tdr};
 use crate::field::{Field, Structure};
@@ -144,7 +144,7 @@ impl<'m, M: Machine> Tdcs<'m, M> {
 
     /// Whether the host may look inside.
     pub fn is_debug(&self) -> bool {
-        self.get(field::ATTRIBUTES) & attributes::DEBUG != 0
+        self.get(field::ATTRIBUTES) & Attributes::DEBUG.bits() != 0
     }
 
     /// Whether guest-physical addresses have 52 bits instead of 48.

@@ -1,6 +1,6 @@
 //! The TD VMCS at TDH.VP.INIT: the guest's reset state, and the controls that follow from the CPU and the TD.
 
-use seam::abi::attributes;
+use seam::abi::Attributes;
 
 use super::vmx_caps::l2_cr4_free;
 use crate::Machine;
@@ -69,7 +69,7 @@ const CONSTANT: &[(Field, u64)] = &[
 
 /// Controls, from what every TD has on, what the CPU requires, and the TD's configuration.
 pub(super) mod base {
-    use seam::abi::attributes;
+    use seam::abi::Attributes;
 
     use super::required;
     use crate::cpuid::{Features, Msrs};
@@ -114,9 +114,10 @@ pub(super) mod base {
 
     /// The controls that a TD and its L2 VMs have in common.
     pub const fn of_td(msrs: &Msrs, features: Features, td_attributes: u64) -> Common {
-        let perfmon = td_attributes & attributes::PERFMON != 0;
-        let perf_global = td_attributes & (attributes::PERFMON | attributes::DEBUG) != 0;
-        let pkrs = td_attributes & (attributes::PKS | attributes::DEBUG) != 0;
+        let perfmon = td_attributes & Attributes::PERFMON.bits() != 0;
+        let perf_global =
+            td_attributes & (Attributes::PERFMON.bits() | Attributes::DEBUG.bits()) != 0;
+        let pkrs = td_attributes & (Attributes::PKS.bits() | Attributes::DEBUG.bits()) != 0;
         Common {
             pin_based: PIN_BASED | required(msrs.pin_based),
             proc_based: PROC_BASED
@@ -295,7 +296,7 @@ fn cr_masks<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>) -> CrMasks {
         | unless(xfam >> 11 & 3 == 3, 23)
         | unless(xfam >> 14 & 1 != 0, 25)
         | KL
-        | unless(attributes & attributes::PKS != 0, 24);
+        | unless(attributes & Attributes::PKS.bits() != 0, 24);
     CrMasks {
         l1: [
             cr0 | PE,

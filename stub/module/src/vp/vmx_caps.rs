@@ -2,7 +2,7 @@
 //!
 //! Source: TDX module 1.5.01, virt_msr_helpers and the L2 VMCS control values.
 
-use seam::abi::attributes;
+use seam::abi::Attributes;
 
 use super::vmcs::{base, features, required};
 use crate::Machine;
@@ -42,7 +42,7 @@ pub fn l2_cr4_free(msrs: &Msrs, xfam: u64, td_attributes: u64) -> u64 {
     let unless = |condition: bool, bit: u32| if condition { 0 } else { 1 << bit };
     let missing = unless(xfam >> 9 & 1 != 0, 22)
         | unless(xfam >> 11 & 3 == 3, 23)
-        | unless(td_attributes & attributes::PKS != 0, 24)
+        | unless(td_attributes & Attributes::PKS.bits() != 0, 24)
         | unless(xfam >> 14 & 1 != 0, 25)
         | KL;
     CR4_FREE & !msrs.cr4_fixed0 & msrs.cr4_fixed1 & !missing
@@ -55,7 +55,7 @@ pub fn fill<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
         tdcs.get(tdcs::field::XFAM),
         tdcs.get(tdcs::field::ATTRIBUTES),
     );
-    let perfmon = td_attributes & attributes::PERFMON != 0;
+    let perfmon = td_attributes & Attributes::PERFMON.bits() != 0;
     let controls = base::of_td(msrs, features, td_attributes);
     let free_rdpmc = if perfmon { RDPMC_EXITING } else { 0 };
     let configured2 = base::configured_proc_based2(features);

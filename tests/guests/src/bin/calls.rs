@@ -79,7 +79,7 @@ fn vp_info() -> Check {
     );
     expect("the number of this vCPU", info.index.into(), 0)?;
     ensure!(info.vcpus >= 1, "{} vCPUs", info.vcpus);
-    say!("attributes {:#x}, {} vCPUs", info.attributes, info.vcpus);
+    say!("attributes {}, {} vCPUs", info.attributes, info.vcpus);
     Ok(())
 }
 

@@ -13,7 +13,7 @@ guest!("hello", main);
 fn main(checks: &mut Checks) {
     let info = tdcall::vp_info();
     say!(
-        "Hello from a TD: vCPU {} of {}, addresses of {} bits, attributes {:#x}",
+        "Hello from a TD: vCPU {} of {}, addresses of {} bits, attributes {}",
         info.index,
         info.vcpus,
         info.gpa_width,
@@ -61,8 +61,8 @@ fn reads_its_report() -> Check {
     );
     expect(
         "ATTRIBUTES",
-        report.td_info.attributes,
-        tdcall::vp_info().attributes,
+        report.td_info.attributes.bits(),
+        tdcall::vp_info().attributes.bits(),
     )?;
     say!("MRTD {}", Hex(&report.td_info.mrtd));
     Ok(())

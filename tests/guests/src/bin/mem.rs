@@ -10,7 +10,7 @@ use arrayvec::ArrayVec;
 use guest_kit::attempt::{Caught, Outcome};
 use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::{apic, attempt, cpu, ensure, fail, guest, memory, say, tdcall, vcpu, ve, vmcall};
-use seam::abi::{PAGE_2M, PAGE_4K, Status, attributes};
+use seam::abi::{Attributes, PAGE_2M, PAGE_4K, Status};
 use spin::Mutex;
 
 guest!("mem", main);
@@ -244,7 +244,10 @@ fn shares_4_kib() -> Check {
 
 /// A TD without SEPT_VE_DISABLE is told that it has not accepted what it touches; any other comes to its end by that.
 fn what_is_not_accepted_raises_ve() -> Check {
-    if tdcall::vp_info().attributes & attributes::SEPT_VE_DISABLE != 0 {
+    if tdcall::vp_info()
+        .attributes
+        .contains(Attributes::SEPT_VE_DISABLE)
+    {
         return Ok(());
     }
     let Some(at) = block(3) else {

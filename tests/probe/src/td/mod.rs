@@ -5,7 +5,7 @@ pub mod guest;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::metadata::{FieldId, vmcs};
-use seam::abi::{Gprs, Leaf, Status, TDCS_PAGES, TDVPS_PAGES, TdParams};
+use seam::abi::{Gprs, Leaf, Status, TDCS_PAGES, TDVPS_PAGES, TdParams, Xfam};
 use zerocopy::FromZeros;
 
 use crate::attempt::{enter_often, seamcall_all, write};
@@ -101,7 +101,7 @@ impl Td {
         }
         let params_at = pages(1);
         let params = TdParams {
-            xfam: 7,
+            xfam: Xfam::X87 | Xfam::SSE | Xfam::AVX,
             max_vcpus: VCPUS as u16,
             eptp_controls: 0x1E,
             tsc_frequency: 40,

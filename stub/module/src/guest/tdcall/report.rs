@@ -1,7 +1,7 @@
 //! TDG.MR.*: run-time measurements, and the report about a TD.
 
 use hmac::{Hmac, Mac};
-use seam::abi::{MEASUREMENT_SIZE, Operand, ReportMac, Status, TdInfo, TdReport};
+use seam::abi::{Attributes, MEASUREMENT_SIZE, Operand, ReportMac, Status, TdInfo, TdReport, Xfam};
 use sha2::{Digest, Sha256, Sha384};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -121,8 +121,8 @@ impl<M: Machine> Inside<'_, M> {
     fn td_info(&self) -> TdInfo {
         use tdcs::field;
         let mut info = TdInfo::new_zeroed();
-        info.attributes = self.tdcs.get(field::ATTRIBUTES);
-        info.xfam = self.tdcs.get(field::XFAM);
+        info.attributes = Attributes::from_bits_retain(self.tdcs.get(field::ATTRIBUTES));
+        info.xfam = Xfam::from_bits_retain(self.tdcs.get(field::XFAM));
         self.tdcs.read_bytes(field::MRTD.offset(), &mut info.mrtd);
         self.tdcs
             .read_bytes(field::MRCONFIGID.offset(), &mut info.mrconfigid);

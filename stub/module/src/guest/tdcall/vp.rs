@@ -1,6 +1,6 @@
 //! TDG.VP.*: the vCPU itself.
 
-use seam::abi::{Operand, Status, config_flags};
+use seam::abi::{ConfigFlags, Operand, Status};
 
 use super::End;
 use crate::Machine;
@@ -19,7 +19,8 @@ impl<M: Machine> Inside<'_, M> {
     #[inline(always)]
     pub fn vmcall(&mut self) -> Result<(), End> {
         let control = self.vcpu.gpr(Gpr::Rcx);
-        let keeps_rbp = self.tdcs.get(tdcs::field::CONFIG_FLAGS) & config_flags::NO_RBP_MOD != 0;
+        let keeps_rbp =
+            self.tdcs.get(tdcs::field::CONFIG_FLAGS) & ConfigFlags::NO_RBP_MOD.bits() != 0;
         let never = NEVER_PASSED | if keeps_rbp { RBP } else { 0 };
         if control & never != 0 {
             return Err(Status::OPERAND_INVALID.with(Operand::RCX).into());
