@@ -13,7 +13,7 @@ use super::error::Error;
 use super::mirror::{Entry, Leaf, index, is_aligned};
 use super::pool::Pool;
 use super::root::Live;
-use super::track::NoneRuns;
+use super::kick::NoneRuns;
 use super::{Cpu, PrivateMap};
 use crate::tdvf::chunks;
 

@@ -4,7 +4,7 @@ use core::fmt;
 
 use seam::abi::PageSize;
 
-use super::track::NoAnswer;
+use super::kick::NoAnswer;
 
 /// Why it failed. Nothing is lost: what was taken for it is where it came from, or in the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

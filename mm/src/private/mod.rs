@@ -16,6 +16,7 @@ mod claim;
 mod demote;
 mod error;
 mod join;
+mod kick;
 mod mirror;
 mod pool;
 mod promote;
@@ -47,6 +48,7 @@ use crate::sync::atomic::AtomicBool;
 pub use build::Given;
 pub use error::Error;
 pub use join::{Found, Search};
+pub use kick::{Kick, NoAnswer, NoneRuns};
 pub use mirror::Levels;
 pub use pool::{FramePool, Ledger, Pool};
 pub use reclaim::{
@@ -55,7 +57,6 @@ pub use reclaim::{
 pub use remove::{Outcome, Taken};
 pub use root::Mode;
 pub use stock::Holding;
-pub use track::{Kick, NoAnswer, NoneRuns};
 pub use write_off::WrittenOff;
 
 /// What a CPU works with: the module as it calls it, and the host's frames.

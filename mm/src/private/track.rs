@@ -1,7 +1,5 @@
 //! TLB tracking: making sure that no CPU uses what was blocked.
 
-use core::fmt;
-
 use seam::abi::{Leaf as SeamLeaf, Status};
 use seam::call::SeamCall;
 use seam::error::Recovery;
@@ -9,42 +7,10 @@ use seam::retry::Wait;
 use seam::tdh::Tdh;
 
 use super::error::Error;
+use super::kick::Kick;
 use super::mirror::Epoch;
 use super::root::Live;
 use crate::sync::atomic::{AtomicU32, Ordering::SeqCst};
-
-/// Makes every vCPU of one TD that is in the guest leave it, by interrupting the CPU that it is on. The hypervisor
-/// implements it.
-pub trait Kick {
-    /// Returns when each vCPU that was in the guest at the call has left it at least once since; it may be in again.
-    ///
-    /// # Errors
-    /// [`NoAnswer`] when one did not within the time that the hypervisor allows.
-    fn kick(&self) -> Result<(), NoAnswer>;
-}
-
-/// For a TD none of whose vCPUs runs, because it is being built or is paused.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoneRuns;
-
-impl Kick for NoneRuns {
-    fn kick(&self) -> Result<(), NoAnswer> {
-        Ok(())
-    }
-}
-
-/// A CPU that did not leave the guest in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoAnswer {
-    /// Its number.
-    pub cpu: u32,
-}
-
-impl fmt::Display for NoAnswer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CPU {} did not leave the guest in time", self.cpu)
-    }
-}
 
 /// The rounds of one TD.
 #[derive(Debug)]
