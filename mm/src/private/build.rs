@@ -10,11 +10,10 @@ use seam::page::{Clean, Page};
 use seam::retry::Wait;
 
 use super::error::Error;
+use super::kick::NoneRuns;
 use super::mirror::{Entry, Leaf, index, is_aligned};
 use super::pool::Pool;
-use super::root::Live;
-use super::kick::NoneRuns;
-use super::{Cpu, PrivateMap};
+use super::{Cpu, Op, PrivateMap};
 use crate::tdvf::chunks;
 
 /// What was mapped.
@@ -39,18 +38,19 @@ impl PrivateMap {
         is_measured: bool,
     ) -> Result<(), Error> {
         let mut until = gpa.0;
-        let added = self.root.keyed(|live| {
-            if live.is_finalized() {
+        let added = self.change(cpu, &NoneRuns, |op| {
+            let tdr = op.live.tdr();
+            if op.live.is_finalized() {
                 return Err(Error::Finalized);
             }
-            self.map_4k(cpu, live, gpa, |page| {
-                let added = cpu.tdh.mem_page_add(live.tdr(), gpa, page, source);
+            op.map_4k(gpa, |page| {
+                let added = cpu.tdh.mem_page_add(tdr, gpa, page, source);
                 added.map(Leaf::Mapped)
             })?;
             until += PAGE_4K;
             if is_measured {
                 for chunk in chunks(gpa) {
-                    cpu.tdh.mr_extend(live.tdr(), chunk)?;
+                    cpu.tdh.mr_extend(tdr, chunk)?;
                 }
             }
             Ok(())
@@ -112,102 +112,18 @@ impl PrivateMap {
         if !is_aligned(gpa, size) {
             return Err(Error::BadRange);
         }
-        self.root.keyed(|live| {
+        self.change(cpu, &NoneRuns, |op| {
             let aug = |page| {
-                let augmented = cpu.tdh.mem_page_aug(live.tdr(), gpa, page);
+                let augmented = cpu.tdh.mem_page_aug(op.live.tdr(), gpa, page);
                 augmented.map(Leaf::Pending)
             };
             match size {
-                PageSize::Size4K => self.map_4k(cpu, live, gpa, aug),
-                PageSize::Size2M => self.map_2m(cpu, live, gpa, aug),
+                PageSize::Size4K => op.map_4k(gpa, aug),
+                PageSize::Size2M => op.map_2m(gpa, aug),
                 // TDH.MEM.PAGE.AUG takes at most 2 MiB; larger pages come about by TDH.MEM.PAGE.PROMOTE.
                 PageSize::Size1G => Err(Error::BadRange),
             }
         })
-    }
-
-    fn map_4k<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
-    ) -> Result<(), Error> {
-        if !is_aligned(gpa, PageSize::Size4K) {
-            return Err(Error::BadRange);
-        }
-        self.link_table(cpu, live, gpa)?;
-        let place = self.mirror.in_linked(gpa, |directory| {
-            let table = directory.table(index(gpa, PAGE_2M)).ok_or(Error::Busy)?;
-            let at = index(gpa, PAGE_4K);
-            table.claim_free(at).map(|()| table.place_of(at))
-        })??;
-        match self.hand_over(cpu, PageSize::Size4K, place, call) {
-            Ok(leaf) => {
-                if self.mirror.put_page(gpa, Some(leaf)) && live.is_finalized() {
-                    self.note_joinable(gpa);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                self.mirror.put_page(gpa, None);
-                Err(error)
-            }
-        }
-    }
-
-    fn map_2m<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
-    ) -> Result<(), Error> {
-        self.link_directory(cpu, live, gpa)?;
-        self.mirror.in_linked(gpa, |directory| {
-            let at = index(gpa, PAGE_2M);
-            match directory.entry(at) {
-                Entry::Free => directory.claim(at).map(drop),
-                Entry::Claimed => Err(Error::Busy),
-                Entry::BlockedTable { .. } => Err(Error::Blocked),
-                Entry::Leaf(_) | Entry::Table(_) => Err(Error::Occupied),
-            }
-        })??;
-        match self.hand_over(cpu, PageSize::Size2M, None, call) {
-            Ok(leaf) => {
-                self.mirror.put_block(gpa, Entry::Leaf(leaf));
-                Ok(())
-            }
-            Err(error) => {
-                self.mirror.put_block(gpa, Entry::Free);
-                Err(error)
-            }
-        }
-    }
-
-    /// Takes a frame, the one at `place` if it can be had, and makes a call that gives it to the TD. It goes home when the
-    /// module refuses.
-    fn hand_over<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        size: PageSize,
-        place: Option<Hpa>,
-        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
-    ) -> Result<Leaf, Error> {
-        let frame = match place.and_then(|place| cpu.pool.take_at(place, size)) {
-            Some(frame) => frame,
-            None => self.take_frame(cpu, size)?,
-        };
-        match call(frame) {
-            Ok(leaf) => {
-                self.stock.add_page(size);
-                Ok(leaf)
-            }
-            Err(Rejected { error, given }) => {
-                cpu.pool.give(core::iter::once(given));
-                Err(error.into())
-            }
-        }
     }
 
     /// If the work failed that mapped everything in `range`, takes that back, and the tables that were linked for what was
@@ -224,5 +140,86 @@ impl PrivateMap {
             _ = self.remove_and_tidy(cpu, range, until, &NoneRuns, &|| true);
         }
         result
+    }
+}
+
+impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
+    fn map_4k(
+        &self,
+        gpa: Gpa,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<(), Error> {
+        if !is_aligned(gpa, PageSize::Size4K) {
+            return Err(Error::BadRange);
+        }
+        self.link_table(gpa)?;
+        let place = self.map.mirror.in_linked(gpa, |directory| {
+            let table = directory.table(index(gpa, PAGE_2M)).ok_or(Error::Busy)?;
+            let at = index(gpa, PAGE_4K);
+            table.claim_free(at).map(|()| table.place_of(at))
+        })??;
+        match self.hand_over(PageSize::Size4K, place, call) {
+            Ok(leaf) => {
+                if self.map.mirror.put_page(gpa, Some(leaf)) && self.live.is_finalized() {
+                    self.map.note_joinable(gpa);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.map.mirror.put_page(gpa, None);
+                Err(error)
+            }
+        }
+    }
+
+    fn map_2m(
+        &self,
+        gpa: Gpa,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<(), Error> {
+        self.link_directory(gpa)?;
+        self.map.mirror.in_linked(gpa, |directory| {
+            let at = index(gpa, PAGE_2M);
+            match directory.entry(at) {
+                Entry::Free => directory.claim(at).map(drop),
+                Entry::Claimed => Err(Error::Busy),
+                Entry::BlockedTable { .. } => Err(Error::Blocked),
+                Entry::Leaf(_) | Entry::Table(_) => Err(Error::Occupied),
+            }
+        })??;
+        match self.hand_over(PageSize::Size2M, None, call) {
+            Ok(leaf) => {
+                self.map.mirror.put_block(gpa, Entry::Leaf(leaf));
+                Ok(())
+            }
+            Err(error) => {
+                self.map.mirror.put_block(gpa, Entry::Free);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes a frame, the one at `place` if it can be had, and makes a call that gives it to the TD. It goes home when the
+    /// module refuses.
+    fn hand_over(
+        &self,
+        size: PageSize,
+        place: Option<Hpa>,
+        call: impl FnOnce(Page<Clean>) -> Handover<Leaf, Page<Clean>>,
+    ) -> Result<Leaf, Error> {
+        let frame = match place.and_then(|place| self.cpu.pool.take_at(place, size)) {
+            Some(frame) => frame,
+            None => self.take_frame(size)?,
+        };
+        match call(frame) {
+            Ok(leaf) => {
+                self.map.stock.add_page(size);
+                Ok(leaf)
+            }
+            Err(Rejected { error, given }) => {
+                self.cpu.pool.give(core::iter::once(given));
+                Err(error.into())
+            }
+        }
     }
 }

@@ -15,8 +15,7 @@ use seam::retry::Wait;
 use super::error::Error;
 use super::mirror::{Block, Entry};
 use super::pool::Pool;
-use super::root::Live;
-use super::{Cpu, Kick, PrivateMap};
+use super::{Cpu, Kick, Op, PrivateMap};
 use crate::sync::atomic::Ordering::SeqCst;
 
 /// Searches that follow a note at most.
@@ -101,7 +100,7 @@ impl PrivateMap {
             return Ok(Found::More);
         }
         search.at = Some(gpa.0 + PAGE_2M);
-        match self.root.keyed(|live| self.follow(cpu, live, gpa, kick)) {
+        match self.change(cpu, kick, |op| op.follow(gpa)) {
             Ok(ControlFlow::Continue(())) => {
                 search.at = Some(gpa.0);
                 Ok(Found::More)
@@ -132,21 +131,17 @@ impl PrivateMap {
         }
         *search = Search::default();
     }
+}
 
+impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     /// Follows the note on the 2 MiB at `gpa`: [`ControlFlow::Break`] when they are one page now, the other when it is to
     /// be gone on with.
-    fn follow<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        kick: &dyn Kick,
-    ) -> Result<ControlFlow<()>, Error> {
-        let (mut entry, result) = match self.mirror.claim_block(gpa)? {
+    fn follow(&self, gpa: Gpa) -> Result<ControlFlow<()>, Error> {
+        let (mut entry, result) = match self.map.mirror.claim_block(gpa)? {
             Entry::Table(table) if !table.is_whole() => (Entry::Table(table), Err(Error::NotWhole)),
-            Entry::Table(mut table) => match self.ask(cpu, live, gpa, &mut table, ASKED) {
+            Entry::Table(mut table) => match self.ask(gpa, &mut table, ASKED) {
                 Ok(true) => {
-                    let (entry, joined) = self.join_table(cpu, live, gpa, table, kick);
+                    let (entry, joined) = self.join_table(gpa, table);
                     (entry, joined.map(ControlFlow::Break))
                 }
                 Ok(false) => (Entry::Table(table), Ok(ControlFlow::Continue(()))),
@@ -154,7 +149,7 @@ impl PrivateMap {
             },
             // What failed work left blocked is made usable, and joined by the next search.
             blocked @ Entry::BlockedTable { .. } => {
-                let (entry, usable) = self.unblock_entry(cpu, live, gpa, blocked, kick);
+                let (entry, usable) = self.unblock_entry(gpa, blocked);
                 (entry, usable.and(Err(Error::Blocked)))
             }
             other => (other, Err(Error::NotMapped)),
@@ -164,7 +159,7 @@ impl PrivateMap {
             Ok(ControlFlow::Continue(())) => true,
             Err(_) => is_worth_another_try(&mut entry),
         };
-        self.mirror.put_tried(gpa, entry, again);
+        self.map.mirror.put_tried(gpa, entry, again);
         result
     }
 }

@@ -18,6 +18,7 @@ mod error;
 mod join;
 mod kick;
 mod mirror;
+mod op;
 mod pool;
 mod promote;
 mod reclaim;
@@ -39,6 +40,7 @@ use seam::retry::Wait;
 use seam::tdh::{Keyed, Keyless, Tdh, Tdr};
 
 use mirror::Mirror;
+use op::Op;
 use root::RootLock;
 use stock::Stock;
 use track::Tracker;

@@ -12,8 +12,7 @@ use seam::retry::Wait;
 use super::error::Error;
 use super::mirror::{Block, Boxed, ENTRIES, Entry, Epoch, Leaf, PageTable, Parts, is_aligned};
 use super::pool::{Home, Pool};
-use super::root::Live;
-use super::{Cpu, Kick, PrivateMap};
+use super::{Cpu, Kick, Op, PrivateMap};
 
 /// What a table maps, taken out to be made one page.
 type Taken = (Run<Donated>, Page<Donated>);
@@ -35,11 +34,11 @@ impl PrivateMap {
         if !is_aligned(gpa, size) {
             return Err(Error::BadRange);
         }
-        self.root.keyed(|live| match size {
+        self.change(cpu, kick, |op| match size {
             PageSize::Size4K => Err(Error::BadRange),
             PageSize::Size2M => {
                 let (entry, result) = match self.mirror.claim_block(gpa)? {
-                    Entry::Table(table) => self.join_table(cpu, live, gpa, table, kick),
+                    Entry::Table(table) => op.join_table(gpa, table),
                     Entry::BlockedTable { table, since } => {
                         (Entry::BlockedTable { table, since }, Err(Error::Blocked))
                     }
@@ -51,9 +50,9 @@ impl PrivateMap {
             PageSize::Size1G => {
                 let gib = gpa.0 / PAGE_1G;
                 let (entry, result) = match self.mirror.claim_gib(gib)? {
-                    Entry::Table(table) => self.join_parts(cpu, live, gpa, table, kick, |_| {
-                        self.is_directory_accepted(cpu, live, gpa)
-                    }),
+                    Entry::Table(table) => {
+                        op.join_parts(gpa, table, |_| op.is_directory_accepted(gpa))
+                    }
                     Entry::BlockedTable { table, since } => {
                         (Entry::BlockedTable { table, since }, Err(Error::Blocked))
                     }
@@ -97,41 +96,30 @@ impl PrivateMap {
         }
         Ok(joined)
     }
+}
 
+impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     /// Makes a page of what a page table maps.
-    pub(super) fn join_table<C: SeamCall, W: Wait, P: Pool>(
+    pub(super) fn join_table(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
         gpa: Gpa,
         table: Boxed<PageTable>,
-        kick: &dyn Kick,
     ) -> (Block, Result<(), Error>) {
-        self.join_parts(cpu, live, gpa, table, kick, |table| {
-            self.ask(cpu, live, gpa, table, ENTRIES).map(drop)
-        })
+        self.join_parts(gpa, table, |table| self.ask(gpa, table, ENTRIES).map(drop))
     }
 
-    fn is_directory_accepted<C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-    ) -> Result<(), Error> {
+    fn is_directory_accepted(&self, gpa: Gpa) -> Result<(), Error> {
         (0..ENTRIES as u64).try_for_each(|at| {
             let page = Gpa(gpa.0 + at * PAGE_2M);
-            self.is_accepted(cpu, live, page, Level::Pd)
+            self.is_accepted(page, Level::Pd)
         })
     }
 
     /// Makes a page of what a table maps, if `ask` has no objection.
-    fn join_parts<T: Parts, C: SeamCall, W: Wait, P: Pool>(
+    fn join_parts<T: Parts>(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
         gpa: Gpa,
         mut table: Boxed<T>,
-        kick: &dyn Kick,
         ask: impl FnOnce(&mut T) -> Result<(), Error>,
     ) -> (Entry<T>, Result<(), Error>) {
         let refuse = |table, error| (Entry::Table(table), Err(error));
@@ -141,7 +129,7 @@ impl PrivateMap {
         if let Err(error) = ask(&mut table) {
             return refuse(table, error);
         }
-        let since = match self.quiesce_table(cpu, live, gpa, T::LEVEL, kick) {
+        let since = match self.quiesce_table(gpa, T::LEVEL) {
             Ok(since) => since,
             Err((None, error)) => return refuse(table, error),
             Err((Some(since), error)) => {
@@ -154,14 +142,14 @@ impl PrivateMap {
         let Some(sept) = table.sept().take() else {
             return refuse(table, Error::NotWhole);
         };
-        match self.join(cpu, live, gpa, (parts, sept)) {
+        match self.join(gpa, (parts, sept)) {
             Ok(page) => (Entry::Leaf(Leaf::Mapped(page)), Ok(())),
             Err(((parts, sept), error)) => {
                 for (at, page) in parts.enumerate() {
                     table.put_part(at, Leaf::Mapped(page));
                 }
                 *table.sept() = Some(sept);
-                let entry = self.usable_table(cpu, live, gpa, T::LEVEL, table, since);
+                let entry = self.usable_table(gpa, T::LEVEL, table, since);
                 (entry, Err(error))
             }
         }
@@ -172,14 +160,7 @@ impl PrivateMap {
     ///
     /// # Errors
     /// [`Error::NotWhole`] when the guest has not; [`Error`].
-    pub(super) fn ask<C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        table: &mut PageTable,
-        most: usize,
-    ) -> Result<bool, Error> {
+    pub(super) fn ask(&self, gpa: Gpa, table: &mut PageTable, most: usize) -> Result<bool, Error> {
         let mut asked = 0;
         for at in table.by_doubt() {
             if table.is_accepted(at) {
@@ -189,7 +170,7 @@ impl PrivateMap {
                 return Ok(false);
             }
             let page = Gpa(gpa.0 + at as u64 * PAGE_4K);
-            self.is_accepted(cpu, live, page, Level::Pt)?;
+            self.is_accepted(page, Level::Pt)?;
             table.note_accepted(at);
             asked += 1;
         }
@@ -197,14 +178,8 @@ impl PrivateMap {
     }
 
     /// Whether the guest has accepted what is at `gpa`: from then on it stays so, and the module can join it.
-    fn is_accepted<C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        level: Level,
-    ) -> Result<(), Error> {
-        let entry = cpu.tdh.mem_sept_rd(live.tdr(), gpa, level)?;
+    fn is_accepted(&self, gpa: Gpa, level: Level) -> Result<(), Error> {
+        let entry = self.cpu.tdh.mem_sept_rd(self.live.tdr(), gpa, level)?;
         if entry.state == SeptState::Mapped as u8 {
             Ok(())
         } else {
@@ -214,42 +189,39 @@ impl PrivateMap {
 
     /// Blocks what a table maps and makes sure that no CPU uses it, if the TD can run. When it was blocked; the same with
     /// the error when only the second failed.
-    fn quiesce_table<C: SeamCall, W: Wait, P>(
+    fn quiesce_table(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
         gpa: Gpa,
         level: Level,
-        kick: &dyn Kick,
     ) -> Result<Option<Epoch>, (Option<Epoch>, Error)> {
-        if !live.is_finalized() {
+        if !self.live.is_finalized() {
             return Ok(None);
         }
-        if let Err(error) = cpu.tdh.mem_range_block(live.tdr(), gpa, level) {
+        if let Err(error) = self.cpu.tdh.mem_range_block(self.live.tdr(), gpa, level) {
             return Err((None, error.into()));
         }
-        let since = Some(self.tracker.now());
-        match self.track(cpu, live, since, kick) {
+        let since = Some(self.map.tracker.now());
+        match self.track(since) {
             Ok(()) => Ok(since),
             Err(error) => Err((since, error)),
         }
     }
 
-    fn join<C: SeamCall, W: Wait, P: Pool>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        (parts, sept): Taken,
-    ) -> Result<Page<Donated>, (Taken, Error)> {
-        match cpu.tdh.mem_page_promote(live.tdr(), gpa, parts, sept) {
+    fn join(&self, gpa: Gpa, (parts, sept): Taken) -> Result<Page<Donated>, (Taken, Error)> {
+        match self
+            .cpu
+            .tdh
+            .mem_page_promote(self.live.tdr(), gpa, parts, sept)
+        {
             Ok(promoted) => {
                 let page = promoted.page;
-                cpu.pool.merge(page.hpa(), page.size());
-                self.stock.merge(page.size());
-                self.stock.remove_sept(1);
+                self.cpu.pool.merge(page.hpa(), page.size());
+                self.map.stock.merge(page.size());
+                self.map.stock.remove_sept(1);
                 // A page that can't be written back now is kept for the next removal.
-                _ = self.bring_home(cpu, promoted.sept, &mut Home::new(cpu.pool));
+                _ = self
+                    .map
+                    .bring_home(self.cpu, promoted.sept, &mut Home::new(self.cpu.pool));
                 Ok(page)
             }
             Err(Rejected { error, given }) => Err((given, error.into())),

@@ -20,8 +20,8 @@ use super::error::Error;
 use super::mirror::{Boxed, Entry, Epoch, Leaf, PageTable, Place, Upper, Was, start};
 use super::pool::{Home, Pool, clear_all};
 use super::reclaim::{Clearing, Left};
-use super::root::{Live, Mode};
-use super::{Cpu, Kick, PrivateMap};
+use super::root::Mode;
+use super::{Cpu, Kick, Op, PrivateMap};
 
 /// What was taken from a TD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,9 +97,9 @@ impl PrivateMap {
         if !range.start.is_multiple_of(PAGE_4K) || !range.end.is_multiple_of(PAGE_4K) {
             return Err(Error::BadRange);
         }
-        let removed = self.root.keyed(|live| {
+        let removed = self.change(cpu, kick, |op| {
             self.settle(cpu)?;
-            Removal::new(self, cpu, live, kick).run(&range, until, goes_on)
+            Removal::new(op).run(&range, until, goes_on)
         });
         match removed {
             Ok(taken) => Ok(Outcome::Removed(taken)),
@@ -188,10 +188,7 @@ impl PrivateMap {
 
 /// One removal.
 struct Removal<'a, C, W, P: Pool> {
-    map: &'a PrivateMap,
-    cpu: Cpu<'a, C, W, P>,
-    live: &'a Live,
-    kick: &'a dyn Kick,
+    op: Op<'a, C, W, P>,
     home: Home<'a, P>,
     taken: Taken,
     /// The first thing that went wrong.
@@ -199,18 +196,10 @@ struct Removal<'a, C, W, P: Pool> {
 }
 
 impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
-    const fn new(
-        map: &'a PrivateMap,
-        cpu: Cpu<'a, C, W, P>,
-        live: &'a Live,
-        kick: &'a dyn Kick,
-    ) -> Self {
+    const fn new(op: Op<'a, C, W, P>) -> Self {
         Self {
-            map,
-            cpu,
-            live,
-            kick,
-            home: Home::new(cpu.pool),
+            home: Home::new(op.cpu.pool),
+            op,
             taken: Taken {
                 pages: [0; 3],
                 sept: 0,
@@ -276,14 +265,13 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
                 *at = gib.0 + PAGE_1G;
                 continue;
             }
-            match find(&self.map.mirror, gpa, range)? {
+            match find(&self.op.map.mirror, gpa, range)? {
                 Found::GoOn(next) => *at = next,
                 Found::Split(size) => {
                     let gpa = start(gpa, size.bytes());
-                    let map = self.map;
-                    map.demote_live(self.cpu, self.live, gpa, size, self.kick)?;
+                    self.op.demote_live(gpa, size)?;
                 }
-                Found::Unblock => self.map.unblock_live(self.cpu, self.live, gpa, self.kick)?,
+                Found::Unblock => self.op.unblock_live(gpa)?,
                 Found::Item(item) => {
                     if let Item::Pages { part, .. } = &item {
                         small += part.len();
@@ -298,18 +286,18 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
 
     /// Blocks all that the batch has, and makes sure that no CPU uses it, if the TD can run.
     fn quiesce(&self, items: &mut Items) -> Result<(), Error> {
-        if !self.live.is_finalized() {
+        if !self.op.live.is_finalized() {
             return Ok(());
         }
         let mut latest = None;
         for item in items {
             let since = self.block(item)?;
-            if since.is_some_and(|since| !self.map.tracker.is_tracked(since)) {
+            if since.is_some_and(|since| !self.op.map.tracker.is_tracked(since)) {
                 latest = since;
             }
         }
         // A round covers all that was blocked before it.
-        self.map.track(self.cpu, self.live, latest, self.kick)
+        self.op.track(latest)
     }
 
     /// Blocks an item, unless it is; when that was done last.
@@ -323,7 +311,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
                     }
                     if table.blocked_since(at).is_none() {
                         self.block_range(page_at(*gpa, at), Level::Pt)?;
-                        table.block(at, self.map.tracker.now());
+                        table.block(at, self.op.map.tracker.now());
                     }
                     latest = table.blocked_since(at);
                 }
@@ -346,14 +334,14 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
     ) -> Result<Option<Epoch>, Error> {
         if since.is_none() {
             self.block_range(gpa, level)?;
-            *since = Some(self.map.tracker.now());
+            *since = Some(self.op.map.tracker.now());
         }
         Ok(*since)
     }
 
     fn block_range(&self, gpa: Gpa, level: Level) -> Result<(), Error> {
-        let tdh = self.cpu.tdh;
-        tdh.mem_range_block(self.live.tdr(), gpa, level)?;
+        let tdh = self.op.cpu.tdh;
+        tdh.mem_range_block(self.op.live.tdr(), gpa, level)?;
         Ok(())
     }
 
@@ -374,7 +362,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
             } => {
                 table.sept = self.take_sept(gpa, Level::Pd, table.sept.take());
                 if table.sept.is_none() {
-                    self.map.mirror.put_block(gpa, Entry::Free);
+                    self.op.map.mirror.put_block(gpa, Entry::Free);
                     self.empty_above_block(gpa, emptied);
                 } else {
                     self.put_back(Item::Table { gpa, table, since });
@@ -399,7 +387,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
             Item::Upper { place, page, since } => {
                 match self.take_sept(place.gpa, place.level, Some(page)) {
                     None => {
-                        let uppers = &self.map.mirror.uppers;
+                        let uppers = &self.op.map.mirror.uppers;
                         uppers.put(place, Upper::Free);
                         if let Some(above) = uppers.above(place) {
                             uppers.unpin(above);
@@ -430,7 +418,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
             }
         }
         if table.used() > 0 {
-            self.map.mirror.put_block(gpa, Entry::Table(table));
+            self.op.map.mirror.put_block(gpa, Entry::Table(table));
         } else {
             let since = None;
             emptied.push(Item::Table { gpa, table, since });
@@ -455,7 +443,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
             }),
             None if size == PageSize::Size1G => self.free_gib(gpa, emptied),
             None => {
-                self.map.mirror.put_block(gpa, Entry::Free);
+                self.op.map.mirror.put_block(gpa, Entry::Free);
                 self.empty_above_block(gpa, emptied);
             }
         }
@@ -463,24 +451,28 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
 
     /// A GiB holds nothing any more.
     fn free_gib(&mut self, gpa: Gpa, emptied: &mut Items) {
-        self.map.mirror.put_gib(gpa.0 / PAGE_1G, Entry::Free);
+        self.op.map.mirror.put_gib(gpa.0 / PAGE_1G, Entry::Free);
         let place = Place::pdpt(gpa);
-        self.map.mirror.uppers.unpin(place);
+        self.op.map.mirror.uppers.unpin(place);
         self.claim_empty(place, emptied);
     }
 
     fn claim_empty(&self, place: Place, emptied: &mut Items) {
-        if let Ok(Some(item)) = empty_upper(&self.map.mirror, place) {
+        if let Ok(Some(item)) = empty_upper(&self.op.map.mirror, place) {
             emptied.push(item);
         }
     }
 
     /// Claims the directory above a block that was freed, if it is empty now.
     fn empty_above_block(&self, gpa: Gpa, emptied: &mut Items) {
-        let claimed = self.map.mirror.with(gpa.0 / PAGE_1G, |entry| match entry {
-            Entry::Table(table) if table.used() == 0 => entry.claim().ok(),
-            _ => None,
-        });
+        let claimed = self
+            .op
+            .map
+            .mirror
+            .with(gpa.0 / PAGE_1G, |entry| match entry {
+                Entry::Table(table) if table.used() == 0 => entry.claim().ok(),
+                _ => None,
+            });
         if let Ok(Some(entry)) = claimed
             && let Some(item) = empty_directory(start(gpa, PAGE_1G), entry)
         {
@@ -491,18 +483,23 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
     /// TDH.MEM.PAGE.REMOVE and all that follows; the page when the module does not give it.
     fn take_page(&mut self, gpa: Gpa, page: Page<Donated>) -> Option<Page<Donated>> {
         let size = page.size();
-        match self.cpu.tdh.mem_page_remove(self.live.tdr(), gpa, page) {
+        match self
+            .op
+            .cpu
+            .tdh
+            .mem_page_remove(self.op.live.tdr(), gpa, page)
+        {
             Ok(page) => {
-                self.map.stock.remove_pages(size, 1);
+                self.op.map.stock.remove_pages(size, 1);
                 self.taken.pages[size as usize] += 1;
-                let home = self.map.bring_home(self.cpu, page, &mut self.home);
+                let home = self.op.map.bring_home(self.op.cpu, page, &mut self.home);
                 self.note(home);
                 None
             }
             Err(rejected) => {
                 let doubtful = self.refused(rejected);
                 if doubtful.is_none() {
-                    self.map.stock.remove_pages(size, 1);
+                    self.op.map.stock.remove_pages(size, 1);
                 }
                 doubtful
             }
@@ -516,19 +513,19 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         level: Level,
         page: Option<Page<Donated>>,
     ) -> Option<Page<Donated>> {
-        let tdh = self.cpu.tdh;
-        match tdh.mem_sept_remove(self.live.tdr(), gpa, level, page?) {
+        let tdh = self.op.cpu.tdh;
+        match tdh.mem_sept_remove(self.op.live.tdr(), gpa, level, page?) {
             Ok(page) => {
-                self.map.stock.remove_sept(1);
+                self.op.map.stock.remove_sept(1);
                 self.taken.sept += 1;
-                let home = self.map.bring_home(self.cpu, page, &mut self.home);
+                let home = self.op.map.bring_home(self.op.cpu, page, &mut self.home);
                 self.note(home);
                 None
             }
             Err(rejected) => {
                 let doubtful = self.refused(rejected);
                 if doubtful.is_none() {
-                    self.map.stock.remove_sept(1);
+                    self.op.map.stock.remove_sept(1);
                 }
                 doubtful
             }
@@ -540,7 +537,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         let (error, page) = rejected.into_parts();
         self.note(Err(error.into()));
         if matches!(error.cause(), Cause::WrongPage { .. }) {
-            self.cpu.pool.quarantine(page);
+            self.op.cpu.pool.quarantine(page);
             return None;
         }
         Some(page)
@@ -559,7 +556,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
 
     /// Ends a claim without having taken anything.
     fn put_back(&self, item: Item) {
-        let mirror = &self.map.mirror;
+        let mirror = &self.op.map.mirror;
         match item {
             Item::Pages { gpa, table, .. } => mirror.put_block(gpa, Entry::Table(table)),
             Item::Large {

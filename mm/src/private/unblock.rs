@@ -8,52 +8,9 @@ use seam::retry::Wait;
 use super::error::Error;
 use super::mirror::{Block, Boxed, Entry, Epoch, Gib, Leaf, Place, Upper, index, start};
 use super::pool::Pool;
-use super::root::Live;
-use super::{Cpu, Kick, PrivateMap};
+use super::{Cpu, Kick, Op, PrivateMap};
 
 impl PrivateMap {
-    /// Takes the block from a page, if it has one that can be taken.
-    pub(super) fn usable<C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        leaf: Leaf,
-    ) -> Leaf {
-        match leaf.blocked_since() {
-            Some(since) if self.tracker.is_tracked(since) => {
-                let level = leaf.size().into();
-                match cpu.tdh.mem_range_unblock(live.tdr(), gpa, level) {
-                    Ok(()) => leaf.unblocked(),
-                    Err(_) => leaf,
-                }
-            }
-            _ => leaf,
-        }
-    }
-
-    /// Takes the block from a table, if it has one that can be taken.
-    pub(super) fn usable_table<T, C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        gpa: Gpa,
-        level: Level,
-        table: Boxed<T>,
-        since: Option<Epoch>,
-    ) -> Entry<T> {
-        match since {
-            None => Entry::Table(table),
-            Some(since)
-                if self.tracker.is_tracked(since)
-                    && cpu.tdh.mem_range_unblock(live.tdr(), gpa, level).is_ok() =>
-            {
-                Entry::Table(table)
-            }
-            Some(since) => Entry::BlockedTable { table, since },
-        }
-    }
-
     /// Makes usable again what failed work left blocked on the way to `gpa`, and there.
     ///
     /// # Errors
@@ -64,85 +21,104 @@ impl PrivateMap {
         gpa: Gpa,
         kick: &dyn Kick,
     ) -> Result<(), Error> {
-        self.root
-            .keyed(|live| self.unblock_live(cpu, live, gpa, kick))
+        self.change(cpu, kick, |op| op.unblock_live(gpa))
+    }
+}
+
+impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
+    /// Takes the block from a page, if it has one that can be taken.
+    pub(super) fn usable(&self, gpa: Gpa, leaf: Leaf) -> Leaf {
+        match leaf.blocked_since() {
+            Some(since) if self.map.tracker.is_tracked(since) => {
+                let level = leaf.size().into();
+                match self.cpu.tdh.mem_range_unblock(self.live.tdr(), gpa, level) {
+                    Ok(()) => leaf.unblocked(),
+                    Err(_) => leaf,
+                }
+            }
+            _ => leaf,
+        }
     }
 
-    pub(super) fn unblock_live<C: SeamCall, W: Wait, P: Pool>(
+    /// Takes the block from a table, if it has one that can be taken.
+    pub(super) fn usable_table<T>(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
         gpa: Gpa,
-        kick: &dyn Kick,
-    ) -> Result<(), Error> {
+        level: Level,
+        table: Boxed<T>,
+        since: Option<Epoch>,
+    ) -> Entry<T> {
+        match since {
+            None => Entry::Table(table),
+            Some(since)
+                if self.map.tracker.is_tracked(since)
+                    && self
+                        .cpu
+                        .tdh
+                        .mem_range_unblock(self.live.tdr(), gpa, level)
+                        .is_ok() =>
+            {
+                Entry::Table(table)
+            }
+            Some(since) => Entry::BlockedTable { table, since },
+        }
+    }
+
+    pub(super) fn unblock_live(&self, gpa: Gpa) -> Result<(), Error> {
         let pdpt = Place::pdpt(gpa);
-        let uppers = [self.mirror.uppers.above(pdpt), Some(pdpt)];
+        let uppers = [self.map.mirror.uppers.above(pdpt), Some(pdpt)];
         for place in uppers.into_iter().flatten() {
-            self.unblock_upper(cpu, live, place, kick)?;
+            self.unblock_upper(place)?;
         }
         let gib = gpa.0 / PAGE_1G;
-        let (entry, result) = self.unblock_entry(
-            cpu,
-            live,
-            start(gpa, PAGE_1G),
-            self.mirror.claim_gib(gib)?,
-            kick,
-        );
+        let (entry, result) =
+            self.unblock_entry(start(gpa, PAGE_1G), self.map.mirror.claim_gib(gib)?);
         let goes_on = matches!(entry, Entry::Table(_));
-        self.mirror.put_gib(gib, entry);
+        self.map.mirror.put_gib(gib, entry);
         result?;
         if !goes_on {
             return Ok(());
         }
         let block = start(gpa, PAGE_2M);
-        let claimed = self.mirror.claim_block(gpa)?;
-        let (mut entry, mut result) = self.unblock_entry(cpu, live, block, claimed, kick);
+        let claimed = self.map.mirror.claim_block(gpa)?;
+        let (mut entry, mut result) = self.unblock_entry(block, claimed);
         if let (Entry::Table(table), Ok(())) = (&mut entry, &result) {
             let at = index(gpa, PAGE_4K);
             if let Some(leaf) = table.take(at) {
-                result = self.track(cpu, live, leaf.blocked_since(), kick);
-                let leaf = self.usable(cpu, live, start(gpa, PAGE_4K), leaf);
+                result = self.track(leaf.blocked_since());
+                let leaf = self.usable(start(gpa, PAGE_4K), leaf);
                 table.put(at, leaf);
             }
         }
-        self.mirror.put_block(block, entry);
+        self.map.mirror.put_block(block, entry);
         result
     }
 
-    pub(super) fn unblock_entry<T, C: SeamCall, W: Wait, P: Pool>(
+    pub(super) fn unblock_entry<T>(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
         gpa: Gpa,
         entry: Entry<T>,
-        kick: &dyn Kick,
     ) -> (Entry<T>, Result<(), Error>)
     where
         Entry<T>: AtLevel,
     {
         match entry {
             Entry::Leaf(leaf) => {
-                let tracked = self.track(cpu, live, leaf.blocked_since(), kick);
-                (Entry::Leaf(self.usable(cpu, live, gpa, leaf)), tracked)
+                let tracked = self.track(leaf.blocked_since());
+                (Entry::Leaf(self.usable(gpa, leaf)), tracked)
             }
             Entry::BlockedTable { table, since } => {
-                let tracked = self.track(cpu, live, Some(since), kick);
+                let tracked = self.track(Some(since));
                 let level = <Entry<T>>::LEVEL;
-                let entry = self.usable_table(cpu, live, gpa, level, table, Some(since));
+                let entry = self.usable_table(gpa, level, table, Some(since));
                 (entry, tracked)
             }
             other => (other, Ok(())),
         }
     }
 
-    fn unblock_upper<C: SeamCall, W: Wait, P>(
-        &self,
-        cpu: Cpu<'_, C, W, P>,
-        live: &Live,
-        place: Place,
-        kick: &dyn Kick,
-    ) -> Result<(), Error> {
-        let uppers = &self.mirror.uppers;
+    fn unblock_upper(&self, place: Place) -> Result<(), Error> {
+        let uppers = &self.map.mirror.uppers;
         let blocked = uppers.with(place, |upper| match core::mem::take(upper) {
             Upper::Blocked { page, since } => {
                 *upper = Upper::Claimed;
@@ -156,10 +132,11 @@ impl PrivateMap {
         let Some((page, since)) = blocked else {
             return Ok(());
         };
-        let unblocked = self.track(cpu, live, Some(since), kick).and_then(|()| {
-            Ok(cpu
+        let unblocked = self.track(Some(since)).and_then(|()| {
+            Ok(self
+                .cpu
                 .tdh
-                .mem_range_unblock(live.tdr(), place.gpa, place.level)?)
+                .mem_range_unblock(self.live.tdr(), place.gpa, place.level)?)
         });
         let upper = match &unblocked {
             Ok(()) => Upper::Linked { page, pins: 0 },
