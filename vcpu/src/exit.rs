@@ -2,26 +2,9 @@
 //!
 //! Source: TDX Module ABI 1.5, TDH.VP.ENTER, output operands; Intel SDM volume 3D, appendix C (exit reasons).
 
+use seam::abi::x86::exit_reason as reason;
 use seam::abi::{Gprs, Operand, PAGE_4K, Status};
 use seam::address::{Gpa, Level};
-
-/// Basic VM-exit reasons, as RAX bits 15:0 have them.
-mod reason {
-    pub const EXCEPTION_OR_NMI: u32 = 0;
-    pub const EXTERNAL_INTERRUPT: u32 = 1;
-    pub const TRIPLE_FAULT: u32 = 2;
-    pub const INIT: u32 = 3;
-    pub const OTHER_SMI: u32 = 6;
-    pub const C_STATE_SMI: u32 = 42;
-    pub const ENTRY_MACHINE_CHECK: u32 = 41;
-    pub const EPT_VIOLATION: u32 = 48;
-    pub const EPT_MISCONFIGURATION: u32 = 49;
-    pub const BUS_LOCK: u32 = 74;
-    pub const NOTIFY: u32 = 75;
-    pub const TDCALL: u32 = 77;
-    /// RAX bit 26: a bus lock came before what the exit is about.
-    pub const AFTER_BUS_LOCK: u32 = 1 << 26;
-}
 
 /// Why a vCPU came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,9 +133,9 @@ impl Exit {
                 None => Self::Unknown(status),
             },
             reason::EPT_MISCONFIGURATION => Self::Misconfigured { gpa },
-            reason::INIT | reason::OTHER_SMI | reason::C_STATE_SMI => Self::Passed,
+            reason::INIT | reason::SMI | reason::C_STATE_SMI => Self::Passed,
             reason::BUS_LOCK => Self::BusLock,
-            reason::NOTIFY => Self::Notify,
+            reason::NOTIFICATION => Self::Notify,
             _ => Self::Unknown(status),
         }
     }
@@ -185,7 +168,7 @@ fn is_machine_check(status: Status, regs: &Gprs) -> bool {
         reason::EXCEPTION_OR_NMI => {
             interruption.is_valid() && interruption.vector() == MACHINE_CHECK
         }
-        reason::ENTRY_MACHINE_CHECK | reason::OTHER_SMI => true,
+        reason::ENTRY_MACHINE_CHECK | reason::SMI => true,
         _ => false,
     }
 }

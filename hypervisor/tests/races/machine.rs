@@ -12,6 +12,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
 use mm::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
@@ -323,7 +324,6 @@ struct Accepting {
 
 impl Guest for Accepting {
     fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>) {
-        const TDCALL: u32 = 77;
         const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         let Some(page) = self.left.pop() else {
@@ -335,7 +335,7 @@ impl Guest for Accepting {
         vcpu.set_gpr(Gpr::Rcx, page);
         let exit = Exit {
             instruction_length: 4,
-            ..Exit::of(TDCALL)
+            ..Exit::of(exit_reason::TDCALL)
         };
         exit.leave(machine, vcpu);
     }

@@ -9,6 +9,7 @@ use hypervisor::td::end::Way;
 use hypervisor::td::life::State;
 use hypervisor::td::registry::Tds;
 
+use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};
 use vcpu::End;
 
@@ -248,7 +249,6 @@ fn what_a_guest_said_before_its_reset_is_still_there() {
 #[test]
 fn who_watches_a_console_is_told_of_the_host_s_own_lines_at_once() {
     with_site(TWO, |site| {
-        const TRIPLE_FAULT: u32 = 2;
         site.tds.start(1).unwrap();
         site.scheduler.watch(Some(1));
         let mut seen = 0;
@@ -262,7 +262,9 @@ fn who_watches_a_console_is_told_of_the_host_s_own_lines_at_once() {
         told("it asked for a reset");
         assert!(ends::serve(site.scheduler, &site.tds));
         told("started anew");
-        site.play(&[Act::Exit(stub_module::host::Exit::of(TRIPLE_FAULT))]);
+        site.play(&[Act::Exit(stub_module::host::Exit::of(
+            exit_reason::TRIPLE_FAULT,
+        ))]);
         told("triple fault on vCPU 0");
         site.tds.reset(1).unwrap();
         told("started anew");
@@ -318,10 +320,11 @@ fn a_guest_that_asks_for_a_reset_does_not_undo_its_end() {
 #[test]
 fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
     with_site(TWO, |site| {
-        const TRIPLE_FAULT: u32 = 2;
         site.tds.start(1).unwrap();
         site.tds.start(2).unwrap();
-        site.play(&[Act::Exit(stub_module::host::Exit::of(TRIPLE_FAULT))]);
+        site.play(&[Act::Exit(stub_module::host::Exit::of(
+            exit_reason::TRIPLE_FAULT,
+        ))]);
         assert!(ends::serve(site.scheduler, &site.tds));
         let broken = site
             .tds

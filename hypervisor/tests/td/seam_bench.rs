@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use hypervisor::machine::bench::guest::ACCEPTED;
+use seam::abi::x86::exit_reason;
 use seam::abi::{GuestLeaf, Leaf, Operand, Status};
 use seam::call::Fault;
 use serde_json::Value;
@@ -19,7 +20,6 @@ impl Guest for Program {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
         const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
-        const TDCALL: u32 = 77;
         let efer = vcpu.vmcs(Field::EFER);
         let accepts = efer & LMA == 0;
         let (leaf, rcx) = if accepts {
@@ -35,7 +35,7 @@ impl Guest for Program {
         vcpu.set_gpr(Gpr::Rcx, rcx);
         let exit = Exit {
             instruction_length: 4,
-            ..Exit::of(TDCALL)
+            ..Exit::of(exit_reason::TDCALL)
         };
         exit.leave(machine, vcpu);
     }
@@ -133,13 +133,11 @@ fn seam_bench_measures_every_leaf_of_a_td_s_life_and_leaves_nothing() {
 
 #[test]
 fn seam_bench_measures_without_its_guest_when_that_does_not_run() {
-    const TRIPLE_FAULT: u32 = 2;
-    const EPT_VIOLATION: u32 = 48;
     for (at, exit) in [
-        (1, Exit::of(TRIPLE_FAULT)),
-        (2, Exit::of(EPT_VIOLATION)),
-        (20, Exit::of(EPT_VIOLATION)),
-        (50, Exit::of(TRIPLE_FAULT)),
+        (1, Exit::of(exit_reason::TRIPLE_FAULT)),
+        (2, Exit::of(exit_reason::EPT_VIOLATION)),
+        (20, Exit::of(exit_reason::EPT_VIOLATION)),
+        (50, Exit::of(exit_reason::TRIPLE_FAULT)),
     ] {
         let server = Server::new("");
         let guest = Stumbling {
@@ -162,7 +160,6 @@ fn seam_bench_measures_without_its_guest_when_that_does_not_run() {
 
 #[test]
 fn seam_bench_serves_the_interrupts_that_end_its_entries() {
-    const EXTERNAL_INTERRUPT: u32 = 1;
     const VECTOR: u8 = 0x55;
     let server = Server::new("");
     let guest = Stumbling {
@@ -170,7 +167,7 @@ fn seam_bench_serves_the_interrupts_that_end_its_entries() {
         at: 20,
         exit: Exit {
             interruption: (1 << 31 | u32::from(VECTOR), 0),
-            ..Exit::of(EXTERNAL_INTERRUPT)
+            ..Exit::of(exit_reason::EXTERNAL_INTERRUPT)
         },
     };
     server.rig.set_guest(0, Some(Box::new(guest)));

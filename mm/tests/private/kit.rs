@@ -8,6 +8,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
 use mm::private::{Clearing, Cpu, FramePool, Levels, PrivateMap, Settings, Unowned};
 use seam::abi::metadata::sys;
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
@@ -377,7 +378,6 @@ struct Accept {
 
 impl Guest for Accept {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
-        const TDCALL: u32 = 77;
         const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         if self.asked {
@@ -392,7 +392,7 @@ impl Guest for Accept {
         vcpu.set_gpr(Gpr::Rcx, self.rcx);
         let exit = Exit {
             instruction_length: 4,
-            ..Exit::of(TDCALL)
+            ..Exit::of(exit_reason::TDCALL)
         };
         exit.leave(machine, vcpu);
     }

@@ -11,6 +11,7 @@ mod operand;
 mod platform;
 pub(crate) mod status;
 mod td;
+pub mod x86;
 
 pub use bits::{Attributes, Bit, ConfigFlags, Features0, TdCtls, Xfam, names};
 pub use encoding::*;

@@ -1,6 +1,7 @@
 //! EPT walks as the processor makes them for a TD vCPU: private addresses through the S-EPT, shared ones through the
 //! host's own EPT. Which tables, and how wide an address is, the vCPU's VMCS says.
 
+use seam::abi::x86::exit_reason;
 use seam::abi::{PAGE_MASK, level_bytes};
 
 use crate::Machine;
@@ -26,7 +27,6 @@ const WIDE: u64 = 1 << 5;
 /// Secondary control: EPT violations may raise #VE.
 const VIOLATION_VE: u64 = 1 << 18;
 const CR0_PE: u64 = 1 << 0;
-const EPT_VIOLATION: u64 = 48;
 
 /// A page that a walk has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,7 +142,7 @@ pub fn convert_to_ve(vcpu: &Vcpu<'_>, qualification: u64, gpa: u64, gla: u64) ->
         && vcpu.get(fields::VE_VALID) == 0;
     if enabled {
         for (field, value) in [
-            (fields::VE_EXIT_REASON, EPT_VIOLATION),
+            (fields::VE_EXIT_REASON, exit_reason::EPT_VIOLATION.into()),
             (fields::VE_QUALIFICATION, qualification),
             (fields::VE_GLA, gla),
             (fields::VE_GPA, gpa),

@@ -8,6 +8,7 @@ use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use seam::abi::Gprs;
+use seam::abi::x86::exit_reason;
 use seam::call::{Fault, SeamCall};
 
 /// R11 to R15 of the guest's call; then R8 of other leafs.
@@ -15,8 +16,6 @@ static SCRIPT: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
 /// Which registers a guest of Linux shows to the host: R10 to R15.
 const MASK: u64 = 0xFC00;
-/// The exit reason of a TDCALL.
-const TDCALL: u64 = 77;
 
 /// Lets the guest make this call, and every other leaf answer 1 or 0 in R8.
 pub fn script(call: [u64; 5], answer: bool) {
@@ -67,7 +66,7 @@ unsafe extern "sysv64" fn exits_module() {
         "clc",
         "ret",
         script = sym SCRIPT,
-        tdcall = const TDCALL,
+        tdcall = const exit_reason::TDCALL,
         mask = const MASK,
     )
 }

@@ -3,16 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, GuestLeaf};
 use stub_module::host::{Exit, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Vcpu};
 
 use super::OUT_OF_LINES;
-
-/// VM-exit reasons.
-const EXTERNAL_INTERRUPT: u32 = 1;
-const EPT_VIOLATION: u32 = 48;
-const TDCALL: u32 = 77;
 
 /// Which registers a guest shows to the host: RDX, RBX, RSI, RDI, R8 to R15.
 pub const MASK: u64 = 0xFFCC;
@@ -122,7 +118,7 @@ impl Guest for Player {
             Some(Act::Touch(gpa)) => Exit {
                 qualification: 1 << 1,
                 gpa,
-                ..Exit::of(EPT_VIOLATION)
+                ..Exit::of(exit_reason::EPT_VIOLATION)
             },
             Some(Act::Call(regs)) => {
                 set_registers(vcpu, &regs);
@@ -154,14 +150,14 @@ fn tdcall(vcpu: &Vcpu<'_>) -> Exit {
     vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
     Exit {
         instruction_length: 4,
-        ..Exit::of(TDCALL)
+        ..Exit::of(exit_reason::TDCALL)
     }
 }
 
 fn interrupt(vector: u8) -> Exit {
     Exit {
         interruption: (1 << 31 | u32::from(vector), 0),
-        ..Exit::of(EXTERNAL_INTERRUPT)
+        ..Exit::of(exit_reason::EXTERNAL_INTERRUPT)
     }
 }
 

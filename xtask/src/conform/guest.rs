@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use seam::abi::x86::exit_reason;
 use stub_module::host::{self, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Held, Vcpu};
 
@@ -14,8 +15,6 @@ use super::scenario::{Change, Changes, Exit};
 
 /// TDCALL leaf TDG.MR.REPORT.
 const MR_REPORT: u64 = 4;
-/// Exit reason of a TDCALL.
-const TDCALL: u64 = 77;
 
 /// State that recordings tell about, by the names that they use.
 const FIELDS: [(&str, Source); 18] = [
@@ -298,7 +297,9 @@ impl Guest for Script {
                         error,
                     ));
                 }
-                if exit.reason.0 == TDCALL && vcpu.gpr(Gpr::Rax) == MR_REPORT {
+                if exit.reason.0 == u64::from(exit_reason::TDCALL)
+                    && vcpu.gpr(Gpr::Rax) == MR_REPORT
+                {
                     witness.reports.insert(vcpu.gpr(Gpr::Rcx));
                 }
             }

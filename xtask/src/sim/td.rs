@@ -10,6 +10,7 @@ use hypervisor::tdx::release::{Coordinator, Ending, Release, Vcpus};
 use mm::frames::{Frame, ORDER_2M, ORDER_4K};
 use mm::private::{Cpu, Ledger, Levels, NoneRuns, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Gpa, Hpa, KeyIdPosition};
 use seam::error::Error;
@@ -276,7 +277,6 @@ struct Accept {
 
 impl Guest for Accept {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
-        const TDCALL: u32 = 77;
         const MEM_PAGE_ACCEPT: u64 = 6;
         const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
@@ -293,7 +293,7 @@ impl Guest for Accept {
         vcpu.set_gpr(Gpr::Rcx, self.asked.load(SeqCst));
         let exit = Exit {
             instruction_length: 4,
-            ..Exit::of(TDCALL)
+            ..Exit::of(exit_reason::TDCALL)
         };
         exit.leave(machine, vcpu);
     }

@@ -1,5 +1,7 @@
 //! What runs in place of a TD's code when a vCPU is entered on a host machine, and how a VM exit leaves the vCPU.
 
+use seam::abi::x86::exit_reason;
+
 use super::machine::HostMachine;
 use crate::vcpu::{Field, Vcpu};
 
@@ -33,7 +35,7 @@ pub struct Exit {
 
 impl Exit {
     /// An external interrupt that was not acknowledged.
-    pub const EXTERNAL_INTERRUPT: Self = Self::of(1);
+    pub const EXTERNAL_INTERRUPT: Self = Self::of(exit_reason::EXTERNAL_INTERRUPT);
 
     /// Bytes that the guest's instruction pointer moves between an entry and an exit.
     pub const PROGRESS: u64 = 0x40;

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::Ordering;
 
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, Leaf, Operand, PAGE_MASK, Status};
 
 use super::LastExit;
@@ -28,8 +29,6 @@ const RESUME_L1: u64 = 1 << 53;
 const MISC_ENABLE: u32 = 0x1A0;
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
 const ENABLE_MONITOR: u64 = 1 << 18;
-/// Exit reason: EPT violation.
-const EPT_VIOLATION: u64 = 48;
 /// Exit qualification of an EPT violation: a write.
 const WRITE: u64 = 1 << 1;
 /// NOTIFY_ENABLES: raise #VE in a TD whose vCPU keeps faulting on the same instruction.
@@ -215,7 +214,7 @@ fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Res
         rbp,
         ..Gprs::default()
     };
-    Err(Status(EPT_VIOLATION))
+    Err(Status(exit_reason::EPT_VIOLATION.into()))
 }
 
 /// What a TDVMCALL passes, as its RCX says: a bit for each general-purpose register from RDX on, then one for each of XMM0 to 15.

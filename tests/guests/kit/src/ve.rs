@@ -2,28 +2,11 @@
 //!
 //! Source of exit reasons and qualifications: Intel SDM volume 3D, appendix C, and volume 3C, section 28.2.1.
 
+pub use seam::abi::x86::exit_reason as reason;
+
 use crate::tdcall::VeInfo;
 use crate::trap::Frame;
 use crate::{memory, vmcall};
-
-/// Exit reasons that raise #VE.
-#[expect(missing_docs, reason = "the names are the specification's")]
-pub mod reason {
-    pub const CPUID: u32 = 10;
-    pub const HLT: u32 = 12;
-    pub const INVD: u32 = 13;
-    pub const VMCALL: u32 = 18;
-    pub const CR_ACCESS: u32 = 28;
-    pub const IO: u32 = 30;
-    pub const RDMSR: u32 = 31;
-    pub const WRMSR: u32 = 32;
-    pub const MWAIT: u32 = 36;
-    pub const MONITOR: u32 = 39;
-    pub const EPT_VIOLATION: u32 = 48;
-    pub const WBINVD: u32 = 54;
-    pub const APIC_WRITE: u32 = 56;
-    pub const PCONFIG: u32 = 65;
-}
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
 

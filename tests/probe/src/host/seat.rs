@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use seam::abi::metadata::vp;
+use seam::abi::x86::exit_reason as reason;
 use seam::abi::{Gprs, Leaf, Status};
 
 use super::posted::NOTIFICATION;
@@ -19,14 +20,6 @@ const APIC_ID: u32 = 0x802;
 const SPURIOUS: u32 = 0x80F;
 const APIC_ENABLED: u64 = 1 << 8;
 const IN_SERVICE: u32 = 0x810;
-
-/// Exit reasons.
-mod reason {
-    pub const EXCEPTION_OR_NMI: u64 = 0;
-    pub const EXTERNAL_INTERRUPT: u64 = 1;
-    pub const EPT_VIOLATION: u64 = 48;
-    pub const TDCALL: u64 = 77;
-}
 
 /// Interruption information: valid.
 const VALID: u64 = 1 << 31;
@@ -204,7 +197,7 @@ impl Host {
     fn left(&self, number: usize, registers: &mut Gprs) -> bool {
         let seat = &self.seats[number];
         let status = registers.rax >> 32;
-        match (status, registers.rax & 0xFFFF_FFFF) {
+        match (status, registers.rax as u32) {
             (0, reason::TDCALL) => self.vmcall(number, registers),
             (0, reason::EXTERNAL_INTERRUPT) => {
                 let vector = registers.r9 as u8;

@@ -5,6 +5,7 @@ pub mod guest;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use seam::abi::metadata::{FieldId, vmcs};
+use seam::abi::x86::exit_reason;
 use seam::abi::{Gprs, Leaf, Status, TDCS_PAGES, TDVPS_PAGES, TdParams, Xfam};
 use zerocopy::FromZeros;
 
@@ -211,8 +212,8 @@ impl Td {
     }
 }
 
-/// The exit reason of a TDVMCALL.
-pub const TDCALL: u64 = 77;
+/// The exit reason of a TDCALL.
+pub const TDCALL: u64 = exit_reason::TDCALL as u64;
 
 /// Enters the vCPU at `tdvpr`; its TDVMCALL, if it is in one, gives R10 = 0 and R12 = `answer`.
 pub fn enter(tdvpr: u64, answer: u64) -> Exit {

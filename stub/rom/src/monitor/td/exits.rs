@@ -1,6 +1,7 @@
 //! From SVM exits to VM exits as VMX reports them.
 
 use iced_x86::{Instruction, Mnemonic};
+pub use seam::abi::x86::exit_reason as reason;
 use stub_module::vcpu::{Field, Vcpu};
 
 use super::{Next, Td, code, cr, msr};
@@ -8,38 +9,6 @@ use crate::monitor::machine::SeamCpu;
 use crate::monitor::vmcb::{Segment, exit, vector};
 use crate::monitor::{lp, smp};
 use crate::report;
-
-/// Basic VM-exit reasons (Intel SDM, appendix C of volume 3).
-pub mod reason {
-    pub const EXCEPTION_OR_NMI: u32 = 0;
-    pub const EXTERNAL_INTERRUPT: u32 = 1;
-    pub const TRIPLE_FAULT: u32 = 2;
-    pub const INIT: u32 = 3;
-    pub const NMI_WINDOW: u32 = 8;
-    pub const CPUID: u32 = 10;
-    pub const HLT: u32 = 12;
-    pub const INVD: u32 = 13;
-    pub const RDPMC: u32 = 15;
-    pub const VMCALL: u32 = 18;
-    pub const CR_ACCESS: u32 = 28;
-    pub const IO: u32 = 30;
-    pub const RDMSR: u32 = 31;
-    pub const WRMSR: u32 = 32;
-    pub const ENTRY_GUEST_STATE: u32 = 33;
-    pub const MWAIT: u32 = 36;
-    pub const MONITOR_TRAP: u32 = 37;
-    pub const MONITOR: u32 = 39;
-    pub const EPT_VIOLATION: u32 = 48;
-    pub const EPT_MISCONFIGURATION: u32 = 49;
-    pub const WBINVD: u32 = 54;
-    pub const XSETBV: u32 = 55;
-    pub const APIC_WRITE: u32 = 56;
-    pub const PCONFIG: u32 = 65;
-    pub const SEAMCALL: u32 = 76;
-    pub const TDCALL: u32 = 77;
-    /// The VM entry failed.
-    pub const ENTRY_FAILED: u32 = 1 << 31;
-}
 
 /// Interruption information: valid, and the types of events.
 const VALID: u64 = 1 << 31;

@@ -1,0 +1,3 @@
+//! Facts of x86 that both sides of SEAMCALL, the guests and the tests need.
+
+pub mod exit_reason;
