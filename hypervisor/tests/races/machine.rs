@@ -12,7 +12,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
 use mm::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
@@ -324,12 +324,11 @@ struct Accepting {
 
 impl Guest for Accepting {
     fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>) {
-        const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         let Some(page) = self.left.pop() else {
             return self.then.run(machine, lp, vcpu);
         };
-        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
         vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
         vcpu.set_gpr(Gpr::Rax, GuestLeaf::MemPageAccept.rax());
         vcpu.set_gpr(Gpr::Rcx, page);

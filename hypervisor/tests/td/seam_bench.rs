@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use hypervisor::machine::bench::guest::ACCEPTED;
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{GuestLeaf, Leaf, Operand, Status};
 use seam::call::Fault;
 use serde_json::Value;
@@ -18,13 +18,12 @@ struct Program;
 
 impl Guest for Program {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
-        const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         let efer = vcpu.vmcs(Field::EFER);
-        let accepts = efer & LMA == 0;
+        let accepts = efer & efer::LMA == 0;
         let (leaf, rcx) = if accepts {
             // It has just started.
-            vcpu.set_vmcs(Field::EFER, efer | LMA);
+            vcpu.set_vmcs(Field::EFER, efer | efer::LMA);
             vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
             (GuestLeaf::MemPageAccept, ACCEPTED | 1)
         } else {

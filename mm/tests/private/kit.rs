@@ -8,7 +8,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
 use mm::private::{Clearing, Cpu, FramePool, Levels, PrivateMap, Settings, Unowned};
 use seam::abi::metadata::sys;
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
@@ -378,7 +378,6 @@ struct Accept {
 
 impl Guest for Accept {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
-        const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         if self.asked {
             self.result.store(vcpu.gpr(Gpr::Rax), Ordering::SeqCst);
@@ -386,7 +385,7 @@ impl Guest for Accept {
             return;
         }
         self.asked = true;
-        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
         vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
         vcpu.set_gpr(Gpr::Rax, self.rax);
         vcpu.set_gpr(Gpr::Rcx, self.rcx);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{Gprs, GuestLeaf};
 use stub_module::host::{Exit, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Vcpu};
@@ -144,9 +144,8 @@ impl Guest for Player {
 
 /// A TDCALL by 64-bit code.
 fn tdcall(vcpu: &Vcpu<'_>) -> Exit {
-    const LMA: u64 = 1 << 10;
     const L: u64 = 1 << 13;
-    vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+    vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
     vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
     Exit {
         instruction_length: 4,

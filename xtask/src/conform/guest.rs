@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use stub_module::host::{self, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Held, Vcpu};
 
@@ -310,9 +310,8 @@ impl Guest for Script {
 
 /// The guests of the host-side recordings run 64-bit code from the start.
 fn into_64_bit_mode(vcpu: &Vcpu<'_>) {
-    const LMA: u64 = 1 << 10;
     const L: u64 = 1 << 13;
-    vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+    vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
     vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
 }
 
@@ -415,11 +414,14 @@ impl Exit {
                 }
                 "efer" => {
                     // At an exit the CPU copies EFER.LMA into the VM-entry controls.
-                    const LMA: u64 = 1 << 10;
                     const IA32E_GUEST: u64 = 1 << 9;
                     let efer = number(name)?;
                     let controls = vcpu.vmcs(Field::ENTRY_CONTROLS) & !IA32E_GUEST;
-                    let mode = if efer & LMA != 0 { IA32E_GUEST } else { 0 };
+                    let mode = if efer & efer::LMA != 0 {
+                        IA32E_GUEST
+                    } else {
+                        0
+                    };
                     vcpu.set_vmcs(Field::ENTRY_CONTROLS, controls | mode);
                     vcpu.set_vmcs(Field::EFER, efer);
                 }

@@ -10,7 +10,7 @@ use hypervisor::tdx::release::{Coordinator, Ending, Release, Vcpus};
 use mm::frames::{Frame, ORDER_2M, ORDER_4K};
 use mm::private::{Cpu, Ledger, Levels, NoneRuns, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;
-use seam::abi::x86::exit_reason;
+use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{Gprs, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status, TdParams, Xfam};
 use seam::address::{Gpa, Hpa, KeyIdPosition};
 use seam::error::Error;
@@ -278,7 +278,6 @@ struct Accept {
 impl Guest for Accept {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
         const MEM_PAGE_ACCEPT: u64 = 6;
-        const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
         if !self.is_asking {
             self.told.store(vcpu.gpr(Gpr::Rax), SeqCst);
@@ -287,7 +286,7 @@ impl Guest for Accept {
             return;
         }
         self.is_asking = false;
-        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | LMA);
+        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
         vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
         vcpu.set_gpr(Gpr::Rax, MEM_PAGE_ACCEPT);
         vcpu.set_gpr(Gpr::Rcx, self.asked.load(SeqCst));

@@ -1,3 +1,4 @@
 //! Facts of x86 that both sides of SEAMCALL, the guests and the tests need.
 
+pub mod efer;
 pub mod exit_reason;

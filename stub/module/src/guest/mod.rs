@@ -9,6 +9,7 @@ mod msr;
 mod stepping;
 mod tdcall;
 
+use seam::abi::x86::efer;
 pub use seam::abi::x86::exit_reason as reason;
 use seam::abi::{Attributes, ConfigFlags, Status};
 
@@ -128,9 +129,8 @@ impl<'m, M: Machine> Inside<'m, M> {
 
     /// Whether the guest runs 64-bit code.
     fn is_64_bit(&self) -> bool {
-        const LMA: u64 = 1 << 10;
         const L: u64 = 1 << 13;
-        self.vcpu.vmcs(Field::EFER) & LMA != 0 && self.vcpu.vmcs(Field::CS_ACCESS) & L != 0
+        self.vcpu.vmcs(Field::EFER) & efer::LMA != 0 && self.vcpu.vmcs(Field::CS_ACCESS) & L != 0
     }
 
     /// The guest's privilege level.

@@ -1,5 +1,6 @@
 //! RDMSR and WRMSR executed by a TD: which MSRs are its own, which the module emulates, and which it refuses.
 
+use seam::abi::x86::efer;
 use seam::abi::{Attributes, Status};
 
 use super::exit::{Check, Stop, TdExit};
@@ -183,10 +184,6 @@ const DEBUGCTL_RESERVED: u64 = !0xFFFF | 0x38;
 /// RFLAGS.TF; the pending debug exception of a single step.
 const TRAP_FLAG: u64 = 1 << 8;
 const SINGLE_STEP: u64 = 1 << 14;
-/// EFER bits.
-const SCE: u64 = 1 << 0;
-const LMA: u64 = 1 << 10;
-
 fn find(msr: u32) -> Option<&'static Row> {
     ROWS.iter()
         .find(|row| (row.first..=row.last).contains(&msr))
@@ -376,8 +373,8 @@ impl<M: Machine> Inside<'_, M> {
             DEBUGCTL => self.write_debugctl(value),
             EFER => {
                 let old = vcpu.vmcs(Field::EFER);
-                let new = value & !LMA | old & LMA;
-                if (old ^ new) & !SCE != 0 {
+                let new = value & !efer::LMA | old & efer::LMA;
+                if (old ^ new) & !efer::SCE != 0 {
                     self.raise_ve(reason::WRMSR, 0, 0, 0);
                 } else {
                     vcpu.set_vmcs(Field::EFER, new);

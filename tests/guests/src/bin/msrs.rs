@@ -9,6 +9,7 @@ use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::ve::reason;
 use guest_kit::{ensure, fail, guest, vcpu};
 use guests::tries::{raises, raises_ve, rdmsr, wrmsr};
+use seam::abi::x86::efer;
 
 guest!("msrs", main);
 
@@ -338,17 +339,15 @@ fn ve_writes() -> Check {
 
 fn efer() -> Check {
     const EFER: u32 = 0xC000_0080;
-    const SCE: u64 = 1;
-    const LMA: u64 = 1 << 10;
     let Ok(now) = rdmsr(EFER) else {
         return fail!("RDMSR of EFER raised something");
     };
     expect("EFER", now, 0xD01)?;
-    raises("SCE off", wrmsr(EFER, now & !SCE), None)?;
+    raises("SCE off", wrmsr(EFER, now & !efer::SCE), None)?;
     let without = rdmsr(EFER).unwrap_or(0);
     // LMA is ignored.
-    raises("SCE on", wrmsr(EFER, now & !LMA), None)?;
-    expect("EFER without SCE", without, now & !SCE)?;
+    raises("SCE on", wrmsr(EFER, now & !efer::LMA), None)?;
+    expect("EFER without SCE", without, now & !efer::SCE)?;
     expect("EFER with SCE", rdmsr(EFER).unwrap_or(0), now)?;
     for bit in [8, 11, 12, 1, 40] {
         raises_ve(

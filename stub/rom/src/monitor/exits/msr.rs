@@ -1,5 +1,6 @@
 //! RDMSR and WRMSR of everything that the hardware beneath may not answer itself.
 
+use seam::abi::x86::efer;
 use stub_rom::apic::Gp;
 use stub_rom::insn::gpr;
 use stub_rom::personality::constant;
@@ -94,16 +95,12 @@ pub fn publish_station(lp: &Lp) {
 
 /// EFER as a processor without SVM has it; the real one keeps SVME.
 fn set_efer(lp: &mut Lp, value: u64) -> Result<(), Fault> {
-    const SCE: u64 = 1;
-    const LME: u64 = 1 << 8;
-    const LMA: u64 = 1 << 10;
-    const NXE: u64 = 1 << 11;
     const CR0_PG: u64 = 1 << 31;
     let efer = &mut lp.vmcb.save.efer;
-    let changes_mode = (value ^ *efer) & LME != 0 && lp.vmcb.save.cr0 & CR0_PG != 0;
-    if value & !(SCE | LME | LMA | NXE) != 0 || changes_mode {
+    let changes_mode = (value ^ *efer) & efer::LME != 0 && lp.vmcb.save.cr0 & CR0_PG != 0;
+    if value & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 || changes_mode {
         return Err(Fault::Protection);
     }
-    *efer = value & (SCE | LME | NXE) | *efer & LMA | EFER_SVME;
+    *efer = value & (efer::SCE | efer::LME | efer::NXE) | *efer & efer::LMA | EFER_SVME;
     Ok(())
 }
