@@ -2,6 +2,8 @@
 //!
 //! Source: ACPI Specification 6.6, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section 4.3.
 
+use td_base::board;
+
 use crate::aml;
 
 /// What the tables tell of the TD.
@@ -19,21 +21,14 @@ pub struct Td {
     pub log: (u64, u64),
 }
 
-/// The host's devices, where a PC has them.
-mod device {
-    pub const IO_APIC: u32 = 0xFEC0_0000;
-    pub const LOCAL_APIC: u32 = 0xFEE0_0000;
-    pub const PM_EVENT: u32 = 0x600;
-    pub const PM_CONTROL: u32 = 0x604;
-    pub const PM_TIMER: u32 = 0x608;
-    pub const RESET: u64 = 0xCF9;
-    pub const RESET_VALUE: u8 = 6;
-    pub const SERIAL: u16 = 0x3F8;
-    pub const SERIAL_INTERRUPT: u8 = 4;
-    pub const CLOCK: u16 = 0x70;
-    pub const CENTURY: u8 = 0x32;
-    pub const PANIC: u16 = 0x505;
-}
+/// Where each processor has its local APIC.
+const LOCAL_APIC: u32 = 0xFEE0_0000;
+/// The port of PM1 control.
+const PM_CONTROL: u16 = board::POWER + board::POWER_CONTROL;
+/// The port of the power-management timer.
+const PM_TIMER: u16 = board::POWER + board::POWER_TIMER;
+/// What resets the TD when it is written to the reset-control register.
+const RESET_VALUE: u8 = 6;
 
 const HEADER_BYTES: usize = 36;
 const RSDP_BYTES: usize = 36;
@@ -114,7 +109,7 @@ impl Writer<'_> {
         let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
         table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 7, length));
         // No flags: there are no 8259s.
-        table[HEADER_BYTES..][..4].copy_from_slice(&device::LOCAL_APIC.to_le_bytes());
+        table[HEADER_BYTES..][..4].copy_from_slice(&LOCAL_APIC.to_le_bytes());
         let (processors, rest) = table[HEADER_BYTES + 8..].split_at_mut(16 * count);
         for (id, entry) in (0u32..).zip(processors.as_chunks_mut::<16>().0) {
             entry[0] = X2APIC;
@@ -126,7 +121,7 @@ impl Writer<'_> {
         let (io_apic, wakeup) = rest.split_at_mut(12);
         io_apic[0] = IO_APIC;
         io_apic[1] = 12;
-        io_apic[4..8].copy_from_slice(&device::IO_APIC.to_le_bytes());
+        io_apic[4..8].copy_from_slice(&board::IO_APIC.to_le_bytes());
         wakeup[0] = WAKEUP;
         wakeup[1] = WAKEUP_BYTES as u8;
         wakeup[2..4].copy_from_slice(&WAKEUP_VERSION.to_le_bytes());
@@ -186,28 +181,28 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     put(36, &(facs as u32).to_le_bytes());
     put(40, &(dsdt as u32).to_le_bytes());
     put(46, &SCI_INTERRUPT.to_le_bytes());
-    put(56, &device::PM_EVENT.to_le_bytes());
-    put(64, &device::PM_CONTROL.to_le_bytes());
-    put(76, &device::PM_TIMER.to_le_bytes());
+    put(56, &u32::from(board::POWER).to_le_bytes());
+    put(64, &u32::from(PM_CONTROL).to_le_bytes());
+    put(76, &u32::from(PM_TIMER).to_le_bytes());
     // Lengths of event block, control block, timer.
     put(88, &[4, 2]);
     put(91, &[4]);
-    put(108, &[device::CENTURY]);
+    put(108, &[board::CENTURY]);
     put(109, &NO_VGA.to_le_bytes());
     put(
         112,
         &(WBINVD | NO_BUTTONS | RESET_REGISTER | PHYSICAL).to_le_bytes(),
     );
     put(116, &[SYSTEM_IO, 8, 0, 1]);
-    put(120, &device::RESET.to_le_bytes());
-    put(128, &[device::RESET_VALUE]);
+    put(120, &u64::from(board::RESET).to_le_bytes());
+    put(128, &[RESET_VALUE]);
     // ACPI 6.3.
     put(131, &[3]);
     put(140, &dsdt.to_le_bytes());
     for (at, bits, port) in [
-        (148, 32, device::PM_EVENT),
-        (172, 16, device::PM_CONTROL),
-        (208, 32, device::PM_TIMER),
+        (148, 32, board::POWER),
+        (172, 16, PM_CONTROL),
+        (208, 32, PM_TIMER),
     ] {
         put(at, &[SYSTEM_IO, bits]);
         put(at + 4, &u64::from(port).to_le_bytes());
@@ -224,9 +219,9 @@ fn devices() -> aml::Term {
             &[&aml::name(*b"_HID", id), &aml::name(*b"_CRS", resources)],
         )
     };
-    let serial = aml::resources(device::SERIAL, 8, Some(device::SERIAL_INTERRUPT));
-    let clock = aml::resources(device::CLOCK, 2, None);
-    let panic = aml::resources(device::PANIC, 1, None);
+    let serial = aml::resources(board::SERIAL, 8, Some(board::SERIAL_INTERRUPT));
+    let clock = aml::resources(board::CLOCK, 2, None);
+    let panic = aml::resources(board::PANIC, 1, None);
     let scope = aml::scope(
         *b"_SB_",
         &[

@@ -2,10 +2,7 @@
 //!
 //! Numbers are written by hand: formatting would be a fifth of the program.
 
-use td_base::vmcall;
-
-/// COM1's data register.
-const SERIAL: u16 = 0x3F8;
+use td_base::{board, vmcall};
 
 /// Says the parts of a line.
 pub fn say(parts: &[Part<'_>]) {
@@ -37,7 +34,7 @@ pub fn fatal(why: &str) -> ! {
 /// A host without a serial port is as good.
 fn text(bytes: &[u8]) {
     for byte in bytes {
-        let _ = vmcall::io_out(SERIAL, 1, (*byte).into());
+        let _ = vmcall::io_out(board::SERIAL, 1, (*byte).into());
     }
 }
 

@@ -5,19 +5,21 @@
 
 use core::ops::Range;
 
+use td_base::board;
+
 use super::{Device, Effect, Now, Place};
 
 /// The port that selects a register.
-pub const INDEX: u16 = 0x70;
+pub const INDEX: u16 = board::CLOCK;
 /// The port that reads and writes it.
-pub const DATA: u16 = 0x71;
+pub const DATA: u16 = INDEX + 1;
 
 const REGISTERS: usize = 128;
 const STATUS_A: u8 = 0x0A;
 const STATUS_B: u8 = 0x0B;
 const STATUS_C: u8 = 0x0C;
 const STATUS_D: u8 = 0x0D;
-const CENTURY: u8 = 0x32;
+const CENTURY: u8 = board::CENTURY;
 /// Status A: the divider runs at 32,768 Hz, rate 1024 Hz. No update is ever under way.
 const RUNNING: u8 = 0x26;
 /// Status B: numbers are binary, hours go to 24. What the guest may change of it.

@@ -5,10 +5,12 @@
 //!
 //! Source: Intel 82093AA data sheet, section 3.
 
+use td_base::board;
+
 use super::{Device, Effect, Now, Place};
 
 /// Where its registers are.
-pub const BASE: u64 = 0xFEC0_0000;
+pub const BASE: u64 = board::IO_APIC as u64;
 /// How far they reach.
 pub const BYTES: u64 = 0x20;
 

@@ -3,20 +3,22 @@
 //! The registers are where QEMU's q35 has them, for that is what guests' firmware knows: the event block at 0x600, the
 //! control register at 0x604, the timer at 0x608. Source: ACPI Specification 6.5, section 4.8.3; QEMU hw/acpi/ich9.c.
 
+use td_base::board;
+
 use super::{Device, Effect, Now, Place, open_bus};
 
 /// The first port of the block.
-pub const BASE: u16 = 0x600;
+pub const BASE: u16 = board::POWER;
 /// Its last.
 pub const LAST: u16 = BASE + 0xB;
 /// The chipset's reset-control register.
-pub const RESET_CONTROL: u16 = 0xCF9;
+pub const RESET_CONTROL: u16 = board::RESET;
 /// The keyboard controller's command register.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
 
 const ENABLE: u64 = 2;
-const CONTROL: u64 = 4;
-const TIMER: u64 = 8;
+const CONTROL: u64 = board::POWER_CONTROL as u64;
+const TIMER: u64 = board::POWER_TIMER as u64;
 /// Frequency of the timer (ACPI Specification 6.5, section 4.8.2.1).
 const TIMER_HZ: u64 = 3_579_545;
 /// The timer has 24 bits.

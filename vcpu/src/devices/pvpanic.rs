@@ -2,10 +2,12 @@
 //!
 //! Source: QEMU docs/specs/pvpanic.rst.
 
+use td_base::board;
+
 use super::Effect;
 
 /// Where QEMU has it.
-pub const PORT: u16 = 0x505;
+pub const PORT: u16 = board::PANIC;
 
 /// What is told here: the kernel has panicked, and no crash kernel takes over. It is what reads give, and what is written then.
 pub const PANICKED: u8 = 1 << 0;

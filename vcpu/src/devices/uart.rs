@@ -2,14 +2,16 @@
 //!
 //! Source: PC16550D data sheet, section 8 (registers).
 
+use td_base::board;
+
 use super::{Device, Effect, Now, Place};
 
 /// The first port of COM1.
-pub const BASE: u16 = 0x3F8;
+pub const BASE: u16 = board::SERIAL;
 /// Its last.
 pub const LAST: u16 = BASE + 7;
 /// COM1's interrupt line.
-const LINE: u8 = 4;
+const LINE: u8 = board::SERIAL_INTERRUPT;
 
 /// Bytes of the receiver's FIFO.
 const FIFO: usize = 16;
