@@ -5,12 +5,22 @@
 
 use core::ops::Range;
 
-const HANDOFF: u16 = 0x0001;
-const RESOURCE_DESCRIPTOR: u16 = 0x0003;
-const GUID_EXTENSION: u16 = 0x0004;
-const END_OF_HOB_LIST: u16 = 0xFFFF;
-const HEADER_BYTES: usize = 8;
-const RESOURCE_DESCRIPTOR_BYTES: usize = 0x30;
+/// EFI_HOB_TYPE_HANDOFF, the first block of a list.
+pub const HANDOFF: u16 = 0x0001;
+/// EFI_HOB_TYPE_RESOURCE_DESCRIPTOR.
+pub const RESOURCE_DESCRIPTOR: u16 = 0x0003;
+/// EFI_HOB_TYPE_GUID_EXTENSION.
+pub const GUID_EXTENSION: u16 = 0x0004;
+/// EFI_HOB_TYPE_END_OF_HOB_LIST.
+pub const END_OF_HOB_LIST: u16 = 0xFFFF;
+/// Bytes of a block's header.
+pub const HEADER_BYTES: usize = 8;
+/// Bytes of a resource descriptor, header included.
+pub const RESOURCE_DESCRIPTOR_BYTES: usize = 0x30;
+/// EFI_RESOURCE_SYSTEM_MEMORY.
+pub const SYSTEM_MEMORY: u32 = 0;
+/// EFI_RESOURCE_MEMORY_UNACCEPTED.
+pub const MEMORY_UNACCEPTED: u32 = 7;
 
 /// What a range of memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,8 +117,8 @@ fn block_at(list: &[u8], at: usize) -> Result<Option<(u16, &[u8])>, Malformed> {
 fn range(block: &[u8]) -> Option<(Range<u64>, Kind)> {
     let long = |at: usize| Some(u64::from_le_bytes(*block.get(at..)?.first_chunk()?));
     let kind = match long(24)? as u32 {
-        0 => Kind::Present,
-        7 => Kind::Unaccepted,
+        SYSTEM_MEMORY => Kind::Present,
+        MEMORY_UNACCEPTED => Kind::Unaccepted,
         _ => return None,
     };
     let (start, length) = (long(32)?, long(40)?);

@@ -6,17 +6,14 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use td_base::hob::{
+    END_OF_HOB_LIST, GUID_EXTENSION, HANDOFF, HEADER_BYTES, MEMORY_UNACCEPTED, RESOURCE_DESCRIPTOR,
+    RESOURCE_DESCRIPTOR_BYTES, SYSTEM_MEMORY,
+};
 use td_base::payload::{self, Payload};
 
-/// EFI_HOB_TYPE_HANDOFF, EFI_HOB_TYPE_RESOURCE_DESCRIPTOR, EFI_HOB_TYPE_GUID_EXTENSION, EFI_HOB_TYPE_END_OF_HOB_LIST.
-const HANDOFF: u16 = 0x0001;
-const RESOURCE_DESCRIPTOR: u16 = 0x0003;
-const GUID_EXTENSION: u16 = 0x0004;
-const END_OF_HOB_LIST: u16 = 0xFFFF;
-/// Bytes of each, the header of 8 included.
-const HANDOFF_BYTES: u16 = 0x38;
-const RESOURCE_DESCRIPTOR_BYTES: u16 = 0x30;
-const END_BYTES: u16 = 8;
+/// Bytes of the first block, the header included.
+const HANDOFF_BYTES: usize = 0x38;
 /// EFI_HOB_HANDOFF_TABLE_VERSION.
 const HANDOFF_VERSION: u32 = 9;
 /// EFI_RESOURCE_ATTRIBUTE_PRESENT, INITIALIZED, TESTED.
@@ -26,26 +23,24 @@ const ORDINARY: u32 = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The guest has it: it was part of the image (EFI_RESOURCE_SYSTEM_MEMORY).
-    Added = 0,
+    Added = SYSTEM_MEMORY as isize,
     /// The guest must accept it first (EFI_RESOURCE_MEMORY_UNACCEPTED).
-    Unaccepted = 7,
+    Unaccepted = MEMORY_UNACCEPTED as isize,
 }
 
 /// The list, for address `at` of the guest.
 #[must_use]
 pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>>) -> Vec<u8> {
     let payload = payload.map(block).unwrap_or_default();
-    let bytes = u64::from(HANDOFF_BYTES)
-        + memory.len() as u64 * u64::from(RESOURCE_DESCRIPTOR_BYTES)
-        + payload.len() as u64
-        + u64::from(END_BYTES);
-    let mut list = Vec::with_capacity(bytes as usize);
+    let bytes =
+        HANDOFF_BYTES + memory.len() * RESOURCE_DESCRIPTOR_BYTES + payload.len() + HEADER_BYTES;
+    let mut list = Vec::with_capacity(bytes);
     header(&mut list, HANDOFF, HANDOFF_BYTES);
     word(&mut list, HANDOFF_VERSION);
     // BootMode: with full configuration. The firmware finds top, bottom and free memory by itself.
     word(&mut list, 0);
     list.extend([0; 4 * 8]);
-    long(&mut list, at + bytes);
+    long(&mut list, at + bytes as u64);
     for (range, kind) in memory {
         header(&mut list, RESOURCE_DESCRIPTOR, RESOURCE_DESCRIPTOR_BYTES);
         // Nobody owns it: the zero GUID.
@@ -56,19 +51,18 @@ pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>
         long(&mut list, range.end - range.start);
     }
     list.extend(payload);
-    header(&mut list, END_OF_HOB_LIST, END_BYTES);
+    header(&mut list, END_OF_HOB_LIST, HEADER_BYTES);
     list
 }
 
 /// The block that tells what to boot.
 fn block(payload: &Payload<'_>) -> Vec<u8> {
-    const HEADER_BYTES: usize = 8;
     let head = payload.head();
     let line = payload.command_line;
     let bytes = HEADER_BYTES + payload::GUID.len() + head.len() + line.len();
     let bytes = bytes.next_multiple_of(8);
     let mut block = Vec::with_capacity(bytes);
-    header(&mut block, GUID_EXTENSION, bytes as u16);
+    header(&mut block, GUID_EXTENSION, bytes);
     block.extend(payload::GUID);
     block.extend(head);
     block.extend(line);
@@ -76,9 +70,9 @@ fn block(payload: &Payload<'_>) -> Vec<u8> {
     block
 }
 
-fn header(list: &mut Vec<u8>, hob: u16, bytes: u16) {
+fn header(list: &mut Vec<u8>, hob: u16, bytes: usize) {
     list.extend(hob.to_le_bytes());
-    list.extend(bytes.to_le_bytes());
+    list.extend((bytes as u16).to_le_bytes());
     list.extend([0; 4]);
 }
 
