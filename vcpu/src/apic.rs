@@ -9,20 +9,11 @@ use crate::clock::Clock;
 
 /// Addresses of the registers.
 mod address {
-    pub const ID: u32 = 0x802;
-    pub const VERSION: u32 = 0x803;
-    pub const LDR: u32 = 0x80D;
-    pub const SVR: u32 = 0x80F;
-    pub const ESR: u32 = 0x828;
-    pub const LVT_CMCI: u32 = 0x82F;
-    pub const ICR: u32 = 0x830;
-    pub const LVT_TIMER: u32 = 0x832;
-    pub const LVT_THERMAL: u32 = 0x833;
-    pub const LVT_ERROR: u32 = 0x837;
-    pub const INITIAL_COUNT: u32 = 0x838;
-    pub const CURRENT_COUNT: u32 = 0x839;
-    pub const DIVIDE: u32 = 0x83E;
-    pub const TSC_DEADLINE: u32 = 0x6E0;
+    pub use seam::abi::x86::msr::TSC_DEADLINE;
+    pub use seam::abi::x86::msr::x2apic::{
+        CURRENT_COUNT, DIVIDE, ESR, ICR, ID, INITIAL_COUNT, LDR, LVT_CMCI, LVT_ERROR, LVT_THERMAL,
+        LVT_TIMER, SVR, VERSION,
+    };
 }
 
 /// An APIC of version 0x15 with seven LVT entries.

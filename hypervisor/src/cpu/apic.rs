@@ -6,14 +6,12 @@
     reason = "the local APIC's registers are MSRs, and messages start and stop other CPUs"
 )]
 
+use seam::abi::x86::msr::APIC_BASE;
+use seam::abi::x86::msr::x2apic::{EOI, ICR, ID as X2APIC_ID, SVR as SPURIOUS};
+
 use super::msr;
 
-const APIC_BASE: u32 = 0x1B;
 const ENABLED_X2APIC: u64 = 1 << 11 | 1 << 10;
-const X2APIC_ID: u32 = 0x802;
-const EOI: u32 = 0x80B;
-const SPURIOUS: u32 = 0x80F;
-const ICR: u32 = 0x830;
 const SOFTWARE_ENABLE: u64 = 1 << 8;
 
 /// The vector of interrupts that were withdrawn before they were taken; they get no end-of-interrupt.

@@ -5,10 +5,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use seam::abi::x86::msr::TSC_DEADLINE;
+use seam::abi::x86::msr::x2apic::LVT_TIMER;
+
 use super::{msr, trap};
 
-const LVT_TIMER: u32 = 0x832;
-const TSC_DEADLINE: u32 = 0x6E0;
 const DEADLINE_MODE: u64 = 2 << 17;
 
 /// When a CPU's timer goes off; 0 when it does not.

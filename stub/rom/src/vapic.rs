@@ -5,6 +5,7 @@
 
 use core::sync::atomic::Ordering;
 
+use seam::abi::x86::msr::x2apic::{EOI as MSR_EOI, SELF_IPI as MSR_SELF_IPI, TPR as MSR_TPR};
 use stub_module::PageWords;
 use stub_module::vcpu::{Field, Vcpu};
 
@@ -14,11 +15,6 @@ const ISR: usize = 0x100;
 const IRR: usize = 0x200;
 /// An interrupt's class, which is its priority.
 const CLASS: u8 = 0xF0;
-
-/// x2APIC MSRs that act on the virtual APIC when they are written.
-const MSR_TPR: u32 = 0x808;
-const MSR_EOI: u32 = 0x80B;
-const MSR_SELF_IPI: u32 = 0x83F;
 
 /// The virtual APIC of a vCPU.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use boot::ap;
+use seam::abi::x86::msr::x2apic::ICR;
 use uefi::boot::{
     AllocateType, MemoryType, allocate_pages, get_handle_for_protocol, open_protocol_exclusive,
 };
@@ -13,7 +14,6 @@ use crate::attempt::{load_tables, wrmsr};
 use crate::cpu::{cpuid, cr3, cr4, wait};
 use crate::{Check, Failure, expect};
 
-const ICR: u32 = 0x830;
 const INIT: u64 = 0x4500;
 const STARTUP: u64 = 0x4600;
 const STACK_PAGES: usize = 4;

@@ -2,3 +2,4 @@
 
 pub mod efer;
 pub mod exit_reason;
+pub mod msr;

@@ -1,5 +1,7 @@
 //! The defence against a host that single-steps a guest by interrupting it, or zero-steps it by taking pages away.
 
+use seam::abi::x86::msr::APIC_BASE;
+
 use super::{Inside, reason};
 use crate::Machine;
 use crate::field::Structure;
@@ -20,8 +22,7 @@ const MONITOR_TRAP: u64 = 1 << 27;
 const DEBUG_PENDING: u64 = 1 << 12 | 1 << 14 | 1 << 16;
 /// Interruptibility: blocking by STI.
 const BLOCKED_BY_STI: u64 = 1;
-/// IA32_APIC_BASE and its global enable.
-const APIC_BASE: u32 = 0x1B;
+/// IA32_APIC_BASE: global enable.
 const APIC_ENABLED: u64 = 1 << 11;
 
 /// What a stay in the guest remembers for the defence.

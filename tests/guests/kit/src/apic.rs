@@ -8,15 +8,9 @@ use crate::trap::SPURIOUS;
 use crate::vmcall::{self, Refused};
 
 /// Registers, by MSR.
-#[expect(missing_docs, reason = "the names are the specification's")]
 pub mod msr {
-    pub const ID: u32 = 0x802;
-    pub const EOI: u32 = 0x80B;
-    pub const SPURIOUS: u32 = 0x80F;
-    pub const ICR: u32 = 0x830;
-    pub const LVT_TIMER: u32 = 0x832;
-    pub const SELF_IPI: u32 = 0x83F;
-    pub const TSC_DEADLINE: u32 = 0x6E0;
+    pub use seam::abi::x86::msr::TSC_DEADLINE;
+    pub use seam::abi::x86::msr::x2apic::{EOI, ICR, ID, LVT_TIMER, SELF_IPI, SVR as SPURIOUS};
 }
 
 /// The APIC is on.

@@ -11,6 +11,7 @@ use guest_kit::attempt::{Caught, Outcome, ve_reason};
 use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::{apic, attempt, cpu, ensure, fail, guest, memory, say, tdcall, vcpu, ve, vmcall};
 use seam::abi::ghci::{self, Request};
+use seam::abi::x86::msr::APIC_BASE;
 use seam::abi::{Gprs, PAGE_2M, PAGE_4K, Status};
 
 guest!("calls", main);
@@ -22,7 +23,6 @@ const NO_DEVICE: u16 = 0x80;
 /// The I/O APIC, and an address without a device.
 const IO_APIC: u64 = 0xFEC0_0000;
 const NO_REGISTERS: u64 = 0xFED0_0000;
-const APIC_BASE: u32 = 0x1B;
 const MISC_ENABLE: u32 = 0x1A0;
 const MTRR_PHYSBASE0: u32 = 0x200;
 /// An MSR that no TD has.

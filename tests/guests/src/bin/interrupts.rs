@@ -12,14 +12,10 @@ use guest_kit::attempt::{Caught, GP};
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::{apic, attempt, cpu, ensure, guest, vcpu, vmcall};
 use guests::tries::{Own, own, raises, rdmsr, wrmsr};
+use seam::abi::x86::msr::x2apic::{IRR, ISR, PPR, SELF_IPI, TPR};
 
 guest!("interrupts", main);
 
-const TPR: u32 = 0x808;
-const PPR: u32 = 0x80A;
-const IRR: u32 = 0x820;
-const ISR: u32 = 0x810;
-const SELF_IPI: u32 = 0x83F;
 /// The vector that vCPUs send around, and that nothing else uses.
 const RING: u8 = 0x95;
 

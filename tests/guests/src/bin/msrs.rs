@@ -390,9 +390,7 @@ fn xss() -> Check {
 }
 
 fn x2apic() -> Check {
-    const TPR: u32 = 0x808;
-    const PPR: u32 = 0x80A;
-    const EOI: u32 = 0x80B;
+    use seam::abi::x86::msr::x2apic::{EOI, PPR, TPR};
     raises("TPR", wrmsr(TPR, 0x50), None)?;
     let (tpr, ppr) = (rdmsr(TPR), rdmsr(PPR));
     raises("TPR", wrmsr(TPR, 0), None)?;

@@ -1,24 +1,14 @@
 //! The local APIC in x2APIC mode.
 
+use seam::abi::x86::msr::x2apic::{
+    CURRENT_COUNT, DIVIDE, EOI, ESR, ICR, ID, INITIAL_COUNT, ISR, LDR, LVT_TIMER, SELF_IPI, SVR,
+};
+use seam::abi::x86::msr::{APIC_BASE as BASE, TSC_DEADLINE};
+
 use super::personality::Vector;
 use crate::attempt::{GP, IPI, IPIS, NMIS, TIMER, TIMERS, count, rdmsr, wrmsr};
 use crate::cpu::{cpuid, rdtsc, wait};
 use crate::{Check, expect};
-
-const BASE: u32 = 0x1B;
-const ID: u32 = 0x802;
-const EOI: u32 = 0x80B;
-const LDR: u32 = 0x80D;
-const SVR: u32 = 0x80F;
-const ISR: u32 = 0x810;
-const ESR: u32 = 0x828;
-const ICR: u32 = 0x830;
-const LVT_TIMER: u32 = 0x832;
-const INITIAL_COUNT: u32 = 0x838;
-const CURRENT_COUNT: u32 = 0x839;
-const DIVIDE: u32 = 0x83E;
-const SELF_IPI: u32 = 0x83F;
-const TSC_DEADLINE: u32 = 0x6E0;
 
 const MASKED: u64 = 1 << 16;
 const PERIODIC: u64 = 1 << 17;

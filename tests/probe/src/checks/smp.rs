@@ -4,6 +4,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use boot::ap;
+use seam::abi::x86::msr::x2apic::ICR;
 use uefi::boot::{AllocateType, MemoryType, allocate_pages};
 
 use super::personality::Vector;
@@ -11,7 +12,6 @@ use crate::attempt::{IPI, IPIS, NMIS, count, load_tables, rdmsr, wrmsr};
 use crate::cpu::{cpuid, cr3, cr4, wait};
 use crate::{Check, expect};
 
-const ICR: u32 = 0x830;
 const INIT: u64 = 0x4500;
 const STARTUP: u64 = 0x4600;
 const NMI: u64 = 0x4400;

@@ -34,8 +34,8 @@ const VECTORS: core::ops::RangeInclusive<u8> = 32..=254;
 
 /// TSC deadline, before an entry.
 pub fn arm_timer() {
-    const LVT_TIMER: u32 = 0x832;
-    const TSC_DEADLINE: u32 = 0x6E0;
+    use seam::abi::x86::msr::TSC_DEADLINE;
+    use seam::abi::x86::msr::x2apic::LVT_TIMER;
     const DEADLINE_MODE: u64 = 2 << 17;
     let _ = wrmsr(LVT_TIMER, DEADLINE_MODE | u64::from(TIMER));
     let _ = wrmsr(TSC_DEADLINE, rdtsc() + TIMER_TICKS);

@@ -4,6 +4,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use seam::abi::metadata::vp;
 use seam::abi::x86::exit_reason as reason;
+use seam::abi::x86::msr::x2apic::{
+    EOI, ICR, ID as APIC_ID, ISR as IN_SERVICE, SELF_IPI, SVR as SPURIOUS,
+};
 use seam::abi::{Gprs, Leaf, Status};
 
 use super::posted::NOTIFICATION;
@@ -13,13 +16,7 @@ use crate::cpu::disable_interrupts;
 use crate::td::page_at;
 use crate::tdx::call;
 
-const EOI: u32 = 0x80B;
-const ICR: u32 = 0x830;
-const SELF_IPI: u32 = 0x83F;
-const APIC_ID: u32 = 0x802;
-const SPURIOUS: u32 = 0x80F;
 const APIC_ENABLED: u64 = 1 << 8;
-const IN_SERVICE: u32 = 0x810;
 
 /// Interruption information: valid.
 const VALID: u64 = 1 << 31;

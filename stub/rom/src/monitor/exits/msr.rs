@@ -1,6 +1,7 @@
 //! RDMSR and WRMSR of everything that the hardware beneath may not answer itself.
 
 use seam::abi::x86::efer;
+use seam::abi::x86::msr::{APIC_BASE, TSC_DEADLINE};
 use stub_rom::apic::Gp;
 use stub_rom::insn::gpr;
 use stub_rom::personality::constant;
@@ -12,7 +13,6 @@ use crate::monitor::lp::Lp;
 use crate::monitor::smp::{self, Hardware};
 use crate::monitor::world;
 
-const APIC_BASE: u32 = 0x1B;
 const TSC_ADJUST: u32 = 0x3B;
 const SPEC_CTRL: u32 = 0x48;
 const PRED_CMD: u32 = 0x49;
@@ -21,7 +21,6 @@ const BIOS_SIGN_ID: u32 = 0x8B;
 const FLUSH_CMD: u32 = 0x10B;
 const TSX_CTRL: u32 = 0x122;
 const MISC_ENABLE: u32 = 0x1A0;
-const TSC_DEADLINE: u32 = 0x6E0;
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
 
 /// The microcode's revision in the upper half, as IA32_BIOS_SIGN_ID has it.

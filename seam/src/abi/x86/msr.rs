@@ -1,0 +1,32 @@
+//! The numbers of MSRs.
+//!
+//! Source: Intel SDM, volume 3, section 11.12 (x2APIC), and volume 4.
+
+/// IA32_APIC_BASE.
+pub const APIC_BASE: u32 = 0x1B;
+/// IA32_TSC_DEADLINE.
+pub const TSC_DEADLINE: u32 = 0x6E0;
+
+/// The registers of the local APIC in x2APIC mode.
+#[expect(missing_docs, reason = "each is the register of that name in the SDM")]
+pub mod x2apic {
+    pub const ID: u32 = 0x802;
+    pub const VERSION: u32 = 0x803;
+    pub const TPR: u32 = 0x808;
+    pub const PPR: u32 = 0x80A;
+    pub const EOI: u32 = 0x80B;
+    pub const LDR: u32 = 0x80D;
+    pub const SVR: u32 = 0x80F;
+    pub const ISR: u32 = 0x810;
+    pub const IRR: u32 = 0x820;
+    pub const ESR: u32 = 0x828;
+    pub const LVT_CMCI: u32 = 0x82F;
+    pub const ICR: u32 = 0x830;
+    pub const LVT_TIMER: u32 = 0x832;
+    pub const LVT_THERMAL: u32 = 0x833;
+    pub const LVT_ERROR: u32 = 0x837;
+    pub const INITIAL_COUNT: u32 = 0x838;
+    pub const CURRENT_COUNT: u32 = 0x839;
+    pub const DIVIDE: u32 = 0x83E;
+    pub const SELF_IPI: u32 = 0x83F;
+}
