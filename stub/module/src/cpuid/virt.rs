@@ -247,11 +247,11 @@ mod tests {
         assert_eq!(native.values[row(1, 0)][EAX], TOLD);
         for asked in [0, PLATFORM] {
             assert_eq!(eax(asked, 0), Ok(TOLD));
-            assert_eq!(eax(asked, attributes::MIGRATABLE), Ok(TOLD));
+            assert_eq!(eax(asked, Attributes::MIGRATABLE.bits()), Ok(TOLD));
         }
-        assert_eq!(eax(0x806F7, attributes::MIGRATABLE), Ok(0x806F7));
+        assert_eq!(eax(0x806F7, Attributes::MIGRATABLE.bits()), Ok(0x806F7));
         assert!(eax(TOLD, 0).is_err());
-        assert!(eax(TOLD, attributes::MIGRATABLE).is_err());
+        assert!(eax(TOLD, Attributes::MIGRATABLE.bits()).is_err());
     }
 
     #[test]
