@@ -2,7 +2,7 @@
 
 use core::ops::{Deref, DerefMut};
 
-use mm::sync::{Mutex, MutexGuard};
+use sync::{Mutex, MutexGuard};
 
 /// A spin lock that keeps this CPU's interrupts off while it is held, so that a handler on the same CPU can take it.
 ///

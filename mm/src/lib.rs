@@ -7,6 +7,5 @@ pub mod frames;
 pub mod pages;
 pub mod private;
 pub mod shared;
-pub mod sync;
 pub mod tdmr;
 pub mod tdvf;

@@ -4,7 +4,6 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
 
-use mm::sync::{Mutex, Once};
 use mm::{
     private::{self, Pool, PrivateMap, Unowned},
     tdvf::ImagePage,
@@ -18,6 +17,7 @@ use seam::{
     retry::Wait,
     tdh::{Tdh, Tdvpr},
 };
+use sync::{Mutex, Once};
 use vcpu::Wiring;
 use zerocopy::IntoBytes;
 

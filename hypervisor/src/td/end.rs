@@ -11,9 +11,9 @@ use alloc::{
 };
 
 use mm::private::{self, Mode, NoneRuns, Plan, Pool, Reclaim, Step};
-use mm::sync::MutexGuard;
-use mm::sync::atomic::{AtomicU8, Ordering::SeqCst};
 use seam::abi::Leaf;
+use sync::MutexGuard;
+use sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use super::{
     Body, Td,

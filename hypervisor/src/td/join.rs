@@ -1,7 +1,7 @@
 //! A TD's split pages made whole again, in the time that CPUs have left.
 
 use mm::private::{self, Found, Search};
-use mm::sync::{Mutex, MutexGuard};
+use sync::{Mutex, MutexGuard};
 
 use super::{Td, error::Error, host::Host, life::State};
 use crate::platform::Platform;

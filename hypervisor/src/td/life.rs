@@ -1,7 +1,7 @@
 //! The states of a TD's life, and which follows which.
 
 use core::fmt;
-use mm::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use serde::Serialize;
 

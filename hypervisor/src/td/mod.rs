@@ -26,12 +26,12 @@ use core::fmt;
 
 use boot::config;
 use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
-use mm::sync::{Mutex, Once};
 use seam::{
     abi::{Measurement, PAGE_4K, PageSize},
     address::Gpa,
     page::{Donated, Page},
 };
+use sync::{Mutex, Once};
 
 use crate::{platform::Platform, tdx::release::Release};
 use error::Error;

@@ -8,14 +8,14 @@ use alloc::{
     vec::Vec,
 };
 use core::fmt;
-use mm::sync::atomic::{
+use sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 
 use boot::config;
 use mm::private::Outcome;
-use mm::sync::Mutex;
+use sync::Mutex;
 
 use super::{
     Frames, Notes, Td, build,

@@ -5,16 +5,16 @@
 
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
-use mm::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use mm::private::{self, Kick};
-use mm::sync::{Mutex, MutexGuard};
 use seam::{
     abi::metadata::vp,
     error::Error,
     page::{Donated, Page},
     tdh::Tdvpr,
 };
+use sync::{Mutex, MutexGuard};
 
 use super::life::{Life, State};
 use crate::platform::Platform;

@@ -7,11 +7,11 @@ use hypervisor::td::life::State;
 use hypervisor::td::registry::Tds;
 use hypervisor::td::vcpu::{Held, Refused};
 use mm::private::{self, Outcome};
-use mm::sync::atomic::Ordering::SeqCst;
 use seam::abi::metadata::vp;
 use seam::abi::{Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 use seam::tdh::EnterFlags;
+use sync::atomic::Ordering::SeqCst;
 
 use crate::explore::World;
 use crate::machine::Machine;

@@ -11,12 +11,12 @@ use hypervisor::td::{Td, registry::Tds};
 use hypervisor::tdx::hkids::{Count, Hkids};
 use hypervisor::tdx::release::Coordinator;
 use mm::private::Clearing;
-use mm::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use seam::abi::{Leaf, PageSize};
 use seam::address::Gpa;
 use seam::platform::KeyIds;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
+use sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use crate::actors::FREE;
 use crate::machine::{CPUS, GLOBAL_HKID, Machine, become_cpu};

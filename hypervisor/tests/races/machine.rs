@@ -11,7 +11,6 @@ use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
-use mm::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Hpa, KeyIdPosition};
@@ -24,6 +23,7 @@ use shuttle::thread;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Exit, Guest, HostMachine, Server, TdmrPlan};
 use stub_module::vcpu::{Field, Gpr, Vcpu};
+use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 /// Where memory begins.
 const BASE: u64 = 4 * PAGE_1G;

@@ -16,7 +16,7 @@ use super::error::Error;
 use super::mirror::{Block, Entry};
 use super::pool::Pool;
 use super::{Cpu, Kick, Op, PrivateMap};
-use crate::sync::atomic::Ordering::SeqCst;
+use sync::atomic::Ordering::SeqCst;
 
 /// Searches that follow a note at most.
 const TRIES: u8 = 4;

@@ -45,7 +45,7 @@ use root::RootLock;
 use stock::Stock;
 use track::Tracker;
 
-use crate::sync::atomic::AtomicBool;
+use sync::atomic::AtomicBool;
 
 pub use build::Given;
 pub use error::Error;

@@ -10,8 +10,8 @@ use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
 use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use sync::Mutex;
+use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The frames of the host as a TD's memory needs them.
 pub trait Pool {

@@ -17,8 +17,8 @@ use seam::retry::Wait;
 use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr};
 
 use super::error::Error;
-use crate::sync::RwLock;
-use crate::sync::hint::spin_loop;
+use sync::RwLock;
+use sync::hint::spin_loop;
 
 /// How a TD's memory can be taken back now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use core::ops::Range;
 use seam::abi::PageSize;
 use seam::page::{Cached, Page};
 
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use sync::Mutex;
+use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What a TD owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

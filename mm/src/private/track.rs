@@ -10,7 +10,7 @@ use super::error::Error;
 use super::kick::Kick;
 use super::mirror::Epoch;
 use super::root::Live;
-use crate::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 /// The rounds of one TD.
 #[derive(Debug)]

@@ -8,7 +8,6 @@ use alloc::{boxed::Box, format, string::String, string::ToString, sync::Arc, vec
 use mm::{
     private::Levels,
     shared::SharedMap,
-    sync::Mutex,
     tdvf::{self, Entry, Kind, TAIL_BYTES},
 };
 use seam::{
@@ -16,6 +15,7 @@ use seam::{
     address::Level,
     tdh::EnterFlags,
 };
+use sync::Mutex;
 use td_base::long_mode::{CODE, CR0, CR4, SEGMENTS};
 use vcpu::{
     Wiring,

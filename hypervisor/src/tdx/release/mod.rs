@@ -13,13 +13,13 @@ mod work;
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use mm::private::PrivateMap;
-use mm::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use mm::sync::{Mutex, MutexGuard};
 use seam::{
     error::{Error, Rejected},
     page::{Clean, Page},
     tdh::{Keyed, Tdr, resume::Step},
 };
+use sync::atomic::{AtomicU32, Ordering::SeqCst};
+use sync::{Mutex, MutexGuard};
 
 pub use error::{CreateError, NotReleased, Why};
 use round::{Package, Round};

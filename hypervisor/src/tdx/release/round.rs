@@ -3,11 +3,11 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use mm::sync::Mutex;
 use seam::{
     error::{Error, Recovery},
     tdh::resume::{CacheWbRound, Step},
 };
+use sync::Mutex;
 
 use super::{Turn, Why, WriteBack};
 use crate::{cpu::call::NoAnswer, platform::Platform};

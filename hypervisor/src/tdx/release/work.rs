@@ -4,7 +4,7 @@ use alloc::{format, vec::Vec};
 use core::{mem, ops::ControlFlow};
 
 use mm::private;
-use mm::sync::MutexGuard;
+use sync::MutexGuard;
 
 use super::{super::hkids::Hkids, Ending, NotReleased, Why};
 use crate::{cpu::call::NoAnswer, platform::Platform, sync::IrqLock};

@@ -13,10 +13,10 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use super::error::Error;
-use crate::sync::Mutex;
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 use seam::page::{Donated, Page};
+use sync::Mutex;
 
 pub use leaf::{Epoch, Leaf, Was};
 pub(super) use parts::Parts;

@@ -6,10 +6,10 @@ use alloc::boxed::Box;
 
 use super::{Epoch, Levels, filled, index, start};
 use crate::private::error::Error;
-use crate::sync::Mutex;
 use seam::abi::level_bytes;
 use seam::address::{Gpa, Level};
 use seam::page::{Donated, Page};
+use sync::Mutex;
 
 /// One of them.
 #[derive(Debug, Default)]

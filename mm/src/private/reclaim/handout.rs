@@ -3,7 +3,7 @@
 //! A stage begins when every unit of the one before is finished. Units that left something behind come again in another
 //! pass over their stage; after a few of those the work is stuck, until somebody asks for another try.
 
-use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
+use sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// Passes over one stage. In each of them the module is asked as often as the retry policy says.
 const MAX_PASSES: u32 = 3;

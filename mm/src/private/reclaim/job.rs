@@ -18,7 +18,7 @@ use crate::private::error::Error;
 use crate::private::mirror::{Boxed, Directory, ENTRIES, Entry, Gib, Leaf, PageTable};
 use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
-use crate::sync::atomic::Ordering::SeqCst;
+use sync::atomic::Ordering::SeqCst;
 
 /// SEAMCALLs in one step.
 pub const MAX_CALLS: usize = 8;

@@ -31,12 +31,12 @@ use super::mirror::{ENTRIES, filled};
 use super::pool::Pool;
 use super::root::Mode;
 use super::{Cpu, PrivateMap};
-use crate::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use crate::sync::{Mutex, MutexGuard};
 use handout::{Handout, Stage, Turn};
 use job::{Job, MAX_CALLS, Work};
 use report::{Refusals, Tally};
 use root::{Root, Way};
+use sync::atomic::{AtomicBool, Ordering::SeqCst};
+use sync::{Mutex, MutexGuard};
 
 pub(super) use clearing::Left;
 pub use clearing::{ClearPolicy, Clearing, NoPolicy};

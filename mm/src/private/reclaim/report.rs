@@ -7,7 +7,7 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 
 use crate::private::error::Error;
-use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// The time, as the CPU that works has it.
 pub trait Clock {

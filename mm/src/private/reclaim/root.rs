@@ -12,7 +12,7 @@ use super::report::{Reclaimed, Refusal, Refusals};
 use crate::private::error::Error;
 use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
-use crate::sync::Mutex;
+use sync::Mutex;
 
 /// How far the TDR is on its way home.
 #[derive(Debug)]

@@ -1,7 +1,9 @@
-//! The locks and atomics of everything that more than one CPU works on, here and in the crates above.
+//! Locks and atomics for data that more than one CPU works on.
 //!
 //! With the feature `shuttle` they are those of the scheduler of that name, which runs the threads of a test in orders of
-//! its own choosing: see `tests/races`. Nothing but tests enables it.
+//! its own choosing: see `tests/races` of the crates above. Only tests enable the feature.
+#![no_std]
+#![forbid(unsafe_code)]
 
 #[cfg(feature = "shuttle")]
 mod explored;
