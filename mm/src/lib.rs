@@ -8,4 +8,3 @@ pub mod pages;
 pub mod private;
 pub mod shared;
 pub mod tdmr;
-pub mod tdvf;

@@ -4,10 +4,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
 
-use mm::{
-    private::{self, Pool, PrivateMap, Unowned},
-    tdvf::ImagePage,
-};
+use mm::private::{self, Pool, PrivateMap, Unowned};
 use seam::{
     abi::{MEASUREMENT_SIZE, Measurement, PAGE_4K, PageSize, metadata::td},
     address::Hpa,
@@ -18,6 +15,7 @@ use seam::{
     tdh::{Tdh, Tdvpr},
 };
 use sync::{Mutex, Once};
+use tdvf::ImagePage;
 use vcpu::Wiring;
 use zerocopy::IntoBytes;
 

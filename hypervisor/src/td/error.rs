@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
 
-use mm::{private, tdvf};
+use mm::private;
 use seam::abi::{PAGE_4K, Status};
 
 use super::{files::NoRoom, life::State, params, vcpu};

@@ -1,7 +1,7 @@
 //! What TDs are made of in tests: a configuration, an image, a CPU.
 
 use hypervisor::td::params::Native;
-use mm::tdvf::{self, Entry, TAIL_BYTES};
+use tdvf::{Entry, TAIL_BYTES};
 
 /// A CPU that has whatever the module leaves to the host.
 pub struct Everything;

@@ -14,7 +14,7 @@ use super::kick::NoneRuns;
 use super::mirror::{Entry, Leaf, index, is_aligned};
 use super::pool::Pool;
 use super::{Cpu, Op, PrivateMap};
-use crate::tdvf::chunks;
+use tdvf::chunks;
 
 /// What was mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

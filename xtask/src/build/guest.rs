@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use guest_kit::layout::{
     HOB, HOB_BYTES, PROGRAM, PROGRAM_END, RESET_PAGE, RESET_VECTOR, VCPU_AREA, VCPU_AREA_BYTES,
 };
-use mm::tdvf::{Entry, Kind, TAIL_BYTES, metadata_bytes, write};
+use tdvf::{Entry, Kind, TAIL_BYTES, metadata_bytes, write};
 
 use super::elf::{PAGE, Program};
 
@@ -100,7 +100,7 @@ fn tail(entry: u64) -> [u8; TAIL_BYTES] {
 
 #[cfg(test)]
 mod tests {
-    use mm::tdvf::TdImage;
+    use tdvf::TdImage;
 
     use super::super::elf::{Access, Segment};
     use super::*;

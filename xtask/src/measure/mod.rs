@@ -1,6 +1,6 @@
 //! `cargo xtask measure`: what a TD will be, computed without a TDX server.
 //!
-//! Which pages are added in which order is [`mm::tdvf`]'s to say, to the hypervisor as well. How that becomes an MRTD is said
+//! Which pages are added in which order is [`tdvf`]'s to say, to the hypervisor as well. How that becomes an MRTD is said
 //! here, and shared with nobody: the emulated module and this check each other.
 
 mod mrtd;
@@ -13,9 +13,9 @@ use std::path::Path;
 
 use anyhow::{Context, Error, Result, ensure};
 use boot::config;
-use mm::tdvf::{TdImage, chunks};
 use mrtd::{CHUNK, Mrtd};
 use seam::abi::Measurement;
+use tdvf::{TdImage, chunks};
 
 use crate::build;
 
@@ -127,7 +127,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use mm::tdvf::{Entry, TAIL_BYTES, write};
+    use tdvf::{Entry, TAIL_BYTES, write};
 
     use super::*;
 

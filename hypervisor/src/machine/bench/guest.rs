@@ -5,11 +5,7 @@
 
 use alloc::{boxed::Box, format, string::String, string::ToString, sync::Arc, vec::Vec};
 
-use mm::{
-    private::Levels,
-    shared::SharedMap,
-    tdvf::{self, Entry, Kind, TAIL_BYTES},
-};
+use mm::{private::Levels, shared::SharedMap};
 use seam::{
     abi::{Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status, ghci::Request},
     address::Level,
@@ -17,6 +13,7 @@ use seam::{
 };
 use sync::Mutex;
 use td_base::long_mode::{CODE, CR0, CR4, SEGMENTS};
+use tdvf::{Entry, Kind, TAIL_BYTES};
 use vcpu::{
     Wiring,
     exit::{Exit, Obstacle},
@@ -265,7 +262,7 @@ impl<'a, P: Running> Entered<'a, P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mm::tdvf::TdImage;
+    use tdvf::TdImage;
 
     fn operand(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())

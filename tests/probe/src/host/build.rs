@@ -1,7 +1,7 @@
 //! From an image to a TD that can be entered.
 
-use mm::tdvf::{TdImage, chunks};
 use seam::abi::{Leaf, PAGE_2M, PAGE_4K};
+use tdvf::{TdImage, chunks};
 
 use super::Host;
 use super::memory::Memory;

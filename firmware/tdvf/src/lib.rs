@@ -8,6 +8,11 @@
 //!
 //! Source: Intel TDX Virtual Firmware Design Guide, TDVF_DESCRIPTOR and TDVF_SECTION; td-shim specification 0.5.1, part I.
 
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
 mod error;
 mod locate;
 mod pages;
