@@ -7,7 +7,7 @@ use core::{
     ptr::{self, NonNull},
 };
 
-use crate::sync::IrqLock;
+use sync::IrqLock;
 
 /// A heap behind a lock that interrupt handlers may take.
 pub struct Heap(IrqLock<linked_list_allocator::Heap>);

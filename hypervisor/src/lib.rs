@@ -22,7 +22,6 @@ pub mod sched;
 pub mod seamlog;
 pub mod serial;
 pub mod start;
-pub mod sync;
 pub mod td;
 pub mod tds;
 pub mod tdx;

@@ -7,13 +7,12 @@ use core::{
 };
 
 use log::{LevelFilter, Log, Metadata};
+use sync::IrqLock;
 
 use crate::{
     cpu,
     ring::{Record, Ring},
-    serial,
-    sync::IrqLock,
-    time,
+    serial, time,
 };
 
 const RING_BYTES: usize = 128 << 10;

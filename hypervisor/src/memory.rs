@@ -16,13 +16,11 @@ use mm::{
     frames::{self, Counts, Frame, Frames, ORDER_4K},
     private::Ledger,
 };
+use sync::IrqLock;
 
-use crate::{
-    cpu::{
-        msr::{self, Fault},
-        trap,
-    },
-    sync::IrqLock,
+use crate::cpu::{
+    msr::{self, Fault},
+    trap,
 };
 
 /// Memory below this is never handed out: it is the AP trampoline's and the firmware's, and no TD may have it.

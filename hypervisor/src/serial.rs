@@ -10,9 +10,8 @@
 
 use core::fmt;
 
+use sync::{IrqGuard, IrqLock};
 use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend, spec::registers::IER};
-
-use crate::sync::{IrqGuard, IrqLock};
 
 /// I/O address of COM1.
 const COM1: u16 = 0x3F8;

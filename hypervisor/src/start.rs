@@ -35,6 +35,7 @@ static HEAP: spin::Once<&'static Heap> = spin::Once::new();
 pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
     let tsc = time::tsc();
     time::start_at(tsc);
+    sync::irq::set_switch(cpu::INTERRUPT_SWITCH);
     serial::init();
     let _ = writeln!(
         serial::port(),

@@ -3,10 +3,15 @@
 //! With the feature `shuttle` they are those of the scheduler of that name, which runs the threads of a test in orders of
 //! its own choosing: see `tests/races` of the crates above. Only tests enable the feature.
 #![no_std]
-#![forbid(unsafe_code)]
 
+extern crate alloc;
+
+pub mod call;
 #[cfg(feature = "shuttle")]
 mod explored;
+pub mod irq;
+
+pub use irq::{IrqGuard, IrqLock, IrqsOff};
 
 #[cfg(feature = "shuttle")]
 pub use explored::{Mutex, MutexGuard, Once, RwLock, atomic, hint};

@@ -5,7 +5,6 @@
 )]
 
 pub mod apic;
-pub mod call;
 pub mod msr;
 pub mod start;
 mod tables;
@@ -28,15 +27,15 @@ use x86_64::{
     },
 };
 
-use self::{
-    call::{Mailbox, NoAnswer},
-    tables::Tables,
-    topology::Place,
-    vmx::Vmx,
-};
+use self::{tables::Tables, topology::Place, vmx::Vmx};
 use seam::counters::Counters;
+use sync::{
+    IrqLock,
+    call::{self, Mailbox, NoAnswer},
+    irq::Switch,
+};
 
-use crate::{platform::Attention, seamlog::SeamLog, sync::IrqLock, time};
+use crate::{platform::Attention, seamlog::SeamLog, time};
 
 /// What a CPU is doing.
 #[repr(u8)]
@@ -197,6 +196,16 @@ pub fn this() -> Option<&'static Cpu> {
 pub fn number() -> u32 {
     this().map_or(0, |cpu| cpu.number)
 }
+
+/// How this machine's CPUs switch their interrupts for the locks of [`sync`].
+pub const INTERRUPT_SWITCH: Switch = Switch {
+    off: || {
+        let were_on = instructions::interrupts::are_enabled();
+        instructions::interrupts::disable();
+        were_on
+    },
+    on: instructions::interrupts::enable,
+};
 
 /// How long a CPU may take to answer a call, in microseconds.
 pub fn set_call_timeout(us: u32) {

@@ -9,19 +9,17 @@ use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use boot::ap;
 use seam::counters::Counters;
+use sync::{IrqLock, call::Mailbox};
 use x86_64::{
     instructions::interrupts,
     registers::{control::Cr4, model_specific::Efer},
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, call::Mailbox, msr, stop_here, tables,
-    timer, topology, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, msr, stop_here, tables, timer, topology,
+    vmx,
 };
-use crate::{
-    firmware::madt::Processor, memory, platform::Attention, seamlog::SeamLog, sync::IrqLock, tds,
-    time,
-};
+use crate::{firmware::madt::Processor, memory, platform::Attention, seamlog::SeamLog, tds, time};
 
 /// Size in bytes of the stack that a CPU runs on.
 const STACK_BYTES: u64 = 64 << 10;

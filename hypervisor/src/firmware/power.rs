@@ -6,6 +6,7 @@
 
 use alloc::string::String;
 
+use sync::IrqLock;
 use x86_64::instructions::port::Port;
 
 use super::{
@@ -13,7 +14,7 @@ use super::{
     aml::SleepType,
     fadt::{Fadt, Register},
 };
-use crate::{cpu, memory, pci, sync::IrqLock, time};
+use crate::{cpu, memory, pci, time};
 
 /// One way to reset the machine or to switch it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,12 +17,12 @@ use seam::{
     },
     address::{Gpa, Level},
 };
+use sync::IrqsOff;
 
 use self::guest::{ACCEPTED, Entered, Wires};
 use crate::{
     console::host::seam::{LeafTime, SeamBench},
     platform::{Platform, Running, Samples},
-    sync::IrqsOff,
     td::{Td, end::Way, error::Error, host::Host, registry::Tds},
     time,
 };

@@ -31,12 +31,13 @@ use seam::{
     tdh::Tdh,
 };
 use spin::Once;
+use sync::call::NoAnswer;
 use vcpu::posted::Descriptor;
 use x86_64::instructions::interrupts;
 
 use super::{Attention, CpuPlace, Platform, Running, Stopwatch};
 use crate::{
-    cpu::{self, apic, call::NoAnswer, timer, trap, vmx},
+    cpu::{self, apic, timer, trap, vmx},
     hypercall,
     memory::{self, HostFrames, direct},
     rtc,

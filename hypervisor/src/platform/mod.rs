@@ -13,8 +13,9 @@ pub use stopwatch::{Samples, Stopwatch};
 
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
+use sync::call::NoAnswer;
 
-use crate::{cpu::call::NoAnswer, tdx::shutdown::Shutdown};
+use crate::tdx::shutdown::Shutdown;
 
 /// A CPU that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,10 @@ use seam::{
     address::Hpa,
     call::Fault,
 };
+use sync::IrqLock;
 use vcpu::exit::Exit;
 
-use crate::{sync::IrqLock, td::memory::SHARED, time};
+use crate::{td::memory::SHARED, time};
 
 /// No vCPU.
 const NONE: u64 = u64::MAX;

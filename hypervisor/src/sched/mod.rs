@@ -15,6 +15,7 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use boot::config;
+use sync::{IrqLock, IrqsOff};
 use vcpu::{Notify, Stop};
 
 use self::{
@@ -24,7 +25,6 @@ use self::{
 };
 use crate::{
     platform::Running,
-    sync::{IrqLock, IrqsOff},
     td::{Td, vcpu::Refused},
 };
 

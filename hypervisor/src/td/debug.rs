@@ -18,9 +18,10 @@ use seam::{
     tdh::{Keyed, Tdh, Tdr, Tdvpr},
 };
 use spin::Mutex;
+use sync::call::NoAnswer;
 
 use super::{Td, life::State};
-use crate::{cpu::call::NoAnswer, platform::Platform};
+use crate::platform::Platform;
 
 /// Why nothing can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]

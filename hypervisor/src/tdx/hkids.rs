@@ -4,8 +4,7 @@ use alloc::{string::String, vec, vec::Vec};
 use core::fmt;
 
 use seam::{hkid::Hkid, platform::KeyIds};
-
-use crate::sync::IrqLock;
+use sync::IrqLock;
 
 /// Who has an HKID.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,6 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use hypervisor::cpu::call::{self, Mailbox, NoAnswer};
 use hypervisor::platform::{CpuPlace, Platform};
 use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
@@ -24,6 +23,7 @@ use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Exit, Guest, HostMachine, Server, TdmrPlan};
 use stub_module::vcpu::{Field, Gpr, Vcpu};
 use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use sync::call::{self, Mailbox, NoAnswer};
 
 /// Where memory begins.
 const BASE: u64 = 4 * PAGE_1G;

@@ -6,7 +6,6 @@ mod rig;
 
 use std::sync::Arc;
 
-use hypervisor::cpu::call::NoAnswer;
 use hypervisor::platform::Platform;
 use hypervisor::tdx::hkids::Holder;
 use hypervisor::tdx::release::{CreateError, NotReleased, Why};
@@ -15,6 +14,7 @@ use mm::private::{Mode, Pool};
 use rig::Setup;
 use seam::abi::{Leaf, Operand, PageSize, Status};
 use seam::retry::Reason;
+use sync::call::NoAnswer;
 
 /// A status with which the module refuses for good.
 const REFUSED: Status = Status::OPERAND_INVALID;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use hypervisor::cpu::call::{self, Mailbox};
 use seam::abi::Leaf;
+use sync::call::{self, Mailbox};
 
 use super::{Machine, Rig};
 

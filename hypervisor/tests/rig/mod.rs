@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use hypervisor::cpu::call::{self, NoAnswer};
 use hypervisor::platform::{CpuPlace, Platform, Stopwatch};
 use hypervisor::tdx::hkids::Hkids;
 use hypervisor::tdx::release::Coordinator;
@@ -31,6 +30,7 @@ use seam::retry::{Pause, Reason, Wait};
 use seam::tdh::Tdh;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Server, TdmrPlan};
+use sync::call::{self, NoAnswer};
 
 use cpus::{Cpus, Threads};
 pub use cpus::{Event, Job};

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use hypervisor::cpu::call::NoAnswer;
 use hypervisor::platform::{CpuPlace, Platform};
 use hypervisor::tdx::shutdown::Shutdown;
 use mm::private;
@@ -11,6 +10,7 @@ use seam::address::Hpa;
 use seam::counters::Counters;
 use seam::page::{Clean, Dirty, Page, State};
 use seam::tdh::Tdh;
+use sync::call::NoAnswer;
 
 use super::rig::{Caller, Pool, Rig, Sleep};
 

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
-use hypervisor::cpu::call::NoAnswer;
 use hypervisor::platform::{CpuPlace, Platform};
 use hypervisor::tdx::shutdown::Shutdown;
 use mm::frames::{Frames, words_for};
@@ -20,6 +19,7 @@ use seam::page::Clear;
 use seam::retry::Never;
 use seam::tdh::Tdh;
 use stub_module::host::{Config, Server, TdmrPlan};
+use sync::call::NoAnswer;
 
 use super::cost::{self, Cost, Number};
 use super::machine::{Charge, Line, Machine, Sums, package_of};

@@ -16,13 +16,12 @@ use seam::{
     module::Info,
     platform::KeyIds,
 };
+use sync::{IrqLock, call::NoAnswer};
 
 use super::{hkids::Hkids, release::Coordinator, report};
 use crate::{
     console::host::{self, BringUpStep, Tdx, TdxState},
-    cpu::call::NoAnswer,
     platform::Platform,
-    sync::IrqLock,
 };
 
 /// What the bring-up must know of the machine, beyond what it asks the module.

@@ -11,9 +11,10 @@ use seam::{
     tdh::resume::{Step, TdmrInit},
 };
 use spin::Mutex;
+use sync::call::NoAnswer;
 
 use super::{Failed, explain};
-use crate::{cpu::call::NoAnswer, platform::Platform};
+use crate::platform::Platform;
 
 /// Calls that a CPU makes between two looks at its interrupts. One initialises 4 MiB's worth of a TDMR.
 const CALLS_A_ROUND: u32 = 32;

@@ -2,8 +2,9 @@
 
 use core::fmt;
 
+use sync::call::NoAnswer;
+
 use super::super::hkids::NoHkid;
-use crate::cpu::call::NoAnswer;
 
 /// Why TDH.MNG.CREATE was not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,10 @@ use seam::{
     tdh::resume::{CacheWbRound, Step},
 };
 use sync::Mutex;
+use sync::call::NoAnswer;
 
 use super::{Turn, Why, WriteBack};
-use crate::{cpu::call::NoAnswer, platform::Platform};
+use crate::platform::Platform;
 
 /// CPUs of one package that are tried when they don't answer.
 const MAX_TRIED: usize = 4;

@@ -5,9 +5,10 @@ use core::{mem, ops::ControlFlow};
 
 use mm::private;
 use sync::MutexGuard;
+use sync::{IrqLock, call::NoAnswer};
 
 use super::{super::hkids::Hkids, Ending, NotReleased, Why};
-use crate::{cpu::call::NoAnswer, platform::Platform, sync::IrqLock};
+use crate::platform::Platform;
 
 /// How long somebody who works on a TD's map is waited for, in microseconds. Each holds it for a bounded number of calls.
 const MAP_US: u64 = 2_000_000;

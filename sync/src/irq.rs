@@ -1,8 +1,29 @@
 //! Locks that interrupt handlers may take too: they are held with interrupts off.
+//!
+//! The program says once how interrupts are switched, by [`set_switch`]. Where nobody has said it there are none, as in the
+//! host's tests.
 
 use core::ops::{Deref, DerefMut};
 
-use sync::{Mutex, MutexGuard};
+use spin::Once;
+
+use crate::{Mutex, MutexGuard};
+
+/// How the calling CPU's interrupts are switched.
+#[derive(Clone, Copy, Debug)]
+pub struct Switch {
+    /// Switches them off. Returns whether they were on.
+    pub off: fn() -> bool,
+    /// Switches them on.
+    pub on: fn(),
+}
+
+static SWITCH: Once<Switch> = Once::new();
+
+/// Says how interrupts are switched. The first word counts. The caller holds no lock of this module.
+pub fn set_switch(switch: Switch) {
+    SWITCH.call_once(|| switch);
+}
 
 /// A spin lock that keeps this CPU's interrupts off while it is held, so that a handler on the same CPU can take it.
 ///
@@ -62,15 +83,11 @@ pub struct IrqsOff {
 }
 
 impl IrqsOff {
-    /// Switches this CPU's interrupts off. In host tests there are none.
+    /// Switches this CPU's interrupts off.
     #[must_use]
     pub fn new() -> Self {
-        let were_on = cfg!(feature = "bare") && x86_64::instructions::interrupts::are_enabled();
-        if were_on {
-            x86_64::instructions::interrupts::disable();
-        }
         Self {
-            were_on,
+            were_on: SWITCH.get().is_some_and(|switch| (switch.off)()),
             _not_send: core::marker::PhantomData,
         }
     }
@@ -84,8 +101,49 @@ impl Default for IrqsOff {
 
 impl Drop for IrqsOff {
     fn drop(&mut self) {
-        if self.were_on {
-            x86_64::instructions::interrupts::enable();
+        if self.were_on
+            && let Some(switch) = SWITCH.get()
+        {
+            (switch.on)();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use core::cell::Cell;
+    use std::thread_local;
+
+    use super::*;
+
+    thread_local! {
+        /// The interrupt flag of a test's thread.
+        static ON: Cell<bool> = const { Cell::new(true) };
+    }
+
+    fn is_on() -> bool {
+        ON.get()
+    }
+
+    #[test]
+    fn interrupts_are_off_as_long_as_the_outermost_lock_is_held() {
+        set_switch(Switch {
+            off: || ON.replace(false),
+            on: || ON.set(true),
+        });
+        let (outer, inner) = (IrqLock::new(1), IrqLock::new(2));
+        assert!(is_on());
+        let held = outer.lock();
+        assert!(!is_on());
+        drop(inner.lock());
+        assert!(!is_on());
+        assert!(outer.try_lock().is_none() && !is_on());
+        drop(held);
+        assert!(is_on());
+        ON.set(false);
+        drop(outer.lock());
+        assert!(!is_on());
     }
 }

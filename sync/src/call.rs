@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ptr;
 
-use sync::{
+use crate::{
     atomic::{AtomicPtr, AtomicU32, Ordering},
     hint::spin_loop,
 };
