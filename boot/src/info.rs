@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use crate::config::Config;
+use config::Config;
 
 /// Everything that only the firmware could tell, and the memory that was taken from it.
 #[derive(Debug)]

@@ -2,15 +2,13 @@
 //!
 //! Both freestanding programs of this repository stand on it: the hypervisor for all of it, the option ROM for
 //! [`ap`] and `rt`. It knows nobody. [`efi`] is the way through the firmware; what it finds goes on as a
-//! [`BootInfo`]; [`config`], [`paging`] and [`pe`] are pure and tested on the developer's machine.
+//! [`BootInfo`]; [`paging`] and [`pe`] are pure and tested on the developer's machine.
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(feature = "loader")]
 extern crate alloc;
 
 pub mod ap;
-#[cfg(feature = "loader")]
-pub mod config;
 #[cfg(feature = "loader")]
 pub mod efi;
 #[cfg(feature = "loader")]

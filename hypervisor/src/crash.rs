@@ -15,7 +15,7 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use boot::config::OnCrash;
+use config::OnCrash;
 
 use crate::{
     cpu::{self, msr, trap, trap::Frame},

@@ -6,7 +6,8 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use boot::{BootInfo, config::Clear};
+use boot::BootInfo;
+use config::Clear;
 use mm::private::ClearPolicy;
 use seam::{address::Hpa, erratum::has_partial_write};
 use spin::Once;

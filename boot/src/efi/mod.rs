@@ -14,6 +14,7 @@ pub use uefi::{Handle, Status};
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::{arch::asm, ffi::c_void, fmt, mem::MaybeUninit, slice};
 
+use config::Config;
 use uefi::{
     boot::{self as services, AllocateType, MemoryType},
     mem::memory_map::MemoryMap,
@@ -28,9 +29,7 @@ use x86_64::registers::{
 
 use self::source::Place;
 use crate::{
-    BootInfo, File, Region, RegionKind,
-    config::{self, Config},
-    layout,
+    BootInfo, File, Region, RegionKind, layout,
     paging::{self, Access, PageTables, Tables},
     pe,
 };

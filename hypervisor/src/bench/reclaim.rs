@@ -10,7 +10,6 @@ use core::fmt;
 use core::ops::Range;
 use core::str::FromStr;
 
-use boot::config;
 use mm::private::{Clearing, Error as MapError, Kick, NoAnswer, Outcome};
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;

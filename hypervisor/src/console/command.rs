@@ -6,8 +6,6 @@ use alloc::{
     vec::Vec,
 };
 
-use boot::config;
-
 use super::{
     Session, commands,
     error::{Error, nearest, shorten},

@@ -2,7 +2,6 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use boot::config;
 use vcpu::Excerpt;
 
 use super::desk::started_from;

@@ -8,7 +8,6 @@ pub mod guest;
 use alloc::{string::String, vec::Vec};
 use core::ops::Range;
 
-use boot::config;
 use mm::private::{self, Kick, NoAnswer, NoneRuns, Pool, PrivateMap};
 use seam::{
     abi::{

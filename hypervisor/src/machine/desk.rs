@@ -11,7 +11,6 @@ use alloc::{
 };
 use core::fmt::Write;
 
-use boot::config;
 use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 use vcpu::Excerpt;

@@ -14,7 +14,6 @@ use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
-use boot::config;
 use sync::{IrqLock, IrqsOff};
 use vcpu::{Notify, Stop};
 

@@ -3,7 +3,6 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use boot::config;
 use seam::abi::PAGE_4K;
 use seam::address::{Gpa, Hpa};
 use td_base::kernel::{self, HEAD_BYTES, Kernel};

@@ -24,7 +24,6 @@ pub mod vcpu;
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
-use boot::config;
 use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
 use seam::{
     abi::{Measurement, PAGE_4K, PageSize},

@@ -2,7 +2,6 @@
 
 use core::fmt;
 
-use boot::config;
 use seam::abi::{Attributes, ConfigFlags, TdParams, Xfam};
 use zerocopy::FromZeros;
 

@@ -3,7 +3,6 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
 
-use boot::config;
 use mm::private::{Levels, Pool, Settings, Unowned};
 use seam::abi::{PAGE_4K, TdParams};
 use td_base::{kernel::HEAD_BYTES, payload::WINDOW};

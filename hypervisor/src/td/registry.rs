@@ -13,7 +13,6 @@ use sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 
-use boot::config;
 use mm::private::Outcome;
 use sync::Mutex;
 

@@ -135,7 +135,7 @@ fn tds<'h>(
         td("one"),
         td("two")
     );
-    let named = boot::config::parse(text.as_bytes()).unwrap().td;
+    let named = config::parse(text.as_bytes()).unwrap().td;
     let host = Host {
         platform: machine,
         coordinator,

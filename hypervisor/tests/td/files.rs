@@ -21,7 +21,7 @@ fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
     let text = format!(
         "{FILES}[[td]]\nname = \"a\"\nmemory = \"{memory}\"\nvcpus = 4\nkernel = \"linux\"\n{initrd_key}"
     );
-    let td = boot::config::parse(text.as_bytes()).unwrap().td.remove(0);
+    let td = config::parse(text.as_bytes()).unwrap().td.remove(0);
     let files = Files {
         image: None,
         kernel: Some(Loaded {

@@ -85,7 +85,7 @@ impl Server {
     pub fn tds_of<'h, P: Platform>(
         &'h self,
         platform: &'h P,
-        named: Vec<(boot::config::Td, impl Into<Files<'h>>)>,
+        named: Vec<(config::Td, impl Into<Files<'h>>)>,
         runner: &'h (dyn Runner + Sync),
     ) -> Tds<'h, P> {
         let host = Host {
@@ -155,10 +155,10 @@ impl Stubborn {
 }
 
 /// The configuration that `text` is, in which each `[[td]]` has the image.
-pub fn config(text: &str) -> boot::config::Config {
+pub fn config(text: &str) -> config::Config {
     let text = text.replace("[[td]]\n", "[[td]]\nimage = \"i\"\n");
     let text = format!("[[file]]\nname = \"i\"\npath = \"i\"\n{text}");
-    boot::config::parse(text.as_bytes()).unwrap()
+    config::parse(text.as_bytes()).unwrap()
 }
 
 /// The TD of that number, which lives.

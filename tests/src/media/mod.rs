@@ -10,7 +10,6 @@ use std::fs;
 use std::path::{Component, Path};
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use boot::config;
 
 /// Where UEFI looks for a program on a disk without a boot entry.
 pub const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";

@@ -387,7 +387,7 @@ mod tests {
                     .wishing(&[7, 9]),
             ],
         );
-        let config = boot::config::parse(text.as_bytes()).unwrap();
+        let config = config::parse(text.as_bytes()).unwrap();
         assert_eq!(config.file.len(), 2);
         assert_eq!(config.td[1].name, "other");
         assert_eq!(config.td[1].mrconfigid[7], 7);

@@ -12,7 +12,6 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::{Context, Error, Result, ensure};
-use boot::config;
 use mrtd::{CHUNK, Mrtd};
 use seam::abi::Measurement;
 use tdvf::{TdImage, chunks};

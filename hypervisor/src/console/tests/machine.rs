@@ -13,7 +13,7 @@ pub struct Machine {
     pub without_tdx: bool,
     pub requested: Option<PowerAction>,
     pub tds: Fake,
-    config: Vec<boot::config::Td>,
+    config: Vec<config::Td>,
     level: LevelFilter,
 }
 
@@ -32,10 +32,10 @@ impl Default for Machine {
 }
 
 /// What names the TDs where there is no TDX.
-fn config() -> Vec<boot::config::Td> {
+fn config() -> Vec<config::Td> {
     let text = "[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n[[td]]\nname = \"hello\"\nimage = \"hello\"\n\
                 memory = \"64M\"\nvcpus = 2\n";
-    boot::config::parse(text.as_bytes())
+    config::parse(text.as_bytes())
         .expect("the configuration is right")
         .td
 }

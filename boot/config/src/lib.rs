@@ -3,6 +3,11 @@
 //! Pure. An unknown key is an error, as is a wrong value; each is reported with the file, the line and the reason,
 //! and the boot goes on with the defaults.
 
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
 use alloc::{format, string::String, vec::Vec};
 use core::ops::RangeInclusive;
 

@@ -256,7 +256,7 @@ fn measurement<'de, D: Deserializer<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse;
+    use crate::parse;
 
     /// The configuration of one TD, with its image, and `more` from line 7 on.
     fn td(more: &str) -> Result<Td, String> {
