@@ -102,7 +102,7 @@ pub struct Recorded;
 impl SeamCall for Recorded {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
         let slot = cpu::this().map(|cpu| cpu.seam_log.begin(time::tsc(), regs));
-        let outcome = STOPWATCH.time(regs, |regs| Hardware.seamcall(regs));
+        let outcome = STOPWATCH.time(time::tsc, regs, |regs| Hardware.seamcall(regs));
         if let Some(slot) = slot {
             let status = if outcome.is_ok() { regs.rax } else { FAULTED };
             slot.status.store(status, Relaxed);

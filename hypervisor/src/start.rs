@@ -18,7 +18,7 @@ use crate::{
     firmware::{self, Firmware, fadt::Fadt, power},
     heap::Heap,
     io_apic, logging,
-    machine::Machine,
+    machine::{self, Machine},
     memory, pci, rtc, serial, tds, tdx, time,
 };
 
@@ -83,7 +83,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     }
 
     let before = time::us();
-    let tdx = tdx::start(&firmware.memory_nodes);
+    let tdx = machine::tdx::tdx(&tdx::start(&firmware.memory_nodes));
     let tdx_us = time::us() - before;
     log::info!("{}; {tdx_us} us for its bring-up", tdx.state.in_words());
     for reason in &tdx.reasons {

@@ -30,6 +30,13 @@ use crate::{
     tdx, time,
 };
 
+/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+#[cfg(feature = "bare")]
+const FIRMWARE: &[u8] = include_bytes!(env!("SEAMARK_TD_FIRMWARE"));
+/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+#[cfg(not(feature = "bare"))]
+const FIRMWARE: &[u8] = &[];
+
 static TDS: Once<Tds<'static, Metal>> = Once::new();
 /// The part of a busy CPU's time for taking memory back, in percent.
 static RECLAIM_SHARE: AtomicU64 = AtomicU64::new(0);
@@ -81,7 +88,10 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
             })
         };
         let files = Files {
-            image: named(&td.image).map(contents),
+            image: match &td.image {
+                Some(_) => named(&td.image).map(contents),
+                None => Some(FIRMWARE),
+            },
             kernel: loaded(&td.kernel),
             initrd: loaded(&td.initrd),
         };

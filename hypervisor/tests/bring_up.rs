@@ -5,9 +5,9 @@ mod rig;
 use std::cell::Cell;
 use std::ops::RangeInclusive;
 
-use hypervisor::console::host::{Tdx, TdxState};
 use hypervisor::platform::Platform;
 use hypervisor::tdx::bring_up::{Machine, Ready, bring_up};
+use hypervisor::tdx::report::{Report, State};
 use mm::frames::{Frames, words_for};
 use mm::private::{Ledger, Pool};
 use rig::{BASE, Event, GLOBAL_HKID, Rig, Setup};
@@ -31,7 +31,7 @@ const fn machine(memory_nodes: &[(u64, u64, u32)]) -> Machine<'_> {
     }
 }
 
-fn up(rig: &Rig) -> (Tdx, Option<Ready>) {
+fn up(rig: &Rig) -> (Report, Option<Ready>) {
     bring_up(rig, rig.pool().ledger(), &PLAIN)
 }
 
@@ -50,18 +50,18 @@ fn the_module_is_ready_and_the_books_say_what_that_cost() {
     let rig = server(Setup::default());
     let (tdx, ready) = up(&rig);
     let ready = ready.unwrap();
-    assert_eq!((tdx.state, &tdx.reasons), (TdxState::Ready, &vec![]));
+    assert_eq!((tdx.state, &tdx.reasons), (State::Ready, &vec![]));
     assert_eq!(rig.server().module().state(), SysState::Ready);
     let memory = tdx.memory.unwrap();
-    assert_eq!(memory.pamt_bytes, pamt_of_default());
-    assert_eq!(memory.private_bytes, PAGE_1G - memory.pamt_bytes);
-    assert_eq!(rig.out(), (memory.pamt_bytes, 0));
+    assert_eq!(memory.pamt_bytes(), pamt_of_default());
+    assert_eq!(memory.private.bytes(), PAGE_1G - memory.pamt_bytes());
+    assert_eq!(rig.out(), (memory.pamt_bytes(), 0));
     assert_eq!(rig.write_backs(), [1; 4]);
     assert_eq!(rig.calls_by_cpu(Leaf::SysLpInit), [1; 4]);
     assert_eq!(rig.calls_by_cpu(Leaf::SysKeyConfig), [1, 0, 1, 0]);
     assert_eq!(ready.global_hkid, GLOBAL_HKID);
     assert_eq!(ready.coordinator.hkids().count().used, 1);
-    let steps: Vec<&str> = tdx.bring_up.iter().map(|step| &step.name[..]).collect();
+    let steps: Vec<&str> = tdx.steps.iter().map(|step| step.name).collect();
     let expected = [
         "TDH.SYS.INIT",
         "TDH.SYS.LP.INIT",
@@ -93,8 +93,8 @@ fn every_page_that_a_td_can_get_is_one_that_the_module_takes() {
     let memory = tdx.memory.unwrap();
     assert_eq!(memory.tdmrs.len(), 2);
     assert_eq!(memory.left_out.len(), 1);
-    assert_eq!(memory.left_out[0].start.0, 16 * PAGE_1G);
-    assert!(memory.left_out[0].why.contains("CMR"));
+    assert_eq!(memory.left_out[0].span.start, 16 * PAGE_1G);
+    assert!(memory.left_out[0].why.to_string().contains("CMR"));
     let mut pages = Vec::new();
     for size in [PageSize::Size2M, PageSize::Size4K] {
         while let Some(page) = rig.pool().take(size) {
@@ -103,7 +103,7 @@ fn every_page_that_a_td_can_get_is_one_that_the_module_takes() {
         }
     }
     let bytes: u64 = pages.iter().map(|page| page.size().bytes()).sum();
-    assert_eq!(bytes, memory.private_bytes);
+    assert_eq!(bytes, memory.private.bytes());
     let root = pages.pop().unwrap();
     let tdr = ready.coordinator.create(&rig, root).unwrap();
     assert_eq!(tdr.hkid(), GLOBAL_HKID + 1);
@@ -144,13 +144,13 @@ fn several_tdmrs_are_initialised_by_several_cpus() {
     });
     let nodes = [(0, 20 * PAGE_1G, 0), (20 * PAGE_1G, 100 * PAGE_1G, 1)];
     let (tdx, _) = bring_up(&rig, rig.pool().ledger(), &machine(&nodes));
-    assert_eq!(tdx.state, TdxState::Ready);
+    assert_eq!(tdx.state, State::Ready);
     let memory = tdx.memory.unwrap();
-    let of_nodes: Vec<_> = memory.tdmrs.iter().map(|tdmr| tdmr.numa_node).collect();
+    let of_nodes: Vec<_> = memory.tdmrs.iter().map(|tdmr| tdmr.node).collect();
     assert_eq!(of_nodes, [Some(0), Some(0), Some(1), Some(1)]);
     let calls = rig.calls_by_cpu(Leaf::SysTdmrInit);
     assert!(calls.iter().all(|calls| *calls >= 256), "{calls:?}");
-    assert_eq!(rig.out(), (memory.pamt_bytes, 0));
+    assert_eq!(rig.out(), (memory.pamt_bytes(), 0));
 }
 
 /// The leafs of the bring-up, and whether they come after the module has its memory.
@@ -177,7 +177,7 @@ fn what_is_busy_once_is_tried_again() {
         for status in [busy(leaf), Status::RND_NO_ENTROPY] {
             let rig = server(Setup::default());
             rig.refuse(leaf, 1..=1, status);
-            assert_eq!(up(&rig).0.state, TdxState::Ready, "{leaf:?}");
+            assert_eq!(up(&rig).0.state, State::Ready, "{leaf:?}");
             assert_eq!(rig.pauses(), 1, "{leaf:?}");
             assert_eq!((rig.out().0, rig.illegal()), (pamt_of_default(), 0));
             rig.audit();
@@ -194,7 +194,7 @@ fn a_lack_of_entropy_that_passes_is_waited_for() {
             .into(),
         ..Setup::default()
     });
-    assert_eq!(up(&rig).0.state, TdxState::Ready);
+    assert_eq!(up(&rig).0.state, State::Ready);
     assert!(rig.pauses() >= 3, "{}", rig.pauses());
 }
 
@@ -205,13 +205,13 @@ fn fails(leaf: Leaf, calls: RangeInclusive<u64>, status: Status, has_memory: boo
     rig.refuse(leaf, calls, status);
     let (tdx, ready) = up(&rig);
     assert!(ready.is_none());
-    assert_eq!(tdx.state, TdxState::Failed);
+    assert_eq!(tdx.state, State::Failed);
     let reason = &tdx.reasons[0];
     assert!(reason.contains(leaf.name()), "{reason}");
     assert!(reason.contains(status.name().unwrap()), "{reason}");
-    let last = tdx.bring_up.last().unwrap();
+    let last = tdx.steps.last().unwrap();
     assert_eq!(
-        (&last.name[..], last.error.as_ref()),
+        (last.name, last.error.as_ref()),
         (leaf.name(), Some(reason))
     );
     let pamt = if has_memory { pamt_of_default() } else { 0 };
@@ -258,7 +258,7 @@ fn a_machine_without_a_module_has_no_tdx() {
         rig.fault(Leaf::SysInit, ALWAYS, fault);
         let (tdx, ready) = up(&rig);
         assert!(ready.is_none());
-        assert_eq!(tdx.state, TdxState::Unavailable);
+        assert_eq!(tdx.state, State::Unavailable);
         assert_eq!(rig.out(), (0, 0));
     }
 }
@@ -277,7 +277,7 @@ fn without_free_memory_there_are_no_tdmrs() {
     let ledger = rig.pool().ledger();
     let all = ledger.lock().alloc(18).unwrap();
     let (tdx, _) = up(&rig);
-    assert_eq!(tdx.state, TdxState::Failed);
+    assert_eq!(tdx.state, State::Failed);
     assert!(tdx.reasons[0].contains("no TDMRs"), "{:?}", tdx.reasons);
     ledger.lock().free(all).unwrap();
     assert_eq!(rig.out(), (0, 0));
@@ -357,7 +357,7 @@ fn silence(cpus: &[u32], event: Option<Event>, reason: &str, used: u64) {
     assert!(ready.is_none());
     assert_eq!(
         (tdx.state, &tdx.reasons[..]),
-        (TdxState::Failed, &[reason.into()][..])
+        (State::Failed, &[reason.into()][..])
     );
     assert_eq!(rig.out(), (used, 0));
 }
@@ -381,7 +381,7 @@ fn a_cpu_that_does_not_answer_is_named() {
 fn another_cpu_of_the_package_makes_the_key_that_a_silent_one_does_not() {
     let rig = server(Setup::default());
     rig.set_silent_after(2, Event::WriteBack);
-    assert_eq!(up(&rig).0.state, TdxState::Ready);
+    assert_eq!(up(&rig).0.state, State::Ready);
     assert_eq!(rig.calls_by_cpu(Leaf::SysKeyConfig), [1, 0, 0, 1]);
 }
 
@@ -395,7 +395,7 @@ fn the_tdmr_of_a_cpu_that_falls_silent_is_finished_by_others() {
     });
     rig.set_silent_after(1, Event::Call(Leaf::SysTdmrInit));
     let (tdx, _) = up(&rig);
-    assert_eq!(tdx.state, TdxState::Ready);
+    assert_eq!(tdx.state, State::Ready);
     assert_eq!(rig.server().module().state(), SysState::Ready);
     let calls = rig.calls_by_cpu(Leaf::SysTdmrInit);
     assert!(calls[1] > 0 && calls[2] > 0, "{calls:?}");

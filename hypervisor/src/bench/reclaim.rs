@@ -14,7 +14,7 @@ use mm::private::{Clearing, Error as MapError, Kick, NoAnswer, Outcome};
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
-use crate::platform::{Platform, Samples};
+use crate::platform::{Platform, Running, Samples};
 use crate::td::{
     Td,
     end::Way as EndWay,
@@ -24,7 +24,6 @@ use crate::td::{
     meter::{Meter, Summary},
     registry::Tds,
 };
-use crate::time;
 
 /// The TD's number among those of the benchmark.
 const ID: u32 = 1;
@@ -135,7 +134,7 @@ impl Measured {
 ///
 /// # Errors
 /// [`Error`]; the TD is ended then, too, as far as that goes.
-pub fn run<P: Platform>(
+pub fn run<P: Running>(
     like: &Host<'_, P>,
     config: &config::Td,
     image: Option<&[u8]>,
@@ -189,7 +188,7 @@ fn prepare<P: Platform>(tds: &Tds<'_, P>, td: &Td, run: Run) -> Result<Range<u64
 }
 
 /// Takes everything from the TD.
-fn measure<P: Platform>(
+fn measure<P: Running>(
     tds: &Tds<'_, P>,
     td: &Td,
     range: Range<u64>,
@@ -237,7 +236,7 @@ fn measure<P: Platform>(
         hkid_free_us,
         kicks: kick.rounds.get(),
         kick_us: kick.us.get(),
-        in_calls_us: in_calls_us(&summary, &samples),
+        in_calls_us: in_calls_us(&summary, &samples, host.platform.tsc_hz()),
         call_ns,
         summary,
     })
@@ -258,7 +257,7 @@ fn remove<P: Platform>(
 }
 
 /// What the calls of a measurement took, by what some of them did.
-fn in_calls_us(summary: &Summary, samples: &[Samples]) -> u64 {
+fn in_calls_us(summary: &Summary, samples: &[Samples], tsc_hz: u64) -> u64 {
     let mean = |leaf| {
         let of = samples.iter().filter(|samples| samples.leaf == leaf);
         let (sum, count) = of.fold((0, 0), |(sum, count), samples| {
@@ -269,7 +268,7 @@ fn in_calls_us(summary: &Summary, samples: &[Samples]) -> u64 {
     };
     let calls = summary.calls().into_iter();
     let ticks: u64 = calls.map(|(leaf, count)| count * mean(leaf)).sum();
-    (u128::from(ticks) * 1_000_000 / u128::from(time::hz().max(1))) as u64
+    (u128::from(ticks) * 1_000_000 / u128::from(tsc_hz.max(1))) as u64
 }
 
 /// What a SEAMCALL costs that does next to nothing.

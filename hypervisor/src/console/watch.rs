@@ -2,9 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use vcpu::Excerpt;
-
-use super::host::Host;
+use super::host::{Host, td::Excerpt};
 
 /// How to leave, for the operator.
 pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, leads back";

@@ -2,15 +2,10 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use vcpu::Excerpt;
-
 use super::desk::started_from;
-use crate::{
-    console::host::td::{
-        Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk, TdVcpu,
-        Tds,
-    },
-    td::life::State,
+use crate::console::host::td::{
+    Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
+    TdState, TdVcpu, Tds,
 };
 
 /// TDs that can't run.
@@ -27,7 +22,7 @@ impl Absent<'_> {
         TdLine {
             id,
             name: config.name.clone(),
-            state: State::Created,
+            state: TdState::Created,
             hkid: None,
             vcpus: config.vcpus,
             private_bytes: 0,

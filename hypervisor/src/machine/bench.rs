@@ -20,10 +20,8 @@ use sync::IrqsOff;
 
 use self::guest::{ACCEPTED, Entered, Wires};
 use crate::{
-    console::host::seam::{LeafTime, SeamBench},
     platform::{Platform, Running, Samples},
     td::{Td, end::Way, error::Error, host::Host, registry::Tds},
-    time,
 };
 
 /// Lives of the TD that are measured at most, and the time after which no further one is begun.
@@ -43,11 +41,41 @@ const SPLIT: u64 = 2 * PAGE_2M;
 const TAKEN_FROM: u64 = 3 * PAGE_2M;
 const TAKEN: Range<u64> = TAKEN_FROM..TAKEN_FROM + 16 * PAGE_4K;
 
+/// How long SEAMCALLs take.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The frequency of the time-stamp counter, whose ticks are counted.
+    pub tsc_hz: u64,
+    /// Lives of a TD of its own that were measured.
+    pub rounds: u32,
+    /// One for each leaf and size of page.
+    pub leafs: Vec<LeafTime>,
+    /// What could not be measured, and why.
+    pub problem: Option<String>,
+}
+
+/// Ticks of one leaf.
+#[derive(Clone, Copy, Debug)]
+pub struct LeafTime {
+    /// The leaf, as the specification names it.
+    pub leaf: &'static str,
+    /// Bytes of the page that it was about, where that makes a difference.
+    pub page_bytes: Option<u64>,
+    /// Calls that were measured.
+    pub calls: usize,
+    /// The shortest.
+    pub min: u64,
+    /// The median.
+    pub median: u64,
+    /// The 99th percentile.
+    pub p99: u64,
+}
+
 /// Measures, with an HKID and memory that no other TD was promised.
 ///
 /// # Errors
 /// One sentence: why nothing could be measured.
-pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
+pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     let shutdown = tds.host().platform.shutdown();
     let measured = match shutdown.problem() {
         Some(down) => Err(down),
@@ -57,7 +85,7 @@ pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     shutdown.problem().map_or(measured, Err)
 }
 
-fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
+fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     let host = tds.host();
     let free = host.platform.pool().free_bytes();
     if free.saturating_sub(tds.promised()) < 2 * MEMORY {
@@ -88,8 +116,8 @@ fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     samples.sort_unstable_by_key(|samples| (samples.leaf, samples.size.map(PageSize::bytes)));
     match problem {
         Some(problem) if rounds == 0 => Err(problem),
-        problem => Ok(SeamBench {
-            tsc_hz: time::hz(),
+        problem => Ok(Measured {
+            tsc_hz: host.platform.tsc_hz(),
             rounds,
             leafs: samples.into_iter().filter_map(time).collect(),
             problem,

@@ -13,14 +13,13 @@ use core::fmt::Write;
 
 use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
-use vcpu::Excerpt;
 
 use crate::{
     console::host::{
         Hex,
         td::{
-            self, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
-            TdReclaim, TdReport, TdShrunk, TdVcpu, Work,
+            self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
+            TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
         },
     },
     platform::Platform,
@@ -109,7 +108,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         TdNow {
             id,
             name: self.name(id),
-            state: self.tds.state(id),
+            state: state(self.tds.state(id)),
         }
     }
 
@@ -130,7 +129,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         Some(TdLine {
             id,
             name: config.name.clone(),
-            state: self.tds.state(id),
+            state: state(self.tds.state(id)),
             hkid: td.as_ref().and_then(|td| td.hkid()),
             vcpus: config.vcpus,
             private_bytes: td.as_ref().map_or(0, |td| td.holding().bytes()),
@@ -230,11 +229,11 @@ impl<P: Platform> Desk<'_, '_, P> {
         }
         let name = self.name(id);
         match error {
-            Error::State(state) => {
+            Error::State(now) => {
                 let td = self.tds.get(id);
                 let is_stuck = td.is_some_and(|td| end::stuck(&td).is_some());
-                let advice = advice(wish, *state, is_stuck, &name);
-                format!("TD {name} is {}{advice}", state.in_words())
+                let advice = advice(wish, *now, is_stuck, &name);
+                format!("TD {name} is {}{advice}", now.in_words())
             }
             Error::GuestEnded(_) => format!("TD {name}: {error}; {}", after_guest(&name)),
             error => format!("TD {name}: {error}"),
@@ -417,7 +416,12 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         let mut read = None;
         self.vitals
             .console(id, &mut |console| read = Some(console.read(from, into)));
-        read.ok_or_else(none)
+        let read = read.ok_or_else(none)?;
+        Ok(Excerpt {
+            began: read.began,
+            from: read.from,
+            count: read.count,
+        })
     }
 
     fn type_byte(&self, id: u32, byte: u8) -> bool {
@@ -453,6 +457,18 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         all.filter(|(_, td)| td.state() == State::Teardown)
             .filter_map(|(id, td)| self.reclaim(id, &td))
             .collect()
+    }
+}
+
+const fn state(state: State) -> TdState {
+    match state {
+        State::Created => TdState::Created,
+        State::Building => TdState::Building,
+        State::Runnable => TdState::Runnable,
+        State::Paused => TdState::Paused,
+        State::Terminating => TdState::Terminating,
+        State::Teardown => TdState::Teardown,
+        State::Reclaimed => TdState::Reclaimed,
     }
 }
 

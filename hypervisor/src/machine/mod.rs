@@ -5,6 +5,7 @@ pub mod bench;
 pub mod desk;
 pub mod seam;
 pub mod stuck;
+pub mod tdx;
 mod vitals;
 
 use alloc::{
@@ -32,7 +33,7 @@ use crate::{
         metal::{METAL, Metal},
     },
     td::registry::Tds,
-    tds, tdx, time,
+    tds, tdx as module, time,
 };
 
 /// Everything that commands ask about.
@@ -114,12 +115,12 @@ impl Host for Machine {
 
     fn tdx(&self) -> Tdx {
         let mut tdx = self.tdx.clone();
-        if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, tdx::ready()) {
+        if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, module::ready()) {
             let count = ready.coordinator.hkids().count();
             hkids.used = count.used as u32;
             hkids.quarantined = count.quarantined as u32;
         }
-        METAL.shutdown().correct(&mut tdx);
+        tdx::correct(&mut tdx, METAL.shutdown());
         tdx
     }
 
@@ -134,7 +135,7 @@ impl Host for Machine {
     }
 
     fn hkids(&self) -> Result<host::td::HkidReport, String> {
-        let ready = tdx::ready().ok_or_else(|| self.why_no_tds())?;
+        let ready = module::ready().ok_or_else(|| self.why_no_tds())?;
         Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
     }
 
@@ -147,7 +148,7 @@ impl Host for Machine {
     }
 
     fn seam_bench(&self) -> Result<host::seam::SeamBench, String> {
-        bench::run(self.desk()?.0)
+        seam::bench(self.desk()?.0)
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {

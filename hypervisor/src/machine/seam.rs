@@ -1,6 +1,6 @@
 //! SEAMCALLs as the console counts them, and HKIDs as it lists them.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 
 use seam::{
     abi::Leaf,
@@ -10,11 +10,11 @@ use seam::{
 
 use crate::{
     console::host::{
-        seam::{ExitStats, LeafStats, RetryStats, Stats},
+        seam::{ExitStats, LeafStats, LeafTime, RetryStats, SeamBench, Stats},
         td::{HkidHolder, HkidLine, HkidReport},
     },
-    machine::desk::Vitals,
-    platform::Platform,
+    machine::{bench, desk::Vitals},
+    platform::{Platform, Running},
     td::registry::Tds,
     tdx::hkids::{Hkids, Holder},
 };
@@ -86,6 +86,28 @@ pub fn exits<P: Platform>(tds: &Tds<'_, P>, vitals: &dyn Vitals) -> Vec<ExitStat
     }
     exits.retain(|exit| exit.count > 0);
     exits
+}
+
+/// Measures how long SEAMCALLs take.
+///
+/// # Errors
+/// One sentence: why nothing could be measured.
+pub fn bench<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
+    let measured = bench::run(tds)?;
+    let leafs = measured.leafs.iter().map(|time| LeafTime {
+        leaf: time.leaf,
+        page_bytes: time.page_bytes,
+        calls: time.calls,
+        min: time.min,
+        median: time.median,
+        p99: time.p99,
+    });
+    Ok(SeamBench {
+        tsc_hz: measured.tsc_hz,
+        rounds: measured.rounds,
+        leafs: leafs.collect(),
+        problem: measured.problem,
+    })
 }
 
 /// The HKIDs, and who has them. `tds` are the TDs, where there are any.

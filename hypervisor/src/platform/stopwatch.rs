@@ -11,7 +11,7 @@ use seam::{
 use sync::IrqLock;
 use vcpu::exit::Exit;
 
-use crate::{td::memory::SHARED, time};
+use crate::td::memory::SHARED;
 
 /// No vCPU.
 const NONE: u64 = u64::MAX;
@@ -49,13 +49,14 @@ impl Stopwatch {
         }
     }
 
-    /// Makes a SEAMCALL, and measures it if somebody wants to know.
+    /// Makes a SEAMCALL, and measures it by the clock `now` if somebody wants to know.
     ///
     /// # Errors
     /// As `call`.
     #[inline]
     pub fn time(
         &self,
+        now: impl Fn() -> u64,
         regs: &mut Gprs,
         call: impl FnOnce(&mut Gprs) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
@@ -63,9 +64,9 @@ impl Stopwatch {
             return call(regs);
         }
         let before = *regs;
-        let start = time::tsc();
+        let start = now();
         let result = call(regs);
-        let ticks = time::tsc() - start;
+        let ticks = now() - start;
         if result.is_ok() {
             self.keep(&before, regs, ticks);
         }

@@ -10,13 +10,6 @@ use td_base::payload::{File, Payload, WINDOW};
 
 use super::memory::HOLE;
 
-/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
-#[cfg(feature = "bare")]
-pub const FIRMWARE: &[u8] = include_bytes!(env!("SEAMARK_TD_FIRMWARE"));
-/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
-#[cfg(not(feature = "bare"))]
-pub const FIRMWARE: &[u8] = &[];
-
 /// A file in the host's memory, in whole pages that hold nothing else, and that nobody writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loaded {
@@ -29,7 +22,8 @@ pub struct Loaded {
 /// What a TD needs of files; a file that its configuration names and that was not loaded is missing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files<'h> {
-    /// The firmware that it is built from (TDVF format).
+    /// The firmware that it is built from (TDVF format): the image that its configuration names, or the host's own, which
+    /// boots a kernel.
     pub image: Option<&'h [u8]>,
     /// The kernel that the firmware boots.
     pub kernel: Option<Loaded>,

@@ -3,11 +3,8 @@
 use core::fmt;
 use sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-use serde::Serialize;
-
 /// Where a TD is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
     /// It is known, and nothing was taken for it.

@@ -11,7 +11,7 @@ use tdvf::TdImage;
 use super::{
     Td,
     error::Error,
-    files::{FIRMWARE, Files, Loaded},
+    files::{Files, Loaded},
     hob,
     host::Host,
     memory::Layout,
@@ -70,7 +70,7 @@ pub fn plan<'a, P: Platform>(
         head
     };
     files.check_room(config, head).map_err(Error::Room)?;
-    let image = TdImage::parse(files.image.unwrap_or(FIRMWARE)).map_err(Error::Image)?;
+    let image = TdImage::parse(files.image.unwrap_or_default()).map_err(Error::Image)?;
     let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
     let payload = files.payload(config);
     if payload.is_some() && layout.limit() > WINDOW {

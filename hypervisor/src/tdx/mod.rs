@@ -5,7 +5,7 @@
 pub mod bring_up;
 pub mod hkids;
 pub mod release;
-mod report;
+pub mod report;
 pub mod shutdown;
 
 use alloc::{format, string::String, vec::Vec};
@@ -14,12 +14,12 @@ use seam::platform;
 use spin::Once;
 
 use crate::{
-    console::host::Tdx,
     cpu::{self, msr::ThisCpu},
     memory::HostFrames,
     platform::metal::METAL,
 };
 use bring_up::{Machine, Ready};
+use report::Report;
 
 static READY: Once<Ready> = Once::new();
 
@@ -31,9 +31,9 @@ pub fn ready() -> Option<&'static Ready> {
 
 /// Looks at the machine and brings the module up. The report says how far that went.
 #[must_use]
-pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Tdx {
+pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     let found = platform::detect(&ThisCpu);
-    let mut tdx = report::unavailable(found.key_ids.as_ref());
+    let mut tdx = Report::unavailable(found.key_ids);
     tdx.reasons = found.missing.iter().map(|m| format!("{m}")).collect();
     tdx.reasons.extend(cpu_reasons());
     let key_ids = match found.key_ids {

@@ -1,103 +1,65 @@
-//! TDX as the console tells it.
+//! What the bring-up found and how far it got.
 
-use alloc::{format, string::ToString, vec::Vec};
+use alloc::{string::String, vec::Vec};
 
 use mm::tdmr::Plan;
-use seam::{abi::names, module::Info, platform::KeyIds};
+use seam::{module::Info, platform::KeyIds};
 
-use crate::console::host::{Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState};
-
-/// A machine on which nothing was started.
-pub fn unavailable(key_ids: Option<&KeyIds>) -> Tdx {
-    Tdx {
-        state: TdxState::Unavailable,
-        reasons: Vec::new(),
-        hkids: key_ids.map(|k| Hkids {
-            first: k.first_private(),
-            total: k.private,
-            used: 0,
-            quarantined: 0,
-        }),
-        module: None,
-        cmrs: Vec::new(),
-        memory: None,
-        bring_up: Vec::new(),
-        bring_up_us: None,
-    }
+/// TDX on this machine: what was found, what is missing, how far its bring-up got.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How far it is.
+    pub state: State,
+    /// Why it is not further, one sentence for each reason; empty when `state` is ready.
+    pub reasons: Vec<String>,
+    /// The KeyIDs that firmware set aside for TDX; `None` where the machine has no such partition.
+    pub key_ids: Option<KeyIds>,
+    /// What the module says of itself; `None` where none answered.
+    pub module: Option<Info>,
+    /// The memory that the module was given; `None` before it was.
+    pub memory: Option<Plan>,
+    /// The steps of the bring-up that were begun, in order.
+    pub steps: Vec<Step>,
+    /// Microseconds that the whole bring-up took; `None` unless `state` is ready.
+    pub us: Option<u64>,
 }
 
-/// The CMRs.
-pub fn cmrs(info: &Info) -> Vec<Cmr> {
-    let all = info.cmrs.iter();
-    all.map(|c| Cmr {
-        base: Hex(c.base),
-        size: c.size,
-    })
-    .collect()
+/// How far TDX is on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Something that it needs is missing; nothing was started.
+    Unavailable,
+    /// The module is configured, has its memory and its global key: TDs can be built.
+    Ready,
+    /// A step of the bring-up failed; TDX can't be used before the next reset.
+    Failed,
 }
 
-/// What the module was given.
-pub fn memory(plan: &Plan) -> TdxMemory {
-    TdxMemory {
-        private_bytes: plan.private.bytes(),
-        pamt_bytes: plan.pamt_bytes(),
-        tdmrs: plan
-            .tdmrs
-            .iter()
-            .map(|tdmr| Tdmr {
-                base: Hex(tdmr.span.start),
-                size: tdmr.span.bytes(),
-                numa_node: tdmr.node,
-                reserved_areas: tdmr.reserved.len(),
-                pamt_bytes: tdmr.pamt.iter().map(|span| span.bytes()).sum(),
-            })
-            .collect(),
-        left_out: plan
-            .left_out
-            .iter()
-            .map(|left| LeftOut {
-                start: Hex(left.span.start),
-                end: Hex(left.span.end),
-                why: format!("{}", left.why),
-            })
-            .collect(),
-    }
+/// One step of the bring-up.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The leaf, as the specification names it: "TDH.SYS.LP.INIT".
+    pub name: &'static str,
+    /// How often the leaf was called, over all CPUs.
+    pub calls: u64,
+    /// Microseconds from its first call to its last return.
+    pub us: u64,
+    /// The reason why it failed; `None` when it went well.
+    pub error: Option<String>,
 }
 
-/// The module's version, features and limits.
-pub fn module(info: &Info) -> Module {
-    Module {
-        major: info.major_version,
-        minor: info.minor_version,
-        update: info.update_version,
-        build_number: info.build_num,
-        build_date: info.build_date,
-        vendor: Hex(info.vendor_id.into()),
-        features0: Hex(info.tdx_features0.bits()),
-        features: names(info.tdx_features0)
-            .map(|feature| feature.to_string())
-            .collect(),
-        max_tdmrs: info.max_tdmrs,
-        max_reserved_per_tdmr: info.max_reserved_per_tdmr,
-        max_vcpus_per_td: info.max_vcpus_per_td,
-        pamt_4k_entry_bytes: info.pamt_4k_entry_size,
-        pamt_2m_entry_bytes: info.pamt_2m_entry_size,
-        pamt_1g_entry_bytes: info.pamt_1g_entry_size,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use seam::abi::Features0;
-
-    use super::*;
-
-    #[test]
-    fn features_have_names_or_numbers() {
-        let info = Info {
-            tdx_features0: Features0::NO_RBP_MOD | Features0::from_bits_retain(1 << 63),
-            ..Info::default()
-        };
-        assert_eq!(module(&info).features, ["NO_RBP_MOD", "bit 63"]);
+impl Report {
+    /// The report of a machine on which nothing was started.
+    #[must_use]
+    pub const fn unavailable(key_ids: Option<KeyIds>) -> Self {
+        Self {
+            state: State::Unavailable,
+            reasons: Vec::new(),
+            key_ids,
+            module: None,
+            memory: None,
+            steps: Vec::new(),
+            us: None,
+        }
     }
 }

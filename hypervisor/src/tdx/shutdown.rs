@@ -7,8 +7,6 @@
 use alloc::string::String;
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-use crate::console::host::{Tdx, TdxState};
-
 /// What the operator is told.
 pub const SHUT_DOWN: &str = "TDX failed: the module was shut down; restart the machine";
 
@@ -53,13 +51,5 @@ impl Shutdown {
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.is_down().then(|| SHUT_DOWN.into())
-    }
-
-    /// Makes a report of TDX, as its bring-up left it, say so.
-    pub fn correct(&self, tdx: &mut Tdx) {
-        if let Some(problem) = self.problem() {
-            tdx.state = TdxState::Failed;
-            tdx.reasons = [problem].into();
-        }
     }
 }

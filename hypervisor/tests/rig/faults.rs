@@ -34,7 +34,9 @@ impl SeamCall for Caller {
             return Ok(());
         }
         let cpu = self.machine.server.processor(self.cpu).unwrap();
-        self.machine.stopwatch.time(regs, |regs| cpu.seamcall(regs))
+        let now = || self.machine.start.elapsed().as_nanos() as u64;
+        let stopwatch = &self.machine.stopwatch;
+        stopwatch.time(now, regs, |regs| cpu.seamcall(regs))
     }
 
     fn note_shutdown(&self) {

@@ -5,7 +5,7 @@ use hypervisor::console::host::{
     Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
 };
 use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
-use hypervisor::machine::{bench, seam as counts};
+use hypervisor::machine::{seam as counts, tdx as reports};
 use hypervisor::platform::Running;
 use hypervisor::td::registry::Tds;
 use hypervisor::tdx::shutdown::Shutdown;
@@ -124,7 +124,7 @@ impl<P: Running> Host for Of<'_, '_, P> {
             bring_up: Vec::new(),
             bring_up_us: None,
         };
-        self.shutdown().correct(&mut tdx);
+        reports::correct(&mut tdx, self.shutdown());
         tdx
     }
 
@@ -147,7 +147,7 @@ impl<P: Running> Host for Of<'_, '_, P> {
     }
 
     fn seam_bench(&self) -> Result<seam::SeamBench, String> {
-        bench::run(self.0)
+        counts::bench(self.0)
     }
 
     fn log_records(&self, _: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {

@@ -1,12 +1,10 @@
 //! What the console asks about TDs and has done with them: the [`Tds`] trait and the reports that it answers with.
 
 use alloc::{string::String, vec::Vec};
-
-use serde::Serialize;
-use vcpu::Excerpt;
+use core::fmt;
 
 use super::Hex;
-use crate::td::life::State;
+use serde::Serialize;
 
 /// The TDs that the configuration names.
 ///
@@ -105,6 +103,67 @@ pub trait Tds {
     fn reclaims(&self) -> Vec<TdReclaim>;
 }
 
+/// Where a TD is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TdState {
+    /// It is known, and nothing was taken for it.
+    Created,
+    /// It is being built.
+    Building,
+    /// It is built, and its vCPUs may run.
+    Runnable,
+    /// It is built, and none of its vCPUs may run.
+    Paused,
+    /// It is to give its key back. No vCPU runs, and nothing of it can be used.
+    Terminating,
+    /// Its key is back, and its memory is being taken back.
+    Teardown,
+    /// Nothing of it is left.
+    Reclaimed,
+}
+
+impl TdState {
+    /// What a TD in this state "is", in a sentence.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Building => "being built",
+            Self::Runnable => "runnable",
+            Self::Paused => "paused",
+            Self::Terminating => "terminating",
+            Self::Teardown => "in teardown",
+            Self::Reclaimed => "reclaimed",
+        }
+    }
+}
+
+impl fmt::Display for TdState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Created => "created",
+            Self::Building => "building",
+            Self::Runnable => "runnable",
+            Self::Paused => "paused",
+            Self::Terminating => "terminating",
+            Self::Teardown => "teardown",
+            Self::Reclaimed => "reclaimed",
+        })
+    }
+}
+
+/// Which bytes of a TD's console were copied. Bytes are numbered from the first that the TD ever wrote on, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The number of the first byte of the present life, whether that is written already or not.
+    pub began: u64,
+    /// The number of the first byte that was copied.
+    pub from: u64,
+    /// How many were.
+    pub count: usize,
+}
+
 /// A TD in one line.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdLine {
@@ -113,7 +172,7 @@ pub struct TdLine {
     /// Its name.
     pub name: String,
     /// Where it is in its life.
-    pub state: State,
+    pub state: TdState,
     /// Its HKID while it has one.
     pub hkid: Option<u16>,
     /// How many vCPUs it has.
@@ -255,7 +314,7 @@ pub struct TdNow {
     /// Its name.
     pub name: String,
     /// Where it is in its life.
-    pub state: State,
+    pub state: TdState,
 }
 
 /// A TD that was ended.

@@ -3,14 +3,11 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use vcpu::Excerpt;
-
 use crate::console::host::{Hex, seam::*, td::*};
-use crate::td::life::State;
 
 /// What they are, and what was typed for *hello*.
 pub struct Fake {
-    pub state: RefCell<State>,
+    pub state: RefCell<TdState>,
     pub output: RefCell<Vec<u8>>,
     pub began: Cell<u64>,
     pub typed: RefCell<Vec<u8>>,
@@ -20,7 +17,7 @@ pub struct Fake {
 impl Default for Fake {
     fn default() -> Self {
         Self {
-            state: RefCell::new(State::Runnable),
+            state: RefCell::new(TdState::Runnable),
             output: RefCell::new(b"Hello from a TD\r\n".into()),
             began: Cell::new(0),
             typed: RefCell::default(),
@@ -49,9 +46,9 @@ impl Fake {
     fn line(&self, id: u32) -> TdLine {
         let (name, state) = match id {
             1 => ("hello", *self.state.borrow()),
-            _ => ("smp", State::Created),
+            _ => ("smp", TdState::Created),
         };
-        let lives = !matches!(state, State::Created | State::Reclaimed);
+        let lives = !matches!(state, TdState::Created | TdState::Reclaimed);
         TdLine {
             id,
             name: name.into(),
@@ -65,7 +62,7 @@ impl Fake {
     }
 
     /// Notes what was asked, and does it if it is *hello* that was meant.
-    fn act(&self, what: &str, id: u32, to: State) -> TdNow {
+    fn act(&self, what: &str, id: u32, to: TdState) -> TdNow {
         self.done.borrow_mut().push(format!("{what} {id}"));
         if id == 1 {
             self.state.replace(to);
@@ -73,7 +70,7 @@ impl Fake {
         self.now(id)
     }
 
-    fn ended(&self, what: &str, id: u32, to: State) -> TdEnded {
+    fn ended(&self, what: &str, id: u32, to: TdState) -> TdEnded {
         TdEnded {
             now: self.act(what, id, to),
             already: false,
@@ -156,7 +153,7 @@ impl Tds for &Fake {
 
     fn create(&self, id: u32) -> Result<TdBuilt, String> {
         Ok(TdBuilt {
-            now: self.act("create", id, State::Paused),
+            now: self.act("create", id, TdState::Paused),
             hkid: Some(65),
             mrtd: Some("0f".repeat(48)),
             pages: PAGES,
@@ -165,19 +162,19 @@ impl Tds for &Fake {
     }
 
     fn start(&self, id: u32) -> Result<TdNow, String> {
-        Ok(self.act("start", id, State::Runnable))
+        Ok(self.act("start", id, TdState::Runnable))
     }
 
     fn pause(&self, id: u32) -> Result<TdNow, String> {
-        Ok(self.act("pause", id, State::Paused))
+        Ok(self.act("pause", id, TdState::Paused))
     }
 
     fn resume(&self, id: u32) -> Result<TdNow, String> {
-        Ok(self.act("resume", id, State::Runnable))
+        Ok(self.act("resume", id, TdState::Runnable))
     }
 
     fn terminate(&self, id: u32) -> Result<TdEnded, String> {
-        Ok(self.ended("terminate", id, State::Teardown))
+        Ok(self.ended("terminate", id, TdState::Teardown))
     }
 
     fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String> {
@@ -186,20 +183,20 @@ impl Tds for &Fake {
         } else {
             "destroy"
         };
-        Ok(self.ended(what, id, State::Reclaimed))
+        Ok(self.ended(what, id, TdState::Reclaimed))
     }
 
     fn retry(&self, id: u32) -> Result<TdEnded, String> {
-        Ok(self.ended("retry", id, State::Reclaimed))
+        Ok(self.ended("retry", id, TdState::Reclaimed))
     }
 
     fn reset(&self, id: u32) -> Result<TdNow, String> {
-        Ok(self.act("reset", id, State::Runnable))
+        Ok(self.act("reset", id, TdState::Runnable))
     }
 
     fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String> {
         Ok(TdShrunk {
-            now: self.act(&format!("shrink to {bytes}"), id, State::Runnable),
+            now: self.act(&format!("shrink to {bytes}"), id, TdState::Runnable),
             memory_bytes: bytes,
             taken: PAGES,
             batches: 3,
@@ -254,7 +251,7 @@ impl Tds for &Fake {
             quarantined: 0,
             stuck,
         };
-        if *self.state.borrow() == State::Teardown {
+        if *self.state.borrow() == TdState::Teardown {
             vec![reclaim(Some(46_875), None)]
         } else {
             vec![]

@@ -18,11 +18,12 @@ use seam::{
 };
 use sync::{IrqLock, call::NoAnswer};
 
-use super::{hkids::Hkids, release::Coordinator, report};
-use crate::{
-    console::host::{self, BringUpStep, Tdx, TdxState},
-    platform::Platform,
+use super::{
+    hkids::Hkids,
+    release::Coordinator,
+    report::{Report, State, Step},
 };
+use crate::platform::Platform;
 
 /// What the bring-up must know of the machine, beyond what it asks the module.
 #[derive(Clone, Copy, Debug)]
@@ -48,14 +49,14 @@ pub struct Ready {
 /// Why a step failed, in a sentence, and what that makes of TDX.
 #[derive(Debug)]
 struct Failed {
-    state: TdxState,
+    state: State,
     reason: String,
 }
 
 impl Failed {
     fn because(reason: impl Into<String>) -> Self {
         Self {
-            state: TdxState::Failed,
+            state: State::Failed,
             reason: reason.into(),
         }
     }
@@ -64,8 +65,8 @@ impl Failed {
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         let state = match error.cause() {
-            Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => TdxState::Unavailable,
-            _ => TdxState::Failed,
+            Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => State::Unavailable,
+            _ => State::Failed,
         };
         Self {
             state,
@@ -82,25 +83,25 @@ pub fn bring_up<P: Platform>(
     platform: &P,
     ledger: &impl Ledger,
     machine: &Machine<'_>,
-) -> (Tdx, Option<Ready>) {
+) -> (Report, Option<Ready>) {
     let start = platform.now_us();
     let mut steps = Steps {
         platform,
-        report: report::unavailable(Some(&machine.key_ids)),
+        report: Report::unavailable(Some(machine.key_ids)),
     };
     let outcome = run(&mut steps, ledger, machine);
-    let mut tdx = steps.report;
+    let mut report = steps.report;
     match outcome {
         Ok(ready) => {
             platform.shutdown().module_is_ready();
-            tdx.state = TdxState::Ready;
-            tdx.bring_up_us = Some(platform.now_us() - start);
-            (tdx, Some(ready))
+            report.state = State::Ready;
+            report.us = Some(platform.now_us() - start);
+            (report, Some(ready))
         }
         Err(Failed { state, reason }) => {
-            tdx.state = state;
-            tdx.reasons.push(reason);
-            (tdx, None)
+            report.state = state;
+            report.reasons.push(reason);
+            (report, None)
         }
     }
 }
@@ -125,8 +126,7 @@ fn run<P: Platform>(
     let info = steps.step("TDH.SYS.RD", || {
         (1, Info::read(&platform.tdh()).map_err(Failed::from))
     })?;
-    steps.report.cmrs = report::cmrs(&info);
-    steps.report.module = Some(report::module(&info));
+    steps.report.module = Some(info.clone());
 
     let hkids = Hkids::new(key_ids);
     let global = hkids.take_global();
@@ -137,7 +137,7 @@ fn run<P: Platform>(
     // The module keeps it for good, also when it refused the TDMRs.
     let global_hkid = global.surrender();
     let plan = configured?;
-    steps.report.memory = Some(report::memory(&plan));
+    steps.report.memory = Some(plan.clone());
     // The host's lines of what is PAMT now must not be written over what the module writes there.
     steps.step("write back all caches", || {
         on_all(platform, "WBINVD", &|_| {
@@ -243,22 +243,22 @@ fn explain(error: &Error) -> String {
 /// The steps, and the report that they are written down in.
 struct Steps<'p, P> {
     platform: &'p P,
-    report: host::Tdx,
+    report: Report,
 }
 
 impl<P: Platform> Steps<'_, P> {
     /// Runs one step and writes it down: how many calls it made, and how it ended.
     fn step<T>(
         &mut self,
-        name: &str,
+        name: &'static str,
         run: impl FnOnce() -> (u64, Result<T, Failed>),
     ) -> Result<T, Failed> {
         let start = self.platform.now_us();
         let (calls, outcome) = run();
         let us = self.platform.now_us() - start;
         log::info!("TDX: {name}: {calls} calls, {us} us");
-        self.report.bring_up.push(BringUpStep {
-            name: name.into(),
+        self.report.steps.push(Step {
+            name,
             calls,
             us,
             error: outcome.as_ref().err().map(|failed| failed.reason.clone()),

@@ -4,13 +4,13 @@ use alloc::{string::String, vec};
 use core::fmt::{self, Write};
 
 use serde::Serialize;
-use vcpu::Excerpt;
 
 use super::{TD, find};
 use crate::console::{
     Watch,
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
+    host::td::Excerpt,
     reply::{Reply, Text},
     watch::WAYS_BACK,
 };

@@ -6,11 +6,10 @@ use super::{TD, find, show::Is, work};
 use crate::console::{
     command::{Arg, Command, Kind},
     error::Error,
-    host::td::TdEnded,
+    host::td::{TdEnded, TdState},
     reply::{Reply, Text},
     table::Bytes,
 };
-use crate::td::life::State;
 
 /// Its memory goes before its key.
 const DYNAMIC: &str = "--dynamic";
@@ -69,7 +68,7 @@ impl Text for TdEnded {
             return writeln!(out, "{} already; nothing to do.", Is(&self.now));
         }
         write!(out, "{}", Is(&self.now))?;
-        if self.now.state == State::Teardown {
+        if self.now.state == TdState::Teardown {
             write!(
                 out,
                 ": its HKID is free, and its memory is being taken back; \"reclaim\" shows how far that is"

@@ -1,0 +1,129 @@
+//! TDX as the console tells it.
+
+use alloc::{format, string::ToString, vec::Vec};
+
+use mm::tdmr::Plan;
+use seam::{abi::names, module::Info};
+
+use crate::{
+    console::host::{
+        BringUpStep, Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState,
+    },
+    tdx::{
+        report::{Report, State},
+        shutdown::Shutdown,
+    },
+};
+
+/// The bring-up's report in the console's words.
+pub fn tdx(report: &Report) -> Tdx {
+    let steps = report.steps.iter().map(|step| BringUpStep {
+        name: step.name.into(),
+        calls: step.calls,
+        us: step.us,
+        error: step.error.clone(),
+    });
+    Tdx {
+        state: match report.state {
+            State::Unavailable => TdxState::Unavailable,
+            State::Ready => TdxState::Ready,
+            State::Failed => TdxState::Failed,
+        },
+        reasons: report.reasons.clone(),
+        hkids: report.key_ids.map(|k| Hkids {
+            first: k.first_private(),
+            total: k.private,
+            used: 0,
+            quarantined: 0,
+        }),
+        module: report.module.as_ref().map(module),
+        cmrs: report.module.as_ref().map(cmrs).unwrap_or_default(),
+        memory: report.memory.as_ref().map(memory),
+        bring_up: steps.collect(),
+        bring_up_us: report.us,
+    }
+}
+
+/// Makes a report of TDX, as its bring-up left it, say that the module has shut down, if it has.
+pub fn correct(tdx: &mut Tdx, shutdown: &Shutdown) {
+    if let Some(problem) = shutdown.problem() {
+        tdx.state = TdxState::Failed;
+        tdx.reasons = [problem].into();
+    }
+}
+
+/// The CMRs.
+fn cmrs(info: &Info) -> Vec<Cmr> {
+    let all = info.cmrs.iter();
+    all.map(|c| Cmr {
+        base: Hex(c.base),
+        size: c.size,
+    })
+    .collect()
+}
+
+/// What the module was given.
+fn memory(plan: &Plan) -> TdxMemory {
+    TdxMemory {
+        private_bytes: plan.private.bytes(),
+        pamt_bytes: plan.pamt_bytes(),
+        tdmrs: plan
+            .tdmrs
+            .iter()
+            .map(|tdmr| Tdmr {
+                base: Hex(tdmr.span.start),
+                size: tdmr.span.bytes(),
+                numa_node: tdmr.node,
+                reserved_areas: tdmr.reserved.len(),
+                pamt_bytes: tdmr.pamt.iter().map(|span| span.bytes()).sum(),
+            })
+            .collect(),
+        left_out: plan
+            .left_out
+            .iter()
+            .map(|left| LeftOut {
+                start: Hex(left.span.start),
+                end: Hex(left.span.end),
+                why: format!("{}", left.why),
+            })
+            .collect(),
+    }
+}
+
+/// The module's version, features and limits.
+fn module(info: &Info) -> Module {
+    Module {
+        major: info.major_version,
+        minor: info.minor_version,
+        update: info.update_version,
+        build_number: info.build_num,
+        build_date: info.build_date,
+        vendor: Hex(info.vendor_id.into()),
+        features0: Hex(info.tdx_features0.bits()),
+        features: names(info.tdx_features0)
+            .map(|feature| feature.to_string())
+            .collect(),
+        max_tdmrs: info.max_tdmrs,
+        max_reserved_per_tdmr: info.max_reserved_per_tdmr,
+        max_vcpus_per_td: info.max_vcpus_per_td,
+        pamt_4k_entry_bytes: info.pamt_4k_entry_size,
+        pamt_2m_entry_bytes: info.pamt_2m_entry_size,
+        pamt_1g_entry_bytes: info.pamt_1g_entry_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use seam::abi::Features0;
+
+    use super::*;
+
+    #[test]
+    fn features_have_names_or_numbers() {
+        let info = Info {
+            tdx_features0: Features0::NO_RBP_MOD | Features0::from_bits_retain(1 << 63),
+            ..Info::default()
+        };
+        assert_eq!(module(&info).features, ["NO_RBP_MOD", "bit 63"]);
+    }
+}
