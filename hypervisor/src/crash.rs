@@ -18,9 +18,12 @@ use core::{
 use config::OnCrash;
 
 use crate::{
-    cpu::{self, msr, trap, trap::Frame},
-    firmware::power,
+    cpu::{
+        self, msr,
+        trap::{self, Frame},
+    },
     memory,
+    metal::power,
     seamlog::{Entry, FAULTED, PENDING, REMEMBERED},
     serial, time,
 };

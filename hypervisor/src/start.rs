@@ -15,11 +15,13 @@ use crate::{
     console::{Console, host::PowerAction},
     cpu::{self, apic, msr::ThisCpu, start, trap, vmx},
     crash,
-    firmware::{self, Firmware, fadt::Fadt, power},
+    firmware::{self, Firmware, fadt::Fadt},
     heap::Heap,
     io_apic, logging,
     machine::{self, Machine},
-    memory, pci, rtc, serial, tds, tdx, time,
+    memory,
+    metal::{power, tds},
+    pci, rtc, serial, tdx, time,
 };
 
 /// Size of the heap in bytes.

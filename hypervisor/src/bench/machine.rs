@@ -9,7 +9,11 @@ use alloc::{format, string::String};
 use mm::private::ClearPolicy;
 
 use super::reclaim::{Measured, Run, Way, run};
-use crate::{platform::metal::Metal, serial, td::registry::Tds, tds};
+use crate::{
+    metal::{platform::Metal, tds},
+    serial,
+    td::registry::Tds,
+};
 
 /// What each line begins with that is meant for whoever started the benchmark.
 const MARK: &str = "bench:";

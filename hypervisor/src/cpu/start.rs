@@ -19,7 +19,9 @@ use super::{
     ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, msr, stop_here, tables, timer, topology,
     vmx,
 };
-use crate::{firmware::madt::Processor, memory, platform::Attention, seamlog::SeamLog, tds, time};
+use crate::{
+    firmware::madt::Processor, memory, metal::tds, platform::Attention, seamlog::SeamLog, time,
+};
 
 /// Size in bytes of the stack that a CPU runs on.
 const STACK_BYTES: u64 = 64 << 10;

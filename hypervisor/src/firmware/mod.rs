@@ -11,7 +11,6 @@ pub mod aml;
 pub mod fadt;
 pub mod madt;
 pub mod mcfg;
-pub mod power;
 pub mod tables;
 
 use alloc::{format, string::String, vec::Vec};

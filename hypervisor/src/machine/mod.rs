@@ -26,14 +26,14 @@ use crate::{
         PowerAction, Region, Tdx,
     },
     cpu::{self, State},
-    firmware::power,
     heap, logging, memory,
-    platform::{
-        Platform,
-        metal::{METAL, Metal},
+    metal::{
+        platform::{METAL, Metal},
+        power, tds,
     },
+    platform::Platform,
     td::registry::Tds,
-    tds, tdx as module, time,
+    tdx as module, time,
 };
 
 /// Everything that commands ask about.

@@ -4,7 +4,6 @@
 //! Bring-up, HKIDs and TDs are written against this trait alone. `seamark.efi` implements it with the machine itself, the
 //! host's tests with threads on an emulated module: what they exercise is what runs.
 
-pub mod metal;
 mod running;
 mod stopwatch;
 

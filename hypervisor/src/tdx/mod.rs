@@ -16,7 +16,7 @@ use spin::Once;
 use crate::{
     cpu::{self, msr::ThisCpu},
     memory::HostFrames,
-    platform::metal::METAL,
+    metal::platform::METAL,
 };
 use bring_up::{Machine, Ready};
 use report::Report;

@@ -35,15 +35,15 @@ use sync::call::NoAnswer;
 use vcpu::posted::Descriptor;
 use x86_64::instructions::interrupts;
 
-use super::{Attention, CpuPlace, Platform, Running, Stopwatch};
 use crate::{
     cpu::{self, apic, timer, trap, vmx},
     hypercall,
     memory::{self, HostFrames, direct},
+    metal::tds,
+    platform::{Attention, CpuPlace, Platform, Running, Stopwatch},
     rtc,
     seamlog::{Recorded, SHUTDOWN, STOPWATCH},
     td::Td,
-    tds,
     tdx::shutdown::Shutdown,
     time,
 };

@@ -15,10 +15,8 @@ use spin::Once;
 use crate::{
     cpu::{self, msr::ThisCpu},
     memory::direct,
-    platform::{
-        Platform,
-        metal::{METAL, Metal},
-    },
+    metal::platform::{METAL, Metal},
+    platform::Platform,
     sched::{Scheduler, ends},
     td::{
         capabilities::Capabilities,

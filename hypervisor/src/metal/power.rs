@@ -9,12 +9,15 @@ use alloc::string::String;
 use sync::IrqLock;
 use x86_64::instructions::port::Port;
 
-use super::{
-    Firmware,
-    aml::SleepType,
-    fadt::{Fadt, Register},
+use crate::{
+    cpu,
+    firmware::{
+        Firmware,
+        aml::SleepType,
+        fadt::{Fadt, Register},
+    },
+    memory, pci, time,
 };
-use crate::{cpu, memory, pci, time};
 
 /// One way to reset the machine or to switch it off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
