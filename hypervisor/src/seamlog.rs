@@ -1,14 +1,8 @@
-//! SEAMCALL as the host makes it: the instruction, and a note of the last ones on each CPU for the crash record.
+//! A note of the last SEAMCALLs on each CPU, for the crash record.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use seam::{
-    abi::Gprs,
-    call::{Fault, SeamCall},
-    hardware::Hardware,
-};
-
-use crate::{cpu, platform::Stopwatch, tdx::shutdown::Shutdown, time};
+use seam::{abi::Gprs, call::Fault};
 
 /// SEAMCALLs that are remembered for each CPU.
 pub const REMEMBERED: usize = 8;
@@ -25,8 +19,9 @@ pub struct SeamLog {
     entries: [Slot; REMEMBERED],
 }
 
+/// The note of one SEAMCALL.
 #[derive(Debug, Default)]
-struct Slot {
+pub struct Slot {
     tsc: AtomicU64,
     leaf: AtomicU64,
     rcx: AtomicU64,
@@ -64,7 +59,8 @@ impl SeamLog {
         }
     }
 
-    fn begin(&self, tsc: u64, regs: &Gprs) -> &Slot {
+    /// Notes a call that begins, with these registers. The note is [`PENDING`] until [`Slot::end`].
+    pub fn begin(&self, tsc: u64, regs: &Gprs) -> &Slot {
         let slot = &self.entries[self.next.fetch_add(1, Relaxed) % REMEMBERED];
         slot.tsc.store(tsc, Relaxed);
         slot.leaf.store(regs.rax, Relaxed);
@@ -89,29 +85,11 @@ impl SeamLog {
     }
 }
 
-/// What measures them.
-pub static STOPWATCH: Stopwatch = Stopwatch::new();
-
-/// Whether the module has shut down.
-pub static SHUTDOWN: Shutdown = Shutdown::new();
-
-/// The one way by which the host makes SEAMCALLs.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Recorded;
-
-impl SeamCall for Recorded {
-    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
-        let slot = cpu::this().map(|cpu| cpu.seam_log.begin(time::tsc(), regs));
-        let outcome = STOPWATCH.time(time::tsc, regs, |regs| Hardware.seamcall(regs));
-        if let Some(slot) = slot {
-            let status = if outcome.is_ok() { regs.rax } else { FAULTED };
-            slot.status.store(status, Relaxed);
-        }
-        outcome
-    }
-
-    fn note_shutdown(&self) {
-        SHUTDOWN.note();
+impl Slot {
+    /// Notes how the call ended, after which its registers are these.
+    pub fn end(&self, outcome: &Result<(), Fault>, regs: &Gprs) {
+        let status = if outcome.is_ok() { regs.rax } else { FAULTED };
+        self.status.store(status, Relaxed);
     }
 }
 

@@ -20,8 +20,8 @@ use crate::{
     io_apic, logging,
     machine::{self, Machine},
     memory,
-    metal::{power, tds},
-    pci, rtc, serial, tdx, time,
+    metal::{power, tds, tdx},
+    pci, rtc, serial, time,
 };
 
 /// Size of the heap in bytes.

@@ -28,12 +28,13 @@ use crate::{
     cpu::{self, State},
     heap, logging, memory,
     metal::{
+        self,
         platform::{METAL, Metal},
         power, tds,
     },
     platform::Platform,
     td::registry::Tds,
-    tdx as module, time,
+    time,
 };
 
 /// Everything that commands ask about.
@@ -115,7 +116,7 @@ impl Host for Machine {
 
     fn tdx(&self) -> Tdx {
         let mut tdx = self.tdx.clone();
-        if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, module::ready()) {
+        if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, metal::tdx::ready()) {
             let count = ready.coordinator.hkids().count();
             hkids.used = count.used as u32;
             hkids.quarantined = count.quarantined as u32;
@@ -135,7 +136,7 @@ impl Host for Machine {
     }
 
     fn hkids(&self) -> Result<host::td::HkidReport, String> {
-        let ready = module::ready().ok_or_else(|| self.why_no_tds())?;
+        let ready = metal::tdx::ready().ok_or_else(|| self.why_no_tds())?;
         Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
     }
 

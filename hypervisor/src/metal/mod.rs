@@ -4,3 +4,4 @@
 pub mod platform;
 pub mod power;
 pub mod tds;
+pub mod tdx;

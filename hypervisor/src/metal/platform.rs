@@ -25,7 +25,9 @@ use seam::{
     abi::Gprs,
     abi::PageSize,
     address::Hpa,
+    call::{Fault, SeamCall},
     counters::Counters,
+    hardware::Hardware,
     page::Clear,
     retry::{Pause, Wait},
     tdh::Tdh,
@@ -42,7 +44,6 @@ use crate::{
     metal::tds,
     platform::{Attention, CpuPlace, Platform, Running, Stopwatch},
     rtc,
-    seamlog::{Recorded, SHUTDOWN, STOPWATCH},
     td::Td,
     tdx::shutdown::Shutdown,
     time,
@@ -225,6 +226,31 @@ impl Running for Metal {
 
     fn flush_shared_ept(&self) {
         vmx::forget_epts();
+    }
+}
+
+/// What measures the host's SEAMCALLs.
+static STOPWATCH: Stopwatch = Stopwatch::new();
+
+/// Whether the module has shut down.
+static SHUTDOWN: Shutdown = Shutdown::new();
+
+/// The one way by which the host makes SEAMCALLs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recorded;
+
+impl SeamCall for Recorded {
+    fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        let slot = cpu::this().map(|cpu| cpu.seam_log.begin(time::tsc(), regs));
+        let outcome = STOPWATCH.time(time::tsc, regs, |regs| Hardware.seamcall(regs));
+        if let Some(slot) = slot {
+            slot.end(&outcome, regs);
+        }
+        outcome
+    }
+
+    fn note_shutdown(&self) {
+        SHUTDOWN.note();
     }
 }
 

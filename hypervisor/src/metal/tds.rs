@@ -16,6 +16,7 @@ use crate::{
     cpu::{self, msr::ThisCpu},
     memory::direct,
     metal::platform::{METAL, Metal},
+    metal::tdx,
     platform::Platform,
     sched::{Scheduler, ends},
     td::{
@@ -25,7 +26,7 @@ use crate::{
         params::Native,
         registry::Tds,
     },
-    tdx, time,
+    time,
 };
 
 /// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.

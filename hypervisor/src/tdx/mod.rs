@@ -1,68 +1,9 @@
-//! TDX on this machine: the bring-up of the module, the HKIDs, and their way back.
+//! TDX: the bring-up of the module, the HKIDs, and their way back.
 //!
-//! All but [`start`] is written against [`Platform`](crate::platform::Platform), and tested on the developer's computer.
+//! All is written against [`Platform`](crate::platform::Platform), and tested on the developer's computer.
 
 pub mod bring_up;
 pub mod hkids;
 pub mod release;
 pub mod report;
 pub mod shutdown;
-
-use alloc::{format, string::String, vec::Vec};
-
-use seam::platform;
-use spin::Once;
-
-use crate::{
-    cpu::{self, msr::ThisCpu},
-    memory::HostFrames,
-    metal::platform::METAL,
-};
-use bring_up::{Machine, Ready};
-use report::Report;
-
-static READY: Once<Ready> = Once::new();
-
-/// The module, if it builds TDs.
-#[must_use]
-pub fn ready() -> Option<&'static Ready> {
-    READY.get()
-}
-
-/// Looks at the machine and brings the module up. The report says how far that went.
-#[must_use]
-pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
-    let found = platform::detect(&ThisCpu);
-    let mut tdx = Report::unavailable(found.key_ids);
-    tdx.reasons = found.missing.iter().map(|m| format!("{m}")).collect();
-    tdx.reasons.extend(cpu_reasons());
-    let key_ids = match found.key_ids {
-        Some(key_ids) if tdx.reasons.is_empty() => key_ids,
-        _ => return tdx,
-    };
-    let machine = Machine {
-        key_ids,
-        memory_nodes,
-    };
-    let (tdx, ready) = bring_up::bring_up(&METAL, &HostFrames, &machine);
-    if let Some(ready) = ready {
-        READY.call_once(|| ready);
-    }
-    tdx
-}
-
-/// The CPUs because of which no module can be brought up: each needs TDH.SYS.LP.INIT, in VMX operation.
-fn cpu_reasons() -> Vec<String> {
-    let mut reasons = Vec::new();
-    for cpu in cpu::all() {
-        if !cpu.is_up() {
-            reasons.push(format!(
-                "CPU {} (APIC id {:#x}) is not running, and TDH.SYS.LP.INIT is needed on every CPU",
-                cpu.number, cpu.apic_id
-            ));
-        } else if let Some(Err(e)) = cpu.vmx() {
-            reasons.push(format!("CPU {} is not in VMX operation: {e}", cpu.number));
-        }
-    }
-    reasons
-}
