@@ -98,7 +98,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     let to_prompt = time::us() - tdx_us;
     log::info!("from the first line to the prompt: {to_prompt} us, TDX bring-up apart");
     #[cfg(feature = "bench")]
-    crate::bench::machine::run_all();
+    crate::bench::run_all();
     run(Machine {
         info,
         heap: HEAP

@@ -1,12 +1,13 @@
 //! A thousand TDs, one after the other: frames, heap and HKIDs are as before. It is the only test of this program,
 //! so that what is allocated is what the host allocates.
 
-#[path = "td/kit.rs"]
+#[path = "../host/tests/td/kit.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod kit;
-#[path = "td/operator.rs"]
+#[path = "operator/operator.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod operator;
+#[path = "../host/tests/rig/mod.rs"]
 mod rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -45,7 +46,7 @@ unsafe impl GlobalAlloc for Counting {
 #[derive(Debug, PartialEq)]
 struct Ledger {
     frames: Vec<mm::frames::Counts>,
-    hkids: hypervisor::tdx::hkids::Count,
+    hkids: host::tdx::hkids::Count,
     heap: i64,
 }
 

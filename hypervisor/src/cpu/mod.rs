@@ -28,6 +28,7 @@ use x86_64::{
 };
 
 use self::{tables::Tables, topology::Place, vmx::Vmx};
+use host::platform::Attention;
 use seam::counters::Counters;
 use sync::{
     IrqLock,
@@ -35,7 +36,7 @@ use sync::{
     irq::Switch,
 };
 
-use crate::{platform::Attention, seamlog::SeamLog, time};
+use crate::{seamlog::SeamLog, time};
 
 /// What a CPU is doing.
 #[repr(u8)]

@@ -8,6 +8,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
 
 use boot::ap;
+use host::platform::Attention;
 use seam::counters::Counters;
 use sync::{IrqLock, call::Mailbox};
 use x86_64::{
@@ -19,9 +20,7 @@ use super::{
     ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, msr, stop_here, tables, timer, topology,
     vmx,
 };
-use crate::{
-    firmware::madt::Processor, memory, metal::tds, platform::Attention, seamlog::SeamLog, time,
-};
+use crate::{firmware::madt::Processor, memory, metal::tds, seamlog::SeamLog, time};
 
 /// Size in bytes of the stack that a CPU runs on.
 const STACK_BYTES: u64 = 64 << 10;

@@ -11,17 +11,7 @@ use alloc::{
 };
 use core::fmt::Write;
 
-use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
-use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
-
-use crate::{
-    console::host::{
-        Hex,
-        td::{
-            self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
-            TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
-        },
-    },
+use host::{
     platform::Platform,
     td::{
         Td, debug,
@@ -33,6 +23,16 @@ use crate::{
         registry::Tds,
     },
     tdx::shutdown::SHUT_DOWN,
+};
+use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
+use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
+
+use crate::console::host::{
+    Hex,
+    td::{
+        self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
+        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
+    },
 };
 
 /// What who runs vCPUs knows of a TD.

@@ -1,7 +1,6 @@
 //! The machine as the console sees it.
 
 pub mod absent;
-pub mod bench;
 pub mod desk;
 pub mod seam;
 pub mod stuck;
@@ -16,14 +15,15 @@ use alloc::{
 };
 
 use boot::BootInfo;
+use host::{platform::Platform, td::registry::Tds};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
 use self::desk::Vitals;
 use crate::{
     console::host::{
-        self, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord, Memory,
-        PowerAction, Region, Tdx,
+        self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
+        Memory, PowerAction, Region, Tdx,
     },
     cpu::{self, State},
     heap, logging, memory,
@@ -32,8 +32,6 @@ use crate::{
         platform::{METAL, Metal},
         power, tds,
     },
-    platform::Platform,
-    td::registry::Tds,
     time,
 };
 
@@ -125,7 +123,7 @@ impl Host for Machine {
         tdx
     }
 
-    fn tds(&self) -> Result<Box<dyn host::td::Tds + '_>, String> {
+    fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, String> {
         Ok(match self.desk() {
             Ok((tds, vitals)) => Box::new(desk::Desk { tds, vitals }),
             Err(why) => Box::new(absent::Absent {
@@ -135,12 +133,12 @@ impl Host for Machine {
         })
     }
 
-    fn hkids(&self) -> Result<host::td::HkidReport, String> {
+    fn hkids(&self) -> Result<port::td::HkidReport, String> {
         let ready = metal::tdx::ready().ok_or_else(|| self.why_no_tds())?;
         Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
     }
 
-    fn stats(&self) -> host::seam::Stats {
+    fn stats(&self) -> port::seam::Stats {
         let mut stats = seam::stats(&METAL);
         if let Ok((tds, vitals)) = self.desk() {
             stats.exits = seam::exits(tds, vitals);
@@ -148,7 +146,7 @@ impl Host for Machine {
         stats
     }
 
-    fn seam_bench(&self) -> Result<host::seam::SeamBench, String> {
+    fn seam_bench(&self) -> Result<port::seam::SeamBench, String> {
         seam::bench(self.desk()?.0)
     }
 

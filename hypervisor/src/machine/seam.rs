@@ -2,6 +2,12 @@
 
 use alloc::{string::String, vec::Vec};
 
+use host::{
+    bench::seamcalls,
+    platform::{Platform, Running},
+    td::registry::Tds,
+    tdx::hkids::{Hkids, Holder},
+};
 use seam::{
     abi::Leaf,
     counters::{LeafCounts, RetryCounts},
@@ -13,10 +19,7 @@ use crate::{
         seam::{ExitStats, LeafStats, LeafTime, RetryStats, SeamBench, Stats},
         td::{HkidHolder, HkidLine, HkidReport},
     },
-    machine::{bench, desk::Vitals},
-    platform::{Platform, Running},
-    td::registry::Tds,
-    tdx::hkids::{Hkids, Holder},
+    machine::desk::Vitals,
 };
 
 /// Counts of the machine, over all CPUs.
@@ -93,7 +96,7 @@ pub fn exits<P: Platform>(tds: &Tds<'_, P>, vitals: &dyn Vitals) -> Vec<ExitStat
 /// # Errors
 /// One sentence: why nothing could be measured.
 pub fn bench<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
-    let measured = bench::run(tds)?;
+    let measured = seamcalls::run(tds)?;
     let leafs = measured.leafs.iter().map(|time| LeafTime {
         leaf: time.leaf,
         page_bytes: time.page_bytes,

@@ -1,9 +1,8 @@
 //! Memory of TDs whose end got stuck, as the operator is told of it: in quarantine, until the end goes on.
 
-use crate::{
-    console::host::{Ledger, Memory},
-    td::Frames,
-};
+use host::td::Frames;
+
+use crate::console::host::{Ledger, Memory};
 
 /// Counts what those TDs hold as quarantined. To the frame allocator it is used: it can still come back.
 pub fn show(held: Frames, memory: &mut Memory) {

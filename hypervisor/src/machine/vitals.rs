@@ -1,12 +1,11 @@
 //! What the scheduler knows of the TDs that it runs, for the operator.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 
-use vcpu::{End, ghci::Branch};
+use host::{platform::Running, sched::Scheduler};
+use vcpu::ghci::Branch;
 
-use crate::{
-    console::host::td::TdVcpu, machine::desk::Vitals, platform::Running, sched::Scheduler,
-};
+use crate::{console::host::td::TdVcpu, machine::desk::Vitals};
 
 impl<P: Running> Vitals for Scheduler<'_, P> {
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu {
@@ -25,10 +24,7 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
     }
 
     fn end(&self, id: u32) -> Option<String> {
-        let guest = self.guest(id)?;
-        let end = guest.board().end()?;
-        // One that asked for a reset is about to go on.
-        (*end != End::Reset).then(|| end.to_string())
+        self.problem(id)
     }
 
     fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool {

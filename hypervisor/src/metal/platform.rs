@@ -15,6 +15,12 @@ use core::{
     ptr, slice,
 };
 
+use host::{
+    hypercall,
+    platform::{Attention, CpuPlace, Platform, Running, Stopwatch},
+    td::Td,
+    tdx::shutdown::Shutdown,
+};
 use mm::{
     frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K},
     pages::Flush,
@@ -39,14 +45,9 @@ use x86_64::instructions::interrupts;
 
 use crate::{
     cpu::{self, apic, timer, trap, vmx},
-    hypercall,
     memory::{self, HostFrames, direct},
     metal::tds,
-    platform::{Attention, CpuPlace, Platform, Running, Stopwatch},
-    rtc,
-    td::Td,
-    tdx::shutdown::Shutdown,
-    time,
+    rtc, time,
 };
 
 /// The machine.

@@ -8,15 +8,7 @@ use core::{
 
 use boot::BootInfo;
 use config::Clear;
-use mm::private::ClearPolicy;
-use seam::{address::Hpa, erratum::has_partial_write};
-use spin::Once;
-
-use crate::{
-    cpu::{self, msr::ThisCpu},
-    memory::direct,
-    metal::platform::{METAL, Metal},
-    metal::tdx,
+use host::{
     platform::Platform,
     sched::{Scheduler, ends},
     td::{
@@ -25,6 +17,18 @@ use crate::{
         host::Host,
         params::Native,
         registry::Tds,
+    },
+};
+use mm::private::ClearPolicy;
+use seam::{address::Hpa, erratum::has_partial_write};
+use spin::Once;
+
+use crate::{
+    cpu::{self, msr::ThisCpu},
+    memory::direct,
+    metal::{
+        platform::{METAL, Metal},
+        tdx,
     },
     time,
 };

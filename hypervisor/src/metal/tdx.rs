@@ -2,6 +2,10 @@
 
 use alloc::{format, string::String, vec::Vec};
 
+use host::tdx::{
+    bring_up::{self, Machine, Ready},
+    report::Report,
+};
 use seam::platform;
 use spin::Once;
 
@@ -9,10 +13,6 @@ use super::platform::METAL;
 use crate::{
     cpu::{self, msr::ThisCpu},
     memory::HostFrames,
-    tdx::{
-        bring_up::{self, Machine, Ready},
-        report::Report,
-    },
 };
 
 static READY: Once<Ready> = Once::new();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use anyhow::{Result, anyhow, ensure};
-use hypervisor::platform::Platform;
-use hypervisor::tdx::hkids::Hkids;
-use hypervisor::tdx::release::{Coordinator, Ending, Release, Vcpus};
+use host::platform::Platform;
+use host::tdx::hkids::Hkids;
+use host::tdx::release::{Coordinator, Ending, Release, Vcpus};
 use mm::frames::{Frame, ORDER_2M, ORDER_4K};
 use mm::private::{Cpu, Ledger, Levels, NoneRuns, Pool, PrivateMap, Settings};
 use seam::abi::metadata::sys;

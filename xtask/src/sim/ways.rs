@@ -1,7 +1,7 @@
 //! The ways to take a TD down, each run once: what it did, and how long that took.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use hypervisor::platform::Platform;
+use host::platform::Platform;
 use mm::private::{Clearing, Cpu, Kick, Outcome, Plan, PrivateMap, Reclaim, Step};
 use seam::abi::{PAGE_1G, PAGE_4K, PageSize};
 

@@ -128,7 +128,7 @@ fn host(tally: &mut Tally) {
 
 /// The tests in which a scheduler chooses the order of the threads' steps: they are built with other locks.
 fn races(tally: &mut Tally) {
-    for package in ["mm", "hypervisor"] {
+    for package in ["mm", "host"] {
         let tests = [
             "test",
             "-p",

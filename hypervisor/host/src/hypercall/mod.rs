@@ -1,0 +1,229 @@
+//! What TDs may ask of the host beyond the GHCI: which TDs there are, the end of one, how far that is.
+//!
+//! TDG.VP.VMCALL with a number of Seamark's own in R10 comes here; `docs/hypercall.md` is what guests are told. A call is
+//! decoded first ([`decode`]), with no effect, and invoked after that. Only a TD with `control = true` may name another.
+//!
+//! Nothing here waits or allocates: the caller is a vCPU that has a CPU, interrupts are off, and the TD that is to end may be
+//! its own. Whoever has time carries an end out ([`Tds::end_asked`]).
+
+mod decode;
+
+use seam::abi::Gprs;
+use seam::abi::hypercall::{CONTROL, Status, TdState, caps};
+
+pub use decode::{Call, decode};
+
+use crate::platform::Platform;
+use crate::td::{Td, host::Time, life::State, registry::Tds};
+
+/// What this host can do.
+pub const CAPS: u64 = caps::TERMINATE | caps::LIST | caps::RECLAIM_STATUS;
+
+/// Serves a call of `caller`: the registers are those that it made it with, and those that it gets back afterwards.
+pub fn serve<P: Platform>(tds: &Tds<'_, P>, caller: &Td, regs: &mut Gprs) {
+    let answer = decode(regs).and_then(|call| invoke(tds, caller, call));
+    answer.unwrap_or_else(Answer::from).put(regs);
+}
+
+/// What a call is answered with.
+#[derive(Clone, Copy, Debug)]
+struct Answer {
+    status: Status,
+    /// R11 to R15.
+    values: [u64; 5],
+    /// RBX, RDI, RSI, R8.
+    name: [u64; 4],
+}
+
+impl From<Status> for Answer {
+    fn from(status: Status) -> Self {
+        Self {
+            status,
+            values: [0; 5],
+            name: [0; 4],
+        }
+    }
+}
+
+impl Answer {
+    fn of(values: [u64; 5]) -> Self {
+        Self {
+            values,
+            ..Self::from(Status::Success)
+        }
+    }
+
+    /// Every register that a call may use is set.
+    const fn put(self, regs: &mut Gprs) {
+        regs.r10 = self.status as u64;
+        [regs.r11, regs.r12, regs.r13, regs.r14, regs.r15] = self.values;
+        [regs.rbx, regs.rdi, regs.rsi, regs.r8] = self.name;
+    }
+}
+
+/// Does what was asked for.
+fn invoke<P: Platform>(tds: &Tds<'_, P>, caller: &Td, call: Call) -> Result<Answer, Status> {
+    match call {
+        Call::Caps => {
+            let control = if caller.config().control { CONTROL } else { 0 };
+            Ok(Answer::of([CAPS, caller.id().into(), control, 0, 0]))
+        }
+        Call::TdList { from } => Ok(list(tds, caller, from)),
+        Call::TdTerminate { id } => terminate(tds, caller, named(tds, caller, id)?),
+        Call::ReclaimStatus { id } => Ok(status(tds, named(tds, caller, id)?)),
+    }
+}
+
+/// The TD that a caller names, if it may; 0 is the caller itself. Whether others exist is told to those alone who may name
+/// them.
+fn named<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<u32, Status> {
+    if id == 0 || id == caller.id() {
+        return Ok(caller.id());
+    }
+    if !caller.config().control {
+        return Err(Status::NotPermitted);
+    }
+    tds.config(id).map(|_| id).ok_or(Status::NoSuchTd)
+}
+
+/// The first TD from number `from` on that the caller may know of.
+fn list<P: Platform>(tds: &Tds<'_, P>, caller: &Td, from: u32) -> Answer {
+    let may_know = |id: &u32| *id >= from && (caller.config().control || *id == caller.id());
+    let Some(id) = tds.ids().find(may_know) else {
+        return Answer::of([0; 5]);
+    };
+    let td = tds.get(id);
+    let config = tds.config(id);
+    let memory = match &td {
+        Some(td) => td.layout().bytes(),
+        None => config.map_or(0, |config| config.memory),
+    };
+    let owned = td.map_or(0, |td| td.holding().bytes());
+    let vcpus = config.map_or(0, |config| config.vcpus.into());
+    let state = told(tds.state(id)) as u64 | u64::from(id == caller.id()) << 32;
+    Answer {
+        name: config.map_or([0; 4], |config| in_words(&config.name)),
+        ..Answer::of([id.into(), state, memory, owned, vcpus])
+    }
+}
+
+/// A name of up to 32 bytes in registers, filled up with zeros.
+fn in_words(name: &str) -> [u64; 4] {
+    let mut words = [0; 4];
+    for (word, bytes) in words.iter_mut().zip(name.as_bytes().chunks(8)) {
+        let mut all = [0; 8];
+        all[..bytes.len()].copy_from_slice(bytes);
+        *word = u64::from_le_bytes(all);
+    }
+    words
+}
+
+fn terminate<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<Answer, Status> {
+    let asked = tds.ask_end(id);
+    if id == caller.id() {
+        // It gets to see this only if it was not ended after all.
+        return Err(Status::NotEnded);
+    }
+    let (again, state) = match asked {
+        Ok(()) => (0, tds.state(id)),
+        Err(state) => (1, state),
+    };
+    Ok(Answer::of([again, told(state) as u64, 0, 0, 0]))
+}
+
+/// How far the end of a TD is.
+fn status<P: Platform>(tds: &Tds<'_, P>, id: u32) -> Answer {
+    let state = told(tds.state(id)) as u64;
+    let td = tds.get(id);
+    let Some(reclaim) = td.as_ref().and_then(|td| td.reclaim()) else {
+        let owned = td.map_or(0, |td| td.holding().bytes());
+        return Answer::of([state, owned, 0, 0, 0]);
+    };
+    let progress = reclaim.progress(&Time(tds.host().platform));
+    Answer::of([
+        state,
+        progress.total,
+        progress.reclaimed.bytes(),
+        progress.quarantined,
+        progress.elapsed_ns / 1000,
+    ])
+}
+
+/// A state as guests are told it.
+const fn told(state: State) -> TdState {
+    match state {
+        State::Created => TdState::Created,
+        State::Building => TdState::Building,
+        State::Runnable => TdState::Runnable,
+        State::Paused => TdState::Paused,
+        State::Terminating => TdState::Terminating,
+        State::Teardown => TdState::Teardown,
+        State::Reclaimed => TdState::Reclaimed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use alloc::{format, string::String};
+    use core::fmt::Write;
+    use std::{env, fs};
+
+    use seam::abi::hypercall::{Function, SIGNATURE};
+
+    use super::*;
+
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/hypercall.md");
+
+    #[test]
+    fn names_fill_registers_from_the_lowest_byte_on() {
+        assert_eq!(in_words("a"), [0x61, 0, 0, 0]);
+        let longest = "abcdefghijklmnopqrstuvwxyz012345";
+        let bytes: alloc::vec::Vec<u8> = in_words(longest)
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        assert_eq!(bytes, longest.as_bytes());
+    }
+
+    #[test]
+    fn the_page_about_hypercalls_has_the_numbers() {
+        let page = fs::read_to_string(PAGE).expect("docs/hypercall.md");
+        let (head, rest) = page
+            .split_once("<!-- begin: numbers -->\n")
+            .expect("the comment before the numbers");
+        let (_, tail) = rest
+            .split_once("<!-- end: numbers -->")
+            .expect("the comment behind them");
+        let expected = format!(
+            "{head}<!-- begin: numbers -->\n{}<!-- end: numbers -->{tail}",
+            numbers()
+        );
+        if page == expected {
+            return;
+        }
+        assert!(
+            env::var_os("UPDATE_DOCS").is_some(),
+            "docs/hypercall.md is out of date; run\n\n    UPDATE_DOCS=1 cargo test -p host --lib hypercall::tests\n"
+        );
+        fs::write(PAGE, expected).expect("docs/hypercall.md can be written");
+    }
+
+    fn numbers() -> String {
+        let mut text =
+            format!("R10 of a call: `{SIGNATURE:#018x}`.\n\n| Function | R11 |\n|---|---|\n");
+        for function in Function::ALL {
+            writeln!(text, "| {} | {} |", function.name(), function as u64).expect("a string");
+        }
+        text += "\n| Status | R10 of the answer |\n|---|---|\n";
+        for status in Status::ALL {
+            writeln!(text, "| {} | `{:#018x}` |", status.name(), status as u64).expect("a string");
+        }
+        text += "\n| State of a TD | Number |\n|---|---|\n";
+        for state in TdState::ALL {
+            writeln!(text, "| {} | {} |", state.name(), state as u64).expect("a string");
+        }
+        text
+    }
+}

@@ -1,0 +1,185 @@
+//! How a race is explored, and what must be true after it.
+
+use std::sync::Arc;
+
+use host::platform::Platform;
+use host::td::capabilities::Capabilities;
+use host::td::end::{Ended, Way};
+use host::td::host::{Host, NoRunner};
+use host::td::life::State;
+use host::td::{Td, registry::Tds};
+use host::tdx::hkids::{Count, Hkids};
+use host::tdx::release::Coordinator;
+use mm::private::Clearing;
+use seam::abi::{Leaf, PageSize};
+use seam::address::Gpa;
+use seam::platform::KeyIds;
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::{Config, Runner, thread};
+use sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use crate::actors::FREE;
+use crate::machine::{CPUS, GLOBAL_HKID, Machine, become_cpu};
+use crate::sample::{Everything, image};
+
+/// Orders that are tried with each of two schedulers.
+const ORDERS: usize = 12;
+/// Where they begin.
+const SEED: u64 = 0x5ea_3a4c;
+/// Times at which an order departs from running one CPU after the other.
+const DEPARTURES: usize = 4;
+
+/// A host with two TDs, each with two vCPUs.
+pub struct World<'h> {
+    pub machine: &'h Machine,
+    pub tds: Tds<'h, Machine>,
+    /// Whether a shrink was told that what it did not take the TD's end does, or who revives it.
+    pub is_shrink_promised: AtomicBool,
+}
+
+/// What one CPU does.
+pub type Actor = fn(&World<'_>);
+
+impl World<'_> {
+    /// The TD of that number, once it has a life.
+    pub fn td(&self, id: u32) -> Arc<Td> {
+        loop {
+            match self.tds.get(id) {
+                Some(td) => return td,
+                None => self.machine.breathe(),
+            }
+        }
+    }
+
+    /// Waits until a leaf was called.
+    pub fn wait_for(&self, leaf: Leaf) {
+        while self.machine.begun(leaf) == 0 {
+            self.machine.breathe();
+        }
+    }
+}
+
+/// Lets actors play on CPUs 1 to 3, in many orders; CPU 0 prepares the world for them, and looks at what has become of it.
+pub fn explore(prepare: Actor, actors: &'static [Actor]) {
+    assert!(actors.len() < CPUS);
+    let race = move || play(prepare, actors);
+    let mut config = Config::new();
+    config.stack_size = 1 << 20;
+    config.silence_warnings = true;
+    let random = RandomScheduler::new_from_seed(SEED, ORDERS);
+    Runner::new(random, config.clone()).run(race);
+    let few = PctScheduler::new_from_seed(SEED, DEPARTURES, ORDERS);
+    Runner::new(few, config).run(race);
+}
+
+fn play(prepare: Actor, actors: &'static [Actor]) {
+    let machine = Machine::new();
+    let hkids = Hkids::new(&KeyIds {
+        shared: 31,
+        private: 32,
+        max_pa: 52,
+        bits: 6,
+    });
+    hkids.take_global().unwrap().surrender();
+    let coordinator = Coordinator::new(hkids);
+    let image = image();
+    let world = &World {
+        machine: &machine,
+        tds: tds(&machine, &coordinator, &image),
+        is_shrink_promised: AtomicBool::new(false),
+    };
+    let (done, stop) = (&AtomicUsize::new(0), &AtomicBool::new(false));
+    thread::scope(|scope| {
+        for cpu in 1..CPUS {
+            let actor = actors.get(cpu - 1);
+            scope.spawn(move || {
+                become_cpu(cpu as u32);
+                while done.load(SeqCst) == 0 {
+                    world.machine.breathe();
+                }
+                if let Some(actor) = actor {
+                    actor(world);
+                    done.fetch_add(1, SeqCst);
+                }
+                while !stop.load(SeqCst) {
+                    world.machine.breathe();
+                }
+            });
+        }
+        prepare(world);
+        // They begin.
+        done.store(1, SeqCst);
+        while done.load(SeqCst) <= actors.len() {
+            world.machine.breathe();
+        }
+        finish(world);
+        stop.store(true, SeqCst);
+    });
+    machine.take_apart();
+    machine.assert_spotless();
+    let Count {
+        used, quarantined, ..
+    } = coordinator.hkids().count();
+    assert_eq!((used, quarantined), (1, 0), "the module's own alone");
+}
+
+fn tds<'h>(
+    machine: &'h Machine,
+    coordinator: &'h Coordinator,
+    image: &'h [u8],
+) -> Tds<'h, Machine> {
+    let td =
+        |name| format!("[[td]]\nimage = \"i\"\nname = \"{name}\"\nmemory = \"16M\"\nvcpus = 2\n");
+    let text = format!(
+        "[[file]]\nname = \"i\"\npath = \"i\"\n{}{}",
+        td("one"),
+        td("two")
+    );
+    let named = config::parse(text.as_bytes()).unwrap().td;
+    let host = Host {
+        platform: machine,
+        coordinator,
+        capabilities: Capabilities::read(&machine.tdh()).unwrap(),
+        native: &Everything,
+        keyid: machine.keyid_position(),
+        global_hkid: GLOBAL_HKID,
+        clearing: Clearing::Clear,
+        stop_us: 1,
+        runner: &NoRunner,
+    };
+    Tds::new(
+        host,
+        named.into_iter().map(|td| (td, Some(image))).collect(),
+    )
+}
+
+/// No TD is half dead: it lives and can be ended, or its end goes on to the last page.
+fn finish(world: &World<'_>) {
+    let tds = &world.tds;
+    world.machine.run_clock(false);
+    for id in [1, 2] {
+        tds.end_asked();
+        match tds.state(id) {
+            State::Runnable | State::Paused => {
+                let td = world.td(id);
+                let map = td.map().unwrap();
+                assert_eq!(map.mode(), mm::private::Mode::Keyed);
+                if world.is_shrink_promised.load(SeqCst) {
+                    let free = Gpa(FREE);
+                    let host = tds.host();
+                    let mapped = host.with_cpu(|cpu| map.map(cpu, free, PageSize::Size2M));
+                    assert_eq!(mapped, Ok(()), "it was to be taken");
+                }
+                drop(td);
+                assert_eq!(tds.destroy(id, Way::Terminate), Ok(Ended::Now));
+            }
+            State::Teardown => while tds.work() {},
+            State::Created | State::Reclaimed => {}
+            state => panic!("TD {id} is {state}: {:?}", tds.notes(id)),
+        }
+        let notes = tds.notes(id).unwrap_or_default();
+        assert_eq!(notes.problem, None);
+        assert!(notes.quarantine.is_empty());
+        assert!(matches!(tds.state(id), State::Created | State::Reclaimed));
+    }
+}

@@ -1,0 +1,414 @@
+//! A server on the developer's computer: an emulated module, a thread for each CPU, frames, and a [`Platform`] over them.
+//!
+//! The thread that makes a [`Rig`] is its CPU 0. The other CPUs look into their mailboxes and do the jobs that
+//! [`Rig::start`] gives them. Calls between CPUs go the way that they go on the machine, by [`sync::call`].
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+mod cpus;
+mod faults;
+mod memory;
+pub mod running;
+
+use std::ops::{ControlFlow, RangeInclusive};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use host::platform::{CpuPlace, Platform, Stopwatch};
+use host::tdx::hkids::Hkids;
+use host::tdx::release::Coordinator;
+use host::tdx::shutdown::Shutdown;
+use mm::frames::{Counts, Frames, words_for};
+use mm::private::FramePool;
+use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
+use seam::address::{Hpa, KeyIdPosition};
+use seam::call::Fault;
+use seam::counters::Counters;
+use seam::platform::KeyIds;
+use seam::retry::{Pause, Reason, Wait};
+use seam::tdh::Tdh;
+use stub_module::hooks::Hooks;
+use stub_module::host::{Config, Server, TdmrPlan};
+use sync::call::{self, NoAnswer};
+
+use cpus::{Cpus, Threads};
+pub use cpus::{Event, Job};
+pub use faults::Caller;
+use faults::{Meanwhile, Refusals};
+use memory::{Direct, access};
+
+/// Where convertible memory begins.
+pub const BASE: u64 = 4 * PAGE_1G;
+/// The first private HKID, which the module has for itself.
+pub const GLOBAL_HKID: u16 = 32;
+
+pub type Pool = FramePool<spin::Mutex<Frames>, Direct>;
+
+/// What the server is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The package of each CPU.
+    pub packages: Vec<u32>,
+    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. The GiB behind it is convertible, too.
+    pub memory: u64,
+    /// Further memory, ascending: first address, and first address behind it.
+    pub more_memory: Vec<(u64, u64)>,
+    /// Further convertible memory, ascending, in the same way.
+    pub more_cmrs: Vec<(u64, u64)>,
+    /// Private HKIDs, the global one included.
+    pub hkids: u32,
+    /// What goes wrong inside the module, as [`Hooks::parse`] reads it.
+    pub hooks: String,
+}
+
+impl Default for Setup {
+    /// Two packages of two CPUs, 1 GiB for TDs, 32 HKIDs, and nothing goes wrong.
+    fn default() -> Self {
+        Self {
+            packages: [0, 0, 1, 1].into(),
+            memory: PAGE_1G,
+            more_memory: Vec::new(),
+            more_cmrs: Vec::new(),
+            hkids: 32,
+            hooks: "patterns".into(),
+        }
+    }
+}
+
+impl Setup {
+    /// The default server, in which `hooks` go wrong.
+    pub fn failing(hooks: &str) -> Self {
+        Self {
+            hooks: format!("patterns\n{hooks}"),
+            ..Self::default()
+        }
+    }
+
+    /// A coordinator for the server's HKIDs, of which the module has the global one.
+    pub fn coordinator(&self) -> Coordinator {
+        let hkids = Hkids::new(&KeyIds {
+            shared: u32::from(GLOBAL_HKID) - 1,
+            private: self.hkids,
+            max_pa: 52,
+            bits: 6,
+        });
+        hkids.take_global().unwrap().surrender();
+        Coordinator::new(hkids)
+    }
+}
+
+/// The server. Clones are the same one.
+#[derive(Clone)]
+pub struct Rig {
+    machine: Arc<Machine>,
+    threads: Arc<Threads>,
+}
+
+pub struct Machine {
+    server: Arc<Server>,
+    places: Vec<CpuPlace>,
+    size: u64,
+    pool: Pool,
+    counters: Vec<Counters>,
+    stopwatch: Stopwatch,
+    shutdown: Shutdown,
+    refusals: Refusals,
+    meanwhile: Meanwhile,
+    pauses: AtomicU64,
+    write_backs: Mutex<Vec<u32>>,
+    start: Instant,
+    cpus: Cpus,
+    running: running::State,
+}
+
+impl Rig {
+    /// A server whose module is loaded and not initialised.
+    pub fn new(setup: &Setup) -> Self {
+        let config = Config {
+            lp_to_package: setup.packages.clone(),
+            // What is no memory of the host's has room for a PAMT.
+            cmrs: [(BASE, BASE + setup.memory + PAGE_1G)]
+                .iter()
+                .chain(&setup.more_cmrs)
+                .map(|(start, end)| (*start, end - start))
+                .collect(),
+            num_tdx_keyids: setup.hkids,
+            ..Config::default()
+        };
+        let hooks = Hooks::parse(&setup.hooks).unwrap();
+        let server = Arc::new(Server::with_hooks(config, hooks));
+        let mut frames = Frames::new();
+        for &range in [(BASE, BASE + setup.memory)]
+            .iter()
+            .chain(&setup.more_memory)
+        {
+            let words = Box::leak(vec![0; words_for(range)].into_boxed_slice());
+            frames.add_zone(range, words).unwrap();
+            frames.add(range).unwrap();
+        }
+        let machine = Arc::new(Machine {
+            places: (0..)
+                .zip(&setup.packages)
+                .map(|(cpu, &package)| CpuPlace { cpu, package })
+                .collect(),
+            size: setup.memory,
+            pool: FramePool::new(spin::Mutex::new(frames), Direct(Arc::clone(&server))),
+            counters: setup.packages.iter().map(|_| Counters::new()).collect(),
+            stopwatch: Stopwatch::new(),
+            shutdown: Shutdown::new(),
+            refusals: Refusals::default(),
+            meanwhile: Meanwhile::default(),
+            pauses: AtomicU64::new(0),
+            write_backs: Mutex::new(Vec::new()),
+            start: Instant::now(),
+            cpus: Cpus::new(setup.packages.len()),
+            running: running::State::new(setup.packages.len()),
+            server,
+        });
+        Self {
+            threads: Arc::new(Threads::start(&machine)),
+            machine,
+        }
+    }
+
+    /// The default server with its module ready, in which `hooks` go wrong.
+    pub fn ready(hooks: &str) -> Self {
+        Self::ready_with(&Setup {
+            hooks: format!("patterns\n{hooks}"),
+            ..Setup::default()
+        })
+    }
+
+    /// A server with its module ready, by the shortest way there is: no frame of the host's is used up for it.
+    pub fn ready_with(setup: &Setup) -> Self {
+        let rig = Self::new(setup);
+        let tdmr = TdmrPlan {
+            base: BASE,
+            size: setup.memory,
+        };
+        rig.server().bring_up(tdmr, GLOBAL_HKID.into()).unwrap();
+        rig.shutdown().module_is_ready();
+        rig
+    }
+
+    /// The machine and the module, as a debugger would see them.
+    pub fn server(&self) -> &Server {
+        &self.machine.server
+    }
+
+    /// Where the KeyID is in a physical address.
+    pub fn keyid_position(&self) -> KeyIdPosition {
+        let config = self.server().machine().config();
+        KeyIdPosition::new(config.max_pa, config.keyid_bits).unwrap()
+    }
+
+    /// Starts `job` on a CPU other than 0, and goes on. The CPU serves no call before the job has ended, but where it
+    /// calls others or [`Rig::serve`].
+    pub fn start<R: Send + 'static>(
+        &self,
+        cpu: u32,
+        job: impl FnOnce() -> R + Send + 'static,
+    ) -> Job<R> {
+        self.machine.cpus.start(cpu, job)
+    }
+
+    /// Serves the calls that wait for the CPU that asks, as an interrupt would.
+    pub fn serve(&self) {
+        self.machine.cpus.serve();
+    }
+
+    /// Whether a call waits for `cpu`: on the machine, an interrupt would.
+    pub fn is_called(&self, cpu: u32) -> bool {
+        self.machine.cpus.is_called(cpu)
+    }
+
+    /// Lets a CPU, other than 0, answer no calls, or answer them again.
+    pub fn set_silent(&self, cpu: u32, silent: bool) {
+        self.machine.cpus.set_silent(cpu, silent);
+    }
+
+    /// Answers those calls of `leaf` from now on (1 is the next) with `status`, without asking the module.
+    pub fn refuse(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
+        self.machine.refusals.add(leaf, calls, status);
+    }
+
+    /// Lets those calls of `leaf` from now on fail in the instruction.
+    pub fn fault(&self, leaf: Leaf, calls: RangeInclusive<u64>, fault: Fault) {
+        self.machine.refusals.add_fault(leaf, calls, fault);
+    }
+
+    /// Forgets what [`Self::refuse`] and [`Self::fault`] arranged.
+    pub fn refuse_no_more(&self) {
+        self.machine.refusals.clear();
+    }
+
+    /// Does `work` just when call `number` of `leaf` from now on (1 is the next) begins, as another CPU might.
+    pub fn meanwhile(&self, leaf: Leaf, number: u64, work: impl FnOnce() + Send + 'static) {
+        self.machine.meanwhile.add(leaf, number, Box::new(work));
+    }
+
+    /// Lets a CPU, other than 0, answer no calls once it has done what it is doing when it comes to `event`.
+    pub fn set_silent_after(&self, cpu: u32, event: Event) {
+        self.machine.cpus.set_silent_after(cpu, event);
+    }
+
+    /// How often each CPU wrote its caches back.
+    pub fn write_backs(&self) -> Vec<usize> {
+        let all = self.machine.write_backs.lock().unwrap();
+        let cpus = self.machine.places.iter();
+        cpus.map(|place| all.iter().filter(|cpu| **cpu == place.cpu).count())
+            .collect()
+    }
+
+    /// Calls of a leaf that each CPU made.
+    pub fn calls_by_cpu(&self, leaf: Leaf) -> Vec<u64> {
+        let all = self.machine.counters.iter();
+        all.map(|counters| counters.leaf(leaf).calls).collect()
+    }
+
+    /// Frames of each order.
+    pub fn counts(&self) -> Vec<Counts> {
+        self.machine.pool.ledger().lock().counts().to_vec()
+    }
+
+    /// Bytes that are out, and bytes in quarantine. The ledger's sums are checked on the way.
+    pub fn out(&self) -> (u64, u64) {
+        let counts = self.counts();
+        let sum = |of: fn(&Counts) -> u64| {
+            let orders = counts.iter().enumerate();
+            orders
+                .map(|(order, counts)| of(counts) * (PAGE_4K << order))
+                .sum::<u64>()
+        };
+        let (free, used, quarantined) = (sum(|c| c.free), sum(|c| c.used), sum(|c| c.quarantined));
+        let total = self.machine.pool.ledger().lock().total_bytes();
+        assert_eq!(free + used + quarantined, total, "the ledger");
+        (used, quarantined)
+    }
+
+    /// Calls of a leaf, on all CPUs.
+    pub fn calls(&self, leaf: Leaf) -> u64 {
+        let all = self.machine.counters.iter();
+        all.map(|counters| counters.leaf(leaf).calls).sum()
+    }
+
+    /// Retries for this reason, on all CPUs.
+    pub fn retries(&self, reason: Reason) -> u64 {
+        let all = self.machine.counters.iter();
+        all.map(|counters| counters.retry(reason).retries).sum()
+    }
+
+    /// Calls that the module should not have been asked, on all CPUs.
+    pub fn illegal(&self) -> u64 {
+        let all = self.machine.counters.iter();
+        all.map(|counters| counters.total().illegal).sum()
+    }
+
+    /// Pauses between two tries.
+    pub fn pauses(&self) -> u64 {
+        self.machine.pauses.load(Ordering::Relaxed)
+    }
+
+    /// What the module owns fits together, and the host did nothing that it must not do. No SEAMCALL may be under way.
+    pub fn audit(&self) {
+        let range = BASE..BASE + self.machine.size;
+        self.server().audit(range).unwrap();
+        let violations = self.server().module().violations();
+        assert_eq!(violations.total(), 0, "{:?}", violations.take());
+        assert_eq!(self.machine.pool.refused(), 0);
+        assert_eq!((seam::page::lost_pages(), seam::hkid::lost_hkids()), (0, 0));
+    }
+
+    /// The same, and every frame is free, and nothing illegal was asked.
+    pub fn assert_spotless(&self) {
+        self.audit();
+        assert_eq!(self.out(), (0, 0));
+        assert_eq!(self.illegal(), 0);
+    }
+}
+
+/// Sleeps through the pauses, and serves calls after each.
+pub struct Sleep(Arc<Machine>);
+
+impl Wait for Sleep {
+    fn wait(&self, pause: Pause) -> ControlFlow<()> {
+        self.0.pauses.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_micros(pause.us.into()));
+        self.0.cpus.serve();
+        ControlFlow::Continue(())
+    }
+}
+
+impl Platform for Rig {
+    type Call = Caller;
+    type Wait = Sleep;
+    type Pool = Pool;
+
+    fn tdh(&self) -> Tdh<'_, Caller, Sleep> {
+        let cpu = cpus::this();
+        Tdh::new(
+            Caller::new(Arc::clone(&self.machine), cpu),
+            Sleep(Arc::clone(&self.machine)),
+            &self.machine.counters[cpu as usize],
+        )
+    }
+
+    fn counters(&self, cpu: u32) -> Option<&Counters> {
+        self.machine.counters.get(cpu as usize)
+    }
+
+    fn stopwatch(&self) -> &Stopwatch {
+        &self.machine.stopwatch
+    }
+
+    fn shutdown(&self) -> &Shutdown {
+        &self.machine.shutdown
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.machine.pool
+    }
+
+    fn cpus(&self) -> &[CpuPlace] {
+        &self.machine.places
+    }
+
+    fn this_cpu(&self) -> u32 {
+        cpus::this()
+    }
+
+    fn on_each(&self, cpus: &[u32], work: &(dyn Fn(u32) + Sync)) -> Result<(), NoAnswer> {
+        self.machine
+            .cpus
+            .guarded(work, |work| call::call(&self.machine.cpus, cpus, work))
+    }
+
+    fn relax(&self) {
+        self.machine.cpus.serve();
+        std::thread::yield_now();
+    }
+
+    // The simulated machine has no caches; the test wants to know who was asked.
+    fn write_back_caches(&self) {
+        let (all, cpu) = (&self.machine.write_backs, cpus::this());
+        all.lock().unwrap().push(cpu);
+        self.machine.cpus.comes_to(Event::WriteBack);
+    }
+
+    fn read(&self, from: Hpa, into: &mut [u8]) {
+        access(&self.machine.server, from, into.len(), |memory| {
+            memory.read(from.0, into);
+        });
+    }
+
+    fn write(&self, to: Hpa, bytes: &[u8]) {
+        access(&self.machine.server, to, bytes.len(), |memory| {
+            memory.write(to.0, bytes);
+        });
+    }
+
+    fn now_us(&self) -> u64 {
+        self.machine.start.elapsed().as_micros() as u64
+    }
+}

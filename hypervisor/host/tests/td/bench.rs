@@ -1,0 +1,54 @@
+//! The benchmark of reclaim does what it says: as many SEAMCALLs as each way takes.
+
+use host::bench::reclaim::{Run, Way, run};
+use host::platform::Platform;
+use mm::private::Clearing;
+use seam::abi::Leaf;
+
+use super::kit::{ONE, Server};
+
+#[test]
+fn each_way_takes_as_many_calls_as_it_should_and_nothing_is_lost() {
+    for clearing in [Clearing::Clear, Clearing::Keep] {
+        for (way, least, most) in [
+            (Way::PerPage, 4.0, 4.02),
+            (Way::Dynamic, 3.0, 3.05),
+            (Way::Terminate4k, 1.0, 1.02),
+            (Way::Terminate2m, 0.0, 0.02),
+        ] {
+            // No patterns: kept frames come uncleared to a TD.
+            let server = Server::of(&super::rig::Setup {
+                hooks: String::new(),
+                ..Default::default()
+            });
+            let tds = server.tds(&ONE.replace("16M", "64M"));
+            let config = tds.config(1).unwrap();
+            let what = Run {
+                way,
+                spinning: false,
+                clearing,
+            };
+            let measured = run(tds.host(), config, Some(&server.image), what).unwrap();
+            let large = u64::from(way == Way::Terminate2m);
+            assert!(measured.pages_4k >= 26 * 512, "{measured:?}");
+            let calls = |leaf| {
+                let all = measured.summary.calls();
+                all.iter().find(|(l, _)| *l == leaf).map_or(0, |(_, n)| *n)
+            };
+            // What a TD of any size costs is no part of it.
+            let fixed = 100 + 600 * large;
+            let per_page =
+                (measured.calls() - fixed.min(measured.calls())) as f64 / measured.pages_4k as f64;
+            assert!(per_page <= most, "{way}: {per_page} {measured:?}");
+            // The image goes another way.
+            let least = least * (26 * 512) as f64;
+            assert!(measured.calls() as f64 >= least, "{way}: {measured:?}");
+            if way == Way::PerPage {
+                assert_eq!(calls(Leaf::MemRangeBlock), calls(Leaf::MemTrack));
+                assert_eq!(measured.kicks, calls(Leaf::MemTrack));
+            }
+            while server.rig.pool().clear_kept() {}
+            server.assert_spotless();
+        }
+    }
+}

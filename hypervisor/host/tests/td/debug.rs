@@ -1,0 +1,153 @@
+//! Looking into TDs: what a debug TD shows, and that one in production shows nothing.
+
+use host::td::debug::{Refused, memory, registers};
+use host::td::end::Way;
+use host::td::life::State;
+use seam::abi::{Leaf, Status};
+use seam::address::Gpa;
+
+use super::kit::{ONE, Server, td};
+
+/// The same TD for debugging.
+fn debugged() -> String {
+    format!("{ONE}debug = true\n")
+}
+
+#[test]
+fn registers_of_a_vcpu_that_never_ran_are_those_of_a_reset() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    // vCPU 1 is associated with CPU 1: it is read there, and stays there.
+    for index in [0, 1] {
+        let found = registers(&server.rig, &one, index).unwrap();
+        let get = |name| found.iter().find(|(known, _)| *known == name).unwrap().1;
+        assert_eq!(get("RIP"), 0xFFFF_FFF0);
+        assert_eq!(get("RSI"), u64::from(index), "the vCPU's number");
+        assert_eq!(get("RBX"), 48, "the width of addresses");
+        assert_eq!((get("RFLAGS"), get("CR3"), get("RSP")), (2, 0, 0));
+        assert_eq!(get("R8"), 0x80_9000, "the hand-off block");
+        assert_eq!(one.vcpus().association(index), Some(index.into()));
+    }
+    assert_eq!(
+        registers(&server.rig, &one, 2),
+        Err(Refused::NoVcpu { count: 2 })
+    );
+    assert_eq!(server.rig.calls(Leaf::VpFlush), 0);
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn a_vcpu_that_is_in_use_is_left_alone() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.start(1).unwrap();
+    let one = td(&tds, 1);
+    let held = one.hold(&server.rig, 0).unwrap();
+    let refused = registers(&server.rig, &one, 0);
+    assert_eq!(refused, Err(Refused::Runs { cpu: Some(0) }));
+    drop(held);
+    assert!(registers(&server.rig, &one, 0).is_ok());
+    // What was looked at can run.
+    drop(one.hold(&server.rig, 0).unwrap());
+    server.rig.set_silent(1, true);
+    assert_eq!(registers(&server.rig, &one, 1), Err(Refused::NoAnswer(1)));
+    server.rig.set_silent(1, false);
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn memory_that_is_there_is_shown_and_nothing_else_is_asked_for() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    // The firmware, across a page.
+    let mut seen = [0; 64];
+    memory(&server.rig, &one, 0xFFFF_EFE0, &mut seen).unwrap();
+    let firmware: Vec<u8> = (0xFE0..0x1020_u32).map(|at| (at / 7) as u8).collect();
+    assert_eq!(seen[..], firmware);
+    for (gpa, refused) in [
+        (0, Refused::NoMemory(Gpa(0))),
+        // The last page of the hand-off block, and nothing behind it.
+        (0x80_AFE0, Refused::NoMemory(Gpa(0x80_B000))),
+        (0xA0_0000, Refused::Unaccepted(Gpa(0xA0_0000))),
+        (0xFFFF_FFE0, Refused::NoMemory(Gpa(0xFFFF_FFE0))),
+        (4, Refused::BadRange),
+        (u64::MAX - 7, Refused::BadRange),
+        (1 << 47, Refused::NoMemory(Gpa(1 << 47))),
+    ] {
+        assert_eq!(
+            memory(&server.rig, &one, gpa, &mut seen),
+            Err(refused),
+            "{gpa:#x}"
+        );
+    }
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn a_td_in_production_shows_nothing_and_the_module_is_not_asked() {
+    let server = Server::new("");
+    let tds = server.tds(ONE);
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    let reads = server.rig.calls(Leaf::VpRd);
+    let refused = registers(&server.rig, &one, 0).unwrap_err();
+    assert_eq!(refused, Refused::Production);
+    assert!(refused.to_string().contains("debug = true"), "{refused}");
+    let mut seen = [0; 8];
+    let refused = memory(&server.rig, &one, 0xFFFF_E000, &mut seen);
+    assert_eq!(refused, Err(Refused::Production));
+    assert_eq!(server.rig.calls(Leaf::MemRd), 0);
+    assert_eq!(server.rig.calls(Leaf::VpRd), reads);
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn a_td_that_ends_shows_nothing_any_more() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    tds.terminate(1).unwrap();
+    let state = one.state();
+    assert!(matches!(state, State::Teardown | State::Reclaimed));
+    assert_eq!(registers(&server.rig, &one, 0), Err(Refused::State(state)));
+    let mut seen = [0; 8];
+    assert_eq!(
+        memory(&server.rig, &one, 0xFFFF_E000, &mut seen),
+        Err(Refused::State(state))
+    );
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn what_the_module_refuses_is_told() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    server
+        .rig
+        .refuse(Leaf::MemRd, 2..=2, Status::EPT_ENTRY_STATE_INCORRECT);
+    let mut seen = [0; 32];
+    let refused = memory(&server.rig, &one, 0xFFFF_E000, &mut seen);
+    assert!(matches!(refused, Err(Refused::Seam(_))), "{refused:?}");
+    server.rig.refuse_no_more();
+    memory(&server.rig, &one, 0xFFFF_E000, &mut seen).unwrap();
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_nothing_lost();
+}

@@ -1,0 +1,19 @@
+//! TDs are built, run, shrunk and taken down, whatever fails on the way.
+
+mod bench;
+mod build;
+mod debug;
+mod end_faults;
+mod faults;
+mod files;
+#[path = "../../../firmware/base/tests/kit/head.rs"]
+mod head;
+mod hypercall;
+mod join;
+mod kit;
+#[path = "../rig/mod.rs"]
+mod rig;
+mod rules;
+mod run;
+mod short;
+mod shrink;

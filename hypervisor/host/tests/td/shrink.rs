@@ -1,0 +1,143 @@
+//! A TD is shrunk while something else happens to it, its end above all: one of the two makes way for the other, and neither
+//! gets stuck.
+
+use std::sync::{Arc, Mutex};
+
+use host::td::end::{Ended, Way};
+use host::td::error::Error;
+use host::td::life::State;
+use host::td::{Td, registry::Tds};
+use mm::private::Outcome;
+use seam::abi::Leaf;
+
+use super::kit::{FULL, Server, Stubborn, td};
+use super::rig::Rig;
+
+const MIB: u64 = 1 << 20;
+/// What is left of each TD.
+const LESS: u64 = 14 * MIB;
+
+/// A server with a TD of that much memory, for what is done in the middle of a call: that may outlive a test.
+fn stage(memory: &str) -> (&'static Server, &'static Tds<'static, Rig>) {
+    let server: &Server = Box::leak(Box::new(Server::new("")));
+    let tds = server.tds(&FULL.replace("16M", memory));
+    (server, Box::leak(Box::new(tds)))
+}
+
+/// Has it shrunk when call `number` of `leaf` begins, and notes what that came to.
+fn shrink_at(
+    server: &Server,
+    tds: &'static Tds<'static, Rig>,
+    leaf: Leaf,
+    number: u64,
+) -> Arc<Mutex<Option<Result<Outcome, Error>>>> {
+    let came = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&came);
+    server.rig.meanwhile(leaf, number, move || {
+        *noted.lock().unwrap() = Some(tds.shrink(1, LESS));
+    });
+    came
+}
+
+#[test]
+fn a_shrink_leaves_everything_to_an_end_that_removes_page_by_page() {
+    for (leaf, number) in [
+        (Leaf::MemRangeBlock, 1),
+        (Leaf::MemPageRemove, 1),
+        (Leaf::MemPageRemove, 5),
+        (Leaf::MemSeptRemove, 1),
+        (Leaf::VpFlush, 1),
+    ] {
+        let (server, tds) = stage("16M");
+        tds.start(1).unwrap();
+        let came = shrink_at(server, tds, leaf, number);
+        assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
+        let came = came.lock().unwrap().take().unwrap();
+        assert_eq!(came, Ok(Outcome::Queued), "{}", leaf.name());
+        assert_eq!(tds.notes(1).unwrap().problem, None);
+        assert_eq!(tds.state(1), State::Reclaimed);
+        server.assert_spotless();
+    }
+}
+
+#[test]
+fn an_end_that_comes_in_the_middle_of_a_shrink_does_not_wait_for_all_of_it() {
+    let (server, tds) = stage("256M");
+    tds.start(1).unwrap();
+    let before = td(tds, 1).holding().bytes();
+    server.rig.meanwhile(Leaf::MemPageRemove, 1, || {
+        assert_eq!(tds.ask_end(1), Ok(()));
+    });
+    assert_eq!(tds.shrink(1, 14 * MIB), Ok(Outcome::Queued));
+    assert_eq!(tds.state(1), State::Terminating);
+    // A batch or two.
+    let taken = before - td(tds, 1).holding().bytes();
+    assert!((1..=64 * MIB).contains(&taken), "{}", taken / MIB);
+    assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
+    assert_eq!(tds.notes(1).unwrap().problem, None);
+    server.assert_spotless();
+}
+
+/// Shrinks a TD in the middle of which it is to end, which fails because a CPU does not let go of a vCPU. `arrange` arranges
+/// for what happens after the shrink; the TD is looked at then.
+fn shrink_and_fail_to_end(
+    arrange: impl FnOnce(&'static Server, &'static Tds<'static, Rig>),
+    look: impl FnOnce(&Td),
+) {
+    let (server, tds) = stage("256M");
+    tds.start(1).unwrap();
+    let full = td(tds, 1);
+    let stubborn = Stubborn::holding(&server.rig, &full);
+    server.rig.meanwhile(Leaf::MemPageRemove, 1, || {
+        assert_eq!(tds.ask_end(1), Ok(()));
+    });
+    assert_eq!(tds.shrink(1, LESS), Ok(Outcome::Queued));
+    assert!(full.holding().bytes() > 128 * MIB);
+    arrange(server, tds);
+    assert_eq!(tds.terminate(1), Err(Error::Stuck([1].into())));
+    look(&full);
+    stubborn.let_go(&server.rig);
+    drop(full);
+    assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
+    assert_eq!(tds.notes(1).unwrap().problem, None);
+    server.assert_spotless();
+}
+
+#[test]
+fn what_a_shrink_left_to_an_end_that_fails_is_taken_then() {
+    shrink_and_fail_to_end(
+        |_, _| {},
+        |td| {
+            assert_eq!(td.state(), State::Runnable);
+            assert!(td.holding().bytes() <= 16 * MIB, "{:?}", td.holding());
+        },
+    );
+}
+
+#[test]
+fn what_is_taken_after_an_end_failed_makes_way_for_the_next_end() {
+    shrink_and_fail_to_end(
+        |server, tds| {
+            server.rig.meanwhile(Leaf::MemPageRemove, 1, || {
+                assert_eq!(tds.shrink(1, LESS), Err(Error::Busy), "one at a time");
+                assert_eq!(tds.ask_end(1), Ok(()));
+            });
+        },
+        |td| {
+            assert_eq!(td.state(), State::Terminating);
+            assert!(td.holding().bytes() > 128 * MIB, "{:?}", td.holding());
+        },
+    );
+}
+
+#[test]
+fn a_td_that_is_being_built_is_not_shrunk() {
+    let (server, tds) = stage("16M");
+    let came = shrink_at(server, tds, Leaf::MemPageAug, 2);
+    tds.create(1).unwrap();
+    let came = came.lock().unwrap().take().unwrap();
+    assert_eq!(came, Err(Error::State(State::Building)));
+    assert_eq!(td(tds, 1).layout().bytes(), 16 * MIB);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}

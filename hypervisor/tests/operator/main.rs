@@ -1,0 +1,19 @@
+//! The console's commands against the host on an emulated module: what the operator sees, and what is said when something
+//! can't be done.
+
+mod advice;
+mod console;
+#[path = "../../host/tests/td/kit.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod kit;
+mod operator;
+#[path = "../../host/tests/rig/mod.rs"]
+mod rig;
+#[path = "../../../vcpu/tests/kit/script.rs"]
+#[allow(dead_code, reason = "it has what the tests of vcpu need, too")]
+mod script;
+mod seam_bench;
+mod shrink;
+mod shutdown;
+
+use rig::running::OUT_OF_LINES;

@@ -1,0 +1,170 @@
+//! A machine on which only what is about TDs is real: the console's commands against the emulated module.
+
+use host::platform::Running;
+use host::td::registry::Tds;
+use host::tdx::shutdown::Shutdown;
+use hypervisor::console::Console;
+use hypervisor::console::host::{
+    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
+};
+use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
+use hypervisor::machine::{seam as counts, tdx as reports};
+use serde_json::Value;
+
+/// An operator at the console of a host, who types as a script does.
+pub struct Operator<'a, 'h, P> {
+    console: Console,
+    host: Of<'a, 'h, P>,
+}
+
+/// The host: its TDs, and who runs them.
+struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn Vitals);
+
+impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
+    pub fn new(tds: &'a Tds<'h, P>) -> Self {
+        Self::with(tds, &NoVitals)
+    }
+
+    /// Of a host whose TDs somebody runs.
+    pub fn with(tds: &'a Tds<'h, P>, vitals: &'a dyn Vitals) -> Self {
+        let mut operator = Self {
+            console: Console::new(),
+            host: Of(tds, vitals),
+        };
+        operator.send("json on");
+        operator
+    }
+
+    fn send(&mut self, line: &str) -> String {
+        let mut out = String::new();
+        for byte in format!("{line}\r").bytes() {
+            self.console.feed(byte, &mut self.host, &mut out);
+        }
+        out
+    }
+
+    /// Runs a command, and returns its answer.
+    pub fn ask(&mut self, line: &str) -> Value {
+        serde_json::from_str(&self.send(line)).unwrap()
+    }
+
+    /// The same of one that succeeds.
+    pub fn succeed(&mut self, line: &str) -> Value {
+        let answer = self.ask(line);
+        assert_eq!(answer["ok"], true, "{line}: {answer}");
+        answer
+    }
+
+    /// The sentence of one that fails.
+    pub fn fail(&mut self, line: &str) -> String {
+        let answer = self.ask(line);
+        assert_eq!(answer["ok"], false, "{line}: {answer}");
+        answer["error"].as_str().unwrap().to_owned()
+    }
+
+    /// What people see of a command's answer.
+    pub fn read(&mut self, line: &str) -> String {
+        self.send("json off");
+        let text = self.send(line).replace("\r\n", "\n");
+        self.send("json on");
+        text
+    }
+}
+
+impl<P: Running> Of<'_, '_, P> {
+    fn shutdown(&self) -> &Shutdown {
+        self.0.host().platform.shutdown()
+    }
+}
+
+impl<P: Running> Host for Of<'_, '_, P> {
+    fn build(&self) -> Build {
+        Build {
+            version: String::new(),
+            commit: None,
+            compiler: None,
+        }
+    }
+
+    fn boot(&self) -> Boot {
+        Boot {
+            loaded_from: String::new(),
+            config: None,
+            config_problem: None,
+            problems: self.shutdown().problem().into_iter().collect(),
+            to_prompt_us: None,
+            uptime_us: 0,
+        }
+    }
+
+    fn cpus(&self) -> Vec<Cpu> {
+        Vec::new()
+    }
+
+    fn memory(&self) -> Memory {
+        Memory {
+            frames: Vec::new(),
+            ledger: Ledger::new(0, 0, 0, 0),
+            heap: Heap {
+                total_bytes: 0,
+                used_bytes: 0,
+            },
+            regions: Vec::new(),
+        }
+    }
+
+    fn tdx(&self) -> Tdx {
+        let mut tdx = Tdx {
+            state: TdxState::Ready,
+            reasons: Vec::new(),
+            hkids: None,
+            module: None,
+            cmrs: Vec::new(),
+            memory: None,
+            bring_up: Vec::new(),
+            bring_up_us: None,
+        };
+        reports::correct(&mut tdx, self.shutdown());
+        tdx
+    }
+
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
+        Ok(Box::new(Desk {
+            tds: self.0,
+            vitals: self.1,
+        }))
+    }
+
+    fn hkids(&self) -> Result<td::HkidReport, String> {
+        Ok(counts::hkids(
+            self.0.host().coordinator.hkids(),
+            Some(self.0),
+        ))
+    }
+
+    fn stats(&self) -> seam::Stats {
+        counts::stats(self.0.host().platform)
+    }
+
+    fn seam_bench(&self) -> Result<seam::SeamBench, String> {
+        counts::bench(self.0)
+    }
+
+    fn log_records(&self, _: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
+        0
+    }
+
+    fn log_level(&self) -> log::LevelFilter {
+        log::LevelFilter::Off
+    }
+
+    fn set_log_level(&mut self, _: log::LevelFilter) {}
+
+    fn peek(&mut self, _: u64) -> Result<[u8; 64], String> {
+        Err("there is no such memory".into())
+    }
+
+    fn request_power(&mut self, _: PowerAction) -> Result<String, String> {
+        Err("it stays on".into())
+    }
+}
