@@ -1,11 +1,11 @@
-//! The host: CPUs, interrupts, TDs and their life, hypercalls, the console.
+//! `seamark.efi`: the machine beneath the host and its console. CPUs, interrupts, memory, firmware tables, PCI, the serial
+//! port, time; and the implementation of the traits that [`host`] and [`console`] are written against.
 #![no_std]
 
 extern crate alloc;
 
 #[cfg(feature = "bench")]
 pub mod bench;
-pub mod console;
 pub mod cpu;
 pub mod crash;
 pub mod firmware;

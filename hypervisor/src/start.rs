@@ -8,11 +8,11 @@ use alloc::{format, string::String, vec::Vec};
 use core::{convert::Infallible, fmt::Write};
 
 use boot::{BootInfo, efi};
+use console::{Console, host::PowerAction};
 use seam::platform::Registers;
 use x86_64::instructions::port::Port;
 
 use crate::{
-    console::{Console, host::PowerAction},
     cpu::{self, apic, msr::ThisCpu, start, trap, vmx},
     crash,
     firmware::{self, Firmware, fadt::Fadt},

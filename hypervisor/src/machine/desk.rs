@@ -11,6 +11,13 @@ use alloc::{
 };
 use core::fmt::Write;
 
+use console::host::{
+    Hex, absent,
+    td::{
+        self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
+        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
+    },
+};
 use host::{
     platform::Platform,
     td::{
@@ -26,14 +33,6 @@ use host::{
 };
 use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
-
-use crate::console::host::{
-    Hex,
-    td::{
-        self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
-        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
-    },
-};
 
 /// What who runs vCPUs knows of a TD.
 pub trait Vitals {
@@ -277,17 +276,6 @@ fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
     }
 }
 
-/// The file that a TD starts from, for people.
-pub(super) fn started_from(config: &config::Td) -> String {
-    match (&config.image, &config.kernel) {
-        (Some(image), _) => image.clone(),
-        (None, kernel) => format!(
-            "{}, by the host's own firmware",
-            kernel.as_deref().unwrap_or_default()
-        ),
-    }
-}
-
 impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     fn names(&self) -> Vec<String> {
         self.tds.ids().map(|id| self.name(id)).collect()
@@ -305,7 +293,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         let notes = self.tds.notes(id).unwrap_or_default();
         Ok(TdReport {
             line,
-            image: started_from(config),
+            image: absent::started_from(config),
             autostart: config.autostart,
             control: config.control,
             debug: config.debug,

@@ -1,6 +1,5 @@
 //! The machine as the console sees it.
 
-pub mod absent;
 pub mod desk;
 pub mod seam;
 pub mod stuck;
@@ -15,16 +14,16 @@ use alloc::{
 };
 
 use boot::BootInfo;
+use console::host::{
+    self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
+    Memory, PowerAction, Region, Tdx, absent::Absent,
+};
 use host::{platform::Platform, td::registry::Tds};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
 use self::desk::Vitals;
 use crate::{
-    console::host::{
-        self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
-        Memory, PowerAction, Region, Tdx,
-    },
     cpu::{self, State},
     heap, logging, memory,
     metal::{
@@ -126,7 +125,7 @@ impl Host for Machine {
     fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, String> {
         Ok(match self.desk() {
             Ok((tds, vitals)) => Box::new(desk::Desk { tds, vitals }),
-            Err(why) => Box::new(absent::Absent {
+            Err(why) => Box::new(Absent {
                 config: &self.info.config.td,
                 why,
             }),

@@ -2,6 +2,10 @@
 
 use alloc::{string::String, vec::Vec};
 
+use console::host::{
+    seam::{ExitStats, LeafStats, LeafTime, RetryStats, SeamBench, Stats},
+    td::{HkidHolder, HkidLine, HkidReport},
+};
 use host::{
     bench::seamcalls,
     platform::{Platform, Running},
@@ -14,13 +18,7 @@ use seam::{
     retry::Reason,
 };
 
-use crate::{
-    console::host::{
-        seam::{ExitStats, LeafStats, LeafTime, RetryStats, SeamBench, Stats},
-        td::{HkidHolder, HkidLine, HkidReport},
-    },
-    machine::desk::Vitals,
-};
+use crate::machine::desk::Vitals;
 
 /// Counts of the machine, over all CPUs.
 pub fn stats<P: Platform>(platform: &P) -> Stats {

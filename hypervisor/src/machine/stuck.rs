@@ -1,8 +1,7 @@
 //! Memory of TDs whose end got stuck, as the operator is told of it: in quarantine, until the end goes on.
 
+use console::host::{Ledger, Memory};
 use host::td::Frames;
-
-use crate::console::host::{Ledger, Memory};
 
 /// Counts what those TDs hold as quarantined. To the frame allocator it is used: it can still come back.
 pub fn show(held: Frames, memory: &mut Memory) {

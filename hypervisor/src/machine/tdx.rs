@@ -2,16 +2,15 @@
 
 use alloc::{format, string::ToString, vec::Vec};
 
+use console::host::{
+    BringUpStep, Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState,
+};
 use host::tdx::{
     report::{Report, State},
     shutdown::Shutdown,
 };
 use mm::tdmr::Plan;
 use seam::{abi::names, module::Info};
-
-use crate::console::host::{
-    BringUpStep, Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState,
-};
 
 /// The bring-up's report in the console's words.
 pub fn tdx(report: &Report) -> Tdx {

@@ -2,10 +2,11 @@
 
 use alloc::string::String;
 
+use console::host::td::TdVcpu;
 use host::{platform::Running, sched::Scheduler};
 use vcpu::ghci::Branch;
 
-use crate::{console::host::td::TdVcpu, machine::desk::Vitals};
+use crate::machine::desk::Vitals;
 
 impl<P: Running> Vitals for Scheduler<'_, P> {
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu {

@@ -304,7 +304,7 @@ fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
 
 #[test]
 fn memory_that_does_not_come_back_is_in_quarantine_in_the_ledger_too() {
-    use hypervisor::console::host::{FrameCount, Heap, Ledger, Memory};
+    use console::host::{FrameCount, Heap, Ledger, Memory};
     for case in [Case::KeyStuck, Case::MemoryStuck] {
         with(case, |site, operator| {
             let rig = &site.server.rig;

@@ -1,12 +1,12 @@
 //! A machine on which only what is about TDs is real: the console's commands against the emulated module.
 
+use console::Console;
+use console::host::{
+    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
+};
 use host::platform::Running;
 use host::td::registry::Tds;
 use host::tdx::shutdown::Shutdown;
-use hypervisor::console::Console;
-use hypervisor::console::host::{
-    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
-};
 use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
 use hypervisor::machine::{seam as counts, tdx as reports};
 use serde_json::Value;

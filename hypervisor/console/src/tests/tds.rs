@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use crate::console::host::{Hex, seam::*, td::*};
+use crate::host::{Hex, seam::*, td::*};
 
 /// What they are, and what was typed for *hello*.
 pub struct Fake {

@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use super::{Terminal, commands};
 
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/console.md");
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/console.md");
 
 #[test]
 fn the_page_about_the_console_is_up_to_date() {
@@ -23,7 +23,7 @@ fn the_page_about_the_console_is_up_to_date() {
         return;
     }
     panic!(
-        "docs/console.md is out of date; run\n\n    UPDATE_DOCS=1 cargo test -p hypervisor --lib console::tests::docs\n"
+        "docs/console.md is out of date; run\n\n    UPDATE_DOCS=1 cargo test -p console tests::docs\n"
     );
 }
 

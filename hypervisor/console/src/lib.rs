@@ -15,6 +15,11 @@
 //! user (`Line::advance` is private, its editors read by themselves and block), it asks the terminal for its size before
 //! every line and waits for the answer, which a dumb serial line never gives, and it has no completion.
 
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
 mod command;
 mod commands;
 mod complete;

@@ -9,7 +9,7 @@ use core::fmt::{self, Write};
 use log::LevelFilter;
 use serde::Serialize;
 
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     host::LogRecord,

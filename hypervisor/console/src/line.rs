@@ -226,7 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Change, History, Line, MAX_LINE};
-    use crate::console::{error::Error, keys::Key};
+    use crate::{error::Error, keys::Key};
 
     fn typed(text: &str) -> Line {
         let mut line = Line::default();

@@ -6,7 +6,7 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use super::{TD, find};
-use crate::console::{
+use crate::{
     Watch,
     command::{Arg, Args, Command, Context, Kind},
     error::Error,

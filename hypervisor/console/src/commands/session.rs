@@ -8,7 +8,7 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     reply::{Reply, Text},

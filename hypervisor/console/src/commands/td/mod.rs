@@ -9,7 +9,7 @@ mod work;
 
 use alloc::boxed::Box;
 
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::{Error, no_such_td},
     host::td::Tds,

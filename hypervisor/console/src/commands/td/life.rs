@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     host::td::{TdBuilt, TdNow, TdShrunk, Tds},

@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::console::{
+use crate::{
     command::Command,
     error::Error,
     host::seam::{LeafStats, SeamBench, Stats},

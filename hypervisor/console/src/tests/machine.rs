@@ -5,7 +5,7 @@ use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use log::{Level, LevelFilter};
 
 use super::tds::{self, Fake};
-use crate::{console::host::*, machine::absent::Absent};
+use crate::host::{absent::Absent, *};
 
 pub struct Machine {
     pub config_problem: Option<String>,

@@ -87,7 +87,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{COLUMNS, PROMPT, Screen, WINDOW};
-    use crate::console::{keys::Key, line::Line};
+    use crate::{keys::Key, line::Line};
 
     /// One row of a terminal, which knows what the console sends and nothing else.
     struct Row {

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
-use crate::console::{
+use crate::{
     command::{Arg, Command, Kind},
     error::Error,
     host::td::{TdEnded, TdState},

@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     hexdump::{HexBytes, dump},

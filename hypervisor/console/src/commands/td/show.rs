@@ -6,7 +6,7 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use super::{TD, find, work};
-use crate::console::{
+use crate::{
     command::{Args, Command, Context},
     error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
@@ -176,7 +176,7 @@ impl fmt::Display for Pages {
 }
 
 /// What a command left of a TD, in a sentence's beginning: "TD 1 hello is paused".
-pub(super) struct Is<'a>(pub &'a crate::console::host::td::TdNow);
+pub(super) struct Is<'a>(pub &'a crate::host::td::TdNow);
 
 impl fmt::Display for Is<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

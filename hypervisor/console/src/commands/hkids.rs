@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::console::{
+use crate::{
     command::{Args, Command, Context},
     error::Error,
     host::td::{HkidHolder, HkidReport, TdReclaim},

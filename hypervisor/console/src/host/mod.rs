@@ -3,6 +3,7 @@
 //! Reports are plain data, and the only truth about a reply: the tables that an operator reads and the JSON that a
 //! script reads are both made from them. Nothing here touches hardware, so the console runs in host tests.
 
+pub mod absent;
 pub mod seam;
 pub mod td;
 

@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     commands,
     error::Error,

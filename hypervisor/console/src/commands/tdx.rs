@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::console::{
+use crate::{
     command::Command,
     host::{Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},

@@ -2,11 +2,22 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use super::desk::started_from;
-use crate::console::host::td::{
+use super::td::{
     Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
     TdState, TdVcpu, Tds,
 };
+
+/// The file that a TD starts from, for people.
+#[must_use]
+pub fn started_from(config: &config::Td) -> String {
+    match (&config.image, &config.kernel) {
+        (Some(image), _) => image.clone(),
+        (None, kernel) => format!(
+            "{}, by the host's own firmware",
+            kernel.as_deref().unwrap_or_default()
+        ),
+    }
+}
 
 /// TDs that can't run.
 #[derive(Debug)]

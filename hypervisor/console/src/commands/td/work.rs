@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use crate::console::{
+use crate::{
     host::td::{TdReclaim, Work},
     table::{Bytes, Maybe, Micros, Table},
 };

@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use super::{TD, find};
-use crate::console::{
+use crate::{
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     hexdump::{HexBytes, dump},
