@@ -7,10 +7,11 @@ use alloc::{
 };
 
 use super::{
-    Session, commands,
-    error::{Error, nearest, shorten},
+    error::Error,
     host::Host,
     reply::Reply,
+    session::Session,
+    spelling::{edits, shorten},
 };
 
 /// One row of the command table.
@@ -60,6 +61,8 @@ pub enum Kind {
 
 /// What a handler works on.
 pub struct Context<'a> {
+    /// All commands.
+    pub commands: Commands,
     /// The machine.
     pub host: &'a mut dyn Host,
     /// The operator's session.
@@ -168,55 +171,110 @@ pub struct Call {
     pub args: Args,
 }
 
-/// Decodes a line; `None` when it is blank.
-///
-/// # Errors
-/// When it is no command, or its arguments are not what the command takes.
-pub fn decode(line: &str) -> Result<Option<Call>, Error> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let Some(first) = words.first() else {
-        return Ok(None);
-    };
-    let command = longest_match(&words).ok_or_else(|| Error::Unknown {
-        word: shorten(first),
-        nearest: nearest(&words, 1),
-    })?;
+/// The commands, in groups, in the order in which `help` shows them.
+#[derive(Clone, Copy, Debug)]
+pub struct Commands(pub &'static [&'static [Command]]);
 
-    let mut args = Args::default();
-    let mut left = words[command.words()..].to_vec();
-    left.retain(|word| {
-        let flag = command.flag(word);
-        args.flags.extend(flag);
-        flag.is_none()
-    });
-    let mut given = left.iter();
-    for arg in command.indexed() {
-        match given.next() {
-            Some(_) if matches!(arg.kind, Kind::Command) => {
-                let name = named(&left[args.values.len()..])?;
-                args.values.push(Value::Command(name));
-                given = [].iter();
+impl Commands {
+    /// Every command.
+    pub fn all(self) -> impl Iterator<Item = &'static Command> {
+        self.0.iter().copied().flatten()
+    }
+
+    /// Decodes a line; `None` when it is blank.
+    ///
+    /// # Errors
+    /// When it is no command, or its arguments are not what the command takes.
+    pub fn decode(self, line: &str) -> Result<Option<Call>, Error> {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let Some(first) = words.first() else {
+            return Ok(None);
+        };
+        let command = self.longest_match(&words).ok_or_else(|| Error::Unknown {
+            word: shorten(first),
+            nearest: self.nearest(&words, 1),
+        })?;
+
+        let mut args = Args::default();
+        let mut left = words[command.words()..].to_vec();
+        left.retain(|word| {
+            let flag = command.flag(word);
+            args.flags.extend(flag);
+            flag.is_none()
+        });
+        let mut given = left.iter();
+        for arg in command.indexed() {
+            match given.next() {
+                Some(_) if matches!(arg.kind, Kind::Command) => {
+                    let name = self.named(&left[args.values.len()..])?;
+                    args.values.push(Value::Command(name));
+                    given = [].iter();
+                }
+                Some(word) => args.values.push(arg.decode(word)?),
+                None if arg.optional => break,
+                None => {
+                    return Err(Error::Missing {
+                        command: command.name,
+                        usage: command.usage(),
+                        arg: arg.name,
+                    });
+                }
             }
-            Some(word) => args.values.push(arg.decode(word)?),
-            None if arg.optional => break,
-            None => {
-                return Err(Error::Missing {
-                    command,
-                    arg: arg.name,
-                });
+        }
+        match given.next() {
+            None => Ok(Some(Call { command, args })),
+            Some(word) => {
+                let nearest = self.nearest(&words, command.words() + 1);
+                Err(Error::Unexpected {
+                    command: command.name,
+                    usage: command.usage(),
+                    word: shorten(word),
+                    nearest,
+                })
             }
         }
     }
-    match given.next() {
-        None => Ok(Some(Call { command, args })),
-        Some(word) => {
-            let nearest = nearest(&words, command.words() + 1);
-            Err(Error::Unexpected {
-                command,
-                word: shorten(word),
-                nearest,
+
+    /// The command whose name is all of `words`.
+    fn named(self, words: &[&str]) -> Result<&'static Command, Error> {
+        let name = words.join(" ");
+        self.all()
+            .find(|command| command.name == name)
+            .ok_or_else(|| Error::Unknown {
+                word: shorten(&name),
+                nearest: self.nearest(words, 1),
             })
-        }
+    }
+
+    /// The command with the longest name with which `words` begin.
+    pub fn longest_match(self, words: &[&str]) -> Option<&'static Command> {
+        self.all()
+            .filter(|command| {
+                command
+                    .name
+                    .split(' ')
+                    .eq(words.iter().copied().take(command.words()))
+            })
+            .max_by_key(|command| command.words())
+    }
+
+    /// The name of at least so many words that takes the fewest edits, if these are few enough to be a slip or what was
+    /// given is its beginning.
+    fn nearest(self, words: &[&str], at_least: usize) -> Option<&'static str> {
+        let names = self.all().filter(|command| command.words() >= at_least);
+        let candidates = names.filter_map(|command| {
+            let given = words
+                .iter()
+                .copied()
+                .take(command.words())
+                .collect::<Vec<_>>()
+                .join(" ");
+            let edits = edits(&given, command.name);
+            let close = edits <= 1 + command.name.len() / 4
+                || (given.len() > 1 && command.name.starts_with(&given));
+            close.then_some((edits, command.name))
+        });
+        candidates.min().map(|(_, name)| name)
     }
 }
 
@@ -235,8 +293,9 @@ impl Arg {
                     word: shorten(word),
                 }),
             },
-            // Which TDs there are is the machine's to say, when the command runs.
-            Kind::Td | Kind::Flag => Ok(Value::Td(word.to_owned())),
+            // Which TDs there are is the machine's to say, when the command runs. Flags and names of commands were taken
+            // out of the line before.
+            Kind::Td | Kind::Flag | Kind::Command => Ok(Value::Td(word.to_owned())),
             Kind::Choice(choices) => match choices.iter().find(|choice| **choice == word) {
                 Some(choice) => Ok(Value::Choice(choice)),
                 None => Err(Error::NotAChoice {
@@ -245,7 +304,6 @@ impl Arg {
                     choices,
                 }),
             },
-            Kind::Command => named(&[word]).map(Value::Command),
         }
     }
 
@@ -261,33 +319,16 @@ impl Arg {
     }
 }
 
-/// The command whose name is all of `words`.
-fn named(words: &[&str]) -> Result<&'static Command, Error> {
-    let name = words.join(" ");
-    commands::all()
-        .find(|command| command.name == name)
-        .ok_or_else(|| Error::Unknown {
-            word: shorten(&name),
-            nearest: nearest(words, 1),
-        })
-}
-
-pub(super) fn longest_match(words: &[&str]) -> Option<&'static Command> {
-    commands::all()
-        .filter(|command| {
-            command
-                .name
-                .split(' ')
-                .eq(words.iter().copied().take(command.words()))
-        })
-        .max_by_key(|command| command.words())
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::string::{String, ToString};
 
-    use super::decode;
+    use super::{Call, Error};
+    use crate::commands::ALL;
+
+    fn decode(line: &str) -> Result<Option<Call>, Error> {
+        ALL.decode(line)
+    }
 
     fn error(line: &str) -> String {
         decode(line).expect_err("should not be a call").to_string()

@@ -2,10 +2,7 @@
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 
-use super::{
-    command::{Command, Kind, longest_match},
-    commands,
-};
+use super::command::{Command, Commands, Kind};
 
 /// What Tab makes of the text before the cursor.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,12 +14,12 @@ pub enum Completion {
 }
 
 /// Completes the last word of `text`, which is what stands before the cursor. `tds` are the names of the TDs.
-pub fn complete(text: &str, tds: &[String]) -> Completion {
+pub fn complete(commands: Commands, text: &str, tds: &[String]) -> Completion {
     let start = text.rfind(' ').map_or(0, |space| space + 1);
     let (before, partial) = text.split_at(start);
     let before: Vec<&str> = before.split_ascii_whitespace().collect();
 
-    let mut words = next_words(&before, tds);
+    let mut words = next_words(commands, &before, tds);
     words.retain(|word| word.starts_with(partial));
     match words.as_slice() {
         [] => Completion::Choose(Vec::new()),
@@ -46,9 +43,9 @@ pub fn complete(text: &str, tds: &[String]) -> Completion {
 }
 
 /// Every word that can stand behind `before`, sorted.
-fn next_words<'a>(before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
-    let mut words: Vec<&'a str> = name_words(before);
-    if let Some(command) = longest_match(before) {
+fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
+    let mut words: Vec<&'a str> = name_words(commands, before);
+    if let Some(command) = commands.longest_match(before) {
         let given: Vec<&str> = before[command.words()..]
             .iter()
             .copied()
@@ -57,13 +54,13 @@ fn next_words<'a>(before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
         let args: Vec<_> = command.indexed().collect();
         match args.get(given.len()).map(|arg| &arg.kind) {
             Some(Kind::Choice(choices)) => words.extend(*choices),
-            Some(Kind::Command) => words.extend(name_words(&given)),
+            Some(Kind::Command) => words.extend(name_words(commands, &given)),
             Some(Kind::Td) => words.extend(tds.iter().map(String::as_str)),
             Some(Kind::Address | Kind::Number | Kind::Size | Kind::Flag) => {}
             // A name of several words goes on behind its first.
             None => {
                 if let Some(Kind::Command) = args.last().map(|arg| &arg.kind) {
-                    words.extend(name_words(&given[args.len() - 1..]));
+                    words.extend(name_words(commands, &given[args.len() - 1..]));
                 }
             }
         }
@@ -79,7 +76,7 @@ fn next_words<'a>(before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
 }
 
 /// The words that go on with a command's name behind `before`.
-fn name_words(before: &[&str]) -> Vec<&'static str> {
+fn name_words(commands: Commands, before: &[&str]) -> Vec<&'static str> {
     let next = |command: &'static Command| {
         let mut words = command.name.split(' ');
         before
@@ -88,7 +85,7 @@ fn name_words(before: &[&str]) -> Vec<&'static str> {
             .then(|| words.next())
             .flatten()
     };
-    commands::all().filter_map(next).collect()
+    commands.all().filter_map(next).collect()
 }
 
 #[cfg(test)]
@@ -96,10 +93,11 @@ mod tests {
     use alloc::string::String;
 
     use super::{Completion, complete};
+    use crate::commands::ALL;
 
     #[test]
     fn tab_completes_names_choices_and_names_as_arguments() {
-        let said = |text| complete(text, &[]);
+        let said = |text| complete(ALL, text, &[]);
         assert_eq!(said("vers"), Completion::Insert("ion ".into()));
         assert_eq!(said("mem "), Completion::Insert("peek ".into()));
         assert_eq!(said("log in"), Completion::Insert("fo ".into()));
@@ -115,7 +113,7 @@ mod tests {
     #[test]
     fn tab_completes_names_of_tds_and_flags() {
         let names = ["hello", "help-desk", "smp"].map(String::from);
-        let said = |text| complete(text, &names);
+        let said = |text| complete(ALL, text, &names);
         assert_eq!(said("td show s"), Completion::Insert("mp ".into()));
         assert_eq!(said("td show h"), Completion::Insert("el".into()));
         assert_eq!(said("td shrink smp "), Completion::Choose([].into()));

@@ -1,13 +1,12 @@
 //! Why a line was not run, and what the operator may have meant.
 
-use alloc::{
-    borrow::ToOwned,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::string::String;
 use core::fmt;
 
-use super::{command::Command, commands, line::MAX_LINE};
+use super::{
+    line::{MAX_LINE, Spoilt},
+    spelling::{edits, shorten},
+};
 
 /// Why a line was not run, or not to its end. Each says what is wrong, where, and what to do.
 #[derive(Debug)]
@@ -22,14 +21,18 @@ pub enum Error {
     /// A required argument is not there.
     Missing {
         /// The command.
-        command: &'static Command,
+        command: &'static str,
+        /// How it is called.
+        usage: String,
         /// The argument.
         arg: &'static str,
     },
     /// There are more words than the command takes.
     Unexpected {
         /// The command.
-        command: &'static Command,
+        command: &'static str,
+        /// How it is called.
+        usage: String,
         /// The first word too many.
         word: String,
         /// The longer command that may have been meant.
@@ -75,6 +78,15 @@ pub enum Error {
     Host(String),
 }
 
+impl From<Spoilt> for Error {
+    fn from(spoilt: Spoilt) -> Self {
+        match spoilt {
+            Spoilt::TooLong => Self::LineTooLong,
+            Spoilt::Foreign(byte) => Self::ForeignByte(byte),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -87,23 +99,21 @@ impl fmt::Display for Error {
                 }
                 None => write!(f, "unknown command \"{word}\"; \"help\" lists the commands"),
             },
-            Self::Missing { command, arg } => {
-                write!(
-                    f,
-                    "\"{}\" needs {arg}; usage: {}",
-                    command.name,
-                    command.usage()
-                )
-            }
+            Self::Missing {
+                command,
+                usage,
+                arg,
+            } => write!(f, "\"{command}\" needs {arg}; usage: {usage}"),
             Self::Unexpected {
                 command,
+                usage,
                 word,
                 nearest,
             } => {
-                write!(f, "\"{}\" does not take \"{word}\"; ", command.name)?;
+                write!(f, "\"{command}\" does not take \"{word}\"; ")?;
                 match nearest {
                     Some(nearest) => write!(f, "did you mean \"{nearest}\"?"),
-                    None => write!(f, "usage: {}", command.usage()),
+                    None => write!(f, "usage: {usage}"),
                 }
             }
             Self::NotASize { arg, word } => {
@@ -160,25 +170,6 @@ impl fmt::Display for Error {
     }
 }
 
-/// The name of at least so many words that takes the fewest edits, if these are few enough to be a slip or what was
-/// given is its beginning.
-pub(super) fn nearest(words: &[&str], at_least: usize) -> Option<&'static str> {
-    let names = commands::all().filter(|command| command.words() >= at_least);
-    let candidates = names.filter_map(|command| {
-        let given = words
-            .iter()
-            .copied()
-            .take(command.words())
-            .collect::<Vec<_>>()
-            .join(" ");
-        let edits = edits(&given, command.name);
-        let close = edits <= 1 + command.name.len() / 4
-            || (given.len() > 1 && command.name.starts_with(&given));
-        close.then_some((edits, command.name))
-    });
-    candidates.min().map(|(_, name)| name)
-}
-
 /// That there is no TD `word`, and which of `names` may have been meant.
 pub fn no_such_td(word: &str, names: &[String]) -> Error {
     let near = names
@@ -191,33 +182,11 @@ pub fn no_such_td(word: &str, names: &[String]) -> Error {
     }
 }
 
-/// The Levenshtein distance.
-fn edits(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (above, left) in from.bytes().enumerate() {
-        let mut diagonal = core::mem::replace(&mut row[0], above + 1);
-        for (column, right) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(left != right);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[to.len()]
-}
-
-/// What an error repeats of the operator's words.
-pub(super) fn shorten(word: &str) -> String {
-    match word.get(..32) {
-        Some(start) if word.len() > 32 => start.to_owned() + "...",
-        _ => word.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::string::{String, ToString};
 
-    use super::{edits, no_such_td};
+    use super::no_such_td;
 
     #[test]
     fn a_td_that_is_not_there_is_answered_with_the_nearest_name() {
@@ -226,18 +195,5 @@ mod tests {
         assert!(said("helo").contains("did you mean \"hello\"?"));
         assert!(said("h").contains("did you mean \"hello\"?"));
         assert!(!said("7").contains("did you mean"));
-    }
-
-    #[test]
-    fn the_distance_is_levenshtein_s() {
-        for (from, to, distance) in [
-            ("", "", 0),
-            ("", "abc", 3),
-            ("kitten", "sitting", 3),
-            ("mem", "mem", 0),
-        ] {
-            assert_eq!(edits(from, to), distance);
-            assert_eq!(edits(to, from), distance);
-        }
     }
 }

@@ -30,6 +30,8 @@ mod keys;
 mod line;
 mod reply;
 mod screen;
+mod session;
+mod spelling;
 mod table;
 mod watch;
 
@@ -47,6 +49,7 @@ use keys::{Decoder, Key};
 use line::{Change, History, Line};
 use reply::{Reply, Terminal};
 use screen::Screen;
+use session::Session;
 use table::{Count, Micros};
 use watch::Watch;
 
@@ -60,18 +63,6 @@ pub struct Console {
     line: Line,
     screen: Screen,
     session: Session,
-}
-
-/// What commands can change about the console itself.
-#[derive(Debug, Default)]
-struct Session {
-    /// Whether replies are JSON, and nothing else is sent.
-    json: bool,
-    /// Whether the screen is to be cleared before the next prompt.
-    clear_screen: bool,
-    /// The TD whose console is shown instead of this one.
-    watch: Option<Watch>,
-    history: History,
 }
 
 impl Console {
@@ -185,7 +176,7 @@ impl Console {
 
     fn complete(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
         let tds = host.tds().map(|tds| tds.names()).unwrap_or_default();
-        match complete::complete(self.line.before_cursor(), &tds) {
+        match complete::complete(commands::ALL, self.line.before_cursor(), &tds) {
             Completion::Insert(text) => text.bytes().try_for_each(|byte| {
                 let change = self.line.insert(byte);
                 self.screen.show(&self.line, change, out)
@@ -243,9 +234,10 @@ impl Console {
         line: &Line,
         host: &mut dyn Host,
     ) -> (Box<str>, Result<Option<Reply>, Error>) {
-        match line.check().and_then(|()| command::decode(line.text())) {
+        match line.check().map_err(Error::from).and_then(|()| commands::ALL.decode(line.text())) {
             Ok(Some(call)) => {
                 let mut context = Context {
+                    commands: commands::ALL,
                     host,
                     session: &mut self.session,
                 };

@@ -2,7 +2,7 @@
 
 use alloc::string::{String, ToString};
 
-use super::{error::Error, keys::Key};
+use super::keys::Key;
 
 /// The most bytes that a command line can hold.
 pub const MAX_LINE: usize = 1024;
@@ -18,9 +18,12 @@ pub struct Line {
     spoilt: Option<Spoilt>,
 }
 
+/// Why a line has a hole in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spoilt {
+pub enum Spoilt {
+    /// The line did not fit.
     TooLong,
+    /// A byte was not printable ASCII.
     Foreign(u8),
 }
 
@@ -72,12 +75,8 @@ impl Line {
     ///
     /// # Errors
     /// When a byte of it could not be taken in.
-    pub fn check(&self) -> Result<(), Error> {
-        match self.spoilt {
-            None => Ok(()),
-            Some(Spoilt::TooLong) => Err(Error::LineTooLong),
-            Some(Spoilt::Foreign(byte)) => Err(Error::ForeignByte(byte)),
-        }
+    pub fn check(&self) -> Result<(), Spoilt> {
+        self.spoilt.map_or(Ok(()), Err)
     }
 
     /// Inserts one character at the cursor.
@@ -225,8 +224,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Change, History, Line, MAX_LINE};
-    use crate::{error::Error, keys::Key};
+    use super::{Change, History, Line, MAX_LINE, Spoilt};
+    use crate::keys::Key;
 
     fn typed(text: &str) -> Line {
         let mut line = Line::default();
@@ -260,10 +259,10 @@ mod tests {
         let mut line = typed(&"x".repeat(MAX_LINE));
         assert!(line.check().is_ok());
         assert_eq!(line.apply(Key::Char(b'y')), Change::Refused);
-        assert!(matches!(line.check(), Err(Error::LineTooLong)));
+        assert!(matches!(line.check(), Err(Spoilt::TooLong)));
         line.apply(Key::EraseBack);
         assert!(
-            matches!(line.check(), Err(Error::LineTooLong)),
+            matches!(line.check(), Err(Spoilt::TooLong)),
             "a byte in the middle is still missing"
         );
         line.apply(Key::KillToStart);
@@ -274,7 +273,7 @@ mod tests {
     fn a_line_with_a_foreign_byte_is_not_run_without_it() {
         let mut line = typed("poweroff");
         line.apply(Key::Foreign(0xC3));
-        assert!(matches!(line.check(), Err(Error::ForeignByte(0xC3))));
+        assert!(matches!(line.check(), Err(Spoilt::Foreign(0xC3))));
         line.clear();
         assert!(line.check().is_ok());
     }

@@ -7,7 +7,6 @@ use serde::Serialize;
 
 use crate::{
     command::{Arg, Args, Command, Context, Kind},
-    commands,
     error::Error,
     reply::{Reply, Text},
     table::Table,
@@ -27,11 +26,11 @@ pub const COMMANDS: &[Command] = &[Command {
     run: help,
 }];
 
-fn help(_: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+fn help(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     Ok(match args.command(0) {
         Some(command) => Reply::new(Explanation(entry(command))),
         None => Reply::new(List {
-            commands: commands::all().map(entry).collect(),
+            commands: context.commands.all().map(entry).collect(),
         }),
     })
 }

@@ -10,25 +10,21 @@ mod system;
 mod td;
 mod tdx;
 
-use super::command::Command;
+use super::command::Commands;
 
-/// Every command, in the order in which `help` shows them.
-pub fn all() -> impl Iterator<Item = &'static Command> {
-    let before = [
-        help::COMMANDS,
-        system::COMMANDS,
-        memory::COMMANDS,
-        tdx::COMMANDS,
-    ];
-    let behind = [
-        hkids::COMMANDS,
-        seam::COMMANDS,
-        log::COMMANDS,
-        session::COMMANDS,
-    ];
-    before
-        .into_iter()
-        .chain(td::COMMANDS)
-        .chain(behind)
-        .flatten()
-}
+/// Every command.
+pub const ALL: Commands = Commands(&[
+    help::COMMANDS,
+    system::COMMANDS,
+    memory::COMMANDS,
+    tdx::COMMANDS,
+    td::SHOW,
+    td::LIFE,
+    td::END,
+    td::CONSOLE,
+    td::DEBUG,
+    hkids::COMMANDS,
+    seam::COMMANDS,
+    log::COMMANDS,
+    session::COMMANDS,
+]);

@@ -40,7 +40,7 @@ fn replace(page: &str, name: &str, text: &str) -> String {
 
 fn command_table() -> String {
     let mut table = String::from("| Command | What it does |\n|---|---|\n");
-    for command in commands::all() {
+    for command in commands::ALL.all() {
         // A bar ends a cell even inside code.
         let usage = command.usage().replace('|', "\\|");
         writeln!(

@@ -7,12 +7,11 @@ use serde::Serialize;
 
 use super::{TD, find};
 use crate::{
-    Watch,
     command::{Arg, Args, Command, Context, Kind},
     error::Error,
     host::td::Excerpt,
     reply::{Reply, Text},
-    watch::WAYS_BACK,
+    watch::{WAYS_BACK, Watch},
 };
 
 /// Bytes of output in one answer.

@@ -9,20 +9,16 @@ mod work;
 
 use alloc::boxed::Box;
 
+pub use self::{
+    console::COMMANDS as CONSOLE, debug::COMMANDS as DEBUG, end::COMMANDS as END,
+    life::COMMANDS as LIFE, show::COMMANDS as SHOW,
+};
+
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    command::{Arg, Args, Context, Kind},
     error::{Error, no_such_td},
     host::td::Tds,
 };
-
-/// Each file's commands, in the order in which `help` shows them.
-pub const COMMANDS: [&[Command]; 5] = [
-    show::COMMANDS,
-    life::COMMANDS,
-    end::COMMANDS,
-    console::COMMANDS,
-    debug::COMMANDS,
-];
 
 /// The TD that a command is about: always its first argument.
 const TD: Arg = Arg {
