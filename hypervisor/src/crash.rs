@@ -15,15 +15,12 @@ use core::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use config::OnCrash;
+use spin::Once;
 
 use crate::{
-    cpu::{
-        self, msr,
-        trap::{self, Frame},
-    },
-    memory,
-    metal::power,
+    cpu,
+    exception::{self, Cause, Frame},
+    memory, msr,
     seamlog::{Entry, FAULTED, PENDING, REMEMBERED},
     serial, time,
 };
@@ -36,31 +33,6 @@ const SCANNED: u64 = 1024;
 const MESSAGE: usize = 256;
 /// "SEAMCRSH", in memory order.
 const MAGIC: u64 = u64::from_le_bytes(*b"SEAMCRSH");
-
-/// Why a CPU can't go on.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// An exception that nobody expected.
-    Exception = 1,
-    /// A non-maskable interrupt that was not this program's own.
-    Nmi = 2,
-    /// A machine check.
-    MachineCheck = 3,
-    /// A broken invariant.
-    Panic = 4,
-}
-
-impl Cause {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Exception => "exception",
-            Self::Nmi => "nmi",
-            Self::MachineCheck => "machine-check",
-            Self::Panic => "panic",
-        }
-    }
-}
 
 /// The record, as it lies in memory. Version 1; all numbers are little-endian.
 #[repr(C)]
@@ -143,7 +115,7 @@ static RECORD: Place = Place(UnsafeCell::new(Record {
     message: [0; MESSAGE],
 }));
 static IN_PROGRESS: AtomicBool = AtomicBool::new(false);
-static REBOOT: AtomicBool = AtomicBool::new(false);
+static THEN: Once<fn() -> !> = Once::new();
 static IMAGE: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 static TEXT: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 
@@ -155,9 +127,9 @@ pub fn know_image(image: (u64, u64), text: (u64, u64)) {
     }
 }
 
-/// Sets what follows a report.
-pub fn then(what: OnCrash) {
-    REBOOT.store(what == OnCrash::Reboot, Ordering::Relaxed);
+/// Sets what follows a report. Without it the machine stops.
+pub fn then(what: fn() -> !) {
+    THEN.call_once(|| what);
 }
 
 /// Reports that the running CPU can't go on, and stops the machine.
@@ -204,7 +176,7 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
     record.cpu = this.map_or(0, |c| c.number);
     record.apic_id = this.map_or(0, |c| c.apic_id);
     record.tsc = time::tsc();
-    record.cr2 = trap::fault_address();
+    record.cr2 = exception::fault_address();
     record.cr3 = x86_64::registers::control::Cr3::read_raw()
         .0
         .start_address()
@@ -227,10 +199,10 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
         Some(mut port) => print(record, cause, &mut *port),
         None => print(record, cause, &mut serial::Raw),
     }
-    if REBOOT.load(Ordering::Relaxed) {
-        power::reset_now();
+    match THEN.get() {
+        Some(then) => then(),
+        None => cpu::stop_here(),
     }
-    cpu::stop_here()
 }
 
 fn bounds(range: &(AtomicU64, AtomicU64)) -> (u64, u64) {
@@ -290,7 +262,7 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
             out,
             "crash: vector={} name={} error={:#x} rip={prefix}{rip:#x} cr2={:#x} cr3={:#x}",
             r.vector,
-            trap::name(r.vector as u8),
+            exception::name(r.vector as u8),
             r.error,
             record.cr2,
             record.cr3

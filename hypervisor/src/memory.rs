@@ -18,9 +18,9 @@ use mm::{
 };
 use sync::IrqLock;
 
-use crate::cpu::{
+use crate::{
+    exception,
     msr::{self, Fault},
-    trap,
 };
 
 /// Memory below this is never handed out: it is the AP trampoline's and the firmware's, and no TD may have it.
@@ -290,7 +290,7 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
         None => Ok(bytes),
         Some((pa, fault)) => Err(format!(
             "the load from {pa:#x} faulted: {}",
-            trap::describe(fault)
+            exception::describe(fault)
         )),
     }
 }

@@ -8,12 +8,13 @@ use alloc::{format, string::String, vec::Vec};
 use core::{convert::Infallible, fmt::Write};
 
 use boot::{BootInfo, efi};
+use config::OnCrash;
 use console::{Console, host::PowerAction};
 use seam::platform::Registers;
 use x86_64::instructions::port::Port;
 
 use crate::{
-    cpu::{self, apic, msr::ThisCpu, start, trap, vmx},
+    cpu::{self, apic, start, trap, vmx},
     crash,
     firmware::{self, Firmware, fadt::Fadt},
     heap::Heap,
@@ -21,6 +22,7 @@ use crate::{
     machine::{self, Machine},
     memory,
     metal::{power, tds, tdx},
+    msr::ThisCpu,
     pci, rtc, serial, time,
 };
 
@@ -63,7 +65,10 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     // SAFETY: the boot path leaked it for the hypervisor alone.
     let info: &'static BootInfo = unsafe { &*info };
     crash::know_image(info.image, info.text);
-    crash::then(info.config.host.on_crash);
+    trap::on_fatal(crash::crash);
+    if info.config.host.on_crash == OnCrash::Reboot {
+        crash::then(power::reset_now);
+    }
     let mut problems = memory::init(info);
     let bootstrap = start::adopt_bootstrap().expect("memory for the first CPU's stacks");
 
@@ -212,7 +217,8 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     start::enable_interrupts();
     let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
     cpu::set_call_timeout(timeout_us as u32);
-    let mut problems = start::start_others(info.trampoline, info.page_tables, timeout_us);
+    let mut problems =
+        start::start_others(tds::work, info.trampoline, info.page_tables, timeout_us);
     log::info!("{} of {} CPUs run", cpu::up().len(), cpu::all().len());
     match io_apic::route_isa(
         &firmware.madt,

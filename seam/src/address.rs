@@ -8,6 +8,11 @@ use crate::abi::PageSize;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hpa(pub u64);
 
+/// The SHARED bit of a TD whose guest-physical addresses have 48 bits: private memory is below it.
+///
+/// Source: TDX Module ABI 1.5, CONFIG_FLAGS.GPAW.
+pub const SHARED: u64 = 1 << 47;
+
 /// A guest-physical address, without the SHARED bit when it is a private one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);

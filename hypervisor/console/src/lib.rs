@@ -234,7 +234,11 @@ impl Console {
         line: &Line,
         host: &mut dyn Host,
     ) -> (Box<str>, Result<Option<Reply>, Error>) {
-        match line.check().map_err(Error::from).and_then(|()| commands::ALL.decode(line.text())) {
+        match line
+            .check()
+            .map_err(Error::from)
+            .and_then(|()| commands::ALL.decode(line.text()))
+        {
             Ok(Some(call)) => {
                 let mut context = Context {
                     commands: commands::ALL,

@@ -9,7 +9,7 @@
 use seam::abi::x86::msr::APIC_BASE;
 use seam::abi::x86::msr::x2apic::{EOI, ICR, ID as X2APIC_ID, SVR as SPURIOUS};
 
-use super::msr;
+use crate::msr;
 
 const ENABLED_X2APIC: u64 = 1 << 11 | 1 << 10;
 const SOFTWARE_ENABLE: u64 = 1 << 8;

@@ -5,7 +5,6 @@
 )]
 
 pub mod apic;
-pub mod msr;
 pub mod start;
 mod tables;
 pub mod timer;
@@ -36,7 +35,7 @@ use sync::{
     irq::Switch,
 };
 
-use crate::{seamlog::SeamLog, time};
+use crate::{msr, seamlog::SeamLog, time};
 
 /// What a CPU is doing.
 #[repr(u8)]

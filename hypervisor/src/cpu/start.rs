@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
 use boot::ap;
 use host::platform::Attention;
 use seam::counters::Counters;
+use spin::Once;
 use sync::{IrqLock, call::Mailbox};
 use x86_64::{
     instructions::interrupts,
@@ -17,10 +18,9 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, msr, stop_here, tables, timer, topology,
-    vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, stop_here, tables, timer, topology, vmx,
 };
-use crate::{firmware::madt::Processor, memory, metal::tds, seamlog::SeamLog, time};
+use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
 /// Size in bytes of the stack that a CPU runs on.
 const STACK_BYTES: u64 = 64 << 10;
@@ -106,9 +106,20 @@ pub fn enable_interrupts() {
     interrupts::enable();
 }
 
-/// Starts every other CPU, all at once, and waits for them, `timeout_us` at most. Returns one sentence for each that
-/// did not come up.
-pub fn start_others(trampoline: Option<u64>, page_tables: u64, timeout_us: u64) -> Vec<String> {
+/// What a CPU does when it has nothing else to do: a piece of work, `false` when there is none.
+pub type Work = fn() -> bool;
+
+static WORK: Once<Work> = Once::new();
+
+/// Starts every other CPU, all at once, and waits for them, `timeout_us` at most. From then on each does `work`. Returns one
+/// sentence for each that did not come up.
+pub fn start_others(
+    work: Work,
+    trampoline: Option<u64>,
+    page_tables: u64,
+    timeout_us: u64,
+) -> Vec<String> {
+    WORK.call_once(|| work);
     let others: Vec<&'static Cpu> = super::all()
         .iter()
         .copied()
@@ -197,7 +208,7 @@ extern "sysv64" fn entered(cpu: u64) -> ! {
         stop_here();
     }
     loop {
-        if !tds::work() {
+        if !WORK.get().is_some_and(|work| work()) {
             super::idle(|| cpu.attention.is_any());
         }
     }

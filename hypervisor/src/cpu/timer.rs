@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use seam::abi::x86::msr::TSC_DEADLINE;
 use seam::abi::x86::msr::x2apic::LVT_TIMER;
 
-use super::{msr, trap};
+use super::trap;
+use crate::msr;
 
 const DEADLINE_MODE: u64 = 2 << 17;
 

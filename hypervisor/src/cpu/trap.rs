@@ -10,10 +10,13 @@ use core::{
 };
 
 use seam::hardware::fixup_for;
-use x86_64::registers::control::Cr2;
+use spin::Once;
 
-use super::{apic, msr::Fault};
-use crate::{crash, serial};
+use super::apic;
+use crate::{
+    exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
+    serial,
+};
 
 /// The vector of calls from other CPUs.
 pub const CALL_VECTOR: u8 = 0xE0;
@@ -25,47 +28,27 @@ pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 
-const NMI: u8 = 2;
-const INVALID_OPCODE: u8 = 6;
-const GENERAL_PROTECTION: u8 = 13;
-const PAGE_FAULT: u8 = 14;
-const MACHINE_CHECK: u8 = 18;
 const FIRST_INTERRUPT: u8 = 32;
+
+/// What follows when a CPU can't go on.
+pub type Fatal = fn(Cause, &Frame) -> !;
+
+static FATAL: Once<Fatal> = Once::new();
+
+/// Says what follows when a CPU can't go on. Until then it stops.
+pub fn on_fatal(handler: Fatal) {
+    FATAL.call_once(|| handler);
+}
+
+fn fatal(cause: Cause, frame: &Frame) -> ! {
+    match FATAL.get() {
+        Some(handler) => handler(cause, frame),
+        None => super::stop_here(),
+    }
+}
 
 /// Interrupts with a vector that nobody asked for.
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
-
-/// The registers of what was interrupted, as the stubs and the CPU stored them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-#[expect(
-    missing_docs,
-    reason = "the fields are the registers of the same names"
-)]
-pub struct Frame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    pub vector: u64,
-    pub error: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-}
 
 const STUB_BYTES: u64 = 16;
 
@@ -148,7 +131,7 @@ unsafe extern "sysv64" fn common() {
 extern "sysv64" fn handle(frame: &mut Frame) {
     match frame.vector as u8 {
         NMI => nmi(frame),
-        MACHINE_CHECK => crash::crash(crash::Cause::MachineCheck, frame),
+        MACHINE_CHECK => fatal(Cause::MachineCheck, frame),
         vector @ 0..FIRST_INTERRUPT => exception(vector, frame),
         apic::SPURIOUS_VECTOR => {}
         vector => serve_interrupt(vector),
@@ -186,7 +169,7 @@ pub fn serve_nmi() {
 
 /// A machine check happened in a TD: the record tells of the banks.
 pub fn serve_machine_check() {
-    crash::crash(crash::Cause::MachineCheck, &Frame::default());
+    fatal(Cause::MachineCheck, &Frame::default());
 }
 
 fn exception(vector: u8, frame: &mut Frame) {
@@ -197,7 +180,7 @@ fn exception(vector: u8, frame: &mut Frame) {
             frame.rax = u64::from(vector);
             frame.rdx = frame.error;
         }
-        _ => crash::crash(crash::Cause::Exception, frame),
+        _ => fatal(Cause::Exception, frame),
     }
 }
 
@@ -206,40 +189,5 @@ fn nmi(frame: &Frame) {
     if super::stopping() {
         super::stop_here();
     }
-    crash::crash(crash::Cause::Nmi, frame);
-}
-
-/// What a fault was, for people.
-#[must_use]
-pub fn describe(fault: Fault) -> alloc::string::String {
-    let name = name(fault.vector);
-    match fault.vector {
-        PAGE_FAULT => {
-            let why = match fault.code {
-                code if code & 1 << 3 != 0 => {
-                    "a reserved bit is set: the address exceeds the CPU's"
-                }
-                code if code & 1 == 0 => "nothing is mapped there",
-                _ => "the access is not allowed",
-            };
-            alloc::format!("{name}, error code {:#x}: {why}", fault.code)
-        }
-        _ => alloc::format!("{name}, error code {:#x}", fault.code),
-    }
-}
-
-/// The address of the last page fault on this CPU.
-#[must_use]
-pub fn fault_address() -> u64 {
-    Cr2::read_raw()
-}
-
-/// The mnemonic of an exception.
-#[must_use]
-pub fn name(vector: u8) -> &'static str {
-    const NAMES: [&str; 22] = [
-        "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "CSO", "#TS", "#NP", "#SS",
-        "#GP", "#PF", "-", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP",
-    ];
-    NAMES.get(usize::from(vector)).copied().unwrap_or("-")
+    fatal(Cause::Nmi, frame);
 }

@@ -11,8 +11,8 @@ use core::{arch::naked_asm, fmt};
 use mm::frames::ORDER_4K;
 use x86_64::registers::control::{Cr0, Cr4};
 
-use super::{Cpu, msr};
-use crate::memory;
+use super::Cpu;
+use crate::{exception, memory, msr};
 
 /// CR4.VMXE.
 pub const CR4_VMXE: u64 = 1 << 13;
@@ -58,7 +58,7 @@ impl fmt::Display for Error {
             Self::NoMemory => write!(f, "no memory for the VMXON region"),
             Self::Region(bytes) => write!(f, "a VMXON region of {bytes} bytes is not supported"),
             Self::Refused => write!(f, "VMXON failed (VMfailInvalid)"),
-            Self::Fault(vector) => write!(f, "VMXON faulted ({})", super::trap::name(*vector)),
+            Self::Fault(vector) => write!(f, "VMXON faulted ({})", exception::name(*vector)),
         }
     }
 }

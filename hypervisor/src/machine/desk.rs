@@ -19,7 +19,7 @@ use console::host::{
     },
 };
 use host::{
-    platform::Platform,
+    platform::{Platform, shutdown::SHUT_DOWN},
     td::{
         Td, debug,
         end::{self, Ended, Way},
@@ -29,7 +29,6 @@ use host::{
         meter::Summary,
         registry::Tds,
     },
-    tdx::shutdown::SHUT_DOWN,
 };
 use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};

@@ -5,9 +5,9 @@ use alloc::{format, string::ToString, vec::Vec};
 use console::host::{
     BringUpStep, Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState,
 };
-use host::tdx::{
-    report::{Report, State},
-    shutdown::Shutdown,
+use host::{
+    platform::shutdown::Shutdown,
+    tdx::report::{Report, State},
 };
 use mm::tdmr::Plan;
 use seam::{abi::names, module::Info};

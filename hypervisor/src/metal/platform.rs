@@ -15,12 +15,7 @@ use core::{
     ptr, slice,
 };
 
-use host::{
-    hypercall,
-    platform::{Attention, CpuPlace, Platform, Running, Stopwatch},
-    td::Td,
-    tdx::shutdown::Shutdown,
-};
+use host::platform::{Attention, CpuPlace, Platform, Running, Stopwatch, shutdown::Shutdown};
 use mm::{
     frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K},
     pages::Flush,
@@ -46,7 +41,6 @@ use x86_64::instructions::interrupts;
 use crate::{
     cpu::{self, apic, timer, trap, vmx},
     memory::{self, HostFrames, direct},
-    metal::tds,
     rtc, time,
 };
 
@@ -215,14 +209,6 @@ impl Running for Metal {
         interrupts::enable();
         core::hint::spin_loop();
         interrupts::disable();
-    }
-
-    fn hypercall(&self, td: &Td, regs: &mut Gprs) {
-        match tds::get() {
-            Some(tds) => hypercall::serve(tds, td, regs),
-            // It runs, so there are TDs.
-            None => regs.r10 = seam::abi::ghci::SUBFUNC_UNSUPPORTED,
-        }
     }
 
     fn flush_shared_ept(&self) {

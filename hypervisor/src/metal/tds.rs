@@ -12,6 +12,7 @@ use host::{
     platform::Platform,
     sched::{Scheduler, ends},
     td::{
+        Td,
         capabilities::Capabilities,
         files::{Files, Loaded},
         host::Host,
@@ -20,16 +21,17 @@ use host::{
     },
 };
 use mm::private::ClearPolicy;
-use seam::{address::Hpa, erratum::has_partial_write};
+use seam::{abi::Gprs, address::Hpa, erratum::has_partial_write};
 use spin::Once;
 
 use crate::{
-    cpu::{self, msr::ThisCpu},
+    cpu,
     memory::direct,
     metal::{
         platform::{METAL, Metal},
         tdx,
     },
+    msr::ThisCpu,
     time,
 };
 
@@ -57,6 +59,14 @@ pub fn scheduler() -> Option<&'static Scheduler<'static, Metal>> {
     SCHEDULER.get()
 }
 
+fn hypercall(td: &Td, regs: &mut Gprs) {
+    match get() {
+        Some(tds) => host::hypercall::serve(tds, td, regs),
+        // It runs, so there are TDs.
+        None => regs.r10 = seam::abi::ghci::SUBFUNC_UNSUPPORTED,
+    }
+}
+
 /// Takes the TDs from the configuration, when the module is ready for them. Returns what is wrong.
 pub fn init(info: &'static BootInfo) -> Vec<String> {
     let Some(ready) = tdx::ready() else {
@@ -67,7 +77,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         Err(error) => return Vec::from([format!("no TD can be built: {error}")]),
     };
     RECLAIM_SHARE.store(info.config.host.reclaim_share.into(), Relaxed);
-    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL, &info.config.host));
+    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL, &info.config.host, hypercall));
     let host = Host {
         platform: &METAL,
         coordinator: &ready.coordinator,

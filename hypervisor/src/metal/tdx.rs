@@ -10,10 +10,7 @@ use seam::platform;
 use spin::Once;
 
 use super::platform::METAL;
-use crate::{
-    cpu::{self, msr::ThisCpu},
-    memory::HostFrames,
-};
+use crate::{cpu, memory::HostFrames, msr::ThisCpu};
 
 static READY: Once<Ready> = Once::new();
 

@@ -5,7 +5,7 @@ use host::td::end::Way;
 use host::td::registry::Tds;
 use seam::abi::{Leaf, Operand, Status};
 
-use super::kit::{Server, config};
+use super::kit::{Server, config, no_hypercall};
 use super::operator::Operator;
 use super::rig::Rig;
 use super::script::{Act, Script, call};
@@ -71,7 +71,7 @@ struct Site<'h> {
 /// Lets `look` have a TD in that state.
 fn with(case: Case, look: impl FnOnce(&Site<'_>, &mut Operator<'_, '_, Rig>)) {
     let server = Server::new("");
-    let scheduler = Scheduler::new(&server.rig, &config(TD).host);
+    let scheduler = Scheduler::new(&server.rig, &config(TD).host, no_hypercall);
     let site = Site {
         server: &server,
         scheduler: &scheduler,

@@ -5,8 +5,8 @@ use console::host::{
     Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
 };
 use host::platform::Running;
+use host::platform::shutdown::Shutdown;
 use host::td::registry::Tds;
-use host::tdx::shutdown::Shutdown;
 use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
 use hypervisor::machine::{seam as counts, tdx as reports};
 use serde_json::Value;

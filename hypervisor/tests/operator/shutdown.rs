@@ -4,17 +4,17 @@
 use std::cell::Cell;
 use std::sync::Once;
 
+use host::platform::shutdown::SHUT_DOWN;
 use host::sched::{Scheduler, ends};
 use host::td::end::Way;
 use host::td::error::Error;
 use host::td::life::State;
 use host::td::registry::Tds;
-use host::tdx::shutdown::SHUT_DOWN;
 use seam::abi::{Leaf, PAGE_4K, Status};
 use seam::call::Fault;
 use serde_json::json;
 
-use super::kit::{FULL, ONE, Server, TWO, config};
+use super::kit::{FULL, ONE, Server, TWO, config, no_hypercall};
 use super::operator::Operator;
 use super::rig::{Rig, Setup};
 use super::script::{Act, Script};
@@ -225,7 +225,7 @@ fn goes_down_after(
 #[test]
 fn no_vcpu_is_entered_any_more_and_its_td_is_not_taken_for_one_that_ended_by_itself() {
     let server = Server::new("");
-    let scheduler = Scheduler::new(&server.rig, &config(TWO).host);
+    let scheduler = Scheduler::new(&server.rig, &config(TWO).host, no_hypercall);
     let tds = server.tds_on(&server.rig, TWO, &scheduler);
     tds.start(1).unwrap();
     tds.start(2).unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
 use host::platform::{CpuPlace, Platform};
-use host::tdx::shutdown::Shutdown;
+use host::platform::shutdown::Shutdown;
 use mm::frames::{Frames, words_for};
 use mm::pages::Flush;
 use mm::private::{Clock, FramePool, Kick, Ledger};

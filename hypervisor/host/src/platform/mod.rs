@@ -5,6 +5,7 @@
 //! host's tests with threads on an emulated module: what they exercise is what runs.
 
 mod running;
+pub mod shutdown;
 mod stopwatch;
 
 pub use running::{Attention, Running};
@@ -14,7 +15,7 @@ use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
 use sync::call::NoAnswer;
 
-use crate::tdx::shutdown::Shutdown;
+use self::shutdown::Shutdown;
 
 /// A CPU that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,11 +2,10 @@
 
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-use seam::{abi::Gprs, address::Hpa};
+use seam::address::Hpa;
 use vcpu::posted::Descriptor;
 
 use super::Platform;
-use crate::td::Td;
 
 /// The machine as those need it who run vCPUs. All but the clock is called with interrupts off.
 pub trait Running: Platform {
@@ -57,9 +56,6 @@ pub trait Running: Platform {
 
     /// Takes the interrupts that wait for the calling CPU.
     fn take_interrupts(&self);
-
-    /// Serves a hypercall of the host's own ([`crate::hypercall`]) that a vCPU of `td` made with these registers.
-    fn hypercall(&self, td: &Td, regs: &mut Gprs);
 
     /// Makes the calling CPU forget what it knows of shared EPTs.
     fn flush_shared_ept(&self);

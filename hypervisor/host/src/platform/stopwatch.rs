@@ -10,8 +10,7 @@ use seam::{
 };
 use sync::IrqLock;
 use vcpu::exit::Exit;
-
-use crate::td::memory::SHARED;
+use seam::address::SHARED;
 
 /// No vCPU.
 const NONE: u64 = u64::MAX;

@@ -19,6 +19,7 @@ use alloc::{
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
+use seam::abi::Gprs;
 use sync::{IrqLock, IrqsOff};
 use vcpu::{End, Notify, Stop};
 
@@ -35,9 +36,13 @@ use crate::{
 /// How long a vCPU stays out that can't run now for a reason that passes, in microseconds.
 const PAUSE_US: u64 = 1_000;
 
+/// Serves a hypercall of the host's own that a vCPU of the TD made with these registers ([`crate::hypercall`]).
+pub type Hypercall = fn(&Td, &mut Gprs);
+
 /// Runs vCPUs on a machine.
 pub struct Scheduler<'p, P> {
     platform: &'p P,
+    hypercall: Hypercall,
     queue: IrqLock<Queue>,
     guests: IrqLock<BTreeMap<u32, Arc<Guest>>>,
     /// A TD has come to its end, and nobody has dealt with that yet.
@@ -47,13 +52,15 @@ pub struct Scheduler<'p, P> {
 }
 
 impl<'p, P: Running> Scheduler<'p, P> {
-    /// For all CPUs of this machine, with the slice and the period for caps that its operator wants.
+    /// For all CPUs of this machine, with the slice and the period for caps that its operator wants. `hypercall` serves the
+    /// host's own calls.
     #[must_use]
-    pub fn new(platform: &'p P, config: &config::Host) -> Self {
+    pub fn new(platform: &'p P, config: &config::Host, hypercall: Hypercall) -> Self {
         let ticks = |ms: u32| (u128::from(ms) * u128::from(platform.tsc_hz()) / 1000) as Ticks;
         let cpus = platform.cpus().iter().map(|place| place.cpu as usize + 1);
         Self {
             platform,
+            hypercall,
             queue: IrqLock::new(Queue::new(Settings {
                 slice: ticks(config.slice_ms),
                 period: ticks(config.cap_period_ms),

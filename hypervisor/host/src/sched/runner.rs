@@ -8,6 +8,7 @@ use alloc::{
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use vcpu::{Board, Console, Wiring, clock::Clock};
+use seam::address::SHARED;
 
 use super::{Scheduler, guest::Guest};
 use crate::{
@@ -15,7 +16,6 @@ use crate::{
     td::{
         Td,
         host::{GuestEnd, Runner},
-        memory::SHARED,
     },
 };
 

@@ -149,6 +149,6 @@ impl<P: Running> Host for Session<'_, P> {
     }
 
     fn vendor_call(&self, _: u32, regs: &mut Gprs) {
-        self.platform().hypercall(self.td, regs);
+        (self.scheduler.hypercall)(self.td, regs);
     }
 }

@@ -23,13 +23,7 @@ use super::{
     meter::Meter,
     vcpu::Stopped,
 };
-use crate::{
-    platform::Platform,
-    tdx::{
-        release::{Ending, NotReleased, Released, Vcpus},
-        shutdown::SHUT_DOWN,
-    },
-};
+use crate::{platform::{Platform, shutdown::SHUT_DOWN}, tdx::release::{Ending, NotReleased, Released, Vcpus}};
 
 /// How a TD's private memory comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

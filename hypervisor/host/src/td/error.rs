@@ -7,11 +7,7 @@ use mm::private;
 use seam::abi::{PAGE_4K, Status};
 
 use super::{files::NoRoom, life::State, params, vcpu};
-use crate::tdx::{
-    hkids::NoHkid,
-    release::{CreateError, NotReleased},
-    shutdown::SHUT_DOWN,
-};
+use crate::{tdx::{hkids::NoHkid, release::{CreateError, NotReleased}}, platform::shutdown::SHUT_DOWN};
 
 /// Why it could not be done.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,15 +4,12 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
+use seam::address::SHARED;
 
 /// Memory ends here below 4 GiB: device registers and the firmware are between this and 4 GiB.
 pub const HOLE: u64 = 3 * PAGE_1G;
 /// Memory goes on here.
 const HIGH: u64 = 4 * PAGE_1G;
-/// The SHARED bit of a TD whose guest-physical addresses have 48 bits: private memory is below it.
-///
-/// Source: TDX Module ABI 1.5, CONFIG_FLAGS.GPAW.
-pub const SHARED: u64 = 1 << 47;
 
 /// The memory of a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,4 +6,3 @@ pub mod bring_up;
 pub mod hkids;
 pub mod release;
 pub mod report;
-pub mod shutdown;

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use host::platform::{CpuPlace, Platform};
-use host::tdx::shutdown::Shutdown;
+use host::platform::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;

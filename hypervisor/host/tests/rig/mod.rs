@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use host::platform::shutdown::Shutdown;
 use host::platform::{CpuPlace, Platform, Stopwatch};
 use host::tdx::hkids::Hkids;
 use host::tdx::release::Coordinator;
-use host::tdx::shutdown::Shutdown;
 use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};

@@ -4,10 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use host::platform::{Attention, Running};
-use host::td::Td;
 use mm::frames::Frame;
 use mm::shared::{self, Words};
-use seam::abi::{Gprs, PAGE_4K, PageSize};
+use seam::abi::{PAGE_4K, PageSize};
 use seam::address::Hpa;
 use stub_module::Machine as _;
 use stub_module::host::Guest;
@@ -176,11 +175,6 @@ impl Running for Rig {
     }
 
     fn flush_shared_ept(&self) {}
-
-    // The hypercalls have tests of their own.
-    fn hypercall(&self, _: &Td, regs: &mut Gprs) {
-        regs.r10 = u64::MAX;
-    }
 }
 
 impl shared::Frames for Rig {

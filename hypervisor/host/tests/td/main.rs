@@ -6,7 +6,7 @@ mod debug;
 mod end_faults;
 mod faults;
 mod files;
-#[path = "../../../firmware/base/tests/kit/head.rs"]
+#[path = "../../../../firmware/base/tests/kit/head.rs"]
 mod head;
 mod hypercall;
 mod join;

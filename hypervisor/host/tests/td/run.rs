@@ -12,7 +12,7 @@ use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};
 use vcpu::End;
 
-use super::kit::{Server, TWO, config};
+use super::kit::{Server, TWO, config, no_hypercall};
 use super::rig::Rig;
 use super::rig::running::OUT_OF_LINES;
 pub use script::{Act, Script, accept, call};
@@ -41,7 +41,7 @@ fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
 
 /// The TDs that `text` names run on `server`, and are ended when `test` is over.
 pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
-    let scheduler = Scheduler::new(&server.rig, &config(text).host);
+    let scheduler = Scheduler::new(&server.rig, &config(text).host, no_hypercall);
     {
         let tds = server.tds_on(&server.rig, text, &scheduler);
         let site = Site {

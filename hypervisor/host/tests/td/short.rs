@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use host::platform::{CpuPlace, Platform};
-use host::tdx::shutdown::Shutdown;
+use host::platform::shutdown::Shutdown;
 use mm::private;
 use seam::abi::PageSize;
 use seam::address::Hpa;

@@ -19,11 +19,9 @@ use vcpu::{
     exit::{Exit, Obstacle},
     posted::Descriptor,
 };
+use seam::address::SHARED;
 
-use crate::{
-    platform::Running,
-    td::{Td, error::Error, host::Runner, memory::SHARED, vcpu::Held},
-};
+use crate::{platform::Running, td::{Td, error::Error, host::Runner, vcpu::Held}};
 
 /// The large page that the program accepts.
 pub const ACCEPTED: u64 = PAGE_2M;
