@@ -76,7 +76,11 @@ fn main() -> ExitCode {
 
 fn execute(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Build => build::report(&build::all()?)?,
+        Task::Build => {
+            let programs = build::all()?;
+            build::report(&programs)?;
+            build::report_sizes(&programs)?;
+        }
         Task::Image { config, output } => {
             image::write(&build::all()?, config.as_deref(), output.as_deref())?;
         }
