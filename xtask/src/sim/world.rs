@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, anyhow};
-use host::platform::{CpuPlace, Platform};
 use host::platform::shutdown::Shutdown;
+use host::platform::{CpuPlace, Platform};
 use mm::frames::{Frames, words_for};
 use mm::pages::Flush;
 use mm::private::{Clock, FramePool, Kick, Ledger};

@@ -6,15 +6,27 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Error, Result, ensure};
 
+use super::layers;
 use super::tally::Tally;
 use crate::{bench, build, workspace};
+
+/// Which runs have a check that was not asked for by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Every run, a quick one too.
+    Quick,
+    /// Every run but a quick one.
+    Always,
+    /// None: it is slow.
+    ByName,
+}
 
 /// One check.
 pub struct Check {
     /// What it is called on the command line.
     pub name: &'static str,
-    /// Whether it runs only when it is asked for by its whole name: it is slow.
-    pub by_name_only: bool,
+    /// Which runs have it.
+    pub when: When,
     /// Runs it and counts what came out.
     pub run: fn(&mut Tally),
 }
@@ -23,37 +35,42 @@ pub struct Check {
 pub const ALL: &[Check] = &[
     Check {
         name: "fmt",
-        by_name_only: false,
+        when: When::Quick,
         run: |tally| count("fmt", format(), tally),
     },
     Check {
+        name: "layers",
+        when: When::Quick,
+        run: |tally| count("layers", layers::check(), tally),
+    },
+    Check {
         name: "clippy",
-        by_name_only: false,
+        when: When::Quick,
         run: |tally| count("clippy", clippy(), tally),
     },
     Check {
         name: "doc",
-        by_name_only: false,
+        when: When::Always,
         run: |tally| count("doc", documentation(), tally),
     },
     Check {
         name: "host",
-        by_name_only: false,
+        when: When::Quick,
         run: host,
     },
     Check {
         name: "races",
-        by_name_only: false,
+        when: When::Always,
         run: races,
     },
     Check {
         name: "conform",
-        by_name_only: false,
+        when: When::Always,
         run: conform,
     },
     Check {
         name: "rom-profile",
-        by_name_only: false,
+        when: When::Always,
         run: |tally| {
             as_the_rom(
                 &["-p", "stub-module", "--test", "model", "--test", "msrs"],
@@ -63,17 +80,17 @@ pub const ALL: &[Check] = &[
     },
     Check {
         name: "rom-profile-all",
-        by_name_only: true,
+        when: When::ByName,
         run: rom_profile_all,
     },
     Check {
         name: "sim",
-        by_name_only: false,
+        when: When::Always,
         run: |tally| count("sim", simulation(), tally),
     },
     Check {
         name: "exits",
-        by_name_only: false,
+        when: When::Always,
         run: |tally| count("exits", exits(), tally),
     },
 ];

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that has to hold before a change goes in.
 
 mod checks;
+mod layers;
 mod tally;
 
 use std::io::Write;
@@ -13,7 +14,7 @@ use clap::Args;
 use seamark_tests::programs::Programs;
 use seamark_tests::scenarios::{self, Need, Scenario};
 
-use self::checks::Check;
+use self::checks::{Check, When};
 use self::tally::Tally;
 use crate::folder::Folder;
 use crate::{build, guest, host, run};
@@ -32,6 +33,9 @@ pub struct Options {
     /// A checkout of Intel's LKVS, for foreign-lkvs
     #[arg(long, value_name = "DIR")]
     lkvs: Option<PathBuf>,
+    /// Run only what needs no machine and little time: format, layers, lints, the host's tests
+    #[arg(long)]
+    quick: bool,
 }
 
 /// Runs the tests. The last line says how many passed and failed, tests on the host and whole-system tests together.
@@ -83,12 +87,13 @@ impl Options {
     }
 
     fn selects(&self, scenario: &Scenario) -> bool {
-        self.selects_name(scenario.name, scenario.by_name_only)
-            || self.filter.iter().any(|f| Some(&**f) == scenario.group)
+        let is_in_group = self.filter.iter().any(|f| Some(&**f) == scenario.group);
+        !self.quick && (is_in_group || self.selects_name(scenario.name, scenario.by_name_only))
     }
 
     fn selects_check(&self, check: &Check) -> bool {
-        self.selects_name(check.name, check.by_name_only)
+        (!self.quick || check.when == When::Quick)
+            && self.selects_name(check.name, check.when == When::ByName)
     }
 
     fn selects_name(&self, name: &str, by_name_only: bool) -> bool {
@@ -107,6 +112,7 @@ impl Options {
                 list: false,
                 stub: Vec::new(),
                 lkvs: None,
+                quick: self.quick,
             };
             let is_check = checks::ALL.iter().any(|check| alone.selects_check(check));
             !is_check && !scenarios::all().iter().any(|s| alone.selects(s))
@@ -165,6 +171,7 @@ mod tests {
             list: false,
             stub: Vec::new(),
             lkvs: None,
+            quick: false,
         }
     }
 
@@ -179,6 +186,20 @@ mod tests {
     fn without_a_filter_all_runs_but_what_must_be_named() {
         assert!(options(&[]).selects(&scenario("boot-over-pxe")));
         assert!(!options(&[]).selects(&scenario("monitor-linux")));
+    }
+
+    #[test]
+    fn a_quick_run_starts_no_machine_and_leaves_out_what_takes_long() {
+        let quick = Options {
+            quick: true,
+            ..options(&[])
+        };
+        assert!(!scenarios::all().iter().any(|s| quick.selects(s)));
+        let checks = checks::ALL
+            .iter()
+            .filter(|check| quick.selects_check(check));
+        let names: Vec<_> = checks.map(|check| check.name).collect();
+        assert_eq!(names, ["fmt", "layers", "clippy", "host"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
+use seam::address::SHARED;
 use seam::{
     abi::{Gprs, Leaf, PageSize, Status},
     address::Hpa,
@@ -10,7 +11,6 @@ use seam::{
 };
 use sync::IrqLock;
 use vcpu::exit::Exit;
-use seam::address::SHARED;
 
 /// No vCPU.
 const NONE: u64 = u64::MAX;

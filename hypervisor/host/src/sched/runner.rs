@@ -7,8 +7,8 @@ use alloc::{
 
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
-use vcpu::{Board, Console, Wiring, clock::Clock};
 use seam::address::SHARED;
+use vcpu::{Board, Console, Wiring, clock::Clock};
 
 use super::{Scheduler, guest::Guest};
 use crate::{

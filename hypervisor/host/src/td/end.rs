@@ -23,7 +23,10 @@ use super::{
     meter::Meter,
     vcpu::Stopped,
 };
-use crate::{platform::{Platform, shutdown::SHUT_DOWN}, tdx::release::{Ending, NotReleased, Released, Vcpus}};
+use crate::{
+    platform::{Platform, shutdown::SHUT_DOWN},
+    tdx::release::{Ending, NotReleased, Released, Vcpus},
+};
 
 /// How a TD's private memory comes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

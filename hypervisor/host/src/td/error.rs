@@ -7,7 +7,13 @@ use mm::private;
 use seam::abi::{PAGE_4K, Status};
 
 use super::{files::NoRoom, life::State, params, vcpu};
-use crate::{tdx::{hkids::NoHkid, release::{CreateError, NotReleased}}, platform::shutdown::SHUT_DOWN};
+use crate::{
+    platform::shutdown::SHUT_DOWN,
+    tdx::{
+        hkids::NoHkid,
+        release::{CreateError, NotReleased},
+    },
+};
 
 /// Why it could not be done.
 #[derive(Clone, Debug, PartialEq, Eq)]

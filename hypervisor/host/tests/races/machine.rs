@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use host::platform::{CpuPlace, Platform};
 use host::platform::shutdown::Shutdown;
+use host::platform::{CpuPlace, Platform};
 use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;

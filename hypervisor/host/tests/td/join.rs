@@ -12,7 +12,7 @@ use host::td::life::State;
 use mm::private::Pool;
 use seam::abi::{Leaf, PageSize, Status};
 
-use super::kit::{Server, td, TWO};
+use super::kit::{Server, TWO, td};
 use super::run::{Act, Script, Site, accept, call, on_site};
 
 const MAP_GPA: u64 = 0x1_0001;

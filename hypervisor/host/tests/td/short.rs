@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use host::platform::{CpuPlace, Platform};
 use host::platform::shutdown::Shutdown;
+use host::platform::{CpuPlace, Platform};
 use mm::private;
 use seam::abi::PageSize;
 use seam::address::Hpa;

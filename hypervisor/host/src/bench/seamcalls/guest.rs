@@ -6,6 +6,7 @@
 use alloc::{boxed::Box, format, string::String, string::ToString, sync::Arc, vec::Vec};
 
 use mm::{private::Levels, shared::SharedMap};
+use seam::address::SHARED;
 use seam::{
     abi::{Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status, ghci::Request},
     address::Level,
@@ -19,9 +20,11 @@ use vcpu::{
     exit::{Exit, Obstacle},
     posted::Descriptor,
 };
-use seam::address::SHARED;
 
-use crate::{platform::Running, td::{Td, error::Error, host::Runner, vcpu::Held}};
+use crate::{
+    platform::Running,
+    td::{Td, error::Error, host::Runner, vcpu::Held},
+};
 
 /// The large page that the program accepts.
 pub const ACCEPTED: u64 = PAGE_2M;
