@@ -19,7 +19,7 @@ use crate::team::{Team, gather};
 /// Brings TDX up on all processors, for good. Firmware's timer is silent from then on: in a TD, nothing would handle its
 /// interrupts.
 pub fn bring_up() -> Result<Team, crate::Failure> {
-    use seam::abi::x86::msr::x2apic::LVT_TIMER;
+    use ::seam::abi::x86::msr::x2apic::LVT_TIMER;
     const LEGACY_MASKS: [u16; 2] = [0x21, 0xA1];
     const MASKED: u64 = 1 << 16;
     for port in LEGACY_MASKS {
