@@ -18,6 +18,7 @@ pub mod nested;
 pub mod personality;
 pub mod room;
 pub mod shadow;
+pub mod translation;
 pub mod vapic;
 pub mod vmx;
 pub mod walk;

@@ -5,6 +5,9 @@
 pub mod gone;
 #[cfg(feature = "bare")]
 pub mod model;
+pub mod opcodes;
+#[cfg(feature = "bare")]
+pub mod sandbox;
 #[cfg(feature = "bare")]
 pub mod tries;
 
@@ -28,4 +31,5 @@ pub const ALL: &[&str] = &[
     "interrupts",
     "count",
     "hammer",
+    "chaos",
 ];

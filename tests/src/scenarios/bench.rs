@@ -1,5 +1,6 @@
 //! What scenarios are made of: machines with the programs under test, and a place for what they measured.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -168,16 +169,41 @@ impl Bench {
         self.notes
     }
 
+    /// Where the last machine that was started left its logs.
+    pub(super) fn last_run(&self) -> Option<&Path> {
+        self.runs.last().map(PathBuf::as_path)
+    }
+
+    /// What the stub could not explain in TDs, and how often.
+    pub(super) fn unexplained(&self) -> Result<BTreeMap<String, usize>> {
+        let mut found = BTreeMap::new();
+        for event in self.events()? {
+            let what = match event.kind() {
+                "td_unexplained" => event.text("check"),
+                "td_entry_failed" => "an entry that fails",
+                _ => continue,
+            };
+            *found.entry(what.to_owned()).or_default() += 1;
+        }
+        Ok(found)
+    }
+
     /// Everything that the stub complained about in this scenario, sorted.
     pub(super) fn complaints(&self) -> Result<Vec<String>> {
+        let mut all: Vec<_> = self.events()?.iter().filter_map(complaint).collect();
+        all.sort();
+        Ok(all)
+    }
+
+    /// What the stub said in all runs.
+    fn events(&self) -> Result<Vec<Event>> {
         let mut all = Vec::new();
         for run in &self.runs {
             let path = run.join("debug.log");
             let log =
                 std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-            all.extend(crate::qemu::events(&log).iter().filter_map(complaint));
+            all.extend(crate::qemu::events(&log));
         }
-        all.sort();
         Ok(all)
     }
 }

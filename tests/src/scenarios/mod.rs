@@ -5,6 +5,7 @@
 
 mod bench;
 mod boot;
+mod chaos;
 mod console;
 mod guests;
 mod hypercall;
@@ -125,6 +126,7 @@ pub fn all() -> Vec<Scenario> {
         linux::foreign::ALL,
         guests::ALL,
         ovmf::ALL,
+        chaos::ALL,
         hypercall::ALL,
         tds::ALL,
         rom::ALL,

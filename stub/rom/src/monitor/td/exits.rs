@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, Mnemonic};
 pub use seam::abi::x86::exit_reason as reason;
 use stub_module::vcpu::{Field, Vcpu};
+use stub_rom::translation;
 
 use super::{Next, Td, code, cr, msr};
 use crate::monitor::machine::SeamCpu;
@@ -10,65 +11,27 @@ use crate::monitor::vmcb::{Segment, exit, vector};
 use crate::monitor::{lp, smp};
 use crate::report;
 
+pub use stub_rom::translation::VmExit;
+
 /// Interruption information: valid, and the types of events.
 const VALID: u64 = 1 << 31;
 const HAS_ERROR: u64 = 1 << 11;
 const NMI: u64 = VALID | 2 << 8 | vector::NMI as u64;
 const EXCEPTION: u64 = VALID | 3 << 8;
 
-/// A VM exit: what the processor reports about it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VmExit {
-    pub reason: u32,
-    pub qualification: u64,
-    pub gpa: u64,
-    pub gla: u64,
-    pub length: usize,
-    /// Interruption information and error code.
-    pub interruption: (u64, u64),
-    /// IDT-vectoring information and error code.
-    pub vectoring: (u64, u64),
-}
-
-impl VmExit {
-    /// An exit about which there is nothing else to say.
-    pub fn of(reason: u32) -> Self {
-        Self {
-            reason,
-            ..Self::default()
-        }
-    }
-
-    /// An exit by an instruction of `length` bytes.
-    pub fn by(reason: u32, length: usize) -> Self {
-        Self {
-            length,
-            ..Self::of(reason)
-        }
-    }
-
-    /// The same exit with a qualification.
-    pub fn qualified(self, qualification: u64) -> Self {
-        Self {
-            qualification,
-            ..self
-        }
-    }
-
-    /// Puts it into the VMCS.
-    #[inline(always)]
-    pub fn record(&self, vcpu: &Vcpu<'_>) {
-        vcpu.set_vmcs(Field::EXIT_REASON, self.reason.into());
-        vcpu.set_vmcs(Field::EXIT_QUALIFICATION, self.qualification);
-        vcpu.set_vmcs(Field::GUEST_PHYSICAL_ADDRESS, self.gpa);
-        vcpu.set_vmcs(Field::GUEST_LINEAR_ADDRESS, self.gla);
-        vcpu.set_vmcs(Field::EXIT_INSTRUCTION_LENGTH, self.length as u64);
-        vcpu.set_vmcs(Field::EXIT_INSTRUCTION_INFO, 0);
-        vcpu.set_vmcs(Field::EXIT_INT_INFO, self.interruption.0);
-        vcpu.set_vmcs(Field::EXIT_INT_ERROR, self.interruption.1);
-        vcpu.set_vmcs(Field::IDT_VECTORING, self.vectoring.0);
-        vcpu.set_vmcs(Field::IDT_VECTORING_ERROR, self.vectoring.1);
-    }
+/// Puts an exit into the VMCS.
+#[inline(always)]
+pub fn record(exit: &VmExit, vcpu: &Vcpu<'_>) {
+    vcpu.set_vmcs(Field::EXIT_REASON, exit.reason.into());
+    vcpu.set_vmcs(Field::EXIT_QUALIFICATION, exit.qualification);
+    vcpu.set_vmcs(Field::GUEST_PHYSICAL_ADDRESS, exit.gpa);
+    vcpu.set_vmcs(Field::GUEST_LINEAR_ADDRESS, exit.gla);
+    vcpu.set_vmcs(Field::EXIT_INSTRUCTION_LENGTH, exit.length as u64);
+    vcpu.set_vmcs(Field::EXIT_INSTRUCTION_INFO, 0);
+    vcpu.set_vmcs(Field::EXIT_INT_INFO, exit.interruption.0);
+    vcpu.set_vmcs(Field::EXIT_INT_ERROR, exit.interruption.1);
+    vcpu.set_vmcs(Field::IDT_VECTORING, exit.vectoring.0);
+    vcpu.set_vmcs(Field::IDT_VECTORING_ERROR, exit.vectoring.1);
 }
 
 /// The instructions that cause an SVM exit of their own, and the reasons that VMX reports for them. TCG tells INVD from WBINVD
@@ -126,9 +89,18 @@ impl Td {
         }
     }
 
+    /// The exit, if it is what VMX would say of this SVM exit; else the end of the vCPU.
+    fn checked(&self, code: u64, next: Next) -> Next {
+        let Next::Exit(exit) = &next else { return next };
+        match translation::check(code, exit) {
+            Ok(()) => next,
+            Err(what) => self.unexplained(what),
+        }
+    }
+
     #[inline(never)]
     fn exited_otherwise(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, code: u64) -> Next {
-        match code {
+        let next = match code {
             exit::INTR => self.external_interrupt(machine, vcpu),
             exit::NMI => self.nmi(machine),
             exit::NPF => self.nested_page_fault(machine, vcpu),
@@ -144,7 +116,8 @@ impl Td {
                 Some(rows) => self.executed(machine, vcpu, rows),
                 None => self.unexplained("an exit that VMX does not have"),
             },
-        }
+        };
+        self.checked(code, next)
     }
 
     /// The exit for one of these instructions.
@@ -266,15 +239,18 @@ impl Td {
         let (error, address) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
         let has_error = WITH_ERROR_CODE >> number & 1 != 0;
         let info = EXCEPTION | u64::from(number) | if has_error { HAS_ERROR } else { 0 };
-        let exit = VmExit {
+        let found = VmExit {
             interruption: (info, if has_error { error } else { 0 }),
             vectoring: self.vectoring(),
             ..VmExit::of(reason::EXCEPTION_OR_NMI)
         };
-        Next::Exit(match number {
-            vector::PF => exit.qualified(address),
-            _ => exit,
-        })
+        const DR6_CAUSES: u64 = 0x600F;
+        let found = match number {
+            vector::PF => found.qualified(address),
+            vector::DB => found.qualified(self.vmcb.save.dr6 & DR6_CAUSES),
+            _ => found,
+        };
+        self.checked(exit::EXCEPTION + u64::from(number), Next::Exit(found))
     }
 
     /// Instructions that TCG does not know, and a processor with TDX does; `None` for all others.

@@ -132,7 +132,7 @@ impl Td {
             Some(exit) => exit,
             None => self.run_guest(machine, vcpu),
         };
-        exit.record(vcpu);
+        exits::record(&exit, vcpu);
     }
 
     #[inline(always)]

@@ -1,0 +1,350 @@
+//! What becomes of a TD's SVM exits: the VM exits of VMX, each with the fields that VMX fills, in one table.
+//!
+//! The monitor makes the exits, and compares each but those of TDCALL, whose fields are constants, with its row before the
+//! module sees it. One that does not fit ends that TD.
+
+use core::ops::RangeInclusive;
+
+use seam::abi::x86::exit_reason as reason;
+
+/// An event in interruption or IDT-vectoring information is there.
+const VALID: u64 = 1 << 31;
+/// The most bytes of an instruction.
+const MOST: usize = 15;
+
+/// A VM exit: what the processor reports about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmExit {
+    /// The full exit reason.
+    pub reason: u32,
+    /// The exit qualification.
+    pub qualification: u64,
+    /// The guest-physical address.
+    pub gpa: u64,
+    /// The guest-linear address.
+    pub gla: u64,
+    /// The length of the instruction.
+    pub length: usize,
+    /// Interruption information and error code.
+    pub interruption: (u64, u64),
+    /// IDT-vectoring information and error code.
+    pub vectoring: (u64, u64),
+}
+
+impl VmExit {
+    /// An exit about which there is nothing else to say.
+    #[must_use]
+    pub fn of(reason: u32) -> Self {
+        Self {
+            reason,
+            ..Self::default()
+        }
+    }
+
+    /// An exit by an instruction of `length` bytes.
+    #[must_use]
+    pub fn by(reason: u32, length: usize) -> Self {
+        Self {
+            length,
+            ..Self::of(reason)
+        }
+    }
+
+    /// The same exit with a qualification.
+    #[must_use]
+    pub fn qualified(self, qualification: u64) -> Self {
+        Self {
+            qualification,
+            ..self
+        }
+    }
+}
+
+/// A field of a VM exit that is not zero for every reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Has {
+    /// The length of the instruction, 1 to 15.
+    Length,
+    /// The exit qualification.
+    Qualification,
+    /// The guest-physical address.
+    Gpa,
+    /// The guest-linear address, where it is known.
+    Gla,
+    /// Interruption information, which is valid.
+    Interruption,
+    /// IDT-vectoring information, where an event was being delivered.
+    Vectoring,
+}
+
+/// A VM exit, and what VMX says with it. Nothing else is set.
+#[derive(Clone, Copy, Debug)]
+pub struct Becomes {
+    /// The full exit reason.
+    pub reason: u32,
+    /// What else is in it.
+    pub has: &'static [Has],
+}
+
+/// SVM exits that are treated alike. What has no VM exit in its list resumes the guest, with an exception or without.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The SVM exit codes.
+    pub codes: RangeInclusive<u64>,
+    /// Their name.
+    pub name: &'static str,
+    /// The VM exits that they can become.
+    pub exits: &'static [Becomes],
+}
+
+const fn exit(reason: u32, has: &'static [Has]) -> Becomes {
+    Becomes { reason, has }
+}
+
+const fn row(first: u64, last: u64, name: &'static str, exits: &'static [Becomes]) -> Row {
+    Row {
+        codes: first..=last,
+        name,
+        exits,
+    }
+}
+
+/// The exit of an instruction that has no operands to speak of.
+const fn plain(reason: u32) -> Becomes {
+    exit(reason, &[Has::Length])
+}
+
+const EXCEPTION: Becomes = exit(
+    reason::EXCEPTION_OR_NMI,
+    &[Has::Qualification, Has::Interruption, Has::Vectoring],
+);
+const NMI_WINDOW: Becomes = exit(reason::NMI_WINDOW, &[]);
+const QUALIFIED: &[Has] = &[Has::Length, Has::Qualification];
+
+/// The table. SVM exits: AMD64 Architecture Programmer's Manual, volume 2, appendix C.
+pub const ROWS: &[Row] = &[
+    row(
+        0x10,
+        0x18,
+        "write to CR0, CR4, CR8",
+        &[exit(reason::CR_ACCESS, QUALIFIED)],
+    ),
+    row(
+        0x41,
+        0x41,
+        "#DB, also of a single step",
+        &[EXCEPTION, exit(reason::MONITOR_TRAP, &[]), NMI_WINDOW],
+    ),
+    row(
+        0x46,
+        0x46,
+        "#UD, also of what TCG does not know",
+        &[
+            EXCEPTION,
+            plain(reason::TDCALL),
+            plain(reason::SEAMCALL),
+            plain(reason::VMCALL),
+            plain(reason::PCONFIG),
+        ],
+    ),
+    row(0x40, 0x5F, "exception", &[EXCEPTION]),
+    row(
+        0x60,
+        0x60,
+        "INTR",
+        &[exit(reason::EXTERNAL_INTERRUPT, &[Has::Interruption])],
+    ),
+    row(
+        0x61,
+        0x61,
+        "NMI",
+        &[
+            exit(reason::EXCEPTION_OR_NMI, &[Has::Interruption]),
+            exit(reason::INIT, &[]),
+        ],
+    ),
+    row(0x6F, 0x6F, "RDPMC", &[plain(reason::RDPMC)]),
+    row(0x72, 0x72, "CPUID", &[plain(reason::CPUID)]),
+    row(0x74, 0x74, "IRET", &[NMI_WINDOW]),
+    row(
+        0x76,
+        0x76,
+        "INVD",
+        &[plain(reason::INVD), plain(reason::WBINVD)],
+    ),
+    row(0x78, 0x78, "HLT", &[plain(reason::HLT)]),
+    row(0x7A, 0x7A, "INVLPGA", &[]),
+    row(0x7B, 0x7B, "I/O", &[exit(reason::IO, QUALIFIED)]),
+    row(
+        0x7C,
+        0x7C,
+        "MSR",
+        &[
+            plain(reason::RDMSR),
+            plain(reason::WRMSR),
+            exit(reason::APIC_WRITE, &[Has::Qualification]),
+        ],
+    ),
+    row(0x7F, 0x7F, "shutdown", &[]),
+    row(0x80, 0x86, "SVM instruction", &[]),
+    row(
+        0x89,
+        0x89,
+        "WBINVD",
+        &[plain(reason::INVD), plain(reason::WBINVD)],
+    ),
+    row(0x8A, 0x8A, "MONITOR", &[plain(reason::MONITOR)]),
+    row(0x8B, 0x8B, "MWAIT", &[plain(reason::MWAIT)]),
+    row(0x8D, 0x8D, "XSETBV", &[plain(reason::XSETBV)]),
+    row(
+        0x400,
+        0x400,
+        "nested page fault",
+        &[
+            exit(
+                reason::EPT_VIOLATION,
+                &[Has::Qualification, Has::Gpa, Has::Gla, Has::Vectoring],
+            ),
+            exit(reason::EPT_MISCONFIGURATION, &[Has::Gpa, Has::Vectoring]),
+        ],
+    ),
+    row(
+        0xFFFF_FFFF,
+        0xFFFF_FFFF,
+        "invalid state",
+        &[exit(reason::ENTRY_FAILED | reason::ENTRY_GUEST_STATE, &[])],
+    ),
+];
+
+/// The row of an SVM exit code.
+#[must_use]
+pub fn find(code: u64) -> Option<&'static Row> {
+    ROWS.iter().find(|row| row.codes.contains(&code))
+}
+
+/// Whether a VM exit is one that this SVM exit can become, and has what VMX says with it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(code: u64, found: &VmExit) -> Result<(), &'static str> {
+    if *found == VmExit::of(reason::TRIPLE_FAULT) {
+        // The end of a vCPU, by whichever exit.
+        return Ok(());
+    }
+    let row = find(code).ok_or("an exit that VMX does not have")?;
+    let exit = row.exits.iter().find(|exit| exit.reason == found.reason);
+    let has = exit.ok_or("an exit for another reason")?.has;
+    let fields = [
+        (Has::Qualification, found.qualification == 0),
+        (Has::Gpa, found.gpa == 0),
+        (Has::Gla, found.gla == 0),
+        (Has::Length, found.length == 0),
+        (Has::Interruption, found.interruption == (0, 0)),
+        (Has::Vectoring, found.vectoring == (0, 0)),
+    ];
+    if fields
+        .iter()
+        .any(|(field, is_zero)| !is_zero && !has.contains(field))
+    {
+        return Err("a field that such an exit does not have");
+    }
+    if has.contains(&Has::Length) && !(1..=MOST).contains(&found.length) {
+        return Err("an instruction without length");
+    }
+    if has.contains(&Has::Interruption) && found.interruption.0 & VALID == 0 {
+        return Err("an event that is none");
+    }
+    if found.vectoring != (0, 0) && found.vectoring.0 & VALID == 0 {
+        return Err("a delivery that is none");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CPUID: u64 = 0x72;
+    const NPF: u64 = 0x400;
+
+    #[test]
+    fn an_instruction_has_a_length() {
+        let exit = VmExit::by(reason::CPUID, 2);
+        assert_eq!(check(CPUID, &exit), Ok(()));
+        for length in [0, MOST + 1] {
+            assert!(check(CPUID, &VmExit { length, ..exit }).is_err());
+        }
+    }
+
+    #[test]
+    fn an_exit_has_nothing_that_vmx_does_not_say() {
+        let exit = VmExit::by(reason::CPUID, 2);
+        let delivery = (VALID | 3 << 8 | 14, 0);
+        assert!(check(CPUID, &exit.qualified(1)).is_err());
+        assert!(
+            check(
+                CPUID,
+                &VmExit {
+                    vectoring: delivery,
+                    ..exit
+                }
+            )
+            .is_err()
+        );
+        assert!(
+            check(
+                CPUID,
+                &VmExit {
+                    interruption: delivery,
+                    ..exit
+                }
+            )
+            .is_err()
+        );
+        let fault = VmExit {
+            gpa: 0x1000,
+            gla: 0x2000,
+            vectoring: delivery,
+            ..VmExit::of(reason::EPT_VIOLATION).qualified(0x181)
+        };
+        assert_eq!(check(NPF, &fault), Ok(()));
+        let none = VmExit {
+            vectoring: (1, 0),
+            ..fault
+        };
+        assert!(check(NPF, &none).is_err(), "no valid bit");
+    }
+
+    #[test]
+    fn an_exit_has_a_reason_of_its_own() {
+        assert!(check(CPUID, &VmExit::by(reason::HLT, 1)).is_err());
+        assert!(check(0x77, &VmExit::by(reason::HLT, 1)).is_err(), "POPF");
+    }
+
+    #[test]
+    fn whatever_it_is_may_be_the_end_of_the_vcpu() {
+        for code in [CPUID, NPF, 0x77, 0x7F] {
+            assert_eq!(check(code, &VmExit::of(reason::TRIPLE_FAULT)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn no_instruction_but_those_of_a_length_of_their_own_is_stepped_over() {
+        // What the module steps over has a length.
+        const STEPPED: [u32; 8] = [
+            reason::CPUID,
+            reason::CR_ACCESS,
+            reason::RDMSR,
+            reason::WRMSR,
+            reason::XSETBV,
+            reason::TDCALL,
+            reason::RDPMC,
+            reason::HLT,
+        ];
+        for exit in ROWS.iter().flat_map(|row| row.exits) {
+            if STEPPED.contains(&exit.reason) {
+                assert!(exit.has.contains(&Has::Length), "{exit:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A guest that executes anything: every opcode in turn with operands, prefixes and modes of all kinds, while its page tables,
+//! descriptor tables and stacks are written over, until it dies of it.
+//!
+//! MRCONFIGID holds two numbers: the seed (0: another in each life), and the steps after which it ruins itself for good (0: 2,000).
+//! The seed says with which opcode it begins, too, so that many lives come to all of them.
+#![no_std]
+#![no_main]
+
+use guest_kit::check::{Check, Checks};
+use guest_kit::numbers::Numbers;
+use guest_kit::{cpu, guest, say, wishes};
+use guests::opcodes::instruction;
+use guests::sandbox::Sandbox;
+
+guest!("chaos", main);
+
+/// The number of each wish.
+const SEED: usize = 0;
+const STEPS: usize = 1;
+/// Steps of a life where none are wished.
+const MANY: u64 = 2000;
+/// Steps that one line tells of.
+const TOLD: u64 = 16;
+/// One of so many steps begins with something vital written over.
+const SELDOM: u64 = 256;
+/// Where among the opcodes a life can begin.
+const STARTS: u64 = 1 << 16;
+
+fn main(checks: &mut Checks) {
+    checks.once("dies-of-it", live);
+}
+
+fn live() -> Check {
+    let seed = match wishes::word(SEED) {
+        0 => cpu::tsc(),
+        seed => seed,
+    };
+    let steps = match wishes::word(STEPS) {
+        0 => MANY,
+        steps => steps,
+    };
+    let mut numbers = Numbers::new(seed);
+    let start = numbers.below(STARTS);
+    say!("chaos: seed {seed:#x}");
+    let sandbox = Sandbox::new();
+    let mut step = 0;
+    loop {
+        let is_late = step >= steps;
+        let ruin = match numbers.once_in(SELDOM) {
+            _ if is_late => 1 + step - steps,
+            true => 1,
+            false => 0,
+        };
+        sandbox.step(&instruction(start + step, &mut numbers), &mut numbers, ruin);
+        step += 1;
+        if step % TOLD == 0 {
+            say!("chaos: {step} steps");
+        }
+    }
+}
