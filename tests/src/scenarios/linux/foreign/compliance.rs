@@ -9,7 +9,9 @@ use crate::scenarios::linux::shell::Shell;
 use crate::scenarios::linux::sound;
 
 /// What it can be asked for.
-const PARTS: [&str; 3] = ["msr", "cr", "cpuid"];
+const PARTS: [&str; 3] = ["msr", "cpuid", "cr"];
+/// It flips CR4.PKE and leaves it: Linux must not use protection keys.
+const COMMAND_LINE: &str = "nopku";
 
 /// What the module says of each part; without a checkout of it there is nothing to run.
 pub fn compliance(bench: &mut Bench) -> Result<()> {
@@ -19,7 +21,7 @@ pub fn compliance(bench: &mut Bench) -> Result<()> {
     }
     let time = Time::start();
     let initrd = bench.programs().foreign().lkvs();
-    let mut console = console(bench, &initrd, "512M", "", "2G")?;
+    let mut console = console(bench, &initrd, "512M", COMMAND_LINE, "2G")?;
     boot(bench, &mut console)?;
     let mut shell = Shell::reopen(&mut console, "linux")?;
     shell.run("mount -t debugfs debugfs /sys/kernel/debug", COMMAND)?;
