@@ -330,17 +330,19 @@ static IDT_POINTER: TablePointer = TablePointer {
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
 impl Table {
-    const NEW: Self = Self([const { AtomicU64::new(0) }; 512]);
+    const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; 512])
+    }
 
     fn set(&self, index: u64, entry: u64) {
         self.0[index as usize % 512].store(entry, Ordering::Relaxed);
     }
 }
-static NARROW: Table = Table::NEW;
-static WIDE: Table = Table::NEW;
-static LOW: Table = Table::NEW;
-static HIGH: Table = Table::NEW;
-static AROUND: Table = Table::NEW;
+static NARROW: Table = Table::new();
+static WIDE: Table = Table::new();
+static LOW: Table = Table::new();
+static HIGH: Table = Table::new();
+static AROUND: Table = Table::new();
 
 /// Makes the tables.
 pub fn prepare(wakeup: &Wakeup) {
