@@ -2,7 +2,7 @@
 //!
 //! This library is the portable part, pure functions of their inputs that the host's tests run: what the processor
 //! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`],
-//! [`doubt`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range ([`room`]). The program that runs
+//! [`doubt`], [`lost`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range ([`room`]). The program that runs
 //! beneath the firmware is the bin `seamstub`.
 #![cfg_attr(not(test), no_std)]
 
@@ -14,6 +14,7 @@ pub mod apic;
 pub mod clearing;
 pub mod doubt;
 pub mod insn;
+pub mod lost;
 pub mod nested;
 pub mod personality;
 pub mod room;

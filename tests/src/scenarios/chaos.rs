@@ -30,8 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 /// How often is listened to those beside it.
 const LISTEN: Duration = Duration::from_secs(10);
-/// How often QEMU itself may give up in one scenario.
-const MACHINES: usize = 6;
+/// Steps per crash of QEMU's own that the scenario tolerates, and crashes beyond that.
+const STEPS_PER_CRASH: u64 = 1_000;
+const SPARE_CRASHES: u64 = 6;
 
 /// What came of it so far.
 #[derive(Debug, Default)]
@@ -63,7 +64,8 @@ fn chaos(bench: &mut Bench, steps: u64, goal: Duration) -> Result<()> {
         };
         let seed = &tally.seed;
         let words = bench.emulator_words(&mut console)?;
-        if words.is_empty() || given_up.len() == MACHINES {
+        let tolerated = SPARE_CRASHES + tally.steps / STEPS_PER_CRASH;
+        if words.is_empty() || given_up.len() as u64 >= tolerated {
             return Err(error.context(format!("in the life that began with `{seed}`")));
         }
         given_up.push(format!("QEMU itself gave up: {words} (`{seed}`)"));

@@ -147,7 +147,7 @@ impl Lp {
             );
             cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
             core::arch::asm!("clgi", options(nostack));
-            self.tables.load();
+            self.tables.load(world::get().limits);
         }
         self.prepare_park();
     }

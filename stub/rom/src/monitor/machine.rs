@@ -326,12 +326,16 @@ pub fn cmrs(ram: &[(u64, u64)], seamrr: (u64, u64)) -> alloc::vec::Vec<(u64, u64
 pub fn draw_report_key() -> [u8; 32] {
     let mut key = [0; 32];
     for chunk in key.chunks_mut(8) {
-        let word = (0..100)
-            .find_map(|_| cpu::rdrand())
-            .unwrap_or_else(cpu::rdtsc);
-        chunk.copy_from_slice(&word.to_le_bytes());
+        chunk.copy_from_slice(&random().to_le_bytes());
     }
     key
+}
+
+/// A random number; the time-stamp counter where RDRAND gives none.
+pub fn random() -> u64 {
+    (0..100)
+        .find_map(|_| cpu::rdrand())
+        .unwrap_or_else(cpu::rdtsc)
 }
 
 /// The page that stands in for memory that is not there.

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use stub_rom::lost::{Fault, Own};
+
 use super::lp::{self, Lp};
 use super::vmcb::Save;
 use crate::{cpu, report};
@@ -28,12 +30,20 @@ pub fn stop(reason: fmt::Arguments<'_>) -> ! {
 /// TCG 7.2 does that to CPU 0 now and then, while another one loads x87 state (see [`super::td`]'s extended state).
 pub fn check_for_lost_guest(number: u32, save: &Save, pa: u64) {
     let world = super::world::get();
-    let (base, size) = world.seamrr;
-    if number == 0
-        && pa == world.cr3
-        && save.cr3 == world.cr3
-        && (base..base + size).contains(&save.rip)
-    {
+    let own = Own {
+        cr3: world.cr3,
+        seamrr: world.seamrr,
+        limits: world.limits,
+    };
+    let fault = Fault {
+        lp: number,
+        address: pa,
+        cr3: save.cr3,
+        rip: save.rip,
+        gdt_limit: save.gdtr.limit,
+        idt_limit: save.idtr.limit,
+    };
+    if own.has_taken(&fault) {
         stop(format_args!(
             "QEMU has left CPU 0 in nested paging at the end of a guest (it does so seldom, see docs/emulation.md): start again"
         ));

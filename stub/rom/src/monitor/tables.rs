@@ -8,6 +8,8 @@
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
 
+use stub_rom::lost::Limits;
+
 use super::lp::{ANCHOR, Lp, STACK};
 use super::{panic, td};
 use crate::cpu::{TableRegister, interrupt_gate};
@@ -41,20 +43,21 @@ impl Tables {
         tables
     }
 
-    /// Loads all of it into this processor, and puts all segment registers in order.
+    /// Loads all of it into this processor, with these limits, and puts all segment registers in order.
     ///
     /// # Safety
     /// The processor is in 64-bit mode with interrupts off, under page tables that map the monitor.
-    pub unsafe fn load(&'static self) {
+    pub unsafe fn load(&'static self, limits: Limits) {
         let gdt = TableRegister {
-            limit: size_of_val(&self.gdt) as u16 - 1,
+            limit: limits.gdt,
             base: (&raw const self.gdt) as u64,
         };
         let idt = TableRegister {
-            limit: size_of_val(&self.idt) as u16 - 1,
+            limit: limits.idt,
             base: (&raw const self.idt) as u64,
         };
-        // SAFETY: the tables live for good and describe flat 64-bit segments; the far return reloads CS in place.
+        // SAFETY: the tables live for good and describe flat 64-bit segments; no selector or vector reaches what the limits
+        // cover beyond them. The far return reloads CS in place.
         unsafe {
             asm!(
                 "lgdt [{gdt}]",

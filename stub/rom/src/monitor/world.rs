@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use spin::Once;
 use stub_rom::apic::Apic;
+use stub_rom::lost::Limits;
 use stub_rom::options::Options;
 use stub_rom::personality::clock::Clock;
 use stub_rom::personality::topology::Shifts;
@@ -56,6 +57,8 @@ pub struct World {
     pub shifts: Shifts,
     /// The monitor's page tables.
     pub cr3: u64,
+    /// The limits of the monitor's descriptor tables, which tell its own faults from a guest's.
+    pub limits: Limits,
     /// The nested page tables of the software above.
     pub npt: Npt,
     pub msr_bitmap: u64,
@@ -267,6 +270,7 @@ fn build(inventory: Inventory) {
             clock: inventory.clock,
             shifts,
             cr3,
+            limits: Limits::draw(machine::random()),
             npt,
             msr_bitmap: msr_bitmap(is_native, is_native),
             report_key: machine::draw_report_key(),

@@ -1,0 +1,141 @@
+//! The state that TCG leaves behind when it loses a guest.
+//!
+//! TCG 7.2 sometimes keeps CPU 0 in nested paging at the end of a guest, while another CPU loads x87 state. The monitor's
+//! first instruction then takes a nested page fault, and the guest's state is gone. The machine can't go on after that.
+//!
+//! A guest can load any CR3 and execute at any address, so neither tells the monitor's state from a guest's. The limits of
+//! the monitor's descriptor tables do: they are drawn at random when the monitor starts, and no guest can read them.
+
+/// Limits of the monitor's GDT and IDT in bytes, less one. Both cover the tables; how much more is a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of the GDT.
+    pub gdt: u16,
+    /// Of the IDT.
+    pub idt: u16,
+}
+
+impl Limits {
+    /// The smallest limit that may be drawn: the IDT's 256 gates take 4 KiB.
+    const LEAST: u16 = 0x0FFF;
+
+    /// Limits from a random number: 31 bits of it count.
+    #[must_use]
+    pub const fn draw(random: u64) -> Self {
+        const fn limit(random: u16) -> u16 {
+            Limits::LEAST + random % (u16::MAX - Limits::LEAST + 1)
+        }
+        Self {
+            gdt: limit(random as u16),
+            idt: limit((random >> 16) as u16),
+        }
+    }
+}
+
+/// The monitor's own state, by which it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// CR3.
+    pub cr3: u64,
+    /// Base and size in bytes of the SEAM range, which holds the monitor's code.
+    pub seamrr: (u64, u64),
+    /// The limits of its descriptor tables.
+    pub limits: Limits,
+}
+
+/// A CPU's state at a nested page fault.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The number of the logical processor.
+    pub lp: u32,
+    /// The guest-physical address.
+    pub address: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// The instruction pointer.
+    pub rip: u64,
+    /// The limit of the GDT.
+    pub gdt_limit: u32,
+    /// The limit of the IDT.
+    pub idt_limit: u32,
+}
+
+impl Own {
+    /// Whether the nested page fault was the monitor's.
+    #[must_use]
+    pub fn has_taken(&self, fault: &Fault) -> bool {
+        let (base, size) = self.seamrr;
+        fault.lp == 0
+            && fault.address == self.cr3
+            && fault.cr3 == self.cr3
+            && (base..base + size).contains(&fault.rip)
+            && fault.gdt_limit == u32::from(self.limits.gdt)
+            && fault.idt_limit == u32::from(self.limits.idt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: Own = Own {
+        cr3: 0x7E00_1000,
+        seamrr: (0x7E00_0000, 0x200_0000),
+        limits: Limits {
+            gdt: 0x1234,
+            idt: 0x5678,
+        },
+    };
+
+    const MONITOR: Fault = Fault {
+        lp: 0,
+        address: 0x7E00_1000,
+        cr3: 0x7E00_1000,
+        rip: 0x7E00_2345,
+        gdt_limit: 0x1234,
+        idt_limit: 0x5678,
+    };
+
+    #[test]
+    fn the_monitors_own_fault_is_known() {
+        assert!(OWN.has_taken(&MONITOR));
+    }
+
+    #[test]
+    fn a_guest_with_the_monitors_cr3_and_rip_is_not_taken_for_it() {
+        for limits in [(0x7F, 0xFFF), (0x1234, 0xFFF), (0x7F, 0x5678)] {
+            let guest = Fault {
+                gdt_limit: limits.0,
+                idt_limit: limits.1,
+                ..MONITOR
+            };
+            assert!(!OWN.has_taken(&guest), "{limits:x?}");
+        }
+        for guest in [
+            Fault { lp: 1, ..MONITOR },
+            Fault {
+                address: 0x7E00_2000,
+                ..MONITOR
+            },
+            Fault {
+                cr3: 0x1000,
+                ..MONITOR
+            },
+            Fault {
+                rip: 0x8000_0000,
+                ..MONITOR
+            },
+        ] {
+            assert!(!OWN.has_taken(&guest), "{guest:x?}");
+        }
+    }
+
+    #[test]
+    fn every_limit_covers_the_tables() {
+        for random in [0, 1, 0xF000, 0xF001, 0xFFFF, 0xF001_F001, u64::MAX] {
+            let Limits { gdt, idt } = Limits::draw(random);
+            assert!(gdt >= Limits::LEAST && idt >= Limits::LEAST, "{random:x}");
+        }
+        assert_ne!(Limits::draw(1 << 16), Limits::draw(1));
+    }
+}
