@@ -237,7 +237,7 @@ impl Register {
     }
 }
 
-/// By ports, from [`ADDRESS`] on.
+/// By ports, from `ADDRESS` on.
 impl Device for Pci {
     fn read(&mut self, place: Place, _: Now) -> u64 {
         match (place.offset, place.size) {
