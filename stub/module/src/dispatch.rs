@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
 use crate::call::Call;
+use crate::guest::Impossible;
 use crate::hooks::{self, Fault};
 use crate::module::{Module, SysState};
 use crate::{Machine, mem, metadata, migration, mng, mr, phymem, servtd, sys, vp};
@@ -91,8 +92,10 @@ fn is_bring_up(leaf: Leaf) -> bool {
 /// Runs a leaf under the eyes of the hooks.
 #[inline(always)]
 fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs) -> Status {
-    if let Some(Fault::Busy(operand)) = cx.fault {
-        return Status::OPERAND_BUSY.with(operand);
+    if let Some(fault) = cx.fault
+        && let Some(status) = refused(cx, fault)
+    {
+        return status;
     }
     // The most frequent one does not take the way by all the others, and gives no memory to the module.
     if leaf == Leaf::VpEnter {
@@ -102,6 +105,20 @@ fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs
         return status;
     }
     watched_for_reuse(cx, leaf, version, regs)
+}
+
+/// The status of a call that a fault keeps from running at all.
+#[cold]
+fn refused<M: Machine>(cx: Call<'_, M>, fault: Fault) -> Option<Status> {
+    match fault {
+        Fault::Busy(operand) => Some(Status::OPERAND_BUSY.with(operand)),
+        Fault::Shutdown => {
+            cx.machine.impossible(cx.lp, &Impossible::WANTED);
+            cx.module.set_state(SysState::Shutdown);
+            Some(Status::SYS_SHUTDOWN)
+        }
+        Fault::Interrupted | Fault::NoEntropy => None,
+    }
 }
 
 #[inline(never)]

@@ -140,3 +140,19 @@ fn a_server_of_a_tebibyte_costs_what_is_touched() {
         assert!(footprint < 8 << 20, "{footprint} bytes");
     }
 }
+
+#[test]
+fn a_module_that_shuts_down_answers_every_later_call_so() {
+    let built = built("shutdown TDH.PHYMEM.PAGE.RDMD call 2");
+    let rdmd = |lp| {
+        let operands = [(Operand::RCX, BASE)];
+        built.cpu(lp).leaf(Leaf::PhymemPageRdmd, operands).map(drop)
+    };
+    rdmd(0).unwrap();
+    for lp in [1, 0, 2] {
+        assert_eq!(rdmd(lp), Err(Status::SYS_SHUTDOWN));
+    }
+    let create = [(Operand::RCX, BASE), (Operand::RDX, 33)];
+    let created = built.cpu(0).leaf(Leaf::MngCreate, create).map(drop);
+    assert_eq!(created, Err(Status::SYS_SHUTDOWN));
+}

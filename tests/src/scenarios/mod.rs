@@ -13,6 +13,7 @@ mod linux;
 mod monitor;
 mod ovmf;
 mod rom;
+mod shutdown;
 mod smp;
 mod stage;
 mod tds;
@@ -128,6 +129,7 @@ pub fn all() -> Vec<Scenario> {
         ovmf::ALL,
         chaos::ALL,
         hypercall::ALL,
+        shutdown::ALL,
         tds::ALL,
         rom::ALL,
     ]

@@ -99,6 +99,8 @@ pub enum Check {
     L2Sept,
     /// A result of SEAMVERIFYREPORT that it does not have.
     VerifyReport,
+    /// None: a test wants the module to shut down.
+    Wanted,
 }
 
 impl Check {
@@ -116,6 +118,7 @@ impl Check {
             Self::NativeMsr => "native MSR",
             Self::L2Sept => "L2 S-EPT",
             Self::VerifyReport => "SEAMVERIFYREPORT",
+            Self::Wanted => "wanted by a hook",
         }
     }
 }
@@ -135,6 +138,18 @@ pub struct Impossible {
     pub length: u64,
     /// Whether it is the end of the module, not of the TD alone.
     pub shuts_down: bool,
+}
+
+impl Impossible {
+    /// A shutdown that a test wants, about no VM exit.
+    pub const WANTED: Self = Self {
+        check: Check::Wanted,
+        reason: 0,
+        qualification: 0,
+        rip: 0,
+        length: 0,
+        shuts_down: true,
+    };
 }
 
 impl From<TdExit> for Stop {

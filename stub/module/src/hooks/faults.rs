@@ -18,6 +18,8 @@ pub enum Fault {
     Interrupted,
     /// RDRAND, RDSEED and PCONFIG find no entropy.
     NoEntropy,
+    /// The module shuts down, as Intel's does when it finds its own state or the CPU's impossible.
+    Shutdown,
 }
 
 /// Which calls of a leaf a fault strikes.
@@ -116,6 +118,7 @@ impl Faults {
                 "busy" => Fault::Busy(Operand::RCX),
                 "interrupted" => Fault::Interrupted,
                 "no-entropy" => Fault::NoEntropy,
+                "shutdown" => Fault::Shutdown,
                 _ => return None,
             },
         };
