@@ -1,7 +1,7 @@
-//! A TDX host: TDs and their life, the bring-up of the module, the scheduler of vCPUs, hypercalls.
+//! A TDX host: TDs and their lifecycle, the bring-up of the module, the vCPU scheduler, hypercalls.
 //!
-//! All is written against the traits of [`platform`]. `seamark.efi` implements them with the machine itself, the tests with
-//! threads on an emulated module: the code under test is the code that runs.
+//! Everything is written against the traits of [`platform`]. `seamark.efi` implements them on the machine itself, the
+//! tests with threads on an emulated module. The code under test is thus the code that runs.
 #![no_std]
 #![forbid(unsafe_code)]
 

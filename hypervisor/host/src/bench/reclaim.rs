@@ -1,8 +1,8 @@
-//! How long it takes to get a TD's memory back, in each way that there is.
+//! Measures how long it takes to reclaim a TD's memory in each supported way.
 //!
-//! The TD is built anew for each way, and is out of reach of everybody else. One CPU does all the work, so that the
-//! ways are compared and not the CPUs. What the hypervisor does is its own code; page by page, as Linux does it, is modelled
-//! here: one page is asked for at a time, so that each has a tracking round of its own.
+//! Each way is measured on a fresh TD that nothing else can reach. One CPU does all the work, so that the comparison is
+//! between the ways and not between the CPUs. The hypervisor's ways run its production code. The page-by-page way of
+//! Linux is modelled here: it removes one page at a time, so that each page has a tracking round of its own.
 
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -25,28 +25,28 @@ use crate::td::{
     registry::Tds,
 };
 
-/// The TD's number among those of the benchmark.
+/// The TD's number within the benchmark's registry.
 const ID: u32 = 1;
-/// Microseconds for which the vCPUs are waited for to be in the guest.
+/// Microseconds to wait for a vCPU to enter the guest.
 const START_US: u64 = 60_000_000;
-/// Calls whose mean is what a call costs.
+/// Number of calls over which the cost of a SEAMCALL is averaged.
 const PROBES: u64 = 512;
 
-/// A way to get a TD's memory back.
+/// A way to reclaim a TD's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Pages of 4 KiB, one by one, each with a tracking round.
+    /// Pages of 4 KiB, one by one, each with its own tracking round.
     PerPage,
     /// Pages of 4 KiB by dynamic removal.
     Dynamic,
-    /// The key first, then pages of 4 KiB.
+    /// Release of the HKID first, then pages of 4 KiB.
     Terminate4k,
-    /// The key first, then pages of 2 MiB.
+    /// Release of the HKID first, then pages of 2 MiB.
     Terminate2m,
 }
 
 impl Way {
-    /// All of them.
+    /// All ways.
     pub const ALL: [Self; 4] = [
         Self::PerPage,
         Self::Dynamic,
@@ -54,7 +54,7 @@ impl Way {
         Self::Terminate2m,
     ];
 
-    /// What the console calls it.
+    /// Returns the name that the console uses.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -90,50 +90,50 @@ impl FromStr for Way {
     }
 }
 
-/// What is measured.
+/// Parameters of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The way.
+    /// The way to reclaim.
     pub way: Way,
     /// Whether the TD's vCPUs run meanwhile.
     pub spinning: bool,
-    /// What is done with the pages' content.
+    /// How the pages' content is cleared.
     pub clearing: Clearing,
 }
 
-/// What came out.
+/// Result of a measurement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// Private memory that came back, in pages of 4 KiB.
+    /// Reclaimed private memory, in pages of 4 KiB.
     pub pages_4k: u64,
     /// Microseconds from the first call to the last page.
     pub us: u64,
     /// Microseconds from the first call until the HKID was free.
     pub hkid_free_us: u64,
-    /// Rounds of kicks, but for those that stop the vCPUs for good.
+    /// Rounds of kicks, excluding those that stop the vCPUs for good.
     pub kicks: u64,
-    /// Microseconds of them.
+    /// Microseconds spent in these rounds.
     pub kick_us: u64,
-    /// Microseconds that its SEAMCALLs took: of each leaf, their number times the mean of the first few thousand.
+    /// Microseconds spent in SEAMCALLs: for each leaf, the number of calls times the mean of the first few thousand.
     pub in_calls_us: u64,
-    /// Nanoseconds that a SEAMCALL takes which does next to nothing (TDH.PHYMEM.PAGE.RDMD), the mean of some hundred.
+    /// Nanoseconds of a nearly empty SEAMCALL (TDH.PHYMEM.PAGE.RDMD), averaged over some hundred calls.
     pub call_ns: u64,
     /// The phases, with the SEAMCALLs of each.
     pub summary: Summary,
 }
 
 impl Measured {
-    /// SEAMCALLs.
+    /// Returns the number of SEAMCALLs.
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.summary.calls().iter().map(|(_, count)| count).sum()
     }
 }
 
-/// Builds a TD, and measures how its memory comes back. `like` is what the TDs of this host stand on.
+/// Builds a TD and measures how its memory is reclaimed. `like` is the host whose settings the benchmark's host copies.
 ///
 /// # Errors
-/// [`Error`]; the TD is ended then, too, as far as that goes.
+/// [`Error`]. The TD is then terminated as well, as far as possible.
 pub fn run<P: Running>(
     like: &Host<'_, P>,
     config: &config::Td,
@@ -145,7 +145,7 @@ pub fn run<P: Running>(
         clearing: run.clearing,
         ..*like
     };
-    // Its memory is mapped here, as large as the way wants it.
+    // `prepare` maps the memory, in pages of the size that the way needs.
     let config = config::Td {
         populate: config::Populate::Demand,
         ..config.clone()
@@ -159,11 +159,11 @@ pub fn run<P: Running>(
     measured
 }
 
-/// Gives the TD its memory, and lets it run if it is to. The memory that is taken from it.
+/// Maps the TD's memory and starts its vCPUs if requested. Returns the range of memory to reclaim.
 fn prepare<P: Platform>(tds: &Tds<'_, P>, td: &Td, run: Run) -> Result<Range<u64>, Error> {
     let host = tds.host();
     let map = td.map().ok_or(Error::State(td.state()))?;
-    // It may run in what its image has.
+    // The guest may run in the memory of its image.
     let low = td.layout().parts().next().unwrap_or_default();
     let range = td.image_end().next_multiple_of(PAGE_2M)..low.end;
     let size = run.way.size();
@@ -187,7 +187,7 @@ fn prepare<P: Platform>(tds: &Tds<'_, P>, td: &Td, run: Run) -> Result<Range<u64
     Ok(range)
 }
 
-/// Takes everything from the TD.
+/// Reclaims all memory of the TD.
 fn measure<P: Running>(
     tds: &Tds<'_, P>,
     td: &Td,
@@ -242,7 +242,7 @@ fn measure<P: Running>(
     })
 }
 
-/// Dynamic removal of a range, which is done then.
+/// Removes a range dynamically. Any outcome other than a complete removal is an error.
 fn remove<P: Platform>(
     host: &Host<'_, P>,
     td: &Td,
@@ -256,7 +256,7 @@ fn remove<P: Platform>(
     }
 }
 
-/// What the calls of a measurement took, by what some of them did.
+/// Estimates the microseconds spent in a measurement's calls from the sampled ones.
 fn in_calls_us(summary: &Summary, samples: &[Samples], tsc_hz: u64) -> u64 {
     let mean = |leaf| {
         let of = samples.iter().filter(|samples| samples.leaf == leaf);
@@ -271,7 +271,7 @@ fn in_calls_us(summary: &Summary, samples: &[Samples], tsc_hz: u64) -> u64 {
     (u128::from(ticks) * 1_000_000 / u128::from(tsc_hz.max(1))) as u64
 }
 
-/// What a SEAMCALL costs that does next to nothing.
+/// Returns the nanoseconds of a nearly empty SEAMCALL.
 fn call_ns<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<u64, Error> {
     let map = td.map().ok_or(Error::State(td.state()))?;
     let tdh = host.platform.tdh();
@@ -282,7 +282,7 @@ fn call_ns<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<u64, Error> {
     Ok((host.platform.now_us() - start) * 1000 / PROBES)
 }
 
-/// Kicks that are counted and timed.
+/// A [`Kick`] that counts and times its rounds.
 struct Timed<'a, P, K> {
     platform: &'a P,
     inner: K,

@@ -1,7 +1,8 @@
-//! How long SEAMCALLs take: the host's own code, with a stopwatch around the instruction.
+//! Measures how long SEAMCALLs take, with a stopwatch around the instruction.
 //!
-//! A TD of its own is built, shrunk and ended again and again, by the same code as any TD. So what is measured is what the host
-//! does, in the order in which it does it; what it does for other TDs meanwhile is measured, too, but for how long they run.
+//! A TD of the benchmark's own is built, shrunk and terminated repeatedly by the same code as any TD. The measurement
+//! thus covers the host's real calls in their real order. Calls made for other TDs meanwhile are measured too, except
+//! for their TDH.VP.ENTER.
 
 pub mod guest;
 
@@ -24,31 +25,31 @@ use crate::{
     td::{Td, end::Way, error::Error, host::Host, registry::Tds},
 };
 
-/// Lives of the TD that are measured at most, and the time after which no further one is begun.
+/// Maximum number of lives of the TD to measure, and the time in microseconds after which no further life begins.
 const MAX_ROUNDS: u32 = 100;
 const MAX_US: u64 = 10_000_000;
-/// Calls of each harmless leaf in a round, and entries of a vCPU.
+/// Calls of each harmless leaf per round, and entries of a vCPU.
 const HARMLESS: usize = 8;
 const ENTRIES: usize = 32;
 
-/// The TD's memory, and what is left of it when it was shrunk.
+/// The TD's memory in bytes, and its size after shrinking.
 const MEMORY: u64 = 16 << 20;
 const SHRUNK: u64 = 8 << 20;
 const VCPUS: u16 = 2;
-/// A large page of it that is split, and pages of another that are taken one by one. A third, [`ACCEPTED`], is split and
-/// made whole again, which takes a guest that has accepted it.
+/// A large page to split, and a range of another large page to remove page by page. A third, [`ACCEPTED`], is split and
+/// promoted again, which requires a guest that has accepted it.
 const SPLIT: u64 = 2 * PAGE_2M;
 const TAKEN_FROM: u64 = 3 * PAGE_2M;
 const TAKEN: Range<u64> = TAKEN_FROM..TAKEN_FROM + 16 * PAGE_4K;
 
-/// How long SEAMCALLs take.
+/// Result of a measurement.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// The frequency of the time-stamp counter, whose ticks are counted.
+    /// Frequency of the time-stamp counter, whose ticks are counted.
     pub tsc_hz: u64,
-    /// Lives of a TD of its own that were measured.
+    /// Number of measured lives of the TD.
     pub rounds: u32,
-    /// One for each leaf and size of page.
+    /// One entry for each leaf and page size.
     pub leafs: Vec<LeafTime>,
     /// What could not be measured, and why.
     pub problem: Option<String>,
@@ -57,13 +58,13 @@ pub struct Measured {
 /// Ticks of one leaf.
 #[derive(Clone, Copy, Debug)]
 pub struct LeafTime {
-    /// The leaf, as the specification names it.
+    /// Name of the leaf in the specification.
     pub leaf: &'static str,
-    /// Bytes of the page that it was about, where that makes a difference.
+    /// Bytes of the page operand, for leaves whose duration depends on the page size.
     pub page_bytes: Option<u64>,
-    /// Calls that were measured.
+    /// Number of measured calls.
     pub calls: usize,
-    /// The shortest.
+    /// The minimum.
     pub min: u64,
     /// The median.
     pub median: u64,
@@ -71,17 +72,17 @@ pub struct LeafTime {
     pub p99: u64,
 }
 
-/// Measures, with an HKID and memory that no other TD was promised.
+/// Runs the measurement, with an HKID and memory that are not promised to any other TD.
 ///
 /// # Errors
-/// One sentence: why nothing could be measured.
+/// A sentence that says why nothing could be measured.
 pub fn run<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     let shutdown = tds.host().platform.shutdown();
     let measured = match shutdown.problem() {
         Some(down) => Err(down),
         None => measure(tds),
     };
-    // What was measured until then is of no use.
+    // A shutdown during the measurement makes its result useless.
     shutdown.problem().map_or(measured, Err)
 }
 
@@ -125,19 +126,19 @@ fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     }
 }
 
-/// Lives of the one TD: how many, and what went wrong.
+/// Runs lives of the TD. Returns their number and the problem that occurred, if any.
 fn lives<P: Running>(tds: &Tds<'_, P>) -> (u32, Option<String>) {
     let platform = tds.host().platform;
     let start = platform.now_us();
     let mut rounds = 0;
-    // A guest that does not run once is not tried again; everything else can be measured without it.
+    // A guest that fails to run once is not tried again: everything else can be measured without it.
     let mut guest = Ok(());
     while rounds < MAX_ROUNDS && platform.now_us() - start < MAX_US {
         let lived = live(tds, &mut guest);
-        // Whatever came of it: nothing of it stays.
+        // Terminate the TD whatever the outcome, so that nothing of it stays.
         let ended = tds.destroy(1, Way::Terminate).map(drop);
         if ended.is_err() {
-            // It got stuck, or it is as it was. What does not come back now stays in quarantine.
+            // The end got stuck, or the TD is unchanged. Memory that does not come back now stays in quarantine.
             _ = tds.retry(1);
             _ = tds.destroy(1, Way::Terminate);
         }
@@ -149,10 +150,11 @@ fn lives<P: Running>(tds: &Tds<'_, P>) -> (u32, Option<String>) {
     (rounds, guest.err().map(|error| alloc::format!("{error}")))
 }
 
-/// A life in which every leaf is called that a host needs, with those that take a guest as long as there is one.
+/// Runs one life that calls every leaf a host needs. The leaves that need a guest are called as long as `guest` is
+/// `Ok`.
 fn live<P: Running>(tds: &Tds<'_, P>, guest: &mut Result<(), Error>) -> Result<(), Error> {
     let td = tds.create(1)?;
-    // What looks at a vCPU wants it to be runnable.
+    // Calls that inspect a vCPU require the TD to be runnable.
     tds.resume(1)?;
     let host = tds.host();
     let map = td.map().ok_or(Error::NoHeap)?;
@@ -165,7 +167,7 @@ fn live<P: Running>(tds: &Tds<'_, P>, guest: &mut Result<(), Error>) -> Result<(
     Ok(())
 }
 
-/// What changes nothing.
+/// Makes calls that change nothing.
 fn read<P: Platform>(host: &Host<'_, P>, td: &Td, map: &PrivateMap) -> Result<(), Error> {
     let platform = host.platform;
     let tdh = platform.tdh();
@@ -183,7 +185,7 @@ fn read<P: Platform>(host: &Host<'_, P>, td: &Td, map: &PrivateMap) -> Result<()
     Ok(())
 }
 
-/// Splits pages, unblocks what was blocked for nothing, and takes pages one by one.
+/// Splits pages, unblocks pages whose change was given up, and removes pages one by one.
 fn change<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), Error> {
     host.with_cpu(|cpu| {
         given_up(map.demote(cpu, Gpa(SPLIT), PageSize::Size2M, &Unheard))?;
@@ -199,14 +201,14 @@ fn change<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), Error
     })
 }
 
-/// Lets the first vCPU run, from call to call.
+/// Enters the first vCPU repeatedly, from one guest call to the next.
 fn enter<P: Running>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
     let _off = IrqsOff::new();
     let held = td.hold(host.platform, 0).map_err(Error::Vcpu)?;
     Entered::begin(host.platform, held)?.measure(ENTRIES)
 }
 
-/// Splits the page that the guest has accepted, and makes it whole.
+/// Splits the page that the guest has accepted, and promotes it again.
 fn make_whole<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), Error> {
     host.with_cpu(|cpu| {
         map.demote(cpu, Gpa(ACCEPTED), PageSize::Size2M, &NoneRuns)?;
@@ -215,8 +217,8 @@ fn make_whole<P: Platform>(host: &Host<'_, P>, map: &PrivateMap) -> Result<(), E
     })
 }
 
-/// Vcpus that do not leave the guest: what was blocked before they were told stays so, and is to be unblocked. (In truth
-/// none is in the guest.)
+/// Models vCPUs that do not leave the guest: pages blocked before the kick stay blocked and have to be unblocked. (In
+/// reality no vCPU is in the guest.)
 struct Unheard;
 
 impl Kick for Unheard {
@@ -225,7 +227,7 @@ impl Kick for Unheard {
     }
 }
 
-/// What was tried with [`Unheard`] was given up for no other reason.
+/// Accepts a failure only if it was caused by [`Unheard`].
 fn given_up<T>(tried: Result<T, private::Error>) -> Result<(), private::Error> {
     match tried {
         Ok(_) | Err(private::Error::NoAnswer(_)) => Ok(()),
@@ -233,7 +235,7 @@ fn given_up<T>(tried: Result<T, private::Error>) -> Result<(), private::Error> {
     }
 }
 
-/// A configuration as an operator would write it.
+/// Returns a configuration as an operator would write it.
 fn config() -> config::Td {
     let text = alloc::format!(
         "[[file]]\nname = \"scratch\"\npath = \"scratch\"\n[[td]]\nname = \"seam-bench\"\nimage = \"scratch\"\nvcpus = {VCPUS}\n\

@@ -1,15 +1,15 @@
-//! From a guest's registers to what it asks for.
+//! Decodes a guest's registers into a hypercall.
 
 use seam::abi::Gprs;
 use seam::abi::hypercall::{Function, SIGNATURE, Status};
 
-/// What a guest asks for. TDs are named by number; 0 is the caller.
+/// A decoded hypercall. TDs are named by number; 0 is the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the function of that name")]
 pub enum Call {
     Caps,
     TdList {
-        /// The least number.
+        /// The lowest number to list.
         from: u32,
     },
     TdTerminate {
@@ -20,8 +20,8 @@ pub enum Call {
     },
 }
 
-/// Reads a call. Every register that the host sees and the function does not use must be zero; RAX and RCX are the
-/// module's, and a register that the guest does not pass is zero.
+/// Decodes a call. Every register that the host sees and the function does not use must be zero. RAX and RCX belong to
+/// the module. A register that the guest does not pass is zero.
 ///
 /// # Errors
 /// [`Status::Unsupported`], [`Status::InvalidOperand`].
@@ -64,7 +64,7 @@ mod tests {
 
     fn call(function: u64, r12: u64) -> Gprs {
         Gprs {
-            // What the module leaves in them is none of the guest's.
+            // The module's values in RAX and RCX are not the guest's.
             rax: 77,
             rcx: 0xFFCC,
             r10: SIGNATURE,

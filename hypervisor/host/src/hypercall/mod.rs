@@ -1,10 +1,11 @@
-//! What TDs may ask of the host beyond the GHCI: which TDs there are, the end of one, how far that is.
+//! Hypercalls beyond the GHCI: list TDs, terminate one, and query the progress of its reclaim.
 //!
-//! TDG.VP.VMCALL with a number of Seamark's own in R10 comes here; `docs/hypercall.md` is what guests are told. A call is
-//! decoded first ([`decode`]), with no effect, and invoked after that. Only a TD with `control = true` may name another.
+//! TDG.VP.VMCALL with Seamark's own number in R10 is served here; `docs/hypercall.md` is the documentation for guests.
+//! A call is first decoded without side effects ([`decode`]) and then invoked. Only a TD with `control = true` may name
+//! another TD.
 //!
-//! Nothing here waits or allocates: the caller is a vCPU that has a CPU, interrupts are off, and the TD that is to end may be
-//! its own. Whoever has time carries an end out ([`Tds::end_asked`]).
+//! Nothing here waits or allocates: the caller is a vCPU on a CPU with interrupts off, and the TD to terminate may be
+//! the caller itself. The termination is carried out later, on a CPU that has time ([`Tds::end_asked`]).
 
 mod decode;
 
@@ -16,16 +17,16 @@ pub use decode::{Call, decode};
 use crate::platform::Platform;
 use crate::td::{Td, host::Time, life::State, registry::Tds};
 
-/// What this host can do.
+/// Functions that this host supports.
 pub const CAPS: u64 = caps::TERMINATE | caps::LIST | caps::RECLAIM_STATUS;
 
-/// Serves a call of `caller`: the registers are those that it made it with, and those that it gets back afterwards.
+/// Serves a call of `caller`. `regs` holds the registers of the call and receives those of the answer.
 pub fn serve<P: Platform>(tds: &Tds<'_, P>, caller: &Td, regs: &mut Gprs) {
     let answer = decode(regs).and_then(|call| invoke(tds, caller, call));
     answer.unwrap_or_else(Answer::from).put(regs);
 }
 
-/// What a call is answered with.
+/// The answer to a call.
 #[derive(Clone, Copy, Debug)]
 struct Answer {
     status: Status,
@@ -53,7 +54,7 @@ impl Answer {
         }
     }
 
-    /// Every register that a call may use is set.
+    /// Sets every register that a call may use.
     const fn put(self, regs: &mut Gprs) {
         regs.r10 = self.status as u64;
         [regs.r11, regs.r12, regs.r13, regs.r14, regs.r15] = self.values;
@@ -61,7 +62,7 @@ impl Answer {
     }
 }
 
-/// Does what was asked for.
+/// Invokes a decoded call.
 fn invoke<P: Platform>(tds: &Tds<'_, P>, caller: &Td, call: Call) -> Result<Answer, Status> {
     match call {
         Call::Caps => {
@@ -74,8 +75,8 @@ fn invoke<P: Platform>(tds: &Tds<'_, P>, caller: &Td, call: Call) -> Result<Answ
     }
 }
 
-/// The TD that a caller names, if it may; 0 is the caller itself. Whether others exist is told to those alone who may name
-/// them.
+/// Resolves the TD that a caller names; 0 is the caller itself. Only a caller that may name other TDs learns whether
+/// another TD exists.
 fn named<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<u32, Status> {
     if id == 0 || id == caller.id() {
         return Ok(caller.id());
@@ -86,7 +87,7 @@ fn named<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<u32, Sta
     tds.config(id).map(|_| id).ok_or(Status::NoSuchTd)
 }
 
-/// The first TD from number `from` on that the caller may know of.
+/// Returns the first TD with number `from` or higher that the caller may know of.
 fn list<P: Platform>(tds: &Tds<'_, P>, caller: &Td, from: u32) -> Answer {
     let may_know = |id: &u32| *id >= from && (caller.config().control || *id == caller.id());
     let Some(id) = tds.ids().find(may_know) else {
@@ -107,7 +108,7 @@ fn list<P: Platform>(tds: &Tds<'_, P>, caller: &Td, from: u32) -> Answer {
     }
 }
 
-/// A name of up to 32 bytes in registers, filled up with zeros.
+/// Packs a name of up to 32 bytes into registers, padded with zeros.
 fn in_words(name: &str) -> [u64; 4] {
     let mut words = [0; 4];
     for (word, bytes) in words.iter_mut().zip(name.as_bytes().chunks(8)) {
@@ -121,7 +122,7 @@ fn in_words(name: &str) -> [u64; 4] {
 fn terminate<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<Answer, Status> {
     let asked = tds.ask_end(id);
     if id == caller.id() {
-        // It gets to see this only if it was not ended after all.
+        // The caller sees this status only if it was not terminated after all.
         return Err(Status::NotEnded);
     }
     let (again, state) = match asked {
@@ -131,7 +132,7 @@ fn terminate<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<Answ
     Ok(Answer::of([again, told(state) as u64, 0, 0, 0]))
 }
 
-/// How far the end of a TD is.
+/// Returns the progress of a TD's end.
 fn status<P: Platform>(tds: &Tds<'_, P>, id: u32) -> Answer {
     let state = told(tds.state(id)) as u64;
     let td = tds.get(id);
@@ -149,7 +150,7 @@ fn status<P: Platform>(tds: &Tds<'_, P>, id: u32) -> Answer {
     ])
 }
 
-/// A state as guests are told it.
+/// Converts a state to its number in the guest ABI.
 const fn told(state: State) -> TdState {
     match state {
         State::Created => TdState::Created,

@@ -1,8 +1,7 @@
-//! What the TDX half of the host needs of the machine: the module as each CPU calls it, calls from CPU to CPU, frames,
-//! physical memory, time.
+//! Machine services that the host needs: SEAMCALLs on each CPU, cross-CPU calls, frames, physical memory, time.
 //!
-//! Bring-up, HKIDs and TDs are written against this trait alone. `seamark.efi` implements it with the machine itself, the
-//! host's tests with threads on an emulated module: what they exercise is what runs.
+//! Bring-up, HKIDs and TDs are written against this trait alone. `seamark.efi` implements it on the machine itself, the
+//! host's tests with threads on an emulated module. The tests thus exercise the code that runs.
 
 mod running;
 pub mod shutdown;
@@ -17,12 +16,12 @@ use sync::call::NoAnswer;
 
 use self::shutdown::Shutdown;
 
-/// A CPU that runs.
+/// A running CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuPlace {
-    /// Its number.
+    /// The CPU's number.
     pub cpu: u32,
-    /// Its package, by number.
+    /// The number of its package.
     pub package: u32,
 }
 
@@ -30,54 +29,56 @@ pub struct CpuPlace {
 pub trait Platform: Sync {
     /// Executes SEAMCALL on the calling CPU.
     type Call: SeamCall;
-    /// Spends the pauses between two tries.
+    /// Waits between two tries of a call.
     type Wait: Wait;
     /// The host's frames.
     type Pool: Pool;
 
-    /// The module as the calling CPU calls it, counted on that CPU. For no longer than the caller stays on the CPU.
+    /// Returns the calling CPU's access to the module, which counts its calls on that CPU. The caller must not keep it
+    /// when it moves to another CPU.
     fn tdh(&self) -> Tdh<'_, Self::Call, Self::Wait>;
 
-    /// What CPU `cpu` has called; `None` for one that is not among [`Self::cpus`].
+    /// Returns the call counters of CPU `cpu`; `None` for a CPU that is not in [`Self::cpus`].
     fn counters(&self, cpu: u32) -> Option<&Counters>;
 
-    /// What measures the SEAMCALLs of all CPUs, on a machine that has something for it.
+    /// Returns the stopwatch for the SEAMCALLs of all CPUs. The default one is for a machine that has none and stays
+    /// unused.
     fn stopwatch(&self) -> &Stopwatch {
         static UNUSED: Stopwatch = Stopwatch::new();
         &UNUSED
     }
 
-    /// Whether the module has shut down, as [`SeamCall::note_shutdown`] of [`Self::Call`] was told.
+    /// Returns the record of the module's shutdown, which [`SeamCall::note_shutdown`] of [`Self::Call`] sets.
     fn shutdown(&self) -> &Shutdown;
 
-    /// The host's frames.
+    /// Returns the pool of the host's frames.
     fn pool(&self) -> &Self::Pool;
 
-    /// The CPUs that run, by number.
+    /// Returns the running CPUs, by number.
     fn cpus(&self) -> &[CpuPlace];
 
-    /// The number of the calling CPU.
+    /// Returns the number of the calling CPU.
     fn this_cpu(&self) -> u32;
 
-    /// Runs `work` with its number on each of `cpus` (the caller's own included, if it is listed), all at once, and
-    /// waits for all.
+    /// Runs `work` with the CPU's number on all of `cpus` in parallel (including the calling CPU, if listed), and waits
+    /// for all of them.
     ///
     /// # Errors
-    /// [`NoAnswer`] names those on which it did not run and will not; on the others it did.
+    /// [`NoAnswer`] names the CPUs on which `work` did not run and will not; it did run on the others.
     fn on_each(&self, cpus: &[u32], work: &(dyn Fn(u32) + Sync)) -> Result<(), NoAnswer>;
 
-    /// Lets a moment pass, in which the calling CPU serves what waits for it.
+    /// Pauses for a moment, in which the calling CPU serves pending requests.
     fn relax(&self);
 
-    /// Writes back and drops everything that is in the calling CPU's caches (WBINVD).
+    /// Writes back and invalidates the calling CPU's caches (WBINVD).
     fn write_back_caches(&self);
 
-    /// Reads physical memory that is the host's own.
+    /// Reads physical memory that belongs to the host.
     fn read(&self, from: Hpa, into: &mut [u8]);
 
-    /// Writes physical memory that is the host's own.
+    /// Writes physical memory that belongs to the host.
     fn write(&self, to: Hpa, bytes: &[u8]);
 
-    /// Microseconds since the host's start.
+    /// Returns the microseconds since the host's start.
     fn now_us(&self) -> u64;
 }

@@ -1,4 +1,4 @@
-//! What running vCPUs needs of the machine, beyond what building and ending TDs does.
+//! Machine services for running vCPUs, beyond those for building and terminating TDs.
 
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
@@ -7,61 +7,61 @@ use vcpu::posted::Descriptor;
 
 use super::Platform;
 
-/// The machine as those need it who run vCPUs. All but the clock is called with interrupts off.
+/// The machine as the code that runs vCPUs needs it. All methods except the clocks are called with interrupts off.
 pub trait Running: Platform {
-    /// The frames for shared memory.
+    /// The pool of frames for shared memory.
     type Frames: mm::shared::Frames;
 
-    /// The frames for shared memory.
+    /// Returns the pool of frames for shared memory.
     fn shared_frames(&self) -> &Self::Frames;
 
-    /// The calling CPU's time-stamp counter.
+    /// Reads the calling CPU's time-stamp counter.
     fn tsc(&self) -> u64;
 
-    /// Its frequency.
+    /// Returns the frequency of the time-stamp counter.
     fn tsc_hz(&self) -> u64;
 
-    /// Seconds since 1970-01-01 00:00 UTC.
+    /// Returns the seconds since 1970-01-01 00:00 UTC.
     fn unix_seconds(&self) -> u64;
 
-    /// Where a posted-interrupt descriptor is in physical memory.
+    /// Returns the physical address of a posted-interrupt descriptor.
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa;
 
-    /// Why a CPU is to leave what it does.
+    /// Returns the attention flags of CPU `cpu`.
     fn attention(&self, cpu: u32) -> &Attention;
 
-    /// Interrupts another CPU, so that it looks at its [`Attention`].
+    /// Interrupts another CPU, so that it checks its [`Attention`].
     fn poke(&self, cpu: u32);
 
-    /// Makes the CPU that the machine's console runs on look at it.
+    /// Makes the CPU that serves the machine's console check it.
     fn wake_console(&self);
 
-    /// Lets the calling CPU's timer go off at this time, or not at all. It rings for [`Attention`].
+    /// Sets the calling CPU's timer to `tsc`, or stops it. The timer calls [`Attention::ring`].
     fn set_timer(&self, tsc: Option<u64>);
 
-    /// The vector of the notification interrupt, the same on every CPU.
+    /// Returns the vector of the notification interrupt, the same on every CPU.
     fn notification_vector(&self) -> u8;
 
-    /// Sends a CPU the notification interrupt, the calling one too.
+    /// Sends the notification interrupt to a CPU, which may be the calling one.
     fn notify(&self, cpu: u32);
 
-    /// Runs the handler of an interrupt that a TD's exit acknowledged, and ends it.
+    /// Runs the handler of an interrupt that a TD exit acknowledged, and signals its end.
     fn serve_interrupt(&self, vector: u8);
 
-    /// Runs the handler of an NMI that a TD's exit consumed.
+    /// Runs the handler of an NMI that a TD exit consumed.
     fn serve_nmi(&self);
 
     /// Runs the machine-check handler.
     fn serve_machine_check(&self);
 
-    /// Takes the interrupts that wait for the calling CPU.
+    /// Takes the interrupts that are pending on the calling CPU.
     fn take_interrupts(&self);
 
-    /// Makes the calling CPU forget what it knows of shared EPTs.
+    /// Flushes the calling CPU's cached translations of shared EPTs.
     fn flush_shared_ept(&self);
 }
 
-/// Why a CPU is to leave what it does. Anyone sets it, the CPU itself looks at it.
+/// Reasons for a CPU to leave its current work. Any CPU may set them; the CPU itself checks them.
 #[derive(Debug, Default)]
 pub struct Attention(AtomicU8);
 
@@ -69,40 +69,40 @@ const TIMER: u8 = 1 << 0;
 const POKED: u8 = 1 << 1;
 
 impl Attention {
-    /// Nothing.
+    /// Creates flags with no reason set.
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
-    /// Somebody has something for it.
+    /// Notes a request from another CPU.
     pub fn poke(&self) {
         self.0.fetch_or(POKED, SeqCst);
     }
 
-    /// Its timer went off.
+    /// Notes that the timer went off.
     pub fn ring(&self) {
         self.0.fetch_or(TIMER, SeqCst);
     }
 
-    /// Whether there is anything.
+    /// Returns whether any reason is set.
     #[must_use]
     pub fn is_any(&self) -> bool {
         self.0.load(SeqCst) != 0
     }
 
-    /// Whether somebody has something for it.
+    /// Returns whether another CPU has made a request.
     #[must_use]
     pub fn is_poked(&self) -> bool {
         self.0.load(SeqCst) & POKED != 0
     }
 
-    /// Forgets the timer.
+    /// Clears the timer's flag.
     pub fn take_timer(&self) {
         self.0.fetch_and(!TIMER, SeqCst);
     }
 
-    /// Forgets everything: the CPU looks at all there is from here on.
+    /// Clears all flags. The CPU then checks everything anew.
     pub fn clear(&self) {
         self.0.store(0, SeqCst);
     }

@@ -1,4 +1,5 @@
-//! A stopwatch for SEAMCALLs: while somebody measures, each call's ticks are kept, by leaf. Otherwise it costs a look at a flag.
+//! A stopwatch for SEAMCALLs. During a measurement it records each call's ticks by leaf; otherwise it costs one flag
+//! check.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -15,30 +16,30 @@ use vcpu::exit::Exit;
 /// No vCPU.
 const NONE: u64 = u64::MAX;
 
-/// Calls of a leaf that are kept; those that come later are not.
+/// Maximum number of samples per leaf and page size; later ones are dropped.
 const MAX_SAMPLES: usize = 4096;
 
 /// The stopwatch of a machine.
 pub struct Stopwatch {
     is_on: AtomicBool,
-    /// The root page of the vCPU whose entries are measured, too.
+    /// Root page of the vCPU whose entries are measured as well.
     entered: AtomicU64,
     samples: IrqLock<Vec<Samples>>,
 }
 
-/// Ticks of the time-stamp counter that calls of one leaf took.
+/// Ticks of the time-stamp counter taken by calls of one leaf.
 #[derive(Clone, Debug)]
 pub struct Samples {
     /// The leaf.
     pub leaf: Leaf,
-    /// The page that the calls were about, where its size makes a difference.
+    /// Size of the page operand, for leaves whose duration depends on it.
     pub size: Option<PageSize>,
-    /// One for each call.
+    /// Ticks of each call.
     pub ticks: Vec<u64>,
 }
 
 impl Stopwatch {
-    /// One that is off.
+    /// Creates a stopwatch that is off.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -48,7 +49,7 @@ impl Stopwatch {
         }
     }
 
-    /// Makes a SEAMCALL, and measures it by the clock `now` if somebody wants to know.
+    /// Makes a SEAMCALL, and times it with the clock `now` if a measurement is running.
     ///
     /// # Errors
     /// As `call`.
@@ -72,8 +73,8 @@ impl Stopwatch {
         result
     }
 
-    /// Measures the calls that all CPUs make during `work`, those that came to something. `None` when somebody else
-    /// measures.
+    /// Measures the successful calls that all CPUs make during `work`. Returns `None` if another measurement is
+    /// running.
     pub fn measure<R>(&self, work: impl FnOnce() -> R) -> Option<(R, Vec<Samples>)> {
         if self.is_on.swap(true, Relaxed) {
             return None;
@@ -83,8 +84,8 @@ impl Stopwatch {
         Some((result, core::mem::take(&mut *self.samples.lock())))
     }
 
-    /// Measures entries of this vCPU, too, during `work`: those that come back with a TDG.VP.VMCALL. How long others run is
-    /// their own business.
+    /// Also measures, during `work`, entries of this vCPU that end with a TDG.VP.VMCALL. Entries of other vCPUs are not
+    /// measured.
     pub fn with_entries_of<R>(&self, tdvpr: Hpa, work: impl FnOnce() -> R) -> R {
         self.entered.store(tdvpr.0, Relaxed);
         let result = work();
@@ -138,9 +139,9 @@ impl core::fmt::Debug for Stopwatch {
     }
 }
 
-/// The page that a call was about, where its size makes a difference.
+/// Returns the size of a call's page operand, for leaves whose duration depends on it.
 fn size(leaf: Leaf, before: &Gprs, after: &Gprs) -> Option<PageSize> {
-    /// The level in a GPA operand.
+    /// Bits of the level in a GPA operand.
     const LEVEL: u64 = 7;
     match leaf {
         Leaf::MemPageAug

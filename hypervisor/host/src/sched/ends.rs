@@ -1,5 +1,5 @@
-//! What follows when a guest comes to its end by itself: one that switched itself off is taken down, one that asked for a
-//! reset is built anew, and any other stays as it is, for whoever wants to know why.
+//! Handles guests that have ended by themselves. A guest that powered off is terminated; one that asked for a reset is
+//! rebuilt. Any other stays as it is, for inspection.
 
 use alloc::format;
 
@@ -11,7 +11,7 @@ use crate::{
     td::{error::after_guest, life::State, registry::Tds},
 };
 
-/// Deals with guests that have ended. With interrupts on: it may wait for other CPUs.
+/// Handles guests that have ended. Must be called with interrupts on, because it may wait for other CPUs.
 pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool {
     let ended = scheduler.take_ended();
     for guest in &ended {
@@ -21,12 +21,12 @@ pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool
 }
 
 fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
-    // No guest can go on, whatever its end was.
+    // No guest can continue after a shutdown, whatever its end was.
     if tds.is_down() {
         return;
     }
     let id = guest.id();
-    // Somebody may have been faster.
+    // Another CPU may have changed the state already.
     let (Some(end), State::Runnable) = (guest.board().end(), tds.state(id)) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! What a TD is to who runs it: its board, and its vCPUs between two turns.
+//! The scheduler's view of a TD: its board, and its vCPUs between two turns.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
@@ -11,26 +11,26 @@ use crate::td::Td;
 /// No CPU.
 const NONE: u32 = u32::MAX;
 
-/// A TD whose vCPUs are run, or were: how it ended stays until it is built anew, and its console even then.
+/// A TD whose vCPUs run or have run. The record of its end stays until the TD is rebuilt, and its console even longer.
 #[derive(Debug)]
 pub struct Guest {
     id: u32,
     board: Board,
     seats: Box<[Seat]>,
-    /// The life that runs, from its start to its end.
+    /// The TD's current life, from its start to its end.
     td: Mutex<Option<Arc<Td>>>,
 }
 
-/// One vCPU between two turns.
+/// A vCPU between two turns.
 #[derive(Debug)]
 struct Seat {
     vcpu: Mutex<Vcpu>,
-    /// The CPU that runs it now.
+    /// The CPU that currently runs the vCPU.
     cpu: AtomicU32,
 }
 
 impl Guest {
-    /// The TD of this number, before its first turn.
+    /// Creates the guest of TD `id`, before its first turn.
     #[must_use]
     pub fn new(id: u32, board: Board) -> Self {
         let seats: Vec<_> = (0..)
@@ -54,20 +54,20 @@ impl Guest {
         self.id
     }
 
-    /// What its vCPUs share.
+    /// State that the TD's vCPUs share.
     #[must_use]
     pub const fn board(&self) -> &Board {
         &self.board
     }
 
-    /// The CPU that runs vCPU `index` now.
+    /// Returns the CPU that currently runs vCPU `index`.
     #[must_use]
     pub fn cpu_of(&self, index: u32) -> Option<u32> {
         let cpu = self.seats.get(index as usize)?.cpu.load(SeqCst);
         (cpu != NONE).then_some(cpu)
     }
 
-    /// The life that runs.
+    /// Returns the TD's current life.
     #[must_use]
     pub fn td(&self) -> Option<Arc<Td>> {
         self.td.lock().clone()
@@ -77,7 +77,7 @@ impl Guest {
         *self.td.lock() = td;
     }
 
-    /// Lets `work` have vCPU `index`, as one that `cpu` runs; `None` when another has it.
+    /// Runs `work` on vCPU `index`, on behalf of `cpu`. Returns `None` if another CPU has the vCPU.
     pub(super) fn play<R>(
         &self,
         index: u16,

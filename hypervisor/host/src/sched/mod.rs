@@ -1,8 +1,8 @@
-//! Who runs TDs' vCPUs, where and when.
+//! The scheduler: decides which vCPU runs on which CPU, and runs it.
 //!
-//! [`queue`] says whose turn it is, and is pure; [`Scheduler`] does it, on every CPU that asks for something to do
-//! ([`Scheduler::turn`]). A vCPU that halts gives its CPU away; an interrupt posted to it, or its timer, brings it back. What
-//! a TD's end needs of others, who may wait for CPUs, is left to [`ends`].
+//! [`queue`] decides whose turn it is, and is pure. [`Scheduler`] runs the turn on every CPU that asks for work
+//! ([`Scheduler::turn`]). A vCPU that halts gives up its CPU; a posted interrupt or its timer wakes it. The parts of a
+//! guest's end that may wait for other CPUs are left to [`ends`].
 
 pub mod ends;
 pub mod guest;
@@ -33,10 +33,10 @@ use crate::{
     td::{Td, vcpu::Refused},
 };
 
-/// How long a vCPU stays out that can't run now for a reason that passes, in microseconds.
+/// Microseconds for which a vCPU is put off if it can't run now for a transient reason.
 const PAUSE_US: u64 = 1_000;
 
-/// Serves a hypercall of the host's own that a vCPU of the TD made with these registers ([`crate::hypercall`]).
+/// Serves one of the host's own hypercalls, made by a vCPU of the TD with these registers ([`crate::hypercall`]).
 pub type Hypercall = fn(&Td, &mut Gprs);
 
 /// Runs vCPUs on a machine.
@@ -45,15 +45,15 @@ pub struct Scheduler<'p, P> {
     hypercall: Hypercall,
     queue: IrqLock<Queue>,
     guests: IrqLock<BTreeMap<u32, Arc<Guest>>>,
-    /// A TD has come to its end, and nobody has dealt with that yet.
+    /// Set when a guest has ended and that end has not been handled yet.
     ended: AtomicBool,
-    /// The TD whose console somebody watches.
+    /// The TD whose console is being watched.
     watched: AtomicU32,
 }
 
 impl<'p, P: Running> Scheduler<'p, P> {
-    /// For all CPUs of this machine, with the slice and the period for caps that its operator wants. `hypercall` serves the
-    /// host's own calls.
+    /// Creates a scheduler for all CPUs of this machine, with the configured slice and period for caps. `hypercall`
+    /// serves the host's own calls.
     #[must_use]
     pub fn new(platform: &'p P, config: &config::Host, hypercall: Hypercall) -> Self {
         let ticks = |ms: u32| (u128::from(ms) * u128::from(platform.tsc_hz()) / 1000) as Ticks;
@@ -72,22 +72,22 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
     }
 
-    /// What there is to see of a TD that runs or ran.
+    /// Returns the guest of a TD that runs or has run.
     #[must_use]
     pub fn guest(&self, id: u32) -> Option<Arc<Guest>> {
         self.guests.lock().get(&id).cloned()
     }
 
-    /// Why the TD came to its end, if it has: a reset is none.
+    /// Returns why the TD has ended, if it has. A reset does not count.
     #[must_use]
     pub fn problem(&self, id: u32) -> Option<String> {
         let guest = self.guest(id)?;
         let end = guest.board().end()?;
-        // One that asked for a reset is about to go on.
+        // A guest that asked for a reset is about to be rebuilt.
         (*end != End::Reset).then(|| end.to_string())
     }
 
-    /// Where a vCPU's time has gone, in microseconds.
+    /// Returns how a vCPU's time was spent, in microseconds.
     #[must_use]
     pub fn times_us(&self, td: u32, vcpu: u16) -> Option<Times> {
         let now = self.platform.tsc();
@@ -101,13 +101,13 @@ impl<'p, P: Running> Scheduler<'p, P> {
         })
     }
 
-    /// The calling CPU runs a vCPU for a while. `false` when none wants it: then its timer is set to the next time at which
-    /// one may.
+    /// Runs a vCPU on the calling CPU for one turn. Returns `false` if none is ready; the CPU's timer is then set to
+    /// the next time at which one may be.
     pub fn turn(&self) -> bool {
         let _off = IrqsOff::new();
         let platform = self.platform;
         let cpu = platform.this_cpu();
-        // What comes from here on is seen at the next turn.
+        // Requests that arrive from here on are seen at the next turn.
         platform.attention(cpu).clear();
         if platform.shutdown().is_down() {
             platform.set_timer(None);
@@ -126,13 +126,14 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
     }
 
-    /// Makes CPUs look for work that have none.
+    /// Makes idle CPUs look for work.
     pub fn wake_idle(&self) {
         let idle = self.queue.lock().idle();
         self.poke(&idle);
     }
 
-    /// Types a byte on the console of a TD. `false` when it is lost: too many wait, or the TD does not run.
+    /// Types a byte on the console of a TD. Returns `false` if the byte is lost: the buffer is full, or the TD does not
+    /// run.
     pub fn type_byte(&self, id: u32, byte: u8) -> bool {
         let Some(guest) = self.guest(id) else {
             return false;
@@ -145,7 +146,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         fits
     }
 
-    /// Posts an NMI to a vCPU. `false` when there is none of that number.
+    /// Posts an NMI to a vCPU. Returns `false` if there is no vCPU of that number.
     pub fn post_nmi(&self, id: u32, vcpu: u32) -> bool {
         let Some(guest) = self.guest(id) else {
             return false;
@@ -161,7 +162,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         there
     }
 
-    /// The TD whose console somebody watches, from now on: who looks at the machine's console is told when it writes.
+    /// Sets the TD whose console is being watched. The machine's console is woken whenever this TD writes.
     pub fn watch(&self, id: Option<u32>) {
         self.watched.store(id.unwrap_or(0), SeqCst);
     }
@@ -234,7 +235,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         self.queue.lock().put(cpu, back, self.platform.tsc());
     }
 
-    /// What keeps it from running passes by itself: others run meanwhile.
+    /// Puts a vCPU off for a transient reason; others run meanwhile.
     fn put_off(&self, cpu: u32) {
         let pause = PAUSE_US * self.platform.tsc_hz() / 1_000_000;
         self.put(cpu, Back::Halted(Some(self.platform.tsc() + pause)));
@@ -244,27 +245,27 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let index = u32::from(member.vcpu);
         let due = guest.play(member.vcpu, cpu, |vcpu| vcpu.due(guest.board()));
         self.put(cpu, Back::Halted(due.flatten()));
-        // Whoever posted before it was written down as halted rang no bell.
+        // An event posted before the vCPU was recorded as halted did not wake it.
         let station = guest.board().stations().get(index as usize);
         if station.is_some_and(|station| !station.is_waiting()) {
             self.wake(member);
         }
     }
 
-    /// Makes a vCPU leave the guest for something that only its CPU can hand in.
+    /// Makes a vCPU leave the guest for a request that only its CPU can deliver.
     fn interrupt(&self, guest: &Guest, vcpu: u32) {
         match guest.cpu_of(vcpu) {
-            // It looks before it enters the guest again.
+            // The CPU checks before it enters the guest again.
             Some(cpu) if cpu == self.platform.this_cpu() => {}
             Some(cpu) => self.platform.poke(cpu),
             None => self.notify(guest, vcpu),
         }
     }
 
-    /// Tells a vCPU that something was posted for it.
+    /// Notifies a vCPU that something was posted for it.
     fn notify(&self, guest: &Guest, vcpu: u32) {
         match guest.cpu_of(vcpu) {
-            // It looks before it enters the guest again.
+            // The CPU checks before it enters the guest again.
             Some(cpu) if cpu == self.platform.this_cpu() => {}
             Some(cpu) => self.platform.notify(cpu),
             None => self.wake(Member {
@@ -279,7 +280,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         self.poke(cpu.as_slice());
     }
 
-    /// Makes CPUs look at whose turn it is.
+    /// Makes CPUs check whose turn it is.
     fn poke(&self, cpus: &[u32]) {
         let me = self.platform.this_cpu();
         for &cpu in cpus {
@@ -290,7 +291,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
     }
 
-    /// The numbers of the TDs whose guests came to an end since this was asked last.
+    /// Returns the guests that have ended, if any has ended since the last call.
     fn take_ended(&self) -> Vec<Arc<Guest>> {
         if !self.ended.swap(false, SeqCst) {
             return Vec::new();
@@ -303,7 +304,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
     }
 }
 
-/// Rings for a guest's vCPUs from outside of any.
+/// Notifies a guest's vCPUs from outside any vCPU's turn.
 struct Bell<'a, 'p, P> {
     scheduler: &'a Scheduler<'p, P>,
     guest: &'a Guest,

@@ -1,7 +1,7 @@
-//! The guest of the TD that measures: a program of a few instructions, and a host that does no more for it than enter it.
+//! The guest of the benchmark's TD: a program of a few instructions, and a host that does nothing for it but enter it.
 //!
-//! The program goes to 64-bit mode, accepts one large page, and from then on makes one TDG.VP.VMCALL after another. So an
-//! entry that comes back with such a call took as long as the way into the guest and out again, and a few instructions.
+//! The program switches to 64-bit mode, accepts one large page, and then makes TDG.VP.VMCALLs in a loop. The time of an
+//! entry that ends with such a call is thus that of the transitions into and out of the guest, plus a few instructions.
 
 use alloc::{boxed::Box, format, string::String, string::ToString, sync::Arc, vec::Vec};
 
@@ -29,11 +29,11 @@ use crate::{
 /// The large page that the program accepts.
 pub const ACCEPTED: u64 = PAGE_2M;
 
-/// Microseconds that the program has to come to a call, and entries that this may take.
+/// Limits on reaching the next call: microseconds, and entries.
 const MAX_US: u64 = 1_000_000;
 const MAX_ENTRIES: u32 = 10_000;
 
-/// Where things are in guest memory: the image ends at 4 GiB, where a vCPU starts 16 bytes before.
+/// Layout of guest memory: the image ends at 4 GiB, and a vCPU starts 16 bytes below.
 const IMAGE: u32 = IMAGE_BYTES.wrapping_neg();
 const IMAGE_BYTES: u32 = 8 * PAGE_4K as u32;
 const ROOT: u32 = IMAGE;
@@ -46,7 +46,7 @@ const START: u32 = 16u32.wrapping_neg();
 /// Bytes of the program before its 64-bit part.
 const BEFORE_64: u32 = 44;
 
-/// The program, in steps of which each ends with an operand of 32 bits. EFER.LME is set when a vCPU starts.
+/// The program, in steps that each end with a 32-bit operand. EFER.LME is set when a vCPU starts.
 const STEPS: [(&[u8], u32); 9] = [
     // movl %cr4, %eax; orl $CR4, %eax
     (&[0x0F, 0x20, 0xE0, 0x0D], CR4),
@@ -58,7 +58,7 @@ const STEPS: [(&[u8], u32); 9] = [
     (&[0x0F, 0x22, 0xC0, 0x0F, 0x01, 0x15], GDT_POINTER),
     // ljmpl $CODE, $(PROGRAM + BEFORE_64)
     (&[0xEA], PROGRAM + BEFORE_64),
-    // The selector; from here on 64-bit code: movl $(ACCEPTED + level), %ecx
+    // CS selector; 64-bit code from here on: movl $(ACCEPTED + level), %ecx
     (&[CODE as u8, 0, 0xB9], ACCEPTED as u32 | Level::Pd as u32),
     // movl $MemPageAccept, %eax
     (&[0xB8], GuestLeaf::MemPageAccept as u32),
@@ -75,10 +75,10 @@ const STEPS: [(&[u8], u32); 9] = [
 /// xorl %eax, %eax (VpVmcall); tdcall; jmp 1b
 const LAST_STEP: [u8; 8] = [0x31, 0xC0, 0x66, 0x0F, 0x01, 0xCC, 0xEB, 0xEA];
 
-/// The image: page tables that map 4 GiB at their own addresses, segments, the program, and HLT wherever there is nothing.
+/// Returns the image: page tables that identity-map 4 GiB, segments, the program, and HLT everywhere else.
 pub fn image() -> Vec<u8> {
     const HLT: u8 = 0xF4;
-    /// Page tables: present, writable, accessed, dirty, a large page.
+    /// Page-table flags: present, writable, accessed, dirty, large page.
     const TABLE: u64 = 0x23;
     const PAGE: u64 = 0xE3;
 
@@ -123,16 +123,16 @@ pub fn image() -> Vec<u8> {
     tdvf::write(&image, &[firmware], &tail)
 }
 
-/// What the TD's vCPUs are wired to: shared memory with nothing in it, and descriptors to which nothing is posted.
+/// Wiring of the TD's vCPUs: empty shared memory, and descriptors to which nothing is posted.
 pub struct Wires<'p, P: Running> {
     platform: &'p P,
-    // On the heap, where the CPU finds them.
+    // On the heap, so that their addresses stay fixed for the CPU.
     descriptors: Box<[Descriptor]>,
     shared: Mutex<Option<SharedMap>>,
 }
 
 impl<'p, P: Running> Wires<'p, P> {
-    /// For a TD of so many vCPUs, which is built as often as anyone likes.
+    /// Creates the wiring for a TD with `vcpus` vCPUs. The TD may be rebuilt any number of times.
     pub fn new(platform: &'p P, vcpus: u16) -> Self {
         Self {
             platform,
@@ -172,13 +172,13 @@ impl<P: Running> Runner for Wires<'_, P> {
 }
 
 impl<P: Running> Drop for Wires<'_, P> {
-    // An end that got stuck did not come so far; but nobody enters the TD any more.
+    // Covers an end that got stuck before `Runner::end`; the TD is not entered any more.
     fn drop(&mut self) {
         self.cut();
     }
 }
 
-/// The vCPU that runs the program, on the calling CPU, whose interrupts are off.
+/// The vCPU that runs the program on the calling CPU, with interrupts off.
 pub struct Entered<'a, P> {
     platform: &'a P,
     held: Held<'a>,
@@ -186,10 +186,10 @@ pub struct Entered<'a, P> {
 }
 
 impl<'a, P: Running> Entered<'a, P> {
-    /// Enters it for the first time, up to its first call: it has accepted its page then.
+    /// Enters the vCPU for the first time, up to its first call. The guest has accepted its page by then.
     ///
     /// # Errors
-    /// As [`Self::measure`]; [`Error::Runner`] when the page could not be accepted.
+    /// As [`Self::measure`]; [`Error::Runner`] if the page could not be accepted.
     pub fn begin(platform: &'a P, held: Held<'a>) -> Result<Self, Error> {
         let mut this = Self {
             platform,
@@ -205,21 +205,21 @@ impl<'a, P: Running> Entered<'a, P> {
         }
     }
 
-    /// Enters it so many times, up to its next call each, with the machine's stopwatch on it.
+    /// Enters the vCPU `entries` times, each up to its next call, with the machine's stopwatch running.
     ///
     /// # Errors
-    /// [`Error::Runner`] when it comes to something else, or to nothing in time; [`Error::Vcpu`]; [`Error::Seam`].
+    /// [`Error::Runner`] if an entry ends with anything else, or not in time; [`Error::Vcpu`]; [`Error::Seam`].
     pub fn measure(&mut self, entries: usize) -> Result<(), Error> {
         let tdvpr = self.held.tdvpr().map_err(Error::Vcpu)?.hpa();
         let stopwatch = self.platform.stopwatch();
         stopwatch.with_entries_of(tdvpr, || (0..entries).try_for_each(|_| self.enter()))
     }
 
-    /// Enters it, until its next call.
+    /// Enters the vCPU until its next call.
     fn enter(&mut self) -> Result<(), Error> {
         let platform = self.platform;
         let until = platform.tsc() + MAX_US * (platform.tsc_hz() / 1_000_000);
-        // Whatever it does: it is interrupted.
+        // The timer interrupts the guest whatever it does.
         platform.set_timer(Some(until));
         let entered = self.enter_until(until);
         platform.set_timer(None);
