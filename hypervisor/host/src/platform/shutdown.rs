@@ -1,4 +1,4 @@
-//! Records the shutdown of the TDX module. No other module keeps track of it.
+//! Records the shutdown of the TDX module. This is the only place that keeps track of it.
 //!
 //! The module shuts down on a fatal error, or because something else ends it. Every SEAMCALL fails from then on. The
 //! first failing call on any CPU is recorded here. After that no vCPU is entered and no SEAMCALL is made for a TD. The

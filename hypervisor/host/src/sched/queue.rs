@@ -1,73 +1,74 @@
-//! Whose turn it is: the vCPUs of all TDs, and the CPUs that they share.
+//! The run queue: distributes the CPUs among the vCPUs of all TDs.
 //!
-//! TDs share the CPUs by weight: the one that has had least for its share comes first, and within it the vCPU that has
-//! had least, unless one that ran here last has had hardly more. A turn is charged when it begins, so that several
-//! CPUs that choose at once do not all choose the same TD, and settled when it ends. Pure: time comes in as a number.
+//! TDs share the CPUs by weight. The TD with the least weighted CPU time comes first. Within it, the vCPU with the
+//! least CPU time comes first, unless one that ran last on this CPU has had hardly more. A turn is charged when it
+//! begins and settled when it ends, so that CPUs that choose at the same time do not all choose the same TD. The queue
+//! is pure: time is an argument.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     vec::Vec,
 };
 
-/// Times and durations here are ticks of the host's time-stamp counter.
+/// A time or duration in ticks of the host's time-stamp counter.
 pub type Ticks = u64;
 
-/// What is the same for all TDs.
+/// Settings that are the same for all TDs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The longest that a vCPU runs while others wait.
+    /// The longest turn of a vCPU while others wait.
     pub slice: Ticks,
-    /// The time over which a TD's cap is kept.
+    /// The period over which a TD's cap is enforced.
     pub period: Ticks,
-    /// CPUs.
+    /// Number of CPUs.
     pub cpus: usize,
 }
 
-/// One vCPU.
+/// A vCPU in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
     /// The TD.
     pub td: u32,
-    /// The vCPU's number in it.
+    /// The vCPU's number within the TD.
     pub vcpu: u16,
 }
 
-/// What a CPU does next.
+/// The next action of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Runs this vCPU.
+    /// Run this vCPU.
     Run {
         /// The vCPU.
         member: Member,
-        /// When something else may be due.
+        /// End of the turn, or the time at which something else may be due.
         until: Ticks,
     },
-    /// Nothing; at this time something may be due.
+    /// Stay idle until something may be due.
     Idle {
-        /// `None` when nothing will be before somebody wakes it.
+        /// `None` if nothing is due before the CPU is woken.
         until: Option<Ticks>,
     },
 }
 
-/// How a vCPU came back from its turn.
+/// State of a vCPU at the end of its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Back {
-    /// It could go on.
+    /// The vCPU could continue.
     Ready,
-    /// It waits for an event, and for this time at the latest.
+    /// The vCPU waits for an event, and until this time at the latest.
     Halted(Option<Ticks>),
-    /// It will not run again before its TD is started anew.
+    /// The vCPU will not run again before its TD is started anew.
     Off,
 }
 
-/// Where the time of one vCPU has gone.
+/// How the time of a vCPU was spent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
-    /// It had a CPU.
+    /// Time with a CPU.
     pub run: Ticks,
-    /// It waited for an event.
+    /// Time waiting for an event.
     pub wait: Ticks,
-    /// It could have run, and had no CPU.
+    /// Time ready to run without a CPU.
     pub steal: Ticks,
 }
 
@@ -83,9 +84,9 @@ enum State {
 struct Vcpu {
     state: State,
     since: Ticks,
-    /// The CPU that it ran on last, or is to run on first.
+    /// The CPU on which the vCPU ran last, or is to run first.
     home: u32,
-    /// What it has had, against the others of its TD.
+    /// CPU time of the vCPU, for comparison with the others of its TD.
     had: Ticks,
     times: Times,
 }
@@ -112,9 +113,9 @@ impl Vcpu {
 struct Team {
     shares: u32,
     cap: Option<u32>,
-    /// What it has had, for its share.
+    /// CPU time of the TD, divided by its share.
     had: u128,
-    /// Ticks used in the period that began at `period`, those of turns that are not over counted whole.
+    /// Ticks used in the period that began at `period`. Turns that are not over are counted in full.
     used: Ticks,
     period: Ticks,
     suspended: bool,
@@ -122,7 +123,7 @@ struct Team {
     vcpus: Vec<Vcpu>,
 }
 
-/// What a share is divided into, so that small differences count.
+/// Scale of weighted CPU time, so that small differences count.
 const SHARE_UNIT: u128 = 10_000;
 
 impl Team {
@@ -130,13 +131,13 @@ impl Team {
         u128::from(ticks) * SHARE_UNIT / u128::from(self.shares.max(1))
     }
 
-    /// Ticks that it may use in the period in which `now` is.
+    /// Returns the ticks that the TD may still use in the period that contains `now`.
     fn left(&mut self, now: Ticks, period: Ticks) -> Ticks {
         let Some(cap) = self.cap else {
             return Ticks::MAX;
         };
         if now.saturating_sub(self.period) >= period {
-            // What was used beyond the budget is paid back out of the periods that follow.
+            // Use beyond the budget is paid back from the following periods.
             let passed = now.saturating_sub(self.period) / period;
             self.used = self.used.saturating_sub(passed * budget(cap, period));
             self.period += passed * period;
@@ -144,7 +145,7 @@ impl Team {
         budget(cap, period).saturating_sub(self.used)
     }
 
-    /// The vCPU is ready again. Time that it did not want is not saved up.
+    /// Makes the vCPU ready. It does not save up time that it did not use.
     fn awake(&mut self, vcpu: usize, now: Ticks) {
         let others = self.vcpus.iter();
         let floor = others
@@ -170,7 +171,7 @@ fn budget(cap: u32, period: Ticks) -> Ticks {
     (u128::from(period) * u128::from(cap) / 100) as Ticks
 }
 
-/// What one CPU does.
+/// The current activity of a CPU.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seat {
     member: Option<Member>,
@@ -178,18 +179,18 @@ struct Seat {
     idle: bool,
 }
 
-/// All TDs' vCPUs.
+/// The run queue of all TDs.
 #[derive(Debug)]
 pub struct Queue {
     settings: Settings,
     teams: BTreeMap<u32, Team>,
     seats: Vec<Seat>,
-    /// When halted vCPUs are due, for each CPU that they ran on last.
+    /// Wake-up times of halted vCPUs, by the CPU on which each ran last.
     due: Vec<BTreeSet<(Ticks, Member)>>,
 }
 
 impl Queue {
-    /// Nobody is there yet.
+    /// Creates an empty queue.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -200,7 +201,7 @@ impl Queue {
         }
     }
 
-    /// A TD whose vCPUs are to run first on the CPUs `homes`. None of them runs before [`Self::start`].
+    /// Adds a TD whose vCPUs are to run first on the CPUs `homes`. None of them runs before [`Self::start`].
     pub fn add(&mut self, td: u32, shares: u32, cap: Option<u32>, homes: &[u32], now: Ticks) {
         self.remove(td);
         let vcpus = homes.iter().map(|home| Vcpu {
@@ -225,20 +226,20 @@ impl Queue {
         );
     }
 
-    /// The TD is gone.
+    /// Removes the TD.
     pub fn remove(&mut self, td: u32) {
         if self.teams.remove(&td).is_some() {
             for due in &mut self.due {
                 due.retain(|(_, member)| member.td != td);
             }
             for seat in &mut self.seats {
-                // What still runs is no business of the next TD of this number.
+                // A vCPU that still runs must not be accounted to the next TD of this number.
                 seat.member = seat.member.filter(|member| member.td != td);
             }
         }
     }
 
-    /// Its vCPUs may run. Returns the CPUs that have nothing to do, for each of which there is something now.
+    /// Lets the TD's vCPUs run. Returns the idle CPUs for which there is work now.
     pub fn start(&mut self, td: u32, now: Ticks) -> Vec<u32> {
         let floor = self.floor();
         let Some(team) = self.teams.get_mut(&td) else {
@@ -264,14 +265,14 @@ impl Queue {
         idle
     }
 
-    /// None of its vCPUs gets another turn before [`Self::start`]. Those that run come back by themselves.
+    /// Gives the TD's vCPUs no further turn before [`Self::start`]. Running ones finish their turn.
     pub fn suspend(&mut self, td: u32) {
         if let Some(team) = self.teams.get_mut(&td) {
             team.suspended = true;
         }
     }
 
-    /// Where the vCPU's time has gone; `None` when it is not there.
+    /// Returns how the vCPU's time was spent; `None` if the vCPU does not exist.
     #[must_use]
     pub fn times(&self, member: Member, now: Ticks) -> Option<Times> {
         let mut vcpu = *self
@@ -283,7 +284,7 @@ impl Queue {
         Some(vcpu.times)
     }
 
-    /// What `cpu` does next.
+    /// Decides what `cpu` does next.
     pub fn pick(&mut self, cpu: u32, now: Ticks) -> Next {
         self.expire(cpu, now);
         let period = self.settings.period;
@@ -330,7 +331,7 @@ impl Queue {
         Next::Run { member, until }
     }
 
-    /// The vCPU that ran on `cpu` came back.
+    /// Takes back the vCPU that ran on `cpu`.
     pub fn put(&mut self, cpu: u32, back: Back, now: Ticks) {
         let seat = core::mem::take(&mut self.seats[cpu as usize]);
         let Some(member) = seat.member else { return };
@@ -358,8 +359,8 @@ impl Queue {
         team.used = (team.used + ran).saturating_sub(seat.charged);
     }
 
-    /// The event that a halted vCPU waits for has come. Returns the CPU that is to look for work because of it: one that has
-    /// nothing to do, or the one that it ran on last, if it comes before what runs there.
+    /// Delivers the event that a halted vCPU waits for. Returns the CPU that should look for work because of it: an
+    /// idle one, or the one on which the vCPU ran last, if the vCPU comes before the one running there.
     pub fn wake(&mut self, member: Member, now: Ticks) -> Option<u32> {
         let floor = self.floor();
         let team = self.teams.get_mut(&member.td)?;
@@ -374,7 +375,7 @@ impl Queue {
             self.due[home as usize].remove(&(due, member));
         }
         if !was_active {
-            // Time that it did not want is not saved up.
+            // A TD does not save up time that it did not use.
             team.had = team.had.max(floor);
         }
         if team.suspended {
@@ -394,13 +395,13 @@ impl Queue {
         (had < other.had).then_some(home)
     }
 
-    /// When the next vCPU that ran on `cpu` last is due.
+    /// Returns the earliest wake-up time of the vCPUs that ran last on `cpu`.
     #[must_use]
     pub fn next_due(&self, cpu: u32) -> Option<Ticks> {
         self.due[cpu as usize].first().map(|(due, _)| *due)
     }
 
-    /// The CPUs that have nothing to run.
+    /// Returns the idle CPUs.
     #[must_use]
     pub fn idle(&self) -> Vec<u32> {
         let seats = (0..).zip(&self.seats);
@@ -410,7 +411,7 @@ impl Queue {
             .collect()
     }
 
-    /// Those whose time has come are ready.
+    /// Makes the vCPUs ready whose wake-up time has come.
     fn expire(&mut self, cpu: u32, now: Ticks) {
         while let Some((due, member)) = self.due[cpu as usize].first().copied()
             && due <= now
@@ -431,14 +432,14 @@ impl Queue {
         }
     }
 
-    /// The least that a TD has had which wants CPUs now.
+    /// Returns the least weighted CPU time of the TDs that currently want CPUs.
     fn floor(&self) -> u128 {
         let active = self.teams.values().filter(|team| team.is_active());
         active.map(|team| team.had).min().unwrap_or(0)
     }
 }
 
-/// The ready vCPU that has had least, or one that ran on `cpu` last and has had `hardly` more.
+/// Chooses the ready vCPU with the least CPU time, or one that ran last on `cpu` and has had at most `hardly` more.
 fn choose(vcpus: &[Vcpu], cpu: u32, hardly: Ticks) -> u16 {
     let ready = || {
         let all = (0..).zip(vcpus);
@@ -451,7 +452,7 @@ fn choose(vcpus: &[Vcpu], cpu: u32, hardly: Ticks) -> u16 {
     match (least, here) {
         (Some((_, least)), Some((number, here))) if here.had - least.had <= hardly => number,
         (Some((number, _)), _) => number,
-        // Only asked when one is ready.
+        // Unreachable: the caller has checked that a vCPU is ready.
         (None, _) => 0,
     }
 }
@@ -474,7 +475,7 @@ mod tests {
         (0..vcpus).map(|vcpu| vcpu % cpus).collect()
     }
 
-    /// Lets all CPUs run whole turns of vCPUs that never halt, and says what each vCPU of each TD got.
+    /// Runs full turns of vCPUs that never halt on all CPUs, and returns the time of each vCPU.
     fn play(queue: &mut Queue, cpus: u32, until: Ticks) -> BTreeMap<Member, Ticks> {
         let mut ends: Vec<Ticks> = (0..Ticks::from(cpus)).collect();
         let mut got = BTreeMap::new();

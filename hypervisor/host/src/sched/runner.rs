@@ -1,4 +1,4 @@
-//! What is made ready for a TD's vCPUs beside the module: shared memory, the board, a place in the queue.
+//! Prepares the parts of a TD that are outside the module: shared memory, the board, an entry in the queue.
 
 use alloc::{
     string::{String, ToString},

@@ -16,7 +16,7 @@ use crate::{
     td::{Td, vcpu::Held},
 };
 
-/// A vCPU's turn. Interrupts are off as long as there is one.
+/// A vCPU's turn. Interrupts are off for its whole duration.
 pub(super) struct Session<'a, P: Running> {
     pub scheduler: &'a Scheduler<'a, P>,
     pub guest: &'a Arc<Guest>,
@@ -25,9 +25,9 @@ pub(super) struct Session<'a, P: Running> {
     pub held: &'a Held<'a>,
     pub tdh: Tdh<'a, P::Call, P::Wait>,
     pub attention: &'a Attention,
-    /// When the turn is over.
+    /// End of the turn.
     pub until: Ticks,
-    /// When the guest's own timer goes off.
+    /// Expiry of the guest's own timer.
     pub guest_due: Cell<Option<Ticks>>,
 }
 
@@ -41,13 +41,13 @@ impl<P: Running> Session<'_, P> {
         self.platform().set_timer(Some(due.min(self.until)));
     }
 
-    /// Something happened: is it for the vCPU itself, or for this CPU?
+    /// Determines whether an event requires the vCPU to leave the CPU. Re-arms the timer otherwise.
     #[cold]
     fn look(&self) -> bool {
         if self.attention.is_poked() || self.platform().tsc() >= self.until {
             return true;
         }
-        // The guest's timer, or one that went off early.
+        // The guest's timer, or a timer that went off early.
         self.attention.take_timer();
         self.set_timer();
         false

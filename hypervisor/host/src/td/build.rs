@@ -1,5 +1,5 @@
-//! Building a TD, step by step as the module demands it. What fails in the middle is taken down again by the same way as
-//! any TD that ends.
+//! Builds a TD in the order that the module demands. If a step fails, everything built so far is torn down in the same
+//! way as for any TD that ends.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
@@ -30,13 +30,13 @@ use super::{
 };
 use crate::{platform::Platform, tdx::release::Release};
 
-/// Bytes that are populated before somebody who wants to terminate the TD is listened to again.
+/// Bytes to populate between two checks for a request to terminate the TD.
 const AT_ONCE: u64 = 64 << 20;
 
-/// Builds a TD that was admitted, and is in state [`State::Building`]. It is paused afterwards.
+/// Builds an admitted TD in state [`State::Building`]. The TD is paused afterwards.
 ///
 /// # Errors
-/// [`Error`]. The caller takes down what there is, by [`super::end::unwind`].
+/// [`Error`]. The caller tears down what was built, by [`super::end::unwind`].
 pub(super) fn build<P: Platform>(
     host: &Host<'_, P>,
     td: &Td,
@@ -92,7 +92,7 @@ pub(super) fn build<P: Platform>(
     Ok(meter.finish())
 }
 
-/// Parts of a range, each up to the next multiple of `step`.
+/// Splits a range at the multiples of `step`.
 fn in_parts(range: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
     core::iter::from_fn(move || {
@@ -102,7 +102,7 @@ fn in_parts(range: Range<u64>, step: u64) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
-/// A TD that is being built.
+/// A TD under construction.
 struct Building<'a, 'h, P: Platform> {
     host: &'a Host<'h, P>,
     td: &'a Td,
@@ -110,7 +110,7 @@ struct Building<'a, 'h, P: Platform> {
 }
 
 impl<'a, P: Platform> Building<'a, '_, P> {
-    /// The root page, and its key on every package.
+    /// Creates the root page (TDR), and configures its key on every package.
     fn key(&self, map: Unowned, limit: u64) -> Result<&'a Body, Error> {
         let Host {
             platform,
@@ -142,7 +142,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         Ok(body)
     }
 
-    /// TDH.MNG.KEY.CONFIG on one CPU of each package, all at once.
+    /// Executes TDH.MNG.KEY.CONFIG on one CPU of each package, in parallel.
     fn configure_key(&self, map: &PrivateMap) -> Result<(), Error> {
         let platform = self.host.platform;
         let failed = Mutex::new(None);
@@ -159,7 +159,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
             .map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// The TDCX, and TDH.MNG.INIT.
+    /// Adds the TDCX pages, and executes TDH.MNG.INIT.
     fn control(&self, body: &Body, params: &[u8]) -> Result<(), Error> {
         let platform = self.host.platform;
         for _ in 0..self.host.capabilities.tdcx_pages {
@@ -176,7 +176,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         body.map.keyed(init)?.map_err(Error::Init)
     }
 
-    /// A page of the image.
+    /// Adds a page of the image.
     fn add(&self, body: &Body, page: ImagePage<'_>) -> Result<(), Error> {
         self.td.go_on_building()?;
         self.scratch.write(&page.content());
@@ -187,7 +187,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         })
     }
 
-    /// A vCPU, initialised on the CPU where it will run.
+    /// Creates a vCPU and initialises it on the CPU where it will run.
     fn vcpu(&self, body: &Body, index: u16, cpu: u32, list_at: u64) -> Result<(), Error> {
         let platform = self.host.platform;
         let mut slot = self.td.slots.stop(index).ok_or(Error::Busy)?;
@@ -209,12 +209,12 @@ impl<'a, P: Platform> Building<'a, '_, P> {
             let tdh = platform.tdh();
             *result.lock() = init_vcpu(&tdh, &slot, tdvpr, cpu, (list_at, x2apic_id), wiring);
         };
-        // Who did not answer has left the result as it was.
+        // A CPU that does not answer leaves the result unchanged.
         let _ = platform.on_each(&[cpu], &init);
         result.into_inner()
     }
 
-    /// TDH.MR.FINALIZE, and what MRTD is then.
+    /// Executes TDH.MR.FINALIZE, and reads MRTD.
     fn finalize(&self, body: &Body) -> Result<(), Error> {
         self.td.go_on_building()?;
         let tdh = self.host.platform.tdh();
@@ -229,7 +229,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         Ok(())
     }
 
-    /// The most that [`Body::control`] will hold, the vCPUs' root pages included.
+    /// Returns the maximum length of [`Body::control`], including the vCPUs' root pages.
     fn control_pages(&self) -> usize {
         let capabilities = &self.host.capabilities;
         let vcpus = usize::from(self.td.slots.count()) * capabilities.tdvps_pages as usize;
@@ -237,7 +237,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
     }
 }
 
-/// TDH.VP.INIT on the calling CPU, and what the host has to say to the vCPU.
+/// Executes TDH.VP.INIT on the calling CPU, and configures the vCPU's wiring.
 fn init_vcpu<C: SeamCall, W: Wait>(
     tdh: &Tdh<'_, C, W>,
     slot: &Stopped<'_>,
@@ -254,7 +254,7 @@ fn init_vcpu<C: SeamCall, W: Wait>(
     Ok(())
 }
 
-/// A frame through which the host hands content to the module. It goes home when it is dropped.
+/// A frame through which the host passes content to the module. Returned to the pool on drop.
 struct Scratch<'p, P: Platform> {
     platform: &'p P,
     page: Option<Page<Clean>>,
@@ -270,7 +270,7 @@ impl<'p, P: Platform> Scratch<'p, P> {
         self.page.as_ref().map_or(Hpa(0), Page::hpa)
     }
 
-    /// Puts `content`, at most 4 KiB, at its beginning.
+    /// Writes `content`, at most 4 KiB, to the start of the frame.
     fn write(&self, content: &[u8]) {
         debug_assert!(content.len() as u64 <= PAGE_4K);
         self.platform.write(self.hpa(), content);
@@ -285,7 +285,7 @@ impl<P: Platform> Drop for Scratch<'_, P> {
     }
 }
 
-/// A frame of 4 KiB for the module.
+/// Takes a 4 KiB frame from the pool.
 fn take<P: Platform>(platform: &P) -> Result<Page<Clean>, private::Error> {
     let page = platform.pool().take(PageSize::Size4K);
     page.ok_or(private::Error::NoFrames(PageSize::Size4K))
@@ -295,7 +295,7 @@ fn give<P: Platform>(platform: &P, page: Page<Clean>) {
     platform.pool().give(core::iter::once(page));
 }
 
-/// What the module made of a frame; if it did not take it, the frame goes home.
+/// Returns the module's result for a frame. A frame that the module did not accept goes back to the pool.
 fn kept<P: Platform, T>(
     platform: &P,
     result: Handover<T, Page<Clean>>,

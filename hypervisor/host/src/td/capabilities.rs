@@ -1,4 +1,4 @@
-//! What the module lets a host choose about a TD, as the module itself says.
+//! The choices that the module leaves to the host for a TD, as the module reports them.
 
 use alloc::vec::Vec;
 
@@ -15,7 +15,7 @@ use seam::{
     tdh::Tdh,
 };
 
-/// Which bits of a field are fixed.
+/// Fixed bits of a field.
 ///
 /// Source: TDX Module ABI 1.5, ATTRIBUTES_FIXED0 and its like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,31 +35,31 @@ impl<F: Flags<Bits = u64>> Fixed<F> {
         })
     }
 
-    /// The bits of `value` that are set and must not be.
+    /// Returns the bits of `value` that are set and must not be.
     #[must_use]
     pub fn forbidden(&self, value: F) -> F {
         F::from_bits_retain(value.bits() & !self.zero.bits())
     }
 
-    /// The bits of `value` that must be set and are not.
+    /// Returns the bits of `value` that must be set and are not.
     #[must_use]
     pub fn missing(&self, value: F) -> F {
         F::from_bits_retain(self.one.bits() & !value.bits())
     }
 }
 
-/// A CPUID leaf of which the host chooses some bits.
+/// A CPUID leaf with bits that the host configures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuidConfig {
     /// The leaf.
     pub leaf: u32,
     /// The sub-leaf; `None` where the leaf has none.
     pub sub_leaf: Option<u32>,
-    /// The bits of EAX, EBX, ECX and EDX that the host chooses.
+    /// Bits of EAX, EBX, ECX and EDX that the host configures.
     pub mask: [u32; 4],
 }
 
-/// What the module lets a host choose about a TD.
+/// The choices that the module leaves to the host for a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// ATTRIBUTES.
@@ -68,20 +68,20 @@ pub struct Capabilities {
     pub xfam: Fixed<Xfam>,
     /// CONFIG_FLAGS.
     pub config_flags: Fixed<ConfigFlags>,
-    /// CPUID leaves, in the order of TD_PARAMS.CPUID_CONFIG.
+    /// Configurable CPUID leaves, in the order of TD_PARAMS.CPUID_CONFIG.
     pub cpuid: Vec<CpuidConfig>,
-    /// The most vCPUs that a TD may have.
+    /// Maximum number of vCPUs of a TD.
     pub max_vcpus: u16,
-    /// TDCX pages of a TD.
+    /// Number of TDCX pages of a TD.
     pub tdcx_pages: u32,
-    /// Pages of a vCPU, its root page included.
+    /// Number of pages of a vCPU, including its root page.
     pub tdvps_pages: u32,
     /// Whether the host gives each vCPU its x2APIC id (TDX_FEATURES0.TOPOLOGY_ENUM).
     pub topology_enum: bool,
 }
 
 impl Capabilities {
-    /// Asks the module, on a CPU that has done TDH.SYS.LP.INIT.
+    /// Reads the capabilities on a CPU that has executed TDH.SYS.LP.INIT.
     ///
     /// # Errors
     /// [`Error`] for a field that every module 1.5 has.

@@ -1,7 +1,6 @@
-//! What the module lets a host see of a TD that was built for debugging: its vCPUs' registers (TDH.VP.RD) and its private memory
-//! (TDH.MEM.RD).
+//! Inspection of debug TDs: their vCPUs' registers (TDH.VP.RD) and their private memory (TDH.MEM.RD).
 //!
-//! A TD in production is refused here, before the module is asked: it would say no.
+//! A production TD is refused here before the module is called, which would refuse it as well.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -23,36 +22,36 @@ use sync::call::NoAnswer;
 use super::{Td, life::State};
 use crate::platform::Platform;
 
-/// Why nothing can be seen.
+/// Why a TD can't be inspected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The TD is no debug TD.
+    /// The TD is not a debug TD.
     Production,
-    /// The TD is in a state in which there is nothing to see.
+    /// The TD is in a state without anything to inspect.
     State(State),
     /// There is no vCPU of that number.
     NoVcpu {
-        /// How many there are.
+        /// Number of vCPUs.
         count: u16,
     },
-    /// A CPU runs the vCPU, or works with it.
+    /// A CPU runs the vCPU, or uses it otherwise.
     Runs {
-        /// Which CPU, if it has said so.
+        /// The CPU, if it is known.
         cpu: Option<u32>,
     },
     /// The CPU that the vCPU is associated with does not answer.
     NoAnswer(u32),
-    /// The address is not a multiple of 8, or the range leads beyond the addresses that there are.
+    /// The address is not a multiple of 8, or the range exceeds the address space.
     BadRange,
-    /// The TD has no private memory there.
+    /// The TD has no private memory at this address.
     NoMemory(Gpa),
-    /// The TD has not accepted what is there.
+    /// The TD has not accepted the page at this address.
     Unaccepted(Gpa),
-    /// The memory there is blocked, or on its way out.
+    /// The page is blocked, or being removed.
     InMotion(Gpa),
-    /// The map of the TD's memory.
+    /// An operation on the TD's map failed.
     Map(private::Error),
-    /// A call of the module.
+    /// A SEAMCALL failed.
     Seam(seam::error::Error),
 }
 
@@ -92,17 +91,17 @@ impl fmt::Display for Refused {
 
 impl core::error::Error for Refused {}
 
-/// A register: its name, and the field that holds it.
+/// A register's name and the field that holds it.
 type Register = (&'static str, FieldId);
 
-/// A field of the TD VMCS.
+/// Returns a register that is a field of the TD VMCS.
 ///
 /// Source: Intel SDM volume 3D, appendix B (field encodings).
 const fn guest(name: &'static str, encoding: u32) -> Register {
     (name, FieldId::vmcs(encoding))
 }
 
-/// What is shown of a vCPU, in this order.
+/// The registers to show of a vCPU, in this order.
 const REGISTERS: &[Register] = &[
     ("RAX", vp::RAX.id),
     ("RBX", vp::RBX.id),
@@ -136,7 +135,7 @@ const REGISTERS: &[Register] = &[
     guest("IDTR base", 0x6818),
 ];
 
-/// Registers of vCPU `index`, by name. The vCPU must not be running; a TD that is paused has none that is.
+/// Reads the registers of vCPU `index`, with their names. The vCPU must not be running; a paused TD has no running one.
 ///
 /// # Errors
 /// [`Refused`].
@@ -153,10 +152,10 @@ pub fn registers<P: Platform>(
     let vcpu = td.vcpus().stop(index).ok_or_else(|| Refused::Runs {
         cpu: td.vcpus().user(index),
     })?;
-    // With the vCPU's lock: from here on its TD can't come to its end.
+    // Repeat the check with the vCPU's lock held: from here on the TD can't end.
     admit(td)?;
     let tdvpr = vcpu.tdvpr().ok_or(Refused::NoVcpu { count })?;
-    // Where it is associated, so that it need not move.
+    // Read on the CPU that the vCPU is associated with, so that it need not move.
     let cpu = vcpu.associated().unwrap_or_else(|| platform.this_cpu());
     let found = Mutex::new(Ok(Vec::new()));
     let read = |_| *found.lock() = read_all(&platform.tdh(), tdvpr);
@@ -176,10 +175,10 @@ fn read_all<C: SeamCall, W: Wait>(
         .collect()
 }
 
-/// Reads private memory from `gpa` on, a multiple of 8, into as many bytes, a multiple of 8, too.
+/// Reads private memory from `gpa` into `into`. Address and length must be multiples of 8.
 ///
 /// # Errors
-/// [`Refused`]; what was read until then is in `into`.
+/// [`Refused`]. `into` holds the data read up to then.
 pub fn memory<P: Platform>(
     platform: &P,
     td: &Td,
@@ -221,7 +220,8 @@ fn read_words<C: SeamCall, W: Wait>(
     Ok(())
 }
 
-/// Whether the page at `gpa` can be read: walks the S-EPT down to it, so that no call is made that the module refuses.
+/// Checks that the page at `gpa` can be read. Walks the S-EPT down to it, so that no call is made that the module
+/// refuses.
 fn look<C: SeamCall, W: Wait>(
     tdh: &Tdh<'_, C, W>,
     tdr: &Tdr<Keyed>,
@@ -255,7 +255,7 @@ fn look<C: SeamCall, W: Wait>(
     Err(Refused::NoMemory(gpa))
 }
 
-/// Goes on only for a debug TD that lives.
+/// Accepts only a debug TD that is runnable or paused.
 fn admit(td: &Td) -> Result<(), Refused> {
     if !td.config().debug {
         return Err(Refused::Production);

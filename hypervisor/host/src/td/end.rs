@@ -1,7 +1,7 @@
-//! The end of a TD: its vCPUs stop, its key goes back first, its memory after.
+//! Terminates TDs: stops the vCPUs, releases the HKID, then reclaims the memory.
 //!
-//! Until TDH.MNG.VPFLUSHDONE nothing is final: a CPU that does not answer in time leaves the TD as it was. Behind it the TD
-//! can only go on to its end, if need be by [`retry`].
+//! Nothing is final before TDH.MNG.VPFLUSHDONE: a CPU that does not answer in time leaves the TD unchanged. After it
+//! the termination can only be completed, by [`retry`] if necessary.
 
 use alloc::{
     format,
@@ -28,41 +28,41 @@ use crate::{
     tdx::release::{Ending, NotReleased, Released, Vcpus},
 };
 
-/// How a TD's private memory comes back.
+/// A way to reclaim a TD's private memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// After its key: each page with one call.
+    /// Release the HKID first, then reclaim each page with one call.
     Terminate,
-    /// Before its key: by dynamic removal.
+    /// Remove the memory dynamically before releasing the HKID.
     Dynamic,
 }
 
-/// What asking for a TD's end came to.
+/// Outcome of a request to terminate a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// Its key is back; its memory is being taken back from now on.
+    /// The HKID is released; the memory is reclaimed from now on.
     Now,
-    /// It had been asked before, and the TD is in this state.
+    /// The TD had already been asked to end, and is in this state.
     Already(State),
 }
 
-/// Who sees to a TD's end. Whoever brings this to [`Owner::AtIt`] does it, alone.
+/// Ownership of a TD's termination. The CPU that moves this to [`Owner::AtIt`] alone carries out the termination.
 #[derive(Debug, Default)]
 pub(super) struct Ownership(AtomicU8);
 
-/// What [`Ownership`] can be.
+/// The states of [`Ownership`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Owner {
-    /// Nobody: it lives, or is being built.
+    /// No owner: the TD is alive or under construction.
     Nobody,
-    /// Nobody yet: it was asked for while it was paused.
+    /// No owner yet: the termination was requested while the TD was paused.
     AskedPaused,
-    /// Nobody yet: it was asked for while it could run.
+    /// No owner yet: the termination was requested while the TD was runnable.
     AskedRunnable,
-    /// Somebody.
+    /// A CPU carries out the termination.
     AtIt,
-    /// Nobody any more: it got stuck behind the point of no return.
+    /// No owner any more: the termination got stuck after the point of no return.
     Stuck,
 }
 
@@ -75,14 +75,14 @@ impl Ownership {
         self.0.store(to as u8, SeqCst);
     }
 
-    /// From `from` to [`Owner::AtIt`]. Whether it was that.
+    /// Moves from `from` to [`Owner::AtIt`]. Returns whether the state was `from`.
     fn take(&self, from: Owner) -> bool {
         let at_it = Owner::AtIt as u8;
         let taken = self.0.compare_exchange(from as u8, at_it, SeqCst, SeqCst);
         taken.is_ok()
     }
 
-    /// Takes an end that was asked for; the state in which it was.
+    /// Takes ownership of a requested termination. Returns the TD's state at the time of the request.
     fn take_asked(&self) -> Option<State> {
         [
             (Owner::AskedPaused, State::Paused),
@@ -93,38 +93,38 @@ impl Ownership {
     }
 }
 
-/// Has a TD ended: from now on none of its vCPUs is entered, and [`carry_out`] does the rest. It waits for nothing, so a TD
-/// may ask for its own end.
+/// Starts terminating a TD. None of its vCPUs is entered from now on; [`carry_out`] does the rest. It does not wait, so
+/// a TD may request its own termination.
 ///
 /// # Errors
-/// The state of a TD that had been asked before, or does not live.
+/// The state of a TD that is not alive, or whose termination was requested before.
 pub fn ask(td: &Td) -> Result<(), State> {
     match td.life.enter(State::Terminating)? {
         State::Paused => td.end.set(Owner::AskedPaused),
         State::Runnable => td.end.set(Owner::AskedRunnable),
-        // Who builds it sees that, and takes it down.
+        // The builder sees the new state and tears the TD down.
         _ => {}
     }
     Ok(())
 }
 
-/// Carries out an end that was asked for. `None` when none was, or somebody else is at it.
+/// Carries out a requested termination. Returns `None` if none was requested or another CPU owns it.
 pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result<(), Error>> {
     let was = td.end.take_asked()?;
     Some(end(host, td, was, Way::Terminate))
 }
 
-/// Stops a TD for good and gives its key back; [`reclaim`] takes its memory back after that. From the first moment on no
-/// vCPU can be entered and nothing be mapped. Asking twice is harmless.
+/// Stops a TD for good and releases its HKID; [`reclaim`] then reclaims its memory. From the start no vCPU can be
+/// entered and nothing can be mapped. A second request is harmless.
 ///
 /// # Errors
-/// [`Error::Stuck`], [`Error::Busy`], and [`Error::NotReleased`] with [`NotReleased::Unchanged`]: the TD is as it was.
-/// [`NotReleased::Stuck`]: the TD stays terminating, its HKID and memory are in quarantine until [`retry`].
-/// [`Error::EndStuck`], [`Error::NotReclaimed`] when it got stuck before.
+/// [`Error::Stuck`], [`Error::Busy`], and [`Error::NotReleased`] with [`NotReleased::Unchanged`]: the TD is unchanged.
+/// [`NotReleased::Stuck`]: the TD stays terminating; its HKID and memory are in quarantine until [`retry`].
+/// [`Error::EndStuck`], [`Error::NotReclaimed`] if it got stuck before.
 pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Result<Ended, Error> {
     let was = match td.life.enter(State::Terminating) {
         Ok(State::Building) => {
-            // Who builds it sees that, and takes it down before giving the turn away.
+            // The builder sees the new state and tears the TD down before it releases the turn.
             let _ = turn(host, td);
             return Ok(Ended::Already(td.state()));
         }
@@ -140,7 +140,7 @@ pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Res
     end(host, td, was, way).map(|()| Ended::Now)
 }
 
-/// What asking for an end once more comes to, of a TD in `state`.
+/// Returns the outcome of a repeated request for a TD in `state`.
 fn already(td: &Td, state: State) -> Result<Ended, Error> {
     match stuck(td) {
         Some(error) => Err(error),
@@ -148,7 +148,7 @@ fn already(td: &Td, state: State) -> Result<Ended, Error> {
     }
 }
 
-/// Why the end of a TD does not go on before [`retry`], if that is so.
+/// Returns why a TD's termination is stuck until [`retry`], if it is.
 pub fn stuck(td: &Td) -> Option<Error> {
     match td.state() {
         State::Terminating if td.end.is_stuck() => {
@@ -167,10 +167,10 @@ pub fn stuck(td: &Td) -> Option<Error> {
     }
 }
 
-/// What the operator is told of an end that got stuck.
+/// Records a stuck termination for the operator.
 fn tell_stuck(td: &Td, error: &Error) {
     let problem = match error {
-        // It says so itself.
+        // These messages say so themselves.
         Error::NotReleased(NotReleased::Stuck(_)) | Error::NotReclaimed(_) => error.to_string(),
         error => format!("its end got stuck: {error}; \"td retry\" goes on from here"),
     };
@@ -178,12 +178,12 @@ fn tell_stuck(td: &Td, error: &Error) {
     td.end.set(Owner::Stuck);
 }
 
-/// Ends a TD that was in state `was`, as the one who sees to it.
+/// Terminates a TD that was in state `was`. The caller owns the termination.
 fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> Result<(), Error> {
     let mut meter = Meter::new(host.platform);
     let turn = turn(host, td);
     let result = match &turn {
-        // Somebody may have put it away meanwhile.
+        // Another CPU may have written the TD off meanwhile.
         _ if host.is_down() => Err(Error::ShutDown),
         Ok(_) => td
             .joining
@@ -198,7 +198,7 @@ fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> R
     result
 }
 
-/// Waits for whoever changes the TD.
+/// Waits for the TD's turn.
 fn turn<'a, P: Platform>(host: &Host<'_, P>, td: &'a Td) -> Result<MutexGuard<'a, ()>, Error> {
     let start = host.platform.now_us();
     loop {
@@ -210,7 +210,7 @@ fn turn<'a, P: Platform>(host: &Host<'_, P>, td: &'a Td) -> Result<MutexGuard<'a
     }
 }
 
-/// Takes every vCPU's lock. The CPUs that have them are interrupted, and waited for.
+/// Takes every vCPU's lock. Interrupts the CPUs that hold one, and waits for them.
 pub(super) fn stop_vcpus<'a, P: Platform>(
     host: &Host<'_, P>,
     td: &'a Td,
@@ -221,7 +221,7 @@ pub(super) fn stop_vcpus<'a, P: Platform>(
         if vcpus.iter().all(Option::is_some) {
             return Ok(vcpus.into_iter().flatten().collect());
         }
-        // One that was about to enter the guest is interrupted in there the next time round.
+        // A vCPU that was just about to enter the guest is interrupted there in the next iteration.
         let users = td.slots.users();
         let answered = host.platform.on_each(&users, &|_| {});
         host.platform.relax();
@@ -239,7 +239,8 @@ pub(super) fn stop_vcpus<'a, P: Platform>(
     }
 }
 
-/// A TD that was not ended after all goes on, if nothing of it is gone.
+/// Returns a TD whose termination failed to its previous state, if nothing of it is gone. Otherwise records it as
+/// stuck.
 fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, error: &Error) {
     let is_whole = match error {
         Error::Stuck(_) | Error::Busy => true,
@@ -255,7 +256,7 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
     }
     td.end.set(Owner::Nobody);
     if td.life.advance(State::Terminating, was).is_err() {
-        // It can't be: who sees to the end is the one who changes the state.
+        // Unreachable: only the owner of the termination changes the state.
         debug_assert!(false, "{:?}", td.state());
         return;
     }
@@ -269,19 +270,19 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
     }
 }
 
-/// Frees what somebody wanted to free while a TD that lives on was to end. What fails stays queued.
+/// Removes what was queued for removal during the failed termination of a TD that lives on. Failures stay queued.
 fn free_queued<P: Platform>(host: &Host<'_, P>, td: &Td, body: &Body) -> Result<(), Error> {
     let _quiet = td.joining.quiet(host)?;
-    // The next one who ends it has changed the state, and takes everything.
+    // The next termination has changed the state, and takes everything.
     let goes_on = || !td.state().is_ending();
     let kick = td.kick(host.platform);
     host.with_cpu(|cpu| body.map.run_queued(cpu, &kick, &goes_on))?;
     Ok(())
 }
 
-/// Takes a TD down that could not be built, or was ended meanwhile. The caller has its turn.
+/// Tears down a TD that could not be built or was terminated meanwhile. The caller holds its turn.
 pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
-    // Whoever terminates it waits for its turn.
+    // A CPU that terminates the TD waits for its turn.
     let _ = td.life.enter(State::Terminating);
     td.end.set(Owner::AtIt);
     let mut meter = Meter::new(host.platform);
@@ -296,7 +297,7 @@ pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     }
 }
 
-/// Gives the key back, and gets the reclaim ready. The vCPUs are gone afterwards.
+/// Releases the HKID, and prepares the reclaim. The vCPUs are gone afterwards.
 fn give_back<P: Platform>(
     host: &Host<'_, P>,
     td: &Td,
@@ -307,7 +308,7 @@ fn give_back<P: Platform>(
     let Some(body) = td.body.get() else {
         host.runner.end(td);
         tell(td, meter);
-        // Nothing was taken for it.
+        // Nothing was taken for the TD.
         td.life
             .advance(State::Terminating, State::Teardown)
             .map_err(Error::State)?;
@@ -343,14 +344,15 @@ fn give_back<P: Platform>(
     begin_reclaim(host, body)
 }
 
-/// Notes what the end took so far. From the teardown on other CPUs go on with it, and the notes may be all that is left.
+/// Records the phases of the termination so far. From teardown on, other CPUs continue it, and only the notes may
+/// survive.
 fn tell<P: Platform>(td: &Td, meter: &mut Meter<'_, P>) {
     let mut notes = td.notes.lock();
     notes.ended.get_or_insert_default().append(meter.take());
 }
 
-/// Takes all private memory from a TD that has its key and does not run. Nobody else is at its memory: who holds a vCPU
-/// has let go of it, and who has its quiet looks at its state before and between what it does.
+/// Removes all private memory of a TD that has its key and does not run. Nothing else uses its memory: every vCPU's
+/// holder has released it, and each holder of the TD's `Quiet` checks its state before and between its steps.
 fn remove<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
     host.with_cpu(|cpu| body.map.remove(cpu, 0..body.limit, &NoneRuns))?;
     Ok(())
@@ -369,7 +371,7 @@ fn parts(released: &Released) -> Vec<(String, u64, &'static [Leaf])> {
     parts
 }
 
-/// The reclaim of a TD that has no key, if it has not begun.
+/// Prepares the reclaim of a TD without key, unless that has been done.
 fn begin_reclaim<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
     let begun = body.reclaim.try_call_once(|| {
         let plan = Plan {
@@ -389,8 +391,8 @@ fn begin_reclaim<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Err
     Ok(())
 }
 
-/// A step of a TD's reclaim, on the calling CPU: at most 8 SEAMCALLs, and 2 MiB cleared. `false` when there is nothing that
-/// this CPU can do for it now.
+/// Executes a step of a TD's reclaim on the calling CPU: at most 8 SEAMCALLs, and 2 MiB cleared. Returns `false` if
+/// there is nothing that this CPU can do for it now.
 pub fn reclaim_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     if td.state() != State::Teardown {
         return false;
@@ -416,7 +418,7 @@ pub fn reclaim_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     }
 }
 
-/// Nothing of the TD is left. `true` for the one who finds that out first.
+/// Marks a TD as reclaimed once nothing of it is left. Returns `true` for the first caller.
 fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     if td.life.advance(State::Teardown, State::Reclaimed).is_err() {
         return false;
@@ -440,7 +442,7 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     });
     ended.phases.push(super::meter::Phase {
         name: "clear".into(),
-        // It is done page by page, while others are reclaimed.
+        // Pages are cleared one by one while others are reclaimed.
         us: None,
         cpu_us: done.clear_ns / 1000,
         calls: Vec::new(),
@@ -456,7 +458,7 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     true
 }
 
-/// What the operator is told of pages that are out of use.
+/// Returns the message to the operator about quarantined pages.
 fn in_quarantine<P: Platform>(host: &Host<'_, P>, pages: u64) -> String {
     let why = if host.is_down() {
         "its module was shut down"
@@ -466,8 +468,8 @@ fn in_quarantine<P: Platform>(host: &Host<'_, P>, pages: u64) -> String {
     format!("{pages} pages of it are in quarantine: {why}")
 }
 
-/// A step on the way to put away what a TD has, whose module has shut down: its pages and its HKID go to quarantine, and it
-/// is over. `false` when nothing is left to do, or others have the TD: who lets go of it has another look.
+/// Executes a step of writing off a TD whose module has shut down: its pages and its HKID go to quarantine, and the TD
+/// is over. Returns `false` if nothing is left to do, or if the TD is in use; its user then tries again.
 pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     let Some(_turn) = td.turn.try_lock() else {
         return false;
@@ -497,9 +499,9 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
                     hkids.quarantine(hkid, SHUT_DOWN.into());
                 }
             }
-            // Who works on it is told by the module.
+            // The user of the map learns of the shutdown from the module.
             Err(private::Error::Busy) => return true,
-            // It was, and its pages with it.
+            // The map was already written off, including its pages.
             Err(_) => {}
         }
         let control = core::mem::take(&mut *body.control.lock());
@@ -527,10 +529,10 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     true
 }
 
-/// Takes back all memory of a TD whose key is back, with whichever CPUs help.
+/// Reclaims all memory of a TD whose HKID is released, together with any CPUs that help.
 ///
 /// # Errors
-/// [`Error::State`] when it has its key; [`Error::NotReclaimed`] when the module does not give it.
+/// [`Error::State`] if the TD has its key; [`Error::NotReclaimed`] if the module does not give the memory back.
 pub fn reclaim<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
     loop {
         match td.state() {
@@ -553,10 +555,10 @@ pub fn reclaim<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
     }
 }
 
-/// Goes on with an end that got stuck: with the key, or with the memory.
+/// Resumes a termination that got stuck, at the HKID or at the memory.
 ///
 /// # Errors
-/// As [`terminate`] and [`reclaim`]; [`Error::State`] when nothing is stuck.
+/// As [`terminate`] and [`reclaim`]; [`Error::State`] if nothing is stuck.
 pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error> {
     let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
     match td.state() {
@@ -588,7 +590,7 @@ pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error>
     }
 }
 
-/// A TD's vCPUs, all stopped, as the release of its HKID flushes them.
+/// A TD's stopped vCPUs, for the flushes of its HKID's release.
 struct Flush<'a, P> {
     platform: &'a P,
     vcpus: &'a [Stopped<'a>],

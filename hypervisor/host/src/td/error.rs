@@ -1,4 +1,4 @@
-//! Why something could not be done with a TD: what is wrong, and what to do.
+//! Errors of operations on TDs: what is wrong, and what to do.
 
 use alloc::{format, string::String, vec::Vec};
 use core::fmt;
@@ -15,69 +15,69 @@ use crate::{
     },
 };
 
-/// Why it could not be done.
+/// Why an operation on a TD failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The configuration asks for what the module can't do.
+    /// The configuration asks for something that the module does not support.
     Refused(params::Refused),
     /// A file that the configuration names was not loaded.
     NoFile(String),
-    /// One of its files is empty.
+    /// A file that the configuration names is empty.
     EmptyFile(String),
-    /// Its memory has no room for what its firmware boots.
+    /// The TD's memory has no room for what its firmware boots.
     Room(NoRoom),
-    /// The image is none that a TD can be built from.
+    /// The image is not one that a TD can be built from.
     Image(tdvf::Malformed),
-    /// The list of memory does not fit into the image.
+    /// The list of memory (TD HOB) does not fit into the image.
     Hob(tdvf::HobError),
-    /// Guest-physical addresses do not reach as far as the memory.
+    /// The memory exceeds the guest-physical address space.
     TooMuchMemory,
     /// There are fewer free pages of 4 KiB than the TD may need.
     NoFrames {
-        /// Those that it may need.
+        /// The number of pages that the TD may need.
         needed: u64,
-        /// Those that are free and not promised to other TDs.
+        /// The number of pages that are free and not promised to other TDs.
         free: u64,
     },
-    /// There is no HKID.
+    /// No HKID is free.
     NoHkid(NoHkid),
     /// The hypervisor's heap is used up.
     NoHeap,
-    /// The TDX module has shut down: no TD can be built, run or ended any more.
+    /// The TDX module has shut down: no TD can be built, run or terminated any more.
     ShutDown,
-    /// The TD's guest came to its end for this reason, and can't go on.
+    /// The TD's guest has ended for this reason, and can't continue.
     GuestEnded(String),
-    /// The TD's end got stuck for this reason.
+    /// The TD's termination got stuck for this reason.
     EndStuck(String),
-    /// The TD is in a state in which it can't be done.
+    /// The TD's state does not allow the operation.
     State(State),
-    /// Somebody else changes the TD.
+    /// Another operation on the TD is in progress.
     Busy,
-    /// CPUs did not let go of the TD's vCPUs in time. Nothing has changed.
+    /// CPUs did not release the TD's vCPUs in time. Nothing has changed.
     Stuck(Vec<u32>),
-    /// A CPU did not answer.
+    /// CPUs did not answer.
     Silent(Vec<u32>),
-    /// TDH.MNG.CREATE.
+    /// TDH.MNG.CREATE failed.
     Create(CreateError),
-    /// A call of the module.
+    /// A SEAMCALL failed.
     Seam(seam::error::Error),
     /// TDH.MNG.INIT refused TD_PARAMS.
     Init(seam::error::Error),
-    /// The TD's memory.
+    /// An operation on the TD's memory failed.
     Map(private::Error),
-    /// A vCPU.
+    /// A vCPU could not be used.
     Vcpu(vcpu::Refused),
-    /// Who runs vCPUs.
+    /// The runner of vCPUs failed.
     Runner(String),
-    /// The HKID.
+    /// The HKID could not be released.
     NotReleased(NotReleased),
     /// The module does not give these pages back.
     NotReclaimed(private::Refusal),
-    /// The memory can only become less, and not less than this many bytes: the image is below.
+    /// Memory can only shrink, and not below the end of the image.
     Size {
-        /// The least.
+        /// The minimum in bytes.
         least: u64,
-        /// The most.
+        /// The maximum in bytes.
         most: u64,
     },
 }
@@ -155,7 +155,7 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// What can be done with the TD of this name when its guest has come to its end.
+/// Returns the sentence about what can be done with a TD of this name whose guest has ended.
 #[must_use]
 pub fn after_guest(name: &str) -> String {
     format!("\"td reset {name}\" starts it anew, \"td terminate {name}\" ends it")
@@ -165,7 +165,7 @@ fn mib(pages: u64) -> u64 {
     (pages * PAGE_4K) >> 20
 }
 
-/// The error, with the CPUID leaf that the module does not take.
+/// Writes the error, with the CPUID leaf that the module refused.
 fn init(error: &seam::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     write!(f, "{error}")?;
     let [place, ..] = error.outputs();
