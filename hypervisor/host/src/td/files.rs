@@ -1,4 +1,4 @@
-//! The files that a TD is built from and boots: those that its configuration names, as far as they were loaded.
+//! The files that a TD is built from and boots: those that its configuration names and that were loaded.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -10,20 +10,20 @@ use td_base::payload::{File, Payload, WINDOW};
 
 use super::memory::HOLE;
 
-/// A file in the host's memory, in whole pages that hold nothing else, and that nobody writes.
+/// A read-only file in the host's memory, in whole pages that hold nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// Where it is, a multiple of 4 KiB.
+    /// Physical address, a multiple of 4 KiB.
     pub hpa: Hpa,
-    /// How long it is.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
-/// What a TD needs of files; a file that its configuration names and that was not loaded is missing.
+/// The files of a TD. A file that the configuration names and that was not loaded is absent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files<'h> {
-    /// The firmware that it is built from (TDVF format): the image that its configuration names, or the host's own, which
-    /// boots a kernel.
+    /// The firmware that the TD is built from (TDVF format): the image that the configuration names, or the host's own,
+    /// which boots a kernel.
     pub image: Option<&'h [u8]>,
     /// The kernel that the firmware boots.
     pub kernel: Option<Loaded>,
@@ -32,7 +32,7 @@ pub struct Files<'h> {
 }
 
 impl<'h> From<Option<&'h [u8]>> for Files<'h> {
-    /// An image alone.
+    /// Creates the files of a TD that has only an image.
     fn from(image: Option<&'h [u8]>) -> Self {
         Self {
             image,
@@ -42,7 +42,7 @@ impl<'h> From<Option<&'h [u8]>> for Files<'h> {
 }
 
 impl Files<'_> {
-    /// The name of a file that the configuration names and that is not here.
+    /// Returns the name of a file that the configuration names and that was not loaded.
     pub fn missing<'c>(&self, config: &'c config::Td) -> Option<&'c str> {
         let named = [
             (&config.image, self.image.is_some()),
@@ -53,7 +53,7 @@ impl Files<'_> {
         missing.find_map(|(name, _)| name.as_deref())
     }
 
-    /// The bytes of a file that the configuration names; `None` of one that is not here.
+    /// Returns the length of a file that the configuration names; `None` if it was not loaded.
     #[must_use]
     pub fn length(&self, config: &config::Td, name: &str) -> Option<u64> {
         let is = |own: &Option<String>| own.as_deref() == Some(name);
@@ -64,8 +64,8 @@ impl Files<'_> {
         image.or_else(|| kernel.or(initrd).map(|file| file.bytes))
     }
 
-    /// Checks that kernel and initial file system fit into the memory of a TD that the host's own firmware boots. `head` reads
-    /// the beginning of the kernel's file; whether it is a kernel the firmware says.
+    /// Checks that kernel and initial file system fit into the memory of a TD that the host's own firmware boots.
+    /// `head` reads the beginning of the kernel's file. A file that is not a kernel passes: the firmware reports it.
     ///
     /// # Errors
     /// [`NoRoom`].
@@ -95,7 +95,8 @@ impl Files<'_> {
         }
     }
 
-    /// Where the guest will find what it boots: one after the other in the window. `None` without a kernel.
+    /// Returns the guest addresses of the files to boot, which follow each other in the window. `None` without a
+    /// kernel.
     pub fn payload<'c>(&self, config: &'c config::Td) -> Option<Payload<'c>> {
         let kernel = self.kernel?;
         let initrd = self.initrd.unwrap_or(Loaded {
@@ -115,7 +116,7 @@ impl Files<'_> {
         })
     }
 
-    /// What the guest is to be shown, and where.
+    /// Returns the files to map into the guest, and their addresses.
     pub fn lent(&self, config: &config::Td) -> Vec<(Gpa, Loaded)> {
         let Some(payload) = self.payload(config) else {
             return Vec::new();
@@ -135,11 +136,11 @@ pub struct NoRoom {
     memory: u64,
     /// The kernel's name.
     kernel: String,
-    /// Where the memory ends that it takes, from address 0 on.
+    /// End of the memory that the kernel takes, from address 0 on.
     kernel_end: u64,
-    /// The initial file system's name and bytes.
+    /// Name and length of the initial file system.
     initrd: Option<(String, u64)>,
-    /// The memory that is enough; `None` when none is.
+    /// The amount of memory that is enough; `None` if none is.
     needed: Option<u64>,
 }
 

@@ -1,6 +1,6 @@
-//! The TD HOB list: where the host tells a TD's firmware what memory it has, and what to boot.
+//! The TD HOB list, which describes a TD's memory and what to boot to its firmware.
 //!
-//! Format: Platform Initialization Specification 1.7, volume 3, hand-off blocks; what a TDVF expects of it: Intel TDX
+//! Format: Platform Initialization Specification 1.7, volume 3, hand-off blocks. Requirements of a TDVF: Intel TDX
 //! Virtual Firmware Design Guide, section 4.2.
 
 use alloc::vec::Vec;
@@ -12,23 +12,23 @@ use td_base::hob::{
 };
 use td_base::payload::{self, Payload};
 
-/// Bytes of the first block, the header included.
+/// Bytes of the first block, including the header.
 const HANDOFF_BYTES: usize = 0x38;
 /// EFI_HOB_HANDOFF_TABLE_VERSION.
 const HANDOFF_VERSION: u32 = 9;
 /// EFI_RESOURCE_ATTRIBUTE_PRESENT, INITIALIZED, TESTED.
 const ORDINARY: u32 = 7;
 
-/// What a range of memory is to the guest.
+/// A kind of memory range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The guest has it: it was part of the image (EFI_RESOURCE_SYSTEM_MEMORY).
+    /// Memory that the guest already has as part of the image (EFI_RESOURCE_SYSTEM_MEMORY).
     Added = SYSTEM_MEMORY as isize,
-    /// The guest must accept it first (EFI_RESOURCE_MEMORY_UNACCEPTED).
+    /// Memory that the guest must accept first (EFI_RESOURCE_MEMORY_UNACCEPTED).
     Unaccepted = MEMORY_UNACCEPTED as isize,
 }
 
-/// The list, for address `at` of the guest.
+/// Builds the list for guest address `at`.
 #[must_use]
 pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>>) -> Vec<u8> {
     let payload = payload.map(block).unwrap_or_default();
@@ -43,7 +43,7 @@ pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>
     long(&mut list, at + bytes as u64);
     for (range, kind) in memory {
         header(&mut list, RESOURCE_DESCRIPTOR, RESOURCE_DESCRIPTOR_BYTES);
-        // Nobody owns it: the zero GUID.
+        // The zero GUID: no owner.
         list.extend([0; 16]);
         word(&mut list, *kind as u32);
         word(&mut list, ORDINARY);
@@ -55,7 +55,7 @@ pub fn list(at: u64, memory: &[(Range<u64>, Kind)], payload: Option<&Payload<'_>
     list
 }
 
-/// The block that tells what to boot.
+/// Builds the block that describes what to boot.
 fn block(payload: &Payload<'_>) -> Vec<u8> {
     let head = payload.head();
     let line = payload.command_line;

@@ -1,4 +1,4 @@
-//! What TDs stand on: the machine, its HKIDs, what its module can do; and who runs their vCPUs.
+//! The environment of TDs: the machine, its HKIDs, the capabilities of its module, and the runner of their vCPUs.
 
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
@@ -13,25 +13,25 @@ use crate::{
     tdx::release::Coordinator,
 };
 
-/// What all TDs of a host have in common.
+/// The environment that all TDs of a host share.
 pub struct Host<'h, P> {
     /// The machine.
     pub platform: &'h P,
-    /// Who hands out HKIDs and takes them back.
+    /// Allocates and releases HKIDs.
     pub coordinator: &'h Coordinator,
-    /// What the module lets a host choose.
+    /// The choices that the module leaves to the host.
     pub capabilities: Capabilities,
-    /// What a TD has of this machine where the operator leaves it open.
+    /// Values of this machine for settings that the operator leaves open.
     pub native: &'h (dyn Native + Sync),
-    /// Where the KeyID is in a physical address.
+    /// Position of the KeyID in a physical address.
     pub keyid: KeyIdPosition,
     /// The module's own HKID.
     pub global_hkid: u16,
-    /// What is done with the content of a page that comes back.
+    /// How the content of reclaimed pages is cleared.
     pub clearing: Clearing,
-    /// Microseconds that a CPU has to let go of a vCPU.
+    /// Microseconds that a CPU has to release a vCPU.
     pub stop_us: u64,
-    /// Who runs vCPUs.
+    /// Runs vCPUs.
     pub runner: &'h (dyn Runner + Sync),
 }
 
@@ -42,18 +42,18 @@ impl<P> fmt::Debug for Host<'_, P> {
 }
 
 impl<P: Platform> Host<'_, P> {
-    /// Works with the calling CPU.
+    /// Runs `work` with the calling CPU's resources.
     pub fn with_cpu<R>(&self, work: impl FnOnce(OnCpu<'_, P>) -> R) -> R {
         with_cpu(self.platform, work)
     }
 
-    /// Whether the TDX module has shut down.
+    /// Returns whether the TDX module has shut down.
     #[must_use]
     pub fn is_down(&self) -> bool {
         self.platform.shutdown().is_down()
     }
 
-    /// One CPU of each package, the calling one among them.
+    /// Returns one CPU of each package, including the calling one.
     pub fn leaders(&self) -> Vec<u32> {
         let me = self.platform.this_cpu();
         let places = self.platform.cpus();
@@ -68,11 +68,11 @@ impl<P: Platform> Host<'_, P> {
     }
 }
 
-/// The calling CPU, as a TD's map works with it.
+/// The calling CPU's resources for operations on a TD's map.
 pub type OnCpu<'a, P> =
     Cpu<'a, <P as Platform>::Call, <P as Platform>::Wait, <P as Platform>::Pool>;
 
-/// Works with the calling CPU of a machine.
+/// Runs `work` with the calling CPU's resources on a machine.
 pub fn with_cpu<P: Platform, R>(platform: &P, work: impl FnOnce(OnCpu<'_, P>) -> R) -> R {
     let tdh = platform.tdh();
     work(Cpu {
@@ -81,7 +81,7 @@ pub fn with_cpu<P: Platform, R>(platform: &P, work: impl FnOnce(OnCpu<'_, P>) ->
     })
 }
 
-/// A machine's clock.
+/// Adapts a machine's clock to [`Clock`].
 pub struct Time<'a, P>(pub &'a P);
 
 impl<P: Platform> Clock for Time<'_, P> {
@@ -90,50 +90,50 @@ impl<P: Platform> Clock for Time<'_, P> {
     }
 }
 
-/// How a TD's guest has come to its end.
+/// How a TD's guest has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestEnd {
-    /// It switched itself off, or asked for a reset: that is being seen to.
+    /// The guest powered off or asked for a reset, which is being handled.
     Orderly,
-    /// It can't go on, for this reason.
+    /// The guest can't continue, for this reason.
     Failed(String),
 }
 
-/// Who runs vCPUs. Nothing here waits for a vCPU.
+/// Runs vCPUs. No method waits for a vCPU.
 pub trait Runner {
-    /// Gets ready what a TD's vCPUs need beside the module, before they are made.
+    /// Prepares what a TD's vCPUs need outside the module, before they are created.
     ///
     /// # Errors
-    /// One sentence; nothing was taken.
+    /// A sentence; nothing was taken.
     fn prepare(&self, td: &Td) -> Result<(), String>;
 
-    /// What vCPU `index` of a TD that was prepared is told.
+    /// Returns the wiring of vCPU `index` of a prepared TD.
     fn wiring(&self, td: &Td, index: u16) -> Option<Wiring>;
 
-    /// The TD's vCPUs may run from now on.
+    /// Lets the TD's vCPUs run from now on.
     fn start(&self, td: &Arc<Td>);
 
-    /// The TD's vCPUs will never run again: what [`Self::prepare`] took goes back. It may not have been called.
+    /// Returns what [`Self::prepare`] took, which may not have been called. The TD's vCPUs will never run again.
     fn end(&self, td: &Td);
 
-    /// The TD has less memory from now on ([`Td::layout`]): none of its vCPUs gets any beyond that. `false` when one is at it
-    /// right now: then the same is asked again.
+    /// Notes that the TD's memory has shrunk ([`Td::layout`]): its vCPUs get no memory beyond it from now on. Returns
+    /// `false` if a vCPU is getting some right now; the caller then tries again.
     fn shrunk(&self, td: &Td) -> bool {
         let _ = td;
         true
     }
 
-    /// Why the TD's guest has come to its end, if it has. It is not entered again in this life.
+    /// Returns why the TD's guest has ended, if it has. It is not entered again in this life.
     fn guest_end(&self, td: &Td) -> Option<GuestEnd> {
         let _ = td;
         None
     }
 
-    /// There is work for CPUs that have time: [`super::registry::Tds::work`].
+    /// Notes that there is work for CPUs that have time: [`super::registry::Tds::work`].
     fn work_waits(&self) {}
 }
 
-/// For a host that only builds TDs and takes them down.
+/// The runner of a host that only builds TDs and tears them down.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoRunner;
 

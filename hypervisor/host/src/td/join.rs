@@ -1,4 +1,4 @@
-//! A TD's split pages made whole again, in the time that CPUs have left.
+//! Promotes a TD's split pages again while CPUs are idle.
 
 use mm::private::{self, Found, Search};
 use sync::{Mutex, MutexGuard};
@@ -6,19 +6,19 @@ use sync::{Mutex, MutexGuard};
 use super::{Td, error::Error, host::Host, life::State};
 use crate::platform::Platform;
 
-/// Between the end of a search and the next: a guest needs time to accept what it was given, and one that splits its pages
-/// all the time costs the host little.
+/// Pause between two searches. It gives a guest time to accept its memory, and bounds the cost of a guest that splits
+/// its pages all the time.
 pub const PAUSE_US: u64 = 100_000;
 
-/// The search of one TD. Whoever is at a step has the lock.
+/// The search for split pages of a TD. A CPU holds the lock while it executes a step.
 #[derive(Debug, Default)]
 pub(super) struct Joining(Mutex<Course>);
 
-/// While there is one, no step is made. Who takes memory from a TD that lives has it, too.
+/// Excludes search steps while it exists. Removal of memory from a live TD holds it as well.
 pub(super) struct Quiet<'a>(#[expect(dead_code, reason = "it is had")] MutexGuard<'a, Course>);
 
 impl Joining {
-    /// Waits for the step that is being made, for as long as a CPU has to let go of a vCPU.
+    /// Waits for the current step, for at most the time that a CPU has to release a vCPU.
     ///
     /// # Errors
     /// [`Error::Busy`].
@@ -37,17 +37,18 @@ impl Joining {
 #[derive(Debug, Default)]
 struct Course {
     search: Search,
-    /// When the next search may begin, in microseconds since the host's start.
+    /// Earliest start of the next search, in microseconds since the host's start.
     due_us: u64,
 }
 
-/// A step for a TD that lives, on the calling CPU: at most 64 SEAMCALLs that ask, and those that make one page of 512, with
-/// a tracking round, for which its vCPUs leave the guest once. `false` when there is nothing to do now.
+/// Executes a step for a live TD on the calling CPU: at most 64 SEAMCALLs that search, and those that merge 512 pages
+/// into one, with a tracking round for which its vCPUs leave the guest once. Returns `false` if there is nothing to do
+/// now.
 pub fn join_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     let (Some(map), Some(mut course)) = (td.map(), td.joining.0.try_lock()) else {
         return false;
     };
-    // Whoever ends it has changed the state before it asks for quiet.
+    // A termination changes the state before it waits for quiet.
     if !matches!(td.state(), State::Runnable | State::Paused) {
         return false;
     }

@@ -1,25 +1,25 @@
-//! The states of a TD's life, and which follows which.
+//! The states of a TD's life, and the transitions between them.
 
 use core::fmt;
 use sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-/// Where a TD is in its life.
+/// The state of a TD's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
-    /// It is known, and nothing was taken for it.
+    /// The TD is known, and nothing was taken for it.
     Created,
-    /// It is being built.
+    /// The TD is being built.
     Building,
-    /// It is built, and its vCPUs may run.
+    /// The TD is built, and its vCPUs may run.
     Runnable,
-    /// It is built, and none of its vCPUs may run.
+    /// The TD is built, and none of its vCPUs may run.
     Paused,
-    /// It is to give its key back. No vCPU runs, and nothing of it can be used.
+    /// The TD's HKID is being released. No vCPU runs, and nothing of the TD can be used.
     Terminating,
-    /// Its key is back, and its memory is being taken back.
+    /// The TD's HKID is released, and its memory is being reclaimed.
     Teardown,
-    /// Nothing of it is left.
+    /// Nothing of the TD is left.
     Reclaimed,
 }
 
@@ -34,7 +34,7 @@ impl State {
         Self::Reclaimed,
     ];
 
-    /// Whether `next` may follow.
+    /// Returns whether `next` may follow.
     #[must_use]
     pub const fn leads_to(self, next: Self) -> bool {
         use State::{Building, Created, Paused, Reclaimed, Runnable, Teardown, Terminating};
@@ -44,14 +44,14 @@ impl State {
                 | (Building, Paused | Terminating)
                 | (Paused, Runnable | Terminating)
                 | (Runnable, Paused | Terminating)
-                // A CPU did not answer before the point of no return: as before.
+                // A CPU did not answer before the point of no return: back to the previous state.
                 | (Terminating, Runnable | Paused)
                 | (Terminating, Teardown)
                 | (Teardown, Reclaimed)
         )
     }
 
-    /// What a TD in this state "is", in a sentence.
+    /// Returns the state as the complement of "is" in a sentence.
     #[must_use]
     pub const fn in_words(self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl State {
         }
     }
 
-    /// Whether the TD has ended, or is about to.
+    /// Returns whether the TD has ended or is ending.
     #[must_use]
     pub const fn is_ending(self) -> bool {
         matches!(self, Self::Terminating | Self::Teardown | Self::Reclaimed)
@@ -86,26 +86,26 @@ impl fmt::Display for State {
     }
 }
 
-/// The state of one TD. Anyone may read it at any time; who has taken a lock reads it after that.
+/// The state of a TD. It may be read at any time. The holder of a lock reads it after taking the lock.
 #[derive(Debug)]
 pub struct Life(AtomicU8);
 
 impl Life {
-    /// A life that has just begun.
+    /// Creates a life in its first state.
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(State::Created as u8))
     }
 
-    /// The state now.
+    /// Returns the current state.
     pub fn state(&self) -> State {
         State::ALL[usize::from(self.0.load(SeqCst))]
     }
 
-    /// From `from` to `to`, in one step.
+    /// Moves from `from` to `to` atomically.
     ///
     /// # Errors
-    /// The state that it is in, when that is not `from`, or `to` does not follow on it. Nothing has changed.
+    /// The current state, if it is not `from` or if `to` does not follow it. Nothing has changed.
     pub fn advance(&self, from: State, to: State) -> Result<(), State> {
         if !from.leads_to(to) {
             return Err(self.state());
@@ -116,10 +116,10 @@ impl Life {
             .map_err(|now| State::ALL[usize::from(now)])
     }
 
-    /// To `to` from whatever state it can follow on, and which that was.
+    /// Moves to `to` from any state that it may follow. Returns that state.
     ///
     /// # Errors
-    /// The state that it is in, when `to` does not follow on it. Nothing has changed.
+    /// The current state, if `to` does not follow it. Nothing has changed.
     pub fn enter(&self, to: State) -> Result<State, State> {
         self.0
             .fetch_update(SeqCst, SeqCst, |now| {

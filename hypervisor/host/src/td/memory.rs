@@ -1,4 +1,4 @@
-//! Where a TD has its memory: from address 0 up to the hole below 4 GiB, the rest from 4 GiB on.
+//! Layout of a TD's memory: from address 0 up to the hole below 4 GiB, the rest from 4 GiB on.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -6,19 +6,20 @@ use core::ops::Range;
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
 use seam::address::SHARED;
 
-/// Memory ends here below 4 GiB: device registers and the firmware are between this and 4 GiB.
+/// End of the memory below 4 GiB. Device registers and the firmware are between this and 4 GiB.
 pub const HOLE: u64 = 3 * PAGE_1G;
-/// Memory goes on here.
+/// Start of the memory above the hole.
 const HIGH: u64 = 4 * PAGE_1G;
 
-/// The memory of a TD.
+/// The memory layout of a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     bytes: u64,
 }
 
 impl Layout {
-    /// So many bytes, a multiple of 4 KiB. `None` when guest-physical addresses do not reach that far.
+    /// Creates the layout of `bytes` of memory, a multiple of 4 KiB. `None` if it exceeds the guest-physical address
+    /// space.
     #[must_use]
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_multiple_of(PAGE_4K) && bytes < SHARED - HIGH {
@@ -28,13 +29,13 @@ impl Layout {
         }
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.bytes
     }
 
-    /// The parts, ascending: one or two.
+    /// Returns the one or two parts, ascending.
     pub fn parts(self) -> impl Iterator<Item = Range<u64>> {
         let low = if self.bytes < HOLE { self.bytes } else { HOLE };
         let high = HIGH..HIGH + (self.bytes - low);
@@ -43,19 +44,20 @@ impl Layout {
             .filter(|part| part.start < part.end)
     }
 
-    /// The part with `gpa` in it.
+    /// Returns the part that contains `gpa`.
     #[must_use]
     pub fn part_of(self, gpa: u64) -> Option<Range<u64>> {
         self.parts().find(|part| part.contains(&gpa))
     }
 
-    /// Private addresses are below this: the memory's end, and 4 GiB at least, where the firmware ends.
+    /// Returns the exclusive upper limit of private addresses: the end of memory, but at least 4 GiB, where the
+    /// firmware ends.
     #[must_use]
     pub fn limit(self) -> u64 {
         self.parts().map(|part| part.end).fold(HIGH, u64::max)
     }
 
-    /// What is left of the memory without `taken`, ascending and not adjacent.
+    /// Returns the memory without `taken`, in ascending ranges that are not adjacent.
     #[must_use]
     pub fn without(self, taken: &[Range<u64>]) -> Vec<Range<u64>> {
         let mut taken: Vec<_> = taken.to_vec();
@@ -79,12 +81,12 @@ impl Layout {
         left
     }
 
-    /// The most 4 KiB pages that the memory and `more` pages of an image elsewhere can take, with the pages of the
-    /// S-EPT: when not one of them is mapped large.
+    /// Returns the maximum number of 4 KiB pages for the memory and `more` pages of an image elsewhere, including the
+    /// S-EPT. It is reached if no page is mapped large.
     #[must_use]
     pub fn most_pages(self, more: u64) -> u64 {
         let pages = self.bytes / PAGE_4K + more;
-        // The image is below 4 GiB and may lie across a border of each kind.
+        // The image is below 4 GiB and may cross a boundary of each kind.
         let tables = |bytes: u64| (pages * PAGE_4K).div_ceil(bytes) + 2;
         pages + tables(PAGE_2M) + tables(PAGE_1G) + tables(512 * PAGE_1G)
     }
@@ -151,7 +153,7 @@ mod tests {
                 assert!(taken.iter().all(|t| t.end <= range.start || range.end <= t.start));
                 assert_eq!(layout.part_of(range.start), layout.part_of(range.end - 1));
             }
-            // Every page's first byte is in exactly one of memory left, taken.
+            // An address is left if it is memory and not taken. It suffices to check the edges.
             let mut edges: Vec<u64> = taken.iter().flat_map(|t| [t.start, t.end]).collect();
             edges.extend(layout.parts().map(|part| part.start));
             for at in edges {

@@ -1,4 +1,4 @@
-//! What was done with a TD, in phases: how long each took, and which SEAMCALLs were made in it.
+//! Measures operations on a TD by phase: their duration, and their SEAMCALLs.
 
 use alloc::{string::String, vec::Vec};
 
@@ -6,37 +6,37 @@ use seam::abi::Leaf;
 
 use crate::platform::Platform;
 
-/// What was done, in phases.
+/// The phases of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// The phases, in their order.
+    /// The phases in order.
     pub phases: Vec<Phase>,
-    /// Elapsed microseconds. Phases may overlap, so that this is not their sum.
+    /// Elapsed microseconds. Phases may overlap, so this is not their sum.
     pub us: u64,
 }
 
-/// One phase.
+/// A phase of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Phase {
-    /// What was done.
+    /// Name of the phase.
     pub name: String,
-    /// Elapsed microseconds; `None` of a phase that runs within the one before it.
+    /// Elapsed microseconds; `None` for a phase that runs within the previous one.
     pub us: Option<u64>,
-    /// Microseconds that CPUs were busy with it, added up. Where CPUs only answer the one that leads, its time alone.
+    /// CPU time in microseconds, summed over CPUs. If other CPUs only answer the leading CPU, its time alone.
     pub cpu_us: u64,
-    /// SEAMCALLs by leaf, every try counted, those of zero left out. Calls of other TDs that were made at the same time
-    /// are among them, but none of TDH.VP.ENTER.
+    /// SEAMCALLs by leaf, counting every try, without leaves of zero calls. Concurrent calls for other TDs are
+    /// included, except TDH.VP.ENTER.
     pub calls: Vec<(Leaf, u64)>,
 }
 
 impl Summary {
-    /// Microseconds that CPUs were busy with all phases, added up.
+    /// Returns the CPU time of all phases in microseconds.
     #[must_use]
     pub fn cpu_us(&self) -> u64 {
         self.phases.iter().map(|phase| phase.cpu_us).sum()
     }
 
-    /// SEAMCALLs by leaf of all phases.
+    /// Returns the SEAMCALLs of all phases by leaf.
     #[must_use]
     pub fn calls(&self) -> Vec<(Leaf, u64)> {
         let mut all: Vec<(Leaf, u64)> = Vec::new();
@@ -50,7 +50,7 @@ impl Summary {
         all
     }
 
-    /// Puts the phases of `other` behind.
+    /// Appends the phases of `other`.
     pub fn append(&mut self, mut other: Self) {
         self.phases.append(&mut other.phases);
         self.us += other.us;
@@ -65,7 +65,7 @@ pub struct Meter<'p, P> {
 }
 
 impl<'p, P: Platform> Meter<'p, P> {
-    /// Of work on this machine.
+    /// Creates a meter for work on this machine.
     pub const fn new(platform: &'p P) -> Self {
         Self {
             platform,
@@ -76,7 +76,7 @@ impl<'p, P: Platform> Meter<'p, P> {
         }
     }
 
-    /// Does `work` as a phase. One that fails is one, too.
+    /// Runs `work` as a phase, which counts even if it fails.
     pub fn phase<R>(&mut self, name: &str, work: impl FnOnce() -> R) -> R {
         let (calls, us) = (self.calls(), self.platform.now_us());
         let result = work();
@@ -97,7 +97,7 @@ impl<'p, P: Platform> Meter<'p, P> {
         result
     }
 
-    /// Puts `parts` in the place of the last phase: their names, their times, and which of its calls were made in them.
+    /// Replaces the last phase by `parts`: their names, their times, and the leaves whose calls belong to each.
     pub fn divide(&mut self, parts: impl IntoIterator<Item = (String, u64, &'static [Leaf])>) {
         let Some(whole) = self.summary.phases.pop() else {
             return;
@@ -117,12 +117,12 @@ impl<'p, P: Platform> Meter<'p, P> {
         }
     }
 
-    /// What was measured since this was asked last.
+    /// Returns the measurements since the last call.
     pub fn take(&mut self) -> Summary {
         core::mem::take(&mut self.summary)
     }
 
-    /// What was measured.
+    /// Returns the measurements.
     #[must_use]
     pub fn finish(self) -> Summary {
         self.summary

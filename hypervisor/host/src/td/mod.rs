@@ -1,8 +1,8 @@
-//! TDs and their life: built from the configuration, run, shrunk, and taken down again.
+//! TDs and their lifecycle: built from the configuration, run, shrunk, and terminated.
 //!
-//! A [`Td`] is one life: it begins when a TD was admitted, and is over when nothing of it is left. Its [`life::State`] says
-//! where it is; who changes that has the TD's turn, but for terminating, which is entered from anywhere and once. All of it
-//! stands on [`Platform`], so the host's tests run it against the emulated module.
+//! A [`Td`] is one life: it begins when the TD is admitted, and is over when nothing of it is left. Its [`life::State`]
+//! is the current stage. The holder of the TD's turn changes it. Terminating alone is entered without the turn, at any
+//! time and once. Everything is written against [`Platform`], so the host's tests run it on the emulated module.
 
 pub mod build;
 pub mod capabilities;
@@ -45,17 +45,17 @@ pub struct Td {
     id: u32,
     config: Arc<config::Td>,
     life: Life,
-    /// Had by whoever changes the state, but for terminating.
+    /// Held to change the state, except to terminating.
     turn: Mutex<()>,
-    /// Who sees to its end.
+    /// Ownership of the TD's termination.
     end: end::Ownership,
     joining: join::Joining,
     layout: Mutex<Layout>,
-    /// The image's memory ends here, as far as it is in the TD's own.
+    /// End of the image, as far as the image lies within the TD's memory.
     image_end: u64,
-    /// 4 KiB pages that it may need at most.
+    /// Maximum number of 4 KiB pages of the TD.
     most_pages: u64,
-    /// What its firmware boots.
+    /// The files that the firmware boots.
     lent: Vec<(Gpa, Loaded)>,
     slots: Slots,
     body: Once<Body>,
@@ -63,31 +63,31 @@ pub struct Td {
     notes: Mutex<Notes>,
 }
 
-/// What was taken for a TD.
+/// The resources of a TD.
 struct Body {
     map: Arc<PrivateMap>,
-    /// Private addresses are below this.
+    /// Exclusive upper limit of private addresses.
     limit: u64,
     hkid: u16,
     release: Release,
-    /// TDCX, and the pages of vCPUs but the root pages of those that are there.
+    /// The TDCX pages and the vCPUs' pages, except the root pages of existing vCPUs.
     control: Mutex<Vec<Page<Donated>>>,
     reclaim: Once<Reclaim<Arc<PrivateMap>>>,
 }
 
-/// Frames of the host's that TDs hold, by size: 4 KiB, 2 MiB, 1 GiB.
+/// Host frames that TDs hold, by size: 4 KiB, 2 MiB, 1 GiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Frames(pub [u64; 3]);
 
 impl Frames {
-    /// Those of both.
+    /// Returns the sum of both.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         let Self([a, b, c]) = other;
         Self([self.0[0] + a, self.0[1] + b, self.0[2] + c])
     }
 
-    /// Bytes of them.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         let all = self.0.iter().zip(PageSize::ALL);
@@ -95,21 +95,21 @@ impl Frames {
     }
 }
 
-/// What the operator is told.
+/// Notes for the operator.
 #[derive(Clone, Debug, Default)]
 pub struct Notes {
-    /// How it was built.
+    /// The phases of the build.
     pub built: Option<Summary>,
-    /// How it ended.
+    /// The phases of the termination.
     pub ended: Option<Summary>,
-    /// What does not go on by itself, and why.
+    /// A problem that needs the operator, with its reason.
     pub problem: Option<String>,
-    /// The first few hundred pages that are out of use, and why: the TDX module did not give them back.
+    /// The first few hundred quarantined pages with the reason why the TDX module did not give them back.
     pub quarantine: Vec<Refusal>,
 }
 
 impl Td {
-    /// A life that has just begun.
+    /// Creates a new life.
     fn new(
         id: u32,
         config: Arc<config::Td>,
@@ -136,62 +136,63 @@ impl Td {
         })
     }
 
-    /// Its number, the same in each of its lives.
+    /// Returns the TD's number, the same in each of its lives.
     #[must_use]
     pub const fn id(&self) -> u32 {
         self.id
     }
 
-    /// What the operator wants it to be.
+    /// Returns the TD's configuration.
     #[must_use]
     pub fn config(&self) -> &config::Td {
         &self.config
     }
 
-    /// Where it is in its life.
+    /// Returns the state of the TD.
     #[must_use]
     pub fn state(&self) -> State {
         self.life.state()
     }
 
-    /// The host's files that it is shown, and where: what its firmware boots.
+    /// Returns the host's files that are mapped into the guest for its firmware to boot, and their addresses.
     #[must_use]
     pub fn lent(&self) -> &[(Gpa, Loaded)] {
         &self.lent
     }
 
-    /// Where it has memory now.
+    /// Returns the current memory layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         *self.layout.lock()
     }
 
-    /// Its image's memory ends here, as far as it is in the TD's own: what [`registry::Tds::shrink`] leaves it at least.
+    /// Returns the end of the image, as far as the image lies within the TD's memory. [`registry::Tds::shrink`] leaves
+    /// at least this much.
     #[must_use]
     pub const fn image_end(&self) -> u64 {
         self.image_end
     }
 
-    /// The number of its key while it has one.
+    /// Returns the HKID while the TD has one.
     #[must_use]
     pub fn hkid(&self) -> Option<u16> {
         let has_key = !matches!(self.state(), State::Teardown | State::Reclaimed);
         self.body.get().filter(|_| has_key).map(|body| body.hkid)
     }
 
-    /// Its private memory; `None` before it has a root page.
+    /// Returns the TD's private memory; `None` before it has a root page.
     #[must_use]
     pub fn map(&self) -> Option<&PrivateMap> {
         self.body.get().map(|body| &*body.map)
     }
 
-    /// What it owns of the host's memory, but for its control pages.
+    /// Returns the host memory that the TD owns, without its control pages.
     #[must_use]
     pub fn holding(&self) -> Holding {
         self.map().map(PrivateMap::holding).unwrap_or_default()
     }
 
-    /// All frames that it holds: its memory, its S-EPT, its control pages.
+    /// Returns all frames that the TD holds: its memory, its S-EPT, its control pages.
     #[must_use]
     pub fn held(&self) -> Frames {
         let Some(body) = self.body.get() else {
@@ -210,45 +211,45 @@ impl Td {
         ])
     }
 
-    /// Its bulk reclaim, once that has begun.
+    /// Returns the TD's bulk reclaim, once it has begun.
     #[must_use]
     pub fn reclaim(&self) -> Option<&Reclaim<Arc<PrivateMap>>> {
         self.body.get()?.reclaim.get()
     }
 
-    /// MRTD, once it is closed.
+    /// Returns MRTD, once it is final.
     #[must_use]
     pub fn mrtd(&self) -> Option<&Measurement> {
         self.mrtd.get()
     }
 
-    /// Its vCPUs.
+    /// Returns the TD's vCPUs.
     #[must_use]
     pub const fn vcpus(&self) -> &Slots {
         &self.slots
     }
 
-    /// What the operator is told.
+    /// Returns the notes for the operator.
     #[must_use]
     pub fn notes(&self) -> Notes {
         self.notes.lock().clone()
     }
 
-    /// Tells the operator what does not go on by itself, and why.
+    /// Notes a problem that needs the operator, with its reason.
     pub fn note_problem(&self, problem: String) {
         self.notes.lock().problem = Some(problem);
     }
 
-    /// Takes vCPU `index` for the calling CPU, to run it or to look at it, and associates it with that CPU.
+    /// Takes vCPU `index` for the calling CPU, to run or to inspect it, and associates it with that CPU.
     ///
     /// # Errors
-    /// [`Refused`]; above all when the TD is in a state in which no vCPU may be used, which is looked at after the vCPU's
-    /// lock was taken.
+    /// [`Refused`], in particular if the TD's state does not allow any vCPU to be used. The state is checked after the
+    /// vCPU's lock is taken.
     pub fn hold<P: Platform>(&self, platform: &P, index: u16) -> Result<Held<'_>, Refused> {
         self.slots.hold(platform, &self.life, index)
     }
 
-    /// What makes its vCPUs leave the guest.
+    /// Returns the kick that makes the TD's vCPUs leave the guest.
     pub const fn kick<'a, P: Platform>(&'a self, platform: &'a P) -> Interrupt<'a, P> {
         Interrupt {
             platform,
@@ -256,7 +257,7 @@ impl Td {
         }
     }
 
-    /// Bytes that were promised to it and that it has not taken yet.
+    /// Returns the bytes that are promised to the TD and that it has not taken yet.
     #[must_use]
     pub fn promised_bytes(&self) -> u64 {
         if self.state().is_ending() {
@@ -268,7 +269,7 @@ impl Td {
         (self.most_pages * PAGE_4K).saturating_sub(taken)
     }
 
-    /// Goes on only while the TD is being built.
+    /// Checks that the TD is still being built.
     fn go_on_building(&self) -> Result<(), Error> {
         match self.state() {
             State::Building => Ok(()),

@@ -1,4 +1,4 @@
-//! TD_PARAMS: from what the operator wants to what the module is told, as far as the module can do it.
+//! Translates a TD's configuration into TD_PARAMS, within the module's capabilities.
 
 use core::fmt;
 
@@ -11,49 +11,49 @@ use super::capabilities::{Capabilities, CpuidConfig};
 ///
 /// Source: TDX Module ABI 1.5, EPTP_CONTROLS.
 const EPTP_FOUR_LEVELS: u64 = 0x1E;
-/// MHz of a unit of TSC_FREQUENCY.
+/// Unit of TSC_FREQUENCY in MHz.
 const TSC_UNIT_MHZ: u16 = 25;
-/// TSC_FREQUENCY in those units.
+/// Valid values of TSC_FREQUENCY.
 const TSC_UNITS: core::ops::RangeInclusive<u16> = 4..=400;
-/// The leaf that tells family, features and the number of logical processors.
+/// The CPUID leaf of family, features and number of logical processors.
 const CPUID_FEATURES: u32 = 1;
 
-/// What TD_PARAMS takes from this machine where the operator leaves it open.
+/// Values of this machine for settings that the operator leaves open.
 pub trait Native {
-    /// CPUID as the host has it: EAX, EBX, ECX, EDX.
+    /// Returns the host's CPUID: EAX, EBX, ECX, EDX.
     fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4];
 
-    /// The frequency of the host's TSC in MHz.
+    /// Returns the frequency of the host's TSC in MHz.
     fn tsc_mhz(&self) -> u32;
 }
 
-/// A key of `[[td]]` that the module can't do what it says.
+/// A key of `[[td]]` that the module does not support as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// The module does not let TDs have this attribute.
+    /// The module does not allow this attribute in any TD.
     Attribute(&'static str),
-    /// `migratable` goes with neither `debug` nor `perfmon`.
+    /// `migratable` excludes `debug` and `perfmon`.
     Migratable,
-    /// `no_rbp_mod` is not as the module has it: in every TD if `true`, in none if `false`.
+    /// `no_rbp_mod` contradicts the module, which sets it in every TD if `true`, in none if `false`.
     NoRbpMod(bool),
-    /// Bits of ATTRIBUTES that the module wants in every TD, and that have no key.
+    /// Bits of ATTRIBUTES that the module requires in every TD and that no key sets.
     AttributesMissing(Attributes),
-    /// Bits of `xfam` that the module does not let TDs have.
+    /// Bits of `xfam` that the module does not allow.
     XfamBits(Xfam),
-    /// Bits that the module wants in every XFAM.
+    /// Bits that the module requires in every XFAM.
     XfamMissing(Xfam),
-    /// Bits of `xfam` that go together.
+    /// Bits of `xfam` that must be all set or all clear.
     XfamGroup(Xfam),
-    /// More vCPUs than the module lets a TD have; how many those are.
+    /// More vCPUs than the module allows, which is this number.
     Vcpus(u16),
-    /// No leaf of `[[td.cpuid]]` that the host has a say in.
+    /// A leaf of `[[td.cpuid]]` that the host can't configure.
     CpuidLeaf {
         /// The leaf.
         leaf: u32,
         /// The sub-leaf.
         sub_leaf: Option<u32>,
     },
-    /// Bits of a register of `[[td.cpuid]]` that the host has no say in.
+    /// Bits of a register of `[[td.cpuid]]` that the host can't configure.
     CpuidBits {
         /// The leaf.
         leaf: u32,
@@ -111,11 +111,11 @@ impl fmt::Display for Refused {
     }
 }
 
-/// A leaf and sub-leaf of CPUID.
+/// A CPUID leaf and sub-leaf.
 pub(super) struct Place(u32, Option<u32>);
 
 impl Place {
-    /// As the module tells it: the leaf below, the sub-leaf above, all ones where there is none.
+    /// Decodes the module's format: the leaf in the lower half, the sub-leaf in the upper half, all ones for none.
     pub const fn from_module(place: u64) -> Self {
         let sub_leaf = (place >> 32) as u32;
         let sub_leaf = if sub_leaf == u32::MAX {
@@ -137,10 +137,10 @@ impl fmt::Display for Place {
     }
 }
 
-/// The parameters of a TD.
+/// Returns the parameters of a TD.
 ///
 /// # Errors
-/// [`Refused`], with the key of `[[td]]` that this module can't do.
+/// [`Refused`], with the key of `[[td]]` that this module does not support.
 pub fn params(
     td: &config::Td,
     module: &Capabilities,
@@ -196,7 +196,7 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Refu
     }
 }
 
-/// Those that the module demands, and NO_RBP_MOD, as far as the module can do what the operator leaves open.
+/// Returns the flags that the module requires, and NO_RBP_MOD. A default of NO_RBP_MOD yields to the module.
 fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, Refused> {
     let bit = ConfigFlags::NO_RBP_MOD;
     let mut wanted = ConfigFlags::empty();
@@ -231,14 +231,14 @@ fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Refused> {
     Ok(value)
 }
 
-/// The frequency that is nearest to that of the host, of those that a TD can have.
+/// Returns the TSC frequency of a TD that is nearest to the host's.
 fn tsc_units(mhz: u32) -> u16 {
     let unit = u32::from(TSC_UNIT_MHZ);
     let units = (mhz + unit / 2) / unit;
     units.clamp((*TSC_UNITS.start()).into(), (*TSC_UNITS.end()).into()) as u16
 }
 
-/// Each leaf is the host's own as far as the host has a say, but for what the operator wants otherwise.
+/// Fills in CPUID: the host's own values for the bits that it can configure, overridden by the operator's.
 fn cpuid(
     td: &config::Td,
     module: &Capabilities,
@@ -446,7 +446,7 @@ mod tests {
         const BIT: u64 = ConfigFlags::NO_RBP_MOD.bits();
         assert_eq!(flags("no_rbp_mod = true\n", 7, 0), Ok(BIT));
         assert_eq!(flags("no_rbp_mod = false\n", 7, 0), Ok(0));
-        // What is left open is as the module has it.
+        // A setting left open follows the module.
         assert_eq!(flags("", 7, BIT), Ok(BIT));
         assert_eq!(flags("kernel = \"f\"\n", 3, 0), Ok(0));
         let refused = flags("no_rbp_mod = true\n", 3, 0).unwrap_err();

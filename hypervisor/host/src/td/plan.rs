@@ -1,4 +1,4 @@
-//! What it will take to build a TD: all that can be known, and refused, before anything is taken.
+//! The plan for building a TD: everything that can be determined, and refused, before anything is taken.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::ops::Range;
@@ -19,10 +19,10 @@ use super::{
 };
 use crate::{platform::Platform, tdx::hkids::NoHkid};
 
-/// Frames that building needs beside the TD's own: the TD's parameters and the image's pages are handed over in one.
+/// Frames for building in addition to the TD's own: one that passes TD_PARAMS and the image's pages to the module.
 const SCRATCH_PAGES: u64 = 1;
 
-/// How a TD will be built.
+/// A plan for building a TD.
 pub struct Plan<'a> {
     /// TD_PARAMS.
     pub params: TdParams,
@@ -30,21 +30,21 @@ pub struct Plan<'a> {
     pub image: TdImage<'a>,
     /// The list of memory (TD HOB).
     pub list: Vec<u8>,
-    /// Where the guest finds the list; 0 if the image has no room for one.
+    /// Guest address of the list; 0 if the image has no room for one.
     pub list_at: u64,
-    /// A map for the TD.
+    /// The TD's map.
     pub map: Unowned,
-    /// Private addresses are below this.
+    /// Exclusive upper limit of private addresses.
     pub limit: u64,
-    /// The memory that the guest has to accept and that it gets before it starts.
+    /// The memory to populate before the guest starts, which the guest has to accept.
     pub populate: Vec<Range<u64>>,
-    /// The CPU on which each vCPU begins.
+    /// The first CPU of each vCPU.
     pub placement: Vec<u32>,
 }
 
-/// Checks all that can be checked about a TD that does not exist: the configuration against the module, the image, frames,
-/// HKIDs and CPUs. `promised` are the bytes of other TDs that they have not taken yet; vCPUs begin on CPUs from `first_cpu`
-/// on.
+/// Checks everything that can be checked about a TD before it exists: the configuration against the module, the image,
+/// frames, HKIDs and CPUs. `promised` is the number of bytes promised to other TDs that they have not taken yet. vCPUs
+/// are placed on the CPUs from `first_cpu` on.
 ///
 /// # Errors
 /// [`Error`], with what is missing. Nothing was taken.
@@ -129,19 +129,19 @@ pub fn plan<'a, P: Platform>(
     ))
 }
 
-/// The image's sections in a TD's memory.
+/// The image's sections within a TD's memory.
 struct Sections {
-    /// What the guest is told of its memory.
+    /// The description of the memory for the guest.
     list: Vec<(Range<u64>, hob::Kind)>,
-    /// Those that the guest has to accept.
+    /// Sections that the guest has to accept.
     augmented: Vec<Range<u64>>,
-    /// Memory that is no section's.
+    /// Memory outside all sections.
     rest: Vec<Range<u64>>,
-    /// Bytes of sections that are no memory that was asked for: the firmware below 4 GiB.
+    /// Bytes of sections outside the configured memory: the firmware below 4 GiB.
     outside: u64,
-    /// The end of the last one.
+    /// End of the last section.
     end: u64,
-    /// The end of the last one in the memory that was asked for.
+    /// End of the last section within the configured memory.
     inside_end: u64,
 }
 
@@ -189,21 +189,21 @@ impl Sections {
     }
 }
 
-/// The TDR, the TDCX, and the vCPUs' pages.
+/// Returns the number of control pages: TDR, TDCX, and the vCPUs' pages.
 fn control_pages<P>(host: &Host<'_, P>, config: &config::Td) -> u64 {
     let capabilities = &host.capabilities;
     let vcpus = u64::from(config.vcpus) * u64::from(capabilities.tdvps_pages);
     1 + u64::from(capabilities.tdcx_pages) + vcpus
 }
 
-/// The CPUs in turn, from one on.
+/// Assigns CPUs to vCPUs in turn, from the CPU at index `first` on.
 fn placement<P: Platform>(host: &Host<'_, P>, vcpus: u16, first: usize) -> Vec<u32> {
     let cpus = host.platform.cpus().iter().map(|place| place.cpu);
     let from_first = cpus.cycle().skip(first % host.platform.cpus().len().max(1));
     from_first.take(vcpus.into()).collect()
 }
 
-/// Every CPU that building needs answers.
+/// Checks that every CPU that building needs answers.
 fn check_cpus<P: Platform>(host: &Host<'_, P>, placement: &[u32]) -> Result<(), Error> {
     let mut cpus: Vec<_> = host.leaders();
     cpus.extend(placement);

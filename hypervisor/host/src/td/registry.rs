@@ -1,4 +1,4 @@
-//! All TDs that the configuration names, and what can be done with each.
+//! The registry of all TDs that the configuration names, and the operations on them.
 
 use alloc::{
     boxed::Box,
@@ -33,38 +33,38 @@ use crate::platform::Platform;
 pub struct Tds<'h, P> {
     host: Host<'h, P>,
     entries: Box<[Entry<'h>]>,
-    /// Had while it is checked whether another TD finds room.
+    /// Serialises admission.
     admission: Mutex<()>,
-    /// Where the next vCPU begins, among the CPUs.
+    /// Index among the CPUs at which the next vCPU begins.
     next_cpu: AtomicUsize,
-    /// Whether a guest has asked for an end since somebody looked.
+    /// Set when a guest has requested a termination that no CPU has looked for yet.
     is_end_asked: AtomicBool,
 }
 
-/// What the configuration names.
+/// A TD that the configuration names.
 struct Entry<'h> {
     config: Arc<config::Td>,
     files: Files<'h>,
     lives: Mutex<Lives>,
-    /// How often somebody wanted it to end, which a guest that wants to begin anew does not undo.
+    /// Number of requests to end the TD. A guest's request for a reset does not override them.
     ends_wanted: AtomicU64,
 }
 
-/// The lives of one TD.
+/// The lives of a TD.
 #[derive(Default)]
 struct Lives {
-    /// The one that is not over.
+    /// The current life.
     now: Option<Arc<Td>>,
-    /// What is to be told of the last one, once there was one.
+    /// The notes of the last life, if there was one.
     last: Option<Notes>,
-    /// Why it could not be built, when it was wanted last.
+    /// Why the last attempt to build the TD failed.
     not_built: Option<String>,
-    /// [`Entry::ends_wanted`] when the newest one began: more than that are meant for it.
+    /// [`Entry::ends_wanted`] when the current life began. Any further requests are meant for this life.
     ends_before: u64,
 }
 
 impl<'h, P: Platform> Tds<'h, P> {
-    /// TDs as the configuration names them, each with its files as far as they were loaded. They are numbered from 1 on.
+    /// Creates the TDs that the configuration names, each with those of its files that were loaded. Numbers start at 1.
     #[must_use]
     pub fn new(host: Host<'h, P>, named: Vec<(config::Td, impl Into<Files<'h>>)>) -> Self {
         let entries = named.into_iter().map(|(config, files)| Entry {
@@ -82,17 +82,17 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// What they stand on.
+    /// Returns the environment of the TDs.
     pub const fn host(&self) -> &Host<'h, P> {
         &self.host
     }
 
-    /// Their numbers.
+    /// Returns the TDs' numbers.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
         1..=self.entries.len() as u32
     }
 
-    /// The number of the TD of that name, or that number.
+    /// Returns the number of the TD with this name or number.
     #[must_use]
     pub fn find(&self, word: &str) -> Option<u32> {
         self.ids().find(|id| match word.parse::<u32>() {
@@ -101,26 +101,26 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// What the operator wants it to be.
+    /// Returns a TD's configuration.
     #[must_use]
     pub fn config(&self, id: u32) -> Option<&config::Td> {
         Some(&self.entry(id)?.config)
     }
 
-    /// The image that it is built from, if that was loaded.
+    /// Returns the image that a TD is built from, if it was loaded.
     #[must_use]
     pub fn image(&self, id: u32) -> Option<&'h [u8]> {
         self.entry(id)?.files.image
     }
 
-    /// The TD, if it has a life now.
+    /// Returns the TD's current life, if it has one.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<Arc<Td>> {
         let entry = self.entry(id)?;
         entry.lives.lock().now.clone()
     }
 
-    /// Where it is in its life.
+    /// Returns the state of a TD.
     #[must_use]
     pub fn state(&self, id: u32) -> State {
         let Some(entry) = self.entry(id) else {
@@ -134,7 +134,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// What is to be told of its life, or of the last one.
+    /// Returns the notes of a TD's current life, or of the last one.
     #[must_use]
     pub fn notes(&self, id: u32) -> Option<Notes> {
         let lives = self.entry(id)?.lives.lock();
@@ -151,13 +151,13 @@ impl<'h, P: Platform> Tds<'h, P> {
         Some(notes)
     }
 
-    /// Whether the TDX module has shut down.
+    /// Returns whether the TDX module has shut down.
     #[must_use]
     pub fn is_down(&self) -> bool {
         self.host.is_down()
     }
 
-    /// Does something for which the TDX module must work. When it has shut down, what TDs had is put away.
+    /// Runs `work`, which requires a working TDX module. If the module has shut down, the TDs are written off.
     fn with_module<R>(&self, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
         let result = if self.is_down() {
             Err(Error::ShutDown)
@@ -171,7 +171,8 @@ impl<'h, P: Platform> Tds<'h, P> {
         Err(Error::ShutDown)
     }
 
-    /// A step on the way to put away what TDs had of a module that has shut down. `false` when nothing is left to do now.
+    /// Executes a step of writing off the TDs of a module that has shut down. Returns `false` if nothing is left to do
+    /// now.
     fn write_off(&self) -> bool {
         self.any(|entry, td| {
             let did = end::write_off(&self.host, td);
@@ -180,10 +181,10 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Builds it. It is paused afterwards.
+    /// Builds a TD. It is paused afterwards.
     ///
     /// # Errors
-    /// [`Error::State`] when it has a life; [`Error`], and nothing that was taken for it is missing.
+    /// [`Error::State`] if the TD has a life; any other [`Error`], and everything taken for it is given back.
     pub fn create(&self, id: u32) -> Result<Arc<Td>, Error> {
         self.with_module(|| {
             let built = self.build(id);
@@ -191,9 +192,9 @@ impl<'h, P: Platform> Tds<'h, P> {
                 let mut lives = entry.lives.lock();
                 match &built {
                     Ok(_) => lives.not_built = None,
-                    // Nobody tried.
+                    // The build was not attempted.
                     Err(Error::State(_) | Error::GuestEnded(_) | Error::Busy) => {}
-                    // There is more to tell than that.
+                    // The shutdown matters more than this error.
                     Err(_) if self.is_down() => {}
                     Err(error) => lives.not_built = Some(error.to_string()),
                 }
@@ -246,7 +247,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// Lets it run; builds it first, if it has no life.
+    /// Lets a TD run. Builds it first if it has no life.
     ///
     /// # Errors
     /// As [`Self::create`].
@@ -258,7 +259,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         self.run(&td)
     }
 
-    /// Lets one run that is paused.
+    /// Lets a paused TD run.
     ///
     /// # Errors
     /// [`Error::State`], [`Error::Busy`].
@@ -283,7 +284,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// That the guest of a TD which lives can go on.
+    /// Checks that the guest of a live TD can continue.
     fn check_guest(&self, td: &Td) -> Result<(), Error> {
         if td.state().is_ending() {
             return Ok(());
@@ -295,10 +296,10 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// Keeps it from running. No vCPU is in the guest afterwards.
+    /// Pauses a TD. No vCPU is in the guest afterwards.
     ///
     /// # Errors
-    /// [`Error::State`], [`Error::Busy`], [`Error::GuestEnded`]; [`Error::Stuck`], and it runs on.
+    /// [`Error::State`], [`Error::Busy`], [`Error::GuestEnded`]; [`Error::Stuck`] if the TD continues to run.
     pub fn pause(&self, id: u32) -> Result<(), Error> {
         self.with_module(|| {
             let td = self
@@ -309,7 +310,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Keeps one from running whose guest has come to its end, for this reason: it stays for whoever wants to look at it.
+    /// Pauses a TD whose guest has ended for reason `why`, and keeps it for inspection.
     ///
     /// # Errors
     /// As [`Self::pause`].
@@ -335,7 +336,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         stopped
     }
 
-    /// Ends it: the key at once, the memory as CPUs have time for it.
+    /// Terminates a TD: releases the HKID at once, and leaves the memory to CPUs that have time.
     ///
     /// # Errors
     /// As [`end::terminate`].
@@ -347,11 +348,11 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Has it ended by whichever CPU comes to [`Self::end_asked`]; none of its vCPUs is entered from now on. It waits for
-    /// nothing, so the caller may be one of its vCPUs.
+    /// Requests the termination of a TD, which the next CPU in [`Self::end_asked`] carries out. None of its vCPUs is
+    /// entered from now on. It does not wait, so the caller may be one of its vCPUs.
     ///
     /// # Errors
-    /// The state that it is in, when it had been asked before, or does not live.
+    /// The state of a TD that is not alive, or whose termination was requested before.
     pub fn ask_end(&self, id: u32) -> Result<(), State> {
         self.want_end(id);
         let td = self.get(id).ok_or_else(|| self.state(id))?;
@@ -361,8 +362,8 @@ impl<'h, P: Platform> Tds<'h, P> {
         Ok(())
     }
 
-    /// Carries out the ends that [`Self::ask_end`] was asked for. `false` when there were none, which costs next to
-    /// nothing to find out: also CPUs that are busy come here, between two vCPUs, with none in hand.
+    /// Carries out the terminations requested by [`Self::ask_end`]. Returns `false` if there were none. That check is
+    /// cheap, because busy CPUs make it too, between two vCPUs and without holding one.
     pub fn end_asked(&self) -> bool {
         if !self.is_end_asked.load(Relaxed)
             || self.is_down()
@@ -383,7 +384,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         true
     }
 
-    /// Ends it, and takes all of its memory back.
+    /// Terminates a TD and reclaims all of its memory.
     ///
     /// # Errors
     /// As [`end::terminate`] and [`end::reclaim`].
@@ -407,7 +408,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Goes on with an end that got stuck, up to the last page.
+    /// Completes a termination that got stuck, up to the last page.
     ///
     /// # Errors
     /// As [`end::retry`] and [`end::reclaim`].
@@ -423,7 +424,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Ends it and builds it again; it runs if it did, also if its guest has come to an end meanwhile.
+    /// Terminates a TD and rebuilds it. It then runs if it did before, or if its guest has ended meanwhile.
     ///
     /// # Errors
     /// As [`Self::destroy`] and [`Self::start`].
@@ -438,7 +439,8 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// Ends it and builds it again, as its guest asked, unless somebody wants it to end, or has wanted it in this life.
+    /// Terminates a TD and rebuilds it at its guest's request, unless its end has been requested in this life or is
+    /// meanwhile.
     ///
     /// # Errors
     /// As [`Self::reset`].
@@ -452,7 +454,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
         self.start(id)?;
         if self.ends_wanted(id) != wanted {
-            // Who wanted it may have found nothing to end.
+            // The request may have come when there was nothing to terminate.
             self.take_down(id, Way::Terminate)?;
         }
         Ok(())
@@ -469,11 +471,12 @@ impl<'h, P: Platform> Tds<'h, P> {
             .map_or(0, |entry| entry.ends_wanted.load(SeqCst))
     }
 
-    /// Takes memory from it, so that `bytes` are left. It may run meanwhile. When it is being ended, that takes what is
-    /// left ([`Outcome::Queued`], [`Outcome::LeftToReclaim`]).
+    /// Removes memory from a TD so that `bytes` are left. The TD may run meanwhile. If it is being terminated, that
+    /// takes the rest ([`Outcome::Queued`], [`Outcome::LeftToReclaim`]).
     ///
     /// # Errors
-    /// [`Error::Size`], [`Error::State`]; [`Error::Busy`], [`Error::Map`], and the same call goes on from there.
+    /// [`Error::Size`], [`Error::State`]; [`Error::Busy`], [`Error::Map`], after which the same call continues the
+    /// removal.
     pub fn shrink(&self, id: u32, bytes: u64) -> Result<Outcome, Error> {
         self.with_module(|| self.remove_above(id, bytes))
     }
@@ -490,7 +493,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         let layout = {
             let mut now = td.layout.lock();
             let (least, most) = (td.image_end, now.bytes());
-            // First the borders: what is taken then does not come again on demand.
+            // Set the layout first, so that removed memory is not populated again on demand.
             *now = Layout::new(bytes)
                 .filter(|_| (least.max(config::MEMORY_STEP)..=most).contains(&bytes))
                 .filter(|_| bytes.is_multiple_of(config::MEMORY_STEP))
@@ -506,7 +509,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
         let _quiet = td.joining.quiet(&self.host)?;
         let kept: Vec<_> = layout.parts().collect();
-        // Whoever ends it has changed the state before it asks for quiet, and must not meet what is claimed here.
+        // A termination changes the state before it waits for quiet, and must not encounter pages claimed here.
         let goes_on = || !td.state().is_ending();
         let kick = td.kick(self.host.platform);
         let mut sum = mm::private::Taken::default();
@@ -527,15 +530,15 @@ impl<'h, P: Platform> Tds<'h, P> {
             }
         }
         match left {
-            // It lives on, and who revived it may have looked for what is noted before it was.
+            // The TD lives on, and its revival may have processed the queue before this removal was queued.
             Some(Outcome::Queued) if goes_on() => Err(Error::Busy),
             left => Ok(left.unwrap_or(Outcome::Removed(sum))),
         }
     }
 
-    /// A piece of work for a CPU that has time: an end that a guest asked for; a step of a reclaim, which is at most 8
-    /// SEAMCALLs and 2 MiB cleared; or, when there is nothing of the kind, a step on the way to make a split page whole
-    /// ([`join_step`]). `false` when there is none.
+    /// Executes a piece of work for a CPU that has time: a requested termination; a step of a reclaim, which is at most
+    /// 8 SEAMCALLs and 2 MiB cleared; or else a step of promoting split pages ([`join_step`]). Returns `false` if there
+    /// is none.
     pub fn work(&self) -> bool {
         if self.is_down() {
             return self.write_off();
@@ -551,7 +554,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         self.any(reclaims) || self.any(|_, td| join_step(&self.host, td))
     }
 
-    /// Does `step` with one TD that has a life after the other, until it did something.
+    /// Tries `step` on each TD that has a life, until one did something.
     fn any(&self, step: impl Fn(&Entry<'h>, &Td) -> bool) -> bool {
         self.entries.iter().any(|entry| {
             let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
@@ -559,7 +562,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
-    /// Starts those that are to start with the host; how each went.
+    /// Starts the TDs that are to start with the host. Returns the outcome for each.
     pub fn autostart(&self) -> Vec<(u32, Result<(), Error>)> {
         self.ids()
             .filter(|id| self.config(*id).is_some_and(|config| config.autostart))
@@ -567,7 +570,7 @@ impl<'h, P: Platform> Tds<'h, P> {
             .collect()
     }
 
-    /// The TD, if it has a life now that is not over.
+    /// Returns the TD's current life, if it has one that is not over.
     fn living(&self, id: u32) -> Option<Arc<Td>> {
         self.bury(self.entry(id)?);
         self.get(id)
@@ -583,7 +586,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// Of a life that is over only the notes stay.
+    /// Replaces a life that is over by its notes.
     fn bury(&self, entry: &Entry<'h>) {
         let mut lives = entry.lives.lock();
         if let Some(td) = lives.now.take_if(|td| td.state() == State::Reclaimed) {
@@ -591,7 +594,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         }
     }
 
-    /// What TDs hold whose end got stuck: it is in quarantine until that goes on.
+    /// Returns the frames of TDs whose termination is stuck. They are in quarantine until it continues.
     #[must_use]
     pub fn stuck(&self) -> Frames {
         let all = self.ids().filter_map(|id| self.get(id));
@@ -599,7 +602,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         stuck.fold(Frames::default(), |sum, td| sum.and(td.held()))
     }
 
-    /// Bytes that were promised to TDs and that they have not taken yet.
+    /// Returns the bytes that are promised to TDs and that they have not taken yet.
     #[must_use]
     pub fn promised(&self) -> u64 {
         let all = self.ids().filter_map(|id| self.get(id));

@@ -1,7 +1,7 @@
-//! A TD's vCPUs: a place for each, with a lock of its own.
+//! A TD's vCPUs: a slot for each, with its own lock.
 //!
-//! Whoever does anything with a vCPU (TDH.VP.*) has its lock, and has looked at the TD's state after taking it. So once the
-//! state says that no vCPU may run, and each lock was held once since, none runs and none will.
+//! Every operation on a vCPU (TDH.VP.*) holds its lock, and checks the TD's state after taking it. Once the state
+//! forbids vCPUs to run and each lock has been held since, none runs and none will.
 
 use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
@@ -22,14 +22,14 @@ use crate::platform::Platform;
 /// No CPU.
 const NONE: u32 = u32::MAX;
 
-/// The place of one vCPU.
+/// The slot of a vCPU.
 #[derive(Debug)]
 pub struct Slot {
-    /// Its root page; `None` before it is made, and after its pages were taken for reclaim.
+    /// The root page; `None` before it is created, and after its pages were taken for reclaim.
     tdvpr: Mutex<Option<Tdvpr>>,
-    /// The CPU that has the lock to run the vCPU, or to look at it.
+    /// The CPU that holds the lock to run or to inspect the vCPU.
     user: AtomicU32,
-    /// The CPU that the module has it associated with. Who changes it has the lock.
+    /// The CPU that the module associates with the vCPU. Changed only with the lock held.
     association: AtomicU32,
 }
 
@@ -38,11 +38,11 @@ pub struct Slot {
 pub enum Refused {
     /// There is no vCPU of that number.
     NoVcpu,
-    /// Another CPU has it.
+    /// Another CPU has the vCPU.
     InUse,
-    /// The TD is in a state in which no vCPU may be used.
+    /// The TD's state does not allow any vCPU to be used.
     State(State),
-    /// The CPU that it is associated with did not answer.
+    /// The CPU that the vCPU is associated with did not answer.
     NoAnswer(u32),
     /// The module did not end or begin the association.
     Seam(Error),
@@ -65,7 +65,7 @@ impl fmt::Display for Refused {
 pub struct Slots(Box<[Slot]>);
 
 impl Slots {
-    /// Places for so many. `None` when the heap is used up.
+    /// Creates slots for `count` vCPUs. `None` if the heap is used up.
     #[must_use]
     pub fn new(count: u16) -> Option<Self> {
         let mut slots = Vec::new();
@@ -78,25 +78,26 @@ impl Slots {
         Some(Self(slots.into_boxed_slice()))
     }
 
-    /// How many there are.
+    /// Returns the number of vCPUs.
     #[must_use]
     pub fn count(&self) -> u16 {
         self.0.len() as u16
     }
 
-    /// The CPU that has vCPU `index` in use.
+    /// Returns the CPU that uses vCPU `index`.
     #[must_use]
     pub fn user(&self, index: u16) -> Option<u32> {
         self.0.get(usize::from(index))?.user()
     }
 
-    /// The CPU that vCPU `index` is associated with.
+    /// Returns the CPU that vCPU `index` is associated with.
     #[must_use]
     pub fn association(&self, index: u16) -> Option<u32> {
         self.0.get(usize::from(index))?.associated()
     }
 
-    /// The CPU on which each vCPU was made; 0 for one that is not.
+    /// Returns the CPU that each vCPU is associated with, which is where it was created; 0 for one that is not
+    /// associated.
     #[must_use]
     pub fn homes(&self) -> Vec<u32> {
         self.0
@@ -105,14 +106,14 @@ impl Slots {
             .collect()
     }
 
-    /// The root pages that it has; one that a CPU uses is one of them.
+    /// Returns the number of root pages, including those of vCPUs that are in use.
     #[must_use]
     pub fn made(&self) -> u64 {
         let made = |slot: &&Slot| slot.tdvpr.try_lock().is_none_or(|tdvpr| tdvpr.is_some());
         self.0.iter().filter(made).count() as u64
     }
 
-    /// The CPUs that run a vCPU, or may still know translations of one.
+    /// Returns the CPUs that run a vCPU or may still cache translations of one.
     #[must_use]
     pub fn cpus(&self) -> Vec<u32> {
         let all = self.0.iter();
@@ -128,7 +129,7 @@ impl Slots {
     /// Takes vCPU `index` for the calling CPU, and associates it with that CPU.
     ///
     /// # Errors
-    /// [`Refused`]. Nothing has changed, but that the vCPU may have lost its association with another CPU.
+    /// [`Refused`]. Nothing has changed, except that the vCPU may have lost its association with another CPU.
     pub fn hold<'a, P: Platform>(
         &'a self,
         platform: &P,
@@ -155,18 +156,18 @@ impl Slots {
         Ok(held)
     }
 
-    /// Takes all of them, so that none is used. `None` for those that another CPU has.
+    /// Takes all vCPUs, so that none is used. `None` for those that another CPU has.
     pub(super) fn try_stop(&self) -> Vec<Option<Stopped<'_>>> {
         let all = self.0.iter();
         all.map(Slot::stop).collect()
     }
 
-    /// Takes vCPU `index` while the TD is built.
+    /// Takes vCPU `index`, so that it is not used. `None` if another CPU has it.
     pub(super) fn stop(&self, index: u16) -> Option<Stopped<'_>> {
         self.0.get(usize::from(index))?.stop()
     }
 
-    /// The CPUs that have a vCPU in use.
+    /// Returns the CPUs that use a vCPU.
     pub(super) fn users(&self) -> Vec<u32> {
         let mut users: Vec<_> = self.0.iter().filter_map(Slot::user).collect();
         users.sort_unstable();
@@ -196,7 +197,7 @@ fn some(cpu: u32) -> Option<u32> {
     Some(cpu).filter(|cpu| *cpu != NONE)
 }
 
-/// A vCPU that the calling CPU has, associated with it. The lock opens when it is dropped.
+/// A vCPU that the calling CPU has taken and that is associated with it. Unlocked on drop.
 #[derive(Debug)]
 #[must_use = "the vCPU is free again when it is dropped"]
 pub struct Held<'a> {
@@ -207,23 +208,23 @@ pub struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Its number.
+    /// Returns the vCPU's number.
     #[must_use]
     pub const fn index(&self) -> u16 {
         self.index
     }
 
-    /// Its root page, for the calls that are about it: TDH.VP.ENTER, TDH.VP.RD, TDH.VP.WR. It is asked for anew after each
-    /// exit, for that is when somebody may want the vCPU to stop.
+    /// Returns the root page for calls on the vCPU: TDH.VP.ENTER, TDH.VP.RD, TDH.VP.WR. Must be called anew after each
+    /// exit, because the vCPU may have been asked to stop meanwhile.
     ///
     /// # Errors
-    /// [`Refused::State`] when the vCPU is not to run any more: what holds it lets go of it.
+    /// [`Refused::State`] if the vCPU must not run any more. The holder then releases it.
     pub fn tdvpr(&self) -> Result<&Tdvpr, Refused> {
         self.check()?;
         self.tdvpr.as_ref().ok_or(Refused::NoVcpu)
     }
 
-    /// Whether it may be entered: nobody wants it to stop.
+    /// Returns whether the vCPU may be entered: it was not asked to stop.
     #[must_use]
     pub fn may_run(&self) -> bool {
         self.life.state() == State::Runnable
@@ -236,8 +237,8 @@ impl Held<'_> {
         }
     }
 
-    /// Ends the association with another CPU, and begins that with this one. TDH.VP.RD is the leaf that does nothing
-    /// else.
+    /// Ends the association with another CPU, and associates the vCPU with this one by TDH.VP.RD, the leaf that does
+    /// nothing else.
     fn come_here<P: Platform>(&self, platform: &P, me: u32) -> Result<(), Refused> {
         let tdvpr = self.tdvpr.as_ref().ok_or(Refused::NoVcpu)?;
         match self.slot.associated() {
@@ -267,7 +268,7 @@ impl Drop for Held<'_> {
     }
 }
 
-/// A vCPU that nobody uses while this is there.
+/// A vCPU that is not used while this exists.
 #[derive(Debug)]
 pub struct Stopped<'a> {
     slot: &'a Slot,
@@ -275,27 +276,27 @@ pub struct Stopped<'a> {
 }
 
 impl Stopped<'_> {
-    /// The vCPU was made.
+    /// Sets the root page of a vCPU that was just created.
     pub(super) fn put(&mut self, tdvpr: Tdvpr) {
         *self.tdvpr = Some(tdvpr);
     }
 
-    /// Its root page, if it was made.
+    /// Returns the root page, if the vCPU was created.
     pub(super) fn tdvpr(&self) -> Option<&Tdvpr> {
         self.tdvpr.as_ref()
     }
 
-    /// The module has associated it with this CPU.
+    /// Notes that the module has associated the vCPU with this CPU.
     pub(super) fn associate(&self, cpu: u32) {
         self.slot.association.store(cpu, SeqCst);
     }
 
-    /// The CPU that the module has it associated with.
+    /// Returns the CPU that the module associates with the vCPU.
     pub(super) fn associated(&self) -> Option<u32> {
         self.slot.associated()
     }
 
-    /// TDH.VP.FLUSH, on the CPU that it is associated with.
+    /// Executes TDH.VP.FLUSH. Must run on the CPU that the vCPU is associated with.
     pub(super) fn flush<P: Platform>(&self, platform: &P) -> Result<(), Error> {
         if let Some(tdvpr) = &*self.tdvpr {
             platform.tdh().vp_flush(tdvpr)?;
@@ -304,13 +305,13 @@ impl Stopped<'_> {
         Ok(())
     }
 
-    /// Its root page, to be reclaimed.
+    /// Takes the root page for reclaim.
     pub(super) fn into_page(mut self) -> Option<Page<Donated>> {
         self.tdvpr.take().map(Tdvpr::into_page)
     }
 }
 
-/// Makes a TD's vCPUs leave the guest, by an interrupt on the CPUs that have them.
+/// Makes a TD's vCPUs leave the guest by interrupting the CPUs that have them.
 #[derive(Debug)]
 pub struct Interrupt<'a, P> {
     /// The machine.

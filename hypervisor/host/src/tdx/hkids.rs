@@ -1,4 +1,4 @@
-//! The private HKIDs of the machine, and who has them. The one place that makes their tokens.
+//! The machine's private HKIDs and their holders. This is the only place that creates their tokens.
 
 use alloc::{string::String, vec, vec::Vec};
 use core::fmt;
@@ -6,16 +6,16 @@ use core::fmt;
 use seam::{hkid::Hkid, platform::KeyIds};
 use sync::IrqLock;
 
-/// Who has an HKID.
+/// The holder of an HKID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Holder {
-    /// Nobody: a TD can have it.
+    /// No holder: the HKID is free for a TD.
     Nobody,
     /// The module, for its own pages.
     Module,
     /// A TD.
     Td,
-    /// Nobody can have it, for this reason.
+    /// The HKID can't be used, for this reason.
     Quarantined(String),
 }
 
@@ -25,20 +25,20 @@ pub struct Hkids {
     holders: IrqLock<Vec<Holder>>,
 }
 
-/// How many HKIDs there are.
+/// Numbers of HKIDs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// All that the firmware set aside for TDX.
+    /// All HKIDs that the firmware has set aside for TDX.
     pub total: usize,
-    /// Those that a TD can have now.
+    /// HKIDs that are free for a TD.
     pub free: usize,
-    /// Those that TDs and the module have.
+    /// HKIDs of TDs and of the module.
     pub used: usize,
-    /// Those that can't be used again.
+    /// HKIDs that can't be used again for now.
     pub quarantined: usize,
 }
 
-/// There is no HKID for another TD.
+/// No HKID is free for another TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoHkid(pub Count);
 
@@ -65,10 +65,10 @@ impl fmt::Display for NoHkid {
 }
 
 impl Hkids {
-    /// The HKIDs of a machine whose KeyIDs are divided so; all free.
+    /// Creates the pool of a machine with this partition of KeyIDs. All HKIDs are free.
     #[must_use]
     pub fn new(key_ids: &KeyIds) -> Self {
-        // A KeyID has at most 15 bits; what a register claims beyond them does not exist.
+        // A KeyID has at most 15 bits. HKIDs beyond that do not exist, whatever the partitioning register claims.
         let first = key_ids.first_private().min(1 << 15);
         let total = key_ids.private.min((1 << 15) - first);
         Self {
@@ -77,7 +77,7 @@ impl Hkids {
         }
     }
 
-    /// The first one, for the module's own pages: what TDH.SYS.CONFIG is given. It never comes back.
+    /// Takes the first HKID, for the module's own pages: the operand of TDH.SYS.CONFIG. It is never given back.
     ///
     /// # Errors
     /// [`NoHkid`].
@@ -85,10 +85,10 @@ impl Hkids {
         self.take_for(Holder::Module)
     }
 
-    /// One for a TD.
+    /// Takes an HKID for a TD.
     ///
     /// # Errors
-    /// [`NoHkid`] for the one too many.
+    /// [`NoHkid`] if none is free.
     pub fn take(&self) -> Result<Hkid, NoHkid> {
         self.take_for(Holder::Td)
     }
@@ -107,12 +107,13 @@ impl Hkids {
         Ok(Hkid::mint(self.first + index as u16))
     }
 
-    /// Takes one back that the module accepts again.
+    /// Takes an HKID back that the module accepts again.
     pub fn give(&self, hkid: Hkid) {
         self.set(hkid.surrender(), Holder::Nobody);
     }
 
-    /// Notes why the HKID of this number, which is out, can't be used again for now. [`Self::give`] ends that.
+    /// Notes why the HKID with this number, which is in use, can't be used again for now. [`Self::give`] ends the
+    /// quarantine.
     pub fn quarantine(&self, number: u16, reason: String) {
         self.set(number, Holder::Quarantined(reason));
     }
@@ -124,13 +125,13 @@ impl Hkids {
         }
     }
 
-    /// How many there are.
+    /// Counts the HKIDs.
     #[must_use]
     pub fn count(&self) -> Count {
         Count::of(&self.holders.lock())
     }
 
-    /// All of them, by number, with their holders.
+    /// Returns all HKIDs by number, with their holders.
     #[must_use]
     pub fn list(&self) -> Vec<(u16, Holder)> {
         (self.first..)

@@ -1,6 +1,6 @@
-//! TDX: the bring-up of the module, the HKIDs, and their way back.
+//! TDX: the bring-up of the module, and the allocation and release of HKIDs.
 //!
-//! All is written against [`Platform`](crate::platform::Platform), and tested on the developer's computer.
+//! Everything is written against [`Platform`](crate::platform::Platform), and tested on the developer's computer.
 
 pub mod bring_up;
 pub mod hkids;

@@ -1,5 +1,5 @@
-//! TDH.SYS.CONFIG: the TDMRs are planned over the memory that is free, their PAMTs taken out of the ledger, and the module
-//! told.
+//! TDH.SYS.CONFIG: plans the TDMRs over the free memory, takes their PAMTs out of the ledger, and configures the
+//! module.
 
 use alloc::{format, vec::Vec};
 
@@ -20,10 +20,10 @@ use zerocopy::IntoBytes;
 use super::{Failed, Machine};
 use crate::platform::Platform;
 
-/// Plans and configures; the plan is what the module was told.
+/// Plans the TDMRs and configures the module. Returns the number of calls, and the plan that the module was given.
 ///
-/// When the module took it, the PAMTs are its own, and TDs get nothing but what the plan has for them. When it did not,
-/// their frames are free again.
+/// If the module accepts the plan, the PAMTs belong to it, and TDs get only memory that the plan assigns to them.
+/// Otherwise the frames of the PAMTs are free again.
 pub fn configure<P: Platform>(
     platform: &P,
     ledger: &impl Ledger,
@@ -57,7 +57,7 @@ pub fn configure<P: Platform>(
     (calls, outcome.map(|()| plan))
 }
 
-/// A plan over what is free now. What is in use now never becomes a TD's, also when it is free later.
+/// Plans over the currently free memory. Memory that is in use now never goes to a TD, even if it is freed later.
 fn plan_for(ledger: &impl Ledger, machine: &Machine<'_>, info: &Info) -> Result<Plan, Failed> {
     let free = ledger.with(|frames| frames.free_ranges());
     let cmrs: Vec<Span> = info
@@ -83,7 +83,7 @@ fn plan_for(ledger: &impl Ledger, machine: &Machine<'_>, info: &Info) -> Result<
     tdmr::plan(&map, &limits).map_err(|e| Failed::because(format!("no TDMRs: {e}")))
 }
 
-/// The ranges, cut where another NUMA node begins.
+/// Splits the ranges at the boundaries of NUMA nodes.
 fn by_node(ranges: &[frames::Range], nodes: &[(u64, u64, u32)]) -> Vec<UsableRegion> {
     let mut nodes = nodes.to_vec();
     nodes.sort_unstable();
@@ -132,18 +132,18 @@ fn give_back(frames: &mut Frames, taken: Vec<Frame>) {
     }
 }
 
-/// TDMRs that one page can list.
+/// Maximum number of TDMRs that one page can list.
 const MAX_LISTED: u16 = (PageSize::Size4K.bytes() / size_of::<u64>() as u64) as u16;
 /// Bytes from one TDMR_INFO to the next.
 const STRIDE: u64 = (size_of::<TdmrInfo>() as u64).next_multiple_of(TDMR_INFO_ALIGNMENT);
 
-/// What TDH.SYS.CONFIG reads: a page that lists TDMR_INFOs, and pages that hold them.
+/// Input of TDH.SYS.CONFIG: a page that lists TDMR_INFOs, and the pages that hold them.
 struct Buffers {
     pages: Vec<Page<Clean>>,
 }
 
 impl Buffers {
-    /// `None` when there is no memory for it; what was taken is free again.
+    /// Allocates and fills the buffers. Returns `None` if there is not enough memory; everything taken is free again.
     fn with<P: Platform>(platform: &P, infos: &[TdmrInfo]) -> Option<Self> {
         let per_page = (PageSize::Size4K.bytes() / STRIDE) as usize;
         let count = 1 + infos.len().div_ceil(per_page);

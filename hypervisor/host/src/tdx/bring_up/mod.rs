@@ -1,5 +1,5 @@
-//! From a module that is loaded to one that builds TDs, step by step: every step is written down, and one that fails
-//! says why and loses no memory.
+//! Brings up a loaded module until it can build TDs. Every step is recorded. A step that fails gives the reason and
+//! loses no memory.
 
 mod config;
 mod tdmrs;
@@ -25,28 +25,28 @@ use super::{
 };
 use crate::platform::Platform;
 
-/// What the bring-up must know of the machine, beyond what it asks the module.
+/// Properties of the machine that the bring-up can't ask the module for.
 #[derive(Clone, Copy, Debug)]
 pub struct Machine<'a> {
-    /// Its KeyIDs.
+    /// The KeyIDs.
     pub key_ids: KeyIds,
-    /// The proximity domains of its memory: first address, first address behind it, domain.
+    /// The proximity domains of memory: start address, exclusive end address, domain.
     pub memory_nodes: &'a [(u64, u64, u32)],
 }
 
-/// A module that builds TDs.
+/// A module that can build TDs.
 pub struct Ready {
-    /// What it says of itself.
+    /// The module's own information.
     pub info: Info,
-    /// Who hands out HKIDs.
+    /// Allocates and releases HKIDs.
     pub coordinator: Coordinator,
-    /// Where the KeyID is in a physical address.
+    /// Position of the KeyID in a physical address.
     pub keyid: KeyIdPosition,
-    /// The number of the module's own key, under which it keeps the root pages of TDs.
+    /// The module's own HKID, under which it keeps the root pages of TDs.
     pub global_hkid: u16,
 }
 
-/// Why a step failed, in a sentence, and what that makes of TDX.
+/// Why a step failed, in a sentence, and the resulting state of TDX.
 #[derive(Debug)]
 struct Failed {
     state: State,
@@ -77,8 +77,8 @@ impl From<Error> for Failed {
 
 /// Brings the module up. The report says how far that went. `ledger` is the allocator behind the platform's pool.
 ///
-/// Memory that the module has not taken is free again when a step fails. What it has taken by TDH.SYS.CONFIG stays its
-/// own until the machine is reset.
+/// If a step fails, memory that the module has not taken is free again. Memory that it has taken by TDH.SYS.CONFIG
+/// stays its own until the machine is reset.
 pub fn bring_up<P: Platform>(
     platform: &P,
     ledger: &impl Ledger,
@@ -134,11 +134,11 @@ fn run<P: Platform>(
     let configured = steps.step("TDH.SYS.CONFIG", || {
         config::configure(platform, ledger, machine, &info, &global)
     });
-    // The module keeps it for good, also when it refused the TDMRs.
+    // The module keeps the HKID for good, even if it refused the TDMRs.
     let global_hkid = global.surrender();
     let plan = configured?;
     steps.report.memory = Some(plan.clone());
-    // The host's lines of what is PAMT now must not be written over what the module writes there.
+    // The host's dirty cache lines of memory that is now PAMT must not overwrite what the module writes there.
     steps.step("write back all caches", || {
         on_all(platform, "WBINVD", &|_| {
             platform.write_back_caches();
@@ -155,14 +155,14 @@ fn run<P: Platform>(
     })
 }
 
-/// TDH.SYS.LP.INIT on every CPU at once.
+/// Executes TDH.SYS.LP.INIT on every CPU in parallel.
 fn lp_init<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
     on_all(platform, "TDH.SYS.LP.INIT", &|_| {
         platform.tdh().sys_lp_init()
     })
 }
 
-/// Does `work` on every CPU at once; every CPU has to.
+/// Runs `work` on every CPU in parallel. It must succeed on each.
 fn on_all<P: Platform>(
     platform: &P,
     what: &str,
@@ -193,7 +193,7 @@ fn on_all<P: Platform>(
     (calls.into_inner(), outcome)
 }
 
-/// TDH.SYS.KEY.CONFIG on a CPU of every package, one after the other: the module does one at a time.
+/// Executes TDH.SYS.KEY.CONFIG on one CPU of each package, one after the other: the module executes one at a time.
 fn key_config<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
     let mut packages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for place in platform.cpus() {
@@ -225,7 +225,7 @@ fn key_config<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
     (calls, Ok(()))
 }
 
-/// The error, with what the module says about a CPUID leaf that it does not accept.
+/// Formats the error, with the module's details on a CPUID leaf that it does not accept.
 fn explain(error: &Error) -> String {
     let about_cpuid =
         error.is(Status::INCORRECT_CPUID_VALUE) || error.is(Status::INCONSISTENT_CPUID_FIELD);
@@ -240,14 +240,14 @@ fn explain(error: &Error) -> String {
     )
 }
 
-/// The steps, and the report that they are written down in.
+/// Runs the steps, and records them in a report.
 struct Steps<'p, P> {
     platform: &'p P,
     report: Report,
 }
 
 impl<P: Platform> Steps<'_, P> {
-    /// Runs one step and writes it down: how many calls it made, and how it ended.
+    /// Runs one step, and records its number of calls and its outcome.
     fn step<T>(
         &mut self,
         name: &'static str,

@@ -1,5 +1,5 @@
-//! TDH.SYS.TDMR.INIT: every CPU takes a TDMR and makes some calls, all come back, and so on until all are done. A CPU
-//! that does not answer is left out; its TDMR is another's in the next round.
+//! TDH.SYS.TDMR.INIT in rounds: every CPU takes a TDMR, makes some calls, and returns, until all TDMRs are initialised.
+//! A CPU that does not answer is left out; another CPU takes its TDMR in the next round.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +16,7 @@ use sync::call::NoAnswer;
 use super::{Failed, explain};
 use crate::platform::Platform;
 
-/// Calls that a CPU makes between two looks at its interrupts. One initialises 4 MiB's worth of a TDMR.
+/// Calls that a CPU makes before it serves its interrupts. One call initialises 4 MiB's worth of a TDMR.
 const CALLS_A_ROUND: u32 = 32;
 
 struct Job {
@@ -24,7 +24,7 @@ struct Job {
     outcome: Result<Step, Error>,
 }
 
-/// Initialises all TDMRs.
+/// Initialises all TDMRs. Returns the number of calls, and the outcome.
 pub fn init<P: Platform>(platform: &P, tdmrs: &[Tdmr]) -> (u64, Result<(), Failed>) {
     let jobs: Vec<Mutex<Job>> = tdmrs
         .iter()
@@ -36,7 +36,7 @@ pub fn init<P: Platform>(platform: &P, tdmrs: &[Tdmr]) -> (u64, Result<(), Faile
         })
         .collect();
     let calls = AtomicU64::new(0);
-    // The caller always answers.
+    // The calling CPU comes first, because it always answers.
     let me = platform.this_cpu();
     let mut cpus: Vec<u32> = platform.cpus().iter().map(|place| place.cpu).collect();
     cpus.sort_by_key(|cpu| *cpu != me);
@@ -72,7 +72,7 @@ impl Job {
         matches!(self.outcome, Ok(Step::More))
     }
 
-    /// Some calls, or fewer if that is all; how many.
+    /// Makes the calls of one round, or fewer if the TDMR is done. Returns their number.
     fn work<P: Platform>(&mut self, platform: &P) -> u64 {
         for call in 1..=CALLS_A_ROUND {
             self.outcome = self.tdmr.step(&platform.tdh());
@@ -84,7 +84,7 @@ impl Job {
     }
 }
 
-/// How much of the work the log was told of.
+/// The amount of work that was logged so far.
 struct Progress {
     told: u64,
 }
@@ -94,7 +94,7 @@ impl Progress {
         Self { told: 0 }
     }
 
-    /// Tells of every tenth of the work.
+    /// Logs every tenth of the work.
     fn tell(&mut self, jobs: &[Mutex<Job>]) {
         let (mut done, mut all) = (0, 0);
         for job in jobs {

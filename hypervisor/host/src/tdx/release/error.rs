@@ -1,4 +1,4 @@
-//! Why a TD could not be made, or its HKID not be taken back.
+//! Why a TD could not be created, or its HKID not released.
 
 use core::fmt;
 
@@ -6,10 +6,10 @@ use sync::call::NoAnswer;
 
 use super::super::hkids::NoHkid;
 
-/// Why TDH.MNG.CREATE was not done.
+/// Why TDH.MNG.CREATE failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateError {
-    /// There is no HKID.
+    /// No HKID is free.
     NoHkid(NoHkid),
     /// Other work on HKIDs takes too long.
     Turn,
@@ -29,14 +29,14 @@ impl fmt::Display for CreateError {
 
 impl core::error::Error for CreateError {}
 
-/// How a release ended that did not bring the HKID back.
+/// Outcome of a release that did not free the HKID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotReleased {
-    /// The TD is as it was; vCPUs that were flushed get associated again when they are entered.
+    /// The TD is unchanged. vCPUs that were flushed are associated again when they are entered.
     Unchanged(Why),
-    /// The TD is blocked for good, and its HKID and memory are in quarantine. Another release goes on from here.
+    /// The TD is blocked for good, and its HKID and memory are in quarantine. Another release continues from here.
     Stuck(Why),
-    /// Somebody else is at it.
+    /// Another release of the TD is in progress.
     UnderWay,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for NotReleased {
 
 impl core::error::Error for NotReleased {}
 
-/// What was in the way.
+/// The cause of a failed release.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     /// CPUs with which vCPUs are associated did not answer.
@@ -64,7 +64,7 @@ pub enum Why {
     Flush {
         /// The CPU.
         cpu: u32,
-        /// How.
+        /// The error.
         error: seam::error::Error,
     },
     /// The TD's map, or TDH.MNG.VPFLUSHDONE or TDH.MNG.KEY.FREEID.
@@ -75,14 +75,14 @@ pub enum Why {
     Silent {
         /// The package.
         package: u32,
-        /// Who was asked.
+        /// The CPUs that were tried.
         cpus: NoAnswer,
     },
     /// TDH.PHYMEM.CACHE.WB failed.
     WriteBack {
-        /// On this package.
+        /// The package.
         package: u32,
-        /// How.
+        /// The error.
         error: seam::error::Error,
     },
 }

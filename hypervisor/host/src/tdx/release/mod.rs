@@ -1,10 +1,11 @@
-//! Giving HKIDs out and taking them back: the one coordinator of everything that needs the module's key table.
+//! Allocates and releases HKIDs, and serialises everything that needs the module's key table.
 //!
-//! TDH.MNG.CREATE, TDH.MNG.VPFLUSHDONE and TDH.MNG.KEY.FREEID lock that table for themselves, and TDH.PHYMEM.CACHE.WB
-//! keeps it shared for as long as it runs. So they take turns here, and none of them spins on a busy module.
+//! TDH.MNG.CREATE, TDH.MNG.VPFLUSHDONE and TDH.MNG.KEY.FREEID lock that table exclusively. TDH.PHYMEM.CACHE.WB holds it
+//! shared for as long as it runs. These calls take turns here, so that none of them spins on a busy module.
 //!
-//! One pass of TDH.PHYMEM.CACHE.WB over a package serves all TDs that were flushed before it began. A clock that ticks
-//! at every flush and at every pass's start tells which passes count for whom: TDs that end together share one.
+//! One pass of TDH.PHYMEM.CACHE.WB over a package serves all TDs that were flushed before it began. A logical clock
+//! ticks at every flush and at every start of a pass. It tells which passes count for which TD. TDs that end together
+//! share a pass.
 
 mod error;
 mod round;
@@ -28,51 +29,50 @@ use work::{Stage, Work, patiently};
 use super::hkids::Hkids;
 use crate::platform::Platform;
 
-/// How long somebody waits for a turn, in microseconds. A turn is a few calls, or one write-back of the caches of all
-/// packages.
+/// Maximum wait for a turn, in microseconds. A turn is a few calls, or one write-back of the caches of all packages.
 const TURN_US: u64 = 60_000_000;
 
 /// Hands HKIDs to TDs, and takes them back.
 pub struct Coordinator {
     hkids: Hkids,
     turn: Mutex<Turn>,
-    /// Those who wait for their turn to flush. Who wants to write back lets them go first, and does it for them too.
+    /// Number of waiters for a turn to flush. A write-back lets them go first, and then covers them too.
     flushing: AtomicU32,
 }
 
-/// What whoever has the turn works on.
+/// State that the holder of the turn works on.
 #[derive(Default)]
 struct Turn {
     clock: u64,
     packages: BTreeMap<u32, Package>,
 }
 
-/// A TD that is to give its HKID back.
+/// A TD whose HKID is to be released.
 #[derive(Clone, Copy)]
 pub struct Ending<'a> {
-    /// Its memory, with its root page and its HKID.
+    /// The TD's memory, with its root page and its HKID.
     pub map: &'a PrivateMap,
-    /// Its vCPUs.
+    /// The TD's vCPUs.
     pub vcpus: &'a dyn Vcpus,
-    /// How far its release is.
+    /// Progress of the release.
     pub release: &'a Release,
 }
 
-/// The vCPUs of a TD that is to give its HKID back. They are out of the guest; while the TD's map is closed, none is
-/// entered or gets associated with a CPU in another way.
+/// The vCPUs of a TD whose HKID is to be released. They are out of the guest. While the TD's map is closed, none is
+/// entered or otherwise associated with a CPU.
 pub trait Vcpus: Sync {
-    /// The CPUs that one or more of them are associated with.
+    /// Returns the CPUs that at least one vCPU is associated with.
     fn cpus(&self) -> Vec<u32>;
 
-    /// TDH.VP.FLUSH of those that are associated with the calling CPU, which are so no more afterwards. It may be called
-    /// on a CPU that has none, and it runs with interrupts off.
+    /// Executes TDH.VP.FLUSH for the vCPUs that are associated with the calling CPU, which ends these associations. It
+    /// may be called on a CPU without any, and it runs with interrupts off.
     ///
     /// # Errors
-    /// The first call that failed; that vCPU is still associated.
+    /// The first call that failed; its vCPU is still associated.
     fn flush_here(&self) -> Result<(), Error>;
 }
 
-/// How far a TD's release is. It is kept with the TD, so that a release that got stuck goes on from there.
+/// Progress of a TD's release. Kept with the TD, so that a stuck release can be continued.
 #[derive(Debug)]
 pub struct Release {
     hkid: u16,
@@ -80,7 +80,7 @@ pub struct Release {
 }
 
 impl Release {
-    /// Of a TD whose key has this number.
+    /// Creates the progress for a TD with this HKID.
     #[must_use]
     pub const fn new(hkid: u16) -> Self {
         Self {
@@ -90,30 +90,30 @@ impl Release {
     }
 }
 
-/// What a release took.
+/// Durations of a release.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
-    /// Microseconds for closing the TDs and flushing their vCPUs, TDH.MNG.VPFLUSHDONE included.
+    /// Microseconds for closing the TDs' maps and flushing their vCPUs, including TDH.MNG.VPFLUSHDONE.
     pub flush_us: u64,
-    /// The packages whose caches were written back; one is missing when another release had done it meanwhile.
+    /// The packages whose caches were written back, without those that another release has covered meanwhile.
     pub write_back: Vec<WriteBack>,
     /// Microseconds for TDH.MNG.KEY.FREEID.
     pub free_us: u64,
 }
 
-/// What it took to write one package's caches back.
+/// The write-back of one package's caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteBack {
     /// The package.
     pub package: u32,
     /// Microseconds.
     pub us: u64,
-    /// How often an interrupt came first.
+    /// Number of times that an interrupt came first.
     pub interruptions: u32,
 }
 
 impl Coordinator {
-    /// Of these HKIDs.
+    /// Creates a coordinator of these HKIDs.
     #[must_use]
     pub fn new(hkids: Hkids) -> Self {
         Self {
@@ -123,12 +123,12 @@ impl Coordinator {
         }
     }
 
-    /// The HKIDs.
+    /// Returns the HKIDs.
     pub const fn hkids(&self) -> &Hkids {
         &self.hkids
     }
 
-    /// TDH.MNG.CREATE with an HKID of the pool: a TD whose root page is `page`.
+    /// Executes TDH.MNG.CREATE with an HKID of the pool, for a TD whose root page is `page`.
     ///
     /// # Errors
     /// [`CreateError`], and the page; nothing has changed.
@@ -152,11 +152,11 @@ impl Coordinator {
         })
     }
 
-    /// Takes the HKIDs of all these TDs back, as far as it goes with each; the results are in their order. Asking for
-    /// one that has none any more is harmless, and for one that got stuck it goes on from there.
+    /// Releases the HKIDs of all these TDs, each as far as possible. The results are in the same order. A TD whose HKID
+    /// is already released is accepted. The release of a TD that got stuck continues.
     ///
-    /// It waits: for the CPUs of the vCPUs, for its turn, for the caches. It is called with interrupts on, and not in a
-    /// call from another CPU.
+    /// This waits for the vCPUs' CPUs, for the turn, and for the caches. It must be called with interrupts on, and not
+    /// from within a cross-CPU call.
     pub fn release<P: Platform>(
         &self,
         platform: &P,
@@ -182,7 +182,7 @@ impl Coordinator {
             .collect()
     }
 
-    /// TDH.MNG.VPFLUSHDONE: the point of no return.
+    /// Executes TDH.MNG.VPFLUSHDONE: the point of no return.
     fn flush_done<P: Platform>(&self, platform: &P, tds: &mut [Work<'_>]) {
         if !tds.iter().any(Work::is_keyed) {
             return;
@@ -202,7 +202,7 @@ impl Coordinator {
         }
     }
 
-    /// Writes the caches of those packages back for which that was not begun since the last of these TDs was flushed.
+    /// Writes back the caches of the packages for which no pass has begun since the last of these TDs was flushed.
     fn write_back<P: Platform>(&self, platform: &P, tds: &mut [Work<'_>]) -> Vec<WriteBack> {
         let Some(last) = tds.iter().filter_map(Work::flushed_at).max() else {
             return Vec::new();
@@ -230,7 +230,7 @@ impl Coordinator {
         done
     }
 
-    /// TDH.MNG.KEY.FREEID for those that got so far.
+    /// Executes TDH.MNG.KEY.FREEID for the TDs that got that far.
     fn free<P: Platform>(&self, platform: &P, tds: &mut [Work<'_>]) {
         if !tds.iter().any(|td| td.flushed_at().is_some()) {
             return;
@@ -253,7 +253,7 @@ impl Coordinator {
         }
     }
 
-    /// Waits for the turn; `None` when it did not come in time.
+    /// Waits for the turn. Returns `None` after a timeout.
     fn turn<P: Platform>(&self, platform: &P) -> Option<MutexGuard<'_, Turn>> {
         let start = platform.now_us();
         loop {
@@ -269,13 +269,13 @@ impl Coordinator {
 }
 
 impl Turn {
-    /// The time, which no two events share.
+    /// Advances the clock. No two events share a time.
     fn tick(&mut self) -> u64 {
         self.clock += 1;
         self.clock
     }
 
-    /// Whether the package's caches were written back by a pass that began after that time.
+    /// Returns whether the package's caches were written back by a pass that began after that time.
     fn is_written(&self, package: u32, after: Option<u64>) -> bool {
         let package = self.packages.get(&package);
         package.is_some_and(|package| Some(package.written()) > after)

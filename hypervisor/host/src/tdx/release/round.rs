@@ -1,5 +1,5 @@
-//! TDH.PHYMEM.CACHE.WB on one CPU of every package that needs it, all at once. After each step all CPUs are back, so
-//! that they serve their interrupts, and then go on.
+//! TDH.PHYMEM.CACHE.WB on one CPU of each package that needs it, in parallel. All CPUs return after each step to serve
+//! their interrupts, and then continue.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -13,10 +13,10 @@ use sync::call::NoAnswer;
 use super::{Turn, Why, WriteBack};
 use crate::platform::Platform;
 
-/// CPUs of one package that are tried when they don't answer.
+/// Maximum number of CPUs to try per package if they do not answer.
 const MAX_TRIED: usize = 4;
 
-/// What is known about the caches of one package.
+/// State of the caches of a package.
 #[derive(Debug, Default)]
 pub struct Package {
     written: u64,
@@ -24,7 +24,7 @@ pub struct Package {
 }
 
 impl Package {
-    /// When the last pass that was completed had begun; 0 for none.
+    /// Returns the start time of the last completed pass; 0 for none.
     pub const fn written(&self) -> u64 {
         self.written
     }
@@ -37,14 +37,14 @@ struct Pass {
     begun: u64,
 }
 
-/// The packages that are at it.
+/// A round of write-backs on several packages.
 pub struct Round {
     at_work: Vec<Leader>,
     done: Vec<(WriteBack, u64)>,
     failed: Vec<(u32, Why, Option<Pass>)>,
 }
 
-/// One package, and the CPU that does the work there: the first of `cpus`.
+/// A package, and the CPU that does its work: the first of `cpus`.
 struct Leader {
     package: u32,
     cpus: Vec<u32>,
@@ -55,7 +55,8 @@ struct Leader {
 }
 
 impl Round {
-    /// A round for all TDs that were flushed at `last` or before. A pass that began later and failed on the way goes on.
+    /// Begins a round for all TDs that were flushed at `last` or before. An interrupted pass that began later is
+    /// resumed.
     pub fn begin<P: Platform>(platform: &P, turn: &mut Turn, last: u64) -> Self {
         let mut packages: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for place in platform.cpus() {
@@ -70,7 +71,7 @@ impl Round {
                 continue;
             }
             let resumed = known.under_way.take().filter(|pass| pass.begun > last);
-            // The caller need not be called, and serves its interrupts by itself.
+            // The calling CPU need not be called, and serves its interrupts by itself.
             cpus.sort_by_key(|cpu| *cpu != me);
             cpus.truncate(MAX_TRIED);
             at_work.push(Leader {
@@ -92,7 +93,7 @@ impl Round {
         }
     }
 
-    /// One call on each package that is not through.
+    /// Makes one call on each package that is not done.
     pub fn step<P: Platform>(&mut self, platform: &P) -> Step {
         if self.at_work.is_empty() {
             return Step::Done;
@@ -127,7 +128,7 @@ impl Round {
                 self.done.push((written, pass.begun));
             }
             Some(Err(error)) => {
-                // What can't succeed from where it is begins anew when it is tried again.
+                // A pass that can't succeed from its current position starts over in the next attempt.
                 let pass = Some(leader.pass.into_inner());
                 let pass = pass.filter(|_| error.recovery() == Recovery::Retry);
                 self.failed
@@ -149,7 +150,7 @@ impl Round {
         }
     }
 
-    /// Notes how far each package is: what was written back, and what was not and why.
+    /// Records the state of each package. Returns those written back, and those that failed with the reason.
     pub fn end(self, turn: &mut Turn) -> (Vec<WriteBack>, Vec<(u32, Why)>) {
         let mut done = Vec::new();
         for (written, begun) in self.done {

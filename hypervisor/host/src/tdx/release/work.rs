@@ -1,4 +1,4 @@
-//! One TD on its way through a release, and the part of the way that needs no turn.
+//! The progress of one TD through a release, and the steps that need no turn.
 
 use alloc::{format, vec::Vec};
 use core::{mem, ops::ControlFlow};
@@ -10,17 +10,17 @@ use sync::{IrqLock, call::NoAnswer};
 use super::{super::hkids::Hkids, Ending, NotReleased, Why};
 use crate::platform::Platform;
 
-/// How long somebody who works on a TD's map is waited for, in microseconds. Each holds it for a bounded number of calls.
+/// Maximum wait for other users of a TD's map, in microseconds. Each holds it for a bounded number of calls.
 const MAP_US: u64 = 2_000_000;
 
-/// How far a TD is.
+/// Stage of a TD's release.
 #[derive(Debug)]
 pub enum Stage {
-    /// It has its key.
+    /// The TD has its HKID.
     Keyed,
     /// TDH.MNG.VPFLUSHDONE was done at this time.
     Flushed(u64),
-    /// It has no key.
+    /// The HKID is released.
     Free,
 }
 
@@ -32,7 +32,7 @@ pub struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Nobody else releases it until this is dropped.
+    /// Begins the release of a TD. No other release of it can begin until this is dropped.
     pub fn begin(ending: &'a Ending<'a>) -> Self {
         let stage = ending.release.stage.try_lock();
         Self {
@@ -42,12 +42,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether it is still to be flushed.
+    /// Returns whether the TD still has to be flushed.
     pub fn is_keyed(&self) -> bool {
         self.result.is_ok() && matches!(self.stage.as_deref(), Some(Stage::Keyed))
     }
 
-    /// When it was flushed, if it still has its HKID since.
+    /// Returns the time of the flush if the TD still has its HKID.
     pub fn flushed_at(&self) -> Option<u64> {
         match self.stage.as_deref() {
             Some(Stage::Flushed(at)) if self.result.is_ok() => Some(*at),
@@ -61,22 +61,22 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Gives up before the point of no return: the TD goes on.
+    /// Gives up before the point of no return: the TD continues.
     pub fn undo<P: Platform>(&mut self, platform: &P, why: Why) {
-        // Nothing but another user of the map keeps it from opening, and none of those stays.
+        // Only another user of the map can prevent it from opening, and each uses it for a bounded time.
         let opened = patiently(platform, || self.ending.map.reopen());
         let why = opened.map_or_else(Why::Map, |()| why);
         self.result = Err(NotReleased::Unchanged(why));
     }
 
-    /// Gives up behind it.
+    /// Gives up after the point of no return.
     pub fn stick(&mut self, why: Why) {
         self.result = Err(NotReleased::Stuck(why));
     }
 
-    /// How it ended, which the pool and the operator are told.
+    /// Returns the outcome, after reporting a stuck release to the pool and to the log.
     ///
-    /// When the module has shut down, that is all there is to tell.
+    /// If the module has shut down, nothing is reported here: the shutdown itself already was.
     pub fn finish<P: Platform>(self, platform: &P, hkids: &Hkids) -> Result<(), NotReleased> {
         let number = self.ending.release.hkid;
         if let Err(NotReleased::Stuck(why)) = &self.result
@@ -89,7 +89,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Nothing is mapped, changed or removed in these TDs from here on.
+/// Closes the TDs' maps: from here on nothing is mapped, changed or removed.
 pub fn close<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
     for td in tds.iter_mut().filter(|td| td.is_keyed()) {
         let start = platform.now_us();
@@ -107,7 +107,7 @@ pub fn close<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
     }
 }
 
-/// TDH.VP.FLUSH of all vCPUs of all these TDs, on all CPUs at once.
+/// Executes TDH.VP.FLUSH for all vCPUs of all these TDs, on all CPUs in parallel.
 pub fn flush_vcpus<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
     let mut cpus: Vec<u32> = tds
         .iter()
@@ -121,7 +121,7 @@ pub fn flush_vcpus<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
         .iter()
         .map(|td| td.is_keyed().then_some(td.ending.vcpus))
         .collect();
-    // Who did not answer still has vCPUs afterwards.
+    // A CPU that did not answer still has vCPUs afterwards.
     let _ = platform.on_each(&cpus, &|cpu| {
         for (index, vcpus) in vcpus.iter().enumerate() {
             if let Some(Err(e)) = vcpus.map(super::Vcpus::flush_here) {
@@ -144,7 +144,7 @@ pub fn flush_vcpus<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
     }
 }
 
-/// Asks for a change of the map while somebody else looks at it.
+/// Tries a change of the map again while another user holds it.
 pub fn patiently<P: Platform, R>(
     platform: &P,
     mut change: impl FnMut() -> Result<R, private::Error>,
