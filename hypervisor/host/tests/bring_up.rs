@@ -1,4 +1,4 @@
-//! The module is brought up, and whatever fails on the way, nothing is lost and the reason is told.
+//! Tests of the module's bring-up: whatever fails on the way, nothing is lost and the reason is reported.
 
 mod rig;
 
@@ -39,7 +39,7 @@ fn server(setup: Setup) -> Rig {
     Rig::new(&setup)
 }
 
-/// Bytes that the module keeps when it was given its memory.
+/// Returns the bytes that the module keeps after it was given its memory.
 fn pamt_of_default() -> u64 {
     // One GiB in 4 KiB, 2 MiB and 1 GiB pages, 16 bytes for each, in whole pages.
     (PAGE_1G / PAGE_4K + PAGE_1G / (2 << 20)) * 16 + PAGE_4K
@@ -79,7 +79,7 @@ fn the_module_is_ready_and_the_books_say_what_that_cost() {
 #[test]
 fn every_page_that_a_td_can_get_is_one_that_the_module_takes() {
     let rig = server(Setup {
-        // The second piece is in no CMR, the third is and has room for its PAMT.
+        // The second range is in no CMR. The third is in one that has room for its PAMT.
         more_memory: [
             (16 * PAGE_1G, 16 * PAGE_1G + (1 << 20)),
             (32 * PAGE_1G, 32 * PAGE_1G + (24 << 20)),
@@ -107,7 +107,7 @@ fn every_page_that_a_td_can_get_is_one_that_the_module_takes() {
     let root = pages.pop().unwrap();
     let tdr = ready.coordinator.create(&rig, root).unwrap();
     assert_eq!(tdr.hkid(), GLOBAL_HKID + 1);
-    // The rest is for the host alone.
+    // The remaining memory is for the host only.
     let ledger = rig.pool().ledger();
     let left = ledger.lock().alloc_for_host(0).unwrap();
     assert!((16 * PAGE_1G..17 * PAGE_1G).contains(&left.pa), "{left:?}");
@@ -115,7 +115,7 @@ fn every_page_that_a_td_can_get_is_one_that_the_module_takes() {
     rig.pool().quarantine(tdr_page(&rig, tdr));
 }
 
-/// Ends the TD, of which this test wants nothing more.
+/// Tears down a TD that the test does not need any more.
 fn tdr_page(
     rig: &Rig,
     tdr: seam::tdh::Tdr<seam::tdh::Keyed>,
@@ -153,7 +153,7 @@ fn several_tdmrs_are_initialised_by_several_cpus() {
     assert_eq!(rig.out(), (memory.pamt_bytes(), 0));
 }
 
-/// The leafs of the bring-up, and whether they come after the module has its memory.
+/// The leafs of the bring-up, and whether they follow the point at which the module has its memory.
 const LEAFS: [(Leaf, bool); 6] = [
     (Leaf::SysInit, false),
     (Leaf::SysLpInit, false),
@@ -163,7 +163,7 @@ const LEAFS: [(Leaf, bool); 6] = [
     (Leaf::SysTdmrInit, true),
 ];
 
-/// How a leaf says that it is busy.
+/// Returns the busy status of a leaf.
 fn busy(leaf: Leaf) -> Status {
     match leaf {
         Leaf::SysTdmrInit => Status::OPERAND_BUSY.with(Operand::RCX),
@@ -198,8 +198,8 @@ fn a_lack_of_entropy_that_passes_is_waited_for() {
     assert!(rig.pauses() >= 3, "{}", rig.pauses());
 }
 
-/// The bring-up fails at `leaf`, whose calls in `calls` end with `status`: the report says so, and the ledger says that
-/// nothing was lost.
+/// Checks that the bring-up fails if the calls of `leaf` in `calls` return `status`, that the report says so, and that
+/// nothing is lost in the ledger.
 fn fails(leaf: Leaf, calls: RangeInclusive<u64>, status: Status, has_memory: bool) {
     let rig = server(Setup::default());
     rig.refuse(leaf, calls, status);
@@ -288,7 +288,7 @@ fn without_free_memory_there_are_no_tdmrs() {
 fn without_memory_for_the_list_of_tdmrs_the_pamt_is_free_again() {
     let rig = server(Setup::default());
     let all = rig.pool().ledger().lock().alloc(18).unwrap();
-    // The memory of the plan is another allocator's than that of the list.
+    // The plan's memory comes from another allocator than the list's.
     let ledger = spin::Mutex::new(frames());
     let (tdx, _) = bring_up(&rig, &ledger, &PLAIN);
     assert!(
@@ -303,7 +303,7 @@ fn without_memory_for_the_list_of_tdmrs_the_pamt_is_free_again() {
 
 #[test]
 fn memory_that_goes_between_plan_and_pamt_is_missed_and_the_rest_is_free_again() {
-    /// Takes half of the memory after the first look at it.
+    /// A ledger that loses most of the memory after its first use.
     struct Thief {
         frames: spin::Mutex<Frames>,
         looks: Cell<u32>,
@@ -344,7 +344,7 @@ fn frames() -> Frames {
     frames
 }
 
-/// The bring-up fails with `reason` because of CPUs that do not answer after `event`.
+/// Checks that the bring-up fails with `reason` because CPUs do not answer after `event`.
 fn silence(cpus: &[u32], event: Option<Event>, reason: &str, used: u64) {
     let rig = server(Setup::default());
     for &cpu in cpus {

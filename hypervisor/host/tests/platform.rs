@@ -1,4 +1,4 @@
-//! The simulated server keeps the promises of [`Platform`].
+//! Tests that the simulated server fulfils the contract of [`Platform`].
 
 mod rig;
 

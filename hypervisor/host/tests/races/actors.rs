@@ -1,4 +1,4 @@
-//! What a CPU does while another one ends the TD.
+//! Actions of a CPU while another one terminates the TD.
 
 use host::platform::Platform;
 use host::td::end::{Ended, Way};
@@ -16,10 +16,10 @@ use sync::atomic::Ordering::SeqCst;
 use crate::explore::World;
 use crate::machine::Machine;
 
-/// Rounds that an actor makes.
+/// Number of rounds that an actor makes.
 const ROUNDS: usize = 3;
 
-/// Memory that the image does not have.
+/// Memory outside the image.
 pub const FREE: u64 = 14 << 20;
 
 /// Builds the first TD, and lets its vCPUs run.
@@ -27,13 +27,13 @@ pub fn start(world: &World<'_>) {
     world.tds.start(1).unwrap();
 }
 
-/// Both.
+/// Builds both TDs, and lets their vCPUs run.
 pub fn start_both(world: &World<'_>) {
     world.tds.start(1).unwrap();
     world.tds.start(2).unwrap();
 }
 
-/// With memory to be taken from it.
+/// Starts the first TD with memory that can be removed.
 pub fn start_full(world: &World<'_>) {
     world.tds.start(1).unwrap();
     let td = world.td(1);
@@ -45,13 +45,13 @@ pub fn start_full(world: &World<'_>) {
     given.unwrap();
 }
 
-/// The same, with CPUs that do not wait for long.
+/// Starts the first TD in the same way, on CPUs that do not wait for long.
 pub fn start_in_haste(world: &World<'_>) {
     start_full(world);
     world.machine.run_clock(true);
 }
 
-/// With a page of 2 MiB that was split, whose parts are all there and accepted.
+/// Starts the first TD with a split page of 2 MiB, whose parts are all present and accepted.
 pub fn start_split(world: &World<'_>) {
     world.tds.start(1).unwrap();
     let td = world.td(1);
@@ -72,7 +72,7 @@ pub fn start_split(world: &World<'_>) {
     assert!(private.is_joinable());
 }
 
-/// Makes it whole, as a CPU that has time does.
+/// Promotes the split page, as an idle CPU does.
 pub fn join(world: &World<'_>) {
     for _ in 0..12 {
         world.tds.work();
@@ -102,7 +102,7 @@ pub fn destroy_dynamically(world: &World<'_>) {
     assert!(ended.is_ok(), "{ended:?}");
 }
 
-/// A guest asks, and whoever has time carries it out.
+/// Requests termination as a guest does, and carries it out as an idle CPU does.
 pub fn ask(world: &World<'_>) {
     let _ = world.tds.ask_end(1);
     world.tds.end_asked();
@@ -115,7 +115,7 @@ pub fn carry_out(world: &World<'_>) {
     }
 }
 
-/// The operator retries what is not stuck.
+/// Retries a termination that is not stuck.
 pub fn retry(world: &World<'_>) {
     for _ in 0..ROUNDS {
         match world.tds.retry(1) {
@@ -126,7 +126,7 @@ pub fn retry(world: &World<'_>) {
     }
 }
 
-/// Builds the TD, which may be ended meanwhile.
+/// Builds the TD, which may be terminated meanwhile.
 pub fn build(world: &World<'_>) {
     match world.tds.create(1) {
         Ok(_) | Err(Error::State(State::Terminating)) => {}
@@ -134,7 +134,7 @@ pub fn build(world: &World<'_>) {
     }
 }
 
-/// Ends the TD as soon as there is one.
+/// Terminates the TD as soon as it exists.
 pub fn terminate_when_there(world: &World<'_>) {
     let id = world.td(1).id();
     assert!(world.tds.terminate(id).is_ok());
@@ -155,7 +155,7 @@ pub fn terminate_at_their_initialisation(world: &World<'_>) {
     terminate(world);
 }
 
-/// Whether a vCPU is refused because of the TD's state, which is the one thing that may refuse it for good.
+/// Returns whether a vCPU is refused because of the TD's state. Nothing else may refuse it for good.
 fn is_over(refused: &Refused) -> bool {
     match refused {
         Refused::State(_) => true,
@@ -164,7 +164,7 @@ fn is_over(refused: &Refused) -> bool {
     }
 }
 
-/// Works with a vCPU as long as the TD lets it.
+/// Uses a vCPU as long as the TD's state allows it.
 fn with_vcpu(world: &World<'_>, index: u16, mut work: impl FnMut(&Held<'_>)) {
     let td = world.td(1);
     for _ in 0..ROUNDS {
@@ -194,12 +194,12 @@ fn enter(world: &World<'_>, held: &Held<'_>) {
     assert!(!status.is_error(), "{status:?}");
 }
 
-/// Runs vCPU 0: entry and exit, again and again.
+/// Runs vCPU 0 with repeated entries and exits.
 pub fn run(world: &World<'_>) {
     with_vcpu(world, 0, |held| enter(world, held));
 }
 
-/// Has vCPU 0 for a while, whatever happens to the TD.
+/// Holds vCPU 0 for a while, whatever happens to the TD.
 pub fn keep(world: &World<'_>) {
     let td = world.td(1);
     let held = td.hold(world.machine, 0);
@@ -214,7 +214,7 @@ pub fn run_other(world: &World<'_>) {
     with_vcpu(world, 1, |held| enter(world, held));
 }
 
-/// TDH.VP.RD and TDH.VP.WR.
+/// Executes TDH.VP.RD and TDH.VP.WR.
 pub fn look_at_a_vcpu(world: &World<'_>) {
     with_vcpu(world, 1, |held| {
         let Ok(tdvpr) = held.tdvpr() else { return };
@@ -224,7 +224,7 @@ pub fn look_at_a_vcpu(world: &World<'_>) {
     });
 }
 
-/// Posts interrupts: the CPU that runs a vCPU is interrupted.
+/// Posts interrupts, which interrupt the CPU that runs a vCPU.
 pub fn post(world: &World<'_>) {
     let td = world.td(1);
     for index in (0..td.vcpus().count()).cycle().take(2 * ROUNDS) {
@@ -235,7 +235,7 @@ pub fn post(world: &World<'_>) {
     }
 }
 
-/// Memory may be refused for these reasons alone.
+/// Returns whether an operation on memory may fail with this error.
 fn is_fair(error: private::Error) -> bool {
     use private::Error;
     matches!(
@@ -254,13 +254,13 @@ fn map(world: &World<'_>, gpa: u64, size: PageSize) {
     assert!(mapped.is_ok() || mapped.is_err_and(is_fair), "{mapped:?}");
 }
 
-/// A page where no table is yet.
+/// Maps a page where there is no table yet.
 pub fn link(world: &World<'_>) {
     map(world, PAGE_1G, PageSize::Size4K);
     map(world, 2 * PAGE_1G, PageSize::Size4K);
 }
 
-/// What an EPT violation asks for.
+/// Maps pages as EPT violations do.
 pub fn augment(world: &World<'_>) {
     for block in 1..4 {
         map(world, block * PAGE_2M, PageSize::Size2M);
@@ -268,12 +268,12 @@ pub fn augment(world: &World<'_>) {
     map(world, FREE - 4 * PAGE_2M, PageSize::Size4K);
 }
 
-/// MapGPA, as it is served: by the CPU that has the vCPU.
+/// Serves MapGPA on the CPU that has the vCPU.
 pub fn share(world: &World<'_>) {
     with_vcpu(world, 0, |_| convert(world));
 }
 
-/// MapGPA: memory is taken because the guest shares it, and comes back.
+/// Converts memory as MapGPA does: removes it because the guest shares it, and gives it back.
 pub fn convert(world: &World<'_>) {
     let td = world.td(1);
     let Some(private) = td.map() else { return };
@@ -303,7 +303,7 @@ pub fn shrink(world: &World<'_>) {
     }
 }
 
-/// Ends the TD, which lives on when a CPU does not let go of it in time.
+/// Terminates the TD, which lives on if a CPU does not release it in time.
 pub fn terminate_or_not(world: &World<'_>) {
     end_or_not(world, |tds| tds.terminate(1));
 }
@@ -328,7 +328,7 @@ pub fn pause_and_resume(world: &World<'_>) {
     }
 }
 
-/// Everything that the console shows of a TD, as often as somebody watches it.
+/// Reads everything that the console shows of a TD, repeatedly.
 pub fn watch(world: &World<'_>) {
     for _ in 0..ROUNDS {
         let (state, notes) = (world.tds.state(1), world.tds.notes(1));

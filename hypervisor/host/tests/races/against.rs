@@ -1,4 +1,4 @@
-//! Terminate against everything that may happen to a TD.
+//! Races of terminate against everything that may happen to a TD.
 
 use crate::actors::{
     ask, augment, build, carry_out, convert, destroy, destroy_dynamically,

@@ -1,4 +1,4 @@
-//! How a race is explored, and what must be true after it.
+//! Explores a race, and checks the state after it.
 
 use std::sync::Arc;
 
@@ -22,26 +22,26 @@ use crate::actors::FREE;
 use crate::machine::{CPUS, GLOBAL_HKID, Machine, become_cpu};
 use crate::sample::{Everything, image};
 
-/// Orders that are tried with each of two schedulers.
+/// Number of orders to try with each of two schedulers.
 const ORDERS: usize = 12;
-/// Where they begin.
+/// Seed of the schedulers.
 const SEED: u64 = 0x5ea_3a4c;
-/// Times at which an order departs from running one CPU after the other.
+/// Number of departures of an order from running one CPU after the other.
 const DEPARTURES: usize = 4;
 
 /// A host with two TDs, each with two vCPUs.
 pub struct World<'h> {
     pub machine: &'h Machine,
     pub tds: Tds<'h, Machine>,
-    /// Whether a shrink was told that what it did not take the TD's end does, or who revives it.
+    /// Set when a shrink left the rest to the TD's termination, or to its revival.
     pub is_shrink_promised: AtomicBool,
 }
 
-/// What one CPU does.
+/// The action of a CPU.
 pub type Actor = fn(&World<'_>);
 
 impl World<'_> {
-    /// The TD of that number, once it has a life.
+    /// Returns the TD of this number once it has a life.
     pub fn td(&self, id: u32) -> Arc<Td> {
         loop {
             match self.tds.get(id) {
@@ -51,7 +51,7 @@ impl World<'_> {
         }
     }
 
-    /// Waits until a leaf was called.
+    /// Waits until a leaf is called.
     pub fn wait_for(&self, leaf: Leaf) {
         while self.machine.begun(leaf) == 0 {
             self.machine.breathe();
@@ -59,7 +59,7 @@ impl World<'_> {
     }
 }
 
-/// Lets actors play on CPUs 1 to 3, in many orders; CPU 0 prepares the world for them, and looks at what has become of it.
+/// Runs actors on CPUs 1 to 3 in many orders. CPU 0 prepares the world for them, and checks it afterwards.
 pub fn explore(prepare: Actor, actors: &'static [Actor]) {
     assert!(actors.len() < CPUS);
     let race = move || play(prepare, actors);
@@ -107,7 +107,7 @@ fn play(prepare: Actor, actors: &'static [Actor]) {
             });
         }
         prepare(world);
-        // They begin.
+        // Let the actors begin.
         done.store(1, SeqCst);
         while done.load(SeqCst) <= actors.len() {
             world.machine.breathe();
@@ -153,7 +153,7 @@ fn tds<'h>(
     )
 }
 
-/// No TD is half dead: it lives and can be ended, or its end goes on to the last page.
+/// Checks that each TD is either alive and can be terminated, or that its termination runs to the last page.
 fn finish(world: &World<'_>) {
     let tds = &world.tds;
     world.machine.run_clock(false);

@@ -1,5 +1,5 @@
-//! A machine whose CPUs are threads of the exploring scheduler. What waits on a real CPU lets others run here; an interrupt
-//! is looked for wherever a CPU could take one, in the guest too.
+//! A machine whose CPUs are threads of the exploring scheduler. Where a real CPU waits, it lets others run. It checks
+//! for interrupts wherever a CPU could take one, also in the guest.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -25,7 +25,7 @@ use stub_module::vcpu::{Field, Gpr, Vcpu};
 use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use sync::call::{self, Mailbox, NoAnswer};
 
-/// Where memory begins.
+/// Start of memory.
 const BASE: u64 = 4 * PAGE_1G;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u16 = 32;
@@ -37,7 +37,7 @@ shuttle::thread_local! {
     static THIS: Cell<u32> = Cell::new(0);
 }
 
-/// The thread is this CPU from now on.
+/// Makes the calling thread this CPU.
 pub fn become_cpu(cpu: u32) {
     THIS.with(|this| this.set(cpu));
 }
@@ -54,7 +54,7 @@ struct Parts {
     counters: Vec<Counters>,
     mailboxes: [Mailbox; CPUS],
     interrupts: [AtomicBool; CPUS],
-    /// Calls that were begun, by leaf.
+    /// Number of begun calls, by leaf.
     begun: Vec<AtomicU64>,
     clock: AtomicU64,
     is_clock_running: AtomicBool,
@@ -63,7 +63,7 @@ struct Parts {
 pub type Pool = FramePool<spin::Mutex<Frames>, Direct>;
 
 impl Machine {
-    /// Its module is ready, and nothing goes wrong in it.
+    /// Creates a machine whose module is ready and works without failures.
     pub fn new() -> Self {
         let config = Config {
             lp_to_package: PACKAGES.into(),
@@ -109,14 +109,14 @@ impl Machine {
         machine
     }
 
-    /// The guests hold on to the machine; without them it can go.
+    /// Removes the guests, which hold references to the machine.
     pub fn take_apart(&self) {
         for cpu in 0..CPUS as u32 {
             self.0.server.machine().set_guest(cpu, None);
         }
     }
 
-    /// Whatever vCPU the calling CPU enters next accepts this page first: an address, plus 1 for 2 MiB.
+    /// Makes the next vCPU that the calling CPU enters accept this page first: an address, plus 1 for 2 MiB.
     pub fn accept_next(&self, page: u64) {
         let guest = Accepting {
             left: vec![page],
@@ -126,7 +126,7 @@ impl Machine {
         machine.set_guest(self.this_cpu(), Some(Box::new(guest)));
     }
 
-    /// What an interrupt of the calling CPU would do, and a turn for the others.
+    /// Serves a pending interrupt of the calling CPU, and lets others run.
     pub fn breathe(&self) {
         let me = self.this_cpu();
         if self.0.interrupts[me as usize].swap(false, SeqCst) {
@@ -135,12 +135,12 @@ impl Machine {
         thread::yield_now();
     }
 
-    /// How often a leaf was called.
+    /// Returns the number of calls of a leaf.
     pub fn begun(&self, leaf: Leaf) -> u64 {
         self.0.begun[place(leaf)].load(SeqCst)
     }
 
-    /// Lets time pass, or stops it: while it passes, who waits for a CPU to let go of something may give up.
+    /// Lets time pass, or stops it. While it passes, a wait for another CPU may time out.
     pub fn run_clock(&self, runs: bool) {
         self.0.is_clock_running.store(runs, SeqCst);
     }
@@ -154,7 +154,7 @@ impl Machine {
         KeyIdPosition::new(config.max_pa, config.keyid_bits).unwrap()
     }
 
-    /// Everything is where it was, and nothing was asked that the module had to refuse.
+    /// Checks that everything was given back, and that the module was asked nothing that it had to refuse.
     pub fn assert_spotless(&self) {
         self.0.server.audit(BASE..BASE + PAGE_1G).unwrap();
         let violations = self.0.server.module().violations();
@@ -188,7 +188,7 @@ impl Guest for Busy {
     }
 }
 
-/// SEAMCALL, with turns for the others before and after.
+/// Executes SEAMCALL, and lets others run before and after.
 pub struct Caller {
     machine: Machine,
     cpu: u32,
@@ -217,7 +217,7 @@ impl Wait for Turn {
     }
 }
 
-/// Memory as the frame pool reaches it.
+/// Memory access of the frame pool.
 pub struct Direct(Arc<Server>);
 
 impl Flush for Direct {
@@ -247,7 +247,7 @@ impl call::Machine for Machine {
         self.0.interrupts[cpu as usize].store(true, SeqCst);
     }
 
-    // Every CPU answers, sooner or later.
+    // Every CPU answers sooner or later.
     fn timeout(&self) -> impl FnMut() -> bool {
         || {
             thread::yield_now();
@@ -309,14 +309,14 @@ impl Platform for Machine {
         self.0.server.machine().memory().write(to.0, bytes);
     }
 
-    // Unless a race wants it, no wait is ever over before what is waited for has come.
+    // No wait times out, unless a race lets time pass.
     fn now_us(&self) -> u64 {
         let passes = self.0.is_clock_running.load(SeqCst);
         self.0.clock.fetch_add(passes.into(), SeqCst)
     }
 }
 
-/// A guest that accepts pages, one after the other, and then is [`Busy`].
+/// A guest that accepts pages one by one, and then is [`Busy`].
 struct Accepting {
     left: Vec<u64>,
     then: Busy,

@@ -1,9 +1,9 @@
-//! Races for a TD's life: the production types with their locks and atomics, on CPUs that a scheduler lets take turns in
-//! many orders, the same ones each time.
+//! Races for a TD's life: the production types with their locks and atomics, on CPUs that a scheduler interleaves in
+//! many reproducible orders.
 //!
-//! Each race is told as what CPUs do at the same time, one of which ends the TD. Whatever the order, no TD is left half dead,
-//! no frame and no HKID is lost, no HKID is released with a vCPU associated, and the module is asked nothing that it must
-//! refuse.
+//! Each race describes actions of CPUs at the same time, one of which terminates the TD. In every order, no TD is left
+//! half dead, no frame and no HKID is lost, no HKID is released with a vCPU associated, and the module is asked nothing
+//! that it must refuse.
 
 mod actors;
 mod against;

@@ -1,4 +1,4 @@
-//! TDs that are initialised and have vCPUs, made through the coordinator.
+//! Initialised TDs with vCPUs, created through the coordinator.
 
 use std::sync::Mutex;
 
@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// The default server, in which `hooks` go wrong.
+    /// Creates the default server, with the failures that `hooks` describes.
     pub fn new(hooks: &str) -> Self {
         Self::of(&Setup::failing(hooks))
     }
@@ -34,7 +34,7 @@ impl Host {
         }
     }
 
-    /// HKIDs that TDs have, and those in quarantine.
+    /// Returns the number of HKIDs that TDs have, and of those in quarantine.
     pub fn hkids(&self) -> (usize, usize) {
         let Count {
             used, quarantined, ..
@@ -52,7 +52,7 @@ impl Host {
         self.release(&[td]).remove(0)
     }
 
-    /// Everything was given back.
+    /// Checks that everything was given back.
     pub fn assert_spotless(&self) {
         self.rig.assert_spotless();
         assert_eq!(self.hkids(), (0, 0));
@@ -75,7 +75,7 @@ struct Vcpu {
 }
 
 impl Td {
-    /// A TD with a vCPU on each of `cpus`, finalised if there are any.
+    /// Creates a TD with a vCPU on each of `cpus`, finalised if there are any.
     pub fn new(host: &Host, cpus: &[u32]) -> Self {
         let rig = &host.rig;
         let frame = || rig.pool().take(PageSize::Size4K).unwrap();
@@ -158,7 +158,7 @@ impl Td {
         }
     }
 
-    /// Gives the control pages of a TD without a key back, the root page last.
+    /// Gives back the control pages of a TD without a key, the root page last.
     pub fn bury(self) {
         let tdr = self.map.take_root().unwrap();
         let (rig, tdh) = (&self.rig, self.rig.tdh());

@@ -1,4 +1,4 @@
-//! HKIDs go out to TDs and come back, whatever fails on the way.
+//! Tests that HKIDs go to TDs and come back, whatever fails on the way.
 
 mod kit;
 #[path = "../rig/mod.rs"]
@@ -91,7 +91,7 @@ fn tds_that_end_on_several_cpus_get_in_nobodys_way() {
                 td
             })
         });
-        // The vCPUs on CPU 0 are flushed by the test's own thread.
+        // The test's own thread flushes the vCPUs on CPU 0.
         let mut tds: Vec<_> = jobs.into_iter().map(|job| job.wait(&host.rig)).collect();
         tds.drain(..).for_each(Td::bury);
     }
@@ -169,7 +169,7 @@ fn a_td_that_can_not_be_made_takes_no_hkid() {
     }
 }
 
-/// Releases a TD while `leaf` is refused for ever, before the point of no return: the TD goes on, and ends later.
+/// Releases a TD while `leaf` is refused for ever, before the point of no return: the TD continues, and ends later.
 fn unchanged(leaf: Leaf, status: Status) {
     let host = Host::new("");
     let td = Td::new(&host, &[1, 2]);
@@ -195,8 +195,8 @@ fn a_failure_before_the_point_of_no_return_leaves_the_td_as_it_was() {
     unchanged(Leaf::MngVpflushdone, REFUSED.with(Operand::RCX));
 }
 
-/// Releases a TD while `leaf` is refused for ever, behind the point of no return: its HKID is in quarantine until it is
-/// tried again.
+/// Releases a TD while `leaf` is refused for ever, after the point of no return: its HKID is in quarantine until the
+/// release is tried again.
 fn stuck(leaf: Leaf, status: Status) {
     let host = Host::new("");
     let td = Td::new(&host, &[1, 2]);
@@ -269,7 +269,7 @@ fn a_package_that_can_not_be_written_back_stops_those_tds_alone_that_need_it() {
     for cpu in [2, 3] {
         host.rig.set_silent(cpu, false);
     }
-    // What was written back on package 0 counts; a TD that was flushed later needs both packages.
+    // The write-back of package 0 counts. A TD that was flushed later needs both packages.
     let released = host.end(&td).unwrap();
     let packages: Vec<u32> = released.write_back.iter().map(|w| w.package).collect();
     assert_eq!(packages, [1]);

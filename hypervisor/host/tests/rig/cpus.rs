@@ -1,4 +1,4 @@
-//! The CPUs: a thread and a mailbox each.
+//! The simulated CPUs: a thread and a mailbox each.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -14,16 +14,16 @@ use sync::call::{self, Mailbox};
 
 use super::{Machine, Rig};
 
-/// How long a caller waits for CPUs that do answer: until the test has gone wrong.
+/// Maximum wait for CPUs that answer. Exceeded only if the test has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long it waits for CPUs that are to be silent, once all others have answered.
+/// Maximum wait for silent CPUs, once all others have answered.
 const SILENCE: Duration = Duration::from_millis(50);
 
 thread_local! {
     static THIS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// The number of the CPU that the calling thread is; a thread that is none plays CPU 0.
+/// Returns the number of the CPU that the calling thread simulates. Any other thread acts as CPU 0.
 pub fn this() -> u32 {
     THIS.get()
 }
@@ -46,12 +46,12 @@ struct Cpu {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Something that a CPU comes to.
+/// An event on a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A SEAMCALL.
     Call(Leaf),
-    /// Writing its caches back.
+    /// The CPU's write-back of its caches.
     WriteBack,
 }
 
@@ -59,7 +59,7 @@ pub enum Event {
 pub struct Job<R>(Receiver<thread::Result<R>>);
 
 impl<R> Job<R> {
-    /// Waits for its end, and panics as it did. The waiting CPU serves its calls meanwhile.
+    /// Waits for the end of the job, and propagates its panic. The waiting CPU serves its calls meanwhile.
     pub fn wait(self, rig: &Rig) -> R {
         let start = Instant::now();
         loop {
@@ -121,7 +121,7 @@ impl Cpus {
         *self.cpus[cpu as usize].last.lock().unwrap() = Some(event);
     }
 
-    /// The calling CPU comes to this.
+    /// Notes that the calling CPU has reached an event.
     pub fn comes_to(&self, event: Event) {
         let cpu = &self.cpus[this() as usize];
         let mut last = cpu.last.lock().unwrap();
@@ -131,7 +131,7 @@ impl Cpus {
         }
     }
 
-    /// Makes a call whose work may panic on another CPU: the caller panics then, instead of waiting for ever.
+    /// Makes a call whose work may panic on another CPU. The caller then panics too, instead of waiting for ever.
     pub fn guarded<R>(
         &self,
         work: &(dyn Fn(u32) + Sync),
@@ -151,7 +151,7 @@ impl Cpus {
         }
     }
 
-    /// What a CPU does until the server is gone.
+    /// Serves calls and runs jobs until the server is gone.
     fn run(&self, me: u32) {
         THIS.set(me);
         let cpu = &self.cpus[me as usize];
@@ -161,7 +161,7 @@ impl Cpus {
             let job = cpu.jobs.lock().unwrap().pop();
             match job {
                 Some(job) => job(),
-                // A call that came in since leaves its mark, and the thread is not parked.
+                // A call that has come in since then has unparked the thread, so it does not park.
                 None => thread::park_timeout(SILENCE),
             }
         }
@@ -171,7 +171,7 @@ impl Cpus {
         self.cpus.iter().any(|c| c.silent.load(Ordering::SeqCst))
     }
 
-    /// Whether a CPU other than `me` that answers calls has one before it.
+    /// Returns whether a CPU other than `me` that answers calls has one pending.
     fn is_answer_due(&self, me: u32) -> bool {
         (0..).zip(&self.cpus).any(|(number, cpu)| {
             number != me && !cpu.silent.load(Ordering::SeqCst) && cpu.called.load(Ordering::SeqCst)
@@ -213,7 +213,7 @@ impl call::Machine for Cpus {
     }
 }
 
-/// The threads of all CPUs but the first, which is the test's own.
+/// The threads of all CPUs except the first, which is the test's own.
 pub struct Threads {
     machine: Arc<Machine>,
     threads: Vec<JoinHandle<()>>,
@@ -242,9 +242,9 @@ impl Drop for Threads {
             cpu.wake();
         }
         for thread in self.threads.drain(..) {
-            // The last clone of the server may go with a job.
+            // A job may hold the last clone of the server.
             if thread.thread().id() != thread::current().id() {
-                // A CPU's thread catches what jobs and calls throw.
+                // A CPU's thread catches panics of jobs and calls.
                 let _ = thread.join();
             }
         }

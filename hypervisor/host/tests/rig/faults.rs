@@ -1,4 +1,4 @@
-//! SEAMCALL as a simulated CPU makes it, and calls that never reach the module.
+//! SEAMCALL of a simulated CPU, and calls that never reach the module.
 
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use seam::call::{Fault, SeamCall};
 use super::Machine;
 use super::cpus::Event;
 
-/// What executes SEAMCALL on one CPU.
+/// Executes SEAMCALL on one CPU.
 pub struct Caller {
     machine: Arc<Machine>,
     cpu: u32,
@@ -77,7 +77,7 @@ impl Refusals {
         self.0.lock().unwrap().clear();
     }
 
-    /// The answer to the call of the leaf in `rax` that begins now.
+    /// Returns the answer to the beginning call of the leaf in `rax`, if there is one.
     fn strike(&self, rax: u64) -> Option<Result<Status, Fault>> {
         let mut struck = None;
         for refusal in &mut *self.0.lock().unwrap() {
@@ -93,13 +93,13 @@ impl Refusals {
     }
 }
 
-/// What others do just when a call begins.
+/// Work to do when a call begins.
 #[derive(Default)]
 pub struct Meanwhile(Mutex<Vec<Deed>>);
 
 struct Deed {
     leaf: Leaf,
-    /// Calls that begin before the one that it waits for.
+    /// Number of calls that begin before the awaited one.
     left: u64,
     work: Work,
 }
@@ -112,7 +112,7 @@ impl Meanwhile {
         self.0.lock().unwrap().push(Deed { leaf, left, work });
     }
 
-    /// What is to be done at the call of the leaf in `rax` that begins now.
+    /// Takes the work that is due at the beginning call of the leaf in `rax`.
     fn due(&self, rax: u64) -> Vec<Work> {
         let mut deeds = self.0.lock().unwrap();
         let due = deeds.extract_if(.., |deed| {

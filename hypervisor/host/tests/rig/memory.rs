@@ -1,4 +1,4 @@
-//! The host's way to memory: every access is one that the module may object to.
+//! The host's accesses to memory, each of which the module may reject.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use stub_module::host::{Memory, Server};
 
 use super::cpus;
 
-/// Memory as the frame pool reaches it.
+/// Memory access of the frame pool.
 pub struct Direct(pub Arc<Server>);
 
 impl Flush for Direct {
@@ -27,7 +27,7 @@ impl Clear for Direct {
     }
 }
 
-/// Does `work` with memory, if the calling CPU may reach the `len` bytes at `hpa`.
+/// Runs `work` with memory, if the calling CPU may access the `len` bytes at `hpa`.
 pub fn access(server: &Server, hpa: Hpa, len: usize, work: impl FnOnce(&Memory)) {
     let cpu = server.processor(cpus::this()).unwrap();
     let first = hpa.0 / PAGE_4K * PAGE_4K;

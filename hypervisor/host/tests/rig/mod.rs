@@ -1,7 +1,7 @@
-//! A server on the developer's computer: an emulated module, a thread for each CPU, frames, and a [`Platform`] over them.
+//! A server on the developer's computer: an emulated module, a thread for each CPU, frames, and a [`Platform`] on top.
 //!
-//! The thread that makes a [`Rig`] is its CPU 0. The other CPUs look into their mailboxes and do the jobs that
-//! [`Rig::start`] gives them. Calls between CPUs go the way that they go on the machine, by [`sync::call`].
+//! The thread that creates a [`Rig`] is its CPU 0. The other CPUs check their mailboxes and run the jobs that
+//! [`Rig::start`] gives them. Calls between CPUs use [`sync::call`], as on the machine.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -38,32 +38,32 @@ pub use faults::Caller;
 use faults::{Meanwhile, Refusals};
 use memory::{Direct, access};
 
-/// Where convertible memory begins.
+/// Start of convertible memory.
 pub const BASE: u64 = 4 * PAGE_1G;
-/// The first private HKID, which the module has for itself.
+/// The first private HKID, which is the module's own.
 pub const GLOBAL_HKID: u16 = 32;
 
 pub type Pool = FramePool<spin::Mutex<Frames>, Direct>;
 
-/// What the server is made of.
+/// Configuration of the server.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The package of each CPU.
     pub packages: Vec<u32>,
-    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. The GiB behind it is convertible, too.
+    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. The GiB after it is convertible too.
     pub memory: u64,
-    /// Further memory, ascending: first address, and first address behind it.
+    /// Further memory, ascending: start address, and exclusive end address.
     pub more_memory: Vec<(u64, u64)>,
-    /// Further convertible memory, ascending, in the same way.
+    /// Further convertible memory, ascending, in the same format.
     pub more_cmrs: Vec<(u64, u64)>,
-    /// Private HKIDs, the global one included.
+    /// Number of private HKIDs, including the global one.
     pub hkids: u32,
-    /// What goes wrong inside the module, as [`Hooks::parse`] reads it.
+    /// Failures inside the module, in the format of [`Hooks::parse`].
     pub hooks: String,
 }
 
 impl Default for Setup {
-    /// Two packages of two CPUs, 1 GiB for TDs, 32 HKIDs, and nothing goes wrong.
+    /// Two packages of two CPUs, 1 GiB for TDs, 32 HKIDs, and no failures.
     fn default() -> Self {
         Self {
             packages: [0, 0, 1, 1].into(),
@@ -77,7 +77,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// The default server, in which `hooks` go wrong.
+    /// Returns the setup of the default server, with the failures that `hooks` describes.
     pub fn failing(hooks: &str) -> Self {
         Self {
             hooks: format!("patterns\n{hooks}"),
@@ -85,7 +85,7 @@ impl Setup {
         }
     }
 
-    /// A coordinator for the server's HKIDs, of which the module has the global one.
+    /// Creates a coordinator for the server's HKIDs, of which the module has the global one.
     pub fn coordinator(&self) -> Coordinator {
         let hkids = Hkids::new(&KeyIds {
             shared: u32::from(GLOBAL_HKID) - 1,
@@ -98,7 +98,7 @@ impl Setup {
     }
 }
 
-/// The server. Clones are the same one.
+/// The server. Clones refer to the same one.
 #[derive(Clone)]
 pub struct Rig {
     machine: Arc<Machine>,
@@ -123,11 +123,11 @@ pub struct Machine {
 }
 
 impl Rig {
-    /// A server whose module is loaded and not initialised.
+    /// Creates a server whose module is loaded and not initialised.
     pub fn new(setup: &Setup) -> Self {
         let config = Config {
             lp_to_package: setup.packages.clone(),
-            // What is no memory of the host's has room for a PAMT.
+            // Convertible memory that the host does not use has room for a PAMT.
             cmrs: [(BASE, BASE + setup.memory + PAGE_1G)]
                 .iter()
                 .chain(&setup.more_cmrs)
@@ -172,7 +172,7 @@ impl Rig {
         }
     }
 
-    /// The default server with its module ready, in which `hooks` go wrong.
+    /// Creates the default server with its module ready, and with the failures that `hooks` describes.
     pub fn ready(hooks: &str) -> Self {
         Self::ready_with(&Setup {
             hooks: format!("patterns\n{hooks}"),
@@ -180,7 +180,7 @@ impl Rig {
         })
     }
 
-    /// A server with its module ready, by the shortest way there is: no frame of the host's is used up for it.
+    /// Creates a server with its module ready in the shortest way, which takes none of the host's frames.
     pub fn ready_with(setup: &Setup) -> Self {
         let rig = Self::new(setup);
         let tdmr = TdmrPlan {
@@ -192,19 +192,19 @@ impl Rig {
         rig
     }
 
-    /// The machine and the module, as a debugger would see them.
+    /// Returns the machine and the module, as a debugger would see them.
     pub fn server(&self) -> &Server {
         &self.machine.server
     }
 
-    /// Where the KeyID is in a physical address.
+    /// Returns the position of the KeyID in a physical address.
     pub fn keyid_position(&self) -> KeyIdPosition {
         let config = self.server().machine().config();
         KeyIdPosition::new(config.max_pa, config.keyid_bits).unwrap()
     }
 
-    /// Starts `job` on a CPU other than 0, and goes on. The CPU serves no call before the job has ended, but where it
-    /// calls others or [`Rig::serve`].
+    /// Starts `job` on a CPU other than 0, and returns. Until the job ends, the CPU serves calls only where the job
+    /// calls other CPUs or [`Rig::serve`].
     pub fn start<R: Send + 'static>(
         &self,
         cpu: u32,
@@ -213,47 +213,47 @@ impl Rig {
         self.machine.cpus.start(cpu, job)
     }
 
-    /// Serves the calls that wait for the CPU that asks, as an interrupt would.
+    /// Serves the pending calls of the calling CPU, as an interrupt would.
     pub fn serve(&self) {
         self.machine.cpus.serve();
     }
 
-    /// Whether a call waits for `cpu`: on the machine, an interrupt would.
+    /// Returns whether a call is pending on `cpu`. On the machine, this would be a pending interrupt.
     pub fn is_called(&self, cpu: u32) -> bool {
         self.machine.cpus.is_called(cpu)
     }
 
-    /// Lets a CPU, other than 0, answer no calls, or answer them again.
+    /// Makes a CPU other than 0 ignore calls, or answer them again.
     pub fn set_silent(&self, cpu: u32, silent: bool) {
         self.machine.cpus.set_silent(cpu, silent);
     }
 
-    /// Answers those calls of `leaf` from now on (1 is the next) with `status`, without asking the module.
+    /// Answers the calls number `calls` of `leaf` (1 is the next) with `status`, without the module.
     pub fn refuse(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
         self.machine.refusals.add(leaf, calls, status);
     }
 
-    /// Lets those calls of `leaf` from now on fail in the instruction.
+    /// Makes the calls number `calls` of `leaf` (1 is the next) fault in the instruction.
     pub fn fault(&self, leaf: Leaf, calls: RangeInclusive<u64>, fault: Fault) {
         self.machine.refusals.add_fault(leaf, calls, fault);
     }
 
-    /// Forgets what [`Self::refuse`] and [`Self::fault`] arranged.
+    /// Removes everything that [`Self::refuse`] and [`Self::fault`] arranged.
     pub fn refuse_no_more(&self) {
         self.machine.refusals.clear();
     }
 
-    /// Does `work` just when call `number` of `leaf` from now on (1 is the next) begins, as another CPU might.
+    /// Runs `work` when call `number` of `leaf` (1 is the next) begins, as another CPU might.
     pub fn meanwhile(&self, leaf: Leaf, number: u64, work: impl FnOnce() + Send + 'static) {
         self.machine.meanwhile.add(leaf, number, Box::new(work));
     }
 
-    /// Lets a CPU, other than 0, answer no calls once it has done what it is doing when it comes to `event`.
+    /// Makes a CPU other than 0 ignore calls from its next `event` on. It completes what it is doing at that time.
     pub fn set_silent_after(&self, cpu: u32, event: Event) {
         self.machine.cpus.set_silent_after(cpu, event);
     }
 
-    /// How often each CPU wrote its caches back.
+    /// Returns how often each CPU wrote back its caches.
     pub fn write_backs(&self) -> Vec<usize> {
         let all = self.machine.write_backs.lock().unwrap();
         let cpus = self.machine.places.iter();
@@ -261,18 +261,18 @@ impl Rig {
             .collect()
     }
 
-    /// Calls of a leaf that each CPU made.
+    /// Returns the number of calls of a leaf on each CPU.
     pub fn calls_by_cpu(&self, leaf: Leaf) -> Vec<u64> {
         let all = self.machine.counters.iter();
         all.map(|counters| counters.leaf(leaf).calls).collect()
     }
 
-    /// Frames of each order.
+    /// Returns the frames of each order.
     pub fn counts(&self) -> Vec<Counts> {
         self.machine.pool.ledger().lock().counts().to_vec()
     }
 
-    /// Bytes that are out, and bytes in quarantine. The ledger's sums are checked on the way.
+    /// Returns the bytes in use, and the bytes in quarantine. Checks the ledger's sums as well.
     pub fn out(&self) -> (u64, u64) {
         let counts = self.counts();
         let sum = |of: fn(&Counts) -> u64| {
@@ -287,30 +287,31 @@ impl Rig {
         (used, quarantined)
     }
 
-    /// Calls of a leaf, on all CPUs.
+    /// Returns the number of calls of a leaf on all CPUs.
     pub fn calls(&self, leaf: Leaf) -> u64 {
         let all = self.machine.counters.iter();
         all.map(|counters| counters.leaf(leaf).calls).sum()
     }
 
-    /// Retries for this reason, on all CPUs.
+    /// Returns the number of retries for this reason on all CPUs.
     pub fn retries(&self, reason: Reason) -> u64 {
         let all = self.machine.counters.iter();
         all.map(|counters| counters.retry(reason).retries).sum()
     }
 
-    /// Calls that the module should not have been asked, on all CPUs.
+    /// Returns the number of illegal calls on all CPUs.
     pub fn illegal(&self) -> u64 {
         let all = self.machine.counters.iter();
         all.map(|counters| counters.total().illegal).sum()
     }
 
-    /// Pauses between two tries.
+    /// Returns the number of pauses between two tries.
     pub fn pauses(&self) -> u64 {
         self.machine.pauses.load(Ordering::Relaxed)
     }
 
-    /// What the module owns fits together, and the host did nothing that it must not do. No SEAMCALL may be under way.
+    /// Checks that the module's state is consistent, and that the host did nothing illegal. No SEAMCALL may be in
+    /// progress.
     pub fn audit(&self) {
         let range = BASE..BASE + self.machine.size;
         self.server().audit(range).unwrap();
@@ -320,7 +321,7 @@ impl Rig {
         assert_eq!((seam::page::lost_pages(), seam::hkid::lost_hkids()), (0, 0));
     }
 
-    /// The same, and every frame is free, and nothing illegal was asked.
+    /// Does [`Self::audit`], and checks that every frame is free and that no call was illegal.
     pub fn assert_spotless(&self) {
         self.audit();
         assert_eq!(self.out(), (0, 0));
@@ -328,7 +329,7 @@ impl Rig {
     }
 }
 
-/// Sleeps through the pauses, and serves calls after each.
+/// Sleeps for each pause, and serves calls after it.
 pub struct Sleep(Arc<Machine>);
 
 impl Wait for Sleep {
@@ -389,7 +390,7 @@ impl Platform for Rig {
         std::thread::yield_now();
     }
 
-    // The simulated machine has no caches; the test wants to know who was asked.
+    // The simulated machine has no caches, so only the calling CPU is recorded.
     fn write_back_caches(&self) {
         let (all, cpu) = (&self.machine.write_backs, cpus::this());
         all.lock().unwrap().push(cpu);

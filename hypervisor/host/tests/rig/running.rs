@@ -1,4 +1,5 @@
-//! The server as one that runs vCPUs: a clock that the tests turn, timers that ring when they do, and notes of who was told.
+//! The part of the server that runs vCPUs: a clock that the tests advance, timers driven by it, and records of
+//! notifications.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -17,13 +18,13 @@ use super::cpus;
 
 /// The vector of the notification interrupt.
 pub const NOTIFICATION: u8 = 0xF2;
-/// The vector by which a guest's script says that it has no more to say: the CPU has something else to do.
+/// The vector by which a guest's script signals its end. The CPU then has something else to do.
 pub const OUT_OF_LINES: u8 = 0xFE;
 
-/// What a turn takes that a script has nothing more for.
+/// Duration of a turn after the end of a script.
 const TURN: u64 = 1_000_000;
 
-/// What there is for running vCPUs.
+/// State for running vCPUs.
 #[derive(Default)]
 pub struct State {
     clock: AtomicU64,
@@ -34,7 +35,7 @@ pub struct State {
 #[derive(Default)]
 struct Cpu {
     attention: Attention,
-    /// When the timer goes off; 0 when it does not.
+    /// Expiry of the timer; 0 if it is stopped.
     timer: AtomicU64,
     served: Mutex<Vec<u8>>,
     pokes: AtomicU64,
@@ -56,7 +57,7 @@ impl State {
 }
 
 impl Rig {
-    /// Lets time pass; timers that are due ring.
+    /// Advances the clock. Timers that are due ring.
     pub fn pass(&self, ticks: u64) {
         let running = &self.machine.running;
         let now = running.clock.fetch_add(ticks, SeqCst) + ticks;
@@ -69,12 +70,12 @@ impl Rig {
         }
     }
 
-    /// Who plays the guest on CPU `cpu` from now on.
+    /// Sets the guest on CPU `cpu`.
     pub fn set_guest(&self, cpu: u32, guest: Option<Box<dyn Guest>>) {
         self.server().machine().set_guest(cpu, guest);
     }
 
-    /// The vectors that a CPU has served for its host since this was asked last.
+    /// Takes the vectors that a CPU has served for its host since the last call.
     pub fn served(&self, cpu: u32) -> Vec<u8> {
         std::mem::take(
             &mut self.machine.running.cpus[cpu as usize]
@@ -84,17 +85,17 @@ impl Rig {
         )
     }
 
-    /// How often a CPU was interrupted to look for work.
+    /// Returns how often a CPU was interrupted to look for work.
     pub fn pokes(&self, cpu: u32) -> u64 {
         self.machine.running.cpus[cpu as usize].pokes.load(SeqCst)
     }
 
-    /// How often the CPU of the machine's console was made to look at it.
+    /// Returns how often the CPU of the machine's console was woken to check it.
     pub fn console_wakes(&self) -> u64 {
         self.machine.running.console_wakes.load(SeqCst)
     }
 
-    /// When a CPU's timer goes off.
+    /// Returns the expiry of a CPU's timer.
     pub fn timer(&self, cpu: u32) -> Option<u64> {
         let due = self.machine.running.cpus[cpu as usize].timer.load(SeqCst);
         Some(due).filter(|due| *due != 0)
@@ -120,7 +121,7 @@ impl Running for Rig {
         1_790_000_000
     }
 
-    // The simulated CPU reads no descriptors, so that any address of the host's will do.
+    // The simulated CPU reads no descriptors, so any of the host's addresses will do.
     fn descriptor_at(&self, _: &Descriptor) -> Hpa {
         Hpa(1 << 20)
     }

@@ -1,4 +1,4 @@
-//! The benchmark of reclaim does what it says: as many SEAMCALLs as each way takes.
+//! Tests of the reclaim benchmark: each way makes the expected number of SEAMCALLs.
 
 use host::bench::reclaim::{Run, Way, run};
 use host::platform::Platform;
@@ -16,7 +16,7 @@ fn each_way_takes_as_many_calls_as_it_should_and_nothing_is_lost() {
             (Way::Terminate4k, 1.0, 1.02),
             (Way::Terminate2m, 0.0, 0.02),
         ] {
-            // No patterns: kept frames come uncleared to a TD.
+            // No patterns: kept frames go to a TD uncleared.
             let server = Server::of(&super::rig::Setup {
                 hooks: String::new(),
                 ..Default::default()
@@ -35,12 +35,12 @@ fn each_way_takes_as_many_calls_as_it_should_and_nothing_is_lost() {
                 let all = measured.summary.calls();
                 all.iter().find(|(l, _)| *l == leaf).map_or(0, |(_, n)| *n)
             };
-            // What a TD of any size costs is no part of it.
+            // Exclude the calls that a TD of any size needs.
             let fixed = 100 + 600 * large;
             let per_page =
                 (measured.calls() - fixed.min(measured.calls())) as f64 / measured.pages_4k as f64;
             assert!(per_page <= most, "{way}: {per_page} {measured:?}");
-            // The image goes another way.
+            // The image's pages are reclaimed in another way.
             let least = least * (26 * 512) as f64;
             assert!(measured.calls() as f64 >= least, "{way}: {measured:?}");
             if way == Way::PerPage {

@@ -1,4 +1,4 @@
-//! Building: what comes out of it, and what is refused before it begins.
+//! Tests of building: the result, and what is refused before it begins.
 
 use host::td::end::{Ended, Way};
 use host::td::error::Error;
@@ -54,7 +54,8 @@ fn memory_that_a_td_gets_at_its_start_is_mapped_large() {
     let tds = server.tds(FULL);
     tds.create(1).unwrap();
     let full = td(&tds, 1);
-    // All of 16 MiB but the block with the working memory is in pages of 2 MiB; that block, and the firmware, in 4 KiB.
+    // The block with the working memory and the firmware are in pages of 4 KiB, the rest of the 16 MiB in pages of 2
+    // MiB.
     assert_eq!(full.holding().pages, [512 + 2, 7, 0]);
     assert_eq!(full.promised_bytes() >> 20, 0);
     drop(full);
@@ -131,7 +132,7 @@ fn what_can_t_be_built_is_refused_before_anything_is_taken() {
     assert_eq!(refused[2], Error::Refused(Refused::XfamBits(Xfam::BNDREGS)));
     assert_eq!(refused[3], Error::TooMuchMemory);
     assert_eq!(server.rig.calls(Leaf::MngCreate), calls);
-    // The one too many starts once another has ended.
+    // The refused TD starts once another has ended.
     tds.destroy(1, Way::Terminate).unwrap();
     tds.start(2).unwrap();
     tds.destroy(2, Way::Terminate).unwrap();

@@ -1,4 +1,4 @@
-//! Looking into TDs: what a debug TD shows, and that one in production shows nothing.
+//! Tests of inspection: a debug TD can be inspected, and a production TD can't.
 
 use host::td::debug::{Refused, memory, registers};
 use host::td::end::Way;
@@ -8,7 +8,7 @@ use seam::address::Gpa;
 
 use super::kit::{ONE, Server, td};
 
-/// The same TD for debugging.
+/// Returns [`ONE`] as a debug TD.
 fn debugged() -> String {
     format!("{ONE}debug = true\n")
 }
@@ -19,7 +19,7 @@ fn registers_of_a_vcpu_that_never_ran_are_those_of_a_reset() {
     let tds = server.tds(&debugged());
     tds.create(1).unwrap();
     let one = td(&tds, 1);
-    // vCPU 1 is associated with CPU 1: it is read there, and stays there.
+    // vCPU 1 is associated with CPU 1. It is read there, and stays there.
     for index in [0, 1] {
         let found = registers(&server.rig, &one, index).unwrap();
         let get = |name| found.iter().find(|(known, _)| *known == name).unwrap().1;
@@ -51,7 +51,7 @@ fn a_vcpu_that_is_in_use_is_left_alone() {
     assert_eq!(refused, Err(Refused::Runs { cpu: Some(0) }));
     drop(held);
     assert!(registers(&server.rig, &one, 0).is_ok());
-    // What was looked at can run.
+    // An inspected vCPU can run.
     drop(one.hold(&server.rig, 0).unwrap());
     server.rig.set_silent(1, true);
     assert_eq!(registers(&server.rig, &one, 1), Err(Refused::NoAnswer(1)));
@@ -67,14 +67,14 @@ fn memory_that_is_there_is_shown_and_nothing_else_is_asked_for() {
     let tds = server.tds(&debugged());
     tds.create(1).unwrap();
     let one = td(&tds, 1);
-    // The firmware, across a page.
+    // The firmware, across a page boundary.
     let mut seen = [0; 64];
     memory(&server.rig, &one, 0xFFFF_EFE0, &mut seen).unwrap();
     let firmware: Vec<u8> = (0xFE0..0x1020_u32).map(|at| (at / 7) as u8).collect();
     assert_eq!(seen[..], firmware);
     for (gpa, refused) in [
         (0, Refused::NoMemory(Gpa(0))),
-        // The last page of the hand-off block, and nothing behind it.
+        // The end of the hand-off block, and unmapped memory after it.
         (0x80_AFE0, Refused::NoMemory(Gpa(0x80_B000))),
         (0xA0_0000, Refused::Unaccepted(Gpa(0xA0_0000))),
         (0xFFFF_FFE0, Refused::NoMemory(Gpa(0xFFFF_FFE0))),

@@ -1,5 +1,5 @@
-//! Taking TDs down with a failure at every step: the operator is told, what can be done later is, and each frame is
-//! free, or in quarantine with a reason.
+//! Tests of termination with a failure at every step. The operator is told, the rest can be done later, and each frame
+//! is free or in quarantine with a reason.
 
 use std::ops::RangeInclusive;
 
@@ -13,7 +13,7 @@ use seam::call::Fault;
 use super::kit::{FULL, Server};
 use super::rig::{Event, Rig};
 
-/// The leafs of a TD's end, and whether they come before its key is gone or in the way that removes its memory first.
+/// The leafs of a TD's end, by the way of termination.
 const TERMINATE: [Leaf; 6] = [
     Leaf::VpFlush,
     Leaf::MngVpflushdone,
@@ -39,14 +39,14 @@ const BUSY: Status = Status::OPERAND_BUSY.with(Operand::RCX);
 const UNEXPECTED: Status = Status::OPERAND_INVALID.with(Operand::RCX);
 const FOR_EVER: RangeInclusive<u64> = 1..=u64::MAX;
 
-/// Every leaf of both ways.
+/// Returns every leaf of both ways.
 fn steps() -> impl Iterator<Item = (Way, Leaf)> {
     let terminate = TERMINATE.map(|leaf| (Way::Terminate, leaf));
     let dynamic = DYNAMIC.map(|leaf| (Way::Dynamic, leaf));
     terminate.into_iter().chain(dynamic)
 }
 
-/// The numbers of the first call of a leaf, one in the middle, and the last, in an end where nothing fails.
+/// Returns the numbers of the first, a middle and the last call of a leaf in a termination without failures.
 fn calls(server: &Server, way: Way, leaf: Leaf) -> Vec<u64> {
     let tds = server.tds(FULL);
     tds.start(1).unwrap();
@@ -59,16 +59,16 @@ fn calls(server: &Server, way: Way, leaf: Leaf) -> Vec<u64> {
     numbers
 }
 
-/// What an end with a failure in it came to.
+/// Outcome of a termination with a failure.
 struct Came {
     result: Result<Ended, Error>,
-    /// What the operator is told, of every kind.
+    /// All messages to the operator.
     told: String,
     /// 4 KiB pages in quarantine.
     quarantined: u64,
 }
 
-/// Ends a TD with a failure that `arrange` arranges; then what failed works again, and the operator asks for the rest.
+/// Terminates a TD with the failure that `arrange` sets up. Then removes the failure, and completes the termination.
 fn end_with(server: &Server, way: Way, arrange: impl FnOnce()) -> Came {
     let tds = server.tds(FULL);
     tds.start(1).unwrap();
@@ -79,7 +79,7 @@ fn end_with(server: &Server, way: Way, arrange: impl FnOnce()) -> Came {
     if let Err(error) = &result {
         told = format!("{error}\n{told}");
     }
-    // It is not half dead: it lives, or it has ended.
+    // The TD must be either alive or ended.
     server.rig.refuse_no_more();
     for cpu in 1..4 {
         server.rig.set_silent(cpu, false);
@@ -101,12 +101,12 @@ fn end_with(server: &Server, way: Way, arrange: impl FnOnce()) -> Came {
     }
 }
 
-/// Brings an end that failed to its end.
+/// Completes a termination that failed.
 fn go_on(server: &Server, tds: &Tds<'_, Rig>) {
     match tds.state(1) {
         State::Runnable => {
             let td = tds.get(1).unwrap();
-            // It is as it was: its vCPUs can be used, and its memory changed.
+            // The TD is unchanged: its vCPUs can be used, and its memory can be changed.
             drop(td.hold(&server.rig, 0).unwrap());
             let map = td.map().unwrap();
             assert_eq!(map.mode(), mm::private::Mode::Keyed);
@@ -148,7 +148,7 @@ fn what_is_interrupted_many_times_is_done_all_the_same() {
             Leaf::PhymemCacheWb => Status::INTERRUPTED_RESUMABLE,
             _ => Status::INTERRUPTED_RESTARTABLE,
         };
-        // A pass of TDH.PHYMEM.CACHE.WB that was interrupted can only be resumed if the module has begun it.
+        // An interrupted pass of TDH.PHYMEM.CACHE.WB can only be resumed if the module has begun it.
         if leaf != Leaf::PhymemCacheWb {
             let came = end_with(&server, way, || server.rig.refuse(leaf, 1..=200, status));
             assert_eq!(came.result, Ok(Ended::Now), "{}", leaf.name());
@@ -161,7 +161,7 @@ fn what_is_interrupted_many_times_is_done_all_the_same() {
         let came = end_with(&server, way, || {});
         assert_eq!((came.result, came.told), (Ok(Ended::Now), String::new()));
     }
-    // Two ends on two packages, each pass in a few parts.
+    // Two terminations on two packages, each pass in several parts.
     let calls = server.rig.calls(Leaf::PhymemCacheWb);
     assert!(calls >= 2 * 2 + 8, "{calls}");
     server.assert_spotless();
@@ -190,7 +190,7 @@ fn an_unexpected_error_at_any_step_is_told_and_what_is_in_doubt_is_in_quarantine
             let came = end_with(&server, way, || {
                 server.rig.refuse(leaf, number..=number, UNEXPECTED);
             });
-            // The TDR is asked for again before anybody is told.
+            // A failed reclaim of the TDR is retried before the operator is told.
             let is_tdr =
                 number == last && matches!(leaf, Leaf::PhymemPageReclaim | Leaf::PhymemPageWbinvd);
             if is_tdr {
@@ -205,7 +205,7 @@ fn an_unexpected_error_at_any_step_is_told_and_what_is_in_doubt_is_in_quarantine
             }
         }
     }
-    // The first page, one in the middle; the last one is the TDR, which the module is asked for again.
+    // The first page and a middle one; the last one is the TDR, whose reclaim is retried.
     assert!(quarantines >= 4, "{quarantines}");
 }
 
@@ -229,7 +229,7 @@ fn a_cpu_that_does_not_answer_stops_no_other_and_is_told() {
         for cpu in 1..4 {
             let server = Server::new("");
             let came = end_with(&server, way, || server.rig.set_silent(cpu, true));
-            // The vCPUs are with CPUs 0 and 1; the caches of package 1 can be written back by CPUs 2 and 3.
+            // The vCPUs are associated with CPUs 0 and 1. CPU 2 or 3 can write back the caches of package 1.
             let is_needed = cpu == 1;
             assert_eq!(came.result.is_err(), is_needed, "CPU {cpu}: {}", came.told);
             assert_eq!(came.told.contains("CPU 1"), is_needed, "{}", came.told);
@@ -247,7 +247,7 @@ fn a_cpu_that_falls_silent_in_the_middle_of_an_end_leaves_nothing_behind() {
                 let came = end_with(&server, way, || {
                     server.rig.set_silent_after(cpu, Event::Call(leaf));
                 });
-                // What it had taken on it did, and others do the rest.
+                // The CPU completes the work that it had begun, and others do the rest.
                 assert_eq!(came.result, Ok(Ended::Now), "{}", came.told);
                 server.assert_spotless();
             }
@@ -276,7 +276,7 @@ fn a_package_that_falls_silent_keeps_one_td_in_quarantine_and_no_other() {
     for cpu in [2, 3] {
         server.rig.set_silent(cpu, false);
     }
-    // The rest of the host goes on; the HKID is not used again before its caches were written back.
+    // The rest of the host continues. The HKID is not used again before its caches were written back.
     let quarantined = tds.get(1).unwrap().hkid();
     tds.start(2).unwrap();
     assert_ne!(tds.get(2).unwrap().hkid(), quarantined);
@@ -286,7 +286,7 @@ fn a_package_that_falls_silent_keeps_one_td_in_quarantine_and_no_other() {
     server.assert_spotless();
 }
 
-/// A shrink of a TD that runs, with a failure at every step of it.
+/// Shrinks a running TD with a failure at every step.
 #[test]
 fn a_shrink_that_fails_goes_on_where_it_was() {
     let server = Server::new("");
@@ -300,7 +300,7 @@ fn a_shrink_that_fails_goes_on_where_it_was() {
         let tds = server.tds(&FULL.replace("16M", "32M"));
         tds.start(1).unwrap();
         server.rig.refuse(leaf, FOR_EVER, BUSY);
-        // Tables do not come back where the firmware keeps them.
+        // Tables are not removed where the firmware keeps them.
         if let Err(error) = tds.shrink(1, 14 << 20) {
             assert!(error.to_string().contains(leaf.name()), "{error}");
         }

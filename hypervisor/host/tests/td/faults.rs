@@ -1,4 +1,4 @@
-//! Building with a failure at every step: the operator is told, and nothing is lost.
+//! Tests of building with a failure at every step: the operator is told, and nothing is lost.
 
 use host::td::end::Way;
 use host::td::error::Error;
@@ -10,7 +10,7 @@ use super::kit::{FULL, Server, Wired};
 use super::rig::Event;
 use super::short::Short;
 
-/// The leafs that building calls, and no other part of a TD's life.
+/// The leafs that only building calls.
 const LEAFS: [Leaf; 14] = [
     Leaf::MngCreate,
     Leaf::MngKeyConfig,
@@ -30,7 +30,7 @@ const LEAFS: [Leaf; 14] = [
 
 const BUSY: Status = Status::OPERAND_BUSY.with(Operand::RCX);
 
-/// Builds a TD, with a failure that `arrange` arranges, and sees that nothing is lost.
+/// Builds a TD with the failure that `arrange` sets up, and checks that nothing is lost.
 fn fails(server: &Server, arrange: impl FnOnce()) -> Error {
     let tds = server.tds(FULL);
     arrange();
@@ -39,14 +39,14 @@ fn fails(server: &Server, arrange: impl FnOnce()) -> Error {
     assert!(tds.get(1).is_none());
     assert_eq!(tds.state(1), State::Reclaimed);
     server.assert_nothing_lost();
-    // It is all there for the next one.
+    // All resources are available to the next TD.
     tds.create(1).unwrap();
     tds.destroy(1, Way::Terminate).unwrap();
     server.assert_nothing_lost();
     error
 }
 
-/// Each leaf, with the number of its first call, one in the middle, and its last, in a build where nothing fails.
+/// Returns each leaf with the numbers of its first, a middle and its last call in a build without failures.
 fn calls(server: &Server) -> Vec<(Leaf, u64)> {
     let tds = server.tds(FULL);
     tds.create(1).unwrap();
@@ -127,7 +127,7 @@ fn entropy_that_does_not_come_gives_everything_back_and_a_little_patience_is_eno
 fn a_cpu_that_falls_silent_before_its_vcpu_is_made_gives_everything_back() {
     let server = Server::new("");
     let tds = server.tds(&FULL.replace("vcpus = 2", "vcpus = 4"));
-    // It made the key of its package, and is not heard of again.
+    // CPU 2 configures the key on its package, and then falls silent.
     let made_key = Event::Call(Leaf::MngKeyConfig);
     server.rig.set_silent_after(2, made_key);
     assert_eq!(tds.create(1).unwrap_err(), Error::Silent([2].into()));
@@ -148,7 +148,7 @@ fn a_frame_that_is_not_there_gives_everything_back() {
     tds.create(1).unwrap();
     let asked = short.asked();
     tds.destroy(1, Way::Terminate).unwrap();
-    // Frames of 2 MiB have others in their place.
+    // Missing frames of 2 MiB are replaced by others.
     let mut failed = 0;
     for number in (1..=40).chain(asked - 20..=asked) {
         short.miss(number);

@@ -1,4 +1,4 @@
-//! A TD's files are looked at before anything is taken for it.
+//! Tests that a TD's files are checked before anything is taken for it.
 
 use host::platform::Platform;
 use host::td::files::{Files, Loaded};
@@ -9,11 +9,11 @@ use super::head::head;
 use super::kit::{Server, Wired};
 
 const FILES: &str = "[[file]]\nname = \"linux\"\npath = \"vmlinuz\"\n[[file]]\nname = \"root\"\npath = \"root.cpio\"\n";
-/// Where the kernel is in the host's memory.
+/// Address of the kernel in the host's memory.
 const KERNEL: Hpa = Hpa(2 << 20);
 const KERNEL_BYTES: u64 = 11_655_104;
 
-/// What `td start` says of a TD with so much memory and files of so many bytes.
+/// Returns the answer to `td start` for a TD of this much memory and with files of these sizes.
 fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
     let server = Server::new("");
     server.rig.write(KERNEL, &head());

@@ -1,4 +1,4 @@
-//! What TDs ask of the host by hypercall, their own end above all.
+//! Tests of hypercalls, above all of a TD's request to terminate itself.
 
 use host::hypercall::{CAPS, serve};
 use host::td::end::{Ended, Way};
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::kit::{ONE, Server, td};
 use super::rig::Rig;
 
-/// Two TDs; the second may name others.
+/// Two TDs, of which the second may name others.
 fn two() -> String {
     let boss = ONE
         .replace("one", "boss")
@@ -21,7 +21,7 @@ fn two() -> String {
     format!("{ONE}{boss}")
 }
 
-/// Calls as TD `caller`.
+/// Makes a hypercall as TD `caller`.
 fn call(tds: &Tds<'_, Rig>, caller: u32, function: Function, r12: u64) -> Gprs {
     let mut regs = Gprs {
         r10: SIGNATURE,
@@ -33,7 +33,7 @@ fn call(tds: &Tds<'_, Rig>, caller: u32, function: Function, r12: u64) -> Gprs {
     regs
 }
 
-/// Works until there is nothing to do.
+/// Works until there is nothing left to do.
 fn work(tds: &Tds<'_, Rig>) {
     while tds.work() {}
 }
@@ -151,7 +151,7 @@ fn without_control_no_other_td_can_be_named() {
     }
     for function in [Function::TdTerminate, Function::ReclaimStatus] {
         for id in [2, 3, u64::from(u32::MAX)] {
-            // Which of them exist is not told.
+            // The caller does not learn which of them exist.
             let regs = call(&tds, 1, function, id);
             assert_eq!(regs.r10, Status::NotPermitted as u64);
         }
@@ -179,7 +179,7 @@ fn a_td_ends_itself_and_its_vcpu_is_not_entered_again() {
     let refused = Refused::State(State::Terminating);
     assert_eq!(held.tdvpr().err(), Some(refused.clone()));
     assert_eq!(one.hold(&server.rig, 1).err(), Some(refused));
-    // The CPU lets go of the vCPU, and has time.
+    // The CPU releases the vCPU, and has time.
     drop(held);
     assert!(tds.end_asked());
     assert_eq!(tds.state(1), State::Teardown);
@@ -204,7 +204,7 @@ fn one_with_control_ends_another_that_runs_and_sees_how_far_it_is() {
         server.rig.start(1, move || {
             let held = one.hold(&rig, 1).unwrap();
             is_in.store(true, Ordering::SeqCst);
-            // It looks before each entry, and is kicked out of each.
+            // The vCPU checks before each entry, and each entry is interrupted.
             while held.tdvpr().is_ok() {
                 rig.serve();
             }
@@ -219,7 +219,7 @@ fn one_with_control_ends_another_that_runs_and_sees_how_far_it_is() {
     let regs = call(&tds, 2, Function::TdTerminate, 1);
     assert_eq!((regs.r10, regs.r11), (0, 0));
     assert_eq!(regs.r12, TdState::Terminating as u64);
-    // Asking again is harmless, and says so.
+    // A second request is harmless, and reported as such.
     let again = call(&tds, 2, Function::TdTerminate, 1);
     assert_eq!((again.r10, again.r11), (0, 1));
     assert!(tds.end_asked());
@@ -266,7 +266,7 @@ fn a_td_that_can_t_be_stopped_lives_and_may_ask_again() {
     let held = one.hold(&server.rig, 1).unwrap();
     call(&tds, 1, Function::TdTerminate, 1);
     drop(held);
-    // The operator who asks meanwhile carries it out.
+    // An operator's request carries out the guest's.
     assert_eq!(tds.destroy(1, Way::Terminate), Ok(Ended::Now));
     assert!(tds.end_asked(), "somebody asked");
     assert_eq!(tds.state(1), State::Reclaimed);

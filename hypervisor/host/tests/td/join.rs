@@ -1,5 +1,4 @@
-//! A page that a guest shared and took back makes the block that it was split from one page again, in the time that
-//! CPUs have left.
+//! Tests that idle CPUs promote a block again after a guest has shared one of its pages and taken the page back.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -17,11 +16,11 @@ use super::run::{Act, Script, Site, accept, call, on_site};
 
 const MAP_GPA: u64 = 0x1_0001;
 const SHARED: u64 = 1 << 47;
-/// Memory that the image does not have.
+/// Memory outside the image.
 const BLOCK: u64 = 14 << 20;
-/// The page that goes and comes back.
+/// The page that is shared and taken back.
 const PAGE: u64 = BLOCK + 0x7000;
-/// SEAMCALLs of a step at most: those that ask, those that make one page, and a second TDH.MEM.TRACK.
+/// Maximum number of SEAMCALLs of a step: the search, the promotion of one page, and a second TDH.MEM.TRACK.
 const MOST_CALLS: u64 = 64 + 5;
 
 fn share() -> Act {
@@ -36,14 +35,14 @@ fn pages(td: &Td) -> [u64; 3] {
     td.holding().pages
 }
 
-/// Lets the guest do that. All of it is done at once.
+/// Lets the guest do `acts`, all in one turn.
 fn play(site: &Site<'_>, acts: &[Act]) -> Script {
     let script = site.play(acts);
     assert_eq!(script.left(), 0);
     script
 }
 
-/// A TD that runs, whose guest has accepted a page of 2 MiB; its pages by size.
+/// Starts a TD whose guest has accepted a page of 2 MiB. Returns its number of pages by size.
 fn whole(site: &Site<'_>) -> [u64; 3] {
     site.tds.start(1).unwrap();
     let script = play(site, &[Act::Touch(BLOCK), accept(BLOCK | 1)]);
@@ -66,7 +65,7 @@ fn with_site(test: impl FnOnce(&Site<'_>)) {
 fn a_page_that_was_shared_and_taken_back_is_a_part_of_2_mib_again() {
     with_site(|site| {
         let pool = site.rig.pool();
-        // Of the frames that TDs are built of, so that they lie before those of the block.
+        // Take frames next to those that TDs are built from, so that they precede those of the block.
         site.tds.create(1).unwrap();
         let small = || pool.take(PageSize::Size4K).unwrap();
         let (first, second) = (small(), small());
@@ -74,7 +73,7 @@ fn a_page_that_was_shared_and_taken_back_is_a_part_of_2_mib_again() {
         let one = td(&site.tds, 1);
         play(site, &[share()]);
         assert_eq!(pages(&one), [before[0] + 511, before[1] - 1, 0]);
-        // Whoever wants any frame now has this one.
+        // The next request for a frame gets this one.
         pool.give(core::iter::once(first));
         while site.tds.work() {}
         assert_eq!(site.rig.calls(Leaf::MemSeptRd), 0, "a page is missing");
@@ -94,7 +93,7 @@ fn a_page_that_was_shared_and_taken_back_is_a_part_of_2_mib_again() {
         assert_eq!(pages(&one), before);
         pool.give(core::iter::once(second));
         assert_eq!(one.map().unwrap().made_whole(), 1);
-        // It has its page, and can do it again.
+        // The guest has its page, and can do it again.
         let script = play(site, &[accept(PAGE), share(), take_back(), accept(PAGE)]);
         let status = Status(script.answers()[0].regs().rax);
         assert_eq!(status.code(), Status::PAGE_ALREADY_ACCEPTED);
@@ -140,7 +139,7 @@ fn a_block_with_another_frame_in_it_stays_split() {
     with_site(|site| {
         let before = whole(site);
         play(site, &[share(), take_back()]);
-        // Others want so many frames that the one that was given back is among them.
+        // Others take enough frames to include the returned one.
         let pool = site.rig.pool();
         let theirs: Vec<_> = (0..2048)
             .filter_map(|_| pool.take(PageSize::Size4K))
@@ -163,7 +162,7 @@ fn a_td_that_comes_to_its_end_meanwhile_is_left_alone() {
             assert!((0..steps).all(|_| site.tds.work()));
             let asked = site.rig.calls(Leaf::MemSeptRd);
             assert_eq!(asked, steps * 64);
-            // One that is paused has as much time for it as one that runs.
+            // Steps are also made for a paused TD.
             if steps == 5 {
                 site.tds.pause(1).unwrap();
                 assert!(site.tds.work());
@@ -219,7 +218,7 @@ fn when_a_call_fails_the_guest_has_its_pages_and_the_next_search_makes_them_one(
             if leaf != Leaf::PhymemPageWbinvd {
                 assert_eq!(pages(&one), split, "{name}");
             }
-            // What is blocked is unblocked when it is touched.
+            // A blocked page is unblocked when the guest touches it.
             let script = play(site, &[Act::Touch(PAGE), accept(PAGE)]);
             let status = Status(script.answers()[0].regs().rax);
             assert_eq!(status.code(), Status::PAGE_ALREADY_ACCEPTED, "{name}");

@@ -1,4 +1,4 @@
-//! A server whose TDs are named by a configuration, and an image for them.
+//! A server with TDs from a configuration, and an image for them.
 
 #[path = "sample.rs"]
 mod sample;
@@ -24,7 +24,7 @@ pub use sample::{Everything, FULL, ONE, image};
 pub const TWO: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 1\n\
     [[td]]\nname = \"two\"\nmemory = \"16M\"\nvcpus = 1\n";
 
-/// Nobody runs vCPUs, and each is told where its host would post interrupts and share memory.
+/// A runner that does not run vCPUs, but returns a wiring for each.
 pub struct Wired;
 
 impl Runner for Wired {
@@ -33,7 +33,7 @@ impl Runner for Wired {
     }
 
     fn wiring(&self, _: &Td, index: u16) -> Option<Wiring> {
-        /// Memory that is the host's own.
+        /// Memory that belongs to the host.
         const OWN: u64 = 1 << 20;
         Some(Wiring {
             shared: Hpa(OWN),
@@ -47,12 +47,12 @@ impl Runner for Wired {
     fn end(&self, _: &Td) {}
 }
 
-/// The hypercalls have tests of their own.
+/// Stands in for the hypercalls, which have their own tests.
 pub fn no_hypercall(_: &Td, regs: &mut Gprs) {
     regs.r10 = u64::MAX;
 }
 
-/// A server with its module ready, and HKIDs.
+/// A server with its module ready, and its HKIDs.
 pub struct Server {
     pub rig: Rig,
     pub coordinator: Coordinator,
@@ -60,7 +60,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// The default server, in which `hooks` go wrong.
+    /// Creates the default server, with the failures that `hooks` describes.
     pub fn new(hooks: &str) -> Self {
         Self::of(&Setup::failing(hooks))
     }
@@ -73,12 +73,12 @@ impl Server {
         }
     }
 
-    /// TDs that `text` names; each `[[td]]` needs no `image`.
+    /// Creates the TDs that `text` names, where `[[td]]` needs no `image`.
     pub fn tds(&self, text: &str) -> Tds<'_, Rig> {
         self.tds_on(&self.rig, text, &Wired)
     }
 
-    /// The same, on another platform, run by somebody.
+    /// Does the same on another platform, with a runner.
     pub fn tds_on<'h, P: Platform>(
         &'h self,
         platform: &'h P,
@@ -90,7 +90,7 @@ impl Server {
         self.tds_of(platform, named.collect(), runner)
     }
 
-    /// The same, of these files.
+    /// Does the same with these files.
     pub fn tds_of<'h, P: Platform>(
         &'h self,
         platform: &'h P,
@@ -111,7 +111,7 @@ impl Server {
         Tds::new(host, named)
     }
 
-    /// HKIDs that TDs have, and those in quarantine.
+    /// Returns the number of HKIDs that TDs have, and of those in quarantine.
     pub fn hkids(&self) -> (usize, usize) {
         let Count {
             used, quarantined, ..
@@ -119,13 +119,13 @@ impl Server {
         (used - 1, quarantined)
     }
 
-    /// Everything is where it was, and no call was made that the module should not have been asked.
+    /// Checks that everything was given back, and that no call was illegal.
     pub fn assert_spotless(&self) {
         self.rig.assert_spotless();
         assert_eq!(self.hkids(), (0, 0));
     }
 
-    /// Everything is where it was.
+    /// Checks that everything was given back.
     pub fn assert_nothing_lost(&self) {
         self.rig.audit();
         assert_eq!(self.rig.out(), (0, 0));
@@ -133,14 +133,14 @@ impl Server {
     }
 }
 
-/// CPU 1, which has vCPU 1 of a TD and does not let go of it.
+/// CPU 1, which holds vCPU 1 of a TD and does not release it.
 pub struct Stubborn {
     stays: Arc<AtomicBool>,
     job: Job<()>,
 }
 
 impl Stubborn {
-    /// Has the vCPU.
+    /// Makes CPU 1 hold the vCPU.
     pub fn holding(rig: &Rig, td: &Arc<Td>) -> Self {
         let stays = Arc::new(AtomicBool::new(true));
         let (own, its, stay) = (rig.clone(), Arc::clone(td), Arc::clone(&stays));
@@ -156,21 +156,21 @@ impl Stubborn {
         Self { stays, job }
     }
 
-    /// Lets go of it.
+    /// Releases the vCPU.
     pub fn let_go(self, rig: &Rig) {
         self.stays.store(false, SeqCst);
         self.job.wait(rig);
     }
 }
 
-/// The configuration that `text` is, in which each `[[td]]` has the image.
+/// Parses `text` as a configuration in which each `[[td]]` has the image.
 pub fn config(text: &str) -> config::Config {
     let text = text.replace("[[td]]\n", "[[td]]\nimage = \"i\"\n");
     let text = format!("[[file]]\nname = \"i\"\npath = \"i\"\n{text}");
     config::parse(text.as_bytes()).unwrap()
 }
 
-/// The TD of that number, which lives.
+/// Returns the live TD with this number.
 pub fn td(tds: &Tds<'_, Rig>, id: u32) -> Arc<Td> {
     tds.get(id).unwrap()
 }

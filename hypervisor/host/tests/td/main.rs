@@ -1,4 +1,4 @@
-//! TDs are built, run, shrunk and taken down, whatever fails on the way.
+//! Tests that TDs are built, run, shrunk and terminated, whatever fails on the way.
 
 mod bench;
 mod build;

@@ -1,15 +1,15 @@
-//! The rules of a TD's end that are about more than its memory; those that are, are tested in `mm`. Each has its test here, by
-//! number, and some have more of them elsewhere: docs/rules.md lists all.
+//! The rules of a TD's end that concern more than its memory; the others are tested in `mm`. Each rule has a test here,
+//! by number. Some have further tests elsewhere: docs/rules.md lists all.
 //!
-//! 1. Terminating is entered once, and from then on no vCPU is used: who uses one asks after it has taken its lock.
-//! 3. vCPUs that run are kicked out and waited for; if a CPU does not answer, nothing has changed.
-//! 4. Each vCPU is flushed on the CPU that it is associated with, one that never ran too; every package's caches are
+//! 1. Terminating is entered once, and from then on no vCPU is used: the user checks the state after taking the lock.
+//! 3. Running vCPUs are kicked out and waited for; if a CPU does not answer, nothing has changed.
+//! 4. Each vCPU is flushed on the CPU that it is associated with, even if it never ran; every package's caches are
 //!    written back; the HKID comes back after that, and not before.
-//! 7. Terminate is optional, and asking twice is harmless.
-//! 9. The release of the HKID and the reclaim of the memory are phases of their own, which can be seen and resumed.
-//! 10. After terminate what frees memory works, and what would use the TD fails.
-//! 12. A CPU that has nothing to do still answers when its vCPUs are to be flushed or its package's caches to be written
-//!     back: none is parked.
+//! 7. Terminate is optional, and a second request is harmless.
+//! 9. The release of the HKID and the reclaim of the memory are separate phases, which are visible and can be resumed.
+//! 10. After terminate, operations that free memory work, and operations that would use the TD fail.
+//! 12. An idle CPU still answers when its vCPUs have to be flushed or its package's caches have to be written back:
+//!     none is parked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn rule_1_terminating_is_entered_once_and_no_vcpu_is_used_from_then_on() {
     assert_eq!(tds.ask_end(1), Ok(()));
     assert_eq!(tds.ask_end(1), Err(State::Terminating));
     let over = Refused::State(State::Terminating);
-    // One that has the lock finds out before it uses the vCPU again; one that takes it, when it has it.
+    // The holder of the lock finds out before it uses the vCPU again. A new user finds out when it has taken the lock.
     assert_eq!(held.tdvpr().err(), Some(over.clone()));
     assert!(!held.may_run());
     assert_eq!(one.hold(&server.rig, 1).err(), Some(over));
@@ -44,7 +44,7 @@ fn rule_1_terminating_is_entered_once_and_no_vcpu_is_used_from_then_on() {
     server.assert_spotless();
 }
 
-/// A vCPU that stays in the guest until its CPU is interrupted.
+/// Simulates a vCPU that stays in the guest until its CPU is interrupted.
 #[test]
 fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
     const LEAVING: Duration = Duration::from_millis(20);
@@ -56,7 +56,7 @@ fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
         let (rig, one) = (server.rig.clone(), Arc::clone(&one));
         server.rig.start(1, move || {
             let held = one.hold(&rig, 1).unwrap();
-            // From the hold on it is taken to be in the guest, whatever has happened to the TD since.
+            // From the hold on, the vCPU counts as being in the guest, whatever has happened to the TD since.
             loop {
                 while !rig.is_called(1) {
                     std::thread::yield_now();
@@ -66,7 +66,7 @@ fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
                     break;
                 }
             }
-            // The CPU has answered, and still has the vCPU for a moment: an answer alone is no reason to go on.
+            // The CPU has answered, but holds the vCPU a moment longer: the answer alone must not end the wait.
             std::thread::sleep(LEAVING);
         })
     };
@@ -106,7 +106,7 @@ fn rule_4_vcpus_are_flushed_where_they_are_and_every_package_is_written_back() {
     let server = Server::new("");
     let tds = server.tds(&ONE.replace("vcpus = 2", "vcpus = 4"));
     tds.create(1).unwrap();
-    // None of them ever ran.
+    // None of the vCPUs has run.
     tds.terminate(1).unwrap();
     assert_eq!(server.rig.calls_by_cpu(Leaf::VpFlush), [1, 1, 1, 1]);
     let write_backs = server.rig.calls_by_cpu(Leaf::PhymemCacheWb);
@@ -142,8 +142,8 @@ fn rule_7_terminate_is_optional_and_asking_twice_is_harmless() {
     let control = server.rig.calls(Leaf::MngAddcx) + server.rig.calls(Leaf::VpAddcx);
     assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
     assert_eq!(tds.state(1), State::Reclaimed);
-    // All private memory came back with the key in force: what is reclaimed is control pages, a TDVPR for each vCPU, and
-    // the TDR.
+    // All private memory was removed while the key was in force. Only control pages are reclaimed, including a TDVPR
+    // for each vCPU and the TDR.
     assert_eq!(server.rig.calls(Leaf::PhymemPageReclaim), control + 2 + 1);
     server.assert_spotless();
     tds.start(1).unwrap();
@@ -168,7 +168,7 @@ fn rule_9_release_and_reclaim_are_phases_that_can_be_seen_and_resumed() {
     let reclaim = full.reclaim().unwrap();
     let time = host::td::host::Time(&server.rig);
     assert!(!reclaim.progress(&time).is_done);
-    // New TDs start while memory is taken back.
+    // New TDs start during the reclaim.
     tds.start(2).unwrap();
     let busy = Status::OPERAND_BUSY.with(Operand::RCX);
     server
@@ -211,7 +211,7 @@ fn rule_10_after_terminate_what_frees_works_and_what_uses_fails() {
 
 #[test]
 fn rule_12_a_cpu_that_has_nothing_to_do_answers_for_its_vcpus_and_its_package() {
-    // Each CPU is the last of its package; all but the first sleep.
+    // Each CPU is the only one of its package; all except the first sleep.
     let server = Server::of(&Setup {
         packages: [0, 1, 2].into(),
         ..Setup::default()

@@ -1,4 +1,4 @@
-//! TDs run: vCPUs get their turns, halt and are woken, and what their guests come to has its consequences.
+//! Tests of running TDs: turns of vCPUs, halts and wake-ups, and the consequences of a guest's end.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ mod script;
 
 const HLT: u64 = 0xC;
 const IO: u64 = 0x1E;
-/// A turn, in ticks of the server's clock.
+/// Length of a turn, in ticks of the server's clock.
 const SLICE: u64 = 10_000_000;
 
 /// A server whose TDs run on its CPU 0, the test's own thread.
@@ -39,7 +39,7 @@ fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
     server.assert_spotless();
 }
 
-/// The TDs that `text` names run on `server`, and are ended when `test` is over.
+/// Runs `test` with the TDs that `text` names on `server`, and terminates them afterwards.
 pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
     let scheduler = Scheduler::new(&server.rig, &config(text).host, no_hypercall);
     {
@@ -58,7 +58,7 @@ pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
 }
 
 impl Site<'_> {
-    /// Lets whatever vCPU has its turn do what the list says.
+    /// Lets the vCPU whose turn it is do `acts`.
     pub fn play(&self, acts: &[Act]) -> Script {
         let script = Script::new(acts.iter().copied());
         self.rig.set_guest(0, Some(script.player()));
@@ -66,7 +66,7 @@ impl Site<'_> {
         script
     }
 
-    /// What a TD said, and the number of the byte at which its present life began.
+    /// Returns the console output of a TD, and the position at which its current life began.
     fn said(&self, id: u32) -> (String, u64) {
         let guest = self.scheduler.guest(id).unwrap();
         let mut bytes = [0; 256];
@@ -75,7 +75,7 @@ impl Site<'_> {
         (text.into_owned(), excerpt.began)
     }
 
-    /// Gives the CPU's time away, until nobody wants it.
+    /// Removes the script, so that guests only use up their time.
     fn rest(&self) {
         self.rig.set_guest(0, None);
     }
@@ -145,7 +145,7 @@ fn a_turn_is_as_long_as_the_operator_wants() {
 #[test]
 fn a_cap_is_kept_over_the_period_that_the_operator_wants() {
     const MS: u64 = 1_000_000;
-    // Two turns of the rig's, 1 ms each, are the budget of both.
+    // Two of the rig's turns, 1 ms each, are the budget of both.
     for (period, cap) in [(40, 5), (20, 10)] {
         let text = format!("[host]\ncap_period_ms = {period}\n{TWO}cap = {cap}\n");
         with_site(&text, |site| {
@@ -223,7 +223,7 @@ fn what_a_guest_said_before_its_reset_is_still_there() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         site.play(&[write_port(0x3F8, 1, b'a'.into()), write_port(0xCF9, 1, 6)]);
-        // More than its serial port has room for.
+        // More bytes than the serial port has room for.
         assert!((0..32).all(|_| site.scheduler.type_byte(1, b'?')));
         let last = "a\r\n[it asked for a reset]\r\n";
         assert_eq!(site.said(1), (last.into(), 0));
@@ -262,7 +262,7 @@ fn who_watches_a_console_is_told_of_the_host_s_own_lines_at_once() {
         told("triple fault on vCPU 0");
         site.tds.reset(1).unwrap();
         told("started anew");
-        // Of a TD that nobody watches nobody is told.
+        // The console is not woken for a TD that is not watched.
         site.scheduler.watch(Some(2));
         site.play(&[write_port(0x604, 2, 1 << 13)]);
         assert_eq!(site.said(1).0.matches("switched itself off").count(), 1);
@@ -276,7 +276,7 @@ fn a_life_that_is_not_built_leaves_the_console_as_it_was() {
         site.tds.start(1).unwrap();
         site.play(&[write_port(0x3F8, 1, b'a'.into())]);
         site.tds.destroy(1, Way::Terminate).unwrap();
-        // Before there is anything for its vCPUs, and after.
+        // Before its vCPUs are prepared, and after.
         for leaf in [Leaf::MngInit, Leaf::VpInit] {
             let busy = Status::OPERAND_BUSY.with(Operand::RCX);
             site.rig.refuse(leaf, 1..=u64::MAX, busy);
@@ -288,7 +288,7 @@ fn a_life_that_is_not_built_leaves_the_console_as_it_was() {
         assert_eq!(site.said(1), ("a".into(), 1));
         site.tds.start(1).unwrap();
         assert_eq!(site.said(1), ("a\r\n[started anew]\r\n".into(), 1));
-        // Whoever pauses it begins no life.
+        // Pausing and resuming does not begin a new life.
         site.tds.pause(1).unwrap();
         site.tds.resume(1).unwrap();
         assert_eq!(site.said(1), ("a\r\n[started anew]\r\n".into(), 1));
@@ -300,11 +300,11 @@ fn a_guest_that_asks_for_a_reset_does_not_undo_its_end() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         site.play(&[write_port(0xCF9, 1, 6)]);
-        // The operator is faster than the CPU that is about to build it anew.
+        // The operator terminates the TD before a CPU rebuilds it.
         site.tds.destroy(1, Way::Terminate).unwrap();
         site.tds.begin_anew(1).unwrap();
         assert_eq!(site.tds.state(1), State::Reclaimed);
-        // What ended an earlier life is not meant for the next one.
+        // A request to end an earlier life does not apply to the next one.
         site.tds.start(1).unwrap();
         site.tds.begin_anew(1).unwrap();
         assert_eq!(site.tds.state(1), State::Runnable);
@@ -330,7 +330,7 @@ fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
         assert!(problem.contains("td reset"), "{problem}");
         let end = site.scheduler.problem(broken).unwrap();
         assert!(problem.starts_with(&end), "{end}");
-        // The other one goes on.
+        // The other TD continues.
         let other = 3 - broken;
         site.play(&[write_port(0x3F8, 1, b'y'.into())]);
         assert_eq!(site.tds.state(other), State::Runnable);
@@ -353,7 +353,7 @@ fn a_paused_td_gets_no_turn() {
         site.play(&[]);
         site.tds.pause(1).unwrap();
         site.rest();
-        // The first turn finds out that it is paused.
+        // The first turn finds out that the TD is paused.
         while site.scheduler.turn() {}
         site.tds.resume(1).unwrap();
         let script = site.play(&[write_port(0x3F8, 1, b'z'.into())]);

@@ -1,9 +1,9 @@
-//! What TDs are made of in tests: a configuration, an image, a CPU.
+//! Samples for tests of TDs: a configuration, an image, a CPU.
 
 use host::td::params::Native;
 use tdvf::{Entry, TAIL_BYTES};
 
-/// A CPU that has whatever the module leaves to the host.
+/// A CPU that has every feature that the module leaves to the host.
 pub struct Everything;
 
 impl Native for Everything {
@@ -18,11 +18,11 @@ impl Native for Everything {
 
 /// One TD with two vCPUs.
 pub const ONE: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 2\n";
-/// The same, which gets all of its memory before it starts.
+/// A TD that gets all of its memory before it starts.
 pub const FULL: &str =
     "[[td]]\nname = \"full\"\nmemory = \"16M\"\nvcpus = 2\npopulate = \"start\"\n";
 
-/// Firmware below 4 GiB, a hand-off block and working memory below 16 MiB, memory to accept.
+/// Returns an image of firmware below 4 GiB, a hand-off block and working memory below 16 MiB, and memory to accept.
 pub fn image() -> Vec<u8> {
     let firmware: Vec<u8> = (0..0x1800u32).map(|i| (i / 7) as u8).collect();
     let entry = |data, gpa, bytes, kind, attributes| Entry {

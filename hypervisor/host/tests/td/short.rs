@@ -1,4 +1,4 @@
-//! The server of the rig, of which one frame can't be had.
+//! The rig's server with a pool that fails to give one frame.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -14,13 +14,13 @@ use sync::call::NoAnswer;
 
 use super::rig::{Caller, Pool, Rig, Sleep};
 
-/// A server whose pool does not give one frame.
+/// A server whose pool fails to give one frame.
 pub struct Short {
     rig: Rig,
     pool: ShortPool,
 }
 
-/// A pool that does not give one frame.
+/// A pool that fails to give one frame.
 pub struct ShortPool {
     rig: Rig,
     taken: AtomicU64,
@@ -39,13 +39,13 @@ impl Short {
         }
     }
 
-    /// From now on frame `number` (1 is the next) is not given, if anything of its size is asked for then.
+    /// Makes the pool refuse request `number` for a frame (1 is the next).
     pub fn miss(&self, number: u64) {
         self.pool.taken.store(0, SeqCst);
         self.pool.missing.store(number, SeqCst);
     }
 
-    /// Frames that were asked for since then.
+    /// Returns the number of requests for a frame since [`Self::miss`].
     pub fn asked(&self) -> u64 {
         self.pool.taken.load(SeqCst)
     }

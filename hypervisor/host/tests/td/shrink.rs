@@ -1,5 +1,5 @@
-//! A TD is shrunk while something else happens to it, its end above all: one of the two makes way for the other, and neither
-//! gets stuck.
+//! Tests of shrinking a TD during other operations, above all its termination: one of the two yields to the other, and
+//! neither gets stuck.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,17 +14,18 @@ use super::kit::{FULL, Server, Stubborn, td};
 use super::rig::Rig;
 
 const MIB: u64 = 1 << 20;
-/// What is left of each TD.
+/// Memory of each TD after shrinking.
 const LESS: u64 = 14 * MIB;
 
-/// A server with a TD of that much memory, for what is done in the middle of a call: that may outlive a test.
+/// Creates a server with a TD of this much memory. Both are leaked, because work in the middle of a call may outlive a
+/// test.
 fn stage(memory: &str) -> (&'static Server, &'static Tds<'static, Rig>) {
     let server: &Server = Box::leak(Box::new(Server::new("")));
     let tds = server.tds(&FULL.replace("16M", memory));
     (server, Box::leak(Box::new(tds)))
 }
 
-/// Has it shrunk when call `number` of `leaf` begins, and notes what that came to.
+/// Shrinks the TD when call `number` of `leaf` begins, and records the outcome.
 fn shrink_at(
     server: &Server,
     tds: &'static Tds<'static, Rig>,
@@ -70,7 +71,7 @@ fn an_end_that_comes_in_the_middle_of_a_shrink_does_not_wait_for_all_of_it() {
     });
     assert_eq!(tds.shrink(1, 14 * MIB), Ok(Outcome::Queued));
     assert_eq!(tds.state(1), State::Terminating);
-    // A batch or two.
+    // One or two batches.
     let taken = before - td(tds, 1).holding().bytes();
     assert!((1..=64 * MIB).contains(&taken), "{}", taken / MIB);
     assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
@@ -78,8 +79,8 @@ fn an_end_that_comes_in_the_middle_of_a_shrink_does_not_wait_for_all_of_it() {
     server.assert_spotless();
 }
 
-/// Shrinks a TD in the middle of which it is to end, which fails because a CPU does not let go of a vCPU. `arrange` arranges
-/// for what happens after the shrink; the TD is looked at then.
+/// Shrinks a TD while its termination is requested, which then fails because a CPU does not release a vCPU. `arrange`
+/// sets up events after the shrink; `look` inspects the TD after the failure.
 fn shrink_and_fail_to_end(
     arrange: impl FnOnce(&'static Server, &'static Tds<'static, Rig>),
     look: impl FnOnce(&Td),
