@@ -95,9 +95,9 @@ impl FromStr for Way {
 pub struct Run {
     /// The way to reclaim.
     pub way: Way,
-    /// Whether the TD's vCPUs run meanwhile.
+    /// Lets the TD's vCPUs run meanwhile.
     pub spinning: bool,
-    /// How the pages' content is cleared.
+    /// The way to clear the pages' content.
     pub clearing: Clearing,
 }
 

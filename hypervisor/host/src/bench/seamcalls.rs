@@ -51,7 +51,7 @@ pub struct Measured {
     pub rounds: u32,
     /// One entry for each leaf and page size.
     pub leafs: Vec<LeafTime>,
-    /// What could not be measured, and why.
+    /// The reason why something could not be measured.
     pub problem: Option<String>,
 }
 

@@ -102,7 +102,7 @@ impl Attention {
         self.0.fetch_and(!TIMER, SeqCst);
     }
 
-    /// Clears all flags. The CPU then checks everything anew.
+    /// Clears all flags. The CPU then checks everything again.
     pub fn clear(&self) {
         self.0.store(0, SeqCst);
     }

@@ -61,7 +61,7 @@ pub enum Back {
     Off,
 }
 
-/// How the time of a vCPU was spent.
+/// The time of a vCPU by its use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Times {
     /// Time with a CPU.

@@ -76,7 +76,7 @@ pub struct Capabilities {
     pub tdcx_pages: u32,
     /// Number of pages of a vCPU, including its root page.
     pub tdvps_pages: u32,
-    /// Whether the host gives each vCPU its x2APIC id (TDX_FEATURES0.TOPOLOGY_ENUM).
+    /// Set if the host gives each vCPU its x2APIC id (TDX_FEATURES0.TOPOLOGY_ENUM).
     pub topology_enum: bool,
 }
 

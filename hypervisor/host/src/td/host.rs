@@ -27,7 +27,7 @@ pub struct Host<'h, P> {
     pub keyid: KeyIdPosition,
     /// The module's own HKID.
     pub global_hkid: u16,
-    /// How the content of reclaimed pages is cleared.
+    /// The way to clear the content of reclaimed pages.
     pub clearing: Clearing,
     /// Microseconds that a CPU has to release a vCPU.
     pub stop_us: u64,
@@ -90,7 +90,7 @@ impl<P: Platform> Clock for Time<'_, P> {
     }
 }
 
-/// How a TD's guest has ended.
+/// The end of a TD's guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuestEnd {
     /// The guest powered off or asked for a reset, which is being handled.

@@ -214,7 +214,7 @@ impl Held<'_> {
         self.index
     }
 
-    /// Returns the root page for calls on the vCPU: TDH.VP.ENTER, TDH.VP.RD, TDH.VP.WR. Must be called anew after each
+    /// Returns the root page for calls on the vCPU: TDH.VP.ENTER, TDH.VP.RD, TDH.VP.WR. Must be called again after each
     /// exit, because the vCPU may have been asked to stop meanwhile.
     ///
     /// # Errors
