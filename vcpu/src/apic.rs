@@ -1,13 +1,13 @@
-//! The registers of a guest's local APIC that the host keeps: identity, LVT, timer, and the command register.
+//! The local APIC registers of a guest that the host emulates: identity, LVT, timer, and the command register.
 //!
-//! Priority, in-service and request registers, end of interrupt and self-IPI are the CPU's own in a TD. A TD is always in
-//! x2APIC mode, and these registers arrive as RDMSR and WRMSR TDVMCALLs.
+//! The CPU itself virtualizes priority, in-service and request registers, end of interrupt and self-IPI in a TD. A TD
+//! is always in x2APIC mode. Accesses to these registers arrive as RDMSR and WRMSR TDVMCALLs.
 //!
 //! Source: Intel SDM volume 3A, chapter 11.
 
 use crate::clock::Clock;
 
-/// Addresses of the registers.
+/// Register addresses.
 mod address {
     pub use seam::abi::x86::msr::TSC_DEADLINE;
     pub use seam::abi::x86::msr::x2apic::{
@@ -16,34 +16,34 @@ mod address {
     };
 }
 
-/// An APIC of version 0x15 with seven LVT entries.
+/// Version register: version 0x15, seven LVT entries.
 const VERSION: u64 = 6 << 16 | 0x15;
-/// SVR: the APIC is enabled; what may be set besides.
+/// SVR: the enable bit, and all writable bits.
 const ENABLED: u64 = 1 << 8;
 const SVR_BITS: u64 = 0x13FF;
-/// LVT: the vector, the delivery mode, the mask, the timer's mode.
+/// LVT: vector, mask, all writable bits, and the timer mode.
 const LVT_VECTOR: u32 = 0xFF;
 const LVT_MASKED: u32 = 1 << 16;
 const LVT_BITS: u32 = 0x7 << 17 | LVT_MASKED | 0xA000 | 0x7 << 8 | LVT_VECTOR;
 const TIMER_MODE: u32 = 3 << 17;
 const TIMER_PERIODIC: u32 = 1 << 17;
 const TIMER_DEADLINE: u32 = 2 << 17;
-/// Vectors below this are not interrupts.
+/// Lowest valid interrupt vector.
 pub const FIRST_VECTOR: u8 = 16;
-/// The shortest period that the host grants, in ticks of the crystal: 20 microseconds. A shorter one would be all that
-/// the CPU is busy with.
+/// Shortest timer period that the host grants, in crystal ticks: 20 microseconds. A shorter one would keep the CPU
+/// fully busy.
 const MIN_PERIOD: u64 = 500;
 
-/// A value that the register does not take, or a register that does not exist.
+/// An invalid value for the register, or a register that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Invalid;
 
-/// What a write asks for.
+/// A request that results from a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Nothing more.
+    /// No further action.
     None,
-    /// The timer was set.
+    /// The timer was programmed.
     Timer,
     /// A message to other vCPUs.
     Send(Ipi),
@@ -52,38 +52,38 @@ pub enum Request {
 /// An inter-processor interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipi {
-    /// What it is.
+    /// Type of the interrupt.
     pub kind: IpiKind,
-    /// For whom.
+    /// Target vCPUs.
     pub to: Destination,
 }
 
-/// What an inter-processor interrupt is.
+/// The type of an inter-processor interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpiKind {
-    /// An interrupt of this vector, 16 or above.
+    /// A fixed interrupt with this vector, 16 or above.
     Fixed(u8),
     /// An NMI.
     Nmi,
 }
 
-/// Which vCPUs a message is for.
+/// The target vCPUs of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// The sender.
     Itself,
-    /// All, with the sender.
+    /// All vCPUs, including the sender.
     All,
-    /// All but the sender.
+    /// All vCPUs except the sender.
     Others,
-    /// The one with this x2APIC id.
+    /// The vCPU with this x2APIC id.
     Physical(u32),
-    /// Those of cluster `.0` whose bits are set in `.1`.
+    /// The vCPUs of cluster `.0` whose bits are set in `.1`.
     Logical(u16, u16),
 }
 
 impl Destination {
-    /// Whether a vCPU with x2APIC id `id` is meant, by the one with id `sender`.
+    /// Returns whether the vCPU with x2APIC id `id` is a target of a message from `sender`.
     #[must_use]
     pub const fn includes(self, id: u32, sender: u32) -> bool {
         match self {
@@ -96,7 +96,7 @@ impl Destination {
     }
 }
 
-/// The registers of one vCPU.
+/// The local APIC registers of one vCPU.
 #[derive(Clone, Debug)]
 pub struct Apic {
     id: u32,
@@ -107,14 +107,14 @@ pub struct Apic {
     lvt: [u32; 6],
     initial: u32,
     divide: u32,
-    /// The guest's counter when the timer was started.
+    /// Guest TSC value when the timer was started.
     started: u64,
-    /// The guest's counter at which the timer goes off; zero when it is not armed.
+    /// Guest TSC value at which the timer expires; zero when it is not armed.
     due: u64,
 }
 
 impl Apic {
-    /// After a reset, with this x2APIC id.
+    /// Creates the registers in their reset state, with this x2APIC id.
     #[must_use]
     pub const fn new(id: u32) -> Self {
         Self {
@@ -131,16 +131,16 @@ impl Apic {
         }
     }
 
-    /// Whether an MSR is one of these registers.
+    /// Returns whether `msr` is one of these registers.
     #[must_use]
     pub const fn has(msr: u32) -> bool {
         matches!(msr, 0x800..=0x8FF | address::TSC_DEADLINE)
     }
 
-    /// Reads a register when the guest's counter is `now`.
+    /// Reads a register at guest TSC value `now`.
     ///
     /// # Errors
-    /// [`Invalid`] for one that does not exist or can only be written.
+    /// [`Invalid`] if the register does not exist or is write-only.
     pub fn read(&self, msr: u32, now: u64, clock: Clock) -> Result<u64, Invalid> {
         Ok(match msr {
             address::ID => self.id.into(),
@@ -162,10 +162,10 @@ impl Apic {
         })
     }
 
-    /// Writes a register when the guest's counter is `now`.
+    /// Writes a register at guest TSC value `now`.
     ///
     /// # Errors
-    /// [`Invalid`]; nothing has changed.
+    /// [`Invalid`] if the register or the value is not valid; the state is unchanged.
     pub fn write(
         &mut self,
         msr: u32,
@@ -176,7 +176,7 @@ impl Apic {
         let word = u32::try_from(value).map_err(|_| Invalid);
         match msr {
             address::SVR if value & !SVR_BITS == 0 => self.svr = value,
-            // Writing zero takes what has come since into the register: nothing is noted here.
+            // Writing zero latches the errors recorded since the last write. The host records none.
             address::ESR if value == 0 => self.error = 0,
             address::LVT_CMCI => self.cmci = lvt(word?)?,
             address::ICR => return self.command(value),
@@ -196,7 +196,7 @@ impl Apic {
             }
             address::INITIAL_COUNT => {
                 let count = word?;
-                // In deadline mode the count is not used.
+                // Deadline mode does not use the count.
                 if self.mode() != TIMER_DEADLINE {
                     self.initial = count;
                     self.start(now, clock);
@@ -221,20 +221,20 @@ impl Apic {
         Ok(Request::None)
     }
 
-    /// The guest's counter at which the timer goes off.
+    /// Returns the guest TSC value at which the timer expires.
     #[must_use]
     pub const fn due(&self) -> Option<u64> {
         if self.due == 0 { None } else { Some(self.due) }
     }
 
-    /// The timer has gone off, if its time has come: the vector to deliver, unless it is masked.
+    /// Expires the timer if it is due. Returns the vector to deliver, unless the timer is masked.
     pub fn expire(&mut self, now: u64, clock: Clock) -> Option<u8> {
         if self.due == 0 || now < self.due {
             return None;
         }
         if self.mode() == TIMER_PERIODIC {
             let period = self.period(clock).max(1);
-            // What was missed while the vCPU did not run is one interrupt.
+            // Periods missed while the vCPU did not run count as one interrupt.
             let periods = (now - self.due) / period + 1;
             self.started = self.due + (periods - 1) * period;
             self.due = self.started + period;
@@ -251,13 +251,13 @@ impl Apic {
         self.lvt[0] & TIMER_MODE
     }
 
-    /// Ticks of the crystal for one of the counter: 2 to 128, or 1.
+    /// Returns the number of crystal ticks per count: 1, or 2 to 128.
     const fn divisor(&self) -> u64 {
         let code = self.divide >> 1 & 4 | self.divide & 3;
         1 << ((code + 1) & 7)
     }
 
-    /// The guest's ticks of one run of the counter.
+    /// Returns the length of one timer run in guest TSC ticks.
     fn period(&self, clock: Clock) -> u64 {
         let crystal = u64::from(self.initial) * self.divisor();
         clock.ticks(crystal.max(MIN_PERIOD))
@@ -290,7 +290,7 @@ impl Apic {
         let kind = match value >> 8 & 7 {
             0 if vector >= FIRST_VECTOR => IpiKind::Fixed(vector),
             4 => IpiKind::Nmi,
-            // A TD's vCPUs all start by themselves: there is no INIT and no SIPI. The rest is reserved.
+            // All vCPUs of a TD start without INIT and SIPI, so neither exists. The other modes are reserved.
             _ => return Err(Invalid),
         };
         let destination = (value >> 32) as u32;
@@ -321,7 +321,7 @@ fn lvt(value: u32) -> Result<u32, Invalid> {
 mod tests {
     use super::*;
 
-    /// 1 GHz, as the host's.
+    /// 1 GHz, the same as the host's.
     const CLOCK: Clock = Clock::new(1 << 48, 0, 40);
 
     fn write(apic: &mut Apic, msr: u32, value: u64, now: u64) -> Request {
@@ -373,7 +373,7 @@ mod tests {
     fn a_period_repeats_and_missed_ones_are_one() {
         let mut apic = enabled();
         write(&mut apic, 0x832, 1 << 17 | 0x40, 0);
-        // Divide by 1: 25,000 ticks of the crystal are a millisecond, which is 1,000,000 of the counter.
+        // Divide by 1: 25,000 crystal ticks are a millisecond, or 1,000,000 TSC ticks.
         write(&mut apic, 0x83E, 0xB, 0);
         write(&mut apic, 0x838, 25_000, 0);
         assert_eq!(apic.due(), Some(1_000_000));
@@ -391,7 +391,7 @@ mod tests {
         let mut apic = enabled();
         write(&mut apic, 0x832, 1 << 16 | 0x31, 0);
         write(&mut apic, 0x838, 1, 0);
-        // No shorter than the host grants.
+        // The host's minimum period applies.
         assert_eq!(apic.due(), Some(20_000));
         assert_eq!(apic.expire(20_000, CLOCK), None);
         assert_eq!(apic.due(), None);

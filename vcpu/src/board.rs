@@ -1,4 +1,4 @@
-//! What the vCPUs of one TD share: its memory, its devices, its console, and how each of them is reached.
+//! The state that the vCPUs of one TD share: memory, devices, console, and the means to reach each vCPU.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
@@ -19,16 +19,16 @@ use crate::host::Notify;
 use crate::posted::Descriptor;
 use crate::tally::Tally;
 
-/// What a TD is to its vCPUs.
+/// Shared state of a TD's vCPUs.
 #[derive(Debug)]
 pub struct Board {
     stations: Box<[Station]>,
-    /// Bits of an x2APIC id.
+    /// Number of bits of an x2APIC id.
     id_bits: u32,
     memory: Box<[Memory]>,
     shared: SharedMap,
-    /// Held for reading while private memory is mapped, and for writing while memory is converted: a page is never both.
-    /// Only ever tried, for who holds it may wait for all other CPUs.
+    /// Held for reading while private memory is mapped, and for writing while memory is converted, so that no page is
+    /// both private and shared. Only ever try-locked, because the holder may wait for all other CPUs.
     pub(crate) conversions: RwLock<()>,
     devices: Devices,
     console: Arc<Console>,
@@ -36,14 +36,14 @@ pub struct Board {
     end: Once<End>,
 }
 
-/// A range of a TD's memory, whose end the operator may lower.
+/// A range of a TD's memory. The operator may lower its end.
 #[derive(Debug)]
 struct Memory {
     start: u64,
     end: AtomicU64,
 }
 
-/// How one vCPU is reached.
+/// The means to reach one vCPU, and its counters.
 #[derive(Debug)]
 pub struct Station {
     apic_id: u32,
@@ -54,58 +54,58 @@ pub struct Station {
     tally: Tally,
 }
 
-/// What a halted vCPU waits for.
+/// The halt state of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Halt {
-    /// It is not halted.
+    /// Not halted.
     No,
-    /// For an interrupt or an NMI.
+    /// Halted until an interrupt or an NMI arrives.
     Interruptible,
-    /// For an NMI alone: the guest had interrupts off.
+    /// Halted with interrupts disabled, until an NMI arrives.
     Blocked,
 }
 
-/// Why a TD came to its end, or one of its vCPUs, without which it can't go on.
+/// The reason why a TD ended. The end of one vCPU ends its TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The guest switched itself off.
+    /// The guest powered itself off.
     PowerOff,
-    /// The guest asked to be started anew.
+    /// The guest requested a reset.
     Reset,
-    /// The guest's kernel said that it has panicked.
+    /// The guest's kernel reported a panic.
     Panicked,
-    /// ReportFatalError.
+    /// The guest called ReportFatalError.
     Fatal(FatalError),
     /// A triple fault.
     TripleFault {
-        /// Which vCPU.
+        /// Index of the vCPU.
         vcpu: u32,
     },
-    /// A machine check while it ran.
+    /// A machine check while the TD ran.
     MachineCheck(Status),
-    /// The module will not run it any more.
+    /// The module refuses to enter the TD again.
     Lost(Status),
-    /// An exit that can't be served.
+    /// An exit that the host can't handle.
     Unknown(Status),
-    /// The guest used a private address where it has no memory.
+    /// The guest accessed a private address where it has no memory.
     NoMemory(Gpa),
-    /// The guest used memory privately that it shares.
+    /// The guest accessed shared memory through a private address.
     UsedShared(Gpa),
-    /// The guest used memory that it had not accepted.
+    /// The guest accessed memory that it had not accepted.
     Unaccepted(Gpa),
-    /// The guest used a shared address where nothing is, where it could not be told.
+    /// The guest accessed an unmapped shared address and could not receive #VE for it.
     NothingShared(Gpa),
-    /// The shared EPT is broken.
+    /// The shared EPT is misconfigured.
     Misconfigured(Gpa),
-    /// Memory could not be given or taken.
+    /// Mapping or removing memory failed.
     Memory(mm::private::Error),
-    /// A SEAMCALL failed that must not.
+    /// An unexpected SEAMCALL failure.
     Seam(seam::error::Error),
 }
 
 impl End {
-    /// Whether the guest wanted it.
+    /// Returns whether the guest itself requested the end.
     #[must_use]
     pub const fn is_orderly(&self) -> bool {
         matches!(self, Self::PowerOff | Self::Reset)
@@ -139,8 +139,8 @@ impl fmt::Display for End {
 }
 
 impl Board {
-    /// A TD with one vCPU for each of these x2APIC ids, memory in these ranges (aligned to 4 KiB, ascending), and this
-    /// clock. Its life begins on `console`, which is the one of its lives before, or a new one.
+    /// Creates the shared state of a TD with one vCPU for each x2APIC id. `memory` is ascending and aligned to 4 KiB.
+    /// `console` is new, or the console of the TD's previous life.
     #[must_use]
     pub fn new(
         apic_ids: impl IntoIterator<Item = u32>,
@@ -165,48 +165,48 @@ impl Board {
         }
     }
 
-    /// Its vCPUs, by number.
+    /// Returns the stations of all vCPUs, by vCPU index.
     #[must_use]
     pub fn stations(&self) -> &[Station] {
         &self.stations
     }
 
-    /// How many bits the x2APIC ids of its vCPUs have.
+    /// Returns the number of bits in the x2APIC ids of the vCPUs.
     pub(crate) const fn id_bits(&self) -> u32 {
         self.id_bits
     }
 
-    /// Its console.
+    /// Returns the TD's console.
     #[must_use]
     pub const fn console(&self) -> &Arc<Console> {
         &self.console
     }
 
-    /// Its devices.
+    /// Returns the TD's devices.
     #[must_use]
     pub const fn devices(&self) -> &Devices {
         &self.devices
     }
 
-    /// Its shared memory.
+    /// Returns the TD's shared memory.
     #[must_use]
     pub const fn shared(&self) -> &SharedMap {
         &self.shared
     }
 
-    /// Its time-stamp counter.
+    /// Returns the TD's time-stamp counter.
     #[must_use]
     pub const fn clock(&self) -> Clock {
         self.clock
     }
 
-    /// Why it ended, if it has.
+    /// Returns the reason why the TD ended, if it has.
     #[must_use]
     pub fn end(&self) -> Option<&End> {
         self.end.get()
     }
 
-    /// Ends it, for this reason unless it had one before. Its console has the reason as its last line.
+    /// Ends the TD and writes the reason to its console. The first reason is final.
     pub fn end_with(&self, why: End) {
         self.end.call_once(|| {
             self.console.note(format_args!("{why}"));
@@ -214,21 +214,20 @@ impl Board {
         });
     }
 
-    /// Where it has memory, ascending.
+    /// Returns the TD's memory ranges in ascending order.
     pub fn memory(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let all = self.memory.iter().map(Memory::range);
         all.filter(|range| range.start < range.end)
     }
 
-    /// The range of memory with `gpa` in it.
+    /// Returns the memory range that contains `gpa`.
     #[must_use]
     pub fn memory_at(&self, gpa: u64) -> Option<Range<u64>> {
         self.memory().find(|range| range.contains(&gpa))
     }
 
-    /// Takes memory away: from now on it has none from `end` on, though what is mapped there still has to be removed.
-    /// `false` when a vCPU is at mapping or converting memory that it had: the caller tries again, and removes nothing
-    /// before.
+    /// Takes away all memory from `end` on. Pages mapped there still have to be removed. Returns `false` while a vCPU
+    /// may be mapping or converting that memory: the caller must retry, and must not remove any page before.
     #[must_use]
     pub fn end_memory_at(&self, end: u64) -> bool {
         for memory in &self.memory {
@@ -249,7 +248,7 @@ impl Board {
         }
     }
 
-    /// Asks for an NMI on a vCPU. Several that were not taken yet are one.
+    /// Requests an NMI on a vCPU. Several pending requests merge into one.
     pub fn post_nmi(&self, by: &(impl Notify + ?Sized), vcpu: u32) {
         if let Some(station) = self.stations.get(vcpu as usize)
             && !station.nmi.swap(true, SeqCst)
@@ -258,7 +257,7 @@ impl Board {
         }
     }
 
-    /// Sends a message from the vCPU with x2APIC id `sender` to all that it is for.
+    /// Sends a message from the vCPU with x2APIC id `sender` to all its targets.
     pub(crate) fn send(
         &self,
         by: &(impl Notify + ?Sized),
@@ -276,7 +275,7 @@ impl Board {
         }
     }
 
-    /// Takes what was typed as far as the serial port has room, and shows its line to the interrupt controller.
+    /// Moves typed bytes to the serial port as long as it has room, and updates its line at the interrupt controller.
     pub fn receive_typed(&self, by: &(impl Notify + ?Sized)) {
         {
             let mut uart = self.devices.uart.lock();
@@ -301,7 +300,7 @@ impl Board {
             Trigger::Fixed => IpiKind::Fixed(message.vector),
             Trigger::Nmi => IpiKind::Nmi,
         };
-        // Nobody has this id: devices are not vCPUs.
+        // No vCPU has this id, so the sender is never a target: devices are not vCPUs.
         self.send(by, kind, to, u32::MAX);
     }
 }
@@ -333,31 +332,31 @@ impl Station {
         }
     }
 
-    /// Its x2APIC id.
+    /// Returns the vCPU's x2APIC id.
     #[must_use]
     pub const fn apic_id(&self) -> u32 {
         self.apic_id
     }
 
-    /// Its posted-interrupt descriptor, whose physical address the module is to be given.
+    /// Returns the vCPU's posted-interrupt descriptor. The module needs its physical address.
     #[must_use]
     pub const fn descriptor(&self) -> &Descriptor {
         &self.descriptor
     }
 
-    /// How often its guest took each branch of the GHCI.
+    /// Returns the counters of the GHCI branches that the guest took.
     #[must_use]
     pub const fn branches(&self) -> &Branches {
         &self.branches
     }
 
-    /// How often it exited, and why.
+    /// Returns the exit counters.
     #[must_use]
     pub const fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// What it waits for.
+    /// Returns the halt state.
     #[must_use]
     pub fn halt(&self) -> Halt {
         match self.halt.load(SeqCst) {
@@ -371,8 +370,8 @@ impl Station {
         self.halt.store(halt as u8, SeqCst);
     }
 
-    /// Whether it is halted and nothing that it waits for has come. Whoever takes it off a CPU for that asks once more
-    /// after every [`Notify::notify`] can find it.
+    /// Returns whether the vCPU is halted and no event that wakes it is pending. Before a scheduler takes the vCPU off
+    /// its CPU, it must check again, at a point where [`Notify::notify`] can already find the vCPU.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
         match self.halt() {
@@ -390,7 +389,7 @@ impl Station {
         self.nmi.swap(false, SeqCst)
     }
 
-    /// The NMI that was taken could not be handed in.
+    /// Restores an NMI request that was taken but could not be injected.
     pub(crate) fn put_nmi(&self) {
         self.nmi.store(true, SeqCst);
     }

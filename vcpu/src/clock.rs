@@ -1,6 +1,6 @@
-//! A TD's time-stamp counter, as the module derives it from the CPU's.
+//! A TD's time-stamp counter, which the module derives from the CPU's.
 
-/// How the guest's counter follows from the host's: `host * multiplier / 2^48 + offset`.
+/// The guest TSC as a function of the host TSC: `host * multiplier / 2^48 + offset`.
 ///
 /// Source: TDX Module ABI 1.5, TDCS fields TSC_MULTIPLIER, TSC_OFFSET, TSC_FREQUENCY; Intel SDM volume 3C, section 26.3
 /// (TSC scaling).
@@ -11,17 +11,17 @@ pub struct Clock {
     hz: u64,
 }
 
-/// Fraction bits of the multiplier.
+/// Number of fraction bits of the multiplier.
 const FRACTION: u32 = 48;
-/// The unit of TSC_FREQUENCY in Hz, and the frequency of a TD's APIC timer: CPUID leaf 0x15 calls it the crystal's.
+/// Unit of TSC_FREQUENCY in Hz, and frequency of a TD's APIC timer. CPUID leaf 0x15 calls it the crystal clock.
 pub const CRYSTAL_HZ: u64 = 25_000_000;
 
 impl Clock {
-    /// From the TD's fields of those names; the frequency is in units of 25 MHz.
+    /// Creates the clock from the TDCS fields of those names. `frequency` is in units of 25 MHz.
     #[must_use]
     pub const fn new(multiplier: u64, offset: u64, frequency: u64) -> Self {
         Self {
-            // A module that has not scaled anything may leave the field zero.
+            // The field may be zero if the module does not scale the TSC.
             multiplier: if multiplier == 0 {
                 1 << FRACTION
             } else {
@@ -32,18 +32,18 @@ impl Clock {
         }
     }
 
-    /// The guest's counter when the host's is `tsc`.
+    /// Returns the guest TSC value at host TSC value `tsc`.
     #[must_use]
     pub const fn guest(self, tsc: u64) -> u64 {
         let scaled = (tsc as u128 * self.multiplier as u128) >> FRACTION;
         (scaled as u64).wrapping_add(self.offset)
     }
 
-    /// The host's counter when the guest's is `tsc`; the largest number when that is never.
+    /// Returns the host TSC value at guest TSC value `tsc`, or `u64::MAX` if it is never reached.
     #[must_use]
     pub fn host(self, tsc: u64) -> u64 {
         let scaled = tsc.wrapping_sub(self.offset);
-        // The guest's counter starts at 0, which is a negative offset: what is before that has passed.
+        // The guest TSC starts at 0, so the offset is negative. An earlier value lies in the past.
         if scaled > u64::MAX / 2 {
             return if tsc > u64::MAX / 2 { u64::MAX } else { 0 };
         }
@@ -51,13 +51,13 @@ impl Clock {
         u64::try_from(host).unwrap_or(u64::MAX)
     }
 
-    /// Ticks of the guest's counter during so many of the crystal.
+    /// Converts crystal ticks to guest TSC ticks.
     #[must_use]
     pub const fn ticks(self, crystal: u64) -> u64 {
         (crystal as u128 * self.hz as u128 / CRYSTAL_HZ as u128) as u64
     }
 
-    /// Ticks of the crystal during so many of the guest's counter.
+    /// Converts guest TSC ticks to crystal ticks.
     #[must_use]
     pub fn crystal(self, ticks: u64) -> u64 {
         (u128::from(ticks) * u128::from(CRYSTAL_HZ) / u128::from(self.hz.max(1))) as u64

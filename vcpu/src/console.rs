@@ -1,31 +1,31 @@
-//! A TD's console: what it wrote, kept in a ring whether anybody watches or not, and what was typed for it. One serves all
-//! lives of a TD, so that what one life said last can be read in the next.
+//! A TD's console: a ring of the TD's output, kept even when nobody reads it, and a queue of typed input. One console
+//! serves all lives of a TD, so the output of one life can be read in the next.
 
 use alloc::{boxed::Box, collections::VecDeque, vec};
 use core::fmt;
 
 use spin::Mutex;
 
-/// Bytes of output that are kept.
+/// Capacity of the output ring in bytes.
 const KEPT: usize = 16 << 10;
-/// Bytes typed that wait for the guest at most.
+/// Capacity of the input queue in bytes.
 const TYPED: usize = 256;
 
-/// The console of one TD, in all of its lives.
+/// The console of one TD in all of its lives.
 #[derive(Debug)]
 pub struct Console {
     output: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
 }
 
-/// Which bytes [`Console::read`] has copied. Bytes are numbered from the first that the TD ever wrote on, from 0.
+/// The bytes that [`Console::read`] has copied. Bytes are numbered from 0, across all lives of the TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Excerpt {
-    /// The number of the first byte of the present life, whether that is written already or not.
+    /// Number of the first byte of the current life, written or not.
     pub began: u64,
-    /// The number of the first byte that was copied.
+    /// Number of the first byte copied.
     pub from: u64,
-    /// How many were.
+    /// Count of bytes copied.
     pub count: usize,
 }
 
@@ -33,12 +33,12 @@ pub struct Excerpt {
 struct Output {
     ring: Box<[u8]>,
     written: u64,
-    /// What was written when the present life began.
+    /// Value of `written` at the start of the current life.
     began: u64,
 }
 
 impl Console {
-    /// A console on which nothing was written.
+    /// Creates an empty console.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -51,14 +51,14 @@ impl Console {
         }
     }
 
-    /// A life of the TD begins: what was typed and not taken is dropped. What was written stays.
+    /// Starts a new life of the TD. Pending input is dropped; output is kept.
     pub(crate) fn begin(&self) {
         self.typed.lock().clear();
         let mut output = self.output.lock();
         output.began = output.written;
     }
 
-    /// The life that has begun starts to run: says so, unless nothing was written before it.
+    /// Writes a note that the new life has started to run, unless nothing was written before it.
     pub fn note_start(&self) {
         let is_first = self.output.lock().began == 0;
         if !is_first {
@@ -66,7 +66,7 @@ impl Console {
         }
     }
 
-    /// Writes a byte; the oldest one goes when the ring is full.
+    /// Writes a byte. When the ring is full, the oldest byte is dropped.
     pub fn put(&self, byte: u8) {
         let mut output = self.output.lock();
         let at = (output.written % KEPT as u64) as usize;
@@ -74,7 +74,7 @@ impl Console {
         output.written += 1;
     }
 
-    /// A line of the host's own among what the guest wrote.
+    /// Writes a line of the host into the guest's output.
     pub(crate) fn note(&self, text: fmt::Arguments<'_>) {
         struct Bytes<'a>(&'a Console);
         impl fmt::Write for Bytes<'_> {
@@ -83,17 +83,17 @@ impl Console {
                 Ok(())
             }
         }
-        // The ring takes everything.
+        // Writing to the ring never fails.
         _ = fmt::Write::write_fmt(&mut Bytes(self), format_args!("\r\n[{text}]\r\n"));
     }
 
-    /// Bytes that were written in all lives.
+    /// Returns the number of bytes written in all lives.
     #[must_use]
     pub fn written(&self) -> u64 {
         self.output.lock().written
     }
 
-    /// Copies what was written from byte number `from` on, or from the oldest one that is kept.
+    /// Copies output from byte number `from` on, or from the oldest byte that is kept.
     pub fn read(&self, from: u64, into: &mut [u8]) -> Excerpt {
         let output = self.output.lock();
         let oldest = output.written.saturating_sub(KEPT as u64);
@@ -109,7 +109,7 @@ impl Console {
         }
     }
 
-    /// Types a byte for the guest. `false` when too many wait: it is lost.
+    /// Types a byte for the guest. Returns `false` if the queue is full; the byte is lost.
     pub fn type_byte(&self, byte: u8) -> bool {
         let mut typed = self.typed.lock();
         let fits = typed.len() < TYPED;
@@ -119,7 +119,7 @@ impl Console {
         fits
     }
 
-    /// The next typed byte.
+    /// Takes the next typed byte.
     pub fn take_typed(&self) -> Option<u8> {
         self.typed.lock().pop_front()
     }
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// All that is kept, and the byte at which the present life began.
+    /// Returns all output that is kept, and the number of the first byte of the current life.
     fn all(console: &Console) -> (String, u64) {
         let mut bytes = vec![0; KEPT];
         let excerpt = console.read(0, &mut bytes);
@@ -189,7 +189,7 @@ mod tests {
         console.note_start();
         write("oops");
         assert_eq!(all(&console), ("oops".into(), 0));
-        // One that is never started says nothing.
+        // A life that never starts to run writes no note.
         console.begin();
         assert_eq!(all(&console), ("oops".into(), 4));
         console.begin();

@@ -1,4 +1,4 @@
-//! What TDH.VP.ENTER came back with: the registers as a typed exit.
+//! Decodes the registers after TDH.VP.ENTER into a typed exit.
 //!
 //! Source: TDX Module ABI 1.5, TDH.VP.ENTER, output operands; Intel SDM volume 3D, appendix C (exit reasons).
 
@@ -6,84 +6,84 @@ use seam::abi::x86::exit_reason as reason;
 use seam::abi::{Gprs, Operand, PAGE_4K, Status};
 use seam::address::{Gpa, Level};
 
-/// Why a vCPU came back.
+/// The reason why TDH.VP.ENTER returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The guest made a TDVMCALL; its operands are in the registers.
     Call,
-    /// An interrupt of the host's, acknowledged already: the host runs its handler.
+    /// An interrupt for the host, already acknowledged. The host runs its handler.
     Interrupt {
-        /// Its vector.
+        /// Interrupt vector.
         vector: u8,
     },
-    /// An NMI of the host's, consumed already: the host runs its handler.
+    /// An NMI for the host, already consumed. The host runs its handler.
     Nmi,
-    /// The guest touched a private address that is not mapped, or can't be used as it is.
+    /// The guest accessed a private address that is not mapped or not usable.
     Private(Fault),
-    /// The guest touched a shared address, and could not be told by #VE.
+    /// The guest accessed an unmapped shared address and could not receive #VE for it.
     Shared {
-        /// Where, without the SHARED bit, rounded down to 4 KiB.
+        /// Address without the SHARED bit, rounded down to 4 KiB.
         gpa: Gpa,
     },
-    /// The shared EPT has an entry that the CPU does not accept: the host's own fault.
+    /// The shared EPT has an entry that the CPU does not accept. This is an error of the host.
     Misconfigured {
-        /// Where, without the SHARED bit.
+        /// Address without the SHARED bit.
         gpa: Gpa,
     },
-    /// The guest locked the bus, and is slowed down by this exit.
+    /// The guest locked the bus. The exit slows it down.
     BusLock,
-    /// The guest kept interrupts out for longer than the notification window.
+    /// The guest blocked interrupts for longer than the notification window.
     Notify,
-    /// Something for the machine below the host, which was served on the way: an SMI, or INIT.
+    /// An SMI or INIT, already handled below the host.
     Passed,
-    /// A guest's TDCALL waited too long for a lock that the host asked for first.
+    /// A TDCALL of the guest waited too long for a lock that the host had requested first.
     HostHadPriority,
     /// The vCPU was not entered.
     NotEntered(Obstacle),
-    /// A machine check in the guest. The host runs its handler; the TD is lost.
+    /// A machine check in the guest. The host runs its handler. The TD is lost.
     MachineCheck(Status),
-    /// The vCPU can't be entered again: a triple fault.
+    /// A triple fault. The vCPU can't be entered again.
     TripleFault,
     /// The TD can't be entered again.
     Lost(Status),
-    /// An exit that a TD in production never makes, or that this host does not know.
+    /// An exit that a production TD never makes, or that this host does not know.
     Unknown(Status),
 }
 
-/// What the guest wanted of a private address.
+/// A fault on a private address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Where, rounded down to 4 KiB.
+    /// Address, rounded down to 4 KiB.
     pub gpa: Gpa,
-    /// What for.
+    /// The cause of the fault.
     pub wants: Wants,
 }
 
-/// Why a private address could not be used.
+/// The cause of a fault on a private address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wants {
-    /// An ordinary access where nothing is mapped, or what is mapped is blocked. The module also makes one up instead of
-    /// running a guest that has faulted there repeatedly at one instruction, until the page is really there.
+    /// An ordinary access to an unmapped or blocked page. If a guest keeps faulting at one instruction, the module also
+    /// reports this fault without running the guest, until the page is mapped.
     Access,
-    /// TDG.MEM.PAGE.ACCEPT, or TDG.MEM.PAGE.ATTR.WR, of a page of this level.
+    /// TDG.MEM.PAGE.ACCEPT or TDG.MEM.PAGE.ATTR.WR for a page of this level.
     Accept {
-        /// The level that the guest asked for.
+        /// Level that the guest requested.
         requested: Level,
-        /// The level of the entry at which the walk ended; `None` for a number that is no level.
+        /// Level of the entry where the walk ended; `None` if the number is not a valid level.
         found: Option<Level>,
     },
-    /// An access to a page that the guest has not accepted, in a TD that gets no #VE for it.
+    /// An access to a page that the guest has not accepted, in a TD that receives no #VE for it.
     Unaccepted,
 }
 
-/// Why a vCPU was not entered.
+/// The reason why a vCPU was not entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Another CPU holds what is named; the same call may succeed later.
+    /// Another CPU holds the named resource. The same call may succeed later.
     Busy(Operand),
-    /// The vCPU is associated with another CPU: TDH.VP.FLUSH there comes first.
+    /// The vCPU is associated with another CPU, which must execute TDH.VP.FLUSH first.
     OtherCpu,
-    /// The module refuses it, and will again.
+    /// The module refuses the entry. A retry will fail too.
     Refused(Status),
 }
 
@@ -96,10 +96,10 @@ mod extended {
 }
 
 impl Exit {
-    /// Reads the registers after TDH.VP.ENTER ended with `status`, in a TD whose SHARED bit is `shared`.
+    /// Decodes the registers after TDH.VP.ENTER returned `status`, in a TD whose SHARED bit is `shared`.
     #[must_use]
     pub fn decode(status: Status, regs: &Gprs, shared: u64) -> Self {
-        // By far the most frequent one.
+        // The most frequent exit by far.
         if status.0 & !u64::from(reason::AFTER_BUS_LOCK) == u64::from(reason::TDCALL) {
             return Self::Call;
         }
@@ -142,7 +142,7 @@ impl Exit {
 }
 
 impl Wants {
-    /// From RDX, the extended exit qualification.
+    /// Decodes RDX, the extended exit qualification.
     fn decode(regs: &Gprs) -> Option<Self> {
         let info = regs.rdx >> 32;
         match regs.rdx & 0xF {
@@ -218,7 +218,7 @@ mod tests {
             ..Gprs::default()
         };
         assert_eq!(decode(1, regs), Exit::Interrupt { vector: 0xEC });
-        // Not acknowledged: nothing that the module's exit controls allow.
+        // Not acknowledged: the module's exit controls never allow this.
         assert_eq!(decode(1, Gprs::default()), Exit::Unknown(Status(1)));
         let nmi = Gprs {
             r9: 1 << 31 | 2 << 8 | 2,

@@ -1,8 +1,8 @@
-//! Private memory on demand: what a guest touches or accepts is mapped, 2 MiB at a time where that can be; a page that the
-//! guest accepts in parts is split.
+//! Private memory on demand. A page that a guest touches or accepts is mapped, as a 2 MiB page where possible. A 2 MiB
+//! page that the guest accepts as 4 KiB pages is split.
 //!
-//! What another CPU is at is tried again here, not by entering the guest: the module takes a guest that keeps faulting at
-//! one instruction for one that is being stepped, and then runs it no more until the page is really there.
+//! Contention with another CPU is retried here, not by entering the guest. The module takes a guest that keeps faulting
+//! at one instruction for a guest that is being single-stepped, and then does not run it until the page is mapped.
 
 use mm::private::{Cpu, Error};
 use seam::abi::{PAGE_2M, PageSize};
@@ -14,11 +14,11 @@ use crate::exit::{Fault, Wants};
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
-/// How often memory is tried that another CPU is at, before others get their turn.
+/// Number of tries at contended memory before the vCPU yields its CPU.
 const TRIES: u32 = 64;
 
 impl<H: Host> Session<'_, H> {
-    /// Serves a fault on a private address, and says whether the vCPU must not be entered again at once.
+    /// Serves a fault on a private address. Returns the reason if the vCPU must not be entered again at once.
     #[cold]
     pub(crate) fn serve_fault(&mut self, fault: Fault) -> Option<Stop> {
         self.station.tally().faults.add();
@@ -44,10 +44,10 @@ impl<H: Host> Session<'_, H> {
 
     fn provide(&mut self, fault: Fault) -> Result<(), Error> {
         let board = self.board;
-        // Held by readers while memory is mapped, so that it is not shared at the same time.
+        // Held for reading while memory is mapped, so that it is not converted at the same time.
         let _same = board.conversions.try_read().ok_or(Error::Busy)?;
         let gpa = fault.gpa;
-        // The operator may have taken it meanwhile.
+        // The operator may have taken the memory meanwhile.
         if board.memory_at(gpa.0).is_none() {
             self.end(End::NoMemory(gpa));
             return Ok(());
@@ -61,7 +61,7 @@ impl<H: Host> Session<'_, H> {
                 requested: Level::Pt,
                 found: Some(Level::Pd),
             } => match self.split(gpa) {
-                // It was not mapped at all.
+                // The page was not mapped at all.
                 Err(Error::NotMapped) => self.map(gpa),
                 other => other,
             },
@@ -84,8 +84,8 @@ impl<H: Host> Session<'_, H> {
         Ok(())
     }
 
-    /// Maps what is around `gpa`: the 2 MiB, if all of it is the guest's private memory and nothing of it is mapped, or else
-    /// the 4 KiB.
+    /// Maps the 2 MiB block around `gpa` if all of it is private memory of the guest and none of it is mapped. Maps the
+    /// 4 KiB page otherwise.
     fn map(&self, gpa: Gpa) -> Result<(), Error> {
         let map = self.host.private();
         let block = gpa.0 / PAGE_2M * PAGE_2M;
@@ -93,13 +93,13 @@ impl<H: Host> Session<'_, H> {
         let is_whole = memory.is_some_and(|memory| memory.end - block >= PAGE_2M);
         if is_whole && !self.board.shared().has_block(self.host.frames(), gpa) {
             match map.map(self.cpu(), Gpa(block), PageSize::Size2M) {
-                // Parts of it are there, or all of it by now; or there is no frame so large.
+                // Parts of the block or all of it are mapped, or no 2 MiB frame is free.
                 Err(Error::Occupied | Error::NoFrames(PageSize::Size2M)) => {}
                 other => return self.unblocked(gpa, other),
             }
         }
         match map.map(self.cpu(), gpa, PageSize::Size4K) {
-            // Another vCPU was faster, or what is there can't be used yet: the guest tries again.
+            // Another vCPU mapped it first, or the page is not usable yet: the guest tries again.
             Err(Error::Occupied) => Ok(()),
             Ok(()) => {
                 self.station.tally().small.add();
@@ -109,7 +109,7 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// What failed work left blocked is made usable.
+    /// Unblocks a page that a failed operation left blocked.
     fn unblocked(&self, gpa: Gpa, result: Result<(), Error>) -> Result<(), Error> {
         match result {
             Err(Error::Blocked) => self.host.private().unblock(self.cpu(), gpa, self.host),
@@ -118,7 +118,7 @@ impl<H: Host> Session<'_, H> {
     }
 }
 
-/// Whether the module did not do something because others were at it for all the time that a call is tried.
+/// Returns whether the call failed because the module was busy on every try.
 pub(crate) fn is_busy(error: &Error) -> bool {
     matches!(error, Error::Seam(error) if error.recovery() == Recovery::Retry)
 }

@@ -1,4 +1,4 @@
-//! What a vCPU needs of the host that runs it.
+//! The interface that the host provides to a vCPU.
 
 use mm::private::{Kick, Pool, PrivateMap};
 use mm::shared::{Flush, Frames};
@@ -7,77 +7,80 @@ use seam::call::SeamCall;
 use seam::retry::Wait;
 use seam::tdh::Tdh;
 
-/// Tells a vCPU that something waits for it.
+/// Notifies a vCPU of a pending event.
 pub trait Notify {
-    /// Something was posted for the TD's vCPU number `vcpu`: the CPU that runs it gets the notification interrupt; if it
-    /// is halted, it is made to run. Never waits.
+    /// Notifies vCPU number `vcpu` of the TD that an interrupt was posted for it. If it runs, its CPU gets the
+    /// notification interrupt; if it is halted, it is made runnable. Never waits.
     fn notify(&self, vcpu: u32);
 
-    /// The same for what the CPU can't take by itself in the guest, an NMI: the CPU that runs the vCPU leaves the guest.
+    /// Notifies a vCPU of an event that the CPU can't deliver in the guest, an NMI: a CPU that runs the vCPU leaves the
+    /// guest.
     fn interrupt(&self, vcpu: u32);
 }
 
-/// The host, as one vCPU on one CPU sees it. Everything is called with interrupts off, and returns so.
+/// The host, as seen by one vCPU on one CPU. All methods are called, and return, with interrupts disabled.
 ///
-/// [`Kick`] and [`Flush`] take all of the TD's vCPUs out of the guest; while they wait for other CPUs they serve what
-/// those want of this one.
+/// [`Kick`] and [`Flush`] take all vCPUs of the TD out of the guest. While they wait for other CPUs, they serve
+/// requests from those CPUs.
 pub trait Host: Notify + Kick + Flush {
     /// Executes SEAMCALL on this CPU.
     type Call: SeamCall;
-    /// Spends the pauses between two tries.
+    /// Spends the pauses between tries.
     type Wait: Wait;
-    /// The frames for private memory.
+    /// The frame allocator for private memory.
     type Pool: Pool;
-    /// The frames for shared memory.
+    /// The frame allocator for shared memory.
     type Frames: Frames;
 
-    /// The module as this CPU calls it.
+    /// Returns the module interface of this CPU.
     fn tdh(&self) -> &Tdh<'_, Self::Call, Self::Wait>;
 
-    /// The TD's private memory.
+    /// Returns the TD's private memory.
     fn private(&self) -> &PrivateMap;
 
-    /// The frames for private memory.
+    /// Returns the frame allocator for private memory.
     fn pool(&self) -> &Self::Pool;
 
-    /// The frames for shared memory.
+    /// Returns the frame allocator for shared memory.
     fn frames(&self) -> &Self::Frames;
 
-    /// This CPU's time-stamp counter.
+    /// Returns this CPU's time-stamp counter.
     fn tsc(&self) -> u64;
 
-    /// Microseconds since the host's start.
+    /// Returns the microseconds since the host's start.
     fn monotonic_us(&self) -> u64;
 
-    /// Seconds since 1970-01-01 00:00 UTC.
+    /// Returns the seconds since 1970-01-01 00:00 UTC.
     fn unix_seconds(&self) -> u64;
 
-    /// Whether the vCPU is to come back before its next entry: its time is over, or somebody wants it to stay out.
+    /// Returns whether the vCPU must leave the CPU before its next entry: its time slice is over, or it is being
+    /// stopped.
     fn must_leave(&self) -> bool;
 
-    /// Interrupts this CPU when its time-stamp counter has reached `tsc`; `None` takes that back. What the host uses the
-    /// same timer for is not lost.
+    /// Interrupts this CPU when its time-stamp counter reaches `tsc`; `None` cancels this. Other users of the same
+    /// timer are unaffected.
     fn wake_at(&self, tsc: Option<u64>);
 
-    /// Runs the handler of an interrupt that was acknowledged for the host by the TD's exit, and ends it.
+    /// Runs the handler of a host interrupt that the TD exit has acknowledged, and signals its end.
     fn serve_interrupt(&self, vector: u8);
 
     /// Runs the handler of an NMI that the TD's exit consumed.
     fn serve_nmi(&self);
 
-    /// Runs the machine-check handler: one happened in the TD.
+    /// Runs the machine-check handler after a machine check in the TD.
     fn serve_machine_check(&self);
 
-    /// Takes the interrupts that wait for this CPU, and spends a moment.
+    /// Serves the interrupts pending on this CPU, and pauses briefly.
     fn breathe(&self);
 
-    /// Sends this CPU the notification interrupt. It stays pending while interrupts are off, and arrives in the guest.
+    /// Sends this CPU the notification interrupt. It stays pending while interrupts are disabled, and is delivered in
+    /// the guest.
     fn notify_here(&self);
 
-    /// Something was written to the TD's console, which has it in its ring: by the guest, or by the host about its end.
+    /// Tells the host that the TD's console has new output, from the guest or from the host about the TD's end.
     fn console_written(&self) {}
 
-    /// A call with R10 != 0: one of the host's own. It leaves its answers in the registers, its status in R10.
+    /// Serves a vendor-specific call (R10 != 0). Writes the results to the registers, and the status to R10.
     fn vendor_call(&self, vcpu: u32, regs: &mut Gprs) {
         let _ = vcpu;
         regs.r10 = crate::ghci::Status::SubfunctionUnsupported as u64;

@@ -1,11 +1,11 @@
 //! One virtual CPU of a TD: enter, exit, serve the guest.
 //!
-//! [`Vcpu::run`] is the loop: TDH.VP.ENTER, decode the exit ([`exit`]), serve it, enter again, until there is something for
-//! the scheduler ([`Stop`]). A guest's calls are served in [`ghci`], memory that it needs in `fault`, its devices are in
-//! [`devices`]. What the vCPUs of one TD share is a [`Board`]; what the host must provide is the trait [`Host`].
+//! [`Vcpu::run`] is the loop: TDH.VP.ENTER, decode the exit ([`exit`]), serve it, enter again, until the scheduler has
+//! to act ([`Stop`]). [`ghci`] serves the guest's calls, `fault` maps the memory that it needs, and [`devices`] has its
+//! devices. The vCPUs of one TD share a [`Board`]. The host implements the trait [`Host`].
 //!
-//! On the way from one exit to the next entry nothing is allocated and no lock is taken that another vCPU could hold, unless
-//! the guest asked for a device, for memory, or for another vCPU.
+//! Between an exit and the next entry, nothing is allocated and no lock is taken that another vCPU could hold, unless
+//! the guest accessed a device, memory, or another vCPU.
 #![no_std]
 
 extern crate alloc;

@@ -1,14 +1,14 @@
-//! The MSRs that a guest reaches through the host: what the module passes on by #VE. [`TABLE`] has each, with what reads and
-//! writes of it come to; an MSR that is not there is refused, and the guest's #VE handler makes #GP of that.
+//! The MSRs that the host emulates: those for which the module raises #VE. [`TABLE`] lists each with its behaviour on
+//! reads and writes. An access to any other MSR is refused, and the guest's #VE handler turns that into #GP.
 //!
 //! Source: TDX Module 1.5.01, MSR virtualization (an MSR in none of its rows raises #VE); Linux arch/x86/kvm/vmx/tdx.c,
-//! tdx_has_emulated_msr and tdx_is_read_only_msr, and arch/x86/kvm/x86.c, kvm_set_msr_common, for what guests meet
-//! elsewhere.
+//! tdx_has_emulated_msr and tdx_is_read_only_msr, and arch/x86/kvm/x86.c, kvm_set_msr_common, for the behaviour of
+//! other hosts.
 
 use crate::apic::{Apic, Invalid, Request};
 use crate::clock::Clock;
 
-/// Addresses.
+/// MSR addresses.
 mod address {
     pub const APIC_BASE: u32 = 0x1B;
     pub const FEATURE_CONTROL: u32 = 0x3A;
@@ -30,21 +30,21 @@ mod address {
     pub const MTRR_DEF_TYPE: u32 = 0x2FF;
 }
 
-/// Variable ranges.
+/// Number of variable ranges.
 const VARIABLE: usize = 8;
-/// MTRRCAP: 8 variable ranges, the fixed ones, write-combining.
+/// MTRRCAP: 8 variable ranges, fixed ranges, write-combining.
 const MTRR_CAP: u64 = 1 << 10 | 1 << 8 | VARIABLE as u64;
-/// APIC_BASE: the page, enabled, x2APIC mode; the bootstrap processor has one bit more.
+/// APIC_BASE: base address, enabled, x2APIC mode. The bootstrap processor has one more bit set.
 const APIC_BASE: u64 = 0xFEE0_0000 | 1 << 11 | 1 << 10;
 const BOOTSTRAP: u64 = 1 << 8;
-/// FEATURE_CONTROL: locked, and nothing enabled.
+/// FEATURE_CONTROL: locked, with nothing enabled.
 const LOCKED: u64 = 1;
-/// MISC_ENABLE: neither branch traces nor precise events. Software can't change these two bits.
+/// MISC_ENABLE: branch trace store and precise event sampling unavailable. Both bits are read-only.
 const NO_BTS_NO_PEBS: u64 = 1 << 11 | 1 << 12;
 
-/// Places of the registers that keep what is written. All of them are MTRRs, which are 0 after a reset, so that they are off:
-/// an operating system that finds them on wants to program them, with CR0.CD set, which a TD can't do. A TD's memory is
-/// write-back whatever these say; firmware wants to find what it wrote.
+/// Indices of the registers that keep written values. All of them are MTRRs. They are 0 after a reset, which means
+/// disabled: an operating system that finds them enabled programs them with CR0.CD set, which a TD can't do. A TD's
+/// memory is write-back whatever these registers say, but firmware expects to read back what it wrote.
 mod place {
     pub const DEF_TYPE: usize = 0;
     pub const VARIABLE: usize = DEF_TYPE + 1;
@@ -54,7 +54,7 @@ mod place {
     pub const COUNT: usize = FIX4K + 8;
 }
 
-/// MSRs next to each other that answer alike.
+/// A range of adjacent MSRs with the same behaviour.
 struct Row {
     first: u32,
     last: u32,
@@ -62,25 +62,25 @@ struct Row {
     write: Write,
 }
 
-/// The answer to RDMSR.
+/// The result of RDMSR.
 enum Read {
-    /// Always this.
+    /// A constant value.
     Value(u64),
-    /// APIC_BASE, of which the bootstrap processor's is another.
+    /// APIC_BASE, which differs on the bootstrap processor.
     ApicBase,
-    /// What was written, at this place and those behind it.
+    /// The value last written, at this index for the first MSR of the row.
     Kept(usize),
-    /// The module answers it, so that it does not come here.
+    /// Refused: the module handles the read, so that it never arrives here.
     Refused,
 }
 
-/// The answer to WRMSR.
+/// The result of WRMSR.
 enum Write {
-    /// Refused, whatever the value.
+    /// Every value is refused.
     Refused,
-    /// Nothing changes; a value is refused that asks for what is not there to change.
+    /// The write has no effect. Values that would change something that does not exist are refused.
     Ignored(fn(u64) -> bool),
-    /// Kept where reads find it, if that is a value that the MSR with this address takes.
+    /// The value is kept for reads if it is valid for the MSR with this address.
     Kept(fn(u32, u64) -> bool),
 }
 
@@ -97,7 +97,7 @@ const fn rows(first: u32, last: u32, read: Read, write: Write) -> Row {
     }
 }
 
-/// Every MSR that the host serves, but for those of the APIC.
+/// Every MSR that the host emulates, except those of the APIC.
 const TABLE: &[Row] = &[
     row(address::APIC_BASE, Read::ApicBase, Write::Refused),
     row(
@@ -105,7 +105,7 @@ const TABLE: &[Row] = &[
         Read::Value(LOCKED),
         Write::Refused,
     ),
-    // Written with anything before the revision is read.
+    // Guests write any value before they read the revision.
     row(address::UCODE_REV, Read::Value(0), Write::Ignored(|_| true)),
     row(address::PLATFORM_INFO, Read::Value(0), Write::Refused),
     row(address::MTRR_CAP, Read::Value(MTRR_CAP), Write::Refused),
@@ -116,7 +116,7 @@ const TABLE: &[Row] = &[
     ),
     row(address::MCG_CAP, Read::Value(0), Write::Refused),
     row(address::MCG_STATUS, Read::Value(0), Write::Ignored(is_zero)),
-    // The module shows the host's own, or one with those bits set.
+    // The module returns the host's own value, or one with those bits set.
     row(
         address::MISC_ENABLE,
         Read::Refused,
@@ -162,7 +162,7 @@ const fn is_type(value: u64) -> bool {
     matches!(value, 0 | 1 | 4 | 5 | 6)
 }
 
-/// One type in each byte.
+/// Returns whether each byte is a valid type.
 fn are_types(_: u32, value: u64) -> bool {
     value
         .to_le_bytes()
@@ -170,13 +170,13 @@ fn are_types(_: u32, value: u64) -> bool {
         .all(|byte| is_type((*byte).into()))
 }
 
-/// A type, and whether the MTRRs are on: bit 11 for all, bit 10 for the fixed ones.
+/// Checks MTRR_DEF_TYPE: a type, and the enable bits: bit 11 for all MTRRs, bit 10 for the fixed ones.
 const fn is_default_type(_: u32, value: u64) -> bool {
     value & !(3 << 10 | 0xFF) == 0 && is_type(value & 0xFF)
 }
 
-/// An even address is that of a range's base, with the type in its lowest byte; an odd one that of its mask, with bit 11 for
-/// whether it is on. Physical addresses have 52 bits at most.
+/// Checks a variable range register. An even address is a range's base, with the type in the lowest byte. An odd
+/// address is a range's mask, with the valid flag in bit 11. Physical addresses have at most 52 bits.
 const fn is_variable_range(msr: u32, value: u64) -> bool {
     const ADDRESS: u64 = (1 << 52) - 0x1000;
     if msr.is_multiple_of(2) {
@@ -186,17 +186,17 @@ const fn is_variable_range(msr: u32, value: u64) -> bool {
     }
 }
 
-/// The registers of one vCPU.
+/// The emulated MSRs of one vCPU.
 #[derive(Clone, Debug)]
 pub struct Msrs {
-    /// Its local APIC.
+    /// The local APIC.
     pub apic: Apic,
     bootstrap: bool,
     kept: [u64; place::COUNT],
 }
 
 impl Msrs {
-    /// After a reset, of the vCPU with this x2APIC id.
+    /// Creates the reset state of the vCPU with this x2APIC id.
     #[must_use]
     pub const fn new(apic_id: u32, bootstrap: bool) -> Self {
         Self {
@@ -206,10 +206,10 @@ impl Msrs {
         }
     }
 
-    /// RDMSR when the guest's counter is `now`.
+    /// Executes RDMSR at guest TSC value `now`.
     ///
     /// # Errors
-    /// [`Invalid`] for one that the guest does not have.
+    /// [`Invalid`] for an MSR that the guest does not have.
     pub fn read(&self, msr: u32, now: u64, clock: Clock) -> Result<u64, Invalid> {
         if Apic::has(msr) {
             return self.apic.read(msr, now, clock);
@@ -228,10 +228,10 @@ impl Msrs {
         }
     }
 
-    /// WRMSR when the guest's counter is `now`.
+    /// Executes WRMSR at guest TSC value `now`.
     ///
     /// # Errors
-    /// [`Invalid`] for one that the guest does not have or may not set like that; nothing has changed.
+    /// [`Invalid`] for an MSR that the guest does not have, or for an invalid value; the state is unchanged.
     pub fn write(
         &mut self,
         msr: u32,
@@ -267,7 +267,7 @@ impl Row {
         row.ok_or(Invalid)
     }
 
-    /// Where an MSR of this row is kept, of which the first is at `place`.
+    /// Returns the index of an MSR of this row, whose first MSR is at `place`.
     const fn place(&self, place: usize, msr: u32) -> usize {
         place + (msr - self.first) as usize
     }
@@ -285,7 +285,7 @@ mod tests {
         Msrs::new(0, true).read(msr, 0, CLOCK)
     }
 
-    /// What a register reads as after a write, or that the write is refused.
+    /// Returns the value of a register after a write, or that the write was refused.
     fn written(msr: u32, value: u64) -> Result<Result<u64, Invalid>, Invalid> {
         let mut msrs = Msrs::new(0, true);
         let result = msrs.write(msr, value, 0, CLOCK);
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn what_reads_and_writes_come_to_is_as_on_other_hosts() {
-        /// No value is taken.
+        /// An empty list of values.
         const NONE: &[u64] = &[];
         const REFUSED: Result<u64, Invalid> = Err(Invalid);
         let no_bts_no_pebs = 3 << 11;
@@ -382,7 +382,7 @@ mod tests {
         let masks = (0x201..=0x20F).step_by(2).map(|msr| (msr, 0x800));
         let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26F);
         let all = bases.chain(masks).chain(fixed.map(|msr| (msr, 0)));
-        // Values that differ: the number of the register, where all of them have room for one.
+        // Distinct values: the number of the register, where the format has room for it.
         let values = |number: u64, (msr, low): (u32, u64)| match msr {
             0x200..=0x20F => (msr, number << 12 | low),
             _ => (

@@ -1,8 +1,9 @@
-//! The posted-interrupt descriptor: how anything reaches a vCPU with an interrupt, without a lock.
+//! The posted-interrupt descriptor: delivers interrupts to a vCPU without a lock.
 //!
-//! A vector is posted by setting its bit, then the outstanding-notification bit; whoever set that sends the notification.
-//! The CPU moves the bits into the vCPU's own APIC when the notification interrupt arrives while it is in the guest. The
-//! host can't do that itself, for a TD's APIC page is private: it sends the notification to itself right before it enters.
+//! Posting a vector sets its bit, then the outstanding-notification bit. The poster that set the latter sends the
+//! notification. When the notification interrupt arrives while the CPU is in the guest, the CPU moves the bits into the
+//! vCPU's APIC page. The host can't do that itself, because a TD's APIC page is private. Instead it sends the
+//! notification to its own CPU right before entry.
 //!
 //! Source: Intel SDM volume 3C, section 30.6 (posted-interrupt processing).
 
@@ -11,11 +12,11 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// Outstanding notification: bit 256 of the descriptor.
 const ON: u64 = 1 << 0;
 
-/// The descriptor of one vCPU, as the CPU reads and writes it.
+/// The descriptor of one vCPU, in the layout that the CPU defines.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Descriptor {
-    /// Requests, a bit for each vector.
+    /// Posted vectors, one bit each.
     requests: [AtomicU64; 4],
     /// ON, SN, the notification vector and its destination.
     control: AtomicU64,
@@ -25,7 +26,7 @@ pub struct Descriptor {
 const _: () = assert!(size_of::<Descriptor>() == 64);
 
 impl Descriptor {
-    /// A descriptor with nothing in it.
+    /// Creates an empty descriptor.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -35,20 +36,20 @@ impl Descriptor {
         }
     }
 
-    /// Posts `vector`. Whether a notification must be sent: none is on its way yet.
+    /// Posts `vector`. Returns whether the caller must send a notification, because none is outstanding yet.
     #[must_use]
     pub fn post(&self, vector: u8) -> bool {
         self.requests[usize::from(vector / 64)].fetch_or(1 << (vector % 64), SeqCst);
         self.control.fetch_or(ON, SeqCst) & ON == 0
     }
 
-    /// Whether something was posted that the CPU has not taken yet.
+    /// Returns whether a vector was posted that the CPU has not taken yet.
     #[must_use]
     pub fn is_outstanding(&self) -> bool {
         self.control.load(SeqCst) & ON != 0
     }
 
-    /// The vectors that were posted and not taken, as four words.
+    /// Returns the posted vectors that the CPU has not taken yet, as four words.
     #[must_use]
     pub fn pending(&self) -> [u64; 4] {
         [0, 1, 2, 3].map(|word: usize| self.requests[word].load(SeqCst))

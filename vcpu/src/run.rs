@@ -10,27 +10,27 @@ use crate::exit::{Exit, Obstacle};
 use crate::host::Host;
 use crate::msr::Msrs;
 
-/// How often an entry is tried that something busy prevents, before others get their turn.
+/// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
 const ENTRY_TRIES: u32 = 64;
 
-/// Why a vCPU came back from [`Vcpu::run`].
+/// The reason why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The host wanted it back ([`Host::must_leave`]).
+    /// The host requested it ([`Host::must_leave`]).
     Yield,
-    /// It waits for an interrupt, its timer ([`Vcpu::due`]) or an NMI: [`Station::is_waiting`] tells for how long.
+    /// The vCPU waits for an interrupt, its timer ([`Vcpu::due`]) or an NMI. [`Station::is_waiting`] tells how long.
     Halted,
-    /// It is associated with another CPU: TDH.VP.FLUSH there comes first.
+    /// The vCPU is associated with another CPU, which must execute TDH.VP.FLUSH first.
     OtherCpu,
-    /// Something is busy for so long that others should run meanwhile.
+    /// A resource is busy for so long that other vCPUs should run meanwhile.
     Busy,
-    /// The TD is being terminated: nothing of it can be used any more.
+    /// The TD is being terminated. No vCPU of it can be entered any more.
     Closed,
-    /// The TD has come to its end: [`Board::end`] tells why.
+    /// The TD has ended. [`Board::end`] has the reason.
     Ended,
 }
 
-/// One virtual CPU, as it is between two runs. Its registers are the module's; here is what the host keeps for it.
+/// The host's state of one virtual CPU between two runs. The module holds the vCPU's own registers.
 #[derive(Clone, Debug)]
 pub struct Vcpu {
     pub(crate) index: u32,
@@ -39,7 +39,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// The TD's vCPU number `index`, which has x2APIC id `apic_id`, before its first run.
+    /// Creates vCPU number `index` of a TD, with x2APIC id `apic_id`, before its first run.
     #[must_use]
     pub fn new(index: u32, apic_id: u32) -> Self {
         Self {
@@ -49,14 +49,14 @@ impl Vcpu {
         }
     }
 
-    /// Its number.
+    /// Returns the vCPU's number in its TD.
     #[must_use]
     pub const fn index(&self) -> u32 {
         self.index
     }
 
-    /// The host's time-stamp counter at which its timer goes off: it is to run then, halted or not. `None` while it sleeps
-    /// with interrupts off, which its timer does not end.
+    /// Returns the host TSC value at which the vCPU's timer expires. The vCPU must run then, halted or not. `None`
+    /// while the vCPU is halted with interrupts disabled, because its timer does not wake it.
     #[must_use]
     pub fn due(&self, board: &Board) -> Option<u64> {
         let station = board.stations().get(self.index as usize)?;
@@ -70,9 +70,9 @@ impl Vcpu {
         self.msrs.apic.due().map(|due| board.clock().host(due))
     }
 
-    /// Runs it on this CPU, until there is something for who schedules it. With interrupts off from beginning to end, but
-    /// where the host takes them itself. One that halted with interrupts off comes back at once unless it has an NMI: no
-    /// interrupt and no timer wakes it, and neither does a scheduler that lets it run for them.
+    /// Runs the vCPU on this CPU until the scheduler has to act. Interrupts are disabled throughout, except where the
+    /// host serves them itself. A vCPU that halted with interrupts disabled returns at once unless it has an NMI:
+    /// interrupts, its timer and the scheduler do not wake it.
     pub fn run<H: Host>(&mut self, board: &Board, tdvpr: &Tdvpr, host: &H) -> Stop {
         let Some(station) = board.stations().get(self.index as usize) else {
             return Stop::Ended;
@@ -96,7 +96,7 @@ impl Vcpu {
     }
 }
 
-/// A vCPU that has a CPU.
+/// A vCPU that is running on a CPU.
 pub(crate) struct Session<'a, H> {
     pub vcpu: &'a mut Vcpu,
     pub board: &'a Board,
@@ -107,7 +107,7 @@ pub(crate) struct Session<'a, H> {
 }
 
 impl<H: Host> Session<'_, H> {
-    /// Whether it stays halted. The end of its TD is found by [`Self::run`].
+    /// Returns whether the vCPU stays halted. If the TD has ended, [`Self::run`] finds that.
     fn sleeps_on(&self) -> bool {
         let station = self.station;
         station.halt() == Halt::Blocked && station.is_waiting() && self.board.end().is_none()
@@ -151,7 +151,7 @@ impl<H: Host> Session<'_, H> {
         Ok(Exit::decode(status, &self.vcpu.regs, shared))
     }
 
-    /// Sees to it that what was posted reaches the guest with this entry.
+    /// Ensures that posted interrupts and NMIs reach the guest with the next entry.
     fn hand_in(&mut self) -> Option<Stop> {
         if self.station.has_nmi()
             && let Some(stop) = self.inject_nmi()
@@ -159,7 +159,7 @@ impl<H: Host> Session<'_, H> {
             return Some(stop);
         }
         if self.station.descriptor().is_outstanding() {
-            // Interrupts are off: it arrives in the guest, where the CPU takes what was posted.
+            // Interrupts are disabled, so this one is delivered in the guest, where the CPU takes the posted vectors.
             self.station.tally().posted.add();
             self.host.notify_here();
         }
@@ -184,11 +184,11 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// Serves a fault on a shared address of which the guest could not be told: there must be something now.
+    /// Serves a fault on a shared address for which the guest could not receive #VE. The address must be mapped by now.
     #[cold]
     fn serve_shared(&mut self, gpa: Gpa) -> Option<Stop> {
         let Some(_same) = self.board.conversions.try_read() else {
-            // Whoever converts memory may wait for this CPU. The guest runs into it again.
+            // The CPU that converts memory may wait for this CPU. The guest faults again.
             self.station.tally().retries.add();
             self.host.breathe();
             return None;
@@ -197,7 +197,7 @@ impl<H: Host> Session<'_, H> {
         (!is_there).then(|| self.end(End::NothingShared(gpa)))
     }
 
-    /// Serves what is not a call.
+    /// Serves an exit other than a call.
     fn serve(&mut self, exit: Exit) -> Option<Stop> {
         let tally = self.station.tally();
         if !matches!(exit, Exit::NotEntered(_)) {
@@ -219,7 +219,7 @@ impl<H: Host> Session<'_, H> {
             Exit::BusLock => tally.bus_locks.add(),
             Exit::Notify => tally.notifies.add(),
             Exit::Passed => tally.passed.add(),
-            // The guest's TDCALL is executed again; the host has done meanwhile what it asked for.
+            // The guest executes its TDCALL again. The host has made its own calls meanwhile.
             Exit::HostHadPriority => tally.priority.add(),
             Exit::NotEntered(obstacle) => return self.overcome(obstacle),
             Exit::MachineCheck(status) => {
@@ -253,21 +253,21 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// The TD has come to its end.
+    /// Ends the TD for this reason.
     #[cold]
     pub(crate) fn end(&self, why: End) -> Stop {
         self.board.end_with(why);
-        // The reason is the last line there.
+        // The reason is the console's last line.
         self.host.console_written();
         Stop::Ended
     }
 
-    /// Lets the host's timer stand for the guest's.
+    /// Programs the host timer for the guest's timer.
     pub(crate) fn arm_timer(&self) {
         self.host.wake_at(self.vcpu.timer_due(self.board));
     }
 
-    /// Posts the timer's interrupt, if its time has come.
+    /// Posts the timer's interrupt if the timer is due.
     fn expire_timer(&mut self) {
         if self.vcpu.msrs.apic.due().is_none() {
             return;
@@ -277,7 +277,7 @@ impl<H: Host> Session<'_, H> {
         if self.vcpu.msrs.apic.due().is_some_and(|due| due <= now) {
             self.station.tally().timers.add();
             if let Some(vector) = self.vcpu.msrs.apic.expire(now, clock) {
-                // It is here, so that nobody need be told.
+                // The vCPU is on this CPU, so no notification is needed.
                 _ = self.station.descriptor().post(vector);
             }
             self.arm_timer();

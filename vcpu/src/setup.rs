@@ -1,4 +1,4 @@
-//! What a vCPU's VMCS is told by the host before it runs for the first time.
+//! The host's settings in a vCPU's VMCS, written before the first run.
 
 use seam::abi::metadata::vmcs;
 use seam::address::Hpa;
@@ -10,23 +10,23 @@ use seam::tdh::{Tdh, Tdvpr};
 /// Pin-based control: process posted interrupts.
 const POSTED_INTERRUPTS: u64 = 1 << 7;
 
-/// What a vCPU is connected to.
+/// The host resources that a vCPU is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wiring {
-    /// The physical address of its [`Descriptor`](crate::posted::Descriptor).
+    /// Physical address of its [`Descriptor`](crate::posted::Descriptor).
     pub descriptor: Hpa,
-    /// The vector of the notification interrupt, the same on every CPU.
+    /// Vector of the notification interrupt, the same on every CPU.
     pub notification: u8,
-    /// The root page of the TD's shared EPT.
+    /// Root page of the TD's shared EPT.
     pub shared: Hpa,
 }
 
-/// Connects a vCPU, on the CPU that it is associated with or will be.
+/// Writes the wiring to a vCPU's VMCS, on the CPU that the vCPU is associated with or will be.
 ///
 /// The vector and the descriptor are written before the control that makes the CPU use them.
 ///
 /// # Errors
-/// [`Error`] when the module does not take one of them.
+/// [`Error`] if the module rejects one of the writes.
 pub fn wire<C: SeamCall, W: Wait>(
     tdh: &Tdh<'_, C, W>,
     tdvpr: &Tdvpr,

@@ -1,17 +1,17 @@
-//! How often a vCPU exited, and why. One CPU writes, anyone reads.
+//! Exit counters of a vCPU, by cause. One CPU writes them, any CPU reads them.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! tally {
     ($($name:ident: $text:literal,)*) => {
-        /// Counts of one vCPU.
+        /// Counters of one vCPU.
         #[derive(Debug, Default)]
         pub struct Tally {
             $(#[doc = $text] pub $name: Count,)*
         }
 
         impl Tally {
-            /// All of them: what is counted, and how often it was.
+            /// Returns the name and the value of each counter.
             pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
                 [$(($text, self.$name.get()),)*].into_iter()
             }
@@ -37,18 +37,18 @@ tally! {
     nmis_in: "NMIs injected",
 }
 
-/// A number that one CPU counts up.
+/// A counter that one CPU increments.
 #[derive(Debug, Default)]
 pub struct Count(AtomicU64);
 
 impl Count {
-    /// The number.
+    /// Returns the value.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 
-    /// One more. Only the CPU that runs the vCPU counts, so that no other's count is lost.
+    /// Increments the counter. Only the CPU that runs the vCPU calls this, so no count is lost.
     pub(crate) fn add(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
     }

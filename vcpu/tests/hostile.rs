@@ -1,5 +1,5 @@
-//! Guests that ask for everything, well-formed and not: the host survives each call, gives each an answer, and loses
-//! nothing. The seed is printed, and SEAMARK_SEED chooses another.
+//! Guests that make every call, well-formed or not. The host survives and answers each call, and loses nothing. The
+//! test prints its seed; SEAMARK_SEED sets another.
 
 mod kit;
 
@@ -10,7 +10,7 @@ use seam::abi::PAGE_2M;
 use vcpu::Stop;
 use vcpu::ghci::{Branch, Status};
 
-/// Memory of the TD, and a part of it that few calls convert.
+/// Memory size of the TD, and the start of a part that few calls convert.
 const MEMORY: u64 = 128 << 20;
 const BUFFER: u64 = 100 << 20;
 const GROUND: Ground = Ground {
@@ -51,13 +51,13 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         let all = Branch::ALL.iter().filter(|branch| !branch.ends());
         all.filter(|branch| times(**branch) < ENOUGH).count()
     };
-    // Only a guest that has no memory for it is told so.
+    // Takes all spare frames from the host, for the branches where it has no memory for a guest.
     let mut spare = Vec::new();
     for batch in 0..MAX_BATCHES {
         if missing() == 0 {
             break;
         }
-        // A buffer for what the host writes.
+        // A shared buffer for the host's responses.
         let mut at = BUFFER;
         while at != 0 {
             let left = BUFFER + PAGE_2M - at;
@@ -74,7 +74,7 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
             .collect();
         let script = Script::new(calls.iter().map(|call| Act::Call(call.regs)));
         let host = td.host();
-        // While vCPU 0 converts memory, vCPU 1 asks for what needs it.
+        // While vCPU 0 converts memory, vCPU 1 makes a call that needs the same lock.
         let (td, outer) = (&td, script.clone());
         host.meanwhile.replace(Some(Box::new(move || {
             let at = SHARED | BUFFER;
@@ -103,7 +103,7 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         println!("{:8} {}", times(*branch), branch.name());
     }
     assert_eq!(missing(), 0);
-    // Back to private with all of it: nothing but tables is left.
+    // Converts all memory back to private. Only tables are left.
     let mut from = 0;
     loop {
         let answer = td.ask(&[call(0x1_0001, [from, MEMORY - from, 0, 0])])[0];

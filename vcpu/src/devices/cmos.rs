@@ -1,7 +1,7 @@
-//! The real-time clock and the memory behind it.
+//! The real-time clock and its CMOS memory.
 //!
-//! Source: MC146818A data sheet; the century at 0x32 is where PC firmware has it (ACPI FADT, CENTURY); how much memory there
-//! is where QEMU tells its firmware (docs/specs, hw/i386/x86.c, x86_cmos_init).
+//! Source: MC146818A data sheet. The century is at 0x32, as in PC firmware (ACPI FADT, CENTURY). The memory size is
+//! where QEMU puts it for its firmware (docs/specs, hw/i386/x86.c, x86_cmos_init).
 
 use core::ops::Range;
 
@@ -11,7 +11,7 @@ use super::{Device, Effect, Now, Place};
 
 /// The port that selects a register.
 pub const INDEX: u16 = board::CLOCK;
-/// The port that reads and writes it.
+/// The port that reads and writes the selected register.
 pub const DATA: u16 = INDEX + 1;
 
 const REGISTERS: usize = 128;
@@ -20,15 +20,15 @@ const STATUS_B: u8 = 0x0B;
 const STATUS_C: u8 = 0x0C;
 const STATUS_D: u8 = 0x0D;
 const CENTURY: u8 = board::CENTURY;
-/// Status A: the divider runs at 32,768 Hz, rate 1024 Hz. No update is ever under way.
+/// Status A: the divider runs at 32,768 Hz, rate 1024 Hz. No update is ever in progress.
 const RUNNING: u8 = 0x26;
-/// Status B: numbers are binary, hours go to 24. What the guest may change of it.
+/// Status B: binary numbers, 24-hour mode. The guest may change both bits.
 const BINARY: u8 = 1 << 2;
 const HOURS_24: u8 = 1 << 1;
 /// Status D: the battery is good.
 const VALID: u8 = 1 << 7;
 
-/// The clock. It shows the host's time in UTC, and can't be set.
+/// The clock. It shows the host's time in UTC and can't be set.
 #[derive(Debug)]
 pub struct Cmos {
     index: u8,
@@ -36,7 +36,7 @@ pub struct Cmos {
     memory: [u8; REGISTERS],
 }
 
-/// How much memory there is, in units of 64 KiB: from 16 MiB on below 4 GiB in two bytes, and from 4 GiB on in three.
+/// Memory size in units of 64 KiB: between 16 MiB and 4 GiB in two bytes, and above 4 GiB in three.
 const LOW_MEMORY: usize = 0x34;
 const HIGH_MEMORY: usize = 0x5B;
 const MEMORY_UNIT: u64 = 64 << 10;
@@ -44,7 +44,7 @@ const LOW_MEMORY_FROM: u64 = 16 << 20;
 const FOUR_GIB: u64 = 4 << 30;
 
 impl Cmos {
-    /// The clock of a TD that has memory in these ranges: from address 0 and from 4 GiB on.
+    /// Creates the clock of a TD with these memory ranges, which start at address 0 and at 4 GiB.
     #[must_use]
     pub fn new(memory: impl IntoIterator<Item = Range<u64>>) -> Self {
         let mut ends = [LOW_MEMORY_FROM, FOUR_GIB];
@@ -117,18 +117,18 @@ impl Device for Cmos {
     fn write(&mut self, place: Place, value: u64, _: Now) -> Effect {
         let value = value as u8;
         match (place.offset, self.index) {
-            // Bit 7 masks NMI on a PC; a TD has none from there.
+            // Bit 7 masks NMI on a PC. A TD receives no NMI from there.
             (0, _) => self.index = value & 0x7F,
             (_, STATUS_B) => self.format = value & (BINARY | HOURS_24),
             (_, 0x0E..=0x31 | 0x33..) => self.memory[usize::from(self.index) % REGISTERS] = value,
-            // The time is the host's, and the other status registers can only be read.
+            // The time is the host's, and the other status registers are read-only.
             _ => {}
         }
         Effect::None
     }
 }
 
-/// A moment as people say it.
+/// A calendar date and time of day.
 #[derive(Debug, PartialEq, Eq)]
 struct Date {
     year: u64,
@@ -158,7 +158,7 @@ impl Date {
     }
 }
 
-/// The date so many days after 1970-01-01, in the Gregorian calendar.
+/// Converts days since 1970-01-01 to year, month and day in the Gregorian calendar.
 fn civil(days: u64) -> (u64, u8, u8) {
     const DAYS_IN_400_YEARS: u64 = 146_097;
     let is_leap = |year: u64| {

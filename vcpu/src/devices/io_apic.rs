@@ -1,7 +1,7 @@
-//! An I/O APIC: turns the devices' lines into messages to a vCPU.
+//! An I/O APIC: turns device interrupt lines into messages to a vCPU.
 //!
-//! Lines are taken as edges, whatever the guest programs: a TD's end of interrupt is not visible to the host, so that a
-//! level could never be taken back. Devices here raise a line anew for each request.
+//! All lines are edge-triggered, whatever the guest programs: the host can't see a TD's end of interrupt, so it could
+//! never clear a level. Devices here raise their line anew for each request.
 //!
 //! Source: Intel 82093AA data sheet, section 3.
 
@@ -9,9 +9,9 @@ use td_base::board;
 
 use super::{Device, Effect, Now, Place};
 
-/// Where its registers are.
+/// Guest-physical address of the registers.
 pub const BASE: u64 = board::IO_APIC as u64;
-/// How far they reach.
+/// Size of the register block in bytes.
 pub const BYTES: u64 = 0x20;
 
 const PINS: usize = 24;
@@ -31,7 +31,7 @@ const READ_ONLY: u64 = 1 << 12 | 1 << 14;
 const MASKED: u64 = 1 << 16;
 const DEFINED: u64 = 0xFF << 56 | 0x1_FFFF;
 
-/// How a message asks for attention.
+/// The delivery type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// An interrupt with the message's vector.
@@ -43,9 +43,9 @@ pub enum Trigger {
 /// A message to local APICs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// What it is.
+    /// Delivery type.
     pub trigger: Trigger,
-    /// Its vector.
+    /// Interrupt vector.
     pub vector: u8,
     /// An APIC id, or a set of eight when `is_logical`.
     pub destination: u8,
@@ -63,7 +63,7 @@ pub struct IoApic {
 }
 
 impl Default for IoApic {
-    /// As after a reset: everything is masked.
+    /// Returns the reset state: all pins are masked.
     fn default() -> Self {
         Self {
             select: 0,
@@ -75,7 +75,7 @@ impl Default for IoApic {
 }
 
 impl IoApic {
-    /// Line `pin` is now raised, or not; the message that comes of it.
+    /// Sets the level of line `pin`. Returns the message to send, if any.
     pub fn set_line(&mut self, pin: u8, raised: bool) -> Option<Message> {
         let entry = *self.entries.get(usize::from(pin))?;
         let was_raised = self.raised >> pin & 1 != 0;
@@ -84,7 +84,7 @@ impl IoApic {
             return None;
         }
         let trigger = match (entry & DELIVERY_MODE) >> 8 {
-            // Fixed, and lowest priority, for which the destination's first will do.
+            // Fixed, or lowest priority, which is delivered like fixed.
             0 | 1 => Trigger::Fixed,
             4 => Trigger::Nmi,
             _ => return None,
@@ -127,7 +127,7 @@ impl IoApic {
         }
     }
 
-    /// The pin whose entry a register is a half of, and which half.
+    /// Returns the pin and the bit shift of the entry half that `register` selects.
     fn half(&self, register: u8) -> Option<(usize, u32)> {
         let half = usize::from(register.checked_sub(FIRST_ENTRY)?);
         (half / 2 < PINS).then_some((half / 2, half as u32 % 2 * 32))

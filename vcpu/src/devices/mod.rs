@@ -1,8 +1,8 @@
-//! The devices that a TD sees: small models behind a trait, reached by ports and by memory-mapped registers.
+//! The devices of a TD: small models behind a trait, reached through ports and memory-mapped registers.
 //!
-//! A device knows neither the vCPU that asks nor the host. What it is told, it turns into an answer and an [`Effect`], which
-//! the caller carries out. Each has a lock of its own, taken only by who really reaches it: a port where no device is costs
-//! a comparison.
+//! A device knows neither the calling vCPU nor the host. It turns each access into a value or an [`Effect`], which the
+//! caller carries out. Each device has its own lock, taken only for accesses to that device. An access to a port
+//! without a device costs one comparison.
 
 mod cmos;
 mod io_apic;
@@ -24,52 +24,52 @@ use pci::Window;
 pub use pm::{Power, PowerManagement};
 pub use uart::Uart;
 
-/// How much of a device is reached, and where: a register's offset from the device's first, and 1, 2, 4 or 8 bytes.
+/// The location of an access: the offset from the device's first register, and the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Bytes from the first register.
     pub offset: u64,
-    /// 1, 2, 4 or 8 bytes.
+    /// Size of the access: 1, 2, 4 or 8 bytes.
     pub size: u8,
 }
 
-/// The time as devices need it.
+/// The current time, as devices need it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Microseconds since some moment; never goes back.
+    /// Microseconds since a fixed point in time; never decreases.
     pub monotonic_us: u64,
     /// Seconds since 1970-01-01 00:00 UTC.
     pub unix_seconds: u64,
 }
 
-/// What a device wants to happen.
+/// An action that a device requests from its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing.
+    /// No action.
     None,
-    /// A byte goes to who watches the TD's console.
+    /// Write a byte to the TD's console.
     Output(u8),
-    /// The machine goes off, or starts anew.
+    /// Power off or reset the TD.
     Power(Power),
-    /// The guest's kernel can't go on.
+    /// The guest's kernel has panicked.
     Panicked,
 }
 
 /// A device.
 pub trait Device: fmt::Debug + Send {
-    /// Reads a register. What is no register reads as all ones.
+    /// Reads a register. A location without a register reads as all ones.
     fn read(&mut self, place: Place, now: Now) -> u64;
 
-    /// Writes a register; of `value` only `place.size` bytes count. What is no register is ignored.
+    /// Writes the low `place.size` bytes of `value` to a register. Ignored if there is no register.
     fn write(&mut self, place: Place, value: u64, now: Now) -> Effect;
 
-    /// The interrupt line, if the device has one: its number and whether it is raised.
+    /// Returns the number and the level of the device's interrupt line, if it has one.
     fn line(&self) -> Option<(u8, bool)> {
         None
     }
 }
 
-/// The value of a read that no device answers.
+/// Returns the value of a read that no device answers.
 #[must_use]
 pub const fn open_bus(size: u8) -> u64 {
     u64::MAX >> (64 - 8 * size as u32)
@@ -80,15 +80,15 @@ pub const fn open_bus(size: u8) -> u64 {
 pub struct Devices {
     /// The serial port.
     pub uart: Mutex<Uart>,
-    /// The clock.
+    /// The real-time clock.
     pub cmos: Mutex<Cmos>,
     /// The power-management registers.
     pub pm: Mutex<PowerManagement>,
     /// The interrupt controller that turns lines into messages.
     pub io_apic: Mutex<IoApic>,
-    /// The bus.
+    /// The PCI bus.
     pub pci: Mutex<Pci>,
-    /// Where the bus has its registers in memory: what its [`Pci::window`] was when it was last written to.
+    /// [`Pci::window`] after the last write to the bus: the address of the memory-mapped configuration space.
     window: AtomicU64,
 }
 
@@ -99,26 +99,26 @@ const NO_TIMER_LAST: u16 = 0x43;
 const PCI: u16 = pci::ADDRESS;
 const RESET: u16 = pm::RESET_CONTROL - PCI;
 
-/// Where a port leads.
+/// The destination of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Port {
     Uart(u16),
     Cmos(u16),
     Pm(u16),
-    /// The bus; at [`RESET`] the reset-control register.
+    /// The bus; offset [`RESET`] is the reset-control register.
     Pci(u16),
-    /// The keyboard controller's command register, the only one of it that is there: a controller that nobody finds, for its
-    /// status reads as all ones.
+    /// The keyboard controller's command register, its only emulated register. The status reads as all ones, so guests
+    /// detect no controller.
     Keyboard,
-    /// Where a kernel says that it has panicked.
+    /// The port where a kernel reports a panic.
     Panic,
-    /// The interval timer's, which is not there: its counters read as zero. Linux tells by the first byte that they are no
-    /// timer, and would ask an open bus 100,000 times.
+    /// The interval timer, which is absent: its counters read as zero. Linux detects this from the first byte. It would
+    /// read an open bus 100,000 times.
     NoTimer,
 }
 
 impl Port {
-    /// The device at a port, and the offset in it.
+    /// Returns the device at a port, and the offset in it.
     const fn of(port: u16) -> Option<Self> {
         Some(match port {
             uart::BASE..=uart::LAST => Self::Uart(port - uart::BASE),
@@ -134,7 +134,7 @@ impl Port {
 }
 
 impl Devices {
-    /// Those of a TD that has memory in these ranges.
+    /// Creates the devices of a TD with these memory ranges.
     #[must_use]
     pub fn new(memory: impl IntoIterator<Item = Range<u64>>) -> Self {
         Self {
@@ -147,14 +147,14 @@ impl Devices {
         }
     }
 
-    /// IN of 1, 2 or 4 bytes; `None` when no device is there, which the guest sees as [`open_bus`]. An access that reaches
-    /// beyond the device's last register is an access to its first.
+    /// Executes IN of 1, 2 or 4 bytes. Returns `None` if no device is there, which the guest sees as [`open_bus`]. An
+    /// access that reaches beyond the device's last register is an access to the first one alone.
     #[inline]
     pub fn input(&self, port: u16, size: u8, now: impl FnOnce() -> Now) -> Option<u64> {
         Some(self.read(Port::of(port)?, size, now()))
     }
 
-    /// OUT of 1, 2 or 4 bytes; `None` when no device is there.
+    /// Executes OUT of 1, 2 or 4 bytes. Returns `None` if no device is there.
     #[inline]
     pub fn output(
         &self,
@@ -166,7 +166,7 @@ impl Devices {
         Some(self.write(Port::of(port)?, size, value, now()))
     }
 
-    /// Apart from [`Self::input`], so that a port without a device costs nothing of it.
+    /// Not inlined into [`Self::input`], so that a port without a device stays cheap.
     #[inline(never)]
     fn read(&self, port: Port, size: u8, now: Now) -> u64 {
         let place = |offset: u16| Place {
@@ -209,7 +209,7 @@ impl Devices {
         }
     }
 
-    /// Reads memory-mapped registers; `None` when no device is there.
+    /// Reads a memory-mapped register. Returns `None` if no device is there.
     pub fn load(&self, gpa: u64, size: u8, now: Now) -> Option<u64> {
         let value = match self.registers_at(gpa)? {
             Registers::IoApic(offset) => self.io_apic.lock().read(Place { offset, size }, now),
@@ -218,7 +218,7 @@ impl Devices {
         Some(value & open_bus(size))
     }
 
-    /// Writes memory-mapped registers; `None` when no device is there.
+    /// Writes a memory-mapped register. Returns `None` if no device is there.
     pub fn store(&self, gpa: u64, size: u8, value: u64, now: Now) -> Option<Effect> {
         let value = value & open_bus(size);
         Some(match self.registers_at(gpa)? {
@@ -248,14 +248,14 @@ impl Devices {
         self.window.store(pci.window().0, Relaxed);
     }
 
-    /// Shows the interrupt controller how the devices' lines are; the message that comes of it, if any.
+    /// Updates the interrupt controller with the levels of the device lines. Returns the message to send, if any.
     pub fn route_lines(&self) -> Option<Message> {
         let (line, raised) = self.uart.lock().line()?;
         self.io_apic.lock().set_line(line, raised)
     }
 }
 
-/// Where an address leads, and the offset there.
+/// The destination of an MMIO access, with the offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Registers {
     IoApic(u64),
@@ -318,7 +318,7 @@ mod tests {
         devices.output(0xCFC, 4, 0xB000_0001, Now::default);
         assert_eq!(load(0xB000_0000), Some(0x29C0_8086));
         assert_eq!(load(0xB000_1000), Some(0xFFFF_FFFF));
-        // And back, by what it moves itself.
+        // Switched off again through its own memory-mapped register.
         let stored = devices.store(0xB000_0060, 4, 0, Now::default());
         assert_eq!(stored, Some(Effect::None));
         assert_eq!(load(0xB000_0000), None);

@@ -1,26 +1,26 @@
-//! The PCI bus: its configuration space, by ports and by memory, with what every PC has on bus 0. That is a host bridge, which
-//! says what kind of machine it is, and a bridge to the ports of [`pm`](super::pm) and of the serial port. They are those of
-//! QEMU's q35, for that is what guests' firmware knows.
+//! The PCI bus: its configuration space, by ports and by memory, with the functions that every PC has on bus 0. These
+//! are a host bridge, which identifies the machine type, and an ISA bridge to the ports of [`pm`](super::pm) and of the
+//! serial port. Both match QEMU's q35, which guest firmware knows.
 //!
 //! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2 (ports) and chapter 6 (registers); PCI Express Base
-//! Specification, section 7.2.2 (memory); Intel 3 Series Express Chipset Family data sheet, section 5.1 (PCIEXBAR); Intel I/O
-//! Controller Hub 9 data sheet, sections 10.1 (RCBA) and 13.1 (PMBASE, ACPI_CNTL, PIRQ).
+//! Specification, section 7.2.2 (memory); Intel 3 Series Express Chipset Family data sheet, section 5.1 (PCIEXBAR);
+//! Intel I/O Controller Hub 9 data sheet, sections 10.1 (RCBA) and 13.1 (PMBASE, ACPI_CNTL, PIRQ).
 
 use super::{Device, Effect, Now, Place, open_bus, pm};
 
-/// The port that selects a register, by double words alone.
+/// The port that selects a register. Only 32-bit accesses reach it.
 pub const ADDRESS: u16 = 0xCF8;
-/// The first of the ports that read and write it.
+/// The first port that reads and writes the selected register.
 pub const DATA: u16 = 0xCFC;
-/// The last.
+/// The last such port.
 pub const DATA_LAST: u16 = DATA + 3;
 
-/// ADDRESS: an access to the data ports is one to the bus.
+/// ADDRESS: accesses to the data ports are configuration accesses.
 const ENABLE: u32 = 1 << 31;
-/// Bytes of a function's registers by the ports, and by memory.
+/// Bytes of configuration space per function, by ports and by memory.
 const BYTES: usize = 256;
 const WIDE_BYTES: u64 = 4096;
-/// Bytes of the registers of a bus by memory.
+/// Bytes of configuration space per bus, by memory.
 const BUS_BYTES: u64 = 256 * WIDE_BYTES;
 
 /// Registers of every function.
@@ -29,22 +29,22 @@ const COMMAND: usize = 0x04;
 const REVISION_AND_CLASS: usize = 0x08;
 const SUBSYSTEM: usize = 0x2C;
 const INTERRUPT_LINE: u8 = 0x3C;
-/// Those of the host bridge: where configuration space is in memory, in eight bytes.
+/// Registers of the host bridge: the address of the memory-mapped configuration space, in eight bytes.
 const PCIEXBAR: usize = 0x60;
-/// Those of the ISA bridge: ports of [`pm`], whether they are on, and routes that nothing goes.
+/// Registers of the ISA bridge: base port of [`pm`], its enable register, and interrupt routes, which have no effect.
 const PMBASE: usize = 0x40;
 const ACPI_CNTL: usize = 0x44;
 
-/// A host bridge of Intel's Q35, an ISA bridge of its ICH9, and QEMU as who put them together.
+/// The host bridge of Intel's Q35, the ISA bridge of its ICH9, and QEMU as the subsystem vendor.
 const Q35: u32 = 0x29C0_8086;
 const ICH9: u32 = 0x2918_8086;
 const QEMU: u32 = 0x1100_1AF4;
 const HOST_BRIDGE: u32 = 0x06_0000 << 8;
 const ISA_BRIDGE: u32 = 0x06_0100 << 8 | 2;
-/// COMMAND: ports and memory are decoded, and it may be master of the bus: that can't be changed.
+/// COMMAND: I/O decoding, memory decoding and bus mastering are enabled. The guest can't change this.
 const ON: u32 = 7;
 
-/// The functions: device and function in one number.
+/// The functions: device and function number in one byte.
 const HOST_BRIDGE_AT: u8 = 0x00;
 const ISA_BRIDGE_AT: u8 = 0x1F << 3;
 
@@ -53,7 +53,7 @@ const ISA_BRIDGE_AT: u8 = 0x1F << 3;
 struct Function {
     at: u8,
     registers: [u8; BYTES],
-    /// Which bits of which registers can be written: the first and the last byte, and the bits of each.
+    /// Writable bits: first register byte, last register byte, and the mask for each byte between.
     writable: &'static [(u8, u8, u8)],
 }
 
@@ -100,7 +100,7 @@ impl Function {
     }
 }
 
-/// The bus.
+/// The PCI bus.
 #[derive(Debug)]
 pub struct Pci {
     address: u32,
@@ -111,7 +111,7 @@ impl Default for Pci {
     fn default() -> Self {
         const HOST_BRIDGE_WRITABLE: &[(u8, u8, u8)] = &[
             (INTERRUPT_LINE, INTERRUPT_LINE, 0xFF),
-            // PCIEXBAR: on, how many buses, where: a multiple of 64 MiB.
+            // PCIEXBAR: enable bit, number of buses, and base address, a multiple of 64 MiB.
             (0x60, 0x60, 0x07),
             (0x63, 0x63, 0xFC),
             (0x64, 0x64, 0x0F),
@@ -127,7 +127,7 @@ impl Default for Pci {
             (0xF2, 0xF3, 0xFF),
         ];
         let host = Function::new(HOST_BRIDGE_AT, Q35, HOST_BRIDGE, HOST_BRIDGE_WRITABLE);
-        // The ports are where they are, and on.
+        // The power-management ports are at their fixed base, and enabled.
         let isa = Function::new(ISA_BRIDGE_AT, ICH9, ISA_BRIDGE, ISA_BRIDGE_WRITABLE)
             .with(PMBASE, pm::BASE as u32 | 1)
             .with(ACPI_CNTL, 1 << 7);
@@ -138,12 +138,12 @@ impl Default for Pci {
     }
 }
 
-/// Where configuration space is in memory: what PCIEXBAR holds.
+/// Location of the memory-mapped configuration space: the value of PCIEXBAR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window(pub u64);
 
 impl Window {
-    /// How far `gpa` is behind the window's first byte; `None` when it is not in it.
+    /// Returns the offset of `gpa` in the window, or `None` if it is outside.
     pub const fn offset(self, gpa: u64) -> Option<u64> {
         const ON: u64 = 1 << 0;
         let buses = match self.0 >> 1 & 3 {
@@ -153,7 +153,7 @@ impl Window {
             _ => return None,
         };
         let bytes = buses * BUS_BYTES;
-        // What the size leaves of the address.
+        // The size determines which address bits count.
         let base = self.0 & !(bytes - 1);
         if self.0 & ON != 0 && gpa & !(bytes - 1) == base {
             Some(gpa - base)
@@ -163,7 +163,7 @@ impl Window {
     }
 }
 
-/// A register of the bus.
+/// The address of a register on the bus.
 #[derive(Clone, Copy)]
 struct Register {
     bus: u64,
@@ -172,22 +172,22 @@ struct Register {
 }
 
 impl Pci {
-    /// Where it is in memory.
+    /// Returns the location of the memory-mapped configuration space.
     pub fn window(&self) -> Window {
         Window(self.functions[0].read(PCIEXBAR, 8))
     }
 
-    /// Reads a register by memory, `offset` bytes from the window's first.
+    /// Reads a register by memory, `offset` bytes from the start of the window.
     pub fn load(&self, Place { offset, size }: Place) -> u64 {
         self.read_register(Register::by_memory(offset), size)
     }
 
-    /// Writes a register by memory.
+    /// Writes a register by memory, `offset` bytes from the start of the window.
     pub fn store(&mut self, Place { offset, size }: Place, value: u64) {
         self.write_register(Register::by_memory(offset), size, value);
     }
 
-    /// The register that the ports lead to.
+    /// Returns the register that the data ports select.
     fn selected(&self, port: u64) -> Option<Register> {
         let address = u64::from(self.address);
         (self.address & ENABLE != 0).then_some(Register {
@@ -197,7 +197,8 @@ impl Pci {
         })
     }
 
-    /// Where an access begins in which function's registers. An access beyond a double word is none to a register.
+    /// Returns the index of the function and the start of the access in its registers. An access that crosses a double
+    /// word hits no register.
     fn find(&self, register: Register, size: u8) -> Option<(usize, usize)> {
         let Register {
             bus,
@@ -237,7 +238,7 @@ impl Register {
     }
 }
 
-/// By ports, from `ADDRESS` on.
+/// Accesses by ports; offsets count from `ADDRESS`.
 impl Device for Pci {
     fn read(&mut self, place: Place, _: Now) -> u64 {
         match (place.offset, place.size) {
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(read(&mut pci, ISA, 0xE, 1), 0, "one function");
         assert_eq!(read(&mut pci, ISA, PMBASE as u16, 4), 0x601);
         assert_eq!(read(&mut pci, ISA, ACPI_CNTL as u16, 1), 0x80);
-        // The ports can't be moved or switched off.
+        // The ports can't be moved or disabled.
         write(&mut pci, ISA, PMBASE as u16, 4, 0xB001);
         write(&mut pci, ISA, ACPI_CNTL as u16, 1, 0);
         assert_eq!(read(&mut pci, ISA, PMBASE as u16, 4), 0x601);
@@ -368,7 +369,7 @@ mod tests {
             0x5A,
         );
         assert_eq!(read(&mut pci, HOST, 0x3C, 1), 0x5A);
-        // Beyond what a function of the old kind has, another function, another bus.
+        // Beyond conventional configuration space, another function, another bus.
         for offset in [0x100, 0x1000, 0x10_0000, 0xFFF_FFFF] {
             assert_eq!(pci.load(Place { offset, size: 1 }), 0xFF, "{offset:#x}");
         }

@@ -1,15 +1,16 @@
-//! ACPI power management: the timer, and how a guest switches itself off or resets itself.
+//! ACPI power management: the timer, and the registers by which a guest powers itself off or resets itself.
 //!
-//! The registers are where QEMU's q35 has them, for that is what guests' firmware knows: the event block at 0x600, the
-//! control register at 0x604, the timer at 0x608. Source: ACPI Specification 6.5, section 4.8.3; QEMU hw/acpi/ich9.c.
+//! The registers are where QEMU's q35 has them, because guest firmware expects them there: the event block at 0x600,
+//! the control register at 0x604, the timer at 0x608. Source: ACPI Specification 6.5, section 4.8.3; QEMU
+//! hw/acpi/ich9.c.
 
 use td_base::board;
 
 use super::{Device, Effect, Now, Place, open_bus};
 
-/// The first port of the block.
+/// The first port of the register block.
 pub const BASE: u16 = board::POWER;
-/// Its last.
+/// The last port of the register block.
 pub const LAST: u16 = BASE + 0xB;
 /// The chipset's reset-control register.
 pub const RESET_CONTROL: u16 = board::RESET;
@@ -23,7 +24,7 @@ const TIMER: u64 = board::POWER_TIMER as u64;
 const TIMER_HZ: u64 = 3_579_545;
 /// The timer has 24 bits.
 const TIMER_MASK: u64 = 0xFF_FFFF;
-/// PM1 control: ACPI mode is on; sleep now; the type of state S5 is 0.
+/// PM1 control: ACPI mode enabled, sleep enable, and sleep type. The type of state S5 is 0.
 const SCI_ENABLE: u16 = 1 << 0;
 const SLEEP: u16 = 1 << 13;
 const SLEEP_TYPE: u16 = 7 << 10;
@@ -32,16 +33,16 @@ const RESET_CPU: u8 = 1 << 2;
 /// Keyboard command: pulse the reset line.
 const PULSE_RESET: u8 = 0xFE;
 
-/// What a guest may want of its power.
+/// A power request of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
-    /// Off.
+    /// Power off.
     Off,
-    /// Start anew.
+    /// Reset.
     Reset,
 }
 
-/// The block's registers.
+/// The power-management registers.
 #[derive(Debug, Default)]
 pub struct PowerManagement {
     enable: u16,
@@ -51,7 +52,7 @@ pub struct PowerManagement {
 impl Device for PowerManagement {
     fn read(&mut self, place: Place, now: Now) -> u64 {
         match place.offset {
-            // Events do not happen.
+            // No event ever occurs.
             0 => 0,
             ENABLE => self.enable.into(),
             CONTROL => (self.control | SCI_ENABLE).into(),
@@ -79,7 +80,7 @@ impl Device for PowerManagement {
     }
 }
 
-/// A write to one of the ports that reset.
+/// Handles a write to one of the reset ports.
 pub fn reset(port: u16, value: u8) -> Effect {
     let resets = match port {
         RESET_CONTROL => value & RESET_CPU != 0,

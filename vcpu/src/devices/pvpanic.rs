@@ -1,4 +1,4 @@
-//! The port at which a guest's kernel says that it has panicked. Linux's driver pvpanic-mmio finds it by its ACPI name, QEMU0001.
+//! The port at which a guest's kernel reports a panic. Linux's pvpanic-mmio driver finds it by its ACPI name, QEMU0001.
 //!
 //! Source: QEMU docs/specs/pvpanic.rst.
 
@@ -6,13 +6,14 @@ use td_base::board;
 
 use super::Effect;
 
-/// Where QEMU has it.
+/// The port, as in QEMU.
 pub const PORT: u16 = board::PANIC;
 
-/// What is told here: the kernel has panicked, and no crash kernel takes over. It is what reads give, and what is written then.
+/// Event bit: the kernel has panicked, and no crash kernel takes over. Reads return the supported events, which is this
+/// bit alone.
 pub const PANICKED: u8 = 1 << 0;
 
-/// A write. What is not understood is ignored.
+/// Handles a write. Unknown events are ignored.
 pub const fn write(value: u8) -> Effect {
     if value & PANICKED != 0 {
         Effect::Panicked

@@ -1,4 +1,4 @@
-//! A 16550 serial port: transmits at once, receives into a FIFO of 16 bytes.
+//! A 16550 serial port. It transmits immediately and receives into a FIFO of 16 bytes.
 //!
 //! Source: PC16550D data sheet, section 8 (registers).
 
@@ -8,32 +8,32 @@ use super::{Device, Effect, Now, Place};
 
 /// The first port of COM1.
 pub const BASE: u16 = board::SERIAL;
-/// Its last.
+/// The last port of COM1.
 pub const LAST: u16 = BASE + 7;
 /// COM1's interrupt line.
 const LINE: u8 = board::SERIAL_INTERRUPT;
 
-/// Bytes of the receiver's FIFO.
+/// Size of the receive FIFO in bytes.
 const FIFO: usize = 16;
 
 /// Interrupt enable: data received, transmitter empty.
 const ENABLE_RECEIVED: u8 = 1 << 0;
 const ENABLE_EMPTY: u8 = 1 << 1;
-/// Interrupt identification, with the FIFOs on.
+/// Interrupt identification, with the FIFOs enabled.
 const ID_NONE: u8 = 0xC1;
 const ID_EMPTY: u8 = 0xC2;
 const ID_RECEIVED: u8 = 0xC4;
-/// FIFO control: clear the receiver's.
+/// FIFO control: clear the receive FIFO.
 const CLEAR_RECEIVER: u8 = 1 << 1;
-/// Line control: the divisor latch is in the place of the first two registers.
+/// Line control: the divisor latch replaces the first two registers.
 const DIVISOR_LATCH: u8 = 1 << 7;
-/// Modem control: what is sent is received.
+/// Modem control: loopback. Transmitted bytes are received.
 const LOOPBACK: u8 = 1 << 4;
-/// Line status: data, overrun, transmitter empty and idle.
+/// Line status: data ready, overrun, transmitter empty and idle.
 const DATA_READY: u8 = 1 << 0;
 const OVERRUN: u8 = 1 << 1;
 const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
-/// Modem status: data carrier, data set ready, clear to send.
+/// Modem status: data carrier detect, data set ready, clear to send.
 const CONNECTED: u8 = 1 << 7 | 1 << 5 | 1 << 4;
 
 /// The serial port.
@@ -50,7 +50,7 @@ pub struct Uart {
 }
 
 impl Default for Uart {
-    /// As after a reset: 9600 baud, no interrupt enabled.
+    /// Returns the reset state: 9600 baud, all interrupts disabled.
     fn default() -> Self {
         Self {
             received: arrayvec::ArrayVec::new(),
@@ -66,13 +66,13 @@ impl Default for Uart {
 }
 
 impl Uart {
-    /// Whether another byte can be received without one being lost.
+    /// Returns whether another byte can be received without loss.
     #[must_use]
     pub const fn has_room(&self) -> bool {
         self.received.len() < FIFO
     }
 
-    /// A byte arrives. One that finds no room is lost, as on the wire.
+    /// Receives a byte. It is lost if the FIFO is full.
     pub fn receive(&mut self, byte: u8) {
         if self.received.try_push(byte).is_err() {
             self.overrun = true;
@@ -99,7 +99,7 @@ impl Uart {
         self.enable & ENABLE_EMPTY != 0 && self.empty_pending
     }
 
-    /// Reading it takes back the transmitter's request.
+    /// Reads the interrupt identification. This clears the transmitter's request.
     fn identify(&mut self) -> u8 {
         if self.is_received_pending() {
             ID_RECEIVED
@@ -157,7 +157,7 @@ impl Device for Uart {
             1 if self.is_latch_open() => self.divisor = u16::from_le_bytes([low, value]),
             0 => return self.transmit(value),
             1 => {
-                // Enabling it asks for it at once: the transmitter is always empty.
+                // Enabling the interrupt requests it at once, because the transmitter is always empty.
                 self.empty_pending |= value & !self.enable & ENABLE_EMPTY != 0;
                 self.enable = value & 0xF;
             }

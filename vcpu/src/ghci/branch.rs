@@ -1,4 +1,4 @@
-//! The ways that a guest's call can go, the status that each ends with, and how often each was gone.
+//! The outcomes of guest calls, the status of each, and counters.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -6,7 +6,7 @@ use super::Status;
 
 macro_rules! branches {
     ($($name:ident = $status:ident, $text:literal;)*) => {
-        /// A way that a call can go.
+        /// An outcome of a guest call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Branch {
@@ -14,12 +14,12 @@ macro_rules! branches {
         }
 
         impl Branch {
-            /// All of them.
+            /// All branches.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
             const STATUSES: &[Status] = &[$(Status::$status,)*];
 
-            /// What it is, for people.
+            /// Returns a human-readable description.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -78,20 +78,20 @@ branches! {
 }
 
 impl Branch {
-    /// R10 of the answer.
+    /// Returns the status for R10.
     #[must_use]
     pub const fn status(self) -> Status {
         Self::STATUSES[self as usize]
     }
 
-    /// Whether the TD has ended after it: it can be gone once only.
+    /// Returns whether this branch ends the TD. Such a branch is taken once at most.
     #[must_use]
     pub const fn ends(self) -> bool {
         matches!(self, Self::IoPower | Self::FatalError)
     }
 }
 
-/// How often one vCPU went each way. One CPU writes, anyone reads.
+/// Branch counters of one vCPU. One CPU writes them, any CPU reads them.
 #[derive(Debug)]
 pub struct Branches([AtomicU64; Branch::ALL.len()]);
 
@@ -102,13 +102,13 @@ impl Default for Branches {
 }
 
 impl Branches {
-    /// How often this way was gone.
+    /// Returns how often this branch was taken.
     #[must_use]
     pub fn get(&self, branch: Branch) -> u64 {
         self.0[branch as usize].load(Relaxed)
     }
 
-    /// Only the CPU that runs the vCPU counts, so that no other's count is lost.
+    /// Counts a branch. Only the CPU that runs the vCPU calls this, so no count is lost.
     #[inline]
     pub(crate) fn count(&self, branch: Branch) {
         let cell = &self.0[branch as usize];

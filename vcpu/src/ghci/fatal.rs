@@ -1,4 +1,4 @@
-//! ReportFatalError: the guest's last words.
+//! ReportFatalError: the last message of a guest.
 
 use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
@@ -8,23 +8,23 @@ use mm::shared::Words;
 use seam::abi::Gprs;
 use seam::address::Gpa;
 
-/// Bytes of a message that are kept: the 64 in registers, and as many again as a line has.
+/// Capacity of a message in bytes: 64 bytes from registers, and as many more as fit on a line.
 const MESSAGE: usize = 160;
 
-/// What a guest said before it gave up.
+/// A fatal error that a guest reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FatalError {
-    /// R12 bits 62:0: the code; 0 is a panic.
+    /// R12 bits 62:0: the error code; 0 is a panic.
     pub code: u64,
-    /// Where it says that there is more, if it does.
+    /// Guest-physical address of the rest of the message, if there is more.
     pub more: Option<Gpa>,
-    /// Its message: up to 64 characters from registers, and the beginning of what there is more. What is not printable
-    /// ASCII is a dot.
+    /// The message: up to 64 characters from registers, and the beginning of the rest. A character that is not
+    /// printable ASCII is replaced by a dot.
     pub message: ArrayString<MESSAGE>,
 }
 
 impl FatalError {
-    /// From the registers of the call.
+    /// Decodes the registers of the call.
     #[must_use]
     pub fn decode(regs: &Gprs) -> Self {
         const HAS_MORE: u64 = 1 << 63;
@@ -40,7 +40,7 @@ impl FatalError {
         error
     }
 
-    /// There is more of the message in this page, which the guest may change at any time.
+    /// Appends the rest of the message from a shared page, which the guest may change at any time.
     pub(super) fn go_on(&mut self, words: &Words) {
         if !self.message.is_empty() {
             self.append(core::iter::once(u64::from(b' ')));
@@ -48,7 +48,7 @@ impl FatalError {
         self.append(words.iter().map(|word| word.load(Relaxed)));
     }
 
-    /// Appends characters up to the first zero byte, as far as there is room.
+    /// Appends characters up to the first zero byte, as long as there is room.
     fn append(&mut self, words: impl Iterator<Item = u64>) {
         let bytes = words.flat_map(u64::to_le_bytes);
         for byte in bytes.take_while(|byte| *byte != 0) {

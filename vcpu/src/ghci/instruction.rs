@@ -1,5 +1,5 @@
-//! Instructions that the guest can't execute itself: CPUID, HLT, IN and OUT, RDMSR and WRMSR, and loads and stores of device
-//! registers.
+//! Instructions that the guest can't execute itself: CPUID, HLT, IN and OUT, RDMSR and WRMSR, and MMIO loads and
+//! stores.
 
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
@@ -11,19 +11,19 @@ use crate::devices::{Effect, Now, Power, open_bus};
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
-/// CPUID leaves of the extended topology, and the hypervisor's.
+/// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
 const TOPOLOGY_2: u32 = 0x1F;
 const HYPERVISOR: u32 = 0x4000_0000;
 const HYPERVISOR_NEXT: u32 = HYPERVISOR + 1;
 const HYPERVISOR_LAST: u32 = 0x4000_01FF;
-/// A second identity, where Linux looks for hypervisors of another name: KVM's, without any of its features. In x2APIC mode,
+/// A second identity, where Linux looks for other hypervisors: KVM's, without any of its features. In x2APIC mode,
 /// which a TD can't leave, Linux runs only under hypervisors that it knows, unless there is interrupt remapping.
 ///
 /// Source: Linux arch/x86/kernel/apic/apic.c, try_to_enable_x2apic; arch/x86/kernel/kvm.c, kvm_x2apic_available.
 const COMPATIBLE: u32 = 0x4000_0100;
 const COMPATIBLE_LAST: u32 = COMPATIBLE + 1;
-/// EBX, ECX and EDX of the hypervisor's first leaf: who it is.
+/// EBX, ECX and EDX of the first hypervisor leaf: the signature.
 const SIGNATURE: [u32; 3] = [
     u32::from_le_bytes(*b"Seam"),
     u32::from_le_bytes(*b"ark "),
@@ -36,7 +36,7 @@ const COMPATIBLE_SIGNATURE: [u32; 3] = [
 ];
 
 impl<H: Host> Session<'_, H> {
-    /// R12: leaf, R13: sub-leaf. Answers EAX to EDX in R12 to R15.
+    /// Serves CPUID. R12: leaf, R13: sub-leaf. Returns EAX to EDX in R12 to R15.
     #[inline]
     pub(super) fn cpuid(&mut self) -> Branch {
         let regs = &mut self.vcpu.regs;
@@ -61,7 +61,7 @@ impl<H: Host> Session<'_, H> {
         branch
     }
 
-    /// One thread a core, all cores in one package.
+    /// Describes one thread per core, and all cores in one package.
     fn topology(&self, sub_leaf: u32) -> [u32; 4] {
         const THREADS: u32 = 1 << 8;
         const CORES: u32 = 2 << 8;
@@ -74,7 +74,7 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// R12: 1 if the guest has interrupts off.
+    /// Serves HLT. R12: 1 if the guest has interrupts disabled.
     #[inline]
     pub(super) fn halt(&mut self) -> (Branch, Option<Stop>) {
         let halt = match self.vcpu.regs.r12 {
@@ -90,7 +90,7 @@ impl<H: Host> Session<'_, H> {
         if is_interruptible && self.has_virtual_interrupt() {
             return (Branch::HltPending, None);
         }
-        // Whoever posts something from here on finds the vCPU halted, and wakes it. What came before is found here.
+        // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
         self.station.set_halt(halt);
         if self.station.is_waiting() {
             (Branch::HltHalted, Some(Stop::Halted))
@@ -100,15 +100,17 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// Whether an interrupt is in the vCPU's APIC page, which the CPU filled during the last run: only the module sees it.
+    /// Returns whether the vCPU's APIC page holds a pending interrupt, delivered by the CPU during the last run. Only
+    /// the module can read this page.
     fn has_virtual_interrupt(&self) -> bool {
         const INTERRUPT_PENDING: u64 = 1 << 0;
         let details = self.host.tdh().vp_rd(self.tdvpr, vp::VCPU_STATE_DETAILS.id);
-        // If the module does not say, the guest finds out itself.
+        // If the read fails, the guest is entered and checks for itself.
         details.map_or(true, |details| details & INTERRUPT_PENDING != 0)
     }
 
-    /// R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: what goes out. Answers what came in in R11.
+    /// Serves IN and OUT. R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: value to write. Returns the value
+    /// read in R11.
     #[inline]
     pub(super) fn port_io(&mut self) -> (Branch, Option<Stop>) {
         let regs = &self.vcpu.regs;
@@ -129,7 +131,7 @@ impl<H: Host> Session<'_, H> {
                 return (Branch::IoAbsentIn, None);
             };
             self.vcpu.regs.r11 = value;
-            // A read makes room for what waits.
+            // A read makes room for waiting input.
             self.board.receive_typed(self.host);
             return (Branch::IoIn, None);
         }
@@ -139,7 +141,7 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// Does what a device wants.
+    /// Carries out the action that a device requested.
     fn carry_out(&mut self, effect: Effect, branch: Branch) -> (Branch, Option<Stop>) {
         match effect {
             Effect::None => {}
@@ -160,7 +162,7 @@ impl<H: Host> Session<'_, H> {
         (branch, None)
     }
 
-    /// R12: MSR. Answers its value in R11.
+    /// Serves RDMSR. R12: MSR. Returns its value in R11.
     pub(super) fn rdmsr(&mut self) -> Branch {
         let clock = self.board.clock();
         let now = clock.guest(self.host.tsc());
@@ -176,7 +178,7 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// R12: MSR, R13: value.
+    /// Serves WRMSR. R12: MSR, R13: value.
     pub(super) fn wrmsr(&mut self) -> Branch {
         let (msr, value) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
         let Ok(msr) = u32::try_from(msr) else {
@@ -199,8 +201,8 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: what is stored. Answers what was loaded in
-    /// R11.
+    /// Serves MMIO. R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: value to store. Returns the
+    /// loaded value in R11.
     #[inline(never)]
     pub(super) fn mmio(&mut self) -> (Branch, Option<Stop>) {
         let regs = &self.vcpu.regs;

@@ -1,7 +1,8 @@
-//! MapGPA: memory that goes from private to shared, or back.
+//! MapGPA: converts memory from private to shared, or back.
 //!
-//! It goes in steps of 2 MiB. Between two of them the host takes its interrupts, and the guest gets its own: then the call
-//! ends with RETRY and the address to go on from. What the memory held is lost either way.
+//! The conversion proceeds in steps of 2 MiB. Between steps the host takes its interrupts. If the guest has a pending
+//! interrupt, or the host needs the CPU, the call returns RETRY and the address to continue from. The contents of the
+//! memory are lost in both directions.
 
 use core::ops::Range;
 
@@ -16,26 +17,26 @@ use crate::fault::is_busy;
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
-/// What memory is to become.
+/// The target type of a conversion.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum To {
     Shared,
     Private,
 }
 
-/// Why a step was not made.
+/// The reason why a step failed.
 enum Failed {
-    /// The same step may succeed later.
+    /// Contention: the same step may succeed later.
     Later,
-    /// The host has no frame for it.
+    /// The host has no frame for the step.
     NoFrames,
-    /// The TD comes to its end.
+    /// The TD ends.
     Over(Stop),
 }
 
 impl<H: Host> Session<'_, H> {
-    /// R12: address, whose SHARED bit says what it is to become; R13: bytes. Answers the address of what was not done in
-    /// R11.
+    /// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
+    /// of the first unconverted byte in R11.
     pub(super) fn map_gpa(&mut self) -> (Branch, Option<Stop>) {
         let shared = self.board.shared().shared_bit();
         let (from, bytes) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
@@ -55,7 +56,7 @@ impl<H: Host> Session<'_, H> {
         }
         let mut at = start;
         while at < end {
-            // Nothing is to be done where there is no memory.
+            // There is nothing to convert where the TD has no memory.
             let Some(next) = self.step_from(at, end) else {
                 break;
             };
@@ -82,14 +83,14 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// Whether the host or the guest has something better to do.
+    /// Returns whether the host needs this CPU or the guest has a pending event.
     fn is_wanted(&self) -> bool {
         self.host.must_leave()
             || self.station.has_nmi()
             || self.station.descriptor().is_outstanding()
     }
 
-    /// The first memory in `at..end`, up to the next multiple of 2 MiB.
+    /// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
     fn step_from(&self, at: u64, end: u64) -> Option<Range<u64>> {
         let mut ranges = self.board.memory();
         let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
@@ -114,13 +115,13 @@ impl<H: Host> Session<'_, H> {
         Err(Failed::Later)
     }
 
-    /// Converts what lies within one 2 MiB.
+    /// Converts a range within one 2 MiB block.
     fn convert(&mut self, range: Range<u64>, to: To) -> Result<(), Failed> {
         let board = self.board;
         let _alone = board.conversions.try_write().ok_or(Failed::Later)?;
         let memory = board.memory_at(range.start);
         if memory.is_none_or(|memory| memory.end < range.end) {
-            // The operator took it meanwhile: the next step leaves it out.
+            // The operator took the memory meanwhile. The next step skips it.
             return Err(Failed::Later);
         }
         match to {
@@ -140,8 +141,9 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// Makes the tables first: they stay, and would have the very frame that leaves a hole in a large page, which comes
-    /// back to its place when the guest takes its memory back.
+    /// Allocates the shared EPT tables before the private page is removed. Tables are permanent. They must not take the
+    /// frame that leaves a hole in a large page, because that frame fills the hole when the guest takes the memory
+    /// back.
     fn prepare(&self, range: &Range<u64>) -> Result<(), Failed> {
         if range.end - range.start == PAGE_2M {
             return Ok(());

@@ -1,11 +1,11 @@
-//! The Guest-Hypervisor Communication Interface: what a guest may ask of the host by TDG.VP.VMCALL.
+//! The Guest-Hypervisor Communication Interface: the calls that a guest makes to the host by TDG.VP.VMCALL.
 //!
-//! R10 is zero for these, R11 the sub-function, R12 to R15 (and, for a fatal error, more) the operands; the answer has a
-//! status in R10. Whatever the guest puts there is checked before it is used. Each way that a call can go is a
-//! [`Branch`], which is counted.
+//! R10 is zero for these calls, R11 the sub-function, and R12 to R15 (and more for a fatal error) are the operands. The
+//! status is returned in R10. Every operand is checked before use. Each outcome of a call is a [`Branch`], which is
+//! counted.
 //!
 //! Source: Intel TDX Guest-Hypervisor Communication Interface 1.5, chapter 3; Linux arch/x86/kvm/vmx/tdx.c and
-//! arch/x86/coco/tdx/tdx.c for what both sides of it do.
+//! arch/x86/coco/tdx/tdx.c for the behaviour of both sides.
 
 mod branch;
 mod fatal;
@@ -38,16 +38,16 @@ mod function {
     pub const SERVICE: u64 = Request::Service as u64;
 }
 
-/// How often a call tries what another CPU keeps it from, before the guest is told to try again.
+/// Number of tries at a contended resource before the guest is told to retry.
 const TRIES: u32 = 16;
 
-/// R10 of an answer.
+/// Status of a call, returned in R10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Status {
     /// TDG.VP.VMCALL_SUCCESS.
     Success = ghci::SUCCESS,
-    /// TDG.VP.VMCALL_RETRY: go on from the address in R11.
+    /// TDG.VP.VMCALL_RETRY: continue from the address in R11.
     Retry = ghci::RETRY,
     /// TDG.VP.VMCALL_INVALID_OPERAND.
     InvalidOperand = ghci::INVALID_OPERAND,
@@ -58,7 +58,7 @@ pub enum Status {
 }
 
 impl<H: Host> Session<'_, H> {
-    /// Serves a TDVMCALL, and says whether the vCPU must not be entered again at once.
+    /// Serves a TDVMCALL. Returns the reason if the vCPU must not be entered again at once.
     #[inline]
     pub(crate) fn serve_call(&mut self) -> Option<Stop> {
         if self.vcpu.regs.r10 != 0 {

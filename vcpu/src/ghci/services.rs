@@ -1,4 +1,4 @@
-//! Services beyond instructions: what there is, quotes, and the general channel.
+//! Calls other than instructions: call information, quotes, errors, and the Service channel.
 
 use core::sync::atomic::Ordering::SeqCst;
 
@@ -11,10 +11,10 @@ use crate::board::End;
 use crate::host::Host;
 use crate::run::{Session, Stop};
 
-/// The first vector that a guest can want to be told by.
+/// The lowest vector that a guest may request for notification.
 const FIRST_EVENT_VECTOR: u64 = 32;
 
-/// The header of a response for Service, in words of 8 bytes: a GUID, then length and status in one word.
+/// The header of a Service response, in words of 8 bytes: a GUID, then length and status in one word.
 ///
 /// Source: GHCI 1.5, TDG.VP.VMCALL, Service.
 mod service {
@@ -24,11 +24,11 @@ mod service {
 }
 
 impl<H: Host> Session<'_, H> {
-    /// R12: leaf. Answers in R11 to R14.
+    /// Serves GetTdVmCallInfo. R12: leaf. Returns the answer in R11 to R14.
     #[cold]
     pub(super) fn call_info(&mut self) -> Branch {
         let regs = &mut self.vcpu.regs;
-        // Leaf 0: all base calls can be made. Leaf 1: those of the optional calls that can be; none of them is offered.
+        // Leaf 0: all base calls are supported. Leaf 1: the set of supported optional calls, which is empty.
         let branch = match regs.r12 {
             0 => Branch::InfoBase,
             1 => Branch::InfoOptional,
@@ -38,9 +38,9 @@ impl<H: Host> Session<'_, H> {
         branch
     }
 
-    /// R12: shared buffer, R13: its bytes. There is no quoting service, and the call itself says so, as KVM's does where no
-    /// service is connected: Linux looks at the call's status alone, and takes the buffer for a quote after a success,
-    /// whatever status the buffer has.
+    /// Serves GetQuote. R12: shared buffer, R13: its size in bytes. There is no quoting service, so the call itself
+    /// fails, as in KVM when no service is connected. Linux checks the call's status alone: after a success it takes
+    /// the buffer for a quote, whatever the buffer's own status is.
     ///
     /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
     #[cold]
@@ -52,20 +52,21 @@ impl<H: Host> Session<'_, H> {
         }
     }
 
-    /// R12: code, and whether there is more; R13: where; the message in eight registers. The TD has ended.
+    /// Serves ReportFatalError and ends the TD. R12: code, and whether there is more; R13: address of the rest; the
+    /// message is in eight registers.
     #[cold]
     pub(super) fn fatal_error(&mut self) -> (Branch, Option<Stop>) {
         let mut error = FatalError::decode(&self.vcpu.regs);
         if let Some(more) = error.more {
             let page = self.shared_buffer(more.0, PAGE_4K);
-            // Last words that can't be had are left out: there will be no others.
+            // If the rest can't be read, it is left out: the TD ends in any case.
             _ = page.and_then(|page| self.with_shared(page, |words| error.go_on(words)));
         }
         (Branch::FatalError, Some(self.end(End::Fatal(error))))
     }
 
-    /// R12: command, R13: response, both shared pages; R14: vector to tell by, or 0. No service is offered: the response
-    /// says so.
+    /// Serves Service. R12: command, R13: response, both shared pages; R14: notification vector, or 0. No service is
+    /// offered, and the response says so.
     #[cold]
     pub(super) fn service(&mut self) -> Branch {
         let regs = &self.vcpu.regs;
@@ -95,7 +96,7 @@ impl<H: Host> Session<'_, H> {
         })
     }
 
-    /// The address of a buffer in shared memory, without the SHARED bit.
+    /// Checks a shared buffer and returns its address without the SHARED bit.
     fn shared_buffer(&self, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
         let shared = self.board.shared().shared_bit();
         let start = gpa & !shared;
@@ -109,9 +110,9 @@ impl<H: Host> Session<'_, H> {
         Ok(Gpa(start))
     }
 
-    /// Does `work` with a shared page.
+    /// Runs `work` on a shared page.
     fn with_shared<R>(&self, gpa: Gpa, work: impl FnOnce(&Words) -> R) -> Result<R, Unfit> {
-        // Whoever converts memory may wait for this CPU: it is not waited for with interrupts off.
+        // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
         let _same = (0..TRIES)
             .find_map(|_| {
                 let same = self.board.conversions.try_read();
@@ -127,12 +128,12 @@ impl<H: Host> Session<'_, H> {
     }
 }
 
-/// Why a buffer will not do.
+/// The reason why a buffer is not usable.
 enum Unfit {
-    /// It is no shared memory of the TD's.
+    /// The buffer is not in the TD's shared memory.
     Invalid,
-    /// It does not begin or end with a page.
+    /// The buffer does not start or end at a page boundary.
     Misaligned,
-    /// The TD's memory is being converted, by another vCPU.
+    /// Another vCPU is converting the TD's memory.
     Busy,
 }

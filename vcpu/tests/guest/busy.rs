@@ -1,4 +1,4 @@
-//! Guests whose host or module is busy, and CPUs that have something else to do.
+//! Guests on a busy host or module, and CPUs that are needed elsewhere.
 
 use seam::abi::{Gprs, PAGE_2M, Status};
 use vcpu::Stop;
@@ -6,7 +6,7 @@ use vcpu::Stop;
 use crate::kit::{Act, Rig, SHARED, Script, Shape, Td, call};
 use crate::{CPUID, MAP_GPA, with_td};
 
-/// A TD in whose module `hooks` go wrong.
+/// Runs `test` on a TD whose module has the faults `hooks`.
 fn with_hooks(hooks: &str, test: impl FnOnce(&Td<'_>)) {
     let rig = Rig::new(hooks);
     test(&Td::new(&rig, &Shape::default()));
@@ -26,7 +26,7 @@ fn a_vcpu_that_can_t_be_entered_for_long_lets_others_run() {
 
 #[test]
 fn memory_that_others_are_at_for_long_is_given_later() {
-    // More than a call is tried at once.
+    // More busy answers than the tries of one call.
     with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-300", |td| {
         let script = Script::new([Act::Touch(0)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
@@ -37,7 +37,7 @@ fn memory_that_others_are_at_for_long_is_given_later() {
 
 #[test]
 fn a_guest_that_faults_at_one_place_again_and_again_is_helped_in_the_end() {
-    // So long that the module takes the faults for single-stepping, and makes them up without running the guest.
+    // For so long that the module takes the faults for single-stepping, and reports them without running the guest.
     with_hooks("busy:SEPT_TREE TDH.MEM.PAGE.AUG calls 1-70000", |td| {
         let script = Script::new([Act::Touch(0); 10]);
         let mut rounds = 0;
@@ -71,7 +71,7 @@ fn sharing_goes_on_later_when_others_are_at_the_memory_for_long() {
 
 #[test]
 fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
-    // The first four wire the vCPU.
+    // The first four calls wire the vCPU.
     with_hooks("busy TDH.VP.WR calls 5-150", |td| {
         let host = td.host();
         td.board.post_nmi(&host, 0);
@@ -88,7 +88,7 @@ fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
 fn a_vcpu_of_another_cpu_is_left_alone() {
     let rig = Rig::new("patterns");
     let td = Td::new(&rig, &Shape::default());
-    // Its association is with CPU 0 since TDH.VP.INIT.
+    // The vCPU is associated with CPU 0 since TDH.VP.INIT.
     let tdh = rig.on(0);
     tdh.vp_flush(&td.tdvprs[0]).unwrap();
     let mut regs = Gprs::default();

@@ -1,4 +1,4 @@
-//! What a guest asks the host for: devices, MSRs, services.
+//! Guest calls to the host: devices, MSRs, services.
 
 use seam::abi::{Gprs, PAGE_2M, PAGE_4K};
 use seam::address::Gpa;
@@ -190,7 +190,7 @@ fn what_is_not_known_is_unsupported() {
             ..call(CPUID, [0; 4])
         };
         assert_eq!(td.ask(&[vendor])[0].r10, UNSUPPORTED);
-        // The base calls are there, and none of the optional ones.
+        // All base calls are supported, and no optional ones.
         for leaf in [0, 1] {
             let info = one(td, 0x1_0000, [leaf, 9, 9, 9]);
             assert_eq!([info.r11, info.r12, info.r13, info.r14], [0; 4]);

@@ -1,4 +1,4 @@
-//! How a TD comes to its end.
+//! The ways in which a TD ends.
 
 use seam::abi::metadata::sys;
 use seam::abi::{Gprs, PAGE_2M};
@@ -36,7 +36,7 @@ fn a_guest_that_gives_up_is_heard() {
 fn a_guest_that_gives_up_can_say_more_in_shared_memory() {
     for (more, end) in [
         (SHARED, "it reported fatal error 0x0: short long"),
-        // Not shared, not aligned, not there: what is in registers is what there is.
+        // The rest is not shared, not aligned, or not mapped: only the text in registers is shown.
         (0, "it reported fatal error 0x0: short"),
         (SHARED | 8, "it reported fatal error 0x0: short"),
         (SHARED | (1 << 40), "it reported fatal error 0x0: short"),
@@ -83,7 +83,7 @@ fn a_kernel_can_say_that_it_has_panicked() {
     const PORT: u64 = 0x505;
     with_td(|td| {
         assert_eq!(one(td, IO, [1, 0, PORT, 0]).r11, 1, "what it may say");
-        // That a crash kernel has taken over, and what nobody has defined yet.
+        // The event of a crash kernel that has taken over, and undefined events.
         assert_eq!(one(td, IO, [1, 1, PORT, 0xFE]).r10, 0);
         assert_eq!(td.board.end(), None);
         let act = Act::Call(call(IO, [1, 1, PORT, 1]));
@@ -121,7 +121,7 @@ fn a_machine_check_is_served_and_ends_the_td() {
 
 #[test]
 fn an_exit_that_no_td_makes_ends_the_td_with_a_report() {
-    // A task switch, a monitor trap, and a number that is none.
+    // A task switch, a monitor trap, and an undefined number.
     for reason in [9, 37, 4000] {
         with_td(|td| {
             let script = Script::new([Act::Exit(Exit::of(reason))]);
@@ -173,7 +173,7 @@ fn an_exit_for_an_msr_of_the_guest_s_own_ends_the_td_alone() {
             instruction_length: 2,
             ..Exit::of(RDMSR)
         };
-        // A call that is refused leaves RCX as it is.
+        // A refused call leaves RCX unchanged.
         let script = Script::new([Act::Tdcall(NO_LEAF, SYSENTER_CS), Act::Exit(read)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
         assert!(td.board.end().is_some());

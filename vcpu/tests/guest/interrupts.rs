@@ -1,4 +1,4 @@
-//! Interrupts: those that a guest gets, and those that take it out.
+//! Interrupts for the guest, and host interrupts that cause exits.
 
 use seam::abi::Leaf;
 use stub_module::host::Exit;

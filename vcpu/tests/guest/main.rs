@@ -1,4 +1,4 @@
-//! Scripted guests on the emulated module, through the run loop.
+//! Scripted guests that run on the emulated module, through the run loop.
 
 mod busy;
 mod calls;
@@ -37,7 +37,7 @@ fn with_shape(shape: &Shape, test: impl FnOnce(&Td<'_>)) {
     rig.audit();
 }
 
-/// The answer to one call.
+/// Returns the answer to one call.
 fn one(td: &Td<'_>, function: u64, operands: [u64; 4]) -> Gprs {
     let answers = td.ask(&[call(function, operands)]);
     assert_eq!(answers.len(), 1);

@@ -1,4 +1,4 @@
-//! Memory: given where it is touched, shared and taken back.
+//! Memory: mapped on demand, shared, and taken back.
 
 use seam::abi::{Attributes, PAGE_2M, PAGE_4K};
 use seam::address::Gpa;
@@ -49,7 +49,7 @@ fn a_private_address_without_memory_is_the_end_of_that_td() {
         let stop = td.run(&td.host(), 0, &Script::new([Act::Touch(gpa)]));
         assert_eq!(stop, Stop::Ended);
         assert_eq!(td.board.end(), Some(&End::NoMemory(Gpa(gpa))));
-        // It stays so.
+        // The TD stays ended.
         assert_eq!(td.run(&td.host(), 0, &Script::default()), Stop::Ended);
     });
 }
@@ -61,7 +61,7 @@ fn memory_that_the_operator_took_is_not_given_again() {
         assert!(td.board.end_memory_at(3 * PAGE_2M));
         assert_eq!(td.run(&td.host(), 0, &kept), Stop::Yield);
         assert_eq!(td.map.holding().pages, [0, 2, 0]);
-        // It never grows.
+        // Memory never grows.
         assert!(td.board.end_memory_at(5 * PAGE_2M));
         one(td, MAP_GPA, [SHARED | (3 * PAGE_2M), PAGE_2M, 0, 0]);
         assert!(!td.board.shared().has(td.rig, Gpa(3 * PAGE_2M)));
@@ -127,7 +127,7 @@ fn ranges_that_can_t_be_mapped_are_refused() {
             ([SHARED, 0x800, 0, 0], MISALIGNED),
             ([SHARED << 1, PAGE_4K, 0, 0], INVALID),
             ([PAGE_4K, u64::MAX - PAGE_4K + 1, 0, 0], INVALID),
-            // Where there is no memory there is nothing to do.
+            // Without memory there, nothing is to be converted.
             ([SHARED | 0xFED0_0000, PAGE_4K, 0, 0], 0),
         ] {
             assert_eq!(one(td, MAP_GPA, operands).r10, status, "{operands:x?}");

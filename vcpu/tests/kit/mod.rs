@@ -1,4 +1,4 @@
-//! A server with an emulated module, a TD in it whose vCPUs are played by scripts, and a host that runs them.
+//! A server with an emulated module, a TD whose vCPUs play scripts, and a host that runs them.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -32,9 +32,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 pub use script::{Act, Answer, Script, call};
 
-/// Where the TDMR begins.
+/// Base address of the TDMR.
 pub const BASE: u64 = 4 << 30;
-/// The SHARED bit of the TDs here.
+/// The SHARED bit of all TDs in these tests.
 pub const SHARED: u64 = 1 << 47;
 /// The vector of the notification interrupt.
 pub const NOTIFICATION: u8 = 0xF2;
@@ -43,7 +43,7 @@ const LEADERS: [u32; 2] = [0, 2];
 const BUFFERS: u64 = 1 << 20;
 const SIZE: u64 = PAGE_1G;
 
-/// The host's way to memory.
+/// The host's access to memory.
 pub struct Memory(Arc<Server>);
 
 impl CacheFlush for Memory {
@@ -61,14 +61,14 @@ impl Clear for Memory {
 
 type Pool = FramePool<Mutex<Frames>, Memory>;
 
-/// The server.
+/// A server with an emulated module.
 pub struct Rig {
     pub server: Arc<Server>,
     pool: Pool,
     counters: Counters,
 }
 
-/// Waits by doing nothing.
+/// A [`Wait`] that does not wait.
 pub struct Nothing;
 
 impl Wait for Nothing {
@@ -78,7 +78,7 @@ impl Wait for Nothing {
 }
 
 impl Rig {
-    /// A server with 1 GiB for TDs, in whose module `hooks` go wrong.
+    /// Creates a server with 1 GiB for TDs. Its module has the faults `hooks`.
     pub fn new(hooks: &str) -> Self {
         let config = Config {
             cmrs: [(BASE, SIZE + PAGE_1G)].into(),
@@ -111,7 +111,7 @@ impl Rig {
         page_of(frame, &Memory(Arc::clone(&self.server))).unwrap()
     }
 
-    /// Nothing was asked that the module refused, and nothing was touched that must not be.
+    /// Asserts that no SEAMCALL was illegal, that no forbidden memory was accessed, and that no page was lost.
     pub fn audit(&self) {
         assert_eq!(self.counters.total().illegal, 0);
         let violations = self.server.module().violations();
@@ -119,14 +119,14 @@ impl Rig {
         assert_eq!(seam::page::lost_pages(), 0);
     }
 
-    /// 4 KiB pages that are out.
+    /// Returns the number of allocated 4 KiB pages.
     pub fn out(&self) -> u64 {
         let ledger = self.pool.ledger().lock();
         let counts = ledger.counts().iter().enumerate();
         counts.map(|(order, counts)| counts.used << order).sum()
     }
 
-    /// How often the module was called.
+    /// Returns how often this leaf was called.
     pub fn calls(&self, leaf: seam::abi::Leaf) -> u64 {
         self.counters.leaf(leaf).calls
     }
@@ -161,18 +161,18 @@ impl shared::Frames for Rig {
     }
 }
 
-/// A TD with vCPUs, runnable, with memory from 0 on.
+/// A runnable TD with vCPUs and memory from address 0 on.
 pub struct Td<'r> {
     pub rig: &'r Rig,
     pub board: Board,
     pub map: ManuallyDrop<PrivateMap>,
     pub tdvprs: ManuallyDrop<Vec<Tdvpr>>,
     pub vcpus: Vec<Mutex<Vcpu>>,
-    /// The tests end with the server, and the TD with it.
+    /// Never reclaimed: the TD lives as long as the server.
     control: ManuallyDrop<Vec<Page<Donated>>>,
 }
 
-/// What a TD here is made like.
+/// The parameters of a TD.
 pub struct Shape {
     pub vcpus: u32,
     pub memory: u64,
@@ -180,7 +180,7 @@ pub struct Shape {
 }
 
 impl Default for Shape {
-    /// One vCPU, 64 MiB.
+    /// Returns the shape with one vCPU and 64 MiB.
     fn default() -> Self {
         Self {
             vcpus: 1,
@@ -220,7 +220,7 @@ impl<'r> Td<'r> {
             let more = 1..pages(sys::TDVPS_BASE_SIZE.id);
             control.extend(more.map(|_| tdh.vp_addcx(&tdvpr, rig.frame()).unwrap()));
             tdh.vp_init(&tdvpr, 0, None).unwrap();
-            // The emulated CPU of these tests reads no descriptors, so that any address will do.
+            // The emulated CPU of these tests does not read descriptors, so any address will do.
             let wiring = Wiring {
                 descriptor: Hpa(BUFFERS),
                 notification: NOTIFICATION,
@@ -256,7 +256,7 @@ impl<'r> Td<'r> {
         }
     }
 
-    /// A host for the TD's vCPUs on CPU 0.
+    /// Creates a host that runs the TD's vCPUs on CPU 0.
     pub fn host(&self) -> TestHost<'_> {
         TestHost {
             td: self,
@@ -274,7 +274,7 @@ impl<'r> Td<'r> {
         }
     }
 
-    /// Lets `script` play vCPU number `index` until the vCPU comes back.
+    /// Runs vCPU number `index` with the guest code `script` until it stops.
     pub fn run(&self, host: &TestHost<'_>, index: u32, script: &Script) -> Stop {
         let machine = self.rig.server.machine();
         machine.set_guest(0, Some(script.player()));
@@ -285,7 +285,7 @@ impl<'r> Td<'r> {
         stop
     }
 
-    /// The same, in the middle of what `outer` plays on this CPU.
+    /// Does the same in the middle of `outer`, which plays on this CPU.
     pub fn run_within(&self, outer: &Script, index: u32, script: &Script) -> Stop {
         let stop = self.run(&self.host(), index, script);
         let machine = self.rig.server.machine();
@@ -293,7 +293,7 @@ impl<'r> Td<'r> {
         stop
     }
 
-    /// The answers to these calls by vCPU 0, which come back because the guest has no more to say.
+    /// Makes these calls on vCPU 0 and returns the answers. The vCPU stops because its script is over.
     pub fn ask(&self, calls: &[Gprs]) -> Vec<Gprs> {
         let script = Script::new(calls.iter().map(|regs| Act::Call(*regs)));
         let host = self.host();
@@ -302,12 +302,12 @@ impl<'r> Td<'r> {
     }
 }
 
-/// The host.
+/// The host of one vCPU.
 pub struct TestHost<'t> {
     pub td: &'t Td<'t>,
     tdh: Tdh<'t, Processor<'t>, Nothing>,
     pub tsc: Cell<u64>,
-    /// Entries after which the vCPU must leave.
+    /// Number of entries after which the vCPU must leave.
     pub budget: Cell<u64>,
     pub wake_at: Cell<Option<u64>>,
     pub served: RefCell<Vec<u8>>,
@@ -316,7 +316,7 @@ pub struct TestHost<'t> {
     pub notified_here: Cell<u64>,
     pub kicks: AtomicU64,
     pub silent: AtomicU32,
-    /// What another vCPU does while this one waits for all CPUs.
+    /// Runs while this vCPU waits for all CPUs; plays another vCPU.
     pub meanwhile: RefCell<Option<Box<dyn Fn() + 't>>>,
 }
 
@@ -355,7 +355,7 @@ impl shared::Flush for TestHost<'_> {
     }
 }
 
-/// The vector by which a script says that it has no more to say.
+/// The vector by which a script signals that it is over.
 pub const OUT_OF_LINES: u8 = 0xFE;
 
 impl<'t> Host for TestHost<'t> {

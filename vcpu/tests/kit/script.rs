@@ -1,4 +1,4 @@
-//! A guest that does what a list says, and notes what it was answered.
+//! A guest that plays a list of acts and records the answers.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -10,30 +10,30 @@ use stub_module::vcpu::{Field, Gpr, Vcpu};
 
 use super::OUT_OF_LINES;
 
-/// Which registers a guest shows to the host: RDX, RBX, RSI, RDI, R8 to R15.
+/// Registers that a guest exposes to the host: RDX, RBX, RSI, RDI, R8 to R15.
 pub const MASK: u64 = 0xFFCC;
 
-/// One thing that the guest does.
+/// One act of the guest.
 #[derive(Clone, Copy, Debug)]
 pub enum Act {
     /// TDG.VP.VMCALL with these registers.
     Call(Gprs),
-    /// Another TDCALL: RAX, RCX.
+    /// Another TDCALL with these values of RAX and RCX.
     Tdcall(u64, u64),
-    /// Touches an address.
+    /// Accesses an address.
     Touch(u64),
-    /// Is interrupted by the host's interrupt of this vector.
+    /// A host interrupt with this vector arrives.
     Interrupted(u8),
     /// Any other VM exit.
     Exit(Exit),
 }
 
-/// TDG.MEM.PAGE.ACCEPT of the 4 KiB page at an address; plus 1 for 2 MiB.
+/// Returns the act TDG.MEM.PAGE.ACCEPT for a 4 KiB page at an address; add 1 for 2 MiB.
 pub const fn accept(gpa_and_level: u64) -> Act {
     Act::Tdcall(GuestLeaf::MemPageAccept.rax(), gpa_and_level)
 }
 
-/// The registers of a call: sub-function in R11, operands in R12 to R15.
+/// Returns the registers of a call: sub-function in R11, operands in R12 to R15.
 pub fn call(function: u64, operands: [u64; 4]) -> Gprs {
     let [r12, r13, r14, r15] = operands;
     Gprs {
@@ -46,10 +46,10 @@ pub fn call(function: u64, operands: [u64; 4]) -> Gprs {
     }
 }
 
-/// What the guest found after an act.
+/// The result of an act.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer {
-    /// Its registers after a call.
+    /// The registers after a call.
     Regs(Gprs),
 }
 
@@ -60,7 +60,7 @@ impl Answer {
     }
 }
 
-/// The list.
+/// A script, shared by the test and the guest that plays it.
 #[derive(Clone, Debug, Default)]
 pub struct Script(Arc<Mutex<Lines>>);
 
@@ -79,17 +79,17 @@ impl Script {
         })))
     }
 
-    /// Who plays it.
+    /// Returns a guest that plays the script.
     pub fn player(&self) -> Box<dyn Guest> {
         Box::new(Player(self.clone()))
     }
 
-    /// What was answered so far, in order.
+    /// Returns the answers so far, in order.
     pub fn answers(&self) -> Vec<Answer> {
         self.0.lock().unwrap().answers.clone()
     }
 
-    /// Acts that are still to come.
+    /// Returns the number of acts left.
     pub fn left(&self) -> usize {
         self.0.lock().unwrap().left.len()
     }
@@ -103,8 +103,8 @@ impl Guest for Player {
         if let Some(act) = lines.asked.take() {
             let regs = registers(vcpu);
             match act {
-                // The module went to the host in the middle of it, and has changed nothing: the instruction is executed
-                // again.
+                // The module exited to the host in the middle of the TDCALL and changed nothing. The guest executes the
+                // instruction again.
                 Act::Tdcall(rax, _) if regs.rax == rax => lines.left.push_front(act),
                 _ => lines.answers.push(Answer::Regs(regs)),
             }
@@ -136,13 +136,13 @@ impl Guest for Player {
         };
         exit.leave(machine, vcpu);
         if matches!(act, Some(Act::Touch(_))) {
-            // The instruction has not been executed.
+            // The instruction was not executed.
             vcpu.set_vmcs(Field::RIP, rip);
         }
     }
 }
 
-/// A TDCALL by 64-bit code.
+/// Returns the exit of a TDCALL in 64-bit code.
 fn tdcall(vcpu: &Vcpu<'_>) -> Exit {
     const L: u64 = 1 << 13;
     vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
