@@ -1,4 +1,4 @@
-//! Addresses, levels and keys: the operands that SEAMCALLs are about, each a type of its own.
+//! Addresses, levels and KeyID positions: the operands of SEAMCALLs, each with its own type.
 
 use core::fmt;
 
@@ -8,12 +8,12 @@ use crate::abi::PageSize;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hpa(pub u64);
 
-/// The SHARED bit of a TD whose guest-physical addresses have 48 bits: private memory is below it.
+/// The SHARED bit of a TD with 48-bit guest-physical addresses. Private memory is below it.
 ///
 /// Source: TDX Module ABI 1.5, CONFIG_FLAGS.GPAW.
 pub const SHARED: u64 = 1 << 47;
 
-/// A guest-physical address, without the SHARED bit when it is a private one.
+/// A guest-physical address. A private address has no SHARED bit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
 
@@ -29,7 +29,7 @@ impl fmt::Debug for Gpa {
     }
 }
 
-/// The level of an S-EPT entry: which table it is an entry of.
+/// The level of an S-EPT entry: the kind of table that contains it.
 ///
 /// Source: TDX Module ABI 1.5, "EPT mapping information operand".
 #[repr(u8)]
@@ -48,7 +48,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The level of that number, 0 to 4.
+    /// Returns the level with this number, 0 to 4.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Pt),
@@ -71,15 +71,15 @@ impl From<PageSize> for Level {
     }
 }
 
-/// Where the KeyID sits in a physical address, as IA32_TME_ACTIVATE and MAXPHYADDR make it.
+/// The position of the KeyID in a physical address, determined by IA32_TME_ACTIVATE and MAXPHYADDR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyIdPosition {
     lowest_bit: u32,
 }
 
 impl KeyIdPosition {
-    /// The KeyID is the top `keyid_bits` of `max_pa` physical-address bits. `None` when that is no layout that a CPU can
-    /// have: at most 52 address bits, at most 15 of them for the KeyID.
+    /// Places the KeyID in the top `keyid_bits` of `max_pa` physical-address bits. Returns `None` if no CPU can have
+    /// this layout: at most 52 address bits, of which at most 15 are KeyID bits.
     pub const fn new(max_pa: u32, keyid_bits: u32) -> Option<Self> {
         if max_pa <= 52 && keyid_bits <= 15 && max_pa >= 32 + keyid_bits {
             Some(Self {
@@ -90,7 +90,7 @@ impl KeyIdPosition {
         }
     }
 
-    /// The address of `hpa` as memory encrypted with key `number`.
+    /// Returns the address of `hpa` with KeyID `number`.
     pub const fn keyed(self, hpa: Hpa, number: u16) -> u64 {
         hpa.0 | (number as u64) << self.lowest_bit
     }

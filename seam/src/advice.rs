@@ -1,7 +1,7 @@
-//! What a status means for the operator, and what to do about it.
+//! Advice for the operator: the meaning of a status, and what to do about it.
 //!
-//! The meaning is the code's; the remedy also depends on what the status is about: an operand that came from a TD's
-//! configuration is for the operator to mend, any other is Seamark's own mistake.
+//! The meaning depends on the code alone. The remedy also depends on the detail: an operand that comes from a TD's
+//! configuration can be corrected by the operator, any other is a bug of Seamark.
 //!
 //! Source: TDX Module ABI 1.5, "Function completion status codes", and the checks of release 1.5.01.
 
@@ -11,41 +11,41 @@ use crate::abi::{Operand, Status};
 use crate::call::Fault;
 use crate::detail::Detail;
 
-/// What a status or fault means, and what to do about it; printed as sentences.
+/// The meaning of a status or fault and its remedy. Printed as sentences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
     /// What happened, as a sentence.
     pub meaning: &'static str,
-    /// What the status is about, where its detail names that.
+    /// The subject of the status, if its detail names one.
     pub about: Detail,
-    /// What to do.
+    /// The remedy.
     pub remedy: Remedy,
 }
 
-/// What the operator should do.
+/// The operator's remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Nothing; it is not a failure.
+    /// Nothing: the status is not a failure.
     Nothing,
-    /// Wait and try again.
+    /// Wait and retry.
     TryAgain,
-    /// Try again to end the TD.
+    /// Retry the termination of the TD.
     EndAgain,
     /// Change a firmware setting, or update the firmware.
     Firmware,
-    /// Load another version of the module.
+    /// Load another version of the TDX module.
     UpdateModule,
     /// Restart the machine.
     Restart,
     /// Change the TD's configuration.
     Configuration,
-    /// Free an HKID, or have more of them.
+    /// Free an HKID, or configure more of them.
     Hkids,
     /// Destroy the TD.
     Destroy,
-    /// Look at what runs in the TD.
+    /// Examine the guest.
     Guest,
-    /// Report a mistake of Seamark.
+    /// Report a bug of Seamark.
     Report,
 }
 
@@ -78,7 +78,7 @@ impl fmt::Display for Remedy {
 }
 
 impl Status {
-    /// What the status means, and what to do; `None` for a code that module 1.5 does not have.
+    /// Returns the meaning and the remedy, or `None` for a code that module 1.5 does not have.
     pub fn advice(self) -> Option<Advice> {
         if self == Self::OPERAND_INVALID.with(Operand::RAX) {
             return Some(Advice {
@@ -104,7 +104,7 @@ impl Status {
 }
 
 impl Fault {
-    /// What the fault means, and what to do.
+    /// Returns the meaning and the remedy.
     pub fn advice(self) -> Advice {
         let (meaning, remedy) = match self {
             Self::NotLoaded => (
@@ -128,12 +128,12 @@ impl Fault {
     }
 }
 
-/// Whether an operand is a field of TD_PARAMS, and so a TD's configuration.
+/// Returns whether an operand is a field of TD_PARAMS, which comes from a TD's configuration.
 fn is_td_parameter(operand: Operand) -> bool {
     (Operand::ATTRIBUTES.0..=Operand::IA32_ARCH_CAPABILITIES_CONFIG.0).contains(&operand.0)
 }
 
-/// What a code means as a sentence, and what to do in general.
+/// Returns the meaning of a code as a sentence, and the general remedy.
 #[rustfmt::skip] // one line a code
 fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
     use Remedy::{Configuration, Destroy, EndAgain, Firmware, Guest, Hkids, Nothing, Report, Restart, TryAgain, UpdateModule};
@@ -372,7 +372,7 @@ mod tests {
     fn trying_again_is_advised_only_where_it_can_help() {
         for (status, name) in NAMES {
             if status.advice().unwrap().remedy == Remedy::TryAgain {
-                // Pages that were written meanwhile are exported in the next round, by another call.
+                // The next round, with another call, exports the pages that were written meanwhile.
                 let can_help =
                     !status.is_non_recoverable() || *status == Status::EXPORTED_DIRTY_PAGES_REMAIN;
                 assert!(can_help, "{name}");

@@ -1,32 +1,31 @@
-//! The one trait through which SEAMCALLs go, at the level of registers.
+//! The one trait for all SEAMCALLs, at register level.
 
 use crate::abi::Gprs;
 
-/// Why the instruction itself failed, before any module looked at it.
+/// A failure of the instruction itself, before any module handled the call.
 ///
 /// Source: SEAMCALL in the Intel TDX CPU architectural extensions; `host-hardware`, detection step 10.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// CF = 1 (VMfailInvalid): no module is loaded behind this leaf, or it shut itself down.
+    /// CF = 1 (VMfailInvalid): the module that this leaf belongs to is not loaded, or has shut down.
     NotLoaded,
     /// #GP(0): SEAM is not enabled on this CPU.
     NotEnabled,
-    /// #UD: the CPU is not in VMX operation, or does not know SEAMCALL.
+    /// #UD: the CPU is not in VMX operation, or does not support SEAMCALL.
     NotVmx,
 }
 
-/// Something that executes SEAMCALL for the logical processor that it is called on: the instruction, or an
-/// emulated module.
+/// An executor of SEAMCALLs on the calling logical processor: the instruction, or an emulated module.
 pub trait SeamCall {
-    /// Executes one SEAMCALL. RAX holds the leaf on entry and the status on return; every register that the leaf
-    /// documents as an output is written back, the others are unchanged.
+    /// Executes one SEAMCALL. RAX holds the leaf on entry and the status on return. Output registers that the leaf
+    /// documents are written back; the others are unchanged.
     ///
     /// # Errors
-    /// A [`Fault`] when no module answered; `regs` is then unchanged.
+    /// A [`Fault`] if no module answered; `regs` is then unchanged.
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault>;
 
-    /// Learns that a call of this CPU failed as calls do once a module that worked has shut down: with SYS_SHUTDOWN, or in
-    /// the instruction. It comes after each such call; one that fails so while the module is being brought up is none.
+    /// Called after each call on this CPU that fails as calls do after the module has shut down: with SYS_SHUTDOWN, or
+    /// with a fault. A failure while the module is being brought up does not mean a shutdown.
     fn note_shutdown(&self) {}
 }
 

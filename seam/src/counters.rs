@@ -1,5 +1,5 @@
-//! How often each leaf was called and how it ended. No lock: a CPU counts in a [`Counters`] of its own, and who wants
-//! to know adds them up.
+//! Call counters per leaf and outcome. They need no lock: each CPU counts in its own [`Counters`], and readers add them
+//! up.
 
 use core::iter::Sum;
 use core::ops::AddAssign;
@@ -8,21 +8,21 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::abi::{Leaf, Status};
 use crate::retry::Reason;
 
-/// How one SEAMCALL ended, as the host judges itself by it.
+/// The outcome of one SEAMCALL, from the host's point of view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The success class, or an exit from a TD.
     Done,
-    /// Something was in use or short, and the call may be repeated.
+    /// A resource was busy or short. The call may be repeated.
     Busy,
-    /// An interrupt stopped the module at a point from which it goes on.
+    /// An interrupt stopped the module. The call can be continued.
     Interrupted,
-    /// The module refused what the host should not have asked.
+    /// The module refused a call that the host should not have made.
     Illegal,
 }
 
 impl Outcome {
-    /// Judges `status`, with which `leaf` ended.
+    /// Classifies the `status` that `leaf` returned.
     #[inline]
     pub fn of(leaf: Leaf, status: Status) -> Self {
         if status.is_error() {
@@ -41,7 +41,7 @@ impl Outcome {
             | Status::KEY_GENERATION_FAILED
             | Status::PREVIOUS_TLB_EPOCH_BUSY => Self::Busy,
             Status::INTERRUPTED_RESUMABLE | Status::INTERRUPTED_RESTARTABLE => Self::Interrupted,
-            // The TD did something that ends a run; that is for its guest to answer, not for the host.
+            // The TD did something that ends the run. This is the guest's fault, not the host's.
             Status::CROSS_TD_FAULT
             | Status::CROSS_TD_TRAP
             | Status::HOST_PRIORITY_BUSY_TIMEOUT
@@ -55,16 +55,16 @@ impl Outcome {
     }
 }
 
-/// Counts of one leaf.
+/// Counters of one leaf.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeafCounts {
-    /// Calls.
+    /// Number of calls.
     pub calls: u64,
-    /// Calls that ended [`Outcome::Busy`].
+    /// Number of calls that ended with [`Outcome::Busy`].
     pub busy: u64,
-    /// Calls that ended [`Outcome::Interrupted`].
+    /// Number of calls that ended with [`Outcome::Interrupted`].
     pub interrupted: u64,
-    /// Calls that ended [`Outcome::Illegal`].
+    /// Number of calls that ended with [`Outcome::Illegal`].
     pub illegal: u64,
 }
 
@@ -86,17 +86,17 @@ impl Sum for LeafCounts {
     }
 }
 
-/// Counts of one reason to retry.
+/// Counters of one retry reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RetryCounts {
-    /// Tries after the first.
+    /// Number of tries after the first.
     pub retries: u64,
-    /// Calls that were given up after more than one try.
+    /// Number of calls given up after more than one try.
     pub given_up: u64,
 }
 
-/// Counts of all SEAMCALLs of one CPU. Anyone may read them at any time; each is exact, though they are not all of
-/// one moment.
+/// Counters of all SEAMCALLs of one CPU. They may be read at any time. Each value is exact, but a set of values is not
+/// a consistent snapshot.
 #[derive(Debug)]
 pub struct Counters {
     leafs: [LeafCells; LEAF_NUMBERS],
@@ -104,7 +104,7 @@ pub struct Counters {
     faults: AtomicU64,
 }
 
-/// Leaf numbers run from 0 to one less.
+/// One more than the highest leaf number.
 const LEAF_NUMBERS: usize = Leaf::ALL[Leaf::ALL.len() - 1] as usize + 1;
 
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl RetryCells {
 }
 
 impl Counters {
-    /// All zero.
+    /// Creates counters that are all zero.
     pub const fn new() -> Self {
         Self {
             leafs: [const { LeafCells::new() }; LEAF_NUMBERS],
@@ -151,7 +151,7 @@ impl Counters {
         }
     }
 
-    /// Counts of `leaf`.
+    /// Returns the counters of `leaf`.
     pub fn leaf(&self, leaf: Leaf) -> LeafCounts {
         let cells = &self.leafs[leaf as usize];
         LeafCounts {
@@ -162,7 +162,7 @@ impl Counters {
         }
     }
 
-    /// The leafs that were called at least once, with their counts.
+    /// Returns the leafs that were called at least once, with their counters.
     pub fn called(&self) -> impl Iterator<Item = (Leaf, LeafCounts)> {
         Leaf::ALL
             .iter()
@@ -170,12 +170,12 @@ impl Counters {
             .filter(|(_, counts)| counts.calls > 0)
     }
 
-    /// Counts of all leafs together.
+    /// Returns the sums over all leafs.
     pub fn total(&self) -> LeafCounts {
         Leaf::ALL.iter().map(|leaf| self.leaf(*leaf)).sum()
     }
 
-    /// Counts of `reason`.
+    /// Returns the counters of `reason`.
     pub fn retry(&self, reason: Reason) -> RetryCounts {
         let cells = &self.retries[reason as usize];
         RetryCounts {
@@ -184,7 +184,7 @@ impl Counters {
         }
     }
 
-    /// SEAMCALLs that no module answered.
+    /// Returns the number of SEAMCALLs that no module answered.
     pub fn faults(&self) -> u64 {
         self.faults.load(Relaxed)
     }

@@ -1,5 +1,4 @@
-//! What a status is about: its bits 31:0, read as its code wants them read, and what a register is to the leaf that
-//! complains about it.
+//! Status details: bits 31:0, decoded as the code defines them, and the roles of the registers that they name.
 
 use core::fmt;
 
@@ -10,64 +9,64 @@ use crate::abi::{Leaf, Operand, PageSize, Status};
 /// Source: TDX Module ABI 1.5, "Function completion status codes", details level 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// The code says everything.
+    /// No detail.
     None,
     /// An operand of the leaf, or a resource of the module.
     Operand(Operand),
-    /// An MSR's address.
+    /// An MSR address.
     Msr(u32),
     /// A CPUID leaf.
     CpuidLeaf(u32),
-    /// The number of a TDMR in the list given to TDH.SYS.CONFIG, from 0.
+    /// Index of a TDMR in the list given to TDH.SYS.CONFIG, from 0.
     Tdmr(u8),
-    /// One of a TDMR's PAMT areas.
+    /// A PAMT area of a TDMR.
     Pamt {
-        /// The TDMR's number in the list.
+        /// Index of the TDMR in the list.
         tdmr: u8,
-        /// The size of the pages that the area describes; `None` for a code that is not defined.
+        /// Page size that the area describes; `None` for an undefined code.
         size: Option<PageSize>,
     },
-    /// A PAMT area and a TDMR that share memory.
+    /// A PAMT area that overlaps a TDMR.
     PamtOverlap {
-        /// The number of the TDMR whose PAMT it is.
+        /// Index of the TDMR that owns the PAMT area.
         tdmr: u8,
-        /// The size of the pages that the area describes; `None` for a code that is not defined.
+        /// Page size that the area describes; `None` for an undefined code.
         size: Option<PageSize>,
-        /// The number of the other TDMR.
+        /// Index of the other TDMR.
         other: u8,
     },
     /// A reserved area of a TDMR.
     Reserved {
-        /// The TDMR's number in the list.
+        /// Index of the TDMR in the list.
         tdmr: u8,
-        /// The area's number in the TDMR.
+        /// Index of the area in the TDMR.
         area: u8,
     },
     /// An SMRR: 0 is SMRR, 1 is SMRR2.
     Smrr(u8),
-    /// An SMRR and a CMR that share memory.
+    /// An SMRR that overlaps a CMR.
     SmrrCmr {
         /// 0 is SMRR, 1 is SMRR2.
         smrr: u8,
-        /// The CMR's number in the list.
+        /// Index of the CMR in the list.
         cmr: u8,
     },
-    /// A nested VM and the level of an entry of its S-EPT.
+    /// A nested VM, and the level of an entry of its S-EPT.
     L2 {
-        /// The VM's number, from 1.
+        /// Number of the VM, from 1.
         vm: u16,
-        /// The level.
+        /// Level of the entry.
         level: u16,
     },
     /// A package number.
     Package(u32),
-    /// The highest number of keys that the module can handle.
+    /// The maximum number of HKIDs that the module supports.
     MaxHkids(u32),
     /// The level of an S-EPT entry.
     Level(u32),
     /// The VMX exit reason of a TD exit.
     ExitReason(u32),
-    /// A number whose meaning is not known here.
+    /// A number without a known meaning.
     Raw(u32),
 }
 
@@ -109,7 +108,7 @@ impl Detail {
             Status::INVALID_PKG_ID => Self::Package(detail),
             Status::NUM_ACTIVATED_HKIDS_NOT_SUPPORTED => Self::MaxHkids(detail),
             Status::PAGE_ALREADY_ACCEPTED | Status::PAGE_SIZE_MISMATCH => Self::Level(detail),
-            // RAX is operand 0; only a refused leaf number is about it.
+            // RAX is operand 0. Only a refused leaf number refers to it.
             Status::OPERAND_INVALID => Self::operand(detail),
             code if is_td_exit(code) => Self::ExitReason(detail),
             _ if detail == 0 => Self::None,
@@ -124,7 +123,7 @@ impl Detail {
         }
     }
 
-    /// What the operand is to `leaf`, when the detail is a register that the leaf takes.
+    /// Returns the role of the operand in `leaf`, if the detail is a register that the leaf takes.
     pub fn role(self, leaf: Leaf) -> Option<&'static str> {
         match self {
             Self::Operand(operand) => role(leaf, operand),
@@ -133,7 +132,8 @@ impl Detail {
     }
 }
 
-/// Whether a code is how TDH.VP.ENTER tells of a TD exit, with the exit's reason. SUCCESS is one too, for that leaf.
+/// Returns whether TDH.VP.ENTER reports a TD exit with this code and the exit reason as its detail. SUCCESS is another
+/// such code, for that leaf alone.
 fn is_td_exit(code: Status) -> bool {
     matches!(
         code,
@@ -195,7 +195,8 @@ fn smrr_name(smrr: u8) -> &'static str {
     if smrr == 0 { "SMRR" } else { "SMRR2" }
 }
 
-/// Whether a leaf takes a guest address in RCX and the TDR in RDX; it then reports the S-EPT entry there in the same two.
+/// Returns whether a leaf takes a guest address in RCX and the TDR in RDX. Such a leaf reports the S-EPT entry in the
+/// same two registers.
 pub(crate) fn takes_gpa(leaf: Leaf) -> bool {
     use Leaf as L;
     matches!(
@@ -217,7 +218,7 @@ pub(crate) fn takes_gpa(leaf: Leaf) -> bool {
     )
 }
 
-/// What a register operand is to a leaf.
+/// Returns the role of a register operand of a leaf.
 ///
 /// Source: TDX Module ABI 1.5, the input operands of each function.
 fn role(leaf: Leaf, operand: Operand) -> Option<&'static str> {
@@ -270,7 +271,7 @@ fn role(leaf: Leaf, operand: Operand) -> Option<&'static str> {
     })
 }
 
-/// The name of an MSR that the module checks, and which setting stands behind it.
+/// Returns the name of an MSR that the module checks, and the firmware setting behind it.
 fn msr_name(msr: u32) -> Option<(&'static str, &'static str)> {
     Some(match msr {
         0x3b => (

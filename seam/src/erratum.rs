@@ -1,17 +1,17 @@
-//! What is wrong with a CPU that the host has to work around.
+//! CPU errata that the host has to work around.
 
 use crate::platform::Registers;
 
-/// Family 6, models 0x8F (Sapphire Rapids) and 0xCF (Emerald Rapids): bits 27:20 and 19:4 of CPUID 1 EAX, less the stepping
-/// and the type.
+/// Family 6, models 0x8F (Sapphire Rapids) and 0xCF (Emerald Rapids): bits 27:20 and 19:4 of CPUID 1 EAX, without
+/// stepping and type.
 ///
-/// No register tells of the erratum. Source: Linux, `check_tdx_erratum` in `arch/x86/virt/vmx/tdx/tdx.c`, which goes by
-/// the same list.
+/// No register reports the erratum. Source: Linux, `check_tdx_erratum` in `arch/x86/virt/vmx/tdx/tdx.c`, which uses the
+/// same list.
 const MODELS: [u32; 2] = [0x0008_06F0, 0x000C_06F0];
 const FAMILY_AND_MODEL: u32 = 0x0FFF_0FF0;
 
-/// Whether a write of less than a cache line to memory that is, or was, a TD's makes the next read of that line a machine
-/// check. Writing the whole line with MOVDIR64B heals it.
+/// Returns whether the CPU has the partial-write erratum: a write smaller than a cache line to memory that is, or was,
+/// a TD's makes the next read of that line a machine check. Writing the whole line with MOVDIR64B repairs it.
 pub fn has_partial_write(registers: &impl Registers) -> bool {
     MODELS.contains(&(registers.cpuid(1, 0)[0] & FAMILY_AND_MODEL))
 }

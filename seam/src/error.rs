@@ -1,4 +1,4 @@
-//! Why a SEAMCALL did not do its work, and what is still owned by whom after it.
+//! Errors of SEAMCALLs, and the ownership of their operands after a failure.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ use crate::advice::{Advice, Remedy};
 use crate::call::Fault;
 use crate::detail::{Detail, takes_gpa};
 
-/// Why a leaf failed.
+/// The failure of a leaf.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Error {
     leaf: Leaf,
@@ -18,46 +18,46 @@ pub struct Error {
     outputs: [u64; 5],
 }
 
-/// What stopped it.
+/// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The instruction: no module looked at the call.
+    /// The instruction faulted: no module handled the call.
     Fault(Fault),
-    /// The module.
+    /// The module returned this status.
     Status(Status),
-    /// The module said that it did its work, on another page than the host's books have it. The page that was passed
-    /// stays with the module for good.
+    /// The module reported success, but on another page than the host expected. The page that was passed stays with the
+    /// module permanently.
     WrongPage {
-        /// What the host thought.
+        /// Page that the host expected.
         expected: Hpa,
-        /// What the module said.
+        /// Page that the module reported.
         told: Hpa,
     },
-    /// A leaf that is called until it is done made no progress for more calls than there can be work.
+    /// A resumable leaf made no progress for more calls than the work can take.
     NoProgress,
 }
 
-/// What a status means for who called.
+/// The caller's options after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// The same call may succeed later.
     Retry,
-    /// The call can't succeed unless something else changes first.
+    /// The call fails again unless something else changes first.
     Change,
     /// The TD can only be torn down.
     TearDown,
 }
 
-/// An S-EPT entry as the S-EPT leafs report it.
+/// An S-EPT entry, as the S-EPT leafs report it.
 ///
 /// Source: TDX Module ABI 1.5, "Secure EPT entry information".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SeptEntry {
-    /// The entry in its architectural form; the address is zero for one that is not a leaf.
+    /// The entry in its architectural form. The address is zero unless the entry is a leaf.
     pub entry: u64,
-    /// The level at which it was found; `None` for a number that is no level.
+    /// Level of the entry; `None` if the number is not a valid level.
     pub level: Option<Level>,
-    /// Its state, one of [`crate::abi::SeptState`]'s numbers.
+    /// State of the entry, a number of [`crate::abi::SeptState`].
     pub state: u8,
 }
 
@@ -70,7 +70,7 @@ impl SeptEntry {
         }
     }
 
-    /// The page that it maps, when it maps one.
+    /// Returns the address of the page that the entry maps, if it maps one.
     pub const fn hpa(self) -> Hpa {
         Hpa(self.entry & PAGE_MASK)
     }
@@ -99,22 +99,22 @@ impl Error {
         Self { tries, ..self }
     }
 
-    /// The leaf that failed.
+    /// Returns the leaf that failed.
     pub const fn leaf(&self) -> Leaf {
         self.leaf
     }
 
-    /// What stopped it.
+    /// Returns the cause of the failure.
     pub const fn cause(&self) -> Cause {
         self.cause
     }
 
-    /// How often it was tried.
+    /// Returns the number of tries.
     pub const fn tries(&self) -> u32 {
         self.tries
     }
 
-    /// The status, when the module gave one.
+    /// Returns the status, if the module returned one.
     pub const fn status(&self) -> Option<Status> {
         match self.cause {
             Cause::Status(status) => Some(status),
@@ -122,13 +122,13 @@ impl Error {
         }
     }
 
-    /// Whether the module gave that status, whatever its detail.
+    /// Returns whether the module returned this code, with any detail.
     pub fn is(&self, code: Status) -> bool {
         self.status()
             .is_some_and(|status| status.code() == code.code())
     }
 
-    /// What the status is about.
+    /// Returns the decoded detail of the status.
     pub fn detail(&self) -> Detail {
         match self.status() {
             Some(status) => Detail::of(status),
@@ -136,7 +136,7 @@ impl Error {
         }
     }
 
-    /// The area of the status, in words; `None` when the module gave none or the class is not known.
+    /// Returns the name of the status class, or `None` if there is no status or the class is unknown.
     pub const fn class(&self) -> Option<&'static str> {
         let Cause::Status(status) = self.cause else {
             return None;
@@ -163,7 +163,7 @@ impl Error {
         })
     }
 
-    /// What can be done from here on.
+    /// Returns the options after this failure.
     pub const fn recovery(&self) -> Recovery {
         match self.cause {
             Cause::Status(status) if status.is_fatal() => Recovery::TearDown,
@@ -172,20 +172,20 @@ impl Error {
         }
     }
 
-    /// The S-EPT entry that the leaf reported with its status. `None` for leafs that report none, and for errors that
-    /// were found before the S-EPT was looked at.
+    /// Returns the S-EPT entry that the leaf reported with its status. `None` for leafs that report none, and for
+    /// errors found before the S-EPT walk.
     pub fn sept_entry(&self) -> Option<SeptEntry> {
         let [rcx, rdx, ..] = self.outputs;
         (takes_gpa(self.leaf) && (rcx, rdx) != (0, 0)).then(|| SeptEntry::new(rcx, rdx))
     }
 
-    /// RCX, RDX, R8, R9, R10 as the leaf left them: TDH.SYS.INIT, TDH.SYS.LP.INIT and TDH.MNG.INIT tell the
+    /// Returns RCX, RDX, R8, R9, R10 as the leaf left them. TDH.SYS.INIT, TDH.SYS.LP.INIT and TDH.MNG.INIT report the
     /// CPUID leaf (bits 31:0), sub-leaf (63:32) and bits at fault there.
     pub const fn outputs(&self) -> [u64; 5] {
         self.outputs
     }
 
-    /// What it means and what the operator can do about it. `None` for a status that is not known.
+    /// Returns the meaning and the remedy, or `None` for an unknown status.
     pub fn advice(&self) -> Option<Advice> {
         match self.cause {
             Cause::Fault(fault) => Some(fault.advice()),
@@ -248,17 +248,17 @@ impl fmt::Debug for Error {
 
 impl core::error::Error for Error {}
 
-/// A call that took something and failed: the error, and what was given, which is the caller's again.
+/// The error of a call that takes ownership, with its operands, which the caller owns again.
 #[must_use = "what was given is in it"]
 #[derive(Debug)]
 pub struct Rejected<T> {
-    /// Why.
+    /// The error.
     pub error: Error,
-    /// What was given.
+    /// The operands of the failed call.
     pub given: T,
 }
 
-/// How a call ends that takes `Given` and makes `Out` of it.
+/// The result of a call that takes `Given` and turns it into `Out`.
 pub type Handover<Out, Given> = Result<Out, Rejected<Given>>;
 
 impl<T> Rejected<T> {
@@ -266,7 +266,7 @@ impl<T> Rejected<T> {
         Self { error, given }
     }
 
-    /// Separates the error from what was given, to put the latter where it belongs.
+    /// Separates the error from the operands, so that the caller can put the operands back.
     pub fn into_parts(self) -> (Error, T) {
         (self.error, self.given)
     }

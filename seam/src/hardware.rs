@@ -1,8 +1,8 @@
-//! SEAMCALL, the instruction, and how a faulting instruction is survived.
+//! The SEAMCALL instruction, and recovery from faulting instructions.
 //!
-//! An instruction that may fault registers itself in the link section `seamark_fixups`: where it is, and where to go
-//! on. An exception handler that finds the faulting address there ([`fixup_for`]) loads RAX with the vector and RDX
-//! with the error code and continues at the second address.
+//! An instruction that may fault has an entry in the link section `seamark_fixups`: its address, and the address at
+//! which to continue. An exception handler that finds the faulting address there ([`fixup_for`]) loads RAX with the
+//! vector and RDX with the error code, and continues at the second address.
 #![expect(
     unsafe_code,
     reason = "SEAMCALL is an instruction without an intrinsic, and the fixup table is made by the linker"
@@ -15,17 +15,17 @@ use crate::{
     call::{Fault, SeamCall},
 };
 
-/// The CPU's own SEAMCALL.
+/// The CPU's own SEAMCALL instruction.
 ///
-/// The program must run at CPL 0 with an exception handler that honours [`fixup_for`]; otherwise a CPU that does not
-/// know the instruction faults for good.
+/// The program must run at CPL 0 with an exception handler that uses [`fixup_for`]. Otherwise, on a CPU that does not
+/// support the instruction, the fault is fatal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Hardware;
 
 impl SeamCall for Hardware {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
-        // SAFETY: `regs` is a valid block of registers; whatever the module does with memory is what the leaf and its
-        // operands say, which the typed calls answer for.
+        // SAFETY: `regs` is a valid block of registers. The leaf and its operands determine what the module does with
+        // memory, and the typed calls are responsible for those.
         match unsafe { seamcall(regs) } {
             0 => Ok(()),
             VM_FAIL_INVALID => Err(Fault::NotLoaded),
@@ -39,7 +39,7 @@ const INVALID_OPCODE: u64 = 6;
 const VM_FAIL_INVALID: u64 = 0x100;
 
 /// The body of a naked `extern "sysv64" fn(*mut Gprs) -> u64`: loads the registers, executes the instruction, and
-/// stores them. Whoever measures what stands around a SEAMCALL puts something else in its place.
+/// stores the registers. To measure the overhead around a SEAMCALL, pass another instruction.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! naked_seamcall {
@@ -59,14 +59,14 @@ macro_rules! naked_seamcall {
     };
 }
 
-/// Executes SEAMCALL with the registers of `regs`. Returns 0 and writes all of them back; or, with `regs` unchanged,
-/// 0x100 for CF = 1 and the vector for a fault.
+/// Executes SEAMCALL with the registers of `regs`. Returns 0 and writes all of them back. With CF = 1 it returns 0x100,
+/// and after a fault the vector; `regs` is then unchanged.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn seamcall(regs: *mut Gprs) -> u64 {
     naked_seamcall!(".byte 0x66, 0x0F, 0x01, 0xCF")
 }
 
-/// One entry of the table: both addresses relative to their own field.
+/// An entry of the fixup table. Each address is relative to its own field.
 #[repr(C)]
 struct Fixup {
     at: i32,
@@ -80,7 +80,7 @@ unsafe extern "C" {
     static FIXUPS_END: Fixup;
 }
 
-/// Where to go on after the instruction at `rip` has faulted; `None` when it is not one that may.
+/// Returns the address at which to continue after a fault at `rip`, or `None` if no fixup exists.
 #[must_use]
 pub fn fixup_for(rip: u64) -> Option<u64> {
     let start = &raw const FIXUPS_START;

@@ -1,28 +1,28 @@
-//! A private key's number as something that is owned: by the pool, or by one TD.
+//! A private HKID as an owned token: the pool or one TD owns it.
 
 use core::fmt;
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// A private HKID. It can't be copied: TDH.MNG.CREATE takes it from the pool into the TD, and only TDH.MNG.KEY.FREEID
-/// gives it back, after which the module accepts it again.
+/// A private HKID. It can't be copied. TDH.MNG.CREATE moves it from the pool to the TD, and only TDH.MNG.KEY.FREEID
+/// returns it. The module accepts it again after that.
 #[must_use = "a dropped HKID is lost until the machine restarts"]
 #[derive(PartialEq, Eq)]
 pub struct Hkid(u16);
 
 impl Hkid {
-    /// Makes the token of an HKID. Only the pool may call this, once for each time that it hands the HKID out; the
-    /// workspace's `clippy.toml` forbids it elsewhere.
+    /// Creates the token of an HKID. Only the pool may call this, once each time it hands out the HKID; the workspace's
+    /// `clippy.toml` forbids it elsewhere.
     pub const fn mint(number: u16) -> Self {
         Self(number)
     }
 
-    /// Its number.
+    /// Returns the HKID's number.
     pub const fn number(&self) -> u16 {
         self.0
     }
 
-    /// Ends the token: the HKID is the pool's again.
+    /// Consumes the token: the HKID belongs to the pool again.
     pub fn surrender(self) -> u16 {
         let number = self.0;
         mem::forget(self);
@@ -44,7 +44,8 @@ impl Drop for Hkid {
 
 static LOST_HKIDS: AtomicU64 = AtomicU64::new(0);
 
-/// HKIDs that were dropped instead of given back, since the start. Anything but zero is a bug of the host.
+/// Returns the number of HKIDs that were dropped instead of given back since boot. Any value but zero is a bug of the
+/// host.
 pub fn lost_hkids() -> u64 {
     LOST_HKIDS.load(Ordering::Relaxed)
 }

@@ -1,12 +1,12 @@
 //! The SEAM interface: one vocabulary for both sides of SEAMCALL.
 //!
-//! [`abi`] holds the facts, each once; [`call`] is the one door through which a SEAMCALL goes, and [`hardware`] the
-//! instruction behind it. [`platform`] finds out what the machine offers, [`erratum`] what is wrong with it. Nothing here knows whether silicon or the
-//! emulated module answers.
+//! [`abi`] states each fact once. All SEAMCALLs go through [`call`], and [`hardware`] is the instruction behind it.
+//! [`platform`] detects the features of the machine, [`erratum`] its errata. Nothing here knows whether TDX hardware or
+//! the emulated module answers.
 //!
-//! On these stands the host's side: [`tdh`] has one method for each leaf, [`page`] and [`hkid`] say by types who owns what,
-//! [`retry`] is the one retry policy, [`counters`] keep account, [`module`] brings the TDX module up, and [`error`] with
-//! [`detail`] and [`advice`] says what went wrong and what to do. [`seamldr`] asks the P-SEAMLDR.
+//! The host's side builds on these. [`tdh`] has one method per leaf, [`page`] and [`hkid`] express ownership as types,
+//! [`retry`] is the only retry policy, [`counters`] count calls, and [`module`] reads the module's properties.
+//! [`error`], [`detail`] and [`advice`] explain failures. [`seamldr`] calls the P-SEAMLDR.
 #![no_std]
 
 #[cfg(test)]

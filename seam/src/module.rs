@@ -1,4 +1,4 @@
-//! What the TDX module says of itself, once SYS.INIT and LP.INIT are done ([`crate::tdh`]).
+//! The properties of the TDX module, readable after SYS.INIT and LP.INIT ([`crate::tdh`]).
 
 use arrayvec::ArrayVec;
 
@@ -13,7 +13,7 @@ use crate::{
     tdh::Tdh,
 };
 
-/// What the module says of itself.
+/// The properties of the TDX module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(
     missing_docs,
@@ -32,17 +32,17 @@ pub struct Info {
     pub pamt_4k_entry_size: u16,
     pub pamt_2m_entry_size: u16,
     pub pamt_1g_entry_size: u16,
-    /// MAX_VCPUS_PER_TD; older modules do not have the field.
+    /// MAX_VCPUS_PER_TD; older modules do not have this field.
     pub max_vcpus_per_td: Option<u16>,
-    /// The convertible memory regions, ascending, without empty ones.
+    /// The convertible memory regions in ascending order, without empty ones.
     pub cmrs: ArrayVec<CmrInfo, MAX_CMRS>,
 }
 
 impl Info {
-    /// Asks the module, on a CPU that has done LP.INIT.
+    /// Reads the properties, on a CPU that has done LP.INIT.
     ///
     /// # Errors
-    /// [`Error`] for a field that every module 1.5 has.
+    /// [`Error`] if a field that every module 1.5 has can't be read.
     pub fn read<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Self, Error> {
         let read = |field: Field| module.sys_rd(field.element(0));
         let mut info = Self {
@@ -72,11 +72,11 @@ impl Info {
     }
 }
 
-/// MAX_VCPUS_PER_TD, which modules after 1.5.01 have. A module is not asked for a field that it does not have: a walk
-/// over its fields says whether it has it.
+/// Reads MAX_VCPUS_PER_TD, which only modules after 1.5.01 have. Reading a missing field would be an illegal call, so a
+/// walk over the fields finds out whether the module has it.
 fn max_vcpus_per_td<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Option<u16>, Error> {
     const MAX_VCPUS_PER_TD: FieldId = FieldId(0x9900_0001_0000_0008);
-    // The field would follow NUM_CPUID_CONFIG and the fields between them.
+    // The field can only follow NUM_CPUID_CONFIG and the fields between them.
     let mut at = sys::NUM_CPUID_CONFIG.element(0);
     while let Some(next) = module.sys_rd_next(at)?.next {
         let (class, code) = (next.class(), next.code());

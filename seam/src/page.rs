@@ -1,4 +1,4 @@
-//! Who owns a frame, as types: a page in motion between the host and the TDX module.
+//! Ownership of frames as types: a page that moves between the host and the TDX module.
 //!
 //! ```text
 //!            mint           a call that takes it            REMOVE, RELOCATE, PROMOTE
@@ -9,11 +9,10 @@
 //!                              (from Dirty alone)
 //! ```
 //!
-//! A [`Page`] can't be copied: whoever has it is responsible for the frame. A call that makes it the module's takes it by
-//! value, and gives it back in its error when the module refused. [`Page::mint`] and [`Page::surrender`] are the two
-//! doors to the rest of the host, and only its frame allocator goes through them; [`Page::give_up`] leads to quarantine. A
-//! page that is dropped is a frame
-//! that nobody will ever use again; that is safe, and counted in [`lost_pages`].
+//! A [`Page`] can't be copied: its owner is responsible for the frame. A call that donates a page takes it by value,
+//! and returns it in its error if the module refused. [`Page::mint`] and [`Page::surrender`] connect the tokens to the
+//! rest of the host, and only its frame allocator calls them. [`Page::give_up`] leads to quarantine. The frame of a
+//! dropped page is never used again; that is safe, and counted in [`lost_pages`].
 
 use core::fmt;
 use core::mem;
@@ -28,26 +27,27 @@ mod sealed {
     pub trait Sealed: Copy + PartialEq + core::fmt::Debug {}
 }
 
-/// What a page's frame is to the host. Sealed: these four are all there is.
+/// The state of a page's frame. Sealed: there are only these four.
 pub trait State: sealed::Sealed {}
 
-/// The host's own: no other key's data in it, no dirty line of it in any cache. What the module may be given.
+/// Owned by the host, with no data of another key in it and no dirty line of it in any cache. It may be donated to the
+/// module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clean;
 
-/// The module's. The host must not touch it.
+/// Owned by the module. The host must not touch it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Donated;
 
-/// Given back by the module while lines of it under a private key may be in the caches: the next step is
+/// Returned by the module while caches may hold lines of it under a private key. The next step is
 /// TDH.PHYMEM.PAGE.WBINVD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cached {
     pub(crate) hkid: u16,
 }
 
-/// Given back by the module and written back, but holding what was encrypted with another key: to be cleared before
-/// anyone reads it or writes to it in part.
+/// Returned by the module and written back, but still holding data encrypted with another key. It must be cleared
+/// before any read or partial write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dirty;
 
@@ -60,11 +60,11 @@ impl State for Donated {}
 impl State for Cached {}
 impl State for Dirty {}
 
-/// One frame of 4 KiB, 2 MiB or 1 GiB in state `S`. Eight bytes for most states, and as many in an `Option`, so
-/// that a mirror of a TD's memory can be made of them.
+/// One frame of 4 KiB, 2 MiB or 1 GiB in state `S`. It takes eight bytes in most states, also in an `Option`, so that a
+/// mirror of a TD's memory can consist of pages.
 #[must_use = "a dropped page is a frame lost"]
 pub struct Page<S: State> {
-    /// Bits 51:12 the address, bits 2:1 the size, bit 0 set so that it is never zero.
+    /// Bits 51:12 are the address, bits 2:1 the size. Bit 0 is set so that the value is never zero.
     raw: NonZeroU64,
     state: S,
 }
@@ -72,13 +72,14 @@ pub struct Page<S: State> {
 const _: () = assert!(size_of::<Option<Page<Donated>>>() == 8);
 
 impl Page<Clean> {
-    /// Makes the token of a frame that just left the frame allocator. Only the allocator may call this, once for each
-    /// time that it hands the frame out: nobody else maps it, and no dirty line of it is in a cache (it was flushed with
-    /// CLFLUSH, or cleared with MOVDIR64B and not written since), for such a line would overwrite what the module keeps.
+    /// Creates the token of a frame that just left the frame allocator. Only the allocator may call this, once each
+    /// time it hands out the frame. Nobody else may map the frame, and no cache may hold a dirty line of it, because
+    /// such a line would overwrite the module's data: the frame was flushed with CLFLUSH, or cleared with MOVDIR64B and
+    /// not written since.
     ///
     /// The workspace's `clippy.toml` forbids it elsewhere.
     ///
-    /// `None` when `hpa` is not aligned to `size` or not below 2^52.
+    /// Returns `None` if `hpa` is not aligned to `size` or not below 2^52.
     pub fn mint(hpa: Hpa, size: PageSize) -> Option<Self> {
         if hpa.0 & (size.bytes() - 1) != 0 || hpa.0 & !PAGE_MASK != 0 {
             return None;
@@ -86,7 +87,7 @@ impl Page<Clean> {
         Some(Self::from_parts(hpa, size, Clean))
     }
 
-    /// Ends the token: the frame is the allocator's again.
+    /// Consumes the token: the frame belongs to the allocator again.
     pub fn surrender(self) -> (Hpa, PageSize) {
         self.give_up()
     }
@@ -100,12 +101,12 @@ impl<S: State> Page<S> {
         }
     }
 
-    /// Its address.
+    /// Returns the page's address.
     pub fn hpa(&self) -> Hpa {
         Hpa(self.raw.get() & PAGE_MASK)
     }
 
-    /// Its size.
+    /// Returns the page's size.
     pub fn size(&self) -> PageSize {
         match self.raw.get() >> 1 & 3 {
             0 => PageSize::Size4K,
@@ -114,25 +115,25 @@ impl<S: State> Page<S> {
         }
     }
 
-    /// The same frame in another state.
+    /// Moves the frame to another state.
     pub(crate) fn turn<T: State>(self, state: T) -> Page<T> {
         let raw = self.raw;
         mem::forget(self);
         Page { raw, state }
     }
 
-    /// Ends the token of a frame that can't be used again, because nobody knows whose it is: the allocator puts the frame
-    /// away for good.
+    /// Consumes the token of a frame that can't be used again because its owner is unknown. The allocator quarantines
+    /// the frame permanently.
     pub fn give_up(self) -> (Hpa, PageSize) {
         let parts = (self.hpa(), self.size());
         mem::forget(self);
         parts
     }
 
-    /// Splits it into 512 pages of the next smaller size.
+    /// Splits the page into 512 pages of the next smaller size.
     ///
     /// # Errors
-    /// Gives a 4 KiB page back.
+    /// Returns a 4 KiB page unchanged.
     pub fn split(self) -> Result<Run<S>, Self> {
         let size = match self.size() {
             PageSize::Size4K => return Err(self),
@@ -151,31 +152,31 @@ impl<S: State> Page<S> {
 }
 
 impl Page<Donated> {
-    /// The module has given the page back and its key lives: its lines may be in the caches.
+    /// Marks the page as returned by the module while its key lives: caches may hold lines of it.
     pub(crate) fn returned(self, hkid: u16) -> Page<Cached> {
         self.turn(Cached { hkid })
     }
 }
 
 impl Page<Cached> {
-    /// The number of the key whose lines may be in the caches.
+    /// Returns the HKID whose lines may be in the caches.
     pub fn hkid(&self) -> u16 {
         self.state.hkid
     }
 }
 
 impl Page<Cached> {
-    /// A page that left a TD before that lost its key needs no TDH.PHYMEM.PAGE.WBINVD: the caches of all packages were
-    /// written back before TDH.MNG.KEY.FREEID took the key away.
+    /// Skips TDH.PHYMEM.PAGE.WBINVD for a page that left a TD before the TD lost its key. The caches of all packages
+    /// were written back before TDH.MNG.KEY.FREEID took the key away.
     pub fn outlived(self, _: &Tdr<Keyless>) -> Page<Dirty> {
         self.turn(Dirty)
     }
 }
 
-/// Writes zero over whole frames with direct stores (MOVDIR64B) and orders them (MFENCE). The host's memory side
-/// implements it.
+/// Zeroes whole frames with direct stores (MOVDIR64B) and orders them (MFENCE). The host's memory management implements
+/// it.
 ///
-/// Nothing else will do: on CPUs with the partial-write erratum, a smaller or cached write to memory that was a
+/// No other write is allowed: on CPUs with the partial-write erratum, a smaller or cached write to memory that was a
 /// TD's poisons the line, and the next read is a machine check.
 pub trait Clear {
     /// Clears `size.bytes()` bytes from `hpa`.
@@ -183,7 +184,7 @@ pub trait Clear {
 }
 
 impl Page<Dirty> {
-    /// Clears the frame; it is as clean as one that never left the host.
+    /// Clears the frame. It is then as clean as a frame that never left the host.
     pub fn clear(self, by: &impl Clear) -> Page<Clean> {
         by.clear(self.hpa(), self.size());
         self.turn(Clean)
@@ -202,11 +203,11 @@ impl<S: State> Drop for Page<S> {
     }
 }
 
-/// Pages of one size in one page of the next.
+/// Number of pages of one size in a page of the next.
 const PAGES_IN_LARGER: u64 = 512;
 
-/// Adjacent pages of one size and state, which leave from the front and arrive at the end: what a large page becomes by
-/// TDH.MEM.PAGE.DEMOTE, and what TDH.MEM.PAGE.PROMOTE makes one of.
+/// Adjacent pages of one size and state, taken from the front and added at the end. TDH.MEM.PAGE.DEMOTE turns a large
+/// page into a run, and TDH.MEM.PAGE.PROMOTE turns a run into a large page.
 #[must_use = "a dropped run is its frames lost"]
 pub struct Run<S: State> {
     next: Hpa,
@@ -219,7 +220,7 @@ impl<S: State> Run<S> {
     /// Adds a page at the end.
     ///
     /// # Errors
-    /// Gives it back when it does not follow the last one, or differs in size or state.
+    /// Returns the page if it does not follow the last one, or differs in size or state.
     pub fn push(&mut self, page: Page<S>) -> Result<(), Page<S>> {
         let end = self.next.0 + self.left * self.size.bytes();
         if page.hpa().0 != end || page.size() != self.size || page.state != self.state {
@@ -230,10 +231,10 @@ impl<S: State> Run<S> {
         Ok(())
     }
 
-    /// Makes one page of 512.
+    /// Joins 512 pages into one.
     ///
     /// # Errors
-    /// Gives the run back when it is not 512 pages from an aligned address on, or they are of 1 GiB.
+    /// Returns the run if it is not 512 pages from an aligned address on, or if they are 1 GiB pages.
     pub fn join(self) -> Result<Page<S>, Self> {
         let size = match self.size {
             PageSize::Size4K => PageSize::Size2M,
@@ -248,12 +249,12 @@ impl<S: State> Run<S> {
         Ok(page)
     }
 
-    /// The first page's address.
+    /// Returns the address of the first page.
     pub fn hpa(&self) -> Hpa {
         self.next
     }
 
-    /// The size of each page.
+    /// Returns the size of each page.
     pub fn size(&self) -> PageSize {
         self.size
     }
@@ -307,10 +308,11 @@ impl<S: State> Drop for Run<S> {
     }
 }
 
-/// 4 KiB pages that were dropped since the start.
+/// Number of 4 KiB pages dropped since boot.
 static LOST_PAGES: AtomicU64 = AtomicU64::new(0);
 
-/// Pages of 4 KiB that were dropped instead of given back, since the start. Anything but zero is a bug of the host.
+/// Returns the number of 4 KiB pages that were dropped instead of given back since boot. Any value but zero is a bug of
+/// the host.
 pub fn lost_pages() -> u64 {
     LOST_PAGES.load(Ordering::Relaxed)
 }

@@ -1,17 +1,17 @@
-//! What the machine offers for TDX, and precisely what is missing.
+//! Detects the machine's TDX features, and reports precisely which are missing.
 //!
-//! Pure over [`Registers`]. There is no CPUID bit that says "TDX is usable": the answer is in half a dozen places, and
-//! a host that finds one of them wanting should say which.
+//! The code is pure over [`Registers`]. No CPUID bit says "TDX is usable": the answer is in half a dozen places, and
+//! the host should name each one that is wrong.
 
 use core::fmt;
 
 use arrayvec::ArrayVec;
 
-/// How the CPU's identification is read.
+/// Access to the CPU's identification registers.
 pub trait Registers {
-    /// CPUID: EAX, EBX, ECX, EDX.
+    /// Executes CPUID and returns EAX, EBX, ECX, EDX.
     fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4];
-    /// RDMSR; `None` where the CPU has no such MSR (#GP).
+    /// Executes RDMSR. Returns `None` if the CPU has no such MSR (#GP).
     fn rdmsr(&self, msr: u32) -> Option<u64>;
 }
 
@@ -19,7 +19,7 @@ pub trait Registers {
 pub mod msr {
     /// IA32_FEATURE_CONTROL.
     pub const FEATURE_CONTROL: u32 = 0x3A;
-    /// IA32_MKTME_KEYID_PARTITIONING: shared KeyIDs in 31:0, private ones in 63:32.
+    /// IA32_MKTME_KEYID_PARTITIONING: number of shared KeyIDs in bits 31:0, of private ones in bits 63:32.
     pub const KEYID_PARTITIONING: u32 = 0x87;
     /// IA32_XAPIC_DISABLE_STATUS.
     pub const XAPIC_DISABLE_STATUS: u32 = 0xBD;
@@ -33,7 +33,7 @@ pub mod msr {
     pub const SEAMRR_MASK: u32 = 0x1401;
 }
 
-/// Something that TDX needs and this machine does not have.
+/// A requirement of TDX that this machine does not meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// The CPU is not Intel's.
@@ -48,7 +48,7 @@ pub enum Missing {
     Movdir64b,
     /// IA32_MTRRCAP bit 15 is clear: the CPU has no SEAM.
     Seam,
-    /// IA32_SEAMRR_PHYS_BASE or _MASK say that the range is not configured, locked and valid.
+    /// IA32_SEAMRR_PHYS_BASE or _MASK report that the range is not configured, locked and valid.
     Seamrr {
         /// IA32_SEAMRR_PHYS_BASE.
         base: u64,
@@ -57,9 +57,9 @@ pub enum Missing {
     },
     /// IA32_TME_ACTIVATE is not locked and enabled.
     Tme(u64),
-    /// Fewer than two private KeyIDs: one is the module's, and each TD needs one.
+    /// Fewer than two private KeyIDs. The module uses one, and each TD needs one.
     KeyIds(u32),
-    /// The legacy xAPIC mode is not locked off (IA32_XAPIC_DISABLE_STATUS bit 0).
+    /// The legacy xAPIC mode is not locked out (IA32_XAPIC_DISABLE_STATUS bit 0).
     XapicNotDisabled,
 }
 
@@ -102,40 +102,40 @@ impl fmt::Display for Missing {
     }
 }
 
-/// The KeyIDs of the machine, and where they are in a physical address.
+/// The KeyIDs of the machine, and their position in a physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyIds {
-    /// Shared (MKTME) KeyIDs beyond KeyID 0.
+    /// Number of shared (MKTME) KeyIDs beyond KeyID 0.
     pub shared: u32,
-    /// Private (TDX) KeyIDs; the first is `shared + 1`.
+    /// Number of private (TDX) KeyIDs. The first is `shared + 1`.
     pub private: u32,
-    /// Bits of a physical address, KeyID bits included.
+    /// Number of physical-address bits, KeyID bits included.
     pub max_pa: u32,
-    /// KeyID bits at the top of those.
+    /// Number of KeyID bits, at the top of those.
     pub bits: u32,
 }
 
 impl KeyIds {
-    /// The first private KeyID.
+    /// Returns the first private KeyID.
     #[must_use]
     pub fn first_private(&self) -> u32 {
         self.shared + 1
     }
 }
 
-/// Things that can be missing.
+/// Number of requirements that can be missing.
 pub const MAX_MISSING: usize = 10;
 
-/// What was found.
+/// The result of the detection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What is missing; empty when the machine has all that TDX needs.
+    /// The missing requirements; empty if the machine meets all of them.
     pub missing: ArrayVec<Missing, MAX_MISSING>,
-    /// The KeyIDs; `None` where the machine has no partition for TDX.
+    /// The KeyIDs; `None` if the machine has no partition for TDX.
     pub key_ids: Option<KeyIds>,
 }
 
-/// Looks at this CPU.
+/// Examines this CPU.
 pub fn detect(registers: &impl Registers) -> Report {
     let msr = |number| registers.rdmsr(number).unwrap_or(0);
     let [_, b, c, d] = registers.cpuid(0, 0);
@@ -211,7 +211,7 @@ mod tests {
 
     use super::*;
 
-    /// A machine with all of it, less what a test takes away.
+    /// A machine that meets all requirements, except those that a test takes away.
     struct Machine {
         ecx1: u32,
         ecx7: u32,

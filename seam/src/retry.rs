@@ -1,31 +1,31 @@
-//! The one retry policy: which statuses are worth another try, how many, and how long to wait before it.
+//! The retry policy: the statuses that are retried, the number of tries, and the pauses between them.
 //!
-//! Nothing here waits. The pause between two tries belongs to the caller, who supplies [`Wait`]: it can serve interrupts,
-//! kick vCPUs, let other work run, or say that it has waited long enough.
+//! Nothing here waits. The caller supplies [`Wait`] for the pause between two tries: it can serve interrupts, kick
+//! vCPUs, let other work run, or end the retries.
 
 use core::ops::ControlFlow;
 
 use crate::abi::{Leaf, Status};
 
-/// Why a call may succeed when it is repeated with the same operands.
+/// The reason why a call may succeed when repeated with the same operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// OPERAND_BUSY: another processor holds a lock of the module.
     Busy,
     /// SYS_BUSY: another processor is in a function that initialises the module.
     SysBusy,
-    /// INTERRUPTED_RESTARTABLE: an interrupt waits for this CPU, and nothing was changed.
+    /// INTERRUPTED_RESTARTABLE: an interrupt is pending on this CPU; nothing was changed.
     Interrupted,
-    /// RND_NO_ENTROPY: the CPU's random number generator had nothing to give.
+    /// RND_NO_ENTROPY: the CPU's random number generator had no entropy.
     NoEntropy,
-    /// KEY_GENERATION_FAILED: PCONFIG found too little entropy for a key.
+    /// KEY_GENERATION_FAILED: PCONFIG had too little entropy for a key.
     KeyGeneration,
-    /// PREVIOUS_TLB_EPOCH_BUSY: a vCPU is still in the guest since before the last TDH.MEM.TRACK.
+    /// PREVIOUS_TLB_EPOCH_BUSY: a vCPU has been in the guest since before the last TDH.MEM.TRACK.
     EpochBusy,
 }
 
 impl Reason {
-    /// Every reason.
+    /// All reasons.
     pub const ALL: [Self; 6] = [
         Self::Busy,
         Self::SysBusy,
@@ -35,8 +35,8 @@ impl Reason {
         Self::EpochBusy,
     ];
 
-    /// The reason to repeat a call that ended with `status`. `None` when repeating it unchanged cannot help;
-    /// INTERRUPTED_RESUMABLE is among those, because resuming takes other operands.
+    /// Returns the reason to repeat a call that ended with `status`, or `None` if repeating it unchanged can't help.
+    /// This includes INTERRUPTED_RESUMABLE, because resuming takes other operands.
     pub fn of(status: Status) -> Option<Self> {
         match status.code() {
             Status::OPERAND_BUSY => Some(Self::Busy),
@@ -49,24 +49,25 @@ impl Reason {
         }
     }
 
-    /// Tries after which a call is given up, the first one included.
+    /// Returns the number of tries, including the first, after which a call is given up.
     pub const fn max_tries(self) -> u32 {
         match self {
-            // A lock is held for one SEAMCALL, tens of microseconds; this is some 120 milliseconds.
+            // A lock is held for one SEAMCALL, tens of microseconds. This is about 120 milliseconds.
             Self::Busy => 128,
-            // LP.INIT on hundreds of processors takes turns with nothing, but SYS.INIT and KEY.CONFIG are slow: a second.
+            // LP.INIT runs in parallel on hundreds of processors, but SYS.INIT and KEY.CONFIG are slow. This is a
+            // second.
             Self::SysBusy => 1_024,
-            // Each one served an interrupt. The bound only stops a storm.
+            // Each one served an interrupt. The bound only stops an interrupt storm.
             Self::Interrupted => 10_000,
             // The generator refills within microseconds unless all CPUs drain it.
             Self::NoEntropy | Self::KeyGeneration => 128,
-            // The caller's pause kicks the vCPUs, so that a handful would do.
+            // The caller's pause kicks the vCPUs, so a handful of tries would do.
             Self::EpochBusy => 128,
         }
     }
 
-    /// Microseconds to wait after `tries` of them failed: from 1 on, doubling to 1,024. An interrupted call goes on
-    /// at once.
+    /// Returns the pause in microseconds after `tries` failed tries, from 1 on. It doubles up to 1,024. An interrupted
+    /// call is repeated at once.
     pub const fn pause_us(self, tries: u32) -> u32 {
         match self {
             Self::Interrupted => 0,
@@ -77,7 +78,7 @@ impl Reason {
         }
     }
 
-    /// A short name for tables.
+    /// Returns a short name for tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Busy => "busy",
@@ -93,21 +94,21 @@ impl Reason {
 /// A pause between two tries of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// What is tried.
+    /// Leaf that is tried.
     pub leaf: Leaf,
-    /// How the last try ended.
+    /// Status of the last try.
     pub status: Status,
-    /// Why there is another.
+    /// Reason for the next try.
     pub reason: Reason,
-    /// Tries so far, from 1 on.
+    /// Number of tries so far, from 1 on.
     pub tries: u32,
-    /// How long to wait, in microseconds.
+    /// Length of the pause in microseconds.
     pub us: u32,
 }
 
-/// How the caller spends the pauses. It is called with no lock of the module held, on the CPU that tries.
+/// The caller's action during pauses. It is called with no lock of the module held, on the CPU that tries.
 pub trait Wait {
-    /// Waits about `pause.us` microseconds, serves what is pending, and says whether to try again.
+    /// Waits about `pause.us` microseconds, serves pending work, and returns whether to try again.
     fn wait(&self, pause: Pause) -> ControlFlow<()>;
 }
 
@@ -117,7 +118,7 @@ impl<W: Wait + ?Sized> Wait for &W {
     }
 }
 
-/// Never tries twice: for a caller that has better things to do, such as letting the guest run into the fault again.
+/// Never retries. For callers with better options, such as letting the guest fault again.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Never;
 

@@ -1,6 +1,6 @@
-//! The P-SEAMLDR, which loaded the TDX module: what it says of itself and of the module, and its statuses.
+//! The P-SEAMLDR, which loaded the TDX module: its information about itself and the module, and its statuses.
 //!
-//! It has leafs and statuses of its own (RAX bit 63), and takes one call at a time in the whole machine.
+//! It has its own leafs and statuses (RAX bit 63), and accepts only one call at a time in the whole machine.
 
 use core::fmt;
 
@@ -8,12 +8,12 @@ use crate::abi::{Gprs, SeamldrLeaf};
 use crate::address::Hpa;
 use crate::call::{Fault, SeamCall};
 
-/// Why a leaf of the P-SEAMLDR failed.
+/// The failure of a P-SEAMLDR leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The instruction: no P-SEAMLDR looked at the call.
+    /// The instruction faulted: no P-SEAMLDR handled the call.
     Fault(Fault),
-    /// The P-SEAMLDR, with this status.
+    /// The P-SEAMLDR returned this status.
     Status(Status),
 }
 
@@ -24,7 +24,7 @@ pub enum Error {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(pub u64);
 
-/// The statuses: number, name, and what it means with what to do.
+/// The statuses: number, name, and meaning with remedy.
 const STATUSES: &[(u64, &str, &str)] = &[
     (
         0x8000_0000_0000_0000,
@@ -89,12 +89,12 @@ const STATUSES: &[(u64, &str, &str)] = &[
 ];
 
 impl Status {
-    /// The status's name; `None` for one that is not known.
+    /// Returns the status's name, or `None` for an unknown status.
     pub fn name(self) -> Option<&'static str> {
         self.known().map(|(_, name, _)| *name)
     }
 
-    /// What it means and what to do; `None` for one that is not known.
+    /// Returns the meaning and the remedy, or `None` for an unknown status.
     pub fn advice(self) -> Option<&'static str> {
         self.known().map(|(.., advice)| *advice)
     }
@@ -127,11 +127,11 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// SEAMLDR.INFO: writes a [`SeamldrInfo`](crate::abi::SeamldrInfo) (256 bytes, aligned to as many) to `buffer`, in the
-/// host's own memory. On any CPU, at any time, but not while another CPU calls the P-SEAMLDR.
+/// SEAMLDR.INFO: writes a [`SeamldrInfo`](crate::abi::SeamldrInfo) (256 bytes, aligned to 256) to `buffer` in host
+/// memory. It may be called on any CPU at any time, except while another CPU calls the P-SEAMLDR.
 ///
 /// # Errors
-/// A fault when there is no P-SEAMLDR; EBADPARAM when the buffer will not do.
+/// A fault if there is no P-SEAMLDR; EBADPARAM if the buffer is not usable.
 pub fn info(call: &impl SeamCall, buffer: Hpa) -> Result<(), Error> {
     let mut regs = Gprs {
         rax: SeamldrLeaf::Info as u64,
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use std::string::ToString;
 
-    /// A P-SEAMLDR that knows one buffer.
+    /// A P-SEAMLDR that accepts one buffer.
     struct Loader;
 
     impl SeamCall for Loader {

@@ -1,4 +1,4 @@
-//! CPUs that work on one TD at the same time: the module's locks collide for real, and the retry policy sorts it out.
+//! CPUs that work on one TD at the same time: the module's locks really collide, and the retry policy resolves that.
 
 #![expect(
     clippy::disallowed_methods,
@@ -25,10 +25,10 @@ use stub_module::Point;
 use stub_module::host::Held;
 
 const CPUS: u64 = 4;
-/// As many as a page table of its own maps.
+/// The capacity of one page table; each CPU has its own.
 const PAGES_PER_CPU: u64 = 512;
 
-/// Sleeps through the pauses, for here time passes.
+/// Sleeps through the pauses, because time passes in these tests.
 struct Asleep;
 
 impl Wait for Asleep {
@@ -38,7 +38,7 @@ impl Wait for Asleep {
     }
 }
 
-/// Does `work` on every CPU at once, with counters of its own; returns what all of them counted.
+/// Runs `work` on every CPU at once, each with its own counters. Returns the results and the counters.
 fn on_all<T: Send>(
     rig: &Rig,
     work: impl Fn(u64, Tdh<'_, Cpu<'_>, Asleep>) -> T + Sync,
@@ -61,7 +61,7 @@ fn on_all<T: Send>(
     (done, counters)
 }
 
-/// From VPFLUSHDONE to KEY.FREEID.
+/// Frees the TD's HKID: VPFLUSHDONE to KEY.FREEID.
 fn give_key_back(rig: &Rig, tdr: Tdr<Keyed>) -> Tdr<Keyless> {
     let tdr = rig.on(0).mng_vpflushdone(tdr).unwrap();
     for lp in LEADERS {
@@ -84,12 +84,12 @@ fn illegal(counters: &[Counters]) -> u64 {
         .sum()
 }
 
-/// Where a CPU's share of the TD's memory begins.
+/// Returns the start of a CPU's share of the TD's memory.
 fn first_gpa(cpu: u64) -> u64 {
     (2 + cpu) * PAGE_2M
 }
 
-/// Maps a CPU's share of 4 KiB pages, takes every other one back, and returns the rest.
+/// Maps a CPU's share of 4 KiB pages, removes every other one, and returns the rest.
 fn come_and_go(
     rig: &Rig,
     tdh: &Tdh<'_, Cpu<'_>, Asleep>,
@@ -132,7 +132,7 @@ fn pages_come_and_go_on_all_cpus_at_once_and_none_is_refused_or_lost() {
         let metadata = rig.on(0).phymem_page_rdmd(page.hpa()).unwrap();
         metadata.page_type == Some(PageType::Reg)
     });
-    // And the two that the TD was built with.
+    // Plus the two pages that the TD was built with.
     assert_eq!(shown.count() as u64, pages / 2 + 2);
     td.terminate().surrender();
     rig.assert_spotless();
@@ -167,7 +167,7 @@ fn a_dead_tds_pages_are_reclaimed_by_all_cpus_at_once() {
     rig.assert_spotless();
 }
 
-/// Lets the other CPU go on at the third pause, and sleeps.
+/// Releases the other CPU at the third pause, and sleeps.
 struct Release(Mutex<Option<Held>>);
 
 impl Wait for Release {
@@ -184,7 +184,7 @@ fn a_call_that_meets_another_cpus_waits_for_its_end() {
     let rig = Rig::ready("");
     let page = rig.frames.take_4k();
     let tdr = rig.on(0).mng_create(page, Hkid::mint(33)).unwrap();
-    // CPU 2 sets the TD's key on its package, and holds the TD while it does.
+    // CPU 2 configures the TD's key on its package and holds the TD meanwhile.
     let held = rig.machine.hold_at(2, Point::Pconfig, 1).unwrap();
     let counters: [Counters; 2] = Default::default();
     thread::scope(|scope| {

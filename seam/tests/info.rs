@@ -1,4 +1,4 @@
-//! What the emulated module says of itself.
+//! The emulated module's description of itself.
 
 #![expect(
     clippy::disallowed_methods,

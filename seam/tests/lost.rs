@@ -1,4 +1,4 @@
-//! What is dropped is lost, and counted.
+//! Dropped tokens are lost, and counted.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,8 +1,8 @@
-//! Who owns a page: whatever the host asks for, in whatever order, its tokens agree with the module's PAMT.
+//! Page ownership: the host's tokens agree with the module's PAMT after any sequence of calls.
 //!
-//! Random calls, most of them refused, are made on one TD. After each of them every page that the host holds as donated
-//! is the TD's in the PAMT, in that size, and the allocator's ledger says the same number of frames as the tokens. In
-//! the end everything comes back.
+//! Random calls, most of them refused, are made on one TD. After each call, every page that the host holds as donated
+//! belongs to the TD in the PAMT, with the same size, and the allocator's ledger counts as many frames as there are
+//! tokens. In the end everything is reclaimed.
 
 #![expect(
     clippy::disallowed_methods,
@@ -24,7 +24,7 @@ use seam::tdh::{Keyed, Keyless, Releasing, Tdh, Tdr, Tdvpr};
 
 const GPAS: [u64; 5] = [0, PAGE_4K, PAGE_2M, PAGE_2M + PAGE_4K, 2 * PAGE_2M];
 
-/// What the host may try; numbers choose among what there is.
+/// A call that the host may try. Numbers select among the existing objects.
 #[derive(Clone, Copy, Debug)]
 enum Action {
     SeptAdd(usize, Level),
@@ -86,7 +86,7 @@ enum Root {
 struct Host<'r> {
     rig: &'r Rig,
     root: Root,
-    /// Private pages, by the guest address at which each is mapped.
+    /// Private pages, with the guest address at which each is mapped.
     leafs: Vec<(u64, Page<Donated>)>,
     tables: Vec<(u64, Level, Page<Donated>)>,
     control: Vec<Page<Donated>>,
@@ -95,7 +95,7 @@ struct Host<'r> {
 }
 
 impl<'r> Host<'r> {
-    /// A TD with its upper tables, so that more than nothing succeeds.
+    /// Creates a TD with its upper tables, so that some calls succeed.
     fn new(rig: &'r Rig) -> Self {
         let mut td = Td::create(rig, Hkid::mint(33));
         td.add_sept(0, Level::Pml4);
@@ -229,7 +229,7 @@ impl<'r> Host<'r> {
             }
             Action::Promote(gpa) => self.promote(tdh, &tdr, GPAS[gpa] & !(PAGE_2M - 1)),
             Action::AddVcpu(lp) => {
-                // Without its pages it can't be initialised, which is one more way to be refused.
+                // Without its pages the vCPU can't be initialised, which is one more way to be refused.
                 match rig.on(lp).once().vp_create(&tdr, frames.take_4k()) {
                     Ok(tdvpr) => self.vcpus.push(tdvpr),
                     Err(rejected) => frames.give(rejected.given),
@@ -248,13 +248,13 @@ impl<'r> Host<'r> {
                     Err(rejected) => Root::Keyed(rejected.given),
                 };
             }
-            // These do not exist for a TD with its key: they would not compile.
+            // These calls do not exist for a TD with its key: they would not compile.
             Action::CacheWb(_) | Action::KeyFreeId | Action::Reclaim(_) | Action::ReclaimRoot => {}
         }
         Root::Keyed(tdr)
     }
 
-    /// Tries to make one page of the 512 from `gpa` on, if they are 512 and adjacent.
+    /// Tries to join the 512 pages from `gpa` on, if there are 512 and they are adjacent.
     fn promote<C: seam::call::SeamCall>(
         &mut self,
         tdh: &Tdh<'_, C, Never>,
@@ -315,7 +315,7 @@ impl<'r> Host<'r> {
         }
     }
 
-    /// The tokens, the ledger and the PAMT say the same.
+    /// Asserts that the tokens, the ledger and the PAMT agree.
     fn check(&self) {
         let owner = match &self.root {
             Root::Keyed(tdr) => tdr.hpa(),
@@ -345,7 +345,7 @@ impl<'r> Host<'r> {
         assert_eq!(metadata.owner, owner, "{hpa:?}");
     }
 
-    /// Whatever came before, everything can be taken back.
+    /// Asserts that everything can be reclaimed, whatever came before.
     fn end(mut self) {
         for lp in 0..4 {
             self.act_all_flushed(lp);
@@ -392,7 +392,7 @@ proptest! {
     }
 }
 
-/// The random walk reaches a promotion too seldom to rely on it.
+/// The random walk reaches a promotion too rarely to rely on it.
 #[test]
 fn a_page_that_was_split_can_be_joined_with_tables_and_tokens_in_step() {
     let rig = Rig::ready("patterns");

@@ -1,4 +1,4 @@
-//! A TD's whole life through the typed calls, against the emulated module, in fair weather and foul.
+//! A TD's whole life through the typed calls, against the emulated module, with and without faults.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ use seam::error::Cause;
 use seam::hkid::Hkid;
 use seam::retry::Reason;
 
-/// The first HKID that is not the module's.
+/// The first HKID after the module's own.
 const HKID: u16 = 33;
 
 fn whole_life(rig: &Rig, hkid: u16) {
@@ -76,7 +76,7 @@ fn any_leaf_may_be_busy_for_a_while() {
 
 #[test]
 fn any_leaf_may_be_busy_for_so_long_that_it_is_given_up_and_tried_anew() {
-    // Longer than the policy's patience, so that every page comes back in an error once.
+    // Busy for longer than the policy retries, so that every page is returned in an error once.
     for leaf in Leaf::ALL {
         let rig = Rig::ready(&format!("patterns\nbusy {} calls 1-300", leaf.name()));
         whole_life(&rig, HKID);
@@ -155,7 +155,7 @@ fn a_step_left_out_is_refused_counted_and_mended() {
 fn an_hkid_that_is_taken_is_refused_with_everything_given_back() {
     let rig = Rig::ready("patterns");
     let td = Td::build(&rig, Hkid::mint(HKID));
-    // A pool that hands out the same HKID twice.
+    // Plays a pool that hands out the same HKID twice.
     let (error, (page, hkid)) = rig
         .on(0)
         .mng_create(rig.frames.take_4k(), Hkid::mint(HKID))
@@ -191,7 +191,7 @@ fn a_page_that_turns_out_to_be_another_tds_never_comes_home() {
         Td::create(&rig, Hkid::mint(HKID)),
         Td::create(&rig, Hkid::mint(HKID + 1)),
     );
-    // The host's books go wrong: each TD's last page is down as the other's.
+    // Corrupts the host's records: each TD's last page is recorded as the other's.
     let pages = (one.pages.pop().unwrap(), other.pages.pop().unwrap());
     one.pages.push(pages.1);
     other.pages.push(pages.0);
@@ -209,7 +209,7 @@ fn a_page_that_turns_out_to_be_another_tds_never_comes_home() {
     };
     assert_eq!(error.cause(), cause);
     assert_eq!(error.advice().unwrap().remedy, Remedy::Report);
-    // All that is left to do with it is to put it away for good; everything else comes home.
+    // The page can only be quarantined permanently; everything else is reclaimed.
     assert_eq!(page.give_up().0, wrong);
     one.pages.push(other.pages.pop().unwrap());
     one.reclaim();

@@ -1,13 +1,13 @@
-//! Masks whose bits have names: a TD's ATTRIBUTES, XFAM, CONFIG_FLAGS and TD_CTLS, and the module's TDX_FEATURES0.
+//! Bit masks with named bits: a TD's ATTRIBUTES, XFAM, CONFIG_FLAGS and TD_CTLS, and the module's TDX_FEATURES0.
 //!
-//! Bits without a name here are kept as they are: a newer module may define them.
+//! Unnamed bits are preserved, because a newer module may define them.
 
 use core::fmt;
 
 use bitflags::{Flags, bitflags};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Declares a mask of 64 bits that prints the names of its bits.
+/// Declares a 64-bit mask that prints the names of its bits.
 macro_rules! masks {
     ($($(#[$doc:meta])* $mask:ident { $($(#[$($bit_doc:tt)*])* $bit:ident = $number:literal,)* })*) => {$(
         $(#[$doc])*
@@ -46,19 +46,19 @@ masks! {
     Attributes {
         /// The host may read and write the TD's memory and state.
         DEBUG = 0,
-        /// The TD takes part in HGS+.
+        /// The TD participates in HGS+.
         HGS_PLUS_PROF = 4,
-        /// The TD may be profiled with performance monitoring of the uncore.
+        /// The TD may be profiled with uncore performance monitoring.
         PERF_PROF = 5,
         /// The TD may be profiled with platform monitoring technology.
         PMT_PROF = 6,
-        /// The instruction-count based single-step defence is on.
+        /// Instruction-count based single-step defence is enabled.
         ICSSD = 16,
         /// Linear address space separation.
         LASS = 27,
-        /// An access to a page that is not accepted exits to the host instead of raising #VE.
+        /// An access to an unaccepted page exits to the host instead of raising #VE.
         SEPT_VE_DISABLE = 28,
-        /// The TD may be migrated.
+        /// The TD is migratable.
         MIGRATABLE = 29,
         /// Supervisor protection keys.
         PKS = 30,
@@ -70,7 +70,7 @@ masks! {
         PERFMON = 63,
     }
 
-    /// XFAM, the extended features that a TD may use; the bits are those of XCR0 and IA32_XSS.
+    /// XFAM, the extended features that a TD may use. The bits are those of XCR0 and IA32_XSS.
     ///
     /// Source: Intel SDM, volume 1, chapter 13; TDX Module ABI 1.5, XFAM.
     Xfam {
@@ -80,25 +80,25 @@ masks! {
         SSE = 1,
         /// AVX.
         AVX = 2,
-        /// The bounds registers of MPX.
+        /// MPX bound registers.
         BNDREGS = 3,
-        /// The configuration and status of MPX.
+        /// MPX configuration and status.
         BNDCSR = 4,
-        /// The mask registers of AVX-512.
+        /// AVX-512 mask registers.
         OPMASK = 5,
-        /// The upper halves of ZMM0 to ZMM15.
+        /// Upper halves of ZMM0 to ZMM15.
         ZMM_HI256 = 6,
         /// ZMM16 to ZMM31.
         HI16_ZMM = 7,
         /// Processor trace.
         PT = 8,
-        /// Protection keys of user pages.
+        /// User-page protection keys.
         PKRU = 9,
         /// PASID.
         PASID = 10,
-        /// CET of user mode.
+        /// CET, user mode.
         CET_U = 11,
-        /// CET of supervisor mode.
+        /// CET, supervisor mode.
         CET_S = 12,
         /// Hardware duty cycling.
         HDC = 13,
@@ -108,11 +108,11 @@ masks! {
         LBR = 15,
         /// Hardware P-states.
         HWP = 16,
-        /// The configuration of AMX's tiles.
+        /// AMX tile configuration.
         TILECFG = 17,
-        /// AMX's tiles.
+        /// AMX tile data.
         TILEDATA = 18,
-        /// The further general registers of APX.
+        /// APX extended general-purpose registers.
         APX = 19,
     }
 
@@ -122,13 +122,13 @@ masks! {
     ConfigFlags {
         /// Guest-physical addresses have 52 bits (shared bit 51) instead of 48 (shared bit 47).
         GPAW = 0,
-        /// The guest may choose how accesses to pending pages end.
+        /// The guest may choose whether accesses to pending pages raise #VE or exit.
         FLEXIBLE_PENDING_VE = 1,
-        /// TDG.VP.VMCALL and TDH.VP.ENTER leave RBP alone.
+        /// TDG.VP.VMCALL and TDH.VP.ENTER preserve RBP.
         NO_RBP_MOD = 2,
-        /// The host chooses MAXPA as the guest sees it.
+        /// The host sets the MAXPA value that the guest sees.
         MAXPA_VIRT = 3,
-        /// The host chooses the width of guest-physical addresses as the guest sees it.
+        /// The host sets the guest-physical address width that the guest sees.
         MAXGPA_VIRT = 4,
     }
 
@@ -136,7 +136,7 @@ masks! {
     ///
     /// Source: TDX Module ABI 1.5 and 2.0, TD_CTLS.
     TdCtls {
-        /// An access to a page that is not accepted exits to the host instead of raising #VE.
+        /// An access to an unaccepted page exits to the host instead of raising #VE.
         PENDING_VE_DISABLE = 0,
         /// CPUID shows the topology that the host configured.
         ENUM_TOPOLOGY = 1,
@@ -144,11 +144,11 @@ masks! {
         VIRT_CPUID2 = 2,
         /// Fewer instructions raise #VE.
         REDUCE_VE = 3,
-        /// The field can't be written any more.
+        /// The field is locked against further writes.
         LOCK = 63,
     }
 
-    /// TDX_FEATURES0, what the module can do; the names are those of the specification.
+    /// TDX_FEATURES0, the features of the module. The names are those of the specification.
     ///
     /// Source: TDX Module ABI 1.5 and 2.0, TDX_FEATURES0.
     Features0 {
@@ -208,9 +208,9 @@ impl Xfam {
 /// A set bit of a mask. It prints as its name, or as "bit N".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bit {
-    /// Its name, if it has one.
+    /// Name of the bit, if it has one.
     pub name: Option<&'static str>,
-    /// Its number.
+    /// Bit number.
     pub number: u32,
 }
 
@@ -223,7 +223,7 @@ impl fmt::Display for Bit {
     }
 }
 
-/// The set bits of a mask, ascending.
+/// Returns the set bits of a mask in ascending order.
 pub fn names<F: Flags<Bits = u64>>(mask: F) -> impl Iterator<Item = Bit> {
     let is_set = move |number: &u32| mask.bits() >> number & 1 != 0;
     (0..u64::BITS).filter(is_set).map(|number| {

@@ -1,4 +1,4 @@
-//! How operands sit in registers: guest addresses with a level, physical addresses with flags, S-EPT entry details.
+//! Register encodings of operands: guest addresses with a level, physical addresses with flags, S-EPT entry details.
 
 /// Bytes of a 4 KiB page.
 pub const PAGE_4K: u64 = 1 << 12;
@@ -7,11 +7,11 @@ pub const PAGE_2M: u64 = 1 << 21;
 /// Bytes of a 1 GiB page.
 pub const PAGE_1G: u64 = 1 << 30;
 
-/// Physical and guest-physical addresses are below 2^52.
+/// Number of address bits: physical and guest-physical addresses are below 2^52.
 pub const ADDRESS_BITS: u32 = 52;
-/// Bits 51:12 of an address: the page's number in place.
+/// Mask of the page address, bits 51:12.
 pub const PAGE_MASK: u64 = (1 << ADDRESS_BITS) - PAGE_4K;
-/// "No page" in operands that take a physical address or nothing.
+/// "No page", for operands that take an optional physical address.
 pub const NULL_PA: u64 = u64::MAX;
 
 /// The size of a page, in PAMT terms.
@@ -30,7 +30,7 @@ impl PageSize {
     /// All sizes, smallest first.
     pub const ALL: [Self; 3] = [Self::Size4K, Self::Size2M, Self::Size1G];
 
-    /// The size of that level or size code.
+    /// Returns the page size for this level or size code.
     pub const fn from_level(level: u8) -> Option<Self> {
         match level {
             0 => Some(Self::Size4K),
@@ -40,60 +40,60 @@ impl PageSize {
         }
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> u64 {
         1 << (12 + 9 * self as u32)
     }
 
-    /// 4 KiB pages in it, the unit of a TD's child count.
+    /// Returns the number of 4 KiB pages, the unit of a TD's child count.
     pub const fn pages(self) -> u64 {
         1 << (9 * self as u32)
     }
 }
 
-/// A guest-physical address with the level of the S-EPT entry that maps it: 0 is a 4 KiB page's, 3 a PML4's, 4 a PML5's.
-/// Bits 2:0 level, 11:3 zero, 51:12 address, 63:52 zero.
+/// A guest-physical address with the level of the S-EPT entry that maps it. Level 0 is an entry of a page table (4
+/// KiB), 3 of a PML4, 4 of a PML5. Bits 2:0 level, 11:3 zero, 51:12 address, 63:52 zero.
 ///
 /// Source: TDX Module ABI 1.5, "EPT mapping information operand".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GpaLevel(pub u64);
 
 impl GpaLevel {
-    /// Puts an aligned address and a level together.
+    /// Combines an aligned address and a level.
     pub const fn new(gpa: u64, level: u8) -> Self {
         Self(gpa | level as u64)
     }
 
-    /// The guest-physical address, bits 51:12.
+    /// Returns the guest-physical address, bits 51:12.
     pub const fn gpa(self) -> u64 {
         self.0 & PAGE_MASK
     }
 
-    /// The level, 0 to 7 (0 to 4 have a meaning).
+    /// Returns the level, 0 to 7 (only 0 to 4 are defined).
     pub const fn level(self) -> u8 {
         (self.0 & 7) as u8
     }
 
-    /// Whether no reserved bit is set.
+    /// Returns whether all reserved bits are zero.
     pub const fn is_well_formed(self) -> bool {
         self.0 & !(PAGE_MASK | 7) == 0
     }
 
-    /// Whether the level exists and the address is aligned to what an entry of it maps.
+    /// Returns whether the level exists and the address is aligned to the size that an entry of that level maps.
     pub const fn is_aligned(self) -> bool {
         self.level() <= MAX_LEVEL && self.gpa() & (level_bytes(self.level()) - 1) == 0
     }
 }
 
-/// The level of the highest S-EPT entries that there can be, those of a PML5.
+/// The highest S-EPT level, that of the entries of a PML5.
 pub const MAX_LEVEL: u8 = 4;
 
-/// Bytes that one S-EPT entry of `level`, 0 to [`MAX_LEVEL`], maps.
+/// Returns the number of bytes that an S-EPT entry of `level`, 0 to [`MAX_LEVEL`], maps.
 pub const fn level_bytes(level: u8) -> u64 {
     1 << (12 + 9 * level as u32)
 }
 
-/// The state of an S-EPT entry as TDH.MEM.SEPT.RD and errors report it in RDX bits 15:8.
+/// The state of an S-EPT entry, as TDH.MEM.SEPT.RD and failing leafs report it in RDX bits 15:8.
 ///
 /// Source: TDX Module ABI 1.5, "Secure EPT entry state".
 #[repr(u8)]
@@ -101,35 +101,35 @@ pub const fn level_bytes(level: u8) -> u64 {
 pub enum SeptState {
     /// Nothing is mapped.
     Free = 0x00,
-    /// A page that was removed while a TD is imported.
+    /// A page that was removed while the TD is being imported.
     Removed = 0x05,
     /// A page table.
     NonLeafMapped = 0x84,
-    /// A page table whose range is blocked.
+    /// A page table with a blocked range.
     NonLeafBlocked = 0x81,
-    /// A page.
+    /// A mapped page.
     Mapped = 0x04,
-    /// A page that is blocked.
+    /// A blocked page.
     Blocked = 0x01,
-    /// A page that is blocked for writing.
+    /// A page blocked for writing.
     BlockedW = 0x08,
-    /// A page that was exported and is blocked for writing.
+    /// An exported page, blocked for writing.
     ExportedBlockedW = 0x09,
-    /// A page that changed since it was exported.
+    /// An exported page, modified since its export.
     ExportedDirty = 0x0b,
-    /// As before, and blocked for writing.
+    /// An exported page, modified since its export and blocked for writing.
     ExportedDirtyBlockedW = 0x0c,
-    /// A page that the guest has not accepted.
+    /// A page that the guest has not accepted yet.
     Pending = 0x02,
-    /// As before, and blocked.
+    /// A pending page, blocked.
     PendingBlocked = 0x03,
-    /// As before, and blocked for writing.
+    /// A pending page, blocked for writing.
     PendingBlockedW = 0x10,
-    /// A page not accepted, exported, blocked for writing.
+    /// A pending page, exported and blocked for writing.
     PendingExportedBlockedW = 0x11,
-    /// A page not accepted, changed since it was exported.
+    /// A pending page, exported and modified since its export.
     PendingExportedDirty = 0x13,
-    /// As before, and blocked for writing.
+    /// A pending page, exported, modified since its export and blocked for writing.
     PendingExportedDirtyBlockedW = 0x14,
 }
 
@@ -139,24 +139,24 @@ pub enum SeptState {
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PageType {
-    /// Not directly assigned: the host's.
+    /// Not directly assigned: owned by the host.
     Nda = 0,
-    /// In a reserved area of its TDMR.
+    /// Part of a reserved area of its TDMR.
     Rsvd = 1,
     /// A TD's private page.
     Reg = 3,
-    /// The root of a TD.
+    /// The root page of a TD.
     Tdr = 4,
     /// A page of a TDCS or TDVPS.
     Tdcx = 5,
-    /// The root of a TD's vCPU.
+    /// The root page of a vCPU.
     Tdvpr = 6,
     /// A page of a secure EPT.
     Ept = 8,
 }
 
 impl PageType {
-    /// The type of that number.
+    /// Returns the type with this number.
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
             0 => Some(Self::Nda),

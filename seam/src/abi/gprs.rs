@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// The register operands of a SEAMCALL or TDCALL, in and out. RSP never takes part.
+/// The register operands of a SEAMCALL or TDCALL, input and output. RSP is never an operand.
 ///
 /// The layout is fixed because assembly on both sides loads and stores it.
 #[repr(C)]
@@ -32,7 +32,8 @@ pub struct Gprs {
 }
 
 impl Gprs {
-    /// The register of that number in instructions (0 to 15), which is not RSP's: it would get that of RBP.
+    /// Returns the register with this number in instruction encodings (0 to 15). The number must not be RSP's, for
+    /// which RBP is returned.
     #[must_use]
     #[inline(always)]
     pub fn numbered(&self, number: usize) -> u64 {
@@ -40,7 +41,7 @@ impl Gprs {
         list[Self::index(number)]
     }
 
-    /// Sets the register of that number in instructions, as [`Self::numbered`] reads it.
+    /// Sets the register with this number in instruction encodings; see [`Self::numbered`].
     #[inline(always)]
     pub fn set_numbered(&mut self, number: usize, value: u64) {
         let list: &mut [u64; 15] = zerocopy::transmute_mut!(self);
@@ -52,7 +53,7 @@ impl Gprs {
         number - (number > 4) as usize
     }
 
-    /// The registers by their numbers in instructions; RSP, which is none of these, is 0.
+    /// Returns all registers in the order of their numbers in instruction encodings. The entry of RSP is 0.
     #[must_use]
     #[inline]
     pub const fn by_number(&self) -> [u64; 16] {
@@ -62,7 +63,7 @@ impl Gprs {
         ]
     }
 
-    /// The registers from a list by their numbers, whose RSP is left out.
+    /// Creates the registers from a list in the order of their numbers. The entry of RSP is ignored.
     #[must_use]
     #[inline]
     pub const fn from_numbers(list: &[u64; 16]) -> Self {
@@ -88,8 +89,8 @@ impl Gprs {
 
 const _: () = assert!(size_of::<Gprs>() == 15 * 8);
 
-/// The body of a naked `extern "sysv64" fn(*mut Gprs)`: loads the registers, does `execute`, stores them, does `end`, and
-/// returns what is in RAX then. Of the registers, `end` may use RAX alone. `tail` stands behind the function.
+/// The body of a naked `extern "sysv64" fn(*mut Gprs)`: loads the registers, executes `execute`, stores the registers,
+/// executes `end`, and returns the value in RAX. `end` may change RAX alone. `tail` is placed behind the function.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! naked_with_gprs {

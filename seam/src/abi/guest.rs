@@ -1,4 +1,4 @@
-//! What a TD calls: TDCALL leafs, and the requests that it makes to the host by TDG.VP.VMCALL.
+//! The guest-side interface: TDCALL leafs, and the requests that a TD makes to the host by TDG.VP.VMCALL.
 
 /// A guest-side leaf of the TDX module (RAX bits 15:0 of TDCALL).
 ///
@@ -34,18 +34,18 @@ pub enum GuestLeaf {
 }
 
 impl GuestLeaf {
-    /// RAX for a call of version 0.
+    /// Returns RAX for version 0 of the leaf.
     pub const fn rax(self) -> u64 {
         self as u64
     }
 
-    /// RAX for a call of this version.
+    /// Returns RAX for this version of the leaf.
     pub const fn rax_version(self, version: u8) -> u64 {
         self as u64 | (version as u64) << 16
     }
 }
 
-/// The standard requests of a TD to its host: R10 is zero, R11 one of these.
+/// The standard requests of a TD to its host. R10 is zero and R11 the number of the request.
 ///
 /// Source: Guest-Host-Communication Interface for Intel TDX 1.5, section 3.
 pub mod ghci {
@@ -82,7 +82,7 @@ pub mod ghci {
     }
 
     impl Request {
-        /// Every request.
+        /// All requests.
         pub const ALL: [Self; 13] = [
             Self::Cpuid,
             Self::Hlt,
@@ -99,7 +99,7 @@ pub mod ghci {
             Self::Service,
         ];
 
-        /// The request of that number.
+        /// Returns the request with this number.
         pub fn from_number(number: u64) -> Option<Self> {
             Self::ALL
                 .into_iter()
@@ -107,15 +107,15 @@ pub mod ghci {
         }
     }
 
-    /// R10 of an answer: done.
+    /// Status in R10: success.
     pub const SUCCESS: u64 = 0;
-    /// R10 of an answer: only a part is done, or nothing; ask again for the rest.
+    /// Status in R10: incomplete. The guest repeats the call for the rest.
     pub const RETRY: u64 = 1;
-    /// R10 of an answer: an operand can't be used.
+    /// Status in R10: invalid operand.
     pub const INVALID_OPERAND: u64 = 1 << 63;
-    /// R10 of an answer: an address or size is not aligned.
+    /// Status in R10: an address or size is not aligned.
     pub const ALIGN_ERROR: u64 = 1 << 63 | 2;
-    /// R10 of an answer: the host does not know the request.
+    /// Status in R10: the host does not support the request.
     pub const SUBFUNC_UNSUPPORTED: u64 = 1 << 63 | 3;
 }
 

@@ -1,24 +1,24 @@
-//! What a TD may ask of Seamark beyond the GHCI: TDG.VP.VMCALL with [`SIGNATURE`] in R10. See `docs/hypercall.md`.
+//! The requests of a TD to Seamark beyond the GHCI: TDG.VP.VMCALL with [`SIGNATURE`] in R10. See `docs/hypercall.md`.
 
-/// R10 of a call: the bytes "SEAMARK" from the highest on, and the version of what is said here, 1, in the lowest.
+/// R10 of a call: the bytes "SEAMARK" from the highest byte down, and the interface version, 1, in the lowest.
 pub const SIGNATURE: u64 = u64::from_be_bytes(*b"SEAMARK\x01");
 
 /// A function (R11).
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
-    /// What this host can do, and what the caller may.
+    /// Query the capabilities of the host and the rights of the caller.
     Caps = 0,
-    /// The next TD.
+    /// Find the next TD.
     TdList = 1,
-    /// Ends a TD.
+    /// Terminate a TD.
     TdTerminate = 2,
-    /// How far a TD's end is.
+    /// Query the progress of a TD's termination.
     ReclaimStatus = 3,
 }
 
 impl Function {
-    /// All of them.
+    /// All functions.
     pub const ALL: [Self; 4] = [
         Self::Caps,
         Self::TdList,
@@ -26,7 +26,7 @@ impl Function {
         Self::ReclaimStatus,
     ];
 
-    /// The function of this number.
+    /// Returns the function with this number.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL
@@ -34,7 +34,7 @@ impl Function {
             .find(|function| *function as u64 == number)
     }
 
-    /// As the documentation calls it.
+    /// Returns the name used in the documentation.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -46,39 +46,40 @@ impl Function {
     }
 }
 
-/// What a host can do: bits of [`Function::Caps`]' answer.
+/// Capabilities of the host: bits of [`Function::Caps`]' answer.
 pub mod caps {
-    /// [`TdTerminate`](super::Function::TdTerminate).
+    /// [`TdTerminate`](super::Function::TdTerminate) is supported.
     pub const TERMINATE: u64 = 1 << 0;
-    /// [`TdList`](super::Function::TdList).
+    /// [`TdList`](super::Function::TdList) is supported.
     pub const LIST: u64 = 1 << 1;
-    /// [`ReclaimStatus`](super::Function::ReclaimStatus).
+    /// [`ReclaimStatus`](super::Function::ReclaimStatus) is supported.
     pub const RECLAIM_STATUS: u64 = 1 << 2;
 }
 
 /// The caller may name other TDs: bit 0 of R13 of [`Function::Caps`]' answer.
 pub const CONTROL: u64 = 1 << 0;
 
-/// R10 of an answer.
+/// Status in R10.
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// It was done.
+    /// Success.
     Success = super::ghci::SUCCESS,
-    /// A register that the function does not use, or a bit of one, is not zero. Nothing was done.
+    /// An unused register, or an unused bit of a register, is not zero. Nothing was done.
     InvalidOperand = super::ghci::INVALID_OPERAND,
-    /// There is no such function, or R10 has another signature or version. Nothing was done.
+    /// The function does not exist, or R10 has another signature or version. Nothing was done.
     Unsupported = super::ghci::SUBFUNC_UNSUPPORTED,
-    /// The caller is not marked `control = true`, and names another TD. Nothing was done.
+    /// The caller names another TD and is not configured with `control = true`. Nothing was done.
     NotPermitted = 1 << 63 | 0x1001,
-    /// There is no TD of that number. Nothing was done.
+    /// There is no TD with this number. Nothing was done.
     NoSuchTd = 1 << 63 | 0x1002,
-    /// The caller asked for its own end, and lives: a CPU did not let go of its vCPUs in time. It may ask again.
+    /// The caller asked for its own termination and is still alive, because a CPU did not release one of its vCPUs in
+    /// time. It may retry.
     NotEnded = 1 << 63 | 0x1003,
 }
 
 impl Status {
-    /// All of them.
+    /// All statuses.
     pub const ALL: [Self; 6] = [
         Self::Success,
         Self::InvalidOperand,
@@ -88,7 +89,7 @@ impl Status {
         Self::NotEnded,
     ];
 
-    /// As the documentation calls it.
+    /// Returns the name used in the documentation.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -102,28 +103,28 @@ impl Status {
     }
 }
 
-/// Where a TD is in its life, as answers say it.
+/// The state of a TD, as reported in answers.
 #[repr(u64)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TdState {
-    /// It is known, and was not built yet.
+    /// Known but not built yet.
     Created = 0,
-    /// It is being built.
+    /// Being built.
     Building = 1,
     /// Its vCPUs may run.
     Runnable = 2,
     /// None of its vCPUs may run.
     Paused = 3,
-    /// It has ended, and still has its key.
+    /// Ended, but its HKID is not free yet.
     Terminating = 4,
-    /// Its key is back; its memory is being taken back.
+    /// Its HKID is free; its memory is being reclaimed.
     Teardown = 5,
     /// Nothing of it is left.
     Reclaimed = 6,
 }
 
 impl TdState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 7] = [
         Self::Created,
         Self::Building,
@@ -134,13 +135,13 @@ impl TdState {
         Self::Reclaimed,
     ];
 
-    /// The state of this number.
+    /// Returns the state with this number.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|state| *state as u64 == number)
     }
 
-    /// As the documentation and the console call it.
+    /// Returns the name used in the documentation and on the console.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The SEAMCALL leafs: number, highest version, name.
+//! The SEAMCALL leafs: numbers, highest versions, names.
 
 macro_rules! leafs {
     ($($name:ident = $number:literal, $version:literal, $text:literal;)*) => {
@@ -12,10 +12,10 @@ macro_rules! leafs {
         }
 
         impl Leaf {
-            /// Every leaf, by ascending number.
+            /// All leafs in ascending order.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The leaf of that number.
+            /// Returns the leaf with this number.
             pub const fn from_number(number: u16) -> Option<Self> {
                 match number {
                     $($number => Some(Self::$name),)*
@@ -23,14 +23,14 @@ macro_rules! leafs {
                 }
             }
 
-            /// The highest version (RAX bits 23:16) that module 1.5 accepts for it.
+            /// Returns the highest version (RAX bits 23:16) that module 1.5 accepts.
             pub const fn max_version(self) -> u8 {
                 match self {
                     $(Self::$name => $version,)*
                 }
             }
 
-            /// The specification's name, `TDH.` included.
+            /// Returns the specification's name, including `TDH.`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
@@ -114,23 +114,23 @@ leafs! {
 }
 
 impl Leaf {
-    /// The leaf's number, RAX bits 15:0.
+    /// Returns the leaf number, RAX bits 15:0.
     pub const fn number(self) -> u16 {
         self as u16
     }
 
-    /// RAX for a call of version 0.
+    /// Returns RAX for version 0 of the leaf.
     pub const fn rax(self) -> u64 {
         self as u64
     }
 
-    /// RAX for a call of this version.
+    /// Returns RAX for this version of the leaf.
     pub const fn rax_version(self, version: u8) -> u64 {
         self as u64 | (version as u64) << 16
     }
 }
 
-/// A leaf of the P-SEAMLDR, chosen by RAX bit 63.
+/// A leaf of the P-SEAMLDR, selected by RAX bit 63.
 ///
 /// Source: Intel P-SEAMLDR specification, "SEAMLDR interface functions".
 #[repr(u64)]
@@ -138,7 +138,7 @@ impl Leaf {
 pub enum SeamldrLeaf {
     /// SEAMLDR.INFO: fills the 256-byte SEAMLDR_INFO at RCX.
     Info = 1 << 63,
-    /// SEAMLDR.INSTALL: called on every LP, the last one loads the module.
+    /// SEAMLDR.INSTALL: called on every LP; the last call loads the module.
     Install = 1 << 63 | 1,
     /// SEAMLDR.SHUTDOWN.
     Shutdown = 1 << 63 | 2,

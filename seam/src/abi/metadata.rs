@@ -1,5 +1,5 @@
-//! Metadata: the fields of the module, of a TD and of a vCPU that TDH.SYS.RD, TDH.MNG.RD/WR, TDH.VP.RD/WR and their
-//! guest-side counterparts read and write, each with its id, its name and its shape.
+//! Metadata fields of the module, of a TD and of a vCPU, with ids, names and shapes. TDH.SYS.RD, TDH.MNG.RD/WR,
+//! TDH.VP.RD/WR and their guest-side counterparts access them.
 
 use core::fmt;
 
@@ -11,59 +11,59 @@ use core::fmt;
 pub struct FieldId(pub u64);
 
 impl FieldId {
-    /// "No field": where a list starts and ends.
+    /// "No field": the start and the end of a list.
     pub const NULL: Self = Self(u64::MAX);
 
     const CODE: u64 = 0xFF_FFFF;
     const CONTEXT: u64 = 7 << 52;
     const RESERVED: u64 = 0xFF << 24 | 7 << 47 | 1 << 55 | 1 << 62;
 
-    /// FIELD_CODE (bits 23:0): the number in the class.
+    /// Returns FIELD_CODE (bits 23:0), the field's number in its class.
     pub const fn code(self) -> u32 {
         (self.0 & Self::CODE) as u32
     }
 
-    /// The same id with another FIELD_CODE.
+    /// Returns the same id with another FIELD_CODE.
     pub const fn with_code(self, code: u32) -> Self {
         Self(self.0 & !Self::CODE | code as u64 & Self::CODE)
     }
 
-    /// ELEMENT_SIZE_CODE (bits 33:32): an element has 1 << code bytes.
+    /// Returns ELEMENT_SIZE_CODE (bits 33:32): an element has 1 << code bytes.
     pub const fn element_size_code(self) -> u32 {
         (self.0 >> 32 & 3) as u32
     }
 
-    /// Bytes of an element: 1, 2, 4 or 8.
+    /// Returns the size of an element in bytes: 1, 2, 4 or 8.
     pub const fn element_size(self) -> usize {
         1 << self.element_size_code()
     }
 
-    /// LAST_ELEMENT_IN_FIELD (bits 37:34): elements of a field, less one.
+    /// Returns LAST_ELEMENT_IN_FIELD (bits 37:34), the number of elements in a field minus one.
     pub const fn last_element(self) -> u32 {
         (self.0 >> 34 & 0xF) as u32
     }
 
-    /// The same id with another LAST_ELEMENT_IN_FIELD.
+    /// Returns the same id with another LAST_ELEMENT_IN_FIELD.
     pub const fn with_last_element(self, last: u32) -> Self {
         Self(self.0 & !(0xF << 34) | (last as u64 & 0xF) << 34)
     }
 
-    /// LAST_FIELD_IN_SEQUENCE (bits 46:38): fields of a sequence, less one.
+    /// Returns LAST_FIELD_IN_SEQUENCE (bits 46:38), the number of fields in a sequence minus one.
     pub const fn last_field(self) -> u32 {
         (self.0 >> 38 & 0x1FF) as u32
     }
 
-    /// The same id with another LAST_FIELD_IN_SEQUENCE.
+    /// Returns the same id with another LAST_FIELD_IN_SEQUENCE.
     pub const fn with_last_field(self, last: u32) -> Self {
         Self(self.0 & !(0x1FF << 38) | (last as u64 & 0x1FF) << 38)
     }
 
-    /// By how much FIELD_CODE grows from one element to the next (INC_SIZE, bit 50): 1, or 2 for VMCS fields.
+    /// Returns the increment of FIELD_CODE from one element to the next (INC_SIZE, bit 50): 1, or 2 for VMCS fields.
     pub const fn stride(self) -> u32 {
         (self.0 >> 50 & 1) as u32 + 1
     }
 
-    /// CONTEXT_CODE (bits 54:52). `None` for a code that has no meaning.
+    /// Returns CONTEXT_CODE (bits 54:52), or `None` for an undefined code.
     pub const fn context(self) -> Option<Context> {
         match self.0 >> 52 & 7 {
             0 => Some(Context::Sys),
@@ -73,37 +73,37 @@ impl FieldId {
         }
     }
 
-    /// The same id in that context. Every leaf has its own context, whatever the id says.
+    /// Returns the same id in this context. Each leaf implies its own context and ignores that of the id.
     pub const fn in_context(self, context: Context) -> Self {
         Self(self.0 & !Self::CONTEXT | (context as u64) << 52)
     }
 
-    /// CLASS_CODE (bits 61:56): the structure within the context.
+    /// Returns CLASS_CODE (bits 61:56), the structure within the context.
     pub const fn class(self) -> u8 {
         (self.0 >> 56 & 0x3F) as u8
     }
 
-    /// The same id in another class.
+    /// Returns the same id in another class.
     pub const fn with_class(self, class: u8) -> Self {
         Self(self.0 & !(0x3F << 56) | (class as u64 & 0x3F) << 56)
     }
 
-    /// Whether this is [`FieldId::NULL`], whatever its context.
+    /// Returns whether this is [`FieldId::NULL`] in any context.
     pub const fn is_null(self) -> bool {
         self.0 | Self::CONTEXT == u64::MAX
     }
 
-    /// Whether no reserved bit is set.
+    /// Returns whether all reserved bits are zero.
     pub const fn is_well_formed(self) -> bool {
         self.0 & Self::RESERVED == 0
     }
 
-    /// Whether this names a single element, as the RD and WR leafs want it.
+    /// Returns whether this id names a single element, as the RD and WR leafs require.
     pub const fn is_single_element(self) -> bool {
         self.is_well_formed() && self.last_element() == 0 && self.last_field() == 0
     }
 
-    /// The id of a VMCS field of a vCPU's TD VMCS, from its encoding in the SDM.
+    /// Returns the id of a VMCS field of a vCPU's TD VMCS, from its encoding in the SDM.
     pub const fn vmcs(encoding: u32) -> Self {
         let size = match encoding >> 13 & 3 {
             0 => 1,
@@ -113,7 +113,7 @@ impl FieldId {
         Self(0x24 << 48 | size << 32 | encoding as u64)
     }
 
-    /// The id of half a CPUID value that the TD sees: element 0 is EBX:EAX (EAX low), element 1 EDX:ECX.
+    /// Returns the id of half of a CPUID value that the TD sees: element 0 is EBX:EAX (EAX low), element 1 EDX:ECX.
     pub const fn cpuid_value(leaf: u32, sub_leaf: Option<u32>, element: u32) -> Self {
         let sub_leaf = match sub_leaf {
             Some(sub_leaf) => (sub_leaf & 0x7F) << 1,
@@ -131,10 +131,10 @@ impl fmt::Debug for FieldId {
     }
 }
 
-/// What a field belongs to.
+/// The owner of a metadata field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Context {
-    /// The module.
+    /// The TDX module.
     Sys = 0,
     /// A TD: its TDR and TDCS.
     Td = 1,
@@ -142,26 +142,26 @@ pub enum Context {
     Vp = 2,
 }
 
-/// A field, or several fields of one kind in a row.
+/// A field, or a sequence of similar fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The id of the first element of the first field.
+    /// Id of the first element of the first field.
     pub id: FieldId,
-    /// The module's name for it.
+    /// The module's name of the field.
     pub name: &'static str,
-    /// Fields with consecutive codes.
+    /// Number of fields, with consecutive codes.
     pub fields: u16,
-    /// Elements of each field.
+    /// Number of elements per field.
     pub elements: u16,
 }
 
 impl Field {
-    /// The id of element `index`, counted over all the fields.
+    /// Returns the id of element `index`, counted across all the fields.
     pub const fn element(&self, index: u32) -> FieldId {
         self.id.with_code(self.id.code() + index * self.id.stride())
     }
 
-    /// Whether `id` is an element of this field. The context isn't looked at.
+    /// Returns whether `id` is an element of this field. The context is ignored.
     pub const fn contains(&self, id: FieldId) -> bool {
         let first = self.id.code();
         let end = first + self.fields as u32 * self.elements as u32 * self.id.stride();
@@ -181,7 +181,7 @@ macro_rules! fields {
             };
         )*
 
-        /// Every field of this context, in the order of the ids.
+        /// All fields of this context, in the order of their ids.
         pub const ALL: &[Field] = &[$($name,)*];
     };
 }
@@ -483,7 +483,7 @@ pub mod vp {
     }
 }
 
-/// Fields of the TD VMCS that a host writes.
+/// Fields of the TD VMCS that the host writes.
 ///
 /// Source: TDX module 1.5.01, TD VMCS metadata.
 pub mod vmcs {

@@ -1,4 +1,4 @@
-//! The ABI of the TDX module 1.5, each fact once: registers, leafs, status codes, operands, structures, metadata.
+//! The ABI of TDX module 1.5. Each fact is stated once: registers, leafs, status codes, operands, structures, metadata.
 
 mod bits;
 mod encoding;

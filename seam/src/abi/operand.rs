@@ -1,8 +1,8 @@
-//! Operand ids: what a status is about (its bits 31:0).
+//! Operand ids: the operand that a status refers to (bits 31:0).
 
 use core::fmt;
 
-/// The operand that a status is about: a register, a parameter, or a resource of the module.
+/// The operand that a status refers to: a register, a parameter, or a resource of the module.
 ///
 /// Source: TDX Module ABI 1.5, "Operand IDs".
 #[repr(transparent)]
@@ -14,7 +14,7 @@ macro_rules! operands {
         impl Operand {
             $(#[doc = concat!("`OPERAND_ID_", stringify!($name), "`.")] pub const $name: Self = Self($id);)*
 
-            /// The operand's name; `None` for an id that module 1.5 does not use.
+            /// Returns the operand's name, or `None` for an id that module 1.5 does not use.
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
                     $($id => Some(stringify!($name)),)*

@@ -1,24 +1,24 @@
-//! Structures about the machine: convertible memory, TDMRs, the P-SEAMLDR, the module's description of itself.
+//! Platform structures: convertible memory, TDMRs, the P-SEAMLDR, and the module's description of itself.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// CMR_INFO entries that TDH.SYS.INFO writes; the unused ones are zero.
+/// Number of CMR_INFO entries that TDH.SYS.INFO writes. Unused entries are zero.
 pub const MAX_CMRS: usize = 32;
-/// TDMRs that TDH.SYS.CONFIG takes at most.
+/// Maximum number of TDMRs that TDH.SYS.CONFIG accepts.
 pub const MAX_TDMRS: usize = 64;
-/// Reserved areas of one TDMR.
+/// Number of reserved areas in a TDMR.
 pub const MAX_RESERVED_PER_TDMR: usize = 16;
-/// Bytes of a PAMT entry, the same for each page size.
+/// Size of a PAMT entry in bytes, the same for each page size.
 pub const PAMT_ENTRY_SIZE: u64 = 16;
 /// Alignment in bytes of each TDMR_INFO and of the array of their addresses.
 pub const TDMR_INFO_ALIGNMENT: u64 = 512;
-/// Private and shared HKIDs that the module can keep account of.
+/// Maximum number of HKIDs, private and shared, that the module can track.
 pub const MAX_HKIDS: usize = 2048;
-/// Packages that the module can keep account of.
+/// Maximum number of packages that the module can track.
 pub const MAX_PACKAGES: usize = 8;
-/// 4 KiB pages that a TDCS needs at least, and takes at most.
+/// Minimum and maximum number of 4 KiB pages of a TDCS.
 pub const TDCS_PAGES: (u32, u32) = (6, 9);
-/// 4 KiB pages that a TDVPS needs at least, TDVPR included, and takes at most.
+/// Minimum and maximum number of 4 KiB pages of a TDVPS, TDVPR included.
 pub const TDVPS_PAGES: (u32, u32) = (6, 15);
 
 /// A convertible memory region (CMR_INFO).
@@ -27,9 +27,9 @@ pub const TDVPS_PAGES: (u32, u32) = (6, 15);
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct CmrInfo {
-    /// First byte, 4 KiB aligned.
+    /// Start address, 4 KiB aligned.
     pub base: u64,
-    /// Bytes, a multiple of 4 KiB; 0 in an unused entry.
+    /// Size in bytes, a multiple of 4 KiB; 0 in an unused entry.
     pub size: u64,
 }
 
@@ -39,25 +39,25 @@ pub struct CmrInfo {
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct ReservedArea {
-    /// First byte, relative to the TDMR's base, 4 KiB aligned.
+    /// Start, relative to the TDMR's base, 4 KiB aligned.
     pub offset: u64,
-    /// Bytes, a multiple of 4 KiB; 0 ends the list.
+    /// Size in bytes, a multiple of 4 KiB; 0 ends the list.
     pub size: u64,
 }
 
-/// Where a PAMT lies.
+/// The location of a PAMT.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct PamtArea {
-    /// First byte, 4 KiB aligned.
+    /// Start address, 4 KiB aligned.
     pub base: u64,
-    /// Bytes, a multiple of 4 KiB.
+    /// Size in bytes, a multiple of 4 KiB.
     pub size: u64,
 }
 
-/// A trust domain memory region (TDMR_INFO), as TDH.SYS.CONFIG takes it.
+/// A trust domain memory region (TDMR_INFO), the input of TDH.SYS.CONFIG.
 ///
 /// Source: TDX Module ABI 1.5, TDMR_INFO.
 #[repr(C)]
@@ -65,38 +65,38 @@ pub struct PamtArea {
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct TdmrInfo {
-    /// First byte, 1 GiB aligned.
+    /// Start address, 1 GiB aligned.
     pub base: u64,
-    /// Bytes, a multiple of 1 GiB.
+    /// Size in bytes, a multiple of 1 GiB.
     pub size: u64,
-    /// The PAMT of its 1 GiB pages.
+    /// The PAMT for 1 GiB pages.
     pub pamt_1g: PamtArea,
-    /// The PAMT of its 2 MiB pages.
+    /// The PAMT for 2 MiB pages.
     pub pamt_2m: PamtArea,
-    /// The PAMT of its 4 KiB pages.
+    /// The PAMT for 4 KiB pages.
     pub pamt_4k: PamtArea,
-    /// The areas of it that no TD may use, ascending.
+    /// The areas that no TD may use, in ascending order.
     pub reserved: [ReservedArea; MAX_RESERVED_PER_TDMR],
 }
 
-/// One CPUID leaf whose bits a TD's creator may choose (CPUID_CONFIG).
+/// A CPUID leaf with bits that the creator of a TD may configure (CPUID_CONFIG).
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct CpuidConfig {
-    /// EAX in.
+    /// EAX input.
     pub leaf: u32,
-    /// ECX in; all ones when the leaf has no sub-leafs.
+    /// ECX input; all ones if the leaf has no sub-leafs.
     pub sub_leaf: u32,
     /// The configurable bits of EAX, EBX, ECX, EDX.
     pub registers: [u32; 4],
 }
 
-/// CPUID_CONFIG entries that fit in a TDSYSINFO_STRUCT.
+/// Number of CPUID_CONFIG entries that fit in a TDSYSINFO_STRUCT.
 pub const MAX_CPUID_CONFIGS: usize = 37;
 
-/// What TDH.SYS.INFO tells of the module (TDSYSINFO_STRUCT).
+/// The description of the module that TDH.SYS.INFO returns (TDSYSINFO_STRUCT).
 ///
 /// Source: TDX Module ABI 1.5, TDSYSINFO_STRUCT.
 #[repr(C)]
@@ -133,7 +133,7 @@ pub struct TdSysInfo {
     pub reserved_3fc: [u8; 4],
 }
 
-/// What SEAMLDR.INFO tells of the P-SEAMLDR and the module that it loaded (SEAMLDR_INFO).
+/// The description of the P-SEAMLDR and its loaded module that SEAMLDR.INFO returns (SEAMLDR_INFO).
 ///
 /// Source: Intel P-SEAMLDR specification, SEAMLDR_INFO.
 #[repr(C)]

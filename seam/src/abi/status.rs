@@ -1,4 +1,4 @@
-//! What RAX says after a SEAMCALL or TDCALL: class, detail and operand in one 64-bit word.
+//! Completion statuses of SEAMCALL and TDCALL in RAX: class, code and detail in one 64-bit word.
 
 use core::fmt;
 
@@ -13,48 +13,48 @@ use super::Operand;
 pub struct Status(pub u64);
 
 impl Status {
-    /// Whether the function did not do its work (bit 63). A clear bit with a code is a success that has something to
-    /// tell, or a TD exit.
+    /// Returns whether the function failed (bit 63). If the bit is clear and the code is not zero, the status is a
+    /// success with further information, or a TD exit.
     pub const fn is_error(self) -> bool {
         self.0 >> 63 != 0
     }
 
-    /// Whether repeating the call unchanged cannot help (bit 62).
+    /// Returns whether repeating the call unchanged can't help (bit 62).
     pub const fn is_non_recoverable(self) -> bool {
         self.0 >> 62 & 1 != 0
     }
 
-    /// Whether the TD can only be torn down from here on (bit 61).
+    /// Returns whether the TD can only be torn down (bit 61).
     pub const fn is_fatal(self) -> bool {
         self.0 >> 61 & 1 != 0
     }
 
-    /// The class of the code (bits 47:40).
+    /// Returns the class of the code (bits 47:40).
     pub const fn class(self) -> u8 {
         (self.0 >> 40) as u8
     }
 
-    /// The detail (bits 31:0).
+    /// Returns the detail (bits 31:0).
     pub const fn detail(self) -> u32 {
         self.0 as u32
     }
 
-    /// The code alone, without its detail: what to compare with the constants.
+    /// Returns the code without its detail, for comparison with the constants.
     pub const fn code(self) -> Self {
         Self(self.0 & 0xffff_ffff_0000_0000)
     }
 
-    /// The same code with this detail.
+    /// Returns the same code with this detail.
     pub const fn with_detail(self, detail: u32) -> Self {
         Self(self.code().0 | detail as u64)
     }
 
-    /// The same code, about this operand.
+    /// Returns the same code with this operand as its detail.
     pub const fn with(self, operand: Operand) -> Self {
         self.with_detail(operand.0)
     }
 
-    /// The code's name without the TDX_ prefix; `None` for a code that module 1.5 does not have.
+    /// Returns the code's name without the TDX_ prefix, or `None` for a code that module 1.5 does not have.
     pub fn name(self) -> Option<&'static str> {
         let code = self.code();
         NAMES
@@ -80,7 +80,7 @@ macro_rules! codes {
             $(#[doc = concat!("`TDX_", stringify!($name), "`.")] pub const $name: Self = Self($value);)*
         }
 
-        /// Every code that module 1.5 knows, by ascending class.
+        /// All codes that module 1.5 has, by ascending class.
         pub(crate) const NAMES: &[(Status, &str)] = &[$((Status::$name, stringify!($name)),)*];
     };
 }

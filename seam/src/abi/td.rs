@@ -1,19 +1,19 @@
-//! Structures about a TD: what it is made from, and how it is attested.
+//! TD structures: creation parameters and attestation.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{Attributes, ConfigFlags, Xfam};
 
-/// Bytes of a SHA-384 measurement.
+/// Size of a SHA-384 measurement in bytes.
 pub const MEASUREMENT_SIZE: usize = 48;
 
 /// A SHA-384 measurement.
 pub type Measurement = [u8; MEASUREMENT_SIZE];
 
-/// Bytes of the CPUID_CONFIG area of [`TdParams`].
+/// Size of the CPUID_CONFIG area of [`TdParams`] in bytes.
 pub const TD_PARAMS_CPUID_SIZE: usize = 0x300;
 
-/// What TDH.MNG.INIT makes a TD from (TD_PARAMS).
+/// The parameters from which TDH.MNG.INIT initialises a TD (TD_PARAMS).
 ///
 /// Source: TDX Module ABI 1.5, TD_PARAMS.
 #[repr(C)]
@@ -38,11 +38,11 @@ pub struct TdParams {
     pub mrownerconfig: Measurement,
     pub ia32_arch_capabilities_config: u64,
     pub reserved_e8: [u8; 24],
-    /// EAX, EBX, ECX, EDX for each CPUID_CONFIG entry of the module, then zero.
+    /// EAX, EBX, ECX, EDX for each CPUID_CONFIG entry of the module; the rest is zero.
     pub cpuid_config: [[u32; 4]; TD_PARAMS_CPUID_SIZE / 16],
 }
 
-/// The first part of a TDREPORT_STRUCT, the one that the MAC covers (REPORTMACSTRUCT).
+/// The first part of a TDREPORT_STRUCT, which the MAC covers (REPORTMACSTRUCT).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[expect(
@@ -61,7 +61,8 @@ pub struct ReportMac {
     pub mac: [u8; 32],
 }
 
-/// What a report says of the module (TEE_TCB_INFO): 239 bytes, hence no integers, which would round it up.
+/// The part of a report that describes the module (TEE_TCB_INFO). It is 239 bytes long, so it has no integer fields,
+/// which would pad its size.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[expect(
@@ -77,7 +78,7 @@ pub struct TeeTcbInfo {
     pub reserved_80: [u8; 111],
 }
 
-/// What a report says of the TD (TDINFO_STRUCT).
+/// The part of a report that describes the TD (TDINFO_STRUCT).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[expect(
@@ -96,7 +97,7 @@ pub struct TdInfo {
     pub reserved_1c0: [u8; 64],
 }
 
-/// What TDG.MR.REPORT writes (TDREPORT_STRUCT).
+/// The report that TDG.MR.REPORT writes (TDREPORT_STRUCT).
 ///
 /// Source: TDX Module ABI 1.5, TDREPORT_STRUCT.
 #[repr(C)]

@@ -10,42 +10,42 @@ use crate::error::{Error, Handover, Rejected};
 use crate::page::{Cached, Clean, Donated, Page, Run};
 use crate::retry::Wait;
 
-/// What TDH.MEM.RANGE.BLOCK found.
+/// The result of TDH.MEM.RANGE.BLOCK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeBlock {
-    /// The range is now blocked, and is tracked from here on.
+    /// The range is now blocked. Tracking starts here.
     Blocked,
-    /// It was blocked before.
+    /// The range was already blocked.
     Already,
 }
 
-/// What a large page became by TDH.MEM.PAGE.DEMOTE.
+/// The result of TDH.MEM.PAGE.DEMOTE.
 #[derive(Debug)]
 #[must_use = "it owns pages"]
 pub struct Demoted {
-    /// The 512 pages that it was.
+    /// The 512 pages of the former large page.
     pub pages: Run<Donated>,
-    /// The page of the S-EPT that maps them.
+    /// The S-EPT page that maps them.
     pub sept: Page<Donated>,
 }
 
-/// What 512 pages became by TDH.MEM.PAGE.PROMOTE.
+/// The result of TDH.MEM.PAGE.PROMOTE.
 #[derive(Debug)]
 #[must_use = "it owns pages"]
 pub struct Promoted {
     /// The large page.
     pub page: Page<Donated>,
-    /// The page of the S-EPT that mapped them.
+    /// The S-EPT page that mapped the small pages.
     pub sept: Page<Cached>,
 }
 
-/// What TDH.MEM.PAGE.RELOCATE gave.
+/// The result of TDH.MEM.PAGE.RELOCATE.
 #[derive(Debug)]
 #[must_use = "it owns pages"]
 pub struct Relocated {
-    /// The page that is mapped now.
+    /// The page that is now mapped.
     pub new: Page<Donated>,
-    /// The page that was.
+    /// The page that was mapped before.
     pub old: Page<Cached>,
 }
 
@@ -54,11 +54,11 @@ pub(super) fn at(gpa: Gpa, level: Level) -> u64 {
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.MEM.PAGE.ADD: maps the 4 KiB page at `gpa`, with a copy of the host's page at `source`, and measures its address.
-    /// Until the TD is finalised.
+    /// TDH.MEM.PAGE.ADD: maps a 4 KiB page at `gpa` with a copy of the host page at `source`, and measures its address.
+    /// Only before the TD is finalised.
     ///
     /// # Errors
-    /// EPT_WALK_FAILED when the S-EPT does not reach there; EPT_ENTRY_STATE_INCORRECT when a page is mapped already.
+    /// EPT_WALK_FAILED if an S-EPT table is missing; EPT_ENTRY_STATE_INCORRECT if a page is already mapped.
     pub fn mem_page_add(
         &self,
         tdr: &Tdr<Keyed>,
@@ -77,10 +77,10 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.PAGE.AUG: maps a page of 4 KiB or 2 MiB at `gpa`, for the guest to accept.
+    /// TDH.MEM.PAGE.AUG: maps a 4 KiB or 2 MiB page at `gpa`, for the guest to accept.
     ///
     /// # Errors
-    /// EPT_WALK_FAILED when the S-EPT does not reach there; EPT_ENTRY_STATE_INCORRECT when something is mapped already.
+    /// EPT_WALK_FAILED if an S-EPT table is missing; EPT_ENTRY_STATE_INCORRECT if something is already mapped.
     pub fn mem_page_aug(
         &self,
         tdr: &Tdr<Keyed>,
@@ -97,10 +97,10 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.PAGE.REMOVE: unmaps `page`, which is at `gpa`, blocked and tracked if the TD was finalised.
+    /// TDH.MEM.PAGE.REMOVE: unmaps `page` at `gpa`. If the TD is finalised, the page must be blocked and tracked.
     ///
     /// # Errors
-    /// GPA_RANGE_NOT_BLOCKED, TLB_TRACKING_NOT_DONE when a step before it is missing.
+    /// GPA_RANGE_NOT_BLOCKED, TLB_TRACKING_NOT_DONE if an earlier step is missing.
     pub fn mem_page_remove(
         &self,
         tdr: &Tdr<Keyed>,
@@ -111,8 +111,8 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         self.take_back(Leaf::MemPageRemove, operands, tdr, page)
     }
 
-    /// TDH.MEM.PAGE.RELOCATE: moves the 4 KiB page at `gpa`, blocked and tracked if the TD was finalised, from `old` to
-    /// `new`, which holds the content in clear afterwards as the old one did.
+    /// TDH.MEM.PAGE.RELOCATE: moves the 4 KiB page at `gpa` from `old` to `new`, with its content. If the TD is
+    /// finalised, the page must be blocked and tracked.
     ///
     /// # Errors
     /// As [`Self::mem_page_remove`].
@@ -136,8 +136,9 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.PAGE.DEMOTE: splits the large `page` at `gpa`, blocked and tracked if the TD was finalised, into 512 which
-    /// `sept` maps, unblocked. An interrupt stops it with nothing done, and it is called again.
+    /// TDH.MEM.PAGE.DEMOTE: splits the large `page` at `gpa` into 512 unblocked pages, mapped by `sept`. If the TD is
+    /// finalised, the page must be blocked and tracked. An interrupt stops the call with nothing done, and it is
+    /// repeated.
     ///
     /// # Errors
     /// As [`Self::mem_page_remove`].
@@ -156,7 +157,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
             ..rcx_rdx(at(gpa, page.size().into()), tdr.hpa().0)
         };
         match self.run(Leaf::MemPageDemote, operands) {
-            // A page of 4 KiB never gets here: the module refuses its level.
+            // The module refuses the level of a 4 KiB page, so `split` does not fail here.
             Ok(_) => match page.split() {
                 Ok(pages) => Ok(Demoted {
                     pages,
@@ -171,12 +172,13 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.PAGE.PROMOTE: makes one page of the 512 at `gpa`, which `sept` maps; the range is blocked and tracked if the TD
-    /// was finalised. An interrupt stops it with nothing done, and it is called again.
+    /// TDH.MEM.PAGE.PROMOTE: joins the 512 pages at `gpa`, mapped by `sept`, into one. If the TD is finalised, the
+    /// range must be blocked and tracked. An interrupt stops the call with nothing done, and it is repeated.
     ///
     /// # Errors
-    /// EPT_INVALID_PROMOTE_CONDITIONS when they are not all in the same state; and as [`Self::mem_page_remove`]. Pages that
-    /// are no run of 512 are not worth a call: that is EPT_INVALID_PROMOTE_CONDITIONS too, from here.
+    /// EPT_INVALID_PROMOTE_CONDITIONS if the pages are not all in the same state; the errors of
+    /// [`Self::mem_page_remove`]. EPT_INVALID_PROMOTE_CONDITIONS is also returned, without a call, if `pages` is not a
+    /// run of 512.
     pub fn mem_page_promote(
         &self,
         tdr: &Tdr<Keyed>,
@@ -207,11 +209,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.RANGE.BLOCK: blocks what the entry of `level` at `gpa` maps. No CPU can start to use it from then on;
-    /// [`Self::mem_track`] and an exit of every vCPU make sure that none still does.
+    /// TDH.MEM.RANGE.BLOCK: blocks the range that the entry of `level` at `gpa` maps. No CPU can start to use it from
+    /// now on; [`Self::mem_track`] and an exit of every vCPU ensure that none still does.
     ///
     /// # Errors
-    /// EPT_ENTRY_STATE_INCORRECT when nothing is mapped; OPERAND_BUSY on SEPT_TREE when another CPU works on the S-EPT.
+    /// EPT_ENTRY_STATE_INCORRECT if nothing is mapped; OPERAND_BUSY on SEPT_TREE if another CPU works on the S-EPT.
     pub fn mem_range_block(
         &self,
         tdr: &Tdr<Keyed>,
@@ -227,20 +229,20 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.RANGE.UNBLOCK: takes a block back, after tracking.
+    /// TDH.MEM.RANGE.UNBLOCK: unblocks a range after tracking.
     ///
     /// # Errors
-    /// EPT_ENTRY_STATE_INCORRECT when the range is not blocked; TLB_TRACKING_NOT_DONE.
+    /// EPT_ENTRY_STATE_INCORRECT if the range is not blocked; TLB_TRACKING_NOT_DONE.
     pub fn mem_range_unblock(&self, tdr: &Tdr<Keyed>, gpa: Gpa, level: Level) -> Result<(), Error> {
         self.run(Leaf::MemRangeUnblock, rcx_rdx(at(gpa, level), tdr.hpa().0))?;
         Ok(())
     }
 
-    /// TDH.MEM.TRACK: starts the TD's next TLB epoch. What was blocked before it is tracked as soon as every vCPU
-    /// that was in the guest has left it.
+    /// TDH.MEM.TRACK: starts the TD's next TLB epoch. A range blocked before it is tracked as soon as every vCPU that
+    /// was in the guest has left it.
     ///
     /// # Errors
-    /// PREVIOUS_TLB_EPOCH_BUSY when a vCPU is in the guest since before the last time; it must leave first.
+    /// PREVIOUS_TLB_EPOCH_BUSY if a vCPU has been in the guest since before the last call; it must exit first.
     pub fn mem_track(&self, tdr: &Tdr<Keyed>) -> Result<(), Error> {
         self.run(Leaf::MemTrack, rcx(tdr.hpa().0))?;
         Ok(())
@@ -255,7 +257,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(done.regs.r8)
     }
 
-    /// Calls a leaf that gives `page` back and says so in RCX.
+    /// Calls a leaf that returns `page` to the host and reports its address in RCX.
     pub(super) fn take_back(
         &self,
         leaf: Leaf,

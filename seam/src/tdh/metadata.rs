@@ -9,12 +9,12 @@ use crate::call::SeamCall;
 use crate::error::Error;
 use crate::retry::Wait;
 
-/// What a read that also walks gives.
+/// The result of a read that also walks the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Next {
-    /// The field's value; meaningless when [`FieldId::NULL`] was asked for, which gives the first one as the next.
+    /// Value of the field. It is meaningless for [`FieldId::NULL`], whose next field is the first one.
     pub value: u64,
-    /// The field that follows; `None` after the last one.
+    /// The next field; `None` after the last one.
     pub next: Option<FieldId>,
 }
 
@@ -22,13 +22,13 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.SYS.RD: reads a field of the module, on a CPU that has done TDH.SYS.LP.INIT.
     ///
     /// # Errors
-    /// METADATA_FIELD_ID_INCORRECT for a field that this module does not have; whether it has one, its fields
-    /// TDX_FEATURES0 or a walk with [`Self::sys_rd_next`] tell.
+    /// METADATA_FIELD_ID_INCORRECT if this module does not have the field. Read TDX_FEATURES0 or walk the fields with
+    /// [`Self::sys_rd_next`] to find out.
     pub fn sys_rd(&self, field: FieldId) -> Result<u64, Error> {
         Ok(self.sys_rd_next(field)?.value)
     }
 
-    /// TDH.SYS.RD: reads a field of the module, and which one follows.
+    /// TDH.SYS.RD: reads a field of the module and returns the next field too.
     ///
     /// # Errors
     /// As [`Self::sys_rd`].
@@ -44,11 +44,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         })
     }
 
-    /// TDH.SYS.RDALL: writes a list of the module's fields from `first` on into the 4 KiB page at `list`, in the host's own
-    /// memory. Returns the field with which to go on, `None` when there are no more.
+    /// TDH.SYS.RDALL: writes a list of the module's fields from `first` on to the 4 KiB page at `list` in host memory.
+    /// Returns the field to continue with, or `None` after the last one.
     ///
     /// # Errors
-    /// OPERAND_INVALID on RDX when `list` will not do.
+    /// OPERAND_INVALID on RDX if `list` is not usable.
     pub fn sys_rdall(&self, list: Hpa, first: FieldId) -> Result<Option<FieldId>, Error> {
         let operands = Gprs {
             rdx: list.0,
@@ -62,13 +62,13 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.MNG.RD: reads a field of the TD.
     ///
     /// # Errors
-    /// METADATA_FIELD_NOT_READABLE for what only the TD, or the owner of a debuggable one, may see.
+    /// METADATA_FIELD_NOT_READABLE if only the TD itself, or the host of a debuggable TD, may read the field.
     pub fn mng_rd(&self, tdr: &Tdr<Keyed>, field: FieldId) -> Result<u64, Error> {
         let done = self.run(Leaf::MngRd, rcx_rdx(tdr.hpa().0, field.0))?;
         Ok(done.regs.r8)
     }
 
-    /// TDH.MNG.WR: writes the bits `mask` of a field of the TD and returns what it was.
+    /// TDH.MNG.WR: writes the bits `mask` of a field of the TD and returns the old value.
     ///
     /// # Errors
     /// METADATA_FIELD_NOT_WRITABLE, METADATA_WR_MASK_NOT_VALID, METADATA_FIELD_VALUE_NOT_VALID.
@@ -85,17 +85,17 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.VP.RD: reads a field of the vCPU. Associates the vCPU with the calling CPU.
     ///
     /// # Errors
-    /// VCPU_ASSOCIATED when it is associated with another CPU.
+    /// VCPU_ASSOCIATED if the vCPU is associated with another CPU.
     pub fn vp_rd(&self, tdvpr: &Tdvpr, field: FieldId) -> Result<u64, Error> {
         let done = self.run_here(Leaf::VpRd, 0, rcx_rdx(tdvpr.hpa().0, field.0))?;
         Ok(done.regs.r8)
     }
 
-    /// TDH.VP.WR: writes the bits `mask` of a field of the vCPU and returns what it was. Associates the vCPU with the
+    /// TDH.VP.WR: writes the bits `mask` of a field of the vCPU and returns the old value. Associates the vCPU with the
     /// calling CPU.
     ///
     /// # Errors
-    /// As [`Self::mng_wr`]; VCPU_ASSOCIATED when it is associated with another CPU.
+    /// As [`Self::mng_wr`]; VCPU_ASSOCIATED if the vCPU is associated with another CPU.
     pub fn vp_wr(
         &self,
         tdvpr: &Tdvpr,

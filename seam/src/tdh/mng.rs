@@ -1,4 +1,4 @@
-//! TDH.MNG.*: making a TD, giving it its key, and taking the key away.
+//! TDH.MNG.*: creating a TD, configuring its key, and freeing the key.
 
 use super::td::{Keyed, Keyless, Releasing, Tdr, is_control_page};
 use super::{Tdh, rcx, rcx_rdx};
@@ -10,12 +10,12 @@ use crate::hkid::Hkid;
 use crate::page::{Clean, Donated, Page};
 use crate::retry::Wait;
 
-/// What TDH.MNG.KEY.CONFIG or TDH.SYS.KEY.CONFIG found on this package.
+/// The result of TDH.MNG.KEY.CONFIG or TDH.SYS.KEY.CONFIG on this package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyConfig {
     /// The key is now configured.
     Configured,
-    /// It was already.
+    /// The key was already configured.
     Already,
 }
 
@@ -29,7 +29,7 @@ impl KeyConfig {
     }
 }
 
-/// Refuses, before the module does, a token of more than 4 KiB as a control page.
+/// Refuses a page larger than 4 KiB as a control page, before the module would.
 pub(super) fn check_control_page(
     leaf: Leaf,
     operand: Operand,
@@ -43,12 +43,12 @@ pub(super) fn check_control_page(
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.MNG.CREATE: makes a TD whose root page is `page` and whose key is `hkid`. One at a time in the machine, and not
-    /// while TDH.PHYMEM.CACHE.WB runs: the key table is locked.
+    /// TDH.MNG.CREATE: creates a TD with the root page `page` and the key `hkid`. Only one call at a time in the
+    /// machine, and not while TDH.PHYMEM.CACHE.WB runs: the key table is locked.
     ///
     /// # Errors
-    /// HKID_NOT_FREE when the module has not got the HKID back yet; OPERAND_BUSY on KOT when another TD is created
-    /// or released meanwhile.
+    /// HKID_NOT_FREE if the HKID was not returned to the module yet; OPERAND_BUSY on KOT if another TD is created or
+    /// released meanwhile.
     pub fn mng_create(
         &self,
         page: Page<Clean>,
@@ -67,20 +67,21 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MNG.KEY.CONFIG: gives the TD a fresh key on the package of the calling CPU. Once on every package, one after the
-    /// other; after the last one the TD's functions work.
+    /// TDH.MNG.KEY.CONFIG: configures a fresh key for the TD on the package of the calling CPU. It is called once on
+    /// every package, one after the other. After the last call the TD's functions work.
     ///
     /// # Errors
-    /// KEY_GENERATION_FAILED or OPERAND_BUSY on KET when the CPU could not make or set the key for too long.
+    /// KEY_GENERATION_FAILED or OPERAND_BUSY on KET if the CPU could not generate or set the key for too long.
     pub fn mng_key_config(&self, tdr: &Tdr<Keyed>) -> Result<KeyConfig, Error> {
         let done = self.run(Leaf::MngKeyConfig, rcx(tdr.hpa().0))?;
         Ok(KeyConfig::of(done.status))
     }
 
-    /// TDH.MNG.ADDCX: adds one page to the TDCS. How many there must be is the metadata field TDCS_BASE_SIZE / 4096.
+    /// TDH.MNG.ADDCX: adds one page to the TDCS. The metadata field TDCS_BASE_SIZE / 4096 is the number of pages
+    /// needed.
     ///
     /// # Errors
-    /// TDCX_NUM_INCORRECT when it has as many as it takes; RND_NO_ENTROPY.
+    /// TDCX_NUM_INCORRECT if the TDCS is complete; RND_NO_ENTROPY.
     pub fn mng_addcx(
         &self,
         tdr: &Tdr<Keyed>,
@@ -94,8 +95,8 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MNG.INIT: initialises the TD from the TD_PARAMS at `params` (1,024 bytes, aligned to as many, in the host's own
-    /// memory). May be tried again with other parameters.
+    /// TDH.MNG.INIT: initialises the TD from the TD_PARAMS at `params` (1,024 bytes, aligned to 1,024) in host memory.
+    /// After a failure it may be called again with other parameters.
     ///
     /// # Errors
     /// OPERAND_INVALID with the field's name; for CPUID_CONFIG, [`Error::outputs`] starts with leaf and sub-leaf.
@@ -104,12 +105,12 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(())
     }
 
-    /// TDH.MNG.VPFLUSHDONE: blocks the TD for good; no vCPU may be associated with a CPU any more. The point of no return
-    /// of a TD's end.
+    /// TDH.MNG.VPFLUSHDONE: blocks the TD permanently. No vCPU may be associated with a CPU. This is the point of no
+    /// return in a TD's termination.
     ///
     /// # Errors
-    /// FLUSHVP_NOT_DONE when a vCPU still is; OPERAND_BUSY on KOT when another TD is created or released meanwhile. The
-    /// TD is then as before.
+    /// FLUSHVP_NOT_DONE if a vCPU is still associated; OPERAND_BUSY on KOT if another TD is created or released
+    /// meanwhile. The TD is then unchanged.
     pub fn mng_vpflushdone(&self, tdr: Tdr<Keyed>) -> Handover<Tdr<Releasing>, Tdr<Keyed>> {
         match self.run(Leaf::MngVpflushdone, rcx(tdr.hpa().0)) {
             Ok(_) => Ok(Tdr {
@@ -125,7 +126,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.MNG.KEY.FREEID: frees the TD's HKID, after TDH.PHYMEM.CACHE.WB was done on every package since VPFLUSHDONE.
     ///
     /// # Errors
-    /// WBCACHE_NOT_COMPLETE when it was not. The HKID then stays the TD's, and so do its pages.
+    /// WBCACHE_NOT_COMPLETE if it was not. The TD then keeps the HKID and its pages.
     pub fn mng_key_freeid(
         &self,
         tdr: Tdr<Releasing>,

@@ -1,12 +1,12 @@
-//! The host's side of the TDX module: one method of [`Tdh`] for each host leaf of the platform's and a TD's life, named
-//! after it, with its operands as types.
+//! The host's side of the TDX module: [`Tdh`] has one method, with typed operands, for each host leaf that concerns the
+//! platform and a TD's life. Each method is named after its leaf.
 //!
-//! Every call goes through one function, where it is counted and, if the module asks for it, repeated under the policy
-//! of [`crate::retry`]. A page that becomes the module's is moved into the call ([`crate::page`]); a method that takes
-//! pages gives them back in a [`Rejected`](crate::error::Rejected) when the module refused. What can only be done in a
+//! Every call goes through one function, which counts it and, if the module asks for it, repeats it under the policy of
+//! [`crate::retry`]. A page that is donated to the module is moved into the call ([`crate::page`]). A method that takes
+//! pages returns them in a [`Rejected`](crate::error::Rejected) if the module refused. A call that is valid only in one
 //! phase of a TD's life takes the [`Tdr`] of that phase.
 //!
-//! One file for each family of leafs, and [`resume`] for those that are called until they are done.
+//! There is one file per family of leafs, and [`resume`] for the leafs that are called until they are done.
 
 mod mem;
 mod metadata;
@@ -33,10 +33,10 @@ pub use sys::{SysInfo, TdmrProgress};
 pub use td::{Keyed, Keyless, Phase, Releasing, Tdr, Tdvpr};
 pub use vp::EnterFlags;
 
-/// The TDX module as the host calls it from one CPU.
+/// The TDX module, as called from one CPU.
 ///
-/// `C` executes the instruction on the CPU that calls, `W` spends the pauses between tries, and the counters are that
-/// CPU's. It is cheap to make, so a CPU makes one when it needs one.
+/// `C` executes the instruction on the calling CPU, `W` spends the pauses between tries, and the counters are that
+/// CPU's. A `Tdh` is cheap to create, so a CPU creates one when needed.
 #[derive(Debug)]
 pub struct Tdh<'a, C, W> {
     call: C,
@@ -44,7 +44,7 @@ pub struct Tdh<'a, C, W> {
     counters: &'a Counters,
 }
 
-/// How a leaf that did its work ended: a status of the success class, and its outputs.
+/// The result of a successful leaf: a status of the success class, and the outputs.
 #[derive(Clone, Copy, Debug)]
 struct Done {
     status: Status,
@@ -52,7 +52,7 @@ struct Done {
 }
 
 impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
-    /// Calls through `call`, waits by `wait`, counts in `counters`.
+    /// Creates an interface that calls through `call`, waits with `wait`, and counts in `counters`.
     pub const fn new(call: C, wait: W, counters: &'a Counters) -> Self {
         Self {
             call,
@@ -61,12 +61,12 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
         }
     }
 
-    /// The same, but each call is tried once only.
+    /// Returns the same interface without retries.
     pub fn once(&self) -> Tdh<'a, &C, Never> {
         Tdh::new(&self.call, Never, self.counters)
     }
 
-    /// The counters that it counts in.
+    /// Returns the counters.
     pub const fn counters(&self) -> &'a Counters {
         self.counters
     }
@@ -76,13 +76,13 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
         self.run_version(leaf, 0, operands)
     }
 
-    /// Calls `leaf` with these operands, as often as the policy allows while it says that it may succeed later.
+    /// Calls `leaf` with these operands, and repeats the call as the retry policy allows.
     fn run_version(&self, leaf: Leaf, version: u8, operands: Gprs) -> Result<Done, Error> {
         self.run_here(leaf, version, operands)
     }
 
-    /// [`Self::run_version`] for the leafs that a vCPU's exit waits for: the first try is made in the caller, without
-    /// registers being copied.
+    /// Like [`Self::run_version`], for leafs on a vCPU's exit path: the first try is inlined into the caller, without
+    /// copying registers.
     #[inline(always)]
     fn run_here(&self, leaf: Leaf, version: u8, operands: Gprs) -> Result<Done, Error> {
         let mut regs = operands;
@@ -94,7 +94,8 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
         Ok(Done { status, regs })
     }
 
-    /// What `leaf` came to once it did not succeed at first, with `regs`.
+    /// Handles a first try of `leaf` that failed with `regs`: retries it as the policy allows, and returns the final
+    /// result.
     #[cold]
     fn retry(
         &self,
@@ -176,7 +177,7 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
     }
 }
 
-/// The one and two register operands that most leafs take.
+/// Register operands of leafs that take RCX alone, or RCX and RDX.
 fn rcx(rcx: u64) -> Gprs {
     Gprs {
         rcx,

@@ -1,4 +1,4 @@
-//! TDH.PHYMEM.*: physical pages and caches; how pages come back at a TD's end.
+//! TDH.PHYMEM.*: physical pages and caches, and the return of pages when a TD ends.
 
 use super::resume::PageWriteBack;
 use super::td::{Keyless, Tdr};
@@ -10,44 +10,44 @@ use crate::error::{Cause, Error, Handover, Rejected};
 use crate::page::{Cached, Dirty, Donated, Page};
 use crate::retry::Wait;
 
-/// What the PAMT says of a page.
+/// The PAMT's information about a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageMetadata {
-    /// Whose it is; `None` for a type that module 1.5 does not have.
+    /// Type of the page; `None` for a type that module 1.5 does not have.
     pub page_type: Option<PageType>,
-    /// The TDR of the TD that owns it. A free page still shows its last owner.
+    /// TDR of the TD that owns the page. A free page still has its last owner.
     pub owner: Hpa,
-    /// Its size; `None` for a code that is not defined.
+    /// Size of the page; `None` for an undefined code.
     pub size: Option<PageSize>,
-    /// The TD's epoch when it was last blocked.
+    /// TLB epoch of the TD when the page was last blocked.
     pub blocked_epoch: u64,
 }
 
-/// How TDH.PHYMEM.CACHE.WB is called.
+/// The start mode of TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheWbStart {
-    /// From the beginning, for all HKIDs that wait for it now.
+    /// Starts a new write-back, for all HKIDs that need it now.
     New,
-    /// From where it was interrupted on this package.
+    /// Resumes the interrupted write-back of this package.
     Resume,
 }
 
-/// How TDH.PHYMEM.CACHE.WB ended.
+/// The result of TDH.PHYMEM.CACHE.WB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheWb {
-    /// The package's caches hold nothing of the HKIDs that waited when it started.
+    /// The package's caches hold no line of the HKIDs that needed the write-back when it started.
     Done,
-    /// No HKID waited.
+    /// No HKID needed a write-back.
     NothingToDo,
-    /// An interrupt waits for this CPU: serve it and resume.
+    /// An interrupt is pending on this CPU: serve it and resume.
     Interrupted,
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.PHYMEM.PAGE.RDMD: reads what the PAMT says of the 4 KiB page at `hpa`.
+    /// TDH.PHYMEM.PAGE.RDMD: reads the PAMT's information about the 4 KiB page at `hpa`.
     ///
     /// # Errors
-    /// OPERAND_ADDR_RANGE_ERROR when it is in no TDMR.
+    /// OPERAND_ADDR_RANGE_ERROR if the page is in no TDMR.
     pub fn phymem_page_rdmd(&self, hpa: Hpa) -> Result<PageMetadata, Error> {
         let regs = self.run(Leaf::PhymemPageRdmd, rcx(hpa.0))?.regs;
         Ok(PageMetadata {
@@ -58,11 +58,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         })
     }
 
-    /// TDH.PHYMEM.PAGE.RECLAIM: takes a page back from a TD without a key, whatever it was to it. The root page
-    /// is taken by [`Self::phymem_page_reclaim_tdr`].
+    /// TDH.PHYMEM.PAGE.RECLAIM: reclaims a page of any type from a TD without a key. [`Self::phymem_page_reclaim_tdr`]
+    /// reclaims the root page.
     ///
     /// # Errors
-    /// [`Cause::WrongPage`] when the page was another TD's.
+    /// [`Cause::WrongPage`] if the page belonged to another TD.
     pub fn phymem_page_reclaim(
         &self,
         tdr: &Tdr<Keyless>,
@@ -80,11 +80,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(page.turn(Dirty))
     }
 
-    /// TDH.PHYMEM.PAGE.RECLAIM of a TD's root page, the last one. The module used it under its own key, number
-    /// `global_hkid`, which lives on: lines of it may be in the caches.
+    /// TDH.PHYMEM.PAGE.RECLAIM of a TD's root page, the last one. The module used it under its own key `global_hkid`,
+    /// which stays in use, so caches may hold lines of it.
     ///
     /// # Errors
-    /// TD_ASSOCIATED_PAGES_EXIST when the TD has other pages left.
+    /// TD_ASSOCIATED_PAGES_EXIST if the TD has other pages left.
     pub fn phymem_page_reclaim_tdr(
         &self,
         tdr: Tdr<Keyless>,
@@ -96,11 +96,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.PHYMEM.PAGE.WBINVD: writes back a page's cache lines under the key that it was used with. A page of more
-    /// than 4 KiB takes a call for each 4 KiB; [`PageWriteBack`] hands control back between them.
+    /// TDH.PHYMEM.PAGE.WBINVD: writes back a page's cache lines under the key that it was used with. A page larger than
+    /// 4 KiB takes one call per 4 KiB; [`PageWriteBack`] returns control between them.
     ///
     /// # Errors
-    /// PAGE_METADATA_INCORRECT when the page is a TD's.
+    /// PAGE_METADATA_INCORRECT if the page belongs to a TD.
     pub fn phymem_page_wbinvd(
         &self,
         page: Page<Cached>,
@@ -129,11 +129,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(())
     }
 
-    /// TDH.PHYMEM.CACHE.WB: writes back the caches of the calling CPU's package for all HKIDs whose TDs were blocked.
+    /// TDH.PHYMEM.CACHE.WB: writes back the caches of the calling CPU's package for the HKIDs of all blocked TDs.
     /// [`super::resume::CacheWbRound`] calls it until it is done.
     ///
     /// # Errors
-    /// OPERAND_BUSY on WBCACHE when another CPU of the package is at it; WBCACHE_RESUME_ERROR when nothing was
+    /// OPERAND_BUSY on WBCACHE if another CPU of the package executes it; WBCACHE_RESUME_ERROR if nothing was
     /// interrupted.
     pub fn phymem_cache_wb(&self, start: CacheWbStart) -> Result<CacheWb, Error> {
         let operands = rcx(u64::from(start == CacheWbStart::Resume));
@@ -148,7 +148,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     }
 }
 
-/// The module did its work on `told` where the host meant `expected`.
+/// Returns the error for a call in which the module worked on `told` where the host meant `expected`.
 pub(super) const fn wrong_page(leaf: Leaf, expected: Hpa, told: Hpa) -> Error {
     Error::new(leaf, Cause::WrongPage { expected, told }, [0; 5])
 }

@@ -1,6 +1,6 @@
-//! Work that takes many SEAMCALLs, as state machines: each `step` is one call and hands control back, so that the CPU
-//! serves its interrupts in between. All of them end: work has a known bound, and a module that gets nowhere is an
-//! error.
+//! Work that takes many SEAMCALLs, as state machines. Each `step` is one call and returns control, so that the CPU can
+//! serve interrupts in between. All state machines terminate: the work has a known bound, and a module that makes no
+//! progress is an error.
 
 use super::{CacheWb, CacheWbStart, Tdh, TdmrProgress};
 use crate::abi::{Leaf, PageSize};
@@ -10,24 +10,24 @@ use crate::error::{Cause, Error};
 use crate::page::{Cached, Dirty, Page};
 use crate::retry::Wait;
 
-/// How far a state machine is.
+/// The progress of a state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Step {
     /// Call `step` again.
     More,
-    /// All is done.
+    /// The work is done.
     Done,
 }
 
-/// Interruptions after which writing one package's caches back is given up. Each is an interrupt served; a cache has far
-/// fewer sub-blocks.
+/// Number of interruptions after which the write-back of one package's caches is given up. Each one is a served
+/// interrupt; a cache has far fewer sub-blocks.
 const MAX_INTERRUPTIONS: u32 = 10_000;
 
-/// TDH.PHYMEM.CACHE.WB on one package, from its start until it is done. Every step runs on a CPU of that package; it
-/// need not be the same one.
+/// TDH.PHYMEM.CACHE.WB on one package, from start to completion. Every step runs on a CPU of that package, not
+/// necessarily the same one.
 ///
-/// An error leaves it where it was: stepping again goes on from there.
+/// After an error the state is unchanged: the next step continues from there.
 #[derive(Debug, Default)]
 pub struct CacheWbRound {
     interruptions: u32,
@@ -35,7 +35,7 @@ pub struct CacheWbRound {
 }
 
 impl CacheWbRound {
-    /// A round that has not started. Only the HKIDs that wait at its first step are written back.
+    /// Creates a round that has not started. Only the HKIDs that need a write-back at the first step are covered.
     pub const fn new() -> Self {
         Self {
             interruptions: 0,
@@ -43,7 +43,7 @@ impl CacheWbRound {
         }
     }
 
-    /// How often it was interrupted.
+    /// Returns the number of interruptions.
     pub const fn interruptions(&self) -> u32 {
         self.interruptions
     }
@@ -51,7 +51,7 @@ impl CacheWbRound {
     /// Makes one call.
     ///
     /// # Errors
-    /// As [`Tdh::phymem_cache_wb`]; [`Cause::NoProgress`] after very many interruptions.
+    /// As [`Tdh::phymem_cache_wb`]; [`Cause::NoProgress`] after too many interruptions.
     pub fn step<C: SeamCall, W: Wait>(&mut self, tdh: &Tdh<'_, C, W>) -> Result<Step, Error> {
         let start = if self.interrupted {
             CacheWbStart::Resume
@@ -72,7 +72,7 @@ impl CacheWbRound {
     }
 }
 
-/// TDH.SYS.TDMR.INIT of one TDMR until all of it is initialised.
+/// TDH.SYS.TDMR.INIT of one TDMR until it is fully initialised.
 #[derive(Debug)]
 pub struct TdmrInit {
     base: Hpa,
@@ -82,7 +82,7 @@ pub struct TdmrInit {
 }
 
 impl TdmrInit {
-    /// The TDMR from `base` on, `size` bytes, both multiples of 1 GiB.
+    /// Creates the initialisation of the TDMR at `base` with `size` bytes, both multiples of 1 GiB.
     pub const fn new(base: Hpa, size: u64) -> Self {
         Self {
             base,
@@ -92,7 +92,7 @@ impl TdmrInit {
         }
     }
 
-    /// Bytes that are known to be initialised, a multiple of 1 GiB, and how many there are.
+    /// Returns the number of bytes known to be initialised, a multiple of 1 GiB, and the total number.
     pub const fn progress(&self) -> (u64, u64) {
         (self.next.0 - self.base.0, self.size)
     }
@@ -100,7 +100,7 @@ impl TdmrInit {
     /// Makes one call.
     ///
     /// # Errors
-    /// As [`Tdh::sys_tdmr_init`]; [`Cause::NoProgress`] when a gigabyte takes more calls than it has pages.
+    /// As [`Tdh::sys_tdmr_init`]; [`Cause::NoProgress`] if a gigabyte takes more calls than it has pages.
     pub fn step<C: SeamCall, W: Wait>(&mut self, tdh: &Tdh<'_, C, W>) -> Result<Step, Error> {
         match tdh.sys_tdmr_init(self.base, self.size)? {
             TdmrProgress::Done => {
@@ -112,7 +112,7 @@ impl TdmrInit {
                 self.idle_calls = 0;
                 Ok(Step::More)
             }
-            // The module tells only of whole gigabytes; each call initialises at least one page of the current one.
+            // The module reports only whole gigabytes. Each call initialises at least one page of the current one.
             TdmrProgress::UpTo(_) if self.idle_calls < PageSize::Size1G.pages() => {
                 self.idle_calls += 1;
                 Ok(Step::More)
@@ -122,7 +122,7 @@ impl TdmrInit {
     }
 }
 
-/// TDH.PHYMEM.PAGE.WBINVD of a page of any size, 4 KiB a step.
+/// TDH.PHYMEM.PAGE.WBINVD of a page of any size, 4 KiB per step.
 #[derive(Debug)]
 #[must_use = "it owns the page"]
 pub struct PageWriteBack {
@@ -131,15 +131,15 @@ pub struct PageWriteBack {
 }
 
 impl PageWriteBack {
-    /// All of `page`.
+    /// Creates the write-back of all of `page`.
     pub const fn new(page: Page<Cached>) -> Self {
         Self { page, written: 0 }
     }
 
-    /// Makes one call, unless all is done.
+    /// Makes one call, unless the work is done.
     ///
     /// # Errors
-    /// As [`Tdh::phymem_page_wbinvd`]; stepping again repeats the same call.
+    /// As [`Tdh::phymem_page_wbinvd`]; the next step repeats the same call.
     pub fn step<C: SeamCall, W: Wait>(
         &mut self,
         tdh: &Tdh<'_, C, W>,
@@ -157,15 +157,15 @@ impl PageWriteBack {
         }
     }
 
-    /// The page as it was, for who gives up.
+    /// Gives up and returns the page unchanged.
     pub fn into_page(self) -> Page<Cached> {
         self.page
     }
 
-    /// The page, written back.
+    /// Returns the page after its write-back.
     ///
     /// # Errors
-    /// Gives itself back when it is not done.
+    /// Returns `self` if the write-back is not done.
     pub fn finish(self) -> Result<Page<Dirty>, Self> {
         if self.written < self.page.size().bytes() {
             Err(self)

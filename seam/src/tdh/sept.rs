@@ -11,10 +11,11 @@ use crate::page::{Cached, Clean, Donated, Page};
 use crate::retry::Wait;
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.MEM.SEPT.ADD: makes `page` the table under the entry of `level` at `gpa`; level [`Level::Pd`] adds a page table.
+    /// TDH.MEM.SEPT.ADD: makes `page` the table under the entry of `level` at `gpa`. Level [`Level::Pd`] adds a page
+    /// table.
     ///
     /// # Errors
-    /// EPT_WALK_FAILED when the table above is missing; EPT_ENTRY_STATE_INCORRECT when the entry is in use.
+    /// EPT_WALK_FAILED if the table above is missing; EPT_ENTRY_STATE_INCORRECT if the entry is in use.
     pub fn mem_sept_add(
         &self,
         tdr: &Tdr<Keyed>,
@@ -32,12 +33,12 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.MEM.SEPT.REMOVE: takes the table under the entry of `level` at `gpa` back; it is empty, and its range blocked and
-    /// tracked if the TD was finalised.
+    /// TDH.MEM.SEPT.REMOVE: removes the table under the entry of `level` at `gpa`. The table must be empty and, if the
+    /// TD is finalised, its range blocked and tracked.
     ///
     /// # Errors
-    /// EPT_PAGE_NOT_FREE when it still maps something; GPA_RANGE_NOT_BLOCKED, TLB_TRACKING_NOT_DONE when a step
-    /// before it is missing.
+    /// EPT_PAGE_NOT_FREE if it still maps something; GPA_RANGE_NOT_BLOCKED, TLB_TRACKING_NOT_DONE if an earlier step is
+    /// missing.
     pub fn mem_sept_remove(
         &self,
         tdr: &Tdr<Keyed>,
@@ -52,7 +53,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// TDH.MEM.SEPT.RD: reads the entry of `level` at `gpa`, or the one where the walk ended.
     ///
     /// # Errors
-    /// EPT_WALK_FAILED when the walk does not reach that level.
+    /// EPT_WALK_FAILED if the walk does not reach that level.
     pub fn mem_sept_rd(
         &self,
         tdr: &Tdr<Keyed>,

@@ -1,4 +1,4 @@
-//! TDH.SYS.*: bringing the module up. Its fields are read in `metadata`.
+//! TDH.SYS.*: bringing up the module. Its fields are read in `metadata`.
 
 use super::mng::KeyConfig;
 use super::{Tdh, rcx};
@@ -9,48 +9,49 @@ use crate::error::Error;
 use crate::hkid::Hkid;
 use crate::retry::Wait;
 
-/// What TDH.SYS.INFO wrote.
+/// The sizes that TDH.SYS.INFO wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SysInfo {
-    /// Bytes of the TDSYSINFO_STRUCT.
+    /// Size of the TDSYSINFO_STRUCT in bytes.
     pub bytes: u64,
-    /// Entries of the CMR_INFO array, the empty ones included.
+    /// Number of entries in the CMR_INFO array, including empty ones.
     pub cmrs: u64,
 }
 
-/// How far a TDMR is initialised.
+/// The initialisation progress of a TDMR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TdmrProgress {
-    /// Everything below this address, which the module rounds down to 1 GiB.
+    /// Everything below this address is initialised. The module rounds it down to 1 GiB.
     UpTo(Hpa),
-    /// All of it.
+    /// The whole TDMR is initialised.
     Done,
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.SYS.INIT: the first call of all, on one CPU.
+    /// TDH.SYS.INIT: initialises the module. This is the first call, on one CPU.
     ///
     /// # Errors
-    /// Everything about the platform that the module will not work with.
+    /// Any property of the platform that the module does not accept.
     pub fn sys_init(&self) -> Result<(), Error> {
         self.run(Leaf::SysInit, Gprs::default())?;
         Ok(())
     }
 
-    /// TDH.SYS.LP.INIT: once on every CPU, after [`Self::sys_init`]; CPUs may do it at the same time.
+    /// TDH.SYS.LP.INIT: initialises the calling CPU. It is called once on every CPU after [`Self::sys_init`]; CPUs may
+    /// do so at the same time.
     ///
     /// # Errors
-    /// INCONSISTENT_* when this CPU differs from the first one.
+    /// INCONSISTENT_* if this CPU differs from the first one.
     pub fn sys_lp_init(&self) -> Result<(), Error> {
         self.run(Leaf::SysLpInit, Gprs::default())?;
         Ok(())
     }
 
-    /// TDH.SYS.INFO: writes a TDSYSINFO_STRUCT (1,024 bytes, aligned to as many) to `info` and an array of `entries` CMR_INFO
-    /// (aligned to 512 bytes) to `cmrs`, both in the host's own memory.
+    /// TDH.SYS.INFO: writes a TDSYSINFO_STRUCT (1,024 bytes, aligned to 1,024) to `info` and an array of `entries`
+    /// CMR_INFO (aligned to 512 bytes) to `cmrs`, both in host memory.
     ///
     /// # Errors
-    /// OPERAND_INVALID when a buffer is too small or not aligned; SYS_LP_INIT_NOT_DONE on this CPU.
+    /// OPERAND_INVALID if a buffer is too small or not aligned; SYS_LP_INIT_NOT_DONE on this CPU.
     pub fn sys_info(
         &self,
         info: Hpa,
@@ -71,14 +72,14 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         })
     }
 
-    /// TDH.SYS.CONFIG: gives the module its TDMRs and its own HKID. `list` holds the addresses of `count` TDMR_INFOs; it
-    /// and each of them are aligned to 512 bytes, in the host's own memory.
+    /// TDH.SYS.CONFIG: gives the module its TDMRs and its own HKID. `list` holds the addresses of `count` TDMR_INFOs.
+    /// The list and each TDMR_INFO are aligned to 512 bytes, in host memory.
     ///
-    /// From this call on the HKID is not for TDs, whether it succeeds or not: module 1.5.01 keeps it reserved even when it
+    /// From this call on the HKID can't be used for TDs, even after a failure: module 1.5.01 keeps it reserved when it
     /// refuses the TDMRs. The caller keeps the token.
     ///
     /// # Errors
-    /// The TDMR, PAMT or reserved area at fault; SYS_CONFIG_NOT_PENDING when a CPU missed TDH.SYS.LP.INIT.
+    /// The TDMR, PAMT or reserved area at fault; SYS_CONFIG_NOT_PENDING if a CPU has not done TDH.SYS.LP.INIT.
     pub fn sys_config(&self, list: Hpa, count: u64, global: &Hkid) -> Result<(), Error> {
         let operands = Gprs {
             rdx: count,
@@ -89,20 +90,21 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         Ok(())
     }
 
-    /// TDH.SYS.KEY.CONFIG: makes the module's own key on the package of the calling CPU. Once on every package.
+    /// TDH.SYS.KEY.CONFIG: configures the module's own key on the package of the calling CPU. It is called once on
+    /// every package.
     ///
     /// # Errors
-    /// KEY_GENERATION_FAILED or OPERAND_BUSY on KET when the CPU could not make or set the key for too long.
+    /// KEY_GENERATION_FAILED or OPERAND_BUSY on KET if the CPU could not generate or set the key for too long.
     pub fn sys_key_config(&self) -> Result<KeyConfig, Error> {
         let done = self.run(Leaf::SysKeyConfig, Gprs::default())?;
         Ok(KeyConfig::of(done.status))
     }
 
-    /// TDH.SYS.TDMR.INIT: initialises a little more of the TDMR from `base` to `base + size`;
+    /// TDH.SYS.TDMR.INIT: initialises the next part of the TDMR from `base` to `base + size`.
     /// [`super::resume::TdmrInit`] calls it until it is done. CPUs may work on different TDMRs at the same time.
     ///
     /// # Errors
-    /// OPERAND_BUSY on RCX when another CPU works on the same TDMR.
+    /// OPERAND_BUSY on RCX if another CPU works on the same TDMR.
     pub fn sys_tdmr_init(&self, base: Hpa, size: u64) -> Result<TdmrProgress, Error> {
         let done = self.run(Leaf::SysTdmrInit, rcx(base.0))?;
         let next = done.regs.rdx;

@@ -1,4 +1,4 @@
-//! A TD and a vCPU as the host holds them: the control pages that it gave, and the phase that the TD is in.
+//! The host's tokens of a TD and a vCPU: the donated root pages, and the TD's phase.
 
 use core::fmt;
 
@@ -13,13 +13,14 @@ pub struct Keyed {
     pub(super) hkid: Hkid,
 }
 
-/// TD_BLOCKED: the TD runs no more, its key's lines are written back package by package. Nothing can be taken from it.
+/// TD_BLOCKED: the TD does not run any more, and its key's cache lines are written back package by package. No page can
+/// be removed or reclaimed.
 #[derive(Debug)]
 pub struct Releasing {
     pub(super) hkid: Hkid,
 }
 
-/// TD_TEARDOWN: the TD has no key. Its pages are taken back one call each.
+/// TD_TEARDOWN: the TD has no key. One call reclaims each page.
 #[derive(Debug)]
 pub struct Keyless(());
 
@@ -27,7 +28,7 @@ impl Keyless {
     pub(super) const NEW: Self = Self(());
 }
 
-/// The phases of a TD's life. Sealed: these three are all there is.
+/// A phase of a TD's life. Sealed: there are only these three.
 ///
 /// Source: TDX Module ABI 1.5, "TD life cycle state machine".
 pub trait Phase: fmt::Debug + sealed::Sealed {}
@@ -43,7 +44,7 @@ impl Phase for Keyed {}
 impl Phase for Releasing {}
 impl Phase for Keyless {}
 
-/// The root page of a TD, which stands for the TD. It owns the page, and the HKID while the TD has one.
+/// The root page of a TD, which represents the TD. It owns the page, and the HKID while the TD has one.
 #[derive(Debug)]
 #[must_use = "it owns the TD's root page and its HKID"]
 pub struct Tdr<P: Phase> {
@@ -52,44 +53,44 @@ pub struct Tdr<P: Phase> {
 }
 
 impl<P: Phase> Tdr<P> {
-    /// Its address: what the module reports as the owner of the TD's pages.
+    /// Returns the address of the root page, which the module reports as the owner of the TD's pages.
     pub fn hpa(&self) -> Hpa {
         self.page.hpa()
     }
 }
 
 impl Tdr<Keyless> {
-    /// Its page, to be put away for good: the TD has pages that never come back.
+    /// Returns the root page for permanent quarantine: some pages of the TD can never be reclaimed.
     pub fn into_page(self) -> Page<Donated> {
         self.page
     }
 }
 
 impl Tdr<Keyed> {
-    /// The number of the TD's key.
+    /// Returns the TD's HKID.
     pub const fn hkid(&self) -> u16 {
         self.phase.hkid.number()
     }
 
-    /// Its page and the number of its key, both to be put away for good: the module has shut down, and gives neither back.
+    /// Returns the root page and the HKID for permanent quarantine: the module has shut down and returns neither.
     pub fn write_off(self) -> (Page<Donated>, u16) {
         (self.page, self.phase.hkid.surrender())
     }
 }
 
 impl Tdr<Releasing> {
-    /// The number of the TD's key, which is still its own.
+    /// Returns the TD's HKID, which the TD still owns.
     pub const fn hkid(&self) -> u16 {
         self.phase.hkid.number()
     }
 
-    /// Its page and the number of its key, as [`Tdr::<Keyed>::write_off`].
+    /// Returns the root page and the HKID for permanent quarantine; see [`Tdr::<Keyed>::write_off`].
     pub fn write_off(self) -> (Page<Donated>, u16) {
         (self.page, self.phase.hkid.surrender())
     }
 }
 
-/// The root page of a vCPU, which stands for the vCPU. It owns the page.
+/// The root page of a vCPU, which represents the vCPU. It owns the page.
 #[derive(Debug)]
 #[must_use = "it owns the vCPU's root page"]
 pub struct Tdvpr {
@@ -101,18 +102,18 @@ impl Tdvpr {
         Self { page }
     }
 
-    /// Its address.
+    /// Returns the address of the root page.
     pub fn hpa(&self) -> Hpa {
         self.page.hpa()
     }
 
-    /// The page, to be reclaimed. The vCPU can't be called any more.
+    /// Returns the root page, for reclaim. The vCPU can't be called any more.
     pub fn into_page(self) -> Page<Donated> {
         self.page
     }
 }
 
-/// Control pages are 4 KiB; a larger token would take more out of the host than the module is given.
+/// Control pages are 4 KiB. A larger page would take more memory from the host than the module receives.
 pub(super) fn is_control_page<S: crate::page::State>(page: &Page<S>) -> bool {
     page.size() == PageSize::Size4K
 }

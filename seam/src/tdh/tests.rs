@@ -1,4 +1,4 @@
-//! Counting, retrying and ownership, against a module that answers by script.
+//! Counting, retries and ownership, with a scripted module.
 
 #![expect(
     clippy::disallowed_methods,
@@ -19,7 +19,7 @@ use crate::error::Cause;
 use crate::hkid::Hkid;
 use crate::page::{Clean, Donated, Page};
 
-/// Answers each call by the next status (the last one for ever), with the operands in place, and remembers the calls.
+/// Answers each call with the next status (the last one repeats), leaves the operands unchanged, and records the calls.
 struct Script {
     statuses: RefCell<Vec<Status>>,
     calls: RefCell<Vec<Gprs>>,
@@ -53,7 +53,7 @@ impl SeamCall for Script {
     }
 }
 
-/// Goes on at once, for as long as it is asked to.
+/// Records the pauses and continues at once.
 #[derive(Default)]
 struct Pauses(RefCell<Vec<Pause>>);
 
@@ -169,7 +169,7 @@ fn a_large_page_is_no_control_page() {
 
 #[test]
 fn a_page_that_the_module_takes_from_elsewhere_stays_donated() {
-    // The script leaves RCX as it was: the module's answer is the GPA, which is another page.
+    // The script leaves RCX unchanged, so the returned address is the GPA, which is another page.
     let (script, counters) = (Script::new(&[Status::SUCCESS]), Counters::new());
     let tdh = Tdh::new(&script, Never, &counters);
     let rejected = tdh
@@ -189,7 +189,7 @@ fn a_removed_page_is_written_back_under_the_tds_key_and_a_root_page_under_the_mo
     let (script, counters) = (Script::new(&[Status::SUCCESS]), Counters::new());
     let tdh = Tdh::new(&script, Never, &counters);
     let position = KeyIdPosition::new(52, 6).unwrap();
-    // The page is mapped at its own address, so that the script's RCX is the page.
+    // The page is mapped at its own address, so the RCX that the script leaves is the page.
     let removed = tdh
         .mem_page_remove(&td(), Gpa(0x2000), page(0x2000).turn(Donated))
         .unwrap();

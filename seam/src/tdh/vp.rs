@@ -1,4 +1,4 @@
-//! TDH.VP.*: a TD's vCPUs. Their fields are read and written in `metadata`.
+//! TDH.VP.*: a TD's vCPUs. `metadata` reads and writes their fields.
 
 use super::mng::check_control_page;
 use super::td::{Keyed, Tdr, Tdvpr};
@@ -9,17 +9,17 @@ use crate::error::{Error, Handover, Rejected};
 use crate::page::{Clean, Donated, Page};
 use crate::retry::Wait;
 
-/// What to tell the module at TDH.VP.ENTER, besides the vCPU.
+/// Flags for TDH.VP.ENTER.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EnterFlags {
-    /// The host dealt with what the last exit, which carried the host recoverability hint, was about.
+    /// The host has handled the last exit, which carried the host recoverability hint.
     pub host_recoverability_hint: bool,
-    /// Goes on in the first-level VM although the last exit was from a nested one.
+    /// Resumes the first-level VM although the last exit was from a nested one.
     pub resume_l1: bool,
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.VP.CREATE: makes a vCPU whose root page is `page`.
+    /// TDH.VP.CREATE: creates a vCPU with the root page `page`.
     ///
     /// # Errors
     /// OP_STATE_INCORRECT unless the TD is initialised and not yet finalised.
@@ -32,11 +32,11 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.VP.ADDCX: adds one page to the vCPU. How many there must be, the root included, is the metadata field
-    /// TDVPS_BASE_SIZE / 4096.
+    /// TDH.VP.ADDCX: adds one page to the vCPU. The metadata field TDVPS_BASE_SIZE / 4096 is the number of pages
+    /// needed, the root included.
     ///
     /// # Errors
-    /// TDCX_NUM_INCORRECT when it has as many as it takes.
+    /// TDCX_NUM_INCORRECT if the TDVPS is complete.
     pub fn vp_addcx(
         &self,
         tdvpr: &Tdvpr,
@@ -50,12 +50,12 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         }
     }
 
-    /// TDH.VP.INIT: initialises the vCPU, which starts with `initial_rcx` in RCX and R8, and associates it with the calling
-    /// CPU. `x2apic_id` is for modules that let the host choose it (TDX_FEATURES0.TOPOLOGY_ENUM), and calls version 1 of
-    /// the leaf.
+    /// TDH.VP.INIT: initialises the vCPU, which starts with `initial_rcx` in RCX and R8, and associates it with the
+    /// calling CPU. `x2apic_id` is for modules that let the host choose it (TDX_FEATURES0.TOPOLOGY_ENUM); it selects
+    /// version 1 of the leaf.
     ///
     /// # Errors
-    /// MAX_VCPUS_EXCEEDED when the TD has as many as its parameters say.
+    /// MAX_VCPUS_EXCEEDED if the TD has as many vCPUs as its parameters allow.
     pub fn vp_init(
         &self,
         tdvpr: &Tdvpr,
@@ -72,9 +72,10 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     }
 
     /// TDH.VP.ENTER: runs the vCPU on the calling CPU until it exits. `regs` holds the guest's answers on entry (RCX is
-    /// set here), and the exit's information afterwards. It is never tried twice: what to do meanwhile is the run loop's.
+    /// set here), and the exit information on return. The call is never retried: the run loop decides what to do in
+    /// between.
     ///
-    /// Statuses are returned as they are, for most of them are exits.
+    /// Most statuses are exits, so they are returned undecoded.
     ///
     /// # Errors
     /// A fault of the instruction alone.
@@ -92,10 +93,10 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         self.count(Leaf::VpEnter, result, regs)
     }
 
-    /// TDH.VP.FLUSH: ends the vCPU's association with the calling CPU, which must be the one that it is associated with.
+    /// TDH.VP.FLUSH: ends the vCPU's association with the calling CPU, which must be the associated one.
     ///
     /// # Errors
-    /// VCPU_NOT_ASSOCIATED when it is associated with another CPU or none.
+    /// VCPU_NOT_ASSOCIATED if the vCPU is associated with another CPU or with none.
     pub fn vp_flush(&self, tdvpr: &Tdvpr) -> Result<(), Error> {
         self.run(Leaf::VpFlush, rcx(tdvpr.hpa().0))?;
         Ok(())

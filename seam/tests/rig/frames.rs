@@ -1,4 +1,4 @@
-//! The frame allocator of the tests: hands out tokens, and keeps a ledger of them.
+//! The frame allocator of the tests: hands out tokens and keeps a ledger of them.
 
 use core::ops::Range;
 use std::collections::BTreeSet;
@@ -11,10 +11,10 @@ use seam::page::{Clean, Page};
 pub struct Frames(Mutex<Ledger>);
 
 struct Ledger {
-    /// Frames that never left yet.
+    /// Frames that were never allocated.
     rest: Range<u64>,
     free: Vec<(Hpa, PageSize)>,
-    /// The 4 KiB pages that are out: a large frame may come back in parts.
+    /// The allocated 4 KiB pages; a large frame may be returned in parts.
     out: BTreeSet<u64>,
 }
 
@@ -27,7 +27,7 @@ impl Frames {
         }))
     }
 
-    /// Hands out a frame, preferably one that was out before.
+    /// Allocates a frame, preferably one that was used before.
     pub fn take(&self, size: PageSize) -> Page<Clean> {
         let ledger = &mut *self.ledger();
         let again = ledger.free.iter().position(|(_, free)| *free == size);
@@ -50,7 +50,7 @@ impl Frames {
         self.take(PageSize::Size4K)
     }
 
-    /// Takes a frame back.
+    /// Frees a frame.
     pub fn give(&self, page: Page<Clean>) {
         let (hpa, size) = page.surrender();
         let ledger = &mut *self.ledger();
@@ -64,7 +64,7 @@ impl Frames {
         self.0.lock().unwrap()
     }
 
-    /// 4 KiB pages that are out.
+    /// Returns the number of allocated 4 KiB pages.
     pub fn pages_out(&self) -> u64 {
         self.ledger().out.len() as u64
     }

@@ -1,4 +1,4 @@
-//! A small machine with the emulated module on it, its memory's ledger, and a TD built through the typed calls.
+//! A small machine with the emulated module and a frame ledger, and a TD built through the typed calls.
 
 #![allow(
     dead_code,
@@ -32,16 +32,16 @@ use zerocopy::IntoBytes;
 pub use frames::Frames;
 pub use td::{Dead, Td};
 
-/// What TDs get their frames from: the first gigabyte of memory, the only TDMR.
+/// The only TDMR, the first gigabyte of memory. All frames of TDs come from it.
 const TDMR: u64 = 4 * PAGE_1G;
-/// The PAMTs and the host's buffers are in the second one.
+/// The PAMTs and the host's buffers, in the second gigabyte.
 const PAMT: u64 = 5 * PAGE_1G;
 const BUFFERS: u64 = PAMT + 16 * PAGE_2M;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u16 = 32;
 /// One CPU of each package.
 pub const LEADERS: [u32; 2] = [0, 2];
-/// How often a call that stayed busy is made again as a whole.
+/// Number of times that a call that stayed busy is made again as a whole.
 const ROUNDS: u32 = 16;
 
 /// The machine.
@@ -54,7 +54,7 @@ pub struct Rig {
     pauses: AtomicU64,
 }
 
-/// One of its CPUs, as what executes SEAMCALL.
+/// One CPU of the machine, as an executor of SEAMCALLs.
 pub struct Cpu<'r> {
     rig: &'r Rig,
     lp: u32,
@@ -67,7 +67,7 @@ impl SeamCall for Cpu<'_> {
     }
 }
 
-/// Counts pauses; time stands still while the only thread waits.
+/// Counts pauses without sleeping: there is only one thread, so nothing changes during a pause.
 pub struct Patience<'r>(&'r AtomicU64);
 
 impl Wait for Patience<'_> {
@@ -81,7 +81,7 @@ impl Wait for Patience<'_> {
 pub type Calls<'r> = Tdh<'r, Cpu<'r>, Patience<'r>>;
 
 impl Rig {
-    /// A machine whose module is loaded and not initialised, in which `hooks` go wrong.
+    /// Creates a machine whose module is loaded but not initialised, with the faults `hooks`.
     pub fn new(hooks: &str) -> Self {
         let machine = HostMachine::new(Config::default());
         let hooks = Hooks::parse(hooks).unwrap();
@@ -96,19 +96,19 @@ impl Rig {
         }
     }
 
-    /// A machine whose module is ready.
+    /// Creates a machine whose module is ready.
     pub fn ready(hooks: &str) -> Self {
         let rig = Self::new(hooks);
         rig.bring_up();
         rig
     }
 
-    /// CPU `lp`.
+    /// Returns CPU `lp`.
     pub fn cpu(&self, lp: u32) -> Cpu<'_> {
         Cpu { rig: self, lp }
     }
 
-    /// The module as CPU `lp` calls it.
+    /// Returns the module interface of CPU `lp`.
     pub fn on(&self, lp: u32) -> Calls<'_> {
         Tdh::new(
             self.cpu(lp),
@@ -117,7 +117,7 @@ impl Rig {
         )
     }
 
-    /// From TDH.SYS.INIT to the last TDH.SYS.TDMR.INIT.
+    /// Brings the module up, from TDH.SYS.INIT to the last TDH.SYS.TDMR.INIT.
     pub fn bring_up(&self) {
         let tdh = self.on(0);
         persist_in(|| tdh.sys_init());
@@ -136,7 +136,7 @@ impl Rig {
         while persist_in(|| init.step(&tdh)) == Step::More {}
     }
 
-    /// Asks the module about the machine in all three ways.
+    /// Queries the module's properties in all three ways.
     fn describe(&self) {
         let tdh = self.on(0);
         let info = persist_in(|| tdh.sys_info(Hpa(BUFFERS), 1024, Hpa(BUFFERS + 1024), 32));
@@ -148,7 +148,7 @@ impl Rig {
         assert_eq!([cmr.base, cmr.size], told);
     }
 
-    /// One TDMR with its PAMTs, as TDH.SYS.CONFIG takes it.
+    /// Returns the list with one TDMR and its PAMTs, as TDH.SYS.CONFIG takes it.
     fn list_of_tdmrs(&self) -> Hpa {
         let area = |index: u64, size: PageSize| PamtArea {
             base: PAMT + index * 4 * PAGE_2M,
@@ -168,28 +168,28 @@ impl Rig {
         Hpa(BUFFERS + PAGE_4K)
     }
 
-    /// A page of the host's own with these bytes at its start.
+    /// Returns a page of host memory with these bytes at its start.
     pub fn buffer(&self, bytes: &[u8]) -> Hpa {
         self.machine.memory().write(BUFFERS, bytes);
         Hpa(BUFFERS)
     }
 
-    /// Calls that the module should not have been asked, on all CPUs.
+    /// Returns the number of illegal calls on all CPUs.
     pub fn illegal(&self) -> u64 {
         self.counters.iter().map(|c| c.total().illegal).sum()
     }
 
-    /// Retries for this reason, on all CPUs.
+    /// Returns the number of retries for this reason on all CPUs.
     pub fn retries(&self, reason: Reason) -> u64 {
         self.counters.iter().map(|c| c.retry(reason).retries).sum()
     }
 
-    /// Pauses that were made.
+    /// Returns the number of pauses.
     pub fn pauses(&self) -> u64 {
         self.pauses.load(Ordering::Relaxed)
     }
 
-    /// Everything was given back, nothing illegal was asked, the module saw nothing that it should not.
+    /// Asserts that everything was given back, no call was illegal, and the module saw no violation.
     pub fn assert_spotless(&self) {
         self.frames.assert_all_back();
         assert_eq!(self.illegal(), 0);
@@ -199,7 +199,7 @@ impl Rig {
     }
 }
 
-/// Makes a call that takes something until it is done; each time it fails, all that was given is there again.
+/// Repeats a call that takes ownership until it succeeds. Each failure must return all operands.
 pub fn persist<T, G: core::fmt::Debug>(
     mut given: G,
     mut call: impl FnMut(G) -> Handover<T, G>,
@@ -217,7 +217,7 @@ pub fn persist<T, G: core::fmt::Debug>(
     panic!("it never passed, with {given:?}");
 }
 
-/// Makes a call that takes nothing until it is done.
+/// Repeats a call that takes no ownership until it succeeds.
 pub fn persist_in<T>(mut call: impl FnMut() -> Result<T, Error>) -> T {
     for _ in 0..ROUNDS {
         match call() {

@@ -22,7 +22,7 @@ impl Clear for Rig {
 pub struct Vcpu {
     pub tdvpr: Tdvpr,
     pub pages: Vec<Page<Donated>>,
-    /// The CPU that it is associated with.
+    /// CPU that the vCPU is associated with.
     pub lp: u32,
 }
 
@@ -35,7 +35,7 @@ pub struct Td<'r> {
 }
 
 impl<'r> Td<'r> {
-    /// Up to TDH.MNG.INIT: the TDR, its keys, the TDCS.
+    /// Creates a TD up to TDH.MNG.INIT: TDR, keys, TDCS.
     pub fn create(rig: &'r Rig, hkid: Hkid) -> Self {
         let tdh = rig.on(0);
         let given = (rig.frames.take_4k(), hkid);
@@ -63,7 +63,7 @@ impl<'r> Td<'r> {
         }
     }
 
-    /// A vCPU that is initialised on `lp`.
+    /// Adds a vCPU that is initialised on `lp`.
     pub fn add_vcpu(&mut self, lp: u32) {
         let (rig, tdh) = (self.rig, self.rig.on(lp));
         let tdvpr = persist(rig.frames.take_4k(), |page| tdh.vp_create(&self.tdr, page));
@@ -75,7 +75,7 @@ impl<'r> Td<'r> {
         self.vcpus.push(Vcpu { tdvpr, pages, lp });
     }
 
-    /// The S-EPT page under the entry of `level` at `gpa`.
+    /// Adds the S-EPT page under the entry of `level` at `gpa`.
     pub fn add_sept(&mut self, gpa: u64, level: Level) {
         let page = persist(self.rig.frames.take_4k(), |page| {
             self.rig
@@ -85,7 +85,7 @@ impl<'r> Td<'r> {
         self.pages.push(page);
     }
 
-    /// A measured page at `gpa`.
+    /// Adds a measured page at `gpa`.
     pub fn add_page(&mut self, gpa: u64, content: &[u8]) {
         let tdh = self.rig.on(0);
         let source = self.rig.buffer(content);
@@ -98,21 +98,21 @@ impl<'r> Td<'r> {
         self.pages.push(page);
     }
 
-    /// A page at `gpa` that the guest has not accepted.
+    /// Maps a pending page at `gpa`.
     pub fn aug(&self, gpa: u64, size: PageSize) -> Page<Donated> {
         persist(self.rig.frames.take(size), |page| {
             self.rig.on(3).mem_page_aug(&self.tdr, Gpa(gpa), page)
         })
     }
 
-    /// Blocks a range and makes sure that no CPU uses it; no vCPU runs.
+    /// Blocks and tracks a range. No vCPU runs, so no CPU uses it afterwards.
     pub fn block_and_track(&self, gpa: u64, level: Level) {
         let tdh = self.rig.on(0);
         persist_in(|| tdh.mem_range_block(&self.tdr, Gpa(gpa), level));
         persist_in(|| tdh.mem_track(&self.tdr));
     }
 
-    /// A TD that can run: 4 KiB at 0, 2 MiB at 2 MiB.
+    /// Builds a runnable TD: 4 KiB at 0, 2 MiB at 2 MiB.
     pub fn build(rig: &'r Rig, hkid: Hkid) -> Self {
         let mut td = Self::create(rig, hkid);
         for level in [Level::Pml4, Level::Pdpt, Level::Pd] {
@@ -127,10 +127,10 @@ impl<'r> Td<'r> {
         td
     }
 
-    /// Every way in which pages of a running TD change or come back.
+    /// Changes and removes pages of a running TD in every possible way.
     pub fn reshape(&mut self) {
         let (rig, tdh) = (self.rig, self.rig.on(0));
-        // A page comes and goes.
+        // Maps a page, moves it, and removes it.
         let page = self.aug(PAGE_4K, PageSize::Size4K);
         self.block_and_track(PAGE_4K, Level::Pt);
         persist_in(|| tdh.mem_range_unblock(&self.tdr, Gpa(PAGE_4K), Level::Pt));
@@ -145,7 +145,7 @@ impl<'r> Td<'r> {
             tdh.mem_page_remove(&self.tdr, Gpa(PAGE_4K), page)
         }));
 
-        // A large page is split and put together again.
+        // Splits a large page and joins it again.
         let gpa = 2 * PAGE_2M;
         let large = self.aug(gpa, PageSize::Size2M);
         self.block_and_track(gpa, Level::Pd);
@@ -164,7 +164,7 @@ impl<'r> Td<'r> {
             tdh.mem_page_remove(&self.tdr, Gpa(gpa), page)
         }));
 
-        // A table comes and goes.
+        // Adds and removes a table.
         let gpa = PAGE_1G;
         self.add_sept(gpa, Level::Pdpt);
         self.block_and_track(gpa, Level::Pdpt);
@@ -174,14 +174,14 @@ impl<'r> Td<'r> {
         }));
     }
 
-    /// The end: the HKID first, the memory after.
+    /// Terminates the TD: frees the HKID first, and the memory after it.
     pub fn terminate(self) -> Hkid {
         let (dead, hkid) = self.release();
         dead.reclaim();
         hkid
     }
 
-    /// Gives the HKID back.
+    /// Frees the HKID.
     pub fn release(self) -> (Dead<'r>, Hkid) {
         let Self {
             rig,
@@ -209,12 +209,12 @@ impl<'r> Td<'r> {
 pub struct Dead<'r> {
     rig: &'r Rig,
     pub tdr: Tdr<Keyless>,
-    /// All its pages but the root.
+    /// All pages except the root.
     pub pages: Vec<Page<Donated>>,
 }
 
 impl Dead<'_> {
-    /// Takes the memory back.
+    /// Reclaims all pages.
     pub fn reclaim(self) {
         let Self { rig, tdr, pages } = self;
         for page in pages {
@@ -228,14 +228,14 @@ impl Dead<'_> {
 }
 
 impl Rig {
-    /// What the module gave back while the key lives: written back, cleared, free.
+    /// Writes back, clears and frees a page that the module returned while its key lives.
     pub fn put_away(&self, page: Page<Cached>) {
         self.clear_away(persist(page, |page| {
             self.on(0).phymem_page_wbinvd(page, self.position)
         }));
     }
 
-    /// Cleared, free.
+    /// Clears and frees a page.
     pub fn clear_away(&self, page: Page<Dirty>) {
         self.frames.give(page.clear(self));
     }

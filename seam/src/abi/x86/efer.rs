@@ -2,11 +2,11 @@
 //!
 //! Source: Intel SDM, volume 3, section 2.2.1.
 
-/// SYSCALL and SYSRET work.
+/// SYSCALL and SYSRET are enabled.
 pub const SCE: u64 = 1 << 0;
-/// Long mode is wanted: it is active with paging.
+/// Long mode is enabled. It becomes active with paging.
 pub const LME: u64 = 1 << 8;
-/// Long mode is active; the processor sets it.
+/// Long mode is active. Set by the processor.
 pub const LMA: u64 = 1 << 10;
-/// Pages may be kept from being executed.
+/// The no-execute page attribute is enabled.
 pub const NXE: u64 = 1 << 11;

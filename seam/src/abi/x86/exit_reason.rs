@@ -1,4 +1,4 @@
-//! Basic VM-exit reasons, as bits 15:0 of the full reason have them.
+//! Basic VM-exit reasons, bits 15:0 of the full reason.
 //!
 //! Source: Intel SDM, volume 3, appendix C.
 #![expect(missing_docs, reason = "each is the reason of that name in the SDM")]
@@ -47,9 +47,9 @@ pub const BUS_LOCK: u32 = 74;
 pub const NOTIFICATION: u32 = 75;
 pub const SEAMCALL: u32 = 76;
 pub const TDCALL: u32 = 77;
-/// Bit 26 of the full reason: a bus lock came before what the exit is about.
+/// Bit 26 of the full reason: a bus lock occurred before the exit.
 pub const AFTER_BUS_LOCK: u32 = 1 << 26;
 /// Bit 31 of the full reason: the VM entry failed.
 pub const ENTRY_FAILED: u32 = 1 << 31;
-/// Bits of the full reason that a CPU sets in a TD.
+/// Bits of the full reason that a CPU may set for a TD.
 pub const KNOWN: u32 = 0xFFFF | AFTER_BUS_LOCK | ENTRY_FAILED;

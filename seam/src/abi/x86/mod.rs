@@ -1,4 +1,4 @@
-//! Facts of x86 that both sides of SEAMCALL, the guests and the tests need.
+//! x86 definitions that both sides of SEAMCALL, the guests and the tests need.
 
 pub mod efer;
 pub mod exit_reason;

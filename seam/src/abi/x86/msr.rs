@@ -1,4 +1,4 @@
-//! The numbers of MSRs.
+//! MSR numbers.
 //!
 //! Source: Intel SDM, volume 3, section 11.12 (x2APIC), and volume 4.
 
@@ -7,7 +7,7 @@ pub const APIC_BASE: u32 = 0x1B;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6E0;
 
-/// The registers of the local APIC in x2APIC mode.
+/// Registers of the local APIC in x2APIC mode.
 #[expect(missing_docs, reason = "each is the register of that name in the SDM")]
 pub mod x2apic {
     pub const ID: u32 = 0x802;
