@@ -1,12 +1,12 @@
 //! From SIPI to 64-bit Rust: the page on which an application processor starts.
 //!
-//! A SIPI starts a CPU in real mode at the beginning of a page below 1 MiB. The code that lives on that page is data
-//! here: [`install`] copies it into the page and fills in its fields. It takes any number of CPUs at the same time,
-//! because it writes nothing: a CPU finds its own [`Slot`] by its APIC id, loads its stack from there and jumps to
-//! the entry point. A CPU that has no slot halts for good.
+//! A SIPI starts a CPU in real mode at the beginning of a page below 1 MiB. Here, the code on that page is data:
+//! [`install`] copies it to the page and fills in its fields. Any number of CPUs may execute it at the same time,
+//! because it writes nothing. A CPU finds its own [`Slot`] by its APIC id, loads its stack from there and jumps to the
+//! entry point. A CPU without a slot halts permanently.
 //!
-//! The page must stay reserved, and be mapped at its own address (readable, executable) by the page tables in CR3,
-//! for as long as a CPU may still be on its way through it.
+//! The page must stay reserved, and identity-mapped (readable, executable) by the page tables in CR3, as long as a CPU
+//! may still be executing it.
 #![expect(
     unsafe_code,
     reason = "the trampoline's code is assembly, and reaching its bytes takes linker symbols"
@@ -17,35 +17,35 @@ use core::arch::global_asm;
 /// Size of the trampoline page in bytes.
 pub const PAGE: usize = 4096;
 
-/// What one CPU needs before it can run Rust.
+/// The values that one CPU needs before it can run Rust.
 ///
 /// The layout is fixed because the trampoline's assembly reads it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
-    /// The x2APIC id (CPUID 0xB EDX; where that leaf is missing, CPUID 1 EBX 31:24).
+    /// x2APIC id (CPUID 0xB EDX; where that leaf is missing, CPUID 1 EBX 31:24).
     pub apic_id: u32,
     /// Zero.
     pub reserved: u32,
-    /// The end of the CPU's stack: a virtual address under [`Params::cr3`], aligned to 16 bytes.
+    /// End of the CPU's stack: a virtual address under [`Params::cr3`], aligned to 16 bytes.
     pub stack_top: u64,
-    /// Handed to the entry point unchanged.
+    /// Argument for the entry point.
     pub arg: u64,
 }
 
 const _: () = assert!(size_of::<Slot>() == 24);
 
-/// What all CPUs share on their way up.
+/// The values that all CPUs share during startup.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// Physical address of the PML4, below 4 GiB: it is loaded before the CPU is in 64-bit mode.
+    /// Physical address of the PML4, below 4 GiB, because it is loaded before the CPU is in 64-bit mode.
     pub cr3: u64,
-    /// CR4 to start with. PAE, OSFXSR and OSXMMEXCPT are added; PCIDE and CET, which need 64-bit mode or a later
-    /// setup, are left out.
+    /// Initial CR4. PAE, OSFXSR and OSXMMEXCPT are added; PCIDE and CET, which need 64-bit mode or a later setup, are
+    /// removed.
     pub cr4: u64,
-    /// Bits to add to EFER; LME is added to them.
+    /// EFER bits to set, in addition to LME.
     pub efer: u64,
-    /// Virtual address of an `extern "C" fn(arg: u64) -> !`, see [`Slot::arg`].
+    /// Virtual address of an `extern "C" fn(arg: u64) -> !`; see [`Slot::arg`].
     pub entry: u64,
     /// Virtual address of an array of [`Slot`].
     pub slots: u64,
@@ -53,10 +53,10 @@ pub struct Params {
     pub slot_count: u32,
 }
 
-/// Why a trampoline can't be installed.
+/// The reason why a trampoline can't be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The page is not 4 KiB aligned and below 1 MiB, where SIPI could reach it.
+    /// The page is not 4 KiB aligned or not below 1 MiB, so SIPI can't reach it.
     Page(u64),
     /// CR3 is not below 4 GiB.
     Cr3(u64),
@@ -95,12 +95,11 @@ struct Fields {
     entry: u64,
 }
 
-/// Copies the trampoline into `page`, which is the page at physical address `pa`, and fills in its fields.
-///
-/// Returns the vector for the SIPI.
+/// Copies the trampoline to `page`, the page at physical address `pa`, and fills in its fields. Returns the vector for
+/// the SIPI.
 ///
 /// # Errors
-/// [`Error`]; the page is unchanged then.
+/// [`Error`]; the page is then unchanged.
 pub fn install(page: &mut [u8; PAGE], pa: u64, params: &Params) -> Result<u8, Error> {
     if !pa.is_multiple_of(PAGE as u64) || pa >= 1 << 20 {
         return Err(Error::Page(pa));
@@ -133,7 +132,7 @@ pub fn install(page: &mut [u8; PAGE], pa: u64, params: &Params) -> Result<u8, Er
     Ok((pa >> 12) as u8)
 }
 
-/// The bytes of the trampoline, fields included.
+/// Returns the bytes of the trampoline, fields included.
 fn code() -> &'static [u8] {
     let start = &raw const boot_ap_start;
     let len = offset_of(&raw const boot_ap_end) as usize;
@@ -141,7 +140,7 @@ fn code() -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(start, len) }
 }
 
-/// How far a symbol of the trampoline is from its start.
+/// Returns the offset of a symbol from the start of the trampoline.
 fn offset_of(symbol: *const u8) -> u32 {
     (symbol as usize - &raw const boot_ap_start as usize) as u32
 }
@@ -154,7 +153,7 @@ unsafe extern "C" {
     static boot_ap_end: u8;
 }
 
-// The segments' accessed bits are set beforehand, so that loading them writes nothing to the page.
+// The accessed bits of the segments are already set, so that loading them writes nothing to the page.
 global_asm!(
     r#"
     .pushsection .rodata.boot_ap, "a"

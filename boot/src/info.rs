@@ -1,46 +1,46 @@
-//! What the boot path hands over to the hypervisor.
+//! The information that the boot path passes to the hypervisor.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use config::Config;
 
-/// Everything that only the firmware could tell, and the memory that was taken from it.
+/// Facts that only the firmware knows, and the memory that was allocated from it.
 #[derive(Debug)]
 pub struct BootInfo {
-    /// Where the program was loaded from.
+    /// The place from which the program was loaded.
     pub source: Source,
     /// The firmware's memory map at ExitBootServices, ascending, without overlaps.
     pub memory: Vec<Region>,
-    /// Physical address of the ACPI RSDP, where the firmware has one.
+    /// Physical address of the ACPI RSDP, if the firmware has one.
     pub rsdp: Option<u64>,
-    /// The configuration, or its defaults where there is none or it could not be used.
+    /// The configuration, or the defaults if it is missing or not usable.
     pub config: Config,
-    /// The name of the configuration file that was found.
+    /// Name of the configuration file that was found.
     pub config_file: Option<String>,
-    /// What is wrong with the configuration or with a file that it names: file, line and reason.
+    /// Error in the configuration or in a file that it names: file, line and reason.
     pub config_problem: Option<String>,
-    /// The files that the configuration names and that were read.
+    /// The files that the configuration names and that could be read.
     pub files: Vec<File>,
-    /// Physical address of the page below 1 MiB that is kept for [`crate::ap`], mapped there readable and
-    /// executable; `None` where the firmware had none to give.
+    /// Physical address of the page below 1 MiB that is reserved for [`crate::ap`], mapped there readable and
+    /// executable. `None` if the firmware had no such page free.
     pub trampoline: Option<u64>,
-    /// Physical address of the PML4 that is loaded, below 4 GiB.
+    /// Physical address of the loaded PML4, below 4 GiB.
     pub page_tables: u64,
-    /// First and last byte plus one of the program's image (identity-mapped).
+    /// Start and end address of the program's image (identity-mapped).
     pub image: (u64, u64),
-    /// First and last byte plus one of the image's executable part.
+    /// Start and end address of the image's executable part.
     pub text: (u64, u64),
 }
 
-/// Where the program was loaded from.
+/// The place from which the program was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A file system; the path of the file on it.
+    /// A file system, with the path of the file on it.
     Disk(String),
-    /// A TFTP server, by PXE; its address.
+    /// A TFTP server, by PXE, with its address.
     Pxe(core::net::IpAddr),
-    /// Neither: a firmware shell's memory, a driver.
+    /// Neither, for example a firmware shell's memory or a driver.
     Unknown,
 }
 
@@ -57,52 +57,52 @@ impl fmt::Display for Source {
 /// A file that the configuration names.
 #[derive(Clone, Debug)]
 pub struct File {
-    /// The name that the configuration gives it.
+    /// Name of the file in the configuration.
     pub name: String,
-    /// Physical address of its first byte, page-aligned; whole pages are kept for it.
+    /// Physical address of the first byte, page-aligned. Whole pages are reserved for the file.
     pub pa: u64,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
 /// One region of the firmware's memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// First physical address.
+    /// Physical start address.
     pub start: u64,
-    /// First physical address behind it.
+    /// Physical end address, exclusive.
     pub end: u64,
-    /// What it is.
+    /// Kind of the region.
     pub kind: RegionKind,
 }
 
-/// What a region of memory is, as far as the host cares (UEFI Specification 2.10, section 7.2, EFI_MEMORY_TYPE).
+/// The kind of a memory region, as far as the host cares (UEFI Specification 2.10, section 7.2, EFI_MEMORY_TYPE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegionKind {
     /// Free memory.
     Conventional,
-    /// What the program took for itself: its image, heap, page tables and files. It stays its own.
+    /// Memory that the program allocated: its image, heap, page tables and files. It stays in use.
     Loader,
-    /// The firmware's own while it ran boot services; free now.
+    /// Memory of the firmware's boot services; free now.
     BootServices,
-    /// The firmware's runtime services.
+    /// Memory of the firmware's runtime services.
     RuntimeServices,
     /// ACPI tables, free once they have been read.
     AcpiReclaim,
-    /// ACPI's own memory.
+    /// ACPI non-volatile memory.
     AcpiNvs,
     /// Device registers.
     Mmio,
-    /// Memory that survives a power cycle.
+    /// Persistent memory.
     Persistent,
     /// Memory with errors.
     Unusable,
-    /// Anything else: not to be touched.
+    /// Anything else, which must not be touched.
     Reserved,
 }
 
 impl RegionKind {
-    /// Whether the region is ordinary memory, whoever uses it, so that it can be mapped write-back.
+    /// Returns whether the region is ordinary memory, whoever uses it, so that it can be mapped write-back.
     #[must_use]
     pub fn is_ram(self) -> bool {
         matches!(
@@ -116,7 +116,7 @@ impl RegionKind {
         )
     }
 
-    /// Whether the hypervisor may use the region for anything it likes.
+    /// Returns whether the hypervisor may use the region freely.
     #[must_use]
     pub fn is_free(self) -> bool {
         matches!(self, Self::Conventional | Self::BootServices)

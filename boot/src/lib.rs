@@ -1,8 +1,8 @@
 //! From UEFI to the hypervisor's first line, and from SIPI to an AP's.
 //!
-//! Both freestanding programs of this repository stand on it: the hypervisor for all of it, the option ROM for
-//! [`ap`] and `rt`. It knows nobody. [`efi`] is the way through the firmware; what it finds goes on as a
-//! [`BootInfo`]; [`paging`] and [`pe`] are pure and tested on the developer's machine.
+//! Both freestanding programs of this repository build on this crate: the hypervisor on all of it, the option ROM on
+//! [`ap`] and `rt`. The crate depends on neither. [`efi`] is the way through the firmware, and its findings are passed
+//! on as a [`BootInfo`]. [`paging`] and [`pe`] are pure and tested on the developer's machine.
 #![cfg_attr(not(test), no_std)]
 
 #[cfg(feature = "loader")]

@@ -1,19 +1,19 @@
-//! The host's own page tables: 4 levels, the largest pages that fit.
+//! The host's own page tables: 4 levels, with the largest pages that fit.
 //!
-//! Pure: the tables are reached through [`Tables`], so that the same code runs under the firmware, in the hypervisor
-//! and in tests. Who changes a mapping that a CPU may have cached invalidates it there.
+//! Pure code: it accesses the tables through [`Tables`], so that it runs under the firmware, in the hypervisor and in
+//! tests. A caller that changes a mapping which a CPU may have cached must invalidate it there.
 //!
 //! Source: Intel SDM volume 3A, section 4.5.
 
-/// Where page tables live.
+/// The memory that holds page tables.
 pub trait Tables {
-    /// A zeroed page for a new table: its physical address; `None` when memory is exhausted.
+    /// Allocates a zeroed page for a new table and returns its physical address, or `None` if memory is exhausted.
     fn alloc(&mut self) -> Option<u64>;
-    /// The table at physical address `pa`, which [`Self::alloc`] gave out.
+    /// Returns the table at physical address `pa`, which [`Self::alloc`] returned.
     fn table(&mut self, pa: u64) -> &mut [u64; 512];
 }
 
-/// What may be done with a mapping, and how it is cached.
+/// The permissions and the cache type of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read only, write-back.
@@ -49,16 +49,16 @@ impl Access {
     }
 }
 
-/// Why a mapping could not be made or taken away.
+/// The reason why a mapping could not be made or removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// No memory for another table.
     NoMemory,
     /// An address or a length is not a multiple of 4 KiB, or the virtual range wraps.
     Alignment,
-    /// Something is mapped at this virtual address already.
+    /// Something is already mapped at this virtual address.
     Mapped(u64),
-    /// A large page covers this virtual address, of which only a part was asked for.
+    /// A large page covers this virtual address, and the requested range covers only a part of that page.
     Large(u64),
 }
 
@@ -70,7 +70,7 @@ pub struct PageTables<T> {
 }
 
 impl<T: Tables> PageTables<T> {
-    /// New, empty tables. `gib_pages` tells whether the CPU has 1 GiB pages (CPUID 0x80000001 EDX bit 26).
+    /// Creates empty tables. `gib_pages` tells whether the CPU has 1 GiB pages (CPUID 0x80000001 EDX bit 26).
     ///
     /// # Errors
     /// [`Error::NoMemory`].
@@ -83,7 +83,7 @@ impl<T: Tables> PageTables<T> {
         })
     }
 
-    /// Tables that exist already, with their PML4 at `root`.
+    /// Wraps existing tables with their PML4 at `root`.
     pub fn existing(tables: T, root: u64, gib_pages: bool) -> Self {
         Self {
             root,
@@ -92,7 +92,7 @@ impl<T: Tables> PageTables<T> {
         }
     }
 
-    /// Physical address of the PML4.
+    /// Returns the physical address of the PML4.
     pub fn root(&self) -> u64 {
         self.root
     }
@@ -120,10 +120,10 @@ impl<T: Tables> PageTables<T> {
         Ok(())
     }
 
-    /// Takes away `len` bytes of mappings at `va`; what is not mapped is passed over.
+    /// Removes the mappings of `len` bytes at `va`. Unmapped addresses are skipped.
     ///
     /// # Errors
-    /// [`Error::Large`] when the range covers only a part of a large page, [`Error::Alignment`].
+    /// [`Error::Large`] if the range covers only a part of a large page, [`Error::Alignment`].
     pub fn unmap(&mut self, va: u64, len: u64) -> Result<(), Error> {
         if !(va | len).is_multiple_of(4096) || va.checked_add(len).is_none() {
             return Err(Error::Alignment);
@@ -147,7 +147,7 @@ impl<T: Tables> PageTables<T> {
         Ok(())
     }
 
-    /// The physical address behind `va`; `None` where nothing is mapped.
+    /// Returns the physical address to which `va` is mapped, or `None`.
     pub fn translate(&mut self, va: u64) -> Option<u64> {
         let (table, index, level) = self.leaf(va);
         let entry = self.tables.table(table)[index];
@@ -155,7 +155,7 @@ impl<T: Tables> PageTables<T> {
         (entry & PRESENT != 0).then_some(entry & ADDRESS & !inside | va & inside)
     }
 
-    /// The largest level at which addresses with these bits and this much left can be mapped.
+    /// Returns the largest level at which addresses with these bits, and with this much left, can be mapped.
     fn largest(&self, bits: u64, left: u64) -> u32 {
         let fits = |level| bits.is_multiple_of(page_size(level)) && left >= page_size(level);
         match () {
@@ -165,7 +165,7 @@ impl<T: Tables> PageTables<T> {
         }
     }
 
-    /// The entry for `va` at `level`, with the tables above it made where they are missing.
+    /// Returns the entry for `va` at `level`. Missing tables above it are created.
     fn entry(&mut self, va: u64, level: u32) -> Result<&mut u64, Error> {
         let mut table = self.root;
         for at in (level + 1..=3).rev() {
@@ -184,7 +184,7 @@ impl<T: Tables> PageTables<T> {
         Ok(&mut self.tables.table(table)[index(va, level)])
     }
 
-    /// Where the walk for `va` ends: the table, the index in it, and the level.
+    /// Returns the end of the walk for `va`: the table, the index in it, and the level.
     fn leaf(&mut self, va: u64) -> (u64, usize, u32) {
         let mut table = self.root;
         for level in (1..=3).rev() {

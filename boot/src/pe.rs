@@ -1,4 +1,4 @@
-//! The sections of a PE32+ image that is already loaded: where they are and what may be done with them.
+//! The sections of a loaded PE32+ image: locations and permissions.
 //!
 //! Source: Microsoft PE Format, sections "COFF File Header" and "Section Table".
 
@@ -7,19 +7,19 @@
 pub struct Section {
     /// Offset from the image's base in bytes.
     pub start: u64,
-    /// Its size in memory in bytes, rounded up to whole pages.
+    /// Size in memory in bytes, rounded up to whole pages.
     pub size: u64,
-    /// Whether it is written to.
+    /// Whether the section is writable.
     pub write: bool,
-    /// Whether it is executed.
+    /// Whether the section is executable.
     pub execute: bool,
 }
 
 const EXECUTE: u32 = 0x2000_0000;
 const WRITE: u32 = 0x8000_0000;
 
-/// The sections that the headers at the start of `image` describe; `None` when they are not those of a PE32+ image,
-/// or name bytes outside `image`.
+/// Returns the sections that the headers at the start of `image` describe, or `None` if the headers are not those of a
+/// PE32+ image or refer to bytes outside `image`.
 #[must_use]
 pub fn sections(image: &[u8]) -> Option<impl Iterator<Item = Section> + '_> {
     let u16_at = |o: usize| Some(u16::from_le_bytes(image.get(o..o + 2)?.try_into().ok()?));

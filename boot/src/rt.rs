@@ -1,9 +1,9 @@
-//! What the prebuilt `core` and `alloc` expect from the platform they are linked into.
+//! The symbols that the prebuilt `core` and `alloc` require from the platform they are linked into.
 //!
 //! The freestanding programs are built for a hosted triple, whose `core` calls the C library's memory functions and
-//! names the unwinder's entry points. This is the one place that provides them; only the feature `rt`, which the
-//! freestanding programs turn on, compiles it. The string instructions are written out because a loop in Rust may be
-//! compiled into a call of the very function that it implements.
+//! refers to the unwinder's entry points. Only this module provides them, and only with the feature `rt`, which the
+//! freestanding programs enable. The functions use string instructions, because the compiler may turn a loop in Rust
+//! into a call of the very function that it implements.
 #![expect(
     unsafe_code,
     reason = "these are the C library's memory functions, which take raw pointers"
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn memset(dst: *mut u8, value: i32, n: usize) -> *mut u8 {
     dst
 }
 
-/// Compares `n` bytes: negative, zero or positive as the first difference is.
+/// Compares `n` bytes. The result is negative, zero or positive, like the first difference.
 ///
 /// # Safety
 /// As C's `memcmp`.
@@ -113,7 +113,7 @@ pub unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
     0
 }
 
-/// Compares `n` bytes: zero if they are equal.
+/// Compares `n` bytes. The result is zero if they are equal.
 ///
 /// # Safety
 /// As BSD's `bcmp`.
@@ -123,7 +123,7 @@ pub unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32 {
     unsafe { memcmp(a, b, n) }
 }
 
-/// The length of a zero-terminated string.
+/// Returns the length of a zero-terminated string.
 ///
 /// # Safety
 /// As C's `strlen`.
@@ -139,11 +139,11 @@ pub unsafe extern "C" fn strlen(s: *const u8) -> usize {
     }
 }
 
-/// Named by the unwind tables of the prebuilt `core`. Both programs abort on a panic, so that nothing calls it.
+/// Referenced by the unwind tables of the prebuilt `core`. Both programs abort on a panic, so it is never called.
 #[unsafe(no_mangle)]
 pub extern "C" fn rust_eh_personality() {}
 
-/// Named by landing pads in the prebuilt `core`. Both programs abort on a panic, so that nothing reaches it.
+/// Referenced by landing pads in the prebuilt `core`. Both programs abort on a panic, so it is never reached.
 #[unsafe(no_mangle)]
 pub extern "C" fn _Unwind_Resume() -> ! {
     // SAFETY: an instruction that is undefined on purpose: the fault handler reports the place.

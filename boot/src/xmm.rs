@@ -1,8 +1,8 @@
-//! What compiled code may change of the extended state: XMM registers and MXCSR, kept while an event is handled.
+//! The extended state that compiled code may change, XMM registers and MXCSR, preserved while an event is handled.
 
-/// A part of `naked_asm!`, in Intel syntax: does `call`, with the stack aligned and MXCSR as compiled code wants it, and has
-/// XMM registers and MXCSR afterwards as they were before. That is all of the extended state that our programs use, and
-/// cheaper than FXSAVE with FXRSTOR. RSP is another afterwards; whoever uses this has kept it, in a register that `call`
+/// A part of `naked_asm!`, in Intel syntax: executes `call` with an aligned stack and with the MXCSR that compiled code
+/// expects, and restores XMM registers and MXCSR afterwards. That is all of the extended state that our programs use,
+/// and cheaper than FXSAVE with FXRSTOR. RSP is changed: the user must have saved it in a register that `call`
 /// preserves.
 #[macro_export]
 macro_rules! with_xmm_kept {

@@ -1,12 +1,12 @@
-//! What is checked of the files that a TD is made of: where they are put together, and where the TD is built.
+//! Checks of the files that a TD is built from. They run where an image is put together, and where the TD is built.
 
 use alloc::{format, string::String};
 
 use super::{Config, Td};
 
 impl Td {
-    /// Says which of this TD's files is empty, if one is. `length` is asked for the bytes of a file by its name; `None` of one
-    /// that is not there.
+    /// Returns the error for this TD's first empty file, if any. `length` returns the size in bytes of a file by its
+    /// name, or `None` if there is no such file.
     #[must_use]
     pub fn empty_file(&self, length: impl Fn(&str) -> Option<u64>) -> Option<String> {
         let named = [
@@ -22,7 +22,7 @@ impl Td {
 }
 
 impl Config {
-    /// The same of all TDs.
+    /// Checks the files of all TDs like [`Td::empty_file`].
     #[must_use]
     pub fn empty_file(&self, length: impl Fn(&str) -> Option<u64>) -> Option<String> {
         let all = self.td.iter();

@@ -1,7 +1,7 @@
-//! `seamark.toml`: what the operator wants of this host.
+//! `seamark.toml`: the operator's configuration of this host.
 //!
-//! Pure. An unknown key is an error, as is a wrong value; each is reported with the file, the line and the reason,
-//! and the boot goes on with the defaults.
+//! Pure code. An unknown key or a wrong value is an error. Each error is reported with file, line and reason, and the
+//! boot continues with the defaults.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -19,8 +19,8 @@ mod td;
 
 pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
 
-/// The name of the configuration file. It is looked for next to the program, then in the root of the volume or server;
-/// the files that it names are looked for from where it was found.
+/// Name of the configuration file. It is searched for next to the program, then in the root of the volume or server.
+/// The files that it names are relative to the folder where it was found.
 pub const FILE_NAME: &str = "seamark.toml";
 
 /// The whole configuration.
@@ -38,27 +38,27 @@ pub struct Config {
     pub td: Vec<Td>,
 }
 
-/// The hypervisor itself.
+/// Configuration of the hypervisor itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
-    /// What is logged: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    /// Log level: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: LogLevel,
-    /// What follows a crash report.
+    /// Action after a crash report.
     pub on_crash: OnCrash,
-    /// Milliseconds that a CPU has to report after its SIPI, and to answer another CPU's call; 100 to 60,000.
+    /// Milliseconds within which a CPU must report after its SIPI, or answer another CPU's call; 100 to 60,000.
     #[serde(deserialize_with = "cpu_timeout")]
     pub cpu_timeout_ms: u32,
-    /// What is done with the content of memory that was a TD's: `always` clears it, `erratum` where the CPU must have it
-    /// cleared, `reuse` keeps it for another TD.
+    /// Treatment of memory that was a TD's: `always` clears it, `erratum` clears it only where the CPU requires that,
+    /// `reuse` keeps it for another TD.
     pub clear: Clear,
-    /// The most of a busy CPU's time, in percent, that goes into taking back the memory of TDs that have ended; 0 to 90.
+    /// Maximum share of a busy CPU's time, in percent, for reclaiming the memory of ended TDs; 0 to 90.
     #[serde(deserialize_with = "reclaim_share")]
     pub reclaim_share: u32,
-    /// Milliseconds that a vCPU runs at most while others wait for its CPU; 1 to 100.
+    /// Maximum time in milliseconds that a vCPU runs while others wait for its CPU; 1 to 100.
     #[serde(deserialize_with = "slice")]
     pub slice_ms: u32,
-    /// Milliseconds over which a TD's `cap` is kept; 10 to 1,000.
+    /// Period in milliseconds over which a TD's `cap` is enforced; 10 to 1,000.
     #[serde(deserialize_with = "cap_period")]
     pub cap_period_ms: u32,
 }
@@ -93,7 +93,7 @@ fn cap_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Erro
     ranged(deserializer, "cap_period_ms", 10..=1000).map(|n| n as u32)
 }
 
-/// A number in `range`; `key` is what the operator calls it.
+/// Deserialises a number in `range`. `key` is the operator's name for it.
 fn ranged<'de, D: Deserializer<'de>>(
     deserializer: D,
     key: &str,
@@ -111,7 +111,7 @@ fn ranged<'de, D: Deserializer<'de>>(
     }
 }
 
-/// How much is logged.
+/// The log level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the names are those of the log levels")]
@@ -137,25 +137,25 @@ impl From<LogLevel> for log::LevelFilter {
     }
 }
 
-/// What follows a crash report.
+/// The action after a crash report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCrash {
-    /// Every CPU stays halted, for whoever looks into it.
+    /// Every CPU stays halted, for analysis.
     Halt,
     /// The machine is reset.
     Reboot,
 }
 
-/// What is done with the content of memory that was a TD's.
+/// The treatment of memory that was a TD's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clear {
-    /// It is cleared.
+    /// Clear it.
     Always,
-    /// It is cleared where the CPU has the partial-write erratum.
+    /// Clear it if the CPU has the partial-write erratum.
     Erratum,
-    /// It is kept as it is, for another TD alone.
+    /// Keep it as it is, for use by another TD alone.
     Reuse,
 }
 
@@ -163,13 +163,13 @@ pub enum Clear {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// What the rest of the configuration calls it.
+    /// Name of the file in the rest of the configuration.
     pub name: String,
-    /// Where it is, from the folder that holds `seamark.toml`.
+    /// Path relative to the folder that contains `seamark.toml`.
     pub path: String,
 }
 
-/// Reads a configuration.
+/// Parses a configuration.
 ///
 /// # Errors
 /// One line for the operator: `seamark.toml:LINE: what is wrong`.
@@ -194,7 +194,7 @@ pub fn parse(bytes: &[u8]) -> Result<Config, String> {
     Ok(config)
 }
 
-/// What one part of the configuration calls another by, and where that stands in the text.
+/// The names by which parts of the configuration refer to each other, with their positions in the text.
 struct Names {
     files: Vec<Word>,
     tds: Vec<NamedTd>,
@@ -208,14 +208,14 @@ struct NamedTd {
     cmdline: Option<Word>,
 }
 
-/// A string of the text, and the byte at which it stands.
+/// A string of the text, and the byte offset at which it starts.
 struct Word {
     text: String,
     at: usize,
 }
 
 impl Word {
-    /// The string that is the value of a key.
+    /// Returns the string value of a key.
     fn of(table: &DeTable<'_>, key: &str) -> Option<Self> {
         let (_, value) = table.iter().find(|(name, _)| name.get_ref() == key)?;
         Some(Self {
@@ -225,7 +225,7 @@ impl Word {
     }
 }
 
-/// The tables of `[[kind]]`.
+/// Returns the tables of `[[kind]]`.
 fn tables<'t, 'i>(table: &'t DeTable<'i>, kind: &'t str) -> impl Iterator<Item = &'t DeTable<'i>> {
     let array = table.iter().find(|(name, _)| name.get_ref() == kind);
     let array = array.and_then(|(_, value)| value.get_ref().as_array());
@@ -234,7 +234,7 @@ fn tables<'t, 'i>(table: &'t DeTable<'i>, kind: &'t str) -> impl Iterator<Item =
 }
 
 impl Names {
-    /// Those of a text that may have anything else wrong.
+    /// Collects the names of a text that may have any other error.
     fn of(table: &DeTable<'_>) -> Self {
         let tds = tables(table, "td").filter_map(|td| {
             let word = |key| Word::of(td, key);
@@ -255,7 +255,7 @@ impl Names {
     }
 
     /// # Errors
-    /// The byte at which a wrong name stands, and what is wrong with it.
+    /// The byte offset of a wrong name, and what is wrong with it.
     fn check(&self) -> Result<(), (usize, String)> {
         let tds: Vec<_> = self.tds.iter().map(|td| &td.name).collect();
         all_differ("file", &self.files.iter().collect::<Vec<_>>())?;

@@ -1,4 +1,4 @@
-//! `[[td]]`: a TD that the operator wants on this host.
+//! `[[td]]`: the configuration of a TD.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -9,13 +9,13 @@ use serde::{
 
 use super::ranged;
 
-/// Bytes that a TD's memory is a multiple of: it comes from frames of 2 MiB.
+/// Granularity of a TD's memory in bytes: it consists of 2 MiB frames.
 pub const MEMORY_STEP: u64 = 2 << 20;
 
-/// Bytes of MRCONFIGID, MROWNER and MROWNERCONFIG.
+/// Size of MRCONFIGID, MROWNER and MROWNERCONFIG in bytes.
 const MEASUREMENT_BYTES: usize = 48;
 
-/// A TD that the operator wants on this host.
+/// The configuration of a TD.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(
@@ -23,38 +23,38 @@ const MEASUREMENT_BYTES: usize = 48;
     reason = "each is a key of its own in the file"
 )]
 pub struct Td {
-    /// What the operator calls it: a letter, then up to 31 letters, digits, `-`, `_` or `.`.
+    /// Name of the TD: a letter, then up to 31 letters, digits, `-`, `_` or `.`.
     #[serde(deserialize_with = "name")]
     pub name: String,
-    /// The name of the `[[file]]` with the firmware that it starts from (TDVF format); without it the host's own, which boots
-    /// `kernel`.
+    /// Name of the `[[file]]` with the TD's firmware image (TDVF format). By default the TD starts from the host's own
+    /// firmware, which boots `kernel`.
     #[serde(default)]
     pub image: Option<String>,
-    /// The name of the `[[file]]` with the Linux kernel (bzImage) that its firmware boots.
+    /// Name of the `[[file]]` with the Linux kernel (bzImage) that the firmware boots.
     #[serde(default)]
     pub kernel: Option<String>,
-    /// The name of the `[[file]]` with the kernel's initial file system.
+    /// Name of the `[[file]]` with the kernel's initial file system.
     #[serde(default)]
     pub initrd: Option<String>,
     /// The kernel's command line: up to 2047 characters of printable ASCII.
     #[serde(default, deserialize_with = "command_line")]
     pub cmdline: String,
-    /// Bytes of memory, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
+    /// Memory size in bytes, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
     #[serde(deserialize_with = "memory")]
     pub memory: u64,
-    /// How many vCPUs it has, from 1.
+    /// Number of vCPUs, from 1.
     #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u16,
     /// Whether it starts with the host.
     #[serde(default)]
     pub autostart: bool,
-    /// ATTRIBUTES.DEBUG: the host may read and write its memory and state.
+    /// ATTRIBUTES.DEBUG: the host may read and write the TD's memory and state.
     #[serde(default)]
     pub debug: bool,
-    /// ATTRIBUTES.SEPT_VE_DISABLE: an access to a page that was not accepted never raises #VE. Linux demands it.
+    /// ATTRIBUTES.SEPT_VE_DISABLE: an access to an unaccepted page never raises #VE. Linux requires it.
     #[serde(default = "yes")]
     pub sept_ve_disable: bool,
-    /// CONFIG_FLAGS.NO_RBP_MOD: its TDVMCALLs can't pass RBP. [`Td::no_rbp_mod`] is what holds without it.
+    /// CONFIG_FLAGS.NO_RBP_MOD: TDVMCALLs of the TD can't pass RBP. [`Td::no_rbp_mod`] returns the effective value.
     #[serde(default)]
     pub no_rbp_mod: Option<bool>,
     /// ATTRIBUTES.MIGRATABLE.
@@ -66,25 +66,25 @@ pub struct Td {
     /// ATTRIBUTES.PERFMON: performance monitoring.
     #[serde(default)]
     pub perfmon: bool,
-    /// XFAM, the extended features that it may use; without it all that the module can give.
+    /// XFAM, the extended features that the TD may use. By default all that the module supports.
     #[serde(default)]
     pub xfam: Option<u64>,
-    /// The frequency of its virtual TSC in MHz, a multiple of 25 from 100 to 10,000; without it that of the host.
+    /// Frequency of the virtual TSC in MHz, a multiple of 25 from 100 to 10,000. By default the host's frequency.
     #[serde(default, deserialize_with = "tsc_mhz")]
     pub tsc_mhz: Option<u16>,
-    /// `[[td.cpuid]]`: what it sees of the CPUID leaves that the module leaves to the host.
+    /// `[[td.cpuid]]`: values of the CPUID leaves that the module lets the host configure.
     #[serde(default)]
     pub cpuid: Vec<Cpuid>,
-    /// When it gets the memory that is not part of the image.
+    /// Time at which the TD gets the memory that is not part of its image.
     #[serde(default)]
     pub populate: Populate,
-    /// Whether it may name other TDs in hypercalls.
+    /// Whether the TD may name other TDs in hypercalls.
     #[serde(default)]
     pub control: bool,
-    /// Its share of the CPUs against other TDs, from 1 to 10,000.
+    /// CPU shares relative to other TDs, from 1 to 10,000.
     #[serde(default = "hundred", deserialize_with = "shares")]
     pub shares: u32,
-    /// The most that it gets of the CPUs, in percent of one CPU; without it all that is left.
+    /// Maximum CPU time in percent of one CPU. By default the TD gets all CPU time that is left.
     #[serde(default, deserialize_with = "cap")]
     pub cap: Option<u32>,
     /// MRCONFIGID, 96 hexadecimal digits.
@@ -99,16 +99,16 @@ pub struct Td {
 }
 
 impl Td {
-    /// Whether its TDVMCALLs can't pass RBP. Where the operator leaves it open they can if it starts from an image of the
-    /// operator's: the GHCI lets a guest pass RBP, and OVMF 2022.11 does so in every request. The host's own firmware
-    /// and Linux never do.
+    /// Returns whether the TD's TDVMCALLs can't pass RBP. By default they can if the TD starts from the operator's own
+    /// image: the GHCI lets a guest pass RBP, and OVMF 2022.11 does so in every request. The host's own firmware and
+    /// Linux never do.
     #[must_use]
     pub fn no_rbp_mod(&self) -> bool {
         self.no_rbp_mod.unwrap_or(self.image.is_none())
     }
 }
 
-/// When a TD gets the memory that is not part of its image.
+/// The time at which a TD gets the memory that is not part of its image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Populate {
@@ -119,7 +119,7 @@ pub enum Populate {
     Start,
 }
 
-/// What a TD sees of one CPUID leaf; a register that is not named stays as the module has it.
+/// The values of one CPUID leaf for a TD. Registers that are not named keep the module's value.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "the names are those of CPUID")]
@@ -170,7 +170,7 @@ fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
 }
 
 fn command_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    /// What Linux takes for x86.
+    /// Linux's limit on x86.
     const MAX: usize = 2047;
     let line = String::deserialize(deserializer)?;
     match line.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
@@ -198,7 +198,8 @@ fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     }
 }
 
-/// The bytes that `"256M"` and the like stand for; `None` if it is no such text, or more than 64 bits hold.
+/// Parses a size such as `"256M"` and returns the bytes. Returns `None` if the text is no such size, or if it exceeds
+/// 64 bits.
 #[must_use]
 pub fn bytes(text: &str) -> Option<u64> {
     let (digits, shift) = [('M', 20), ('G', 30), ('T', 40)]
@@ -258,7 +259,7 @@ mod tests {
     use super::*;
     use crate::parse;
 
-    /// The configuration of one TD, with its image, and `more` from line 7 on.
+    /// Parses the configuration of one TD, with its image, and `more` from line 7 on.
     fn td(more: &str) -> Result<Td, String> {
         let text = format!(
             "[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n[[td]]\nname = \"a\"\nimage = \"hello\"\n{more}"

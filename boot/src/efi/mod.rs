@@ -1,7 +1,7 @@
-//! Through the firmware: the files, the memory map, ExitBootServices, and the host's own page tables and stack.
+//! The way through the firmware: files, memory map, ExitBootServices, and the host's own page tables and stack.
 //!
-//! The order is fixed by the program's `efi_main`: [`attach`], then [`heap`] (which becomes the program's global
-//! allocator), then [`boot`], which does not come back unless the firmware would not let go.
+//! The program's `efi_main` determines the order: [`attach`], then [`heap`] (which becomes the program's global
+//! allocator), then [`boot`], which returns only if the hypervisor could not be started.
 #![expect(
     unsafe_code,
     reason = "the firmware's tables and the memory it hands out are raw pointers; the CPU changes its page tables"
@@ -34,19 +34,19 @@ use crate::{
     pe,
 };
 
-/// Where the hypervisor starts, on its own stack and page tables, with interrupts off.
+/// The entry point of the hypervisor, called on its own stack and page tables, with interrupts disabled.
 pub type Entry = extern "sysv64" fn(info: *mut BootInfo) -> !;
 
-/// Why the hypervisor could not be started; the firmware still runs.
+/// The reason why the hypervisor could not be started. The firmware still runs.
 #[derive(Debug)]
 pub enum Error {
-    /// The firmware has not enough memory for what is named.
+    /// The firmware does not have enough memory for the named item.
     NoMemory(&'static str),
-    /// The running image could not be asked where it is.
+    /// The location of the running image is unknown.
     NoImage,
     /// The image's headers are not in memory, or a section is both writable and executable.
     Sections,
-    /// Page tables could not be built.
+    /// Building the page tables failed.
     Paging(paging::Error),
 }
 
@@ -70,10 +70,10 @@ impl From<paging::Error> for Error {
     }
 }
 
-/// Makes the firmware's services known to this crate.
+/// Registers the firmware's services with this crate.
 ///
 /// # Safety
-/// The arguments are those that the firmware gave to the program's entry point.
+/// The arguments must be those that the firmware passed to the program's entry point.
 pub unsafe fn attach(image: Handle, system_table: *const c_void) {
     // SAFETY: as promised by the caller.
     unsafe {
@@ -82,7 +82,8 @@ pub unsafe fn attach(image: Handle, system_table: *const c_void) {
     }
 }
 
-/// Takes `bytes` of memory from the firmware, for good, below 4 GiB; `None` when there is not so much in one piece.
+/// Allocates `bytes` of memory below 4 GiB from the firmware, permanently. Returns `None` if there is no contiguous
+/// range of that size.
 #[must_use]
 pub fn heap(bytes: usize) -> Option<&'static mut [MaybeUninit<u8>]> {
     let pages = pages(bytes.div_ceil(4096), 1 << 32)?;
@@ -90,10 +91,10 @@ pub fn heap(bytes: usize) -> Option<&'static mut [MaybeUninit<u8>]> {
     Some(unsafe { slice::from_raw_parts_mut(pages as *mut MaybeUninit<u8>, bytes) })
 }
 
-/// Reads the configuration, leaves the firmware and starts the hypervisor.
+/// Reads the configuration, exits boot services and starts the hypervisor.
 ///
 /// # Errors
-/// [`Error`]; the firmware still runs then.
+/// [`Error`]; the firmware then still runs.
 pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible, Error> {
     let image = source::open::<LoadedImage>(services::image_handle()).ok_or(Error::NoImage)?;
     let (base, size) = image.info();
@@ -138,7 +139,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
     let info = Box::leak(info);
     // SAFETY: every protocol that was opened here is closed again, and nothing below calls the firmware.
     let map = unsafe { services::exit_boot_services(None) };
-    // The firmware's interrupt handlers are gone with its memory.
+    // The firmware's interrupt handlers are gone together with its memory.
     x86_64::instructions::interrupts::disable();
     info.memory = regions(&map);
     core::mem::forget(map);
@@ -147,7 +148,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
     unsafe { enter(page_tables, top, info, entry) }
 }
 
-/// Whole pages below `limit`, for good: their physical address. What is in them is whatever was there.
+/// Allocates whole pages below `limit`, permanently, and returns their physical address. The content is undefined.
 fn pages(count: usize, limit: u64) -> Option<u64> {
     let at = services::allocate_pages(
         AllocateType::MaxAddress(limit - 1),
@@ -193,7 +194,7 @@ fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
     let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, count * 4096) };
     let (content, rest) = buffer.split_at_mut(len as usize);
     place.read(&file.path, content)?;
-    // Whole pages are shown to TDs: nothing of what was there before may be seen.
+    // TDs see whole pages, so no earlier content may remain after the file's end.
     rest.fill(0);
     Ok(File {
         name: file.name.clone(),
@@ -211,7 +212,7 @@ fn rsdp() -> Option<u64> {
     })
 }
 
-/// The firmware's memory map in our terms, ascending, with equal neighbours joined.
+/// Converts the firmware's memory map to our types, in ascending order, with equal neighbours joined.
 fn regions(map: &impl MemoryMap) -> Vec<Region> {
     let mut regions: Vec<Region> = map
         .entries()
@@ -250,7 +251,7 @@ fn kind(ty: MemoryType) -> RegionKind {
     }
 }
 
-/// Where there is RAM, whoever uses it: it does not change any more, while the kinds of regions still do.
+/// Returns the ranges of RAM, whoever uses it. They are final, while the kinds of regions may still change.
 fn ram_extents(regions: &[Region]) -> Vec<(u64, u64)> {
     let mut extents: Vec<(u64, u64)> = Vec::new();
     for r in regions.iter().filter(|r| r.kind.is_ram()) {
@@ -262,7 +263,7 @@ fn ram_extents(regions: &[Region]) -> Vec<(u64, u64)> {
     extents
 }
 
-/// Page tables in memory that the firmware gave: identity-mapped while they are built.
+/// Page tables in memory from the firmware, identity-mapped while they are built.
 struct Identity {
     next: u64,
     end: u64,
@@ -285,7 +286,7 @@ impl Tables for Identity {
     }
 }
 
-/// The host's page tables; see [`layout`]. Returns the PML4's physical address, and where the image's code is.
+/// Builds the host's page tables; see [`layout`]. Returns the PML4's physical address and the image's code range.
 fn build_tables(
     ram: &[(u64, u64)],
     image: (u64, u64),
@@ -293,7 +294,7 @@ fn build_tables(
     trampoline: Option<u64>,
     stack: u64,
 ) -> Result<(u64, (u64, u64)), Error> {
-    // Each end of an extent needs at most two tables, and each of them a page-directory-pointer table.
+    // Each end of an extent needs at most two tables, and each extent a page-directory-pointer table.
     let count = 64 + 8 * ram.len();
     let start = pages(count, 1 << 32).ok_or(Error::NoMemory("page tables"))?;
     let pool = Identity {
@@ -303,7 +304,7 @@ fn build_tables(
     let gib_pages = core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0;
     let mut tables = PageTables::new(pool, gib_pages)?;
 
-    // SAFETY: the firmware loaded the image there, headers included, and it is never written by others.
+    // SAFETY: the firmware loaded the image there, headers included, and nobody else ever writes it.
     let headers = unsafe { slice::from_raw_parts(image.0 as *const u8, 4096) };
     let mut text = (u64::MAX, 0);
     for section in pe::sections(headers).ok_or(Error::Sections)? {
@@ -322,7 +323,7 @@ fn build_tables(
     for &(start, end) in ram {
         for (start, end) in [(start, end.min(image.0)), (start.max(image.1), end)] {
             let end = end.min(layout::DIRECT_MAP_SIZE);
-            // The first page stays out: nothing there is anyone's.
+            // The first page stays unmapped: nothing there belongs to anyone.
             let start = start.max(4096);
             if start < end {
                 tables.map(
@@ -347,10 +348,11 @@ fn build_tables(
     Ok((tables.root(), text))
 }
 
-/// Loads the page tables and the stack, and goes on at `entry`.
+/// Loads the page tables and the stack, and jumps to `entry`.
 ///
 /// # Safety
-/// `root` is the PML4 of tables that map this code, `info` and the stack; the firmware is not needed any more.
+/// `root` must be the PML4 of tables that map this code, `info` and the stack. The firmware must not be needed any
+/// more.
 unsafe fn enter(root: u64, stack_top: u64, info: *mut BootInfo, entry: Entry) -> ! {
     // SAFETY: no-execute is architectural in 64-bit mode where CPUID has it, as every CPU with VMX does; write
     // protection and global pages are what the tables were built for; SSE is what this code is compiled for.

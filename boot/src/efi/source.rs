@@ -1,4 +1,4 @@
-//! Where the program was loaded from, and files from there: a file system, or TFTP through PXE Base Code.
+//! The place from which the program was loaded, and the files there: a file system, or TFTP through PXE Base Code.
 #![expect(
     unsafe_code,
     reason = "protocols are opened without taking them away from the firmware's drivers"
@@ -22,12 +22,12 @@ use uefi::{
 
 use crate::Source;
 
-/// No file that is loaded at boot may be larger, in bytes: 4 GiB.
+/// Maximum size in bytes of a file loaded at boot: 4 GiB.
 const MAX_FILE: u64 = 4 << 30;
 
-/// The place that the program came from, ready to be read.
+/// The place from which the program was loaded, ready for reading.
 pub struct Place {
-    /// What it is, for people.
+    /// Description for people.
     pub source: Source,
     way: Way,
 }
@@ -46,7 +46,7 @@ enum Way {
 }
 
 impl Place {
-    /// Finds out where the running image was loaded from.
+    /// Determines where the running image was loaded from.
     pub fn of_image(image: &LoadedImage) -> Self {
         let Some(device) = image.device() else {
             return Self::nowhere();
@@ -82,8 +82,7 @@ impl Place {
         }
     }
 
-    /// Looks for files in the root of the volume or server from now on, no longer next to the program. Returns whether
-    /// that is another place.
+    /// Switches from the program's folder to the root of the volume or server. Returns whether that is another place.
     pub fn go_to_root(&mut self) -> bool {
         let (folder, root) = match &mut self.way {
             Way::Disk { folder, .. } => (folder, "\\"),
@@ -95,10 +94,11 @@ impl Place {
         moved
     }
 
-    /// The length in bytes of the file at `path`, next to the program unless [`Self::go_to_root`] was called; `None` where there is no such file.
+    /// Returns the length in bytes of the file at `path`, next to the program unless [`Self::go_to_root`] was called.
+    /// Returns `None` if there is no such file.
     ///
     /// # Errors
-    /// Why it can't be told, for the operator.
+    /// The reason why the length is unknown, for the operator.
     pub fn len(&mut self, path: &str) -> Result<Option<u64>, String> {
         let len = match &mut self.way {
             Way::Nowhere => return Ok(None),
@@ -130,16 +130,16 @@ impl Place {
         match len {
             Ok(len) if len > MAX_FILE => Err(format!("{path}: {len} bytes are more than 4 GiB")),
             Ok(len) => Ok(Some(len)),
-            // A TFTP server says "not found" with an error packet, which this status stands for.
+            // A TFTP server reports "not found" with an error packet, which the firmware returns as this status.
             Err(Status::NOT_FOUND | Status::TFTP_ERROR) => Ok(None),
             Err(status) => Err(format!("{path}: {status}")),
         }
     }
 
-    /// Reads the file at `path` into `buffer`, which is as long as [`Self::len`] said.
+    /// Reads the file at `path` into `buffer`, which has the length that [`Self::len`] returned.
     ///
     /// # Errors
-    /// Why it can't be read, for the operator.
+    /// The reason why the file can't be read, for the operator.
     pub fn read(&mut self, path: &str, buffer: &mut [u8]) -> Result<(), String> {
         let wanted = buffer.len();
         let got = match &mut self.way {
@@ -171,7 +171,7 @@ impl Place {
     }
 }
 
-/// Opens a protocol beside whoever else uses it.
+/// Opens a protocol that others may be using too.
 pub(super) fn open<P: ProtocolPointer + ?Sized>(handle: Handle) -> Option<ScopedProtocol<P>> {
     let params = OpenProtocolParams {
         handle,
@@ -195,7 +195,7 @@ fn open_file(
         .map_err(|e| e.status())
 }
 
-/// The server and the name of the boot file in the DHCP answers that the firmware has cached.
+/// Returns the server and the name of the boot file from the DHCP answers that the firmware has cached.
 fn boot_server(base_code: &BaseCode) -> Option<(IpAddr, String)> {
     let mode = base_code.mode();
     let packets = [
@@ -226,7 +226,7 @@ fn tftp_name(folder: &str, path: &str) -> Vec<u8> {
     format!("{folder}{path}\0").into_bytes()
 }
 
-/// The file path nodes of a device path, joined.
+/// Returns the file path nodes of a device path, joined.
 fn path_text(path: &DevicePath) -> String {
     let mut text = String::new();
     for node in path.node_iter() {
@@ -245,7 +245,7 @@ fn path_text(path: &DevicePath) -> String {
     text
 }
 
-/// The folder of a path, with its last separator; empty where the path has none.
+/// Returns the folder of a path, with its last separator. It is empty if the path has none.
 fn folder_of(path: &str, separator: char) -> String {
     path.rfind(separator)
         .map_or_else(String::new, |at| path[..=at].into())
