@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+
 /// Debian's OVMF as a guest. The package is the one that QEMU's firmware comes from.
 pub const OVMF: &str = "ovmf";
 const OVMF_IMAGE: &str = "/usr/share/ovmf/OVMF.fd";
@@ -63,7 +65,11 @@ pub struct Programs {
     directory: PathBuf,
     stub_options: Vec<(String, String)>,
     has_lkvs: bool,
+    measure: Option<Measure>,
 }
+
+/// Writes out the MRTD and RTMRs of the TDs in a configuration, as `cargo xtask measure` prints them.
+pub type Measure = fn(&Path) -> anyhow::Result<String>;
 
 impl Programs {
     /// The programs in `directory`; whether they are there is seen when they are used.
@@ -72,7 +78,24 @@ impl Programs {
             directory: directory.to_owned(),
             stub_options: Vec::new(),
             has_lkvs: false,
+            measure: None,
         }
+    }
+
+    /// The same, whose TDs' measurements `measure` predicts.
+    #[must_use]
+    pub fn with_measure(mut self, measure: Measure) -> Self {
+        self.measure = Some(measure);
+        self
+    }
+
+    /// Predicts the measurements of the TDs in the configuration `file`: a line of name, register and value each.
+    ///
+    /// # Errors
+    /// If a file can't be read or used; the message names it. If these programs were not given [`Self::with_measure`].
+    pub fn measure(&self, file: &Path) -> anyhow::Result<String> {
+        let measure = self.measure.context("nothing here predicts measurements")?;
+        measure(file)
     }
 
     /// The same, with these options of the stub (key and value) where a test does not set them itself.

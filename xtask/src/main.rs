@@ -85,7 +85,7 @@ fn execute(task: Task) -> Result<ExitCode> {
             image::write(&build::all()?, config.as_deref(), output.as_deref())?;
         }
         Task::Guest(guest) => guest.run()?,
-        Task::Measure { file } => measure::run(&file)?,
+        Task::Measure { file } => print!("{}", measure::report(&file)?),
         Task::Run(options) => run::run(&options)?,
         Task::Conform(conform) => conform.run()?,
         Task::Bench(bench) => return bench.run(),

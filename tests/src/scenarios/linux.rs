@@ -6,9 +6,8 @@ pub mod foreign;
 pub mod shell;
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::fs;
 use std::time::{Duration, Instant};
-use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -170,14 +169,7 @@ fn predicted(bench: &Bench, tds: &[String]) -> Result<Vec<String>> {
     fs::copy(linux.initrd(), directory.join("initrd"))?;
     let file = directory.join("seamark.toml");
     fs::write(&file, config(tds))?;
-    let xtask = env::current_exe()?;
-    let measured = Command::new(xtask).arg("measure").arg(&file).output()?;
-    ensure!(
-        measured.status.success(),
-        "{}",
-        String::from_utf8_lossy(&measured.stderr)
-    );
-    let lines = String::from_utf8(measured.stdout)?;
+    let lines = bench.programs().measure(&file)?;
     let lines: Vec<_> = lines
         .lines()
         .filter_map(|line| line.split_once("  "))

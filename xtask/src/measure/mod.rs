@@ -29,34 +29,35 @@ pub struct Measured {
     pub rtmrs: Option<[Measurement; 4]>,
 }
 
-/// Prints the MRTD of a TD that is built from the TDVF image in `file`; or, if that is a configuration, of each TD in it,
+/// Writes out the MRTD of a TD that is built from the TDVF image in `file`; or, if that is a configuration, of each TD in it,
 /// with its name, and the RTMRs of those that our firmware boots.
 ///
 /// # Errors
 /// If a file can't be read, or is no configuration, or no TDVF image that can be built; the message says what is wrong
 /// with it.
-pub fn run(file: &Path) -> Result<()> {
+pub fn report(file: &Path) -> Result<String> {
+    let mut report = String::new();
     if file.extension().is_none_or(|extension| extension != "toml") {
-        println!("{}", hex(&of_file(file)?));
-        return Ok(());
+        writeln!(report, "{}", hex(&of_file(file)?))?;
+        return Ok(report);
     }
     let tds = of_config(file)?;
     ensure!(!tds.is_empty(), "{} has no [[td]]", file.display());
     let width = tds.iter().map(|td| td.name.len()).max();
     let width = width.unwrap_or_default();
     for td in tds {
-        println!("{:width$}  MRTD   {}", td.name, hex(&td.mrtd));
+        writeln!(report, "{:width$}  MRTD   {}", td.name, hex(&td.mrtd))?;
         for (number, rtmr) in td.rtmrs.iter().flatten().enumerate() {
-            println!("{:width$}  RTMR{number}  {}", td.name, hex(rtmr));
+            writeln!(report, "{:width$}  RTMR{number}  {}", td.name, hex(rtmr))?;
         }
     }
-    Ok(())
+    Ok(report)
 }
 
 /// The TDs in the configuration in `file`, in its order.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`report`].
 pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
     let config = config::parse(&read(file)?)
         .map_err(Error::msg)

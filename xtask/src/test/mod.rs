@@ -17,7 +17,7 @@ use seamark_tests::scenarios::{self, Need, Scenario};
 use self::checks::{Check, When};
 use self::tally::Tally;
 use crate::folder::Folder;
-use crate::{build, guest, host, run};
+use crate::{build, guest, host, measure, run};
 
 /// The options of `test`.
 #[derive(Args)]
@@ -127,7 +127,7 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     if !needs.is_empty() {
         guest::linux()?;
     }
-    let programs = build::all()?;
+    let programs = build::all()?.with_measure(measure::report);
     guest::foreign(&programs, needs, lkvs)?;
     build::report(&programs)?;
     let folder = Folder::claim(programs.directory(), "tests")?;
