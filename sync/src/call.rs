@@ -1,8 +1,8 @@
-//! Calls from one CPU to others: a lock-free mailbox for each CPU, and an interrupt that says "look into it".
+//! Cross-CPU calls: a lock-free mailbox per CPU, and an interrupt that makes a CPU check its mailbox.
 //!
-//! The caller waits, and serves its own mailbox meanwhile, so that two CPUs that call each other both get on. A CPU
-//! that does not take its call in time is named, and the call is withdrawn: nothing of it will run later. A CPU that
-//! has taken a call is waited for, since the call may use what the caller borrowed.
+//! While the caller waits, it serves its own mailbox, so two CPUs that call each other both make progress. A CPU that
+//! does not take its call in time is reported, and the call is withdrawn: it will never run there. Once a CPU has taken
+//! a call, the caller waits for it to finish, since the call may use data that the caller borrowed.
 
 use alloc::vec::Vec;
 use core::ptr;
@@ -12,13 +12,13 @@ use crate::{
     hint::spin_loop,
 };
 
-/// One call to several CPUs, on the caller's stack.
+/// A call to several CPUs, on the caller's stack.
 struct Round<'a> {
     work: &'a (dyn Fn(u32) + Sync),
     left: AtomicU32,
 }
 
-/// The place where a CPU finds the call that is meant for it.
+/// The slot in which a CPU finds the call addressed to it.
 #[derive(Debug)]
 pub struct Mailbox(AtomicPtr<()>);
 
@@ -29,13 +29,13 @@ impl Default for Mailbox {
 }
 
 impl Mailbox {
-    /// An empty mailbox.
+    /// Creates an empty mailbox.
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Runs the call that waits here, if there is one, as CPU `me`.
+    /// Runs the pending call, if there is one, as CPU `me`.
     pub fn serve(&self, me: u32) {
         let round = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         if round.is_null() {
@@ -45,15 +45,15 @@ impl Mailbox {
             unsafe_code,
             reason = "the mailbox holds a borrow whose end it can't know"
         )]
-        // SAFETY: `call` put a valid round here and does not return before `left` has been counted down for it, or
-        // it was taken out again by `call` itself, in which case the swap did not find it.
+        // SAFETY: `call` posted a valid round. It returns only after `left` has been counted down for this mailbox, or
+        // after it has withdrawn the round itself, in which case the swap did not find it.
         let round = unsafe { &*round.cast::<Round<'_>>() };
         (round.work)(me);
         round.left.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// CPUs that did not take their call in time, by number.
+/// Numbers of the CPUs that did not take their call in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoAnswer(pub Vec<u32>);
 
@@ -67,22 +67,23 @@ impl core::fmt::Display for NoAnswer {
     }
 }
 
-/// What a call needs from the machine.
+/// Machine services that a call needs.
 pub trait Machine {
-    /// The number of the CPU that runs this.
+    /// Returns the number of the calling CPU.
     fn me(&self) -> u32;
-    /// The mailbox of a CPU.
+    /// Returns the mailbox of a CPU.
     fn mailbox(&self, cpu: u32) -> &Mailbox;
-    /// Makes a CPU look into its mailbox.
+    /// Makes a CPU check its mailbox.
     fn notify(&self, cpu: u32);
-    /// Starts a waiting time for one answer; the result says whether it is over.
+    /// Starts a timeout for one answer. The returned closure reports whether the time is up.
     fn timeout(&self) -> impl FnMut() -> bool;
 }
 
-/// Runs `work` on each of `cpus` (the caller's own included, if it is listed), all at once, and waits for all.
+/// Runs `work` on all of `cpus` in parallel, the caller's own included if it is listed, and waits until all have
+/// finished.
 ///
 /// # Errors
-/// [`NoAnswer`] names those on which it did not run and will not; on the others it did.
+/// [`NoAnswer`] names the CPUs on which `work` did not run and never will. It ran on all others.
 pub fn call(
     machine: &impl Machine,
     cpus: &[u32],
@@ -129,7 +130,7 @@ pub fn call(
         if !over() {
             continue;
         }
-        // Whoever has not taken the call by now loses it; whoever has is waited for.
+        // Withdraw the call from the CPUs that have not taken it. Wait for those that have.
         posted.retain(|&cpu| {
             let withdrawn = machine
                 .mailbox(cpu)
@@ -180,10 +181,10 @@ mod tests {
         }
     }
 
-    /// How long is waited for CPUs that do answer: a busy computer must not make them silent.
+    /// Timeout for CPUs that do answer: long enough that a busy machine never exceeds it.
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Stops the other CPUs, also when the test fails.
+    /// Stops the other CPUs, even when the test fails.
     struct Stop<'a>(&'a AtomicBool);
 
     impl Drop for Stop<'_> {
@@ -212,7 +213,7 @@ mod tests {
         }
     }
 
-    /// Runs `body` as CPU 0, while the CPUs in `awake` look into their mailboxes.
+    /// Runs `body` as CPU 0 while the CPUs in `awake` serve their mailboxes.
     fn with_cpus(awake: &[u32], patience: Duration, body: impl FnOnce(&Cpus)) {
         let cpus = Cpus::new(patience);
         thread::scope(|scope| {
@@ -268,7 +269,7 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..100 {
                         let answer = call(&At(cpus, me), &[other], &|_| {});
-                        // The other side may have finished its own calls and gone.
+                        // The other side may have finished its own calls and exited.
                         if answer.is_err() {
                             break;
                         }

@@ -1,4 +1,4 @@
-//! The locks with the interface of `spin`'s and the inside of `shuttle`'s.
+//! Locks with the interface of `spin`, implemented by `shuttle`.
 
 extern crate std;
 
@@ -10,41 +10,41 @@ pub use shuttle::sync::{MutexGuard, atomic};
 
 use atomic::{AtomicBool, Ordering::SeqCst};
 
-/// As `spin::Mutex`.
+/// Counterpart of `spin::Mutex`.
 #[derive(Debug, Default)]
 pub struct Mutex<T>(shuttle::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
-    /// A lock around `value`.
+    /// Creates a lock around `value`.
     pub const fn new(value: T) -> Self {
         Self(shuttle::sync::Mutex::new(value))
     }
 
-    /// Waits for the lock.
+    /// Takes the lock, waiting until it is free.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let locked = self.0.lock();
         locked.expect("a test that panics with a lock held is over")
     }
 
-    /// Takes the lock if nobody holds it.
+    /// Takes the lock if it is free.
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock().ok()
     }
 
-    /// The value, of which nobody else knows.
+    /// Returns the value without locking: `&mut self` proves exclusive access.
     pub fn get_mut(&mut self) -> &mut T {
         let value = self.0.get_mut();
         value.expect("a test that panics with a lock held is over")
     }
 
-    /// The value.
+    /// Consumes the lock and returns the value.
     pub fn into_inner(self) -> T {
         let value = self.0.into_inner();
         value.expect("a test that panics with a lock held is over")
     }
 }
 
-/// As `spin::Once`.
+/// Counterpart of `spin::Once`.
 #[derive(Debug)]
 pub struct Once<T> {
     value: OnceLock<T>,
@@ -52,7 +52,7 @@ pub struct Once<T> {
 }
 
 impl<T> Once<T> {
-    /// Nothing yet.
+    /// Creates an empty cell.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -61,22 +61,22 @@ impl<T> Once<T> {
         }
     }
 
-    /// The value, once there is one.
+    /// Returns the value, if there is one.
     pub fn get(&self) -> Option<&T> {
         shuttle::thread::yield_now();
         self.value.get()
     }
 
-    /// The value, which `make` makes if there is none.
+    /// Returns the value. Calls `make` to create it if there is none.
     pub fn call_once(&self, make: impl FnOnce() -> T) -> &T {
         let _alone = self.lock.lock();
         self.value.get_or_init(make)
     }
 
-    /// The same, if `make` does not fail.
+    /// Like [`Self::call_once`], for a `make` that can fail.
     ///
     /// # Errors
-    /// That of `make`; there is no value then.
+    /// The error of `make`; there is no value then.
     pub fn try_call_once<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
         let _alone = self.lock.lock();
         match self.value.get() {
@@ -92,14 +92,14 @@ impl<T> Default for Once<T> {
     }
 }
 
-/// As `spin::RwLock`: while somebody holds it to upgrade, there are no new readers.
+/// Counterpart of `spin::RwLock`: an upgradeable reader keeps new readers out.
 pub struct RwLock<T> {
     inner: shuttle::sync::RwLock<T>,
     upgrading: AtomicBool,
 }
 
 impl<T> RwLock<T> {
-    /// A lock around `value`.
+    /// Creates a lock around `value`.
     pub const fn new(value: T) -> Self {
         Self {
             inner: shuttle::sync::RwLock::new(value),
@@ -107,7 +107,7 @@ impl<T> RwLock<T> {
         }
     }
 
-    /// Holds it with others, if nobody holds it alone or is about to.
+    /// Takes the lock shared, unless there is a writer or an upgradeable reader.
     pub fn try_read(&self) -> Option<shuttle::sync::RwLockReadGuard<'_, T>> {
         if self.upgrading.load(SeqCst) {
             return None;
@@ -115,21 +115,21 @@ impl<T> RwLock<T> {
         self.inner.try_read().ok()
     }
 
-    /// Keeps new readers off, if nobody else does.
+    /// Becomes the upgradeable reader, which keeps new readers out, unless there is one already.
     pub fn try_upgradeable_read(&self) -> Option<Upgradeable<'_, T>> {
         let taken = self.upgrading.swap(true, SeqCst);
         (!taken).then_some(Upgradeable(self))
     }
 }
 
-/// The right to hold the lock alone, once the readers are gone.
+/// An upgradeable read lock, which can become a write lock once the readers are gone.
 pub struct Upgradeable<'a, T>(&'a RwLock<T>);
 
 impl<'a, T> Upgradeable<'a, T> {
-    /// Holds it alone, if the readers are gone.
+    /// Upgrades to a write lock if the readers are gone.
     ///
     /// # Errors
-    /// The right to, when they are not.
+    /// Returns the upgradeable lock if there still are readers.
     pub fn try_upgrade(self) -> Result<Upgraded<'a, T>, Self> {
         match self.0.inner.try_write() {
             Ok(guard) => Ok(Upgraded {
@@ -147,9 +147,9 @@ impl<T> Drop for Upgradeable<'_, T> {
     }
 }
 
-/// The lock held alone.
+/// A write lock.
 pub struct Upgraded<'a, T> {
-    // Dropped first: readers come back when nobody writes any more.
+    // Dropped first: new readers are admitted once the write lock is released.
     guard: shuttle::sync::RwLockWriteGuard<'a, T>,
     _upgradeable: Upgradeable<'a, T>,
 }

@@ -1,7 +1,7 @@
-//! Locks that interrupt handlers may take too: they are held with interrupts off.
+//! Locks that interrupt handlers may also take. Interrupts are off while such a lock is held.
 //!
-//! The program says once how interrupts are switched, by [`set_switch`]. Where nobody has said it there are none, as in the
-//! host's tests.
+//! The program installs the interrupt switch once, with [`set_switch`]. Without it, as in the host's tests, there are
+//! no interrupts to switch.
 
 use core::ops::{Deref, DerefMut};
 
@@ -9,18 +9,18 @@ use spin::Once;
 
 use crate::{Mutex, MutexGuard};
 
-/// How the calling CPU's interrupts are switched.
+/// Functions that switch the calling CPU's interrupts.
 #[derive(Clone, Copy, Debug)]
 pub struct Switch {
-    /// Switches them off. Returns whether they were on.
+    /// Switches interrupts off. Returns whether they were on.
     pub off: fn() -> bool,
-    /// Switches them on.
+    /// Switches interrupts on.
     pub on: fn(),
 }
 
 static SWITCH: Once<Switch> = Once::new();
 
-/// Says how interrupts are switched. The first word counts. The caller holds no lock of this module.
+/// Installs the interrupt switch. Only the first call has an effect. The caller holds no lock of this module.
 pub fn set_switch(switch: Switch) {
     SWITCH.call_once(|| switch);
 }
@@ -31,12 +31,12 @@ pub fn set_switch(switch: Switch) {
 pub struct IrqLock<T>(Mutex<T>);
 
 impl<T> IrqLock<T> {
-    /// A lock around `value`.
+    /// Creates a lock around `value`.
     pub const fn new(value: T) -> Self {
         Self(Mutex::new(value))
     }
 
-    /// Waits for the lock.
+    /// Takes the lock, spinning until it is free.
     pub fn lock(&self) -> IrqGuard<'_, T> {
         let irq = IrqsOff::new();
         IrqGuard {
@@ -45,7 +45,7 @@ impl<T> IrqLock<T> {
         }
     }
 
-    /// Takes the lock if nobody holds it.
+    /// Takes the lock if it is free.
     pub fn try_lock(&self) -> Option<IrqGuard<'_, T>> {
         let irq = IrqsOff::new();
         Some(IrqGuard {
@@ -55,7 +55,7 @@ impl<T> IrqLock<T> {
     }
 }
 
-/// Access to what an [`IrqLock`] protects. Interrupts come back on, if they were, after the lock is open.
+/// Guard of an [`IrqLock`]. Dropping it releases the lock, then restores the interrupt state.
 pub struct IrqGuard<'a, T> {
     // Dropped in this order: first the lock, then the interrupt state.
     inner: MutexGuard<'a, T>,
@@ -75,10 +75,10 @@ impl<T> DerefMut for IrqGuard<'_, T> {
     }
 }
 
-/// Proof that this CPU takes no interrupts; dropping it restores what was before.
+/// Proof that this CPU takes no interrupts. Dropping it restores the previous state.
 pub struct IrqsOff {
     were_on: bool,
-    // A CPU's interrupt state is not another's business.
+    // Interrupt state is per CPU, so the CPU that made the guard must drop it.
     _not_send: core::marker::PhantomData<*mut ()>,
 }
 

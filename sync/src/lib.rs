@@ -1,7 +1,7 @@
-//! Locks and atomics for data that more than one CPU works on.
+//! Locks and atomics for data shared between CPUs.
 //!
-//! With the feature `shuttle` they are those of the scheduler of that name, which runs the threads of a test in orders of
-//! its own choosing: see `tests/races` of the crates above. Only tests enable the feature.
+//! With the feature `shuttle` they are those of the shuttle scheduler, which explores thread schedules in tests: see
+//! `tests/races` of the crates above. Only tests enable the feature.
 #![no_std]
 
 extern crate alloc;
