@@ -1,67 +1,67 @@
-//! What can be wrong with a TDVF image, in words.
+//! Errors in TDVF images, with messages.
 
 use core::fmt;
 
 use super::{MAX_ADDED, MAX_SECTIONS, locate::TAIL};
 
-/// What is wrong with an image.
+/// An error in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
-    /// It is shorter than the tail that every TDVF image has.
+    /// The file is shorter than the tail that every TDVF image has.
     TooShort,
     /// Neither the GUID table nor the offset at the end leads to a 'TDVF' descriptor.
     NoMetadata,
-    /// The GUID table's length leads out of the file or into the middle of an entry.
+    /// A length in the GUID table leads out of the file or into the middle of an entry.
     BrokenTable,
     /// The descriptor's version is not 1.
     Version(u32),
-    /// The descriptor's length does not fit its number of sections, or leads out of the file.
+    /// The descriptor's length does not match its number of sections, or exceeds the file.
     Length,
-    /// There is no section from which a TD could start (BFV).
+    /// There is no boot firmware volume (BFV), from which a TD could start.
     NoFirmware,
-    /// One section, by index.
+    /// The section with this index is invalid.
     Section(usize, SectionError),
-    /// Two sections, by index, have memory in common.
+    /// The sections with these indices overlap in guest memory.
     Overlap(usize, usize),
-    /// It has so many sections, more than firmware ever had.
+    /// There are this many sections, more than any known firmware has.
     TooManySections(u32),
-    /// There are two places for the one hand-off block.
+    /// There is more than one section for the hand-off block.
     ManyHobs,
-    /// More guest memory is added than can sensibly be measured.
+    /// More guest memory is added than can reasonably be measured.
     TooLarge,
 }
 
-/// What is wrong with a section.
+/// An error in a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SectionError {
-    /// Its type is not one that the design guide defines.
+    /// The design guide does not define its type.
     UnknownType(u32),
-    /// It has attributes that are reserved.
+    /// It has reserved attributes.
     ReservedAttributes(u32),
     /// Its address or size is not a multiple of 4 KiB, or its size is zero.
     Unaligned,
-    /// It is not in private guest memory.
+    /// It lies outside private guest memory.
     OutOfRange,
     /// Its data lies outside the file.
     DataOutsideFile,
-    /// It has more data than memory.
+    /// Its data is larger than its memory.
     MoreDataThanMemory,
-    /// It has to have data and has none.
+    /// Its type requires data, and it has none.
     NoData,
-    /// It has data, and must not.
+    /// Its type forbids data, and it has some.
     UnexpectedData,
-    /// It is measured, but the host writes it, or the guest accepts it empty.
+    /// It is measured, although the host writes it or the guest accepts it empty.
     Unmeasurable,
-    /// It is memory to accept and has no PAGE.AUG attribute, or the reverse.
+    /// It is memory to accept without the PAGE.AUG attribute, or the reverse.
     WrongAug,
 }
 
-/// Why an image can't take a hand-off block.
+/// Reason why an image cannot take a hand-off block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HobError {
-    /// It has no TD_HOB section.
+    /// The image has no TD_HOB section.
     NoSection,
-    /// The list has more bytes than the section.
+    /// The list is larger than the section.
     TooLarge {
         /// Bytes of the list.
         list: u64,

@@ -1,10 +1,10 @@
-//! TDVF images: firmware that says how a TD is built from it.
+//! TDVF images: firmware with metadata that describes how to build a TD from it.
 //!
-//! Metadata ('TDVF') lists sections of guest memory: what they hold, and whether they are measured. The image comes from
-//! anywhere, so every field is checked; nothing that can't be built is taken.
+//! The 'TDVF' metadata lists sections of guest memory, with their content and whether they are measured. Images are
+//! untrusted: every field is checked, and an image from which no TD can be built is rejected.
 //!
 //! MRTD depends on which pages the host adds, in which order, and which of them it extends into the measurement.
-//! [`TdImage::pages`] is that order, for whoever builds a TD and for whoever foretells its MRTD.
+//! [`TdImage::pages`] defines that order, both for building a TD and for predicting its MRTD.
 //!
 //! Source: Intel TDX Virtual Firmware Design Guide, TDVF_DESCRIPTOR and TDVF_SECTION; td-shim specification 0.5.1, part I.
 
@@ -30,22 +30,22 @@ pub use write::{Entry, TAIL_BYTES, metadata_bytes, write};
 
 use locate::{HEADER_BYTES, SECTION_BYTES, VERSION, u32_at};
 
-/// Guest memory that is added before the TD runs, at most: far above any firmware, and measured in seconds.
+/// Maximum guest memory added before the TD runs, in bytes: far above any firmware, and still measured within seconds.
 const MAX_ADDED: u64 = 4 << 30;
-/// Sections of an image, at most: OVMF has 7, td-shim 10.
+/// Maximum number of sections in an image: OVMF has 7, td-shim 10.
 const MAX_SECTIONS: usize = 32;
 
-/// A TD's image: what its memory holds before it runs.
+/// A TD's image: the content of its memory before it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TdImage<'a> {
     sections: ArrayVec<Section<'a>, MAX_SECTIONS>,
 }
 
 impl<'a> TdImage<'a> {
-    /// Reads the metadata of the image in `file`.
+    /// Parses the metadata of the image in `file`.
     ///
     /// # Errors
-    /// What is wrong with it, if it is not an image from which a TD can be built.
+    /// [`Malformed`] if no TD can be built from the image.
     pub fn parse(file: &'a [u8]) -> Result<Self, Malformed> {
         let descriptor = locate::descriptor(file)?;
         let field = |at| u32_at(descriptor, at).ok_or(Malformed::Length);
@@ -74,22 +74,22 @@ impl<'a> TdImage<'a> {
         Ok(Self { sections })
     }
 
-    /// In the order of the metadata.
+    /// Returns the sections in metadata order.
     pub fn sections(&self) -> &[Section<'a>] {
         &self.sections
     }
 
-    /// Where the host writes the hand-off block, if the image has room for one.
+    /// Returns the section for the hand-off block, which the host writes, if the image has one.
     pub fn hob(&self) -> Option<&Section<'a>> {
         self.sections
             .iter()
             .find(|section| section.kind == Kind::TdHob)
     }
 
-    /// The image with `list` as its hand-off block.
+    /// Returns the image with `list` as its hand-off block.
     ///
     /// # Errors
-    /// [`HobError`]: it has no room for it.
+    /// [`HobError`] if the image has no room for it.
     pub fn with_hob(mut self, list: &'a [u8]) -> Result<Self, HobError> {
         let section = self
             .sections
@@ -107,7 +107,7 @@ impl<'a> TdImage<'a> {
     }
 }
 
-/// What holds between sections.
+/// Checks the rules that hold between sections.
 fn check_together(sections: &[Section<'_>]) -> Result<(), Malformed> {
     let count = |kind| {
         sections

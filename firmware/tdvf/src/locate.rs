@@ -1,32 +1,32 @@
-//! Where an image has its metadata.
+//! Location of the metadata in an image.
 //!
-//! It is found through an entry of the GUID table that ends 32 bytes before the image's end (OVMF), or through an offset
-//! stored there (td-shim).
+//! The metadata is found through an entry of the GUID table that ends 32 bytes before the image's end (OVMF), or
+//! through an offset stored at that point (td-shim).
 
 use super::Malformed;
 
-/// GUID of the table's own entry, 96b582de-1fb2-45f7-baea-a366c55a082d, as it lies in the file.
+/// GUID of the table's own entry, 96b582de-1fb2-45f7-baea-a366c55a082d, in file byte order.
 pub(super) const TABLE_GUID: [u8; 16] = [
     0xde, 0x82, 0xb5, 0x96, 0xb2, 0x1f, 0xf7, 0x45, 0xba, 0xea, 0xa3, 0x66, 0xc5, 0x5a, 0x08, 0x2d,
 ];
-/// GUID of the entry that tells where the metadata is, e47a6535-984a-4798-865e-4685a7bf8ec2, as it lies in the file.
+/// GUID of the entry that locates the metadata, e47a6535-984a-4798-865e-4685a7bf8ec2, in file byte order.
 pub(super) const METADATA_GUID: [u8; 16] = [
     0x35, 0x65, 0x7a, 0xe4, 0x4a, 0x98, 0x98, 0x47, 0x86, 0x5e, 0x46, 0x85, 0xa7, 0xbf, 0x8e, 0xc2,
 ];
-/// GUID in front of the descriptor, e9eaf9f3-168e-44d5-a8eb-7f4d8738f6ae, as it lies in the file.
+/// GUID in front of the descriptor, e9eaf9f3-168e-44d5-a8eb-7f4d8738f6ae, in file byte order.
 pub(super) const PREFIX_GUID: [u8; 16] = [
     0xf3, 0xf9, 0xea, 0xe9, 0x8e, 0x16, 0xd5, 0x44, 0xa8, 0xeb, 0x7f, 0x4d, 0x87, 0x38, 0xf6, 0xae,
 ];
-/// Where the GUID table ends, or td-shim's offset begins, counted from the image's end.
+/// Distance from the image's end to the end of the GUID table, or to td-shim's offset.
 pub(super) const TAIL: usize = 32;
 pub(super) const SIGNATURE: &[u8] = b"TDVF";
 pub(super) const VERSION: u32 = 1;
 pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const SECTION_BYTES: usize = 32;
-/// An entry of the GUID table beyond its data: the length in two bytes, and the GUID.
+/// Bytes of a GUID table entry besides its data: a two-byte length and the GUID.
 pub(super) const ENTRY_BYTES: usize = 18;
 
-/// The file from the 'TDVF' descriptor on.
+/// Returns the file from the 'TDVF' descriptor on.
 pub(super) fn descriptor(file: &[u8]) -> Result<&[u8], Malformed> {
     let tail = file.len().checked_sub(TAIL).ok_or(Malformed::TooShort)?;
     let at = match table_entry(&file[..tail], &METADATA_GUID)? {
@@ -40,10 +40,10 @@ pub(super) fn descriptor(file: &[u8]) -> Result<&[u8], Malformed> {
         .ok_or(Malformed::NoMetadata)
 }
 
-/// The data of the entry `guid` in the GUID table that ends where `file` ends, if there are table and entry.
+/// Returns the data of entry `guid` in the GUID table that ends where `file` ends, if table and entry exist.
 ///
-/// An entry is its data, its length in two bytes, and its GUID; the length counts all three. The last entry is the table
-/// itself, and its length is that of the table.
+/// An entry consists of its data, a two-byte length, and its GUID; the length covers all three. The last entry stands
+/// for the table itself, and its length is that of the table.
 fn table_entry<'a>(file: &'a [u8], guid: &[u8; 16]) -> Result<Option<&'a [u8]>, Malformed> {
     let Some((rest, &TABLE_GUID)) = file.split_last_chunk::<16>() else {
         return Ok(None);

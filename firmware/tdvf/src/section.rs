@@ -1,4 +1,4 @@
-//! One section of an image, and what its type demands.
+//! One section of an image, and the requirements of its type.
 
 use core::ops::Range;
 
@@ -7,44 +7,44 @@ use seam::abi::PAGE_4K;
 use super::SectionError;
 use super::locate::SECTION_BYTES;
 
-/// GPAs from here on are shared in a TD with 48-bit GPAs.
+/// First shared GPA of a TD with 48-bit GPAs.
 const SHARED: u64 = 1 << 47;
 const ATTRIBUTE_MR_EXTEND: u32 = 1 << 0;
 const ATTRIBUTE_PAGE_AUG: u32 = 1 << 1;
 
-/// Guest memory that exists before the TD runs.
+/// A range of guest memory that exists before the TD runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section<'a> {
-    /// What it is for.
+    /// Its type.
     pub kind: Kind,
-    /// The GPA where it starts, 4 KiB aligned.
+    /// First GPA, 4 KiB aligned.
     pub gpa: u64,
-    /// Its size, a multiple of 4 KiB.
+    /// Size in bytes, a multiple of 4 KiB.
     pub bytes: u64,
-    /// What it holds; zeros follow.
+    /// Content; zeros follow.
     pub data: &'a [u8],
-    /// It is extended into MRTD.
+    /// True if the section is extended into MRTD.
     pub measured: bool,
-    /// It is added by TDH.MEM.PAGE.AUG, for the guest to accept, and not part of MRTD.
+    /// True if the section is added by TDH.MEM.PAGE.AUG, for the guest to accept. It is not part of MRTD then.
     pub augmented: bool,
 }
 
-/// What a section is for.
+/// The type of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Boot firmware volume: code.
     Bfv = 0,
     /// Configuration firmware volume: variables.
     Cfv = 1,
-    /// The hand-off block, which the host writes.
+    /// The hand-off block, written by the host.
     TdHob = 2,
     /// Stack, heap, mailbox.
     TempMem = 3,
     /// Memory that the guest accepts.
     PermMem = 4,
-    /// A kernel in the image.
+    /// A kernel contained in the image.
     Payload = 5,
-    /// Parameters of the kernel, which the host writes.
+    /// Parameters of the kernel, written by the host.
     PayloadParam = 6,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Section<'a> {
         section.check_kind().map(|()| section)
     }
 
-    /// What its type demands.
+    /// Checks the requirements of the section's type.
     fn check_kind(&self) -> Result<(), SectionError> {
         let empty = self.data.is_empty();
         match self.kind {
@@ -102,7 +102,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Where it is in guest memory.
+    /// Returns the section's range of GPAs.
     pub fn range(&self) -> Range<u64> {
         self.gpa..self.end()
     }
@@ -111,7 +111,7 @@ impl<'a> Section<'a> {
         self.gpa + self.bytes
     }
 
-    /// What the page at `offset`, a multiple of 4 KiB, holds; zeros follow.
+    /// Returns the content of the page at `offset`, a multiple of 4 KiB; zeros follow.
     pub(super) fn data_at(&self, offset: u64) -> &'a [u8] {
         let length = self.data.len();
         let at = usize::try_from(offset).map_or(length, |at| at.min(length));

@@ -213,7 +213,7 @@ fn a_file_that_is_no_image_is_refused_with_the_reason() {
 }
 
 proptest! {
-    /// Whatever stands where, the answer is an image or a sentence.
+    /// Any input yields an image or an error with a message.
     #[test]
     fn no_file_makes_the_parser_fail(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
         let mut file = image(&[0; 64], &[Entry { data: 0..64, ..bfv() }, temp()]);

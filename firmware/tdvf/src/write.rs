@@ -1,4 +1,4 @@
-//! Making TDVF images: for guests of our own.
+//! Construction of TDVF images, for our own guests.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -8,33 +8,33 @@ use super::locate::{
     TAIL, VERSION,
 };
 
-/// Bytes of an image's tail, with the reset vector in the last 16.
+/// Bytes of an image's tail. The last 16 hold the reset vector.
 pub const TAIL_BYTES: usize = TAIL;
 
 /// A section as the metadata describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Bytes of the file that it holds.
+    /// Range of file bytes that the section holds.
     pub data: Range<u32>,
-    /// Where it is in guest memory.
+    /// First GPA.
     pub gpa: u64,
-    /// How much of that it takes.
+    /// Size in guest memory, in bytes.
     pub bytes: u64,
-    /// Its type, a [`super::Kind`].
+    /// Type of the section, a [`super::Kind`].
     pub kind: u32,
     /// Bit 0: extended into MRTD; bit 1: added by TDH.MEM.PAGE.AUG.
     pub attributes: u32,
 }
 
-/// Bytes that [`write()`] puts between firmware and tail for so many sections.
+/// Returns the bytes that [`write()`] puts between firmware and tail for this number of sections.
 pub const fn metadata_bytes(sections: usize) -> usize {
     PREFIX_GUID.len() + HEADER_BYTES + SECTION_BYTES * sections + OFFSET_ENTRY_BYTES + ENTRY_BYTES
 }
 
-/// Bytes of the table's entry that tells where the metadata is.
+/// Bytes of the table entry that locates the metadata.
 const OFFSET_ENTRY_BYTES: usize = size_of::<u32>() + ENTRY_BYTES;
 
-/// An image: `firmware`, metadata that lists `sections`, a GUID table as OVMF has it, and `tail`.
+/// Builds an image: `firmware`, metadata that lists `sections`, a GUID table in OVMF's format, and `tail`.
 pub fn write(firmware: &[u8], sections: &[Entry], tail: &[u8; TAIL_BYTES]) -> Vec<u8> {
     let mut file = firmware.to_vec();
     file.extend(PREFIX_GUID);
@@ -51,7 +51,7 @@ pub fn write(firmware: &[u8], sections: &[Entry], tail: &[u8; TAIL_BYTES]) -> Ve
     file
 }
 
-/// A 'TDVF' descriptor.
+/// Builds a 'TDVF' descriptor.
 pub(super) fn descriptor(sections: &[Entry]) -> Vec<u8> {
     let mut bytes = SIGNATURE.to_vec();
     bytes.extend(((HEADER_BYTES + SECTION_BYTES * sections.len()) as u32).to_le_bytes());
