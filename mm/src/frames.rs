@@ -1,10 +1,10 @@
-//! Physical frames: a buddy allocator from 4 KiB to 1 GiB, and the ledger of who has them.
+//! Physical frames: a buddy allocator from 4 KiB to 1 GiB, and the ledger of their states.
 //!
-//! Every byte that the allocator was given is free, used or quarantined, and each of the three is counted on its own.
-//! A frame is freed with the order that it was allocated with; anything else is refused and changes nothing. A
-//! quarantined frame is never handed out again.
+//! Every byte given to the allocator is free, used or quarantined, and each of the three is counted separately. A frame
+//! is freed with the order that it was allocated with; any other request is refused and changes nothing. A quarantined
+//! frame is never allocated again.
 //!
-//! Pure: the allocator keeps bitmaps in memory that it is given, and never touches the frames themselves.
+//! Pure: the allocator keeps its bitmaps in memory that the caller provides, and never touches the frames themselves.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -21,7 +21,7 @@ pub const ORDER_2M: u32 = 9;
 pub const ORDER_1G: u32 = 18;
 const ORDERS: usize = ORDER_1G as usize + 1;
 
-/// A run of physical memory: its first address and the first one behind it.
+/// A range of physical memory: its first address and the address after its last byte.
 pub type Range = (u64, u64);
 
 /// A block of `4096 << order` bytes, aligned to its size.
@@ -29,28 +29,28 @@ pub type Range = (u64, u64);
 pub struct Frame {
     /// Physical address of its first byte.
     pub pa: u64,
-    /// Its size is `4096 << order` bytes.
+    /// Its size as an order: `4096 << order` bytes.
     pub order: u32,
 }
 
 impl Frame {
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     #[must_use]
     pub fn bytes(self) -> u64 {
         FRAME << self.order
     }
 }
 
-/// Why a request was refused; nothing has changed then.
+/// Reason why a request was refused. A refused request changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// No free block is large enough.
     NoMemory,
-    /// An order is above [`ORDER_1G`], or the wrong way round for a split.
+    /// The order is above [`ORDER_1G`], or the orders of a split or merge are the wrong way round.
     Order(u32),
     /// The frame is not allocated with this order.
     NotAllocated(Frame),
-    /// The range overlaps what the allocator has already, or lies outside its zones.
+    /// The range overlaps memory that the allocator already has, or lies outside its zones.
     BadRange(Range),
 }
 
@@ -72,38 +72,38 @@ impl fmt::Display for Error {
     }
 }
 
-/// Blocks of one order: how many are in which state.
+/// Number of blocks of one order, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Blocks that stand free at this order.
+    /// Free blocks of this order.
     pub free: u64,
-    /// Blocks handed out with this order.
+    /// Blocks allocated with this order.
     pub used: u64,
-    /// Blocks of this order in quarantine.
+    /// Quarantined blocks of this order.
     pub quarantined: u64,
 }
 
-/// The allocator.
+/// A buddy allocator of physical frames.
 #[derive(Debug, Default)]
 pub struct Frames {
     zones: Vec<Zone>,
     counts: [Counts; ORDERS],
     total: u64,
-    /// What a TD can have, ascending and apart; `None` while that is not known.
+    /// Memory that a TD can have, in ascending, disjoint ranges; `None` while that is not known.
     for_tds: Option<Vec<Range>>,
 }
 
-/// All memory there can be.
+/// All possible memory.
 const EVERYWHERE: &[Range] = &[(0, u64::MAX)];
 
 impl Frames {
-    /// An allocator without memory.
+    /// Creates an allocator without memory.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a zone for the memory in `span`, all of it absent. `words` are [`words_for`] `span` words of zeroes.
+    /// Adds a zone for the memory in `span`, all of it absent. `words` are [`words_for`] `span` zeroed words.
     ///
     /// # Errors
     /// [`Error::BadRange`] when the span is empty, overlaps a zone, or `words` are too few.
@@ -116,7 +116,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Makes the whole frames inside `range` free. The range lies in one zone and was not added before.
+    /// Adds the whole frames inside `range` as free memory. The range lies in one zone and was not added before.
     ///
     /// # Errors
     /// [`Error::BadRange`].
@@ -139,14 +139,14 @@ impl Frames {
         Ok(())
     }
 
-    /// Says which memory a TD can have: `ranges`, which are ascending and apart. The rest is the host's alone from here
-    /// on.
+    /// Sets the memory that a TD can have to `ranges`, which are ascending and disjoint. From now on only the host uses
+    /// the rest.
     pub fn set_for_tds(&mut self, ranges: Vec<Range>) {
         self.for_tds = Some(ranges);
     }
 
-    /// Takes a block of `4096 << order` bytes that a TD can have, from the last zone that has one: low memory is left for
-    /// those who can't use any other.
+    /// Allocates a block of `4096 << order` bytes that a TD can have. It comes from the last zone that has one, which
+    /// leaves low memory to users that can use no other.
     ///
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Order`].
@@ -155,7 +155,7 @@ impl Frames {
         take_first(&mut self.zones, &mut self.counts, order, allowed)
     }
 
-    /// The same for the host, which can use all memory.
+    /// Allocates a block for the host, which can use all memory.
     ///
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Order`].
@@ -163,10 +163,10 @@ impl Frames {
         take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)
     }
 
-    /// Takes `frame` and no other, for a TD.
+    /// Allocates exactly `frame`, for a TD.
     ///
     /// # Errors
-    /// [`Error::NoMemory`] when a part of it is not free, is not for TDs, or it is not aligned; [`Error::Order`].
+    /// [`Error::NoMemory`] when part of it is not free or not for TDs, or it is not aligned; [`Error::Order`].
     pub fn alloc_at(&mut self, frame: Frame) -> Result<(), Error> {
         if frame.order > ORDER_1G {
             return Err(Error::Order(frame.order));
@@ -186,10 +186,10 @@ impl Frames {
         Ok(())
     }
 
-    /// Takes all of `range`, as the largest blocks that it is made of.
+    /// Allocates all of `range`, as the largest blocks that it consists of.
     ///
     /// # Errors
-    /// [`Error::BadRange`] when a part of it is not free, or it is not made of whole frames.
+    /// [`Error::BadRange`] when part of it is not free, or it does not consist of whole frames.
     pub fn alloc_range(&mut self, range: Range) -> Result<Vec<Frame>, Error> {
         let whole = range.0 <= range.1 && (range.0 | range.1).is_multiple_of(FRAME);
         let inside = |z: &&mut Zone| z.start() <= range.0 && range.1 <= z.end();
@@ -200,7 +200,7 @@ impl Frames {
         }
         let mut taken = Vec::new();
         for block in blocks_of(range) {
-            // Cutting one block leaves its neighbours free, though in smaller blocks.
+            // Cutting out one block leaves its neighbours free, though in smaller blocks.
             let from = zone.around(block).ok_or(Error::BadRange(range))?;
             zone.cut(block, from, &mut self.counts);
             self.counts[block.order as usize].used += 1;
@@ -209,7 +209,7 @@ impl Frames {
         Ok(taken)
     }
 
-    /// What is free, ascending; neighbours are one range.
+    /// Returns the free memory in ascending order. Adjacent blocks form one range.
     #[must_use]
     pub fn free_ranges(&self) -> Vec<Range> {
         let mut blocks: Vec<Range> = self.zones.iter().flat_map(Zone::free_blocks).collect();
@@ -224,7 +224,7 @@ impl Frames {
         ranges
     }
 
-    /// Gives a block back.
+    /// Frees a block.
     ///
     /// # Errors
     /// [`Error::NotAllocated`].
@@ -236,7 +236,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Puts a block away for good: it may still be the TDX module's.
+    /// Takes a block out of use for good: the TDX module may still own it.
     ///
     /// # Errors
     /// [`Error::NotAllocated`].
@@ -249,7 +249,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Makes one used block into used blocks of a smaller order, so that each can be given back alone.
+    /// Splits a used block into used blocks of a smaller order, so that each can be freed separately.
     ///
     /// # Errors
     /// [`Error::NotAllocated`]; [`Error::Order`] when `order` is not below the block's.
@@ -271,7 +271,7 @@ impl Frames {
         Ok(())
     }
 
-    /// Makes the used blocks of `order` that fill `frame` into that one block again.
+    /// Merges the used blocks of `order` that make up `frame` into one block.
     ///
     /// # Errors
     /// [`Error::NotAllocated`] names the first piece that is missing; [`Error::Order`] when `order` is not below the
@@ -301,13 +301,13 @@ impl Frames {
         Ok(())
     }
 
-    /// Bytes that were added.
+    /// Returns the number of bytes added.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.total
     }
 
-    /// The blocks of each order, from 4 KiB up.
+    /// Returns the counts of each order, from 4 KiB up.
     #[must_use]
     pub fn counts(&self) -> &[Counts; ORDERS] {
         &self.counts
@@ -321,7 +321,7 @@ impl Frames {
     }
 }
 
-/// The largest blocks that a range of whole frames is made of, ascending.
+/// Returns the largest blocks that make up a range of whole frames, in ascending order.
 fn blocks_of((mut at, end): Range) -> impl Iterator<Item = Frame> {
     core::iter::from_fn(move || {
         let left = end.checked_sub(at).filter(|left| *left > 0)?;
@@ -354,8 +354,8 @@ fn take_first(
     Ok(frame)
 }
 
-/// The first place in `block` for an aligned block of `size` bytes that lies in one of `allowed`. Otherwise, where behind
-/// the block it makes sense to look on.
+/// Returns the first address in `block` of an aligned block of `size` bytes that lies in one of `allowed`. If there is
+/// none, the error holds the address behind `block` from which a further search makes sense, if any.
 fn place(block: Range, size: u64, allowed: &[Range]) -> Result<u64, Option<u64>> {
     let from = allowed.partition_point(|range| range.1 <= block.0);
     for range in &allowed[from..] {
@@ -373,7 +373,7 @@ fn place(block: Range, size: u64, allowed: &[Range]) -> Result<u64, Option<u64>>
     Err(None)
 }
 
-/// The zones that serve `ranges`, which are ascending: neighbours less than 1 GiB apart share one.
+/// Returns the zones that serve `ranges`, which are ascending. Neighbours less than 1 GiB apart share a zone.
 #[must_use]
 pub fn zones_for(ranges: &[Range]) -> Vec<Range> {
     let mut zones: Vec<Range> = Vec::new();
@@ -386,7 +386,7 @@ pub fn zones_for(ranges: &[Range]) -> Vec<Range> {
     zones
 }
 
-/// How many 64-bit words of bookkeeping a zone for `span` needs: about 4 bits for each 4 KiB.
+/// Returns the number of 64-bit words of bookkeeping for a zone of `span`: about 4 bits for each 4 KiB.
 #[must_use]
 pub fn words_for(span: Range) -> usize {
     let mut next = 0;
@@ -398,12 +398,12 @@ pub fn words_for(span: Range) -> usize {
     next
 }
 
-/// The memory of one span. Block numbers count from `base`, which is aligned to the largest block.
+/// The memory of one span. Block indices count from `base`, which is aligned to the largest block.
 #[derive(Debug)]
 struct Zone {
     base: u64,
     span: Range,
-    /// What was added.
+    /// The ranges that were added.
     added: Vec<Range>,
     words: &'static mut [u64],
     free: [Summed; ORDERS],
@@ -471,7 +471,7 @@ impl Zone {
         self.words[self.used[frame.order as usize] + index / 64] &= !(1 << (index % 64));
     }
 
-    /// A free block of `order` that lies in one of `allowed`, and the order of the free block that it is a part of.
+    /// Returns a free block of `order` that lies in one of `allowed`, and the order of the free block that contains it.
     fn find(&self, order: u32, allowed: &[Range]) -> Option<(Frame, u32)> {
         let size = FRAME << order;
         (order..=ORDER_1G).find_map(|from| {
@@ -490,13 +490,13 @@ impl Zone {
         })
     }
 
-    /// The order of the free block that `frame` is, or is a part of.
+    /// Returns the order of the free block that contains `frame`.
     fn around(&self, frame: Frame) -> Option<u32> {
         let is_free = |o: &u32| self.free[*o as usize].get(self.words, self.index(frame.pa, *o));
         (frame.order..=ORDER_1G).find(is_free)
     }
 
-    /// Takes `frame` out of the free block of order `from` that it is a part of.
+    /// Cuts `frame` out of the free block of order `from` that contains it.
     fn cut(&mut self, frame: Frame, from: u32, counts: &mut [Counts; ORDERS]) {
         self.free[from as usize].clear(self.words, self.index(frame.pa, from));
         counts[from as usize].free -= 1;
@@ -508,7 +508,7 @@ impl Zone {
         self.remember(frame);
     }
 
-    /// The blocks that stand free, by order and then by address.
+    /// Returns the free blocks, by order and then by address.
     fn free_blocks(&self) -> impl Iterator<Item = Range> + '_ {
         (0..=ORDER_1G).flat_map(move |order| {
             let free = &self.free[order as usize];
@@ -536,11 +536,12 @@ impl Zone {
     }
 }
 
-/// A bitmap with summaries above it, so that its first set bit is found in one step a level.
+/// A bitmap with summary levels, so that finding its first set bit takes one step per level.
 #[derive(Clone, Debug)]
 struct Summed {
     bits: usize,
-    /// Where each level starts; level 0 holds the bits, each bit of a higher level says whether a word below is set.
+    /// Start of each level. Level 0 holds the bits; each bit of a higher level tells whether a word below it is
+    /// nonzero.
     levels: ArrayVec<usize, 8>,
 }
 
@@ -585,7 +586,7 @@ impl Summed {
         }
     }
 
-    /// The first bit that is set, from `index` on.
+    /// Returns the first set bit at or after `index`.
     fn first(&self, words: &[u64], mut index: usize) -> Option<usize> {
         let mut bits = self.bits;
         for (level, start) in self.levels.iter().enumerate() {

@@ -1,8 +1,8 @@
-//! Frames on their way to the TDX module and back: the one place where the allocator's frames become page tokens.
+//! Conversion between the allocator's frames and page tokens. Tokens are made from frames nowhere else.
 //!
-//! The allocator's [`Frame`] says where memory is; the token ([`Page`]) says who owns it. A frame that was allocated
-//! for the module is turned into a token here, outside the allocator's lock, and turned back when the token has come home
-//! clean. In the time between, the frame stays allocated in the ledger.
+//! A [`Frame`] of the allocator identifies memory; a token ([`Page`]) identifies its owner. A frame allocated for the
+//! module becomes a token here, outside the allocator's lock, and a clean token becomes a frame again. In between, the
+//! ledger counts the frame as allocated.
 
 use core::fmt;
 
@@ -14,16 +14,16 @@ use seam::{
 
 use crate::frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K};
 
-/// Writes back and drops every cache line of a frame (CLFLUSH), then orders that (MFENCE).
+/// Flushes every cache line of a frame (CLFLUSH), then executes MFENCE.
 ///
-/// The module reaches the page by another KeyID. A line of the host's that is written back later would destroy what the
-/// module put there.
+/// The module accesses the page with another KeyID. A cache line that the host wrote back later would overwrite what
+/// the module stored there.
 pub trait Flush {
     /// Flushes `size.bytes()` bytes from `hpa`.
     fn flush(&self, hpa: Hpa, size: PageSize);
 }
 
-/// A frame that can't be a page: it has none of the three sizes, or is not aligned. It is untouched.
+/// A frame that cannot be a page: it has none of the three sizes, or is not aligned. It is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAPage(pub Frame);
 
@@ -34,7 +34,7 @@ impl fmt::Display for NotAPage {
     }
 }
 
-/// Turns a frame that was just allocated, and that nobody uses, into a token. Its lines are flushed first.
+/// Turns a newly allocated, unused frame into a token. Its cache lines are flushed first.
 ///
 /// # Errors
 /// [`NotAPage`].
@@ -57,13 +57,13 @@ pub fn page_of(frame: Frame, by: &impl Flush) -> Result<Page<Clean>, NotAPage> {
     Page::mint(hpa, size).ok_or(NotAPage(frame))
 }
 
-/// The frame of a token that has come home: to be freed, with the order that it has in the ledger now.
+/// Returns the frame of a clean token, for the caller to free. Its order is that which the ledger has for it now.
 #[must_use = "the frame is still allocated"]
 pub fn frame_of(page: Page<Clean>) -> Frame {
     frame(page.surrender())
 }
 
-/// The frame of a token that can't come home: to be quarantined.
+/// Returns the frame of a token that cannot be recovered, for the caller to quarantine.
 #[must_use = "the frame is still allocated"]
 pub fn lost_frame_of<S: State>(page: Page<S>) -> Frame {
     frame(page.give_up())

@@ -1,4 +1,4 @@
-//! Blocks taken, given back, split, merged and quarantined, and the count of all of them.
+//! Tests of allocating, freeing, splitting, merging and quarantining blocks, and of their counts.
 
 use alloc::{boxed::Box, vec};
 
@@ -104,7 +104,7 @@ fn a_frame_is_taken_where_it_is_asked_for_or_not_at_all() {
     let at = |pa, order| Frame { pa, order };
     for refused in [
         frame,
-        // Around it, askew, beyond the zone, beyond all memory.
+        // Around it, misaligned, beyond the zone, beyond all memory.
         at(GIB + 4 * MIB, ORDER_2M),
         at(GIB + MIB, ORDER_2M),
         at(2 * GIB, ORDER_4K),
@@ -212,9 +212,9 @@ enum Action {
     Free(usize),
     Quarantine(usize),
     Split(usize, u32),
-    /// So many pages from that page on.
+    /// The first page, and the number of pages.
     Range(u64, u64),
-    /// That page, at that order.
+    /// A page, and an order.
     At(u64, u32),
 }
 
@@ -232,7 +232,7 @@ fn action() -> impl Strategy<Value = Action> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// No two blocks overlap, and free + used + quarantined is the total after every step.
+    /// No two blocks overlap, and free + used + quarantined equals the total after every step.
     #[test]
     fn the_ledger_balances(actions in prop::collection::vec(action(), 1..80)) {
         let ranges = [(MIB, 600 * MIB + 3 * FRAME), (3 * GIB, 5 * GIB + 2 * MIB)];

@@ -1,4 +1,4 @@
-//! Giving memory to a TD: the measured image page by page, the rest as large as it can be mapped.
+//! Adding memory to a TD: the measured image page by page, the rest in pages as large as possible.
 
 use core::ops::Range;
 
@@ -16,7 +16,7 @@ use super::pool::Pool;
 use super::{Cpu, Op, PrivateMap};
 use tdvf::chunks;
 
-/// What was mapped.
+/// Memory that was mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Given {
     /// Pages of 4 KiB, 2 MiB and 1 GiB.
@@ -24,12 +24,13 @@ pub struct Given {
 }
 
 impl PrivateMap {
-    /// TDH.MEM.PAGE.ADD and, if it is to be measured, TDH.MR.EXTEND: a page of the TD's image at `gpa`, with the content of
-    /// the host's page at `source`. Until the TD is finalised.
+    /// TDH.MEM.PAGE.ADD and, if `is_measured`, TDH.MR.EXTEND: adds a page of the TD's image at `gpa`, with the content
+    /// of the host's page at `source`. Possible until the TD is finalised.
     ///
     /// # Errors
-    /// [`Error::Finalized`]; [`Error`]; the page and what of the S-EPT was made for it are the host's again. If [`Error::Seam`] is about
-    /// TDH.MR.EXTEND, the page's address has been measured all the same, and the TD can't become what it was to be.
+    /// [`Error::Finalized`]; [`Error`]. The page and the S-EPT pages made for it are returned to the host. If
+    /// [`Error::Seam`] comes from TDH.MR.EXTEND, the page's address has been measured all the same, and the TD can no
+    /// longer get its intended measurement.
     pub fn add<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -58,12 +59,12 @@ impl PrivateMap {
         self.or_undone(cpu, gpa.0..until, added)
     }
 
-    /// Maps all of `range`, which is free, for the guest to accept: 2 MiB at a time where a frame of that size is to be had and
-    /// fits, 4 KiB elsewhere. For a TD none of whose vCPUs runs.
+    /// Maps all of `range`, which is free, for the guest to accept: 2 MiB at a time where it fits and a frame of that
+    /// size is available, 4 KiB elsewhere. No vCPU of the TD runs.
     ///
     /// # Errors
-    /// [`Error`]; what was mapped for it is the host's again, unless the module refuses that too, and then the map has
-    /// it.
+    /// [`Error`]; the pages mapped so far are returned to the host. If the module refuses that too, they stay in the
+    /// map.
     pub fn populate<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -92,7 +93,7 @@ impl PrivateMap {
                     given.pages[size as usize] += 1;
                     at += size.bytes();
                 }
-                // What is at `at` was there before, or is not there.
+                // This call has mapped nothing at `at`.
                 Err(error) => return self.or_undone(cpu, range.start..at, Err(error)),
             }
         }
@@ -102,7 +103,7 @@ impl PrivateMap {
     /// Maps one page of `size` at `gpa` for the guest to accept.
     ///
     /// # Errors
-    /// [`Error`]; the frame went home. Pages of the S-EPT that were linked for it stay for the next try.
+    /// [`Error`]; the frame is freed. S-EPT pages linked for it stay for the next try.
     pub fn map<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -120,14 +121,13 @@ impl PrivateMap {
             match size {
                 PageSize::Size4K => op.map_4k(gpa, aug),
                 PageSize::Size2M => op.map_2m(gpa, aug),
-                // TDH.MEM.PAGE.AUG takes at most 2 MiB; larger pages come about by TDH.MEM.PAGE.PROMOTE.
+                // TDH.MEM.PAGE.AUG takes at most 2 MiB; larger pages are made by TDH.MEM.PAGE.PROMOTE.
                 PageSize::Size1G => Err(Error::BadRange),
             }
         })
     }
 
-    /// If the work failed that mapped everything in `range`, takes that back, and the tables that were linked for what was
-    /// to follow.
+    /// If `result` is an error, removes the pages mapped in `range`, and the tables linked for the page after it.
     fn or_undone<R, C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -135,7 +135,7 @@ impl PrivateMap {
         result: Result<R, Error>,
     ) -> Result<R, Error> {
         if result.is_err() {
-            // The work's own error is the one to tell; what could not be undone is in the map.
+            // The original error is returned. Pages that could not be removed stay in the map.
             let until = range.end + 1;
             _ = self.remove_and_tidy(cpu, range, until, &NoneRuns, &|| true);
         }
@@ -199,8 +199,8 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Takes a frame, the one at `place` if it can be had, and makes a call that gives it to the TD. It goes home when the
-    /// module refuses.
+    /// Takes a frame, the one at `place` if available, and gives it to the TD by `call`. It is freed when the module
+    /// refuses.
     fn hand_over(
         &self,
         size: PageSize,

@@ -1,4 +1,4 @@
-//! What there is to take from a TD in a range of its memory, and the claim on it.
+//! Finding and claiming the items that can be taken from a range of a TD's memory.
 
 use core::ops::Range;
 
@@ -12,9 +12,9 @@ use super::mirror::{
     index, start,
 };
 
-/// What is claimed, in one piece.
+/// A claimed item.
 pub enum Item {
-    /// 4 KiB pages, from one index to another, of the table at an address.
+    /// The 4 KiB pages in `part` of the table at `gpa`.
     Pages {
         gpa: Gpa,
         table: Boxed<PageTable>,
@@ -48,12 +48,12 @@ pub enum Item {
 }
 
 impl Item {
-    /// Whether this is the directory of the GiB at `gpa`.
+    /// Returns whether this is the directory of the GiB at `gpa`.
     pub fn is_directory(&self, gpa: Gpa) -> bool {
         matches!(self, Self::Directory { gpa: own, .. } if *own == gpa)
     }
 
-    /// Where the search goes on after this was found at `gpa`.
+    /// Returns the address at which the search continues after this item was found at `gpa`.
     pub fn end(&self, gpa: Gpa) -> u64 {
         match self {
             Self::Pages { gpa, .. } | Self::Table { gpa, .. } => gpa.0 + PAGE_2M,
@@ -64,18 +64,18 @@ impl Item {
     }
 }
 
-/// What is found at an address.
+/// Result of a search at an address.
 pub enum Found {
     Item(Item),
     /// Nothing to take before this address.
     GoOn(u64),
-    /// A page of this size that the range does not cover.
+    /// A page of this size that the range covers in part.
     Split(PageSize),
     /// A table that failed work left blocked.
     Unblock,
 }
 
-/// Finds what there is to take at `gpa`, and claims it.
+/// Finds and claims the item that can be taken at `gpa`.
 pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
     let gib = start(gpa, PAGE_1G);
     let after = gib.0 + PAGE_1G;
@@ -110,7 +110,7 @@ pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Erro
     }
 }
 
-/// Claims a table above the directories, if it is there and nothing hangs below it.
+/// Claims a table above the directories, if it exists and nothing is linked below it.
 pub fn empty_upper(mirror: &Mirror, place: Place) -> Result<Option<Item>, Error> {
     mirror.uppers.with(place, |upper| {
         match core::mem::replace(upper, Upper::Claimed) {
@@ -132,7 +132,7 @@ pub fn empty_upper(mirror: &Mirror, place: Place) -> Result<Option<Item>, Error>
     })
 }
 
-/// How much of something a range covers.
+/// Extent to which a range covers an entry.
 enum Cover {
     None,
     Part,
@@ -150,7 +150,7 @@ fn cover(range: &Range<u64>, from: Gpa, bytes: u64) -> Cover {
     }
 }
 
-/// Finds what there is to take in the block of `gpa` in a directory, and claims it.
+/// Finds and claims the item that can be taken in the block of `gpa` in a directory.
 fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
     let at = index(gpa, PAGE_2M);
     let block = start(gpa, PAGE_2M);
@@ -206,7 +206,7 @@ fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Fo
     }
 }
 
-/// The entries of the table at `block` that a range covers.
+/// Returns the entries of the table at `block` that a range covers.
 fn part_of(range: &Range<u64>, block: Gpa) -> Range<usize> {
     let at = |address: u64| {
         let pages = address.saturating_sub(block.0) / PAGE_4K;
@@ -225,7 +225,7 @@ fn large(gpa: Gpa, leaf: Leaf) -> Item {
     }
 }
 
-/// The item of a directory that is claimed and empty.
+/// Returns the item of a directory that is claimed and empty.
 pub fn empty_directory(gpa: Gpa, entry: Gib) -> Option<Item> {
     let (directory, since) = match entry {
         Entry::Table(table) => (table, None),

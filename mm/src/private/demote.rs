@@ -1,4 +1,4 @@
-//! Large pages split into 512 smaller ones.
+//! Demotion: a large page split into 512 smaller ones.
 
 use seam::abi::{PAGE_1G, PageSize};
 use seam::address::Gpa;
@@ -16,7 +16,7 @@ impl PrivateMap {
     /// TDH.MEM.PAGE.DEMOTE: splits the page of `size` at `gpa`, 2 MiB or 1 GiB.
     ///
     /// # Errors
-    /// [`Error`]; the page is whole, and usable unless the module refuses that, too.
+    /// [`Error`]; the page is whole, and usable unless the module also refuses to unblock it.
     pub fn demote<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -25,7 +25,7 @@ impl PrivateMap {
         kick: &dyn Kick,
     ) -> Result<(), Error> {
         self.change(cpu, kick, |op| op.demote_live(gpa, size))?;
-        // Who splits a page that nothing is taken from has a guest that accepts it in parts.
+        // A page that nothing is taken from is split for a guest that accepts it in parts.
         if size == PageSize::Size2M {
             self.note_joinable(gpa);
         }
@@ -117,7 +117,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Blocks a page and makes sure that no CPU uses it, if the TD can run.
+    /// Blocks a page and ensures that no CPU uses it, if the TD can run.
     fn quiesce(&self, gpa: Gpa, leaf: Leaf) -> (Leaf, Result<(), Error>) {
         if !self.live.is_finalized() {
             return (leaf, Ok(()));

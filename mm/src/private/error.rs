@@ -1,4 +1,4 @@
-//! Why something could not be done with a TD's private memory.
+//! Errors of operations on a TD's private memory.
 
 use core::fmt;
 
@@ -6,37 +6,37 @@ use seam::abi::PageSize;
 
 use super::kick::NoAnswer;
 
-/// Why it failed. Nothing is lost: what was taken for it is where it came from, or in the mirror.
+/// Reason why an operation failed. No page is lost: each is where it came from, or in the mirror.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The TD is being terminated: nothing can be mapped for it, or changed, any more.
+    /// The TD is being terminated: nothing can be mapped or changed any more.
     Terminated,
-    /// The TD's measurement is closed: its image can't change any more.
+    /// The TD's measurement is closed: its image can no longer change.
     Finalized,
-    /// The TD still has its key, or is giving it back: nothing can be reclaimed yet.
+    /// The TD still has its key, or is releasing it: nothing can be reclaimed yet.
     NotKeyless,
     /// The TD still owns memory.
     NotEmpty,
-    /// Another CPU works on the same memory, or on the map as a whole. The same call may succeed at once.
+    /// Another CPU works on the same memory, or on the map as a whole. A retry may succeed at once.
     Busy,
-    /// Work that failed left it blocked. [`PrivateMap::unblock`](super::PrivateMap::unblock) makes it usable again, and
-    /// removing it goes on where that stopped.
+    /// Failed work left it blocked. [`PrivateMap::unblock`](super::PrivateMap::unblock) makes it usable again; removal
+    /// continues where that work stopped.
     Blocked,
-    /// The address is not aligned, or outside what the TD can have.
+    /// The address is not aligned, or is outside the TD's addresses.
     BadRange,
     /// Something is mapped there.
     Occupied,
     /// Nothing of that size is mapped there.
     NotMapped,
-    /// The parts of a large page are not all there, accepted, and in one large frame.
+    /// The parts of a large page are not all mapped, accepted, and in one large frame.
     NotWhole,
-    /// The host has no frame of this size left.
+    /// The host has no free frame of this size.
     NoFrames(PageSize),
     /// The hypervisor's heap is used up.
     NoHeap,
-    /// The module has shut down, and does nothing any more.
+    /// The module has shut down and serves no more calls.
     ShutDown,
-    /// The module did not do it.
+    /// The module refused the call.
     Seam(seam::error::Error),
     /// A CPU did not leave the guest in time.
     NoAnswer(NoAnswer),

@@ -1,9 +1,9 @@
-//! Split pages made whole again, by whoever has time for it.
+//! Joining of split pages in idle time.
 //!
-//! That the parts of a page may all be there is noted where the last one is mapped, or where the page is split for a
-//! guest that accepts it in parts: a bit in the directory, under a lock that is held there anyway. A search follows the
-//! notes, step by step. The guest does not tell the host what it accepts, so each note is followed a few times, and then
-//! given up until the next one.
+//! When the last part of a page is mapped, or a page is split for a guest that accepts it in parts, a bit in the
+//! directory notes that all parts may be there. The GiB's lock protects it. A search follows the notes step by step.
+//! The guest does not tell the host which pages it accepts, so each note is followed a few times, and then dropped
+//! until the next one.
 
 use core::ops::ControlFlow;
 
@@ -18,63 +18,63 @@ use super::pool::Pool;
 use super::{Cpu, Kick, Op, PrivateMap};
 use sync::atomic::Ordering::SeqCst;
 
-/// Searches that follow a note at most.
+/// Maximum number of searches that follow a note.
 const TRIES: u8 = 4;
-/// Pages of which a step asks whether the guest has accepted them.
+/// Maximum number of pages that one step asks about.
 const ASKED: usize = 64;
 
-/// How far a search for what can be made one page has come. Of one map there is at most one search.
+/// Progress of a search for pages to join. A map has at most one search at a time.
 #[derive(Debug, Default)]
 pub struct Search {
-    /// Where it goes on, once it has begun.
+    /// Address at which it continues, once it has begun.
     at: Option<u64>,
-    /// What it saw and another one is to look at.
+    /// True if it saw something that another search must look at.
     is_left: bool,
 }
 
 impl Search {
-    /// Whether it goes on where it is.
+    /// Returns whether the search has begun and not ended.
     #[must_use]
     pub const fn has_begun(&self) -> bool {
         self.at.is_some()
     }
 }
 
-/// What a step of a search came to.
+/// Result of a search step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// The search is over, or there is nothing to search for.
     Nothing,
-    /// It goes on.
+    /// The search continues.
     More,
-    /// A page of 2 MiB was made; it goes on.
+    /// A page of 2 MiB was made; the search continues.
     Whole,
 }
 
 impl PrivateMap {
-    /// Whether a search may find something.
+    /// Returns whether a search may find something.
     pub fn is_joinable(&self) -> bool {
         self.joinable.load(SeqCst)
     }
 
-    /// Pages of 2 MiB that searches made, since the TD was built.
+    /// Returns the number of 2 MiB pages that searches have made since the TD was built.
     pub fn made_whole(&self) -> u64 {
         self.stock.made_whole()
     }
 
-    /// Notes that the parts of the page of 2 MiB around `gpa` may all be there.
+    /// Notes that all parts of the page of 2 MiB around `gpa` may be there.
     pub(super) fn note_joinable(&self, gpa: Gpa) {
         self.mirror.note_joinable(gpa, TRIES);
         self.joinable.store(true, SeqCst);
     }
 
-    /// A step of a search: asks of 64 pages whether the guest has accepted them (TDH.MEM.SEPT.RD), and, when none is left
-    /// to ask about, makes one page of 512, with one TDH.MEM.RANGE.BLOCK, tracking round, TDH.MEM.PAGE.PROMOTE and
-    /// TDH.PHYMEM.PAGE.WBINVD.
+    /// Performs a step of a search. It asks for up to 64 pages whether the guest has accepted them (TDH.MEM.SEPT.RD).
+    /// When no page is left to ask about, it makes one page of 512, with one TDH.MEM.RANGE.BLOCK, tracking round,
+    /// TDH.MEM.PAGE.PROMOTE and TDH.PHYMEM.PAGE.WBINVD.
     ///
     /// # Errors
-    /// [`Error::Seam`], [`Error::NoAnswer`]: pages could not be made one. They are as they were, and usable unless
-    /// the module refuses that too; the search goes on.
+    /// [`Error::Seam`], [`Error::NoAnswer`]: pages could not be joined. They are unchanged, and usable unless the
+    /// module also refuses to unblock them. The search continues.
     pub fn search<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -84,7 +84,7 @@ impl PrivateMap {
         let from = match search.at {
             Some(at) => at,
             None if self.is_joinable() => {
-                // What is noted from here on is for this search or the next.
+                // Notes made from here on are for this search or the next.
                 self.joinable.store(false, SeqCst);
                 0
             }
@@ -110,7 +110,7 @@ impl PrivateMap {
                 Ok(Found::Whole)
             }
             Err(Error::Terminated) => {
-                // It may live on.
+                // The TD may survive.
                 search.is_left = true;
                 self.end(search);
                 Ok(Found::Nothing)
@@ -134,8 +134,8 @@ impl PrivateMap {
 }
 
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
-    /// Follows the note on the 2 MiB at `gpa`: [`ControlFlow::Break`] when they are one page now, the other when it is to
-    /// be gone on with.
+    /// Follows the note on the 2 MiB at `gpa`. Returns [`ControlFlow::Break`] when they are one page now, and
+    /// [`ControlFlow::Continue`] when there are more pages to ask about.
     fn follow(&self, gpa: Gpa) -> Result<ControlFlow<()>, Error> {
         let (mut entry, result) = match self.map.mirror.claim_block(gpa)? {
             Entry::Table(table) if !table.is_whole() => (Entry::Table(table), Err(Error::NotWhole)),
@@ -147,7 +147,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
                 Ok(false) => (Entry::Table(table), Ok(ControlFlow::Continue(()))),
                 Err(error) => (Entry::Table(table), Err(error)),
             },
-            // What failed work left blocked is made usable, and joined by the next search.
+            // Failed work left the table blocked. It is unblocked now, and the next search joins it.
             blocked @ Entry::BlockedTable { .. } => {
                 let (entry, usable) = self.unblock_entry(gpa, blocked);
                 (entry, usable.and(Err(Error::Blocked)))
@@ -164,7 +164,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     }
 }
 
-/// Counts a try that failed.
+/// Counts a failed try. Returns whether another try makes sense.
 fn is_worth_another_try(entry: &mut Block) -> bool {
     match entry {
         Entry::Table(table) | Entry::BlockedTable { table, .. } => {

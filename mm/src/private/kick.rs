@@ -1,18 +1,18 @@
-//! Interrupting the vCPUs of a TD, which the hypervisor does.
+//! Interrupting the vCPUs of a TD. The hypervisor implements it.
 
 use core::fmt;
 
-/// Makes every vCPU of one TD that is in the guest leave it, by interrupting the CPU that it is on. The hypervisor
+/// Makes every vCPU of one TD that is in the guest leave it, by interrupting the CPU on which it runs. The hypervisor
 /// implements it.
 pub trait Kick {
-    /// Returns when each vCPU that was in the guest at the call has left it at least once since; it may be in again.
+    /// Returns once each vCPU that was in the guest at the call has left it at least once. It may have entered again.
     ///
     /// # Errors
-    /// [`NoAnswer`] when one did not within the time that the hypervisor allows.
+    /// [`NoAnswer`] when a vCPU did not leave within the time that the hypervisor allows.
     fn kick(&self) -> Result<(), NoAnswer>;
 }
 
-/// For a TD none of whose vCPUs runs, because it is being built or is paused.
+/// The kick of a TD none of whose vCPUs runs, because it is being built or is paused.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoneRuns;
 
@@ -25,7 +25,7 @@ impl Kick for NoneRuns {
 /// A CPU that did not leave the guest in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoAnswer {
-    /// Its number.
+    /// The number of the CPU.
     pub cpu: u32,
 }
 

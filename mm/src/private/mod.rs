@@ -1,15 +1,16 @@
-//! A TD's private memory: build it, change it, shrink it, take it all back.
+//! A TD's private memory: building it, changing it, shrinking it, and taking all of it back.
 //!
-//! A [`PrivateMap`] owns everything that a TD has: its root page, the pages of its S-EPT, its private pages, each as the
-//! token that [`seam::page`] makes of it. What is not in the map is not the TD's. Memory comes back by *dynamic removal*
-//! ([`PrivateMap::remove`]) while the TD has its key: block, track, kick, remove, write back, clear; in batches, so that one
-//! tracking round serves many pages. After that it comes back by *bulk reclaim* ([`Reclaim`]), with one call for each page.
+//! A [`PrivateMap`] owns a TD's root page, S-EPT pages and private pages, each as a token of [`seam::page`]. A private
+//! page outside the map is not the TD's. While the TD has its key, memory is taken back by *dynamic removal*
+//! ([`PrivateMap::remove`]): block, track, kick, remove, write back, clear. It works in batches, so that one tracking
+//! round serves many pages. After that, memory is taken back by *bulk reclaim* ([`Reclaim`]), with one call for each
+//! page.
 //!
-//! Whether that works is a [`Mode`], which changes under the map's lock. While the HKID is on its way back to the pool,
-//! what is to be freed is queued.
+//! A [`Mode`] tells which of the two applies. It changes under the map's lock. While the HKID is being released, ranges
+//! to be freed are queued.
 //!
-//! No lock is held over a SEAMCALL but the map's own, and that shared. Nothing here waits: what another CPU has is
-//! [`Error::Busy`].
+//! A change of memory holds no lock over a SEAMCALL but the map's own, and that shared. Nothing here waits: if another
+//! CPU has claimed an entry, the result is [`Error::Busy`].
 
 mod build;
 mod claim;
@@ -61,7 +62,7 @@ pub use root::Mode;
 pub use stock::Holding;
 pub use write_off::WrittenOff;
 
-/// What a CPU works with: the module as it calls it, and the host's frames.
+/// The context of a CPU that works on a map: its interface to the module, and the host's frames.
 #[derive(Debug)]
 pub struct Cpu<'a, C, W, P> {
     /// The module.
@@ -78,14 +79,14 @@ impl<C, W, P> Clone for Cpu<'_, C, W, P> {
 
 impl<C, W, P> Copy for Cpu<'_, C, W, P> {}
 
-/// What a map must know of its TD and the machine.
+/// Properties of the TD and the machine that a map needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Guest-physical addresses that can be private memory are below this.
     pub limit: u64,
-    /// As EPTP_CONTROLS in the TD's parameters says.
+    /// Number of S-EPT levels, as in EPTP_CONTROLS of the TD's parameters.
     pub levels: Levels,
-    /// Where the KeyID is in a physical address.
+    /// Position of the KeyID in a physical address.
     pub keyid: KeyIdPosition,
 }
 
@@ -95,13 +96,13 @@ pub struct PrivateMap {
     mirror: Mirror,
     tracker: Tracker,
     stock: Stock,
-    /// Whether something is noted that may be made one page.
+    /// True if a block is noted that may be made one page.
     joinable: AtomicBool,
     keyid: KeyIdPosition,
     clearing: Clearing,
 }
 
-/// A map without a TD, for who wants to know that there will be one before there is a TD.
+/// A map without a TD, for a caller that allocates the map before it creates the TD.
 #[derive(Debug)]
 pub struct Unowned {
     mirror: Mirror,
@@ -110,7 +111,7 @@ pub struct Unowned {
 }
 
 impl Unowned {
-    /// All of making a map that can fail.
+    /// Creates a map without a TD. This is the only fallible part of creating a map.
     ///
     /// # Errors
     /// As [`PrivateMap::new`].
@@ -122,13 +123,13 @@ impl Unowned {
         })
     }
 
-    /// What is done with the content of pages that the TD loses while it has its key; without this they are cleared.
+    /// Sets what happens to the content of pages that the TD loses while it has its key. By default they are cleared.
     #[must_use]
     pub fn clearing(self, clearing: Clearing) -> Self {
         Self { clearing, ..self }
     }
 
-    /// The map of a TD that owns no private page yet.
+    /// Returns the map of `tdr`, a TD that owns no private page yet.
     #[must_use]
     pub fn owned_by(self, tdr: Tdr<Keyed>) -> PrivateMap {
         PrivateMap {
@@ -144,11 +145,11 @@ impl Unowned {
 }
 
 impl PrivateMap {
-    /// The map of a TD that owns no private page yet.
+    /// Creates the map of a TD that owns no private page yet.
     ///
     /// # Errors
-    /// [`Error::NoHeap`]; [`Error::BadRange`] when the limit is beyond what the levels reach. The TD is the caller's
-    /// again.
+    /// [`Error::NoHeap`]; [`Error::BadRange`] when the limit is beyond the reach of the levels. The TD is returned to
+    /// the caller.
     pub fn new(tdr: Tdr<Keyed>, settings: Settings) -> Result<Self, (Error, Tdr<Keyed>)> {
         match Unowned::new(settings) {
             Ok(map) => Ok(map.owned_by(tdr)),
@@ -156,28 +157,28 @@ impl PrivateMap {
         }
     }
 
-    /// How memory can be taken back now.
+    /// Returns how memory can be taken back now.
     pub fn mode(&self) -> Mode {
         self.root.mode()
     }
 
-    /// What the TD owns, by size; exact when nobody is at work.
+    /// Returns the memory that the TD owns, by size. The result is exact when no CPU works on the map.
     pub fn holding(&self) -> Holding {
         self.stock.holding()
     }
 
-    /// Does something with the TD while it has its key; it can't lose it meanwhile.
+    /// Calls `work` with the TD while it has its key, which it cannot lose meanwhile.
     ///
     /// # Errors
-    /// [`Error::Terminated`], and what `work` fails with.
+    /// [`Error::Terminated`], and the errors of `work`.
     pub fn keyed<R>(&self, work: impl FnOnce(&Tdr<Keyed>) -> Result<R, Error>) -> Result<R, Error> {
         self.root.keyed(|live| work(live.tdr()))
     }
 
-    /// Does something with the TD after its key is gone.
+    /// Calls `work` with the TD after its key is gone.
     ///
     /// # Errors
-    /// [`Error::NotKeyless`], and what `work` fails with.
+    /// [`Error::NotKeyless`], and the errors of `work`.
     pub fn keyless<R>(
         &self,
         work: impl FnOnce(&Tdr<Keyless>) -> Result<R, Error>,
@@ -185,7 +186,7 @@ impl PrivateMap {
         self.root.keyless(work)
     }
 
-    /// TDH.MR.FINALIZE: closes the measurement. What is taken from the TD is blocked and tracked first from now on.
+    /// TDH.MR.FINALIZE: closes the measurement. From now on, pages are blocked and tracked before the TD loses them.
     ///
     /// # Errors
     /// [`Error::Terminated`]; [`Error::Finalized`] when it was closed before; [`Error::Busy`] while a CPU works on the
@@ -194,36 +195,38 @@ impl PrivateMap {
         self.root.finalize(tdh)
     }
 
-    /// From keyed to releasing. From here on nothing is mapped, linked, changed or removed. `pause` is called, with
-    /// the tries so far, while a CPU still works on the map; newcomers are refused meanwhile. Asking twice is harmless.
+    /// Moves the map from keyed to releasing. From now on nothing is mapped, linked, changed or removed. While a CPU
+    /// still works on the map, `pause` is called with the number of tries so far, and new work is refused. Repeating
+    /// the call is harmless.
     ///
     /// # Errors
-    /// [`Error::Busy`] when `pause` gave up: the map is as it was.
+    /// [`Error::Busy`] when `pause` gave up; the map is unchanged.
     pub fn close(&self, pause: impl FnMut(u32) -> ControlFlow<()>) -> Result<(), Error> {
         self.root.close(pause)
     }
 
-    /// Back from releasing to keyed, while TDH.MNG.VPFLUSHDONE has not been done. What was to be freed meanwhile
-    /// [`Self::run_queued`] frees.
+    /// Moves the map back from releasing to keyed, as long as TDH.MNG.VPFLUSHDONE has not been done.
+    /// [`Self::run_queued`] frees the ranges queued meanwhile.
     ///
     /// # Errors
-    /// [`Error::Terminated`] when it was: there is no way back.
+    /// [`Error::Terminated`] after TDH.MNG.VPFLUSHDONE: there is no way back.
     pub fn reopen(&self) -> Result<(), Error> {
         self.root.reopen()
     }
 
-    /// TDH.MNG.VPFLUSHDONE, in mode releasing: the point of no return. Asking twice is harmless.
+    /// TDH.MNG.VPFLUSHDONE, in mode releasing: the point of no return. Repeating the call is harmless.
     ///
     /// # Errors
-    /// [`Error::Busy`] when the map was not closed; [`Error::Seam`], and the TD is as before.
+    /// [`Error::Busy`] when the map is not closed; [`Error::Seam`], and the TD is unchanged.
     pub fn flush_done<C: SeamCall, W: Wait>(&self, tdh: &Tdh<'_, C, W>) -> Result<(), Error> {
         self.root.flush_done(tdh)
     }
 
-    /// TDH.MNG.KEY.FREEID: from releasing to keyless. The HKID is the caller's; `None` when it was given before.
+    /// TDH.MNG.KEY.FREEID: moves the map from releasing to keyless. Returns the HKID, or `None` if it was returned
+    /// before.
     ///
     /// # Errors
-    /// [`Error::Busy`] before [`Self::flush_done`]; [`Error::Seam`], and HKID and memory stay the TD's.
+    /// [`Error::Busy`] before [`Self::flush_done`]; [`Error::Seam`], and the TD keeps its HKID and memory.
     pub fn free_hkid<C: SeamCall, W: Wait>(
         &self,
         tdh: &Tdh<'_, C, W>,
@@ -231,7 +234,7 @@ impl PrivateMap {
         self.root.free_hkid(tdh)
     }
 
-    /// The end: the root page, when nothing else is left. The map is of no use afterwards.
+    /// Takes the root page, once nothing else is left. The map is of no use afterwards.
     ///
     /// # Errors
     /// [`Error::NotEmpty`] when the TD owns anything; [`Error::NotKeyless`], also when the root was taken before;

@@ -1,4 +1,4 @@
-//! What every change of a map has at hand while it is made.
+//! Context of a change of a map.
 
 use seam::call::SeamCall;
 use seam::retry::Wait;
@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::root::Live;
 use super::{Cpu, Kick, PrivateMap};
 
-/// A change of a map by one CPU, while the TD has its key and can't lose it.
+/// A change of a map by one CPU, while the TD has its key and cannot lose it.
 pub(super) struct Op<'a, C, W, P> {
     /// The map.
     pub map: &'a PrivateMap,
@@ -25,7 +25,7 @@ impl PrivateMap {
     /// Makes a change while the TD has its key.
     ///
     /// # Errors
-    /// [`Error::Terminated`], and what `work` fails with.
+    /// [`Error::Terminated`], and the errors of `work`.
     pub(super) fn change<C: SeamCall, W: Wait, P: Pool, R>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -44,7 +44,7 @@ impl PrivateMap {
 }
 
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
-    /// Makes sure that no CPU uses what was blocked at `since`.
+    /// Ensures that no CPU uses memory that was blocked at `since`.
     pub fn track(&self, since: Option<Epoch>) -> Result<(), Error> {
         let tracker = &self.map.tracker;
         match since {

@@ -1,5 +1,5 @@
-//! Where a TD's frames come from and go to: the host's frame allocator behind a lock, its memory behind a direct map, and
-//! the frames of dead TDs that wait, uncleared, for another TD.
+//! Source and destination of a TD's frames: the host's frame allocator behind a lock, its memory behind a direct map,
+//! and uncleared frames of dead TDs that are kept for other TDs.
 
 use alloc::vec::Vec;
 
@@ -13,42 +13,42 @@ use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use sync::Mutex;
 use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The frames of the host as a TD's memory needs them.
+/// Allocation of the host's frames for a TD's memory.
 pub trait Pool {
-    /// A frame for a TD. `None` when there is none of that size.
+    /// Allocates a frame for a TD. Returns `None` when there is none of that size.
     fn take(&self, size: PageSize) -> Option<Page<Clean>>;
 
-    /// The frame at `hpa` and no other, for a TD. `None` when it can't be had.
+    /// Allocates exactly the frame at `hpa`, for a TD. Returns `None` when it is not available.
     fn take_at(&self, hpa: Hpa, size: PageSize) -> Option<Page<Clean>>;
 
-    /// Bytes that can be taken now, in frames of whatever size.
+    /// Returns the bytes that can be allocated now, in frames of any size.
     fn free_bytes(&self) -> u64;
 
-    /// Takes frames back, all under one lock.
+    /// Frees pages, all under one lock.
     fn give(&self, pages: impl Iterator<Item = Page<Clean>>);
 
     /// Clears at most 2 MiB.
     fn clear(&self, page: Page<Dirty>) -> Page<Clean>;
 
-    /// Keeps a frame that was not cleared, for a TD alone.
+    /// Keeps an uncleared frame, for a TD alone.
     ///
     /// # Errors
-    /// The page, when it can't be kept: it must be cleared.
+    /// Returns the page when it cannot be kept and must be cleared.
     fn keep(&self, page: Page<Dirty>) -> Result<(), Page<Dirty>>;
 
-    /// Puts a frame away for good, whose owner is in doubt.
+    /// Takes a frame whose owner is in doubt out of use for good.
     fn quarantine<S: State>(&self, page: Page<S>);
 
-    /// Notes that a large frame, which is out, comes back in parts of the next smaller size.
+    /// Notes that an allocated large frame will be freed in parts of the next smaller size.
     fn split(&self, hpa: Hpa, size: PageSize);
 
-    /// Notes that parts of the next smaller size, which are out, are one large frame again.
+    /// Notes that allocated parts of the next smaller size are one large frame again.
     fn merge(&self, hpa: Hpa, size: PageSize);
 }
 
-/// The frame allocator, however it is locked.
+/// Access to the frame allocator, independent of its lock.
 pub trait Ledger {
-    /// Does `work` with the allocator, alone.
+    /// Calls `work` with exclusive access to the allocator.
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
 }
 
@@ -58,14 +58,14 @@ impl Ledger for spin::Mutex<Frames> {
     }
 }
 
-/// Frames of dead TDs that are kept uncleared at most, of each size. Their list is 2 MiB of the heap then.
+/// Maximum number of dead TDs' frames kept uncleared, for each size. The list then takes 2 MiB of the heap.
 const MAX_KEPT: usize = 1 << 18;
 
-/// Of the frames that wait, the last ones are looked through for one that is wanted: a guest that takes a page back
-/// has mostly given it a moment ago.
+/// Number of frames, counted from the last one kept, that are searched for a wanted frame: a guest that takes a page
+/// back has usually given it up a moment ago.
 const LOOKED_THROUGH: usize = 1024;
 
-/// The host's frames.
+/// A pool of the host's frames.
 #[derive(Debug)]
 pub struct FramePool<L, M> {
     ledger: L,
@@ -75,7 +75,7 @@ pub struct FramePool<L, M> {
 }
 
 impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
-    /// The frames of `ledger`, whose memory `memory` reaches.
+    /// Creates a pool of the frames of `ledger`, whose memory `memory` reaches.
     pub const fn new(ledger: L, memory: M) -> Self {
         Self {
             ledger,
@@ -85,12 +85,12 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
         }
     }
 
-    /// The allocator.
+    /// Returns the allocator.
     pub const fn ledger(&self) -> &L {
         &self.ledger
     }
 
-    /// Bytes in frames that wait, uncleared, for a TD.
+    /// Returns the bytes in uncleared frames that are kept for TDs.
     pub fn kept_bytes(&self) -> u64 {
         let kept = self.kept.lock();
         let bytes = kept.iter().zip(PageSize::ALL);
@@ -99,7 +99,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
             .sum()
     }
 
-    /// Clears one of the frames that wait for a TD, and gives it back. `false` when there is none.
+    /// Clears and frees one of the kept frames. Returns `false` when there is none.
     pub fn clear_kept(&self) -> bool {
         let page = self.kept.lock().iter_mut().find_map(Vec::pop);
         match page {
@@ -111,8 +111,8 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
         }
     }
 
-    /// Requests that the allocator refused although the TD's books have the frame: anything but zero is a bug of the
-    /// host. The frames stay allocated.
+    /// Returns the number of requests that the allocator refused although the TD's books have the frame. Anything but
+    /// zero is a bug of the host. The frames stay allocated.
     pub fn refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
@@ -140,7 +140,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
     }
 }
 
-/// What stands for clearing where the next owner is a TD: the module writes the page before the guest can read it.
+/// Stands in for clearing when the next owner is a TD: the module writes the page before the guest can read it.
 struct Unread;
 
 impl Clear for Unread {
@@ -225,7 +225,7 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
     }
 }
 
-/// Pages that go home together: the allocator is locked once for many.
+/// Pages to be freed together: the allocator is locked once for many of them.
 pub(super) struct Home<'a, P: Pool> {
     pool: &'a P,
     pages: ArrayVec<Page<Clean>, AT_ONCE>,
@@ -248,7 +248,7 @@ impl<'a, P: Pool> Home<'a, P> {
         }
     }
 
-    /// Sends them off.
+    /// Frees the collected pages.
     pub fn go(&mut self) {
         if !self.pages.is_empty() {
             self.pool.give(self.pages.drain(..));
@@ -272,7 +272,7 @@ pub(super) fn clear_all<P: Pool>(pool: &P, page: Page<Dirty>) -> Page<Clean> {
         Ok(parts) => parts,
         Err(page) => return pool.clear(page),
     };
-    // 512 neighbours of 2 MiB, in order, always make the page again.
+    // 512 adjacent pages of 2 MiB, in order, always join into one page.
     if let Some(first) = parts.next() {
         let mut run = Run::from(pool.clear(first));
         for part in parts {

@@ -1,4 +1,4 @@
-//! One page made of 512.
+//! Promotion: 512 pages made one.
 
 use core::ops::Range;
 
@@ -14,16 +14,16 @@ use super::mirror::{Block, Boxed, ENTRIES, Entry, Epoch, Leaf, PageTable, Parts,
 use super::pool::{Home, Pool};
 use super::{Cpu, Kick, Op, PrivateMap};
 
-/// What a table maps, taken out to be made one page.
+/// The pages of a table and its S-EPT page, taken out to be made one page.
 type Taken = (Run<Donated>, Page<Donated>);
 
 impl PrivateMap {
-    /// TDH.MEM.PAGE.PROMOTE: makes one page of `size`, 2 MiB or 1 GiB, of the 512 at `gpa`. All of them are there, the guest
-    /// has accepted them, and they are one frame's.
+    /// TDH.MEM.PAGE.PROMOTE: makes one page of `size`, 2 MiB or 1 GiB, of the 512 at `gpa`. All of them must be mapped,
+    /// accepted by the guest, and parts of one frame.
     ///
     /// # Errors
-    /// [`Error::NotWhole`] when they are not; [`Error`]. The pages are as they were, and usable unless the module refuses
-    /// that, too.
+    /// [`Error::NotWhole`] when they are not; [`Error`]. The pages are unchanged, and usable unless the module also
+    /// refuses to unblock them.
     pub fn promote<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -64,12 +64,12 @@ impl PrivateMap {
         })
     }
 
-    /// Promotes everything in `range` that can be made one page: parts that all came back after a split, and then what
-    /// these are parts of. Pages made, by size.
+    /// Promotes everything in `range` that can be made one page: first to 2 MiB, then to 1 GiB. Returns the number of
+    /// pages made, by size.
     ///
     /// # Errors
-    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`], but for parts that another CPU works on or
-    /// that are not whole: these stay as they are.
+    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`]. Parts that another CPU works on or that are
+    /// not whole are no error; they stay as they are.
     pub fn promote_all<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -87,7 +87,7 @@ impl PrivateMap {
                 match self.promote(cpu, Gpa(at), size, kick) {
                     Ok(()) => joined[size as usize] += 1,
                     Err(Error::NotWhole | Error::NotMapped | Error::Occupied | Error::Busy) => {}
-                    // Nothing at all is mapped there, or could be.
+                    // The rest of the range is outside the map.
                     Err(Error::BadRange) => break,
                     Err(error) => return Err(error),
                 }
@@ -99,7 +99,7 @@ impl PrivateMap {
 }
 
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
-    /// Makes a page of what a page table maps.
+    /// Joins the pages of a page table into one page.
     pub(super) fn join_table(
         &self,
         gpa: Gpa,
@@ -115,7 +115,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         })
     }
 
-    /// Makes a page of what a table maps, if `ask` has no objection.
+    /// Joins the pages of a table into one page, unless `ask` fails.
     fn join_parts<T: Parts>(
         &self,
         gpa: Gpa,
@@ -155,11 +155,11 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Asks the module of `most` pages of a table whether the guest has accepted them. `false` when there are more to
-    /// ask about.
+    /// Asks the module for up to `most` pages of a table whether the guest has accepted them. Returns `false` when
+    /// there are more to ask about.
     ///
     /// # Errors
-    /// [`Error::NotWhole`] when the guest has not; [`Error`].
+    /// [`Error::NotWhole`] when the guest has not accepted a page; [`Error`].
     pub(super) fn ask(&self, gpa: Gpa, table: &mut PageTable, most: usize) -> Result<bool, Error> {
         let mut asked = 0;
         for at in table.by_doubt() {
@@ -177,7 +177,8 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         Ok(true)
     }
 
-    /// Whether the guest has accepted what is at `gpa`: from then on it stays so, and the module can join it.
+    /// Checks that the guest has accepted the page at `gpa`. It stays accepted from then on, and the module can join
+    /// it.
     fn is_accepted(&self, gpa: Gpa, level: Level) -> Result<(), Error> {
         let entry = self.cpu.tdh.mem_sept_rd(self.live.tdr(), gpa, level)?;
         if entry.state == SeptState::Mapped as u8 {
@@ -187,8 +188,8 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Blocks what a table maps and makes sure that no CPU uses it, if the TD can run. When it was blocked; the same with
-    /// the error when only the second failed.
+    /// Blocks the range of a table and ensures that no CPU uses it, if the TD can run. Returns the epoch of the block.
+    /// The error holds it too if only the tracking failed.
     fn quiesce_table(
         &self,
         gpa: Gpa,
@@ -218,7 +219,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
                 self.cpu.pool.merge(page.hpa(), page.size());
                 self.map.stock.merge(page.size());
                 self.map.stock.remove_sept(1);
-                // A page that can't be written back now is kept for the next removal.
+                // A page that cannot be written back now is kept for the next removal.
                 _ = self
                     .map
                     .bring_home(self.cpu, promoted.sept, &mut Home::new(self.cpu.pool));
@@ -229,7 +230,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     }
 }
 
-/// The pages of the leaves of a table that is whole.
+/// Returns the pages of the leaves of a whole table, as a run.
 fn run_of(mut leaves: impl Iterator<Item = Leaf>) -> Option<Run<Donated>> {
     let mut run = Run::from(leaves.next()?.into_page());
     for leaf in leaves {

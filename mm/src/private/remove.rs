@@ -1,9 +1,9 @@
 //! Dynamic removal: taking memory from a TD that has its key, while it may run.
 //!
-//! A range goes in batches. What a batch takes is claimed and blocked, entry by entry; one tracking round makes sure that no
-//! CPU uses any of it; then each page is removed, written back, cleared, and goes home. Tables that are empty after that are
-//! blocked together with what the next batch takes, and share its round. A large page is removed whole; it is
-//! split only where the range ends inside it.
+//! A range is removed in batches. The entries of a batch are claimed and blocked one by one; one tracking round ensures
+//! that no CPU uses any of them; then each page is removed, written back, cleared and freed. Tables that are empty
+//! after that are blocked together with the entries of the next batch, and share its round. A large page is removed
+//! whole; it is split only where the range ends inside it.
 
 use core::ops::Range;
 
@@ -23,43 +23,43 @@ use super::reclaim::{Clearing, Left};
 use super::root::Mode;
 use super::{Cpu, Kick, Op, PrivateMap};
 
-/// What was taken from a TD.
+/// Memory taken from a TD.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Private pages of 4 KiB, 2 MiB and 1 GiB.
     pub pages: [u64; 3],
     /// Pages of the S-EPT.
     pub sept: u64,
-    /// Batches, each with one tracking round at most.
+    /// Batches, each with at most one tracking round.
     pub batches: u64,
 }
 
-/// What became of a request to take memory from a TD.
+/// Outcome of a request to take memory from a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done.
+    /// The memory was removed.
     Removed(Taken),
-    /// The TD is being ended: the request is noted. Either its end takes everything, or, when the TD lives on,
-    /// [`PrivateMap::run_queued`] does it.
+    /// The TD is being terminated, and the request is queued. Either the termination takes everything or, if the TD
+    /// survives, [`PrivateMap::run_queued`] runs the request.
     Queued,
     /// The TD has no key: bulk reclaim takes everything.
     LeftToReclaim,
 }
 
-/// Entries and tables that a batch takes.
+/// Maximum number of entries and tables in a batch.
 const MAX_ITEMS: usize = 16;
-/// 4 KiB pages after which a batch is full.
+/// Number of 4 KiB pages that makes a batch full.
 const MAX_SMALL: usize = 512;
 
 type Items = ArrayVec<Item, MAX_ITEMS>;
 
 impl PrivateMap {
-    /// Takes everything in `range` from the TD, and the tables that are empty then. What it does not find it does not
-    /// miss; a range that was taken in part is simply asked for again.
+    /// Removes everything in `range` from the TD, and the tables that become empty. Unmapped parts of the range are
+    /// skipped; a range that was removed in part can simply be removed again.
     ///
     /// # Errors
-    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`]. What was taken is taken; nothing is lost, and
-    /// what is blocked stays so until the next time, or until [`Self::unblock`].
+    /// [`Error::BadRange`] when `range` is not aligned to 4 KiB; [`Error`]. Pages removed before the error stay
+    /// removed. No page is lost, and a blocked page stays blocked until the next removal, or until [`Self::unblock`].
     pub fn remove<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -69,8 +69,8 @@ impl PrivateMap {
         self.remove_while(cpu, range, kick, &|| true)
     }
 
-    /// The same, as long as `goes_on`, which is asked before each batch. When it says no, nothing stays claimed, and the
-    /// request is noted as it is while the HKID is released.
+    /// Like [`Self::remove`], for as long as `goes_on`, called before each batch, returns true. Otherwise nothing stays
+    /// claimed, and the request is queued as it is while the HKID is released.
     ///
     /// # Errors
     /// As [`Self::remove`].
@@ -85,7 +85,7 @@ impl PrivateMap {
         self.remove_and_tidy(cpu, range, until, kick, goes_on)
     }
 
-    /// The same, and what is empty up to `until` goes, too.
+    /// Like [`Self::remove_while`], but also removes empty tables up to `until`.
     pub(super) fn remove_and_tidy<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -104,7 +104,7 @@ impl PrivateMap {
         match removed {
             Ok(taken) => Ok(Outcome::Removed(taken)),
             Err(Error::Terminated) => match self.mode() {
-                // Whoever wanted to close the map has given up.
+                // The CPU that wanted to close the map has given up.
                 Mode::Keyed if goes_on() => Err(Error::Busy),
                 Mode::Keyless => Ok(Outcome::LeftToReclaim),
                 _ if self.stock.queue(range) => Ok(Outcome::Queued),
@@ -114,10 +114,10 @@ impl PrivateMap {
         }
     }
 
-    /// Does what was queued, as [`Self::remove_while`] does it.
+    /// Runs the queued requests, as [`Self::remove_while`] does.
     ///
     /// # Errors
-    /// As [`Self::remove`]; what was not done is queued again.
+    /// As [`Self::remove`]; a request that failed is queued again.
     pub fn run_queued<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -127,7 +127,7 @@ impl PrivateMap {
         while let Some(range) = self.stock.next_queued() {
             match self.remove_while(cpu, range.clone(), kick, goes_on) {
                 Ok(Outcome::Removed(_)) => {}
-                // It is in the queue again, or of no interest any more.
+                // The request is in the queue again, or no longer matters.
                 Ok(Outcome::Queued | Outcome::LeftToReclaim) => return Ok(()),
                 Err(error) => {
                     self.stock.queue(range);
@@ -141,7 +141,7 @@ impl PrivateMap {
     /// Writes back the pages that left the TD and could not be written back then. [`Self::remove`] does so first.
     ///
     /// # Errors
-    /// [`Error::Seam`]; what is left stays for the next time.
+    /// [`Error::Seam`]; the remaining pages are kept for the next call.
     pub fn settle<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -153,7 +153,7 @@ impl PrivateMap {
         Ok(())
     }
 
-    /// Writes a page back that left the TD, does with its content what is to be done, and sends it home.
+    /// Writes back a page that left the TD, clears or keeps it according to the map's [`Clearing`], and frees it.
     ///
     /// # Errors
     /// [`Error::Seam`]; the page is kept for [`Self::settle`].
@@ -186,12 +186,12 @@ impl PrivateMap {
     }
 }
 
-/// One removal.
+/// A removal in progress.
 struct Removal<'a, C, W, P: Pool> {
     op: Op<'a, C, W, P>,
     home: Home<'a, P>,
     taken: Taken,
-    /// The first thing that went wrong.
+    /// The first error.
     end: Result<(), Error>,
 }
 
@@ -239,7 +239,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
             }
             self.note(quiet);
             items = emptied;
-            // The empty tables keep until the next time.
+            // The empty tables stay for the next removal.
             if self.gives_up() {
                 for item in items.drain(..) {
                     self.put_back(item);
@@ -249,7 +249,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         self.end.map(|()| self.taken)
     }
 
-    /// Claims what comes next, until the batch is full.
+    /// Claims the next items until the batch is full.
     fn collect(
         &self,
         items: &mut Items,
@@ -284,7 +284,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         Ok(())
     }
 
-    /// Blocks all that the batch has, and makes sure that no CPU uses it, if the TD can run.
+    /// Blocks all items of the batch, and ensures that no CPU uses them, if the TD can run.
     fn quiesce(&self, items: &mut Items) -> Result<(), Error> {
         if !self.op.live.is_finalized() {
             return Ok(());
@@ -296,11 +296,11 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
                 latest = since;
             }
         }
-        // A round covers all that was blocked before it.
+        // A round covers everything blocked before it.
         self.op.track(latest)
     }
 
-    /// Blocks an item, unless it is; when that was done last.
+    /// Blocks an item unless it is blocked. Returns the latest epoch at which it was blocked.
     fn block(&self, item: &mut Item) -> Result<Option<Epoch>, Error> {
         match item {
             Item::Pages { gpa, table, part } => {
@@ -345,7 +345,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         Ok(())
     }
 
-    /// Takes what no CPU uses any more. A table that is empty by that is claimed into `emptied`.
+    /// Takes an item that no CPU uses any more. A table that becomes empty is claimed into `emptied`.
     fn take(&mut self, item: Item, emptied: &mut Items) {
         match item {
             Item::Pages { gpa, table, part } => self.take_pages(gpa, table, part, emptied),
@@ -449,7 +449,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// A GiB holds nothing any more.
+    /// Frees a GiB that holds nothing any more. The table above it is claimed into `emptied` if it becomes empty.
     fn free_gib(&mut self, gpa: Gpa, emptied: &mut Items) {
         self.op.map.mirror.put_gib(gpa.0 / PAGE_1G, Entry::Free);
         let place = Place::pdpt(gpa);
@@ -463,7 +463,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// Claims the directory above a block that was freed, if it is empty now.
+    /// Claims the directory above a freed block, if it is empty now.
     fn empty_above_block(&self, gpa: Gpa, emptied: &mut Items) {
         let claimed = self
             .op
@@ -480,7 +480,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// TDH.MEM.PAGE.REMOVE and all that follows; the page when the module does not give it.
+    /// TDH.MEM.PAGE.REMOVE and the steps after it. Returns the page if the module does not release it.
     fn take_page(&mut self, gpa: Gpa, page: Page<Donated>) -> Option<Page<Donated>> {
         let size = page.size();
         match self
@@ -506,7 +506,7 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// TDH.MEM.SEPT.REMOVE and all that follows; the page when the module does not give it.
+    /// TDH.MEM.SEPT.REMOVE and the steps after it. Returns the page if the module does not release it.
     fn take_sept(
         &mut self,
         gpa: Gpa,
@@ -532,7 +532,8 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// Notes why the module did not give a page. If it gave another one instead, nobody knows whose this is.
+    /// Records why the module did not release a page. If it released a different one, the page's owner is unknown, and
+    /// the page is quarantined.
     fn refused(&mut self, rejected: Rejected<Page<Donated>>) -> Option<Page<Donated>> {
         let (error, page) = rejected.into_parts();
         self.note(Err(error.into()));
@@ -549,12 +550,12 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
         }
     }
 
-    /// Whether more calls would be in vain.
+    /// Returns whether further calls would be in vain.
     const fn gives_up(&self) -> bool {
         matches!(self.end, Err(Error::Seam(_) | Error::NoAnswer(_)))
     }
 
-    /// Ends a claim without having taken anything.
+    /// Ends a claim without taking anything.
     fn put_back(&self, item: Item) {
         let mirror = &self.op.map.mirror;
         match item {

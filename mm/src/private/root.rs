@@ -1,10 +1,9 @@
-//! The TD's root page, in the phase that decides how memory comes back, behind the lock that every change of the map is made
-//! under.
+//! The TD's root page and its phase, behind the lock that every change of the map takes.
 //!
-//! Holding it shared is the only way to a [`Tdr<Keyed>`], and with it to every SEAMCALL that maps something: whoever maps has
-//! checked under the lock that the TD is not being terminated. Nobody waits for this lock: who can't have it shared is
-//! told that the TD is being terminated, who can't have it alone that it is busy, and both decide by themselves
-//! what to do meanwhile.
+//! Holding the lock shared is the only way to a [`Tdr<Keyed>`], and with it to every SEAMCALL that maps something. Code
+//! that maps has thus checked under the lock that the TD is not being terminated. No code blocks on this lock: if it
+//! cannot be shared, the TD is being terminated; if it cannot be held exclusively, it is busy. The caller decides what
+//! to do meanwhile.
 
 use core::fmt;
 use core::ops::ControlFlow;
@@ -20,7 +19,7 @@ use super::error::Error;
 use sync::RwLock;
 use sync::hint::spin_loop;
 
-/// How a TD's memory can be taken back now.
+/// The way in which a TD's memory can be taken back now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// By dynamic removal.
@@ -34,11 +33,11 @@ pub enum Mode {
 /// The root page and its phase.
 enum Root {
     Keyed(Live),
-    /// Closed, but not flushed: this can be undone.
+    /// Closed but not flushed: this can be undone.
     Closed(Live),
     Releasing(Tdr<Releasing>),
     Keyless(Tdr<Keyless>),
-    /// Only within a change, and after the end.
+    /// Only during a change, and after the end.
     Gone,
 }
 
@@ -49,12 +48,13 @@ pub struct Live {
 }
 
 impl Live {
-    /// Its root page.
+    /// Returns its root page.
     pub const fn tdr(&self) -> &Tdr<Keyed> {
         &self.tdr
     }
 
-    /// Whether TDH.MR.FINALIZE was done: what is taken from the TD must be blocked and tracked from then on.
+    /// Returns whether TDH.MR.FINALIZE was done. From then on, pages must be blocked and tracked before the TD loses
+    /// them.
     pub const fn is_finalized(&self) -> bool {
         self.finalized
     }
@@ -75,12 +75,12 @@ impl RootLock {
         match self.0.try_read().as_deref() {
             Some(Root::Keyed(_)) => Mode::Keyed,
             Some(Root::Keyless(_) | Root::Gone) => Mode::Keyless,
-            // It is held alone only for a change away from keyed.
+            // An exclusive holder is taken to move the TD away from keyed.
             None | Some(Root::Closed(_) | Root::Releasing(_)) => Mode::Releasing,
         }
     }
 
-    /// Does `work` while the TD has its key, and keeps it from being closed meanwhile.
+    /// Calls `work` while the TD has its key, and keeps the map from being closed meanwhile.
     pub fn keyed<R>(&self, work: impl FnOnce(&Live) -> Result<R, Error>) -> Result<R, Error> {
         let root = self.0.try_read().ok_or(Error::Terminated)?;
         match &*root {
@@ -89,7 +89,7 @@ impl RootLock {
         }
     }
 
-    /// Does `work` while the TD has no key.
+    /// Calls `work` while the TD has no key.
     pub fn keyless<R>(
         &self,
         work: impl FnOnce(&Tdr<Keyless>) -> Result<R, Error>,
@@ -100,8 +100,8 @@ impl RootLock {
         }
     }
 
-    /// Changes the root with nobody else about. Newcomers are kept off while `pause` waits for those who are; of two who
-    /// want to change it one waits for the other.
+    /// Changes the root with exclusive access. New users are kept out while `pause` waits for the current ones. Of two
+    /// concurrent changes, one waits for the other.
     fn change<R>(
         &self,
         mut pause: impl FnMut(u32) -> ControlFlow<()>,
@@ -219,7 +219,7 @@ impl RootLock {
         })
     }
 
-    /// Takes the root page, whatever phase it is in, and the number of the key that the TD has.
+    /// Takes the root page in whatever phase it is. Also returns the number of the TD's HKID, if it has one.
     pub fn write_off(&self) -> Result<(Page<Donated>, Option<u16>), Error> {
         self.change(briefly, |root| {
             let (page, hkid) = match core::mem::replace(root, Root::Gone) {
@@ -247,8 +247,8 @@ fn never(_: u32) -> ControlFlow<()> {
     ControlFlow::Break(())
 }
 
-/// Once the map is closed, others hold the lock only for as long as it takes to be told so: some instructions, or an
-/// interrupt.
+/// Once the map is closed, other CPUs hold the lock only until they learn that it is closed: for some instructions, or
+/// an interrupt.
 fn briefly(tries: u32) -> ControlFlow<()> {
     const MAX_TRIES: u32 = 100_000;
     if tries == MAX_TRIES {

@@ -1,4 +1,4 @@
-//! The pages of the S-EPT: linked where something is to be mapped, unlinked where nothing is any more.
+//! S-EPT pages: linked where memory is to be mapped, unlinked where nothing is mapped any more.
 
 use seam::abi::{PAGE_1G, PAGE_2M, PageSize};
 use seam::address::{Gpa, Level};
@@ -13,7 +13,7 @@ use super::mirror::{Boxed, Directory, Entry, PageTable, Place, Upper, index, sta
 use super::pool::Pool;
 
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
-    /// Takes a frame and links it under the entry of `level` at `gpa`. It goes home when the module refuses.
+    /// Takes a frame and links it under the entry of `level` at `gpa`. The frame is freed when the module refuses.
     fn link(&self, gpa: Gpa, level: Level) -> Result<Page<Donated>, Error> {
         let page = self.take_frame(PageSize::Size4K)?;
         match self.cpu.tdh.mem_sept_add(self.live.tdr(), gpa, level, page) {
@@ -28,12 +28,12 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// A frame of the host.
+    /// Takes a frame of the host.
     pub(super) fn take_frame(&self, size: PageSize) -> Result<Page<Clean>, Error> {
         self.cpu.pool.take(size).ok_or(Error::NoFrames(size))
     }
 
-    /// Makes sure that the PDPT (or PML4) at `place` is there, and pins it.
+    /// Ensures that the PDPT (or PML4) at `place` is linked, and pins it.
     fn pin_upper(&self, place: Place) -> Result<(), Error> {
         let uppers = &self.map.mirror.uppers;
         let there = uppers.with(place, |upper| match upper {
@@ -73,7 +73,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Makes sure that the GiB of `gpa` has a directory.
+    /// Ensures that the GiB of `gpa` has a directory.
     pub(super) fn link_directory(&self, gpa: Gpa) -> Result<(), Error> {
         let gib = gpa.0 / PAGE_1G;
         let claimed = self.map.mirror.with(gib, |entry| match entry {
@@ -115,7 +115,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Makes sure that the 2 MiB of `gpa` have a page table.
+    /// Ensures that the 2 MiB of `gpa` have a page table.
     pub(super) fn link_table(&self, gpa: Gpa) -> Result<(), Error> {
         self.link_directory(gpa)?;
         let claimed = self.map.mirror.in_linked(gpa, |directory| {

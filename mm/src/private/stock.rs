@@ -1,5 +1,5 @@
-//! What a TD owns, counted; and what is owed to the host: pages that left the TD and are not written back yet, ranges that
-//! are to be freed.
+//! Counts of what a TD owns, and pending work: pages that left the TD and are not written back yet, and ranges to be
+//! freed.
 
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -10,26 +10,26 @@ use seam::page::{Cached, Page};
 use sync::Mutex;
 use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What a TD owns.
+/// Memory that a TD owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Private pages of 4 KiB, 2 MiB and 1 GiB.
     pub pages: [u64; 3],
     /// Pages of its S-EPT.
     pub sept: u64,
-    /// Pages that left it and could not be written back yet.
+    /// Pages that left the TD and could not be written back yet.
     pub stranded: u64,
 }
 
 impl Holding {
-    /// Bytes of private memory.
+    /// Returns the bytes of private memory.
     pub fn bytes(&self) -> u64 {
         let all = self.pages.iter().zip(PageSize::ALL);
         all.map(|(pages, size)| pages * size.bytes()).sum()
     }
 }
 
-/// The counts and the debts.
+/// The counts, and the pages and ranges still to be processed.
 #[derive(Debug)]
 pub(super) struct Stock {
     pages: [AtomicU64; 3],
@@ -66,7 +66,7 @@ impl Stock {
         self.pages[size as usize].fetch_sub(count, Relaxed);
     }
 
-    /// So many pages left the TD, by size, and so many of its S-EPT.
+    /// Counts `pages` private pages, by size, and `sept` pages of the S-EPT as gone.
     pub fn remove(&self, pages: [u64; 3], sept: u64) {
         for (size, count) in PageSize::ALL.into_iter().zip(pages) {
             self.remove_pages(size, count);
@@ -74,19 +74,19 @@ impl Stock {
         self.remove_sept(sept);
     }
 
-    /// A page of that size became 512 of the next smaller.
+    /// Counts a page of `size` as 512 of the next smaller size.
     pub fn split(&self, size: PageSize) {
         self.pages[size as usize].fetch_sub(1, Relaxed);
         self.pages[size as usize - 1].fetch_add(512, Relaxed);
     }
 
-    /// 512 pages became one of that size.
+    /// Counts 512 pages as one page of `size`.
     pub fn merge(&self, size: PageSize) {
         self.pages[size as usize - 1].fetch_sub(512, Relaxed);
         self.pages[size as usize].fetch_add(1, Relaxed);
     }
 
-    /// Pages of 2 MiB that were put together by those who have time.
+    /// Returns the number of 2 MiB pages joined in idle time.
     pub fn made_whole(&self) -> u64 {
         self.made_whole.load(Relaxed)
     }
@@ -106,7 +106,7 @@ impl Stock {
     /// Keeps a page that left the TD and could not be written back.
     ///
     /// # Errors
-    /// The page, when there is no room to keep it.
+    /// Returns the page when there is no memory to keep it.
     pub fn strand(&self, page: Page<Cached>) -> Result<(), Page<Cached>> {
         let mut stranded = self.stranded.lock();
         if stranded.try_reserve(1).is_err() {
@@ -116,12 +116,12 @@ impl Stock {
         Ok(())
     }
 
-    /// A page to try again.
+    /// Takes a page whose write-back is to be tried again.
     pub fn next_stranded(&self) -> Option<Page<Cached>> {
         self.stranded.lock().pop()
     }
 
-    /// Notes a range that is to be freed. `false` when there is no room for the note.
+    /// Queues a range to be freed. Returns `false` when there is no memory for it.
     pub fn queue(&self, range: Range<u64>) -> bool {
         let mut queued = self.queued.lock();
         if queued.try_reserve(1).is_err() {
@@ -131,7 +131,7 @@ impl Stock {
         true
     }
 
-    /// A range that was to be freed.
+    /// Takes a range from the queue.
     pub fn next_queued(&self) -> Option<Range<u64>> {
         self.queued.lock().pop()
     }

@@ -1,4 +1,4 @@
-//! TLB tracking: making sure that no CPU uses what was blocked.
+//! TLB tracking, which ensures that no CPU uses blocked memory.
 
 use seam::abi::{Leaf as SeamLeaf, Status};
 use seam::call::SeamCall;
@@ -12,12 +12,12 @@ use super::mirror::Epoch;
 use super::root::Live;
 use sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-/// The rounds of one TD.
+/// The tracking rounds of one TD.
 #[derive(Debug)]
 pub(super) struct Tracker {
-    /// What is blocked now gets this; the next round has this number.
+    /// Number of the next round, and epoch of anything blocked now.
     next: AtomicU32,
-    /// The last round that ended.
+    /// Number of the last completed round.
     done: AtomicU32,
 }
 
@@ -29,17 +29,18 @@ impl Tracker {
         }
     }
 
-    /// The time of something that has just been blocked.
+    /// Returns the epoch of something that has just been blocked.
     pub fn now(&self) -> Epoch {
         Epoch(self.next.load(SeqCst))
     }
 
-    /// Whether no CPU uses what was blocked at `since`.
+    /// Returns whether no CPU uses memory that was blocked at `since`.
     pub fn is_tracked(&self, since: Epoch) -> bool {
         since.is_covered_by(Epoch(self.done.load(SeqCst)))
     }
 
-    /// One round: TDH.MEM.TRACK, and every vCPU out of the guest once. No CPU uses, after it, what was blocked before.
+    /// Performs one round: TDH.MEM.TRACK, then a kick of all vCPUs. After it, no CPU uses memory that was blocked
+    /// before it.
     ///
     /// # Errors
     /// [`Error::Seam`], [`Error::NoAnswer`].
@@ -49,12 +50,12 @@ impl Tracker {
         live: &Live,
         kick: &dyn Kick,
     ) -> Result<(), Error> {
-        // First the number, then the call: what was blocked by another CPU meanwhile has a later one.
+        // Take the number before the call: memory that another CPU blocks meanwhile gets a later one.
         let round = self.next.fetch_add(1, SeqCst);
         if let Err(error) = tdh.once().mem_track(live.tdr()) {
             debug_assert_eq!(error.leaf(), SeamLeaf::MemTrack);
             if error.is(Status::PREVIOUS_TLB_EPOCH_BUSY) {
-                // Somebody is in the guest since before the round before this one.
+                // A vCPU has been in the guest since before the previous round.
                 kick.kick()?;
             } else if error.recovery() != Recovery::Retry {
                 return Err(error.into());

@@ -1,4 +1,4 @@
-//! What failed work left blocked, made usable.
+//! Unblocking of entries that failed work left blocked.
 
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
 use seam::address::{Gpa, Level};
@@ -11,10 +11,10 @@ use super::pool::Pool;
 use super::{Cpu, Kick, Op, PrivateMap};
 
 impl PrivateMap {
-    /// Makes usable again what failed work left blocked on the way to `gpa`, and there.
+    /// Unblocks the entry at `gpa` and the tables above it, if failed work left them blocked.
     ///
     /// # Errors
-    /// [`Error`]; what is still blocked stays so until the next time.
+    /// [`Error`]; an entry that is still blocked stays so until the next try.
     pub fn unblock<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -26,7 +26,7 @@ impl PrivateMap {
 }
 
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
-    /// Takes the block from a page, if it has one that can be taken.
+    /// Unblocks a page, if it is blocked and its block is tracked.
     pub(super) fn usable(&self, gpa: Gpa, leaf: Leaf) -> Leaf {
         match leaf.blocked_since() {
             Some(since) if self.map.tracker.is_tracked(since) => {
@@ -40,7 +40,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
         }
     }
 
-    /// Takes the block from a table, if it has one that can be taken.
+    /// Unblocks a table, if it is blocked and its block is tracked.
     pub(super) fn usable_table<T>(
         &self,
         gpa: Gpa,
@@ -147,7 +147,7 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     }
 }
 
-/// The level of the S-EPT entry that an entry of the mirror stands for.
+/// The level of the S-EPT entry that an entry of the mirror represents.
 pub(super) trait AtLevel {
     const LEVEL: Level;
 }

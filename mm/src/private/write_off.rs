@@ -1,27 +1,27 @@
-//! A TD's memory put away for good, in whatever phase the TD is: what is left to do with it once the module has shut down.
+//! Writing off a TD's memory for good, in any phase of the TD: the only option once the module has shut down.
 //!
-//! No SEAMCALL is made. The frames may hold what only the module may touch, so that none of them is used again.
+//! No SEAMCALL is made. The frames may hold content that only the module may touch, so none of them is used again.
 
 use super::PrivateMap;
 use super::error::Error;
 use super::pool::Pool;
 use seam::page::{Page, State};
 
-/// What was put away.
+/// Memory that was written off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WrittenOff {
-    /// 4 KiB pages.
+    /// Quarantined 4 KiB pages.
     pub pages: u64,
-    /// The number of the key that the TD had.
+    /// The number of the HKID that the TD had.
     pub hkid: Option<u16>,
 }
 
 impl PrivateMap {
-    /// Puts all of the TD's pages into quarantine: its private pages, its S-EPT, its root. The map is of no use afterwards.
-    /// A TD whose bulk reclaim has begun is for [`super::Reclaim::write_off`].
+    /// Quarantines all of the TD's pages: its private pages, its S-EPT, its root. The map is of no use afterwards. For
+    /// a TD whose bulk reclaim has begun, use [`super::Reclaim::write_off`].
     ///
     /// # Errors
-    /// [`Error::Busy`] while a CPU still works on the map; [`Error::Terminated`] when the root page is gone already.
+    /// [`Error::Busy`] while a CPU still works on the map; [`Error::Terminated`] when the root page is already gone.
     pub fn write_off<P: Pool>(&self, pool: &P) -> Result<WrittenOff, Error> {
         let (root, hkid) = self.root.write_off()?;
         let mut pages = 0;

@@ -1,4 +1,4 @@
-//! One entry of a shared EPT.
+//! An entry of a shared EPT.
 
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -17,19 +17,19 @@ const LARGE: u64 = 1 << 7;
 pub(super) struct Entry(pub u64);
 
 impl Entry {
-    /// Maps nothing, and does not suppress #VE (bit 63): the guest is told itself.
+    /// Maps nothing. Suppress-#VE (bit 63) is clear, so that an access raises #VE in the guest.
     pub const NOTHING: Self = Self(0);
 
     pub fn load(word: &AtomicU64) -> Self {
         Self(word.load(SeqCst))
     }
 
-    /// A table of the next level.
+    /// Points to a table of the next level.
     pub const fn table(table: Hpa) -> Self {
         Self(table.0 | READ | WRITE | EXECUTE)
     }
 
-    /// A page. A TD can't fetch instructions from shared memory anyway.
+    /// Maps a page. A TD cannot fetch instructions from shared memory, so it is not executable.
     pub const fn leaf(page: Hpa, size: PageSize) -> Self {
         let large = match size {
             PageSize::Size4K => 0,
@@ -38,7 +38,7 @@ impl Entry {
         Self(page.0 | large | WRITE_BACK | READ | WRITE)
     }
 
-    /// A page of the host's own. That the guest can't write it is how it is known: it can write all others.
+    /// Maps a page of the host's own. It is recognised by being read-only: the guest can write to all other pages.
     pub const fn lent(page: Hpa) -> Self {
         Self(page.0 | WRITE_BACK | READ)
     }

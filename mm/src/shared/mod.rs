@@ -1,12 +1,12 @@
-//! A TD's shared memory: the EPT that the host owns, and the frames that it maps.
+//! A TD's shared memory: the shared EPT, which the host owns, and the frames that it maps.
 //!
-//! The CPU walks it for guest-physical addresses with the SHARED bit, which is part of the address that it walks. Whatever
-//! is not mapped raises #VE in the guest (suppress-#VE is clear), so that an access to it costs the host nothing: the guest
-//! makes a TDVMCALL of it. Only memory that the guest asked to share is mapped, and the tables for it stay until the
-//! TD's end; they are bounded by the memory that the TD has.
+//! The CPU walks it for guest-physical addresses with the SHARED bit, which is part of the address used in the walk. An
+//! access to an unmapped address raises #VE in the guest (suppress-#VE is clear) and costs the host nothing; the guest
+//! makes a TDVMCALL of it. Only memory that the guest asked to share is mapped. The tables for it stay until the TD's
+//! end; the TD's memory size bounds their number.
 //!
-//! The frames are the host's as well as the guest's: they are read and written a word at a time, by atomic operations,
-//! and nothing that was read once is believed to be the same later.
+//! Host and guest share the frames. The host reads and writes them a word at a time with atomic operations, and never
+//! assumes that a value read once stays the same.
 //!
 //! Source: Intel SDM volume 3C, section 29.3 (EPT entries); TDX Module 1.5 Base Architecture, "Shared EPT".
 
@@ -25,30 +25,30 @@ use seam::address::{Gpa, Hpa};
 use crate::private::{Levels, NoAnswer};
 use entry::Entry;
 
-/// Entries of a table.
+/// Number of entries in a table.
 const ENTRIES: usize = 512;
 
 /// The words of a 4 KiB frame.
 pub type Words = [AtomicU64; ENTRIES];
 
-/// The frames of the host as shared memory needs them.
+/// Allocation of the host's frames for shared memory, and access to them.
 pub trait Frames {
-    /// A frame of 4 KiB or 2 MiB that reads as zero. `None` when there is none.
+    /// Allocates a zeroed frame of 4 KiB or 2 MiB. Returns `None` when there is none.
     fn take(&self, size: PageSize) -> Option<Hpa>;
 
-    /// Takes a frame back.
+    /// Frees a frame.
     fn give(&self, hpa: Hpa, size: PageSize);
 
-    /// Notes that a frame of 2 MiB, which is out, comes back in parts of 4 KiB.
+    /// Notes that an allocated frame of 2 MiB will be freed in parts of 4 KiB.
     fn split(&self, hpa: Hpa);
 
-    /// The 4 KiB at `hpa`, in a frame that is out.
+    /// Returns the 4 KiB at `hpa`, in an allocated frame.
     fn words(&self, hpa: Hpa) -> &Words;
 }
 
-/// Makes every CPU forget what it knows of a TD's shared EPT. The hypervisor implements it.
+/// Invalidates a TD's shared EPT translations on every CPU. The hypervisor implements it.
 pub trait Flush {
-    /// Returns when each vCPU that was in the guest has left it at least once, and no CPU uses a translation that was
+    /// Returns once each vCPU that was in the guest has left it at least once, and no CPU uses a translation that was
     /// removed before the call.
     ///
     /// # Errors
@@ -56,18 +56,18 @@ pub trait Flush {
     fn flush(&self) -> Result<(), NoAnswer>;
 }
 
-/// Why something could not be done with shared memory. Nothing has changed then.
+/// Reason why an operation on shared memory failed. Nothing has changed then, unless the operation says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The address is not aligned, or has no place in the TD's shared half.
+    /// The address is not aligned, or is outside the TD's shared half.
     BadRange,
     /// Something is mapped there.
     Occupied,
     /// Nothing is mapped there.
     NotMapped,
-    /// The host has no frame of this size left.
+    /// The host has no free frame of this size.
     NoFrames(PageSize),
-    /// A CPU may still use what was to be unmapped.
+    /// A CPU may still use the memory to be unmapped.
     NoAnswer(NoAnswer),
 }
 
@@ -85,12 +85,12 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// What shared memory consists of.
+/// Memory used by a shared map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Frames of 4 KiB and 2 MiB.
     pub pages: [u64; 2],
-    /// Pages of the EPT, the root included.
+    /// Pages of the EPT, including the root.
     pub tables: u64,
 }
 
@@ -100,15 +100,15 @@ pub struct SharedMap {
     root: Hpa,
     top: u8,
     shared: u64,
-    // Whoever changes an entry holds it; so does whoever uses a frame, which can't be unmapped meanwhile.
+    // Held by each CPU that changes an entry or uses a frame, which therefore cannot be unmapped meanwhile.
     holding: spin::Mutex<Holding>,
 }
 
 impl SharedMap {
-    /// An empty map for a TD of so many levels, the SHARED bit of whose addresses is `shared`.
+    /// Creates an empty map with `levels` levels for a TD whose addresses have `shared` as SHARED bit.
     ///
     /// # Errors
-    /// [`Error::NoFrames`]; [`Error::BadRange`] when `shared` is not a single bit that the levels reach.
+    /// [`Error::NoFrames`]; [`Error::BadRange`] when `shared` is not a single bit within the reach of the levels.
     pub fn new(frames: &impl Frames, levels: Levels, shared: u64) -> Result<Self, Error> {
         let top = match levels {
             Levels::Four => 3,
@@ -130,25 +130,25 @@ impl SharedMap {
         })
     }
 
-    /// The root page: what the TD VMCS field SHARED_EPTP takes.
+    /// Returns the root page, for the TD VMCS field SHARED_EPTP.
     pub const fn root(&self) -> Hpa {
         self.root
     }
 
-    /// The SHARED bit of the TD's addresses.
+    /// Returns the SHARED bit of the TD's addresses.
     pub const fn shared_bit(&self) -> u64 {
         self.shared
     }
 
-    /// What it consists of.
+    /// Returns the memory that the map uses.
     pub fn holding(&self) -> Holding {
         *self.holding.lock()
     }
 
-    /// Maps a frame of zeroes, 4 KiB or 2 MiB, at `gpa` (without the SHARED bit).
+    /// Maps a zeroed frame of 4 KiB or 2 MiB at `gpa` (without the SHARED bit).
     ///
     /// # Errors
-    /// [`Error`]; tables that were made for it stay.
+    /// [`Error`]; tables allocated for it stay.
     pub fn map(&self, frames: &impl Frames, gpa: Gpa, size: PageSize) -> Result<(), Error> {
         if size > PageSize::Size2M || gpa.0 >= self.shared || !gpa.0.is_multiple_of(size.bytes()) {
             return Err(Error::BadRange);
@@ -167,10 +167,10 @@ impl SharedMap {
         Ok(())
     }
 
-    /// Makes the tables that a page of 4 KiB at `gpa` (without the SHARED bit) needs, and maps nothing.
+    /// Allocates the tables for a page of 4 KiB at `gpa` (without the SHARED bit), and maps nothing.
     ///
     /// # Errors
-    /// As [`Self::map`]; [`Error::Occupied`] when it is a part of a page of 2 MiB.
+    /// As [`Self::map`]; [`Error::Occupied`] when `gpa` is part of a page of 2 MiB.
     pub fn prepare(&self, frames: &impl Frames, gpa: Gpa) -> Result<(), Error> {
         if gpa.0 >= self.shared {
             return Err(Error::BadRange);
@@ -182,11 +182,12 @@ impl SharedMap {
         self.link(frames, gpa, 0, &mut holding).map(drop)
     }
 
-    /// Maps `bytes` of the host's own memory at `hpa` for the guest to read, at `gpa` (without the SHARED bit), until the end:
-    /// whole pages, which nobody writes meanwhile. The guest can neither change them nor have them unmapped.
+    /// Maps `bytes` of the host's own memory at `hpa`, read-only, at `gpa` (without the SHARED bit), until the TD's
+    /// end. The memory consists of whole pages, and no CPU writes to it meanwhile. The guest can neither change nor
+    /// unmap the pages.
     ///
     /// # Errors
-    /// [`Error`]; what was mapped before stays so.
+    /// [`Error`]; pages mapped before the error stay mapped.
     pub fn lend(&self, frames: &impl Frames, gpa: Gpa, hpa: Hpa, bytes: u64) -> Result<(), Error> {
         let aligned = gpa.0.is_multiple_of(PAGE_4K) && hpa.0.is_multiple_of(PAGE_4K);
         if !aligned || gpa.0.checked_add(bytes).is_none_or(|end| end > self.shared) {
@@ -203,12 +204,12 @@ impl SharedMap {
         Ok(())
     }
 
-    /// Unmaps what is in `range`, which lies within one aligned 2 MiB (without the SHARED bit), and gives the frames back
-    /// after `flush`; what is lent stays. Returns how many bytes were mapped.
+    /// Unmaps `range` (without the SHARED bit), which lies within one aligned 2 MiB, and frees the frames after
+    /// `flush`. Lent pages stay mapped. Returns the number of bytes unmapped.
     ///
     /// # Errors
     /// [`Error::BadRange`]; [`Error::NoAnswer`], and everything is mapped as before; [`Error::NoFrames`] when a page of
-    /// 2 MiB must be split for it and no table is to be had.
+    /// 2 MiB must be split and there is no frame for the table.
     pub fn unmap(
         &self,
         frames: &impl Frames,
@@ -262,7 +263,7 @@ impl SharedMap {
         Ok(taken.len() as u64 * size.bytes())
     }
 
-    /// Whether something that is not lent is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
+    /// Returns whether anything but lent pages is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
     pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
         let holding = self.holding.lock();
         if holding.tables == 0 {
@@ -278,13 +279,13 @@ impl SharedMap {
         }
     }
 
-    /// Whether something that is not lent is mapped at `gpa` (without the SHARED bit).
+    /// Returns whether anything but a lent page is mapped at `gpa` (without the SHARED bit).
     pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
         let holding = self.holding.lock();
         holding.tables > 0 && self.find(frames, gpa).is_some()
     }
 
-    /// Does `work` with the words of the 4 KiB around `gpa` (without the SHARED bit), which stay mapped meanwhile. The
+    /// Calls `work` with the words of the 4 KiB around `gpa` (without the SHARED bit), which stay mapped meanwhile. The
     /// guest may change them at any time.
     ///
     /// # Errors
@@ -305,8 +306,8 @@ impl SharedMap {
         Ok(work(frames.words(page)))
     }
 
-    /// The end: gives back everything, the root included. No vCPU of the TD can be entered any more, and no CPU uses a
-    /// translation. Nothing is mapped from then on, and nothing can be.
+    /// Frees everything, including the root, at the TD's end. No vCPU of the TD can be entered any more, and no CPU
+    /// uses a translation. Nothing can be mapped from now on.
     pub fn dissolve(&self, frames: &impl Frames) {
         let mut holding = self.holding.lock();
         if holding.tables > 0 {
@@ -330,7 +331,7 @@ impl SharedMap {
         frames.give(table, PageSize::Size4K);
     }
 
-    /// The entry of `level` for `gpa`, with the tables on the way to it.
+    /// Returns the entry of `level` for `gpa`. Allocates the tables above it that are missing.
     fn link<'f>(
         &self,
         frames: &'f impl Frames,
@@ -358,7 +359,7 @@ impl SharedMap {
         Ok(&frames.words(table)[index(address, level)])
     }
 
-    /// The entry that maps `gpa`, and its level. What is lent is not the guest's: nobody is to find it.
+    /// Returns the entry that maps `gpa`, and its level. Lent pages are not the guest's and are not found.
     fn find<'f>(&self, frames: &'f impl Frames, gpa: Gpa) -> Option<(&'f AtomicU64, u8)> {
         let address = gpa.0 | self.shared;
         let mut table = self.root;
@@ -376,7 +377,7 @@ impl SharedMap {
         None
     }
 
-    /// The table whose entries of `level` map what is around `gpa`.
+    /// Returns the table whose entries of `level` map the addresses around `gpa`.
     fn table(&self, frames: &impl Frames, gpa: Gpa, level: u8) -> Option<Hpa> {
         let address = gpa.0 | self.shared;
         let mut table = self.root;
@@ -390,8 +391,8 @@ impl SharedMap {
         Some(table)
     }
 
-    /// Maps the parts of a page of 2 MiB one by one. What the guest sees does not change, so that nothing need be flushed
-    /// until one of them goes.
+    /// Splits a page of 2 MiB into mappings of its parts. The guest's view does not change, so no flush is needed until
+    /// a part is unmapped.
     fn split(
         &self,
         frames: &impl Frames,

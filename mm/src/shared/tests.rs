@@ -3,7 +3,7 @@ use core::cell::{Cell, RefCell};
 
 use super::*;
 
-/// Frames from a counter, each with its words; what is given back must be out.
+/// Frames from a counter, each with its words. Only allocated frames may be freed.
 #[derive(Default)]
 struct Host {
     next: Cell<u64>,
@@ -61,7 +61,7 @@ fn map(host: &Host) -> SharedMap {
     SharedMap::new(host, Levels::Four, SHARED).unwrap()
 }
 
-/// Where the CPU finds the page for `gpa`, as the manual says that it walks.
+/// Returns the page that the CPU finds for `gpa`, walking as the manual describes.
 fn walk(host: &Host, map: &SharedMap, gpa: u64) -> Option<u64> {
     let address = gpa | SHARED;
     let mut table = map.root().0;
@@ -95,7 +95,7 @@ fn what_is_lent_can_be_read_by_the_guest_and_is_nobodys_to_find_or_give_back() {
         }
         host.words(Hpa(table))[(gpa >> 12) as usize % 512].load(SeqCst)
     };
-    // Write-back, read and nothing else; three pages.
+    // Write-back and read-only; three pages.
     assert_eq!(entry(gpa), hpa | 0x31);
     assert_eq!(entry(gpa + 0x2000), (hpa + 0x2000) | 0x31);
     assert_eq!(entry(gpa + 0x3000), 0);

@@ -1,6 +1,6 @@
-//! The module's rules for TDMRs, stated for themselves.
+//! The module's rules for TDMRs, stated independently of the planner.
 //!
-//! Nothing here is shared with the planner: a mistake there must not excuse itself here.
+//! Nothing here is shared with the planner, so that a mistake there cannot hide here.
 //!
 //! Source: TDX Module ABI 1.5, TDH.SYS.CONFIG, and the checks of release 1.5.01.
 
@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use super::{Limits, PamtLevel, Span, Tdmr};
 
-/// A rule that `TDH.SYS.CONFIG` would find violated. TDMRs are named by index.
+/// A violated rule of `TDH.SYS.CONFIG`. TDMRs are identified by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// OPERAND_INVALID: there are no TDMRs, or more than MAX_TDMRS.
@@ -17,7 +17,7 @@ pub enum Violation {
     InvalidTdmr(usize),
     /// NON_ORDERED_TDMR: the TDMR starts before the previous one ends.
     NonOrderedTdmr(usize),
-    /// TDMR_INFO has no place for so many reserved areas.
+    /// There are more reserved areas than MAX_RESERVED_PER_TDMR.
     ReservedCount(usize),
     /// INVALID_RESERVED_IN_TDMR: a reserved area is empty, not made of whole pages, or not inside the TDMR.
     InvalidReserved(usize, usize),
@@ -35,7 +35,7 @@ pub enum Violation {
     TdmrOutsideCmrs(usize),
 }
 
-/// Every rule of `TDH.SYS.CONFIG` that `tdmrs` violate on a platform with these CMRs and limits; empty if none.
+/// Returns every rule of `TDH.SYS.CONFIG` that `tdmrs` violate on a platform with these CMRs and limits.
 pub fn violations(tdmrs: &[Tdmr], cmrs: &[Span], limits: &Limits) -> Vec<Violation> {
     let mut found = Vec::new();
     if tdmrs.is_empty() || tdmrs.len() > usize::from(limits.max_tdmrs) {
@@ -107,7 +107,7 @@ pub fn violations(tdmrs: &[Tdmr], cmrs: &[Span], limits: &Limits) -> Vec<Violati
     found
 }
 
-/// The parts of a TDMR between its reserved areas.
+/// Returns the parts of a TDMR between its reserved areas.
 fn open_parts(tdmr: &Tdmr) -> impl Iterator<Item = Span> + '_ {
     let starts = [tdmr.span.start]
         .into_iter()
@@ -123,7 +123,7 @@ fn open_parts(tdmr: &Tdmr) -> impl Iterator<Item = Span> + '_ {
         .map(|(start, end)| Span { start, end })
 }
 
-/// CMRs in order, abutting ones as one, as the module sees them.
+/// Returns the CMRs in order, adjacent ones merged, as the module sees them.
 fn joined(cmrs: &[Span]) -> Vec<Span> {
     let mut cmrs: Vec<Span> = cmrs
         .iter()

@@ -1,4 +1,4 @@
-//! The planner and its checker against TDH.SYS.CONFIG of the emulated module.
+//! Tests of the planner and its checker against TDH.SYS.CONFIG of the emulated module.
 
 use alloc::vec::Vec;
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::machines::{GIB, LIMITS_1_5, Machine, SMRR, maps_of_64_tib, server, shreds};
 use super::*;
 
-/// Where the test puts what SYS.CONFIG reads: any shared memory will do.
+/// Address of the input of SYS.CONFIG. Any shared memory will do.
 const LIST: u64 = 0x8_0000;
 const FIRST_PRIVATE_HKID: u64 = 32;
 
@@ -44,7 +44,7 @@ impl Platform {
         platform
     }
 
-    /// Calls a leaf with RCX, RDX and R8; the status, and RDX afterwards.
+    /// Calls a leaf with RCX, RDX and R8. Returns the status and RDX.
     fn call(&self, leaf: Leaf, [rcx, rdx, r8]: [u64; 3]) -> (Status, u64) {
         let mut regs = Gprs {
             rax: leaf as u64,
@@ -72,7 +72,7 @@ impl Platform {
     }
 }
 
-/// A way to spoil a plan.
+/// A change that may invalidate a plan.
 #[derive(Clone, Debug)]
 enum Change {
     MoveTdmr(i64),
@@ -100,7 +100,7 @@ fn change() -> impl Strategy<Value = Change> {
 }
 
 impl Change {
-    /// Spoils the TDMR that `which` chooses, and of it the reserved area that `part` chooses.
+    /// Changes the TDMR that `which` selects, or the reserved area of it that `part` selects.
     fn spoil(&self, tdmrs: &mut Vec<Tdmr>, which: prop::sample::Index, part: prop::sample::Index) {
         let moved = |span: Span, by: i64| {
             Span::new(
@@ -115,7 +115,7 @@ impl Change {
         let reserved = (!tdmr.reserved.is_empty()).then(|| part.index(tdmr.reserved.len()));
         match *self {
             Self::MoveTdmr(by) => {
-                // The reserved areas are told as offsets, so they move along.
+                // Reserved areas are passed as offsets, so they move along.
                 tdmr.span = moved(tdmr.span, by * unit);
                 tdmr.reserved
                     .iter_mut()
@@ -136,7 +136,7 @@ impl Change {
                     Self::MoveReserved(_) => moved(*area, by * page),
                     _ => grown(*area, by * page),
                 };
-                // Offsets can't be negative, and size 0 ends the list.
+                // Offsets cannot be negative, and size 0 ends the list.
                 if spoilt.start >= tdmr.span.start && !spoilt.is_empty() {
                     *area = spoilt;
                 }
@@ -158,7 +158,7 @@ fn a_planned_machine_comes_up_and_reserves_what_was_planned() {
     assert_eq!(platform.config(&plan.tdmrs), Status::SUCCESS);
     assert_eq!(platform.call(Leaf::SysKeyConfig, [0; 3]).0, Status::SUCCESS);
     for tdmr in &plan.tdmrs {
-        // 4 MiB a call.
+        // Each call initialises 4 MiB.
         for _ in 0..tdmr.span.bytes() >> 22 {
             assert_eq!(
                 platform.call(Leaf::SysTdmrInit, [tdmr.span.start, 0, 0]).0,
@@ -224,7 +224,7 @@ proptest! {
         }
     }
 
-    /// The checker and the module judge alike, of good plans and of spoilt ones.
+    /// The checker and the module agree, on good plans and on changed ones.
     #[test]
     fn the_checker_says_what_the_module_says(
         (machine, limits) in shreds(),

@@ -1,4 +1,4 @@
-//! Machines to plan for: like real servers, and like none.
+//! Machines for the planner's tests: some like real servers, some like none.
 
 use alloc::{vec, vec::Vec};
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ pub(super) const GIB: u64 = 1 << 30;
 pub(super) const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
 
-/// What module 1.5.01 reports, with 6 KeyID bits below bit 52.
+/// Limits that module 1.5.01 reports, with 6 KeyID bits below bit 52.
 pub(super) const LIMITS_1_5: Limits = Limits {
     max_tdmrs: 64,
     max_reserved_per_tdmr: 16,
@@ -32,7 +32,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// RAM that is convertible, too.
+    /// Adds RAM that is also convertible.
     pub(super) fn ram(mut self, start: u64, end: u64, node: u32) -> Self {
         self.cmrs.push(Span::new(start, end));
         self.usable.push(UsableRegion {
@@ -61,7 +61,7 @@ impl Machine {
         plan
     }
 
-    /// What must hold of every plan.
+    /// Checks the invariants of a plan.
     pub(super) fn check(&self, plan: &Plan, limits: &Limits) {
         assert_eq!(violations(&plan.tdmrs, &self.cmrs, limits), []);
         let excluded: SpanSet = self.excluded.iter().copied().chain([FIRST_MIB]).collect();
@@ -114,7 +114,8 @@ impl Machine {
 
 prop_compose! {
     /// A server: one to eight sockets, a PCI hole below 4 GiB, memory above it by socket (contiguous, or interleaved in
-    /// slices), the odd hole that firmware keeps at the end of a socket's memory, and small ones that it takes out of RAM.
+    /// slices), occasional holes that firmware keeps at the end of a socket's memory, and small ones that it takes out
+    /// of RAM.
     pub(super) fn server()(
         sockets in 1u64..=8,
         low_end in (64u64..=3072).prop_map(|mib| 0x10_0000 * mib),
@@ -154,7 +155,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    /// A map that no server has: regions, CMRs and exclusions anywhere within 64 GiB, and tight limits.
+    /// A map unlike that of any server: regions, CMRs and exclusions anywhere within 64 GiB, and tight limits.
     pub(super) fn shreds()(
         usable in prop::collection::vec((0u64..64 << 10, 1u64..4096, 0u32..4), 1..60),
         holes in prop::collection::vec((0u64..64 << 10, 1u64..300), 0..60),

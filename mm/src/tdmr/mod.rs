@@ -1,13 +1,13 @@
 //! TDMRs and their PAMTs, planned over the machine's memory map.
 //!
-//! [`plan`] is a pure function from what firmware and module report to the contents of every TDMR_INFO that
-//! `TDH.SYS.CONFIG` will be given. It decides three things, each in a file of its own: which 1 GiB blocks become part of
-//! which TDMR (`segment`), where the PAMTs lie (`pamt`), and what each TDMR has to reserve (`reserved`).
-//! [`violations`] states the module's rules for itself and shares no reasoning with the planner.
+//! [`plan`] is a pure function from the reports of firmware and module to the contents of every TDMR_INFO for
+//! `TDH.SYS.CONFIG`. It decides three things, each in a file of its own: which 1 GiB blocks become part of which TDMR
+//! (`segment`), where the PAMTs are placed (`pamt`), and what each TDMR has to reserve (`reserved`). [`violations`]
+//! states the module's rules independently, and shares no reasoning with the planner.
 //!
-//! Only what lies outside every CMR, and the PAMTs, have to be reserved. Memory that must not become private although
-//! it is in a CMR (firmware's, the hypervisor's image) is left open and simply never given to a TD: it costs none of
-//! a TDMR's few reserved areas.
+//! Only memory outside every CMR, and the PAMTs, have to be reserved. Memory in a CMR that must not become private
+//! (firmware's, the hypervisor's image) is left open and simply never given to a TD: it costs none of a TDMR's few
+//! reserved areas.
 //!
 //! Source: TDX Module ABI 1.5, TDMR_INFO and TDH.SYS.CONFIG.
 
@@ -32,42 +32,42 @@ pub use check::{Violation, violations};
 pub use pamt::PamtLevel;
 pub use span::{Span, SpanSet};
 
-/// What a TDMR's base and size are multiples of.
+/// A TDMR's base and size are multiples of this.
 pub const TDMR_UNIT: u64 = 1 << 30;
 const PAGE: u64 = 4096;
-/// Never convertible in practice, and the firmware's to use.
+/// Never convertible in practice, and used by firmware.
 const FIRST_MIB: Span = Span {
     start: 0,
     end: 1 << 20,
 };
 
-/// What of memory there is, as far as planning cares.
+/// The memory map, as far as planning needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryMap<'a> {
     /// The convertible memory ranges that the module reports, in any order; null entries are ignored.
     pub cmrs: &'a [Span],
-    /// RAM that the hypervisor may use. Where two regions overlap, the one that starts lower has it.
+    /// RAM that the hypervisor may use. Where two regions overlap, the one that starts lower prevails.
     pub usable: &'a [UsableRegion],
-    /// What never becomes private or a PAMT although it is listed as usable: the hypervisor's image, what firmware keeps.
-    /// The first MiB is always left out and need not be listed.
+    /// Usable memory that never becomes private or a PAMT: the hypervisor's image, memory that firmware keeps. The
+    /// first MiB is always excluded and need not be listed.
     pub excluded: &'a [Span],
 }
 
 /// RAM that the hypervisor may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsableRegion {
-    /// Where it is; only whole 4 KiB pages count.
+    /// Its addresses; only whole 4 KiB pages count.
     pub span: Span,
-    /// Its NUMA node (proximity domain), where firmware tells.
+    /// Its NUMA node (proximity domain), if firmware reports it.
     pub node: Option<u32>,
 }
 
-/// What module and CPU allow, read from metadata and CPUID.
+/// Limits of module and CPU, read from metadata and CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Metadata MAX_TDMRS.
     pub max_tdmrs: u16,
-    /// Metadata MAX_RESERVED_PER_TDMR; no more are used than a TDMR_INFO has places for.
+    /// Metadata MAX_RESERVED_PER_TDMR. No more areas are used than a TDMR_INFO can hold.
     pub max_reserved_per_tdmr: u16,
     /// Metadata PAMT_4K_ENTRY_SIZE, PAMT_2M_ENTRY_SIZE, PAMT_1G_ENTRY_SIZE, in bytes, by [`PamtLevel`].
     pub pamt_entry_bytes: [u16; 3],
@@ -75,7 +75,7 @@ pub struct Limits {
     pub first_hkid_address: u64,
 }
 
-/// One TDMR_INFO.
+/// The content of one TDMR_INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tdmr {
     /// TDMR_BASE and TDMR_SIZE.
@@ -84,31 +84,31 @@ pub struct Tdmr {
     pub pamt: [Span; 3],
     /// The reserved areas, ascending, as physical addresses (TDMR_INFO holds offsets from TDMR_BASE).
     pub reserved: Vec<Span>,
-    /// The NUMA node that most of its memory is in.
+    /// The NUMA node of most of its memory.
     pub node: Option<u32>,
 }
 
-/// Usable memory that no TD can have, and why.
+/// Usable memory that no TD can have, and the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Which memory.
+    /// The memory.
     pub span: Span,
-    /// Why.
+    /// The reason.
     pub why: Why,
 }
 
-/// Why usable memory can't become a TD's. It still serves the hypervisor.
+/// Reason why usable memory cannot become a TD's. It still serves the hypervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// It is in no CMR: firmware did not declare it convertible.
     OutsideCmrs,
     /// Its address needs bits that carry the HKID.
     BeyondHkidBits,
-    /// The PAMT for its 1 GiB block would be no smaller than the memory won.
+    /// The PAMT for its 1 GiB block would be no smaller than the memory gained.
     NotWorthItsPamt,
-    /// Memory is in more pieces than the module takes TDMRs, and this is one of the smallest.
+    /// Memory is in more pieces than the module supports TDMRs, and this is one of the smallest.
     TooFewTdmrs,
-    /// It lies between two holes that share one reserved area, as the TDMR has no more of them.
+    /// It lies between two holes that share one reserved area, because the TDMR has no more of them.
     TooFewReservedAreas,
     /// No piece of free convertible memory is large enough for the PAMT that it would need.
     NoRoomForPamt,
@@ -127,7 +127,7 @@ impl fmt::Display for Why {
     }
 }
 
-/// What `TDH.SYS.CONFIG` is to be told, and what that means for the host's memory.
+/// The input for `TDH.SYS.CONFIG`, and its consequences for the host's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The TDMRs, ascending.
@@ -140,14 +140,14 @@ pub struct Plan {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Why there is no plan.
+/// Reason why there is no plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanError {
     /// The module reports a limit of zero for the named metadata field.
     ZeroLimit(&'static str),
     /// No usable memory is in any CMR: firmware offers TDX no memory.
     NothingConvertible,
-    /// There is convertible memory, but none of it can be covered; the most frequent reason is given.
+    /// There is convertible memory, but none of it can be covered; the reason for the largest piece is given.
     NothingCovered(Why),
 }
 
@@ -167,11 +167,11 @@ impl core::error::Error for PlanError {}
 
 /// Plans the TDMRs and PAMTs for `map`.
 ///
-/// As much memory as possible becomes private, net of what PAMTs cost. Where the module's limits force a loss, the
-/// smallest pieces go; no more is lost than by giving up the smallest surplus pieces outright.
+/// As much memory as possible becomes private, net of the PAMTs. Where the module's limits force a loss, the smallest
+/// pieces are left out. No more is lost than by giving up the smallest surplus pieces outright.
 ///
 /// # Errors
-/// If no memory at all can be made private; the reason is the error.
+/// The reason, if no memory at all can be made private.
 pub fn plan(map: &MemoryMap<'_>, limits: &Limits) -> Result<Plan, PlanError> {
     limits.check()?;
     let limits = &Limits {
@@ -200,13 +200,13 @@ pub fn plan(map: &MemoryMap<'_>, limits: &Limits) -> Result<Plan, PlanError> {
 }
 
 impl Limits {
-    /// Bytes of the PAMT area of one level for a TDMR of `tdmr_bytes`.
+    /// Returns the bytes of the PAMT area of one level for a TDMR of `tdmr_bytes`.
     pub fn pamt_bytes(&self, level: PamtLevel, tdmr_bytes: u64) -> u64 {
         let entries = tdmr_bytes >> level.page_shift();
         (entries * u64::from(self.pamt_entry_bytes[level as usize])).next_multiple_of(PAGE)
     }
 
-    /// Bytes of all three PAMT areas for a TDMR of `tdmr_bytes`.
+    /// Returns the bytes of all three PAMT areas for a TDMR of `tdmr_bytes`.
     pub fn pamt_total(&self, tdmr_bytes: u64) -> u64 {
         PamtLevel::ALL
             .iter()
@@ -230,7 +230,7 @@ impl Limits {
 }
 
 impl Tdmr {
-    /// What `TDH.SYS.CONFIG` is given for it.
+    /// Returns its TDMR_INFO, for `TDH.SYS.CONFIG`.
     pub fn info(&self) -> TdmrInfo {
         let area = |level: PamtLevel| {
             let Span { start: base, end } = self.pamt[level as usize];
@@ -258,21 +258,21 @@ impl Tdmr {
 }
 
 impl Plan {
-    /// How much memory the PAMTs take, in bytes.
+    /// Returns the memory that the PAMTs take, in bytes.
     pub fn pamt_bytes(&self) -> u64 {
         self.pamt.bytes()
     }
 }
 
-/// The memory map, cut to what planning works on.
+/// The memory map, reduced to the input of the planner.
 struct Memory {
-    /// What may become private or PAMT, in whole pages, with its node; ascending.
+    /// Memory that may become private or PAMT, in whole pages, with its node; ascending.
     pieces: Vec<UsableRegion>,
-    /// The same without the nodes.
+    /// The same memory without the nodes.
     pool: SpanSet,
-    /// What lies in no CMR.
+    /// Addresses in no CMR.
     holes: SpanSet,
-    /// Usable memory that was cut away.
+    /// Usable memory that was cut away, and why.
     cut: Vec<LeftOut>,
 }
 
@@ -324,7 +324,7 @@ impl Memory {
         }
     }
 
-    /// The node of the memory at `address`, if there is memory and firmware tells.
+    /// Returns the node of the memory at `address`, if there is memory and firmware reports its node.
     fn node_at(&self, address: u64) -> Option<u32> {
         let piece = self.pieces.get(
             self.pieces

@@ -1,15 +1,16 @@
-//! Where the PAMTs lie.
+//! Placement of the PAMTs.
 //!
-//! A PAMT may be anywhere in convertible memory that is not the open part of a TDMR. Memory that can't be private anyway
-//! costs nothing, so it is taken first; otherwise a PAMT is carved from the edge of a free gap in a TDMR and reserved
-//! there. The node that the TDMR describes comes before everything else, and the scarce memory below 4 GiB last.
+//! A PAMT may be anywhere in convertible memory that is not the open part of a TDMR. Memory that cannot be private
+//! anyway costs nothing and is used first; otherwise a PAMT is carved from the edge of a free gap in a TDMR and
+//! reserved there. The node that the TDMR describes takes precedence over everything else, and the scarce memory below
+//! 4 GiB is used last.
 
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
 use super::{LeftOut, Limits, Memory, Span, SpanSet, TDMR_UNIT, Why, reserved, segment::Segment};
 
-/// A PAMT level, numbered as page sizes are in the TDX Module ABI.
+/// A PAMT level, numbered like the page sizes in the TDX Module ABI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PamtLevel {
     /// An entry for every 4 KiB.
@@ -21,17 +22,17 @@ pub enum PamtLevel {
 }
 
 impl PamtLevel {
-    /// All three, in the order of their numbers.
+    /// All three, in numerical order.
     pub const ALL: [Self; 3] = [Self::Page4K, Self::Page2M, Self::Page1G];
 
-    /// The binary logarithm of the size of a page.
+    /// Returns the binary logarithm of the page size.
     pub const fn page_shift(self) -> u32 {
         12 + 9 * self as u32
     }
 }
 
-/// Finds room for the PAMTs of every segment. A segment whose PAMT fits nowhere is halved while there are TDMRs left, and
-/// given up otherwise.
+/// Places the PAMTs of every segment. A segment whose PAMT fits nowhere is halved while there are TDMRs left, and given
+/// up otherwise.
 pub(super) fn place(
     memory: &Memory,
     limits: &Limits,
@@ -46,7 +47,7 @@ pub(super) fn place(
         gaps: Vec::new(),
     };
     room.find_gaps();
-    // The largest last, where they are taken from: they are the hardest to place.
+    // Segments are taken from the end, the largest first: they are the hardest to place.
     let mut waiting = segments;
     waiting.sort_unstable_by_key(|segment| (segment.span.bytes(), Reverse(segment.span.start)));
     let mut placed = Vec::new();
@@ -80,7 +81,7 @@ pub(super) fn place(
     placed
 }
 
-/// What is free for PAMTs.
+/// Free memory for PAMTs.
 struct Room<'a> {
     memory: &'a Memory,
     limits: &'a Limits,
@@ -94,12 +95,12 @@ struct Room<'a> {
 struct Gap {
     span: Span,
     node: Option<u32>,
-    /// The TDMR from whose open part it would be taken.
+    /// The TDMR from whose open part a PAMT would take it.
     tdmr: Option<Span>,
 }
 
 impl Room<'_> {
-    /// Places all three areas of `segment`'s PAMT, in one block if that is possible.
+    /// Places all three areas of `segment`'s PAMT, in one block if possible.
     fn place(&mut self, segment: &Segment) -> Option<[Span; 3]> {
         let sizes = PamtLevel::ALL.map(|level| self.limits.pamt_bytes(level, segment.span.bytes()));
         if let Some(block) = self.take(sizes.iter().sum(), segment.node) {
@@ -122,7 +123,7 @@ impl Room<'_> {
         Some(areas)
     }
 
-    /// Takes `bytes` of free memory where that wastes least, best in `node`.
+    /// Takes `bytes` of free memory where that wastes least, preferably in `node`.
     fn take(&mut self, bytes: u64, node: Option<u32>) -> Option<Span> {
         let fitting = self
             .gaps
@@ -162,7 +163,8 @@ impl Room<'_> {
         Some(area)
     }
 
-    /// The better end of `gap`: the one that loses less memory, then needs fewer reserved areas, then the upper one.
+    /// Returns the better end of `gap`: the one that loses less memory, then needs fewer reserved areas, then the upper
+    /// one.
     fn carve(&self, gap: &Gap, bytes: u64, closed: &SpanSet) -> Carved {
         let Span { start, end } = gap.span;
         let carved = |area: Span| {
@@ -192,7 +194,7 @@ impl Room<'_> {
         }
     }
 
-    /// What can't be open in any TDMR.
+    /// Returns the memory that cannot be open in any TDMR.
     fn closed(&self) -> SpanSet {
         self.memory
             .holes
@@ -203,8 +205,8 @@ impl Room<'_> {
             .collect()
     }
 
-    /// Works out the gaps for the present TDMRs and PAMTs. What is in a TDMR counts as memory of that TDMR's node: where
-    /// nodes interleave more finely than TDMRs, a PAMT has to straddle them anyway.
+    /// Determines the gaps for the current TDMRs and PAMTs. Memory in a TDMR counts as memory of that TDMR's node:
+    /// where nodes interleave more finely than TDMRs, a PAMT has to straddle them anyway.
     fn find_gaps(&mut self) {
         let (pool, closed) = (&self.memory.pool, self.closed());
         let free = pool.subtract(&self.pamts.iter().copied().collect());
@@ -236,7 +238,7 @@ impl Room<'_> {
 }
 
 struct Carved {
-    /// Bytes reserved in the TDMR only because its reserved areas are too few.
+    /// Bytes reserved in the TDMR only because it has too few reserved areas.
     lost: u64,
     areas: usize,
     area: Span,

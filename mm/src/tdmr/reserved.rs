@@ -1,20 +1,21 @@
-//! What a TDMR has to reserve.
+//! The reserved areas of a TDMR.
 
 use alloc::vec::Vec;
 
 use super::{Limits, Span, SpanSet};
 
-/// A TDMR's reserved areas, and what they cost beyond what has to be closed.
+/// A TDMR's reserved areas, and their cost beyond the areas that must be reserved.
 pub(super) struct Reserved {
     pub areas: Vec<Span>,
-    /// Bytes of the pool that are reserved only because the areas are too few.
+    /// Bytes of the pool that are reserved only because there are too few areas.
     pub lost: u64,
 }
 
-/// The reserved areas for a TDMR at `tdmr` that leave nothing of `closed` open, losing as little of `pool` as can be.
+/// Returns the reserved areas for a TDMR at `tdmr` that leave nothing of `closed` open and lose as little of `pool` as
+/// possible.
 ///
-/// Every pair of neighbouring areas that is joined frees exactly one area and loses exactly the memory between them,
-/// so joining across the cheapest gaps is the optimum.
+/// Joining two neighbouring areas frees exactly one area and loses exactly the memory between them, so joining across
+/// the cheapest gaps is optimal.
 pub(super) fn areas(tdmr: Span, closed: &SpanSet, pool: &SpanSet, limits: &Limits) -> Reserved {
     let must: Vec<Span> = closed.within(tdmr).collect();
     let surplus = must

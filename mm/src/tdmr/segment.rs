@@ -1,10 +1,10 @@
-//! Which 1 GiB blocks form which TDMR.
+//! Grouping of 1 GiB blocks into TDMRs.
 //!
-//! First every block that is worth its PAMT is gathered into *segments*: neighbouring blocks of one NUMA node, cut
-//! before their holes need more than a TDMR can reserve. If these are more than the module takes TDMRs, two things make
-//! them fewer: joining two neighbours (which costs PAMT for what lies between, perhaps memory between holes, and
-//! locality), or giving one up. The cheapest is done until they fit. Every step costs no more than the least valuable
-//! segment, so the whole costs no more than giving up the least valuable ones.
+//! First, every block that is worth its PAMT is gathered into *segments*: adjacent blocks of one NUMA node, cut before
+//! their holes need more reserved areas than a TDMR has. If there are more segments than the module supports TDMRs, two
+//! steps reduce their number: joining two neighbours (which costs PAMT for the space between, perhaps memory between
+//! holes, and locality), or giving one up. The cheapest step is repeated until the segments fit. Every step costs no
+//! more than the least valuable segment, so the whole costs no more than giving up the least valuable ones.
 
 use alloc::{collections::BinaryHeap, vec::Vec};
 use core::cmp::Reverse;
@@ -16,11 +16,11 @@ use super::{LeftOut, Limits, Memory, Span, TDMR_UNIT, Why, reserved};
 pub(super) struct Segment {
     /// Whole 1 GiB blocks.
     pub span: Span,
-    /// The node that most of its memory is in.
+    /// The node of most of its memory.
     pub node: Option<u32>,
 }
 
-/// The segments, at most as many as there are TDMRs, ascending; and what was given up for that.
+/// Returns the segments in ascending order, at most as many as there are TDMRs, and the memory given up for that.
 pub(super) fn segments(memory: &Memory, limits: &Limits) -> (Vec<Segment>, Vec<LeftOut>) {
     let mut segments: Vec<Segment> = Vec::new();
     for next in blocks(memory, limits) {
@@ -35,8 +35,8 @@ pub(super) fn segments(memory: &Memory, limits: &Limits) -> (Vec<Segment>, Vec<L
     Squeeze::new(memory, limits, segments).run()
 }
 
-/// Whether two neighbours are as well off in one TDMR: nothing lies between them, and a reserved area stays free for a
-/// PAMT.
+/// Returns whether two neighbours lose nothing in one TDMR: nothing lies between them, and a reserved area stays free
+/// for a PAMT.
 fn joins_freely(segment: &Segment, next: &Segment, memory: &Memory, limits: &Limits) -> bool {
     let joined = Span::new(segment.span.start, next.span.end);
     segment.span.end == next.span.start
@@ -44,7 +44,7 @@ fn joins_freely(segment: &Segment, next: &Segment, memory: &Memory, limits: &Lim
 }
 
 /// Joins neighbours of different nodes that cost no memory to join, pair by pair, while there are more segments than
-/// TDMRs and none grows beyond half an even share of memory: finely interleaved nodes need no more careful choice.
+/// TDMRs. No segment grows beyond half an even share of memory: finely interleaved nodes need no more careful choice.
 fn join_small(mut segments: Vec<Segment>, memory: &Memory, limits: &Limits) -> Vec<Segment> {
     let max = usize::from(limits.max_tdmrs);
     let largest = memory.pool.bytes() / max as u64 / 2;
@@ -79,7 +79,7 @@ fn join_small(mut segments: Vec<Segment>, memory: &Memory, limits: &Limits) -> V
 }
 
 impl Segment {
-    /// This one and its right neighbour as one, of the node of which there is more.
+    /// Joins a segment with its right neighbour. The result has the node of which there is more memory.
     fn join(&self, right: &Self, bytes: u64, right_bytes: u64) -> Self {
         Self {
             span: Span::new(self.span.start, right.span.end),
@@ -92,7 +92,8 @@ impl Segment {
     }
 }
 
-/// Runs of 1 GiB blocks of one node that are worth their PAMT: whole ones in one run, a partly usable one by itself.
+/// Returns the runs of 1 GiB blocks of one node that are worth their PAMT: whole blocks in one run, a partly usable one
+/// by itself.
 fn blocks(memory: &Memory, limits: &Limits) -> Vec<Segment> {
     let mut runs = Vec::new();
     let mut partial = Partial::default();
@@ -124,7 +125,7 @@ fn blocks(memory: &Memory, limits: &Limits) -> Vec<Segment> {
     runs
 }
 
-/// A 1 GiB block that is being gathered from several pieces.
+/// A 1 GiB block gathered from several pieces.
 #[derive(Default)]
 struct Partial {
     block: u64,
@@ -156,39 +157,39 @@ impl Partial {
     }
 }
 
-/// Makes segments fewer, cheapest step first.
+/// Reduction of the number of segments, cheapest step first.
 struct Squeeze<'a> {
     memory: &'a Memory,
     limits: &'a Limits,
     links: Vec<Link>,
-    /// The cheapest step of every living segment, and stale ones: those whose age is not their segment's.
+    /// The cheapest step of every living segment. Also stale steps, whose age is not that of their segment.
     steps: BinaryHeap<Reverse<Step>>,
 }
 
-/// A segment in the chain; one that was joined to its left neighbour or given up stays behind, not alive.
+/// A segment in the chain. One that was given up or joined to its left neighbour stays in the list, not alive.
 struct Link {
     segment: Segment,
     worth: Worth,
     left: Option<usize>,
     right: Option<usize>,
     alive: bool,
-    /// How often its cheapest step has changed.
+    /// Number of times that its cheapest step has changed.
     age: u32,
 }
 
-/// What a TDMR gives, in bytes.
+/// Memory that a TDMR gains, in bytes.
 #[derive(Clone, Copy)]
 struct Worth {
     /// Usable convertible memory in it.
     bytes: u64,
-    /// The same less what its PAMT costs and what is lost between holes.
+    /// `bytes` less the cost of the PAMT and the memory lost between holes.
     net: i64,
 }
 
-/// A way to have one segment less, ordered by what it costs.
+/// A way to remove one segment, ordered by its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Step {
-    /// Bytes of private memory lost; joining can win a little, as PAMT areas are rounded up.
+    /// Bytes of private memory lost. Joining can gain a little, as PAMT areas are rounded up.
     loss: i64,
     what: What,
     /// Small segments are joined before large ones.
@@ -264,7 +265,7 @@ impl<'a> Squeeze<'a> {
         )
     }
 
-    /// The cheapest thing to do with segment `index`: give it up, or join it with its right neighbour.
+    /// Returns the cheapest step for segment `index`: giving it up, or joining it with its right neighbour.
     fn cheapest(&self, index: usize) -> Step {
         let Link {
             segment,
@@ -316,7 +317,7 @@ impl<'a> Squeeze<'a> {
         }
     }
 
-    /// Takes a segment out of the chain; its left neighbour's cheapest step changes with that.
+    /// Removes a segment from the chain. This changes its left neighbour's cheapest step.
     fn remove(&mut self, index: usize) {
         let Link { left, right, .. } = self.links[index];
         self.links[index].alive = false;

@@ -13,7 +13,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// The bytes `start..end`; empty if `end` is not above `start`.
+    /// Creates the span `start..end`; empty if `end` is not above `start`.
     pub const fn new(start: u64, end: u64) -> Self {
         Self {
             start,
@@ -21,22 +21,22 @@ impl Span {
         }
     }
 
-    /// How many bytes it holds.
+    /// Returns the number of bytes.
     pub const fn bytes(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether it holds nothing.
+    /// Returns whether the span is empty.
     pub const fn is_empty(self) -> bool {
         self.end == self.start
     }
 
-    /// What lies in both.
+    /// Returns the overlap of two spans.
     pub fn intersect(self, other: Self) -> Self {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// The whole units of `unit` bytes (a power of two) that it holds.
+    /// Returns the whole units of `unit` bytes (a power of two) inside the span.
     pub fn shrink_to(self, unit: u64) -> Self {
         let start = self
             .start
@@ -67,24 +67,24 @@ pub struct SpanSet {
 }
 
 impl SpanSet {
-    /// The spans, in ascending order.
+    /// Returns the spans in ascending order.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    /// How many bytes are in the set.
+    /// Returns the number of bytes in the set.
     pub fn bytes(&self) -> u64 {
         self.before.last().map_or(0, |before| {
             before + self.spans.last().map_or(0, |s| s.bytes())
         })
     }
 
-    /// How many of the set's bytes lie in `span`, in logarithmic time.
+    /// Returns the number of the set's bytes in `span`, in logarithmic time.
     pub fn bytes_in(&self, span: Span) -> u64 {
         self.bytes_below(span.end) - self.bytes_below(span.start)
     }
 
-    /// What of the set lies in `span`, in ascending order.
+    /// Returns the parts of the set in `span`, in ascending order.
     pub fn within(&self, span: Span) -> impl Iterator<Item = Span> + '_ {
         let first = self.spans.partition_point(|s| s.end <= span.start);
         self.spans[first..]
@@ -93,7 +93,7 @@ impl SpanSet {
             .map(move |s| s.intersect(span))
     }
 
-    /// How many separate spans of the set lie in `span`.
+    /// Returns the number of separate spans of the set in `span`.
     pub fn count_in(&self, span: Span) -> usize {
         let first = self.spans.partition_point(|s| s.end <= span.start);
         self.spans
@@ -101,17 +101,17 @@ impl SpanSet {
             .saturating_sub(first)
     }
 
-    /// What lies in both sets.
+    /// Returns the addresses in both sets.
     pub fn intersect(&self, other: &Self) -> Self {
         self.spans.iter().flat_map(|s| other.within(*s)).collect()
     }
 
-    /// What lies in this set and not in `other`.
+    /// Returns the addresses in this set that are not in `other`.
     pub fn subtract(&self, other: &Self) -> Self {
         self.spans.iter().flat_map(|s| other.gaps_in(*s)).collect()
     }
 
-    /// What of `span` is not in the set, in ascending order.
+    /// Returns the parts of `span` that are not in the set, in ascending order.
     pub fn gaps_in(&self, span: Span) -> impl Iterator<Item = Span> + '_ {
         let sentinel = Span {
             start: span.end,
@@ -137,7 +137,7 @@ impl SpanSet {
 }
 
 impl FromIterator<Span> for SpanSet {
-    /// Collects spans in any order; overlapping and touching ones become one.
+    /// Collects spans in any order. Overlapping and touching ones become one.
     fn from_iter<I: IntoIterator<Item = Span>>(spans: I) -> Self {
         let mut sorted: Vec<Span> = spans.into_iter().filter(|s| !s.is_empty()).collect();
         sorted.sort_unstable();

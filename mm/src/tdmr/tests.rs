@@ -1,4 +1,4 @@
-//! The planner against machines like real servers, and against machines like none.
+//! Tests of the planner on machines like real servers, and on machines like none.
 
 extern crate std;
 
@@ -29,7 +29,7 @@ fn a_small_machine_becomes_one_tdmr_around_the_pci_hole_less() {
         plan.tdmrs.iter().map(|t| t.span).collect::<Vec<_>>(),
         [Span::new(0, 2 * GIB), Span::new(4 * GIB, 6 * GIB)]
     );
-    // The first MiB is no CMR here, so it is reserved.
+    // The first MiB is in no CMR here, so it is reserved.
     assert_eq!(plan.tdmrs[0].reserved[0], FIRST_MIB);
     assert_eq!(plan.pamt_bytes(), 2 * LIMITS_1_5.pamt_total(2 * GIB));
     assert_eq!(LIMITS_1_5.pamt_total(2 * GIB), 8 * MIB + 0x4000 + 0x1000);
@@ -39,7 +39,7 @@ fn a_small_machine_becomes_one_tdmr_around_the_pci_hole_less() {
 
 #[test]
 fn memory_that_cannot_be_private_holds_the_pamt_first() {
-    // As much memory in a block as its PAMT would take: not worth a TDMR, but just enough for another's PAMT.
+    // The block has just as much memory as its PAMT would take: not worth a TDMR, but enough for another block's PAMT.
     let cost = LIMITS_1_5.pamt_total(GIB);
     let machine = Machine::default()
         .ram(7 * GIB, 7 * GIB + cost, 0)
@@ -126,7 +126,7 @@ fn low_memory_is_spared() {
 
 #[test]
 fn more_holes_than_reserved_areas_split_the_tdmr_at_no_loss() {
-    // 24 holes of 1 MiB, 4 GiB apart: too many for one TDMR, and 16 are the limit.
+    // 24 holes of 1 MiB, 4 GiB apart: too many for one TDMR, which has at most 16 reserved areas.
     let mut machine = Machine::default();
     for i in 0..25 {
         machine = machine.ram((4 + 4 * i) * GIB + MIB, (8 + 4 * i) * GIB, 0);
@@ -154,7 +154,7 @@ fn more_holes_in_one_block_than_reserved_areas_lose_the_smallest_pieces() {
     let plan = machine.plan(&limits);
     assert_eq!(reasons(&plan), [Why::TooFewReservedAreas]);
     let lost: u64 = plan.left_out.iter().map(|left| left.span.bytes()).sum();
-    // 8 holes and 4 areas: four joins, across the pieces of 21 to 24 MiB; part of what is lost holds a PAMT.
+    // 8 holes and 4 areas: four joins, across the pieces of 21 to 24 MiB. Part of what is lost holds a PAMT.
     assert!(lost <= (21 + 22 + 23 + 24) * MIB, "{lost:#x}");
     assert!(lost + plan.pamt_bytes() >= (21 + 22 + 23 + 24) * MIB);
 }
@@ -196,7 +196,7 @@ fn interleaved_nodes_lose_locality_before_memory() {
 
 #[test]
 fn a_pamt_that_fits_nowhere_in_one_piece_halves_the_tdmr() {
-    // 64 GiB whose free memory comes in pieces of 100 MiB: a PAMT of 256 MiB fits nowhere, that of 16 GiB does.
+    // 64 GiB with free memory in pieces of 100 MiB: the PAMT of 256 MiB fits nowhere, that of a 16 GiB TDMR does.
     let mut machine = Machine::default().ram(64 * GIB, 128 * GIB, 0);
     for i in 0..640 {
         machine = machine.excluding(
@@ -290,8 +290,8 @@ fn odd_input_is_taken_as_far_as_it_makes_sense() {
     assert!(plan.tdmrs.iter().all(|tdmr| tdmr.span.end <= 8 * GIB));
 }
 
-/// The largest net memory that the blocks' arithmetic promises, reckoned block by block: what each 1 GiB block gives over
-/// its PAMT, summed over the most valuable runs of neighbouring blocks, one for each TDMR.
+/// Computes the net memory that a plan must reach, block by block: the memory of each 1 GiB block less its PAMT, summed
+/// over the most valuable runs of adjacent blocks, one for each TDMR.
 fn promised(machine: &Machine, limits: &Limits) -> u64 {
     use std::collections::BTreeMap;
     let excluded: SpanSet = machine
@@ -337,7 +337,7 @@ proptest! {
             machine.check(&plan, &limits);
             prop_assert!(!reasons(&plan).contains(&Why::NoRoomForPamt));
             prop_assert!(!reasons(&plan).contains(&Why::TooFewReservedAreas));
-            // Every TDMR rounds its three PAMT areas up to pages.
+            // Every TDMR rounds its three PAMT areas up to whole pages.
             let rounding = 3 * PAGE * plan.tdmrs.len() as u64;
             prop_assert!(plan.private.bytes() + rounding >= promised(&machine, &limits));
         } else {
@@ -362,7 +362,7 @@ proptest! {
     }
 }
 
-/// Prints how long large maps take; run with `--release -- --nocapture`. What it asserts is the plan, not the time.
+/// Prints the planning time of large maps; run with `--release -- --nocapture`. It asserts the plan, not the time.
 #[test]
 fn large_maps_are_planned_at_once() {
     for (name, machine) in maps_of_64_tib() {

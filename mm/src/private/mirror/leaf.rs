@@ -1,21 +1,21 @@
-//! One private page as the mirror knows it: its token, and what state its S-EPT entry is in.
+//! A private page in the mirror: its token, and the state of its S-EPT entry.
 
 use seam::abi::PageSize;
 use seam::page::{Donated, Page};
 
-/// When something was blocked, in TLB-tracking rounds of this TD that the host had begun by then. It wraps; two are
-/// compared by [`Self::is_covered_by`] alone.
+/// Time at which something was blocked, counted in the TLB-tracking rounds of this TD that had begun by then. It wraps;
+/// only [`Self::is_covered_by`] compares two epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epoch(pub(crate) u32);
 
 impl Epoch {
-    /// Whether a round numbered `round` began after this.
+    /// Returns whether a round numbered `round` began after this.
     pub const fn is_covered_by(self, round: Self) -> bool {
         round.0.wrapping_sub(self.0) as i32 >= 0
     }
 }
 
-/// What a blocked page was before.
+/// State of a page before it was blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Was {
     /// [`Leaf::Mapped`].
@@ -28,42 +28,42 @@ pub enum Was {
 #[derive(Debug)]
 #[must_use = "it owns the page"]
 pub enum Leaf {
-    /// The guest has it: it was added with its content, or the host saw that it was accepted.
+    /// The guest can use it: it was added with its content, or the host saw that the guest accepted it.
     Mapped(Page<Donated>),
-    /// It was given for the guest to accept, which the guest does without telling the host.
+    /// Added for the guest to accept, which the guest does without telling the host.
     Pending(Page<Donated>),
-    /// No CPU can begin to use it.
+    /// Blocked: no CPU can begin to use it.
     Blocked {
         /// The page.
         page: Page<Donated>,
-        /// When that was done.
+        /// Epoch of the block.
         since: Epoch,
-        /// What it will be when that is undone.
+        /// Its state once unblocked.
         was: Was,
     },
 }
 
 impl Leaf {
-    /// Its page.
+    /// Returns its page.
     pub const fn page(&self) -> &Page<Donated> {
         match self {
             Self::Mapped(page) | Self::Pending(page) | Self::Blocked { page, .. } => page,
         }
     }
 
-    /// Its page, to be taken from the TD.
+    /// Returns its page, to be taken from the TD.
     pub fn into_page(self) -> Page<Donated> {
         match self {
             Self::Mapped(page) | Self::Pending(page) | Self::Blocked { page, .. } => page,
         }
     }
 
-    /// Its size.
+    /// Returns its size.
     pub fn size(&self) -> PageSize {
         self.page().size()
     }
 
-    /// What it is when it is not blocked.
+    /// Returns its state when it is not blocked.
     pub const fn was(&self) -> Was {
         match self {
             Self::Mapped(_) => Was::Mapped,
@@ -72,7 +72,7 @@ impl Leaf {
         }
     }
 
-    /// When it was blocked, if it is.
+    /// Returns the epoch at which it was blocked, if it is blocked.
     pub const fn blocked_since(&self) -> Option<Epoch> {
         match self {
             Self::Blocked { since, .. } => Some(*since),
@@ -80,7 +80,7 @@ impl Leaf {
         }
     }
 
-    /// The same page, blocked.
+    /// Returns the same page, blocked.
     pub fn blocked(self, since: Epoch) -> Self {
         Self::Blocked {
             was: self.was(),
@@ -89,7 +89,7 @@ impl Leaf {
         }
     }
 
-    /// A page that is not blocked.
+    /// Returns a page that is not blocked.
     pub const fn usable(page: Page<Donated>, was: Was) -> Self {
         match was {
             Was::Mapped => Self::Mapped(page),
@@ -97,7 +97,7 @@ impl Leaf {
         }
     }
 
-    /// The same page, not blocked.
+    /// Returns the same page, not blocked.
     pub fn unblocked(self) -> Self {
         let was = self.was();
         Self::usable(self.into_page(), was)

@@ -1,8 +1,8 @@
-//! The mirror of a TD's S-EPT: every page that the TD owns, at which level, in which state, with its token.
+//! The mirror of a TD's S-EPT: the level, state and token of every page that the TD owns.
 //!
-//! One lock for each GiB of guest-physical addresses, held for a few instructions and never over a SEAMCALL: who works on
-//! an entry claims it, and whoever meets a claimed entry is told that it is busy. The cost is 9 bytes for a page that is
-//! mapped as 4 KiB, 24 for one of 2 MiB, 32 for each GiB that the TD could have.
+//! Each GiB of guest-physical addresses has a lock, held for a few instructions and never over a SEAMCALL. A CPU claims
+//! an entry before it works on it; other CPUs find a claimed entry busy. The cost is 9 bytes for a page that is mapped
+//! as 4 KiB, 24 for one of 2 MiB, 32 for each GiB that the TD could have.
 
 mod leaf;
 mod parts;
@@ -23,12 +23,12 @@ pub(super) use parts::Parts;
 pub(super) use table::{Boxed, Directory, ENTRIES, Entry, PageTable};
 pub(super) use upper::{Place, Upper, Uppers};
 
-/// What a GiB of guest-physical addresses holds.
+/// Content of one GiB of guest-physical addresses.
 pub(super) type Gib = Entry<Directory>;
-/// What 2 MiB of them hold.
+/// Content of 2 MiB of guest-physical addresses.
 pub(super) type Block = Entry<PageTable>;
 
-/// Every page below a TD's root.
+/// The mirror of every page below a TD's root.
 #[derive(Debug)]
 pub(super) struct Mirror {
     gibs: Box<[Mutex<Gib>]>,
@@ -36,7 +36,7 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
-    /// An empty one for guest-physical addresses below `limit`.
+    /// Creates an empty mirror for guest-physical addresses below `limit`.
     pub fn new(limit: u64, levels: Levels) -> Result<Self, Error> {
         Ok(Self {
             gibs: filled(limit.div_ceil(PAGE_1G), || Mutex::new(Entry::Free))?,
@@ -44,7 +44,7 @@ impl Mirror {
         })
     }
 
-    /// The GiBs that hold something, by number: those that are one page first.
+    /// Returns the numbers of the GiBs that hold something, those mapped as one page first.
     pub fn occupied(&self) -> Result<Box<[u32]>, Error> {
         let mut all = Vec::new();
         for whole in [true, false] {
@@ -63,7 +63,7 @@ impl Mirror {
         Ok(all.into_boxed_slice())
     }
 
-    /// Takes every page out, of a TD that nobody works on any more.
+    /// Takes out every page of a TD on which no CPU works any more.
     pub fn drain(&self, mut put: impl FnMut(Page<Donated>)) {
         for gib in &self.gibs {
             let mut directory = match core::mem::replace(&mut *gib.lock(), Entry::Free) {
@@ -99,7 +99,7 @@ impl Mirror {
             .for_each(put);
     }
 
-    /// Looks at a GiB, by number.
+    /// Calls `look` with a GiB, by number.
     pub fn with<R>(&self, gib: u64, look: impl FnOnce(&mut Gib) -> R) -> Result<R, Error> {
         let gib = usize::try_from(gib)
             .ok()
@@ -122,19 +122,19 @@ impl Mirror {
         debug_assert!(put.is_ok());
     }
 
-    /// Claims the 2 MiB at `gpa`, under a directory that is there.
+    /// Claims the 2 MiB at `gpa`, under an existing directory.
     pub fn claim_block(&self, gpa: Gpa) -> Result<Block, Error> {
         self.in_directory(gpa, |directory| directory.claim(index(gpa, PAGE_2M)))?
     }
 
     /// Ends the claim on the 2 MiB at `gpa`.
     pub fn put_block(&self, gpa: Gpa, entry: Block) {
-        // A directory stays where it is while an entry of it is claimed.
+        // A directory stays where it is while one of its entries is claimed.
         let put = self.in_directory(gpa, |directory| directory.put(index(gpa, PAGE_2M), entry));
         debug_assert!(put.is_ok());
     }
 
-    /// Ends the claim on the 4 KiB at `gpa`. Whether its table maps one frame of 2 MiB now.
+    /// Ends the claim on the 4 KiB at `gpa`. Returns whether its table maps one frame of 2 MiB now.
     pub fn put_page(&self, gpa: Gpa, leaf: Option<Leaf>) -> bool {
         let put = self.in_directory(gpa, |directory| {
             let table = directory.table(index(gpa, PAGE_2M))?;
@@ -145,9 +145,10 @@ impl Mirror {
         put.ok().flatten().unwrap_or(false)
     }
 
-    /// Notes that the table of the 2 MiB of `gpa`, if it is one, may be made one page, and is to be tried so often.
+    /// Notes that the page table of the 2 MiB of `gpa`, if any, may be made one page, and sets the number of tries for
+    /// it.
     pub fn note_joinable(&self, gpa: Gpa, tries: u8) {
-        // If it is claimed by now, it is another's to see to that.
+        // If the entry is claimed by now, its claimant handles this.
         _ = self.in_directory(gpa, |directory| {
             let at = index(gpa, PAGE_2M);
             if let Some(table) = directory.table(at) {
@@ -157,7 +158,7 @@ impl Mirror {
         });
     }
 
-    /// Ends the claim on the 2 MiB at `gpa`, and the note too unless they are to be tried `again`.
+    /// Ends the claim on the 2 MiB at `gpa`, and drops the note unless they are to be tried `again`.
     pub fn put_tried(&self, gpa: Gpa, entry: Block, again: bool) {
         let put = self.in_directory(gpa, |directory| {
             let at = index(gpa, PAGE_2M);
@@ -167,8 +168,8 @@ impl Mirror {
         debug_assert!(put.is_ok());
     }
 
-    /// The first 2 MiB from `from` on of which that was noted; or, with [`Error::Busy`], the GiB of which that can't be
-    /// seen now.
+    /// Returns the first noted 2 MiB at or after `from`. If a claimed GiB comes before them, returns that with
+    /// [`Error::Busy`].
     pub fn next_joinable(&self, from: u64) -> Option<(Gpa, Result<(), Error>)> {
         let first = usize::try_from(from / PAGE_1G).ok()?;
         let gibs = (0u64..).zip(&self.gibs).skip(first);
@@ -188,7 +189,7 @@ impl Mirror {
         None
     }
 
-    /// Looks at the directory of the GiB of `gpa`.
+    /// Calls `look` with the directory of the GiB of `gpa`.
     pub fn in_directory<R>(
         &self,
         gpa: Gpa,
@@ -203,7 +204,7 @@ impl Mirror {
         })?
     }
 
-    /// The same, of a directory that was there a moment ago: if it is gone, another CPU took it.
+    /// Like [`Self::in_directory`], for a directory that existed a moment ago. If it is gone, another CPU took it.
     pub fn in_linked<R>(
         &self,
         gpa: Gpa,
@@ -216,7 +217,7 @@ impl Mirror {
     }
 }
 
-/// Levels of a TD's S-EPT.
+/// Number of levels of a TD's S-EPT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Levels {
     /// A PML4 at the root.
@@ -225,22 +226,22 @@ pub enum Levels {
     Five,
 }
 
-/// The number of the entry for `gpa` in the table whose entries map `bytes` each.
+/// Returns the index of the entry for `gpa` in the table whose entries map `bytes` each.
 pub(super) const fn index(gpa: Gpa, bytes: u64) -> usize {
     (gpa.0 / bytes % ENTRIES as u64) as usize
 }
 
-/// The address from which on the entry for `gpa` maps.
+/// Returns the first address that the entry for `gpa` maps.
 pub(super) const fn start(gpa: Gpa, bytes: u64) -> Gpa {
     Gpa(gpa.0 / bytes * bytes)
 }
 
-/// The page at which a walk for `size` ends.
+/// Returns whether `gpa` is aligned to `size`.
 pub(super) const fn is_aligned(gpa: Gpa, size: PageSize) -> bool {
     gpa.0.is_multiple_of(size.bytes())
 }
 
-/// So many of them, unless the heap is used up.
+/// Allocates `count` values, unless the heap is used up.
 pub(super) fn filled<T>(count: u64, make: impl FnMut() -> T) -> Result<Box<[T]>, Error> {
     let count = usize::try_from(count).map_err(|_| Error::BadRange)?;
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! What the tables have in common whose 512 entries can be the parts of one page.
+//! Common interface of the tables whose 512 entries can be the parts of one page.
 
 use seam::abi::PAGE_1G;
 use seam::address::Level;
@@ -6,24 +6,24 @@ use seam::page::{Donated, Page};
 
 use super::{Directory, ENTRIES, Entry, Leaf, PageTable};
 
-/// A table whose entries can be the parts of one page: a page table's of 2 MiB, a directory's of 1 GiB.
+/// A table whose entries can be the parts of one page: of 2 MiB for a page table, of 1 GiB for a directory.
 pub trait Parts: Sized {
-    /// The level of the S-EPT entry that points to the table, and would map the page.
+    /// The level of the S-EPT entry that points to the table, and that would map the page.
     const LEVEL: Level;
 
-    /// A table that maps nothing.
+    /// Creates a table that maps nothing.
     fn empty() -> Self;
 
-    /// Whether the entries map one frame, from its beginning to its end.
+    /// Returns whether the entries map one frame, from its beginning to its end.
     fn is_whole(&self) -> bool;
 
-    /// Puts a page at `index`, where nothing is.
+    /// Puts a page at the free entry `index`.
     fn put_part(&mut self, index: usize, leaf: Leaf);
 
     /// Takes every page out, in order.
     fn take_parts(&mut self) -> impl Iterator<Item = Leaf>;
 
-    /// The page of the S-EPT.
+    /// Returns the S-EPT page.
     fn sept(&mut self) -> &mut Option<Page<Donated>>;
 }
 

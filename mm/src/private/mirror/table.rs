@@ -1,7 +1,7 @@
-//! The pages below the S-EPT: a page table of 4 KiB pages, and a directory of 2 MiB pages and page tables.
+//! Tables of the mirror: page tables of 4 KiB pages, and directories of 2 MiB pages and page tables.
 //!
-//! Every entry is one of: free, a leaf, a table, or claimed. Who works on an entry claims it first, works with no lock held,
-//! and puts it back; who meets a claimed entry is told that it is busy.
+//! Every entry is free, a leaf, a table, or claimed. A CPU claims an entry, works on it with no lock held, and puts it
+//! back; other CPUs find a claimed entry busy.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -14,10 +14,10 @@ use seam::page::{Donated, Page};
 use super::leaf::{Epoch, Leaf, Was};
 use crate::private::error::Error;
 
-/// Entries of a table.
+/// Number of entries in a table.
 pub const ENTRIES: usize = 512;
 
-/// A box whose allocation can fail, unlike [`Box::new`]'s.
+/// A box whose allocation can fail, unlike that of [`Box::new`].
 #[derive(Debug)]
 pub struct Boxed<T>(Box<[T; 1]>);
 
@@ -50,22 +50,22 @@ impl<T> DerefMut for Boxed<T> {
     }
 }
 
-/// What an entry above the 4 KiB pages holds. 24 bytes.
+/// An entry above the 4 KiB pages. 24 bytes.
 #[derive(Debug)]
 pub enum Entry<T> {
-    /// Nothing.
+    /// Maps nothing.
     Free,
-    /// What a CPU works on; it has the content.
+    /// A CPU works on it and holds the content.
     Claimed,
     /// A page.
     Leaf(Leaf),
-    /// A page of the S-EPT.
+    /// A table, with its S-EPT page.
     Table(Boxed<T>),
-    /// A page of the S-EPT whose range is blocked: no walk gets below it.
+    /// A table whose range is blocked: no walk gets below it.
     BlockedTable {
         /// The table.
         table: Boxed<T>,
-        /// When it was blocked.
+        /// Epoch of the block.
         since: Epoch,
     },
 }
@@ -73,10 +73,10 @@ pub enum Entry<T> {
 const _: () = assert!(size_of::<Entry<PageTable>>() == 24);
 
 impl<T> Entry<T> {
-    /// Takes what is there, for the caller to work on.
+    /// Takes the content, for the caller to work on.
     ///
     /// # Errors
-    /// [`Error::Busy`] when another CPU has it.
+    /// [`Error::Busy`] when another CPU has claimed it.
     pub fn claim(&mut self) -> Result<Self, Error> {
         match core::mem::replace(self, Self::Claimed) {
             Self::Claimed => Err(Error::Busy),
@@ -84,14 +84,14 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Puts back what was claimed, or what it has become.
+    /// Ends a claim with the new content.
     pub fn put(&mut self, entry: Self) {
         debug_assert!(matches!(self, Self::Claimed));
         *self = entry;
     }
 }
 
-/// The state of a 4 KiB page in a [`PageTable`]; the page itself is next to it.
+/// State of a 4 KiB page in a [`PageTable`], which stores the page itself separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tag {
     Free,
@@ -104,8 +104,7 @@ enum Tag {
 
 /// A page table: 512 pages of 4 KiB at 9 bytes each.
 ///
-/// When pages of it were blocked is kept once for all of them, as the latest time: that errs on the side of one
-/// tracking round more.
+/// One epoch is kept for all blocked pages of the table, the latest: this errs on the side of one tracking round more.
 #[derive(Debug)]
 pub struct PageTable {
     /// The page of the S-EPT. `None` until it is linked and after it is unlinked.
@@ -115,20 +114,21 @@ pub struct PageTable {
     since: Epoch,
     used: u16,
     claimed: u16,
-    /// Where the 2 MiB frame is that the first of those pages is a part of that are at home.
+    /// Base of the home frame: the 2 MiB frame in which the first such page lies at the offset that it has in the
+    /// table.
     home: u64,
-    /// Pages that lie in that frame as they lie here.
+    /// Number of pages that lie in the home frame at the offset that they have in the table.
     at_home: u16,
-    /// The page that came last.
+    /// Index of the page added last.
     last: u16,
-    /// How often it is still to be tried to make it one page.
+    /// Remaining tries to make the table one page.
     pub tries: u8,
 }
 
 const _: () = assert!(size_of::<PageTable>() <= ENTRIES * 9 + 40);
 
 impl PageTable {
-    /// One that maps nothing.
+    /// Creates a table that maps nothing.
     pub const fn new() -> Self {
         Self {
             sept: None,
@@ -144,22 +144,22 @@ impl PageTable {
         }
     }
 
-    /// The page that would lie at `index` as most others lie, if there are others.
+    /// Returns the address of the page at `index` in the home frame, if there is a home frame.
     pub fn place_of(&self, index: usize) -> Option<Hpa> {
         (self.at_home > 0).then(|| Hpa(self.home + index as u64 * PAGE_4K))
     }
 
-    /// Whether it maps one frame of 2 MiB, from its beginning to its end.
+    /// Returns whether the table maps one frame of 2 MiB, from its beginning to its end.
     pub const fn is_whole(&self) -> bool {
         self.at_home as usize == ENTRIES
     }
 
-    /// The page that came last, and then all of them: as it makes sense to ask whether the guest has accepted them.
+    /// Returns the index of the page added last, and then all indices: the order in which acceptance is best checked.
     pub fn by_doubt(&self) -> impl Iterator<Item = usize> + use<> {
         core::iter::once(usize::from(self.last)).chain(0..ENTRIES)
     }
 
-    /// Whether the guest is known to have accepted the page at `index`.
+    /// Returns whether the guest is known to have accepted the page at `index`.
     pub fn is_accepted(&self, index: usize) -> bool {
         self.tags[index] == Tag::Mapped
     }
@@ -171,28 +171,28 @@ impl PageTable {
         }
     }
 
-    /// Where the frame would begin whose page at `index` `page` is, if that is where a large frame can begin.
+    /// Returns the base of the frame in which `page` is the one at `index`, if a 2 MiB frame can begin there.
     fn frame_of(index: usize, page: &Page<Donated>) -> Option<u64> {
         let begin = page.hpa().0.checked_sub(index as u64 * PAGE_4K)?;
         begin.is_multiple_of(PAGE_2M).then_some(begin)
     }
 
-    /// Pages that it maps, those that are claimed included.
+    /// Returns the number of pages mapped or claimed.
     pub const fn used(&self) -> usize {
         (self.used + self.claimed) as usize
     }
 
-    /// Whether a CPU works on one of its pages.
+    /// Returns whether a CPU works on one of its pages.
     pub const fn is_claimed(&self) -> bool {
         self.claimed > 0
     }
 
-    /// Whether nothing is mapped at `index`, nor about to be.
+    /// Returns whether nothing is mapped at `index` or about to be.
     pub fn is_free(&self, index: usize) -> bool {
         self.tags[index] == Tag::Free
     }
 
-    /// Claims the free entry at `index`, for a page to come.
+    /// Claims the free entry at `index`, for a page to be mapped.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::Occupied`].
@@ -218,7 +218,7 @@ impl PageTable {
         }
     }
 
-    /// What is at `index`, taken out. `None` when nothing is, or a CPU works on it.
+    /// Takes out the page at `index`. Returns `None` when there is none, or a CPU works on it.
     pub fn take(&mut self, index: usize) -> Option<Leaf> {
         let page = self.pages[index].take()?;
         let tag = core::mem::replace(&mut self.tags[index], Tag::Free);
@@ -235,7 +235,7 @@ impl PageTable {
         })
     }
 
-    /// Puts a 4 KiB page at `index`, where nothing is.
+    /// Puts a 4 KiB page at the free entry `index`.
     pub fn put(&mut self, index: usize, leaf: Leaf) {
         debug_assert_eq!(self.tags[index], Tag::Free);
         self.tags[index] = match &leaf {
@@ -261,7 +261,7 @@ impl PageTable {
         self.used += 1;
     }
 
-    /// When the page at `index` was blocked, at the latest, if it is.
+    /// Returns the latest epoch at which the page at `index` was blocked, if it is blocked.
     pub fn blocked_since(&self, index: usize) -> Option<Epoch> {
         matches!(self.tags[index], Tag::Blocked | Tag::PendingBlocked).then_some(self.since)
     }
@@ -282,7 +282,7 @@ impl PageTable {
         }
     }
 
-    /// The page at `index`, when there is one.
+    /// Returns the page at `index`, if there is one.
     pub const fn page(&self, index: usize) -> Option<&Page<Donated>> {
         self.pages[index].as_ref()
     }
@@ -299,7 +299,7 @@ pub struct Directory {
     /// The page of the S-EPT. `None` until it is linked and after it is unlinked.
     pub sept: Option<Page<Donated>>,
     entries: [Entry<PageTable>; ENTRIES],
-    /// A bit for each entry that is a table to be made one page, perhaps.
+    /// One bit for each entry: set if it is a table that may be made one page.
     joinable: [u64; ENTRIES / 64],
     used: u16,
     claimed: u16,
@@ -308,7 +308,7 @@ pub struct Directory {
 const _: () = assert!(size_of::<Directory>() <= ENTRIES * 24 + ENTRIES / 8 + 16);
 
 impl Directory {
-    /// One that maps nothing.
+    /// Creates a directory that maps nothing.
     pub const fn new() -> Self {
         Self {
             sept: None,
@@ -319,12 +319,12 @@ impl Directory {
         }
     }
 
-    /// Entries that are not free.
+    /// Returns the number of entries that are not free.
     pub const fn used(&self) -> usize {
         (self.used + self.claimed) as usize
     }
 
-    /// Whether a CPU works on one of its entries, or on a page of one of its page tables.
+    /// Returns whether a CPU works on one of its entries, or on a page of one of its page tables.
     pub fn is_claimed(&self) -> bool {
         self.claimed > 0
             || self
@@ -333,12 +333,12 @@ impl Directory {
                 .any(|entry| matches!(entry, Entry::Table(table) if table.is_claimed()))
     }
 
-    /// The entry at `index`, to be looked at.
+    /// Returns the entry at `index`.
     pub const fn entry(&self, index: usize) -> &Entry<PageTable> {
         &self.entries[index]
     }
 
-    /// The page table at `index`, when there is one and it can be reached.
+    /// Returns the page table at `index`, if there is one and it is neither blocked nor claimed.
     pub const fn table(&mut self, index: usize) -> Option<&mut Boxed<PageTable>> {
         match &mut self.entries[index] {
             Entry::Table(table) => Some(table),
@@ -353,7 +353,7 @@ impl Directory {
         *word = if is { *word | bit } else { *word & !bit };
     }
 
-    /// The first entry from `index` on of which that was noted.
+    /// Returns the first entry noted as joinable, at or after `index`.
     pub fn next_joinable(&self, index: usize) -> Option<usize> {
         (index / 64..ENTRIES / 64).find_map(|at| {
             let from = if at == index / 64 { index % 64 } else { 0 };
@@ -362,7 +362,7 @@ impl Directory {
         })
     }
 
-    /// Claims the entry at `index`, with all that is below it.
+    /// Claims the entry at `index`, with everything below it.
     ///
     /// # Errors
     /// [`Error::Busy`] when another CPU works on it or below it.
@@ -380,7 +380,7 @@ impl Directory {
         Ok(entry)
     }
 
-    /// Ends a claim with what the entry has become.
+    /// Ends a claim with the new content of the entry.
     pub fn put(&mut self, index: usize, entry: Entry<PageTable>) {
         self.claimed -= 1;
         if !matches!(entry, Entry::Free) {
@@ -389,7 +389,7 @@ impl Directory {
         self.entries[index].put(entry);
     }
 
-    /// Takes the page at `index` out, of a TD that nobody maps anything for any more. `None` where none is.
+    /// Takes out the page at `index`, of a TD for which nothing is mapped any more. Returns `None` if there is none.
     pub fn take_leaf(&mut self, index: usize) -> Option<Leaf> {
         match core::mem::replace(&mut self.entries[index], Entry::Free) {
             Entry::Leaf(leaf) => {
@@ -403,7 +403,7 @@ impl Directory {
         }
     }
 
-    /// Takes the page table at `index` out, blocked or not, with all that is below it. `None` where none is.
+    /// Takes out the page table at `index`, blocked or not, with everything below it. Returns `None` if there is none.
     pub fn take_table(&mut self, index: usize) -> Option<Boxed<PageTable>> {
         match core::mem::replace(&mut self.entries[index], Entry::Free) {
             Entry::Table(table) | Entry::BlockedTable { table, .. } => {
@@ -424,15 +424,15 @@ impl Directory {
         self.used += 1;
     }
 
-    /// Fills the free entry at `index` of a directory that nobody else sees, or of a TD that nobody maps anything for any
-    /// more.
+    /// Fills the free entry at `index` of a directory that no other CPU sees, or of a TD for which nothing is mapped
+    /// any more.
     pub fn fill(&mut self, index: usize, leaf: Leaf) {
         debug_assert!(matches!(self.entries[index], Entry::Free));
         self.entries[index] = Entry::Leaf(leaf);
         self.used += 1;
     }
 
-    /// Takes everything out, in order. Nobody works on any of it.
+    /// Takes everything out, in order. No CPU works on any of it.
     pub fn drain(&mut self) -> impl Iterator<Item = Entry<PageTable>> + '_ {
         self.used = 0;
         self.entries

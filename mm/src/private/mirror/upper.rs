@@ -1,6 +1,6 @@
-//! The pages of the S-EPT above the directories: PDPTs, and PML4s where the root is a PML5.
+//! S-EPT pages above the directories: PDPTs, and PML4s where the root is a PML5.
 //!
-//! Each is pinned by what hangs below it. One that nothing pins can be claimed, and taken away.
+//! Each is pinned by the tables below it. An unpinned one can be claimed and removed.
 
 use alloc::boxed::Box;
 
@@ -11,31 +11,32 @@ use seam::address::{Gpa, Level};
 use seam::page::{Donated, Page};
 use sync::Mutex;
 
-/// One of them.
+/// A table above the directories.
 #[derive(Debug, Default)]
 pub enum Upper {
-    /// Not there.
+    /// Not linked.
     #[default]
     Free,
-    /// A CPU works on it; it has the content.
+    /// A CPU works on it and holds the content.
     Claimed,
-    /// It is there, and this many tables hang below it.
+    /// Linked, with this many tables below it.
     Linked {
         /// The page of the S-EPT.
         page: Page<Donated>,
-        /// Tables below it, and those that are about to be.
+        /// Tables below it, including those about to be linked.
         pins: u32,
     },
-    /// It is there, its range is blocked, and nothing hangs below it.
+    /// Linked, with its range blocked and no table below it.
     Blocked {
         /// The page of the S-EPT.
         page: Page<Donated>,
-        /// When it was blocked.
+        /// Epoch of the block.
         since: Epoch,
     },
 }
 
-/// Which of them: the level of the entry that points to it, and an address that the entry maps.
+/// Position of a table above the directories: the level of the entry that points to it, and the first address that the
+/// entry maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// [`Level::Pml4`] for a PDPT, [`Level::Pml5`] for a PML4.
@@ -45,7 +46,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The PDPT above `gpa`.
+    /// Returns the place of the PDPT above `gpa`.
     pub const fn pdpt(gpa: Gpa) -> Self {
         Self::at(gpa, Level::Pml4)
     }
@@ -58,7 +59,7 @@ impl Place {
     }
 }
 
-/// All of them.
+/// All tables above the directories.
 #[derive(Debug)]
 pub struct Uppers {
     pdpts: Box<[Mutex<Upper>]>,
@@ -66,7 +67,7 @@ pub struct Uppers {
 }
 
 impl Uppers {
-    /// Places for all that a TD with addresses below `limit` can have.
+    /// Allocates places for all tables that a TD with addresses below `limit` can have.
     pub fn new(limit: u64, levels: Levels) -> Result<Self, Error> {
         let count = |level: Level| limit.div_ceil(level_bytes(level as u8));
         let pml4s = match levels {
@@ -80,12 +81,12 @@ impl Uppers {
         })
     }
 
-    /// How many places there are.
+    /// Returns the number of places.
     pub fn count(&self) -> usize {
         self.pdpts.len() + self.pml4s.len()
     }
 
-    /// Takes out the page of the place of this number, whatever hangs below it. `None` where none is.
+    /// Takes out the page at the place with this number, whatever is linked below it. Returns `None` if there is none.
     pub fn take(&self, number: usize) -> Option<Page<Donated>> {
         let mut upper = self.numbered(number)?.lock();
         match core::mem::take(&mut *upper) {
@@ -109,20 +110,20 @@ impl Uppers {
         self.pdpts.get(number).or_else(pml4)
     }
 
-    /// What the table at `place` hangs below; `None` when that is the root.
+    /// Returns the place of the table above the one at `place`; `None` if that is the root.
     pub fn above(&self, place: Place) -> Option<Place> {
         (place.level == Level::Pml4 && !self.pml4s.is_empty())
             .then(|| Place::at(place.gpa, Level::Pml5))
     }
 
-    /// Looks at one.
+    /// Calls `look` with the table at `place`.
     pub fn with<R>(&self, place: Place, look: impl FnOnce(&mut Upper) -> R) -> Result<R, Error> {
         let bytes = level_bytes(place.level as u8);
         let all = match place.level {
             Level::Pml5 => &self.pml4s,
             _ => &self.pdpts,
         };
-        // A PML4 has 512 PDPTs, and all of them are in one list.
+        // A PML4 has 512 PDPTs, and all PDPTs are in one list.
         let number = match place.level {
             Level::Pml5 => index(place.gpa, bytes),
             _ => (place.gpa.0 / bytes) as usize,
@@ -131,13 +132,13 @@ impl Uppers {
         Ok(look(&mut upper.lock()))
     }
 
-    /// Replaces what is at `place`.
+    /// Replaces the table at `place`.
     pub fn put(&self, place: Place, upper: Upper) {
         let put = self.with(place, |old| *old = upper);
         debug_assert!(put.is_ok());
     }
 
-    /// Takes a pin away.
+    /// Removes a pin.
     pub fn unpin(&self, place: Place) {
         let unpinned = self.with(place, |upper| match upper {
             Upper::Linked { pins, .. } => *pins -= 1,

@@ -1,4 +1,4 @@
-//! What becomes of a page's content before the page is anyone else's.
+//! Treatment of a page's content before the page has its next owner.
 
 use core::fmt;
 use core::str::FromStr;
@@ -7,22 +7,21 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::Clear;
 
-/// What the operator wants: `clear = always | erratum | reuse`.
+/// The operator's choice: `clear = always | erratum | reuse`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClearPolicy {
-    /// Clear everything that was a TD's.
+    /// Clear every page that was a TD's.
     #[default]
     Always,
-    /// Clear it where a partial write to it would otherwise be a machine check later; elsewhere the next owner finds
-    /// what the CPU reads of memory that was encrypted with a key that is gone.
+    /// Clear a page where a partial write to it could otherwise cause a machine check later. Elsewhere the next owner
+    /// reads whatever the CPU returns for memory encrypted with a key that is gone.
     Erratum,
-    /// Keep it as it is, for another TD alone.
+    /// Keep a page uncleared, for another TD alone.
     Reuse,
 }
 
 impl ClearPolicy {
-    /// What is done on a CPU that has the partial-write erratum
-    /// ([`seam::erratum::has_partial_write`]), or not.
+    /// Returns the treatment on a CPU with or without the partial-write erratum ([`seam::erratum::has_partial_write`]).
     pub const fn on(self, has_erratum: bool) -> Clearing {
         match self {
             Self::Erratum if !has_erratum => Clearing::Leave,
@@ -31,7 +30,7 @@ impl ClearPolicy {
         }
     }
 
-    /// As the configuration writes it.
+    /// Returns the name that the configuration uses.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Always => "always",
@@ -70,18 +69,18 @@ impl FromStr for ClearPolicy {
     }
 }
 
-/// What is done with the content of a page that comes back.
+/// Treatment of the content of a page that is taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clearing {
-    /// It is cleared.
+    /// The page is cleared.
     Clear,
-    /// It is left; the frame is anyone's.
+    /// The content is left; anyone may get the frame.
     Leave,
-    /// It is left; the frame is another TD's.
+    /// The content is left; only another TD may get the frame.
     Keep,
 }
 
-/// What stands for clearing where the content is left.
+/// Stands in for clearing when the content is left.
 pub struct Left;
 
 impl Clear for Left {

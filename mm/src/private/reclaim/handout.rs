@@ -1,14 +1,14 @@
-//! Which CPU takes what back next: units of work, handed out in order and without a lock, stage by stage.
+//! Distribution of work among CPUs: units, handed out in order and without a lock, stage by stage.
 //!
-//! A stage begins when every unit of the one before is finished. Units that left something behind come again in another
-//! pass over their stage; after a few of those the work is stuck, until somebody asks for another try.
+//! A stage begins when every unit of the previous one is finished. Units that left something behind come again in
+//! another pass over their stage. After a few passes the work is stuck, until a retry is requested.
 
 use sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-/// Passes over one stage. In each of them the module is asked as often as the retry policy says.
+/// Maximum number of passes over one stage. In each pass the module is called as often as the retry policy says.
 const MAX_PASSES: u32 = 3;
 
-/// What is taken back, in this order.
+/// The stages of a reclaim, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Private pages, and the page tables above them.
@@ -23,14 +23,14 @@ impl Stage {
     pub const ALL: [Self; 3] = [Self::Pages, Self::Rest, Self::Root];
 }
 
-/// What a CPU gets when it asks.
+/// Result of a request for work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// A unit of a stage, by number. It is the CPU's until [`Handout::finish`].
+    /// A unit of a stage, by number. It belongs to the CPU until [`Handout::finish`].
     Unit(Stage, u64),
-    /// All units are out, and some are not finished.
+    /// All units are handed out, and some are not finished.
     Wait,
-    /// Pass after pass left something behind.
+    /// Repeated passes left something behind.
     Stuck,
     /// Everything is finished.
     Done,
@@ -40,21 +40,21 @@ pub enum Turn {
 #[derive(Debug)]
 pub struct Handout {
     units: [u64; Stage::ALL.len()],
-    /// A phase in bits 63:60, the next unit below.
+    /// The phase in bits 63:60, the number of the next unit below.
     at: AtomicU64,
-    /// Units of this pass that are not finished.
+    /// Number of units of this pass that are not finished.
     unfinished: AtomicU64,
-    /// What this pass left behind.
+    /// Number of pages that this pass left behind.
     left: AtomicU64,
-    /// Passes over this stage so far.
+    /// Number of passes over this stage so far.
     passes: AtomicU32,
 }
 
-/// Phases beyond those of the stages.
+/// Phases after those of the stages.
 const DONE: u64 = 3;
-/// Stuck in the stage that the unit's number says.
+/// Stuck in the stage that the unit's number gives.
 const STUCK: u64 = 4;
-/// Somebody sets the counters up again.
+/// The counters are being set up.
 const CHANGING: u64 = 5;
 
 const PHASE_SHIFT: u32 = 60;
@@ -68,7 +68,7 @@ const fn phase_and_unit(at: u64) -> (u64, u64) {
 }
 
 impl Handout {
-    /// So many units of each stage.
+    /// Creates a handout of `units` units, by stage.
     pub fn new(units: [u64; Stage::ALL.len()]) -> Self {
         let handout = Self {
             units,
@@ -81,7 +81,7 @@ impl Handout {
         handout
     }
 
-    /// The next unit.
+    /// Hands out the next unit.
     pub fn next(&self) -> Turn {
         let mut at = self.at.load(SeqCst);
         loop {
@@ -95,7 +95,7 @@ impl Handout {
             if unit == self.units[stage] {
                 return Turn::Wait;
             }
-            // If the same unit is free again because another pass has begun, it is as good.
+            // If a new pass has made the same unit available again, taking it is just as good.
             match self.at.compare_exchange(at, at + 1, SeqCst, SeqCst) {
                 Ok(_) => return Turn::Unit(Stage::ALL[stage], unit),
                 Err(now) => at = now,
@@ -103,13 +103,13 @@ impl Handout {
         }
     }
 
-    /// A unit is finished, and `left` of its pages are still there.
+    /// Finishes a unit of which `left` pages are still there.
     pub fn finish(&self, left: u64) {
         self.left.fetch_add(left, SeqCst);
         if self.unfinished.fetch_sub(1, SeqCst) > 1 {
             return;
         }
-        // All units are out and finished: nobody else changes anything until the place is set.
+        // All units are handed out and finished: no other CPU changes anything until `at` is set.
         let (stage, _) = phase_and_unit(self.at.load(SeqCst));
         if self.left.load(SeqCst) == 0 {
             self.passes.store(0, SeqCst);
@@ -131,7 +131,7 @@ impl Handout {
         self.at.store(place(phase, 0), SeqCst);
     }
 
-    /// What a CPU would get, but for the unit.
+    /// Returns what [`Self::next`] would, without handing out a unit.
     pub fn phase(&self) -> Turn {
         let (phase, unit) = phase_and_unit(self.at.load(SeqCst));
         match phase {
@@ -142,7 +142,7 @@ impl Handout {
         }
     }
 
-    /// Where it is stuck it starts again. Whether it was.
+    /// Restarts the stage in which the work is stuck. Returns whether it was stuck.
     pub fn retry(&self) -> bool {
         let at = self.at.load(SeqCst);
         let (phase, stage) = phase_and_unit(at);

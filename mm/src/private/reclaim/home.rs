@@ -1,5 +1,5 @@
-//! Pages on their way home, put together: 512 neighbours that came one by one go home as the one frame that they are. So
-//! the frame allocator is asked once for many of them, and has the large frame again.
+//! Collection of pages to be freed: 512 adjacent pages that arrive one by one are freed as the one frame that they
+//! form. The frame allocator is thus called once for many of them, and gets the large frame back.
 
 use arrayvec::ArrayVec;
 use seam::abi::PageSize;
@@ -7,14 +7,14 @@ use seam::page::{Clean, Dirty, Page, Run, State};
 
 use crate::private::pool::{Pool, clear_all};
 
-/// Stretches that are collected before all of them go.
+/// Maximum number of runs collected before all of them are freed.
 const MAX_RUNS: usize = 16;
 
-/// Pages that wait to go home.
+/// Pages that wait to be freed or kept.
 #[derive(Debug)]
 pub struct Homeward<S: State> {
     runs: ArrayVec<Run<S>, MAX_RUNS>,
-    /// Larger frames than this are not made.
+    /// Pages are not joined into frames larger than this.
     largest: PageSize,
 }
 
@@ -26,7 +26,7 @@ impl<S: State> Homeward<S> {
         }
     }
 
-    /// Adds a page. `false`, and the page, when [`Self::drain`] has to come first.
+    /// Adds a page. Returns the page when [`Self::drain`] has to come first.
     pub fn push<P: Pool>(&mut self, pool: &P, mut page: Page<S>) -> Result<(), Page<S>> {
         loop {
             if let Some(run) = self.runs.last_mut()
@@ -70,10 +70,10 @@ impl<S: State> Homeward<S> {
     }
 }
 
-/// Pages of one size in one of the next.
+/// Number of pages of one size in one of the next.
 const PARTS: usize = 512;
 
-/// Whether a larger frame would begin with this page.
+/// Returns whether a larger frame would begin with this page.
 fn begins_larger<S: State>(page: &Page<S>) -> bool {
     page.hpa()
         .0
@@ -81,7 +81,7 @@ fn begins_larger<S: State>(page: &Page<S>) -> bool {
 }
 
 impl Homeward<Clean> {
-    /// Sends a page home, with others.
+    /// Adds a page, to be freed with others.
     pub fn add<P: Pool>(&mut self, pool: &P, page: Page<Clean>) {
         if let Err(page) = self.push(pool, page) {
             self.go(pool);
@@ -89,7 +89,7 @@ impl Homeward<Clean> {
         }
     }
 
-    /// Sends them off.
+    /// Frees the collected pages.
     pub fn go<P: Pool>(&mut self, pool: &P) {
         if !self.is_empty() {
             pool.give(self.drain());
@@ -98,7 +98,7 @@ impl Homeward<Clean> {
 }
 
 impl Homeward<Dirty> {
-    /// Has a page kept for another TD, with others. Bytes that had to be cleared instead.
+    /// Adds a page, to be kept for another TD with others. Returns the bytes that had to be cleared instead.
     pub fn add<P: Pool>(&mut self, pool: &P, page: Page<Dirty>) -> u64 {
         match self.push(pool, page) {
             Ok(()) => 0,
@@ -106,7 +106,7 @@ impl Homeward<Dirty> {
         }
     }
 
-    /// Has them kept. Bytes that had to be cleared instead.
+    /// Keeps the collected pages. Returns the bytes that had to be cleared instead.
     pub fn go<P: Pool>(&mut self, pool: &P) -> u64 {
         self.drain().map(|page| keep(pool, page)).sum()
     }

@@ -1,4 +1,4 @@
-//! One unit of work, on which one CPU at a time makes a step: a few pages from the mirror, reclaimed and cleared.
+//! A unit of work, on which one CPU at a time performs a step: a few pages of the mirror are reclaimed and cleared.
 
 use core::ops::Range;
 
@@ -20,43 +20,43 @@ use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
 use sync::atomic::Ordering::SeqCst;
 
-/// SEAMCALLs in one step.
+/// Maximum number of SEAMCALLs in one step.
 pub const MAX_CALLS: usize = 8;
-/// Bytes that are cleared in one step.
+/// Maximum number of bytes cleared in one step.
 const MAX_CLEARED: u64 = PAGE_2M;
 
-/// What a unit is about.
+/// The pages that a unit covers.
 #[derive(Debug)]
 pub enum Work {
-    /// The page that a GiB is, or the pages of 2 MiB among these entries of its directory.
+    /// The page that maps a whole GiB, or the 2 MiB pages among these entries of its directory.
     Large { gib: u32, entries: Range<usize> },
-    /// What is below these entries of a directory.
+    /// Everything below these entries of a directory.
     Small {
         gib: u32,
         entries: Range<usize>,
         open: Option<Open>,
     },
-    /// Tables above the 2 MiB, control pages, stranded pages: by number.
+    /// Directories and tables above them, control pages, stranded pages: by number.
     Rest { items: Range<usize> },
 }
 
-/// A page table that was taken out of its directory.
+/// A page table taken out of its directory.
 #[derive(Debug)]
 pub struct Open {
     index: usize,
     table: Boxed<PageTable>,
-    /// Whether the module was asked for the table's own page.
+    /// True once the module was asked for the table's own page.
     asked: bool,
-    /// The next of its pages.
+    /// Index of its next page.
     next: usize,
 }
 
-/// Where a page was found.
+/// Origin of a page.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Gib(u32),
     Block(u32, usize),
-    /// In the open table.
+    /// A page of the open table.
     Page(usize),
     /// The open table's own page.
     Table,
@@ -65,30 +65,30 @@ enum Place {
     Control(usize),
 }
 
-/// What was found.
+/// A page that was found.
 enum Found {
-    /// A page of the module's.
+    /// A page that the module owns.
     Donated(Place, Page<Donated>),
-    /// One that left the TD before.
+    /// A page that left the TD before.
     Dirty(Page<Dirty>),
 }
 
-/// A unit of work, and how far it is.
+/// A unit of work and its progress.
 #[derive(Debug)]
 pub struct Job {
     work: Work,
-    /// Reclaimed, and not cleared yet.
+    /// Reclaimed pages that are not cleared yet.
     came: ArrayVec<Page<Dirty>, MAX_CALLS>,
-    /// A GiB that is being cleared.
+    /// A page of 1 GiB that is being cleared.
     whole: Option<Whole>,
     clean: Homeward<Clean>,
     kept: Homeward<Dirty>,
-    /// What left the mirror in this unit.
+    /// Pages that left the mirror in this unit.
     took: Reclaimed,
-    /// Pages that are still there.
+    /// Number of pages that are still there.
     left: u64,
-    /// The module kept a page for as long as the retry policy waits: the others are tried once each, and again in the next
-    /// pass.
+    /// False once the module has refused a page for as long as the retry policy waits: the other pages are tried once
+    /// each, and again in the next pass.
     is_patient: bool,
 }
 
@@ -99,7 +99,7 @@ impl Job {
             came: ArrayVec::new_const(),
             whole: None,
             clean: Homeward::<Clean>::new(PageSize::Size1G),
-            // Another TD asks for no larger ones.
+            // TDs request no larger ones.
             kept: Homeward::<Dirty>::new(PageSize::Size2M),
             took: Reclaimed::default(),
             left: 0,
@@ -107,12 +107,12 @@ impl Job {
         }
     }
 
-    /// What left the mirror, and how many pages did not.
+    /// Returns the counts of pages that left the mirror, and the number of pages that did not.
     pub const fn result(&self) -> (&Reclaimed, u64) {
         (&self.took, self.left)
     }
 
-    /// Makes a step. What it did, and whether it was the last.
+    /// Performs a step. Returns its counts, and whether it was the last.
     pub fn step<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
         shared: &Shared,
@@ -125,7 +125,7 @@ impl Job {
         let begun = clock.ns();
         let calls = || cpu.tdh.counters().leaf(SeamLeaf::PhymemPageReclaim).calls;
         let before = calls();
-        // What came in the step before is cleared first.
+        // Pages from the previous step are cleared first.
         let found_all = self.came.is_empty()
             && self.whole.is_none()
             && self.take(shared, map, tdr, cpu, &mut step);
@@ -142,7 +142,7 @@ impl Job {
         (step, is_over)
     }
 
-    /// Reclaims as many pages as a step may. Whether there are no more.
+    /// Reclaims as many pages as a step may. Returns whether none are left.
     fn take<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
         shared: &Shared,
@@ -187,7 +187,8 @@ impl Job {
         }
     }
 
-    /// The module did not give a page: either it may later, or the page is out of use.
+    /// Handles a page that the module refused. If the module may release it later, it is put back; otherwise it is
+    /// quarantined.
     fn refused<P: Pool>(
         &mut self,
         shared: &Shared,
@@ -211,7 +212,7 @@ impl Job {
         }
     }
 
-    /// Puts a page into quarantine that never comes back.
+    /// Quarantines a page that the module will not release.
     fn put_away<P: Pool>(
         &mut self,
         shared: &Shared,
@@ -229,7 +230,7 @@ impl Job {
         pool.quarantine(page);
     }
 
-    /// Clears as much of what came as a step may, and sends it home.
+    /// Clears as many reclaimed pages as a step may, and frees them.
     fn dispose<P: Pool>(&mut self, clearing: Clearing, pool: &P, step: &mut Reclaimed) {
         while step.cleared < MAX_CLEARED {
             if let Some(whole) = self.whole.take() {
@@ -321,17 +322,17 @@ fn count(counts: &mut Reclaimed, place: Place, size: PageSize) {
     }
 }
 
-/// Whether the module may give a page that it did not give now.
+/// Returns whether the module may later release a page that it refused now.
 fn may_come_later(error: seam::error::Error) -> bool {
     match error.cause() {
         Cause::Status(status) => Reason::of(status).is_some(),
-        // Nobody answered at all.
+        // No module answered.
         Cause::Fault(_) => true,
         Cause::WrongPage { .. } | Cause::NoProgress => false,
     }
 }
 
-/// A GiB that is cleared 2 MiB at a time.
+/// A page of 1 GiB, cleared 2 MiB at a time.
 #[derive(Debug)]
 struct Whole {
     dirty: Run<Dirty>,
@@ -339,7 +340,7 @@ struct Whole {
 }
 
 impl Whole {
-    /// Takes a page of 1 GiB; gives any other back.
+    /// Takes a page of 1 GiB; returns any other.
     fn new(page: Page<Dirty>) -> Result<Self, Page<Dirty>> {
         if page.size() != PageSize::Size1G {
             return Err(page);
@@ -348,7 +349,7 @@ impl Whole {
         Ok(Self { dirty, clean: None })
     }
 
-    /// Clears 2 MiB. The page once that was all.
+    /// Clears 2 MiB. Returns the page once all of it is clean.
     fn step<P: Pool>(mut self, pool: &P) -> Result<Page<Clean>, Self> {
         if let Some(part) = self.dirty.next() {
             let part = pool.clear(part);
@@ -375,7 +376,7 @@ fn in_gib<R: Default>(map: &PrivateMap, gib: u32, look: impl FnOnce(&mut Gib) ->
     map.mirror.with(gib.into(), look).unwrap_or_default()
 }
 
-/// The directory that a GiB has, blocked or not.
+/// Returns the directory of a GiB, blocked or not.
 fn directory(entry: &mut Gib) -> Option<&mut Boxed<Directory>> {
     match entry {
         Entry::Table(table) | Entry::BlockedTable { table, .. } => Some(table),
@@ -391,7 +392,7 @@ fn find_large(map: &PrivateMap, gib: u32, entries: &mut Range<usize>) -> Option<
                 Some((Place::Block(gib, index), leaf))
             });
         }
-        // A GiB is in the unit that begins with it.
+        // A page of 1 GiB is in the unit that begins with it.
         if !entries.contains(&0) {
             return None;
         }
@@ -414,7 +415,7 @@ fn find_small(
 ) -> Option<(Place, Page<Donated>)> {
     loop {
         if let Some(current) = open {
-            // The table's own frame was taken just before those of its pages, and often is their neighbour.
+            // The table's own frame was allocated just before those of its pages, and is often adjacent to them.
             if !current.asked {
                 current.asked = true;
                 if let Some(page) = current.table.sept.take() {

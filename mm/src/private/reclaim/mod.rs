@@ -1,12 +1,12 @@
-//! Bulk reclaim: taking back everything from a TD that has no key, page by page, with one SEAMCALL for each page of any size.
+//! Bulk reclaim: taking everything back from a TD that has no key, with one SEAMCALL for each page of any size.
 //!
-//! CPUs come, make steps, and go; a step is short, and what a CPU leaves unfinished another one goes on with. Nobody waits
-//! for anybody. The work is handed out in regions that lie in one GiB of guest-physical addresses each, neighbours
-//! in time from different GiBs, so that two CPUs seldom touch the same entries of the PAMT. Largest pages come first: GiBs,
-//! then 2 MiB, then the rest. The frames of a region are cleared while they are taken and can be allocated when the
-//! region is done.
+//! CPUs join, perform steps, and leave. A step is short, and other CPUs continue an unfinished job. No CPU waits for
+//! another. Work is handed out in regions, each within one GiB of guest-physical addresses. Successive regions come
+//! from different GiBs, so that two CPUs seldom touch the same entries of the PAMT. The largest pages come first: GiBs,
+//! then 2 MiB, then the rest. The frames of a region are cleared while they are reclaimed, and can be allocated when
+//! the region is done.
 //!
-//! No lock is taken for a page of 4 KiB: a CPU takes a page table out of the mirror and has it alone.
+//! No lock is taken for a page of 4 KiB: a CPU takes a page table out of the mirror and works on it alone.
 
 mod clearing;
 mod handout;
@@ -42,34 +42,34 @@ pub(super) use clearing::Left;
 pub use clearing::{ClearPolicy, Clearing, NoPolicy};
 pub use report::{Clock, Progress, Reclaimed, Refusal};
 
-/// What a reclaim has to know.
+/// Parameters of a reclaim.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// CPUs that may work on it at the same time, at least 1. More may, and find less to do.
+    /// Number of CPUs that may work on it at the same time, at least 1. More may, but find less to do.
     pub cpus: u32,
-    /// What is done with the pages' content.
+    /// Treatment of the pages' content.
     pub clearing: Clearing,
-    /// The module's own HKID, which the TDR is written back under.
+    /// The module's own HKID, under which the TDR is written back.
     pub global_hkid: u16,
 }
 
-/// What a CPU finds when it comes to work.
+/// Result of a call to [`Reclaim::work`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It did something; there may be more.
+    /// A step was done; there may be more.
     More,
-    /// Other CPUs have all that is left. If none of them comes again, this one will find more to do.
+    /// Other CPUs hold all remaining work. If they do not continue, this CPU can take it over later.
     Idle,
-    /// What is left the module did not give, again and again. [`Reclaim::last_refusal`] says why, [`Reclaim::retry`] has
-    /// it asked again. The pages stay the TD's; nothing is lost.
+    /// The module has refused all remaining pages repeatedly. [`Reclaim::last_refusal`] says why, [`Reclaim::retry`]
+    /// starts another try. The pages stay the TD's; nothing is lost.
     Stuck,
-    /// Everything is home or in quarantine.
+    /// Every page is back or in quarantine.
     Done,
 }
 
 /// The reclaim of one TD's memory.
 ///
-/// `M` is the TD's map: a reference, an `Arc`, or whatever lends it.
+/// `M` is the TD's map: a reference, an `Arc`, or anything else that lends it.
 pub struct Reclaim<M> {
     map: M,
     shared: Shared,
@@ -77,31 +77,31 @@ pub struct Reclaim<M> {
     seats: Box<[Seat]>,
     root: Mutex<Root>,
     global_hkid: u16,
-    /// Entries of a directory in one region.
+    /// Number of directory entries in one region.
     region: usize,
     total: u64,
     began_ns: u64,
 }
 
-/// What all jobs use.
+/// State shared by all jobs.
 struct Shared {
     clearing: Clearing,
-    /// The GiBs that hold something.
+    /// Numbers of the GiBs that hold something.
     gibs: Box<[u32]>,
     rest: Rest,
     control: Box<[Mutex<Option<Page<Donated>>>]>,
     refusals: Mutex<Refusals>,
-    /// The module has shut down: it is asked for nothing, and what it has goes to quarantine.
+    /// True once the module has shut down: no SEAMCALL is made, and the module's pages go to quarantine.
     is_written_off: AtomicBool,
 }
 
-/// A place for a CPU to work at. The unit stays here when the CPU goes.
+/// A place at which a CPU works. Its unit of work stays when the CPU leaves.
 struct Seat {
     job: Mutex<Option<Job>>,
     tally: Tally,
 }
 
-/// What is left when the private pages are gone, numbered: directories, tables above them, control pages, stranded ones.
+/// Counts of the items left after the private pages: directories, tables above them, control pages, stranded pages.
 struct Rest {
     directories: usize,
     uppers: usize,
@@ -109,7 +109,7 @@ struct Rest {
     stranded: usize,
 }
 
-/// One of [`Rest`], by its number among its kind.
+/// An item of [`Rest`], by its number within its kind.
 enum Control {
     Directory(usize),
     Upper(usize),
@@ -139,11 +139,11 @@ impl Rest {
 }
 
 impl<M: Borrow<PrivateMap>> Reclaim<M> {
-    /// Begins to take everything from a TD without a key: what its map has, then `control`, the pages of its vCPUs and
-    /// its TDCX.
+    /// Begins to reclaim everything from a TD without a key: the pages in its map, then `control`, the pages of its
+    /// vCPUs and its TDCX.
     ///
     /// # Errors
-    /// [`Error::NotKeyless`], [`Error::NoHeap`]; map and pages are the caller's again.
+    /// [`Error::NotKeyless`], [`Error::NoHeap`]; map and pages are returned to the caller.
     pub fn new(
         map: M,
         control: Vec<Page<Donated>>,
@@ -160,7 +160,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
                 let regions = (ENTRIES / region * shared.gibs.len()) as u64;
                 let rest = shared.rest.count().div_ceil(MAX_CALLS) as u64;
                 Ok(Self {
-                    // Once for the large pages, once for the small ones.
+                    // Each region comes once for its large pages and once for its small ones.
                     handout: Handout::new([2 * regions, rest, 1]),
                     shared,
                     seats,
@@ -176,7 +176,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         }
     }
 
-    /// Everything that can fail.
+    /// Performs the fallible part of [`Self::new`].
     fn prepare(
         map: &PrivateMap,
         control: usize,
@@ -207,8 +207,8 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         Ok((shared, seats))
     }
 
-    /// Does a piece of the work: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `seat`
-    /// is a number that no other CPU uses, best below [`Plan::cpus`].
+    /// Performs a step: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `seat` is a
+    /// number that no other CPU uses, preferably below [`Plan::cpus`].
     pub fn work<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -234,7 +234,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         self.step(cpu, number, job, clock)
     }
 
-    /// A free seat, the CPU's own if possible.
+    /// Returns a free seat, the CPU's own if possible.
     fn sit(&self, own: usize) -> Option<(usize, MutexGuard<'_, Option<Job>>)> {
         let all = self.seats.len();
         (own..own + all).find_map(|number| {
@@ -243,7 +243,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         })
     }
 
-    /// Goes on with what another CPU does not work on now.
+    /// Continues a job that no other CPU works on now.
     fn help<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
@@ -347,31 +347,31 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         }
     }
 
-    /// Has what is left asked for again, when the work is [`Step::Stuck`]. Whether it was.
+    /// Starts another try for the remaining pages when the work is [`Step::Stuck`]. Returns whether it was.
     pub fn retry(&self) -> bool {
         self.handout.retry()
     }
 
-    /// Control pages that have not come back, the TDR among them.
+    /// Returns the number of control pages not reclaimed yet, including the TDR.
     pub fn control_left(&self) -> u64 {
         let all = self.shared.control.iter();
         let pages = all.filter(|page| page.lock().is_some()).count() as u64;
         pages + u64::from(!matches!(*self.root.lock(), Root::Gone))
     }
 
-    /// Whether it stopped, with pages left that the module may give later.
+    /// Returns whether the work has stopped with pages left that the module may release later.
     pub fn is_stuck(&self) -> bool {
         self.handout.phase() == Turn::Stuck
     }
 
-    /// Gives up what the module still has, which has shut down: the work goes on, with no SEAMCALL, until every page is in
+    /// Gives up the pages of a module that has shut down: the work continues, without SEAMCALLs, until every page is in
     /// quarantine.
     pub fn write_off(&self) {
         self.shared.is_written_off.store(true, SeqCst);
         self.retry();
     }
 
-    /// How far it is.
+    /// Returns the progress so far.
     pub fn progress(&self, clock: &impl Clock) -> Progress {
         let mut reclaimed = Reclaimed::default();
         for seat in &self.seats {
@@ -388,17 +388,17 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         }
     }
 
-    /// The pages that are out of use because the module will not give them, the first few hundred of them.
+    /// Returns the first few hundred pages that are in quarantine because the module will not release them.
     pub fn quarantined(&self) -> Vec<Refusal> {
         self.shared.refusals.lock().listed().to_vec()
     }
 
-    /// The last page that the module did not give, and may give later.
+    /// Returns the last page that the module refused but may release later.
     pub fn last_refusal(&self) -> Option<Refusal> {
         self.shared.refusals.lock().last()
     }
 
-    /// The TD's map.
+    /// Returns the TD's map.
     pub fn map(&self) -> &PrivateMap {
         self.map.borrow()
     }
@@ -413,10 +413,10 @@ impl<M: Borrow<PrivateMap>> fmt::Debug for Reclaim<M> {
     }
 }
 
-/// Each number below `count` once, neighbours far apart: memory at neighbouring addresses is often behind one memory
-/// controller, and CPUs that come one after the other are to use all of them.
+/// Permutes the numbers below `count` so that neighbours end up far apart: memory at neighbouring addresses is often
+/// behind one memory controller, and successive CPUs should use all of them.
 const fn scattered(number: usize, count: usize) -> usize {
-    // The golden ratio keeps any few neighbours apart.
+    // The golden ratio keeps neighbours apart.
     let mut stride = count - count * 382 / 1000;
     while !are_coprime(stride, count) {
         stride += 1;
@@ -431,13 +431,13 @@ const fn are_coprime(mut a: usize, mut b: usize) -> bool {
     a == 1
 }
 
-/// The part of this number when things go in parts of so many.
+/// Returns the range of part `number` when each part has `size` items.
 const fn part(number: usize, size: usize) -> Range<usize> {
     number * size..(number + 1) * size
 }
 
-/// Entries of a directory in one region: a quarter of what one CPU gets, rounded to a power of two, and never more than the
-/// directory has.
+/// Returns the number of directory entries in one region: a quarter of a CPU's share, rounded down to a power of two,
+/// and at most all entries of a directory.
 fn region_entries(total: u64, cpus: u32) -> usize {
     let bytes = total / (4 * u64::from(cpus.max(1)));
     let bytes = bytes.clamp(PAGE_2M, PAGE_1G);

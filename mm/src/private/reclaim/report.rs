@@ -1,4 +1,4 @@
-//! What a reclaim has done so far, and what the module did not give.
+//! Counts of reclaimed pages, and records of the pages that the module refused.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -9,13 +9,13 @@ use seam::address::Hpa;
 use crate::private::error::Error;
 use sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The time, as the CPU that works has it.
+/// The clock of the CPUs that work.
 pub trait Clock {
-    /// Nanoseconds since some moment in the past, the same for all CPUs.
+    /// Returns nanoseconds since some moment in the past, the same for all CPUs.
     fn ns(&self) -> u64;
 }
 
-/// What came back, and what it took.
+/// Pages taken back, with the calls and the time spent on them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reclaimed {
     /// Private pages of 4 KiB, 2 MiB and 1 GiB.
@@ -24,32 +24,32 @@ pub struct Reclaimed {
     pub sept: u64,
     /// Control pages: those of the vCPUs, the TDCX, the TDR.
     pub control: u64,
-    /// TDH.PHYMEM.PAGE.RECLAIM, every try counted.
+    /// Calls of TDH.PHYMEM.PAGE.RECLAIM, every try counted.
     pub reclaim_calls: u64,
-    /// TDH.PHYMEM.PAGE.WBINVD, every try counted.
+    /// Calls of TDH.PHYMEM.PAGE.WBINVD, every try counted.
     pub wbinvd_calls: u64,
-    /// Bytes that were cleared.
+    /// Bytes cleared.
     pub cleared: u64,
-    /// Nanoseconds that CPUs spent in those calls and on the books, all CPUs added up.
+    /// Nanoseconds spent in those calls and on bookkeeping, summed over all CPUs.
     pub reclaim_ns: u64,
-    /// Nanoseconds that CPUs spent clearing, and giving frames back.
+    /// Nanoseconds spent clearing and freeing frames, summed over all CPUs.
     pub clear_ns: u64,
 }
 
 impl Reclaimed {
-    /// Bytes of private memory.
+    /// Returns the bytes of private memory.
     pub fn bytes(&self) -> u64 {
         let all = self.pages.iter().zip(PageSize::ALL);
         all.map(|(pages, size)| pages * size.bytes()).sum()
     }
 
-    /// SEAMCALLs.
+    /// Returns the number of SEAMCALLs.
     pub const fn calls(&self) -> u64 {
         self.reclaim_calls + self.wbinvd_calls
     }
 }
 
-/// [`Reclaimed`] as one CPU counts it, in a cache line of its own; anyone may read it.
+/// [`Reclaimed`] as one CPU counts it, in a cache line of its own. Any CPU may read it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(super) struct Tally {
@@ -113,31 +113,31 @@ const fn cells(counts: &Reclaimed) -> [u64; CELLS] {
     ]
 }
 
-/// How far a reclaim is.
+/// Progress of a reclaim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// What came back so far.
+    /// Pages taken back so far.
     pub reclaimed: Reclaimed,
     /// Bytes of private memory that the TD had.
     pub total: u64,
-    /// 4 KiB pages that are in quarantine.
+    /// 4 KiB pages in quarantine.
     pub quarantined: u64,
     /// Nanoseconds since the beginning.
     pub elapsed_ns: u64,
-    /// Whether everything is back, or in quarantine.
+    /// True if every page is back or in quarantine.
     pub is_done: bool,
-    /// Whether it stopped, with pages left that the module may give later.
+    /// True if the work has stopped with pages left that the module may release later.
     pub is_stuck: bool,
 }
 
 impl Progress {
-    /// Bytes of private memory a second, so far.
+    /// Returns the bytes of private memory taken back per second, so far.
     pub fn rate(&self) -> u64 {
         let bytes = u128::from(self.reclaimed.bytes()) * 1_000_000_000;
         (bytes / u128::from(self.elapsed_ns.max(1))) as u64
     }
 
-    /// Nanoseconds that the rest takes at this rate. `None` while that can't be said.
+    /// Returns the nanoseconds that the rest takes at this rate; `None` while that is unknown.
     pub fn left_ns(&self) -> Option<u64> {
         if self.is_done {
             return Some(0);
@@ -149,14 +149,14 @@ impl Progress {
     }
 }
 
-/// A page that the module did not give back.
+/// A page that the module refused to release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Its address.
     pub hpa: Hpa,
     /// Its size.
     pub size: PageSize,
-    /// Why: [`Error::NotEmpty`] of a TDR whose TD has pages in quarantine.
+    /// The reason: [`Error::NotEmpty`] for a TDR whose TD has pages in quarantine.
     pub why: Error,
 }
 
@@ -167,7 +167,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Refusals of which every detail is kept.
+/// Maximum number of quarantined pages recorded in detail.
 const MAX_LISTED: usize = 256;
 
 /// All refusals of a reclaim.
@@ -187,7 +187,7 @@ impl Refusals {
         }
     }
 
-    /// Notes a page that goes to quarantine.
+    /// Records a page that goes to quarantine.
     pub fn quarantine(&mut self, refusal: Refusal) {
         self.quarantined += refusal.size.pages();
         if self.listed.len() < MAX_LISTED && self.listed.try_reserve(1).is_ok() {
@@ -195,22 +195,22 @@ impl Refusals {
         }
     }
 
-    /// Notes a page that may come later.
+    /// Records a page that the module may release later.
     pub const fn leave(&mut self, refusal: Refusal) {
         self.last = Some(refusal);
     }
 
-    /// 4 KiB pages in quarantine.
+    /// Returns the number of 4 KiB pages in quarantine.
     pub const fn quarantined(&self) -> u64 {
         self.quarantined
     }
 
-    /// The first of those in quarantine.
+    /// Returns the first of the pages in quarantine.
     pub fn listed(&self) -> &[Refusal] {
         &self.listed
     }
 
-    /// The last one that may come later.
+    /// Returns the last page that the module may release later.
     pub const fn last(&self) -> Option<Refusal> {
         self.last
     }

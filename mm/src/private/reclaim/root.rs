@@ -1,4 +1,4 @@
-//! The end: the TDR, which the module gives last.
+//! The end of a reclaim: the TDR, which the module releases last.
 
 use seam::abi::PageSize;
 use seam::address::KeyIdPosition;
@@ -14,33 +14,33 @@ use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
 use sync::Mutex;
 
-/// How far the TDR is on its way home.
+/// Progress of the TDR's reclaim.
 #[derive(Debug)]
 pub enum Root {
-    /// The map has it.
+    /// The map holds it.
     InMap,
-    /// The module has it; it was asked for it.
+    /// It was taken from the map; the module still owns it.
     Asked(Tdr<Keyless>),
-    /// It is the host's, and may be in the caches under the module's own key.
+    /// The host owns it, but caches may hold its lines under the module's own key.
     Cached(Page<Cached>),
-    /// It is home, or in quarantine.
+    /// It is back or in quarantine.
     Gone,
 }
 
-/// What the TDR's way home needs.
+/// Context of the TDR's reclaim.
 #[derive(Clone, Copy, Debug)]
 pub struct Way<'a> {
     /// The module's own HKID.
     pub global_hkid: u16,
     pub keyid: KeyIdPosition,
     pub refusals: &'a Mutex<Refusals>,
-    /// The module has shut down.
+    /// True once the module has shut down.
     pub is_written_off: bool,
 }
 
 impl Root {
-    /// Brings it home: TDH.PHYMEM.PAGE.RECLAIM, TDH.PHYMEM.PAGE.WBINVD, cleared. It stays where it is when the
-    /// module does not do its part now, and goes to quarantine when it never will. Whether it is gone.
+    /// Reclaims the TDR: TDH.PHYMEM.PAGE.RECLAIM, TDH.PHYMEM.PAGE.WBINVD, clearing. If the module refuses for now, the
+    /// TDR keeps its state; if it always will, the TDR goes to quarantine. Returns whether the TDR is gone.
     pub fn step<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
         map: &PrivateMap,
@@ -66,7 +66,7 @@ impl Root {
                     put_away(cpu, way, page, Error::ShutDown);
                     return true;
                 }
-                // The module would only say that it has children.
+                // The module would only report that the TDR has children.
                 Self::Asked(tdr) if way.refusals.lock().quarantined() > 0 => {
                     put_away(cpu, way, tdr.into_page(), Error::NotEmpty);
                     return true;
@@ -106,7 +106,7 @@ impl Root {
     }
 }
 
-/// Puts the TDR into quarantine.
+/// Quarantines the TDR.
 fn put_away<C, W, P: Pool, S: State>(
     cpu: Cpu<'_, C, W, P>,
     way: Way<'_>,
