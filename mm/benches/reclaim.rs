@@ -1,8 +1,8 @@
-//! How fast a dead TD's 4 KiB pages come back, on one core and on two.
+//! Speed of reclaiming a dead TD's 4 KiB pages, on one core and on two.
 //!
-//! `cargo bench -p mm` prints the figures, and fails if two cores are not 1.6 times as fast as one. A computer that has
-//! other things to do lets the threads wait, so the rates that are compared are those per second of the processors' time:
-//! each thread's own, added up, for as long as there is work for all.
+//! `cargo bench -p mm` prints the figures, and fails if two cores are not 1.6 times as fast as one. On a busy machine
+//! the threads wait for a processor, so the compared rates are per second of processor time: each thread's own rate,
+//! summed, for as long as there is work for all.
 
 #[path = "../tests/private/kit.rs"]
 #[expect(dead_code, reason = "the tests use the rest")]
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Reclaims a TD with so many CPUs; calls a second.
+/// Reclaims a TD with `cpus` CPUs. Returns the calls per second.
 fn run(cpus: u32) -> f64 {
     let host = Host::sized("", 2 * PAGE_1G);
     let td = Td::runnable(&host, 33, 1);
@@ -96,7 +96,7 @@ fn run(cpus: u32) -> f64 {
     rate
 }
 
-/// The time for which this thread has been running, and not waiting for a processor.
+/// Returns the time that this thread has spent running, excluding waits for a processor.
 fn processor_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = text.split_whitespace().next().map(str::parse);

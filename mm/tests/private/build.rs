@@ -1,4 +1,4 @@
-//! Giving memory to a TD.
+//! Tests of adding memory to a TD.
 
 use mm::private::{Error, Given, Holding, NoneRuns, Outcome};
 use seam::abi::{Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, SeptState, Status};
@@ -44,7 +44,7 @@ fn the_image_is_added_and_measured_page_by_page_and_the_rest_is_mapped_large() {
     end(td);
 }
 
-/// Takes everything back while the TD has its key, and ends it.
+/// Removes everything while the TD has its key, and terminates the TD.
 pub fn end(td: Td<'_>) {
     let host = td.host;
     host.with(3, |cpu| {
@@ -62,7 +62,7 @@ pub fn end(td: Td<'_>) {
 fn memory_is_mapped_small_where_no_large_frame_is_left() {
     let host = Host::new("patterns");
     let td = Td::new(&host, 33, 1);
-    // Two large frames come back but for their first pages.
+    // Two large frames are freed except for their first pages.
     let mut frames = hoard(&host, 0);
     let small = |large: &mm::frames::Frame, page: u64| mm::frames::Frame {
         pa: large.pa + page * PAGE_4K,
@@ -143,7 +143,7 @@ fn every_step_of_a_build_may_fail_for_good_and_gives_back_what_it_took() {
         (Leaf::MemPageAug, 4),
     ] {
         for call in [1, 2, calls / 2, calls] {
-            // One call more than the policy's patience would be served.
+            // One call more than the retry policy allows would succeed.
             let hooks = format!("patterns\nbusy {} calls {call}-{}", leaf.name(), call + 127);
             let host = Host::new(&hooks);
             let td = Td::new(&host, 33, 1);
@@ -165,7 +165,7 @@ fn every_step_of_a_build_may_fail_for_good_and_gives_back_what_it_took() {
                 "{error}"
             );
             host.audit();
-            // The pages that were added before the one that failed stay until the TD goes.
+            // The pages added before the one that failed are still the TD's.
             host.with(0, |cpu| td.map.remove(cpu, 0..PAGE_1G, &NoneRuns).unwrap());
             assert_eq!(host.ledger(), before, "{leaf:?} call {call}");
             end(td);
@@ -198,7 +198,7 @@ fn frames_may_run_out_at_any_step_and_nothing_is_lost() {
     }
 }
 
-/// Takes all frames but `left` of 4 KiB.
+/// Allocates all frames except `left` of 4 KiB.
 fn hoard(host: &Host, left: usize) -> Vec<mm::frames::Frame> {
     let mut ledger = host.pool.ledger().lock();
     let mut frames = Vec::new();

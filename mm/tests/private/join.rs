@@ -1,4 +1,4 @@
-//! Split pages that are made whole again by whoever has time.
+//! Tests of joining split pages in idle time.
 
 use std::sync::atomic::AtomicU64;
 
@@ -10,12 +10,12 @@ use crate::build::end;
 use crate::kit::{Host, Td};
 use crate::reclaim::reclaim;
 
-/// The page that goes and comes back.
+/// The page that is removed and mapped again.
 const PAGE: Gpa = Gpa(PAGE_2M + 7 * PAGE_4K);
-/// Steps of a search until it asked of all pages of a block.
+/// Number of steps in which a search asks about all pages of a block.
 const STEPS: usize = 8;
 
-/// Large pages, one of which the guest accepts and then gives a page of.
+/// Maps large pages. The guest accepts one of them, which then loses a small page.
 fn with_a_gap(td: &Td<'_>) {
     td.host.with(0, |cpu| {
         td.map.populate(cpu, 0..3 * PAGE_2M).unwrap();
@@ -47,7 +47,7 @@ fn accept_at(td: &Td<'_>, gpa: Gpa) {
     assert_eq!(accepted, Some(Status::SUCCESS));
 }
 
-/// A search from its beginning to its end: what its steps came to, and the most pages that one asked about.
+/// Runs a search to its end. Returns the results of its steps, and the most pages that one step asked about.
 fn search(td: &Td<'_>) -> (Vec<Found>, u64) {
     let (mut search, mut steps, mut most) = (Search::default(), Vec::new(), 0);
     loop {
@@ -66,7 +66,7 @@ fn search(td: &Td<'_>) -> (Vec<Found>, u64) {
 #[test]
 fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again() {
     for clearing in [Clearing::Clear, Clearing::Leave, Clearing::Keep] {
-        // With patterns the module would call a frame that a TD gets uncleared a violation.
+        // With patterns, the module would report an uncleared frame given to a TD as a violation.
         let cleared = clearing == Clearing::Clear;
         let host = Host::new(if cleared { "patterns" } else { "" });
         let td = Td::with_clearing(&host, 33, 1, clearing);
@@ -78,7 +78,7 @@ fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again
             let taken = td.map.remove(cpu, next.0..next.0 + PAGE_4K, &NoneRuns);
             taken.unwrap();
         });
-        // Whoever wants any frame now has this one; or, where frames are kept, the one of the other page.
+        // An allocation of any frame now gets this one or, where frames are kept, that of the other page.
         host.give(first);
         map_again(&td);
         assert!(!td.map.is_joinable(), "a page is missing");
@@ -102,7 +102,7 @@ fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again
     }
 }
 
-/// The page goes once more, comes back, and is accepted.
+/// Removes the page once more, maps it again, and accepts it.
 fn change(host: &Host, td: &Td<'_>) {
     host.with(0, |cpu| {
         td.map.remove(cpu, PAGE.0..PAGE.0 + PAGE_4K, &NoneRuns)
@@ -117,7 +117,7 @@ fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_spl
     let host = Host::new("patterns");
     let td = Td::runnable(&host, 33, 1);
     with_a_gap(&td);
-    // The frame that was given back stands alone: it is the next one.
+    // The frame that was given back has no free neighbours, so it is allocated next.
     let theirs = host.frame();
     map_again(&td);
     accept(&td);
@@ -130,7 +130,7 @@ fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_spl
     assert_eq!(whole, Err(Error::NotWhole));
     host.give(theirs);
     host.audit();
-    // It can still find home.
+    // The page can still get its own frame back.
     change(&host, &td);
     assert_eq!(search(&td).0.last(), Some(&Found::Whole));
     host.audit();
@@ -171,7 +171,7 @@ fn what_is_not_accepted_costs_a_question_and_is_given_up_after_a_few_searches() 
     assert_eq!(host.calls(Leaf::MemRangeBlock), 2, "the gap's alone");
     accept(&td);
     assert_eq!(search(&td).0, []);
-    // The next change is another chance.
+    // The next change allows another try.
     change(&host, &td);
     assert_eq!(search(&td).0.last(), Some(&Found::Whole));
     end(td);
@@ -225,7 +225,7 @@ fn when_the_module_refuses_pages_are_as_they_were_and_the_next_search_goes_on() 
         });
         assert_eq!(error.leaf(), leaf);
         assert_eq!((td.map.holding().pages, host.out()), ([512, 2, 0], before));
-        // What it touches is usable, at the latest when it is touched.
+        // The page is usable, at the latest when the guest touches it.
         host.with(0, |cpu| td.map.unblock(cpu, PAGE, &NoneRuns))
             .unwrap();
         let accepted = td.accept(PAGE.0, PageSize::Size4K).unwrap();
@@ -248,7 +248,7 @@ fn when_the_module_refuses_pages_are_as_they_were_and_the_next_search_goes_on() 
     }
 }
 
-/// What failed work left blocked, with nobody to touch it, a later search makes usable and one page.
+/// A later search unblocks and joins the pages that failed work left blocked, even if the guest never touches it.
 #[test]
 fn a_search_unblocks_what_an_earlier_one_left_blocked() {
     let host = Host::new("patterns");
@@ -275,7 +275,7 @@ fn a_search_unblocks_what_an_earlier_one_left_blocked() {
     end_refused(td);
 }
 
-/// The end of a TD of which calls failed that the test arranged: they are counted as illegal.
+/// Terminates a TD for which the test made calls fail. Such calls count as illegal.
 fn end_refused(td: Td<'_>) {
     let host = td.host;
     td.release();

@@ -1,4 +1,4 @@
-//! A server with an emulated module that is up, its frames, and TDs in it with a private map.
+//! Test kit: a server with an emulated module that is up, its frames, and TDs with a private map.
 
 use core::ops::ControlFlow;
 use std::sync::Arc;
@@ -24,18 +24,18 @@ use stub_module::host::{Config, Exit, Guest, HostMachine, Processor, Server, Tdm
 use stub_module::vcpu::{Field, Gpr, Vcpu};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// Where the TDMR begins.
+/// Base of the TDMR.
 pub const BASE: u64 = 4 << 30;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u16 = 32;
 /// One CPU of each package.
 pub const LEADERS: [u32; 2] = [0, 2];
-/// Where the host has its buffers.
+/// Address of the host's buffers.
 const BUFFERS: u64 = 1 << 20;
-/// A page of the host's, to be copied from.
+/// A page of the host to be copied from.
 pub const SOURCE: Hpa = Hpa(BUFFERS + PAGE_4K);
 
-/// The host's way to memory.
+/// The host's access to memory.
 pub struct Memory(Arc<Server>);
 
 impl Flush for Memory {
@@ -53,7 +53,7 @@ impl Clear for Memory {
 
 pub type Pool = FramePool<Mutex<Frames>, Memory>;
 
-/// The server.
+/// A server and the host's state.
 pub struct Host {
     pub server: Arc<Server>,
     pub pool: Pool,
@@ -75,14 +75,14 @@ impl Wait for Yield<'_> {
 }
 
 pub type Calls<'h> = Tdh<'h, Processor<'h>, Yield<'h>>;
-/// A CPU whose calls of one leaf end with a status of the test's, some of them, and are not made.
+/// A CPU on which some calls of one leaf are not made, but end with a status that the test chooses.
 pub struct Strange<'h> {
     cpu: Processor<'h>,
     leaf: Leaf,
     status: Status,
-    /// Calls of the leaf so far.
+    /// Number of calls of the leaf so far.
     calls: &'h AtomicU64,
-    /// Those that end so, from 1 on.
+    /// The calls that end this way, counted from 1.
     which: core::ops::Range<u64>,
 }
 
@@ -102,12 +102,12 @@ impl SeamCall for Strange<'_> {
 pub type OnCpu<'a, 'h> = Cpu<'a, Processor<'h>, Yield<'h>, Pool>;
 
 impl Host {
-    /// A server with 1 GiB for TDs.
+    /// Creates a server with 1 GiB for TDs.
     pub fn new(hooks: &str) -> Self {
         Self::sized(hooks, PAGE_1G)
     }
 
-    /// A server with so many bytes for TDs, a multiple of 1 GiB.
+    /// Creates a server with `size` bytes for TDs, a multiple of 1 GiB.
     pub fn sized(hooks: &str, size: u64) -> Self {
         let config = Config {
             cmrs: [(BASE, size + PAGE_1G)].into(),
@@ -131,13 +131,13 @@ impl Host {
         }
     }
 
-    /// The module as CPU `lp` calls it.
+    /// Returns the module as CPU `lp` calls it.
     pub fn on(&self, lp: u32) -> Calls<'_> {
         let cpu = self.server.processor(lp).unwrap();
         Tdh::new(cpu, Yield(&self.waits), &self.counters[lp as usize])
     }
 
-    /// Works with CPU `lp`.
+    /// Calls `work` as CPU `lp`.
     pub fn with<R>(&self, lp: u32, work: impl FnOnce(OnCpu<'_, '_>) -> R) -> R {
         let tdh = self.on(lp);
         work(Cpu {
@@ -146,7 +146,7 @@ impl Host {
         })
     }
 
-    /// Works with CPU 0, whose calls of `leaf` number `which` end with `status`; `calls` counts them.
+    /// Calls `work` as CPU 0, where calls of `leaf` with a number in `which` end with `status`. `calls` counts them.
     pub fn strangely<'h, R>(
         &'h self,
         (leaf, status): (Leaf, Status),
@@ -167,23 +167,23 @@ impl Host {
         })
     }
 
-    /// A frame of 4 KiB.
+    /// Allocates a frame of 4 KiB.
     pub fn frame(&self) -> Page<Clean> {
         let frame = self.pool.ledger().lock().alloc(0).unwrap();
         page_of(frame, &Memory(Arc::clone(&self.server))).unwrap()
     }
 
-    /// Takes a frame back.
+    /// Frees a frame.
     pub fn give(&self, page: Page<Clean>) {
         self.pool.ledger().lock().free(frame_of(page)).unwrap();
     }
 
-    /// Frames of each order that are out.
+    /// Returns the counts of frames, by order.
     pub fn ledger(&self) -> Vec<Counts> {
         self.pool.ledger().lock().counts().to_vec()
     }
 
-    /// 4 KiB pages that are out, and in quarantine.
+    /// Returns the numbers of 4 KiB pages that are allocated and that are in quarantine.
     pub fn out(&self) -> (u64, u64) {
         let counts = self.ledger();
         let sum = |of: fn(&Counts) -> u64| {
@@ -193,17 +193,17 @@ impl Host {
         (sum(|c| c.used), sum(|c| c.quarantined))
     }
 
-    /// Calls of a leaf, on all CPUs.
+    /// Returns the number of calls of a leaf, on all CPUs.
     pub fn calls(&self, leaf: Leaf) -> u64 {
         self.counters.iter().map(|c| c.leaf(leaf).calls).sum()
     }
 
-    /// Calls that the module should not have been asked.
+    /// Returns the number of calls that should not have been made.
     pub fn illegal(&self) -> u64 {
         self.counters.iter().map(|c| c.total().illegal).sum()
     }
 
-    /// What the module owns fits together; it is what the ledger says is out.
+    /// Checks that the module's books are consistent, and that they match the ledger.
     pub fn audit(&self) {
         let frames = self.server.audit(BASE..BASE + self.size).unwrap();
         let pages: u64 = frames.values().map(|frame| frame.size / PAGE_4K).sum();
@@ -215,7 +215,7 @@ impl Host {
         assert_eq!(self.pool.refused(), 0);
     }
 
-    /// Everything is back where it was.
+    /// Checks that every frame is free again.
     pub fn assert_spotless(&self) {
         self.audit();
         assert_eq!(self.out(), (0, 0));
@@ -224,23 +224,23 @@ impl Host {
     }
 }
 
-/// A TD: its map, its control pages, its vCPU.
+/// A TD with its map, its control pages and its vCPU.
 pub struct Td<'h> {
     pub host: &'h Host,
     pub map: PrivateMap,
     pub control: Vec<Page<Donated>>,
     pub tdvpr: Tdvpr,
-    /// The CPU that its vCPU is associated with.
+    /// The CPU with which its vCPU is associated.
     pub lp: u32,
 }
 
 impl<'h> Td<'h> {
-    /// A TD that is initialised, with one vCPU on CPU `lp`, and owns no private memory. Faults may strike from here on.
+    /// Creates an initialised TD with one vCPU on CPU `lp` and no private memory. Faults may be injected from now on.
     pub fn new(host: &'h Host, hkid: u16, lp: u32) -> Self {
         Self::with_clearing(host, hkid, lp, Clearing::Clear)
     }
 
-    /// The same; `clearing` is done with what it loses while it has its key.
+    /// Like [`Self::new`]. `clearing` applies to pages that the TD loses while it has its key.
     pub fn with_clearing(host: &'h Host, hkid: u16, lp: u32, clearing: Clearing) -> Self {
         #[expect(clippy::disallowed_methods, reason = "the test plays the pool")]
         let hkid = Hkid::mint(hkid);
@@ -282,15 +282,15 @@ impl<'h> Td<'h> {
         }
     }
 
-    /// The same, finalised.
+    /// Creates a finalised TD.
     pub fn runnable(host: &'h Host, hkid: u16, lp: u32) -> Self {
         let td = Self::new(host, hkid, lp);
         td.map.finalize(&host.on(0)).unwrap();
         td
     }
 
-    /// The guest accepts the page of `size` at `gpa`; RAX as it finds it afterwards. `None` when it left for the host
-    /// instead.
+    /// Lets the guest accept the page of `size` at `gpa`. Returns RAX as the guest finds it, or `None` if the guest
+    /// exited to the host instead.
     pub fn accept(&self, gpa: u64, size: PageSize) -> Option<Status> {
         const MEM_PAGE_ACCEPT: u64 = 6;
         let machine = self.host.server.machine();
@@ -309,7 +309,7 @@ impl<'h> Td<'h> {
             .map(Status)
     }
 
-    /// TDH.VP.ENTER until the next exit.
+    /// Runs TDH.VP.ENTER until the next exit.
     pub fn enter(&self) {
         let mut regs = Gprs::default();
         let tdh = self.host.on(self.lp);
@@ -317,7 +317,7 @@ impl<'h> Td<'h> {
         assert!(!status.unwrap().is_error(), "{status:?}");
     }
 
-    /// Gives the HKID back; the memory stays.
+    /// Releases the HKID; the memory stays.
     pub fn release(&self) {
         let host = self.host;
         self.map.close(|_| ControlFlow::Continue(())).unwrap();
@@ -332,7 +332,7 @@ impl<'h> Td<'h> {
         hkid.surrender();
     }
 
-    /// Its map, and the pages of its vCPU and its TDCX.
+    /// Returns the map, and the pages of the vCPU and the TDCX.
     pub fn into_parts(self) -> (PrivateMap, Vec<Page<Donated>>) {
         let Self {
             map,
@@ -344,7 +344,7 @@ impl<'h> Td<'h> {
         (map, control)
     }
 
-    /// The end of a TD that owns no private memory any more and has no key.
+    /// Tears down a TD that has no private memory and no key any more.
     pub fn bury(self) {
         let Self {
             host,

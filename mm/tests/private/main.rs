@@ -1,4 +1,4 @@
-//! A TD's private memory against the emulated module.
+//! Tests of a TD's private memory against the emulated module.
 
 mod build;
 mod join;

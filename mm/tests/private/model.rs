@@ -1,4 +1,4 @@
-//! Random lives of a TD's memory against a model, to both of their ends.
+//! Random lives of a TD's memory, checked against a model, with both ways to end.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -29,7 +29,7 @@ enum Action {
 
 fn action() -> impl Strategy<Value = Action> {
     let block = 0..BLOCKS.len();
-    // Few pages, so that they meet.
+    // Few pages, so that operations meet.
     let page = prop_oneof![Just(0), Just(511), 0..4u64, 100..104u64];
     let pages = prop_oneof![Just(1), Just(512), Just(1024), 1..8u64];
     prop_oneof![
@@ -44,7 +44,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// What a block holds; the booleans say whether the guest has accepted a page.
+/// The content of a block. The booleans say whether the guest has accepted a page.
 #[derive(Clone, Debug, PartialEq)]
 enum Block {
     Large(bool),
@@ -120,7 +120,8 @@ impl Model {
         }
     }
 
-    /// Whether all of a block's small pages are there and accepted. Only the module knows whether they are one frame.
+    /// Returns whether all small pages of a block are mapped and accepted. Only the module knows whether they are one
+    /// frame.
     fn may_be_whole(&self, block: u64) -> bool {
         matches!(self.0.get(&block), Some(Block::Small(small))
             if small.len() == 512 && small.values().all(|accepted| *accepted))
@@ -227,7 +228,8 @@ fn act(td: &Td<'_>, model: &mut Model, action: &Action) {
             assert_eq!(whole, 0);
             let mut left = joined;
             for block in BLOCKS {
-                // Of those that may be whole it joined the ones that a split had made; the others do not accept 2 MiB.
+                // Of the blocks that may be whole, it joined those that a split had made. On the others, accepting 2
+                // MiB fails.
                 if model.may_be_whole(block) && is_large(td, block) {
                     model.0.insert(block, Block::Large(true));
                     left -= 1;
@@ -243,7 +245,7 @@ fn act(td: &Td<'_>, model: &mut Model, action: &Action) {
     assert_eq!(td.map.holding(), holding);
 }
 
-/// Whether the module maps a block, which was accepted, by one page.
+/// Returns whether the module maps an accepted block by one page.
 fn is_large(td: &Td<'_>, block: u64) -> bool {
     let status = td.accept(block * PAGE_2M, PageSize::Size2M);
     status.is_some_and(|status| status.code() == Status::PAGE_ALREADY_ACCEPTED)
@@ -252,8 +254,8 @@ fn is_large(td: &Td<'_>, block: u64) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever becomes of a TD's memory, the map holds what the model holds, the module agrees, and all of it comes back
-    /// either way.
+    /// After any sequence of operations, the map holds what the model holds, the module agrees, and all memory comes
+    /// back whichever way the TD ends.
     #[test]
     fn memory_is_what_the_model_says_and_all_of_it_comes_back(
         actions in prop::collection::vec(action(), 1..40),

@@ -1,4 +1,4 @@
-//! Bulk reclaim.
+//! Tests of bulk reclaim.
 
 use std::sync::atomic::AtomicU64;
 use std::thread;
@@ -36,7 +36,7 @@ pub fn plan(cpus: u32, clearing: Clearing) -> Plan {
     }
 }
 
-/// Reclaims all of a TD that was released, on one CPU.
+/// Reclaims all of a TD without a key, on one CPU.
 pub fn reclaim(td: Td<'_>, clearing: Clearing) -> Reclaimed {
     let clock = Now::new();
     let host = td.host;
@@ -49,7 +49,7 @@ pub fn reclaim(td: Td<'_>, clearing: Clearing) -> Reclaimed {
     progress.reclaimed
 }
 
-/// Works until there is nothing more to do.
+/// Works until nothing is left to do.
 pub fn work_until<M: std::borrow::Borrow<PrivateMap>>(
     reclaim: &Reclaim<M>,
     cpu: crate::kit::OnCpu<'_, '_>,
@@ -72,7 +72,7 @@ fn small_pages_cost_one_call_each_and_large_ones_one_for_512() {
     for (size, most) in [(PageSize::Size4K, 1.02), (PageSize::Size2M, 0.005)] {
         let host = Host::new("patterns");
         let td = Td::runnable(&host, 33, 1);
-        // Of 4 KiB as many as a debug build maps in a moment; the S-EPT and the control pages weigh on both alike.
+        // As many 4 KiB pages as a debug build maps quickly. The S-EPT and the control pages count in both cases.
         let bytes = match size {
             PageSize::Size4K => 32 * PAGE_2M,
             _ => 500 * PAGE_2M,
@@ -96,7 +96,7 @@ fn small_pages_cost_one_call_each_and_large_ones_one_for_512() {
     }
 }
 
-/// A TD with pages of both sizes in two GiBs, holes between them, that has no key any more.
+/// Creates a TD without a key, with pages of both sizes in two GiBs and holes between them.
 fn mixed(host: &Host) -> Td<'_> {
     let td = Td::runnable(host, 33, 1);
     host.with(0, |cpu| {
@@ -143,7 +143,7 @@ fn between_two_yield_points_at_most_8_calls_are_made_and_2_mib_cleared() {
         assert_eq!(before.pages, [20, 20, 1]);
         match clearing {
             Clearing::Clear => assert!(before.cleared > before.bytes()),
-            // The TDR alone, which no TD gets.
+            // Only the TDR, which no TD gets.
             Clearing::Leave | Clearing::Keep => assert_eq!(before.cleared, PAGE_4K),
         }
         while host.pool.clear_kept() {}
@@ -251,7 +251,7 @@ fn a_page_that_is_busy_is_asked_for_again() {
         .flat_map(|leaf| [(leaf, 1), (leaf, 127), (leaf, 128), (leaf, 300)])
     {
         for call in [1, 3, 300, 529] {
-            // The write-back is of one page only.
+            // Only one page is written back.
             if leaf == Leaf::PhymemPageWbinvd && call > 1 {
                 continue;
             }
@@ -301,7 +301,7 @@ fn pages_that_stay_busy_are_the_tds_until_somebody_asks_again() {
             assert_eq!(reclaim.map().holding().pages, MIXED);
             host.audit();
         }
-        // Every page was asked for, and none for ever.
+        // Every page was tried, and none endlessly.
         let asked = calls.load(std::sync::atomic::Ordering::SeqCst);
         assert!(asked < 3 * 600 + 3 * 20 * 128, "{asked}");
         assert!(reclaim.retry());
@@ -353,7 +353,7 @@ fn a_page_that_the_module_will_not_give_is_out_of_use_with_the_reason_and_the_td
         assert_eq!(back, total - 1);
         assert_eq!(reclaim.map().holding(), Holding::default());
         drop(reclaim);
-        // What the module has is in quarantine, and nothing else is out.
+        // The module's pages are in quarantine, and nothing else is allocated.
         assert_eq!(host.out(), (0, progress.quarantined));
         let owned = host.server.audit(BASE..BASE + host.size).unwrap();
         assert!(owned.contains_key(&refused[0].hpa.0) && owned.contains_key(&refused[1].hpa.0));
@@ -393,7 +393,7 @@ fn nothing_is_reclaimed_from_a_td_that_has_its_key() {
 
 #[test]
 fn frames_that_are_kept_for_another_td_go_to_a_td_and_nobody_else() {
-    // No patterns: the module would call a TD's frame that another TD gets uncleared a violation.
+    // No patterns: the module would report an uncleared frame of another TD as a violation.
     let host = Host::new("");
     let td = Td::runnable(&host, 33, 1);
     host.with(0, |cpu| {
@@ -412,7 +412,7 @@ fn frames_that_are_kept_for_another_td_go_to_a_td_and_nobody_else() {
     host.audit();
     let next = Td::runnable(&host, 34, 1);
     host.with(0, |cpu| {
-        // The small pages were neighbours, and are large frames now, but for those at the edges.
+        // The small pages were adjacent, and are large frames now, except at the edges.
         let given = next.map.populate(cpu, 0..31 * PAGE_2M).unwrap();
         assert_eq!(given.pages, [0, 31, 0]);
     });

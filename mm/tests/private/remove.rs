@@ -1,4 +1,4 @@
-//! Dynamic removal.
+//! Tests of dynamic removal.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -12,7 +12,7 @@ use crate::build::end;
 use crate::kit::{Host, Td};
 use crate::reclaim::reclaim;
 
-/// A kick that is counted.
+/// A kick that counts its calls.
 #[derive(Default)]
 struct Counted(AtomicU64);
 
@@ -92,7 +92,7 @@ fn taking_nothing_takes_nothing() {
     end(td);
 }
 
-/// A vCPU is in the guest while its memory is taken: nothing is removed before it has left.
+/// Memory is taken while a vCPU is in the guest: nothing is removed before the vCPU has left.
 #[test]
 fn no_page_is_removed_while_a_cpu_may_use_it() {
     struct Out<F: Fn() + Sync>(F);
@@ -140,13 +140,13 @@ fn a_cpu_that_does_not_answer_leaves_pages_blocked_and_the_next_time_goes_on() {
         assert_eq!(result, Err(Error::NoAnswer(NoAnswer { cpu: 7 })));
         assert_eq!(td.map.holding(), before);
         assert_eq!(td.accept(0, PageSize::Size2M), None, "it is blocked");
-        // One of them is made usable again, the others are taken.
+        // One of them is unblocked, the others are removed.
         td.map.unblock(cpu, Gpa(0), &NoneRuns).unwrap();
         assert_eq!(td.accept(0, PageSize::Size2M), Some(Status::SUCCESS));
         let blocked = host.calls(Leaf::MemRangeBlock);
         let taken = removed(td.map.remove(cpu, PAGE_2M..PAGE_1G, &NoneRuns));
         assert_eq!(taken.pages, [4, 1, 0]);
-        // Only the page table had to be blocked now.
+        // Only the page table still had to be blocked.
         assert_eq!(host.calls(Leaf::MemRangeBlock) - blocked, 1);
     });
     host.audit();
@@ -192,7 +192,7 @@ fn every_call_of_a_removal_may_be_busy_once_or_for_long_and_nothing_is_lost() {
                 assert_eq!(td.map.holding().pages, [511 + 4, 0, 0]);
                 host.audit();
                 assert_eq!(td.map.mode(), Mode::Keyed);
-                // A leaf that is still busy fails here once more.
+                // A leaf that is still busy fails once more here.
                 host.with(0, |cpu| {
                     while td.map.remove(cpu, 0..PAGE_1G, &NoneRuns).is_err() {}
                 });
@@ -205,7 +205,7 @@ fn every_call_of_a_removal_may_be_busy_once_or_for_long_and_nothing_is_lost() {
 #[test]
 fn what_is_removed_is_cleared_left_or_kept_for_another_td_as_the_operator_wants_it() {
     for clearing in [Clearing::Clear, Clearing::Leave, Clearing::Keep] {
-        // No patterns: the module would call a frame that a TD gets uncleared a violation.
+        // No patterns: the module would report an uncleared frame given to a TD as a violation.
         let host = Host::new("");
         let td = Td::with_clearing(&host, 33, 1, clearing);
         td.map.finalize(&host.on(0)).unwrap();
@@ -216,13 +216,13 @@ fn what_is_removed_is_cleared_left_or_kept_for_another_td_as_the_operator_wants_
             let free = host.out().0;
             let taken = removed(td.map.remove(cpu, 0..PAGE_1G, &NoneRuns));
             assert_eq!(taken.pages, [8, 1, 0]);
-            // The tables have gone the same way.
+            // The tables were treated the same way.
             let kept = (8 + taken.sept) * PAGE_4K + PAGE_2M;
             let expected = if clearing == Clearing::Keep { kept } else { 0 };
             assert_eq!(host.pool.kept_bytes(), expected, "{clearing:?}");
             let gone = free - host.out().0;
             assert_eq!(gone, (kept - expected) / PAGE_4K, "{clearing:?}");
-            // Another TD may have it uncleared.
+            // Another TD may get it uncleared.
             td.map.map(cpu, Gpa(0), PageSize::Size2M).unwrap();
             assert_eq!(td.map.holding().pages, [0, 1, 0]);
         });

@@ -1,4 +1,4 @@
-//! Large pages that are split and made whole.
+//! Tests of splitting and joining large pages.
 
 use mm::private::{Error, NoneRuns};
 use seam::abi::{Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status};
@@ -44,7 +44,7 @@ fn pages_of_several_frames_are_never_made_one() {
     let host = Host::new("");
     let td = Td::runnable(&host, 33, 1);
     host.with(0, |cpu| {
-        // Against the order of the frames.
+        // In the reverse order of the frames.
         for page in (0..512).rev() {
             td.map
                 .map(cpu, Gpa(page * PAGE_4K), PageSize::Size4K)
@@ -62,11 +62,11 @@ fn pages_of_several_frames_are_never_made_one() {
     end(td);
 }
 
-/// Gives the TD its first GiB as one page. The host has at least 2 GiB.
+/// Maps the TD's first GiB as one page. The host has at least 2 GiB.
 pub fn map_gib(td: &Td<'_>) {
     let host = td.host;
     host.with(0, |cpu| {
-        // Control pages are in one GiB; the other one is whole.
+        // The control pages are in one GiB; the other one is whole.
         let mut ledger = host.pool.ledger().lock();
         let whole = ledger.alloc(18).unwrap();
         ledger.split(whole, 9).unwrap();
@@ -81,7 +81,7 @@ pub fn map_gib(td: &Td<'_>) {
             };
             ledger.free(frame).unwrap();
         }
-        // They coalesce; as parts they go out again in order.
+        // The parts coalesce, and are allocated again in order.
         drop(ledger);
         for part in 0..512 {
             td.map
@@ -113,7 +113,7 @@ fn a_gib_is_made_whole_split_and_taken() {
     let td = Td::runnable(&host, 33, 1);
     map_gib(&td);
     host.with(0, |cpu| {
-        // The first 2 MiB and one page more.
+        // The first 2 MiB and one more page.
         let taken = td.map.remove(cpu, 0..PAGE_2M + PAGE_4K, &NoneRuns);
         assert!(taken.is_ok());
         assert_eq!(td.map.holding().pages, [511, 510, 0]);
@@ -133,7 +133,7 @@ fn only_what_is_whole_and_accepted_is_put_together() {
                 .demote(cpu, Gpa(block * PAGE_2M), PageSize::Size2M, &NoneRuns)
                 .unwrap();
         }
-        // The first is accepted, the second but for its last page, the third lacks a page.
+        // The first block is accepted, the second except for its last page, and the third lacks a page.
         for page in 0..2 * 512 - 1 {
             let accepted = td.accept(page * PAGE_4K, PageSize::Size4K);
             assert_eq!(accepted, Some(Status::SUCCESS));
@@ -149,7 +149,7 @@ fn only_what_is_whole_and_accepted_is_put_together() {
         assert_eq!(td.map.holding().sept, sept - 1);
         let odd = td.map.promote_all(cpu, 1..PAGE_1G, &NoneRuns);
         assert_eq!(odd, Err(Error::BadRange));
-        // Part of a block is no block.
+        // Part of a block is not promoted.
         assert_eq!(
             td.map.promote_all(cpu, PAGE_4K..PAGE_2M, &NoneRuns),
             Ok([0; 3])

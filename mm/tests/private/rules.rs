@@ -1,13 +1,11 @@
-//! The rules of a TD's end, as far as they are about its memory. Each has its test here, by number.
+//! The termination rules that concern a TD's memory. Each has its test here, by number.
 //!
-//! 2. Nothing is linked or mapped from the moment on at which the TD is being terminated; who maps asks under the map's
-//!    lock.
-//! 5. The map has three modes, and who takes memory away asks which applies. TDH.MNG.VPFLUSHDONE is the point of no
-//!    return.
-//! 6. The TDR comes last, with TDH.PHYMEM.PAGE.WBINVD under the module's own HKID; a page is the allocator's when it
-//!    was cleared, and not earlier.
-//! 10. After terminate, what frees memory works, and what would use the TD fails before any SEAMCALL.
-//! 11. A frame is handed out again only if the TD lost its key, TDH.PHYMEM.PAGE.RECLAIM gave it, and it was cleared.
+//! 2. Nothing is linked or mapped once the TD is being terminated. Code that maps checks this under the map's lock.
+//! 5. The map has three modes, and removal checks which one applies. TDH.MNG.VPFLUSHDONE is the point of no return.
+//! 6. The TDR comes last, with TDH.PHYMEM.PAGE.WBINVD under the module's own HKID. A page returns to the allocator only
+//!    after it was cleared.
+//! 10. After termination, freeing memory works, and using the TD fails before any SEAMCALL.
+//! 11. A frame is allocated again only if the TD lost its key, TDH.PHYMEM.PAGE.RECLAIM released it, and it was cleared.
 
 use core::cell::Cell;
 use core::ops::ControlFlow;
@@ -30,7 +28,7 @@ use crate::build::end;
 use crate::kit::{BASE, GLOBAL_HKID, Host, SOURCE, Td};
 use crate::reclaim::{Now, plan, reclaim, work_until};
 
-/// Everything that would use the TD, or map something for it.
+/// Tries everything that would use the TD, or map something for it.
 fn use_it(td: &Td<'_>) -> Vec<Result<(), Error>> {
     let map = &td.map;
     td.host.with(0, |cpu| {
@@ -72,14 +70,15 @@ fn rule_2_nothing_is_mapped_from_the_moment_on_at_which_the_map_is_closed() {
     host.with(0, |cpu| td.map.populate(cpu, 0..PAGE_2M).unwrap());
     td.map.close(never_wait).unwrap();
     assert_unused(&td);
-    // It can be undone until TDH.MNG.VPFLUSHDONE.
+    // This can be undone until TDH.MNG.VPFLUSHDONE.
     td.map.reopen().unwrap();
     host.with(0, |cpu| td.map.map(cpu, Gpa(PAGE_1G), PageSize::Size4K))
         .unwrap();
     end(td);
 }
 
-/// A mapping that is under way holds the map's lock: it is not closed before that is done, and nobody begins meanwhile.
+/// A mapping in progress holds the map's lock: the map is not closed before it is done, and no new work begins
+/// meanwhile.
 #[test]
 fn rule_2_who_maps_asks_under_the_maps_lock() {
     let host = Host::new("patterns");
@@ -98,7 +97,7 @@ fn rule_2_who_maps_asks_under_the_maps_lock() {
         assert_eq!(td.map.mode(), Mode::Keyed, "as it was");
         let mut held = Some((held, adding));
         let closed = td.map.close(|_| {
-            // While somebody waits to close it, nobody begins.
+            // While a CPU waits to close the map, no new work begins.
             assert_eq!(td.map.keyed(|_| Ok(())), Err(Error::Terminated));
             if let Some((held, adding)) = held.take() {
                 drop(held);
@@ -136,7 +135,7 @@ fn rule_5_frees_are_queued_while_the_key_is_released_and_done_when_it_is_not() {
     end(td);
 }
 
-/// Who removes a range makes way, between two batches, for who ends the TD, and that one finds nothing claimed.
+/// Between two batches, a removal makes way for the CPU that terminates the TD, which then finds nothing claimed.
 #[test]
 fn rule_5_a_free_that_does_not_go_on_is_queued_and_done_when_it_is_asked_for() {
     let host = Host::new("patterns");
@@ -152,7 +151,7 @@ fn rule_5_a_free_that_does_not_go_on_is_queued_and_done_when_it_is_asked_for() {
         assert!((1..64).contains(&left), "{left}");
         td.map.run_queued(cpu, &NoneRuns, &|| false).unwrap();
         assert_eq!(td.map.holding().pages[1], left);
-        // Whatever was not taken can be.
+        // Everything that was not taken can still be taken.
         let rest = td.map.remove(cpu, 48 * PAGE_2M..range.end, &NoneRuns);
         assert!(matches!(rest, Ok(Outcome::Removed(_))), "{rest:?}");
         td.map.run_queued(cpu, &NoneRuns, &|| true).unwrap();
@@ -173,7 +172,7 @@ fn rule_5_vpflushdone_is_the_point_of_no_return() {
         "it was not closed"
     );
     td.map.close(never_wait).unwrap();
-    // The vCPU is still associated: the module refuses, and the TD is as it was.
+    // The vCPU is still associated: the module refuses, and the TD is unchanged.
     assert!(matches!(td.map.flush_done(&tdh), Err(Error::Seam(_))));
     td.map.reopen().unwrap();
     assert_eq!(td.map.mode(), Mode::Keyed);
@@ -190,7 +189,7 @@ fn rule_5_vpflushdone_is_the_point_of_no_return() {
     assert_eq!(host.out(), (0, 0));
 }
 
-/// A CPU whose calls are written down: the leaf and RCX.
+/// A CPU that records the leaf and RCX of its calls.
 struct Noted<'h>(Processor<'h>, &'h Mutex<Vec<(u64, u64)>>);
 
 impl SeamCall for Noted<'_> {
@@ -242,7 +241,7 @@ fn rule_6_the_tdr_comes_last_and_is_written_back_under_the_modules_own_hkid() {
     host.assert_spotless();
 }
 
-/// The host's frames, with an eye on what is given back.
+/// The host's frames, with checks of each frame that is freed.
 struct Watched<'h> {
     host: &'h Host,
     cleared: Mutex<BTreeSet<u64>>,
@@ -268,7 +267,7 @@ impl Pool for Watched<'_> {
             for pa in (page.hpa().0..page.hpa().0 + page.size().bytes()).step_by(PAGE_4K as usize) {
                 assert!(cleared.contains(&pa), "{pa:#x} was not cleared");
                 assert_eq!(memory.word(pa), 0);
-                // The module says that it is the host's.
+                // The module reports that the host owns it.
                 let tdh = self.host.on(3);
                 let owner = tdh.phymem_page_rdmd(Hpa(pa)).unwrap().page_type;
                 assert_eq!(owner, Some(seam::abi::PageType::Nda));
@@ -320,7 +319,7 @@ fn rule_6_a_page_is_the_allocators_when_it_was_cleared_and_not_earlier() {
         tdh: &tdh,
         pool: &pool,
     };
-    // Some of it while the TD has its key, the rest when it has none.
+    // Some of it while the TD has its key, the rest once it has none.
     td.map
         .remove(cpu, PAGE_2M..2 * PAGE_2M + PAGE_4K, &NoneRuns)
         .unwrap();
@@ -354,7 +353,7 @@ fn rule_10_after_terminate_what_frees_works_and_what_uses_fails() {
     let (map, control) = td.into_parts();
     let reclaim = Reclaim::new(map, control, plan(1, Clearing::Clear), &clock).unwrap();
     host.with(0, |cpu| {
-        // Also while it is being reclaimed, and after that.
+        // Also during the reclaim and after it.
         reclaim.work(cpu, 0, &clock);
         let left = reclaim.map().remove(cpu, 0..PAGE_1G, &NoneRuns);
         assert_eq!(left, Ok(Outcome::LeftToReclaim));
@@ -376,7 +375,7 @@ fn rule_11_a_frame_is_handed_out_again_only_when_the_key_is_gone_and_the_module_
     host.with(0, |cpu| td.map.populate(cpu, 0..4 * PAGE_2M).unwrap());
     let out = host.out();
     let clock = Now::new();
-    // It has its key, then it is giving it back.
+    // First the TD has its key, then it is releasing it.
     for closed in [false, true] {
         if closed {
             td.map.close(never_wait).unwrap();
@@ -387,7 +386,7 @@ fn rule_11_a_frame_is_handed_out_again_only_when_the_key_is_gone_and_the_module_
     td.release();
     let (map, control) = td.into_parts();
     let reclaim = Reclaim::new(map, control, plan(1, Clearing::Clear), &clock).unwrap();
-    // The module gives nothing.
+    // The module releases nothing.
     let calls = AtomicU64::new(0);
     let busy = (Leaf::PhymemPageReclaim, Status::OPERAND_BUSY);
     host.strangely(busy, 1..u64::MAX, &calls, |cpu| {
@@ -395,7 +394,7 @@ fn rule_11_a_frame_is_handed_out_again_only_when_the_key_is_gone_and_the_module_
     });
     assert_eq!(host.out(), out);
     assert!(reclaim.retry());
-    // One page never comes back: nobody gets it, nor the TDR.
+    // One page is never released: neither it nor the TDR is allocated again.
     let strange = (Leaf::PhymemPageReclaim, Status::LIFECYCLE_STATE_INCORRECT);
     let calls = AtomicU64::new(0);
     host.strangely(strange, 2..3, &calls, |cpu| {

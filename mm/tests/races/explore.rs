@@ -1,4 +1,4 @@
-//! How a race is explored.
+//! Exploration of thread schedules.
 
 use core::ops::ControlFlow;
 
@@ -14,14 +14,14 @@ use stub_module::host::Processor;
 
 use crate::kit::{Host, Pool};
 
-/// Orders that are tried with one scheduler.
+/// Number of orders tried by each scheduler.
 const ORDERS: usize = 30;
-/// Where the schedulers begin.
+/// Seed of the schedulers.
 const SEED: u64 = 0x5ea_3a4c;
-/// Times at which an order departs from running one thread after the other.
+/// Number of points at which an order departs from running one thread after the other.
 const DEPARTURES: usize = 3;
 
-/// Runs `race` in many orders: half of them at random, half with few departures from one thread after the other.
+/// Runs `race` in many orders: half of them random, half with few departures from running one thread after the other.
 pub fn explore(race: impl Fn() + Send + Sync + Clone + 'static) {
     let mut config = Config::new();
     config.stack_size = 1 << 20;
@@ -32,7 +32,7 @@ pub fn explore(race: impl Fn() + Send + Sync + Clone + 'static) {
     Runner::new(few, config).run(race);
 }
 
-/// A CPU that lets others run before each SEAMCALL and after it.
+/// A CPU that yields before and after each SEAMCALL.
 pub struct Yielding<'h>(Processor<'h>);
 
 impl SeamCall for Yielding<'_> {
@@ -44,7 +44,7 @@ impl SeamCall for Yielding<'_> {
     }
 }
 
-/// Waits by letting others run.
+/// Waits by yielding.
 pub struct Turn;
 
 impl Wait for Turn {
@@ -54,7 +54,7 @@ impl Wait for Turn {
     }
 }
 
-/// Nobody asks how long it took.
+/// A clock for tests that do not measure time.
 pub struct NoTime;
 
 impl Clock for NoTime {
@@ -63,7 +63,7 @@ impl Clock for NoTime {
     }
 }
 
-/// Works with CPU `lp`, in turns. The module has nothing against what it is asked.
+/// Calls `work` as CPU `lp`, and checks that it makes no illegal call.
 pub fn on<R>(host: &Host, lp: u32, work: impl FnOnce(Cpu<'_, Yielding<'_>, Turn, Pool>) -> R) -> R {
     let counters = Counters::new();
     let tdh = Tdh::new(

@@ -1,5 +1,5 @@
-//! Races for a TD's memory: the production types with their locks and atomics under a scheduler that lets the threads take
-//! turns in many orders, the same ones each time.
+//! Races for a TD's memory. The production types, with their locks and atomics, run under a scheduler that interleaves
+//! the threads in many orders, the same ones each time.
 
 #[path = "../private/kit.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]

@@ -1,4 +1,4 @@
-//! The map's lock and modes, against everything that maps, changes and removes.
+//! The map's lock and modes against everything that maps, changes and removes.
 
 use core::ops::ControlFlow;
 
@@ -15,7 +15,7 @@ fn patiently(_: u32) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What a race may do to who maps.
+/// Returns whether a race may cause this result of a mapping.
 fn is_fair(result: &Result<(), Error>) -> bool {
     matches!(result, Ok(()) | Err(Error::Terminated | Error::Busy))
 }
@@ -70,7 +70,7 @@ fn closing_the_map_against_removal_loses_nothing() {
         let outcome = thread::scope(|scope| {
             let removing = scope.spawn(|| {
                 on(host, 0, |cpu| {
-                    // It may come when somebody wants to close the map and has not done it.
+                    // Busy while the other thread tries to close the map and has not done so yet.
                     loop {
                         let range = PAGE_2M..2 * PAGE_2M + PAGE_4K;
                         match td.map.remove(cpu, range, &NoneRuns) {
@@ -84,7 +84,7 @@ fn closing_the_map_against_removal_loses_nothing() {
             scope.spawn(|| {
                 td.map.close(patiently).unwrap();
                 thread::yield_now();
-                // The TD lives on after all.
+                // The TD survives after all.
                 td.map.reopen().unwrap();
             });
             removing.join().unwrap()
@@ -157,7 +157,7 @@ fn two_who_map_change_and_remove_the_same_memory_never_lose_a_page() {
             });
         });
         host.audit();
-        // Nothing is stuck: all of it can be taken.
+        // Nothing is stuck: everything can be removed.
         let taken = on(host, 0, |cpu| map.remove(cpu, 0..PAGE_1G, &NoneRuns));
         assert!(matches!(taken, Ok(Outcome::Removed(_))), "{taken:?}");
         assert_eq!(map.holding().pages, [0; 3]);

@@ -1,4 +1,4 @@
-//! Bulk reclaim by CPUs that come and go.
+//! Bulk reclaim by CPUs that join and leave.
 
 use mm::private::{Clearing, NoneRuns, Outcome, Plan, PrivateMap, Reclaim, Step};
 use seam::abi::{PAGE_2M, PAGE_4K};
@@ -7,7 +7,8 @@ use shuttle::thread;
 use crate::explore::{NoTime, explore, on};
 use crate::kit::{GLOBAL_HKID, Host, Td};
 
-/// The reclaim of a dead TD of a page table and three large pages: two units for each of them, and more for the rest.
+/// Begins the reclaim of a TD with a page table and three large pages: two units for each of them, and more for the
+/// rest.
 fn begin(host: &Host) -> Reclaim<PrivateMap> {
     let td = Td::runnable(host, 33, 1);
     host.with(0, |cpu| {
@@ -25,7 +26,7 @@ fn begin(host: &Host) -> Reclaim<PrivateMap> {
     reclaim.unwrap()
 }
 
-/// Works until all is done, or for so many steps.
+/// Works until everything is done, or for `steps` steps.
 fn work(host: &Host, reclaim: &Reclaim<PrivateMap>, seat: u32, mut steps: u32) {
     on(host, seat, |cpu| {
         while steps > 0 {
