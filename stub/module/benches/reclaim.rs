@@ -1,7 +1,7 @@
-//! How fast a dead TD's 4 KiB pages come back, on one core and on two, and what a tracked page costs in memory.
+//! Reclaim rate of a torn-down TD's 4 KiB pages, on one core and on two, and the memory cost of a tracked page.
 //!
-//! `cargo bench -p stub-module` prints the figures; nothing is a test of time. A computer that has other things to do lets
-//! the threads wait, so the rates that are compared are those per second of the processors' time.
+//! `cargo bench -p stub-module` prints the figures. They are not compared with a limit. On a busy computer the threads
+//! wait, so the compared rates are per second of processor time.
 
 #[path = "../tests/kit/mod.rs"]
 mod kit;
@@ -33,7 +33,7 @@ fn main() {
     }
 }
 
-/// Builds a TD of 2 GiB, tears it down, reclaims it, and tells how many pages a second that were.
+/// Builds a TD of 2 GiB, tears it down and reclaims it. Returns the rate in pages per second.
 fn run(hooks: Hooks, parallel: bool) -> f64 {
     let config = Config {
         cmrs: [(BASE, 4 * GIB)].into(),
@@ -97,7 +97,7 @@ fn add_s_ept(cpu: Processor<'_>, tdr: u64, gpa_and_level: u64, page: u64) {
 fn map(cpu: Processor<'_>, tdr: u64, number: u64, region: u64) {
     let tables = TABLES + 0x100_0000 * (number + 1);
     let gpa = number * GIB;
-    // The entry of a GiB is at level 2, those of its 2 MiB at level 1.
+    // The entry of a GiB is at level 2, those of its 2 MiB pages at level 1.
     add_s_ept(cpu, tdr, gpa | 2, tables);
     for block in 0..512 {
         let gpa = gpa + block * 512 * PAGE;
@@ -113,7 +113,7 @@ fn map(cpu: Processor<'_>, tdr: u64, number: u64, region: u64) {
     }
 }
 
-/// Reclaims a region; the processor's time that it took.
+/// Reclaims a region. Returns the processor time used.
 fn reclaim(cpu: Processor<'_>, region: u64) -> Duration {
     let started = processor_time();
     for page in 0..PAGES_PER_REGION {
@@ -124,14 +124,14 @@ fn reclaim(cpu: Processor<'_>, region: u64) -> Duration {
     processor_time() - started
 }
 
-/// The time for which this thread has been running, and not waiting for a processor.
+/// Returns the time for which this thread has been running, excluding waits for a processor.
 fn processor_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanoseconds = text.split_whitespace().next().map(str::parse);
     Duration::from_nanos(nanoseconds.and_then(Result::ok).unwrap_or(0))
 }
 
-/// Millions a second.
+/// Returns a rate in millions per second.
 fn rate(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64() / 1e6
 }

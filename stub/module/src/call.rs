@@ -1,19 +1,19 @@
-//! One SEAMCALL: who executes it, on what.
+//! One SEAMCALL: the calling processor and the machine it runs on.
 
 use crate::cpuid::Native;
 use crate::hooks::Fault;
 use crate::{Machine, Module, PconfigError, Point};
 
-/// What every leaf is given: the module, the machine beneath it, and the logical processor that called.
+/// The context of a leaf: the module, the machine beneath it, and the logical processor that called.
 #[derive(Debug)]
 pub struct Call<'m, M> {
     /// The module.
     pub module: &'m Module,
-    /// What it runs on.
+    /// The machine that the module runs on.
     pub machine: &'m M,
     /// The number of the logical processor.
     pub lp: u32,
-    /// What a test wants to go wrong in it.
+    /// The fault that a test injects into this call.
     pub fault: Option<Fault>,
 }
 
@@ -26,23 +26,23 @@ impl<M> Clone for Call<'_, M> {
 impl<M> Copy for Call<'_, M> {}
 
 impl<'m, M: Machine> Call<'m, M> {
-    /// The package of the calling processor.
+    /// Returns the package of the calling processor.
     pub fn package(&self) -> u32 {
         self.machine.platform().lp_to_package[self.lp as usize]
     }
 
-    /// Whether an interrupt waits for the processor, so that a long call has to end early.
+    /// Returns whether an interrupt is pending on the processor. A long call then ends early.
     pub fn interrupt_pending(&self) -> bool {
         self.machine.interrupt_pending(self.lp) || self.fault == Some(Fault::Interrupted)
     }
 
-    /// RDRAND; `None` when there was not enough entropy.
+    /// Executes RDRAND. Returns `None` if entropy is insufficient.
     pub fn rdrand(&self) -> Option<u64> {
         let value = self.machine.rdrand(self.lp);
         value.filter(|_| self.fault != Some(Fault::NoEntropy))
     }
 
-    /// RDSEED; `None` when there was not enough entropy.
+    /// Executes RDSEED. Returns `None` if entropy is insufficient.
     pub fn rdseed(&self) -> Option<u64> {
         let value = self.machine.rdseed(self.lp);
         value.filter(|_| self.fault != Some(Fault::NoEntropy))
@@ -51,7 +51,7 @@ impl<'m, M: Machine> Call<'m, M> {
     /// Programs a fresh key for `hkid` on the package of the calling processor.
     ///
     /// # Errors
-    /// As PCONFIG reports them; nothing has changed then.
+    /// Those of PCONFIG. No key has changed then.
     pub fn pconfig(&self, hkid: u32) -> Result<(), PconfigError> {
         if self.fault == Some(Fault::NoEntropy) {
             return Err(PconfigError::Entropy);
@@ -59,12 +59,12 @@ impl<'m, M: Machine> Call<'m, M> {
         self.machine.pconfig(self.lp, hkid)
     }
 
-    /// What a TD can execute on; sampled at the first time of asking, which is in TDH.SYS.INIT.
+    /// Returns the properties of the CPU that TDs run on. They are sampled at the first call, which is in TDH.SYS.INIT.
     pub fn native(&self) -> &'m Native {
         self.module.native.call_once(|| {
             let cpuid = |leaf, sub_leaf| self.machine.td_cpuid(self.lp, leaf, sub_leaf);
             let lps = 0..self.module.lps.len() as u32;
-            // All packages are of one model; the lowest stepping is what a TD is told.
+            // All packages have the same model; a TD sees the lowest stepping.
             let fms = lps
                 .map(|lp| self.machine.cpuid(lp, 1, 0)[0])
                 .min_by_key(|fms| fms & 0xF);
@@ -73,7 +73,7 @@ impl<'m, M: Machine> Call<'m, M> {
         })
     }
 
-    /// Tells the machine that the call has come to `point`.
+    /// Reports to the machine that the call has reached `point`.
     pub fn reached(&self, point: Point) {
         self.machine.reached(self.lp, point);
     }

@@ -1,4 +1,4 @@
-//! From RAX to the leaf: the checks that come before every leaf, in the module's order.
+//! Dispatches RAX to a leaf, after the checks common to every leaf, in the module's order.
 
 use core::sync::atomic::Ordering;
 
@@ -41,7 +41,7 @@ impl Module {
         own.inside.store(false, Ordering::Release);
     }
 
-    /// The leaf and version that RAX asks for, if they exist and the module is far enough for them.
+    /// Returns the leaf and version in RAX, if they exist and the module's state admits them.
     #[inline(always)]
     fn admit(&self, rax: u64) -> Result<(Leaf, u8), Status> {
         let invalid = Status::OPERAND_INVALID.with(Operand::RAX);
@@ -73,7 +73,7 @@ impl Module {
     }
 }
 
-/// Whether a leaf may be called before the module is ready.
+/// Returns whether a leaf may be called before the module is ready.
 fn is_bring_up(leaf: Leaf) -> bool {
     matches!(
         leaf,
@@ -89,7 +89,7 @@ fn is_bring_up(leaf: Leaf) -> bool {
     )
 }
 
-/// Runs a leaf under the eyes of the hooks.
+/// Runs a leaf and applies the hooks to it.
 #[inline(always)]
 fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs) -> Status {
     if let Some(fault) = cx.fault
@@ -97,7 +97,7 @@ fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs
     {
         return status;
     }
-    // The most frequent one does not take the way by all the others, and gives no memory to the module.
+    // The most frequent leaf bypasses the checks of donated pages: it donates none.
     if leaf == Leaf::VpEnter {
         let tdvpr = regs.rcx;
         let status = vp::enter(cx, regs).err().unwrap_or(Status::SUCCESS);
@@ -107,7 +107,7 @@ fn watched<M: Machine>(cx: Call<'_, M>, leaf: Leaf, version: u8, regs: &mut Gprs
     watched_for_reuse(cx, leaf, version, regs)
 }
 
-/// The status of a call that a fault keeps from running at all.
+/// Returns the status of a call if a fault prevents it from running.
 #[cold]
 fn refused<M: Machine>(cx: Call<'_, M>, fault: Fault) -> Option<Status> {
     match fault {
@@ -140,7 +140,7 @@ fn watched_for_reuse<M: Machine>(
     status
 }
 
-/// Runs a leaf. `Err` carries every status but SUCCESS, those of the success class included.
+/// Runs a leaf. `Err` carries every status other than SUCCESS, including others of the success class.
 #[inline(never)]
 fn run<M: Machine>(
     cx: Call<'_, M>,
@@ -167,7 +167,7 @@ fn run<M: Machine>(
         Leaf::MngInit => mng::init(cx, regs),
         Leaf::MngVpflushdone => mng::vpflushdone(cx, regs),
         Leaf::MngKeyFreeid => mng::key_freeid(cx, regs),
-        // Nothing is left to do for it since KEY.FREEID frees the HKID.
+        // KEY.FREEID frees the HKID, so nothing is left to do here.
         Leaf::MngKeyReclaimid => Ok(()),
         Leaf::MngRd => metadata::mng_rd(cx, version, regs),
         Leaf::MngWr => metadata::mng_wr(cx, regs),
@@ -196,7 +196,7 @@ fn run<M: Machine>(
         Leaf::MemTrack => mem::track(cx, regs),
         Leaf::MemRd => mem::rd(cx, regs),
         Leaf::MemWr => mem::wr(cx, regs),
-        // The number exists, the function does not.
+        // The leaf number is defined, but the function is not implemented.
         Leaf::MemSeptWr => Err(Status::OPERAND_INVALID.with(Operand::RAX)),
 
         Leaf::PhymemPageRdmd => phymem::page_rdmd(cx, regs),

@@ -1,5 +1,5 @@
-//! EPT walks as the processor makes them for a TD vCPU: private addresses through the S-EPT, shared ones through the
-//! host's own EPT. Which tables, and how wide an address is, the vCPU's VMCS says.
+//! EPT walks as the processor does them for a TD vCPU: private addresses go through the S-EPT, shared addresses through
+//! the host's own EPT. The vCPU's VMCS gives the tables and the width of an address.
 
 use seam::abi::x86::exit_reason;
 use seam::abi::{PAGE_MASK, level_bytes};
@@ -9,13 +9,13 @@ use crate::field::Structure;
 use crate::sept;
 use crate::vcpu::{Field, Vcpu, fields};
 
-/// An access, or what an entry permits: reading.
+/// Permission or access: read.
 pub const READ: u64 = 1 << 0;
-/// Writing.
+/// Permission or access: write.
 pub const WRITE: u64 = 1 << 1;
-/// Executing.
+/// Permission or access: execute.
 pub const EXECUTE: u64 = 1 << 2;
-/// All of them.
+/// All permissions.
 pub const RWX: u64 = READ | WRITE | EXECUTE;
 
 const LARGE_PAGE: u64 = 1 << 7;
@@ -28,32 +28,32 @@ const WIDE: u64 = 1 << 5;
 const VIOLATION_VE: u64 = 1 << 18;
 const CR0_PE: u64 = 1 << 0;
 
-/// A page that a walk has found.
+/// A page that a walk found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Its physical address without KeyID.
     pub page: u64,
     /// Its level: 0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB.
     pub level: u8,
-    /// What may be done with it.
+    /// The permissions that the walk grants.
     pub permissions: u64,
 }
 
-/// Why a walk has found none.
+/// The reason why a walk found no page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Miss {
     /// An EPT violation.
     Violation {
-        /// What the entries on the way permit.
+        /// The permissions that the entries on the way grant.
         permissions: u64,
-        /// The last entry asks for #VE instead of a VM exit.
+        /// The last entry requests #VE instead of a VM exit.
         convertible: bool,
     },
     /// An EPT misconfiguration.
     Misconfiguration,
 }
 
-/// Whether the vCPU's guest-physical address is a shared one.
+/// Returns whether the vCPU's guest-physical address is shared.
 pub fn is_shared(vcpu: &Vcpu<'_>, gpa: u64) -> bool {
     let wide = vcpu.vmcs(Field::PROC_BASED3) & WIDE != 0;
     gpa >> if wide { 51 } else { 47 } & 1 != 0
@@ -87,8 +87,8 @@ pub fn walk<M: Machine>(machine: &M, vcpu: &Vcpu<'_>, gpa: u64, wanted: u64) -> 
     }
 }
 
-/// Walks the host's EPT from `root`, whose entries are of level `top`. A page with a private KeyID, or in the SEAM range, is
-/// a misconfiguration.
+/// Walks the host's EPT from `root`, whose entries are of level `top`. A page with a private KeyID, or in the SEAM
+/// range, is a misconfiguration.
 ///
 /// # Errors
 /// [`Miss`].
@@ -132,9 +132,9 @@ pub fn walk_shared<M: Machine>(
     Err(Miss::Misconfiguration)
 }
 
-/// Turns a convertible EPT violation into #VE, as the processor does: fills the #VE information, if the controls let it
-/// and the guest has fetched what was there before. The caller delivers the exception when this is true, and makes sure
-/// that the violation did not come in the middle of another event's delivery.
+/// Turns a convertible EPT violation into #VE, as the processor does. Fills the #VE information if the controls permit
+/// it and the guest has fetched the previous information. If this returns true, the caller delivers the exception. The
+/// caller also ensures that the violation did not occur during the delivery of another event.
 #[must_use]
 pub fn convert_to_ve(vcpu: &Vcpu<'_>, qualification: u64, gpa: u64, gla: u64) -> bool {
     let enabled = vcpu.vmcs(Field::PROC_BASED2) & VIOLATION_VE != 0
@@ -155,7 +155,7 @@ pub fn convert_to_ve(vcpu: &Vcpu<'_>, qualification: u64, gpa: u64, gla: u64) ->
     enabled
 }
 
-/// Whether an entry of the host's EPT is one that the CPU refuses.
+/// Returns whether the CPU rejects an entry of the host's EPT as misconfigured.
 const fn is_misconfigured(entry: u64, level: u8, max_pa: u32) -> bool {
     let permissions = entry & RWX;
     if permissions == 0 {

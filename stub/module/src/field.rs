@@ -1,9 +1,9 @@
-//! Fields of the control structures, which live in the pages that the host donated.
+//! Fields of the control structures, which lie in the pages that the host donated.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Where a field lives: a byte offset in its structure, whose pages are strung together in the order in which the host
-/// added them, and a width of 1, 2, 4 or 8 bytes. A field is aligned to its width.
+/// The position of a field: a byte offset in its structure, and a width of 1, 2, 4 or 8 bytes. The offset runs over the
+/// pages of the structure in the order in which the host added them. A field is aligned to its width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field {
     offset: u32,
@@ -11,33 +11,33 @@ pub struct Field {
 }
 
 impl Field {
-    /// A field of `width` bytes at `offset`.
+    /// Returns a field of `width` bytes at `offset`.
     pub const fn new(offset: u32, width: u8) -> Self {
         assert!(matches!(width, 1 | 2 | 4 | 8) && offset.is_multiple_of(width as u32));
         Self { offset, width }
     }
 
-    /// A byte.
+    /// Returns an 8-bit field.
     pub const fn u8(offset: u32) -> Self {
         Self::new(offset, 1)
     }
 
-    /// A 16-bit field.
+    /// Returns a 16-bit field.
     pub const fn u16(offset: u32) -> Self {
         Self::new(offset, 2)
     }
 
-    /// A 32-bit field.
+    /// Returns a 32-bit field.
     pub const fn u32(offset: u32) -> Self {
         Self::new(offset, 4)
     }
 
-    /// A 64-bit field.
+    /// Returns a 64-bit field.
     pub const fn u64(offset: u32) -> Self {
         Self::new(offset, 8)
     }
 
-    /// Element `index` of the array that begins with this field.
+    /// Returns element `index` of the array that starts at this field.
     pub const fn at(self, index: u32) -> Self {
         Self {
             offset: self.offset + index * self.width as u32,
@@ -45,7 +45,7 @@ impl Field {
         }
     }
 
-    /// The byte offset in the structure.
+    /// Returns the byte offset in the structure.
     pub const fn offset(self) -> u32 {
         self.offset
     }
@@ -59,9 +59,9 @@ impl Field {
     }
 }
 
-/// A control structure: something with fields.
+/// A control structure with fields.
 pub trait Structure<'m> {
-    /// The 64-bit word that contains the byte at `offset`.
+    /// Returns the 64-bit word that contains the byte at `offset`.
     fn word(&self, offset: u32) -> &'m AtomicU64;
 
     /// Reads a field.
@@ -81,7 +81,7 @@ pub trait Structure<'m> {
         self.update(field, |_| Some(value));
     }
 
-    /// Adds to a field, wrapping within it; the value before.
+    /// Adds to a field, wrapping at its width. Returns the previous value.
     #[inline(always)]
     fn add(&self, field: Field, value: u64) -> u64 {
         if field.width == 8 {
@@ -91,13 +91,13 @@ pub trait Structure<'m> {
             .unwrap_or_default()
     }
 
-    /// Subtracts from a field, wrapping within it; the value before.
+    /// Subtracts from a field, wrapping at its width. Returns the previous value.
     #[inline(always)]
     fn sub(&self, field: Field, value: u64) -> u64 {
         self.add(field, value.wrapping_neg())
     }
 
-    /// Replaces a field by what `next` makes of it, atomically; the value before, or `None` when `next` declines.
+    /// Atomically replaces a field by the result of `next`. Returns the previous value, or `None` if `next` declines.
     #[inline(always)]
     fn update(&self, field: Field, mut next: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
         let (shift, mask) = (field.shift(), field.mask());
@@ -113,14 +113,14 @@ pub trait Structure<'m> {
         }
     }
 
-    /// Reads `bytes.len()` bytes from `offset` on. Both are multiples of 8.
+    /// Reads `bytes.len()` bytes starting at `offset`. Both are multiples of 8.
     fn read_bytes(&self, offset: u32, bytes: &mut [u8]) {
         for (i, chunk) in (0..).zip(bytes.chunks_exact_mut(8)) {
             chunk.copy_from_slice(&self.get(Field::u64(offset + 8 * i)).to_le_bytes());
         }
     }
 
-    /// Writes `bytes` from `offset` on. Both lengths are multiples of 8.
+    /// Writes `bytes` starting at `offset`. Offset and length are multiples of 8.
     fn write_bytes(&self, offset: u32, bytes: &[u8]) {
         for (i, chunk) in (0..).zip(bytes.chunks_exact(8)) {
             let word = chunk

@@ -1,4 +1,4 @@
-//! KOT and WBT: who has which HKID, and whose cache lines may still carry it.
+//! KOT and WBT: the owner of each HKID, and the packages whose caches may still hold lines with it.
 
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -8,34 +8,34 @@ use seam::abi::{MAX_HKIDS, MAX_PACKAGES, Operand, Status};
 use crate::Platform;
 use crate::lock::{Guard, Lock, Mode};
 
-/// What an HKID is used for.
+/// The state of an HKID.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HkidState {
-    /// For nothing.
+    /// Not in use.
     Free = 0,
-    /// For a TD.
+    /// Assigned to a TD.
     Assigned = 1,
-    /// For no TD any more, but caches may still hold lines of it.
+    /// No longer assigned, but caches may still hold lines with it.
     Flushed = 2,
-    /// For the module itself.
+    /// Used by the module itself.
     Reserved = 3,
 }
 
 #[derive(Debug)]
 struct Hkid {
     state: AtomicU8,
-    /// Packages that have yet to write their caches back, a bit each.
+    /// Packages that have yet to write back their caches, one bit each.
     write_back: AtomicU32,
 }
 
-/// How far the cache write-back of a package is.
+/// Progress of a package's cache write-back.
 #[derive(Debug, Default)]
 pub struct WriteBack {
     taken: AtomicBool,
-    /// The sub-block at which an interrupted round goes on; 0 when there is none.
+    /// The sub-block at which an interrupted round resumes; 0 if there is none.
     resume_at: AtomicU32,
-    /// The HKIDs that were FLUSHED when the round began, a bit each.
+    /// The HKIDs that were FLUSHED when the round started, one bit each.
     covered: [AtomicU64; MAX_HKIDS / 64],
 }
 
@@ -49,7 +49,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// All private HKIDs of the platform, free.
+    /// Creates a table in which all private HKIDs of the platform are free.
     pub fn new(platform: &Platform<'_>) -> Self {
         Self {
             lock: AtomicU64::new(0),
@@ -74,7 +74,7 @@ impl Keys {
             .map_err(|_| Status::OPERAND_BUSY.with(Operand::KOT))
     }
 
-    /// What `hkid`, a private one, is used for.
+    /// Returns the state of `hkid`, a private HKID.
     pub fn state(&self, hkid: u32) -> HkidState {
         match self.hkid(hkid).state.load(Ordering::Acquire) {
             0 => HkidState::Free,
@@ -84,12 +84,12 @@ impl Keys {
         }
     }
 
-    /// Sets what `hkid` is used for. The table's lock must be held exclusively.
+    /// Sets the state of `hkid`. The caller holds the table's lock exclusively.
     pub fn set_state(&self, hkid: u32, state: HkidState) {
         self.hkid(hkid).state.store(state as u8, Ordering::Release);
     }
 
-    /// Marks `hkid` as one that every package in `packages` has yet to write back.
+    /// Marks `hkid` as not yet written back by every package in `packages`.
     pub fn set_flushed(&self, hkid: u32, packages: u32) {
         self.hkid(hkid)
             .write_back
@@ -97,7 +97,7 @@ impl Keys {
         self.set_state(hkid, HkidState::Flushed);
     }
 
-    /// Whether every package has written back `hkid`.
+    /// Returns whether every package has written back `hkid`.
     pub fn is_written_back(&self, hkid: u32) -> bool {
         self.hkid(hkid).write_back.load(Ordering::Acquire) == 0
     }
@@ -106,7 +106,7 @@ impl Keys {
         &self.hkids[(hkid - self.first) as usize]
     }
 
-    /// Takes the write-back state of a package.
+    /// Acquires the write-back state of a package.
     ///
     /// # Errors
     /// OPERAND_BUSY with WBCACHE.
@@ -123,7 +123,7 @@ impl Keys {
     }
 }
 
-/// The write-back of one package, taken until this is dropped. The key table's lock must be held.
+/// A package's write-back state, held until this is dropped. The caller holds the key table's lock.
 #[derive(Debug)]
 pub struct WriteBackRound<'a> {
     keys: &'a Keys,
@@ -132,7 +132,7 @@ pub struct WriteBackRound<'a> {
 }
 
 impl WriteBackRound<'_> {
-    /// Begins a round: covers every HKID that is FLUSHED now. False when there is none.
+    /// Starts a round that covers every HKID that is FLUSHED now. Returns false if there is none.
     pub fn begin(&self) -> bool {
         self.set_resume_at(0);
         let mut any = false;
@@ -149,18 +149,18 @@ impl WriteBackRound<'_> {
         any
     }
 
-    /// The sub-block at which an interrupted round goes on; `None` when there is none.
+    /// Returns the sub-block at which an interrupted round resumes; `None` if there is none.
     pub fn resume_at(&self) -> Option<u32> {
         let sub_block = self.state.resume_at.load(Ordering::Relaxed);
         (sub_block != 0).then_some(sub_block)
     }
 
-    /// Remembers where to go on; 0 for nowhere.
+    /// Saves the sub-block at which to resume; 0 means none.
     pub fn set_resume_at(&self, sub_block: u32) {
         self.state.resume_at.store(sub_block, Ordering::Relaxed);
     }
 
-    /// Ends a round: the HKIDs that it covered have no lines in this package any more.
+    /// Ends a round: the package's caches no longer hold lines with the HKIDs that it covered.
     pub fn finish(&self) {
         self.set_resume_at(0);
         for (i, hkid) in self.keys.hkids.iter().enumerate() {

@@ -1,11 +1,12 @@
 //! An emulated Intel TDX module 1.5, portable and `no_std`.
 //!
-//! The same code answers in host tests, in simulation and inside the option ROM; what it runs on is a [`Machine`].
+//! The same code runs in host tests, in simulation and inside the option ROM. It runs on a [`Machine`].
 //!
-//! A SEAMCALL enters by [`Module::seamcall`]: `dispatch` checks what comes before every leaf, and calls the leaf's
-//! function in the room of its family (`sys`, `mng`, `mr`, `vp`, `mem`, `phymem`, `metadata`). A leaf takes its operands by
-//! `operand` and `td`, which check and lock in the module's order; a lock is a guard, so every way out releases it.
-//! What a TD is made of lives in the pages that the host donated (`td`, `field`, `pamt`), never beside them.
+//! A SEAMCALL enters through [`Module::seamcall`]. `dispatch` does the checks common to every leaf and calls the leaf's
+//! function in the module of its family (`sys`, `mng`, `mr`, `vp`, `mem`, `phymem`, `metadata`). A leaf takes its
+//! operands through `operand` and `td`, which check and lock in the module's order. A lock is a guard, so every return
+//! path releases it. The state of a TD lies in the pages that the host donated (`td`, `field`, `pamt`), and nowhere
+//! else.
 #![no_std]
 #![forbid(unsafe_code)]
 

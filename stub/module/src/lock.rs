@@ -1,7 +1,7 @@
-//! Locks that never wait: a SEAMCALL that finds one taken answers BUSY.
+//! Try-only locks: a SEAMCALL that finds one held returns BUSY.
 //!
-//! A lock is 16 bits inside a 64-bit word: bit 0 exclusive, bit 1 host priority, bits 15:2 the number of shared
-//! holders. PAMT entries and control structures carry theirs in donated memory, beside the fields that it guards.
+//! A lock is 16 bits of a 64-bit word: bit 0 exclusive, bit 1 host priority, bits 15:2 the number of shared holders.
+//! PAMT entries and control structures keep their lock in donated memory, beside the fields that it guards.
 
 use core::hint::cold_path;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -12,25 +12,25 @@ const READER: u64 = 1 << 2;
 const READERS: u64 = 0xfffc;
 const LOCK: u64 = 0xffff;
 
-/// How a lock is taken.
+/// The mode of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Together with other shared holders.
+    /// Shared with other holders.
     Shared,
-    /// Alone.
+    /// Exclusive.
     Exclusive,
 }
 
-/// Why a lock was not taken.
+/// The reason why a lock was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Busy {
-    /// It is held in a way that excludes this.
+    /// It is held in a conflicting mode.
     Held,
-    /// The host failed to take it before, so the guest has to stand back.
+    /// The host failed to take it earlier, so the guest must yield.
     HostPriority,
 }
 
-/// The place of a lock.
+/// The location of a lock.
 #[derive(Clone, Copy, Debug)]
 pub struct Lock<'a> {
     word: &'a AtomicU64,
@@ -39,7 +39,7 @@ pub struct Lock<'a> {
 }
 
 impl<'a> Lock<'a> {
-    /// A lock at bits `shift + 15 : shift` of `word`.
+    /// Returns a lock at bits `shift + 15 : shift` of `word`.
     pub const fn new(word: &'a AtomicU64, shift: u32) -> Self {
         Self {
             word,
@@ -48,8 +48,8 @@ impl<'a> Lock<'a> {
         }
     }
 
-    /// A lock at bits `shift + 15 : shift` of `word` which remembers that the host failed to take it, and then refuses
-    /// the guest until the host has had it.
+    /// Returns a lock at bits `shift + 15 : shift` of `word` with host priority: after the host has failed to take it,
+    /// it refuses the guest until the host has held it.
     pub const fn with_host_priority(word: &'a AtomicU64, shift: u32) -> Self {
         Self {
             word,
@@ -58,7 +58,7 @@ impl<'a> Lock<'a> {
         }
     }
 
-    /// Whether it is held exclusively at this moment.
+    /// Returns whether the lock is held exclusively at this moment.
     pub fn is_exclusive(self) -> bool {
         self.word.load(Ordering::SeqCst) >> self.shift & EXCLUSIVE != 0
     }
@@ -66,7 +66,7 @@ impl<'a> Lock<'a> {
     /// Takes the lock for the host.
     ///
     /// # Errors
-    /// [`Busy`] when it is held in a way that excludes `mode`.
+    /// [`Busy`] if it is held in a mode that conflicts with `mode`.
     #[inline(always)]
     pub fn acquire(self, mode: Mode) -> Result<Guard<'a>, Busy> {
         let mut word = self.word.load(Ordering::Relaxed);
@@ -97,7 +97,7 @@ impl<'a> Lock<'a> {
     /// Takes the lock shared for a guest.
     ///
     /// # Errors
-    /// [`Busy::HostPriority`] when the host comes first, [`Busy::Held`] when it is held exclusively.
+    /// [`Busy::HostPriority`] if the host has priority, [`Busy::Held`] if it is held exclusively.
     pub fn acquire_for_guest(self, mode: Mode) -> Result<Guard<'a>, Busy> {
         let mut reason = Busy::Held;
         let taken = self.update(|state| {
@@ -119,7 +119,7 @@ impl<'a> Lock<'a> {
         }
     }
 
-    /// Replaces the lock's 16 bits by what `next` makes of them; false when it declines.
+    /// Replaces the lock's 16 bits by the result of `next`. Returns false if it declines.
     fn update(self, mut next: impl FnMut(u64) -> Option<u64>) -> bool {
         self.word
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |word| {
@@ -130,7 +130,7 @@ impl<'a> Lock<'a> {
     }
 }
 
-/// A lock that is held; dropping it lets go.
+/// A held lock. Dropping it releases the lock.
 #[derive(Debug)]
 #[must_use = "dropping the guard releases the lock"]
 pub struct Guard<'a> {
@@ -139,7 +139,7 @@ pub struct Guard<'a> {
 }
 
 impl Guard<'_> {
-    /// Lets go, as dropping it does, in the caller's own code.
+    /// Releases the lock as dropping it does, inlined into the caller.
     #[inline(always)]
     pub fn release(self) {
         self.let_go();
@@ -157,10 +157,10 @@ impl Guard<'_> {
             .fetch_sub(held << self.lock.shift, Ordering::Release);
     }
 
-    /// Makes a shared hold exclusive.
+    /// Promotes a shared hold to an exclusive one.
     ///
     /// # Errors
-    /// [`Busy`] when somebody else holds it too; it is still held shared then.
+    /// [`Busy`] if there is another holder. The lock is still held shared then.
     pub fn promote(&mut self) -> Result<(), Busy> {
         let alone = self
             .lock

@@ -1,4 +1,4 @@
-//! Reading and writing structures in physical memory, a page's words at a time.
+//! Access to structures in physical memory, by the words of a page.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Machine;
 
-/// The 64-bit word at `pa`, which is aligned down to 8 bytes. KeyID bits must be stripped.
+/// Returns the 64-bit word at `pa`, which is aligned down to 8 bytes. KeyID bits must be stripped.
 pub fn word<M: Machine>(machine: &M, pa: u64) -> &AtomicU64 {
     &machine.page(pa & !(PAGE_4K - 1))[(pa % PAGE_4K / 8) as usize]
 }
@@ -41,14 +41,14 @@ pub fn write_bytes<M: Machine>(machine: &M, pa: u64, bytes: &[u8]) {
     }
 }
 
-/// Reads the structure at `pa` (8-byte aligned) once; what the host changes afterwards is not seen.
+/// Reads the structure at `pa` (8-byte aligned) once. Later changes by the host are not seen.
 pub fn read_struct<M: Machine, T: FromBytes + IntoBytes>(machine: &M, pa: u64) -> T {
     let mut value = T::new_zeroed();
     read_bytes(machine, pa, value.as_mut_bytes());
     value
 }
 
-/// Writes a structure to `pa`; the address and its size are multiples of 8.
+/// Writes a structure to `pa`. The address and the structure's size are multiples of 8.
 pub fn write_struct<M: Machine, T: IntoBytes + Immutable>(machine: &M, pa: u64, value: &T) {
     write_bytes(machine, pa, value.as_bytes());
 }

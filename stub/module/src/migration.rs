@@ -1,7 +1,7 @@
-//! TDH.EXPORT.*, TDH.IMPORT.*, TDH.MIG.*: a TD on its way to another platform.
+//! TDH.EXPORT.*, TDH.IMPORT.*, TDH.MIG.*: migration of a TD to another platform.
 //!
-//! No TD leaves or arrives here, so no TD is ever in an op-state of migration. What remains of these leafs is how they
-//! refuse, and the migration streams, which are pages of the TD.
+//! Migration is not implemented, so no TD is ever in a migration op-state. These leafs only have their error paths, and
+//! the migration streams, which are pages of the TD.
 
 use seam::abi::{Attributes, Gprs, Leaf, Operand, PageType, Status};
 
@@ -12,10 +12,10 @@ use crate::sept::Target;
 use crate::td::{Td, TdVcpu, Tdcs, lock_op_state, tdcs};
 use crate::{Machine, Point, operand, ownership};
 
-/// Migration streams of one TD at most.
+/// Maximum number of migration streams of a TD.
 const MAX_STREAMS: u64 = 512;
 
-/// A leaf of migration.
+/// Runs a migration leaf.
 pub fn run<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<(), Status> {
     match leaf {
         Leaf::MigStreamCreate => stream_create(cx, regs),
@@ -25,7 +25,7 @@ pub fn run<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<(
     }
 }
 
-/// Checks what comes before everything else, and finds the reason to go no further.
+/// Makes the checks that come first, and returns the reason for the refusal.
 fn refuse<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<(), Status> {
     let (pa, operand) = match leaf {
         Leaf::ExportBlockw | Leaf::ExportRestore | Leaf::ExportMem | Leaf::ImportMem => {
@@ -43,7 +43,7 @@ fn refuse<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<()
         regs.rdx = 0;
     }
     let td = Td::shared(cx, pa, operand, leaf)?;
-    // Only leafs that begin something get here.
+    // Only leafs that start an operation get here.
     match leaf {
         Leaf::ExportStateImmutable if !is_migratable(&td.tdcs) => Err(Status::TD_NOT_MIGRATABLE),
         Leaf::ExportStateImmutable | Leaf::ImportStateImmutable => {
@@ -57,7 +57,7 @@ fn is_migratable<M: Machine>(tdcs: &Tdcs<'_, M>) -> bool {
     tdcs.get(tdcs::field::ATTRIBUTES) & Attributes::MIGRATABLE.bits() != 0
 }
 
-/// TDH.EXPORT.STATE.VP and TDH.IMPORT.STATE.VP, whose TD is never in the right state.
+/// TDH.EXPORT.STATE.VP and TDH.IMPORT.STATE.VP. The TD is never in the required state.
 fn state_vp<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<(), Status> {
     regs.rdx = 0;
     let vcpu = TdVcpu::take(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
@@ -65,7 +65,7 @@ fn state_vp<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<
     Err(Status::OP_STATE_INCORRECT)
 }
 
-/// TDH.EXPORT.UNBLOCKW: undoes a blocking for writing, which no page ever has.
+/// TDH.EXPORT.UNBLOCKW: undoes a write block, which no page ever has.
 fn export_unblockw<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = (regs.rcx, regs.rdx);
     (regs.rcx, regs.rdx) = (0, 0);

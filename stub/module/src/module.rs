@@ -1,4 +1,4 @@
-//! The module's own state: what does not live in memory that the host donated.
+//! The module's own state, excluding what lies in memory that the host donated.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -15,7 +15,7 @@ use crate::lock::{Guard, Lock, Mode};
 use crate::sys::Sample;
 use crate::sys::tdmr::{Tdmr, Tdmrs};
 
-/// How far the module is (SYS_STATE).
+/// The module's state (SYS_STATE).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SysState {
@@ -25,28 +25,28 @@ pub enum SysState {
     InitDone = 1,
     /// TDH.SYS.KEY.CONFIG is pending.
     ConfigDone = 2,
-    /// TDs can be made.
+    /// TDs can be created.
     Ready = 3,
-    /// It answers nothing any more.
+    /// No leaf is admitted.
     Shutdown = 4,
 }
 
-/// What the module knows of a logical processor, away from the cache lines of its neighbours: it is written at every SEAMCALL.
+/// The module's state of a logical processor. It has cache lines of its own, since every SEAMCALL writes it.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Lp {
-    /// It is executing a SEAMCALL.
+    /// True while the processor executes a SEAMCALL.
     pub inside: AtomicBool,
-    /// TDH.SYS.LP.INIT succeeded on it.
+    /// True once TDH.SYS.LP.INIT has succeeded on it.
     pub initialized: AtomicBool,
-    /// The vCPU that it entered last, by its TDVPR's address; 0 for none.
+    /// The TDVPR address of the vCPU that it entered last; 0 for none.
     pub last_tdvpr: AtomicU64,
-    /// How its calls ended.
+    /// Its call counters.
     pub counts: Counts,
 }
 
 impl Lp {
-    /// A processor that has this room for what it seldom counts.
+    /// Creates a processor's state with preallocated counters.
     pub(crate) fn with_room(room: counters::Others) -> Self {
         Self {
             inside: AtomicBool::new(false),
@@ -59,42 +59,43 @@ impl Lp {
 
 /// An emulated TDX module.
 ///
-/// It may be called on any number of logical processors at once. What it keeps for pages, TDs and vCPUs is in the
-/// memory that the host gives it; only what is here is its own, and is allocated when it is created
-/// (the list of TDMRs, by TDH.SYS.CONFIG).
+/// It may be called on any number of logical processors at once. Its state of pages, TDs and vCPUs lies in memory that
+/// the host donates. Only the fields below are its own. They are allocated when it is created, except the list of
+/// TDMRs, which TDH.SYS.CONFIG allocates.
 #[derive(Debug)]
 pub struct Module {
     state: AtomicU8,
     global: AtomicU64,
-    /// What TDH.SYS.INIT saw, once it succeeded.
+    /// The sample of TDH.SYS.INIT, once it succeeded.
     pub(crate) sample: Once<Sample>,
-    /// The CPU beneath TDs, as TDH.SYS.INIT found it.
+    /// The CPU that TDs run on, as TDH.SYS.INIT sampled it.
     pub(crate) native: Once<Native>,
-    /// By number.
+    /// Logical processors by number.
     pub(crate) lps: Box<[Lp]>,
     /// Logical processors on which TDH.SYS.LP.INIT succeeded.
     pub(crate) num_initialized_lps: AtomicU32,
-    /// Packages that have the global key, a bit each.
+    /// Packages that have the global key, one bit each.
     pub(crate) keyed_packages: AtomicU64,
-    /// Who has which HKID.
+    /// The key ownership table.
     pub(crate) keys: Keys,
     /// The global private HKID; 0 before TDH.SYS.CONFIG.
     global_hkid: AtomicU32,
     tdmrs: Once<Tdmrs>,
-    /// What a test gave it.
+    /// The test hooks.
     pub(crate) hooks: Hooks,
     pub(crate) violations: Log,
 }
 
 impl Module {
-    /// A module as the P-SEAMLDR leaves it: loaded, not initialised.
+    /// Creates a module as the P-SEAMLDR leaves it: loaded, not initialised.
     pub fn new(platform: &Platform<'_>) -> Self {
         Self::with_hooks(platform, Hooks::default())
     }
 
-    /// The same, with what a test wants to happen in it.
+    /// Creates a module with test hooks.
     pub fn with_hooks(platform: &Platform<'_>, hooks: Hooks) -> Self {
-        // Allocated last, so that what every call looks at lies together: the list of TDMRs comes next.
+        // The counters are allocated first. The data that every call uses then lies together: keys, processors, and
+        // later the list of TDMRs.
         let room: Vec<_> = platform
             .lp_to_package
             .iter()
@@ -118,17 +119,17 @@ impl Module {
         }
     }
 
-    /// How often each leaf was called, and how it ended.
+    /// Returns the counters per leaf and status.
     pub fn counters(&self) -> Counters<'_> {
         Counters::new(&self.lps)
     }
 
-    /// What the host did that it must not do.
+    /// Returns the log of the host's violations.
     pub fn violations(&self) -> &Log {
         &self.violations
     }
 
-    /// How far the module is.
+    /// Returns the module's state.
     pub fn state(&self) -> SysState {
         match self.state.load(Ordering::SeqCst) {
             0 => SysState::InitPending,
@@ -139,22 +140,22 @@ impl Module {
         }
     }
 
-    /// Moves the module on.
+    /// Sets the module's state.
     pub(crate) fn set_state(&self, state: SysState) {
         self.state.store(state as u8, Ordering::SeqCst);
     }
 
-    /// Takes the lock of the platform's life.
+    /// Acquires the global lock.
     ///
     /// # Errors
-    /// SYS_BUSY, without operand.
+    /// SYS_BUSY, without an operand.
     pub(crate) fn lock_global(&self, mode: Mode) -> Result<Guard<'_>, Status> {
         Lock::new(&self.global, 0)
             .acquire(mode)
             .map_err(|_| Status::SYS_BUSY)
     }
 
-    /// The HKID of the module's own structures; 0 before TDH.SYS.CONFIG.
+    /// Returns the HKID of the module's own structures; 0 before TDH.SYS.CONFIG.
     pub(crate) fn global_hkid(&self) -> u32 {
         self.global_hkid.load(Ordering::Acquire)
     }
@@ -164,13 +165,13 @@ impl Module {
         self.global_hkid.store(hkid, Ordering::Release);
     }
 
-    /// The TDMR that contains `pa`; none before TDH.SYS.CONFIG.
+    /// Returns the TDMR that contains `pa`; `None` before TDH.SYS.CONFIG.
     #[inline(always)]
     pub(crate) fn tdmr_covering(&self, pa: u64) -> Option<&Tdmr> {
         self.tdmrs.get()?.covering(pa)
     }
 
-    /// Whether `pa` is in the PAMT of a TDMR.
+    /// Returns whether `pa` lies in the PAMT of a TDMR.
     pub(crate) fn is_pamt(&self, pa: u64) -> bool {
         self.tdmrs.get().is_some_and(|tdmrs| tdmrs.is_pamt(pa))
     }
@@ -180,17 +181,17 @@ impl Module {
         self.tdmrs.call_once(|| tdmrs);
     }
 
-    /// What is known of a logical processor.
+    /// Returns the state of a logical processor.
     pub(crate) fn lp(&self, lp: u32) -> &Lp {
         &self.lps[lp as usize]
     }
 
-    /// Whether TDH.SYS.LP.INIT succeeded on every processor.
+    /// Returns whether TDH.SYS.LP.INIT succeeded on every processor.
     pub(crate) fn all_lps_initialized(&self) -> bool {
         self.num_initialized_lps.load(Ordering::Acquire) as usize == self.lps.len()
     }
 
-    /// Checks that TDH.SYS.LP.INIT was done on `lp`.
+    /// Checks that TDH.SYS.LP.INIT succeeded on `lp`.
     ///
     /// # Errors
     /// SYS_LP_INIT_NOT_DONE.

@@ -16,11 +16,11 @@ const CHUNK: u64 = 256;
 /// Bytes of a SHA-384 block.
 const BLOCK: usize = 128;
 
-/// TDH.MR.EXTEND: MRTD covers the 256 bytes at guest-physical address RCX.
+/// TDH.MR.EXTEND: extends MRTD with the 256 bytes at guest-physical address RCX.
 pub fn extend<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (gpa, tdr) = (regs.rcx, regs.rdx);
     (regs.rcx, regs.rdx) = (0, 0);
-    // The exclusive TDR keeps everybody else off the S-EPT.
+    // The exclusive TDR lock keeps other calls off the S-EPT.
     let td = Td::exclusive(cx, tdr, Operand::RDX, Leaf::MrExtend)?;
     if !gpa.is_multiple_of(CHUNK) || !operand::is_private_gpa(&td.tdcs, gpa) {
         return Err(Status::OPERAND_INVALID.with(Operand::RCX));
@@ -40,7 +40,7 @@ pub fn extend<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     Ok(())
 }
 
-/// TDH.MR.FINALIZE: MRTD is complete; the TD can run.
+/// TDH.MR.FINALIZE: completes MRTD and makes the TD runnable.
 pub fn finalize<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let td = Td::exclusive(cx, regs.rcx, Operand::RCX, Leaf::MrFinalize)?;
     if td.tdcs.get(field::NUM_VCPUS) == 0 {
@@ -51,8 +51,8 @@ pub fn finalize<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     Ok(())
 }
 
-/// MRTD while it is being built: a SHA-384 whose chaining value rests in the TDCS between calls. Everything that goes into
-/// it is a whole number of blocks.
+/// MRTD under construction: a SHA-384 whose chaining value is stored in the TDCS between calls. All input is a whole
+/// number of blocks.
 pub struct Mrtd<'a, 'm, M> {
     cx: Call<'m, M>,
     tdcs: &'a Tdcs<'m, M>,
@@ -61,7 +61,7 @@ pub struct Mrtd<'a, 'm, M> {
 }
 
 impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
-    /// Begins the measurement of a TD.
+    /// Starts the measurement of a TD.
     pub fn begin(cx: Call<'m, M>, tdcs: &'a Tdcs<'m, M>) {
         Self {
             cx,
@@ -72,7 +72,7 @@ impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
         .save();
     }
 
-    /// Goes on with the measurement of a TD.
+    /// Resumes the measurement of a TD.
     pub fn resume(cx: Call<'m, M>, tdcs: &'a Tdcs<'m, M>) -> Self {
         Self {
             cx,
@@ -82,13 +82,13 @@ impl<'a, 'm, M: Machine> Mrtd<'a, 'm, M> {
         }
     }
 
-    /// Covers the fact that a page was added at `gpa`.
+    /// Extends MRTD with the addition of a page at `gpa`.
     pub fn extend_page_add(mut self, gpa: u64) {
         self.update(&record("MEM.PAGE.ADD", gpa));
         self.save();
     }
 
-    /// Covers the contents at `gpa`.
+    /// Extends MRTD with the contents at `gpa`.
     fn extend_contents(mut self, gpa: u64, contents: &[u8; CHUNK as usize]) {
         self.update(&record("MR.EXTEND", gpa));
         self.update(contents);
@@ -128,7 +128,7 @@ const INITIAL: [u64; 8] = [
     0x47b5_481d_befa_4fa4,
 ];
 
-/// The chaining value after `data`, which is whole blocks.
+/// Returns the chaining value after `data`, a whole number of blocks.
 fn blocks(mut state: [u64; 8], data: &[u8]) -> [u64; 8] {
     for block in data.chunks_exact(BLOCK) {
         compress512(&mut state, &[*GenericArray::from_slice(block)]);
@@ -136,7 +136,7 @@ fn blocks(mut state: [u64; 8], data: &[u8]) -> [u64; 8] {
     state
 }
 
-/// The digest of `length` bytes, which were whole blocks, from their chaining value.
+/// Returns the digest of `length` bytes, a whole number of blocks, from their chaining value.
 fn digest(state: [u64; 8], length: u64) -> Measurement {
     let mut padding = [0; BLOCK];
     padding[0] = 0x80;
@@ -148,7 +148,7 @@ fn digest(state: [u64; 8], length: u64) -> Measurement {
     digest
 }
 
-/// The record of an operation on the page or chunk at `gpa`: its name, padded to 16 bytes, the address, zeros.
+/// Returns the record of an operation on the page or chunk at `gpa`: its name padded to 16 bytes, the address, zeros.
 fn record(name: &str, gpa: u64) -> [u8; BLOCK] {
     let mut record = [0; BLOCK];
     record[..name.len()].copy_from_slice(name.as_bytes());

@@ -1,4 +1,4 @@
-//! Checks of operands that name memory, in the module's order.
+//! Checks of memory operands, in the module's order.
 
 use seam::abi::{GpaLevel, Operand, PageSize, PageType, Status};
 
@@ -9,28 +9,28 @@ use crate::td::{Tdcs, Tdr};
 use crate::{Machine, Platform};
 
 impl Platform<'_> {
-    /// The KeyID in a physical address.
+    /// Returns the KeyID in a physical address.
     pub fn keyid(&self, pa: u64) -> u32 {
         let shift = self.max_pa - self.keyid_bits;
         (pa >> shift & ((1 << self.keyid_bits) - 1)) as u32
     }
 
-    /// A physical address without its KeyID.
+    /// Returns a physical address without its KeyID.
     pub fn without_keyid(&self, pa: u64) -> u64 {
         pa & ((1 << (self.max_pa - self.keyid_bits)) - 1)
     }
 
-    /// A physical address with this KeyID.
+    /// Returns a physical address with this KeyID.
     pub fn with_keyid(&self, pa: u64, keyid: u32) -> u64 {
         self.without_keyid(pa) | u64::from(keyid) << (self.max_pa - self.keyid_bits)
     }
 
-    /// The first private KeyID.
+    /// Returns the first private KeyID.
     pub fn first_private_hkid(&self) -> u32 {
         self.num_mktme_keyids + 1
     }
 
-    /// Whether `hkid` is a private KeyID.
+    /// Returns whether `hkid` is a private KeyID.
     pub fn is_private_hkid(&self, hkid: u64) -> bool {
         let first = u64::from(self.first_private_hkid());
         (first..first + u64::from(self.num_tdx_keyids)).contains(&hkid)
@@ -42,7 +42,7 @@ impl Platform<'_> {
         pa.is_multiple_of(alignment) && self.keyid(pa) == 0 && pa >> self.max_pa == 0
     }
 
-    /// Checks the form of a buffer of the host's: aligned, a shared KeyID, outside the SEAM range.
+    /// Checks the form of a buffer of the host: aligned, with a shared KeyID, outside the SEAM range.
     pub fn is_shared_buffer(&self, pa: u64, alignment: u64, size: u64) -> bool {
         let (seam, seam_size) = self.seamrr;
         let start = self.without_keyid(pa);
@@ -53,7 +53,7 @@ impl Platform<'_> {
     }
 }
 
-/// Checks a buffer of the host's of `size` bytes, aligned to its size; its address without KeyID.
+/// Checks a buffer of the host of `size` bytes, aligned to its size. Returns its address without KeyID.
 ///
 /// # Errors
 /// OPERAND_INVALID.
@@ -71,7 +71,7 @@ pub fn shared_buffer<M: Machine>(
     }
 }
 
-/// Checks and locks a 4 KiB page of a given type that an operand names.
+/// Checks and locks the 4 KiB page of a given type in an operand.
 ///
 /// # Errors
 /// OPERAND_INVALID, OPERAND_ADDR_RANGE_ERROR, OPERAND_BUSY, PAGE_METADATA_INCORRECT, in this order.
@@ -85,7 +85,7 @@ pub fn private_page<'m, M: Machine>(
     sized_page(cx, pa, PageSize::Size4K, operand, mode, expected)
 }
 
-/// Checks and locks a page of a given size and type that an operand names.
+/// Checks and locks the page of a given size and type in an operand.
 ///
 /// # Errors
 /// As [`private_page`].
@@ -101,7 +101,7 @@ pub fn sized_page<'m, M: Machine>(
     page_here(cx, pa, size, operand, mode, expected)
 }
 
-/// As [`sized_page`], in the caller's own code: for what a VP.ENTER does.
+/// Does the same as [`sized_page`], inlined into the caller: for TDH.VP.ENTER.
 ///
 /// # Errors
 /// As [`private_page`].
@@ -127,7 +127,7 @@ pub fn page_here<'m, M: Machine>(
     Ok(held)
 }
 
-/// Checks and locks the TDR that an operand names.
+/// Checks and locks the TDR in an operand.
 ///
 /// # Errors
 /// As [`private_page`].
@@ -145,10 +145,10 @@ pub fn tdr<'m, M: Machine>(
     Ok((held, tdr))
 }
 
-/// Checks an address with a level: no reserved bits, a level in range, aligned to it.
+/// Checks an address with a level: no reserved bits, level in range, address aligned to the level.
 ///
 /// # Errors
-/// OPERAND_INVALID with RCX, where every leaf takes it.
+/// OPERAND_INVALID with RCX, the register that every leaf uses for it.
 pub fn gpa_level(raw: u64, levels: core::ops::RangeInclusive<u8>) -> Result<GpaLevel, Status> {
     let value = GpaLevel(raw);
     if value.is_well_formed() && levels.contains(&value.level()) && value.is_aligned() {
@@ -158,7 +158,7 @@ pub fn gpa_level(raw: u64, levels: core::ops::RangeInclusive<u8>) -> Result<GpaL
     }
 }
 
-/// Whether an address is a private one of a TD: below its width, shared bit clear.
+/// Returns whether an address is private to a TD: below its width, with the shared bit clear.
 pub fn is_private_gpa<M: Machine>(tdcs: &Tdcs<'_, M>, gpa: u64) -> bool {
     let width = if tdcs.is_wide() { 52 } else { 48 };
     gpa >> (width - 1) == 0

@@ -1,7 +1,7 @@
-//! Pages that change hands: what the PAMT says of them, and that the machine keeps the host away from them.
+//! Page ownership: updates the PAMT, and makes the machine block the host.
 //!
-//! A page is taken before its first private content and given back after its last. In between nobody but the module and
-//! the page's TD reaches it: the PAMT says so first, then the [`Machine`] sees to it.
+//! A page is taken before its first private content and given back after its last. Between the two only the module and
+//! the page's TD can reach it: the PAMT changes first, then the [`Machine`] enforces it.
 
 use core::ops::Range;
 
@@ -13,8 +13,7 @@ use crate::hooks;
 use crate::pamt::{Entry, Held};
 use crate::td::Tdr;
 
-/// A page that the host can't reach any more, and that it gets back as it was unless the call comes to the point where
-/// it is to be [kept](Self::keep).
+/// A page blocked from the host. Dropping it restores the page to the host, unless the call [keeps](Self::keep) it.
 #[must_use]
 pub struct Taken<'m, M: Machine> {
     cx: Call<'m, M>,
@@ -24,7 +23,7 @@ pub struct Taken<'m, M: Machine> {
 }
 
 impl<'m, M: Machine> Taken<'m, M> {
-    /// Takes a page, whose PAMT entry is held exclusively, as one of this type and owner.
+    /// Takes a page, whose PAMT entry is held exclusively, with this type and owner.
     pub fn take(cx: Call<'m, M>, page: &Held<'m>, page_type: PageType, owner: u64) -> Self {
         let entry = page.entry();
         let before = (entry.page_type(), entry.owner());
@@ -38,7 +37,7 @@ impl<'m, M: Machine> Taken<'m, M> {
         }
     }
 
-    /// Nothing can fail from here on: the page changes hands for good.
+    /// Makes the change permanent. The call can't fail from here on.
     pub fn keep(self) {
         core::mem::forget(self);
     }
@@ -52,12 +51,12 @@ impl<M: Machine> Drop for Taken<'_, M> {
     }
 }
 
-/// Takes a page for good, for a call that can't fail any more.
+/// Takes a page permanently, for a call that can't fail any more.
 pub fn take<'m, M: Machine>(cx: Call<'m, M>, page: &Held<'m>, page_type: PageType, owner: u64) {
     Taken::take(cx, page, page_type, owner).keep();
 }
 
-/// Gives the host back the pages of an entry, which is held exclusively. `tdr` is the TD's that they leave.
+/// Gives the pages of an entry, which is held exclusively, back to the host. `tdr` belongs to the TD that they leave.
 pub fn give_back<M: Machine>(cx: Call<'_, M>, entry: Entry<'_>, pages: Range<u64>, tdr: &Tdr<'_>) {
     if cx.module.hooks.patterns {
         let word = hooks::pattern(tdr.hkid());
@@ -69,7 +68,7 @@ pub fn give_back<M: Machine>(cx: Call<'_, M>, entry: Entry<'_>, pages: Range<u64
     cx.machine.guard(cx.lp, pages, false);
 }
 
-/// The pages of an entry of the 4 KiB page at `pa`.
+/// Returns the range of the 4 KiB page at `pa`.
 pub const fn page(pa: u64) -> Range<u64> {
     pa..pa + PAGE_4K
 }

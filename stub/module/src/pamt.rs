@@ -1,7 +1,7 @@
-//! PAMT: what each page of a TDMR is, in the memory that the host gave for it.
+//! PAMT: the type and owner of each page of a TDMR, in memory that the host donated.
 //!
 //! Every page has an entry of 16 bytes at each of the three sizes. The first word holds a lock (bits 15:0), the page
-//! type (23:16) and the owner's page number (63:24); the second the epoch at which the page was blocked.
+//! type (23:16) and the owner's page number (63:24). The second word holds the epoch at which the page was blocked.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,20 +16,20 @@ use crate::{Machine, Module};
 const TYPE: u64 = 0xff << 16;
 const OWNER: u64 = !0 << 24;
 const OWNER_SHIFT: u32 = 12;
-/// Memory whose entries of 4 KiB pages fill a page.
+/// Memory whose 4 KiB entries fill one page of the PAMT.
 const PER_PAGE_OF_ENTRIES: u64 = PAGE_4K / PAMT_ENTRY_SIZE * PAGE_4K;
 
-/// Why a walk to an entry failed.
+/// The reason why a walk to an entry failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError {
-    /// The page is in no TDMR, or in a part of one that is not initialised.
+    /// The page is in no TDMR, or in an uninitialised part of one.
     OutOfRange,
-    /// An entry on the way is held.
+    /// An entry on the way is locked.
     Busy,
 }
 
 impl WalkError {
-    /// The status that tells it, without operand.
+    /// Returns the corresponding status, without an operand.
     pub fn status(self) -> Status {
         match self {
             Self::OutOfRange => Status::OPERAND_ADDR_RANGE_ERROR,
@@ -49,7 +49,7 @@ impl From<Busy> for WalkError {
 pub struct Entry<'m> {
     word: &'m AtomicU64,
     bepoch: &'m AtomicU64,
-    /// The word that holds the lock: the entry's own, but for pages of 1 GiB.
+    /// The word that holds the lock: the entry's own word, except for pages of 1 GiB.
     lock: &'m AtomicU64,
 }
 
@@ -65,27 +65,27 @@ impl<'m> Entry<'m> {
         }
     }
 
-    /// Its lock.
+    /// Returns the entry's lock.
     pub fn lock(&self) -> Lock<'m> {
         Lock::with_host_priority(self.lock, 0)
     }
 
-    /// What the page is.
+    /// Returns the page type.
     pub fn page_type(&self) -> PageType {
         page_type(self.word.load(Ordering::Acquire))
     }
 
-    /// The TDR of the TD that owns the page, or owned it last; 0 for none.
+    /// Returns the TDR of the TD that owns the page, or owned it last; 0 for none.
     pub fn owner(&self) -> u64 {
         (self.word.load(Ordering::Acquire) & OWNER) >> (24 - OWNER_SHIFT)
     }
 
-    /// Sets what the page is, and keeps the owner.
+    /// Sets the page type, and keeps the owner.
     pub fn set_type(&self, page_type: PageType) {
         self.replace(TYPE, (page_type as u64) << 16);
     }
 
-    /// Sets what the page is and whose.
+    /// Sets the page type and the owner.
     pub fn assign(&self, page_type: PageType, owner: u64) {
         self.replace(
             TYPE | OWNER,
@@ -94,7 +94,7 @@ impl<'m> Entry<'m> {
     }
 
     fn replace(&self, mask: u64, value: u64) {
-        // The lock's bits may change at any time, so this cannot be a plain store.
+        // The lock bits may change at any time, so this cannot be a plain store.
         let mut old = self.word.load(Ordering::Relaxed);
         while let Err(now) = self.word.compare_exchange_weak(
             old,
@@ -106,7 +106,7 @@ impl<'m> Entry<'m> {
         }
     }
 
-    /// The epoch at which the page was blocked.
+    /// Returns the epoch at which the page was blocked.
     pub fn bepoch(&self) -> u64 {
         self.bepoch.load(Ordering::Acquire)
     }
@@ -116,38 +116,38 @@ impl<'m> Entry<'m> {
         self.bepoch.store(epoch, Ordering::Release);
     }
 
-    /// Makes an entry that was never used.
+    /// Resets the entry to an unused one.
     fn reset(&self, page_type: PageType) {
         self.word.store((page_type as u64) << 16, Ordering::Release);
         self.bepoch.store(0, Ordering::Release);
     }
 }
 
-/// What the first word of an entry says that the page is.
+/// Returns the page type in the first word of an entry.
 fn page_type(word: u64) -> PageType {
     PageType::from_number((word >> 16) as u8).unwrap_or(PageType::Rsvd)
 }
 
-/// The PAMT of the TDMR that a page is in.
+/// The PAMT of the TDMR that contains a page.
 #[derive(Clone, Copy)]
 pub struct Pamt<'m> {
     tdmr: &'m Tdmr,
 }
 
 impl<'m> Pamt<'m> {
-    /// The PAMT that covers `pa`; `None` where no TDMR is, or not initialised yet.
+    /// Returns the PAMT that covers `pa`; `None` where there is no TDMR or an uninitialised one.
     #[inline(always)]
     pub fn of(module: &'m Module, pa: u64) -> Option<Self> {
         let tdmr = module.tdmr_covering(pa)?;
         (pa < tdmr.initialized() & !(PAGE_1G - 1)).then_some(Self { tdmr })
     }
 
-    /// The entry of the 4 KiB page that contains `pa`.
+    /// Returns the entry of the 4 KiB page that contains `pa`.
     pub fn entry_4k<M: Machine>(self, machine: &'m M, pa: u64) -> Entry<'m> {
         self.entry(machine, pa, PageSize::Size4K)
     }
 
-    /// The entry of the page of that size that contains `pa`.
+    /// Returns the entry of the page of that size that contains `pa`.
     #[inline(always)]
     pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
         let entry = Entry::at(machine, self.tdmr.entry_pa(pa, size));
@@ -160,14 +160,14 @@ impl<'m> Pamt<'m> {
         }
     }
 
-    /// What the page of that size is that contains `pa`. Unlike [`Self::entry`] it does not make the entry resident, where
-    /// the machine keeps only what was touched.
+    /// Returns the type of the page of that size that contains `pa`. Unlike [`Self::entry`], it does not make the entry
+    /// resident on a machine with sparse memory.
     pub fn page_type<M: Machine>(self, machine: &M, pa: u64, size: PageSize) -> PageType {
         page_type(machine.word(self.tdmr.entry_pa(pa, size)))
     }
 
-    /// Walks to the entry of the page that contains `pa`, and no further down than `target`: shared on the way, `mode`
-    /// at the end. It ends early where a larger page is assigned.
+    /// Walks to the entry of the page that contains `pa`, no deeper than `target`. Locks are shared on the way and
+    /// `mode` at the end. The walk ends early where a larger page is assigned.
     ///
     /// # Errors
     /// [`WalkError::Busy`].
@@ -209,29 +209,29 @@ impl<'m> Pamt<'m> {
     }
 }
 
-/// A PAMT entry that is locked, and those above it shared, until this is dropped.
+/// A locked PAMT entry, with shared locks on those above it, until this is dropped.
 #[derive(Debug)]
 pub struct Held<'m> {
     entry: Entry<'m>,
     pa: u64,
     size: PageSize,
-    // Locks are released in the order of these fields: from the leaf up.
+    // Locks are released in the order of these fields, from the leaf up.
     _leaf: Guard<'m>,
     _above: [Option<Guard<'m>>; 2],
 }
 
 impl<'m> Held<'m> {
-    /// The entry.
+    /// Returns the entry.
     pub const fn entry(&self) -> Entry<'m> {
         self.entry
     }
 
-    /// The size at which the walk ended.
+    /// Returns the size at which the walk ended.
     pub const fn size(&self) -> PageSize {
         self.size
     }
 
-    /// Lets go, as dropping it does, in the caller's own code.
+    /// Releases the locks as dropping does, inlined into the caller.
     #[inline(always)]
     pub fn release(self) {
         let Self {
@@ -248,26 +248,26 @@ impl<'m> Held<'m> {
         }
     }
 
-    /// The addresses of the page that the entry is about.
+    /// Returns the addresses of the page that the entry describes.
     pub const fn pages(&self) -> Range<u64> {
         self.pa..self.pa + self.size.bytes()
     }
 }
 
-/// The entry of a page of a TD, reached without a walk.
+/// Returns the entry of a TD's page, without a walk.
 ///
 /// # Panics
-/// If no initialised TDMR contains the page, which then cannot be a TD's.
+/// If no initialised TDMR contains the page. It can't be a TD's page then.
 pub fn entry_of<'m, M: Machine>(cx: Call<'m, M>, pa: u64, size: PageSize) -> Entry<'m> {
     Pamt::of(cx.module, pa)
         .expect("a TD's page is in an initialised TDMR")
         .entry(cx.machine, pa, size)
 }
 
-/// Locks the entry of a page of a TD, reached without a walk.
+/// Locks the entry of a TD's page, without a walk.
 ///
 /// # Errors
-/// OPERAND_BUSY with RCX, which named the page by its guest-physical address.
+/// OPERAND_BUSY with RCX, which holds the page's guest-physical address.
 pub fn lock_entry_of<'m, M: Machine>(
     cx: Call<'m, M>,
     pa: u64,
@@ -281,7 +281,7 @@ pub fn lock_entry_of<'m, M: Machine>(
     Ok((guard, entry))
 }
 
-/// The 512 entries of the next smaller size below the page of `size` at `pa`, by their words.
+/// Returns the first words of the 512 entries of the next smaller size below the page of `size` at `pa`.
 fn children<'m, M: Machine>(
     cx: Call<'m, M>,
     pa: u64,
@@ -294,7 +294,7 @@ fn children<'m, M: Machine>(
     (0..512).map(move |i| entry_of(cx, pa + i * smaller.bytes(), smaller))
 }
 
-/// Whether all 4 KiB pages of the 2 MiB page at `pa` are the host's.
+/// Returns whether all 4 KiB pages of the 2 MiB page at `pa` belong to the host.
 ///
 /// # Panics
 /// As [`entry_of`].
@@ -314,7 +314,7 @@ pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
         })
 }
 
-/// Makes one page of `size` of the 512 smaller ones at `pa`, which are all the same TD's.
+/// Merges the 512 smaller pages at `pa`, which belong to the same TD, into one page of `size`.
 ///
 /// # Errors
 /// OPERAND_BUSY with RCX.
@@ -329,7 +329,7 @@ pub fn merge<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(),
     Ok(())
 }
 
-/// Makes 512 smaller pages of the one of `size` at `pa`.
+/// Splits the page of `size` at `pa` into 512 smaller ones.
 ///
 /// # Errors
 /// OPERAND_BUSY with RCX.
@@ -343,12 +343,12 @@ pub fn split<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(),
     Ok(())
 }
 
-/// Makes the entries of the 4 KiB pages in `[start, end)` and of the larger pages that begin there. `start` is a multiple
-/// of 1 MiB from the TDMR's base, so that the entries of 4 KiB pages fill whole pages.
+/// Initialises the entries of the 4 KiB pages in `[start, end)` and of the larger pages that start there. `start` is a
+/// multiple of 1 MiB from the TDMR's base, so that the entries of 4 KiB pages fill whole pages.
 pub fn initialize<M: Machine>(machine: &M, tdmr: &Tdmr, start: u64, end: u64) {
     let last = tdmr.entry_pa(end - PAGE_4K, PageSize::Size4K);
     for page in (tdmr.entry_pa(start, PageSize::Size4K)..=last).step_by(PAGE_4K as usize) {
-        // An entry of zeros is that of a page which the host holds and which never had an owner.
+        // A zero entry describes a page of the host that never had an owner.
         machine.fill_page(page, 0);
     }
     for size in [PageSize::Size2M, PageSize::Size1G] {

@@ -1,4 +1,4 @@
-//! TD_PARAMS: which configurations of a TD are accepted, and what follows from them.
+//! TD_PARAMS: the accepted configurations of a TD, and the values derived from them.
 
 use seam::abi::{Attributes, ConfigFlags, Operand, Status, TDCS_PAGES, TdParams};
 
@@ -7,23 +7,23 @@ use crate::cpuid::{
 };
 use crate::metadata::ARCH_CAPABILITIES_CONFIGURABLE;
 
-/// ATTRIBUTES bits that a TD may have.
+/// Allowed ATTRIBUTES bits.
 pub const ATTRIBUTES_ALLOWED: u64 = Attributes::DEBUG.bits()
     | Attributes::SEPT_VE_DISABLE.bits()
     | Attributes::MIGRATABLE.bits()
     | Attributes::PKS.bits()
     | Attributes::PERFMON.bits();
-/// CONFIG_FLAGS bits that a TD may have.
+/// Allowed CONFIG_FLAGS bits.
 pub const CONFIG_FLAGS_ALLOWED: u64 = ConfigFlags::GPAW.bits()
     | ConfigFlags::FLEXIBLE_PENDING_VE.bits()
     | ConfigFlags::NO_RBP_MOD.bits();
-/// Hz of a unit of TSC_FREQUENCY.
+/// Hz per unit of TSC_FREQUENCY.
 const TSC_UNIT: u64 = 25_000_000;
-/// The multiplier of a TD whose time-stamp counter is not scaled.
+/// The multiplier of an unscaled time-stamp counter.
 const UNSCALED: u64 = 1 << 48;
 /// TSC_FREQUENCY in units of 25 MHz.
 const TSC_FREQUENCIES: core::ops::RangeInclusive<u16> = 4..=400;
-/// Most L2 VMs of a TD.
+/// Maximum number of L2 VMs of a TD.
 const MAX_L2_VMS: u8 = 3;
 /// IA32_TSC_ADJUST.
 pub const TSC_ADJUST_MSR: u32 = 0x3B;
@@ -31,15 +31,15 @@ pub const TSC_ADJUST_MSR: u32 = 0x3B;
 const ARCH_CAPABILITIES_MSR: u32 = 0x10A;
 /// IA32_ARCH_CAPABILITIES.TSX_CTRL.
 const ARCH_TSX_CTRL: u64 = 1 << 7;
-/// IA32_ARCH_CAPABILITIES bits that a TD sees as the CPU has them.
+/// IA32_ARCH_CAPABILITIES bits that a TD reads as the CPU has them.
 const ARCH_NATIVE: u64 = 0x0008_F16F;
 
-/// Why TD_PARAMS is refused.
+/// The reason why TD_PARAMS is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The status of TDH.MNG.INIT.
     pub status: Status,
-    /// Its RCX: leaf and sub-leaf for a refused CPUID configuration, else 0.
+    /// Its RCX: leaf and sub-leaf of a refused CPUID configuration, else 0.
     pub rcx: u64,
 }
 
@@ -52,29 +52,30 @@ impl From<Operand> for Refusal {
     }
 }
 
-/// What a TD's control structures are set to.
+/// The values that a TD's control structures are set to.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// EPTP_CONTROLS, without an address.
     pub eptp: u64,
     /// 48.16 fixed-point factor from native to virtual TSC ticks.
     pub tsc_multiplier: u64,
-    /// The offset of each extended-state component, and the size of all.
+    /// The offset of each extended-state component, and the total size.
     pub xbuff: ([u32; 19], u32),
     /// CPUID by row of the table.
     pub cpuid: [Registers; NUM_ROWS],
-    /// What the TD's CPUID has.
+    /// The features in the TD's CPUID.
     pub features: Features,
     /// IA32_ARCH_CAPABILITIES as the TD reads it.
     pub arch_capabilities: u64,
 }
 
 impl Config {
-    /// Checks TD_PARAMS in the module's order. `num_tdcx` is the number of TDCX pages, `tsc_adjust` what IA32_TSC_ADJUST
-    /// is now, `scales_tsc` whether the machine runs the TD's time-stamp counter at the frequency that is asked for.
+    /// Checks TD_PARAMS in the module's order. `num_tdcx` is the number of TDCX pages, `tsc_adjust` the current
+    /// IA32_TSC_ADJUST. `scales_tsc` is true if the machine runs the TD's time-stamp counter at the requested
+    /// frequency.
     ///
     /// # Errors
-    /// The first rule that is violated.
+    /// The first violated rule.
     pub fn new(
         params: &TdParams,
         native: &Native,
@@ -156,15 +157,15 @@ impl Config {
     }
 }
 
-/// Whether ATTRIBUTES are ones that a TD may have. A TD that may be migrated can be neither debugged nor profiled.
+/// Returns whether a TD may have these ATTRIBUTES. A migratable TD can be neither debugged nor profiled.
 fn accepts_attributes(bits: u64) -> bool {
     let open = Attributes::DEBUG.bits() | Attributes::PERFMON.bits();
     bits & !ATTRIBUTES_ALLOWED == 0
         && (bits & Attributes::MIGRATABLE.bits() == 0 || bits & open == 0)
 }
 
-/// Whether EPTP_CONTROLS are write-back, four or five levels as the CPU can, and nothing else. A wide
-/// guest-physical address needs five levels.
+/// Returns whether EPTP_CONTROLS request write-back and four or five levels that the CPU supports, and nothing else. A
+/// wide guest-physical address needs five levels.
 fn accepts_eptp(eptp: u64, is_wide: bool, native: &Native) -> bool {
     let has_five = native.msrs.has_five_level_ept() && native.max_pa > 48;
     match eptp {
@@ -188,8 +189,8 @@ fn refuse_cpuid(error: ConfigError) -> Refusal {
     }
 }
 
-/// IA32_ARCH_CAPABILITIES as the TD reads it: SSB_NO (4), BHI_NO (20) and PBRSB_NO (24) only if asked for, RRSBA (19)
-/// also if the CPU does not have it, TSX_CTRL with TSX.
+/// Returns IA32_ARCH_CAPABILITIES as the TD reads it: SSB_NO (4), BHI_NO (20) and PBRSB_NO (24) only if requested,
+/// RRSBA (19) if the CPU has it or if requested, TSX_CTRL with TSX.
 fn arch_capabilities(
     params: &TdParams,
     native: &Native,
@@ -205,7 +206,7 @@ fn arch_capabilities(
     Ok(native.msrs.arch_capabilities & (ARCH_NATIVE | tsx | wanted) | wanted & RRSBA)
 }
 
-/// Where the virtual TSC is when the native one is at `native`.
+/// Returns the virtual TSC when the native one reads `native`.
 pub fn virtual_tsc(native: u64, multiplier: u64, offset: u64) -> u64 {
     let scaled = ((u128::from(native) * u128::from(multiplier)) >> 48) as u64;
     scaled.wrapping_add(offset)

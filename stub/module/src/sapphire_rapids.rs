@@ -1,10 +1,10 @@
-//! The processor that emulated machines pretend to be: a Sapphire Rapids with TDX, family/model/stepping 0x806F8, 25 MHz
-//! crystal, 2.0 GHz TSC, 52 physical address bits. Values as in the recordings under `tests/vectors`.
+//! The processor of emulated machines: a Sapphire Rapids with TDX, family/model/stepping 0x806F8, 25 MHz crystal, 2.0
+//! GHz TSC, 52 physical address bits. The values match the recordings under `tests/vectors`.
 
 /// Any sub-leaf: CPUID ignores ECX for this leaf.
 const ANY: u32 = u32::MAX;
 
-/// EAX, EBX, ECX, EDX of one CPUID leaf; leafs that are not known answer zeros.
+/// Returns EAX, EBX, ECX, EDX of a CPUID leaf. Unknown leafs return zeros.
 pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
     CPUID
         .iter()
@@ -12,7 +12,7 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
         .map_or([0; 4], |(_, _, registers)| *registers)
 }
 
-/// An MSR that does not follow from the platform's configuration; any other reads as zero.
+/// Returns an MSR that does not depend on the platform's configuration. Other MSRs read as zero.
 pub fn msr(number: u32) -> u64 {
     let known = MSRS.iter().find(|(msr, _)| *msr == number);
     known.map_or(0, |(_, value)| *value)

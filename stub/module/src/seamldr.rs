@@ -1,17 +1,17 @@
-//! The P-SEAMLDR: it is loaded, has loaded the module, and installs no other.
+//! The P-SEAMLDR. It has loaded the module, and installs no other.
 //!
 //! Source: Intel P-SEAMLDR specification. Leaf numbers have RAX bit 63 set.
 
 use seam::abi::{SeamldrInfo, SeamldrLeaf};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// A leaf or operand that makes no sense (EBADPARAM).
+/// An invalid leaf or operand (EBADPARAM).
 pub const BAD_PARAMETER: u64 = 1 << 63;
-/// The platform can't do that (EUNSPECERR): a stub's module is not replaced at run time.
+/// An operation that the platform does not support (EUNSPECERR): the stub's module is not replaced at run time.
 pub const UNSPECIFIED: u64 = 1 << 63 | 0x1_0003;
 
-/// Answers the leaf in `rax`, whose operand is `rcx`; `write` stores bytes at a physical address, or says that software
-/// may not have anything stored there. Returns the status.
+/// Executes the leaf in `rax` with the operand `rcx`, and returns the status. `write` stores bytes at a physical
+/// address, or returns false if software may not store there.
 pub fn call(rax: u64, rcx: u64, write: impl FnOnce(u64, &[u8]) -> bool) -> u64 {
     if rax != SeamldrLeaf::Info as u64 {
         let known = [
@@ -30,7 +30,8 @@ pub fn call(rax: u64, rcx: u64, write: impl FnOnce(u64, &[u8]) -> bool) -> u64 {
     }
 }
 
-/// The version is the module line's, 1.5; the stub measures nothing, so that SEAMEXTEND is valid and zero.
+/// Returns the loader's information. Its version is the module line's, 1.5. The stub measures nothing, so SEAMEXTEND is
+/// valid and zero.
 fn info() -> SeamldrInfo {
     SeamldrInfo {
         vendor_id: 0x8086,

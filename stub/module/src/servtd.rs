@@ -1,4 +1,4 @@
-//! TDH.SERVTD.*: service TDs. Only the refusals of the real module are here: no binding is ever made.
+//! TDH.SERVTD.*: service TDs. Only the error paths of the real module are implemented; no binding is ever made.
 
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
@@ -8,11 +8,11 @@ use crate::lock::Mode;
 use crate::operand;
 use crate::td::{Td, lock_op_state};
 
-/// Slots of a TD for service TDs.
+/// Service TD slots of a TD.
 const SLOTS: u64 = 1;
-/// The one type of service TD that the module knows: a migration TD.
+/// The only type of service TD that the module knows: a migration TD.
 const MIGRATION_TD: u64 = 0;
-/// Bits of the attributes operand that have a meaning: instance binding, and what of TDINFO is not compared.
+/// Defined bits of the attributes operand: instance binding, and the parts of TDINFO that are not compared.
 const ATTRIBUTES: u64 = 1 << 0 | 0x7ff << 32;
 
 /// TDH.SERVTD.BIND: RCX target, RDX service TD, R8 slot, R9 type, R10 attributes.
@@ -30,7 +30,7 @@ pub fn bind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     Err(Status::OP_STATE_INCORRECT)
 }
 
-/// TDH.SERVTD.PREBIND: RCX target, RDX where the service TD's hash is, R8 slot, R9 type, R10 attributes.
+/// TDH.SERVTD.PREBIND: RCX target, RDX address of the service TD's hash, R8 slot, R9 type, R10 attributes.
 pub fn prebind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let _target = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::ServtdPrebind)?;
     operand::shared_buffer(cx, regs.rdx, 64, Operand::RDX)?;

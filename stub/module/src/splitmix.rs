@@ -1,10 +1,10 @@
-//! SplitMix64: numbers that look random and follow from a seed.
+//! SplitMix64: a pseudo-random generator with a seed.
 
-/// What the state advances by from one number to the next.
+/// The increment of the state between two numbers.
 #[cfg(any(test, feature = "host"))]
 pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The number that belongs to a state. It also serves to mix the bits of anything else.
+/// Returns the number of a state. It also serves as a general bit mixer.
 pub const fn mix(state: u64) -> u64 {
     let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

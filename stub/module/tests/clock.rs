@@ -1,4 +1,4 @@
-//! A TD's clock: what RDTSC shows in it, and what its fields tell the host of that.
+//! A TD's clock: the value of RDTSC in the TD, and the fields from which the host computes it.
 
 mod kit;
 
@@ -20,10 +20,10 @@ const MACHINES: [[u32; 3]; 3] = [
 ];
 /// Bits after the binary point of TSC_MULTIPLIER.
 const FRACTION: u32 = 48;
-/// An hour and more.
+/// More than an hour.
 const LONG: u64 = 10_000_000_000_000;
 
-/// A guest that reads its counter, as this machine makes it from the VMCS.
+/// A guest that reads its counter, as this machine derives it from the VMCS.
 struct Reader {
     seen: Arc<Mutex<(u64, u64)>>,
 }
@@ -46,7 +46,8 @@ fn scaled(tsc: u64, multiplier: u64) -> u64 {
     ((u128::from(tsc) * u128::from(multiplier)) >> FRACTION) as u64
 }
 
-/// What the host makes of the machine's counter, and what the guest's RDTSC shows at that moment: at the TD's begin, and late.
+/// Returns pairs of the value that the host computes from the machine's counter and the value of the guest's RDTSC at
+/// that moment: at the TD's start, and late.
 fn told_and_shown(scales_tsc: bool, tsc_leaf: [u32; 3]) -> [(u64, u64); 2] {
     let config = Config {
         scales_tsc,

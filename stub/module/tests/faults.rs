@@ -1,4 +1,4 @@
-//! Calls fail where a script says so, as they would on hardware, and what happened can be counted.
+//! Fault injection: calls fail where a script says so, as on hardware, and the counters count the outcomes.
 
 mod kit;
 
@@ -58,7 +58,7 @@ fn an_interrupted_write_back_resumes_where_it_was() {
             .map(drop)
     };
     assert_eq!(freeid(), Err(Status::WBCACHE_NOT_COMPLETE));
-    // Another processor of the same package may go on.
+    // Another processor of the same package may resume.
     cache_wb(1, 1).unwrap();
     freeid().unwrap();
 }

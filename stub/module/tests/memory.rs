@@ -1,4 +1,4 @@
-//! A TD's private memory: who may take what away, and when.
+//! A TD's private memory: the rules of removal.
 
 mod kit;
 
@@ -8,12 +8,12 @@ use seam::call::SeamCall;
 use stub_module::hooks::Hooks;
 use stub_module::host::Conditions;
 
-/// Where pages for the TD come from: 2 MiB frames that nobody has.
+/// Source of pages for the TD: free 2 MiB frames.
 const FRAMES: u64 = BASE + (128 << 20);
-/// Where page tables come from.
+/// Source of page tables.
 const TABLES: u64 = BASE + (64 << 20);
 
-/// An initialised TD with page tables for the first GiB of its memory.
+/// Creates an initialised TD with page tables for the first GiB of its memory.
 fn with_tables() -> (Builder, Td) {
     let built = Builder::new(Hooks::default());
     let td = built.td(33);
@@ -32,7 +32,7 @@ fn with_tables() -> (Builder, Td) {
     (built, td)
 }
 
-/// A leaf that takes an address with a level, a TDR, and a page.
+/// Calls a leaf that takes an address with a level, a TDR, and a page.
 fn call(built: &Builder, leaf: Leaf, at: GpaLevel, td: &Td, page: u64) -> Result<Gprs, Status> {
     built.cpu(0).leaf(
         leaf,
@@ -48,7 +48,7 @@ fn page(index: u64) -> GpaLevel {
     GpaLevel::new(index * PAGE, 0)
 }
 
-/// The state of the entry at an address and level.
+/// Returns the state of the entry at an address and level.
 fn state(built: &Builder, td: &Td, at: GpaLevel) -> u8 {
     let regs = call(built, Leaf::MemSeptRd, at, td, 0).unwrap();
     (regs.rdx >> 8) as u8

@@ -1,10 +1,10 @@
-//! Random sequences of calls, against the rules that must hold whatever the host does.
+//! Random sequences of calls, checked against invariants that hold whatever the host does.
 //!
-//! - Each frame has one owner, no HKID is in two TDs, and no S-EPT entry points at a page of another TD
+//! - Each frame has one owner, no HKID is assigned to two TDs, and no S-EPT entry points to a page of another TD
 //!   ([`Server::audit`](stub_module::host::Server::audit)).
-//! - A frame comes to the module only through a call that gives it, and leaves it only through TDH.PHYMEM.PAGE.RECLAIM or
-//!   one of the calls that take a page out of an S-EPT.
-//! - A call that fails leaves everything as it was.
+//! - A frame enters the module only through a call that donates it, and leaves it only through TDH.PHYMEM.PAGE.RECLAIM
+//!   or one of the calls that remove a page from an S-EPT.
+//! - A failed call leaves everything unchanged.
 
 mod kit;
 
@@ -20,19 +20,19 @@ use stub_module::hooks::Hooks;
 use stub_module::host::Config;
 
 const BIG: u64 = 2 << 20;
-/// HKIDs that the actions use; the first two belong to TDs that are built before the first action.
+/// HKIDs that the actions use. The first two belong to TDs that are built before the first action.
 const HKIDS: [u32; 3] = [33, 34, 35];
-/// Where the frames of the actions lie, behind the TDs' own.
+/// Address of the frames that the actions use, behind the TDs' own.
 const SMALL_FRAMES: u64 = BASE + (64 << 20);
 const BIG_FRAMES: u64 = BASE + (96 << 20);
-/// The vCPU of the second TD, which is finished and can be entered.
+/// The vCPU of the second TD, which is finalised and can be entered.
 const RUNNABLE_VCPU: u64 = BASE + (34 << 20) + 32 * PAGE;
 const ALL_FRAMES: std::ops::Range<u64> = BASE..BASE + (128 << 20);
 
 /// A leaf, and RCX, RDX, R8 and R9.
 type Call = (Leaf, [u64; 4]);
 
-/// One call, or a few that belong together. Numbers are taken modulo what there is.
+/// One call, or a few related ones. Numbers are taken modulo the number of candidates.
 #[derive(Clone, Copy, Debug)]
 enum Action {
     Create {
@@ -141,7 +141,7 @@ enum Action {
     Rdmd {
         frame: u8,
     },
-    /// Enter the vCPU of the TD that is finished.
+    /// Enter the vCPU of the finalised TD.
     Enter,
     /// Flush it.
     Flush,
@@ -196,7 +196,7 @@ fn action() -> impl Strategy<Value = Action> {
 }
 
 impl Action {
-    /// The calls, and the processor for those to which it matters.
+    /// Returns the calls, with a processor for those that depend on it.
     fn calls(self) -> Vec<(Option<u32>, Call)> {
         match self {
             Self::TakeAway { td, gpa, level } => {
@@ -219,7 +219,7 @@ impl Action {
         }
     }
 
-    /// The call that this is, or begins with.
+    /// Returns this call, or the first one of a group.
     fn call(self) -> Call {
         let td = |td: u8| tdr(usize::from(td) % HKIDS.len());
         let gpa = |gpa: u8, level: u8| {
@@ -327,7 +327,7 @@ impl Action {
     }
 }
 
-/// Makes a call on a processor.
+/// Executes a call on a processor.
 fn run(built: &Builder, lp: u32, (leaf, [rcx, rdx, r8, r9]): Call) -> Result<Gprs, Status> {
     let operands = [
         (Operand::RCX, rcx),
@@ -342,7 +342,7 @@ fn tdr(number: usize) -> u64 {
     BASE + (u64::from(HKIDS[number]) << 20)
 }
 
-/// How often each frame was given to the module, less how often it came back.
+/// For each frame, the number of donations to the module minus the number of returns.
 #[derive(Default)]
 struct Ledger(BTreeMap<u64, i64>);
 
@@ -353,7 +353,7 @@ impl Ledger {
         }
     }
 
-    /// Books a call that succeeded.
+    /// Records a successful call.
     fn call(&mut self, (leaf, [rcx, _, r8, _]): Call, out: &Gprs) {
         let bytes = PAGE << (9 * (rcx & 7));
         match leaf {
@@ -380,7 +380,7 @@ impl Ledger {
         }
     }
 
-    /// Checks that the module has the frames that the ledger says, and no others.
+    /// Checks that the module holds exactly the frames in the ledger.
     fn check(&self, built: &Builder) -> Result<(), TestCaseError> {
         let frames = built
             .server
@@ -395,7 +395,7 @@ impl Ledger {
         let booked = self.0.iter().filter(|(_, count)| **count != 0);
         let booked: BTreeMap<_, _> = booked.map(|(pa, count)| (*pa, *count)).collect();
         prop_assert_eq!(&booked, &owned);
-        // The machine was told of just these, and of the PAMT.
+        // The machine guards exactly these pages and the PAMT.
         let mut guarded = built.server.machine().guarded();
         guarded.retain(|pa| ALL_FRAMES.contains(pa));
         prop_assert!(guarded.iter().eq(owned.keys()));
@@ -403,7 +403,8 @@ impl Ledger {
     }
 }
 
-/// A server with two TDs that have part of an S-EPT, one of them finished and with a vCPU; and what they were given.
+/// Creates a server with two TDs that have part of an S-EPT. One of them is finalised and has a vCPU. Also returns the
+/// ledger of their frames.
 fn built() -> (Builder, Ledger) {
     let config = Config {
         books_guards: true,
@@ -453,8 +454,8 @@ proptest! {
             (built.server.machine().memory().digest(), module)
         };
         let mut before = state();
-        // Locks that the host failed to take remember it, so that a guest stands back, until they are taken next: by a
-        // call that fails too, perhaps, which then has nothing to change when it is made again.
+        // Locks that the host failed to take record this, so that a guest yields until they are taken next. Even a
+        // failed call may clear the record. The same call, made again, then changes nothing.
         let mut is_remembered = false;
         let calls = actions.into_iter().flat_map(Action::calls);
         for (number, (lp, call)) in calls.enumerate() {
@@ -468,7 +469,7 @@ proptest! {
                     is_remembered = true;
                     before = state();
                 }
-                // The success class: KEY_CONFIGURED, NO_HKID_READY_TO_WBCACHE and the like are no errors.
+                // The success class: KEY_CONFIGURED, NO_HKID_READY_TO_WBCACHE and the like are not errors.
                 Err(status) if !status.is_error() => before = state(),
                 Err(status) => {
                     let mut now = state();

@@ -1,4 +1,4 @@
-//! The MSR bitmaps of a TD, as the module has filled them.
+//! The MSR bitmaps of a TD, as the module filled them.
 
 mod kit;
 
@@ -9,7 +9,7 @@ use seam::abi::metadata::td::MSR_BITMAPS;
 use seam::abi::{Leaf, Operand};
 use stub_module::hooks::Hooks;
 
-/// What a TD with x87, SSE and AVX alone reads by itself.
+/// MSRs that a TD with only x87, SSE and AVX reads directly.
 ///
 /// Source: TDX module 1.5, MSR configuration table.
 const READS: &[RangeInclusive<u32>] = &[
@@ -32,7 +32,7 @@ const READS: &[RangeInclusive<u32>] = &[
     0xC000_0100..=0xC000_0103,
 ];
 
-/// What it writes by itself.
+/// MSRs that it writes directly.
 const WRITES: &[RangeInclusive<u32>] = &[
     0x48..=0x49,
     0xBD..=0xBD,
@@ -50,7 +50,7 @@ const WRITES: &[RangeInclusive<u32>] = &[
     0xC000_0100..=0xC000_0103,
 ];
 
-/// The bit of an MSR among the bitmaps' 4 KiB: low reads, high reads, low writes, high writes.
+/// Returns the bit of an MSR in the bitmaps' 4 KiB: low reads, high reads, low writes, high writes.
 fn bit(msr: u32, writes: bool) -> u32 {
     let high = msr >= 0xC000_0000;
     u32::from(writes) << 14 | u32::from(high) << 13 | msr & 0x1FFF

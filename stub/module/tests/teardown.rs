@@ -1,4 +1,4 @@
-//! The end of a TD: its HKID first, then its pages.
+//! TD teardown: first the HKID, then the pages.
 
 mod kit;
 

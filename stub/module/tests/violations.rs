@@ -1,4 +1,4 @@
-//! Each thing that the host must not do leaves exactly one record.
+//! Each violation by the host leaves exactly one record.
 
 mod kit;
 
@@ -7,7 +7,7 @@ use seam::abi::{Leaf, Operand, Status};
 use stub_module::hooks::{Hooks, Violation, ViolationKind};
 use stub_module::host::Server;
 
-/// A page of the TDMR that nobody has.
+/// A free page of the TDMR.
 const FREE: u64 = kit::BASE + (64 << 20);
 
 fn only_record(server: &Server) -> Violation {
@@ -82,7 +82,7 @@ fn a_page_given_away_again_without_clearing() {
     let page = td.tdcx[0];
     cpu.leaf(Leaf::PhymemPageReclaim, [(Operand::RCX, page)])
         .unwrap();
-    // Refused, so the page has not changed hands: no record yet.
+    // The call is refused, so the page has not changed hands and there is no record yet.
     let refused = cpu.leaf(Leaf::MngCreate, [(Operand::RCX, page), (Operand::RDX, 1)]);
     assert_eq!(refused, Err(Status::OPERAND_INVALID.with(Operand::RDX)));
     cpu.leaf(Leaf::MngCreate, [(Operand::RCX, page), (Operand::RDX, 34)])

@@ -1,7 +1,7 @@
-//! The stub's options, which QEMU hands over as fw_cfg files named `opt/seamstub/NAME`.
+//! Options of the stub, which QEMU passes as fw_cfg files named `opt/seamstub/NAME`.
 //!
-//! Every option has a default. The ROM reports one that it can't understand and keeps the default; who starts the machine
-//! checks the options with the same code first.
+//! Every option has a default. The ROM reports an invalid option and keeps the default. The program that starts the
+//! machine checks the options first, with the same code.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -14,39 +14,39 @@ use core::str::FromStr;
 
 use stub_module::hooks::Hooks;
 
-/// The folder of the options' fw_cfg files.
+/// The directory of the options' fw_cfg files.
 pub const PREFIX: &str = "opt/seamstub/";
 
-/// The names of all options, as they follow [`PREFIX`].
+/// The names of all options, without [`PREFIX`].
 pub const NAMES: [&str; 6] = ["tdx", "hkids", "trace", "stuck", "hooks", "tsc_hz"];
 
 /// KeyID bits at the top of a physical address, over QEMU's `phys-bits=48`.
 pub const KEYID_BITS: u32 = 4;
 
-/// The highest APIC id that a processor may have. QEMU's APICs stay in xAPIC mode beneath the emulated x2APIC, where an id has 8
-/// bits and 255 is for all.
+/// The highest APIC id of a processor. QEMU's APICs stay in xAPIC mode beneath the emulated x2APIC. An xAPIC id has 8
+/// bits, and 255 is the broadcast id.
 pub const MAX_APIC_ID: u32 = 254;
 
-/// How many KeyIDs besides 0 fit the KeyID bits.
+/// Number of KeyIDs other than 0 that fit the KeyID bits.
 pub const MAX_KEYIDS: u32 = (1 << KEYID_BITS) - 1;
 
-/// What the machine shall be like.
+/// The configuration of the emulated machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// `tdx`: whether the machine has SEAM and TDX.
+    /// `tdx`: true if the machine has SEAM and TDX.
     pub tdx: bool,
     /// `hkids`: the number of private HKIDs, 2 to [`MAX_KEYIDS`] - 1.
     pub hkids: u32,
-    /// `trace`: 0 reports violations alone, 1 adds faults that the monitor injects, 2 adds every emulated
-    /// instruction and IPI.
+    /// `trace`: 0 reports only violations, 1 adds faults that the monitor injects, 2 adds every emulated instruction
+    /// and IPI.
     pub trace: u8,
-    /// `stuck`: numbers of logical processors that ignore a SIPI unless it is for all, as firmware's are; separated by
-    /// commas.
+    /// `stuck`: numbers of logical processors that ignore a SIPI unless it is a broadcast, like processors held by
+    /// firmware; separated by commas.
     pub stuck: Vec<u32>,
     /// `hooks`: the module's fault injection, in the module's own format.
     pub hooks: String,
-    /// `tsc_hz`: the frequency that the machine says its time-stamp counter has, 100 MHz to 10 GHz; otherwise the measured
-    /// one.
+    /// `tsc_hz`: the frequency that the machine reports for its time-stamp counter, 100 MHz to 10 GHz; the default is
+    /// the measured one.
     pub tsc_hz: Option<u64>,
 }
 
@@ -64,16 +64,16 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether the logical processor `number` is stuck.
+    /// Returns whether the logical processor `number` is stuck.
     #[must_use]
     pub fn is_stuck(&self, number: u32) -> bool {
         self.stuck.contains(&number)
     }
 
-    /// Sets the option `name` (without [`PREFIX`]) from the bytes of its file. A trailing newline is no part of it.
+    /// Sets the option `name` (without [`PREFIX`]) from the contents of its file. A trailing newline is ignored.
     ///
     /// # Errors
-    /// What is wrong, in one line; the option is unchanged then.
+    /// The error, in one line. The option is unchanged then.
     pub fn set(&mut self, name: &str, bytes: &[u8]) -> Result<(), String> {
         let text = core::str::from_utf8(bytes)
             .map_err(|_| format!("{name} is not UTF-8"))?
@@ -114,10 +114,10 @@ impl Options {
         Ok(())
     }
 
-    /// Checks the options against a machine with so many processors.
+    /// Checks the options against a machine with this number of processors.
     ///
     /// # Errors
-    /// The option that names a processor which the machine lacks.
+    /// The option that names a nonexistent processor.
     pub fn check(&self, processors: u32) -> Result<(), String> {
         match self.stuck.iter().find(|&&lp| lp >= processors) {
             Some(lp) => Err(format!(

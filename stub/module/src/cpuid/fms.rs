@@ -1,7 +1,7 @@
-//! Which families, models and steppings a migratable TD may be told that it runs on: the CPU's own, an older stepping
-//! of it, or an older model of the table.
+//! The families, models and steppings that a migratable TD may be configured as: the CPU's own, an older stepping of
+//! it, or an older model of the table.
 
-/// Family, model and stepping, as CPUID(1).EAX has them.
+/// Family, model and stepping in the format of CPUID(1).EAX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fms(pub u32);
 
@@ -10,7 +10,7 @@ impl Fms {
         self.0 & 0xF
     }
 
-    /// Whether only the steppings differ, if anything.
+    /// Returns whether family and model are equal.
     pub const fn same_model(self, other: Self) -> bool {
         self.0 & !0xF == other.0 & !0xF
     }
@@ -28,24 +28,24 @@ const KNOWN: [Fms; 6] = [
     Fms(0x806F8), // Sapphire Rapids
 ];
 
-/// The models that a TD on `platform` may be configured as, newest first: the platform and everything older.
+/// Returns the models that a TD on `platform` may be configured as, newest first: the platform and all older ones.
 fn allowed_from(platform: Fms) -> &'static [Fms] {
     let start = KNOWN.iter().position(|known| known.same_model(platform));
     start.map_or(&[], |start| &KNOWN[start..])
 }
 
-/// How many entries [`allowed`] has.
+/// Returns the number of entries that [`allowed`] has.
 pub fn num_allowed(platform: Fms) -> usize {
     allowed_from(platform).len()
 }
 
-/// Entry `index` of the list that the module reports as ALLOWED_FMS: the platform itself, then older models.
+/// Returns entry `index` of the list reported as ALLOWED_FMS: the platform itself, then older models.
 pub fn allowed(platform: Fms, index: usize) -> Option<Fms> {
     let known = allowed_from(platform).get(index).copied()?;
     Some(if index == 0 { platform } else { known })
 }
 
-/// Whether a migratable TD on `platform` may be configured as `wanted`.
+/// Returns whether a migratable TD on `platform` may be configured as `wanted`.
 pub fn accepts(platform: Fms, wanted: Fms) -> bool {
     let too_new = platform.same_model(wanted) && wanted.stepping() > platform.stepping();
     !too_new

@@ -1,4 +1,4 @@
-//! CPUID as a TD sees it: the table of leaves, what the CPU offers, and what a TD's configuration makes of it.
+//! CPUID as a TD sees it: the table of leaves, the CPU's values, and their adaptation to a TD's configuration.
 
 pub mod fms;
 mod native;
@@ -18,10 +18,10 @@ pub const ECX: usize = 2;
 /// EDX in [`Registers`].
 pub const EDX: usize = 3;
 
-/// The highest basic leaf that a TD has; a leaf outside every range is answered as this one.
+/// The highest basic leaf of a TD. Leaves outside every range return the values of this one.
 pub const LAST_BASE_LEAF: u32 = 0x23;
 
-/// The row that answers a leaf and sub-leaf; `None` when no row does.
+/// Returns the row of a leaf and sub-leaf, or `None` if there is none.
 pub fn find(leaf: u32, sub_leaf: u32) -> Option<usize> {
     ROWS.iter()
         .position(|row| row.leaf == leaf && row.sub_leaf.is_none_or(|known| known == sub_leaf))

@@ -1,54 +1,55 @@
-//! The CPU that a TD can execute on, sampled once.
+//! The CPU that TDs run on, sampled once.
 
 use super::fms::Fms;
 use super::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers};
 
-/// XFAM bits that are switched by XCR0.
+/// XFAM bits that XCR0 controls.
 const USER_COMPONENTS: u64 = 0x6_02FF;
-/// XFAM bits that are switched by IA32_XSS.
+/// XFAM bits that IA32_XSS controls.
 const SUPERVISOR_COMPONENTS: u64 = 0x1_FD00;
-/// XFAM bits that the module knows how to handle.
+/// XFAM bits that the module supports.
 const KNOWN_COMPONENTS: u64 = 0x6_DBE7;
 
 /// A component of extended state, in the compacted XSAVE format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Component {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u32,
-    /// Offset in the standard format, for a component that XCR0 switches.
+    /// Offset in the standard format, for a component that XCR0 controls.
     pub offset: u32,
-    /// In the compacted format it starts at a multiple of 64 bytes.
+    /// True if it starts at a multiple of 64 bytes in the compacted format.
     pub aligned: bool,
 }
 
-/// What the module knows of the CPU beneath TDs.
+/// Properties of the CPU that TDs run on.
 #[derive(Clone, Debug)]
 pub struct Native {
-    /// CPUID by row of the table, with fixed bits as a TD sees them.
+    /// CPUID by row of the table, with fixed bits as a TD reads them.
     pub values: [Registers; NUM_ROWS],
-    /// Family, model and the lowest stepping of all packages, as CPUID(1).EAX has them: what configurations are checked with.
+    /// Family, model and lowest stepping of all packages, in the format of CPUID(1).EAX. Configurations are checked
+    /// against it.
     pub fms: u32,
-    /// What a TD is told that runs on these packages: the same, or the model of the CPU that TDs can execute on.
+    /// The value that a TD on these packages reads: the same, or the model of the CPU that TDs can execute on.
     pub told_fms: u32,
     /// The highest extended leaf.
     pub last_extended_leaf: u32,
     /// Bits of a physical address.
     pub max_pa: u32,
-    /// XFAM bits that XCR0 can have.
+    /// XFAM bits available in XCR0.
     pub xcr0: u64,
-    /// XFAM bits that IA32_XSS can have.
+    /// XFAM bits available in IA32_XSS.
     pub xss: u64,
-    /// Components that can fault by XFD.
+    /// Components that can fault through XFD.
     pub xfd: u64,
     /// Extended-state components by XFAM bit.
     pub components: [Component; 19],
-    /// Hz.
+    /// TSC frequency in Hz.
     pub tsc_hz: u64,
     /// MSRs.
     pub msrs: Msrs,
 }
 
-/// MSRs that say what the CPU can do; the VMX ones as capability MSRs have them (low half: bits that must be 1; high
+/// MSRs that describe the CPU. The VMX ones have the format of capability MSRs (low half: bits that must be 1; high
 /// half: bits that may be 1).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Msrs {
@@ -86,12 +87,12 @@ impl Msrs {
         }
     }
 
-    /// Whether the EPT can have five levels.
+    /// Returns whether the CPU supports five-level EPT.
     pub const fn has_five_level_ept(&self) -> bool {
         self.ept_vpid_cap >> 7 & 1 != 0
     }
 
-    /// Whether a control may have this value in the bits of `mask`, by its capability MSR.
+    /// Returns whether a control may have this value in the bits of `mask`, according to its capability MSR.
     pub const fn allows(capability: u64, value: u64, mask: u64) -> bool {
         let (required, allowed) = (capability & 0xFFFF_FFFF, capability >> 32);
         mask & (!value & required | value & !allowed) == 0
@@ -99,8 +100,8 @@ impl Msrs {
 }
 
 impl Native {
-    /// Samples the CPU through `cpuid`, which takes leaf and sub-leaf, and `rdmsr`. `fms` is that of the packages; it replaces
-    /// CPUID(1).EAX, unless that is another model.
+    /// Samples the CPU through `cpuid`, which takes leaf and sub-leaf, and `rdmsr`. `fms` is that of the packages. It
+    /// replaces CPUID(1).EAX, unless that is another model.
     pub fn sample(
         cpuid: impl Fn(u32, u32) -> Registers,
         rdmsr: impl Fn(u32) -> u64,
@@ -150,24 +151,24 @@ impl Native {
         }
     }
 
-    /// Whether the CPU knows DDPD_U in IA32_SPEC_CTRL.
+    /// Returns whether the CPU has DDPD_U in IA32_SPEC_CTRL.
     pub fn has_ddpd(&self) -> bool {
         super::find(7, 2).is_some_and(|row| self.values[row][EDX] >> 3 & 1 != 0)
     }
 
-    /// The secondary control for user wait and pause, if the CPU has WAITPKG.
+    /// Returns the secondary control for user wait and pause, if the CPU has WAITPKG.
     pub fn user_wait_pause(&self) -> u64 {
         const USER_WAIT_PAUSE: u64 = 1 << 26;
         let waitpkg = super::find(7, 0).is_some_and(|row| self.values[row][ECX] >> 5 & 1 != 0);
         if waitpkg { USER_WAIT_PAUSE } else { 0 }
     }
 
-    /// XFAM bits that a TD may have (XFAM_FIXED0).
+    /// Returns the XFAM bits that a TD may have (XFAM_FIXED0).
     pub const fn xfam_allowed(&self) -> u64 {
         KNOWN_COMPONENTS & (self.xcr0 | self.xss)
     }
 
-    /// Whether XFAM is one that a TD may have: only allowed bits, the mandatory ones, and no half of a pair.
+    /// Returns whether a TD may have this XFAM: only allowed bits, all mandatory bits, and no half of a pair.
     pub fn accepts_xfam(&self, xfam: u64) -> bool {
         let has = |bit: u32| xfam >> bit & 1 != 0;
         xfam & !self.xfam_allowed() == 0
@@ -182,7 +183,7 @@ impl Native {
     /// XFAM bits that every TD has (XFAM_FIXED1): x87 and SSE.
     pub const XFAM_REQUIRED: u64 = 3;
 
-    /// The offset of each component of `xfam` in the compacted XSAVE format, and the size of the whole.
+    /// Returns the offset of each component of `xfam` in the compacted XSAVE format, and the total size.
     pub fn xbuff(&self, xfam: u64) -> ([u32; 19], u32) {
         let mut offsets = [0; 19];
         let mut end = 576;
@@ -199,7 +200,7 @@ impl Native {
         (offsets, end)
     }
 
-    /// Bytes of a standard-format XSAVE area for the components of `xcr0`.
+    /// Returns the bytes of a standard-format XSAVE area for the components of `xcr0`.
     pub fn standard_size(&self, xcr0: u64) -> u32 {
         (self.components.iter().enumerate())
             .filter(|(bit, _)| (xcr0 & USER_COMPONENTS & !3) >> bit & 1 != 0)

@@ -1,4 +1,4 @@
-//! The CPUID leaves that the module knows: what it demands of the CPU, and what it fixes for a TD.
+//! The CPUID leaves that the module knows: the values that it requires of the CPU and those that it fixes for a TD.
 //!
 //! Source: TDX module 1.5.01, CPUID lookup and configuration tables.
 
@@ -12,11 +12,11 @@ pub struct Row {
     pub leaf: u32,
     /// The sub-leaf; `None` when the leaf has none.
     pub sub_leaf: Option<u32>,
-    /// A TD that executes it gets #VE.
+    /// True if a TD that executes it gets #VE.
     pub faulting: bool,
     /// Bits that TDH.SYS.INIT checks.
     pub check_mask: Registers,
-    /// The value that it wants in those bits.
+    /// The required value of those bits.
     pub check_value: Registers,
     /// Bits that must be the same on every logical processor.
     pub same: Registers,
@@ -27,8 +27,8 @@ pub struct Row {
 }
 
 impl Row {
-    /// Leaf and sub-leaf in one number, as status outputs and metadata have it; the sub-leaf of a leaf without any is
-    /// all ones.
+    /// Returns leaf and sub-leaf in one number, the format of status outputs and metadata. The sub-leaf of a leaf
+    /// without sub-leafs is all ones.
     pub const fn id(&self) -> u64 {
         let sub_leaf = match self.sub_leaf {
             Some(sub_leaf) => sub_leaf,
@@ -78,7 +78,7 @@ const fn row(leaf: u32, sub_leaf: Option<u32>) -> Row {
 
 const ALL: u32 = u32::MAX;
 
-/// Rows of the table.
+/// Number of rows of the table.
 pub const NUM_ROWS: usize = 64;
 
 /// The table, in the order of the CPUID_VALUES metadata field. Leaf 5 is last because it depends on leaf 1.
@@ -150,18 +150,18 @@ pub const ROWS: [Row; NUM_ROWS] = [
     row(0x5, None).same([ALL; 4]).fixed0([0xFFFF_0000, 0xFFFF_0000, 0xFFFF_FFFC, 0]),
 ];
 
-/// Bits of a row that TD_PARAMS.CPUID_CONFIG decides.
+/// Bits of a row that TD_PARAMS.CPUID_CONFIG configures.
 #[derive(Clone, Copy, Debug)]
 pub struct Configurable {
     /// The row's index in [`ROWS`].
     pub row: usize,
     /// Bits that a TD reads as configured.
     pub direct: Registers,
-    /// Bits that a TD reads as the CPU has them if they are configured as 1, else as 0.
+    /// Bits that a TD reads as the CPU has them if configured as 1, else as 0.
     pub allowed: Registers,
 }
 
-/// Entries of TD_PARAMS.CPUID_CONFIG.
+/// Number of entries of TD_PARAMS.CPUID_CONFIG.
 pub const NUM_CONFIGURABLE: usize = 12;
 
 /// The configurable rows, in the order of TD_PARAMS.CPUID_CONFIG.
@@ -181,14 +181,14 @@ pub const CONFIGURABLE: [Configurable; NUM_CONFIGURABLE] = [
     Configurable { row: 59, direct: [0; 4], allowed: [0xF, 0, 0, 0] },
 ];
 
-/// Bits that a TD reads as 0 unless it has some XFAM components.
+/// Bits that a TD reads as 0 unless it has certain XFAM components.
 #[derive(Clone, Copy, Debug)]
 pub struct XfamBits {
     /// The leaf.
     pub leaf: u32,
     /// The sub-leaf.
     pub sub_leaf: Option<u32>,
-    /// XFAM bits, all of which must be set.
+    /// The XFAM bits, all of which must be set.
     pub xfam: u64,
     /// The CPUID bits.
     pub bits: Registers,
@@ -203,7 +203,7 @@ const fn needs(leaf: u32, sub_leaf: Option<u32>, xfam: u64, bits: Registers) -> 
     }
 }
 
-/// Which CPUID bits hang on which XFAM components.
+/// CPUID bits that depend on XFAM components.
 pub const XFAM_BITS: [XfamBits; 23] = [
     needs(1, None, 1 << 2, [0, 0, 0x3000_1000, 0]),
     needs(7, Some(0), 1 << 2, [0, 0x20, 0x600, 0]),

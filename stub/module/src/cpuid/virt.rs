@@ -1,4 +1,4 @@
-//! What CPUID says to a TD: the CPU's values, cut down to the TD's configuration.
+//! CPUID values of a TD: the CPU's values, restricted to the TD's configuration.
 
 use seam::abi::Attributes;
 
@@ -8,21 +8,21 @@ use super::{
     table::XFAM_BITS,
 };
 
-/// Why a CPUID configuration is refused.
+/// The reason why a CPUID configuration is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// A bit of this row is not configurable, or its value is none that this TD can have.
+    /// A bit of this row is not configurable, or its value is not allowed for this TD.
     Value {
         /// Leaf and sub-leaf of the row.
         row: u64,
     },
-    /// HLE and RTM must go together.
+    /// HLE and RTM differ; they must be set together.
     TsxHalf,
     /// TSX without IA32_TSX_CTRL.
     NoTsxCtrl,
 }
 
-/// Features of a TD that the module itself has to know of: the CPUID bits of these names.
+/// Features of a TD that the module itself depends on: the CPUID bits of these names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     pub monitor: bool,
@@ -38,7 +38,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Reads the features off a TD's CPUID values.
+    /// Derives the features from a TD's CPUID values.
     pub fn of(value: impl Fn(usize) -> Registers) -> Self {
         let of = |leaf, sub_leaf| find(leaf, sub_leaf).map_or([0; 4], &value);
         let (version, extended) = (of(1, 0), of(7, 0));
@@ -57,22 +57,22 @@ impl Features {
     }
 }
 
-/// What of a TD's configuration its CPUID depends on.
+/// The parts of a TD's configuration that its CPUID depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct TdConfig<'a> {
     /// ATTRIBUTES.
     pub attributes: u64,
     /// XFAM.
     pub xfam: u64,
-    /// TSC frequency, units of 25 MHz.
+    /// TSC frequency in units of 25 MHz.
     pub tsc_frequency: u16,
     /// TD_PARAMS.CPUID_CONFIG.
     pub cpuid: &'a [Registers],
-    /// The CPU has IA32_TSX_CTRL.
+    /// True if the CPU has IA32_TSX_CTRL.
     pub has_tsx_ctrl: bool,
 }
 
-/// A TD's CPUID values, by row of the table.
+/// Returns a TD's CPUID values, by row of the table.
 ///
 /// # Errors
 /// The first [`ConfigError`] in the order of the rows.
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use crate::cpuid::NUM_CONFIGURABLE;
 
-    /// A CPU with every configurable feature and the components of XFAM 0x6DBE7.
+    /// Returns a CPU with every configurable feature and the components of XFAM 0x6DBE7.
     fn native() -> Native {
         let cpuid = |leaf, sub_leaf| match (leaf, sub_leaf) {
             (0xD, 0) => [0x6_02E7, 0x340, 0x2B00, 0],

@@ -7,7 +7,7 @@ use crate::field::Structure;
 use crate::vcpu::{Field, Gpr, Held, fields};
 use crate::vp::vmcs::{cpuid_values, features};
 
-/// Leaves that no CPU has, which are the hypervisor's: never taken for a leaf out of range.
+/// Leaves reserved for hypervisors, which no CPU has. They are never treated as out of range.
 const HYPERVISOR_LEAVES: core::ops::RangeInclusive<u32> = 0x4000_0000..=0x4FFF_FFFF;
 /// The first extended leaf.
 const FIRST_EXTENDED_LEAF: u32 = 0x8000_0000;
@@ -19,7 +19,7 @@ const TSX: u32 = 1 << 4 | 1 << 11;
 const TSX_CPUID_CLEAR: u64 = 1 << 1;
 
 impl<M: Machine> Inside<'_, M> {
-    /// Answers CPUID, or raises #VE for a leaf that the module does not answer, or that the guest wants to see.
+    /// Emulates CPUID, or raises #VE for a leaf that the module does not emulate or for which the guest requested #VE.
     #[inline(never)]
     pub fn cpuid(&self, reason: u32) {
         let vcpu = &self.vcpu;
@@ -58,7 +58,7 @@ impl<M: Machine> Inside<'_, M> {
         vcpu.set_gpr(Gpr::Rdx, value[EDX].into());
     }
 
-    /// Whether the guest asked for #VE at its privilege level, for this row or for all.
+    /// Returns whether the guest requested #VE at its privilege level, for this row or for all.
     fn wants_ve(&self, row: usize) -> bool {
         let vcpu = &self.vcpu;
         let control = vcpu.get(fields::CPUID_CONTROL.at(row as u32));

@@ -1,4 +1,4 @@
-//! Control registers and XCR0 written by a TD.
+//! Writes of a TD to control registers and XCR0.
 
 use seam::abi::Attributes;
 
@@ -17,7 +17,7 @@ const CD: u64 = 1 << 30;
 const PG: u64 = 1 << 31;
 /// CR0 bits that MOV ignores: 28:19, 17, 15:6.
 const CR0_IGNORED: u64 = 0x1FFA_FFC0;
-/// CR0 bits that don't exist.
+/// Reserved CR0 bits.
 const CR0_RESERVED: u64 = 0xFFFF_FFFF << 32;
 /// CR0 bits that LMSW writes: MP, EM, TS.
 const LMSW_BITS: u64 = 0xE;
@@ -32,7 +32,7 @@ const XFAM_PK: u64 = 1 << 9;
 const XFAM_CET: u64 = 3 << 11;
 const XFAM_UINTR: u64 = 1 << 14;
 
-/// What becomes of a write.
+/// The outcome of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// The register gets this value.
@@ -43,7 +43,7 @@ enum Verdict {
     Ve,
 }
 
-/// MOV to CR0, by what the CPU allows, the present CR0 and CR4.
+/// Decides a MOV to CR0 by the values that the CPU allows and the current CR0 and CR4.
 fn judge_cr0(value: u64, msrs: &Msrs, cr0: u64, cr4: u64) -> Verdict {
     let required = msrs.cr0_fixed0 & !(PE | PG);
     let illegal = !value & required != 0 || value & !msrs.cr0_fixed1 != 0;
@@ -56,7 +56,8 @@ fn judge_cr0(value: u64, msrs: &Msrs, cr0: u64, cr4: u64) -> Verdict {
     }
 }
 
-/// MOV to CR4: only changes of bits that are not the guest's own exit, and those are all refused.
+/// Decides a MOV to CR4. It exits only if it changes bits that the guest does not own, and all such changes are
+/// refused.
 fn judge_cr4(value: u64, msrs: &Msrs, cr0: u64, xfam: u64, attributes: u64) -> Verdict {
     let illegal = !value & msrs.cr4_fixed0 & !VMXE != 0 || value & !msrs.cr4_fixed1 != 0;
     let without = |bits: u64, allowed: bool| value & bits != 0 && !allowed;
@@ -72,7 +73,7 @@ fn judge_cr4(value: u64, msrs: &Msrs, cr0: u64, xfam: u64, attributes: u64) -> V
     }
 }
 
-/// Whether a guest may load XCR0 with this value: enabled by XFAM, and no half of a pair.
+/// Returns whether a guest may load XCR0 with this value: bits enabled by XFAM, and no half of a pair.
 fn accepts_xcr0(value: u64, allowed: u64) -> bool {
     let has = |bit: u32| value >> bit & 1 != 0;
     value & !allowed == 0
@@ -85,7 +86,7 @@ fn accepts_xcr0(value: u64, allowed: u64) -> bool {
 }
 
 impl<M: Machine> Inside<'_, M> {
-    /// A CR access; false when only a debugger can have caused it.
+    /// Handles a CR access. Returns false if only a debugger can have caused it.
     #[inline(never)]
     pub fn cr_access(&self, qualification: u64) -> bool {
         const MOV_TO_CR: u64 = 0;
@@ -120,7 +121,7 @@ impl<M: Machine> Inside<'_, M> {
         true
     }
 
-    /// XSETBV.
+    /// Handles XSETBV.
     #[inline(never)]
     pub fn xsetbv(&self) {
         let vcpu = &self.vcpu;

@@ -1,4 +1,4 @@
-//! EPT violations of a TD, and the walk to a page that a TDCALL names.
+//! EPT violations of a TD, and the walk to a page in an operand of a TDCALL.
 
 use seam::abi::{PAGE_MASK, Status, TdCtls, level_bytes};
 
@@ -18,28 +18,28 @@ mod qualification {
     pub const GLA_VALID: u64 = 1 << 7;
     pub const NMI_UNBLOCKED_BY_IRET: u64 = 1 << 12;
     pub const SHADOW_STACK: u64 = 1 << 13;
-    /// What the host does not get to see: anything about linear addresses, and NMI unblocking.
+    /// Bits hidden from the host: those about linear addresses, and NMI unblocking.
     pub const HIDDEN: u64 = 0x1F80;
 }
 
 /// Extended exit qualification types.
 pub mod extended {
-    /// TDG.MEM.PAGE.ACCEPT could not go on.
+    /// TDG.MEM.PAGE.ACCEPT could not continue.
     pub const ACCEPT: u64 = 1;
-    /// TDG.MEM.PAGE.ATTR.WR could not go on.
+    /// TDG.MEM.PAGE.ATTR.WR could not continue.
     pub const ATTR_WR: u64 = 5;
-    /// The page waits to be accepted.
+    /// The page is pending acceptance.
     pub const PENDING: u64 = 6;
 }
 
-/// Why a page can't be used in a TDCALL.
+/// The reason why a TDCALL can't use a page.
 #[derive(Clone, Copy, Debug)]
 pub enum NoAccess {
-    /// The address is not one.
+    /// The address is invalid.
     Invalid,
-    /// The guest gets #VE and will try again.
+    /// The guest gets #VE and will retry.
     Injected,
-    /// The host has to do something first.
+    /// The host must act first.
     Exit(Stop),
 }
 
@@ -50,7 +50,7 @@ impl From<TdExit> for NoAccess {
 }
 
 impl<M: Machine> Inside<'_, M> {
-    /// An EPT violation as the host sees it.
+    /// Returns the TD exit for an EPT violation, as the host sees it.
     pub fn violation_exit(&self, full: u32, gpa: u64, qualification: u64, extended: u64) -> TdExit {
         TdExit::success(full)
             .qualified(qualification & !qualification::HIDDEN)
@@ -62,10 +62,10 @@ impl<M: Machine> Inside<'_, M> {
         self.tdcs.get(tdcs::field::TD_CTLS) & TdCtls::PENDING_VE_DISABLE.bits() != 0
     }
 
-    /// An EPT violation by the guest.
+    /// Handles an EPT violation of the guest.
     ///
     /// # Errors
-    /// A TD exit, or a triple fault.
+    /// A TD exit or a triple fault.
     #[inline(never)]
     pub fn ept_violation(&self, full: u32, qualification: u64) -> Result<(), Stop> {
         let vcpu: &Vcpu<'_> = &self.vcpu;
@@ -95,7 +95,7 @@ impl<M: Machine> Inside<'_, M> {
             .into())
     }
 
-    /// An EPT misconfiguration, which only the host's own EPT can have.
+    /// Handles an EPT misconfiguration, which can only come from the host's own EPT.
     #[inline(never)]
     pub fn ept_misconfiguration(&self, full: u32) -> Stop {
         let gpa = self.vcpu.vmcs(Field::GUEST_PHYSICAL_ADDRESS);
@@ -106,7 +106,7 @@ impl<M: Machine> Inside<'_, M> {
         }
     }
 
-    /// The physical address of a guest-physical one that a TDCALL reads, or also writes.
+    /// Translates a guest-physical address that a TDCALL reads, or also writes.
     ///
     /// # Errors
     /// [`NoAccess`].
@@ -171,18 +171,18 @@ impl<M: Machine> Inside<'_, M> {
     }
 }
 
-/// Whether an S-EPT entry maps a page that the guest can accept.
+/// Returns whether an S-EPT entry maps a page that the guest can accept.
 fn is_acceptable(entry: sept::Entry) -> bool {
     use seam::abi::SeptState::{Pending, PendingExportedDirty};
     matches!(entry.state(), Pending | PendingExportedDirty)
 }
 
-/// The qualification of an EPT violation that a TDCALL causes.
+/// Returns the exit qualification of an EPT violation by a TDCALL.
 const fn violation(wanted: u64, granted: u64) -> u64 {
     wanted & !granted | granted << 3
 }
 
-/// The error code of a #PF for an address with reserved bits.
+/// Returns the error code of a #PF for an address with reserved bits.
 const fn page_fault_code(qualification: u64, user: bool) -> u64 {
     const PRESENT: u64 = 1 << 0;
     const WRITE: u64 = 1 << 1;
@@ -207,7 +207,7 @@ const fn page_fault_code(qualification: u64, user: bool) -> u64 {
 }
 
 impl NoAccess {
-    /// How a TDCALL ends that names such a page by `operand`.
+    /// Returns the end of a TDCALL with such a page in `operand`.
     pub fn into_end(self, operand: seam::abi::Operand) -> super::tdcall::End {
         use super::tdcall::End;
         match self {

@@ -1,5 +1,5 @@
-//! Events that the module delivers to a guest: exceptions, #VE with its information, NMIs; and the step past an
-//! instruction that it has emulated.
+//! Events that the module delivers to a guest: exceptions, #VE with its information, NMIs. It also steps past emulated
+//! instructions.
 
 use seam::abi::Status;
 
@@ -9,8 +9,8 @@ use crate::Machine;
 use crate::field::Structure;
 use crate::vcpu::{Field, Held, fields};
 
-/// VM-entry interruption information of the exceptions that the module raises: vector, hardware exception, with or
-/// without error code, valid.
+/// VM-entry interruption information of the exceptions that the module raises: vector, hardware exception, error code
+/// if any, valid.
 mod info {
     pub const UD: u64 = 0x8000_0306;
     pub const DF: u64 = 0x8000_0B08;
@@ -21,14 +21,14 @@ mod info {
     /// Vector, type and validity.
     pub const EVENT: u64 = 0x8000_07FF;
     pub const VALID: u64 = 1 << 31;
-    /// What of IDT-vectoring information is delivered again: no undefined bits.
+    /// The bits of IDT-vectoring information that are reinjected, without undefined bits.
     pub const REINJECT: u64 = 0x8000_0FFF;
     pub const HAS_ERROR: u64 = 1 << 11;
     pub const TYPE: u64 = 7 << 8;
     pub const TYPE_NMI: u64 = 2 << 8;
 }
 
-/// #VE information is waiting to be fetched.
+/// #VE information not yet fetched.
 const VE_VALID: u64 = 0xFFFF_FFFF;
 /// RFLAGS.TF, RFLAGS.RF.
 const TRAP_FLAG: u64 = 1 << 8;
@@ -43,7 +43,7 @@ const BLOCKED_BY_MOV_SS: u64 = 1 << 1;
 const BLOCKED_BY_NMI: u64 = 1 << 3;
 /// Primary controls: NMI-window exiting.
 const NMI_WINDOW: u64 = 1 << 22;
-/// EPT violation: an IRET had unblocked NMIs.
+/// EPT violation bit: an IRET had unblocked NMIs.
 const NMI_UNBLOCKED_BY_IRET: u64 = 1 << 12;
 
 impl<M: Machine> Inside<'_, M> {
@@ -56,24 +56,24 @@ impl<M: Machine> Inside<'_, M> {
             .set_vmcs(Field::RFLAGS, self.vcpu.vmcs(Field::RFLAGS) | RESUME_FLAG);
     }
 
-    /// Whether an event will be delivered at the next entry.
+    /// Returns whether an event will be delivered at the next entry.
     pub fn has_event(&self) -> bool {
         self.vcpu.vmcs(Field::ENTRY_INT_INFO) & info::VALID != 0
     }
 
-    /// #UD.
+    /// Raises #UD.
     #[inline(never)]
     pub fn raise_ud(&self) {
         self.raise(info::UD, None);
     }
 
-    /// #GP(0).
+    /// Raises #GP(0).
     #[inline(never)]
     pub fn raise_gp(&self) {
         self.raise(info::GP, Some(0));
     }
 
-    /// #VE for the current VM exit; #DF when the guest has not fetched the information of the last one.
+    /// Raises #VE for the current VM exit, or #DF if the guest has not fetched the previous #VE information.
     pub fn raise_ve(&self, reason: u32, qualification: u64, gpa: u64, gla: u64) {
         let vcpu = &self.vcpu;
         if self.has_ve_info() {
@@ -101,12 +101,12 @@ impl<M: Machine> Inside<'_, M> {
         self.raise(info::VE, None);
     }
 
-    /// Whether #VE information is waiting to be fetched.
+    /// Returns whether the guest has not fetched the #VE information yet.
     pub fn has_ve_info(&self) -> bool {
         self.vcpu.get(fields::VE_VALID) != 0
     }
 
-    /// #PF at a linear address; #DF on top of #PF or #VE, and on top of #DF the end of the vCPU.
+    /// Raises #PF at a linear address. A pending #PF or #VE becomes #DF; a pending #DF ends the vCPU.
     ///
     /// # Errors
     /// A triple fault.
@@ -124,7 +124,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// Sees to it that an event whose delivery the VM exit interrupted is delivered again.
+    /// Reinjects an event whose delivery the VM exit interrupted.
     #[inline(never)]
     pub fn reinject(&self, vectoring: u64) {
         let vcpu = &self.vcpu;
@@ -145,7 +145,7 @@ impl<M: Machine> Inside<'_, M> {
         );
     }
 
-    /// Blocks NMIs again that an IRET had unblocked before it caused the VM exit.
+    /// Blocks NMIs again if an IRET had unblocked them before it caused the VM exit.
     #[inline(never)]
     pub fn reblock_nmi(&self) {
         let blocking = self.vcpu.vmcs(Field::INTERRUPTIBILITY);
@@ -153,7 +153,7 @@ impl<M: Machine> Inside<'_, M> {
             .set_vmcs(Field::INTERRUPTIBILITY, blocking | BLOCKED_BY_NMI);
     }
 
-    /// Asks for a VM exit as soon as an NMI can be delivered, if the host wants one delivered. The guest fetches #VE
+    /// Requests an exit when an NMI can be delivered, if the host has requested an NMI. The guest must fetch #VE
     /// information first.
     pub fn ask_for_nmi_window(&self) {
         if self.vcpu.get(fields::PEND_NMI) != 0 && !self.has_ve_info() {
@@ -162,7 +162,7 @@ impl<M: Machine> Inside<'_, M> {
         }
     }
 
-    /// The NMI window: delivers the NMI that the host asked for.
+    /// Handles the NMI window: delivers the NMI that the host requested.
     #[inline(never)]
     pub fn nmi_window(&self) {
         if self.vcpu.get(fields::PEND_NMI) != 0 && !self.has_ve_info() {
@@ -174,7 +174,7 @@ impl<M: Machine> Inside<'_, M> {
             .set_vmcs(Field::PROC_BASED, controls & !NMI_WINDOW);
     }
 
-    /// Tells the TD by #VE that it may be zero-stepped, if a #VE could have been raised at the last exit.
+    /// Notifies the TD by #VE of possible zero-stepping, if a #VE could have been raised at the last exit.
     #[inline(never)]
     pub fn notify_of_stepping(&self) {
         let vcpu = &self.vcpu;
@@ -193,7 +193,7 @@ impl<M: Machine> Inside<'_, M> {
     /// Steps past the instruction that caused the VM exit.
     ///
     /// # Errors
-    /// The module shuts down when the CPU gave no instruction length.
+    /// The module shuts down if the CPU reported no instruction length.
     #[inline(always)]
     pub fn advance(&self) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
@@ -211,7 +211,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// A guest that single-steps itself gets its #DB for an instruction that the module has stepped past.
+    /// Pends the #DB of a guest that single-steps itself, for an instruction that the module has stepped past.
     fn note_single_step(&self) {
         let vcpu = &self.vcpu;
         let stepping = vcpu.vmcs(Field::RFLAGS) & TRAP_FLAG != 0
@@ -227,7 +227,7 @@ impl<M: Machine> Inside<'_, M> {
         );
     }
 
-    /// Lets the guest run one instruction more before anything can interrupt it.
+    /// Lets the guest execute one more instruction before anything can interrupt it.
     #[inline(never)]
     pub fn block_by_mov_ss(&self) {
         self.note_single_step();

@@ -1,11 +1,11 @@
-//! TD exits: what the host finds in its registers.
+//! TD exits: the values returned in the host's registers.
 
 use seam::abi::Status;
 
-/// Why and how a vCPU went back to the host.
+/// A TD exit of a vCPU.
 #[derive(Clone, Copy, Debug)]
 pub struct TdExit {
-    /// RAX: a status, and the VM exit's reason as its detail.
+    /// RAX: a status with the VM-exit reason as its detail.
     pub status: Status,
     /// RCX.
     pub qualification: u64,
@@ -15,15 +15,15 @@ pub struct TdExit {
     pub gpa: u64,
     /// R9: VM-exit interruption information.
     pub interruption: u64,
-    /// For a TDVMCALL, the guest's RCX: which registers it lets the host see.
+    /// For a TDVMCALL, the guest's RCX: the registers that it shares with the host.
     pub vmcall: Option<u64>,
 }
 
-/// The VM that an exit qualification is about, which is always the TD itself.
+/// The VM of an exit qualification, always the TD itself.
 const VM: u64 = 3 << 32;
 
 impl TdExit {
-    /// An exit with this status and VM-exit reason.
+    /// Returns an exit with this status and VM-exit reason.
     pub const fn new(status: Status, reason: u32) -> Self {
         Self {
             status: Status(status.code().0 | reason as u64),
@@ -35,76 +35,76 @@ impl TdExit {
         }
     }
 
-    /// An exit that the host just deals with.
+    /// Returns an exit with status SUCCESS, for the host to handle.
     pub const fn success(reason: u32) -> Self {
         Self::new(Status::SUCCESS, reason)
     }
 
-    /// The same exit with a qualification.
+    /// Returns the same exit with a qualification.
     pub const fn qualified(mut self, qualification: u64) -> Self {
         self.qualification = qualification & !VM;
         self
     }
 
-    /// The same exit with an extended qualification.
+    /// Returns the same exit with an extended qualification.
     pub const fn extended(mut self, extended: u64) -> Self {
         self.extended = extended;
         self
     }
 
-    /// The same exit about a guest-physical address.
+    /// Returns the same exit with a guest-physical address.
     pub const fn at(mut self, gpa: u64) -> Self {
         self.gpa = gpa;
         self
     }
 
-    /// The same exit with an event.
+    /// Returns the same exit with an event.
     pub const fn event(mut self, interruption: u64) -> Self {
         self.interruption = interruption;
         self
     }
 }
 
-/// What ends a stay in the guest.
+/// The reason to stop running the guest.
 #[derive(Clone, Copy, Debug)]
 pub enum Stop {
     /// A TD exit.
     Exit(TdExit),
-    /// Something that no CPU does: the module shuts down.
+    /// Impossible CPU behaviour: the module shuts down.
     Shutdown(Check),
 }
 
-/// What no CPU does, whatever a guest executes.
+/// A behaviour that no CPU shows, whatever a guest executes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// A VM-exit reason with bits that mean nothing.
+    /// A VM-exit reason with undefined bits.
     ExitReason,
-    /// An exit in the middle of an event's delivery that can't come there.
+    /// An exit during an event's delivery that can't occur there.
     IdtVectoring,
-    /// A VM entry that failed for a reason that it can't have.
+    /// A VM entry that failed for an impossible reason.
     EntryFailure,
-    /// RDPMC of a TD that has the counters.
+    /// RDPMC exit of a TD that owns the counters.
     Rdpmc,
-    /// A page-modification log that is full, where there is none.
+    /// A full page-modification log, although there is none.
     PmlFull,
-    /// An exception that does not exit.
+    /// An exit for an exception that does not exit.
     Exception,
-    /// An S-EPT entry that the CPU refuses.
+    /// A misconfiguration of an S-EPT entry.
     PrivateMisconfiguration,
     /// An instruction without length.
     InstructionLength,
-    /// An MSR that the TD accesses itself.
+    /// An exit for an MSR that the TD accesses directly.
     NativeMsr,
-    /// An S-EPT entry of an L2 VM that is not where the TD's says.
+    /// A missing S-EPT entry of an L2 VM, although the TD's entry refers to it.
     L2Sept,
-    /// A result of SEAMVERIFYREPORT that it does not have.
+    /// An undefined result of SEAMVERIFYREPORT.
     VerifyReport,
-    /// None: a test wants the module to shut down.
+    /// No such behaviour: a test requested the shutdown.
     Wanted,
 }
 
 impl Check {
-    /// Its name, for people.
+    /// Returns a readable name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ExitReason => "exit reason",
@@ -123,10 +123,10 @@ impl Check {
     }
 }
 
-/// A VM exit that no CPU gives, as the CPU described it.
+/// A VM exit that no CPU produces, as the CPU described it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Impossible {
-    /// What is wrong with it.
+    /// The check that failed.
     pub check: Check,
     /// The full exit reason.
     pub reason: u32,
@@ -136,12 +136,12 @@ pub struct Impossible {
     pub rip: u64,
     /// The length of the instruction.
     pub length: u64,
-    /// Whether it is the end of the module, not of the TD alone.
+    /// True if the module shuts down, false if only the TD ends.
     pub shuts_down: bool,
 }
 
 impl Impossible {
-    /// A shutdown that a test wants, about no VM exit.
+    /// A shutdown that a test requested, without a VM exit.
     pub const WANTED: Self = Self {
         check: Check::Wanted,
         reason: 0,

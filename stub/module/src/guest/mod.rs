@@ -1,4 +1,4 @@
-//! Inside a TD: the vCPU runs, the module deals with each VM exit, until one goes back to the host.
+//! Running a TD: the vCPU runs and the module handles its VM exits, until one goes to the host.
 
 mod cpuid;
 mod cr;
@@ -25,24 +25,24 @@ use crate::module::SysState;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
 use crate::vcpu::{Field, Vcpu, fields};
 
-/// A vCPU that is inside its TD.
+/// A vCPU inside its TD.
 pub struct Inside<'m, M> {
     cx: Call<'m, M>,
     /// The root of the TD.
     pub tdr: Tdr<'m>,
-    /// The TD.
+    /// The TD's TDCS.
     pub tdcs: Tdcs<'m, M>,
-    /// The vCPU's own structure.
+    /// The vCPU's TDVPS.
     pub tdvps: Tdvps<'m, M>,
     /// The vCPU's state.
     pub vcpu: Vcpu<'m>,
     stepping: Stepping,
-    /// A bus lock was reported with an exit that has not gone to the host.
+    /// True if a bus lock was reported with an exit that did not go to the host.
     bus_lock: bool,
 }
 
 impl<'m, M: Machine> Inside<'m, M> {
-    /// A vCPU that is about to enter its TD.
+    /// Creates a vCPU that is about to enter its TD.
     #[inline(always)]
     pub fn new(
         cx: Call<'m, M>,
@@ -62,7 +62,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
     }
 
-    /// Runs the vCPU until something goes to the host.
+    /// Runs the vCPU until an exit goes to the host.
     #[inline(always)]
     pub fn run(&mut self) -> TdExit {
         self.stepping = Stepping::new(
@@ -86,7 +86,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         TdExit::new(Status::SYS_SHUTDOWN, 0)
     }
 
-    /// Tells the machine of an exit that no CPU gives.
+    /// Reports to the machine an exit that no CPU produces.
     #[inline(never)]
     fn tell(&self, check: Check, shuts_down: bool) {
         let vcpu = &self.vcpu;
@@ -101,7 +101,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         self.cx.machine.impossible(self.cx.lp, &exit);
     }
 
-    /// Adds to an exit what the CPU said about a bus lock, unless the exit is about no VM exit at all.
+    /// Adds the CPU's bus-lock report to an exit, unless the exit has no VM exit as its cause.
     fn leave(&mut self, mut exit: TdExit) -> TdExit {
         let has_reason = !matches!(
             exit.status.code(),
@@ -117,29 +117,28 @@ impl<'m, M: Machine> Inside<'m, M> {
         self.tdcs.get(tdcs::field::ATTRIBUTES) & bits != 0
     }
 
-    /// Whether TDH.VP.ENTER leaves the host's RBP alone.
+    /// Returns whether TDH.VP.ENTER preserves the host's RBP.
     pub fn keeps_rbp(&self) -> bool {
         self.tdcs.get(tdcs::field::CONFIG_FLAGS) & ConfigFlags::NO_RBP_MOD.bits() != 0
     }
 
-    /// Whether a guest-physical address is a shared one.
+    /// Returns whether a guest-physical address is shared.
     pub fn is_shared(&self, gpa: u64) -> bool {
         gpa >> if self.tdcs.is_wide() { 51 } else { 47 } & 1 != 0
     }
 
-    /// Whether the guest runs 64-bit code.
+    /// Returns whether the guest runs 64-bit code.
     fn is_64_bit(&self) -> bool {
         const L: u64 = 1 << 13;
         self.vcpu.vmcs(Field::EFER) & efer::LMA != 0 && self.vcpu.vmcs(Field::CS_ACCESS) & L != 0
     }
 
-    /// The guest's privilege level.
+    /// Returns the guest's privilege level.
     fn privilege(&self) -> u64 {
         self.vcpu.vmcs(Field::SS_ACCESS) >> 5 & 3
     }
 
-    /// What is to be done with an exit that only a debugger can have enabled: it goes to the host, and in a TD that
-    /// is in production it is the end.
+    /// Handles an exit that only a debugger can have enabled. It goes to the host; a production TD ends.
     #[inline(never)]
     fn debugger_only(&self, exit: TdExit) -> Stop {
         let reason = exit.status.detail();
@@ -214,15 +213,15 @@ impl<'m, M: Machine> Inside<'m, M> {
             reason::TDCALL => self.tdcall()?,
             other => {
                 self.dispatch(full, qualification, interruption, exit)?;
-                // This one comes between two instructions; Intel's module believes a length all the same.
+                // The NMI window opens between two instructions, but Intel's module uses a nonzero length nevertheless.
                 other == reason::NMI_WINDOW && vcpu.vmcs(Field::EXIT_INSTRUCTION_LENGTH) == 0
             }
         };
         self.go_on(interrupted)
     }
 
-    /// After an exit that was dealt with: the guest goes on behind the instruction, unless an event is to be delivered or none
-    /// was completed.
+    /// Continues the guest after a handled exit. It advances past the instruction, unless an event will be delivered or
+    /// no instruction completed.
     #[inline(never)]
     fn go_on(&mut self, interrupted: bool) -> Result<(), Stop> {
         if !self.has_event() && !interrupted {
@@ -235,7 +234,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         self.check_debug_event()
     }
 
-    /// In a debug TD the host may want to see an exception before the guest does.
+    /// Exits to the host for an exception in a debug TD that the host wants to see before the guest does.
     fn check_debug_event(&self) -> Result<(), Stop> {
         const HARDWARE_EXCEPTION: u64 = 3;
         let event = self.vcpu.vmcs(Field::ENTRY_INT_INFO);
@@ -262,7 +261,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
     }
 
-    /// Handles what a VM exit is about that is no TDCALL.
+    /// Handles a VM exit other than a TDCALL.
     #[inline(never)]
     fn dispatch(
         &mut self,

@@ -1,4 +1,5 @@
-//! RDMSR and WRMSR executed by a TD: which MSRs are its own, which the module emulates, and which it refuses.
+//! RDMSR and WRMSR of a TD: the MSRs that it accesses directly, those that the module emulates, and those that it
+//! refuses.
 
 use seam::abi::x86::efer;
 use seam::abi::{Attributes, Status};
@@ -12,18 +13,18 @@ use crate::td::{Tdcs, tdcs};
 use crate::vcpu::{Field, Gpr, Held, fields};
 use crate::vp::vmcs::features;
 
-/// What a TD may do with an MSR.
+/// The handling of an MSR access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rule {
-    /// Access it itself, if it has the feature; otherwise, or always if there is no feature, the answer holds.
+    /// The TD accesses the MSR directly.
     Native,
-    /// The module answers.
+    /// The module handles the access.
     Answer(Answer),
-    /// Native with a feature, otherwise the module answers.
+    /// Direct access with the feature; otherwise the module handles the access.
     If(Feature, Answer),
 }
 
-/// How the module answers an access.
+/// The module's handling of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// #VE.
@@ -32,11 +33,11 @@ enum Answer {
     Gp,
     /// #GP(0) if the TD's CPUID does not have the MSR, else #VE.
     GpOrVe,
-    /// It emulates the MSR.
+    /// The module emulates the MSR.
     Emulated,
 }
 
-/// A feature that makes an MSR a TD's own.
+/// A feature that gives a TD direct access to an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Feature {
     Perfmon,
@@ -52,7 +53,7 @@ enum Feature {
     PerfmonAndPt,
 }
 
-/// MSRs with consecutive addresses that are treated alike.
+/// MSRs with consecutive addresses and the same rules.
 struct Row {
     first: u32,
     last: u32,
@@ -82,7 +83,7 @@ const GP: Rule = Rule::Answer(Answer::Gp);
 const GP_OR_VE: Rule = Rule::Answer(Answer::GpOrVe);
 const EMULATED: Rule = Rule::Answer(Answer::Emulated);
 
-/// The MSRs that a TD does not get #VE for whatever it does.
+/// The MSRs with rules other than #VE.
 ///
 /// Source: TDX module 1.5.01, MSR configuration table.
 #[rustfmt::skip]
@@ -172,7 +173,7 @@ const XFAM_LBR: u32 = 15;
 /// IA32_PERF_CAPABILITIES: performance metrics; PEBS into a processor trace.
 const PERF_METRICS: u64 = 1 << 15;
 const PEBS_OUTPUT_PT: u64 = 1 << 16;
-/// IA32_MISC_ENABLE: performance monitoring there; PEBS not there.
+/// IA32_MISC_ENABLE: performance monitoring available; PEBS unavailable.
 const PERFMON_AVAILABLE: u64 = 1 << 7;
 const PEBS_UNAVAILABLE: u64 = 1 << 12;
 /// DEBUGCTL bits.
@@ -189,7 +190,7 @@ fn find(msr: u32) -> Option<&'static Row> {
         .find(|row| (row.first..=row.last).contains(&msr))
 }
 
-/// What of a TD decides about its MSRs.
+/// The properties of a TD that its MSRs depend on.
 struct TdFeatures<'a> {
     attributes: u64,
     xfam: u64,
@@ -225,10 +226,10 @@ impl TdFeatures<'_> {
     }
 }
 
-/// Words of an MSR-bitmap page; it starts with a bit set for every MSR.
+/// Words of an MSR-bitmap page. Initially the bit of every MSR is set.
 const BITMAP_WORDS: u32 = 512;
 
-/// Fills a TD's MSR bitmaps: low reads, high reads, low writes, high writes; a set bit makes the access exit.
+/// Fills a TD's MSR bitmaps: low reads, high reads, low writes, high writes. A set bit makes the access exit.
 pub fn fill_bitmaps<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
     let td = TdFeatures {
         attributes: tdcs.get(tdcs::field::ATTRIBUTES),
@@ -240,7 +241,7 @@ pub fn fill_bitmaps<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
         tdcs.set(fields::MSR_BITMAPS.at(word), u64::MAX);
     }
     for row in ROWS {
-        // Two calls: a loop over pairs of a rule and a half is miscompiled (docs/miscompilation.md).
+        // Two separate calls, because a loop over pairs of a rule and a half is miscompiled (docs/miscompilation.md).
         if td.is_native(row.read) {
             let_through(tdcs, row, 0);
         }
@@ -266,7 +267,7 @@ impl<M: Machine> Inside<'_, M> {
         self.vcpu.set_gpr(Gpr::Rdx, value >> 32);
     }
 
-    /// Answers an access that the module does not emulate.
+    /// Handles an access that the module does not emulate.
     fn refuse_msr(&self, full: u32, msr: u32, rule: impl Fn(&Row) -> Rule) -> Result<(), Stop> {
         let in_bitmaps = msr < 0x2000 || (0xC000_0000..0xC000_2000).contains(&msr);
         let answer = match find(msr).filter(|_| in_bitmaps) {
@@ -303,15 +304,15 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// An exit for an MSR that the TD accesses itself. Intel's module shuts down; here the TD alone ends, for the other TDs of
-    /// the machine have nothing to do with it.
+    /// Handles an exit for an MSR that the TD accesses directly. Intel's module shuts down. Here only the TD ends,
+    /// because the machine's other TDs are not affected.
     #[inline(never)]
     fn unexpected_msr(&self, full: u32) -> Stop {
         self.tell(Check::NativeMsr, false);
         TdExit::new(Status::NON_RECOVERABLE_TD, full).into()
     }
 
-    /// Whether a TD's CPUID has the feature that an MSR belongs to.
+    /// Returns whether a TD's CPUID has the feature that an MSR belongs to.
     fn cpuid_has(&self, msr: u32, features: Features) -> bool {
         match msr {
             0x1F8..=0x1FA => features.dca,
@@ -322,10 +323,10 @@ impl<M: Machine> Inside<'_, M> {
         }
     }
 
-    /// RDMSR.
+    /// Handles RDMSR.
     ///
     /// # Errors
-    /// The TD ends when the MSR is its own, so that it can't have exited.
+    /// The TD ends if it accesses the MSR directly, because then the access can't have exited.
     #[inline(never)]
     pub fn rdmsr(&self, full: u32) -> Result<(), Stop> {
         let vcpu = &self.vcpu;
@@ -353,7 +354,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// WRMSR.
+    /// Handles WRMSR.
     ///
     /// # Errors
     /// As [`Self::rdmsr`].

@@ -1,4 +1,4 @@
-//! The defence against a host that single-steps a guest by interrupting it, or zero-steps it by taking pages away.
+//! Defence against a host that single-steps a guest by interrupting it, or zero-steps it by removing pages.
 
 use seam::abi::x86::msr::APIC_BASE;
 
@@ -7,10 +7,10 @@ use crate::Machine;
 use crate::field::Structure;
 use crate::vcpu::{Field, Held, fields};
 
-/// An interrupt so soon after the entry that no more than two instructions can have run is suspicious.
+/// An interrupt so soon after the entry that at most two instructions can have run is suspicious.
 const FEW_BYTES: u64 = 2 * 16;
 const FEW_TICKS: u64 = 4096;
-/// EPT violations at one instruction that are nothing unusual.
+/// Number of EPT violations at one instruction that is not suspicious.
 const USUAL_FAULTS: u64 = 6;
 /// Entries of LAST_EPF_GPA_LIST.
 const MAX_FAULTS: u64 = 32;
@@ -25,30 +25,30 @@ const BLOCKED_BY_STI: u64 = 1;
 /// IA32_APIC_BASE: global enable.
 const APIC_ENABLED: u64 = 1 << 11;
 
-/// What a stay in the guest remembers for the defence.
+/// State of the defence between an entry and the TD exit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stepping {
     entry_rip: u64,
     entry_tsc: u64,
-    /// Steps that the guest is still to make, while it is stepped.
+    /// Remaining steps, while the guest is stepped.
     steps: Option<u32>,
-    /// The host's task priority, while the guest is stepped.
+    /// The host's task priority, saved while the guest is stepped.
     task_priority: u64,
 }
 
-/// What to do with a VM exit.
+/// The decision about a VM exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// Handle it.
     Handle,
-    /// Go back into the guest.
+    /// Re-enter the guest.
     Resume,
-    /// The host disabled its APIC, which makes the defence impossible.
+    /// Report that the host disabled its APIC, without which the defence is impossible.
     WrongApicMode,
 }
 
 impl Stepping {
-    /// An entry at this instruction pointer and time.
+    /// Creates the state of an entry at this instruction pointer and time.
     pub const fn new(entry_rip: u64, entry_tsc: u64) -> Self {
         Self {
             entry_rip,
@@ -60,7 +60,7 @@ impl Stepping {
 }
 
 impl<M: Machine> Inside<'_, M> {
-    /// Decides about a VM exit. `exit_tsc` is when it happened.
+    /// Decides about a VM exit that occurred at `exit_tsc`.
     #[inline(always)]
     pub fn filter(&mut self, full_reason: u32, exit_tsc: u64) -> Filter {
         let vcpu = self.vcpu;
@@ -76,7 +76,7 @@ impl<M: Machine> Inside<'_, M> {
         self.filter_suspect(basic, is_host_caused, exit_tsc)
     }
 
-    /// Decides about an exit that the host may have caused, or that comes while the guest is stepped.
+    /// Decides about an exit that the host may have caused, or that occurred while the guest is stepped.
     #[inline(never)]
     fn filter_suspect(&mut self, basic: u32, is_host_caused: bool, exit_tsc: u64) -> Filter {
         let vcpu = self.vcpu;
@@ -117,7 +117,7 @@ impl<M: Machine> Inside<'_, M> {
         Filter::Handle
     }
 
-    /// Exits that a host can cause at will.
+    /// Returns whether a host can cause the exit at will.
     #[inline(always)]
     fn is_host_caused(&self, basic: u32) -> bool {
         const NMI: u64 = 2;
@@ -130,7 +130,7 @@ impl<M: Machine> Inside<'_, M> {
         }
     }
 
-    /// Lets the guest make a random number of steps, undisturbed by interrupts; that number.
+    /// Starts stepping: lets the guest make a random number of steps, undisturbed by interrupts. Returns that number.
     fn begin_stepping(&mut self, basic: u32) -> u32 {
         let (machine, lp) = (self.cx.machine, self.cx.lp);
         let random = machine.rdrand(lp).unwrap_or_else(|| machine.rdtsc(lp));
@@ -154,7 +154,7 @@ impl<M: Machine> Inside<'_, M> {
             .set_vmcs(Field::PROC_BASED, controls & !MONITOR_TRAP);
     }
 
-    /// Whether the guest has a code breakpoint at its next instruction.
+    /// Returns whether the guest has a code breakpoint at its next instruction.
     fn has_breakpoint(&self, rip: u64) -> bool {
         let dr7 = self.vcpu.vmcs(Field::DR7);
         [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3]
@@ -172,7 +172,7 @@ impl<M: Machine> Inside<'_, M> {
         self.vcpu.set(fields::POSSIBLY_EPF_STEPPING, 0);
     }
 
-    /// Remembers an EPT violation on a private page at the instruction at which the vCPU was entered.
+    /// Records an EPT violation on a private page at the instruction at which the vCPU was entered.
     pub fn log_fault(&self, gpa: u64) {
         let vcpu = &self.vcpu;
         if vcpu.vmcs(Field::RIP) != self.stepping.entry_rip {

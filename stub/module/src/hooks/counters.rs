@@ -1,4 +1,4 @@
-//! How often each leaf was called, and how it ended.
+//! Counts of the calls of each leaf, by status.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -12,8 +12,8 @@ use crate::module::Lp;
 
 const LEAFS: usize = 128;
 
-/// Pairs of a leaf and a status that each logical processor has room for from the start, so that the first call which
-/// meets another does not look like something that is never given back. There is more room when it is needed.
+/// Capacity, preallocated for each logical processor, for pairs of a leaf and a status. It keeps the first call with a
+/// new pair from looking like a memory leak. It grows on demand.
 const OTHERS: usize = 128;
 
 /// The counts of one logical processor. Calls of unknown leafs are not counted.
@@ -22,23 +22,23 @@ pub struct Counts {
     others: Mutex<Others>,
 }
 
-/// What is seldom counted, by leaf and status code.
+/// Rare outcomes, by leaf and status code.
 pub(crate) type Others = Vec<((Leaf, u64), u64)>;
 
-/// The room for it that a processor has from the start.
+/// Returns the capacity for rare outcomes that a processor has from the start.
 pub(crate) fn room() -> Others {
     Others::with_capacity(OTHERS)
 }
 
 impl fmt::Debug for Counts {
-    /// Nothing that counts: what a module's state shows is the same before and after a call that failed.
+    /// Omits the counts, so that a module's debug output is the same before and after a failed call.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Counts").finish_non_exhaustive()
     }
 }
 
 impl Counts {
-    /// Nothing counted yet.
+    /// Creates counters at zero.
     pub(crate) fn with_room(room: Others) -> Self {
         Self {
             successes: [const { AtomicU64::new(0) }; LEAFS],
@@ -67,17 +67,17 @@ impl Counts {
     }
 }
 
-/// Counters per leaf and status, operands and details aside.
+/// Counters per leaf and status, without operands and details.
 #[derive(Debug)]
 pub struct Counters<'m>(&'m [Lp]);
 
 impl<'m> Counters<'m> {
-    /// What these processors have counted together.
+    /// Sums the counts of these processors.
     pub(crate) fn new(lps: &'m [Lp]) -> Self {
         Self(lps)
     }
 
-    /// How often `leaf` ended with `status`, whatever its details.
+    /// Returns how often `leaf` ended with `status`, whatever its details.
     pub fn of(&self, leaf: Leaf, status: Status) -> u64 {
         self.all()
             .get(&(leaf, status.code().0))
@@ -85,7 +85,7 @@ impl<'m> Counters<'m> {
             .unwrap_or(0)
     }
 
-    /// Every count that is not zero, by leaf and status code.
+    /// Returns every nonzero count, by leaf and status code.
     pub fn all(&self) -> BTreeMap<(Leaf, u64), u64> {
         let mut all = BTreeMap::new();
         for Lp { counts, .. } in self.0 {

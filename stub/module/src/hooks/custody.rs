@@ -1,4 +1,4 @@
-//! Who holds a page: what the host may not touch, and what it gives away uncleared.
+//! Page custody: detects host accesses to private pages, and pages that change hands uncleared.
 
 use core::ops::Range;
 
@@ -10,18 +10,19 @@ use crate::pamt::{Entry, Pamt};
 use crate::td::{Lifecycle, Tdr};
 use crate::{Machine, Module};
 
-/// Bits 63:16 of each word of a page that left a TD; below them is the TD's HKID.
+/// Bits 63:16 of each word of a page that left a TD. Bits 15:0 hold the TD's HKID.
 const PATTERN: u64 = 0x5ea1_70ff_c1a7;
-/// A clearing store writes at least so many bytes (MOVDIR64B): if the first word of each line is gone, so is the rest.
+/// The least that a clearing store (MOVDIR64B) writes, in bytes. If the first word of each line is clear, so is the
+/// rest.
 const LINE: u64 = 64;
 
-/// What every word of a page is that leaves a TD with this HKID.
+/// Returns the word that fills a page which leaves a TD with this HKID.
 pub(crate) const fn pattern(hkid: u32) -> u64 {
     PATTERN << 16 | hkid as u64
 }
 
-/// The first uncleared page among those that a call gives to the module, if it succeeds, and the HKID whose pattern it
-/// holds.
+/// Finds the first uncleared page among those that a successful call donates to the module. Returns the page and the
+/// HKID whose pattern it holds.
 #[inline(never)]
 pub(crate) fn uncleared<M: Machine>(
     cx: Call<'_, M>,
@@ -36,11 +37,11 @@ pub(crate) fn uncleared<M: Machine>(
 }
 
 impl Module {
-    /// Checks an access of the host to `pa`, and puts it on record if it is one that hardware would not let through.
-    /// `rip` is the host's instruction pointer, where it is known.
+    /// Checks an access of the host to `pa`, and records it if hardware would block it. `rip` is the host's instruction
+    /// pointer, if known.
     ///
     /// # Errors
-    /// Why the access is refused.
+    /// The kind of violation.
     pub fn check_host_access<M: Machine>(
         &self,
         machine: &M,
@@ -74,8 +75,8 @@ impl Module {
         Err(kind)
     }
 
-    /// Tells that the host hands memory out to somebody else, who must not find there what a TD left. `false`, and a
-    /// record, if it was not cleared.
+    /// Checks memory that the host hands to another user, who must not find contents of a TD there. Returns `false` and
+    /// records a violation if it was not cleared.
     pub fn check_handed_out<M: Machine>(&self, machine: &M, lp: u32, pages: Range<u64>) -> bool {
         let Some((pa, hkid)) = first_uncleared(machine, pages) else {
             return true;
@@ -84,12 +85,12 @@ impl Module {
         false
     }
 
-    /// Whether a page is the module's or a TD's. `pa` has no KeyID.
+    /// Returns whether a page belongs to the module or to a TD. `pa` has no KeyID.
     pub fn is_private<M: Machine>(&self, machine: &M, pa: u64) -> bool {
         self.is_pamt(pa) || holder(self, machine, pa).is_some()
     }
 
-    /// The HKID that guards a page, if it is the module's or a TD's.
+    /// Returns the HKID that guards a page, if the page belongs to the module or to a TD.
     fn guarded_by<M: Machine>(&self, machine: &M, pa: u64) -> Option<u32> {
         if self.is_pamt(pa) {
             return Some(self.global_hkid());
@@ -101,7 +102,7 @@ impl Module {
         }
     }
 
-    /// Puts on record that a page was given away with what a TD with this HKID left in it.
+    /// Records that a page was given away with contents of a TD with this HKID.
     pub(crate) fn record_reuse(&self, lp: u32, pa: u64, hkid: u32) {
         self.violations.record(Violation {
             kind: ViolationKind::ReuseWithoutClearing,
@@ -113,7 +114,7 @@ impl Module {
     }
 }
 
-/// Puts on record that a vCPU of a TD without key was to be entered, if that is why the call failed.
+/// Records an entry of a vCPU whose TD has no key, if that is why the call failed.
 pub(crate) fn check_stale_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64, status: Status) {
     if status.code() == Status::TD_KEYS_NOT_CONFIGURED {
         check_key(cx, tdvpr);
@@ -138,7 +139,7 @@ fn check_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64) {
     }
 }
 
-/// The stretches of memory that a call gives to the module if it succeeds.
+/// Returns the ranges of memory that a successful call donates to the module.
 fn donated(leaf: Leaf, version: u8, regs: &Gprs) -> [Option<Range<u64>>; 4] {
     let page = |pa: u64| {
         let start = pa & !(PAGE_4K - 1);
@@ -163,7 +164,7 @@ fn donated(leaf: Leaf, version: u8, regs: &Gprs) -> [Option<Range<u64>>; 4] {
     }
 }
 
-/// The bytes that an S-EPT entry of the level in an operand maps.
+/// Returns the bytes that an S-EPT entry of the level in an operand maps.
 fn level_size(raw: u64) -> u64 {
     match GpaLevel(raw).level() {
         0 => PAGE_4K,
@@ -172,7 +173,7 @@ fn level_size(raw: u64) -> u64 {
     }
 }
 
-/// The entry of the page of any size that contains `pa` and is not the host's.
+/// Returns the entry, of any page size, that contains `pa` and does not belong to the host.
 fn holder<'m, M: Machine>(
     module: &'m Module,
     machine: &'m M,

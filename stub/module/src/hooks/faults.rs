@@ -1,4 +1,4 @@
-//! Calls that fail on a script or by chance, in the ways in which they can fail on hardware.
+//! Fault injection: calls fail by a script or by chance, in the ways in which they can fail on hardware.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -8,42 +8,42 @@ use seam::abi::{Leaf, Operand};
 
 use crate::splitmix::mix;
 
-/// What goes wrong in a call.
+/// A fault of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It answers OPERAND_BUSY with this operand, and does nothing.
+    /// The call returns OPERAND_BUSY with this operand, and does nothing.
     Busy(Operand),
-    /// An interrupt is pending from its first look on. A leaf that can be interrupted answers INTERRUPTED_RESUMABLE or
-    /// INTERRUPTED_RESTARTABLE, with all that follows from it; others do not notice.
+    /// An interrupt is pending from the call's first check on. An interruptible leaf returns INTERRUPTED_RESUMABLE or
+    /// INTERRUPTED_RESTARTABLE, with all side effects of that. Other leafs are unaffected.
     Interrupted,
     /// RDRAND, RDSEED and PCONFIG find no entropy.
     NoEntropy,
-    /// The module shuts down, as Intel's does when it finds its own state or the CPU's impossible.
+    /// The module shuts down, as Intel's does if its own state or the CPU's is inconsistent.
     Shutdown,
 }
 
-/// Which calls of a leaf a fault strikes.
+/// The calls of a leaf that a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// From this call to that one, both included; 1 is the first.
+    /// A range of calls, both ends included. The first call is 1.
     Calls(u64, u64),
-    /// So many (the first) of so many (the second), by chance.
+    /// A probability: the first number out of the second.
     Chance(u64, u64),
 }
 
 #[derive(Debug)]
 struct Rule {
     fault: Fault,
-    /// `None` for every leaf.
+    /// The leaf; `None` means every leaf.
     leaf: Option<Leaf>,
     when: When,
     calls: AtomicU64,
 }
 
-/// A line of hooks that can't be understood.
+/// A line of hooks that could not be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseError {
-    /// Its number; 1 is the first.
+    /// The line number, from 1.
     pub line: usize,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for ParseError {
 
 impl core::error::Error for ParseError {}
 
-/// The faults of a module. The first rule that strikes decides.
+/// The faults of a module. The first matching rule decides.
 #[derive(Debug, Default)]
 pub struct Faults {
     rules: Vec<Rule>,
@@ -73,12 +73,12 @@ impl Faults {
         });
     }
 
-    /// Sets where chance begins. The same seed strikes the same calls, counted by leaf.
+    /// Sets the seed of the probabilities. The same seed strikes the same calls, counted by leaf.
     pub fn set_seed(&mut self, seed: u64) {
         self.seed = seed;
     }
 
-    /// What goes wrong in the call of `leaf` that begins now.
+    /// Returns the fault of the call of `leaf` that starts now.
     #[inline(always)]
     pub(crate) fn strike(&self, leaf: Leaf) -> Option<Fault> {
         if self.rules.is_empty() {
@@ -109,7 +109,7 @@ impl Faults {
         struck
     }
 
-    /// Adds the rule that the words say: fault, leaf, and the two words of when.
+    /// Adds the rule given by four words: fault, leaf, unit and number.
     pub(super) fn parse_rule(&mut self, [fault, leaf, unit, number]: [&str; 4]) -> Option<()> {
         let fault = match fault.split_once(':') {
             Some(("busy", operand)) => Fault::Busy(operand_named(operand)?),

@@ -1,4 +1,4 @@
-//! What the host did that it must not do.
+//! Log of the host's violations.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-/// How memory is accessed.
+/// The kind of a memory access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "there is nothing to add")]
 pub enum Access {
@@ -14,25 +14,25 @@ pub enum Access {
     Write,
 }
 
-/// What the host must not do.
+/// The kind of a violation by the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ViolationKind {
-    /// Access to memory by an address with a private KeyID.
+    /// Access to memory through an address with a private KeyID.
     KeyIdAlias,
-    /// Reading a page that is the module's or a TD's.
+    /// Read of a page that belongs to the module or to a TD.
     PrivateRead,
-    /// Writing to a page that is the module's or a TD's.
+    /// Write to a page that belongs to the module or to a TD.
     PrivateWrite,
     /// Access to the SEAM range.
     SeamrrAccess,
-    /// Giving a page away, to the module or to somebody else, that still holds what a TD left in it.
+    /// Handing over a page, to the module or to another user, that still holds contents of a TD.
     ReuseWithoutClearing,
-    /// Entering a vCPU of a TD that has given its key back.
+    /// Entry of a vCPU whose TD has given up its key.
     StaleKey,
 }
 
 impl ViolationKind {
-    /// Its name in reports.
+    /// Returns the kind's name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::KeyIdAlias => "keyid-alias",
@@ -45,18 +45,18 @@ impl ViolationKind {
     }
 }
 
-/// One thing that the host did. It is displayed as one line of JSON.
+/// One violation by the host. Its `Display` is one line of JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// What it was.
+    /// The kind of violation.
     pub kind: ViolationKind,
     /// The logical processor on which it happened.
     pub lp: u32,
-    /// The physical address concerned, KeyID included.
+    /// The physical address, including the KeyID.
     pub pa: u64,
-    /// The HKID whose memory or key is concerned; 0 if none is.
+    /// The HKID of the memory or key; 0 if there is none.
     pub hkid: u32,
-    /// The host's instruction pointer, where it is known.
+    /// The host's instruction pointer, if known.
     pub rip: Option<u64>,
 }
 
@@ -81,7 +81,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// The violations so far, the first thousand of them.
+/// The first thousand violations.
 #[derive(Default)]
 pub struct Log {
     records: Mutex<Vec<Violation>>,
@@ -89,17 +89,17 @@ pub struct Log {
 }
 
 impl fmt::Debug for Log {
-    /// Not what is in it: what a module's state shows is the same before and after a call that failed.
+    /// Omits the contents, so that a module's debug output is the same before and after a failed call.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Log").finish_non_exhaustive()
     }
 }
 
 impl Log {
-    /// Violations that are kept until they are taken; further ones are only counted.
+    /// The number of violations that are kept until taken. Further ones are only counted.
     pub const CAPACITY: usize = 1000;
 
-    /// Puts a violation on record.
+    /// Records a violation.
     pub fn record(&self, violation: Violation) {
         self.total.fetch_add(1, Ordering::Relaxed);
         let mut records = self.records.lock();
@@ -108,12 +108,12 @@ impl Log {
         }
     }
 
-    /// How many there were, taken ones and those not kept included.
+    /// Returns the number of violations, including those taken and those not kept.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Takes the violations that are kept.
+    /// Takes the violations kept so far.
     pub fn take(&self) -> Vec<Violation> {
         core::mem::take(&mut *self.records.lock())
     }

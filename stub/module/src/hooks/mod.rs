@@ -1,7 +1,7 @@
-//! Test hooks: what a test or a simulation gives the module when it creates it. No SEAMCALL reaches them.
+//! Test hooks that a test or a simulation passes when it creates the module. No SEAMCALL reaches them.
 //!
-//! [`Faults`] makes calls fail as they can on hardware, [`Counters`] counts what was called and how it ended, [`Log`] keeps
-//! what the host did that it must not do. `custody` watches pages as they change hands.
+//! [`Faults`] makes calls fail as they can on hardware. [`Counters`] counts calls by leaf and status. [`Log`] keeps the
+//! violations of the host. `custody` watches pages as they change hands.
 
 pub(crate) mod counters;
 mod custody;
@@ -13,23 +13,24 @@ pub(crate) use custody::{check_stale_key, pattern, uncleared};
 pub use faults::{Fault, Faults, ParseError, When};
 pub use log::{Access, Log, Violation, ViolationKind};
 
-/// What a module is created with, beyond its platform.
+/// Settings of a module beyond its platform.
 #[derive(Debug, Default)]
 pub struct Hooks {
-    /// Calls that will fail.
+    /// The faults to inject.
     pub faults: Faults,
-    /// Whether pages that leave a TD carry a pattern of its HKID, by which a page that comes back uncleared is known.
+    /// True if pages that leave a TD are filled with a pattern of its HKID. The pattern identifies a page that returns
+    /// uncleared.
     pub patterns: bool,
 }
 
 impl Hooks {
-    /// Hooks as a text writes them: statements on lines of their own or behind semicolons; `#` begins a comment.
+    /// Parses hooks from text: statements on separate lines or separated by semicolons. `#` starts a comment.
     ///
-    /// - `patterns`: pages that leave a TD carry a pattern.
-    /// - `seed N`: where the chances below begin.
-    /// - `busy LEAF WHEN`, `busy:OPERAND LEAF WHEN`: the call answers OPERAND_BUSY and does nothing (RCX if no operand is
-    ///   named).
-    /// - `interrupted LEAF WHEN`: an interrupt is pending from the call's first look on.
+    /// - `patterns`: pages that leave a TD are filled with a pattern.
+    /// - `seed N`: seed of the probabilities below.
+    /// - `busy LEAF WHEN`, `busy:OPERAND LEAF WHEN`: the call returns OPERAND_BUSY and does nothing. The default
+    ///   operand is RCX.
+    /// - `interrupted LEAF WHEN`: an interrupt is pending from the call's first check on.
     /// - `no-entropy LEAF WHEN`: RDRAND, RDSEED and PCONFIG find no entropy during the call.
     /// - `shutdown LEAF WHEN`: the module shuts down at the call.
     ///
@@ -37,7 +38,7 @@ impl Hooks {
     /// `chance N/M`.
     ///
     /// # Errors
-    /// [`ParseError`] with the line that can't be understood.
+    /// [`ParseError`] with the number of the line that could not be parsed.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let mut hooks = Self::default();
         let mut seed = 0;

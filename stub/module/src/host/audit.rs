@@ -1,4 +1,4 @@
-//! Who has which frame, taken from the PAMT and the S-EPTs, and whether it all fits together.
+//! Audit of all frames: reads the owners from the PAMT and the S-EPTs, and checks their consistency.
 
 use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,27 +13,28 @@ use crate::sept::{Entry, Slot};
 use crate::td::{Lifecycle, OpState, Tdcs, Tdr};
 use crate::{Machine, Module};
 
-/// A frame that is not the host's.
+/// A frame that does not belong to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// What it is.
+    /// The page type.
     pub page_type: PageType,
     /// The TDR of the TD that owns it; 0 for a TDR.
     pub owner: u64,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub size: u64,
 }
 
-/// The frames that are not the host's, by address.
+/// The frames that do not belong to the host, by address.
 pub type Frames = BTreeMap<u64, Frame>;
 
 impl Server {
-    /// Takes stock of the frames in `range`, in which everything lies that was ever given to the module. No SEAMCALL may
-    /// be under way.
+    /// Lists the frames in `range`, which contains all memory ever donated to the module. No SEAMCALL may be in
+    /// progress.
     ///
     /// # Errors
-    /// What does not fit together: a frame whose owner is no TD, a TD that counts other pages than it owns, an HKID with
-    /// two TDs, an S-EPT entry that points at a frame which is not its TD's or which another entry points at.
+    /// The inconsistency found: a frame whose owner is not a TD, a TD whose page count differs from the pages it owns,
+    /// an HKID assigned to two TDs, an S-EPT entry that points to a frame which does not belong to its TD or to which
+    /// another entry points.
     pub fn audit(&self, range: Range<u64>) -> Result<Frames, String> {
         let (module, machine) = (self.module(), self.machine());
         let frames = frames(module, machine, range);

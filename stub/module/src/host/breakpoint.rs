@@ -1,4 +1,4 @@
-//! Holding a SEAMCALL at a point inside it, so that a test can let other logical processors act meanwhile.
+//! Breakpoints inside a SEAMCALL: a test holds a call there, and other logical processors act meanwhile.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use crate::Point;
 
-/// How long a held SEAMCALL waits to be let go, and a test for it to arrive.
+/// The longest time that a held SEAMCALL waits for its release, and a test for the call to arrive.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A SEAMCALL on one logical processor that will be held at a point, or is. Dropping it lets the call go on.
+/// A SEAMCALL on one logical processor that is held at a point, now or later. Dropping it resumes the call.
 pub struct Held {
     arrived: Receiver<()>,
     _go: Sender<()>,
 }
 
 impl Held {
-    /// Waits until the SEAMCALL has reached the point. `false` when it ended without, or did not arrive within a
+    /// Waits until the SEAMCALL reaches the point. Returns `false` if it ended first, or did not arrive within a
     /// minute.
     pub fn wait(&self) -> bool {
         match self.arrived.recv_timeout(PATIENCE) {
@@ -34,8 +34,8 @@ struct Armed {
     go: Receiver<()>,
 }
 
-/// How many instructions of that name the module tells of at once: it clears, copies and flushes whole pages, and holds
-/// the same locks from the first line of one to the last.
+/// Returns how many instructions of that kind the module reports at once. It clears, copies and flushes whole pages,
+/// and holds the same locks from the first line to the last.
 const fn times(point: Point) -> u32 {
     match point {
         Point::Movdir64b | Point::Clflush => 64,
@@ -43,7 +43,7 @@ const fn times(point: Point) -> u32 {
     }
 }
 
-/// The breakpoint of one logical processor; free of charge while it is not armed.
+/// The breakpoint of one logical processor. It costs nothing while unarmed.
 #[derive(Default)]
 pub(super) struct Breakpoint {
     armed: AtomicBool,
@@ -88,7 +88,8 @@ impl Breakpoint {
         let Some(armed) = at.take() else { return };
         drop(at);
         if armed.arrived.send(()).is_ok() {
-            // Ends when the other side drops its `Held`; a lost test must not hold the call for ever.
+            // Ends when the other side drops its `Held`. The timeout keeps a test that was lost from holding the call
+            // forever.
             let _ = armed.go.recv_timeout(PATIENCE);
         }
     }
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
     use std::thread;
 
-    /// Whether one call that passes these points is held.
+    /// Returns whether a call that passes these points is held.
     fn is_held(nth: u32, passed: &[Point]) -> bool {
         let breakpoint = Breakpoint::default();
         let held = breakpoint.arm(Point::Movdir64b, nth);

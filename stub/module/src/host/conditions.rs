@@ -1,4 +1,4 @@
-//! Conditions under which one SEAMCALL runs on a logical processor: pending interrupts, lack of entropy, other MSR values.
+//! Conditions for a SEAMCALL on a logical processor: pending interrupts, lack of entropy, other MSR values.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
@@ -6,26 +6,26 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::PconfigError;
 
-/// What is out of the ordinary on a logical processor, until it is set again.
+/// Exceptional conditions of a logical processor. They last until they are set again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
-    /// From this look at the pending-interrupt MSR on (1 is the first), an interrupt is pending.
+    /// The check of the pending-interrupt MSR from which on an interrupt is pending; 1 is the first.
     pub interrupt_at_check: Option<u32>,
-    /// How many of the next RDRANDs find no entropy.
+    /// Number of upcoming RDRANDs that find no entropy.
     pub rdrand_failures: u32,
-    /// How many of the next RDSEEDs find no entropy.
+    /// Number of upcoming RDSEEDs that find no entropy.
     pub rdseed_failures: u32,
-    /// How many of the next PCONFIGs fail, and why.
+    /// Number of upcoming PCONFIGs that fail, and their error.
     pub pconfig_failures: Option<(u32, PconfigError)>,
-    /// MSRs that read otherwise.
+    /// MSR values that differ from the configured ones.
     pub msrs: BTreeMap<u32, u64>,
     /// Result code of SEAMREPORT, 0 for success.
     pub seamreport_status: u64,
-    /// Result code of SEAMVERIFYREPORT, 0 for success, whatever the report; `None` to have it verified.
+    /// Result code of SEAMVERIFYREPORT, 0 for success, regardless of the report; `None` verifies the report.
     pub verifyreport_status: Option<u64>,
 }
 
-/// The conditions of one logical processor; free of charge while they are ordinary.
+/// The conditions of one logical processor. They cost nothing while they are ordinary.
 #[derive(Default)]
 pub(super) struct Current {
     out_of_the_ordinary: AtomicBool,
@@ -39,7 +39,7 @@ impl Current {
         self.out_of_the_ordinary.store(!ordinary, Ordering::Release);
     }
 
-    /// Asks the conditions, if there are any.
+    /// Applies `question` to the conditions, if there are any.
     pub fn ask<T>(&self, question: impl FnOnce(&mut Conditions) -> Option<T>) -> Option<T> {
         if !self.out_of_the_ordinary.load(Ordering::Acquire) {
             return None;
@@ -72,7 +72,7 @@ impl Conditions {
     }
 }
 
-/// Takes one from a count of failures to come; tells whether there was one.
+/// Decrements a count of upcoming failures. Returns whether it was nonzero.
 pub(super) fn take_one(failures: &mut u32) -> bool {
     let any = *failures > 0;
     *failures = failures.saturating_sub(1);

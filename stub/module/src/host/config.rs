@@ -1,11 +1,11 @@
-//! How a host machine is made up: processors, packages, memory, KeyIDs, and the registers that follow from them.
+//! Configuration of a host machine: processors, packages, memory, KeyIDs, and the registers derived from them.
 
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
 use crate::sapphire_rapids;
 
-/// A platform, as a test or a simulation wants it.
+/// The platform of a test or a simulation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The package of each logical processor; its length is the number of logical processors.
@@ -22,18 +22,18 @@ pub struct Config {
     pub num_tdx_keyids: u32,
     /// Base and size in bytes of the SEAM range.
     pub seamrr: (u64, u64),
-    /// Cache sub-blocks per package, the grain of TDH.PHYMEM.CACHE.WB.
+    /// Cache sub-blocks per package, the unit of TDH.PHYMEM.CACHE.WB.
     pub wbinvd_sub_blocks: u32,
     /// Family, model and stepping: CPUID leaf 1, EAX.
     pub cpuid_fms: u32,
-    /// Where the generator behind RDRAND and RDSEED starts.
+    /// The seed of the generator behind RDRAND and RDSEED.
     pub rng_seed: u64,
-    /// Whether TDs' time-stamp counters are scaled. Every server that has TDX does it; QEMU's TCG does not.
+    /// True if TDs' time-stamp counters are scaled. All TDX servers scale them; QEMU's TCG does not.
     pub scales_tsc: bool,
-    /// CPUID leaf 0x15, where it differs from the simulated processor's: denominator, numerator, and the crystal's Hz.
+    /// CPUID leaf 0x15, if it differs from the simulated processor's: denominator, numerator, and the crystal's Hz.
     pub tsc_leaf: Option<[u32; 3]>,
-    /// Whether the machine keeps book of the pages that the module told it to guard
-    /// ([`HostMachine::guarded`](super::HostMachine::guarded)). It needs no book to guard them.
+    /// True if the machine records the pages that the module told it to guard
+    /// ([`HostMachine::guarded`](super::HostMachine::guarded)). It does not need the record to guard them.
     pub books_guards: bool,
     /// MSR values that differ from the simulated processor's.
     pub msrs: BTreeMap<u32, u64>,
@@ -42,7 +42,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Four logical processors in two packages, 2 GiB of convertible memory at 4 GiB, HKIDs 32 to 63 private.
+    /// Returns a machine with four logical processors in two packages, 2 GiB of convertible memory at 4 GiB, private HKIDs 32 to 63.
     fn default() -> Self {
         Self {
             lp_to_package: [0, 0, 1, 1].into(),
@@ -65,7 +65,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The x2APIC id of a logical processor: package in bits 31:7, index in the package below.
+    /// Returns the x2APIC id of a logical processor: package in bits 31:7, index in the package below.
     pub fn x2apic_id(&self, lp: u32) -> u32 {
         let Some(package) = self.lp_to_package.get(lp as usize) else {
             return lp;
@@ -77,7 +77,7 @@ impl Config {
         package << 7 | index as u32
     }
 
-    /// The key that authenticates TDREPORTs: the same for every machine with the same seed.
+    /// Returns the key that authenticates TDREPORTs. It is the same for every machine with the same seed.
     pub(super) fn report_key(&self) -> [u8; 32] {
         let mut key = *b"report key of a simulated machin";
         key[..8].copy_from_slice(&self.rng_seed.to_le_bytes());
@@ -115,7 +115,7 @@ impl Config {
             0x98 | 0x99 => u64::from(self.wbinvd_sub_blocks),
             // IA32_TME_CAPABILITY: AES-XTS-128, with integrity, AES-XTS-256; bypass; KeyID bits and number of keys.
             0x981 => ((1 << keyid_bits) - 1) << 36 | keyid_bits << 32 | 0x8000_0007,
-            // IA32_TME_ACTIVATE: locked, enabled, KeyID bits, those of TDX, both algorithms.
+            // IA32_TME_ACTIVATE: locked, enabled, KeyID bits, TDX KeyID bits, both algorithms.
             0x982 => 3 << 48 | keyid_bits.saturating_sub(1) << 36 | keyid_bits << 32 | 3,
             // IA32_SEAMRR_PHYS_BASE: configured. IA32_SEAMRR_PHYS_MASK: locked and enabled.
             0x1400 => self.seamrr.0 | 1 << 3,

@@ -1,18 +1,18 @@
-//! What runs in place of a TD's code when a vCPU is entered on a host machine, and how a VM exit leaves the vCPU.
+//! Scripted guests: they run in place of a TD's code when a vCPU is entered on a host machine.
 
 use seam::abi::x86::exit_reason;
 
 use super::machine::HostMachine;
 use crate::vcpu::{Field, Vcpu};
 
-/// Something that plays the guest of one logical processor.
+/// The guest of one logical processor.
 pub trait Guest: Send {
-    /// Runs the vCPU until its next VM exit; see [`Machine::run_vcpu`](crate::Machine::run_vcpu). An [`Exit`] knows how to
-    /// leave.
+    /// Runs the vCPU until its next VM exit; see [`Machine::run_vcpu`](crate::Machine::run_vcpu). An [`Exit`]
+    /// implements the exit.
     fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>);
 }
 
-/// A VM exit, with what the CPU reports about it.
+/// A VM exit, with the information that the CPU reports about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
     /// The full 32-bit exit reason.
@@ -42,7 +42,7 @@ impl Exit {
     /// Ticks that pass between an entry and an exit.
     pub const TICKS: u64 = 100_000;
 
-    /// An exit for `reason` about which there is nothing else to say.
+    /// Returns an exit for `reason` without further information.
     pub const fn of(reason: u32) -> Self {
         Self {
             reason,
@@ -56,8 +56,8 @@ impl Exit {
         }
     }
 
-    /// Leaves the guest: it has retired an instruction or more, what was injected is delivered, and this exit is on
-    /// record in the VMCS.
+    /// Leaves the guest: one or more instructions have retired, the injected event is delivered, and the exit is
+    /// recorded in the VMCS.
     pub fn leave(&self, machine: &HostMachine, vcpu: &Vcpu<'_>) {
         const NMI: u64 = 1 << 31 | 2 << 8;
         const VALID_AND_TYPE: u64 = 1 << 31 | 7 << 8;

@@ -1,4 +1,4 @@
-//! The machine itself: sparse memory, simulated processors, and what is out of the ordinary on each of them.
+//! The host machine: sparse memory, simulated processors, and their exceptional conditions.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use super::memory::Memory;
 use crate::vcpu::Vcpu;
 use crate::{Machine, PageWords, PconfigError, Platform, Point, splitmix};
 
-/// What RDTSC adds from one reading to the next, so that time never stands still.
+/// Ticks that RDTSC adds at each reading, so that time always advances.
 const TICKS_PER_READING: u64 = 64;
 
 #[derive(Default)]
@@ -44,7 +44,7 @@ pub struct HostMachine {
 }
 
 impl HostMachine {
-    /// A machine whose memory reads as zero everywhere.
+    /// Creates a machine whose memory reads as zero everywhere.
     pub fn new(config: Config) -> Self {
         Self {
             memory: Memory::new(),
@@ -60,31 +60,31 @@ impl HostMachine {
         }
     }
 
-    /// What the machine is made of.
+    /// Returns the machine's configuration.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Physical memory, without regard to who owns it: what a debugger would see.
+    /// Returns physical memory, regardless of ownership, as a debugger sees it.
     pub fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// The 4 KiB pages that the host is to be kept away from, as the module told; none unless the configuration wants
-    /// them booked.
+    /// Returns the 4 KiB pages that the module told the machine to guard from the host. It is empty unless the
+    /// configuration records them.
     pub fn guarded(&self) -> BTreeSet<u64> {
         let book = self.guarded.as_ref();
         book.map(|pages| locked(pages).clone()).unwrap_or_default()
     }
 
-    /// Sets what is out of the ordinary on `lp` until it is set again.
+    /// Sets the conditions of `lp`. They last until they are set again.
     pub fn set_conditions(&self, lp: u32, conditions: Conditions) {
         if let Some(processor) = self.processors.get(lp as usize) {
             processor.conditions.set(conditions);
         }
     }
 
-    /// Arranges that a SEAMCALL on `lp` is held when it reaches `point` for the `nth` time (1 is the first).
+    /// Holds a SEAMCALL on `lp` when it reaches `point` for the `nth` time (1 is the first).
     ///
     /// # Errors
     /// `None` if there is no such logical processor.
@@ -93,21 +93,21 @@ impl HostMachine {
         Some(processor.breakpoint.arm(point, nth))
     }
 
-    /// Forgets what [`Self::hold_at`] arranged; who waits for it is told that the call ended without.
+    /// Cancels [`Self::hold_at`]. A waiter is told that the call ended without reaching the point.
     pub fn release(&self, lp: u32) {
         if let Some(processor) = self.processors.get(lp as usize) {
             processor.breakpoint.disarm();
         }
     }
 
-    /// Says who runs when a vCPU is entered on `lp`; the former one is returned. While there is none, every entry ends at
-    /// once with an external interrupt.
+    /// Sets the guest that runs when a vCPU is entered on `lp`, and returns the former one. Without a guest, every
+    /// entry ends at once with an external interrupt.
     pub fn set_guest(&self, lp: u32, guest: Option<Box<dyn Guest>>) -> Option<Box<dyn Guest>> {
         let processor = self.processors.get(lp as usize)?;
         core::mem::replace(&mut *locked(&processor.guest), guest)
     }
 
-    /// The XMM registers of the host on `lp`; zeros if there is no such logical processor.
+    /// Returns the XMM registers of the host on `lp`; zeros if there is no such logical processor.
     pub fn xmm(&self, lp: u32) -> [u128; 16] {
         self.processors
             .get(lp as usize)
@@ -121,14 +121,14 @@ impl HostMachine {
         }
     }
 
-    /// The task priority (0 to 15) of the physical APIC of `lp`.
+    /// Returns the task priority (0 to 15) of the physical APIC of `lp`.
     pub fn task_priority(&self, lp: u32) -> u64 {
         self.processors.get(lp as usize).map_or(0, |processor| {
             processor.task_priority.load(Ordering::Relaxed)
         })
     }
 
-    /// Lets `ticks` pass.
+    /// Advances the time-stamp counter by `ticks`.
     pub fn advance_tsc(&self, ticks: u64) {
         self.tsc.fetch_add(ticks, Ordering::Relaxed);
     }
@@ -137,7 +137,7 @@ impl HostMachine {
         self.processors.get(lp as usize)?.conditions.ask(question)
     }
 
-    /// The next number of the generator behind RDRAND and RDSEED.
+    /// Returns the next number of the generator behind RDRAND and RDSEED.
     fn random(&self) -> u64 {
         let state = self.random.fetch_add(splitmix::STEP, Ordering::Relaxed);
         splitmix::mix(state.wrapping_add(splitmix::STEP))
@@ -179,7 +179,7 @@ impl Machine for HostMachine {
         self.memory.copy(from, to);
     }
 
-    // Every access of the host's software asks the module: see `Processor::load`.
+    // Nothing to enforce: every access of the host's software asks the module, see `Processor::load`.
     fn guard(&self, _lp: u32, pages: Range<u64>, private: bool) {
         if let Some(book) = &self.guarded {
             let mut book = locked(book);
@@ -269,7 +269,7 @@ impl Machine for HostMachine {
         Self::task_priority(self, lp)
     }
 
-    // Nothing interrupts a scripted guest but its script.
+    // Only its script interrupts a scripted guest.
     fn send_self_ipi(&self, _lp: u32, _vector: u8) {}
 
     fn set_task_priority(&self, lp: u32, priority: u64) {

@@ -1,8 +1,8 @@
-//! Sparse physical memory: what was never touched costs nothing, so that a platform of many terabytes fits in a test.
+//! Sparse physical memory: untouched memory costs nothing, so a platform of many terabytes fits in a test.
 //!
-//! A radix tree of four levels over 52 address bits. Nodes are made on first use and stay until the memory is dropped,
-//! so that looking a page up takes no lock. A page that holds one repeated word is kept as that word alone until someone
-//! asks for its contents; only then, and when such a word changes, is a lock taken, one for each 256 KiB.
+//! It is a radix tree of four levels over 52 address bits. Nodes are created on first use and stay until the memory is
+//! dropped, so a lookup takes no lock. A page that holds one repeated word is stored as that word until its contents
+//! are requested. Only that request, and changes of such a word, take a lock, one for each 256 KiB.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::boxed::Box;
@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::PageWords;
 use crate::splitmix::mix;
 
-/// Bits of a physical address that this memory decodes; higher ones are ignored.
+/// Bits of a physical address that this memory decodes. Higher bits are ignored.
 pub const ADDRESS_BITS: u32 = 52;
 
 const PAGE_BITS: u32 = 12;
@@ -29,7 +29,7 @@ fn table<T, const BITS: u32>() -> Table<T, BITS> {
     (0..1usize << BITS).map(|_| OnceLock::new()).collect()
 }
 
-/// 64 pages: those that someone asked for, and for the others a repeated word.
+/// 64 pages: the resident ones, and a repeated word for each of the others.
 #[derive(Default)]
 struct Leaf {
     pages: OnceLock<Table<Box<PageWords>, LEAF_BITS>>,
@@ -56,14 +56,14 @@ impl Leaf {
 type Directory = Table<Box<Leaf>, DIRECTORY_BITS>;
 type Upper = Table<Directory, UPPER_BITS>;
 
-/// Physical memory that holds only what was touched.
+/// Physical memory that stores only touched pages.
 pub struct Memory {
     root: Table<Upper, ROOT_BITS>,
     bytes: AtomicU64,
 }
 
 impl Memory {
-    /// Memory that reads as zero everywhere.
+    /// Creates memory that reads as zero everywhere.
     pub fn new() -> Self {
         Self {
             root: table::<_, ROOT_BITS>(),
@@ -71,7 +71,7 @@ impl Memory {
         }
     }
 
-    /// The page that contains `pa`, made resident if it is not.
+    /// Returns the page that contains `pa`, and makes it resident if necessary.
     pub fn page(&self, pa: u64) -> &PageWords {
         let (leaf, index) = self.leaf(pa);
         if let Some(page) = leaf.resident(index) {
@@ -89,7 +89,7 @@ impl Memory {
         })
     }
 
-    /// The 8 bytes at `pa`, rounded down to a multiple of 8, without making their page resident.
+    /// Returns the 8 bytes at `pa`, rounded down to a multiple of 8, without making their page resident.
     pub fn word(&self, pa: u64) -> u64 {
         let Some((leaf, index)) = self.existing(pa) else {
             return 0;
@@ -100,7 +100,7 @@ impl Memory {
         }
     }
 
-    /// What each word of the page that contains `pa` is, unless it is resident.
+    /// Returns the value of each word of the page that contains `pa`, unless the page is resident.
     pub fn repeated(&self, pa: u64) -> Option<u64> {
         match self.existing(pa) {
             None => Some(0),
@@ -108,7 +108,7 @@ impl Memory {
         }
     }
 
-    /// Makes each word of the page that contains `pa` equal to `word`, without making it resident.
+    /// Sets each word of the page that contains `pa` to `word`, without making the page resident.
     pub fn fill(&self, pa: u64, word: u64) {
         let (leaf, index) = match self.existing(pa) {
             Some(existing) => existing,
@@ -149,14 +149,14 @@ impl Memory {
         }
     }
 
-    /// Copies bytes out, from `pa` on.
+    /// Copies bytes out, starting at `pa`.
     pub fn read(&self, pa: u64, bytes: &mut [u8]) {
         for (i, byte) in (pa..).zip(bytes) {
             *byte = self.word(i).to_le_bytes()[(i % 8) as usize];
         }
     }
 
-    /// Copies bytes in, from `pa` on.
+    /// Copies bytes in, starting at `pa`.
     pub fn write(&self, pa: u64, bytes: &[u8]) {
         let mut pa = pa;
         let mut rest = bytes;
@@ -172,7 +172,7 @@ impl Memory {
         }
     }
 
-    /// A number that stands for all that the memory holds, whatever of it is resident: the same contents give the same.
+    /// Returns a digest of the memory's contents. Equal contents have equal digests, whichever pages are resident.
     pub fn digest(&self) -> u64 {
         let mut digest = 0u64;
         let tables = numbered(&self.root)
@@ -202,8 +202,8 @@ impl Memory {
         digest
     }
 
-    /// How many bytes of the developer's machine this memory occupies, its upper levels aside (about 1 byte for each
-    /// 4 KiB that lie near something touched).
+    /// Returns the bytes of the developer's computer that this memory occupies, excluding its upper levels (about 1
+    /// byte for each 4 KiB near a touched page).
     pub fn footprint(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! A machine for host tests, conformance and simulation: sparse memory and simulated processors.
+//! A machine for host tests, conformance and simulation, with sparse memory and simulated processors.
 
 mod audit;
 mod breakpoint;

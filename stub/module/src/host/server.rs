@@ -1,4 +1,4 @@
-//! A whole simulated server: a host machine with an emulated module in it, as the host's software sees it.
+//! A simulated server: a host machine and an emulated module, as the host's software sees them.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::vec::Vec;
@@ -17,7 +17,7 @@ pub struct Server {
     module: Module,
 }
 
-/// A TDMR that covers the GiB at its base, with all of its PAMT right behind it.
+/// A TDMR that covers the GiB at its base. Its PAMT follows directly behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TdmrPlan {
     /// First address; a multiple of 1 GiB.
@@ -27,45 +27,45 @@ pub struct TdmrPlan {
 }
 
 impl Server {
-    /// A server whose module is loaded and not initialised.
+    /// Creates a server whose module is loaded and not initialised.
     pub fn new(config: Config) -> Self {
         Self::with_hooks(config, Hooks::default())
     }
 
-    /// The same, with what a test wants to happen in the module.
+    /// Creates a server whose module has test hooks.
     pub fn with_hooks(config: Config, hooks: Hooks) -> Self {
         let machine = HostMachine::new(config);
         let module = Module::with_hooks(&machine.platform(), hooks);
         Self { machine, module }
     }
 
-    /// The machine beneath.
+    /// Returns the machine.
     pub fn machine(&self) -> &HostMachine {
         &self.machine
     }
 
-    /// The module in it.
+    /// Returns the module.
     pub fn module(&self) -> &Module {
         &self.module
     }
 
-    /// A logical processor, for the software that runs on it; `None` if there is none of that number.
+    /// Returns a logical processor by number, for the software that runs on it; `None` if there is none.
     pub fn processor(&self, lp: u32) -> Option<Processor<'_>> {
         let lps = self.machine.config().lp_to_package.len();
         ((lp as usize) < lps).then_some(Processor { server: self, lp })
     }
 
-    /// All logical processors, by number.
+    /// Returns all logical processors, by number.
     pub fn processors(&self) -> impl Iterator<Item = Processor<'_>> {
         let lps = 0..self.machine.config().lp_to_package.len() as u32;
         lps.map(|lp| Processor { server: self, lp })
     }
 
-    /// Brings the module up with one TDMR, by the sequence that every host follows. `hkid` becomes the global one. The
-    /// operands of TDH.SYS.CONFIG and the PAMT are put behind the TDMR, where the convertible region must go on.
+    /// Brings the module up with one TDMR, by the sequence that every host follows. `hkid` becomes the global HKID. The
+    /// operands of TDH.SYS.CONFIG and the PAMT are placed behind the TDMR, where there must be more convertible memory.
     ///
     /// # Errors
-    /// The status with which a call refused.
+    /// The status of the call that failed.
     pub fn bring_up(&self, tdmr: TdmrPlan, hkid: u32) -> Result<(), Status> {
         let [entries_1g, entries_2m, entries_4k] = [PAGE_1G, 2 << 20, PAGE_4K]
             .map(|page| (tdmr.size / page * PAMT_ENTRY_SIZE).next_multiple_of(PAGE_4K));
@@ -119,18 +119,18 @@ pub struct Processor<'s> {
 }
 
 impl Processor<'_> {
-    /// Its number.
+    /// Returns its number.
     pub fn lp(&self) -> u32 {
         self.lp
     }
 
-    /// Its package.
+    /// Returns its package.
     pub fn package(&self) -> u32 {
         let packages = &self.server.machine.config().lp_to_package;
         packages.get(self.lp as usize).copied().unwrap_or(0)
     }
 
-    /// Calls version 0 of a leaf with these operands, all others zero.
+    /// Calls version 0 of a leaf with these operands. All others are zero.
     ///
     /// # Errors
     /// Every status but SUCCESS.
@@ -166,7 +166,7 @@ impl Processor<'_> {
     /// Loads the 8 bytes at `pa`, a multiple of 8, as the host's software does: with the KeyID in the address.
     ///
     /// # Errors
-    /// Why hardware would not let it through; the module has put it on record.
+    /// The violation for which hardware would block the access. The module has recorded it.
     pub fn load(&self, pa: u64) -> Result<u64, ViolationKind> {
         self.cell(pa, Access::Read)
             .map(|cell| cell.load(Ordering::Acquire))
@@ -175,7 +175,7 @@ impl Processor<'_> {
     /// Stores 8 bytes at `pa`, a multiple of 8, as the host's software does: with the KeyID in the address.
     ///
     /// # Errors
-    /// Why hardware would not let it through; the module has put it on record.
+    /// The violation for which hardware would block the access. The module has recorded it.
     pub fn store(&self, pa: u64, value: u64) -> Result<(), ViolationKind> {
         self.cell(pa, Access::Write)
             .map(|cell| cell.store(value, Ordering::Release))
@@ -184,7 +184,7 @@ impl Processor<'_> {
     /// Clears the page that contains `pa`.
     ///
     /// # Errors
-    /// Why hardware would not let it through; the module has put it on record.
+    /// The violation for which hardware would block the access. The module has recorded it.
     pub fn clear(&self, pa: u64) -> Result<(), ViolationKind> {
         let Server { machine, module } = self.server;
         module.check_host_access(machine, self.lp, pa, Access::Write, None)?;

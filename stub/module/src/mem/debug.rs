@@ -1,4 +1,4 @@
-//! A debug TD's memory: TDH.MEM.RD, TDH.MEM.WR.
+//! Access to a debug TD's memory: TDH.MEM.RD, TDH.MEM.WR.
 
 use seam::abi::{Gprs, Leaf, Operand, Status, level_bytes};
 
@@ -9,12 +9,12 @@ use crate::sept::walk;
 use crate::td::Td;
 use crate::{Machine, memory, operand};
 
-/// TDH.MEM.RD: the 8 bytes at guest-physical address RCX, in R8.
+/// TDH.MEM.RD: returns the 8 bytes at guest-physical address RCX in R8.
 pub fn rd<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     access(cx, Leaf::MemRd, None, regs)
 }
 
-/// TDH.MEM.WR: replaces the 8 bytes at guest-physical address RCX by R8; R8 returns what was there.
+/// TDH.MEM.WR: replaces the 8 bytes at guest-physical address RCX by R8; R8 returns the previous value.
 pub fn wr<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     access(cx, Leaf::MemWr, Some(regs.r8), regs)
 }

@@ -20,32 +20,32 @@ use seam::abi::{GpaLevel, Gprs, NULL_PA, PageSize, Status};
 
 use crate::operand;
 
-/// RCX and RDX as they were; both are zero from here on, unless the leaf has something to say in them.
+/// Returns RCX and RDX and zeroes both, so that they are zero on return unless the leaf sets them.
 fn take_rcx_rdx(regs: &mut Gprs) -> (u64, u64) {
     let taken = (regs.rcx, regs.rdx);
     (regs.rcx, regs.rdx) = (0, 0);
     taken
 }
 
-/// The pages for the S-EPTs of nested VMs in R9, R10, R11.
+/// Returns the pages for the S-EPTs of nested VMs in R9, R10, R11.
 fn l2_pages(regs: &Gprs) -> [u64; 3] {
     [regs.r9, regs.r10, regs.r11]
 }
 
-/// Writes back the pages for the S-EPTs of nested VMs.
+/// Stores the pages for the S-EPTs of nested VMs in R9, R10, R11.
 fn set_l2_pages(regs: &mut Gprs, pages: [u64; 3]) {
     [regs.r9, regs.r10, regs.r11] = pages;
 }
 
-/// No page for any nested VM's S-EPT.
+/// No page for the S-EPT of any nested VM.
 const NO_L2_PAGES: [u64; 3] = [NULL_PA; 3];
 
-/// The size of a page that an entry of `level`, one that can map a page, maps.
+/// Returns the size of the page that an entry of `level` maps. The level must be one that can map a page.
 fn page_size(level: u8) -> PageSize {
     PageSize::from_level(level).unwrap_or(PageSize::Size1G)
 }
 
-/// Checks an address whose level must be one of `levels`.
+/// Checks that an address has a level between `lowest` and `highest`.
 ///
 /// # Errors
 /// OPERAND_INVALID with RCX.

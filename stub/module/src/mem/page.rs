@@ -1,4 +1,4 @@
-//! Pages that come and go while a TD lives: TDH.MEM.PAGE.AUG, PAGE.REMOVE, PAGE.RELOCATE.
+//! Pages added to and removed from a TD at run time: TDH.MEM.PAGE.AUG, PAGE.REMOVE, PAGE.RELOCATE.
 
 use seam::abi::{Gprs, Leaf, Operand, PAGE_MASK, PageType, Status};
 
@@ -9,7 +9,7 @@ use crate::sept::{Entry, L2Entry, Target, l2_walk};
 use crate::td::Td;
 use crate::{Machine, Point, operand, ownership, pamt};
 
-/// TDH.MEM.PAGE.AUG: maps the page in R8 at RCX as one that the guest has yet to accept.
+/// TDH.MEM.PAGE.AUG: maps the page in R8 at RCX, pending the guest's acceptance.
 pub fn page_aug<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     let td = Td::shared(cx, rdx, Operand::RDX, Leaf::MemPageAug)?;
@@ -36,7 +36,7 @@ pub fn page_aug<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     Ok(())
 }
 
-/// TDH.MEM.PAGE.REMOVE: takes the page at RCX away from the TD. RCX returns its address.
+/// TDH.MEM.PAGE.REMOVE: removes the page at RCX from the TD. RCX returns its address.
 pub fn page_remove<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     let td = Td::shared(cx, rdx, Operand::RDX, Leaf::MemPageRemove)?;
@@ -62,7 +62,7 @@ pub fn page_remove<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
     Ok(())
 }
 
-/// TDH.MEM.PAGE.RELOCATE: moves the page at RCX to the page in R8. RCX returns the old one's address.
+/// TDH.MEM.PAGE.RELOCATE: moves the page at RCX to the page in R8. RCX returns the old page's address.
 pub fn page_relocate<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     let td = Td::shared(cx, rdx, Operand::RDX, Leaf::MemPageRelocate)?;
@@ -70,7 +70,7 @@ pub fn page_relocate<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
     let target = Target::take(cx, &td, at, Mode::Shared, regs)?;
     target.require(Leaf::MemPageRelocate, regs)?;
     let from = target.entry.page_pa(target.level);
-    // Only the address bits count here; the others are checked with the rest of the operand.
+    // Only the address bits are compared here. The others are checked with the rest of the operand.
     if from == regs.r8 & (PAGE_MASK | 0xfff) {
         return Err(Status::OPERAND_INVALID.with(Operand::R8));
     }

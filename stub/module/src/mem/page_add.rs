@@ -1,4 +1,4 @@
-//! TDH.MEM.PAGE.ADD: a page with initial contents, which MRTD covers.
+//! TDH.MEM.PAGE.ADD: adds a page with initial contents, whose addition extends MRTD.
 
 use seam::abi::{Gprs, Leaf, Operand, PAGE_4K, PageType, Status};
 
@@ -18,7 +18,7 @@ pub fn page_add<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     if !operand::is_private_gpa(&td.tdcs, gpa) {
         return Err(Status::OPERAND_INVALID.with(Operand::RCX));
     }
-    // The exclusive TDR keeps everybody else off the tree and its entries.
+    // The exclusive TDR lock keeps other calls off the tree and its entries.
     let end = walk(cx.machine, &td.tdcs, gpa, 0);
     let refusal = if end.level != 0 {
         Some(Status::EPT_WALK_FAILED)

@@ -10,7 +10,7 @@ use crate::sept::{L2Entry, Target, l2_walk};
 use crate::td::{Td, epoch, tdcs};
 use crate::{Machine, pamt};
 
-/// TDH.MEM.RANGE.BLOCK: no new translation of the range at RCX can be made from here on.
+/// TDH.MEM.RANGE.BLOCK: prevents new translations of the range at RCX.
 pub fn range_block<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     let td = Td::shared(cx, rdx, Operand::RDX, Leaf::MemRangeBlock)?;
@@ -21,7 +21,8 @@ pub fn range_block<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
     }
     target.require(Leaf::MemRangeBlock, regs)?;
 
-    // The TD's own entry comes first: whoever meets a blocked entry of a nested VM then finds the reason there.
+    // The TD's own entry changes first: a processor that finds a blocked entry of a nested VM then finds the reason
+    // there.
     target.set(target.entry.blocked(target.level));
     for vm in td.tdcs.l2_vms() {
         if target.entry.is_aliased(vm)
@@ -61,13 +62,13 @@ pub fn range_unblock<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
     Ok(())
 }
 
-/// TDH.MEM.TRACK: begins the TD's next TLB-tracking epoch.
+/// TDH.MEM.TRACK: starts the TD's next TLB-tracking epoch.
 pub fn track<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let td = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::MemTrack)?;
     epoch::advance(&td.tdcs)
 }
 
-/// The PAMT entry of the page or page table that an entry points to.
+/// Returns the PAMT entry of the page or page table that an entry points to.
 fn pamt_entry<'m, M: Machine>(cx: Call<'m, M>, target: &Target<'m>) -> pamt::Entry<'m> {
     if target.entry.is_leaf() {
         let pa = target.entry.page_pa(target.level);

@@ -1,4 +1,4 @@
-//! One large page of 512 smaller ones, and back: TDH.MEM.PAGE.PROMOTE, TDH.MEM.PAGE.DEMOTE.
+//! Merging and splitting of large pages: TDH.MEM.PAGE.PROMOTE, TDH.MEM.PAGE.DEMOTE.
 
 use core::sync::atomic::Ordering;
 
@@ -16,19 +16,19 @@ use crate::sept::{Entry, L2Entry, Slot, Target, l2_walk};
 use crate::td::Td;
 use crate::{Machine, PageWords, Point, operand};
 
-/// In the TDR operand of DEMOTE: page tables of nested VMs are added only where there was an alias.
+/// Flag in the TDR operand of DEMOTE: page tables of nested VMs are added only where there was an alias.
 const SPARSE: u64 = 1 << 0;
-/// In a page's operand on return: the page was not used.
+/// Flag in a page operand on return: the page was not used.
 const NOT_USED: u64 = 1 << 63;
 
-/// TDH.MEM.PAGE.DEMOTE: splits the page at RCX; R8 becomes the page table of the parts.
+/// TDH.MEM.PAGE.DEMOTE: splits the page at RCX. R8 becomes the page table of the parts.
 pub fn page_demote<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     restoring(regs, (rcx, rdx), |regs| demote(cx, rcx, rdx, regs))
 }
 
-/// TDH.MEM.PAGE.PROMOTE: makes one page of the 512 below RCX. RCX returns their page table; version 1 returns those of
-/// nested VMs in R9 to R11.
+/// TDH.MEM.PAGE.PROMOTE: merges the 512 pages below RCX into one. RCX returns their page table; version 1 returns those
+/// of nested VMs in R9 to R11.
 pub fn page_promote<M: Machine>(
     cx: Call<'_, M>,
     version: u8,
@@ -46,7 +46,7 @@ pub fn page_promote<M: Machine>(
     })
 }
 
-/// A call that was interrupted before it changed anything has its inputs back, to be made again.
+/// Restores the inputs of a call that was interrupted before it changed anything, so that it can be repeated.
 fn restoring(
     regs: &mut Gprs,
     inputs: (u64, u64),
@@ -111,7 +111,7 @@ fn demote<'m, M: Machine>(
         }
     }
 
-    // The new page tables are not reachable yet: what is written to them is of no effect if the call is interrupted.
+    // The new page tables are not reachable yet, so an interrupted call leaves no effect of writes to them.
     let own = |page: &Held<'m>| Taken::take(cx, page, PageType::Ept, td.tdr.pa());
     let taken = own(&table);
     let taken_nested = nested.each_ref().map(|page| page.as_ref().map(&own));
@@ -213,7 +213,7 @@ fn promote<M: Machine>(
     )?;
 
     target.set(parts.first());
-    // The page table is the host's from here on; its entries need no unlocking.
+    // The page table belongs to the host from here on. Its entries need no unlocking.
     parts.forget();
     td.tdr.remove_children(1);
     ownership::give_back(cx, table, ownership::page(table_pa), &td.tdr);
@@ -233,15 +233,15 @@ fn promote<M: Machine>(
     Ok(())
 }
 
-/// The 512 entries of a page table that becomes one page, locked until this is dropped.
+/// The 512 entries of a page table to be merged into one page, locked until this is dropped.
 struct Parts<'m> {
     words: &'m PageWords,
     locked: usize,
 }
 
 impl<'m> Parts<'m> {
-    /// Locks the entries, and checks that they map 512 pages in a row, all in the same state, that make one aligned page
-    /// for an entry of `level`.
+    /// Locks the entries, and checks that they map 512 consecutive pages in the same state, which together form one
+    /// aligned page for an entry of `level`.
     ///
     /// # Errors
     /// OPERAND_BUSY, EPT_INVALID_PROMOTE_CONDITIONS.
@@ -268,7 +268,7 @@ impl<'m> Parts<'m> {
         Ok(parts)
     }
 
-    /// The first entry.
+    /// Returns the first entry.
     fn first(&self) -> Entry {
         Slot(&self.words[0]).load()
     }
@@ -287,7 +287,7 @@ impl Drop for Parts<'_> {
     }
 }
 
-/// Whether the entries of a nested VM's page table are all free, or all map pages with the same rights.
+/// Returns whether the entries of a nested VM's page table are all free, or all map pages with the same rights.
 fn are_nested_parts_alike(words: &PageWords, level: u8) -> bool {
     let mut entries = words
         .iter()

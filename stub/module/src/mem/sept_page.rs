@@ -12,13 +12,13 @@ use crate::sept::{Entry, L2Entry, Slot, Target, l2_walk};
 use crate::td::Td;
 use crate::{Machine, Point, operand, ownership, pamt};
 
-/// In the TDR operand: a page table that exists already is not an error.
+/// Flag in the TDR operand: an existing page table is not an error.
 const ALLOW_EXISTING: u64 = 1 << 0;
-/// In a page's operand on return: the page was not used.
+/// Flag in a page operand on return: the page was not used.
 const NOT_USED: u64 = 1 << 63;
 
-/// TDH.MEM.SEPT.ADD: makes the page in R8 the page table that the entry of RCX's level points to. Version 1 adds page
-/// tables of nested VMs in R9 to R11 too, and says in all four which pages it did not use.
+/// TDH.MEM.SEPT.ADD: makes the page in R8 the page table that the entry of RCX's level points to. Version 1 also adds
+/// page tables of nested VMs in R9 to R11, and marks the unused pages in all four registers.
 pub fn sept_add<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     if version > 1 {
@@ -36,11 +36,11 @@ pub fn sept_add<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Re
     result
 }
 
-/// The pages that the host gave: for the TD itself, then for its nested VMs.
+/// The pages that the host donated: for the TD itself, then for its nested VMs.
 struct Given {
     version: u8,
     pages: [u64; 4],
-    /// What of it goes back to the host in R8 to R11.
+    /// The unused pages, which return to the host in R8 to R11.
     unused: [u64; 4],
 }
 
@@ -79,7 +79,7 @@ fn add_tables<M: Machine>(
     let target = Target::take(cx, &td, at, Mode::Shared, regs)?;
     target.require(Leaf::MemSeptAdd, regs)?;
 
-    // Check and lock everything, then act.
+    // Checks and locks everything before it changes anything.
     let exists = target.entry.state() == SeptState::NonLeafMapped;
     let mut own = None;
     if given.pages[0] == NULL_PA {
@@ -127,7 +127,7 @@ fn add_tables<M: Machine>(
     Ok(())
 }
 
-/// Checks the page for nested VM `vm`; `None` when there is nothing to add.
+/// Checks the page for nested VM `vm`. Returns `None` if there is nothing to add.
 fn check_nested<'m, M: Machine>(
     cx: Call<'m, M>,
     td: &Td<'m, M>,
@@ -181,7 +181,7 @@ fn fill_table<'m, M: Machine>(
     td.tdr.add_children(1);
 }
 
-/// TDH.MEM.SEPT.REMOVE: takes the page table at RCX away from the TD. RCX returns its address; version 1 returns those of
+/// TDH.MEM.SEPT.REMOVE: removes the page table at RCX from the TD. RCX returns its address; version 1 returns those of
 /// nested VMs in R9 to R11.
 pub fn sept_remove<M: Machine>(
     cx: Call<'_, M>,

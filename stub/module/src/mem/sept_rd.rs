@@ -1,4 +1,4 @@
-//! TDH.MEM.SEPT.RD: an S-EPT entry, as the host may see it.
+//! TDH.MEM.SEPT.RD: the parts of an S-EPT entry that the host may see.
 
 use seam::abi::{Gprs, Leaf, Operand, SeptState, Status};
 
@@ -9,11 +9,11 @@ use crate::lock::Mode;
 use crate::sept::{L2Entry, Target, l2_walk};
 use crate::td::Td;
 
-/// Asks, in the TDR operand, for the attributes that nested VMs have.
+/// Flag in the TDR operand that requests the attributes of nested VMs.
 const READ_L2_ATTRIBUTES: u64 = 1 << 0;
 
-/// TDH.MEM.SEPT.RD: RCX returns the entry, RDX its level and state; R8 the attributes of nested VMs, of a debug TD, when
-/// asked for.
+/// TDH.MEM.SEPT.RD: RCX returns the entry, RDX its level and state. R8 returns the attributes of a debug TD's nested
+/// VMs if requested.
 pub fn sept_rd<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (rcx, rdx) = take_rcx_rdx(regs);
     let with_attributes = rdx & READ_L2_ATTRIBUTES != 0;

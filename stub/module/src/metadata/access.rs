@@ -1,51 +1,51 @@
-//! Reading and writing an element, and listing whole fields: what is the same for all contexts.
+//! Element reads, element writes and field lists, common to all contexts.
 
 use seam::abi::Status;
 use seam::abi::metadata::FieldId;
 
 use super::table::{Position, Row, Step, Tables, Who};
 
-/// Where the fields of a context live.
+/// The fields of a context.
 pub trait Fields {
-    /// The tables of this context.
+    /// Returns the tables of this context.
     fn tables(&self) -> Tables;
 
-    /// The value of an element, whoever asks.
+    /// Reads an element, regardless of access rights.
     ///
     /// # Errors
-    /// When `id` is not one of the row's elements after all, or can't be read at the moment.
+    /// If `id` is not an element of the row, or can't be read at the moment.
     fn get(&self, row: &Row, id: FieldId, who: Who) -> Result<u64, Status>;
 
-    /// Writes an element: `change` has the old value, what is wanted, and in which bits.
+    /// Writes an element. `change` holds the old value, the wanted value and the bits to change.
     ///
     /// # Errors
-    /// When the new value is not one that the field can have; nothing has changed then.
+    /// If the field can't hold the new value. Nothing has changed then.
     fn set(&self, row: &Row, id: FieldId, who: Who, change: Change) -> Result<(), Status>;
 }
 
-/// A wanted change of an element, whose access rights have been checked.
+/// A requested change of an element, with access rights already checked.
 #[derive(Clone, Copy, Debug)]
 pub struct Change {
-    /// The value now.
+    /// The current value.
     pub old: u64,
-    /// The value that is wanted, in the bits of `request`.
+    /// The requested value, in the bits of `request`.
     pub wanted: u64,
-    /// Bits that the caller asks to change.
+    /// Bits that the caller requests to change.
     pub request: u64,
     /// Bits that the caller may change.
     pub writable: u64,
 }
 
 impl Change {
-    /// The bits that change hands: asked for, and writable.
+    /// Returns the bits that change: requested and writable.
     pub const fn mask(&self) -> u64 {
         self.request & self.writable
     }
 
-    /// The new value, given what the field's other bits are.
+    /// Returns the new value, given the field's other bits.
     ///
     /// # Errors
-    /// METADATA_FIELD_VALUE_NOT_VALID when a bit that is asked for but not writable would change.
+    /// METADATA_FIELD_VALUE_NOT_VALID if a bit that is requested but not writable would change.
     pub const fn apply(&self, old: u64) -> Result<u64, Status> {
         let forbidden = self.request & !self.writable;
         if old & forbidden == self.wanted & forbidden {
@@ -91,7 +91,7 @@ pub fn read(fields: &impl Fields, id: FieldId, who: Who) -> Result<u64, Status> 
     }
 }
 
-/// Writes the bits `request` of the element `id`; the value before, without bits that `who` may not read.
+/// Writes the bits `request` of the element `id`. Returns the previous value, without bits that `who` may not read.
 ///
 /// # Errors
 /// METADATA_FIELD_ID_INCORRECT, METADATA_FIELD_NOT_WRITABLE, METADATA_FIELD_VALUE_NOT_VALID and those of the field.
@@ -121,13 +121,13 @@ pub fn write(
     Ok(old & access.read)
 }
 
-/// The first id that `who` may read.
+/// Returns the first id that `who` may read.
 pub fn first_id(fields: &impl Fields, who: Who) -> FieldId {
     let first = fields.tables().next_readable(None, Step::Element, who);
     first.map_or(FieldId::NULL, |position| position.id)
 }
 
-/// The id that `who` may read after `id`, which exists; [`FieldId::NULL`] at the end.
+/// Returns the id that `who` may read after `id`, an existing id; [`FieldId::NULL`] at the end.
 pub fn next_id(fields: &impl Fields, id: FieldId, who: Who) -> FieldId {
     let tables = fields.tables();
     let position = tables.find(id.in_context(tables.context()));
@@ -139,13 +139,13 @@ pub fn next_id(fields: &impl Fields, id: FieldId, who: Who) -> FieldId {
 /// Words of a metadata list page.
 const LIST_WORDS: usize = 512;
 
-/// Lists whole fields from `id` on into a page, word by word through `put`; the next field that didn't fit any more.
+/// Lists whole fields from `id` on into a page, word by word through `put`. Returns the next field, which did not fit.
 ///
-/// A list is a header (bytes used, number of sequences) and sequences: an id that says how many fields of how many
-/// elements follow, then the elements, 8 bytes each.
+/// A list is a header (bytes used, number of sequences) and sequences. A sequence is an id that holds the number of
+/// fields and of elements per field, then the elements, 8 bytes each.
 ///
 /// # Errors
-/// METADATA_FIELD_ID_INCORRECT when `id` is not the first element of a field, with the field's own element size.
+/// METADATA_FIELD_ID_INCORRECT if `id` is not the first element of a field, with the field's own element size.
 pub fn dump(
     fields: &impl Fields,
     id: FieldId,

@@ -1,7 +1,7 @@
 //! Metadata: the fields that SYS.RD, MNG.RD/WR, VP.RD/WR and their guest-side counterparts read and write.
 //!
-//! The tables (`rows_*`) say who may read and write which bits of which field; `table` walks them; `sys`, `td` and
-//! `vp` know where the values are and what a write must obey.
+//! The tables (`rows_*`) define who may read and write which bits of each field. `table` walks them. `sys`, `td` and
+//! `vp` locate the values and apply the rules of writes.
 
 mod access;
 mod rows_l2_vmcs;

@@ -45,7 +45,7 @@ pub const ROWS: &[Row] = &[
     vmcs(0x202C, 1, NONE, RW, RW), // XSS-Exiting Bitmap
     vmcs(0x202E, 1, NONE, R, R), // ENCLS-Exiting Bitmap
     vmcs(0x2032, 1, R, RW, NONE), // Time-Stamp Counter Multiplier
-    vmcs(0x2034, 1, NONE, part(0x1), part(0xE)), // Tertiary Processor-Based VM-Exection Controls
+    vmcs(0x2034, 1, NONE, part(0x1), part(0xE)), // Tertiary Processor-Based VM-Execution Controls
     vmcs(0x2036, 1, NONE, R, R), // ENCLV-Exiting Bitmap
     vmcs(0x2038, 1, NONE, R, NONE).holding(PRIVATE_HPA), // low PASID directory address
     vmcs(0x203A, 1, NONE, R, NONE).holding(PRIVATE_HPA), // high PASID directory address
@@ -64,8 +64,8 @@ pub const ROWS: &[Row] = &[
     vmcs(0x2814, 1, NONE, RW, RW), // IA32_RTIT_CTL
     vmcs(0x2816, 1, NONE, RW, RW), // IA32_LBR_CTL
     vmcs(0x2818, 1, NONE, RW, RW), // IA32_GUEST_PKRS
-    vmcs(0x4000, 1, NONE, R, R), // Pin-Based VM-Exection Controls
-    vmcs(0x4002, 1, NONE, part(0x6999_9A04), part(0x48D9_9A04)), // Primary Processor-Based VM-Exection Controls
+    vmcs(0x4000, 1, NONE, R, R), // Pin-Based VM-Execution Controls
+    vmcs(0x4002, 1, NONE, part(0x6999_9A04), part(0x48D9_9A04)), // Primary Processor-Based VM-Execution Controls
     vmcs(0x4004, 1, NONE, part(0xFFFB_FFFF), part(0xFFFB_FFFF)), // Exception Bitmap
     vmcs(0x4006, 1, NONE, RW, RW), // Page-fault error-code mask
     vmcs(0x4008, 1, NONE, RW, RW), // Page-fault error-code match
@@ -79,7 +79,7 @@ pub const ROWS: &[Row] = &[
     vmcs(0x4018, 1, NONE, R, RW), // VM-entry exception error code
     vmcs(0x401A, 1, NONE, R, RW), // VM-entry instruction length
     vmcs(0x401C, 1, NONE, R, RW), // TPR threshold
-    vmcs(0x401E, 1, rw(0xC000_0000), part(0xC013_0C04), part(0x0C51_3E0C)), // Secondary Processor-Based VM-Exection Controls
+    vmcs(0x401E, 1, rw(0xC000_0000), part(0xC013_0C04), part(0x0C51_3E0C)), // Secondary Processor-Based VM-Execution Controls
     vmcs(0x4020, 1, R, RW, RW), // PLE_GAP
     vmcs(0x4022, 1, R, RW, RW), // PLE_Window
     vmcs(0x4024, 1, RW, RW, R), // Instruction Timeout Control

@@ -43,7 +43,7 @@ pub const ROWS: &[Row] = &[
     vmcs(0x202C, 1, NONE, RW, NONE), // XSS-Exiting Bitmap
     vmcs(0x202E, 1, NONE, R, NONE), // ENCLS-Exiting Bitmap
     vmcs(0x2032, 1, R, RW, NONE), // Time-Stamp Counter Multiplier
-    vmcs(0x2034, 1, NONE, part(0x1), NONE), // Tertiary Processor-Based VM-Exection Controls
+    vmcs(0x2034, 1, NONE, part(0x1), NONE), // Tertiary Processor-Based VM-Execution Controls
     vmcs(0x2036, 1, NONE, R, NONE), // ENCLV-Exiting Bitmap
     vmcs(0x2038, 1, NONE, R, NONE).holding(PRIVATE_HPA), // low PASID directory address
     vmcs(0x203A, 1, NONE, R, NONE).holding(PRIVATE_HPA), // high PASID directory address
@@ -62,8 +62,8 @@ pub const ROWS: &[Row] = &[
     vmcs(0x2814, 1, NONE, RW, NONE), // IA32_RTIT_CTL
     vmcs(0x2816, 1, NONE, RW, NONE), // IA32_LBR_CTL
     vmcs(0x2818, 1, NONE, RW, NONE), // IA32_GUEST_PKRS
-    vmcs(0x4000, 1, rw(0x80), part(0x80), NONE), // Pin-Based VM-Exection Controls
-    vmcs(0x4002, 1, NONE, part(0x6999_9A04), NONE), // Primary Processor-Based VM-Exection Controls
+    vmcs(0x4000, 1, rw(0x80), part(0x80), NONE), // Pin-Based VM-Execution Controls
+    vmcs(0x4002, 1, NONE, part(0x6999_9A04), NONE), // Primary Processor-Based VM-Execution Controls
     vmcs(0x4004, 1, NONE, part(0xFFFB_FFFF), NONE), // Exception Bitmap
     vmcs(0x4006, 1, NONE, RW, NONE), // Page-fault error-code mask
     vmcs(0x4008, 1, NONE, RW, NONE), // Page-fault error-code match
@@ -77,7 +77,7 @@ pub const ROWS: &[Row] = &[
     vmcs(0x4018, 1, NONE, R, NONE), // VM-entry exception error code
     vmcs(0x401A, 1, NONE, R, NONE), // VM-entry instruction length
     vmcs(0x401C, 1, NONE, R, NONE), // TPR threshold
-    vmcs(0x401E, 1, rw(0xC000_0000), part(0xC013_0C04), NONE), // Secondary Processor-Based VM-Exection Controls
+    vmcs(0x401E, 1, rw(0xC000_0000), part(0xC013_0C04), NONE), // Secondary Processor-Based VM-Execution Controls
     vmcs(0x4020, 1, R, RW, NONE), // PLE_GAP
     vmcs(0x4022, 1, R, RW, NONE), // PLE_Window
     vmcs(0x4024, 1, RW, RW, NONE), // Instruction Timeout Control

@@ -1,4 +1,5 @@
-//! A vCPU's fields outside its VMCSs. Where the module packs fields tightly, the offset is our own, aligned one.
+//! A vCPU's fields outside its VMCSs. Where the module packs fields tightly, Seamark chooses an aligned offset of its
+//! own.
 //!
 //! Source: TDX module 1.5.01, TDVPS field table.
 

@@ -11,7 +11,7 @@ use crate::call::Call;
 use crate::cpuid::{CONFIGURABLE, Native, ROWS, fms};
 use crate::{Machine, operand, params};
 
-/// What this module reports about itself: 1.5.01 of 12 November 2023, as the recordings of Intel's build do.
+/// The module's version: 1.5.01 of 12 November 2023, as in the recordings of Intel's build.
 pub(super) mod version {
     pub const VENDOR: u64 = 0x8086;
     pub const MAJOR: u64 = 1;
@@ -20,13 +20,13 @@ pub(super) mod version {
     pub const INTERNAL: u64 = 0;
     pub const BUILD_DATE: u64 = 20_231_112;
     pub const BUILD_NUM: u64 = 0;
-    /// Pages of handoff data, for an update that this module does not do.
+    /// Pages of handoff data, for an update that this module does not implement.
     pub const HANDOFF_PAGES: u64 = 13;
     /// TDX_FEATURES0.
     pub const FEATURES: u64 = 0xF_0FBF;
 }
 
-/// IA32_ARCH_CAPABILITIES bits that TD_PARAMS can decide.
+/// IA32_ARCH_CAPABILITIES bits that TD_PARAMS can configure.
 pub const ARCH_CAPABILITIES_CONFIGURABLE: u64 = 1 << 4 | 1 << 19 | 1 << 20 | 1 << 24;
 
 /// The module's fields.
@@ -36,7 +36,7 @@ pub struct SysFields<'m, M> {
 }
 
 impl<'m, M: Machine> SysFields<'m, M> {
-    /// The fields of the module that `cx` calls.
+    /// Returns the fields of the module that `cx` calls.
     pub fn new(cx: Call<'m, M>) -> Self {
         Self {
             cx,
@@ -44,7 +44,7 @@ impl<'m, M: Machine> SysFields<'m, M> {
         }
     }
 
-    /// Family, model and stepping of a package.
+    /// Returns family, model and stepping of a package.
     fn package_fms(&self, package: u32) -> u64 {
         let lps = self.cx.machine.platform().lp_to_package;
         let lp = lps.iter().position(|of| *of == package);
@@ -121,7 +121,7 @@ impl<M: Machine> Fields for SysFields<'_, M> {
     }
 }
 
-/// The value of a field that this module always answers in the same way.
+/// Returns the value of a constant field.
 fn constant(row: &Row) -> u64 {
     match row.field {
         sys::MAX_MIGS => 512,

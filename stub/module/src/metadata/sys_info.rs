@@ -11,11 +11,11 @@ use crate::call::Call;
 use crate::cpuid::{CONFIGURABLE, Native, ROWS};
 use crate::{Machine, memory, operand, params};
 
-/// Bytes of the CMR list: base and size for each entry.
+/// Bytes of the CMR list: base and size of each entry.
 const CMR_LIST_SIZE: u64 = MAX_CMRS as u64 * 16;
 
-/// TDH.SYS.INFO: RCX, RDX = where, and how many bytes there are; R8, R9 = where to list CMRs, and how many entries there
-/// are; out RDX = bytes written, R9 = CMR entries written.
+/// TDH.SYS.INFO: RCX, RDX = address and size of the buffer; R8, R9 = address and number of entries of the CMR list; out
+/// RDX = bytes written, R9 = CMR entries written.
 pub fn sys_info<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (size, entries) = (regs.rdx, regs.r9);
     (regs.rdx, regs.r9) = (0, 0);

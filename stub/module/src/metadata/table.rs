@@ -1,11 +1,11 @@
-//! The shape of the field tables, and the walk through them from one field to the next.
+//! Format of the field tables, and the walk through them from field to field.
 
 use seam::abi::metadata::{Context, Field, FieldId, vp};
 
 use super::{rows_l2_vmcs, rows_sys, rows_td, rows_vmcs, rows_vp};
 use crate::cpuid;
 
-/// Bits that may be read and written by somebody; cut to the size of an element when used.
+/// Readable and writable bits. They are cut to the size of an element when used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// Readable bits.
@@ -21,17 +21,17 @@ pub const R: Access = masks(u64::MAX, 0);
 /// All bits readable and writable.
 pub const RW: Access = masks(u64::MAX, u64::MAX);
 
-/// Some bits readable and others writable.
+/// Returns access with separate readable and writable bits.
 pub const fn masks(read: u64, write: u64) -> Access {
     Access { read, write }
 }
 
-/// All bits readable, some writable.
+/// Returns access with all bits readable and some writable.
 pub const fn part(write: u64) -> Access {
     masks(u64::MAX, write)
 }
 
-/// The same bits readable and writable, the others not there.
+/// Returns access with the same bits readable and writable. The other bits do not exist.
 pub const fn rw(bits: u64) -> Access {
     masks(bits, bits)
 }
@@ -63,22 +63,22 @@ pub const PRIVATE_GPA: Holds = Holds::PrivateGpa;
 /// One row of a field table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Id and shape.
+    /// Id and format.
     pub field: Field,
     /// The byte offset of the first element in the structure that holds it; 0 for VMCS fields and the module's own.
     pub offset: u16,
-    /// What the host may do with a TD that is in production.
+    /// The host's access to a production TD.
     pub production: Access,
-    /// What the host may do with a TD that it debugs.
+    /// The host's access to a debug TD.
     pub debug: Access,
-    /// What the TD itself may do.
+    /// The TD's own access.
     pub guest: Access,
-    /// The kind of its content.
+    /// The kind of value.
     pub holds: Holds,
 }
 
 impl Row {
-    /// What `who` may do, cut to the size of an element.
+    /// Returns the access of `who`, cut to the size of an element.
     pub const fn access(&self, who: Who) -> Access {
         let access = match who {
             Who::Host { debug: false } => self.production,
@@ -89,24 +89,24 @@ impl Row {
         masks(access.read & size, access.write & size)
     }
 
-    /// The bits of an element.
+    /// Returns the bits of an element.
     pub const fn element_mask(&self) -> u64 {
         u64::MAX >> (64 - 8 * self.field.id.element_size())
     }
 
-    /// The number of the element `id`, counted over all the fields of the row.
+    /// Returns the number of the element `id`, counted over all fields of the row.
     pub const fn index(&self, id: FieldId) -> u32 {
         (id.code() - self.field.id.code()) / self.field.id.stride()
     }
 
-    /// The same row, holding an address of that kind.
+    /// Returns the same row, holding an address of that kind.
     pub const fn holding(mut self, holds: Holds) -> Self {
         self.holds = holds;
         self
     }
 }
 
-/// A row for a field of the module, a TDR, a TDCS or a TDVPS.
+/// Returns a row for a field of the module, a TDR, a TDCS or a TDVPS.
 pub const fn row(
     field: Field,
     offset: u16,
@@ -124,7 +124,7 @@ pub const fn row(
     }
 }
 
-/// A row for `fields` VMCS fields with consecutive encodings.
+/// Returns a row for `fields` VMCS fields with consecutive encodings.
 pub const fn vmcs(
     encoding: u32,
     fields: u16,
@@ -141,19 +141,19 @@ pub const fn vmcs(
     row(field, 0, production, debug, guest)
 }
 
-/// On whose behalf a field is read or written.
+/// The party on whose behalf a field is read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// The host.
     Host {
-        /// The TD has ATTRIBUTES.DEBUG.
+        /// True if the TD has ATTRIBUTES.DEBUG.
         debug: bool,
     },
     /// The TD.
     Guest,
 }
 
-/// How far a step of the walk goes.
+/// The length of a step of the walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// To the next element.
@@ -162,21 +162,21 @@ pub enum Step {
     Field,
 }
 
-/// The field tables of one context, as far as it has them.
+/// The field tables that one context has.
 #[derive(Clone, Copy, Debug)]
 pub struct Tables {
     context: Context,
     num_l2_vms: u8,
 }
 
-/// Most L2 VMs of a TD.
+/// Maximum number of L2 VMs of a TD.
 pub const MAX_L2_VMS: u8 = 3;
 /// Class of the TD VMCS.
 pub const VMCS_CLASS: u8 = 0;
-/// Class of a TD's CPUID values, whose field codes are made of leaf and sub-leaf.
+/// Class of a TD's CPUID values. Their field codes encode leaf and sub-leaf.
 pub const CPUID_CLASS: u8 = 20;
 
-/// The L2 VM whose VMCS has this class, if any: 1 to 3.
+/// Returns the L2 VM (1 to 3) whose VMCS has this class, if any.
 pub const fn l2_vmcs_vm(class: u8) -> Option<u8> {
     match class {
         36 => Some(1),
@@ -207,7 +207,7 @@ pub struct Position {
 }
 
 impl Tables {
-    /// The tables of a context; a TD and a vCPU have rows for each of `num_l2_vms` L2 VMs.
+    /// Returns the tables of a context. A TD and a vCPU have rows for each of `num_l2_vms` L2 VMs.
     pub const fn new(context: Context, num_l2_vms: u8) -> Self {
         Self {
             context,
@@ -215,7 +215,7 @@ impl Tables {
         }
     }
 
-    /// The context.
+    /// Returns the context.
     pub const fn context(&self) -> Context {
         self.context
     }
@@ -232,12 +232,12 @@ impl Tables {
         rows.split_at(rows.len() - unused).0
     }
 
-    /// The row of a position.
+    /// Returns the row of a position.
     pub fn row(&self, position: Position) -> &'static Row {
         &self.rows(position.table)[position.row]
     }
 
-    /// The same field or row at another of its elements.
+    /// Returns the same field or row at another of its elements.
     pub const fn at(position: Position, id: FieldId) -> Position {
         Position { id, ..position }
     }
@@ -252,11 +252,11 @@ impl Tables {
         }
     }
 
-    /// Finds the element `id`; neither its size nor its context is looked at.
+    /// Finds the element `id`, ignoring its size and context.
     pub fn find(&self, id: FieldId) -> Option<Position> {
         let table = self.table_of(id);
         let key = match table {
-            // The row has two elements; leaf and sub-leaf are checked by whoever reads the value.
+            // The row has two elements. The reader of the value checks leaf and sub-leaf.
             Table::Td if id.class() == CPUID_CLASS => id.with_code(id.code() & 1),
             Table::L2Vmcs(_) => id.with_class(VMCS_CLASS),
             _ => id,
@@ -268,7 +268,7 @@ impl Tables {
         Some(Position { table, row, id })
     }
 
-    /// The first element after `position` that `who` may read.
+    /// Returns the first element after `position` that `who` may read.
     pub fn next_readable(
         &self,
         position: Option<Position>,
@@ -311,7 +311,7 @@ impl Tables {
         self.enter(position.table, position.row + 1)
     }
 
-    /// The first element of a row, or of what follows the end of its table.
+    /// Returns the first element of a row, or of the next table if the row is past the end.
     fn enter(&self, table: Table, row: usize) -> Option<Position> {
         let Some(entered) = self.rows(table).get(row) else {
             return match table {
@@ -346,13 +346,13 @@ impl Tables {
     }
 }
 
-/// The id of the first half of row `index` of the CPUID table.
+/// Returns the id of the first half of row `index` of the CPUID table.
 fn cpuid_id(index: usize) -> FieldId {
     let row = &cpuid::ROWS[index];
     FieldId::cpuid_value(row.leaf, row.sub_leaf, 0)
 }
 
-/// Leaf and sub-leaf of a CPUID value; all ones is no sub-leaf.
+/// Returns leaf and sub-leaf of a CPUID value. All ones means no sub-leaf.
 pub const fn cpuid_leaf(id: FieldId) -> (u32, u32) {
     let code = id.code();
     let sub_leaf = if code >> 8 & 1 != 0 {

@@ -11,7 +11,7 @@ use crate::cpuid;
 use crate::field::{Field, Structure};
 use crate::td::{Td, Tdcs, tdcs};
 
-/// Classes below this are the TDR's.
+/// The first class of the TDCS; lower classes are the TDR's.
 const FIRST_TDCS_CLASS: u8 = 16;
 /// HP_LOCK_TIMEOUT in microseconds.
 const LOCK_TIMEOUTS: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
@@ -23,7 +23,7 @@ pub struct TdFields<'m, M> {
 }
 
 impl<'m, M: Machine> TdFields<'m, M> {
-    /// The fields of the TD with this TDCS.
+    /// Returns the fields of the TD with this TDCS.
     pub fn new(cx: Call<'m, M>, tdcs: Tdcs<'m, M>) -> Self {
         Self {
             tdcs,
@@ -32,10 +32,10 @@ impl<'m, M: Machine> TdFields<'m, M> {
     }
 }
 
-/// The row of the CPUID table that a CPUID value is of, whatever its configuration.
+/// Returns the row of the CPUID table that a CPUID value belongs to, regardless of its configuration.
 ///
 /// # Errors
-/// METADATA_FIELD_ID_INCORRECT when there is none, METADATA_FIELD_NOT_READABLE when it has no value for a TD.
+/// METADATA_FIELD_ID_INCORRECT if there is none, METADATA_FIELD_NOT_READABLE if it has no value for a TD.
 fn cpuid_row(id: FieldId) -> Result<u32, Status> {
     if id.code() >> 17 != 0 {
         return Err(Status::METADATA_FIELD_ID_INCORRECT);
@@ -101,7 +101,7 @@ impl<M: Machine> Fields for TdFields<'_, M> {
             }
             _ => {}
         }
-        // Only if nobody else has written it meanwhile.
+        // Writes only if the field has not changed meanwhile.
         let written = self
             .tdcs
             .update(field, |now| (now == change.old).then_some(value));
@@ -139,7 +139,7 @@ pub fn mng_rd<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Resu
     Ok(())
 }
 
-/// TDH.MNG.WR: RCX = TDR, RDX = field id, R8 = value, R9 = mask; out R8 = the value before.
+/// TDH.MNG.WR: RCX = TDR, RDX = field id, R8 = value, R9 = mask; out R8 = the previous value.
 pub fn mng_wr<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let wanted = regs.r8;
     regs.r8 = 0;

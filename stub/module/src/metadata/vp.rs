@@ -23,11 +23,11 @@ pub struct VpFields<'m, M> {
 
 /// Class of the extended-state area.
 const XBUFF_CLASS: u8 = 18;
-/// Words of the XSAVE header in the extended-state area, which decide how XRSTORS reads it.
+/// Words of the XSAVE header in the extended-state area. They determine how XRSTORS reads it.
 const XSAVE_HEADER: core::ops::Range<u32> = 64..72;
-/// The XFAM bit of processor trace, whose state begins with IA32_RTIT_CTL.
+/// The XFAM bit of Processor Trace, whose state starts with IA32_RTIT_CTL.
 const XFAM_PT: u32 = 8;
-/// "No address" has this bit set.
+/// This bit set means "no address".
 const NO_ADDRESS: u64 = 1 << 63;
 /// Pin-based control: process posted interrupts.
 const POSTED_INTERRUPTS: u64 = 1 << 7;
@@ -39,12 +39,12 @@ const BTS: u64 = 1 << 7;
 const UNCORE_PMI: u64 = 1 << 13;
 
 impl<'m, M: Machine> VpFields<'m, M> {
-    /// The fields of a vCPU of the TD with this TDCS.
+    /// Returns the fields of a vCPU of the TD with this TDCS.
     pub fn new(cx: Call<'m, M>, tdcs: Tdcs<'m, M>, tdvps: Tdvps<'m, M>) -> Self {
         Self { cx, tdcs, tdvps }
     }
 
-    /// Where an element lies in the TDVPS.
+    /// Returns the position of an element in the TDVPS.
     ///
     /// # Errors
     /// METADATA_FIELD_ID_INCORRECT for the high half of a VMCS field.
@@ -74,18 +74,18 @@ impl<'m, M: Machine> VpFields<'m, M> {
             .map_or(0, |word| self.tdvps.get(fields::TD_VMCS.at(word as u32)))
     }
 
-    /// IA32_SPEC_CTRL as the TD sees it, from the real one.
+    /// Returns IA32_SPEC_CTRL as the TD sees it, given the real value.
     fn virtual_spec_ctrl(&self, real: u64) -> u64 {
         real & !self.tdcs.get(tdcs::field::IA32_SPEC_CTRL_MASK)
     }
 
-    /// Whether a virtual interrupt waits that the virtual APIC would let through.
+    /// Returns whether a virtual interrupt is pending that the virtual APIC would deliver.
     fn has_deliverable_interrupt(&self) -> bool {
         let requested = self.vmcs(VmcsField::INTERRUPT_STATUS) & 0xF0;
         requested > self.tdvps.get(fields::VAPIC_PPR) & 0xF0
     }
 
-    /// What a write to a field of the TD VMCS must obey, and where else it leaves its value.
+    /// Applies the rules for a write to a field of the TD VMCS, and updates the shadows of the value.
     fn set_vmcs(&self, field: VmcsField, value: u64, writable: u64) -> Result<u64, Status> {
         let invalid = Status::METADATA_FIELD_VALUE_NOT_VALID;
         let msrs = &self.cx.native().msrs;
@@ -144,7 +144,7 @@ impl<'m, M: Machine> VpFields<'m, M> {
         }
     }
 
-    /// A control register as written by the guest: what it does not own must stay as it sees it.
+    /// Returns a control register after a write as by the guest: bits that it does not own must equal what it reads.
     fn masked_cr(
         &self,
         value: u64,
@@ -159,7 +159,7 @@ impl<'m, M: Machine> VpFields<'m, M> {
         Ok(self.vmcs(cr) & mask | value & !mask)
     }
 
-    /// What a write to another field must obey.
+    /// Applies the rules for a write to another field.
     fn set_other(&self, row: &Row, id: FieldId, value: u64) -> Result<u64, Status> {
         match row.field {
             _ if id.class() == XBUFF_CLASS => {
@@ -203,7 +203,7 @@ impl<M: Machine> Fields for VpFields<'_, M> {
 
     fn set(&self, row: &Row, id: FieldId, _who: Who, change: Change) -> Result<(), Status> {
         let place = self.place(row, id)?;
-        // A field that is written as a whole does not depend on what was there.
+        // A write of the whole field does not depend on the old value.
         let mut old = if change.mask() == row.element_mask() {
             0
         } else {
@@ -270,7 +270,7 @@ pub fn vp_rd<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Resul
     Ok(())
 }
 
-/// TDH.VP.WR: RCX = TDVPR, RDX = field id, R8 = value, R9 = mask; out R8 = the value before.
+/// TDH.VP.WR: RCX = TDVPR, RDX = field id, R8 = value, R9 = mask; out R8 = the previous value.
 pub fn vp_wr<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let wanted = regs.r8;
     regs.r8 = 0;

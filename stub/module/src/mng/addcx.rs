@@ -1,4 +1,4 @@
-//! TDH.MNG.ADDCX: the pages of a TDCS.
+//! TDH.MNG.ADDCX: adds the pages of a TDCS.
 
 use seam::abi::{Gprs, Leaf, Operand, PageType, Status, TDCS_PAGES};
 
@@ -11,7 +11,7 @@ use crate::sept::{Entry, L2Entry};
 use crate::td::{Lifecycle, Tdcs, tdcs, tdr};
 use crate::{Machine, Point, operand};
 
-/// TDH.MNG.ADDCX: RCX becomes the next page of the TDCS of the TD in RDX.
+/// TDH.MNG.ADDCX: adds RCX as the next page of the TDCS of the TD in RDX.
 pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (_held, root) = operand::tdr(cx, regs.rdx, Operand::RDX, Mode::Exclusive)?;
     if root.is_fatal() {
@@ -28,7 +28,7 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     let taken = Taken::take(cx, &page, PageType::Tdcx, root.pa());
     let complete = index + 1;
     if complete == TDCS_PAGES.0 {
-        // The TDCS is usable from here on: it gets the key of a migration session to come.
+        // The TDCS is usable from here on: it gets the key of a future migration session.
         random_256(cx)?;
     } else if complete > TDCS_PAGES.0
         && !Tdcs::of(cx.machine, root).op_state().allows(Leaf::MngAddcx)
@@ -39,7 +39,7 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     cx.machine.fill_page(
         regs.rcx,
         match index {
-            // Every MSR access exits until TDH.MNG.INIT says otherwise.
+            // Every MSR access exits until TDH.MNG.INIT fills the bitmaps.
             tdcs::page::MSR_BITMAPS => u64::MAX,
             tdcs::page::SEPT_ROOT => Entry::FREE.0,
             _ => L2Entry::FREE.0,

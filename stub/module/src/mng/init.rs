@@ -1,4 +1,4 @@
-//! TDH.MNG.INIT: a TD from its TD_PARAMS.
+//! TDH.MNG.INIT: initialises a TD from its TD_PARAMS.
 
 use seam::abi::{Attributes, ConfigFlags, Gprs, Leaf, Operand, Status, TdParams};
 
@@ -14,9 +14,9 @@ use crate::vcpu::fields;
 use crate::vp::vmx_caps;
 use crate::{Machine, guest, memory, operand};
 
-/// Bytes of TD_PARAMS, and its alignment.
+/// Size and alignment of TD_PARAMS in bytes.
 const TD_PARAMS_SIZE: u64 = size_of::<TdParams>() as u64;
-/// IA32_MISC_ENABLE, whose bit 22 cuts CPUID short.
+/// IA32_MISC_ENABLE, whose bit 22 limits the CPUID leafs.
 const MISC_ENABLE: u32 = 0x1A0;
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
 

@@ -1,5 +1,4 @@
-//! A TD's HKID and keys, from its first page to the day that they are free again: TDH.MNG.CREATE, KEY.CONFIG, VPFLUSHDONE,
-//! KEY.FREEID.
+//! A TD's HKID and keys, from assignment to release: TDH.MNG.CREATE, KEY.CONFIG, VPFLUSHDONE, KEY.FREEID.
 
 use core::sync::atomic::Ordering;
 
@@ -14,10 +13,10 @@ use crate::sys::program_key;
 use crate::td::{Lifecycle, OpState, Tdcs, Tdr, tdcs, tdr};
 use crate::{Machine, Point, operand};
 
-/// How often RDSEED is tried for the four words of a UUID or key.
+/// Number of tries of RDSEED for the four words of a UUID or key.
 const RDSEED_TRIES: u32 = 6;
 
-/// TDH.MNG.CREATE: RCX becomes the TDR of a TD with the HKID in RDX.
+/// TDH.MNG.CREATE: makes RCX the TDR of a TD with the HKID in RDX.
 pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     if !cx.machine.platform().is_private_hkid(regs.rdx) {
         return Err(Status::OPERAND_INVALID.with(Operand::RDX));
@@ -44,7 +43,7 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     Ok(())
 }
 
-/// 256 random bits.
+/// Draws 256 random bits.
 ///
 /// # Errors
 /// RND_NO_ENTROPY.
@@ -63,7 +62,7 @@ pub fn random_256<M: Machine>(cx: Call<'_, M>) -> Result<[u64; 4], Status> {
     Err(Status::RND_NO_ENTROPY)
 }
 
-/// TDH.MNG.KEY.CONFIG: programs the TD's key on the caller's package; the last package makes the TD buildable.
+/// TDH.MNG.KEY.CONFIG: programs the TD's key on the caller's package. The last package makes the TD buildable.
 pub fn key_config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (_held, root) = operand::tdr(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
     if root.is_fatal() {
@@ -89,7 +88,7 @@ fn keyed_packages<M: Machine>(cx: Call<'_, M>) -> u64 {
     cx.module.keyed_packages.load(Ordering::Acquire)
 }
 
-/// TDH.MNG.VPFLUSHDONE: no processor holds a vCPU of the TD any more; its caches can be written back.
+/// TDH.MNG.VPFLUSHDONE: checks that no vCPU of the TD is associated any more, and allows its cache write-back.
 pub fn vpflushdone<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (_held, root) = operand::tdr(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
     let _kot = cx.module.keys.lock(Mode::Exclusive)?;
@@ -113,7 +112,7 @@ pub fn vpflushdone<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
     Ok(())
 }
 
-/// TDH.MNG.KEY.FREEID: every package has written its caches back; the HKID is free, the TD can be taken apart.
+/// TDH.MNG.KEY.FREEID: frees the HKID after every package has written back its caches. The TD can then be torn down.
 pub fn key_freeid<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (_held, root) = operand::tdr(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
     if root.lifecycle() != Lifecycle::Blocked {

@@ -1,4 +1,4 @@
-//! TDH.MNG.*: a TD as a whole.
+//! TDH.MNG.*: management of a TD as a whole.
 
 mod addcx;
 mod init;

@@ -1,4 +1,4 @@
-//! TDH.PHYMEM.CACHE.WB: no line of a dead TD's HKID stays in a package's caches.
+//! TDH.PHYMEM.CACHE.WB: writes back the cache lines of flushed HKIDs.
 
 use seam::abi::{Gprs, Operand, Status};
 
@@ -6,13 +6,13 @@ use crate::Machine;
 use crate::call::Call;
 use crate::lock::Mode;
 
-/// RCX: begin a round.
+/// RCX: start a round.
 const START: u64 = 0;
-/// RCX: go on with the round that was interrupted on this package.
+/// RCX: resume the round that was interrupted on this package.
 const RESUME: u64 = 1;
 
-/// TDH.PHYMEM.CACHE.WB: writes back the caches of the caller's package, sub-block by sub-block. It can be interrupted
-/// between two of them.
+/// TDH.PHYMEM.CACHE.WB: writes back the caches of the caller's package, by sub-block. It can be interrupted between two
+/// sub-blocks.
 pub fn cache_wb<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let keys = &cx.module.keys;
     if !matches!(regs.rcx, START | RESUME) {

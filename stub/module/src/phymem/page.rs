@@ -1,4 +1,4 @@
-//! What a physical page is, and its cache lines: TDH.PHYMEM.PAGE.RDMD, TDH.PHYMEM.PAGE.WBINVD.
+//! Physical page metadata and cache lines: TDH.PHYMEM.PAGE.RDMD, TDH.PHYMEM.PAGE.WBINVD.
 
 use seam::abi::{Gprs, Operand, PAGE_4K, PageSize, PageType, Status};
 
@@ -7,7 +7,7 @@ use crate::lock::Mode;
 use crate::pamt::{Held, Pamt};
 use crate::{Machine, Point, operand};
 
-/// Walks to the entry of the page that RCX names, whatever its size, and zeroes the output registers.
+/// Walks to the entry of the page in RCX, whatever its size, and zeroes the output registers.
 ///
 /// # Errors
 /// OPERAND_INVALID, OPERAND_ADDR_RANGE_ERROR, OPERAND_BUSY, all with RCX.
@@ -45,11 +45,11 @@ pub fn page_rdmd<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Sta
     Ok(())
 }
 
-/// TDH.PHYMEM.PAGE.WBINVD: writes back and invalidates the cache lines of a page that is the host's again, under the
-/// KeyID in RCX.
+/// TDH.PHYMEM.PAGE.WBINVD: writes back and invalidates the cache lines of a page that has returned to the host, under
+/// the KeyID in RCX.
 pub fn page_wbinvd<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let platform = cx.machine.platform();
-    // Bits beyond the last physical address are no KeyID: they are left for the check.
+    // Bits beyond the last physical address are not part of the KeyID. They remain for the check.
     let beyond = regs.rcx >> platform.max_pa << platform.max_pa;
     let pa = platform.without_keyid(regs.rcx) | beyond;
     let _page = operand::private_page(cx, pa, Operand::RCX, Mode::Shared, PageType::Nda)?;

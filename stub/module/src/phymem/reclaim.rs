@@ -1,4 +1,4 @@
-//! TDH.PHYMEM.PAGE.RECLAIM: a dead TD's pages back to the host.
+//! TDH.PHYMEM.PAGE.RECLAIM: returns the pages of a torn-down TD to the host.
 
 use seam::abi::{Gprs, Operand, PageType, Status};
 
@@ -8,7 +8,7 @@ use crate::lock::Mode;
 use crate::td::{Lifecycle, Tdr, reclaim_lane};
 use crate::{Machine, ownership};
 
-/// TDH.PHYMEM.PAGE.RECLAIM: RCX returns what the page was, RDX whose, R8 its size.
+/// TDH.PHYMEM.PAGE.RECLAIM: RCX returns the page's former type, RDX its owner, R8 its size.
 pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (pa, held) = take_page(cx, Mode::Exclusive, regs)?;
     let entry = held.entry();

@@ -21,12 +21,12 @@ const PENDING: u64 = 1 << 56;
 const ALIASED_SHIFT: u32 = 58;
 pub(super) const SUPPRESS_VE: u64 = 1 << 63;
 
-/// The bits that together say the state.
+/// The bits that together encode the state.
 const STATE: u64 = DIRTY | IGNORE_PAT | LEAF | PENDING | BLOCKED | BLOCKED_W | EXPORTED;
-/// 4 KiB parts of a 2 MiB page that the guest has accepted, in address bits that such a page does not need.
+/// Number of 4 KiB parts of a 2 MiB page that the guest has accepted, in address bits unused by such a page.
 const ACCEPT_COUNTER: u64 = 0x1ff << 12;
 
-/// What a leaf entry shows of itself to the host, and what another one does.
+/// The bits of a leaf entry that the host may see. Those of other entries follow.
 const SHOWN_LEAF: u64 = RWX | MEMORY_TYPE | PAGE_MASK | IGNORE_PAT | LEAF | SUPPRESS_VE;
 const SHOWN_NON_LEAF: u64 = RWX | LEAF;
 
@@ -67,15 +67,15 @@ const PAGE: u64 = IGNORE_PAT | LEAF;
 pub struct Entry(pub u64);
 
 impl Entry {
-    /// Nothing is mapped.
+    /// An unmapped entry.
     pub const FREE: Self = Self(BLOCKED | BLOCKED_W | EXPORTED | SUPPRESS_VE);
 
-    /// A mapped page: the guest may read, write and execute it.
+    /// Returns an entry for a mapped page that the guest may read, write and execute.
     pub fn mapped(pa: u64) -> Self {
         Self::leaf(pa, SeptState::Mapped, RWX)
     }
 
-    /// A page that the guest has yet to accept.
+    /// Returns an entry for a page that the guest has yet to accept.
     pub fn pending(pa: u64) -> Self {
         Self::leaf(pa, SeptState::Pending, 0)
     }
@@ -84,12 +84,12 @@ impl Entry {
         Self(pa & PAGE_MASK | permissions | WRITE_BACK | SUPPRESS_VE | bits_of(state))
     }
 
-    /// A page table.
+    /// Returns an entry for a page table.
     pub fn table(pa: u64) -> Self {
         Self(pa & PAGE_MASK | RWX | SUPPRESS_VE)
     }
 
-    /// What is mapped.
+    /// Returns the state of the entry.
     pub fn state(self) -> SeptState {
         STATES
             .iter()
@@ -101,33 +101,33 @@ impl Entry {
         Self(self.0 & !STATE | bits_of(state) | SUPPRESS_VE)
     }
 
-    /// Whether it maps a page. FREE and REMOVED entries do not.
+    /// Returns whether it maps a page. FREE and REMOVED entries do not.
     pub const fn is_leaf(self) -> bool {
         self.0 & LEAF != 0
     }
 
-    /// Whether the processor would go on through it.
+    /// Returns whether the processor's walk would continue through it.
     pub const fn is_present(self) -> bool {
         self.0 & RWX != 0
     }
 
-    /// Whether its range is blocked.
+    /// Returns whether its range is blocked.
     pub fn is_blocked(self) -> bool {
         use SeptState::{Blocked, NonLeafBlocked, PendingBlocked};
         matches!(self.state(), NonLeafBlocked | Blocked | PendingBlocked)
     }
 
-    /// Whether the guest has yet to accept the page.
+    /// Returns whether the guest has yet to accept the page.
     pub fn is_pending(self) -> bool {
         self.is_leaf() && self.0 & PENDING != 0
     }
 
-    /// Whether it is write-blocked, which the entries of nested VMs do not say themselves.
+    /// Returns whether it is write-blocked. The entries of nested VMs do not hold this state.
     pub fn is_write_blocked(self) -> bool {
         self.is_leaf() && self.0 & BLOCKED_W != 0
     }
 
-    /// Whether TLBs may hold a translation that came from it.
+    /// Returns whether TLBs may hold a translation derived from it.
     pub fn needs_tracking(self) -> bool {
         !matches!(
             self.state(),
@@ -138,37 +138,37 @@ impl Entry {
         )
     }
 
-    /// Whether the S-EPT of nested VM `vm` (1 to 3) has an entry for the same range.
+    /// Returns whether the S-EPT of nested VM `vm` (1 to 3) has an entry for the same range.
     pub const fn is_aliased(self, vm: u32) -> bool {
         self.0 >> (ALIASED_SHIFT + vm - 1) & 1 != 0
     }
 
-    /// The same, with an entry in the S-EPT of nested VM `vm`.
+    /// Returns the entry with an alias in the S-EPT of nested VM `vm`.
     pub const fn with_alias(self, vm: u32) -> Self {
         Self(self.0 | 1 << (ALIASED_SHIFT + vm - 1))
     }
 
-    /// The same, without one.
+    /// Returns the entry without an alias in the S-EPT of nested VM `vm`.
     pub const fn without_alias(self, vm: u32) -> Self {
         Self(self.0 & !(1 << (ALIASED_SHIFT + vm - 1)))
     }
 
-    /// The page table's address.
+    /// Returns the page table's address.
     pub const fn table_pa(self) -> u64 {
         self.0 & PAGE_MASK
     }
 
-    /// The address of the page that it maps at `level`.
+    /// Returns the address of the page that it maps at `level`.
     pub const fn page_pa(self, level: u8) -> u64 {
         self.0 & PAGE_MASK & !(level_bytes(level) - 1)
     }
 
-    /// The same, for another page.
+    /// Returns the same entry for another page.
     pub const fn with_pa(self, pa: u64) -> Self {
         Self(self.0 & !PAGE_MASK | pa & PAGE_MASK)
     }
 
-    /// The same without the progress of an acceptance, which a 2 MiB page that is being accepted keeps in address bits.
+    /// Returns the entry without the accept counter, which a 2 MiB page keeps in address bits during acceptance.
     pub fn without_accept_counter(self, level: u8) -> Self {
         let acceptable = matches!(
             self.state(),
@@ -181,7 +181,7 @@ impl Entry {
         }
     }
 
-    /// 4 KiB pages of a pending 2 MiB page that the guest has accepted so far.
+    /// Returns how many 4 KiB pages of a pending 2 MiB page the guest has accepted so far.
     pub const fn accept_counter(self, level: u8) -> u64 {
         if level == 1 {
             (self.0 & ACCEPT_COUNTER) >> 12
@@ -190,12 +190,12 @@ impl Entry {
         }
     }
 
-    /// The same pending 2 MiB page with so many of its 4 KiB pages accepted.
+    /// Returns the same pending 2 MiB page with this many of its 4 KiB pages accepted.
     pub const fn with_accept_counter(self, pages: u64) -> Self {
         Self(self.0 & !ACCEPT_COUNTER | pages << 12 & ACCEPT_COUNTER)
     }
 
-    /// A pending page once the guest has accepted it.
+    /// Returns the entry of a pending page after the guest has accepted it.
     pub fn accepted(self, level: u8) -> Self {
         let entry = self.without_accept_counter(level);
         let state = match entry.state() {
@@ -205,12 +205,12 @@ impl Entry {
         Self(entry.with_state(state).0 | RWX)
     }
 
-    /// The same, unlocked.
+    /// Returns the entry unlocked.
     pub const fn unlocked(self) -> Self {
         Self(self.0 & !LOCKED)
     }
 
-    /// The same with its range blocked. The state must be one that TDH.MEM.RANGE.BLOCK accepts.
+    /// Returns the entry with its range blocked. Its state must be one that TDH.MEM.RANGE.BLOCK accepts.
     pub fn blocked(self, level: u8) -> Self {
         let entry = self.without_accept_counter(level);
         match entry.state() {
@@ -222,7 +222,7 @@ impl Entry {
         }
     }
 
-    /// The same with its range unblocked; unchanged when it is not blocked.
+    /// Returns the entry with its range unblocked. An entry that is not blocked is unchanged.
     pub fn unblocked(self) -> Self {
         match self.state() {
             SeptState::NonLeafBlocked => {
@@ -236,7 +236,7 @@ impl Entry {
         }
     }
 
-    /// What is left of it when its page is removed.
+    /// Returns the entry that remains after its page is removed.
     pub fn after_removal(importing: bool) -> Self {
         if importing {
             Self(SUPPRESS_VE | bits_of(SeptState::Removed))
@@ -245,7 +245,7 @@ impl Entry {
         }
     }
 
-    /// RCX and RDX as the module describes an entry of `level` to the host.
+    /// Returns RCX and RDX as the module describes an entry of `level` to the host.
     pub fn describe(self, level: u8) -> (u64, u64) {
         let state = self.state();
         let shown = match state {
@@ -256,7 +256,7 @@ impl Entry {
         (shown, u64::from(level) | (state as u64) << 8)
     }
 
-    /// Whether `leaf` works on an entry in this state.
+    /// Returns whether `leaf` accepts an entry in this state.
     ///
     /// Source: TDX module 1.5.01, `sept_state_lookup`.
     pub fn allows(self, leaf: Leaf) -> bool {
@@ -307,7 +307,7 @@ fn bits_of(state: SeptState) -> u64 {
 pub struct Slot<'m>(pub &'m AtomicU64);
 
 impl<'m> Slot<'m> {
-    /// Its value now.
+    /// Returns its current value.
     pub fn load(self) -> Entry {
         Entry(self.0.load(Ordering::Acquire))
     }
@@ -317,7 +317,7 @@ impl<'m> Slot<'m> {
         self.0.store(entry.0, Ordering::Release);
     }
 
-    /// Locks it for the host. When it is taken, the guest is told to stand back from it.
+    /// Locks it for the host. If it is locked already, the guest is made to yield it.
     ///
     /// # Errors
     /// [`Busy::Held`].
@@ -325,7 +325,7 @@ impl<'m> Slot<'m> {
         self.try_lock().map(|()| LockedSlot(self))
     }
 
-    /// As [`Self::lock`], for who calls [`Self::unlock`] itself.
+    /// Locks it like [`Self::lock`], for callers that call [`Self::unlock`] themselves.
     ///
     /// # Errors
     /// [`Busy::Held`].
@@ -346,7 +346,7 @@ impl<'m> Slot<'m> {
     /// Locks it for a guest.
     ///
     /// # Errors
-    /// [`Busy::Held`] when it is taken, [`Busy::HostPriority`] when the host comes first.
+    /// [`Busy::Held`] if it is locked, [`Busy::HostPriority`] if the host has priority.
     pub fn lock_for_guest(self) -> Result<LockedSlot<'m>, Busy> {
         let before = self.0.fetch_or(LOCKED, Ordering::Acquire);
         if before & LOCKED != 0 {
@@ -365,12 +365,12 @@ impl<'m> Slot<'m> {
 pub struct LockedSlot<'m>(Slot<'m>);
 
 impl LockedSlot<'_> {
-    /// Its value now.
+    /// Returns its current value.
     pub fn load(&self) -> Entry {
         self.0.load()
     }
 
-    /// Replaces its value; it stays locked.
+    /// Replaces its value. It stays locked.
     pub fn store(&self, entry: Entry) {
         self.0.store(Entry(entry.0 & !HOST_PRIORITY | LOCKED));
     }

@@ -1,4 +1,4 @@
-//! Entries of a nested VM's S-EPT. Such an S-EPT maps what the TD's own maps, with the rights that the TD chose.
+//! Entries of a nested VM's S-EPT. Such an S-EPT maps the same pages as the TD's own, with rights that the TD chooses.
 
 use seam::abi::PAGE_MASK;
 
@@ -11,7 +11,7 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 const EXECUTE_USER: u64 = 1 << 10;
 const RIGHTS: u64 = RWX | EXECUTE_USER;
-/// Where the rights of a blocked page are saved.
+/// Bits that save the rights of a blocked page.
 const SAVED_READ: u64 = 1 << 3;
 const SAVED_EXECUTE: u64 = 1 << 4;
 const SAVED_EXECUTE_USER: u64 = 1 << 5;
@@ -21,7 +21,7 @@ const PAGING_WRITE: u64 = 1 << 58;
 const SHADOW_STACK: u64 = 1 << 60;
 
 const STATE: u64 = READ | IGNORE_PAT | LEAF | BLOCKED;
-/// A page's state does not include the right to read.
+/// The state bits of a page, which exclude the right to read.
 const PAGE_STATE: u64 = STATE & !READ;
 const MAPPED: u64 = IGNORE_PAT | LEAF;
 const BLOCKED_PAGE: u64 = MAPPED | BLOCKED;
@@ -31,21 +31,22 @@ const BLOCKED_PAGE: u64 = MAPPED | BLOCKED;
 pub struct L2Entry(pub u64);
 
 impl L2Entry {
-    /// Nothing is mapped.
+    /// An unmapped entry.
     pub const FREE: Self = Self(0);
 
-    /// A page table.
+    /// Returns an entry for a page table.
     pub const fn table(pa: u64) -> Self {
         Self(pa & PAGE_MASK | RIGHTS)
     }
 
-    /// A page with these attributes, as [`Self::attributes`] has them; blocked, if the TD has yet to accept it.
+    /// Returns an entry for a page with these attributes, in the format of [`Self::attributes`]. It is blocked if the
+    /// TD has yet to accept the page.
     pub const fn page(pa: u64, attributes: u64, blocked: bool) -> Self {
         let page = Self(pa & PAGE_MASK | WRITE_BACK | MAPPED).with_attributes(attributes);
         if blocked { page.blocked(false) } else { page }
     }
 
-    /// The same page with other attributes; it stays blocked if it is.
+    /// Returns the same page with other attributes. A blocked page stays blocked.
     pub const fn with_attributes(self, attributes: u64) -> Self {
         const ATTRIBUTES: u64 = RIGHTS | VERIFY_PAGING | PAGING_WRITE | SHADOW_STACK | SUPPRESS_VE;
         let value = attributes & RWX
@@ -62,12 +63,12 @@ impl L2Entry {
         }
     }
 
-    /// The rights that the CPU sees: read, write, execute, and execute in user mode in bit 3.
+    /// Returns the rights that the CPU sees: read, write, execute, and execute in user mode in bit 3.
     pub const fn rights(self) -> u64 {
         self.0 & RWX | flag_of(self.0, EXECUTE_USER, 3)
     }
 
-    /// The entry in `slot`.
+    /// Loads the entry in `slot`.
     pub fn load(slot: Slot<'_>) -> Self {
         Self(slot.load().0)
     }
@@ -77,12 +78,12 @@ impl L2Entry {
         slot.store(Entry(self.0));
     }
 
-    /// Whether nothing is mapped.
+    /// Returns whether nothing is mapped.
     pub const fn is_free(self) -> bool {
         self.0 & STATE == 0
     }
 
-    /// Whether it maps a page.
+    /// Returns whether it maps a page.
     pub const fn is_leaf(self) -> bool {
         self.0 & LEAF != 0
     }
@@ -91,17 +92,18 @@ impl L2Entry {
         self.0 & PAGE_STATE == BLOCKED_PAGE
     }
 
-    /// The page table's address.
+    /// Returns the page table's address.
     pub const fn table_pa(self) -> u64 {
         self.0 & PAGE_MASK
     }
 
-    /// The same, for another page.
+    /// Returns the same entry for another page.
     pub const fn with_pa(self, pa: u64) -> Self {
         Self(self.0 & !PAGE_MASK | pa & PAGE_MASK)
     }
 
-    /// The same with its range blocked. When the TD's own entry is write-blocked the right to write is saved already.
+    /// Returns the entry with its range blocked. If the TD's own entry is write-blocked, the right to write is saved
+    /// already.
     pub const fn blocked(self, write_blocked: bool) -> Self {
         if !self.is_leaf() {
             return Self(self.0 & !(STATE | RIGHTS) | BLOCKED);
@@ -125,7 +127,7 @@ impl L2Entry {
         Self(value & !(PAGE_STATE | RIGHTS) | BLOCKED_PAGE)
     }
 
-    /// The same with its range unblocked; unchanged when it is not blocked.
+    /// Returns the entry with its range unblocked. An entry that is not blocked is unchanged.
     pub const fn unblocked(self) -> Self {
         if self.0 & STATE == BLOCKED {
             return Self(self.0 & !(STATE | MEMORY_TYPE | SAVED_WRITE) | RIGHTS);
@@ -158,8 +160,8 @@ impl L2Entry {
         rights
     }
 
-    /// The attributes of the range for this VM, as TDH.MEM.SEPT.RD reports them in 16 bits of R8: R, W, Xs, Xu in bits
-    /// 3:0, VGP, PWA, SSS, SVE in bits 7:4, VALID in bit 15.
+    /// Returns the attributes of the range for this VM, as TDH.MEM.SEPT.RD reports them in 16 bits of R8: R, W, Xs, Xu
+    /// in bits 3:0, VGP, PWA, SSS, SVE in bits 7:4, VALID in bit 15.
     pub const fn attributes(self, write_blocked: bool) -> u64 {
         const VALID: u64 = 1 << 15;
         let sve = self.0 >> 63 << 7;
@@ -187,7 +189,7 @@ impl L2Entry {
             | sve
     }
 
-    /// RCX and RDX as the module describes an entry of `level` to the host.
+    /// Returns RCX and RDX as the module describes an entry of `level` to the host.
     pub const fn describe(self, vm: u32, level: u8, debug: bool) -> (u64, u64) {
         const PAGE: u64 = MEMORY_TYPE | PAGE_MASK | IGNORE_PAT | LEAF | SUPPRESS_VE;
         const ATTRIBUTES: u64 = RIGHTS | VERIFY_PAGING | PAGING_WRITE | SHADOW_STACK;

@@ -1,4 +1,4 @@
-//! The S-EPT entry that a leaf works on: the tree held, the entry locked, and what is wrong with it said in registers.
+//! The S-EPT entry that a leaf works on: holds the tree, locks the entry, and reports errors in registers.
 
 use seam::abi::{GpaLevel, Gprs, Leaf, Operand, Status};
 
@@ -9,10 +9,10 @@ use crate::lock::{Guard, Mode};
 use crate::td::{Td, epoch};
 use crate::{Machine, operand};
 
-/// An entry that a leaf works on. Dropping it unlocks the entry and lets go of the tree.
+/// An entry that a leaf works on. Dropping it unlocks the entry and releases the tree.
 #[derive(Debug)]
 pub struct Target<'m> {
-    /// The entry when it was locked.
+    /// The entry's value when it was locked.
     pub entry: Entry,
     /// Its level.
     pub level: u8,
@@ -24,11 +24,11 @@ pub struct Target<'m> {
 }
 
 impl<'m> Target<'m> {
-    /// Checks the address, takes the tree, walks to the entry and locks it.
+    /// Checks the address, locks the tree, walks to the entry and locks it.
     ///
     /// # Errors
-    /// OPERAND_INVALID with RCX, OPERAND_BUSY with SEPT_TREE; EPT_WALK_FAILED and OPERAND_BUSY with RCX, which leave the
-    /// entry that was found in RCX and RDX.
+    /// OPERAND_INVALID with RCX, OPERAND_BUSY with SEPT_TREE; EPT_WALK_FAILED and OPERAND_BUSY with RCX. The last two
+    /// return the entry found in RCX and RDX.
     pub fn take<M: Machine>(
         cx: Call<'m, M>,
         td: &Td<'m, M>,
@@ -62,10 +62,10 @@ impl<'m> Target<'m> {
         })
     }
 
-    /// Checks that `leaf` works on the entry's state.
+    /// Checks that `leaf` accepts the entry's state.
     ///
     /// # Errors
-    /// EPT_ENTRY_STATE_INCORRECT with RCX; the entry is in RCX and RDX.
+    /// EPT_ENTRY_STATE_INCORRECT with RCX; RCX and RDX hold the entry.
     pub fn require(&self, leaf: Leaf, regs: &mut Gprs) -> Result<(), Status> {
         if self.entry.allows(leaf) {
             Ok(())
@@ -74,22 +74,22 @@ impl<'m> Target<'m> {
         }
     }
 
-    /// A status about RCX, with the entry in RCX and RDX.
+    /// Returns a status about RCX, and puts the entry into RCX and RDX.
     pub fn refuse(&self, status: Status, regs: &mut Gprs) -> Status {
         describe(regs, self.entry, self.level);
         status.with(Operand::RCX)
     }
 
-    /// Whether the entry must be blocked, and the TLBs tracked, before it is changed.
+    /// Returns whether the entry must be blocked, and the TLBs tracked, before it is changed.
     pub fn needs_tracking<M: Machine>(&self, td: &Td<'_, M>) -> bool {
         self.entry.needs_tracking() && td.tdcs.op_state().needs_tracking()
     }
 
-    /// Checks that the entry is blocked, and that no TLB holds it any more, where that matters. `bepoch` is the epoch in
+    /// Checks, where required, that the entry is blocked and that no TLB holds it any more. `bepoch` is the epoch in
     /// the PAMT entry of the page that it points to.
     ///
     /// # Errors
-    /// GPA_RANGE_NOT_BLOCKED with RCX, with the entry in RCX and RDX; TLB_TRACKING_NOT_DONE with RCX, without.
+    /// GPA_RANGE_NOT_BLOCKED with RCX, and the entry in RCX and RDX; TLB_TRACKING_NOT_DONE with RCX, without the entry.
     pub fn check_tracked<M: Machine>(
         &self,
         td: &Td<'_, M>,

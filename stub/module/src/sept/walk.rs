@@ -1,4 +1,4 @@
-//! Walking an S-EPT.
+//! S-EPT walks.
 
 use seam::abi::level_bytes;
 
@@ -7,19 +7,19 @@ use super::{Entry, L2Entry};
 use crate::Machine;
 use crate::td::Tdcs;
 
-/// Where a walk ended.
+/// The end of a walk.
 #[derive(Clone, Copy, Debug)]
 pub struct Position<'m> {
     /// The entry in memory.
     pub slot: Slot<'m>,
-    /// Its value when the walk came to it.
+    /// Its value when the walk reached it.
     pub entry: Entry,
     /// Its level.
     pub level: u8,
 }
 
-/// Walks the TD's S-EPT towards the entry of `gpa` at `level`. It ends above it where an entry is not present, is blocked,
-/// or maps a page.
+/// Walks the TD's S-EPT towards the entry of `gpa` at `level`. The walk ends above it where an entry is not present, is
+/// blocked, or maps a page.
 pub fn walk<'m, M: Machine>(
     machine: &'m M,
     tdcs: &Tdcs<'m, M>,

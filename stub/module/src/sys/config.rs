@@ -13,9 +13,9 @@ use crate::lock::Mode;
 use crate::module::SysState;
 use crate::{Machine, Platform, memory, operand};
 
-/// TDH.SYS.CONFIG: RCX the array of TDMR_INFO addresses, RDX how many, R8 the global HKID.
+/// TDH.SYS.CONFIG: RCX = array of TDMR_INFO addresses, RDX = its length, R8 = global HKID.
 ///
-/// A failed call is not undone: the HKID stays reserved.
+/// A failed call is not rolled back: the HKID stays reserved.
 pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let _global = cx.module.lock_global(Mode::Exclusive)?;
     if cx.module.state() != SysState::InitDone || !cx.module.all_lps_initialized() {
@@ -53,13 +53,13 @@ pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     Ok(())
 }
 
-/// The check of the last TDMR of a list, whose others passed theirs.
+/// The check of the last TDMR of a list. The others have passed theirs.
 struct Check<'a> {
     platform: &'a Platform<'a>,
     tdmrs: &'a [TdmrInfo],
 }
 
-/// A range of addresses, end excluded.
+/// A range of addresses, with an exclusive end.
 #[derive(Clone, Copy)]
 struct Range {
     start: u64,
@@ -67,7 +67,7 @@ struct Range {
 }
 
 impl Range {
-    /// `None` when it does not end below 2^64.
+    /// Creates a range. Returns `None` if it does not end below 2^64.
     fn new(start: u64, size: u64) -> Option<Self> {
         let end = start.checked_add(size)?;
         Some(Self { start, end })
@@ -87,7 +87,7 @@ impl Range {
 }
 
 impl From<PamtArea> for Range {
-    /// The range of a PAMT that was checked not to wrap.
+    /// Creates the range of a PAMT that is known not to wrap.
     fn from(area: PamtArea) -> Self {
         Self {
             start: area.base,
@@ -96,7 +96,7 @@ impl From<PamtArea> for Range {
     }
 }
 
-/// A TDMR's PAMTs, smallest pages first.
+/// Returns a TDMR's PAMTs, smallest page size first.
 fn pamts(info: &TdmrInfo) -> [(PageSize, PamtArea); 3] {
     [
         (PageSize::Size4K, info.pamt_4k),
@@ -105,7 +105,7 @@ fn pamts(info: &TdmrInfo) -> [(PageSize, PamtArea); 3] {
     ]
 }
 
-/// Puts the bytes that say what is wrong where into a status.
+/// Adds to a status the detail bytes that locate the error.
 fn about(status: Status, index: usize, part: u32, other: usize) -> Status {
     status.with_detail(index as u32 | part << 8 | (other as u32) << 16)
 }
@@ -157,7 +157,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether an address is below the last physical one and has no KeyID.
+    /// Returns whether an address is below the last physical address and has no KeyID.
     fn is_addressable(&self, pa: u64) -> bool {
         pa >> self.platform.max_pa == 0 && self.platform.keyid(pa) == 0
     }
@@ -204,7 +204,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// PAMTs overlap neither those of other TDMRs nor each other.
+    /// Checks that PAMTs overlap neither those of other TDMRs nor each other.
     fn check_pamts_apart(&self) -> Result<(), Status> {
         let i = self.index();
         let own = pamts(self.info());
@@ -229,7 +229,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// No PAMT is where a TD's pages may be.
+    /// Checks that no PAMT lies in memory available to TDs.
     fn check_pamts_unavailable(&self) -> Result<(), Status> {
         let i = self.index();
         for j in 0..=i {
@@ -241,7 +241,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// No PAMT of TDMR `i` is where TDMR `j` may hold a TD's pages.
+    /// Checks that no PAMT of TDMR `i` lies in memory that TDMR `j` makes available to TDs.
     fn check_pamt_unavailable(&self, i: usize, j: usize) -> Result<(), Status> {
         for (size, area) in pamts(&self.tdmrs[i]) {
             if available(&self.tdmrs[j]).any(|range| range.overlaps(area.into())) {
@@ -273,7 +273,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether a range is in one CMR, or in several that touch.
+    /// Returns whether a range lies in one CMR, or in several adjacent ones.
     fn is_convertible(&self, range: Range) -> bool {
         let mut start = 0;
         let mut end = 0;
@@ -291,7 +291,7 @@ impl Check<'_> {
     }
 }
 
-/// The parts of a TDMR where a TD's pages may be: what its reserved areas leave.
+/// Returns the parts of a TDMR available to TDs: those outside its reserved areas.
 fn available(info: &TdmrInfo) -> impl Iterator<Item = Range> {
     let mut start = info.base;
     let end = info.base + info.size;

@@ -1,13 +1,13 @@
-//! CPUID as the module demands it of every processor: what TDH.SYS.INIT checks, and TDH.SYS.LP.INIT compares.
+//! CPUID requirements of the module: the checks of TDH.SYS.INIT, and the comparison of TDH.SYS.LP.INIT.
 
 use seam::abi::{Gprs, Status};
 
 use super::msr::MISC_ENABLE;
 use crate::cpuid::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers, Row};
 
-/// IA32_MISC_ENABLE: CPUID answers no leaf above 2.
+/// IA32_MISC_ENABLE bit that limits CPUID to leafs up to 2.
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
-/// The highest leafs that a CPU must have at least.
+/// The lowest acceptable maximum leaf of a CPU.
 const LEAST_LAST_LEAF: u32 = 0x1f;
 const LAST_EXTENDED_LEAF: u32 = 0x8000_0008;
 /// Fixed-function counters that the module can virtualise.
@@ -15,7 +15,7 @@ const MAX_FIXED_COUNTERS: u32 = 7;
 
 /// A processor's CPUID and MSRs.
 pub(super) struct Processor<C, R> {
-    /// CPUID of a leaf and sub-leaf.
+    /// CPUID by leaf and sub-leaf.
     pub cpuid: C,
     /// RDMSR.
     pub rdmsr: R,
@@ -33,13 +33,13 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
         Ok(())
     }
 
-    /// Whether the processor answers the leaf of a row.
+    /// Returns whether the processor supports the leaf of a row.
     fn has(&self, row: &Row) -> bool {
         let base = if row.leaf >= 1 << 31 { 1 << 31 } else { 0 };
         row.leaf <= (self.cpuid)(base, 0)[EAX]
     }
 
-    /// The checks of TDH.SYS.INIT. A value that is not as it must be is told in RCX to R10: leaf, mask, value.
+    /// Performs the checks of TDH.SYS.INIT. RCX to R10 return leaf, mask and value of an incorrect value.
     pub fn check(&self, regs: &mut Gprs) -> Result<(), Status> {
         self.check_limit()?;
         if (self.cpuid)(0, 0)[EAX] < LEAST_LAST_LEAF {
@@ -86,12 +86,13 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
         Ok(())
     }
 
-    /// The values by row of the table, which TDH.SYS.LP.INIT compares.
+    /// Samples the values by row of the table. TDH.SYS.LP.INIT compares them.
     pub fn sample(&self) -> [Registers; NUM_ROWS] {
         ROWS.map(|row| self.row(&row))
     }
 
-    /// The comparison of TDH.SYS.LP.INIT with what TDH.SYS.INIT sampled. A difference is told in RCX, RDX, R8: leaf, mask.
+    /// Compares the processor with the sample of TDH.SYS.INIT, for TDH.SYS.LP.INIT. RCX, RDX, R8 return leaf and mask
+    /// of a difference.
     pub fn compare(&self, sample: &[Registers; NUM_ROWS], regs: &mut Gprs) -> Result<(), Status> {
         self.check_limit()?;
         for (row, sampled) in ROWS.iter().zip(sample).filter(|(row, _)| self.has(row)) {
@@ -106,17 +107,17 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
     }
 }
 
-/// EBX:EAX and EDX:ECX.
+/// Returns EBX:EAX and EDX:ECX.
 fn halves(registers: Registers) -> (u64, u64) {
     let pair =
         |low: usize, high: usize| u64::from(registers[low]) | u64::from(registers[high]) << 32;
     (pair(EAX, EBX), pair(ECX, EDX))
 }
 
-/// What leaf 0x1F says, level by level.
+/// The topology of leaf 0x1F, level by level.
 #[derive(Default)]
 struct Topology {
-    /// CPUID(4).EAX[25:14] of the L3 cache: the highest APIC id among those that share it.
+    /// CPUID(4).EAX[25:14] of the L3 cache: the highest APIC id among the processors that share it.
     l3_sharing: u32,
     last_type: u32,
     shift: u32,
@@ -126,8 +127,8 @@ struct Topology {
 }
 
 impl Topology {
-    /// Takes the next sub-leaf. At the first that says nothing, the last one's shift is that of the package: the cache must
-    /// be shared by all of it, because that is the scope of WBINVD.
+    /// Processes the next sub-leaf. At the first invalid one, the last shift is that of the package. The whole package
+    /// must share the L3 cache, because that is the scope of WBINVD.
     fn level(&mut self, [eax, _, ecx, _]: Registers) -> Result<(), Status> {
         const CORE: u32 = 2;
         const LAST: u32 = 5;

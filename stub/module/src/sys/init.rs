@@ -1,4 +1,4 @@
-//! The module's beginning: TDH.SYS.INIT, once on any processor, and TDH.SYS.LP.INIT, once on each.
+//! Module initialisation: TDH.SYS.INIT, once on any processor, and TDH.SYS.LP.INIT, once on each.
 
 use core::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use crate::lock::Mode;
 use crate::module::SysState;
 use crate::{Machine, Platform, Point};
 
-/// What TDH.SYS.INIT saw on its processor, and TDH.SYS.LP.INIT wants to see on every one.
+/// The values that TDH.SYS.INIT sampled on its processor. TDH.SYS.LP.INIT requires them on every processor.
 #[derive(Debug)]
 pub struct Sample {
     first: [u64; msr::FIRST.len()],
@@ -21,7 +21,7 @@ pub struct Sample {
     rest: [u64; msr::REST.len()],
 }
 
-/// TDH.SYS.INIT: checks the machine and opens the module. The calling processor is the one that the others must be like.
+/// TDH.SYS.INIT: checks the machine and starts the module. The calling processor is the reference for the others.
 pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let attributes = regs.rcx;
     (regs.rcx, regs.rdx, regs.r8, regs.r9, regs.r10) = (0, 0, 0, 0, 0);
@@ -59,7 +59,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     Ok(())
 }
 
-/// TDH.SYS.LP.INIT: checks that the calling processor is like the one of TDH.SYS.INIT, and admits it.
+/// TDH.SYS.LP.INIT: checks that the calling processor matches that of TDH.SYS.INIT, and admits it.
 pub fn lp_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     (regs.rcx, regs.rdx, regs.r8) = (0, 0, 0);
     let _global = cx.module.lock_global(Mode::Shared)?;
@@ -71,7 +71,7 @@ pub fn lp_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Statu
         return Err(Status::SYS_LP_INIT_DONE);
     }
     check_entropy(cx)?;
-    // Translations of the module before, if there was one, are of no more use.
+    // Drops translations of a previous module, if there was one.
     cx.reached(Point::Invept);
     let sample = cx
         .module
@@ -100,7 +100,7 @@ pub fn lp_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Statu
     Ok(())
 }
 
-/// A processor's CPUID and MSRs, as the machine has them.
+/// Returns a processor's CPUID and MSRs, as the machine reports them.
 fn processor<'m, M: Machine>(
     cx: Call<'m, M>,
     lp: u32,
@@ -111,7 +111,7 @@ fn processor<'m, M: Machine>(
     }
 }
 
-/// Takes the random number that the module needs here.
+/// Draws the random number that the module requires here.
 ///
 /// # Errors
 /// RND_NO_ENTROPY.
@@ -122,7 +122,7 @@ fn check_entropy<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
     }
 }
 
-/// Checks that CMRs ascend, are made of pages, and lie below the KeyIDs.
+/// Checks that CMRs ascend, consist of whole pages, and lie below the KeyIDs.
 ///
 /// # Errors
 /// CMR_LIST_INVALID.

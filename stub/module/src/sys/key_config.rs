@@ -30,7 +30,7 @@ pub fn key_config<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
     Ok(())
 }
 
-/// A bit for each package of the machine.
+/// Returns a mask with one bit for each package of the machine.
 pub fn all_packages<M: Machine>(cx: Call<'_, M>) -> u64 {
     cx.machine
         .platform()

@@ -1,4 +1,4 @@
-//! The platform's life: TDH.SYS.* but for its metadata.
+//! TDH.SYS.*: the module's life cycle, excluding its metadata.
 
 mod config;
 mod cpuid;

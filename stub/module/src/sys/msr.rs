@@ -1,4 +1,4 @@
-//! MSRs that the module demands of every processor: what TDH.SYS.INIT checks, and TDH.SYS.LP.INIT compares.
+//! MSR requirements of the module: the checks of TDH.SYS.INIT, and the comparison of TDH.SYS.LP.INIT.
 
 use seam::abi::Status;
 
@@ -32,7 +32,7 @@ const VMX_PROC_BASED3: u32 = 0x492;
 const TME_CAPABILITY: u32 = 0x981;
 const TME_ACTIVATE: u32 = 0x982;
 
-/// Compared before CPUID, in this order.
+/// MSRs compared before CPUID, in this order.
 pub(super) const FIRST: [u32; 4] = [
     CORE_CAPABILITIES,
     ARCH_CAPABILITIES,
@@ -40,7 +40,7 @@ pub(super) const FIRST: [u32; 4] = [
     XAPIC_DISABLE_STATUS,
 ];
 
-/// Compared after CPUID, in this order.
+/// MSRs compared after CPUID, in this order.
 pub(super) const REST: [u32; 24] = [
     MTRRCAP,
     SMRR[0].0,
@@ -68,11 +68,11 @@ pub(super) const REST: [u32; 24] = [
     WBNOINVDP,
 ];
 
-/// IA32_ARCH_CAPABILITIES bits that must be 1, and the one that must be 0.
+/// IA32_ARCH_CAPABILITIES bits that must be 1. The bit that must be 0 follows.
 const ARCH_CAPABILITIES_ONES: u64 = 0x20_fd6b;
 const ARCH_CAPABILITIES_ZEROS: u64 = 1 << 2;
 
-/// A VMX control as TD VMCSs use it: its initial value, the bits that vary, and the bits that the module knows nothing of.
+/// A VMX control of TD VMCSs: its initial value, its variable bits, and the bits unknown to the module.
 struct Control {
     msr: u32,
     initial: u64,
@@ -112,7 +112,7 @@ const CR0_INITIAL: u64 = 0x21;
 const CR0_L2_VARIABLE: u64 = 0x8005_001f;
 const CR4_INITIAL: u64 = 0x2040;
 
-/// PROC_BASED2: user wait and pause, which follows CPUID's WAITPKG; ENCLV exiting, which a CPU need not have.
+/// PROC_BASED2: user wait and pause, which follows CPUID's WAITPKG. ENCLV exiting, which is optional, follows.
 const USER_WAIT: u64 = 1 << 26;
 const ENCLV_EXITING: u64 = 1 << 28;
 
@@ -120,8 +120,8 @@ const ENCLV_EXITING: u64 = 1 << 28;
 const EPT_VPID_CAP_ONES: u64 = 0x101_0633_4041;
 
 impl Control {
-    /// Whether the CPU lets the control have all the values that the module gives it. `capability` has the bits that must
-    /// be 1 in its low half, and those that may be 1 in its high half.
+    /// Returns whether the CPU supports all values that the module gives the control. The low half of `capability`
+    /// holds the bits that must be 1, the high half those that may be 1.
     fn is_supported(&self, capability: u64) -> bool {
         let required = capability & 0xffff_ffff;
         let forbidden = !(capability >> 32) & 0xffff_ffff;
@@ -130,7 +130,7 @@ impl Control {
             && (required | forbidden) & self.variable == 0
     }
 
-    /// The same for a capability MSR that has only the 64 bits that may be 1.
+    /// Does the same as [`Self::is_supported`], for a capability MSR that holds only the 64 bits that may be 1.
     fn is_allowed(&self, allowed: u64) -> bool {
         !allowed & (self.initial | self.variable) == 0
     }
@@ -144,7 +144,7 @@ fn require(holds: bool, msr: u32) -> Result<(), Status> {
     if holds { Ok(()) } else { Err(incorrect(msr)) }
 }
 
-/// The checks of TDH.SYS.INIT that come before CPUID.
+/// Performs the checks of TDH.SYS.INIT that precede CPUID.
 pub(super) fn check_features(rdmsr: &impl Fn(u32) -> u64) -> Result<(), Status> {
     let arch = rdmsr(ARCH_CAPABILITIES);
     require(
@@ -157,7 +157,7 @@ pub(super) fn check_features(rdmsr: &impl Fn(u32) -> u64) -> Result<(), Status> 
     require(rdmsr(PERF_CAPABILITIES) >> 13 & 1 != 0, PERF_CAPABILITIES)
 }
 
-/// Checks that TD VMCSs, and those of nested VMs, can be made as the module wants them.
+/// Checks that the CPU supports the VMCSs of TDs and of nested VMs.
 pub(super) fn check_vmx(rdmsr: &impl Fn(u32) -> u64, has_waitpkg: bool) -> Result<(), Status> {
     let basic = rdmsr(VMX_BASIC);
     require(
@@ -245,7 +245,7 @@ pub(super) fn check_keys(
     require(rdmsr(WBNOINVDP) == rdmsr(WBINVDP), WBNOINVDP)
 }
 
-/// Checks that SMM's memory is locked and in no CMR.
+/// Checks that SMRAM is locked and lies in no CMR.
 pub(super) fn check_smrrs(
     rdmsr: &impl Fn(u32) -> u64,
     platform: &Platform<'_>,
@@ -270,7 +270,7 @@ pub(super) fn check_smrrs(
         }
         const ADDRESS: u64 = 0xffff_f000;
         let (base, mask) = (rdmsr(*base) & ADDRESS, mask & ADDRESS);
-        // One run of ones down to the size, and a base that is aligned to it.
+        // The mask is one run of ones down to the size, and the base is aligned to the size.
         let size = (1 << 32) - mask;
         if mask == 0 || !u64::is_power_of_two(size) || base & !mask != 0 {
             return Err(Status::INVALID_SMRR_CONFIGURATION.with_detail(i));
@@ -288,7 +288,7 @@ fn num_smrrs(mtrrcap: u64) -> usize {
     if mtrrcap >> 13 & 1 != 0 { 2 } else { 1 }
 }
 
-/// Whether a processor with this IA32_MTRRCAP has the MSR.
+/// Returns whether a processor with this IA32_MTRRCAP has the MSR.
 pub(super) fn exists(msr: u32, rdmsr: &impl Fn(u32) -> u64) -> bool {
     (msr != SMRR[1].0 && msr != SMRR[1].1) || num_smrrs(rdmsr(MTRRCAP)) > 1
 }

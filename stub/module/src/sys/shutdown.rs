@@ -1,4 +1,4 @@
-//! The end of the module, and its successor's beginning: TDH.SYS.SHUTDOWN, TDH.SYS.UPDATE.
+//! TDH.SYS.SHUTDOWN and TDH.SYS.UPDATE: the end of the module and the handoff to a new one.
 
 use core::sync::atomic::Ordering;
 
@@ -9,16 +9,16 @@ use crate::call::Call;
 use crate::lock::Mode;
 use crate::module::SysState;
 
-/// The one handoff version that the module knows.
+/// The only handoff version that the module supports.
 const HANDOFF_VERSION: u64 = 0;
 
-/// TDH.SYS.SHUTDOWN: no leaf but TDH.SYS.LP.SHUTDOWN is answered from here on.
+/// TDH.SYS.SHUTDOWN: from here on every leaf except TDH.SYS.LP.SHUTDOWN is refused.
 pub fn shutdown<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     if regs.rcx != HANDOFF_VERSION {
         return Err(Status::OPERAND_INVALID.with(Operand::RCX));
     }
     let _global = cx.module.lock_global(Mode::Exclusive)?;
-    // Whoever enters after this store is turned away; whoever entered before is seen by the scan.
+    // A processor that enters after this store is refused; one that entered before is found by the scan.
     cx.module.set_state(SysState::Shutdown);
     let others = cx
         .module
@@ -33,7 +33,7 @@ pub fn shutdown<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     Ok(())
 }
 
-/// TDH.SYS.UPDATE: takes over the TDs of the module before. There is none here: its data is not valid.
+/// TDH.SYS.UPDATE: takes over the TDs of the previous module. There is none here, so its handoff data is not valid.
 pub fn update<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
     let _global = cx.module.lock_global(Mode::Exclusive)?;
     if cx.module.state() != SysState::InitDone || !cx.module.all_lps_initialized() {

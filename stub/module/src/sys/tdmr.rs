@@ -1,4 +1,4 @@
-//! TDMRs: where private memory may be, and where its PAMT is. TDH.SYS.TDMR.INIT.
+//! TDMRs: the ranges of private memory and their PAMTs. TDH.SYS.TDMR.INIT.
 
 use alloc::boxed::Box;
 use core::ops::Range;
@@ -9,11 +9,11 @@ use seam::abi::{Gprs, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, Stat
 use crate::call::Call;
 use crate::{Machine, Point, pamt};
 
-/// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT makes.
+/// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT initialises.
 const PAGES_PER_CALL: u64 = 1024;
 
-/// The lock of the PAMT entry of a page of 1 GiB, which every call that walks to a page below it takes. In the PAMT four
-/// of them would share a cache line, and processors that work on different GiB would wait for each other.
+/// The lock of a 1 GiB page's PAMT entry, which every call takes that walks to a page below it. In the PAMT four of
+/// these locks would share a cache line, and processors that work on different GiB would contend for it.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Lock1g(AtomicU64);
@@ -23,13 +23,13 @@ struct Lock1g(AtomicU64);
 pub struct Tdmr {
     info: TdmrInfo,
     taken: AtomicBool,
-    /// The first address whose entries are still to be made.
+    /// The first address whose entries are not initialised.
     initialized: AtomicU64,
     locks_1g: Box<[Lock1g]>,
 }
 
 impl Tdmr {
-    /// A TDMR none of which is initialised.
+    /// Creates an uninitialised TDMR.
     pub fn new(info: TdmrInfo) -> Self {
         Self {
             taken: AtomicBool::new(false),
@@ -41,12 +41,12 @@ impl Tdmr {
         }
     }
 
-    /// The first address whose entries are still to be made. Only whole GiB below it can be used.
+    /// Returns the first address whose entries are not initialised. Only whole GiB below it are usable.
     pub fn initialized(&self) -> u64 {
         self.initialized.load(Ordering::Acquire)
     }
 
-    /// The word with the lock of the 1 GiB that contains `pa`.
+    /// Returns the word with the lock of the 1 GiB that contains `pa`.
     pub fn lock_1g(&self, pa: u64) -> &AtomicU64 {
         &self.locks_1g[((pa - self.info.base) / PAGE_1G) as usize].0
     }
@@ -55,7 +55,7 @@ impl Tdmr {
         self.info.base + self.info.size
     }
 
-    /// The address of the PAMT entry of the page of that size that contains `pa`.
+    /// Returns the address of the PAMT entry of the page of that size that contains `pa`.
     #[inline(always)]
     pub fn entry_pa(&self, pa: u64, size: PageSize) -> u64 {
         let pamt = match size {
@@ -66,7 +66,7 @@ impl Tdmr {
         pamt.base + (pa - self.info.base) / size.bytes() * PAMT_ENTRY_SIZE
     }
 
-    /// The 4 KiB pages of `pages` that are in a reserved area.
+    /// Returns the 4 KiB pages of `pages` that lie in a reserved area.
     pub fn reserved_pages(&self, pages: Range<u64>) -> impl Iterator<Item = u64> {
         self.info.reserved.iter().flat_map(move |area| {
             let area = self.info.base + area.offset..self.info.base + area.offset + area.size;
@@ -76,17 +76,17 @@ impl Tdmr {
     }
 }
 
-/// All TDMRs: no more than [`seam::abi::MAX_TDMRS`].
+/// All TDMRs, at most [`seam::abi::MAX_TDMRS`].
 #[derive(Debug)]
 pub struct Tdmrs(Box<[Tdmr]>);
 
 impl Tdmrs {
-    /// The TDMRs that TDH.SYS.CONFIG accepted.
+    /// Creates the TDMRs that TDH.SYS.CONFIG accepted.
     pub fn new(infos: &[TdmrInfo]) -> Self {
         Self(infos.iter().copied().map(Tdmr::new).collect())
     }
 
-    /// The TDMR that contains `pa`.
+    /// Returns the TDMR that contains `pa`.
     #[inline(always)]
     pub fn covering(&self, pa: u64) -> Option<&Tdmr> {
         self.0
@@ -94,7 +94,7 @@ impl Tdmrs {
             .find(|tdmr| (tdmr.info.base..tdmr.end()).contains(&pa))
     }
 
-    /// Whether `pa` is in the PAMT of one of them.
+    /// Returns whether `pa` lies in the PAMT of a TDMR.
     pub fn is_pamt(&self, pa: u64) -> bool {
         self.0.iter().any(|tdmr| {
             let info = &tdmr.info;
@@ -105,7 +105,7 @@ impl Tdmrs {
     }
 }
 
-/// TDH.SYS.TDMR.INIT: makes the PAMT entries of the next part of a TDMR.
+/// TDH.SYS.TDMR.INIT: initialises the PAMT entries of the next part of a TDMR.
 pub fn tdmr_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     regs.rdx = 0;
     let tdmr = cx

@@ -1,4 +1,4 @@
-//! Getting at a TD: its TDR locked, its state checked, its TDCS at hand.
+//! Access to a TD: locks its TDR, checks its state, and finds its TDCS.
 
 use seam::abi::{Leaf, Operand, PageSize, PageType, Status};
 
@@ -8,11 +8,11 @@ use crate::lock::{Guard, Mode};
 use crate::pamt::{Held, Pamt};
 use crate::{Machine, operand};
 
-/// A TD whose TDR, and mostly also its op-state, are locked until this is dropped.
+/// A TD whose TDR is locked until this is dropped. Unless the TDR is held exclusively, its op-state is locked too.
 pub struct Td<'m, M> {
-    /// Its root.
+    /// The TD's root.
     pub tdr: Tdr<'m>,
-    /// What it is.
+    /// The TD's TDCS.
     pub tdcs: Tdcs<'m, M>,
     // Locks are released in the order of these fields.
     _op_state: Option<Guard<'m>>,
@@ -20,7 +20,7 @@ pub struct Td<'m, M> {
 }
 
 impl<'m, M: Machine> Td<'m, M> {
-    /// The TD named by an operand, its TDR and its op-state held shared, in a state that allows `leaf`.
+    /// Returns the TD in an operand, with TDR and op-state held shared, in a state that allows `leaf`.
     ///
     /// # Errors
     /// Those of an explicit TDR operand, of the build state, and of the op-state, in this order.
@@ -35,8 +35,8 @@ impl<'m, M: Machine> Td<'m, M> {
         })
     }
 
-    /// The TD named by an operand, its TDR held exclusively (which makes the op-state lock superfluous), in a state
-    /// that allows `leaf`.
+    /// Returns the TD in an operand, with its TDR held exclusively, in a state that allows `leaf`. The exclusive TDR
+    /// lock makes the op-state lock unnecessary.
     ///
     /// # Errors
     /// Those of an explicit TDR operand, of the build state, and of the op-state, in this order.
@@ -61,7 +61,7 @@ impl<'m, M: Machine> Td<'m, M> {
     }
 }
 
-/// Checks the build state, then takes the op-state shared and checks that it allows `leaf`.
+/// Checks the build state, then locks the op-state shared and checks that it allows `leaf`.
 ///
 /// # Errors
 /// Those of the build state; OPERAND_BUSY with OP_STATE; OP_STATE_INCORRECT.
@@ -83,7 +83,7 @@ pub fn lock_op_state<'m, M: Machine>(
     Ok((tdcs, guard))
 }
 
-/// The TDR that owns a page whose PAMT entry is held, taken shared.
+/// Locks, shared, the TDR that owns a page whose PAMT entry is held.
 ///
 /// # Errors
 /// OPERAND_BUSY with TDR.
@@ -100,8 +100,8 @@ pub fn implicit_tdr<'m, M: Machine>(
     Ok((guard, Tdr::at(cx.machine, owner)))
 }
 
-/// The TDR that owns a page which is being reclaimed, taken shared. It excludes those that hold the TDR exclusively, as
-/// [`implicit_tdr`] does, but no two processors write to the same cache line for it.
+/// Locks, shared, the TDR that owns a page under reclamation. Like [`implicit_tdr`], it excludes exclusive holders of
+/// the TDR. Unlike it, no two processors write to the same cache line.
 ///
 /// # Errors
 /// OPERAND_BUSY with TDR.
@@ -119,11 +119,11 @@ pub fn reclaim_lane<'m, M: Machine>(
     Ok((lane, tdr))
 }
 
-/// A vCPU named by its TDVPR, with its TD: the TDVPR locked, the TDR shared.
+/// A vCPU and its TD, with the TDVPR locked and the TDR held shared.
 pub struct TdVcpu<'m, M> {
     /// The vCPU.
     pub tdvps: Tdvps<'m, M>,
-    /// The root of its TD.
+    /// The root of the vCPU's TD.
     pub tdr: Tdr<'m>,
     // Locks are released in the order of these fields.
     _tdr: Guard<'m>,
@@ -131,7 +131,7 @@ pub struct TdVcpu<'m, M> {
 }
 
 impl<'m, M: Machine> TdVcpu<'m, M> {
-    /// The vCPU named by an operand. The TD's state is not checked: see [`lock_op_state`].
+    /// Returns the vCPU in an operand. It does not check the TD's state; see [`lock_op_state`].
     ///
     /// # Errors
     /// Those of an explicit page operand; OPERAND_BUSY with TDR.
@@ -147,7 +147,7 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
             _tdvpr: held,
         })
     }
-    /// Lets go, as dropping it does, in the caller's own code.
+    /// Releases the locks as dropping does, inlined into the caller.
     #[inline(always)]
     pub fn release(self) {
         self._tdr.release();

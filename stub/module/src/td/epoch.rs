@@ -1,4 +1,4 @@
-//! TLB tracking: which translations no processor can hold any more.
+//! TLB tracking: determines the translations that no processor can hold any more.
 
 use seam::abi::{Operand, Status};
 
@@ -8,15 +8,15 @@ use crate::Machine;
 use crate::field::Structure;
 use crate::lock::Mode;
 
-/// Marks a BEPOCH that migration uses for itself.
+/// Marks a BEPOCH used by migration.
 const MIGRATION: u64 = 1 << 63;
 
-/// Whether every vCPU that was inside the TD when a page was blocked at `bepoch` has left it since.
+/// Returns whether every vCPU that was inside the TD when a page was blocked at `bepoch` has since left it.
 pub fn is_tracked<M: Machine>(tdcs: &Tdcs<'_, M>, bepoch: u64) -> bool {
     if bepoch & MIGRATION != 0 {
         return false;
     }
-    // The epoch and its counts must be of the same moment.
+    // The epoch and its counts must be consistent.
     let (epoch, inside) = loop {
         let epoch = tdcs.get(field::TD_EPOCH);
         let inside = tdcs.get(field::REFCOUNT.at(bepoch as u32 & 1));
@@ -28,10 +28,10 @@ pub fn is_tracked<M: Machine>(tdcs: &Tdcs<'_, M>, bepoch: u64) -> bool {
     bepoch < previous || bepoch == previous && inside == 0
 }
 
-/// Begins the next epoch.
+/// Starts the next epoch.
 ///
 /// # Errors
-/// OPERAND_BUSY with TD_EPOCH; PREVIOUS_TLB_EPOCH_BUSY while a vCPU is inside that entered before the present one.
+/// OPERAND_BUSY with TD_EPOCH; PREVIOUS_TLB_EPOCH_BUSY while a vCPU is inside that entered before the current epoch.
 pub fn advance<M: Machine>(tdcs: &Tdcs<'_, M>) -> Result<(), Status> {
     let _lock = tdcs
         .epoch_lock()

@@ -1,4 +1,4 @@
-//! A TD's control structures, and the checks that every leaf makes before it touches them.
+//! A TD's control structures, and the checks that every leaf makes before it uses them.
 
 mod access;
 pub mod epoch;

@@ -1,4 +1,4 @@
-//! What a TD may do now (OP_STATE), and which leafs it allows.
+//! The operation state of a TD (OP_STATE), and the leafs that it allows.
 
 use seam::abi::Leaf;
 
@@ -25,7 +25,7 @@ use OpState::{
 };
 
 impl OpState {
-    /// The state of that number, which is one that the module wrote.
+    /// Returns the state with that number, which the module itself wrote.
     #[inline(always)]
     pub fn from_number(number: u32) -> Self {
         match number {
@@ -43,17 +43,17 @@ impl OpState {
         }
     }
 
-    /// Whether an entry must be blocked, and the TLBs tracked, before it is changed.
+    /// Returns whether an entry must be blocked, and the TLBs tracked, before it is changed.
     pub fn needs_tracking(self) -> bool {
         matches!(self, Runnable | LiveExport | LiveImport)
     }
 
-    /// Whether a removed page leaves a REMOVED entry, not a FREE one.
+    /// Returns whether a removed page leaves a REMOVED entry instead of a FREE one.
     pub fn is_importing(self) -> bool {
         matches!(self, MemoryImport | StateImport | PostImport | LiveImport)
     }
 
-    /// Whether `leaf` may be called in this state. Leafs that do not ask are always allowed.
+    /// Returns whether `leaf` may be called in this state. Leafs that do not check the state are always allowed.
     ///
     /// Source: TDX module 1.5.01, `op_state_lookup`.
     #[inline(always)]
@@ -142,7 +142,7 @@ impl OpState {
     }
 }
 
-/// A bit for each of the states.
+/// Returns a mask with one bit for each of the states.
 #[inline(always)]
 const fn states(states: &[OpState]) -> u16 {
     let (mut bits, mut i) = (0, 0);

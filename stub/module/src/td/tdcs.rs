@@ -1,4 +1,4 @@
-//! TDCS: what a TD is, in the TDCX pages that the host added to it.
+//! TDCS: the state of a TD, in the TDCX pages that the host added to it.
 
 use core::sync::atomic::AtomicU64;
 
@@ -9,7 +9,7 @@ use crate::field::{Field, Structure};
 use crate::lock::Lock;
 use crate::{Machine, PageWords};
 
-/// The fields of a TDCS. Page 0 holds them, and page 1 what does not fit.
+/// The fields of a TDCS. Page 0 holds most of them, page 1 the rest.
 pub mod field {
     use super::Field;
 
@@ -35,7 +35,7 @@ pub mod field {
     pub const XBUFF_SIZE: Field = Field::u32(0xdc);
     pub const NOTIFY_ENABLES: Field = Field::u64(0xe0);
     pub const HP_LOCK_TIMEOUT: Field = Field::u64(0xe8);
-    /// Four of them, one for each VM.
+    /// An array of four, one for each VM.
     pub const VM_CTLS: Field = Field::u64(0xf0);
     pub const IA32_SPEC_CTRL_MASK: Field = Field::u64(0x110);
     pub const CONFIG_FLAGS: Field = Field::u64(0x118);
@@ -43,7 +43,7 @@ pub mod field {
 
     // TLB tracking.
     pub const TD_EPOCH: Field = Field::u64(0x200);
-    /// Two of them: vCPUs inside that entered at an even and at an odd epoch.
+    /// An array of two: the vCPUs inside that entered at an even and at an odd epoch.
     pub const REFCOUNT: Field = Field::u16(0x208);
     /// A [`Lock`](crate::lock::Lock).
     pub const EPOCH_LOCK: Field = Field::u16(0x210);
@@ -53,11 +53,11 @@ pub mod field {
     pub const MRCONFIGID: Field = Field::u64(0x270);
     pub const MROWNER: Field = Field::u64(0x2a0);
     pub const MROWNERCONFIG: Field = Field::u64(0x2d0);
-    /// Four of them.
+    /// An array of four.
     pub const RTMR: Field = Field::u64(0x300);
     /// A [`Lock`](crate::lock::Lock).
     pub const RTMR_LOCK: Field = Field::u16(0x3f0);
-    /// The chaining value of MRTD while it is being built: eight 64-bit words.
+    /// The chaining value of MRTD under construction: eight 64-bit words.
     pub const MRTD_STATE: Field = Field::u64(0x400);
     /// Bytes that MRTD covers so far.
     pub const MRTD_LENGTH: Field = Field::u64(0x440);
@@ -66,7 +66,7 @@ pub mod field {
     pub const NUM_MIGS: Field = Field::u16(0x448);
 }
 
-/// Pages of a TDCS by what they hold.
+/// Page numbers in a TDCS.
 pub mod page {
     /// The MSR bitmaps of the TD's vCPUs.
     pub const MSR_BITMAPS: u32 = 2;
@@ -93,7 +93,7 @@ impl<M> Clone for Tdcs<'_, M> {
 impl<M> Copy for Tdcs<'_, M> {}
 
 impl<'m, M: Machine> Tdcs<'m, M> {
-    /// The TDCS of the TD of `tdr`, which has all its base pages.
+    /// Returns the TDCS of the TD of `tdr`, which has all its base pages.
     pub fn of(machine: &'m M, tdr: Tdr<'m>) -> Self {
         Self {
             machine,
@@ -102,78 +102,78 @@ impl<'m, M: Machine> Tdcs<'m, M> {
         }
     }
 
-    /// The TD's root.
+    /// Returns the TD's root.
     pub const fn tdr(&self) -> Tdr<'m> {
         self.tdr
     }
 
-    /// The physical address of page `index`.
+    /// Returns the physical address of page `index`.
     pub fn page_pa(&self, index: u32) -> u64 {
         page_pa(self.machine, &self.tdr, index)
     }
 
-    /// What the TD may do now.
+    /// Returns the TD's op-state.
     pub fn op_state(&self) -> OpState {
         OpState::from_number(self.get(field::OP_STATE) as u32)
     }
 
-    /// Moves the TD on.
+    /// Sets the TD's op-state.
     pub fn set_op_state(&self, state: OpState) {
         self.set(field::OP_STATE, state as u64);
     }
 
-    /// The lock of the op-state.
+    /// Returns the lock of the op-state.
     pub fn op_state_lock(&self) -> Lock<'m> {
         Lock::with_host_priority(self.word(field::OP_STATE_LOCK.offset()), 32)
     }
 
-    /// The lock of the S-EPT tree.
+    /// Returns the lock of the S-EPT tree.
     pub fn sept_lock(&self) -> Lock<'m> {
         Lock::new(self.word(field::SEPT_LOCK.offset()), 0)
     }
 
-    /// The lock of the TLB-tracking epoch.
+    /// Returns the lock of the TLB-tracking epoch.
     pub fn epoch_lock(&self) -> Lock<'m> {
         Lock::new(self.word(field::EPOCH_LOCK.offset()), 0)
     }
 
-    /// The lock of the RTMRs.
+    /// Returns the lock of the RTMRs.
     pub fn rtmr_lock(&self) -> Lock<'m> {
         Lock::with_host_priority(self.word(field::RTMR_LOCK.offset()), 0)
     }
 
-    /// Whether the host may look inside.
+    /// Returns whether the TD is a debug TD, which the host may inspect.
     pub fn is_debug(&self) -> bool {
         self.get(field::ATTRIBUTES) & Attributes::DEBUG.bits() != 0
     }
 
-    /// Whether guest-physical addresses have 52 bits instead of 48.
+    /// Returns whether guest-physical addresses have 52 bits instead of 48.
     pub fn is_wide(&self) -> bool {
         self.get(field::GPAW) != 0
     }
 
-    /// The physical address of the S-EPT's root.
+    /// Returns the physical address of the S-EPT's root.
     pub fn sept_root(&self) -> u64 {
         self.page_pa(page::SEPT_ROOT)
     }
 
-    /// The physical address of the root of nested VM `vm`'s (1 to 3) S-EPT.
+    /// Returns the physical address of the root of the S-EPT of nested VM `vm` (1 to 3).
     pub fn l2_sept_root(&self, vm: u32) -> u64 {
         self.page_pa(page::L2_SEPT_ROOT + vm - 1)
     }
 
-    /// The numbers of the nested VMs that the TD may have.
+    /// Returns the numbers of the nested VMs that the TD may have.
     pub fn l2_vms(&self) -> core::ops::RangeInclusive<u32> {
         1..=self.get(field::NUM_L2_VMS) as u32
     }
 
-    /// The level of the S-EPT's root entries: 3 or 4.
+    /// Returns the level of the S-EPT's root entries: 3 or 4.
     pub fn top_level(&self) -> u8 {
         (self.get(field::EPTP) >> 3 & 7) as u8
     }
 }
 
-/// The address of a TDCS page. The TDR holds it with the TD's KeyID.
+/// Returns the address of a TDCS page. The TDR holds it with the TD's KeyID.
 #[inline(always)]
 fn page_pa<M: Machine>(machine: &M, tdr: &Tdr<'_>, index: u32) -> u64 {
     machine

@@ -1,4 +1,4 @@
-//! TDR: the root page of a TD, guarded by the global key.
+//! TDR: the root page of a TD, encrypted with the global key.
 
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -15,23 +15,23 @@ pub mod field {
     pub const NUM_TDCX: Field = Field::u32(0x04);
     pub const CHLDCNT: Field = Field::u64(0x08);
     pub const LIFECYCLE_STATE: Field = Field::u32(0x10);
-    /// Nine of them.
+    /// An array of nine.
     pub const TDCX_PA: Field = Field::u64(0x18);
-    /// Four of them.
+    /// An array of four.
     pub const TD_UUID: Field = Field::u64(0x60);
     pub const HKID: Field = Field::u16(0x100);
     pub const PKG_CONFIG_BITMAP: Field = Field::u64(0x108);
 }
 
-/// How far a TD is in its life (LIFECYCLE_STATE).
+/// The life-cycle state of a TD (LIFECYCLE_STATE).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifecycle {
     /// It has an HKID, but not a key on every package.
     HkidAssigned = 0,
-    /// It has its keys: it can be built and run.
+    /// Its keys are configured: it can be built and run.
     KeysConfigured = 1,
-    /// Its vCPUs are flushed; its caches are being written back.
+    /// Its vCPUs are flushed; its cache lines are being written back.
     Blocked = 2,
     /// Its HKID is free; its pages can be reclaimed.
     Teardown = 3,
@@ -45,7 +45,7 @@ pub struct Tdr<'m> {
 }
 
 impl<'m> Tdr<'m> {
-    /// The TDR at `pa`.
+    /// Returns the TDR at `pa`.
     pub fn at<M: Machine>(machine: &'m M, pa: u64) -> Self {
         Self {
             pa,
@@ -53,22 +53,22 @@ impl<'m> Tdr<'m> {
         }
     }
 
-    /// Its physical address: what names the TD.
+    /// Returns its physical address, which identifies the TD.
     pub const fn pa(&self) -> u64 {
         self.pa
     }
 
-    /// Whether the TD is past saving.
+    /// Returns whether the TD has a fatal error.
     pub fn is_fatal(&self) -> bool {
         self.get(field::FATAL) != 0
     }
 
-    /// Gives the TD up: from now on it can only be torn down.
+    /// Marks the TD as fatal. From now on it can only be torn down.
     pub fn set_fatal(&self) {
         self.set(field::FATAL, 1);
     }
 
-    /// How far the TD is in its life.
+    /// Returns the TD's life-cycle state.
     pub fn lifecycle(&self) -> Lifecycle {
         match self.get(field::LIFECYCLE_STATE) {
             0 => Lifecycle::HkidAssigned,
@@ -78,47 +78,48 @@ impl<'m> Tdr<'m> {
         }
     }
 
-    /// Moves the TD on.
+    /// Sets the TD's life-cycle state.
     pub fn set_lifecycle(&self, lifecycle: Lifecycle) {
         self.set(field::LIFECYCLE_STATE, lifecycle as u64);
     }
 
-    /// The TD's private KeyID.
+    /// Returns the TD's private KeyID.
     pub fn hkid(&self) -> u32 {
         self.get(field::HKID) as u32
     }
 
-    /// TDCX pages that it has.
+    /// Returns the number of TDCX pages.
     pub fn num_tdcx(&self) -> u32 {
         self.get(field::NUM_TDCX) as u32
     }
 
-    /// Counts `pages` 4 KiB units that became the TD's.
+    /// Adds `pages` 4 KiB units to the TD's page count.
     pub fn add_children(&self, pages: u64) {
         self.add(field::CHLDCNT, pages);
     }
 
-    /// Counts `pages` 4 KiB units that the TD lost.
+    /// Subtracts `pages` 4 KiB units from the TD's page count.
     pub fn remove_children(&self, pages: u64) {
         self.sub(field::CHLDCNT, pages);
     }
 
-    /// 4 KiB units that are the TD's, the TDR not among them.
+    /// Returns the number of 4 KiB units that belong to the TD, excluding the TDR.
     pub fn children(&self) -> u64 {
         let reclaimed = self.lanes().map(|lane| self.get(lane.reclaimed()));
         self.get(field::CHLDCNT).wrapping_sub(reclaimed.sum())
     }
 
-    /// The lane of a processor that reclaims the TD's pages.
+    /// Enters the lane of a processor that reclaims the TD's pages.
     pub fn lane(self, lp: u32) -> LaneGuard<'m> {
         let lane = Lane(lp % Lane::COUNT);
         self.add(lane.holders(), 1);
-        // Whoever holds the TDR exclusively either sees this hold or is seen by who looks now.
+        // Pairs with the fence in `is_being_reclaimed`: an exclusive holder of the TDR sees this lane hold, or this
+        // processor, when it looks next, sees the exclusive holder.
         fence(Ordering::SeqCst);
         LaneGuard { tdr: self, lane }
     }
 
-    /// Whether a processor is in one of the lanes. The caller holds the TDR exclusively.
+    /// Returns whether a processor is in one of the lanes. The caller holds the TDR exclusively.
     pub fn is_being_reclaimed(&self) -> bool {
         fence(Ordering::SeqCst);
         self.lanes().any(|lane| self.get(lane.holders()) != 0)
@@ -128,7 +129,7 @@ impl<'m> Tdr<'m> {
         (0..Lane::COUNT).map(Lane)
     }
 
-    /// Checks that the TD has keys and enough of a TDCS to be worked with.
+    /// Checks that the TD has keys and the TDCS pages needed to work on it.
     ///
     /// # Errors
     /// TD_FATAL, TD_KEYS_NOT_CONFIGURED, TDCS_NOT_ALLOCATED, in this order.
@@ -146,10 +147,10 @@ impl<'m> Tdr<'m> {
     }
 }
 
-/// One of the places, each in a cache line of its own, in which TDH.PHYMEM.PAGE.RECLAIM counts.
+/// A set of counters for TDH.PHYMEM.PAGE.RECLAIM, in a cache line of its own.
 ///
-/// A big TD is reclaimed by all processors at once, a page at a time. If each of these calls changed the TDR's lock and
-/// CHLDCNT, the processors would do little else than hand that cache line around.
+/// All processors together reclaim a large TD, a page at a time. If each call changed the TDR's lock and CHLDCNT, the
+/// processors would spend most of their time on that contended cache line.
 #[derive(Clone, Copy)]
 struct Lane(u32);
 
@@ -158,12 +159,12 @@ impl Lane {
     const FIRST: u32 = 0x800;
     const SIZE: u32 = 64;
 
-    /// Processors that are in the lane: shared holders of the TDR.
+    /// Returns the field that counts the processors in the lane: shared holders of the TDR.
     const fn holders(self) -> Field {
         Field::u64(Self::FIRST + self.0 * Self::SIZE)
     }
 
-    /// 4 KiB units that were reclaimed in the lane, and that CHLDCNT still counts.
+    /// Returns the field that counts the 4 KiB units reclaimed in the lane, which CHLDCNT still includes.
     const fn reclaimed(self) -> Field {
         Field::u64(Self::FIRST + self.0 * Self::SIZE + 8)
     }
@@ -178,7 +179,7 @@ pub struct LaneGuard<'m> {
 }
 
 impl LaneGuard<'_> {
-    /// Counts `pages` 4 KiB units that the TD lost.
+    /// Subtracts `pages` 4 KiB units from the TD's page count.
     pub fn remove_children(&self, pages: u64) {
         self.tdr.add(self.lane.reclaimed(), pages);
     }

@@ -1,18 +1,18 @@
-//! TDVPS: one vCPU of a TD, in its TDVPR page and the TDCX pages that the host added to it.
+//! TDVPS: the state of a vCPU, in its TDVPR page and the TDCX pages that the host added to it.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::field::{Field, Structure};
 use crate::{Machine, PageWords};
 
-/// The fields of a TDVPS that manage it, all in its first page.
+/// The management fields of a TDVPS, all in its first page.
 pub mod field {
     use super::Field;
 
     pub const STATE: Field = Field::u8(0x100);
     pub const LAST_TD_EXIT: Field = Field::u8(0x101);
     pub const NUM_TDVPS_PAGES: Field = Field::u8(0x107);
-    /// Fifteen of them; the first is the TDVPR's own address.
+    /// An array of fifteen. The first is the TDVPR's own address.
     pub const TDVPS_PAGE_PA: Field = Field::u64(0x108);
     pub const ASSOC_LPID: Field = Field::u32(0x1c8);
     pub const VCPU_EPOCH: Field = Field::u64(0x1d0);
@@ -21,24 +21,24 @@ pub mod field {
 /// "No logical processor" in ASSOC_LPID.
 pub const NO_LP: u64 = 0xffff_ffff;
 
-/// What a vCPU is up to (STATE).
+/// The state of a vCPU (STATE).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuState {
-    /// It was created, and not initialised.
+    /// Created, not initialised.
     Uninitialized = 0,
-    /// It can be entered.
+    /// Can be entered.
     Ready = 2,
-    /// It is inside the guest.
+    /// Inside the guest.
     Active = 4,
-    /// It can't be entered any more.
+    /// Can't be entered any more.
     Disabled = 8,
-    /// It is being imported.
+    /// Being imported.
     Import = 0x10,
 }
 
 impl VcpuState {
-    /// The state of that number, which is one that the module wrote.
+    /// Returns the state with that number, which the module itself wrote.
     pub fn from_number(number: u64) -> Self {
         match number {
             0 => Self::Uninitialized,
@@ -66,7 +66,7 @@ impl<M> Clone for Tdvps<'_, M> {
 impl<M> Copy for Tdvps<'_, M> {}
 
 impl<'m, M: Machine> Tdvps<'m, M> {
-    /// The TDVPS whose TDVPR is at `pa`.
+    /// Returns the TDVPS whose TDVPR is at `pa`.
     pub fn at(machine: &'m M, pa: u64) -> Self {
         Self {
             machine,
@@ -74,27 +74,27 @@ impl<'m, M: Machine> Tdvps<'m, M> {
         }
     }
 
-    /// What the vCPU is up to.
+    /// Returns the vCPU's state.
     #[inline(always)]
     pub fn state(&self) -> VcpuState {
         VcpuState::from_number(self.get(field::STATE))
     }
 
-    /// Sets what the vCPU is up to.
+    /// Sets the vCPU's state.
     #[inline(always)]
     pub fn set_state(&self, state: VcpuState) {
         self.set(field::STATE, state as u64);
     }
 
-    /// Pages that it has, the TDVPR among them.
+    /// Returns the number of pages, including the TDVPR.
     pub fn num_pages(&self) -> u32 {
         self.get(field::NUM_TDVPS_PAGES) as u32
     }
 
-    /// The physical address of page `index`, without its KeyID.
+    /// Returns the physical address of page `index`, without its KeyID.
     #[inline(always)]
     pub fn page_pa(&self, index: u32) -> u64 {
-        // In the first page, and not by way of `get`, which asks here.
+        // Reads the first page directly: `get` depends on this function.
         let field = field::TDVPS_PAGE_PA.at(index);
         let guarded = self.first[field.offset() as usize / 8].load(Ordering::Acquire);
         self.machine.platform().without_keyid(guarded)

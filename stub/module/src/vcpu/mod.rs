@@ -1,7 +1,7 @@
-//! The state of a TD vCPU, as it lies in its TDVPS pages.
+//! The state of a TD vCPU, stored in its TDVPS pages.
 //!
-//! This is what a [`Machine`] is given to run: it enters the guest from these fields and leaves the
-//! guest's new state and the reason of the VM exit in them, as VMLAUNCH does with a VMCS.
+//! A [`Machine`] runs a vCPU from this state: it enters the guest with the values of these fields, and at a VM exit
+//! stores the guest's new state and the exit reason in them, as VMLAUNCH does with a VMCS.
 
 pub(crate) mod fields;
 mod vmcs;
@@ -14,8 +14,8 @@ use crate::field::Structure;
 use crate::td::Tdvps;
 use crate::{Machine, PageWords};
 
-/// Pages of a TDVPS that hold the vCPU's state: its own, the VMCS, the virtual APIC, and the first one of extended state.
-/// Those behind have room for AMX, which no vCPU has here, and for nested VMs.
+/// Pages of a TDVPS that hold the vCPU's state: its own, the VMCS, the virtual APIC, and the first page of extended
+/// state. The remaining pages are for AMX, which no vCPU has here, and for nested VMs.
 pub const VCPU_PAGES: usize = 4;
 
 /// Numbers of the general-purpose registers, as instructions encode them.
@@ -42,7 +42,7 @@ pub enum Gpr {
 }
 
 impl Gpr {
-    /// All of them, in the order of their numbers.
+    /// All registers, in the order of their numbers.
     pub const ALL: [Self; 16] = [
         Self::Rax,
         Self::Rcx,
@@ -63,7 +63,7 @@ impl Gpr {
     ];
 }
 
-/// Guest state that no VMCS field holds: the offset of each 64-bit value in the TDVPS.
+/// Guest state outside the VMCS: the offset of each 64-bit value in the TDVPS.
 ///
 /// Source: TDX module 1.5.01, TDVPS field table (the offsets are the module's own).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,19 +104,19 @@ impl<'m> Vcpu<'m> {
     const VMCS_PAGE: usize = 1;
     /// Page number of the virtual APIC.
     const VAPIC_PAGE: usize = 2;
-    /// Page number of the extended-state area, which has the format of XSAVES.
+    /// Page number of the extended-state area, in the format of XSAVES.
     const XBUFF_PAGE: usize = 3;
     /// Offset of the general-purpose registers.
     const GPRS: usize = 0x980;
     /// Offset of XMM0 in an XSAVE area.
     const XMM: usize = 160;
 
-    /// The vCPU whose TDVPS has these pages.
+    /// Creates the vCPU whose TDVPS has these pages.
     pub const fn new(pages: [&'m PageWords; VCPU_PAGES]) -> Self {
         Self { pages }
     }
 
-    /// The vCPU of a TDVPS that has its pages.
+    /// Returns the vCPU of a complete TDVPS.
     #[inline(always)]
     pub(crate) fn of<M: Machine>(machine: &'m M, tdvps: &Tdvps<'m, M>) -> Self {
         Self::new([
@@ -127,17 +127,17 @@ impl<'m> Vcpu<'m> {
         ])
     }
 
-    /// XFAM: the extended state that the vCPU has.
+    /// Returns XFAM: the vCPU's extended-state components.
     pub fn xfam(&self) -> u64 {
         self.get(fields::XFAM)
     }
 
-    /// The virtual-APIC page.
+    /// Returns the virtual-APIC page.
     pub const fn vapic(&self) -> &'m PageWords {
         self.pages[Self::VAPIC_PAGE]
     }
 
-    /// The first page of the extended-state area, which has the format of XSAVES.
+    /// Returns the first page of the extended-state area, in the format of XSAVES.
     pub const fn xbuff(&self) -> &'m PageWords {
         self.pages[Self::XBUFF_PAGE]
     }
@@ -172,7 +172,7 @@ impl<'m> Vcpu<'m> {
         }
     }
 
-    /// The place of the general-purpose register of that number, which is not RSP's.
+    /// Returns the location of the general-purpose register with that number, which must not be RSP's.
     #[inline(always)]
     pub fn numbered(&self, number: usize) -> &'m AtomicU64 {
         &self.pages[0][Self::GPRS / 8 + number % 16]
@@ -201,7 +201,7 @@ impl<'m> Vcpu<'m> {
         self.set_vmcs(Field::RSP, values[Gpr::Rsp as usize]);
     }
 
-    /// Reads a VMCS field; zero for an encoding that no field has.
+    /// Reads a VMCS field. An encoding without a field reads as zero.
     #[inline(always)]
     pub fn vmcs(&self, field: Field) -> u64 {
         field.word().map_or(0, |word| {
@@ -209,7 +209,7 @@ impl<'m> Vcpu<'m> {
         })
     }
 
-    /// Writes a VMCS field; an encoding that no field has is ignored.
+    /// Writes a VMCS field. An encoding without a field is ignored.
     #[inline(always)]
     pub fn set_vmcs(&self, field: Field, value: u64) {
         if let Some(word) = field.word() {
@@ -217,17 +217,17 @@ impl<'m> Vcpu<'m> {
         }
     }
 
-    /// Reads a register that no VMCS field holds.
+    /// Reads a register that is not in the VMCS.
     pub fn held(&self, register: Held) -> u64 {
         self.at(register as usize).load(Ordering::Relaxed)
     }
 
-    /// Writes a register that no VMCS field holds.
+    /// Writes a register that is not in the VMCS.
     pub fn set_held(&self, register: Held, value: u64) {
         self.at(register as usize).store(value, Ordering::Relaxed);
     }
 
-    /// Where the XMM registers are, all 16 of them, for a world switch. They are aligned to 16 bytes.
+    /// Returns the address of the 16 XMM registers, for a world switch. They are aligned to 16 bytes.
     pub fn xmm_registers(&self) -> *mut u128 {
         let area: *const AtomicU64 = self.xbuff().as_ptr();
         area.wrapping_byte_add(Self::XMM).cast_mut().cast()

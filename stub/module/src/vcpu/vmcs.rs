@@ -1,6 +1,6 @@
-//! The TD VMCS: its fields, and where each lies in the page that holds it.
+//! The TD VMCS: its fields, and the position of each in its page.
 //!
-//! On hardware the layout of that page is the CPU's secret; ours keeps every field as one 64-bit word.
+//! On hardware the layout of that page is implementation-specific. Here every field occupies one 64-bit word.
 
 /// The encoding of a VMCS field (Intel SDM, appendix B of volume 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ impl Field {
 }
 
 impl Field {
-    /// The number of the word in the VMCS page that holds this field; `None` for an encoding that no field has.
+    /// Returns the number of the field's word in the VMCS page; `None` for an encoding without a field.
     pub const fn word(self) -> Option<usize> {
         if self.0 & !0x6FFE != 0 {
             return None;

@@ -1,4 +1,4 @@
-//! Which logical processor a vCPU belongs to: taken at the first use, given back by TDH.VP.FLUSH.
+//! Association of a vCPU with a logical processor: made at the first use, ended by TDH.VP.FLUSH.
 
 use core::sync::atomic::Ordering;
 
@@ -14,16 +14,16 @@ use crate::td::{Lifecycle, TdVcpu, Tdcs, Tdvps, VcpuState, tdcs};
 /// Pages that each L2 VM adds to a TDVPS.
 const PAGES_PER_L2_VM: u32 = 3;
 
-/// Whether a vCPU that can't be entered any more may still be associated.
+/// The policy for a vCPU in the disabled state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disabled {
-    /// It may, to be read.
+    /// It may be associated, so that it can be read.
     Allowed,
-    /// It may not.
+    /// It may not be associated.
     Refused,
 }
 
-/// Checks that a vCPU has all its pages, those for its TD's L2 VMs among them.
+/// Checks that a vCPU has all its pages, including those for its TD's L2 VMs.
 ///
 /// # Errors
 /// TDCX_NUM_INCORRECT.
@@ -36,10 +36,10 @@ pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Resu
     Ok(())
 }
 
-/// Associates a vCPU with the calling processor, if it is not already; whether it was not.
+/// Associates a vCPU with the calling processor. Returns true if it was not associated before.
 ///
 /// # Errors
-/// VCPU_STATE_INCORRECT; VCPU_ASSOCIATED when it is another processor's.
+/// VCPU_STATE_INCORRECT; VCPU_ASSOCIATED if it is associated with another processor.
 #[inline(always)]
 pub fn associate<M: Machine>(
     cx: Call<'_, M>,
@@ -70,7 +70,7 @@ pub fn associate<M: Machine>(
     Ok(was == NO_LP)
 }
 
-/// TDH.VP.FLUSH: RCX = TDVPR. The vCPU's processor gives it up.
+/// TDH.VP.FLUSH: RCX = TDVPR. Ends the vCPU's association with its processor.
 pub fn flush<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let vcpu = TdVcpu::take(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
     if vcpu.tdr.lifecycle() != Lifecycle::KeysConfigured {

@@ -9,7 +9,7 @@ use crate::td::tdvps::{NO_LP, field};
 use crate::td::{Td, TdVcpu, Tdvps, VcpuState, lock_op_state};
 use crate::{Machine, Point, operand, ownership};
 
-/// Pages of a TDVPS that hold the MSR bitmaps of an L2 VM: until they are set, every MSR exits.
+/// Pages of a TDVPS that hold the MSR bitmaps of an L2 VM. Until they are set, every MSR access exits.
 const L2_MSR_BITMAPS: [u32; 3] = [7, 10, 13];
 
 /// TDH.VP.CREATE: RCX = TDVPR, RDX = TDR.

@@ -1,7 +1,7 @@
 //! TDH.VP.ENTER: from the host's call to the guest's first instruction, and back.
 //!
-//! All that is always on this way is inlined, here and in what it uses: under TCG a call costs more than what most of these
-//! functions do.
+//! All code that every call executes is inlined, here and in the functions that it uses: under TCG a call costs more
+//! than the work of most of these functions.
 
 use core::sync::atomic::Ordering;
 
@@ -21,22 +21,22 @@ use crate::td::{TdVcpu, Tdcs, Tdvps, VcpuState, lock_op_state, tdcs, tdvps};
 use crate::vcpu::{Gpr, Vcpu, fields};
 use crate::{Machine, Point};
 
-/// Bits of RCX beside the TDVPR's address: tell the guest that the host has dealt with the cause of the last exit.
+/// RCX flag beside the TDVPR's address: the host has dealt with the cause of the last exit; the guest is informed.
 const HOST_RECOVERABILITY_HINT: u64 = 1 << 52;
-/// Resume the TD itself, not its L2 VM.
+/// RCX flag: resume the TD itself, not its L2 VM.
 const RESUME_L1: u64 = 1 << 53;
-/// IA32_MISC_ENABLE and two bits of it.
+/// IA32_MISC_ENABLE. Two of its bits follow.
 const MISC_ENABLE: u32 = 0x1A0;
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
 const ENABLE_MONITOR: u64 = 1 << 18;
 /// Exit qualification of an EPT violation: a write.
 const WRITE: u64 = 1 << 1;
-/// NOTIFY_ENABLES: raise #VE in a TD whose vCPU keeps faulting on the same instruction.
+/// NOTIFY_ENABLES: raise #VE in a TD whose vCPU repeatedly faults on the same instruction.
 const NOTIFY_EPT_FAULTS: u64 = 1;
-/// In a guest's TDCALL status: the host has a recoverability hint.
+/// Bit in a guest's TDCALL status: the host has set the recoverability hint.
 const STATUS_HINT: u64 = 1 << 60;
 
-/// TDH.VP.ENTER: RCX = TDVPR and flags; every other register belongs to what the last TD exit asked for.
+/// TDH.VP.ENTER: RCX = TDVPR and flags. The last TD exit determines the meaning of all other registers.
 #[inline(always)]
 pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     if cx.machine.rdmsr(cx.lp, MISC_ENABLE) & LIMIT_CPUID_MAXVAL != 0 {
@@ -52,7 +52,7 @@ pub fn enter<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     result
 }
 
-/// Enters a vCPU that is the caller's to enter.
+/// Enters a vCPU whose TDVPR the caller has locked.
 #[inline(always)]
 fn enter_taken<M: Machine>(
     cx: Call<'_, M>,
@@ -117,7 +117,7 @@ fn enter_taken<M: Machine>(
     finish(cx, &tdcs, &inside, regs, &exit)
 }
 
-/// Registers the vCPU in the TD's current TLB epoch, and forgets translations if it was in an older one.
+/// Registers the vCPU in the TD's current TLB epoch, and flushes its translations if it was in an older epoch.
 ///
 /// # Errors
 /// OPERAND_BUSY with TD_EPOCH.
@@ -144,24 +144,24 @@ fn join_epoch<M: Machine>(
     Ok(())
 }
 
-/// Takes the vCPU out of the epoch that it entered in.
+/// Removes the vCPU from the epoch in which it entered.
 #[inline(always)]
 fn leave_epoch<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) {
     let epoch = tdvps.get(tdvps::field::VCPU_EPOCH);
     tdcs.sub(tdcs::field::REFCOUNT.at(epoch as u32 & 1), 1);
 }
 
-/// What repeated EPT violations at one instruction say about the host.
+/// The conclusion from repeated EPT violations at one instruction.
 enum Suspicion {
-    /// Nothing.
+    /// No suspicion.
     None,
-    /// The pages are there now; the TD wants to know.
+    /// The pages are mapped now; the TD requested a notification.
     Notify,
-    /// A page is still not there, so an entry could only fault again.
+    /// A page is still not mapped, so an entry would fault again.
     StillFaults(u64),
 }
 
-/// Looks at the pages on which the instruction at RIP kept faulting (the defence against zero-stepping).
+/// Checks the pages on which the instruction at RIP repeatedly faulted (the defence against zero-stepping).
 ///
 /// # Errors
 /// OPERAND_BUSY with SEPT_TREE.
@@ -204,7 +204,7 @@ fn look_at_faults<M: Machine>(
     })
 }
 
-/// Answers as if the guest had faulted once more, without entering it.
+/// Reports another EPT violation of the guest to the host without entering the guest.
 fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Result<(), Status> {
     clear_xmm(cx);
     let rbp = regs.rbp;
@@ -217,11 +217,12 @@ fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Res
     Err(Status(exit_reason::EPT_VIOLATION.into()))
 }
 
-/// What a TDVMCALL passes, as its RCX says: a bit for each general-purpose register from RDX on, then one for each of XMM0 to 15.
+/// The registers that a TDVMCALL passes, from its RCX: one bit for each general-purpose register from RDX on, then one
+/// for each of XMM0 to XMM15.
 struct Passed(u64);
 
 impl Passed {
-    /// The numbers of the general-purpose registers. RSP is never passed.
+    /// Returns the numbers of the general-purpose registers. RSP is never passed.
     fn gprs(&self) -> impl Iterator<Item = usize> {
         bits(self.0 & 0xFFFC & !(1 << Gpr::Rsp as usize))
     }
@@ -231,7 +232,7 @@ impl Passed {
     }
 }
 
-/// The numbers of the bits that are set.
+/// Returns the numbers of the bits that are set.
 fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
         let number = mask.trailing_zeros();
@@ -240,7 +241,7 @@ fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-/// Takes the results of a TDVMCALL from the host: the registers that the guest selected.
+/// Copies the results of a TDVMCALL from the host's registers to those that the guest selected.
 #[inline(always)]
 fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
     let passed = Passed(vcpu.gpr(Gpr::Rcx));
@@ -254,7 +255,7 @@ fn take_results<M: Machine>(cx: Call<'_, M>, vcpu: &Vcpu<'_>, regs: &Gprs) {
     vcpu.set_gpr(Gpr::Rax, 0);
 }
 
-/// Puts a TD exit into the host's registers.
+/// Copies a TD exit to the host's registers.
 #[inline(always)]
 fn finish<M: Machine>(
     cx: Call<'_, M>,

@@ -1,4 +1,4 @@
-//! TDH.VP.INIT: a vCPU that can be entered.
+//! TDH.VP.INIT: makes a vCPU ready to be entered.
 
 use seam::abi::{Gprs, Leaf, Operand, Status};
 
@@ -13,22 +13,22 @@ use crate::params::TSC_ADJUST_MSR;
 use crate::td::{TdVcpu, Tdcs, VcpuState, lock_op_state, tdcs, tdvps};
 use crate::vcpu::{Gpr, Held, Vcpu, fields};
 
-/// How the last TD exit came about (LAST_TD_EXIT).
+/// The cause of the last TD exit (LAST_TD_EXIT).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LastExit {
-    /// Not by a TDVMCALL; the guest's instruction did not complete.
+    /// Other than a TDVMCALL; the guest's instruction did not complete.
     AsyncFault = 0,
-    /// Not by a TDVMCALL; the guest's instruction completed.
+    /// Other than a TDVMCALL; the guest's instruction completed.
     AsyncTrap = 1,
-    /// By a TDVMCALL.
+    /// A TDVMCALL.
     Vmcall = 2,
 }
 
 /// XFAM bit of last-branch records.
 const XFAM_LBR: u32 = 15;
 
-/// TDH.VP.INIT: RCX = TDVPR, RDX = what the guest finds in RCX and R8.
+/// TDH.VP.INIT: RCX = TDVPR, RDX = initial value of the guest's RCX and R8.
 pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let taken = TdVcpu::take(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
     let (tdcs, _op_state) = lock_op_state(cx, taken.tdr, Leaf::VpInit)?;
@@ -44,7 +44,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
         return Err(Status::MAX_VCPUS_EXCEEDED);
     }
     tdvps.set(fields::VCPU_INDEX, index);
-    // The index stays taken: so it is in Intel's module.
+    // The index stays allocated, as in Intel's module.
     if cx.machine.rdmsr(cx.lp, TSC_ADJUST_MSR) != cx.native().msrs.tsc_adjust {
         return Err(Status::INCONSISTENT_MSR.with_detail(TSC_ADJUST_MSR));
     }
@@ -65,7 +65,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     Ok(())
 }
 
-/// What the guest finds in its registers, as far as they are not in the VMCS.
+/// Sets the guest's initial registers, excluding those in the VMCS.
 fn set_registers<M: Machine>(
     cx: Call<'_, M>,
     tdcs: &Tdcs<'_, M>,
@@ -89,7 +89,7 @@ fn set_registers<M: Machine>(
     );
 }
 
-/// The deepest last-branch record stack: CPUID(1CH).EAX has a bit for each multiple of 8.
+/// Returns the deepest last-branch record stack: CPUID(1CH).EAX has a bit for each multiple of 8.
 fn max_lbr_depth<M: Machine>(cx: Call<'_, M>) -> u64 {
     let depths = cpuid::find(0x1C, 0).map_or(0, |row| cx.native().values[row][EAX] & 0xFF);
     u64::from(

@@ -1,4 +1,4 @@
-//! The TD VMCS at TDH.VP.INIT: the guest's reset state, and the controls that follow from the CPU and the TD.
+//! The TD VMCS at TDH.VP.INIT: the guest's reset state, and the controls derived from the CPU and the TD.
 
 use seam::abi::Attributes;
 
@@ -10,11 +10,11 @@ use crate::field::Structure;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs, tdr, tdvps};
 use crate::vcpu::{Field, Vcpu, fields};
 
-/// TDCX page of the MSR bitmaps; page 4 is all zeros.
+/// TDCX page of the MSR bitmaps. Page 4 is all zeros.
 const MSR_BITMAPS: u32 = tdcs::page::MSR_BITMAPS;
 const ZERO_PAGE: u32 = 4;
 
-/// What is the same for every TD.
+/// The values common to every TD.
 ///
 /// Source: TDX module 1.5.01, td_vmcs_init.
 const CONSTANT: &[(Field, u64)] = &[
@@ -67,7 +67,7 @@ const CONSTANT: &[(Field, u64)] = &[
     (Field::PDPTE3, u64::MAX),
 ];
 
-/// Controls, from what every TD has on, what the CPU requires, and the TD's configuration.
+/// Controls: the fixed part, the bits that the CPU requires, and those that follow from the TD's configuration.
 pub(super) mod base {
     use seam::abi::Attributes;
 
@@ -77,7 +77,7 @@ pub(super) mod base {
     pub const PIN_BASED: u64 = 0x29;
     pub const PROC_BASED: u64 = 0x9122_0088;
     pub const PROC_BASED2: u64 = 0x133C_B3FA;
-    /// The same for an L2 VM.
+    /// Like `PROC_BASED2`, for an L2 VM.
     pub const PROC_BASED2_L2: u64 = 0x1338_B3FA;
     pub const PROC_BASED3: u64 = 0x80;
     pub const EXIT: u64 = 0x1F3C_8204;
@@ -99,12 +99,12 @@ pub(super) mod base {
         if condition { bits } else { 0 }
     }
 
-    /// The secondary controls that follow from a TD's CPUID.
+    /// Returns the secondary controls that follow from a TD's CPUID.
     pub const fn configured_proc_based2(features: Features) -> u64 {
         when(features.waitpkg, USER_WAIT_PAUSE) | when(features.mktme, PCONFIG)
     }
 
-    /// Controls that a TD and its L2 VMs have in common.
+    /// Controls common to a TD and its L2 VMs.
     pub struct Common {
         pub pin_based: u64,
         pub proc_based: u64,
@@ -112,7 +112,7 @@ pub(super) mod base {
         pub entry: u64,
     }
 
-    /// The controls that a TD and its L2 VMs have in common.
+    /// Returns the controls common to a TD and its L2 VMs.
     pub const fn of_td(msrs: &Msrs, features: Features, td_attributes: u64) -> Common {
         let perfmon = td_attributes & Attributes::PERFMON.bits() != 0;
         let perf_global =
@@ -136,12 +136,12 @@ pub(super) mod base {
 /// Tertiary control: guest-physical addresses have 52 bits.
 const GUEST_PHYSICAL_WIDTH: u64 = 1 << 5;
 
-/// The bits that a capability MSR requires.
+/// Returns the bits that a capability MSR requires.
 pub(super) const fn required(capability: u64) -> u64 {
     capability & 0xFFFF_FFFF
 }
 
-/// Fills the VMCS and the fields of the TDVPS that shadow it.
+/// Fills the VMCS and its shadow fields in the TDVPS.
 pub fn fill<M: Machine>(
     cx: Call<'_, M>,
     tdr: Tdr<'_>,
@@ -198,7 +198,7 @@ pub fn fill<M: Machine>(
         for addresses in fields::L2_ADDRESSES {
             vcpu.set(addresses.at(vm), u64::MAX);
         }
-        // An L2 VM owns no bit until its VMM says so.
+        // An L2 VM owns no bit until its VMM sets the masks.
         let shadows = if vm == 0 {
             masks.l1
         } else {
@@ -213,7 +213,7 @@ pub fn fill<M: Machine>(
     }
 }
 
-/// A page of the TDCS with the TD's KeyID.
+/// Returns the address of a TDCS page with the TD's KeyID.
 fn tdcx(tdr: Tdr<'_>, index: u32) -> u64 {
     tdr.get(tdr::field::TDCX_PA.at(index))
 }
@@ -240,12 +240,12 @@ fn set_controls<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, vcpu: &Vcpu<'_>
     }
 }
 
-/// The features of a TD, from its CPUID values.
+/// Returns the features of a TD, from its CPUID values.
 pub fn features<M: Machine>(tdcs: &Tdcs<'_, M>) -> Features {
     Features::of(|row| cpuid_values(tdcs, row))
 }
 
-/// A TD's CPUID values in a row of the table.
+/// Returns a TD's CPUID values in a row of the table.
 pub fn cpuid_values<M: Machine>(tdcs: &Tdcs<'_, M>, row: usize) -> [u32; 4] {
     let low = tdcs.get(fields::CPUID_VALUES.at(2 * row as u32));
     let high = tdcs.get(fields::CPUID_VALUES.at(2 * row as u32 + 1));
@@ -257,11 +257,11 @@ pub fn cpuid_values<M: Machine>(tdcs: &Tdcs<'_, M>, row: usize) -> [u32; 4] {
     ]
 }
 
-/// Masks and shadows of CR0 and CR4: a set bit of a mask is not the guest's own, and reads as in the shadow.
+/// Masks and shadows of CR0 and CR4. A bit set in a mask is not owned by the guest, and reads as in the shadow.
 struct CrMasks {
-    /// The TD's own: CR0 mask and shadow, CR4 mask and shadow.
+    /// Those of the TD itself: CR0 mask and shadow, CR4 mask and shadow.
     l1: [u64; 4],
-    /// The least that L2 VMs don't own.
+    /// The bits that no L2 VM owns.
     l2: [u64; 4],
 }
 
@@ -274,7 +274,7 @@ fn cr_masks<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>) -> CrMasks {
     const MCE: u64 = 1 << 6;
     const VMXE: u64 = 1 << 13;
     const SMXE: u64 = 1 << 14;
-    /// Key locker, which no TD has.
+    /// Key Locker, which no TD has.
     const KL: u64 = 1 << 19;
     const CR4_RESERVED: u64 = !0 << 26 | 1 << 15;
     let msrs = &cx.native().msrs;

@@ -1,4 +1,4 @@
-//! The VMX capability MSRs of a TD: what its own L2 VMs may be configured as.
+//! The VMX capability MSRs of a TD: the possible configurations of its L2 VMs.
 //!
 //! Source: TDX module 1.5.01, virt_msr_helpers and the L2 VMCS control values.
 
@@ -20,7 +20,7 @@ const EPT_VPID: u64 = 0x43_0001;
 const EPT_SHADOW_STACK: u64 = 1 << 23;
 const EPT_HLAT_PREFIX: u64 = 0x3F << 48;
 
-/// Controls that a TD may set as it likes.
+/// Controls that a TD may set freely.
 const PROC_BASED_FREE: u64 = 0x48D9_9204;
 const PROC_BASED2_FREE: u64 = 0x0051_3E0C;
 const PROC_BASED3_FREE: u64 = 0xE;
@@ -31,12 +31,12 @@ const CR0_FREE: u64 = 0x8005_001F;
 const CR4: u64 = 0x2040;
 const CR4_FREE: u64 = 0x03FF_1FBF;
 
-/// A capability MSR: the low half has the bits that must be 1, the high half those that may be 1.
+/// Returns a capability MSR: the low half holds the bits that must be 1, the high half those that may be 1.
 const fn capability(initial: u64, free: u64) -> u64 {
     initial & !free | (initial | free) << 32
 }
 
-/// CR4 bits that a TD may let an L2 VM write.
+/// Returns the CR4 bits that a TD may let an L2 VM write.
 pub fn l2_cr4_free(msrs: &Msrs, xfam: u64, td_attributes: u64) -> u64 {
     const KL: u64 = 1 << 19;
     let unless = |condition: bool, bit: u32| if condition { 0 } else { 1 << bit };
@@ -48,7 +48,7 @@ pub fn l2_cr4_free(msrs: &Msrs, xfam: u64, td_attributes: u64) -> u64 {
     CR4_FREE & !msrs.cr4_fixed0 & msrs.cr4_fixed1 & !missing
 }
 
-/// Sets what the TD reads in these MSRs.
+/// Sets the values that the TD reads in these MSRs.
 pub fn fill<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
     let (msrs, features) = (&native.msrs, features(tdcs));
     let (xfam, td_attributes) = (

@@ -1,4 +1,4 @@
-//! What the module's tests and benchmarks build on: a server that is up, and TDs in it.
+//! Fixtures of the module's tests and benchmarks: an initialised server, and TDs in it.
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use seam::abi::{Leaf, Operand};
@@ -7,20 +7,20 @@ use stub_module::host::{Config, Processor, Server, TdmrPlan};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
-/// Where the TDMR of [`Builder`] begins.
+/// Base address of the TDMR of [`Builder`].
 pub const BASE: u64 = 4 << 30;
-/// Bytes of it.
+/// Size of the TDMR in bytes.
 pub const SIZE: u64 = 1 << 30;
 /// The module's own HKID.
 pub const GLOBAL_HKID: u32 = 32;
-/// Where [`Builder::initialize`] puts TD_PARAMS.
+/// Address at which [`Builder::initialize`] puts TD_PARAMS.
 pub const TD_PARAMS: u64 = 1 << 20;
 /// TDVPR and TDCX pages of a vCPU.
 pub const TDVPS_PAGES: u64 = 6;
 /// TDCX pages of a TD.
 const TDCX_PAGES: u64 = 6;
 
-/// A server that is up: of two packages, with processors 0 and 2 in different ones.
+/// An initialised server with two packages. Processors 0 and 2 are in different packages.
 pub struct Builder {
     pub server: Server,
 }
@@ -33,12 +33,12 @@ pub struct Td {
 }
 
 impl Builder {
-    /// The server that the recordings were made on, with 1 GiB of TDMR.
+    /// Creates the server on which the recordings were made, with a TDMR of 1 GiB.
     pub fn new(hooks: Hooks) -> Self {
         Self::sized(Config::default(), SIZE, hooks)
     }
 
-    /// Another server, with a TDMR of `size` bytes.
+    /// Creates another server, with a TDMR of `size` bytes.
     pub fn sized(config: Config, size: u64, hooks: Hooks) -> Self {
         let server = Server::with_hooks(config, hooks);
         let tdmr = TdmrPlan { base: BASE, size };
@@ -50,7 +50,7 @@ impl Builder {
         self.server.processor(lp).unwrap()
     }
 
-    /// A TD with this HKID, in the MiB of the TDMR that belongs to it; not initialised.
+    /// Creates an uninitialised TD with this HKID, in the MiB of the TDMR that belongs to it.
     pub fn td(&self, hkid: u32) -> Td {
         let cpu = self.cpu(0);
         let tdr = BASE + (u64::from(hkid) << 20);
@@ -72,7 +72,7 @@ impl Builder {
         Td { tdr, tdcx, hkid }
     }
 
-    /// TDH.MNG.INIT with the plainest TD_PARAMS: XFAM with x87, SSE and AVX, 4 vCPUs, 4-level EPT, 2.5 GHz.
+    /// Calls TDH.MNG.INIT with minimal TD_PARAMS: XFAM with x87, SSE and AVX, 4 vCPUs, 4-level EPT, 2.5 GHz.
     pub fn initialize(&self, td: &Td) {
         let params = TD_PARAMS;
         let memory = self.server.machine().memory();
@@ -88,7 +88,7 @@ impl Builder {
             .unwrap();
     }
 
-    /// Gives a TD's HKID back. Its vCPUs must be flushed.
+    /// Releases a TD's HKID. Its vCPUs must be flushed.
     pub fn tear_down(&self, td: &Td) {
         let cpu = self.cpu(0);
         let operand = [(Operand::RCX, td.tdr)];

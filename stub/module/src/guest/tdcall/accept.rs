@@ -1,4 +1,4 @@
-//! TDG.MEM.PAGE.ACCEPT: a page that the host gave becomes the guest's, with zeros in it.
+//! TDG.MEM.PAGE.ACCEPT: the guest accepts a page that the host added, and the page is zeroed.
 
 use seam::abi::{GpaLevel, Operand, SeptState, Status};
 
@@ -10,7 +10,7 @@ use crate::sept::{self, Entry, L2Entry, LockedSlot, Slot};
 use crate::vcpu::Gpr;
 use crate::{Machine, Point, operand};
 
-/// 4 KiB pages of a 2 MiB one.
+/// 4 KiB pages per 2 MiB page.
 const PAGES: u64 = 512;
 
 impl<M: Machine> Inside<'_, M> {
@@ -62,7 +62,7 @@ impl<M: Machine> Inside<'_, M> {
             }
         }
         for vm in self.tdcs.l2_vms().filter(|vm| entry.is_aliased(*vm)) {
-            // A page that an L2 VM has as well has an entry in its S-EPT.
+            // A page shared with an L2 VM also has an entry in the S-EPT of that VM.
             if let Ok(l2) = sept::l2_walk(
                 self.cx.machine,
                 &self.tdcs,
@@ -77,7 +77,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// Locks an S-EPT entry; the host comes first.
+    /// Locks an S-EPT entry. The host has priority.
     pub(super) fn lock_entry<'s>(&self, slot: Slot<'s>) -> Result<LockedSlot<'s>, End> {
         slot.lock_for_guest().map_err(|busy| {
             let code = match busy {
@@ -88,8 +88,8 @@ impl<M: Machine> Inside<'_, M> {
         })
     }
 
-    /// Leaves the guest, because the host has to do something about the page first; `kind` is the type of the
-    /// extended exit qualification.
+    /// Leaves the guest because the host must first act on the page. `kind` is the type of the extended exit
+    /// qualification.
     pub(super) fn needs_host(&self, target: GpaLevel, entry: Entry, level: u8, kind: u64) -> End {
         const WRITE: u64 = 1 << 1;
         let (shown, _) = entry.describe(level);
@@ -105,7 +105,7 @@ impl<M: Machine> Inside<'_, M> {
     }
 }
 
-/// Whether the guest can already use the page that an entry maps.
+/// Returns whether the guest can already use the page that an entry maps.
 fn is_accessible(entry: Entry) -> bool {
     use SeptState::{BlockedW, ExportedBlockedW, ExportedDirty, ExportedDirtyBlockedW, Mapped};
     matches!(

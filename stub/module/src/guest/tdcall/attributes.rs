@@ -1,4 +1,4 @@
-//! TDG.MEM.PAGE.ATTR.RD and WR: which rights the TD's own L2 VMs have to a page.
+//! TDG.MEM.PAGE.ATTR.RD and WR: the rights of the TD's own L2 VMs to a page.
 
 use seam::abi::{GpaLevel, Operand, PAGE_MASK, SeptState, Status, level_bytes};
 
@@ -11,9 +11,9 @@ use crate::td::tdcs;
 use crate::vcpu::Gpr;
 use crate::{Machine, Point, operand};
 
-/// The page waits to be accepted, in RCX.
+/// Flag in RCX: the page is pending acceptance.
 const PENDING: u64 = 1 << 62;
-/// VM_CTLS: a missing table in an L2 VM's S-EPT goes to the host.
+/// VM_CTLS: a missing table in an L2 VM's S-EPT exits to the host.
 const EXIT_ON_L2_WALK_FAILURE: u64 = 1;
 
 /// 16 attribute bits for each VM.
@@ -41,7 +41,7 @@ impl Attributes {
     }
 }
 
-/// Whether a VM may have these attributes: no write without read, nothing reserved.
+/// Returns whether a VM may have these attributes: no write without read, no reserved bits.
 const fn is_legal(attributes: u64) -> bool {
     let needs_read = attributes & (bits::WRITE | bits::PAGING_WRITE) != 0;
     attributes & bits::VALID != 0
@@ -49,7 +49,7 @@ const fn is_legal(attributes: u64) -> bool {
         && (!needs_read || attributes & bits::READ != 0)
 }
 
-/// What to do with a VM's entry.
+/// A planned update of a VM's entry.
 #[derive(Clone, Copy)]
 struct Update<'m> {
     slot: sept::Slot<'m>,
@@ -105,12 +105,12 @@ impl<M: Machine> Inside<'_, M> {
         sept::l2_walk(self.cx.machine, &self.tdcs, vm, gpa, level)
     }
 
-    /// TDG.MEM.PAGE.ATTR.WR: RCX = address and level, RDX = attributes, R8 = which of them to change, and flags.
+    /// TDG.MEM.PAGE.ATTR.WR: RCX = address and level, RDX = attributes, R8 = mask of attributes to change, and flags.
     pub fn page_attr_wr(&self) -> Result<(), End> {
         let written = self.write_attributes();
         match &written {
             Ok((rcx, rdx)) => self.set_attribute_outputs(*rcx, *rdx),
-            // RDX has been set to what is wrong.
+            // RDX already holds the invalid attributes.
             Err(End::Status(Status::PAGE_ATTR_INVALID)) => self.vcpu.set_gpr(Gpr::Rcx, 0),
             Err(End::Status(_)) => self.set_attribute_outputs(0, 0),
             Err(_) => {}
@@ -174,7 +174,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok((rcx | pending_flag(entry), result.0))
     }
 
-    /// Finds out what becomes of each L2 VM's entry, before any is changed.
+    /// Determines the update of each L2 VM's entry, before any entry changes.
     fn plan(
         &self,
         target: GpaLevel,
@@ -185,7 +185,8 @@ impl<M: Machine> Inside<'_, M> {
         let mut updates = [None; 3];
         let mut invalid = false;
         for (vm, update) in (1..=self.num_l2_vms()).zip(&mut updates) {
-            // The lowest flag bits of a VM are for INVEPT; its mask has the attributes' places.
+            // The lowest flag bits of a VM are for INVEPT. The other flags are a mask in the positions of the
+            // attributes.
             let mask = flags.of(vm) | bits::VALID;
             let chosen = result.of(vm) & mask;
             if chosen & bits::VALID == 0 {
@@ -252,7 +253,7 @@ fn pending_flag(entry: Entry) -> u64 {
     if entry.is_pending() { PENDING } else { 0 }
 }
 
-/// Whether an entry maps a page that is the TD's, accepted or not.
+/// Returns whether an entry maps a page of the TD, accepted or not.
 fn has_attributes(entry: Entry) -> bool {
     use SeptState::{Blocked, Free, NonLeafBlocked, NonLeafMapped, PendingBlocked, Removed};
     !matches!(

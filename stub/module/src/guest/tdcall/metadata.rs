@@ -14,7 +14,7 @@ use crate::metadata::{
 use crate::vcpu::Gpr;
 
 impl<M: Machine> Inside<'_, M> {
-    /// Reads the field in RDX into R8; the next id goes to RDX if the caller wants it.
+    /// Reads the field in RDX into R8. Stores the next id in RDX if the caller wants it.
     fn rd(&self, fields: &impl Fields, id: FieldId, wants_next: bool) -> Result<(), End> {
         let vcpu = &self.vcpu;
         if wants_next && id.is_null() {
@@ -28,7 +28,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// The field id in RDX, after the output registers have been set for the case of an error.
+    /// Returns the field id in RDX, and sets the output registers to their values on error.
     fn take_id(&self, wants_next: bool) -> FieldId {
         let id = FieldId(self.vcpu.gpr(Gpr::Rdx));
         if wants_next {

@@ -1,4 +1,4 @@
-//! TDCALL: the functions that the module offers to a TD.
+//! TDCALL: the functions that the module provides to a TD.
 
 mod accept;
 mod attributes;
@@ -18,16 +18,16 @@ use crate::field::Structure;
 use crate::td::tdcs;
 use crate::vcpu::{Gpr, fields};
 
-/// How a TDCALL ends, if not with success.
+/// The end of a TDCALL, other than success.
 #[derive(Clone, Copy, Debug)]
 pub enum End {
-    /// With this status in RAX.
+    /// The call ends with this status in RAX.
     Status(Status),
-    /// Not at all: an interrupt came first, and the guest will execute it again.
+    /// The call does not complete: an interrupt came first, and the guest will execute it again.
     Interrupted,
-    /// Not at all: the guest gets an exception first.
+    /// The call does not complete: the guest gets an exception first.
     Injected,
-    /// By leaving the guest.
+    /// The call leaves the guest.
     Stop(Stop),
 }
 
@@ -68,14 +68,14 @@ mod leaf {
     pub const VP_INVVPID: u64 = 27;
 }
 
-/// Bits of RAX that are always zero.
+/// Bits of RAX that must be zero.
 const RAX_RESERVED: u64 = !0 << 24;
 
 impl<M: Machine> Inside<'_, M> {
-    /// Executes a TDCALL; whether it was interrupted.
+    /// Executes a TDCALL. Returns whether it was interrupted.
     ///
     /// # Errors
-    /// What leaves the guest.
+    /// The reason to leave the guest.
     #[inline(always)]
     pub fn tdcall(&mut self) -> Result<bool, Stop> {
         if !self.is_64_bit() {
@@ -94,8 +94,8 @@ impl<M: Machine> Inside<'_, M> {
         Ok(false)
     }
 
-    /// A call that stood back for the host is just BUSY to the guest, until the host has kept it waiting for too long:
-    /// then the host is told.
+    /// Returns BUSY to a guest whose call yielded to the host. If the host has held the call up for too long, exits to
+    /// the host instead.
     fn mind_host_priority(&self, status: Status) -> Result<Status, Stop> {
         let vcpu = &self.vcpu;
         if status.code() != Status::OPERAND_BUSY_HOST_PRIORITY {

@@ -1,5 +1,5 @@
-//! TDG.VP.ENTER, INVEPT and INVVPID, and TDG.SERVTD.*: what a TD without L2 VMs and without bound TDs gets for them. This
-//! module enters no L2 VM: a TD that has some can give them memory, not run them.
+//! TDG.VP.ENTER, INVEPT and INVVPID, and TDG.SERVTD.*: the results for a TD without L2 VMs and without bound TDs. This
+//! module enters no L2 VM: a TD can give its L2 VMs memory, but can't run them.
 
 use seam::abi::{Operand, Status};
 
@@ -14,7 +14,7 @@ use crate::{Machine, Point, operand};
 const VM_SHIFT: u32 = 52;
 
 impl<M: Machine> Inside<'_, M> {
-    /// Checks the L2 VM in RCX; the other bits may be set in `flags`.
+    /// Checks the L2 VM in RCX. The bits in `flags` are also allowed.
     fn check_vm(&self, flags: u64) -> Result<(), End> {
         let rcx = self.vcpu.gpr(Gpr::Rcx);
         let vm = rcx >> VM_SHIFT & 3;
@@ -25,7 +25,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// TDG.VP.ENTER. No L2 VM has a virtual APIC, without which it can't be entered.
+    /// TDG.VP.ENTER. An L2 VM can't be entered without a virtual APIC, and none has one.
     pub fn vp_enter(&self) -> Result<(), End> {
         let list = self.vcpu.gpr(Gpr::Rdx);
         if !list.is_multiple_of(256) || !operand::is_private_gpa(&self.tdcs, list) {
@@ -35,7 +35,7 @@ impl<M: Machine> Inside<'_, M> {
         Err(Status::OPERAND_INVALID.with(Operand::L2_VAPIC_GPA).into())
     }
 
-    /// TDG.VP.INVEPT: RCX = L2 VMs, a bit each.
+    /// TDG.VP.INVEPT: RCX = L2 VMs, one bit each.
     pub fn vp_invept(&self) -> Result<(), End> {
         let vms = self.vcpu.gpr(Gpr::Rcx);
         let existing = (2 << self.tdcs.get(tdcs::field::NUM_L2_VMS)) - 2;
@@ -48,12 +48,12 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// TDG.VP.INVVPID: RCX = L2 VM. An L2 VM that never ran has no translations to forget.
+    /// TDG.VP.INVVPID: RCX = L2 VM. An L2 VM that never ran has no translations to invalidate.
     pub fn vp_invvpid(&self) -> Result<(), End> {
         self.check_vm(1)
     }
 
-    /// TDG.SERVTD.RD and WR: no TD can be bound to this one, so no handle is one.
+    /// TDG.SERVTD.RD and WR: no TD can be bound to this one, so every handle is invalid.
     pub fn servtd(&self, reads: bool) -> Result<(), End> {
         if reads {
             self.vcpu.set_gpr(Gpr::Rdx, u64::MAX);

@@ -1,4 +1,4 @@
-//! TDG.MR.*: run-time measurements, and the report about a TD.
+//! TDG.MR.*: run-time measurements, and reports of a TD.
 
 use hmac::{Hmac, Mac};
 use seam::abi::{Attributes, MEASUREMENT_SIZE, Operand, ReportMac, Status, TdInfo, TdReport, Xfam};
@@ -15,7 +15,7 @@ use crate::{Machine, Point, memory};
 
 /// Run-time measurement registers of a TD.
 const NUM_RTMRS: u64 = 4;
-/// Bytes of a report, and its alignment; the same for the data that it carries.
+/// Size and alignment of a report in bytes. The size of its report data follows.
 const REPORT_SIZE: u64 = size_of::<TdReport>() as u64;
 const REPORT_DATA_SIZE: u64 = 64;
 /// REPORTTYPE.TYPE of a TD.
@@ -35,7 +35,7 @@ impl<M: Machine> Inside<'_, M> {
             })
     }
 
-    /// TDG.MR.RTMR.EXTEND: RCX = 48 bytes, 64-byte aligned; RDX = which register.
+    /// TDG.MR.RTMR.EXTEND: RCX = 48 bytes, 64-byte aligned; RDX = register number.
     pub fn rtmr_extend(&self) -> Result<(), End> {
         let (gpa, index) = (self.vcpu.gpr(Gpr::Rcx), self.vcpu.gpr(Gpr::Rdx));
         if !gpa.is_multiple_of(64) {
@@ -62,7 +62,7 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
-    /// TDG.MR.REPORT: RCX = where the report goes, RDX = 64 bytes of data for it, R8 = subtype, 0.
+    /// TDG.MR.REPORT: RCX = destination, RDX = 64 bytes of report data, R8 = subtype, 0.
     pub fn report(&self) -> Result<(), End> {
         let (gpa, data) = (self.vcpu.gpr(Gpr::Rcx), self.vcpu.gpr(Gpr::Rdx));
         if !gpa.is_multiple_of(REPORT_SIZE) {
@@ -147,10 +147,10 @@ fn make_report(td_info: TdInfo, report_data: [u8; 64], key: &[u8; 32]) -> TdRepo
     report
 }
 
-/// The MAC over everything of a REPORTMACSTRUCT before it.
+/// Returns the MAC over the part of a REPORTMACSTRUCT that precedes the MAC.
 fn authenticate(mac: &ReportMac, key: &[u8; 32]) -> [u8; 32] {
     let covered = mac.as_bytes().len() - size_of_val(&mac.mac);
-    // An HMAC takes a key of any length.
+    // HMAC accepts a key of any length.
     Hmac::<Sha256>::new_from_slice(key).map_or([0; 32], |hmac| {
         hmac.chain_update(&mac.as_bytes()[..covered])
             .finalize()
@@ -159,10 +159,10 @@ fn authenticate(mac: &ReportMac, key: &[u8; 32]) -> [u8; 32] {
     })
 }
 
-/// Verifies the first part of a TDREPORT by the key with which this machine makes them.
+/// Verifies the first part of a TDREPORT with the key that authenticates reports on this machine.
 ///
 /// # Errors
-/// 5, the code of SEAMVERIFYREPORT for a report that is not the machine's own.
+/// 5, the code of SEAMVERIFYREPORT for a report of another machine.
 pub fn check_report(report: &ReportMac, key: &[u8; 32]) -> Result<(), u64> {
     const INVALID_REPORT: u64 = 5;
     if authenticate(report, key) == report.mac {

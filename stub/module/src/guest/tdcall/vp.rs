@@ -9,13 +9,13 @@ use crate::guest::{Inside, TdExit, reason};
 use crate::td::tdcs;
 use crate::vcpu::{Gpr, fields};
 
-/// RCX bits of TDG.VP.VMCALL that are never set: RAX, RCX, RSP, and the upper half.
+/// RCX bits of TDG.VP.VMCALL that must be clear: RAX, RCX, RSP, and the upper half.
 const NEVER_PASSED: u64 = 1 << 0 | 1 << 1 | 1 << 4 | 0xFFFF_FFFF << 32;
-/// RBP, which is not passed either if the TD is configured so.
+/// RBP, which must be clear too if the TD is configured so.
 const RBP: u64 = 1 << 5;
 
 impl<M: Machine> Inside<'_, M> {
-    /// TDG.VP.VMCALL: RCX says which registers the host gets to see and to change.
+    /// TDG.VP.VMCALL: RCX selects the registers that the host may read and change.
     #[inline(always)]
     pub fn vmcall(&mut self) -> Result<(), End> {
         let control = self.vcpu.gpr(Gpr::Rcx);
@@ -39,7 +39,7 @@ impl<M: Machine> Inside<'_, M> {
         vcpu.set_gpr(Gpr::Rdx, tdcs.get(tdcs::field::ATTRIBUTES));
         vcpu.set_gpr(Gpr::R8, vcpus);
         vcpu.set_gpr(Gpr::R9, vcpu.get(fields::VCPU_INDEX));
-        // TDG.SYS.RD can be called.
+        // TDG.SYS.RD is available.
         vcpu.set_gpr(Gpr::R10, 1);
         vcpu.set_gpr(Gpr::R11, 0);
     }
