@@ -1,4 +1,4 @@
-//! Loops around MOVDIR64B: recognised as a whole, so that clearing a page takes one exit and not 64.
+//! Loops around MOVDIR64B, recognised as a whole: clearing a page takes one exit instead of 64.
 //!
 //! A loop is a MOVDIR64B, a few instructions that only compute in general-purpose registers, more MOVDIR64Bs if it is
 //! unrolled, and a conditional jump back to the first one.
@@ -9,7 +9,7 @@ use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
 
 use crate::insn::GprFile;
 
-/// The longest loop body that is looked at, in instructions.
+/// The longest loop body that is examined, in instructions.
 const MAX_BODY: usize = 24;
 
 const CF: u64 = 1;
@@ -57,39 +57,38 @@ enum Source {
 /// A recognised loop.
 #[derive(Debug)]
 pub struct Loop {
-    /// What follows the first MOVDIR64B, up to the jump.
+    /// The instructions between the first MOVDIR64B and the jump.
     pub body: Vec<Op>,
     condition: ConditionCode,
     /// The address of the first MOVDIR64B.
     pub start: u64,
-    /// The address behind the jump.
+    /// The address after the jump.
     pub end: u64,
 }
 
-/// A loop that goes over memory line by line, and does nothing else: `ADD at, 64`, then `CMP at, end; JB` or
-/// `DEC count; JNZ`.
+/// A loop that only moves through memory line by line: `ADD at, 64`, then `CMP at, end; JB` or `DEC count; JNZ`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stride {
     at: Register,
     until: Until,
 }
 
-/// What ends a stride.
+/// The end condition of a stride.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Until {
-    /// The address in this register.
+    /// The end address is in this register.
     End(Register),
-    /// The count in this register.
+    /// The count is in this register.
     Count(Register),
 }
 
 impl Stride {
-    /// Bytes of a line.
+    /// Size of a line in bytes.
     const LINE: u64 = 64;
     const PAGE: u64 = 4096;
 
-    /// How many lines behind the one at the target lie in the same page and before the end of the loop: the rounds for
-    /// them are like this one. The jump that ends the loop is not among them.
+    /// Returns how many lines follow the current one in the same page and before the end of the loop. Their rounds are
+    /// like the current one. The round that ends the loop is not included.
     #[must_use]
     pub fn ahead(&self, gprs: &GprFile) -> u64 {
         let value = |register| gprs.get(register).unwrap_or(0);
@@ -102,7 +101,7 @@ impl Stride {
         in_page.min(rounds.saturating_sub(1))
     }
 
-    /// Skips the rounds for so many lines, but for the flags, which the next round sets.
+    /// Skips the rounds of this many lines. The flags are unchanged; the next round sets them.
     pub fn skip(&self, gprs: &mut GprFile, lines: u64) {
         let at = gprs.get(self.at).unwrap_or(0);
         gprs.set(self.at, at.wrapping_add(lines * Self::LINE));
@@ -114,7 +113,7 @@ impl Stride {
 }
 
 impl Loop {
-    /// The loop as a stride over memory, if it is no more than that. Its source has to stay where it is.
+    /// Returns the loop as a stride over memory, if it does nothing else. Its source must stay at the same place.
     #[must_use]
     pub fn stride(&self, first: &Instruction) -> Option<Stride> {
         let at = first.op0_register();
@@ -140,7 +139,7 @@ impl Loop {
         (adds_a_line && is_plain).then_some(Stride { at, until })
     }
 
-    /// Recognises the loop that starts with `first`; `fetch` decodes the instruction at an address.
+    /// Recognises the loop that starts with `first`. `fetch` decodes the instruction at an address.
     pub fn recognise(
         first: &Instruction,
         mut fetch: impl FnMut(u64) -> Option<Instruction>,
@@ -167,7 +166,7 @@ impl Loop {
         None
     }
 
-    /// Whether the jump at the end is taken with these flags.
+    /// Returns whether the jump at the end is taken with these flags.
     #[must_use]
     pub fn goes_on(&self, rflags: u64) -> bool {
         let is = |flag| rflags & flag != 0;
@@ -277,7 +276,8 @@ mod tests {
     use super::*;
     use crate::insn::{decode, gpr};
 
-    /// Runs the loop in `code`, whose first instruction is MOVDIR64B RDI, \[RSI\]; returns the stores and the registers.
+    /// Runs the loop in `code`, whose first instruction is MOVDIR64B RDI, \[RSI\]. Returns the number of stores and the
+    /// registers.
     fn run(code: &[u8], mut gprs: GprFile) -> Option<(usize, GprFile)> {
         let fetch = |at: u64| decode(code.get(at as usize..)?, at, 64);
         let found = Loop::recognise(&fetch(0)?, fetch)?;
@@ -299,7 +299,7 @@ mod tests {
 
     const MOVDIR: [u8; 5] = [0x66, 0x0F, 0x38, 0xF8, 0x3E];
 
-    /// The stride of the loop in `code`.
+    /// Returns the stride of the loop in `code`.
     fn stride(code: &[u8]) -> Option<Stride> {
         let fetch = |at: u64| decode(code.get(at as usize..)?, at, 64);
         let first = fetch(0)?;
@@ -325,7 +325,7 @@ mod tests {
         ] {
             (gprs.0[gpr::RDI], gprs.0[gpr::RDX]) = (at, end);
             assert_eq!(stride.ahead(&gprs), ahead, "{at:#x} to {end:#x}");
-            // As many stores as when each round is executed.
+            // The number of stores equals that of executing each round.
             let (stores, _) = run(&plain, gprs).expect("a loop");
             assert!(stores as u64 > ahead);
         }

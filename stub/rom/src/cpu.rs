@@ -1,4 +1,4 @@
-//! The privileged instructions that the monitor executes itself.
+//! Privileged instructions that the monitor executes itself.
 #![expect(unsafe_code, reason = "these are the instructions")]
 
 use core::arch::asm;
@@ -6,13 +6,13 @@ use core::arch::asm;
 pub const MSR_EFER: u32 = 0xC000_0080;
 pub const MSR_VM_HSAVE_PA: u32 = 0xC001_0117;
 pub const EFER_SVME: u64 = 1 << 12;
-/// Nested page tables can forbid execution only if the monitor itself has this.
+/// EFER.NXE. Nested page tables can only forbid execution if the monitor itself has it set.
 pub const EFER_NXE: u64 = 1 << 11;
-/// The monitor's CR4: PAE, MCE, OSFXSR, OSXMMEXCPT, OSXSAVE. No PGE: TCG empties its TLB once more at each world switch
-/// between two that differ in it.
+/// The monitor's CR4: PAE, MCE, OSFXSR, OSXMMEXCPT, OSXSAVE. PGE is clear, because TCG flushes its TLB one more time at
+/// a world switch that changes PGE.
 pub const CR4: u64 = 1 << 5 | 1 << 6 | 3 << 9 | 1 << 18;
 
-/// What the register of a descriptor table holds.
+/// The contents of a descriptor table register.
 #[repr(C, packed)]
 #[derive(Default)]
 pub struct TableRegister {
@@ -20,7 +20,7 @@ pub struct TableRegister {
     pub base: u64,
 }
 
-/// A gate of an IDT that leads to `handler`, in the code segment `code`, and leaves interrupts off.
+/// Returns an IDT gate to `handler` in the code segment `code`. It leaves interrupts disabled.
 pub fn interrupt_gate(code: u16, handler: u64) -> [u64; 2] {
     const PRESENT_INTERRUPT_GATE: u64 = 0x8E00;
     [
@@ -32,13 +32,13 @@ pub fn interrupt_gate(code: u16, handler: u64) -> [u64; 2] {
     ]
 }
 
-/// CPUID as QEMU answers it.
+/// Executes CPUID, which QEMU answers.
 pub fn cpuid(leaf: u32, sub_leaf: u32) -> [u32; 4] {
     let r = core::arch::x86_64::__cpuid_count(leaf, sub_leaf);
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
-/// RDMSR. TCG answers any MSR that it does not know with zero.
+/// Executes RDMSR. TCG reads an MSR that it does not know as zero.
 pub fn rdmsr(msr: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: reading a register of this CPU changes nothing, and TCG raises no fault for an unknown one.
@@ -48,7 +48,7 @@ pub fn rdmsr(msr: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// WRMSR.
+/// Executes WRMSR.
 ///
 /// # Safety
 /// The value must leave this CPU able to execute the monitor.
@@ -59,13 +59,13 @@ pub unsafe fn wrmsr(msr: u32, value: u64) {
     }
 }
 
-/// RDTSC.
+/// Executes RDTSC.
 pub fn rdtsc() -> u64 {
     // SAFETY: reads a counter.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// RDRAND.
+/// Executes RDRAND.
 pub fn rdrand() -> Option<u64> {
     let (value, ok): (u64, u8);
     // SAFETY: the personality is built on TCG's `max` model, which has RDRAND.
@@ -124,16 +124,16 @@ pub unsafe fn out32(port: u16, value: u32) {
     unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nostack)) };
 }
 
-/// Resets the machine, by the reset control register of the chipset.
+/// Resets the machine through the chipset's reset control register.
 pub fn reset_machine() -> ! {
     const RESET_CONTROL: u16 = 0xCF9;
     const FULL_RESET: u8 = 0xE;
-    // SAFETY: nothing of the software above goes on after a reset.
+    // SAFETY: no software above continues after a reset.
     unsafe { out8(RESET_CONTROL, FULL_RESET) };
     stop()
 }
 
-/// Stops this CPU for good.
+/// Stops this CPU permanently.
 pub fn stop() -> ! {
     loop {
         // SAFETY: with interrupts off, HLT leaves the CPU stopped; nothing runs after it.

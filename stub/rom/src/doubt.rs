@@ -1,18 +1,18 @@
-//! Exits about which the monitor can't say what VMX would: the instruction can't be read, or it is not one that causes
-//! such an exit.
+//! Doubtful exits: the monitor can't determine the VMX exit, because the instruction can't be read or is not one that
+//! causes such an exit.
 //!
-//! The processor executes from its TLB what the page tables no longer map, and another vCPU may have written over the
-//! instruction since. Either way the processor may execute the instruction again after a flush of its TLB, as if it had
-//! dropped the translation earlier: then it faults, exits again, or executes what is there now.
+//! The processor may have executed from its TLB what the page tables no longer map, or another vCPU may have
+//! overwritten the instruction since. In both cases the processor may execute the instruction again after a TLB flush,
+//! as if it had dropped the translation earlier. It then faults, exits again, or executes the current instruction.
 
 use crate::insn::GprFile;
 
-/// How often in a row an exit may be in doubt that leaves the vCPU as the last one did: some 15 ms under TCG. The monitor does not
-/// see a fault that the guest handles by itself, so that a guest may be in doubt again and again at one address; but not
-/// this often with the same registers.
+/// The maximum number of consecutive doubtful exits that leave the vCPU unchanged: about 15 ms under TCG. The monitor
+/// does not see faults that the guest handles itself, so exits at one address may be doubtful repeatedly, but not this
+/// often with the same registers.
 pub const PATIENCE: u32 = 1000;
 
-/// The exits that were in doubt since the last one that was not.
+/// The doubtful exits since the last one that was not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Doubt {
     rip: u64,
@@ -21,7 +21,7 @@ pub struct Doubt {
 }
 
 impl Doubt {
-    /// Counts an exit in doubt with these registers; whether the guest may execute it again.
+    /// Counts a doubtful exit with these registers. Returns whether the guest may execute the instruction again.
     pub fn may_retry(&mut self, rip: u64, gprs: &GprFile) -> bool {
         if self.rip != rip || self.gprs != *gprs {
             *self = Self {
@@ -38,7 +38,7 @@ impl Doubt {
         may
     }
 
-    /// Forgets the exits in doubt: one was not.
+    /// Resets the count after an exit that was not doubtful.
     pub fn settle(&mut self) {
         self.times = 0;
     }

@@ -1,4 +1,4 @@
-//! What happens while there is firmware to talk to: memory, processors, options, the clock; then the plunge.
+//! The start under firmware: collects memory, processors, options and the clock, then moves beneath the caller.
 #![expect(
     unsafe_code,
     reason = "EFI entry point, and the program's own relocation"
@@ -42,13 +42,13 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
     }
 }
 
-/// Why the monitor can't run on this machine.
+/// The reason why the monitor can't run on this machine.
 enum Refusal {
-    /// The sentence says it.
+    /// The sentence states the reason.
     Because(&'static str),
-    /// A processor's APIC id does not fit.
+    /// A processor's APIC id is too large.
     ApicId(u32),
-    /// There is no aligned range of so many bytes below 4 GiB for so many processors.
+    /// There is no aligned range of this size below 4 GiB for this many processors.
     NoRoom { bytes: u64, processors: usize },
 }
 
@@ -75,7 +75,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Collects what the monitor needs and starts it beneath the caller.
+/// Collects the monitor's inventory and starts the monitor beneath the caller.
 fn slip_under() -> Result<(), Refusal> {
     const SVM: u32 = 1 << 2;
     const NESTED_PAGING: u32 = 1;
@@ -111,10 +111,10 @@ fn slip_under() -> Result<(), Refusal> {
             .init(heap as *mut u8, seamrr.size as usize - image_size)
     };
 
-    // From here on everything on the heap belongs to the monitor: nothing may be left to drop after the dive.
+    // From here on the monitor owns everything on the heap: nothing may be dropped after the dive.
     let inventory = inventory(&processors, &seamrr, trampoline.as_ptr() as u64)?;
     drop(processors);
-    // SAFETY: the copy's place was allocated above, page-aligned, and lies before the heap.
+    // SAFETY: the copy's destination was allocated above, page-aligned, and lies before the heap.
     unsafe { image.copy_to(seamrr.base as *mut u8) }
         .ok_or("this program's relocations make no sense")?;
     let entry = image.moved(
@@ -131,7 +131,7 @@ fn slip_under() -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What the monitor has to know; whatever else was on the heap is gone when this returns.
+/// Collects the monitor's inventory. All other heap allocations are freed when this returns.
 fn inventory(
     processors: &Processors,
     seamrr: &Range,
@@ -151,12 +151,12 @@ fn inventory(
     })
 }
 
-/// The image of this program as firmware loaded it.
+/// Returns the image of this program as firmware loaded it.
 fn own_image() -> Result<Image, &'static str> {
     let loaded = boot::open_protocol_exclusive::<LoadedImage>(boot::image_handle())
         .map_err(|_| "firmware does not say where this program is")?;
     let (base, size) = loaded.info();
-    // SAFETY: firmware says so; the program's statics are written before and after, not during, the copy.
+    // SAFETY: firmware reports the range; the program's statics are written before and after the copy, not during it.
     Ok(unsafe { Image::new(base.cast(), size as usize) })
 }
 
@@ -166,8 +166,8 @@ struct Range {
     size: u64,
 }
 
-/// Takes the highest aligned range of free memory below 4 GiB, where processors that start can load a CR3. It has room for this
-/// program's image and for what the monitor allocates for so many processors.
+/// Reserves the highest aligned range of free memory below 4 GiB, where starting processors can load a CR3. It has room
+/// for this program's image and for the monitor's allocations for this many processors.
 fn reserve_seamrr(image: u64, processors: usize) -> Result<Range, Refusal> {
     let map = boot::memory_map(MemoryType::LOADER_DATA).map_err(|_| "no memory map")?;
     let free = || {
@@ -219,7 +219,7 @@ fn bad_option(name: &str, why: &str) {
     );
 }
 
-/// The clocks that CPUID tells of.
+/// Returns the clocks that CPUID reports.
 fn clock(options: &Options, measured_hz: u64) -> Clock {
     let Some(claimed_hz) = options.tsc_hz else {
         return Clock::of(measured_hz);
@@ -233,7 +233,7 @@ fn clock(options: &Options, measured_hz: u64) -> Clock {
     })
 }
 
-/// Firmware's processors.
+/// The processors that firmware knows.
 struct Processors {
     services: ScopedProtocol<MpServices>,
     count: usize,
@@ -251,7 +251,7 @@ impl Processors {
         Ok(Self { services, count })
     }
 
-    /// Their APIC ids, in firmware's order, which starts with the one that executes this.
+    /// Returns their APIC ids in firmware's order. The first is the executing processor's.
     fn apic_ids(&self) -> Result<Vec<u32>, Refusal> {
         let mut ids = Vec::with_capacity(self.count);
         for number in 0..self.count {
@@ -271,7 +271,7 @@ impl Processors {
     }
 }
 
-/// The ranges of RAM, base and size, as QEMU tells them.
+/// Returns the ranges of RAM, base and size, as QEMU reports them.
 fn ram(fw_cfg: &FwCfg) -> Result<Vec<(u64, u64)>, &'static str> {
     const RAM: u32 = 1;
     let table = fw_cfg
@@ -290,14 +290,14 @@ fn ram(fw_cfg: &FwCfg) -> Result<Vec<(u64, u64)>, &'static str> {
     Ok(ranges)
 }
 
-/// The frequency of the time-stamp counter in Hz, against the ACPI power management timer of QEMU's q35.
+/// Measures the frequency of the time-stamp counter in Hz against the ACPI power management timer of QEMU's q35.
 fn measure_tsc() -> Result<u64, &'static str> {
     const TIMER_HZ: u64 = 3_579_545;
     const DURATION: u64 = TIMER_HZ / 20;
     const DISTURBED: u64 = 200_000;
     let port = power_management_timer()?;
     let read = || {
-        // A reading that took long, because the host ran something else, pairs two different moments.
+        // A slow reading, during which the computer beneath ran something else, pairs two different moments.
         (0..1000)
             .map(|_| {
                 let before = cpu::rdtsc();
@@ -324,12 +324,12 @@ fn measure_tsc() -> Result<u64, &'static str> {
     Err("the power management timer stands still")
 }
 
-/// The I/O port of the power management timer: PMBASE of the LPC bridge 00:1f.0, plus 8.
+/// Returns the I/O port of the power management timer: PMBASE of the LPC bridge 00:1f.0, plus 8.
 fn power_management_timer() -> Result<u16, &'static str> {
     const CONFIG_ADDRESS: u16 = 0xCF8;
     const CONFIG_DATA: u16 = 0xCFC;
     const LPC_PMBASE: u32 = 0x8000_F840;
-    // SAFETY: one PCI configuration read; firmware is not in the middle of another, it called this program.
+    // SAFETY: one PCI configuration read. Firmware called this program, so it is not in the middle of another one.
     let base = unsafe {
         cpu::out32(CONFIG_ADDRESS, LPC_PMBASE);
         cpu::in32(CONFIG_DATA)

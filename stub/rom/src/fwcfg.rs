@@ -1,4 +1,4 @@
-//! QEMU's fw_cfg device, by its I/O ports. Source: QEMU, docs/specs/fw_cfg.
+//! QEMU's fw_cfg device, accessed through its I/O ports. Source: QEMU, docs/specs/fw_cfg.
 #![expect(unsafe_code, reason = "the device is reached through I/O ports")]
 
 use alloc::string::String;
@@ -11,16 +11,16 @@ const DATA: u16 = 0x511;
 const SIGNATURE: u16 = 0x0000;
 const FILE_DIRECTORY: u16 = 0x0019;
 
-/// The longest file that is read.
+/// Maximum size in bytes of a file that is read.
 const MAX_FILE: usize = 1 << 20;
 
-/// The files that QEMU offers.
+/// The files in QEMU's fw_cfg.
 pub struct FwCfg {
     files: Vec<(String, u16, usize)>,
 }
 
 impl FwCfg {
-    /// Reads the directory; `None` if there is no such device.
+    /// Reads the directory. Returns `None` if there is no such device.
     pub fn open() -> Option<Self> {
         select(SIGNATURE);
         if read::<4>() != *b"QEMU" {
@@ -41,7 +41,7 @@ impl FwCfg {
         Some(Self { files })
     }
 
-    /// The contents of the file `name`, if there is one.
+    /// Returns the contents of the file `name`, if it exists.
     pub fn file(&self, name: &str) -> Option<Vec<u8>> {
         let (_, key, size) = self.files.iter().find(|(n, _, _)| n == name)?;
         select(*key);
@@ -50,7 +50,7 @@ impl FwCfg {
 }
 
 fn select(key: u16) {
-    // SAFETY: the monitor reads fw_cfg before firmware goes on: nobody else is in the middle of a file.
+    // SAFETY: the monitor reads fw_cfg before firmware resumes, so no other reader is in the middle of a file.
     unsafe { cpu::out16(SELECTOR, key) };
 }
 

@@ -21,7 +21,7 @@ pub mod gpr {
 }
 
 impl GprFile {
-    /// The value of a general-purpose register of any width.
+    /// Returns the value of a general-purpose register of any width.
     #[must_use]
     pub fn get(&self, register: Register) -> Option<u64> {
         if !register.is_gpr() {
@@ -56,13 +56,13 @@ impl GprFile {
         *full = *full & !(mask << shift) | (value & mask) << shift;
     }
 
-    /// RDX:RAX from and to a 64-bit value, as RDMSR and WRMSR use them.
+    /// Returns EDX:EAX as a 64-bit value, as WRMSR uses it.
     #[must_use]
     pub fn edx_eax(&self) -> u64 {
         self.0[gpr::RDX] << 32 | self.0[gpr::RAX] & 0xFFFF_FFFF
     }
 
-    /// Sets RDX:RAX from a 64-bit value.
+    /// Sets EDX:EAX from a 64-bit value, as RDMSR does.
     pub fn set_edx_eax(&mut self, value: u64) {
         self.0[gpr::RAX] = value & 0xFFFF_FFFF;
         self.0[gpr::RDX] = value >> 32;
@@ -76,7 +76,7 @@ fn is_high_byte(register: Register) -> bool {
     )
 }
 
-/// The bases of the segments that have one in 64-bit mode.
+/// The bases of the segments that have a base in 64-bit mode.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SegmentBases {
     /// FS.
@@ -85,15 +85,15 @@ pub struct SegmentBases {
     pub gs: u64,
 }
 
-/// Decodes the instruction at `rip` in code of `bitness` bits (16, 32 or 64); `None` if the bytes are no instruction,
-/// or too few.
+/// Decodes the instruction at `rip` in code of `bitness` bits (16, 32 or 64). Returns `None` if the bytes are not an
+/// instruction, or too few.
 #[must_use]
 pub fn decode(bytes: &[u8], rip: u64, bitness: u32) -> Option<Instruction> {
     let instruction = Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE).decode();
     (!instruction.is_invalid()).then_some(instruction)
 }
 
-/// The linear address of memory operand `operand` in 64-bit code.
+/// Returns the linear address of memory operand `operand` in 64-bit code.
 #[must_use]
 pub fn address(
     instruction: &Instruction,
@@ -109,22 +109,22 @@ pub fn address(
     })
 }
 
-/// A load or a store of at most 8 bytes between memory and a register or an immediate: what drivers use on device
+/// A load or a store of at most 8 bytes between memory and a register or an immediate, as drivers use for device
 /// registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
-    /// Memory to register, extended as MOV, MOVZX or MOVSX do.
+    /// A load from memory to a register, extended as by MOV, MOVZX or MOVSX.
     Load {
         /// The destination.
         register: Register,
         /// Bytes read.
         size: usize,
-        /// Whether the value is sign-extended.
+        /// True if the value is sign-extended.
         signed: bool,
     },
-    /// Register or immediate to memory.
+    /// A store of a register or immediate to memory.
     Store {
-        /// What is written.
+        /// The value written.
         value: u64,
         /// Bytes written.
         size: usize,
@@ -132,7 +132,7 @@ pub enum Transfer {
 }
 
 impl Transfer {
-    /// Understands MOV, MOVZX and MOVSX with one memory operand.
+    /// Decodes MOV, MOVZX and MOVSX with one memory operand.
     #[must_use]
     pub fn of(instruction: &Instruction, gprs: &GprFile) -> Option<Self> {
         use iced_x86::Mnemonic;
@@ -173,8 +173,8 @@ pub fn finish_load(gprs: &mut GprFile, register: Register, size: usize, signed: 
     gprs.set(register, value);
 }
 
-/// The four bytes from `at` on, of memory that `word` reads by aligned words of 64 bits, no more of them than need be: what the
-/// instructions SEAMCALL and TDCALL consist of.
+/// Returns the four bytes starting at `at`, the length of SEAMCALL and TDCALL. `word` reads memory in aligned words of
+/// 64 bits, and only the words needed are read.
 #[inline(always)]
 pub fn opcode(at: u64, word: impl Fn(u64) -> u64) -> u32 {
     let (first, shift) = (at & !7, at % 8 * 8);
@@ -185,7 +185,8 @@ pub fn opcode(at: u64, word: impl Fn(u64) -> u64) -> u32 {
     all as u32
 }
 
-/// The 15 bytes from `at` on, of memory that `word` reads by aligned words of 64 bits, no more of them than need be.
+/// Returns the 15 bytes starting at `at`. `word` reads memory in aligned words of 64 bits, and only the words needed
+/// are read.
 pub fn bytes(at: u64, word: impl Fn(u64) -> u64) -> [u8; 15] {
     let (first, shift) = (at & !7, at % 8 * 8);
     let low = u128::from(word(first)) | u128::from(word(first.wrapping_add(8))) << 64;

@@ -1,9 +1,9 @@
 //! The SEAM stub: an SVM monitor in an option ROM that gives QEMU a machine with VMX, SEAM and TDX.
 //!
-//! This library is the portable part, pure functions of their inputs that the host's tests run: what the processor
-//! claims to be ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`], [`clearing`],
-//! [`doubt`], [`lost`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range ([`room`]). The program that runs
-//! beneath the firmware is the bin `seamstub`.
+//! This library is the portable part: pure functions of their inputs, which the host's tests run. It has the
+//! processor's identity ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`],
+//! [`clearing`], [`doubt`], [`lost`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range
+//! ([`room`]). The program that runs beneath the firmware is the binary `seamstub`.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -24,5 +24,5 @@ pub mod vapic;
 pub mod vmx;
 pub mod walk;
 
-/// Cache sub-blocks per package, the grain of TDH.PHYMEM.CACHE.WB.
+/// Cache sub-blocks per package, the unit of TDH.PHYMEM.CACHE.WB.
 pub const WBINVD_SUB_BLOCKS: u32 = 4;

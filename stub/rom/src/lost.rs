@@ -1,25 +1,27 @@
-//! The state that TCG leaves behind when it loses a guest.
+//! Detection of a guest whose state TCG has lost.
 //!
-//! TCG 7.2 sometimes keeps CPU 0 in nested paging at the end of a guest, while another CPU loads x87 state. The monitor's
-//! first instruction then takes a nested page fault, and the guest's state is gone. The machine can't go on after that.
+//! TCG 7.2 sometimes leaves CPU 0 in nested paging when it exits a guest while another CPU loads x87 state. The
+//! monitor's first instruction then takes a nested page fault, and the guest's state is lost. The machine can't
+//! continue after that.
 //!
-//! A guest can load any CR3 and execute at any address, so neither tells the monitor's state from a guest's. The limits of
-//! the monitor's descriptor tables do: they are drawn at random when the monitor starts, and no guest can read them.
+//! A guest can load any CR3 and execute at any address, so neither distinguishes the monitor's state from a guest's.
+//! The limits of the monitor's descriptor tables do: they are drawn at random when the monitor starts, and no guest can
+//! read them.
 
-/// Limits of the monitor's GDT and IDT in bytes, less one. Both cover the tables; how much more is a secret.
+/// Limits of the monitor's GDT and IDT, in bytes less one. Both cover the tables; the excess is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Of the GDT.
+    /// The GDT's limit.
     pub gdt: u16,
-    /// Of the IDT.
+    /// The IDT's limit.
     pub idt: u16,
 }
 
 impl Limits {
-    /// The smallest limit that may be drawn: the IDT's 256 gates take 4 KiB.
+    /// The smallest limit drawn: the IDT's 256 gates take 4 KiB.
     const LEAST: u16 = 0x0FFF;
 
-    /// Limits from a random number: 31 bits of it count.
+    /// Derives limits from 31 bits of a random number.
     #[must_use]
     pub const fn draw(random: u64) -> Self {
         const fn limit(random: u16) -> u16 {
@@ -32,14 +34,14 @@ impl Limits {
     }
 }
 
-/// The monitor's own state, by which it is known.
+/// The state that identifies the monitor.
 #[derive(Clone, Copy, Debug)]
 pub struct Own {
     /// CR3.
     pub cr3: u64,
     /// Base and size in bytes of the SEAM range, which holds the monitor's code.
     pub seamrr: (u64, u64),
-    /// The limits of its descriptor tables.
+    /// The limits of the monitor's descriptor tables.
     pub limits: Limits,
 }
 
@@ -54,14 +56,14 @@ pub struct Fault {
     pub cr3: u64,
     /// The instruction pointer.
     pub rip: u64,
-    /// The limit of the GDT.
+    /// The GDT's limit.
     pub gdt_limit: u32,
-    /// The limit of the IDT.
+    /// The IDT's limit.
     pub idt_limit: u32,
 }
 
 impl Own {
-    /// Whether the nested page fault was the monitor's.
+    /// Returns whether the monitor itself took the nested page fault.
     #[must_use]
     pub fn has_taken(&self, fault: &Fault) -> bool {
         let (base, size) = self.seamrr;

@@ -1,7 +1,7 @@
-//! The SEAM stub's program: an EFI driver that slips a monitor under the firmware which loaded it.
+//! The SEAM stub's program: an EFI driver that installs a monitor beneath the firmware that loaded it.
 //!
-//! [`firmware`] talks to UEFI and QEMU while there is firmware to talk to; [`relocate`] moves the program into
-//! reserved memory; [`monitor`] is what runs there for good.
+//! [`firmware`] calls UEFI and QEMU before the dive; [`relocate`] moves the program into reserved memory; [`monitor`]
+//! runs there from then on.
 #![no_std]
 #![no_main]
 

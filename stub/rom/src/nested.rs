@@ -1,14 +1,14 @@
-//! Nested page tables of the host's software, from which single pages are taken and given back while it runs.
+//! Nested page tables of the host's software. Single pages are unmapped and mapped again while the software runs.
 //!
-//! Memory below the end of RAM is mapped at itself by pages of 2 MiB. Where only a part of such a region is taken, a spare
-//! table maps the rest of it by pages of 4 KiB. Spare tables are a cache: when none is left the whole region is
-//! unmapped, and an access to the rest of it asks whose the page is ([`Nested::fault`]). What is mapped can therefore always be
-//! had again from who knows the owners, and running out of tables costs time alone.
+//! Memory below the end of RAM is identity-mapped by pages of 2 MiB. Where only a part of such a region is unmapped, a
+//! spare table maps the rest of it by pages of 4 KiB. Spare tables are a cache: when none is left, the whole region is
+//! unmapped, and an access to the rest of it looks up the page's owner ([`Nested::fault`]). The mapping can therefore
+//! always be rebuilt from the owners, and running out of tables only costs time.
 //!
-//! The processors walk these tables while they change. Two things follow. A page that was taken is out of reach only once
-//! every processor has flushed its TLB, which is needless if no one has used it: the accessed bit says so. And a
-//! table that is no longer linked may serve again only after every processor has stopped walking it; until the caller
-//! says so ([`Nested::release`]) it is retired.
+//! The processors walk these tables while they change. This has two consequences. An unmapped page is only out of reach
+//! once every processor has flushed its TLB, which is unnecessary if no processor has used the page: the accessed bit
+//! shows this. An unlinked table may only be reused after every processor has stopped walking it; it is retired until
+//! the caller reports this ([`Nested::release`]).
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -21,7 +21,7 @@ const LARGE: u64 = 1 << 7;
 const PAGE: u64 = 1 << 12;
 const REGION: u64 = 1 << 21;
 const GIB: u64 = 1 << 30;
-/// What one table of the third level maps.
+/// Size of memory that one table of the third level maps.
 const REACH: u64 = 512 * GIB;
 const ENTRIES: u64 = 512;
 
@@ -43,7 +43,7 @@ impl Table {
         Box::leak((0..count).map(|_| Self::empty()).collect())
     }
 
-    /// Its address, which is its physical address where memory is mapped at itself.
+    /// Returns its address, which is its physical address where memory is identity-mapped.
     pub fn address(&self) -> u64 {
         core::ptr::from_ref(self) as u64
     }
@@ -53,16 +53,16 @@ impl Table {
     }
 }
 
-/// How a region of 2 MiB is mapped.
+/// The mapping of a region of 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Region {
-    /// All of it is the host's, and mapped as one page.
+    /// The host owns all of it, and one page maps it.
     Open,
-    /// Nothing of it is mapped; who faults there asks.
+    /// None of it is mapped. A fault there looks up the owner.
     Closed,
-    /// Pages of 4 KiB, in the spare table of that number.
+    /// Pages of 4 KiB map it, in the spare table with that number.
     Split(u16),
-    /// Hidden for good, or next to something that is.
+    /// Permanently hidden, or next to a hidden range.
     Fixed,
 }
 
@@ -70,13 +70,13 @@ enum Region {
 #[derive(Debug)]
 struct Spare {
     table: &'static Table,
-    /// The region that it maps, while it is linked.
+    /// The region that it maps while it is linked.
     region: Option<usize>,
-    /// Entries that map nothing.
+    /// Number of entries that map nothing.
     holes: u64,
 }
 
-/// The tables, for who wants to know what they map and takes no lock.
+/// The tables, for readers that query the mapping without a lock.
 #[derive(Clone, Debug)]
 pub struct View {
     directories: Vec<&'static Table>,
@@ -84,7 +84,7 @@ pub struct View {
 }
 
 impl View {
-    /// Whether `pa` is mapped at this moment. `false` for pages near what is hidden, too.
+    /// Returns whether `pa` is mapped at this moment. It is also `false` for pages near a hidden range.
     pub fn maps(&self, pa: u64) -> bool {
         let Some(directory) = self.directories.get((pa / GIB) as usize) else {
             return true;
@@ -92,13 +92,13 @@ impl View {
         let entry = directory.0[(pa / REGION % ENTRIES) as usize].load(Ordering::SeqCst);
         entry & LARGE != 0
             || self.spare(entry).is_some_and(|table| {
-                // If the table has just begun to serve another region, the address is one of that.
+                // If the table has just been reused for another region, the address is one of that region.
                 let entry = entry_of(table, pa).load(Ordering::SeqCst);
                 entry & !(PAGE - 1) == pa & !(PAGE - 1) && entry & PRESENT_WRITABLE_USER != 0
             })
     }
 
-    /// The spare table that `entry` links.
+    /// Returns the spare table that `entry` links.
     fn spare(&self, entry: u64) -> Option<&'static Table> {
         let first = self.spares.first()?.address();
         let offset = (entry & !(PAGE - 1)).checked_sub(first)?;
@@ -106,20 +106,20 @@ impl View {
     }
 }
 
-/// What an access to memory that is not mapped comes to.
+/// The outcome of an access to unmapped memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is mapped now: the access can be made again.
+    /// It is mapped now, and the access can be repeated.
     Mapped,
-    /// The page is not the host's.
+    /// The page does not belong to the host.
     Private,
-    /// A table is needed. Once those of [`Nested::retire_some`] are released, the access can be made again.
+    /// A table is needed. The access can be repeated once the tables of [`Nested::retire_some`] are released.
     NoTable,
-    /// The address is none of those that are managed here.
+    /// The address is not managed here.
     Foreign,
 }
 
-/// Tables that were unlinked, and that processors may still be walking.
+/// Unlinked tables that processors may still be walking.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Retired(Vec<u16>);
@@ -134,14 +134,14 @@ pub struct Nested {
     tables: &'static [Table],
     free: Vec<u16>,
     retired: Vec<u16>,
-    /// Where the search for a table to take away begins.
+    /// Start of the search for a table to retire.
     hand: usize,
 }
 
 impl Nested {
-    /// Tables that map all of the first 512 GiB. Below `end_of_ram`, at least below 4 GiB, pages can be taken away;
-    /// `spares` tables are there for regions of which only a part is. One instruction may need a few dozen of them at the
-    /// same time, and gets nowhere with less.
+    /// Creates tables that map all of the first 512 GiB. Below `end_of_ram`, and at least below 4 GiB, pages can be
+    /// unmapped. `spares` is the number of tables for regions that are partly unmapped. One instruction may need a few
+    /// dozen of them at the same time, and can't complete with fewer.
     pub fn new(end_of_ram: u64, spares: u16) -> Self {
         let gibs = end_of_ram.clamp(4 * GIB, REACH).div_ceil(GIB);
         let root = Table::new();
@@ -179,12 +179,12 @@ impl Nested {
         }
     }
 
-    /// The table whose entries map 1 GiB each.
+    /// Returns the table whose entries map 1 GiB each.
     pub fn root(&self) -> &'static Table {
         self.root
     }
 
-    /// The tables to look at without a lock.
+    /// Returns the view for readers without a lock.
     pub fn view(&self) -> View {
         View {
             directories: self.directories.clone(),
@@ -192,7 +192,7 @@ impl Nested {
         }
     }
 
-    /// Hides `size` bytes from `base`, multiples of 4 KiB, below 4 GiB and for good. No processor uses the tables yet.
+    /// Hides `size` bytes from `base`, multiples of 4 KiB, below 4 GiB, permanently. No processor uses the tables yet.
     pub fn hide(&mut self, base: u64, size: u64) {
         for pages in by_region(base..base + size) {
             let region = (pages.start / REGION) as usize;
@@ -215,8 +215,8 @@ impl Nested {
         }
     }
 
-    /// Unmaps pages that the host has just lost. Whether every processor has to flush its TLB before the host can't reach
-    /// them any more.
+    /// Unmaps pages that the host has just lost. Returns whether every processor must flush its TLB before the host
+    /// can't reach them any more.
     #[must_use]
     pub fn close(&mut self, pages: Range<u64>) -> bool {
         let mut stale = false;
@@ -247,7 +247,8 @@ impl Nested {
         }
     }
 
-    /// An access of the host to `pa` was stopped: maps the page if `is_private` says that it is the host's.
+    /// Handles an access of the host to the unmapped address `pa`. Maps the page if, by `is_private`, it belongs to the
+    /// host.
     pub fn fault(&mut self, pa: u64, is_private: impl Fn(u64) -> bool) -> Fault {
         let region = (pa / REGION) as usize;
         let Some(state) = self.regions.get(region).copied() else {
@@ -269,7 +270,7 @@ impl Nested {
         }
     }
 
-    /// Unlinks some of the tables that are in use, each in its turn, together with those that already were unlinked.
+    /// Unlinks some of the linked tables, in rotation. Returns them together with those unlinked before.
     pub fn retire_some(&mut self) -> Retired {
         let at_once = (self.spares.len() / 16).max(1);
         let mut wanted = at_once.saturating_sub(self.retired.len());
@@ -288,12 +289,12 @@ impl Nested {
         self.take_retired()
     }
 
-    /// The tables that were unlinked.
+    /// Takes the tables that were unlinked.
     pub fn take_retired(&mut self) -> Retired {
         Retired(core::mem::take(&mut self.retired))
     }
 
-    /// Every processor has flushed its TLB since these tables were taken: they can serve again.
+    /// Makes these tables available again. Every processor has flushed its TLB since they were taken.
     pub fn release(&mut self, tables: Retired) {
         self.free.extend(tables.0);
     }
@@ -321,7 +322,7 @@ impl Nested {
                 self.retire(spare);
                 true
             }
-            // Of what was mapped before it was closed nothing is known.
+            // The use of the region before it was closed is unknown.
             Region::Closed | Region::Fixed => true,
         }
     }
@@ -336,13 +337,13 @@ impl Nested {
         let Spare { table, holes, .. } = &mut self.spares[usize::from(spare)];
         let old = entry_of(table, pa).swap(0, Ordering::SeqCst);
         if old == 0 {
-            // Somebody who faulted there has seen already that it is private; what was mapped before is not known.
+            // A processor that faulted there found the page to be private. The use of an earlier mapping is unknown.
             return true;
         }
         *holes += 1;
         let stale = old & ACCESSED != 0;
         if stale {
-            // The flush that is due makes up for all of them.
+            // The flush that is due covers all of them.
             for entry in &table.0 {
                 entry.fetch_and(!ACCESSED, Ordering::SeqCst);
             }
@@ -355,7 +356,7 @@ impl Nested {
         stale
     }
 
-    /// Maps what is left of a region that was open, if there is a table for it.
+    /// Maps the rest of an open region, if a table is available.
     fn split_without(&mut self, region: usize, pa: u64) -> bool {
         let Some(number) = self.free.pop() else {
             let entry = self.slot(region).swap(0, Ordering::SeqCst);
@@ -374,7 +375,7 @@ impl Nested {
         self.link(region, number, 1) & ACCESSED != 0
     }
 
-    /// Links a table that was filled, with so many holes. What was there before.
+    /// Links a filled table with this number of holes. Returns the previous entry.
     fn link(&mut self, region: usize, number: u16, holes: u64) -> u64 {
         let spare = &mut self.spares[usize::from(number)];
         (spare.region, spare.holes) = (Some(region), holes);
@@ -383,7 +384,7 @@ impl Nested {
         self.slot(region).swap(link, Ordering::SeqCst)
     }
 
-    /// Maps a closed region as its pages' owners have it.
+    /// Maps a closed region according to its pages' owners.
     fn look_up(&mut self, region: usize, is_private: impl Fn(u64) -> bool) -> Fault {
         let Some(number) = self.free.pop() else {
             return Fault::NoTable;
@@ -391,7 +392,7 @@ impl Nested {
         let table = self.spares[usize::from(number)].table;
         let mut holes = 0;
         for (pa, entry) in parts(region).zip(&table.0) {
-            // A TLB may hold what was mapped before the region was closed.
+            // A TLB may hold translations from before the region was closed.
             let mapped = if is_private(pa) {
                 holes += 1;
                 0
@@ -439,7 +440,7 @@ impl Nested {
     }
 }
 
-/// The 4 KiB pages of a region.
+/// Returns the 4 KiB pages of a region.
 fn parts(region: usize) -> impl Iterator<Item = u64> {
     let start = region as u64 * REGION;
     (start..start + REGION).step_by(PAGE as usize)
@@ -449,7 +450,7 @@ fn entry_of(table: &'static Table, pa: u64) -> &'static AtomicU64 {
     &table.0[(pa / PAGE % ENTRIES) as usize]
 }
 
-/// Pages cut at the boundaries of regions.
+/// Splits pages at the boundaries of regions.
 fn by_region(pages: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = pages.start;
     core::iter::from_fn(move || {

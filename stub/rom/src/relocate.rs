@@ -1,4 +1,4 @@
-//! Moves the program from the memory that firmware loaded it to, which an operating system will reuse.
+//! Moves the program out of the memory that firmware loaded it to, which an operating system will reuse.
 #![expect(unsafe_code, reason = "copies and patches the program itself")]
 
 /// An image in memory as a PE loader left it: headers at the start, sections at their addresses.
@@ -15,7 +15,7 @@ impl Image {
         Self { base, size }
     }
 
-    /// The image's size in bytes.
+    /// Returns the image's size in bytes.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -26,7 +26,7 @@ impl Image {
         (end <= self.size).then(|| unsafe { self.base.add(offset).cast::<T>().read_unaligned() })
     }
 
-    /// Copies the image to `to` and applies its base relocations there; `None` if they make no sense.
+    /// Copies the image to `to` and applies its base relocations there. Returns `None` if they are invalid.
     ///
     /// # Safety
     /// `to` has room for the image's size, is page-aligned, executable, and used by nobody else.
@@ -65,7 +65,7 @@ impl Image {
         Some(())
     }
 
-    /// Where `pointer`, which points into this image, points in its copy at `to`.
+    /// Returns the address in the copy at `to` that corresponds to `pointer`, which points into this image.
     pub fn moved(&self, pointer: usize, to: *const u8) -> usize {
         pointer - self.base as usize + to as usize
     }

@@ -1,4 +1,4 @@
-//! JSON lines on QEMU's debug console (port 0xE9): one object a line, whatever several processors have to say at once.
+//! JSON lines on QEMU's debug console (port 0xE9): one object per line, even if several processors report at once.
 #![expect(unsafe_code, reason = "the debug console is an I/O port")]
 
 use core::fmt::{self, Write};
@@ -43,14 +43,14 @@ pub fn line(kind: &str, rest: fmt::Arguments<'_>) {
     let _ = writeln!(Console, r#"{{"stub":"{kind}",{rest}}}"#);
 }
 
-/// As [`line`], in a panic: waits for another processor's line only so long, and then writes anyway.
+/// Writes one object like [`line`], in a panic: it waits for another processor's line for a limited time only.
 pub fn last_line(kind: &str, rest: fmt::Arguments<'_>) {
     const PATIENCE: u32 = 100_000_000;
     let _guard = (0..PATIENCE).find_map(|_| LOCK.try_lock());
     let _ = writeln!(Console, r#"{{"stub":"{kind}",{rest}}}"#);
 }
 
-/// An access that the machine does not allow.
+/// Reports an access that the machine does not allow.
 pub fn violation(class: &str, lp: u32, rip: u64, pa: u64) {
     line(
         "violation",

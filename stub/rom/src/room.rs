@@ -1,21 +1,21 @@
-//! How large a machine the monitor carries, and the SEAM range that it takes for that.
+//! The size of the SEAM range that the monitor reserves.
 //!
-//! The monitor allocates what a processor needs when it starts, and it starts with all processors. The range is therefore
-//! a function of their number and of the memory whose owners it keeps track of.
+//! The monitor allocates the memory of all processors when it starts. The size is therefore a function of their number
+//! and of the memory whose owners it tracks.
 
-/// What the monitor takes for one processor, in bytes: 1 MiB of nested page tables for TDs, a stack of 128 KiB, the
+/// The monitor's memory for one processor, in bytes: 1 MiB of nested page tables for TDs, a stack of 128 KiB, the
 /// tables of the single step, and descriptor tables.
 const PER_PROCESSOR: u64 = 1408 << 10;
-/// For the machine as a whole: identity map, nested page tables, the module's state, and room to spare.
+/// Memory for the machine as a whole: identity map, nested page tables, the module's state, and a reserve.
 const FIXED: u64 = 10 << 20;
-/// For each GiB of physical memory up to the end of RAM.
+/// Memory for each GiB of physical memory up to the end of RAM.
 const PER_GIB: u64 = 16 << 10;
 /// SEAMRR's granularity.
 const GRAIN: u64 = 32 << 20;
 const GIB: u64 = 1 << 30;
 
-/// The size of the SEAM range in bytes, which is also its alignment, for a monitor of `image` bytes on a machine with so
-/// many processors and with RAM up to `end_of_ram`.
+/// Returns the size of the SEAM range in bytes, which is also its alignment, for a monitor of `image` bytes on a
+/// machine with this number of processors and with RAM up to `end_of_ram`.
 #[must_use]
 pub fn seam_range(image: u64, processors: u64, end_of_ram: u64) -> u64 {
     let memory = end_of_ram.div_ceil(GIB).saturating_mul(PER_GIB);
@@ -23,7 +23,7 @@ pub fn seam_range(image: u64, processors: u64, end_of_ram: u64) -> u64 {
         .saturating_mul(PER_PROCESSOR)
         .saturating_add(image + FIXED)
         .saturating_add(memory);
-    // SEAMRR's mask has room for powers of two alone.
+    // SEAMRR's mask can only describe powers of two.
     wanted.clamp(GRAIN, GIB).next_power_of_two()
 }
 

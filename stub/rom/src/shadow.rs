@@ -1,8 +1,8 @@
-//! Nested page tables in which a processor keeps what it has looked up for the TD vCPU that it runs.
+//! Shadow nested page tables: a processor caches in them the translations of the TD vCPU that it runs.
 //!
-//! They are a TLB that happens to be in memory: filled where the guest faults, by a walk of the real tables, and emptied
-//! as a whole ([`Shadow::flush`]) where hardware would flush its TLB. One processor owns one, from a fixed number of tables; when
-//! they are used up, it starts over.
+//! They act as a TLB in memory: a guest fault fills them by a walk of the real tables, and [`Shadow::flush`] empties
+//! them as a whole where hardware would flush its TLB. Each processor owns one, with a fixed number of tables. When the
+//! tables are used up, it is flushed.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ const USER: u64 = 1 << 2;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
-/// Address bits of a 2 MiB page inside a larger one, and of a 4 KiB page.
+/// Address bits of a 2 MiB page inside a larger one. Those of a 4 KiB page follow.
 const LARGE_SHIFT: u32 = 21;
 const SMALL_SHIFT: u32 = 12;
 
@@ -23,38 +23,38 @@ const SMALL_SHIFT: u32 = 12;
 #[derive(Clone, Debug)]
 struct Table([u64; 512]);
 
-/// A page that is to be mapped.
+/// A page to map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// Its physical address.
     pub page: u64,
-    /// As 2 MiB, else 4 KiB.
+    /// True to map 2 MiB, false to map 4 KiB.
     pub large: bool,
-    /// Whether it may be written.
+    /// True if it may be written.
     pub writable: bool,
-    /// Whether it may be executed.
+    /// True if it may be executed.
     pub executable: bool,
 }
 
-/// Pages that [`Shadow::find`] found last, a power of two.
+/// Number of recent results of [`Shadow::find`], a power of two.
 const RECENT: usize = 16;
 
-/// The tables of one processor; the first one is the root.
+/// The tables of one processor. The first one is the root.
 #[derive(Debug)]
 pub struct Shadow {
     tables: Vec<Table>,
     used: usize,
-    /// Changes whenever something that was found may be elsewhere.
+    /// Changes whenever an earlier result may be out of date.
     generation: u64,
-    /// What was found last, by page number: the guest-physical page with [`PRESENT`], and where it is.
+    /// Recent results by page number: the guest-physical page with [`PRESENT`], and its physical address.
     recent: [Cell<(u64, u64)>; RECENT],
 }
 
 impl Shadow {
-    /// With room for `tables` tables; one page needs up to 4.
+    /// Creates a shadow with room for `tables` tables. One page needs up to 4.
     ///
     /// # Panics
-    /// With less than 4.
+    /// If `tables` is less than 4.
     #[must_use]
     pub fn new(tables: usize) -> Self {
         assert!(tables >= 4, "one path must fit");
@@ -66,7 +66,7 @@ impl Shadow {
         }
     }
 
-    /// What was found is still there for as long as this is the same.
+    /// Returns the generation. Results stay valid for as long as it is the same.
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.generation
@@ -81,13 +81,13 @@ impl Shadow {
         self.tables.as_ptr() as u64 + (table * size_of::<Table>()) as u64
     }
 
-    /// The root's address, which is its physical address where memory is mapped at itself.
+    /// Returns the root's address, which is its physical address where memory is identity-mapped.
     #[must_use]
     pub fn root(&self) -> u64 {
         self.address(0)
     }
 
-    /// Forgets everything.
+    /// Drops all mappings.
     pub fn flush(&mut self) {
         self.forget();
         if self.used > 1 {
@@ -96,7 +96,7 @@ impl Shadow {
         }
     }
 
-    /// Maps a page at the guest-physical address `gpa`, which lies below 2^48. What was there before is replaced.
+    /// Maps a page at the guest-physical address `gpa`, which lies below 2^48. It replaces any previous mapping.
     pub fn map(&mut self, gpa: u64, mapping: Mapping) {
         self.forget();
         let last = if mapping.large {
@@ -136,7 +136,7 @@ impl Shadow {
         self.tables[at].0[(gpa >> last & 511) as usize] = entry;
     }
 
-    /// The number of the table that an entry links.
+    /// Returns the number of the table that an entry links.
     fn position(&self, entry: u64) -> Option<usize> {
         if entry & PRESENT == 0 || entry & LARGE != 0 {
             return None;
@@ -144,7 +144,7 @@ impl Shadow {
         Some(((entry & ADDRESS) - self.root()) as usize / size_of::<Table>())
     }
 
-    /// The physical address that is mapped at `gpa`.
+    /// Returns the physical address mapped at `gpa`.
     #[must_use]
     pub fn find(&self, gpa: u64) -> Option<u64> {
         const OFFSET: u64 = (1 << SMALL_SHIFT) - 1;

@@ -1,18 +1,18 @@
-//! What becomes of a TD's SVM exits: the VM exits of VMX, each with the fields that VMX fills, in one table.
+//! Translation of a TD's SVM exits to VM exits of VMX, each with the fields that VMX fills, in one table.
 //!
-//! The monitor makes the exits, and compares each but those of TDCALL, whose fields are constants, with its row before the
-//! module sees it. One that does not fit ends that TD.
+//! The monitor produces the exits. Before the module sees one, the monitor compares it with its row, except for the
+//! exits of TDCALL, whose fields are constants. A mismatch ends that TD.
 
 use core::ops::RangeInclusive;
 
 use seam::abi::x86::exit_reason as reason;
 
-/// An event in interruption or IDT-vectoring information is there.
+/// Interruption or IDT-vectoring information holds an event.
 const VALID: u64 = 1 << 31;
-/// The most bytes of an instruction.
+/// Maximum length of an instruction in bytes.
 const MOST: usize = 15;
 
-/// A VM exit: what the processor reports about it.
+/// A VM exit, with the information that the processor reports about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VmExit {
     /// The full exit reason.
@@ -32,7 +32,7 @@ pub struct VmExit {
 }
 
 impl VmExit {
-    /// An exit about which there is nothing else to say.
+    /// Returns an exit without further information.
     #[must_use]
     pub fn of(reason: u32) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl VmExit {
         }
     }
 
-    /// An exit by an instruction of `length` bytes.
+    /// Returns an exit caused by an instruction of `length` bytes.
     #[must_use]
     pub fn by(reason: u32, length: usize) -> Self {
         Self {
@@ -50,7 +50,7 @@ impl VmExit {
         }
     }
 
-    /// The same exit with a qualification.
+    /// Returns the same exit with a qualification.
     #[must_use]
     pub fn qualified(self, qualification: u64) -> Self {
         Self {
@@ -69,24 +69,25 @@ pub enum Has {
     Qualification,
     /// The guest-physical address.
     Gpa,
-    /// The guest-linear address, where it is known.
+    /// The guest-linear address, if known.
     Gla,
-    /// Interruption information, which is valid.
+    /// Valid interruption information.
     Interruption,
-    /// IDT-vectoring information, where an event was being delivered.
+    /// IDT-vectoring information, if an event was being delivered.
     Vectoring,
 }
 
-/// A VM exit, and what VMX says with it. Nothing else is set.
+/// A VM exit and the fields that VMX fills. All other fields are zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Becomes {
     /// The full exit reason.
     pub reason: u32,
-    /// What else is in it.
+    /// The other fields that it fills.
     pub has: &'static [Has],
 }
 
-/// SVM exits that are treated alike. What has no VM exit in its list resumes the guest, with an exception or without.
+/// SVM exits with the same translation. An exit without a VM exit in its list resumes the guest, with or without an
+/// exception.
 #[derive(Clone, Debug)]
 pub struct Row {
     /// The SVM exit codes.
@@ -109,7 +110,7 @@ const fn row(first: u64, last: u64, name: &'static str, exits: &'static [Becomes
     }
 }
 
-/// The exit of an instruction that has no operands to speak of.
+/// Returns the exit of an instruction without relevant operands.
 const fn plain(reason: u32) -> Becomes {
     exit(reason, &[Has::Length])
 }
@@ -121,7 +122,7 @@ const EXCEPTION: Becomes = exit(
 const NMI_WINDOW: Becomes = exit(reason::NMI_WINDOW, &[]);
 const QUALIFIED: &[Has] = &[Has::Length, Has::Qualification];
 
-/// The table. SVM exits: AMD64 Architecture Programmer's Manual, volume 2, appendix C.
+/// The table. Source of the SVM exits: AMD64 Architecture Programmer's Manual, volume 2, appendix C.
 pub const ROWS: &[Row] = &[
     row(
         0x10,
@@ -216,19 +217,19 @@ pub const ROWS: &[Row] = &[
     ),
 ];
 
-/// The row of an SVM exit code.
+/// Returns the row of an SVM exit code.
 #[must_use]
 pub fn find(code: u64) -> Option<&'static Row> {
     ROWS.iter().find(|row| row.codes.contains(&code))
 }
 
-/// Whether a VM exit is one that this SVM exit can become, and has what VMX says with it.
+/// Checks that this SVM exit can become this VM exit, and that the VM exit sets only fields that VMX fills.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The mismatch.
 pub fn check(code: u64, found: &VmExit) -> Result<(), &'static str> {
     if *found == VmExit::of(reason::TRIPLE_FAULT) {
-        // The end of a vCPU, by whichever exit.
+        // The end of a vCPU, which any exit can become.
         return Ok(());
     }
     let row = find(code).ok_or("an exit that VMX does not have")?;
@@ -330,7 +331,7 @@ mod tests {
 
     #[test]
     fn no_instruction_but_those_of_a_length_of_their_own_is_stepped_over() {
-        // What the module steps over has a length.
+        // An exit whose instruction the module steps over has a length.
         const STEPPED: [u32; 8] = [
             reason::CPUID,
             reason::CR_ACCESS,

@@ -1,7 +1,7 @@
-//! The virtual local APIC of a TD vCPU: virtual-interrupt delivery and posted interrupts as VMX has them.
+//! The virtual local APIC of a TD vCPU, with VMX's virtual-interrupt delivery and posted interrupts.
 //!
-//! Source: Intel SDM volume 3, chapter "APIC Virtualization and Virtual Interrupts". The registers live in the vCPU's
-//! virtual-APIC page, what is requested and in service (RVI and SVI) in its VMCS.
+//! Source: Intel SDM volume 3, chapter "APIC Virtualization and Virtual Interrupts". The registers lie in the vCPU's
+//! virtual-APIC page. The requested and in-service vectors (RVI and SVI) lie in its VMCS.
 
 use core::sync::atomic::Ordering;
 
@@ -13,7 +13,7 @@ const TPR: usize = 0x80;
 const PPR: usize = 0xA0;
 const ISR: usize = 0x100;
 const IRR: usize = 0x200;
-/// An interrupt's class, which is its priority.
+/// Mask of an interrupt's class, which is its priority.
 const CLASS: u8 = 0xF0;
 
 /// The virtual APIC of a vCPU.
@@ -22,19 +22,19 @@ pub struct VirtualApic<'a, 'm> {
     vcpu: &'a Vcpu<'m>,
 }
 
-/// What a write to an x2APIC MSR comes to.
+/// The outcome of a write to an x2APIC MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// It is done.
+    /// The write is complete.
     Done,
     /// #GP(0).
     Gp,
-    /// An APIC-write VM exit for the register at this offset; the instruction is done.
+    /// An APIC-write VM exit for the register at this offset. The instruction is complete.
     Exit(u64),
 }
 
 impl<'a, 'm> VirtualApic<'a, 'm> {
-    /// The virtual APIC of `vcpu`.
+    /// Returns the virtual APIC of `vcpu`.
     #[must_use]
     pub const fn of(vcpu: &'a Vcpu<'m>) -> Self {
         Self { vcpu }
@@ -56,7 +56,7 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.write(offset, if on { old | bit } else { old & !bit });
     }
 
-    /// The highest vector in ISR or IRR; 0 if there is none.
+    /// Returns the highest vector in ISR or IRR; 0 if there is none.
     fn highest(&self, set: usize) -> u8 {
         (0..8)
             .rev()
@@ -67,12 +67,12 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
             .unwrap_or(0)
     }
 
-    /// RVI: the highest vector that is requested.
+    /// Returns RVI, the highest requested vector.
     fn requested(&self) -> u8 {
         self.vcpu.vmcs(Field::INTERRUPT_STATUS) as u8
     }
 
-    /// SVI: the highest vector in service.
+    /// Returns SVI, the highest vector in service.
     fn in_service(&self) -> u8 {
         (self.vcpu.vmcs(Field::INTERRUPT_STATUS) >> 8) as u8
     }
@@ -82,7 +82,7 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.vcpu.set_vmcs(Field::INTERRUPT_STATUS, status);
     }
 
-    /// The task priority.
+    /// Returns the task priority.
     #[must_use]
     pub fn task_priority(&self) -> u8 {
         self.read(TPR) as u8
@@ -94,7 +94,7 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.update_priority();
     }
 
-    /// PPR virtualization.
+    /// Performs PPR virtualization.
     fn update_priority(&self) {
         let (task, service) = (self.task_priority(), self.in_service());
         let priority = if task & CLASS >= service & CLASS {
@@ -105,26 +105,26 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.write(PPR, priority.into());
     }
 
-    /// Takes up what the host asks for and what the module may have changed, before the guest is entered.
+    /// Updates the priority before the guest is entered, after possible changes by the host and the module.
     pub fn evaluate(&self) {
         self.update_priority();
     }
 
-    /// The interrupt that the guest is to take now, if it takes interrupts.
+    /// Returns the interrupt to deliver next, if the guest accepts interrupts.
     #[must_use]
     pub fn deliverable(&self) -> Option<u8> {
         let requested = self.requested();
         (requested & CLASS > self.read(PPR) as u8 & CLASS).then_some(requested)
     }
 
-    /// Whether an interrupt waits for the task priority to be lowered.
+    /// Returns whether an interrupt waits for the task priority to be lowered.
     #[must_use]
     pub fn waits_for_priority(&self) -> bool {
         let requested = self.requested() & CLASS;
         requested > self.in_service() & CLASS && requested <= self.task_priority() & CLASS
     }
 
-    /// Virtual-interrupt delivery: the guest has begun to handle `vector`.
+    /// Performs virtual-interrupt delivery: the guest has started to handle `vector`.
     pub fn deliver(&self, vector: u8) {
         self.mark(ISR, vector, true);
         self.mark(IRR, vector, false);
@@ -138,8 +138,8 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.set_status(self.requested().max(vector), self.in_service());
     }
 
-    /// Posted-interrupt processing: takes up the requests that the descriptor at word `first` of the host's page `page`
-    /// holds, after it has cleared the outstanding-notification bit.
+    /// Performs posted-interrupt processing: clears the outstanding-notification bit of the descriptor at word `first`
+    /// of the host's page `page`, then takes over the descriptor's requests.
     pub fn take_posted(&self, page: &PageWords, first: usize) {
         const OUTSTANDING: u64 = 1;
         page[first + 4].fetch_and(!OUTSTANDING, Ordering::SeqCst);
@@ -160,13 +160,13 @@ impl<'a, 'm> VirtualApic<'a, 'm> {
         self.update_priority();
     }
 
-    /// RDMSR of 0x800 to 0x8FF, where the MSR bitmap lets the guest do it.
+    /// Executes RDMSR of 0x800 to 0x8FF where the MSR bitmap permits it.
     #[must_use]
     pub fn read_msr(&self, msr: u32) -> u64 {
         self.vcpu.vapic()[(msr as usize & 0xFF) * 2].load(Ordering::Relaxed)
     }
 
-    /// WRMSR of 0x800 to 0x8FF, where the MSR bitmap lets the guest do it.
+    /// Executes WRMSR of 0x800 to 0x8FF where the MSR bitmap permits it.
     pub fn write_msr(&self, msr: u32, value: u64) -> Written {
         const SELF_IPI: usize = 0x3F0;
         match msr {

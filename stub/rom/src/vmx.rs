@@ -1,11 +1,11 @@
-//! VMX operation of one processor, without VMX non-root operation: what VMXON to VMWRITE check and change.
+//! VMX operation of one processor, excluding VMX non-root operation: the checks and effects of VMXON to VMWRITE.
 //!
 //! Source: Intel SDM volume 3, chapter "VMX Instruction Reference", and appendix B for field encodings. VMLAUNCH and
 //! VMRESUME fail with "invalid control fields": the TDX module runs guests here, not the host.
 
 use crate::personality::{MAX_PA, VMCS_REVISION};
 
-/// Physical memory as VMX instructions use it, in aligned 64-bit words.
+/// Physical memory that VMX instructions access, in aligned 64-bit words.
 pub trait Memory {
     /// Reads the word at `pa`.
     fn read(&self, pa: u64) -> u64;
@@ -13,14 +13,14 @@ pub trait Memory {
     fn write(&mut self, pa: u64, value: u64);
 }
 
-/// How a VMX instruction ends.
+/// The outcome of a VMX instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// VMsucceed: all arithmetic flags clear.
     Succeed,
-    /// VMfailInvalid: CF alone.
+    /// VMfailInvalid: only CF set.
     FailInvalid,
-    /// VMfailValid: ZF alone; the number is already in the current VMCS.
+    /// VMfailValid: only ZF set. The error number is already in the current VMCS.
     FailValid,
     /// #UD.
     Ud,
@@ -28,16 +28,16 @@ pub enum Outcome {
     Gp,
 }
 
-/// What of the processor's state the checks look at.
+/// The processor state that the checks use.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     /// CR0.
     pub cr0: u64,
-    /// CR4 as software sees it, VMXE included.
+    /// CR4 as software sees it, including VMXE.
     pub cr4: u64,
     /// The current privilege level.
     pub cpl: u8,
-    /// Whether the processor executes 64-bit code.
+    /// True if the processor executes 64-bit code.
     pub long_mode: bool,
 }
 
@@ -67,13 +67,13 @@ pub struct Vmx {
 }
 
 impl Vmx {
-    /// Whether the processor is in VMX (root) operation.
+    /// Returns whether the processor is in VMX (root) operation.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.vmxon.is_some()
     }
 
-    /// What CR0 and CR4 must keep set.
+    /// Returns the CR0 and CR4 bits that must stay set.
     #[must_use]
     pub fn fixed_bits(&self) -> (u64, u64) {
         if self.is_on() {
@@ -83,7 +83,7 @@ impl Vmx {
         }
     }
 
-    /// The checks that come before a memory operand is read.
+    /// Performs the checks that precede the read of a memory operand.
     ///
     /// # Errors
     /// The fault.
@@ -106,7 +106,7 @@ impl Vmx {
         Ok(())
     }
 
-    /// VMXON with the region at `pa`; IA32_FEATURE_CONTROL allows it always. [`Self::may_execute`] has passed.
+    /// Executes VMXON with the region at `pa`. IA32_FEATURE_CONTROL always allows it. [`Self::may_execute`] has passed.
     pub fn vmxon(&mut self, pa: u64, memory: &mut impl Memory) -> Outcome {
         if self.is_on() {
             return self.fail(error::VMXON_IN_ROOT, memory);
@@ -121,13 +121,13 @@ impl Vmx {
         Outcome::Succeed
     }
 
-    /// VMXOFF.
+    /// Executes VMXOFF.
     pub fn vmxoff(&mut self) -> Outcome {
         *self = Self::default();
         Outcome::Succeed
     }
 
-    /// VMCLEAR of the VMCS at `pa`.
+    /// Executes VMCLEAR of the VMCS at `pa`.
     pub fn vmclear(&mut self, pa: u64, memory: &mut impl Memory) -> Outcome {
         if !is_region(pa) {
             return self.fail(error::VMCLEAR_ADDRESS, memory);
@@ -142,7 +142,7 @@ impl Vmx {
         Outcome::Succeed
     }
 
-    /// VMPTRLD of the VMCS at `pa`.
+    /// Executes VMPTRLD of the VMCS at `pa`.
     pub fn vmptrld(&mut self, pa: u64, memory: &mut impl Memory) -> Outcome {
         if !is_region(pa) {
             return self.fail(error::VMPTRLD_ADDRESS, memory);
@@ -157,13 +157,13 @@ impl Vmx {
         Outcome::Succeed
     }
 
-    /// VMPTRST: the current VMCS pointer, all ones if there is none.
+    /// Executes VMPTRST: returns the current VMCS pointer, all ones if there is none.
     #[must_use]
     pub fn vmptrst(&self) -> u64 {
         self.current.unwrap_or(u64::MAX)
     }
 
-    /// VMREAD of the field `encoding`.
+    /// Executes VMREAD of the field `encoding`.
     ///
     /// # Errors
     /// The failure.
@@ -180,7 +180,7 @@ impl Vmx {
         })
     }
 
-    /// VMWRITE of the field `encoding`. The read-only fields can be written too (IA32_VMX_MISC bit 29).
+    /// Executes VMWRITE of the field `encoding`. Read-only fields can be written too (IA32_VMX_MISC bit 29).
     pub fn vmwrite(&mut self, encoding: u64, value: u64, memory: &mut impl Memory) -> Outcome {
         let Some(current) = self.current else {
             return Outcome::FailInvalid;
@@ -198,7 +198,7 @@ impl Vmx {
         Outcome::Succeed
     }
 
-    /// VMLAUNCH, or VMRESUME if `resume`: never enters a guest.
+    /// Executes VMLAUNCH, or VMRESUME if `resume`. It never enters a guest.
     pub fn enter(&mut self, resume: bool, memory: &mut impl Memory) -> Outcome {
         let Some(current) = self.current else {
             return Outcome::FailInvalid;
@@ -212,8 +212,8 @@ impl Vmx {
         self.fail(number, memory)
     }
 
-    /// INVEPT of `kind` with its 128-bit descriptor. No translations are cached here: who keeps some for TDs drops them when
-    /// this succeeds.
+    /// Executes INVEPT of `kind` with its 128-bit descriptor. No translations are cached here. A caller that caches
+    /// translations of TDs drops them when this succeeds.
     pub fn invept(&self, kind: u64, descriptor: [u64; 2], memory: &mut impl Memory) -> Outcome {
         let [eptp, reserved] = descriptor;
         let eptp_is_valid = eptp & 7 == 6 && eptp >> 3 & 7 == 3 && eptp >> MAX_PA == 0;
@@ -224,7 +224,7 @@ impl Vmx {
         }
     }
 
-    /// INVVPID of `kind` with its 128-bit descriptor.
+    /// Executes INVVPID of `kind` with its 128-bit descriptor.
     pub fn invvpid(&self, kind: u64, descriptor: [u64; 2], memory: &mut impl Memory) -> Outcome {
         let [vpid, address] = descriptor;
         let canonical = (address as i64) << 16 >> 16 == address as i64;
@@ -252,18 +252,18 @@ impl Vmx {
     }
 }
 
-/// Whether a VMXON region or VMCS can be at `pa`.
+/// Returns whether `pa` is a valid address of a VMXON region or VMCS.
 fn is_region(pa: u64) -> bool {
     pa.is_multiple_of(4096) && pa >> MAX_PA == 0
 }
 
 const VM_INSTRUCTION_ERROR: u64 = 0x4400;
 
-/// Where this implementation keeps the launch state, and the fields, in a VMCS region.
+/// Offset of the launch state in a VMCS region of this implementation. That of the fields follows.
 const LAUNCH_STATE: u64 = 8;
 const CLEAR: u64 = 0;
 const FIELDS: u64 = 64;
-/// Fields of one width and type that a region has room for: (4096 - 64) / 8 / 16.
+/// Number of fields of one width and type that fit a region: (4096 - 64) / 8 / 16.
 const FIELDS_PER_GROUP: u64 = 31;
 
 struct Field {

@@ -1,4 +1,4 @@
-//! The page walk of the software above: from a linear to a physical address.
+//! Page walks of the software above, from a linear to a physical address.
 
 use core::cell::Cell;
 
@@ -17,13 +17,13 @@ pub struct Paging {
     pub efer: u64,
 }
 
-/// A page fault: the error code's bits P and RSVD; the access adds the others.
+/// A page fault: the bits P and RSVD of its error code. The access adds the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageFault(pub u32);
 
-/// The fault's error code says that a page was present.
+/// Error code bit: a page was present.
 pub const PRESENT: u32 = 1;
-/// The fault's error code says that the access was a write.
+/// Error code bit: the access was a write.
 pub const WRITE: u32 = 2;
 const RESERVED: u32 = 8;
 
@@ -39,7 +39,7 @@ impl Paging {
     const CR4_PAE: u64 = 1 << 5;
     const EFER_LMA: u64 = 1 << 10;
 
-    /// The physical address of `va`, for supervisor code. `read` reads a page-table word.
+    /// Translates `va` to a physical address, for supervisor code. `read` reads a page-table word.
     ///
     /// # Errors
     /// [`PageFault`] if a page is not present, is not writable for a `write`, or carries a KeyID.
@@ -109,24 +109,25 @@ impl Paging {
     }
 }
 
-/// A walk in 64-bit mode that was made once. As a processor that has the entries above in its paging-structure caches, it
-/// looks only at the last one again: it leads to the same page for as long as that entry is what it was, and where it was.
-/// To change an entry above and leave the last one where it is, as it is, takes an INVLPG before it has to be seen, which
-/// nobody sees here; then the code at that address would be looked for on the page that was there before.
+/// A recorded walk in 64-bit mode. Like a processor with the upper entries in its paging-structure caches, it only
+/// reads the last entry again. It leads to the same page for as long as that entry is unchanged and at the same place.
+/// If software changes an upper entry and leaves the last one as it is, an INVLPG must follow before the change takes
+/// effect. Nothing here observes the INVLPG, so the code at that address would be read from the previous page.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Trail {
     cr3: u64,
-    /// The linear page, with [`ENTRY_PRESENT`], and where it is.
+    /// The linear page with [`ENTRY_PRESENT`]. Its physical address follows.
     page: u64,
     pa: u64,
-    /// Where the last entry is, and what it was.
+    /// The address of the last entry, and its value.
     last: (u64, u64),
 }
 
 impl Trail {
     const OFFSET: u64 = 0xFFF;
 
-    /// Walks to `va`, for a read, and notes the way. `read` says where the word at an address is, and what it is.
+    /// Walks to `va`, for a read, and records the walk. `read` returns the location of the word at an address, and its
+    /// value.
     ///
     /// # Errors
     /// As [`Paging::translate`].
@@ -149,40 +150,40 @@ impl Trail {
         })
     }
 
-    /// The address that the walk came to, of the page's first byte.
+    /// Returns the address of the first byte of the page that the walk reached.
     pub fn destination(&self) -> u64 {
         self.pa
     }
 
-    /// The same way to another page: where the one that the walk came to really is.
+    /// Returns the same walk with another page as its destination: the real location of the page that it reached.
     #[must_use]
     pub fn with_destination(self, page: u64) -> Self {
         Self { pa: page, ..self }
     }
 
-    /// The physical address of `va` if this is the way there and its last entry has not changed. The mode is 64-bit.
+    /// Returns the physical address of `va` if this is its walk and the last entry has not changed. The mode is 64-bit.
     #[inline(always)]
     pub fn follow(&self, paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
         let (at, word) = self.last_entry(paging, va)?;
         (read(at) == word).then_some(self.at(va))
     }
 
-    /// Where the last entry on the way to `va` is, and what it was, if this is the way there.
+    /// Returns the address of the last entry on the walk to `va` and its recorded value, if this is its walk.
     #[inline(always)]
     pub fn last_entry(&self, paging: &Paging, va: u64) -> Option<(u64, u64)> {
         let is_here = self.page == va & !Self::OFFSET | ENTRY_PRESENT && self.cr3 == paging.cr3;
         is_here.then_some(self.last)
     }
 
-    /// The physical address of `va`, to whose page this is the way.
+    /// Returns the physical address of `va`, whose page this walk reached.
     #[inline(always)]
     pub fn at(&self, va: u64) -> u64 {
         self.pa | va & Self::OFFSET
     }
 }
 
-/// Whether the walk of `va` in 64-bit mode ends at, or goes through, an address with a KeyID; the physical address
-/// with its KeyID is returned.
+/// Checks if the walk of `va` in 64-bit mode passes through or ends at an address with a KeyID. Returns that physical
+/// address with its KeyID.
 pub fn keyid_alias(paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
     if paging.efer & Paging::EFER_LMA == 0 {
         return None;

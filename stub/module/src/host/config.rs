@@ -42,7 +42,8 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Returns a machine with four logical processors in two packages, 2 GiB of convertible memory at 4 GiB, private HKIDs 32 to 63.
+    /// Returns a machine with four logical processors in two packages, 2 GiB of convertible memory at 4 GiB, private
+    /// HKIDs 32 to 63.
     fn default() -> Self {
         Self {
             lp_to_package: [0, 0, 1, 1].into(),

@@ -1,4 +1,4 @@
-//! What a write to the interrupt command register asks for, and whom it reaches.
+//! Writes to the interrupt command register: the requested IPI and its destinations.
 
 /// The delivery mode of an IPI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Delivery {
     Nmi,
     /// INIT.
     Init,
-    /// A start-up IPI; the processor starts at this page.
+    /// A start-up IPI. The processor starts at this page.
     Startup(u8),
     /// A mode that this machine drops: SMI, or a reserved one.
     Other,
@@ -30,15 +30,15 @@ enum Destination {
 /// One inter-processor interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ipi {
-    /// What is delivered.
+    /// The delivery mode.
     pub delivery: Delivery,
     destination: Destination,
-    /// Ids are 8 bits wide in the command of an xAPIC.
+    /// Ids in the command of an xAPIC are 8 bits wide.
     narrow: bool,
 }
 
 impl Ipi {
-    /// Decodes the 64-bit ICR of x2APIC mode; `None` if nothing is to be sent (INIT level de-assert).
+    /// Decodes the 64-bit ICR of x2APIC mode. Returns `None` if nothing is sent (INIT level de-assert).
     pub(super) fn from_x2apic(icr: u64) -> Option<Self> {
         Self::decode(icr as u32, (icr >> 32) as u32, false)
     }
@@ -48,7 +48,7 @@ impl Ipi {
         Self::decode(icr as u32, (icr >> 56) as u32, true)
     }
 
-    /// A fixed interrupt to the sender itself.
+    /// Returns a fixed interrupt to the sender itself.
     pub(super) fn to_self(vector: u8) -> Option<Self> {
         Some(Self {
             delivery: Delivery::Fixed(vector),
@@ -85,7 +85,7 @@ impl Ipi {
         })
     }
 
-    /// Whether the vector is one of those that an APIC can't deliver.
+    /// Returns whether an APIC can't deliver the vector.
     #[must_use]
     pub fn has_illegal_vector(&self) -> bool {
         matches!(
@@ -94,13 +94,13 @@ impl Ipi {
         )
     }
 
-    /// Whether this is for every processor, or for all but the sender.
+    /// Returns whether this IPI goes to every processor, or to all but the sender.
     #[must_use]
     pub fn is_for_all(&self) -> bool {
         matches!(self.destination, Destination::All | Destination::Others)
     }
 
-    /// Whether this reaches the APIC at `station`, which is the sender's own if `is_sender`.
+    /// Returns whether this IPI reaches the APIC at `station`, which is the sender's own if `is_sender`.
     #[must_use]
     pub fn reaches(&self, station: Station, is_sender: bool) -> bool {
         let broadcast = if self.narrow { 0xFF } else { u32::MAX };
@@ -114,7 +114,7 @@ impl Ipi {
     }
 }
 
-/// The ids under which an APIC can be addressed.
+/// The ids by which an APIC can be addressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Station {
     id: u32,
@@ -123,16 +123,16 @@ pub struct Station {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Logical {
-    /// xAPIC flat model: one of 8 bits.
+    /// xAPIC flat model: one bit of 8.
     Flat(u8),
-    /// xAPIC cluster model: cluster number and one of 4 bits.
+    /// xAPIC cluster model: cluster number and one bit of 4.
     Cluster(u8),
-    /// x2APIC: cluster number in the upper half, one of 16 bits in the lower.
+    /// x2APIC: cluster number in the upper half, one bit of 16 in the lower half.
     Wide(u32),
 }
 
 impl Station {
-    /// An APIC in x2APIC mode.
+    /// Returns the station of an APIC in x2APIC mode.
     #[must_use]
     pub fn x2apic(id: u32) -> Self {
         Self {
@@ -141,7 +141,7 @@ impl Station {
         }
     }
 
-    /// An APIC in xAPIC mode, with its LDR and DFR.
+    /// Returns the station of an APIC in xAPIC mode, with its LDR and DFR.
     #[must_use]
     pub fn xapic(id: u32, ldr: u32, dfr: u32) -> Self {
         let ldr = (ldr >> 24) as u8;
@@ -153,7 +153,7 @@ impl Station {
         Self { id, logical }
     }
 
-    /// The logical id as the LDR of x2APIC mode shows it.
+    /// Returns the logical id as the LDR of x2APIC mode holds it.
     #[must_use]
     pub fn logical_id(&self) -> u32 {
         match self.logical {

@@ -1,7 +1,7 @@
-//! The local APIC that software sees, in xAPIC and in x2APIC mode, on top of QEMU's, which only knows xAPIC mode.
+//! The local APIC that software sees, in xAPIC and in x2APIC mode, on top of QEMU's, which only has xAPIC mode.
 //!
-//! Source: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller". Pure: the hardware beneath is an
-//! [`Xapic`], what an ICR write asks for is returned as an [`Ipi`].
+//! Source: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller". The model has no side effects of
+//! its own: it accesses hardware through an [`Xapic`], and returns an IPI requested by an ICR write as an [`Ipi`].
 
 mod icr;
 mod regs;
@@ -10,7 +10,7 @@ mod timer;
 pub use icr::{Delivery, Ipi, Station};
 use timer::Timer;
 
-/// Where the xAPIC's registers are; the one base that IA32_APIC_BASE may hold here.
+/// Address of the xAPIC's registers, the only base that IA32_APIC_BASE may hold here.
 pub const BASE: u64 = 0xFEE0_0000;
 
 const APIC_BASE_BSP: u64 = 1 << 8;
@@ -25,7 +25,7 @@ pub trait Xapic {
     fn write(&mut self, offset: u32, value: u32);
 }
 
-/// The access raises #GP(0) and has no effect.
+/// #GP(0): the access faults and has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gp;
 
@@ -56,7 +56,7 @@ pub struct Apic {
 }
 
 impl Apic {
-    /// The APIC of the processor `id` as firmware leaves it: in x2APIC mode for good if `locked`
+    /// Returns the APIC of the processor `id` as firmware leaves it: permanently in x2APIC mode if `locked`
     /// (IA32_XAPIC_DISABLE_STATUS), else in xAPIC mode.
     #[must_use]
     pub fn new(id: u32, bsp: bool, locked: bool, tsc_hz: u64) -> Self {
@@ -81,8 +81,8 @@ impl Apic {
         }
     }
 
-    /// Takes over what the hardware beneath holds, and gives it the logical id that x2APIC mode implies, so that
-    /// messages from devices that name an 8-bit logical id arrive.
+    /// Takes over the state of the hardware beneath, and gives it the logical id that x2APIC mode implies. Messages
+    /// from devices with an 8-bit logical id then arrive.
     pub fn adopt(&mut self, xapic: &mut impl Xapic) {
         self.ldr = xapic.read(regs::LDR << 4);
         self.dfr = xapic.read(regs::DFR << 4);
@@ -92,7 +92,7 @@ impl Apic {
         }
     }
 
-    /// What INIT does: all registers as after power-up, IA32_APIC_BASE unchanged.
+    /// Performs INIT: resets all registers to their power-up values, except IA32_APIC_BASE.
     pub fn init(&mut self, xapic: &mut impl Xapic) {
         let base = self.base;
         *self = Self::new(self.id, false, self.locked, self.timer.tsc_hz());
@@ -107,7 +107,7 @@ impl Apic {
         self.adopt(xapic);
     }
 
-    /// The current mode.
+    /// Returns the current mode.
     #[must_use]
     pub fn mode(&self) -> Mode {
         match (
@@ -120,7 +120,7 @@ impl Apic {
         }
     }
 
-    /// Where IPIs find this APIC.
+    /// Returns the ids by which IPIs reach this APIC.
     #[must_use]
     pub fn station(&self) -> Station {
         match self.mode() {
@@ -129,7 +129,7 @@ impl Apic {
         }
     }
 
-    /// IA32_APIC_BASE.
+    /// Returns IA32_APIC_BASE.
     #[must_use]
     pub fn base(&self) -> u64 {
         self.base
@@ -138,8 +138,8 @@ impl Apic {
     /// Writes IA32_APIC_BASE.
     ///
     /// # Errors
-    /// [`Gp`] for reserved bits, for a transition that the architecture forbids, for leaving x2APIC mode where that
-    /// is locked, and for moving the registers away from [`BASE`], which this machine can't.
+    /// [`Gp`] for reserved bits, for a transition that the architecture forbids, for leaving x2APIC mode while it is
+    /// locked, and for moving the registers away from [`BASE`], which this machine does not support.
     pub fn set_base(&mut self, value: u64, xapic: &mut impl Xapic) -> Result<(), Gp> {
         const FLAGS: u64 = APIC_BASE_BSP | APIC_BASE_EXTD | APIC_BASE_EN;
         let before = self.mode();
@@ -169,10 +169,10 @@ impl Apic {
         xapic.write(regs::LDR << 4, flat << 24);
     }
 
-    /// RDMSR of 0x800 to 0x8FF.
+    /// Executes RDMSR of 0x800 to 0x8FF.
     ///
     /// # Errors
-    /// [`Gp`] outside x2APIC mode, and for what can't be read.
+    /// [`Gp`] outside x2APIC mode, and for a register that can't be read.
     pub fn read_msr(&self, msr: u32, xapic: &impl Xapic) -> Result<u64, Gp> {
         if self.mode() != Mode::X2apic {
             return Err(Gp);
@@ -188,10 +188,10 @@ impl Apic {
         }
     }
 
-    /// WRMSR of 0x800 to 0x8FF; returns the IPI to send.
+    /// Executes WRMSR of 0x800 to 0x8FF. Returns the IPI to send.
     ///
     /// # Errors
-    /// [`Gp`] outside x2APIC mode, for what can't be written, and for reserved bits.
+    /// [`Gp`] outside x2APIC mode, for a register that can't be written, and for reserved bits.
     pub fn write_msr(
         &mut self,
         msr: u32,
@@ -209,7 +209,7 @@ impl Apic {
         Ok(self.write(register, value as u32, xapic))
     }
 
-    /// A 32-bit load from offset `offset` of the register page.
+    /// Executes a 32-bit load from `offset` of the register page.
     #[must_use]
     pub fn read_memory(&self, offset: u32, xapic: &impl Xapic) -> u32 {
         if self.mode() != Mode::Xapic {
@@ -226,8 +226,7 @@ impl Apic {
         }
     }
 
-    /// A 32-bit store to offset `offset` of the register page; returns the IPI to
-    /// send.
+    /// Executes a 32-bit store to `offset` of the register page. Returns the IPI to send.
     pub fn write_memory(&mut self, offset: u32, value: u32, xapic: &mut impl Xapic) -> Option<Ipi> {
         if self.mode() != Mode::Xapic {
             return None;
@@ -294,7 +293,7 @@ impl Apic {
         Some(ipi)
     }
 
-    /// IA32_TSC_DEADLINE at the time `now`.
+    /// Returns IA32_TSC_DEADLINE at the time `now`.
     #[must_use]
     pub fn deadline(&self, now: u64) -> u64 {
         self.timer.deadline(now)

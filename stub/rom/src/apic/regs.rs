@@ -1,4 +1,4 @@
-//! Register numbers (MSR - 0x800, memory offset / 16) and what may be written to each.
+//! Register numbers (MSR - 0x800, memory offset / 16) and the writable bits of each.
 
 pub const ID: u32 = 0x02;
 pub const VERSION: u32 = 0x03;
@@ -25,7 +25,7 @@ pub const CURRENT_COUNT: u32 = 0x39;
 pub const DIVIDE: u32 = 0x3E;
 pub const SELF_IPI: u32 = 0x3F;
 
-/// Version 0x15 with seven LVT entries; no suppression of EOI broadcasts.
+/// Version 0x15 with seven LVT entries, without suppression of EOI broadcasts.
 pub const VERSION_VALUE: u32 = 0x0006_0015;
 
 pub const LVT_MASKED: u32 = 1 << 16;
@@ -33,7 +33,7 @@ pub const LVT_MASKED: u32 = 1 << 16;
 pub const ICR_LOW: u32 = 0x000C_CFFF;
 pub const ESR_SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
 
-/// Whether the register can be read in x2APIC mode, ICR and those that only memory has aside.
+/// Returns whether the register can be read in x2APIC mode, excluding ICR and registers that exist only in memory.
 pub fn exists(register: u32) -> bool {
     matches!(
         register,
@@ -42,7 +42,7 @@ pub fn exists(register: u32) -> bool {
     )
 }
 
-/// The bits that software may set in x2APIC mode; `None` for a register that can't be written.
+/// Returns the bits that software may set in x2APIC mode; `None` for a register that can't be written.
 pub fn writable(register: u32) -> Option<u64> {
     Some(match register {
         TPR | SELF_IPI => 0xFF,

@@ -3,7 +3,7 @@
 use super::{Xapic, regs};
 use crate::personality::clock::CRYSTAL_HZ;
 
-/// How often the timer counts in a second, divided by one.
+/// Counts of the timer per second, with divisor one.
 const TIMER_HZ: u64 = CRYSTAL_HZ as u64;
 const MODE: u32 = 3 << 17;
 const PERIODIC: u32 = 1 << 17;
@@ -94,11 +94,11 @@ impl Timer {
         xapic.write(regs::INITIAL_COUNT << 4, count);
     }
 
-    /// The divide configuration and the count that last at least `ticks` of the time-stamp counter. The longest
-    /// count is nine minutes: a deadline beyond it fires then, early.
+    /// Returns the divide configuration and the count that last at least `ticks` of the time-stamp counter. The longest
+    /// count lasts nine minutes; a deadline beyond that fires early.
     fn count_until(&self, ticks: u64) -> (u32, u32) {
         let exact = u128::from(ticks) * u128::from(TIMER_HZ) / u128::from(self.tsc_hz) + 1;
-        // The two clocks' ratio is a measured one: never early by its error.
+        // The ratio of the two clocks is measured. The margin keeps its error from making a deadline early.
         let counts = exact + (exact >> 12);
         (0..8)
             .find_map(|shift| {
@@ -109,7 +109,7 @@ impl Timer {
     }
 }
 
-/// The divide configuration register's encoding of division by 2 to the power of `shift`, 0 to 7.
+/// Returns the divide configuration register's encoding of division by 2 to the power of `shift`, 0 to 7.
 fn divide_by_power(shift: u32) -> u32 {
     let code = shift.wrapping_sub(1) & 7;
     code & 3 | (code & 4) << 1

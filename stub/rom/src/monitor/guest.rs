@@ -1,4 +1,4 @@
-//! The software's memory and instructions, as the monitor reads and writes them on its behalf.
+//! Access to the software's memory and instructions on its behalf.
 #![expect(unsafe_code, reason = "reads and writes memory of the software above")]
 
 use iced_x86::Instruction;
@@ -17,7 +17,7 @@ use crate::report;
 
 const MAX_INSTRUCTION: usize = 15;
 
-/// Why an emulated instruction can't go on: what the software gets instead.
+/// The reason why an emulated instruction can't complete: the fault that the software gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// #UD.
@@ -33,8 +33,8 @@ pub enum Fault {
     },
 }
 
-/// Whether the software may reach the physical address: not the SEAM range, no KeyID, no private page, and nothing that
-/// the monitor itself can't address.
+/// Returns whether the software may access the physical address. It must not lie in the SEAM range, have a KeyID,
+/// belong to a private page, or be out of the monitor's own reach.
 pub fn is_accessible(pa: u64) -> bool {
     pa < 1 << 47 && !is_in_seamrr(pa) && (world::get().npt.maps(pa) || !is_private(pa))
 }
@@ -51,7 +51,7 @@ fn is_private(pa: u64) -> bool {
     }
 }
 
-/// Reports an access of the software on `lp` to memory that it may not reach.
+/// Reports an access of the software on `lp` to memory that it must not access.
 pub fn report_refused(lp: &Lp, pa: u64, access: Access) {
     let rip = lp.vmcb.save.rip;
     if is_in_seamrr(pa) {
@@ -59,14 +59,14 @@ pub fn report_refused(lp: &Lp, pa: u64, access: Access) {
     } else if pa & KEYID_MASK != 0 {
         report::violation("keyid_alias", lp.number, rip, pa);
     } else if let Some(module) = world::module() {
-        // The module knows better what it is, and keeps a record of it.
+        // The module classifies the access and records it.
         let machine = SeamCpu::new(lp);
         let _ = module.check_host_access(&machine, lp.number, pa, access, Some(rip));
         exits::report_violations(module);
     }
 }
 
-/// Whether an instruction that is emulated may reach its operand; reports it if not.
+/// Returns whether an emulated instruction may access its operand. Reports the access if not.
 fn admit(pa: u64, access: Access) -> bool {
     let admitted = is_accessible(pa);
     if !admitted && let Some(lp) = lp::current() {
@@ -75,10 +75,11 @@ fn admit(pa: u64, access: Access) -> bool {
     admitted
 }
 
-/// Physical memory as the software's page tables: what it may not reach reads as ones and ignores writes.
+/// Physical memory of the software's page tables. Inaccessible memory reads as ones and ignores writes.
 pub struct Physical;
 
-/// Physical memory as an emulated instruction's operands: as [`Physical`], but what it may not reach is reported.
+/// Physical memory of an emulated instruction's operands. Like [`Physical`], but accesses to inaccessible memory are
+/// reported.
 pub struct Data;
 
 impl Memory for Data {
@@ -114,13 +115,13 @@ impl Memory for Physical {
     }
 }
 
-/// A word of the way to code that the software could reach when it was noted, and still can.
+/// Reads a word on the walk to code. The software could access it when the walk was recorded, and still can.
 fn word(pa: u64) -> u64 {
-    // SAFETY: identity-mapped memory, which the caller has seen to be the software's.
+    // SAFETY: identity-mapped memory, which the caller has found to be the software's.
     unsafe { ((pa & !7) as *const u64).read_volatile() }
 }
 
-/// Copies from physical memory; the range is inside one page.
+/// Copies from physical memory. The range lies inside one page.
 pub fn read_physical(pa: u64, to: &mut [u8]) {
     if admit(pa, Access::Read) {
         // SAFETY: as for `Physical::read`; `to` is the monitor's and can't overlap the software's memory.
@@ -130,7 +131,7 @@ pub fn read_physical(pa: u64, to: &mut [u8]) {
     }
 }
 
-/// Copies to physical memory; the range is inside one page.
+/// Copies to physical memory. The range lies inside one page.
 pub fn write_physical(pa: u64, from: &[u8]) {
     if admit(pa, Access::Write) {
         // SAFETY: as for `Physical::write`.
@@ -138,13 +139,13 @@ pub fn write_physical(pa: u64, from: &[u8]) {
     }
 }
 
-/// Copies `line` to physical memory so many times; all of it is inside one page.
+/// Copies `line` to physical memory `times` times. All copies lie inside one page.
 pub fn fill_physical(pa: u64, line: &[u8; 64], times: usize) {
     if !admit(pa, Access::Write) {
         return;
     }
     let to = pa as *mut u8;
-    // SAFETY: as for `Physical::write`; whether the software may write there is the same for the whole page.
+    // SAFETY: as for `Physical::write`; the software's right to write is the same for the whole page.
     unsafe {
         if line.iter().all(|&byte| byte == 0) {
             to.write_bytes(0, times * line.len());
@@ -157,7 +158,7 @@ pub fn fill_physical(pa: u64, line: &[u8; 64], times: usize) {
 }
 
 impl Lp {
-    /// The registers that govern paging.
+    /// Returns the registers that govern paging.
     pub fn paging(&self) -> Paging {
         let s = &self.vmcb.save;
         Paging {
@@ -168,7 +169,7 @@ impl Lp {
         }
     }
 
-    /// The physical address of a linear one.
+    /// Translates a linear address to a physical one.
     pub fn translate(&self, va: u64, write: bool) -> Result<u64, Fault> {
         self.paging()
             .translate(va, write, |pa| Physical.read(pa))
@@ -187,7 +188,7 @@ impl Lp {
         Ok(())
     }
 
-    /// Writes the software's linear memory. Nothing is written if a part of it can't be.
+    /// Writes the software's linear memory. It writes nothing if a part of the range can't be written.
     pub fn write(&self, va: u64, from: &[u8]) -> Result<(), Fault> {
         self.translate(va.wrapping_add(from.len() as u64 - 1), true)?;
         let mut done = 0;
@@ -207,14 +208,14 @@ impl Lp {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Whether the processor executes 64-bit code.
+    /// Returns whether the processor executes 64-bit code.
     pub fn is_in_long_mode(&self) -> bool {
         const EFER_LMA: u64 = 1 << 10;
         let s = &self.vmcb.save;
         s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
     }
 
-    /// The width of the code that is executed: 16, 32 or 64 bits.
+    /// Returns the width of the current code: 16, 32 or 64 bits.
     pub fn bitness(&self) -> u32 {
         if self.is_in_long_mode() {
             64
@@ -225,7 +226,7 @@ impl Lp {
         }
     }
 
-    /// The four bytes at the instruction pointer, if it is 64-bit code in the page which was last looked at.
+    /// Returns the four bytes at the instruction pointer, if they are 64-bit code in the most recently read page.
     #[inline(always)]
     pub fn opcode(&self) -> Option<u32> {
         let va = self.vmcb.save.rip;
@@ -236,12 +237,12 @@ impl Lp {
         Some(insn::opcode(self.known_code(va)?, word))
     }
 
-    /// The bytes at the instruction pointer, as many as can be read.
+    /// Returns the bytes at the instruction pointer that can be read, and their number.
     pub fn code(&self) -> ([u8; MAX_INSTRUCTION], usize) {
         self.code_at(self.vmcb.save.rip)
     }
 
-    /// The bytes of code at `rip`, as many as can be read.
+    /// Returns the bytes of code at `rip` that can be read, and their number.
     pub fn code_at(&self, rip: u64) -> ([u8; MAX_INSTRUCTION], usize) {
         let s = &self.vmcb.save;
         let va = if self.is_in_long_mode() {
@@ -274,8 +275,9 @@ impl Lp {
         }
     }
 
-    /// Where 64-bit code is that lies in the page which was last looked at. The way to that page is kept, because the next
-    /// exit is often on the same one; while no memory has become private since, the software may still reach all of it.
+    /// Returns the physical address of 64-bit code in the most recently read page. The walk to that page is kept,
+    /// because the next exit is often on the same page. As long as no memory has become private since, the software may
+    /// still access all of the walk.
     #[inline(always)]
     fn known_code(&self, va: u64) -> Option<u64> {
         let (epoch, trail) = self.trail.get();
@@ -284,7 +286,7 @@ impl Lp {
             .flatten()
     }
 
-    /// Reads code of one page, and notes the way there.
+    /// Reads code of one page, and records the walk to it.
     fn read_code(&self, va: u64, to: &mut [u8]) -> Result<(), Fault> {
         if !self.is_in_long_mode() {
             return self.read(va, to);
@@ -307,7 +309,7 @@ impl Lp {
         insn::decode(&bytes[..length], self.vmcb.save.rip, self.bitness())
     }
 
-    /// The linear address of a memory operand.
+    /// Returns the linear address of a memory operand.
     pub fn operand_address(&self, instruction: &Instruction, operand: u32) -> Result<u64, Fault> {
         let bases = SegmentBases {
             fs: self.vmcb.save.fs.base,
@@ -323,7 +325,7 @@ impl Lp {
         }
     }
 
-    /// Makes the software take the fault.
+    /// Injects the fault into the software.
     pub fn inject(&mut self, fault: Fault) {
         match fault {
             Fault::InvalidOpcode => self.vmcb.inject_exception(vector::UD, None),
@@ -335,7 +337,7 @@ impl Lp {
         }
     }
 
-    /// Ends a VMX instruction: its arithmetic flags, or the fault.
+    /// Ends a VMX instruction: sets the arithmetic flags, or returns the fault.
     pub fn finish_vmx(&mut self, outcome: Outcome) -> Result<(), Fault> {
         const CF: u64 = 1;
         const ZF: u64 = 1 << 6;

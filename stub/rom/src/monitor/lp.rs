@@ -21,20 +21,21 @@ use super::{exits, presence, world};
 use crate::cpu;
 use crate::memory;
 
-/// The monitor's stack of each processor in bytes, a power of two; the emulated module runs on it too.
+/// Size in bytes of the monitor's stack of each processor, a power of two. The emulated module runs on it too.
 pub const STACK: usize = 128 << 10;
-/// The last bytes of a stack, which begin with the address of the processor's [`Lp`]: whoever runs on it finds the [`Lp`]
-/// there, for FS, GS and the task register are the guest's even while the monitor runs.
+/// Size of the end of a stack, which starts with the address of the processor's [`Lp`]. Code on the stack finds the
+/// [`Lp`] there, because FS, GS and the task register hold the guest's values even while the monitor runs.
 pub const ANCHOR: usize = 16;
 
-/// A logical processor. The assembly of the loop knows the first fields. What every exit needs is in one page.
+/// A logical processor. The assembly of the loop depends on the first fields. All data that every exit needs is in one
+/// page.
 #[repr(C, align(64))]
 pub struct Lp {
     pub gprs: GprFile,
     pub xmm: [Xmm; 16],
     /// The VMCB to enter: the software's, or the one that parks the processor.
     entered: *mut Vmcb,
-    /// The stack's [`ANCHOR`], above which nothing is pushed.
+    /// The address of the stack's [`ANCHOR`]. Nothing is pushed above it.
     stack: u64,
     pub number: u32,
     pub vmcb: &'static mut Vmcb,
@@ -42,32 +43,32 @@ pub struct Lp {
     pub vmx: Vmx,
     /// CR4 bits that a VMCB can't hold, as the software set them.
     pub cr4_shadow: u64,
-    /// MSRs that only exist for the software.
+    /// MSRs that exist only for the software.
     pub spec_ctrl: u64,
     pub misc_enable: u64,
     pub tsc_adjust: u64,
     pub tsx_ctrl: u64,
     pub step: Option<exits::Step>,
-    /// The epoch of the shared tables that its TLB and its detour follow.
+    /// The epoch of the shared tables that its TLB and its detour reflect.
     pub epoch: u64,
-    /// The way to the code that was last looked at, and the epoch in which it was.
+    /// The walk to the most recently read code, and the epoch in which it was recorded.
     pub trail: Cell<(u64, Trail)>,
     pub nmi_pending: bool,
-    /// An NMI was delivered and its handler has not executed IRET yet.
+    /// True if an NMI was delivered and its handler has not executed IRET yet.
     pub nmi_blocked: bool,
-    /// The vector of the interrupt that was last taken for the host; 0 for none. The assembly of its handlers knows this.
+    /// The vector of the interrupt that was last taken for the host; 0 for none. The assembly of its handlers sets it.
     pub interrupt: AtomicU32,
-    /// Not 0 once an NMI has come in. The assembly of its handler knows this.
+    /// Nonzero once an NMI has arrived. The assembly of its handler sets it.
     pub took_nmi: AtomicU32,
-    /// Runs TD vCPUs; a SEAMCALL that is under way has it.
+    /// The runner of TD vCPUs. A SEAMCALL in progress borrows it.
     pub td: Option<&'static mut Td>,
     tables: &'static Tables,
     host_save: u64,
-    // What follows is large, and seldom looked at.
+    // The remaining fields are large and rarely used.
     pub apic: Apic,
     pub detour: Detour,
     pub shadow_paging: exits::ShadowPaging,
-    /// A page of all ones, which stands in for memory that the software may not touch.
+    /// A page of all ones, which replaces memory that the software must not access.
     pub scratch: &'static mut [u64; 512],
 }
 
@@ -75,7 +76,7 @@ pub struct Lp {
 const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
 
 impl Lp {
-    /// The processor `number`, with all the memory that it will ever need. It is not yet running.
+    /// Creates the processor `number`, with all the memory that it will ever need. It is not running yet.
     pub fn new(number: u32, apic: Apic) -> &'static mut Self {
         let stack = memory::aligned(STACK).address() + (STACK - ANCHOR) as u64;
         let lp = vmcb::beside(|vmcb| Self {
@@ -114,7 +115,7 @@ impl Lp {
         lp
     }
 
-    /// Where the monitor's stack for this processor begins, to grow downwards.
+    /// Returns the initial stack pointer of the monitor on this processor. The stack grows downwards.
     pub fn stack(&self) -> u64 {
         self.stack
     }
@@ -133,11 +134,12 @@ impl Lp {
         c.save.pat = cpu::rdmsr(0x277);
     }
 
-    /// Takes this processor over: the monitor's descriptor tables, SVM, and the state that a world switch expects.
+    /// Takes this processor over: loads the monitor's descriptor tables, enables SVM, and sets the state that a world
+    /// switch expects.
     ///
     /// # Safety
     /// The processor executes the monitor under the monitor's page tables, with interrupts off, and this is its `Lp`.
-    /// What the guest's FS, GS, TR, LDTR and system call MSRs shall be has been saved in the VMCB.
+    /// The guest's values of FS, GS, TR, LDTR and the system call MSRs have been saved in the VMCB.
     pub unsafe fn take_over(&mut self) {
         // SAFETY: by this function's contract; the save area is a page of this processor's own.
         unsafe {
@@ -152,7 +154,8 @@ impl Lp {
         self.prepare_park();
     }
 
-    /// The parking guest runs the monitor's own `hlt`, in the monitor's own address space: an NMI ends it.
+    /// Prepares the parking guest. It runs the monitor's own `hlt` in the monitor's own address space, and an NMI ends
+    /// it.
     fn prepare_park(&mut self) {
         let flat = |attributes| vmcb::Segment {
             selector: 0x10,
@@ -187,18 +190,18 @@ impl Lp {
         p.save.rip = halted as *const () as u64;
     }
 
-    /// Whether the processor waits for a start-up IPI.
+    /// Returns whether the processor waits for a start-up IPI.
     pub fn is_parked(&self) -> bool {
         core::ptr::eq(self.entered, self.park)
     }
 
-    /// From the next entry on, waits for a start-up IPI.
+    /// Parks the processor: from the next entry on, it waits for a start-up IPI.
     pub fn park(&mut self) {
         self.park.save.rip = halted as *const () as u64;
         self.entered = &raw mut *self.park;
     }
 
-    /// From the next entry on, runs the software at the page of a start-up IPI.
+    /// Starts the processor: from the next entry on, it runs the software at the page of a start-up IPI.
     pub fn start_at(&mut self, page: u8) {
         const SIGNATURE: u64 = 0x806F8;
         self.gprs = GprFile::default();
@@ -214,12 +217,12 @@ impl Lp {
         self.entered = &raw mut *self.vmcb;
     }
 
-    /// CR4 as the software sees it.
+    /// Returns CR4 as the software sees it.
     pub fn cr4(&self) -> u64 {
         self.vmcb.save.cr4 | self.cr4_shadow
     }
 
-    /// Enters the guest, and goes on for good.
+    /// Enters the guest and handles its exits forever.
     ///
     /// # Safety
     /// [`Self::take_over`] was called on this processor.
@@ -230,12 +233,12 @@ impl Lp {
     }
 }
 
-/// The exceptions that the monitor looks at: invalid opcodes, and page faults where addresses can carry a KeyID.
+/// Returns the exceptions that the monitor intercepts: invalid opcodes, and page faults if addresses can carry a KeyID.
 pub fn exceptions(tdx: bool) -> u32 {
     1 << vector::UD | if tdx { 1 << vector::PF } else { 0 }
 }
 
-/// The processor that executes this; `None` before it runs on the monitor's stack.
+/// Returns the executing processor; `None` before it runs on the monitor's stack.
 pub fn current() -> Option<&'static Lp> {
     let rsp: u64;
     // SAFETY: reads a register.
@@ -245,12 +248,12 @@ pub fn current() -> Option<&'static Lp> {
         return None;
     }
     let anchor = (rsp | (STACK as u64 - 1)) - (ANCHOR as u64 - 1);
-    // SAFETY: of the stacks, those of the processors alone are inside the SEAM range; each is aligned to its size and
+    // SAFETY: among all stacks, only those of the processors lie inside the SEAM range. Each is aligned to its size and
     // ends with the address of its `Lp`, which is never freed.
     Some(unsafe { &**(anchor as *const *const Lp) })
 }
 
-/// Called by the loop after each exit.
+/// Handles an exit. The loop calls it after each one.
 extern "C" fn exited(lp: &mut Lp) {
     if world::is_dead() {
         cpu::stop();
@@ -264,7 +267,7 @@ extern "C" fn exited(lp: &mut Lp) {
     lp.vmcb.save.rsp = lp.gprs.0[4];
 }
 
-/// What a parked processor executes.
+/// Halts: the code of a parked processor.
 #[unsafe(naked)]
 unsafe extern "C" fn halted() {
     naked_asm!("2: hlt", "jmp 2b")
@@ -276,8 +279,8 @@ pub fn take_nmi() {
     unsafe { core::arch::asm!("stgi", "nop", "clgi") };
 }
 
-/// The loop. Between exit and entry, XMM registers are the monitor's; nothing in the monitor executes VEX
-/// instructions, so that the upper halves of YMM registers stay, and XCR0 is the guest's all the time.
+/// Loops over entries and exits. Between exit and entry, the XMM registers are the monitor's. The monitor executes no
+/// VEX instructions, so the upper halves of the YMM registers are preserved. XCR0 always holds the guest's value.
 #[unsafe(naked)]
 unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
     through_guest!(

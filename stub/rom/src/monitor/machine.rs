@@ -1,4 +1,4 @@
-//! The machine that the emulated TDX module runs on: this one.
+//! The machine that the emulated TDX module runs on: the machine beneath the monitor.
 #![expect(unsafe_code, reason = "hands physical pages to the module")]
 
 use core::ops::Range;
@@ -34,15 +34,15 @@ pub struct SeamCpu<'a> {
     tsx_ctrl: u64,
     /// The host's XMM registers.
     xmm: &'a [Xmm; 16],
-    /// What runs TD vCPUs, on the processor that executes the SEAMCALL.
+    /// The runner of TD vCPUs, on the processor that executes the SEAMCALL.
     td: Mutex<Option<&'static mut Td>>,
 }
 
-/// The packages whose key table is being written, a flag each.
+/// The packages whose key table is being written, one flag each.
 static KEY_TABLES: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
 
 impl<'a> SeamCpu<'a> {
-    /// The machine for a SEAMCALL on `lp`.
+    /// Creates the machine for a SEAMCALL on `lp`.
     pub fn new(lp: &'a Lp) -> Self {
         const IF: u64 = 1 << 9;
         Self {
@@ -58,7 +58,7 @@ impl<'a> SeamCpu<'a> {
         }
     }
 
-    /// The machine for a SEAMCALL that `lp` executes, which may run a TD vCPU.
+    /// Creates the machine for a SEAMCALL that `lp` executes, which may run a TD vCPU.
     pub fn executing(lp: &'a mut Lp) -> Self {
         let td = lp.td.take();
         Self {
@@ -67,7 +67,7 @@ impl<'a> SeamCpu<'a> {
         }
     }
 
-    /// What the processor `lp` is to software.
+    /// Returns the identity of the processor `lp` as software sees it.
     fn personality(&self, lp: u32) -> Cpu {
         let number = if (lp as usize) < self.world.lps.len() {
             lp
@@ -77,12 +77,13 @@ impl<'a> SeamCpu<'a> {
         self.world.personality(number, self.cr4)
     }
 
-    /// The number of the processor.
+    /// Returns the number of the processor.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// The end of the SEAMCALL: nothing of a TD's is left in the processor's registers. What ran it goes back to the [`Lp`].
+    /// Ends the SEAMCALL: clears a TD's state from the processor's registers, and returns the runner of TD vCPUs for
+    /// the [`Lp`].
     pub fn leave(self) -> Option<&'static mut Td> {
         let mut td = self.td.into_inner();
         if let Some(td) = &mut td
@@ -103,8 +104,8 @@ impl Machine for SeamCpu<'_> {
     #[inline(always)]
     fn page(&self, pa: u64) -> &PageWords {
         let pa = pa & !KEYID_MASK & !(PAGE as u64 - 1);
-        // SAFETY: RAM that the monitor's page tables map at itself, or the page that stands in for what is no RAM; all of
-        // it is only ever accessed as atomic words here. The software above may race with it as with any device.
+        // SAFETY: RAM that the monitor's page tables identity-map, or the page that replaces memory that is not RAM;
+        // all of it is only ever accessed as atomic words here. The software above may race with it as with any device.
         unsafe { &*(self.world.ram_or_nothing(pa) as *const PageWords) }
     }
 
@@ -112,8 +113,8 @@ impl Machine for SeamCpu<'_> {
         self.world.npt.guard(lp, pages, private);
     }
 
-    /// TDH.SYS.INIT checks a whole Sapphire Rapids, less what depends on the machine: ids, topology, caches, clock, size
-    /// of addresses. What of it there is under TCG is what TDs get.
+    /// Returns CPUID of a complete Sapphire Rapids, which TDH.SYS.INIT checks, except for machine-dependent values:
+    /// ids, topology, caches, clock, address width. TDs get the part of it that exists under TCG.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
         const APIC_ID: u32 = 0xFF << 24;
         const ADDRESS_BITS: u32 = 0xFF;
@@ -136,7 +137,7 @@ impl Machine for SeamCpu<'_> {
             0x3B => self.tsc_adjust,
             0x122 => self.tsx_ctrl,
             0x1A0 => self.misc_enable,
-            // Capabilities, as with CPUID: those of a whole Sapphire Rapids.
+            // Capabilities of a complete Sapphire Rapids, as for CPUID.
             0xCF | 0x10A | 0x345 | 0x480..=0x492 => sapphire_rapids::msr(msr),
             _ => personality::constant(msr, &self.world.facts)
                 .or_else(|| personality::seam_only(msr))
@@ -148,7 +149,7 @@ impl Machine for SeamCpu<'_> {
         cpu::rdtsc()
     }
 
-    /// TCG has no TSC scaling, and an exit for each RDTSC would cost too much.
+    /// Returns false: TCG has no TSC scaling, and an exit at each RDTSC would cost too much.
     fn scales_tsc(&self) -> bool {
         false
     }
@@ -157,7 +158,7 @@ impl Machine for SeamCpu<'_> {
         cpu::rdrand()
     }
 
-    /// TCG has no RDSEED.
+    /// Draws from RDRAND: TCG has no RDSEED.
     fn rdseed(&self, lp: u32) -> Option<u64> {
         self.rdrand(lp)
     }
@@ -174,13 +175,13 @@ impl Machine for SeamCpu<'_> {
         if table.swap(true, Ordering::Acquire) {
             return Err(PconfigError::Busy);
         }
-        // No memory is encrypted here, but a key is drawn, and can fail to be.
+        // Memory is not encrypted here, but a key is drawn, which can fail.
         let key = self.rdrand(lp);
         table.store(false, Ordering::Release);
         key.map(drop).ok_or(PconfigError::Entropy)
     }
 
-    /// TCG has no caches.
+    /// Does nothing: TCG has no caches.
     fn cache_write_back(&self, _lp: u32, _sub_block: u32) {}
 
     fn reached(&self, _lp: u32, point: Point) {
@@ -232,8 +233,8 @@ impl Machine for SeamCpu<'_> {
         u64::from(Hardware.read(TPR) >> 4 & 0xF)
     }
 
-    /// The module sends itself the interrupt that it has just taken, for the host to get it later. It is in service, and
-    /// nothing would come of it before its end.
+    /// Sends the interrupt that the module has just taken to the processor again, so that the host gets it later. The
+    /// interrupt is in service, which would block it, so this ends its service first.
     fn send_self_ipi(&self, _lp: u32, vector: u8) {
         const TO_SELF: u32 = 1 << 18;
         let in_service = Hardware.read(ISR + u32::from(vector / 32) * 0x10);
@@ -263,7 +264,7 @@ const ISR: u32 = 0x100;
 const IRR: u32 = 0x200;
 const ICR: u32 = 0x300;
 
-/// The highest vector that waits in this processor's APIC; 0 if none does.
+/// Returns the highest pending vector in this processor's APIC; 0 if there is none.
 fn highest_request() -> u32 {
     (0..8)
         .rev()
@@ -275,7 +276,7 @@ fn highest_request() -> u32 {
 }
 
 impl World {
-    /// What the module has to know of the machine.
+    /// Returns the machine's description for the module.
     #[inline(always)]
     pub fn platform(&self) -> Platform<'_> {
         Platform {
@@ -290,7 +291,7 @@ impl World {
         }
     }
 
-    /// `pa` if the module may use the page there, else the page of nothing.
+    /// Returns `pa` if the module may use the page there, else the replacement page.
     #[inline(always)]
     fn ram_or_nothing(&self, pa: u64) -> u64 {
         let is_in = |(base, size): (u64, u64)| pa.wrapping_sub(base) < size;
@@ -310,7 +311,7 @@ impl World {
     }
 }
 
-/// The convertible memory: RAM above 1 MiB, without the SEAM range.
+/// Returns the convertible memory: RAM above 1 MiB, without the SEAM range.
 pub fn cmrs(ram: &[(u64, u64)], seamrr: (u64, u64)) -> alloc::vec::Vec<(u64, u64)> {
     const FIRST: u64 = 1 << 20;
     let (hole, hole_end) = (seamrr.0, seamrr.0 + seamrr.1);
@@ -322,7 +323,7 @@ pub fn cmrs(ram: &[(u64, u64)], seamrr: (u64, u64)) -> alloc::vec::Vec<(u64, u64
         .collect()
 }
 
-/// A key for TDREPORTs that is this boot's own.
+/// Draws a key for TDREPORTs, which is valid until the next boot.
 pub fn draw_report_key() -> [u8; 32] {
     let mut key = [0; 32];
     for chunk in key.chunks_mut(8) {
@@ -331,14 +332,14 @@ pub fn draw_report_key() -> [u8; 32] {
     key
 }
 
-/// A random number; the time-stamp counter where RDRAND gives none.
+/// Returns a random number, or the time-stamp counter if RDRAND fails.
 pub fn random() -> u64 {
     (0..100)
         .find_map(|_| cpu::rdrand())
         .unwrap_or_else(cpu::rdtsc)
 }
 
-/// The page that stands in for memory that is not there.
+/// Allocates the page that replaces nonexistent memory.
 pub fn nothing() -> u64 {
     memory::pages(1).address()
 }

@@ -1,4 +1,4 @@
-//! The monitor: what runs beneath the software for good, in the SEAM range.
+//! The monitor, which runs permanently beneath the software, in the SEAM range.
 
 mod exits;
 mod guest;

@@ -1,7 +1,7 @@
-//! Nested page tables: what of physical memory the software above may reach.
+//! Nested page tables: the physical memory that the software above may access.
 //!
-//! Everything is mapped at itself, but the SEAM range, the local APIC's page, and the pages that are the TDX module's or a
-//! TD's. All processors share these tables.
+//! All memory is identity-mapped except the SEAM range, the local APIC's page, and the pages that belong to the TDX
+//! module or a TD. All processors share these tables.
 
 use core::ops::Range;
 
@@ -17,23 +17,23 @@ const PRESENT_WRITABLE_USER: u64 = 7;
 const LARGE: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
-/// Tables for regions of 2 MiB of which only a part is private: 4 MiB of them. When there are more such regions than
-/// that, they take turns, and a region is looked up again when the software comes back to it.
+/// Number of tables for regions of 2 MiB that are partly private: 4 MiB of tables. If more regions need one, tables are
+/// reused in rotation, and a region is looked up again when the software returns to it.
 const SPARES: u16 = 1024;
 
-/// The page-table entry that maps `pa` to the page `target` for everything.
+/// Returns the page-table entry that maps `pa` to the page `target` with all permissions.
 pub const fn leaf(target: u64) -> u64 {
     target & ADDRESS | PRESENT_WRITABLE_USER
 }
 
-/// What an access that the tables stopped comes to.
+/// The outcome of an access that the tables stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stopped {
-    /// The page is mapped: the access can be made again.
+    /// The page is mapped, and the access can be repeated.
     Mapped,
-    /// The page is the module's or a TD's.
+    /// The page belongs to the module or to a TD.
     Private,
-    /// It is none of the memory that changes hands.
+    /// The address is not in memory that can become private.
     Foreign,
 }
 
@@ -45,8 +45,9 @@ pub struct Npt {
 }
 
 impl Npt {
-    /// Tables that share everything with the identity map whose PML4 is at `identity`, but its first 512 GiB, and there
-    /// everything but `hidden`, bases and sizes. Pages below `end_of_ram` can become private if the machine has TDX.
+    /// Creates tables that share the identity map whose PML4 is at `identity`, except for its first 512 GiB. There they
+    /// identity-map everything except `hidden`, a list of bases and sizes. Pages below `end_of_ram` can become private
+    /// if the machine has TDX.
     pub fn over(identity: u64, end_of_ram: u64, hidden: &[(u64, u64)], tdx: bool) -> Self {
         let mut nested = Nested::new(end_of_ram, if tdx { SPARES } else { 0 });
         for &(base, size) in hidden {
@@ -62,17 +63,17 @@ impl Npt {
         }
     }
 
-    /// The address for the VMCB.
+    /// Returns the address for the VMCB.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// Whether the software reaches `pa` without a look at who owns it.
+    /// Returns whether the software can access `pa` without a lookup of its owner.
     pub fn maps(&self, pa: u64) -> bool {
         self.view.maps(pa)
     }
 
-    /// Takes pages away from the software on all processors, or gives them back. Processor `number` asks for it.
+    /// Blocks the software on all processors from pages, or unblocks it. Processor `number` requests it.
     pub fn guard(&self, number: u32, pages: Range<u64>, private: bool) {
         let mut nested = self.nested.lock();
         if !private {
@@ -91,7 +92,7 @@ impl Npt {
         self.nested.lock().release(tables);
     }
 
-    /// Looks into an access of the software on processor `number` to `pa`, which these tables have stopped.
+    /// Handles an access of the software on processor `number` to `pa` that these tables have stopped.
     pub fn stopped<M: Machine>(
         &self,
         number: u32,
@@ -99,7 +100,7 @@ impl Npt {
         module: Option<&Module>,
         machine: &M,
     ) -> Stopped {
-        /// Others may take the tables that this processor has made free.
+        /// Bounds the retries: other processors may take the tables that this one has freed.
         const TRIES: u32 = 1000;
         let is_private = |pa| module.is_some_and(|module| module.is_private(machine, pa));
         for _ in 0..TRIES {
@@ -121,21 +122,21 @@ impl Npt {
     }
 }
 
-/// A path of private tables beside the shared ones, in which single pages are mapped elsewhere for one processor.
+/// A path of private tables beside the shared ones. It maps single pages to other pages for one processor.
 pub struct Detour {
     root: &'static mut [u64; 512],
     spare: [&'static mut [u64; 512]; Self::TABLES],
     used: usize,
-    /// What is mapped elsewhere: pages and their targets.
+    /// The remapped pages and their targets.
     mapped: [(u64, u64); Self::PAGES],
     count: usize,
 }
 
 impl Detour {
-    /// The tables of one path, those of further 2 MiB pages in the SEAM range, as many as there are pages of shadow paging, and
-    /// two each for some pages elsewhere.
+    /// The tables of one path, those of further 2 MiB pages in the SEAM range, as many as shadow paging has pages, and
+    /// two for each of some pages elsewhere.
     const TABLES: usize = 2 + ShadowPaging::TABLES + 2 * 8;
-    /// The pages of shadow paging and the page of ones, and as many for an instruction's operands.
+    /// The pages of shadow paging and the page of ones, and as many again for an instruction's operands.
     const PAGES: usize = 32;
 
     pub fn new() -> Self {
@@ -148,13 +149,13 @@ impl Detour {
         }
     }
 
-    /// Starts over from the shared tables at `shared`.
+    /// Resets the path to the shared tables at `shared`.
     pub fn reset(&mut self, shared: u64) {
         *self.root = *table(shared);
         (self.used, self.count) = (0, 0);
     }
 
-    /// Follows the shared tables at `shared`, which have changed; what is mapped elsewhere stays so.
+    /// Reflects changes of the shared tables at `shared`. Remapped pages stay remapped.
     pub fn refresh(&mut self, shared: u64) {
         if self.count == 0 {
             return;
@@ -167,18 +168,18 @@ impl Detour {
         }
     }
 
-    /// Nothing is mapped elsewhere any more.
+    /// Removes all remapped pages.
     pub fn clear(&mut self) {
         self.count = 0;
     }
 
-    /// The address for the VMCB.
+    /// Returns the address for the VMCB.
     pub fn address(&self) -> u64 {
         core::ptr::from_ref::<[u64; 512]>(self.root) as u64
     }
 
-    /// Maps the page of `pa` to the page `target`. When there are too many of them for the tables, it starts over from the
-    /// shared tables at `shared` with this one alone.
+    /// Maps the page of `pa` to the page `target`. If the tables do not suffice for all remapped pages, it resets the
+    /// path to the shared tables at `shared` and maps only this page.
     pub fn map(&mut self, pa: u64, target: u64, shared: u64) {
         if self.mapped[..self.count].contains(&(pa, target)) {
             return;
@@ -191,7 +192,7 @@ impl Detour {
         self.count += 1;
     }
 
-    /// Whether there were enough tables.
+    /// Maps the page of `pa` to the page `target`. Returns whether there were enough tables.
     fn place(&mut self, pa: u64, target: u64) -> bool {
         let mut at = core::ptr::from_mut(self.root) as u64;
         for shift in [39, 30, 21] {
@@ -219,7 +220,7 @@ impl Detour {
     }
 }
 
-/// Fills `to` with what `entry`, which maps 2^`shift` bytes, stands for, one level further down.
+/// Fills `to`, one level further down, with the mapping of `entry`, which maps 2^`shift` bytes.
 fn copy_table(entry: u64, shift: u32, to: &mut [u64; 512]) {
     if entry & 1 == 0 {
         to.fill(0);
@@ -241,7 +242,7 @@ fn split(entry: u64, shift: u32, to: &mut [u64; 512]) {
 
 #[expect(unsafe_code, reason = "page tables are reached by their addresses")]
 fn table(address: u64) -> &'static [u64; 512] {
-    // SAFETY: only addresses of tables that this module or `memory` built come here; they are never freed.
+    // SAFETY: only addresses of tables that this module or `memory` built are passed here; they are never freed.
     unsafe { &*(address as *const [u64; 512]) }
 }
 

@@ -1,4 +1,4 @@
-//! The monitor's end: one JSON line with the processor, the reason and its registers, then the machine stops.
+//! Panics of the monitor: reports the processor, the reason and its registers in one JSON line, then stops the machine.
 
 use core::fmt;
 
@@ -8,7 +8,7 @@ use super::lp::{self, Lp};
 use super::vmcb::Save;
 use crate::{cpu, report};
 
-/// Reports `reason` and stops this processor; the others stop at their next exit.
+/// Reports `reason` and stops this processor. The others stop at their next exit.
 pub fn stop(reason: fmt::Arguments<'_>) -> ! {
     super::world::declare_dead();
     let reason = Reason(reason);
@@ -24,10 +24,10 @@ pub fn stop(reason: fmt::Arguments<'_>) -> ! {
     cpu::stop()
 }
 
-/// To be called at a nested page fault at `pa` that left `save`: stops if it was the monitor's own, on its way out of a
-/// guest whose state is lost with that.
+/// Stops if the nested page fault at `pa` that left `save` was the monitor's own, taken when it exited a guest. The
+/// guest's state is lost then. Every handler of nested page faults calls it first.
 ///
-/// TCG 7.2 does that to CPU 0 now and then, while another one loads x87 state (see [`super::td`]'s extended state).
+/// TCG 7.2 does this to CPU 0 now and then, while another CPU loads x87 state (see [`super::td`]'s extended state).
 pub fn check_for_lost_guest(number: u32, save: &Save, pa: u64) {
     let world = super::world::get();
     let own = Own {
@@ -50,7 +50,7 @@ pub fn check_for_lost_guest(number: u32, save: &Save, pa: u64) {
     }
 }
 
-/// A processor with its last exit and the software's registers, as members of a JSON object.
+/// A processor with its last exit and the software's registers, formatted as members of a JSON object.
 pub struct State<'a>(pub &'a Lp);
 
 impl fmt::Display for State<'_> {

@@ -1,9 +1,10 @@
-//! Where every processor is, as far as the host's memory is concerned; and waiting until each has seen that it changed.
+//! Presence of processors: tracks which of them may access the host's memory, and waits until each has seen a change of
+//! its mapping.
 //!
-//! A processor reaches the host's memory when it executes the software, by what its TLB holds, and when the monitor
-//! emulates an instruction on it, by what it has checked. Each change of who may reach what begins an epoch; a
-//! processor notes the epoch in which it began either. The one that made the change waits for those that are still in an
-//! older one, and drives them out of the software by an NMI.
+//! A processor accesses the host's memory through its TLB while it executes the software, and by its earlier checks
+//! while the monitor emulates an instruction on it. Each change of the access rights starts an epoch. A processor notes
+//! the epoch in which it started to execute or to emulate. The processor that made the change waits for those that are
+//! still in an older epoch, and makes them exit the software by an NMI.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,23 +12,23 @@ use super::lp::Lp;
 use super::{panic, world};
 use crate::cpu;
 
-/// How long a processor may take to leave the software, in seconds. An exit can take 20 milliseconds, and many
-/// processors may share one of the computer beneath.
+/// The longest time that a processor may take to leave the software, in seconds. An exit can take 20 milliseconds, and
+/// many processors may share one of the computer beneath.
 const PATIENCE: u64 = 60;
 
-/// How many changes there were. Zero at first, so that it lies among what every exit looks at.
+/// Number of changes. It starts at zero, so that it lies among the data that every exit uses.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 
-/// The epoch: never 0, which would be [`AWAY`].
+/// Returns the epoch. It is never 0, the value of [`AWAY`].
 fn epoch() -> u64 {
     CHANGES.load(Ordering::SeqCst) + 1
 }
 
-/// The processors by their numbers, of which no more fit into an APIC id of 8 bits.
+/// The processors by number. An APIC id of 8 bits allows no more.
 static PRESENCES: [Presence; 256] = [const { Presence(AtomicU64::new(AWAY)) }; 256];
 
-/// Where a processor is: away from the host's memory, or since which epoch it has been handling an exit, or executing
-/// the software.
+/// The presence of a processor: away from the host's memory, or the epoch since which it has been handling an exit or
+/// executing the software.
 #[derive(Debug)]
 pub struct Presence(AtomicU64);
 
@@ -39,12 +40,12 @@ fn handling(epoch: u64) -> u64 {
 }
 
 impl Presence {
-    /// The processor does nothing for the software from here on: it is in SEAM, or waits for its start.
+    /// Marks the processor as away from the software: it is in SEAM, or waits for its start.
     pub fn leave(&self) {
         self.0.store(AWAY, Ordering::SeqCst);
     }
 
-    /// The processor handles an exit.
+    /// Marks the processor as handling an exit.
     pub fn handle(&self) {
         self.0.store(handling(epoch()), Ordering::SeqCst);
     }
@@ -54,12 +55,12 @@ impl Presence {
     }
 }
 
-/// Where processor `number` is.
+/// Returns the presence of processor `number`.
 pub fn of(number: u32) -> &'static Presence {
     &PRESENCES[usize::from(number as u8)]
 }
 
-/// To be called before the software is entered on `lp`.
+/// Marks the processor as executing the software. Called before the software is entered on `lp`.
 #[inline(always)]
 pub fn enter(lp: &mut Lp) {
     if lp.is_parked() {
@@ -80,17 +81,17 @@ fn begin_epoch(lp: &mut Lp, epoch: u64) {
     lp.detour.refresh(world::get().npt.address());
 }
 
-/// To be called when the software was left on `lp`.
+/// Marks the processor as handling an exit. Called after the software has exited on `lp`.
 pub fn exit(lp: &Lp) {
     of(lp.number).handle();
 }
 
-/// Waits until no other processor goes by anything older than this call: those that handle an exit, and, where TLBs may
-/// hold what has changed (`stale`), those that execute the software.
+/// Waits until no other processor relies on anything older than this call: those that handle an exit and, if TLBs may
+/// hold old translations (`stale`), those that execute the software.
 pub fn settle(number: u32, stale: bool) {
     let world = world::get();
     let own = of(number);
-    // While this one waits it does nothing for the software either; two may be waiting for each other.
+    // A waiting processor does nothing for the software either. Two processors may wait for each other.
     let before = own.0.swap(AWAY, Ordering::SeqCst);
     let epoch = CHANGES.fetch_add(1, Ordering::SeqCst) + 2;
     for (other, shared) in (0..).zip(&world.lps) {

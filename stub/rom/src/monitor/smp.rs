@@ -1,7 +1,7 @@
-//! The processors among themselves: starting them, and IPIs that must never reach a CPU as they are.
+//! Multiprocessing: starts processors, and handles IPIs that must not reach a CPU unchanged.
 //!
-//! An INIT resets a CPU even under the monitor, so that none is ever sent to one that runs there: INIT and start-up
-//! IPIs go through a mailbox, and an NMI makes the target look into it.
+//! An INIT resets a CPU even under the monitor, so none is ever sent to a CPU that runs there. INIT and start-up IPIs
+//! go through a mailbox instead, and an NMI makes the target check its mailbox.
 #![expect(unsafe_code, reason = "local APIC, trampoline, start of processors")]
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -14,27 +14,27 @@ use super::lp::{self, Lp};
 use super::{panic, world};
 use crate::{cpu, memory, report};
 
-/// Whether there may be something in the mailboxes of processors, by their numbers: what each looks at after every exit.
+/// Flags, by processor number, of mailboxes that may hold something. Each processor checks its flag after every exit.
 static POSTED: [AtomicBool; 256] = [const { AtomicBool::new(false) }; 256];
 
 fn posted(number: u32) -> &'static AtomicBool {
     &POSTED[usize::from(number as u8)]
 }
 
-/// What a processor shows the others.
+/// The part of a processor's state that other processors access.
 pub struct Shared {
     pub number: u32,
     pub apic_id: u32,
     pub package: u32,
     mailbox: Mutex<Mailbox>,
     pub station: Mutex<Station>,
-    /// An NMI is on its way whose purpose is to empty the mailbox.
+    /// True if an NMI is on its way whose purpose is to empty the mailbox.
     pub kicked: AtomicBool,
     phase: AtomicU8,
     pub slot: Once<Owned>,
 }
 
-/// What others want of a processor.
+/// Requests of other processors to a processor.
 #[derive(Default)]
 pub struct Mailbox {
     init: bool,
@@ -43,15 +43,15 @@ pub struct Mailbox {
     waits: bool,
 }
 
-/// A processor's life under the monitor.
+/// The phase of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// Never started: still firmware's, outside SVM.
+    /// Never started: firmware still runs on it, outside SVM.
     Outside,
-    /// A start-up IPI is on its way; the processor will enter the monitor.
+    /// A start-up IPI is on its way. The processor will enter the monitor.
     Starting,
-    /// The monitor has it.
+    /// The monitor runs on it.
     Running,
 }
 
@@ -61,7 +61,7 @@ impl From<Phase> for AtomicU8 {
     }
 }
 
-/// A processor's private state, waiting to be taken by that processor.
+/// A processor's private state, to be taken by that processor.
 pub struct Owned(AtomicUsize);
 
 impl Owned {
@@ -82,7 +82,7 @@ impl Owned {
 }
 
 impl Shared {
-    /// Processor `number`, which firmware has.
+    /// Creates processor `number`, which firmware still runs on.
     pub fn new(number: u32, apic_id: u32, package: u32, station: Station) -> Self {
         Self {
             number,
@@ -96,7 +96,7 @@ impl Shared {
         }
     }
 
-    /// Puts something into the mailbox.
+    /// Posts a request to the mailbox.
     fn post(&self, put: impl FnOnce(&mut Mailbox)) {
         let mut mailbox = self.mailbox.lock();
         put(&mut mailbox);
@@ -111,7 +111,7 @@ impl Shared {
         self.phase.load(Ordering::SeqCst) == phase as u8
     }
 
-    /// Makes the processor look into its mailbox. One that is still starting looks by itself.
+    /// Makes the processor check its mailbox. A processor that is still starting checks it anyway.
     pub fn kick(&self) {
         if self.is(Phase::Running) && !self.kicked.swap(true, Ordering::SeqCst) {
             Hardware.send(self.apic_id, COMMAND_NMI);
@@ -124,7 +124,7 @@ const COMMAND_INIT: u32 = 0x4500;
 const COMMAND_STARTUP: u32 = 0x4600;
 const COMMAND_FIXED: u32 = 0x4000;
 
-/// QEMU's local APIC of the executing processor, in xAPIC mode for good.
+/// QEMU's local APIC of the executing processor, permanently in xAPIC mode.
 pub struct Hardware;
 
 impl Xapic for Hardware {
@@ -140,7 +140,7 @@ impl Xapic for Hardware {
 }
 
 impl Hardware {
-    /// Sends the command to the processor with this id. The software's own ICR is a shadow, so that nothing is lost.
+    /// Sends the command to the processor with this id. The software's own ICR is a shadow, so nothing is lost.
     fn send(&mut self, id: u32, command: u32) {
         self.write(0x310, id << 24);
         self.write(0x300, command);
@@ -171,7 +171,7 @@ pub fn send(lp: &mut Lp, ipi: Ipi) {
                 target.kick();
             }
             Delivery::Init => init(target),
-            // Firmware starts all at once, and waits for all when boot services end.
+            // Firmware starts all processors at once, and waits for all of them when boot services end.
             Delivery::Startup(_) if world.options.is_stuck(number as u32) && !ipi.is_for_all() => {}
             Delivery::Startup(page) => start(target, page),
             Delivery::Other => {}
@@ -219,7 +219,7 @@ fn start(target: &Shared, page: u8) {
     }
 }
 
-/// Puts the trampoline into its page, which software above could have written to, and returns its vector.
+/// Writes the trampoline to its page, which software above could have overwritten. Returns its vector.
 fn install_trampoline() -> u8 {
     static SLOTS: Once<&'static [ap::Slot]> = Once::new();
     static INSTALLING: Mutex<()> = Mutex::new(());
@@ -230,8 +230,7 @@ fn install_trampoline() -> u8 {
             .iter()
             .map(|shared| {
                 let lp = shared.slot.get().map_or(core::ptr::null(), Owned::peek);
-                // SAFETY: null once its processor runs; an `Lp` whose processor has not started is not written to by
-                // anybody.
+                // SAFETY: null once its processor runs; nobody writes to an `Lp` whose processor has not started.
                 let stack_top = unsafe { lp.as_ref() }.map_or(0, Lp::stack);
                 ap::Slot {
                     apic_id: shared.apic_id,
@@ -264,7 +263,7 @@ fn install_trampoline() -> u8 {
     vector
 }
 
-/// Where a started processor arrives, in 64-bit mode on its own stack.
+/// Receives a started processor, in 64-bit mode on its own stack.
 extern "C" fn arrive(at: u64) -> ! {
     let world = world::get();
     let shared = world.lps.iter().find(|shared| {
@@ -291,7 +290,7 @@ extern "C" fn arrive(at: u64) -> ! {
     }
 }
 
-/// The NMI exit: either another processor has put something into the mailbox, or it is the software's.
+/// Handles the NMI exit: either another processor has posted to the mailbox, or the NMI is the software's.
 pub fn nmi(lp: &mut Lp) {
     lp::take_nmi();
     let shared = &world::get().lps[lp.number as usize];
@@ -300,10 +299,10 @@ pub fn nmi(lp: &mut Lp) {
     }
 }
 
-/// What an NMI means for a processor that runs a TD.
+/// The meaning of an NMI for a processor that runs a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InTd {
-    /// It was the monitor's, which is content that the TD was left.
+    /// A request of the monitor, which the exit from the TD has satisfied.
     Nothing,
     /// The host's NMI.
     Nmi,
@@ -311,7 +310,7 @@ pub enum InTd {
     Init,
 }
 
-/// The NMI exit of a TD on processor `number`.
+/// Handles the NMI exit of a TD on processor `number`.
 pub fn nmi_in_td(number: u32) -> InTd {
     lp::take_nmi();
     let shared = &world::get().lps[number as usize];
@@ -328,13 +327,13 @@ pub fn nmi_in_td(number: u32) -> InTd {
     }
 }
 
-/// Sends processor `number`, which is the executing one, an NMI that came in where it could not be dealt with: it makes the
-/// processor leave whatever it enters next.
+/// Sends processor `number`, the executing one, an NMI that arrived where it could not be handled. The NMI makes the
+/// processor exit the next guest that it enters.
 pub fn send_nmi_again(number: u32) {
     Hardware.send(world::get().lps[number as usize].apic_id, COMMAND_NMI);
 }
 
-/// Does what other processors asked for. INIT waits while the processor is in VMX operation.
+/// Handles the requests of other processors. INIT waits while the processor is in VMX operation.
 #[inline(always)]
 pub fn check_mailbox(lp: &mut Lp) {
     if posted(lp.number).load(Ordering::SeqCst) {

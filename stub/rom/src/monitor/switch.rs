@@ -1,12 +1,12 @@
-//! What both world switches have in common: a guest's registers, loaded before it is entered and saved after.
+//! The common part of both world switches: loads a guest's registers before entry and saves them after exit.
 
-/// The body of a naked function that enters a guest. `before` leaves the guest's owner in RDI and at the top of the stack;
-/// `enter` finds the VMCB in RAX, and may use nothing else; at `after` the owner is in RAX, and every other register
-/// is free.
+/// The body of a naked function that enters a guest. `before` leaves the guest's owner in RDI and at the top of the
+/// stack. `enter` finds the VMCB in RAX, and may use no other register. At `after` the owner is in RAX, and every other
+/// register is free.
 ///
-/// The owner begins with the general-purpose registers by their numbers, but for RAX and RSP, which are in the VMCB. `entered` is
-/// where it has the VMCB's address, and `xmm` where it has the XMM registers (`xmm_by` is "lea") or their address ("mov"). All
-/// that is the monitor's in the registers is lost.
+/// The owner starts with the general-purpose registers by number, except for RAX and RSP, which are in the VMCB.
+/// `entered` is the offset of the VMCB's address, and `xmm` that of the XMM registers (`xmm_by` is "lea") or of their
+/// address ("mov"). The monitor's own register contents are lost.
 macro_rules! through_guest {
     (
         xmm_by: $xmm_by:literal,

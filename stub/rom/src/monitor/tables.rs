@@ -1,8 +1,8 @@
-//! The monitor's own GDT and IDT, one set for each processor. The task register is the guest's, and nothing here needs one:
-//! whatever interrupts the monitor goes on its stack.
+//! The monitor's own GDT and IDT, one set for each processor. The task register holds the guest's value. Nothing here
+//! needs one, because interrupts and exceptions of the monitor use its current stack.
 //!
-//! While the monitor runs, the global interrupt flag is clear. It takes an NMI at the one place where it lets one in, and
-//! an interrupt that made a TD exit. Every exception is the monitor's own fault.
+//! While the monitor runs, the global interrupt flag is clear. The monitor takes an NMI at the one place where it
+//! enables it, and an interrupt that made a TD exit. Every exception is a fault of the monitor itself.
 #![expect(unsafe_code, reason = "descriptor tables and exception entry code")]
 
 use core::arch::{asm, naked_asm};
@@ -20,7 +20,7 @@ const DATA: u16 = 0x10;
 const EXCEPTIONS: usize = 32;
 const VECTORS: usize = 256;
 
-/// What a processor's descriptor registers point to.
+/// The targets of a processor's descriptor registers.
 #[repr(C, align(16))]
 pub struct Tables {
     gdt: [u64; 3],
@@ -43,7 +43,7 @@ impl Tables {
         tables
     }
 
-    /// Loads all of it into this processor, with these limits, and puts all segment registers in order.
+    /// Loads the tables into this processor, with these limits, and reloads all segment registers.
     ///
     /// # Safety
     /// The processor is in 64-bit mode with interrupts off, under page tables that map the monitor.
@@ -56,8 +56,8 @@ impl Tables {
             limit: limits.idt,
             base: (&raw const self.idt) as u64,
         };
-        // SAFETY: the tables live for good and describe flat 64-bit segments; no selector or vector reaches what the limits
-        // cover beyond them. The far return reloads CS in place.
+        // SAFETY: the tables are never freed and describe flat 64-bit segments; no selector or vector refers to the
+        // part beyond them that the limits cover. The far return reloads CS in place.
         unsafe {
             asm!(
                 "lgdt [{gdt}]",
@@ -84,7 +84,7 @@ impl Tables {
     }
 }
 
-/// What an exception's entry code leaves on the stack.
+/// The stack frame that an exception's entry code leaves.
 #[repr(C)]
 struct Frame {
     vector: u64,

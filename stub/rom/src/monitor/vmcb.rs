@@ -14,7 +14,7 @@ pub struct Segment {
     pub base: u64,
 }
 
-/// The block, as far as anything is in it. It lies at the start of a page.
+/// The used part of the block. It lies at the start of a page.
 #[repr(C, align(16))]
 pub struct Vmcb {
     /// CR reads (15:0) and writes (31:16).
@@ -134,17 +134,17 @@ pub mod misc2 {
     pub const XSETBV: u32 = 1 << 13;
 }
 
-/// Virtual interrupts.
+/// Virtual interrupt control.
 pub mod control {
     /// The guest's task priority.
     pub const TPR: u64 = 0xF;
-    /// A virtual interrupt waits.
+    /// A virtual interrupt is pending.
     pub const IRQ: u64 = 1 << 8;
-    /// It does so whatever the guest's task priority.
+    /// The virtual interrupt ignores the guest's task priority.
     pub const IGNORE_TPR: u64 = 1 << 20;
     /// The guest's own flags do not mask the machine's interrupts.
     pub const MASKING: u64 = 1 << 24;
-    /// Where the virtual interrupt's vector begins.
+    /// First bit of the virtual interrupt's vector.
     pub const VECTOR_SHIFT: u32 = 32;
 }
 
@@ -177,7 +177,7 @@ pub mod exit {
     pub const MWAIT: u64 = 0x8B;
     pub const XSETBV: u64 = 0x8D;
     pub const NPF: u64 = 0x400;
-    /// The VMCB's state is none that a processor can be in.
+    /// The VMCB's state is invalid.
     pub const INVALID: u64 = 0xFFFF_FFFF;
 }
 
@@ -198,16 +198,16 @@ const TYPE_EXCEPTION: u64 = 3 << 8;
 const RFLAGS_TF: u64 = 1 << 8;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
-/// Where in a VMCB's page nothing is read or written by the processor.
+/// Offset in a VMCB's page from which on the processor reads and writes nothing.
 const REST: usize = 0x800;
 
-/// What goes with a VMCB, in the rest of its page and as many further pages as it needs: what is used together is in
-/// one page. `make` gets the VMCB.
+/// Allocates data beside a VMCB: in the rest of its page and as many further pages as needed. Data used together is
+/// then in one page. `make` gets the VMCB.
 pub fn beside<T>(make: impl FnOnce(&'static mut Vmcb) -> T) -> &'static mut T {
     const { assert!(REST.is_multiple_of(align_of::<T>())) };
     let pages = memory::pages((REST + size_of::<T>()).div_ceil(memory::PAGE));
     let place = (pages.address() + REST as u64) as *mut T;
-    // SAFETY: zeroed pages that nobody else refers to; a VMCB of zeroes is a valid value and ends before the rest, which
+    // SAFETY: zeroed pages without other references; a VMCB of zeroes is a valid value and ends before the rest, which
     // is large enough and aligned. They are never freed.
     unsafe {
         place.write(make(&mut *(pages.address() as *mut Vmcb)));
@@ -215,31 +215,31 @@ pub fn beside<T>(make: impl FnOnce(&'static mut Vmcb) -> T) -> &'static mut T {
     }
 }
 
-/// A VMCB of its own, all zeroes.
+/// Allocates a VMCB on its own, all zeroes.
 pub fn page() -> &'static mut Vmcb {
     let page = memory::page();
-    // SAFETY: a zeroed page that nobody else refers to, and a VMCB of zeroes is a valid value.
+    // SAFETY: a zeroed page without other references, and a VMCB of zeroes is a valid value.
     unsafe { &mut *core::ptr::from_mut(page).cast() }
 }
 
 impl Vmcb {
-    /// Makes the guest take an exception before its next instruction.
+    /// Injects an exception before the guest's next instruction.
     pub fn inject_exception(&mut self, vector: u32, error_code: Option<u32>) {
         let error = error_code.map_or(0, |code| ERROR_CODE | u64::from(code) << 32);
         self.event_injection = VALID | TYPE_EXCEPTION | error | u64::from(vector);
     }
 
-    /// Makes the guest take an NMI before its next instruction.
+    /// Injects an NMI before the guest's next instruction.
     pub fn inject_nmi(&mut self) {
         self.event_injection = VALID | TYPE_NMI | u64::from(vector::NMI);
     }
 
-    /// Whether an event is on its way into the guest.
+    /// Returns whether an event is being injected.
     pub fn is_injecting(&self) -> bool {
         self.event_injection & VALID != 0
     }
 
-    /// If the exit came in the middle of an event's delivery, delivers the event again.
+    /// Delivers an event again whose delivery the exit interrupted.
     pub fn redeliver(&mut self) {
         const TYPE: u64 = 7 << 8;
         const TYPE_SOFTWARE: u64 = 4 << 8;
@@ -249,7 +249,7 @@ impl Vmcb {
         }
     }
 
-    /// Goes to the instruction after one of `length` bytes that was emulated.
+    /// Advances past an emulated instruction of `length` bytes.
     pub fn skip(&mut self, length: usize) {
         self.save.rip = self.save.rip.wrapping_add(length as u64);
         if self.save.cs.attributes & Segment::LONG == 0 {
@@ -262,7 +262,7 @@ impl Vmcb {
         }
     }
 
-    /// Puts the processor into the state after INIT and a start-up IPI to `page`. EFER keeps SVME.
+    /// Sets the processor's state after INIT and a start-up IPI to `page`. EFER keeps SVME.
     pub fn start_at(&mut self, page: u8) {
         const DATA: u16 = 0x93;
         const CODE: u16 = 0x9B;

@@ -1,4 +1,4 @@
-//! What all processors share, and how the first one dives under the firmware that it was executing.
+//! State shared by all processors, and the dive of the first one beneath the firmware that it was executing.
 #![expect(unsafe_code, reason = "captures and replaces the CPU's state")]
 
 use alloc::vec::Vec;
@@ -24,20 +24,20 @@ use super::vmcb::Segment;
 use crate::cpu::TableRegister;
 use crate::{cpu, memory, report};
 
-/// What the program learnt while there was firmware to ask.
+/// The information that the program collected from firmware.
 pub struct Inventory {
     pub options: Options,
     /// Base and size of the SEAM range in bytes.
     pub seamrr: (u64, u64),
     /// A reserved page below 640 KiB.
     pub trampoline: u64,
-    /// The APIC ids of all processors; the first is the one that executes.
+    /// The APIC ids of all processors. The first is the executing processor's.
     pub apic_ids: Vec<u32>,
     /// Base and size of each range of RAM in bytes.
     pub ram: Vec<(u64, u64)>,
     /// The measured frequency of the time-stamp counter.
     pub tsc_hz: u64,
-    /// The clocks as CPUID tells them.
+    /// The clocks as CPUID reports them.
     pub clock: Clock,
 }
 
@@ -47,17 +47,18 @@ pub struct World {
     pub facts: Facts,
     pub seamrr: (u64, u64),
     pub trampoline: u64,
-    /// Base and size of each range of RAM in bytes, and of the largest, where most pages are that anybody looks for.
+    /// Base and size of each range of RAM in bytes. Those of the largest range, which holds most pages that are looked
+    /// up, follow.
     pub ram: Vec<(u64, u64)>,
     pub largest: (u64, u64),
     /// The measured frequency of the time-stamp counter.
     pub tsc_hz: u64,
-    /// The clocks as CPUID tells them.
+    /// The clocks as CPUID reports them.
     pub clock: Clock,
     pub shifts: Shifts,
     /// The monitor's page tables.
     pub cr3: u64,
-    /// The limits of the monitor's descriptor tables, which tell its own faults from a guest's.
+    /// The limits of the monitor's descriptor tables, which distinguish its own faults from a guest's.
     pub limits: Limits,
     /// The nested page tables of the software above.
     pub npt: Npt,
@@ -65,15 +66,15 @@ pub struct World {
     pub lps: Vec<Shared>,
     pub lp_to_package: Vec<u32>,
     pub cmrs: Vec<(u64, u64)>,
-    /// The key with which TDREPORTs are authenticated.
+    /// The key that authenticates TDREPORTs.
     pub report_key: [u8; 32],
-    /// A page that stands in for memory that is not there.
+    /// A page that replaces nonexistent memory.
     pub nothing: u64,
 }
 
 static WORLD: Once<World> = Once::new();
 impl World {
-    /// What CPUID and the MSR constants of processor `number` depend on.
+    /// Returns the inputs of CPUID and the MSR constants of processor `number`.
     pub fn personality(&self, number: u32, cr4: u64) -> Cpu {
         Cpu {
             tdx: self.options.tdx,
@@ -88,25 +89,25 @@ impl World {
 static MODULE: Once<Module> = Once::new();
 static DEAD: AtomicBool = AtomicBool::new(false);
 
-/// The machine.
+/// Returns the machine.
 ///
 /// # Panics
-/// Before [`begin`] has built it.
+/// If [`begin`] has not built it yet.
 pub fn get() -> &'static World {
     WORLD.get().expect("the world exists once the monitor runs")
 }
 
-/// The machine, if it was built already.
+/// Returns the machine, if it has been built.
 pub fn try_get() -> Option<&'static World> {
     WORLD.get()
 }
 
-/// The TDX module; `None` on a machine without SEAM.
+/// Returns the TDX module; `None` on a machine without SEAM.
 pub fn module() -> Option<&'static Module> {
     MODULE.get()
 }
 
-/// Loads the module, with what the option `hooks` wants to happen in it.
+/// Loads the module with the hooks of the option `hooks`.
 fn load_module(world: &World) {
     if !world.options.tdx {
         return;
@@ -121,7 +122,7 @@ pub fn declare_dead() {
     DEAD.store(true, Ordering::Relaxed);
 }
 
-/// Whether a processor has panicked.
+/// Returns whether a processor has panicked.
 pub fn is_dead() -> bool {
     DEAD.load(Ordering::Relaxed)
 }
@@ -129,7 +130,7 @@ pub fn is_dead() -> bool {
 /// The entry point of the relocated program.
 pub type Begin = extern "C" fn(&mut Surface) -> !;
 
-/// Where the executing software goes on, as a guest, after the dive.
+/// The state in which the executing software resumes, as a guest, after the dive.
 #[repr(C)]
 pub struct Surface {
     rsp: u64,
@@ -148,7 +149,7 @@ pub unsafe fn dive(begin: Begin, inventory: Inventory) {
         rip: 0,
         inventory: &raw mut *inventory,
     };
-    // SAFETY: by the contract. The copy moves the inventory out; here it is never used or dropped again.
+    // SAFETY: by the contract. The copy moves the inventory out; it is never used or dropped here again.
     unsafe { plunge(begin, &mut surface) };
 }
 
@@ -219,8 +220,8 @@ pub extern "C" fn begin(surface: &mut Surface) -> ! {
             world.clock.tsc_hz
         ),
     );
-    // SAFETY: this processor still has firmware's state, interrupts off. It is captured, then replaced by the monitor's,
-    // whose page tables map all that firmware's do: both map memory at itself.
+    // SAFETY: this processor still has firmware's state, with interrupts off. It is captured, then replaced by the
+    // monitor's. The monitor's page tables map everything that firmware's do: both identity-map memory.
     unsafe {
         capture(lp, surface);
         load_paging(world.cr3);
@@ -279,10 +280,10 @@ fn build(inventory: Inventory) {
     });
 }
 
-/// An MSR permission map: two bits for each register of three ranges; set means that the access exits.
+/// Allocates an MSR permission map: two bits for each register of three ranges. A set bit makes the access exit.
 pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> u64 {
     let address = memory::pages(2).address();
-    // SAFETY: two pages of the monitor's own, to which nobody else refers.
+    // SAFETY: two pages of the monitor's own, without other references.
     let map = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, 2 * memory::PAGE) };
     map.fill(0xFF);
     for (range, first) in [0, 0xC000_0000, 0xC001_0000].into_iter().enumerate() {
@@ -298,7 +299,7 @@ pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> 
 /// Saves the state of the executing processor as the guest's.
 ///
 /// # Safety
-/// Interrupts are off, and `surface` says where the software goes on.
+/// Interrupts are off, and `surface` holds the state in which the software resumes.
 unsafe fn capture(lp: &mut Lp, surface: &Surface) {
     let (mut gdt, mut idt) = (TableRegister::default(), TableRegister::default());
     let (cs, ss, ds, es): (u16, u16, u16, u16);
@@ -355,7 +356,7 @@ fn segment(selector: u16, descriptor: u64) -> Segment {
 /// Switches to the monitor's page tables.
 ///
 /// # Safety
-/// `cr3` is an identity map of all that is in use.
+/// `cr3` is an identity map of all memory in use.
 unsafe fn load_paging(cr3: u64) {
     // SAFETY: by the contract; paging and PAE stay on.
     unsafe { asm!("mov cr3, {}", "mov cr4, {}", in(reg) cr3, in(reg) cpu::CR4, options(nostack)) };

@@ -1,4 +1,4 @@
-//! The tables as a processor walks them, against who owns what.
+//! The tables as a processor walks them, checked against the owners of the pages.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ const FIRST: u64 = 3 * REGION;
 const SECOND: u64 = 4 * GIB + 7 * REGION;
 
 impl Nested {
-    /// What a processor finds at `pa`, and that it was there.
+    /// Walks to `pa` as a processor does, and sets the accessed bit.
     fn walk(&self, pa: u64) -> Option<u64> {
         let directory = &self.directories[(pa / GIB) as usize];
         assert_eq!(
@@ -90,7 +90,7 @@ fn only_what_was_used_has_to_be_flushed() {
     assert!(!nested.close(page(FIRST + PAGE)));
     assert!(nested.reaches(FIRST + 2 * PAGE) && nested.reaches(FIRST + 3 * PAGE));
     assert!(nested.close(page(FIRST + 2 * PAGE)));
-    // That flush has made up for this one, too.
+    // That flush has covered this page, too.
     assert!(!nested.close(page(FIRST + 3 * PAGE)));
     assert!(nested.reaches(SECOND));
     assert!(nested.close(SECOND..SECOND + REGION));
@@ -111,7 +111,7 @@ fn without_a_table_the_region_is_closed_and_looked_up_again() {
     nested.release(tables);
     assert_eq!(nested.fault(SECOND + PAGE, is_private), Fault::Mapped);
     assert!(nested.reaches(SECOND + PAGE) && !nested.reaches(SECOND));
-    // Of the time before it was closed nobody knows who used it.
+    // The use of the region before it was closed is unknown.
     assert!(nested.close(page(SECOND + PAGE)));
     assert!(nested.close(page(FIRST + PAGE)));
 }
@@ -159,7 +159,7 @@ proptest! {
     fn a_private_page_is_never_reached_and_any_other_can_be(actions in vec(action(), 1..200), spares in 0..4u16) {
         let mut nested = Nested::new(RAM, spares.max(1));
         let mut private = BTreeSet::new();
-        // What a TLB still has, from before the last flush.
+        // Translations in a TLB from before the last flush.
         let mut tlb = BTreeSet::new();
         let pages = |region: u64, page: u64, whole: bool| {
             let start = FIRST + region * REGION;

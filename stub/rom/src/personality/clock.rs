@@ -1,23 +1,23 @@
-//! The clocks of CPUID 0x15: the time-stamp counter's frequency as a ratio to the crystal's.
+//! The clocks of CPUID 0x15: the time-stamp counter's frequency as a ratio to the crystal's frequency.
 
-/// What the local APIC timer counts at under QEMU, in Hz. OVMF relies on it, so it is the crystal's frequency here.
+/// The frequency of the local APIC timer under QEMU, in Hz. OVMF relies on it, so it is the crystal's frequency here.
 pub const CRYSTAL_HZ: u32 = 1_000_000_000;
 
-/// The clocks as CPUID tells them.
+/// The clocks as CPUID reports them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// The frequency of the time-stamp counter in Hz.
     pub tsc_hz: u64,
     /// The frequency of the crystal, at which the local APIC timer counts, in Hz.
     pub crystal_hz: u32,
-    /// Ticks of the time-stamp counter during `denominator` of the crystal.
+    /// Ticks of the time-stamp counter per `denominator` ticks of the crystal.
     pub numerator: u32,
     /// See `numerator`.
     pub denominator: u32,
 }
 
 impl Clock {
-    /// The clocks as they are, where the time-stamp counter was measured.
+    /// Returns the real clocks, from the measured frequency of the time-stamp counter.
     #[must_use]
     pub fn of(measured_hz: u64) -> Self {
         let (numerator, denominator) = ratio(measured_hz, max_numerator(CRYSTAL_HZ));
@@ -29,9 +29,10 @@ impl Clock {
         }
     }
 
-    /// The clocks of a machine that says of its time-stamp counter to run at `claimed_hz`, while it runs at `measured_hz`. The
-    /// ratio of its two clocks is a fact, so that the crystal's frequency follows: a second of this machine is longer or
-    /// shorter than one on the wall. `None` if the crystal's frequency has no 32 bits then.
+    /// Returns the clocks of a machine that reports `claimed_hz` for its time-stamp counter, while the counter runs at
+    /// `measured_hz`. The ratio of the two clocks is fixed, so the crystal's frequency follows: a second of this
+    /// machine is longer or shorter than a second of real time. Returns `None` if the crystal's frequency does not fit
+    /// 32 bits then.
     #[must_use]
     pub fn claiming(claimed_hz: u64, measured_hz: u64) -> Option<Self> {
         let crystal = u128::from(CRYSTAL_HZ) * u128::from(claimed_hz) / u128::from(measured_hz);
@@ -48,14 +49,14 @@ impl Clock {
     }
 }
 
-/// The largest numerator that may be used: Linux multiplies it with the crystal's frequency in kHz, in 32 bits.
+/// Returns the largest usable numerator: Linux multiplies it by the crystal's frequency in kHz, in 32 bits.
 fn max_numerator(crystal_hz: u32) -> u64 {
     u64::from(u32::MAX / (crystal_hz / 1000 + 1))
 }
 
-/// Numerator and denominator whose ratio, times [`CRYSTAL_HZ`], is closest to `tsc_hz`: the last convergent of its
-/// continued fraction whose numerator is small enough. A frequency that has none, above 4 THz, becomes the largest that
-/// can be told.
+/// Returns the numerator and denominator whose ratio, times [`CRYSTAL_HZ`], is closest to `tsc_hz`: the last convergent
+/// of its continued fraction whose numerator is small enough. A frequency without one, above 4 THz, becomes the largest
+/// frequency that can be expressed.
 fn ratio(tsc_hz: u64, max_numerator: u64) -> (u32, u32) {
     let (mut n, mut d) = (tsc_hz, u64::from(CRYSTAL_HZ));
     let (mut last, mut best) = ((0u64, 1u64), (1u64, 0u64));
@@ -92,7 +93,7 @@ mod tests {
         5_700_000_001,
     ];
 
-    /// What software makes of it.
+    /// Returns the frequency that software computes from it.
     fn told(clock: Clock) -> u64 {
         u64::from(clock.crystal_hz) * u64::from(clock.numerator) / u64::from(clock.denominator)
     }
@@ -117,7 +118,7 @@ mod tests {
                 let clock = Clock::claiming(claimed, measured).unwrap();
                 let told = told(clock);
                 assert!(told.abs_diff(claimed) <= 10, "{measured}: {told}");
-                // Ticks of the counter in a billion of the timer's.
+                // Ticks of the counter in a billion ticks of the timer.
                 let ticks =
                     1_000_000_000 * u64::from(clock.numerator) / u64::from(clock.denominator);
                 assert!(

@@ -1,6 +1,6 @@
-//! CPUID, leaf by leaf: QEMU's answer, mended.
+//! CPUID, leaf by leaf: QEMU's answer with corrections.
 //!
-//! Source of the layouts: Intel SDM volume 2, CPUID; of what a TDX module wants to see: TDX Module 1.5, TDH.SYS.INIT.
+//! Source of the layouts: Intel SDM volume 2, CPUID; of the TDX module's requirements: TDX Module 1.5, TDH.SYS.INIT.
 
 use super::clock::Clock;
 use super::topology::Shifts;
@@ -15,37 +15,37 @@ const MAX_BASIC: u32 = 0x20;
 const MAX_EXTENDED: u32 = 0x8000_0008;
 /// Family 6, model 0x8F, stepping 8: Sapphire Rapids.
 const SIGNATURE: u32 = 0x0008_06F8;
-/// What a TD is told: family 6, model 0x2C, stepping 2, a Westmere server.
+/// The signature that a TD reads: family 6, model 0x2C, stepping 2, a Westmere server.
 ///
-/// Programs choose their code by the model, too: libgcc's `__builtin_cpu_is`, by which `target_clones` goes for an architecture,
-/// looks at nothing else. Everything that a Westmere is known for every TD has, whatever its host lets it have. Its successors
-/// have AVX, which is the host's choice, those of Haswell RDSEED, and the servers among them AVX-512, which TCG 7.2 does not
-/// execute.
+/// Programs also select code by the model: libgcc's `__builtin_cpu_is`, which `target_clones` uses for an architecture,
+/// checks nothing else. Every TD has all features of a Westmere, whatever its host configures. Westmere's successors
+/// have AVX, which is the host's choice; those of Haswell have RDSEED; and the servers among them have AVX-512, which
+/// TCG 7.2 does not execute.
 pub const TD_SIGNATURE: u32 = 0x0002_06C2;
 const BRAND: &[u8; 48] = b"Intel(R) Xeon(R) Platinum 8480+ (Seamark stub)\0\0";
 const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_PKE: u64 = 1 << 22;
 
-/// The CR4 bits that this processor knows: those of TCG's `max` model less LA57, and VMXE.
+/// The CR4 bits that this processor supports: those of TCG's `max` model except LA57, and VMXE.
 pub const SUPPORTED_CR4: u64 = 0x0075_2FFF;
 
-/// What CPUID depends on besides leaf and sub-leaf.
+/// The inputs of CPUID besides leaf and sub-leaf.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
-    /// Whether the machine has TDX.
+    /// True if the machine has TDX.
     pub tdx: bool,
     /// CR4 as the software sees it.
     pub cr4: u64,
     /// The x2APIC id.
     pub apic_id: u32,
-    /// The time-stamp counter's frequency and the crystal's.
+    /// The frequencies of the time-stamp counter and of the crystal.
     pub clock: Clock,
-    /// How x2APIC ids split.
+    /// The layout of x2APIC ids.
     pub shifts: Shifts,
 }
 
 impl Cpu {
-    /// CPUID as software sees it, where `raw` is the instruction beneath.
+    /// Returns CPUID as software sees it. `raw` is the instruction beneath.
     pub fn cpuid(&self, raw: impl Fn(u32, u32) -> Leaf, leaf: u32, sub_leaf: u32) -> Leaf {
         let leaf = match leaf {
             0..=MAX_BASIC | 0x8000_0000..=MAX_EXTENDED => leaf,
@@ -99,7 +99,7 @@ impl Cpu {
         }
     }
 
-    /// CPUID of the processor that TDs execute on, as [`cpuid`](Self::cpuid).
+    /// Returns CPUID of the processor that TDs execute on, like [`cpuid`](Self::cpuid).
     pub fn td_cpuid(&self, raw: impl Fn(u32, u32) -> Leaf, leaf: u32, sub_leaf: u32) -> Leaf {
         let mut found = self.cpuid(raw, leaf, sub_leaf);
         if leaf == 1 {
@@ -142,12 +142,13 @@ impl Cpu {
             ecx |= TME;
             edx |= PCONFIG;
         }
-        // Sub-leafs 1 and 2 are there, with nothing in them.
+        // Sub-leafs 1 and 2 exist, but are empty.
         [2, ebx, ecx, edx]
     }
 
-    /// Leaf 4: caches of Sapphire Rapids; the last level is shared by the package, which makes it WBINVD's scope. It is
-    /// never said to belong to a single id: TDH.SYS.INIT takes no package of one processor otherwise.
+    /// Returns leaf 4: caches of Sapphire Rapids. The package shares the last level, which makes the package WBINVD's
+    /// scope. The leaf never reports a last level that belongs to a single id, because TDH.SYS.INIT would refuse a
+    /// package of one processor then.
     fn cache(&self, sub_leaf: u32) -> Leaf {
         let (level, kind, ways, sets, sharing_bits) = match sub_leaf {
             0 => (1, 1, 12, 64, self.shifts.core),
@@ -167,7 +168,7 @@ impl Cpu {
         ]
     }
 
-    /// Leaves 0xB and 0x1F: threads, then cores; what remains is the package.
+    /// Returns leaves 0xB and 0x1F: threads, then cores. The remaining bits are the package.
     fn topology(&self, sub_leaf: u32) -> Leaf {
         let Shifts { core, package } = self.shifts;
         match sub_leaf {

@@ -1,4 +1,4 @@
-//! The processor that the machine claims to have: a Sapphire Rapids, less what TCG can't execute.
+//! The processor that the machine claims to have: a Sapphire Rapids, without what TCG can't execute.
 
 pub mod clock;
 mod cpuid;
@@ -8,7 +8,7 @@ pub mod topology;
 pub use cpuid::{Cpu, Leaf, SUPPORTED_CR4};
 pub use msr::{Facts, constant, is_native, seam_only};
 
-/// Physical address bits, KeyID bits included, of the machine with TDX.
+/// Physical address bits, including KeyID bits, of the machine with TDX.
 pub const MAX_PA: u32 = 52;
 
 pub use stub_options::KEYID_BITS;
@@ -19,7 +19,7 @@ pub const KEYID_MASK: u64 = ((1 << KEYID_BITS) - 1) << (MAX_PA - KEYID_BITS);
 /// The revision identifier of VMXON and VMCS regions (IA32_VMX_BASIC 30:0).
 pub const VMCS_REVISION: u32 = 0x13;
 
-/// What TDX reserves of the KeyID bits for `hkids` private HKIDs: as few bits as hold them.
+/// Returns the number of KeyID bits that TDX reserves for `hkids` private HKIDs: the fewest bits that hold them.
 #[must_use]
 pub fn tdx_reserved_keyid_bits(hkids: u32) -> u32 {
     (1..KEYID_BITS)
@@ -27,7 +27,7 @@ pub fn tdx_reserved_keyid_bits(hkids: u32) -> u32 {
         .unwrap_or(KEYID_BITS - 1)
 }
 
-/// The number of shared (MKTME) KeyIDs that remain beside `hkids` private ones.
+/// Returns the number of shared (MKTME) KeyIDs that remain beside `hkids` private ones.
 #[must_use]
 pub fn mktme_keyids(hkids: u32) -> u32 {
     (1 << (KEYID_BITS - tdx_reserved_keyid_bits(hkids))) - 1

@@ -1,26 +1,26 @@
-//! Model-specific registers that never change, and those that the hardware beneath may answer itself.
+//! Constant model-specific registers, and those that software may access in the hardware beneath.
 //!
-//! Sources: Intel SDM volume 4; TDX Module 1.5, TDH.SYS.INIT and TDH.SYS.LP.INIT, for what must hold on each
+//! Sources: Intel SDM volume 4; TDX Module 1.5, TDH.SYS.INIT and TDH.SYS.LP.INIT, for the requirements on each
 //! processor.
 
 use super::{
     KEYID_BITS, MAX_PA, SUPPORTED_CR4, VMCS_REVISION, mktme_keyids, tdx_reserved_keyid_bits,
 };
 
-/// What the constants depend on.
+/// The inputs of the constants.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
-    /// Whether the machine has TDX.
+    /// True if the machine has TDX.
     pub tdx: bool,
     /// Private HKIDs.
     pub hkids: u32,
     /// Base and size of the SEAM range in bytes.
     pub seamrr: (u64, u64),
-    /// MTRRCAP as QEMU has it.
+    /// MTRRCAP as QEMU reports it.
     pub mtrrcap: u64,
 }
 
-/// What RDMSR gives for a register that software can't change; `None` if it is not one of those.
+/// Returns the value of a register that software can't change; `None` for other registers.
 #[must_use]
 pub fn constant(msr: u32, facts: &Facts) -> Option<u64> {
     Some(match msr {
@@ -69,7 +69,7 @@ fn tdx_constant(msr: u32, facts: &Facts) -> Option<u64> {
             let keyids = (1u64 << KEYID_BITS) - 1;
             0b1111 | u64::from(KEYID_BITS) << 32 | keyids << 36
         }
-        // IA32_TME_ACTIVATE: locked, enabled, AES-XTS-256; KeyID bits, those of TDX, all four algorithms allowed.
+        // IA32_TME_ACTIVATE: locked, enabled, AES-XTS-256; KeyID bits, TDX KeyID bits, all four algorithms allowed.
         0x982 => {
             let reserved = u64::from(tdx_reserved_keyid_bits(facts.hkids));
             0b11 | 2 << 4 | u64::from(KEYID_BITS) << 32 | reserved << 36 | 0b1111 << 48
@@ -83,14 +83,14 @@ fn tdx_constant(msr: u32, facts: &Facts) -> Option<u64> {
     })
 }
 
-/// The registers that only SEAM mode reads: MSR_WBINVDP and MSR_WBNOINVDP, sub-blocks of the package's caches.
+/// Returns a register that only SEAM mode reads: MSR_WBINVDP and MSR_WBNOINVDP, the sub-blocks of the package's caches.
 #[must_use]
 pub fn seam_only(msr: u32) -> Option<u64> {
     matches!(msr, 0x98 | 0x99).then_some(u64::from(crate::WBINVD_SUB_BLOCKS))
 }
 
-/// IA32_VMX_BASIC to IA32_VMX_PROCBASED_CTLS3. Everything that is defined is allowed: no VM is ever entered through
-/// VMLAUNCH here, so that these tell a TDX module, not a hypervisor, what it may count on.
+/// Returns IA32_VMX_BASIC to IA32_VMX_PROCBASED_CTLS3. All defined features are allowed. VMLAUNCH never enters a VM
+/// here, so these registers describe the processor to a TDX module, not to a hypervisor.
 fn vmx_capability(msr: u32) -> u64 {
     /// 4 KiB regions, write-back, INS/OUTS information, TRUE controls, exceptions without error code.
     const BASIC: u64 = 0x01DA_1000_0000_0000 | VMCS_REVISION as u64;
@@ -117,7 +117,7 @@ fn vmx_capability(msr: u32) -> u64 {
     }
 }
 
-/// Whether software may reach this register beneath the monitor, without an exit.
+/// Returns whether software may access this register in the hardware beneath, without an exit.
 #[must_use]
 pub fn is_native(msr: u32) -> bool {
     matches!(msr,

@@ -1,6 +1,6 @@
-//! Threads, cores and packages, read out of x2APIC ids.
+//! Threads, cores and packages, derived from x2APIC ids.
 
-/// How an x2APIC id splits into thread, core and package.
+/// The layout of an x2APIC id: thread, core and package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shifts {
     /// Bits of the thread number.
@@ -10,7 +10,7 @@ pub struct Shifts {
 }
 
 impl Shifts {
-    /// Reads CPUID leaf 0xB's first two sub-leaves (EAX 4:0).
+    /// Reads the first two sub-leaves of CPUID leaf 0xB (EAX 4:0).
     #[must_use]
     pub fn from_leaf_b(threads: [u32; 4], cores: [u32; 4]) -> Self {
         let core = threads[0] & 0x1F;
@@ -20,7 +20,7 @@ impl Shifts {
         }
     }
 
-    /// The package of the processor with this x2APIC id.
+    /// Returns the package of the processor with this x2APIC id.
     #[must_use]
     pub fn package_of(self, apic_id: u32) -> u32 {
         apic_id >> self.package

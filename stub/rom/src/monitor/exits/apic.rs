@@ -9,7 +9,7 @@ use crate::monitor::lp::Lp;
 use crate::monitor::smp::{self, Hardware};
 use crate::report;
 
-/// An access to the page of the local APIC at `pa`.
+/// Handles an access to the page of the local APIC at `pa`.
 pub fn access(lp: &mut Lp, pa: u64) {
     let offset = (pa - apic::BASE) as u32;
     let Some(instruction) = lp.instruction() else {
@@ -33,7 +33,7 @@ pub fn access(lp: &mut Lp, pa: u64) {
             }
         }
         None => {
-            // No driver reaches an APIC with anything but moves, and the manual allows nothing else.
+            // Drivers access an APIC only by moves, and the manual allows nothing else.
             report::violation("apic_access", lp.number, lp.vmcb.save.rip, pa);
         }
     }

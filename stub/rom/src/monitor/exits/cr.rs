@@ -1,4 +1,4 @@
-//! Control registers: CR4 with the bits that only exist in its shadow, and the bits that VMX operation fixes.
+//! Control registers: the CR4 bits that exist only in its shadow, and the bits that VMX operation fixes.
 
 use iced_x86::{Mnemonic, OpKind, Register};
 use stub_rom::insn::decode;
@@ -13,7 +13,7 @@ use crate::monitor::vmcb;
 /// VMXE can't be set in a VMCB.
 const SHADOWED: u64 = 1 << 13;
 
-/// MOV to CR4. OVMF does this very often, so that the usual encoding is recognised without the full decoder.
+/// Handles MOV to CR4. OVMF executes it very often, so the usual encoding is recognised without the full decoder.
 #[inline(never)]
 pub fn write_cr4(lp: &mut Lp) {
     let (bytes, length) = lp.code();
@@ -57,7 +57,7 @@ fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
     }
     lp.cr4_shadow = value & SHADOWED;
     lp.vmcb.save.cr4 = value & !SHADOWED;
-    // Reading needs help only while the shadow differs from the register.
+    // Reads only need emulation while the shadow differs from the register.
     if lp.cr4_shadow == 0 {
         lp.vmcb.intercept_cr &= !vmcb::CR4_READ;
     } else {
@@ -66,7 +66,7 @@ fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// MOV from CR4.
+/// Handles MOV from CR4.
 #[inline(never)]
 pub fn read_cr4(lp: &mut Lp) {
     let Some(instruction) = lp.instruction() else {
@@ -78,7 +78,7 @@ pub fn read_cr4(lp: &mut Lp) {
     finish(lp, instruction.len(), Ok(()));
 }
 
-/// Makes writes to CR0 exit while the processor is in VMX operation, which fixes some of its bits.
+/// Intercepts writes to CR0 while the processor is in VMX operation, which fixes some of its bits.
 pub fn watch_cr0(lp: &mut Lp) {
     if lp.vmx.is_on() {
         lp.vmcb.intercept_cr |= vmcb::CR0_WRITE;
@@ -87,7 +87,7 @@ pub fn watch_cr0(lp: &mut Lp) {
     }
 }
 
-/// MOV to CR0, LMSW or CLTS in VMX operation.
+/// Handles MOV to CR0, LMSW or CLTS in VMX operation.
 #[inline(never)]
 pub fn write_cr0(lp: &mut Lp) {
     const TS: u64 = 1 << 3;

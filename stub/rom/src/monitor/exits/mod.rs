@@ -1,4 +1,4 @@
-//! What made the software leave, and what comes of it.
+//! Exits of the software and their handling.
 
 mod apic;
 mod cr;
@@ -21,7 +21,7 @@ use crate::{cpu, report};
 pub use seamcall::report_violations;
 pub use step::{ShadowPaging, Step};
 
-/// Handles the exit of `lp`; what is in its VMCB afterwards is entered.
+/// Handles the exit of `lp`. The next entry uses the resulting VMCB.
 pub fn handle(lp: &mut Lp) {
     if lp.is_parked() {
         smp::nmi(lp);
@@ -54,8 +54,8 @@ fn handle_other(lp: &mut Lp, code: u64) {
         exit::CR4_READ => cr::read_cr4(lp),
         exit::CR0_WRITE => cr::write_cr0(lp),
         exit::IRET => {
-            // The handler of the NMI is at its end. The next NMI waits for the exit after IRET, at the latest for
-            // the end of this one's single step.
+            // The handler of the NMI is at its end. The next NMI waits for the exit after IRET, which is at the latest
+            // the end of its single step.
             lp.vmcb.intercept_misc1 &= !misc1::IRET;
             lp.vmcb.redeliver();
             step::over_iret(lp);
@@ -66,7 +66,7 @@ fn handle_other(lp: &mut Lp, code: u64) {
     }
 }
 
-/// A fault in the software's own fault handling: reported, then the machine is reset, as hardware does.
+/// Reports a fault in the software's own fault handling, then resets the machine, as hardware does.
 #[inline(never)]
 fn shutdown(lp: &Lp) -> ! {
     report::line("shutdown", format_args!("{}", panic::State(lp)));
@@ -109,7 +109,7 @@ fn other_exception(lp: &mut Lp, number: u32) {
     }
 }
 
-/// Delivers a pending NMI if nothing else is on its way, and watches for the IRET that ends its handler.
+/// Delivers a pending NMI if no other event is being injected, and watches for the IRET that ends its handler.
 fn deliver_nmi(lp: &mut Lp) {
     if lp.nmi_pending
         && !lp.nmi_blocked
@@ -124,7 +124,7 @@ fn deliver_nmi(lp: &mut Lp) {
     }
 }
 
-/// Ends an emulated instruction of `length` bytes: goes on behind it, or takes the fault.
+/// Ends an emulated instruction of `length` bytes: advances past it, or injects the fault.
 #[inline(always)]
 fn finish(lp: &mut Lp, length: usize, result: Result<(), Fault>) {
     match result {

@@ -9,11 +9,11 @@ use crate::memory::PAGE;
 use crate::monitor::guest::{Fault, fill_physical, read_physical, write_physical};
 use crate::monitor::lp::Lp;
 
-/// The most rounds of a loop that one exit completes: 2 MiB at 64 bytes each. Interrupts wait that long.
+/// Maximum number of rounds of a loop in one exit: 2 MiB at 64 bytes each. Interrupts wait that long.
 const MAX_ROUNDS: u32 = 32_768;
 const LINE: usize = 64;
 
-/// The exit for the MOVDIR64B `first`.
+/// Handles the exit for the MOVDIR64B `first`.
 #[inline(never)]
 pub fn exit(lp: &mut Lp, first: &Instruction) {
     let mut pages = Pages::default();
@@ -63,7 +63,7 @@ pub fn exit(lp: &mut Lp, first: &Instruction) {
     finish(lp, first.len(), Ok(()));
 }
 
-/// Stores the line that was just stored to those behind it in the same page, as far as the loop goes; how many.
+/// Copies the line just stored to those behind it in the same page, up to the end of the loop. Returns their number.
 fn repeat(lp: &mut Lp, first: &Instruction, stride: Stride, pages: &mut Pages) -> u32 {
     let lines = stride.ahead(&lp.gprs);
     let Some(target) = lp.gprs.get(first.op0_register()).filter(|_| lines > 0) else {
@@ -91,7 +91,7 @@ fn repeat(lp: &mut Lp, first: &Instruction, stride: Stride, pages: &mut Pages) -
     lines as u32
 }
 
-/// The translations that were used last: a loop stays on a page for 64 rounds.
+/// The most recent translations. A loop stays on a page for 64 rounds.
 #[derive(Default)]
 struct Pages {
     source: Option<(u64, u64)>,

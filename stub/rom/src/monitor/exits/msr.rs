@@ -1,4 +1,4 @@
-//! RDMSR and WRMSR of everything that the hardware beneath may not answer itself.
+//! RDMSR and WRMSR of registers that software may not access in the hardware beneath.
 
 use seam::abi::x86::efer;
 use seam::abi::x86::msr::{APIC_BASE, TSC_DEADLINE};
@@ -23,10 +23,10 @@ const TSX_CTRL: u32 = 0x122;
 const MISC_ENABLE: u32 = 0x1A0;
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
 
-/// The microcode's revision in the upper half, as IA32_BIOS_SIGN_ID has it.
+/// The microcode revision in the upper half, in the format of IA32_BIOS_SIGN_ID.
 const MICROCODE: u64 = 0x2B00_0643 << 32;
 
-/// The MSR exit.
+/// Handles the MSR exit.
 #[inline(never)]
 pub fn exit(lp: &mut Lp) {
     let msr = lp.gprs.0[gpr::RCX] as u32;
@@ -87,12 +87,12 @@ fn write(lp: &mut Lp, msr: u32, value: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Tells the others under which ids this processor's APIC can now be reached.
+/// Publishes the ids of this processor's APIC to the other processors.
 pub fn publish_station(lp: &Lp) {
     *world::get().lps[lp.number as usize].station.lock() = lp.apic.station();
 }
 
-/// EFER as a processor without SVM has it; the real one keeps SVME.
+/// Sets EFER as a processor without SVM has it. The real EFER keeps SVME.
 fn set_efer(lp: &mut Lp, value: u64) -> Result<(), Fault> {
     const CR0_PG: u64 = 1 << 31;
     let efer = &mut lp.vmcb.save.efer;

@@ -1,4 +1,4 @@
-//! Accesses that the nested page tables stop, and those that carry a KeyID.
+//! Accesses that the nested page tables stop, and accesses with a KeyID.
 
 use stub_module::hooks::Access;
 use stub_rom::vmx::Memory;
@@ -14,7 +14,7 @@ use crate::monitor::npt::Stopped;
 use crate::monitor::{panic, world};
 use crate::report;
 
-/// The nested page fault exit.
+/// Handles the nested page fault exit.
 #[inline(never)]
 pub fn exit(lp: &mut Lp) {
     let pa = lp.vmcb.exit_info2;
@@ -47,8 +47,8 @@ pub fn exit(lp: &mut Lp) {
     step::over_page(lp, pa);
 }
 
-/// The page fault exit: whether it was an access with a KeyID in its address that has been dealt with. One instruction is
-/// reported once.
+/// Handles the page fault exit. Returns whether it was an access with a KeyID in its address, which has been handled.
+/// Each instruction is reported once.
 #[inline(never)]
 pub fn keyid_alias(lp: &mut Lp) -> bool {
     const RESERVED: u64 = 1 << 3;

@@ -15,10 +15,10 @@ use crate::monitor::machine::SeamCpu;
 use crate::monitor::{presence, world};
 use crate::report;
 
-/// RAX bit 63 addresses the P-SEAMLDR.
+/// RAX bit 63 selects the P-SEAMLDR.
 const SEAMLDR: u64 = 1 << 63;
 
-/// SEAMCALL: #UD outside VMX operation or without SEAM, #GP outside ring 0; the module's answer otherwise.
+/// Executes SEAMCALL: #UD outside VMX operation or without SEAM, #GP outside ring 0, otherwise a call of the module.
 #[inline(always)]
 pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     let Some(module) = world::module() else {
@@ -72,7 +72,7 @@ fn trace(lp: &Lp, leaf: u64) {
     );
 }
 
-/// Puts what the module saw the host do on the debug console.
+/// Reports on the debug console the host's violations that the module has recorded.
 pub fn report_violations(module: &Module) {
     static REPORTED: AtomicU64 = AtomicU64::new(0);
     let total = module.violations().total();
@@ -85,14 +85,14 @@ pub fn report_violations(module: &Module) {
 #[inline(never)]
 fn report_all(module: &Module) {
     for v in module.violations().take() {
-        // The debug console's classes are identifiers.
+        // Violation classes on the debug console are identifiers.
         let class = v.kind.name().replace('-', "_");
         report::violation(&class, v.lp, v.rip.unwrap_or(0), v.pa);
     }
 }
 
-/// PCONFIG, leaf 0 (MKTME_KEY_PROGRAM), for the shared KeyIDs. No memory is encrypted here: a key that may be programmed
-/// is, at once.
+/// Executes PCONFIG, leaf 0 (MKTME_KEY_PROGRAM), for the shared KeyIDs. Memory is not encrypted here, so a permitted
+/// key is programmed immediately.
 #[inline(never)]
 pub fn pconfig(lp: &mut Lp) -> Result<(), Fault> {
     const KEY_PROGRAM_SIZE: u64 = 256;

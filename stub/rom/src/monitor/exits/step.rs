@@ -1,7 +1,7 @@
-//! One instruction with something else in place: a page of ones instead of what it may not touch.
+//! Single steps with a replaced page: an instruction sees a page of ones instead of memory that it must not access.
 //!
-//! The instruction is executed by the CPU, whatever it is, in a single step. Until it ends only this processor sees
-//! the page of ones; an interrupt can't come in between.
+//! The CPU executes the instruction, whatever it is, in a single step. Until it ends, only this processor sees the page
+//! of ones. No interrupt can come in between.
 
 use stub_rom::vmx::Memory;
 
@@ -12,7 +12,7 @@ use crate::monitor::npt;
 use crate::monitor::vmcb::vector;
 use crate::monitor::world;
 
-/// A single step under way.
+/// A single step in progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     /// The software's own trap and interrupt flags.
@@ -28,14 +28,14 @@ const STEP_FLAGS: u64 = TRAP_FLAG | INTERRUPT_FLAG;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
-/// Whether a step over a forbidden page is under way, so that its further faults belong to the same instruction.
+/// Returns whether a step over a forbidden page is in progress. Further faults then belong to the same instruction.
 pub fn is_over_memory(lp: &Lp) -> bool {
     lp.step.is_some_and(|step| step.over_memory)
 }
 
 fn begin(lp: &mut Lp, over_memory: bool) {
     let save = &mut lp.vmcb.save;
-    // A step that is under way already, over an IRET that reads forbidden memory, has the software's state.
+    // A step already in progress, over an IRET that reads forbidden memory, holds the software's state.
     let before = lp.step.unwrap_or(Step {
         flags: save.rflags & STEP_FLAGS,
         dr6: save.dr6,
@@ -46,8 +46,8 @@ fn begin(lp: &mut Lp, over_memory: bool) {
         over_memory,
         ..before
     });
-    // An interrupt must not come first: its handler would run with the page of ones in place. TCG does not heed the
-    // interrupt shadow of a VMCB, hence the flag.
+    // An interrupt must not come first: its handler would run with the page of ones in place. TCG ignores the interrupt
+    // shadow of a VMCB, so IF is cleared.
     save.rflags = save.rflags & !INTERRUPT_FLAG | TRAP_FLAG;
     lp.vmcb.intercept_exceptions = u32::MAX;
 }
@@ -66,26 +66,26 @@ fn scratch(lp: &Lp) -> u64 {
     core::ptr::from_ref::<[u64; 512]>(lp.scratch) as u64
 }
 
-/// CR3 as the software has set it.
+/// Returns CR3 as the software has set it.
 pub fn software_cr3(lp: &Lp) -> u64 {
     lp.step.map_or(lp.vmcb.save.cr3, |step| step.cr3)
 }
 
-/// Executes the instruction with the page of ones at the physical address `pa`.
+/// Steps over the instruction with the page of ones at the physical address `pa`.
 pub fn over_page(lp: &mut Lp, pa: u64) {
     begin_over_memory(lp);
     let scratch = scratch(lp);
     lp.detour.map(pa, scratch, world::get().npt.address());
 }
 
-/// The page at `pa` has just been mapped in the tables that all processors share: a step that is under way has it, too.
+/// Applies a change of the shared tables, which now map another page, to a step in progress.
 pub fn follow(lp: &mut Lp) {
     lp.detour.refresh(world::get().npt.address());
     lp.vmcb.tlb_control = 1;
 }
 
-/// Executes the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID. False,
-/// with nothing changed, if it touches more such pages than there are tables for.
+/// Steps over the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID.
+/// Returns false, with nothing changed, if the instruction accesses more such pages than there are tables for.
 pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
     let is_first = lp.vmcb.save.cr3 != lp.shadow_paging.root();
     if is_first {
@@ -103,13 +103,13 @@ pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
     true
 }
 
-/// Executes IRET, after which NMIs are no longer blocked.
+/// Steps over IRET, after which NMIs are no longer blocked.
 #[inline(never)]
 pub fn over_iret(lp: &mut Lp) {
     begin(lp, false);
 }
 
-/// Exception `number` ends the step: its own trap, or a fault that the software gets.
+/// Ends the step at exception `number`: its own trap, or a fault that the software gets.
 #[inline(never)]
 pub fn end(lp: &mut Lp, number: u32) {
     let Some(step) = lp.step.take() else { return };
@@ -119,7 +119,7 @@ pub fn end(lp: &mut Lp, number: u32) {
     }
     let save = &mut lp.vmcb.save;
     save.cr3 = step.cr3;
-    // An IRET that was executed has loaded flags of its own; anything else keeps the software's.
+    // An executed IRET has loaded its own flags. In all other cases the software's flags are restored.
     if step.over_memory || number != vector::DB {
         save.rflags = save.rflags & !STEP_FLAGS | step.flags;
     }
@@ -143,7 +143,7 @@ pub fn end(lp: &mut Lp, number: u32) {
     deliver_nmi(lp);
 }
 
-/// Takes the single step out of DR6; whether another cause of a debug exception remains.
+/// Removes the single step from DR6. Returns whether another cause of a debug exception remains.
 fn save_dr6(lp: &mut Lp, before: u64) -> bool {
     const BREAKPOINTS: u64 = 0xF;
     let dr6 = &mut lp.vmcb.save.dr6;
@@ -152,15 +152,15 @@ fn save_dr6(lp: &mut Lp, before: u64) -> bool {
     hit
 }
 
-/// Private copies of the software's page tables, in which single pages are mapped somewhere else.
+/// Private copies of the software's page tables, with single pages mapped elsewhere.
 pub struct ShadowPaging {
-    /// The first is the root.
+    /// The tables. The first is the root.
     tables: [&'static mut [u64; 512]; Self::TABLES],
     used: usize,
 }
 
 impl ShadowPaging {
-    /// A root, and four pages on four different paths: two operands that straddle a boundary each.
+    /// A root, and the tables of four pages on four different paths: two operands, each across a page boundary.
     pub const TABLES: usize = 1 + 4 * 3;
 
     pub fn new() -> Self {
@@ -183,15 +183,15 @@ impl ShadowPaging {
         pages.into_iter()
     }
 
-    /// Starts over from the tables at `cr3`.
+    /// Restarts from the tables at `cr3`.
     fn start(&mut self, cr3: u64) {
         const ROOT_SHIFT: u32 = 39;
         Source::Table(cr3 & ADDRESS).copy_to(self.tables[0], ROOT_SHIFT);
         self.used = 1;
     }
 
-    /// Maps the page of `va` to the page `target`. What is on the way as a large page is split. False if there are no
-    /// tables left for it.
+    /// Maps the page of `va` to the page `target`, and splits large pages on the way. Returns false if there are not
+    /// enough tables.
     fn map(&mut self, va: u64, target: u64) -> bool {
         let mut at = 0;
         for shift in [39, 30, 21] {
@@ -216,7 +216,7 @@ impl ShadowPaging {
     }
 }
 
-/// What a level of page tables is copied from.
+/// The source from which a level of page tables is copied.
 enum Source {
     Table(u64),
     Large(u64),

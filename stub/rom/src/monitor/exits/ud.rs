@@ -1,4 +1,4 @@
-//! Invalid opcodes: what TCG does not know, and this machine does.
+//! Invalid opcodes: instructions that TCG lacks and this machine has.
 
 use iced_x86::{Code, Mnemonic};
 use stub_rom::insn;
@@ -9,7 +9,7 @@ use crate::monitor::lp::Lp;
 use crate::monitor::world;
 use crate::report;
 
-/// The invalid opcode exit. SEAMCALL, which is what it is most often, is recognised without the decoder.
+/// Handles the invalid opcode exit. SEAMCALL, the most frequent cause, is recognised without the decoder.
 #[inline(never)]
 pub fn exit(lp: &mut Lp) {
     const SEAMCALL: [u8; 4] = [0x66, 0x0F, 0x01, 0xCF];
@@ -24,7 +24,7 @@ pub fn exit(lp: &mut Lp) {
     finish(lp, length, result);
 }
 
-/// Does what the instruction does, unless it is a SEAMCALL that was not recognised, whose length this returns.
+/// Emulates the instruction. For a SEAMCALL that was not recognised, returns its length instead.
 #[inline(never)]
 fn emulate(lp: &mut Lp) -> Option<usize> {
     let (bytes, length) = lp.code();

@@ -1,4 +1,4 @@
-//! VMX instructions: their operands, and what the model makes of them.
+//! VMX instructions: their operands, and their execution by the model.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use stub_rom::vmx::{Cpu, Outcome};
@@ -6,7 +6,7 @@ use stub_rom::vmx::{Cpu, Outcome};
 use crate::monitor::guest::{Data, Fault};
 use crate::monitor::lp::Lp;
 
-/// Executes a VMX instruction; any other is an invalid opcode.
+/// Executes a VMX instruction. Any other instruction is an invalid opcode.
 #[inline(never)]
 pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
     let mnemonic = i.mnemonic();
@@ -82,7 +82,7 @@ pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
                 if matches!(outcome, Outcome::Succeed)
                     && let Some(td) = &mut lp.td
                 {
-                    // What a TD has of the host's shared EPT is kept as a whole with the rest.
+                    // A TD's translations of the host's shared EPT are cached together with all others.
                     td.flush();
                 }
                 outcome
@@ -95,7 +95,7 @@ pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
     lp.finish_vmx(outcome)
 }
 
-/// What of the processor's state VMX instructions check.
+/// Returns the processor state that VMX instructions check.
 pub fn cpu(lp: &Lp) -> Cpu {
     Cpu {
         cr0: lp.vmcb.save.cr0,
@@ -105,7 +105,7 @@ pub fn cpu(lp: &Lp) -> Cpu {
     }
 }
 
-/// The 64-bit memory operand that holds a physical address.
+/// Reads the 64-bit memory operand that holds a physical address.
 fn pointer(lp: &Lp, instruction: &Instruction) -> Result<u64, Fault> {
     lp.read_u64(lp.operand_address(instruction, 0)?)
 }

@@ -1,5 +1,5 @@
-//! The guest's code and linear memory, as far as the monitor has to look at it: SVM under TCG neither decodes instructions
-//! nor says how long they are.
+//! The guest's code and linear memory, as the monitor reads them: SVM under TCG neither decodes instructions nor
+//! reports their length.
 
 use core::sync::atomic::Ordering;
 
@@ -18,7 +18,7 @@ use crate::monitor::vmcb::{Segment, vector};
 
 const MAX_INSTRUCTION: usize = 15;
 
-/// The bytes at the instruction pointer, as many as can be read.
+/// The readable bytes at the instruction pointer.
 pub struct Bytes {
     bytes: [u8; MAX_INSTRUCTION],
     length: usize,
@@ -31,12 +31,12 @@ impl Bytes {
         &self.bytes[..self.length]
     }
 
-    /// Whether there are none.
+    /// Returns whether there are none.
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// The instruction; `None` if it is none that the decoder knows.
+    /// Decodes the instruction. Returns `None` if the decoder does not know it.
     pub fn decode(&self) -> Option<Instruction> {
         insn::decode(self.as_slice(), self.rip, self.bitness)
     }
@@ -45,7 +45,7 @@ impl Bytes {
 /// TDCALL without further prefixes.
 pub const TDCALL: [u8; 4] = [0x66, 0x0F, 0x01, 0xCC];
 
-/// The VM exit that an instruction causes which TCG does not know, and the instruction's length.
+/// Returns the VM exit of an instruction that TCG does not know, and the instruction's length.
 pub fn known(code: &Bytes) -> Option<(u32, usize)> {
     let instruction = code.decode()?;
     let reason = match instruction.mnemonic() {
@@ -58,13 +58,13 @@ pub fn known(code: &Bytes) -> Option<(u32, usize)> {
     Some((reason, instruction.len()))
 }
 
-/// Whether an I/O instruction has the port in itself.
+/// Returns whether an I/O instruction encodes the port itself.
 pub fn is_immediate_port(instruction: &Instruction) -> bool {
     instruction.op0_kind() == OpKind::Immediate8 || instruction.op1_kind() == OpKind::Immediate8
 }
 
 impl Td {
-    /// The physical address of a guest-physical one that the guest may read.
+    /// Returns the physical address of a guest-physical address that the guest may read.
     pub(super) fn physical(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> Option<u64> {
         self.shadow.find(gpa).or_else(|| {
             let leaf = ept::walk(machine, vcpu, gpa, ept::READ).ok()?;
@@ -73,7 +73,7 @@ impl Td {
         })
     }
 
-    /// The guest-physical address of a linear one, by the guest's page tables; `None` if it is not mapped.
+    /// Translates a linear to a guest-physical address by the guest's page tables. Returns `None` if it is not mapped.
     pub(super) fn guest_physical(
         &self,
         machine: &SeamCpu,
@@ -97,8 +97,8 @@ impl Td {
         }
     }
 
-    /// Where 64-bit code is that lies in the page which was last looked at. The way to that page is kept, because the next
-    /// exit is often on the same one.
+    /// Returns the physical address of 64-bit code in the most recently read page. The walk to that page is kept,
+    /// because the next exit is often on the same page.
     #[inline(always)]
     fn known_code(&self, machine: &SeamCpu, va: u64) -> Option<u64> {
         let (generation, trail) = self.trail.get();
@@ -109,7 +109,7 @@ impl Td {
         (machine.word(at) == word).then_some(trail.at(va))
     }
 
-    /// Where the code at `va` is.
+    /// Returns the physical address of the code at `va`.
     fn code_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64) -> Option<u64> {
         let known = self.is_in_long_mode().then(|| self.known_code(machine, va));
         known
@@ -134,7 +134,7 @@ impl Td {
         self.physical(machine, vcpu, gpa)
     }
 
-    /// Reads what lies in one page.
+    /// Reads a range inside one page.
     fn read(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, to: &mut [u8]) -> Option<()> {
         let pa = self.code_address(machine, vcpu, va)?;
         let page = machine.page(pa);
@@ -145,7 +145,7 @@ impl Td {
         Some(())
     }
 
-    /// The four bytes at the instruction pointer, if it is 64-bit code in the page which was last looked at.
+    /// Returns the four bytes at the instruction pointer, if they are 64-bit code in the most recently read page.
     #[inline(always)]
     pub(super) fn opcode(&self, machine: &SeamCpu) -> Option<u32> {
         let va = self.vmcb.save.rip;
@@ -159,7 +159,7 @@ impl Td {
         Some(insn::opcode(pa, word))
     }
 
-    /// The bytes at the instruction pointer.
+    /// Returns the bytes at the instruction pointer.
     #[inline(never)]
     pub(super) fn code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Bytes {
         let s = &self.vmcb.save;
@@ -191,10 +191,10 @@ impl Td {
         self.read_code(machine, vcpu, va, code)
     }
 
-    /// The 16-bit operand in memory of an instruction that made the guest exit before it was read.
+    /// Reads the 16-bit memory operand of an instruction whose exit came before the read.
     ///
     /// # Errors
-    /// What becomes of the guest if it can't be read: #PF, or an exit for the page that is missing.
+    /// The outcome if it can't be read: #PF, or an exit for the missing page.
     #[inline(never)]
     pub(super) fn word_operand(
         &mut self,
@@ -222,7 +222,7 @@ impl Td {
         Ok(u16::from_le_bytes(word))
     }
 
-    /// Reads code that goes on in another page, or none.
+    /// Reads code that continues in another page, or can't be read.
     #[inline(never)]
     fn read_code(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, va: u64, mut code: Bytes) -> Bytes {
         let first = (PAGE - va as usize % PAGE).min(MAX_INSTRUCTION);
@@ -235,10 +235,10 @@ impl Td {
         code
     }
 
-    /// The instruction at the instruction pointer, if it is one that makes the guest exit as it did.
+    /// Returns the instruction at the instruction pointer, if it is one that causes the exit.
     ///
     /// # Errors
-    /// What becomes of the guest if it is not, or can't be read.
+    /// The outcome if it is not, or can't be read.
     pub(super) fn instruction(
         &mut self,
         machine: &SeamCpu,
@@ -255,9 +255,9 @@ impl Td {
         }
     }
 
-    /// Lets the processor execute again an instruction that is not what made the guest exit, without the translations that
-    /// it had. If that is of no use, the instruction is one that TCG executes and that a processor does not know; or nobody
-    /// can tell what it is, which is the vCPU's end.
+    /// Lets the processor execute an instruction again that does not match the exit, after a flush of its translations.
+    /// If this does not help and the instruction is readable, TCG executes an instruction that the processor does not
+    /// have, and the guest gets #UD. If the instruction can't be read, the vCPU ends.
     #[inline(never)]
     pub(super) fn execute_again(&mut self, is_readable: bool) -> Next {
         if self.doubt.may_retry(self.vmcb.save.rip, &self.gprs) {
@@ -271,7 +271,8 @@ impl Td {
         }
     }
 
-    /// The linear address by which the instruction at the instruction pointer reaches `gpa`; 0 if it can't be told.
+    /// Returns the linear address by which the instruction at the instruction pointer accesses `gpa`; 0 if it is
+    /// unknown.
     pub(super) fn linear_address(&self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> u64 {
         let code = self.code(machine, vcpu);
         let Some(instruction) = code.decode() else {
@@ -284,7 +285,7 @@ impl Td {
         (0..instruction.op_count())
             .filter_map(|operand| insn::address(&instruction, operand, &self.gprs, bases))
             .flat_map(|va| {
-                // The operand may begin on the page before.
+                // The operand may start on the previous page.
                 let last = va.wrapping_add(instruction.memory_size().size().max(1) as u64 - 1);
                 [va, last]
             })

@@ -1,4 +1,4 @@
-//! Control registers written by the guest: what VMX's masks and shadows let through, and what a processor checks then.
+//! Control register writes of the guest: VMX's masks and shadows, and the checks of the processor.
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use stub_module::vcpu::{Field, Vcpu};
@@ -17,7 +17,7 @@ const ET: u64 = 1 << 4;
 const NW: u64 = 1 << 29;
 const CD: u64 = 1 << 30;
 const PG: u64 = 1 << 31;
-/// What LMSW writes: PE, MP, EM, TS.
+/// CR0 bits that LMSW writes: PE, MP, EM, TS.
 const LMSW: u64 = 0xF;
 const PAE: u64 = 1 << 5;
 /// Exit qualification: access types.
@@ -26,14 +26,14 @@ const ACCESS_LMSW: u64 = 3 << 4;
 /// Exit qualification: the operand of LMSW is in memory.
 const LMSW_MEMORY: u64 = 1 << 6;
 
-/// What the register would hold, and how an exit would tell of it.
+/// A write: the new value of the register, and the qualification of a possible exit.
 struct Write {
     value: u64,
     qualification: u64,
     length: usize,
 }
 
-/// Whether the instruction writes to this control register.
+/// Returns whether the instruction writes to this control register.
 fn writes(instruction: &Instruction, cr: Register) -> bool {
     match instruction.mnemonic() {
         Mnemonic::Clts | Mnemonic::Lmsw => cr == Register::CR0,
@@ -42,7 +42,7 @@ fn writes(instruction: &Instruction, cr: Register) -> bool {
     }
 }
 
-/// The exit for a write to CR0, CR4 or CR8.
+/// Handles the exit for a write to CR0, CR4 or CR8.
 #[inline(never)]
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     let cr = match td.vmcb.exit_code {
@@ -105,7 +105,7 @@ pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     }
 }
 
-/// Whether the masks make the write exit; else what the register gets.
+/// Applies the masks. Returns the exit that they cause, or else the value of the register.
 fn masked(
     vcpu: &Vcpu<'_>,
     write: &Write,
@@ -113,7 +113,7 @@ fn masked(
     (mask, shadow): (Field, Field),
 ) -> Result<u64, Next> {
     let (mask, shadow) = (vcpu.vmcs(mask), vcpu.vmcs(shadow));
-    // LMSW and CLTS are about their own bits alone.
+    // LMSW and CLTS only affect their own bits.
     let concerned = match write.qualification & (3 << 4) {
         ACCESS_CLTS => TS,
         ACCESS_LMSW => LMSW,

@@ -1,4 +1,4 @@
-//! From SVM exits to VM exits as VMX reports them.
+//! Translation of SVM exits to VM exits as VMX reports them.
 
 use iced_x86::{Instruction, Mnemonic};
 pub use seam::abi::x86::exit_reason as reason;
@@ -19,7 +19,7 @@ const HAS_ERROR: u64 = 1 << 11;
 const NMI: u64 = VALID | 2 << 8 | vector::NMI as u64;
 const EXCEPTION: u64 = VALID | 3 << 8;
 
-/// Puts an exit into the VMCS.
+/// Records an exit in the VMCS.
 #[inline(always)]
 pub fn record(exit: &VmExit, vcpu: &Vcpu<'_>) {
     vcpu.set_vmcs(Field::EXIT_REASON, exit.reason.into());
@@ -34,8 +34,8 @@ pub fn record(exit: &VmExit, vcpu: &Vcpu<'_>) {
     vcpu.set_vmcs(Field::IDT_VECTORING_ERROR, exit.vectoring.1);
 }
 
-/// The instructions that cause an SVM exit of their own, and the reasons that VMX reports for them. TCG tells INVD from WBINVD
-/// by the former's exit code alone, and reports the latter's for both; WBNOINVD is a WBINVD for both of SVM and VMX.
+/// Returns the instructions that cause this SVM exit, and the reasons that VMX reports for them. TCG distinguishes INVD
+/// from WBINVD only by the former's exit code, and reports the latter's for both. SVM and VMX treat WBNOINVD as WBINVD.
 fn instructions(code: u64) -> Option<&'static [(Mnemonic, u32)]> {
     Some(match code {
         exit::CPUID => &[(Mnemonic::Cpuid, reason::CPUID)],
@@ -53,7 +53,7 @@ fn instructions(code: u64) -> Option<&'static [(Mnemonic, u32)]> {
     })
 }
 
-/// Whether the module wants to know of RDPMC, which TCG tells the monitor of in any case.
+/// Returns whether the module intercepts RDPMC. TCG reports it to the monitor in any case.
 fn exits_at_rdpmc(vcpu: &Vcpu<'_>) -> bool {
     const RDPMC_EXITING: u64 = 1 << 11;
     vcpu.vmcs(Field::PROC_BASED) & RDPMC_EXITING != 0
@@ -72,7 +72,7 @@ const PORT_ACCESSES: &[Mnemonic] = &[
 ];
 
 impl Td {
-    /// Handles what made the guest exit, or says what the module has to handle.
+    /// Handles the cause of the exit, or returns the exit that the module must handle.
     #[inline(always)]
     pub(super) fn exited(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         self.settle_interrupt(vcpu);
@@ -89,7 +89,7 @@ impl Td {
         }
     }
 
-    /// The exit, if it is what VMX would say of this SVM exit; else the end of the vCPU.
+    /// Returns the exit if it matches VMX's exit for this SVM exit; else ends the vCPU.
     fn checked(&self, code: u64, next: Next) -> Next {
         let Next::Exit(exit) = &next else { return next };
         match translation::check(code, exit) {
@@ -120,7 +120,7 @@ impl Td {
         self.checked(code, next)
     }
 
-    /// The exit for one of these instructions.
+    /// Returns the exit for one of these instructions.
     fn executed(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, rows: &[(Mnemonic, u32)]) -> Next {
         let reason = |i: &Instruction| {
             let row = rows.iter().find(|(mnemonic, _)| *mnemonic == i.mnemonic());
@@ -132,7 +132,7 @@ impl Td {
         }
     }
 
-    /// RDPMC of a TD that has the counters: they stand still, and there are no others.
+    /// Executes RDPMC of a TD that has the counters. They stand still, and there are no others.
     #[inline(never)]
     fn read_counter(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         match self.instruction(machine, vcpu, |i| i.mnemonic() == Mnemonic::Rdpmc) {
@@ -145,8 +145,8 @@ impl Td {
         }
     }
 
-    /// The vCPU's end, because the monitor knows no exit of VMX's for what happened: a triple fault, which ends that TD
-    /// alone. The debug console says what it was.
+    /// Ends the vCPU because VMX has no exit for the event: a triple fault, which ends only that TD. The debug console
+    /// reports the event.
     #[inline(never)]
     pub(super) fn unexplained(&self, check: &str) -> Next {
         let (c, s) = (&self.vmcb, &self.vmcb.save);
@@ -181,20 +181,20 @@ impl Td {
         Next::Resume
     }
 
-    /// Goes to the instruction after one of `length` bytes.
+    /// Advances past an instruction of `length` bytes.
     pub(super) fn skip(&mut self, length: usize) -> Next {
         self.vmcb.skip(length);
         Next::Resume
     }
 
-    /// Whether the guest executes 64-bit code.
+    /// Returns whether the guest executes 64-bit code.
     pub(super) fn is_in_long_mode(&self) -> bool {
         const EFER_LMA: u64 = 1 << 10;
         let s = &self.vmcb.save;
         s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
     }
 
-    /// The NMI exit: the host's, or another processor's that wants this one to notice something.
+    /// Handles the NMI exit: the host's NMI, or a request of another processor.
     #[inline(never)]
     fn nmi(&mut self, machine: &SeamCpu) -> Next {
         match smp::nmi_in_td(machine.number()) {
@@ -210,7 +210,7 @@ impl Td {
         }
     }
 
-    /// An exit for an external interrupt, which has been acknowledged.
+    /// Returns the exit for an external interrupt that has been acknowledged.
     pub(super) fn interrupt_exit(vector: u8) -> Next {
         Next::Exit(VmExit {
             interruption: (VALID | u64::from(vector), 0),
@@ -228,7 +228,7 @@ impl Td {
         self.true_exception(vcpu, number)
     }
 
-    /// An exception that would be one on hardware, too.
+    /// Handles an exception that hardware would raise, too.
     #[inline(never)]
     fn true_exception(&mut self, vcpu: &Vcpu<'_>, number: u32) -> Next {
         let wanted = vcpu.vmcs(Field::EXCEPTION_BITMAP) >> number & 1 != 0;
@@ -253,7 +253,7 @@ impl Td {
         self.checked(exit::EXCEPTION + u64::from(number), Next::Exit(found))
     }
 
-    /// Instructions that TCG does not know, and a processor with TDX does; `None` for all others.
+    /// Handles instructions that TCG does not know, but a processor with TDX does; returns `None` for all others.
     #[inline(always)]
     fn unknown_instruction(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Option<Next> {
         let (reason, length) = if self.opcode(machine) == Some(u32::from_le_bytes(code::TDCALL)) {
@@ -271,7 +271,7 @@ impl Td {
         Some(Next::Exit(VmExit::by(reason, length)))
     }
 
-    /// An access to a port: its qualification as VMX has it.
+    /// Returns the exit for a port access, with its qualification in VMX's format.
     #[inline(never)]
     fn port_access(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         const IN: u64 = 1 << 0;

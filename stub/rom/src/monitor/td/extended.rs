@@ -1,11 +1,12 @@
 //! Extended state: x87, SSE, AVX and protection keys, debug registers, and IA32_TSC_AUX.
 //!
-//! The monitor uses XMM registers alone, which the world switch keeps where the TD's extended state is, so that a run switches
-//! the rest once. A register that has the value already is not written: TCG leaves its translated code for each such write.
+//! The monitor uses only the XMM registers. The world switch loads and saves them directly in the TD's extended state,
+//! so a run switches the rest once. A register that already has the value is not written, because TCG leaves its
+//! translated code at each such write.
 //!
-//! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0's (IGNNE#), whichever CPU executes it and without a
-//! lock; if CPU 0 is on its way out of a guest just then, it is left in nested paging. So the monitor restores x87
-//! state by XRSTOR only where a guest has some. Source: QEMU 7.2, `cpu_clear_ignne`.
+//! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0 (IGNNE#), without a lock, whichever CPU executes it.
+//! If CPU 0 is exiting a guest at that moment, it stays in nested paging. The monitor therefore restores x87 state by
+//! XRSTOR only if a guest has some. Source: QEMU 7.2, `cpu_clear_ignne`.
 #![expect(unsafe_code, reason = "extended state and debug registers")]
 
 use core::arch::asm;
@@ -23,12 +24,12 @@ const TSC_AUX: u32 = 0xC000_0103;
 const X87: u64 = 1 << 0;
 const SSE: u64 = 1 << 1;
 const AVX: u64 = 1 << 2;
-/// Components that are switched register by register: TCG's XSAVE and XRSTOR take longer for them.
+/// Components that are switched register by register, because TCG's XSAVE and XRSTOR take longer for them.
 const BY_REGISTER: u64 = SSE | AVX;
 /// Words of the XSAVE area: XSTATE_BV and XCOMP_BV.
 const XSTATE_BV: usize = 512 / 8;
 const XCOMP_BV: usize = XSTATE_BV + 1;
-/// Behind the legacy region and the header; nothing further is read of components that the header says are initial.
+/// The end of the legacy region and the header. Components that the header marks as initial are not read.
 const XSAVE_HEADER_END: usize = 576 / 8;
 
 /// Words of the x87 state: control, status, tags and opcode; instruction and data pointers; ST0 to ST7.
@@ -37,36 +38,36 @@ const X87_CONTROL_INITIAL: u64 = 0x37F;
 const X87_POINTERS: core::ops::Range<usize> = 1..3;
 const X87_REGISTERS: core::ops::Range<usize> = 4..20;
 
-/// The word that begins with MXCSR, its initial value, and the bits that it can have.
+/// The word that starts with MXCSR. Its initial value and its valid bits follow.
 const MXCSR: usize = 3;
 const MXCSR_INITIAL: u64 = 0x1F80;
 const MXCSR_BITS: u32 = 0xFFFF;
 
-/// Where the module keeps DR0 to DR3.
+/// The TDVPS fields of DR0 to DR3.
 const DEBUG_ADDRESSES: [Held; 4] = [Held::Dr0, Held::Dr1, Held::Dr2, Held::Dr3];
 
-/// What this machine's XCR0 can have.
+/// Returns the components that this machine's XCR0 supports.
 pub(super) fn supported() -> u64 {
     let [low, _, _, high] = cpu::cpuid(0xD, 0);
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// An XSAVE area in which nothing is but the initial state.
+/// An XSAVE area with only initial state.
 #[repr(C, align(64))]
 struct Initial([u64; XSAVE_HEADER_END]);
 
 static INITIAL: Initial = Initial({
     let mut area = [0; XSAVE_HEADER_END];
-    // XRSTOR takes MXCSR from there even where the header says that there is nothing.
+    // XRSTOR loads MXCSR from there even if the header marks it as initial.
     area[MXCSR] = MXCSR_INITIAL;
     area
 });
 
-/// Gives the guest this IA32_TSC_AUX.
+/// Sets the guest's IA32_TSC_AUX.
 pub(super) fn set_tsc_aux(value: u64) {
     if cpu::rdmsr(TSC_AUX) != value {
         cold_path();
-        // SAFETY: RDTSCP and RDPID alone read it.
+        // SAFETY: only RDTSCP and RDPID read it.
         unsafe { cpu::wrmsr(TSC_AUX, value) };
     }
 }
@@ -76,8 +77,8 @@ fn set_xcr0(value: u64) {
     if xcr0() == value {
         return;
     }
-    // SAFETY: the monitor's CR4 has OSXSAVE, and the value is one that the processor accepts: bits of its own, x87 among
-    // them, AVX not without SSE.
+    // SAFETY: the monitor's CR4 has OSXSAVE, and the processor accepts the value: supported bits, x87 among them, AVX
+    // not without SSE.
     unsafe {
         asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack));
     }
@@ -109,7 +110,7 @@ fn set_debug_addresses(addresses: [u64; 4]) {
     }
     cold_path();
     let [dr0, dr1, dr2, dr3] = addresses;
-    // SAFETY: the monitor uses no breakpoints; the DR7 of a guest says which of these it has enabled.
+    // SAFETY: the monitor uses no breakpoints; a guest's DR7 holds which of these it has enabled.
     unsafe {
         asm!("mov dr0, {}", "mov dr1, {}", "mov dr2, {}", "mov dr3, {}",
             in(reg) dr0, in(reg) dr1, in(reg) dr2, in(reg) dr3, options(nomem, nostack));
@@ -118,8 +119,8 @@ fn set_debug_addresses(addresses: [u64; 4]) {
 
 #[inline(always)]
 fn restore(area: *const u64, components: u64) {
-    // SAFETY: an aligned XSAVE area in standard format, large enough for those of the components, which XCR0 has, that its
-    // header says are there. No x87 or AVX state of the monitor's is lost: it has none.
+    // SAFETY: an aligned XSAVE area in standard format, large enough for the components, which XCR0 has, that its
+    // header marks as present. No x87 or AVX state of the monitor is lost: it has none.
     unsafe {
         asm!("xrstor64 [{}]", in(reg) area, in("eax") components as u32, in("edx") (components >> 32) as u32,
             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
@@ -129,9 +130,9 @@ fn restore(area: *const u64, components: u64) {
     }
 }
 
-/// Loads the upper halves of the YMM registers. The lower ones are the monitor's until the world switch.
+/// Loads the upper halves of the YMM registers. The lower halves are the monitor's until the world switch.
 fn load_upper_halves(area: &PageWords) {
-    // SAFETY: the area has room for them, XCR0 has AVX, and the monitor has nothing in them.
+    // SAFETY: the area has room for them, XCR0 has AVX, and the monitor holds nothing in them.
     unsafe {
         asm!(
             "vinsertf128 ymm0, ymm0, [{area} + 576], 1",
@@ -157,7 +158,7 @@ fn load_upper_halves(area: &PageWords) {
 }
 
 fn clear_upper_halves() {
-    // SAFETY: XCR0 has AVX, and the monitor has nothing in them.
+    // SAFETY: XCR0 has AVX, and the monitor holds nothing in them.
     unsafe { asm!("vzeroupper", options(nomem, nostack)) };
 }
 
@@ -188,7 +189,7 @@ fn store_upper_halves(area: &PageWords) {
     }
 }
 
-/// Whether the x87 state in the area is the initial one.
+/// Returns whether the x87 state in the area is the initial one.
 #[inline(always)]
 fn has_initial_x87(area: &PageWords) -> bool {
     let mut others = 0;
@@ -202,10 +203,10 @@ fn has_initial_x87(area: &PageWords) -> bool {
         || area[X87_CONTROL].load(Relaxed) == X87_CONTROL_INITIAL && others == 0
 }
 
-/// Puts the x87 state into its initial state, registers included, which FNINIT leaves alone.
+/// Resets the x87 state to its initial state, including the registers, which FNINIT does not change.
 #[inline(always)]
 fn reset_x87() {
-    // SAFETY: no x87 state of the monitor's is lost: it has none.
+    // SAFETY: no x87 state of the monitor is lost: it has none.
     unsafe {
         asm!(
             "fninit", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fldz", "fninit",
@@ -217,12 +218,12 @@ fn reset_x87() {
 }
 
 impl Td {
-    /// The components of the vCPU's extended state that this machine has.
+    /// Returns the components of the vCPU's extended state that this machine supports.
     fn components(&self, vcpu: &Vcpu<'_>) -> u64 {
         vcpu.xfam() & self.supported | X87 | SSE
     }
 
-    /// Has the components in XCR0, to load or to save them.
+    /// Enables the components in XCR0, so that they can be loaded or saved.
     #[inline(always)]
     fn have_in_xcr0(&self, components: u64) {
         if xcr0() & components != components {
@@ -249,7 +250,7 @@ impl Td {
             0 => MXCSR_INITIAL as u32,
             _ => area[MXCSR].load(Relaxed) as u32 & MXCSR_BITS,
         };
-        // SAFETY: no reserved bit is set, not even one that the host has written; the monitor computes with no floats.
+        // SAFETY: no reserved bit is set, not even one that the host has written; the monitor uses no floating point.
         unsafe { asm!("ldmxcsr [{}]", in(reg) &mxcsr, options(nostack, readonly)) };
         let mut others = components & !BY_REGISTER;
         if has_initial_x87(area) {
@@ -257,7 +258,7 @@ impl Td {
             others &= !X87;
         }
         if others != 0 {
-            // XRSTOR takes the standard format alone; up to AVX it is the same as the compacted one.
+            // XRSTOR accepts only the standard format. Up to AVX it equals the compacted format.
             let format = area[XCOMP_BV].swap(0, Relaxed);
             restore(area.as_ptr().cast(), others);
             area[XCOMP_BV].store(format, Relaxed);
@@ -273,12 +274,12 @@ impl Td {
             vcpu.set_held(register, addresses[number]);
         }
         let (area, components) = (vcpu.xbuff(), self.components(vcpu));
-        // TCG has no intercept for XSETBV. What the guest could load that the TD does not have is gone with this.
+        // TCG has no intercept for XSETBV. This drops components that the guest could enable but the TD does not have.
         vcpu.set_held(Held::Xcr0, xcr0() & components | X87);
         self.have_in_xcr0(components);
         let at: *const u64 = area.as_ptr().cast();
         let others = components & !BY_REGISTER;
-        // SAFETY: an aligned page, in which the area in standard format has room, of words that may be written through a
+        // SAFETY: an aligned page with room for the area in standard format, of words that may be written through a
         // shared reference.
         unsafe {
             asm!("xsave64 [{at}]", "stmxcsr [{at} + 24]", at = in(reg) at,
@@ -290,8 +291,8 @@ impl Td {
         area[XSTATE_BV].fetch_or(components & BY_REGISTER, Relaxed);
     }
 
-    /// Puts the extended state of the components that TDs can have into its initial state, so that nothing of a TD's is left
-    /// for the host. XCR0 has all of them then.
+    /// Resets the extended state of all components that TDs can have to its initial state, so that no state of a TD is
+    /// left for the host. XCR0 then has all of them.
     #[inline(always)]
     pub fn scrub(&self) {
         set_xcr0(self.supported);

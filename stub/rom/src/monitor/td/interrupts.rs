@@ -1,4 +1,4 @@
-//! Interrupts: those of the machine, which make the guest leave, and those of the guest's virtual APIC.
+//! Interrupts of the machine, which make the guest exit, and interrupts of the guest's virtual APIC.
 #![expect(unsafe_code, reason = "takes an interrupt, and says what happens then")]
 
 use core::arch::{asm, naked_asm};
@@ -16,19 +16,20 @@ use crate::monitor::machine::SeamCpu;
 use crate::monitor::smp::{self, Hardware};
 use crate::monitor::vmcb::control;
 
-/// Vectors below are exceptions'.
+/// Lower vectors are exceptions.
 pub const FIRST_VECTOR: usize = 32;
 /// Pin-based control: process posted interrupts.
 const POSTED_INTERRUPTS: u64 = 1 << 7;
 const EOI: u32 = 0xB0;
 
-/// Takes the interrupt that waits for this processor: its vector; `None` if there was none after all. It is in service then, and
-/// its end is for the host to signal. An NMI that comes in with it is none of this one's business, and stays pending.
+/// Takes the interrupt pending on this processor. Returns its vector, or `None` if there was none after all. The
+/// interrupt is then in service, and the host signals its end. An NMI that arrives at the same time is not handled
+/// here, and stays pending.
 fn acknowledge() -> Option<u8> {
     let lp = lp::current()?;
     lp.interrupt.store(0, Ordering::Relaxed);
     lp.took_nmi.store(0, Ordering::Relaxed);
-    // SAFETY: all vectors of interrupts lead to `taken`, which leaves interrupts disabled behind.
+    // SAFETY: all interrupt vectors lead to `taken`, which leaves interrupts disabled.
     unsafe { asm!("sti", "stgi", "nop", "nop", "clgi", "cli") };
     if lp.took_nmi.load(Ordering::Relaxed) != 0 {
         smp::send_nmi_again(lp.number);
@@ -39,7 +40,7 @@ fn acknowledge() -> Option<u8> {
     }
 }
 
-/// Notes the vector, and returns with interrupts disabled.
+/// Records the vector, and returns with interrupts disabled.
 #[unsafe(naked)]
 unsafe extern "C" fn taken<const VECTOR: u8>() {
     naked_asm!(
@@ -59,7 +60,8 @@ unsafe extern "C" fn taken<const VECTOR: u8>() {
 }
 
 impl Td {
-    /// The external-interrupt exit: the notification of posted interrupts is dealt with here, everything else is the host's.
+    /// Handles the external-interrupt exit. It handles the notification of posted interrupts itself; all other
+    /// interrupts go to the host.
     #[inline(never)]
     pub(super) fn external_interrupt(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         self.redeliver();
@@ -82,7 +84,7 @@ impl Td {
         VirtualApic::of(vcpu).take_posted(page, first);
     }
 
-    /// Puts the guest's next interrupt where SVM delivers it as soon as the guest can take it.
+    /// Offers the guest's next interrupt to SVM, which delivers it as soon as the guest can take it.
     #[inline(always)]
     pub(super) fn offer_interrupt(&mut self, vcpu: &Vcpu<'_>) {
         let apic = VirtualApic::of(vcpu);
@@ -97,12 +99,13 @@ impl Td {
             });
     }
 
-    /// Whether `vector` waits in the VMCB, not yet taken by the guest.
+    /// Returns whether `vector` is offered in the VMCB, not yet taken by the guest.
     pub(super) fn is_offered(&self, vector: u8) -> bool {
         self.offered == Some(vector)
     }
 
-    /// After an exit: whether the guest has taken what was offered, and its task priority.
+    /// Updates the state after an exit: the offered interrupt, if the guest has taken it, and the guest's task
+    /// priority.
     #[inline(always)]
     pub(super) fn settle_interrupt(&mut self, vcpu: &Vcpu<'_>) {
         let state = self.vmcb.interrupt_control;
@@ -125,7 +128,7 @@ fn is_notification(vcpu: &Vcpu<'_>, vector: u8) -> bool {
 
 type Stub = unsafe extern "C" fn();
 
-/// The handlers of all vectors from [`FIRST_VECTOR`] on.
+/// Installs the handlers of all vectors from [`FIRST_VECTOR`] on.
 pub fn install(set: impl FnMut((usize, Stub))) {
     (FIRST_VECTOR..).zip(STUBS).for_each(set);
 }

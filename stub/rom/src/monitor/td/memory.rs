@@ -1,4 +1,4 @@
-//! Nested page faults: what the guest has in its TLB, and what it may not reach.
+//! Nested page faults: fills the guest's TLB, and handles accesses to memory that it must not access.
 
 use stub_module::ept::{self, EXECUTE, Leaf, Miss, READ, WRITE};
 use stub_module::vcpu::{Field, Vcpu};
@@ -10,14 +10,14 @@ use crate::monitor::guest;
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::panic;
 
-/// Exit qualification of an EPT violation: the linear address is known; the access was to it, not to page tables.
+/// Exit qualification of an EPT violation: the linear address is valid; the access was to it, not to page tables.
 const GLA_VALID: u64 = 1 << 7;
 const TO_GLA: u64 = 1 << 8;
 /// The #VE exception.
 const VE: u32 = 20;
 
 impl Td {
-    /// The nested page fault exit.
+    /// Handles the nested page fault exit.
     #[inline(never)]
     pub(super) fn nested_page_fault(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         const ERROR_WRITE: u64 = 1 << 1;
@@ -26,7 +26,7 @@ impl Td {
         let (error, gpa) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
         panic::check_for_lost_guest(machine.number(), &self.vmcb.save, gpa);
         let is_walk = error & ERROR_WALK != 0;
-        // TCG wants to write whenever it walks the guest's page tables.
+        // TCG requests write access whenever it walks the guest's page tables.
         let wanted = if error & ERROR_FETCH != 0 {
             EXECUTE
         } else if error & ERROR_WRITE != 0 {
@@ -37,14 +37,14 @@ impl Td {
         self.reach(machine, vcpu, gpa, wanted, is_walk)
     }
 
-    /// What becomes of the guest when it reads `gpa`, which is not in its TLB.
+    /// Handles a read of the guest at `gpa`, which is not in its TLB.
     #[inline(never)]
     pub(super) fn missing(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> Next {
         self.reach(machine, vcpu, gpa, READ, false)
     }
 
-    /// Fills the TLB for an access to `gpa`, by an operand or a walk of the guest's page tables, or says what the access ends
-    /// in.
+    /// Fills the TLB for an access to `gpa`, by an operand or by a walk of the guest's page tables, or returns the exit
+    /// that the access causes.
     fn reach(
         &mut self,
         machine: &SeamCpu,
@@ -77,7 +77,7 @@ impl Td {
                 let qualification = reported | permissions << 3 | GLA_VALID | kind;
                 let vectoring = self.vectoring();
                 let quiet = vectoring.0 & state::EVENT_VALID == 0;
-                // The CPU looks at the CR0 that is in force.
+                // The CPU uses the current CR0.
                 vcpu.set_vmcs(Field::CR0, self.vmcb.save.cr0);
                 if convertible && quiet && ept::convert_to_ve(vcpu, qualification, gpa, gla) {
                     return self.raise(VE, None);
@@ -92,7 +92,7 @@ impl Td {
         }
     }
 
-    /// Keeps what a walk has found. False if the host has pointed its own EPT at memory that is not its own.
+    /// Caches the result of a walk. Returns false if the host's own EPT maps memory that does not belong to the host.
     fn fill(&mut self, vcpu: &Vcpu<'_>, gpa: u64, leaf: Leaf) -> bool {
         const LARGE: u64 = 1 << 21;
         let shared = ept::is_shared(vcpu, gpa);
@@ -101,7 +101,7 @@ impl Td {
         if shared && !guest::is_accessible(pa) {
             return false;
         }
-        // Of a large shared page only the part is looked up that the guest needs: another may be private.
+        // Only the needed part of a large shared page is mapped, because another part may be private.
         let large = leaf.level > 0 && !shared;
         let size = if large { LARGE } else { 1 << 12 };
         self.shadow.map(

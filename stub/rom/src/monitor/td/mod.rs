@@ -1,9 +1,9 @@
-//! TD vCPUs, run as SVM guests: the processor that the emulated TDX module believes itself to have.
+//! TD vCPUs, run as SVM guests: provides the processor that the emulated TDX module expects.
 //!
-//! [`Td`] is what one logical processor needs for it. A run takes the vCPU's state from its VMCS fields ([`state`]), enters the
-//! guest ([`switch`]), and handles what a processor with VMX would do by itself: fill a TLB ([`memory`]), deliver
-//! virtual interrupts ([`interrupts`]), let the guest have its own MSRs and control registers ([`msr`], [`cr`]). Everything
-//! else becomes a VM exit ([`exits`]) in the VMCS, which is the module's to handle.
+//! [`Td`] is the state that one logical processor needs for this. A run loads the vCPU's state from its VMCS fields
+//! ([`state`]), enters the guest ([`switch`]), and does the work that a processor with VMX would do itself: it fills a
+//! TLB ([`memory`]), delivers virtual interrupts ([`interrupts`]), and handles the guest's own MSRs and control
+//! registers ([`msr`], [`cr`]). Everything else becomes a VM exit ([`exits`]) in the VMCS, which the module handles.
 
 mod code;
 mod cr;
@@ -30,49 +30,50 @@ use super::vmcb::{self, Vmcb, misc1, misc2};
 pub use exits::VmExit;
 pub use interrupts::install as install_vectors;
 
-/// Tables of a processor's shadow: 1 MiB of them.
+/// Number of tables of a processor's shadow: 1 MiB of them.
 const SHADOW_TABLES: usize = 256;
 
-/// What a logical processor needs to run TD vCPUs. The assembly of the world switch knows the first fields.
+/// The state that a logical processor needs to run TD vCPUs. The assembly of the world switch depends on the first
+/// fields.
 #[repr(C, align(16))]
 pub struct Td {
     pub gprs: GprFile,
-    /// Where the guest's XMM registers are: in its extended-state area, while it runs.
+    /// The address of the guest's XMM registers, in its extended-state area, while it runs.
     xmm: *mut u128,
     /// The VMCB's physical address.
     entered: *mut Vmcb,
     pub vmcb: &'static mut Vmcb,
     pub shadow: Shadow,
-    /// The way to the code that was last looked at, and the shadow's generation in which it was.
+    /// The walk to the most recently read code, and the shadow's generation in which it was recorded.
     trail: Cell<(u64, Trail)>,
     /// The guest's task priority when it was entered: the upper half of its TPR.
     priority: u8,
-    /// The vector that waits in the VMCB to be taken by the guest.
+    /// The vector offered in the VMCB, which the guest has not taken yet.
     offered: Option<u8>,
-    /// The guest handles an NMI.
+    /// True while the guest handles an NMI.
     nmi_blocked: bool,
     step: Option<step::Step>,
     doubt: Doubt,
-    /// What XCR0 can have.
+    /// The components that XCR0 supports.
     supported: u64,
-    /// The guest's extended state is in the registers; the host's is lost.
+    /// True if the registers hold the guest's extended state. The host's is lost then.
     pub ran: bool,
 }
 
-// SAFETY: the pointers are to what the processor that owns this runs, and only that processor uses them.
+// SAFETY: the pointers are to state that the owning processor runs, and only that processor uses them.
 #[expect(unsafe_code, reason = "the world switch takes addresses")]
 unsafe impl Send for Td {}
 
-/// What becomes of a run after an SVM exit.
+/// The continuation of a run after an SVM exit.
 enum Next {
-    /// The guest goes on.
+    /// Resume the guest.
     Resume,
-    /// The module has to look at it.
+    /// Return the exit to the module.
     Exit(VmExit),
 }
 
 impl Td {
-    /// For one processor.
+    /// Creates the state of one processor.
     pub fn new() -> &'static mut Self {
         let td = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
@@ -93,12 +94,12 @@ impl Td {
         td
     }
 
-    /// What no vCPU changes in the VMCB.
+    /// Sets the parts of the VMCB that no vCPU changes.
     fn prepare_vmcb(&mut self) {
-        /// Any but the host's.
+        /// Any ASID other than the host's.
         const ASID: u32 = 2;
         let c = &mut *self.vmcb;
-        // Of CR8, TCG takes any value; and a lower task priority may let a waiting interrupt through.
+        // TCG accepts any value of CR8, and a lower task priority may unblock a pending interrupt.
         c.intercept_cr = vmcb::CR0_WRITE | vmcb::CR4_WRITE | vmcb::CR8_WRITE;
         c.intercept_misc1 = misc1::INTR
             | misc1::NMI
@@ -119,13 +120,13 @@ impl Td {
         c.nested_cr3 = self.shadow.root();
     }
 
-    /// Forgets the guest's translations, as INVEPT does.
+    /// Drops the guest's translations, as INVEPT does.
     pub fn flush(&mut self) {
         self.shadow.flush();
         self.vmcb.tlb_control = 1;
     }
 
-    /// Runs the vCPU until its next VM exit, which is in the VMCS afterwards.
+    /// Runs the vCPU until its next VM exit, and records the exit in the VMCS.
     #[inline(always)]
     pub fn run(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) {
         let exit = match self.window(vcpu) {
@@ -150,14 +151,14 @@ impl Td {
         exit
     }
 
-    /// What the CPU checks between two instructions of the guest.
+    /// Performs the CPU's checks between two instructions of the guest.
     #[inline(always)]
     fn before_entry(&mut self, vcpu: &Vcpu<'_>) {
         self.begin_step(vcpu);
         self.offer_interrupt(vcpu);
     }
 
-    /// An exit that is due before the guest executes anything.
+    /// Returns an exit that is due before the guest executes anything.
     fn window(&self, vcpu: &Vcpu<'_>) -> Option<VmExit> {
         const NMI_WINDOW: u64 = 1 << 22;
         const BLOCKED: u64 = state::blocking::NMI | state::blocking::MOV_SS | state::blocking::STI;

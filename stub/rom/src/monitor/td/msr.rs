@@ -1,4 +1,4 @@
-//! MSRs that the TD's bitmaps let the guest have, and the monitor does not let it touch itself.
+//! MSRs that the TD's bitmaps grant to the guest, and the monitor must emulate.
 
 use iced_x86::Mnemonic;
 use spin::Once;
@@ -18,7 +18,7 @@ const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;
 const X2APIC: core::ops::RangeInclusive<u32> = 0x800..=0x8FF;
 
-/// Registers of every TD that the world switch switches.
+/// Registers of every TD that the world switch loads and saves.
 const SWITCHED: &[u32] = &[
     0x174,
     0x175,
@@ -30,10 +30,10 @@ const SWITCHED: &[u32] = &[
     0xC000_0101,
     0xC000_0102,
 ];
-/// IA32_TSC_AUX, which the guest reads by itself.
+/// IA32_TSC_AUX, which the guest reads directly.
 const READABLE: &[u32] = &[0xC000_0103];
 
-/// The MSR permission map of TDs.
+/// Returns the MSR permission map of TDs.
 pub fn bitmap() -> u64 {
     static MAP: Once<u64> = Once::new();
     *MAP.call_once(|| {
@@ -44,7 +44,7 @@ pub fn bitmap() -> u64 {
     })
 }
 
-/// The MSR exit.
+/// Handles the MSR exit.
 #[inline(never)]
 pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     let msr = td.gprs.0[1] as u32;
@@ -77,7 +77,7 @@ pub fn access(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
     }
 }
 
-/// The length of the RDMSR or WRMSR at the instruction pointer, which has no prefixes as a rule.
+/// Returns the length of the RDMSR or WRMSR at the instruction pointer, which usually has no prefixes.
 fn length(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>, writes: bool) -> Result<usize, Next> {
     const RDMSR: u32 = 0x320F;
     const WRMSR: u32 = 0x300F;
@@ -93,7 +93,7 @@ fn length(td: &mut Td, machine: &SeamCpu, vcpu: &Vcpu<'_>, writes: bool) -> Resu
     Ok(instruction.len())
 }
 
-/// What the TD's MSR bitmaps say: low reads, high reads, low writes, high writes.
+/// Returns whether the TD's MSR bitmaps intercept the access: low reads, high reads, low writes, high writes.
 fn is_intercepted(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32, writes: bool) -> bool {
     const QUARTER: u64 = 1024;
     let high = match msr {
@@ -110,7 +110,7 @@ fn is_intercepted(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32, writes: bool) ->
     word >> (bit % 64) & 1 != 0
 }
 
-/// Where the guest's value of an MSR is kept that nothing happens with here.
+/// Returns the storage of the guest's value of an MSR that has no effect here.
 fn kept(msr: u32) -> Option<Held> {
     Some(match msr {
         0x48 => Held::SpecCtrl,
@@ -127,13 +127,13 @@ fn kept(msr: u32) -> Option<Held> {
     })
 }
 
-/// RDMSR; `None` is #GP(0).
+/// Executes RDMSR. Returns `None` for #GP(0).
 fn read(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32) -> Option<u64> {
     const PRED_CMD: u32 = 0x49;
     const FLUSH_CMD: u32 = 0x10B;
     Some(match msr {
         PRED_CMD | FLUSH_CMD => return None,
-        // TCG knows the counter as an instruction alone.
+        // TCG provides the counter only as an instruction.
         TSC => cpu::rdtsc().wrapping_add(vcpu.vmcs(Field::TSC_OFFSET)),
         PAT => vcpu.vmcs(Field::PAT),
         cpu::MSR_EFER => vcpu.vmcs(Field::EFER),
@@ -146,7 +146,7 @@ fn read(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32) -> Option<u64> {
     })
 }
 
-/// WRMSR.
+/// Executes WRMSR.
 fn write(vcpu: &Vcpu<'_>, msr: u32, value: u64) -> Written {
     const TSC_AUX: u32 = 0xC000_0103;
     match msr {
@@ -170,7 +170,7 @@ fn write(vcpu: &Vcpu<'_>, msr: u32, value: u64) -> Written {
     }
 }
 
-/// Whether all eight fields of a PAT are memory types.
+/// Returns whether all eight fields of a PAT are memory types.
 fn is_pat(value: u64) -> bool {
     value
         .to_le_bytes()

@@ -1,4 +1,4 @@
-//! A vCPU's state between its VMCS fields and the VMCB.
+//! Conversion of a vCPU's state between its VMCS fields and the VMCB.
 
 use stub_module::vcpu::{Field, Gpr, Held, Vcpu};
 
@@ -13,7 +13,7 @@ pub mod blocking {
     pub const NMI: u64 = 1 << 3;
 }
 
-/// An event in VM-entry, VM-exit or IDT-vectoring information is there.
+/// VM-entry, VM-exit or IDT-vectoring information holds an event.
 pub const EVENT_VALID: u64 = 1 << 31;
 const EVENT_HAS_ERROR: u64 = 1 << 11;
 const EVENT_TYPE: u64 = 7 << 8;
@@ -23,7 +23,7 @@ const TYPE_SOFTWARE: u64 = 4 << 8;
 /// Privileged and other software exceptions (INT1; INT3 and INTO), which SVM delivers as exceptions.
 const TYPE_SOFTWARE_EXCEPTION: u64 = 5 << 8;
 
-/// CR4 bit that a TD's CR4 has, and a VMCB can't hold.
+/// CR4 bit that a TD's CR4 has and a VMCB can't hold.
 pub const CR4_VMXE: u64 = 1 << 13;
 /// Long mode enabled, and active.
 pub const EFER_LME: u64 = 1 << 8;
@@ -35,12 +35,13 @@ const PRESENT: u64 = 1 << 7;
 /// Primary controls.
 const MWAIT_EXITING: u64 = 1 << 10;
 const MONITOR_EXITING: u64 = 1 << 29;
-/// Pending debug exceptions that are delivered: breakpoints that matched, of which one was enabled, and single step.
+/// Pending debug exceptions that are delivered: matched breakpoints, at least one of them enabled, and single step.
 const PENDING_BREAKPOINTS: u64 = 0xF;
 const PENDING_ENABLED: u64 = 1 << 12;
 const PENDING_SINGLE_STEP: u64 = 1 << 14;
 
-/// IA32_EFER for the VMCB. While paging is off TCG takes LME and NXE for paging that is on, and walks no nested tables.
+/// Returns IA32_EFER for the VMCB. While paging is off, TCG takes LME and NXE as if paging were on, and does not walk
+/// the nested tables.
 pub fn efer(guest: u64, cr0: u64) -> u64 {
     const PAGING: u64 = EFER_LME | EFER_LMA | EFER_NXE;
     const CR0_PG: u64 = 1 << 31;
@@ -113,7 +114,7 @@ fn store_segment(
 }
 
 impl Td {
-    /// VM entry: everything that the guest's registers hold, and what is to be delivered to it.
+    /// Performs the VM entry: loads the guest's registers and the event to deliver.
     #[inline(always)]
     pub(super) fn load(&mut self, vcpu: &Vcpu<'_>) {
         self.gprs.0 = vcpu.gprs();
@@ -166,7 +167,7 @@ impl Td {
         self.ran = true;
     }
 
-    /// The event that the module wants delivered, or a debug exception that was pending.
+    /// Loads the event that the module injects, or a pending debug exception.
     #[inline(always)]
     fn load_event(&mut self, vcpu: &Vcpu<'_>) {
         let event = vcpu.vmcs(Field::ENTRY_INT_INFO);
@@ -205,7 +206,7 @@ impl Td {
         }
     }
 
-    /// VM exit: the guest's registers back to where the module finds them.
+    /// Performs the VM exit: stores the guest's registers where the module reads them.
     #[inline(always)]
     pub(super) fn store(&mut self, vcpu: &Vcpu<'_>) {
         vcpu.set_gprs(&self.gprs.0);
@@ -256,10 +257,10 @@ impl Td {
         self.store_extended(vcpu);
     }
 
-    /// The event in whose delivery the last exit came, as IDT-vectoring information and error code.
+    /// Returns the event whose delivery the last exit interrupted, as IDT-vectoring information and error code.
     ///
-    /// A software interrupt is none: its instruction is executed again. Nor is a virtual interrupt that is still offered. TCG
-    /// calls interrupts and NMIs exceptions there.
+    /// A software interrupt is not reported: its instruction is executed again. Neither is a virtual interrupt that is
+    /// still offered. TCG reports interrupts and NMIs as exceptions there.
     pub(super) fn vectoring(&self) -> (u64, u64) {
         const FIRST_INTERRUPT: u64 = 32;
         let event = self.vmcb.exit_interrupt_info;
@@ -279,7 +280,7 @@ impl Td {
         (EVENT_VALID | kind | error | number, event >> 32)
     }
 
-    /// Delivers again the event in whose delivery the last exit came.
+    /// Delivers the event again whose delivery the last exit interrupted.
     pub(super) fn redeliver(&mut self) {
         let (event, error) = self.vectoring();
         if event & EVENT_VALID != 0 {

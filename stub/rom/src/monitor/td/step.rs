@@ -1,5 +1,5 @@
-//! Single steps of the guest: over the IRET that ends the handling of an NMI, for the monitor trap flag, and over an
-//! instruction that keeps interrupts away, which TCG forgets when it enters a guest.
+//! Single steps of the guest: over the IRET that ends an NMI handler, for the monitor trap flag, and over an
+//! instruction that blocks interrupts, because TCG loses that block when it enters a guest.
 
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::vapic::VirtualApic;
@@ -16,10 +16,10 @@ const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// DR6: breakpoints that were hit, and debug-register access.
 const DR6_OTHERS: u64 = 0x200F;
 
-/// What a step is for.
+/// The purpose of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// The end of an NMI's handler.
+    /// The end of an NMI handler.
     Iret,
     /// The monitor trap flag.
     Trap,
@@ -27,7 +27,7 @@ enum Purpose {
     Shadow,
 }
 
-/// A step under way.
+/// A step in progress.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
     purpose: Purpose,
@@ -38,11 +38,11 @@ pub struct Step {
 }
 
 impl Td {
-    /// Begins a step if the module wants one.
+    /// Starts a step if the module requests one.
     #[inline(always)]
     pub(super) fn begin_step(&mut self, vcpu: &Vcpu<'_>) {
         let controls = vcpu.vmcs(Field::PROC_BASED);
-        // Not while the IRET is stepped over that ends the handler of an NMI: it would be intercepted for ever.
+        // Not during the step over the IRET that ends an NMI handler: it would be intercepted forever.
         if is_window_wanted(vcpu) && self.step.is_none() {
             self.vmcb.intercept_misc1 |= misc1::IRET;
         }
@@ -74,7 +74,7 @@ impl Td {
         self.vmcb.intercept_exceptions |= 1 << vector::DB;
     }
 
-    /// The IRET exit: the handler of an NMI ends, which unblocks NMIs once it is over.
+    /// Handles the IRET exit: an NMI handler ends, and NMIs are unblocked after the IRET.
     #[inline(never)]
     pub(super) fn iret(&mut self, vcpu: &Vcpu<'_>) -> Next {
         if !self.nmi_blocked && is_window_wanted(vcpu) {
@@ -85,7 +85,8 @@ impl Td {
         Next::Resume
     }
 
-    /// Ends the step that was under way, if there was one, at an exit with this code. The exit if that is all there is to it.
+    /// Ends the step in progress, if there is one, at an exit with this code. Returns the outcome if the step was its
+    /// only cause.
     #[inline(always)]
     pub(super) fn end_step(&mut self, vcpu: &Vcpu<'_>, code: u64) -> Option<Next> {
         let step = self.step.take()?;
@@ -106,7 +107,7 @@ impl Td {
             }
             return None;
         }
-        // IRET has loaded flags of its own.
+        // IRET has loaded its own flags.
         if !step.traps && step.purpose != Purpose::Iret {
             save.rflags &= !TRAP_FLAG;
         }
@@ -133,7 +134,7 @@ impl Td {
     }
 }
 
-/// Whether the module wants to know when an NMI can be delivered.
+/// Returns whether the module requests an NMI-window exit.
 fn is_window_wanted(vcpu: &Vcpu<'_>) -> bool {
     vcpu.vmcs(Field::PROC_BASED) & NMI_WINDOW != 0
 }
