@@ -1,6 +1,6 @@
-//! The benchmark of reclaim on this machine, instead of a console: every way, and a line of JSON for each.
+//! The reclaim benchmark, which runs instead of the console and prints a line of JSON for each way of reclaiming.
 //!
-//! Only the program that `cargo xtask bench reclaim` builds has it.
+//! Only the program that `cargo xtask bench reclaim` builds contains it.
 
 use core::fmt::{self, Write};
 
@@ -15,7 +15,7 @@ use crate::{
 use host::bench::reclaim::{Measured, Run, Way, run};
 use host::td::registry::Tds;
 
-/// What each line begins with that is meant for whoever started the benchmark.
+/// Prefix of each line that is meant for the program that started the benchmark.
 const MARK: &str = "bench:";
 
 /// Measures every way on the first TD of the configuration, which must not have been started.
@@ -28,8 +28,8 @@ pub fn run_all() {
 }
 
 fn all(tds: &Tds<'_, Metal>) {
-    // First what is soon done: memory that nobody has been at for minutes may take longer to clear, where the machine is
-    // itself a program among others.
+    // Quick runs come first: where the machine is itself virtual, memory that has been idle for minutes may take
+    // longer to clear.
     for spinning in [false, true] {
         for policy in [ClearPolicy::Reuse, ClearPolicy::Always] {
             for way in Way::ALL {
@@ -59,7 +59,7 @@ fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
     }
 }
 
-/// A line; the port is free again after it.
+/// Prints a line and releases the port.
 fn say(what: fmt::Arguments<'_>) {
     let _ = writeln!(serial::port(), "{MARK} {what}");
 }

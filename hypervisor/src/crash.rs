@@ -1,8 +1,8 @@
-//! The crash record: what tools and people find when a CPU can't go on.
+//! The crash record, which people and tools find when a CPU can't go on.
 //!
-//! The first CPU that crashes stops the others, fills the record and prints it on the serial port: one line
-//! `crash: key=value ...` for each fact, between `crash: begin` and `crash: end`. The record itself ([`Record`]) has a
-//! fixed layout and a magic number, so that a debugger or a memory dump finds it, too.
+//! The first CPU that crashes stops the others, fills the record and prints it on the serial port: one line `crash:
+//! key=value ...` for each fact, between `crash: begin` and `crash: end`. The record itself ([`Record`]) has a fixed
+//! layout and a magic number, so that a debugger can find it, or a search of a memory dump.
 #![expect(
     unsafe_code,
     reason = "the record is written once, by the CPU that won the right to"
@@ -25,16 +25,16 @@ use crate::{
     serial, time,
 };
 
-/// Return addresses that a record holds at most.
+/// Maximum number of return addresses in a record.
 const BACKTRACE: usize = 16;
-/// Words of the stack that are searched for them.
+/// Words of the stack that are searched for return addresses.
 const SCANNED: u64 = 1024;
-/// Bytes of a panic's message.
+/// Size in bytes of a panic's message.
 const MESSAGE: usize = 256;
 /// "SEAMCRSH", in memory order.
 const MAGIC: u64 = u64::from_le_bytes(*b"SEAMCRSH");
 
-/// The record, as it lies in memory. Version 1; all numbers are little-endian.
+/// The record as it lies in memory. Version 1; all numbers are little-endian.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Record {
@@ -42,11 +42,11 @@ pub struct Record {
     pub magic: u64,
     /// The version of this layout: 1.
     pub version: u32,
-    /// A [`Cause`].
+    /// The [`Cause`].
     pub cause: u32,
     /// The CPU's number.
     pub cpu: u32,
-    /// Its APIC id.
+    /// The CPU's APIC id.
     pub apic_id: u32,
     /// The time-stamp counter.
     pub tsc: u64,
@@ -54,9 +54,9 @@ pub struct Record {
     pub cr2: u64,
     /// CR3.
     pub cr3: u64,
-    /// First and last byte plus one of the image; offsets into it are what a symbol table knows.
+    /// First and last byte plus one of the image. Symbol tables use offsets into it.
     pub image: (u64, u64),
-    /// The registers; after a panic, only RIP, RSP and RBP, as the panic handler found them.
+    /// The registers. After a panic, only RIP, RSP and RBP are set, as the panic handler found them.
     pub registers: Frame,
     /// Probable return addresses, nearest first; 0 where there are no more.
     pub backtrace: [u64; BACKTRACE],
@@ -119,7 +119,7 @@ static THEN: Once<fn() -> !> = Once::new();
 static IMAGE: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 static TEXT: (AtomicU64, AtomicU64) = (AtomicU64::new(0), AtomicU64::new(0));
 
-/// Tells where the image and its code are, so that addresses can be told from other numbers.
+/// Records the addresses of the image and its code, which tell return addresses from other numbers.
 pub fn know_image(image: (u64, u64), text: (u64, u64)) {
     for (to, from) in [(&IMAGE, image), (&TEXT, text)] {
         to.0.store(from.0, Ordering::Relaxed);
@@ -127,7 +127,7 @@ pub fn know_image(image: (u64, u64), text: (u64, u64)) {
     }
 }
 
-/// Sets what follows a report. Without it the machine stops.
+/// Sets the action after a report. Without it the machine stops.
 pub fn then(what: fn() -> !) {
     THEN.call_once(|| what);
 }
@@ -164,7 +164,7 @@ pub fn panicked(info: &PanicInfo<'_>) -> ! {
 fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! {
     x86_64::instructions::interrupts::disable();
     if IN_PROGRESS.swap(true, Ordering::AcqRel) {
-        // Another CPU reports already, or this one failed while it did: its lines are on the way or lost.
+        // Another CPU already reports, or this one failed while reporting: its lines are on the way or lost.
         cpu::stop_here();
     }
     cpu::stop_others();
@@ -189,7 +189,7 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
     }
     complete(record);
     record.magic = MAGIC;
-    // The port's holder may be the very code that crashed, or a CPU that was just stopped: wait for it, but not long.
+    // The port's holder may be the code that crashed, or a CPU that was just stopped, so the wait is short.
     let mut port = None;
     time::wait_us(200_000, || {
         port = serial::try_port();
@@ -212,10 +212,10 @@ fn bounds(range: &(AtomicU64, AtomicU64)) -> (u64, u64) {
     )
 }
 
-/// Numbers on the stack that are addresses of code, nearest first. Some may be left-overs of earlier calls.
+/// Collects numbers on the stack that are addresses of code, nearest first. Some may be left over from earlier calls.
 fn backtrace(rsp: u64, out: &mut [u64; BACKTRACE]) {
     let text = bounds(&TEXT);
-    // A fault here would run on the stack of the exception that is being reported: only what is mapped is read.
+    // A fault here would run on the stack of the exception that is being reported, so only mapped memory is read.
     let mut page = (0, false);
     let words = (0..SCANNED).map_while(|i| {
         let at = (rsp & !7).checked_add(i * 8)?;
@@ -299,7 +299,7 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
     let _ = writeln!(out, "crash: end");
 }
 
-/// What the machine-check banks say (Intel SDM volume 3B, section 16.3.2). They are left as they are.
+/// Prints the machine-check banks without clearing them (Intel SDM volume 3B, section 16.3.2).
 fn print_banks(out: &mut dyn Write) {
     const MCG_CAP: u32 = 0x179;
     const MCG_STATUS: u32 = 0x17A;
@@ -321,7 +321,7 @@ fn print_banks(out: &mut dyn Write) {
     }
 }
 
-/// A message that is cut where it does not fit.
+/// A message buffer that cuts text that does not fit.
 struct Message<'a> {
     bytes: &'a mut [u8; MESSAGE],
     len: usize,
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     fn record() -> Record {
-        // SAFETY: no test starts a crash, so that nobody writes to it.
+        // SAFETY: no test starts a crash, so nothing writes to the record.
         let mut record = unsafe { *RECORD.0.get() };
         record.image = (0x1000, 0x9000);
         record

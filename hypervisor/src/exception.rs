@@ -1,4 +1,4 @@
-//! What a CPU stores when an exception interrupts it, and what exceptions are called.
+//! The frame that a CPU stores on an exception, and the names of exceptions.
 
 use x86_64::registers::control::Cr2;
 
@@ -15,7 +15,7 @@ pub const PAGE_FAULT: u8 = 14;
 /// #MC.
 pub const MACHINE_CHECK: u8 = 18;
 
-/// The registers of what was interrupted, as the stubs and the CPU stored them.
+/// The registers of the interrupted code, as the stubs and the CPU stored them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 #[expect(
@@ -47,11 +47,11 @@ pub struct Frame {
     pub ss: u64,
 }
 
-/// Why a CPU can't go on.
+/// The reason why a CPU can't go on.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// An exception that nobody expected.
+    /// An unexpected exception.
     Exception = 1,
     /// A non-maskable interrupt that was not this program's own.
     Nmi = 2,
@@ -62,7 +62,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// The name that tools know it by.
+    /// Returns the name that tools use for the cause.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -74,7 +74,7 @@ impl Cause {
     }
 }
 
-/// What a fault was, for people.
+/// Describes a fault for people.
 #[must_use]
 pub fn describe(fault: Fault) -> alloc::string::String {
     let name = name(fault.vector);
@@ -93,13 +93,13 @@ pub fn describe(fault: Fault) -> alloc::string::String {
     }
 }
 
-/// The address of the last page fault on this CPU.
+/// Returns the address of the last page fault on this CPU.
 #[must_use]
 pub fn fault_address() -> u64 {
     Cr2::read_raw()
 }
 
-/// The mnemonic of an exception.
+/// Returns the mnemonic of an exception.
 #[must_use]
 pub fn name(vector: u8) -> &'static str {
     const NAMES: [&str; 22] = [

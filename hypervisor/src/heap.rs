@@ -1,4 +1,4 @@
-//! The hypervisor's heap: one piece of memory that is taken from the firmware before anything allocates.
+//! The hypervisor's heap: one block of memory, taken from the firmware before anything allocates.
 #![expect(unsafe_code, reason = "a global allocator hands out raw memory")]
 
 use core::{
@@ -13,7 +13,7 @@ use sync::IrqLock;
 pub struct Heap(IrqLock<linked_list_allocator::Heap>);
 
 impl Heap {
-    /// A heap without memory: every allocation fails until [`Self::init`].
+    /// Creates a heap without memory. Every allocation fails until [`Self::init`].
     #[must_use]
     pub const fn empty() -> Self {
         Self(IrqLock::new(linked_list_allocator::Heap::empty()))
@@ -26,13 +26,13 @@ impl Heap {
         heap.init_from_slice(memory);
     }
 
-    /// Its size and what of it is allocated, in bytes.
+    /// Returns the heap's size and the allocated part, in bytes.
     pub fn usage(&self) -> (usize, usize) {
         let heap = self.0.lock();
         (heap.size(), heap.used())
     }
 
-    /// Its first byte and the one behind its last.
+    /// Returns the address of the first byte and the one behind the last.
     pub fn extent(&self) -> (u64, u64) {
         let heap = self.0.lock();
         (heap.bottom() as u64, heap.top() as u64)

@@ -1,4 +1,4 @@
-//! The I/O APIC, as far as one serial port needs it; and the old interrupt controllers, switched off.
+//! The I/O APIC, as far as one serial port needs it. The legacy interrupt controllers are switched off.
 //!
 //! Source: Intel 82093AA I/O APIC data sheet, section 3.
 #![expect(unsafe_code, reason = "the I/O APIC's registers are device memory")]
@@ -21,10 +21,10 @@ pub fn mask_legacy() {
     }
 }
 
-/// Leads an ISA interrupt to `vector` on the CPU with `apic_id`.
+/// Routes an ISA interrupt to `vector` on the CPU with `apic_id`.
 ///
 /// # Errors
-/// Why it can't be done, for the operator.
+/// The reason why it can't be done, for the operator.
 pub fn route_isa(madt: &Madt, isa: u8, vector: u8, apic_id: u32) -> Result<(), &'static str> {
     let line = madt.isa(isa);
     // Without interrupt remapping the destination has 8 bits.
@@ -50,7 +50,7 @@ pub fn route_isa(madt: &Madt, isa: u8, vector: u8, apic_id: u32) -> Result<(), &
     Err("no I/O APIC has the interrupt")
 }
 
-/// A redirection entry: fixed delivery, physical destination, not masked.
+/// Encodes a redirection entry: fixed delivery, physical destination, not masked.
 fn entry(line: &Override, vector: u8, to: u8) -> [u32; 2] {
     let polarity = u32::from(line.active_low) << 13;
     let trigger = u32::from(line.level) << 15;

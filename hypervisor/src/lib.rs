@@ -1,5 +1,5 @@
-//! `seamark.efi`: the machine beneath the host and its console. CPUs, interrupts, memory, firmware tables, PCI, the serial
-//! port, time; and the implementation of the traits that [`host`] and [`console`] are written against.
+//! `seamark.efi`: the machine layer below the host and its console. It contains CPUs, interrupts, memory, firmware
+//! tables, PCI, the serial port and time, and implements the traits that [`host`] and [`console`] are written against.
 #![no_std]
 
 extern crate alloc;

@@ -1,4 +1,4 @@
-//! The log: every record goes to the ring, and as a line to the serial port.
+//! The log. Every record goes to the ring, and as a line to the serial port.
 
 use alloc::vec::Vec;
 use core::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 const RING_BYTES: usize = 128 << 10;
-/// The longest message in bytes; what is longer is cut.
+/// Maximum length of a message in bytes; a longer one is cut.
 const LINE: usize = 1024;
 
 static RING: IrqLock<Ring<RING_BYTES>> = IrqLock::new(Ring::new());
@@ -60,24 +60,24 @@ pub fn init() {
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Whether log lines go to the serial port as well, beside the ring: not while somebody works at the console.
+/// Switches log lines on the serial port, beside the ring, on or off. They are off while the console is in use.
 pub fn to_serial(on: bool) {
     TO_SERIAL.store(on, Relaxed);
 }
 
-/// Shows `visit` every record that the ring still holds, oldest first, and returns how many it has lost.
+/// Passes every record that the ring still holds to `visit`, oldest first. Returns how many the ring has lost.
 ///
-/// `visit` may log: it works on a copy.
+/// `visit` works on a copy, so it may log.
 pub fn visit(visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
     visit_from(&mut 0, visit)
 }
 
-/// Whether there are records beyond the first `seen`.
+/// Returns true if there are records beyond the first `seen`.
 pub fn is_news(seen: u64) -> bool {
     RING.lock().pushed() > seen
 }
 
-/// Shows `visit` the records beyond the first `seen` that were ever logged, and counts them as seen. Returns how many
+/// Passes the records beyond the first `seen` that were ever logged to `visit`, and updates `seen`. Returns how many
 /// records the ring has lost.
 pub fn visit_from(seen: &mut u64, visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
     let ring = RING.lock();
@@ -107,7 +107,7 @@ pub fn visit_from(seen: &mut u64, visit: &mut dyn FnMut(&Record<'_>)) -> u64 {
     lost
 }
 
-/// A record as a line for people.
+/// A record formatted as a line for people.
 pub struct Shown<'a>(pub &'a Record<'a>);
 
 impl fmt::Display for Shown<'_> {
@@ -122,7 +122,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// One formatted message, without the heap.
+/// One formatted message, stored without the heap.
 struct Line {
     bytes: [u8; LINE],
     len: usize,

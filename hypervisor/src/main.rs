@@ -1,4 +1,4 @@
-//! The bare-metal hypervisor: the firmware's way in, the panic handler, and the heap that all of it allocates from.
+//! The bare-metal hypervisor: the firmware's entry point, the panic handler and the heap.
 #![no_std]
 #![no_main]
 #![expect(

@@ -1,4 +1,4 @@
-//! The machine's memory while the hypervisor runs: frames, the direct map, windows onto devices, stacks.
+//! The machine's memory while the hypervisor runs: frames, the direct map, device windows, stacks.
 #![expect(
     unsafe_code,
     reason = "page tables and the frame allocator's bitmaps live in memory that is reached through the direct map"
@@ -23,7 +23,7 @@ use crate::{
     msr::{self, Fault},
 };
 
-/// Memory below this is never handed out: it is the AP trampoline's and the firmware's, and no TD may have it.
+/// Memory below this is never handed out: it belongs to the AP trampoline and the firmware, and no TD may have it.
 const LOW: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
@@ -39,12 +39,12 @@ struct Memory {
     next_stack: u64,
 }
 
-/// Why memory could not be had.
+/// The reason why memory is not available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// The frame allocator's answer.
+    /// The frame allocator refused.
     Frames(frames::Error),
-    /// The page tables' answer.
+    /// The page tables could not be changed.
     Paging(paging::Error),
     /// [`init`] has not run.
     NotReady,
@@ -86,7 +86,7 @@ pub fn init(info: &BootInfo) -> Vec<String> {
     for span in frames::zones_for(&free) {
         let words = frames::words_for(span);
         let bytes = (words as u64 * 8).next_multiple_of(PAGE);
-        // The bitmaps are cut from the start of the first range of the zone that is large enough.
+        // The bitmaps are cut from the start of the zone's first range that is large enough.
         let home = free
             .iter_mut()
             .find(|r| span.0 <= r.0 && r.1 <= span.1 && r.1 - r.0 > bytes);
@@ -99,8 +99,8 @@ pub fn init(info: &BootInfo) -> Vec<String> {
         };
         let at = direct(home.0);
         home.0 += bytes;
-        // SAFETY: the range is free memory of at least this size, which is in the direct map, and the cut takes it
-        // out of what is handed out.
+        // SAFETY: the range is free memory of at least this size, which is in the direct map, and the cut takes it out
+        // of what is handed out.
         let words = unsafe {
             (at as *mut u8).write_bytes(0, words * 8);
             slice::from_raw_parts_mut(at as *mut u64, words)
@@ -126,13 +126,13 @@ pub fn init(info: &BootInfo) -> Vec<String> {
     problems
 }
 
-/// Where the direct map has physical address `pa`.
+/// Returns the address of physical address `pa` in the direct map.
 #[must_use]
 pub fn direct(pa: u64) -> u64 {
     DIRECT_MAP + pa
 }
 
-/// A block of frames; its content is whatever was there.
+/// Allocates a block of frames. Its content is undefined.
 ///
 /// # Errors
 /// [`Error`].
@@ -142,7 +142,7 @@ pub fn alloc(order: u32) -> Result<Frame, Error> {
     Ok(memory.frames.alloc_for_host(order)?)
 }
 
-/// A block of frames full of zeroes.
+/// Allocates a block of zeroed frames.
 #[must_use]
 pub fn alloc_zeroed(order: u32) -> Option<Frame> {
     let frame = alloc(order).ok()?;
@@ -151,27 +151,27 @@ pub fn alloc_zeroed(order: u32) -> Option<Frame> {
     Some(frame)
 }
 
-/// Gives a block back.
+/// Frees a block.
 ///
 /// # Errors
-/// [`Error`] when it is not one that was handed out; nothing has changed then.
+/// [`Error`] if the block is not one that was handed out; nothing has changed then.
 pub fn free(frame: Frame) -> Result<(), Error> {
     let mut memory = MEMORY.lock();
     let memory = memory.as_mut().ok_or(Error::NotReady)?;
     Ok(memory.frames.free(frame)?)
 }
 
-/// Notes that a block comes back in frames of 4 KiB.
+/// Notes that a block will be freed in frames of 4 KiB.
 ///
 /// # Errors
-/// [`Error`] when it is not one that was handed out; nothing has changed then.
+/// [`Error`] if the block is not one that was handed out; nothing has changed then.
 pub fn split(frame: Frame) -> Result<(), Error> {
     let mut memory = MEMORY.lock();
     let memory = memory.as_mut().ok_or(Error::NotReady)?;
     Ok(memory.frames.split(frame, ORDER_4K)?)
 }
 
-/// The frame ledger: the bytes that were added, and the blocks of each order.
+/// Returns the frame ledger: the bytes that were added, and the blocks of each order.
 #[must_use]
 pub fn ledger() -> (u64, Vec<Counts>) {
     MEMORY.lock().as_ref().map_or((0, Vec::new()), |m| {
@@ -179,7 +179,7 @@ pub fn ledger() -> (u64, Vec<Counts>) {
     })
 }
 
-/// The frame allocator, as those need it who give frames to the TDX module.
+/// The frame allocator as the code that gives frames to the TDX module needs it.
 #[derive(Clone, Copy, Debug)]
 pub struct HostFrames;
 
@@ -193,7 +193,7 @@ impl Ledger for HostFrames {
     }
 }
 
-/// The firmware's memory map.
+/// Returns the firmware's memory map.
 #[must_use]
 pub fn regions() -> Vec<Region> {
     MEMORY
@@ -202,7 +202,7 @@ pub fn regions() -> Vec<Region> {
         .map_or(Vec::new(), |m| m.regions.clone())
 }
 
-/// A new stack of `bytes`, with an unmapped page below it: its end.
+/// Creates a stack of `bytes` with an unmapped page below it. Returns the stack's end.
 ///
 /// # Errors
 /// [`Error`].
@@ -219,8 +219,8 @@ pub fn stack(bytes: u64) -> Result<u64, Error> {
     Ok(bottom + bytes)
 }
 
-/// Where `len` bytes at physical address `pa` can be read and written: in the direct map where they are RAM,
-/// otherwise in a new uncached window, which stays.
+/// Returns an address where `len` bytes at physical address `pa` can be read and written: in the direct map if they
+/// are RAM, otherwise in a new uncached window, which stays.
 ///
 /// # Errors
 /// [`Error`].
@@ -232,7 +232,7 @@ pub fn window(pa: u64, len: u64) -> Result<u64, Error> {
     }
     let start = pa / PAGE * PAGE;
     let size = (pa + len).next_multiple_of(PAGE) - start;
-    // The same offset in 2 MiB as the physical address has, so that large windows take large pages.
+    // The window's offset within 2 MiB equals the physical address's, so that large windows use large pages.
     const ALIGN: u64 = 2 << 20;
     let va = memory.next_window.next_multiple_of(ALIGN) + start % ALIGN;
     memory.tables(|t| t.map(va, start, size, Access::Device))?;
@@ -244,10 +244,10 @@ const PEEK_WINDOW_SIZE: u64 = PAGE;
 
 /// Reads 64 bytes of physical memory as eight loads of 8 bytes, lowest address first. `line` is a multiple of 64.
 ///
-/// RAM is read write-back, anything else uncached. The page is mapped for these loads alone.
+/// RAM is read write-back, anything else uncached. The page is mapped for these loads only.
 ///
 /// # Errors
-/// One sentence: the address is beyond the CPU's, or what the load ran into.
+/// A sentence: the address is beyond the CPU's, or the fault that the load caused.
 pub fn peek(line: u64) -> Result<[u8; 64], String> {
     let max_pa = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
     if !line.is_multiple_of(64) || line >> max_pa.min(52) != 0 {
@@ -295,10 +295,10 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
     }
 }
 
-/// Whether virtual address `va` is mapped. It takes no lock: for a crash report, while no other CPU runs.
+/// Returns true if virtual address `va` is mapped. It takes no lock: crash reports call it while no other CPU runs.
 #[must_use]
 pub fn is_mapped(va: u64) -> bool {
-    /// The tables as they are.
+    /// The page tables, read-only.
     struct Reader;
     impl Tables for Reader {
         fn alloc(&mut self) -> Option<u64> {
@@ -340,7 +340,7 @@ impl Memory {
     }
 }
 
-/// Page tables in frames of the allocator, reached through the direct map.
+/// Page tables in frames of the allocator, accessed through the direct map.
 struct Direct<'a>(&'a mut Frames);
 
 impl Tables for Direct<'_> {

@@ -9,16 +9,16 @@ use core::arch::naked_asm;
 use seam::platform::Registers;
 use x86_64::registers::model_specific::Msr;
 
-/// What an instruction that was allowed to fault ran into.
+/// The fault of an instruction that is allowed to fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The exception's vector.
     pub vector: u8,
-    /// Its error code.
+    /// The exception's error code.
     pub code: u64,
 }
 
-/// What RAX holds for the value, RDX for success (all ones) or the error code of the fault whose vector is in RAX.
+/// RAX holds the value, RDX success (all ones) or the error code of the fault whose vector is in RAX.
 #[repr(C)]
 struct Outcome {
     rax: u64,
@@ -39,17 +39,17 @@ impl Outcome {
     }
 }
 
-/// RDMSR; `None` where the CPU has no such MSR.
+/// Executes RDMSR. Returns `None` if the CPU has no such MSR.
 #[must_use]
 pub fn read(msr: u32) -> Option<u64> {
     // SAFETY: reading an MSR has no effect on memory, and a fault is survived.
     unsafe { rdmsr(msr) }.result().ok()
 }
 
-/// WRMSR.
+/// Executes WRMSR.
 ///
 /// # Safety
-/// The CPU has the MSR, takes this value, and what it changes is not relied upon elsewhere.
+/// The CPU has the MSR and accepts this value, and nothing else relies on what it changes.
 pub unsafe fn write(msr: u32, value: u64) {
     // SAFETY: as promised by the caller.
     unsafe { Msr::new(msr).write(value) }
@@ -58,10 +58,10 @@ pub unsafe fn write(msr: u32, value: u64) {
 /// Loads 8 bytes from a virtual address that need not be mapped.
 ///
 /// # Errors
-/// The fault that the load ran into.
+/// The fault that the load caused.
 pub fn load(va: u64) -> Result<u64, Fault> {
-    // SAFETY: a load changes no memory of the program, and a fault is survived. What device registers do when they
-    // are read is the caller's business.
+    // SAFETY: a load changes no memory of the program, and a fault is survived. The side effects of device registers
+    // are the caller's business.
     unsafe { probe(va) }.result()
 }
 
@@ -104,7 +104,7 @@ impl Registers for ThisCpu {
     fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4] {
         let max = core::arch::x86_64::__cpuid(leaf & 0x8000_0000).eax;
         if leaf > max {
-            // Beyond its last leaf an Intel CPU repeats that one; nobody wants its data here.
+            // An Intel CPU repeats its last leaf beyond the maximum; that data is not wanted here.
             return [0; 4];
         }
         let r = core::arch::x86_64::__cpuid_count(leaf, sub_leaf);

@@ -1,5 +1,5 @@
-//! PCI: no function may write to memory on its own. Bus mastering is switched off everywhere before any memory is
-//! donated to the TDX module: a device's partial write to a private line would poison it.
+//! PCI bus mastering. It is switched off for every function before any memory is donated to the TDX module, because a
+//! device's partial write to a private line would poison it.
 #![expect(
     unsafe_code,
     reason = "configuration space is device memory or two I/O ports"
@@ -14,20 +14,20 @@ const BUS_MASTER: u16 = 1 << 2;
 const HEADER_TYPE: u16 = 0x0E;
 const MULTI_FUNCTION: u16 = 1 << 7;
 
-/// What [`stop_bus_masters`] found.
+/// The result of [`stop_bus_masters`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Functions that exist.
     pub functions: u32,
-    /// Those that could write to memory, and can't any more.
+    /// Functions whose bus mastering was on and is now off.
     pub stopped: u32,
-    /// Those that still can: the bit did not stay clear.
+    /// Functions whose bus-mastering bit did not stay clear.
     pub stubborn: u32,
     /// Segments whose configuration space could not be mapped.
     pub unmapped: u32,
 }
 
-/// A function's place: bus, device, function.
+/// The address of a function: bus, device, function.
 type Address = (u8, u8, u8);
 
 /// 16-bit accesses to the configuration space of one segment.
@@ -36,8 +36,8 @@ trait Space {
     fn write(&mut self, at: Address, offset: u16, value: u16);
 }
 
-/// Switches bus mastering off on every function of every segment; without a table of segments, on segment 0 through
-/// the legacy ports.
+/// Switches bus mastering off on every function of every segment. Without a table of segments, it covers segment 0
+/// through the legacy ports.
 pub fn stop_bus_masters(segments: &[Segment]) -> Found {
     let mut found = Found::default();
     if segments.is_empty() {

@@ -1,6 +1,6 @@
 //! The log's ring: the newest records, in a fixed number of bytes.
 //!
-//! A record is stored in one piece: its header, its target, its message. New ones push out the oldest.
+//! A record is stored in one piece: header, target, message. New records push out the oldest.
 
 use log::Level;
 
@@ -13,8 +13,8 @@ pub struct Ring<const N: usize> {
     head: usize,
     /// Offset behind the newest record.
     tail: usize,
-    /// Bytes at the end that the records before the wrap do not reach; 0 when nothing wraps. (An empty ring is all zeroes, so
-    /// that a static one takes no place in the image.)
+    /// Bytes at the end that the records before the wrap do not reach; 0 when nothing wraps. An empty ring is all
+    /// zeroes, so a static one takes no space in the image.
     gap: usize,
     records: usize,
     lost: u64,
@@ -27,16 +27,16 @@ pub struct Record<'a> {
     pub us: u64,
     /// The CPU that logged it.
     pub cpu: u32,
-    /// How serious it is.
+    /// The severity.
     pub level: Level,
-    /// Who logged it.
+    /// The module that logged the record.
     pub target: &'a str,
-    /// What it says.
+    /// The text.
     pub message: &'a str,
 }
 
 impl<const N: usize> Ring<N> {
-    /// An empty ring.
+    /// Creates an empty ring.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -49,12 +49,12 @@ impl<const N: usize> Ring<N> {
         }
     }
 
-    /// Where the records before the wrap end.
+    /// Returns the end of the records before the wrap.
     const fn wrap(&self) -> usize {
         N - self.gap
     }
 
-    /// Adds a record. A target beyond 255 bytes and a message beyond a quarter of the ring are cut.
+    /// Adds a record. A target longer than 255 bytes and a message longer than a quarter of the ring are cut.
     pub fn push(&mut self, record: &Record<'_>) {
         let target = cut(record.target, 255);
         let message = cut(record.message, N / 4);
@@ -75,7 +75,7 @@ impl<const N: usize> Ring<N> {
         self.records += 1;
     }
 
-    /// The records, oldest first.
+    /// Iterates over the records, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {
         let mut at = self.head;
         (0..self.records).map(move |_| {
@@ -88,22 +88,22 @@ impl<const N: usize> Ring<N> {
         })
     }
 
-    /// How many records were pushed out.
+    /// Returns the number of records that were pushed out.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
     }
 
-    /// How many records were ever added.
+    /// Returns the number of records that were ever added.
     #[must_use]
     pub fn pushed(&self) -> u64 {
         self.lost + self.records as u64
     }
 
-    /// Makes `len` bytes free at the tail.
+    /// Frees `len` bytes at the tail.
     fn make_room(&mut self, len: usize) {
         if self.tail + len > N {
-            // What is between the tail and the end is lost to the wrap; so are the records that are still there.
+            // The wrap drops what is between the tail and the end, including the records that are still there.
             while self.records > 0 && self.head >= self.tail {
                 self.drop_oldest();
             }
@@ -162,7 +162,7 @@ impl<const N: usize> Default for Ring<N> {
     }
 }
 
-/// The longest start of `s` with at most `max` bytes.
+/// Returns the longest prefix of `s` with at most `max` bytes.
 fn cut(s: &str, max: usize) -> &str {
     &s[..s.floor_char_boundary(max)]
 }

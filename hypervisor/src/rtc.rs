@@ -1,4 +1,4 @@
-//! The machine's real-time clock, read once: what time it is follows from the time-stamp counter after that.
+//! The machine's real-time clock. It is read once; later times follow from the time-stamp counter.
 //!
 //! Source: MC146818A data sheet; the registers of PC firmware.
 #![expect(unsafe_code, reason = "the clock is behind two I/O ports")]
@@ -14,26 +14,26 @@ static START: AtomicU64 = AtomicU64::new(0);
 
 const STATUS_A: u8 = 0x0A;
 const STATUS_B: u8 = 0x0B;
-/// Status A: the numbers are being changed.
+/// Status A: the numbers are being updated.
 const UPDATING: u8 = 1 << 7;
 /// Status B: numbers are binary.
 const BINARY: u8 = 1 << 2;
-/// Status B: hours go to 24.
+/// Status B: hours run to 24.
 const HOURS_24: u8 = 1 << 1;
-/// Hours: in the afternoon, where they go to 12.
+/// Hours: the time is in the afternoon, if hours run to 12.
 const AFTERNOON: u8 = 1 << 7;
-/// Seconds, minutes, hours, day, month, year.
+/// Registers of seconds, minutes, hours, day, month, year.
 const NUMBERS: [u8; 6] = [0, 2, 4, 7, 8, 9];
-/// The numbers are changed once a second, for less than 2 ms: so many reads are more than enough.
+/// Maximum number of reads. The clock updates its numbers once a second, in less than 2 ms, so this is ample.
 const TRIES: u32 = 10_000;
 
-/// Seconds since 1970-01-01 00:00 UTC.
+/// Returns the seconds since 1970-01-01 00:00 UTC.
 #[must_use]
 pub fn unix_seconds() -> u64 {
     START.load(Relaxed) + time::us() / 1_000_000
 }
 
-/// Reads the clock. Returns what is wrong.
+/// Reads the clock. Returns the problem, if any.
 pub fn init() -> Option<&'static str> {
     let Some(seconds) = read(&mut register) else {
         return Some("the real-time clock gives no time; TDs are told 1970");
@@ -43,7 +43,7 @@ pub fn init() -> Option<&'static str> {
 }
 
 fn register(number: u8) -> u8 {
-    // SAFETY: the two ports are the real-time clock's on every PC, and reading its registers has no effect but on
+    // SAFETY: the two ports are the real-time clock's on every PC, and reading its registers has no effect except for
     // status C, which is not read. The hypervisor reads it on one CPU, once.
     unsafe {
         Port::new(0x70).write(number);
@@ -51,7 +51,7 @@ fn register(number: u8) -> u8 {
     }
 }
 
-/// The time by these registers, read twice alike.
+/// Reads the time from these registers. Two reads must agree.
 fn read(register: &mut impl FnMut(u8) -> u8) -> Option<u64> {
     let mut last = None;
     for _ in 0..TRIES {
@@ -86,9 +86,9 @@ fn seconds(numbers: [u8; 6], status_b: u8) -> Option<u64> {
     Some(((days * 24 + u64::from(hour)) * 60 + u64::from(minute)) * 60 + u64::from(second))
 }
 
-/// Days from 1970-01-01 to a date from 2000 on, in the Gregorian calendar.
+/// Returns the days from 1970-01-01 to a date from 2000 on, in the Gregorian calendar.
 fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
-    // Years that begin with March have their leap day at the end.
+    // Years that begin in March have their leap day at the end.
     let (year, month) = if month < 3 {
         (year - 1, month + 9)
     } else {

@@ -1,25 +1,25 @@
-//! A note of the last SEAMCALLs on each CPU, for the crash record.
+//! A record of the last SEAMCALLs on each CPU, for the crash record.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use seam::{abi::Gprs, call::Fault};
 
-/// SEAMCALLs that are remembered for each CPU.
+/// Number of SEAMCALLs that are remembered for each CPU.
 pub const REMEMBERED: usize = 8;
 
-/// What a status is while the call has not returned.
+/// The status of a call that has not returned.
 pub const PENDING: u64 = u64::MAX;
-/// What a status is when the instruction failed.
+/// The status of a call whose instruction failed.
 pub const FAULTED: u64 = u64::MAX - 1;
 
-/// The last SEAMCALLs of one CPU. Only that CPU writes; whoever reports a crash reads.
+/// The last SEAMCALLs of one CPU. Only that CPU writes; the CPU that reports a crash reads.
 #[derive(Debug, Default)]
 pub struct SeamLog {
     next: AtomicUsize,
     entries: [Slot; REMEMBERED],
 }
 
-/// The note of one SEAMCALL.
+/// The record of one SEAMCALL.
 #[derive(Debug, Default)]
 pub struct Slot {
     tsc: AtomicU64,
@@ -43,7 +43,7 @@ pub struct Entry {
 }
 
 impl SeamLog {
-    /// An empty log.
+    /// Creates an empty log.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -59,7 +59,7 @@ impl SeamLog {
         }
     }
 
-    /// Notes a call that begins, with these registers. The note is [`PENDING`] until [`Slot::end`].
+    /// Records a call that begins with these registers. The entry is [`PENDING`] until [`Slot::end`].
     pub fn begin(&self, tsc: u64, regs: &Gprs) -> &Slot {
         let slot = &self.entries[self.next.fetch_add(1, Relaxed) % REMEMBERED];
         slot.tsc.store(tsc, Relaxed);
@@ -69,7 +69,7 @@ impl SeamLog {
         slot
     }
 
-    /// The remembered calls, oldest first.
+    /// Returns the remembered calls, oldest first.
     #[must_use]
     pub fn entries(&self) -> [Entry; REMEMBERED] {
         let next = self.next.load(Relaxed);
@@ -86,7 +86,7 @@ impl SeamLog {
 }
 
 impl Slot {
-    /// Notes how the call ended, after which its registers are these.
+    /// Records how the call ended, and its registers.
     pub fn end(&self, outcome: &Result<(), Fault>, regs: &Gprs) {
         let status = if outcome.is_ok() { regs.rax } else { FAULTED };
         self.status.store(status, Relaxed);

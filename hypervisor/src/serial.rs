@@ -1,8 +1,7 @@
-//! The serial console on COM1: bounded writes, and what was received.
+//! The serial console on COM1: bounded writes, and a queue of received bytes.
 //!
-//! A missing or stuck port never stops anybody: output is dropped after a bound. Received bytes wait in a queue that
-//! the interrupt handler fills; when the queue is full, bytes are left in the port, whose flow control is the
-//! sender's business.
+//! A missing or stuck port never blocks: output is dropped after a bound. The interrupt handler moves received bytes
+//! into a queue. When the queue is full, bytes stay in the port, and flow control is the sender's task.
 #![expect(
     unsafe_code,
     reason = "the port's I/O addresses are claimed for this driver"
@@ -17,7 +16,7 @@ use uart_16550::{BaudRate, Config, Uart16550, backend::PioBackend, spec::registe
 const COM1: u16 = 0x3F8;
 /// The ISA interrupt of COM1.
 pub const COM1_IRQ: u8 = 4;
-/// How often a full transmitter is asked again before the output is dropped: about 0.1 s at 1 us a port read.
+/// Number of polls of a full transmitter before the output is dropped: about 0.1 s at 1 us a port read.
 const SEND_POLLS: u32 = 100_000;
 const QUEUE: usize = 4096;
 
@@ -28,7 +27,7 @@ static PORT: IrqLock<Port> = IrqLock::new(Port {
     len: 0,
 });
 
-/// The port and what it received.
+/// The port and its received bytes.
 pub struct Port {
     uart: Option<Uart16550<PioBackend>>,
     queue: [u8; QUEUE],
@@ -48,7 +47,7 @@ impl Port {
             core::hint::spin_loop();
         }
         if !bytes.is_empty() {
-            // Nobody drains this port: do not wait for it again with every line.
+            // Nothing drains this port: later lines do not wait for it again.
             self.uart = None;
         }
     }
@@ -80,7 +79,7 @@ impl fmt::Write for Port {
     }
 }
 
-/// Finds the port and sets it to 115200 baud, 8N1. Without a port, output goes nowhere.
+/// Finds the port and sets it to 115200 baud, 8N1. Without a port, output is discarded.
 pub fn init() {
     // SAFETY: nothing else in this program uses these I/O addresses.
     let uart = unsafe { Uart16550::new_port(COM1) };
@@ -94,36 +93,36 @@ pub fn init() {
     });
 }
 
-/// The port, for a whole line at a time.
+/// Locks the port for a whole line.
 pub fn port() -> IrqGuard<'static, Port> {
     PORT.lock()
 }
 
-/// The port if nobody holds it, for handlers that may have interrupted its holder.
+/// Locks the port if it is free, for handlers that may have interrupted its holder.
 pub fn try_port() -> Option<IrqGuard<'static, Port>> {
     PORT.try_lock()
 }
 
-/// Asks for an interrupt whenever something is received.
+/// Enables the interrupt for received bytes.
 pub fn enable_receive_interrupt() {
     if let Some(uart) = &mut port().uart {
         uart.enable_interrupts(IER::DATA_READY);
     }
 }
 
-/// Moves what was received into the queue: the interrupt handler's work.
+/// Moves received bytes into the queue. The interrupt handler calls it.
 pub fn on_interrupt() {
     port().drain();
 }
 
-/// Whether something was received and not taken yet.
+/// Returns true if received bytes are waiting.
 pub fn has_input() -> bool {
     let mut port = port();
     port.drain();
     port.len != 0
 }
 
-/// The port for bytes that are meant for a terminal as they are.
+/// The port for bytes that go to a terminal unchanged.
 pub struct Terminal;
 
 impl fmt::Write for Terminal {
@@ -133,7 +132,7 @@ impl fmt::Write for Terminal {
     }
 }
 
-/// The next received byte.
+/// Takes the next received byte.
 pub fn receive() -> Option<u8> {
     let mut port = port();
     if port.len == 0 {
@@ -153,7 +152,7 @@ pub struct Raw;
 
 impl fmt::Write for Raw {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        // SAFETY: the port's holder does not run any more; at worst its last bytes are mixed with these.
+        // SAFETY: the port's holder no longer runs; at worst its last bytes are mixed with these.
         let Ok(mut uart) = (unsafe { Uart16550::new_port(COM1) }) else {
             return Ok(());
         };

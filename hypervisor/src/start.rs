@@ -1,4 +1,4 @@
-//! The order in which the machine is brought up, from the firmware's call to the console's loop.
+//! The machine's bring-up, in order, from the firmware's call to the console's loop.
 #![expect(
     unsafe_code,
     reason = "the boot information arrives as a pointer, and the power-management timer is a port"
@@ -34,8 +34,7 @@ static HEAP: spin::Once<&'static Heap> = spin::Once::new();
 /// Starts the hypervisor while the firmware runs.
 ///
 /// # Errors
-/// When the firmware lacks something that the hypervisor can't do without; it was reported, and the firmware still
-/// runs.
+/// The firmware lacks something that the hypervisor needs. The problem was reported, and the firmware still runs.
 pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
     let tsc = time::tsc();
     time::start_at(tsc);
@@ -60,7 +59,7 @@ pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
     started.inspect_err(|e| log::error!("{e}; back to the firmware"))
 }
 
-/// The hypervisor on its own stack and page tables, without the firmware.
+/// Runs the hypervisor on its own stack and page tables, without the firmware.
 extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     // SAFETY: the boot path leaked it for the hypervisor alone.
     let info: &'static BootInfo = unsafe { &*info };
@@ -117,8 +116,8 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     })
 }
 
-/// Measures the time-stamp counter against the power-management timer, and believes the measurement where CPUID says
-/// something else. Returns what is wrong.
+/// Measures the time-stamp counter against the power-management timer. The measurement overrides CPUID if the two
+/// differ. Returns the problem, if any.
 fn calibrate(fadt: &Fadt) -> Option<String> {
     const MEASURED_PM_TICKS: u64 = time::PM_TIMER_HZ / 100;
     let stated = time::hz_from_cpuid(ThisCpu.cpuid(0x15, 0), ThisCpu.cpuid(0x16, 0));
@@ -147,10 +146,11 @@ fn calibrate(fadt: &Fadt) -> Option<String> {
 
 /// Counts TSC ticks during at least `pm_ticks` of the timer.
 ///
-/// A read of the timer may take long (a hypervisor below, an SMI): the counter is read before and after, and only
-/// reads that took a small part of the measured time count. It begins anew where the timer may have come round in between.
+/// A read of the timer may take long (a hypervisor below, an SMI), so the counter is read before and after. Only reads
+/// that took a small part of the measured time count. The measurement restarts if the timer may have wrapped in
+/// between.
 fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
-    // A timer that stands still must not stop the boot.
+    // A stopped timer must not stop the boot.
     const MAX_READS: u32 = 1_000_000;
     const MAX_UNCERTAINTY: u64 = 100;
     let mask = if wide { u32::MAX } else { 0xFF_FFFF };
@@ -180,7 +180,7 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
     None
 }
 
-/// No device writes to memory on its own from here on. Returns what is wrong.
+/// Stops all devices from writing to memory on their own. Returns the problems.
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
     let found = pci::stop_bus_masters(&firmware.pci);
@@ -205,7 +205,7 @@ fn stop_devices(firmware: &Firmware) -> Vec<String> {
     problems
 }
 
-/// VMX here, interrupts, and every other CPU. Returns what is wrong.
+/// Enters VMX operation, enables interrupts, and starts every other CPU. Returns the problems.
 fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
     vmx::enter_here(bootstrap);
     if !apic::present() {
@@ -235,7 +235,7 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     problems
 }
 
-/// The console's loop: whatever is received, and what was logged meanwhile.
+/// Runs the console's loop: serves received bytes, and prints new log records.
 fn run(mut machine: Machine) -> ! {
     let mut seen = 0;
     logging::visit_from(&mut seen, &mut |_| {});

@@ -2,12 +2,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// The counter's frequency in Hz; a round guess until [`set_hz`] knows better.
+/// The counter's frequency in Hz; a rough guess until [`set_hz`] is called.
 static HZ: AtomicU64 = AtomicU64::new(1_000_000_000);
-/// The counter at the first line.
+/// The counter's value at the first line.
 static START: AtomicU64 = AtomicU64::new(0);
 
-/// The time-stamp counter.
+/// Reads the time-stamp counter.
 #[must_use]
 pub fn tsc() -> u64 {
     #[expect(unsafe_code, reason = "RDTSC is an intrinsic that is always there")]
@@ -17,7 +17,7 @@ pub fn tsc() -> u64 {
     }
 }
 
-/// Makes `tsc` the moment from which microseconds are counted.
+/// Makes `tsc` the origin of [`us`].
 pub fn start_at(tsc: u64) {
     START.store(tsc, Relaxed);
 }
@@ -27,44 +27,44 @@ pub fn set_hz(hz: u64) {
     HZ.store(hz.max(1), Relaxed);
 }
 
-/// The counter's frequency in Hz.
+/// Returns the counter's frequency in Hz.
 #[must_use]
 pub fn hz() -> u64 {
     HZ.load(Relaxed)
 }
 
-/// Microseconds since the first line.
+/// Returns the microseconds since the first line.
 #[must_use]
 pub fn us() -> u64 {
     to_us(tsc().saturating_sub(START.load(Relaxed)))
 }
 
-/// Counter ticks in microseconds.
+/// Converts counter ticks to microseconds.
 #[must_use]
 pub fn to_us(ticks: u64) -> u64 {
     (u128::from(ticks) * 1_000_000 / u128::from(hz())) as u64
 }
 
-/// A moment after which nobody waits any longer.
+/// The end of a bounded wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(u64);
 
 impl Deadline {
-    /// `us` microseconds from now.
+    /// Returns the deadline `us` microseconds from now.
     #[must_use]
     pub fn after_us(us: u64) -> Self {
         let ticks = u128::from(us) * u128::from(hz()) / 1_000_000;
         Self(tsc().saturating_add(ticks as u64))
     }
 
-    /// Whether it has passed.
+    /// Returns true once the deadline has passed.
     #[must_use]
     pub fn passed(self) -> bool {
         tsc() >= self.0
     }
 }
 
-/// Waits until `done` or for `us` microseconds; returns whether it is done.
+/// Waits until `done` returns true, for at most `us` microseconds. Returns the last result of `done`.
 pub fn wait_us(us: u64, mut done: impl FnMut() -> bool) -> bool {
     let deadline = Deadline::after_us(us);
     loop {
@@ -78,7 +78,7 @@ pub fn wait_us(us: u64, mut done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// The frequency that CPUID leaf 0x15 (`leaf15`) or, without a crystal, leaf 0x16 (`leaf16`) states, in Hz.
+/// Returns the frequency in Hz that CPUID leaf 0x15 (`leaf15`) or, without a crystal, leaf 0x16 (`leaf16`) states.
 ///
 /// Source: Intel SDM volume 3B, section 18.7.3.
 #[must_use]
@@ -96,14 +96,14 @@ pub fn hz_from_cpuid(leaf15: [u32; 4], leaf16: [u32; 4]) -> Option<u64> {
 /// Frequency of the ACPI power-management timer in Hz (ACPI Specification 6.5, section 4.8.2.1).
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 
-/// The counter's frequency from `ticks` of it during `pm_ticks` of the power-management timer.
+/// Returns the counter's frequency, given `ticks` of it during `pm_ticks` of the power-management timer.
 #[must_use]
 pub fn hz_from_pm_timer(ticks: u64, pm_ticks: u64) -> u64 {
     (u128::from(ticks) * u128::from(PM_TIMER_HZ) / u128::from(pm_ticks.max(1))) as u64
 }
 
-/// Whether the power-management timer may have come round during `ticks` of the counter. One of 24 bits does so in 4.6 seconds, and
-/// no counter is slower than 500 MHz.
+/// Returns true if the power-management timer may have wrapped during `ticks` of the counter. A timer of 24 bits wraps
+/// in 4.6 seconds, and no counter is slower than 500 MHz.
 #[must_use]
 pub fn pm_timer_may_wrap(ticks: u64) -> bool {
     ticks > 2_000_000_000

@@ -1,5 +1,5 @@
-//! A thousand TDs, one after the other: frames, heap and HKIDs are as before. It is the only test of this program,
-//! so that what is allocated is what the host allocates.
+//! Tests that a thousand TDs, one after the other, leave frames, heap and HKIDs unchanged. It is the only test of this
+//! program, so that only the host allocates.
 
 #[path = "../host/tests/td/kit.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
@@ -18,7 +18,7 @@ use operator::Operator;
 
 const ROUNDS: u32 = 1000;
 
-/// The system's allocator, with a count of what is out.
+/// The system's allocator, with a count of allocated bytes.
 struct Counting;
 
 static BYTES: AtomicI64 = AtomicI64::new(0);
@@ -27,7 +27,7 @@ static BYTES: AtomicI64 = AtomicI64::new(0);
 static ALLOCATOR: Counting = Counting;
 
 #[expect(unsafe_code, reason = "a global allocator hands out raw memory")]
-// SAFETY: all of it is the system's allocator's.
+// SAFETY: every call is passed to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         BYTES.fetch_add(layout.size() as i64, Relaxed);
@@ -42,7 +42,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What must not change.
+/// The counts that must not change.
 #[derive(Debug, PartialEq)]
 struct Ledger {
     frames: Vec<mm::frames::Counts>,
@@ -51,7 +51,7 @@ struct Ledger {
 }
 
 fn ledger(server: &Server) -> Ledger {
-    // Before the ledger itself is on it.
+    // Reads the heap before the ledger itself is allocated.
     let heap = BYTES.load(Relaxed);
     Ledger {
         frames: server.rig.counts(),
@@ -60,10 +60,10 @@ fn ledger(server: &Server) -> Ledger {
     }
 }
 
-/// Rounds until the console has as many lines as it keeps, the last life's report is there, and the emulated module has
-/// touched what it touches.
+/// Number of rounds until the console has as many lines as it keeps, the last life's report exists, and the emulated
+/// module has touched all its memory.
 const WARM_UP: u32 = 40;
-/// Rounds of which one leaves the heap as it was.
+/// Number of extra rounds; one of them must leave the heap as it was.
 const MORE: usize = 20;
 
 #[test]
@@ -80,7 +80,7 @@ fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
     for _ in 0..WARM_UP {
         round();
     }
-    // What it takes to remember it is among what is compared.
+    // Adds the heap that the remembered ledger itself takes.
     let mut before = round();
     before.heap += size_of_val(&*before.frames) as i64;
     for number in 0..ROUNDS {
@@ -91,9 +91,8 @@ fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
             "after {number} rounds"
         );
     }
-    // What is kept of the last life is some bytes more or less, as its calls met others or not: the heap is to be where it was
-    // after one of a few more.
-    // An array, for a list of them would be on the heap itself.
+    // What is kept of the last life varies by some bytes, depending on contention, so the heap must match after one of
+    // a few more rounds. `heaps` is an array because a list would be on the heap itself.
     let heaps = [(); MORE].map(|()| round().heap);
     assert!(
         heaps.contains(&before.heap),

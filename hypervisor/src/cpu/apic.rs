@@ -14,7 +14,7 @@ use crate::msr;
 const ENABLED_X2APIC: u64 = 1 << 11 | 1 << 10;
 const SOFTWARE_ENABLE: u64 = 1 << 8;
 
-/// The vector of interrupts that were withdrawn before they were taken; they get no end-of-interrupt.
+/// The vector of interrupts that are withdrawn before they are taken. They get no end-of-interrupt.
 pub const SPURIOUS_VECTOR: u8 = 0xFF;
 
 /// A message from one CPU to another.
@@ -30,17 +30,17 @@ pub enum Message {
     Startup(u8),
 }
 
-/// Whether CPUID says that there is an x2APIC.
+/// Returns true if CPUID reports an x2APIC.
 #[must_use]
 pub fn present() -> bool {
     core::arch::x86_64::__cpuid(1).ecx & 1 << 21 != 0
 }
 
-/// Switches this CPU's APIC to x2APIC mode, and on. The CPU has one ([`present`]).
+/// Switches this CPU's APIC on, in x2APIC mode. The CPU must have one ([`present`]).
 pub fn enable() {
     let base = msr::read(APIC_BASE).unwrap_or(0);
-    // SAFETY: the CPU has an x2APIC; its mode is this program's to choose, and going from xAPIC to x2APIC mode is
-    // always allowed. The spurious vector has a handler.
+    // SAFETY: the CPU has an x2APIC; its mode is this program's to choose, and the transition from xAPIC to x2APIC
+    // mode is always allowed. The spurious vector has a handler.
     unsafe {
         if base & ENABLED_X2APIC != ENABLED_X2APIC {
             msr::write(APIC_BASE, base | ENABLED_X2APIC);
@@ -49,19 +49,19 @@ pub fn enable() {
     }
 }
 
-/// This CPU's id.
+/// Returns this CPU's APIC id.
 #[must_use]
 pub fn id() -> u32 {
     msr::read(X2APIC_ID).unwrap_or(0) as u32
 }
 
-/// Ends the interrupt that is being served.
+/// Signals the end of the interrupt in service.
 pub fn end_of_interrupt() {
-    // SAFETY: interrupt handlers alone call this, once each, with the APIC in x2APIC mode.
+    // SAFETY: only interrupt handlers call this, once each, with the APIC in x2APIC mode.
     unsafe { msr::write(EOI, 0) }
 }
 
-/// Sends a message to the CPU with this id.
+/// Sends a message to the CPU with APIC id `to`.
 pub fn send(to: u32, message: Message) {
     // SAFETY: every vector that is sent has a handler; INIT and SIPI go only to CPUs that this program starts, at a
     // page that it has prepared; the write is ordered after the stores before it by MFENCE and LFENCE, as WRMSR to
@@ -73,7 +73,7 @@ pub fn send(to: u32, message: Message) {
     }
 }
 
-/// The interrupt command register for a message, physical destination.
+/// Encodes the interrupt command register for a message with a physical destination.
 fn encode(to: u32, message: Message) -> u64 {
     const ASSERT: u64 = 1 << 14;
     let command = match message {

@@ -37,21 +37,21 @@ use sync::{
 
 use crate::{msr, seamlog::SeamLog, time};
 
-/// What a CPU is doing.
+/// The activity of a CPU.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It was not asked to start: the machine can't start it.
+    /// The CPU was not asked to start because the machine can't start it.
     NotUsed,
-    /// It was sent INIT-SIPI-SIPI.
+    /// INIT-SIPI-SIPI was sent.
     Starting,
-    /// It executes something.
+    /// The CPU executes something.
     Online,
-    /// It is halted until an interrupt arrives.
+    /// The CPU is halted until an interrupt arrives.
     Idle,
-    /// It did not report in time; should it come up later, it halts for good.
+    /// The CPU did not report in time. If it comes up later, it halts for good.
     NeverStarted,
-    /// It was stopped for good.
+    /// The CPU was stopped for good.
     Stopped,
 }
 
@@ -66,64 +66,64 @@ impl State {
     ];
 }
 
-/// One CPU's own data. The GS base of the CPU points here.
+/// One CPU's data. The CPU's GS base points here.
 #[repr(C)]
 pub struct Cpu {
     this: *const Cpu,
-    /// The hypervisor's number for it, from 0 without holes.
+    /// The hypervisor's number for the CPU; numbers start at 0 and have no gaps.
     pub number: u32,
-    /// Its x2APIC id, from the MADT.
+    /// The x2APIC id, from the MADT.
     pub apic_id: u32,
-    /// Whether the firmware booted on it.
+    /// True for the CPU that the firmware booted on.
     pub bootstrap: bool,
-    /// Its mailbox.
+    /// The mailbox for calls from other CPUs.
     pub mailbox: Mailbox,
-    /// Why it is to leave what it does.
+    /// The reasons why the CPU must leave what it runs.
     pub attention: Attention,
-    /// Ticks that it may spend taking memory back before it runs a vCPU again. Only the CPU itself changes it.
+    /// Ticks that the CPU may spend reclaiming memory before it runs a vCPU again. Only the CPU itself changes it.
     pub reclaim_credit: AtomicI64,
-    /// Its timer.
+    /// The CPU's timer.
     pub timer: timer::Armed,
-    /// The last SEAMCALLs that it made.
+    /// The last SEAMCALLs that the CPU made.
     pub seam_log: SeamLog,
-    /// Counts of the SEAMCALLs that it made.
+    /// Counts of the SEAMCALLs that the CPU made.
     pub seam_counters: Counters,
     state: AtomicU8,
     node: AtomicU32,
     place: IrqLock<Place>,
     vmx: IrqLock<Option<Result<Vmx, vmx::Error>>>,
-    /// The ends of its interrupt stacks, until it loads its tables.
+    /// The ends of the CPU's interrupt stacks, until it loads its tables.
     stacks: IrqLock<Option<[u64; tables::STACKS]>>,
 }
 
 // SAFETY: `this` is never written after creation, and points at this very structure, which is never freed.
 unsafe impl Sync for Cpu {}
-// SAFETY: as above; nothing else in it is bound to a CPU.
+// SAFETY: as above; nothing else in the structure is bound to a CPU.
 unsafe impl Send for Cpu {}
 
 impl Cpu {
-    /// What it is doing.
+    /// Returns the CPU's activity.
     pub fn state(&self) -> State {
         State::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    /// Where it is. Before it has started, what its id says when it is cut as the bootstrap CPU's is.
+    /// Returns the CPU's place. Before it has started, this is its APIC id split as the bootstrap CPU's is.
     pub fn place(&self) -> Place {
         *self.place.lock()
     }
 
-    /// Its proximity domain, where the SRAT names one.
+    /// Returns the CPU's proximity domain if the SRAT names one.
     pub fn node(&self) -> Option<u32> {
         let node = self.node.load(Ordering::Relaxed);
         (node != NO_NODE).then_some(node)
     }
 
-    /// Whether it runs the hypervisor.
+    /// Returns true if the CPU runs the hypervisor.
     pub fn is_up(&self) -> bool {
         matches!(self.state(), State::Online | State::Idle)
     }
 
-    /// How VMXON went on it; `None` before it was tried.
+    /// Returns the outcome of VMXON on the CPU, or `None` before the attempt.
     pub fn vmx(&self) -> Option<Result<Vmx, vmx::Error>> {
         *self.vmx.lock()
     }
@@ -138,7 +138,7 @@ impl Cpu {
             .is_ok()
     }
 
-    /// Makes this structure the running CPU's own: tables, GS base, place.
+    /// Makes this structure the running CPU's: loads its tables, GS base and place.
     fn adopt(&'static self) {
         let stacks = self.stacks.lock().take();
         let tables = Box::leak(Box::new(Tables::new(stacks.unwrap_or_default())));
@@ -153,21 +153,21 @@ impl Cpu {
 const NO_NODE: u32 = u32::MAX;
 
 static CPUS: spin::Once<Vec<&'static Cpu>> = spin::Once::new();
-/// Whether the GS base of every CPU that runs Rust code points at its data.
+/// True once the GS base of every CPU that runs Rust code points at its data.
 static ADOPTED: AtomicBool = AtomicBool::new(false);
 static CALL_TIMEOUT_US: AtomicU32 = AtomicU32::new(2_000_000);
-/// Whether CPUs can be interrupted: there is an x2APIC.
+/// True if CPUs can be interrupted: there is an x2APIC.
 static INTERRUPTS: AtomicBool = AtomicBool::new(false);
-/// Whether the bootstrap CPU must look for console input itself.
+/// True if the bootstrap CPU must poll for console input.
 static POLLED: AtomicBool = AtomicBool::new(false);
 
-/// Every CPU that the firmware lists as enabled, by number.
+/// Returns every CPU that the firmware lists as enabled, by number.
 #[must_use]
 pub fn all() -> &'static [&'static Cpu] {
     CPUS.get().map_or(&[], Vec::as_slice)
 }
 
-/// The numbers of the CPUs that run the hypervisor.
+/// Returns the numbers of the CPUs that run the hypervisor.
 #[must_use]
 pub fn up() -> Vec<u32> {
     all()
@@ -177,13 +177,13 @@ pub fn up() -> Vec<u32> {
         .collect()
 }
 
-/// The CPU that asks; `None` before it has its data.
+/// Returns the calling CPU, or `None` before it has its data.
 #[must_use]
 pub fn this() -> Option<&'static Cpu> {
     ADOPTED.load(Ordering::Relaxed).then(|| {
         let this: *const Cpu;
-        // SAFETY: every CPU that runs Rust code has its GS base set, and `this` is the first field of what it
-        // points at, which is never freed.
+        // SAFETY: every CPU that runs Rust code has its GS base set, and `this` is the first field of the structure
+        // there, which is never freed.
         unsafe {
             asm!("mov {}, gs:[0]", out(reg) this, options(nostack, preserves_flags, readonly));
             &*this
@@ -191,13 +191,13 @@ pub fn this() -> Option<&'static Cpu> {
     })
 }
 
-/// The number of the CPU that asks, from 0; 0 before it has its data.
+/// Returns the calling CPU's number, or 0 before it has its data.
 #[must_use]
 pub fn number() -> u32 {
     this().map_or(0, |cpu| cpu.number)
 }
 
-/// How this machine's CPUs switch their interrupts for the locks of [`sync`].
+/// The interrupt switch of this machine's CPUs, for the locks of [`sync`].
 pub const INTERRUPT_SWITCH: Switch = Switch {
     off: || {
         let were_on = instructions::interrupts::are_enabled();
@@ -207,7 +207,7 @@ pub const INTERRUPT_SWITCH: Switch = Switch {
     on: instructions::interrupts::enable,
 };
 
-/// How long a CPU may take to answer a call, in microseconds.
+/// Sets the time in microseconds that a CPU may take to answer a call.
 pub fn set_call_timeout(us: u32) {
     CALL_TIMEOUT_US.store(us, Ordering::Relaxed);
 }
@@ -244,7 +244,7 @@ impl call::Machine for Hardware {
     }
 }
 
-/// Makes the bootstrap CPU, which the console runs on, look for something to do.
+/// Wakes the bootstrap CPU, which the console runs on, to look for work.
 pub fn wake_console() {
     if let Some(cpu) = all().first() {
         cpu.attention.poke();
@@ -254,7 +254,7 @@ pub fn wake_console() {
     }
 }
 
-/// Interrupts a CPU, so that it looks at its [`Attention`].
+/// Interrupts a CPU so that it reads its [`Attention`].
 pub fn poke(cpu: u32) {
     if interrupts()
         && let Some(cpu) = all().get(cpu as usize)
@@ -263,7 +263,7 @@ pub fn poke(cpu: u32) {
     }
 }
 
-/// Whether CPUs can be interrupted; without an x2APIC everything is polled.
+/// Returns true if CPUs can be interrupted. Without an x2APIC everything is polled.
 #[must_use]
 pub fn interrupts() -> bool {
     INTERRUPTS.load(Ordering::Relaxed)
@@ -276,12 +276,12 @@ fn serve_calls() {
     }
 }
 
-/// Makes the bootstrap CPU look for work instead of halting: the serial port can't interrupt it.
+/// Makes the bootstrap CPU poll for work instead of halting, because the serial port can't interrupt it.
 pub fn poll_console() {
     POLLED.store(true, Ordering::Relaxed);
 }
 
-/// Halts until the next interrupt, unless `busy` says that there is work; without interrupts, waits for a moment.
+/// Halts until the next interrupt unless `busy` reports work. Without interrupts, waits for a moment.
 pub fn idle(busy: impl FnOnce() -> bool) {
     if !interrupts() || (POLLED.load(Ordering::Relaxed) && number() == 0) {
         core::hint::spin_loop();
@@ -311,15 +311,15 @@ pub fn stop_here() -> ! {
     }
 }
 
-/// Whether one CPU stops the others, by NMI.
+/// True while one CPU stops the others by NMI.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
-/// Whether an NMI is this program's own.
+/// Returns true if an NMI is this program's own.
 pub(crate) fn stopping() -> bool {
     STOPPING.load(Ordering::Acquire)
 }
 
-/// Stops every other CPU that runs, without waiting for them.
+/// Stops every other running CPU without waiting for it.
 pub fn stop_others() {
     STOPPING.store(true, Ordering::Release);
     if !INTERRUPTS.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Starting the CPUs: the bootstrap one where it runs, all others at once by INIT-SIPI-SIPI.
+//! CPU start: the bootstrap CPU where it runs, all others at once by INIT-SIPI-SIPI.
 #![expect(
     unsafe_code,
     reason = "a CPU that starts gets its data as a number from the trampoline"
@@ -22,17 +22,17 @@ use super::{
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
-/// Size in bytes of the stack that a CPU runs on.
+/// Size in bytes of a CPU's stack.
 const STACK_BYTES: u64 = 64 << 10;
-/// INIT to SIPI, in microseconds (MultiProcessor Specification 1.4, appendix B.4).
+/// Delay from INIT to SIPI in microseconds (MultiProcessor Specification 1.4, appendix B.4).
 const INIT_US: u64 = 10_000;
-/// The first SIPI to the second, in microseconds.
+/// Delay from the first SIPI to the second in microseconds.
 const SIPI_US: u64 = 200;
 
-/// Makes the running CPU number 0, with its data and its tables: from here on, an exception is reported.
+/// Makes the running CPU number 0, with its data and its tables. From here on exceptions are reported.
 ///
 /// # Errors
-/// When there is no memory for its stacks.
+/// Fails if there is no memory for the CPU's stacks.
 pub fn adopt_bootstrap() -> Result<&'static Cpu, memory::Error> {
     let (place, shifts) = topology::read(&msr::ThisCpu);
     let cpu = create(0, place.x2apic_id, shifts)?;
@@ -42,7 +42,7 @@ pub fn adopt_bootstrap() -> Result<&'static Cpu, memory::Error> {
     Ok(cpu)
 }
 
-/// Makes `processors` the machine's CPUs, the running one first. Returns one sentence for each that can't be used.
+/// Registers `processors` as the machine's CPUs, the running one first. Returns one sentence for each unusable CPU.
 pub fn know(bootstrap: &'static Cpu, processors: &[Processor]) -> Vec<String> {
     let (_, shifts) = topology::read(&msr::ThisCpu);
     let mut problems = Vec::new();
@@ -98,7 +98,7 @@ fn create(
     Ok(cpu)
 }
 
-/// Switches the bootstrap CPU's local APIC on, and its interrupts.
+/// Switches on the bootstrap CPU's local APIC and its interrupts.
 pub fn enable_interrupts() {
     apic::enable();
     timer::enable();
@@ -106,13 +106,13 @@ pub fn enable_interrupts() {
     interrupts::enable();
 }
 
-/// What a CPU does when it has nothing else to do: a piece of work, `false` when there is none.
+/// A function that does one piece of work for an otherwise idle CPU. It returns `false` when there is none.
 pub type Work = fn() -> bool;
 
 static WORK: Once<Work> = Once::new();
 
-/// Starts every other CPU, all at once, and waits for them, `timeout_us` at most. From then on each does `work`. Returns one
-/// sentence for each that did not come up.
+/// Starts every other CPU, all at once, and waits for them for at most `timeout_us`. From then on each CPU runs
+/// `work`. Returns one sentence for each CPU that did not come up.
 pub fn start_others(
     work: Work,
     trampoline: Option<u64>,
@@ -178,7 +178,7 @@ fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, Str
             arg: &raw const **cpu as u64,
         });
     }
-    // A CPU may be late: the slots stay for good.
+    // A CPU may be late, so the slots are never freed.
     let slots = Vec::leak(slots);
     let params = ap::Params {
         cr3: page_tables,
@@ -195,7 +195,7 @@ fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, Str
 
 const EFER_NXE: u64 = 1 << 11;
 
-/// The first Rust code of a CPU that was started.
+/// The entry point into Rust of a started CPU.
 extern "sysv64" fn entered(cpu: u64) -> ! {
     // SAFETY: the argument is the address of this CPU's data, which is never freed.
     let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
@@ -204,7 +204,7 @@ extern "sysv64" fn entered(cpu: u64) -> ! {
     timer::enable();
     vmx::enter_here(cpu);
     if !cpu.change_state(State::Starting, State::Online) {
-        // It was given up on: nobody counts on it, and nobody may be surprised by it.
+        // The start of this CPU timed out: nothing expects it to run any more.
         stop_here();
     }
     loop {

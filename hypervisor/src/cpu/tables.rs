@@ -24,7 +24,7 @@ use super::trap;
 
 /// Size in bytes of each interrupt stack.
 pub const STACK_BYTES: u64 = 32 << 10;
-/// Stacks of a CPU that interrupts and exceptions switch to.
+/// Number of stacks per CPU that interrupts and exceptions switch to.
 pub const STACKS: usize = 5;
 
 const NMI: u8 = 2;
@@ -32,8 +32,8 @@ const DOUBLE_FAULT: u8 = 8;
 const MACHINE_CHECK: u8 = 18;
 const FIRST_INTERRUPT: u8 = 32;
 
-/// The IST slot of a vector, 1 to [`STACKS`]. An exception in an interrupt handler, and an NMI or a machine check in
-/// either, find a stack that is not in use.
+/// Returns the IST slot of a vector, 1 to [`STACKS`]. An exception in an interrupt handler, and an NMI or a machine
+/// check in either, find an unused stack.
 const fn stack_of(vector: u8) -> u8 {
     match vector {
         NMI => 3,
@@ -44,14 +44,14 @@ const fn stack_of(vector: u8) -> u8 {
     }
 }
 
-/// One CPU's segments and task state; it stays where it is for good.
+/// One CPU's segments and task state. It must not move.
 pub struct Tables {
     gdt: GlobalDescriptorTable,
     tss: TaskStateSegment,
 }
 
 impl Tables {
-    /// Tables with these stacks (their ends) for interrupts.
+    /// Creates tables that use these stacks (their ends) for interrupts.
     #[must_use]
     pub fn new(stack_tops: [u64; STACKS]) -> Self {
         let mut tss = TaskStateSegment::new();
@@ -63,14 +63,14 @@ impl Tables {
         }
     }
 
-    /// Loads the tables, and the gates that all CPUs share, into this CPU. Once for each.
+    /// Loads the tables, and the gates that all CPUs share, into this CPU. Call it once for each CPU.
     pub fn load(&'static mut self) {
         let code = self.gdt.append(Descriptor::kernel_code_segment());
         let data = self.gdt.append(Descriptor::kernel_data_segment());
         let tss = self.gdt.append(Descriptor::tss_segment(&self.tss));
         let null = SegmentSelector::new(0, PrivilegeLevel::Ring0);
         self.gdt.load();
-        // SAFETY: the selectors are those of the table that was just loaded; the gates' handlers are there for good.
+        // SAFETY: the selectors are those of the table that was just loaded; the gates' handlers are never removed.
         unsafe {
             CS::set_reg(code);
             SS::set_reg(data);
@@ -83,7 +83,7 @@ impl Tables {
     }
 }
 
-/// A 64-bit interrupt gate (Intel SDM volume 3A, section 7.14.1).
+/// Encodes a 64-bit interrupt gate (Intel SDM volume 3A, section 7.14.1).
 const fn gate(handler: u64, selector: u16, stack: u8) -> [u64; 2] {
     const PRESENT_INTERRUPT_GATE: u64 = 0x8E << 40;
     let low = handler & 0xFFFF

@@ -1,4 +1,4 @@
-//! The local APIC's timer in TSC-deadline mode: it goes off once, when the time-stamp counter reaches a number.
+//! The local APIC's timer in TSC-deadline mode: it fires once, when the time-stamp counter reaches the deadline.
 //!
 //! Source: Intel SDM volume 3A, section 11.5.4.1 (TSC-Deadline Mode).
 #![expect(unsafe_code, reason = "the timer's registers are MSRs")]
@@ -13,7 +13,7 @@ use crate::msr;
 
 const DEADLINE_MODE: u64 = 2 << 17;
 
-/// When a CPU's timer goes off; 0 when it does not.
+/// The deadline of a CPU's timer; 0 when the timer is off.
 #[derive(Debug)]
 pub struct Armed(AtomicU64);
 
@@ -22,35 +22,35 @@ impl Armed {
         Self(AtomicU64::new(0))
     }
 
-    /// It went off.
+    /// Notes that the timer fired.
     pub(super) fn went_off(&self) {
         self.0.store(0, Relaxed);
     }
 }
 
-/// Whether CPUID says that the timer has this mode. Every CPU with TDX has it.
+/// Returns true if CPUID reports TSC-deadline mode. Every CPU with TDX has it.
 #[must_use]
 pub fn present() -> bool {
     core::arch::x86_64::__cpuid(1).ecx & 1 << 24 != 0
 }
 
-/// Makes this CPU's timer ready. Its APIC is in x2APIC mode.
+/// Prepares this CPU's timer. Its APIC must be in x2APIC mode.
 pub(super) fn enable() {
     if present() {
-        // SAFETY: the vector has a handler, and nothing goes off before a deadline is written.
+        // SAFETY: the vector has a handler, and the timer does not fire before a deadline is written.
         unsafe { msr::write(LVT_TIMER, DEADLINE_MODE | u64::from(trap::TIMER_VECTOR)) };
     }
 }
 
-/// Lets this CPU's timer go off at `tsc`, or not at all. It is called with interrupts off.
+/// Arms this CPU's timer for `tsc`, or disarms it. Call it with interrupts off.
 pub fn set(tsc: Option<u64>) {
     let Some(cpu) = super::this() else { return };
     let deadline = tsc.unwrap_or(0);
     if !super::interrupts() || !present() || cpu.timer.0.swap(deadline, Relaxed) == deadline {
         return;
     }
-    // SAFETY: the CPU has the register, any deadline may be written, and the vector has a handler. The fences keep it
-    // behind the write of the mode.
+    // SAFETY: the CPU has the register, any deadline may be written, and the vector has a handler. The fences keep the
+    // write behind that of the mode.
     unsafe {
         core::arch::x86_64::_mm_mfence();
         core::arch::x86_64::_mm_lfence();

@@ -1,4 +1,4 @@
-//! Where a logical processor is: package, core, thread.
+//! The place of a logical processor: package, core, thread.
 //!
 //! Source: Intel SDM volume 2A, CPUID leafs 0x0B and 0x1F; volume 3A, section 9.9.
 
@@ -11,23 +11,23 @@ pub struct Place {
     pub x2apic_id: u32,
     /// The package: the id above the shift of the last level.
     pub package: u32,
-    /// The core in its package.
+    /// The core within the package.
     pub core: u32,
-    /// The thread in its core.
+    /// The thread within the core.
     pub thread: u32,
 }
 
-/// How ids are cut into thread, core and package.
+/// The split of ids into thread, core and package.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shifts {
-    /// Bits of the thread in its core.
+    /// Number of id bits for the thread within its core.
     pub core: u32,
-    /// Bits of everything in its package.
+    /// Number of id bits for everything within the package.
     pub package: u32,
 }
 
 impl Shifts {
-    /// The place of the processor with this id.
+    /// Returns the place of the processor with this id.
     #[must_use]
     pub fn place(self, x2apic_id: u32) -> Place {
         let below = |bits: u32| x2apic_id & (1u32.checked_shl(bits).map_or(u32::MAX, |b| b - 1));
@@ -40,12 +40,12 @@ impl Shifts {
     }
 }
 
-/// Levels that are looked at: a CPU that lists more repeats itself.
+/// Maximum number of levels to read; a CPU that lists more repeats itself.
 const MAX_LEVELS: u32 = 8;
 const TYPE_INVALID: u32 = 0;
 const TYPE_SMT: u32 = 1;
 
-/// The place of the CPU that `registers` belong to, and how its ids are cut.
+/// Returns the place of the CPU that `registers` belong to, and the split of its ids.
 pub fn read(registers: &impl Registers) -> (Place, Shifts) {
     [0x1F, 0x0B]
         .into_iter()

@@ -1,4 +1,4 @@
-//! What happens when the CPU is interrupted: the stubs that every gate leads to, and who deals with which vector.
+//! Interrupt and exception entry: the stubs that every gate leads to, and the dispatch by vector.
 #![expect(
     unsafe_code,
     reason = "the stubs are entered by the CPU itself, with a stack frame of its making"
@@ -22,20 +22,20 @@ use crate::{
 pub const CALL_VECTOR: u8 = 0xE0;
 /// The vector of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xE1;
-/// The vector by which a CPU in a TD learns that something was posted for the vCPU. Outside of a TD nothing comes of it: the
-/// CPU looks before it enters one.
+/// The vector that tells a CPU in a TD that an interrupt was posted for the vCPU. Outside a TD it has no effect: the
+/// CPU checks before it enters one.
 pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 
 const FIRST_INTERRUPT: u8 = 32;
 
-/// What follows when a CPU can't go on.
+/// The handler that runs when a CPU can't go on.
 pub type Fatal = fn(Cause, &Frame) -> !;
 
 static FATAL: Once<Fatal> = Once::new();
 
-/// Says what follows when a CPU can't go on. Until then it stops.
+/// Sets the handler that runs when a CPU can't go on. Until then the CPU stops.
 pub fn on_fatal(handler: Fatal) {
     FATAL.call_once(|| handler);
 }
@@ -47,22 +47,22 @@ fn fatal(cause: Cause, frame: &Frame) -> ! {
     }
 }
 
-/// Interrupts with a vector that nobody asked for.
+/// Count of interrupts with a vector that nobody asked for.
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
 const STUB_BYTES: u64 = 16;
 
-/// The address of the stub of a vector.
+/// Returns the address of a vector's stub.
 pub(super) fn stub(vector: u8) -> u64 {
     stubs as *const () as u64 + u64::from(vector) * STUB_BYTES
 }
 
-/// How many interrupts came with a vector that nobody asked for.
+/// Returns the number of interrupts with a vector that nobody asked for.
 pub fn unexpected() -> u64 {
     UNEXPECTED.load(Relaxed)
 }
 
-/// One stub of 16 bytes for each vector: it makes the stack look the same with and without an error code.
+/// The stubs, 16 bytes for each vector. They lay out the stack alike with and without an error code.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn stubs() {
     naked_asm!(
@@ -83,7 +83,7 @@ unsafe extern "sysv64" fn stubs() {
     )
 }
 
-/// Saves what Rust code may change, calls [`handle`], and returns to what was interrupted.
+/// Saves the registers that Rust code may change, calls [`handle`], and returns to the interrupted code.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn common() {
     naked_asm!(
@@ -138,7 +138,7 @@ extern "sysv64" fn handle(frame: &mut Frame) {
     }
 }
 
-/// Serves an interrupt that was acknowledged, and ends it: here, or by a TD's exit.
+/// Serves an interrupt that was acknowledged, here or by a TD's exit, and ends it.
 pub fn serve_interrupt(vector: u8) {
     match vector {
         CALL_VECTOR => super::serve_calls(),
@@ -167,7 +167,7 @@ pub fn serve_nmi() {
     nmi(&Frame::default());
 }
 
-/// A machine check happened in a TD: the record tells of the banks.
+/// Reports a machine check that happened in a TD. The crash record contains the banks.
 pub fn serve_machine_check() {
     fatal(Cause::MachineCheck, &Frame::default());
 }
@@ -184,7 +184,7 @@ fn exception(vector: u8, frame: &mut Frame) {
     }
 }
 
-/// A CPU that crashed, or ends this boot, stops the others by NMI. Any other NMI is the machine's own cry for help.
+/// Handles an NMI. A CPU that crashes or ends this boot stops the others by NMI; any other NMI is a hardware error.
 fn nmi(frame: &Frame) {
     if super::stopping() {
         super::stop_here();

@@ -29,24 +29,24 @@ const VMX_OUTSIDE_SMX: u64 = 1 << 2;
 /// A CPU in VMX root operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vmx {
-    /// Physical address of its VMXON region.
+    /// Physical address of the VMXON region.
     pub region: u64,
 }
 
-/// Why a CPU did not enter VMX operation.
+/// The reason why a CPU did not enter VMX operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// It has no VMX.
+    /// The CPU has no VMX.
     Absent,
     /// IA32_FEATURE_CONTROL is locked without VMX outside SMX.
     LockedOff,
     /// No memory for the VMXON region.
     NoMemory,
-    /// The VMXON region is larger than 4 KiB: its size in bytes.
+    /// The VMXON region is larger than 4 KiB; this is its size in bytes.
     Region(u64),
     /// VMXON failed with CF = 1 (VMfailInvalid).
     Refused,
-    /// VMXON faulted: the vector.
+    /// VMXON faulted with this vector.
     Fault(u8),
 }
 
@@ -63,7 +63,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Enters VMX operation on the running CPU, and notes how it went.
+/// Enters VMX operation on the running CPU and records the outcome.
 pub fn enter_here(cpu: &Cpu) {
     let outcome = enter();
     *cpu.vmx.lock() = Some(outcome);
@@ -105,7 +105,8 @@ fn enter() -> Result<Vmx, Error> {
     }
 }
 
-/// INVEPT for all contexts: this CPU forgets what it knows of every EPT, shared ones among them. It is in VMX operation.
+/// Executes INVEPT for all contexts: drops what this CPU has cached of every EPT, shared ones included. The CPU must
+/// be in VMX operation.
 pub fn forget_epts() {
     const ALL_CONTEXTS: u64 = 2;
     let descriptor = [0u64; 2];
@@ -123,8 +124,8 @@ pub fn forget_epts() {
 const ENTERED: u64 = 0x100;
 const FAILED: u64 = 0x101;
 
-/// VMXON with the region whose physical address is at `region`. Returns 0x100, 0x101 when it failed, or the vector
-/// of the fault.
+/// Executes VMXON with the region whose physical address is at `region`. Returns 0x100, 0x101 if it failed, or the
+/// vector of the fault.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn vmxon(region: *const u64) -> u64 {
     naked_asm!(

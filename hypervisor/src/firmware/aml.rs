@@ -1,11 +1,11 @@
-//! The one thing that is needed of the DSDT: the package `_S5`, with the values that mean "off".
+//! The only part of the DSDT that is needed: the package `_S5` with the values that mean "off".
 //!
-//! A full AML interpreter for two bytes would be a large guest in a small house: the package is constant in every
-//! firmware that is known, and is found by its name.
+//! A full AML interpreter would be a lot of code for two bytes. The package is constant in every known firmware, and
+//! is found by its name.
 //!
 //! Source: ACPI Specification 6.5, sections 7.4.2.6 and 20.2.
 
-/// What PM1 control's SLP_TYP is set to: for PM1a and PM1b.
+/// The SLP_TYP values for PM1a and PM1b control.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SleepType {
     /// PM1a's value, 0 to 7.
@@ -18,7 +18,7 @@ const NAME_OP: u8 = 0x08;
 const ROOT: u8 = b'\\';
 const PACKAGE_OP: u8 = 0x12;
 
-/// The values for S5 in this AML; `None` where it has no such package.
+/// Returns the values for S5 in this AML, or `None` if it has no such package.
 #[must_use]
 pub fn s5(aml: &[u8]) -> Option<SleepType> {
     let mut from = 0;
@@ -34,17 +34,17 @@ pub fn s5(aml: &[u8]) -> Option<SleepType> {
     None
 }
 
-/// Whether what ends here declares a name.
+/// Returns true if the name that follows `before` is being declared.
 fn is_named(before: &[u8]) -> bool {
     matches!(before, [.., NAME_OP] | [.., NAME_OP, ROOT])
 }
 
-/// The first two elements of the package that starts here.
+/// Returns the first two elements of the package that starts here.
 fn package(aml: &[u8]) -> Option<SleepType> {
     let (&PACKAGE_OP, rest) = aml.split_first()? else {
         return None;
     };
-    // The length's first byte says how many more there are; then comes the number of elements.
+    // The length's first byte says how many more follow; then comes the number of elements.
     let length_bytes = 1 + usize::from(*rest.first()? >> 6);
     let elements = rest.get(length_bytes + 1..)?;
     let (a, rest) = integer(elements)?;
@@ -53,7 +53,7 @@ fn package(aml: &[u8]) -> Option<SleepType> {
     (a < 8 && b < 8).then_some(SleepType { a, b })
 }
 
-/// A small constant: ZeroOp, OneOp, or a byte, word or double word.
+/// Parses a small constant: ZeroOp, OneOp, or a byte, word or double word.
 fn integer(aml: &[u8]) -> Option<(u8, &[u8])> {
     let (op, rest) = aml.split_first()?;
     let bytes = match op {

@@ -2,10 +2,10 @@
 //!
 //! Source: ACPI Specification 6.5, section 5.2.9.
 
-/// What of the FADT is used.
+/// The parts of the FADT that are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fadt {
-    /// The register whose write resets the machine, and the value.
+    /// The register that resets the machine, and the value to write.
     pub reset: Option<(Register, u8)>,
     /// I/O port of PM1a control.
     pub pm1a_control: Option<u16>,
@@ -13,27 +13,27 @@ pub struct Fadt {
     pub pm1b_control: Option<u16>,
     /// I/O port of the power-management timer.
     pub pm_timer: Option<u16>,
-    /// Whether the timer has 32 bits instead of 24.
+    /// True if the timer has 32 bits instead of 24.
     pub pm_timer_32: bool,
     /// The port and the value that switch the machine to ACPI mode.
     pub enable: Option<(u16, u8)>,
 }
 
-/// Where a register is.
+/// The place of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// At this I/O port.
+    /// An I/O port.
     Port(u16),
-    /// At this physical address.
+    /// A physical address.
     Memory(u64),
-    /// At this offset in the configuration space of a function on PCI bus 0: device, function, offset.
+    /// A register in the configuration space of a function on PCI bus 0: device, function, offset.
     Pci(u8, u8, u8),
 }
 
 const FLAG_PM_TIMER_32: u32 = 1 << 8;
 const FLAG_RESET: u32 = 1 << 10;
 
-/// Takes the FADT apart.
+/// Parses the FADT.
 #[must_use]
 pub fn parse(table: &[u8]) -> Fadt {
     let byte = |at: usize| table.get(at).copied().unwrap_or(0);
@@ -51,7 +51,7 @@ pub fn parse(table: &[u8]) -> Fadt {
         )),
         _ => None,
     };
-    // The extended address counts where it is an I/O port, else the old one.
+    // The extended address is used if it is an I/O port, else the old one.
     let port = |extended: usize, old: usize| match generic(extended) {
         Some(Register::Port(port)) => Some(port),
         _ => u16::try_from(u32_at(old)).ok().filter(|p| *p != 0),

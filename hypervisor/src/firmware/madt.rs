@@ -4,50 +4,50 @@
 
 use alloc::vec::Vec;
 
-/// What the MADT says.
+/// The contents of the MADT.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Madt {
-    /// The CPUs that are enabled, in the firmware's order.
+    /// The enabled CPUs, in the firmware's order.
     pub processors: Vec<Processor>,
     /// The I/O APICs.
     pub io_apics: Vec<IoApic>,
-    /// ISA interrupts that are not where their number says.
+    /// ISA interrupts that are not at the input of their own number.
     pub overrides: Vec<Override>,
 }
 
 /// One enabled CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Processor {
-    /// Its (x2)APIC id.
+    /// The (x2)APIC id.
     pub apic_id: u32,
-    /// Its proximity domain, where the SRAT names one.
+    /// The proximity domain, if the SRAT names one.
     pub node: Option<u32>,
 }
 
 /// One I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoApic {
-    /// Physical address of its registers.
+    /// Physical address of the registers.
     pub pa: u64,
-    /// The global interrupt number of its first input.
+    /// The global interrupt number of the first input.
     pub first_gsi: u32,
 }
 
-/// Where an ISA interrupt really is.
+/// The input of an ISA interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Override {
     /// The ISA interrupt.
     pub isa: u8,
-    /// Its global interrupt number.
+    /// The global interrupt number.
     pub gsi: u32,
-    /// Whether it is active when low.
+    /// True if the interrupt is active low.
     pub active_low: bool,
-    /// Whether it is level-triggered.
+    /// True if the interrupt is level-triggered.
     pub level: bool,
 }
 
 impl Madt {
-    /// Where an ISA interrupt is: as ISA has it, unless it is overridden.
+    /// Returns the input of an ISA interrupt: ISA's default unless overridden.
     #[must_use]
     pub fn isa(&self, isa: u8) -> Override {
         let found = self.overrides.iter().find(|o| o.isa == isa);
@@ -64,7 +64,7 @@ const MADT_ENTRIES: usize = 44;
 const SRAT_ENTRIES: usize = 48;
 const ENABLED: u32 = 1;
 
-/// Takes the MADT apart.
+/// Parses the MADT.
 #[must_use]
 pub fn parse(table: &[u8]) -> Madt {
     let mut madt = Madt::default();
@@ -106,7 +106,7 @@ impl Madt {
     }
 }
 
-/// Notes the proximity domains that the SRAT gives.
+/// Records the proximity domains that the SRAT gives.
 pub fn add_nodes(processors: &mut [Processor], srat: &[u8]) {
     for (kind, entry) in entries(srat, SRAT_ENTRIES) {
         let (apic_id, node, flags) = match kind {
@@ -127,7 +127,7 @@ pub fn add_nodes(processors: &mut [Processor], srat: &[u8]) {
     }
 }
 
-/// The proximity domains that the SRAT gives to memory: first address, first address behind it, domain.
+/// Returns the proximity domains of memory from the SRAT: first address, first address behind it, domain.
 pub fn memory_nodes(srat: &[u8]) -> Vec<(u64, u64, u32)> {
     const MEMORY: u8 = 1;
     let u64_at = |entry, at| u64::from(u32_at(entry, at)) | u64::from(u32_at(entry, at + 4)) << 32;
@@ -142,7 +142,8 @@ pub fn memory_nodes(srat: &[u8]) -> Vec<(u64, u64, u32)> {
         .collect()
 }
 
-/// The entries of a table from offset `at`: type and all bytes. Ends at the first whose length can't be right.
+/// Returns the entries of a table from offset `at`: type and all bytes. Stops at the first entry with an invalid
+/// length.
 fn entries(table: &[u8], at: usize) -> impl Iterator<Item = (u8, &[u8])> {
     let mut rest = table.get(at..).unwrap_or(&[]);
     core::iter::from_fn(move || {

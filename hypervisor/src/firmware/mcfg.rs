@@ -4,10 +4,10 @@
 
 use alloc::vec::Vec;
 
-/// The buses of one segment whose configuration space is in memory.
+/// A range of buses of one segment whose configuration space is in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Physical address of bus 0's configuration space, whether or not bus 0 is in the range.
+    /// Physical address of bus 0's configuration space, even if bus 0 is outside the range.
     pub base: u64,
     /// The PCI segment.
     pub number: u16,
@@ -19,7 +19,7 @@ pub struct Segment {
 
 const ENTRIES: usize = 44;
 
-/// Takes the MCFG apart.
+/// Parses the MCFG.
 #[must_use]
 pub fn parse(table: &[u8]) -> Vec<Segment> {
     let rows = table.get(ENTRIES..).unwrap_or(&[]).chunks_exact(16);

@@ -1,7 +1,7 @@
-//! What the firmware's ACPI tables say of the machine.
+//! The firmware's ACPI tables.
 //!
-//! The pure modules below find the tables and take them apart. They take any bytes and never trust an address or a length;
-//! only the copying of physical memory is here.
+//! The pure modules below find and parse the tables. They accept any bytes and trust no address or length. Only the
+//! copying of physical memory is here.
 #![expect(
     unsafe_code,
     reason = "ACPI tables are found through physical addresses that the firmware gives"
@@ -24,7 +24,7 @@ use self::{
 };
 use crate::memory;
 
-/// What the tables say.
+/// The contents of the tables.
 #[derive(Debug, Default)]
 pub struct Firmware {
     /// CPUs and interrupt controllers.
@@ -33,7 +33,7 @@ pub struct Firmware {
     pub memory_nodes: Vec<(u64, u64, u32)>,
     /// Fixed registers.
     pub fadt: Fadt,
-    /// What to write to sleep in S5, where the tables say.
+    /// The values to write for sleep state S5, if the tables give them.
     pub s5: Option<aml::SleepType>,
     /// PCI configuration space in memory.
     pub pci: Vec<Segment>,
@@ -41,7 +41,7 @@ pub struct Firmware {
     pub problems: Vec<String>,
 }
 
-/// Reads the tables from the RSDP at `rsdp`.
+/// Reads the tables from the RSDP at `rsdp` on.
 pub fn read(rsdp: Option<u64>) -> Firmware {
     let mut firmware = Firmware::default();
     let problems = &mut firmware.problems;
@@ -80,7 +80,7 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
     firmware
 }
 
-/// Physical memory, through windows.
+/// Physical memory, read through windows.
 struct Windows;
 
 impl Physical for Windows {

@@ -1,7 +1,7 @@
-//! The ACPI tables, found from the RSDP on.
+//! The ACPI tables, starting from the RSDP.
 //!
-//! Firmware wrote them, so no address, length or checksum is trusted: a table that is wrong is left out, with a
-//! sentence that says what is wrong with it.
+//! Firmware wrote them, so no address, length or checksum is trusted. A wrong table is left out, with a sentence that
+//! says what is wrong with it.
 //!
 //! Source: ACPI Specification 6.5, sections 5.2.5 to 5.2.8.
 
@@ -10,7 +10,7 @@ use core::fmt;
 
 /// Physical memory, as far as it can be read.
 pub trait Physical {
-    /// Copies `bytes` bytes from `pa` on; `None` where they can't be read.
+    /// Copies `bytes` bytes from `pa` on. Returns `None` if they can't be read.
     fn copy(&self, pa: u64, bytes: usize) -> Option<Vec<u8>>;
 }
 
@@ -24,7 +24,7 @@ impl fmt::Display for Signature {
     }
 }
 
-/// The RSDT's or XSDT's list.
+/// The list in the RSDT or XSDT.
 pub struct Tables<'a, M> {
     memory: &'a M,
     /// Physical addresses.
@@ -32,20 +32,20 @@ pub struct Tables<'a, M> {
 }
 
 const RSDP_SIGNATURE: &[u8; 8] = b"RSD PTR ";
-/// Bytes of an RSDP of ACPI 1.0, and of a later one.
+/// Size in bytes of an RSDP of ACPI 1.0, and of a later one.
 const RSDP_BYTES: [usize; 2] = [20, 36];
-/// Bytes of the header that every table begins with.
+/// Size in bytes of the header of every table.
 const HEADER: usize = 36;
-/// No table is larger, in bytes.
+/// Maximum size of a table in bytes.
 const MAX_TABLE: usize = 16 << 20;
-/// Tables that are looked at, at most.
+/// Maximum number of tables that are read.
 const MAX_TABLES: usize = 512;
 
 impl<'a, M: Physical> Tables<'a, M> {
-    /// Reads the list of the tables.
+    /// Reads the list of tables.
     ///
     /// # Errors
-    /// A sentence: what is wrong with the RSDP, or with the RSDT or XSDT.
+    /// A sentence that says what is wrong with the RSDP, RSDT or XSDT.
     pub fn find(memory: &'a M, rsdp: u64) -> Result<Self, String> {
         let (signature, list) = root(memory, rsdp)?;
         let table = table(memory, list, signature)?;
@@ -57,8 +57,8 @@ impl<'a, M: Physical> Tables<'a, M> {
         })
     }
 
-    /// Copies the first good table of a name; `None` where there is none. A sentence for each bad one that was passed
-    /// over goes to `problems`.
+    /// Copies the first good table with this name, or returns `None`. Each bad table that was skipped adds a sentence
+    /// to `problems`.
     pub fn table(&self, signature: Signature, problems: &mut Vec<String>) -> Option<Vec<u8>> {
         let mut named = self.addresses.iter().filter(|pa| {
             let name = self.memory.copy(**pa, signature.0.len());
@@ -74,7 +74,7 @@ impl<'a, M: Physical> Tables<'a, M> {
     /// Copies the DSDT, which the FADT points to.
     ///
     /// # Errors
-    /// A sentence: what is wrong with it.
+    /// A sentence that says what is wrong with it.
     pub fn dsdt(&self, fadt: &[u8]) -> Result<Vec<u8>, String> {
         let pa = match number(fadt, 140, 8) {
             0 => number(fadt, 40, 4),
@@ -87,7 +87,7 @@ impl<'a, M: Physical> Tables<'a, M> {
 const XSDT: Signature = Signature(*b"XSDT");
 const RSDT: Signature = Signature(*b"RSDT");
 
-/// The name and the address of the list of tables.
+/// Returns the name and the address of the list of tables.
 fn root(memory: &impl Physical, rsdp: u64) -> Result<(Signature, u64), String> {
     let wrong = |what| format!("the RSDP at {rsdp:#x} {what}");
     let read = |bytes| {
@@ -116,7 +116,7 @@ fn root(memory: &impl Physical, rsdp: u64) -> Result<(Signature, u64), String> {
     })
 }
 
-/// Copies a table, header included.
+/// Copies a table, including its header.
 fn table(memory: &impl Physical, pa: u64, signature: Signature) -> Result<Vec<u8>, String> {
     let wrong = |what: &str| format!("the {signature} at {pa:#x} {what}");
     let read = |bytes| memory.copy(pa, bytes).ok_or_else(|| wrong("can't be read"));
@@ -135,12 +135,12 @@ fn table(memory: &impl Physical, pa: u64, signature: Signature) -> Result<Vec<u8
     Ok(table)
 }
 
-/// The sum of all bytes, which is 0 where the checksum is right.
+/// Sums all bytes; the result is 0 if the checksum is right.
 fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
 
-/// The number of `size` bytes at `at`; 0 behind the end.
+/// Reads the number of `size` bytes at `at`; 0 behind the end.
 fn number(bytes: &[u8], at: usize, size: usize) -> u64 {
     let field = bytes.get(at..at + size).unwrap_or_default();
     field
@@ -187,7 +187,7 @@ mod tests {
             self.put(pa, &table);
         }
 
-        /// Finds a table from the RSDP on.
+        /// Finds a table, starting from the RSDP.
         fn read(&self, signature: &[u8; 4]) -> (Option<Vec<u8>>, Vec<String>) {
             let mut problems = Vec::new();
             let table = match Tables::find(self, BASE) {
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// An RSDP, an XSDT, a MADT, a FADT and a DSDT.
+    /// Memory with an RSDP, an XSDT, a MADT, a FADT and a DSDT.
     fn good() -> Ram {
         let mut ram = Ram(vec![0; 0x1000]);
         let mut rsdp = *b"RSD PTR \0SEAMRK\x02\0\0\0\0\x24\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -301,7 +301,7 @@ mod tests {
     }
 
     proptest! {
-        /// Checksums are made right again, so that what lies behind them is reached.
+        /// The test corrects the checksums so that the code behind them is reached.
         #[test]
         fn any_bytes_are_survived(
             changes in prop::collection::vec((0usize..0x560, any::<u8>()), 0..40),

@@ -1,7 +1,6 @@
-//! TDs as the console asks for them: what is known of each in reports, what is done with them, and every error as a sentence
-//! with the TD's name and what to do.
+//! The console's view of TDs: reports, commands, and every error as a sentence that names the TD and says what to do.
 //!
-//! It stands on [`Platform`], so the host's tests run the console's commands against the emulated module.
+//! It is generic over [`Platform`], so the host's tests run the console's commands against the emulated module.
 
 use alloc::{
     format,
@@ -33,25 +32,25 @@ use host::{
 use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 
-/// What who runs vCPUs knows of a TD.
+/// Per-TD facts that the scheduler supplies.
 pub trait Vitals {
-    /// What there is to say of a vCPU's time; the rest is known without.
+    /// Returns the scheduling facts of a vCPU. The caller fills in the rest.
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu;
 
-    /// Why the TD came to its end, if it has: a reset is none.
+    /// Returns the reason why the TD ended, if it has. A reset is not an end.
     fn end(&self, id: u32) -> Option<String>;
 
-    /// Works with the TD's console; `false` when it has none.
+    /// Passes the TD's console to `work`. Returns `false` if the TD has none.
     fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool;
 
-    /// Types a byte on the TD's console; `false` when it is lost.
+    /// Types a byte on the TD's console. Returns `false` if the byte is lost.
     fn type_byte(&self, id: u32, byte: u8) -> bool;
 
-    /// How often the vCPUs of the TD exited, by reason.
+    /// Reports the number of exits of the TD's vCPUs, by reason.
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
 }
 
-/// Where nobody runs vCPUs.
+/// The vitals of a host without a scheduler.
 #[derive(Clone, Copy, Debug)]
 pub struct NoVitals;
 
@@ -75,15 +74,15 @@ impl Vitals for NoVitals {
     fn exits(&self, _: u32, _: &mut dyn FnMut(&'static str, u64)) {}
 }
 
-/// The TDs of a host, for its operator.
+/// The TDs of a host, as its operator handles them.
 pub struct Desk<'a, 'h, P: Platform> {
     /// The TDs.
     pub tds: &'a Tds<'h, P>,
-    /// Who runs them.
+    /// The scheduler's facts about them.
     pub vitals: &'a dyn Vitals,
 }
 
-/// What the operator wanted, for an error's sentence.
+/// The operation that the operator asked for; selects the sentence of an error.
 #[derive(Clone, Copy)]
 enum Wish {
     Create,
@@ -116,7 +115,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         let problem = self.tds.notes(id).and_then(|notes| notes.problem);
         let problem = problem.or_else(|| self.vitals.end(id));
         let problem = match self.tds.host().platform.shutdown().problem() {
-            // What else there is of it came before, but for the pages that are out of use.
+            // The TD's other problems are older than the shutdown, except for pages that are out of use.
             Some(down) if self.tds.get(id).is_none() => {
                 let lost = problem.filter(|_| self.tds.state(id) == State::Reclaimed);
                 Some(lost.map_or(down.clone(), |lost| format!("{down}; {lost}")))
@@ -166,7 +165,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         })
     }
 
-    /// Does `act`, and tells what it came to.
+    /// Runs `act` and reports the outcome.
     fn end(
         &self,
         id: u32,
@@ -177,7 +176,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         let had = td.as_ref().map(|td| td.holding());
         let ended = act().map_err(|error| self.sentence(id, wish, &error))?;
         let already = matches!(ended, Ended::Already(_));
-        // What came back is exact: until it stopped, the TD may have got more.
+        // The pages reclaimed are exact: the TD may have got more pages until it stopped.
         let took = |td: &Arc<Td>| {
             let progress = td.reclaim()?.progress(&Time(self.tds.host().platform));
             let is_over = td.state() == State::Reclaimed && way == Way::Terminate;
@@ -211,7 +210,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         self.tds.get(id).ok_or_else(none)
     }
 
-    /// Why nothing can be seen of it.
+    /// Says why the TD can't be inspected.
     fn unseen(&self, id: u32, refused: debug::Refused) -> String {
         match refused {
             _ if self.tds.is_down() => SHUT_DOWN.into(),
@@ -222,7 +221,7 @@ impl<P: Platform> Desk<'_, '_, P> {
 
     fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
         if let Some(down) = self.tds.host().platform.shutdown().problem() {
-            // It is about no TD, and nothing else can be done.
+            // The sentence is about no particular TD, and nothing else can be done.
             return down;
         }
         let name = self.name(id);
@@ -239,7 +238,7 @@ impl<P: Platform> Desk<'_, '_, P> {
     }
 }
 
-/// What to do about a state in which a wish can't be had.
+/// Says what to do when a TD's state rules out an operation.
 fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
     match (wish, state) {
         (_, State::Building) => {
@@ -511,7 +510,7 @@ fn work(summary: &Summary) -> Work {
 fn hex(measurement: &Measurement) -> String {
     let mut digits = String::with_capacity(2 * measurement.len());
     for byte in measurement {
-        // A string takes everything.
+        // Writing to a string can't fail.
         let _ = write!(digits, "{byte:02x}");
     }
     digits

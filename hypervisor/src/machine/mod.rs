@@ -34,19 +34,19 @@ use crate::{
     time,
 };
 
-/// Everything that commands ask about.
+/// The state that commands report on and change.
 pub struct Machine {
-    /// What the boot path handed over.
+    /// The facts that the boot path handed over.
     pub info: &'static BootInfo,
     /// The heap that the program allocates from.
     pub heap: &'static heap::Heap,
-    /// What did not go as it should during the boot, one sentence each.
+    /// Problems during the boot, one sentence each.
     pub problems: Vec<String>,
     /// TDX, as its bring-up left it.
     pub tdx: Tdx,
-    /// Microseconds from the first line to the prompt without those of the TDX bring-up; `None` before it.
+    /// Microseconds from the first line to the prompt, excluding TDX bring-up; `None` before the prompt.
     pub to_prompt_us: Option<u64>,
-    /// What was arranged for when the running command is done.
+    /// The power action to take when the running command is done.
     pub power: Option<PowerAction>,
 }
 
@@ -184,10 +184,10 @@ impl Host for Machine {
 }
 
 impl Machine {
-    /// The TDs, and who runs them.
+    /// Returns the TDs and the scheduler's facts about them.
     ///
     /// # Errors
-    /// Why there are none.
+    /// A sentence that says why there are none.
     fn desk(&self) -> Result<(&'static Tds<'static, Metal>, &'static dyn Vitals), String> {
         match (tds::get(), tds::scheduler()) {
             (Some(tds), Some(scheduler)) => Ok((tds, scheduler)),
@@ -232,8 +232,8 @@ fn describe(cpu: &cpu::Cpu) -> Cpu {
     }
 }
 
-/// The allocator's orders in the three sizes that frames have elsewhere; what stands free between two of them counts
-/// as the smaller.
+/// Sums the allocator's orders into the three frame sizes used elsewhere. Free blocks between two sizes count as the
+/// smaller size.
 fn frame_counts(counts: &[Counts]) -> Vec<FrameCount> {
     let sizes = [ORDER_4K, ORDER_2M, ORDER_1G];
     let ends = [ORDER_2M, ORDER_1G, ORDER_1G + 1];

@@ -1,4 +1,4 @@
-//! SEAMCALLs as the console counts them, and HKIDs as it lists them.
+//! SEAMCALL counts and the list of HKIDs, as the console reports them.
 
 use alloc::{string::String, vec::Vec};
 
@@ -20,7 +20,7 @@ use seam::{
 
 use crate::machine::desk::Vitals;
 
-/// Counts of the machine, over all CPUs.
+/// Returns the machine's counts, summed over all CPUs.
 pub fn stats<P: Platform>(platform: &P) -> Stats {
     let counters: Vec<_> = platform
         .cpus()
@@ -73,7 +73,7 @@ const fn line(leaf: &'static str, counts: LeafCounts) -> LeafStats {
     }
 }
 
-/// Exits of the TDs that live, by reason; what never came is left out.
+/// Returns the exits of living TDs by reason, without reasons that never occurred.
 pub fn exits<P: Platform>(tds: &Tds<'_, P>, vitals: &dyn Vitals) -> Vec<ExitStats> {
     let mut exits: Vec<ExitStats> = Vec::new();
     for id in tds.ids() {
@@ -92,7 +92,7 @@ pub fn exits<P: Platform>(tds: &Tds<'_, P>, vitals: &dyn Vitals) -> Vec<ExitStat
 /// Measures how long SEAMCALLs take.
 ///
 /// # Errors
-/// One sentence: why nothing could be measured.
+/// A sentence that says why nothing could be measured.
 pub fn bench<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     let measured = seamcalls::run(tds)?;
     let leafs = measured.leafs.iter().map(|time| LeafTime {
@@ -111,7 +111,7 @@ pub fn bench<P: Running>(tds: &Tds<'_, P>) -> Result<SeamBench, String> {
     })
 }
 
-/// The HKIDs, and who has them. `tds` are the TDs, where there are any.
+/// Returns the HKIDs and their owners. `tds` are the TDs, if there are any.
 pub fn hkids<P: Platform>(hkids: &Hkids, tds: Option<&Tds<'_, P>>) -> HkidReport {
     let owner = |hkid| {
         let tds = tds?;

@@ -1,9 +1,10 @@
-//! Memory of TDs whose end got stuck, as the operator is told of it: in quarantine, until the end goes on.
+//! Memory of TDs whose termination is stuck. It is reported as quarantined until the termination continues.
 
 use console::host::{Ledger, Memory};
 use host::td::Frames;
 
-/// Counts what those TDs hold as quarantined. To the frame allocator it is used: it can still come back.
+/// Counts `held` as quarantined in the report. In the frame allocator the memory is still used, because it can be
+/// reclaimed later.
 pub fn show(held: Frames, memory: &mut Memory) {
     for (count, frames) in memory.frames.iter_mut().zip(held.0) {
         let frames = frames.min(count.used);

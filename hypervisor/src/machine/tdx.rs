@@ -1,4 +1,4 @@
-//! TDX as the console tells it.
+//! The console's report of TDX.
 
 use alloc::{format, string::ToString, vec::Vec};
 
@@ -12,7 +12,7 @@ use host::{
 use mm::tdmr::Plan;
 use seam::{abi::names, module::Info};
 
-/// The bring-up's report in the console's words.
+/// Converts the bring-up's report to the console's.
 pub fn tdx(report: &Report) -> Tdx {
     let steps = report.steps.iter().map(|step| BringUpStep {
         name: step.name.into(),
@@ -41,7 +41,7 @@ pub fn tdx(report: &Report) -> Tdx {
     }
 }
 
-/// Makes a report of TDX, as its bring-up left it, say that the module has shut down, if it has.
+/// Updates a report of the bring-up if the module has shut down since.
 pub fn correct(tdx: &mut Tdx, shutdown: &Shutdown) {
     if let Some(problem) = shutdown.problem() {
         tdx.state = TdxState::Failed;
@@ -49,7 +49,7 @@ pub fn correct(tdx: &mut Tdx, shutdown: &Shutdown) {
     }
 }
 
-/// The CMRs.
+/// Converts the CMRs.
 fn cmrs(info: &Info) -> Vec<Cmr> {
     let all = info.cmrs.iter();
     all.map(|c| Cmr {
@@ -59,7 +59,7 @@ fn cmrs(info: &Info) -> Vec<Cmr> {
     .collect()
 }
 
-/// What the module was given.
+/// Converts the plan of the module's memory.
 fn memory(plan: &Plan) -> TdxMemory {
     TdxMemory {
         private_bytes: plan.private.bytes(),
@@ -87,7 +87,7 @@ fn memory(plan: &Plan) -> TdxMemory {
     }
 }
 
-/// The module's version, features and limits.
+/// Returns the module's version, features and limits.
 fn module(info: &Info) -> Module {
     Module {
         major: info.major_version,

@@ -1,4 +1,4 @@
-//! What the scheduler knows of the TDs that it runs, for the operator.
+//! The scheduler's facts about the TDs that it runs, for the operator.
 
 use alloc::string::String;
 

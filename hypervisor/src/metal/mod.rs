@@ -1,4 +1,4 @@
-//! The machine as the host knows it: the implementation of the platform traits, the TDs that this machine runs, and its power
+//! The machine as the host sees it: the platform traits' implementation, the TDs that this machine runs, and its power
 //! switch.
 
 pub mod platform;

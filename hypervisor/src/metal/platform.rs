@@ -1,4 +1,4 @@
-//! The machine itself as a [`Platform`]: the SEAMCALL instruction, the frame allocator behind its lock, memory through the
+//! The machine as a [`Platform`]: the SEAMCALL instruction, the frame allocator behind its lock, memory through the
 //! direct map.
 #![expect(
     unsafe_code,
@@ -50,16 +50,16 @@ pub struct Metal {
     pool: FramePool<HostFrames, DirectMap>,
 }
 
-/// The machine, of which there is one.
+/// The only instance of [`Metal`].
 pub static METAL: Metal = Metal {
     places: Once::new(),
     pool: FramePool::new(HostFrames, DirectMap),
 };
 
 impl Metal {
-    /// Counts of the SEAMCALLs of the CPU that asks.
+    /// Returns the SEAMCALL counts of the calling CPU.
     fn own_counters() -> &'static Counters {
-        /// For calls before the CPU has its own data.
+        /// Counts the calls that are made before the CPU has its own data.
         static EARLY: Counters = Counters::new();
         cpu::this().map_or(&EARLY, |cpu| &cpu.seam_counters)
     }
@@ -90,7 +90,7 @@ impl Platform for Metal {
         &self.pool
     }
 
-    /// Those that run at the first call, which comes when all have had their time to start.
+    /// The CPUs that run at the first call, which comes after all have had time to start.
     fn cpus(&self) -> &[CpuPlace] {
         self.places.call_once(|| {
             let up = cpu::all().iter().filter(|cpu| cpu.is_up());
@@ -110,7 +110,7 @@ impl Platform for Metal {
         cpu::on_each(cpus, work)
     }
 
-    // What waits for this CPU interrupts it.
+    // Interrupts are on during the pause, so work that waits for this CPU can interrupt it.
     fn relax(&self) {
         core::hint::spin_loop();
     }
@@ -158,13 +158,13 @@ impl Running for Metal {
         rtc::unix_seconds()
     }
 
-    // The heap is mapped where it is in physical memory.
+    // The heap is identity-mapped.
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
         Hpa(&raw const *descriptor as u64)
     }
 
     fn attention(&self, cpu: u32) -> &Attention {
-        /// For a number that no CPU has.
+        /// Stands in for a number that no CPU has.
         static NOBODY: Attention = Attention::new();
         cpu::all()
             .get(cpu as usize)
@@ -216,13 +216,13 @@ impl Running for Metal {
     }
 }
 
-/// What measures the host's SEAMCALLs.
+/// Measures the host's SEAMCALLs.
 static STOPWATCH: Stopwatch = Stopwatch::new();
 
-/// Whether the module has shut down.
+/// Records that the module has shut down.
 static SHUTDOWN: Shutdown = Shutdown::new();
 
-/// The one way by which the host makes SEAMCALLs.
+/// The host's only path to SEAMCALL.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded;
 
@@ -241,7 +241,7 @@ impl SeamCall for Recorded {
     }
 }
 
-/// The host's frames, as TDs share them.
+/// The host's frames that TDs share.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared;
 
@@ -271,8 +271,8 @@ impl shared::Frames for Shared {
     }
 
     fn words(&self, hpa: Hpa) -> &Words {
-        // SAFETY: the frame is out and the host's own, and the direct map has it; a guest may change the words at any
-        // time, for which they are atomic.
+        // SAFETY: the frame is handed out and the host's own, and the direct map has it; a guest may change the words
+        // at any time, which is why they are atomic.
         unsafe { &*(direct(hpa.0) as *const Words) }
     }
 }
@@ -285,7 +285,7 @@ const fn order(size: PageSize) -> u32 {
     }
 }
 
-/// Spends the pauses between two tries of a SEAMCALL by spinning; interrupts that are on are served.
+/// Spins between two tries of a SEAMCALL. Interrupts that are on are served.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spin;
 
@@ -296,11 +296,11 @@ impl Wait for Spin {
     }
 }
 
-/// Frames that are the host's, through the direct map.
+/// The host's frames, accessed through the direct map.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectMap;
 
-/// Bytes that one MOVDIR64B writes.
+/// Number of bytes that one MOVDIR64B writes.
 const DIRECT_STORE: u64 = 64;
 
 impl Clear for DirectMap {
@@ -309,8 +309,8 @@ impl Clear for DirectMap {
         struct Zeroes([u8; DIRECT_STORE as usize]);
         static ZEROES: Zeroes = Zeroes([0; DIRECT_STORE as usize]);
         let start = direct(hpa.0);
-        // SAFETY: the frame is the host's and nobody borrows from it; the direct map has all of it. MOVDIR64B is there,
-        // for without it no module was started and no frame comes back from one.
+        // SAFETY: the frame is the host's and nobody borrows from it; the direct map has all of it. The CPU has
+        // MOVDIR64B: without it no module was started and no frame comes back from one.
         unsafe {
             asm!(
                 "2:",
@@ -341,7 +341,7 @@ impl Flush for DirectMap {
     }
 }
 
-/// Bytes of the cache line that CLFLUSH flushes (CPUID 1, EBX bits 15:8, in units of 8).
+/// Returns the size in bytes of the cache line that CLFLUSH flushes (CPUID 1, EBX bits 15:8, in units of 8).
 fn line_bytes() -> usize {
     static BYTES: Once<usize> = Once::new();
     *BYTES.call_once(|| (__cpuid(1).ebx as usize >> 8 & 0xFF).max(1) * 8)

@@ -1,4 +1,4 @@
-//! The way out: reset and power-off, by whatever the machine offers.
+//! Reset and power-off, by whatever means the machine offers.
 #![expect(
     unsafe_code,
     reason = "the registers that reset or switch off the machine are I/O ports and device memory"
@@ -51,7 +51,7 @@ impl Way {
 static RESET_REGISTER: IrqLock<Option<Way>> = IrqLock::new(None);
 static OFF: IrqLock<Option<Way>> = IrqLock::new(None);
 
-/// Notes what the machine offers.
+/// Records the ways that the machine offers.
 pub fn init(firmware: &Firmware) {
     *RESET_REGISTER.lock() = reset_register(&firmware.fadt);
     *OFF.lock() = off_way(&firmware.fadt, firmware.s5);
@@ -61,7 +61,7 @@ fn reset_register(fadt: &Fadt) -> Option<Way> {
     fadt.reset.map(|(r, value)| Way::ResetRegister(r, value))
 }
 
-/// The ways to reset the machine, in the order in which they are tried.
+/// Returns the ways to reset the machine, in the order in which they are tried.
 fn reset_ways(register: Option<Way>) -> impl Iterator<Item = Way> {
     let chipset = [Way::ResetControl, Way::KeyboardController];
     register.into_iter().chain(chipset)
@@ -76,17 +76,17 @@ fn off_way(fadt: &Fadt, s5: Option<SleepType>) -> Option<Way> {
     })
 }
 
-/// How the machine will be reset.
+/// Returns the name of the way in which the machine will be reset.
 #[must_use]
 pub fn reset_name() -> &'static str {
     let register = *RESET_REGISTER.lock();
     reset_ways(register).next().map_or("nothing", Way::name)
 }
 
-/// How the machine will be switched off.
+/// Returns the name of the way in which the machine will be switched off.
 ///
 /// # Errors
-/// When the ACPI tables say no way.
+/// A sentence if the ACPI tables give no way.
 pub fn off_name() -> Result<String, String> {
     OFF.lock().map(|w| w.name().into()).ok_or_else(|| {
         "the ACPI tables name no way to switch the machine off (no PM1 control register or no _S5): use `reboot`, or \
@@ -95,15 +95,15 @@ pub fn off_name() -> Result<String, String> {
     })
 }
 
-/// Resets the machine, by each way in turn.
+/// Resets the machine. Tries each way in turn.
 pub fn reset_now() -> ! {
-    // The lock's holder may be a CPU that does not run any more.
+    // The lock's holder may be a CPU that no longer runs.
     let register = RESET_REGISTER.try_lock().and_then(|register| *register);
     reset_ways(register).for_each(go);
     cpu::stop_here()
 }
 
-/// Switches the machine off; if it is still on after a second, says so and stops every CPU.
+/// Switches the machine off. If it is still on after a second, says so and stops every CPU.
 pub fn off_now() -> ! {
     let way = *OFF.lock();
     if let Some(way) = way {
@@ -114,7 +114,7 @@ pub fn off_now() -> ! {
     cpu::stop_here()
 }
 
-/// Takes the way, and waits a second for its effect.
+/// Tries a way, and waits a second for its effect.
 fn go(way: Way) {
     const SECOND_US: u64 = 1_000_000;
     const PORT_CF9: u16 = 0xCF9;
@@ -130,7 +130,7 @@ fn go(way: Way) {
             pci::write_legacy(device, function, offset, value);
         }
         Way::ResetControl => {
-            // System reset first chosen, then triggered; full power cycle included.
+            // First selects system reset, then triggers it; a full power cycle is included.
             out(PORT_CF9, 0x0A);
             out(PORT_CF9, 0x0E);
         }

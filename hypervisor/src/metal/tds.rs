@@ -1,4 +1,4 @@
-//! The TDs of this machine: what the configuration names, on the module that was brought up, run by all CPUs.
+//! The TDs of this machine: those that the configuration names, on the TDX module, run by all CPUs.
 
 use alloc::{format, string::String, vec::Vec};
 use core::{
@@ -35,25 +35,25 @@ use crate::{
     time,
 };
 
-/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+/// The host's own firmware for TDs, which boots a kernel. It is empty without the feature `bare`.
 #[cfg(feature = "bare")]
 const FIRMWARE: &[u8] = include_bytes!(env!("SEAMARK_TD_FIRMWARE"));
-/// The host's own firmware for TDs, which boots a kernel. Without the feature `bare` there is none.
+/// The host's own firmware for TDs, which boots a kernel. It is empty without the feature `bare`.
 #[cfg(not(feature = "bare"))]
 const FIRMWARE: &[u8] = &[];
 
 static TDS: Once<Tds<'static, Metal>> = Once::new();
-/// The part of a busy CPU's time for taking memory back, in percent.
+/// The share of a busy CPU's time for reclaiming memory, in percent.
 static RECLAIM_SHARE: AtomicU64 = AtomicU64::new(0);
 static SCHEDULER: Once<Scheduler<'static, Metal>> = Once::new();
 
-/// The TDs; `None` when no TDX module builds any.
+/// Returns the TDs, or `None` if no TDX module builds any.
 #[must_use]
 pub fn get() -> Option<&'static Tds<'static, Metal>> {
     TDS.get()
 }
 
-/// Who runs their vCPUs.
+/// Returns the scheduler of the TDs' vCPUs.
 #[must_use]
 pub fn scheduler() -> Option<&'static Scheduler<'static, Metal>> {
     SCHEDULER.get()
@@ -62,12 +62,12 @@ pub fn scheduler() -> Option<&'static Scheduler<'static, Metal>> {
 fn hypercall(td: &Td, regs: &mut Gprs) {
     match get() {
         Some(tds) => host::hypercall::serve(tds, td, regs),
-        // It runs, so there are TDs.
+        // Unreachable: a TD made the call, so there are TDs.
         None => regs.r10 = seam::abi::ghci::SUBFUNC_UNSUPPORTED,
     }
 }
 
-/// Takes the TDs from the configuration, when the module is ready for them. Returns what is wrong.
+/// Sets up the TDs of the configuration, if the module is ready. Returns the problems.
 pub fn init(info: &'static BootInfo) -> Vec<String> {
     let Some(ready) = tdx::ready() else {
         return Vec::new();
@@ -114,7 +114,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
     Vec::new()
 }
 
-/// Starts the TDs that are to start with the host.
+/// Starts the TDs that the configuration starts with the host.
 pub fn autostart() {
     let Some(tds) = get() else { return };
     for (id, started) in tds.autostart() {
@@ -126,15 +126,15 @@ pub fn autostart() {
     }
 }
 
-/// A piece of work for the calling CPU: a vCPU's turn, the end of a guest, memory to be taken back. `false` when there is
-/// none. With interrupts on.
+/// Does a piece of work on the calling CPU: runs a vCPU, ends a TD, or reclaims memory. Returns `false` if there is
+/// none. Interrupts must be on.
 pub fn work() -> bool {
     let (Some(tds), Some(scheduler)) = (get(), scheduler()) else {
         return false;
     };
     let start = time::tsc();
     let ran = scheduler.turn();
-    // Ends come first, also where vCPUs leave no time for anything else.
+    // Terminations come first, even when vCPUs leave no time for anything else.
     let ended = ends::serve(scheduler, tds) | tds.end_asked();
     if ran {
         reclaim_between_turns(tds, time::tsc() - start);
@@ -143,12 +143,12 @@ pub fn work() -> bool {
     ended || tds.work()
 }
 
-/// A CPU whose turn took so many ticks takes memory back, for its share of the time.
+/// Reclaims memory for this CPU's share of the time after a vCPU ran for `turn` ticks.
 fn reclaim_between_turns(tds: &Tds<'_, Metal>, turn: u64) {
     let Some(cpu) = cpu::this() else { return };
     let share = RECLAIM_SHARE.load(Relaxed);
     let ticks = |from: u64| i64::try_from(from).unwrap_or(i64::MAX);
-    // What nobody needed is not saved up; what a step took too much is paid back.
+    // Unused credit is not saved up beyond a turn; a step that took too long is paid back.
     let saved = cpu.reclaim_credit.load(Relaxed).min(ticks(turn));
     let mut credit = saved.saturating_add(ticks(turn * share / (100 - share)));
     while credit > 0 {
@@ -177,7 +177,7 @@ fn contents(file: &boot::File) -> &'static [u8] {
     }
 }
 
-/// What TDs have of this machine where the operator leaves it open.
+/// The host's values for what the operator leaves open.
 struct ThisMachine;
 
 impl Native for ThisMachine {

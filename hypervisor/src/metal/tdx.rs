@@ -1,4 +1,4 @@
-//! TDX on this machine: what it offers, and the module once it was brought up.
+//! TDX on this machine: platform detection, and the module after its bring-up.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -14,13 +14,13 @@ use crate::{cpu, memory::HostFrames, msr::ThisCpu};
 
 static READY: Once<Ready> = Once::new();
 
-/// The module, if it builds TDs.
+/// Returns the module if it can build TDs.
 #[must_use]
 pub fn ready() -> Option<&'static Ready> {
     READY.get()
 }
 
-/// Looks at the machine and brings the module up. The report says how far that went.
+/// Checks the platform and brings the module up. The report says how far the bring-up got.
 #[must_use]
 pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     let found = platform::detect(&ThisCpu);
@@ -42,7 +42,7 @@ pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     tdx
 }
 
-/// The CPUs because of which no module can be brought up: each needs TDH.SYS.LP.INIT, in VMX operation.
+/// Returns the CPUs that keep the module from being brought up: each needs TDH.SYS.LP.INIT, in VMX operation.
 fn cpu_reasons() -> Vec<String> {
     let mut reasons = Vec::new();
     for cpu in cpu::all() {

@@ -1,4 +1,5 @@
-//! What the operator is advised to do can be done, and does what the advice says: in each state of a TD, after each command.
+//! Tests that the operator can follow each advice and that it does what it says, in each state of a TD, after each
+//! command.
 
 use host::sched::{Scheduler, ends};
 use host::td::end::Way;
@@ -13,24 +14,24 @@ use super::script::{Act, Script, call};
 const TD: &str = "[[td]]\nname = \"one\"\nmemory = \"16M\"\nvcpus = 1\n";
 const BUSY: Status = Status::OPERAND_BUSY.with(Operand::RCX);
 
-/// A TD's state, or what came to it.
+/// A TD's state, or an event in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Case {
     Created,
     Paused,
     Runnable,
-    /// Its kernel has panicked, and nobody has dealt with that yet.
+    /// The TD's kernel has panicked, and the panic has not been handled yet.
     Panicking,
     Panicked,
-    /// The same, and the operator paused it just before.
+    /// The same, after the operator paused the TD.
     PausedAndPanicked,
-    /// Its key does not come back.
+    /// Freeing the TD's key fails.
     KeyStuck,
     Teardown,
-    /// Its memory does not come back.
+    /// Reclaiming the TD's memory fails.
     MemoryStuck,
     Reclaimed,
-    /// It could not be built.
+    /// Building the TD failed.
     NotBuilt,
 }
 
@@ -61,14 +62,14 @@ const COMMANDS: [&str; 10] = [
     "td shrink one 12M",
 ];
 
-/// A host with one TD, and who runs it.
+/// A host with one TD, and its scheduler.
 struct Site<'h> {
     server: &'h Server,
     scheduler: &'h Scheduler<'h, Rig>,
     tds: Tds<'h, Rig>,
 }
 
-/// Lets `look` have a TD in that state.
+/// Calls `look` with a TD in the given state.
 fn with(case: Case, look: impl FnOnce(&Site<'_>, &mut Operator<'_, '_, Rig>)) {
     let server = Server::new("");
     let scheduler = Scheduler::new(&server.rig, &config(TD).host, no_hypercall);
@@ -132,7 +133,7 @@ impl Site<'_> {
         }
     }
 
-    /// The guest's kernel writes to the pvpanic device.
+    /// Makes the guest's kernel write to the pvpanic device.
     fn panic(&self) {
         const IO: u64 = 0x1E;
         self.tds.start(1).unwrap();
@@ -148,7 +149,7 @@ impl Site<'_> {
     }
 }
 
-/// The commands in a text, each with what it is said to do.
+/// Extracts the commands from a text, each with its promised effect.
 fn advices(text: &str) -> Vec<(String, String)> {
     let mut parts = text.split('"');
     parts.next();
@@ -169,7 +170,7 @@ fn advices(text: &str) -> Vec<(String, String)> {
     all
 }
 
-/// Does as told, and sees that it comes to what was said.
+/// Runs the advised command and checks its promised effect.
 fn follow(site: &Site<'_>, operator: &mut Operator<'_, '_, Rig>, command: &str, says: &str) {
     let answer = operator.ask(command);
     assert_eq!(answer["ok"], true, "{command:?}, which {says:?}: {answer}");
@@ -277,7 +278,7 @@ fn an_end_that_got_stuck_is_no_success_when_it_is_asked_for_again() {
 fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
     with(Case::Created, |site, operator| {
         let rig = &site.server.rig;
-        // Before anything was taken for it, and after.
+        // Fails once before anything was allocated for the TD, and once after.
         let busy = site.server.tds(TD);
         drop(busy);
         rig.refuse(Leaf::MngCreate, 1..=u64::MAX, BUSY);
@@ -327,7 +328,7 @@ fn memory_that_does_not_come_back_is_in_quarantine_in_the_ledger_too() {
                 regions: Vec::new(),
             };
             hypervisor::machine::stuck::show(site.tds.stuck(), &mut memory);
-            // The tables of the shared EPT are the host's own, and are given back with the key.
+            // The tables of the shared EPT are the host's own, and are freed with the key.
             let guest = site.scheduler.guest(1).unwrap();
             let tables = match case {
                 Case::KeyStuck => guest.board().shared().holding().tables,

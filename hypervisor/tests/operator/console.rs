@@ -1,4 +1,4 @@
-//! TDs by the console's commands: what the operator sees, and what is said when something can't be done.
+//! Tests of the console's commands on TDs: the operator's view, and the errors.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -115,7 +115,7 @@ fn both_ways_to_destroy_tell_what_they_took() {
 
 #[test]
 fn the_time_that_passed_and_the_time_of_cpus_are_told_apart() {
-    // They live as long as CPUs may work for them.
+    // The host and its TDs live as long as CPUs may work for them.
     let server: &'static Server = Box::leak(Box::new(Server::new("")));
     let tds: &'static _ = Box::leak(Box::new(server.tds(&FULL.replace("16M", "128M"))));
     let mut operator = Operator::new(tds);
@@ -179,7 +179,7 @@ fn more_tds_than_hkids_is_refused_in_words_and_starts_when_another_has_ended() {
          more KeyIDs in the firmware's setup (TDX key split)"
     );
     assert_eq!(tds.state(3), State::Created);
-    // Its memory may still be on its way: the HKID is what counts.
+    // The TD's memory may still be in reclaim; only the HKID matters.
     operator.succeed("td terminate a");
     operator.succeed("td start c");
     for name in ["a", "b", "c"] {

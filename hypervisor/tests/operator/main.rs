@@ -1,5 +1,4 @@
-//! The console's commands against the host on an emulated module: what the operator sees, and what is said when something
-//! can't be done.
+//! Tests of the console's commands against the host on an emulated module: the operator's view, and the errors.
 
 mod advice;
 mod console;

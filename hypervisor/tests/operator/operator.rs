@@ -1,4 +1,4 @@
-//! A machine on which only what is about TDs is real: the console's commands against the emulated module.
+//! A machine on which only the TDs are real: the console's commands run against the emulated module.
 
 use console::Console;
 use console::host::{
@@ -17,7 +17,7 @@ pub struct Operator<'a, 'h, P> {
     host: Of<'a, 'h, P>,
 }
 
-/// The host: its TDs, and who runs them.
+/// The host: its TDs and the scheduler's facts about them.
 struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn Vitals);
 
 impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
@@ -25,7 +25,7 @@ impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
         Self::with(tds, &NoVitals)
     }
 
-    /// Of a host whose TDs somebody runs.
+    /// Creates an operator of a host whose TDs are scheduled.
     pub fn with(tds: &'a Tds<'h, P>, vitals: &'a dyn Vitals) -> Self {
         let mut operator = Self {
             console: Console::new(),
@@ -43,26 +43,26 @@ impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
         out
     }
 
-    /// Runs a command, and returns its answer.
+    /// Runs a command and returns its answer.
     pub fn ask(&mut self, line: &str) -> Value {
         serde_json::from_str(&self.send(line)).unwrap()
     }
 
-    /// The same of one that succeeds.
+    /// Runs a command that must succeed and returns its answer.
     pub fn succeed(&mut self, line: &str) -> Value {
         let answer = self.ask(line);
         assert_eq!(answer["ok"], true, "{line}: {answer}");
         answer
     }
 
-    /// The sentence of one that fails.
+    /// Runs a command that must fail and returns its sentence.
     pub fn fail(&mut self, line: &str) -> String {
         let answer = self.ask(line);
         assert_eq!(answer["ok"], false, "{line}: {answer}");
         answer["error"].as_str().unwrap().to_owned()
     }
 
-    /// What people see of a command's answer.
+    /// Returns the text that people see of a command's answer.
     pub fn read(&mut self, line: &str) -> String {
         self.send("json off");
         let text = self.send(line).replace("\r\n", "\n");

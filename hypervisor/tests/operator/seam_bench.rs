@@ -1,4 +1,5 @@
-//! `seam bench` measures every leaf of a TD's life, says what it could not measure, and leaves nothing, whatever fails.
+//! Tests that `seam bench` measures every leaf of a TD's life, reports what it could not measure, and leaks nothing,
+//! whatever fails.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -13,7 +14,7 @@ use stub_module::vcpu::{Field, Gpr, Vcpu};
 use super::kit::{ONE, Server};
 use super::operator::Operator;
 
-/// Plays the program of the TD that measures.
+/// Emulates the program of the TD that measures.
 struct Program;
 
 impl Guest for Program {
@@ -22,7 +23,7 @@ impl Guest for Program {
         let efer = vcpu.vmcs(Field::EFER);
         let accepts = efer & efer::LMA == 0;
         let (leaf, rcx) = if accepts {
-            // It has just started.
+            // The program has just started.
             vcpu.set_vmcs(Field::EFER, efer | efer::LMA);
             vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
             (GuestLeaf::MemPageAccept, ACCEPTED | 1)
@@ -40,7 +41,7 @@ impl Guest for Program {
     }
 }
 
-/// Plays it, but that it comes to something else instead of its call of this number.
+/// Emulates [`Program`], except that call number `at` is replaced by another exit.
 struct Stumbling {
     calls: AtomicU32,
     at: u32,
@@ -115,7 +116,7 @@ fn seam_bench_measures_every_leaf_of_a_td_s_life_and_leaves_nothing() {
     assert_eq!(sizes(Leaf::PhymemPageReclaim), [4 << 10, 2 << 20]);
     assert_eq!(sizes(Leaf::MemRangeUnblock), [4 << 10, 2 << 20]);
     assert_eq!(sizes(Leaf::MemPagePromote), [2 << 20]);
-    // One that no call of the guest's ended is not among them, nor the first, which starts it.
+    // Entries that no call of the guest ended are not counted, nor is the first, which starts the guest.
     let entries = times
         .iter()
         .find(|time| time["leaf"] == Leaf::VpEnter.name());
@@ -205,7 +206,7 @@ fn seam_bench_gives_everything_back_whichever_call_fails() {
             }
             let reply = Operator::new(&tds).ask("seam bench");
             let said = reply["error"].as_str().or(reply["problem"].as_str());
-            // What can't be unblocked is taken as it is.
+            // A range that can't be unblocked is reclaimed as it is.
             if leaf != Leaf::MemRangeUnblock {
                 assert!(said.unwrap().contains(leaf.name()), "{reply}");
             }

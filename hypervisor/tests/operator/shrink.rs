@@ -1,4 +1,4 @@
-//! `td shrink` says what is left to do.
+//! Tests that `td shrink` says what is left to do.
 
 use host::td::end::Way;
 use seam::abi::Leaf;

@@ -1,5 +1,5 @@
-//! The TDX module shuts down under its host: the operator is told so, everywhere and in one sentence; nothing is lost, and
-//! nothing hangs.
+//! Tests of a TDX module that shuts down under its host: the operator reads the same sentence everywhere, nothing is
+//! lost, and nothing hangs.
 
 use std::cell::Cell;
 use std::sync::Once;
@@ -19,7 +19,7 @@ use super::operator::Operator;
 use super::rig::{Rig, Setup};
 use super::script::{Act, Script};
 
-/// Ends the module, as nobody in this host does.
+/// Shuts the module down, as no code of this host does.
 fn shut_down(server: &Server) {
     let cpu = server.rig.server().processor(3).unwrap();
     let mut regs = seam::abi::Gprs {
@@ -49,7 +49,7 @@ impl log::Log for Lines {
     fn flush(&self) {}
 }
 
-/// Error lines that this thread has logged; from the first call on.
+/// Returns the error lines that this thread has logged since the first call.
 fn log_lines() -> u64 {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -59,7 +59,8 @@ fn log_lines() -> u64 {
     LINES.get()
 }
 
-/// Each frame is free, used by the host, or in quarantine; those of TDs are in quarantine, and their HKIDs too.
+/// Asserts that each frame is free, used by the host, or in quarantine. Frames of TDs and their HKIDs are in
+/// quarantine.
 fn assert_put_away(server: &Server, tds: &Tds<'_, Rig>, hkids: usize) -> u64 {
     while tds.work() {}
     let (used, quarantined) = server.rig.out();
@@ -83,7 +84,7 @@ fn every_command_says_that_the_module_was_shut_down() {
         "ready",
         "nobody knows yet"
     );
-    // The first one that asks the module finds out.
+    // The first command that calls the module notices the shutdown.
     assert_eq!(operator.fail("td start one"), SHUT_DOWN);
     let calls = server.rig.illegal();
     for line in [
@@ -146,7 +147,7 @@ fn a_module_that_answers_no_more_has_shut_down_however_that_shows() {
         assert!(tds.is_down());
         assert!(assert_put_away(&server, &tds, 1) > 0);
     }
-    // A CPU that is not in VMX operation says nothing of the module.
+    // A CPU that is not in VMX operation says nothing about the module.
     let server = Server::new("");
     let tds = server.tds(FULL);
     server.rig.fault(Leaf::MngCreate, 1..=1, Fault::NotVmx);
@@ -195,7 +196,7 @@ fn goes_down(leaf: Leaf, act: impl Fn(&Tds<'_, Rig>) -> Result<(), Error>) {
     goes_down_after(leaf, |_| (), act);
 }
 
-/// The module shuts down at the second call of `leaf`, or at the first where there is one alone.
+/// Shuts the module down at the second call of `leaf`, or at the first if there is only one.
 fn goes_down_after(
     leaf: Leaf,
     before: impl Fn(&Tds<'_, Rig>),
