@@ -1,4 +1,4 @@
-//! What a command is, and how a line becomes a call: everything is decoded and checked before anything is invoked.
+//! Commands, and the decoding of a line into a call. Everything is decoded and checked before anything is invoked.
 
 use alloc::{
     borrow::ToOwned,
@@ -23,24 +23,24 @@ pub struct Command {
     pub args: &'static [Arg],
     /// One line, without a full stop.
     pub summary: &'static str,
-    /// What there is to know beyond the summary.
+    /// Details beyond the summary.
     pub help: &'static str,
-    /// Does it.
+    /// Runs the command.
     pub run: fn(&mut Context<'_>, &Args) -> Result<Reply, Error>,
 }
 
 /// One argument of a command.
 #[derive(Debug)]
 pub struct Arg {
-    /// Its name in help and in errors.
+    /// The argument's name in help and in errors.
     pub name: &'static str,
-    /// What it takes.
+    /// The kind of value that it takes.
     pub kind: Kind,
-    /// Whether it may be left out.
+    /// True if the argument may be left out.
     pub optional: bool,
 }
 
-/// What an argument takes.
+/// The kind of value that an argument takes.
 #[derive(Debug)]
 pub enum Kind {
     /// A physical address, hexadecimal with `0x` or decimal.
@@ -59,7 +59,7 @@ pub enum Kind {
     Command,
 }
 
-/// What a handler works on.
+/// The state that a handler works on.
 pub struct Context<'a> {
     /// All commands.
     pub commands: Commands,
@@ -69,7 +69,7 @@ pub struct Context<'a> {
     pub session: &'a mut Session,
 }
 
-/// The decoded arguments of a call, those that were left out missing at the end.
+/// The decoded arguments of a call. Omitted ones are missing at the end.
 #[derive(Debug, Default)]
 pub struct Args {
     values: Vec<Value>,
@@ -85,7 +85,7 @@ enum Value {
 }
 
 impl Args {
-    /// The address, number or size that argument `index` gives.
+    /// Returns the address, number or size given as argument `index`.
     pub fn number(&self, index: usize) -> Option<u64> {
         match self.values.get(index)? {
             Value::Number(number) => Some(*number),
@@ -93,7 +93,7 @@ impl Args {
         }
     }
 
-    /// The word that argument `index` chose.
+    /// Returns the word chosen as argument `index`.
     pub fn choice(&self, index: usize) -> Option<&'static str> {
         match self.values.get(index)? {
             Value::Choice(word) => Some(word),
@@ -101,7 +101,7 @@ impl Args {
         }
     }
 
-    /// The number or the name of a TD that argument `index` is.
+    /// Returns the number or name of the TD given as argument `index`.
     pub fn td(&self, index: usize) -> Option<&str> {
         match self.values.get(index)? {
             Value::Td(word) => Some(word),
@@ -109,7 +109,7 @@ impl Args {
         }
     }
 
-    /// The command that argument `index` names.
+    /// Returns the command named by argument `index`.
     pub fn command(&self, index: usize) -> Option<&'static Command> {
         match self.values.get(index)? {
             Value::Command(command) => Some(command),
@@ -117,14 +117,14 @@ impl Args {
         }
     }
 
-    /// Whether the flag of this name was given.
+    /// Returns true if the flag of this name was given.
     pub fn flag(&self, name: &str) -> bool {
         self.flags.contains(&name)
     }
 }
 
 impl Command {
-    /// The name and the arguments, optional ones in brackets.
+    /// Returns the name and the arguments, optional ones in brackets.
     pub fn usage(&self) -> String {
         let mut usage = self.name.to_string();
         for arg in self.args {
@@ -146,7 +146,7 @@ impl Command {
         self.name.split(' ').count()
     }
 
-    /// The arguments that have an index.
+    /// Returns the arguments that have an index.
     pub(super) fn indexed(&self) -> impl Iterator<Item = &'static Arg> {
         self.args
             .iter()
@@ -162,12 +162,12 @@ impl Command {
     }
 }
 
-/// A line that was decoded: what to invoke, with what.
+/// A decoded line: a command and its arguments.
 #[derive(Debug)]
 pub struct Call {
     /// The command.
     pub command: &'static Command,
-    /// Its arguments.
+    /// The command's arguments.
     pub args: Args,
 }
 
@@ -176,15 +176,15 @@ pub struct Call {
 pub struct Commands(pub &'static [&'static [Command]]);
 
 impl Commands {
-    /// Every command.
+    /// Iterates over every command.
     pub fn all(self) -> impl Iterator<Item = &'static Command> {
         self.0.iter().copied().flatten()
     }
 
-    /// Decodes a line; `None` when it is blank.
+    /// Decodes a line. Returns `None` if it is blank.
     ///
     /// # Errors
-    /// When it is no command, or its arguments are not what the command takes.
+    /// The line is no command, or its arguments are not what the command takes.
     pub fn decode(self, line: &str) -> Result<Option<Call>, Error> {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let Some(first) = words.first() else {
@@ -235,7 +235,7 @@ impl Commands {
         }
     }
 
-    /// The command whose name is all of `words`.
+    /// Finds the command whose name is all of `words`.
     fn named(self, words: &[&str]) -> Result<&'static Command, Error> {
         let name = words.join(" ");
         self.all()
@@ -246,7 +246,7 @@ impl Commands {
             })
     }
 
-    /// The command with the longest name with which `words` begin.
+    /// Finds the command with the longest name that `words` begin with.
     pub fn longest_match(self, words: &[&str]) -> Option<&'static Command> {
         self.all()
             .filter(|command| {
@@ -258,8 +258,8 @@ impl Commands {
             .max_by_key(|command| command.words())
     }
 
-    /// The name of at least so many words that takes the fewest edits, if these are few enough to be a slip or what was
-    /// given is its beginning.
+    /// Finds the closest name of at least `at_least` words. It must be within a few edits, as a typing error is, or
+    /// begin with what was given.
     fn nearest(self, words: &[&str], at_least: usize) -> Option<&'static str> {
         let names = self.all().filter(|command| command.words() >= at_least);
         let candidates = names.filter_map(|command| {
@@ -293,8 +293,8 @@ impl Arg {
                     word: shorten(word),
                 }),
             },
-            // Which TDs there are is the machine's to say, when the command runs. Flags and names of commands were taken
-            // out of the line before.
+            // The machine checks the TD when the command runs. Flags and names of commands were taken out of the line
+            // before.
             Kind::Td | Kind::Flag | Kind::Command => Ok(Value::Td(word.to_owned())),
             Kind::Choice(choices) => match choices.iter().find(|choice| **choice == word) {
                 Some(choice) => Ok(Value::Choice(choice)),

@@ -1,19 +1,19 @@
-//! What Tab makes of a line: the words that can stand where the cursor is.
+//! Tab completion: the words that can stand at the cursor.
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 
 use super::command::{Command, Commands, Kind};
 
-/// What Tab makes of the text before the cursor.
+/// The result of Tab for the text before the cursor.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Completion {
-    /// Put this behind it.
+    /// Insert this text at the cursor.
     Insert(String),
-    /// Nothing is certain; these words are possible.
+    /// Several words are possible.
     Choose(Vec<String>),
 }
 
-/// Completes the last word of `text`, which is what stands before the cursor. `tds` are the names of the TDs.
+/// Completes the last word of `text`, the text before the cursor. `tds` are the names of the TDs.
 pub fn complete(commands: Commands, text: &str, tds: &[String]) -> Completion {
     let start = text.rfind(' ').map_or(0, |space| space + 1);
     let (before, partial) = text.split_at(start);
@@ -42,7 +42,7 @@ pub fn complete(commands: Commands, text: &str, tds: &[String]) -> Completion {
     }
 }
 
-/// Every word that can stand behind `before`, sorted.
+/// Returns every word that can follow `before`, sorted.
 fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
     let mut words: Vec<&'a str> = name_words(commands, before);
     if let Some(command) = commands.longest_match(before) {
@@ -57,7 +57,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
             Some(Kind::Command) => words.extend(name_words(commands, &given)),
             Some(Kind::Td) => words.extend(tds.iter().map(String::as_str)),
             Some(Kind::Address | Kind::Number | Kind::Size | Kind::Flag) => {}
-            // A name of several words goes on behind its first.
+            // A name of several words continues after its first.
             None => {
                 if let Some(Kind::Command) = args.last().map(|arg| &arg.kind) {
                     words.extend(name_words(commands, &given[args.len() - 1..]));
@@ -75,7 +75,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
     words
 }
 
-/// The words that go on with a command's name behind `before`.
+/// Returns the words that continue a command's name after `before`.
 fn name_words(commands: Commands, before: &[&str]) -> Vec<&'static str> {
     let next = |command: &'static Command| {
         let mut words = command.name.split(' ');

@@ -1,4 +1,4 @@
-//! Why a line was not run, and what the operator may have meant.
+//! The reasons why a line was not run, and suggestions for what the operator may have meant.
 
 use alloc::string::String;
 use core::fmt;
@@ -8,21 +8,21 @@ use super::{
     spelling::{edits, shorten},
 };
 
-/// Why a line was not run, or not to its end. Each says what is wrong, where, and what to do.
+/// The reason why a line was not run, or not to its end. Each says what is wrong, where, and what to do.
 #[derive(Debug)]
 pub enum Error {
-    /// No command begins like this.
+    /// No command begins with these words.
     Unknown {
-        /// The word in its place.
+        /// The unknown word.
         word: String,
-        /// The name that is most like it.
+        /// The most similar name.
         nearest: Option<&'static str>,
     },
-    /// A required argument is not there.
+    /// A required argument is missing.
     Missing {
         /// The command.
         command: &'static str,
-        /// How it is called.
+        /// The command's usage.
         usage: String,
         /// The argument.
         arg: &'static str,
@@ -31,50 +31,50 @@ pub enum Error {
     Unexpected {
         /// The command.
         command: &'static str,
-        /// How it is called.
+        /// The command's usage.
         usage: String,
         /// The first word too many.
         word: String,
         /// The longer command that may have been meant.
         nearest: Option<&'static str>,
     },
-    /// Not a size.
+    /// The argument is not a size.
     NotASize {
         /// The argument.
         arg: &'static str,
-        /// What stands there.
+        /// The word that was given.
         word: String,
     },
     /// No TD has this number or name.
     NoSuchTd {
-        /// What stands there.
+        /// The word that was given.
         word: String,
-        /// The name that is most like it.
+        /// The most similar name.
         nearest: Option<String>,
     },
-    /// Not a number.
+    /// The argument is not a number.
     NotANumber {
         /// The argument.
         arg: &'static str,
-        /// What stands there.
+        /// The word that was given.
         word: String,
     },
-    /// A number that no physical address can have.
+    /// The number exceeds every physical address.
     AddressTooWide(u64),
-    /// Not one of the words that there are.
+    /// The argument is not one of the allowed words.
     NotAChoice {
         /// The argument.
         arg: &'static str,
-        /// What stands there.
+        /// The word that was given.
         word: String,
-        /// The words that there are.
+        /// The allowed words.
         choices: &'static [&'static str],
     },
     /// The line did not fit.
     LineTooLong,
-    /// The line had a byte in it that is not printable ASCII.
+    /// The line contained a byte that is not printable ASCII.
     ForeignByte(u8),
-    /// The machine could not do it.
+    /// The machine could not run the command; the string says why.
     Host(String),
 }
 
@@ -170,7 +170,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// That there is no TD `word`, and which of `names` may have been meant.
+/// Returns the error for a missing TD `word`, with the most similar of `names`.
 pub fn no_such_td(word: &str, names: &[String]) -> Error {
     let near = names
         .iter()

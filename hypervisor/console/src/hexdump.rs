@@ -1,11 +1,11 @@
-//! Bytes of memory as people and scripts read them.
+//! Hex dumps of memory for people and for scripts.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt::{self, Write};
 
 use serde::{Serialize, Serializer};
 
-/// Bytes that are a string of hexadecimal digits in JSON.
+/// Bytes that serialise to a string of hexadecimal digits in JSON.
 pub struct HexBytes(pub Vec<u8>);
 
 impl Serialize for HexBytes {
@@ -18,7 +18,7 @@ impl Serialize for HexBytes {
     }
 }
 
-/// Rows of 16 bytes, each with its address and its text.
+/// Prints rows of 16 bytes, each with its address and its text.
 pub fn dump(address: u64, bytes: &[u8], out: &mut dyn Write) -> fmt::Result {
     for (row, bytes) in bytes.chunks(16).enumerate() {
         write!(out, "{:013x} ", address + 16 * row as u64)?;

@@ -1,9 +1,9 @@
-//! From bytes to keys: the decoder of what a terminal sends.
+//! The decoder of a terminal's bytes into keys.
 //!
-//! Any byte is accepted in any state. A control byte inside an escape sequence ends the sequence and means what it
-//! always means, so that Enter and Ctrl-C work whatever came before.
+//! Any byte is accepted in any state. A control byte inside an escape sequence ends the sequence and keeps its usual
+//! meaning, so that Enter and Ctrl-C always work.
 
-/// What the operator meant by one or more bytes.
+/// The key that one or more bytes stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
     /// A printable ASCII character.
@@ -58,18 +58,18 @@ pub struct Decoder {
 enum State {
     #[default]
     Ground,
-    /// Behind a `\r`, where a `\n` is the second half of the same line end.
+    /// After a `\r`; a `\n` now is the second half of the same line end.
     Return,
-    /// Behind ESC.
+    /// After ESC.
     Escape,
-    /// Behind ESC `[`: the numbers so far, and which of the two is being read.
+    /// After ESC `[`: the numbers so far, and which of the two is being read.
     Sequence { numbers: [u8; 2], second: bool },
-    /// Behind ESC `O`.
+    /// After ESC `O`.
     Application,
 }
 
 impl Decoder {
-    /// Takes one byte; returns the key that it completes.
+    /// Takes one byte. Returns the key that it completes.
     pub fn feed(&mut self, byte: u8) -> Option<Key> {
         let state = core::mem::take(&mut self.state);
         match (state, byte) {
@@ -93,7 +93,7 @@ impl Decoder {
                 self.state = State::Escape;
                 return None;
             }
-            // What a line sends by itself: NUL for a break, XON and XOFF.
+            // Bytes that a serial line sends by itself: NUL for a break, XON and XOFF.
             0x00 | 0x11 | 0x13 => return None,
             0x01 => Key::Home,
             0x02 => Key::Left,

@@ -1,18 +1,19 @@
 //! The operator's console.
 //!
-//! It is pure: it owns no device, waits for nothing and keeps nothing but the line that is being edited, the lines that
-//! were run before and the mode. Whoever owns the serial port owns a [`Console`] and
+//! The console is pure: it owns no device, waits for nothing and keeps only the line that is being edited, the lines
+//! that were run before and the mode. The owner of the serial port owns a [`Console`] and
 //!
 //! 1. calls [`Console::start`] once, which greets and prints the first prompt;
 //! 2. calls [`Console::feed`] for every byte that arrives, outside interrupt handlers, since the byte that ends a line
 //!    runs the command;
 //! 3. hands every line that is not a reply (a log record) to [`Console::notice`],
-//! 4. calls [`Console::refresh`] whenever [`Console::has_news`]: the TD whose console is watched has written something.
+//! 4. calls [`Console::refresh`] whenever [`Console::has_news`]: the TD whose console is watched has written
+//!    something.
 //!
-//! What comes out is bytes for a terminal: lines already end in `\r\n`. Any byte may come in, at any time.
+//! The output is bytes for a terminal: lines already end in `\r\n`. Any byte may come in, at any time.
 //!
-//! The line editor is the console's own. The crate `noline` (0.5) was looked at first: it does not take bytes from its
-//! user (`Line::advance` is private, its editors read by themselves and block), it asks the terminal for its size before
+//! The line editor is the console's own. The crate `noline` (0.5) does not fit: it does not take bytes from its user
+//! (`Line::advance` is private, its editors read by themselves and block), it asks the terminal for its size before
 //! every line and waits for the answer, which a dumb serial line never gives, and it has no completion.
 
 #![no_std]
@@ -66,21 +67,21 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console with an empty line and no history.
+    /// Creates a console with an empty line and no history.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether replies are JSON, and nothing else may be sent.
+    /// Returns true if replies are JSON, and nothing else may be sent.
     #[must_use]
     pub fn json(&self) -> bool {
         self.session.json
     }
 
-    /// Greets the operator, says what went wrong during the boot, and prints the first prompt.
+    /// Greets the operator, reports problems of the boot, and prints the first prompt.
     pub fn start(&mut self, host: &dyn Host, out: &mut dyn Write) {
-        // A writer that fails loses output; the console goes on. So it is everywhere below.
+        // A writer that fails loses output; the console continues. This holds for all methods below.
         let _ = greet(host, &mut Terminal(out)).and_then(|()| self.screen.prompt(&self.line, out));
     }
 
@@ -105,13 +106,13 @@ impl Console {
         };
     }
 
-    /// The TD whose console is watched.
+    /// Returns the TD whose console is watched.
     #[must_use]
     pub fn watched(&self) -> Option<u32> {
         self.session.watch.as_ref().map(Watch::td)
     }
 
-    /// Whether [`Self::refresh`] would show something.
+    /// Returns true if [`Self::refresh`] would show something.
     #[must_use]
     pub fn has_news(&self, host: &dyn Host) -> bool {
         self.session
@@ -120,15 +121,15 @@ impl Console {
             .is_some_and(|watch| watch.has_news(host))
     }
 
-    /// Shows what the TD whose console is watched has written since.
+    /// Shows the new output of the TD whose console is watched.
     pub fn refresh(&mut self, host: &dyn Host, out: &mut dyn Write) {
         if let Some(watch) = &mut self.session.watch {
             let _ = watch.show(host, out);
         }
     }
 
-    /// Prints a line that is no reply above the line that is being edited. In JSON mode, and while a TD's console is
-    /// watched, it is not printed.
+    /// Prints a line that is no reply above the line that is being edited. It prints nothing in JSON mode and while a
+    /// TD's console is watched.
     pub fn notice(&mut self, line: &str, out: &mut dyn Write) {
         if self.session.json || self.session.watch.is_some() {
             return;
@@ -191,7 +192,7 @@ impl Console {
         }
     }
 
-    /// In JSON mode nothing is echoed, and a Tab is a blank like any other.
+    /// Handles a key in JSON mode: nothing is echoed, and a Tab is a blank like any other.
     fn script_key(&mut self, key: Key, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
         match key {
             Key::Enter => return self.submit(host, out),
@@ -228,7 +229,7 @@ impl Console {
         self.screen.prompt(&self.line, out)
     }
 
-    /// Decodes the line, and invokes what it says. Returns the name of the command, too, as far as it is one.
+    /// Decodes the line and runs its command. Also returns the command's name, as far as the line names one.
     fn run(
         &mut self,
         line: &Line,

@@ -1,16 +1,16 @@
-//! The command line that is being edited: text, cursor, and what could not be taken in.
+//! The command line that is being edited: text, cursor, and the reason why input was rejected.
 
 use alloc::string::{String, ToString};
 
 use super::keys::Key;
 
-/// The most bytes that a command line can hold.
+/// The maximum length of a command line in bytes.
 pub const MAX_LINE: usize = 1024;
 
 /// A line of printable ASCII with a cursor.
 ///
-/// A byte that does not fit or does not belong is not taken in, and the line remembers that: a line with a hole in it
-/// is never run. Emptying the line makes it good again.
+/// The line remembers that a byte was rejected because it does not fit or is not allowed. Such an incomplete line is
+/// never run. Emptying the line clears the mark.
 #[derive(Debug, Default)]
 pub struct Line {
     text: String,
@@ -18,7 +18,7 @@ pub struct Line {
     spoilt: Option<Spoilt>,
 }
 
-/// Why a line has a hole in it.
+/// The reason why a line is incomplete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spoilt {
     /// The line did not fit.
@@ -27,36 +27,36 @@ pub enum Spoilt {
     Foreign(u8),
 }
 
-/// What a key changed, as far as the screen must know.
+/// The effect of a key, as far as the screen needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing: the key makes no sense here.
+    /// No change: the key makes no sense here.
     Refused,
-    /// This character was added behind the last one, and the cursor is behind it.
+    /// This character was added at the end, and the cursor is behind it.
     Appended(u8),
-    /// The last character was removed, with the cursor behind it.
+    /// The last character was removed; the cursor is at the end.
     Shortened,
     /// Anything else.
     Changed,
 }
 
 impl Line {
-    /// The text.
+    /// Returns the text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The cursor: how many characters are before it.
+    /// Returns the cursor: the number of characters before it.
     pub fn cursor(&self) -> usize {
         self.cursor
     }
 
-    /// The text before the cursor.
+    /// Returns the text before the cursor.
     pub fn before_cursor(&self) -> &str {
         &self.text[..self.cursor]
     }
 
-    /// Replaces the text, with the cursor at its end.
+    /// Replaces the text and puts the cursor at its end.
     pub fn set(&mut self, text: &str) {
         self.text.clear();
         self.spoilt = None;
@@ -71,10 +71,10 @@ impl Line {
         self.set("");
     }
 
-    /// Whether the line can be run.
+    /// Checks that the line can be run.
     ///
     /// # Errors
-    /// When a byte of it could not be taken in.
+    /// A byte of the line was rejected.
     pub fn check(&self) -> Result<(), Spoilt> {
         self.spoilt.map_or(Ok(()), Err)
     }
@@ -98,7 +98,7 @@ impl Line {
         }
     }
 
-    /// Does what an editing key asks for. Keys that mean something to the console as a whole are refused.
+    /// Applies an editing key. Keys that concern the console as a whole are refused.
     pub fn apply(&mut self, key: Key) -> Change {
         match key {
             Key::Char(byte) | Key::Foreign(byte) => self.insert(byte),
@@ -162,16 +162,16 @@ impl Line {
     }
 }
 
-/// The lines that were run before, and the walk through them.
+/// The lines that were run before, and the position of a walk through them.
 #[derive(Debug, Default)]
 pub struct History {
     lines: alloc::collections::VecDeque<String>,
-    /// Where the walk stands: how many lines back, and the draft that it left behind.
+    /// The walk's position: the number of lines back, and the draft that it started from.
     walk: Option<(usize, String)>,
 }
 
 impl History {
-    /// The most lines that it keeps.
+    /// The maximum number of lines that are kept.
     pub const LINES: usize = 64;
 
     /// Keeps a line, unless it is blank or the same as the last one, and ends the walk.
@@ -191,7 +191,7 @@ impl History {
         self.walk = None;
     }
 
-    /// One line further back. `draft` is what is being edited, kept when the walk begins.
+    /// Goes one line back. `draft` is the line being edited; it is kept when the walk begins.
     pub fn older(&mut self, draft: &str) -> Option<&str> {
         let back = self.walk.as_ref().map_or(0, |(back, _)| *back) + 1;
         let index = self.lines.len().checked_sub(back)?;
@@ -202,7 +202,7 @@ impl History {
         self.lines.get(index).map(String::as_str)
     }
 
-    /// One line forward; behind the last one comes the draft.
+    /// Goes one line forward. The draft follows the last line.
     pub fn newer(&mut self) -> Option<String> {
         let (back, draft) = self.walk.take()?;
         if back == 1 {
@@ -212,7 +212,7 @@ impl History {
         self.lines.get(self.lines.len() - (back - 1)).cloned()
     }
 
-    /// The lines, oldest first.
+    /// Iterates over the lines, oldest first.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.iter().map(String::as_str)
     }
@@ -305,7 +305,7 @@ mod tests {
         assert_eq!(history.lines().last(), Some("help 127"));
     }
 
-    /// The simplest editor that can be thought of: what is before the cursor, and what is behind it.
+    /// A minimal editor: the text before the cursor, and the text behind it.
     #[derive(Default)]
     struct Model {
         before: Vec<u8>,

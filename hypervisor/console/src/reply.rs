@@ -7,27 +7,27 @@ use serde::Serialize;
 
 use super::error::Error;
 
-/// How a report looks to people. Lines end in `\n`.
+/// The text form of a report. Lines end in `\n`.
 pub trait Text {
-    /// Writes it.
+    /// Writes the text.
     fn text(&self, out: &mut dyn Write) -> fmt::Result;
 }
 
-/// A report of some command.
+/// The report of a command.
 pub struct Reply(Box<dyn Report>);
 
 impl Reply {
-    /// Shows `report`, which must serialise to a JSON object without the keys `cmd`, `ok` and `error`.
+    /// Wraps `report`, which must serialise to a JSON object without the keys `cmd`, `ok` and `error`.
     pub fn new(report: impl Text + Serialize + 'static) -> Self {
         Self(Box::new(report))
     }
 
-    /// The reply as text.
+    /// Writes the reply as text.
     pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
         self.0.text(out)
     }
 
-    /// The reply as one JSON object.
+    /// Returns the reply as one JSON object.
     pub fn json(&self, command: &str) -> String {
         self.0
             .json(command)
@@ -35,7 +35,7 @@ impl Reply {
     }
 }
 
-/// The failure of `command` as one JSON object.
+/// Returns the failure of `command` as one JSON object.
 pub fn error_json(command: &str, error: &Error) -> String {
     failure_json(command, error)
 }
@@ -80,7 +80,7 @@ impl<T: Text + Serialize> Report for T {
 }
 
 /// A writer that makes text fit for a terminal: `\n` becomes `\r\n`, and every other control character, which could
-/// come from a log message or from firmware, becomes an escape that can be read.
+/// come from a log message or from firmware, becomes a readable escape.
 pub struct Terminal<'a>(pub &'a mut dyn Write);
 
 impl Write for Terminal<'_> {

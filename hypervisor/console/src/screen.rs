@@ -1,9 +1,9 @@
-//! Showing the command line on a terminal that says nothing about itself.
+//! Display of the command line on a terminal that says nothing about itself.
 //!
-//! The terminal is never asked for its size: a serial line may have nobody at its other end who answers. The line
+//! The terminal is never asked for its size: a serial line may have nothing at its other end that answers. The line
 //! takes one row of [`COLUMNS`] columns, in which a longer line scrolls sideways. Typing at the end of a line sends
-//! nothing but the character, so that the transcript of a script reads like one; and the prompt is printed only when
-//! the console is ready for a new line or had to repeat it, never while a line is edited.
+//! only the character, so that the transcript of a script is readable. The prompt is printed only when the console is
+//! ready for a new line or had to repeat it, never while a line is edited.
 
 use core::fmt::{Result, Write};
 
@@ -15,17 +15,17 @@ pub const PROMPT: &str = "seamark> ";
 /// The width that every terminal has.
 pub const COLUMNS: usize = 80;
 
-/// How many characters of the line are on the screen at once; the last column stays free, so that nothing wraps.
+/// Number of characters of the line on the screen at once. The last column stays free, so that nothing wraps.
 const WINDOW: usize = COLUMNS - PROMPT.len() - 1;
 
-/// What part of the line is on the screen.
+/// The visible part of the line.
 #[derive(Debug, Default)]
 pub struct Screen {
     first: usize,
 }
 
 impl Screen {
-    /// Prints the prompt and the line behind it, at the start of a row.
+    /// Prints the prompt and the line after it, at the start of a row.
     pub fn prompt(&mut self, line: &Line, out: &mut dyn Write) -> Result {
         self.first = 0;
         out.write_str(PROMPT)?;
@@ -35,7 +35,7 @@ impl Screen {
         self.redraw(line, out)
     }
 
-    /// Brings the screen up to date after `change`.
+    /// Updates the screen after `change`.
     pub fn show(&mut self, line: &Line, change: Change, out: &mut dyn Write) -> Result {
         let visible = (self.first..=self.first + WINDOW).contains(&line.cursor());
         match change {
@@ -59,7 +59,7 @@ impl Screen {
     fn redraw(&mut self, line: &Line, out: &mut dyn Write) -> Result {
         let cursor = line.cursor();
         if !(self.first..=self.first + WINDOW).contains(&cursor) || line.text().len() <= WINDOW {
-            // Half a window at a time: a long line that arrives at once is not redrawn for each character.
+            // Scrolls by half a window, so that a long line that arrives at once is not redrawn for each character.
             self.first = if line.text().len() <= WINDOW {
                 0
             } else {
@@ -89,7 +89,7 @@ mod tests {
     use super::{COLUMNS, PROMPT, Screen, WINDOW};
     use crate::{keys::Key, line::Line};
 
-    /// One row of a terminal, which knows what the console sends and nothing else.
+    /// One row of a terminal, which understands only what the console sends.
     struct Row {
         cells: Vec<u8>,
         column: usize,

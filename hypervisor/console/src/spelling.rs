@@ -1,4 +1,4 @@
-//! How much two words are alike, and how much of a word an error repeats.
+//! The similarity of words, and the shortening of words in errors.
 
 use alloc::{
     borrow::ToOwned,
@@ -6,7 +6,7 @@ use alloc::{
     vec::Vec,
 };
 
-/// The Levenshtein distance.
+/// Returns the Levenshtein distance.
 pub fn edits(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (above, left) in from.bytes().enumerate() {
@@ -20,7 +20,7 @@ pub fn edits(from: &str, to: &str) -> usize {
     row[to.len()]
 }
 
-/// What an error repeats of the operator's words.
+/// Shortens an operator's word for an error.
 pub fn shorten(word: &str) -> String {
     match word.get(..32) {
         Some(start) if word.len() > 32 => start.to_owned() + "...",

@@ -7,13 +7,14 @@ use alloc::{
 };
 use core::fmt::{self, Display, Write};
 
-/// Rows under a header, each column as wide as its widest cell. A column whose cells are all numbers is flush right.
+/// Rows under a header. Each column is as wide as its widest cell. A column whose cells are all numbers is
+/// right-aligned.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table with these columns and no rows.
+    /// Creates a table with these columns and no rows.
     pub fn new(header: &[&str]) -> Self {
         Self {
             rows: [header.iter().map(ToString::to_string).collect()].into(),
@@ -57,7 +58,7 @@ impl Display for Table {
     }
 }
 
-/// Facts, one a line: what it is, and what it is like.
+/// Facts, one a line: name and value.
 #[derive(Default)]
 pub struct Facts(Vec<(String, String)>);
 
@@ -82,7 +83,7 @@ impl Display for Facts {
     }
 }
 
-/// Bytes, in the largest binary unit that is not above them.
+/// A number of bytes, shown in the largest binary unit that is not above it.
 pub struct Bytes(pub u64);
 
 impl Display for Bytes {
@@ -95,7 +96,7 @@ impl Display for Bytes {
         if rest == 0 {
             return f.pad(&format!("{whole} {unit}"));
         }
-        // Rounded down: a figure never claims more than there is.
+        // Rounded down, so that a figure never exceeds the real value.
         f.pad(&format!(
             "{whole}.{:02} {unit}",
             (u128::from(rest) * 100) >> shift
@@ -103,7 +104,7 @@ impl Display for Bytes {
     }
 }
 
-/// Microseconds, in a unit that people read.
+/// Microseconds, shown in a readable unit.
 pub struct Micros(pub u64);
 
 impl Display for Micros {
@@ -127,7 +128,7 @@ impl Display for Count {
     }
 }
 
-/// A value that may be missing, as "-".
+/// A value that may be missing, which is shown as "-".
 pub struct Maybe<T>(pub Option<T>);
 
 impl<T: Display> Display for Maybe<T> {
@@ -139,14 +140,14 @@ impl<T: Display> Display for Maybe<T> {
     }
 }
 
-/// A sentence of which a table has room for the beginning: whole words, and dots for the rest.
+/// A sentence cut to fit a table: whole words, and dots for the rest.
 pub struct Short<'a>(pub &'a str);
 
-/// Characters of a [`Short`] sentence.
+/// Maximum length in characters of a [`Short`] sentence.
 const SHORT: usize = 64;
 
 impl Short<'_> {
-    /// Whether there is more of it than is shown.
+    /// Returns true if the sentence is longer than what is shown.
     pub fn is_cut(&self) -> bool {
         self.0.chars().count() > SHORT
     }

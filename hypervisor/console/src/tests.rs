@@ -1,4 +1,4 @@
-//! The console as its users see it: bytes in, bytes out.
+//! Tests of the console as its users see it: bytes in, bytes out.
 
 mod docs;
 mod machine;
@@ -31,7 +31,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Sends bytes and returns what comes back.
+    /// Sends bytes and returns the output.
     fn send(&mut self, bytes: impl AsRef<[u8]>) -> String {
         let mut out = String::new();
         for byte in bytes.as_ref() {
@@ -40,7 +40,7 @@ impl Terminal {
         out
     }
 
-    /// Runs a line as an operator does, and returns the reply without echo and prompt.
+    /// Runs a line as an operator does. Returns the reply without echo and prompt.
     fn run(&mut self, line: &str) -> String {
         let out = self.send(format!("{line}\r"));
         let reply = out
@@ -53,7 +53,7 @@ impl Terminal {
             .to_string()
     }
 
-    /// Runs a line as a script does in JSON mode: the reply must be one object on one line.
+    /// Runs a line as a script does in JSON mode. The reply must be one object on one line.
     fn json(&mut self, line: &str) -> Value {
         let out = self.send(format!("{line}\n"));
         // Only the reply that ends JSON mode is followed by a prompt.
@@ -325,7 +325,7 @@ fn every_command_of_the_table_answers_in_json_and_in_text() {
             );
             assert_eq!(value.get("error"), None, "{line}");
         }
-        // And every one of them refuses what it does not take, without doing anything.
+        // Each command also refuses what it does not take, without any effect.
         let mut terminal = Terminal::default();
         terminal.send("json on\r");
         let value = terminal.json(&format!("{} \u{7e} ~ ~ ~", command.name));
@@ -337,7 +337,7 @@ fn every_command_of_the_table_answers_in_json_and_in_text() {
     }
 }
 
-/// Every choice, with optional arguments and without.
+/// Returns every choice of the arguments, with and without optional ones.
 fn every_way_to_call(args: &[Arg]) -> Vec<String> {
     let [first, rest @ ..] = args else {
         return vec![String::new()];
@@ -400,7 +400,7 @@ fn the_table_is_in_good_order() {
     }
 }
 
-/// Whatever came before, Ctrl-C and Enter lead back to a prompt that works, in either mode.
+/// Checks that Ctrl-C and Enter lead back to a working prompt in either mode, whatever was sent before.
 fn still_works(terminal: &mut Terminal) {
     terminal.send("\x1d\x03\r");
     let out = terminal.send("json off\rversion\r");

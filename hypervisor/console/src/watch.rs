@@ -1,31 +1,32 @@
-//! The console of a TD, shown in the place of the hypervisor's.
+//! The console of a TD, shown in place of the hypervisor's.
 
 use core::fmt::{self, Write};
 
 use super::host::{Host, td::Excerpt};
 
-/// How to leave, for the operator.
+/// The ways to leave, for the operator.
 pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, leads back";
 
-/// Ctrl-], which telnet and its kind keep for themselves.
+/// Ctrl-], the escape character of telnet and similar programs.
 const LEAVE: u8 = 0x1D;
 /// At the start of a line, the byte after this one may be for the hypervisor.
 const ESCAPE: u8 = b'~';
 
-/// What is to be done with a byte that was typed.
+/// The action for a byte that was typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Typed {
     /// Leave the TD's console.
     Leave,
-    /// Nothing yet.
+    /// Do nothing yet.
     Hold,
-    /// It is for the TD.
+    /// Pass the byte to the TD.
     Pass,
-    /// The escape that was held is for the TD, and so is this byte.
+    /// Pass the held escape and this byte to the TD.
     PassBoth,
 }
 
-/// Finds what leads back among the bytes that are typed: Ctrl-], and `~.` at the start of a line. `~~` there types one `~`.
+/// Finds the escape sequences among the typed bytes: Ctrl-], and `~.` at the start of a line. `~~` there types one
+/// `~`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Escape {
     /// At the start of a line: nothing was typed yet, or Enter.
@@ -33,7 +34,7 @@ enum Escape {
     LineStart,
     /// After the escape at the start of a line.
     Held,
-    /// In a line.
+    /// Within a line.
     Inside,
 }
 
@@ -50,7 +51,7 @@ impl Escape {
         typed
     }
 
-    /// A byte after which nothing is held.
+    /// Handles a byte that leaves nothing held.
     fn pass(self) -> Typed {
         if self == Self::Held {
             Typed::PassBoth
@@ -60,10 +61,11 @@ impl Escape {
     }
 }
 
-/// What comes before text of the hypervisor's own: CAN ends a control sequence that the TD has begun, which would swallow some of it.
+/// The prefix of the hypervisor's own text. CAN ends a control sequence that the TD has begun, which would swallow
+/// some of it.
 pub const BREAK: &str = "\x18\r\n";
 
-/// Bytes that are copied at once.
+/// Maximum number of bytes that are copied at once.
 const AT_ONCE: usize = 1024;
 
 /// A TD whose console is shown.
@@ -72,13 +74,13 @@ pub struct Watch {
     id: u32,
     /// The number of the next byte to show.
     next: u64,
-    /// The number of the next byte to look at: what is between is the beginning of a character.
+    /// The number of the next byte to read. The bytes in between are the beginning of a character.
     unseen: u64,
     escape: Escape,
 }
 
 impl Watch {
-    /// Of the TD `id`, from byte number `next` on.
+    /// Watches the TD `id` from byte number `next` on.
     pub const fn new(id: u32, next: u64) -> Self {
         Self {
             id,
@@ -88,12 +90,12 @@ impl Watch {
         }
     }
 
-    /// The TD's number.
+    /// Returns the TD's number.
     pub const fn td(&self) -> u32 {
         self.id
     }
 
-    /// Takes a byte that was typed, for the guest or to leave. Returns whether it leaves.
+    /// Handles a typed byte: passes it to the guest or leaves. Returns true if it leaves.
     pub fn type_byte(&mut self, byte: u8, host: &dyn Host) -> bool {
         let bytes: &[u8] = match self.escape.take(byte) {
             Typed::Leave => return true,
@@ -103,21 +105,21 @@ impl Watch {
         };
         if let Ok(tds) = host.tds() {
             for byte in bytes {
-                // As on a serial line: what nobody takes is lost.
+                // A byte that the TD does not take is lost, as on a serial line.
                 let _ = tds.type_byte(self.id, *byte);
             }
         }
         false
     }
 
-    /// Whether the TD has written something since it was last looked at.
+    /// Returns true if the TD has written something since the last call of [`Self::show`].
     pub fn has_news(&self, host: &dyn Host) -> bool {
         host.tds()
             .and_then(|tds| tds.output(self.id, self.unseen, &mut [0]))
             .is_ok_and(|excerpt| excerpt.count > 0)
     }
 
-    /// Shows what the guest wrote. Its bytes are the terminal's business, as far as they are text.
+    /// Shows the guest's output. Bytes that are text reach the terminal unchanged.
     pub fn show(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
         let Ok(tds) = host.tds() else {
             return Ok(());
@@ -140,8 +142,8 @@ impl Watch {
     }
 }
 
-/// Shows what is text of `bytes`, and a mark for each sequence that is none; how many bytes that were. The beginning of a
-/// character whose end is still to come is left.
+/// Shows the text in `bytes`, and a mark for each sequence that is not text. Returns the number of bytes shown. An
+/// incomplete character at the end is left for later.
 fn text(bytes: &[u8], out: &mut dyn Write) -> Result<usize, fmt::Error> {
     let mut shown = 0;
     for chunk in bytes.utf8_chunks() {

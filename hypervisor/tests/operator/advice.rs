@@ -278,7 +278,7 @@ fn an_end_that_got_stuck_is_no_success_when_it_is_asked_for_again() {
 fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
     with(Case::Created, |site, operator| {
         let rig = &site.server.rig;
-        // Fails once before anything was allocated for the TD, and once after.
+        // The first SEAMCALL of the build is refused.
         let busy = site.server.tds(TD);
         drop(busy);
         rig.refuse(Leaf::MngCreate, 1..=u64::MAX, BUSY);

@@ -80,7 +80,7 @@ impl Text for Explanation {
     }
 }
 
-/// Breaks text at blanks, so that a row of a terminal holds each line.
+/// Wraps text at blanks so that each line fits a terminal's row.
 fn wrap(text: &str, out: &mut dyn Write) -> fmt::Result {
     let mut column = 0;
     for word in text.split_ascii_whitespace() {

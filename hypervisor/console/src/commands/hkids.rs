@@ -1,4 +1,4 @@
-//! HKIDs and memory on their way back: `hkids`, `reclaim`.
+//! HKIDs and memory in reclaim: `hkids`, `reclaim`.
 
 use alloc::vec::Vec;
 use core::fmt::{self, Write};

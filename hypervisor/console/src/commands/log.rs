@@ -66,7 +66,7 @@ impl Text for Level {
     }
 }
 
-/// A record of its own, which outlives the ring's lock.
+/// A copy of a record, which outlives the ring's lock.
 #[derive(Serialize)]
 struct Kept {
     us: u64,

@@ -1,4 +1,4 @@
-//! SEAMCALLs in figures: `stats`, `seam bench`.
+//! SEAMCALL counts and times: `stats`, `seam bench`.
 
 use core::fmt::{self, Write};
 

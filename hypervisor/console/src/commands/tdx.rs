@@ -114,7 +114,7 @@ fn describe(module: &Module, facts: &mut Facts) {
     facts.fact("vendor", module.vendor);
     let features = Count(module.features.len(), "feature");
     facts.fact("features", format_args!("{}: {features}", module.features0));
-    // A few names a line: the list is longer than a row.
+    // The list is longer than a row, so each line gets a few names.
     for names in module.features.chunks(3) {
         facts.fact("", names.join(", "));
     }

@@ -1,4 +1,4 @@
-//! The TDs of a configuration on a machine that can run none: they are listed, with the reason.
+//! The TDs of a configuration on a machine that can't run any. They are listed with the reason.
 
 use alloc::{format, string::String, vec::Vec};
 
@@ -7,7 +7,7 @@ use super::td::{
     TdState, TdVcpu, Tds,
 };
 
-/// The file that a TD starts from, for people.
+/// Describes the file that a TD starts from, for people.
 #[must_use]
 pub fn started_from(config: &config::Td) -> String {
     match (&config.image, &config.kernel) {
@@ -22,9 +22,9 @@ pub fn started_from(config: &config::Td) -> String {
 /// TDs that can't run.
 #[derive(Debug)]
 pub struct Absent<'a> {
-    /// What the configuration names.
+    /// The TDs in the configuration.
     pub config: &'a [config::Td],
-    /// Why none of them can run, in a sentence.
+    /// A sentence that says why none of them can run.
     pub why: String,
 }
 

@@ -1,7 +1,7 @@
-//! What the console asks of the machine: the [`Host`] trait and the reports that it answers with.
+//! The console's interface to the machine: the [`Host`] trait and the reports that it returns.
 //!
-//! Reports are plain data, and the only truth about a reply: the tables that an operator reads and the JSON that a
-//! script reads are both made from them. Nothing here touches hardware, so the console runs in host tests.
+//! Reports are plain data, and the only source of a reply: both the tables for the operator and the JSON for scripts
+//! are made from them. Nothing here touches hardware, so the console runs in host tests.
 
 pub mod absent;
 pub mod seam;
@@ -12,8 +12,8 @@ use core::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// A physical address or a bit mask: hexadecimal in tables, and a string such as `"0x8000"` in JSON, whose numbers are
-/// not safe above 2^53.
+/// A physical address or a bit mask. It is hexadecimal in tables, and a string such as `"0x8000"` in JSON, whose
+/// numbers are not safe above 2^53.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hex(pub u64);
 
@@ -29,30 +29,30 @@ impl Serialize for Hex {
     }
 }
 
-/// What was built, from what.
+/// The program's version and build.
 #[derive(Clone, Debug, Serialize)]
 pub struct Build {
     /// The version of the program, as in its manifest.
     pub version: String,
-    /// The commit that it was built from, where the build knew it.
+    /// The commit that the program was built from, if the build knew it.
     pub commit: Option<String>,
-    /// The compiler that built it, where the build knew it.
+    /// The compiler that built it, if the build knew it.
     pub compiler: Option<String>,
 }
 
-/// How this boot went.
+/// The state of this boot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Boot {
-    /// Where the image came from, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2".
+    /// The origin of the image, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2".
     pub loaded_from: String,
-    /// The configuration file that was read; `None` where there was none.
+    /// The configuration file that was read; `None` if there was none.
     pub config: Option<String>,
-    /// What is wrong with the configuration: file, line and reason; `None` when it was read without a complaint.
+    /// The problem with the configuration: file, line and reason; `None` if it was read without a complaint.
     pub config_problem: Option<String>,
-    /// What else did not go as it should, one sentence each: a CPU that never started, a missing x2APIC.
+    /// Other problems of the boot, one sentence each: a CPU that never started, a missing x2APIC.
     pub problems: Vec<String>,
-    /// Microseconds from the first line of the hypervisor to the first prompt, less those that TDX bring-up took;
-    /// `None` before the first prompt.
+    /// Microseconds from the first line of the hypervisor to the first prompt, excluding TDX bring-up; `None` before
+    /// the first prompt.
     pub to_prompt_us: Option<u64>,
     /// Microseconds since the first line of the hypervisor.
     pub uptime_us: u64,
@@ -61,7 +61,7 @@ pub struct Boot {
 /// One logical processor that the firmware lists as enabled.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cpu {
-    /// The hypervisor's own number, from 0 without holes.
+    /// The hypervisor's number for the CPU; numbers start at 0 and have no gaps.
     pub index: u32,
     /// The (x2)APIC id.
     pub apic_id: u32,
@@ -71,29 +71,29 @@ pub struct Cpu {
     pub core: u32,
     /// The thread within its core.
     pub thread: u32,
-    /// The proximity domain from the SRAT, where there is one.
+    /// The proximity domain from the SRAT, if there is one.
     pub numa_node: Option<u32>,
-    /// Whether this is the CPU that the firmware booted on.
+    /// True for the CPU that the firmware booted on.
     pub bootstrap: bool,
-    /// What it is doing.
+    /// The CPU's activity.
     pub state: CpuState,
-    /// What there is to say about the state: why it did not start, which vector stopped it.
+    /// Details of the state: why the CPU did not start, or which vector stopped it.
     pub detail: Option<String>,
 }
 
-/// What a CPU is doing.
+/// The activity of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuState {
-    /// Started, and executing something.
+    /// The CPU executes something.
     Online,
-    /// Started, and halted until an interrupt arrives.
+    /// The CPU is halted until an interrupt arrives.
     Idle,
-    /// It was sent INIT-SIPI-SIPI and has not reported within its time.
+    /// INIT-SIPI-SIPI was sent, and the CPU has not reported in time.
     NeverStarted,
-    /// Not asked to start, because the machine can't start it (no x2APIC).
+    /// The CPU was not asked to start because the machine can't start it (no x2APIC).
     NotUsed,
-    /// Stopped after a fatal exception, an NMI or a machine check.
+    /// The CPU stopped after a fatal exception, an NMI or a machine check.
     Stopped,
 }
 
@@ -109,29 +109,29 @@ impl fmt::Display for CpuState {
     }
 }
 
-/// The machine's memory and who has it.
+/// The machine's memory and its use.
 #[derive(Clone, Debug, Serialize)]
 pub struct Memory {
     /// One entry for each frame size that the allocator serves, ascending.
     pub frames: Vec<FrameCount>,
     /// The frame ledger in bytes.
     pub ledger: Ledger,
-    /// The hypervisor's own heap.
+    /// The hypervisor's heap.
     pub heap: Heap,
     /// The firmware's memory map, ascending.
     pub regions: Vec<Region>,
 }
 
-/// Frames of one size: how many, and where.
+/// The frames of one size, by use.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct FrameCount {
-    /// Bytes a frame: 4 KiB, 2 MiB or 1 GiB.
+    /// Bytes in a frame: 4 KiB, 2 MiB or 1 GiB.
     pub frame_bytes: u64,
-    /// Frames that stand free as this size (the largest that they can be handed out as).
+    /// Free frames of this size (the largest size that they can be handed out as).
     pub free: u64,
     /// Frames handed out as this size.
     pub used: u64,
-    /// Frames of this size that are not handed out, because they may still be the TDX module's.
+    /// Frames of this size that are withheld because the TDX module may still own them.
     pub quarantined: u64,
 }
 
@@ -150,7 +150,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of these four sums, each counted on its own; it balances when the last three make up the first.
+    /// Creates a ledger from four sums, each counted on its own. It balances if the last three add up to the first.
     #[must_use]
     pub fn new(total_bytes: u64, free_bytes: u64, used_bytes: u64, quarantined_bytes: u64) -> Self {
         let accounted = [free_bytes, used_bytes, quarantined_bytes]
@@ -165,19 +165,19 @@ impl Ledger {
         }
     }
 
-    /// Whether no byte is lost and none is counted twice.
+    /// Returns true if no byte is lost and none is counted twice.
     #[must_use]
     pub fn balanced(&self) -> bool {
         self.balanced
     }
 }
 
-/// The hypervisor's own heap, in bytes.
+/// The hypervisor's heap, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Heap {
-    /// Its size.
+    /// The heap's size.
     pub total_bytes: u64,
-    /// What is allocated now.
+    /// Bytes allocated now.
     pub used_bytes: u64,
 }
 
@@ -188,47 +188,47 @@ pub struct Region {
     pub start: Hex,
     /// The first physical address behind it.
     pub end: Hex,
-    /// What the firmware calls it: "conventional", "ACPI NVS", "reserved".
+    /// The firmware's name for it: "conventional", "ACPI NVS", "reserved".
     pub kind: String,
 }
 
-/// TDX on this machine: what was found, what is missing, how far its bring-up got.
+/// TDX on this machine: the platform, the missing parts, and the progress of the bring-up.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tdx {
-    /// How far it is.
+    /// The progress of the bring-up.
     pub state: TdxState,
-    /// Why it is not further: one entry for each thing that is missing, with what to do; empty when `state` is ready.
+    /// The reasons why TDX is not ready: one entry for each missing thing, with what to do. Empty if `state` is ready.
     pub reasons: Vec<String>,
-    /// The KeyIDs that firmware set aside for TDX; `None` where the machine has no such partition.
+    /// The KeyIDs that firmware set aside for TDX; `None` if the machine has no such partition.
     pub hkids: Option<Hkids>,
-    /// What the module says of itself; `None` where none answered.
+    /// The module's own description; `None` if no module answered.
     pub module: Option<Module>,
-    /// The convertible memory regions, ascending; empty where no module answered.
+    /// The convertible memory regions, ascending; empty if no module answered.
     pub cmrs: Vec<Cmr>,
-    /// The memory that the module was given; `None` before it was.
+    /// The memory that the module was given; `None` before that.
     pub memory: Option<TdxMemory>,
-    /// The steps of the bring-up that were begun, in order.
+    /// The steps of the bring-up that were started, in order.
     pub bring_up: Vec<BringUpStep>,
     /// Microseconds that the whole bring-up took; `None` unless `state` is ready.
     pub bring_up_us: Option<u64>,
 }
 
-/// How far TDX is on this machine.
+/// The progress of TDX on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TdxState {
-    /// Something that it needs is missing; nothing was started.
+    /// A requirement is missing. Nothing was started.
     Unavailable,
-    /// A module answered and was initialised on every CPU; it has no memory yet.
+    /// A module answered and was initialised on every CPU. It has no memory yet.
     Initialised,
-    /// The module is configured, has its memory and its global key: TDs can be built.
+    /// The module is configured and has its memory and its global key. TDs can be built.
     Ready,
-    /// A step of the bring-up failed; TDX can't be used before the next reset.
+    /// A step of the bring-up failed. TDX can't be used before the next reset.
     Failed,
 }
 
 impl TdxState {
-    /// The state in a sentence.
+    /// Returns the state as a sentence.
     #[must_use]
     pub const fn in_words(self) -> &'static str {
         match self {
@@ -256,15 +256,15 @@ impl fmt::Display for TdxState {
 pub struct Hkids {
     /// The first private HKID.
     pub first: u32,
-    /// How many there are; one of them is the module's global one.
+    /// Number of private HKIDs; one of them is the module's global one.
     pub total: u32,
-    /// How many TDs hold now, the global one included.
+    /// Number of HKIDs in use, the global one included.
     pub used: u32,
-    /// How many are never handed out again, because a cache write-back did not complete.
+    /// Number of HKIDs that are never handed out again because a cache write-back did not complete.
     pub quarantined: u32,
 }
 
-/// What the TDX module says of itself (global metadata, TDX Module ABI 1.5, TDH.SYS.RD).
+/// The TDX module's description of itself (global metadata, TDX Module ABI 1.5, TDH.SYS.RD).
 #[derive(Clone, Debug, Serialize)]
 pub struct Module {
     /// MAJOR_VERSION.
@@ -287,7 +287,7 @@ pub struct Module {
     pub max_tdmrs: u16,
     /// MAX_RESERVED_PER_TDMR.
     pub max_reserved_per_tdmr: u16,
-    /// MAX_VCPUS_PER_TD; `None` where the module has no such field.
+    /// MAX_VCPUS_PER_TD; `None` if the module has no such field.
     pub max_vcpus_per_td: Option<u16>,
     /// PAMT_4K_ENTRY_SIZE, bytes for each 4 KiB page.
     pub pamt_4k_entry_bytes: u16,
@@ -302,14 +302,14 @@ pub struct Module {
 pub struct Cmr {
     /// The first physical address.
     pub base: Hex,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// What TDs can have of the memory, and what that costs.
+/// The memory available to TDs, and its cost.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdxMemory {
-    /// Bytes that can be a TD's.
+    /// Bytes that TDs can use.
     pub private_bytes: u64,
     /// Bytes that the module keeps as PAMT, its record of every page.
     pub pamt_bytes: u64,
@@ -324,11 +324,11 @@ pub struct TdxMemory {
 pub struct Tdmr {
     /// The first physical address.
     pub base: Hex,
-    /// Bytes; a multiple of 1 GiB.
+    /// Size in bytes; a multiple of 1 GiB.
     pub size: u64,
-    /// The proximity domain that most of it is in, where the SRAT names one.
+    /// The proximity domain that most of it is in, if the SRAT names one.
     pub numa_node: Option<u32>,
-    /// Areas in it that are not the module's to hand out.
+    /// Number of areas in it that the module can't hand out.
     pub reserved_areas: usize,
     /// Bytes of its PAMT.
     pub pamt_bytes: u64,
@@ -341,7 +341,7 @@ pub struct LeftOut {
     pub start: Hex,
     /// The first physical address behind it.
     pub end: Hex,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
@@ -350,11 +350,11 @@ pub struct LeftOut {
 pub struct BringUpStep {
     /// The leaf, as the specification names it: "TDH.SYS.LP.INIT".
     pub name: String,
-    /// How often the leaf was called, over all CPUs.
+    /// Number of calls of the leaf, over all CPUs.
     pub calls: u64,
     /// Microseconds from its first call to its last return.
     pub us: u64,
-    /// What went wrong: the decoded status, the CPU; `None` when it went well.
+    /// The failure: the decoded status, the CPU; `None` if the step succeeded.
     pub error: Option<String>,
 }
 
@@ -363,14 +363,14 @@ pub struct BringUpStep {
 pub struct LogRecord<'a> {
     /// Microseconds since the hypervisor's first line.
     pub us: u64,
-    /// The CPU that logged it.
+    /// The CPU that logged the record.
     pub cpu: u32,
-    /// How serious it is.
+    /// The severity.
     #[serde(serialize_with = "level_name")]
     pub level: log::Level,
-    /// The module that logged it.
+    /// The module that logged the record.
     pub target: &'a str,
-    /// What it says.
+    /// The text.
     pub message: &'a str,
 }
 
@@ -378,65 +378,65 @@ fn level_name<S: Serializer>(level: &log::Level, serializer: S) -> Result<S::Ok,
     serializer.serialize_str(&level.as_str().to_ascii_lowercase())
 }
 
-/// The way out of this boot.
+/// A way to end this boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PowerAction {
     /// Reset the machine.
     Reboot,
-    /// Switch it off.
+    /// Switch the machine off.
     PowerOff,
 }
 
 /// The machine, as the console sees it.
 ///
-/// But for those that say otherwise, no method waits for anything but a bounded cross-CPU call. A `String` in `Err` is one sentence for the operator:
-/// what is wrong, where, and what to do.
+/// Unless its documentation says otherwise, no method waits for anything but a bounded cross-CPU call. A `String` in
+/// `Err` is one sentence for the operator: what is wrong, where, and what to do.
 pub trait Host {
-    /// What was built, from what.
+    /// Returns the program's version and build.
     fn build(&self) -> Build;
 
-    /// How this boot went.
+    /// Returns the state of this boot.
     fn boot(&self) -> Boot;
 
-    /// Every CPU that the firmware lists as enabled, in the order of `index`.
+    /// Returns every CPU that the firmware lists as enabled, in the order of `index`.
     fn cpus(&self) -> Vec<Cpu>;
 
-    /// The machine's memory and who has it.
+    /// Returns the machine's memory and its use.
     fn memory(&self) -> Memory;
 
-    /// TDX on this machine.
+    /// Returns the state of TDX on this machine.
     fn tdx(&self) -> Tdx;
 
-    /// The TDs.
+    /// Returns the TDs.
     ///
     /// # Errors
-    /// When this machine can have none.
+    /// This machine can't have any.
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String>;
 
-    /// The HKIDs, and who has them.
+    /// Returns the HKIDs and their owners.
     ///
     /// # Errors
-    /// When there is no TDX module that would know them.
+    /// There is no TDX module.
     fn hkids(&self) -> Result<td::HkidReport, String>;
 
-    /// SEAMCALLs, retries and exits since the start.
+    /// Returns the SEAMCALLs, retries and exits since the start.
     fn stats(&self) -> seam::Stats;
 
-    /// Measures SEAMCALLs, on a TD of its own among others. That takes a while; the machine goes on meanwhile.
+    /// Measures SEAMCALLs, partly on a TD of its own. That takes a while; the machine continues meanwhile.
     ///
     /// # Errors
-    /// When nothing could be measured.
+    /// Nothing could be measured.
     fn seam_bench(&self) -> Result<seam::SeamBench, String>;
 
-    /// Shows `visit` every record that the log's ring still holds, oldest first, and returns how many it has lost to
+    /// Passes every record that the log's ring still holds to `visit`, oldest first. Returns how many it has lost to
     /// newer ones.
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64;
 
-    /// What is logged: records at this level and more serious ones.
+    /// Returns the log level: records at this level and more serious ones are logged.
     fn log_level(&self) -> log::LevelFilter;
 
-    /// Sets what is logged from now on.
+    /// Sets the log level.
     fn set_log_level(&mut self, level: log::LevelFilter);
 
     /// Reads the 64 bytes at `line`, a multiple of 64, as eight loads of 8 bytes, lowest address first.
@@ -445,14 +445,13 @@ pub trait Host {
     /// TDX module or to a TD may answer with a machine check.
     ///
     /// # Errors
-    /// When the address can't be mapped (it exceeds what the CPU's physical addresses can hold).
+    /// The address can't be mapped (it exceeds the CPU's physical address width).
     fn peek(&mut self, line: u64) -> Result<[u8; 64], String>;
 
-    /// Checks that the machine can do `action`, and arranges for it: the host does it as soon as the call of the
-    /// console that led here has returned, so that the reply is out first. Returns how it will be done: "ACPI reset
-    /// register".
+    /// Checks that the machine can do `action`, and schedules it: the host does it as soon as the console call that
+    /// led here has returned, so that the reply is sent first. Returns the method, such as "ACPI reset register".
     ///
     /// # Errors
-    /// When the machine offers no way to do it; nothing was arranged then.
+    /// The machine offers no way to do it. Nothing was scheduled then.
     fn request_power(&mut self, action: PowerAction) -> Result<String, String>;
 }

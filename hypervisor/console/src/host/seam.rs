@@ -1,4 +1,4 @@
-//! What the console tells of the SEAMCALLs that the host makes: how often, how they ended, how long they take.
+//! Reports of the host's SEAMCALLs: counts, outcomes, times.
 
 use alloc::{string::String, vec::Vec};
 
@@ -9,17 +9,17 @@ use serde::Serialize;
 pub struct Stats {
     /// SEAMCALLs by leaf, over all CPUs; leafs that were never called are left out.
     pub leafs: Vec<LeafStats>,
-    /// All of them.
+    /// The sum over all leafs.
     pub total: LeafStats,
-    /// Tries after the first, by reason; reasons that never came are left out.
+    /// Tries after the first, by reason; reasons that never occurred are left out.
     pub retries: Vec<RetryStats>,
     /// SEAMCALLs that no module answered.
     pub faults: u64,
-    /// Exits of all vCPUs of all TDs that live, by what they were for.
+    /// Exits of all vCPUs of all living TDs, by reason.
     pub exits: Vec<ExitStats>,
-    /// Pages that the host dropped while they may have been the module's: a defect of this program, if it is not 0.
+    /// Pages that the host dropped although the module may own them. Any value but 0 is a defect of this program.
     pub lost_pages: u64,
-    /// HKIDs of which the same is to be said.
+    /// HKIDs that the host dropped although the module may use them. Any value but 0 is a defect of this program.
     pub lost_hkids: u64,
 }
 
@@ -28,13 +28,13 @@ pub struct Stats {
 pub struct LeafStats {
     /// The leaf, as the specification names it; "all" for their sum.
     pub leaf: &'static str,
-    /// Calls, every try counted.
+    /// Number of calls; every try counts.
     pub calls: u64,
-    /// Those that found something busy or short.
+    /// Calls that found something busy or short.
     pub busy: u64,
-    /// Those that an interrupt stopped.
+    /// Calls that an interrupt stopped.
     pub interrupted: u64,
-    /// Those that the module refused and that should not have been made.
+    /// Calls that the module refused and that should not have been made.
     pub illegal: u64,
 }
 
@@ -45,42 +45,42 @@ pub struct RetryStats {
     pub reason: &'static str,
     /// Tries after the first.
     pub retries: u64,
-    /// Calls that were given up.
+    /// Calls that were abandoned.
     pub given_up: u64,
 }
 
 /// Exits of one kind.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ExitStats {
-    /// What they were for.
+    /// The reason of the exits.
     pub what: &'static str,
-    /// How many.
+    /// Their number.
     pub count: u64,
 }
 
-/// How long SEAMCALLs take.
+/// The times that SEAMCALLs take.
 #[derive(Clone, Debug, Serialize)]
 pub struct SeamBench {
-    /// The frequency of the time-stamp counter, whose ticks are counted.
+    /// The frequency in Hz of the time-stamp counter, whose ticks are counted.
     pub tsc_hz: u64,
-    /// Lives of a TD of its own that were measured.
+    /// Number of lives of a TD that were measured.
     pub rounds: u32,
-    /// One for each leaf and size of page.
+    /// One entry for each leaf and page size.
     pub leafs: Vec<LeafTime>,
-    /// What could not be measured, and why.
+    /// The parts that could not be measured, and the reason.
     pub problem: Option<String>,
 }
 
-/// Ticks of one leaf.
+/// The times of one leaf, in ticks.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct LeafTime {
     /// The leaf, as the specification names it.
     pub leaf: &'static str,
-    /// Bytes of the page that it was about, where that makes a difference.
+    /// Size in bytes of the page that the calls were about, if it matters.
     pub page_bytes: Option<u64>,
-    /// Calls that were measured.
+    /// Number of calls that were measured.
     pub calls: usize,
-    /// The shortest.
+    /// The minimum.
     pub min: u64,
     /// The median.
     pub median: u64,

@@ -1,4 +1,4 @@
-//! What the console asks about TDs and has done with them: the [`Tds`] trait and the reports that it answers with.
+//! The console's interface to TDs: the [`Tds`] trait and the reports that it returns.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -8,123 +8,124 @@ use serde::Serialize;
 
 /// The TDs that the configuration names.
 ///
-/// They are asked for by their numbers. Whoever waits here waits for the machine's other CPUs and for the TDX module; the
-/// machine goes on meanwhile. A `String` in `Err` is one sentence for the operator: which TD, what is wrong, and what to do.
+/// TDs are identified by their numbers. A method that waits here waits for the machine's other CPUs and for the TDX
+/// module; the machine continues meanwhile. A `String` in `Err` is one sentence for the operator: which TD, what is
+/// wrong, and what to do.
 pub trait Tds {
-    /// The names, in the order of the numbers, which begin with 1.
+    /// Returns the names, in the order of the numbers, which begin with 1.
     fn names(&self) -> Vec<String>;
 
-    /// Each of them in a line.
+    /// Returns each TD in a line.
     fn list(&self) -> Vec<TdLine>;
 
-    /// All that is known of one.
+    /// Returns all details of one TD.
     ///
     /// # Errors
-    /// When there is no TD of that number; so it is everywhere below.
+    /// There is no TD of that number; this holds for all methods below.
     fn show(&self, id: u32) -> Result<TdReport, String>;
 
-    /// Builds it. It is paused afterwards.
+    /// Builds the TD. It is paused afterwards.
     ///
     /// # Errors
-    /// Why it can't be built; nothing that was taken for it is missing.
+    /// The reason why it can't be built. Everything taken for it was given back.
     fn create(&self, id: u32) -> Result<TdBuilt, String>;
 
-    /// Lets it run; builds it first, if it is not built.
+    /// Lets the TD run. Builds it first if necessary.
     ///
     /// # Errors
     /// As [`Self::create`].
     fn start(&self, id: u32) -> Result<TdNow, String>;
 
-    /// Keeps it from running.
+    /// Pauses the TD.
     ///
     /// # Errors
-    /// When it does not run, or does not stop; then it runs on.
+    /// The TD does not run, or does not stop; in the latter case it runs on.
     fn pause(&self, id: u32) -> Result<TdNow, String>;
 
-    /// Lets it run again.
+    /// Lets the TD run again.
     ///
     /// # Errors
-    /// When it is not paused.
+    /// The TD is not paused.
     fn resume(&self, id: u32) -> Result<TdNow, String>;
 
-    /// Ends it and gives its key back. Its memory comes back after that, as CPUs have time for it.
+    /// Terminates the TD and frees its key. Its memory is reclaimed afterwards, in the background.
     ///
     /// # Errors
-    /// What is in the way, and whether it goes on from there.
+    /// The obstacle, and whether the termination continues from there.
     fn terminate(&self, id: u32) -> Result<TdEnded, String>;
 
-    /// Ends it and takes all of its memory back; with `dynamic`, before its key goes and page by page.
+    /// Terminates the TD and reclaims all of its memory; with `dynamic`, page by page and before its key is freed.
     ///
     /// # Errors
     /// As [`Self::terminate`].
     fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String>;
 
-    /// Goes on with an end that got stuck.
+    /// Continues a termination that got stuck.
     ///
     /// # Errors
-    /// When nothing is stuck, or it is so again.
+    /// Nothing is stuck, or the termination got stuck again.
     fn retry(&self, id: u32) -> Result<TdEnded, String>;
 
-    /// Ends it and builds it again; it runs if it did.
+    /// Terminates the TD and builds it again. It runs if it did before.
     ///
     /// # Errors
     /// As [`Self::destroy`] and [`Self::create`].
     fn reset(&self, id: u32) -> Result<TdNow, String>;
 
-    /// Takes memory from it, so that `bytes` are left.
+    /// Takes memory from the TD so that `bytes` are left.
     ///
     /// # Errors
-    /// When it is not built, or can't have that size.
+    /// The TD is not built, or can't have that size.
     fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String>;
 
-    /// Copies what it wrote to its console from byte number `from` on, or from the oldest one that is kept, in whichever
-    /// of its lives that was. The numbers only grow.
+    /// Copies the TD's console output from byte number `from` on, or from the oldest byte that is kept. The numbers
+    /// only grow, also over the TD's successive lives.
     ///
     /// # Errors
-    /// When it has no console: it was never started.
+    /// The TD has no console because it was never started.
     fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String>;
 
-    /// Types a byte on its console. `false` when it takes none now: the byte is lost.
+    /// Types a byte on the TD's console. Returns `false` if the console takes none now; the byte is lost.
     fn type_byte(&self, id: u32, byte: u8) -> bool;
 
-    /// Registers of a vCPU.
+    /// Reads the registers of a vCPU.
     ///
     /// # Errors
-    /// When it is no debug TD, or does not live.
+    /// The TD is no debug TD, or does not live.
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String>;
 
-    /// Reads its private memory from `gpa` on, both multiples of 8 bytes.
+    /// Reads the TD's private memory from `gpa` on. `gpa` and the length are multiples of 8 bytes.
     ///
     /// # Errors
-    /// When it is no debug TD, does not live, or has no memory there.
+    /// The TD is no debug TD, does not live, or has no memory there.
     fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), String>;
 
-    /// The TDs whose memory is being taken back.
+    /// Returns the TDs whose memory is being reclaimed.
     fn reclaims(&self) -> Vec<TdReclaim>;
 }
 
-/// Where a TD is in its life.
+/// The state of a TD in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TdState {
-    /// It is known, and nothing was taken for it.
+    /// The TD is configured, and nothing was allocated for it.
     Created,
-    /// It is being built.
+    /// The TD is being built.
     Building,
-    /// It is built, and its vCPUs may run.
+    /// The TD is built, and its vCPUs may run.
     Runnable,
-    /// It is built, and none of its vCPUs may run.
+    /// The TD is built, and none of its vCPUs may run.
     Paused,
-    /// It is to give its key back. No vCPU runs, and nothing of it can be used.
+    /// The TD's key is being freed. No vCPU runs, and the TD can't be used.
     Terminating,
-    /// Its key is back, and its memory is being taken back.
+    /// The TD's key is free, and its memory is being reclaimed.
     Teardown,
-    /// Nothing of it is left.
+    /// All resources of the TD are reclaimed.
     Reclaimed,
 }
 
 impl TdState {
-    /// What a TD in this state "is", in a sentence.
+    /// Completes the sentence "the TD is ..." for this state.
     #[must_use]
     pub const fn in_words(self) -> &'static str {
         match self {
@@ -153,71 +154,72 @@ impl fmt::Display for TdState {
     }
 }
 
-/// Which bytes of a TD's console were copied. Bytes are numbered from the first that the TD ever wrote on, from 0.
+/// The range of a TD's console output that was copied. Bytes are numbered from 0, the first byte that the TD ever
+/// wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Excerpt {
-    /// The number of the first byte of the present life, whether that is written already or not.
+    /// The number of the first byte of the present life, even if it is not written yet.
     pub began: u64,
     /// The number of the first byte that was copied.
     pub from: u64,
-    /// How many were.
+    /// Number of bytes that were copied.
     pub count: usize,
 }
 
 /// A TD in one line.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdLine {
-    /// Its number.
+    /// The TD's number.
     pub id: u32,
-    /// Its name.
+    /// The TD's name.
     pub name: String,
-    /// Where it is in its life.
+    /// The TD's state.
     pub state: TdState,
-    /// Its HKID while it has one.
+    /// The TD's HKID while it has one.
     pub hkid: Option<u16>,
-    /// How many vCPUs it has.
+    /// Number of vCPUs.
     pub vcpus: u16,
-    /// Bytes of private memory that it has now.
+    /// Bytes of private memory that the TD has now.
     pub private_bytes: u64,
-    /// Bytes of memory that it may have.
+    /// Bytes of memory that the TD may have.
     pub memory_bytes: u64,
-    /// What does not go on by itself, or why it ended.
+    /// A problem that needs the operator, or the reason why the TD ended.
     pub problem: Option<String>,
 }
 
-/// What there is to say of a TD.
+/// All details of a TD.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdReport {
-    /// Its line in the list.
+    /// The TD's line in the list.
     #[serde(flatten)]
     pub line: TdLine,
-    /// The `[[file]]` that it starts from.
+    /// The `[[file]]` that the TD starts from.
     pub image: String,
-    /// Whether it starts with the host.
+    /// True if the TD starts with the host.
     pub autostart: bool,
-    /// Whether it may name other TDs in hypercalls.
+    /// True if the TD may name other TDs in hypercalls.
     pub control: bool,
-    /// Whether the host may look into it.
+    /// True if the host may inspect the TD.
     pub debug: bool,
-    /// Whether its TDVMCALLs can't pass RBP.
+    /// True if the TD's TDVMCALLs can't pass RBP.
     pub no_rbp_mod: bool,
-    /// Its share of the CPUs.
+    /// The TD's share of the CPUs.
     pub shares: u32,
-    /// The most that it gets of the CPUs, in percent of one.
+    /// The TD's limit of CPU time, in percent of one CPU.
     pub cap: Option<u32>,
-    /// What it owns of the host's memory.
+    /// The TD's pages of host memory.
     pub pages: Pages,
-    /// Pages of 2 MiB that had been split and are whole again.
+    /// Number of pages of 2 MiB that were split and are whole again.
     pub made_whole: u64,
     /// MRTD in hexadecimal, once it is closed.
     pub mrtd: Option<String>,
-    /// Its vCPUs.
+    /// The vCPUs.
     pub cpus: Vec<TdVcpu>,
-    /// How it was built.
+    /// The work that building the TD took.
     pub built: Option<Work>,
-    /// How it ended.
+    /// The work that ending the TD took.
     pub ended: Option<Work>,
-    /// How far the reclaim of its memory is.
+    /// The progress of reclaiming the TD's memory.
     pub reclaim: Option<TdReclaim>,
 }
 
@@ -237,28 +239,28 @@ pub struct Pages {
 /// One vCPU.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct TdVcpu {
-    /// Its number.
+    /// The vCPU's number.
     pub index: u16,
-    /// The CPU that has it, or that it is associated with.
+    /// The CPU that the vCPU runs on or is associated with.
     pub cpu: Option<u32>,
-    /// Whether a CPU runs it now.
+    /// True if a CPU runs the vCPU now.
     pub running: bool,
-    /// Microseconds that it ran; `None` where it is not scheduled. So it is with the next two.
+    /// Microseconds that the vCPU ran. This and the next three fields are `None` if the vCPU is not scheduled.
     pub run_us: Option<u64>,
-    /// Microseconds that it waited for something of its own: an interrupt, a timer.
+    /// Microseconds that the vCPU waited for an event of its own: an interrupt, a timer.
     pub wait_us: Option<u64>,
-    /// Microseconds that it could have run and had no CPU.
+    /// Microseconds that the vCPU could have run but had no CPU.
     pub steal_us: Option<u64>,
-    /// How often it was entered.
+    /// Number of entries.
     pub entries: Option<u64>,
 }
 
-/// Something that was done, in phases.
+/// An operation, in phases.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Work {
     /// Elapsed microseconds. Phases may overlap, so that this is not their sum.
     pub us: u64,
-    /// Microseconds that CPUs were busy with it, added up.
+    /// CPU time in microseconds, summed over CPUs.
     pub cpu_us: u64,
     /// SEAMCALLs of all phases.
     pub calls: u64,
@@ -268,14 +270,14 @@ pub struct Work {
     pub leafs: Vec<LeafCalls>,
 }
 
-/// A part of it.
+/// One phase of an operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Phase {
-    /// What was done.
+    /// The phase's name.
     pub name: String,
-    /// Elapsed microseconds; `None` of a phase that runs within the one before it.
+    /// Elapsed microseconds; `None` if the phase runs within the one before it.
     pub us: Option<u64>,
-    /// Microseconds that CPUs were busy with it, added up. Where CPUs only answer the one that leads, its time alone.
+    /// CPU time in microseconds, summed over CPUs. If CPUs only answer the leader, only the leader's time counts.
     pub cpu_us: u64,
     /// SEAMCALLs.
     pub calls: u64,
@@ -286,118 +288,118 @@ pub struct Phase {
 pub struct LeafCalls {
     /// The leaf, as the specification names it.
     pub leaf: &'static str,
-    /// How many, every try counted.
+    /// Number of calls; every try counts.
     pub calls: u64,
 }
 
 /// A TD that was just built.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdBuilt {
-    /// What it is now.
+    /// The TD's state now.
     #[serde(flatten)]
     pub now: TdNow,
-    /// Its HKID.
+    /// The TD's HKID.
     pub hkid: Option<u16>,
     /// MRTD in hexadecimal.
     pub mrtd: Option<String>,
-    /// Its pages.
+    /// The TD's pages.
     pub pages: Pages,
-    /// What it took.
+    /// The work that it took.
     pub work: Work,
 }
 
-/// What a TD is after a command.
+/// The state of a TD after a command.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdNow {
-    /// Its number.
+    /// The TD's number.
     pub id: u32,
-    /// Its name.
+    /// The TD's name.
     pub name: String,
-    /// Where it is in its life.
+    /// The TD's state.
     pub state: TdState,
 }
 
 /// A TD that was ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdEnded {
-    /// What it is now.
+    /// The TD's state now.
     #[serde(flatten)]
     pub now: TdNow,
-    /// Whether there was nothing to do: it had ended before, or never begun.
+    /// True if there was nothing to do: the TD had ended before, or never begun.
     pub already: bool,
-    /// The pages that it had.
+    /// The pages that the TD had.
     pub pages: Pages,
-    /// Bytes of them.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// What it took, as far as it is done.
+    /// The work that it took so far.
     pub work: Work,
 }
 
-/// A TD that has less memory.
+/// A TD that was shrunk.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdShrunk {
-    /// What it is now.
+    /// The TD's state now.
     #[serde(flatten)]
     pub now: TdNow,
-    /// Bytes of memory that it may have now.
+    /// Bytes of memory that the TD may have now.
     pub memory_bytes: u64,
-    /// What was taken from it.
+    /// The pages that were taken from it.
     pub taken: Pages,
-    /// TLB-tracking rounds at most.
+    /// Maximum number of TLB-tracking rounds.
     pub batches: u64,
-    /// Why the memory is not back yet; `None` when it is.
+    /// The reason why the memory is not reclaimed yet; `None` if it is.
     pub left_to: Option<&'static str>,
-    /// Microseconds.
+    /// Elapsed microseconds.
     pub us: u64,
 }
 
-/// How far the reclaim of a TD's memory is.
+/// The progress of reclaiming a TD's memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct TdReclaim {
     /// The TD's number.
     pub id: u32,
-    /// Its name.
+    /// The TD's name.
     pub name: String,
-    /// Bytes of private memory that it had.
+    /// Bytes of private memory that the TD had.
     pub total_bytes: u64,
-    /// Bytes that are back.
+    /// Bytes that are reclaimed.
     pub done_bytes: u64,
-    /// Bytes a second.
+    /// Bytes per second.
     pub bytes_per_second: u64,
-    /// Microseconds that it took so far.
+    /// Elapsed microseconds.
     pub us: u64,
-    /// Microseconds that the rest takes; `None` while that can't be said.
+    /// Microseconds that the rest takes; `None` while unknown.
     pub left_us: Option<u64>,
     /// SEAMCALLs.
     pub calls: u64,
-    /// Pages of 4 KiB that are in quarantine.
+    /// Number of pages of 4 KiB in quarantine.
     pub quarantined: u64,
-    /// Why it does not go on.
+    /// The reason why the reclaim does not continue.
     pub stuck: Option<String>,
 }
 
 /// An HKID.
 #[derive(Clone, Debug, Serialize)]
 pub struct HkidLine {
-    /// Its number.
+    /// The HKID's number.
     pub hkid: u16,
-    /// Who has it.
+    /// The HKID's owner.
     pub holder: HkidHolder,
-    /// The TD that has it, or had it.
+    /// The TD that has or had the HKID.
     pub td: Option<String>,
-    /// Why it is in quarantine.
+    /// The reason why the HKID is in quarantine.
     pub reason: Option<String>,
 }
 
-/// Who has an HKID.
+/// The owner of an HKID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HkidHolder {
-    /// The TDX module itself.
+    /// The TDX module itself owns it.
     Module,
-    /// A TD.
+    /// A TD owns it.
     Td,
-    /// Nobody can have it.
+    /// It is in quarantine.
     Quarantine,
 }
 
@@ -406,15 +408,15 @@ pub enum HkidHolder {
 pub struct HkidReport {
     /// The first private HKID.
     pub first: u16,
-    /// How many there are.
+    /// Number of private HKIDs.
     pub total: usize,
-    /// How many a TD can have now.
+    /// Number of HKIDs that a TD can have now.
     pub free: usize,
-    /// How many TDs and the module have.
+    /// Number of HKIDs that TDs and the module have.
     pub used: usize,
-    /// How many can't be used again for now.
+    /// Number of HKIDs that can't be used again for now.
     pub quarantined: usize,
-    /// Those that are not free.
+    /// The HKIDs that are not free.
     pub taken: Vec<HkidLine>,
 }
 
@@ -425,15 +427,15 @@ pub struct Registers {
     pub name: String,
     /// The vCPU.
     pub vcpu: u16,
-    /// Name and value of each.
+    /// The registers, by name.
     pub registers: Vec<Register>,
 }
 
 /// A register.
 #[derive(Clone, Debug, Serialize)]
 pub struct Register {
-    /// Its name.
+    /// The register's name.
     pub name: &'static str,
-    /// Its value.
+    /// The register's value.
     pub value: Hex,
 }

@@ -1,4 +1,4 @@
-//! `docs/console.md` says what the command table says.
+//! Tests that `docs/console.md` matches the command table.
 
 extern crate std;
 
@@ -27,7 +27,7 @@ fn the_page_about_the_console_is_up_to_date() {
     );
 }
 
-/// The page with `text` between the two comments that bear `name`.
+/// Returns the page with `text` between the two comments named `name`.
 fn replace(page: &str, name: &str, text: &str) -> String {
     let (begin, end) = (
         format!("<!-- begin: {name} -->"),

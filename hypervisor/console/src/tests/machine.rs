@@ -1,4 +1,4 @@
-//! A machine of plain data, on which some things can be made to go wrong.
+//! A machine of plain data, in which some operations can be made to fail.
 
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 
@@ -31,7 +31,7 @@ impl Default for Machine {
     }
 }
 
-/// What names the TDs where there is no TDX.
+/// Returns a configuration that names TDs, for a machine without TDX.
 fn config() -> Vec<config::Td> {
     let text = "[[file]]\nname = \"hello\"\npath = \"hello.fd\"\n[[td]]\nname = \"hello\"\nimage = \"hello\"\n\
                 memory = \"64M\"\nvcpus = 2\n";

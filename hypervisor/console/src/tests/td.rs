@@ -1,4 +1,4 @@
-//! Commands about TDs, on TDs of plain data.
+//! Tests of the commands about TDs, on TDs of plain data.
 
 use alloc::{format, string::String};
 

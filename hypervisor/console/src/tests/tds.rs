@@ -5,7 +5,7 @@ use core::cell::{Cell, RefCell};
 
 use crate::host::{Hex, seam::*, td::*};
 
-/// What they are, and what was typed for *hello*.
+/// The TDs' state, and the bytes that were typed for *hello*.
 pub struct Fake {
     pub state: RefCell<TdState>,
     pub output: RefCell<Vec<u8>>,
@@ -61,7 +61,7 @@ impl Fake {
         }
     }
 
-    /// Notes what was asked, and does it if it is *hello* that was meant.
+    /// Records the request, and changes the state if it concerns *hello*.
     fn act(&self, what: &str, id: u32, to: TdState) -> TdNow {
         self.done.borrow_mut().push(format!("{what} {id}"));
         if id == 1 {

@@ -1,4 +1,4 @@
-//! A TD's own console: `td console`.
+//! The console of a TD: `td console`.
 
 use alloc::{string::String, vec};
 use core::fmt::{self, Write};
@@ -14,7 +14,7 @@ use crate::{
     watch::{WAYS_BACK, Watch},
 };
 
-/// Bytes of output in one answer.
+/// Maximum bytes of output in one answer.
 const ANSWER: usize = 64 << 10;
 
 pub const COMMANDS: &[Command] = &[Command {
@@ -66,7 +66,7 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 }
 
 impl Text for Output {
-    /// The output itself follows as it is, like all that comes later.
+    /// The output itself follows unchanged, as does all later output.
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         writeln!(out, "The console of TD {}; {WAYS_BACK}.", self.td)
     }

@@ -1,4 +1,4 @@
-//! Looking into debug TDs: `td regs`, `td dump`.
+//! Inspection of debug TDs: `td regs`, `td dump`.
 
 use core::fmt::{self, Write};
 
@@ -14,7 +14,7 @@ use crate::{
     table::Table,
 };
 
-/// Bytes that are shown when nothing else is asked for, and the most.
+/// Number of bytes shown by default, and the maximum.
 const BYTES: u64 = 256;
 const MOST_BYTES: u64 = 4096;
 
@@ -56,7 +56,7 @@ pub const COMMANDS: &[Command] = &[
 fn regs(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
     let vcpu = args.number(1).unwrap_or_default();
-    // Beyond all that there can be, if it does not fit.
+    // A number that does not fit becomes one that no vCPU has.
     let vcpu = u16::try_from(vcpu).unwrap_or(u16::MAX);
     tds.registers(id, vcpu).map(Reply::new).map_err(Error::Host)
 }

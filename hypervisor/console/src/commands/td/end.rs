@@ -1,4 +1,4 @@
-//! The end of TDs: `td terminate`, `td destroy`, `td retry`.
+//! Termination of TDs: `td terminate`, `td destroy`, `td retry`.
 
 use core::fmt::{self, Write};
 
@@ -11,7 +11,7 @@ use crate::{
     table::Bytes,
 };
 
-/// Its memory goes before its key.
+/// Reclaims the TD's memory before its key.
 const DYNAMIC: &str = "--dynamic";
 
 pub const COMMANDS: &[Command] = &[

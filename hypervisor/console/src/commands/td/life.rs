@@ -1,4 +1,4 @@
-//! From the configuration to a TD that runs: `td create`, `td start`, `td pause`, `td resume`, `td reset`, `td shrink`.
+//! The life of a TD: `td create`, `td start`, `td pause`, `td resume`, `td reset`, `td shrink`.
 
 use core::fmt::{self, Write};
 

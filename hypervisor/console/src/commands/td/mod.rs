@@ -20,14 +20,14 @@ use crate::{
     host::td::Tds,
 };
 
-/// The TD that a command is about: always its first argument.
+/// The TD that a command applies to; always its first argument.
 const TD: Arg = Arg {
     name: "TD",
     kind: Kind::Td,
     optional: false,
 };
 
-/// The TDs, and the number of the one that the first argument names.
+/// Returns the TDs, and the number of the one that the first argument names.
 fn find<'a>(context: &'a Context<'_>, args: &Args) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
     let tds = context.host.tds().map_err(Error::Host)?;
     let names = tds.names();

@@ -1,4 +1,4 @@
-//! What TDs there are, and all of one: `td list`, `td show`.
+//! The list of TDs, and the details of one: `td list`, `td show`.
 
 use alloc::{format, string::String, vec::Vec};
 use core::fmt::{self, Write};
@@ -166,7 +166,7 @@ impl fmt::Display for Pages {
             (self.private_2m, "2 MiB"),
             (self.private_4k, "4 KiB"),
         ] {
-            // Seldom there, and then worth a word.
+            // Pages of 1 GiB are rare; they are shown only if there are any.
             if size != "1 GiB" || count > 0 {
                 write!(f, "{count} of {size}, ")?;
             }
@@ -175,7 +175,7 @@ impl fmt::Display for Pages {
     }
 }
 
-/// What a command left of a TD, in a sentence's beginning: "TD 1 hello is paused".
+/// The start of a sentence about a command's result: "TD 1 hello is paused".
 pub(super) struct Is<'a>(pub &'a crate::host::td::TdNow);
 
 impl fmt::Display for Is<'_> {

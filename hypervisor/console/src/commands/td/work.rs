@@ -1,4 +1,4 @@
-//! How work on TDs is told: phases, SEAMCALLs, reclaims.
+//! Reports of work on TDs: phases, SEAMCALLs, reclaims.
 
 use core::fmt::{self, Write};
 
@@ -7,7 +7,7 @@ use crate::{
     table::{Bytes, Maybe, Micros, Table},
 };
 
-/// The phases: the time that passed, the time of the CPUs that were busy with it, and what all took.
+/// Prints the phases: elapsed time, CPU time, SEAMCALLs, and the sum.
 pub fn phases(what: &str, work: &Work, out: &mut dyn Write) -> fmt::Result {
     let mut table = Table::new(&[what, "TIME", "CPU TIME", "SEAMCALLS"]);
     for phase in &work.phases {
@@ -22,7 +22,7 @@ pub fn phases(what: &str, work: &Work, out: &mut dyn Write) -> fmt::Result {
     write!(out, "{table}")
 }
 
-/// The SEAMCALLs, by leaf.
+/// Prints the SEAMCALLs by leaf.
 pub fn leafs(work: &Work, out: &mut dyn Write) -> fmt::Result {
     let mut table = Table::new(&["SEAMCALL", "CALLS"]);
     for leaf in &work.leafs {
