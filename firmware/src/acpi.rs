@@ -1,43 +1,44 @@
-//! The ACPI tables of a TD: processors and how they are woken, power, two devices, and the log of what was measured.
+//! The ACPI tables of a TD: processors and their wakeup, power, two devices, and the event log.
 //!
-//! Source: ACPI Specification 6.6, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section 4.3.
+//! Source: ACPI Specification 6.6, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section
+//! 4.3.
 
 use td_base::board;
 
 use crate::aml;
 
-/// What the tables tell of the TD.
+/// The facts about the TD that the tables contain.
 #[derive(Clone, Copy, Debug)]
 pub struct Td {
-    /// Processors; their x2APIC ids count from 0.
+    /// Number of processors; their x2APIC ids count from 0.
     pub processors: u32,
-    /// Where the wakeup mailbox is.
+    /// The address of the wakeup mailbox.
     pub mailbox: u64,
-    /// Where a processor goes back to the mailbox.
+    /// The address at which a processor returns to the mailbox.
     pub reset: u64,
-    /// Where the FACS is, on a multiple of 64.
+    /// The address of the FACS, a multiple of 64.
     pub facs: u64,
-    /// Where the log of what was measured is, and how much memory it has.
+    /// The address and the size of the event log.
     pub log: (u64, u64),
 }
 
-/// Where each processor has its local APIC.
+/// The address of each processor's local APIC.
 const LOCAL_APIC: u32 = 0xFEE0_0000;
 /// The port of PM1 control.
 const PM_CONTROL: u16 = board::POWER + board::POWER_CONTROL;
 /// The port of the power-management timer.
 const PM_TIMER: u16 = board::POWER + board::POWER_TIMER;
-/// What resets the TD when it is written to the reset-control register.
+/// The value that resets the TD when written to the reset-control register.
 const RESET_VALUE: u8 = 6;
 
 const HEADER_BYTES: usize = 36;
 const RSDP_BYTES: usize = 36;
 const FADT_BYTES: usize = 276;
 
-/// Bytes of the FACS.
+/// Size in bytes of the FACS.
 pub const FACS_BYTES: usize = 64;
 
-/// There is no room for the tables.
+/// The error for tables that do not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLarge;
 
@@ -62,7 +63,7 @@ pub fn write(memory: &mut [u8], at: u64, td: Td) -> Result<u64, TooLarge> {
     Ok(at)
 }
 
-/// The FACS, which nothing uses, and whose global lock somebody may want.
+/// Builds the FACS. Its only use is the global lock, which an operating system may want.
 pub fn facs() -> [u8; FACS_BYTES] {
     let mut facs = [0; FACS_BYTES];
     facs[..4].copy_from_slice(b"FACS");
@@ -78,7 +79,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// A table whose content is in parts; its address.
+    /// Adds a table whose content is in parts. Returns its address.
     fn table(&mut self, name: [u8; 4], revision: u8, parts: &[&[u8]]) -> Result<u64, TooLarge> {
         let start = self.used.next_multiple_of(16);
         let length = HEADER_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
@@ -100,7 +101,7 @@ impl Writer<'_> {
         const IO_APIC: u8 = 1;
         const WAKEUP: u8 = 0x10;
         const WAKEUP_BYTES: usize = 24;
-        /// The version of the mailbox that knows the Test command, and has a reset vector beside it.
+        /// The version of the mailbox that has the Test command and a reset vector.
         const WAKEUP_VERSION: u16 = 1;
         const ENABLED: u32 = 1;
         let start = self.used.next_multiple_of(16);
@@ -108,7 +109,7 @@ impl Writer<'_> {
         let length = HEADER_BYTES + 8 + 16 * count + 12 + WAKEUP_BYTES;
         let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
         table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 7, length));
-        // No flags: there are no 8259s.
+        // The flags are 0: there are no 8259s.
         table[HEADER_BYTES..][..4].copy_from_slice(&LOCAL_APIC.to_le_bytes());
         let (processors, rest) = table[HEADER_BYTES + 8..].split_at_mut(16 * count);
         for (id, entry) in (0u32..).zip(processors.as_chunks_mut::<16>().0) {
@@ -146,7 +147,7 @@ fn header(name: [u8; 4], revision: u8, length: usize) -> [u8; HEADER_BYTES] {
     header
 }
 
-/// What makes the sum of all bytes zero, while the checksum's own is zero.
+/// Returns the checksum that makes the sum of all bytes zero. The checksum byte itself must be zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }
@@ -163,28 +164,28 @@ fn root(xsdt: u64) -> [u8; RSDP_BYTES] {
     rsdp
 }
 
-/// The fields that are not zero, at their offsets. The first 36 bytes are left for the header.
+/// Returns the FADT's fields that are not zero, at their offsets. The first 36 bytes are left for the header.
 fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     const SCI_INTERRUPT: u16 = 9;
     const WBINVD: u32 = 1 << 0;
     /// Power and sleep button are not fixed features.
     const NO_BUTTONS: u32 = 1 << 4 | 1 << 5;
     const RESET_REGISTER: u32 = 1 << 10;
-    /// Interrupts name one processor: the I/O APIC's destinations of 8 bits are no set of x2APICs.
+    /// Interrupts name one processor: an 8-bit destination of the I/O APIC can't name a set of x2APICs.
     const PHYSICAL: u32 = 1 << 19;
-    /// The power-management timer has 24 bits: its flag is clear. No CMOS flag, no VGA, no 8042.
+    /// No VGA. There is no CMOS flag and no 8042, and the power-management timer has 24 bits, so its flag is clear.
     const NO_VGA: u16 = 1 << 2;
     const SYSTEM_IO: u8 = 1;
     let mut fadt = [0; FADT_BYTES];
     let mut put = |at: usize, bytes: &[u8]| fadt[at..at + bytes.len()].copy_from_slice(bytes);
-    // Both are below 4 GiB, and there is no second place for the FACS then.
+    // Both are below 4 GiB; the FACS must not have a second address then.
     put(36, &(facs as u32).to_le_bytes());
     put(40, &(dsdt as u32).to_le_bytes());
     put(46, &SCI_INTERRUPT.to_le_bytes());
     put(56, &u32::from(board::POWER).to_le_bytes());
     put(64, &u32::from(PM_CONTROL).to_le_bytes());
     put(76, &u32::from(PM_TIMER).to_le_bytes());
-    // Lengths of event block, control block, timer.
+    // Lengths of event block, control block and timer.
     put(88, &[4, 2]);
     put(91, &[4]);
     put(108, &[board::CENTURY]);
@@ -210,7 +211,7 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     fadt
 }
 
-/// The DSDT: how to switch off, the serial port, the clock, where to tell of a panic.
+/// Builds the content of the DSDT: power-off, the serial port, the clock, the panic device.
 fn devices() -> aml::Term {
     let mut terms = aml::name(*b"_S5_", &aml::package(&[0, 0, 0, 0]));
     let device = |name, id: &[u8], resources: &[u8]| {
@@ -268,7 +269,7 @@ mod tests {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
     }
 
-    /// The table at an address, after its length and its sum were checked.
+    /// Returns the table at an address after checking its length and its sum.
     fn table(memory: &[u8], at: u64) -> &[u8] {
         let table = &memory[(at - AT) as usize..];
         let length = long(table, 4) as u32 as usize;

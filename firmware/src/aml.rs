@@ -1,10 +1,10 @@
-//! ACPI machine language, as much as a TD's devices need.
+//! ACPI Machine Language (AML), as far as a TD's devices need it.
 //!
 //! Source: ACPI Specification 6.5, chapter 20 (encoding), section 6.4 (resources).
 
 use arrayvec::ArrayVec;
 
-/// Bytes of a term, at most.
+/// Maximum size of a term in bytes.
 pub const MAX: usize = 256;
 
 /// A term.
@@ -21,7 +21,7 @@ const DWORD_PREFIX: u8 = 0x0C;
 const STRING_PREFIX: u8 = 0x0D;
 const END_TAG: [u8; 2] = [0x79, 0];
 
-/// Several bytes or terms in a row. Too many are a mistake of the program.
+/// Concatenates bytes or terms. The sum must fit; a larger one is a defect of the program.
 fn row(parts: &[&[u8]]) -> Term {
     let mut term = Term::new();
     for part in parts {
@@ -31,24 +31,24 @@ fn row(parts: &[&[u8]]) -> Term {
     term
 }
 
-/// `Name (name, value)`.
+/// Encodes `Name (name, value)`.
 pub fn name(name: [u8; 4], value: &[u8]) -> Term {
     row(&[&[NAME_OP], &name, value])
 }
 
-/// `Scope (\name) { terms }`.
+/// Encodes `Scope (\name) { terms }`.
 pub fn scope(name: [u8; 4], terms: &[&[u8]]) -> Term {
     let body = row(&[b"\\", &name, &row(terms)]);
     row(&[&[SCOPE_OP], &package_length(body.len()), &body])
 }
 
-/// `Device (name) { terms }`.
+/// Encodes `Device (name) { terms }`.
 pub fn device(name: [u8; 4], terms: &[&[u8]]) -> Term {
     let body = row(&[&name, &row(terms)]);
     row(&[&[EXTENDED, DEVICE_OP], &package_length(body.len()), &body])
 }
 
-/// `Package () { bytes }`.
+/// Encodes `Package () { bytes }`.
 pub fn package(bytes: &[u8]) -> Term {
     let mut body = Term::new();
     body.push(bytes.len() as u8);
@@ -58,7 +58,7 @@ pub fn package(bytes: &[u8]) -> Term {
     row(&[&[PACKAGE_OP], &package_length(body.len()), &body])
 }
 
-/// `EisaId ("PNPdddd")`, by the four hexadecimal digits.
+/// Encodes `EisaId ("PNPdddd")`, given the four hexadecimal digits.
 pub fn pnp(digits: u16) -> Term {
     // Three letters of five bits each, then the digits, most significant byte first.
     let letters = b"PNP"
@@ -69,13 +69,13 @@ pub fn pnp(digits: u16) -> Term {
     row(&[&[DWORD_PREFIX, a, b, c, d]])
 }
 
-/// A string.
+/// Encodes a string.
 pub fn string(text: &str) -> Term {
     row(&[&[STRING_PREFIX], text.as_bytes(), &[0]])
 }
 
-/// `ResourceTemplate () { IO (Decode16, port, port, 1, count); IRQNoFlags... }`: ports, and an interrupt, edge-triggered and
-/// active high, if there is one.
+/// Encodes `ResourceTemplate () { IO (Decode16, port, port, 1, count); IRQNoFlags... }`: ports and an optional
+/// interrupt, edge-triggered and active high.
 pub fn resources(port: u16, count: u8, interrupt: Option<u8>) -> Term {
     const IO: u8 = 0x47;
     const DECODE_16: u8 = 1;
@@ -92,7 +92,7 @@ pub fn resources(port: u16, count: u8, interrupt: Option<u8>) -> Term {
     row(&[&[BUFFER_OP], &package_length(body.len()), &body])
 }
 
-/// PkgLength of so many bytes that follow it: it counts itself.
+/// Encodes the PkgLength of `bytes` bytes that follow it. The length includes its own encoding.
 fn package_length(bytes: usize) -> ArrayVec<u8, 2> {
     let mut encoded = ArrayVec::new();
     if bytes + 1 < 1 << 6 {

@@ -1,10 +1,10 @@
-//! What the firmware says: a few lines on the first serial port, and its last words.
+//! The firmware's messages: a few lines on the first serial port, and a fatal one.
 //!
-//! Numbers are written by hand: formatting would be a fifth of the program.
+//! Numbers are formatted by hand, because `core::fmt` would be a fifth of the program.
 
 use td_base::{board, vmcall};
 
-/// Says the parts of a line.
+/// Prints a line made of parts.
 pub fn say(parts: &[Part<'_>]) {
     text(b"td-firmware: ");
     for part in parts {
@@ -25,13 +25,13 @@ pub enum Part<'a> {
     Number(u64),
 }
 
-/// The end: on the console, and for the host, which stops the TD.
+/// Reports a fatal error on the console and to the host, which stops the TD.
 pub fn fatal(why: &str) -> ! {
     say(&[Part::Text(why)]);
     vmcall::report_fatal_error(0, why)
 }
 
-/// A host without a serial port is as good.
+/// A host without a serial port is tolerated.
 fn text(bytes: &[u8]) {
     for byte in bytes {
         let _ = vmcall::io_out(board::SERIAL, 1, (*byte).into());

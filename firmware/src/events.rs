@@ -1,7 +1,7 @@
-//! The log of what was measured, for whoever wants to compute the registers again.
+//! The event log, from which a verifier can compute the measurement registers again.
 //!
-//! Source: TCG PC Client Platform Firmware Profile 1.05, section 10 (TCG_PCR_EVENT2); the number of a register in it: UEFI
-//! Specification 2.10, section 38.4.1 (RTMR 0 is 1).
+//! Source: TCG PC Client Platform Firmware Profile 1.05, section 10 (TCG_PCR_EVENT2); the number of a register in it:
+//! UEFI Specification 2.10, section 38.4.1 (RTMR 0 is 1).
 
 use seam::abi::{MEASUREMENT_SIZE, Measurement};
 
@@ -10,7 +10,7 @@ const SHA384: u16 = 0x000C;
 const NO_ACTION: u32 = 3;
 const IPL: u32 = 13;
 
-/// The log, in memory that is there for it.
+/// The event log, in memory that is reserved for it.
 #[derive(Debug)]
 pub struct Log<'a> {
     memory: &'a mut [u8],
@@ -18,7 +18,8 @@ pub struct Log<'a> {
 }
 
 impl<'a> Log<'a> {
-    /// An empty log: it begins with an event that says how the others are laid out. Behind the last one all bits are set.
+    /// Creates an empty log. Its first event describes the layout of the others. All bits after the last event are
+    /// set.
     pub fn new(memory: &'a mut [u8]) -> Self {
         memory.fill(0xFF);
         let mut log = Self { memory, used: 0 };
@@ -28,11 +29,11 @@ impl<'a> Log<'a> {
         let algorithm = [SHA384, MEASUREMENT_SIZE as u16].map(u16::to_le_bytes);
         let content: [&[u8]; 5] = [
             b"Spec ID Event03\0",
-            // Platform class: client; version 2.0, errata 0; two units of 32 bits are an address.
+            // Platform class: client; version 2.0, errata 0; an address has two units of 32 bits.
             &[0, 0, 0, 0, 0, 2, 0, 2],
             &1u32.to_le_bytes(),
             algorithm.as_flattened(),
-            // No vendor's information.
+            // No vendor information.
             &[0],
         ];
         let length: usize = content.iter().map(|part| part.len()).sum();
@@ -43,7 +44,7 @@ impl<'a> Log<'a> {
         log
     }
 
-    /// Notes that RTMR `register` was extended with `digest`, and of what that is.
+    /// Records that RTMR `register` was extended with `digest`, the digest of `what`.
     pub fn extended(&mut self, register: u8, digest: &Measurement, what: &[u8]) {
         self.put(&(u32::from(register) + 1).to_le_bytes());
         self.put(&IPL.to_le_bytes());
@@ -54,7 +55,7 @@ impl<'a> Log<'a> {
         self.put(what);
     }
 
-    /// What finds no room is cut: the registers are what counts.
+    /// Appends bytes. A part that does not fit is cut: only the registers matter.
     fn put(&mut self, bytes: &[u8]) {
         let room = &mut self.memory[self.used..];
         let fits = bytes.len().min(room.len());

@@ -1,11 +1,11 @@
 //! The firmware of a TD that boots a kernel directly.
 //!
-//! It starts at the TD's reset vector with nothing but its own image, and trusts nobody but the module: it accepts the TD's
-//! memory on all vCPUs, copies kernel and initial file system from memory that the host shares, measures what it copied,
-//! describes the TD to the kernel (boot parameters, ACPI tables, the log of what was measured), and enters the kernel at its
-//! 64-bit entry point. The other vCPUs wait in the mailbox that ACPI describes.
+//! It starts at the TD's reset vector with nothing but its own image, and trusts only the module. It accepts the TD's
+//! memory on all vCPUs, copies kernel and initial file system from memory that the host shares, measures the copies,
+//! describes the TD to the kernel (boot parameters, ACPI tables, event log), and enters the kernel at its 64-bit entry
+//! point. The other vCPUs wait in the mailbox that ACPI describes.
 //!
-//! What is pure is here and tested on the developer's computer; what runs in a TD alone is behind the feature `bare`.
+//! Pure code is tested on the developer's computer; code that runs only in a TD requires the feature `bare`.
 //!
 //! # Measurements
 //!
@@ -40,13 +40,13 @@ mod start;
 #[cfg(feature = "bare")]
 mod team;
 
-/// Bytes of the memory that ACPI tables take, which the kernel may use when it has read them.
+/// Size in bytes of the ACPI tables' memory, which the kernel may use once it has read them.
 pub const TABLES_BYTES: usize = 0x6000;
-/// Bytes of the memory that stays the firmware's: the FACS, the log of what was measured.
+/// Size in bytes of the memory that stays the firmware's: the FACS and the event log.
 #[cfg(feature = "bare")]
 const KEPT_BYTES: usize = 0x2000;
 
-/// Memory of the image that the kernel is told of, in whole pages.
+/// Memory of the image that is reported to the kernel, in whole pages.
 #[cfg(feature = "bare")]
 #[repr(C, align(4096))]
 #[derive(Debug)]
@@ -57,12 +57,12 @@ struct Memory<const BYTES: usize>(core::cell::UnsafeCell<[u8; BYTES]>);
     unsafe_code,
     reason = "memory that one vCPU fills and the kernel reads"
 )]
-// SAFETY: the first vCPU alone uses it.
+// SAFETY: only the first vCPU uses it.
 unsafe impl<const BYTES: usize> Sync for Memory<BYTES> {}
 
 /// The ACPI tables.
 #[cfg(feature = "bare")]
 static TABLES: Memory<TABLES_BYTES> = Memory(core::cell::UnsafeCell::new([0; TABLES_BYTES]));
-/// What stays the firmware's.
+/// Memory that stays the firmware's: the FACS and the event log.
 #[cfg(feature = "bare")]
 static KEPT: Memory<KEPT_BYTES> = Memory(core::cell::UnsafeCell::new([0; KEPT_BYTES]));

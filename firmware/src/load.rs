@@ -1,4 +1,4 @@
-//! The first vCPU's way from the reset vector to the kernel.
+//! The first vCPU's path from the reset vector to the kernel.
 #![expect(
     unsafe_code,
     reason = "memory is used by its address: there is nobody else who gives it out"
@@ -19,17 +19,17 @@ use crate::places::{self, COMMAND_LINE, PARAMETERS, Ranges};
 use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, acpi, sha384, start, team};
 use td_base::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
 
-/// The registers for what is booted.
+/// The RTMRs that are extended with the kernel, and with command line and initial file system.
 const KERNEL_REGISTER: u8 = 1;
 const SYSTEM_REGISTER: u8 = 2;
 
-/// Where the log is in what stays the firmware's, behind the FACS.
+/// Offset of the event log in [`KEPT`], behind the FACS.
 const LOG_AT: usize = 0x1000;
 
-/// Boots.
+/// Boots the kernel.
 pub extern "sysv64" fn main() -> ! {
     let info = tdcall::vp_info();
-    // SAFETY: the image has this memory for the list, and nothing else is there. The host wrote it before the TD ran.
+    // SAFETY: the image reserves this memory for the list. The host wrote it before the TD ran.
     let list = unsafe { slice::from_raw_parts(HOB as *const u8, HOB_BYTES as usize) };
     let ranges = check(memory(list));
     let payload = payload_of(list);
@@ -52,7 +52,7 @@ pub extern "sysv64" fn main() -> ! {
     ));
     team::accept_all(&ranges, info.vcpus, places.waiting.start);
 
-    // SAFETY: this is memory that was accepted, in which `places` gave each its part.
+    // SAFETY: this is accepted memory, in which `places` gave each part its own range.
     let (file, initrd, page, line) = unsafe {
         (
             memory_at(places.file, payload.kernel.bytes),
@@ -64,12 +64,12 @@ pub extern "sysv64" fn main() -> ! {
     copy(payload.kernel, file);
     copy(payload.initrd, initrd);
     line[..payload.command_line.len()].copy_from_slice(payload.command_line);
-    // The host could have changed it since it was looked at; what counts is what was copied, and is measured.
+    // The host could have changed the file since its head was read. Only the copy counts, and the copy is measured.
     if file.first_chunk() != Some(&head) {
         fatal("the host has changed the kernel");
     }
 
-    // SAFETY: this vCPU alone uses it, here alone.
+    // SAFETY: only this vCPU uses them, and only here.
     let (tables, kept) = unsafe { (&mut *TABLES.0.get(), &mut *KEPT.0.get()) };
     let (tables_at, kept_at) = (tables.as_ptr() as u64, kept.as_ptr() as u64);
     let (facs, log) = kept.split_at_mut(LOG_AT);
@@ -133,7 +133,7 @@ pub extern "sysv64" fn main() -> ! {
         Part::Text(" bytes, initrd of "),
         Part::Number(payload.initrd.bytes),
     ]);
-    // SAFETY: all is as the boot protocol demands.
+    // SAFETY: the state is as the boot protocol demands.
     unsafe { start::enter(places.kernel + ENTRY_64, PARAMETERS) }
 }
 
@@ -144,7 +144,7 @@ fn check<T>(result: Result<T, &'static str>) -> T {
     }
 }
 
-/// The memory that the TD has to accept.
+/// Returns the memory that the TD has to accept.
 fn memory(list: &[u8]) -> Result<Ranges, &'static str> {
     let told = hob::memory::<{ places::MAX_RANGES }>(list);
     let told = told.map_err(|_| "the list of memory is broken")?;
@@ -161,22 +161,22 @@ fn payload_of(list: &[u8]) -> Payload<'_> {
     }
 }
 
-/// Copies the beginning of a file of the host's, as much as `to` has room for.
+/// Copies the beginning of one of the host's files, as much as fits into `to`.
 fn copy(file: File, to: &mut [u8]) {
     let from = long_mode::SHARED_WINDOW + (file.gpa - WINDOW);
-    // SAFETY: the window maps what the host shares, all of which may be read; what is not there raises an exception, and the
-    // TD ends. Nobody else has `to`.
+    // SAFETY: the window maps the memory that the host shares, all of which may be read; an access to missing memory
+    // raises an exception, and the TD ends. Nobody else has `to`.
     unsafe { core::ptr::copy_nonoverlapping(from as *const u8, to.as_mut_ptr(), to.len()) }
 }
 
 /// # Safety
 /// The memory was accepted, and nobody else uses it.
 unsafe fn memory_at(at: u64, bytes: u64) -> &'static mut [u8] {
-    // SAFETY: all memory is mapped at its own address; the rest is the caller's promise. Places are never at address 0.
+    // SAFETY: all memory is identity-mapped; the rest is the caller's promise. Places are never at address 0.
     unsafe { slice::from_raw_parts_mut(at as *mut u8, bytes as usize) }
 }
 
-/// Extends a register, and notes that.
+/// Extends a register with the digest of `content`, and records that in the log.
 fn measure(log: &mut Log<'_>, register: u8, content: &[u8], what: &[u8]) {
     let digest = sha384::digest(content);
     if tdcall::rtmr_extend(register, &digest).is_err() {

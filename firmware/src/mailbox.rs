@@ -1,8 +1,9 @@
-//! Where vCPUs wait for an operating system's orders, and how they come back from one.
+//! The mailbox in which vCPUs wait for an operating system's commands, and the reset vector by which they return to
+//! it.
 //!
-//! A waiting vCPU does not do much: a timer wakes it to look into the mailbox. The command Wakeup sends it to the operating
-//! system; the command Test is answered by the vCPU that it names, if it waits here. An operating system that has no use for a
-//! vCPU any more, or goes to another one, sends it to the reset vector.
+//! A timer wakes a waiting vCPU to read the mailbox. The command Wakeup sends it to the operating system. The command
+//! Test is answered by the vCPU that it names, if that vCPU waits here. An operating system that no longer needs a
+//! vCPU, or hands over to another one, sends it to the reset vector.
 //!
 //! Source: ACPI Specification 6.6, sections 5.2.12.19 and 5.2.12.20.
 #![expect(
@@ -20,13 +21,13 @@ use td_base::{long_mode, vmcall};
 
 use crate::team;
 
-/// The vector of the timer of a vCPU that waits.
+/// The timer's vector on a waiting vCPU.
 const TIMER_VECTOR: u8 = 0x40;
 const NMI_VECTOR: usize = 2;
-/// The first vector that is no exception's.
+/// The first vector that is not an exception.
 const FIRST_INTERRUPT: usize = 32;
 
-/// The mailbox: a page.
+/// The mailbox, one page.
 pub static MAILBOX: Mailbox = Mailbox([const { AtomicU64::new(0) }; 512]);
 
 /// Command and id, then the address.
@@ -39,23 +40,23 @@ mod apic {
     pub const TASK_PRIORITY: u32 = 0x808;
     pub const EOI: u32 = 0x80B;
     pub const SPURIOUS: u32 = 0x80F;
-    /// The first of eight, of 32 vectors each.
+    /// The first of eight registers, of 32 vectors each.
     pub const IN_SERVICE: u32 = 0x810;
     pub const LVT_TIMER: u32 = 0x832;
     pub const TSC_DEADLINE: u32 = 0x6E0;
     pub const MASKED: u32 = 1 << 16;
 }
 
-/// Waits for orders: the vCPU's number in EBX, the ticks between two looks in R14, or 0 to look all the time, and a stack that
-/// stays.
+/// Waits for commands. EBX holds the vCPU's number, and R14 the ticks between two polls or 0 to poll continuously. The
+/// stack must stay valid.
 ///
 /// # Safety
-/// All memory is mapped at its own address, and interrupts are off.
+/// All memory is identity-mapped, and interrupts are off.
 #[unsafe(naked)]
 pub unsafe extern "C" fn wait() {
     naked_asm!(
         "lidt {idt}(%rip)",
-        // Command and id at once: the one may belong to another than the other a moment later.
+        // Reads command and id at once: a moment later the id may belong to another command.
         "2: movq {mailbox}(%rip), %rax",
         "movq %rax, %rdx",
         "shrq $32, %rdx",
@@ -77,7 +78,7 @@ pub unsafe extern "C" fn wait() {
         "movl ${deadline}, %r12d",
         "movl ${wrmsr}, %r11d",
         "call 5f",
-        // HLT, as if interrupts were on: one that came before ends it at once.
+        // HLT as if interrupts were on: a pending interrupt ends it at once.
         "xorl %r12d, %r12d",
         "movl ${hlt}, %r11d",
         "call 5f",
@@ -85,7 +86,7 @@ pub unsafe extern "C" fn wait() {
         "nop",
         "cli",
         "jmp 2b",
-        // Wakeup: the timer is masked, and what it left is taken.
+        // Wakeup: masks the timer and takes its pending interrupt.
         "4: movl ${masked}, %r13d",
         "movl ${timer}, %r12d",
         "movl ${wrmsr}, %r11d",
@@ -114,8 +115,8 @@ pub unsafe extern "C" fn wait() {
     )
 }
 
-// The reset vector. An operating system jumps here in 64-bit mode, with tables that map nothing but the page that it is in, and
-// with whatever it had in its registers: until this program's own tables are loaded, there is no access to memory.
+// The reset vector. An operating system jumps here in 64-bit mode. Its tables map only the page of the vector, and its
+// registers are arbitrary, so there is no access to memory until this program's own tables are loaded.
 global_asm!(
     ".pushsection .text.td_reset, \"ax\", @progbits",
     ".balign 64",
@@ -128,12 +129,12 @@ global_asm!(
     "btl ${la57}, %eax",
     "jnc 2f",
     "leaq {root_5}(%rip), %rcx",
-    // Without global pages and PCIDs: nothing of the old tables stays.
+    // Clears global pages and PCIDs, so that nothing of the old tables stays cached.
     "2: andl ${cr4_kept}, %eax",
     "orl ${cr4}, %eax",
     "movq %rax, %cr4",
     "movq %rcx, %cr3",
-    // It fails to assemble where that takes more than the 64 bytes that can't straddle a page.
+    // Assembly fails if the code exceeds the 64 bytes that can't straddle a page.
     ".org td_reset + 64, 0x90",
     "movq %cr0, %rax",
     "andl ${cr0_kept}, %eax",
@@ -141,14 +142,14 @@ global_asm!(
     "movq %rax, %cr0",
     "xorl %eax, %eax",
     "movq %rax, %dr7",
-    // TDG.VP.INFO: its number in R9.
+    // TDG.VP.INFO returns the vCPU's number in R9.
     "movl ${vp_info}, %eax",
     ".byte 0x66, 0x0F, 0x01, 0xCC",
     "movl %r9d, %ebx",
     "leaq 1(%rbx), %rsp",
     "shlq ${stack_shift}, %rsp",
     "addq {stacks}(%rip), %rsp",
-    // Segments and flags as they were at the first time. IRET lets in the NMIs that are blocked in the handler of one.
+    // Restores the initial segments and flags. IRET unblocks NMIs, which are blocked in the handler of one.
     "lgdt {gdt}(%rip)",
     "lidt {idt}(%rip)",
     "pushq $2",
@@ -195,12 +196,13 @@ unsafe extern "C" {
     fn td_reset();
 }
 
-/// Where an operating system sends a vCPU back.
+/// Returns the address to which an operating system sends a vCPU back.
 pub fn reset_vector() -> u64 {
     td_reset as *const () as u64
 }
 
-/// Switches the vCPU's APIC on, with its timer in deadline mode. A host that does not offer that has a vCPU that spins.
+/// Switches the vCPU's APIC on, with its timer in deadline mode. Returns false if the host does not offer that; the
+/// vCPU spins then.
 pub fn has_timer() -> bool {
     const ENABLED: u64 = 0x1FF;
     const DEADLINE: u64 = 2 << 17;
@@ -208,18 +210,18 @@ pub fn has_timer() -> bool {
         && vmcall::wrmsr(apic::LVT_TIMER, DEADLINE | u64::from(TIMER_VECTOR)).is_ok()
 }
 
-/// Ends the interrupts in whose handlers the operating system has left the vCPU, and lets those of all priorities in: the timer's
-/// would wait for them.
+/// Ends the interrupts in whose handlers the operating system left the vCPU, and unblocks all priorities, because the
+/// timer's interrupt would wait for them.
 pub fn end_interrupts() {
     const REGISTERS: u32 = 8;
     const VECTORS: usize = 256;
     for _ in 0..VECTORS {
-        // SAFETY: it reads which interrupts are in service.
+        // SAFETY: it only reads which interrupts are in service.
         let in_service = (0..REGISTERS).any(|i| unsafe { rdmsr(apic::IN_SERVICE + i) } != 0);
         if !in_service {
             break;
         }
-        // SAFETY: nobody handles an interrupt on this vCPU any more.
+        // SAFETY: nothing handles an interrupt on this vCPU any more.
         unsafe { wrmsr(apic::EOI, 0) };
     }
     // SAFETY: every interrupt has a handler, which does nothing.
@@ -246,10 +248,10 @@ unsafe fn wrmsr(msr: u32, value: u64) {
     }
 }
 
-/// Ends an interrupt, be it the timer's or one that an operating system left behind.
+/// Ends an interrupt, either the timer's or one that an operating system left pending.
 ///
 /// # Safety
-/// Only an interrupt comes here.
+/// Only interrupts come here.
 #[unsafe(naked)]
 unsafe extern "C" fn interrupt() {
     naked_asm!(
@@ -268,10 +270,10 @@ unsafe extern "C" fn interrupt() {
     )
 }
 
-/// Takes no notice of an NMI.
+/// Ignores an NMI.
 ///
 /// # Safety
-/// Only an NMI comes here.
+/// Only NMIs come here.
 #[unsafe(naked)]
 unsafe extern "C" fn nmi() {
     naked_asm!("iretq")
@@ -279,7 +281,7 @@ unsafe extern "C" fn nmi() {
 
 const GATES: usize = 256;
 
-/// Interrupt gates: exceptions have none but the NMI.
+/// Interrupt gates. The only exception with a gate is the NMI.
 static IDT: [[AtomicU64; 2]; GATES] = [const { [const { AtomicU64::new(0) }; 2] }; GATES];
 
 #[repr(C, packed)]
@@ -295,7 +297,7 @@ static IDT_POINTER: TablePointer = TablePointer {
     base: &raw const IDT,
 };
 
-/// Makes the gates, before a vCPU waits.
+/// Fills the gates, before a vCPU waits.
 pub fn prepare_gates() {
     /// A present interrupt gate.
     const GATE: u64 = 0x8E00 << 32 | (long_mode::CODE as u64) << 16;

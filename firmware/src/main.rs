@@ -1,4 +1,4 @@
-//! The firmware as a program: it starts in the library, at the reset vector.
+//! The firmware as a program. It starts in the library, at the reset vector.
 #![no_std]
 #![no_main]
 

@@ -9,29 +9,29 @@ use arrayvec::ArrayVec;
 use crate::places::{COMMAND_LINE, LEGACY, Places, Ranges, put_in_order};
 use td_base::kernel::{HEAD_BYTES, HEADER, Kernel};
 
-/// Bytes of the boot parameters.
+/// Size in bytes of the boot parameters.
 pub const BYTES: usize = 0x1000;
 
-/// What a range of memory is to the kernel.
+/// The kind of a range of memory, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Free.
+    /// Free memory.
     Ram = 1,
-    /// Not to be touched.
+    /// Memory that must not be used.
     Reserved = 2,
-    /// ACPI tables: free when they have been read.
+    /// ACPI tables; free once they have been read.
     Acpi = 3,
-    /// ACPI's own.
+    /// ACPI's non-volatile storage.
     Nvs = 4,
 }
 
-/// The map of memory: entries as they stand in the parameters, at most.
+/// Maximum number of entries in the memory map of the boot parameters.
 pub const MAX_ENTRIES: usize = 128;
-/// The map of memory.
+/// The memory map.
 pub type Map = ArrayVec<(Range<u64>, Kind), MAX_ENTRIES>;
 
-/// The map of a TD's memory, with where its firmware is, which nobody else may touch: `kept` are the parts of both that are
-/// something else.
+/// Builds the map of a TD's memory and of the firmware's range, which is reserved. `kept` lists the parts of both that
+/// have another kind.
 pub fn map(ranges: &Ranges, firmware: Range<u64>, kept: &[(Range<u64>, Kind)]) -> Map {
     let mut map = Map::new();
     let mut taken: ArrayVec<Range<u64>, 16> = kept.iter().map(|(range, _)| range.clone()).collect();
@@ -55,31 +55,31 @@ pub fn map(ranges: &Ranges, firmware: Range<u64>, kept: &[(Range<u64>, Kind)]) -
     map
 }
 
-/// There are a few entries for each of 32 ranges, so that all find room.
+/// Adds a range. It always fits: there are only a few entries for each of 32 ranges.
 fn push(map: &mut Map, range: Range<u64>, kind: Kind) {
     if range.start < range.end {
         let _ = map.try_push((range, kind));
     }
 }
 
-/// What the kernel is told.
+/// The content of the boot parameters.
 #[derive(Debug)]
 pub struct Told<'a> {
-    /// The first bytes of its file.
+    /// The first bytes of the kernel's file.
     pub head: &'a [u8; HEAD_BYTES],
-    /// What they say.
+    /// The header in them.
     pub kernel: &'a Kernel,
-    /// Where it and its initial file system are.
+    /// The places of the kernel and its initial file system.
     pub places: &'a Places,
-    /// Bytes of that.
+    /// Size in bytes of the initial file system.
     pub initrd_bytes: u64,
-    /// The ACPI tables.
+    /// The address of the ACPI tables' RSDP.
     pub rsdp: u64,
-    /// The memory.
+    /// The memory map.
     pub map: &'a Map,
 }
 
-/// Writes the parameters.
+/// Writes the boot parameters.
 pub fn write(page: &mut [u8; BYTES], told: &Told<'_>) {
     const RSDP: usize = 0x070;
     const MAP_ENTRIES: usize = 0x1E8;
@@ -89,7 +89,7 @@ pub fn write(page: &mut [u8; BYTES], told: &Told<'_>) {
     const COMMAND_LINE_AT: usize = 0x228;
     const MAP: usize = 0x2D0;
     const ENTRY_BYTES: usize = 20;
-    /// A loader without a number of its own.
+    /// The type of a loader without an assigned number.
     const UNKNOWN_LOADER: u8 = 0xFF;
     page.fill(0);
     page[HEADER..told.kernel.header_end]
@@ -98,7 +98,7 @@ pub fn write(page: &mut [u8; BYTES], told: &Told<'_>) {
     put(RSDP, &told.rsdp.to_le_bytes());
     put(LOADER, &[UNKNOWN_LOADER]);
     if told.initrd_bytes != 0 {
-        // Both have 32 bits: the kernel's limit has.
+        // Both fit into 32 bits, because the kernel's limit does.
         put(INITRD, &(told.places.initrd as u32).to_le_bytes());
         put(INITRD_BYTES, &(told.initrd_bytes as u32).to_le_bytes());
     }

@@ -1,13 +1,13 @@
-//! Where everything goes in the TD's memory.
+//! The layout of the TD's memory.
 //!
-//! | From | What |
+//! | From | Content |
 //! |---|---|
 //! | 64 KiB | boot parameters, then the command line: the kernel copies both before it uses that memory |
 //! | 2 MiB | stacks, while memory is accepted |
-//! | what the kernel prefers | the kernel, its setup part in front of it |
+//! | the kernel's preferred address | the kernel, preceded by its setup part |
 //! | the end of that range, downwards | stacks of waiting vCPUs, which stay; the initial file system |
 //!
-//! Firmware, ACPI tables, mailbox and the log of what was measured are in the image, below 4 GiB.
+//! Firmware, ACPI tables, mailbox and event log are in the image, below 4 GiB.
 
 use core::ops::Range;
 
@@ -18,7 +18,7 @@ use td_base::payload::WINDOW;
 
 use td_base::kernel::{Kernel, WAITING_STACK_BYTES};
 
-/// Ranges of memory, at most.
+/// Maximum number of ranges of memory.
 pub const MAX_RANGES: usize = 32;
 /// The TD's memory, ascending.
 pub type Ranges = ArrayVec<Range<u64>, MAX_RANGES>;
@@ -27,17 +27,17 @@ pub type Ranges = ArrayVec<Range<u64>, MAX_RANGES>;
 pub const PARAMETERS: u64 = 0x1_0000;
 /// The command line.
 pub const COMMAND_LINE: u64 = PARAMETERS + PAGE_4K;
-/// The first of the stacks that vCPUs have while they accept memory.
+/// The first of the stacks that vCPUs use while they accept memory.
 pub const STACKS: u64 = PAGE_2M;
-/// Bytes of each.
+/// Size in bytes of each stack.
 pub const STACK_BYTES: u64 = 0x2000;
-/// Between these, a PC has its screen and firmware: nothing is put there.
+/// The range of a PC's video memory and firmware. It is left empty.
 pub const LEGACY: Range<u64> = 0xA_0000..0x10_0000;
 
-/// Checks what the host says of the memory that the TD has to accept, and puts it in order.
+/// Checks the host's description of the memory that the TD has to accept, and sorts it.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A sentence that says what is wrong with it.
 pub fn check(mut ranges: Ranges) -> Result<Ranges, &'static str> {
     put_in_order(&mut ranges, |range| range.start);
     let mut end = 0;
@@ -58,7 +58,7 @@ pub fn check(mut ranges: Ranges) -> Result<Ranges, &'static str> {
     }
 }
 
-/// Sorts the few things that there are: the library's ways would be a fifth of the program.
+/// Sorts a few things. The library's sort functions would be a fifth of the program.
 pub fn put_in_order<T>(things: &mut [T], start: impl Fn(&T) -> u64) {
     for end in 1..things.len() {
         let mut at = end;
@@ -69,10 +69,11 @@ pub fn put_in_order<T>(things: &mut [T], start: impl Fn(&T) -> u64) {
     }
 }
 
-/// The stacks that `vcpus` vCPUs have while they accept memory: vCPU 0 accepts them before it calls the others.
+/// Returns the stacks that `vcpus` vCPUs use while they accept memory. vCPU 0 accepts the stacks before it calls the
+/// others.
 ///
 /// # Errors
-/// When there is no memory for them.
+/// There is no memory for them.
 pub fn stacks(ranges: &Ranges, vcpus: u32) -> Result<Range<u64>, &'static str> {
     let bytes = (u64::from(vcpus) * STACK_BYTES).next_multiple_of(PAGE_2M);
     let stacks = STACKS..STACKS + bytes;
@@ -81,23 +82,23 @@ pub fn stacks(ranges: &Ranges, vcpus: u32) -> Result<Range<u64>, &'static str> {
 
 const TOO_LITTLE: &str = "the TD has too little memory for its kernel";
 
-/// Where kernel and initial file system go.
+/// The places of kernel and initial file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
-    /// The kernel's file; what is loaded of it begins where the kernel wants it.
+    /// The kernel's file. Its loaded part begins at the kernel's preferred address.
     pub file: u64,
-    /// What is loaded of it.
+    /// The loaded part of the kernel.
     pub kernel: u64,
     /// The initial file system.
     pub initrd: u64,
-    /// Stacks of vCPUs that wait. They stay the firmware's.
+    /// The stacks of waiting vCPUs. They stay the firmware's.
     pub waiting: Range<u64>,
 }
 
-/// Finds a place for everything.
+/// Finds places for everything.
 ///
 /// # Errors
-/// When there is none.
+/// There is not enough memory.
 pub fn find(
     ranges: &Ranges,
     kernel: &Kernel,
@@ -125,14 +126,15 @@ pub fn find(
     })
 }
 
-/// The range of memory that has all of `part`.
+/// Returns the range of memory that contains all of `part`.
 fn within<'a>(ranges: &'a Ranges, part: &Range<u64>) -> Option<&'a Range<u64>> {
     ranges
         .iter()
         .find(|range| range.start <= part.start && part.end <= range.end)
 }
 
-/// The blocks in which memory is accepted: up to the next multiple of 2 MiB each. Block `number`, counted through all ranges.
+/// Returns block `number`, counted through all ranges. Memory is accepted in blocks that end at the next multiple of 2
+/// MiB.
 pub fn block(ranges: &Ranges, mut number: u64) -> Option<Range<u64>> {
     for range in ranges {
         let first = range.start / PAGE_2M;
@@ -160,7 +162,7 @@ mod tests {
         list.iter().cloned().collect()
     }
 
-    /// A TD whose memory is in one piece.
+    /// Returns the ranges of a TD whose memory is contiguous.
     fn low(end: u64) -> Ranges {
         core::iter::once(0..end).collect()
     }
@@ -202,7 +204,7 @@ mod tests {
             assert!(found(needed).is_ok(), "{initrd:#x} {vcpus}");
             assert_eq!(found(needed - PAGE_4K), Err(TOO_LITTLE));
         }
-        // It would reach beyond what the kernel takes.
+        // One byte more exceeds the kernel's limit.
         let most = (2 << 30) - (kernel.address + kernel.bytes);
         for (initrd, fits) in [(most, true), (most + 1, false)] {
             assert_eq!(memory_needed(&kernel, initrd, 1).is_some(), fits);

@@ -1,4 +1,5 @@
-//! SHA-384, small: the library's takes more room than the rest of this program, for a speed that matters once in a TD's life.
+//! A small SHA-384. The library's takes more space than the rest of this program, and its speed matters only once in a
+//! TD's life.
 //!
 //! Source: FIPS 180-4, sections 4.1.3, 4.2.3, 5.3.4 and 6.4.
 
@@ -43,7 +44,7 @@ const START: [u64; 8] = [
     0x47b5481dbefa4fa4,
 ];
 
-/// The digest of `content`.
+/// Returns the digest of `content`.
 #[must_use]
 pub fn digest(content: &[u8]) -> Measurement {
     let mut state = START;
@@ -70,7 +71,7 @@ pub fn digest(content: &[u8]) -> Measurement {
 }
 
 fn compress(state: &mut [u64; 8], block: &[u8; BLOCK]) {
-    // The schedule's last 16 words, in a ring.
+    // The last 16 words of the message schedule, in a ring.
     let mut words = [0; 16];
     for (word, bytes) in words.iter_mut().zip(block.as_chunks::<8>().0) {
         *word = u64::from_be_bytes(*bytes);
@@ -87,7 +88,7 @@ fn compress(state: &mut [u64; 8], block: &[u8; BLOCK]) {
             .wrapping_add(a & b ^ a & c ^ b & c);
         (h, g, f, e, d, c, b) = (g, f, e, d.wrapping_add(sum), c, b, a);
         a = sum.wrapping_add(other);
-        // The word that takes its place 16 rounds later.
+        // Replaces the word with the one 16 rounds later.
         let (near, far) = (words[(round + 1) % 16], words[(round + 14) % 16]);
         words[round % 16] = word
             .wrapping_add(near.rotate_right(1) ^ near.rotate_right(8) ^ near >> 7)

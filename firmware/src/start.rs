@@ -1,6 +1,6 @@
 //! The first instructions of each vCPU, and the last ones before the kernel's.
 //!
-//! vCPU 0 boots; the others get a stack as soon as there is memory for one, help to accept the rest, and wait for the
+//! vCPU 0 boots. The others get a stack as soon as there is memory for one, help to accept the rest, and wait for the
 //! kernel in the mailbox.
 #![expect(unsafe_code, reason = "the ways into Rust and out of it")]
 
@@ -12,7 +12,7 @@ use td_base::{long_mode, to_long_mode};
 use crate::places::STACK_BYTES;
 use crate::{load, mailbox, team};
 
-/// The first instruction of a TD. ESP holds its address, the reset vector saw to that.
+/// The first instruction of a TD. ESP holds its address, which the reset vector put there.
 ///
 /// # Safety
 /// Only the reset vector comes here.
@@ -28,7 +28,7 @@ unsafe extern "C" fn td_start() {
         "movl ${stack}, %esp",
         "call {main}",
         "ud2",
-        // A stack for this vCPU, once there are some.
+        // Waits for this vCPU's stack.
         "4: pause",
         "movq {stacks}(%rip), %rax",
         "testq %rax, %rax",
@@ -39,7 +39,8 @@ unsafe extern "C" fn td_start() {
         "movl %esi, %ebx",
         "movl %esi, %edi",
         "call {join}",
-        // A smaller one, which it keeps, and what it knows: its number in EBX, the ticks between two looks in R14.
+        // Switches to a smaller stack, which the vCPU keeps. EBX holds the vCPU's number, R14 the ticks between two
+        // polls.
         "movq %rax, %rsp",
         "movq %rdx, %r14",
         "lock incl {waiting}(%rip)",
@@ -80,9 +81,9 @@ static SEGMENTS_POINTER: TablePointer<[u64; 4]> = TablePointer {
 /// Enters the kernel.
 ///
 /// # Safety
-/// It is loaded as it wants to be, and its parameters are at `parameters`.
+/// The kernel is loaded at its address, and its parameters are at `parameters`.
 pub unsafe fn enter(kernel: u64, parameters: u64) -> ! {
-    // SAFETY: the caller's promise; nothing of this program is used by this vCPU any more.
+    // SAFETY: the caller's promise; this vCPU uses nothing of this program any more.
     unsafe {
         asm!(
             "lgdt [rip + {segments}]",

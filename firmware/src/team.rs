@@ -1,4 +1,4 @@
-//! All vCPUs at once: they accept the TD's memory together, and all but the first wait for the kernel then.
+//! The work of all vCPUs together: they accept the TD's memory; then all but the first wait for the kernel.
 #![expect(unsafe_code, reason = "memory and its ranges are shared between vCPUs")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -11,41 +11,41 @@ use crate::places::{self, Ranges};
 use crate::{console, mailbox};
 use td_base::kernel::WAITING_STACK_BYTES;
 
-/// Where the stacks are that vCPUs have while they accept memory; 0 until there are some.
+/// The address of the stacks that vCPUs use while they accept memory; 0 before there are any.
 pub static STACKS: AtomicU64 = AtomicU64::new(0);
-/// vCPUs that wait for the kernel for the first time.
+/// Number of vCPUs that have started waiting for the kernel.
 pub static WAITING: AtomicU32 = AtomicU32::new(0);
-/// Where the stacks of waiting vCPUs begin, which stay.
+/// The address of the stacks of waiting vCPUs, which stay.
 pub static WAITING_STACKS: AtomicU64 = AtomicU64::new(0);
 
-/// The next block to be accepted, and how many vCPUs found none any more.
+/// The next block to be accepted, and the number of vCPUs that found no block left.
 static NEXT: AtomicU64 = AtomicU64::new(0);
 static FINISHED: AtomicU32 = AtomicU32::new(0);
 
-/// What the first vCPU tells the others.
+/// The first vCPU's orders to the others.
 #[derive(Debug)]
 struct Orders {
     ranges: Ranges,
     vcpus: u32,
     /// Blocks of 2 MiB that are accepted already.
     done: core::ops::Range<u64>,
-    /// Ticks of the time-stamp counter between two looks into the mailbox; 0 to look all the time.
+    /// Ticks of the time-stamp counter between two polls of the mailbox; 0 to poll continuously.
     patience: u64,
 }
 
 struct Told(UnsafeCell<Option<Orders>>);
-// SAFETY: it is written once, by the first vCPU, before the others are let go, and only read then.
+// SAFETY: it is written once, by the first vCPU, before the others are released, and only read afterwards.
 unsafe impl Sync for Told {}
 
 static ORDERS: Told = Told(UnsafeCell::new(None));
 
-/// The frequency of the crystal by which CPUID tells that of the time-stamp counter.
+/// The frequency of the crystal on which CPUID bases that of the time-stamp counter.
 const CRYSTAL_HZ: u64 = 25_000_000;
-/// Looks into the mailbox a second: the kernel waits for one of them with each vCPU that it starts, and nothing else does.
+/// Polls of the mailbox per second. The kernel waits for one poll for each vCPU that it starts; nothing else waits.
 const LOOKS: u64 = 50;
 
-/// Accepts all of the TD's memory on all vCPUs; those that are not the first wait for the kernel then, with stacks from
-/// `waiting` on.
+/// Accepts all of the TD's memory on all vCPUs. All but the first then wait for the kernel, with stacks from `waiting`
+/// on.
 pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
     let stacks = match places::stacks(ranges, vcpus) {
         Ok(stacks) => stacks,
@@ -65,7 +65,7 @@ pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
         done: stacks.clone(),
         patience: hz / LOOKS,
     };
-    // SAFETY: no other vCPU looks at it before `STACKS` is set.
+    // SAFETY: no other vCPU reads it before `STACKS` is set.
     unsafe { *ORDERS.0.get() = Some(orders) };
     STACKS.store(stacks.start, Ordering::Release);
     work(ranges, &stacks, vcpus);
@@ -74,14 +74,14 @@ pub fn accept_all(ranges: &Ranges, vcpus: u32, waiting: u64) {
     }
 }
 
-/// What vCPU `index` does until it waits: the end of the stack that it has then, and its patience.
+/// Lets vCPU `index` accept memory with the others. Returns the state in which it then waits.
 pub extern "sysv64" fn join(index: u32) -> Rest {
     let orders = orders(index);
     work(&orders.ranges, &orders.done, orders.vcpus);
     rest(index, orders)
 }
 
-/// What vCPU `index` does when it comes back from an operating system: it takes nothing along that it could stumble over.
+/// Prepares vCPU `index` for waiting when it returns from an operating system, whose interrupts are ended.
 pub extern "sysv64" fn come_back(index: u32) -> Rest {
     let orders = orders(index);
     mailbox::end_interrupts();
@@ -89,7 +89,7 @@ pub extern "sysv64" fn come_back(index: u32) -> Rest {
 }
 
 fn orders(index: u32) -> &'static Orders {
-    // SAFETY: the first vCPU has set it before there were stacks.
+    // SAFETY: the first vCPU set it before there were stacks.
     let Some(orders) = (unsafe { &*ORDERS.0.get() }) else {
         console::fatal("a vCPU came too early");
     };
@@ -111,7 +111,7 @@ fn rest(index: u32, orders: &Orders) -> Rest {
     }
 }
 
-/// How a vCPU waits: in RAX and RDX.
+/// The state in which a vCPU waits, returned in RAX and RDX: the end of its stack, and the ticks between two polls.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Rest {
@@ -119,7 +119,7 @@ pub struct Rest {
     patience: u64,
 }
 
-/// Accepts block after block until there is none, and returns when no vCPU has one any more.
+/// Accepts blocks until none is left. Returns when no vCPU has one any more.
 fn work(ranges: &Ranges, done: &core::ops::Range<u64>, vcpus: u32) {
     while let Some(block) = places::block(ranges, NEXT.fetch_add(1, Ordering::Relaxed)) {
         if !done.contains(&block.start) {

@@ -1,4 +1,4 @@
-//! Accepting memory that the host promised.
+//! Acceptance of memory that the host promised.
 
 use core::ops::Range;
 
@@ -6,20 +6,20 @@ use seam::abi::{PAGE_2M, PAGE_4K, Status};
 
 use crate::tdcall;
 
-/// What was accepted.
+/// The pages that were accepted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Accepted {
-    /// Pages of 2 MiB.
+    /// Number of pages of 2 MiB.
     pub large: u64,
-    /// Pages of 4 KiB.
+    /// Number of pages of 4 KiB.
     pub small: u64,
 }
 
-/// Accepts a range, 2 MiB at a time where that is possible.
+/// Accepts a range, 2 MiB at a time where possible.
 ///
 /// # Errors
-/// The address of the page that can't be accepted, and why. One that is there already is an error too: the host has
-/// promised the same memory twice, and what is in it is not zero.
+/// The address of the page that can't be accepted, and the status. A page that is accepted already is an error too:
+/// the host has promised the same memory twice, and its content is not zero.
 pub fn range(range: Range<u64>) -> Result<Accepted, (u64, Status)> {
     let mut accepted = Accepted::default();
     let mut at = range.start;

@@ -1,4 +1,5 @@
-//! The devices of a TD, and where they are: the host emulates them there, and the firmware tells the operating system.
+//! The devices of a TD and their addresses. The host emulates the devices, and the firmware describes them to the
+//! operating system.
 //!
 //! The addresses are those of QEMU's q35.
 
@@ -8,17 +9,17 @@ pub const IO_APIC: u32 = 0xFEC0_0000;
 pub const SERIAL: u16 = 0x3F8;
 /// COM1's interrupt line.
 pub const SERIAL_INTERRUPT: u8 = 4;
-/// The port that selects a register of the real-time clock; the next one reads and writes it.
+/// The port that selects a register of the real-time clock. The next port reads and writes that register.
 pub const CLOCK: u16 = 0x70;
 /// The clock's register that holds the century.
 pub const CENTURY: u8 = 0x32;
-/// The first port of ACPI power management: the event block.
+/// The first ACPI power-management port, that of the event block.
 pub const POWER: u16 = 0x600;
-/// PM1 control, in bytes from [`POWER`] on.
+/// PM1 control, as an offset in bytes from [`POWER`].
 pub const POWER_CONTROL: u16 = 4;
-/// The power-management timer, in bytes from [`POWER`] on.
+/// The power-management timer, as an offset in bytes from [`POWER`].
 pub const POWER_TIMER: u16 = 8;
 /// The chipset's reset-control register.
 pub const RESET: u16 = 0xCF9;
-/// The port at which a kernel says that it has panicked (pvpanic).
+/// The port on which a kernel reports that it has panicked (pvpanic).
 pub const PANIC: u16 = 0x505;

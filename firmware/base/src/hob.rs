@@ -1,7 +1,7 @@
-//! The hand-off blocks by which the host tells what memory there is.
+//! The hand-off blocks (HOBs) with which the host describes the TD's memory.
 //!
-//! Source: Platform Initialization Specification 1.7, volume 3, "HOB code definitions"; Intel TDX Virtual Firmware Design
-//! Guide, section 4.2.
+//! Source: Platform Initialization Specification 1.7, volume 3, "HOB code definitions"; Intel TDX Virtual Firmware
+//! Design Guide, section 4.2.
 
 use core::ops::Range;
 
@@ -13,34 +13,34 @@ pub const RESOURCE_DESCRIPTOR: u16 = 0x0003;
 pub const GUID_EXTENSION: u16 = 0x0004;
 /// EFI_HOB_TYPE_END_OF_HOB_LIST.
 pub const END_OF_HOB_LIST: u16 = 0xFFFF;
-/// Bytes of a block's header.
+/// Size in bytes of a block's header.
 pub const HEADER_BYTES: usize = 8;
-/// Bytes of a resource descriptor, header included.
+/// Size in bytes of a resource descriptor, header included.
 pub const RESOURCE_DESCRIPTOR_BYTES: usize = 0x30;
 /// EFI_RESOURCE_SYSTEM_MEMORY.
 pub const SYSTEM_MEMORY: u32 = 0;
 /// EFI_RESOURCE_MEMORY_UNACCEPTED.
 pub const MEMORY_UNACCEPTED: u32 = 7;
 
-/// What a range of memory is.
+/// The kind of a range of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It was there when the TD started.
+    /// The memory is present when the TD starts.
     Present,
-    /// It has to be accepted before it is used.
+    /// The memory must be accepted before it is used.
     Unaccepted,
 }
 
-/// What is wrong with a list.
+/// The defect of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
-    /// It does not begin with the hand-off block.
+    /// The list does not begin with the hand-off block.
     NoHandoff,
-    /// A block is shorter than its type demands, or leads out of the list; at this offset.
+    /// The block at this offset is shorter than its type demands, or extends beyond the list.
     Block(usize),
 }
 
-/// The memory that `list` describes, in its order, up to `N` ranges.
+/// Returns the memory that `list` describes, in its order, up to `N` ranges.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -52,14 +52,14 @@ pub fn memory<const N: usize>(
         if let (RESOURCE_DESCRIPTOR, block) = block?
             && let Some(range) = range(block)
         {
-            // More ranges than anybody asked for are left alone.
+            // Ranges beyond `N` are ignored.
             let _ = ranges.try_push(range);
         }
     }
     Ok(ranges)
 }
 
-/// What the first block that `guid` names holds, padding included.
+/// Returns the content of the first block named `guid`, including padding.
 ///
 /// # Errors
 /// [`Malformed`].
@@ -74,7 +74,7 @@ pub fn named<'a>(list: &'a [u8], guid: &[u8; 16]) -> Result<Option<&'a [u8]>, Ma
     Ok(None)
 }
 
-/// The blocks of `list` in turn, header included, with their type; the last one not.
+/// Iterates over the blocks of `list`, header included, with their type. The end block is left out.
 fn blocks(list: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> {
     let mut at = Some(0);
     core::iter::from_fn(move || {
@@ -88,7 +88,7 @@ fn blocks(list: &[u8]) -> impl Iterator<Item = Result<(u16, &[u8]), Malformed>> 
     })
 }
 
-/// The block at an offset; `None` for the one that ends the list.
+/// Returns the block at an offset, or `None` for the end block.
 fn block_at(list: &[u8], at: usize) -> Result<Option<(u16, &[u8])>, Malformed> {
     let malformed = Malformed::Block(at);
     let block = list.get(at..).ok_or(malformed)?;
@@ -113,7 +113,7 @@ fn block_at(list: &[u8], at: usize) -> Result<Option<(u16, &[u8])>, Malformed> {
     }
 }
 
-/// The memory of a resource descriptor, if it is memory.
+/// Returns the range of a resource descriptor if it describes memory.
 fn range(block: &[u8]) -> Option<(Range<u64>, Kind)> {
     let long = |at: usize| Some(u64::from_le_bytes(*block.get(at..)?.first_chunk()?));
     let kind = match long(24)? as u32 {

@@ -1,37 +1,37 @@
-//! A Linux kernel's file: the setup header, which says how it wants to be loaded.
+//! The setup header of a Linux kernel's file, which describes how to load it.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst.
 
 use seam::abi::PAGE_4K;
 
-/// Where the header is in the file, and in the boot parameters.
+/// Offset of the header in the file and in the boot parameters.
 pub const HEADER: usize = 0x1F1;
-/// Bytes at the file's start that hold all of it.
+/// Number of bytes at the file's start that contain the whole header.
 pub const HEAD_BYTES: usize = 0x400;
-/// The 64-bit entry point, from the start of the loaded kernel.
+/// Offset of the 64-bit entry point from the start of the loaded kernel.
 pub const ENTRY_64: u64 = 0x200;
 
-/// Bytes of the stack of a vCPU that waits.
+/// Size in bytes of a waiting vCPU's stack.
 pub const WAITING_STACK_BYTES: u64 = 0x800;
 
 const SECTOR: u64 = 512;
 /// Protocol 2.12, the first with `xloadflags`.
 const OLDEST: u16 = 0x020C;
 
-/// What a kernel wants.
+/// A kernel's requirements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// Bytes of the file before what is loaded.
+    /// Number of bytes in the file before the part that is loaded.
     pub setup_bytes: u64,
-    /// Where the header ends in the file.
+    /// Offset of the header's end in the file.
     pub header_end: usize,
-    /// Where it wants to be loaded.
+    /// The preferred load address.
     pub address: u64,
-    /// Memory that it needs from there on, to unpack itself.
+    /// Memory that the kernel needs from there on, to unpack itself.
     pub bytes: u64,
-    /// The last byte of the initial file system may be here at most.
+    /// Highest allowed address of the initial file system's last byte.
     pub initrd_limit: u64,
-    /// Bytes of a command line that it takes, at most.
+    /// Maximum length of the command line in bytes.
     pub command_line: usize,
 }
 
@@ -39,9 +39,9 @@ impl Kernel {
     /// Reads the header of a file that is `length` bytes long.
     ///
     /// # Errors
-    /// Why it can't be booted.
+    /// The reason why the file can't be booted.
     pub fn read(head: &[u8; HEAD_BYTES], length: u64) -> Result<Self, &'static str> {
-        /// `xloadflags`: it has the 64-bit entry point.
+        /// `xloadflags`: the kernel has the 64-bit entry point.
         const HAS_64_BIT_ENTRY: u8 = 1;
         let word =
             |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -76,11 +76,12 @@ impl Kernel {
     }
 }
 
-/// Memory from address 0 on in which a kernel, its initial file system and `vcpus` vCPUs find their places; a multiple of
-/// 4 KiB. `None` when no memory is enough: the initial file system reaches beyond what the kernel takes.
+/// Returns the size of the memory from address 0 on that holds a kernel, its initial file system and `vcpus` vCPUs; a
+/// multiple of 4 KiB. Returns `None` if no size is enough because the initial file system extends beyond the kernel's
+/// limit.
 ///
-/// The firmware puts them so: the kernel where it wants to be, and behind it the initial file system, then the stacks of
-/// vCPUs that wait.
+/// The firmware places the kernel at its preferred address, then the initial file system, then the stacks of waiting
+/// vCPUs.
 #[must_use]
 pub fn memory_needed(kernel: &Kernel, initrd_bytes: u64, vcpus: u32) -> Option<u64> {
     let pages = |bytes: u64| bytes.checked_next_multiple_of(PAGE_4K);

@@ -1,9 +1,9 @@
-//! What every program needs that starts at a TD's reset vector.
+//! The base of every program that starts at a TD's reset vector.
 //!
-//! [`layout`] says where its image lies in guest memory, [`hob`] reads what the host tells of the rest; [`tdcall`] and
-//! [`vmcall`] call the module and the host, and [`accept`] makes memory of what the host promised. The firmware and the guests of
-//! the tests stand on it; nothing here knows either. The host takes from it what both sides must agree on: [`board`] and the
-//! block types of [`hob`].
+//! [`layout`] defines the image's place in guest memory, [`hob`] reads the host's description of the other memory,
+//! [`tdcall`] and [`vmcall`] call the module and the host, and [`accept`] accepts memory that the host promised. The
+//! firmware and the guests of the tests use this crate; nothing here depends on either. The host uses the parts that
+//! both sides must agree on: [`board`] and the block types of [`hob`].
 #![cfg_attr(not(test), no_std)]
 
 pub mod accept;

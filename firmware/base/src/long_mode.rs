@@ -1,8 +1,8 @@
-//! From the state in which a vCPU starts, 32-bit protected mode without paging, to 64-bit mode: segments, page tables, and the
-//! instructions between.
+//! The switch from a vCPU's initial state, 32-bit protected mode without paging, to 64-bit mode: segments, page tables
+//! and instructions.
 //!
-//! All memory is mapped at its own address, and, once the width of addresses is known, some of it as shared in a window
-//! above.
+//! All memory is identity-mapped. Once the width of addresses is known, some of it is also mapped as shared in a
+//! window above.
 //!
 //! Initial state: TDX Module ABI 1.5, "Initial state of TD vCPUs".
 #![expect(
@@ -12,20 +12,20 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Page tables: present, writable, accessed, dirty, a large page.
+/// Page-table flags: present, writable, accessed, dirty, large page.
 const TABLE: usize = 0x23;
 const PAGE: u64 = 0xE3;
 
 /// A table of the highest level.
 #[repr(C, align(4096))]
 pub struct Root([*const u8; 512]);
-// SAFETY: the pointers are never followed by the program.
+// SAFETY: the program never follows the pointers.
 unsafe impl Sync for Root {}
 
 #[repr(C, align(4096))]
 struct Directory([u64; 512]);
 
-/// All memory at its own address, in pages of 1 GiB.
+/// The identity map, in pages of 1 GiB.
 static PRIVATE: Directory = Directory({
     let mut entries = [0; 512];
     let mut i = 0;
@@ -36,23 +36,24 @@ static PRIVATE: Directory = Directory({
     entries
 });
 
-/// 512 GiB with the SHARED bit, which depends on the width of addresses: filled in by [`map_shared`].
+/// 512 GiB with the SHARED bit. The bit depends on the width of addresses, so [`map_shared`] fills in the entries.
 static SHARED: SharedDirectory = SharedDirectory([const { AtomicU64::new(0) }; 512]);
 
 #[repr(C, align(4096))]
 struct SharedDirectory([AtomicU64; 512]);
 
-/// Where shared memory is mapped, above the private one.
+/// The address at which shared memory is mapped, above the private map.
 pub const SHARED_WINDOW: u64 = 1 << 39;
 
-/// Maps 512 GiB as shared at [`SHARED_WINDOW`]: those from `from` on, which holds the SHARED bit and is a multiple of 512 GiB.
+/// Maps 512 GiB from `from` on as shared at [`SHARED_WINDOW`]. `from` contains the SHARED bit and is a multiple of 512
+/// GiB.
 pub fn map_shared(from: u64) {
     for (i, entry) in (0..).zip(&SHARED.0) {
         entry.store(i << 30 | from | PAGE, Ordering::Relaxed);
     }
 }
 
-/// What CR3 is loaded with.
+/// The value of CR3.
 pub static ROOT: Root = Root({
     let mut entries = [core::ptr::null(); 512];
     entries[0] = (&raw const PRIVATE).cast::<u8>().wrapping_add(TABLE);
@@ -60,14 +61,14 @@ pub static ROOT: Root = Root({
     entries
 });
 
-/// What CR3 is loaded with where addresses have five levels: the same memory.
+/// The value of CR3 if addresses have five levels; it maps the same memory.
 pub static ROOT_5: Root = Root({
     let mut entries = [core::ptr::null(); 512];
     entries[0] = (&raw const ROOT).cast::<u8>().wrapping_add(TABLE);
     entries
 });
 
-/// What LGDT and LIDT load.
+/// The operand of LGDT and LIDT.
 #[repr(C, packed)]
 pub struct TablePointer {
     limit: u16,
@@ -76,7 +77,7 @@ pub struct TablePointer {
 // SAFETY: only the CPU follows the pointer.
 unsafe impl Sync for TablePointer {}
 
-/// Code of 64 bits, data, code of 32 bits, all flat.
+/// Flat segments: 64-bit code, data, 32-bit code.
 pub const SEGMENTS: [u64; 4] = [
     0,
     0x00AF_9B00_0000_FFFF,
@@ -89,29 +90,29 @@ pub const CODE: u16 = 0x08;
 pub const DATA: u16 = 0x10;
 
 static GDT: [u64; 4] = SEGMENTS;
-/// What LGDT loads.
+/// The operand of LGDT.
 pub static GDT_POINTER: TablePointer = TablePointer {
     limit: size_of::<[u64; 4]>() as u16 - 1,
     base: (&raw const GDT).cast(),
 };
 
-/// Offset and selector of a far jump; every vCPU writes the same offset.
+/// Offset and selector of a far jump. Every vCPU writes the same offset.
 pub static FAR: [AtomicU32; 2] = [AtomicU32::new(0), AtomicU32::new(CODE as u32)];
 
 /// CR4: PAE, OSFXSR, OSXMMEXCPT.
 pub const CR4: u32 = 1 << 5 | 1 << 9 | 1 << 10;
-/// CR4: MCE, which a TD must not clear, and LA57, which does not change while paging is on.
+/// CR4 bits that are kept: MCE, which a TD must not clear, and LA57, which does not change while paging is on.
 pub const CR4_KEPT: u32 = 1 << 6 | 1 << CR4_LA57;
-/// The bit of LA57 in CR4.
+/// The number of the bit LA57 in CR4.
 pub const CR4_LA57: u32 = 12;
 /// CR0: PG, WP, MP.
 pub const CR0: u32 = 1 << 31 | 1 << 16 | 1 << 1;
-/// CR0: CD, NW, NE, ET, PE, which no program changes to have its own way.
+/// CR0 bits that are kept: CD, NW, NE, ET, PE. No program may choose them.
 pub const CR0_KEPT: u32 = 1 << 30 | 1 << 29 | 1 << 5 | 1 << 4 | 1;
 
-/// The instructions: for `naked_asm!` in AT&T syntax, with the operands `me` (the symbol whose address is in ESP), `root`,
-/// `gdt` and `far` (symbols of this module), `cr4`, `cr0` and `data` (its constants). EAX is lost; EFER.LME is set already.
-/// 64-bit code follows, in flat segments.
+/// The instructions, for `naked_asm!` in AT&T syntax, with the operands `me` (the symbol whose address is in ESP),
+/// `root`, `gdt` and `far` (symbols of this module), `cr4`, `cr0` and `data` (its constants). They clobber EAX;
+/// EFER.LME must be set. 64-bit code with flat segments follows.
 #[macro_export]
 macro_rules! to_long_mode {
     () => {

@@ -1,8 +1,8 @@
-//! What the host hands a TD to boot: a kernel, an initial file system, a command line.
+//! The payload that the host hands a TD to boot: a kernel, an initial file system, a command line.
 //!
-//! It is a block of the hand-off list that [`GUID`] names. The command line is in it. The files are in memory that the
-//! host shares with the TD, for reading only, from [`WINDOW`] on; nothing of it is to be trusted, and none of it is measured until
-//! the firmware has copied it.
+//! It is a block of the hand-off list, named [`GUID`], which contains the command line. The files are in memory that
+//! the host shares with the TD read-only, from [`WINDOW`] on. None of it is trusted, and the firmware measures only
+//! what it has copied.
 
 use core::ops::Range;
 
@@ -11,25 +11,26 @@ pub const GUID: [u8; 16] = [
     0x67, 0x2A, 0x9A, 0x8C, 0x1F, 0x6E, 0x8E, 0x4B, 0x9D, 0x43, 0x55, 0xB1, 0xF0, 0xC7, 0xA2, 0xE6,
 ];
 
-/// Where files are shared, without the SHARED bit: the last 512 GiB of a TD with 48-bit addresses, far above its memory.
+/// The address of shared files, without the SHARED bit: the last 512 GiB of a TD with 48-bit addresses, far above its
+/// memory.
 pub const WINDOW: u64 = (1 << 47) - WINDOW_BYTES;
-/// How much can be shared there.
+/// Size of the window in bytes.
 pub const WINDOW_BYTES: u64 = 1 << 39;
 
-/// Bytes of a command line, at most: what Linux takes for x86.
+/// Maximum length of a command line in bytes: Linux's limit for x86.
 pub const COMMAND_LINE_MAX: usize = 2047;
 
-/// A file in the window: the address without the SHARED bit, and its bytes.
+/// A file in the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct File {
-    /// Where it is, a multiple of 4 KiB.
+    /// The file's address without the SHARED bit, a multiple of 4 KiB.
     pub gpa: u64,
-    /// How long it is.
+    /// The file's length.
     pub bytes: u64,
 }
 
 impl File {
-    /// Where it is.
+    /// Returns the file's range of addresses.
     pub const fn range(self) -> Range<u64> {
         self.gpa..self.gpa + self.bytes
     }
@@ -42,25 +43,25 @@ impl File {
     }
 }
 
-/// What is to be booted.
+/// The files and the command line to boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Payload<'a> {
     /// The kernel.
     pub kernel: File,
-    /// The initial file system; of no bytes if there is none.
+    /// The initial file system; its length is 0 if there is none.
     pub initrd: File,
-    /// The command line, without the zero that ends it.
+    /// The command line, without the terminating zero.
     pub command_line: &'a [u8],
 }
 
-/// Bytes before the command line: two files, its length.
+/// Number of bytes before the command line: two files and its length.
 const FIXED: usize = 40;
 
 impl<'a> Payload<'a> {
-    /// What a block holds, without its name.
+    /// Parses a block's content, without its name.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A sentence that says what is wrong with it.
     pub fn read(block: &'a [u8]) -> Result<Self, &'static str> {
         let (fixed, rest) = block
             .split_first_chunk::<FIXED>()
@@ -87,7 +88,8 @@ impl<'a> Payload<'a> {
         })
     }
 
-    /// The block's bytes before the command line, which follows with zeros up to a multiple of 8.
+    /// Returns the block's bytes before the command line. The command line follows, padded with zeros to a multiple of
+    /// 8.
     pub fn head(&self) -> [u8; FIXED] {
         let mut bytes = [0; FIXED];
         let words = [

@@ -1,38 +1,38 @@
-//! TDCALL: what the module does for a TD.
+//! TDCALL: calls to the TDX module.
 #![expect(unsafe_code, reason = "TDCALL is an instruction without an intrinsic")]
 
 use core::mem::MaybeUninit;
 
 use seam::abi::{Attributes, Gprs, GuestLeaf, Measurement, Status, TdReport};
 
-/// Executes TDCALL with these registers, and puts back what the module left in them.
+/// Executes TDCALL with these registers, and stores the registers that the module returns.
 pub fn raw(regs: &mut Gprs) {
-    // SAFETY: `regs` is a valid block of registers. What the module does with memory is at addresses in them, and callers
-    // pass only their own.
+    // SAFETY: `regs` is a valid block of registers. The module accesses memory at addresses in them, and callers pass
+    // only their own.
     unsafe { tdcall(regs) }
 }
 
-/// Calls a leaf of version 0; RAX as a status, and the registers.
+/// Calls a leaf of version 0. Returns RAX as a status, and the registers.
 pub fn leaf(leaf: GuestLeaf, mut regs: Gprs) -> (Status, Gprs) {
     regs.rax = leaf.rax();
     raw(&mut regs);
     (Status(regs.rax), regs)
 }
 
-/// What TDG.VP.INFO tells.
+/// The result of TDG.VP.INFO.
 #[derive(Clone, Copy, Debug)]
 pub struct VpInfo {
-    /// Bits of a guest-physical address; the highest is the SHARED bit.
+    /// Width of guest-physical addresses in bits; the highest bit is the SHARED bit.
     pub gpa_width: u32,
     /// The TD's ATTRIBUTES.
     pub attributes: Attributes,
-    /// vCPUs that the TD has.
+    /// Number of vCPUs of the TD.
     pub vcpus: u32,
     /// This vCPU's number.
     pub index: u32,
 }
 
-/// TDG.VP.INFO, which can't fail.
+/// Executes TDG.VP.INFO, which can't fail.
 pub fn vp_info() -> VpInfo {
     let (_, regs) = leaf(GuestLeaf::VpInfo, Gprs::default());
     VpInfo {
@@ -43,7 +43,7 @@ pub fn vp_info() -> VpInfo {
     }
 }
 
-/// What happened to an instruction or access that raised #VE.
+/// Details of an instruction or access that raised #VE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VeInfo {
     /// The exit reason.
@@ -60,7 +60,7 @@ pub struct VeInfo {
     pub information: u32,
 }
 
-/// TDG.VP.VEINFO.GET.
+/// Executes TDG.VP.VEINFO.GET.
 ///
 /// # Errors
 /// NO_VALID_VE_INFO.
@@ -78,7 +78,8 @@ pub fn veinfo_get() -> Result<VeInfo, Status> {
     }
 }
 
-/// TDG.MEM.PAGE.ACCEPT of the page of `level` (0 for 4 KiB, 1 for 2 MiB) at `gpa`; the status, also of success.
+/// Executes TDG.MEM.PAGE.ACCEPT for the page of `level` (0 for 4 KiB, 1 for 2 MiB) at `gpa`. Returns the status, which
+/// may be success.
 pub fn page_accept(gpa: u64, level: u64) -> Status {
     let regs = Gprs {
         rcx: gpa | level,
@@ -87,7 +88,8 @@ pub fn page_accept(gpa: u64, level: u64) -> Status {
     leaf(GuestLeaf::MemPageAccept, regs).0
 }
 
-/// TDG.MEM.PAGE.ATTR.RD: the level at which the page with `gpa` is mapped, 0 for 4 KiB and 1 for 2 MiB.
+/// Executes TDG.MEM.PAGE.ATTR.RD. Returns the level at which the page with `gpa` is mapped, 0 for 4 KiB and 1 for 2
+/// MiB.
 ///
 /// # Errors
 /// The status.
@@ -102,7 +104,7 @@ pub fn page_level(gpa: u64) -> Result<u64, Status> {
     }
 }
 
-/// TDG.MR.REPORT with `data` in it.
+/// Executes TDG.MR.REPORT with `data` in the report.
 ///
 /// # Errors
 /// The status.
@@ -115,7 +117,7 @@ pub fn mr_report(data: &[u8; 64]) -> Result<TdReport, Status> {
     let mut report = Report(MaybeUninit::uninit());
     let data = Data(*data);
     let regs = Gprs {
-        // All memory is mapped at its own address.
+        // All memory is identity-mapped.
         rcx: report.0.as_mut_ptr() as u64,
         rdx: &raw const data.0 as u64,
         ..Gprs::default()
@@ -127,7 +129,7 @@ pub fn mr_report(data: &[u8; 64]) -> Result<TdReport, Status> {
     }
 }
 
-/// TDG.MR.RTMR.EXTEND of register `index` with `digest`.
+/// Executes TDG.MR.RTMR.EXTEND for register `index` with `digest`.
 ///
 /// # Errors
 /// The status.
@@ -137,7 +139,7 @@ pub fn rtmr_extend(index: u8, digest: &Measurement) -> Result<(), Status> {
 
     let digest = Digest(*digest);
     let regs = Gprs {
-        // All memory is mapped at its own address.
+        // All memory is identity-mapped.
         rcx: &raw const digest.0 as u64,
         rdx: index.into(),
         ..Gprs::default()
@@ -148,7 +150,7 @@ pub fn rtmr_extend(index: u8, digest: &Measurement) -> Result<(), Status> {
     }
 }
 
-/// TDG.VM.RD of a field of the TD.
+/// Executes TDG.VM.RD for a field of the TD.
 ///
 /// # Errors
 /// The status.

@@ -1,4 +1,4 @@
-//! TDG.VP.VMCALL: what the host does for a TD.
+//! TDG.VP.VMCALL: calls to the host.
 //!
 //! Source: Guest-Host-Communication Interface for Intel TDX 1.5, section 3.
 
@@ -7,20 +7,21 @@ use seam::abi::{Gprs, GuestLeaf};
 
 use crate::tdcall;
 
-/// The registers that the host sees and answers in: RBX, RDX, RSI, RDI, R8 to R15, as OVMF and Linux choose.
+/// The registers passed to and from the host: RBX, RDX, RSI, RDI, R8 to R15, as OVMF and Linux choose.
 pub const REGISTERS: u64 = 0xFFCC;
 
-/// What the host answered, other than success: R10.
+/// The host's status (R10) if it is not success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused(pub u64);
 
-/// Makes a request with all of its registers; RCX says which are passed. RAX is the module's status then, R10 the host's.
+/// Makes a request with all registers; RCX selects those that are passed. Afterwards RAX holds the module's status and
+/// R10 the host's.
 pub fn raw(regs: &mut Gprs) {
     regs.rax = GuestLeaf::VpVmcall.rax();
     tdcall::raw(regs);
 }
 
-/// A standard request with R12 to R15 as operands; R11 to R15 of the answer are in the registers.
+/// Makes a standard request with R12 to R15 as operands. The answer is in R11 to R15 of the registers returned.
 ///
 /// # Errors
 /// [`Refused`].
@@ -42,7 +43,7 @@ pub fn request(request: Request, [r12, r13, r14, r15]: [u64; 4]) -> Result<Gprs,
     }
 }
 
-/// Instruction.CPUID: EAX, EBX, ECX, EDX.
+/// Requests Instruction.CPUID. Returns EAX, EBX, ECX, EDX.
 ///
 /// # Errors
 /// [`Refused`].
@@ -51,7 +52,7 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> Result<[u32; 4], Refused> {
     Ok([regs.r12, regs.r13, regs.r14, regs.r15].map(|value| value as u32))
 }
 
-/// Instruction.HLT: until something happens that this vCPU would wake for.
+/// Requests Instruction.HLT, which waits for an event that wakes this vCPU.
 ///
 /// # Errors
 /// [`Refused`].
@@ -59,7 +60,7 @@ pub fn hlt(interrupts_blocked: bool) -> Result<(), Refused> {
     request(Request::Hlt, [interrupts_blocked.into(), 0, 0, 0]).map(drop)
 }
 
-/// Instruction.IO: reads `bytes`, 1, 2 or 4, from a port.
+/// Requests Instruction.IO: reads `bytes`, 1, 2 or 4, from a port.
 ///
 /// # Errors
 /// [`Refused`].
@@ -68,7 +69,7 @@ pub fn io_in(port: u16, bytes: u8) -> Result<u32, Refused> {
     Ok(regs.r11 as u32)
 }
 
-/// Instruction.IO: writes `bytes`, 1, 2 or 4, to a port.
+/// Requests Instruction.IO: writes `bytes`, 1, 2 or 4, to a port.
 ///
 /// # Errors
 /// [`Refused`].
@@ -76,7 +77,7 @@ pub fn io_out(port: u16, bytes: u8, value: u32) -> Result<(), Refused> {
     request(Request::Io, [bytes.into(), 1, port.into(), value.into()]).map(drop)
 }
 
-/// Instruction.RDMSR.
+/// Requests Instruction.RDMSR.
 ///
 /// # Errors
 /// [`Refused`].
@@ -84,7 +85,7 @@ pub fn rdmsr(msr: u32) -> Result<u64, Refused> {
     request(Request::Rdmsr, [msr.into(), 0, 0, 0]).map(|regs| regs.r11)
 }
 
-/// Instruction.WRMSR.
+/// Requests Instruction.WRMSR.
 ///
 /// # Errors
 /// [`Refused`].
@@ -92,7 +93,7 @@ pub fn wrmsr(msr: u32, value: u64) -> Result<(), Refused> {
     request(Request::Wrmsr, [msr.into(), value, 0, 0]).map(drop)
 }
 
-/// #VE.RequestMMIO: reads `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
+/// Requests #VE.RequestMMIO: reads `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
 ///
 /// # Errors
 /// [`Refused`].
@@ -100,7 +101,7 @@ pub fn mmio_load(gpa: u64, bytes: u8) -> Result<u64, Refused> {
     request(Request::Mmio, [bytes.into(), 0, gpa, 0]).map(|regs| regs.r11)
 }
 
-/// #VE.RequestMMIO: writes `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
+/// Requests #VE.RequestMMIO: writes `bytes`, 1, 2, 4 or 8, at an address with the SHARED bit.
 ///
 /// # Errors
 /// [`Refused`].
@@ -108,20 +109,22 @@ pub fn mmio_store(gpa: u64, bytes: u8, value: u64) -> Result<(), Refused> {
     request(Request::Mmio, [bytes.into(), 1, gpa, value]).map(drop)
 }
 
-/// MapGPA of all of `bytes` at `gpa`, whose SHARED bit says what the memory is to be; as often as the host wants to be asked.
+/// Requests MapGPA for all of `bytes` at `gpa`. The SHARED bit of `gpa` selects shared or private. Repeats the call as
+/// often as the host asks.
 ///
 /// # Errors
-/// [`Refused`]; also when the host asks for a repetition and gets nowhere.
+/// [`Refused`]; also if the host asks for repetition without progress.
 pub fn map_gpa(gpa: u64, bytes: u64) -> Result<(), Refused> {
     map_gpa_in_steps(gpa, bytes).map(drop)
 }
 
-/// The same; how often the host wanted to be asked again.
+/// Does the same as [`map_gpa`]. Returns how often the host asked for repetition.
 ///
 /// # Errors
-/// [`Refused`]; also when the host gets nowhere at one address for very long.
+/// [`Refused`]; also if the host makes no progress at one address for very long.
 pub fn map_gpa_in_steps(gpa: u64, bytes: u64) -> Result<u32, Refused> {
-    /// Another vCPU's conversion may be in the way, and the host may have many of them.
+    /// Limit of repetitions without progress: another vCPU's conversion may be in the way, and the host may have many
+    /// of them.
     const PATIENCE: u32 = 10_000;
     let end = gpa + bytes;
     let (mut at, mut steps, mut stuck) = (gpa, 0, 0);
@@ -146,7 +149,7 @@ pub fn map_gpa_in_steps(gpa: u64, bytes: u64) -> Result<u32, Refused> {
     }
 }
 
-/// ReportFatalError with a message of up to 64 bytes, as Linux passes it. The host stops the TD.
+/// Makes the request ReportFatalError with a message of up to 64 bytes, in Linux's format. The host stops the TD.
 pub fn report_fatal_error(code: u32, message: &str) -> ! {
     let mut words = [0; 8];
     for (word, bytes) in words.iter_mut().zip(message.as_bytes().chunks(8)) {

@@ -1,6 +1,6 @@
 //! The head of a Linux kernel's file, for tests.
 
-/// The head of Debian's 6.12 kernel, as far as it is looked at.
+/// Returns the head of Debian's 6.12 kernel, with the fields that are read.
 pub fn head() -> [u8; 0x400] {
     let mut head = [0; 0x400];
     let mut put = |at: usize, bytes: &[u8]| head[at..at + bytes.len()].copy_from_slice(bytes);
