@@ -1,25 +1,25 @@
-//! A folder for each run, also of several at the same time.
+//! A folder for each run, even if several run at the same time.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-/// So many runs of one kind from one checkout share no folder; more would not fit into a computer's memory.
+/// Maximum number of concurrent runs of one kind from one checkout; more would not fit into a computer's memory.
 const AT_ONCE: usize = 64;
 
-/// A folder that is this process's own until this value goes.
+/// A folder that this process owns until the value is dropped.
 pub struct Folder {
     path: PathBuf,
-    /// The kernel lets go of it however the process ends.
+    /// The kernel releases the lock however the process ends.
     _lock: File,
 }
 
 impl Folder {
-    /// `home/name`, or, where another process has that, `home/name-2` and so on.
+    /// Claims `home/name` or, if another process has it, `home/name-2` and so on.
     ///
     /// # Errors
-    /// When a folder can't be made or locked.
+    /// A folder can't be made or locked.
     pub fn claim(home: &Path, name: &str) -> Result<Self> {
         for number in 1..=AT_ONCE {
             let path = match number {
@@ -43,13 +43,13 @@ impl Folder {
         )
     }
 
-    /// Where it is.
+    /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Makes the folder and locks it; `None` if another process has it.
+/// Makes the folder and locks it. Returns `None` if another process has it.
 fn lock(path: &Path) -> Result<Option<File>> {
     let context = || format!("can't lock {}", path.display());
     fs::create_dir_all(path).with_context(context)?;

@@ -1,4 +1,4 @@
-//! What this machine has to have installed, and how it gets there.
+//! The programs that this machine needs, and their installation.
 
 use std::env;
 use std::io::{self, IsTerminal};
@@ -7,16 +7,16 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Something that a task needs.
+/// A program that a task needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Need {
     /// A program on the search path, or an absolute path.
     what: &'static str,
-    /// The Debian package that brings it.
+    /// The Debian package that contains it.
     package: &'static str,
 }
 
-/// What it takes to emulate a machine.
+/// The programs that emulate a machine.
 pub const QEMU: [Need; 3] = [
     Need {
         what: "qemu-system-x86_64",
@@ -32,13 +32,13 @@ pub const QEMU: [Need; 3] = [
     },
 ];
 
-/// What it takes to check a file system.
+/// The program that checks a file system.
 pub const FSCK: [Need; 1] = [Need {
     what: "fsck.vfat",
     package: "dosfstools",
 }];
 
-/// What it takes to make a whole Debian.
+/// The programs that make a whole Debian.
 pub const DEBIAN: [Need; 2] = [
     Need {
         what: "mmdebstrap",
@@ -50,7 +50,7 @@ pub const DEBIAN: [Need; 2] = [
     },
 ];
 
-/// What it takes to build a module for Linux.
+/// The programs that build a module for Linux.
 pub const KERNEL_MODULE: [Need; 2] = [
     Need {
         what: "make",
@@ -62,16 +62,16 @@ pub const KERNEL_MODULE: [Need; 2] = [
     },
 ];
 
-/// What it takes to count instructions.
+/// The program that counts instructions.
 pub const CALLGRIND: [Need; 1] = [Need {
     what: "valgrind",
     package: "valgrind",
 }];
 
-/// Installs what is missing through apt-get.
+/// Installs missing programs through apt-get.
 ///
 /// # Errors
-/// When something is missing and can't be installed; the error says in one line what to install.
+/// Something is missing and can't be installed; the error says in one line what to install.
 pub fn require(needs: &[Need]) -> Result<()> {
     let mut packages: Vec<_> = needs
         .iter()
@@ -93,7 +93,7 @@ pub fn require(needs: &[Need]) -> Result<()> {
     }
 }
 
-/// Installs packages through apt-get; where that can't be done, the error says in one line what to install.
+/// Installs packages through apt-get. If that fails, the error says in one line what to install.
 fn install_all(packages: &[&str]) -> Result<()> {
     let advice = format!("install {} and try again", packages.join(" "));
     let Some(prefix) = privilege() else {
@@ -110,10 +110,10 @@ fn install_all(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Has apt-get ask what packages there are.
+/// Updates apt-get's list of packages.
 ///
 /// # Errors
-/// When that can't be done here.
+/// The update is not possible here.
 pub fn apt_update() -> Result<()> {
     let prefix = privilege().context("neither root nor sudo here")?;
     ensure!(apt_get(&prefix, &["update"])?, "apt-get update failed");
@@ -129,13 +129,13 @@ impl Need {
     }
 }
 
-/// Whether `what` is a file in the search path; an absolute path stands for itself.
+/// Returns true if `what` is a file in the search path, or an absolute path to a file.
 fn on_path(what: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).any(|directory| directory.join(what).is_file())
 }
 
-/// What to put before a command that only root may run.
+/// Returns the prefix of a command that only root may run.
 fn privilege() -> Option<Vec<&'static str>> {
     if rustix::process::geteuid().is_root() {
         Some(Vec::new())
@@ -153,7 +153,7 @@ fn install(prefix: &[&str], packages: &[&str]) -> Result<bool> {
     apt_get(prefix, &[&arguments, packages].concat())
 }
 
-/// Runs apt-get with its output on standard error, and says whether it succeeded.
+/// Runs apt-get with its output on standard error. Returns true if it succeeded.
 fn apt_get(prefix: &[&str], arguments: &[&str]) -> Result<bool> {
     let mut words = prefix.to_vec();
     words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: the disk image for a server, and what `run` boots.
+//! `cargo xtask image`: the disk image for a server, and the media that `run` boots.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use anyhow::{Context, Result};
 use seamark_tests::media::Media;
 use seamark_tests::programs::Programs;
 
-/// The configuration of those who gave none: the hypervisor's defaults.
+/// The configuration if none is given: the hypervisor's defaults.
 const EMPTY_CONFIG: &str = "# Seamark's configuration; everything in it is optional.\n";
 
-/// The hypervisor and its configuration.
+/// Returns the hypervisor and its configuration.
 ///
 /// # Errors
-/// When the program, the configuration or a file that it names can't be read.
+/// The program, the configuration or a file that it names can't be read.
 pub fn media(programs: &Programs, config: Option<&Path>) -> Result<Media> {
     let media = Media::of_program(&programs.seamark())?;
     match config {
@@ -22,10 +22,10 @@ pub fn media(programs: &Programs, config: Option<&Path>) -> Result<Media> {
     }
 }
 
-/// Writes the disk image beside the programs, or to `output`.
+/// Writes the disk image next to the programs, or to `output`.
 ///
 /// # Errors
-/// When something can't be read or written.
+/// A file can't be read or written.
 pub fn write(programs: &Programs, config: Option<&Path>, output: Option<&Path>) -> Result<PathBuf> {
     let default = programs.directory().join("seamark.img");
     let image = output.unwrap_or(&default);

@@ -1,4 +1,4 @@
-//! Everything a developer does with Seamark: `cargo xtask build`, `image`, `run`, `test`, `measure`, `bench`, `sim`.
+//! The developer's tasks: `cargo xtask build`, `image`, `run`, `test`, `measure`, `bench`, `sim`.
 
 mod bench;
 mod build;
@@ -34,7 +34,7 @@ enum Task {
     Build,
     /// Make a disk image that boots on a server or in QEMU.
     Image {
-        /// The configuration (seamark.toml); the files that it names are taken along
+        /// The configuration (seamark.toml); the files that it names are included
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Where to write the image
@@ -43,7 +43,7 @@ enum Task {
     },
     /// Run Seamark in QEMU; the terminal becomes its serial console.
     Run(run::Options),
-    /// Fetch a guest that is not our own, and put it where `run` finds it.
+    /// Fetch a guest from elsewhere, and put it where `run` finds it.
     #[command(subcommand)]
     Guest(guest::Guest),
     /// Replay recordings of Intel's TDX module against the emulated one.
@@ -53,10 +53,10 @@ enum Task {
         /// The firmware image, such as OVMF.fd, or a seamark.toml
         file: PathBuf,
     },
-    /// Measure what has a limit.
+    /// Run the benchmarks that have a limit.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Simulate what can't be measured at hand.
+    /// Simulate what can't be measured on this computer.
     #[command(subcommand)]
     Sim(sim::Sim),
     /// Check the format, lint, test on this computer, and test whole systems in QEMU.

@@ -1,9 +1,9 @@
-//! `cargo xtask bench exits`: what the exits cost that a guest makes most often, in instructions.
+//! `cargo xtask bench exits`: the cost in instructions of the exits that a guest makes most often.
 //!
-//! `tests/exits` runs the run loop of `vcpu` with a guest that makes one call again and again; callgrind counts. What
-//! 1,000 more exits add is what 1,000 exits cost: from the return of TDH.VP.ENTER to the next one, the loading and
-//! storing of the registers included. What stands for module and guest is not counted. The program is built as
-//! `seamark.efi` is.
+//! `tests/exits` runs the run loop of `vcpu` with a guest that repeats one call; callgrind counts. The instructions
+//! that 1,000 more exits add are the cost of 1,000 exits: from the return of TDH.VP.ENTER to the next one, including
+//! the loading and storing of the registers. The stand-ins for module and guest are not counted. The program is built
+//! as `seamark.efi` is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,32 +13,32 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{host, workspace};
 
-/// Instructions for one exit.
+/// Maximum number of instructions per exit.
 const LIMIT: f64 = 300.0;
-/// Exits in the shorter and the longer of two runs.
+/// Number of exits in the shorter and the longer of two runs.
 const EXITS: [u64; 2] = [1_000, 2_000];
 const PROFILE: &str = "efi";
-/// What is not counted: the module and the guest.
+/// The stand-ins for module and guest, which are not counted.
 const NOT_COUNTED: &str = "exits_module";
 
-/// What was counted in a run.
+/// The counts of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counts {
     instructions: u64,
-    /// Instructions that lock the bus: every lock that is taken has one.
+    /// Instructions that lock the bus; taking a lock needs one.
     locked: u64,
 }
 
-/// What an exit costs.
+/// The cost of an exit.
 struct Cost {
     instructions: f64,
     locked: f64,
 }
 
-/// Measures and prints it. The exit code says whether each is within its limit.
+/// Measures and prints the costs. The exit code says whether each is within its limit.
 ///
 /// # Errors
-/// When it can't be measured; when the run loop allocated memory.
+/// The measurement fails, or the run loop allocates memory.
 pub fn run() -> Result<ExitCode> {
     host::require(&host::CALLGRIND)?;
     let program = build()?;
@@ -46,7 +46,8 @@ pub fn run() -> Result<ExitCode> {
     let mut holds = true;
     for case in cases(&program)? {
         let cost = measure(&program, &case)?;
-        // A CPU counts its SEAMCALLs by one locked instruction each, in memory of its own. There are at most two.
+        // A CPU counts its SEAMCALLs with one locked instruction each, in memory of its own. There are at most two per
+        // exit.
         let is_within = cost.instructions <= LIMIT && cost.locked <= 2.0;
         holds &= is_within;
         println!(
@@ -81,7 +82,7 @@ fn build() -> Result<PathBuf> {
     Ok(workspace::target().join(PROFILE).join("exits"))
 }
 
-/// The names of the exits.
+/// Returns the names of the exits.
 fn cases(program: &Path) -> Result<Vec<String>> {
     let output = Command::new(program).output();
     let output = output.with_context(|| format!("can't run {}", program.display()))?;
@@ -101,7 +102,7 @@ fn measure(program: &Path, case: &str) -> Result<Cost> {
     })
 }
 
-/// Counts a run with so many exits.
+/// Counts a run with `exits` exits.
 fn count(program: &Path, case: &str, exits: u64) -> Result<Counts> {
     let out = workspace::target().join("seamark/exits.callgrind");
     if let Some(folder) = out.parent() {

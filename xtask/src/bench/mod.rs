@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures that have a limit, measured.
+//! `cargo xtask bench`: measurements that have a limit.
 
 pub mod exits;
 pub mod reclaim;
@@ -9,22 +9,22 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
-/// What is measured.
+/// The benchmarks.
 #[derive(Subcommand)]
 pub enum Bench {
     /// Instructions of the run loop for an exit, counted by callgrind
     Exits,
-    /// How long each way takes to get a TD's memory back, in QEMU
+    /// Time that each way takes to reclaim a TD's memory, in QEMU
     Reclaim(reclaim::Options),
     /// The emulated SEAM in QEMU: a TD's entry with its exit, an empty SEAMCALL, clearing 2 MiB
     Stub,
 }
 
 impl Bench {
-    /// Measures it. The exit code says whether all is within its limits.
+    /// Runs the benchmark. The exit code says whether everything is within its limits.
     ///
     /// # Errors
-    /// When it can't be measured.
+    /// The measurement fails.
     pub fn run(self) -> Result<ExitCode> {
         match self {
             Self::Exits => exits::run(),

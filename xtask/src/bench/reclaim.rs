@@ -1,7 +1,7 @@
-//! `cargo xtask bench reclaim`: the ways to get a TD's memory back, in one run of one machine.
+//! `cargo xtask bench reclaim`: the ways to reclaim a TD's memory, in one run of one machine.
 //!
-//! The measuring is done in the machine, by the hypervisor with its benchmark built in; here are the machine, the
-//! figures, and what they have to be.
+//! The hypervisor, built with its benchmark, measures inside the machine. This module has the machine, the figures and
+//! their targets.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,12 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::{build, chart, workspace};
 
-/// What each line of the program begins with that is meant for us.
+/// Prefix of each line of the program that is meant for this task.
 const MARK: &str = "bench:";
-/// How long the machine may take until its benchmark begins, and for each way.
+/// Maximum time until the machine's benchmark begins, and for each way.
 const BOOT: Duration = Duration::from_secs(300);
 
-/// How it is run, and where the figures go.
+/// The options of the benchmark.
 #[derive(Args)]
 pub struct Options {
     /// Write the figures to this file as JSON
@@ -37,7 +37,7 @@ pub struct Options {
     patience: u64,
 }
 
-/// A line of the machine's.
+/// A line of the machine's output.
 #[derive(Clone, Debug, Deserialize)]
 struct Line {
     name: String,
@@ -52,7 +52,7 @@ struct Line {
     in_calls_us: u64,
 }
 
-/// What is written.
+/// The content of the JSON file.
 #[derive(Serialize)]
 struct Figures {
     ways: Vec<Way>,
@@ -83,7 +83,7 @@ impl From<&Line> for Way {
     }
 }
 
-/// Something that must hold.
+/// A condition that must hold.
 struct Target {
     what: String,
     is: f64,
@@ -105,10 +105,10 @@ impl Target {
     }
 }
 
-/// Runs it, and prints what came out. The exit code says whether every target is met.
+/// Runs the benchmark and prints the results. The exit code says whether every target is met.
 ///
 /// # Errors
-/// When it can't be measured.
+/// The measurement fails.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let lines = measure(options)?;
     print(&lines);
@@ -142,7 +142,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-/// Four CPUs in two packages, which build the TD anew for each way.
+/// Measures on four CPUs in two packages, which rebuild the TD for each way.
 fn measure(options: &Options) -> Result<Vec<Line>> {
     let programs = build::for_bench()?;
     let home = workspace::target().join("seamark/bench");
@@ -165,7 +165,7 @@ fn measure(options: &Options) -> Result<Vec<Line>> {
         options: Vec::new(),
     };
     let mut machine = Machine::new(Boot::Disk(image), Some(stub));
-    // A server has its memory; what QEMU does to get hold of a page is none of what is measured.
+    // A server has its memory. The time that QEMU takes to allocate a page must not be measured.
     machine.preallocated = true;
     let mut guest = Guest::start(&machine, &home.join("run"), None)?;
     let mut lines = Vec::new();
@@ -229,7 +229,7 @@ fn find<'l>(lines: &'l [Line], name: &str, vcpus: &str, clear: &str) -> Option<&
         .find(|line| (&*line.name, &*line.vcpus, &*line.clear) == (name, vcpus, clear))
 }
 
-/// How many times faster than page by page.
+/// Returns how many times faster a way is than page by page.
 fn ratio(lines: &[Line], name: &str, vcpus: &str, clear: &str) -> Option<f64> {
     let per_page = find(lines, "per-page", vcpus, clear)?;
     let other = find(lines, name, vcpus, clear)?;
@@ -267,7 +267,7 @@ fn targets(lines: &[Line]) -> Vec<Target> {
             limit: Limit::Most(most),
         });
     }
-    // The model is no straw man: it spends its time in calls and kicks.
+    // The model must be realistic: it spends its time in calls and kicks.
     if let Some(line) = find(lines, "per-page", "stopped", "reuse") {
         targets.push(Target {
             what: "per-page without kicks, for its calls times what each costs".into(),
@@ -278,7 +278,7 @@ fn targets(lines: &[Line]) -> Vec<Target> {
     targets
 }
 
-/// The ratios, one series for each way; the kinds of run side by side.
+/// Draws the ratios, one series for each way, with the kinds of run side by side.
 fn chart(lines: &[Line]) -> chart::LogChart {
     const KINDS: [(&str, &str); 4] = [
         ("stopped", "reuse"),
@@ -291,10 +291,10 @@ fn chart(lines: &[Line]) -> chart::LogChart {
         let mut labels = Vec::new();
         for (at, (vcpus, clear)) in KINDS.into_iter().enumerate() {
             if let Some(ratio) = ratio(lines, name, vcpus, clear) {
-                // The axis is a logarithmic one, and they are to stand at equal distances.
+                // The axis is logarithmic, and the kinds must be equally spaced.
                 points.push((f64::from(1 << at), ratio));
                 labels.push(match ratio {
-                    // It is what the others are compared with.
+                    // The others are compared with it.
                     _ if name == "per-page" => String::new(),
                     ..10.0 => format!("{ratio:.1}"),
                     _ => format!("{ratio:.0}"),

@@ -1,4 +1,4 @@
-//! What the emulated SEAM costs under TCG.
+//! The cost of the emulated SEAM under TCG.
 
 use std::process::ExitCode;
 
@@ -8,10 +8,10 @@ use seamark_tests::scenarios::measure_stub;
 use crate::folder::Folder;
 use crate::{build, host};
 
-/// The most that a VP.ENTER with its exit may take, in nanoseconds.
+/// Maximum time of a VP.ENTER with its exit, in nanoseconds.
 const VP_ENTER_LIMIT: u128 = 35_000;
 
-/// The figures, and what each is of.
+/// The figures and their names.
 const FIGURES: [(&str, &str); 5] = [
     (
         "cpuid",
@@ -23,10 +23,10 @@ const FIGURES: [(&str, &str); 5] = [
     ("clear-2m-rep-stosq", "clearing 2 MiB by REP STOSQ"),
 ];
 
-/// Measures and prints it.
+/// Measures and prints the figures.
 ///
 /// # Errors
-/// When QEMU or the probe fails.
+/// QEMU or the probe fails.
 pub fn run() -> Result<ExitCode> {
     host::require(&host::QEMU)?;
     let programs = build::all()?;
@@ -54,7 +54,7 @@ pub fn run() -> Result<ExitCode> {
     Ok(code)
 }
 
-/// Nanoseconds as microseconds.
+/// Formats nanoseconds as microseconds.
 fn us(nanoseconds: u128) -> String {
     format!("{}.{}", nanoseconds / 1000, nanoseconds % 1000 / 100)
 }

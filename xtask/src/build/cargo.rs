@@ -1,4 +1,4 @@
-//! Cargo as a part of a longer build: what it is about is said in one line, and nothing where there is nothing to do.
+//! Cargo as part of a longer build: one line says what is built, and nothing is printed if there is nothing to do.
 
 use std::io::{BufRead, BufReader, IsTerminal};
 use std::process::{Command, Stdio};
@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-/// Runs a build of `what`. A line before cargo's own says so, if it compiles something.
+/// Runs a build of `what`. Prints a line before cargo's own output if cargo compiles something.
 ///
 /// # Errors
-/// When cargo can't be started, or fails.
+/// Cargo can't be started, or fails.
 pub fn build(mut cargo: Command, what: &str) -> Result<()> {
     if std::io::stderr().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always");
@@ -40,7 +40,7 @@ pub fn build(mut cargo: Command, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether a line of cargo's says nothing: that it has finished, which each of several builds does.
+/// Returns true if a line of cargo's is noise: each of several builds reports that it has finished.
 fn is_idle(line: &str) -> bool {
     let plain = anstream::adapter::strip_str(line).to_string();
     plain.trim().is_empty() || plain.trim_start().starts_with("Finished `")

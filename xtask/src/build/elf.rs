@@ -1,4 +1,4 @@
-//! Reads a static-pie ELF into the little that a loader needs: its segments, its entry, its relocations.
+//! A reader of static-pie ELF files. It extracts what a loader needs: segments, entry, relocations.
 
 use anyhow::{Context, Result, bail, ensure};
 use object::LittleEndian as LE;
@@ -9,7 +9,7 @@ use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _, SectionHe
 /// The page size of x86-64; segments never share a page.
 pub const PAGE: u64 = 4096;
 
-/// What may be done with the memory of a segment. No segment is writable and executable.
+/// The access rights to a segment's memory. No segment is writable and executable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Read only.
@@ -27,11 +27,11 @@ pub enum Access {
 pub struct Segment {
     /// Address of the first byte relative to the image base; a multiple of [`PAGE`].
     pub address: u64,
-    /// Bytes of memory, those beyond `data` being zero.
+    /// Size in bytes in memory. Bytes beyond `data` are zero.
     pub size: u64,
-    /// What the file holds for it.
+    /// The segment's bytes in the file.
     pub data: Vec<u8>,
-    /// What may be done with it.
+    /// The access rights to the memory.
     pub access: Access,
 }
 
@@ -50,8 +50,8 @@ impl Program {
     /// Reads a static-pie for x86-64.
     ///
     /// # Errors
-    /// When it is anything else, when a segment is writable and executable or shares a page with another, and when a
-    /// dynamic relocation is not `R_X86_64_RELATIVE` (it is named then).
+    /// The file is anything else, a segment is writable and executable or shares a page with another, or a dynamic
+    /// relocation is not `R_X86_64_RELATIVE` (the error names it).
     pub fn read(file: &[u8]) -> Result<Self> {
         let header = FileHeader64::<LE>::parse(file).context("not an ELF64 file")?;
         ensure!(
@@ -88,7 +88,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Leaves out the whole pages before `end` that the first segment has.
+    /// Removes the whole pages of the first segment that lie before `end`.
     fn forget_before(&mut self, end: u64) {
         if let Some(first) = self.segments.first_mut()
             && first.contains(end)
@@ -100,7 +100,7 @@ impl Program {
         }
     }
 
-    /// The file's bytes from `address` on, `len` of them.
+    /// Returns `len` bytes of the file from `address` on.
     fn bytes(&self, address: u64, len: u64) -> Option<&[u8]> {
         let segment = self.segments.iter().find(|s| s.contains(address))?;
         let start = usize::try_from(address - segment.address).ok()?;
@@ -138,7 +138,8 @@ impl Segment {
     }
 }
 
-/// Where the tables end that come first in memory, and that only a dynamic loader reads: here, this program has done so.
+/// Returns the end of the tables at the start of memory that only a dynamic loader reads; this program has already
+/// applied them.
 fn end_of_loader_tables(header: &FileHeader64<LE>, file: &[u8]) -> Result<u64> {
     let sections = header.sections(LE, file)?;
     let mut loaded: Vec<_> = sections
@@ -156,7 +157,7 @@ fn end_of_loader_tables(header: &FileHeader64<LE>, file: &[u8]) -> Result<u64> {
     Ok(ends.last().unwrap_or(0))
 }
 
-/// One `PT_LOAD`, extended downwards to a page boundary.
+/// Reads one `PT_LOAD`, extended downwards to a page boundary.
 fn read_segment(load: &ProgramHeader64<LE>, file: &[u8]) -> Result<Segment> {
     let address = load.p_vaddr(LE);
     let flags = load.p_flags(LE);
@@ -180,7 +181,7 @@ fn read_segment(load: &ProgramHeader64<LE>, file: &[u8]) -> Result<Segment> {
     })
 }
 
-/// Cuts what is read only after relocation off the writable segment that it begins. Only whole pages can be
+/// Splits the part that is read-only after relocation from the start of its writable segment. Only whole pages can be
 /// protected; the linker pads RELRO to a page.
 fn split_relro(segments: &mut Vec<Segment>, start: u64, size: u64) -> Result<()> {
     let end = (start + size).next_multiple_of(PAGE);
@@ -210,7 +211,7 @@ fn split_relro(segments: &mut Vec<Segment>, start: u64, size: u64) -> Result<()>
     Ok(())
 }
 
-/// Every dynamic relocation as (address, addend).
+/// Returns every dynamic relocation as (address, addend).
 fn read_relocations(
     headers: &[ProgramHeader64<LE>],
     file: &[u8],
@@ -261,7 +262,7 @@ pub mod tests {
     use super::*;
     use object::write::elf::{FileHeader, ProgramHeader, Writer};
 
-    /// What a test wants changed in the sample program.
+    /// The properties of the sample program that a test can change.
     #[derive(Clone, Copy)]
     pub struct Sample {
         pub relocation: elf::RelocationType,
@@ -279,8 +280,8 @@ pub mod tests {
         }
     }
 
-    /// A static-pie with a page each of read-only data (which holds the relocation table), of code, and two of data of
-    /// which the file has 16 bytes. The word at 0x3008 is relocated and points to the code.
+    /// Builds a static-pie with a page each of read-only data (which holds the relocation table) and of code, and two
+    /// of data, of which the file has 16 bytes. The word at 0x3008 is relocated and points to the code.
     pub fn sample(sample: Sample) -> Vec<u8> {
         let mut rodata = Vec::new();
         for word in [0x3008, u64::from(sample.relocation.0), 0x2000] {

@@ -1,4 +1,5 @@
-//! From a guest's ELF to a TDVF image: the program at its address, and the page with the reset vector and the metadata.
+//! Conversion of a guest's ELF to a TDVF image: the program at its address, and the page with the reset vector and the
+//! metadata.
 
 use anyhow::{Context, Result, ensure};
 use guest_kit::layout::{
@@ -12,10 +13,10 @@ use super::elf::{PAGE, Program};
 const MEASURED: u32 = 1;
 const SECTIONS: usize = 4;
 
-/// The image of a guest.
+/// Builds the image of a guest.
 ///
 /// # Errors
-/// When the program is too large for its place.
+/// The program is too large for its place.
 pub fn image(program: &Program) -> Result<Vec<u8>> {
     let (mut file, bytes) = memory(program, PROGRAM)?;
     ensure!(
@@ -59,11 +60,11 @@ pub fn image(program: &Program) -> Result<Vec<u8>> {
     Ok(write(&file, &sections, &tail(PROGRAM + program.entry)))
 }
 
-/// The memory of a program at `base` as its first instruction finds it, without the zeros that end it; and its size with them,
-/// in whole pages.
+/// Returns the memory of a program at `base` as its first instruction finds it, without the zeros at the end, and its
+/// size with them, in whole pages.
 ///
 /// # Errors
-/// When the ELF contradicts itself.
+/// The ELF is inconsistent.
 pub fn memory(program: &Program, base: u64) -> Result<(Vec<u8>, u64)> {
     let last = program.segments.last().context("an empty program")?;
     let bytes = (last.address + last.size).next_multiple_of(PAGE);
@@ -81,8 +82,8 @@ pub fn memory(program: &Program, base: u64) -> Result<(Vec<u8>, u64)> {
     Ok((memory, bytes))
 }
 
-/// The end of the image, with the reset vector: MOV ESP with the program's first instruction, which wants to know where
-/// it is, and a jump there.
+/// Returns the end of the image with the reset vector: MOV ESP with the address of the program's first instruction,
+/// which expects its address there, and a jump to it.
 fn tail(entry: u64) -> [u8; TAIL_BYTES] {
     const MOV_ESP: u8 = 0xBC;
     const JMP: u8 = 0xE9;

@@ -1,19 +1,19 @@
-//! What the ROM's linker script wants to lie together, and whether it is there.
+//! Check of the ROM's linker script, which places hot code together: each of its patterns should match a symbol.
 
 use anyhow::{Context, Result};
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol};
 
-/// Sections by whose names the script finds things begin with one of these; the symbol follows.
+/// Prefixes of the section names by which the script finds symbols; the symbol follows.
 const PREFIXES: [&str; 2] = [".text.", ".bss."];
-/// The sections that the script makes end so.
+/// Suffix of the sections that the script creates.
 const MADE: &str = ".hot";
 
-/// The patterns of `script` that match no symbol in what it has put together in the program `elf`: functions that were
-/// renamed, or are inlined now. Patterns of constants, which have no names, are not looked at.
+/// Returns the patterns of `script` that match no symbol in the sections that it creates in the program `elf`: such
+/// functions were renamed or are now inlined. Patterns of constants, which have no names, are not checked.
 ///
 /// # Errors
-/// When `elf` is no ELF file.
+/// `elf` is no ELF file.
 pub fn unmatched<'s>(script: &'s str, elf: &[u8]) -> Result<Vec<&'s str>> {
     let file = ElfFile64::<LittleEndian>::parse(elf).context("not an ELF64 file")?;
     let made: Vec<_> = file
@@ -31,7 +31,7 @@ pub fn unmatched<'s>(script: &'s str, elf: &[u8]) -> Result<Vec<&'s str>> {
         .collect())
 }
 
-/// What follows the prefix in each of the script's `*(.text.PATTERN …)`.
+/// Returns the part after the prefix in each of the script's `*(.text.PATTERN …)`.
 fn patterns(script: &str) -> impl Iterator<Item = &str> {
     script
         .lines()
@@ -40,7 +40,7 @@ fn patterns(script: &str) -> impl Iterator<Item = &str> {
         .filter_map(|name| PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix)))
 }
 
-/// Whether `name` matches a pattern as linkers have them, in which `*` stands for anything and `?` for one character.
+/// Returns true if `name` matches a linker pattern, in which `*` stands for any text and `?` for one character.
 fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.as_bytes(), name.as_bytes()) {
         ([], rest) => rest.is_empty(),

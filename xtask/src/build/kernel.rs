@@ -1,4 +1,4 @@
-//! From an ELF to a file that is booted as Linux is (bzImage): a setup header, and the program behind it.
+//! Conversion of an ELF to a file that boots as Linux does (bzImage): a setup header, followed by the program.
 //!
 //! Source: Linux Documentation/arch/x86/boot.rst.
 
@@ -7,17 +7,17 @@ use anyhow::{Result, ensure};
 use super::elf::{PAGE, Program};
 use super::guest;
 
-/// Where the kernel wants to be.
+/// The kernel's preferred address.
 const ADDRESS: u64 = 0x100_0000;
-/// Bytes before what is loaded: a boot sector and one of setup.
+/// Size in bytes of the part that is not loaded: a boot sector and one sector of setup.
 const SETUP_BYTES: usize = 1024;
-/// The 64-bit entry point, from the start of what is loaded.
+/// Offset of the 64-bit entry point from the start of the loaded part.
 const ENTRY_64: usize = 0x200;
 
-/// The file of a kernel whose first instruction is at the 64-bit entry point.
+/// Builds the file of a kernel whose first instruction is at the 64-bit entry point.
 ///
 /// # Errors
-/// When the program leaves no room for that point.
+/// The program leaves no room for that point.
 pub fn image(program: &Program) -> Result<Vec<u8>> {
     const JMP: u8 = 0xE9;
     const JMP_BYTES: usize = 5;
@@ -33,8 +33,9 @@ pub fn image(program: &Program) -> Result<Vec<u8>> {
     Ok([&setup(bytes), &*loaded].concat())
 }
 
-/// The fields that are not zero: sectors of setup; the header's end, its magic and its version; the limits of an initial file
-/// system and a command line; that there is a 64-bit entry point; where the kernel wants to be, and how much memory it needs.
+/// Returns the setup header. The fields that are not zero: sectors of setup; the header's end, magic and version; the
+/// limits of an initial file system and a command line; the flag for the 64-bit entry point; the kernel's preferred
+/// address and the memory it needs.
 fn setup(bytes: u64) -> [u8; SETUP_BYTES] {
     let mut setup = [0; SETUP_BYTES];
     let mut put = |at: usize, bytes: &[u8]| setup[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,8 +1,8 @@
-//! Finds the compiler's mistake of docs/miscompilation.md in a finished program.
+//! A check of finished programs for the compiler bug described in docs/miscompilation.md.
 //!
-//! A load of 8 or 16 bits into the low part of a register leaves the rest of it as it was. LLVM may take the result for one
-//! of 32 bits whose upper half is zero. So each such load is looked at whose register may have something in its upper
-//! half, and from which a use of all 64 bits can be reached before anything else is written to the register.
+//! A load of 8 or 16 bits into the low part of a register leaves the rest unchanged. LLVM may treat the result as one
+//! of 32 bits whose upper half is zero. The check finds each such load whose register may have a nonzero upper half,
+//! and from which a use of all 64 bits can be reached before the register is overwritten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,12 +16,12 @@ use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SymbolKind};
 
 /// Checks every function of the program `elf`.
 ///
-/// Not taken for uses are an argument or a result in such a register; and of a byte, that it is put by in memory, and whatever
-/// comes after a use of less than the register. Programs that are optimised for size have many bytes in registers that nobody has cleared.
-/// A function with instructions that the decoder does not know (AVX) is left out.
+/// Some uses do not count: an argument or a result in such a register; for a byte, a store to memory, and everything
+/// after a use of less than the register. Programs that are optimised for size have many bytes in registers that were
+/// never cleared. A function with instructions that the decoder does not know (AVX) is skipped.
 ///
 /// # Errors
-/// When there is such a load, with the function and the address of each; or when `elf` is no ELF file.
+/// There is such a load; the error gives the function and the address of each. Or `elf` is no ELF file.
 pub fn check(elf: &[u8]) -> Result<()> {
     let file = ElfFile64::<LittleEndian>::parse(elf).context("not an ELF64 file")?;
     let mut functions = Vec::new();
@@ -38,7 +38,7 @@ pub fn check(elf: &[u8]) -> Result<()> {
         let name = symbol.name().unwrap_or("?");
         functions.push((name, Function::decode(bytes, symbol.address())));
     }
-    // What follows the call of a panic is another way's.
+    // Code after the call of a panic is not reached through it.
     let endless: BTreeSet<u64> = functions
         .iter()
         .filter(|(_, function)| !function.returns())
@@ -61,18 +61,18 @@ pub fn check(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The 16 general purpose registers, a bit each.
+/// A set of the 16 general-purpose registers, one bit each.
 type Registers = u16;
 
-/// What an instruction does to the registers.
+/// The effect of an instruction on the registers.
 struct Effect {
-    /// All 64 bits of these are read.
+    /// Registers of which all 64 bits are read.
     reads: Registers,
-    /// Written in 32 bits or more.
+    /// Registers that are written in 32 bits or more.
     writes: Registers,
-    /// A part of them is read, or a byte of them written.
+    /// Registers of which a part is read, or a byte written.
     parts: Registers,
-    /// Bits 63:32 of these are zero afterwards, whatever they were.
+    /// Registers whose bits 63:32 are zero afterwards, whatever they were.
     clears: Registers,
 }
 
@@ -96,13 +96,13 @@ impl Function {
         }
     }
 
-    /// The same where these functions never return.
+    /// Sets the functions that never return.
     fn calling(mut self, endless: &BTreeSet<u64>) -> Self {
         self.endless.clone_from(endless);
         self
     }
 
-    /// Whether it returns, or goes to where it may.
+    /// Returns true if the function returns, or jumps to code that may return.
     fn returns(&self) -> bool {
         self.code
             .values()
@@ -115,7 +115,7 @@ impl Function {
             })
     }
 
-    /// The addresses at which control can be after an instruction, as far as it says where, in this function.
+    /// Returns the addresses in this function at which control can be after an instruction, as far as it names them.
     fn next(&self, instruction: &Instruction) -> impl Iterator<Item = u64> {
         let (falls, branches) = match instruction.flow_control() {
             FlowControl::UnconditionalBranch => (false, true),
@@ -135,8 +135,8 @@ impl Function {
         fallen.into_iter().chain(branched).filter(here)
     }
 
-    /// Before each instruction, the registers whose bits 63:32 are zero on every way to it. A way that goes by a table
-    /// leads to where none is known.
+    /// Returns, for each instruction, the registers whose bits 63:32 are zero on every path to it. A jump through a
+    /// table leads to code where none is known.
     fn cleared(&self) -> BTreeMap<u64, Registers> {
         let mut targets: BTreeSet<u64> = self.code.keys().copied().collect();
         for (instruction, _) in self.code.values() {
@@ -182,7 +182,7 @@ impl Function {
             .collect()
     }
 
-    /// Whether all 64 bits of a register are read after an instruction, before it is written anew.
+    /// Returns true if all 64 bits of a register are read after an instruction, before it is written again.
     fn is_used_whole(&self, after: &Instruction, register: Registers) -> bool {
         let is_byte = after.op0_register().is_gpr8();
         let mut seen = BTreeSet::new();
@@ -205,7 +205,7 @@ impl Function {
     }
 }
 
-/// The register of `mov r8, m8` or `mov r16, m16`.
+/// Returns the register of `mov r8, m8` or `mov r16, m16`.
 fn loaded_in_part(instruction: &Instruction) -> Option<Registers> {
     let part = instruction.op0_register();
     let is_load = instruction.mnemonic() == Mnemonic::Mov
@@ -216,7 +216,7 @@ fn loaded_in_part(instruction: &Instruction) -> Option<Registers> {
     is_load.then(|| bit(part))
 }
 
-/// Whether an instruction does nothing but to store a register, be it to make room on the stack.
+/// Returns true if an instruction only stores a register; a push counts.
 fn is_store(instruction: &Instruction) -> bool {
     match instruction.mnemonic() {
         Mnemonic::Mov => instruction.op0_kind() == OpKind::Memory,
@@ -224,7 +224,7 @@ fn is_store(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether an instruction takes the number of a bit from its second operand, which is all that it uses of it.
+/// Returns true if an instruction's second operand is a bit number, which is the only part of it that is used.
 fn takes_bit_number(instruction: &Instruction) -> bool {
     use Mnemonic::{Bt, Btc, Btr, Bts};
     matches!(instruction.mnemonic(), Bt | Btc | Btr | Bts)
@@ -263,7 +263,7 @@ impl Effect {
                 effect.parts |= bit(register);
             }
             let writes = matches!(access, OpAccess::Write | OpAccess::ReadWrite);
-            // An operation of 32 bits is said to write all 64.
+            // An operation of 32 bits counts as writing all 64.
             if writes && register.size() >= 4 {
                 effect.writes |= bit(register);
                 let destination = instruction.op0_register();
@@ -277,7 +277,7 @@ impl Effect {
         if instruction.flow_control() == FlowControl::Call
             || instruction.flow_control() == FlowControl::IndirectCall
         {
-            // What a function may change (System V ABI): RAX, RCX, RDX, RSI, RDI, R8 to R11.
+            // Registers that a function may change (System V ABI): RAX, RCX, RDX, RSI, RDI, R8 to R11.
             effect.writes |= 0xFC7;
             effect.clears &= !0xFC7;
         }
@@ -342,10 +342,10 @@ mod tests {
 
     #[test]
     fn ways_meet() {
-        // test al, al; je over the next; xor ecx, ecx
+        // test al, al; je over the next instruction; xor ecx, ecx
         let skipped = [&[0x84, 0xC0, 0x74, 0x02, 0x31, 0xC9], LOAD, USE].concat();
         assert_eq!(mistakes(&skipped), [6]);
-        // mov cl, [rsi]; loop: lea rax, [rcx + 1]; jmp back to it
+        // mov cl, [rsi]; loop: lea rax, [rcx + 1]; jmp back to the load
         let looped = [0x31, 0xC9, 0x8A, 0x0E, 0x48, 0x8D, 0x41, 0x01, 0xEB, 0xF8];
         assert_eq!(mistakes(&looped), [0; 0]);
     }

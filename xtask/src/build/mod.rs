@@ -1,6 +1,7 @@
-//! Builds the freestanding programs on the stock toolchain: an ELF static-pie from cargo, turned into what UEFI loads.
+//! Builds of the freestanding programs on the stock toolchain: cargo makes an ELF static-pie, which is converted to a
+//! UEFI image.
 //!
-//! The flags below reach these programs alone, through an explicit `--target` and a target directory of their own.
+//! The flags below apply only to these programs, through an explicit `--target` and a target directory of their own.
 
 mod cargo;
 mod elf;
@@ -29,28 +30,29 @@ use crate::workspace;
 pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "efi";
 
-/// What `seamark.efi` may take, in bytes.
+/// Size limit of `seamark.efi` in bytes.
 const SEAMARK_BUDGET: usize = 2 << 20;
 
-/// The firmware of TDs that boot a kernel: the name of its package and program, and what its image may take in bytes.
+/// The firmware of TDs that boot a kernel: the name of its package and program, and the size limit of its image in
+/// bytes.
 const TD_FIRMWARE: &str = "td-firmware";
 const TD_FIRMWARE_BUDGET: u64 = 72 << 10;
 /// The kernel that the tests of that firmware boot: the name of its package and program.
 const TEST_KERNEL: &str = "test-kernel";
-/// Tells the hypervisor's build where that image is.
+/// The variable that tells the hypervisor's build the path of that image.
 const TD_FIRMWARE_VARIABLE: &str = "SEAMARK_TD_FIRMWARE";
 
 /// A program of the workspace that runs without an operating system.
 struct Bare {
     package: &'static str,
     bin: &'static str,
-    /// What it is, for who waits for it.
+    /// A description for the person who waits for the build.
     what: &'static str,
     subsystem: Subsystem,
-    /// Whether it is wrapped as an option ROM too.
+    /// True if the program is also wrapped as an option ROM.
     rom: bool,
     budget: Option<usize>,
-    /// Features beside those that every program of its kind has, and the name of what comes out then.
+    /// Features beyond those of every program of its kind, and the name of the output with them.
     variant: Option<(&'static str, &'static str)>,
 }
 
@@ -84,7 +86,7 @@ const PROBE: Bare = Bare {
     variant: None,
 };
 
-/// The hypervisor, which measures instead of serving a console.
+/// The hypervisor with its benchmark instead of a console.
 const BENCH: Bare = Bare {
     budget: None,
     variant: Some(("bench", "seamark-bench")),
@@ -92,7 +94,7 @@ const BENCH: Bare = Bare {
     ..SEAMARK
 };
 
-/// Builds what the benchmarks in the machine need.
+/// Builds the programs that the benchmarks in the machine need.
 ///
 /// # Errors
 /// As [`all`].
@@ -110,7 +112,7 @@ pub fn for_bench() -> Result<Programs> {
 /// Builds every program.
 ///
 /// # Errors
-/// When cargo fails, when the ELF is none that can be converted, or when a size budget is exceeded.
+/// Cargo fails, the ELF can't be converted, or a size limit is exceeded.
 pub fn all() -> Result<Programs> {
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
@@ -138,13 +140,13 @@ fn test_kernel(out: &Path) -> Result<()> {
     write(&out.join(TEST_KERNEL).with_extension("bzimage"), &image)
 }
 
-/// The image of the firmware that the hypervisor carries in it, once it was built.
+/// Returns the path of the firmware image that the hypervisor embeds, once it is built.
 pub fn td_firmware_image() -> PathBuf {
     let out = workspace::target().join("seamark");
     out.join(TD_FIRMWARE).with_extension("fd")
 }
 
-/// Builds the firmware that the hypervisor carries in it.
+/// Builds the firmware that the hypervisor embeds.
 fn td_firmware(out: &Path) -> Result<()> {
     build_images(freestanding(TD_FIRMWARE, "build"), &[TD_FIRMWARE], out)?;
     let image = td_firmware_image();
@@ -158,10 +160,10 @@ fn td_firmware(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program that prints what a TD's Linux knows of its measurements, with all that it needs in it.
+/// Builds a static program that prints the measurements that a TD's Linux sees.
 ///
 /// # Errors
-/// When cargo fails.
+/// Cargo fails.
 pub fn tdreport() -> Result<PathBuf> {
     const NAME: &str = "tdreport";
     let directory = workspace::target().join("linux");
@@ -200,12 +202,12 @@ fn build_images(cargo: Command, names: &[&str], out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has clippy look at every program as it is built.
+/// Runs clippy on every program as it is built.
 ///
 /// # Errors
-/// When it has something to say.
+/// Clippy reports something.
 pub fn lint() -> Result<()> {
-    // The hypervisor can't be looked at without what it carries.
+    // The hypervisor can't be checked without the image that it embeds.
     let out = workspace::target().join("seamark");
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     td_firmware(&out)?;
@@ -230,10 +232,10 @@ fn present() -> Vec<Bare> {
     programs
 }
 
-/// Prints the size and SHA-256 of what is loaded on a machine.
+/// Prints the size and SHA-256 of the files that a machine loads.
 ///
 /// # Errors
-/// When a program can't be read.
+/// A program can't be read.
 pub fn report(programs: &Programs) -> Result<()> {
     for path in [programs.seamark(), programs.rom()] {
         let bytes = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
@@ -247,10 +249,10 @@ pub fn report(programs: &Programs) -> Result<()> {
     Ok(())
 }
 
-/// Prints the room that each crate takes in `seamark.efi`.
+/// Prints the size of each crate in `seamark.efi`.
 ///
 /// # Errors
-/// When its ELF can't be read.
+/// Its ELF can't be read.
 pub fn report_sizes(programs: &Programs) -> Result<()> {
     let elf = programs.seamark().with_extension("elf");
     let file = fs::read(&elf).with_context(|| format!("can't read {}", elf.display()))?;
@@ -291,7 +293,7 @@ impl Bare {
         Ok(())
     }
 
-    /// Has cargo build the ELF and says where it is.
+    /// Builds the ELF with cargo. Returns its path.
     fn compile(&self) -> Result<PathBuf> {
         cargo::build(self.cargo("build"), self.what)?;
         Ok(FIRMWARE
@@ -301,7 +303,7 @@ impl Bare {
             .join(self.bin))
     }
 
-    /// A cargo command on this program, with the flags of all freestanding ones.
+    /// Creates a cargo command on this program, with the flags of all freestanding ones.
     fn cargo(&self, command: &str) -> Command {
         let mut cargo = FIRMWARE.cargo(command);
         cargo.args(["--package", self.package, "--bin", self.bin]);
@@ -312,7 +314,7 @@ impl Bare {
     }
 }
 
-/// Says which patterns of the ROM's linker script have nothing to bring together any more.
+/// Warns of patterns in the ROM's linker script that match nothing.
 fn warn_of_cold(elf: &[u8]) -> Result<()> {
     const SCRIPT: &str = "stub/rom/hot.ld";
     let script = workspace::root().join(SCRIPT);
@@ -323,42 +325,42 @@ fn warn_of_cold(elf: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A cargo command on all guests, in their own package.
+/// Creates a cargo command on all guests, in their own package.
 fn guests(command: &str) -> Command {
     let mut cargo = GUESTS.cargo(command);
     cargo.args(["--package", "guests", "--bins"]);
     cargo
 }
 
-/// A cargo command on one of the other programs that run in TDs.
+/// Creates a cargo command on one of the other programs that run in TDs.
 fn freestanding(package: &str, command: &str) -> Command {
     let mut cargo = GUESTS.cargo(command);
     cargo.args(["--package", package, "--bins"]);
     cargo
 }
 
-/// Has cargo build a program that runs in TDs, and says where it is.
+/// Builds a program that runs in TDs with cargo. Returns its path.
 fn compiled(mut cargo: Command, name: &str) -> Result<PathBuf> {
     let status = cargo.status().context("can't start cargo")?;
     ensure!(status.success(), "cargo could not build {name}");
     Ok(GUESTS.directory().join(TARGET).join(PROFILE).join(name))
 }
 
-/// Freestanding programs with one way in.
+/// A kind of freestanding program, with its entry point.
 struct Flavour {
     /// The symbol of the first instruction.
     entry: &'static str,
-    /// Below the target directory: other flags make other files of the same names.
+    /// The folder below the target directory. Other flags make other files of the same names.
     directory: &'static str,
 }
 
-/// What UEFI starts.
+/// Programs that UEFI starts.
 const FIRMWARE: Flavour = Flavour {
     entry: "efi_main",
     directory: "bare",
 };
 
-/// What a TD's reset vector starts.
+/// Programs that a TD's reset vector starts.
 const GUESTS: Flavour = Flavour {
     entry: guest_kit::layout::ENTRY_SYMBOL,
     directory: "guests",
@@ -387,9 +389,9 @@ impl Flavour {
     }
 }
 
-/// A cargo command on programs for this computer, with the code of the freestanding ones: their profile (optimisation, one unit
-/// of code, link-time optimisation), their relocation model, and no red zone. Only panics unwind, as tests need it, and what
-/// they run on is `std`.
+/// Creates a cargo command on programs for this computer with the code generation of the freestanding ones: their
+/// profile (optimisation, one codegen unit, link-time optimisation), their relocation model, and no red zone. They use
+/// `std`, and only panics unwind, because tests need it.
 pub fn as_bare(command: &str) -> Command {
     let flags: Vec<_> = CODE
         .iter()
@@ -407,19 +409,19 @@ pub fn as_bare(command: &str) -> Command {
     cargo
 }
 
-/// How code is generated.
+/// Options of code generation.
 const CODE: [&str; 3] = [
     "relocation-model=pic",
     "no-redzone=yes",
     "force-unwind-tables=no",
 ];
 
-/// No red zone (interrupts would overwrite it), no unwinding, and one position-independent file that needs no loader
-/// beyond base relocations. The image base leaves room for the PE headers; paths are cut so that the same
-/// source gives the same bytes wherever it is built.
+/// Returns the flags: no red zone (interrupts would overwrite it), no unwinding, and one position-independent file
+/// that needs no loader beyond base relocations. The image base leaves room for the PE headers. Paths are shortened so
+/// that the same source gives the same bytes wherever it is built.
 fn rustflags(entry: &str) -> Vec<String> {
     let first = format!("-Wl,-e,{entry}");
-    // The prebuilt `core` comes with tables for unwinding, which never happens: a tenth of the image.
+    // The prebuilt `core` has tables for unwinding, which never happens: a tenth of the image.
     let script = workspace::root().join("xtask/src/build/no-unwind-tables.ld");
     let script = format!("-Wl,-T,{}", script.display());
     let image_base = format!("-Wl,--image-base={:#x}", pe::HEADERS);
@@ -457,7 +459,7 @@ fn cargo_home() -> Option<PathBuf> {
     env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
 }
 
-/// Writes a file, unless it has these bytes: what is built from it is up to date then.
+/// Writes a file unless it has these bytes already, so that builds from it stay up to date.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|written| written == bytes) {
         return Ok(());
@@ -476,7 +478,7 @@ fn sha256(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// One binary, never told where it runs: no part of the emulation can end up in it.
+    /// The one binary does not know where it runs: no part of the emulation may be in it.
     #[test]
     fn nothing_of_the_stub_is_in_the_hypervisor() {
         let output = Command::new(workspace::cargo())

@@ -1,5 +1,5 @@
-//! Writes a [`Program`] as the PE32+ image that UEFI loads. Addresses in it are those of the ELF, so that a debugger
-//! and `addr2line` need nothing but the image base.
+//! A writer of the PE32+ images that UEFI loads. Addresses in an image are those of the [`Program`]'s ELF, so that a
+//! debugger and `addr2line` need only the image base.
 
 use anyhow::{Context, Result, ensure};
 use object::pe;
@@ -7,23 +7,23 @@ use object::write::pe::{NtHeaders, Writer};
 
 use super::elf::{Access, PAGE, Program};
 
-/// The grain of sections in the file.
+/// The alignment of sections in the file.
 const FILE_ALIGNMENT: u32 = 512;
 
-/// The image base that the linker must leave free at the bottom for the PE headers.
+/// The space in bytes for PE headers that the linker must leave at the bottom of the image.
 pub const HEADERS: u64 = PAGE;
 
-/// What UEFI does with an image.
+/// The way in which UEFI uses an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subsystem {
-    /// Loaded by a boot option, its memory freed when it returns.
+    /// Loaded by a boot option. Its memory is freed when it returns.
     Application,
-    /// Loaded by the firmware for a device; it stays.
+    /// Loaded by the firmware for a device. It stays in memory.
     BootServiceDriver,
 }
 
 impl Subsystem {
-    /// The number in the PE header.
+    /// Returns the number in the PE header.
     pub fn number(self) -> u16 {
         match self {
             Self::Application => pe::IMAGE_SUBSYSTEM_EFI_APPLICATION.0,
@@ -32,10 +32,10 @@ impl Subsystem {
     }
 }
 
-/// Writes the image: one section per segment with the segment's own permissions, then the base relocations.
+/// Writes the image: one section per segment with the segment's permissions, then the base relocations.
 ///
 /// # Errors
-/// When the program leaves no room for the headers or is larger than a PE can be.
+/// The program leaves no room for the headers, or is larger than a PE can be.
 pub fn write(program: &Program, subsystem: Subsystem) -> Result<Vec<u8>> {
     let first = program.segments.first().context("the program is empty")?;
     ensure!(
@@ -60,7 +60,7 @@ pub fn write(program: &Program, subsystem: Subsystem) -> Result<Vec<u8>> {
         writer.add_reloc(u32::try_from(address)?, pe::IMAGE_REL_BASED_DIR64);
     }
     if program.relocations.is_empty() {
-        // An image without a relocation block counts as one that can't be moved.
+        // An image without a relocation block counts as not relocatable.
         writer.add_reloc(u32::try_from(first.address)?, pe::IMAGE_REL_BASED_ABSOLUTE);
     }
     writer.reserve_reloc_section();
@@ -75,7 +75,7 @@ pub fn write(program: &Program, subsystem: Subsystem) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// The name and flags of a section.
+/// Returns the name and flags of a section.
 fn section(access: Access) -> ([u8; 8], pe::SectionFlags) {
     let data = pe::IMAGE_SCN_CNT_INITIALIZED_DATA | pe::IMAGE_SCN_MEM_READ;
     match access {
@@ -89,7 +89,7 @@ fn section(access: Access) -> ([u8; 8], pe::SectionFlags) {
     }
 }
 
-/// The fields that do not follow from the sections. Nothing in them changes from one build to the next.
+/// Returns the header fields that do not follow from the sections. They are the same in every build.
 fn headers(entry: u32, subsystem: Subsystem) -> NtHeaders {
     NtHeaders {
         machine: pe::IMAGE_FILE_MACHINE_AMD64,

@@ -1,4 +1,4 @@
-//! Wraps an EFI driver as a PCI option ROM.
+//! Wrapping of an EFI driver as a PCI option ROM.
 //!
 //! Source: UEFI 2.10, 14.4.2 "PCI Option ROMs" (EFI_PCI_EXPANSION_ROM_HEADER); PCI Firmware 3.0, 5.1.2 (PCIR).
 
@@ -6,25 +6,25 @@ use anyhow::{Result, ensure};
 
 use super::pe::Subsystem;
 
-/// Where the image starts: both headers rounded up.
+/// Offset of the image: the size of both headers, rounded up.
 const IMAGE_OFFSET: usize = 0x40;
 
-/// Where the PCI data structure starts, right after the header.
+/// Offset of the PCI data structure, right after the header.
 const PCIR_OFFSET: usize = 0x1C;
 
-/// Lengths in the headers count units of 512 bytes in 16 bits.
+/// Unit in bytes of the headers' length fields, which have 16 bits.
 const UNIT: usize = 512;
 
 /// The PCI function that carries the ROM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PciId {
-    /// Vendor.
+    /// The vendor ID.
     pub vendor: u16,
-    /// Device.
+    /// The device ID.
     pub device: u16,
 }
 
-/// QEMU's `pci-testdev`, which does nothing by itself.
+/// QEMU's `pci-testdev`, which has no function of its own here.
 pub const PCI_TESTDEV: PciId = PciId {
     vendor: 0x1B36,
     device: 0x0005,
@@ -33,7 +33,7 @@ pub const PCI_TESTDEV: PciId = PciId {
 /// Wraps a PE32+ boot service driver for x86-64.
 ///
 /// # Errors
-/// When the image is larger than the format allows (32 MiB).
+/// The image is larger than the format allows (32 MiB).
 pub fn wrap(image: &[u8], id: PciId) -> Result<Vec<u8>> {
     let size = (IMAGE_OFFSET + image.len()).next_multiple_of(UNIT);
     ensure!(

@@ -1,4 +1,4 @@
-//! The room that each crate takes in a program, from the ELF's symbols.
+//! The size of each crate in a program, from the ELF's symbols.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -9,25 +9,25 @@ use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionKind};
 use rustc_demangle::demangle;
 
-/// What has no symbol, or one that names no crate: strings, tables of constants, assembly.
+/// Parts without a symbol, or with one that names no crate: strings, tables of constants, assembly.
 const NAMELESS: &str = "(strings, tables, assembly)";
-/// Crates that are named; the rest are added up.
+/// Number of crates that are listed; the rest are added up.
 const NAMED: usize = 12;
 
-/// Bytes of a program's image.
+/// The size of a program's image in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// By crate, the largest first.
+    /// The sizes by crate, the largest first.
     by_crate: Vec<(String, u64)>,
-    /// All of them.
+    /// The sum.
     total: u64,
 }
 
 impl Sizes {
-    /// Adds up the symbols of the program `elf` that take room in its image.
+    /// Adds up the sizes of the symbols in the image of the program `elf`.
     ///
     /// # Errors
-    /// When `elf` is no ELF file.
+    /// `elf` is no ELF file.
     pub fn of(elf: &[u8]) -> Result<Self> {
         let file = ElfFile64::<LittleEndian>::parse(elf).context("not an ELF64 file")?;
         let sections: Vec<_> = file
@@ -39,7 +39,7 @@ impl Sizes {
             let section = symbol.section_index();
             sections.iter().any(|s| section == Some(s.index()))
         });
-        // Functions with the same code share their place; its first name counts.
+        // Functions with the same code share their address; its first name counts.
         let mut places = BTreeMap::new();
         for symbol in symbols {
             if let (Ok(name), 1..) = (symbol.name(), symbol.size()) {
@@ -97,7 +97,7 @@ const fn is_in_image(kind: SectionKind) -> bool {
     )
 }
 
-/// The crate that a demangled name begins with: the one of the type, in an implementation.
+/// Returns the crate at the start of a demangled name; in an implementation, the type's.
 fn crate_of(name: &str) -> Option<&str> {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
     let mut rest = name;
@@ -105,7 +105,7 @@ fn crate_of(name: &str) -> Option<&str> {
         rest = &rest[start..];
         let end = rest.find(|c| !is_part(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
-        // Others are keywords, primitive types and lifetimes.
+        // Other words are keywords, primitive types and lifetimes.
         if after.starts_with("::") || after.starts_with('[') {
             return Some(word);
         }

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Width and height of a chart of lines.
+/// Width and height of a line chart.
 const SIZE: (f32, f32) = (1000.0, 600.0);
-/// Room for the axis on the left, the title on top, the names on the right, the axis at the bottom.
+/// Margins for the axis on the left, the title on top, the names on the right, the axis at the bottom.
 const MARGINS: (f32, f32, f32, f32) = (80.0, 64.0, 260.0, 60.0);
-/// Told apart by people who see few colours, too (Okabe and Ito).
+/// Colours that people with colour blindness can tell apart (Okabe and Ito).
 const COLOURS: [[u8; 3]; 7] = [
     [0, 114, 178],
     [213, 94, 0],
@@ -27,7 +27,7 @@ const WHITE: [u8; 3] = [255, 255, 255];
 /// Width of a letter.
 const LETTER: f32 = 7.0;
 
-/// Something drawn, in pixels from the upper left.
+/// A shape, in pixels from the upper left.
 enum Shape {
     Line {
         points: Vec<(f32, f32)>,
@@ -55,7 +55,7 @@ struct Text {
     is_bold: bool,
 }
 
-/// Which end of a text is where it is put.
+/// The part of a text that is at its position.
 #[derive(Clone, Copy)]
 enum Anchor {
     Start,
@@ -63,40 +63,40 @@ enum Anchor {
     End,
 }
 
-/// Shapes on white.
+/// Shapes on a white background.
 pub struct Drawing {
     size: (f32, f32),
     shapes: Vec<Shape>,
 }
 
-/// A line of points in a chart, with words beside some of them.
+/// A series of points in a chart, with labels beside some of them.
 pub struct Series {
     pub name: String,
     pub points: Vec<(f64, f64)>,
-    /// Dots alone: something that was measured.
+    /// True if the points are measurements, drawn as dots without lines.
     pub is_loose: bool,
-    /// What stands at each point; nothing where it is empty.
+    /// The label of each point; empty for none.
     pub labels: Vec<String>,
 }
 
-/// A chart of two logarithmic axes.
+/// A chart with two logarithmic axes.
 pub struct LogChart {
     pub title: String,
     pub x: String,
     pub y: String,
-    /// What stands at the values of the first axis, ascending, where it is not the values themselves.
+    /// The labels of the first axis's values, ascending, if they differ from the values.
     pub names: Vec<String>,
     pub series: Vec<Series>,
 }
 
-/// Names, and for each two ratios: with half and with twice a number.
+/// Names with two ratios each: with half and with twice a number.
 pub struct Ranges {
     pub title: String,
     pub rows: Vec<(String, [f64; 2])>,
 }
 
 impl LogChart {
-    /// Draws it.
+    /// Draws the chart.
     pub fn draw(&self) -> Drawing {
         let mut drawing = Drawing::of(SIZE);
         let all = || self.series.iter().flat_map(|series| &series.points);
@@ -142,7 +142,7 @@ impl LogChart {
             let name_at = (name_at.0 + 20.0, name_at.1 + 4.0);
             drawing.text(name_at, &series.name, Anchor::Start);
         }
-        // Over everything else.
+        // Drawn over everything else.
         for (index, series) in self.series.iter().enumerate() {
             let points: Vec<_> = series
                 .points
@@ -153,7 +153,7 @@ impl LogChart {
                 let Some(at) = points.get(number).filter(|_| !label.is_empty()) else {
                     continue;
                 };
-                // To the right, on the side of the line where it does not go.
+                // The label is to the right, on the side of the line where the line does not go.
                 let next = points
                     .get(number + 1)
                     .or(points.get(number.wrapping_sub(1)));
@@ -171,7 +171,7 @@ impl LogChart {
 }
 
 impl Ranges {
-    /// Draws it, one row below the other: from 1 to the first number in one colour, from 1 to the second in another.
+    /// Draws the rows: from 1 to the first ratio in one colour, from 1 to the second in another.
     pub fn draw(&self) -> Drawing {
         const ROW: f32 = 22.0;
         const NAMES: f32 = 400.0;
@@ -231,7 +231,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// One on which all values are.
+    /// Creates an axis that contains all values.
     fn around(values: impl Iterator<Item = f64> + Clone, start: f32, end: f32) -> Self {
         let low = values.clone().fold(f64::INFINITY, f64::min).max(1e-9);
         let high = values.fold(low, f64::max);
@@ -248,7 +248,7 @@ impl Axis {
         self.start + share as f32 * (self.end - self.start)
     }
 
-    /// Those of the values that there is room for.
+    /// Returns the values that there is room for.
     fn ticks_at(&self, values: &[f64]) -> Vec<f64> {
         const ROOM: f32 = 34.0;
         let mut values = values.to_vec();
@@ -316,7 +316,7 @@ impl Drawing {
         }));
     }
 
-    /// A word on white, in the colour of what it is about.
+    /// Draws a word on white, in the colour of its series.
     fn label(&mut self, (x, y): (f32, f32), text: &str, colour: [u8; 3]) {
         self.shapes.push(Shape::Box {
             at: (x - 2.0, y - 11.0),
@@ -340,8 +340,8 @@ impl Drawing {
         });
     }
 
-    /// Points, with lines between them unless they are loose. Every other series has rings, so that two of them that
-    /// are nearly the same are both seen.
+    /// Draws points, with lines between them unless the series is loose. Every other series has rings, so that two
+    /// nearly equal series are both visible.
     fn series(&mut self, index: usize, series: &Series, points: &[(f32, f32)]) {
         let colour = COLOURS[index % COLOURS.len()];
         let is_ring = index % 2 == 1;
@@ -367,7 +367,7 @@ impl Drawing {
         }
     }
 
-    /// Writes it as `name.svg`.
+    /// Writes the drawing as `name.svg`.
     pub fn write(&self, folder: &Path, name: &str) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let file = folder.join(format!("{name}.svg"));

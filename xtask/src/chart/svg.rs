@@ -1,10 +1,10 @@
-//! Shapes as SVG.
+//! Drawings as SVG.
 
 use std::fmt::Write;
 
 use super::{Anchor, Drawing, Shape, Text};
 
-/// The document.
+/// Returns the SVG document.
 pub fn write(drawing: &Drawing) -> String {
     let (width, height) = drawing.size;
     let mut out = format!(
@@ -13,7 +13,7 @@ pub fn write(drawing: &Drawing) -> String {
          font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
     for shape in &drawing.shapes {
-        // Writing to a string does not fail.
+        // Writing to a string can't fail.
         let _ = shape_to(&mut out, shape);
     }
     out + "</svg>\n"

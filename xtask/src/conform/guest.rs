@@ -1,4 +1,4 @@
-//! The guest of a recording: it produces the listed VM exits and watches what the module did about each of them.
+//! The guest of a recording. It produces the listed VM exits and records how the module handled each of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use super::scenario::{Change, Changes, Exit};
 /// TDCALL leaf TDG.MR.REPORT.
 const MR_REPORT: u64 = 4;
 
-/// State that recordings tell about, by the names that they use.
+/// The state in recordings, by the names that they use.
 const FIELDS: [(&str, Source); 18] = [
     ("rflags", Source::Vmcs(Field::RFLAGS)),
     ("cr0", Source::Vmcs(Field::CR0)),
@@ -38,7 +38,7 @@ const FIELDS: [(&str, Source); 18] = [
     ("cr8", Source::TaskPriority),
 ];
 
-/// State that a guest can change and that recordings do not tell about.
+/// State that a guest can change and that recordings do not contain.
 const SETTABLE: [(&str, Field); 4] = [
     ("rip", Field::RIP),
     ("rsp", Field::RSP),
@@ -46,7 +46,7 @@ const SETTABLE: [(&str, Field); 4] = [
     ("ss_ar", Field::SS_ACCESS),
 ];
 
-/// MSRs whose value for the guest the module keeps, as far as no VM exit is needed to change them.
+/// MSRs whose guest value the module keeps, if they can be changed without a VM exit.
 const MSRS: [(u32, Source); 13] = [
     (0x48, Source::Held(Held::SpecCtrl)),
     (0xe1, Source::Held(Held::UmwaitControl)),
@@ -120,7 +120,7 @@ impl State {
         }
     }
 
-    /// What differs from `before`, in the words of the recordings.
+    /// Returns the differences from `before`, in the names of the recordings.
     fn changes_since(&self, before: &Self) -> Changes {
         let mut changes = BTreeMap::new();
         let mut tell = |name: String, before: u64, now: u64| {
@@ -170,8 +170,8 @@ impl State {
         Changes(changes)
     }
 
-    /// What a recording tells about an entry: all registers that are not zero, the instruction pointer, and what else
-    /// differs from the vCPU's last exit.
+    /// Returns the state that a recording gives for an entry: all registers that are not zero, the instruction
+    /// pointer, and other differences from the vCPU's last exit.
     fn entry_since(&self, last: &Self) -> Changes {
         let everything = Self {
             gprs: [0; 16],
@@ -182,7 +182,7 @@ impl State {
     }
 }
 
-/// The name of an injected event's type; none for a hardware exception.
+/// Returns the name of an injected event's type, or `None` for a hardware exception.
 fn event_type(info: u64) -> Option<&'static str> {
     match info >> 8 & 7 {
         0 => Some("ext_int"),
@@ -209,7 +209,7 @@ impl Source {
             Self::Vmcs(field) => vcpu.set_vmcs(field, value),
             Self::Held(register) => vcpu.set_held(register, value),
             Self::TaskPriority => {
-                // What the guest writes is the virtual APIC's.
+                // The guest writes to the virtual APIC.
                 const TPR: usize = 0x80;
                 vcpu.vapic()[TPR / 8].store(value << 4, std::sync::atomic::Ordering::Relaxed);
             }
@@ -217,30 +217,30 @@ impl Source {
     }
 }
 
-/// What a guest saw during one TDH.VP.ENTER.
+/// The observations of a guest during one TDH.VP.ENTER.
 #[derive(Default)]
 pub struct Witness {
-    /// State at the last exit.
+    /// The state at the last exit.
     pub last: Option<State>,
     pub differences: Vec<Difference>,
     /// Addresses at which the guest asked for a TDREPORT.
     pub reports: BTreeSet<u64>,
-    /// How often it was entered.
+    /// Number of entries.
     pub entries: usize,
 }
 
-/// Plays the exits of one TDH.VP.ENTER.
+/// Replays the exits of one TDH.VP.ENTER.
 pub struct Script {
     exits: Arc<Vec<Exit>>,
-    /// What is expected at the entry, if anything is.
+    /// The expected state at the entry, if any.
     entry: Option<Changes>,
-    /// Whether the recording tells what the module did about each exit.
+    /// True if the recording contains the module's handling of each exit.
     watched: bool,
     witness: Arc<Mutex<Witness>>,
 }
 
 impl Script {
-    /// A guest that continues where `witness` left it.
+    /// Creates a guest that continues where `witness` left off.
     pub fn new(
         exits: Arc<Vec<Exit>>,
         entry: Option<Changes>,
@@ -308,7 +308,7 @@ impl Guest for Script {
     }
 }
 
-/// The guests of the host-side recordings run 64-bit code from the start.
+/// Switches to 64-bit mode: the guests of the host-side recordings run 64-bit code from the start.
 fn into_64_bit_mode(vcpu: &Vcpu<'_>) {
     const L: u64 = 1 << 13;
     vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
@@ -316,13 +316,13 @@ fn into_64_bit_mode(vcpu: &Vcpu<'_>) {
 }
 
 impl Script {
-    /// What the recording tells about the time after an exit.
+    /// Returns the recorded state after an exit.
     fn after(&self, number: usize) -> Changes {
         let exit = self.exits.get(number);
         exit.and_then(|exit| exit.after.clone()).unwrap_or_default()
     }
 
-    /// Checks, once TDH.VP.ENTER has returned, that it did so after the exit that the recording says.
+    /// Checks, after TDH.VP.ENTER has returned, that it did so after the recorded exit.
     pub fn finish(&self, must_not_enter: bool) {
         let mut witness = self.witness.lock().unwrap_or_else(PoisonError::into_inner);
         let entries = std::mem::take(&mut witness.entries);
@@ -368,7 +368,7 @@ fn compare(path: &str, expected: &Changes, actual: &Changes, into: &mut Vec<Diff
 }
 
 impl Exit {
-    /// Leaves the guest with this exit, after what the guest did before it.
+    /// Leaves the guest with this exit, after the guest's changes before it.
     fn leave(&self, machine: &HostMachine, vcpu: &Vcpu<'_>) -> Result<()> {
         let number = |name: &str| match self.set.get(name) {
             Some(value) => serde::Deserialize::deserialize(value)

@@ -20,7 +20,7 @@ use clap::Args;
 use replay::{Difference, Mismatch, Outcome};
 use scenario::Scenario;
 
-/// What to replay, and how much to say.
+/// The options of `conform`.
 #[derive(Args)]
 pub struct Conform {
     /// Scenario files (.jsonl or .jsonl.zst), or folders of them.
@@ -29,22 +29,22 @@ pub struct Conform {
     /// Print every mismatch of a scenario, with every field that differs.
     #[arg(long)]
     all: bool,
-    /// Count the mismatches of each leaf, and tell about each scenario.
+    /// Count the mismatches of each leaf, and report each scenario
     #[arg(long, short)]
     verbose: bool,
 }
 
-/// A scenario that was replayed, or why it could not be.
+/// A scenario that was replayed, or the reason why it could not be.
 struct Replayed {
     path: PathBuf,
     outcome: Result<(String, Vec<String>, Outcome)>,
 }
 
 impl Conform {
-    /// Replays everything and prints what differs.
+    /// Replays everything and prints the differences.
     ///
     /// # Errors
-    /// When a file can't be understood or anything differs.
+    /// A file is malformed, or something differs.
     pub fn run(&self) -> Result<()> {
         let mut files = Vec::new();
         for path in &self.paths {
@@ -60,7 +60,7 @@ impl Conform {
                 .join(", ")
         );
 
-        // A panic of the module is a mismatch of the step, and told as such.
+        // A panic of the module is reported as a mismatch of the step.
         std::panic::set_hook(Box::new(|_| ()));
         let replayed = replay_all(&files);
         drop(std::panic::take_hook());
@@ -142,7 +142,7 @@ impl Conform {
     }
 }
 
-/// Adds a file, or all scenario files of a folder and of those in it, sorted.
+/// Adds a file, or all scenario files of a folder and its subfolders, sorted.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     let told = || format!("{} can't be read", path.display());
     if !path.metadata().with_context(told)?.is_dir() {
@@ -165,7 +165,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Replays files on all processors of this computer; the results are in the order of the files.
+/// Replays files on all processors of this computer. The results are in the order of the files.
 fn replay_all(files: &[PathBuf]) -> Vec<Replayed> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -199,7 +199,7 @@ fn replay_file(path: &Path) -> Replayed {
     }
 }
 
-/// A status in words.
+/// Formats a status.
 fn status(value: u64) -> String {
     format!("{:?}", seam::abi::Status(value))
 }
@@ -208,7 +208,7 @@ fn status(value: u64) -> String {
 mod tests {
     use super::*;
 
-    /// Replays the recordings that travel with the project and whose names pass.
+    /// Replays the recordings of the project whose names `wanted` accepts.
     fn replay(wanted: impl Fn(&str) -> bool) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
         let mut files = Vec::new();

@@ -1,16 +1,16 @@
-//! Numbers and byte strings as the recordings write them.
+//! Numbers and byte strings in the recordings' format.
 
 use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A 64-bit number: a JSON integer, or a string in hexadecimal (`0x...`) or decimal. Negative ones wrap around.
+/// A 64-bit number: a JSON integer, or a string in hexadecimal (`0x...`) or decimal. Negative numbers wrap around.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Number(pub u64);
 
 impl Number {
-    /// The number that `text` writes.
+    /// Parses the number in `text`.
     pub fn parse(text: &str) -> Result<Self> {
         let wrapped = match text.strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16).ok(),
@@ -24,7 +24,7 @@ impl Number {
             .with_context(|| format!("`{text}` is not a 64-bit number"))
     }
 
-    /// The number, if it fits into 32 bits.
+    /// Returns the number if it fits into 32 bits.
     pub fn narrow(self, what: &str) -> Result<u32> {
         u32::try_from(self.0).with_context(|| format!("{what} {:#x} exceeds 32 bits", self.0))
     }
@@ -58,7 +58,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// The bytes that a string of hexadecimal digits writes, in the order of memory.
+/// Parses a string of hexadecimal digits into bytes, in the order of memory.
 pub fn bytes(text: &str) -> Result<Vec<u8>> {
     ensure!(
         text.len().is_multiple_of(2) && text.bytes().all(|digit| digit.is_ascii_hexdigit()),
@@ -71,7 +71,7 @@ pub fn bytes(text: &str) -> Result<Vec<u8>> {
         .collect()
 }
 
-/// The 16 bytes of an XMM register.
+/// Parses the 16 bytes of an XMM register.
 pub fn xmm(text: &str) -> Result<u128> {
     let bytes = bytes(text)?;
     let bytes: [u8; 16] = bytes

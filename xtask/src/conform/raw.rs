@@ -1,4 +1,4 @@
-//! A scenario file's lines as JSON has them, and how they become what a replay needs.
+//! The lines of a scenario file as JSON, and their conversion to what a replay needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,15 +13,15 @@ use super::number::{self, Number};
 use super::registers::Registers;
 use super::scenario::{Changes, Dump, Exit, Patch};
 
-/// Most logical processors that a platform may have.
+/// Maximum number of logical processors of a platform.
 const MAX_LPS: usize = 4096;
-/// Longest stretch of memory that one step may write or read, in bytes.
+/// Maximum size in bytes of the memory that one step may write or read.
 const MAX_STRETCH: u64 = 64 << 20;
 
-/// Keys that are not known.
+/// Unknown keys.
 pub type Unknown = BTreeMap<String, IgnoredAny>;
 
-/// The header, as the file has it.
+/// The header, as in the file.
 #[derive(Deserialize)]
 pub struct Header {
     pub scenario: String,
@@ -91,7 +91,7 @@ pub struct RawStep {
     pub unknown: Unknown,
 }
 
-/// Tells a key whose value is null from one that is not there.
+/// Distinguishes a key whose value is null from a missing key.
 fn present<'de, D: serde::Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Option<Changes>>, D::Error> {
@@ -249,7 +249,7 @@ impl RawEnvironment {
             pconfig_failures,
             msrs: msr_values(self.msrs)?,
             seamreport_status: self.seamreport_status.unwrap_or_default().0,
-            // The recorded CPU believes every report unless it is told otherwise.
+            // The recorded CPU accepts every report unless the recording says otherwise.
             verifyreport_status: Some(self.verifyreport_status.unwrap_or_default().0),
         })
     }

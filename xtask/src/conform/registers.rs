@@ -18,18 +18,18 @@ pub const NAMES: [&str; 16] = [
 pub struct Registers([Option<u64>; 16]);
 
 impl Registers {
-    /// The value of a register, if it is listed.
+    /// Returns the value of a register if it is listed.
     pub fn get(&self, register: usize) -> Option<u64> {
         self.0[register]
     }
 
-    /// The listed registers and their values.
+    /// Returns the listed registers and their values.
     pub fn listed(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
         let numbered = self.0.iter().enumerate();
         numbered.filter_map(|(register, value)| value.map(|value| (register, value)))
     }
 
-    /// The registers of a call; those that are not listed are zero.
+    /// Returns the registers of a call. Those that are not listed are zero.
     pub fn gprs(&self) -> Gprs {
         let mut gprs = Gprs::default();
         for (register, value) in self.listed() {
@@ -41,7 +41,7 @@ impl Registers {
     }
 }
 
-/// The value of a register of a call; RSP takes no part and reads as zero.
+/// Returns the value of a register of a call. RSP takes no part and reads as zero.
 pub fn value(gprs: &Gprs, register: usize) -> u64 {
     cell(&mut { *gprs }, register).map_or(0, |cell| *cell)
 }

@@ -1,4 +1,4 @@
-//! Replays one scenario against the emulated module and collects what differs.
+//! Replays one scenario against the emulated module and collects the differences.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -14,15 +14,15 @@ use super::guest::{Script, State, Witness};
 use super::registers::{self, NAMES, Registers};
 use super::scenario::{Dump, Exit, Scenario, Step};
 
-/// RAX of TDH.VP.ENTER, version aside.
+/// RAX of TDH.VP.ENTER without the version.
 const VP_ENTER: u64 = 0;
 /// Address bits of the TDVPR operand of TDH.VP.ENTER.
 const TDVPR: u64 = 0xf_ffff_ffff_f000;
-/// A TDREPORT's size, and the parts of it that the module writes itself.
+/// The size of a TDREPORT, and the parts of it that the module writes itself.
 const REPORT_BYTES: usize = 1024;
 const REPORT_PARTS: [std::ops::Range<usize>; 3] = [0..4, 80..192, 512..1024];
 
-/// One thing that a step did differently.
+/// One difference in a step.
 pub struct Difference {
     pub field: String,
     pub expected: String,
@@ -41,7 +41,7 @@ impl Difference {
 
 /// A step that differs.
 pub struct Mismatch {
-    /// The step's index; with those of the calls around it, outermost first, when it ran during another.
+    /// The step's index. If it ran during another call, those of the enclosing calls come first, outermost first.
     pub step: String,
     pub line: usize,
     pub leaf: String,
@@ -49,7 +49,7 @@ pub struct Mismatch {
     pub differences: Vec<Difference>,
 }
 
-/// What came out of a scenario.
+/// The result of a scenario.
 #[derive(Default)]
 pub struct Outcome {
     pub steps: u64,
@@ -100,7 +100,7 @@ struct Replay<'a> {
     guest_side: bool,
     /// The guest's state at its last exit, by TDVPR.
     last_exits: Mutex<BTreeMap<u64, State>>,
-    /// Guest-physical addresses at which a TDREPORT was asked for.
+    /// Guest-physical addresses at which a TDREPORT was requested.
     reports: Mutex<BTreeSet<u64>>,
     outcome: Mutex<Outcome>,
 }
@@ -162,7 +162,7 @@ impl Replay<'_> {
         }
     }
 
-    /// TDH.VP.ENTER: the call, with the guest that the step lists.
+    /// Runs TDH.VP.ENTER with the guest that the step lists.
     fn enter(&self, name: &str, step: &mut Step, regs: &mut Gprs, into: &mut Vec<Difference>) {
         let tdvpr = regs.rcx & TDVPR;
         let mut last_exits = self
@@ -202,7 +202,7 @@ impl Replay<'_> {
             .append(&mut witness.reports);
     }
 
-    /// The call, and at the point inside it that the step names, the calls on other processors.
+    /// Runs the call and, at the point inside it that the step names, the calls on other processors.
     fn call(&self, name: &str, step: &mut Step, regs: &mut Gprs, into: &mut Vec<Difference>) {
         let Some(during) = &mut step.during else {
             return self.module.seamcall(self.machine, step.lp, regs);
@@ -258,7 +258,7 @@ impl Replay<'_> {
         }
     }
 
-    /// What a register must hold after a call; a register that is not listed is unchanged or zero.
+    /// Returns the expected value of a register after a call. A register that is not listed is unchanged or zero.
     fn expected(&self, listed: &Registers, before: &Gprs, register: usize, entered: bool) -> u64 {
         const RSP: usize = 4;
         const ALWAYS_TOLD: [usize; 7] = [0, 1, 2, 8, 9, 10, 11];
@@ -296,7 +296,7 @@ impl Replay<'_> {
     }
 }
 
-/// Whether a field, or something that contains it, is not to be compared.
+/// Returns true if a field, or something that contains it, is not compared.
 fn is_volatile(volatile: &BTreeSet<String>, field: &str) -> bool {
     volatile.iter().any(|path| {
         let path = path.strip_prefix("out/").unwrap_or(path);

@@ -15,14 +15,14 @@ use super::number::Number;
 use super::raw::{Header, RawDump, RawPatch, RawStep, Unknown, point, xmm_file};
 use super::registers::Registers;
 
-/// Most times that a call may be repeated: enough to initialise a TDMR of 64 TiB.
+/// Maximum number of times that a call may be repeated: enough to initialise a TDMR of 64 TiB.
 const MAX_REPEAT: u64 = 1 << 24;
 
 /// One scenario, ready to be replayed.
 pub struct Scenario {
     pub name: String,
     pub config: Config,
-    /// Whether this is a guest-side recording, which omits zeros and tells what the guest sees.
+    /// True for a guest-side recording, which omits zeros and contains the guest's view.
     pub guest_side: bool,
     pub steps: Vec<Step>,
     /// Keys that this replayer does not know.
@@ -43,7 +43,7 @@ pub struct Step {
     pub repeat: u64,
     pub conditions: Conditions,
     pub guest: Option<Vec<Exit>>,
-    /// What the guest finds at its entry: `Some(None)` when it must not be entered.
+    /// The state at the guest's entry: `Some(None)` if it must not be entered.
     pub entry: Option<Option<Changes>>,
     pub during: Option<During>,
     pub xmm_in: [u128; 16],
@@ -96,7 +96,7 @@ pub struct Exit {
     unknown: Unknown,
 }
 
-/// What differs from one state of a guest to another, flattened: `regs/rax`, `rip`, `ve_info/gpa` ...
+/// The differences between two states of a guest, flattened: `regs/rax`, `rip`, `ve_info/gpa` ...
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes(pub BTreeMap<String, Change>);
 
@@ -140,10 +140,10 @@ impl Changes {
 }
 
 impl Scenario {
-    /// Reads a scenario from a `.jsonl` file, or from a `.jsonl.zst` one.
+    /// Reads a scenario from a `.jsonl` or `.jsonl.zst` file.
     ///
     /// # Errors
-    /// A sentence with the file and the line when it can't be read or is malformed.
+    /// The file can't be read or is malformed; the sentence gives the file and the line.
     pub fn load(path: &Path) -> Result<Self> {
         let mut text =
             std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
@@ -273,7 +273,7 @@ fn decompress(mut compressed: &[u8]) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The name of the leaf in RAX, for a step that does not say it.
+/// Returns the name of the leaf in RAX, for a step that does not give it.
 fn leaf_name(input: &Registers) -> String {
     let rax = input.get(0).unwrap_or(0);
     match seam::abi::Leaf::from_number(rax as u16) {
@@ -284,7 +284,7 @@ fn leaf_name(input: &Registers) -> String {
 
 fn decode<'de, T: Deserialize<'de>>(text: &'de str) -> Result<T> {
     serde_json::from_str(text).map_err(|error| {
-        // serde_json counts lines within this one line; the file's own number is said by the caller.
+        // serde_json counts lines within this one line; the caller adds the file's line number.
         let said = error.to_string();
         match said.split_once(" at line ") {
             Some((what, _)) => anyhow!("{what} (column {})", error.column()),

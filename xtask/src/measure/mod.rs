@@ -1,7 +1,7 @@
-//! `cargo xtask measure`: what a TD will be, computed without a TDX server.
+//! `cargo xtask measure`: the measurements that a TD will have, computed without a TDX server.
 //!
-//! Which pages are added in which order is [`tdvf`]'s to say, to the hypervisor as well. How that becomes an MRTD is said
-//! here, and shared with nobody: the emulated module and this check each other.
+//! [`tdvf`] defines the pages and their order, also for the hypervisor. The computation of the MRTD from them is here
+//! and is not shared: the emulated module and this check each other.
 
 mod mrtd;
 mod rtmr;
@@ -18,22 +18,22 @@ use tdvf::{TdImage, chunks};
 
 use crate::build;
 
-/// A TD as it will be.
+/// The future measurements of a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// Its name in the configuration.
+    /// The TD's name in the configuration.
     pub name: String,
-    /// Its MRTD.
+    /// The MRTD.
     pub mrtd: Measurement,
-    /// Its RTMRs when our firmware has entered the kernel; `None` where it has other firmware, or no kernel.
+    /// The RTMRs when the project's firmware enters the kernel; `None` if the TD has other firmware, or no kernel.
     pub rtmrs: Option<[Measurement; 4]>,
 }
 
-/// Writes out the MRTD of a TD that is built from the TDVF image in `file`; or, if that is a configuration, of each TD in it,
-/// with its name, and the RTMRs of those that our firmware boots.
+/// Returns the MRTD of a TD that is built from the TDVF image in `file`. If `file` is a configuration, returns the name
+/// and the MRTD of each TD in it, and the RTMRs of those that boot with the project's firmware.
 ///
 /// # Errors
-/// If a file can't be read, or is no configuration, or no TDVF image that can be built; the message says what is wrong
+/// A file can't be read, is no configuration, or is no TDVF image that can be built; the message says what is wrong
 /// with it.
 pub fn report(file: &Path) -> Result<String> {
     let mut report = String::new();
@@ -54,7 +54,7 @@ pub fn report(file: &Path) -> Result<String> {
     Ok(report)
 }
 
-/// The TDs in the configuration in `file`, in its order.
+/// Returns the measurements of the TDs in the configuration in `file`, in its order.
 ///
 /// # Errors
 /// As [`report`].
@@ -64,7 +64,7 @@ pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
         .with_context(|| format!("in {}", file.display()))?;
     let home = file.parent().unwrap_or(Path::new("."));
     let path = |name: &str| {
-        // The parser saw to it that there is one.
+        // The parser ensures that there is one.
         let mut files = config.file.iter().filter(|file| file.name == name);
         let file = files.next().context("no [[file]] has that name")?;
         Ok::<_, Error>(home.join(&file.path))
@@ -103,7 +103,7 @@ fn of_file(file: &Path) -> Result<Measurement> {
     Ok(measure(&image))
 }
 
-/// The MRTD of a TD that is built from `image`.
+/// Returns the MRTD of a TD that is built from `image`.
 fn measure(image: &TdImage<'_>) -> Measurement {
     let mut mrtd = Mrtd::new();
     for page in image.pages() {
@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// The order is part of the result: this is what a module would be told, step by step.
+    /// The order is part of the result: it is the order of the calls to the module.
     #[test]
     fn pages_are_added_in_the_order_of_the_sections_and_extended_at_once() {
         let firmware: Vec<u8> = (0..0x1800u32).map(|i| (i / 7) as u8).collect();

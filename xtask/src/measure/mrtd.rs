@@ -1,39 +1,39 @@
-//! MRTD: the SHA-384 of what happened to a TD before it was finalized.
+//! MRTD: the SHA-384 of the build steps of a TD before it was finalized.
 //!
 //! Source: TDX Module ABI 1.5, TDH.MEM.PAGE.ADD, TDH.MR.EXTEND and TDH.MR.FINALIZE.
 
 use sha2::{Digest, Sha384};
 
-/// Bytes that one TDH.MR.EXTEND measures.
+/// Number of bytes that one TDH.MR.EXTEND measures.
 pub const CHUNK: usize = 256;
 
-/// A measurement under way.
+/// A measurement in progress.
 #[derive(Clone)]
 pub struct Mrtd(Sha384);
 
 impl Mrtd {
-    /// What TDH.MNG.INIT starts.
+    /// Starts a measurement, as TDH.MNG.INIT does.
     pub fn new() -> Self {
         Self(Sha384::new())
     }
 
-    /// A page was added at `gpa`. Its content does not count.
+    /// Records that a page was added at `gpa`. Its content does not count.
     pub fn page_add(&mut self, gpa: u64) {
         self.record(b"MEM.PAGE.ADD", gpa);
     }
 
-    /// The 256 bytes at `gpa` were extended.
+    /// Records that the 256 bytes at `gpa` were extended.
     pub fn extend(&mut self, gpa: u64, chunk: &[u8; CHUNK]) {
         self.record(b"MR.EXTEND", gpa);
         self.0.update(chunk);
     }
 
-    /// The measurement as TDH.MR.FINALIZE leaves it.
+    /// Returns the measurement, as TDH.MR.FINALIZE does.
     pub fn finalize(self) -> [u8; 48] {
         self.0.finalize().into()
     }
 
-    /// 128 bytes: the name padded to 16, the GPA, zeros.
+    /// Adds 128 bytes: the name padded to 16, the GPA, zeros.
     fn record(&mut self, name: &[u8], gpa: u64) {
         let mut record = [0; 128];
         record[..name.len()].copy_from_slice(name);

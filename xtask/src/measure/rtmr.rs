@@ -1,12 +1,12 @@
-//! RTMRs: what a TD's firmware and operating system extend while they run.
+//! RTMRs: the registers that a TD's firmware and operating system extend while they run.
 //!
-//! Source: TDX Module ABI 1.5, TDG.MR.RTMR.EXTEND; what our firmware extends: `firmware/src/lib.rs`.
+//! Source: TDX Module ABI 1.5, TDG.MR.RTMR.EXTEND; for the project's firmware: `firmware/src/lib.rs`.
 
 use seam::abi::Measurement;
 use sha2::{Digest, Sha384};
 
-/// The four registers as our firmware leaves them: 1 has the kernel; 2 the command line and then the initial file system, if
-/// there is one.
+/// Returns the four registers as the project's firmware leaves them. Register 1 has the kernel; register 2 has the
+/// command line, then the initial file system if there is one.
 pub fn of_boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> [Measurement; 4] {
     let mut registers = [[0; 48]; 4];
     extend(&mut registers[1], kernel);
@@ -17,7 +17,7 @@ pub fn of_boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> [Mea
     registers
 }
 
-/// A register is extended with the digest of something.
+/// Extends a register with the digest of `content`.
 fn extend(register: &mut Measurement, content: &[u8]) {
     let mut both = register.to_vec();
     both.extend(Sha384::digest(content));

@@ -1,7 +1,7 @@
-//! MRTDs that Intel's module computed, computed again.
+//! Tests that recompute MRTDs of Intel's module.
 //!
-//! The recordings are replayed only as far as measurement goes: which pages were added and extended, with which content,
-//! and what TDH.MNG.RD and the guest's TDREPORT then said.
+//! The recordings are replayed only as far as measurement needs it: the pages added and extended, their content, and
+//! the results of TDH.MNG.RD and the guest's TDREPORT.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::conform::scenario::{Scenario, Step};
 
 /// MRTD's first 64-bit element; the others follow.
 const MRTD_FIELD: u64 = 0x1310_0003_0000_0000;
-/// A TDREPORT's size, and where MRTD is in it.
+/// The size of a TDREPORT, and the position of MRTD in it.
 const REPORT_BYTES: usize = 1024;
 const REPORT_MRTD: std::ops::Range<usize> = 0x210..0x240;
 /// The first byte of a TDREPORT.
@@ -41,16 +41,16 @@ fn every_recorded_mrtd_is_computed_again() {
     assert!(reports >= 8, "{reports} TDREPORTs");
 }
 
-/// What measurement depends on.
+/// The state that measurement depends on.
 #[derive(Default)]
 struct Replay {
-    /// What the host wrote, by page.
+    /// Memory that the host wrote, by page.
     memory: BTreeMap<u64, [u8; 4096]>,
-    /// By TDR.
+    /// TDs by TDR.
     tds: BTreeMap<u64, Td>,
     /// The MRTD of the TD that was finalized last.
     last: Option<[u8; 48]>,
-    /// MRTD elements that TDH.MNG.RD gave, and TDREPORTs; all equal to what was computed.
+    /// MRTD elements from TDH.MNG.RD, and TDREPORTs; all equal the computed values.
     elements: usize,
     reports: usize,
 }
@@ -91,7 +91,7 @@ impl Replay {
         }
     }
 
-    /// Follows a call that succeeded, by RCX, RDX and R9 of its input and R8 of its output.
+    /// Follows a call that succeeded, given RCX, RDX and R9 of its input and R8 of its output.
     fn succeeded(&mut self, step: &Step, rcx: u64, rdx: u64, source: u64, value: u64) {
         let gpa = rcx & !0xfff;
         match Leaf::from_number(step.input.gprs().rax as u16) {

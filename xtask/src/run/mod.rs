@@ -1,4 +1,4 @@
-//! `cargo xtask run`: Seamark in QEMU on top of the SEAM stub, its serial console in this terminal.
+//! `cargo xtask run`: Seamark in QEMU on top of the SEAM stub, with its serial console in this terminal.
 
 mod script;
 mod terminal;
@@ -21,9 +21,9 @@ use self::script::Script;
 use crate::folder::Folder;
 use crate::{build, host, image};
 
-/// The configuration of those who give none: guests of our own.
+/// The configuration if none is given: the project's own guests.
 const DEFAULT_CONFIG: &str = include_str!("default.toml");
-/// What follows when Debian's Linux was fetched.
+/// The part that is appended if Debian's Linux was fetched.
 const LINUX_CONFIG: &str = include_str!("linux.toml");
 
 /// The options of `run`.
@@ -32,17 +32,17 @@ pub struct Options {
     /// Boot over PXE from QEMU's TFTP server instead of from a disk
     #[arg(long)]
     pxe: bool,
-    /// Enter these console commands, separated by semicolons, and exit with 0 if every one succeeded; `wait SECONDS` waits,
-    /// `expect TD TEXT` waits until the TD has said TEXT on its console
+    /// Enter these console commands, separated by semicolons, and exit with 0 if every one succeeded; `wait SECONDS`
+    /// waits, `expect TD TEXT` waits until the TD has printed TEXT on its console
     #[arg(long, value_name = "COMMANDS")]
     exec: Option<String>,
-    /// With --exec: how long the whole run may take
+    /// With --exec: the time limit of the whole run
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     timeout: u64,
     /// Logical processors, up to 255: their APIC ids end at 254
     #[arg(long, value_name = "N", default_value_t = 4)]
     smp: u32,
-    /// Packages; by default two, or one where the processors can't be halved
+    /// Packages; by default two, or one if the processors can't be halved
     #[arg(long, value_name = "M")]
     sockets: Option<u32>,
     /// Memory, 256M to 510G
@@ -57,15 +57,16 @@ pub struct Options {
     /// An option of the stub, such as tdx=off (docs/emulation.md lists them); may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_and_value)]
     stub: Vec<(String, String)>,
-    /// The configuration (seamark.toml) instead of one with guests of our own; the files that it names are taken along
+    /// The configuration (seamark.toml) instead of one with the project's own guests; the files that it names are
+    /// included
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// An option with its value.
+/// Parses an option with its value.
 ///
 /// # Errors
-/// When there is no `=`.
+/// There is no `=`.
 pub fn key_and_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("not KEY=VALUE")?;
     stub::Options::default().set(key, value.as_bytes())?;
@@ -73,7 +74,7 @@ pub fn key_and_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Options {
-    /// The time that the whole run may take.
+    /// Returns the time limit of the whole run.
     fn limit(&self) -> Duration {
         Duration::from_secs(self.timeout)
     }
@@ -85,13 +86,13 @@ impl Options {
             .transpose()
     }
 
-    /// Checks all that can be checked before anything is built or started.
+    /// Checks everything that can be checked before anything is built or started.
     ///
     /// # Errors
-    /// What is wrong, and what to give instead.
+    /// A sentence: what is wrong, and what to give instead.
     pub fn check(&self) -> Result<()> {
         self.script()?;
-        // The files matter to nobody yet.
+        // The files do not matter yet.
         let boot = Boot::Disk(PathBuf::new());
         self.machine(boot, PathBuf::new()).check()?;
         let mut options = stub::Options::default();
@@ -125,11 +126,11 @@ impl Options {
     }
 }
 
-/// Runs the machine until it stops, or until the one at the terminal leaves it.
+/// Runs the machine until it stops, or until the user leaves it.
 ///
 /// # Errors
-/// When something is missing, when an option is wrong, when the machine can't be started or comes to its end, and with `--exec`
-/// when a command failed.
+/// A program is missing, an option is wrong, the machine can't be started or fails, or, with `--exec`, a command
+/// failed.
 pub fn run(options: &Options) -> Result<()> {
     options.check()?;
     host::require(&host::QEMU)?;
@@ -172,31 +173,31 @@ fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Mach
     Ok(machine)
 }
 
-/// Puts the default configuration beside the images that it names, where `measure` finds it, too.
+/// Writes the default configuration next to the images that it names, where `measure` finds it, too.
 fn default_config(programs: &Programs) -> Result<PathBuf> {
     let file = programs.directory().join("seamark.toml");
     let mut config = DEFAULT_CONFIG.to_owned();
     if programs.linux().kernel().exists() {
         config += LINUX_CONFIG;
     }
-    // Another run may be reading it.
+    // Another run may be reading the file.
     if !fs::read(&file).is_ok_and(|written| written == config.as_bytes()) {
         fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
     }
     Ok(file)
 }
 
-/// Feeds the commands to the console and prints what it says.
+/// Feeds the commands to the console and prints its output.
 fn execute(machine: &Machine, directory: &Path, script: &Script, limit: Duration) -> Result<()> {
     let deadline = Instant::now() + limit;
     let tee = Box::new(anstream::StripStream::new(stdout()));
     let guest = Guest::start(machine, directory, Some(tee))?;
-    // What goes wrong begins a line of its own.
+    // An error begins on a line of its own.
     let mut console = Console::wait(guest, limit).inspect_err(|_| println!())?;
     let failed = script.run(&mut console, deadline);
     println!();
     let failed = failed?;
-    // Commands may have succeeded on a machine that is at its end.
+    // Commands may have succeeded on a machine that has since failed.
     if let Some(why) = console.guest().trouble() {
         bail!("{why}");
     }
@@ -216,7 +217,7 @@ mod tests {
         options: Options,
     }
 
-    /// What is said about a command line before anything is built or started.
+    /// Returns the error about a command line before anything is built or started.
     fn refusal(arguments: &[&str]) -> String {
         let line = Line::try_parse_from([&["run"], arguments].concat());
         match line {

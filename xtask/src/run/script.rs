@@ -1,4 +1,4 @@
-//! What `--exec` takes: console commands, and two of its own that wait.
+//! The script of `--exec`: console commands, and two commands of its own that wait.
 
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,10 @@ enum Step {
 pub struct Script(Vec<(String, Step)>);
 
 impl Script {
-    /// Reads commands that are separated by semicolons and take `limit` together.
+    /// Parses commands that are separated by semicolons and take `limit` together.
     ///
     /// # Errors
-    /// The command that can't be understood or would never end, with what to write instead.
+    /// The command that is malformed or would never end, with what to write instead.
     pub fn parse(text: &str, limit: Duration) -> Result<Self> {
         let mut json = false;
         let mut waits = Duration::ZERO;
@@ -58,10 +58,10 @@ impl Script {
         Ok(Self(steps))
     }
 
-    /// Takes the steps one after the other, and returns those that failed.
+    /// Runs the steps one after the other. Returns those that failed.
     ///
     /// # Errors
-    /// When a step takes longer than until `deadline`, or the machine is at its end.
+    /// A step does not end before `deadline`, or the machine has failed.
     pub fn run(&self, console: &mut Console, deadline: Instant) -> Result<Vec<&str>> {
         let mut failed = Vec::new();
         for (text, step) in &self.0 {

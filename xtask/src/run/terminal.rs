@@ -10,20 +10,20 @@ use anyhow::{Context, Result, bail};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use seamark_tests::qemu::{Guest, Machine, SerialWriter};
 
-/// Ctrl-A, before a key that is for this program.
+/// Ctrl-A, the prefix of a key for this program.
 const PREFIX: u8 = 0x01;
 
 const HELP: &str = "Ctrl-A x leaves and switches the machine off; Ctrl-A Ctrl-A types one Ctrl-A; Ctrl-A h shows this. \
                     Every other key goes to the machine.";
 
-/// Why the conversation ended.
+/// The reason why the conversation ended.
 enum End {
     Left,
-    /// The machine has stopped, or the stub has said why it is at its end.
+    /// The machine has stopped, or the stub has said why it stops.
     Stopped(Option<String>),
 }
 
-/// Connects this terminal to a new machine until it stops or is left.
+/// Connects this terminal to a new machine until it stops or the user leaves.
 pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
     eprintln!("This terminal is the serial console. Ctrl-A x leaves, Ctrl-A h helps.");
     let screen = Screen(Some(Firmware::default()));
@@ -39,7 +39,7 @@ pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
         eprintln!(
             "\r\nThe stub says that the machine is at its end; Ctrl-A x leaves the debugger's machine.\r"
         );
-        // Nothing is sent any more but by the keyboard.
+        // From now on only the keyboard sends.
         let _ = ends.recv();
     }
     drop(raw);
@@ -62,7 +62,7 @@ pub fn interact(machine: &Machine, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Carries what is typed to the machine.
+/// Passes typed bytes to the machine.
 fn keyboard(mut writer: SerialWriter, ended: &Sender<End>) {
     let mut keys = Keys::default();
     let mut buffer = [0; 256];
@@ -76,30 +76,30 @@ fn keyboard(mut writer: SerialWriter, ended: &Sender<End>) {
             eprint!("\r\n{HELP}\r\n");
         }
         if typed.leave {
-            // Nobody listens only when the machine has stopped in the meantime.
+            // The receiver is gone only if the machine has stopped in the meantime.
             let _ = ended.send(End::Left);
             return;
         }
     }
 }
 
-/// Finds the keys that are for this program among those for the machine.
+/// Separates the keys for this program from those for the machine.
 #[derive(Default)]
 struct Keys {
     after_prefix: bool,
 }
 
-/// What typed keys come to.
+/// The result of typed keys.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Typed {
-    /// What the machine gets.
+    /// The bytes for the machine.
     passed: Vec<u8>,
     help: bool,
     leave: bool,
 }
 
 impl Keys {
-    /// Takes what was typed. Another key than one for this program is passed on together with the Ctrl-A before it.
+    /// Takes typed bytes. A key after Ctrl-A that is not for this program is passed on together with the Ctrl-A.
     fn take(&mut self, keys: &[u8]) -> Typed {
         let mut typed = Typed::default();
         for &key in keys {
@@ -125,25 +125,25 @@ impl Keys {
     }
 }
 
-/// What the hypervisor's first line begins with.
+/// The start of the hypervisor's first line.
 const FIRST_LINE: &[u8] = b"\nseamark ";
 
 /// Standard output.
 ///
-/// Until the hypervisor's first line, control sequences are left out: the firmware clears the screen several times, and
-/// with it what this program and cargo had to say.
+/// Until the hypervisor's first line, control sequences are left out: the firmware clears the screen several times,
+/// and with it the output of this program and of cargo.
 struct Screen(Option<Firmware>);
 
-/// The firmware is still speaking.
+/// The state while the firmware prints.
 #[derive(Default)]
 struct Firmware {
     strip: StripBytes,
-    /// The last bytes that it said, too few for the first line.
+    /// The last bytes of its output, too few for the first line.
     last: Vec<u8>,
 }
 
 impl Firmware {
-    /// The bytes without control sequences, and whether the hypervisor has taken over.
+    /// Returns the bytes without control sequences, and true once the hypervisor has taken over.
     fn take(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         let plain: Vec<u8> = self.strip.strip_next(bytes).flatten().copied().collect();
         self.last
@@ -173,8 +173,7 @@ impl Write for Screen {
     }
 }
 
-/// A terminal in raw mode; it is set back when this value goes. Where standard input is no terminal there is nothing
-/// to set.
+/// A terminal in raw mode, which is restored on drop. Nothing is set if standard input is no terminal.
 struct Raw(Option<Termios>);
 
 impl Raw {

@@ -1,4 +1,4 @@
-//! What everything costs: every number of the simulation, with where it is from. Nothing else in the simulation knows a time.
+//! The cost model: every number of the simulation, with its origin. Nothing else in the simulation contains a time.
 
 use core::ops::Index;
 
@@ -9,47 +9,47 @@ use super::machine::{Charge, Line};
 /// CPUs in a package: the cores of an Intel Xeon Platinum 8480+, one thread each (Intel ARK).
 pub const CPUS_PER_PACKAGE: u32 = 56;
 
-/// Where a number is from.
+/// The origin of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Chosen so that Linux's way takes what was measured; see [`super::fit`].
+    /// Chosen so that Linux's way takes the measured time; see [`super::fit`].
     Fitted,
     /// Published.
     Source(&'static str),
-    /// Nobody has measured it for us.
+    /// Assumed; there is no measurement.
     Assumed(&'static str),
 }
 
-/// A number of the model, in nanoseconds for one of what it is about.
+/// A number of the model, in nanoseconds per operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Number {
     /// A SEAMCALL, from the host's call to its return, no line contended.
     Seamcall,
-    /// What Linux does for a page of 4 KiB beside the SEAMCALLs, and clearing it.
+    /// Linux's work for a page of 4 KiB besides the SEAMCALLs, and clearing it.
     LinuxPage,
-    /// Telling one vCPU of the same package to leave the guest, and waiting for it.
+    /// Making one vCPU in the same package leave the guest, and waiting for it.
     KickNear,
-    /// The same for a vCPU of another package.
+    /// The same for a vCPU in another package.
     KickFar,
-    /// A cache line from a CPU of the same package.
+    /// Transferring a cache line from a CPU of the same package.
     LineNear,
-    /// A cache line from another package.
+    /// Transferring a cache line from another package.
     LineFar,
     /// A locked operation on a line that the CPU has.
     Atomic,
-    /// Clearing 4 KiB by MOVDIR64B, as fast as one CPU can.
+    /// Clearing 4 KiB by MOVDIR64B at one CPU's maximum speed.
     ClearCpu,
-    /// Clearing 4 KiB, as fast as all CPUs together can in the memory of one package.
+    /// Clearing 4 KiB at the maximum speed of all CPUs together in the memory of one package.
     ClearPackage,
-    /// What the hypervisor does for a page beside the SEAMCALL: mirror, books.
+    /// The hypervisor's work for a page besides the SEAMCALL: mirror, accounting.
     HostPage,
-    /// What it does for a step of at most 8 of them.
+    /// The hypervisor's work for a step of at most 8 pages.
     HostStep,
-    /// Giving frames back: the allocator's lock is held.
+    /// Freeing frames while holding the allocator's lock.
     Ledger,
-    /// An idle CPU looks whether there is something to do again.
+    /// The interval at which an idle CPU looks for work.
     Poll,
-    /// From sending an IPI until its handler runs.
+    /// The time from sending an IPI until its handler runs.
     Ipi,
     /// Sending one more IPI.
     IpiSend,
@@ -64,7 +64,7 @@ pub enum Number {
 use Number as N;
 use Origin::{Assumed, Fitted, Source};
 
-/// Every number: its name, its value in nanoseconds, its origin. Fitted ones have the value of [`super::fit`].
+/// Every number: its name, its value in nanoseconds, its origin. Fitted ones get their value from [`super::fit`].
 const NUMBERS: [(Number, &str, f64, Origin); 18] = [
     (N::Seamcall, "SEAMCALL", 0.0, Fitted),
     (N::LinuxPage, "Linux, each page", 0.0, Fitted),
@@ -161,17 +161,17 @@ const NUMBERS: [(Number, &str, f64, Origin); 18] = [
 ];
 
 impl Number {
-    /// All of them.
+    /// Iterates over all numbers.
     pub fn all() -> impl Iterator<Item = Self> {
         NUMBERS.iter().map(|(number, ..)| *number)
     }
 
-    /// Its name in tables.
+    /// Returns the number's name in tables.
     pub fn name(self) -> &'static str {
         NUMBERS[self as usize].1
     }
 
-    /// Where it is from.
+    /// Returns the number's origin.
     pub fn origin(self) -> Origin {
         NUMBERS[self as usize].3
     }
@@ -182,7 +182,7 @@ impl Number {
 pub struct Cost([f64; NUMBERS.len()]);
 
 impl Cost {
-    /// The values as they are written here, with these for the fitted ones.
+    /// Creates the model from the values in the table, with these for the fitted ones.
     pub fn with_fitted(fitted: [(Number, f64); 4]) -> Self {
         let mut cost = Self(NUMBERS.map(|(_, _, value, _)| value));
         for (number, value) in fitted {
@@ -191,14 +191,14 @@ impl Cost {
         cost
     }
 
-    /// The same, but one number times `factor`.
+    /// Returns a copy with one number multiplied by `factor`.
     pub fn scaled(&self, number: Number, factor: f64) -> Self {
         let mut cost = self.clone();
         cost.0[number as usize] *= factor;
         cost
     }
 
-    /// Picoseconds for `count` of them.
+    /// Returns the picoseconds for `count` operations.
     pub fn ps(&self, number: Number, count: f64) -> u64 {
         (self[number] * count * 1e3 + 0.5) as u64
     }
@@ -207,27 +207,27 @@ impl Cost {
 impl Index<Number> for Cost {
     type Output = f64;
 
-    /// Nanoseconds for one.
+    /// Returns the nanoseconds for one operation.
     fn index(&self, number: Number) -> &f64 {
         &self.0[number as usize]
     }
 }
 
-/// What a SEAMCALL costs, and what the hypervisor does around it.
+/// Charges the cost of a SEAMCALL and of the hypervisor's work around it.
 pub fn of_call(leaf: u64, page: u64, charge: impl FnOnce(&[Charge])) {
     let is = |one: Leaf| leaf == one.rax();
     let call = |share| Charge::Spend(N::Seamcall, share);
     if is(Leaf::PhymemPageReclaim) {
-        // Source: intel/tdx-module, tdx_1.5, tdh_phymem_page_reclaim.c: pamt_walk locks the entries above the page shared,
-        // lock_and_map_implicit_tdr the TDR's; then chldcnt, then all are released. The entries of 2 MiB and 4 KiB are in
-        // lines that only the CPU of the region touches.
+        // Source: intel/tdx-module, tdx_1.5, tdh_phymem_page_reclaim.c: pamt_walk locks the entries above the page
+        // shared, lock_and_map_implicit_tdr the TDR's; then chldcnt changes, then all are released. The entries of 2
+        // MiB and 4 KiB are in lines that only the CPU of the region touches.
         let above = Charge::Touch(Line::Pamt1g((page >> 32) as u32));
         let tdr = Charge::Touch(Line::TdrLock);
         let count = Charge::Touch(Line::TdrCount);
         let host = Charge::Spend(N::HostPage, 1.0);
         charge(&[host, call(0.5), above, tdr, count, tdr, above, call(0.5)]);
     } else if is(Leaf::MemRangeBlock) {
-        // The mirror is worked on once for a page that is taken.
+        // The mirror is updated once for a page that is taken.
         charge(&[call(1.0), Charge::Spend(N::HostPage, 1.0)]);
     } else if is(Leaf::PhymemCacheWb) {
         charge(&[call(1.0), Charge::Spend(N::CacheWriteBack, 1.0)]);
@@ -240,8 +240,8 @@ pub fn of_call(leaf: u64, page: u64, charge: impl FnOnce(&[Charge])) {
     }
 }
 
-/// What a CPU does for a step of a reclaim, before and after the step itself: it finds the TD in the host's list, and
-/// looks at its map's root, each under a lock.
+/// A CPU's work before the step of a reclaim: it finds the TD in the host's list and checks its map's root, each under
+/// a lock.
 pub const BEFORE_STEP: [Charge; 5] = [
     Charge::Spend(N::HostStep, 1.0),
     Charge::Touch(Line::Entry),
@@ -249,7 +249,7 @@ pub const BEFORE_STEP: [Charge; 5] = [
     Charge::Touch(Line::Entry),
     Charge::Touch(Line::Root),
 ];
-/// See [`BEFORE_STEP`].
+/// A CPU's work after the step of a reclaim; see [`BEFORE_STEP`].
 pub const AFTER_STEP: [Charge; 4] = [
     Charge::Touch(Line::Root),
     Charge::Touch(Line::Holders),

@@ -1,13 +1,13 @@
-//! The fitted numbers: those with which Linux's way takes as long as it was measured to take.
+//! The fitted numbers, with which Linux's way takes the measured time.
 //!
-//! Linux's way is serial and the same for each page, so its time is a sum: so many SEAMCALLs, clears and kicks for a page,
-//! times the pages. Four numbers follow from six measurements.
+//! Linux's way is serial and the same for each page, so its time is a sum: the SEAMCALLs, clears and kicks for a page,
+//! times the number of pages. Four numbers follow from six measurements.
 
 use super::cost::{Cost, Number};
 use super::machine::{Sums, package_of};
 use super::ways::{Run, Way};
 
-/// What was measured of Linux for a whole shutdown of a TD.
+/// A measurement of Linux's whole shutdown of a TD.
 ///
 /// Source: the cover letter of the Linux change that introduced KVM_TDX_TERMINATE_VM; issue 7.
 #[derive(Clone, Copy, Debug)]
@@ -36,10 +36,10 @@ const fn measured(way: Way, cpus: u32, gib: u64, seconds: f64) -> Measured {
     }
 }
 
-/// How far the model may be from a measurement.
+/// Maximum relative deviation of the model from a measurement.
 pub const TOLERANCE: f64 = 0.2;
 
-/// What was measured for this, if it was.
+/// Returns the measurement of this case, if there is one.
 pub fn measurement(way: Way, gib: u64, cpus: u32) -> Option<f64> {
     let found = MEASURED
         .iter()
@@ -47,9 +47,9 @@ pub fn measurement(way: Way, gib: u64, cpus: u32) -> Option<f64> {
     found.map(|measured| measured.seconds)
 }
 
-/// The cost model with the fitted numbers.
+/// Returns the cost model with the fitted numbers.
 pub fn cost() -> Cost {
-    // Nanoseconds for a page of 4 KiB, the S-EPT's share left out of account: it is a 512th.
+    // Nanoseconds for a page of 4 KiB. The S-EPT's share is ignored: it is a 512th.
     let per_page = |index: usize| {
         let measured: Measured = MEASURED[index];
         let pages = measured.gib as f64 * (1u64 << 18) as f64;
@@ -62,14 +62,14 @@ pub fn cost() -> Cost {
         (Number::KickFar, 0.0),
     ]);
     let clear = unfitted[Number::ClearCpu];
-    // Afterwards a page is one call, cleared, and Linux's own work: the same whatever the size. The geometric mean of the
-    // three has the least relative error.
+    // After the change, a page takes one call, clearing, and Linux's own work, whatever the size. The geometric mean
+    // of the three measurements has the least relative error.
     let after = (per_page(3) * per_page(4) * per_page(5)).cbrt();
-    // Before it is four calls and a kick of all vCPUs. With 4 and 32 of them all are in one package; the difference is 28
-    // near kicks.
+    // Before the change, a page takes four calls and a kick of all vCPUs. With 4 and 32 vCPUs all are in one package;
+    // the difference is 28 near kicks.
     let near = (per_page(1) - per_page(0)) / 28.0;
     let before = per_page(0) - 4.0 * near;
-    // With 64 there are two packages.
+    // With 64 vCPUs there are two packages.
     let far = (per_page(2) - before - 32.0 * near) / 32.0;
     let call = (before - after) / 3.0;
     Cost::with_fitted([
@@ -80,14 +80,15 @@ pub fn cost() -> Cost {
     ])
 }
 
-/// A way of one CPU for another TD: what is done for a page is the same, but for the vCPUs that are told to leave the guest.
+/// Scales a run on one CPU to another TD. The work for a page is the same, except for the number of vCPUs that must
+/// leave the guest.
 pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
     let factor = gib as f64 / run.gib as f64;
     let mut sums = Sums::default();
     for (number, count) in &run.sums.counts {
         sums.counts.insert(*number, count * factor);
     }
-    // A round of kicks is one for each vCPU.
+    // A round of kicks has one kick for each vCPU.
     let near = |cpus| (0..cpus).filter(|cpu| package_of(*cpu, cpus) == 0).count() as f64;
     let kicked = run.sums.counts.get(&Number::KickNear);
     let rounds = kicked.map_or(0.0, |kicked| kicked / near(run.cpus)) * factor;
@@ -95,7 +96,7 @@ pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
     sums.counts.insert(Number::KickNear, rounds * near);
     sums.counts
         .insert(Number::KickFar, rounds * (f64::from(cpus) - near));
-    // What is not done page by page.
+    // The time that is not spent page by page.
     let rest = run.seconds - serial_seconds(&run.sums, cost);
     let seconds = serial_seconds(&sums, cost) + rest;
     let hkid_free_seconds = match run.way {
@@ -112,7 +113,7 @@ pub fn scaled(run: &Run, gib: u64, cpus: u32, cost: &Cost) -> Run {
     }
 }
 
-/// How long one CPU takes for all that happened.
+/// Returns the time that one CPU takes for everything in `sums`.
 pub fn serial_seconds(sums: &Sums, cost: &Cost) -> f64 {
     // A page that is cleared is counted twice, and one CPU never waits for the package's memory.
     let all = sums

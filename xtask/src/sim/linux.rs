@@ -1,5 +1,5 @@
-//! Linux's way, as a model: one CPU, 4 KiB at a time. Nothing but the order of its SEAMCALLs is taken from Linux
-//! (arch/x86/kvm/vmx/tdx.c); they are made on the same emulated module as ours.
+//! A model of Linux's way: one CPU, 4 KiB at a time. Only the order of its SEAMCALLs is taken from Linux
+//! (arch/x86/kvm/vmx/tdx.c). They run on the same emulated module as the hypervisor's.
 
 use anyhow::{Result, anyhow, ensure};
 use mm::private::{Error, Kick};
@@ -11,17 +11,17 @@ use super::machine::Charge;
 use super::td::Td;
 use super::world::{KickAll, World};
 
-/// A dead TD as Linux knows it.
+/// A dead TD with Linux's bookkeeping.
 pub struct Linux<'w> {
     world: &'w World,
     tdr: u64,
     hkid: u16,
-    /// The page of each 4 KiB of guest-physical addresses.
+    /// The page at each 4 KiB of guest-physical addresses.
     pages: Vec<u64>,
 }
 
 impl<'w> Linux<'w> {
-    /// Looks at every page of a TD, which has its key.
+    /// Collects every page of a TD, which still has its key.
     pub fn new(world: &'w World, td: &Td, bytes: u64) -> Result<Self> {
         let tdh = world.on(0);
         let seen = td.map.keyed(|tdr| {
@@ -38,8 +38,8 @@ impl<'w> Linux<'w> {
         })
     }
 
-    /// Page by page with the key: TDH.MEM.RANGE.BLOCK, TDH.MEM.TRACK, every vCPU told to leave the guest,
-    /// TDH.MEM.PAGE.REMOVE, TDH.PHYMEM.PAGE.WBINVD, cleared.
+    /// Removes page by page with the key: TDH.MEM.RANGE.BLOCK, TDH.MEM.TRACK, a kick of every vCPU,
+    /// TDH.MEM.PAGE.REMOVE, TDH.PHYMEM.PAGE.WBINVD, clearing.
     pub fn remove(&self) -> Result<()> {
         let keyid = KeyIdPosition::new(52, 6).ok_or_else(|| anyhow!("52 bits have room for 6"))?;
         let gpas = (0..).step_by(PAGE_4K as usize);
@@ -56,7 +56,7 @@ impl<'w> Linux<'w> {
         Ok(())
     }
 
-    /// Page by page without a key: TDH.PHYMEM.PAGE.RECLAIM, cleared.
+    /// Reclaims page by page without a key: TDH.PHYMEM.PAGE.RECLAIM, clearing.
     pub fn reclaim(&self) -> Result<()> {
         for hpa in &self.pages {
             let regs = self.call(Leaf::PhymemPageReclaim, *hpa, 0)?;
@@ -66,7 +66,8 @@ impl<'w> Linux<'w> {
         Ok(())
     }
 
-    /// The pages of its S-EPT, of which Linux's books and not ours would say where they are: as many calls, not made.
+    /// Charges the reclaim of the S-EPT's pages. The calls are counted but not made, because only Linux's bookkeeping
+    /// would say where the pages are.
     pub fn reclaim_tables(&self) {
         for hpa in self.pages.iter().step_by((PAGE_2M / PAGE_4K) as usize) {
             self.world.charge(&[Charge::Spend(Number::Seamcall, 1.0)]);
@@ -74,7 +75,7 @@ impl<'w> Linux<'w> {
         }
     }
 
-    /// The page is cleared, and Linux frees it.
+    /// Charges clearing the page and freeing it in Linux.
     fn done_with(&self, hpa: u64) {
         self.world.charge(&[
             Charge::Clear { units: 1, at: hpa },
@@ -82,7 +83,7 @@ impl<'w> Linux<'w> {
         ]);
     }
 
-    /// A SEAMCALL by numbers, for Linux has books of its own.
+    /// Makes a SEAMCALL from raw numbers, because Linux has its own bookkeeping.
     fn call(&self, leaf: Leaf, rcx: u64, rdx: u64) -> Result<Gprs> {
         let mut regs = Gprs {
             rax: leaf.rax(),

@@ -1,19 +1,19 @@
-//! The machine in time: a clock for each CPU, cache lines that CPUs take from each other, memory of a bandwidth.
+//! The simulated machine: a clock for each CPU, cache lines that move between CPUs, memory with limited bandwidth.
 //!
-//! What the code under simulation does is first noted as [`Charge`]s, in the order in which one CPU incurs them, and
-//! then takes place in time, between those of the other CPUs. So a line that many CPUs want is had by one after the
-//! other, to the nanosecond, although the code ran a step at a time.
+//! The costs of the code under simulation are first noted as [`Charge`]s, in the order in which one CPU incurs them.
+//! They then take place in time, interleaved with those of the other CPUs. CPUs that contend for a line get it one
+//! after the other, to the nanosecond, although the code runs a whole step at a time.
 
 use std::collections::BTreeMap;
 
 use super::cost::{CPUS_PER_PACKAGE, Cost, Number};
 
-/// Packages of a machine that has so many CPUs.
+/// Returns the number of packages of a machine with `cpus` CPUs.
 pub const fn packages_of(cpus: u32) -> u32 {
     cpus.div_ceil(CPUS_PER_PACKAGE)
 }
 
-/// The package of a CPU: all have the same number of them.
+/// Returns the package of a CPU. All packages have the same number of CPUs.
 pub fn package_of(cpu: u32, cpus: u32) -> u32 {
     cpu / cpus.div_ceil(packages_of(cpus))
 }
@@ -29,7 +29,7 @@ pub enum Line {
     Root,
     /// The lock around a TD's entry in the host's list of TDs.
     Entry,
-    /// The count of those who have the TD in hand.
+    /// The count of users of the TD.
     Holders,
     /// The PAMT entries of four neighbouring GiB, which every walk to a page below locks and unlocks.
     Pamt1g(u32),
@@ -38,7 +38,7 @@ pub enum Line {
 }
 
 impl Line {
-    /// Its place among all.
+    /// Returns the line's index.
     const fn index(self) -> usize {
         match self {
             Self::TdrLock => 0,
@@ -52,28 +52,28 @@ impl Line {
     }
 }
 
-/// Something that takes time.
+/// A cost in time.
 #[derive(Clone, Copy, Debug)]
 pub enum Charge {
-    /// So many picoseconds of what was counted before.
+    /// Picoseconds of operations that were counted before.
     Pass(u64),
-    /// So many times this.
+    /// A number of operations of this kind.
     Spend(Number, f32),
     /// A locked operation on a line.
     Touch(Line),
-    /// So many times 4 KiB cleared, at this address.
+    /// Clearing of `units` times 4 KiB at address `at`.
     Clear { units: u32, at: u64 },
 }
 
-/// What a run was about: how often everything happened, and what was busy for how long.
+/// The sums of a run: the number of operations, and busy times.
 #[derive(Clone, Debug, Default)]
 pub struct Sums {
     pub counts: BTreeMap<Number, f64>,
-    /// Picoseconds that the busiest line was handed about.
+    /// Picoseconds for which the busiest line was in transfer.
     pub busiest_line: u64,
-    /// Picoseconds that the busiest package's memory was written to.
+    /// Picoseconds for which the busiest package's memory was written.
     pub busiest_memory: u64,
-    /// Picoseconds that CPUs worked, all added up, without waiting.
+    /// Picoseconds that CPUs worked, summed over CPUs, without waiting.
     pub work: u64,
 }
 
@@ -90,12 +90,12 @@ struct Memory {
     busy: u64,
 }
 
-/// The machine.
+/// The simulated machine.
 pub struct Machine {
     cost: Cost,
     /// The package of each CPU.
     packages: Vec<u32>,
-    /// By [`Line::index`].
+    /// States of the lines, by [`Line::index`].
     lines: Vec<LineState>,
     memory: Vec<Memory>,
     /// Bytes of physical memory in each package, from the first address on.
@@ -106,7 +106,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine of so many CPUs and so many bytes of memory from `base` on.
+    /// Creates a machine with `cpus` CPUs and `bytes` of memory from `base` on.
     pub fn new(cost: Cost, cpus: u32, base: u64, bytes: u64) -> Self {
         let packages = packages_of(cpus);
         Self {
@@ -121,7 +121,7 @@ impl Machine {
         }
     }
 
-    /// When a charge that a CPU incurs at `now` is over, in picoseconds.
+    /// Returns the end, in picoseconds, of a charge that a CPU incurs at `now`.
     pub fn pass(&mut self, cpu: u32, now: u64, charge: Charge) -> u64 {
         match charge {
             Charge::Pass(ps) => now + ps,
@@ -131,7 +131,7 @@ impl Machine {
         }
     }
 
-    /// Counts something, and tells how many picoseconds it takes.
+    /// Counts operations and returns their time in picoseconds.
     pub fn count(&mut self, number: Number, count: f64) -> u64 {
         self.counts[number as usize] += count;
         let ps = self.cost.ps(number, count);
@@ -176,14 +176,14 @@ impl Machine {
         self.counts[Number::ClearPackage as usize] += units;
         let alone = self.cost.ps(Number::ClearCpu, units);
         let shared = self.cost.ps(Number::ClearPackage, units);
-        // The package's memory serves them in turn; one CPU can't use all of it.
+        // The package's memory serves CPUs in turn; one CPU can't use all of its bandwidth.
         memory.free_at = memory.free_at.max(now) + shared;
         memory.busy += shared;
         self.work += alone;
         (now + alone).max(memory.free_at)
     }
 
-    /// What happened so far.
+    /// Returns the sums so far.
     pub fn sums(&self) -> Sums {
         let counts = Number::all().zip(self.counts);
         Sums {
@@ -194,7 +194,7 @@ impl Machine {
         }
     }
 
-    /// Its numbers.
+    /// Returns the cost model.
     pub fn cost(&self) -> &Cost {
         &self.cost
     }
@@ -225,9 +225,9 @@ mod tests {
         let mut machine = machine(64);
         let touch = Charge::Touch(Line::TdrLock);
         assert_eq!(machine.pass(0, 0, touch), 110_000);
-        // A neighbour that wants it at the same time waits.
+        // A neighbour that wants the line at the same time waits.
         assert_eq!(machine.pass(1, 0, touch), 220_000);
-        // It has it now.
+        // The neighbour has the line now.
         assert_eq!(machine.pass(1, 300_000, touch), 310_000);
         assert_eq!(machine.pass(40, 400_000, touch), 610_000);
     }

@@ -1,8 +1,8 @@
-//! `cargo xtask sim reclaim`: what terminate is worth on machines that nobody has at hand.
+//! `cargo xtask sim reclaim`: the benefit of terminate on machines that are not at hand.
 //!
 //! The hypervisor's own code takes a TD down on the emulated module; time is simulated. [`cost`] has every number,
-//! [`machine`] the clocks and what CPUs contend for, [`world`] is what the code finds, [`ways`] runs it, [`schedule`] all of
-//! it.
+//! [`machine`] the clocks and contended resources, [`world`] the environment of the code, [`ways`] the runs, and
+//! [`schedule`] their order.
 
 mod cost;
 mod fit;
@@ -26,20 +26,20 @@ use seam::abi::PageSize;
 use cost::{Cost, Number};
 use ways::{Factor, Run, Task, Way};
 
-/// What can be simulated.
+/// The simulations.
 #[derive(Subcommand)]
 pub enum Sim {
     /// Take TDs of 18 GiB to 2 TiB down in simulated time, in every way.
     Reclaim(Options),
 }
 
-/// How it is simulated, and where the results go.
+/// The options of the simulation.
 #[derive(Args)]
 pub struct Options {
     /// Run every way at 107 and 400 GiB and 2 TiB, too (up to 20 minutes and 8 GiB)
     #[arg(long)]
     full: bool,
-    /// What is left to chance follows from this: when each idle CPU first looks for work
+    /// The seed of everything random: when each idle CPU first looks for work
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Write the runs to this file as JSON
@@ -50,42 +50,43 @@ pub struct Options {
     charts: Option<PathBuf>,
 }
 
-/// Sizes in GiB, with the CPUs that each was measured with.
+/// Sizes in GiB, with the CPUs of each measurement.
 const SIZES: [(u64, u32); 3] = [(18, 4), (107, 32), (400, 64)];
-/// The size that nobody has measured.
+/// A size without a measurement.
 const LARGEST: (u64, u32) = (2048, 224);
-/// CPUs for which the time is told.
+/// Numbers of CPUs for which the time is reported.
 const CPUS: [u32; 10] = [1, 2, 4, 8, 16, 32, 56, 64, 112, 224];
-/// Pages of 4 KiB take long to simulate: every number is halved and doubled for a TD of this many GiB.
+/// Size in GiB of the TD with 4 KiB pages for which every number is halved and doubled. It is small because such pages
+/// take long to simulate.
 const SENSITIVITY_4K_GIB: u64 = 1;
-/// The TD with which the time of 4 KiB pages on other CPUs is told.
+/// Size in GiB of the TD for which the time of 4 KiB pages on other numbers of CPUs is reported.
 const CPUS_4K_GIB: u64 = 6;
-/// Our ways that more CPUs make faster.
+/// The hypervisor's ways that more CPUs make faster.
 const BULK: [Way; 3] = [Way::Terminate4k, Way::Terminate2m, Way::Terminate1g];
 
-/// Everything that was run.
+/// The results of all runs.
 pub struct Results {
     pub cost: Cost,
     /// Each way at each size with its CPUs.
     pub sizes: Vec<Run>,
-    /// Our ways with 1 to 224 CPUs.
+    /// The hypervisor's ways with 1 to 224 CPUs.
     pub cpus: Vec<Run>,
-    /// With a number that was halved or doubled.
+    /// Runs with a number halved or doubled.
     pub sensitivity: Vec<Sensitivity>,
 }
 
-/// What a number does to a way.
+/// The effect of a number on a way.
 pub struct Sensitivity {
     pub way: Way,
     pub gib: u64,
     pub cpus: u32,
     pub number: Number,
-    /// Time with half and with twice the value, for the time with the value itself.
+    /// The time with half and with twice the value, relative to the time with the value itself.
     pub ratios: [f64; 2],
 }
 
 impl Sim {
-    /// Runs the simulation. Fails if it misses what it must show.
+    /// Runs the simulation. Fails if it misses a target.
     pub fn run(&self) -> Result<ExitCode> {
         let Self::Reclaim(options) = self;
         let results = options.simulate()?;
@@ -123,7 +124,7 @@ impl Options {
         };
         let (mut sizes, mut cpus) = (of(&sizes), of(&cpus));
         let mut sensitivity: Vec<_> = bases.iter().flat_map(|base| vary(base, &runs)).collect();
-        // Ways of one CPU: their time is a sum, so that it follows for other sizes and CPUs.
+        // The time of a way on one CPU is a sum, so it can be scaled to other sizes and CPUs.
         let serial = |way| sizes.iter().find(|run| run.way == way).cloned();
         let serial = [Way::LinuxBefore, Way::LinuxAfter, Way::Dynamic].map(serial);
         for run in serial.into_iter().flatten() {
@@ -155,7 +156,7 @@ impl Options {
         }
     }
 
-    /// Every way at the smallest size; the others where that is quick, or all was asked for.
+    /// Returns every way at the smallest size, and the other sizes if they are quick or `full` was given.
     fn sizes(&self) -> Vec<Task> {
         let smallest = Way::ALL.map(|way| (way, SIZES[0]));
         let larger = SIZES[1..].iter().copied().chain([LARGEST]);
@@ -178,10 +179,10 @@ impl Options {
         all.map(|one| self.task(one)).collect()
     }
 
-    /// The bulk ways with other CPUs, each at one size.
+    /// Returns the bulk ways with other numbers of CPUs, each at one size.
     fn cpus(&self) -> Vec<Task> {
         let all = BULK.into_iter().flat_map(|way| {
-            // Small pages take long to simulate: a part of them and some numbers of CPUs will do.
+            // Small pages take long to simulate, so a smaller TD and fewer numbers of CPUs are used.
             let is_quick = self.full || way != Way::Terminate4k;
             let gib = match way {
                 Way::Terminate4k => CPUS_4K_GIB,
@@ -195,7 +196,7 @@ impl Options {
         all.map(|one| self.task(one)).collect()
     }
 
-    /// The bulk ways on the machines where every number is halved and doubled.
+    /// Returns the bulk ways on the machines for which every number is halved and doubled.
     fn bases(&self) -> Vec<Task> {
         let machines: Vec<_> = if self.full {
             SIZES.into_iter().chain([LARGEST]).collect()
@@ -213,7 +214,7 @@ impl Options {
     }
 }
 
-/// A task again with every number halved and doubled that it has anything to do with.
+/// Returns a task's variations: every number that it uses, halved and doubled.
 fn variations(base: &Task, run: &Run) -> Vec<Task> {
     let used = run.sums.counts.keys();
     let varied = used.flat_map(|number| Factor::ALL.map(|factor| (*number, factor)));
@@ -224,7 +225,7 @@ fn variations(base: &Task, run: &Run) -> Vec<Task> {
     varied.collect()
 }
 
-/// What each number does to a task: 1 where that has nothing to do with it.
+/// Returns the effect of each number on a task: 1 if the task does not use it.
 fn vary(base: &Task, runs: &BTreeMap<Task, Run>) -> Vec<Sensitivity> {
     let seconds = |varied| {
         let run = runs.get(&Task { varied, ..*base });
@@ -246,7 +247,7 @@ fn vary(base: &Task, runs: &BTreeMap<Task, Run>) -> Vec<Sensitivity> {
     all.collect()
 }
 
-/// What a number does to a way on one CPU: its time is a sum.
+/// Returns the effect of a number on a way on one CPU, whose time is a sum.
 fn serial_sensitivity(run: &Run, number: Number, cost: &Cost) -> Sensitivity {
     let base = fit::serial_seconds(&run.sums, cost);
     let ratios = Factor::ALL

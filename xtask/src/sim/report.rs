@@ -1,4 +1,4 @@
-//! What the simulation says: tables, JSON, charts.
+//! The report of the simulation: tables, JSON, charts.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::ways::{Limit, Run, Way};
 use super::{LARGEST, Results, SIZES, Sensitivity};
 use crate::chart::{LogChart, Ranges, Series};
 
-/// Prints everything. Whether it shows what it must.
+/// Prints everything. Returns true if all targets are met.
 pub fn print(results: &Results) -> bool {
     println!("Numbers, in nanoseconds:");
     for number in Number::all() {
@@ -77,7 +77,7 @@ fn table(title: &str, runs: &[Run]) {
     }
 }
 
-/// A change of less than this is none.
+/// A change smaller than this is ignored.
 const NOTHING: f64 = 0.01;
 
 fn matters(one: &Sensitivity, share: f64) -> bool {
@@ -140,11 +140,11 @@ fn sensitivity(results: &Results) {
     }
 }
 
-/// At most so many seconds for 400 GiB on 64 CPUs.
+/// Maximum seconds for 400 GiB on 64 CPUs.
 const TARGETS: [(Way, f64); 2] = [(Way::Terminate2m, 4.0), (Way::Terminate4k, 70.0)];
-/// At most so many seconds until the HKID is free, the caches' write-back aside.
+/// Maximum seconds until the HKID is free, excluding the cache write-back.
 const HKID_TARGET: f64 = 0.1;
-/// The TD that the targets are about.
+/// The TD that the targets apply to.
 const TARGET_GIB: u64 = 400;
 const TARGET_CPUS: u32 = 64;
 
@@ -159,7 +159,7 @@ fn meets_targets(results: &Results) -> bool {
             holds = false;
             continue;
         };
-        // Pages of one size are all alike.
+        // All pages of one size take the same time.
         let seconds = run.seconds * TARGET_GIB as f64 / run.gib as f64;
         let write_back = results.cost[Number::CacheWriteBack] / 1e9;
         let hkid = run.hkid_free_seconds - write_back;
@@ -195,7 +195,7 @@ struct File {
     runs: Vec<Row>,
 }
 
-/// The runs as the file has them.
+/// Returns the runs in the file's format.
 pub fn json(results: &Results) -> String {
     let mut rows: Vec<Row> = Vec::new();
     for run in results.sizes.iter().chain(&results.cpus) {
@@ -217,7 +217,7 @@ pub fn json(results: &Results) -> String {
     text.unwrap_or_default() + "\n"
 }
 
-/// Draws the charts: time against size, time against CPUs, what the conclusion rests on.
+/// Draws the charts: time by size, time by CPUs, sensitivity to each number.
 pub fn draw(results: &Results, folder: &Path) -> Result<()> {
     let mut series: Vec<_> = Way::ALL
         .map(|way| by(way, &results.sizes, |run| run.gib))
@@ -301,7 +301,7 @@ fn by(way: Way, runs: &[Run], x: impl Fn(&Run) -> u64) -> Series {
             String::new()
         }
     };
-    // The limit is told where it changes.
+    // The limit is shown where it changes.
     let mut labels: Vec<String> = runs.iter().map(label).collect();
     for index in (1..labels.len()).rev() {
         if labels[index] == labels[index - 1] {

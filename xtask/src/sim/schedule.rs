@@ -1,6 +1,6 @@
-//! Which run comes next here: on two threads, the longest first, and never two at a time that take much memory.
+//! The order of the runs: on two threads, the longest first, and never two at a time that take much memory.
 //!
-//! What comes of a run does not depend on when it is done, so neither threads nor order show in the results.
+//! The result of a run does not depend on when it is done, so neither threads nor order affect the results.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,22 +8,22 @@ use std::thread;
 
 use anyhow::{Context, Error, Result};
 
-/// Something to be run, by which its result is found.
+/// A job, which also identifies its result.
 pub trait Job: Copy + Ord + Send {
-    /// What comes of it.
+    /// The result.
     type Output: Send;
 
-    /// Does it.
+    /// Runs the job.
     fn run(&self) -> Result<Self::Output>;
 
-    /// About how long it takes, in whatever unit.
+    /// Returns about how long the job takes, in any unit.
     fn effort(&self) -> u64;
 
-    /// Whether it takes so much memory that no other such job may run.
+    /// Returns true if the job takes so much memory that no other such job may run.
     fn is_large(&self) -> bool;
 }
 
-/// Runs all jobs, and those that `then` makes of each one's result. The first error ends it.
+/// Runs all jobs, and those that `then` derives from each result. Stops at the first error.
 pub fn run<J: Job>(
     jobs: impl IntoIterator<Item = J>,
     then: impl Fn(&J, &J::Output) -> Vec<J> + Sync,
@@ -39,7 +39,7 @@ pub fn run<J: Job>(
     };
     queue.lock().add(jobs);
     thread::scope(|scope| {
-        // The memory that a large job had may stay the thread's, so all of them are the same one's.
+        // The memory of a large job may stay with its thread, so one thread runs all of them.
         for takes_large in [true, false] {
             let (queue, then) = (&queue, &then);
             scope.spawn(move || {
@@ -63,7 +63,7 @@ pub fn run<J: Job>(
 }
 
 struct State<J: Job> {
-    /// By effort.
+    /// Jobs by effort.
     waiting: BTreeSet<(u64, J)>,
     running: u32,
     done: BTreeMap<J, J::Output>,
@@ -87,7 +87,7 @@ impl<J: Job> Queue<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The longest job that a thread may do. `None` when there will be none for it.
+    /// Returns the longest job that a thread may run, or `None` if there will be none for it.
     fn next(&self, takes_large: bool) -> Option<(J, Running<'_, J>)> {
         let mut state = self.lock();
         loop {
@@ -104,14 +104,14 @@ impl<J: Job> Queue<J> {
             if state.running == 0 {
                 return None;
             }
-            // More may come of what runs.
+            // Running jobs may add more.
             let changed = self.changed.wait(state);
             state = changed.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-/// A job that a thread is at, until it is done or has panicked.
+/// A job that a thread runs, until it is done or has panicked.
 struct Running<'q, J: Job>(&'q Queue<J>);
 
 impl<J: Job> Drop for Running<'_, J> {
@@ -131,7 +131,7 @@ mod tests {
 
     static LARGE: AtomicU32 = AtomicU32::new(0);
 
-    /// Large from 100 on; 13 fails.
+    /// Jobs are large from 100 on; 13 fails.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
     struct Square(u64);
 
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn each_job_is_run_and_what_comes_of_it_but_no_two_large_ones_at_a_time() {
-        // Each leads to the one 200 above, once.
+        // Each leads to the job 200 above, once.
         let more = |job: &Square, _: &u64| match job.0 {
             ..200 => vec![Square(job.0 + 200)],
             _ => vec![],

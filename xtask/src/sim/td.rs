@@ -1,4 +1,4 @@
-//! A TD in the simulation: built by the hypervisor's code on the emulated module, with pages of one size.
+//! A TD in the simulation, built by the hypervisor's code on the emulated module, with pages of one size.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -23,7 +23,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::world::{BASE, Taking, World};
 
-/// Where the host has the parameters of a TD.
+/// The address of the TD parameters.
 const BUFFER: Hpa = Hpa(1 << 20);
 
 /// A TD with a vCPU on each CPU.
@@ -33,12 +33,12 @@ pub struct Td {
     control: Vec<Page<Donated>>,
     release: Release,
     coordinator: Coordinator,
-    /// 4 KiB frames that nobody has, for alignment.
+    /// Number of 4 KiB frames that are set aside for alignment.
     pub aside: u64,
 }
 
 impl Td {
-    /// A TD that can run, of so many bytes of private memory, in pages of one size.
+    /// Builds a runnable TD with `bytes` of private memory, in pages of one size.
     pub fn build(world: &World, bytes: u64, size: PageSize) -> Result<Self> {
         world.take(Taking::Off);
         let mut td = Self::empty(world, bytes)?;
@@ -49,7 +49,7 @@ impl Td {
         };
         td.map.finalize(&tdh).map_err(|error| anyhow!("{error}"))?;
         if size == PageSize::Size1G {
-            // One for each GiB until that is one page, and those above.
+            // One table for each GiB that will become one page, and those above.
             td.aside = align_frames(world, bytes / PAGE_1G + 16)?;
         }
         let step = if size == PageSize::Size4K {
@@ -152,7 +152,7 @@ impl Td {
         })
     }
 
-    /// The guest accepts everything, 2 MiB at a time.
+    /// Lets the guest accept everything, 2 MiB at a time.
     fn accept(&self, world: &World, bytes: u64) -> Result<()> {
         let machine = world.core.server.machine();
         let asked = Arc::new(AtomicU64::new(0));
@@ -179,7 +179,7 @@ impl Td {
         Ok(())
     }
 
-    /// Gives its HKID back, by the hypervisor's coordinator.
+    /// Releases the HKID through the hypervisor's coordinator.
     pub fn release(&self, world: &World) -> Result<()> {
         let vcpus = FlushHere(&self.vcpus, world);
         let ending = Ending {
@@ -193,7 +193,7 @@ impl Td {
         Ok(())
     }
 
-    /// Its map, and all its control pages.
+    /// Returns the TD's map and all its control pages.
     pub fn into_parts(self) -> (PrivateMap, Vec<Page<Donated>>) {
         let mut control = self.control;
         control.extend(
@@ -206,8 +206,8 @@ impl Td {
     }
 }
 
-/// Makes the next frame of 2 MiB one with which a GiB begins, so that a TD's GiB is a frame's. Of the frames before it, so many
-/// of 4 KiB stay for the S-EPT, and the others are put aside: how many of 4 KiB.
+/// Makes the next frame of 2 MiB one at the start of a GiB, so that each GiB of the TD is contiguous. Leaves `tables`
+/// frames of 4 KiB before it for the S-EPT and sets the others aside. Returns how many of 4 KiB are set aside.
 fn align_frames(world: &World, tables: u64) -> Result<u64> {
     const PARTS: u64 = PAGE_2M / PAGE_4K;
     let failed = |error: mm::frames::Error| anyhow!("{error}");
@@ -227,7 +227,7 @@ fn align_frames(world: &World, tables: u64) -> Result<u64> {
             aside += PARTS;
             continue;
         }
-        // All but one of its parts: without that one they are no large frame again, which the TD would take.
+        // Frees all parts but one: complete, they would merge to a large frame again, which the TD would take.
         ledger
             .with(|frames| frames.split(frame, ORDER_4K))
             .map_err(failed)?;
@@ -246,10 +246,10 @@ fn align_frames(world: &World, tables: u64) -> Result<u64> {
     }
 }
 
-/// The vCPUs of a TD: the CPU, the vCPU, and whether it is associated with it.
+/// The vCPUs of a TD: the CPU, the vCPU, and true if the vCPU is associated with it.
 pub struct SimVcpus(Vec<(u32, Tdvpr, AtomicBool)>);
 
-/// They, and the CPUs that they are on.
+/// The vCPUs, and the CPUs that they are on.
 struct FlushHere<'a>(&'a SimVcpus, &'a World);
 
 impl Vcpus for FlushHere<'_> {
@@ -268,7 +268,7 @@ impl Vcpus for FlushHere<'_> {
     }
 }
 
-/// A guest that accepts what it is asked to, and is interrupted then.
+/// A guest that accepts the memory that it is asked to, and is interrupted then.
 struct Accept {
     asked: Arc<AtomicU64>,
     told: Arc<AtomicU64>,

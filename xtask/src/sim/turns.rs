@@ -1,7 +1,7 @@
-//! Whose turn it is: each CPU has a clock, and whoever's is first does the next thing.
+//! The scheduling of CPUs in simulated time: the CPU with the earliest clock runs next.
 //!
-//! The code under simulation runs a step at a time and notes what it costs. The charges of a step take place one after the
-//! other on the clock of its CPU, and between those of all others.
+//! The code under simulation runs a step at a time and notes its costs. The charges of a step take place one after the
+//! other on its CPU's clock, interleaved with those of all others.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -12,25 +12,26 @@ use anyhow::Result;
 
 use super::machine::Charge;
 
-/// What a CPU did in a step.
+/// The result of a CPU's step.
 pub enum Turn {
-    /// Some of the work, which costs this.
+    /// The CPU did some work, at this cost.
     Work(Vec<Charge>),
-    /// It looked for some, which costs this, and found none.
+    /// The CPU looked for work, at this cost, and found none.
     Idle(Vec<Charge>),
-    /// Nothing, for all is done.
+    /// All work is done.
     Done,
 }
 
 struct Worker {
     noted: vec::IntoIter<Charge>,
-    /// Whether what is noted is work.
+    /// True if the noted charges are work.
     is_work: bool,
 }
 
-/// Lets every CPU make steps, from these times on (picoseconds), until all are done. When the last of them had worked.
+/// Lets every CPU run steps, from these start times (picoseconds), until all are done. Returns the time at which the
+/// last of them had worked.
 ///
-/// `step` has a CPU make one; `pass` tells when a charge that a CPU incurs at a time is over.
+/// `step` runs a step of a CPU; `pass` returns the end of a charge that a CPU incurs at a time.
 pub fn take(
     starts: &[u64],
     mut step: impl FnMut(u32) -> Result<Turn>,
@@ -48,10 +49,10 @@ pub fn take(
         .zip(starts)
         .map(|(cpu, at)| Reverse((*at, cpu)))
         .collect();
-    // Whoever's turn it is is not among the others.
+    // The current CPU is not in the queue.
     let mut turn = turns.pop();
     while let Some(Reverse(mine)) = &mut turn {
-        // It lasts for as long as no other CPU is before it.
+        // Its turn lasts until another CPU is earlier.
         if let Some(mut next) = turns.peek_mut()
             && next.0 < *mine
         {
@@ -97,7 +98,7 @@ mod tests {
         (Number::KickFar, 200.0),
     ];
 
-    /// Has each CPU do what its list says, a step after the other. The end, and what was busy.
+    /// Lets each CPU run the steps in its list. Returns the end and the sums.
     fn run(lists: &[Vec<Vec<Charge>>]) -> (u64, Sums) {
         let cpus = lists.len() as u32;
         let mut machine = Machine::new(Cost::with_fitted(UNFITTED), cpus, 0, 1 << 30);
@@ -115,7 +116,7 @@ mod tests {
     fn charges_of_two_cpus_take_place_in_the_order_of_time() {
         let spend = Charge::Spend(Number::Seamcall, 1.0);
         let touch = Charge::Touch(Line::TdrLock);
-        // CPU 0 wants the line at 1 us and at 2.11 us, CPU 1 at 0 and at 1.11 us: they take turns.
+        // CPU 0 wants the line at 1 us and at 2.11 us, CPU 1 at 0 and at 1.11 us: they alternate.
         let lists = [
             vec![vec![spend, touch, spend, touch]],
             vec![vec![touch, spend, touch]],
@@ -154,8 +155,8 @@ mod tests {
     }
 
     proptest! {
-        /// No schedule is faster than what is busiest, none slower than one CPU that does everything, and one CPU alone
-        /// waits for nothing.
+        /// No schedule is faster than the busiest resource, none is slower than one CPU that does everything, and one
+        /// CPU alone never waits.
         #[test]
         fn the_end_is_between_the_busiest_part_and_the_sum(
             lists in prop::collection::vec(

@@ -1,4 +1,4 @@
-//! The ways to take a TD down, each run once: what it did, and how long that took.
+//! The ways to take a TD down. Each is run once, with its operations and its time.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use host::platform::Platform;
@@ -17,13 +17,13 @@ use super::world::{GLOBAL_HKID, KickAll, Taking, Unmeasured, World};
 /// A way to take a TD down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
-    /// Linux, page by page with the key; then the key.
+    /// Linux: page by page with the key, then the key.
     LinuxBefore,
-    /// Linux, first the key, then page by page.
+    /// Linux: first the key, then page by page.
     LinuxAfter,
-    /// Ours, dynamic removal of 4 KiB pages; then the key.
+    /// The hypervisor: dynamic removal of 4 KiB pages, then the key.
     Dynamic,
-    /// Ours, first the key, then 4 KiB pages in bulk.
+    /// The hypervisor: first the key, then 4 KiB pages in bulk.
     Terminate4k,
     /// The same with 2 MiB pages.
     Terminate2m,
@@ -41,7 +41,7 @@ impl Way {
         Self::Terminate1g,
     ];
 
-    /// As tables and files have it.
+    /// Returns the way's name in tables and files.
     pub const fn name(self) -> &'static str {
         match self {
             Self::LinuxBefore => "linux-before",
@@ -53,7 +53,7 @@ impl Way {
         }
     }
 
-    /// The size of the TD's pages.
+    /// Returns the size of the TD's pages.
     pub const fn page(self) -> PageSize {
         match self {
             Self::Terminate2m => PageSize::Size2M,
@@ -63,19 +63,19 @@ impl Way {
     }
 }
 
-/// What is to be run.
+/// A run to be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Task {
     pub way: Way,
     pub gib: u64,
     pub cpus: u32,
-    /// What is left to chance follows from this.
+    /// The seed of everything random.
     pub seed: u64,
-    /// A number that is not what it is otherwise.
+    /// The number that is varied, if any.
     pub varied: Option<(Number, Factor)>,
 }
 
-/// How a number is varied.
+/// The variation of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Factor {
     Half,
@@ -93,32 +93,32 @@ impl Factor {
     }
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Run {
     pub way: Way,
     pub gib: u64,
     pub cpus: u32,
-    /// Until everything is the host's again and cleared.
+    /// Seconds until all memory is the host's again and cleared.
     pub seconds: f64,
-    /// Until the HKID was.
+    /// Seconds until the HKID is free.
     pub hkid_free_seconds: f64,
-    /// SEAMCALLs for each 4 KiB.
+    /// SEAMCALLs per 4 KiB.
     pub calls_per_4k: f64,
     pub limit: Limit,
     pub sums: Sums,
 }
 
-/// What more CPUs would not make faster, or would.
+/// The resource that limits a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
-    /// The CPUs.
+    /// The CPUs; more of them would be faster.
     Cpus,
-    /// A cache line that all of them change.
+    /// A cache line that all CPUs change.
     Line,
     /// The memory's bandwidth.
     Memory,
-    /// Units of work: too few, or the last ones.
+    /// The units of work: too few, or the last ones.
     Units,
 }
 
@@ -132,7 +132,7 @@ impl Limit {
         }
     }
 
-    /// Whatever was busy for most of the time.
+    /// Determines the resource that was busy for most of the time.
     fn of(sums: &Sums, cpus: u32, ps: u64) -> Self {
         let share = |busy: u64| busy as f64 / ps.max(1) as f64;
         let all = [
@@ -148,7 +148,7 @@ impl Limit {
     }
 }
 
-/// GiB of small pages from which on a TD takes gigabytes of this computer's memory, about 12 MiB for each.
+/// Size in GiB of small pages from which on a TD takes gigabytes of this computer's memory, about 12 MiB for each GiB.
 const LARGE_GIB: u64 = 200;
 
 impl Job for Task {
@@ -159,19 +159,19 @@ impl Job for Task {
         let run = self.take_down();
         let run = run.with_context(|| format!("{way} of {gib} GiB on {cpus} CPUs"))?;
         if self.effort() > 20_000 {
-            // It may be minutes until the next one.
+            // The next one may take minutes.
             eprintln!("{way} of {gib} GiB on {cpus} CPUs: {:.3} s", run.seconds);
         }
         Ok(run)
     }
 
-    /// Milliseconds, about.
+    /// The effort, in milliseconds approximately.
     fn effort(&self) -> u64 {
         let for_a_gib = match self.way {
             Way::LinuxBefore | Way::LinuxAfter | Way::Dynamic => 400,
             Way::Terminate4k => 300,
             Way::Terminate2m => 1,
-            // Each 2 MiB is accepted before they become one.
+            // Each 2 MiB is accepted before they become one page.
             Way::Terminate1g => 4,
         };
         self.gib * for_a_gib
@@ -194,7 +194,7 @@ impl Task {
     /// Builds the TD and takes it down.
     fn take_down(&self) -> Result<Run> {
         let bytes = self.gib * PAGE_1G;
-        // The S-EPT and the control pages beside it.
+        // Adds memory for the S-EPT and the control pages.
         let memory = bytes + (bytes / 256).next_multiple_of(PAGE_1G) + 2 * PAGE_1G;
         let world = World::new(self.cost(), self.cpus, memory)?;
         let td = Td::build(&world, bytes, self.way.page())?;
@@ -254,7 +254,7 @@ impl Task {
         })
     }
 
-    /// Dynamic removal of everything, on one CPU.
+    /// Removes everything dynamically, on one CPU.
     fn remove(&self, world: &World, td: &Td, bytes: u64) -> Result<()> {
         let tdh = world.on(0);
         let cpu = Cpu {
@@ -268,7 +268,8 @@ impl Task {
         }
     }
 
-    /// When each CPU looks for work first: the one that gave the HKID back at once, the others when they happen to look again.
+    /// Returns when each CPU first looks for work: the one that freed the HKID at once, the others at their next
+    /// random poll.
     fn starts(&self, world: &World) -> Vec<u64> {
         let start = world.clock(0);
         let poll = self.cost().ps(Number::Poll, 1.0);
@@ -277,7 +278,7 @@ impl Task {
         std::iter::once(start).chain(others).collect()
     }
 
-    /// Bulk reclaim on all CPUs; when the last of them was done.
+    /// Reclaims in bulk on all CPUs. Returns the time at which the last of them was done.
     fn reclaim(&self, world: &World, td: Td) -> Result<u64> {
         let (map, control) = td.into_parts();
         let plan = Plan {
@@ -294,7 +295,7 @@ impl Task {
     }
 }
 
-/// Lets every CPU work on it. When the last of them had done something.
+/// Lets every CPU work on the reclaim. Returns the time at which the last of them had worked.
 fn work(world: &World, reclaim: &Reclaim<PrivateMap>, starts: &[u64]) -> Result<u64> {
     let step = |cpu| {
         world.turn(cpu);
@@ -338,7 +339,8 @@ mod tests {
         run.sums.counts.get(&number).copied().unwrap_or(0.0)
     }
 
-    /// Everything comes home and is cleared once: [`Task::run`] checks that. Here, that what is paid for is what was done.
+    /// [`Task::run`] checks that everything is reclaimed and cleared once. This test checks that the charges match the
+    /// work.
     #[test]
     fn each_page_is_paid_for_once() {
         for (way, pages) in [
@@ -347,7 +349,8 @@ mod tests {
             (Way::Terminate1g, 1),
         ] {
             let run = task(way, 1, 64).run().unwrap();
-            // S-EPT: 512 tables below one directory, where they are; the tables above are 2, and control pages are some.
+            // S-EPT: 512 tables below one directory, if pages are small; there are 2 tables above, and some control
+            // pages.
             let tables = if way == Way::Terminate4k { 512 } else { 0 };
             let reclaimed = count(&run, Number::HostPage);
             let control = reclaimed - f64::from(pages + tables);
@@ -426,7 +429,7 @@ mod tests {
         );
     }
 
-    /// What [`fit::scaled`] says of a way of one CPU is what the simulation says.
+    /// Checks that [`fit::scaled`] and the simulation agree for a way on one CPU.
     #[test]
     fn ways_of_one_cpu_are_as_long_as_they_are_large() {
         for way in [Way::LinuxBefore, Way::LinuxAfter, Way::Dynamic] {

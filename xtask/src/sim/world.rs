@@ -1,5 +1,5 @@
-//! What the hypervisor's code finds in the simulation: the emulated module behind every SEAMCALL, frames, CPUs that call
-//! each other. All of it is one thread; whose turn it is, and what time it is for them, is kept here.
+//! The environment of the hypervisor's code in the simulation: the emulated module behind every SEAMCALL, frames, CPUs
+//! that call each other. All of it runs on one thread; the current CPU and the clocks are kept here.
 
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,37 +24,37 @@ use sync::call::NoAnswer;
 use super::cost::{self, Cost, Number};
 use super::machine::{Charge, Line, Machine, Sums, package_of};
 
-/// Where the memory for TDs begins.
+/// The start of the memory for TDs.
 pub const BASE: u64 = 4 << 30;
 /// The module's own HKID, the first of the private ones.
 pub const GLOBAL_HKID: u16 = 32;
 
-/// Most steps note no more charges than this.
+/// Maximum number of charges that most steps note.
 const STEP_CHARGES: usize = 128;
 
-/// How charges are taken.
+/// The handling of charges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taking {
-    /// Not at all: the TD is being built.
+    /// Charges are ignored while the TD is being built.
     Off,
-    /// At once, on the clock of the CPU whose turn it is.
+    /// Charges take place at once, on the current CPU's clock.
     Now,
-    /// They are noted, and take place later.
+    /// Charges are noted and take place later.
     Later,
 }
 
-/// Whose turn it is, and what time.
+/// The current CPU and the clocks.
 pub struct Time {
     pub taking: Taking,
     pub current: u32,
-    /// Picoseconds, of each CPU.
+    /// The clock of each CPU, in picoseconds.
     pub clocks: Vec<u64>,
     noted: Vec<Charge>,
     pub machine: Machine,
 }
 
 impl Time {
-    /// Notes a charge, together with the one before if they are not to be told apart.
+    /// Notes a charge. Adjacent charges of plain time are merged.
     fn note(&mut self, charge: Charge) {
         let Charge::Spend(number, count) = charge else {
             self.noted.push(charge);
@@ -68,7 +68,7 @@ impl Time {
     }
 }
 
-/// The emulated module, and time.
+/// The emulated module and the time.
 pub struct Core {
     pub server: Server,
     time: Mutex<Time>,
@@ -100,13 +100,13 @@ pub struct World {
     pool: FramePool<SimLedger, SimMemory>,
     places: Vec<CpuPlace>,
     counters: Vec<Counters>,
-    /// SEAMCALLs that no CPU's counters have.
+    /// SEAMCALLs that are in no CPU's counters.
     raw: AtomicU64,
     shutdown: Shutdown,
 }
 
 impl World {
-    /// A server with so many CPUs, and memory for TDs of so many bytes, a multiple of 1 GiB.
+    /// Creates a server with `cpus` CPUs and `bytes` of memory for TDs, a multiple of 1 GiB.
     pub fn new(cost: Cost, cpus: u32, bytes: u64) -> Result<Self> {
         let places = (0..cpus).map(|cpu| CpuPlace {
             cpu,
@@ -156,24 +156,24 @@ impl World {
         })
     }
 
-    /// Takes a charge.
+    /// Incurs charges.
     pub fn charge(&self, charges: &[Charge]) {
         self.core.charge(charges);
     }
 
-    /// How charges are taken from now on.
+    /// Sets the handling of charges.
     pub fn take(&self, taking: Taking) {
         self.core.time().taking = taking;
     }
 
-    /// Gives a CPU its turn, with its charges noted for later.
+    /// Makes a CPU the current one, with its charges noted for later.
     pub fn turn(&self, cpu: u32) {
         let mut time = self.core.time();
         time.current = cpu;
         time.taking = Taking::Later;
     }
 
-    /// What was noted since the last time.
+    /// Returns the charges noted since the last call.
     pub fn noted(&self) -> Vec<Charge> {
         mem::replace(
             &mut self.core.time().noted,
@@ -181,17 +181,17 @@ impl World {
         )
     }
 
-    /// The clock of a CPU, in picoseconds.
+    /// Returns the clock of a CPU, in picoseconds.
     pub fn clock(&self, cpu: u32) -> u64 {
         self.core.time().clocks[cpu as usize]
     }
 
-    /// What happened so far.
+    /// Returns the sums so far.
     pub fn sums(&self) -> Sums {
         self.core.time().machine.sums()
     }
 
-    /// 4 KiB frames that are not the allocator's.
+    /// Returns the number of 4 KiB frames that are allocated.
     pub fn frames_out(&self) -> u64 {
         let taking = self.core.time().taking;
         self.take(Taking::Off);
@@ -203,19 +203,19 @@ impl World {
         out
     }
 
-    /// Calls that the module refused, and violations that it saw.
+    /// Returns the number of calls that the module refused, and of violations that it saw.
     pub fn refused(&self) -> u64 {
         let illegal: u64 = self.counters.iter().map(|c| c.total().illegal).sum();
         illegal + self.core.server.module().violations().total() + self.pool.refused()
     }
 
-    /// SEAMCALLs of all CPUs.
+    /// Returns the number of SEAMCALLs of all CPUs.
     pub fn calls(&self) -> u64 {
         let typed: u64 = self.counters.iter().map(|c| c.total().calls).sum();
         typed + self.raw.load(Relaxed)
     }
 
-    /// A SEAMCALL on the CPU whose turn it is, by its registers.
+    /// Makes a SEAMCALL on the current CPU, given its registers.
     pub fn raw_call(&self, regs: &mut Gprs) -> Result<(), Fault> {
         let call = SimCall {
             core: Arc::clone(&self.core),
@@ -225,7 +225,7 @@ impl World {
         call.seamcall(regs)
     }
 
-    /// A CPU's way to the module.
+    /// Returns a CPU's interface to the module.
     pub fn on(&self, cpu: u32) -> Tdh<'_, SimCall, Never> {
         let call = SimCall {
             core: Arc::clone(&self.core),
@@ -264,7 +264,7 @@ impl Ledger for SimLedger {
     }
 }
 
-/// Physical memory. What is in it is nobody's business here; how long it takes to clear is.
+/// Physical memory. Its content does not matter here, only the time to clear it.
 pub struct SimMemory(Arc<Core>);
 
 impl Flush for SimMemory {
@@ -278,7 +278,7 @@ impl Clear for SimMemory {
     }
 }
 
-/// A CPU's clock for code that measures itself; here that is done from outside.
+/// A clock for code that measures itself; the simulation measures from outside.
 pub struct Unmeasured;
 
 impl Clock for Unmeasured {
@@ -287,7 +287,7 @@ impl Clock for Unmeasured {
     }
 }
 
-/// Tells every vCPU of a TD, one on each CPU, to leave the guest.
+/// Makes every vCPU of a TD, one on each CPU, leave the guest.
 pub struct KickAll<'a>(pub &'a World);
 
 impl Kick for KickAll<'_> {
@@ -337,7 +337,7 @@ impl Platform for World {
         self.core.time().current
     }
 
-    /// Each of them begins when the IPI has come, and no earlier than it has time; the caller goes on after the last.
+    /// Each CPU begins when the IPI has arrived and its clock permits; the caller continues after the last.
     fn on_each(&self, cpus: &[u32], work: &(dyn Fn(u32) + Sync)) -> Result<(), NoAnswer> {
         let me = self.this_cpu();
         let start = self.clock(me);

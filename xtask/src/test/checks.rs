@@ -1,4 +1,4 @@
-//! What is checked on this computer, before any machine is started.
+//! The checks on this computer, which run before any machine is started.
 
 use std::env;
 use std::io::{BufRead, BufReader};
@@ -10,24 +10,24 @@ use super::layers;
 use super::tally::Tally;
 use crate::{bench, build, workspace};
 
-/// Which runs have a check that was not asked for by its name.
+/// The runs that include a check without naming it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    /// Every run, a quick one too.
+    /// Every run, including a quick one.
     Quick,
-    /// Every run but a quick one.
+    /// Every run except a quick one.
     Always,
-    /// None: it is slow.
+    /// No run: the check is slow.
     ByName,
 }
 
 /// One check.
 pub struct Check {
-    /// What it is called on the command line.
+    /// The name on the command line.
     pub name: &'static str,
-    /// Which runs have it.
+    /// The runs that include the check.
     pub when: When,
-    /// Runs it and counts what came out.
+    /// Runs the check and counts the results.
     pub run: fn(&mut Tally),
 }
 
@@ -133,7 +133,7 @@ fn documentation() -> Result<()> {
     Ok(())
 }
 
-/// `cargo test`; its tests are counted one by one.
+/// Runs `cargo test`; its tests are counted one by one.
 fn host(tally: &mut Tally) {
     let tests = ["test", "--workspace", "--no-fail-fast"];
     let tested = crate::host::require(&crate::host::FSCK);
@@ -143,7 +143,7 @@ fn host(tally: &mut Tally) {
     }
 }
 
-/// The tests in which a scheduler chooses the order of the threads' steps: they are built with other locks.
+/// Runs the tests in which a scheduler chooses the order of the threads' steps. They are built with other locks.
 fn races(tally: &mut Tally) {
     for package in ["mm", "host"] {
         let tests = [
@@ -161,7 +161,7 @@ fn races(tally: &mut Tally) {
     }
 }
 
-/// Tests of what the ROM and the hypervisor contain, compiled as these are ([`build::as_bare`]).
+/// Runs the tests of the ROM's and the hypervisor's crates, compiled as these programs are ([`build::as_bare`]).
 fn as_the_rom(tests: &[&str], tally: &mut Tally) {
     let mut cargo = build::as_bare("test");
     cargo.arg("--no-fail-fast").args(tests);
@@ -170,7 +170,7 @@ fn as_the_rom(tests: &[&str], tally: &mut Tally) {
     }
 }
 
-/// All of them, and the recordings.
+/// Runs all of them, and the recordings.
 fn rom_profile_all(tally: &mut Tally) {
     let packages = ["stub-module", "stub-rom", "seam", "mm", "vcpu"];
     let tests: Vec<_> = packages.iter().flat_map(|name| ["-p", name]).collect();
@@ -186,7 +186,7 @@ fn rom_profile_all(tally: &mut Tally) {
     count("rom-profile-all", outcome, tally);
 }
 
-/// Runs cargo's tests, passes on what they say but for the tests that pass, and counts.
+/// Runs cargo's tests, passes on their output except for passing tests, and counts.
 fn run_tests(mut command: Command, tally: &mut Tally) -> Result<()> {
     let mut child = command
         .stdout(Stdio::piped())
@@ -206,7 +206,7 @@ fn run_tests(mut command: Command, tally: &mut Tally) -> Result<()> {
         }
     }
     let status = child.wait()?;
-    // Where tests failed they are counted; where none did, something did not even build or run.
+    // Tests that failed are counted. If none did, something could not be built or run.
     ensure!(
         status.success() || failed > 0,
         "cargo test could not build or run something"
@@ -214,7 +214,7 @@ fn run_tests(mut command: Command, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// What the test harness says at its end.
+/// The last line of the test harness.
 #[derive(Debug, PartialEq, Eq)]
 struct Summary {
     passed: usize,
@@ -234,7 +234,7 @@ impl Summary {
     }
 }
 
-/// The emulated module against recordings of Intel's, where there are any.
+/// Replays Intel's recordings against the emulated module, if there are any.
 fn conform(tally: &mut Tally) {
     let vectors = workspace::root().join("tests/vectors");
     if !vectors.exists() {
@@ -249,7 +249,7 @@ fn conform(tally: &mut Tally) {
     count("conform", outcome, tally);
 }
 
-/// The default simulation: it fails when it misses a measurement or a target.
+/// Runs the default simulation. It fails if it misses a measurement or a target.
 fn simulation() -> Result<()> {
     let xtask = env::current_exe()?;
     let status = Command::new(xtask).args(["sim", "reclaim"]).status()?;
@@ -257,7 +257,7 @@ fn simulation() -> Result<()> {
     Ok(())
 }
 
-/// Instructions of the run loop.
+/// Measures the instructions of the run loop.
 fn exits() -> Result<()> {
     let code = bench::exits::run()?;
     ensure!(

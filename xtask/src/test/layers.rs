@@ -1,7 +1,7 @@
-//! The rules of the house that the compiler does not know: portable crates stay clear of the metal, and modules import in
-//! one direction.
+//! Rules that the compiler does not check: portable crates do not depend on the machine, and modules import in one
+//! direction.
 //!
-//! In each module, the parts that it is made of must not import each other in circles. A module and its own parts may.
+//! The submodules of a module must not import each other in cycles. A module and its own submodules may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use crate::{build, workspace};
 
 /// Crates that must run on any machine.
 const PORTABLE: [&str; 7] = ["sync", "config", "tdvf", "mm", "vcpu", "host", "console"];
-/// Crates that are about one machine, its firmware or its devices.
+/// Crates that depend on the machine, its firmware or its devices.
 const METAL: [&str; 7] = [
     "acpi",
     "boot",
@@ -25,24 +25,24 @@ const METAL: [&str; 7] = [
     "uefi",
     "x86_64",
 ];
-/// Crates with no unsafe code at all.
+/// Crates without any unsafe code.
 const SAFE: [&str; 4] = [
     "boot/config",
     "firmware/tdvf",
     "hypervisor/host",
     "hypervisor/console",
 ];
-/// Folders of sources whose modules are looked at.
+/// Source folders whose modules are checked.
 const SOURCES: [&str; 3] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/src",
 ];
 
-/// Checks all of it.
+/// Checks all rules.
 ///
 /// # Errors
-/// What is against the rules, one line for each case.
+/// The violations, one line for each.
 pub fn check() -> Result<()> {
     let mut found = metal_in_portable(&metadata()?)?;
     for folder in SAFE {
@@ -76,7 +76,7 @@ fn metadata() -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The portable crates that come to depend on the metal, by way of whom.
+/// Returns the portable crates that depend on the machine, and the path of the dependency.
 fn metal_in_portable(metadata: &Value) -> Result<Vec<String>> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -122,14 +122,14 @@ fn metal_in_portable(metadata: &Value) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// A module of a crate: the names on the way to it.
+/// The path of a module in its crate.
 type ModulePath = Vec<String>;
 
-/// The modules of a crate, each with those that its file names.
+/// The modules of a crate, each with the modules that its file names.
 struct Modules(BTreeMap<ModulePath, BTreeSet<ModulePath>>);
 
 impl Modules {
-    /// Reads all modules below a folder, but for those of tests.
+    /// Reads all modules below a folder, except for tests.
     fn read(folder: &Path) -> Result<Self> {
         let mut texts = BTreeMap::new();
         collect(folder, &mut Vec::new(), &mut texts)?;
@@ -150,9 +150,9 @@ impl Modules {
         Self(texts.iter().map(uses).collect())
     }
 
-    /// The circles between the parts of each module.
+    /// Returns the cycles between the submodules of each module.
     fn circles(&self) -> Vec<String> {
-        // For each module, which of its parts import which others, and the files because of which they do.
+        // For each module: the submodules that import others, and the files that do so.
         let mut parts: BTreeMap<&[String], BTreeMap<&str, BTreeMap<&str, String>>> =
             BTreeMap::new();
         for (from, all) in &self.0 {
@@ -183,7 +183,7 @@ impl Modules {
     }
 }
 
-/// Whether `from` imports `to`, itself or by way of others.
+/// Returns true if `from` imports `to`, directly or indirectly.
 fn reaches<T>(edges: &BTreeMap<&str, BTreeMap<&str, T>>, from: &str, to: &str) -> bool {
     let mut seen = BTreeSet::new();
     let mut left = vec![from];
@@ -226,7 +226,7 @@ fn collect(
     Ok(())
 }
 
-/// The paths in the module `own` that begin with `crate` or `super`, from the crate's root on.
+/// Returns the paths in the module `own` that begin with `crate` or `super`, as seen from the crate's root.
 fn named(own: &[String], text: &str) -> Vec<ModulePath> {
     let code = text
         .split("#[cfg(test)]\nmod tests {")
@@ -240,7 +240,7 @@ fn named(own: &[String], text: &str) -> Vec<ModulePath> {
     let mut found = Vec::new();
     for word in ["crate::", "super::"] {
         for (at, _) in code.match_indices(word) {
-            // A part of another path, or of another name.
+            // Part of another path or name.
             if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
                 continue;
             }
@@ -254,7 +254,7 @@ fn named(own: &[String], text: &str) -> Vec<ModulePath> {
         .collect()
 }
 
-/// A path such as `super::super::a::B` from the crate's root on.
+/// Resolves a path such as `super::super::a::B` from the crate's root.
 fn absolute(own: &[String], path: &[String]) -> Option<ModulePath> {
     let supers = path.iter().take_while(|word| *word == "super").count();
     let base = match path.first()?.as_str() {
@@ -298,7 +298,7 @@ fn tree(text: &mut &str, before: &mut ModulePath, found: &mut Vec<ModulePath>) {
     if before.len() > depth {
         found.push(before.clone());
     }
-    // What a name is renamed to.
+    // Skips the new name of a renamed import.
     if let Some(renamed) = text.strip_prefix(" as ") {
         let end = renamed.find(|c: char| !c.is_alphanumeric() && c != '_');
         *text = &renamed[end.unwrap_or(renamed.len())..];

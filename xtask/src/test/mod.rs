@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to hold before a change goes in.
+//! `cargo xtask test`: everything that must hold before a change is merged.
 
 mod checks;
 mod layers;
@@ -22,7 +22,7 @@ use crate::{build, guest, host, measure, run};
 /// The options of `test`.
 #[derive(Args)]
 pub struct Options {
-    /// Run what has one of these in its name; without any, everything that does not have to be named
+    /// Run tests whose names contain one of these; without any, everything that does not have to be named
     filter: Vec<String>,
     /// List the names and run nothing
     #[arg(long)]
@@ -38,7 +38,7 @@ pub struct Options {
     quick: bool,
 }
 
-/// Runs the tests. The last line says how many passed and failed, tests on the host and whole-system tests together.
+/// Runs the tests. The last line gives the passed and failed tests, host tests and whole-system tests together.
 pub fn run(options: &Options) -> ExitCode {
     let selected: Vec<_> = scenarios::all()
         .into_iter()
@@ -104,7 +104,7 @@ impl Options {
         }
     }
 
-    /// A word that selects nothing.
+    /// Returns a word that selects nothing.
     fn idle_word(&self) -> Option<&str> {
         let selects_nothing = |word: &&String| {
             let alone = Self {
@@ -121,7 +121,7 @@ impl Options {
     }
 }
 
-/// What the whole-system tests need, and a folder for what they leave.
+/// Prepares what the whole-system tests need, and a folder for their output.
 fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     host::require(&host::QEMU)?;
     if !needs.is_empty() {
@@ -140,7 +140,7 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
 
 fn run_scenario(scenario: &Scenario, programs: &Programs, home: &Path, tally: &mut Tally) {
     print!("system test {} ... ", scenario.name);
-    // It only makes the line appear at once.
+    // Flushing only makes the line appear at once.
     let _ = std::io::stdout().flush();
     let started = Instant::now();
     match scenario.run(programs, home) {

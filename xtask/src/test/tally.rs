@@ -1,4 +1,4 @@
-//! What passed and what failed.
+//! The counts of passed and failed tests.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Tally {
     passed: usize,
     failures: Vec<String>,
-    /// Failures that were told by whoever ran them, such as cargo.
+    /// Failures that the test's runner, such as cargo, has reported.
     told: usize,
 }
 
@@ -18,13 +18,13 @@ impl Tally {
         self.passed += count;
     }
 
-    /// Counts a test that failed and says why.
+    /// Counts a test that failed and prints the reason.
     pub fn failed(&mut self, name: &str, error: &anyhow::Error) {
         eprintln!("{name}: {error:#}");
         self.failures.push(name.to_owned());
     }
 
-    /// Counts tests whose failure was told already.
+    /// Counts failed tests that were reported already.
     pub fn failed_already_told(&mut self, count: usize) {
         self.told += count;
     }
@@ -33,7 +33,7 @@ impl Tally {
         self.told == 0 && self.failures.is_empty()
     }
 
-    /// Prints the outcome; its last line is the one that scripts read.
+    /// Prints the outcome. Scripts read its last line.
     pub fn report(&self, took: Duration) -> ExitCode {
         for name in &self.failures {
             println!("failed: {name}");
