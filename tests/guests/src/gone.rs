@@ -1,5 +1,5 @@
-//! Instructions whose page the guest takes away just before it executes them: its page tables no longer lead to what the CPU
-//! still has in its TLB.
+//! Checks of instructions whose page the guest takes away just before it executes them: its page tables no longer lead
+//! to the page that the CPU still has in its TLB.
 #![expect(
     unsafe_code,
     reason = "executes code that it has written, through page tables of its own"
@@ -12,18 +12,18 @@ use guest_kit::check::Check;
 use guest_kit::{attempt, ensure, memory};
 use seam::abi::PAGE_4K;
 
-/// Where the code is mapped: an entry of the root that nothing else uses.
+/// The address of the code: an entry of the root that nothing else uses.
 const ROOT_ENTRY: u64 = 100;
 const CODE: u64 = ROOT_ENTRY << 39;
 /// Present and writable.
 const ENTRY: u64 = 3;
 /// `mov [rdi], r9`, with RDI the page-table entry of the code.
 const TAKE_AWAY: [u8; 3] = [0x4C, 0x89, 0x0F];
-/// `mov rbx, r15`, for CPUID changes it, and `jmp rsi`.
+/// `mov rbx, r15`, because CPUID changes it, and `jmp rsi`.
 const LEAVE: [u8; 5] = [0x4C, 0x89, 0xFB, 0xFF, 0xE6];
 const NOP: u8 = 0x90;
 
-/// What RAX holds at the instruction.
+/// The value of RAX at the instruction.
 #[derive(Clone, Copy)]
 enum Rax {
     Is(u64),
@@ -59,12 +59,12 @@ const ROWS: &[Row] = &[
     ("ud2", &[0x0F, 0x0B], Rax::Is(0), 0),
 ];
 
-/// Page tables that lead to one page of code, besides all that is mapped elsewhere.
+/// Page tables that map one page of code, in addition to everything that is mapped elsewhere.
 struct Ground {
     root: u64,
-    /// The entry that leads to the code.
+    /// The entry that maps the code.
     entry: u64,
-    /// The page of the code, and one of instructions that do nothing.
+    /// The page of the code, and one of NOP instructions.
     code: u64,
     nothing: u64,
 }
@@ -101,7 +101,7 @@ impl Ground {
         }
     }
 
-    /// Executes an instruction while its page gets another entry.
+    /// Executes an instruction while its page-table entry changes to `becomes`.
     fn execute(&self, row: &Row, becomes: u64) -> Check {
         let (what, instruction, rax, rcx) = *row;
         self.write(self.code, instruction);
@@ -112,8 +112,8 @@ impl Ground {
             Rax::Cr4 => cr4(),
         };
         set_root(self.root);
-        // SAFETY: the code takes its own page away, executes an instruction that leaves the vCPU able to go on, and comes
-        // back by RSI with RBX as it was; what it raises on the way is caught.
+        // SAFETY: the code takes its own page away, executes an instruction after which the vCPU can continue, and
+        // returns by RSI with RBX as it was; what it raises on the way is caught.
         let outcome = unsafe {
             attempt!(
                 "mov r15, rbx; lea rsi, [rip + 3f]; jmp r8",
@@ -136,7 +136,8 @@ impl Ground {
     }
 }
 
-/// Each instruction completes, as from the TLB, or faults where it is; or those are executed that are there now.
+/// Checks that each instruction completes, as from the TLB, or faults at its address, or that the instructions now
+/// mapped there are executed.
 pub fn code_that_is_gone() -> Check {
     let root = root();
     let ground = Ground::new(root);
@@ -156,7 +157,7 @@ fn root() -> u64 {
 }
 
 fn set_root(root: u64) {
-    // SAFETY: the tables map the program and its memory as those before.
+    // SAFETY: the tables map the program and its memory as the previous ones did.
     unsafe { asm!("mov cr3, {}", in(reg) root, options(nostack)) };
 }
 

@@ -1,4 +1,4 @@
-//! The guests' names, for those who build and run them; the programs are in `src/bin`.
+//! The guests' names, for the programs that build and run them. The guests are in `src/bin`.
 #![no_std]
 
 #[cfg(feature = "bare")]

@@ -1,6 +1,6 @@
-//! What family and model promise: programs choose their code by them as well as by feature bits.
+//! The features that family and model promise. Programs choose their code by them as well as by feature bits.
 //!
-//! Models: GCC 12, common/config/i386/cpuinfo.h; what they promise: its `-march` options.
+//! Models: GCC 12, common/config/i386/cpuinfo.h; their features: its `-march` options.
 
 use guest_kit::check::{Check, expect};
 use guest_kit::ensure;
@@ -8,7 +8,7 @@ use guest_kit::ensure;
 /// Westmere: the desktop's, the server's, and the large server's.
 const WESTMERE: [u32; 3] = [0x25, 0x2C, 0x2F];
 
-/// CPUID leafs 1 and 0x80000001 have what compilers take for granted on the model of leaf 1.
+/// Checks that CPUID leafs 1 and 0x80000001 have the features that compilers assume on the model of leaf 1.
 pub fn fits(leaf_1: [u32; 4], extended: [u32; 4]) -> Check {
     /// SSE3, PCLMULQDQ, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT, AES.
     const PROMISED: [u32; 8] = [0, 1, 9, 13, 19, 20, 23, 25];

@@ -1,20 +1,20 @@
-//! Instructions made up from numbers: every opcode in turn, with prefixes and operands of all kinds.
+//! Instructions generated from numbers: every opcode in turn, with prefixes and operands of all kinds.
 
 use arrayvec::ArrayVec;
 use guest_kit::numbers::Numbers;
 
-/// The most bytes of an instruction, and one more than a processor takes.
+/// Maximum length of a generated instruction: one byte more than a processor accepts.
 pub const MOST: usize = 16;
 
 /// Bytes of an instruction.
 pub type Bytes = ArrayVec<u8, MOST>;
 
-/// Groups of 256 further opcodes, which take turns: 0F 38, 0F 3A; VEX maps 1 to 3; and opcodes whose ModRM byte says what they
-/// do: 0F 00, 0F 01, 0F AE, 0F C7.
+/// Number of groups of 256 further opcodes, which take turns: 0F 38, 0F 3A; VEX maps 1 to 3; and opcodes whose ModRM
+/// byte selects the operation: 0F 00, 0F 01, 0F AE, 0F C7.
 const GROUPS: u64 = 9;
 const WITH_MODRM: [u8; 4] = [0x00, 0x01, 0xAE, 0xC7];
 
-/// Instruction number `index`: one of four has one byte of opcode, two have two, one has more.
+/// Returns instruction number `index`: one of four has one byte of opcode, two have two, one has more.
 pub fn instruction(index: u64, numbers: &mut Numbers) -> Bytes {
     let mut bytes = Bytes::new();
     let (round, turn) = (index / 4, index % 4);
@@ -52,7 +52,7 @@ fn further(bytes: &mut Bytes, group: u64, number: u8, numbers: &mut Numbers) {
     }
 }
 
-/// Some prefixes, as a rule none but REX.
+/// Adds prefixes, usually none but REX.
 fn prefixes(bytes: &mut Bytes, numbers: &mut Numbers) {
     const SEGMENTS: [u8; 6] = [0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65];
     const LOCK: u8 = 0xF0;
@@ -69,7 +69,7 @@ fn prefixes(bytes: &mut Bytes, numbers: &mut Numbers) {
     }
 }
 
-/// ModRM and what follows it. Registers as operands and as addresses are the most common.
+/// Adds ModRM and what follows it. Registers as operands and as addresses are the most common.
 fn operands(bytes: &mut Bytes, numbers: &mut Numbers) {
     const MOD: u8 = 0xC0;
     let modrm = numbers.next() as u8;
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// What is left of an instruction without its prefixes in 64-bit mode.
+    /// Returns an instruction without its prefixes in 64-bit mode.
     fn opcode(bytes: &[u8]) -> &[u8] {
         const PREFIXES: [u8; 11] = [
             0x66, 0xF2, 0xF3, 0x67, 0xF0, 0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65,
@@ -119,7 +119,7 @@ mod tests {
         }
         assert_eq!(two.len(), 256);
         assert_eq!(three.len(), 512);
-        // A prefix or REX as the opcode is told apart by nobody.
+        // A prefix or REX as the opcode can't be told apart.
         assert!(one.len() >= 256 - 16 - 11, "{}", one.len());
     }
 }

@@ -1,5 +1,6 @@
-//! A place in which a guest executes anything: page tables, descriptor tables, stacks and code of its own, which are made anew
-//! before each step. Whatever event ends a step leads back to who asked for it, as long as the processor finds the way.
+//! A sandbox in which a guest executes anything: page tables, descriptor tables, stacks and code of its own, which are
+//! restored before each step. The event that ends a step returns to the caller, as long as the processor finds the
+//! way.
 #![expect(unsafe_code, reason = "executes anything")]
 
 use core::arch::{asm, naked_asm};
@@ -13,7 +14,7 @@ use seam::abi::{PAGE_2M, PAGE_4K};
 
 use crate::opcodes::Bytes;
 
-/// Pages of the sandbox, by number. The first are what the processor itself reads.
+/// Pages of the sandbox, by number. The first ones are read by the processor itself.
 mod page {
     pub const ROOT: u64 = 0;
     pub const POINTERS: u64 = 1;
@@ -28,21 +29,22 @@ mod page {
     pub const CODE: u64 = 9;
     pub const SCRATCH: u64 = 11;
     pub const SCRATCHES: u64 = 4;
-    /// What the vital pages are made of.
+    /// The originals of the vital pages.
     pub const PRISTINE: u64 = 16;
     pub const ALL: u64 = PRISTINE + VITAL;
 }
 
-/// Page-table entries: present, writable, for users, accessed, dirty; and large.
+/// Page-table entries: present, writable, user, accessed, dirty; and large.
 const ENTRY: u64 = 0x67;
 const LARGE: u64 = 0xE7;
-/// Where code and scratch pages are mapped: below 2 GiB, so that 32-bit code reaches them. Behind the code nothing is.
+/// The addresses of code and scratch pages: below 2 GiB, so that 32-bit code reaches them. Nothing is mapped behind
+/// the code.
 const MIDDLE: u64 = 1 << 30;
 const CODE_AT: u64 = MIDDLE;
 const CODE_PAGES: u64 = 2;
 const SCRATCH_AT: u64 = MIDDLE + 4 * PAGE_4K;
 
-/// Segments: as the kit's first four, then those of user mode, then the task.
+/// Segments: the kit's first four, then those of user mode, then the task.
 const SEGMENTS: [u64; 7] = [
     0,
     0x00AF_9B00_0000_FFFF,
@@ -53,14 +55,14 @@ const SEGMENTS: [u64; 7] = [
     0x00AF_FB00_0000_FFFF,
 ];
 const TASK: u64 = 8 * SEGMENTS.len() as u64;
-/// Where in its page the task state is.
+/// Offset of the task state in its page.
 const TASK_STATE: u64 = 0x200;
 const TASK_BYTES: u64 = 104;
 /// Code and stack segments of the modes: 64-bit and 32-bit, of the kernel and of users.
 const MODES: [(u64, u64); 4] = [(0x08, 0x10), (0x18, 0x10), (0x33, 0x2B), (0x23, 0x2B)];
 const TRAP_FLAG: u64 = 1 << 8;
 
-/// What is loaded for a step.
+/// The state that is loaded for a step.
 #[repr(C)]
 struct Entry {
     gprs: [u64; 16],
@@ -93,7 +95,7 @@ impl Pointer {
 
 const LIMIT: usize = offset_of!(Pointer, limit);
 
-/// The stack to go back to, and the registers that a step can change.
+/// The stack to return to, and the registers that a step can change.
 static STACK: AtomicU64 = AtomicU64::new(0);
 static CR0: AtomicU64 = AtomicU64::new(0);
 static CR4: AtomicU64 = AtomicU64::new(0);
@@ -107,10 +109,10 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Builds it.
+    /// Builds the sandbox.
     pub fn new() -> Self {
         const { assert!(page::ALL * PAGE_4K <= PAGE_2M) };
-        // It is mapped as one large page, all of which must be there.
+        // It is mapped as one large page, all of which must be present.
         let base = memory::take(PAGE_2M, PAGE_2M);
         let sandbox = Self { base };
         sandbox.draw();
@@ -132,7 +134,7 @@ impl Sandbox {
         self.base + page * PAGE_4K
     }
 
-    /// Fills what the vital pages are made of.
+    /// Fills the originals of the vital pages.
     fn draw(&self) {
         let set = |page: u64, word: u64, value: u64| {
             memory::set_word(self.at(page::PRISTINE + page) + word * 8, value);
@@ -174,7 +176,7 @@ impl Sandbox {
         }
     }
 
-    /// Makes the vital pages anew.
+    /// Restores the vital pages.
     fn restore(&self) {
         let (from, to) = (self.at(page::PRISTINE), self.base);
         for at in (0..page::VITAL * PAGE_4K).step_by(8) {
@@ -182,7 +184,7 @@ impl Sandbox {
         }
     }
 
-    /// An address in which something is that the processor needs.
+    /// Returns an address of something that the processor needs.
     fn vital(&self, numbers: &mut Numbers) -> u64 {
         let words = match numbers.below(page::VITAL) {
             page::LOW | page::TABLE => 12,
@@ -193,7 +195,7 @@ impl Sandbox {
         self.at(numbers.below(page::VITAL)) + numbers.below(words) * 8
     }
 
-    /// A value for a register.
+    /// Returns a value for a register.
     fn value(&self, numbers: &mut Numbers) -> u64 {
         let scratch = SCRATCH_AT + numbers.below(page::SCRATCHES * PAGE_4K);
         match numbers.below(24) {
@@ -210,7 +212,7 @@ impl Sandbox {
         }
     }
 
-    /// Writes over something vital.
+    /// Overwrites something vital.
     fn ruin(&self, numbers: &mut Numbers) {
         let at = self.vital(numbers);
         let value = match numbers.below(4) {
@@ -221,8 +223,8 @@ impl Sandbox {
         memory::set_word(at, value);
     }
 
-    /// Writes over the page-table entry of a page of code, or of what it works on. It leads to memory that is there, if
-    /// anywhere: to none is most often the end.
+    /// Changes the page-table entry of a page of code or data. The new entry leads to memory that exists, if anywhere,
+    /// because any other address usually ends the guest.
     fn disturb(&self, numbers: &mut Numbers) {
         const FLAGS: u64 = 12;
         let at = self.at(page::TABLE) + numbers.below(8) * 8;
@@ -235,8 +237,8 @@ impl Sandbox {
         memory::set_word(at, value);
     }
 
-    /// Executes an instruction in some mode, and what comes after it, until an event ends it. `ruin` is how many things are
-    /// written over before.
+    /// Executes an instruction in some mode, and what follows it, until an event ends it. `ruin` is the number of
+    /// vital things that are overwritten before.
     pub fn step(&self, instruction: &Bytes, numbers: &mut Numbers, ruin: u64) {
         self.restore();
         if numbers.once_in(8) {
@@ -250,12 +252,12 @@ impl Sandbox {
             0..=4 => 0,
             other => other as usize - 4,
         }];
-        // A trap after one instruction ends what would go on for ever.
+        // A trap after one instruction ends endless execution.
         let trap = if numbers.once_in(16) { 0 } else { TRAP_FLAG };
         const FLAGS: u64 = 0x24_4ED5;
         let mut gprs = core::array::from_fn(|_| self.value(numbers));
         if !numbers.once_in(8) {
-            // Rounds of repeated instructions, and the number of an MSR.
+            // The count of repeated instructions, and the number of an MSR.
             gprs[1] = match numbers.below(4) {
                 0 => {
                     numbers.of(&[0xC000_0080, 0x800, 0x170, 0x10, 0x1D0, 0x480]) + numbers.below(32)
@@ -274,12 +276,12 @@ impl Sandbox {
             segments: Pointer::new(self.at(page::SEGMENTS), TASK + 16),
             interrupts: Pointer::new(self.at(page::INTERRUPTS), PAGE_4K),
         };
-        // SAFETY: the step does to the guest whatever it likes. It comes back here with the stack and the callee's registers
+        // SAFETY: the step may do anything to the guest. It returns here with the stack and the callee-saved registers
         // as they were, or not at all.
         unsafe { enter(&entry) }
     }
 
-    /// Puts an instruction where it may cross a page, or end before a page that is not there. UD2 follows.
+    /// Writes an instruction where it may cross a page, or end before a page that is not present. UD2 follows.
     fn write_code(&self, instruction: &Bytes, numbers: &mut Numbers) -> u64 {
         let length = instruction.len() as u64;
         let end = CODE_PAGES * PAGE_4K;
@@ -305,18 +307,18 @@ impl Default for Sandbox {
     }
 }
 
-/// XSAVE and the registers that need it, as far as the TD has them.
+/// Enables XSAVE and the registers that need it, as far as the TD has them.
 fn enable_extended_state() {
     const OSXSAVE: u64 = 1 << 18;
     let [supported, ..] = guest_kit::cpu::cpuid(0xD, 0);
-    // SAFETY: components that the TD has, x87 and SSE among them, which are in use already.
+    // SAFETY: components that the TD has, including x87 and SSE, which are in use already.
     unsafe {
         asm!("mov {t}, cr4", "or {t}, {bit}", "mov cr4, {t}", "xsetbv", t = out(reg) _, bit = const OSXSAVE,
             in("ecx") 0, in("eax") supported & 7, in("edx") 0, options(nostack));
     }
 }
 
-/// Loads what the entry says, and executes it. Returns when an event has come.
+/// Loads the state of the entry, and executes it. Returns after an event.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn enter(entry: &Entry) {
     naked_asm!(
@@ -368,8 +370,8 @@ unsafe extern "sysv64" fn enter(entry: &Entry) {
     )
 }
 
-/// The handler of every event: back to who called [`enter`], with the registers that matter as they were, and without
-/// #VE information that would make the next #VE a #DF.
+/// The handler of every event: returns to the caller of [`enter`], with the registers that matter restored, and
+/// without #VE information that would make the next #VE a #DF.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn back() {
     naked_asm!(

@@ -1,4 +1,4 @@
-//! Instructions that a check tries, with what they gave or raised.
+//! Instructions that a check tries, with their result or exception.
 #![expect(unsafe_code, reason = "instructions that may fault, each with a net")]
 
 use core::arch::asm;
@@ -9,14 +9,14 @@ use guest_kit::vcpu::{ATTEMPTED, RESUME};
 use guest_kit::{attempt, ensure, vmcall};
 use seam::abi::{Gprs, GuestLeaf, Status};
 
-/// What an instruction gave, or raised.
+/// The result of an instruction, or what it raised.
 pub type Tried<T> = Result<T, Caught>;
 
 fn tried<T>(value: T, outcome: Outcome) -> Tried<T> {
     outcome.map_or(Ok(value), Err)
 }
 
-/// RDMSR.
+/// Executes RDMSR.
 pub fn rdmsr(msr: u32) -> Tried<u64> {
     let (mut low, mut high) = (0u32, 0u32);
     // SAFETY: reading an MSR changes nothing.
@@ -26,19 +26,19 @@ pub fn rdmsr(msr: u32) -> Tried<u64> {
     tried(u64::from(high) << 32 | u64::from(low), outcome)
 }
 
-/// WRMSR. The caller writes what leaves the vCPU able to go on.
+/// Executes WRMSR. The caller chooses a value with which the vCPU can continue.
 pub fn wrmsr(msr: u32, value: u64) -> Outcome {
-    // SAFETY: as the caller knows; nothing of the program's depends on an MSR but GS_BASE, which no caller writes.
+    // SAFETY: as the caller knows; the program depends on no MSR but GS_BASE, which no caller writes.
     unsafe {
         attempt!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack))
     }
 }
 
-/// CPUID: EAX, EBX, ECX, EDX.
+/// Executes CPUID. Returns EAX, EBX, ECX, EDX.
 pub fn cpuid(leaf: u32, sub_leaf: u32) -> Tried<[u32; 4]> {
     let (mut a, mut c, mut d) = (leaf, sub_leaf, 0u32);
     let b: u64;
-    // SAFETY: it changes nothing but these registers; RBX, which can't be an operand, is put back.
+    // SAFETY: it changes nothing but these registers; RBX, which can't be an operand, is restored.
     unsafe {
         asm!(
             "lea {t}, [rip + 2f]",
@@ -61,7 +61,7 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> Tried<[u32; 4]> {
     tried([a, b as u32, c, d], outcome())
 }
 
-/// An instruction that raised what was expected.
+/// Checks that an instruction raised what was expected.
 ///
 /// # Errors
 /// What it did instead.
@@ -73,7 +73,7 @@ pub fn raises(what: &str, outcome: Outcome, expected: Outcome) -> Check {
     Ok(())
 }
 
-/// An instruction that raised #VE with this reason, qualification and length.
+/// Checks that an instruction raised #VE with this reason, qualification and length.
 ///
 /// # Errors
 /// What it did instead.
@@ -91,10 +91,10 @@ pub fn raises_ve(
     Ok(())
 }
 
-/// A leaf that ends with that status.
+/// Checks that a leaf ends with that status.
 ///
 /// # Errors
-/// The status instead.
+/// The actual status.
 pub fn ends(
     what: &str,
     (status, regs): (Status, Gprs),
@@ -122,19 +122,19 @@ pub fn leaf(leaf: GuestLeaf, [rcx, rdx, r8, r9]: [u64; 4]) -> (Status, Gprs) {
 #[derive(Clone, Copy, Debug)]
 #[repr(u64)]
 pub enum Own {
-    /// The operand is a shared page in which host and guest tell each other how they are doing.
+    /// The operand is a shared page in which host and guest report their progress.
     Mailbox = 1,
     /// The operand is the page that is to be hammered.
     Target = 2,
-    /// Takes a private page away, and puts another in its place.
+    /// Replaces a private page by another.
     Replace = 3,
-    /// Has an NMI delivered to this vCPU, once it runs again.
+    /// Delivers an NMI to this vCPU once it runs again.
     Nmi = 4,
     /// Adds a page of 2 MiB, to be accepted.
     AddLarge = 5,
 }
 
-/// Makes such a request; R10 of the answer, zero if it was served.
+/// Makes such a request. Returns R10 of the answer, which is zero if the request was served.
 pub fn own(request: Own, operand: u64) -> u64 {
     let mut regs = Gprs {
         rcx: vmcall::REGISTERS,

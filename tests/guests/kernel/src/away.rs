@@ -1,5 +1,5 @@
-//! vCPUs that are woken through the firmware's mailbox, and go back through its reset vector in the worst state that a kernel can
-//! leave a CPU in.
+//! vCPUs that are woken through the firmware's mailbox and return through its reset vector, in the worst state in
+//! which a kernel can leave a CPU.
 #![expect(
     unsafe_code,
     reason = "registers, page tables, and memory between vCPUs"
@@ -13,11 +13,11 @@ use td_base::vmcall;
 
 use crate::tables::Wakeup;
 
-/// No vCPU's number.
+/// A number that no vCPU has.
 const NOBODY: u32 = u32::MAX;
-/// vCPUs, at most.
+/// Maximum number of vCPUs.
 const VCPUS: usize = 8;
-/// Bytes of a stack.
+/// Size in bytes of a stack.
 pub const STACK_BYTES: usize = 0x4000;
 
 /// A stack for each vCPU.
@@ -27,24 +27,24 @@ pub struct Stacks([[AtomicU64; STACK_BYTES / 8]; VCPUS]);
 pub static STACKS: Stacks =
     Stacks([const { [const { AtomicU64::new(0) }; STACK_BYTES / 8] }; VCPUS]);
 
-/// How often each vCPU came here, was waited for, and was sent back.
+/// How often each vCPU arrived, was awaited, and was sent back.
 static ARRIVED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
 static AWAITED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
 static SENT_BACK: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
-/// The round, by which the state differs in which a vCPU goes.
+/// The round, which determines the state in which a vCPU leaves.
 static ROUND: AtomicU32 = AtomicU32::new(0);
 static RESET: AtomicU64 = AtomicU64::new(0);
 static MAILBOX: AtomicU64 = AtomicU64::new(0);
-/// The vCPU that takes over, and what came of it: 0 is nothing yet, 1 success.
+/// The vCPU that takes over, and the result: 0 while pending, 1 on success.
 static TAKES_OVER: AtomicU32 = AtomicU32::new(NOBODY);
 static TOOK_OVER: AtomicU32 = AtomicU32::new(0);
 
-/// What a vCPU that waits is told.
+/// A command to a waiting vCPU.
 #[derive(Clone, Copy, Debug)]
 pub enum Command {
-    /// To go to the wakeup vector.
+    /// Go to the wakeup vector.
     Wakeup = 1,
-    /// To say that it is there.
+    /// Answer, to show that the vCPU waits.
     Test = 2,
 }
 
@@ -53,7 +53,7 @@ pub enum Command {
 pub struct Mailbox(u64);
 
 impl Mailbox {
-    /// The one that ACPI tells of.
+    /// Returns the mailbox that ACPI describes.
     pub fn new(wakeup: &Wakeup) -> Self {
         Self(wakeup.mailbox)
     }
@@ -82,7 +82,7 @@ impl Mailbox {
         )
     }
 
-    /// Gives a command that nobody is to answer, takes it back, and says whether somebody did.
+    /// Gives a command that no vCPU should answer, and withdraws it. Returns true if it was answered.
     pub fn command_for_a_moment(self, id: u32, command: Command) -> bool {
         self.send(id, command);
         let answered = wait(1, || self.is_answered(), "").is_ok();
@@ -100,7 +100,7 @@ impl Mailbox {
     }
 }
 
-/// Far more than anything takes, for a busy computer.
+/// A limit far above any real duration, for a busy computer.
 const LONG_SECONDS: u64 = 120;
 
 fn wait(seconds: u64, is_so: impl Fn() -> bool, why: &'static str) -> Result<(), &'static str> {
@@ -119,7 +119,7 @@ fn wait(seconds: u64, is_so: impl Fn() -> bool, why: &'static str) -> Result<(),
     Ok(())
 }
 
-/// Waits until a vCPU that was woken is here.
+/// Waits until a woken vCPU has arrived.
 pub fn wait_for_arrival(id: u32) -> Result<(), &'static str> {
     let id = id as usize;
     let wanted = AWAITED[id].fetch_add(1, Ordering::Relaxed) + 1;
@@ -127,7 +127,7 @@ pub fn wait_for_arrival(id: u32) -> Result<(), &'static str> {
     wait(LONG_SECONDS, is_here, "a vCPU that was woken does not come")
 }
 
-/// Sends a vCPU back that is here.
+/// Sends an arrived vCPU back.
 pub fn send_back(id: u32, round: u32) {
     ROUND.store(round, Ordering::Relaxed);
     SENT_BACK[id as usize].fetch_add(1, Ordering::Release);
@@ -140,7 +140,8 @@ pub fn nmi(id: u32) -> Result<(), vmcall::Refused> {
     vmcall::wrmsr(ICR, u64::from(id) << 32 | NMI)
 }
 
-/// Has vCPU `id`, which is here, wake this one, which goes back: it comes again on a stack that is as it was left.
+/// Lets vCPU `id`, which has arrived, take over and wake this vCPU, which returns to the firmware meanwhile. This vCPU
+/// then continues on its stack as it left it.
 pub fn swap(id: u32) -> Result<(), &'static str> {
     TAKES_OVER.store(id, Ordering::Release);
     leave_and_return();
@@ -150,7 +151,7 @@ pub fn swap(id: u32) -> Result<(), &'static str> {
     }
 }
 
-/// What vCPU `index` does that was woken.
+/// The work of a woken vCPU `index`.
 extern "sysv64" fn work(index: u32) -> ! {
     let index = index as usize;
     let arrived = ARRIVED[index].fetch_add(1, Ordering::Release) + 1;
@@ -161,20 +162,20 @@ extern "sysv64" fn work(index: u32) -> ! {
             if mailbox.command(0, Command::Test).is_ok() {
                 TOOK_OVER.store(1, Ordering::Release);
             }
-            // Where it does not come, nobody says how the checks ended.
+            // If vCPU 0 does not come, no one prints the result of the checks.
             let _ = mailbox.wake(0);
         }
         core::hint::spin_loop();
     }
     make_a_mess(ROUND.load(Ordering::Relaxed));
-    // SAFETY: nothing of this vCPU's is needed any more.
+    // SAFETY: nothing of this vCPU is needed any more.
     unsafe { leave() }
 }
 
-/// Where vCPU 0 left, 0 at all other times.
+/// The stack pointer with which vCPU 0 left; 0 at all other times.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
-/// The wakeup vector: the firmware's tables are in force, and its stack. vCPU 0 goes on where it left.
+/// The wakeup vector, entered with the firmware's tables and stack. vCPU 0 continues where it left.
 #[unsafe(naked)]
 unsafe extern "C" fn arrive() -> ! {
     naked_asm!(
@@ -206,7 +207,7 @@ unsafe extern "C" fn arrive() -> ! {
     )
 }
 
-/// vCPU 0 goes back to the firmware; it returns from here when it is woken.
+/// Returns vCPU 0 to the firmware. The call returns when the vCPU is woken.
 #[unsafe(naked)]
 extern "C" fn leave_and_return() {
     naked_asm!(
@@ -223,7 +224,8 @@ extern "C" fn leave_and_return() {
     )
 }
 
-/// Goes to the reset vector, with tables that map this kernel and the page of that alone, and registers full of nonsense.
+/// Goes to the reset vector, with tables that map only this kernel and the vector's page, and with arbitrary
+/// registers.
 #[unsafe(naked)]
 unsafe extern "C" fn leave() -> ! {
     naked_asm!(
@@ -246,7 +248,8 @@ unsafe extern "C" fn leave() -> ! {
     )
 }
 
-/// Leaves interrupts pending and in service, priorities raised, the APIC off in every other round, and bits set that a kernel sets.
+/// Leaves interrupts pending and in service, priorities raised, the APIC off in every other round, and control bits
+/// set that a kernel sets.
 fn make_a_mess(round: u32) {
     const SPURIOUS: u32 = 0x80F;
     const TASK_PRIORITY: u32 = 0x808;
@@ -275,7 +278,7 @@ fn make_a_mess(round: u32) {
         wrmsr(TASK_PRIORITY, 0xF0);
     }
     if round % 2 == 1 {
-        // Where the host refuses that, it stays on.
+        // If the host refuses that, the APIC stays on.
         let _ = vmcall::wrmsr(SPURIOUS, 0xFF);
     }
     // SAFETY: the registers are this vCPU's, which goes away.
@@ -325,8 +328,8 @@ static IDT_POINTER: TablePointer = TablePointer {
     base: &raw const IDT,
 };
 
-/// Page tables that map the first GiB and the page of the reset vector: the highest one, those of 512 GiB, of two GiB, and of the
-/// 2 MiB around that page.
+/// Page tables that map the first GiB and the page of the reset vector: the top level, then those for 512 GiB, for two
+/// ranges of 1 GiB, and for the 2 MiB around that page.
 #[repr(C, align(4096))]
 struct Table([AtomicU64; 512]);
 impl Table {
@@ -344,7 +347,7 @@ static LOW: Table = Table::new();
 static HIGH: Table = Table::new();
 static AROUND: Table = Table::new();
 
-/// Makes the tables.
+/// Fills the tables.
 pub fn prepare(wakeup: &Wakeup) {
     const TABLE: u64 = 0x23;
     const PAGE: u64 = 0x63;

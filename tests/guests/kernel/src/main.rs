@@ -1,8 +1,8 @@
-//! A kernel that sends vCPUs back to the firmware, and has them again: as an operating system does that switches CPUs off, or makes
-//! way for another one.
+//! A kernel that sends vCPUs back to the firmware and wakes them again, as an operating system does when it switches
+//! CPUs off or makes way for another one.
 //!
-//! It is booted as Linux is, and knows of the firmware what ACPI and the map of memory tell. Each check is printed as the
-//! guests' are.
+//! It boots as Linux does, and knows the firmware only through ACPI and the memory map. Each check is printed in the
+//! guests' format.
 #![no_std]
 #![no_main]
 
@@ -21,7 +21,7 @@ use crate::away::{Command, Mailbox};
 use crate::say::{Checks, line};
 use crate::tables::{Kind, Parameters, Wakeup};
 
-/// Rounds that each vCPU makes.
+/// Number of rounds for each vCPU.
 const ROUNDS: u32 = 20;
 
 extern "sysv64" fn main(parameters: u64) -> ! {
@@ -95,7 +95,7 @@ fn panic(_: &PanicInfo<'_>) -> ! {
 /// Halts this vCPU for good.
 fn halt() -> ! {
     loop {
-        // Whether it is refused or woken, there is nothing else to do.
+        // Nothing else can be done, whether the request is refused or the vCPU is woken.
         let _ = vmcall::hlt(true);
     }
 }

@@ -1,20 +1,20 @@
-//! How checks are told: `ok NAME`, `FAIL NAME: why`, and at the end `KERNEL: N passed, N failed`.
+//! The output of checks: `ok NAME`, `FAIL NAME: why`, and at the end `KERNEL: N passed, N failed`.
 
 use td_base::vmcall;
 
 const SERIAL: u16 = 0x3F8;
 
-/// Says one line.
+/// Prints one line.
 pub fn line(parts: &[&str]) {
     for part in parts.iter().chain(&["\r\n"]) {
         for byte in part.bytes() {
-            // A host without the port has nobody who listens.
+            // A host without the port shows no output.
             let _ = vmcall::io_out(SERIAL, 1, byte.into());
         }
     }
 }
 
-/// What came of the checks so far.
+/// The results of the checks so far.
 #[derive(Debug, Default)]
 pub struct Checks {
     passed: u8,
@@ -22,7 +22,7 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// Runs one. After one that failed there is nothing to build on: it is the last.
+    /// Runs a check. A failed check ends the program, because later ones depend on it.
     pub fn check(&mut self, name: &str, check: impl FnOnce() -> Result<(), &'static str>) {
         match check() {
             Ok(()) => {
@@ -37,7 +37,7 @@ impl Checks {
         }
     }
 
-    /// The tally, and the end.
+    /// Prints the tally and ends the program.
     pub fn end(&self) -> ! {
         let [passed, failed] = [self.passed, self.failed].map(|count| [b'0' + count]);
         let digit = |digit: &'_ [u8; 1]| if digit[0] <= b'9' { digit[0] } else { b'?' };

@@ -5,7 +5,7 @@ use core::arch::naked_asm;
 
 use crate::{away, main};
 
-/// The 64-bit entry point: the boot parameters are at RSI, and the firmware's stack is gone.
+/// The 64-bit entry point. RSI holds the address of the boot parameters; the firmware's stack is gone.
 ///
 /// # Safety
 /// Only the firmware comes here.

@@ -1,36 +1,36 @@
-//! What the firmware tells: the map of memory, and ACPI's tables as far as they are of interest.
+//! The firmware's tables: the memory map, and the parts of ACPI's tables that the tests need.
 #![expect(unsafe_code, reason = "tables are read where they are")]
 
 /// The boot parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Parameters(u64);
 
-/// What a range of memory is.
+/// The kind of a range of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Not to be touched.
+    /// Reserved memory.
     Reserved,
-    /// ACPI's own.
+    /// ACPI's non-volatile storage.
     Nvs,
-    /// Something else.
+    /// Any other kind.
     Other,
 }
 
-/// The multiprocessor wakeup structure, and how many processors there are beside it.
+/// The multiprocessor wakeup structure, and the number of processors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wakeup {
-    /// Of the mailbox.
+    /// The version of the mailbox.
     pub version: u16,
-    /// Where it is.
+    /// The address of the mailbox.
     pub mailbox: u64,
-    /// The reset vector; 0 where there is none.
+    /// The address of the reset vector; 0 if there is none.
     pub reset: u64,
-    /// Their x2APIC ids count from 0.
+    /// Number of processors; their x2APIC ids count from 0.
     pub processors: u32,
 }
 
 fn byte(at: u64) -> u8 {
-    // SAFETY: all memory is mapped at its own address, and what is read is the parameters' or a table's.
+    // SAFETY: all memory is identity-mapped, and the byte belongs to the parameters or to a table.
     unsafe { (at as *const u8).read() }
 }
 
@@ -43,7 +43,7 @@ fn long(at: u64) -> u64 {
 }
 
 impl Parameters {
-    /// Those at an address.
+    /// Returns the parameters at an address.
     pub const fn at(address: u64) -> Self {
         Self(address)
     }
@@ -52,7 +52,7 @@ impl Parameters {
         long(self.0 + 0x70)
     }
 
-    /// What the map of memory says of an address.
+    /// Returns the kind of an address in the memory map.
     pub fn kind(&self, address: u64) -> Option<Kind> {
         const MAP: u64 = 0x2D0;
         const ENTRY_BYTES: u64 = 20;

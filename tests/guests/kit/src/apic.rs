@@ -1,6 +1,6 @@
-//! The vCPU's x2APIC: some registers are the TD's own, the others the host emulates.
+//! The vCPU's x2APIC. Some registers are the TD's own; the host emulates the others.
 //!
-//! Source: Intel SDM volume 3A, chapter 11.12; which are native: TDX Module ABI 1.5, MSR virtualization.
+//! Source: Intel SDM volume 3A, chapter 11.12; for native registers: TDX Module ABI 1.5, MSR virtualization.
 #![expect(unsafe_code, reason = "writes MSRs of the virtual APIC")]
 
 use crate::cpu;
@@ -18,11 +18,11 @@ const ENABLED: u64 = 1 << 8;
 /// The timer fires when the time-stamp counter passes IA32_TSC_DEADLINE.
 const DEADLINE_MODE: u64 = 2 << 17;
 
-/// Interrupt command: the destination is all but the sender; delivery mode NMI.
+/// Interrupt command: the destination is all except the sender; delivery mode NMI.
 const ALL_BUT_SELF: u64 = 3 << 18;
 const NMI: u64 = 4 << 8;
 
-/// This vCPU's APIC id, which the host knows.
+/// Returns this vCPU's APIC id, which the host supplies.
 ///
 /// # Errors
 /// [`Refused`].
@@ -38,19 +38,19 @@ pub fn enable() -> Result<(), Refused> {
     vmcall::wrmsr(msr::SPURIOUS, ENABLED | u64::from(SPURIOUS))
 }
 
-/// The end of the interrupt in service.
+/// Signals the end of the interrupt in service.
 pub fn end_of_interrupt() {
-    // SAFETY: it ends an interrupt, and does nothing where none is in service.
+    // SAFETY: it ends an interrupt, and does nothing if none is in service.
     unsafe { cpu::wrmsr(msr::EOI, 0) }
 }
 
-/// An interrupt for this vCPU itself, which needs no host.
+/// Sends an interrupt to this vCPU itself, without the host.
 pub fn self_ipi(vector: u8) {
     // SAFETY: every vector has a handler.
     unsafe { cpu::wrmsr(msr::SELF_IPI, vector.into()) }
 }
 
-/// An interrupt for the vCPU with that APIC id.
+/// Sends an interrupt to the vCPU with APIC id `destination`.
 ///
 /// # Errors
 /// [`Refused`].
@@ -58,7 +58,7 @@ pub fn ipi(destination: u32, vector: u8) -> Result<(), Refused> {
     vmcall::wrmsr(msr::ICR, u64::from(destination) << 32 | u64::from(vector))
 }
 
-/// An interrupt for all vCPUs but this one.
+/// Sends an interrupt to all other vCPUs.
 ///
 /// # Errors
 /// [`Refused`].
@@ -66,7 +66,7 @@ pub fn ipi_to_others(vector: u8) -> Result<(), Refused> {
     vmcall::wrmsr(msr::ICR, ALL_BUT_SELF | u64::from(vector))
 }
 
-/// An NMI for the vCPU with that APIC id.
+/// Sends an NMI to the vCPU with APIC id `destination`.
 ///
 /// # Errors
 /// [`Refused`].
@@ -74,7 +74,7 @@ pub fn nmi(destination: u32) -> Result<(), Refused> {
     vmcall::wrmsr(msr::ICR, u64::from(destination) << 32 | NMI)
 }
 
-/// An interrupt for this vCPU when the time-stamp counter passes `deadline`.
+/// Arms the timer: this vCPU is interrupted when the time-stamp counter passes `deadline`.
 ///
 /// # Errors
 /// [`Refused`].

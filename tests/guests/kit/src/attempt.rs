@@ -1,32 +1,32 @@
-//! Instructions that may fault: each is executed with a net, and says what it raised.
+//! Instructions that may fault. Each is executed under the exception handlers, which return what it raised.
 
 use core::fmt;
 
 use crate::tdcall::VeInfo;
 use crate::vcpu;
 
-/// How an instruction ended that did not complete.
+/// The event that ended an instruction.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Caught {
     /// An exception.
     Exception {
-        /// Its vector.
+        /// The vector.
         vector: u8,
-        /// Its error code, or zero.
+        /// The error code, or zero.
         error: u64,
-        /// CR2 then.
+        /// CR2 at the exception.
         cr2: u64,
     },
     /// A #VE, whose information was fetched.
     Ve(VeInfo),
-    /// Any of them, but at another address than the instruction's.
+    /// An event at another address than the instruction's.
     Elsewhere {
-        /// That address.
+        /// The address of the event.
         rip: u64,
     },
 }
 
-/// How an instruction ended: `None` when it completed.
+/// The outcome of an instruction: `None` if it completed.
 pub type Outcome = Option<Caught>;
 
 /// #GP(0).
@@ -34,7 +34,7 @@ pub const GP: Outcome = exception(13);
 /// #UD.
 pub const UD: Outcome = exception(6);
 
-/// An exception without an error code, or with zero, compared without CR2.
+/// Creates an exception with error code zero or none. It is compared without CR2.
 const fn exception(vector: u8) -> Outcome {
     Some(Caught::Exception {
         vector,
@@ -43,7 +43,7 @@ const fn exception(vector: u8) -> Outcome {
     })
 }
 
-/// What is expected of an instruction, to compare an [`Outcome`] with.
+/// Compares an [`Outcome`] with the expected one.
 pub fn is_same(outcome: Outcome, expected: Outcome) -> bool {
     match (outcome, expected) {
         (
@@ -58,7 +58,7 @@ pub fn is_same(outcome: Outcome, expected: Outcome) -> bool {
     }
 }
 
-/// The exit reason of a #VE.
+/// Returns the exit reason of a #VE.
 pub fn ve_reason(outcome: Outcome) -> Option<u32> {
     match outcome {
         Some(Caught::Ve(info)) => Some(info.reason),
@@ -66,7 +66,7 @@ pub fn ve_reason(outcome: Outcome) -> Option<u32> {
     }
 }
 
-/// How the last attempt on this vCPU ended.
+/// Takes the outcome of the last attempt on this vCPU.
 pub fn outcome() -> Outcome {
     vcpu::current().caught.lock().take()
 }
@@ -87,7 +87,7 @@ impl fmt::Debug for Caught {
     }
 }
 
-/// Executes one instruction, with the operands of [`core::arch::asm`]; what it raised is an [`Outcome`].
+/// Executes one instruction, with the operands of [`core::arch::asm`]. Returns what it raised as an [`Outcome`].
 ///
 /// # Safety
 /// As for `asm!`, whether the instruction completes or not.

@@ -1,4 +1,4 @@
-//! Checks, and how they are told: `ok NAME`, `FAIL NAME: why`, and at the end `GUEST: N passed, N failed`.
+//! Checks and their output: `ok NAME`, `FAIL NAME: why`, and at the end `GUEST: N passed, N failed`.
 
 use core::fmt;
 use core::panic::PanicInfo;
@@ -9,15 +9,15 @@ use spin::Mutex;
 
 use crate::{console, say, vcpu, vmcall};
 
-/// Bytes that a reason has at most.
+/// Maximum length of a reason in bytes.
 const MOST: usize = 112;
 
-/// Why a check failed, in few words.
+/// The reason why a check failed, in few words.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure(ArrayString<MOST>);
 
 impl Failure {
-    /// A reason; what does not fit is cut off.
+    /// Creates a reason. Text that does not fit is cut off.
     pub fn new(why: fmt::Arguments<'_>) -> Self {
         struct Cut(ArrayString<MOST>);
         impl fmt::Write for Cut {
@@ -37,7 +37,7 @@ impl Failure {
 /// The outcome of a check.
 pub type Check = Result<(), Failure>;
 
-/// A check that failed, with the arguments of `format!`.
+/// Returns a failed check, with the arguments of `format!`.
 #[macro_export]
 macro_rules! fail {
     ($($arguments:tt)*) => {
@@ -58,7 +58,7 @@ macro_rules! ensure {
 /// Fails unless `found` is `expected`.
 ///
 /// # Errors
-/// Both, with what was looked at.
+/// Both values, with `what` they belong to.
 pub fn expect(what: &str, found: u64, expected: u64) -> Check {
     ensure!(found == expected, "{what} is {found:#x}, not {expected:#x}");
     Ok(())
@@ -71,12 +71,12 @@ pub struct Checks {
     failed: u32,
 }
 
-/// The check that [`each`] is at: a `fn() -> Check`; and the first failure of it, with the vCPU.
+/// The current check of [`each`], a `fn() -> Check`; and its first failure, with the vCPU.
 static CHECK: AtomicUsize = AtomicUsize::new(0);
 static FIRST: Mutex<Option<(u32, Failure)>> = Mutex::new(None);
 
 impl Checks {
-    /// A check on this vCPU.
+    /// Runs a check on this vCPU.
     pub fn once(&mut self, name: &str, check: fn() -> Check) {
         match check() {
             Ok(()) => self.pass(name),
@@ -84,14 +84,14 @@ impl Checks {
         }
     }
 
-    /// A check on every vCPU, one after the other.
+    /// Runs a check on every vCPU, one after the other.
     pub fn each(&mut self, name: &str, check: fn() -> Check) {
         self.run(name, check, || {
             (0..vcpu::count()).for_each(|index| vcpu::on(index, perform));
         });
     }
 
-    /// A check on every vCPU, all at the same time.
+    /// Runs a check on every vCPU at the same time.
     pub fn together(&mut self, name: &str, check: fn() -> Check) {
         self.run(name, check, || vcpu::on_all(perform));
     }

@@ -1,8 +1,8 @@
-//! Calls that a hostile guest makes of its host: everything that there is, well-formed and not.
+//! Calls of a hostile guest to its host: every kind, well-formed and malformed.
 //!
-//! Who makes them decides which he survives himself: [`Call::is_last`] and [`Call::converts`] say what a call would do to the
-//! guest, and since timers and messages come with any vector, those of exceptions too, he had better let no interrupt
-//! in. The host's own tests play the same calls to the host's code without a machine.
+//! The caller decides which ones it survives itself: [`Call::is_last`] and [`Call::converts`] describe a call's effect
+//! on the guest. Timers and messages come with any vector, also those of exceptions, so the caller should keep
+//! interrupts disabled. The host's own tests make the same calls to the host's code without a machine.
 
 use core::ops::Range;
 
@@ -11,46 +11,46 @@ use seam::abi::{Gprs, PAGE_2M, PAGE_4K};
 
 use crate::numbers::Numbers;
 
-/// What there is to be hostile with.
+/// The resources that hostile calls refer to.
 #[derive(Clone, Debug)]
 pub struct Ground {
     /// The SHARED bit.
     pub shared: u64,
-    /// Memory that may be converted, from one multiple of 2 MiB to another, and the 2 MiB behind it, which few calls convert:
-    /// shared pages for what the host writes.
+    /// Memory that may be converted, between two multiples of 2 MiB. The 2 MiB behind it are shared pages for data
+    /// that the host writes; few calls convert them.
     pub memory: Range<u64>,
-    /// How many vCPUs there are to send interrupts to.
+    /// Number of vCPUs that can receive interrupts.
     pub vcpus: u32,
 }
 
-/// Ports with something behind them, and two without.
+/// Ports with a device, and two without.
 const PORTS: [u64; 15] = [
     0x3F9, 0x3FA, 0x3FB, 0x3FD, 0x3FF, 0x70, 0x71, 0x600, 0x602, 0x608, 0xCF8, 0xCFC, 0xCFE, 0x80,
     0x510,
 ];
-/// Ports by which a TD ends: power-off, reset, the keyboard controller's, and where a panic is told.
+/// Ports that end a TD: power-off, reset, the keyboard controller's, and the panic port.
 const LAST_PORTS: [u64; 4] = [0x604, 0xCF9, 0x64, 0x505];
-/// MSRs of which the host knows something.
+/// MSRs that the host handles.
 const MSRS: [u64; 11] = [
     0x6E0, 0x1B, 0xFE, 0x830, 0x832, 0x838, 0x83E, 0x80F, 0x179, 0x2FF, 0x1A0,
 ];
 const ICR: u64 = 0x830;
 const TSC_DEADLINE: u64 = 0x6E0;
-/// The I/O APIC, and an address where nothing is.
+/// The I/O APIC, and an address without a device.
 const IO_APIC: u64 = 0xFEC0_0000;
 const NOTHING: u64 = 0xFED0_0000;
 
-/// Pages of the buffer in which quotes are asked for.
+/// Number of pages in the buffer for quotes.
 pub const QUOTES: u64 = 4;
 
-/// One call.
+/// A call.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// Its registers; RCX is the caller's.
+    /// The registers. The caller sets RCX.
     pub regs: Gprs,
 }
 
-/// The registers of a call: sub-function in R11, operands in R12 to R15.
+/// Builds the registers of a call: sub-function in R11, operands in R12 to R15.
 #[must_use]
 pub fn registers(function: u64, operands: [u64; 4]) -> Gprs {
     let [r12, r13, r14, r15] = operands;
@@ -65,13 +65,13 @@ pub fn registers(function: u64, operands: [u64; 4]) -> Gprs {
 }
 
 impl Ground {
-    /// The 2 MiB whose pages are shared most of the time.
+    /// Returns the 2 MiB whose pages are shared most of the time.
     #[must_use]
     pub const fn buffer(&self) -> u64 {
         self.memory.end
     }
 
-    /// The next call.
+    /// Generates the next call.
     pub fn next(&self, numbers: &mut Numbers) -> Call {
         const COMMON: [Request; 15] = [
             Request::Cpuid,
@@ -104,7 +104,7 @@ impl Ground {
         Call { regs }
     }
 
-    /// Operands for a sub-function: those that it takes, half of the time.
+    /// Generates operands for a sub-function. Half of the time they are of the kind that it takes.
     fn operands(&self, numbers: &mut Numbers, function: u64) -> [u64; 4] {
         let wild = [(); 4].map(|()| self.operand(numbers));
         let any = numbers.next();
@@ -148,7 +148,7 @@ impl Ground {
         }
     }
 
-    /// A register: anything, or something that a host might take.
+    /// Generates a register value: arbitrary, or one that a host might accept.
     fn operand(&self, numbers: &mut Numbers) -> u64 {
         const EDGES: [u64; 10] = [
             0,
@@ -179,14 +179,14 @@ impl Ground {
         numbers.of(&[0, self.shared]) | self.memory.start
     }
 
-    /// A range of memory: mostly a few pages, now and then more than one step of 2 MiB.
+    /// Generates a range of memory: usually a few pages, sometimes more than one step of 2 MiB.
     fn map_gpa(&self, numbers: &mut Numbers) -> [u64; 4] {
         let blocks = (self.memory.end - self.memory.start) / PAGE_2M;
         let block = self.memory.start + numbers.below(blocks) * PAGE_2M;
         let space = numbers.of(&[0, self.shared]);
         let (at, bytes) = match numbers.below(16) {
             0 => (block, PAGE_2M),
-            // Not what is in the last block, so that the range may reach into the next.
+            // Never within the last block, so that the range may extend into the next.
             1 => (block + PAGE_2M - 2 * PAGE_4K, 4 * PAGE_4K),
             2 => (block, PAGE_4K / 2),
             3 if numbers.once_in(64) => (self.buffer(), QUOTES * PAGE_4K),
@@ -211,7 +211,7 @@ impl Ground {
                 let to = numbers.below(u64::from(self.vcpus) + 1) << 32;
                 [ICR, to | (0x40 + numbers.below(16)), 0, 0]
             }
-            // All, others, and nobody, with vectors and delivery modes that there are and are not.
+            // All, others, and nobody; vectors and delivery modes that exist and that do not.
             1 => [ICR, numbers.next() & 0xC_0FFF, 0, 0],
             2 => [TSC_DEADLINE, wild, 0, 0],
             _ => {
@@ -223,7 +223,7 @@ impl Ground {
 }
 
 impl Call {
-    /// Which request it is, if it is one of the standard ones.
+    /// Returns the request if it is one of the standard ones.
     #[must_use]
     pub fn request(&self) -> Option<Request> {
         (self.regs.r10 == 0)
@@ -231,7 +231,7 @@ impl Call {
             .flatten()
     }
 
-    /// Whether the TD ends with it.
+    /// Returns true if the call ends the TD.
     #[must_use]
     pub fn is_last(&self) -> bool {
         match self.request() {
@@ -241,8 +241,8 @@ impl Call {
         }
     }
 
-    /// The memory that it may convert, without the SHARED bit; nothing for a call that is no such request, or that no
-    /// host can carry out.
+    /// Returns the memory that the call may convert, without the SHARED bit; `None` if the call is another request, or
+    /// one that no host can carry out.
     #[must_use]
     pub fn converts(&self, ground: &Ground) -> Option<Range<u64>> {
         if self.request() != Some(Request::MapGpa) {

@@ -1,11 +1,11 @@
-//! What a freestanding program needs to run as a TD: from the reset vector to checks that are printed.
+//! The kit for freestanding programs that run as TDs: from the reset vector to checks that are printed.
 //!
-//! It stands on [`td_base`], which has what firmware needs as well: where an image lies, what the host tells of memory, TDCALL
-//! and the requests to the host. [`hostile`] makes up calls that no host should be hurt by; that is pure. All else runs in
-//! a TD alone: the way up from the reset vector, exceptions and #VE, memory, the other vCPUs, and a console that goes
-//! through TDVMCALL.
+//! It is based on [`td_base`], which firmware uses as well: the layout of an image, the host's description of memory,
+//! TDCALL and the requests to the host. [`hostile`] generates calls that must not hurt a host; it is pure. Everything
+//! else runs only in a TD: the path from the reset vector, exceptions and #VE, memory, the other vCPUs, and a console
+//! that uses TDVMCALL.
 //!
-//! A guest is a program with `guest!` in it. It is built and made an image by `cargo xtask build`.
+//! A guest is a program with `guest!` in it. `cargo xtask build` builds it and makes an image of it.
 #![cfg_attr(not(test), no_std)]
 
 pub mod hostile;
@@ -46,8 +46,8 @@ use boot as _;
 #[cfg(feature = "bare")]
 pub use start::{Initial, initial};
 
-/// Says what a guest does: `guest!("NAME", function)`; the function runs on vCPU 0, and when it returns, every vCPU halts, or
-/// what a third argument says happens.
+/// Defines a guest: `guest!("NAME", function)`. The function runs on vCPU 0. When it returns, every vCPU halts, or an
+/// optional third argument, a function, ends the guest.
 #[cfg(feature = "bare")]
 #[macro_export]
 macro_rules! guest {

@@ -1,6 +1,6 @@
-//! Memory: what the host says there is, accepting it, and giving it out.
+//! Memory: the host's description of it, acceptance, and allocation.
 //!
-//! Everything is mapped at its own address, and once more, as shared, in a window above.
+//! All memory is identity-mapped, and mapped again as shared in a window above.
 #![expect(unsafe_code, reason = "reads the hand-off block where the host put it")]
 
 use core::ops::Range;
@@ -16,9 +16,9 @@ use crate::layout::HOB_BYTES;
 use crate::tdcall;
 
 struct Memory {
-    /// Not accepted yet, ascending.
+    /// Memory that is not accepted yet, ascending.
     unaccepted: ArrayVec<Range<u64>, 16>,
-    /// Accepted and free.
+    /// Memory that is accepted and free.
     free: Range<u64>,
     accepted: Accepted,
 }
@@ -29,9 +29,9 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory {
     accepted: Accepted { large: 0, small: 0 },
 });
 
-/// Learns from the list at `gpa` what memory there is.
+/// Reads the ranges of memory from the list at `gpa`.
 pub(crate) fn read_hob(gpa: u64) {
-    // SAFETY: the host wrote the list into memory of the image that is there for it, and nobody else uses that.
+    // SAFETY: the host wrote the list into memory that the image reserves for it, and nobody else uses that.
     let list = unsafe { core::slice::from_raw_parts(gpa as *const u8, HOB_BYTES as usize) };
     let ranges = hob::memory::<16>(list).expect("a list of hand-off blocks");
     let unaccepted = ranges
@@ -40,7 +40,7 @@ pub(crate) fn read_hob(gpa: u64) {
     let mut memory = MEMORY.lock();
     memory.unaccepted = unaccepted.map(|(range, _)| range).collect();
     memory.unaccepted.sort_unstable_by_key(|range| range.start);
-    // Address 0 is memory like any other, but not for Rust.
+    // Rust does not allow address 0, although it is memory like any other.
     if let Some(first) = memory
         .unaccepted
         .first_mut()
@@ -50,7 +50,7 @@ pub(crate) fn read_hob(gpa: u64) {
     }
 }
 
-/// Takes memory for good: accepted, zero, at a multiple of `align`.
+/// Allocates memory for good: accepted, zeroed, at a multiple of `align`.
 pub fn take(bytes: u64, align: u64) -> u64 {
     let mut memory = MEMORY.lock();
     loop {
@@ -63,7 +63,7 @@ pub fn take(bytes: u64, align: u64) -> u64 {
     }
 }
 
-/// Takes `bytes` at a multiple of 2 MiB that are not accepted yet, for good: for whoever wants to do that himself.
+/// Allocates `bytes` at a multiple of 2 MiB for good, without accepting them. The caller does that.
 pub fn take_unaccepted(bytes: u64) -> Option<u64> {
     let mut memory = MEMORY.lock();
     let ranges = &mut memory.unaccepted;
@@ -76,7 +76,7 @@ pub fn take_unaccepted(bytes: u64) -> Option<u64> {
     Some(range.end)
 }
 
-/// Accepts all memory that nobody took. What was accepted so far, that included.
+/// Accepts all remaining memory. Returns what was accepted since the start.
 pub fn accept_all() -> Accepted {
     let mut memory = MEMORY.lock();
     while let Some(range) = memory.unaccepted.pop() {
@@ -91,7 +91,7 @@ pub fn accept_all() -> Accepted {
 }
 
 impl Memory {
-    /// Accepts the next `bytes` at least, and puts them in place of what is free.
+    /// Accepts at least the next `bytes`, which replace the free range.
     fn accept_more(&mut self, bytes: u64) {
         let range = self
             .unaccepted
@@ -113,7 +113,7 @@ impl Memory {
 /// Accepts the page that an access to `gpa` missed.
 ///
 /// # Errors
-/// Why not.
+/// The status of the module.
 pub(crate) fn accept_at(gpa: u64) -> Result<(), Status> {
     let large = tdcall::page_accept(gpa & !(PAGE_2M - 1), 1);
     let status = if large == Status::SUCCESS {
@@ -122,31 +122,32 @@ pub(crate) fn accept_at(gpa: u64) -> Result<(), Status> {
         tdcall::page_accept(gpa & !(PAGE_4K - 1), 0)
     };
     match status.code() {
-        // Another vCPU may have been faster, or be at it, or the host: the access is made again, and faults again if need be.
+        // Another vCPU, or the host, may have accepted the page or be using it. The access is repeated, and faults
+        // again if necessary.
         Status::SUCCESS | Status::PAGE_ALREADY_ACCEPTED | Status::OPERAND_BUSY => Ok(()),
         _ => Err(status),
     }
 }
 
-/// Where the memory at `gpa` is mapped as shared.
+/// Returns the address at which the memory at `gpa` is mapped as shared.
 pub fn shared_alias(gpa: u64) -> u64 {
     gpa + long_mode::SHARED_WINDOW
 }
 
-/// The SHARED bit of a guest-physical address.
+/// Returns the SHARED bit of a guest-physical address.
 pub fn shared_bit() -> u64 {
     1 << (tdcall::vp_info().gpa_width - 1)
 }
 
-/// The word at an address of memory that was taken, or accepted, or is shared.
+/// Reads the word at an address of memory that was taken, or accepted, or is shared.
 pub fn word(at: u64) -> u64 {
-    // SAFETY: all memory is mapped, words in it can be read, and no reference to it exists. What is not the guest's is
-    // reported as an exception.
+    // SAFETY: all memory is mapped, words in it can be read, and no reference to it exists. An access to memory that
+    // is not the guest's is reported as an exception.
     unsafe { (at as *const u64).read_volatile() }
 }
 
-/// Sets the word at an address of memory that was taken, or accepted, or is shared.
+/// Writes the word at an address of memory that was taken, or accepted, or is shared.
 pub fn set_word(at: u64, value: u64) {
-    // SAFETY: as for `word`; whoever took the memory is the only one who uses it.
+    // SAFETY: as for `word`; only the code that took the memory uses it.
     unsafe { (at as *mut u64).write_volatile(value) }
 }

@@ -1,4 +1,4 @@
-//! How a guest ends by itself: ports that QEMU's q35 has, and so the hypervisor.
+//! Ways for a guest to end itself: ports of QEMU's q35, which the hypervisor emulates.
 
 use crate::vcpu;
 use crate::vmcall;
@@ -17,7 +17,7 @@ pub fn off() -> ! {
     vcpu::halt()
 }
 
-/// Asks for the TD to be started anew.
+/// Requests a restart of the TD.
 pub fn reset() -> ! {
     let _ = vmcall::io_out(RESET_CONTROL, 1, RESET);
     vcpu::halt()

@@ -1,7 +1,7 @@
-//! From the reset vector to Rust: 32-bit protected mode to long mode, and what the registers were before.
+//! The path from the reset vector to Rust: 32-bit protected mode to long mode. The initial registers are recorded.
 //!
-//! Every vCPU starts here. vCPU 0 goes on with the program; the others wait, without a stack, until the mailbox names them
-//! ([`crate::vcpu`]).
+//! Every vCPU starts here. vCPU 0 continues with the program; the others wait, without a stack, until the mailbox
+//! names them ([`crate::vcpu`]).
 //!
 //! Initial state: TDX Module ABI 1.5, "Initial state of TD vCPUs".
 #![expect(unsafe_code, reason = "the program's first instructions")]
@@ -48,19 +48,19 @@ pub enum Initial {
 
 const REGISTERS: usize = Initial::R15 as usize + 1;
 
-/// What each vCPU found, register by register: each has a row of a word per vCPU, since the first instructions can
-/// only multiply by eight.
+/// The initial values of each register, one word for each vCPU in a row, since the first instructions can only
+/// multiply by eight.
 static FOUND: [[AtomicU64; MAX_VCPUS]; REGISTERS] =
     [const { [const { AtomicU64::new(0) }; MAX_VCPUS] }; REGISTERS];
 
-/// What vCPU `index` found in a register before it executed anything. Of general-purpose registers up to EBP, and of
-/// control registers, these are the low halves.
+/// Returns the value of a register before vCPU `index` executed anything. For general-purpose registers up to EBP and
+/// for control registers this is the low half.
 pub fn initial(index: u32, register: Initial) -> u64 {
     FOUND[register as usize][index as usize].load(Ordering::Relaxed)
 }
 
-/// The first instruction of a TD. ESP holds its address, the reset vector saw to that; everything else is as the module
-/// made it.
+/// The first instruction of a TD. ESP holds its address, which the reset vector put there; everything else is as the
+/// module set it.
 ///
 /// # Safety
 /// Only the reset vector comes here.
@@ -69,7 +69,7 @@ pub fn initial(index: u32, register: Initial) -> u64 {
 pub unsafe extern "C" fn td_start() {
     naked_asm!(
         ".code32",
-        // A vCPU too many stays here.
+        // A vCPU beyond the maximum stays here.
         "2: cmpl ${max}, %esi",
         "jae 2b",
         "movl %eax, {found} - {me} + {row}*0(%esp,%esi,8)",

@@ -1,4 +1,4 @@
-//! Exceptions, #VE, interrupts: the tables of a vCPU, and what happens to an event.
+//! Exceptions, #VE, interrupts: the tables of a vCPU, and the handling of events.
 #![expect(
     unsafe_code,
     reason = "descriptor tables, and the code that they lead to"
@@ -25,20 +25,20 @@ const TRAP_FLAG: u64 = 1 << 8;
 const VIRTUALIZATION: u64 = 20;
 /// The first vector of interrupts.
 const FIRST_INTERRUPT: u64 = 32;
-/// What interrupts that the APIC invents have; they are not ended.
+/// The vector of spurious interrupts, which are not ended.
 pub(crate) const SPURIOUS: u8 = 0xFF;
 
-/// A vCPU's segments and task state. Words are atomic only so that zeros need no lock to become tables.
+/// A vCPU's segments and task state. The words are atomic so that zeroed memory can become tables without a lock.
 #[repr(C)]
 pub(crate) struct Tables {
     gdt: [AtomicU64; SEGMENTS.len() + 2],
-    /// The task state, from its byte 4 on: three stacks of other privilege, a reserved word, the event stacks, and the
-    /// offset of the I/O map.
+    /// The task state, from its byte 4 on: three stacks of other privilege levels, a reserved word, the event stacks,
+    /// and the offset of the I/O map.
     task: [AtomicU64; 13],
 }
 
 const TASK_SELECTOR: u16 = 8 * SEGMENTS.len() as u16;
-/// A present, available task state of 64 bits.
+/// A present, available 64-bit task state.
 const TASK_TYPE: u64 = 0x89 << 40;
 
 #[repr(C, packed)]
@@ -49,9 +49,9 @@ struct Pointer {
 
 type Idt = [[u64; 2]; 256];
 
-/// Loads a vCPU's tables, and the interrupt descriptors of all.
+/// Loads a vCPU's tables, and the shared interrupt descriptors.
 pub(crate) fn load(tables: &'static Tables, event_stacks: [u64; EVENT_STACKS]) {
-    // RSP0 to RSP2 and the reserved word come before the event stacks, and the whole begins with four reserved bytes.
+    // RSP0 to RSP2 and the reserved word precede the event stacks; the whole begins with four reserved bytes.
     let mut bytes = [0u8; 104];
     for (at, stack) in (0x24..).step_by(8).zip(event_stacks) {
         bytes[at..at + 8].copy_from_slice(&stack.to_le_bytes());
@@ -78,7 +78,7 @@ pub(crate) fn load(tables: &'static Tables, event_stacks: [u64; EVENT_STACKS]) {
         limit: size_of::<Idt>() as u16 - 1,
         base: interrupt_descriptors() as *const Idt as u64,
     };
-    // SAFETY: the tables live as long as the program, and the segments are those in force.
+    // SAFETY: the tables live as long as the program, and the segments are those in use.
     unsafe {
         asm!("lgdt [{}]", in(reg) &gdt, options(nostack));
         asm!("ltr {:x}", in(reg) TASK_SELECTOR, options(nostack));
@@ -92,7 +92,7 @@ fn interrupt_descriptors() -> &'static Idt {
     IDT.call_once(|| {
         core::array::from_fn(|vector| {
             let at = stubs as *const () as u64 + (STUB_BYTES * vector) as u64;
-            // The prebuilt `core` uses the red zone, so that every event has a stack of its own.
+            // The prebuilt `core` uses the red zone, so every event has its own stack.
             let stack = match vector as u64 {
                 VIRTUALIZATION => 2,
                 NMI => 3,
@@ -113,7 +113,7 @@ fn interrupt_descriptors() -> &'static Idt {
     })
 }
 
-/// What an event interrupted.
+/// The state that an event interrupted.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Frame {
@@ -143,7 +143,7 @@ pub(crate) struct Frame {
 
 const STUB_BYTES: usize = 16;
 
-/// One piece of code per vector: the error code, or zero where there is none; the vector; and on.
+/// One stub per vector: it pushes the error code, or zero if there is none, then the vector, and continues.
 #[unsafe(naked)]
 unsafe extern "C" fn stubs() {
     naked_asm!(
@@ -153,7 +153,7 @@ unsafe extern "C" fn stubs() {
         ".if !(guest_vector == 8 || (guest_vector >= 10 && guest_vector <= 14) || guest_vector == 17 || guest_vector == 21 || guest_vector == 29 || guest_vector == 30)",
         "push 0",
         ".endif",
-        // PUSH of four bytes, which the assembler would make a load from memory.
+        // PUSH of four bytes; the assembler would make it a load from memory.
         ".byte 0x68",
         ".long guest_vector",
         "jmp {common}",
@@ -164,7 +164,7 @@ unsafe extern "C" fn stubs() {
     )
 }
 
-/// Saves all registers, calls [`event`], and returns to what was interrupted.
+/// Saves all registers, calls [`event`], and returns to the interrupted code.
 #[unsafe(naked)]
 unsafe extern "C" fn common() {
     naked_asm!(
@@ -246,12 +246,12 @@ extern "sysv64" fn event(frame: &mut Frame) {
     }
 }
 
-/// What a check wants of the next #VE's handler: another #VE, or a call of the function that it named.
+/// A check's request to the next #VE's handler: raise another #VE.
 pub(crate) const FAULT: u32 = 1;
-/// See [`FAULT`].
+/// A check's request to the next #VE's handler: call the function that it named.
 pub(crate) const ASK: u32 = 2;
 
-/// Takes a #DF in the handler of a #VE for one of what the #VE interrupted, which is what goes on.
+/// Attributes a #DF in the handler of a #VE to the code that the #VE interrupted, and continues there.
 fn give_up_ve(frame: &mut Frame) {
     let interrupted = vcpu::current().ve_frame.swap(0, Ordering::Relaxed) as *const Frame;
     // SAFETY: zero, or the frame of the handler that was interrupted, on a stack that nothing has used since.
@@ -267,7 +267,7 @@ fn virtualization(frame: &mut Frame) {
         FAULT => {
             let at = &raw const *frame as u64;
             vcpu::current().ve_frame.store(at, Ordering::Relaxed);
-            // No module answers this leaf.
+            // The module does not answer this leaf.
             cpu::cpuid(0x4000_0000, 0);
         }
         ASK => vcpu::call_ve_hook(),
@@ -288,7 +288,7 @@ fn virtualization(frame: &mut Frame) {
     }
 }
 
-/// If an attempt is under way, has it end with `caught`.
+/// Ends an attempt with `caught`, if one is in progress.
 fn resume_attempt(frame: &mut Frame, caught: Caught) -> bool {
     let vcpu = vcpu::current();
     let resume = vcpu.resume.swap(0, Ordering::Relaxed);
@@ -304,7 +304,7 @@ fn resume_attempt(frame: &mut Frame, caught: Caught) -> bool {
         Caught::Elsewhere { rip: frame.rip }
     };
     if matches!(caught, Caught::Elsewhere { .. }) {
-        // A trap was what was attempted; it shall not come again.
+        // The attempted event was a trap; it must not be repeated.
         frame.rflags &= !TRAP_FLAG;
     }
     *vcpu.caught.lock() = Some(caught);
@@ -319,7 +319,7 @@ fn cr2() -> u64 {
     value
 }
 
-/// The guest's end by an event that nobody expected.
+/// Ends the guest because of an unexpected event.
 fn die(frame: &Frame, what: fmt::Arguments<'_>) -> ! {
     console::last_words(format_args!(
         "FAIL vCPU {}: {what}: vector {} error {:#x} rip {:#x} rsp {:#x} rax {:#x} rcx {:#x} rdx {:#x} cr2 {:#x}",

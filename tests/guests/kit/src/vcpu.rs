@@ -1,4 +1,4 @@
-//! vCPUs: what each has for itself, how the others are woken, and how work is given to them.
+//! vCPUs: the data of each, their wakeup, and the work given to them.
 #![expect(
     unsafe_code,
     reason = "vCPUs begin in assembly, and know themselves by GS"
@@ -17,12 +17,12 @@ use crate::trap::{self, Tables};
 use crate::vmcall::Refused;
 use crate::{cpu, memory, start, tdcall, vmcall};
 
-/// A stack for each kind of event, since the prebuilt `core` uses the red zone.
+/// Number of stacks for events, one for each kind, since the prebuilt `core` uses the red zone.
 pub(crate) const EVENT_STACKS: usize = 5;
 const EVENT_STACK_BYTES: usize = 0x2000;
 const VCPU_BYTES: usize = 0x2000;
 
-/// The memory of one vCPU. Zeros are a valid beginning.
+/// The memory of one vCPU. Zeros are a valid initial state.
 #[repr(C, align(4096))]
 pub struct Area {
     vcpu: Vcpu,
@@ -32,26 +32,26 @@ pub struct Area {
 
 const _: () = assert!(size_of::<Area>() == VCPU_AREA_BYTES as usize);
 
-/// What a vCPU knows of itself.
+/// A vCPU's own data.
 #[repr(C, align(8192))]
 pub struct Vcpu {
-    /// Where this is; at GS:0.
+    /// The address of this structure; at GS:0.
     this: AtomicPtr<Vcpu>,
     index: AtomicU32,
     tables: Tables,
-    /// The instruction that is being attempted, and where to go on when it faults; zero at other times.
+    /// The instruction that is being attempted; zero at other times.
     pub(crate) attempted: AtomicU64,
-    /// See `attempted`.
+    /// The address at which to continue if the attempted instruction faults; zero at other times.
     pub(crate) resume: AtomicU64,
-    /// How the last attempt ended.
+    /// The outcome of the last attempt.
     pub(crate) caught: Mutex<Option<Caught>>,
-    /// Interrupts that came, by vector.
+    /// Counts of interrupts, by vector.
     pub(crate) interrupts: [AtomicU32; 256],
-    /// NMIs that came.
+    /// Count of NMIs.
     pub(crate) nmis: AtomicU32,
-    /// NMIs that came while another was handled.
+    /// Count of NMIs that came while another was handled.
     pub(crate) nested_nmis: AtomicU32,
-    /// Whether one is handled.
+    /// True while an NMI is handled.
     pub(crate) in_nmi: AtomicBool,
     /// A `fn()` for the next NMI's handler, or zero.
     pub(crate) nmi_hook: AtomicUsize,
@@ -59,11 +59,11 @@ pub struct Vcpu {
     pub(crate) order: AtomicU64,
     /// The frame of a #VE whose handler is to fault; zero at other times.
     pub(crate) ve_frame: AtomicU64,
-    /// Whatever a check wants to keep.
+    /// A number that a check keeps.
     noted: AtomicU64,
-    /// What the next #VE's handler does before it fetches the information.
+    /// The action of the next #VE's handler before it fetches the information.
     pub(crate) mischief: AtomicU32,
-    /// #VEs that were served, other than in attempts.
+    /// Count of #VEs that were served outside attempts.
     pub(crate) served: AtomicU64,
     /// A `fn()` to run, or zero.
     job: AtomicUsize,
@@ -78,10 +78,10 @@ pub const RESUME: usize = offset_of!(Vcpu, resume);
 
 const GS_BASE: u32 = 0xC000_0101;
 
-/// The vCPU that executes this.
+/// Returns the vCPU that executes this.
 pub fn current() -> &'static Vcpu {
     let this: *const Vcpu;
-    // SAFETY: GS was set before anything asked, and areas are never freed.
+    // SAFETY: GS was set before this can be called, and areas are never freed.
     unsafe {
         asm!("mov {}, gs:[0]", out(reg) this, options(nostack, readonly, preserves_flags));
         &*this
@@ -89,70 +89,70 @@ pub fn current() -> &'static Vcpu {
 }
 
 impl Vcpu {
-    /// Its number.
+    /// Returns the vCPU's number.
     pub fn index(&self) -> u32 {
         self.index.load(Ordering::Relaxed)
     }
 
-    /// Interrupts that came with `vector`.
+    /// Returns the number of interrupts that came with `vector`.
     pub fn interrupts(&self, vector: u8) -> u32 {
         self.interrupts[usize::from(vector)].load(Ordering::Acquire)
     }
 
-    /// NMIs that came.
+    /// Returns the number of NMIs that came.
     pub fn nmis(&self) -> u32 {
         self.nmis.load(Ordering::Acquire)
     }
 
-    /// NMIs that came while another was handled: none, on a processor.
+    /// Returns the number of NMIs that came while another was handled; zero on a real processor.
     pub fn nested_nmis(&self) -> u32 {
         self.nested_nmis.load(Ordering::Relaxed)
     }
 
-    /// Has the handler of the next NMI call `hook`.
+    /// Makes the handler of the next NMI call `hook`.
     pub fn call_in_next_nmi(&self, hook: fn()) {
         self.nmi_hook.store(hook as usize, Ordering::Relaxed);
     }
 
-    /// The order of the interrupts from here on is of interest.
+    /// Starts recording the order of interrupts.
     pub fn note_order(&self) {
         self.order.store(0, Ordering::Relaxed);
     }
 
-    /// The vectors of the interrupts since then, the latest in the lowest byte.
+    /// Returns the vectors of the interrupts since [`Self::note_order`], the latest in the lowest byte.
     pub fn order(&self) -> u64 {
         self.order.load(Ordering::Relaxed)
     }
 
-    /// Keeps a number for [`Self::noted`].
+    /// Stores a number for [`Self::noted`].
     pub fn note(&self, number: u64) {
         self.noted.store(number, Ordering::Relaxed);
     }
 
-    /// See [`Self::note`].
+    /// Returns the number stored by [`Self::note`].
     pub fn noted(&self) -> u64 {
         self.noted.load(Ordering::Relaxed)
     }
 
-    /// Has the handler of the next #VE raise another before it fetches the information.
+    /// Makes the handler of the next #VE raise another one before it fetches the information.
     pub fn fault_in_next_ve(&self) {
         self.mischief.store(trap::FAULT, Ordering::Relaxed);
     }
 
-    /// Has the handler of the next #VE call `hook` before it fetches the information.
+    /// Makes the handler of the next #VE call `hook` before it fetches the information.
     pub fn call_in_next_ve(&self, hook: fn()) {
         VE_HOOK.store(hook as usize, Ordering::Relaxed);
         self.mischief.store(trap::ASK, Ordering::Relaxed);
     }
 
-    /// #VEs that were served by the handler.
+    /// Returns the number of #VEs that the handler served.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
 }
 
-/// The mailbox by which vCPUs are woken: as firmware's, with a stack and an argument in the part that is the operating
-/// system's. The id is the vCPU's number.
+/// The mailbox by which vCPUs are woken. It is as firmware's, with a stack and an argument in the operating system's
+/// part. The id is the vCPU's number.
 ///
 /// Source: ACPI 6.5, section 5.2.12.19, "Multiprocessor Wakeup Mailbox Structure".
 #[repr(C)]
@@ -174,7 +174,7 @@ pub(crate) static MAILBOX: Mailbox = Mailbox {
     argument: AtomicU64::new(0),
 };
 
-/// The vCPUs that run, by number.
+/// The running vCPUs, by number.
 static RUNNING: [AtomicPtr<Vcpu>; MAX_VCPUS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_VCPUS];
 static FINISHED: AtomicBool = AtomicBool::new(false);
@@ -183,16 +183,16 @@ unsafe extern "Rust" {
     fn guest_main() -> !;
 }
 
-/// The first Rust of every vCPU, on its own stack.
+/// The entry point into Rust of every vCPU, on its own stack.
 pub(crate) extern "sysv64" fn enter(area: *mut Area) -> ! {
-    // SAFETY: the area is this vCPU's alone, and zeros or what the one before left are valid.
+    // SAFETY: the area is this vCPU's alone, and both zeros and the leftovers of an earlier life are valid.
     let area = unsafe { &*area };
     let vcpu = &area.vcpu;
     let this = &raw const *vcpu;
     vcpu.this.store(this.cast_mut(), Ordering::Relaxed);
-    // Zeros need not be none of it.
+    // Zeros need not represent `None`.
     *vcpu.caught.lock() = None;
-    // SAFETY: GS is used for nothing but this.
+    // SAFETY: GS is used only for this.
     unsafe { cpu::wrmsr(GS_BASE, this as u64) };
     let info = tdcall::vp_info();
     vcpu.index.store(info.index, Ordering::Relaxed);
@@ -213,7 +213,7 @@ pub(crate) extern "sysv64" fn enter(area: *mut Area) -> ! {
     work(vcpu)
 }
 
-/// Runs what the vCPU is given, until the guest has finished.
+/// Runs the vCPU's jobs until the guest has finished.
 fn work(vcpu: &Vcpu) -> ! {
     while !FINISHED.load(Ordering::Relaxed) {
         let job = vcpu.job.load(Ordering::Acquire);
@@ -229,10 +229,10 @@ fn work(vcpu: &Vcpu) -> ! {
     halt()
 }
 
-/// A `fn()` for [`Vcpu::call_in_next_ve`], the same for all that want one at a time.
+/// A `fn()` for [`Vcpu::call_in_next_ve`], shared by all vCPUs that want one at a time.
 static VE_HOOK: AtomicUsize = AtomicUsize::new(0);
 
-/// Calls it.
+/// Calls that hook.
 pub(crate) fn call_ve_hook() {
     call(VE_HOOK.load(Ordering::Relaxed));
 }
@@ -245,19 +245,19 @@ pub(crate) fn call(hook: usize) {
     }
 }
 
-/// vCPUs that the TD has, as far as a guest can use them.
+/// Returns the number of vCPUs of the TD that a guest can use.
 pub fn count() -> u32 {
     tdcall::vp_info().vcpus.min(MAX_VCPUS as u32)
 }
 
-/// The vCPU of that number, once it runs.
+/// Returns the vCPU with this number, once it runs.
 pub fn running(index: u32) -> Option<&'static Vcpu> {
     let vcpu = RUNNING.get(index as usize)?.load(Ordering::Acquire);
     // SAFETY: the list holds vCPUs in areas that are never freed.
     unsafe { vcpu.as_ref() }
 }
 
-/// Wakes every vCPU that waits at the mailbox, one after the other. Called by vCPU 0.
+/// Wakes every vCPU that waits at the mailbox, one after the other. vCPU 0 calls it.
 pub fn start_all() {
     for index in (1..count()).filter(|index| running(*index).is_none()) {
         let area = memory::take(VCPU_AREA_BYTES, align_of::<Area>() as u64);
@@ -275,21 +275,21 @@ pub fn start_all() {
     }
 }
 
-/// Has vCPU `index`, which runs and is not this one, execute `job`.
+/// Makes vCPU `index`, which runs and is not this one, execute `job`.
 pub fn give(index: u32, job: fn()) {
     if let Some(vcpu) = running(index) {
         vcpu.job.store(job as usize, Ordering::Release);
     }
 }
 
-/// Waits until vCPU `index` has done what it was given.
+/// Waits until vCPU `index` has finished its job.
 pub fn finish(index: u32) {
     if let Some(vcpu) = running(index) {
         cpu::wait_until(|| vcpu.job.load(Ordering::Acquire) == 0);
     }
 }
 
-/// Has every vCPU that runs execute `job`, this one included, and waits for them all.
+/// Makes every running vCPU execute `job`, including this one, and waits for all.
 pub fn on_all(job: fn()) {
     let others = || (0..count()).filter(|index| *index != current().index());
     others().for_each(|index| give(index, job));
@@ -297,7 +297,7 @@ pub fn on_all(job: fn()) {
     others().for_each(finish);
 }
 
-/// Has vCPU `index` execute `job`, and waits for it.
+/// Makes vCPU `index` execute `job`, and waits for it.
 pub fn on(index: u32, job: fn()) {
     if index == current().index() {
         job();
@@ -307,21 +307,22 @@ pub fn on(index: u32, job: fn()) {
     }
 }
 
-/// The end of the guest: every vCPU halts.
+/// Ends the guest: every vCPU halts.
 pub fn finish_all() -> ! {
     FINISHED.store(true, Ordering::Relaxed);
-    // Those that never ran wait at the mailbox, which costs the host a CPU.
+    // vCPUs that never ran wait at the mailbox, which costs the host a CPU.
     start_all();
     halt()
 }
 
-/// Halts this vCPU until `condition` holds, which interrupts make true. They are let in before it returns.
+/// Halts this vCPU until `condition` holds, which interrupts make true. Pending interrupts are taken before it
+/// returns.
 ///
 /// # Errors
 /// [`Refused`].
 pub fn sleep_until(condition: impl Fn() -> bool) -> Result<(), Refused> {
     loop {
-        // From here on an interrupt waits, and so keeps the vCPU from halting.
+        // From here on an interrupt stays pending, and thus keeps the vCPU from halting.
         cpu::disable_interrupts();
         let is_time = condition();
         if !is_time {
@@ -338,7 +339,7 @@ pub fn sleep_until(condition: impl Fn() -> bool) -> Result<(), Refused> {
 pub fn halt() -> ! {
     cpu::disable_interrupts();
     loop {
-        // Whether it is refused or woken, there is nothing else to do.
+        // Nothing else can be done, whether the request is refused or the vCPU is woken.
         let _ = vmcall::hlt(true);
     }
 }

@@ -1,4 +1,4 @@
-//! What the #VE handler does for instructions that are not being attempted: what a small operating system would.
+//! The #VE handler's emulation of instructions outside attempts, as in a small operating system.
 //!
 //! Source of exit reasons and qualifications: Intel SDM volume 3D, appendix C, and volume 3C, section 28.2.1.
 
@@ -10,10 +10,10 @@ use crate::{memory, vmcall};
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
 
-/// Does what the interrupted instruction wanted, and goes on behind it, or before it when memory was missing.
+/// Emulates the interrupted instruction and continues behind it, or before it if memory was missing.
 ///
 /// # Errors
-/// Why that is not possible.
+/// The reason why that is not possible.
 pub(crate) fn serve(info: &VeInfo, frame: &mut Frame) -> Result<(), &'static str> {
     let refused = |_| "was refused by the host";
     match info.reason {
@@ -42,7 +42,7 @@ pub(crate) fn serve(info: &VeInfo, frame: &mut Frame) -> Result<(), &'static str
     Ok(())
 }
 
-/// IN and OUT. Qualification: bytes less one, direction, string, port.
+/// Emulates IN and OUT. Qualification: bytes less one, direction, string, port.
 fn port(qualification: u64, frame: &mut Frame) -> Result<(), &'static str> {
     let (bytes, port) = ((qualification & 7) as u8 + 1, (qualification >> 16) as u16);
     let (reads, is_string) = (qualification & 1 << 3 != 0, qualification & 1 << 4 != 0);

@@ -1,9 +1,9 @@
-//! What whoever starts a guest wants of it: words in the TD's MRCONFIGID, which its configuration sets.
+//! The runner's parameters for a guest: words in the TD's MRCONFIGID, which its configuration sets.
 
 use crate::tdcall;
 
-/// Word `number` of MRCONFIGID, of six: 16 hexadecimal digits each, in the order in which they are written. Zero where the
-/// configuration says nothing, or the report can't be had.
+/// Returns word `number` of MRCONFIGID, of six: 16 hexadecimal digits each, in the order in which they are written.
+/// Returns zero if the configuration does not set it, or the report is unavailable.
 pub fn word(number: usize) -> u64 {
     let report = tdcall::mr_report(&[0; 64]);
     let words = report.map_or([0; 6], |report| {

@@ -1,5 +1,5 @@
-//! Each request to the host, well-formed and not, and each instruction that the host serves: once or a few times, and what
-//! comes of it.
+//! A guest that makes each request to the host, well-formed and malformed, and executes each instruction that the host
+//! serves, once or a few times, and checks the results.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "instructions that raise #VE")]
@@ -62,7 +62,7 @@ fn refused(error: vmcall::Refused) -> Failure {
     Failure::new(format_args!("the host refuses: {error:x?}"))
 }
 
-/// The host must refuse these operands with that status.
+/// Checks that the host refuses these operands with that status.
 fn must_refuse(request: Request, operands: [u64; 4], status: u64) -> Check {
     match vmcall::request(request, operands) {
         Ok(_) => fail!("{request:?} {operands:x?} succeeds"),
@@ -90,7 +90,7 @@ fn cpuid() -> Check {
         name.as_flattened() == b"Seamark TDX ",
         "the host calls itself {name:?}"
     );
-    // The module answers this one: a TD.
+    // The module answers this leaf: the guest is a TD.
     let [_, ebx, ecx, edx] = cpu::cpuid(0x21, 0);
     let name = [ebx, edx, ecx].map(u32::to_le_bytes);
     ensure!(
@@ -109,7 +109,7 @@ fn cpuid() -> Check {
         id.into(),
         apic::id().map_err(refused)?.into(),
     )?;
-    // Called directly, as OVMF does.
+    // Requested directly, as OVMF does.
     let direct = vmcall::cpuid(0xB, 1).map_err(refused)?;
     ensure!(
         direct[1] == count && direct[3] == id,
@@ -132,7 +132,7 @@ fn call_info() -> Check {
     )
 }
 
-/// IN and OUT as instructions, which raise #VE.
+/// Checks IN and OUT as instructions, which raise #VE.
 fn port_io() -> Check {
     let (byte, word, long): (u8, u16, u32);
     // SAFETY: the port has no device.
@@ -163,7 +163,7 @@ fn port_io_refused() -> Check {
     Ok(())
 }
 
-/// The timer runs, and wide reads are as wide as they are.
+/// Checks that the timer runs, and that reads have the requested width.
 fn io_reads() -> Check {
     let first = vmcall::io_in(TIMER_PORT, 4).map_err(refused)?;
     ensure!(first < 1 << 24, "the timer has {first:#x}");
@@ -178,7 +178,7 @@ fn io_reads() -> Check {
     Ok(())
 }
 
-/// The clock's memory keeps what is written.
+/// Checks that the clock's memory keeps what is written.
 fn io_writes() -> Check {
     for value in [0x5A, 0xA5] {
         vmcall::io_out(CMOS, 1, 0x40).map_err(refused)?;
@@ -192,7 +192,7 @@ fn io_writes() -> Check {
 }
 
 fn msr_reads() -> Check {
-    // RDMSR raises #VE, and its handler asks.
+    // RDMSR raises #VE, and its handler asks the host.
     expect("IA32_APIC_BASE", cpu::rdmsr(APIC_BASE), 0xFEE0_0D00)?;
     let direct = vmcall::rdmsr(APIC_BASE).map_err(refused)?;
     expect("IA32_APIC_BASE asked directly", direct, 0xFEE0_0D00)?;
@@ -208,7 +208,7 @@ fn msr_writes() -> Check {
         unsafe { cpu::wrmsr(MTRR_PHYSBASE0, value) };
         expect("a range's base", cpu::rdmsr(MTRR_PHYSBASE0), value)?;
     }
-    // Bits of it that no software can change are not cleared: the module shows them set.
+    // Clearing bits that no software can change is refused: the module shows them set.
     let wrong = (MISC_ENABLE, 0);
     for (msr, value) in [(APIC_BASE, 0), (NO_MSR, 0), wrong, (0x830, 1 << 11)] {
         must_refuse(
@@ -261,7 +261,7 @@ fn mmio_refused() -> Check {
     Ok(())
 }
 
-/// #VE's information is there once, and says what happened.
+/// Checks that #VE's information is available once, and describes the event.
 fn veinfo() -> Check {
     let Err(status) = tdcall::veinfo_get() else {
         return fail!("there is information without a #VE");
@@ -297,7 +297,7 @@ fn veinfo() -> Check {
         }
         other => return fail!("IN: {other:?}"),
     }
-    // SAFETY: it is caught before anything happens.
+    // SAFETY: the exception is caught before anything happens.
     let outcome = unsafe { attempt!("wbinvd", options(nostack)) };
     expect(
         "the reason of WBINVD",
@@ -306,7 +306,7 @@ fn veinfo() -> Check {
     )
 }
 
-/// The timer ends the halt.
+/// Checks that the timer ends the halt.
 fn hlt() -> Check {
     apic::enable().map_err(refused)?;
     for _ in 0..3 {
@@ -321,7 +321,8 @@ fn hlt() -> Check {
     must_refuse(Request::Hlt, [2, 0, 0, 0], ghci::INVALID_OPERAND)
 }
 
-/// With an interrupt in the APIC that is not let in, the vCPU must not halt: nobody would wake it.
+/// Checks that the vCPU does not halt while the APIC has a pending interrupt, even if interrupts are disabled: nothing
+/// would wake it.
 fn hlt_pending() -> Check {
     for _ in 0..100 {
         let before = vcpu::current().interrupts(TIMER);
@@ -334,12 +335,12 @@ fn hlt_pending() -> Check {
     Ok(())
 }
 
-/// With interrupts off it sleeps until an NMI, which it asked for itself.
+/// Checks that a vCPU with interrupts off sleeps until an NMI, which it sent itself.
 fn hlt_wakes_for_an_nmi() -> Check {
     let before = vcpu::current().nmis();
     let me = apic::id().map_err(refused)?;
     apic::nmi(me).map_err(refused)?;
-    // It may have come already.
+    // The NMI may have come already.
     if vcpu::current().nmis() == before {
         vmcall::hlt(true).map_err(refused)?;
     }
@@ -347,10 +348,10 @@ fn hlt_wakes_for_an_nmi() -> Check {
     expect("NMIs", vcpu::current().nmis().into(), (before + 1).into())
 }
 
-/// With interrupts off neither the timer nor an interrupt wakes a vCPU: another sees it asleep long after both, and wakes it by
-/// an NMI. Both have come when it lets interrupts in.
+/// Checks that neither the timer nor an interrupt wakes a vCPU with interrupts off: another vCPU sees it asleep long
+/// after both, and wakes it by an NMI. Both interrupts have come when it enables interrupts.
 fn hlt_with_interrupts_off() -> Check {
-    /// How long it must still be asleep.
+    /// Time for which the vCPU must stay asleep.
     const ASLEEP_MS: u64 = 200;
     ensure!(vcpu::count() > SLEEPER, "a TD with one vCPU");
     vcpu::start_all();
@@ -361,7 +362,7 @@ fn hlt_with_interrupts_off() -> Check {
     let until = cpu::tsc() + ASLEEP_MS * cpu::ticks_per_ms();
     cpu::wait_until(|| cpu::tsc() >= until || step() == WOKEN);
     let is_asleep = step() == ASLEEP;
-    // One that comes before it halts does not wake it.
+    // An NMI that comes before the vCPU halts does not wake it.
     while step() == ASLEEP {
         apic::nmi(SLEEPER).map_err(refused)?;
         let until = cpu::tsc() + cpu::ticks_per_ms();
@@ -372,9 +373,9 @@ fn hlt_with_interrupts_off() -> Check {
     expect("the last step", step().into(), SERVED.into())
 }
 
-/// The vCPU that sleeps; an APIC id is a vCPU's number.
+/// The vCPU that sleeps. An APIC id is a vCPU's number.
 const SLEEPER: u32 = 1;
-/// How far it is.
+/// The sleeper's progress.
 static SLEEP: AtomicU32 = AtomicU32::new(AWAKE);
 const AWAKE: u32 = 0;
 const ASLEEP: u32 = 1;
@@ -414,13 +415,14 @@ fn map_gpa_refused() -> Check {
     Ok(())
 }
 
-/// No event of the host's has this vector as its way, and GetTdVmCallInfo does not say so either.
+/// Checks that event notification is unsupported: no event of the host's uses this vector, and GetTdVmCallInfo agrees.
 fn event_notify() -> Check {
     let request = Request::SetupEventNotifyInterrupt;
     must_refuse(request, [EVENT.into(), 0, 0, 0], ghci::SUBFUNC_UNSUPPORTED)
 }
 
-/// There is no quoting service: the call itself says so, for a guest reads its buffer as a quote after one that succeeded.
+/// Checks that there is no quoting service. The call itself must fail, because after a success a guest reads its
+/// buffer as a quote.
 fn quote() -> Check {
     let page = memory::take(PAGE_2M, PAGE_2M);
     let (gpa, alias) = (page | memory::shared_bit(), memory::shared_alias(page));

@@ -1,8 +1,8 @@
-//! A guest that executes anything: every opcode in turn with operands, prefixes and modes of all kinds, while its page tables,
-//! descriptor tables and stacks are written over, until it dies of it.
+//! A guest that executes anything: every opcode in turn, with operands, prefixes and modes of all kinds, while its
+//! page tables, descriptor tables and stacks are overwritten, until that kills it.
 //!
-//! MRCONFIGID holds two numbers: the seed (0: another in each life), and the steps after which it ruins itself for good (0: 2,000).
-//! The seed says with which opcode it begins, too, so that many lives come to all of them.
+//! MRCONFIGID holds two numbers: the seed (0: another in each life), and the number of steps after which it destroys
+//! itself for good (0: 2,000). The seed also determines the first opcode, so that many lives cover all of them.
 #![no_std]
 #![no_main]
 
@@ -14,16 +14,16 @@ use guests::sandbox::Sandbox;
 
 guest!("chaos", main);
 
-/// The number of each wish.
+/// The numbers of the parameters.
 const SEED: usize = 0;
 const STEPS: usize = 1;
-/// Steps of a life where none are wished.
+/// Default number of steps in a life.
 const MANY: u64 = 2000;
-/// Steps that one line tells of.
+/// Number of steps per line of output.
 const TOLD: u64 = 16;
-/// One of so many steps begins with something vital written over.
+/// Average number of steps until one begins with something vital overwritten.
 const SELDOM: u64 = 256;
-/// Where among the opcodes a life can begin.
+/// Number of opcodes at which a life can begin.
 const STARTS: u64 = 1 << 16;
 
 fn main(checks: &mut Checks) {

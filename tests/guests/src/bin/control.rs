@@ -1,4 +1,4 @@
-//! A guest that asks its host which TDs there are, has all others ended, and itself at last.
+//! A guest that asks its host for the list of TDs, ends all others, and finally itself.
 //!
 //! Without `control = true` it only tries to, and must be refused.
 #![no_std]
@@ -13,7 +13,7 @@ use seam::abi::hypercall::{CONTROL, Function, SIGNATURE, Status, TdState, caps};
 
 guest!("control", main, end);
 
-/// How often the end of another TD is asked about.
+/// Maximum number of queries about the end of another TD.
 const MAX_LOOKS: u64 = 10_000_000;
 
 fn main(checks: &mut Checks) {
@@ -31,7 +31,7 @@ fn main(checks: &mut Checks) {
     }
 }
 
-/// The guest's own end; it does not come back from that.
+/// Ends the guest itself. It does not return.
 fn end() -> ! {
     say!("control: ends itself");
     let regs = call(Function::TdTerminate, 0);
@@ -39,7 +39,7 @@ fn end() -> ! {
     power::off()
 }
 
-/// Makes a call.
+/// Makes a hypercall.
 fn call(function: Function, r12: u64) -> Gprs {
     let mut regs = request(function, r12);
     vmcall::raw(&mut regs);
@@ -137,7 +137,7 @@ fn may_not_name_others() -> Check {
     expect("the TD behind this one", next.r11, 0)
 }
 
-/// Every TD that runs and is not this one.
+/// Iterates over the running TDs other than this one.
 fn others() -> impl Iterator<Item = u64> {
     let mut from = 1;
     core::iter::from_fn(move || {
@@ -190,7 +190,7 @@ fn ends_all_others() -> Check {
     Ok(())
 }
 
-/// Until all of its memory is back.
+/// Waits until all of the TD's memory is reclaimed.
 fn wait_for(id: u64) -> Check {
     for _ in 0..MAX_LOOKS {
         let regs = call(Function::ReclaimStatus, id);

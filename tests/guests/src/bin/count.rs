@@ -1,4 +1,4 @@
-//! A guest that spins with interrupts on and counts what comes: for a host that counts what it sends.
+//! A guest that spins with interrupts on and counts them, for a host that counts what it sends.
 #![no_std]
 #![no_main]
 
@@ -11,10 +11,10 @@ use seam::abi::PAGE_4K;
 
 guest!("count", main);
 
-/// The page that it shares with the host, as this guest sees it.
+/// The page shared with the host, at its address in this guest.
 static PAGE: AtomicU64 = AtomicU64::new(0);
 
-/// Words of it.
+/// Words of the page.
 mod word {
     pub const STOP: u64 = 0;
     pub const TOTAL: u64 = 1;
@@ -35,7 +35,7 @@ fn at(word: u64) -> u64 {
 
 fn share() -> Check {
     let page = memory::take(PAGE_4K, PAGE_4K);
-    // Its host converts pages of 4 KiB alone.
+    // The host converts only pages of 4 KiB.
     let Some(page_4k) = memory::take_unaccepted(PAGE_4K) else {
         return guest_kit::fail!("no memory after {page:#x}");
     };

@@ -87,7 +87,7 @@ fn answered() -> Check {
 }
 
 fn zeros() -> Check {
-    // Beyond the last leaf comes what the last has.
+    // Leaves beyond the last one return the last one's values.
     for leaf in [
         3,
         8,
@@ -283,7 +283,7 @@ fn read_cr4() -> u64 {
     value
 }
 
-/// Every instruction that a bit offers, and that needs nothing else, can be executed.
+/// Checks that every instruction that a bit offers, and that needs nothing else, can be executed.
 #[expect(unsafe_code, reason = "tries instructions")]
 fn executes() -> Check {
     use guest_kit::attempt;
@@ -293,7 +293,7 @@ fn executes() -> Check {
     macro_rules! offered {
         ($what:literal, $bit:expr, $instruction:literal $(, $($operands:tt)*)?) => {
             if $bit != 0 {
-                // SAFETY: it changes scratch registers alone.
+                // SAFETY: it changes only scratch registers.
                 let outcome = unsafe { attempt!($instruction, out("rax") _, out("rdx") _, out("rcx") _, out("xmm0") _ $(, $($operands)*)?) };
                 ensure!(outcome.is_none(), "{}: {outcome:?}", $what);
             }
@@ -321,7 +321,7 @@ fn executes() -> Check {
     offered!("SERIALIZE", edx7 & 1 << 14, ".byte 0x0f, 0x01, 0xe8");
     offered!("LZCNT", extended[2] & 1 << 5, "lzcnt rax, rdx");
     offered!("RDTSCP", extended[3] & 1 << 27, "rdtscp");
-    // What TCG lacks is not offered.
+    // Features that TCG lacks are not offered.
     for (what, bit) in [
         ("AVX-512F", ebx7 & 1 << 16),
         ("INVPCID", ebx7 & 1 << 10),
@@ -338,12 +338,12 @@ fn executes() -> Check {
     Ok(())
 }
 
-/// What the model has for sure is offered.
+/// Checks that the features that every CPU of the model has are offered.
 fn model() -> Check {
     guests::model::fits(answer(1, 0)?, answer(0x8000_0001, 0)?)
 }
 
-/// TDG.VP.CPUIDVE.SET: every leaf raises #VE then.
+/// Checks TDG.VP.CPUIDVE.SET: afterwards every leaf raises #VE.
 fn unconditional() -> Check {
     const SUPERVISOR: u64 = 1;
     let (status, _) = leaf(GuestLeaf::VpCpuidveSet, [SUPERVISOR, 0, 0, 0]);

@@ -1,4 +1,4 @@
-//! Instructions and exceptions: native, emulated, #VE, #GP, #UD, and what becomes of a #VE within a #VE.
+//! A guest that checks instructions and exceptions: native, emulated, #VE, #GP, #UD, and a #VE within a #VE.
 //!
 //! Rows: TDX Module ABI 1.5, "Instruction and exception virtualization".
 #![no_std]
@@ -38,7 +38,7 @@ fn main(checks: &mut Checks) {
 fn ports() -> Check {
     const PORT: u64 = 0x1234 << 16;
     const IMMEDIATE: u64 = 0x60 << 16 | 64;
-    // SAFETY: nothing of a port's is touched: each raises #VE.
+    // SAFETY: no port is accessed: each raises #VE.
     let rows: [(&str, Outcome, u64, u32); 10] = unsafe {
         [
             (
@@ -268,7 +268,7 @@ fn rdpmc() -> Check {
     raises("rdpmc", outcome, GP)
 }
 
-/// A processor of Intel's knows none.
+/// Checks that SVM instructions raise #UD, as on an Intel processor.
 fn svm() -> Check {
     // SAFETY: each raises #UD.
     let rows: [(&str, Outcome); 8] = unsafe {
@@ -293,7 +293,7 @@ fn svm() -> Check {
 fn native() -> Check {
     let place = [0u64; 16];
     let at = &raw const place as u64;
-    // SAFETY: none changes anything but scratch registers and a buffer.
+    // SAFETY: only scratch registers and a buffer are changed.
     let rows: [(&str, Outcome); 8] = unsafe {
         [
             ("rdtsc", attempt!("rdtsc", out("eax") _, out("edx") _)),
@@ -316,7 +316,7 @@ fn native() -> Check {
         .try_for_each(|(what, outcome)| raises(what, outcome, None))
 }
 
-/// Exceptions that are the guest's own affair.
+/// Checks the exceptions that only the guest handles.
 fn exceptions() -> Check {
     let exception = |vector, error, cr2| Some(Caught::Exception { vector, error, cr2 });
     // SAFETY: each faults, and changes nothing.
@@ -360,10 +360,10 @@ fn exceptions() -> Check {
     Ok(())
 }
 
-/// RIP stays at the instruction, and the flags are those from before, RF apart, which its frame has.
+/// Checks that RIP stays at the instruction. The flags are those from before, except for RF, which the frame has.
 fn flags() -> Check {
     let (before, after): (u64, u64);
-    // SAFETY: a port that the host refuses; the handler goes on behind the instruction.
+    // SAFETY: a port that the host refuses; the handler continues behind the instruction.
     unsafe {
         asm!("stc", "pushfq", "pop {b}", "in al, dx", "pushfq", "pop {a}",
             in("dx") 0x60u16, out("al") _, b = out(reg) before, a = out(reg) after);
@@ -372,7 +372,7 @@ fn flags() -> Check {
 }
 
 fn single_steps() -> Check {
-    // SAFETY: the trap is caught, and clears TF in the flags that it resumes with: they are put back here.
+    // SAFETY: the trap is caught, and clears TF in the flags that it resumes with: they are restored here.
     let (native, emulated) = unsafe {
         (
             attempt!(
@@ -399,7 +399,8 @@ fn clear_trap_flag() {
     unsafe { asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq") };
 }
 
-/// A second #VE while the first one's information has not been fetched is #DF, and leaves the information alone.
+/// Checks that a second #VE, before the first one's information has been fetched, is a #DF that leaves the information
+/// intact.
 fn nested_ve() -> Check {
     vcpu::current().fault_in_next_ve();
     // SAFETY: raises #VE, in whose handler another is raised.
@@ -422,7 +423,7 @@ fn nested_ve() -> Check {
         reason::HLT.into(),
     )?;
     expect("its length", info.length.into(), 1)?;
-    // And afterwards all is as before.
+    // Afterwards everything is as before.
     // SAFETY: raises #VE.
     let outcome = unsafe { attempt!("hlt") };
     raises_ve("HLT", outcome, (reason::HLT, 0, 1))

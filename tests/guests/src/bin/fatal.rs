@@ -1,4 +1,5 @@
-//! A guest that gives up: it reports a fatal error, with a message in registers, after a check that nothing else is wrong.
+//! A guest that gives up: it reports a fatal error with a message in registers, after a check that nothing else is
+//! wrong.
 #![no_std]
 #![no_main]
 
@@ -7,7 +8,7 @@ use guest_kit::{ensure, guest, tdcall, vmcall};
 
 guest!("fatal", main, give_up);
 
-/// Linux's code for one that it had no better word for.
+/// Linux's code for an unspecified fatal error.
 const CODE: u32 = 0x5EA;
 
 fn main(checks: &mut Checks) {

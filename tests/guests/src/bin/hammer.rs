@@ -1,4 +1,4 @@
-//! A guest whose vCPUs all use one page without pause: for a host that takes it away.
+//! A guest whose vCPUs all use one page without pause, for a host that takes the page away.
 #![no_std]
 #![no_main]
 
@@ -59,7 +59,7 @@ fn hammer() -> Check {
         memory::set_word(target, value);
         memory::set_word(told, value);
         let found = memory::word(target);
-        // The page is new and empty when it was taken away meanwhile.
+        // The page is new and empty if it was taken away meanwhile.
         ensure!(
             found == value || found == 0,
             "the page holds {found:#x}, not {value:#x}"

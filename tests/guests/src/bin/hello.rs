@@ -1,4 +1,4 @@
-//! The first guest: accepts its memory, says what it is and how it was measured, and halts.
+//! The first guest: it accepts its memory, prints its identity and its measurements, and halts.
 #![no_std]
 #![no_main]
 
@@ -48,7 +48,7 @@ fn every_vcpu_runs() -> Check {
     )
 }
 
-/// The MRTD is printed for whoever compares it with what `cargo xtask measure` says.
+/// Checks the report. The MRTD is printed for comparison with the output of `cargo xtask measure`.
 fn reads_its_report() -> Check {
     let data: [u8; 64] = core::array::from_fn(|i| i as u8);
     let report = match tdcall::mr_report(&data) {

@@ -1,4 +1,4 @@
-//! What every vCPU finds when it is entered for the first time.
+//! A guest that checks the state in which every vCPU is first entered.
 //!
 //! Rows: guest-visible initial state of a TD vCPU, TDX Module ABI 1.5, "Initial state of guest vCPU".
 #![no_std]
@@ -14,7 +14,7 @@ use guest_kit::{cpu, guest, initial, tdcall, vcpu};
 guest!("initial", main);
 
 fn main(checks: &mut Checks) {
-    // Before anything is used that could change it.
+    // Runs before anything is used that could change the MSRs.
     checks.once("msrs-of-vcpu-0", msrs);
     vcpu::start_all();
     checks.each("general-purpose-registers", general);
@@ -56,11 +56,11 @@ fn general() -> Check {
 }
 
 fn control() -> Check {
-    /// The processor's, whatever was written.
+    /// The processor's bit, whatever was written.
     const ET: u64 = 1 << 4;
     expect("CR0 but ET", found(Cr0) & !ET, 0x21)?;
     expect("CR3", found(Cr3), 0)?;
-    // VMXE is set, and does not show.
+    // VMXE is set, but reads as zero.
     expect("CR4", found(Cr4), 0x40)?;
     expect("EFER", found(EferLow), 0x901)
 }
@@ -82,7 +82,7 @@ fn debug() -> Check {
 }
 
 fn segments() -> Check {
-    // Limit, and base above it.
+    // The limit, with the base above it.
     expect("GDTR", found(GdtLimit), 0xFFFF)?;
     expect("IDTR", found(IdtLimit), 0)?;
     expect("CS", found(Cs), 0)?;

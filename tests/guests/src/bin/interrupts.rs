@@ -1,4 +1,4 @@
-//! Interrupts: the virtual APIC, IPIs by way of the host, NMIs, and HLT.
+//! A guest that checks interrupts: the virtual APIC, IPIs through the host, NMIs, and HLT.
 //!
 //! Rows: TDX Module ABI 1.5, "x2APIC virtualization", "Interrupts", "NMI"; GHCI, Instruction.HLT.
 #![no_std]
@@ -16,7 +16,7 @@ use seam::abi::x86::msr::x2apic::{IRR, ISR, PPR, SELF_IPI, TPR};
 
 guest!("interrupts", main);
 
-/// The vector that vCPUs send around, and that nothing else uses.
+/// The vector that vCPUs send around; nothing else uses it.
 const RING: u8 = 0x95;
 
 fn main(checks: &mut Checks) {
@@ -42,13 +42,13 @@ fn came(vector: u8) -> u64 {
     vcpu::current().interrupts(vector).into()
 }
 
-/// Lets interrupts in for a moment.
+/// Enables interrupts for a moment.
 fn open() {
     // SAFETY: every vector has a handler.
     unsafe { asm!("sti", "nop", "nop", "cli") };
 }
 
-/// The bit of a vector in IRR or ISR.
+/// Returns the bit of a vector in IRR or ISR.
 fn bit(set: u32, vector: u8) -> u64 {
     rdmsr(set + u32::from(vector / 32)).unwrap_or(0) >> (vector % 32) & 1
 }
@@ -76,14 +76,14 @@ fn task_priority() -> Check {
     raises("TPR", wrmsr(TPR, 0x5F), None)?;
     open();
     let let_through = came(VECTOR);
-    // By CR8 as well.
-    // SAFETY: the task priority alone changes.
+    // Also through CR8.
+    // SAFETY: only the task priority changes.
     unsafe { asm!("mov cr8, {}", in(reg) 6u64, options(nostack)) };
     apic::self_ipi(VECTOR);
     open();
     let held_again = came(VECTOR);
     expect("TPR by CR8", rdmsr(TPR).unwrap_or(0), 0x60)?;
-    // SAFETY: as before; interrupts are let in at once.
+    // SAFETY: as before; interrupts are taken at once.
     unsafe { asm!("sti", "mov cr8, {}", "nop", "cli", in(reg) 0u64) };
     let in_the_end = came(VECTOR);
     raises("TPR", wrmsr(TPR, 0), None)?;
@@ -94,7 +94,7 @@ fn task_priority() -> Check {
     Ok(())
 }
 
-/// Of several that wait, the highest is in service first: the lower one waits for its end.
+/// Checks that the highest of several pending interrupts is in service first, and that a lower one waits for its end.
 fn order() -> Check {
     let before = [came(0x41), came(0x75), came(0x52)];
     for vector in [0x41, 0x75, 0x52] {
@@ -105,7 +105,7 @@ fn order() -> Check {
     }
     vcpu::current().note_order();
     open();
-    // As many as there are: each is delivered when the one before has ended.
+    // A second time: each is delivered when the one before has ended.
     open();
     ensure!(
         [came(0x41), came(0x75), came(0x52)] == before.map(|n| n + 1),
@@ -114,15 +114,15 @@ fn order() -> Check {
     expect("the order", vcpu::current().order(), 0x75_5241)
 }
 
-/// The instruction after STI is executed before any interrupt.
+/// Checks that the instruction after STI is executed before any interrupt.
 fn shadow() -> Check {
     const VECTOR: u8 = 0x53;
     let before = came(VECTOR);
     apic::self_ipi(VECTOR);
-    // SAFETY: every vector has a handler; none is to come here.
+    // SAFETY: every vector has a handler; no interrupt must come here.
     unsafe { asm!("sti", "cli") };
     expect("interrupts between STI and CLI", came(VECTOR), before)?;
-    // SAFETY: as before. CPUID exits, the module goes on behind it, and the interrupt comes there.
+    // SAFETY: as before. CPUID exits, the module continues behind it, and the interrupt comes there.
     unsafe {
         asm!("sti", "mov {b}, rbx", "cpuid", "mov rbx, {b}", "cli", b = out(reg) _,
             inout("eax") 0x15 => _, inout("ecx") 0 => _, out("edx") _);
@@ -131,7 +131,7 @@ fn shadow() -> Check {
 }
 
 fn reserved_vectors() -> Check {
-    // A vector below 16 makes an APIC-write exit, which is #VE, with the register's offset; the write is done.
+    // A vector below 16 causes an APIC-write exit, which is #VE, with the register's offset; the write is done.
     for vector in [0u64, 15] {
         let outcome = wrmsr(SELF_IPI, vector);
         ensure!(
@@ -156,7 +156,7 @@ fn ipi_to_self() -> Check {
     expect("interrupts", came(VECTOR), before + 1)
 }
 
-/// Each of the others gets one; they spin, and let interrupts in.
+/// Sends an interrupt to each of the others, which spin with interrupts enabled.
 fn ipi_to_others() -> Check {
     const VECTOR: u8 = 0x92;
     let own = vcpu::current().index();
@@ -165,7 +165,7 @@ fn ipi_to_others() -> Check {
             return guest_kit::fail!("vCPU {index} does not run");
         };
         if index == 0 {
-            // It waits for this one, and lets nothing in.
+            // vCPU 0 waits for this one with interrupts disabled.
             continue;
         }
         vcpu::give(index, cpu::enable_interrupts);
@@ -199,7 +199,7 @@ fn every_vector() -> Check {
     Ok(())
 }
 
-/// What is pending before HLT wakes it up at once, posted or in the virtual APIC.
+/// Checks that an interrupt pending before HLT wakes the vCPU at once, posted or in the virtual APIC.
 fn hlt_race() -> Check {
     const VECTOR: u8 = 0x93;
     let id = vcpu::current().index();
@@ -219,7 +219,7 @@ fn hlt_race() -> Check {
 
 static HALTED: AtomicU64 = AtomicU64::new(0);
 
-/// A vCPU that halts with interrupts blocked wakes up for an NMI that another sends.
+/// Checks that a vCPU that halts with interrupts blocked wakes up for an NMI from another.
 fn hlt_blocked() -> Check {
     const NMI: u64 = 4 << 8;
     for index in 1..vcpu::count() {
@@ -228,7 +228,7 @@ fn hlt_blocked() -> Check {
             let _ = vmcall::hlt(true);
             HALTED.fetch_add(1, Ordering::Release);
         });
-        // One that comes before the HLT does not count.
+        // An NMI that comes before the HLT does not count.
         cpu::wait_until(|| {
             let _ = vmcall::wrmsr(apic::msr::ICR, u64::from(index) << 32 | NMI);
             HALTED.load(Ordering::Acquire) != before
@@ -249,7 +249,8 @@ fn nmi() -> Check {
     Ok(())
 }
 
-/// The handler runs until its IRET; another that comes meanwhile is delivered after it, once.
+/// Checks that the NMI handler runs until its IRET, and that another NMI that comes meanwhile is delivered after it,
+/// once.
 fn nmi_twice() -> Check {
     let vcpu = vcpu::current();
     let before = vcpu.nmis();
@@ -266,7 +267,7 @@ fn nmi_twice() -> Check {
     expect("NMIs within an NMI", vcpu.nested_nmis().into(), 0)
 }
 
-/// While the information of a #VE has not been fetched, an NMI waits.
+/// Checks that an NMI waits until the information of a #VE is fetched.
 fn nmi_after_ve() -> Check {
     let vcpu = vcpu::current();
     let before = vcpu.nmis();
@@ -298,7 +299,7 @@ fn many() -> Check {
     Ok(())
 }
 
-/// Every vCPU interrupts the next one, which spins, and has many done when it goes.
+/// Each vCPU interrupts the next one, which spins, many times.
 fn ring() -> Check {
     const VECTOR: u8 = RING;
     const TIMES: u32 = 200;
@@ -307,7 +308,7 @@ fn ring() -> Check {
     let Some(other) = vcpu::running(next) else {
         return guest_kit::fail!("vCPU {next} does not run");
     };
-    // The totals are those of this check alone.
+    // The totals are those of this check only.
     cpu::enable_interrupts();
     let mut result = Ok(());
     for count in 1..=TIMES {

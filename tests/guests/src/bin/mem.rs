@@ -1,5 +1,5 @@
-//! A guest that uses all of its memory: accepts it on every vCPU at once, writes to every page, shares parts of it and takes
-//! them back, and looks at what became of the rest.
+//! A guest that uses all of its memory: it accepts the memory on every vCPU at once, writes to every page, shares
+//! parts and makes them private again, and checks the rest.
 #![no_std]
 #![no_main]
 
@@ -15,21 +15,21 @@ use spin::Mutex;
 
 guest!("mem", main);
 
-/// How much a vCPU takes of the memory at once.
+/// Bytes that a vCPU takes at once.
 const SHARE: u64 = 8 * PAGE_2M;
-/// What is shared at once where it is much.
+/// Bytes that are shared at once in the large case.
 const MUCH: u64 = 8 * PAGE_2M;
-/// Blocks that each vCPU converts while all do.
+/// Number of blocks that each vCPU converts while all do.
 const TOGETHER: u64 = 4;
-/// How many of a hundred pages may be small ones.
+/// Maximum percentage of small pages.
 const SMALL_PERCENT: u64 = 2;
 const TIMER: u8 = 0x40;
 
-/// Memory that the vCPUs have accepted.
+/// The ranges that the vCPUs have accepted.
 static SHARES: Mutex<ArrayVec<Range<u64>, 4096>> = Mutex::new(ArrayVec::new_const());
 static LARGE: AtomicU64 = AtomicU64::new(0);
 static SMALL: AtomicU64 = AtomicU64::new(0);
-/// Hands out blocks.
+/// The next block to hand out.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 fn main(checks: &mut Checks) {
@@ -82,7 +82,7 @@ fn shares() -> impl Iterator<Item = Range<u64>> {
     (0..).map_while(|number| SHARES.lock().get(number).cloned())
 }
 
-/// Block `number` of those that were accepted.
+/// Returns block `number` of the accepted ones.
 fn block(number: u64) -> Option<u64> {
     let per_share = SHARE / PAGE_2M;
     let shares = SHARES.lock();
@@ -94,7 +94,7 @@ fn pages(range: Range<u64>) -> impl Iterator<Item = u64> {
     range.step_by(PAGE_4K as usize)
 }
 
-/// Every page reads as zero, and then holds its own address.
+/// Checks that every page reads as zero, and writes the page's own address to it.
 fn all_memory_is_new() -> Check {
     for page in shares().flat_map(pages) {
         expect("a new page", memory::word(page), 0)?;
@@ -111,12 +111,12 @@ fn has_its_content(page: u64) -> Check {
     expect("a page's word", memory::word(page), page)
 }
 
-/// Makes it so again.
+/// Writes that content again.
 fn write_content(range: Range<u64>) {
     pages(range).for_each(|page| memory::set_word(page, page));
 }
 
-/// The module tells at which level each page is mapped.
+/// Checks the level at which each page is mapped, as the module reports it.
 fn memory_is_large() -> Check {
     let (mut large, mut small) = (0, 0);
     for range in shares() {
@@ -165,7 +165,7 @@ fn accepts_only_once() -> Check {
     has_its_content(at)
 }
 
-/// A load, with a net.
+/// A load that may fault.
 #[expect(unsafe_code, reason = "an instruction that may fault")]
 fn load(at: u64) -> Outcome {
     // SAFETY: it loads a word of memory that nobody has a reference to.
@@ -203,7 +203,7 @@ fn shares_2_mib() -> Check {
     take_back(range)
 }
 
-/// Makes a range private again, which is new memory then, and gives it its content.
+/// Makes a range private again, which makes it new memory, and restores its content.
 fn take_back(range: Range<u64>) -> Check {
     let bytes = range.end - range.start;
     vmcall::map_gpa(range.start, bytes).map_err(refused)?;
@@ -242,7 +242,7 @@ fn shares_4_kib() -> Check {
     others().try_for_each(has_its_content)
 }
 
-/// A TD without SEPT_VE_DISABLE is told that it has not accepted what it touches; any other comes to its end by that.
+/// Checks that a TD without SEPT_VE_DISABLE gets #VE for memory that it has not accepted. Any other TD would end.
 fn what_is_not_accepted_raises_ve() -> Check {
     if tdcall::vp_info()
         .attributes
@@ -265,7 +265,7 @@ fn what_is_not_accepted_raises_ve() -> Check {
     Ok(())
 }
 
-/// The timer goes off all the time, so that the host says RETRY now and then.
+/// The timer fires all the time, so that the host returns RETRY now and then.
 fn shares_much() -> Check {
     let (Some(at), Some(last)) = (block(8), block(8 + MUCH / PAGE_2M - 1)) else {
         say!("not enough memory to share much");
@@ -284,7 +284,7 @@ fn shares_much() -> Check {
     take_back(at..at + MUCH)
 }
 
-/// Each vCPU has blocks of its own, side by side with the others'.
+/// Each vCPU has blocks of its own, next to the others'.
 fn all_convert() -> Check {
     const FIRST: u32 = 16;
     for _ in 0..TOGETHER {

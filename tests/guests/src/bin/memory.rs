@@ -1,4 +1,4 @@
-//! Memory: pages that wait to be accepted, sizes, shared pages, conversion, and addresses that are none.
+//! A guest that checks memory: pending pages, sizes, shared pages, conversion, and invalid addresses.
 //!
 //! Rows: TDX Module ABI 1.5, TDG.MEM.PAGE.ACCEPT; EPT violations of a TD; GHCI, MapGPA.
 #![no_std]
@@ -38,16 +38,16 @@ fn main(checks: &mut Checks) {
     checks.together("one-page-for-all", one_page);
 }
 
-/// A private page that nobody has touched: the first access makes the host add it, the next waits for its acceptance.
+/// Reads a private page. The first access makes the host add the page; the next finds it pending acceptance.
 fn touch(at: u64) -> Outcome {
-    // SAFETY: a read of memory that no Rust object is in.
+    // SAFETY: a read of memory that contains no Rust object.
     unsafe {
         attempt!("mov {o0}, [{o1}]", o0 = out(reg) _, o1 = in(reg) at, options(nostack, readonly))
     }
 }
 
 fn store(at: u64) -> Outcome {
-    // SAFETY: a write to memory that no Rust object is in.
+    // SAFETY: a write to memory that contains no Rust object.
     unsafe { attempt!("mov [{o0}], {o0}", o0 = in(reg) at, options(nostack)) }
 }
 
@@ -58,7 +58,7 @@ fn region() -> Result<u64, guest_kit::check::Failure> {
     }
 }
 
-/// The #VE of an access to `at`: EPT violation, with both addresses and what was wanted.
+/// Checks the #VE of an access to `at`: EPT violation, with both addresses and the access type.
 fn waits(what: &str, outcome: Outcome, at: u64, wanted: u64) -> Check {
     ensure!(
         matches!(outcome, Some(Caught::Ve(info)) if info.reason == reason::EPT_VIOLATION
@@ -91,7 +91,7 @@ fn pending() -> Check {
     zeros(at, PAGE_4K)?;
     memory::set_word(at + 0x10, 0x1234);
     expect("what was written", memory::word(at + 0x10), 0x1234)?;
-    // The page behind it is another.
+    // The page behind it is another one.
     waits("a read behind", touch(at + PAGE_4K), at + PAGE_4K, READ)
 }
 
@@ -143,7 +143,7 @@ fn mismatch() -> Check {
     Ok(())
 }
 
-/// The host has to split its page first, and the TDCALL is executed again.
+/// Checks an acceptance for which the host must first split its page; the TDCALL is executed again.
 fn split() -> Check {
     let at = region()?;
     ensure!(own(Own::AddLarge, at) == 0, "the host adds no 2 MiB");
@@ -170,11 +170,11 @@ fn replaced() -> Check {
     zeros(at, PAGE_4K)
 }
 
-/// The qualification tells reads, writes and fetches, and what the entry permits.
+/// Checks that the qualification distinguishes reads, writes and fetches, and gives the entry's permissions.
 fn rights() -> Check {
     const FETCH: u64 = 4;
     let at = region()?;
-    // SAFETY: the call does not come to its first instruction.
+    // SAFETY: the call does not reach its first instruction.
     let outcome = unsafe {
         let resume: u64;
         asm!(
@@ -239,7 +239,7 @@ fn absent_shared() -> Check {
     Ok(())
 }
 
-/// What Linux does with the #VE of a device's register: it asks the host, with the address of the #VE.
+/// Checks a device register as Linux accesses it on #VE: it asks the host, with the address from the #VE.
 fn mmio() -> Check {
     use seam::abi::ghci::Request;
     const REGISTER: u64 = 0xFED0_0000;
@@ -258,7 +258,7 @@ fn mmio() -> Check {
     }
 }
 
-/// Physical address bits above the SHARED bit: #PF with the bit for reserved bits, no exit.
+/// Checks physical address bits above the SHARED bit: #PF with the bit for reserved bits, no exit.
 fn beyond() -> Check {
     const PRESENT_WRITABLE_LARGE: u64 = 0x83;
     const TABLE: u64 = 3;
@@ -279,7 +279,7 @@ fn beyond() -> Check {
     }
     let slot = cr3 + SLOT * 8;
     memory::set_word(slot, directory | TABLE);
-    // SAFETY: forgets translations.
+    // SAFETY: flushes translations.
     unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack)) };
     let base = SLOT << 39 | 0xFFFF << 48;
     let mut result = Ok(());
@@ -288,7 +288,7 @@ fn beyond() -> Check {
         const RESERVED: u64 = 8;
         let at = base + (entry << 30) + 0x40;
         let outcome = touch(at);
-        // TCG leaves the bit for a present entry out.
+        // TCG omits the bit for a present entry.
         if result.is_ok()
             && !matches!(outcome, Some(Caught::Exception { vector: 14, error, cr2 }) if cr2 == at && error | PRESENT == RESERVED | PRESENT)
         {
@@ -307,7 +307,7 @@ fn execution() -> Check {
     let at = memory::take(PAGE_4K, PAGE_4K);
     memory::set_word(at, CODE);
     let answer: u64;
-    // SAFETY: the code returns, and changes RAX alone.
+    // SAFETY: the code returns, and changes only RAX.
     unsafe { asm!("call {}", in(reg) at, out("rax") answer) };
     expect("what the new code gives", answer, 42)
 }
@@ -326,14 +326,14 @@ fn accept_together() -> Check {
 
 static SAME: AtomicU64 = AtomicU64::new(0);
 
-/// All touch one page that waits: it is accepted once, and nobody's writes are lost.
+/// All vCPUs access one pending page: it is accepted once, and no write is lost.
 fn one_page() -> Check {
     if vcpu::current().index() == 0 {
         SAME.store(region()?, Ordering::Release);
     }
     guest_kit::cpu::wait_until(|| SAME.load(Ordering::Acquire) != 0);
     let own = SAME.load(Ordering::Acquire) + 64 * u64::from(vcpu::current().index());
-    // The #VE's handler accepts it.
+    // The handler of the #VE accepts it.
     for value in 1..1000 {
         memory::set_word(own, value);
         expect("one's own word", memory::word(own), value)?;

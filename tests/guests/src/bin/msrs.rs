@@ -1,4 +1,4 @@
-//! MSRs as the module virtualizes them: each row of the table, read and written.
+//! A guest that checks MSRs as the module virtualizes them: each row of the table, read and written.
 //!
 //! Rows: TDX Module ABI 1.5, "MSR virtualization", for a TD with neither PERFMON nor more of XFAM than AVX.
 #![no_std]
@@ -95,7 +95,7 @@ fn native_reads() -> Check {
     Ok(())
 }
 
-/// MSR, and what can be written to it without harm.
+/// MSRs, with a value that can be written without harm.
 const NATIVE_WRITES: &[(u32, u64)] = &[
     (0x174, 0x1234),
     (0x175, 0x1_2345_6789),
@@ -110,14 +110,14 @@ const NATIVE_WRITES: &[(u32, u64)] = &[
     (0xC000_0103, 0x1234_5678),
 ];
 
-/// What was written is read, and other vCPUs don't see it.
+/// Checks that a written value is read back, and that other vCPUs don't see it.
 fn native_writes() -> Check {
     let own = u64::from(vcpu::current().index()) << 4;
     for &(msr, value) in NATIVE_WRITES {
         let Ok(before) = rdmsr(msr) else {
             return fail!("RDMSR {msr:#x} raised something");
         };
-        // PAT has no room for a number of one's own.
+        // PAT has no room for a value of each vCPU's own.
         let value = if msr == 0x277 { value } else { value ^ own };
         raises("WRMSR", wrmsr(msr, value), None)?;
         for _ in 0..100 {
@@ -130,7 +130,7 @@ fn native_writes() -> Check {
             "MSR {msr:#x} is {found:x?}, not {value:#x}"
         );
     }
-    // What does not fit.
+    // Invalid values.
     for (msr, value) in [
         (0x277, 0x0000_0000_0000_0002),
         (0xC000_0103, 1 << 32),
@@ -141,7 +141,7 @@ fn native_writes() -> Check {
         if msr < 0xC000_0082 || msr == 0xC000_0103 {
             raises("WRMSR of a bad value", outcome, GP)?;
         } else {
-            // TCG does not check that an address is canonical; it is put back.
+            // TCG does not check that an address is canonical; the value is restored.
             ensure!(
                 outcome.is_none() || is_same(outcome, GP),
                 "WRMSR {msr:#x}: {outcome:?}"
@@ -183,7 +183,7 @@ fn emulated_reads() -> Check {
     expect("XAPIC_DISABLE_STATUS", rdmsr(0xBD).unwrap_or(0) & 1, 1)
 }
 
-/// #GP by reading and by writing.
+/// #GP on read and on write.
 const GP_BOTH: &[core::ops::RangeInclusive<u32>] = &[
     0x8C..=0x8F,
     0x98..=0x9B,
@@ -259,7 +259,7 @@ fn is_gp_or_ve(what: &str, msr: u32, outcome: Outcome, reason: u32) -> Check {
     Ok(())
 }
 
-/// #VE by reading and by writing.
+/// #VE on read and on write.
 const VE_BOTH: &[u32] = &[
     0x0,
     0x1,
@@ -316,7 +316,7 @@ const VE_BOTH: &[u32] = &[
 ];
 
 fn ve_reads() -> Check {
-    // Of the VMX capabilities too, some are nobody's.
+    // Some of the VMX capabilities are also undefined.
     let vmx = (0x481..=0x484).chain([0x48A]);
     for msr in VE_BOTH.iter().copied().chain(vmx) {
         match rdmsr(msr) {
@@ -382,7 +382,7 @@ fn debugctl() -> Check {
 fn xss() -> Check {
     const XSS: u32 = 0xDA0;
     raises("XSS of zero", wrmsr(XSS, 0), None)?;
-    // CET, LBR, PT: nothing of it is the TD's.
+    // CET, LBR, PT: the TD has none of them.
     for bit in [0, 8, 11, 12, 15] {
         raises("XSS", wrmsr(XSS, 1 << bit), GP)?;
     }
@@ -406,11 +406,11 @@ fn x2apic() -> Check {
     Ok(())
 }
 
-/// It counts, also across exits, and RDTSCP has TSC_AUX.
+/// Checks that the counter runs, also across exits, and that RDTSCP returns TSC_AUX.
 #[expect(unsafe_code, reason = "RDTSCP")]
 fn time() -> Check {
     let (a, b) = (rdmsr(0x10).unwrap_or(0), guest_kit::cpu::tsc());
-    // A request to the host, which costs time.
+    // A request to the host, which takes time.
     let _ = guest_kit::vmcall::cpuid(0x4000_0000, 0);
     let c = guest_kit::cpu::tsc();
     ensure!(0 < a && a < b && b < c, "{a:#x}, {b:#x}, {c:#x}");

@@ -1,4 +1,5 @@
-//! Registers: control registers, XCR0, debug registers, and the extended state that a TD keeps while the host runs.
+//! A guest that checks registers: control registers, XCR0, debug registers, and the extended state that a TD keeps
+//! while the host runs.
 //!
 //! Rows: TDX Module ABI 1.5, "Control registers" and "Extended state".
 #![no_std]
@@ -42,7 +43,7 @@ fn read_cr4() -> u64 {
 }
 
 fn write_cr0(value: u64) -> Outcome {
-    // SAFETY: callers write what the program can live with, or what is refused.
+    // SAFETY: callers write values that the program tolerates, or that are refused.
     unsafe { attempt!("mov cr0, rax", in("rax") value, options(nostack)) }
 }
 
@@ -112,7 +113,7 @@ fn cr4() -> Check {
     }
     raises_ve("MCE off", write_cr4(now & !MCE), cr_access(4))?;
     raises_ve("VMXE", write_cr4(now | VMXE), cr_access(4))?;
-    // What XFAM and ATTRIBUTES do not give: PKE, CET, PKS. SMX is nobody's in a TD.
+    // Features that XFAM and ATTRIBUTES do not give: PKE, CET, PKS. No TD has SMX.
     for (what, bit) in [("PKE", 1 << 22), ("CET", 1 << 23), ("PKS", 1 << 24)] {
         raises(what, write_cr4(now | bit), GP)?;
     }
@@ -126,7 +127,7 @@ fn cr4() -> Check {
 
 fn cr3_and_cr8() -> Check {
     let (before, after): (u64, u64);
-    // SAFETY: the task priority is put back; CR3 stays what it is.
+    // SAFETY: the task priority is restored; CR3 stays the same.
     unsafe {
         asm!("mov {t}, cr8", "mov cr8, {five}", "mov {a}, cr8", "mov cr8, {t}",
             five = in(reg) 5u64, t = out(reg) before, a = out(reg) after, options(nostack));
@@ -180,12 +181,12 @@ fn xsetbv() -> Check {
     };
     for value in [3, 7, 1] {
         raises("XSETBV", write(0, value), None)?;
-        // It stays across an exit.
+        // The value survives an exit.
         let _ = guest_kit::vmcall::cpuid(0x4000_0000, 0);
         expect("XCR0", read(), value)?;
     }
     for (what, index, value) in [
-        // TCG lets a TD load what TCG knows: MPX and PKRU are not tried.
+        // TCG lets a TD load what TCG knows, so MPX and PKRU are not tried.
         ("XCR1", 1, 1),
         ("no x87", 0, 2),
         ("AVX without SSE", 0, 5),
@@ -218,12 +219,12 @@ fn debug_registers() -> Check {
     Ok(())
 }
 
-/// TF traps after an instruction that the module emulates, as after any other.
+/// Repeats the CR4 check on all vCPUs at once.
 fn all_at_once() -> Check {
     (0..100).try_for_each(|_| cr4())
 }
 
-/// AVX registers and x87 survive exits to the host.
+/// Checks that AVX registers and x87 survive exits to the host.
 fn extended_state() -> Check {
     const OSXSAVE: u64 = 1 << 18;
     let cr4 = read_cr4();
@@ -234,7 +235,7 @@ fn extended_state() -> Check {
     let values: [u64; 4 * 16] = core::array::from_fn(|i| (index << 32) + i as u64 + 1);
     let mut found = [0u64; 4 * 16];
     let (mut x87, mut mxcsr) = (0u64, FLUSH_TO_ZERO);
-    // SAFETY: the TD may have AVX; XCR0 and MXCSR are put back. The request changes the registers that are named.
+    // SAFETY: the TD may have AVX; XCR0 and MXCSR are restored. The request changes the registers that are named.
     unsafe {
         asm!(
             "mov ecx, 0", "mov eax, 7", "mov edx, 0", "xsetbv",

@@ -1,8 +1,8 @@
-//! A hostile guest: on its first two vCPUs it makes as many TDVMCALLs as it was wished to, well-formed and not, with registers
-//! of all kinds, from a seed that it prints.
+//! A hostile guest. On its first two vCPUs it makes TDVMCALLs, well-formed and malformed, with registers of all kinds,
+//! from a seed that it prints.
 //!
-//! MRCONFIGID holds three numbers: the seed, the calls, and the [`END`] that it makes then. Interrupts stay out all the time,
-//! for their vectors are the hostile calls' own; NMIs wake a vCPU that halts.
+//! MRCONFIGID holds three numbers: the seed, the number of calls, and the [`END`] that it makes then. Interrupts stay
+//! disabled all the time, because their vectors are the hostile calls' own; NMIs wake a vCPU that halts.
 #![no_std]
 #![no_main]
 
@@ -19,27 +19,28 @@ use seam::abi::{Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status};
 
 guest!("rude", main, end);
 
-/// The number of each wish.
+/// The numbers of the parameters.
 const SEED: usize = 0;
 const CALLS: usize = 1;
 const END: usize = 2;
-/// Calls where none are wished.
+/// Default number of calls.
 const MANY: u64 = 1_000_000;
-/// Lines about how it goes on.
+/// Number of lines that report progress.
 const LINES: u64 = 10;
-/// Memory that is converted back and forth.
+/// Size of the memory that is converted back and forth.
 const GROUND_BYTES: u64 = 8 * PAGE_2M;
-/// A private address that is mapped, and beyond all memory that a test's TD has.
+/// A private address that is mapped, beyond all memory of a test's TD.
 const NOWHERE: u64 = 1 << 38;
-/// One of so many conversions is made, and one of so many calls beside one comes with an NMI for the vCPU that makes it.
+/// One in this many conversions is made; one in this many calls during a conversion comes with an NMI for the vCPU
+/// that converts.
 const SELDOM: u64 = 3;
-/// vCPUs that make calls.
+/// Number of vCPUs that make calls.
 const CALLERS: u32 = 2;
 
-/// The ground's first byte; zero before it is there.
+/// The address of the ground; zero before it exists.
 static START: AtomicU64 = AtomicU64::new(0);
 static RANDOM: AtomicU64 = AtomicU64::new(0);
-/// Calls that are wished, and that were made.
+/// Calls that are requested, and that were made.
 static WISHED: AtomicU64 = AtomicU64::new(0);
 static MADE: AtomicU64 = AtomicU64::new(0);
 /// Answers by status: success, retry, operand, alignment, unsupported.
@@ -51,11 +52,11 @@ const STATUSES: [u64; 5] = [
     ghci::ALIGN_ERROR,
     ghci::SUBFUNC_UNSUPPORTED,
 ];
-/// TDCALLs that the module itself refused.
+/// Count of TDCALLs that the module itself refused.
 static REFUSED: AtomicU64 = AtomicU64::new(0);
-/// A vCPU converts memory, which keeps another's services waiting.
+/// True while a vCPU converts memory, which delays another's services.
 static CONVERTS: AtomicBool = AtomicBool::new(false);
-/// vCPU 0 halts, or is about to.
+/// True while vCPU 0 halts, or is about to.
 static HALTS: AtomicBool = AtomicBool::new(false);
 
 fn main(checks: &mut Checks) {
@@ -73,7 +74,7 @@ fn main(checks: &mut Checks) {
     checks.once("has-ground-to-fight-on", has_ground);
     vcpu::start_all();
     checks.together("every-call-has-an-answer", call_without_end);
-    // The serial port has been through all of that.
+    // The calls have changed the serial port.
     console::heal();
     let [done, retry, operand, alignment, unsupported] = ANSWERS
         .each_ref()
@@ -108,14 +109,14 @@ fn refused(error: vmcall::Refused) -> Failure {
     Failure::new(format_args!("the host refuses: {error:x?}"))
 }
 
-/// Pages for what the host writes.
+/// Shares pages for data that the host writes.
 fn share_buffer() -> Check {
     let ground = ground();
     let gpa = ground.shared | ground.buffer();
     vmcall::map_gpa(gpa, QUOTES * PAGE_4K).map_err(refused)
 }
 
-/// Calls until there were enough. vCPUs that do not call have nothing to do.
+/// Makes calls until there were enough. vCPUs that do not call have nothing to do.
 fn call_without_end() -> Check {
     let me = vcpu::current().index();
     if me >= CALLERS {
@@ -128,7 +129,7 @@ fn call_without_end() -> Check {
         if me == 0 {
             tell_of_progress(wished);
         } else if HALTS.load(Ordering::Acquire) {
-            // vCPU 0 has APIC id 0 as everywhere; whether it is halted already or not, it comes back.
+            // vCPU 0 has APIC id 0, as everywhere. It continues, whether it has halted yet or not.
             apic::nmi(0).map_err(refused)?;
         }
         match numbers.below(32) {
@@ -137,12 +138,12 @@ fn call_without_end() -> Check {
             _ => call_host(&ground, &mut numbers, me)?,
         }
     }
-    // The other may be halted.
+    // The other vCPU may be halted.
     HALTS.store(false, Ordering::Release);
     Ok(())
 }
 
-/// One line for each tenth.
+/// Prints one line for each tenth.
 fn tell_of_progress(wished: u64) {
     static TOLD: AtomicU64 = AtomicU64::new(0);
     let tenth = MADE.load(Ordering::Relaxed) * LINES / wished;
@@ -152,7 +153,7 @@ fn tell_of_progress(wished: u64) {
     }
 }
 
-/// Whether the guest itself would not survive it.
+/// Returns true if the guest itself would not survive the call.
 fn is_suicide(call: &Call, ground: &Ground) -> bool {
     let last = ground.buffer() + PAGE_2M;
     let elsewhere =
@@ -160,12 +161,12 @@ fn is_suicide(call: &Call, ground: &Ground) -> bool {
     call.is_last() || call.converts(ground).is_some_and(elsewhere)
 }
 
-/// A call of the hostile kind.
+/// Makes a hostile call.
 fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     let mut call = ground.next(numbers);
     let other_converts = CONVERTS.load(Ordering::Relaxed);
     if other_converts && numbers.once_in(SELDOM) {
-        // The host is to interrupt the conversion for this. A vCPU's APIC id is its number.
+        // Makes the host interrupt the conversion. A vCPU's APIC id is its number.
         apic::nmi(CALLERS - 1 - me).map_err(refused)?;
     }
     if other_converts && numbers.once_in(2) {
@@ -173,13 +174,13 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     }
     let converts = call.converts(ground).is_some();
     let is_conflict = converts && CONVERTS.load(Ordering::Relaxed);
-    // What takes the host a hundred times as long as other calls is made more seldom.
+    // Calls that take the host a hundred times as long as others are made less often.
     if is_suicide(&call, ground) || converts && !is_conflict && !numbers.once_in(SELDOM) {
         return Ok(());
     }
     let halts = call.request() == Some(Request::Hlt);
     if halts && me != 0 {
-        // Somebody has to wake the one that halts.
+        // Another vCPU must be able to wake the halted one, so only vCPU 0 halts.
         call.regs.r12 = 2;
     }
     if halts && me == 0 {
@@ -199,7 +200,7 @@ fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     answered(&call.regs)
 }
 
-/// A call in which nothing is wrong, and that another vCPU's conversion keeps waiting.
+/// Returns a valid call that another vCPU's conversion delays.
 fn ask_for_service(ground: &Ground, numbers: &mut Numbers) -> Call {
     let at = ground.shared | ground.buffer();
     let (request, operands) = match numbers.below(8) {
@@ -214,7 +215,7 @@ fn ask_for_service(ground: &Ground, numbers: &mut Numbers) -> Call {
     }
 }
 
-/// The host has answered in R10.
+/// Counts the host's answer in R10.
 fn answered(regs: &Gprs) -> Check {
     MADE.fetch_add(1, Ordering::Relaxed);
     expect("RAX", regs.rax, 0)?;
@@ -226,19 +227,19 @@ fn answered(regs: &Gprs) -> Check {
     Ok(())
 }
 
-/// TDCALLs that the module answers, none of them with success.
+/// Makes TDCALLs that the module must refuse.
 fn call_module(numbers: &mut Numbers) -> Check {
     let any = numbers.next();
     let (rax, rcx) = match numbers.below(5) {
-        // No such leaf, or bits where none are.
+        // No such leaf, or reserved bits set.
         0 => (64 + any % 1000, any),
         1 => (any | 1 << 40, any),
-        // Registers that TDG.VP.VMCALL does not pass on, or that do not exist.
+        // Registers that TDG.VP.VMCALL does not pass, or that do not exist.
         2 => (
             GuestLeaf::VpVmcall.rax(),
             any | numbers.of(&[1, 2, 0x10, 1 << 32]),
         ),
-        // An address that is none.
+        // An invalid address.
         3 => (GuestLeaf::MemPageAccept.rax(), any | 1 << 60),
         _ => (GuestLeaf::MrReport.rax(), any | 1),
     };
@@ -259,12 +260,12 @@ fn call_module(numbers: &mut Numbers) -> Check {
     Ok(())
 }
 
-/// The host sees few of the registers: the others are zero for it, and what it answers in them does not come back.
+/// Passes few registers to the host: the others must be zero for it, and its answers in them must not come back.
 fn call_with_few_registers(numbers: &mut Numbers) -> Check {
     const R10: u64 = 1 << 10;
     const R11: u64 = 1 << 11;
     let mut regs = registers(Request::Cpuid as u64, [0xB, 1, 0, 0]);
-    // Never RSP, of which the module would say no.
+    // Never RSP, which the module refuses.
     regs.rcx = numbers.next() & 0xFFFF_0000 | numbers.of(&[R10 | R11, R10, 0, 0xFC00, 0xFFCC]);
     let (asked, sees_function) = (regs, regs.rcx & R11 != 0);
     vmcall::raw(&mut regs);
@@ -284,7 +285,7 @@ fn call_with_few_registers(numbers: &mut Numbers) -> Check {
     answered(&regs)
 }
 
-/// All of the ground is private again, and can be used.
+/// Makes all of the ground private again, and checks that it can be used.
 fn memory_comes_back() -> Check {
     let ground = ground();
     let range = ground.memory.start..ground.buffer() + PAGE_2M;
@@ -299,7 +300,7 @@ fn memory_comes_back() -> Check {
     Ok(())
 }
 
-/// How it ends: what it was wished to.
+/// Ends the guest in the requested way.
 fn end() -> ! {
     let wish = wishes::word(END);
     say!("rude: end {wish}");
@@ -310,10 +311,10 @@ fn end() -> ! {
         2 => power::reset(),
         3 => vmcall::report_fatal_error(3, "rude to the end"),
         4 => triple_fault(),
-        // Private memory where there is none.
+        // Private memory that does not exist.
         5 => _ = memory::word(NOWHERE),
         6 => _ = tdcall::page_accept(NOWHERE, 0),
-        // Memory that is shared, used as private.
+        // Shared memory, used as private.
         7 => {
             let _ = vmcall::map_gpa(page | ground.shared, PAGE_2M);
             _ = memory::word(page);
@@ -329,7 +330,7 @@ fn end() -> ! {
     vcpu::finish_all()
 }
 
-/// An exception without a handler, twice.
+/// Raises an exception without a handler, twice.
 #[expect(unsafe_code, reason = "the end")]
 fn triple_fault() -> ! {
     let nothing = [0u64; 2];

@@ -1,6 +1,7 @@
-//! All vCPUs at once: woken through the mailbox, they interrupt and wake each other, and then count until they are told to stop.
+//! A guest that uses all vCPUs at once: woken through the mailbox, they interrupt and wake each other, and then count
+//! until they are told to stop.
 //!
-//! Every two seconds, and for an `r` on the console, a line tells how far each is; a `q` ends the guest.
+//! Every two seconds, and for an `r` on the console, a line prints each one's count; a `q` ends the guest.
 #![no_std]
 #![no_main]
 
@@ -13,21 +14,21 @@ use guest_kit::{apic, console, cpu, ensure, guest, power, say, tdcall, vcpu};
 
 guest!("smp", main, power::off);
 
-/// Vectors: passed on around the ring, sent to all others, sent in the timer's name, and sent while all count.
+/// Vectors: passed around the ring, sent to all others, the timer's, and sent while all count.
 const RING: u8 = 0x40;
 const OTHERS: u8 = 0x41;
 const TIMER: u8 = 0x42;
 const COUNTING: u8 = 0x43;
-/// How often an interrupt goes round.
+/// Number of times that an interrupt goes round.
 const ROUNDS: u32 = 100;
-/// Milliseconds between two reports, two looks at the console, two interrupts for the next vCPU.
+/// Milliseconds between two reports, two polls of the console, two interrupts for the next vCPU.
 const REPORT_MS: u64 = 2000;
 const LOOK_MS: u64 = 50;
 const INTERRUPT_MS: u64 = 20;
 
 /// Each vCPU's x2APIC id.
 static IDS: [AtomicU32; MAX_VCPUS] = [const { AtomicU32::new(0) }; MAX_VCPUS];
-/// How far each vCPU has counted.
+/// The count of each vCPU.
 static COUNTS: [AtomicU64; MAX_VCPUS] = [const { AtomicU64::new(0) }; MAX_VCPUS];
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -51,7 +52,7 @@ fn me() -> u32 {
     vcpu::current().index()
 }
 
-/// The x2APIC id of the vCPU after this one.
+/// Returns the x2APIC id of the vCPU after this one.
 fn next() -> u32 {
     IDS[((me() + 1) % vcpu::count()) as usize].load(Ordering::Acquire)
 }
@@ -124,7 +125,7 @@ fn the_timer_wakes_every_vcpu() -> Check {
     Ok(())
 }
 
-/// Counts until told to stop. vCPU 0 looks at the console meanwhile.
+/// Counts until told to stop. vCPU 0 polls the console meanwhile.
 fn count() -> Check {
     let ms = cpu::ticks_per_ms();
     let start = cpu::tsc();
@@ -170,7 +171,7 @@ fn every_vcpu_was_interrupted() -> Check {
     Ok(())
 }
 
-/// One line: how far each vCPU has counted, and the interrupts that it got meanwhile.
+/// Prints one line: each vCPU's count, and the interrupts that it got.
 fn report() {
     let ms = cpu::tsc() / cpu::ticks_per_ms();
     let interrupts =
@@ -182,7 +183,7 @@ fn report() {
     );
 }
 
-/// A number of each vCPU.
+/// Formats a number of each vCPU.
 struct Each<'a>(&'a dyn Fn(u32) -> u64);
 
 impl fmt::Display for Each<'_> {

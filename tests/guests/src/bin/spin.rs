@@ -1,5 +1,5 @@
-//! A guest that does nothing, on all of its vCPUs, without ever leaving by itself: what others are compared with that have to
-//! make it leave.
+//! A guest that does nothing on all of its vCPUs and never exits by itself: the baseline for guests that a host must
+//! force out.
 #![no_std]
 #![no_main]
 
@@ -8,7 +8,7 @@ use guest_kit::guest;
 
 guest!("spin", main, end);
 
-// The other vCPUs spin where they wait for work.
+// The other vCPUs spin while they wait for work.
 fn main(_: &mut Checks) {}
 
 fn end() -> ! {

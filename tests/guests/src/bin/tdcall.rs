@@ -1,6 +1,6 @@
-//! TDCALL: its leafs, how they end, and what they leave in registers.
+//! A guest that checks TDCALL: its leafs, their statuses, and the registers that they leave.
 //!
-//! Rows: TDX Module ABI 1.5, "Guest-side (TDCALL) interface functions"; memory is another guest's.
+//! Rows: TDX Module ABI 1.5, "Guest-side (TDCALL) interface functions". Another guest checks memory.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "executes TDCALL in other modes")]
@@ -46,7 +46,7 @@ fn invalid(operand: Operand) -> Status {
     Status::OPERAND_INVALID.with(operand)
 }
 
-/// TDCALL with this RAX: RAX afterwards.
+/// Executes TDCALL with this RAX. Returns RAX afterwards.
 fn call(rax: u64) -> u64 {
     let mut regs = Gprs {
         rax,
@@ -78,7 +78,7 @@ fn encoding() -> Check {
     expect("RAX of TDG.VM.RD, version 2", call(7 | 2 << 16), bad)
 }
 
-/// What a leaf does not return, it keeps.
+/// Checks that a leaf preserves the registers in which it returns nothing.
 fn registers() -> Check {
     let given = Gprs {
         rax: 13,
@@ -117,12 +117,12 @@ fn registers() -> Check {
     Ok(())
 }
 
-/// #GP(0) in compatibility mode, whatever the leaf.
+/// Checks that TDCALL raises #GP(0) in compatibility mode, whatever the leaf.
 fn compatibility_mode() -> Check {
     const CODE_32: u64 = 0x18;
     const CODE_64: u64 = 0x08;
-    // SAFETY: all code lies below 4 GiB, and so does the stack; the program's segments have one of 32 bits. The registers
-    // that a leaf could change are named.
+    // SAFETY: all code lies below 4 GiB, and so does the stack; the program's segments have one of 32 bits. The
+    // registers that a leaf could change are named.
     unsafe {
         asm!(
             "lea rax, [rip + 3f]",
@@ -161,7 +161,7 @@ fn vp_vmcall() -> Check {
             invalid(Operand::RCX).0,
         )?;
     }
-    // A request that nobody knows: registers that are not passed keep their values.
+    // An unknown request: registers that are not passed keep their values.
     let mut regs = Gprs {
         rcx: 0xFC00,
         rdx: 2,
@@ -184,10 +184,10 @@ fn vp_vmcall() -> Check {
     Ok(())
 }
 
-/// XMM registers that are not passed survive; the host sees nothing of them, and they are as they were.
+/// Checks that XMM registers that are not passed survive; the host sees nothing of them.
 fn vmcall_xmm() -> Check {
     let mut found = [0u64; 2];
-    // SAFETY: a request that nobody knows; all registers that it changes are named.
+    // SAFETY: an unknown request; all registers that it changes are named.
     unsafe {
         asm!(
             "movq xmm3, {value}",
@@ -482,7 +482,7 @@ fn sys_fields() -> Check {
     .map(drop)
 }
 
-/// No TD is bound to this one.
+/// Checks that no TD is bound to this one.
 fn servtd() -> Check {
     for which in [GuestLeaf::ServtdRd, GuestLeaf::ServtdWr] {
         let (status, _) = leaf(which, [0, td::ATTRIBUTES.id.0, 0, 0]);
@@ -528,7 +528,7 @@ fn page_attributes() -> Check {
     .map(drop)
 }
 
-/// This TD has none.
+/// Checks that this TD has no L2 VMs.
 fn l2_vms() -> Check {
     let page = memory::take(4096, 4096);
     for (what, answer) in [
