@@ -1,6 +1,6 @@
-//! The hypervisor's console, from the other end of the serial line.
+//! A driver of the hypervisor's console, at the other end of the serial line.
 //!
-//! It can be talked to as a person does, line and prompt, or as a script does after `json on`: one line in, one JSON object
+//! It works as a person does, with line and prompt, or as a script does after `json on`: one line in, one JSON object
 //! out.
 
 use std::time::Duration;
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::qemu::Guest;
 
-/// What the console shows when it takes a command. It stands at the start of a line.
+/// The prompt, which the console shows at the start of a line when it is ready for a command.
 pub const PROMPT: &str = "seamark> ";
 
-/// The end of the line that comes before what a TD has said.
+/// The end of the line that precedes a TD's output.
 const HEAD_END: &str = "leads back.\n";
 
-/// How long an answer to `json on` and `json off` may take.
+/// Time limit of an answer to `json on` and `json off`.
 const SWITCH: Duration = Duration::from_secs(60);
 
 /// A console that has shown its prompt.
@@ -26,7 +26,7 @@ pub struct Console {
     json: bool,
 }
 
-/// What a command answered.
+/// The answer to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The lines between the command and the next prompt, or the JSON object.
@@ -34,10 +34,10 @@ pub struct Reply {
 }
 
 impl Console {
-    /// Waits until the prompt is there.
+    /// Waits for the prompt.
     ///
     /// # Errors
-    /// When it does not come within `limit`, or the machine has no SEAM and was to have one.
+    /// The prompt does not come within `limit`, or the machine lacks the SEAM that it was to have.
     pub fn wait(mut guest: Guest, limit: Duration) -> Result<Self> {
         let boot_log = guest.expect(PROMPT, limit)?;
         Ok(Self {
@@ -47,20 +47,20 @@ impl Console {
         })
     }
 
-    /// Everything said before the first prompt.
+    /// Returns the output before the first prompt.
     pub fn boot_log(&self) -> &str {
         &self.boot_log
     }
 
-    /// The machine behind it.
+    /// Returns the machine behind the console.
     pub fn guest(&mut self) -> &mut Guest {
         &mut self.guest
     }
 
-    /// Enters a command and waits until its reply is over.
+    /// Enters a command and waits for the end of its reply.
     ///
     /// # Errors
-    /// When that does not happen within `limit`.
+    /// The reply does not end within `limit`.
     pub fn enter(&mut self, command: &str, limit: Duration) -> Result<Reply> {
         let words: Vec<_> = command.split_whitespace().collect();
         if words.is_empty() {
@@ -84,10 +84,10 @@ impl Console {
         Ok(reply)
     }
 
-    /// Enters a command as a script and gives the object that answers it, whether the command succeeded or not.
+    /// Enters a command as a script. Returns the object that answers it, whether the command succeeded or not.
     ///
     /// # Errors
-    /// When no answer comes within `limit`.
+    /// No answer comes within `limit`.
     pub fn ask(&mut self, command: &str, limit: Duration) -> Result<Value> {
         if !self.json {
             self.enter("json on", SWITCH)?;
@@ -97,10 +97,10 @@ impl Console {
             .with_context(|| format!("the reply to `{command}`: {}", reply.text))
     }
 
-    /// The same for a command that has to succeed.
+    /// Enters a command that must succeed. Returns the object that answers it.
     ///
     /// # Errors
-    /// When it fails, or no answer comes within `limit`.
+    /// The command fails, or no answer comes within `limit`.
     pub fn succeed(&mut self, command: &str, limit: Duration) -> Result<Value> {
         let answer = self.ask(command, limit)?;
         ensure!(
@@ -110,10 +110,11 @@ impl Console {
         Ok(answer)
     }
 
-    /// Watches the console of a TD until it has said `text`, in what is kept of it or from now on. Whether there is such a TD.
+    /// Watches the console of a TD until it has printed `text`, in the output that is kept or later. Returns false if
+    /// there is no such TD.
     ///
     /// # Errors
-    /// When it does not say so within `limit`; the error shows what it did say.
+    /// The text does not come within `limit`; the error shows the output.
     pub fn expect_of_td(&mut self, td: &str, text: &str, limit: Duration) -> Result<bool> {
         let json = self.json;
         if json {
@@ -139,18 +140,17 @@ impl Console {
     /// Waits for the prompt of a machine that was reset.
     ///
     /// # Errors
-    /// When it does not come within `limit`.
+    /// The prompt does not come within `limit`.
     pub fn again(&mut self, limit: Duration) -> Result<()> {
         self.boot_log = self.guest.expect(PROMPT, limit)?;
         self.json = false;
         Ok(())
     }
 
-    /// Gives up whatever line was begun, and goes on as a script, however long the console still has to chew on what
-    /// it was sent before.
+    /// Discards a partial line and continues as a script, however long the console still processes earlier input.
     ///
     /// # Errors
-    /// When the console does not answer within `limit`.
+    /// The console does not answer within `limit`.
     pub fn resume_after_noise(&mut self, limit: Duration) -> Result<()> {
         self.guest.send(b"\r\x03\rjson on\r")?;
         self.guest.expect("{\"cmd\":\"json\",\"ok\":true", limit)?;
@@ -162,8 +162,8 @@ impl Console {
     fn converse(&mut self, command: &str, limit: Duration) -> Result<Reply> {
         self.guest.send(command.as_bytes())?;
         self.guest.send(b"\r")?;
-        // What the hypervisor has to say by itself is followed by a prompt, too; but from the echo's end on the console
-        // does nothing but the command.
+        // The hypervisor's own messages are followed by a prompt, too; but after the echo the console only runs the
+        // command.
         self.guest.expect(&format!("{command}\n"), limit)?;
         let said = self.guest.expect(PROMPT, limit)?;
         let text = said.strip_suffix(PROMPT).unwrap_or(&said);
@@ -184,8 +184,8 @@ impl Console {
 }
 
 impl Reply {
-    /// Whether the command succeeded: a failed one says so in a line that starts with `error:`, or in an object with
-    /// `"ok":false`.
+    /// Returns true if the command succeeded. A failed one answers with a line that starts with `error:`, or with an
+    /// object that has `"ok":false`.
     pub fn succeeded(&self) -> bool {
         !self.text.lines().map(str::trim_start).any(|line| {
             line.starts_with("error:")

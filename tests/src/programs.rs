@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-/// Debian's OVMF as a guest. The package is the one that QEMU's firmware comes from.
+/// Debian's OVMF as a guest, from the same package as QEMU's firmware.
 pub const OVMF: &str = "ovmf";
 const OVMF_IMAGE: &str = "/usr/share/ovmf/OVMF.fd";
 
@@ -15,51 +15,51 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// Where they are.
+    /// Returns their directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The kernel, as Debian ships it. It is there if everything is.
+    /// Returns the kernel, as Debian ships it. If it exists, everything exists.
     pub fn kernel(&self) -> PathBuf {
         self.directory.join("vmlinuz")
     }
 
-    /// The initial file system.
+    /// Returns the initial file system.
     pub fn initrd(&self) -> PathBuf {
         self.directory.join("initrd")
     }
 }
 
-/// Initial file systems with programs of others', for Debian's kernel; whether one is there is seen when it is used.
+/// Initial file systems with third-party programs, for Debian's kernel. Their existence is checked when they are used.
 #[derive(Clone, Debug)]
 pub struct Foreign {
     directory: PathBuf,
 }
 
 impl Foreign {
-    /// Where they are.
+    /// Returns their directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Debian's stress-ng and kexec.
+    /// Returns the system with Debian's stress-ng and kexec.
     pub fn programs(&self) -> PathBuf {
         self.directory.join("programs")
     }
 
-    /// A whole Debian, with systemd and PostgreSQL.
+    /// Returns a whole Debian, with systemd and PostgreSQL.
     pub fn debian(&self) -> PathBuf {
         self.directory.join("debian")
     }
 
-    /// The module of LKVS's tdx-compliance.
+    /// Returns the system with the module of LKVS's tdx-compliance.
     pub fn lkvs(&self) -> PathBuf {
         self.directory.join("compliance")
     }
 }
 
-/// Paths of the built programs, all in one directory, and how the SEAM stub is started.
+/// Paths of the built programs, all in one directory, and the options of the SEAM stub.
 #[derive(Clone, Debug)]
 pub struct Programs {
     directory: PathBuf,
@@ -68,11 +68,11 @@ pub struct Programs {
     measure: Option<Measure>,
 }
 
-/// Writes out the MRTD and RTMRs of the TDs in a configuration, as `cargo xtask measure` prints them.
+/// A function that returns the MRTD and RTMRs of the TDs in a configuration, as `cargo xtask measure` prints them.
 pub type Measure = fn(&Path) -> anyhow::Result<String>;
 
 impl Programs {
-    /// The programs in `directory`; whether they are there is seen when they are used.
+    /// Returns the programs in `directory`. Their existence is checked when they are used.
     pub fn in_directory(directory: &Path) -> Self {
         Self {
             directory: directory.to_owned(),
@@ -82,35 +82,35 @@ impl Programs {
         }
     }
 
-    /// The same, whose TDs' measurements `measure` predicts.
+    /// Sets the function that predicts the measurements of TDs.
     #[must_use]
     pub fn with_measure(mut self, measure: Measure) -> Self {
         self.measure = Some(measure);
         self
     }
 
-    /// Predicts the measurements of the TDs in the configuration `file`: a line of name, register and value each.
+    /// Predicts the measurements of the TDs in the configuration `file`: one line of name, register and value for each.
     ///
     /// # Errors
-    /// If a file can't be read or used; the message names it. If these programs were not given [`Self::with_measure`].
+    /// A file can't be read or used; the message names it. Or [`Self::with_measure`] was not called.
     pub fn measure(&self, file: &Path) -> anyhow::Result<String> {
         let measure = self.measure.context("nothing here predicts measurements")?;
         measure(file)
     }
 
-    /// The same, with these options of the stub (key and value) where a test does not set them itself.
+    /// Sets options of the stub (key and value), which a test's own options override.
     #[must_use]
     pub fn with_stub_options(mut self, options: &[(String, String)]) -> Self {
         self.stub_options = options.to_vec();
         self
     }
 
-    /// The stub's options.
+    /// Returns the stub's options.
     pub fn stub_options(&self) -> &[(String, String)] {
         &self.stub_options
     }
 
-    /// The same with the module of LKVS's tdx-compliance, from a checkout that the developer has.
+    /// Declares that the module of LKVS's tdx-compliance was built from the developer's checkout.
     #[must_use]
     pub fn with_lkvs(self) -> Self {
         Self {
@@ -119,32 +119,32 @@ impl Programs {
         }
     }
 
-    /// Whether that is there.
+    /// Returns true if that module was built.
     pub fn has_lkvs(&self) -> bool {
         self.has_lkvs
     }
 
-    /// The directory itself.
+    /// Returns the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The hypervisor, an EFI application.
+    /// Returns the hypervisor, an EFI application.
     pub fn seamark(&self) -> PathBuf {
         self.directory.join("seamark.efi")
     }
 
-    /// The SEAM stub as an option ROM.
+    /// Returns the SEAM stub as an option ROM.
     pub fn rom(&self) -> PathBuf {
         self.directory.join("seamstub.rom")
     }
 
-    /// The test program that tries the stub's instructions, an EFI application. It needs not exist.
+    /// Returns the test program for the stub's instructions, an EFI application. It need not exist.
     pub fn probe(&self) -> PathBuf {
         self.directory.join("probe.efi")
     }
 
-    /// The TDVF image of the guest called `name`: one of our own, or [`OVMF`].
+    /// Returns the TDVF image of the guest called `name`: one of the project's own, or [`OVMF`].
     pub fn guest(&self, name: &str) -> PathBuf {
         match name {
             OVMF => PathBuf::from(OVMF_IMAGE),
@@ -152,27 +152,27 @@ impl Programs {
         }
     }
 
-    /// The kernel that the tests of a TD's firmware boot.
+    /// Returns the kernel that the tests of a TD's firmware boot.
     pub fn test_kernel(&self) -> PathBuf {
         self.directory.join("test-kernel.bzimage")
     }
 
-    /// Debian's Linux as a guest; whether it is there is seen when it is used.
+    /// Returns Debian's Linux as a guest. Its existence is checked when it is used.
     pub fn linux(&self) -> Linux {
         Linux {
             directory: self.directory.join("guest/linux"),
         }
     }
 
-    /// Programs of others'.
+    /// Returns the third-party programs.
     pub fn foreign(&self) -> Foreign {
         Foreign {
             directory: self.directory.join("guest/foreign"),
         }
     }
 
-    /// The ELF that the EFI image called `name` was made from, with symbols and line numbers. Its addresses are
-    /// those of the image.
+    /// Returns the ELF that the EFI image called `name` was made from, with symbols and line numbers. Its addresses
+    /// are those of the image.
     pub fn symbols(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.elf"))
     }

@@ -17,14 +17,14 @@ use super::dots;
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
-/// What a FAT32 with its smallest clusters needs at least, and room to spare.
+/// Minimum size of the partition: that of a FAT32 with its smallest clusters, plus a reserve.
 const SMALLEST_PARTITION: u64 = 48 * MIB;
 
-/// Both partition tables, each below a MiB.
+/// Size of both partition tables, each below a MiB.
 const TABLES: u64 = 2 * MIB;
 
-/// Writes `files` (paths with `/` between their parts) to a new image. It is sparse: the file system's free space
-/// takes no room.
+/// Writes `files` (paths with `/` between their parts) to a new image. The image is sparse: the file system's free
+/// space takes no room.
 pub fn write(image: &Path, files: &[(String, &[u8])]) -> Result<()> {
     let content: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let partition = SMALLEST_PARTITION + (content + content / 8).next_multiple_of(MIB);
@@ -95,7 +95,7 @@ fn write_files<T: Read + Write + Seek>(
 /// Reads a file back from the EFI system partition of an image.
 ///
 /// # Errors
-/// When there is no such partition, or no such file in it.
+/// There is no such partition, or no such file in it.
 pub fn read(image: &Path, path: &str) -> Result<Vec<u8>> {
     let disk = gpt::GptConfig::new().open(image)?;
     let efi = |p: &&gpt::partition::Partition| p.part_type_guid == partition_types::EFI;
@@ -117,7 +117,7 @@ pub fn read(image: &Path, path: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// fatfs asks for `Write` even to read.
+/// A read-only stream with `Write`, which fatfs requires even to read.
 struct ReadOnly(StreamSlice<File>);
 
 impl Read for ReadOnly {
@@ -146,7 +146,7 @@ impl Write for ReadOnly {
 mod tests {
     use super::*;
 
-    /// `fsck.vfat` finds nothing to mend, if it is installed; `cargo xtask test` sees to that.
+    /// Checks that `fsck.vfat` reports nothing, if it is installed; `cargo xtask test` installs it.
     #[test]
     fn a_checker_of_file_systems_finds_nothing_wrong() {
         let directory = tempfile::tempdir().unwrap();

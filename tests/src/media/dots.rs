@@ -1,7 +1,8 @@
-//! The entries `.` and `..` of directories on a FAT32 volume, as the specification has them.
+//! The entries `.` and `..` of directories on a FAT32 volume, corrected to the specification.
 //!
-//! The crate `fatfs` (0.3) gives them long names, and says of `..` in a directory of the root that it is the root's cluster. The
-//! specification wants them without long names, first of all entries, and cluster 0 for the root; `fsck.vfat` insists.
+//! The crate `fatfs` (0.3) gives them long names, and gives `..` in a directory of the root the root's cluster. The
+//! specification wants them without long names, before all other entries, and with cluster 0 for the root; `fsck.vfat`
+//! insists.
 //!
 //! Source: Microsoft, FAT: General Overview of On-Disk Format 1.03, "FAT Directory Structure".
 
@@ -12,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 const ENTRY: usize = 32;
 const DOT: &[u8; 11] = b".          ";
 const DOT_DOT: &[u8; 11] = b"..         ";
-/// The first byte of an entry that is free.
+/// The first byte of a free entry.
 const FREE: u8 = 0xE5;
 /// The first byte of the entry behind the last.
 const END: u8 = 0;
@@ -22,10 +23,10 @@ const DIRECTORY: u8 = 1 << 4;
 /// Read only, hidden, system, volume: a part of a long name.
 const LONG_NAME: u8 = 0xF;
 
-/// Mends the entries in every directory of the volume but its root, which has none.
+/// Corrects the entries in every directory of the volume except its root, which has none.
 ///
 /// # Errors
-/// When the volume can't be read or written, or is none that `fatfs` has written.
+/// The volume can't be read or written, or was not written by `fatfs`.
 pub fn mend(volume: impl Read + Write + Seek) -> Result<()> {
     let mut volume = Volume::open(volume)?;
     let root = volume.root;
@@ -43,7 +44,7 @@ pub fn mend(volume: impl Read + Write + Seek) -> Result<()> {
     Ok(())
 }
 
-/// The clusters of the directories in a directory.
+/// Returns the clusters of the directories in a directory.
 fn subdirectories(directory: &[u8]) -> impl Iterator<Item = u32> {
     directory
         .chunks_exact(ENTRY)
@@ -54,7 +55,7 @@ fn subdirectories(directory: &[u8]) -> impl Iterator<Item = u32> {
         .map(cluster_of)
 }
 
-/// The first four entries of the directory at `cluster`, which were a long and a short name each.
+/// Returns the corrected first four entries of the directory at `cluster`, which were a long and a short name each.
 fn mended(directory: &[u8], cluster: u32, parent: u32) -> Result<[u8; 4 * ENTRY]> {
     let mut entries = [0; 4 * ENTRY];
     let old = directory
@@ -79,14 +80,14 @@ fn cluster_of(entry: &[u8]) -> u32 {
     u32::from_le_bytes([entry[26], entry[27], entry[20], entry[21]])
 }
 
-/// A FAT32 volume, seen from its clusters.
+/// A FAT32 volume, accessed by clusters.
 struct Volume<T> {
     stream: T,
-    /// Bytes of a cluster.
+    /// Size of a cluster in bytes.
     cluster: u64,
-    /// Where the first table begins, in bytes.
+    /// Offset of the first table in bytes.
     table: u64,
-    /// Where cluster 2 begins, in bytes.
+    /// Offset of cluster 2 in bytes.
     data: u64,
     root: u32,
 }
@@ -116,11 +117,11 @@ impl<T: Read + Write + Seek> Volume<T> {
         Ok(())
     }
 
-    /// The bytes of all clusters from `cluster` on.
+    /// Reads all clusters from `cluster` on.
     fn read_chain(&mut self, mut cluster: u32) -> Result<Vec<u8>> {
         const LAST: u32 = 0x0FFF_FFF8;
         const NUMBER: u32 = 0x0FFF_FFFF;
-        /// No directory has more.
+        /// Maximum size of a directory in bytes.
         const MOST: usize = 1 << 21;
         let mut bytes = Vec::new();
         while cluster < LAST {

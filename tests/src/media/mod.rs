@@ -1,5 +1,5 @@
-//! What a machine boots from: the hypervisor, its configuration and the files that this names, on a disk or in a
-//! directory for TFTP.
+//! The media that a machine boots from: the hypervisor, its configuration and the files that this names, on a disk or
+//! in a directory for TFTP.
 
 mod disk;
 mod dots;
@@ -11,25 +11,25 @@ use std::path::{Component, Path};
 
 use anyhow::{Context, Error, Result, bail, ensure};
 
-/// Where UEFI looks for a program on a disk without a boot entry.
+/// The path of the program that UEFI loads from a disk without a boot entry.
 pub const REMOVABLE_BOOT_FILE: &str = "EFI/BOOT/BOOTX64.EFI";
 
 /// The folder of [`REMOVABLE_BOOT_FILE`], from which the program reads its other files.
 const BOOT_FOLDER: &str = "EFI/BOOT";
 
-/// An EFI program and the files that it reads from where it was loaded.
+/// An EFI program and the files that it reads from the place it was loaded from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Media {
     program: Vec<u8>,
-    /// Paths from the program's own folder, with `/` between their parts.
+    /// Paths relative to the program's folder, with `/` between their parts.
     files: Vec<(String, Vec<u8>)>,
 }
 
 impl Media {
-    /// The EFI program in `file`.
+    /// Creates media from the EFI program in `file`.
     ///
     /// # Errors
-    /// When the file can't be read.
+    /// The file can't be read.
     pub fn of_program(file: &Path) -> Result<Self> {
         Ok(Self {
             program: read(file)?,
@@ -37,34 +37,33 @@ impl Media {
         })
     }
 
-    /// Adds a configuration as it is, whether it is a good one or not.
+    /// Adds a configuration unchecked.
     #[must_use]
     pub fn with_config_text(mut self, text: &str) -> Self {
         self.files.push((config::FILE_NAME.to_owned(), text.into()));
         self
     }
 
-    /// Adds a file, as `name` beside the program.
+    /// Adds a file, as `name` next to the program.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// The file can't be read.
     pub fn with_file(mut self, name: &str, file: &Path) -> Result<Self> {
         self.files.push((name.to_owned(), read(file)?));
         Ok(self)
     }
 
-    /// Adds a file with these bytes, as `name` beside the program.
+    /// Adds a file with these bytes, as `name` next to the program.
     #[must_use]
     pub fn with_bytes(mut self, name: &str, bytes: &[u8]) -> Self {
         self.files.push((name.to_owned(), bytes.to_owned()));
         self
     }
 
-    /// Adds the configuration in `file` and every file that it names, which is looked for from the configuration's own
-    /// directory.
+    /// Adds the configuration in `file` and every file that it names, relative to the configuration's directory.
     ///
     /// # Errors
-    /// When the hypervisor would not accept the configuration, or a file can't be read.
+    /// The hypervisor would not accept the configuration, or a file can't be read.
     pub fn with_config(mut self, file: &Path) -> Result<Self> {
         let text = read(file)?;
         let config = config::parse(&text)
@@ -97,7 +96,7 @@ impl Media {
     /// Writes a GPT disk image with a FAT32 EFI system partition, replacing `image`.
     ///
     /// # Errors
-    /// When the image can't be written.
+    /// The image can't be written.
     pub fn write_disk(&self, image: &Path) -> Result<()> {
         let mut files = vec![(REMOVABLE_BOOT_FILE.to_owned(), &*self.program)];
         let beside = |name: &str| format!("{BOOT_FOLDER}/{name}");
@@ -112,7 +111,7 @@ impl Media {
     /// Writes the files into a directory for TFTP, the program as `name`.
     ///
     /// # Errors
-    /// When a file can't be written.
+    /// A file can't be written.
     pub fn write_directory(&self, directory: &Path, name: &str) -> Result<()> {
         let files = self.files.iter().map(|(name, bytes)| (&**name, bytes));
         for (name, bytes) in files.chain([(name, &self.program)]) {
@@ -132,7 +131,7 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).with_context(|| format!("can't read {}", file.display()))
 }
 
-/// Whether a path stays below where it starts.
+/// Returns true if a path stays below its start.
 fn is_inner(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     !name.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))

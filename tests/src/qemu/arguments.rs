@@ -1,4 +1,4 @@
-//! From a [`Machine`] to QEMU's command line.
+//! Conversion of a [`Machine`] to QEMU's command line.
 
 use std::path::{Path, PathBuf};
 
@@ -10,25 +10,25 @@ pub const EMULATOR: &str = "qemu-system-x86_64";
 /// Debian's OVMF without Secure Boot, in two flash parts. Its 4 MiB build does not start on a CPU with 44 or more
 /// physical address bits under TCG (ovmf 2022.11, QEMU 7.2).
 pub const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
-/// The template of its variables, copied for each machine.
+/// The template of the firmware's variables, copied for each machine.
 pub const FIRMWARE_VARS: &str = "/usr/share/OVMF/OVMF_VARS.fd";
 
 /// The files of one run.
 pub struct Files {
     /// This machine's own copy of the firmware's variables.
     pub vars: PathBuf,
-    /// Where the debug console (port 0xE9) is written.
+    /// The output of the debug console (port 0xE9).
     pub debug_console: PathBuf,
 }
 
-/// QEMU's arguments. The serial port is QEMU's standard input and output.
+/// Returns QEMU's arguments. The serial port is QEMU's standard input and output.
 pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     let mut all = Arguments::default();
     all.add("-nodefaults");
     all.pair("-display", "none");
     all.pair("-machine", "q35");
     all.pair("-accel", "tcg,thread=multi");
-    // A shared GPA has bit 47 set, and KeyIDs are bits 48 to 51 of an address: 48 bits are the width that serves both.
+    // A shared GPA has bit 47 set, and KeyIDs are bits 48 to 51 of an address: a width of 48 bits allows both.
     let svm = if machine.stub.is_some() {
         ",+svm,+npt"
     } else {
@@ -128,7 +128,7 @@ impl Arguments {
     }
 }
 
-/// A path as QEMU's option lists want it: a comma in it is doubled.
+/// Escapes a path for QEMU's option lists: a comma in it is doubled.
 fn escaped(path: &Path) -> String {
     path.display().to_string().replace(',', ",,")
 }

@@ -1,4 +1,4 @@
-//! The hypervisor's crash record in a serial transcript, with names put to its addresses.
+//! The hypervisor's crash record in a serial transcript, with its addresses resolved to names.
 //!
 //! A crash prints lines `crash: ...` from `crash: begin` to `crash: end`. Addresses of code are offsets into the image
 //! (`image+0x1234`), which are the addresses of the ELF that the image was made from.
@@ -15,21 +15,21 @@ pub const END: &str = "crash: end\n";
 
 const OFFSET: &str = "image+0x";
 
-/// The last complete crash record in a transcript, its addresses explained with the symbols of `elf`.
+/// Returns the last complete crash record in a transcript, with its addresses resolved by the symbols of `elf`.
 pub fn record(transcript: &str, elf: &Path) -> Option<String> {
     let end = transcript.rfind(END)? + END.len();
     let start = transcript[..end].rfind(BEGIN)?;
-    // Symbols are a help; without them the record stands as it is.
+    // Without symbols the record is returned unchanged.
     let symbols = Loader::new(elf).ok();
     let lines = transcript[start..end].lines();
     Some(lines.fold(String::new(), |mut out, line| {
-        // Writing to a string does not fail.
+        // Writing to a string can't fail.
         let _ = writeln!(out, "{}", explain(line, |at| name(symbols.as_ref()?, at)));
         out
     }))
 }
 
-/// The line, with what `name` says about the first offset in it.
+/// Returns the line with `name`'s result for its first offset.
 fn explain(line: &str, name: impl Fn(u64) -> Option<String>) -> String {
     let explained = line.split_once(OFFSET).and_then(|(before, rest)| {
         let digits = rest

@@ -1,4 +1,4 @@
-//! What the SEAM stub writes to the debug console (port 0xE9): one JSON object a line.
+//! The SEAM stub's messages on the debug console (port 0xE9): one JSON object a line.
 
 use serde_json::Value;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 pub struct Event(pub Value);
 
 impl Event {
-    /// What kind of event it is: `violation`, `error` and so on.
+    /// Returns the kind of the event: `violation`, `error` and so on.
     pub fn kind(&self) -> &str {
         self.text("stub")
     }
 
-    /// The field `name` as text; empty where it is missing or no string.
+    /// Returns the field `name` as text; empty if it is missing or no string.
     pub fn text(&self, name: &str) -> &str {
         self.0.get(name).and_then(Value::as_str).unwrap_or_default()
     }
 }
 
-/// The events in what the debug console has written so far. A line that is no JSON object is somebody else's, and the
-/// last line may not be complete yet.
+/// Returns the events in the debug console's output so far. Lines that are no JSON objects come from other sources,
+/// and the last line may be incomplete; both are skipped.
 pub fn events(log: &[u8]) -> Vec<Event> {
     let complete = log
         .iter()

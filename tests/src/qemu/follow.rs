@@ -1,4 +1,4 @@
-//! A file that another process writes, read as it grows.
+//! A reader of a file that another process writes.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,7 +15,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Follows the file at `path`, which is made anew and empty, and calls `take` with what is written to it.
+    /// Creates an empty file at `path`, follows it, and calls `take` with everything that is written to it.
     pub fn start(path: &Path, take: impl FnMut(&[u8]) + Send + 'static) -> io::Result<Self> {
         let file = {
             File::create(path)?;
@@ -29,9 +29,9 @@ impl Follower {
         })
     }
 
-    /// Waits until everything that was written was taken. No other process has the file any more.
+    /// Waits until everything that was written is taken. No other process may have the file open any more.
     pub fn finish(self) {
-        // To close a writer's file is what the thread waits for, if the one that was to write never opened it.
+        // If the writer never opened the file, this close is the one that the thread waits for.
         drop(fs::OpenOptions::new().append(true).open(&self.path));
         let _ = self.thread.join();
     }
@@ -41,7 +41,7 @@ fn follow(mut file: File, inotify: &impl rustix::fd::AsFd, mut take: impl FnMut(
     let mut buffer = [MaybeUninit::uninit(); 512];
     let mut reader = Reader::new(inotify, &mut buffer);
     loop {
-        // What goes wrong here costs the news of the file, and nothing else.
+        // An error here only loses the rest of the file.
         let Ok(event) = reader.next() else { return };
         let closed = ReadFlags::CLOSE_WRITE | ReadFlags::IGNORED;
         let is_closed = event.events().intersects(closed);

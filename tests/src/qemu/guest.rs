@@ -1,4 +1,4 @@
-//! A machine that runs.
+//! A running machine.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -18,14 +18,14 @@ use super::machine::Machine;
 use super::transcript::{Transcript, Waited, end_of};
 use super::trouble::Watcher;
 
-/// Where what the serial port says goes besides the transcript, byte by byte as it comes. It is dropped when the machine
-/// has stopped.
+/// A copy of the serial port's output, byte by byte, besides the transcript. It is dropped when the machine has
+/// stopped.
 pub type Tee = Box<dyn Write + Send>;
 
-/// How many of the transcript's last lines an error shows.
+/// Number of the transcript's last lines that an error shows.
 const SHOWN_LINES: usize = 25;
 
-/// A running machine. It is stopped when this value goes, and when the process that holds it dies.
+/// A running machine. It is stopped on drop, and when the process that holds it dies.
 pub struct Guest {
     child: Child,
     input: Arc<Mutex<ChildStdin>>,
@@ -34,16 +34,16 @@ pub struct Guest {
     directory: PathBuf,
     symbols: Option<PathBuf>,
     started: Instant,
-    /// Everything before it was asked for already.
+    /// The end of the output that earlier waits have consumed.
     cursor: usize,
 }
 
 impl Guest {
-    /// Starts `machine`. `directory` keeps what the run leaves: `serial.log`, `debug.log` (the debug console) and `qemu.log`
-    /// (QEMU's own messages).
+    /// Starts `machine`. The run leaves its logs in `directory`: `serial.log`, `debug.log` (the debug console) and
+    /// `qemu.log` (QEMU's own messages).
     ///
     /// # Errors
-    /// When QEMU or its firmware is not there, or a file can't be written.
+    /// QEMU or its firmware is missing, or a file can't be written.
     pub fn start(machine: &Machine, directory: &Path, tee: Option<Tee>) -> Result<Self> {
         machine.check()?;
         fs::create_dir_all(directory)
@@ -69,7 +69,7 @@ impl Guest {
         let follower =
             follower.with_context(|| format!("can't watch {}", files.debug_console.display()))?;
 
-        // setpriv has the kernel kill QEMU when the thread that started it is gone, however that came about.
+        // setpriv makes the kernel kill QEMU when the thread that started it is gone, for whatever reason.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", EMULATOR])
             .args(arguments(machine, &files))
@@ -84,7 +84,7 @@ impl Guest {
             let transcript = Arc::clone(&transcript);
             move || {
                 read(output, &transcript, log, tee);
-                // Why it ended is known before that it did.
+                // The reason of the end must be known before the end itself.
                 follower.finish();
                 transcript.end();
             }
@@ -101,31 +101,32 @@ impl Guest {
         })
     }
 
-    /// The processor's time that QEMU has taken so far.
+    /// Returns the CPU time that QEMU has used so far.
     ///
     /// # Errors
-    /// When it is not running, or the kernel says something else than it should.
+    /// QEMU is not running, or the kernel's data is malformed.
     pub fn cpu_time(&self) -> Result<Duration> {
         // Linux's USER_HZ.
         const TICK: Duration = Duration::from_millis(10);
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let (_, fields) = stat.rsplit_once(')').context("a process's state")?;
-        // utime and stime are fields 14 and 15; the second one ends with the parenthesis.
+        // utime and stime are fields 14 and 15; the second field ends with the parenthesis.
         let times = fields.split_whitespace().skip(11).take(2);
         let ticks: u32 = times.map(|ticks| ticks.parse().unwrap_or(0)).sum();
         Ok(TICK * ticks)
     }
 
-    /// Waits at most `limit` for `pattern` and gives what the serial port said up to it and with it, since the last wait.
+    /// Waits for `pattern`, for at most `limit`. Returns the serial port's output since the last wait, up to and
+    /// including the pattern.
     ///
     /// # Errors
-    /// When the limit is over, the machine stopped or crashed first, or the stub has said that it is at its end. The
-    /// error shows the crash record or the last lines.
+    /// The limit is over, the machine stopped or crashed first, or the stub has reported its end. The error shows the
+    /// crash record or the last lines.
     pub fn expect(&mut self, pattern: &str, limit: Duration) -> Result<String> {
         self.expect_any(&[pattern], limit).map(|(_, text)| text)
     }
 
-    /// Waits for the first of several patterns; gives its index too.
+    /// Waits for the first of several patterns. Also returns its index.
     ///
     /// # Errors
     /// As [`Guest::expect`].
@@ -170,7 +171,7 @@ impl Guest {
     /// Waits for `time`.
     ///
     /// # Errors
-    /// When the machine stops or crashes meanwhile, or the stub says that it is at its end.
+    /// The machine stops or crashes meanwhile, or the stub reports its end.
     pub fn pause(&mut self, time: Duration) -> Result<()> {
         let deadline = Instant::now() + time;
         let waited = self
@@ -187,12 +188,12 @@ impl Guest {
         }
     }
 
-    /// What the stub has said that ends the machine for those who watch it, and that was not provoked.
+    /// Returns the stub's report of an end of the machine, unless it was provoked.
     pub fn trouble(&self) -> Option<String> {
         self.transcript.troubled()
     }
 
-    /// The machine's end, for another thread to wait for.
+    /// Returns a handle with which another thread can wait for the machine's end.
     pub fn ending(&self) -> Ending {
         Ending(Arc::clone(&self.transcript))
     }
@@ -200,37 +201,37 @@ impl Guest {
     /// Writes to the serial port.
     ///
     /// # Errors
-    /// When the machine is gone.
+    /// The machine is gone.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.writer().write_all(bytes)
     }
 
-    /// A writer to the serial port that another thread can own.
+    /// Returns a writer to the serial port that another thread can own.
     pub fn writer(&self) -> SerialWriter {
         SerialWriter(Arc::clone(&self.input))
     }
 
-    /// Everything the serial port has said, control sequences removed.
+    /// Returns the whole output of the serial port without control sequences.
     pub fn transcript(&self) -> String {
         self.transcript.since(0)
     }
 
-    /// Where this run's logs are.
+    /// Returns the directory of this run's logs.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What the debug console has written so far.
+    /// Returns the events of the debug console so far.
     ///
     /// # Errors
-    /// When its log can't be read.
+    /// Its log can't be read.
     pub fn events(&self) -> Result<Vec<Event>> {
         let path = self.directory.join("debug.log");
         let log = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
         Ok(events(&log))
     }
 
-    /// The hypervisor's crash record, if it has printed one.
+    /// Returns the hypervisor's crash record if it has printed one.
     pub fn crash_record(&self) -> Option<String> {
         let symbols = self.symbols.as_deref().unwrap_or(Path::new(""));
         crash::record(&self.transcript(), symbols)
@@ -239,7 +240,7 @@ impl Guest {
     /// Waits until the machine has stopped by itself.
     ///
     /// # Errors
-    /// When it still runs after `limit`, or the stub has said that it is at its end.
+    /// It still runs after `limit`, or the stub has reported its end.
     pub fn wait_for_end(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = self
             .transcript
@@ -253,11 +254,11 @@ impl Guest {
             Waited::Troubled(why) => bail!("{why}\n{}", self.last_lines()),
             Waited::Ended | Waited::Found(()) => {}
         }
-        // Its output is closed: it is about to exit.
+        // QEMU's output is closed, so it is about to exit.
         Ok(self.child.wait()?)
     }
 
-    /// How QEMU ended, once it has, and what it had to say.
+    /// Returns how QEMU ended, once it has, and its messages.
     fn end_of_qemu(&mut self) -> String {
         let status = match self.child.wait() {
             Ok(status) => status.to_string(),
@@ -267,10 +268,10 @@ impl Guest {
         format!("QEMU: {status} {}", log.trim())
     }
 
-    /// Why QEMU failed, once it has stopped; `None` if it did as it was told.
+    /// Returns the reason why QEMU failed, once it has stopped; `None` if it succeeded.
     ///
     /// # Errors
-    /// When that can't be found out.
+    /// The reason can't be determined.
     pub fn failure_of_qemu(&mut self) -> Result<Option<String>> {
         let failed = !self.child.wait()?.success();
         Ok(failed.then(|| self.end_of_qemu()))
@@ -289,7 +290,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Both fail only when it has exited already.
+        // Both fail only if QEMU has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(reader) = self.reader.take() {
@@ -302,13 +303,13 @@ impl Drop for Guest {
 pub struct Ending(Arc<Transcript>);
 
 impl Ending {
-    /// Waits until the machine has stopped, or the stub has said that it is at its end: what it said, then.
+    /// Waits until the machine has stopped, or the stub has reported its end. Returns the stub's report, if any.
     pub fn wait(&self) -> Option<String> {
         self.0.wait_for_end()
     }
 }
 
-/// A way to write to a guest's serial port.
+/// A writer to a guest's serial port.
 #[derive(Clone)]
 pub struct SerialWriter(Arc<Mutex<ChildStdin>>);
 
@@ -316,7 +317,7 @@ impl SerialWriter {
     /// Writes all of `bytes`.
     ///
     /// # Errors
-    /// When the machine is gone.
+    /// The machine is gone.
     pub fn write_all(&mut self, bytes: &[u8]) -> Result<()> {
         let mut input = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         input
@@ -326,7 +327,7 @@ impl SerialWriter {
     }
 }
 
-/// Carries the serial port's output to the transcript, the log and the tee until it is closed.
+/// Copies the serial port's output to the transcript, the log and the tee until it is closed.
 fn read(mut output: ChildStdout, transcript: &Transcript, mut log: File, mut tee: Option<Tee>) {
     let mut buffer = [0; 4096];
     while let Ok(len @ 1..) = output.read(&mut buffer) {
@@ -336,7 +337,7 @@ fn read(mut output: ChildStdout, transcript: &Transcript, mut log: File, mut tee
         if let Some(tee) = &mut tee {
             let _ = tee.write_all(bytes).and_then(|()| tee.flush());
         }
-        // Last, so that whoever waits for it finds it on the screen too.
+        // Last, so that text that a waiter finds is on the screen too.
         transcript.push(bytes);
     }
 }

@@ -1,4 +1,4 @@
-//! What a machine is made of.
+//! The description of a machine.
 
 use std::path::PathBuf;
 
@@ -7,33 +7,33 @@ use stub_options::MAX_APIC_ID;
 
 use super::trouble::Kind;
 
-/// What `memory` takes in MiB. With less there is no room for the firmware, the SEAM range and the hypervisor; the stub's
-/// nested page tables reach 512 GiB, of which up to 2 are a hole below 4 GiB.
+/// The range of `memory` in MiB. With less there is no room for the firmware, the SEAM range and the hypervisor. The
+/// stub's nested page tables reach 512 GiB, of which up to 2 are a hole below 4 GiB.
 const MEMORY_MIB: std::ops::RangeInclusive<u64> = 256..=510 << 10;
 
 /// A machine to be emulated.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Logical processors; a multiple of `sockets`.
+    /// Number of logical processors; a multiple of `sockets`.
     pub cpus: u32,
-    /// Packages.
+    /// Number of packages.
     pub sockets: u32,
     /// Memory: a whole number of `M` or `G` (`2G`, `512M`).
     pub memory: String,
-    /// Whether QEMU has all of the memory from its host before it starts. Where not, it asks for each page at the first
-    /// access to it, which takes longer than to clear it.
+    /// True if QEMU allocates all memory from its host before it starts. Otherwise QEMU allocates each page at its
+    /// first access, which takes longer than clearing it.
     pub preallocated: bool,
-    /// The SEAM stub, or none: a machine without VMX, SEAM and TDX then.
+    /// The SEAM stub. Without it, the machine has no VMX, SEAM or TDX.
     pub stub: Option<Stub>,
-    /// What it boots.
+    /// The boot source.
     pub boot: Boot,
-    /// Whether a reset starts it again. Where not, a reset ends it.
+    /// True if a reset restarts the machine; otherwise a reset ends it.
     pub reboots: bool,
-    /// The ELF of what it boots, to put names to the addresses of a crash record.
+    /// The ELF of the booted program, to resolve the addresses of a crash record.
     pub symbols: Option<PathBuf>,
-    /// Whether it waits for a debugger on TCP port 1234 before its first instruction.
+    /// True if the machine waits for a debugger on TCP port 1234 before its first instruction.
     pub gdb: bool,
-    /// What the stub will say because a test provokes it: it does not end the machine for those who watch it.
+    /// Reports of the stub that a test provokes. They do not end the machine.
     pub provoked: Vec<Kind>,
 }
 
@@ -46,7 +46,7 @@ pub struct Stub {
     pub options: Vec<(String, String)>,
 }
 
-/// What a machine boots.
+/// The boot source of a machine.
 #[derive(Clone, Debug)]
 pub enum Boot {
     /// A disk image; it is not written to.
@@ -62,13 +62,13 @@ pub enum Boot {
     Linux {
         /// The kernel image.
         kernel: PathBuf,
-        /// Its command line.
+        /// The kernel's command line.
         command_line: String,
     },
 }
 
 impl Machine {
-    /// Four CPUs in two packages and 2 GiB of memory.
+    /// Creates a machine of four CPUs in two packages and 2 GiB of memory.
     pub fn new(boot: Boot, stub: Option<Stub>) -> Self {
         Self {
             cpus: 4,
@@ -84,7 +84,7 @@ impl Machine {
         }
     }
 
-    /// The same with other CPUs.
+    /// Sets the CPUs.
     #[must_use]
     pub fn with_cpus(mut self, cpus: u32, sockets: u32) -> Self {
         self.cpus = cpus;
@@ -92,14 +92,14 @@ impl Machine {
         self
     }
 
-    /// The same with more or less memory.
+    /// Sets the memory.
     #[must_use]
     pub fn with_memory(mut self, memory: &str) -> Self {
         memory.clone_into(&mut self.memory);
         self
     }
 
-    /// The same with another value of an option of the stub.
+    /// Sets an option of the stub.
     #[must_use]
     pub fn with_stub_option(mut self, key: &str, value: &str) -> Self {
         if let Some(stub) = &mut self.stub {
@@ -109,11 +109,11 @@ impl Machine {
         self
     }
 
-    /// Checks what QEMU, the firmware or the stub would refuse later and less clearly.
+    /// Checks everything that QEMU, the firmware or the stub would refuse later and less clearly.
     ///
     /// # Errors
-    /// When the CPUs can't be spread over the sockets, are none or too many, or the memory can't be understood or is too
-    /// little or too much.
+    /// The CPUs can't be spread over the sockets, are none or too many, or the memory is malformed, too small or too
+    /// large.
     pub fn check(&self) -> Result<()> {
         ensure!(
             self.cpus > 0,
@@ -145,14 +145,14 @@ impl Machine {
         Ok(())
     }
 
-    /// The highest APIC id: a package's CPUs are numbered in as many bits as they need.
+    /// Returns the highest APIC id: a package's CPUs are numbered in as many bits as they need.
     fn highest_apic_id(&self) -> u64 {
         let each = u64::from(self.cpus / self.sockets);
         u64::from(self.sockets - 1) * each.next_power_of_two() + each - 1
     }
 }
 
-/// The MiB that `text` stands for.
+/// Parses `text` to MiB.
 fn mebibytes(text: &str) -> Result<u64> {
     let parse = || {
         let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());

@@ -1,8 +1,8 @@
 //! QEMU as a library: describe a [`Machine`], start it, and talk to the [`Guest`] in it.
 //!
-//! Every machine is emulated (TCG), with OVMF as its firmware and its only console on the first serial port. Every wait
-//! has a limit and says what it waited for, and ends at once when the stub says on the debug console that the machine is at
-//! its end; a guest dies with the process that started it.
+//! Every machine is emulated (TCG), with OVMF as its firmware and its only console on the first serial port. Every
+//! wait has a limit and names what it waits for, and ends at once when the stub reports the machine's end on the debug
+//! console. A guest dies with the process that started it.
 
 mod arguments;
 mod crash;

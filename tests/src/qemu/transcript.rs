@@ -1,11 +1,11 @@
-//! What a serial port has said so far, as text: without carriage returns and terminal control sequences.
+//! The output of a serial port so far, as text: without carriage returns and terminal control sequences.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use anstream::adapter::StripBytes;
 
-/// A text that grows while others wait for what is to come.
+/// A text that grows while other threads wait for further output.
 #[derive(Default)]
 pub struct Transcript {
     state: Mutex<State>,
@@ -20,21 +20,21 @@ struct State {
     ended: bool,
 }
 
-/// How a wait came to its end.
+/// The end of a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waited<T> {
-    /// What was waited for.
+    /// The search succeeded.
     Found(T),
-    /// There is no use in waiting on, and why.
+    /// Waiting on is useless, for this reason.
     Troubled(String),
     /// The serial port was closed first.
     Ended,
-    /// The time was over first.
+    /// The time limit was reached first.
     TimedOut,
 }
 
 impl Transcript {
-    /// Adds what the port said.
+    /// Adds output of the port.
     pub fn push(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let state = &mut *state;
@@ -44,18 +44,18 @@ impl Transcript {
         self.changed.notify_all();
     }
 
-    /// Says why nobody need wait any more. The first reason counts.
+    /// Records the reason why waiting is useless. The first reason counts.
     pub fn trouble(&self, why: String) {
         self.lock().trouble.get_or_insert(why);
         self.changed.notify_all();
     }
 
-    /// Why nobody need wait any more, if that was said.
+    /// Returns the reason why waiting is useless, if there is one.
     pub fn troubled(&self) -> Option<String> {
         self.lock().trouble.clone()
     }
 
-    /// Waits until nothing more will come, or nobody need wait any more: why, then.
+    /// Waits until no more output will come, or waiting is useless. Returns the reason in the latter case.
     pub fn wait_for_end(&self) -> Option<String> {
         let mut state = self.lock();
         while !state.ended && state.trouble.is_none() {
@@ -67,13 +67,13 @@ impl Transcript {
         state.trouble.clone()
     }
 
-    /// Says that nothing more will come.
+    /// Marks the end of the output.
     pub fn end(&self) {
         self.lock().ended = true;
         self.changed.notify_all();
     }
 
-    /// Everything from byte `start` on.
+    /// Returns everything from byte `start` on.
     pub fn since(&self, start: usize) -> String {
         let state = self.lock();
         String::from_utf8_lossy(state.text.get(start..).unwrap_or_default()).into_owned()
@@ -109,12 +109,12 @@ impl Transcript {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        // Every change leaves the state whole, so a panic elsewhere takes nothing from it.
+        // Every change leaves the state consistent, so a panic elsewhere does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Where `pattern` ends in `text`.
+/// Returns the end of `pattern` in `text`.
 pub fn end_of(text: &[u8], pattern: &str) -> Option<usize> {
     let pattern = pattern.as_bytes();
     let start = text.windows(pattern.len()).position(|w| w == pattern)?;

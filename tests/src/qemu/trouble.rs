@@ -1,13 +1,13 @@
-//! What ends a machine for those who watch it: lines of the debug console after which nothing good can come.
+//! Reports on the debug console that end a machine for its tests.
 
 use serde_json::Value;
 
 use super::events::{Event, events};
 
-/// A kind of trouble, by the name that the stub gives it.
+/// A kind of trouble, named as the stub names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `panic`: the monitor is at its end, and all processors stop.
+    /// `panic`: the monitor has failed, and all processors stop.
     Panic,
     /// `bad_option`: the stub did not understand an option.
     BadOption,
@@ -20,7 +20,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind of an event; `None` if it is no trouble.
+    /// Returns the kind of an event, or `None` if it is no trouble.
     pub fn of(event: &Event) -> Option<Self> {
         Some(match event.kind() {
             "panic" => Self::Panic,
@@ -32,7 +32,7 @@ impl Kind {
         })
     }
 
-    /// The name that the stub gives it.
+    /// Returns the stub's name for the kind.
     pub fn name(self) -> &'static str {
         match self {
             Self::Panic => "panic",
@@ -44,7 +44,7 @@ impl Kind {
     }
 }
 
-/// A line of the debug console, in words.
+/// Describes an event of the debug console in words.
 pub fn sentence(kind: Kind, event: &Event) -> String {
     let reason = event.text("reason");
     let rest = |told| members(event, told);
@@ -69,7 +69,7 @@ pub fn sentence(kind: Kind, event: &Event) -> String {
     }
 }
 
-/// The members of an event besides those that were told, in parentheses.
+/// Formats the members of an event in parentheses, except those in `told`.
 fn members(event: &Event, told: &[&str]) -> String {
     let members = event.0.as_object().into_iter().flatten();
     let shown: Vec<_> = members
@@ -85,16 +85,16 @@ fn members(event: &Event, told: &[&str]) -> String {
     format!(" ({})", shown.join(", "))
 }
 
-/// Looks for trouble in what the debug console writes.
+/// A search for trouble in the debug console's output.
 #[derive(Clone, Debug, Default)]
 pub struct Watcher {
     provoked: Vec<Kind>,
-    /// The beginning of a line whose end is still to come.
+    /// The beginning of an incomplete line.
     begun: Vec<u8>,
 }
 
 impl Watcher {
-    /// A watcher to which trouble of the kinds `provoked` is none.
+    /// Creates a watcher that ignores trouble of the kinds `provoked`.
     pub fn new(provoked: &[Kind]) -> Self {
         Self {
             provoked: provoked.to_owned(),
@@ -102,7 +102,7 @@ impl Watcher {
         }
     }
 
-    /// Takes what the debug console wrote, cut anywhere; the first trouble in it, in words.
+    /// Takes output of the debug console, split at any point. Returns the first trouble in it, in words.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<String> {
         self.begun.extend(bytes);
         let complete = self.begun.iter().rposition(|&b| b == b'\n')? + 1;

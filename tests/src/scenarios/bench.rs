@@ -1,4 +1,4 @@
-//! What scenarios are made of: machines with the programs under test, and a place for what they measured.
+//! The environment of scenarios: machines with the programs under test, and their measurements.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ const PLAIN_CONFIG: &str = "[host]\n";
 /// The name of the hypervisor on the TFTP server.
 const NETWORK_PROGRAM: &str = "seamark.efi";
 
-/// What one scenario works with.
+/// The environment of one scenario.
 pub struct Bench {
     programs: Programs,
     directory: PathBuf,
@@ -27,7 +27,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// For the scenario of that name, which has a directory of its own in `home`.
+    /// Creates the environment of a scenario, which has a directory of its own in `home`.
     pub(super) fn new(scenario: &str, programs: &Programs, home: &Path) -> Self {
         Self {
             programs: programs.clone(),
@@ -38,7 +38,7 @@ impl Bench {
         }
     }
 
-    /// Removes what an earlier run has left.
+    /// Removes the files of an earlier run.
     pub(super) fn clear(&self) -> Result<()> {
         if self.directory.exists() {
             std::fs::remove_dir_all(&self.directory)
@@ -47,45 +47,46 @@ impl Bench {
         Ok(())
     }
 
-    /// The programs under test.
+    /// Returns the programs under test.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
 
-    /// The scenario's own directory.
+    /// Returns the scenario's own directory.
     pub fn directory(&self) -> Result<&Path> {
         std::fs::create_dir_all(&self.directory)
             .with_context(|| format!("can't create {}", self.directory.display()))?;
         Ok(&self.directory)
     }
 
-    /// A machine with the stub that boots the hypervisor from a disk, with a configuration that changes nothing.
+    /// Creates a machine with the stub that boots the hypervisor from a disk, with a configuration that changes
+    /// nothing.
     pub fn machine(&self) -> Result<Machine> {
         self.machine_with_config(PLAIN_CONFIG)
     }
 
-    /// The same with another configuration, right or wrong.
+    /// Creates a machine with another configuration, valid or not.
     pub fn machine_with_config(&self, config: &str) -> Result<Machine> {
         let media = Media::of_program(&self.programs.seamark())?.with_config_text(config);
         self.machine_with(&media)
     }
 
-    /// The same with other files on its disk.
+    /// Creates a machine with other files on its disk.
     pub fn machine_with(&self, media: &Media) -> Result<Machine> {
         Ok(self.with_symbols(Machine::new(self.disk(media)?, Some(self.stub()))))
     }
 
-    /// The same with Debian's kernel and a system for it beside the configuration.
+    /// Creates a machine with Debian's kernel and a system for it next to the configuration.
     pub fn machine_with_linux(&self, config: &str) -> Result<Machine> {
         self.machine_with(&self.linux_media(config)?)
     }
 
-    /// The same with another system.
+    /// Creates a machine with Debian's kernel and another system.
     pub fn machine_with_system(&self, config: &str, initrd: &Path) -> Result<Machine> {
         self.machine_with(&self.media_with_system(config, initrd)?)
     }
 
-    /// What is on the disk with Debian's kernel: it and the system are `vmlinuz` and `initrd`.
+    /// Returns the disk's content with Debian's kernel: the kernel and the system are `vmlinuz` and `initrd`.
     pub fn linux_media(&self, config: &str) -> Result<Media> {
         self.media_with_system(config, &self.programs.linux().initrd())
     }
@@ -97,7 +98,7 @@ impl Bench {
             .with_file("initrd", initrd)
     }
 
-    /// The same, booted over the network.
+    /// Creates a machine that boots over the network.
     pub fn network_machine(&self) -> Result<Machine> {
         let directory = self.directory()?.join("tftp");
         Media::of_program(&self.programs.seamark())?
@@ -115,14 +116,14 @@ impl Bench {
         machine
     }
 
-    /// A disk with `media` on it.
+    /// Creates a disk with `media` on it.
     pub fn disk(&self, media: &Media) -> Result<Boot> {
         let image = self.directory()?.join("disk.img");
         media.write_disk(&image)?;
         Ok(Boot::Disk(image))
     }
 
-    /// The stub with the options that hold for all tests.
+    /// Returns the stub with the options that apply to all tests.
     pub fn stub(&self) -> Stub {
         Stub {
             rom: self.programs.rom(),
@@ -143,19 +144,19 @@ impl Bench {
         Console::wait(guest, boot_limit(machine))
     }
 
-    /// Keeps a figure that is shown with the result.
+    /// Records a figure that is shown with the result.
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
 
-    /// Says that the stub has to report this many violations of this class by the end of the scenario.
+    /// Declares that the stub must report `count` violations of this class by the end of the scenario.
     pub fn provoke(&mut self, class: &str, count: usize) {
         self.provoked
             .extend(vec![format!("violation {class}"); count]);
         self.provoked.sort();
     }
 
-    /// Says that the stub has to report trouble of this kind, once, by the end of the scenario.
+    /// Declares that the stub must report trouble of this kind, once, by the end of the scenario.
     pub fn provoke_trouble(&mut self, kind: Trouble) {
         self.provoked.push(kind.name().to_owned());
         self.provoked.sort();
@@ -169,12 +170,12 @@ impl Bench {
         self.notes
     }
 
-    /// Where the last machine that was started left its logs.
+    /// Returns the directory with the logs of the last machine that was started.
     pub(super) fn last_run(&self) -> Option<&Path> {
         self.runs.last().map(PathBuf::as_path)
     }
 
-    /// What the stub could not explain in TDs, and how often.
+    /// Returns the events in TDs that the stub could not explain, with their number.
     pub(super) fn unexplained(&self) -> Result<BTreeMap<String, usize>> {
         let mut found = BTreeMap::new();
         for event in self.events()? {
@@ -188,14 +189,14 @@ impl Bench {
         Ok(found)
     }
 
-    /// Everything that the stub complained about in this scenario, sorted.
+    /// Returns everything that the stub complained about in this scenario, sorted.
     pub(super) fn complaints(&self) -> Result<Vec<String>> {
         let mut all: Vec<_> = self.events()?.iter().filter_map(complaint).collect();
         all.sort();
         Ok(all)
     }
 
-    /// What the stub said in all runs.
+    /// Returns the stub's events in all runs.
     fn events(&self) -> Result<Vec<Event>> {
         let mut all = Vec::new();
         for run in &self.runs {
@@ -208,12 +209,12 @@ impl Bench {
     }
 }
 
-/// How long a machine may take from power-on to the prompt: far more than it needs, for a busy computer.
+/// Returns the time limit from power-on to the prompt: far more than needed, for a busy computer.
 fn boot_limit(machine: &Machine) -> Duration {
     Duration::from_secs(60 + 8 * u64::from(machine.cpus))
 }
 
-/// A violation with its class, or the name of another event that tells of something wrong.
+/// Returns the class of a violation, or the name of another event that reports an error.
 fn complaint(event: &Event) -> Option<String> {
     if event.kind() == "violation" {
         return Some(format!("violation {}", event.text("class")));

@@ -1,4 +1,4 @@
-//! Every way to boot, with everything in order and with something wrong.
+//! Scenarios that boot in every way, with everything in order and with something wrong.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,11 +28,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("reboot-and-poweroff", reboot_and_poweroff),
 ];
 
-/// How long a report may take.
+/// Time limit of a report.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// How often a boot that was too slow is repeated: the best of the three counts, since a busy computer makes them slower
-/// but never faster.
+/// Number of boots if one was too slow. The best of the three counts, since a busy computer makes them slower but
+/// never faster.
 const ATTEMPTS: u32 = 3;
 
 fn from_disk(bench: &mut Bench) -> Result<()> {
@@ -56,7 +56,7 @@ fn over_pxe(bench: &mut Bench) -> Result<()> {
     the_same_program_is_on_disk(bench, &machine)
 }
 
-/// One binary for both ways.
+/// Checks that both ways boot the same binary.
 fn the_same_program_is_on_disk(bench: &Bench, network: &Machine) -> Result<()> {
     let (Boot::Network { directory, program }, Boot::Disk(image)) =
         (&network.boot, bench.machine()?.boot)
@@ -77,9 +77,9 @@ fn sixteen_cpus(bench: &mut Bench) -> Result<()> {
     the_module_is_ready(&mut console)
 }
 
-/// A large machine carries a TD, whose memory may lie above 4 GiB.
+/// A large machine runs a TD, whose memory may lie above 4 GiB.
 fn sixty_four_cpus(bench: &mut Bench) -> Result<()> {
-    // Emulated CPUs share the computer's cores, and one that has none for a while is not stuck.
+    // Emulated CPUs share the computer's cores; one that gets none for a while is not stuck.
     let patient = "[host]\ncpu_timeout_ms = 60000\n";
     let hello = Named::new("hello", "64M", 2);
     let mut machine = stage::machine_of(bench, patient, &[hello])?.with_cpus(64, 4);
@@ -107,7 +107,7 @@ fn sixty_four_cpus(bench: &mut Bench) -> Result<()> {
     stage::nothing_illegal(&mut console)
 }
 
-/// Plain QEMU has no x2APIC: one CPU, a polled console, and the reason.
+/// Plain QEMU has no x2APIC: the hypervisor uses one CPU and a polled console, and gives the reason.
 fn without_seam(bench: &mut Bench) -> Result<()> {
     let mut machine = bench.machine()?;
     machine.stub = None;
@@ -119,7 +119,7 @@ fn without_seam(bench: &mut Bench) -> Result<()> {
     tdx_is_unavailable(&mut console, "VMX")
 }
 
-/// The whole machine, with VMX, and firmware that did not set up SEAM.
+/// A complete machine with VMX, whose firmware did not set up SEAM.
 fn tdx_off(bench: &mut Bench) -> Result<()> {
     let machine = bench.machine()?.with_stub_option("tdx", "off");
     let mut console = bench.console(&machine)?;
@@ -139,7 +139,7 @@ fn broken_config(bench: &mut Bench) -> Result<()> {
     every_cpu_runs(&mut console, &machine)
 }
 
-/// The boot goes on without the CPU, and TDX is unavailable: LP.INIT is needed on every CPU.
+/// The boot continues without the CPU, and TDX is unavailable, because LP.INIT is needed on every CPU.
 fn stuck_cpu(bench: &mut Bench) -> Result<()> {
     let machine = bench.machine()?.with_stub_option("stuck", "2");
     let mut console = bench.console(&machine)?;
@@ -158,8 +158,8 @@ fn stuck_cpu(bench: &mut Bench) -> Result<()> {
     tdx_is_unavailable(&mut console, "")
 }
 
-/// The ROM does not understand an option, which whoever starts the machine should have noticed: the wait for the prompt
-/// ends before there is a hypervisor.
+/// The ROM does not understand an option. The wait for the prompt ends before the hypervisor starts, so that the
+/// mistake is noticed.
 fn refused_option(bench: &mut Bench) -> Result<()> {
     let machine = bench.machine()?.with_stub_option("tdx", "maybe");
     bench.provoke_trouble(Trouble::BadOption);
@@ -178,7 +178,7 @@ fn no_room_for_cpus(bench: &mut Bench) -> Result<()> {
     ends_at_once(bench, &machine, "no SEAM: the SEAM range of 64 processors")
 }
 
-/// The wait for the prompt ends with `why`, before the hypervisor has said anything.
+/// Checks that the wait for the prompt ends with `why`, before the hypervisor has printed anything.
 fn ends_at_once(bench: &mut Bench, machine: &Machine, why: &str) -> Result<()> {
     let mut guest = bench.start(machine)?;
     let waited = guest.expect(PROMPT, Duration::from_secs(600));
@@ -192,8 +192,8 @@ fn ends_at_once(bench: &mut Bench, machine: &Machine, why: &str) -> Result<()> {
     Ok(())
 }
 
-/// From the hypervisor's first line to its prompt, TDX bring-up apart: the budget is 1 s with 4 CPUs and 3 s with 16. A
-/// boot that takes longer is told, one that takes more than twice as long is a failure.
+/// Measures the time from the hypervisor's first line to its prompt, excluding TDX bring-up. The budget is 1 s with 4
+/// CPUs and 3 s with 16. A slower boot is reported; one that takes more than twice the budget fails.
 fn time_to_prompt(bench: &mut Bench) -> Result<()> {
     for (cpus, sockets, budget_ms) in [(4, 2, 1000), (16, 4, 3000)] {
         let machine = bench.machine()?.with_cpus(cpus, sockets);
@@ -243,7 +243,7 @@ fn nothing_is_wrong(boot: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Every CPU of the machine is up, with the package that QEMU put it in.
+/// Checks that every CPU of the machine is up, in the package that QEMU put it in.
 fn every_cpu_runs(console: &mut Console, machine: &Machine) -> Result<()> {
     let cpus = console.succeed("cpus", ANSWER)?;
     ensure!(
@@ -266,8 +266,8 @@ fn every_cpu_runs(console: &mut Console, machine: &Machine) -> Result<()> {
     Ok(())
 }
 
-/// TDs can be built: the module has memory, its key is on every package, and the host's books balance with what that
-/// cost.
+/// Checks that TDs can be built: the module has memory, its key is on every package, and the ledger balances with the
+/// memory that this took.
 fn the_module_is_ready(console: &mut Console) -> Result<()> {
     let tdx = console.succeed("tdx", ANSWER)?;
     ensure!(
@@ -293,7 +293,7 @@ fn the_module_is_ready(console: &mut Console) -> Result<()> {
     Ok(())
 }
 
-/// TDX is unavailable, and a reason that contains `why` is given.
+/// Checks that TDX is unavailable, with a reason that contains `why`.
 fn tdx_is_unavailable(console: &mut Console, why: &str) -> Result<()> {
     let tdx = console.succeed("tdx", ANSWER)?;
     ensure!(tdx["state"] == "unavailable", "{tdx}");
@@ -309,7 +309,7 @@ fn list<'a>(object: &'a Value, name: &str) -> &'a [Value] {
     object[name].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Whether one of the sentences in an array contains `what`.
+/// Returns true if one of the sentences in an array contains `what`.
 fn mentions(sentences: &Value, what: &str) -> bool {
     let sentences = sentences.as_array().map_or(&[][..], Vec::as_slice);
     sentences

@@ -1,4 +1,4 @@
-//! The console under input that nobody would type.
+//! A scenario that sends random input to the console.
 
 use std::env;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,7 +9,7 @@ use super::{Bench, Scenario};
 
 pub const ALL: &[Scenario] = &[Scenario::new("console-fuzz", fuzz)];
 
-/// How many random bytes the console gets.
+/// Number of random bytes that the console gets.
 const FUZZ_BYTES: usize = 100_000;
 
 /// An environment variable that repeats a run.

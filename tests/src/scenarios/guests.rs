@@ -1,4 +1,5 @@
-//! Guests of our own as TDs: what each checks must hold, beside others, and nothing must be left of them.
+//! Scenarios with the project's own guests as TDs: all of their checks must pass, next to other TDs, and no resources
+//! may be left.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,12 +32,12 @@ pub const ALL: &[Scenario] = &[
 ];
 
 const MILLION: u64 = 1_000_000;
-/// How long shares are measured.
+/// Time for which shares are measured.
 const MEASURED: Duration = Duration::from_secs(20);
-/// How far a share may be from what it should be, in parts of one.
+/// Maximum relative deviation of a share.
 const TOLERANCE: f64 = 0.1;
 
-/// Each request to the host, and each instruction that it serves.
+/// Runs each request to the host, and each instruction that it serves.
 fn calls(bench: &mut Bench) -> Result<()> {
     let tds = [Named::new("calls", "64M", 2), Named::new("hello", "64M", 4)];
     let machine = machine(bench, &tds)?;
@@ -51,10 +52,11 @@ fn calls(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["calls", "hello"], before)
 }
 
-/// Frequencies of the time-stamp counter that are no multiples of the 25 MHz by which a TD's is configured.
+/// Frequencies of the time-stamp counter that are no multiples of 25 MHz, the unit in which a TD's is configured.
 const ODD_CLOCKS: [&str; 2] = ["2596170000", "1999987000"];
 
-/// Timers, sleep and time in TDs, on machines with such frequencies, and late: the error of a clock grows with a TD's age.
+/// Checks timers, sleep and time in TDs on machines with such frequencies, and after a long time, because the error of
+/// a clock grows with a TD's age.
 fn clock(bench: &mut Bench) -> Result<()> {
     for hz in ODD_CLOCKS {
         let tds = [
@@ -75,7 +77,7 @@ fn clock(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// vCPUs that a kernel sends back to the firmware, and has again.
+/// Runs a kernel that sends vCPUs back to the firmware, and wakes them again.
 fn mailbox(bench: &mut Bench) -> Result<()> {
     const NAME: &str = "test-kernel";
     let config = format!(
@@ -94,7 +96,8 @@ fn mailbox(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &[NAME], before)
 }
 
-/// Memory that is accepted, shared and taken back: by a TD that hears of what it has not accepted, and by one that does not.
+/// Accepts, shares and takes back memory, in a TD that gets #VE for memory it has not accepted, and in one that does
+/// not.
 fn memory(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("mem", "256M", 4),
@@ -115,7 +118,7 @@ fn memory(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["mem", "told"], before)
 }
 
-/// *hello* and *smp* on all CPUs of both packages, until *smp* is told to end.
+/// Runs *hello* and *smp* on all CPUs of both packages, until *smp* is told to end.
 fn side_by_side(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("hello", "64M", 1).with("autostart = true"),
@@ -128,7 +131,7 @@ fn side_by_side(bench: &mut Bench) -> Result<()> {
     let mut smp = Words::of("smp");
     let first = Counts::by_now(&mut smp, &mut console)?;
     let already = smp.text.matches(" ms counts ").count();
-    // Three more reports.
+    // Waits for three more reports.
     while smp.text.matches(" ms counts ").count() < already + 3 {
         smp.wait(&mut console, " ms counts ", CHECKS)?;
         sleep(Duration::from_secs(1));
@@ -148,7 +151,8 @@ fn side_by_side(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// Twelve vCPUs of three TDs on four CPUs: each TD gets what its shares say, and its vCPUs get the same.
+/// Runs twelve vCPUs of three TDs on four CPUs: each TD must get the time that its shares give it, and its vCPUs equal
+/// parts.
 fn shares(bench: &mut Bench) -> Result<()> {
     const TDS: [(&str, u64); 3] = [("one", 100), ("two", 100), ("three", 200)];
     let tds = TDS.map(|(name, shares)| {
@@ -163,7 +167,7 @@ fn shares(bench: &mut Bench) -> Result<()> {
         console.succeed(&format!("td start {name}"), LIFE)?;
     }
     for (name, _) in TDS {
-        // All of its other checks are behind it.
+        // All of its other checks are done.
         Words::of(name).wait(&mut console, "\r\nsmp: ", CHECKS)?;
     }
     let measure = |console: &mut Console| -> Result<Vec<Vec<u64>>> {
@@ -206,7 +210,7 @@ fn shares(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &TDS.map(|(name, _)| name), before)
 }
 
-/// Microseconds that each vCPU ran.
+/// Returns the microseconds that each vCPU ran.
 fn run_times(report: &Value) -> Result<Vec<u64>> {
     let vcpus = report["cpus"].as_array().context("no vCPUs")?;
     vcpus
@@ -216,9 +220,10 @@ fn run_times(report: &Value) -> Result<Vec<u64>> {
         .with_context(|| format!("not every vCPU has a time: {report}"))
 }
 
-/// Every way that a guest can end itself: that TD only, with the reason, and the one beside it goes on.
+/// Ends guests in every way in which a guest can end itself: only that TD ends, with the reason, and the one next to
+/// it continues.
 fn ends(bench: &mut Bench) -> Result<()> {
-    // What is wished, what else is configured, and what is said of it.
+    // The parameter, other configuration, and the expected problem.
     const BAD: [(u64, &str, &str); 6] = [
         (3, "", "it reported fatal error 0x3: rude to the end"),
         (4, "", "triple fault on vCPU 0"),
@@ -260,7 +265,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
         problem.contains("fatal error 0x5ea: no use in going on, said the guest"),
         "TD fatal: {problem}"
     );
-    // Switched off it is taken down, and after a reset it is there again, to ask for the next one.
+    // After power-off the TD is taken down; after a reset it exists again, to request the next one.
     console.succeed("td start end1", LIFE)?;
     wait_for_state(&mut console, "end1", "reclaimed", CHECKS)?;
     console.succeed("td start end2", LIFE)?;
@@ -282,7 +287,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["end2", "fatal", "smp"], before)
 }
 
-/// A debug TD shows its registers and memory; one in production refuses.
+/// Checks that a debug TD shows its registers and memory, and that a production TD refuses.
 fn debug(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("hello", "64M", 1)
@@ -306,7 +311,7 @@ fn debug(bench: &mut Bench) -> Result<()> {
             .and_then(|r| r["value"].as_str())
             .unwrap_or_default()
     };
-    // It halts, in the program below the image's end, in 64-bit mode.
+    // The guest halts in 64-bit mode, within the program, below the image's end.
     ensure!(value("RIP").starts_with("0xffc"), "{regs}");
     ensure!(value("R11") == "0xc", "it asks to halt: {regs}");
     let dump = console.succeed("td dump open 0xfffff000 4096", ANSWER)?;
@@ -328,8 +333,8 @@ fn debug(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["open", "closed"], before)
 }
 
-/// Hostile calls on two vCPUs, while another TD goes on. A million of them are to take two minutes; a busy computer makes
-/// them slower, so that longer is told, and only much longer fails.
+/// Makes hostile calls on two vCPUs while another TD runs. A million of them should take two minutes. A busy computer
+/// makes them slower, so a longer time is reported, and only a much longer time fails.
 fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
     const GOAL: Duration = Duration::from_secs(120);
     const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -348,7 +353,7 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
     let mut rude = Words::of("rude");
     rude.wait(&mut console, "rude: seed ", CHECKS)?;
     let begin = Instant::now();
-    // Its console is full of what it does to the serial port.
+    // The TD's console is full of the output that its calls to the serial port cause.
     let mut limit = LIMIT;
     while !rude.text.contains(" refused by the module\r\n") {
         sleep(Duration::from_secs(1));
@@ -387,7 +392,7 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
         .collect();
     if calls >= MILLION {
         bench.note(format!("less often than {ENOUGH} times: {seldom:?}"));
-        // A TD can't use the host's memory up.
+        // A TD can't exhaust the host's memory.
         ensure!(
             seldom.iter().all(|name| *name == Branch::MapFailed.name()),
             "less often than {ENOUGH} times: {seldom:?}"
@@ -398,10 +403,10 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
     nothing_is_left(&mut console, &["rude", "smp"], before)
 }
 
-/// A TD of 1 GiB that has touched all of it has hardly any of it in small pages. What it shared of a large one and took back
-/// is a part of a large one again.
+/// Checks that a TD of 1 GiB that has used all of it has hardly any of it in small pages. Memory that was shared and
+/// taken back becomes part of a large page again.
 fn large_pages(bench: &mut Bench) -> Result<()> {
-    /// CPUs have time for it then.
+    /// Time within which CPUs promote the pages.
     const SOON: Duration = Duration::from_secs(20);
     let tds = [Named::new("mem", "1G", 4)];
     let mut machine = machine(bench, &tds)?;

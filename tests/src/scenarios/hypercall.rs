@@ -1,4 +1,4 @@
-//! The end of TDs: by hypercall, of themselves and others, and by the operator whatever they are doing.
+//! Scenarios that end TDs: by hypercall, of themselves and others, and by the operator at any moment.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,10 +13,10 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("terminate-stress", stress),
 ];
 
-/// How long a guest may take for its checks on a busy computer.
+/// Time limit of a guest's checks on a busy computer.
 const CHECKS: Duration = Duration::from_secs(180);
 
-/// One without `control` may end itself alone; one with it ends all that run, and itself.
+/// A guest without `control` may end only itself; one with it ends all running TDs, and itself.
 fn terminate(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("spin", "64M", 2).called("first"),
@@ -46,17 +46,17 @@ fn terminate(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["first", "second", "plain", "boss"], before)
 }
 
-/// The TDs of the stress test, and the ways in which they are ended.
+/// The TDs of the stress test, and the commands that end them.
 const NAMES: [&str; 3] = ["mem", "smp", "spin"];
 const WAYS: [&str; 3] = ["td terminate", "td destroy", "td destroy --dynamic"];
-/// Rounds of it.
+/// Number of rounds of the stress test.
 const ROUNDS: u64 = 12;
-/// Milliseconds by which a round is longer than the one before, and how long it is at most.
+/// Milliseconds by which each round is longer than the one before, and the maximum length of a round.
 const LONGER: u64 = 217;
 const LONGEST: u64 = 1500;
 
-/// TDs that start their vCPUs, accept and share memory, or spin are ended in the middle of it, each time at another moment
-/// and in another way, while the memory of those before is still being taken back.
+/// Ends TDs while they start their vCPUs, accept and share memory, or spin, each time at another moment and in another
+/// way, while the memory of earlier ones is still being reclaimed.
 fn stress(bench: &mut Bench) -> Result<()> {
     let tds = NAMES.map(|guest| Named::new(guest, "96M", 4));
     let machine = machine(bench, &tds)?;

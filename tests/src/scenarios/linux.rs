@@ -1,4 +1,4 @@
-//! Debian's own kernel in TDs, as Debian ships it: what its users do with it, and what goes wrong with it.
+//! Scenarios with Debian's unmodified kernel in TDs: normal use, and failures.
 
 mod ends;
 mod faults;
@@ -23,25 +23,26 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("linux-faults", faults::faults).with_linux(),
 ];
 
-/// What Linux says of a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page: what another
-/// CPU patches in between stays as it was in the translation. Mended in QEMU 8.1 (commit deba78709ae8).
+/// Linux's message for a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page,
+/// so code that another CPU patches in between stays unchanged in the translation. Fixed in QEMU 8.1 (commit
+/// deba78709ae8).
 pub(super) const STALE: &str = "Oops: int3";
-/// How often Linux is started again after that.
+/// Number of times that Linux is started again after that.
 pub(super) const TRIES: usize = 5;
 
-/// What the issue allows from `td start` to the shell.
+/// Time limit from `td start` to the shell.
 const BOOT: Duration = Duration::from_secs(90);
-/// For what is done at a shell, or at the console: far more than it needs, for a busy computer.
+/// Time limit of commands at a shell or at the console: far more than needed, for a busy computer.
 pub const COMMAND: Duration = Duration::from_secs(120);
 
-/// A configuration with these TDs, and the files that they need.
+/// Returns a configuration with these TDs, and the files that they need.
 pub fn config(tds: &[String]) -> String {
     let files = ["vmlinuz", "initrd"]
         .map(|name| format!("[[file]]\nname = \"{name}\"\npath = \"{name}\"\n"));
     files.concat() + &tds.concat()
 }
 
-/// A TD with Linux.
+/// Returns the configuration of a TD with Linux.
 pub fn td(name: &str, vcpus: u32, memory: &str, more: &str) -> String {
     format!(
         "[[td]]\nname = \"{name}\"\nkernel = \"vmlinuz\"\ninitrd = \"initrd\"\ncmdline = \"console=ttyS0 {more}\"\n\
@@ -49,7 +50,8 @@ pub fn td(name: &str, vcpus: u32, memory: &str, more: &str) -> String {
     )
 }
 
-/// Starts a TD, and gives the times from then on at which it had said each of these. Where QEMU loses one, another is started.
+/// Starts a TD. Returns the times at which it had printed each of the texts. If QEMU loses the TD, another one is
+/// started.
 pub fn start(
     bench: &mut Bench,
     console: &mut Console,
@@ -89,7 +91,8 @@ fn console(bench: &mut Bench, tds: &[String]) -> Result<Console> {
     bench.console(&machine)
 }
 
-/// A shell within the time, with all vCPUs, and what Linux knows of where it runs; then reboot and power-off from inside.
+/// Boots to a shell within the time limit, with all vCPUs, and checks what Linux detects; then reboots and powers off
+/// from inside.
 fn boot(bench: &mut Bench) -> Result<()> {
     let alone = td("alone", 1, "256M", "");
     let linux = [td("linux", 4, "512M", "")];
@@ -141,9 +144,9 @@ fn boot(bench: &mut Bench) -> Result<()> {
     sound(&mut console)
 }
 
-/// Has a TD reboot from inside. `false` when QEMU has lost it.
+/// Makes a TD reboot from inside. Returns `false` if QEMU has lost it.
 fn reboots(console: &mut Console, name: &str) -> Result<bool> {
-    // What the life before said last is followed by what the next one says.
+    // The last message of the previous life is followed by the messages of the next.
     const SAID: [&str; 4] = [
         "[it asked for a reset]",
         "[started anew]",
@@ -160,7 +163,7 @@ fn reboots(console: &mut Console, name: &str) -> Result<bool> {
     Ok(is_there)
 }
 
-/// What `cargo xtask measure` says of the only TD of a configuration, line by line.
+/// Returns the lines of `cargo xtask measure` for the only TD of a configuration.
 fn predicted(bench: &Bench, tds: &[String]) -> Result<Vec<String>> {
     let directory = bench.directory()?.join("config");
     fs::create_dir_all(&directory)?;
@@ -179,7 +182,7 @@ fn predicted(bench: &Bench, tds: &[String]) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Starts a TD alone, and notes what its boot took. The shell has to be there in time.
+/// Starts a TD alone, and records the cost of its boot. The shell must come in time.
 fn measure(bench: &mut Bench, console: &mut Console, name: &str) -> Result<()> {
     let before = Counts::read(console)?;
     let times = start(bench, console, name, &["Linux version", PROMPT])?;
@@ -202,7 +205,7 @@ fn measure(bench: &mut Bench, console: &mut Console, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What was counted so far.
+/// Counts at one moment.
 struct Counts {
     calls: u64,
     exits: BTreeMap<String, u64>,
@@ -221,7 +224,7 @@ impl Counts {
     }
 }
 
-/// Two TDs side by side: one is busy on all of its vCPUs, and the other answers.
+/// Runs two TDs side by side: one is busy on all of its vCPUs, and the other answers.
 fn two(bench: &mut Bench) -> Result<()> {
     let tds = [td("one", 2, "256M", ""), td("two", 2, "256M", "")];
     let mut console = console(bench, &tds)?;
@@ -256,7 +259,7 @@ fn wait_for_state(console: &mut Console, name: &str, state: &str) -> Result<()> 
     })
 }
 
-/// Asks until the answer is there.
+/// Repeats a command until the answer is found.
 fn wait<T>(console: &mut Console, command: &str, found: impl Fn(&Value) -> Option<T>) -> Result<T> {
     let deadline = Instant::now() + COMMAND;
     loop {
@@ -272,7 +275,7 @@ fn wait<T>(console: &mut Console, command: &str, found: impl Fn(&Value) -> Optio
     }
 }
 
-/// No call was made that the module should not have been asked, and nothing was lost.
+/// Checks that no illegal SEAMCALL was made, and that no page or HKID was lost.
 fn sound(console: &mut Console) -> Result<()> {
     let stats = console.succeed("stats", COMMAND)?;
     ensure!(

@@ -1,7 +1,8 @@
-//! The whole-system tests: each starts one or more machines and looks at them through the serial port and the debug
+//! The whole-system tests. Each starts one or more machines and observes them through the serial port and the debug
 //! console.
 //!
-//! After each, the SEAM stub must have seen exactly the violations that the test says it provokes: none, as a rule.
+//! After each test, the SEAM stub must have reported exactly the violations that the test provokes, which are usually
+//! none.
 
 mod bench;
 mod boot;
@@ -29,7 +30,7 @@ pub use rom::measure as measure_stub;
 
 use crate::programs::Programs;
 
-/// What a scenario needs that nobody has who did not fetch it.
+/// An item that a scenario needs and that must be fetched first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// Debian's kernel with a small system.
@@ -38,20 +39,20 @@ pub enum Need {
     Programs,
     /// A whole Debian.
     Debian,
-    /// The module of LKVS's tdx-compliance, where the developer has a checkout.
+    /// The module of LKVS's tdx-compliance, if the developer has a checkout.
     Lkvs,
 }
 
 /// One whole-system test.
 #[derive(Clone, Copy)]
 pub struct Scenario {
-    /// What it is called on the command line.
+    /// The name on the command line.
     pub name: &'static str,
-    /// Whether it runs only when it is asked for by its whole name: it is slow, or needs the network.
+    /// True if it runs only when its whole name is given: it is slow, or needs the network.
     pub by_name_only: bool,
-    /// What it belongs to that can be asked for by one name, if it runs by name only.
+    /// The group that can be run by one name, if the scenario runs by name only.
     pub group: Option<&'static str>,
-    /// What it needs beside the programs that are built.
+    /// The items that it needs besides the built programs.
     pub needs: &'static [Need],
     run: fn(&mut Bench) -> Result<()>,
 }
@@ -82,7 +83,7 @@ impl Scenario {
         self
     }
 
-    /// A part of the tests with programs of others'.
+    /// Creates one of the tests with third-party programs.
     const fn foreign(
         name: &'static str,
         run: fn(&mut Bench) -> Result<()>,
@@ -95,15 +96,15 @@ impl Scenario {
         }
     }
 
-    /// Runs it and gives the figures that it measured. It leaves its logs in a directory of its name in `home`, which it makes
-    /// anew.
+    /// Runs the scenario and returns the figures that it measured. It leaves its logs in a directory of its name in
+    /// `home`, which is recreated.
     ///
     /// # Errors
-    /// What did not hold, with the last lines of the serial port where they help.
+    /// The condition that failed, with the last lines of the serial port if they help.
     pub fn run(&self, programs: &Programs, home: &Path) -> Result<Vec<String>> {
         let mut bench = Bench::new(self.name, programs, home);
         bench.clear()?;
-        // A scenario that panics is a failed test and no reason to leave the others out.
+        // A scenario that panics is a failed test; the others still run.
         catch_unwind(AssertUnwindSafe(|| (self.run)(&mut bench)))
             .map_err(|_| anyhow!("the scenario panicked"))??;
         let seen = bench.complaints()?;
@@ -116,7 +117,7 @@ impl Scenario {
     }
 }
 
-/// Every scenario, in the order in which they run.
+/// Returns every scenario, in the order in which they run.
 pub fn all() -> Vec<Scenario> {
     [
         boot::ALL,

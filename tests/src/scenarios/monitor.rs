@@ -1,4 +1,4 @@
-//! The monitor beneath other programs than the hypervisor.
+//! Scenarios with the monitor below programs other than the hypervisor.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("monitor-linux", linux).with_linux(),
 ];
 
-/// The machine that the stub presents, checked from inside by an EFI application.
+/// Checks the machine that the stub presents, from inside, with an EFI application.
 fn probe(bench: &mut Bench) -> Result<()> {
     let media = Media::of_program(&bench.programs().probe())?;
     let machine = Machine::new(bench.disk(&media)?, Some(bench.stub()));
@@ -33,7 +33,7 @@ fn probe(bench: &mut Bench) -> Result<()> {
         "{said}"
     );
     bench.note(format!("{checks} checks"));
-    // Eight of its checks do what is forbidden.
+    // Eight of its checks do something forbidden.
     bench.provoke("seamrr_access", 2);
     bench.provoke("keyid_alias", 2);
     bench.provoke("private_read", 3);
@@ -42,14 +42,14 @@ fn probe(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Debian's 6.12 cloud kernel boots through OVMF above the resident monitor, with all CPUs, until it has no root.
+/// Boots Debian's 6.12 cloud kernel through OVMF above the resident monitor, with all CPUs, until it finds no root.
 fn linux(bench: &mut Bench) -> Result<()> {
     let boot = Boot::Linux {
         kernel: bench.programs().linux().kernel(),
         command_line: "console=ttyS0,115200 panic=-1".to_owned(),
     };
-    // With TDX on, firmware locks the CPUs in x2APIC mode, and Linux then wants interrupt remapping, which this machine
-    // does not have.
+    // With TDX on, firmware locks the CPUs in x2APIC mode, and Linux then needs interrupt remapping, which this
+    // machine does not have.
     let machine = Machine::new(boot, Some(bench.stub())).with_stub_option("tdx", "off");
     for _ in 0..TRIES {
         let mut guest = bench.start(&machine)?;
@@ -61,7 +61,7 @@ fn linux(bench: &mut Bench) -> Result<()> {
     bail!("QEMU has lost Linux {TRIES} times")
 }
 
-/// Whether Linux comes as far as it can without a root. `false` when QEMU has lost it.
+/// Checks that Linux gets as far as it can without a root. Returns `false` if QEMU has lost it.
 fn boots(guest: &mut Guest) -> Result<bool> {
     let limit = Duration::from_secs(240);
     let (lost, _) = guest.expect_any(&["smp: Brought up ", STALE], limit)?;

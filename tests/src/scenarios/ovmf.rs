@@ -1,4 +1,4 @@
-//! Debian's OVMF as a TD: firmware that nobody here wrote comes as far as its shell, and whatever it does, the TDs beside it go on.
+//! Scenarios with Debian's OVMF as a TD: unmodified firmware reaches its shell, and the TDs next to it continue.
 
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,18 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("ovmf-linux", beside_linux).with_linux(),
 ];
 
-/// From the start to the shell, whose timer runs slow: the firmware takes it for one of 1 GHz. Far more than it needs, for a
-/// busy computer.
+/// Time limit from the start to the shell, far more than needed, for a busy computer. The shell's timer runs slow,
+/// because the firmware assumes 1 GHz.
 const BOOT: Duration = Duration::from_secs(300);
-/// What its shell says when it waits.
+/// The shell's prompt.
 const SHELL: &str = "Shell> ";
-/// What is typed there: the word comes back at once where it is an answer. What is typed is shown letter by letter.
+/// The command that is typed, and its answer. The echo comes letter by letter; only the answer contains the word in
+/// one piece.
 const TYPED: &str = "echo seamark-hears-ovmf\r";
 const ANSWERED: &str = "seamark-hears-ovmf";
 
-/// Beside *smp*, with another that can't pass RBP: it calls itself until its stack has run over its page tables.
+/// Runs OVMF next to *smp*, and another OVMF that can't pass RBP: that one recurses until its stack has overwritten
+/// its page tables.
 fn beside_smp(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("smp", "64M", 2),
@@ -44,7 +46,7 @@ fn beside_smp(bench: &mut Bench) -> Result<()> {
     let first = Counts::by_now(&mut smp, &mut console)?;
     console.succeed("td start mute", LIFE)?;
     reaches_its_shell(bench, &mut console)?;
-    // Where it gets to is for nobody to say.
+    // Its final state is undefined.
     let mute = show(&mut console, "mute")?;
     let problem = mute["problem"].as_str().unwrap_or("no problem");
     bench.note(format!("without RBP: {}, {problem}", mute["state"]));
@@ -53,7 +55,7 @@ fn beside_smp(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["smp", "mute"], before)
 }
 
-/// Beside Linux, which answers before and after.
+/// Runs OVMF next to Linux, which answers before and after.
 fn beside_linux(bench: &mut Bench) -> Result<()> {
     let tds = [
         linux::td("linux", 2, "256M", ""),
@@ -76,7 +78,7 @@ fn beside_linux(bench: &mut Bench) -> Result<()> {
     nothing_is_left(&mut console, &["linux"], before)
 }
 
-/// Starts it, and waits until its shell answers to what is typed.
+/// Starts OVMF, and waits until its shell answers a command.
 fn reaches_its_shell(bench: &mut Bench, console: &mut Console) -> Result<()> {
     let begin = Instant::now();
     console.succeed(&format!("td start {OVMF}"), LIFE)?;
@@ -90,7 +92,7 @@ fn reaches_its_shell(bench: &mut Bench, console: &mut Console) -> Result<()> {
     Ok(())
 }
 
-/// It has done nothing to be ended for.
+/// Checks that OVMF has not ended, and takes it down.
 fn is_taken_down(console: &mut Console) -> Result<()> {
     let report = show(console, OVMF)?;
     ensure!(

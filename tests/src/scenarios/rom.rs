@@ -1,4 +1,5 @@
-//! TDs on the emulated SEAM, with the probe as their host: what a guest finds there, whatever the hypervisor does.
+//! Scenarios with TDs on the emulated SEAM and the probe as their host: the guest's view, independent of the
+//! hypervisor.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,18 +29,19 @@ pub const ALL: &[Scenario] = &[
     }),
 ];
 
-/// vCPUs with which every guest has to pass, and the machine's memory. QEMU puts all but the first 2 GiB above 4 GiB, and the
-/// firmware hands out the topmost memory first: in a machine of 5 GiB, a TD's pages have addresses of more than 32 bits.
+/// Numbers of vCPUs with which every guest must pass, and the machine's memory. QEMU puts all but the first 2 GiB
+/// above 4 GiB, and the firmware hands out the topmost memory first: in a machine of 5 GiB, a TD's pages have
+/// addresses of more than 32 bits.
 const MACHINES: [(u32, &str); 2] = [(1, "2G"), (4, "5G")];
 
-/// A guest that checks a table by itself.
+/// Runs a guest that checks a table by itself.
 fn guest(bench: &mut Bench, name: &str) -> Result<()> {
     MACHINES
         .into_iter()
         .try_for_each(|(vcpus, memory)| run(bench, name, "guest", vcpus, memory, 400))
 }
 
-/// Runs the guest, while the host does what the order says.
+/// Runs the guest, while the host follows the order.
 fn run(
     bench: &mut Bench,
     name: &str,
@@ -48,7 +50,7 @@ fn run(
     memory: &str,
     seconds: u64,
 ) -> Result<()> {
-    // A processor that has nothing to do spins, which costs those that have.
+    // An idle processor spins, which slows down the others.
     let cpus = if order == "interrupts" {
         (2, 1)
     } else {
@@ -82,7 +84,7 @@ fn run(
     Ok(())
 }
 
-/// Runs the probe with orders on a machine with so many CPUs and sockets, and so much memory; what it said.
+/// Runs the probe with orders on a machine with these CPUs, sockets and memory. Returns its output.
 fn probe(
     bench: &mut Bench,
     ((cpus, sockets), memory): ((u32, u32), &str),
@@ -105,14 +107,14 @@ fn probe(
     Ok(said)
 }
 
-/// What something cost each time that it was measured, in nanoseconds.
+/// The measurements of one operation, in nanoseconds.
 pub struct Figures {
     pub name: String,
     pub each: Vec<u128>,
 }
 
 impl Figures {
-    /// The one in the middle.
+    /// Returns the median.
     #[must_use]
     pub fn median(&self) -> u128 {
         let mut sorted = self.each.clone();
@@ -121,11 +123,11 @@ impl Figures {
     }
 }
 
-/// What the emulation costs, by the processor's time that QEMU takes, so that a busy computer does little harm. Each is measured
-/// at least once. The logs go to a directory in `home`.
+/// Measures the cost of the emulation in CPU time of QEMU, so that a busy computer has little effect. Each operation
+/// is measured at least once. The logs go to a directory in `home`.
 ///
 /// # Errors
-/// When the probe can't be run, or says something else.
+/// The probe can't be run, or its output is malformed.
 pub fn measure(programs: &Programs, home: &Path) -> Result<Vec<Figures>> {
     let limit = Duration::from_secs(300);
     let mut bench = Bench::new("bench-stub", programs, home);

@@ -1,4 +1,4 @@
-//! The TDX module shuts down under a running host, and all who look at the machine learn of it.
+//! Scenario in which the TDX module shuts down under a running host: the operator and the test rig both report it.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,11 +17,11 @@ pub const ALL: &[Scenario] = &[Scenario::new("module-shutdown", module_shutdown)
 const HOOK: &str = "shutdown TDH.VP.ENTER call 500";
 /// The sentence that the hypervisor shows.
 const SHUT_DOWN: &str = "TDX failed: the module was shut down; restart the machine";
-/// The pause between two looks at the machine.
+/// The interval at which the machine is polled.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// The hypervisor says so wherever TDX is mentioned and answers every command; a rig that does not expect the shutdown
-/// ends the run at once with the reason.
+/// Checks that the hypervisor reports the shutdown wherever TDX is mentioned, and answers every command, and that a rig
+/// that does not expect the shutdown ends the run at once with the reason.
 fn module_shutdown(bench: &mut Bench) -> Result<()> {
     let tds = [Named::new("smp", "64M", 2), Named::new("hello", "64M", 1)];
     let machine = machine(bench, &tds)?.with_stub_option("hooks", HOOK);

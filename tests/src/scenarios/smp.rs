@@ -1,4 +1,4 @@
-//! How far the guest *smp* is, which says whether a TD goes on beside what others do.
+//! The progress of the guest *smp*, which shows that a TD continues next to others.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -8,20 +8,20 @@ use anyhow::{Context, Result, ensure};
 use super::stage::{CHECKS, Words};
 use crate::console::Console;
 
-/// What *smp* reports in a line.
+/// A report line of *smp*.
 #[derive(Debug)]
 pub struct Counts {
-    /// How far each vCPU has counted.
+    /// The count of each vCPU.
     pub counts: Vec<u64>,
-    /// Interrupts that each has had.
+    /// The number of interrupts of each vCPU.
     pub interrupts: Vec<u64>,
 }
 
 impl Counts {
-    /// The last report that *smp* has made by now, or its first.
+    /// Returns the last report that *smp* has made by now, or its first.
     pub fn by_now(smp: &mut Words, console: &mut Console) -> Result<Self> {
         smp.read(console)?;
-        // The line is whole when the next thing is said, or its end.
+        // The line is complete when the next text, or the line's end, follows.
         while Self::last(&smp.text).is_err() {
             smp.wait(console, " interrupts ", CHECKS)?;
             sleep(Duration::from_millis(300));
@@ -30,7 +30,7 @@ impl Counts {
         Self::last(&smp.text)
     }
 
-    /// Waits until *smp* reports that every vCPU has got on since this report.
+    /// Waits until *smp* reports that every vCPU has progressed since this report.
     pub fn wait_for_more(&self, smp: &mut Words, console: &mut Console) -> Result<()> {
         let begin = Instant::now();
         loop {
@@ -46,7 +46,7 @@ impl Counts {
         }
     }
 
-    /// The last whole line of `text` that is a report.
+    /// Returns the last complete line of `text` that is a report.
     fn last(text: &str) -> Result<Self> {
         let lines = text
             .split_inclusive('\n')

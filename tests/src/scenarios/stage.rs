@@ -1,5 +1,5 @@
-//! What scenarios with TDs have in common: a configuration that names guests of our own, what they say on their consoles, and
-//! what must hold when all of them are gone.
+//! Common parts of scenarios with TDs: configurations that name the project's own guests, the output of their
+//! consoles, and the checks when all of them are gone.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,36 +15,36 @@ use crate::console::Console;
 use crate::media::Media;
 use crate::qemu::Machine;
 
-/// A host with its defaults.
+/// The configuration of a host with its defaults.
 const HOST: &str = "[host]\n";
-/// How long a command may take that builds a TD, or takes one down.
+/// Time limit of a command that builds a TD, or takes one down.
 pub const LIFE: Duration = Duration::from_secs(180);
-/// How long a report may take.
+/// Time limit of a report.
 pub const ANSWER: Duration = Duration::from_secs(30);
-/// How long a guest may take for its checks on a busy computer.
+/// Time limit of a guest's checks on a busy computer.
 pub const CHECKS: Duration = Duration::from_secs(180);
 /// Debian's OVMF, as the name of a guest.
 pub use crate::programs::OVMF;
-/// How often a guest's console is looked at.
+/// Interval at which a guest's console is polled.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// A TD in a configuration.
 #[derive(Clone, Debug)]
 pub struct Named<'a> {
-    /// Its name.
+    /// The TD's name.
     pub name: &'a str,
-    /// The guest that it starts.
+    /// The guest that the TD starts.
     pub guest: &'a str,
-    /// Its memory, as the configuration has it.
+    /// The TD's memory, in the configuration's format.
     pub memory: &'a str,
-    /// Its vCPUs.
+    /// Number of vCPUs.
     pub vcpus: u32,
-    /// Further lines of its table.
+    /// Further lines of the TD's table.
     pub more: String,
 }
 
 impl<'a> Named<'a> {
-    /// A TD called as its guest, with so much memory and so many vCPUs.
+    /// Creates a TD with the guest's name, this memory and this number of vCPUs.
     pub fn new(guest: &'a str, memory: &'a str, vcpus: u32) -> Self {
         Self {
             name: guest,
@@ -55,13 +55,13 @@ impl<'a> Named<'a> {
         }
     }
 
-    /// The same under another name.
+    /// Sets the name.
     #[must_use]
     pub fn called(self, name: &'a str) -> Self {
         Self { name, ..self }
     }
 
-    /// The same with another line in its table.
+    /// Adds a line to the table.
     #[must_use]
     pub fn with(mut self, line: impl AsRef<str>) -> Self {
         self.more += line.as_ref();
@@ -69,7 +69,7 @@ impl<'a> Named<'a> {
         self
     }
 
-    /// The same with wishes for the guest, which it finds in MRCONFIGID.
+    /// Sets the guest's parameters, which it finds in MRCONFIGID.
     #[must_use]
     pub fn wishing(self, wishes: &[u64]) -> Self {
         let mut digits = String::new();
@@ -81,7 +81,7 @@ impl<'a> Named<'a> {
     }
 }
 
-/// A configuration that names them, after the table of the host.
+/// Returns a configuration that names the TDs, after the table of the host.
 pub fn config(host: &str, tds: &[Named<'_>]) -> String {
     let files: BTreeMap<_, _> = tds.iter().map(|td| (td.guest, ())).collect();
     let mut text = String::from(host);
@@ -101,12 +101,12 @@ pub fn config(host: &str, tds: &[Named<'_>]) -> String {
     text
 }
 
-/// A machine with the stub whose configuration names TDs.
+/// Creates a machine with the stub whose configuration names TDs.
 pub fn machine(bench: &Bench, tds: &[Named<'_>]) -> Result<Machine> {
     machine_of(bench, HOST, tds)
 }
 
-/// The same with another table of the host.
+/// Creates a machine with another table of the host.
 pub fn machine_of(bench: &Bench, host: &str, tds: &[Named<'_>]) -> Result<Machine> {
     let directory = bench.directory()?.join("media");
     fs::create_dir_all(&directory)?;
@@ -121,19 +121,19 @@ pub fn machine_of(bench: &Bench, host: &str, tds: &[Named<'_>]) -> Result<Machin
     bench.machine_with(&media)
 }
 
-/// What a guest says in its present life, from its first byte on.
+/// The output of a guest in its present life, from its first byte on.
 #[derive(Debug)]
 pub struct Words {
     name: String,
-    /// The byte at which that life began, as the first read finds out.
+    /// The number of the byte at which that life began, once the first read has determined it.
     began: Option<u64>,
     next: u64,
-    /// All of it so far.
+    /// The output so far.
     pub text: String,
 }
 
 impl Words {
-    /// Of the TD of that name, of which nothing was read yet.
+    /// Creates the output of the TD of this name; nothing is read yet.
     pub fn of(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -143,10 +143,10 @@ impl Words {
         }
     }
 
-    /// Reads what is new. In another life than at the last time, what was read before is none of its words.
+    /// Reads new output. If the TD is in another life than at the last read, earlier output is dropped.
     ///
     /// # Errors
-    /// When the hypervisor does not answer, or something was lost.
+    /// The hypervisor does not answer, or output was lost.
     pub fn read(&mut self, console: &mut Console) -> Result<()> {
         loop {
             let answer = output(console, &self.name, self.next, ANSWER)?;
@@ -168,10 +168,10 @@ impl Words {
         }
     }
 
-    /// Waits until it has said `pattern`.
+    /// Waits until the guest has printed `pattern`.
     ///
     /// # Errors
-    /// When it does not within `limit`, or its TD comes to an end before.
+    /// The pattern does not come within `limit`, or the TD ends before.
     pub fn wait(&mut self, console: &mut Console, pattern: &str, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
@@ -194,7 +194,7 @@ impl Words {
         }
     }
 
-    /// Waits for the tally of a guest's checks, all of which must have passed. Returns how many there were.
+    /// Waits for the tally of a guest's checks, all of which must have passed. Returns their number.
     ///
     /// # Errors
     /// As [`Self::wait`]; the checks that failed.
@@ -225,14 +225,14 @@ impl Words {
     }
 }
 
-/// What `td console` answers.
+/// The answer of `td console`.
 #[derive(Debug)]
 pub struct Output {
     /// The number of the byte at which the TD's present life began.
     pub began: u64,
     /// The number of the text's first byte.
     pub from: u64,
-    /// The number of the byte behind it.
+    /// The number of the byte behind the text.
     pub next: u64,
     /// The text.
     pub text: String,
@@ -241,10 +241,10 @@ pub struct Output {
 /// A number behind all bytes that a TD has written.
 pub const NOTHING: u64 = u64::MAX;
 
-/// What a TD has written from byte number `from` on, as far as it is kept, in whichever life.
+/// Returns a TD's output from byte number `from` on, as far as it is kept, also from earlier lives.
 ///
 /// # Errors
-/// When the hypervisor does not answer within `limit`, or the TD was never started.
+/// The hypervisor does not answer within `limit`, or the TD was never started.
 pub fn output(console: &mut Console, name: &str, from: u64, limit: Duration) -> Result<Output> {
     let answer = console.succeed(&format!("td console {name} {from}"), limit)?;
     let number = |key: &str| {
@@ -260,7 +260,7 @@ pub fn output(console: &mut Console, name: &str, from: u64, limit: Duration) -> 
     })
 }
 
-/// What a TD has written in its present life, as far as it is kept.
+/// Returns a TD's output in its present life, as far as it is kept.
 ///
 /// # Errors
 /// As [`output`].
@@ -269,12 +269,12 @@ pub fn said(console: &mut Console, name: &str, limit: Duration) -> Result<String
     Ok(output(console, name, began, limit)?.text)
 }
 
-/// All that the hypervisor says of a TD.
+/// Returns the hypervisor's report of a TD.
 pub fn show(console: &mut Console, name: &str) -> Result<Value> {
     console.succeed(&format!("td show {name}"), ANSWER)
 }
 
-/// Waits until a TD has a problem, which is how it ended. Returns it.
+/// Waits until a TD has a problem, which is the reason of its end. Returns the problem.
 pub fn wait_for_problem(console: &mut Console, name: &str, limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;
     loop {
@@ -329,7 +329,7 @@ pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that the hypervisor uses of the machine's memory, and that are in quarantine.
+/// Returns the bytes of the machine's memory that the hypervisor uses, and those in quarantine.
 pub fn used(console: &mut Console) -> Result<(u64, u64)> {
     let memory = console.succeed("mem", ANSWER)?;
     let bytes = |key: &str| memory["ledger"][key].as_u64();
@@ -337,8 +337,7 @@ pub fn used(console: &mut Console) -> Result<(u64, u64)> {
     Ok((used, bytes("quarantined_bytes").unwrap_or(0)))
 }
 
-/// Takes TDs down, and checks that the machine has as much memory as before, and that no call was made that the module should
-/// not have been asked.
+/// Takes TDs down, and checks that the machine has as much memory as before, and that no illegal SEAMCALL was made.
 pub fn nothing_is_left(console: &mut Console, tds: &[&str], before: (u64, u64)) -> Result<()> {
     for name in tds {
         console.succeed(&format!("td destroy {name}"), LIFE)?;
@@ -353,7 +352,7 @@ pub fn nothing_is_left(console: &mut Console, tds: &[&str], before: (u64, u64)) 
     nothing_illegal(console)
 }
 
-/// The module refused no call that it should not have been asked, and no page or HKID was lost.
+/// Checks that the module refused no call as illegal, and that no page or HKID was lost.
 pub fn nothing_illegal(console: &mut Console) -> Result<()> {
     let stats = console.succeed("stats", ANSWER)?;
     let zero = |value: &Value| value.as_u64() == Some(0);

@@ -1,4 +1,4 @@
-//! TDs at the operator's console, on a machine that boots as `cargo xtask run` boots it.
+//! Scenarios with TDs at the operator's console, on a machine that boots as with `cargo xtask run`.
 
 use std::fs;
 use std::thread::sleep;
@@ -22,12 +22,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("seam-bench", seam_bench),
 ];
 
-/// How long a report may take.
+/// Time limit of a report.
 const ANSWER: Duration = Duration::from_secs(20);
-/// How long it may take to build a TD, to end one, or until a guest has said what it has to say.
+/// Time limit of building a TD, ending one, or a guest's output.
 const WORK: Duration = Duration::from_secs(90);
 
-/// A machine whose TDs all start from *hello*, and its configuration.
+/// Creates a machine whose TDs all start from *hello*, and its configuration.
 fn machine(bench: &Bench, tds: &str) -> Result<Machine> {
     let home = bench.directory()?;
     let image = bench.programs().guest("hello");
@@ -43,7 +43,7 @@ fn machine(bench: &Bench, tds: &str) -> Result<Machine> {
     Ok(machine)
 }
 
-/// Asks again and again until the answer is as it is to be.
+/// Repeats a command until its answer is as expected.
 fn until(
     console: &mut Console,
     command: &str,
@@ -58,7 +58,7 @@ fn until(
         if start.elapsed() > WORK {
             bail!("`{command}` still answers {answer}");
         }
-        // Asking costs the machine time.
+        // Each command costs the machine time.
         sleep(Duration::from_millis(200));
     }
 }
@@ -67,7 +67,7 @@ fn text<'a>(answer: &'a Value, key: &str) -> &'a str {
     answer[key].as_str().unwrap_or_default()
 }
 
-/// The guest's own TDREPORT, the host and the computation on this computer agree on what it is.
+/// Checks that the guest's own TDREPORT, the host and the computation on this computer agree on its measurement.
 fn hello(bench: &mut Bench) -> Result<()> {
     let machine = machine(
         bench,
@@ -96,15 +96,15 @@ fn hello(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// What *hello* says at its end.
+/// The last output of *hello*.
 const DONE: &str = "3 passed, 0 failed";
 
-/// Every command of a TD's life, on one that runs.
+/// Runs every command of a TD's life on a running TD.
 fn commands(bench: &mut Bench) -> Result<()> {
     let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
     let mut console = bench.console(&machine)?;
     let before = ledger(&mut console)?;
-    // In the life that it has then.
+    // Waits in the TD's present life.
     let done = |console: &mut Console| Words::of("one").wait(console, DONE, WORK);
     for (command, state) in [
         ("td create one", "paused"),
@@ -122,7 +122,7 @@ fn commands(bench: &mut Bench) -> Result<()> {
             && shown["cpus"][0]["entries"].as_u64() > Some(0),
         "{shown}"
     );
-    // The memory above is the guest's, which it does not look at again.
+    // The memory above 12 MiB is the guest's, which does not use it again.
     let shrunk = console.succeed("td shrink one 12M", WORK)?;
     ensure!(shrunk["taken"]["private_2m"] == 2, "{shrunk}");
     console.succeed("td reset one", WORK)?;
@@ -162,7 +162,7 @@ fn commands(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// The one TD too many is refused in words, and starts when another has ended.
+/// Checks that the first TD without an HKID is refused with a reason, and starts after another has ended.
 fn hkids(bench: &mut Bench) -> Result<()> {
     let count = {
         let machine = machine(bench, "")?;
@@ -190,12 +190,12 @@ fn hkids(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// TDs one after the other: frames, heap and HKIDs are as before.
+/// Runs TDs one after the other: frames, heap and HKIDs must be as before.
 fn rounds(bench: &mut Bench, count: u32) -> Result<()> {
     let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
     let mut console = bench.console(&machine)?;
     let start = Instant::now();
-    // The console remembers 64 lines: when they are all of this kind, nothing more is kept.
+    // The console remembers 64 lines: when all of them are of this kind, it stores nothing more.
     const WARM_UP: u32 = 25;
     // The report of the last life is a few bytes longer or shorter, depending on whether its calls met others. The heap
     // must be as it was after one of these further rounds; memory that leaks in each round never comes back to that.
@@ -228,7 +228,7 @@ fn rounds(bench: &mut Bench, count: u32) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// The cycles of each leaf, with every leaf that a TD's life has.
+/// Checks that the cycles of every leaf of a TD's life are measured.
 fn seam_bench(bench: &mut Bench) -> Result<()> {
     let machine = machine(bench, "")?;
     let mut console = bench.console(&machine)?;
@@ -238,7 +238,7 @@ fn seam_bench(bench: &mut Bench) -> Result<()> {
     let times = answer["leafs"].as_array().context("the leafs")?;
     let leafs = times.len();
     ensure!(leafs > 33, "{answer}");
-    // Those that take a guest, of which only this machine runs the code.
+    // Leafs that need a guest; only this machine runs a guest's code.
     for leaf in ["TDH.VP.ENTER", "TDH.MEM.PAGE.PROMOTE"] {
         let time = times.iter().find(|time| time["leaf"] == leaf);
         let time = time.with_context(|| format!("{leaf} is not among {answer}"))?;
@@ -249,7 +249,7 @@ fn seam_bench(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// The frames and the HKIDs.
+/// Returns the frames and the HKIDs.
 fn ledger(console: &mut Console) -> Result<(String, String)> {
     let memory = console.succeed("mem", ANSWER)?;
     ensure!(memory["ledger"]["balanced"] == true, "{memory}");
@@ -262,7 +262,7 @@ fn heap(console: &mut Console) -> Result<u64> {
     memory["heap"]["used_bytes"].as_u64().context("the heap")
 }
 
-/// No SEAMCALL was one that should not have been made.
+/// Checks that no illegal SEAMCALL was made.
 fn nothing_illegal(console: &mut Console) -> Result<()> {
     let stats = console.succeed("stats", ANSWER)?;
     ensure!(

@@ -1,4 +1,4 @@
-//! What the host must never do, done on purpose: the stub has to see it, once.
+//! Scenarios in which the host deliberately does what it must never do. The stub has to report it, once.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("keyid-access", keyid_access),
 ];
 
-/// How long a report may take.
+/// Time limit of a report.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// KeyID 1 in the address: the KeyID bits are 51:48.
+/// KeyID 1 in an address: the KeyID bits are 51:48.
 const KEYID_1: u64 = 1 << 48;
 
 /// `mem peek` reads a line of 64 bytes with eight loads of 8 bytes.
@@ -38,7 +38,7 @@ fn keyid_access(bench: &mut Bench) -> Result<()> {
     peek(&mut console, KEYID_1 | 0x10_0000)
 }
 
-/// Reads a line of memory, which reads as ones. Each load is reported once, and the console goes on.
+/// Reads a line of memory, whose bits all read as one. Each load is reported once, and the console continues.
 fn peek(console: &mut Console, address: u64) -> Result<()> {
     let answer = console.succeed(&format!("mem peek {address:#x}"), ANSWER)?;
     ensure!(answer["bytes"] == "ff".repeat(64), "{answer}");
@@ -55,7 +55,7 @@ fn peek(console: &mut Console, address: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where the SEAM range is, as the stub said when it took it.
+/// Returns the SEAM range, as the stub reported it.
 fn seamrr(console: &mut Console) -> Result<u64> {
     let events = console.guest().events()?;
     let base = events

@@ -1,4 +1,4 @@
-//! A TD with Linux is ended, at any moment of its life.
+//! Scenario that ends a TD with Linux at any moment of its life.
 
 use std::time::Instant;
 
@@ -10,13 +10,13 @@ use super::{COMMAND, config, free_bytes, sound, start, td, wait, wait_for_state}
 use crate::console::Console;
 use crate::scenarios::Bench;
 
-/// Times that a TD is ended at each of three moments.
+/// Number of times that a TD is ended at each of three moments.
 const ENDS: usize = 20;
 
-/// When a TD is ended.
+/// The moment at which a TD is ended.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// In the middle of its boot, when its console has said this.
+    /// During its boot, when its console has printed this text.
     Boot(&'static str),
     /// While its shell waits.
     Shell,
@@ -24,7 +24,7 @@ enum Moment {
     Busy,
 }
 
-/// What a boot says, early and late.
+/// Messages of a boot, early and late.
 const SAID: [&str; 5] = [
     "vCPUs, ",
     "Linux version",
@@ -33,9 +33,9 @@ const SAID: [&str; 5] = [
     "Trying to unpack rootfs",
 ];
 
-/// The end at any moment: nothing is lost, and the next one boots in the same memory.
+/// Ends TDs at any moment: nothing is lost, and the next TD boots in the same memory.
 pub fn terminate(bench: &mut Bench) -> Result<()> {
-    // More than half of what the machine has: no two of them fit side by side.
+    // More than half of the machine's memory, so that no two TDs fit side by side.
     const MEMORY: u64 = 224 << 20;
     let memory = format!("{}M", MEMORY >> 20);
     let tds = [
@@ -60,7 +60,7 @@ pub fn terminate(bench: &mut Bench) -> Result<()> {
         "ended {ENDS} times each in the middle of the boot, at the shell, and busy on all vCPUs: {} s",
         started.elapsed().as_secs()
     ));
-    // And one more lives where they all did.
+    // One more TD runs in the same memory.
     start(bench, &mut console, "linux", &[PROMPT])?;
     let mut shell = Shell::reopen(&mut console, "linux")?;
     ensure!(shell.run("nproc", COMMAND)?.trim() == "4", "not 4 vCPUs");
@@ -70,7 +70,7 @@ pub fn terminate(bench: &mut Bench) -> Result<()> {
 }
 
 fn end_at(bench: &mut Bench, console: &mut Console, moment: Moment, free: u64) -> Result<()> {
-    // Where the way to the shell is not what matters, it is a short one.
+    // If the way to the shell does not matter, the quiet TD is used, which boots faster.
     let (name, said) = match moment {
         Moment::Boot(said) => ("linux", said),
         Moment::Shell | Moment::Busy => ("quiet", PROMPT),

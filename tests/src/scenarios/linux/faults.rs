@@ -1,4 +1,4 @@
-//! What goes wrong in a TD with Linux.
+//! Scenario of failures in a TD with Linux.
 
 use anyhow::{Context, Result, ensure};
 
@@ -8,9 +8,9 @@ use crate::console::Console;
 use crate::scenarios::Bench;
 use crate::scenarios::stage::said;
 
-/// What goes wrong in a guest is shown on its console and by `td show`, and hurts nobody else.
+/// Checks that a failure in a guest is shown on its console and by `td show`, and affects no other TD.
 pub fn faults(bench: &mut Bench) -> Result<()> {
-    // No program to start, and no root file system: it gives up, or waits for one that never comes.
+    // TDs without a program to start or a root file system: the kernel panics, or waits for a device that never comes.
     let tds = [
         td("panic", 1, "256M", ""),
         td("early", 1, "256M", "rdinit=/none"),
@@ -22,7 +22,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     let mut console = console(bench, &tds)?;
     let free = free_bytes(&mut console)?;
 
-    // The guest's memory is used up: that ends a process in it and nothing else. Then its kernel panics, and tells the host.
+    // The guest's memory is exhausted: that ends only a process in it. Then its kernel panics, and tells the host.
     start(bench, &mut console, "panic", &[PROMPT])?;
     let mut shell = Shell::reopen(&mut console, "panic")?;
     let said = shell.run("tail /dev/zero; echo status $?", BOOT)?;
@@ -34,7 +34,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     shell.wait_for("Kernel panic - not syncing: sysrq triggered crash", BOOT)?;
     shell.leave()?;
     ends_with(bench, &mut console, "panic", "its kernel has panicked")?;
-    // It can't go on, and begins anew.
+    // The TD can't be resumed; it is reset.
     let refused = console.ask("td resume panic", COMMAND)?;
     let refused = refused["error"].as_str().context("a refusal")?;
     ensure!(
@@ -44,11 +44,11 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     let reset = console.succeed("td reset panic", BOOT)?;
     ensure!(reset["state"] == "runnable", "{reset}");
 
-    // It panics before it knows how to tell, and stands still for ever.
+    // It panics before it can tell the host, and hangs.
     let panicked = "end Kernel panic - not syncing: VFS: Unable to mount root fs";
     start(bench, &mut console, "early", &[panicked])?;
     goes_on(&mut console, "early")?;
-    // It never finishes.
+    // Its boot never finishes.
     let waits = "Waiting for root device /dev/vda";
     start(bench, &mut console, "hang", &[waits])?;
     goes_on(&mut console, "hang")?;
@@ -59,7 +59,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     shell.leave()?;
     ends_with(bench, &mut console, "triple", "triple fault on vCPU 0")?;
 
-    // Too little memory for its kernel; more than the machine has.
+    // Too little memory for its kernel, and more than the machine has.
     for (name, why) in [("small", "is too little"), ("huge", "not enough memory")] {
         let refused = console.ask(&format!("td start {name}"), COMMAND)?;
         let refused = refused["error"].as_str().context("a refusal")?;
@@ -78,7 +78,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     sound(&mut console)
 }
 
-/// Waits until a TD has come to its end, and looks whether its console says why as well.
+/// Waits until a TD has ended, and checks that its console gives the reason as well.
 fn ends_with(bench: &mut Bench, console: &mut Console, name: &str, why: &str) -> Result<()> {
     let problem = wait_for_problem(console, name)?;
     ensure!(problem.contains(why), "{name}: {problem}");
@@ -88,7 +88,7 @@ fn ends_with(bench: &mut Bench, console: &mut Console, name: &str, why: &str) ->
     Ok(())
 }
 
-/// A TD that gets nowhere can be looked at.
+/// Checks that a TD that makes no progress can be inspected.
 fn goes_on(console: &mut Console, name: &str) -> Result<()> {
     let shown = console.succeed(&format!("td show {name}"), COMMAND)?;
     ensure!(shown["state"] == "runnable", "{shown}");

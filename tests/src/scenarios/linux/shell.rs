@@ -1,4 +1,4 @@
-//! The shell in a TD, through the hypervisor's console.
+//! The shell in a TD, accessed through the hypervisor's console.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use super::STALE;
 use crate::console::Console;
 use crate::scenarios::stage::{NOTHING, output};
 
-/// What the shell says when it waits.
+/// The shell's prompt.
 pub const PROMPT: &str = "td# ";
-/// Leads from a TD's console back to the hypervisor's.
+/// The key that leaves a TD's console.
 const BACK: &[u8] = b"\x1d";
-/// For the console itself.
+/// Time limit of the console's own commands.
 const SWITCH: Duration = Duration::from_secs(120);
 
 /// A TD's console, while it is watched.
@@ -21,13 +21,13 @@ pub struct Shell<'a> {
 }
 
 impl<'a> Shell<'a> {
-    /// Watches a TD's console, from the begin of its present life on as far as that is kept.
+    /// Watches a TD's console, from the beginning of its present life, as far as that is kept.
     pub fn open(console: &'a mut Console, name: &str) -> Result<Self> {
         let began = output(console, name, NOTHING, SWITCH)?.began;
         Self::open_from(console, name, began)
     }
 
-    /// Watches the console of a TD that waits at its prompt, without what it wrote before.
+    /// Watches the console of a TD that waits at its prompt, without its earlier output.
     pub fn reopen(console: &'a mut Console, name: &str) -> Result<Self> {
         let next = output(console, name, NOTHING, SWITCH)?.next;
         let mut shell = Self::open_from(console, name, next)?;
@@ -45,13 +45,13 @@ impl<'a> Shell<'a> {
         Ok(Self { console })
     }
 
-    /// Waits until the TD has said something while it boots. `false` when QEMU had it execute code that was patched already.
+    /// Waits for output of the TD while it boots. Returns `false` if QEMU executed code that had been patched.
     pub fn wait_while_booting(&mut self, what: &str, limit: Duration) -> Result<bool> {
         let (index, _) = self.console.guest().expect_any(&[what, STALE], limit)?;
         Ok(index == 0)
     }
 
-    /// Waits until the TD has said something.
+    /// Waits for output of the TD.
     pub fn wait_for(&mut self, what: &str, limit: Duration) -> Result<String> {
         self.console.guest().expect(what, limit)
     }
@@ -67,16 +67,16 @@ impl<'a> Shell<'a> {
         self.console.guest().send(b"\r")
     }
 
-    /// Types a command at the prompt, and waits for the next one. What was said between.
+    /// Types a command at the prompt, and waits for the next prompt. Returns the output in between.
     pub fn run(&mut self, command: &str, limit: Duration) -> Result<String> {
         self.type_line(command)?;
-        // The line itself comes back first.
+        // The echo of the line comes first.
         self.wait_for("\n", limit)?;
         let said = self.wait_for(PROMPT, limit)?;
         Ok(said.trim_end_matches(PROMPT).to_owned())
     }
 
-    /// Back to the hypervisor's console.
+    /// Returns to the hypervisor's console.
     pub fn leave(self) -> Result<()> {
         self.console.guest().send(BACK)?;
         self.console
