@@ -9,7 +9,7 @@ use core::fmt::{Result, Write};
 
 use super::line::{Change, Line};
 
-/// What the console prints when it is ready for a line.
+/// The prompt, which the console prints when it is ready for a line.
 pub const PROMPT: &str = "seamark> ";
 
 /// The width that every terminal has.

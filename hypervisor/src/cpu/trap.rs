@@ -47,7 +47,7 @@ fn fatal(cause: Cause, frame: &Frame) -> ! {
     }
 }
 
-/// Count of interrupts with a vector that nobody asked for.
+/// Count of interrupts with an unexpected vector.
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 
 const STUB_BYTES: u64 = 16;
@@ -57,7 +57,7 @@ pub(super) fn stub(vector: u8) -> u64 {
     stubs as *const () as u64 + u64::from(vector) * STUB_BYTES
 }
 
-/// Returns the number of interrupts with a vector that nobody asked for.
+/// Returns the number of interrupts with an unexpected vector.
 pub fn unexpected() -> u64 {
     UNEXPECTED.load(Relaxed)
 }

@@ -37,7 +37,7 @@ pub struct Firmware {
     pub s5: Option<aml::SleepType>,
     /// PCI configuration space in memory.
     pub pci: Vec<Segment>,
-    /// What is missing or wrong, one sentence each.
+    /// Missing or malformed tables, one sentence each.
     pub problems: Vec<String>,
 }
 

@@ -64,7 +64,7 @@ pub fn cpuid(leaf: u32, sub_leaf: u32) -> Tried<[u32; 4]> {
 /// Checks that an instruction raised what was expected.
 ///
 /// # Errors
-/// What it did instead.
+/// The actual outcome.
 pub fn raises(what: &str, outcome: Outcome, expected: Outcome) -> Check {
     ensure!(
         is_same(outcome, expected),
@@ -76,7 +76,7 @@ pub fn raises(what: &str, outcome: Outcome, expected: Outcome) -> Check {
 /// Checks that an instruction raised #VE with this reason, qualification and length.
 ///
 /// # Errors
-/// What it did instead.
+/// The actual outcome.
 pub fn raises_ve(
     what: &str,
     outcome: Outcome,

@@ -27,7 +27,7 @@ pub struct Stacks([[AtomicU64; STACK_BYTES / 8]; VCPUS]);
 pub static STACKS: Stacks =
     Stacks([const { [const { AtomicU64::new(0) }; STACK_BYTES / 8] }; VCPUS]);
 
-/// How often each vCPU arrived, was awaited, and was sent back.
+/// Counts for each vCPU: arrivals, arrivals that were awaited, and returns.
 static ARRIVED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
 static AWAITED: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
 static SENT_BACK: [AtomicU32; VCPUS] = [const { AtomicU32::new(0) }; VCPUS];
