@@ -100,7 +100,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
         problems.push(problem);
     }
     let to_prompt = time::us() - tdx_us;
-    log::info!("from the first line to the prompt: {to_prompt} us, TDX bring-up apart");
+    log::info!("from the first line to the prompt: {to_prompt} us, excluding TDX bring-up");
     #[cfg(feature = "bench")]
     crate::bench::run_all();
     run(Machine {

@@ -53,7 +53,7 @@ impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.meaning)?;
         if self.about != Detail::None {
-            write!(f, " It is about {}.", self.about)?;
+            write!(f, " It concerns {}.", self.about)?;
         }
         write!(f, " {}", self.remedy)
     }
@@ -63,16 +63,16 @@ impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Nothing => "Nothing needs to be done.",
-            Self::TryAgain => "It passes by itself: try again.",
-            Self::EndAgain => "Try again to end the TD: what remains to be done is then resumed.",
+            Self::TryAgain => "The condition is temporary: try again.",
+            Self::EndAgain => "Terminate the TD again: the termination resumes where it stopped.",
             Self::Firmware => "Correct it in the firmware's setup (BIOS), or update the firmware, and restart the machine.",
-            Self::UpdateModule => "Update the TDX module and its loader, which mostly come with the firmware.",
+            Self::UpdateModule => "Update the TDX module and its loader, which usually come with the firmware.",
             Self::Restart => "Restart the machine to use TDX again.",
-            Self::Configuration => "Change the TD's configuration; `tdx` shows what the module can do.",
-            Self::Hkids => "Destroy a TD that is no longer wanted, or give TDX more KeyIDs in the firmware's setup.",
-            Self::Destroy => "The TD can't go on: destroy it, and create it again if it is still wanted.",
+            Self::Configuration => "Change the TD's configuration; `tdx` shows what the module supports.",
+            Self::Hkids => "Destroy a TD that is no longer needed, or give TDX more KeyIDs in the firmware's setup.",
+            Self::Destroy => "The TD can't continue: destroy it, and create it again if it is still needed.",
             Self::Guest => "The software in the TD caused it: look there.",
-            Self::Report => "This is a mistake of Seamark: please report it, with the console's log.",
+            Self::Report => "This is a bug in Seamark: please report it, with the console's log.",
         })
     }
 }
@@ -170,7 +170,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::SYS_LP_INIT_NOT_DONE => ("This processor has not been initialised for the module.", Report),
         Status::SYS_LP_INIT_DONE => ("This processor was initialised for the module before.", Report),
         Status::SYS_NOT_READY => ("The module is not configured yet.", Report),
-        Status::SYS_SHUTDOWN => ("The module was shut down and answers no more.", Restart),
+        Status::SYS_SHUTDOWN => ("The module was shut down and no longer answers.", Restart),
         Status::SYS_KEY_CONFIG_NOT_PENDING => ("The module's own key is not due to be configured.", Report),
         Status::SYS_STATE_INCORRECT => ("The module is not in the state that the call demands.", Report),
         Status::SYS_INVALID_HANDOFF => ("The data that the previous module handed over does not fit this one.", Restart),
@@ -180,7 +180,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::INCOMPATIBLE_SEAM_CAPABILITIES => ("The processor lacks a SEAM function that this module needs.", UpdateModule),
 
         Status::TD_FATAL => ("The TD suffered a fatal error before.", Destroy),
-        Status::TD_NON_DEBUG => ("Only of a debug TD can this be read or changed.", Configuration),
+        Status::TD_NON_DEBUG => ("This can be read or changed in a debug TD only.", Configuration),
         Status::TDCS_NOT_ALLOCATED => ("The TD's control structure has not been given its pages.", Report),
         Status::LIFECYCLE_STATE_INCORRECT => ("The TD is not in the phase of its life that the call demands.", Report),
         Status::OP_STATE_INCORRECT => ("The TD is not in the state of operation that the call demands.", Report),
@@ -190,13 +190,13 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::VCPU_STATE_INCORRECT => ("The virtual processor is not in the state that the call demands.", Report),
         Status::VCPU_ASSOCIATED => ("The virtual processor belongs to another processor, which has to flush it first.", TryAgain),
         Status::VCPU_NOT_ASSOCIATED => ("The virtual processor belongs to no processor, so there is nothing to flush.", Nothing),
-        Status::NO_VALID_VE_INFO => ("There is no virtualisation exception to tell of.", Guest),
+        Status::NO_VALID_VE_INFO => ("There is no virtualisation exception to report.", Guest),
         Status::MAX_VCPUS_EXCEEDED => ("The TD has as many virtual processors as it was configured for.", Configuration),
         Status::TSC_ROLLBACK => ("The TD's time would run backwards: the time stamp counter was changed after the module was initialised.", Firmware),
         Status::TD_VMCS_FIELD_NOT_INITIALIZED => ("A field of the virtual processor that it needs to run was not set.", Report),
         Status::TD_VMCS_FIELD_ERROR => ("A field of the virtual processor has a value with which it can't run.", Report),
 
-        Status::KEY_GENERATION_FAILED => ("The memory controller gave no new key, for want of entropy.", TryAgain),
+        Status::KEY_GENERATION_FAILED => ("The memory controller generated no key, for lack of entropy.", TryAgain),
         Status::TD_KEYS_NOT_CONFIGURED => ("The TD's key is not configured on every package, or was taken away.", Report),
         Status::KEY_STATE_INCORRECT => ("The TD's key is not in the state that the call demands.", Report),
         Status::KEY_CONFIGURED => ("The key was configured on this package before.", Nothing),
@@ -210,7 +210,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::INCORRECT_CPUID_VALUE => ("The processor lacks a feature that the module needs, or the firmware turned it off.", Firmware),
         Status::LIMIT_CPUID_MAXVAL_SET => ("The firmware limits CPUID (IA32_MISC_ENABLE bit 22).", Firmware),
         Status::INCONSISTENT_CPUID_FIELD => ("This processor's CPUID differs from that of the one on which the module was initialised.", Firmware),
-        Status::CPUID_MAX_SUBLEAVES_UNRECOGNIZED => ("CPUID tells of more sub-leaves than the module knows.", UpdateModule),
+        Status::CPUID_MAX_SUBLEAVES_UNRECOGNIZED => ("CPUID reports more sub-leaves than the module knows.", UpdateModule),
         Status::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED => ("CPUID describes the topology of processors in a way that the module does not know.", UpdateModule),
         Status::INVALID_WBINVD_SCOPE => ("Caches are not shared by exactly one package.", Firmware),
         Status::INVALID_PKG_ID => ("There are more packages than the module supports.", UpdateModule),
@@ -310,7 +310,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::INVALID_CPUSVN => ("The report comes from a processor with another security version.", Guest),
         Status::INVALID_REPORTMACSTRUCT => ("The report is not authentic.", Guest),
 
-        Status::L2_EXIT_HOST_ROUTED_ASYNC => ("A nested VM was left for a reason that is the host's to serve.", Nothing),
+        Status::L2_EXIT_HOST_ROUTED_ASYNC => ("A nested VM was left for a reason that the host has to handle.", Nothing),
         Status::L2_EXIT_HOST_ROUTED_TDVMCALL => ("A nested VM was left with a request to the host.", Nothing),
         Status::L2_EXIT_PENDING_INTERRUPT => ("A nested VM was left, as an interrupt waits for the TD.", Nothing),
         Status::PENDING_INTERRUPT => ("A nested VM was not entered, as an interrupt waits for the TD.", Nothing),

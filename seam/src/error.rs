@@ -196,7 +196,7 @@ impl Error {
                 remedy: Remedy::Report,
             }),
             Cause::NoProgress => Some(Advice {
-                meaning: "The module asks to be called again and again without getting further.",
+                meaning: "The module asks to be called again repeatedly without making progress.",
                 about: Detail::None,
                 remedy: Remedy::Restart,
             }),

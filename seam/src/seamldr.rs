@@ -29,7 +29,7 @@ const STATUSES: &[(u64, &str, &str)] = &[
     (
         0x8000_0000_0000_0000,
         "EBADPARAM",
-        "It does not know the function, or refuses an operand. This is a mistake of Seamark: please report it.",
+        "It does not know the function, or refuses an operand. This is a bug in Seamark: please report it.",
     ),
     (
         0x8000_0000_0000_0003,
@@ -79,12 +79,12 @@ const STATUSES: &[(u64, &str, &str)] = &[
     (
         0x8000_0000_0003_0000,
         "EINTERRUPT",
-        "An interrupt stopped it. It passes by itself: try again.",
+        "An interrupt stopped it. The condition is temporary: try again.",
     ),
     (
         0x8000_0000_0003_0001,
         "ENOENTROPY",
-        "The processor's random number generator had nothing to give. It passes by itself: try again.",
+        "The processor's random number generator had nothing to give. The condition is temporary: try again.",
     ),
 ];
 

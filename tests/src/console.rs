@@ -14,7 +14,7 @@ use crate::qemu::Guest;
 pub const PROMPT: &str = "seamark> ";
 
 /// The end of the line that precedes a TD's output.
-const HEAD_END: &str = "leads back.\n";
+const HEAD_END: &str = "detaches.\n";
 
 /// Time limit of an answer to `json on` and `json off`.
 const SWITCH: Duration = Duration::from_secs(60);

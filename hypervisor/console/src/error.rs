@@ -131,7 +131,7 @@ impl fmt::Display for Error {
                 }
                 None => write!(
                     f,
-                    "there is no TD \"{word}\"; \"td list\" lists those that the configuration names"
+                    "there is no TD \"{word}\"; \"td list\" lists the configured TDs"
                 ),
             },
             Self::NotANumber { arg, word } => {
@@ -143,7 +143,7 @@ impl fmt::Display for Error {
             Self::AddressTooWide(address) => {
                 write!(
                     f,
-                    "{address:#x} is no physical address: those have at most 52 bits; check its digits"
+                    "{address:#x} is not a physical address, which has at most 52 bits; check the digits"
                 )
             }
             Self::NotAChoice { arg, word, choices } => {

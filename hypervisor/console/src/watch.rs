@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use super::host::{Host, td::Excerpt};
 
 /// The ways to leave, for the operator.
-pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, leads back";
+pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, detaches";
 
 /// Ctrl-], the escape character of telnet and similar programs.
 const LEAVE: u8 = 0x1D;

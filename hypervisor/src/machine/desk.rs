@@ -242,33 +242,33 @@ impl<P: Platform> Desk<'_, '_, P> {
 fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
     match (wish, state) {
         (_, State::Building) => {
-            format!("; wait until it is built, or \"td destroy {name}\" ends it")
+            format!("; wait until it is built, or \"td destroy {name}\" terminates it")
         }
         (_, State::Terminating | State::Teardown) if is_stuck => {
-            format!(", and its end got stuck; \"td retry {name}\" goes on with it")
+            format!(", and its termination got stuck; \"td retry {name}\" resumes the termination")
         }
         (_, State::Terminating) => {
-            format!("; wait until its HKID is back, or \"td show {name}\" says why it is not")
+            format!("; wait until its HKID is released; \"td show {name}\" shows any problem")
         }
-        (Wish::Retry, State::Created | State::Reclaimed) => ", and nothing of it is stuck".into(),
+        (Wish::Retry, State::Created | State::Reclaimed) => ", and nothing is stuck".into(),
         (Wish::Retry, State::Runnable | State::Paused) => {
-            format!(", and is not ending; \"td destroy {name}\" ends it")
+            format!(", and is not terminating; \"td destroy {name}\" terminates it")
         }
         (Wish::Create, State::Runnable) => {
-            format!(" already; \"td reset {name}\" ends it and builds it again")
+            format!(" already; \"td reset {name}\" builds it again")
         }
         (Wish::Create, State::Paused) => {
-            format!(", so it is built; \"td start {name}\" lets it run")
+            format!(", so it is built; \"td start {name}\" starts it")
         }
         (_, State::Teardown) => {
-            "; wait until its memory is back (\"reclaim\" shows how far that is)".into()
+            "; wait until its memory is reclaimed (\"reclaim\" shows the progress)".into()
         }
         (_, State::Created | State::Reclaimed) => {
-            format!(", so there is nothing of it; \"td start {name}\" builds it")
+            format!(", so it is not built; \"td start {name}\" builds it")
         }
-        (Wish::Start | Wish::Resume, State::Runnable) => ", so it runs already".into(),
+        (Wish::Start | Wish::Resume, State::Runnable) => ", so it is running".into(),
         (Wish::Pause, State::Paused) => {
-            format!(" already; \"td resume {name}\" lets it run again")
+            format!(" already; \"td resume {name}\" resumes it")
         }
         _ => String::new(),
     }
@@ -373,7 +373,10 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         let outcome = outcome.map_err(|error| self.sentence(id, Wish::Shrink, &error))?;
         let (taken, left_to) = match outcome {
             Outcome::Removed(taken) => (taken, None),
-            Outcome::Queued => (<_>::default(), Some("its end, or once that has failed")),
+            Outcome::Queued => (
+                <_>::default(),
+                Some("its termination, or when that has failed"),
+            ),
             Outcome::LeftToReclaim => (<_>::default(), Some("the reclaim of all its memory")),
         };
         Ok(TdShrunk {
@@ -397,7 +400,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
                 return SHUT_DOWN.into();
             }
             let name = self.name(id);
-            format!("TD {name} has no console yet; \"td start {name}\" lets it run")
+            format!("TD {name} has no console yet; \"td start {name}\" starts it")
         };
         let mut read = None;
         self.vitals

@@ -256,7 +256,7 @@ impl shared::Frames for Shared {
             order: order(size),
         };
         if let Err(error) = memory::free(frame) {
-            log::error!("a shared frame at {:#x} did not come home: {error}", hpa.0);
+            log::error!("a shared frame at {:#x} could not be freed: {error}", hpa.0);
         }
     }
 

@@ -176,14 +176,12 @@ fn follow(site: &Site<'_>, operator: &mut Operator<'_, '_, Rig>, command: &str, 
     assert_eq!(answer["ok"], true, "{command:?}, which {says:?}: {answer}");
     let state = site.state();
     let expected: &[&str] = match says {
-        "lets it run"
-        | "lets it run again"
-        | "builds it"
-        | "starts it anew"
-        | "ends it and builds it again" => &["runnable"],
-        "ends it" => &["teardown", "reclaimed"],
-        "goes on with it" | "goes on from here" | "asks it again" => &["reclaimed"],
-        "shows how far that is" | "says why it is not" => return,
+        "starts it" | "resumes it" | "builds it" | "restarts it" | "builds it again" => {
+            &["runnable"]
+        }
+        "terminates it" => &["teardown", "reclaimed"],
+        "resumes the termination" => &["reclaimed"],
+        "shows the progress" | "shows any problem" => return,
         other => panic!("{command:?} is said to do {other:?}, of which this test knows nothing"),
     };
     assert!(expected.contains(&&*state), "{command:?} {says:?}: {state}");
@@ -230,8 +228,8 @@ fn each_problem_s_advice_can_be_followed_and_does_what_it_says() {
 
 #[test]
 fn what_a_panicked_td_is_told() {
-    let why = "TD one: its kernel has panicked, so it can't go on; \"td reset one\" starts it anew, \
-               \"td terminate one\" ends it";
+    let why = "TD one: its kernel has panicked, so it can't continue; \"td reset one\" restarts it, \"td terminate \
+               one\" terminates it";
     for case in [Case::Panicking, Case::Panicked, Case::PausedAndPanicked] {
         for command in ["create", "start", "resume", "pause"] {
             with(case, |_, operator| {
@@ -292,7 +290,7 @@ fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
         let list = operator.read("td list");
         assert!(list.lines().all(|line| line.len() <= 120), "{list}");
         assert!(
-            list.contains("\"td show\" shows all of a problem."),
+            list.contains("\"td show\" shows a problem in full."),
             "{list}"
         );
         operator.succeed("td start one");

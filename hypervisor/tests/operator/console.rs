@@ -175,8 +175,8 @@ fn more_tds_than_hkids_is_refused_in_words_and_starts_when_another_has_ended() {
     operator.succeed("td start b");
     assert_eq!(
         operator.fail("td start c"),
-        "TD c: no HKID is left for another TD: of 3, 3 are in use (one by the TDX module itself); end a TD, or give TDX \
-         more KeyIDs in the firmware's setup (TDX key split)"
+        "TD c: no HKID is left for another TD: of 3, 3 are in use (one by the TDX module itself); terminate a TD, or \
+         give TDX more KeyIDs in the firmware's setup (TDX key split)"
     );
     assert_eq!(tds.state(3), State::Created);
     // The TD's memory may still be in reclaim; only the HKID matters.
@@ -196,19 +196,16 @@ fn a_td_in_another_state_is_told_with_what_to_do() {
     for (line, said) in [
         (
             "td pause one",
-            "TD one is created, so there is nothing of it; \"td start one\" builds it",
+            "TD one is created, so it is not built; \"td start one\" builds it",
         ),
-        (
-            "td retry one",
-            "TD one is created, and nothing of it is stuck",
-        ),
+        ("td retry one", "TD one is created, and nothing is stuck"),
         (
             "td console one",
-            "TD one has no console yet; \"td start one\" lets it run",
+            "TD one has no console yet; \"td start one\" starts it",
         ),
         (
             "td shrink one 8M",
-            "TD one is created, so there is nothing of it; \"td start one\" builds it",
+            "TD one is created, so it is not built; \"td start one\" builds it",
         ),
     ] {
         assert_eq!(operator.fail(line), said);
@@ -218,19 +215,19 @@ fn a_td_in_another_state_is_told_with_what_to_do() {
     for (line, said) in [
         (
             "td create one",
-            "TD one is paused, so it is built; \"td start one\" lets it run",
+            "TD one is paused, so it is built; \"td start one\" starts it",
         ),
         (
             "td pause one",
-            "TD one is paused already; \"td resume one\" lets it run again",
+            "TD one is paused already; \"td resume one\" resumes it",
         ),
         (
             "td shrink one 1T",
-            "TD one: its memory can become less only, from 12 MiB to 16 MiB",
+            "TD one: its memory can only shrink: choose 12 to 16 MiB",
         ),
         (
             "td retry one",
-            "TD one is paused, and is not ending; \"td destroy one\" ends it",
+            "TD one is paused, and is not terminating; \"td destroy one\" terminates it",
         ),
     ] {
         assert_eq!(operator.fail(line), said);
@@ -239,17 +236,17 @@ fn a_td_in_another_state_is_told_with_what_to_do() {
     for (line, said) in [
         (
             "td create one",
-            "TD one is runnable already; \"td reset one\" ends it and builds it again",
+            "TD one is runnable already; \"td reset one\" builds it again",
         ),
-        ("td start one", "TD one is runnable, so it runs already"),
-        ("td resume one", "TD one is runnable, so it runs already"),
+        ("td start one", "TD one is runnable, so it is running"),
+        ("td resume one", "TD one is runnable, so it is running"),
     ] {
         assert_eq!(operator.fail(line), said);
     }
     operator.succeed("td terminate one");
     assert_eq!(
         operator.fail("td create one"),
-        "TD one is in teardown; wait until its memory is back (\"reclaim\" shows how far that is)"
+        "TD one is in teardown; wait until its memory is reclaimed (\"reclaim\" shows the progress)"
     );
     operator.succeed("td destroy one");
     server.assert_spotless();

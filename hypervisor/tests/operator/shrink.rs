@@ -17,7 +17,7 @@ fn a_shrink_that_makes_way_for_an_end_says_so() {
     let mut operator = Operator::new(tds);
     let shown = operator.succeed("td shrink full 14M");
     assert_eq!(shown["state"], "terminating", "{shown}");
-    assert_eq!(shown["left_to"], "its end, or once that has failed");
+    assert_eq!(shown["left_to"], "its termination, or when that has failed");
     tds.destroy(1, Way::Dynamic).unwrap();
     server.assert_spotless();
 }

@@ -118,7 +118,7 @@ fn every_command_says_that_the_module_was_shut_down() {
     assert!(!text.contains("missing"), "{text}");
     let pages = held / PAGE_4K;
     let lost =
-        format!("{SHUT_DOWN}; {pages} pages of it are in quarantine: its module was shut down");
+        format!("{SHUT_DOWN}; {pages} of its pages are in quarantine: its module was shut down");
     let list = operator.succeed("td list");
     assert_eq!(list["tds"][0]["problem"], lost);
     assert_eq!(list["tds"][1]["problem"], SHUT_DOWN);
@@ -273,7 +273,7 @@ fn memory_on_its_way_back_is_put_away_with_one_line_for_each_td() {
     assert_eq!(tds.state(1), State::Reclaimed);
     let problem = tds.notes(1).unwrap().problem.unwrap();
     assert!(
-        problem.starts_with(&format!("{} pages of it", quarantined / PAGE_4K)),
+        problem.starts_with(&format!("{} of its pages", quarantined / PAGE_4K)),
         "{problem}"
     );
     assert_eq!(log_lines() - lines, 2, "the module's end, and the count");

@@ -325,7 +325,7 @@ fn debug(bench: &mut Bench) -> Result<()> {
         let refused = console.ask(command, ANSWER)?;
         let error = refused["error"].as_str().unwrap_or_default();
         ensure!(
-            error.contains("it is in production"),
+            error.contains("it is not a debug TD"),
             "`{command}`: {refused}"
         );
     }

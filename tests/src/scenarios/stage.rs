@@ -321,7 +321,7 @@ pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
     console.enter("json off", ANSWER)?;
     let guest = console.guest();
     guest.send(format!("td console {name}\r").as_bytes())?;
-    guest.expect("leads back.", ANSWER)?;
+    guest.expect("detaches.", ANSWER)?;
     guest.send(text.as_bytes())?;
     guest.send(b"\x1d")?;
     guest.expect("seamark> ", ANSWER)?;

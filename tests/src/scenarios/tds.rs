@@ -135,7 +135,7 @@ fn commands(bench: &mut Bench) -> Result<()> {
 
     let refused = console.ask("td regs one", ANSWER)?;
     ensure!(
-        text(&refused, "error").contains("in production"),
+        text(&refused, "error").contains("not a debug TD"),
         "{refused}"
     );
 

@@ -20,9 +20,9 @@ pub const COMMANDS: &[Command] = &[Command {
         optional: true,
     }],
     summary: "List the commands, or explain one",
-    help: "Tab completes names and arguments. Keys: Up and Down for earlier lines, Ctrl-A and Ctrl-E for the line's \
-           ends, Ctrl-W, Ctrl-U and Ctrl-K to delete a word, back to the start, on to the end, Ctrl-C to give a line \
-           up, Ctrl-L to clear the screen.",
+    help: "Tab completes names and arguments. Up and Down recall earlier lines; Ctrl-A and Ctrl-E move to the start \
+           and end of the line; Ctrl-W deletes a word, Ctrl-U to the start of the line, Ctrl-K to its end; Ctrl-C \
+           discards the line; Ctrl-L clears the screen.",
     run: help,
 }];
 

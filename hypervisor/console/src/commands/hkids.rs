@@ -17,17 +17,17 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "hkids",
         args: &[],
-        summary: "Show the private HKIDs and who has them",
-        help: "How many there are, how many are free for TDs, and those that are not: the TDX module's own, those of TDs, and \
-               those in quarantine with the reason (\"td retry\" may bring them back).",
+        summary: "Show the private HKIDs and their owners",
+        help: "Shows how many HKIDs there are, how many are free, and the owner of each other one: the TDX module, a \
+               TD, or quarantine with the reason (\"td retry\" may free it).",
         run: |context, _| context.host.hkids().map(Reply::new).map_err(Error::Host),
     },
     Command {
         name: "reclaim",
         args: &[],
-        summary: "Show how far the memory of ended TDs is back",
-        help: "For each TD whose memory is being taken back: how much is back, how fast, and how long the rest takes at that \
-               rate; pages in quarantine, and why it is stuck if it is (\"td retry\" goes on).",
+        summary: "Show the progress of memory reclaim",
+        help: "Shows for each TD in teardown how much memory is reclaimed, the rate, and the estimated time left; \
+               pages in quarantine; and the reason if reclaim is stuck (\"td retry\" resumes it).",
         run: reclaim,
     },
 ];
@@ -39,14 +39,14 @@ impl Text for HkidReport {
             "{} HKIDs from {} on: {} free, {} used, {} in quarantine",
             self.total, self.first, self.free, self.used, self.quarantined
         )?;
-        let mut table = Table::new(&["HKID", "WHO HAS IT"]);
+        let mut table = Table::new(&["HKID", "OWNER"]);
         for line in &self.taken {
             let td = line.td.as_deref().unwrap_or("a TD");
             let reason = line.reason.as_deref().unwrap_or_default();
             let holder = match line.holder {
                 HkidHolder::Module => "the TDX module".into(),
                 HkidHolder::Td => alloc::format!("TD {td}"),
-                HkidHolder::Quarantine => alloc::format!("in quarantine, of {td}: {reason}"),
+                HkidHolder::Quarantine => alloc::format!("quarantine, from {td}: {reason}"),
             };
             table.row(&[&line.hkid, &holder]);
         }
@@ -67,7 +67,7 @@ fn reclaim(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
 impl Text for Reclaims {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         if self.tds.is_empty() {
-            return writeln!(out, "No TD's memory is being taken back.");
+            return writeln!(out, "No memory is being reclaimed.");
         }
         self.tds.iter().try_for_each(|td| write!(out, "{td}"))
     }

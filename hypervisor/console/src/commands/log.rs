@@ -28,17 +28,17 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "log",
         args: &[LEVEL],
-        summary: "Show or set what is logged",
-        help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. \"dmesg\" shows what was \
-               logged.",
+        summary: "Show or set the log level",
+        help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. \"dmesg\" shows the \
+               log.",
         run: log,
     },
     Command {
         name: "dmesg",
         args: &[LEVEL],
-        summary: "Show the log, or the records up to a level",
-        help: "The records that the ring still holds, oldest first: seconds since the start, the CPU, the level, who \
-               logged it, and what. With LEVEL, only the records at that level and more serious ones.",
+        summary: "Show the log",
+        help: "Shows the records in the log buffer, oldest first: seconds since boot, CPU, level, source and \
+               message. With LEVEL, only records at that level or more serious.",
         run: dmesg,
     },
 ];

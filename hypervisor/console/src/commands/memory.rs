@@ -17,10 +17,10 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "mem",
         args: &[],
-        summary: "Show the memory and who has it",
-        help: "Frames by size, the frame ledger (every byte is free, used or quarantined, and the three must make up \
-               the total), the hypervisor's heap, and the firmware's memory map. Quarantined frames are not handed \
-               out, because they may still be the TDX module's; those of a TD whose end got stuck come back when \
+        summary: "Show memory usage",
+        help: "Shows frames by size, the frame ledger (free, used and quarantined bytes, which must add up to the \
+               total), the hypervisor's heap, and the firmware's memory map. Quarantined frames are not reused, \
+               because the TDX module may still own them. Those of a TD whose termination got stuck are freed when \
                \"td retry\" succeeds.",
         run: |context, _| Ok(Reply::new(context.host.memory())),
     },
@@ -32,9 +32,9 @@ pub const COMMANDS: &[Command] = &[
             optional: false,
         }],
         summary: "Read 64 bytes of physical memory (at your own risk)",
-        help: "Reads the cache line that holds the physical address PA, as eight loads of 8 bytes. For debugging, at \
-               your own risk: device registers may change when they are read, and reading memory that belongs to the \
-               TDX module or to a TD may stop the machine with a machine check.",
+        help: "Reads the cache line that contains the physical address PA, as eight loads of 8 bytes. For debugging, \
+               at your own risk: reading device registers can have side effects, and reading memory of the TDX \
+               module or of a TD can stop the machine with a machine check.",
         run: peek,
     },
 ];

@@ -14,20 +14,20 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         args: &[],
-        summary: "Count SEAMCALLs, retries, and exits of TDs",
-        help: "Since the start, over all CPUs: SEAMCALLs by leaf, with those that found something busy, that an interrupt \
-               stopped, and that were illegal, which means that this program made them wrongly and is 0 on a healthy host; \
-               what was tried again, and why; and why the vCPUs of the TDs that live came out of the guest.",
+        summary: "Show counters of SEAMCALLs, retries and TD exits",
+        help: "Counts since boot, over all CPUs: SEAMCALLs by leaf, with those that found an operand busy, were \
+               interrupted, or were illegal (a bug in Seamark; 0 on a healthy host); retries by reason; and exits of \
+               the present TDs' vCPUs by reason.",
         run: |context, _| Ok(Reply::new(context.host.stats())),
     },
     Command {
         name: "seam bench",
         args: &[],
         summary: "Measure how long each SEAMCALL takes",
-        help: "Minimum, median and 99th percentile in ticks of the time-stamp counter, on harmless leafs and on a TD of its \
-               own that is built, run, shrunk and ended again and again. It needs an HKID and some 20 MiB of memory, and gives \
-               them back. Leafs whose time depends on the size of a page have a line for each. TDH.VP.ENTER is a whole round: \
-               into a guest that does nothing but TDG.VP.VMCALL, and back.",
+        help: "Shows the minimum, median and 99th percentile in TSC ticks, for harmless leafs and for a scratch TD \
+               that is built, run, shrunk and terminated repeatedly. Needs an HKID and about 20 MiB of memory while \
+               it runs. Leafs whose time depends on the page size have one line for each size. TDH.VP.ENTER is a \
+               full round trip, into a guest that only executes TDG.VP.VMCALL.",
         run: |context, _| {
             context
                 .host
@@ -53,21 +53,21 @@ impl Text for Stats {
         }
         write!(out, "{table}")?;
         if !self.retries.is_empty() {
-            let mut table = Table::new(&["TRIED AGAIN", "TIMES", "GIVEN UP"]);
+            let mut table = Table::new(&["RETRIED", "TIMES", "GIVEN UP"]);
             for retry in &self.retries {
                 table.row(&[&retry.reason, &retry.retries, &retry.given_up]);
             }
             write!(out, "\n{table}")?;
         }
         if !self.exits.is_empty() {
-            let mut table = Table::new(&["EXITS OF TDS", "TIMES"]);
+            let mut table = Table::new(&["TD EXITS", "TIMES"]);
             for exit in &self.exits {
                 table.row(&[&exit.what, &exit.count]);
             }
             write!(out, "\n{table}")?;
         }
         let mut facts = Facts::default();
-        facts.fact("SEAMCALLs without an answer", self.faults);
+        facts.fact("SEAMCALLs that faulted", self.faults);
         facts.fact("pages lost", self.lost_pages);
         facts.fact("HKIDs lost", self.lost_hkids);
         write!(out, "\n{facts}")
@@ -97,7 +97,7 @@ impl Text for SeamBench {
             self.rounds
         )?;
         match &self.problem {
-            Some(problem) => writeln!(out, "Not all could be measured: {problem}"),
+            Some(problem) => writeln!(out, "Some leafs could not be measured: {problem}"),
             None => Ok(()),
         }
     }

@@ -22,24 +22,24 @@ pub const COMMANDS: &[Command] = &[
             kind: Kind::Choice(&["on", "off"]),
             optional: false,
         }],
-        summary: "Answer in JSON, one object a line, for scripts",
-        help: "While it is on, each line sent is answered by exactly one line, a JSON object with \"cmd\", \"ok\" and \
-               either the report or \"error\"; nothing else is sent, no prompt, no echo and no log. Blank lines are not \
-               answered. The replies to \"json on\" and \"json off\" are JSON objects, too.",
+        summary: "Answer in JSON, one object per line, for scripts",
+        help: "While JSON is on, each line gets exactly one line in reply: a JSON object with \"cmd\", \"ok\" and \
+               either the report or \"error\". Nothing else is sent: no prompt, echo or log. Blank lines get no \
+               reply. The replies to \"json on\" and \"json off\" are JSON objects, too.",
         run: json,
     },
     Command {
         name: "history",
         args: &[],
-        summary: "List the lines that were run",
-        help: "Oldest first, this line included. Up and Down walk through them.",
+        summary: "List the lines entered",
+        help: "Lists them oldest first, including this one. Up and Down recall them.",
         run: history,
     },
     Command {
         name: "clear",
         args: &[],
         summary: "Clear the screen",
-        help: "Ctrl-L does the same, and keeps the line that is being edited.",
+        help: "Ctrl-L does the same and keeps the line being edited.",
         run: clear,
     },
 ];

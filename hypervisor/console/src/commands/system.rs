@@ -17,39 +17,39 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "version",
         args: &[],
-        summary: "Show what was built, from what",
-        help: "The version of the hypervisor, the commit and the compiler, where the build knew them. The version of \
-               the TDX module is under \"tdx\".",
+        summary: "Show the hypervisor's version",
+        help: "Shows the version of the hypervisor, and its commit and compiler if the build recorded them. \"tdx\" \
+               shows the version of the TDX module.",
         run: |context, _| Ok(Reply::new(context.host.build())),
     },
     Command {
         name: "boot",
         args: &[],
         summary: "Show how this boot went",
-        help: "Where the image came from, which configuration was read and what is wrong with it, what else did not go \
-               as it should, and how long it took.",
+        help: "Shows where the image was loaded from, which configuration was read and any error in it, other \
+               problems, and how long the boot took.",
         run: |context, _| Ok(Reply::new(context.host.boot())),
     },
     Command {
         name: "cpus",
         args: &[],
-        summary: "List every CPU with its place and state",
-        help: "Every CPU that the firmware lists as enabled: its APIC id, package, core and thread, its NUMA node where \
-               the firmware describes one, and what it is doing. The CPU that the firmware booted on has a star.",
+        summary: "List the CPUs with their topology and state",
+        help: "Lists every CPU that the firmware reports as enabled: its APIC id, package, core and thread, its NUMA \
+               node if the firmware describes one, and its state. A star marks the CPU that the firmware booted on.",
         run: cpus,
     },
     Command {
         name: "reboot",
         args: &[],
         summary: "Reset the machine",
-        help: "At once and without asking. Nothing is saved.",
+        help: "Acts at once, without confirmation. Nothing is saved.",
         run: |context, args| power(context, args, PowerAction::Reboot),
     },
     Command {
         name: "poweroff",
         args: &[],
         summary: "Switch the machine off",
-        help: "At once and without asking. Nothing is saved.",
+        help: "Acts at once, without confirmation. Nothing is saved.",
         run: |context, args| power(context, args, PowerAction::PowerOff),
     },
 ];

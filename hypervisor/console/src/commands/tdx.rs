@@ -12,11 +12,11 @@ use crate::{
 pub const COMMANDS: &[Command] = &[Command {
     name: "tdx",
     args: &[],
-    summary: "Show TDX: what was found, what is missing, its module",
-    help: "Whether TDs can be built on this machine, and if not, everything that is missing and what to do about it; the \
-           module's version, features and limits, as the module itself reports them; the private KeyIDs; the \
-           convertible memory regions; the TDMRs, what they cost as PAMT, and free memory that no TD can have; and the \
-           steps of the bring-up with their times.",
+    summary: "Show the state of TDX and what is missing",
+    help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix it; \
+           the module's version, features and limits, as it reports them; the private KeyIDs; the convertible memory \
+           regions; the TDMRs and the size of their PAMTs; free memory that TDs cannot use; and the steps of the \
+           bring-up with their times.",
     run: |context, _| Ok(Reply::new(context.host.tdx())),
 }];
 

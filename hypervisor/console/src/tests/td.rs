@@ -28,7 +28,7 @@ fn the_list_tells_each_td_in_a_line() {
     let reply = Terminal::default().run("td list");
     assert_eq!(
         reply,
-        "TD  NAME   STATE     HKID  VCPUS        HAS      OF  PROBLEM\r\n \
+        "TD  NAME   STATE     HKID  VCPUS    PRIVATE   LIMIT  PROBLEM\r\n \
          1  hello  runnable    65      2  64.03 MiB  64 MiB\r\n \
          2  smp    created      -      2        0 B  64 MiB\r\n"
     );
@@ -54,10 +54,7 @@ fn the_end_is_told_with_pages_phases_and_calls() {
 #[test]
 fn reclaim_tells_how_far_it_is() {
     let mut terminal = Terminal::default();
-    assert_eq!(
-        terminal.run("reclaim"),
-        "No TD's memory is being taken back.\r\n"
-    );
+    assert_eq!(terminal.run("reclaim"), "No memory is being reclaimed.\r\n");
     terminal.run("td terminate hello");
     assert_eq!(
         terminal.run("reclaim"),
@@ -72,7 +69,7 @@ fn a_machine_without_tds_says_so() {
     let why = "no TD can run here: TDX is unavailable; \"tdx\" says why";
     let list = terminal.run("td list");
     assert!(
-        list.contains("hello  created     -      2  0 B  64 MiB") && list.contains(why),
+        list.contains("hello  created     -      2      0 B  64 MiB") && list.contains(why),
         "{list}"
     );
     let shown = terminal.run("td show hello");
@@ -97,7 +94,7 @@ fn a_td_s_console_is_shown_and_typed_on_until_ctrl_bracket() {
     let mut terminal = Terminal::default();
     let out = terminal.send("td console hello\r");
     assert!(
-        out.ends_with("Ctrl-], or Enter ~ . as in ssh, leads back.\r\nHello from a TD\r\n"),
+        out.ends_with("Ctrl-], or Enter ~ . as in ssh, detaches.\r\nHello from a TD\r\n"),
         "{out:?}"
     );
     assert_eq!(terminal.console.watched(), Some(1));

@@ -91,7 +91,7 @@ fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     let free = host.platform.pool().free_bytes();
     if free.saturating_sub(tds.promised()) < 2 * MEMORY {
         return Err(alloc::format!(
-            "a TD to measure with takes up to {} MiB, and so much is not free and unpromised; end a TD",
+            "the scratch TD needs up to {} MiB, and less is free and not reserved for other TDs; terminate a TD",
             (2 * MEMORY) >> 20
         ));
     }
@@ -113,7 +113,7 @@ fn measure<P: Running>(tds: &Tds<'_, P>) -> Result<Measured, String> {
     );
     let measured = host.platform.stopwatch().measure(|| lives(&scratch));
     let ((rounds, problem), mut samples) =
-        measured.ok_or("somebody measures already; try again when that is over")?;
+        measured.ok_or("a measurement is in progress; try again when it is done")?;
     samples.sort_unstable_by_key(|samples| (samples.leaf, samples.size.map(PageSize::bytes)));
     match problem {
         Some(problem) if rounds == 0 => Err(problem),

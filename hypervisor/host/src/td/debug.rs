@@ -65,21 +65,21 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Production => f.write_str(
-                "it is in production: the TDX module shows a host nothing of it; a TD with \"debug = true\" in its \
-                 configuration can be looked into, and its owner sees that in its attestation",
+                "it is not a debug TD, so the TDX module hides its state from the host; set \"debug = true\" in its \
+                 configuration to inspect it, which its attestation reveals",
             ),
             Self::State(state) => write!(f, "it is {}", state.in_words()),
             Self::NoVcpu { count } => {
-                write!(f, "it has no such vCPU; they are numbered from 0 to {}", count - 1)
+                write!(f, "it has no such vCPU; its vCPUs are numbered 0 to {}", count - 1)
             }
             Self::Runs { cpu: Some(cpu) } => {
-                write!(f, "CPU {cpu} runs the vCPU just now; pause the TD first")
+                write!(f, "CPU {cpu} is running the vCPU; pause the TD first")
             }
             Self::Runs { cpu: None } => {
-                f.write_str("the vCPU is in use just now; try again, or pause the TD first")
+                f.write_str("the vCPU is in use; try again, or pause the TD first")
             }
-            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which has the vCPU, does not answer"),
-            Self::BadRange => f.write_str("the address is no multiple of 8, or too large"),
+            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which holds the vCPU, does not answer"),
+            Self::BadRange => f.write_str("the address is not a multiple of 8, or is too large"),
             Self::NoMemory(gpa) => write!(f, "it has no private memory at {gpa:?}"),
             Self::Unaccepted(gpa) => write!(f, "it has not accepted its memory at {gpa:?} yet"),
             Self::InMotion(gpa) => write!(f, "its memory at {gpa:?} is being changed; try again"),

@@ -172,7 +172,9 @@ fn tell_stuck(td: &Td, error: &Error) {
     let problem = match error {
         // These messages say so themselves.
         Error::NotReleased(NotReleased::Stuck(_)) | Error::NotReclaimed(_) => error.to_string(),
-        error => format!("its end got stuck: {error}; \"td retry\" goes on from here"),
+        error => {
+            format!("its termination got stuck: {error}; \"td retry\" resumes the termination")
+        }
     };
     td.notes.lock().problem = Some(problem);
     td.end.set(Owner::Stuck);
@@ -463,9 +465,9 @@ fn in_quarantine<P: Platform>(host: &Host<'_, P>, pages: u64) -> String {
     let why = if host.is_down() {
         "its module was shut down"
     } else {
-        "the TDX module did not give them back"
+        "the TDX module did not return them"
     };
-    format!("{pages} pages of it are in quarantine: {why}")
+    format!("{pages} of its pages are in quarantine: {why}")
 }
 
 /// Executes a step of writing off a TD whose module has shut down: its pages and its HKID go to quarantine, and the TD

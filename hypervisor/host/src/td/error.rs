@@ -108,27 +108,27 @@ impl fmt::Display for Error {
             Self::EmptyFile(which) => f.write_str(which),
             Self::Room(room) => room.fmt(f),
             Self::Image(error) => write!(f, "its image can't be used: {error}"),
-            Self::Hob(error) => write!(f, "its image can't be told of its memory: {error}"),
+            Self::Hob(error) => write!(f, "its image has no usable TD HOB section: {error}"),
             Self::TooMuchMemory => {
-                f.write_str("memory: guest-physical addresses of 48 bits do not reach so far")
+                f.write_str("memory: the size exceeds guest-physical addresses of 48 bits")
             }
             Self::NoFrames { needed, free } => write!(
                 f,
-                "not enough memory: it may need {} MiB, and {} MiB are free and not promised to other TDs; end a TD, or \
-                 give it less memory",
+                "not enough memory: it may need {} MiB, and {} MiB are free and not reserved for other TDs; \
+                 terminate a TD, or give this one less memory",
                 mib(needed.next_multiple_of(256)),
                 mib(*free)
             ),
             Self::NoHkid(none) => none.fmt(f),
-            Self::NoHeap => f.write_str("the hypervisor's heap is used up; end a TD"),
+            Self::NoHeap => f.write_str("the hypervisor's heap is exhausted; terminate a TD"),
             Self::ShutDown => f.write_str(SHUT_DOWN),
-            Self::GuestEnded(why) => write!(f, "{why}, so it can't go on"),
+            Self::GuestEnded(why) => write!(f, "{why}, so it can't continue"),
             Self::EndStuck(why) => f.write_str(why),
             Self::State(state) => write!(f, "it is {}", state.in_words()),
-            Self::Busy => f.write_str("something else is being done with it; try again"),
+            Self::Busy => f.write_str("another operation on it is in progress; try again"),
             Self::Stuck(cpus) => write!(
                 f,
-                "{} did not let go of its vCPUs in time; nothing has changed, try again",
+                "{} did not release its vCPUs in time; nothing has changed, try again",
                 Cpus(cpus)
             ),
             Self::Silent(cpus) => write!(f, "{} did not answer", Cpus(cpus)),
@@ -141,11 +141,12 @@ impl fmt::Display for Error {
             Self::NotReleased(error) => error.fmt(f),
             Self::NotReclaimed(refusal) => write!(
                 f,
-                "the TDX module keeps pages of it, the last one of {refusal}; \"td retry\" asks it again"
+                "the TDX module did not return some of its pages, the last one of {refusal}; \"td retry\" resumes \
+                 the termination"
             ),
             Self::Size { least, most } => write!(
                 f,
-                "its memory can become less only, from {} MiB to {} MiB",
+                "its memory can only shrink: choose {} to {} MiB",
                 least >> 20,
                 most >> 20
             ),
@@ -158,7 +159,7 @@ impl core::error::Error for Error {}
 /// Returns the sentence about what can be done with a TD of this name whose guest has ended.
 #[must_use]
 pub fn after_guest(name: &str) -> String {
-    format!("\"td reset {name}\" starts it anew, \"td terminate {name}\" ends it")
+    format!("\"td reset {name}\" restarts it, \"td terminate {name}\" terminates it")
 }
 
 fn mib(pages: u64) -> u64 {

@@ -150,9 +150,9 @@ impl fmt::Display for NoRoom {
         let Self { kernel, .. } = self;
         let takes = mib(self.kernel_end);
         if self.needed.is_some() {
-            write!(f, "memory = \"{}M\" is too little: ", self.memory >> 20)?;
+            write!(f, "memory = \"{}M\" is too small: ", self.memory >> 20)?;
         } else {
-            f.write_str("no memory is enough: ")?;
+            f.write_str("no amount of memory is enough: ")?;
         }
         write!(f, "the kernel {kernel:?} takes {takes} MiB")?;
         if let Some((name, bytes)) = &self.initrd {

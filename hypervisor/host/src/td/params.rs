@@ -69,21 +69,21 @@ pub enum Refused {
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Attribute(name) => write!(f, "{name}: this TDX module gives it to no TD"),
-            Self::Migratable => write!(
-                f,
-                "migratable: a TD that has it can have neither debug nor perfmon"
-            ),
+            Self::Attribute(name) => write!(f, "{name}: this TDX module does not support it"),
+            Self::Migratable => write!(f, "migratable: it can't be combined with debug or perfmon"),
             Self::NoRbpMod(has) => {
                 let which = if *has { "every" } else { "no" };
                 write!(f, "no_rbp_mod: this TDX module has it in {which} TD")
             }
             Self::AttributesMissing(bits) => write!(
                 f,
-                "attributes: this TDX module demands {bits} ({bits:#x}), which no key of [[td]] sets"
+                "attributes: this TDX module requires {bits} ({bits:#x}), which no key of [[td]] sets"
             ),
             Self::XfamBits(bits) => {
-                write!(f, "xfam: this TDX module gives {bits} ({bits:#x}) to no TD")
+                write!(
+                    f,
+                    "xfam: this TDX module does not support {bits} ({bits:#x})"
+                )
             }
             Self::XfamMissing(bits) => {
                 write!(f, "xfam: every TD must have {bits} ({bits:#x})")
@@ -91,10 +91,10 @@ impl fmt::Display for Refused {
             Self::XfamGroup(bits) => {
                 write!(f, "xfam: {bits} ({bits:#x}) must be all set or all clear")
             }
-            Self::Vcpus(most) => write!(f, "vcpus: this TDX module gives a TD at most {most}"),
+            Self::Vcpus(most) => write!(f, "vcpus: this TDX module supports at most {most}"),
             Self::CpuidLeaf { leaf, sub_leaf } => write!(
                 f,
-                "cpuid: this TDX module leaves nothing of {} to the host",
+                "cpuid: this TDX module does not let the host configure {}",
                 Place(*leaf, *sub_leaf)
             ),
             Self::CpuidBits {
@@ -104,7 +104,7 @@ impl fmt::Display for Refused {
                 bits,
             } => write!(
                 f,
-                "cpuid: this TDX module does not leave the bits {bits:#x} of {register} in {} to the host",
+                "cpuid: this TDX module does not let the host configure the bits {bits:#x} of {register} in {}",
                 Place(*leaf, *sub_leaf)
             ),
         }
@@ -399,7 +399,7 @@ mod tests {
             ("migratable = true\nperfmon = true\n", "migratable: "),
             (
                 "xfam = 0xB\n",
-                "xfam: this TDX module gives BNDREGS (0x8) to no TD",
+                "xfam: this TDX module does not support BNDREGS (0x8)",
             ),
             ("xfam = 0x1\n", "xfam: every TD must have SSE (0x2)"),
             (
@@ -410,12 +410,13 @@ mod tests {
                 "xfam = 0xE3\n",
                 "xfam: AVX, OPMASK, ZMM_HI256, HI16_ZMM (0xe4) must be",
             ),
-            ("vcpus = 9\n", "vcpus: this TDX module gives a TD at most 8"),
+            ("vcpus = 9\n", "vcpus: this TDX module supports at most 8"),
             ("[[td.cpuid]]\nleaf = 2\n", "cpuid: "),
             ("[[td.cpuid]]\nleaf = 7\n", "cpuid: "),
             (
                 "[[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x30\n",
-                "cpuid: this TDX module does not leave the bits 0x20 of ebx in leaf 0x7, subleaf 0x0",
+                "cpuid: this TDX module does not let the host configure the bits 0x20 of ebx in leaf 0x7, subleaf \
+                 0x0",
             ),
         ];
         for (text, start) in cases {
@@ -426,7 +427,7 @@ mod tests {
         strange.attributes.one = Attributes::LASS | Attributes::from_bits_retain(1 << 8);
         let refused = params(&td(""), &strange, &Machine).unwrap_err().to_string();
         assert!(
-            refused.starts_with("attributes: this TDX module demands bit 8, LASS (0x8000100)"),
+            refused.starts_with("attributes: this TDX module requires bit 8, LASS (0x8000100)"),
             "{refused}"
         );
     }

@@ -375,9 +375,14 @@ impl<'h, P: Platform> Tds<'h, P> {
         for td in asked {
             match end::carry_out(&self.host, &td) {
                 None => {}
-                Some(Ok(())) => log::info!("TD {}: ended, as a TD asked", td.config.name),
+                Some(Ok(())) => {
+                    log::info!("TD {}: terminated at the request of a TD", td.config.name);
+                }
                 Some(Err(error)) => {
-                    log::error!("TD {}: a TD asked for its end: {error}", td.config.name);
+                    log::error!(
+                        "TD {}: termination at the request of a TD failed: {error}",
+                        td.config.name
+                    );
                 }
             }
         }

@@ -52,9 +52,9 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoVcpu => f.write_str("there is no such vCPU"),
-            Self::InUse => f.write_str("another CPU has the vCPU"),
+            Self::InUse => f.write_str("another CPU holds the vCPU"),
             Self::State(state) => write!(f, "the TD is {}", state.in_words()),
-            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which had the vCPU, does not answer"),
+            Self::NoAnswer(cpu) => write!(f, "CPU {cpu}, which held the vCPU, does not answer"),
             Self::Seam(error) => error.fmt(f),
         }
     }

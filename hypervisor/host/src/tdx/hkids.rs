@@ -57,10 +57,12 @@ impl fmt::Display for NoHkid {
         if quarantined > 0 {
             write!(
                 f,
-                " and {quarantined} in quarantine (\"td retry\" may bring them back)"
+                " and {quarantined} in quarantine (\"td retry\" may free them)"
             )?;
         }
-        f.write_str("; end a TD, or give TDX more KeyIDs in the firmware's setup (TDX key split)")
+        f.write_str(
+            "; terminate a TD, or give TDX more KeyIDs in the firmware's setup (TDX key split)",
+        )
     }
 }
 
@@ -183,8 +185,8 @@ mod tests {
         let refused = pool.take().unwrap_err();
         assert_eq!(
             refused.to_string(),
-            "no HKID is left for another TD: of 3, 3 are in use (one by the TDX module itself); end a TD, or give TDX \
-             more KeyIDs in the firmware's setup (TDX key split)"
+            "no HKID is left for another TD: of 3, 3 are in use (one by the TDX module itself); terminate a TD, or \
+             give TDX more KeyIDs in the firmware's setup (TDX key split)"
         );
         pool.give(first);
         assert_eq!(pool.take().unwrap().surrender(), 33);

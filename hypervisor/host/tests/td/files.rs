@@ -43,12 +43,12 @@ fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
 fn a_td_without_room_for_its_initrd_is_told_how_much_it_needs() {
     assert_eq!(
         said("64M", KERNEL_BYTES, Some(80_000_000)),
-        "memory = \"64M\" is too little: the kernel \"linux\" takes 72 MiB, the initrd \"root\" 77 MiB; set memory = \
+        "memory = \"64M\" is too small: the kernel \"linux\" takes 72 MiB, the initrd \"root\" 77 MiB; set memory = \
          \"150M\" or more"
     );
     assert_eq!(
         said("64M", KERNEL_BYTES, None),
-        "memory = \"64M\" is too little: the kernel \"linux\" takes 72 MiB; set memory = \"72M\" or more"
+        "memory = \"64M\" is too small: the kernel \"linux\" takes 72 MiB; set memory = \"72M\" or more"
     );
     let enough = said("150M", KERNEL_BYTES, Some(80_000_000));
     assert!(
@@ -57,7 +57,7 @@ fn a_td_without_room_for_its_initrd_is_told_how_much_it_needs() {
     );
     let never = said("64M", KERNEL_BYTES, Some(2 << 30));
     assert!(
-        never.starts_with("no memory is enough: ") && never.contains("\"root\" 2048 MiB"),
+        never.starts_with("no amount of memory is enough: ") && never.contains("\"root\" 2048 MiB"),
         "{never}"
     );
 }

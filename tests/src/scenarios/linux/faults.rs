@@ -38,7 +38,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     let refused = console.ask("td resume panic", COMMAND)?;
     let refused = refused["error"].as_str().context("a refusal")?;
     ensure!(
-        refused.contains("\"td reset panic\" starts it anew"),
+        refused.contains("\"td reset panic\" restarts it"),
         "{refused}"
     );
     let reset = console.succeed("td reset panic", BOOT)?;
@@ -60,7 +60,7 @@ pub fn faults(bench: &mut Bench) -> Result<()> {
     ends_with(bench, &mut console, "triple", "triple fault on vCPU 0")?;
 
     // Too little memory for its kernel, and more than the machine has.
-    for (name, why) in [("small", "is too little"), ("huge", "not enough memory")] {
+    for (name, why) in [("small", "is too small"), ("huge", "not enough memory")] {
         let refused = console.ask(&format!("td start {name}"), COMMAND)?;
         let refused = refused["error"].as_str().context("a refusal")?;
         ensure!(refused.contains(why), "{refused}");

@@ -27,12 +27,13 @@ pub const COMMANDS: &[Command] = &[Command {
             optional: true,
         },
     ],
-    summary: "Watch a TD's console and type on it",
-    help: "Shows what it wrote lately and whatever it writes from then on, and sends it what is typed. Ctrl-] leads back, and so \
-           does `~.` at the start of a line, as in ssh; `~~` there types one `~`. What a TD writes while nobody watches is kept, the last 16 KiB of it, also when it ends and is built anew. FROM \
-           is the number of the first byte to show. In JSON mode the command answers with the output that is there, with \
-           the number from which to ask next, and with that of the byte at which the TD's present life, or else its last, \
-           began.",
+    summary: "Attach to a TD's console",
+    help: "Shows the TD's recent output and then new output as it appears, and sends what you type to the TD. Ctrl-] \
+           detaches, and so does `~.` at the start of a line, as in ssh; `~~` there types one `~`. The last 16 KiB \
+           of output are kept while nobody watches, even if the TD is terminated and built again. FROM is the number \
+           of the first byte to show. In JSON mode the command answers with the available output (\"output\"), the \
+           number of the byte that follows it (\"next\"), and the number of the byte at which the TD's current or \
+           last life began (\"began\").",
     run: watch,
 }];
 
@@ -68,6 +69,6 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 impl Text for Output {
     /// The output itself follows unchanged, as does all later output.
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "The console of TD {}; {WAYS_BACK}.", self.td)
+        writeln!(out, "Console of TD {}; {WAYS_BACK}.", self.td)
     }
 }

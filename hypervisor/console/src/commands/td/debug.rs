@@ -31,8 +31,8 @@ pub const COMMANDS: &[Command] = &[
         name: "td regs",
         args: &[TD, optional("VCPU")],
         summary: "Show the registers of a debug TD's vCPU",
-        help: "Of vCPU 0, or of VCPU. The TDX module lets the host read them (TDH.VP.RD) only if the TD was built with debug = \
-               true, which its owner sees in its attestation.",
+        help: "Shows those of vCPU 0, or of VCPU. The TDX module lets the host read them (TDH.VP.RD) only if the TD \
+               was built with debug = true, which the TD's attestation reveals.",
         run: regs,
     },
     Command {
@@ -47,8 +47,8 @@ pub const COMMANDS: &[Command] = &[
             optional("BYTES"),
         ],
         summary: "Show private memory of a debug TD",
-        help: "256 bytes from the guest-physical address GPA on, or BYTES, at most 4096 (TDH.MEM.RD). As \"td regs\", of debug \
-               TDs only.",
+        help: "Shows 256 bytes, or BYTES (at most 4096), from the guest-physical address GPA on (TDH.MEM.RD). Like \
+               \"td regs\", for debug TDs only.",
         run: memory,
     },
 ];

@@ -18,10 +18,10 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "td terminate",
         args: &[TD],
-        summary: "End a TD; its memory comes back by and by",
-        help: "Its vCPUs stop, its HKID is free again, and from then on each page comes back with one SEAMCALL: idle CPUs \
-               see to that while the machine goes on. \"reclaim\" shows how far it is. Asking twice is harmless; when the \
-               end got stuck, \"td retry\" goes on with it.",
+        summary: "Terminate a TD; reclaim its memory in the background",
+        help: "Stops its vCPUs and releases its HKID. Idle CPUs then reclaim its memory, with one SEAMCALL for each \
+               page. \"reclaim\" shows the progress. Terminating a TD twice is harmless; if termination gets stuck, \
+               \"td retry\" resumes it.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             tds.terminate(id).map(Reply::new).map_err(Error::Host)
@@ -37,10 +37,11 @@ pub const COMMANDS: &[Command] = &[
             },
             TD,
         ],
-        summary: "End a TD and wait until its memory is back",
-        help: "As \"td terminate\", and this CPU helps until the last page is back. With --dynamic the memory is taken before \
-               the key, by dynamic page removal: slower, for comparison. Shows pages by size, SEAMCALLs by leaf, and for each \
-               phase the time that passed and the CPU time: that of all CPUs that were busy with it, added up.",
+        summary: "Terminate a TD and wait until its memory is reclaimed",
+        help: "Like \"td terminate\", but this CPU helps until the last page is reclaimed. --dynamic removes the \
+               memory before the HKID is released, by dynamic page removal: slower, for comparison. Shows pages by \
+               size, SEAMCALLs by leaf, and for each phase the elapsed time and the CPU time, summed over the CPUs \
+               that worked on it.",
         run: |context, args| {
             let dynamic = args.flag(DYNAMIC);
             let (tds, id) = find(context, args)?;
@@ -52,9 +53,9 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "td retry",
         args: &[TD],
-        summary: "Go on with the end of a TD that got stuck",
-        help: "From where it got stuck: writing caches back, giving the HKID back, taking memory back. Until that succeeds \
-               HKID and memory are in quarantine.",
+        summary: "Resume a termination that got stuck",
+        help: "Repeats the step that failed: cache write-back, release of the HKID, or reclaim of the memory. Until \
+               it succeeds, the HKID and the memory are in quarantine.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             tds.retry(id).map(Reply::new).map_err(Error::Host)
@@ -71,7 +72,7 @@ impl Text for TdEnded {
         if self.now.state == TdState::Teardown {
             write!(
                 out,
-                ": its HKID is free, and its memory is being taken back; \"reclaim\" shows how far that is"
+                ": its HKID is free and its memory is being reclaimed; \"reclaim\" shows the progress"
             )?;
         }
         writeln!(

@@ -15,9 +15,9 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "td create",
         args: &[TD],
-        summary: "Build a TD; it does not run yet",
-        help: "Checks the configuration against what the TDX module can do, and that there are frames, an HKID and CPUs; \
-               then builds the TD. What goes wrong in the middle takes everything down again that was built.",
+        summary: "Build a TD without starting it",
+        help: "Checks the configuration against what the TDX module supports, and that frames, an HKID and CPUs are \
+               available; then builds the TD. If a step fails, everything built so far is torn down.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             tds.create(id).map(Reply::new).map_err(Error::Host)
@@ -26,30 +26,31 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "td start",
         args: &[TD],
-        summary: "Let a TD run, and build it if it is not built",
-        help: "A TD that has ended is built anew. \"td console\" shows what it says.",
+        summary: "Start a TD; build it first if necessary",
+        help: "A terminated TD is built again. \"td console\" shows its output.",
         run: |context, args| now(context, args, |tds, id| tds.start(id)),
     },
     Command {
         name: "td pause",
         args: &[TD],
         summary: "Stop a TD's vCPUs",
-        help: "None of them is in the guest afterwards. \"td resume\" lets them run again.",
+        help: "No vCPU is in the guest when the command returns. \"td resume\" lets them run again.",
         run: |context, args| now(context, args, |tds, id| tds.pause(id)),
     },
     Command {
         name: "td resume",
         args: &[TD],
-        summary: "Let a paused TD run again",
-        help: "Its vCPUs go on where they were. One whose guest has panicked can't go on: \"td reset\" starts it anew.",
+        summary: "Resume a paused TD",
+        help: "Its vCPUs continue where they stopped. A TD whose guest has panicked cannot be resumed: use \"td \
+               reset\".",
         run: |context, args| now(context, args, |tds, id| tds.resume(id)),
     },
     Command {
         name: "td reset",
         args: &[TD],
-        summary: "End a TD and build it again",
-        help: "Under the same name and with the memory of its configuration; it runs if it did, also if its guest has \
-               panicked or broken down. No state or memory of the old one survives.",
+        summary: "Terminate a TD and build it again",
+        help: "The new TD has the same name and the configured memory. It is started if the old one was running, \
+               even if its guest had panicked or crashed. No state or memory of the old TD survives.",
         run: |context, args| now(context, args, |tds, id| tds.reset(id)),
     },
     Command {
@@ -62,9 +63,9 @@ pub const COMMANDS: &[Command] = &[
                 optional: false,
             },
         ],
-        summary: "Take memory from a TD, while it runs",
-        help: "SIZE, such as 256M, is what is left: the memory above that is taken by dynamic page removal. The guest is not \
-               asked; one that uses what it has lost is ended.",
+        summary: "Remove memory from a running TD",
+        help: "SIZE, such as 256M, is the memory that remains. The memory above it is removed by dynamic page \
+               removal. The guest is not asked; if it uses removed memory, it is stopped.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             let bytes = args.number(1).unwrap_or_default();
@@ -96,7 +97,7 @@ impl Text for TdBuilt {
         facts.fact("pages", self.pages);
         writeln!(
             out,
-            "{}; \"td start {}\" lets it run.\n",
+            "{}; \"td start {}\" starts it.\n",
             Is(&self.now),
             self.now.name
         )?;
@@ -114,10 +115,10 @@ impl Text for TdShrunk {
             Bytes(self.memory_bytes)
         )?;
         match self.left_to {
-            Some(left_to) => writeln!(out, " What was taken comes back by {left_to}."),
+            Some(left_to) => writeln!(out, " The memory above that will be freed by {left_to}."),
             None => writeln!(
                 out,
-                " Taken: {}, in {} batches, {}.",
+                " Removed: {}, in {} batches, {}.",
                 self.taken,
                 self.batches,
                 Micros(self.us)

@@ -18,20 +18,20 @@ pub const COMMANDS: &[Command] = &[
     Command {
         name: "td list",
         args: &[],
-        summary: "List the TDs that the configuration names",
-        help: "Their numbers and names (either will do wherever a TD is asked for), where each is in its life, its HKID, \
-               its vCPUs, the private memory that it has now and the most that it may have, and what is wrong with it. A \
-               TD is created (nothing was taken for it), building, paused, runnable, terminating (it gives its key back), \
-               in teardown (its memory is being taken back) or reclaimed.",
+        summary: "List the configured TDs",
+        help: "Shows each TD's number and name (commands accept either), its state, HKID and vCPUs, its private \
+               memory and the limit of it, and any problem. The states are created (nothing is allocated), building, \
+               paused, runnable, terminating (its HKID is being released), teardown (its memory is being reclaimed) \
+               and reclaimed.",
         run: list,
     },
     Command {
         name: "td show",
         args: &[TD],
-        summary: "Show all of one TD",
-        help: "Its state, HKID, memory by page size, measurement (MRTD, which \"cargo xtask measure\" computes from the same \
-               configuration), its vCPUs with the times that they ran, waited for something of their own, and had no CPU; \
-               how it was built and how it ended, with times and SEAMCALLs, and what is wrong with it.",
+        summary: "Show one TD in detail",
+        help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
+               computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
+               had no CPU; how the TD was built and terminated, with times and SEAMCALLs; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             tds.show(id).map(Reply::new).map_err(Error::Host)
@@ -52,10 +52,10 @@ fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
 impl Text for List {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         if self.tds.is_empty() {
-            return writeln!(out, "The configuration names no TD ([[td]]).");
+            return writeln!(out, "No TD is configured ([[td]] in seamark.toml).");
         }
         let mut table = Table::new(&[
-            "TD", "NAME", "STATE", "HKID", "VCPUS", "HAS", "OF", "PROBLEM",
+            "TD", "NAME", "STATE", "HKID", "VCPUS", "PRIVATE", "LIMIT", "PROBLEM",
         ]);
         for td in &self.tds {
             table.row(&[
@@ -72,7 +72,7 @@ impl Text for List {
         write!(out, "{table}")?;
         let mut problems = self.tds.iter().filter_map(|td| td.problem.as_deref());
         if problems.any(|problem| Short(problem).is_cut()) {
-            writeln!(out, "\"td show\" shows all of a problem.")?;
+            writeln!(out, "\"td show\" shows a problem in full.")?;
         }
         Ok(())
     }
@@ -110,7 +110,7 @@ impl Text for TdReport {
             .map(|mark| mark.1)
             .collect();
         if !marks.is_empty() {
-            facts.fact("marked", marks.join(", "));
+            facts.fact("options", marks.join(", "));
         }
         let cap = match self.cap {
             Some(cap) => format!(", at most {cap} % of a CPU"),
@@ -124,7 +124,7 @@ impl Text for TdReport {
         facts.fact("pages", self.pages);
         if self.made_whole > 0 {
             let count = self.made_whole;
-            facts.fact("whole again", format_args!("{count} of 2 MiB"));
+            facts.fact("promoted", format_args!("{count} of 2 MiB"));
         }
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
         write!(out, "{facts}")?;

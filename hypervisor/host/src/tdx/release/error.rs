@@ -43,10 +43,10 @@ pub enum NotReleased {
 impl fmt::Display for NotReleased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unchanged(why) => write!(f, "the TD is as it was: {why}"),
+            Self::Unchanged(why) => write!(f, "the TD is unchanged: {why}"),
             Self::Stuck(why) => write!(
                 f,
-                "the TD's HKID and memory are in quarantine: {why}; \"td retry\" goes on from here"
+                "the TD's HKID and memory are in quarantine: {why}; \"td retry\" resumes the termination"
             ),
             Self::UnderWay => f.write_str("the TD's HKID is being released already"),
         }
