@@ -16,7 +16,7 @@ pub const ALL: &[&str] = &[
     "hello",
     "smp",
     "mem",
-    "rude",
+    "hostile",
     "calls",
     "fatal",
     "control",

@@ -26,8 +26,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("guest-shares", shares),
     Scenario::new("guest-ends", ends),
     Scenario::new("debug-td", debug),
-    Scenario::new("rude-guest", |bench| rude(bench, 10_000)),
-    Scenario::by_name_only("rude-million", |bench| rude(bench, MILLION)),
+    Scenario::new("hostile-guest", |bench| hostile(bench, 10_000)),
+    Scenario::by_name_only("hostile-million", |bench| hostile(bench, MILLION)),
     Scenario::new("large-pages", large_pages),
 ];
 
@@ -225,14 +225,14 @@ fn run_times(report: &Value) -> Result<Vec<u64>> {
 fn ends(bench: &mut Bench) -> Result<()> {
     // The parameter, other configuration, and the expected problem.
     const BAD: [(u64, &str, &str); 6] = [
-        (3, "", "it reported fatal error 0x3: rude to the end"),
+        (3, "", "it reported fatal error 0x3: hostile to the end"),
         (4, "", "triple fault on vCPU 0"),
         (5, "", "it has no memory at"),
         (6, "", "it has no memory at"),
         (7, "", "it used what it shares as private memory at"),
         (8, "", "it used memory that it had not accepted at"),
     ];
-    let named = |wish: u64| Named::new("rude", "64M", 2).wishing(&[wish, 1, wish]);
+    let named = |wish: u64| Named::new("hostile", "64M", 2).wishing(&[wish, 1, wish]);
     let names: Vec<_> = (0..=8).map(|wish| format!("end{wish}")).collect();
     let mut tds: Vec<_> = (1..=8)
         .map(|wish| named(wish).called(&names[wish as usize]))
@@ -275,7 +275,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
         sleep(Duration::from_millis(300));
     }
     let mut again = Words::of("end2");
-    again.wait(&mut console, "rude: end 2", CHECKS)?;
+    again.wait(&mut console, "hostile: end 2", CHECKS)?;
     let all = output(&mut console, "end2", 0, ANSWER)?.text;
     ensure!(
         all.contains("\r\n[it asked for a reset]\r\n\r\n[started anew]\r\n"),
@@ -335,12 +335,12 @@ fn debug(bench: &mut Bench) -> Result<()> {
 
 /// Makes hostile calls on two vCPUs while another TD runs. A million of them should take two minutes. A busy computer
 /// makes them slower, so a longer time is reported, and only a much longer time fails.
-fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
+fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
     const GOAL: Duration = Duration::from_secs(120);
     const LIMIT: Duration = Duration::from_secs(30 * 60);
     const ENOUGH: u64 = 1000;
     let tds = [
-        Named::new("rude", "128M", 2).wishing(&[0, calls]),
+        Named::new("hostile", "128M", 2).wishing(&[0, calls]),
         Named::new("smp", "64M", 1),
     ];
     let machine = machine(bench, &tds)?;
@@ -349,15 +349,15 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
     console.succeed("td start smp", LIFE)?;
     let mut smp = Words::of("smp");
     let first = Counts::by_now(&mut smp, &mut console)?;
-    console.succeed("td start rude", LIFE)?;
-    let mut rude = Words::of("rude");
-    rude.wait(&mut console, "rude: seed ", CHECKS)?;
+    console.succeed("td start hostile", LIFE)?;
+    let mut hostile = Words::of("hostile");
+    hostile.wait(&mut console, "hostile: seed ", CHECKS)?;
     let begin = Instant::now();
     // The TD's console is full of the output that its calls to the serial port cause.
     let mut limit = LIMIT;
-    while !rude.text.contains(" refused by the module\r\n") {
+    while !hostile.text.contains(" refused by the module\r\n") {
         sleep(Duration::from_secs(1));
-        rude.read(&mut console)?;
+        hostile.read(&mut console)?;
         smp.read(&mut console)?;
         limit = limit
             .checked_sub(Duration::from_secs(1))
@@ -365,10 +365,10 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
     }
     let took = begin.elapsed();
     first.wait_for_more(&mut smp, &mut console)?;
-    let seed = rude
+    let seed = hostile
         .text
         .lines()
-        .find(|line| line.starts_with("rude: seed "));
+        .find(|line| line.starts_with("hostile: seed "));
     bench.note(seed.unwrap_or_default().to_owned());
     let goal = GOAL.mul_f64(calls as f64 / MILLION as f64);
     bench.note(format!(
@@ -398,9 +398,9 @@ fn rude(bench: &mut Bench, calls: u64) -> Result<()> {
             "less often than {ENOUGH} times: {seldom:?}"
         );
     }
-    rude.wait(&mut console, "rude: end ", CHECKS)?;
-    ensure!(!rude.text.contains("FAIL "), "{}", rude.text);
-    nothing_is_left(&mut console, &["rude", "smp"], before)
+    hostile.wait(&mut console, "hostile: end ", CHECKS)?;
+    ensure!(!hostile.text.contains("FAIL "), "{}", hostile.text);
+    nothing_is_left(&mut console, &["hostile", "smp"], before)
 }
 
 /// Checks that a TD of 1 GiB that has used all of it has hardly any of it in small pages. Memory that was shared and

@@ -381,7 +381,7 @@ mod tests {
             HOST,
             &[
                 Named::new("hello", "64M", 1).with("autostart = true"),
-                Named::new("rude", "64M", 2)
+                Named::new("hostile", "64M", 2)
                     .called("other")
                     .wishing(&[7, 9]),
             ],

@@ -17,7 +17,7 @@ use guest_kit::{
 use seam::abi::ghci::{self, Request};
 use seam::abi::{Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status};
 
-guest!("rude", main, end);
+guest!("hostile", main, end);
 
 /// The numbers of the parameters.
 const SEED: usize = 0;
@@ -68,7 +68,7 @@ fn main(checks: &mut Checks) {
         0 => MANY,
         calls => calls,
     };
-    say!("rude: seed {seed:#x}, {calls} calls");
+    say!("hostile: seed {seed:#x}, {calls} calls");
     RANDOM.store(seed, Ordering::Relaxed);
     WISHED.store(calls, Ordering::Relaxed);
     checks.once("has-ground-to-fight-on", has_ground);
@@ -80,7 +80,7 @@ fn main(checks: &mut Checks) {
         .each_ref()
         .map(|count| count.load(Ordering::Relaxed));
     say!(
-        "rude: {} calls: {done} done, {retry} to retry, {operand} invalid, {alignment} misaligned, {unsupported} unsupported; {} refused by the module",
+        "hostile: {} calls: {done} done, {retry} to retry, {operand} invalid, {alignment} misaligned, {unsupported} unsupported; {} refused by the module",
         MADE.load(Ordering::Relaxed),
         REFUSED.load(Ordering::Relaxed)
     );
@@ -149,7 +149,7 @@ fn tell_of_progress(wished: u64) {
     let tenth = MADE.load(Ordering::Relaxed) * LINES / wished;
     if TOLD.swap(tenth, Ordering::Relaxed) != tenth {
         console::heal();
-        say!("rude: {} calls", MADE.load(Ordering::Relaxed));
+        say!("hostile: {} calls", MADE.load(Ordering::Relaxed));
     }
 }
 
@@ -303,13 +303,13 @@ fn memory_comes_back() -> Check {
 /// Ends the guest in the requested way.
 fn end() -> ! {
     let wish = wishes::word(END);
-    say!("rude: end {wish}");
+    say!("hostile: end {wish}");
     let ground = ground();
     let page = ground.memory.start;
     match wish {
         1 => power::off(),
         2 => power::reset(),
-        3 => vmcall::report_fatal_error(3, "rude to the end"),
+        3 => vmcall::report_fatal_error(3, "hostile to the end"),
         4 => triple_fault(),
         // Private memory that does not exist.
         5 => _ = memory::word(NOWHERE),
