@@ -236,7 +236,7 @@ impl Task {
         let cleared = sums.counts.get(&Number::ClearCpu).copied().unwrap_or(0.0);
         if linux.is_none() {
             let left = world.frames_out() - aside;
-            ensure!(left == 0, "{left} frames of 4 KiB did not come home");
+            ensure!(left == 0, "{left} frames of 4 KiB were not freed");
             ensure!(cleared == out as f64, "{cleared} of {out} were cleared");
         }
         Ok(Run {
