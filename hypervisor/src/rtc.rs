@@ -36,7 +36,7 @@ pub fn unix_seconds() -> u64 {
 /// Reads the clock. Returns the problem, if any.
 pub fn init() -> Option<&'static str> {
     let Some(seconds) = read(&mut register) else {
-        return Some("the real-time clock gives no time; TDs are told 1970");
+        return Some("the real-time clock has no valid time; TDs start in 1970");
     };
     START.store(seconds.saturating_sub(time::us() / 1_000_000), Relaxed);
     None

@@ -130,7 +130,8 @@ fn calibrate(fadt: &Fadt) -> Option<String> {
         (Some(stated), None) => stated,
         (None, None) => {
             return Some(
-                "the clock is a guess: neither CPUID nor a timer tells the TSC's frequency".into(),
+                "the clock is a guess: neither CPUID nor a timer reports the TSC's frequency"
+                    .into(),
             );
         }
     };
@@ -210,7 +211,7 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     vmx::enter_here(bootstrap);
     if !apic::present() {
         return Vec::from([format!(
-            "no x2APIC: the hypervisor stays on one of {} CPUs, and polls the console",
+            "no x2APIC: the hypervisor uses one of {} CPUs and polls the console",
             cpu::all().len()
         )]);
     }

@@ -121,14 +121,14 @@ impl fmt::Display for End {
             Self::Fatal(error) => error.fmt(f),
             Self::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
             Self::MachineCheck(status) => write!(f, "machine check in the TD ({status:?})"),
-            Self::Lost(status) => write!(f, "the module will not run it any more: {status:?}"),
-            Self::Unknown(status) => write!(f, "an exit that is not known: {status:?}"),
+            Self::Lost(status) => write!(f, "the module no longer runs it: {status:?}"),
+            Self::Unknown(status) => write!(f, "an unknown exit: {status:?}"),
             Self::NoMemory(gpa) => write!(f, "it has no memory at {gpa:?}"),
             Self::UsedShared(gpa) => {
-                write!(f, "it used what it shares as private memory at {gpa:?}")
+                write!(f, "it accessed shared memory as private at {gpa:?}")
             }
             Self::Unaccepted(gpa) => {
-                write!(f, "it used memory that it had not accepted at {gpa:?}")
+                write!(f, "it accessed memory that it had not accepted at {gpa:?}")
             }
             Self::NothingShared(gpa) => write!(f, "nothing is shared at {gpa:?}"),
             Self::Misconfigured(gpa) => write!(f, "its shared EPT is broken at {gpa:?}"),

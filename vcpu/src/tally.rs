@@ -22,8 +22,8 @@ macro_rules! tally {
 tally! {
     entries: "TDH.VP.ENTER",
     calls: "TDVMCALLs",
-    interrupts: "interrupts of the host's",
-    nmis: "NMIs of the host's",
+    interrupts: "host interrupts",
+    nmis: "host NMIs",
     faults: "private addresses that were not mapped",
     splits: "large pages split for the guest",
     small: "pages mapped as 4 KiB because no larger one could be",
@@ -33,7 +33,7 @@ tally! {
     passed: "SMIs and INITs",
     priority: "TDCALLs that the host's priority delayed",
     posted: "notifications sent to itself",
-    timers: "timers gone off",
+    timers: "timers expired",
     nmis_in: "NMIs injected",
 }
 

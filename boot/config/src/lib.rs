@@ -281,7 +281,7 @@ impl Names {
                 if let Some(value) = value {
                     return Err((
                         value.at,
-                        format!("{key} is for a kernel, and there is none"),
+                        format!("{key} requires a kernel, and there is none"),
                     ));
                 }
             }
@@ -299,7 +299,7 @@ impl Names {
 fn all_differ(kind: &str, names: &[&Word]) -> Result<(), (usize, String)> {
     for (i, name) in names.iter().enumerate() {
         if names[..i].iter().any(|other| other.text == name.text) {
-            let problem = format!("name is {:?}, as that of another [[{kind}]]", name.text);
+            let problem = format!("name is {:?}, which another [[{kind}]] has", name.text);
             return Err((name.at, problem));
         }
     }
@@ -393,15 +393,12 @@ mod tests {
                 .unwrap_err();
         assert_eq!(
             e,
-            "seamark.toml:5: name is \"y\", as that of another [[file]]"
+            "seamark.toml:5: name is \"y\", which another [[file]] has"
         );
         let td = "[[td]]\nname = \"a\"\nimage = \"y\"\nmemory = \"2M\"\n";
         let text = format!("[[file]]\nname = \"y\"\npath = \"y\"\n{td}{td}");
         let e = parse(text.as_bytes()).unwrap_err();
-        assert_eq!(
-            e,
-            "seamark.toml:9: name is \"a\", as that of another [[td]]"
-        );
+        assert_eq!(e, "seamark.toml:9: name is \"a\", which another [[td]] has");
     }
 
     #[test]

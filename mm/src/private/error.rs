@@ -59,20 +59,20 @@ impl fmt::Display for Error {
         match self {
             Self::Terminated => f.write_str("the TD is being terminated"),
             Self::Finalized => f.write_str("the TD's measurement is closed"),
-            Self::NotKeyless => f.write_str("the TD has not given its key back"),
+            Self::NotKeyless => f.write_str("the TD's key has not been released"),
             Self::NotEmpty => f.write_str("the TD still owns memory"),
             Self::Busy => f.write_str("another CPU works on this part of the TD's memory"),
-            Self::Blocked => f.write_str("work that failed left it blocked"),
+            Self::Blocked => f.write_str("a failed operation left it blocked"),
             Self::BadRange => {
                 f.write_str("the address is not aligned or is outside the TD's memory")
             }
             Self::Occupied => f.write_str("something is mapped there already"),
             Self::NotMapped => f.write_str("nothing of that size is mapped there"),
-            Self::NotWhole => f.write_str("the parts do not make a large page"),
+            Self::NotWhole => f.write_str("the parts do not form a large page"),
             Self::NoFrames(size) => {
                 write!(f, "no frame of {} KiB is free", size.bytes() >> 10)
             }
-            Self::NoHeap => f.write_str("the hypervisor's heap is used up"),
+            Self::NoHeap => f.write_str("the hypervisor's heap is exhausted"),
             Self::ShutDown => f.write_str("the TDX module has shut down"),
             Self::Seam(error) => error.fmt(f),
             Self::NoAnswer(error) => error.fmt(f),

@@ -119,7 +119,7 @@ impl fmt::Display for Why {
         f.write_str(match self {
             Self::OutsideCmrs => "not convertible: in no CMR",
             Self::BeyondHkidBits => "above the addresses that can carry an HKID",
-            Self::NotWorthItsPamt => "its PAMT would take more than it gives",
+            Self::NotWorthItsPamt => "its PAMT would exceed the memory gained",
             Self::TooFewTdmrs => "more pieces of memory than TDMRs",
             Self::TooFewReservedAreas => "more holes than a TDMR has reserved areas",
             Self::NoRoomForPamt => "no free piece of memory holds its PAMT",

@@ -229,8 +229,8 @@ fn ends(bench: &mut Bench) -> Result<()> {
         (4, "", "triple fault on vCPU 0"),
         (5, "", "it has no memory at"),
         (6, "", "it has no memory at"),
-        (7, "", "it used what it shares as private memory at"),
-        (8, "", "it used memory that it had not accepted at"),
+        (7, "", "it accessed shared memory as private at"),
+        (8, "", "it accessed memory that it had not accepted at"),
     ];
     let named = |wish: u64| Named::new("hostile", "64M", 2).wishing(&[wish, 1, wish]);
     let names: Vec<_> = (0..=8).map(|wish| format!("end{wish}")).collect();

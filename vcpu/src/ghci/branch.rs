@@ -35,10 +35,10 @@ branches! {
     CpuidHypervisor = Success, "CPUID of the hypervisor's leaves";
     CpuidEmpty = Success, "CPUID of a leaf with nothing in it";
     CpuidInvalid = InvalidOperand, "CPUID with a leaf beyond 32 bits";
-    HltPending = Success, "HLT while something waits";
+    HltPending = Success, "HLT with an event pending";
     HltHalted = Success, "HLT";
     HltInvalid = InvalidOperand, "HLT with an operand that is no flag";
-    IoInvalid = InvalidOperand, "I/O of an impossible size, direction or port";
+    IoInvalid = InvalidOperand, "I/O with an invalid size, direction or port";
     IoAbsentIn = Success, "IN from a port without a device";
     IoAbsentOut = Success, "OUT to a port without a device";
     IoIn = Success, "IN from a device";
@@ -50,7 +50,7 @@ branches! {
     WrmsrTimer = Success, "WRMSR of the timer";
     WrmsrIpi = Success, "WRMSR that sends an interrupt";
     WrmsrInvalid = InvalidOperand, "WRMSR of an MSR or value that the guest may not write";
-    MmioInvalid = InvalidOperand, "MMIO of an impossible size or direction, or across a page";
+    MmioInvalid = InvalidOperand, "MMIO with an invalid size or direction, or across a page";
     MmioPrivate = InvalidOperand, "MMIO at an address that is not shared";
     MmioAbsentLoad = Success, "MMIO load where no device is";
     MmioAbsentStore = Success, "MMIO store where no device is";
@@ -59,21 +59,21 @@ branches! {
     InfoBase = Success, "GetTdVmCallInfo of the base calls";
     InfoOptional = Success, "GetTdVmCallInfo of the optional calls";
     InfoInvalid = InvalidOperand, "GetTdVmCallInfo of a leaf that is not defined";
-    MapInvalid = InvalidOperand, "MapGPA of an impossible range";
+    MapInvalid = InvalidOperand, "MapGPA of an invalid range";
     MapMisaligned = AlignError, "MapGPA of a range that is not aligned";
     MapShared = Success, "MapGPA to shared";
     MapPrivate = Success, "MapGPA to private";
-    MapRetry = Retry, "MapGPA that is to go on";
+    MapRetry = Retry, "MapGPA to be continued";
     MapFailed = InvalidOperand, "MapGPA for which there is no memory";
-    QuoteInvalid = InvalidOperand, "GetQuote with an impossible buffer";
+    QuoteInvalid = InvalidOperand, "GetQuote with an invalid buffer";
     QuoteMisaligned = AlignError, "GetQuote with a buffer that is not aligned";
     QuoteUnavailable = SubfunctionUnsupported, "GetQuote, for which there is no quoting service";
     FatalError = Success, "ReportFatalError";
-    ServiceInvalid = InvalidOperand, "Service with impossible buffers or vector";
+    ServiceInvalid = InvalidOperand, "Service with invalid buffers or vector";
     ServiceMisaligned = AlignError, "Service with buffers that are not aligned";
     ServiceUnsupported = Success, "Service, answered that there is none";
     ServiceBusy = Retry, "Service while the TD's memory is being converted";
-    Unsupported = SubfunctionUnsupported, "a sub-function that is not known";
+    Unsupported = SubfunctionUnsupported, "an unknown sub-function";
     Vendor = Success, "a call of the host's own";
 }
 
