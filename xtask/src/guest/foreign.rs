@@ -48,59 +48,67 @@ pub fn debian(foreign: &Foreign) -> Result<()> {
         .with_context(|| format!("can't create {}", directory.display()))?;
     let tar = directory.join("debian.tar");
     println!("making a Debian: some minutes");
-    let mut make = Command::new("mmdebstrap");
-    make.args(["--quiet", "--variant=important", "--format=tar"])
+    let mut make = Command::new("timeout");
+    make.args([&LIMIT.to_string(), "mmdebstrap"])
+        .args(["--quiet", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={PACKAGES}"))
-        // root logs in without a password, and the kernel starts what a file system's init is.
-        .arg("--customize-hook=chroot \"$1\" passwd --delete root")
-        .arg("--customize-hook=ln -s sbin/init \"$1/init\"")
-        .arg("--customize-hook=echo td > \"$1/etc/hostname\"")
-        .args(["--aptopt=APT::Install-Recommends \"false\"", RELEASE])
+        .arg("--aptopt=APT::Install-Recommends \"false\"")
+        .arg("--dpkgopt=force-unsafe-io")
+        .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
+        .args(HOOKS.map(|hook| format!("--customize-hook={hook}")))
+        .arg(RELEASE)
         .arg(&tar);
-    output(&mut make)?;
+    output(&mut make).with_context(|| format!("within {LIMIT} s"))?;
     let part = directory.join("debian.part");
-    let file =
-        fs::File::create(&part).with_context(|| format!("can't create {}", part.display()))?;
-    let status = Command::new("bsdtar")
-        .args(["--create", "--format=newc", "--file=-"])
-        .arg(format!("@{}", tar.display()))
-        .stdout(Stdio::from(file))
-        .status()
-        .context("can't start bsdtar")?;
-    ensure!(
-        status.success(),
-        "bsdtar can't make an archive of {}",
-        tar.display()
-    );
+    let mut pack = Command::new("bsdtar");
+    pack.args(["--create", "--format=newc", "--zstd", "--file"])
+        .arg(&part)
+        .arg(format!("@{}", tar.display()));
+    output(&mut pack)?;
     fs::remove_file(&tar)?;
     // Last, for it is the sign that all is there.
     fs::rename(&part, &initrd).with_context(|| format!("can't create {}", initrd.display()))
 }
 
-/// An initial file system with the module of LKVS's tdx-compliance, built from a checkout.
+/// Modules of LKVS: where their sources are in a checkout, and their names.
+const MODULES: [(&str, &str); 2] = [
+    ("BM/tdx-compliance", "tdx-compliance.ko"),
+    ("BM/tdx-guest/tdx_halt_test_module", "halt_test.ko"),
+];
+
+/// An initial file system with modules of LKVS, built from a checkout.
 pub fn lkvs(linux: &Linux, foreign: &Foreign, checkout: &Path) -> Result<()> {
-    const TESTS: &str = "BM/tdx-compliance";
-    const MODULE: &str = "tdx-compliance.ko";
-    let source = checkout.join(TESTS);
-    ensure!(
-        source.join("Makefile").exists(),
-        "{} is no checkout of LKVS: it has no {TESTS}/Makefile",
-        checkout.display()
-    );
+    for (source, _) in MODULES {
+        ensure!(
+            checkout.join(source).join("Makefile").exists(),
+            "{} is no checkout of LKVS: it has no {source}/Makefile",
+            checkout.display()
+        );
+    }
     let modules = find(&linux.directory().join("unpacked/lib/modules"), "")?;
     let release = modules.file_name().unwrap_or_default().to_string_lossy();
     let headers = headers(foreign, &release)?;
     host::require(&host::KERNEL_MODULE)?;
     let build = foreign.directory().join("lkvs");
     let _ = fs::remove_dir_all(&build);
-    fs::create_dir_all(foreign.directory())?;
-    output(Command::new("cp").arg("-r").arg(&source).arg(&build))?;
-    let mut make = Command::new("make");
-    make.arg(format!("KERNEL_SRC={}", headers.display()))
-        .arg(format!("PWD={}", build.display()));
-    output(make.current_dir(&build))?;
+    fs::create_dir_all(&build).with_context(|| format!("can't create {}", build.display()))?;
     let mut archive = Archive::default();
-    archive.file(&format!("lib/{MODULE}"), &read(&build.join(MODULE))?);
+    for (source, module) in MODULES {
+        let place = build.join(module);
+        output(
+            Command::new("cp")
+                .arg("-r")
+                .arg(checkout.join(source))
+                .arg(&place),
+        )?;
+        let mut make = Command::new("make");
+        // The makefiles have different names for where the kernel is.
+        make.arg(format!("KERNEL_SRC={}", headers.display()))
+            .arg(format!("KDIR={}", headers.display()))
+            .arg(format!("PWD={}", place.display()));
+        output(make.current_dir(&place))?;
+        archive.file(&format!("lib/{module}"), &read(&place.join(module))?);
+    }
     let initrd = read(&linux.initrd())?;
     write(&foreign.lkvs(), &[initrd, archive.finish()].concat())
 }

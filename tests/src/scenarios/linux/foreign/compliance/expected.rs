@@ -1,0 +1,161 @@
+//! Cases of tdx-compliance that fail here, and have to: each with its reason. All others have to pass.
+
+use anyhow::{Context, Result};
+
+/// Cases that fail for one reason.
+struct Expected {
+    reason: &'static str,
+    part: &'static str,
+    cases: &'static [&'static str],
+}
+
+const EXPECTED: &[Expected] = &[
+    Expected {
+        reason: "module 1.5.01 raises #VE, newer modules with TOPOLOGY_ENUM #GP",
+        part: "msr",
+        cases: &["IA32_X2APIC_APICID_write"],
+    },
+    Expected {
+        reason: "TCG lacks the feature, which module 1.5.01 takes from the CPU",
+        part: "cpuid",
+        cases: &[
+            "CPUID(0x1,0).ecx[2]",          // DTES64
+            "CPUID(0x1,0).ecx[4]",          // DS-CPL
+            "CPUID(0x1,0).ecx[17]",         // PCID
+            "CPUID(0x1,0).edx[1]",          // VME
+            "CPUID(0x1,0).edx[21]",         // DS
+            "CPUID(0x7,0x0).ebx[6]",        // FDP_EXCPTN_ONLY
+            "CPUID(0x7,0x0).ebx[10]",       // INVPCID
+            "CPUID(0x7,0x0).ebx[13]",       // FCS and FDS are 0
+            "CPUID(0x7,0x0).ebx[18]",       // RDSEED
+            "CPUID(0x7,0x0).ebx[29]",       // SHA
+            "CPUID(0x7,0x0).ecx[24]",       // bus-lock detection
+            "CPUID(0x7,0x0).ecx[27]",       // MOVDIRI
+            "CPUID(0x7,0x0).edx[10]",       // MD_CLEAR
+            "CPUID(0x7,0x0).edx[26]",       // IBRS
+            "CPUID(0x7,0x0).edx[27]",       // STIBP
+            "CPUID(0x7,0x0).edx[31]",       // SSBD
+            "CPUID(0x7,0x2).edx[0]",        // PSFD
+            "CPUID(0x7,0x2).edx[1]",        // IPRED_CTRL
+            "CPUID(0x7,0x2).edx[2]",        // RRSBA_CTRL
+            "CPUID(0x7,0x2).edx[4]",        // BHI_CTRL
+            "CPUID(0xd,0x1).eax[1]",        // XSAVEC
+            "CPUID(0xd,0x1).eax[3]",        // XSAVES
+            "CPUID(0x80000001,0x0).ecx[8]", // PREFETCHW
+        ],
+    },
+    Expected {
+        reason: "module 1.5.01 has leaf 7.1 EDX fixed to 0; newer modules and CPUs have AVX-VNNI-INT8 and AVX-NE-CONVERT",
+        part: "cpuid",
+        cases: &["CPUID(0x7,0x1).edx[4]", "CPUID(0x7,0x1).edx[5]"],
+    },
+    Expected {
+        reason: "module 1.5.01 has no VE_REDUCTION, with which a TD can be without MCE, MTRR, MCA and IA32_CORE_CAPABILITIES",
+        part: "cpuid",
+        cases: &[
+            "CPUID(0x1,0).edx[7]",
+            "CPUID(0x1,0).edx[12]",
+            "CPUID(0x1,0).edx[14]",
+            "CPUID(0x7,0).edx[30]",
+        ],
+    },
+    Expected {
+        reason: "module 1.5.01 raises #VE for the leaf, and Linux answers it with 0; newer modules serve it",
+        part: "cpuid",
+        cases: &["CPUID(0x2,0).eax", "CPUID(0x6,0).eax[2]"],
+    },
+];
+
+/// What became of a part.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The line with its figures.
+    pub total: String,
+    /// Cases that did not end as they should.
+    pub wrong: Vec<String>,
+}
+
+/// Compares what tdx-compliance says of a part with what has to fail.
+///
+/// # Errors
+/// When it says no figures.
+pub fn judge(part: &str, said: &str) -> Result<Verdict> {
+    let total = said.lines().find(|line| line.starts_with("Total:"));
+    let total = total.with_context(|| format!("{part} gave no figures:\n{said}"))?;
+    let failed: Vec<_> = said.lines().filter_map(failed).collect();
+    let expected = || EXPECTED.iter().filter(|expected| expected.part == part);
+    let is_expected = |case: &str| expected().any(|expected| expected.cases.contains(&case));
+    let mut wrong: Vec<_> = failed
+        .iter()
+        .filter(|case| !is_expected(case))
+        .map(|case| format!("{part}: {case} fails"))
+        .collect();
+    for Expected { reason, cases, .. } in expected() {
+        let passed = cases.iter().filter(|case| !failed.contains(case));
+        wrong.extend(passed.map(|case| format!("{part}: {case} does not fail, though {reason}")));
+    }
+    Ok(Verdict {
+        total: total.trim().to_owned(),
+        wrong,
+    })
+}
+
+/// The name of the case that a line says has failed: `NUMBER: NAME_VERSION:\t FAIL`.
+fn failed(line: &str) -> Option<&str> {
+    let case = line.trim_end().strip_suffix("FAIL")?.trim_end();
+    let (_, case) = case.strip_suffix(':')?.split_once(": ")?;
+    case.rsplit_once('_').map(|(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A part's output in which these cases fail.
+    fn said(failed: &[&str]) -> String {
+        let mut said =
+            "1: FINE_1.5:\t PASS\r\nError: MSR compliance test failed, FAIL\r\n".to_owned();
+        for (number, case) in (2..).zip(failed) {
+            said += &format!("{number}: {case}_1.5:\t FAIL\r\n");
+        }
+        said + "Total:9, PASS:8, FAIL:1, SKIP:0\r\n"
+    }
+
+    #[test]
+    fn what_has_to_fail_may() {
+        let verdict = judge("msr", &said(&["IA32_X2APIC_APICID_write"])).unwrap();
+        let total = "Total:9, PASS:8, FAIL:1, SKIP:0".to_owned();
+        let wrong = Vec::new();
+        assert_eq!(verdict, Verdict { total, wrong });
+    }
+
+    #[test]
+    fn another_failure_is_told() {
+        let failed = ["CR0_SET_X86_CR0_PE | X86_CR0_PG"];
+        assert_eq!(
+            judge("cr", &said(&failed)).unwrap().wrong,
+            ["cr: CR0_SET_X86_CR0_PE | X86_CR0_PG fails"]
+        );
+    }
+
+    #[test]
+    fn what_should_fail_and_does_not_is_told_with_the_reason() {
+        let wrong = judge("msr", &said(&[])).unwrap().wrong;
+        assert_eq!(wrong.len(), 1);
+        assert!(wrong[0].contains("APICID_write does not fail, though module 1.5.01 raises #VE"));
+    }
+
+    #[test]
+    fn a_part_without_figures_is_an_error() {
+        assert!(judge("cr", "sh: can't create: nonexistent directory").is_err());
+    }
+
+    #[test]
+    fn no_case_has_two_reasons() {
+        let mut cases: Vec<_> = EXPECTED.iter().flat_map(|e| e.cases).collect();
+        let count = cases.len();
+        cases.sort_unstable();
+        cases.dedup();
+        assert_eq!(cases.len(), count);
+    }
+}
