@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::STALE;
 use crate::console::Console;
@@ -12,6 +12,8 @@ use crate::scenarios::stage::{NOTHING, output};
 pub const PROMPT: &str = "td# ";
 /// The key that leaves a TD's console.
 const BACK: &[u8] = b"\x1d";
+/// The host's line in the console of a TD that has died.
+const DEAD: &str = "[triple fault on vCPU";
 /// Time limit of the console's own commands.
 const SWITCH: Duration = Duration::from_secs(120);
 
@@ -47,13 +49,22 @@ impl<'a> Shell<'a> {
 
     /// Waits for output of the TD while it boots. Returns `false` if QEMU executed code that had been patched.
     pub fn wait_while_booting(&mut self, what: &str, limit: Duration) -> Result<bool> {
-        let (index, _) = self.console.guest().expect_any(&[what, STALE], limit)?;
-        Ok(index == 0)
+        let patterns = [what, STALE, DEAD];
+        match self.console.guest().expect_any(&patterns, limit)? {
+            (2, said) => bail!("the TD has died:\n{said}"),
+            (index, _) => Ok(index == 0),
+        }
     }
 
-    /// Waits for output of the TD.
+    /// Waits for output of the TD. Returns it with everything that the TD said before.
+    ///
+    /// # Errors
+    /// If the time is over, or the TD has died.
     pub fn wait_for(&mut self, what: &str, limit: Duration) -> Result<String> {
-        self.console.guest().expect(what, limit)
+        match self.console.guest().expect_any(&[what, DEAD], limit)? {
+            (0, said) => Ok(said),
+            (_, said) => bail!("the TD has died:\n{said}"),
+        }
     }
 
     /// Waits until the shell takes a command.
