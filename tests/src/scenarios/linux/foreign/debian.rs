@@ -30,7 +30,10 @@ pub fn debian(bench: &mut Bench) -> Result<()> {
         if is_there {
             shell.type_line("root")?;
             shell.wait_for(":~# ", COMMAND)?;
-            shell.type_line("stty cols 1000; PS1='td''# '")?;
+            // The kernel is silent from here on: what it has to complain about is looked for at the end.
+            shell.type_line(
+                "dmesg -n 1; bind 'set enable-bracketed-paste off'; stty cols 1000; PS1='td''# '",
+            )?;
             shell.wait_for_prompt(COMMAND)?;
         }
         shell.leave()?;
