@@ -1,4 +1,4 @@
-//! Detection of a guest whose state TCG has lost.
+//! Detection of a guest whose state or whose entry TCG has lost.
 //!
 //! TCG 7.2 sometimes leaves CPU 0 in nested paging when it exits a guest while another CPU loads x87 state. The
 //! monitor's first instruction then takes a nested page fault, and the guest's state is lost. The machine can't
@@ -7,6 +7,10 @@
 //! A guest can load any CR3 and execute at any address, so neither distinguishes the monitor's state from a guest's.
 //! The limits of the monitor's descriptor tables do: they are drawn at random when the monitor starts, and no guest can
 //! read them.
+//!
+//! The same race in the other direction enters a guest on CPU 0 without nested paging. The CPU then walks the guest's page
+//! tables in the host's memory, and the guest triple-faults before its first instruction. The guest's state is intact:
+//! [`Entered`] remembers the entry, which the monitor repeats.
 
 /// Limits of the monitor's GDT and IDT, in bytes less one. Both cover the tables; the excess is secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +80,94 @@ impl Own {
     }
 }
 
+/// The guest state at an entry that the monitor needs to repeat it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// The instruction pointer.
+    pub rip: u64,
+    /// The stack pointer.
+    pub rsp: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// The event to deliver, in the VMCB's format.
+    pub event: u64,
+}
+
+/// The last entry of a guest on one CPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Entered {
+    entry: Entry,
+    was_repeated: bool,
+}
+
+impl Entered {
+    /// Records an entry.
+    #[inline(always)]
+    pub fn note(&mut self, entry: Entry) {
+        self.entry = entry;
+    }
+
+    /// Records an exit other than a triple fault.
+    #[inline(always)]
+    pub fn settle(&mut self) {
+        self.was_repeated = false;
+    }
+
+    /// Returns the entry to repeat after a triple fault on CPU `lp` with the guest at `rip` and `rsp`. Returns `None` if the
+    /// guest itself caused the fault: it has executed something, it has triple-faulted twice in a row, or `lp` is not 0.
+    #[must_use]
+    pub fn repeat(&mut self, lp: u32, rip: u64, rsp: u64) -> Option<Entry> {
+        let has_begun = (rip, rsp) != (self.entry.rip, self.entry.rsp);
+        if lp != 0 || has_begun || self.was_repeated {
+            self.was_repeated = false;
+            return None;
+        }
+        self.was_repeated = true;
+        Some(self.entry)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ENTRY: Entry = Entry {
+        rip: 0xFFFF_8000_0000_1000,
+        rsp: 0xFFFF_C000_0000_0F00,
+        cr2: 0x1234,
+        event: 0x8000_00EC,
+    };
+
+    fn entered() -> Entered {
+        let mut entered = Entered::default();
+        entered.note(ENTRY);
+        entered
+    }
+
+    #[test]
+    fn a_guest_that_has_executed_nothing_is_entered_again_once() {
+        let mut entered = entered();
+        assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), Some(ENTRY));
+        entered.note(ENTRY);
+        assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), None, "in a row");
+    }
+
+    #[test]
+    fn another_exit_in_between_allows_another_repetition() {
+        let mut entered = entered();
+        assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), Some(ENTRY));
+        entered.note(ENTRY);
+        entered.settle();
+        entered.note(ENTRY);
+        assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), Some(ENTRY));
+    }
+
+    #[test]
+    fn a_guest_that_has_executed_something_or_runs_elsewhere_has_faulted_itself() {
+        assert_eq!(entered().repeat(0, ENTRY.rip + 1, ENTRY.rsp), None);
+        assert_eq!(entered().repeat(0, ENTRY.rip, ENTRY.rsp - 8), None);
+        assert_eq!(entered().repeat(1, ENTRY.rip, ENTRY.rsp), None);
+    }
 
     const OWN: Own = Own {
         cr3: 0x7E00_1000,

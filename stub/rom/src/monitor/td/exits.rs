@@ -81,6 +81,9 @@ impl Td {
             return next;
         }
         self.vmcb.event_injection = 0;
+        if code != exit::SHUTDOWN {
+            self.entered_at.settle();
+        }
         match code {
             exit::EXCEPTION..=exit::LAST_EXCEPTION => {
                 self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
@@ -109,7 +112,7 @@ impl Td {
             exit::IRET => self.iret(vcpu),
             exit::RDPMC if !exits_at_rdpmc(vcpu) => self.read_counter(machine, vcpu),
             exit::IO => self.port_access(machine, vcpu),
-            exit::SHUTDOWN => Next::Exit(VmExit::of(reason::TRIPLE_FAULT)),
+            exit::SHUTDOWN => self.triple_fault(machine),
             exit::VMRUN..=exit::SKINIT | exit::INVLPGA => self.raise(vector::UD, None),
             exit::INVALID => self.entry_failed(),
             _ => match instructions(code) {
@@ -159,6 +162,35 @@ impl Td {
             ),
         );
         Next::Exit(VmExit::of(reason::TRIPLE_FAULT))
+    }
+
+    /// Handles a triple fault. Reports the guest's registers on the debug console. Repeats the entry if TCG has lost it.
+    #[inline(never)]
+    fn triple_fault(&mut self, machine: &SeamCpu) -> Next {
+        let lp = machine.number();
+        let s = &mut self.vmcb.save;
+        let repeated = self.entered_at.repeat(lp, s.rip, s.rsp);
+        report::line(
+            "td_triple_fault",
+            format_args!(
+                r#""lp":{lp},"again":{},"rip":"{:#x}","rsp":"{:#x}","rflags":"{:#x}","cr0":"{:#x}","cr2":"{:#x}","cr3":"{:#x}","cr4":"{:#x}""#,
+                repeated.is_some(),
+                s.rip,
+                s.rsp,
+                s.rflags,
+                s.cr0,
+                s.cr2,
+                s.cr3,
+                s.cr4
+            ),
+        );
+        let Some(entry) = repeated else {
+            return Next::Exit(VmExit::of(reason::TRIPLE_FAULT));
+        };
+        s.cr2 = entry.cr2;
+        self.vmcb.event_injection = entry.event;
+        self.vmcb.tlb_control = 1;
+        Next::Resume
     }
 
     #[inline(never)]

@@ -21,6 +21,7 @@ use core::cell::Cell;
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::doubt::Doubt;
 use stub_rom::insn::GprFile;
+use stub_rom::lost::{Entered, Entry};
 use stub_rom::shadow::Shadow;
 use stub_rom::walk::Trail;
 
@@ -54,6 +55,8 @@ pub struct Td {
     nmi_blocked: bool,
     step: Option<step::Step>,
     doubt: Doubt,
+    /// The last entry of the guest.
+    entered_at: Entered,
     /// The components that XCR0 supports.
     supported: u64,
     /// True if the registers hold the guest's extended state. The host's is lost then.
@@ -87,6 +90,7 @@ impl Td {
             nmi_blocked: false,
             step: None,
             doubt: Doubt::default(),
+            entered_at: Entered::default(),
             supported: extended::supported(),
             ran: false,
         });
@@ -156,6 +160,12 @@ impl Td {
     fn before_entry(&mut self, vcpu: &Vcpu<'_>) {
         self.begin_step(vcpu);
         self.offer_interrupt(vcpu);
+        self.entered_at.note(Entry {
+            rip: self.vmcb.save.rip,
+            rsp: self.vmcb.save.rsp,
+            cr2: self.vmcb.save.cr2,
+            event: self.vmcb.event_injection,
+        });
     }
 
     /// Returns an exit that is due before the guest executes anything.
