@@ -74,13 +74,13 @@ const NUMBERS: [(Number, &str, f64, Origin); 18] = [
         N::LineNear,
         "cache line, same package",
         100.0,
-        Source("given by the requirements of this simulation (issue 8)"),
+        Source("given by the requirements of this simulation"),
     ),
     (
         N::LineFar,
         "cache line, other package",
         200.0,
-        Source("given by the requirements of this simulation (issue 8)"),
+        Source("given by the requirements of this simulation"),
     ),
     (
         N::Atomic,

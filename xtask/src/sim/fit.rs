@@ -9,7 +9,7 @@ use super::ways::{Run, Way};
 
 /// A measurement of Linux's whole shutdown of a TD.
 ///
-/// Source: the cover letter of the Linux change that introduced KVM_TDX_TERMINATE_VM; issue 7.
+/// Source: the cover letter of the Linux change that introduced KVM_TDX_TERMINATE_VM.
 #[derive(Clone, Copy, Debug)]
 pub struct Measured {
     pub way: Way,
