@@ -9,9 +9,9 @@ pub struct Section {
     pub start: u64,
     /// Size in memory in bytes, rounded up to whole pages.
     pub size: u64,
-    /// Whether the section is writable.
+    /// True if the section is writable.
     pub write: bool,
-    /// Whether the section is executable.
+    /// True if the section is executable.
     pub execute: bool,
 }
 

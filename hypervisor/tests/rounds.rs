@@ -91,7 +91,7 @@ fn a_thousand_rounds_of_create_start_destroy_leave_everything_as_it_was() {
             "after {number} rounds"
         );
     }
-    // What is kept of the last life varies by some bytes, depending on contention, so the heap must match after one of
+    // The report of the last life varies by some bytes, depending on contention, so the heap must match after one of
     // a few more rounds. `heaps` is an array because a list would be on the heap itself.
     let heaps = [(); MORE].map(|()| round().heap);
     assert!(

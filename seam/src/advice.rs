@@ -14,7 +14,7 @@ use crate::detail::Detail;
 /// The meaning of a status or fault and its remedy. Printed as sentences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advice {
-    /// What happened, as a sentence.
+    /// The event, as a sentence.
     pub meaning: &'static str,
     /// The subject of the status, if its detail names one.
     pub about: Detail,

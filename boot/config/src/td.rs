@@ -45,7 +45,7 @@ pub struct Td {
     /// Number of vCPUs, from 1.
     #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u16,
-    /// Whether it starts with the host.
+    /// True if the TD starts with the host.
     #[serde(default)]
     pub autostart: bool,
     /// ATTRIBUTES.DEBUG: the host may read and write the TD's memory and state.
@@ -78,7 +78,7 @@ pub struct Td {
     /// Time at which the TD gets the memory that is not part of its image.
     #[serde(default)]
     pub populate: Populate,
-    /// Whether the TD may name other TDs in hypercalls.
+    /// True if the TD may name other TDs in hypercalls.
     #[serde(default)]
     pub control: bool,
     /// CPU shares relative to other TDs, from 1 to 10,000.

@@ -14,7 +14,7 @@ use crate::checks::enter_vmx;
 use crate::team::{Team, pages_below};
 use crate::{Check, Failure, expect};
 
-/// What no TD may use of the first GiB.
+/// Bytes at the start of the first GiB that no TD may use.
 const LOW_MEMORY: u64 = 1 << 20;
 
 /// A SEAMCALL that raised an exception: no status has these bits.

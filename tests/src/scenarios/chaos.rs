@@ -24,11 +24,11 @@ pub const ALL: &[Scenario] = &[
 /// The guest's name, and those of the TDs beside it.
 const CHAOS: &str = "chaos";
 const BESIDE: [&str; 2] = ["smp", "other"];
-/// How long a life may go on without another line. The guest says one every few milliseconds.
+/// Time limit for a life without output. The guest prints a line every few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often is looked at it.
+/// Interval between two looks at the guest.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often is listened to those beside it.
+/// Interval between two reads of the other TDs' consoles.
 const LISTEN: Duration = Duration::from_secs(10);
 /// Steps per crash of QEMU's own that the scenario tolerates, and crashes beyond that.
 const STEPS_PER_CRASH: u64 = 1_000;

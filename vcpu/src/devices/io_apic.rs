@@ -49,7 +49,7 @@ pub struct Message {
     pub vector: u8,
     /// An APIC id, or a set of eight when `is_logical`.
     pub destination: u8,
-    /// Whether the destination is a set.
+    /// True if the destination is a set.
     pub is_logical: bool,
 }
 

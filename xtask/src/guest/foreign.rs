@@ -1,4 +1,5 @@
-//! What the tests with programs of others' take into a TD: Debian's stress-ng and kexec, a whole Debian, a module of Intel's.
+//! Initial file systems for the tests with third-party programs: Debian's stress-ng and kexec, a whole Debian, and a
+//! kernel module of Intel's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,9 +18,9 @@ const KEXEC_INITRD: &str = "boot/initrd";
 
 /// The release of the whole Debian, that of the kernel.
 const RELEASE: &str = "bookworm";
-/// What is in it beside the essential packages: what a login on the serial port takes, and the database.
+/// Packages of the Debian beside the essential ones: those that a serial login needs, and the database.
 const PACKAGES: &str = "systemd-sysv,udev,dbus,postgresql";
-/// What is left out of the packages: documentation, languages, and the database's compiler, which it does without.
+/// Files left out of the packages: documentation, languages, and the database's optional compiler.
 const LEFT_OUT: [&str; 7] = [
     "/usr/share/doc/*",
     "/usr/share/info/*",
@@ -29,7 +30,7 @@ const LEFT_OUT: [&str; 7] = [
     "/usr/lib/postgresql/*/lib/bitcode/*",
     "/usr/lib/postgresql/*/lib/llvmjit.so",
 ];
-/// What is done in it last: root logs in without a password, and the kernel starts what a file system's init is.
+/// The last steps: root logs in without a password, and the kernel starts the file system's init.
 const HOOKS: [&str; 3] = [
     "chroot \"$1\" passwd --delete root",
     "ln -s sbin/init \"$1/init\"",

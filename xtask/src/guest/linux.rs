@@ -25,14 +25,14 @@ const MODULES: [&str; 5] = [
     "kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz",
 ];
 
-/// What busybox's init does.
+/// The inittab of busybox's init.
 const INITTAB: &str = "\
 ::sysinit:/etc/rc
 ::respawn:-/bin/sh
 ::shutdown:/bin/umount -a -r
 ";
 
-/// What comes before the shell.
+/// The script that runs before the shell.
 const RC: &str = "\
 #!/bin/sh
 mount -t proc proc /proc
@@ -43,7 +43,7 @@ mount -t configfs configfs /sys/kernel/config
 echo \"Linux $(uname -r) with $(nproc) processors\"
 ";
 
-/// What the shell finds: lines that are typed are shown as they are, however long.
+/// The shell's profile: typed lines are shown unchanged, whatever their length.
 const PROFILE: &str = "PS1='td# '\nstty columns 1000\n";
 
 /// Kernel and initial file system; fetched and built where they are missing.

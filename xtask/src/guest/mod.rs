@@ -37,7 +37,7 @@ impl Guest {
     }
 }
 
-/// What scenarios with programs of others' need.
+/// Prepares the guests that scenarios with third-party programs need.
 ///
 /// # Errors
 /// When something can't be fetched or built.

@@ -13,9 +13,9 @@ use object::read::elf::FileHeader as _;
 use super::cpio::Archive;
 use crate::host;
 
-/// Where Debian has its libraries.
+/// Debian's library directory.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// What starts a program with libraries; the name is in every such program.
+/// The dynamic loader. Every dynamically linked program names it.
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const ADVICE: &str = "`apt-get update` may help";
 
@@ -40,7 +40,7 @@ impl Packages {
         Ok(packages)
     }
 
-    /// Where their files are.
+    /// The directory of the unpacked files.
     pub fn unpacked(&self) -> PathBuf {
         self.directory.join("unpacked")
     }
@@ -220,7 +220,7 @@ pub fn find(directory: &Path, prefix: &str) -> Result<PathBuf> {
     bail!("{} has no {prefix}*", directory.display())
 }
 
-/// What a command says.
+/// Returns the output of a command.
 ///
 /// # Errors
 /// When it fails.
