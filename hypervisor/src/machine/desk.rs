@@ -21,7 +21,7 @@ use host::{
     platform::{Platform, shutdown::SHUT_DOWN},
     td::{
         Td, debug,
-        end::{self, Ended, Way},
+        end::{self, Ended, Termination, Way},
         error::{Error, after_guest},
         host::Time,
         life::State,
@@ -29,7 +29,7 @@ use host::{
         registry::Tds,
     },
 };
-use mm::private::{Holding, Outcome, PrivateMap, Reclaimed};
+use mm::private::{Holding, Outcome, PrivateMap};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 
 /// Per-TD facts that the scheduler supplies.
@@ -165,33 +165,20 @@ impl<P: Platform> Desk<'_, '_, P> {
         })
     }
 
-    /// Runs `act` and reports the outcome.
-    fn end(
-        &self,
-        id: u32,
-        (wish, way): (Wish, Way),
-        act: impl FnOnce() -> Result<Ended, Error>,
-    ) -> Result<TdEnded, String> {
-        let td = self.tds.get(id);
-        let had = td.as_ref().map(|td| td.holding());
-        let ended = act().map_err(|error| self.sentence(id, wish, &error))?;
-        let already = matches!(ended, Ended::Already(_));
-        // The pages reclaimed are exact: the TD may have got more pages until it stopped.
-        let took = |td: &Arc<Td>| {
-            let progress = td.reclaim()?.progress(&Time(self.tds.host().platform));
-            let is_over = td.state() == State::Reclaimed && way == Way::Terminate;
-            is_over.then(|| pages_taken(&progress.reclaimed))
+    /// Reports the outcome of a termination.
+    fn ended(&self, id: u32, wish: Wish, outcome: Result<Ended, Error>) -> Result<TdEnded, String> {
+        let ended = outcome.map_err(|error| self.sentence(id, wish, &error))?;
+        let (already, termination) = match ended {
+            Ended::Now(termination) => (false, termination),
+            Ended::Already(_) => (true, Termination::default()),
         };
-        let had = || pages(&had.unwrap_or_default());
-        let pages = td.as_ref().and_then(took).unwrap_or_else(had);
-        let notes = self.tds.notes(id).filter(|_| !already);
-        let ended = notes.and_then(|notes| notes.ended).unwrap_or_default();
+        let pages = pages(&termination.had);
         Ok(TdEnded {
             now: self.now(id),
             already,
             pages,
             bytes: bytes(&pages),
-            work: work(&ended),
+            work: work(&termination.work),
         })
     }
 
@@ -311,7 +298,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
                 .map(|index| self.vcpu(id, td.as_deref(), index))
                 .collect(),
             built: notes.built.as_ref().map(work),
-            ended: notes.ended.as_ref().map(work),
+            ended: notes.ended.as_ref().map(|ended| work(&ended.work)),
             reclaim: td
                 .filter(|td| td.state() == State::Teardown)
                 .and_then(|td| self.reclaim(id, &td)),
@@ -344,7 +331,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     }
 
     fn terminate(&self, id: u32) -> Result<TdEnded, String> {
-        self.end(id, (Wish::End, Way::Terminate), || self.tds.terminate(id))
+        self.ended(id, Wish::End, self.tds.terminate(id))
     }
 
     fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String> {
@@ -353,13 +340,11 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
         } else {
             Way::Terminate
         };
-        self.end(id, (Wish::End, way), || self.tds.destroy(id, way))
+        self.ended(id, Wish::End, self.tds.destroy(id, way))
     }
 
     fn retry(&self, id: u32) -> Result<TdEnded, String> {
-        self.end(id, (Wish::Retry, Way::Terminate), || {
-            self.tds.retry(id).map(|()| Ended::Now)
-        })
+        self.ended(id, Wish::Retry, self.tds.retry(id).map(Ended::Now))
     }
 
     fn reset(&self, id: u32) -> Result<TdNow, String> {
@@ -467,15 +452,6 @@ fn pages(holding: &Holding) -> Pages {
         private_2m: holding.pages[1],
         private_1g: holding.pages[2],
         sept: holding.sept,
-    }
-}
-
-fn pages_taken(taken: &Reclaimed) -> Pages {
-    Pages {
-        private_4k: taken.pages[0],
-        private_2m: taken.pages[1],
-        private_1g: taken.pages[2],
-        sept: taken.sept,
     }
 }
 

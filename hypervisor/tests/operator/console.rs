@@ -1,15 +1,20 @@
 //! Tests of the console's commands on TDs: the operator's view, and the errors.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use host::td::Td;
+use host::td::host::Runner;
 use host::td::life::State;
+use host::td::registry::Tds;
 use seam::abi::{Leaf, Operand, Status};
 use serde_json::Value;
+use vcpu::Wiring;
 
-use super::kit::{FULL, ONE, Server};
+use super::kit::{FULL, ONE, Server, Wired};
 use super::operator::Operator;
-use super::rig::Setup;
+use super::rig::{Rig, Setup};
 
 #[test]
 fn a_td_s_whole_life_by_commands() {
@@ -157,6 +162,58 @@ fn the_time_that_passed_and_the_time_of_cpus_are_told_apart() {
         "four CPUs at most: {ended}"
     );
     server.assert_spotless();
+}
+
+/// A runner of a host whose other CPUs reclaim a TD's memory and start the TD again as soon as its HKID is released.
+#[derive(Default)]
+struct Hasty {
+    tds: OnceLock<&'static Tds<'static, Rig>>,
+}
+
+impl Runner for Hasty {
+    fn prepare(&self, _: &Td) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn wiring(&self, td: &Td, index: u16) -> Option<Wiring> {
+        Wired.wiring(td, index)
+    }
+
+    fn start(&self, _: &Arc<Td>) {}
+
+    fn end(&self, _: &Td) {}
+
+    fn work_waits(&self) {
+        let tds = self.tds.get().unwrap();
+        while tds.work() {}
+        tds.create(1).unwrap();
+    }
+}
+
+#[test]
+fn a_new_life_in_between_leaves_the_answer_about_the_old_one() {
+    let server: &'static Server = Box::leak(Box::new(Server::new("")));
+    let runner: &'static Hasty = Box::leak(Box::default());
+    let tds: &'static _ = Box::leak(Box::new(server.tds_on(&server.rig, FULL, runner)));
+    assert!(runner.tds.set(tds).is_ok());
+    let mut operator = Operator::new(tds);
+    for (line, last) in [
+        ("td terminate full", "free"),
+        ("td destroy full", "clear"),
+        ("td destroy --dynamic full", "clear"),
+    ] {
+        tds.start(1).unwrap();
+        let ended = operator.succeed(line);
+        assert_eq!(
+            (&ended["state"], &ended["already"]),
+            (&"paused".into(), &false.into()),
+            "the new life"
+        );
+        assert_eq!(ended["pages"]["private_2m"], 7, "{line}: {ended}");
+        let phases = ended["work"]["phases"].as_array().unwrap();
+        assert_eq!(phases.last().unwrap()["name"], last, "{line}: {ended}");
+    }
+    assert_eq!(operator.succeed("td show full")["ended"], Value::Null);
 }
 
 #[test]

@@ -327,7 +327,7 @@ pub struct TdEnded {
     pub now: TdNow,
     /// True if there was nothing to do: the TD had ended before, or never begun.
     pub already: bool,
-    /// The pages that the TD had.
+    /// The pages that the TD had when its vCPUs had stopped; none if there was nothing to do.
     pub pages: Pages,
     /// Their size in bytes.
     pub bytes: u64,

@@ -10,7 +10,7 @@ use alloc::{
     vec::Vec,
 };
 
-use mm::private::{self, Mode, NoneRuns, Plan, Pool, Reclaim, Step};
+use mm::private::{self, Holding, Mode, NoneRuns, Plan, Pool, Progress, Reclaim, Step};
 use seam::abi::Leaf;
 use sync::MutexGuard;
 use sync::atomic::{AtomicU8, Ordering::SeqCst};
@@ -20,7 +20,7 @@ use super::{
     error::Error,
     host::{Host, Time},
     life::State,
-    meter::Meter,
+    meter::{Meter, Phase, Summary},
     vcpu::Stopped,
 };
 use crate::{
@@ -41,9 +41,18 @@ pub enum Way {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The HKID is released; the memory is reclaimed from now on.
-    Now,
+    Now(Termination),
     /// The TD had already been asked to end, and is in this state.
     Already(State),
+}
+
+/// The record of a termination.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Termination {
+    /// The private memory that the TD had when its vCPUs had stopped.
+    pub had: Holding,
+    /// The work so far. It includes the reclaim as soon as the TD is reclaimed.
+    pub work: Summary,
 }
 
 /// Ownership of a TD's termination. The CPU that moves this to [`Owner::AtIt`] alone carries out the termination.
@@ -111,7 +120,7 @@ pub fn ask(td: &Td) -> Result<(), State> {
 /// Carries out a requested termination. Returns `None` if none was requested or another CPU owns it.
 pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result<(), Error>> {
     let was = td.end.take_asked()?;
-    Some(end(host, td, was, Way::Terminate))
+    Some(end(host, td, was, Way::Terminate).map(drop))
 }
 
 /// Stops a TD for good and releases its HKID; [`reclaim`] then reclaims its memory. From the start no vCPU can be
@@ -137,7 +146,7 @@ pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Res
             None => return already(td, state),
         },
     };
-    end(host, td, was, way).map(|()| Ended::Now)
+    end(host, td, was, way).map(Ended::Now)
 }
 
 /// Returns the outcome of a repeated request for a TD in `state`.
@@ -181,7 +190,12 @@ fn tell_stuck(td: &Td, error: &Error) {
 }
 
 /// Terminates a TD that was in state `was`. The caller owns the termination.
-fn end<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way) -> Result<(), Error> {
+fn end<P: Platform>(
+    host: &Host<'_, P>,
+    td: &Arc<Td>,
+    was: State,
+    way: Way,
+) -> Result<Termination, Error> {
     let mut meter = Meter::new(host.platform);
     let turn = turn(host, td);
     let result = match &turn {
@@ -256,6 +270,8 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
         tell_stuck(td, error);
         return;
     }
+    // The termination did not take place.
+    td.notes.lock().ended = None;
     td.end.set(Owner::Nobody);
     if td.life.advance(State::Terminating, was).is_err() {
         // Unreachable: only the owner of the termination changes the state.
@@ -290,7 +306,7 @@ pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     let mut meter = Meter::new(host.platform);
     let result = stop_vcpus(host, td)
         .and_then(|vcpus| give_back(host, td, vcpus, Way::Terminate, &mut meter))
-        .and_then(|()| reclaim(host, td));
+        .and_then(|_| reclaim(host, td));
     if let Err(error) = result {
         if !host.is_down() {
             log::error!("TD {}: {error}", td.config.name);
@@ -299,23 +315,55 @@ pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     }
 }
 
-/// Releases the HKID, and prepares the reclaim. The vCPUs are gone afterwards.
+/// Releases the HKID, and prepares the reclaim. The vCPUs are gone afterwards. Returns the record of the termination so
+/// far.
 fn give_back<P: Platform>(
     host: &Host<'_, P>,
     td: &Td,
     vcpus: Vec<Stopped<'_>>,
     way: Way,
     meter: &mut Meter<'_, P>,
-) -> Result<(), Error> {
-    let Some(body) = td.body.get() else {
-        host.runner.end(td);
-        tell(td, meter);
+) -> Result<Termination, Error> {
+    let had = td.holding();
+    let released = match td.body.get() {
+        Some(body) => release(host, td, body, vcpus, way, meter),
         // Nothing was taken for the TD.
-        td.life
-            .advance(State::Terminating, State::Teardown)
-            .map_err(Error::State)?;
-        return Ok(());
+        None => Ok(()),
     };
+    // The record is complete before the state is: from teardown on, other CPUs continue the termination.
+    let so_far = record(td, had, meter.take());
+    released?;
+    host.runner.end(td);
+    td.life
+        .advance(State::Terminating, State::Teardown)
+        .map_err(Error::State)?;
+    if let Some(body) = td.body.get() {
+        begin_reclaim(host, body)?;
+    }
+    Ok(so_far)
+}
+
+/// Adds work to the record of a TD's termination, and returns the record.
+fn record(td: &Td, had: Holding, work: Summary) -> Termination {
+    let mut notes = td.notes.lock();
+    let new = || Termination {
+        had,
+        ..Termination::default()
+    };
+    let ended = notes.ended.get_or_insert_with(new);
+    ended.work.append(work);
+    ended.clone()
+}
+
+/// Releases the HKID of a TD, with [`Way::Dynamic`] after its memory, and takes over the vCPUs' pages.
+fn release<P: Platform>(
+    host: &Host<'_, P>,
+    td: &Td,
+    body: &Body,
+    vcpus: Vec<Stopped<'_>>,
+    way: Way,
+    meter: &mut Meter<'_, P>,
+) -> Result<(), Error> {
     if way == Way::Dynamic {
         meter.phase("remove", || remove(host, body))?;
     }
@@ -333,24 +381,12 @@ fn give_back<P: Platform>(
     });
     let released = released.map_err(Error::NotReleased)?;
     meter.divide(parts(&released));
-    host.runner.end(td);
     {
         let mut control = body.control.lock();
         control.extend(vcpus.into_iter().filter_map(Stopped::into_page));
     }
     td.notes.lock().problem = None;
-    tell(td, meter);
-    td.life
-        .advance(State::Terminating, State::Teardown)
-        .map_err(Error::State)?;
-    begin_reclaim(host, body)
-}
-
-/// Records the phases of the termination so far. From teardown on, other CPUs continue it, and only the notes may
-/// survive.
-fn tell<P: Platform>(td: &Td, meter: &mut Meter<'_, P>) {
-    let mut notes = td.notes.lock();
-    notes.ended.get_or_insert_default().append(meter.take());
+    Ok(())
 }
 
 /// Removes all private memory of a TD that has its key and does not run. Nothing else uses its memory: every vCPU's
@@ -420,44 +456,68 @@ pub fn reclaim_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     }
 }
 
-/// Marks a TD as reclaimed once nothing of it is left. Returns `true` for the first caller.
+/// Marks a TD as reclaimed once nothing of it is left. Returns `true` for the first caller. A CPU that sees the TD
+/// reclaimed sees its whole record.
 fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
-    if td.life.advance(State::Teardown, State::Reclaimed).is_err() {
-        return false;
+    let reclaim = td.reclaim();
+    let progress = reclaim.map(|reclaim| reclaim.progress(&Time(host.platform)));
+    let quarantine = reclaim.map(Reclaim::quarantined).unwrap_or_default();
+    let lost = progress
+        .map(|progress| progress.quarantined)
+        .filter(|lost| *lost > 0);
+    let problem = lost.map(|pages| in_quarantine(host, pages));
+    let first = quarantine.first().copied();
+    {
+        // Several CPUs may come here; the first one completes the record, and the state after it.
+        let mut notes = td.notes.lock();
+        if td.state() != State::Teardown {
+            return false;
+        }
+        if let Some(progress) = &progress {
+            let ended = notes.ended.get_or_insert_default();
+            ended.work.append(reclaiming(progress));
+        }
+        if problem.is_some() {
+            notes.quarantine = quarantine;
+            notes.problem.clone_from(&problem);
+        }
+        if td.life.advance(State::Teardown, State::Reclaimed).is_err() {
+            // Unreachable: only the holder of the lock makes this transition.
+            debug_assert!(false, "{:?}", td.state());
+            return false;
+        }
     }
-    let Some(reclaim) = td.reclaim() else {
-        return true;
-    };
-    let progress = reclaim.progress(&Time(host.platform));
+    if let Some(problem) = problem {
+        let first = first.map_or_else(String::new, |first| format!("; the first is {first}"));
+        log::error!("TD {}: {problem}{first}", td.config.name);
+    }
+    true
+}
+
+/// Returns the phases of a reclaim.
+fn reclaiming(progress: &Progress) -> Summary {
     let done = progress.reclaimed;
-    let mut notes = td.notes.lock();
-    let ended = notes.ended.get_or_insert_default();
-    ended.us += progress.elapsed_ns / 1000;
-    ended.phases.push(super::meter::Phase {
+    let us = progress.elapsed_ns / 1000;
+    let reclaim = Phase {
         name: "reclaim".into(),
-        us: Some(progress.elapsed_ns / 1000),
+        us: Some(us),
         cpu_us: done.reclaim_ns / 1000,
         calls: Vec::from([
             (Leaf::PhymemPageReclaim, done.reclaim_calls),
             (Leaf::PhymemPageWbinvd, done.wbinvd_calls),
         ]),
-    });
-    ended.phases.push(super::meter::Phase {
+    };
+    let clear = Phase {
         name: "clear".into(),
         // Pages are cleared one by one while others are reclaimed.
         us: None,
         cpu_us: done.clear_ns / 1000,
         calls: Vec::new(),
-    });
-    if progress.quarantined > 0 {
-        notes.quarantine = reclaim.quarantined();
-        let problem = in_quarantine(host, progress.quarantined);
-        let first = notes.quarantine.first();
-        let first = first.map_or_else(String::new, |first| format!("; the first is {first}"));
-        log::error!("TD {}: {problem}{first}", td.config.name);
-        notes.problem = Some(problem);
+    };
+    Summary {
+        phases: Vec::from([reclaim, clear]),
+        us,
     }
-    true
 }
 
 /// Returns the message to the operator about quarantined pages.
@@ -531,15 +591,16 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     true
 }
 
-/// Reclaims all memory of a TD whose HKID is released, together with any CPUs that help.
+/// Reclaims all memory of a TD whose HKID is released, together with any CPUs that help. Returns the record of the
+/// whole termination.
 ///
 /// # Errors
 /// [`Error::State`] if the TD has its key; [`Error::NotReclaimed`] if the module does not give the memory back.
-pub fn reclaim<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<(), Error> {
+pub fn reclaim<P: Platform>(host: &Host<'_, P>, td: &Td) -> Result<Termination, Error> {
     loop {
         match td.state() {
             State::Teardown => {}
-            State::Reclaimed => return Ok(()),
+            State::Reclaimed => return Ok(td.notes.lock().ended.clone().unwrap_or_default()),
             state => return Err(Error::State(state)),
         }
         if reclaim_step(host, td) {
@@ -574,8 +635,7 @@ pub fn retry<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Result<(), Error>
             if let Err(error) = &result {
                 tell_stuck(td, error);
             }
-            tell(td, &mut meter);
-            result
+            result.map(drop)
         }
         State::Teardown => {
             td.notes.lock().problem = None;

@@ -100,8 +100,8 @@ impl Frames {
 pub struct Notes {
     /// The phases of the build.
     pub built: Option<Summary>,
-    /// The phases of the termination.
-    pub ended: Option<Summary>,
+    /// The record of the termination.
+    pub ended: Option<end::Termination>,
     /// A problem that needs the operator, with its reason.
     pub problem: Option<String>,
     /// The first few hundred quarantined pages with the reason why the TDX module did not give them back.

@@ -18,7 +18,7 @@ use sync::Mutex;
 
 use super::{
     Frames, Notes, Td, build,
-    end::{self, Ended, Way},
+    end::{self, Ended, Termination, Way},
     error::Error,
     files::Files,
     host::{GuestEnd, Host},
@@ -409,15 +409,19 @@ impl<'h, P: Platform> Tds<'h, P> {
             }
             let reclaimed = end::reclaim(&self.host, &td);
             self.bury_id(id);
-            reclaimed.map(|()| ended)
+            let whole = reclaimed?;
+            Ok(match ended {
+                Ended::Now(_) => Ended::Now(whole),
+                Ended::Already(state) => Ended::Already(state),
+            })
         })
     }
 
-    /// Completes a termination that got stuck, up to the last page.
+    /// Completes a termination that got stuck, up to the last page. Returns the record of the whole termination.
     ///
     /// # Errors
     /// As [`end::retry`] and [`end::reclaim`].
-    pub fn retry(&self, id: u32) -> Result<(), Error> {
+    pub fn retry(&self, id: u32) -> Result<Termination, Error> {
         self.with_module(|| {
             let td = self
                 .living(id)

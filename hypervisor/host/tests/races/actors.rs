@@ -108,6 +108,31 @@ pub fn ask(world: &World<'_>) {
     world.tds.end_asked();
 }
 
+/// Terminates the first TD, whose memory the actors reclaim.
+pub fn start_teardown(world: &World<'_>) {
+    start_full(world);
+    terminate(world);
+}
+
+/// Reclaims memory, as an idle CPU does, until none is left.
+pub fn reclaim(world: &World<'_>) {
+    while world.tds.get(1).is_some() {
+        world.tds.work();
+        world.machine.breathe();
+    }
+}
+
+/// Waits until the TD is reclaimed. The record of its termination is complete then.
+pub fn read_when_reclaimed(world: &World<'_>) {
+    let Some(td) = world.tds.get(1) else { return };
+    while td.state() != State::Reclaimed {
+        world.machine.breathe();
+    }
+    let ended = td.notes().ended.unwrap();
+    let names: Vec<_> = ended.work.phases.iter().map(|phase| &*phase.name).collect();
+    assert!(names.ends_with(&["reclaim", "clear"]), "{names:?}");
+}
+
 pub fn carry_out(world: &World<'_>) {
     for _ in 0..ROUNDS {
         world.tds.work();
@@ -119,7 +144,7 @@ pub fn carry_out(world: &World<'_>) {
 pub fn retry(world: &World<'_>) {
     for _ in 0..ROUNDS {
         match world.tds.retry(1) {
-            Ok(()) | Err(Error::Busy | Error::State(_)) => {}
+            Ok(_) | Err(Error::Busy | Error::State(_)) => {}
             Err(error) => panic!("{error}"),
         }
         world.machine.breathe();

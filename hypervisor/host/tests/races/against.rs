@@ -3,10 +3,10 @@
 use crate::actors::{
     ask, augment, build, carry_out, convert, destroy, destroy_dynamically,
     destroy_dynamically_or_not, join, keep, link, look_at_a_vcpu, nothing, pause_and_resume, post,
-    retry, run, run_other, share, shrink, start, start_again, start_both, start_full,
-    start_in_haste, start_split, terminate, terminate_at_its_key, terminate_at_its_vcpus,
-    terminate_at_their_initialisation, terminate_or_not, terminate_other, terminate_when_there,
-    watch,
+    read_when_reclaimed, reclaim, retry, run, run_other, share, shrink, start, start_again,
+    start_both, start_full, start_in_haste, start_split, start_teardown, terminate,
+    terminate_at_its_key, terminate_at_its_vcpus, terminate_at_their_initialisation,
+    terminate_or_not, terminate_other, terminate_when_there, watch,
 };
 use crate::explore::explore;
 
@@ -61,6 +61,15 @@ fn another_terminate() {
 fn a_guest_that_asks_for_its_end() {
     explore(start, &[ask, terminate, carry_out]);
     explore(start, &[ask, run, carry_out]);
+}
+
+#[test]
+fn reading_of_the_record() {
+    explore(start_teardown, &[reclaim, read_when_reclaimed, reclaim]);
+    explore(
+        start_teardown,
+        &[reclaim, read_when_reclaimed, read_when_reclaimed],
+    );
 }
 
 #[test]

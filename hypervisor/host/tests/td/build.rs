@@ -24,7 +24,7 @@ fn a_td_is_built_and_taken_down() {
     assert_eq!(server.hkids(), (1, 0));
     server.rig.audit();
     drop(one);
-    assert_eq!(tds.destroy(1, Way::Terminate), Ok(Ended::Now));
+    assert!(matches!(tds.destroy(1, Way::Terminate), Ok(Ended::Now(_))));
     assert_eq!(tds.state(1), State::Reclaimed);
     assert!(tds.get(1).is_none());
     server.assert_spotless();
@@ -193,7 +193,7 @@ fn the_summary_tells_which_calls_each_phase_made() {
     let image = &built.phases[2].calls;
     assert!(image.contains(&(Leaf::MemPageAdd, 7)) && image.contains(&(Leaf::MrExtend, 32)));
     tds.destroy(1, Way::Terminate).unwrap();
-    let ended = tds.notes(1).unwrap().ended.unwrap();
+    let ended = tds.notes(1).unwrap().ended.unwrap().work;
     let names: Vec<_> = ended.phases.iter().map(|phase| &*phase.name).collect();
     assert_eq!(
         names,

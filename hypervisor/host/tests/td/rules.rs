@@ -39,7 +39,7 @@ fn rule_1_terminating_is_entered_once_and_no_vcpu_is_used_from_then_on() {
     assert!(!held.may_run());
     assert_eq!(one.hold(&server.rig, 1).err(), Some(over));
     drop(held);
-    assert_eq!(tds.destroy(1, Way::Terminate), Ok(Ended::Now));
+    assert!(matches!(tds.destroy(1, Way::Terminate), Ok(Ended::Now(_))));
     drop(one);
     server.assert_spotless();
 }
@@ -73,7 +73,7 @@ fn rule_3_vcpus_that_run_are_kicked_out_and_waited_for() {
     while one.vcpus().user(1) != Some(1) {
         server.rig.serve();
     }
-    assert_eq!(tds.terminate(1), Ok(Ended::Now));
+    assert!(matches!(tds.terminate(1), Ok(Ended::Now(_))));
     assert_eq!(one.vcpus().user(1), None, "it was waited for");
     running.wait(&server.rig);
     drop(one);
@@ -95,7 +95,7 @@ fn rule_3_a_cpu_that_does_not_let_go_in_time_changes_nothing() {
     assert_eq!(server.rig.calls(Leaf::VpFlush), 0);
     assert_eq!(server.hkids(), (1, 0));
     stubborn.let_go(&server.rig);
-    assert_eq!(tds.terminate(1), Ok(Ended::Now));
+    assert!(matches!(tds.terminate(1), Ok(Ended::Now(_))));
     drop(full);
     tds.destroy(1, Way::Terminate).unwrap();
     server.assert_spotless();
@@ -140,14 +140,14 @@ fn rule_7_terminate_is_optional_and_asking_twice_is_harmless() {
     let tds = server.tds(FULL);
     tds.start(1).unwrap();
     let control = server.rig.calls(Leaf::MngAddcx) + server.rig.calls(Leaf::VpAddcx);
-    assert_eq!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now));
+    assert!(matches!(tds.destroy(1, Way::Dynamic), Ok(Ended::Now(_))));
     assert_eq!(tds.state(1), State::Reclaimed);
     // All private memory was removed while the key was in force. Only control pages are reclaimed, including a TDVPR
     // for each vCPU and the TDR.
     assert_eq!(server.rig.calls(Leaf::PhymemPageReclaim), control + 2 + 1);
     server.assert_spotless();
     tds.start(1).unwrap();
-    assert_eq!(tds.terminate(1), Ok(Ended::Now));
+    assert!(matches!(tds.terminate(1), Ok(Ended::Now(_))));
     let calls = server.rig.calls(Leaf::MngVpflushdone);
     assert_eq!(tds.terminate(1), Ok(Ended::Already(State::Teardown)));
     assert_eq!(server.rig.calls(Leaf::MngVpflushdone), calls);
@@ -218,7 +218,7 @@ fn rule_12_a_cpu_that_has_nothing_to_do_answers_for_its_vcpus_and_its_package() 
     });
     let tds = server.tds(&ONE.replace("vcpus = 2", "vcpus = 3"));
     tds.start(1).unwrap();
-    assert_eq!(tds.destroy(1, Way::Terminate), Ok(Ended::Now));
+    assert!(matches!(tds.destroy(1, Way::Terminate), Ok(Ended::Now(_))));
     assert_eq!(server.rig.calls_by_cpu(Leaf::VpFlush), [1, 1, 1]);
     assert_eq!(server.rig.calls_by_cpu(Leaf::PhymemCacheWb), [1, 1, 1]);
     server.assert_spotless();
