@@ -1,12 +1,12 @@
 //! Commands, and the decoding of a line into a call. Everything is decoded and checked before anything is invoked.
 
 use alloc::{
-    borrow::ToOwned,
     string::{String, ToString},
     vec::Vec,
 };
 
 use super::{
+    argument::{Arg, Args, Kind},
     error::Error,
     host::Host,
     reply::Reply,
@@ -29,36 +29,6 @@ pub struct Command {
     pub run: fn(&mut Context<'_>, &Args) -> Result<Reply, Error>,
 }
 
-/// One argument of a command.
-#[derive(Debug)]
-pub struct Arg {
-    /// The argument's name in help and in errors.
-    pub name: &'static str,
-    /// The kind of value that it takes.
-    pub kind: Kind,
-    /// True if the argument may be left out.
-    pub optional: bool,
-}
-
-/// The kind of value that an argument takes.
-#[derive(Debug)]
-pub enum Kind {
-    /// A physical address, hexadecimal with `0x` or decimal.
-    Address,
-    /// A number, decimal or hexadecimal with `0x`.
-    Number,
-    /// A size such as `256M` or `1G`.
-    Size,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// A TD, by its number or its name.
-    Td,
-    /// The argument's own name, which begins with `--`. It may stand anywhere, be left out, and has no index.
-    Flag,
-    /// The name of a command, which may be several words: always the last argument.
-    Command,
-}
-
 /// The state that a handler works on.
 pub struct Context<'a> {
     /// All commands.
@@ -67,60 +37,6 @@ pub struct Context<'a> {
     pub host: &'a mut dyn Host,
     /// The operator's session.
     pub session: &'a mut Session,
-}
-
-/// The decoded arguments of a call. Omitted ones are missing at the end.
-#[derive(Debug, Default)]
-pub struct Args {
-    values: Vec<Value>,
-    flags: Vec<&'static str>,
-}
-
-#[derive(Debug)]
-enum Value {
-    Number(u64),
-    Choice(&'static str),
-    Td(String),
-    Command(&'static Command),
-}
-
-impl Args {
-    /// Returns the address, number or size given as argument `index`.
-    pub fn number(&self, index: usize) -> Option<u64> {
-        match self.values.get(index)? {
-            Value::Number(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    /// Returns the word chosen as argument `index`.
-    pub fn choice(&self, index: usize) -> Option<&'static str> {
-        match self.values.get(index)? {
-            Value::Choice(word) => Some(word),
-            _ => None,
-        }
-    }
-
-    /// Returns the number or name of the TD given as argument `index`.
-    pub fn td(&self, index: usize) -> Option<&str> {
-        match self.values.get(index)? {
-            Value::Td(word) => Some(word),
-            _ => None,
-        }
-    }
-
-    /// Returns the command named by argument `index`.
-    pub fn command(&self, index: usize) -> Option<&'static Command> {
-        match self.values.get(index)? {
-            Value::Command(command) => Some(command),
-            _ => None,
-        }
-    }
-
-    /// Returns true if the flag of this name was given.
-    pub fn flag(&self, name: &str) -> bool {
-        self.flags.contains(&name)
-    }
 }
 
 impl Command {
@@ -146,8 +62,8 @@ impl Command {
         self.name.split(' ').count()
     }
 
-    /// Returns the arguments that have an index.
-    pub(super) fn indexed(&self) -> impl Iterator<Item = &'static Arg> {
+    /// Returns the arguments whose place in the line matters: all but the flags.
+    pub(super) fn positional(&self) -> impl Iterator<Item = &'static Arg> {
         self.args
             .iter()
             .filter(|arg| !matches!(arg.kind, Kind::Flag))
@@ -195,33 +111,31 @@ impl Commands {
             nearest: self.nearest(&words, 1),
         })?;
 
-        let mut args = Args::default();
+        let mut args = Args::of(command.name, command.usage());
         let mut left = words[command.words()..].to_vec();
         left.retain(|word| {
             let flag = command.flag(word);
-            args.flags.extend(flag);
+            if let Some(flag) = flag {
+                args.add_flag(flag);
+            }
             flag.is_none()
         });
-        let mut given = left.iter();
-        for arg in command.indexed() {
-            match given.next() {
-                Some(_) if matches!(arg.kind, Kind::Command) => {
-                    let name = self.named(&left[args.values.len()..])?;
-                    args.values.push(Value::Command(name));
-                    given = [].iter();
+        let mut given = &left[..];
+        for arg in command.positional() {
+            match given {
+                [_, ..] if matches!(arg.kind, Kind::Command) => {
+                    args.add_command(arg, self.named(&given.join(" "))?.name);
+                    given = &[];
                 }
-                Some(word) => args.values.push(arg.decode(word)?),
-                None if arg.optional => break,
-                None => {
-                    return Err(Error::Missing {
-                        command: command.name,
-                        usage: command.usage(),
-                        arg: arg.name,
-                    });
+                [word, rest @ ..] => {
+                    args.add(arg, word)?;
+                    given = rest;
                 }
+                [] if arg.optional => break,
+                [] => return Err(args.missing(arg.name)),
             }
         }
-        match given.next() {
+        match given.first() {
             None => Ok(Some(Call { command, args })),
             Some(word) => {
                 let nearest = self.nearest(&words, command.words() + 1);
@@ -235,14 +149,17 @@ impl Commands {
         }
     }
 
-    /// Finds the command whose name is all of `words`.
-    fn named(self, words: &[&str]) -> Result<&'static Command, Error> {
-        let name = words.join(" ");
+    /// Finds the command of this name.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`].
+    pub fn named(self, name: &str) -> Result<&'static Command, Error> {
+        let words = || name.split(' ').collect::<Vec<_>>();
         self.all()
             .find(|command| command.name == name)
             .ok_or_else(|| Error::Unknown {
-                word: shorten(&name),
-                nearest: self.nearest(words, 1),
+                word: shorten(name),
+                nearest: self.nearest(&words(), 1),
             })
     }
 
@@ -278,53 +195,18 @@ impl Commands {
     }
 }
 
-impl Arg {
-    fn decode(&self, word: &str) -> Result<Value, Error> {
-        match &self.kind {
-            Kind::Address => match self.number(word)? {
-                address if address < 1 << 52 => Ok(Value::Number(address)),
-                address => Err(Error::AddressTooWide(address)),
-            },
-            Kind::Number => self.number(word).map(Value::Number),
-            Kind::Size => match config::bytes(word) {
-                Some(bytes) => Ok(Value::Number(bytes)),
-                None => Err(Error::NotASize {
-                    arg: self.name,
-                    word: shorten(word),
-                }),
-            },
-            // The machine checks the TD when the command runs. Flags and names of commands were taken out of the line
-            // before.
-            Kind::Td | Kind::Flag | Kind::Command => Ok(Value::Td(word.to_owned())),
-            Kind::Choice(choices) => match choices.iter().find(|choice| **choice == word) {
-                Some(choice) => Ok(Value::Choice(choice)),
-                None => Err(Error::NotAChoice {
-                    arg: self.name,
-                    word: shorten(word),
-                    choices,
-                }),
-            },
-        }
-    }
-
-    fn number(&self, word: &str) -> Result<u64, Error> {
-        let number = match word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")) {
-            Some(digits) => u64::from_str_radix(&digits.replace('_', ""), 16),
-            None => word.replace('_', "").parse(),
-        };
-        number.map_err(|_| Error::NotANumber {
-            arg: self.name,
-            word: shorten(word),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use alloc::string::{String, ToString};
 
     use super::{Call, Error};
-    use crate::commands::ALL;
+    use crate::{
+        argument::{Flag, Required},
+        commands::ALL,
+    };
+
+    const TD: Required<String> = Required::td("TD");
+    const DYNAMIC: Flag = Flag::new("--dynamic");
 
     fn decode(line: &str) -> Result<Option<Call>, Error> {
         ALL.decode(line)
@@ -340,7 +222,7 @@ mod tests {
             .expect("a call")
             .expect("not blank");
         assert_eq!(call.command.name, "mem peek");
-        assert_eq!(call.args.number(0), Some(0x1_0040));
+        assert_eq!(call.args.get(Required::address("PA")).ok(), Some(0x1_0040));
         assert_eq!(
             decode(" mem ")
                 .expect("a call")
@@ -386,15 +268,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_stands_anywhere_and_has_no_index() {
+    fn a_flag_stands_anywhere() {
         for line in ["td destroy --dynamic one", "td destroy one --dynamic"] {
             let call = decode(line).expect("a call").expect("not blank");
-            assert!(call.args.flag("--dynamic"));
-            assert_eq!(call.args.td(0), Some("one"));
-            assert_eq!(call.args.td(1), None);
+            assert!(call.args.has(DYNAMIC));
+            assert_eq!(call.args.get(TD).ok().as_deref(), Some("one"));
         }
         let call = decode("td destroy 1").expect("a call").expect("not blank");
-        assert!(!call.args.flag("--dynamic"));
+        assert!(!call.args.has(DYNAMIC));
         assert_eq!(
             error("td destroy --dynamic"),
             "\"td destroy\" needs TD; usage: td destroy [--dynamic] TD"
@@ -406,11 +287,24 @@ mod tests {
         let call = decode("td shrink one 256M")
             .expect("a call")
             .expect("not blank");
-        assert_eq!(call.args.number(1), Some(256 << 20));
+        assert_eq!(call.args.get(Required::size("SIZE")).ok(), Some(256 << 20));
         assert_eq!(
             error("td shrink one 256"),
             "SIZE must be a size, but is \"256\"; write it as 256M or as 1G"
         );
+    }
+
+    #[test]
+    fn an_argument_that_a_command_does_not_have_is_missing() {
+        let call = decode("td shrink one 256M")
+            .expect("a call")
+            .expect("not blank");
+        let missing = call.args.get(Required::number("GPA")).unwrap_err();
+        assert_eq!(
+            missing.to_string(),
+            "\"td shrink\" needs GPA; usage: td shrink TD SIZE"
+        );
+        assert_eq!(call.args.given(Required::number("GPA").optional()), None);
     }
 
     #[test]

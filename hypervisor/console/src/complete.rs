@@ -2,7 +2,10 @@
 
 use alloc::{borrow::ToOwned, string::String, vec::Vec};
 
-use super::command::{Command, Commands, Kind};
+use super::{
+    argument::Kind,
+    command::{Command, Commands},
+};
 
 /// The result of Tab for the text before the cursor.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,7 +54,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
             .copied()
             .filter(|word| command.flag(word).is_none())
             .collect();
-        let args: Vec<_> = command.indexed().collect();
+        let args: Vec<_> = command.positional().collect();
         match args.get(given.len()).map(|arg| &arg.kind) {
             Some(Kind::Choice(choices)) => words.extend(*choices),
             Some(Kind::Command) => words.extend(name_words(commands, &given)),

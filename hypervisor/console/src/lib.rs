@@ -21,6 +21,7 @@
 
 extern crate alloc;
 
+mod argument;
 mod command;
 mod commands;
 mod complete;

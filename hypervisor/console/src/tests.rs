@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use super::{
     Console, MAX_LINE, PROMPT,
-    command::{Arg, Kind},
+    argument::{Arg, Kind},
     commands,
     host::PowerAction,
 };

@@ -6,19 +6,18 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Optional, Required},
+    command::{Command, Context},
     error::Error,
     reply::{Reply, Text},
     table::Table,
 };
 
+const COMMAND: Optional<String> = Required::command("COMMAND").optional();
+
 pub const COMMANDS: &[Command] = &[Command {
     name: "help",
-    args: &[Arg {
-        name: "COMMAND",
-        kind: Kind::Command,
-        optional: true,
-    }],
+    args: &[COMMAND.arg],
     summary: "List the commands, or explain one",
     help: "Tab completes names and arguments. Up and Down recall earlier lines; Ctrl-A and Ctrl-E move to the start \
            and end of the line; Ctrl-W deletes a word, Ctrl-U to the start of the line, Ctrl-K to its end; Ctrl-C \
@@ -27,8 +26,8 @@ pub const COMMANDS: &[Command] = &[Command {
 }];
 
 fn help(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    Ok(match args.command(0) {
-        Some(command) => Reply::new(Explanation(entry(command))),
+    Ok(match args.given(COMMAND) {
+        Some(name) => Reply::new(Explanation(entry(context.commands.named(&name)?))),
         None => Reply::new(List {
             commands: context.commands.all().map(entry).collect(),
         }),

@@ -6,7 +6,8 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    command::{Args, Command, Context},
+    argument::Args,
+    command::{Command, Context},
     error::Error,
     host::td::{HkidHolder, HkidReport, TdReclaim},
     reply::{Reply, Text},

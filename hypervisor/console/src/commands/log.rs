@@ -10,7 +10,8 @@ use log::LevelFilter;
 use serde::Serialize;
 
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Optional, Required},
+    command::{Command, Context},
     error::Error,
     host::LogRecord,
     reply::{Reply, Text},
@@ -18,16 +19,12 @@ use crate::{
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
 
-const LEVEL: Arg = Arg {
-    name: "LEVEL",
-    kind: Kind::Choice(LEVELS),
-    optional: true,
-};
+const LEVEL: Optional<String> = Required::choice("LEVEL", LEVELS).optional();
 
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "log",
-        args: &[LEVEL],
+        args: &[LEVEL.arg],
         summary: "Show or set the log level",
         help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. \"dmesg\" shows the \
                log.",
@@ -35,7 +32,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "dmesg",
-        args: &[LEVEL],
+        args: &[LEVEL.arg],
         summary: "Show the log",
         help: "Shows the records in the log buffer, oldest first: seconds since boot, CPU, level, source and \
                message. With LEVEL, only records at that level or more serious.",
@@ -44,7 +41,7 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 fn level(args: &Args) -> Option<LevelFilter> {
-    args.choice(0)?.parse().ok()
+    args.given(LEVEL)?.parse().ok()
 }
 
 #[derive(Serialize)]

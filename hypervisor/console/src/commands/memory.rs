@@ -5,13 +5,16 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Required},
+    command::{Command, Context},
     error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, Memory},
     reply::{Reply, Text},
     table::{Bytes, Facts, Table},
 };
+
+const PA: Required<u64> = Required::address("PA");
 
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -26,11 +29,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "mem peek",
-        args: &[Arg {
-            name: "PA",
-            kind: Kind::Address,
-            optional: false,
-        }],
+        args: &[PA.arg],
         summary: "Read 64 bytes of physical memory (at your own risk)",
         help: "Reads the cache line that contains the physical address PA, as eight loads of 8 bytes. For debugging, \
                at your own risk: reading device registers can have side effects, and reading memory of the TDX \
@@ -80,7 +79,7 @@ struct Peek {
 }
 
 fn peek(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    let line = args.number(0).unwrap_or_default() & !63;
+    let line = args.get(PA)? & !63;
     let bytes = context.host.peek(line).map_err(Error::Host)?;
     Ok(Reply::new(Peek {
         address: Hex(line),

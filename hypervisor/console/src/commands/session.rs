@@ -9,19 +9,18 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Required},
+    command::{Command, Context},
     error::Error,
     reply::{Reply, Text},
 };
 
+const STATE: Required<String> = Required::choice("STATE", &["on", "off"]);
+
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "json",
-        args: &[Arg {
-            name: "STATE",
-            kind: Kind::Choice(&["on", "off"]),
-            optional: false,
-        }],
+        args: &[STATE.arg],
         summary: "Answer in JSON, one object per line, for scripts",
         help: "While JSON is on, each line gets exactly one line in reply: a JSON object with \"cmd\", \"ok\" and \
                either the report or \"error\". Nothing else is sent: no prompt, echo or log. Blank lines get no \
@@ -50,7 +49,7 @@ struct Json {
 }
 
 fn json(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    let json = args.choice(0) == Some("on");
+    let json = args.get(STATE)? == "on";
     context.session.json = json;
     Ok(Reply::new(Json { json }))
 }

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{TD, find};
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Optional, Required},
+    command::{Command, Context},
     error::Error,
     host::td::Excerpt,
     reply::{Reply, Text},
@@ -17,16 +18,11 @@ use crate::{
 /// Maximum bytes of output in one answer.
 const ANSWER: usize = 64 << 10;
 
+const FROM: Optional<u64> = Required::number("FROM").optional();
+
 pub const COMMANDS: &[Command] = &[Command {
     name: "td console",
-    args: &[
-        TD,
-        Arg {
-            name: "FROM",
-            kind: Kind::Number,
-            optional: true,
-        },
-    ],
+    args: &[TD.arg, FROM.arg],
     summary: "Attach to a TD's console",
     help: "Shows the TD's recent output and then new output as it appears, and sends what you type to the TD. Ctrl-] \
            detaches, and so does `~.` at the start of a line, as in ssh; `~~` there types one `~`. The last 16 KiB \
@@ -47,7 +43,8 @@ struct Output {
 }
 
 fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    let from = args.number(1).unwrap_or_default();
+    // By default, all of the output that is kept.
+    let from = args.given(FROM).unwrap_or(0);
     let (tds, id) = find(context, args)?;
     let name = tds.names().swap_remove(id as usize - 1);
     let mut bytes = vec![0; ANSWER];

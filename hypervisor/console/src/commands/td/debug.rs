@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::{TD, find};
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Optional, Required},
+    command::{Command, Context},
     error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, td::Registers},
@@ -15,21 +16,17 @@ use crate::{
 };
 
 /// Number of bytes shown by default, and the maximum.
-const BYTES: u64 = 256;
+const DEFAULT_BYTES: u64 = 256;
 const MOST_BYTES: u64 = 4096;
 
-const fn optional(name: &'static str) -> Arg {
-    Arg {
-        name,
-        kind: Kind::Number,
-        optional: true,
-    }
-}
+const VCPU: Optional<u64> = Required::number("VCPU").optional();
+const GPA: Required<u64> = Required::address("GPA");
+const BYTES: Optional<u64> = Required::number("BYTES").optional();
 
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td regs",
-        args: &[TD, optional("VCPU")],
+        args: &[TD.arg, VCPU.arg],
         summary: "Show the registers of a debug TD's vCPU",
         help: "Shows those of vCPU 0, or of VCPU. The TDX module lets the host read them (TDH.VP.RD) only if the TD \
                was built with debug = true, which the TD's attestation reveals.",
@@ -37,15 +34,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td dump",
-        args: &[
-            TD,
-            Arg {
-                name: "GPA",
-                kind: Kind::Address,
-                optional: false,
-            },
-            optional("BYTES"),
-        ],
+        args: &[TD.arg, GPA.arg, BYTES.arg],
         summary: "Show private memory of a debug TD",
         help: "Shows 256 bytes, or BYTES (at most 4096), from the guest-physical address GPA on (TDH.MEM.RD). Like \
                \"td regs\", for debug TDs only.",
@@ -55,7 +44,7 @@ pub const COMMANDS: &[Command] = &[
 
 fn regs(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
-    let vcpu = args.number(1).unwrap_or_default();
+    let vcpu = args.given(VCPU).unwrap_or(0);
     // A number that does not fit becomes one that no vCPU has.
     let vcpu = u16::try_from(vcpu).unwrap_or(u16::MAX);
     tds.registers(id, vcpu).map(Reply::new).map_err(Error::Host)
@@ -84,8 +73,9 @@ struct Dump {
 
 fn memory(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
-    let address = args.number(1).unwrap_or_default() & !7;
-    let count = args.number(2).unwrap_or(BYTES).clamp(1, MOST_BYTES);
+    let address = args.get(GPA)? & !7;
+    let count = args.given(BYTES).unwrap_or(DEFAULT_BYTES);
+    let count = count.clamp(1, MOST_BYTES);
     let mut bytes = alloc::vec![0; count.next_multiple_of(8) as usize];
     tds.memory(id, address, &mut bytes).map_err(Error::Host)?;
     Ok(Reply::new(Dump {

@@ -4,7 +4,8 @@ use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
 use crate::{
-    command::{Arg, Command, Kind},
+    argument::Flag,
+    command::Command,
     error::Error,
     host::td::{TdEnded, TdState},
     reply::{Reply, Text},
@@ -12,12 +13,12 @@ use crate::{
 };
 
 /// Reclaims the TD's memory before its key.
-const DYNAMIC: &str = "--dynamic";
+const DYNAMIC: Flag = Flag::new("--dynamic");
 
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td terminate",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Terminate a TD; reclaim its memory in the background",
         help: "Stops its vCPUs and releases its HKID. Idle CPUs then reclaim its memory, with one SEAMCALL for each \
                page. \"reclaim\" shows the progress. Terminating a TD twice is harmless; if termination gets stuck, \
@@ -29,21 +30,14 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td destroy",
-        args: &[
-            Arg {
-                name: DYNAMIC,
-                kind: Kind::Flag,
-                optional: true,
-            },
-            TD,
-        ],
+        args: &[DYNAMIC.arg, TD.arg],
         summary: "Terminate a TD and wait until its memory is reclaimed",
         help: "Like \"td terminate\", but this CPU helps until the last page is reclaimed. --dynamic removes the \
                memory before the HKID is released, by dynamic page removal: slower, for comparison. Shows pages by \
                size, SEAMCALLs by leaf, and for each phase the elapsed time and the CPU time, summed over the CPUs \
                that worked on it.",
         run: |context, args| {
-            let dynamic = args.flag(DYNAMIC);
+            let dynamic = args.has(DYNAMIC);
             let (tds, id) = find(context, args)?;
             tds.destroy(id, dynamic)
                 .map(Reply::new)
@@ -52,7 +46,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td retry",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Resume a termination that got stuck",
         help: "Repeats the step that failed: cache write-back, release of the HKID, or reclaim of the memory. Until \
                it succeeds, the HKID and the memory are in quarantine.",

@@ -4,17 +4,20 @@ use core::fmt::{self, Write};
 
 use super::{TD, find, show::Is, work};
 use crate::{
-    command::{Arg, Args, Command, Context, Kind},
+    argument::{Args, Required},
+    command::{Command, Context},
     error::Error,
     host::td::{TdBuilt, TdNow, TdShrunk, Tds},
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros},
 };
 
+const SIZE: Required<u64> = Required::size("SIZE");
+
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td create",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Build a TD without starting it",
         help: "Checks the configuration against what the TDX module supports, and that frames, an HKID and CPUs are \
                available; then builds the TD. If a step fails, everything built so far is torn down.",
@@ -25,21 +28,21 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td start",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Start a TD; build it first if necessary",
         help: "A terminated TD is built again. \"td console\" shows its output.",
         run: |context, args| now(context, args, |tds, id| tds.start(id)),
     },
     Command {
         name: "td pause",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Stop a TD's vCPUs",
         help: "No vCPU is in the guest when the command returns. \"td resume\" lets them run again.",
         run: |context, args| now(context, args, |tds, id| tds.pause(id)),
     },
     Command {
         name: "td resume",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Resume a paused TD",
         help: "Its vCPUs continue where they stopped. A TD whose guest has panicked cannot be resumed: use \"td \
                reset\".",
@@ -47,7 +50,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td reset",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Terminate a TD and build it again",
         help: "The new TD has the same name and the configured memory. It is started if the old one was running, \
                even if its guest had panicked or crashed. No state or memory of the old TD survives.",
@@ -55,21 +58,15 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td shrink",
-        args: &[
-            TD,
-            Arg {
-                name: "SIZE",
-                kind: Kind::Size,
-                optional: false,
-            },
-        ],
+        args: &[TD.arg, SIZE.arg],
         summary: "Remove memory from a running TD",
         help: "SIZE, such as 256M, is the memory that remains. The memory above it is removed by dynamic page \
                removal. The guest is not asked; if it uses removed memory, it is stopped.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            let bytes = args.number(1).unwrap_or_default();
-            tds.shrink(id, bytes).map(Reply::new).map_err(Error::Host)
+            tds.shrink(id, args.get(SIZE)?)
+                .map(Reply::new)
+                .map_err(Error::Host)
         },
     },
 ];

@@ -7,7 +7,7 @@ mod life;
 mod show;
 mod work;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, string::String};
 
 pub use self::{
     console::COMMANDS as CONSOLE, debug::COMMANDS as DEBUG, end::COMMANDS as END,
@@ -15,29 +15,26 @@ pub use self::{
 };
 
 use crate::{
-    command::{Arg, Args, Context, Kind},
+    argument::{Args, Required},
+    command::Context,
     error::{Error, no_such_td},
     host::td::Tds,
 };
 
-/// The TD that a command applies to; always its first argument.
-const TD: Arg = Arg {
-    name: "TD",
-    kind: Kind::Td,
-    optional: false,
-};
+/// The TD that a command applies to.
+const TD: Required<String> = Required::td("TD");
 
-/// Returns the TDs, and the number of the one that the first argument names.
+/// Returns the TDs, and the number of the one that [`TD`] names.
 fn find<'a>(context: &'a Context<'_>, args: &Args) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
     let tds = context.host.tds().map_err(Error::Host)?;
     let names = tds.names();
-    let word = args.td(0).unwrap_or_default();
+    let word = args.get(TD)?;
     let number = match word.parse::<usize>() {
         Ok(number) => Some(number).filter(|number| (1..=names.len()).contains(number)),
-        Err(_) => names.iter().position(|name| name == word).map(|at| at + 1),
+        Err(_) => names.iter().position(|name| *name == word).map(|at| at + 1),
     };
     match number {
         Some(number) => Ok((tds, number as u32)),
-        None => Err(no_such_td(word, &names)),
+        None => Err(no_such_td(&word, &names)),
     }
 }

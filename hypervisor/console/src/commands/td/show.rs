@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use super::{TD, find, work};
 use crate::{
-    command::{Args, Command, Context},
+    argument::Args,
+    command::{Command, Context},
     error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
     reply::{Reply, Text},
@@ -27,7 +28,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td show",
-        args: &[TD],
+        args: &[TD.arg],
         summary: "Show one TD in detail",
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
