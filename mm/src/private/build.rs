@@ -13,6 +13,7 @@ use super::error::Error;
 use super::kick::NoneRuns;
 use super::mirror::{Entry, Leaf, index, is_aligned};
 use super::pool::Pool;
+use super::remove::Request;
 use super::{Cpu, Op, PrivateMap};
 use tdvf::chunks;
 
@@ -137,7 +138,7 @@ impl PrivateMap {
         if result.is_err() {
             // The original error is returned. Pages that could not be removed stay in the map.
             let until = range.end + 1;
-            _ = self.remove_and_tidy(cpu, range, until, &NoneRuns, &|| true);
+            _ = self.remove_and_tidy(cpu, Request { range, until }, &NoneRuns, &|| true);
         }
         result
     }

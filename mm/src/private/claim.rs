@@ -21,12 +21,7 @@ pub enum Item {
         part: Range<usize>,
     },
     /// A page of 2 MiB or 1 GiB.
-    Large {
-        gpa: Gpa,
-        page: Page<Donated>,
-        was: Was,
-        since: Option<Epoch>,
-    },
+    Large(Large),
     /// An empty page table.
     Table {
         gpa: Gpa,
@@ -47,6 +42,15 @@ pub enum Item {
     },
 }
 
+/// A page of 2 MiB or 1 GiB.
+pub struct Large {
+    pub gpa: Gpa,
+    pub page: Page<Donated>,
+    pub was: Was,
+    /// When it was blocked.
+    pub since: Option<Epoch>,
+}
+
 impl Item {
     /// Returns whether this is the directory of the GiB at `gpa`.
     pub fn is_directory(&self, gpa: Gpa) -> bool {
@@ -57,7 +61,7 @@ impl Item {
     pub fn end(&self, gpa: Gpa) -> u64 {
         match self {
             Self::Pages { gpa, .. } | Self::Table { gpa, .. } => gpa.0 + PAGE_2M,
-            Self::Large { gpa, page, .. } => gpa.0 + page.size().bytes(),
+            Self::Large(Large { gpa, page, .. }) => gpa.0 + page.size().bytes(),
             Self::Directory { gpa, .. } => gpa.0 + PAGE_1G,
             Self::Upper { .. } => start(gpa, PAGE_1G).0 + PAGE_1G,
         }
@@ -217,12 +221,12 @@ fn part_of(range: &Range<u64>, block: Gpa) -> Range<usize> {
 
 fn large(gpa: Gpa, leaf: Leaf) -> Item {
     let (was, since) = (leaf.was(), leaf.blocked_since());
-    Item::Large {
+    Item::Large(Large {
         gpa,
         page: leaf.into_page(),
         was,
         since,
-    }
+    })
 }
 
 /// Returns the item of a directory that is claimed and empty.

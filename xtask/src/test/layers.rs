@@ -33,10 +33,11 @@ const SAFE: [&str; 4] = [
     "hypervisor/console",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 3] = [
+const SOURCES: [&str; 4] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/src",
+    "mm/src",
 ];
 
 /// Checks all rules.

@@ -92,6 +92,18 @@ pub struct Job {
     is_patient: bool,
 }
 
+/// Everything that a job works with.
+pub struct Context<'a, C, W, P> {
+    /// State shared by all jobs.
+    pub shared: &'a Shared,
+    /// The TD's map.
+    pub map: &'a PrivateMap,
+    /// The TD.
+    pub tdr: &'a Tdr<Keyless>,
+    /// The CPU that performs the step.
+    pub cpu: Cpu<'a, C, W, P>,
+}
+
 impl Job {
     pub fn new(work: Work) -> Self {
         Self {
@@ -115,24 +127,21 @@ impl Job {
     /// Performs a step. Returns its counts, and whether it was the last.
     pub fn step<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
-        shared: &Shared,
-        map: &PrivateMap,
-        tdr: &Tdr<Keyless>,
-        cpu: Cpu<'_, C, W, P>,
+        context: &Context<'_, C, W, P>,
         clock: &impl Clock,
     ) -> (Reclaimed, bool) {
+        let cpu = context.cpu;
         let mut step = Reclaimed::default();
         let begun = clock.ns();
         let calls = || cpu.tdh.counters().leaf(SeamLeaf::PhymemPageReclaim).calls;
         let before = calls();
         // Pages from the previous step are cleared first.
-        let found_all = self.came.is_empty()
-            && self.whole.is_none()
-            && self.take(shared, map, tdr, cpu, &mut step);
+        let found_all =
+            self.came.is_empty() && self.whole.is_none() && self.take(context, &mut step);
         step.reclaim_calls = calls() - before;
         let taken = clock.ns();
         step.reclaim_ns = taken - begun;
-        self.dispose(shared.clearing, cpu.pool, &mut step);
+        self.dispose(context.shared.clearing, cpu.pool, &mut step);
         let is_over = found_all && self.came.is_empty() && self.whole.is_none();
         if is_over {
             self.clean.go(cpu.pool);
@@ -145,28 +154,25 @@ impl Job {
     /// Reclaims as many pages as a step may. Returns whether none are left.
     fn take<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
-        shared: &Shared,
-        map: &PrivateMap,
-        tdr: &Tdr<Keyless>,
-        cpu: Cpu<'_, C, W, P>,
+        context: &Context<'_, C, W, P>,
         step: &mut Reclaimed,
     ) -> bool {
         for _ in 0..MAX_CALLS {
-            match self.find(shared, map, tdr) {
+            match self.find(context) {
                 None => return true,
                 Some(Found::Dirty(page)) => self.came.push(page),
-                Some(Found::Donated(place, page)) if shared.is_written_off.load(SeqCst) => {
-                    self.put_away(shared, place, page, Error::ShutDown, cpu.pool);
+                Some(Found::Donated(place, page)) if context.shared.is_written_off.load(SeqCst) => {
+                    self.put_away(context, place, page, Error::ShutDown);
                 }
                 Some(Found::Donated(place, page)) => {
                     let size = page.size();
-                    match self.reclaim(cpu, tdr, page) {
+                    match self.reclaim(context, page) {
                         Ok(page) => {
                             self.came.push(page);
                             count(step, place, size);
                             count(&mut self.took, place, size);
                         }
-                        Err(rejected) => self.refused(shared, map, place, rejected, cpu.pool),
+                        Err(rejected) => self.refused(context, place, rejected),
                     }
                 }
             }
@@ -176,10 +182,10 @@ impl Job {
 
     fn reclaim<C: SeamCall, W: Wait, P>(
         &self,
-        cpu: Cpu<'_, C, W, P>,
-        tdr: &Tdr<Keyless>,
+        context: &Context<'_, C, W, P>,
         page: Page<Donated>,
     ) -> Result<Page<Dirty>, Rejected<Page<Donated>>> {
+        let Context { tdr, cpu, .. } = context;
         if self.is_patient {
             cpu.tdh.phymem_page_reclaim(tdr, page)
         } else {
@@ -189,45 +195,40 @@ impl Job {
 
     /// Handles a page that the module refused. If the module may release it later, it is put back; otherwise it is
     /// quarantined.
-    fn refused<P: Pool>(
+    fn refused<C, W, P: Pool>(
         &mut self,
-        shared: &Shared,
-        map: &PrivateMap,
+        context: &Context<'_, C, W, P>,
         place: Place,
         rejected: Rejected<Page<Donated>>,
-        pool: &P,
     ) {
         let (error, page) = rejected.into_parts();
         if may_come_later(error) {
             self.left += 1;
             self.is_patient = false;
-            shared.refusals.lock().leave(Refusal {
+            context.shared.refusals.lock().leave(Refusal {
                 hpa: page.hpa(),
                 size: page.size(),
                 why: error.into(),
             });
-            self.put_back(shared, map, place, page);
+            self.put_back(context, place, page);
         } else {
-            self.put_away(shared, place, page, error.into(), pool);
+            self.put_away(context, place, page, error.into());
         }
     }
 
     /// Quarantines a page that the module will not release.
-    fn put_away<P: Pool>(
+    fn put_away<C, W, P: Pool>(
         &mut self,
-        shared: &Shared,
+        context: &Context<'_, C, W, P>,
         place: Place,
         page: Page<Donated>,
         why: Error,
-        pool: &P,
     ) {
         let (hpa, size) = (page.hpa(), page.size());
         count(&mut self.took, place, size);
-        shared
-            .refusals
-            .lock()
-            .quarantine(Refusal { hpa, size, why });
-        pool.quarantine(page);
+        let refusals = &context.shared.refusals;
+        refusals.lock().quarantine(Refusal { hpa, size, why });
+        context.cpu.pool.quarantine(page);
     }
 
     /// Clears as many reclaimed pages as a step may, and frees them.
@@ -264,7 +265,8 @@ impl Job {
     }
 
     /// Takes the next page out of the mirror.
-    fn find(&mut self, shared: &Shared, map: &PrivateMap, tdr: &Tdr<Keyless>) -> Option<Found> {
+    fn find<C, W, P>(&mut self, context: &Context<'_, C, W, P>) -> Option<Found> {
+        let map = context.map;
         match &mut self.work {
             Work::Large { gib, entries } => {
                 let (place, leaf) = find_large(map, *gib, entries)?;
@@ -274,12 +276,18 @@ impl Job {
                 let (place, page) = find_small(map, *gib, entries, open)?;
                 Some(Found::Donated(place, page))
             }
-            Work::Rest { items } => items.find_map(|number| find_rest(shared, map, tdr, number)),
+            Work::Rest { items } => items.find_map(|number| find_rest(context, number)),
         }
     }
 
     /// Puts a page back where it was found.
-    fn put_back(&mut self, shared: &Shared, map: &PrivateMap, place: Place, page: Page<Donated>) {
+    fn put_back<C, W, P>(
+        &mut self,
+        context: &Context<'_, C, W, P>,
+        place: Place,
+        page: Page<Donated>,
+    ) {
+        let Context { shared, map, .. } = *context;
         match place {
             Place::Gib(gib) => in_gib(map, gib, |entry| *entry = Entry::Leaf(Leaf::Mapped(page))),
             Place::Block(gib, index) => in_gib(map, gib, |entry| {
@@ -454,12 +462,10 @@ fn find_small(
     }
 }
 
-fn find_rest(
-    shared: &Shared,
-    map: &PrivateMap,
-    tdr: &Tdr<Keyless>,
-    number: usize,
-) -> Option<Found> {
+fn find_rest<C, W, P>(context: &Context<'_, C, W, P>, number: usize) -> Option<Found> {
+    let Context {
+        shared, map, tdr, ..
+    } = *context;
     match shared.rest.at(number) {
         Control::Directory(at) => {
             let gib = *shared.gibs.get(at)?;

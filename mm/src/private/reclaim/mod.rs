@@ -32,7 +32,7 @@ use super::pool::Pool;
 use super::root::Mode;
 use super::{Cpu, PrivateMap};
 use handout::{Handout, Stage, Turn};
-use job::{Job, MAX_CALLS, Work};
+use job::{Context, Job, MAX_CALLS, Work};
 use report::{Refusals, Tally};
 use root::{Root, Way};
 use sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -273,7 +273,15 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
             return Step::Idle;
         };
         let map = self.map.borrow();
-        let stepped = map.keyless(|tdr| Ok(job.step(&self.shared, map, tdr, cpu, clock)));
+        let stepped = map.keyless(|tdr| {
+            let context = Context {
+                shared: &self.shared,
+                map,
+                tdr,
+                cpu,
+            };
+            Ok(job.step(&context, clock))
+        });
         let Ok((step, is_over)) = stepped else {
             return Step::Idle;
         };
