@@ -12,7 +12,7 @@ use seam::{
     error::{Handover, Rejected},
     page::{Clean, Page},
     retry::Wait,
-    tdh::{Tdh, Tdvpr},
+    tdh::Tdh,
 };
 use sync::{Mutex, Once};
 use tdvf::ImagePage;
@@ -202,12 +202,15 @@ impl<'a, P: Platform> Building<'a, '_, P> {
             let added = platform.tdh().vp_addcx(tdvpr, take(platform)?);
             body.control.lock().push(kept(platform, added)?);
         }
-        let x2apic_id = Some(u32::from(index)).filter(|_| self.host.capabilities.topology_enum);
-        let wiring = self.host.runner.wiring(self.td, index);
+        let initial = Initial {
+            rcx: list_at,
+            x2apic_id: Some(u32::from(index)).filter(|_| self.host.capabilities.topology_enum),
+            wiring: self.host.runner.wiring(self.td, index),
+        };
         let result = Mutex::new(Err(Error::Silent(Vec::from([cpu]))));
         let init = |cpu| {
             let tdh = platform.tdh();
-            *result.lock() = init_vcpu(&tdh, &slot, tdvpr, cpu, (list_at, x2apic_id), wiring);
+            *result.lock() = init_vcpu(&tdh, &slot, cpu, &initial);
         };
         // A CPU that does not answer leaves the result unchanged.
         let _ = platform.on_each(&[cpu], &init);
@@ -237,18 +240,26 @@ impl<'a, P: Platform> Building<'a, '_, P> {
     }
 }
 
+/// The values that a vCPU is initialised with.
+struct Initial {
+    /// RCX, as the guest sees it: the address of the list of memory.
+    rcx: u64,
+    /// The x2APIC id, if the module has the vCPUs' topology.
+    x2apic_id: Option<u32>,
+    wiring: Option<Wiring>,
+}
+
 /// Executes TDH.VP.INIT on the calling CPU, and configures the vCPU's wiring.
 fn init_vcpu<C: SeamCall, W: Wait>(
     tdh: &Tdh<'_, C, W>,
     slot: &Stopped<'_>,
-    tdvpr: &Tdvpr,
     cpu: u32,
-    (initial_rcx, x2apic_id): (u64, Option<u32>),
-    wiring: Option<Wiring>,
+    initial: &Initial,
 ) -> Result<(), Error> {
-    tdh.vp_init(tdvpr, initial_rcx, x2apic_id)?;
+    let tdvpr = slot.tdvpr().ok_or(Error::Busy)?;
+    tdh.vp_init(tdvpr, initial.rcx, initial.x2apic_id)?;
     slot.associate(cpu);
-    if let Some(wiring) = wiring {
+    if let Some(wiring) = initial.wiring {
         vcpu::wire(tdh, tdvpr, wiring)?;
     }
     Ok(())

@@ -29,6 +29,17 @@ pub struct Phase {
     pub calls: Vec<(Leaf, u64)>,
 }
 
+/// A part of a phase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Name of the phase that the part becomes.
+    pub name: String,
+    /// Elapsed microseconds.
+    pub us: u64,
+    /// The leaves whose calls belong to the part.
+    pub leafs: &'static [Leaf],
+}
+
 impl Summary {
     /// Returns the CPU time of all phases in microseconds.
     #[must_use]
@@ -97,13 +108,13 @@ impl<'p, P: Platform> Meter<'p, P> {
         result
     }
 
-    /// Replaces the last phase by `parts`: their names, their times, and the leaves whose calls belong to each.
-    pub fn divide(&mut self, parts: impl IntoIterator<Item = (String, u64, &'static [Leaf])>) {
+    /// Replaces the last phase by its parts.
+    pub fn divide(&mut self, parts: impl IntoIterator<Item = Part>) {
         let Some(whole) = self.summary.phases.pop() else {
             return;
         };
         let mut calls = whole.calls;
-        for (name, us, leafs) in parts {
+        for Part { name, us, leafs } in parts {
             let (own, rest) = calls
                 .into_iter()
                 .partition(|(leaf, _)| leafs.contains(leaf));

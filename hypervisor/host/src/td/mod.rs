@@ -63,6 +63,16 @@ pub struct Td {
     notes: Mutex<Notes>,
 }
 
+/// The memory that a new TD can have.
+struct Extent {
+    /// Its layout.
+    layout: Layout,
+    /// End of the image, as far as the image lies within the TD's memory.
+    image_end: u64,
+    /// Maximum number of 4 KiB pages.
+    most_pages: u64,
+}
+
 /// The resources of a TD.
 struct Body {
     map: Arc<PrivateMap>,
@@ -113,9 +123,7 @@ impl Td {
     fn new(
         id: u32,
         config: Arc<config::Td>,
-        layout: Layout,
-        image_end: u64,
-        most_pages: u64,
+        extent: Extent,
         lent: Vec<(Gpa, Loaded)>,
     ) -> Option<Self> {
         Some(Self {
@@ -126,9 +134,9 @@ impl Td {
             turn: Mutex::new(()),
             end: end::Ownership::default(),
             joining: join::Joining::default(),
-            layout: Mutex::new(layout),
-            image_end,
-            most_pages,
+            layout: Mutex::new(extent.layout),
+            image_end: extent.image_end,
+            most_pages: extent.most_pages,
             lent,
             body: Once::new(),
             mrtd: Once::new(),

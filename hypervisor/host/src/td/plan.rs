@@ -9,7 +9,7 @@ use td_base::{kernel::HEAD_BYTES, payload::WINDOW};
 use tdvf::TdImage;
 
 use super::{
-    Td,
+    Extent, Td,
     error::Error,
     files::{Files, Loaded},
     hob,
@@ -42,20 +42,30 @@ pub struct Plan<'a> {
     pub placement: Vec<u32>,
 }
 
+/// A TD to admit, and the state of the host that its admission depends on.
+pub struct Candidate<'a, 'f> {
+    /// The TD's number.
+    pub id: u32,
+    /// The TD's configuration.
+    pub config: &'a Arc<config::Td>,
+    /// The TD's files.
+    pub files: &'a Files<'f>,
+    /// Bytes promised to other TDs that they have not taken yet.
+    pub promised: u64,
+    /// Index among the CPUs from which on vCPUs are placed.
+    pub first_cpu: usize,
+}
+
 /// Checks everything that can be checked about a TD before it exists: the configuration against the module, the image,
-/// frames, HKIDs and CPUs. `promised` is the number of bytes promised to other TDs that they have not taken yet. vCPUs
-/// are placed on the CPUs from `first_cpu` on.
+/// frames, HKIDs and CPUs.
 ///
 /// # Errors
 /// [`Error`], with what is missing. Nothing was taken.
-pub fn plan<'a, P: Platform>(
+pub fn plan<'f, P: Platform>(
     host: &Host<'_, P>,
-    id: u32,
-    config: &Arc<config::Td>,
-    files: &Files<'a>,
-    promised: u64,
-    first_cpu: usize,
-) -> Result<(Td, Plan<'a>), Error> {
+    candidate: &Candidate<'_, 'f>,
+) -> Result<(Td, Plan<'f>), Error> {
+    let Candidate { config, files, .. } = candidate;
     let params = params(config, &host.capabilities, host.native).map_err(Error::Refused)?;
     if let Some(name) = files.missing(config) {
         return Err(Error::NoFile(name.into()));
@@ -84,7 +94,12 @@ pub fn plan<'a, P: Platform>(
     }
     let most_pages = layout.most_pages(sections.outside / PAGE_4K) + control_pages(host, config);
     let needed = most_pages + SCRATCH_PAGES;
-    let free = host.platform.pool().free_bytes().saturating_sub(promised) / PAGE_4K;
+    let free = host
+        .platform
+        .pool()
+        .free_bytes()
+        .saturating_sub(candidate.promised)
+        / PAGE_4K;
     if needed > free {
         return Err(Error::NoFrames { needed, free });
     }
@@ -92,7 +107,7 @@ pub fn plan<'a, P: Platform>(
     if hkids.free == 0 {
         return Err(Error::NoHkid(NoHkid(hkids)));
     }
-    let placement = placement(host, config.vcpus, first_cpu);
+    let placement = placement(host, config.vcpus, candidate.first_cpu);
     check_cpus(host, &placement)?;
     let limit = layout.limit().max(sections.end);
     let map = Unowned::new(Settings {
@@ -101,15 +116,13 @@ pub fn plan<'a, P: Platform>(
         keyid: host.keyid,
     })?
     .clearing(host.clearing);
-    let td = Td::new(
-        id,
-        Arc::clone(config),
+    let extent = Extent {
         layout,
-        sections.inside_end,
+        image_end: sections.inside_end,
         most_pages,
-        files.lent(config),
-    )
-    .ok_or(Error::NoHeap)?;
+    };
+    let td = Td::new(candidate.id, Arc::clone(config), extent, files.lent(config))
+        .ok_or(Error::NoHeap)?;
     let mut populate = sections.augmented;
     if config.populate == config::Populate::Start {
         populate.extend(sections.rest);

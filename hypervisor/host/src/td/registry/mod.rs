@@ -1,0 +1,231 @@
+//! The registry of all TDs that the configuration names, and the operations on them.
+
+mod ends;
+mod run;
+mod shrink;
+
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
+use core::fmt;
+use sync::Mutex;
+use sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+use super::{
+    Frames, Notes, Td, end, error::Error, files::Files, host::Host, join::join_step, life::State,
+};
+use crate::platform::Platform;
+
+/// All TDs of a host.
+pub struct Tds<'h, P> {
+    host: Host<'h, P>,
+    entries: Box<[Entry<'h>]>,
+    /// Serialises admission.
+    admission: Mutex<()>,
+    /// Index among the CPUs at which the next vCPU begins.
+    next_cpu: AtomicUsize,
+    /// Set when a guest has requested a termination that no CPU has looked for yet.
+    is_end_asked: AtomicBool,
+}
+
+/// A TD that the configuration names.
+struct Entry<'h> {
+    config: Arc<config::Td>,
+    files: Files<'h>,
+    lives: Mutex<Lives>,
+    /// Number of requests to end the TD. A guest's request for a reset does not override them.
+    ends_wanted: AtomicU64,
+}
+
+/// The lives of a TD.
+#[derive(Default)]
+struct Lives {
+    /// The current life.
+    now: Option<Arc<Td>>,
+    /// The notes of the last life, if there was one.
+    last: Option<Notes>,
+    /// Why the last attempt to build the TD failed.
+    not_built: Option<String>,
+    /// [`Entry::ends_wanted`] when the current life began. Any further requests are meant for this life.
+    ends_before: u64,
+}
+
+impl<'h, P: Platform> Tds<'h, P> {
+    /// Creates the TDs that the configuration names, each with those of its files that were loaded. Numbers start at 1.
+    #[must_use]
+    pub fn new(host: Host<'h, P>, named: Vec<(config::Td, impl Into<Files<'h>>)>) -> Self {
+        let entries = named.into_iter().map(|(config, files)| Entry {
+            config: Arc::new(config),
+            files: files.into(),
+            lives: Mutex::new(Lives::default()),
+            ends_wanted: AtomicU64::new(0),
+        });
+        Self {
+            host,
+            entries: entries.collect(),
+            admission: Mutex::new(()),
+            next_cpu: AtomicUsize::new(0),
+            is_end_asked: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the environment of the TDs.
+    pub const fn host(&self) -> &Host<'h, P> {
+        &self.host
+    }
+
+    /// Returns the TDs' numbers.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        1..=self.entries.len() as u32
+    }
+
+    /// Returns the number of the TD with this name or number.
+    #[must_use]
+    pub fn find(&self, word: &str) -> Option<u32> {
+        self.ids().find(|id| match word.parse::<u32>() {
+            Ok(number) => number == *id,
+            Err(_) => self.config(*id).is_some_and(|config| config.name == word),
+        })
+    }
+
+    /// Returns a TD's configuration.
+    #[must_use]
+    pub fn config(&self, id: u32) -> Option<&config::Td> {
+        Some(&self.entry(id)?.config)
+    }
+
+    /// Returns the image that a TD is built from, if it was loaded.
+    #[must_use]
+    pub fn image(&self, id: u32) -> Option<&'h [u8]> {
+        self.entry(id)?.files.image
+    }
+
+    /// Returns the TD's current life, if it has one.
+    #[must_use]
+    pub fn get(&self, id: u32) -> Option<Arc<Td>> {
+        let entry = self.entry(id)?;
+        entry.lives.lock().now.clone()
+    }
+
+    /// Returns the state of a TD.
+    #[must_use]
+    pub fn state(&self, id: u32) -> State {
+        let Some(entry) = self.entry(id) else {
+            return State::Created;
+        };
+        let lives = entry.lives.lock();
+        match (&lives.now, &lives.last) {
+            (Some(td), _) => td.state(),
+            (None, Some(_)) => State::Reclaimed,
+            (None, None) => State::Created,
+        }
+    }
+
+    /// Returns the notes of a TD's current life, or of the last one.
+    #[must_use]
+    pub fn notes(&self, id: u32) -> Option<Notes> {
+        let lives = self.entry(id)?.lives.lock();
+        let now = lives.now.as_ref().map(|td| td.notes());
+        let notes = now.or_else(|| lives.last.clone());
+        let Some(not_built) = &lives.not_built else {
+            return notes;
+        };
+        let mut notes = notes.unwrap_or_default();
+        notes.problem = Some(match notes.problem {
+            Some(problem) => format!("{not_built}; {problem}"),
+            None => not_built.clone(),
+        });
+        Some(notes)
+    }
+
+    /// Returns whether the TDX module has shut down.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.host.is_down()
+    }
+
+    /// Runs `work`, which requires a working TDX module. If the module has shut down, the TDs are written off.
+    fn with_module<R>(&self, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+        let result = if self.is_down() {
+            Err(Error::ShutDown)
+        } else {
+            work()
+        };
+        if !self.is_down() {
+            return result;
+        }
+        while self.write_off() {}
+        Err(Error::ShutDown)
+    }
+
+    /// Executes a piece of work for a CPU that has time: a requested termination; a step of a reclaim, which is at most
+    /// 8 SEAMCALLs and 2 MiB cleared; or else a step of promoting split pages ([`join_step`]). Returns `false` if there
+    /// is none.
+    pub fn work(&self) -> bool {
+        if self.is_down() {
+            return self.write_off();
+        }
+        if self.end_asked() {
+            return true;
+        }
+        let reclaims = |entry: &Entry<'h>, td: &Td| {
+            let did = end::reclaim_step(&self.host, td);
+            self.bury(entry);
+            did
+        };
+        self.any(reclaims) || self.any(|_, td| join_step(&self.host, td))
+    }
+
+    /// Tries `step` on each TD that has a life, until one did something.
+    fn any(&self, step: impl Fn(&Entry<'h>, &Td) -> bool) -> bool {
+        self.entries.iter().any(|entry| {
+            let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
+            now.is_some_and(|td| step(entry, &td))
+        })
+    }
+
+    /// Returns the TD's current life, if it has one that is not over.
+    fn living(&self, id: u32) -> Option<Arc<Td>> {
+        self.bury(self.entry(id)?);
+        self.get(id)
+    }
+
+    fn entry(&self, id: u32) -> Option<&Entry<'h>> {
+        self.entries.get(usize::try_from(id).ok()?.checked_sub(1)?)
+    }
+
+    fn bury_id(&self, id: u32) {
+        if let Some(entry) = self.entry(id) {
+            self.bury(entry);
+        }
+    }
+
+    /// Replaces a life that is over by its notes.
+    fn bury(&self, entry: &Entry<'h>) {
+        let mut lives = entry.lives.lock();
+        if let Some(td) = lives.now.take_if(|td| td.state() == State::Reclaimed) {
+            lives.last = Some(td.notes());
+        }
+    }
+
+    /// Returns the frames of TDs whose termination is stuck. They are in quarantine until it continues.
+    #[must_use]
+    pub fn stuck(&self) -> Frames {
+        let all = self.ids().filter_map(|id| self.get(id));
+        let stuck = all.filter(|td| end::stuck(td).is_some());
+        stuck.fold(Frames::default(), |sum, td| sum.and(td.held()))
+    }
+
+    /// Returns the bytes that are promised to TDs and that they have not taken yet.
+    #[must_use]
+    pub fn promised(&self) -> u64 {
+        let all = self.ids().filter_map(|id| self.get(id));
+        all.map(|td| td.promised_bytes()).sum()
+    }
+}
+
+impl<P> fmt::Debug for Tds<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tds")
+            .field("count", &self.entries.len())
+            .finish_non_exhaustive()
+    }
+}
