@@ -83,6 +83,6 @@ pub trait Host: Notify + Kick + Flush {
     /// Serves a vendor-specific call (R10 != 0). Writes the results to the registers, and the status to R10.
     fn vendor_call(&self, vcpu: u32, regs: &mut Gprs) {
         let _ = vcpu;
-        regs.r10 = crate::ghci::Status::SubfunctionUnsupported as u64;
+        regs.r10 = crate::branch::Status::SubfunctionUnsupported as u64;
     }
 }

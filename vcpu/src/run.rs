@@ -1,75 +1,22 @@
 //! The run loop: enter, decode, serve, enter again.
 
-use seam::abi::{Gprs, metadata::vp};
+use seam::abi::metadata::vp;
 use seam::address::Gpa;
 use seam::error::Recovery;
 use seam::tdh::{EnterFlags, Tdvpr};
 
-use crate::board::{Board, End, Halt, Station};
+use crate::board::{Board, Halt};
+use crate::current::{Current, Stop};
+use crate::end::End;
 use crate::exit::{Exit, Obstacle};
 use crate::host::Host;
-use crate::msr::Msrs;
+use crate::vcpu::Vcpu;
+use crate::{fault, ghci};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
 const ENTRY_TRIES: u32 = 64;
 
-/// The reason why [`Vcpu::run`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The host requested it ([`Host::must_leave`]).
-    Yield,
-    /// The vCPU waits for an interrupt, its timer ([`Vcpu::due`]) or an NMI. [`Station::is_waiting`] tells how long.
-    Halted,
-    /// The vCPU is associated with another CPU, which must execute TDH.VP.FLUSH first.
-    OtherCpu,
-    /// A resource is busy for so long that other vCPUs should run meanwhile.
-    Busy,
-    /// The TD is being terminated. No vCPU of it can be entered any more.
-    Closed,
-    /// The TD has ended. [`Board::end`] has the reason.
-    Ended,
-}
-
-/// The host's state of one virtual CPU between two runs. The module holds the vCPU's own registers.
-#[derive(Clone, Debug)]
-pub struct Vcpu {
-    pub(crate) index: u32,
-    pub(crate) regs: Gprs,
-    pub(crate) msrs: Msrs,
-}
-
 impl Vcpu {
-    /// Creates vCPU number `index` of a TD, with x2APIC id `apic_id`, before its first run.
-    #[must_use]
-    pub fn new(index: u32, apic_id: u32) -> Self {
-        Self {
-            index,
-            regs: Gprs::default(),
-            msrs: Msrs::new(apic_id, index == 0),
-        }
-    }
-
-    /// Returns the vCPU's number in its TD.
-    #[must_use]
-    pub const fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Returns the host TSC value at which the vCPU's timer expires. The vCPU must run then, halted or not. `None`
-    /// while the vCPU is halted with interrupts disabled, because its timer does not wake it.
-    #[must_use]
-    pub fn due(&self, board: &Board) -> Option<u64> {
-        let station = board.stations().get(self.index as usize)?;
-        match station.halt() {
-            Halt::Blocked => None,
-            Halt::No | Halt::Interruptible => self.timer_due(board),
-        }
-    }
-
-    fn timer_due(&self, board: &Board) -> Option<u64> {
-        self.msrs.apic.due().map(|due| board.clock().host(due))
-    }
-
     /// Runs the vCPU on this CPU until the scheduler has to act. Interrupts are disabled throughout, except where the
     /// host serves them itself. A vCPU that halted with interrupts disabled returns at once unless it has an NMI:
     /// interrupts, its timer and the scheduler do not wake it.
@@ -77,7 +24,7 @@ impl Vcpu {
         let Some(station) = board.stations().get(self.index as usize) else {
             return Stop::Ended;
         };
-        let mut session = Session {
+        let mut session = Current {
             vcpu: self,
             board,
             station,
@@ -96,17 +43,7 @@ impl Vcpu {
     }
 }
 
-/// A vCPU that is running on a CPU.
-pub(crate) struct Session<'a, H> {
-    pub vcpu: &'a mut Vcpu,
-    pub board: &'a Board,
-    pub station: &'a Station,
-    pub tdvpr: &'a Tdvpr,
-    pub host: &'a H,
-    tries: u32,
-}
-
-impl<H: Host> Session<'_, H> {
+impl<H: Host> Current<'_, H> {
     /// Returns whether the vCPU stays halted. If the TD has ended, [`Self::run`] finds that.
     fn sleeps_on(&self) -> bool {
         let station = self.station;
@@ -133,7 +70,7 @@ impl<H: Host> Session<'_, H> {
                 Exit::Call => {
                     self.tries = 0;
                     self.station.tally().calls.add();
-                    self.serve_call()
+                    ghci::serve(self)
                 }
                 other => self.serve(other),
             };
@@ -204,7 +141,7 @@ impl<H: Host> Session<'_, H> {
             self.tries = 0;
         }
         match exit {
-            Exit::Call => return self.serve_call(),
+            Exit::Call => return ghci::serve(self),
             Exit::Interrupt { vector } => {
                 tally.interrupts.add();
                 self.host.serve_interrupt(vector);
@@ -213,7 +150,7 @@ impl<H: Host> Session<'_, H> {
                 tally.nmis.add();
                 self.host.serve_nmi();
             }
-            Exit::Private(fault) => return self.serve_fault(fault),
+            Exit::Private(fault) => return fault::serve(self, fault),
             Exit::Shared { gpa } => return self.serve_shared(gpa),
             Exit::Misconfigured { gpa } => return Some(self.end(End::Misconfigured(gpa))),
             Exit::BusLock => tally.bus_locks.add(),
@@ -250,37 +187,6 @@ impl<H: Host> Session<'_, H> {
             }
             Obstacle::OtherCpu => Some(Stop::OtherCpu),
             Obstacle::Refused(status) => Some(self.end(End::Lost(status))),
-        }
-    }
-
-    /// Ends the TD for this reason.
-    #[cold]
-    pub(crate) fn end(&self, why: End) -> Stop {
-        self.board.end_with(why);
-        // The reason is the console's last line.
-        self.host.console_written();
-        Stop::Ended
-    }
-
-    /// Programs the host timer for the guest's timer.
-    pub(crate) fn arm_timer(&self) {
-        self.host.wake_at(self.vcpu.timer_due(self.board));
-    }
-
-    /// Posts the timer's interrupt if the timer is due.
-    fn expire_timer(&mut self) {
-        if self.vcpu.msrs.apic.due().is_none() {
-            return;
-        }
-        let clock = self.board.clock();
-        let now = clock.guest(self.host.tsc());
-        if self.vcpu.msrs.apic.due().is_some_and(|due| due <= now) {
-            self.station.tally().timers.add();
-            if let Some(vector) = self.vcpu.msrs.apic.expire(now, clock) {
-                // The vCPU is on this CPU, so no notification is needed.
-                _ = self.station.descriptor().post(vector);
-            }
-            self.arm_timer();
         }
     }
 }

@@ -49,62 +49,51 @@ impl GuestLeaf {
 ///
 /// Source: Guest-Host-Communication Interface for Intel TDX 1.5, section 3.
 pub mod ghci {
-    /// A standard request (R11).
-    #[repr(u64)]
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub enum Request {
-        /// Instruction.CPUID.
-        Cpuid = 10,
-        /// Instruction.HLT.
-        Hlt = 12,
-        /// Instruction.IO.
-        Io = 30,
-        /// Instruction.RDMSR.
-        Rdmsr = 31,
-        /// Instruction.WRMSR.
-        Wrmsr = 32,
-        /// #VE.RequestMMIO.
-        Mmio = 48,
-        /// Instruction.PCONFIG.
-        Pconfig = 65,
-        /// GetTdVmCallInfo.
-        GetTdVmCallInfo = 0x10000,
-        /// MapGPA.
-        MapGpa = 0x10001,
-        /// GetQuote.
-        GetQuote = 0x10002,
-        /// ReportFatalError.
-        ReportFatalError = 0x10003,
-        /// SetupEventNotifyInterrupt.
-        SetupEventNotifyInterrupt = 0x10004,
-        /// Service.
-        Service = 0x10005,
+    macro_rules! requests {
+        ($($name:ident $constant:ident = $number:literal, $text:literal;)*) => {
+            /// The numbers of the standard requests (R11).
+            pub mod number {
+                $(#[doc = $text] pub const $constant: u64 = $number;)*
+            }
+
+            /// A standard request (R11).
+            #[repr(u64)]
+            #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+            pub enum Request {
+                $(#[doc = $text] $name = number::$constant,)*
+            }
+
+            impl Request {
+                /// All requests.
+                pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+                /// Returns the request with this number.
+                #[must_use]
+                #[inline]
+                pub const fn from_number(number: u64) -> Option<Self> {
+                    match number {
+                        $(number::$constant => Some(Self::$name),)*
+                        _ => None,
+                    }
+                }
+            }
+        };
     }
 
-    impl Request {
-        /// All requests.
-        pub const ALL: [Self; 13] = [
-            Self::Cpuid,
-            Self::Hlt,
-            Self::Io,
-            Self::Rdmsr,
-            Self::Wrmsr,
-            Self::Mmio,
-            Self::Pconfig,
-            Self::GetTdVmCallInfo,
-            Self::MapGpa,
-            Self::GetQuote,
-            Self::ReportFatalError,
-            Self::SetupEventNotifyInterrupt,
-            Self::Service,
-        ];
-
-        /// Returns the request with this number.
-        pub fn from_number(number: u64) -> Option<Self> {
-            Self::ALL
-                .into_iter()
-                .find(|request| *request as u64 == number)
-        }
+    requests! {
+        Cpuid CPUID = 10, "Instruction.CPUID.";
+        Hlt HLT = 12, "Instruction.HLT.";
+        Io IO = 30, "Instruction.IO.";
+        Rdmsr RDMSR = 31, "Instruction.RDMSR.";
+        Wrmsr WRMSR = 32, "Instruction.WRMSR.";
+        Mmio MMIO = 48, "#VE.RequestMMIO.";
+        Pconfig PCONFIG = 65, "Instruction.PCONFIG.";
+        GetTdVmCallInfo GET_TD_VM_CALL_INFO = 0x10000, "GetTdVmCallInfo.";
+        MapGpa MAP_GPA = 0x10001, "MapGPA.";
+        GetQuote GET_QUOTE = 0x10002, "GetQuote.";
+        ReportFatalError REPORT_FATAL_ERROR = 0x10003, "ReportFatalError.";
+        SetupEventNotifyInterrupt SETUP_EVENT_NOTIFY_INTERRUPT = 0x10004, "SetupEventNotifyInterrupt.";
+        Service SERVICE = 0x10005, "Service.";
     }
 
     /// Status in R10: success.
@@ -127,7 +116,7 @@ mod tests {
     #[test]
     fn requests_and_numbers_map_both_ways() {
         for request in Request::ALL {
-            assert_eq!(Request::from_number(request as u64), Some(request));
+            assert_eq!(Request::from_number(*request as u64), Some(*request));
         }
         assert_eq!(Request::from_number(11), None);
     }

@@ -4,12 +4,13 @@
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
-use super::Branch;
 use crate::apic::Request;
-use crate::board::{End, Halt};
+use crate::board::Halt;
+use crate::branch::Branch;
+use crate::current::{Current, Stop};
 use crate::devices::{Effect, Now, Power, open_bus};
+use crate::end::End;
 use crate::host::Host;
-use crate::run::{Session, Stop};
 
 /// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
@@ -35,202 +36,208 @@ const COMPATIBLE_SIGNATURE: [u32; 3] = [
     u32::from_le_bytes(*b"M\0\0\0"),
 ];
 
-impl<H: Host> Session<'_, H> {
-    /// Serves CPUID. R12: leaf, R13: sub-leaf. Returns EAX to EDX in R12 to R15.
-    #[inline]
-    pub(super) fn cpuid(&mut self) -> Branch {
-        let regs = &mut self.vcpu.regs;
-        let (Ok(leaf), Ok(sub_leaf)) = (u32::try_from(regs.r12), u32::try_from(regs.r13)) else {
-            return Branch::CpuidInvalid;
-        };
-        let (branch, values) = match leaf {
-            TOPOLOGY | TOPOLOGY_2 => (Branch::CpuidTopology, self.topology(sub_leaf)),
-            HYPERVISOR => {
-                let [ebx, ecx, edx] = SIGNATURE;
-                (Branch::CpuidHypervisor, [HYPERVISOR, ebx, ecx, edx])
-            }
-            COMPATIBLE => {
-                let [ebx, ecx, edx] = COMPATIBLE_SIGNATURE;
-                (Branch::CpuidHypervisor, [COMPATIBLE_LAST, ebx, ecx, edx])
-            }
-            HYPERVISOR_NEXT..=HYPERVISOR_LAST => (Branch::CpuidHypervisor, [0; 4]),
-            _ => (Branch::CpuidEmpty, [0; 4]),
-        };
-        let regs = &mut self.vcpu.regs;
-        [regs.r12, regs.r13, regs.r14, regs.r15] = values.map(u64::from);
-        branch
-    }
+/// Serves CPUID. R12: leaf, R13: sub-leaf. Returns EAX to EDX in R12 to R15.
+#[inline]
+pub(super) fn cpuid<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    let regs = &mut current.vcpu.regs;
+    let (Ok(leaf), Ok(sub_leaf)) = (u32::try_from(regs.r12), u32::try_from(regs.r13)) else {
+        return Branch::CpuidInvalid;
+    };
+    let (branch, values) = match leaf {
+        TOPOLOGY | TOPOLOGY_2 => (Branch::CpuidTopology, topology(current, sub_leaf)),
+        HYPERVISOR => {
+            let [ebx, ecx, edx] = SIGNATURE;
+            (Branch::CpuidHypervisor, [HYPERVISOR, ebx, ecx, edx])
+        }
+        COMPATIBLE => {
+            let [ebx, ecx, edx] = COMPATIBLE_SIGNATURE;
+            (Branch::CpuidHypervisor, [COMPATIBLE_LAST, ebx, ecx, edx])
+        }
+        HYPERVISOR_NEXT..=HYPERVISOR_LAST => (Branch::CpuidHypervisor, [0; 4]),
+        _ => (Branch::CpuidEmpty, [0; 4]),
+    };
+    let regs = &mut current.vcpu.regs;
+    [regs.r12, regs.r13, regs.r14, regs.r15] = values.map(u64::from);
+    branch
+}
 
-    /// Describes one thread per core, and all cores in one package.
-    fn topology(&self, sub_leaf: u32) -> [u32; 4] {
-        const THREADS: u32 = 1 << 8;
-        const CORES: u32 = 2 << 8;
-        let id = self.station.apic_id();
-        let vcpus = self.board.stations().len() as u32;
-        match sub_leaf {
-            0 => [0, 1, THREADS, id],
-            1 => [self.board.id_bits(), vcpus, CORES | 1, id],
-            other => [0, 0, other & 0xFF, id],
-        }
+/// Describes one thread per core, and all cores in one package.
+fn topology<H: Host>(current: &Current<'_, H>, sub_leaf: u32) -> [u32; 4] {
+    const THREADS: u32 = 1 << 8;
+    const CORES: u32 = 2 << 8;
+    let id = current.station.apic_id();
+    let vcpus = current.board.stations().len() as u32;
+    match sub_leaf {
+        0 => [0, 1, THREADS, id],
+        1 => [current.board.id_bits(), vcpus, CORES | 1, id],
+        other => [0, 0, other & 0xFF, id],
     }
+}
 
-    /// Serves HLT. R12: 1 if the guest has interrupts disabled.
-    #[inline]
-    pub(super) fn halt(&mut self) -> (Branch, Option<Stop>) {
-        let halt = match self.vcpu.regs.r12 {
-            0 => Halt::Interruptible,
-            1 => Halt::Blocked,
-            _ => return (Branch::HltInvalid, None),
-        };
-        let is_interruptible = halt == Halt::Interruptible;
-        if self.station.has_nmi() || is_interruptible && self.station.descriptor().is_outstanding()
-        {
-            return (Branch::HltPending, None);
-        }
-        if is_interruptible && self.has_virtual_interrupt() {
-            return (Branch::HltPending, None);
-        }
-        // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
-        self.station.set_halt(halt);
-        if self.station.is_waiting() {
-            (Branch::HltHalted, Some(Stop::Halted))
-        } else {
-            self.station.set_halt(Halt::No);
-            (Branch::HltPending, None)
-        }
+/// Serves HLT. R12: 1 if the guest has interrupts disabled.
+#[inline]
+pub(super) fn halt<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+    let halt = match current.vcpu.regs.r12 {
+        0 => Halt::Interruptible,
+        1 => Halt::Blocked,
+        _ => return (Branch::HltInvalid, None),
+    };
+    let is_interruptible = halt == Halt::Interruptible;
+    if current.station.has_nmi()
+        || is_interruptible && current.station.descriptor().is_outstanding()
+    {
+        return (Branch::HltPending, None);
     }
-
-    /// Returns whether the vCPU's APIC page holds a pending interrupt, delivered by the CPU during the last run. Only
-    /// the module can read this page.
-    fn has_virtual_interrupt(&self) -> bool {
-        const INTERRUPT_PENDING: u64 = 1 << 0;
-        let details = self.host.tdh().vp_rd(self.tdvpr, vp::VCPU_STATE_DETAILS.id);
-        // If the read fails, the guest is entered and checks for itself.
-        details.map_or(true, |details| details & INTERRUPT_PENDING != 0)
+    if is_interruptible && has_virtual_interrupt(current) {
+        return (Branch::HltPending, None);
     }
+    // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
+    current.station.set_halt(halt);
+    if current.station.is_waiting() {
+        (Branch::HltHalted, Some(Stop::Halted))
+    } else {
+        current.station.set_halt(Halt::No);
+        (Branch::HltPending, None)
+    }
+}
 
-    /// Serves IN and OUT. R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: value to write. Returns the value
-    /// read in R11.
-    #[inline]
-    pub(super) fn port_io(&mut self) -> (Branch, Option<Stop>) {
-        let regs = &self.vcpu.regs;
-        let (size @ (1 | 2 | 4), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
-            return (Branch::IoInvalid, None);
+/// Returns whether the vCPU's APIC page holds a pending interrupt, delivered by the CPU during the last run. Only
+/// the module can read this page.
+fn has_virtual_interrupt<H: Host>(current: &Current<'_, H>) -> bool {
+    const INTERRUPT_PENDING: u64 = 1 << 0;
+    let details = current
+        .host
+        .tdh()
+        .vp_rd(current.tdvpr, vp::VCPU_STATE_DETAILS.id);
+    // If the read fails, the guest is entered and checks for itself.
+    details.map_or(true, |details| details & INTERRUPT_PENDING != 0)
+}
+
+/// Serves IN and OUT. R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: value to write. Returns the value
+/// read in R11.
+#[inline]
+pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+    let regs = &current.vcpu.regs;
+    let (size @ (1 | 2 | 4), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
+        return (Branch::IoInvalid, None);
+    };
+    let Ok(port) = u16::try_from(regs.r14) else {
+        return (Branch::IoInvalid, None);
+    };
+    if u64::from(port) + size > 1 << 16 {
+        return (Branch::IoInvalid, None);
+    }
+    let (size, value) = (size as u8, regs.r15);
+    let now = || now(current.host);
+    if direction == 0 {
+        let Some(value) = current.board.devices().input(port, size, now) else {
+            current.vcpu.regs.r11 = open_bus(size);
+            return (Branch::IoAbsentIn, None);
         };
-        let Ok(port) = u16::try_from(regs.r14) else {
-            return (Branch::IoInvalid, None);
-        };
-        if u64::from(port) + size > 1 << 16 {
-            return (Branch::IoInvalid, None);
+        current.vcpu.regs.r11 = value;
+        // A read makes room for waiting input.
+        current.board.receive_typed(current.host);
+        return (Branch::IoIn, None);
+    }
+    match current.board.devices().output(port, size, value, now) {
+        Some(effect) => carry_out(current, effect, Branch::IoOut),
+        None => (Branch::IoAbsentOut, None),
+    }
+}
+
+/// Carries out the action that a device requested.
+fn carry_out<H: Host>(
+    current: &mut Current<'_, H>,
+    effect: Effect,
+    branch: Branch,
+) -> (Branch, Option<Stop>) {
+    match effect {
+        Effect::None => {}
+        Effect::Output(byte) => {
+            current.board.console().put(byte);
+            current.host.console_written();
         }
-        let (size, value) = (size as u8, regs.r15);
-        let now = || now(self.host);
-        if direction == 0 {
-            let Some(value) = self.board.devices().input(port, size, now) else {
-                self.vcpu.regs.r11 = open_bus(size);
-                return (Branch::IoAbsentIn, None);
+        Effect::Power(power) => {
+            let end = match power {
+                Power::Off => End::PowerOff,
+                Power::Reset => End::Reset,
             };
-            self.vcpu.regs.r11 = value;
-            // A read makes room for waiting input.
-            self.board.receive_typed(self.host);
-            return (Branch::IoIn, None);
+            return (Branch::IoPower, Some(current.end(end)));
         }
-        match self.board.devices().output(port, size, value, now) {
-            Some(effect) => self.carry_out(effect, Branch::IoOut),
-            None => (Branch::IoAbsentOut, None),
-        }
+        Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
+    current.board.receive_typed(current.host);
+    (branch, None)
+}
 
-    /// Carries out the action that a device requested.
-    fn carry_out(&mut self, effect: Effect, branch: Branch) -> (Branch, Option<Stop>) {
-        match effect {
-            Effect::None => {}
-            Effect::Output(byte) => {
-                self.board.console().put(byte);
-                self.host.console_written();
-            }
-            Effect::Power(power) => {
-                let end = match power {
-                    Power::Off => End::PowerOff,
-                    Power::Reset => End::Reset,
-                };
-                return (Branch::IoPower, Some(self.end(end)));
-            }
-            Effect::Panicked => return (Branch::IoPower, Some(self.end(End::Panicked))),
+/// Serves RDMSR. R12: MSR. Returns its value in R11.
+pub(super) fn rdmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    let clock = current.board.clock();
+    let now = clock.guest(current.host.tsc());
+    let value = u32::try_from(current.vcpu.regs.r12)
+        .ok()
+        .and_then(|msr| current.vcpu.msrs.read(msr, now, clock).ok());
+    match value {
+        Some(value) => {
+            current.vcpu.regs.r11 = value;
+            Branch::Rdmsr
         }
-        self.board.receive_typed(self.host);
-        (branch, None)
+        None => Branch::RdmsrUnknown,
     }
+}
 
-    /// Serves RDMSR. R12: MSR. Returns its value in R11.
-    pub(super) fn rdmsr(&mut self) -> Branch {
-        let clock = self.board.clock();
-        let now = clock.guest(self.host.tsc());
-        let value = u32::try_from(self.vcpu.regs.r12)
-            .ok()
-            .and_then(|msr| self.vcpu.msrs.read(msr, now, clock).ok());
-        match value {
-            Some(value) => {
-                self.vcpu.regs.r11 = value;
-                Branch::Rdmsr
-            }
-            None => Branch::RdmsrUnknown,
+/// Serves WRMSR. R12: MSR, R13: value.
+pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    let (msr, value) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
+    let Ok(msr) = u32::try_from(msr) else {
+        return Branch::WrmsrInvalid;
+    };
+    let clock = current.board.clock();
+    let now = clock.guest(current.host.tsc());
+    match current.vcpu.msrs.write(msr, value, now, clock) {
+        Ok(Request::None) => Branch::Wrmsr,
+        Ok(Request::Timer) => {
+            current.arm_timer();
+            Branch::WrmsrTimer
         }
+        Ok(Request::Send(ipi)) => {
+            let sender = current.station.apic_id();
+            current.board.send(current.host, ipi.kind, ipi.to, sender);
+            Branch::WrmsrIpi
+        }
+        Err(_) => Branch::WrmsrInvalid,
     }
+}
 
-    /// Serves WRMSR. R12: MSR, R13: value.
-    pub(super) fn wrmsr(&mut self) -> Branch {
-        let (msr, value) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
-        let Ok(msr) = u32::try_from(msr) else {
-            return Branch::WrmsrInvalid;
+/// Serves MMIO. R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: value to store. Returns the
+/// loaded value in R11.
+#[inline(never)]
+pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+    let regs = &current.vcpu.regs;
+    let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
+        return (Branch::MmioInvalid, None);
+    };
+    let shared = current.board.shared().shared_bit();
+    if regs.r14 & shared == 0 || regs.r14 >= shared << 1 {
+        return (Branch::MmioPrivate, None);
+    }
+    let gpa = regs.r14 & !shared;
+    if gpa % PAGE_4K + size > PAGE_4K {
+        return (Branch::MmioInvalid, None);
+    }
+    let (size, value) = (size as u8, regs.r15);
+    let now = now(current.host);
+    if direction == 0 {
+        let (value, branch) = match current.board.devices().load(gpa, size, now) {
+            Some(value) => (value, Branch::MmioLoad),
+            None => (open_bus(size), Branch::MmioAbsentLoad),
         };
-        let clock = self.board.clock();
-        let now = clock.guest(self.host.tsc());
-        match self.vcpu.msrs.write(msr, value, now, clock) {
-            Ok(Request::None) => Branch::Wrmsr,
-            Ok(Request::Timer) => {
-                self.arm_timer();
-                Branch::WrmsrTimer
-            }
-            Ok(Request::Send(ipi)) => {
-                let sender = self.station.apic_id();
-                self.board.send(self.host, ipi.kind, ipi.to, sender);
-                Branch::WrmsrIpi
-            }
-            Err(_) => Branch::WrmsrInvalid,
-        }
+        current.vcpu.regs.r11 = value;
+        return (branch, None);
     }
-
-    /// Serves MMIO. R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: value to store. Returns the
-    /// loaded value in R11.
-    #[inline(never)]
-    pub(super) fn mmio(&mut self) -> (Branch, Option<Stop>) {
-        let regs = &self.vcpu.regs;
-        let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
-            return (Branch::MmioInvalid, None);
-        };
-        let shared = self.board.shared().shared_bit();
-        if regs.r14 & shared == 0 || regs.r14 >= shared << 1 {
-            return (Branch::MmioPrivate, None);
-        }
-        let gpa = regs.r14 & !shared;
-        if gpa % PAGE_4K + size > PAGE_4K {
-            return (Branch::MmioInvalid, None);
-        }
-        let (size, value) = (size as u8, regs.r15);
-        let now = now(self.host);
-        if direction == 0 {
-            let (value, branch) = match self.board.devices().load(gpa, size, now) {
-                Some(value) => (value, Branch::MmioLoad),
-                None => (open_bus(size), Branch::MmioAbsentLoad),
-            };
-            self.vcpu.regs.r11 = value;
-            return (branch, None);
-        }
-        match self.board.devices().store(gpa, size, value, now) {
-            Some(effect) => self.carry_out(effect, Branch::MmioStore),
-            None => (Branch::MmioAbsentStore, None),
-        }
+    match current.board.devices().store(gpa, size, value, now) {
+        Some(effect) => carry_out(current, effect, Branch::MmioStore),
+        None => (Branch::MmioAbsentStore, None),
     }
 }
 

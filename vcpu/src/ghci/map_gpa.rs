@@ -11,11 +11,12 @@ use mm::shared;
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
-use super::{Branch, TRIES};
-use crate::board::End;
+use super::TRIES;
+use crate::branch::Branch;
+use crate::current::{Current, Stop};
+use crate::end::End;
 use crate::fault::is_busy;
 use crate::host::Host;
-use crate::run::{Session, Stop};
 
 /// The target type of a conversion.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,160 +35,164 @@ enum Failed {
     Over(Stop),
 }
 
-impl<H: Host> Session<'_, H> {
-    /// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
-    /// of the first unconverted byte in R11.
-    pub(super) fn map_gpa(&mut self) -> (Branch, Option<Stop>) {
-        let shared = self.board.shared().shared_bit();
-        let (from, bytes) = (self.vcpu.regs.r12, self.vcpu.regs.r13);
-        self.vcpu.regs.r11 = from;
-        let to = if from & shared == 0 {
-            To::Private
-        } else {
-            To::Shared
+/// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
+/// of the first unconverted byte in R11.
+pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+    let shared = current.board.shared().shared_bit();
+    let (from, bytes) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
+    current.vcpu.regs.r11 = from;
+    let to = if from & shared == 0 {
+        To::Private
+    } else {
+        To::Shared
+    };
+    let start = from & !shared;
+    let end = match start.checked_add(bytes) {
+        Some(end) if bytes != 0 && end <= shared => end,
+        _ => return (Branch::MapInvalid, None),
+    };
+    if !start.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
+        return (Branch::MapMisaligned, None);
+    }
+    let mut at = start;
+    while at < end {
+        // There is nothing to convert where the TD has no memory.
+        let Some(next) = step_from(current, at, end) else {
+            break;
         };
-        let start = from & !shared;
-        let end = match start.checked_add(bytes) {
-            Some(end) if bytes != 0 && end <= shared => end,
-            _ => return (Branch::MapInvalid, None),
+        let goes_on = convert_patiently(current, next.clone(), to);
+        let done = match goes_on {
+            Ok(()) => next.end,
+            Err(Failed::Later | Failed::NoFrames) => next.start,
+            Err(Failed::Over(stop)) => return (Branch::MapFailed, Some(stop)),
         };
-        if !start.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
-            return (Branch::MapMisaligned, None);
+        at = done;
+        current.vcpu.regs.r11 = at | (from & shared);
+        if matches!(goes_on, Err(Failed::NoFrames)) {
+            return (Branch::MapFailed, None);
         }
-        let mut at = start;
-        while at < end {
-            // There is nothing to convert where the TD has no memory.
-            let Some(next) = self.step_from(at, end) else {
-                break;
-            };
-            let goes_on = self.convert_patiently(next.clone(), to);
-            let done = match goes_on {
-                Ok(()) => next.end,
-                Err(Failed::Later | Failed::NoFrames) => next.start,
-                Err(Failed::Over(stop)) => return (Branch::MapFailed, Some(stop)),
-            };
-            at = done;
-            self.vcpu.regs.r11 = at | (from & shared);
-            if matches!(goes_on, Err(Failed::NoFrames)) {
-                return (Branch::MapFailed, None);
-            }
-            self.host.breathe();
-            if at < end && (goes_on.is_err() || self.is_wanted()) {
-                return (Branch::MapRetry, None);
-            }
-        }
-        self.vcpu.regs.r11 = 0;
-        match to {
-            To::Shared => (Branch::MapShared, None),
-            To::Private => (Branch::MapPrivate, None),
+        current.host.breathe();
+        if at < end && (goes_on.is_err() || is_wanted(current)) {
+            return (Branch::MapRetry, None);
         }
     }
-
-    /// Returns whether the host needs this CPU or the guest has a pending event.
-    fn is_wanted(&self) -> bool {
-        self.host.must_leave()
-            || self.station.has_nmi()
-            || self.station.descriptor().is_outstanding()
+    current.vcpu.regs.r11 = 0;
+    match to {
+        To::Shared => (Branch::MapShared, None),
+        To::Private => (Branch::MapPrivate, None),
     }
+}
 
-    /// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
-    fn step_from(&self, at: u64, end: u64) -> Option<Range<u64>> {
-        let mut ranges = self.board.memory();
-        let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
-        let start = at.max(memory.start);
-        let block = start / PAGE_2M * PAGE_2M + PAGE_2M;
-        Some(start..block.min(memory.end).min(end))
-    }
+/// Returns whether the host needs this CPU or the guest has a pending event.
+fn is_wanted<H: Host>(current: &Current<'_, H>) -> bool {
+    current.host.must_leave()
+        || current.station.has_nmi()
+        || current.station.descriptor().is_outstanding()
+}
 
-    fn convert_patiently(&mut self, range: Range<u64>, to: To) -> Result<(), Failed> {
-        for _ in 0..TRIES {
-            match self.convert(range.clone(), to) {
-                Err(Failed::Later) => {
-                    self.station.tally().retries.add();
-                    self.host.breathe();
-                    if self.is_wanted() {
-                        break;
-                    }
-                }
-                other => return other,
-            }
-        }
-        Err(Failed::Later)
-    }
+/// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
+fn step_from<H: Host>(current: &Current<'_, H>, at: u64, end: u64) -> Option<Range<u64>> {
+    let mut ranges = current.board.memory();
+    let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
+    let start = at.max(memory.start);
+    let block = start / PAGE_2M * PAGE_2M + PAGE_2M;
+    Some(start..block.min(memory.end).min(end))
+}
 
-    /// Converts a range within one 2 MiB block.
-    fn convert(&mut self, range: Range<u64>, to: To) -> Result<(), Failed> {
-        let board = self.board;
-        let _alone = board.conversions.try_write().ok_or(Failed::Later)?;
-        let memory = board.memory_at(range.start);
-        if memory.is_none_or(|memory| memory.end < range.end) {
-            // The operator took the memory meanwhile. The next step skips it.
-            return Err(Failed::Later);
-        }
-        match to {
-            To::Shared => {
-                self.prepare(&range)?;
-                self.take_private(range.clone())?;
-                self.share(range)
-            }
-            To::Private => {
-                let unmapped = board.shared().unmap(self.host.frames(), range, self.host);
-                match unmapped {
-                    Ok(_) => Ok(()),
-                    Err(shared::Error::NoFrames(_)) => Err(Failed::NoFrames),
-                    Err(_) => Err(Failed::Later),
+fn convert_patiently<H: Host>(
+    current: &mut Current<'_, H>,
+    range: Range<u64>,
+    to: To,
+) -> Result<(), Failed> {
+    for _ in 0..TRIES {
+        match convert(current, range.clone(), to) {
+            Err(Failed::Later) => {
+                current.station.tally().retries.add();
+                current.host.breathe();
+                if is_wanted(current) {
+                    break;
                 }
             }
+            other => return other,
         }
     }
+    Err(Failed::Later)
+}
 
-    /// Allocates the shared EPT tables before the private page is removed. Tables are permanent. They must not take the
-    /// frame that leaves a hole in a large page, because that frame fills the hole when the guest takes the memory
-    /// back.
-    fn prepare(&self, range: &Range<u64>) -> Result<(), Failed> {
-        if range.end - range.start == PAGE_2M {
-            return Ok(());
-        }
-        let prepared = self
-            .board
-            .shared()
-            .prepare(self.host.frames(), Gpa(range.start));
-        match prepared {
-            Ok(()) | Err(shared::Error::Occupied) => Ok(()),
-            Err(_) => Err(Failed::NoFrames),
-        }
+/// Converts a range within one 2 MiB block.
+fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> Result<(), Failed> {
+    let board = current.board;
+    let _alone = board.conversions.try_write().ok_or(Failed::Later)?;
+    let memory = board.memory_at(range.start);
+    if memory.is_none_or(|memory| memory.end < range.end) {
+        // The operator took the memory meanwhile. The next step skips it.
+        return Err(Failed::Later);
     }
-
-    fn take_private(&mut self, range: Range<u64>) -> Result<(), Failed> {
-        let cpu = Cpu {
-            tdh: self.host.tdh(),
-            pool: self.host.pool(),
-        };
-        match self.host.private().remove(cpu, range, self.host) {
-            Ok(Outcome::Removed(_)) => Ok(()),
-            Ok(Outcome::Queued | Outcome::LeftToReclaim) | Err(Error::Terminated) => {
-                Err(Failed::Over(Stop::Closed))
-            }
-            Err(Error::Busy | Error::Blocked | Error::NoAnswer(_)) => Err(Failed::Later),
-            Err(error) if is_busy(&error) => Err(Failed::Later),
-            Err(Error::NoFrames(_) | Error::NoHeap) => Err(Failed::NoFrames),
-            Err(error) => Err(Failed::Over(self.end(End::Memory(error)))),
+    match to {
+        To::Shared => {
+            prepare(current, &range)?;
+            take_private(current, range.clone())?;
+            share(current, range)
         }
-    }
-
-    fn share(&self, range: Range<u64>) -> Result<(), Failed> {
-        let (map, frames) = (self.board.shared(), self.host.frames());
-        if range.end - range.start == PAGE_2M
-            && map.map(frames, Gpa(range.start), PageSize::Size2M).is_ok()
-        {
-            return Ok(());
-        }
-        for gpa in range.step_by(PAGE_4K as usize) {
-            match map.map(frames, Gpa(gpa), PageSize::Size4K) {
-                Ok(()) | Err(shared::Error::Occupied) => {}
-                Err(_) => return Err(Failed::NoFrames),
+        To::Private => {
+            let unmapped = board
+                .shared()
+                .unmap(current.host.frames(), range, current.host);
+            match unmapped {
+                Ok(_) => Ok(()),
+                Err(shared::Error::NoFrames(_)) => Err(Failed::NoFrames),
+                Err(_) => Err(Failed::Later),
             }
         }
-        Ok(())
     }
+}
+
+/// Allocates the shared EPT tables before the private page is removed. Tables are permanent. They must not take the
+/// frame that leaves a hole in a large page, because that frame fills the hole when the guest takes the memory
+/// back.
+fn prepare<H: Host>(current: &Current<'_, H>, range: &Range<u64>) -> Result<(), Failed> {
+    if range.end - range.start == PAGE_2M {
+        return Ok(());
+    }
+    let prepared = current
+        .board
+        .shared()
+        .prepare(current.host.frames(), Gpa(range.start));
+    match prepared {
+        Ok(()) | Err(shared::Error::Occupied) => Ok(()),
+        Err(_) => Err(Failed::NoFrames),
+    }
+}
+
+fn take_private<H: Host>(current: &mut Current<'_, H>, range: Range<u64>) -> Result<(), Failed> {
+    let cpu = Cpu {
+        tdh: current.host.tdh(),
+        pool: current.host.pool(),
+    };
+    match current.host.private().remove(cpu, range, current.host) {
+        Ok(Outcome::Removed(_)) => Ok(()),
+        Ok(Outcome::Queued | Outcome::LeftToReclaim) | Err(Error::Terminated) => {
+            Err(Failed::Over(Stop::Closed))
+        }
+        Err(Error::Busy | Error::Blocked | Error::NoAnswer(_)) => Err(Failed::Later),
+        Err(error) if is_busy(&error) => Err(Failed::Later),
+        Err(Error::NoFrames(_) | Error::NoHeap) => Err(Failed::NoFrames),
+        Err(error) => Err(Failed::Over(current.end(End::Memory(error)))),
+    }
+}
+
+fn share<H: Host>(current: &Current<'_, H>, range: Range<u64>) -> Result<(), Failed> {
+    let (map, frames) = (current.board.shared(), current.host.frames());
+    if range.end - range.start == PAGE_2M
+        && map.map(frames, Gpa(range.start), PageSize::Size2M).is_ok()
+    {
+        return Ok(());
+    }
+    for gpa in range.step_by(PAGE_4K as usize) {
+        match map.map(frames, Gpa(gpa), PageSize::Size4K) {
+            Ok(()) | Err(shared::Error::Occupied) => {}
+            Err(_) => return Err(Failed::NoFrames),
+        }
+    }
+    Ok(())
 }

@@ -6,10 +6,12 @@ use mm::shared::Words;
 use seam::abi::PAGE_4K;
 use seam::address::Gpa;
 
-use super::{Branch, FatalError, TRIES};
-use crate::board::End;
+use super::TRIES;
+use crate::branch::Branch;
+use crate::current::{Current, Stop};
+use crate::end::End;
+use crate::fatal::FatalError;
 use crate::host::Host;
-use crate::run::{Session, Stop};
 
 /// The lowest vector that a guest may request for notification.
 const FIRST_EVENT_VECTOR: u64 = 32;
@@ -23,109 +25,117 @@ mod service {
     pub const UNSUPPORTED: u64 = 0xFFFF_FFFE;
 }
 
-impl<H: Host> Session<'_, H> {
-    /// Serves GetTdVmCallInfo. R12: leaf. Returns the answer in R11 to R14.
-    #[cold]
-    pub(super) fn call_info(&mut self) -> Branch {
-        let regs = &mut self.vcpu.regs;
-        // Leaf 0: all base calls are supported. Leaf 1: the set of supported optional calls, which is empty.
-        let branch = match regs.r12 {
-            0 => Branch::InfoBase,
-            1 => Branch::InfoOptional,
-            _ => return Branch::InfoInvalid,
-        };
-        (regs.r11, regs.r12, regs.r13, regs.r14) = (0, 0, 0, 0);
-        branch
-    }
+/// Serves GetTdVmCallInfo. R12: leaf. Returns the answer in R11 to R14.
+#[cold]
+pub(super) fn call_info<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    let regs = &mut current.vcpu.regs;
+    // Leaf 0: all base calls are supported. Leaf 1: the set of supported optional calls, which is empty.
+    let branch = match regs.r12 {
+        0 => Branch::InfoBase,
+        1 => Branch::InfoOptional,
+        _ => return Branch::InfoInvalid,
+    };
+    (regs.r11, regs.r12, regs.r13, regs.r14) = (0, 0, 0, 0);
+    branch
+}
 
-    /// Serves GetQuote. R12: shared buffer, R13: its size in bytes. There is no quoting service, so the call itself
-    /// fails, as in KVM when no service is connected. Linux checks the call's status alone: after a success it takes
-    /// the buffer for a quote, whatever the buffer's own status is.
-    ///
-    /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
-    #[cold]
-    pub(super) fn get_quote(&mut self) -> Branch {
-        match self.shared_buffer(self.vcpu.regs.r12, self.vcpu.regs.r13) {
-            Ok(_) => Branch::QuoteUnavailable,
-            Err(Unfit::Misaligned) => Branch::QuoteMisaligned,
-            Err(Unfit::Invalid | Unfit::Busy) => Branch::QuoteInvalid,
-        }
+/// Serves GetQuote. R12: shared buffer, R13: its size in bytes. There is no quoting service, so the call itself
+/// fails, as in KVM when no service is connected. Linux checks the call's status alone: after a success it takes
+/// the buffer for a quote, whatever the buffer's own status is.
+///
+/// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
+#[cold]
+pub(super) fn get_quote<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    match shared_buffer(current, current.vcpu.regs.r12, current.vcpu.regs.r13) {
+        Ok(_) => Branch::QuoteUnavailable,
+        Err(Unfit::Misaligned) => Branch::QuoteMisaligned,
+        Err(Unfit::Invalid | Unfit::Busy) => Branch::QuoteInvalid,
     }
+}
 
-    /// Serves ReportFatalError and ends the TD. R12: code, and whether there is more; R13: address of the rest; the
-    /// message is in eight registers.
-    #[cold]
-    pub(super) fn fatal_error(&mut self) -> (Branch, Option<Stop>) {
-        let mut error = FatalError::decode(&self.vcpu.regs);
-        if let Some(more) = error.more {
-            let page = self.shared_buffer(more.0, PAGE_4K);
-            // If the rest can't be read, it is left out: the TD ends in any case.
-            _ = page.and_then(|page| self.with_shared(page, |words| error.go_on(words)));
-        }
-        (Branch::FatalError, Some(self.end(End::Fatal(error))))
+/// Serves ReportFatalError and ends the TD. R12: code, and whether there is more; R13: address of the rest; the
+/// message is in eight registers.
+#[cold]
+pub(super) fn fatal_error<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+    let mut error = FatalError::decode(&current.vcpu.regs);
+    if let Some(more) = error.more {
+        let page = shared_buffer(current, more.0, PAGE_4K);
+        // If the rest can't be read, it is left out: the TD ends in any case.
+        _ = page.and_then(|page| with_shared(current, page, |words| error.go_on(words)));
     }
+    (Branch::FatalError, Some(current.end(End::Fatal(error))))
+}
 
-    /// Serves Service. R12: command, R13: response, both shared pages; R14: notification vector, or 0. No service is
-    /// offered, and the response says so.
-    #[cold]
-    pub(super) fn service(&mut self) -> Branch {
-        let regs = &self.vcpu.regs;
-        let (command, response, vector) = (regs.r12, regs.r13, regs.r14);
-        if vector != 0 && !(FIRST_EVENT_VECTOR..=0xFF).contains(&vector) {
-            return Branch::ServiceInvalid;
-        }
-        match self.refuse_service(command, response) {
-            Ok(()) => {}
-            Err(Unfit::Invalid) => return Branch::ServiceInvalid,
-            Err(Unfit::Misaligned) => return Branch::ServiceMisaligned,
-            Err(Unfit::Busy) => return Branch::ServiceBusy,
-        }
-        if vector != 0 {
-            self.board.post(self.host, self.vcpu.index, vector as u8);
-        }
-        Branch::ServiceUnsupported
+/// Serves Service. R12: command, R13: response, both shared pages; R14: notification vector, or 0. No service is
+/// offered, and the response says so.
+#[cold]
+pub(super) fn service<H: Host>(current: &mut Current<'_, H>) -> Branch {
+    let regs = &current.vcpu.regs;
+    let (command, response, vector) = (regs.r12, regs.r13, regs.r14);
+    if vector != 0 && !(FIRST_EVENT_VECTOR..=0xFF).contains(&vector) {
+        return Branch::ServiceInvalid;
     }
+    match refuse_service(current, command, response) {
+        Ok(()) => {}
+        Err(Unfit::Invalid) => return Branch::ServiceInvalid,
+        Err(Unfit::Misaligned) => return Branch::ServiceMisaligned,
+        Err(Unfit::Busy) => return Branch::ServiceBusy,
+    }
+    if vector != 0 {
+        current
+            .board
+            .post(current.host, current.vcpu.index, vector as u8);
+    }
+    Branch::ServiceUnsupported
+}
 
-    fn refuse_service(&self, command: u64, response: u64) -> Result<(), Unfit> {
-        let command = self.shared_buffer(command, PAGE_4K)?;
-        let response = self.shared_buffer(response, PAGE_4K)?;
-        self.with_shared(command, |_| ())?;
-        self.with_shared(response, |words| {
-            let answer = service::UNSUPPORTED << 32 | service::HEADER_BYTES;
-            words[service::LENGTH_AND_STATUS].store(answer, SeqCst);
+fn refuse_service<H: Host>(
+    current: &Current<'_, H>,
+    command: u64,
+    response: u64,
+) -> Result<(), Unfit> {
+    let command = shared_buffer(current, command, PAGE_4K)?;
+    let response = shared_buffer(current, response, PAGE_4K)?;
+    with_shared(current, command, |_| ())?;
+    with_shared(current, response, |words| {
+        let answer = service::UNSUPPORTED << 32 | service::HEADER_BYTES;
+        words[service::LENGTH_AND_STATUS].store(answer, SeqCst);
+    })
+}
+
+/// Checks a shared buffer and returns its address without the SHARED bit.
+fn shared_buffer<H: Host>(current: &Current<'_, H>, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
+    let shared = current.board.shared().shared_bit();
+    let start = gpa & !shared;
+    let fits = start.checked_add(bytes).is_some_and(|end| end <= shared);
+    if gpa & shared == 0 || bytes == 0 || !fits {
+        return Err(Unfit::Invalid);
+    }
+    if !gpa.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
+        return Err(Unfit::Misaligned);
+    }
+    Ok(Gpa(start))
+}
+
+/// Runs `work` on a shared page.
+fn with_shared<H: Host, R>(
+    current: &Current<'_, H>,
+    gpa: Gpa,
+    work: impl FnOnce(&Words) -> R,
+) -> Result<R, Unfit> {
+    // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
+    let _same = (0..TRIES)
+        .find_map(|_| {
+            let same = current.board.conversions.try_read();
+            if same.is_none() {
+                current.host.breathe();
+            }
+            same
         })
-    }
-
-    /// Checks a shared buffer and returns its address without the SHARED bit.
-    fn shared_buffer(&self, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
-        let shared = self.board.shared().shared_bit();
-        let start = gpa & !shared;
-        let fits = start.checked_add(bytes).is_some_and(|end| end <= shared);
-        if gpa & shared == 0 || bytes == 0 || !fits {
-            return Err(Unfit::Invalid);
-        }
-        if !gpa.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
-            return Err(Unfit::Misaligned);
-        }
-        Ok(Gpa(start))
-    }
-
-    /// Runs `work` on a shared page.
-    fn with_shared<R>(&self, gpa: Gpa, work: impl FnOnce(&Words) -> R) -> Result<R, Unfit> {
-        // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
-        let _same = (0..TRIES)
-            .find_map(|_| {
-                let same = self.board.conversions.try_read();
-                if same.is_none() {
-                    self.host.breathe();
-                }
-                same
-            })
-            .ok_or(Unfit::Busy)?;
-        let map = self.board.shared();
-        let done = map.with_page(self.host.frames(), gpa, work);
-        done.map_err(|_| Unfit::Invalid)
-    }
+        .ok_or(Unfit::Busy)?;
+    let map = current.board.shared();
+    let done = map.with_page(current.host.frames(), gpa, work);
+    done.map_err(|_| Unfit::Invalid)
 }
 
 /// The reason why a buffer is not usable.

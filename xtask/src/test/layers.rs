@@ -33,11 +33,12 @@ const SAFE: [&str; 4] = [
     "hypervisor/console",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/src",
     "mm/src",
+    "vcpu/src",
 ];
 
 /// Checks all rules.

@@ -41,7 +41,7 @@ impl FatalError {
     }
 
     /// Appends the rest of the message from a shared page, which the guest may change at any time.
-    pub(super) fn go_on(&mut self, words: &Words) {
+    pub(crate) fn go_on(&mut self, words: &Words) {
         if !self.message.is_empty() {
             self.append(core::iter::once(u64::from(b' ')));
         }

@@ -1,8 +1,24 @@
-//! The outcomes of guest calls, the status of each, and counters.
+//! The outcomes of a guest's GHCI calls, the status of each, and counters.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::Status;
+use seam::abi::ghci;
+
+/// Status of a call, returned in R10.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Status {
+    /// TDG.VP.VMCALL_SUCCESS.
+    Success = ghci::SUCCESS,
+    /// TDG.VP.VMCALL_RETRY: continue from the address in R11.
+    Retry = ghci::RETRY,
+    /// TDG.VP.VMCALL_INVALID_OPERAND.
+    InvalidOperand = ghci::INVALID_OPERAND,
+    /// TDG.VP.VMCALL_ALIGN_ERROR.
+    AlignError = ghci::ALIGN_ERROR,
+    /// TDG.VP.VMCALL_SUBFUNC_UNSUPPORTED.
+    SubfunctionUnsupported = ghci::SUBFUNC_UNSUPPORTED,
+}
 
 macro_rules! branches {
     ($($name:ident = $status:ident, $text:literal;)*) => {

@@ -1,0 +1,47 @@
+//! The state of a vCPU that the CPU which runs it owns.
+
+use seam::abi::Gprs;
+
+use crate::board::{Board, Halt};
+use crate::msr::Msrs;
+
+/// The host's state of one virtual CPU between two runs. The module holds the vCPU's own registers.
+#[derive(Clone, Debug)]
+pub struct Vcpu {
+    pub(crate) index: u32,
+    pub(crate) regs: Gprs,
+    pub(crate) msrs: Msrs,
+}
+
+impl Vcpu {
+    /// Creates vCPU number `index` of a TD, with x2APIC id `apic_id`, before its first run.
+    #[must_use]
+    pub fn new(index: u32, apic_id: u32) -> Self {
+        Self {
+            index,
+            regs: Gprs::default(),
+            msrs: Msrs::new(apic_id, index == 0),
+        }
+    }
+
+    /// Returns the vCPU's number in its TD.
+    #[must_use]
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Returns the host TSC value at which the vCPU's timer expires. The vCPU must run then, halted or not. `None`
+    /// while the vCPU is halted with interrupts disabled, because its timer does not wake it.
+    #[must_use]
+    pub fn due(&self, board: &Board) -> Option<u64> {
+        let station = board.stations().get(self.index as usize)?;
+        match station.halt() {
+            Halt::Blocked => None,
+            Halt::No | Halt::Interruptible => self.timer_due(board),
+        }
+    }
+
+    pub(crate) fn timer_due(&self, board: &Board) -> Option<u64> {
+        self.msrs.apic.due().map(|due| board.clock().host(due))
+    }
+}
