@@ -20,8 +20,8 @@ const TRIES: u32 = 64;
 /// Serves a fault on a private address. Returns the reason if the vCPU must not be entered again at once.
 #[cold]
 pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Option<Stop> {
-    current.station.tally().faults.add();
-    if fault.wants == Wants::Unaccepted && current.board.memory_at(fault.gpa.0).is_some() {
+    current.state.tally().faults.add();
+    if fault.wants == Wants::Unaccepted && current.vm.memory_at(fault.gpa.0).is_some() {
         return Some(current.end(End::Unaccepted(fault.gpa)));
     }
     for _ in 0..TRIES {
@@ -32,7 +32,7 @@ pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Opti
             Err(Error::Terminated) => return Some(Stop::Closed),
             Err(error) => return Some(current.end(End::Memory(error))),
         }
-        current.station.tally().retries.add();
+        current.state.tally().retries.add();
         current.host.breathe();
         if current.host.must_leave() {
             return Some(Stop::Yield);
@@ -42,16 +42,16 @@ pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Opti
 }
 
 fn provide<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Result<(), Error> {
-    let board = current.board;
+    let vm = current.vm;
     // Held for reading while memory is mapped, so that it is not converted at the same time.
-    let _same = board.conversions.try_read().ok_or(Error::Busy)?;
+    let _same = vm.conversions.try_read().ok_or(Error::Busy)?;
     let gpa = fault.gpa;
     // The operator may have taken the memory meanwhile.
-    if board.memory_at(gpa.0).is_none() {
+    if vm.memory_at(gpa.0).is_none() {
         current.end(End::NoMemory(gpa));
         return Ok(());
     }
-    if board.shared().has(current.host.frames(), gpa) {
+    if vm.shared().has(current.host.frames(), gpa) {
         current.end(End::UsedShared(gpa));
         return Ok(());
     }
@@ -79,7 +79,7 @@ fn split<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
     let block = Gpa(gpa.0 / PAGE_2M * PAGE_2M);
     let map = current.host.private();
     map.demote(cpu(current), block, PageSize::Size2M, current.host)?;
-    current.station.tally().splits.add();
+    current.state.tally().splits.add();
     Ok(())
 }
 
@@ -88,9 +88,9 @@ fn split<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
 fn map<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
     let map = current.host.private();
     let block = gpa.0 / PAGE_2M * PAGE_2M;
-    let memory = current.board.memory_at(block);
+    let memory = current.vm.memory_at(block);
     let is_whole = memory.is_some_and(|memory| memory.end - block >= PAGE_2M);
-    if is_whole && !current.board.shared().has_block(current.host.frames(), gpa) {
+    if is_whole && !current.vm.shared().has_block(current.host.frames(), gpa) {
         match map.map(cpu(current), Gpa(block), PageSize::Size2M) {
             // Parts of the block or all of it are mapped, or no 2 MiB frame is free.
             Err(Error::Occupied | Error::NoFrames(PageSize::Size2M)) => {}
@@ -101,7 +101,7 @@ fn map<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
         // Another vCPU mapped it first, or the page is not usable yet: the guest tries again.
         Err(Error::Occupied) => Ok(()),
         Ok(()) => {
-            current.station.tally().small.add();
+            current.state.tally().small.add();
             Ok(())
         }
         other => unblocked(current, gpa, other),

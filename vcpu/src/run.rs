@@ -5,12 +5,12 @@ use seam::address::Gpa;
 use seam::error::Recovery;
 use seam::tdh::{EnterFlags, Tdvpr};
 
-use crate::board::{Board, Halt};
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::exit::{Exit, Obstacle};
 use crate::host::Host;
 use crate::vcpu::Vcpu;
+use crate::vm::{Halt, Vm};
 use crate::{fault, ghci};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
@@ -20,14 +20,14 @@ impl Vcpu {
     /// Runs the vCPU on this CPU until the scheduler has to act. Interrupts are disabled throughout, except where the
     /// host serves them itself. A vCPU that halted with interrupts disabled returns at once unless it has an NMI:
     /// interrupts, its timer and the scheduler do not wake it.
-    pub fn run<H: Host>(&mut self, board: &Board, tdvpr: &Tdvpr, host: &H) -> Stop {
-        let Some(station) = board.stations().get(self.index as usize) else {
+    pub fn run<H: Host>(&mut self, vm: &Vm, tdvpr: &Tdvpr, host: &H) -> Stop {
+        let Some(state) = vm.vcpus().get(self.index as usize) else {
             return Stop::Ended;
         };
         let mut session = Current {
             vcpu: self,
-            board,
-            station,
+            vm,
+            state,
             tdvpr,
             host,
             tries: 0,
@@ -35,7 +35,7 @@ impl Vcpu {
         if session.sleeps_on() {
             return Stop::Halted;
         }
-        station.set_halt(Halt::No);
+        state.set_halt(Halt::No);
         session.arm_timer();
         let stop = session.run();
         host.wake_at(None);
@@ -46,8 +46,8 @@ impl Vcpu {
 impl<H: Host> Current<'_, H> {
     /// Returns whether the vCPU stays halted. If the TD has ended, [`Self::run`] finds that.
     fn sleeps_on(&self) -> bool {
-        let station = self.station;
-        station.halt() == Halt::Blocked && station.is_waiting() && self.board.end().is_none()
+        let state = self.state;
+        state.halt() == Halt::Blocked && state.is_waiting() && self.vm.end().is_none()
     }
 
     fn run(&mut self) -> Stop {
@@ -55,7 +55,7 @@ impl<H: Host> Current<'_, H> {
             if self.host.must_leave() {
                 return Stop::Yield;
             }
-            if self.board.end().is_some() {
+            if self.vm.end().is_some() {
                 return Stop::Ended;
             }
             self.expire_timer();
@@ -69,7 +69,7 @@ impl<H: Host> Current<'_, H> {
             let stop = match exit {
                 Exit::Call => {
                     self.tries = 0;
-                    self.station.tally().calls.add();
+                    self.state.tally().calls.add();
                     ghci::serve(self)
                 }
                 other => self.serve(other),
@@ -81,23 +81,23 @@ impl<H: Host> Current<'_, H> {
     }
 
     fn enter(&mut self) -> Result<Exit, seam::error::Error> {
-        self.station.tally().entries.add();
+        self.state.tally().entries.add();
         let tdh = self.host.tdh();
         let status = tdh.vp_enter(self.tdvpr, EnterFlags::default(), &mut self.vcpu.regs)?;
-        let shared = self.board.shared().shared_bit();
+        let shared = self.vm.shared().shared_bit();
         Ok(Exit::decode(status, &self.vcpu.regs, shared))
     }
 
     /// Ensures that posted interrupts and NMIs reach the guest with the next entry.
     fn hand_in(&mut self) -> Option<Stop> {
-        if self.station.has_nmi()
+        if self.state.has_nmi()
             && let Some(stop) = self.inject_nmi()
         {
             return Some(stop);
         }
-        if self.station.descriptor().is_outstanding() {
+        if self.state.descriptor().is_outstanding() {
             // Interrupts are disabled, so this one is delivered in the guest, where the CPU takes the posted vectors.
-            self.station.tally().posted.add();
+            self.state.tally().posted.add();
             self.host.notify_here();
         }
         None
@@ -105,16 +105,16 @@ impl<H: Host> Current<'_, H> {
 
     #[cold]
     fn inject_nmi(&mut self) -> Option<Stop> {
-        if !self.station.take_nmi() {
+        if !self.state.take_nmi() {
             return None;
         }
         match self.host.tdh().vp_wr(self.tdvpr, vp::PEND_NMI.id, 1, 1) {
             Ok(_) => {
-                self.station.tally().nmis_in.add();
+                self.state.tally().nmis_in.add();
                 None
             }
             Err(error) if error.recovery() == Recovery::Retry => {
-                self.station.put_nmi();
+                self.state.put_nmi();
                 Some(Stop::Busy)
             }
             Err(error) => Some(self.end(End::Seam(error))),
@@ -124,19 +124,19 @@ impl<H: Host> Current<'_, H> {
     /// Serves a fault on a shared address for which the guest could not receive #VE. The address must be mapped by now.
     #[cold]
     fn serve_shared(&mut self, gpa: Gpa) -> Option<Stop> {
-        let Some(_same) = self.board.conversions.try_read() else {
+        let Some(_same) = self.vm.conversions.try_read() else {
             // The CPU that converts memory may wait for this CPU. The guest faults again.
-            self.station.tally().retries.add();
+            self.state.tally().retries.add();
             self.host.breathe();
             return None;
         };
-        let is_there = self.board.shared().has(self.host.frames(), gpa);
+        let is_there = self.vm.shared().has(self.host.frames(), gpa);
         (!is_there).then(|| self.end(End::NothingShared(gpa)))
     }
 
     /// Serves an exit other than a call.
     fn serve(&mut self, exit: Exit) -> Option<Stop> {
-        let tally = self.station.tally();
+        let tally = self.state.tally();
         if !matches!(exit, Exit::NotEntered(_)) {
             self.tries = 0;
         }
@@ -177,7 +177,7 @@ impl<H: Host> Current<'_, H> {
     fn overcome(&mut self, obstacle: Obstacle) -> Option<Stop> {
         match obstacle {
             Obstacle::Busy(_) => {
-                self.station.tally().retries.add();
+                self.state.tally().retries.add();
                 self.tries += 1;
                 if self.tries == ENTRY_TRIES {
                     return Some(Stop::Busy);

@@ -2,8 +2,8 @@
 
 use seam::abi::Gprs;
 
-use crate::board::{Board, Halt};
 use crate::msr::Msrs;
+use crate::vm::{Halt, Vm};
 
 /// The host's state of one virtual CPU between two runs. The module holds the vCPU's own registers.
 #[derive(Clone, Debug)]
@@ -33,15 +33,15 @@ impl Vcpu {
     /// Returns the host TSC value at which the vCPU's timer expires. The vCPU must run then, halted or not. `None`
     /// while the vCPU is halted with interrupts disabled, because its timer does not wake it.
     #[must_use]
-    pub fn due(&self, board: &Board) -> Option<u64> {
-        let station = board.stations().get(self.index as usize)?;
-        match station.halt() {
+    pub fn due(&self, vm: &Vm) -> Option<u64> {
+        let state = vm.vcpus().get(self.index as usize)?;
+        match state.halt() {
             Halt::Blocked => None,
-            Halt::No | Halt::Interruptible => self.timer_due(board),
+            Halt::No | Halt::Interruptible => self.timer_due(vm),
         }
     }
 
-    pub(crate) fn timer_due(&self, board: &Board) -> Option<u64> {
-        self.msrs.apic.due().map(|due| board.clock().host(due))
+    pub(crate) fn timer_due(&self, vm: &Vm) -> Option<u64> {
+        self.msrs.apic.due().map(|due| vm.clock().host(due))
     }
 }

@@ -44,8 +44,8 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
     };
     let td = Td::new(&rig, &shape);
     let times = |branch| -> u64 {
-        let stations = td.board.stations().iter();
-        stations.map(|station| station.branches().get(branch)).sum()
+        let vcpus = td.vm.vcpus().iter();
+        vcpus.map(|state| state.branches().get(branch)).sum()
     };
     let missing = || {
         let all = Branch::ALL.iter().filter(|branch| !branch.ends());
@@ -84,8 +84,8 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         loop {
             match td.run(&host, 0, &script) {
                 Stop::Yield => break,
-                Stop::Halted => td.board.post_nmi(&host, 0),
-                other => panic!("{other:?}: {:?}", td.board.end()),
+                Stop::Halted => td.vm.post_nmi(&host, 0),
+                other => panic!("{other:?}: {:?}", td.vm.end()),
             }
         }
         let answers = script.answers();
@@ -113,8 +113,8 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         }
         from = answer.r11;
     }
-    assert_eq!(td.board.shared().holding().pages, [0, 0]);
-    let tables = td.board.shared().holding().tables;
+    assert_eq!(td.vm.shared().holding().pages, [0, 0]);
+    let tables = td.vm.shared().holding().tables;
     let private = td.map.holding();
     assert_eq!(private.pages, [0; 3]);
     let control = rig.out() - before - tables - private.sept;

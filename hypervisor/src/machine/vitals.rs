@@ -12,14 +12,14 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu {
         let times = self.times_us(id, index);
         let guest = self.guest(id);
-        let station = guest
+        let state = guest
             .as_ref()
-            .and_then(|guest| guest.board().stations().get(usize::from(index)));
+            .and_then(|guest| guest.vm().vcpus().get(usize::from(index)));
         TdVcpu {
             run_us: times.map(|times| times.run),
             wait_us: times.map(|times| times.wait),
             steal_us: times.map(|times| times.steal),
-            entries: station.map(|station| station.tally().entries.get()),
+            entries: state.map(|state| state.tally().entries.get()),
             ..TdVcpu::default()
         }
     }
@@ -31,7 +31,7 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
     fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool {
         let guest = self.guest(id);
         if let Some(guest) = &guest {
-            work(guest.board().console());
+            work(guest.vm().console());
         }
         guest.is_some()
     }
@@ -44,12 +44,12 @@ impl<P: Running> Vitals for Scheduler<'_, P> {
         let Some(guest) = self.guest(id) else {
             return;
         };
-        for station in guest.board().stations() {
-            for (what, times) in station.tally().all() {
+        for state in guest.vm().vcpus() {
+            for (what, times) in state.tally().all() {
                 count(what, times);
             }
             for branch in Branch::ALL {
-                count(branch.name(), station.branches().get(*branch));
+                count(branch.name(), state.branches().get(*branch));
             }
         }
     }

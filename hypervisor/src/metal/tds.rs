@@ -133,7 +133,7 @@ pub fn work() -> bool {
         return false;
     };
     let start = time::tsc();
-    let ran = scheduler.turn();
+    let ran = scheduler.schedule();
     // Terminations come first, even when vCPUs leave no time for anything else.
     let ended = ends::serve(scheduler, tds) | tds.end_asked();
     if ran {

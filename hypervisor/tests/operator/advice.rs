@@ -140,7 +140,7 @@ impl Site<'_> {
         let acts = [Act::Call(call(IO, [1, 1, 0x505, 1]))];
         let script = Script::new(acts);
         self.server.rig.set_guest(0, Some(script.player()));
-        assert!(self.scheduler.turn());
+        assert!(self.scheduler.schedule());
         self.server.rig.set_guest(0, None);
     }
 
@@ -329,7 +329,7 @@ fn memory_that_does_not_come_back_is_in_quarantine_in_the_ledger_too() {
             // The tables of the shared EPT are the host's own, and are freed with the key.
             let guest = site.scheduler.guest(1).unwrap();
             let tables = match case {
-                Case::KeyStuck => guest.board().shared().holding().tables,
+                Case::KeyStuck => guest.vm().shared().holding().tables,
                 _ => 0,
             };
             assert_eq!(memory.ledger.used_bytes, tables * 4096, "{case:?}");

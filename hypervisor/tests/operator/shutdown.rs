@@ -233,13 +233,13 @@ fn no_vcpu_is_entered_any_more_and_its_td_is_not_taken_for_one_that_ended_by_its
     let script = Script::new([Act::Touch(0)].iter().copied());
     server.rig.set_guest(0, Some(script.player()));
     shut_down(&server);
-    assert!(scheduler.turn(), "the first one finds out");
+    assert!(scheduler.schedule(), "the first one finds out");
     let entries = server.rig.calls(Leaf::VpEnter);
-    assert!(!scheduler.turn(), "nobody runs any more");
+    assert!(!scheduler.schedule(), "nobody runs any more");
     ends::serve(&scheduler, &tds);
     assert!(tds.work(), "what they had is put away");
     while tds.work() {}
-    assert!(!scheduler.turn());
+    assert!(!scheduler.schedule());
     assert_eq!(server.rig.calls(Leaf::VpEnter), entries);
     let mut operator = Operator::with(&tds, &scheduler);
     for id in [1, 2] {

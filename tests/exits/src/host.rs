@@ -17,7 +17,7 @@ use seam::retry::Never;
 use seam::tdh::{Keyed, Tdh, Tdr, Tdvpr};
 use spin::Mutex;
 use vcpu::clock::Clock;
-use vcpu::{Board, Console, Host, Notify};
+use vcpu::{Console, Host, Notify, Vm};
 
 use crate::module::Module;
 
@@ -56,7 +56,7 @@ impl shared::Frames for Root {
 
 /// The TD.
 pub struct Td {
-    pub board: Board,
+    pub vm: Vm,
     pub tdvpr: ManuallyDrop<Tdvpr>,
     counters: Counters,
     root: Root,
@@ -91,7 +91,7 @@ impl Td {
         let clock = Clock::new(1 << 48, 0, 40);
         let memory = std::iter::once(0..MEMORY).collect();
         Self {
-            board: Board::new(0..VCPUS, memory, shared, clock, Arc::new(Console::new())),
+            vm: Vm::new(0..VCPUS, memory, shared, clock, Arc::new(Console::new())),
             tdvpr: ManuallyDrop::new(tdvpr),
             counters,
             root,

@@ -101,17 +101,17 @@ fn run(case: &Case, count: u64) -> Result<(), String> {
     let host = td.host(count);
     if case.is_posted {
         // The guest never gets to take it.
-        let _ = td.board.stations()[0].descriptor().post(0x31);
+        let _ = td.vm.vcpus()[0].descriptor().post(0x31);
     }
     let mut vcpu = vcpu::Vcpu::new(0, 0);
     let before = ALLOCATIONS.load(Relaxed);
-    let stop = vcpu.run(&td.board, &td.tdvpr, &host);
+    let stop = vcpu.run(&td.vm, &td.tdvpr, &host);
     let allocations = ALLOCATIONS.load(Relaxed) - before;
-    let calls = td.board.stations()[0].tally().calls.get();
+    let calls = td.vm.vcpus()[0].tally().calls.get();
     match (stop, allocations) {
         (Stop::Yield, 0) if calls == count => Ok(()),
         (Stop::Yield, 0) => Err(format!("{calls} calls of {count}")),
         (Stop::Yield, allocations) => Err(format!("{allocations} allocations")),
-        (stop, _) => Err(format!("it stopped: {stop:?} {:?}", td.board.end())),
+        (stop, _) => Err(format!("it stopped: {stop:?} {:?}", td.vm.end())),
     }
 }

@@ -5,12 +5,12 @@ use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
 use crate::apic::Request;
-use crate::board::Halt;
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::devices::{Effect, Now, Power, open_bus};
 use crate::end::End;
 use crate::host::Host;
+use crate::vm::Halt;
 
 /// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
@@ -65,11 +65,11 @@ pub(super) fn cpuid<H: Host>(current: &mut Current<'_, H>) -> Branch {
 fn topology<H: Host>(current: &Current<'_, H>, sub_leaf: u32) -> [u32; 4] {
     const THREADS: u32 = 1 << 8;
     const CORES: u32 = 2 << 8;
-    let id = current.station.apic_id();
-    let vcpus = current.board.stations().len() as u32;
+    let id = current.state.apic_id();
+    let vcpus = current.vm.vcpus().len() as u32;
     match sub_leaf {
         0 => [0, 1, THREADS, id],
-        1 => [current.board.id_bits(), vcpus, CORES | 1, id],
+        1 => [current.vm.id_bits(), vcpus, CORES | 1, id],
         other => [0, 0, other & 0xFF, id],
     }
 }
@@ -83,20 +83,18 @@ pub(super) fn halt<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
         _ => return (Branch::HltInvalid, None),
     };
     let is_interruptible = halt == Halt::Interruptible;
-    if current.station.has_nmi()
-        || is_interruptible && current.station.descriptor().is_outstanding()
-    {
+    if current.state.has_nmi() || is_interruptible && current.state.descriptor().is_outstanding() {
         return (Branch::HltPending, None);
     }
     if is_interruptible && has_virtual_interrupt(current) {
         return (Branch::HltPending, None);
     }
     // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
-    current.station.set_halt(halt);
-    if current.station.is_waiting() {
+    current.state.set_halt(halt);
+    if current.state.is_waiting() {
         (Branch::HltHalted, Some(Stop::Halted))
     } else {
-        current.station.set_halt(Halt::No);
+        current.state.set_halt(Halt::No);
         (Branch::HltPending, None)
     }
 }
@@ -130,16 +128,16 @@ pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
     let (size, value) = (size as u8, regs.r15);
     let now = || now(current.host);
     if direction == 0 {
-        let Some(value) = current.board.devices().input(port, size, now) else {
+        let Some(value) = current.vm.devices().input(port, size, now) else {
             current.vcpu.regs.r11 = open_bus(size);
             return (Branch::IoAbsentIn, None);
         };
         current.vcpu.regs.r11 = value;
         // A read makes room for waiting input.
-        current.board.receive_typed(current.host);
+        current.vm.receive_typed(current.host);
         return (Branch::IoIn, None);
     }
-    match current.board.devices().output(port, size, value, now) {
+    match current.vm.devices().output(port, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::IoOut),
         None => (Branch::IoAbsentOut, None),
     }
@@ -154,7 +152,7 @@ fn carry_out<H: Host>(
     match effect {
         Effect::None => {}
         Effect::Output(byte) => {
-            current.board.console().put(byte);
+            current.vm.console().put(byte);
             current.host.console_written();
         }
         Effect::Power(power) => {
@@ -166,13 +164,13 @@ fn carry_out<H: Host>(
         }
         Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
-    current.board.receive_typed(current.host);
+    current.vm.receive_typed(current.host);
     (branch, None)
 }
 
 /// Serves RDMSR. R12: MSR. Returns its value in R11.
 pub(super) fn rdmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
-    let clock = current.board.clock();
+    let clock = current.vm.clock();
     let now = clock.guest(current.host.tsc());
     let value = u32::try_from(current.vcpu.regs.r12)
         .ok()
@@ -192,7 +190,7 @@ pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
     let Ok(msr) = u32::try_from(msr) else {
         return Branch::WrmsrInvalid;
     };
-    let clock = current.board.clock();
+    let clock = current.vm.clock();
     let now = clock.guest(current.host.tsc());
     match current.vcpu.msrs.write(msr, value, now, clock) {
         Ok(Request::None) => Branch::Wrmsr,
@@ -201,8 +199,8 @@ pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
             Branch::WrmsrTimer
         }
         Ok(Request::Send(ipi)) => {
-            let sender = current.station.apic_id();
-            current.board.send(current.host, ipi.kind, ipi.to, sender);
+            let sender = current.state.apic_id();
+            current.vm.send(current.host, ipi.kind, ipi.to, sender);
             Branch::WrmsrIpi
         }
         Err(_) => Branch::WrmsrInvalid,
@@ -217,7 +215,7 @@ pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
     let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
         return (Branch::MmioInvalid, None);
     };
-    let shared = current.board.shared().shared_bit();
+    let shared = current.vm.shared().shared_bit();
     if regs.r14 & shared == 0 || regs.r14 >= shared << 1 {
         return (Branch::MmioPrivate, None);
     }
@@ -228,14 +226,14 @@ pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
     let (size, value) = (size as u8, regs.r15);
     let now = now(current.host);
     if direction == 0 {
-        let (value, branch) = match current.board.devices().load(gpa, size, now) {
+        let (value, branch) = match current.vm.devices().load(gpa, size, now) {
             Some(value) => (value, Branch::MmioLoad),
             None => (open_bus(size), Branch::MmioAbsentLoad),
         };
         current.vcpu.regs.r11 = value;
         return (branch, None);
     }
-    match current.board.devices().store(gpa, size, value, now) {
+    match current.vm.devices().store(gpa, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::MmioStore),
         None => (Branch::MmioAbsentStore, None),
     }

@@ -38,7 +38,7 @@ enum Failed {
 /// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
 /// of the first unconverted byte in R11.
 pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
-    let shared = current.board.shared().shared_bit();
+    let shared = current.vm.shared().shared_bit();
     let (from, bytes) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
     current.vcpu.regs.r11 = from;
     let to = if from & shared == 0 {
@@ -86,13 +86,13 @@ pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
 /// Returns whether the host needs this CPU or the guest has a pending event.
 fn is_wanted<H: Host>(current: &Current<'_, H>) -> bool {
     current.host.must_leave()
-        || current.station.has_nmi()
-        || current.station.descriptor().is_outstanding()
+        || current.state.has_nmi()
+        || current.state.descriptor().is_outstanding()
 }
 
 /// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
 fn step_from<H: Host>(current: &Current<'_, H>, at: u64, end: u64) -> Option<Range<u64>> {
-    let mut ranges = current.board.memory();
+    let mut ranges = current.vm.memory();
     let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
     let start = at.max(memory.start);
     let block = start / PAGE_2M * PAGE_2M + PAGE_2M;
@@ -107,7 +107,7 @@ fn convert_patiently<H: Host>(
     for _ in 0..TRIES {
         match convert(current, range.clone(), to) {
             Err(Failed::Later) => {
-                current.station.tally().retries.add();
+                current.state.tally().retries.add();
                 current.host.breathe();
                 if is_wanted(current) {
                     break;
@@ -121,9 +121,9 @@ fn convert_patiently<H: Host>(
 
 /// Converts a range within one 2 MiB block.
 fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> Result<(), Failed> {
-    let board = current.board;
-    let _alone = board.conversions.try_write().ok_or(Failed::Later)?;
-    let memory = board.memory_at(range.start);
+    let vm = current.vm;
+    let _alone = vm.conversions.try_write().ok_or(Failed::Later)?;
+    let memory = vm.memory_at(range.start);
     if memory.is_none_or(|memory| memory.end < range.end) {
         // The operator took the memory meanwhile. The next step skips it.
         return Err(Failed::Later);
@@ -135,7 +135,7 @@ fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> 
             share(current, range)
         }
         To::Private => {
-            let unmapped = board
+            let unmapped = vm
                 .shared()
                 .unmap(current.host.frames(), range, current.host);
             match unmapped {
@@ -155,7 +155,7 @@ fn prepare<H: Host>(current: &Current<'_, H>, range: &Range<u64>) -> Result<(), 
         return Ok(());
     }
     let prepared = current
-        .board
+        .vm
         .shared()
         .prepare(current.host.frames(), Gpa(range.start));
     match prepared {
@@ -182,7 +182,7 @@ fn take_private<H: Host>(current: &mut Current<'_, H>, range: Range<u64>) -> Res
 }
 
 fn share<H: Host>(current: &Current<'_, H>, range: Range<u64>) -> Result<(), Failed> {
-    let (map, frames) = (current.board.shared(), current.host.frames());
+    let (map, frames) = (current.vm.shared(), current.host.frames());
     if range.end - range.start == PAGE_2M
         && map.map(frames, Gpa(range.start), PageSize::Size2M).is_ok()
     {

@@ -26,7 +26,7 @@ pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>) -> Option<Stop> {
     if current.vcpu.regs.r10 != 0 {
         let vcpu = current.vcpu.index;
         current.host.vendor_call(vcpu, &mut current.vcpu.regs);
-        current.station.branches().count(Branch::Vendor);
+        current.state.branches().count(Branch::Vendor);
         return None;
     }
     let (branch, stop) = match current.vcpu.regs.r11 {
@@ -44,6 +44,6 @@ pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>) -> Option<Stop> {
         _ => (Branch::Unsupported, None),
     };
     current.vcpu.regs.r10 = branch.status() as u64;
-    current.station.branches().count(branch);
+    current.state.branches().count(branch);
     stop
 }

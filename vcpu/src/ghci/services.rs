@@ -83,7 +83,7 @@ pub(super) fn service<H: Host>(current: &mut Current<'_, H>) -> Branch {
     }
     if vector != 0 {
         current
-            .board
+            .vm
             .post(current.host, current.vcpu.index, vector as u8);
     }
     Branch::ServiceUnsupported
@@ -105,7 +105,7 @@ fn refuse_service<H: Host>(
 
 /// Checks a shared buffer and returns its address without the SHARED bit.
 fn shared_buffer<H: Host>(current: &Current<'_, H>, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
-    let shared = current.board.shared().shared_bit();
+    let shared = current.vm.shared().shared_bit();
     let start = gpa & !shared;
     let fits = start.checked_add(bytes).is_some_and(|end| end <= shared);
     if gpa & shared == 0 || bytes == 0 || !fits {
@@ -126,14 +126,14 @@ fn with_shared<H: Host, R>(
     // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
     let _same = (0..TRIES)
         .find_map(|_| {
-            let same = current.board.conversions.try_read();
+            let same = current.vm.conversions.try_read();
             if same.is_none() {
                 current.host.breathe();
             }
             same
         })
         .ok_or(Unfit::Busy)?;
-    let map = current.board.shared();
+    let map = current.vm.shared();
     let done = map.with_page(current.host.frames(), gpa, work);
     done.map_err(|_| Unfit::Invalid)
 }

@@ -20,7 +20,7 @@ fn a_vcpu_that_can_t_be_entered_for_long_lets_others_run() {
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Busy);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
         assert_eq!(script.answers().len(), 1);
-        assert_eq!(td.board.stations()[0].tally().retries.get(), 100);
+        assert_eq!(td.vm.vcpus()[0].tally().retries.get(), 100);
     });
 }
 
@@ -31,7 +31,7 @@ fn memory_that_others_are_at_for_long_is_given_later() {
         let script = Script::new([Act::Touch(0)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
         assert_eq!(td.map.holding().pages, [0, 1, 0]);
-        assert_eq!(td.board.stations()[0].tally().retries.get(), 2);
+        assert_eq!(td.vm.vcpus()[0].tally().retries.get(), 2);
     });
 }
 
@@ -42,7 +42,7 @@ fn a_guest_that_faults_at_one_place_again_and_again_is_helped_in_the_end() {
         let script = Script::new([Act::Touch(0); 10]);
         let mut rounds = 0;
         while td.map.holding().pages == [0; 3] {
-            assert_eq!(td.board.end(), None);
+            assert_eq!(td.vm.end(), None);
             rounds += 1;
             assert!(rounds < 100);
             td.run(&td.host(), 0, &script);
@@ -74,10 +74,10 @@ fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
     // The first four calls wire the vCPU.
     with_hooks("busy TDH.VP.WR calls 5-150", |td| {
         let host = td.host();
-        td.board.post_nmi(&host, 0);
+        td.vm.post_nmi(&host, 0);
         let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
         assert_eq!(td.run(&host, 0, &script), Stop::Busy);
-        let tally = td.board.stations()[0].tally();
+        let tally = td.vm.vcpus()[0].tally();
         assert_eq!(tally.nmis_in.get(), 0);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
         assert_eq!(tally.nmis_in.get(), 1);

@@ -39,10 +39,10 @@ fn a_guest_writes_to_its_console_and_reads_what_is_typed() {
             assert_eq!(answer.r10, 0);
         }
         let mut seen = [0; 16];
-        let count = td.board.console().read(0, &mut seen).count;
+        let count = td.vm.console().read(0, &mut seen).count;
         assert_eq!(&seen[..count], b"hello\n");
-        assert!(td.board.console().type_byte(b'x'));
-        td.board.receive_typed(&td.host());
+        assert!(td.vm.console().type_byte(b'x'));
+        td.vm.receive_typed(&td.host());
         assert_eq!(one(td, IO, [1, 0, 0x3FD, 0]).r11 & 1, 1);
         assert_eq!(one(td, IO, [1, 0, 0x3F8, 0]).r11, u64::from(b'x'));
     });
@@ -106,7 +106,7 @@ fn a_quote_is_refused_by_the_call_and_the_buffer_is_left_alone() {
             let store = |words: &mm::shared::Words| {
                 words[word].swap(value, std::sync::atomic::Ordering::SeqCst)
             };
-            td.board
+            td.vm
                 .shared()
                 .with_page(td.rig, Gpa(PAGE_2M), store)
                 .unwrap()
@@ -141,10 +141,7 @@ fn a_service_is_answered_with_none_and_an_event() {
         );
         one(td, MAP_GPA, [buffer, PAGE_2M, 0, 0]);
         assert_eq!(one(td, SERVICE, [buffer, response, 0x52, 0]).r10, 0);
-        assert_eq!(
-            td.board.stations()[0].descriptor().pending()[1],
-            1 << (0x52 - 64)
-        );
+        assert_eq!(td.vm.vcpus()[0].descriptor().pending()[1], 1 << (0x52 - 64));
         assert_eq!(one(td, SERVICE, [buffer, response, 5, 0]).r10, INVALID);
         assert_eq!(
             one(td, SERVICE, [buffer, response | 1, 0, 0]).r10,

@@ -20,10 +20,10 @@ fn a_guest_that_gives_up_is_heard() {
         };
         let stop = td.run(&td.host(), 0, &Script::new([Act::Call(regs)]));
         assert_eq!(stop, Stop::Ended);
-        let end = td.board.end().unwrap().to_string();
+        let end = td.vm.end().unwrap().to_string();
         assert_eq!(end, "it reported fatal error 0x3: bad bad thing");
         let mut seen = [0; 64];
-        let count = td.board.console().read(0, &mut seen).count;
+        let count = td.vm.console().read(0, &mut seen).count;
         assert_eq!(
             std::str::from_utf8(&seen[..count]).unwrap(),
             "\r\n[it reported fatal error 0x3: bad bad thing]\r\n",
@@ -49,13 +49,13 @@ fn a_guest_that_gives_up_can_say_more_in_shared_memory() {
                     std::sync::atomic::Ordering::SeqCst,
                 );
             };
-            td.board.shared().with_page(td.rig, Gpa(0), store).unwrap();
+            td.vm.shared().with_page(td.rig, Gpa(0), store).unwrap();
             let regs = Gprs {
                 r14: u64::from_le_bytes(*b"short\0\0\0"),
                 ..call(FATAL, [1 << 63, more, 0, 0])
             };
             td.run(&td.host(), 0, &Script::new([Act::Call(regs)]));
-            let said = td.board.end().unwrap().to_string();
+            let said = td.vm.end().unwrap().to_string();
             assert!(said.starts_with(end), "{said}");
             assert!(said[end.len()..].starts_with(" (more at "), "{said}");
         });
@@ -72,7 +72,7 @@ fn a_guest_can_switch_itself_off_and_ask_for_a_reset() {
         with_td(|td| {
             let act = Act::Call(call(IO, [2, 1, port, value]));
             assert_eq!(td.run(&td.host(), 0, &Script::new([act])), Stop::Ended);
-            assert_eq!(td.board.end(), Some(&end));
+            assert_eq!(td.vm.end(), Some(&end));
             assert!(end.is_orderly());
         });
     }
@@ -85,10 +85,10 @@ fn a_kernel_can_say_that_it_has_panicked() {
         assert_eq!(one(td, IO, [1, 0, PORT, 0]).r11, 1, "what it may say");
         // The event of a crash kernel that has taken over, and undefined events.
         assert_eq!(one(td, IO, [1, 1, PORT, 0xFE]).r10, 0);
-        assert_eq!(td.board.end(), None);
+        assert_eq!(td.vm.end(), None);
         let act = Act::Call(call(IO, [1, 1, PORT, 1]));
         assert_eq!(td.run(&td.host(), 0, &Script::new([act])), Stop::Ended);
-        assert_eq!(td.board.end(), Some(&End::Panicked));
+        assert_eq!(td.vm.end(), Some(&End::Panicked));
         assert!(!End::Panicked.is_orderly());
     });
 }
@@ -98,7 +98,7 @@ fn a_triple_fault_ends_the_td_with_a_report() {
     with_td(|td| {
         let script = Script::new([Act::Exit(Exit::of(2))]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
-        assert_eq!(td.board.end(), Some(&End::TripleFault { vcpu: 0 }));
+        assert_eq!(td.vm.end(), Some(&End::TripleFault { vcpu: 0 }));
     });
 }
 
@@ -115,7 +115,7 @@ fn a_machine_check_is_served_and_ends_the_td() {
             Stop::Ended
         );
         assert_eq!(*host.served.borrow(), [18]);
-        assert!(matches!(td.board.end(), Some(End::MachineCheck(_))));
+        assert!(matches!(td.vm.end(), Some(End::MachineCheck(_))));
     });
 }
 
@@ -126,7 +126,7 @@ fn an_exit_that_no_td_makes_ends_the_td_with_a_report() {
         with_td(|td| {
             let script = Script::new([Act::Exit(Exit::of(reason))]);
             assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
-            let end = td.board.end();
+            let end = td.vm.end();
             assert!(
                 matches!(end, Some(End::Unknown(_) | End::Lost(_))),
                 "{reason}: {end:?}"
@@ -142,7 +142,7 @@ fn an_entry_into_a_state_that_no_cpu_is_in_ends_the_td_alone() {
     with_td(|td| {
         let script = Script::new([Act::Exit(Exit::of(ENTRY_FAILED | GUEST_STATE))]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
-        assert!(td.board.end().is_some());
+        assert!(td.vm.end().is_some());
         assert!(td.rig.on(1).sys_rd(sys::TDCS_BASE_SIZE.id).is_ok());
     });
 }
@@ -159,7 +159,7 @@ fn an_nmi_window_while_the_guest_has_ve_information_is_no_instruction() {
         let script = Script::new([Act::Exit(halt), Act::Exit(Exit::of(NMI_WINDOW))]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Yield);
         assert_eq!(script.left(), 0);
-        assert_eq!(td.board.end(), None);
+        assert_eq!(td.vm.end(), None);
     });
 }
 
@@ -176,7 +176,7 @@ fn an_exit_for_an_msr_of_the_guest_s_own_ends_the_td_alone() {
         // A refused call leaves RCX unchanged.
         let script = Script::new([Act::Tdcall(NO_LEAF, SYSENTER_CS), Act::Exit(read)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
-        assert!(td.board.end().is_some());
+        assert!(td.vm.end().is_some());
         assert!(td.rig.on(1).sys_rd(sys::TDCS_BASE_SIZE.id).is_ok());
     });
 }

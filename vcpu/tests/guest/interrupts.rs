@@ -17,11 +17,11 @@ fn the_typed_byte_arrives_as_an_interrupt() {
             one(td, MMIO, [4, 1, io_apic + 0x10, value]);
         }
         one(td, IO, [1, 1, 0x3F9, 1]);
-        td.board.console().type_byte(b'x');
+        td.vm.console().type_byte(b'x');
         let host = td.host();
-        td.board.receive_typed(&host);
+        td.vm.receive_typed(&host);
         assert_eq!(*host.notified.borrow(), [0]);
-        assert_eq!(td.board.stations()[0].descriptor().pending()[0], 1 << 0x31);
+        assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
     });
 }
 
@@ -30,13 +30,13 @@ fn a_vcpu_that_halts_comes_back_until_something_is_posted() {
     with_td(|td| {
         let script = Script::new([Act::Call(call(HLT, [0; 4]))]);
         let host = td.host();
-        let station = &td.board.stations()[0];
+        let state = &td.vm.vcpus()[0];
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        assert!(station.is_waiting());
-        assert_eq!(station.halt(), Halt::Interruptible);
-        td.board.post(&host, 0, 0x31);
+        assert!(state.is_waiting());
+        assert_eq!(state.halt(), Halt::Interruptible);
+        td.vm.post(&host, 0, 0x31);
         assert_eq!(*host.notified.borrow(), [0]);
-        assert!(!station.is_waiting());
+        assert!(!state.is_waiting());
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(host.notified_here.get(), 1, "it arrives in the guest");
         assert_eq!(script.answers()[0].regs().r10, 0);
@@ -48,19 +48,19 @@ fn a_vcpu_that_halts_with_interrupts_off_waits_for_an_nmi_alone() {
     with_td(|td| {
         let script = Script::new([Act::Call(call(HLT, [1, 0, 0, 0]))]);
         let host = td.host();
-        let station = &td.board.stations()[0];
+        let state = &td.vm.vcpus()[0];
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        td.board.post(&host, 0, 0x31);
-        assert!(station.is_waiting());
+        td.vm.post(&host, 0, 0x31);
+        assert!(state.is_waiting());
         let entries = td.rig.calls(Leaf::VpEnter);
         for _ in 0..3 {
             assert_eq!(td.run(&host, 0, &script), Stop::Halted, "it sleeps on");
         }
         assert_eq!(td.rig.calls(Leaf::VpEnter), entries);
-        assert_eq!(station.halt(), Halt::Blocked);
-        td.board.post_nmi(&host, 0);
-        td.board.post_nmi(&host, 0);
-        assert!(!station.is_waiting());
+        assert_eq!(state.halt(), Halt::Blocked);
+        td.vm.post_nmi(&host, 0);
+        td.vm.post_nmi(&host, 0);
+        assert!(!state.is_waiting());
         assert_eq!(*host.notified.borrow(), [0]);
         assert_eq!(*host.interrupted.borrow(), [0], "two NMIs are one");
         let writes = td.rig.calls(Leaf::VpWr);
@@ -82,13 +82,13 @@ fn the_timer_does_not_wake_a_vcpu_that_halts_with_interrupts_off_and_is_not_lost
         ]);
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        assert_eq!(td.vcpus[0].lock().due(&td.board), None);
+        assert_eq!(td.vcpus[0].lock().due(&td.vm), None);
         host.tsc.set(2_000_000);
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        td.board.post_nmi(&host, 0);
+        td.vm.post_nmi(&host, 0);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
-        assert_eq!(td.board.stations()[0].descriptor().pending()[0], 1 << 0x31);
-        assert_eq!(td.board.stations()[0].tally().timers.get(), 1);
+        assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
+        assert_eq!(td.vm.vcpus()[0].tally().timers.get(), 1);
     });
 }
 
@@ -98,7 +98,7 @@ fn a_td_that_ends_takes_a_vcpu_along_that_halts_with_interrupts_off() {
         let script = Script::new([Act::Call(call(HLT, [1, 0, 0, 0]))]);
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        td.board.end_with(End::PowerOff);
+        td.vm.end_with(End::PowerOff);
         assert_eq!(td.run(&host, 0, &script), Stop::Ended);
     });
 }
@@ -107,11 +107,11 @@ fn a_td_that_ends_takes_a_vcpu_along_that_halts_with_interrupts_off() {
 fn what_is_posted_before_the_halt_keeps_it_from_halting() {
     with_td(|td| {
         let host = td.host();
-        td.board.post(&host, 0, 0x31);
+        td.vm.post(&host, 0, 0x31);
         let reads = td.rig.calls(Leaf::VpRd);
         assert_eq!(one(td, HLT, [0; 4]).r10, 0);
         assert_eq!(td.rig.calls(Leaf::VpRd), reads, "nobody had to be asked");
-        assert_eq!(td.board.stations()[0].branches().get(Branch::HltPending), 1);
+        assert_eq!(td.vm.vcpus()[0].branches().get(Branch::HltPending), 1);
     });
 }
 
@@ -126,13 +126,13 @@ fn the_deadline_timer_goes_off_in_the_guest() {
         ]);
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        assert_eq!(td.vcpus[0].lock().due(&td.board), Some(2_000_000));
+        assert_eq!(td.vcpus[0].lock().due(&td.vm), Some(2_000_000));
         assert_eq!(host.wake_at.get(), None, "nobody runs");
         host.tsc.set(2_000_000);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
-        assert_eq!(td.board.stations()[0].descriptor().pending()[0], 1 << 0x31);
-        assert_eq!(td.board.stations()[0].tally().timers.get(), 1);
-        assert_eq!(td.vcpus[0].lock().due(&td.board), None);
+        assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
+        assert_eq!(td.vm.vcpus()[0].tally().timers.get(), 1);
+        assert_eq!(td.vcpus[0].lock().due(&td.vm), None);
     });
 }
 
@@ -152,7 +152,7 @@ fn vcpus_send_each_other_interrupts() {
         ]);
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
-        let pending = |vcpu: usize| td.board.stations()[vcpu].descriptor().pending()[1];
+        let pending = |vcpu: usize| td.vm.vcpus()[vcpu].descriptor().pending()[1];
         assert_eq!([0, 1, 2].map(pending), [0, 2, 3]);
         assert_eq!(*host.notified.borrow(), [2, 1]);
         assert_eq!(*host.interrupted.borrow(), [1]);
@@ -177,6 +177,6 @@ fn the_hosts_interrupts_and_nmis_are_served_with_their_vectors() {
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(*host.served.borrow(), [0xE0, 2, 0x40, OUT_OF_LINES]);
-        assert_eq!(td.board.stations()[0].tally().bus_locks.get(), 1);
+        assert_eq!(td.vm.vcpus()[0].tally().bus_locks.get(), 1);
     });
 }

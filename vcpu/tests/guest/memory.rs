@@ -22,8 +22,8 @@ fn memory_is_given_2_mib_at_a_time_and_split_where_4_kib_are_accepted() {
         assert_eq!(td.run(&host, 0, &small), Stop::Yield);
         assert_eq!(small.answers()[0].regs().rax, 0);
         assert_eq!(td.map.holding().pages, [512, 1, 0]);
-        let station = &td.board.stations()[0];
-        assert_eq!(station.tally().splits.get(), 1);
+        let state = &td.vm.vcpus()[0];
+        assert_eq!(state.tally().splits.get(), 1);
         assert!(host.kicks.load(std::sync::atomic::Ordering::Relaxed) > kicks);
     });
 }
@@ -48,7 +48,7 @@ fn a_private_address_without_memory_is_the_end_of_that_td() {
         let gpa = 1 << 40;
         let stop = td.run(&td.host(), 0, &Script::new([Act::Touch(gpa)]));
         assert_eq!(stop, Stop::Ended);
-        assert_eq!(td.board.end(), Some(&End::NoMemory(Gpa(gpa))));
+        assert_eq!(td.vm.end(), Some(&End::NoMemory(Gpa(gpa))));
         // The TD stays ended.
         assert_eq!(td.run(&td.host(), 0, &Script::default()), Stop::Ended);
     });
@@ -58,17 +58,17 @@ fn a_private_address_without_memory_is_the_end_of_that_td() {
 fn memory_that_the_operator_took_is_not_given_again() {
     with_td(|td| {
         let kept = Script::new([Act::Touch(0), Act::Touch(2 * PAGE_2M)]);
-        assert!(td.board.end_memory_at(3 * PAGE_2M));
+        assert!(td.vm.end_memory_at(3 * PAGE_2M));
         assert_eq!(td.run(&td.host(), 0, &kept), Stop::Yield);
         assert_eq!(td.map.holding().pages, [0, 2, 0]);
         // Memory never grows.
-        assert!(td.board.end_memory_at(5 * PAGE_2M));
+        assert!(td.vm.end_memory_at(5 * PAGE_2M));
         one(td, MAP_GPA, [SHARED | (3 * PAGE_2M), PAGE_2M, 0, 0]);
-        assert!(!td.board.shared().has(td.rig, Gpa(3 * PAGE_2M)));
+        assert!(!td.vm.shared().has(td.rig, Gpa(3 * PAGE_2M)));
         let taken = Gpa(3 * PAGE_2M);
         let stop = td.run(&td.host(), 0, &Script::new([Act::Touch(taken.0)]));
         assert_eq!(stop, Stop::Ended);
-        assert_eq!(td.board.end(), Some(&End::NoMemory(taken)));
+        assert_eq!(td.vm.end(), Some(&End::NoMemory(taken)));
     });
 }
 
@@ -81,7 +81,7 @@ fn a_td_that_wants_no_ve_ends_when_it_touches_what_it_did_not_accept() {
     with_shape(&shape, |td| {
         let script = Script::new([Act::Touch(0), Act::Touch(0)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
-        assert_eq!(td.board.end(), Some(&End::Unaccepted(Gpa(0))));
+        assert_eq!(td.vm.end(), Some(&End::Unaccepted(Gpa(0))));
     });
 }
 
@@ -95,12 +95,12 @@ fn memory_goes_to_shared_and_back_and_nothing_of_it_is_left_behind() {
         let answer = script.answers()[1].regs();
         assert_eq!((answer.r10, answer.r11), (0, 0));
         assert_eq!(td.map.holding().pages, [0, 0, 0]);
-        assert_eq!(td.board.shared().holding().pages, [1, 2]);
-        assert!(td.board.shared().has(td.rig, Gpa(3 * PAGE_2M)));
+        assert_eq!(td.vm.shared().holding().pages, [1, 2]);
+        assert!(td.vm.shared().has(td.rig, Gpa(3 * PAGE_2M)));
         let back = one(td, MAP_GPA, [PAGE_2M, 2 * PAGE_2M + PAGE_4K, 0, 0]);
         assert_eq!(back.r10, 0);
-        assert_eq!(td.board.shared().holding().pages, [0, 0]);
-        let tables = td.board.shared().holding().tables - 1;
+        assert_eq!(td.vm.shared().holding().pages, [0, 0]);
+        let tables = td.vm.shared().holding().tables - 1;
         assert_eq!(td.rig.out(), out + tables, "only tables of the shared EPT");
     });
 }
@@ -112,8 +112,8 @@ fn a_page_of_2_mib_loses_what_is_shared_and_the_rest_stays_private() {
         let script = Script::new([accept(1), Act::Call(to_shared), accept(PAGE_4K)]);
         assert_eq!(td.run(&td.host(), 0, &script), Stop::Ended);
         assert_eq!(td.map.holding().pages, [511, 0, 0]);
-        assert_eq!(td.board.shared().holding().pages, [1, 0]);
-        assert_eq!(td.board.end(), Some(&End::UsedShared(Gpa(PAGE_4K))));
+        assert_eq!(td.vm.shared().holding().pages, [1, 0]);
+        assert_eq!(td.vm.end(), Some(&End::UsedShared(Gpa(PAGE_4K))));
     });
 }
 
@@ -138,10 +138,10 @@ fn ranges_that_can_t_be_mapped_are_refused() {
 #[test]
 fn mapping_goes_on_later_when_an_interrupt_waits() {
     with_td(|td| {
-        td.board.post(&td.host(), 0, 0x31);
+        td.vm.post(&td.host(), 0, 0x31);
         let answer = one(td, MAP_GPA, [SHARED, 4 * PAGE_2M, 0, 0]);
         assert_eq!((answer.r10, answer.r11), (1, SHARED | PAGE_2M));
-        assert_eq!(td.board.shared().holding().pages, [0, 1]);
+        assert_eq!(td.vm.shared().holding().pages, [0, 1]);
     });
 }
 
@@ -155,7 +155,7 @@ fn a_cpu_that_does_not_answer_makes_mapping_try_again() {
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         let answer = script.answers()[0].regs();
         assert_eq!((answer.r10, answer.r11), (1, 0));
-        assert_eq!(td.board.shared().holding().pages, [0, 1]);
+        assert_eq!(td.vm.shared().holding().pages, [0, 1]);
         assert_eq!(one(td, MAP_GPA, [0, PAGE_2M, 0, 0]).r10, 0);
     });
 }

@@ -27,7 +27,7 @@ use stub_module::Machine as _;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Processor, Server, TdmrPlan};
 use vcpu::clock::Clock;
-use vcpu::{Board, Console, Host, Notify, Stop, Vcpu, Wiring, wire};
+use vcpu::{Console, Host, Notify, Stop, Vcpu, Vm, Wiring, wire};
 use zerocopy::{FromZeros, IntoBytes};
 
 pub use script::{Act, Answer, Script, call};
@@ -164,7 +164,7 @@ impl shared::Frames for Rig {
 /// A runnable TD with vCPUs and memory from address 0 on.
 pub struct Td<'r> {
     pub rig: &'r Rig,
-    pub board: Board,
+    pub vm: Vm,
     pub map: ManuallyDrop<PrivateMap>,
     pub tdvprs: ManuallyDrop<Vec<Tdvpr>>,
     pub vcpus: Vec<Mutex<Vcpu>>,
@@ -239,7 +239,7 @@ impl<'r> Td<'r> {
         let clock = Clock::new(1 << 48, 0, 40);
         let memory = std::iter::once(0..shape.memory).collect();
         Self {
-            board: Board::new(
+            vm: Vm::new(
                 0..shape.vcpus,
                 memory,
                 shared,
@@ -280,7 +280,7 @@ impl<'r> Td<'r> {
         machine.set_guest(0, Some(script.player()));
         let at = index as usize;
         let mut vcpu = self.vcpus[at].lock();
-        let stop = vcpu.run(&self.board, &self.tdvprs[at], host);
+        let stop = vcpu.run(&self.vm, &self.tdvprs[at], host);
         machine.set_guest(0, None);
         stop
     }

@@ -27,7 +27,7 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
     }
     let id = guest.id();
     // Another CPU may have changed the state already.
-    let (Some(end), State::Runnable) = (guest.board().end(), tds.state(id)) else {
+    let (Some(end), State::Runnable) = (guest.vm().end(), tds.state(id)) else {
         return;
     };
     let name = tds.config(id).map_or("", |config| &config.name);

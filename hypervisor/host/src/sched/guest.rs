@@ -1,10 +1,10 @@
-//! The scheduler's view of a TD: its board, and its vCPUs between two turns.
+//! The scheduler's view of a TD: its vm, and its vCPUs between two turns.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use spin::Mutex;
-use vcpu::{Board, Vcpu};
+use vcpu::{Vcpu, Vm};
 
 use crate::td::Td;
 
@@ -15,7 +15,7 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Guest {
     id: u32,
-    board: Board,
+    vm: Vm,
     seats: Box<[Seat]>,
     /// The TD's current life, from its start to its end.
     td: Mutex<Option<Arc<Td>>>,
@@ -32,17 +32,17 @@ struct Seat {
 impl Guest {
     /// Creates the guest of TD `id`, before its first turn.
     #[must_use]
-    pub fn new(id: u32, board: Board) -> Self {
+    pub fn new(id: u32, vm: Vm) -> Self {
         let seats: Vec<_> = (0..)
-            .zip(board.stations())
-            .map(|(index, station)| Seat {
-                vcpu: Mutex::new(Vcpu::new(index, station.apic_id())),
+            .zip(vm.vcpus())
+            .map(|(index, state)| Seat {
+                vcpu: Mutex::new(Vcpu::new(index, state.apic_id())),
                 cpu: AtomicU32::new(NONE),
             })
             .collect();
         Self {
             id,
-            board,
+            vm,
             seats: seats.into_boxed_slice(),
             td: Mutex::new(None),
         }
@@ -56,8 +56,8 @@ impl Guest {
 
     /// State that the TD's vCPUs share.
     #[must_use]
-    pub const fn board(&self) -> &Board {
-        &self.board
+    pub const fn vm(&self) -> &Vm {
+        &self.vm
     }
 
     /// Returns the CPU that currently runs vCPU `index`.

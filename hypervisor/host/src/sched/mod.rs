@@ -1,7 +1,7 @@
 //! The scheduler: decides which vCPU runs on which CPU, and runs it.
 //!
 //! [`queue`] decides whose turn it is, and is pure. [`Scheduler`] runs the turn on every CPU that asks for work
-//! ([`Scheduler::turn`]). A vCPU that halts gives up its CPU; a posted interrupt or its timer wakes it. The parts of a
+//! ([`Scheduler::schedule`]). A vCPU that halts gives up its CPU; a posted interrupt or its timer wakes it. The parts of a
 //! guest's end that may wait for other CPUs are left to [`ends`].
 
 pub mod ends;
@@ -25,7 +25,7 @@ use vcpu::{End, Notify, Stop};
 
 use self::{
     guest::Guest,
-    queue::{Back, Member, Next, Queue, Settings, Ticks, Times},
+    queue::{Back, Next, RunQueue, Settings, Ticks, Times, VcpuId},
     session::Session,
 };
 use crate::{
@@ -43,7 +43,7 @@ pub type Hypercall = fn(&Td, &mut Gprs);
 pub struct Scheduler<'p, P> {
     platform: &'p P,
     hypercall: Hypercall,
-    queue: IrqLock<Queue>,
+    queue: IrqLock<RunQueue>,
     guests: IrqLock<BTreeMap<u32, Arc<Guest>>>,
     /// Set when a guest has ended and that end has not been handled yet.
     ended: AtomicBool,
@@ -61,7 +61,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         Self {
             platform,
             hypercall,
-            queue: IrqLock::new(Queue::new(Settings {
+            queue: IrqLock::new(RunQueue::new(Settings {
                 slice: ticks(config.slice_ms),
                 period: ticks(config.cap_period_ms),
                 cpus: cpus.max().unwrap_or(1),
@@ -82,7 +82,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
     #[must_use]
     pub fn problem(&self, id: u32) -> Option<String> {
         let guest = self.guest(id)?;
-        let end = guest.board().end()?;
+        let end = guest.vm().end()?;
         // A guest that asked for a reset is about to be rebuilt.
         (*end != End::Reset).then(|| end.to_string())
     }
@@ -91,7 +91,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
     #[must_use]
     pub fn times_us(&self, td: u32, vcpu: u16) -> Option<Times> {
         let now = self.platform.tsc();
-        let times = self.queue.lock().times(Member { td, vcpu }, now)?;
+        let times = self.queue.lock().times(VcpuId { td, vcpu }, now)?;
         let hz = u128::from(self.platform.tsc_hz().max(1));
         let us = |ticks: Ticks| (u128::from(ticks) * 1_000_000 / hz) as u64;
         Some(Times {
@@ -103,7 +103,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
 
     /// Runs a vCPU on the calling CPU for one turn. Returns `false` if none is ready; the CPU's timer is then set to
     /// the next time at which one may be.
-    pub fn turn(&self) -> bool {
+    pub fn schedule(&self) -> bool {
         let _off = IrqsOff::new();
         let platform = self.platform;
         let cpu = platform.this_cpu();
@@ -115,8 +115,8 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
         let next = self.queue.lock().pick(cpu, platform.tsc());
         match next {
-            Next::Run { member, until } => {
-                self.play(cpu, member, until);
+            Next::Run { id, until } => {
+                self.play(cpu, id, until);
                 true
             }
             Next::Idle { until } => {
@@ -138,8 +138,8 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let Some(guest) = self.guest(id) else {
             return false;
         };
-        let fits = guest.board().console().type_byte(byte);
-        guest.board().receive_typed(&Bell {
+        let fits = guest.vm().console().type_byte(byte);
+        guest.vm().receive_typed(&Bell {
             scheduler: self,
             guest: &guest,
         });
@@ -151,8 +151,8 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let Some(guest) = self.guest(id) else {
             return false;
         };
-        let there = guest.board().stations().len() > vcpu as usize;
-        guest.board().post_nmi(
+        let there = guest.vm().vcpus().len() > vcpu as usize;
+        guest.vm().post_nmi(
             &Bell {
                 scheduler: self,
                 guest: &guest,
@@ -173,31 +173,31 @@ impl<'p, P: Running> Scheduler<'p, P> {
         }
     }
 
-    fn play(&self, cpu: u32, member: Member, until: Ticks) {
-        let guest = self.guest(member.td);
+    fn play(&self, cpu: u32, id: VcpuId, until: Ticks) {
+        let guest = self.guest(id.td);
         let td = guest.as_ref().and_then(|guest| guest.td());
         let (Some(guest), Some(td)) = (guest, td) else {
             self.put(cpu, Back::Off);
             return;
         };
-        match self.run(cpu, &guest, &td, member.vcpu, until) {
+        match self.run(cpu, &guest, &td, id.vcpu, until) {
             Ok(Stop::Yield) => self.put(cpu, Back::Ready),
-            Ok(Stop::Halted) => self.halt(cpu, &guest, member),
+            Ok(Stop::Halted) => self.halt(cpu, &guest, id),
             Ok(Stop::Busy | Stop::OtherCpu) => self.put_off(cpu),
             Ok(Stop::Closed) => self.put(cpu, Back::Off),
             Ok(Stop::Ended) => {
-                self.queue.lock().suspend(member.td);
+                self.queue.lock().suspend(id.td);
                 self.put(cpu, Back::Ready);
                 self.ended.store(true, SeqCst);
             }
             Err(Refused::State(_)) => {
-                self.queue.lock().suspend(member.td);
+                self.queue.lock().suspend(id.td);
                 self.put(cpu, Back::Ready);
             }
             Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu),
             Err(refused @ (Refused::NoAnswer(_) | Refused::Seam(_))) => {
                 if !self.platform.shutdown().is_down() {
-                    log::warn!("TD {}: vCPU {}: {refused}", td.config().name, member.vcpu);
+                    log::warn!("TD {}: vCPU {}: {refused}", td.config().name, id.vcpu);
                 }
                 self.put_off(cpu);
             }
@@ -227,7 +227,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         };
         let tdvpr = held.tdvpr()?;
         guest
-            .play(index, cpu, |vcpu| vcpu.run(guest.board(), tdvpr, &session))
+            .play(index, cpu, |vcpu| vcpu.run(guest.vm(), tdvpr, &session))
             .ok_or(Refused::InUse)
     }
 
@@ -241,14 +241,14 @@ impl<'p, P: Running> Scheduler<'p, P> {
         self.put(cpu, Back::Halted(Some(self.platform.tsc() + pause)));
     }
 
-    fn halt(&self, cpu: u32, guest: &Guest, member: Member) {
-        let index = u32::from(member.vcpu);
-        let due = guest.play(member.vcpu, cpu, |vcpu| vcpu.due(guest.board()));
+    fn halt(&self, cpu: u32, guest: &Guest, id: VcpuId) {
+        let index = u32::from(id.vcpu);
+        let due = guest.play(id.vcpu, cpu, |vcpu| vcpu.due(guest.vm()));
         self.put(cpu, Back::Halted(due.flatten()));
         // An event posted before the vCPU was recorded as halted did not wake it.
-        let station = guest.board().stations().get(index as usize);
-        if station.is_some_and(|station| !station.is_waiting()) {
-            self.wake(member);
+        let state = guest.vm().vcpus().get(index as usize);
+        if state.is_some_and(|state| !state.is_waiting()) {
+            self.wake(id);
         }
     }
 
@@ -268,15 +268,15 @@ impl<'p, P: Running> Scheduler<'p, P> {
             // The CPU checks before it enters the guest again.
             Some(cpu) if cpu == self.platform.this_cpu() => {}
             Some(cpu) => self.platform.notify(cpu),
-            None => self.wake(Member {
+            None => self.wake(VcpuId {
                 td: guest.id(),
                 vcpu: vcpu as u16,
             }),
         }
     }
 
-    fn wake(&self, member: Member) {
-        let cpu = self.queue.lock().wake(member, self.platform.tsc());
+    fn wake(&self, id: VcpuId) {
+        let cpu = self.queue.lock().wake(id, self.platform.tsc());
         self.poke(cpu.as_slice());
     }
 
@@ -297,9 +297,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
             return Vec::new();
         }
         let guests = self.guests.lock();
-        let ended = guests
-            .values()
-            .filter(|guest| guest.board().end().is_some());
+        let ended = guests.values().filter(|guest| guest.vm().end().is_some());
         ended.cloned().collect()
     }
 }

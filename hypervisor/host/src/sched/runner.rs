@@ -1,4 +1,4 @@
-//! Prepares the parts of a TD that are outside the module: shared memory, the board, an entry in the queue.
+//! Prepares the parts of a TD that are outside the module: shared memory, the vm, an entry in the queue.
 
 use alloc::{
     string::{String, ToString},
@@ -8,7 +8,7 @@ use alloc::{
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
-use vcpu::{Board, Console, Wiring, clock::Clock};
+use vcpu::{Console, Vm, Wiring, clock::Clock};
 
 use super::{Scheduler, guest::Guest};
 use crate::{
@@ -50,23 +50,23 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
         let console = match self.guest(td.id()) {
-            Some(before) => Arc::clone(before.board().console()),
+            Some(before) => Arc::clone(before.vm().console()),
             None => Arc::new(Console::new()),
         };
-        let board = Board::new(0..vcpus, memory, shared, clock, console);
-        let guest = Guest::new(td.id(), board);
+        let vm = Vm::new(0..vcpus, memory, shared, clock, console);
+        let guest = Guest::new(td.id(), vm);
         self.guests.lock().insert(td.id(), Arc::new(guest));
         Ok(())
     }
 
     fn wiring(&self, td: &Td, index: u16) -> Option<Wiring> {
         let guest = self.guest(td.id())?;
-        let board = guest.board();
-        let station = board.stations().get(usize::from(index))?;
+        let vm = guest.vm();
+        let state = vm.vcpus().get(usize::from(index))?;
         Some(Wiring {
-            descriptor: self.platform.descriptor_at(station.descriptor()),
+            descriptor: self.platform.descriptor_at(state.descriptor()),
             notification: self.platform.notification_vector(),
-            shared: board.shared().root(),
+            shared: vm.shared().root(),
         })
     }
 
@@ -78,7 +78,7 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let is_new = guest.td().is_none();
         guest.set_td(Some(Arc::clone(td)));
         if is_new {
-            guest.board().console().note_start();
+            guest.vm().console().note_start();
             self.console_written(td.id());
         }
         let idle = {
@@ -96,22 +96,19 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         self.queue.lock().remove(td.id());
         if let Some(guest) = self.guest(td.id()) {
             guest.set_td(None);
-            guest
-                .board()
-                .shared()
-                .dissolve(self.platform.shared_frames());
+            guest.vm().shared().dissolve(self.platform.shared_frames());
         }
     }
 
     fn shrunk(&self, td: &Td) -> bool {
         let end = td.layout().parts().map(|part| part.end).max().unwrap_or(0);
         self.guest(td.id())
-            .is_none_or(|guest| guest.board().end_memory_at(end))
+            .is_none_or(|guest| guest.vm().end_memory_at(end))
     }
 
     fn guest_end(&self, td: &Td) -> Option<GuestEnd> {
         let guest = self.guest(td.id())?;
-        let end = guest.board().end()?;
+        let end = guest.vm().end()?;
         Some(if end.is_orderly() {
             GuestEnd::Orderly
         } else {

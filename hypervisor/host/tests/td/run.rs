@@ -62,7 +62,7 @@ impl Site<'_> {
     pub fn play(&self, acts: &[Act]) -> Script {
         let script = Script::new(acts.iter().copied());
         self.rig.set_guest(0, Some(script.player()));
-        assert!(self.scheduler.turn(), "nobody wants the CPU");
+        assert!(self.scheduler.schedule(), "nobody wants the CPU");
         script
     }
 
@@ -70,7 +70,7 @@ impl Site<'_> {
     fn said(&self, id: u32) -> (String, u64) {
         let guest = self.scheduler.guest(id).unwrap();
         let mut bytes = [0; 256];
-        let excerpt = guest.board().console().read(0, &mut bytes);
+        let excerpt = guest.vm().console().read(0, &mut bytes);
         let text = String::from_utf8_lossy(&bytes[..excerpt.count]);
         (text.into_owned(), excerpt.began)
     }
@@ -92,7 +92,7 @@ fn write_port(port: u64, size: u64, value: u64) -> Act {
 #[test]
 fn a_vcpu_runs_until_its_cpu_has_something_else_to_do() {
     with_site(TWO, |site| {
-        assert!(!site.scheduler.turn(), "no TD runs");
+        assert!(!site.scheduler.schedule(), "no TD runs");
         site.tds.start(1).unwrap();
         let script = site.play(&[
             write_port(0x3F8, 1, b'a'.into()),
@@ -117,7 +117,7 @@ fn two_tds_take_turns() {
         }
         for id in [1, 2] {
             let guest = site.scheduler.guest(id).unwrap();
-            assert_eq!(guest.board().stations()[0].tally().entries.get(), 10);
+            assert_eq!(guest.vm().vcpus()[0].tally().entries.get(), 10);
         }
     });
 }
@@ -153,7 +153,7 @@ fn a_cap_is_kept_over_the_period_that_the_operator_wants() {
             let begin = site.rig.tsc();
             site.play(&[]);
             site.play(&[]);
-            assert!(!site.scheduler.turn(), "its budget is used up");
+            assert!(!site.scheduler.schedule(), "its budget is used up");
             assert_eq!(site.rig.timer(0), Some(begin + period * MS));
             site.rig.pass(period * MS);
             site.play(&[]);
@@ -167,9 +167,9 @@ fn a_halted_vcpu_gives_its_cpu_away_and_comes_back_for_an_event() {
         site.tds.start(1).unwrap();
         let script = site.play(&[halt()]);
         assert_eq!(script.left(), 0);
-        assert!(!site.scheduler.turn(), "it is halted");
+        assert!(!site.scheduler.schedule(), "it is halted");
         site.rig.pass(5 * SLICE);
-        assert!(!site.scheduler.turn(), "nothing has come");
+        assert!(!site.scheduler.schedule(), "nothing has come");
         assert!(site.scheduler.post_nmi(1, 0));
         assert!(!site.scheduler.post_nmi(1, 1), "there is no such vCPU");
         assert!(site.rig.attention(0).is_poked(), "the CPU is told");
@@ -192,7 +192,7 @@ fn a_guest_that_switches_itself_off_is_taken_down() {
         ));
         while site.tds.work() {}
         assert_eq!(site.tds.state(1), State::Reclaimed);
-        assert!(!site.scheduler.turn());
+        assert!(!site.scheduler.schedule());
         assert!(!ends::serve(site.scheduler, &site.tds), "once is enough");
     });
 }
@@ -203,7 +203,7 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
         site.tds.start(1).unwrap();
         let before = site.tds.get(1).unwrap();
         site.play(&[write_port(0xCF9, 1, 6)]);
-        let end = site.scheduler.guest(1).unwrap().board().end().cloned();
+        let end = site.scheduler.guest(1).unwrap().vm().end().cloned();
         assert_eq!(end, Some(End::Reset));
         assert_eq!(
             site.scheduler.problem(1),
@@ -214,7 +214,7 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
         assert_eq!(before.state(), State::Reclaimed);
         assert_eq!(site.tds.state(1), State::Runnable);
         site.play(&[write_port(0x3F8, 1, b'x'.into())]);
-        assert!(site.scheduler.guest(1).unwrap().board().end().is_none());
+        assert!(site.scheduler.guest(1).unwrap().vm().end().is_none());
     });
 }
 
@@ -234,7 +234,7 @@ fn what_a_guest_said_before_its_reset_is_still_there() {
         assert_eq!(site.said(1), (format!("{last}{note}"), began));
         let guest = site.scheduler.guest(1).unwrap();
         assert!(!Arc::ptr_eq(&before, &guest), "a life of its own");
-        assert_eq!(guest.board().console().take_typed(), None);
+        assert_eq!(guest.vm().console().take_typed(), None);
         site.play(&[write_port(0x3F8, 1, b'b'.into())]);
         assert_eq!(site.said(1), (format!("{last}{note}b"), began));
     });
@@ -338,7 +338,7 @@ fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
             site.scheduler
                 .guest(other)
                 .unwrap()
-                .board()
+                .vm()
                 .console()
                 .written(),
             1
@@ -354,7 +354,7 @@ fn a_paused_td_gets_no_turn() {
         site.tds.pause(1).unwrap();
         site.rest();
         // The first turn finds out that the TD is paused.
-        while site.scheduler.turn() {}
+        while site.scheduler.schedule() {}
         site.tds.resume(1).unwrap();
         let script = site.play(&[write_port(0x3F8, 1, b'z'.into())]);
         assert_eq!(script.left(), 0);
@@ -392,7 +392,7 @@ fn memory_is_there_again_after_sharing_and_shrinking() {
         let script = site.play(&[Act::Touch(14 << 20), share]);
         assert_eq!(script.answers()[0].regs().r10, 0);
         let shared = site.scheduler.guest(1).unwrap();
-        assert_eq!(shared.board().shared().holding().pages, [0, 2]);
+        assert_eq!(shared.vm().shared().holding().pages, [0, 2]);
         site.tds.shrink(1, 12 << 20).unwrap();
         site.play(&[Act::Touch(14 << 20)]);
         assert!(

@@ -19,8 +19,8 @@ use crate::tally::Tally;
 
 /// Shared state of a TD's vCPUs.
 #[derive(Debug)]
-pub struct Board {
-    stations: Box<[Station]>,
+pub struct Vm {
+    vcpus: Box<[VcpuState]>,
     /// Number of bits of an x2APIC id.
     id_bits: u32,
     memory: Box<[Memory]>,
@@ -43,7 +43,7 @@ struct Memory {
 
 /// The means to reach one vCPU, and its counters.
 #[derive(Debug)]
-pub struct Station {
+pub struct VcpuState {
     apic_id: u32,
     descriptor: Descriptor,
     nmi: AtomicBool,
@@ -64,7 +64,7 @@ pub enum Halt {
     Blocked,
 }
 
-impl Board {
+impl Vm {
     /// Creates the shared state of a TD with one vCPU for each x2APIC id. `memory` is ascending and aligned to 4 KiB.
     /// `console` is new, or the console of the TD's previous life.
     #[must_use]
@@ -76,10 +76,10 @@ impl Board {
         console: Arc<Console>,
     ) -> Self {
         console.begin();
-        let stations: Box<[_]> = apic_ids.into_iter().map(Station::new).collect();
-        let last = stations.iter().map(Station::apic_id).fold(0, u32::max);
+        let vcpus: Box<[_]> = apic_ids.into_iter().map(VcpuState::new).collect();
+        let last = vcpus.iter().map(VcpuState::apic_id).fold(0, u32::max);
         Self {
-            stations,
+            vcpus,
             id_bits: u32::BITS - last.leading_zeros(),
             devices: Devices::new(memory.iter().cloned()),
             memory: memory.into_iter().map(Memory::from).collect(),
@@ -91,10 +91,10 @@ impl Board {
         }
     }
 
-    /// Returns the stations of all vCPUs, by vCPU index.
+    /// Returns the vcpus of all vCPUs, by vCPU index.
     #[must_use]
-    pub fn stations(&self) -> &[Station] {
-        &self.stations
+    pub fn vcpus(&self) -> &[VcpuState] {
+        &self.vcpus
     }
 
     /// Returns the number of bits in the x2APIC ids of the vCPUs.
@@ -167,8 +167,8 @@ impl Board {
         if vector < FIRST_VECTOR {
             return;
         }
-        if let Some(station) = self.stations.get(vcpu as usize)
-            && station.descriptor.post(vector)
+        if let Some(state) = self.vcpus.get(vcpu as usize)
+            && state.descriptor.post(vector)
         {
             by.notify(vcpu);
         }
@@ -176,8 +176,8 @@ impl Board {
 
     /// Requests an NMI on a vCPU. Several pending requests merge into one.
     pub fn post_nmi(&self, by: &(impl Notify + ?Sized), vcpu: u32) {
-        if let Some(station) = self.stations.get(vcpu as usize)
-            && !station.nmi.swap(true, SeqCst)
+        if let Some(state) = self.vcpus.get(vcpu as usize)
+            && !state.nmi.swap(true, SeqCst)
         {
             by.interrupt(vcpu);
         }
@@ -191,8 +191,8 @@ impl Board {
         to: Destination,
         sender: u32,
     ) {
-        for (number, station) in (0..).zip(&self.stations) {
-            if to.includes(station.apic_id, sender) {
+        for (number, state) in (0..).zip(&self.vcpus) {
+            if to.includes(state.apic_id, sender) {
                 match kind {
                     IpiKind::Fixed(vector) => self.post(by, number, vector),
                     IpiKind::Nmi => self.post_nmi(by, number),
@@ -246,7 +246,7 @@ impl From<Range<u64>> for Memory {
     }
 }
 
-impl Station {
+impl VcpuState {
     fn new(apic_id: u32) -> Self {
         Self {
             apic_id,
