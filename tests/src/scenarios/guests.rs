@@ -5,7 +5,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use vcpu::ghci::Branch;
 
 use super::smp::Counts;
@@ -14,7 +13,6 @@ use super::stage::{
     show, type_to, used, wait_for_problem, wait_for_state,
 };
 use super::{Bench, Scenario};
-use crate::console::Console;
 use crate::media::Media;
 
 pub const ALL: &[Scenario] = &[
@@ -23,7 +21,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("guest-memory", memory),
     Scenario::new("firmware-mailbox", mailbox),
     Scenario::new("guests-side-by-side", side_by_side),
-    Scenario::new("guest-shares", shares),
+    Scenario::new("guest-shares", super::shares::shares),
     Scenario::new("guest-ends", ends),
     Scenario::new("debug-td", debug),
     Scenario::new("hostile-guest", |bench| hostile(bench, 10_000)),
@@ -32,10 +30,6 @@ pub const ALL: &[Scenario] = &[
 ];
 
 const MILLION: u64 = 1_000_000;
-/// Time for which shares are measured.
-const MEASURED: Duration = Duration::from_secs(20);
-/// Maximum relative deviation of a share.
-const TOLERANCE: f64 = 0.1;
 
 /// Runs each request to the host, and each instruction that it serves.
 fn calls(bench: &mut Bench) -> Result<()> {
@@ -149,75 +143,6 @@ fn side_by_side(bench: &mut Bench) -> Result<()> {
     wait_for_state(&mut console, "smp", "reclaimed", LIFE)?;
     console.succeed("td destroy hello", LIFE)?;
     nothing_illegal(&mut console)
-}
-
-/// Runs twelve vCPUs of three TDs on four CPUs: each TD must get the time that its shares give it, and its vCPUs equal
-/// parts.
-fn shares(bench: &mut Bench) -> Result<()> {
-    const TDS: [(&str, u64); 3] = [("one", 100), ("two", 100), ("three", 200)];
-    let tds = TDS.map(|(name, shares)| {
-        Named::new("smp", "64M", 4)
-            .called(name)
-            .with(format!("shares = {shares}"))
-    });
-    let machine = machine(bench, &tds)?;
-    let mut console = bench.console(&machine)?;
-    let before = used(&mut console)?;
-    for (name, _) in TDS {
-        console.succeed(&format!("td start {name}"), LIFE)?;
-    }
-    for (name, _) in TDS {
-        // All of its other checks are done.
-        Words::of(name).wait(&mut console, "\r\nsmp: ", CHECKS)?;
-    }
-    let measure = |console: &mut Console| -> Result<Vec<Vec<u64>>> {
-        TDS.iter()
-            .map(|(name, _)| run_times(&show(console, name)?))
-            .collect()
-    };
-    let start = measure(&mut console)?;
-    sleep(MEASURED);
-    let end = measure(&mut console)?;
-    let ran: Vec<Vec<f64>> = start
-        .iter()
-        .zip(&end)
-        .map(|(start, end)| start.iter().zip(end).map(|(s, e)| (e - s) as f64).collect())
-        .collect();
-    let all: f64 = ran.iter().flatten().sum();
-    let sum_of_shares: u64 = TDS.iter().map(|(_, shares)| shares).sum();
-    for ((name, shares), vcpus) in TDS.iter().zip(&ran) {
-        let td: f64 = vcpus.iter().sum();
-        let fair = all * *shares as f64 / sum_of_shares as f64;
-        let off = |found: f64, wanted: f64| (found - wanted) / wanted;
-        let worst = vcpus
-            .iter()
-            .map(|vcpu| off(*vcpu, fair / vcpus.len() as f64))
-            .fold(
-                0.0,
-                |worst: f64, off| if off.abs() > worst.abs() { off } else { worst },
-            );
-        bench.note(format!(
-            "{name}: {:.1} % of the time ({:+.1} % off its share), vCPUs {:+.1} % off at most",
-            td / all * 100.0,
-            off(td, fair) * 100.0,
-            worst * 100.0
-        ));
-        ensure!(
-            off(td, fair).abs() <= TOLERANCE && worst.abs() <= TOLERANCE,
-            "TD {name} ran {td} of {all} us with {shares} of {sum_of_shares} shares, its vCPUs {vcpus:?}"
-        );
-    }
-    nothing_is_left(&mut console, &TDS.map(|(name, _)| name), before)
-}
-
-/// Returns the microseconds that each vCPU ran.
-fn run_times(report: &Value) -> Result<Vec<u64>> {
-    let vcpus = report["cpus"].as_array().context("no vCPUs")?;
-    vcpus
-        .iter()
-        .map(|vcpu| vcpu["run_us"].as_u64())
-        .collect::<Option<_>>()
-        .with_context(|| format!("not every vCPU has a time: {report}"))
 }
 
 /// Ends guests in every way in which a guest can end itself: only that TD ends, with the reason, and the one next to
@@ -406,8 +331,6 @@ fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
 /// Checks that a TD of 1 GiB that has used all of it has hardly any of it in small pages. Memory that was shared and
 /// taken back becomes part of a large page again.
 fn large_pages(bench: &mut Bench) -> Result<()> {
-    /// Time within which CPUs promote the pages.
-    const SOON: Duration = Duration::from_secs(20);
     let tds = [Named::new("mem", "1G", 4)];
     let mut machine = machine(bench, &tds)?;
     "3G".clone_into(&mut machine.memory);
@@ -417,11 +340,15 @@ fn large_pages(bench: &mut Bench) -> Result<()> {
     Words::of("mem").pass(&mut console, "mem", CHECKS)?;
     let mut report = show(&mut console, "mem")?;
     let start = Instant::now();
-    while report["made_whole"] == 0 && start.elapsed() < SOON {
+    while report["made_whole"] == 0 && start.elapsed() < CHECKS {
         sleep(Duration::from_millis(300));
         report = show(&mut console, "mem")?;
     }
-    ensure!(report["made_whole"] != 0, "{report}");
+    ensure!(
+        report["made_whole"] != 0,
+        "no page was promoted within {} s: {report}",
+        CHECKS.as_secs()
+    );
     let pages = |key: &str| report["pages"][key].as_u64().unwrap_or_default();
     let (small, large) = (pages("private_4k") * 4, pages("private_2m") * 2048);
     bench.note(format!(

@@ -14,6 +14,7 @@ mod linux;
 mod monitor;
 mod ovmf;
 mod rom;
+mod shares;
 mod shutdown;
 mod smp;
 mod stage;
