@@ -170,11 +170,6 @@ impl Bench {
         self.notes
     }
 
-    /// Returns the directory with the logs of the last machine that was started.
-    pub(super) fn last_run(&self) -> Option<&Path> {
-        self.runs.last().map(PathBuf::as_path)
-    }
-
     /// Returns the events in TDs that the stub could not explain, with their number.
     pub(super) fn unexplained(&self) -> Result<BTreeMap<String, usize>> {
         let mut found = BTreeMap::new();

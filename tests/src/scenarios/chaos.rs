@@ -1,12 +1,14 @@
 //! A guest that executes anything and dies of it, life after life, beside TDs that must not notice.
 
+mod emulator;
+
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::process::ExitStatusExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+
+use self::emulator::Death;
 
 use super::stage::{ANSWER, LIFE, Named, Words, machine, nothing_is_left, output, used};
 use super::{Bench, Scenario};
@@ -30,45 +32,76 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 /// Interval between two reads of the other TDs' consoles.
 const LISTEN: Duration = Duration::from_secs(10);
-/// Steps per crash of QEMU's own that the scenario tolerates, and crashes beyond that.
-const STEPS_PER_CRASH: u64 = 1_000;
-const SPARE_CRASHES: u64 = 6;
+/// Number of steps per death of QEMU that the scenario tolerates, and of deaths beyond that.
+const STEPS_PER_DEATH: u64 = 1_000;
+const SPARE_DEATHS: u64 = 6;
+/// Time limit, as a multiple of the time that the steps take on a computer that does nothing else.
+const BUSY: u32 = 12;
 
-/// What came of it so far.
+/// The lives so far.
 #[derive(Debug, Default)]
 struct Tally {
     steps: u64,
+    /// Steps that the present life has reported.
+    steps_of_life: u64,
     lives: u64,
-    /// Lives that stood still, and those that ended, by what was said of them.
+    /// Number of lives that stood still, and of those that ended, by reason.
     hangs: u64,
     ends: BTreeMap<String, u64>,
+    /// The seed of the present life, as the guest has printed it; empty before that.
     seed: String,
 }
 
-/// Goes on until the guest has made so many steps. That takes as long as `goal` at most on a computer that does nothing else; a
-/// busy one may take three times as long.
+impl Tally {
+    /// Returns the seed of the present life.
+    fn seed_number(&self) -> Option<u64> {
+        let (_, digits) = self.seed.split_once("0x")?;
+        u64::from_str_radix(digits, 16).ok()
+    }
+
+    fn begin_life(&mut self) {
+        self.seed.clear();
+        self.steps_of_life = 0;
+    }
+
+    /// Returns whether a life has ended or stood still.
+    fn is_over(&self) -> bool {
+        self.hangs > 0 || !self.ends.is_empty()
+    }
+}
+
+/// Continues until the guest has made `steps` steps, which takes at most `goal` on a computer that does nothing else.
 fn chaos(bench: &mut Bench, steps: u64, goal: Duration) -> Result<()> {
     let tds = [
         Named::new("chaos", "16M", 1),
         Named::new("smp", "64M", 1),
         Named::new("smp", "64M", 1).called("other"),
     ];
-    let machine = machine(bench, &tds)?;
     let mut tally = Tally::default();
     let begin = Instant::now();
-    let mut given_up = Vec::new();
+    let mut deaths = Vec::new();
     loop {
+        // The repetition of a life has used another medium meanwhile.
+        let machine = machine(bench, &tds)?;
         let mut console = bench.console(&machine)?;
-        let Err(error) = live(&mut console, &mut tally, steps, begin + 3 * goal) else {
+        let Err(error) = live(&mut console, &mut tally, steps, begin + BUSY * goal) else {
             break;
         };
-        let seed = &tally.seed;
-        let words = bench.emulator_words(&mut console)?;
-        let tolerated = SPARE_CRASHES + tally.steps / STEPS_PER_CRASH;
-        if words.is_empty() || given_up.len() as u64 >= tolerated {
-            return Err(error.context(format!("in the life that began with `{seed}`")));
-        }
-        given_up.push(format!("QEMU itself gave up: {words} (`{seed}`)"));
+        let death = Death::of(&mut console)?;
+        drop(console);
+        let evidence = match &death {
+            Some(death) => death.evidence(bench, &tally)?,
+            None => None,
+        };
+        let tolerated = SPARE_DEATHS + tally.steps / STEPS_PER_DEATH;
+        let Some(evidence) = evidence.filter(|_| (deaths.len() as u64) < tolerated) else {
+            let seed = &tally.seed;
+            return Err(error.context(format!(
+                "in the life that began with `{seed}`, after {} excused deaths of QEMU ({death:?})",
+                deaths.len()
+            )));
+        };
+        deaths.push(format!("QEMU died: {evidence} (`{}`)", tally.seed));
     }
     let seconds = begin.elapsed().as_secs_f64();
     bench.note(format!(
@@ -84,12 +117,12 @@ fn chaos(bench: &mut Bench, steps: u64, goal: Duration) -> Result<()> {
     for (check, count) in bench.unexplained()? {
         bench.note(format!("{count:>5} unexplained: {check}"));
     }
-    bench.note(format!("QEMU itself gave up {} times", given_up.len()));
-    given_up.into_iter().for_each(|words| bench.note(words));
+    bench.note(format!("QEMU died {} times", deaths.len()));
+    deaths.into_iter().for_each(|death| bench.note(death));
     Ok(())
 }
 
-/// Lives on one machine, until there were enough steps.
+/// Runs lives on one machine until there were enough steps. No check of the TDs beside the guest may fail.
 fn live(console: &mut Console, tally: &mut Tally, steps: u64, deadline: Instant) -> Result<()> {
     let before = used(console)?;
     let mut beside = Vec::new();
@@ -109,6 +142,7 @@ fn live(console: &mut Console, tally: &mut Tally, steps: u64, deadline: Instant)
             listened = Instant::now();
             for words in &mut beside {
                 words.read(console)?;
+                words.no_check_failed()?;
             }
         }
     }
@@ -121,23 +155,23 @@ fn live(console: &mut Console, tally: &mut Tally, steps: u64, deadline: Instant)
             sleep(LOOK);
             words.read(console)?;
         }
+        words.no_check_failed()?;
     }
     nothing_is_left(console, &[CHAOS, BESIDE[0], BESIDE[1]], before)
 }
 
-/// The guest, from its first life on one machine on.
+/// The lives of the guest on one machine.
 #[derive(Default)]
 struct Lives {
     /// The next byte of its console, and the line that is not complete.
     next: u64,
     line: String,
-    /// Steps that the present life has told of, and when it last said something.
-    told: u64,
+    /// The time of the last output.
     heard: Option<Instant>,
 }
 
 impl Lives {
-    /// Listens, and starts the next life where one has ended.
+    /// Reads new output, and starts the next life if one has ended.
     fn look(&mut self, console: &mut Console, tally: &mut Tally) -> Result<()> {
         let tds = console.succeed("td list", ANSWER)?;
         let tds = tds["tds"].as_array().context("no TDs")?;
@@ -152,7 +186,7 @@ impl Lives {
         while let Some((line, rest)) = self.line.split_once('\n') {
             let (line, rest) = (line.trim().to_owned(), rest.to_owned());
             self.line = rest;
-            self.hear(&line, tally);
+            Self::hear(&line, tally);
         }
         let state = report["state"].as_str().unwrap_or_default();
         let ended = match (report["problem"].as_str(), state) {
@@ -163,11 +197,13 @@ impl Lives {
         match ended {
             Some(end) => {
                 *tally.ends.entry(end).or_default() += 1;
+                tally.begin_life();
                 let command = if state == "paused" { "reset" } else { "start" };
                 self.begin(console, command)?;
             }
             None if self.heard.is_some_and(|at| at.elapsed() > PATIENCE) => {
                 tally.hangs += 1;
+                tally.begin_life();
                 self.begin(console, "reset")?;
             }
             None => sleep(LOOK),
@@ -185,23 +221,23 @@ impl Lives {
         Ok(())
     }
 
-    fn hear(&mut self, line: &str, tally: &mut Tally) {
+    fn hear(line: &str, tally: &mut Tally) {
         let Some(said) = line.strip_prefix("chaos: ") else {
             return;
         };
         if said.starts_with("seed ") {
             tally.lives += 1;
             said.clone_into(&mut tally.seed);
-            self.told = 0;
         } else if let Some(steps) = said.strip_suffix(" steps") {
-            let steps = steps.parse().unwrap_or(self.told).max(self.told);
-            tally.steps += steps - self.told;
-            self.told = steps;
+            let before = tally.steps_of_life;
+            let steps = steps.parse().unwrap_or(before).max(before);
+            tally.steps += steps - before;
+            tally.steps_of_life = steps;
         }
     }
 }
 
-/// What is said of an end, without the numbers.
+/// Returns the reason of an end without its numbers.
 fn kind(problem: &str) -> String {
     let words = problem.split_whitespace().map(|word| {
         if word.starts_with(|c: char| c.is_ascii_digit()) {
@@ -211,22 +247,4 @@ fn kind(problem: &str) -> String {
         }
     });
     words.collect::<Vec<_>>().join(" ")
-}
-
-impl Bench {
-    /// If QEMU has ended by a signal of its own making: which, and what it said. A machine that switches itself off or resets
-    /// itself is none of that.
-    fn emulator_words(&self, console: &mut Console) -> Result<String> {
-        const SOON: Duration = Duration::from_secs(2);
-        let Ok(status) = console.guest().wait_for_end(SOON) else {
-            return Ok(String::new());
-        };
-        let run = self.last_run().context("no machine was started")?;
-        let log = fs::read_to_string(run.join("qemu.log")).context("QEMU's messages")?;
-        let said = log.lines().next().unwrap_or("nothing");
-        Ok(match status.signal() {
-            Some(signal) => format!("signal {signal}, it said: {said}"),
-            None => String::new(),
-        })
-    }
 }

@@ -200,12 +200,7 @@ impl Words {
     /// As [`Self::wait`]; the checks that failed.
     pub fn pass(&mut self, console: &mut Console, guest: &str, limit: Duration) -> Result<usize> {
         let waited = self.wait(console, " failed\r\n", limit);
-        let failed: Vec<_> = self
-            .text
-            .lines()
-            .filter(|l| l.starts_with("FAIL "))
-            .collect();
-        ensure!(failed.is_empty(), "TD {}: {}", self.name, failed.join("\n"));
+        self.no_check_failed()?;
         waited?;
         let passed = self.text.lines().filter(|l| l.starts_with("ok ")).count();
         ensure!(
@@ -216,6 +211,17 @@ impl Words {
             self.text
         );
         Ok(passed)
+    }
+
+    /// Checks that none of the guest's checks has failed so far.
+    ///
+    /// # Errors
+    /// The checks that failed.
+    pub fn no_check_failed(&self) -> Result<()> {
+        let lines = self.text.lines();
+        let failed: Vec<_> = lines.filter(|l| l.starts_with("FAIL ")).collect();
+        ensure!(failed.is_empty(), "TD {}: {}", self.name, failed.join("\n"));
+        Ok(())
     }
 
     fn last_lines(&self) -> String {
