@@ -33,12 +33,13 @@ const SAFE: [&str; 4] = [
     "hypervisor/console",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/src",
     "mm/src",
     "vcpu/src",
+    "stub/rom/src",
 ];
 
 /// Checks all rules.

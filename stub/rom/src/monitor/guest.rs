@@ -1,19 +1,14 @@
 //! Access to the software's memory and instructions on its behalf.
-#![expect(unsafe_code, reason = "reads and writes memory of the software above")]
 
 use iced_x86::Instruction;
-use stub_module::hooks::Access;
 use stub_rom::insn::{self, SegmentBases};
-use stub_rom::personality::KEYID_MASK;
 use stub_rom::vmx::{Memory, Outcome};
 use stub_rom::walk::{PageFault, Paging, Trail};
 
-use super::lp::{self, Lp};
-use super::machine::SeamCpu;
+use super::lp::Lp;
+use super::machine::word;
 use super::vmcb::{Segment, vector};
-use super::{exits, world};
 use crate::memory::PAGE;
-use crate::report;
 
 const MAX_INSTRUCTION: usize = 15;
 
@@ -33,130 +28,6 @@ pub enum Fault {
     },
 }
 
-/// Returns whether the software may access the physical address. It must not lie in the SEAM range, have a KeyID,
-/// belong to a private page, or be out of the monitor's own reach.
-pub fn is_accessible(pa: u64) -> bool {
-    pa < 1 << 47 && !is_in_seamrr(pa) && (world::get().npt.maps(pa) || !is_private(pa))
-}
-
-fn is_in_seamrr(pa: u64) -> bool {
-    let (base, size) = world::get().seamrr;
-    (base..base + size).contains(&pa)
-}
-
-fn is_private(pa: u64) -> bool {
-    match (world::module(), lp::current()) {
-        (Some(module), Some(lp)) => module.is_private(&SeamCpu::new(lp), pa),
-        _ => false,
-    }
-}
-
-/// Reports an access of the software on `lp` to memory that it must not access.
-pub fn report_refused(lp: &Lp, pa: u64, access: Access) {
-    let rip = lp.vmcb.save.rip;
-    if is_in_seamrr(pa) {
-        report::violation("seamrr_access", lp.number, rip, pa);
-    } else if pa & KEYID_MASK != 0 {
-        report::violation("keyid_alias", lp.number, rip, pa);
-    } else if let Some(module) = world::module() {
-        // The module classifies the access and records it.
-        let machine = SeamCpu::new(lp);
-        let _ = module.check_host_access(&machine, lp.number, pa, access, Some(rip));
-        exits::report_violations(module);
-    }
-}
-
-/// Returns whether an emulated instruction may access its operand. Reports the access if not.
-fn admit(pa: u64, access: Access) -> bool {
-    let admitted = is_accessible(pa);
-    if !admitted && let Some(lp) = lp::current() {
-        report_refused(lp, pa, access);
-    }
-    admitted
-}
-
-/// Physical memory of the software's page tables. Inaccessible memory reads as ones and ignores writes.
-pub struct Physical;
-
-/// Physical memory of an emulated instruction's operands. Like [`Physical`], but accesses to inaccessible memory are
-/// reported.
-pub struct Data;
-
-impl Memory for Data {
-    fn read(&self, pa: u64) -> u64 {
-        if admit(pa, Access::Read) {
-            Physical.read(pa)
-        } else {
-            u64::MAX
-        }
-    }
-
-    fn write(&mut self, pa: u64, value: u64) {
-        if admit(pa, Access::Write) {
-            Physical.write(pa, value);
-        }
-    }
-}
-
-impl Memory for Physical {
-    fn read(&self, pa: u64) -> u64 {
-        if !is_accessible(pa) {
-            return u64::MAX;
-        }
-        // SAFETY: identity-mapped memory of the software's own choice, none of the monitor's.
-        unsafe { ((pa & !7) as *const u64).read_volatile() }
-    }
-
-    fn write(&mut self, pa: u64, value: u64) {
-        if is_accessible(pa) {
-            // SAFETY: as for `read`: the software could have written there itself.
-            unsafe { ((pa & !7) as *mut u64).write_volatile(value) };
-        }
-    }
-}
-
-/// Reads a word on the walk to code. The software could access it when the walk was recorded, and still can.
-fn word(pa: u64) -> u64 {
-    // SAFETY: identity-mapped memory, which the caller has found to be the software's.
-    unsafe { ((pa & !7) as *const u64).read_volatile() }
-}
-
-/// Copies from physical memory. The range lies inside one page.
-pub fn read_physical(pa: u64, to: &mut [u8]) {
-    if admit(pa, Access::Read) {
-        // SAFETY: as for `Physical::read`; `to` is the monitor's and can't overlap the software's memory.
-        unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, to.as_mut_ptr(), to.len()) };
-    } else {
-        to.fill(0xFF);
-    }
-}
-
-/// Copies to physical memory. The range lies inside one page.
-pub fn write_physical(pa: u64, from: &[u8]) {
-    if admit(pa, Access::Write) {
-        // SAFETY: as for `Physical::write`.
-        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), pa as *mut u8, from.len()) };
-    }
-}
-
-/// Copies `line` to physical memory `times` times. All copies lie inside one page.
-pub fn fill_physical(pa: u64, line: &[u8; 64], times: usize) {
-    if !admit(pa, Access::Write) {
-        return;
-    }
-    let to = pa as *mut u8;
-    // SAFETY: as for `Physical::write`; the software's right to write is the same for the whole page.
-    unsafe {
-        if line.iter().all(|&byte| byte == 0) {
-            to.write_bytes(0, times * line.len());
-        } else {
-            for at in 0..times {
-                to.add(at * line.len()).copy_from(line.as_ptr(), line.len());
-            }
-        }
-    }
-}
-
 impl Lp {
     /// Returns the registers that govern paging.
     pub fn paging(&self) -> Paging {
@@ -171,8 +42,9 @@ impl Lp {
 
     /// Translates a linear address to a physical one.
     pub fn translate(&self, va: u64, write: bool) -> Result<u64, Fault> {
+        let physical = self.physical();
         self.paging()
-            .translate(va, write, |pa| Physical.read(pa))
+            .translate(va, write, |pa| physical.read(pa))
             .map_err(|PageFault(code)| Fault::Page { va, code })
     }
 
@@ -182,7 +54,8 @@ impl Lp {
         while done < to.len() {
             let at = va.wrapping_add(done as u64);
             let run = (PAGE - at as usize % PAGE).min(to.len() - done);
-            read_physical(self.translate(at, false)?, &mut to[done..done + run]);
+            let pa = self.translate(at, false)?;
+            self.data().copy_from(pa, &mut to[done..done + run]);
             done += run;
         }
         Ok(())
@@ -195,7 +68,8 @@ impl Lp {
         while done < from.len() {
             let at = va.wrapping_add(done as u64);
             let run = (PAGE - at as usize % PAGE).min(from.len() - done);
-            write_physical(self.translate(at, true)?, &from[done..done + run]);
+            let pa = self.translate(at, true)?;
+            self.data().copy_to(pa, &from[done..done + run]);
             done += run;
         }
         Ok(())
@@ -291,14 +165,14 @@ impl Lp {
         if !self.is_in_long_mode() {
             return self.read(va, to);
         }
-        let paging = self.paging();
-        let trail = Trail::walk(&paging, va, |pa| (pa, Physical.read(pa)))
+        let (paging, physical) = (self.paging(), self.physical());
+        let trail = Trail::walk(&paging, va, |pa| (pa, physical.read(pa)))
             .map_err(|PageFault(code)| Fault::Page { va, code })?;
-        let pa = trail.follow(&paging, va, |pa| Physical.read(pa));
-        let Some(pa) = pa.filter(|&pa| is_accessible(pa)) else {
+        let pa = trail.follow(&paging, va, |pa| physical.read(pa));
+        let Some(pa) = pa.filter(|&pa| physical.is_accessible(pa)) else {
             return self.read(va, to);
         };
-        read_physical(pa, to);
+        self.data().copy_from(pa, to);
         self.trail.set((self.epoch, trail));
         Ok(())
     }

@@ -1,31 +1,26 @@
-//! One logical processor under the monitor: its state, and the loop that enters the guest and handles its exits.
-#![expect(unsafe_code, reason = "world switch")]
+//! One logical processor under the monitor.
+#![expect(unsafe_code, reason = "takes a processor over")]
 
 use core::arch::naked_asm;
 use core::cell::Cell;
+use core::fmt;
 use core::mem::offset_of;
-use core::sync::atomic::AtomicU32;
 
 use stub_rom::apic::Apic;
 use stub_rom::insn::GprFile;
 use stub_rom::vmx::Vmx;
 use stub_rom::walk::Trail;
 
-use super::machine::Xmm;
-use super::npt::Detour;
-use super::switch::through_guest;
+use super::anchor::{self, Anchor};
+use super::detour::Detour;
+use super::machine::{Data, Host, Physical, SeamCpu, Td, Xmm};
+use super::shadow_paging::ShadowPaging;
+use super::shared::Shared;
 use super::tables::Tables;
-use super::td::Td;
 use super::vmcb::{self, Vmcb, misc1, vector};
-use super::{exits, presence, world};
+use super::world::World;
 use crate::cpu;
 use crate::memory;
-
-/// Size in bytes of the monitor's stack of each processor, a power of two. The emulated module runs on it too.
-pub const STACK: usize = 128 << 10;
-/// Size of the end of a stack, which starts with the address of the processor's [`Lp`]. Code on the stack finds the
-/// [`Lp`] there, because FS, GS and the task register hold the guest's values even while the monitor runs.
-pub const ANCHOR: usize = 16;
 
 /// A logical processor. The assembly of the loop depends on the first fields. All data that every exit needs is in one
 /// page.
@@ -35,8 +30,10 @@ pub struct Lp {
     pub xmm: [Xmm; 16],
     /// The VMCB to enter: the software's, or the one that parks the processor.
     entered: *mut Vmcb,
-    /// The address of the stack's [`ANCHOR`]. Nothing is pushed above it.
-    stack: u64,
+    /// The end of the stack.
+    pub anchor: &'static Anchor,
+    /// The machine that the processor belongs to.
+    pub world: &'static World,
     pub number: u32,
     pub vmcb: &'static mut Vmcb,
     park: &'static mut Vmcb,
@@ -48,7 +45,7 @@ pub struct Lp {
     pub misc_enable: u64,
     pub tsc_adjust: u64,
     pub tsx_ctrl: u64,
-    pub step: Option<exits::Step>,
+    pub step: Option<Step>,
     /// The epoch of the shared tables that its TLB and its detour reflect.
     pub epoch: u64,
     /// The walk to the most recently read code, and the epoch in which it was recorded.
@@ -56,10 +53,6 @@ pub struct Lp {
     pub nmi_pending: bool,
     /// True if an NMI was delivered and its handler has not executed IRET yet.
     pub nmi_blocked: bool,
-    /// The vector of the interrupt that was last taken for the host; 0 for none. The assembly of its handlers sets it.
-    pub interrupt: AtomicU32,
-    /// Nonzero once an NMI has arrived. The assembly of its handler sets it.
-    pub took_nmi: AtomicU32,
     /// The runner of TD vCPUs. A SEAMCALL in progress borrows it.
     pub td: Option<&'static mut Td>,
     tables: &'static Tables,
@@ -67,9 +60,29 @@ pub struct Lp {
     // The remaining fields are large and rarely used.
     pub apic: Apic,
     pub detour: Detour,
-    pub shadow_paging: exits::ShadowPaging,
+    pub shadow_paging: ShadowPaging,
     /// A page of all ones, which replaces memory that the software must not access.
     pub scratch: &'static mut [u64; 512],
+}
+
+/// A single step in progress.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// The software's own trap and interrupt flags.
+    pub flags: u64,
+    pub dr6: u64,
+    pub cr3: u64,
+    /// True if the step is over memory that the software must not access.
+    pub over_memory: bool,
+}
+
+/// Offsets that the loop of entries and exits depends on.
+pub mod offset {
+    use super::{Lp, offset_of};
+
+    pub const ANCHOR: usize = offset_of!(Lp, anchor);
+    pub const XMM: usize = offset_of!(Lp, xmm);
+    pub const ENTERED: usize = offset_of!(Lp, entered);
 }
 
 /// IA32_MISC_ENABLE: fast strings, no BTS, no PEBS, MONITOR.
@@ -77,13 +90,14 @@ const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 18;
 
 impl Lp {
     /// Creates the processor `number`, with all the memory that it will ever need. It is not running yet.
-    pub fn new(number: u32, apic: Apic) -> &'static mut Self {
-        let stack = memory::aligned(STACK).address() + (STACK - ANCHOR) as u64;
+    pub fn new(number: u32, apic: Apic, world: &'static World) -> &'static mut Self {
+        let anchor = Anchor::new();
         let lp = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
             xmm: Default::default(),
             entered: core::ptr::null_mut(),
-            stack,
+            anchor,
+            world,
             number,
             vmcb,
             park: vmcb::page(),
@@ -96,32 +110,54 @@ impl Lp {
             tsx_ctrl: 0,
             step: None,
             detour: Detour::new(),
-            shadow_paging: exits::ShadowPaging::new(),
+            shadow_paging: ShadowPaging::new(),
             scratch: memory::page(),
             epoch: 0,
             trail: Cell::default(),
             nmi_pending: false,
             nmi_blocked: false,
-            interrupt: AtomicU32::new(0),
-            took_nmi: AtomicU32::new(0),
-            td: world::get().options.tdx.then(Td::new),
+            td: world.options.tdx.then(|| Td::new(number, anchor)),
             tables: Tables::new(),
             host_save: memory::pages(1).address(),
         });
         lp.entered = &raw mut *lp.vmcb;
-        // SAFETY: the stack was just allocated, and nobody uses it yet.
-        unsafe { (stack as *mut *const Self).write(&raw const *lp) };
+        anchor.set_lp(&raw mut *lp);
         lp.prepare_vmcb();
         lp
     }
 
-    /// Returns the initial stack pointer of the monitor on this processor. The stack grows downwards.
-    pub fn stack(&self) -> u64 {
-        self.stack
+    /// Returns the processor as the others see it.
+    pub fn shared(&self) -> &'static Shared {
+        &self.world.lps[self.number as usize]
+    }
+
+    /// Returns the physical memory that the software may access.
+    pub fn physical(&self) -> Physical {
+        Physical::new(self.world, self.number)
+    }
+
+    /// Returns the physical memory that the instruction at the instruction pointer may access.
+    pub fn data(&self) -> Data {
+        self.physical().at(self.vmcb.save.rip)
+    }
+
+    /// Creates the machine for a SEAMCALL that the software executes. It borrows the runner of TD vCPUs, which
+    /// [`SeamCpu::leave`] returns.
+    pub fn seam(&mut self) -> SeamCpu<'_> {
+        const IF: u64 = 1 << 9;
+        let host = Host {
+            cr4: self.cr4(),
+            interrupts_enabled: self.vmcb.save.rflags & IF != 0,
+            tsc_adjust: self.tsc_adjust,
+            misc_enable: self.misc_enable,
+            tsx_ctrl: self.tsx_ctrl,
+            xmm: &self.xmm,
+        };
+        SeamCpu::new(self.world, self.number, host, self.td.take())
     }
 
     fn prepare_vmcb(&mut self) {
-        let world = world::get();
+        let world = self.world;
         let c = &mut *self.vmcb;
         c.intercept_cr = vmcb::CR4_WRITE;
         c.intercept_exceptions = exceptions(world.options.tdx);
@@ -149,7 +185,7 @@ impl Lp {
             );
             cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
             core::arch::asm!("clgi", options(nostack));
-            self.tables.load(world::get().limits);
+            self.tables.load(self.world.limits);
         }
         self.prepare_park();
     }
@@ -210,8 +246,8 @@ impl Lp {
         self.cr4_shadow = 0;
         self.vmcb.intercept_cr = vmcb::CR4_WRITE;
         self.vmcb.intercept_misc1 &= !misc1::IRET;
-        self.vmcb.intercept_exceptions = exceptions(world::get().options.tdx);
-        self.vmcb.nested_cr3 = world::get().npt.address();
+        self.vmcb.intercept_exceptions = exceptions(self.world.options.tdx);
+        self.vmcb.nested_cr3 = self.world.npt.address();
         (self.step, self.nmi_pending, self.nmi_blocked) = (None, false, false);
         self.vmx = Vmx::default();
         self.entered = &raw mut *self.vmcb;
@@ -221,16 +257,6 @@ impl Lp {
     pub fn cr4(&self) -> u64 {
         self.vmcb.save.cr4 | self.cr4_shadow
     }
-
-    /// Enters the guest and handles its exits forever.
-    ///
-    /// # Safety
-    /// [`Self::take_over`] was called on this processor.
-    pub unsafe fn run(&'static mut self) -> ! {
-        presence::enter(self);
-        // SAFETY: by the contract; the loop uses the stack that belongs to this processor.
-        unsafe { world_switch(self) }
-    }
 }
 
 /// Returns the exceptions that the monitor intercepts: invalid opcodes, and page faults if addresses can carry a KeyID.
@@ -238,33 +264,17 @@ pub fn exceptions(tdx: bool) -> u32 {
     1 << vector::UD | if tdx { 1 << vector::PF } else { 0 }
 }
 
-/// Returns the executing processor; `None` before it runs on the monitor's stack.
-pub fn current() -> Option<&'static Lp> {
-    let rsp: u64;
-    // SAFETY: reads a register.
-    unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack)) };
-    let (base, size) = world::try_get()?.seamrr;
-    if !(base..base + size).contains(&rsp) {
-        return None;
+/// Formats the executing processor's state for the report of a panic.
+pub fn describe(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let Some(anchor) = anchor::current() else {
+        return Ok(());
+    };
+    // SAFETY: only `Lp::new` sets the address, and an `Lp` is never freed. Nothing else runs on a processor that has
+    // panicked, so the state does not change while it is read.
+    match unsafe { anchor.lp().cast::<Lp>().as_ref() } {
+        Some(lp) => write!(f, ",{}", State(lp)),
+        None => Ok(()),
     }
-    let anchor = (rsp | (STACK as u64 - 1)) - (ANCHOR as u64 - 1);
-    // SAFETY: among all stacks, only those of the processors lie inside the SEAM range. Each is aligned to its size and
-    // ends with the address of its `Lp`, which is never freed.
-    Some(unsafe { &**(anchor as *const *const Lp) })
-}
-
-/// Handles an exit. The loop calls it after each one.
-extern "C" fn exited(lp: &mut Lp) {
-    if world::is_dead() {
-        cpu::stop();
-    }
-    presence::exit(lp);
-    lp.gprs.0[0] = lp.vmcb.save.rax;
-    lp.gprs.0[4] = lp.vmcb.save.rsp;
-    exits::handle(lp);
-    presence::enter(lp);
-    lp.vmcb.save.rax = lp.gprs.0[0];
-    lp.vmcb.save.rsp = lp.gprs.0[4];
 }
 
 /// Halts: the code of a parked processor.
@@ -273,24 +283,37 @@ unsafe extern "C" fn halted() {
     naked_asm!("2: hlt", "jmp 2b")
 }
 
-/// Lets a pending NMI in, and drops it.
-pub fn take_nmi() {
-    // SAFETY: interrupts are off in the monitor, so that only an NMI comes in, whose handler returns at once.
-    unsafe { core::arch::asm!("stgi", "nop", "clgi") };
-}
+/// A processor with its last exit and the software's registers, formatted as members of a JSON object.
+pub struct State<'a>(pub &'a Lp);
 
-/// Loops over entries and exits. Between exit and entry, the XMM registers are the monitor's. The monitor executes no
-/// VEX instructions, so the upper halves of the YMM registers are preserved. XCR0 always holds the guest's value.
-#[unsafe(naked)]
-unsafe extern "C" fn world_switch(lp: &mut Lp) -> ! {
-    through_guest!(
-        xmm_by: "lea",
-        before: ["mov rsp, [rdi + {stack}]", "2:", "mov rdi, [rsp]"],
-        enter: ["vmload rax", "vmrun rax", "vmsave rax"],
-        after: ["mov rdi, rax", "cld", "call {exited}", "jmp 2b"],
-        stack = const offset_of!(Lp, stack),
-        xmm = const offset_of!(Lp, xmm),
-        entered = const offset_of!(Lp, entered),
-        exited = sym exited,
-    )
+impl fmt::Display for State<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(lp) = self;
+        write!(f, r#""lp":{}"#, lp.number)?;
+        let (v, s, g) = (&lp.vmcb, &lp.vmcb.save, &lp.gprs.0);
+        for (name, value) in [
+            ("exit", v.exit_code),
+            ("info1", v.exit_info1),
+            ("info2", v.exit_info2),
+            ("cs", s.cs.selector.into()),
+            ("rip", s.rip),
+            ("rsp", s.rsp),
+            ("rflags", s.rflags),
+            ("cr0", s.cr0),
+            ("cr2", s.cr2),
+            ("cr3", s.cr3),
+            ("cr4", s.cr4),
+            ("efer", s.efer),
+            ("rax", g[0]),
+            ("rcx", g[1]),
+            ("rdx", g[2]),
+            ("rbx", g[3]),
+            ("rbp", g[5]),
+            ("rsi", g[6]),
+            ("rdi", g[7]),
+        ] {
+            write!(f, r#","{name}":"{value:#x}""#)?;
+        }
+        Ok(())
+    }
 }

@@ -8,19 +8,30 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::lp::Lp;
-use super::{panic, world};
+use super::panic;
+use super::shared::Shared;
 use crate::cpu;
 
 /// The longest time that a processor may take to leave the software, in seconds. An exit can take 20 milliseconds, and
 /// many processors may share one of the computer beneath.
-const PATIENCE: u64 = 60;
+pub const PATIENCE: u64 = 60;
+
+/// The processors that a change of the mapping waits for.
+#[derive(Clone, Copy)]
+pub struct Processors<'a> {
+    /// All processors by number.
+    pub all: &'a [Shared],
+    /// The number of the one that makes the change.
+    pub own: u32,
+    /// [`PATIENCE`] in ticks of the time-stamp counter.
+    pub patience: u64,
+}
 
 /// Number of changes. It starts at zero, so that it lies among the data that every exit uses.
 static CHANGES: AtomicU64 = AtomicU64::new(0);
 
 /// Returns the epoch. It is never 0, the value of [`AWAY`].
-fn epoch() -> u64 {
+pub fn epoch() -> u64 {
     CHANGES.load(Ordering::SeqCst) + 1
 }
 
@@ -50,7 +61,8 @@ impl Presence {
         self.0.store(handling(epoch()), Ordering::SeqCst);
     }
 
-    fn execute(&self, epoch: u64) {
+    /// Marks the processor as executing the software since `epoch`.
+    pub fn execute(&self, epoch: u64) {
         self.0.store(handling(epoch) | EXECUTING, Ordering::SeqCst);
     }
 }
@@ -60,42 +72,15 @@ pub fn of(number: u32) -> &'static Presence {
     &PRESENCES[usize::from(number as u8)]
 }
 
-/// Marks the processor as executing the software. Called before the software is entered on `lp`.
-#[inline(always)]
-pub fn enter(lp: &mut Lp) {
-    if lp.is_parked() {
-        of(lp.number).leave();
-        return;
-    }
-    let epoch = epoch();
-    if epoch != lp.epoch {
-        begin_epoch(lp, epoch);
-    }
-    of(lp.number).execute(epoch);
-}
-
-#[inline(never)]
-fn begin_epoch(lp: &mut Lp, epoch: u64) {
-    lp.epoch = epoch;
-    lp.vmcb.tlb_control = 1;
-    lp.detour.refresh(world::get().npt.address());
-}
-
-/// Marks the processor as handling an exit. Called after the software has exited on `lp`.
-pub fn exit(lp: &Lp) {
-    of(lp.number).handle();
-}
-
 /// Waits until no other processor relies on anything older than this call: those that handle an exit and, if TLBs may
 /// hold old translations (`stale`), those that execute the software.
-pub fn settle(number: u32, stale: bool) {
-    let world = world::get();
-    let own = of(number);
+pub fn settle(processors: Processors<'_>, stale: bool) {
+    let own = of(processors.own);
     // A waiting processor does nothing for the software either. Two processors may wait for each other.
     let before = own.0.swap(AWAY, Ordering::SeqCst);
     let epoch = CHANGES.fetch_add(1, Ordering::SeqCst) + 2;
-    for (other, shared) in (0..).zip(&world.lps) {
-        if other == number {
+    for (other, shared) in (0..).zip(processors.all) {
+        if other == processors.own {
             continue;
         }
         let start = cpu::rdtsc();
@@ -110,10 +95,10 @@ pub fn settle(number: u32, stale: bool) {
                 shared.kick();
                 kicked = true;
             }
-            if world::is_dead() {
+            if panic::is_dead() {
                 cpu::stop();
             }
-            if cpu::rdtsc().wrapping_sub(start) > PATIENCE.saturating_mul(world.tsc_hz) {
+            if cpu::rdtsc().wrapping_sub(start) > processors.patience {
                 panic::stop(format_args!(
                     "processor {other} does not see that memory was taken from the software"
                 ));

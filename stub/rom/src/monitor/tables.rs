@@ -10,8 +10,8 @@ use core::mem::offset_of;
 
 use stub_rom::lost::Limits;
 
-use super::lp::{ANCHOR, Lp, STACK};
-use super::{panic, td};
+use super::anchor::{ANCHOR, Anchor, STACK};
+use super::{machine, panic};
 use crate::cpu::{TableRegister, interrupt_gate};
 use crate::memory;
 
@@ -39,7 +39,7 @@ impl Tables {
             tables.idt[vector] = interrupt_gate(CODE, handler);
         };
         (0..).zip(STUBS).for_each(&mut set);
-        td::install_vectors(set);
+        machine::install_vectors(set);
         tables
     }
 
@@ -111,13 +111,12 @@ unsafe extern "C" fn nmi() {
         "push rax",
         "mov rax, rsp",
         "or rax, {stack} - 1",
-        "mov rax, [rax - {anchor} + 1]",
-        "mov dword ptr [rax + {at}], 1",
+        "mov dword ptr [rax - {anchor} + 1 + {at}], 1",
         "pop rax",
         "iretq",
         stack = const STACK,
         anchor = const ANCHOR,
-        at = const offset_of!(Lp, took_nmi),
+        at = const offset_of!(Anchor, took_nmi),
     )
 }
 

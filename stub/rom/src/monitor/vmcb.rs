@@ -222,6 +222,22 @@ pub fn page() -> &'static mut Vmcb {
     unsafe { &mut *core::ptr::from_mut(page).cast() }
 }
 
+/// Allocates an MSR permission map: two bits for each register of three ranges. A set bit makes the access exit.
+pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> u64 {
+    let address = memory::pages(2).address();
+    // SAFETY: two pages of the monitor's own, without other references.
+    let map = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, 2 * memory::PAGE) };
+    map.fill(0xFF);
+    for (range, first) in [0, 0xC000_0000, 0xC001_0000].into_iter().enumerate() {
+        for i in 0..0x2000usize {
+            let msr = first + i as u32;
+            let native = u8::from(reads(msr)) | u8::from(writes(msr)) << 1;
+            map[range * 0x800 + i / 4] &= !(native << (i % 4 * 2));
+        }
+    }
+    address
+}
+
 impl Vmcb {
     /// Injects an exception before the guest's next instruction.
     pub fn inject_exception(&mut self, vector: u32, error_code: Option<u32>) {

@@ -1,45 +1,20 @@
-//! State shared by all processors, and the dive of the first one beneath the firmware that it was executing.
-#![expect(unsafe_code, reason = "captures and replaces the CPU's state")]
+//! The machine as all processors see it.
 
 use alloc::vec::Vec;
-use core::arch::{asm, naked_asm};
-use core::sync::atomic::{AtomicBool, Ordering};
 
-use spin::Once;
-use stub_rom::apic::Apic;
-use stub_rom::lost::Limits;
+use stub_module::{Module, Platform};
+use stub_rom::WBINVD_SUB_BLOCKS;
+use stub_rom::lost::{Fault, Limits, Own};
 use stub_rom::options::Options;
 use stub_rom::personality::clock::Clock;
 use stub_rom::personality::topology::Shifts;
-use stub_rom::personality::{Cpu, Facts, is_native};
+use stub_rom::personality::{self, Cpu, Facts, KEYID_BITS, MAX_PA};
 
-use stub_module::Module;
-use stub_module::hooks::Hooks;
-
-use super::lp::Lp;
-use super::machine;
 use super::npt::Npt;
-use super::smp::{Phase, Shared};
-use super::vmcb::Segment;
-use crate::cpu::TableRegister;
-use crate::{cpu, memory, report};
-
-/// The information that the program collected from firmware.
-pub struct Inventory {
-    pub options: Options,
-    /// Base and size of the SEAM range in bytes.
-    pub seamrr: (u64, u64),
-    /// A reserved page below 640 KiB.
-    pub trampoline: u64,
-    /// The APIC ids of all processors. The first is the executing processor's.
-    pub apic_ids: Vec<u32>,
-    /// Base and size of each range of RAM in bytes.
-    pub ram: Vec<(u64, u64)>,
-    /// The measured frequency of the time-stamp counter.
-    pub tsc_hz: u64,
-    /// The clocks as CPUID reports them.
-    pub clock: Clock,
-}
+use super::panic;
+use super::presence::{PATIENCE, Processors};
+use super::shared::Shared;
+use super::vmcb::Save;
 
 /// The machine as all processors see it.
 pub struct World {
@@ -70,9 +45,10 @@ pub struct World {
     pub report_key: [u8; 32],
     /// A page that replaces nonexistent memory.
     pub nothing: u64,
+    /// The TDX module; `None` on a machine without SEAM.
+    pub module: Option<Module>,
 }
 
-static WORLD: Once<World> = Once::new();
 impl World {
     /// Returns the inputs of CPUID and the MSR constants of processor `number`.
     pub fn personality(&self, number: u32, cr4: u64) -> Cpu {
@@ -84,280 +60,78 @@ impl World {
             shifts: self.shifts,
         }
     }
-}
 
-static MODULE: Once<Module> = Once::new();
-static DEAD: AtomicBool = AtomicBool::new(false);
-
-/// Returns the machine.
-///
-/// # Panics
-/// If [`begin`] has not built it yet.
-pub fn get() -> &'static World {
-    WORLD.get().expect("the world exists once the monitor runs")
-}
-
-/// Returns the machine, if it has been built.
-pub fn try_get() -> Option<&'static World> {
-    WORLD.get()
-}
-
-/// Returns the TDX module; `None` on a machine without SEAM.
-pub fn module() -> Option<&'static Module> {
-    MODULE.get()
-}
-
-/// Loads the module with the hooks of the option `hooks`.
-fn load_module(world: &World) {
-    if !world.options.tdx {
-        return;
+    /// Returns whether `pa` lies in the SEAM range.
+    pub fn is_in_seamrr(&self, pa: u64) -> bool {
+        let (base, size) = self.seamrr;
+        (base..base + size).contains(&pa)
     }
-    // The option was checked when it was read.
-    let hooks = Hooks::parse(&world.options.hooks).unwrap_or_default();
-    MODULE.call_once(|| Module::with_hooks(&world.platform(), hooks));
-}
 
-/// Makes every processor stop at its next exit.
-pub fn declare_dead() {
-    DEAD.store(true, Ordering::Relaxed);
-}
-
-/// Returns whether a processor has panicked.
-pub fn is_dead() -> bool {
-    DEAD.load(Ordering::Relaxed)
-}
-
-/// The entry point of the relocated program.
-pub type Begin = extern "C" fn(&mut Surface) -> !;
-
-/// The state in which the executing software resumes, as a guest, after the dive.
-#[repr(C)]
-pub struct Surface {
-    rsp: u64,
-    rip: u64,
-    inventory: *mut Inventory,
-}
-
-/// Calls the monitor at `begin`, and returns as its guest.
-///
-/// # Safety
-/// `begin` is [`begin`] in the relocated copy of this program.
-pub unsafe fn dive(begin: Begin, inventory: Inventory) {
-    let mut inventory = core::mem::ManuallyDrop::new(inventory);
-    let mut surface = Surface {
-        rsp: 0,
-        rip: 0,
-        inventory: &raw mut *inventory,
-    };
-    // SAFETY: by the contract. The copy moves the inventory out; it is never used or dropped here again.
-    unsafe { plunge(begin, &mut surface) };
-}
-
-#[unsafe(naked)]
-unsafe extern "C" fn plunge(begin: Begin, surface: &mut Surface) {
-    naked_asm!(
-        "push rbx",
-        "push rbp",
-        "push r12",
-        "push r13",
-        "push r14",
-        "push r15",
-        "pushfq",
-        "cli",
-        "mov [rsi], rsp",
-        "lea rax, [rip + 2f]",
-        "mov [rsi + 8], rax",
-        "mov rax, rdi",
-        "mov rdi, rsi",
-        "call rax",
-        "2:",
-        "popfq",
-        "pop r15",
-        "pop r14",
-        "pop r13",
-        "pop r12",
-        "pop rbp",
-        "pop rbx",
-        "ret",
-    )
-}
-
-/// Builds the world, makes the caller the guest of this processor, and enters it.
-pub extern "C" fn begin(surface: &mut Surface) -> ! {
-    // SAFETY: `dive` made it, and leaves it to this function.
-    let inventory = unsafe { surface.inventory.read() };
-    let bsp_id = inventory.apic_ids[0];
-    build(inventory);
-    let world = get();
-    load_module(world);
-    let locked = world.options.tdx;
-    for (number, shared) in world.lps.iter().enumerate().rev() {
-        let apic = Apic::new(
-            shared.apic_id,
-            shared.apic_id == bsp_id,
-            locked,
-            world.tsc_hz,
-        );
-        let lp = Lp::new(number as u32, apic);
-        shared.slot.call_once(|| super::smp::Owned::new(lp));
-    }
-    let shared = &world.lps[0];
-    let lp = shared
-        .slot
-        .get()
-        .and_then(super::smp::Owned::take)
-        .expect("just made");
-    report::line(
-        "start",
-        format_args!(
-            r#""seamrr":"{:#x}","size":{},"heap_free":{},"cpus":{},"tdx":{},"hkids":{},"tsc_hz":{}"#,
-            world.seamrr.0,
-            world.seamrr.1,
-            crate::HEAP.lock().free(),
-            world.lps.len(),
-            world.options.tdx,
-            world.options.hkids,
-            world.clock.tsc_hz
-        ),
-    );
-    // SAFETY: this processor still has firmware's state, with interrupts off. It is captured, then replaced by the
-    // monitor's. The monitor's page tables map everything that firmware's do: both identity-map memory.
-    unsafe {
-        capture(lp, surface);
-        load_paging(world.cr3);
-        lp.take_over();
-        lp.apic.adopt(&mut super::smp::Hardware);
-        *shared.station.lock() = lp.apic.station();
-        shared.set_phase(Phase::Running);
-        lp.run()
-    }
-}
-
-fn build(inventory: Inventory) {
-    WORLD.call_once(|| {
-        let cr3 = memory::identity_map();
-        let apic = (stub_rom::apic::BASE, memory::PAGE as u64);
-        let ram_ends = inventory.ram.iter().map(|(base, size)| base + size);
-        let end_of_ram = ram_ends.max().unwrap_or(0);
-        let hidden = [inventory.seamrr, apic];
-        let npt = Npt::over(cr3, end_of_ram, &hidden, inventory.options.tdx);
-        let cmrs = machine::cmrs(&inventory.ram, inventory.seamrr);
-        let largest = inventory.ram.iter().max_by_key(|(_, size)| *size);
-        let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
-        World {
-            facts: Facts {
-                tdx: inventory.options.tdx,
-                hkids: inventory.options.hkids,
-                seamrr: inventory.seamrr,
-                mtrrcap: cpu::rdmsr(0xFE),
-            },
-            lps: (0..)
-                .zip(&inventory.apic_ids)
-                .map(|(number, &apic_id)| {
-                    let station = Apic::new(apic_id, false, inventory.options.tdx, 1).station();
-                    Shared::new(number, apic_id, shifts.package_of(apic_id), station)
-                })
-                .collect(),
-            lp_to_package: (inventory.apic_ids.iter())
-                .map(|&apic_id| shifts.package_of(apic_id))
-                .collect(),
-            cmrs,
-            largest: largest.copied().unwrap_or_default(),
-            options: inventory.options,
-            seamrr: inventory.seamrr,
-            trampoline: inventory.trampoline,
-            ram: inventory.ram,
-            tsc_hz: inventory.tsc_hz,
-            clock: inventory.clock,
-            shifts,
-            cr3,
-            limits: Limits::draw(machine::random()),
-            npt,
-            msr_bitmap: msr_bitmap(is_native, is_native),
-            report_key: machine::draw_report_key(),
-            nothing: machine::nothing(),
-        }
-    });
-}
-
-/// Allocates an MSR permission map: two bits for each register of three ranges. A set bit makes the access exit.
-pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> u64 {
-    let address = memory::pages(2).address();
-    // SAFETY: two pages of the monitor's own, without other references.
-    let map = unsafe { core::slice::from_raw_parts_mut(address as *mut u8, 2 * memory::PAGE) };
-    map.fill(0xFF);
-    for (range, first) in [0, 0xC000_0000, 0xC001_0000].into_iter().enumerate() {
-        for i in 0..0x2000usize {
-            let msr = first + i as u32;
-            let native = u8::from(reads(msr)) | u8::from(writes(msr)) << 1;
-            map[range * 0x800 + i / 4] &= !(native << (i % 4 * 2));
+    /// Returns the processors that a change of the nested page tables by processor `own` waits for.
+    pub fn processors(&self, own: u32) -> Processors<'_> {
+        Processors {
+            all: &self.lps,
+            own,
+            patience: PATIENCE.saturating_mul(self.tsc_hz),
         }
     }
-    address
-}
 
-/// Saves the state of the executing processor as the guest's.
-///
-/// # Safety
-/// Interrupts are off, and `surface` holds the state in which the software resumes.
-unsafe fn capture(lp: &mut Lp, surface: &Surface) {
-    let (mut gdt, mut idt) = (TableRegister::default(), TableRegister::default());
-    let (cs, ss, ds, es): (u16, u16, u16, u16);
-    let (cr0, cr2, cr3, cr4): (u64, u64, u64, u64);
-    let (dr6, dr7): (u64, u64);
-    // SAFETY: stores registers; VMSAVE needs SVM, which is switched on first.
-    unsafe {
-        cpu::wrmsr(cpu::MSR_EFER, cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME);
-        asm!("sgdt [{}]", in(reg) &mut gdt);
-        asm!("sidt [{}]", in(reg) &mut idt);
-        asm!("mov {:x}, cs", "mov {:x}, ss", "mov {:x}, ds", "mov {:x}, es",
-            out(reg) cs, out(reg) ss, out(reg) ds, out(reg) es);
-        asm!("mov {}, cr0", "mov {}, cr2", "mov {}, cr3", "mov {}, cr4",
-            out(reg) cr0, out(reg) cr2, out(reg) cr3, out(reg) cr4);
-        asm!("mov {}, dr6", "mov {}, dr7", out(reg) dr6, out(reg) dr7);
-        asm!("vmsave rax", in("rax") &raw mut *lp.vmcb);
+    /// Stops if the nested page fault at `pa` that left `save` was the monitor's own, taken when it exited a guest. The
+    /// guest's state is lost then. Every handler of nested page faults calls it first.
+    ///
+    /// TCG 7.2 does this to CPU 0 now and then, while another CPU loads x87 state (see a TD's extended state).
+    pub fn check_for_lost_guest(&self, number: u32, save: &Save, pa: u64) {
+        let own = Own {
+            cr3: self.cr3,
+            seamrr: self.seamrr,
+            limits: self.limits,
+        };
+        let fault = Fault {
+            lp: number,
+            address: pa,
+            cr3: save.cr3,
+            rip: save.rip,
+            gdt_limit: save.gdtr.limit,
+            idt_limit: save.idtr.limit,
+        };
+        if own.has_taken(&fault) {
+            panic::stop(format_args!(
+                "QEMU has left CPU 0 in nested paging at the end of a guest (it does so seldom, see docs/emulation.md): start again"
+            ));
+        }
     }
-    let descriptor = |selector: u16| {
-        let at = gdt.base + u64::from(selector & !7);
-        // SAFETY: firmware's GDT, which its segment registers were loaded from.
-        segment(selector, unsafe { (at as *const u64).read_unaligned() })
-    };
-    let s = &mut lp.vmcb.save;
-    (s.cs, s.ss, s.ds, s.es) = (
-        descriptor(cs),
-        descriptor(ss),
-        descriptor(ds),
-        descriptor(es),
-    );
-    (s.gdtr.base, s.gdtr.limit) = (gdt.base, u32::from(gdt.limit));
-    (s.idtr.base, s.idtr.limit) = (idt.base, u32::from(idt.limit));
-    (s.cr0, s.cr2, s.cr3, s.cr4) = (cr0, cr2, cr3, cr4);
-    (s.dr6, s.dr7) = (dr6, dr7);
-    s.efer = cpu::rdmsr(cpu::MSR_EFER);
-    s.rflags = 2;
-    (s.rip, s.rsp) = (surface.rip, surface.rsp);
-}
 
-fn segment(selector: u16, descriptor: u64) -> Segment {
-    const GRANULARITY: u64 = 1 << 55;
-    let limit = (descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000) as u32;
-    Segment {
-        selector,
-        attributes: (descriptor >> 40 & 0xFF | descriptor >> 44 & 0xF00) as u16,
-        limit: if descriptor & GRANULARITY != 0 {
-            limit << 12 | 0xFFF
+    /// Returns the machine's description for the module.
+    #[inline(always)]
+    pub fn platform(&self) -> Platform<'_> {
+        Platform {
+            lp_to_package: &self.lp_to_package,
+            cmrs: &self.cmrs,
+            max_pa: MAX_PA,
+            keyid_bits: KEYID_BITS,
+            num_mktme_keyids: personality::mktme_keyids(self.options.hkids),
+            num_tdx_keyids: self.options.hkids,
+            seamrr: self.seamrr,
+            wbinvd_sub_blocks: WBINVD_SUB_BLOCKS,
+        }
+    }
+
+    /// Returns `pa` if the module may use the page there, else the replacement page.
+    #[inline(always)]
+    pub fn ram_or_nothing(&self, pa: u64) -> u64 {
+        let is_in = |(base, size): (u64, u64)| pa.wrapping_sub(base) < size;
+        if is_in(self.seamrr) {
+            self.nothing
+        } else if is_in(self.largest) {
+            pa
         } else {
-            limit
-        },
-        base: descriptor >> 16 & 0xFF_FFFF | descriptor >> 32 & 0xFF00_0000,
+            self.elsewhere(pa)
+        }
     }
-}
 
-/// Switches to the monitor's page tables.
-///
-/// # Safety
-/// `cr3` is an identity map of all memory in use.
-unsafe fn load_paging(cr3: u64) {
-    // SAFETY: by the contract; paging and PAE stay on.
-    unsafe { asm!("mov cr3, {}", "mov cr4, {}", in(reg) cr3, in(reg) cpu::CR4, options(nostack)) };
+    #[inline(never)]
+    fn elsewhere(&self, pa: u64) -> u64 {
+        let is_ram = (self.ram.iter()).any(|&(base, size)| (base..base + size).contains(&pa));
+        if is_ram { pa } else { self.nothing }
+    }
 }

@@ -5,8 +5,9 @@ use stub_rom::insn::{Transfer, finish_load};
 
 use super::finish;
 use crate::monitor::guest::Fault;
+use crate::monitor::hardware::Hardware;
 use crate::monitor::lp::Lp;
-use crate::monitor::smp::{self, Hardware};
+use crate::monitor::smp;
 use crate::report;
 
 /// Handles an access to the page of the local APIC at `pa`.

@@ -15,11 +15,8 @@ use stub_rom::insn::gpr;
 use super::guest::Fault;
 use super::lp::Lp;
 use super::vmcb::{exit, misc1, vector};
-use super::{panic, smp, world};
+use super::{lp, panic, smp};
 use crate::{cpu, report};
-
-pub use seamcall::report_violations;
-pub use step::{ShadowPaging, Step};
 
 /// Handles the exit of `lp`. The next entry uses the resulting VMCB.
 pub fn handle(lp: &mut Lp) {
@@ -69,7 +66,7 @@ fn handle_other(lp: &mut Lp, code: u64) {
 /// Reports a fault in the software's own fault handling, then resets the machine, as hardware does.
 #[inline(never)]
 fn shutdown(lp: &Lp) -> ! {
-    report::line("shutdown", format_args!("{}", panic::State(lp)));
+    report::line("shutdown", format_args!("{}", lp::State(lp)));
     cpu::reset_machine()
 }
 
@@ -78,7 +75,7 @@ fn cpuid(lp: &mut Lp) {
     let leaf = lp.gprs.0[gpr::RAX] as u32;
     let sub_leaf = lp.gprs.0[gpr::RCX] as u32;
     let [eax, ebx, ecx, edx] =
-        world::get()
+        lp.world
             .personality(lp.number, lp.cr4())
             .cpuid(cpu::cpuid, leaf, sub_leaf);
     lp.gprs.0[gpr::RAX] = u64::from(eax);
@@ -135,7 +132,7 @@ fn finish(lp: &mut Lp, length: usize, result: Result<(), Fault>) {
 
 #[inline(never)]
 fn take_fault(lp: &mut Lp, fault: Fault) {
-    if world::get().options.trace >= 1 {
+    if lp.world.options.trace >= 1 {
         report::line(
             "fault",
             format_args!(

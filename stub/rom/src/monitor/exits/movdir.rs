@@ -6,7 +6,7 @@ use stub_rom::insn;
 
 use super::finish;
 use crate::memory::PAGE;
-use crate::monitor::guest::{Fault, fill_physical, read_physical, write_physical};
+use crate::monitor::guest::Fault;
 use crate::monitor::lp::Lp;
 
 /// Maximum number of rounds of a loop in one exit: 2 MiB at 64 bytes each. Interrupts wait that long.
@@ -85,8 +85,9 @@ fn repeat(lp: &mut Lp, first: &Instruction, stride: Stride, pages: &mut Pages) -
     let Ok(from) = translate(lp, source, false, &mut pages.source) else {
         return 0;
     };
-    read_physical(from, &mut line);
-    fill_physical(pa + LINE as u64, &line, lines as usize);
+    let data = lp.data();
+    data.copy_from(from, &mut line);
+    data.fill(pa + LINE as u64, &line, lines as usize);
     stride.skip(&mut lp.gprs, lines);
     lines as u32
 }
@@ -109,11 +110,13 @@ fn store(lp: &Lp, instruction: &Instruction, pages: &mut Pages) -> Result<(), Fa
     let source = lp.operand_address(instruction, 1)?;
     let mut line = [0; LINE];
     if source as usize % PAGE + LINE <= PAGE {
-        read_physical(translate(lp, source, false, &mut pages.source)?, &mut line);
+        let from = translate(lp, source, false, &mut pages.source)?;
+        lp.data().copy_from(from, &mut line);
     } else {
         lp.read(source, &mut line)?;
     }
-    write_physical(translate(lp, target, true, &mut pages.target)?, &line);
+    let to = translate(lp, target, true, &mut pages.target)?;
+    lp.data().copy_to(to, &line);
     Ok(())
 }
 

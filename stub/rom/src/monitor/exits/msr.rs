@@ -9,9 +9,9 @@ use stub_rom::personality::constant;
 use super::finish;
 use crate::cpu::{self, EFER_SVME};
 use crate::monitor::guest::Fault;
+use crate::monitor::hardware::Hardware;
 use crate::monitor::lp::Lp;
-use crate::monitor::smp::{self, Hardware};
-use crate::monitor::world;
+use crate::monitor::smp;
 
 const TSC_ADJUST: u32 = 0x3B;
 const SPEC_CTRL: u32 = 0x48;
@@ -53,7 +53,7 @@ fn read(lp: &mut Lp, msr: u32) -> Result<u64, Fault> {
             .apic
             .read_msr(msr, &Hardware)
             .map_err(|Gp| Fault::Protection)?,
-        _ => constant(msr, &world::get().facts).ok_or(Fault::Protection)?,
+        _ => constant(msr, &lp.world.facts).ok_or(Fault::Protection)?,
     })
 }
 
@@ -89,7 +89,7 @@ fn write(lp: &mut Lp, msr: u32, value: u64) -> Result<(), Fault> {
 
 /// Publishes the ids of this processor's APIC to the other processors.
 pub fn publish_station(lp: &Lp) {
-    *world::get().lps[lp.number as usize].station.lock() = lp.apic.station();
+    *lp.shared().station.lock() = lp.apic.station();
 }
 
 /// Sets EFER as a processor without SVM has it. The real EFER keeps SVME.

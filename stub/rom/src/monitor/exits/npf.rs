@@ -7,28 +7,25 @@ use stub_rom::{apic, walk};
 
 use super::{apic as apic_page, step};
 use crate::memory::PAGE;
-use crate::monitor::guest::{self, Physical};
 use crate::monitor::lp::Lp;
-use crate::monitor::machine::SeamCpu;
 use crate::monitor::npt::Stopped;
-use crate::monitor::{panic, world};
+use crate::monitor::panic;
 use crate::report;
 
 /// Handles the nested page fault exit.
 #[inline(never)]
 pub fn exit(lp: &mut Lp) {
     let pa = lp.vmcb.exit_info2;
-    panic::check_for_lost_guest(lp.number, &lp.vmcb.save, pa);
+    let world = lp.world;
+    world.check_for_lost_guest(lp.number, &lp.vmcb.save, pa);
     lp.vmcb.redeliver();
     if (apic::BASE..apic::BASE + PAGE as u64).contains(&pa) {
         apic_page::access(lp, pa);
         return;
     }
-    let world = world::get();
-    let (base, size) = world.seamrr;
-    if !(base..base + size).contains(&pa) {
-        let machine = SeamCpu::new(lp);
-        match world.npt.stopped(lp.number, pa, world::module(), &machine) {
+    if !world.is_in_seamrr(pa) {
+        let (processors, physical) = (world.processors(lp.number), lp.physical());
+        match (world.npt).stopped(processors, pa, |pa| physical.is_private(pa)) {
             Stopped::Mapped => return step::follow(lp),
             Stopped::Private => {}
             Stopped::Foreign => {
@@ -42,7 +39,7 @@ pub fn exit(lp: &mut Lp) {
             0 => Access::Read,
             _ => Access::Write,
         };
-        guest::report_refused(lp, pa, access);
+        lp.data().report_refused(pa, access);
     }
     step::over_page(lp, pa);
 }
@@ -60,7 +57,8 @@ pub fn keyid_alias(lp: &mut Lp) -> bool {
         cr3: step::software_cr3(lp),
         ..lp.paging()
     };
-    let Some(pa) = walk::keyid_alias(&paging, va, |pa| Physical.read(pa)) else {
+    let physical = lp.physical();
+    let Some(pa) = walk::keyid_alias(&paging, va, |pa| physical.read(pa)) else {
         return false;
     };
     if !step::is_over_memory(lp) {

@@ -1,18 +1,16 @@
 //! SEAMCALL and PCONFIG.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use seam::abi::Gprs;
-use stub_module::{Module, seamldr};
+use stub_module::seamldr;
 use stub_rom::insn::gpr;
 use stub_rom::personality::mktme_keyids;
 use stub_rom::vmx::Outcome;
 
 use super::vmx;
-use crate::monitor::guest::{self, Fault};
+use crate::monitor::guest::Fault;
 use crate::monitor::lp::Lp;
-use crate::monitor::machine::SeamCpu;
-use crate::monitor::{presence, world};
+use crate::monitor::machine::report_violations;
+use crate::monitor::presence;
 use crate::report;
 
 /// RAX bit 63 selects the P-SEAMLDR.
@@ -21,7 +19,7 @@ const SEAMLDR: u64 = 1 << 63;
 /// Executes SEAMCALL: #UD outside VMX operation or without SEAM, #GP outside ring 0, otherwise a call of the module.
 #[inline(always)]
 pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
-    let Some(module) = world::module() else {
+    let Some(module) = &lp.world.module else {
         return Err(Fault::InvalidOpcode);
     };
     if let Err(outcome) = lp.vmx.may_execute(&vmx::cpu(lp), false) {
@@ -33,7 +31,7 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     } else {
         let number = lp.number;
         let mut regs = Gprs::from_numbers(&lp.gprs.0);
-        let machine = SeamCpu::executing(lp);
+        let machine = lp.seam();
         let presence = presence::of(number);
         presence.leave();
         module.seamcall(&machine, number, &mut regs);
@@ -44,7 +42,7 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
         lp.gprs.0[gpr::RSP] = rsp;
         report_violations(module);
     }
-    if world::get().options.trace >= 2 {
+    if lp.world.options.trace >= 2 {
         trace(lp, rax);
     }
     lp.finish_vmx(Outcome::Succeed)
@@ -53,9 +51,10 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
 #[inline(never)]
 fn call_seamldr(lp: &mut Lp) {
     let (rax, rcx) = (lp.gprs.0[gpr::RAX], lp.gprs.0[gpr::RCX]);
+    let (physical, data) = (lp.physical(), lp.data());
     lp.gprs.0[gpr::RAX] = seamldr::call(rax, rcx, |pa, bytes| {
-        let allowed = guest::is_accessible(pa);
-        guest::write_physical(pa, bytes);
+        let allowed = physical.is_accessible(pa);
+        data.copy_to(pa, bytes);
         allowed
     });
 }
@@ -72,25 +71,6 @@ fn trace(lp: &Lp, leaf: u64) {
     );
 }
 
-/// Reports on the debug console the host's violations that the module has recorded.
-pub fn report_violations(module: &Module) {
-    static REPORTED: AtomicU64 = AtomicU64::new(0);
-    let total = module.violations().total();
-    if REPORTED.load(Ordering::Relaxed) != total && REPORTED.swap(total, Ordering::Relaxed) != total
-    {
-        report_all(module);
-    }
-}
-
-#[inline(never)]
-fn report_all(module: &Module) {
-    for v in module.violations().take() {
-        // Violation classes on the debug console are identifiers.
-        let class = v.kind.name().replace('-', "_");
-        report::violation(&class, v.lp, v.rip.unwrap_or(0), v.pa);
-    }
-}
-
 /// Executes PCONFIG, leaf 0 (MKTME_KEY_PROGRAM), for the shared KeyIDs. Memory is not encrypted here, so a permitted
 /// key is programmed immediately.
 #[inline(never)]
@@ -99,7 +79,7 @@ pub fn pconfig(lp: &mut Lp) -> Result<(), Fault> {
     const INVALID_KEYID: u64 = 2;
     const ZF: u64 = 1 << 6;
     const ARITHMETIC: u64 = 0x8D5;
-    let options = &world::get().options;
+    let options = &lp.world.options;
     if !options.tdx {
         return Err(Fault::InvalidOpcode);
     }

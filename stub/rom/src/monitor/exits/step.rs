@@ -3,30 +3,14 @@
 //! The CPU executes the instruction, whatever it is, in a single step. Until it ends, only this processor sees the page
 //! of ones. No interrupt can come in between.
 
-use stub_rom::vmx::Memory;
-
 use super::deliver_nmi;
-use crate::monitor::guest::{Physical, is_accessible};
-use crate::monitor::lp::{self, Lp};
-use crate::monitor::npt;
+use crate::monitor::lp::{self, Lp, Step};
 use crate::monitor::vmcb::vector;
-use crate::monitor::world;
-
-/// A single step in progress.
-#[derive(Clone, Copy, Debug)]
-pub struct Step {
-    /// The software's own trap and interrupt flags.
-    flags: u64,
-    dr6: u64,
-    cr3: u64,
-    over_memory: bool,
-}
 
 const TRAP_FLAG: u64 = 1 << 8;
 const INTERRUPT_FLAG: u64 = 1 << 9;
 const STEP_FLAGS: u64 = TRAP_FLAG | INTERRUPT_FLAG;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 
 /// Returns whether a step over a forbidden page is in progress. Further faults then belong to the same instruction.
 pub fn is_over_memory(lp: &Lp) -> bool {
@@ -56,7 +40,7 @@ fn begin_over_memory(lp: &mut Lp) {
     if !is_over_memory(lp) {
         begin(lp, true);
         lp.scratch.fill(u64::MAX);
-        lp.detour.reset(world::get().npt.address());
+        lp.detour.reset(lp.world.npt.address());
         lp.vmcb.nested_cr3 = lp.detour.address();
     }
     lp.vmcb.tlb_control = 1;
@@ -75,30 +59,32 @@ pub fn software_cr3(lp: &Lp) -> u64 {
 pub fn over_page(lp: &mut Lp, pa: u64) {
     begin_over_memory(lp);
     let scratch = scratch(lp);
-    lp.detour.map(pa, scratch, world::get().npt.address());
+    lp.detour.map(pa, scratch, lp.world.npt.address());
 }
 
 /// Applies a change of the shared tables, which now map another page, to a step in progress.
 pub fn follow(lp: &mut Lp) {
-    lp.detour.refresh(world::get().npt.address());
+    lp.detour.refresh(lp.world.npt.address());
     lp.vmcb.tlb_control = 1;
 }
 
 /// Steps over the instruction with the page of ones at the linear address `va`, whose translation carries a KeyID.
 /// Returns false, with nothing changed, if the instruction accesses more such pages than there are tables for.
 pub fn over_alias(lp: &mut Lp, va: u64) -> bool {
+    let physical = lp.physical();
     let is_first = lp.vmcb.save.cr3 != lp.shadow_paging.root();
     if is_first {
-        lp.shadow_paging.start(software_cr3(lp));
+        let cr3 = software_cr3(lp);
+        lp.shadow_paging.start(cr3, physical);
     }
     let scratch = scratch(lp);
-    if !lp.shadow_paging.map(va, scratch) {
+    if !lp.shadow_paging.map(va, scratch, physical) {
         return false;
     }
     begin_over_memory(lp);
     lp.vmcb.save.cr3 = lp.shadow_paging.root();
     for page in lp.shadow_paging.pages().chain([scratch]) {
-        lp.detour.map(page, page, world::get().npt.address());
+        lp.detour.map(page, page, lp.world.npt.address());
     }
     true
 }
@@ -123,8 +109,8 @@ pub fn end(lp: &mut Lp, number: u32) {
     if step.over_memory || number != vector::DB {
         save.rflags = save.rflags & !STEP_FLAGS | step.flags;
     }
-    lp.vmcb.intercept_exceptions = lp::exceptions(world::get().options.tdx);
-    lp.vmcb.nested_cr3 = world::get().npt.address();
+    lp.vmcb.intercept_exceptions = lp::exceptions(lp.world.options.tdx);
+    lp.vmcb.nested_cr3 = lp.world.npt.address();
     lp.detour.clear();
     lp.vmcb.tlb_control = 1;
     if number == vector::DB {
@@ -150,102 +136,4 @@ fn save_dr6(lp: &mut Lp, before: u64) -> bool {
     let hit = *dr6 & BREAKPOINTS & !before != 0;
     *dr6 = *dr6 & !DR6_SINGLE_STEP | before & DR6_SINGLE_STEP;
     hit
-}
-
-/// Private copies of the software's page tables, with single pages mapped elsewhere.
-pub struct ShadowPaging {
-    /// The tables. The first is the root.
-    tables: [&'static mut [u64; 512]; Self::TABLES],
-    used: usize,
-}
-
-impl ShadowPaging {
-    /// A root, and the tables of four pages on four different paths: two operands, each across a page boundary.
-    pub const TABLES: usize = 1 + 4 * 3;
-
-    pub fn new() -> Self {
-        Self {
-            tables: core::array::from_fn(|_| crate::memory::page()),
-            used: 0,
-        }
-    }
-
-    fn address(&self, table: usize) -> u64 {
-        core::ptr::from_ref::<[u64; 512]>(self.tables[table]) as u64
-    }
-
-    fn root(&self) -> u64 {
-        self.address(0)
-    }
-
-    fn pages(&self) -> impl Iterator<Item = u64> + use<> {
-        let pages: [u64; Self::TABLES] = core::array::from_fn(|i| self.address(i));
-        pages.into_iter()
-    }
-
-    /// Restarts from the tables at `cr3`.
-    fn start(&mut self, cr3: u64) {
-        const ROOT_SHIFT: u32 = 39;
-        Source::Table(cr3 & ADDRESS).copy_to(self.tables[0], ROOT_SHIFT);
-        self.used = 1;
-    }
-
-    /// Maps the page of `va` to the page `target`, and splits large pages on the way. Returns false if there are not
-    /// enough tables.
-    fn map(&mut self, va: u64, target: u64) -> bool {
-        let mut at = 0;
-        for shift in [39, 30, 21] {
-            let index = (va >> shift & 0x1FF) as usize;
-            let entry = self.tables[at][index];
-            let own = (1..self.used)
-                .find(|&i| entry & Source::PRESENT != 0 && self.address(i) == entry & ADDRESS);
-            at = match own {
-                Some(own) => own,
-                None if self.used == Self::TABLES => return false,
-                None => {
-                    let next = self.used;
-                    self.used += 1;
-                    Source::behind(entry, shift).copy_to(self.tables[next], shift - 9);
-                    self.tables[at][index] = npt::leaf(self.address(next));
-                    next
-                }
-            };
-        }
-        self.tables[at][(va >> 12 & 0x1FF) as usize] = npt::leaf(target);
-        true
-    }
-}
-
-/// The source from which a level of page tables is copied.
-enum Source {
-    Table(u64),
-    Large(u64),
-    Nothing,
-}
-
-impl Source {
-    const PRESENT: u64 = 1;
-    const LARGE: u64 = 1 << 7;
-
-    fn behind(entry: u64, shift: u32) -> Self {
-        if entry & Self::PRESENT == 0 {
-            Self::Nothing
-        } else if shift < 39 && entry & Self::LARGE != 0 {
-            Self::Large(entry)
-        } else {
-            Self::Table(entry & ADDRESS)
-        }
-    }
-
-    /// Fills the table `to`, whose entries map 2^`shift` bytes.
-    fn copy_to(&self, to: &mut [u64; 512], shift: u32) {
-        for (i, entry) in (0..).zip(to) {
-            *entry = match *self {
-                Self::Table(at) if is_accessible(at) => Physical.read(at + i * 8),
-                Self::Large(large) if shift == 12 => large & !Self::LARGE | i << shift,
-                Self::Large(large) => large | i << shift,
-                _ => 0,
-            };
-        }
-    }
 }

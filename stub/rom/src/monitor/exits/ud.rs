@@ -6,7 +6,6 @@ use stub_rom::insn;
 use super::{cr, finish, movdir, seamcall, vmx};
 use crate::monitor::guest::Fault;
 use crate::monitor::lp::Lp;
-use crate::monitor::world;
 use crate::report;
 
 /// Handles the invalid opcode exit. SEAMCALL, the most frequent cause, is recognised without the decoder.
@@ -33,7 +32,7 @@ fn emulate(lp: &mut Lp) -> Option<usize> {
         lp.inject(Fault::InvalidOpcode);
         return None;
     };
-    if world::get().options.trace >= 2 {
+    if lp.world.options.trace >= 2 {
         report::line(
             "emulate",
             format_args!(

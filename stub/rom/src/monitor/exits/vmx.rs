@@ -3,7 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use stub_rom::vmx::{Cpu, Outcome};
 
-use crate::monitor::guest::{Data, Fault};
+use crate::monitor::guest::Fault;
 use crate::monitor::lp::Lp;
 
 /// Executes a VMX instruction. Any other instruction is an invalid opcode.
@@ -29,7 +29,7 @@ pub fn execute(lp: &mut Lp, i: &Instruction) -> Result<(), Fault> {
     if let Err(outcome) = lp.vmx.may_execute(&cpu(lp), mnemonic == Mnemonic::Vmxon) {
         return lp.finish_vmx(outcome);
     }
-    let memory = &mut Data;
+    let memory = &mut lp.data();
     let outcome = match mnemonic {
         Mnemonic::Vmxon => {
             let pa = pointer(lp, i)?;

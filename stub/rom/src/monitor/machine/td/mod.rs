@@ -25,11 +25,13 @@ use stub_rom::lost::{Entered, Entry};
 use stub_rom::shadow::Shadow;
 use stub_rom::walk::Trail;
 
-use super::machine::SeamCpu;
-use super::vmcb::{self, Vmcb, misc1, misc2};
+use super::SeamCpu;
+use crate::monitor::anchor::Anchor;
+use crate::monitor::vmcb::{self, Vmcb, misc1, misc2};
 
-pub use exits::VmExit;
 pub use interrupts::install as install_vectors;
+use seam::abi::x86::exit_reason as reason;
+use stub_rom::translation::VmExit;
 
 /// Number of tables of a processor's shadow: 1 MiB of them.
 const SHADOW_TABLES: usize = 256;
@@ -44,6 +46,10 @@ pub struct Td {
     /// The VMCB's physical address.
     entered: *mut Vmcb,
     pub vmcb: &'static mut Vmcb,
+    /// The end of the processor's stack, where interrupt handlers leave the vector.
+    anchor: &'static Anchor,
+    /// The number of the processor.
+    number: u32,
     pub shadow: Shadow,
     /// The walk to the most recently read code, and the shadow's generation in which it was recorded.
     trail: Cell<(u64, Trail)>,
@@ -77,12 +83,14 @@ enum Next {
 
 impl Td {
     /// Creates the state of one processor.
-    pub fn new() -> &'static mut Self {
+    pub fn new(number: u32, anchor: &'static Anchor) -> &'static mut Self {
         let td = vmcb::beside(|vmcb| Self {
             gprs: GprFile::default(),
             xmm: core::ptr::null_mut(),
             entered: &raw mut *vmcb,
             vmcb,
+            anchor,
+            number,
             shadow: Shadow::new(SHADOW_TABLES),
             trail: Cell::default(),
             priority: 0,
@@ -175,6 +183,6 @@ impl Td {
         let wanted = vcpu.vmcs(Field::PROC_BASED) & NMI_WINDOW != 0;
         let open = vcpu.vmcs(Field::INTERRUPTIBILITY) & BLOCKED == 0
             && vcpu.vmcs(Field::ENTRY_INT_INFO) & state::EVENT_VALID == 0;
-        (wanted && open).then(|| VmExit::of(exits::reason::NMI_WINDOW))
+        (wanted && open).then(|| VmExit::of(reason::NMI_WINDOW))
     }
 }

@@ -1,17 +1,14 @@
 //! Translation of SVM exits to VM exits as VMX reports them.
 
 use iced_x86::{Instruction, Mnemonic};
-pub use seam::abi::x86::exit_reason as reason;
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::translation;
 
-use super::{Next, Td, code, cr, msr};
+use super::{Next, Td, VmExit, code, cr, msr, reason};
 use crate::monitor::machine::SeamCpu;
+use crate::monitor::shared::InTd;
 use crate::monitor::vmcb::{Segment, exit, vector};
-use crate::monitor::{lp, smp};
 use crate::report;
-
-pub use stub_rom::translation::VmExit;
 
 /// Interruption information: valid, and the types of events.
 const VALID: u64 = 1 << 31;
@@ -153,12 +150,19 @@ impl Td {
     #[inline(never)]
     pub(super) fn unexplained(&self, check: &str) -> Next {
         let (c, s) = (&self.vmcb, &self.vmcb.save);
-        let lp = lp::current().map_or(0, |lp| lp.number);
         report::line(
             "td_unexplained",
             format_args!(
-                r#""lp":{lp},"check":"{check}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cr0":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
-                c.exit_code, c.exit_info1, c.exit_info2, s.rip, s.cr0, s.cr3, s.cr4, s.efer
+                r#""lp":{},"check":"{check}","exit":"{:#x}","info1":"{:#x}","info2":"{:#x}","rip":"{:#x}","cr0":"{:#x}","cr3":"{:#x}","cr4":"{:#x}","efer":"{:#x}""#,
+                self.number,
+                c.exit_code,
+                c.exit_info1,
+                c.exit_info2,
+                s.rip,
+                s.cr0,
+                s.cr3,
+                s.cr4,
+                s.efer
             ),
         );
         Next::Exit(VmExit::of(reason::TRIPLE_FAULT))
@@ -229,16 +233,16 @@ impl Td {
     /// Handles the NMI exit: the host's NMI, or a request of another processor.
     #[inline(never)]
     fn nmi(&mut self, machine: &SeamCpu) -> Next {
-        match smp::nmi_in_td(machine.number()) {
-            smp::InTd::Nothing => {
+        match machine.shared().take_nmi_in_td() {
+            InTd::Nothing => {
                 self.redeliver();
                 Next::Resume
             }
-            smp::InTd::Nmi => Next::Exit(VmExit {
+            InTd::Nmi => Next::Exit(VmExit {
                 interruption: (NMI, 0),
                 ..VmExit::of(reason::EXCEPTION_OR_NMI)
             }),
-            smp::InTd::Init => Next::Exit(VmExit::of(reason::INIT)),
+            InTd::Init => Next::Exit(VmExit::of(reason::INIT)),
         }
     }
 

@@ -1,5 +1,5 @@
 //! Interrupts of the machine, which make the guest exit, and interrupts of the guest's virtual APIC.
-#![expect(unsafe_code, reason = "takes an interrupt, and says what happens then")]
+#![expect(unsafe_code, reason = "takes interrupts, and has their handlers")]
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;
@@ -11,9 +11,9 @@ use stub_rom::apic::Xapic;
 use stub_rom::vapic::VirtualApic;
 
 use super::{Next, Td};
-use crate::monitor::lp::{self, ANCHOR, Lp, STACK};
+use crate::monitor::anchor::{ANCHOR, Anchor, STACK};
+use crate::monitor::hardware::Hardware;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::smp::{self, Hardware};
 use crate::monitor::vmcb::control;
 
 /// Lower vectors are exceptions.
@@ -25,16 +25,15 @@ const EOI: u32 = 0xB0;
 /// Takes the interrupt pending on this processor. Returns its vector, or `None` if there was none after all. The
 /// interrupt is then in service, and the host signals its end. An NMI that arrives at the same time is not handled
 /// here, and stays pending.
-fn acknowledge() -> Option<u8> {
-    let lp = lp::current()?;
-    lp.interrupt.store(0, Ordering::Relaxed);
-    lp.took_nmi.store(0, Ordering::Relaxed);
+fn acknowledge(machine: &SeamCpu, anchor: &Anchor) -> Option<u8> {
+    anchor.interrupt.store(0, Ordering::Relaxed);
+    anchor.took_nmi.store(0, Ordering::Relaxed);
     // SAFETY: all interrupt vectors lead to `taken`, which leaves interrupts disabled.
     unsafe { asm!("sti", "stgi", "nop", "nop", "clgi", "cli") };
-    if lp.took_nmi.load(Ordering::Relaxed) != 0 {
-        smp::send_nmi_again(lp.number);
+    if anchor.took_nmi.load(Ordering::Relaxed) != 0 {
+        machine.shared().send_nmi();
     }
-    match lp.interrupt.load(Ordering::Relaxed) {
+    match anchor.interrupt.load(Ordering::Relaxed) {
         0 => None,
         vector => Some(vector as u8),
     }
@@ -47,14 +46,13 @@ unsafe extern "C" fn taken<const VECTOR: u8>() {
         "push rax",
         "mov rax, rsp",
         "or rax, {stack} - 1",
-        "mov rax, [rax - {anchor} + 1]",
-        "mov dword ptr [rax + {at}], {vector}",
+        "mov dword ptr [rax - {anchor} + 1 + {at}], {vector}",
         "pop rax",
         "and qword ptr [rsp + 16], ~0x200",
         "iretq",
         stack = const STACK,
         anchor = const ANCHOR,
-        at = const offset_of!(Lp, interrupt),
+        at = const offset_of!(Anchor, interrupt),
         vector = const VECTOR,
     )
 }
@@ -65,7 +63,7 @@ impl Td {
     #[inline(never)]
     pub(super) fn external_interrupt(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>) -> Next {
         self.redeliver();
-        let vector = acknowledge();
+        let vector = acknowledge(machine, self.anchor);
         match vector {
             Some(vector) if is_notification(vcpu, vector) => {
                 Hardware.write(EOI, 0);

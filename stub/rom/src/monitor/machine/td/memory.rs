@@ -4,11 +4,8 @@ use stub_module::ept::{self, EXECUTE, Leaf, Miss, READ, WRITE};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::shadow::Mapping;
 
-use super::exits::reason;
-use super::{Next, Td, VmExit, state};
-use crate::monitor::guest;
-use crate::monitor::machine::SeamCpu;
-use crate::monitor::panic;
+use super::{Next, Td, VmExit, reason, state};
+use crate::monitor::machine::{Physical, SeamCpu};
 
 /// Exit qualification of an EPT violation: the linear address is valid; the access was to it, not to page tables.
 const GLA_VALID: u64 = 1 << 7;
@@ -24,7 +21,9 @@ impl Td {
         const ERROR_FETCH: u64 = 1 << 4;
         const ERROR_WALK: u64 = 1 << 33;
         let (error, gpa) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
-        panic::check_for_lost_guest(machine.number(), &self.vmcb.save, gpa);
+        machine
+            .world()
+            .check_for_lost_guest(self.number, &self.vmcb.save, gpa);
         let is_walk = error & ERROR_WALK != 0;
         // TCG requests write access whenever it walks the guest's page tables.
         let wanted = if error & ERROR_FETCH != 0 {
@@ -54,7 +53,7 @@ impl Td {
         is_walk: bool,
     ) -> Next {
         match ept::walk(machine, vcpu, gpa, wanted) {
-            Ok(leaf) if self.fill(vcpu, gpa, leaf) => {
+            Ok(leaf) if self.fill(machine, vcpu, gpa, leaf) => {
                 self.redeliver();
                 Next::Resume
             }
@@ -93,12 +92,12 @@ impl Td {
     }
 
     /// Caches the result of a walk. Returns false if the host's own EPT maps memory that does not belong to the host.
-    fn fill(&mut self, vcpu: &Vcpu<'_>, gpa: u64, leaf: Leaf) -> bool {
+    fn fill(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64, leaf: Leaf) -> bool {
         const LARGE: u64 = 1 << 21;
         let shared = ept::is_shared(vcpu, gpa);
         let offset = gpa & (seam::abi::level_bytes(leaf.level) - 1);
         let pa = leaf.page + offset;
-        if shared && !guest::is_accessible(pa) {
+        if shared && !Physical::new(machine.world(), self.number).is_accessible(pa) {
             return false;
         }
         // Only the needed part of a large shared page is mapped, because another part may be private.

@@ -7,12 +7,10 @@ use stub_module::vcpu::{Field, Held, Vcpu};
 use stub_rom::personality;
 use stub_rom::vapic::{VirtualApic, Written};
 
-use super::exits::{VmExit, reason};
-use super::{Next, Td};
+use super::{Next, Td, VmExit, reason};
 use crate::cpu;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::vector;
-use crate::monitor::world;
+use crate::monitor::vmcb::{self, vector};
 
 const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;
@@ -37,7 +35,7 @@ const READABLE: &[u32] = &[0xC000_0103];
 pub fn bitmap() -> u64 {
     static MAP: Once<u64> = Once::new();
     *MAP.call_once(|| {
-        world::msr_bitmap(
+        vmcb::msr_bitmap(
             |msr| SWITCHED.contains(&msr) || READABLE.contains(&msr),
             |msr| SWITCHED.contains(&msr),
         )
@@ -140,7 +138,7 @@ fn read(machine: &SeamCpu, vcpu: &Vcpu<'_>, msr: u32) -> Option<u64> {
         _ if X2APIC.contains(&msr) => VirtualApic::of(vcpu).read_msr(msr),
         _ => match kept(msr) {
             Some(held) => vcpu.held(held),
-            None => personality::constant(msr, &world::get().facts)
+            None => personality::constant(msr, &machine.world().facts)
                 .unwrap_or_else(|| machine.rdmsr(machine.number(), msr)),
         },
     })

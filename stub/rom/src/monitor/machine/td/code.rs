@@ -10,8 +10,7 @@ use stub_module::vcpu::Vcpu;
 use stub_rom::insn::{self, SegmentBases};
 use stub_rom::walk::{Paging, Trail};
 
-use super::exits::reason;
-use super::{Next, Td};
+use super::{Next, Td, reason};
 use crate::memory::PAGE;
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::vmcb::{Segment, vector};

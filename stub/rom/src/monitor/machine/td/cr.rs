@@ -5,9 +5,8 @@ use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::personality::SUPPORTED_CR4;
 use stub_rom::vapic::VirtualApic;
 
-use super::exits::{VmExit, reason};
 use super::state::{self, EFER_LMA, EFER_LME};
-use super::{Next, Td};
+use super::{Next, Td, VmExit, reason};
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::vmcb::{Segment, exit, vector};
 

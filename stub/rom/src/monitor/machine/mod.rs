@@ -1,6 +1,9 @@
 //! The machine that the emulated TDX module runs on: the machine beneath the monitor.
 #![expect(unsafe_code, reason = "hands physical pages to the module")]
 
+mod physical;
+mod td;
+
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,33 +11,53 @@ use seam::abi::ReportMac;
 use spin::Mutex;
 use stub_module::vcpu::Vcpu;
 use stub_module::{Impossible, Machine, PageWords, PconfigError, Platform, Point, sapphire_rapids};
-use stub_rom::WBINVD_SUB_BLOCKS;
 use stub_rom::apic::Xapic;
-use stub_rom::personality::{self, Cpu, KEYID_BITS, KEYID_MASK, MAX_PA};
+use stub_rom::personality::{self, Cpu, KEYID_MASK};
 
-use super::lp::Lp;
-use super::smp::Hardware;
-use super::td::Td;
-use super::world::{self, World};
-use crate::memory::{self, PAGE};
+pub use self::physical::{Data, Physical, report_violations, word};
+pub use self::td::{Td, install_vectors};
+use super::hardware::Hardware;
+use super::shared::Shared;
+use super::world::World;
+use crate::memory::PAGE;
 use crate::{cpu, report};
 
 /// An XMM register of the host, which a SEAMCALL may read and write: low and high half.
 pub type Xmm = [AtomicU64; 2];
 
-/// The machine during one SEAMCALL.
+/// The registers of the host that a SEAMCALL depends on.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    pub cr4: u64,
+    /// RFLAGS.IF.
+    pub interrupts_enabled: bool,
+    pub tsc_adjust: u64,
+    pub misc_enable: u64,
+    pub tsx_ctrl: u64,
+    pub xmm: &'a [Xmm; 16],
+}
+
+impl Host<'_> {
+    /// The registers for a call that depends on none of them.
+    const NONE: Self = {
+        static XMM: [Xmm; 16] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; 16];
+        Self {
+            cr4: 0,
+            interrupts_enabled: false,
+            tsc_adjust: 0,
+            misc_enable: 0,
+            tsx_ctrl: 0,
+            xmm: &XMM,
+        }
+    };
+}
+
+/// The machine during one call of the module.
 pub struct SeamCpu<'a> {
     world: &'static World,
     number: u32,
-    cr4: u64,
-    /// The host's RFLAGS.IF.
-    interrupts_enabled: bool,
-    tsc_adjust: u64,
-    misc_enable: u64,
-    tsx_ctrl: u64,
-    /// The host's XMM registers.
-    xmm: &'a [Xmm; 16],
-    /// The runner of TD vCPUs, on the processor that executes the SEAMCALL.
+    host: Host<'a>,
+    /// The runner of TD vCPUs, on the processor that executes a SEAMCALL.
     td: Mutex<Option<&'static mut Td>>,
 }
 
@@ -42,29 +65,34 @@ pub struct SeamCpu<'a> {
 static KEY_TABLES: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
 
 impl<'a> SeamCpu<'a> {
-    /// Creates the machine for a SEAMCALL on `lp`.
-    pub fn new(lp: &'a Lp) -> Self {
-        const IF: u64 = 1 << 9;
+    /// Creates the machine for a SEAMCALL of the host on processor `number`, which may run a TD vCPU on `td`.
+    pub fn new(
+        world: &'static World,
+        number: u32,
+        host: Host<'a>,
+        td: Option<&'static mut Td>,
+    ) -> Self {
         Self {
-            world: world::get(),
-            number: lp.number,
-            cr4: lp.cr4(),
-            interrupts_enabled: lp.vmcb.save.rflags & IF != 0,
-            tsc_adjust: lp.tsc_adjust,
-            misc_enable: lp.misc_enable,
-            tsx_ctrl: lp.tsx_ctrl,
-            xmm: &lp.xmm,
-            td: Mutex::new(None),
+            world,
+            number,
+            host,
+            td: Mutex::new(td),
         }
     }
 
-    /// Creates the machine for a SEAMCALL that `lp` executes, which may run a TD vCPU.
-    pub fn executing(lp: &'a mut Lp) -> Self {
-        let td = lp.td.take();
-        Self {
-            td: Mutex::new(td),
-            ..Self::new(lp)
-        }
+    /// Creates the machine for the look-up of a page's owner by processor `number`.
+    fn for_look_up(world: &'static World, number: u32) -> Self {
+        Self::new(world, number, Host::NONE, None)
+    }
+
+    /// Returns the machine as all processors see it.
+    fn world(&self) -> &'static World {
+        self.world
+    }
+
+    /// Returns the executing processor as the others see it.
+    fn shared(&self) -> &'static Shared {
+        &self.world.lps[self.number as usize]
     }
 
     /// Returns the identity of the processor `lp` as software sees it.
@@ -74,16 +102,16 @@ impl<'a> SeamCpu<'a> {
         } else {
             self.number
         };
-        self.world.personality(number, self.cr4)
+        self.world.personality(number, self.host.cr4)
     }
 
     /// Returns the number of the processor.
-    pub fn number(&self) -> u32 {
+    fn number(&self) -> u32 {
         self.number
     }
 
     /// Ends the SEAMCALL: clears a TD's state from the processor's registers, and returns the runner of TD vCPUs for
-    /// the [`Lp`].
+    /// the processor.
     pub fn leave(self) -> Option<&'static mut Td> {
         let mut td = self.td.into_inner();
         if let Some(td) = &mut td
@@ -110,7 +138,9 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn guard(&self, lp: u32, pages: Range<u64>, private: bool) {
-        self.world.npt.guard(lp, pages, private);
+        self.world
+            .npt
+            .guard(self.world.processors(lp), pages, private);
     }
 
     /// Returns CPUID of a complete Sapphire Rapids, which TDH.SYS.INIT checks, except for machine-dependent values:
@@ -134,9 +164,9 @@ impl Machine for SeamCpu<'_> {
 
     fn rdmsr(&self, _lp: u32, msr: u32) -> u64 {
         match msr {
-            0x3B => self.tsc_adjust,
-            0x122 => self.tsx_ctrl,
-            0x1A0 => self.misc_enable,
+            0x3B => self.host.tsc_adjust,
+            0x122 => self.host.tsx_ctrl,
+            0x1A0 => self.host.misc_enable,
             // Capabilities of a complete Sapphire Rapids, as for CPUID.
             0xCF | 0x10A | 0x345 | 0x480..=0x492 => sapphire_rapids::msr(msr),
             _ => personality::constant(msr, &self.world.facts)
@@ -166,7 +196,7 @@ impl Machine for SeamCpu<'_> {
     fn interrupt_pending(&self, lp: u32) -> bool {
         let shared = &self.world.lps[lp as usize];
         shared.kicked.load(Ordering::Acquire)
-            || self.interrupts_enabled && highest_request() >> 4 > Hardware.read(PPR) >> 4
+            || self.host.interrupts_enabled && highest_request() >> 4 > Hardware.read(PPR) >> 4
     }
 
     fn pconfig(&self, lp: u32, _hkid: u32) -> Result<(), PconfigError> {
@@ -219,12 +249,12 @@ impl Machine for SeamCpu<'_> {
     }
 
     fn host_xmm(&self, _lp: u32, index: usize) -> u128 {
-        let [low, high] = &self.xmm[index % 16];
+        let [low, high] = &self.host.xmm[index % 16];
         u128::from(low.load(Ordering::Relaxed)) | u128::from(high.load(Ordering::Relaxed)) << 64
     }
 
     fn set_host_xmm(&self, _lp: u32, index: usize, value: u128) {
-        let [low, high] = &self.xmm[index % 16];
+        let [low, high] = &self.host.xmm[index % 16];
         low.store(value as u64, Ordering::Relaxed);
         high.store((value >> 64) as u64, Ordering::Relaxed);
     }
@@ -273,73 +303,4 @@ fn highest_request() -> u32 {
             (word != 0).then(|| i * 32 + 31 - word.leading_zeros())
         })
         .unwrap_or(0)
-}
-
-impl World {
-    /// Returns the machine's description for the module.
-    #[inline(always)]
-    pub fn platform(&self) -> Platform<'_> {
-        Platform {
-            lp_to_package: &self.lp_to_package,
-            cmrs: &self.cmrs,
-            max_pa: MAX_PA,
-            keyid_bits: KEYID_BITS,
-            num_mktme_keyids: personality::mktme_keyids(self.options.hkids),
-            num_tdx_keyids: self.options.hkids,
-            seamrr: self.seamrr,
-            wbinvd_sub_blocks: WBINVD_SUB_BLOCKS,
-        }
-    }
-
-    /// Returns `pa` if the module may use the page there, else the replacement page.
-    #[inline(always)]
-    fn ram_or_nothing(&self, pa: u64) -> u64 {
-        let is_in = |(base, size): (u64, u64)| pa.wrapping_sub(base) < size;
-        if is_in(self.seamrr) {
-            self.nothing
-        } else if is_in(self.largest) {
-            pa
-        } else {
-            self.elsewhere(pa)
-        }
-    }
-
-    #[inline(never)]
-    fn elsewhere(&self, pa: u64) -> u64 {
-        let is_ram = (self.ram.iter()).any(|&(base, size)| (base..base + size).contains(&pa));
-        if is_ram { pa } else { self.nothing }
-    }
-}
-
-/// Returns the convertible memory: RAM above 1 MiB, without the SEAM range.
-pub fn cmrs(ram: &[(u64, u64)], seamrr: (u64, u64)) -> alloc::vec::Vec<(u64, u64)> {
-    const FIRST: u64 = 1 << 20;
-    let (hole, hole_end) = (seamrr.0, seamrr.0 + seamrr.1);
-    ram.iter()
-        .map(|&(base, size)| (base.max(FIRST), base + size))
-        .flat_map(|(base, end)| [(base, end.min(hole)), (base.max(hole_end), end)])
-        .filter(|(base, end)| base < end)
-        .map(|(base, end)| (base, end - base))
-        .collect()
-}
-
-/// Draws a key for TDREPORTs, which is valid until the next boot.
-pub fn draw_report_key() -> [u8; 32] {
-    let mut key = [0; 32];
-    for chunk in key.chunks_mut(8) {
-        chunk.copy_from_slice(&random().to_le_bytes());
-    }
-    key
-}
-
-/// Returns a random number, or the time-stamp counter if RDRAND fails.
-pub fn random() -> u64 {
-    (0..100)
-        .find_map(|_| cpu::rdrand())
-        .unwrap_or_else(cpu::rdtsc)
-}
-
-/// Allocates the page that replaces nonexistent memory.
-pub fn nothing() -> u64 {
-    memory::pages(1).address()
 }

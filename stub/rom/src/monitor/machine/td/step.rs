@@ -4,8 +4,7 @@
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::vapic::VirtualApic;
 
-use super::exits::reason;
-use super::{Next, Td, VmExit};
+use super::{Next, Td, VmExit, reason};
 use crate::monitor::vmcb::{exit, misc1, vector};
 
 /// Primary controls.
