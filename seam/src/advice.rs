@@ -152,6 +152,8 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
 
         Status::OPERAND_INVALID => ("The module does not accept a value that the call was given.", Report),
         Status::OPERAND_ADDR_RANGE_ERROR => ("An address is in no TDMR, or in one that is not initialised yet.", Report),
+        Status::EVENT_FILTER_INVALID => ("An entry of the TD's list of performance events is malformed.", Report),
+        Status::EVENT_FILTER_ORDER_INVALID => ("The TD's list of performance events is not in ascending order.", Report),
 
         Status::OPERAND_BUSY => ("Something that the call needs was in use by another processor for too long.", TryAgain),
         Status::PREVIOUS_TLB_EPOCH_BUSY => ("A virtual processor has not left the TD since the last round of TLB tracking.", TryAgain),
@@ -159,11 +161,17 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::RND_NO_ENTROPY => ("The processor's random number generator gave too little entropy.", TryAgain),
         Status::OPERAND_BUSY_HOST_PRIORITY => ("Something is kept free for the host, which asked for it first.", TryAgain),
         Status::HOST_PRIORITY_BUSY_TIMEOUT => ("The TD waited too long for something that the host had asked for first.", TryAgain),
+        Status::INTERRUPTED_BUSY => ("An interrupted call found a resource of the TD in use when it resumed.", TryAgain),
 
         Status::PAGE_METADATA_INCORRECT => ("A page of memory is not in the state that the call demands.", Report),
         Status::PAGE_ALREADY_FREE => ("The page was free already.", Nothing),
         Status::PAGE_NOT_OWNED_BY_TD => ("A page of memory belongs to another TD.", Report),
         Status::PAGE_NOT_FREE => ("A page of memory that was to be given to the module is in use.", Report),
+        Status::HPA_RANGE_NOT_FREE => ("A 2 MiB range is in use, or has its pair of PAMT pages already.", Report),
+        Status::NO_PAMT_PAGE_PAIR => ("A 2 MiB range has no pair of PAMT pages to take away.", Report),
+        Status::PAMT_PAGE_NOT_EMPTY => ("A pair of PAMT pages still describes pages in use.", Report),
+        Status::INTERRUPTED_PAMT => ("An interrupted call needs a pair of PAMT pages to go on.", TryAgain),
+        Status::MISSING_PAMT_PAGE_PAIR => ("A page was to be used in a 2 MiB range that has no pair of PAMT pages.", Report),
         Status::TD_ASSOCIATED_PAGES_EXIST => ("The TD still owns pages, so its root page can't be taken back.", EndAgain),
 
         Status::SYS_INIT_NOT_PENDING => ("The module was initialised before, by other software since the last start.", Restart),
@@ -174,6 +182,8 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::SYS_KEY_CONFIG_NOT_PENDING => ("The module's own key is not due to be configured.", Report),
         Status::SYS_STATE_INCORRECT => ("The module is not in the state that the call demands.", Report),
         Status::SYS_INVALID_HANDOFF => ("The data that the previous module handed over does not fit this one.", Restart),
+        Status::CRYPTO_SELF_TEST_FAILED => ("The module's self-test of its cryptography failed.", UpdateModule),
+        Status::UPDATE_COMPATIBILITY_SENSITIVE => ("The module can't be updated while TDs are being built or migrated.", TryAgain),
         Status::SYS_INCOMPATIBLE_SIGSTRUCT => ("The module was signed for another range of versions than it can take over from.", UpdateModule),
         Status::SYS_LP_INIT_NOT_PENDING => ("Processors can't be initialised for the module any more, or not yet.", Report),
         Status::SYS_CONFIG_NOT_PENDING => ("The module can't be configured now: a processor that the firmware counted is not initialised for it, or it is configured already.", Firmware),
@@ -186,6 +196,8 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::OP_STATE_INCORRECT => ("The TD is not in the state of operation that the call demands.", Report),
         Status::NO_VCPUS => ("The TD has no virtual processor.", Report),
         Status::TDCX_NUM_INCORRECT => ("A TD or virtual processor was given too few or too many pages for its control structure.", Report),
+        Status::X2APIC_ID_NOT_UNIQUE => ("Two virtual processors of the TD were given the same x2APIC id.", Report),
+        Status::INCOMPATIBLE_MRTD_CONTEXT => ("The TD's measurement was begun by another release of the module, which hashes differently.", Destroy),
 
         Status::VCPU_STATE_INCORRECT => ("The virtual processor is not in the state that the call demands.", Report),
         Status::VCPU_ASSOCIATED => ("The virtual processor belongs to another processor, which has to flush it first.", TryAgain),
@@ -193,6 +205,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::NO_VALID_VE_INFO => ("There is no virtualisation exception to report.", Guest),
         Status::MAX_VCPUS_EXCEEDED => ("The TD has as many virtual processors as it was configured for.", Configuration),
         Status::TSC_ROLLBACK => ("The TD's time would run backwards: the time stamp counter was changed after the module was initialised.", Firmware),
+        Status::INTERRUPTIBILITY_BLOCKED => ("The TD's virtual processor blocks the event that was to be delivered.", Guest),
         Status::TD_VMCS_FIELD_NOT_INITIALIZED => ("A field of the virtual processor that it needs to run was not set.", Report),
         Status::TD_VMCS_FIELD_ERROR => ("A field of the virtual processor has a value with which it can't run.", Report),
 
@@ -272,6 +285,8 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::METADATA_WR_MASK_NOT_VALID => ("Those bits of the metadata field can't be written.", Report),
         Status::METADATA_FIRST_FIELD_ID_IN_CONTEXT => ("There was no field before; the first one's number is given.", Nothing),
         Status::METADATA_FIELD_SKIP => ("The metadata field was skipped.", Nothing),
+        Status::VIRTUAL_MSR_VALUE_NOT_VALID => ("The TD can't be given this value of an MSR.", Report),
+        Status::METADATA_FIELD_NOT_ALLOCATED => ("The metadata field lies in memory that the TD was not given.", Report),
 
         Status::SERVTD_ALREADY_BOUND_FOR_TYPE => ("A service TD of that type is bound to the TD already.", Report),
         Status::SERVTD_TYPE_MISMATCH => ("The service TD is of another type than the one that was announced.", Report),
@@ -306,6 +321,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::MIN_MIGS_NOT_CREATED => ("The TD has fewer migration streams than migration needs.", Report),
         Status::VCPU_ALREADY_EXPORTED => ("The virtual processor was exported before.", Report),
         Status::INVALID_MIGRATION_DECRYPTION_KEY => ("The key of the migration session is not valid.", Report),
+        Status::INCOMPATIBLE_MBMD_MAC_CONTEXT => ("The TD's migration was begun by another release of the module.", Destroy),
 
         Status::INVALID_CPUSVN => ("The report comes from a processor with another security version.", Guest),
         Status::INVALID_REPORTMACSTRUCT => ("The report is not authentic.", Guest),
@@ -317,6 +333,7 @@ fn meaning(code: Status) -> Option<(&'static str, Remedy)> {
         Status::TD_EXIT_BEFORE_L2_ENTRY => ("The TD was left before it entered a nested VM.", Nothing),
         Status::TD_EXIT_ON_L2_VM_EXIT => ("The TD was left on an exit of a nested VM.", Nothing),
         Status::TD_EXIT_ON_L2_TO_L1 => ("The TD was left on the way from a nested VM to it.", Nothing),
+        Status::L2_VM_ENTRY_FAILED => ("The processor refused to enter a nested VM of the TD.", Guest),
         Status::GLA_NOT_CANONICAL => ("The TD named an address that is not canonical.", Guest),
         _ => return None,
     })

@@ -36,7 +36,7 @@ impl Platform {
             msrs: smrr.into(),
             ..Config::default()
         });
-        let module = Module::new(&machine.platform());
+        let module = Module::new(&machine.platform(), machine.config().release);
         let platform = Self { machine, module };
         for leaf in [Leaf::SysInit, Leaf::SysLpInit] {
             assert_eq!(platform.call(leaf, [0; 3]).0, Status::SUCCESS);

@@ -192,7 +192,18 @@ masks! {
         PERF_MASK = 42,
         SCAN_EXPORT_RESTORE = 43,
         IMPORT_PAGE_STATUS = 44,
+        ENHANCED_INTR_VIRTUALIZATION = 45,
+        VE_INFO_INTR_STATE = 46,
         UPDATE_COMPATIBILITY = 47,
+        SERVTD_REBIND = 48,
+        TDID_VMID_REPORTING = 49,
+        QUOTE = 50,
+        ENHANCED_DEMOTE_INTERRUPTIBILITY = 51,
+        DEBUG_RO_TD_MIGRATION = 52,
+        SYS_DISABLE = 53,
+        LIST_ERROR_COUNT = 54,
+        SEALKEY_128 = 56,
+        SEALKEY_256 = 57,
     }
 }
 

@@ -23,7 +23,7 @@ macro_rules! leafs {
                 }
             }
 
-            /// Returns the highest version (RAX bits 23:16) that module 1.5 accepts.
+            /// Returns the highest version (RAX bits 23:16) that a module 1.5 accepts.
             pub const fn max_version(self) -> u8 {
                 match self {
                     $(Self::$name => $version,)*
@@ -63,7 +63,7 @@ leafs! {
     MngVpflushdone = 19, 0, "TDH.MNG.VPFLUSHDONE";
     MngKeyFreeid = 20, 0, "TDH.MNG.KEY.FREEID";
     MngInit = 21, 0, "TDH.MNG.INIT";
-    VpInit = 22, 0, "TDH.VP.INIT";
+    VpInit = 22, 1, "TDH.VP.INIT";
     MemPagePromote = 23, 1, "TDH.MEM.PAGE.PROMOTE";
     PhymemPageRdmd = 24, 0, "TDH.PHYMEM.PAGE.RDMD";
     MemSeptRd = 25, 0, "TDH.MEM.SEPT.RD";
@@ -74,7 +74,7 @@ leafs! {
     MemSeptRemove = 30, 1, "TDH.MEM.SEPT.REMOVE";
     SysKeyConfig = 31, 0, "TDH.SYS.KEY.CONFIG";
     SysInfo = 32, 0, "TDH.SYS.INFO";
-    SysInit = 33, 0, "TDH.SYS.INIT";
+    SysInit = 33, 1, "TDH.SYS.INIT";
     SysRd = 34, 0, "TDH.SYS.RD";
     SysLpInit = 35, 0, "TDH.SYS.LP.INIT";
     SysTdmrInit = 36, 0, "TDH.SYS.TDMR.INIT";
@@ -90,7 +90,9 @@ leafs! {
     ServtdBind = 48, 0, "TDH.SERVTD.BIND";
     ServtdPrebind = 49, 0, "TDH.SERVTD.PREBIND";
     SysShutdown = 52, 0, "TDH.SYS.SHUTDOWN";
-    SysUpdate = 53, 0, "TDH.SYS.UPDATE";
+    SysUpdate = 53, 1, "TDH.SYS.UPDATE";
+    PhymemPamtAdd = 58, 0, "TDH.PHYMEM.PAMT.ADD";
+    PhymemPamtRemove = 59, 0, "TDH.PHYMEM.PAMT.REMOVE";
     ExportAbort = 64, 0, "TDH.EXPORT.ABORT";
     ExportBlockw = 65, 0, "TDH.EXPORT.BLOCKW";
     ExportRestore = 66, 0, "TDH.EXPORT.RESTORE";

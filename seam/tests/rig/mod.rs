@@ -85,7 +85,11 @@ impl Rig {
     pub fn new(hooks: &str) -> Self {
         let machine = HostMachine::new(Config::default());
         let hooks = Hooks::parse(hooks).unwrap();
-        let module = Module::with_hooks(&stub_module::Machine::platform(&machine), hooks);
+        let module = Module::with_hooks(
+            &stub_module::Machine::platform(&machine),
+            machine.config().release,
+            hooks,
+        );
         Self {
             position: KeyIdPosition::new(52, 6).unwrap(),
             frames: Frames::new(TDMR..TDMR + PAGE_1G),

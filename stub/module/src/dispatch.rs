@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use seam::abi::{Gprs, Leaf, Operand, Status};
+use seam::abi::{Features0, Gprs, Leaf, Operand, Status};
 
 use crate::call::Call;
 use crate::guest::Impossible;
@@ -53,7 +53,7 @@ impl Module {
             number => Leaf::from_number(number),
         };
         let version = (rax >> 16) as u8;
-        if version > 0 && leaf.is_none_or(|leaf| leaf.max_version() == 0) {
+        if version > 0 && leaf.is_none_or(|leaf| self.max_version(leaf) == 0) {
             return Err(invalid);
         }
         match self.state() {
@@ -70,6 +70,21 @@ impl Module {
             }
         }
         Ok((leaf.ok_or(invalid)?, version))
+    }
+
+    /// Returns the highest version of a leaf.
+    fn max_version(&self, leaf: Leaf) -> u8 {
+        let needed = match leaf {
+            Leaf::VpInit => Features0::TOPOLOGY_ENUM,
+            Leaf::SysInit => Features0::FATAL_DIAGNOSTICS,
+            Leaf::SysUpdate => Features0::UPDATE_COMPATIBILITY,
+            _ => Features0::empty(),
+        };
+        if self.release.has(needed) {
+            leaf.max_version()
+        } else {
+            0
+        }
     }
 }
 
@@ -203,6 +218,10 @@ fn run<M: Machine>(
         Leaf::PhymemPageReclaim => phymem::page_reclaim(cx, regs),
         Leaf::PhymemPageWbinvd => phymem::page_wbinvd(cx, regs),
         Leaf::PhymemCacheWb => phymem::cache_wb(cx, regs),
+
+        Leaf::PhymemPamtAdd | Leaf::PhymemPamtRemove => {
+            Err(Status::OPERAND_INVALID.with(Operand::RAX))
+        }
 
         Leaf::ServtdBind => servtd::bind(cx, regs),
         Leaf::ServtdPrebind => servtd::prebind(cx, regs),

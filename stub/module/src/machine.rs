@@ -92,7 +92,6 @@ pub trait Machine: Sync {
     /// [`Module::check_host_access`](crate::Module::check_host_access) follows the PAMT: a machine that asks it at each
     /// access of the host has nothing to do here. When this returns, no processor that executes the host's software
     /// reaches private pages by a translation that it cached before.
-    /// private pages by a translation that it made before.
     fn guard(&self, lp: u32, pages: Range<u64>, private: bool);
     /// Executes CPUID on that processor: EAX, EBX, ECX, EDX.
     fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4];
@@ -134,6 +133,13 @@ pub trait Machine: Sync {
     /// IDT-vectoring information, instruction length and information, as the CPU leaves them. The valid bit of the
     /// VM-entry interruption information is clear.
     fn run_vcpu(&self, lp: u32, vcpu: &Vcpu<'_>);
+    /// Returns the number of instructions that the vCPU on `lp` retired between its last entry and its last exit (fixed
+    /// counter 0), or `None` if the machine can't count them.
+    fn instructions_retired(&self, _lp: u32) -> Option<u64> {
+        None
+    }
+    /// Writes the interrupt command register of the x2APIC of `lp`.
+    fn write_icr(&self, lp: u32, value: u64);
     /// Reports a VM exit of a TD that no CPU produces: the module shuts down because of it, or terminates the TD.
     fn impossible(&self, _lp: u32, _exit: &Impossible) {}
     /// Reads an XMM register (0 to 15) of the host, as it was at the SEAMCALL on `lp`.

@@ -7,13 +7,13 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use seam::abi::Status;
 use spin::Once;
 
-use crate::Platform;
 use crate::cpuid::Native;
 use crate::hooks::{Counters, Counts, Hooks, Log, counters};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
 use crate::sys::Sample;
 use crate::sys::tdmr::{Tdmr, Tdmrs};
+use crate::{Platform, Release};
 
 /// The module's state (SYS_STATE).
 #[repr(u8)]
@@ -64,6 +64,8 @@ impl Lp {
 /// TDMRs, which TDH.SYS.CONFIG allocates.
 #[derive(Debug)]
 pub struct Module {
+    /// The release of Intel's module that it behaves as.
+    pub(crate) release: Release,
     state: AtomicU8,
     global: AtomicU64,
     /// The sample of TDH.SYS.INIT, once it succeeded.
@@ -88,12 +90,12 @@ pub struct Module {
 
 impl Module {
     /// Creates a module as the P-SEAMLDR leaves it: loaded, not initialised.
-    pub fn new(platform: &Platform<'_>) -> Self {
-        Self::with_hooks(platform, Hooks::default())
+    pub fn new(platform: &Platform<'_>, release: Release) -> Self {
+        Self::with_hooks(platform, release, Hooks::default())
     }
 
     /// Creates a module with test hooks.
-    pub fn with_hooks(platform: &Platform<'_>, hooks: Hooks) -> Self {
+    pub fn with_hooks(platform: &Platform<'_>, release: Release, hooks: Hooks) -> Self {
         // The counters are allocated first. The data that every call uses then lies together: keys, processors, and
         // later the list of TDMRs.
         let room: Vec<_> = platform
@@ -104,6 +106,7 @@ impl Module {
         let keys = Keys::new(platform);
         let lps = room.into_iter().map(Lp::with_room).collect();
         Self {
+            release,
             state: AtomicU8::new(SysState::InitPending as u8),
             global: AtomicU64::new(0),
             sample: Once::new(),
@@ -117,6 +120,17 @@ impl Module {
             hooks,
             violations: Log::default(),
         }
+    }
+
+    /// Creates the module that the P-SEAMLDR installs in place of `previous`. All of that module's state is lost, except
+    /// the data that it handed over at its shutdown.
+    pub fn installed(platform: &Platform<'_>, release: Release, _previous: &Self) -> Self {
+        Self::new(platform, release)
+    }
+
+    /// Returns the release of Intel's module that it behaves as.
+    pub fn release(&self) -> Release {
+        self.release
     }
 
     /// Returns the counters per leaf and status.

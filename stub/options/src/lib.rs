@@ -12,13 +12,16 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use core::str::FromStr;
 
+use stub_module::Release;
 use stub_module::hooks::Hooks;
 
 /// The directory of the options' fw_cfg files.
 pub const PREFIX: &str = "opt/seamstub/";
 
 /// The names of all options, without [`PREFIX`].
-pub const NAMES: [&str; 6] = ["tdx", "hkids", "trace", "stuck", "hooks", "tsc_hz"];
+pub const NAMES: [&str; 7] = [
+    "tdx", "module", "hkids", "trace", "stuck", "hooks", "tsc_hz",
+];
 
 /// KeyID bits at the top of a physical address, over QEMU's `phys-bits=48`.
 pub const KEYID_BITS: u32 = 4;
@@ -35,6 +38,8 @@ pub const MAX_KEYIDS: u32 = (1 << KEYID_BITS) - 1;
 pub struct Options {
     /// `tdx`: true if the machine has SEAM and TDX.
     pub tdx: bool,
+    /// `module`: the release of Intel's module that the emulated one behaves as.
+    pub module: Release,
     /// `hkids`: the number of private HKIDs, 2 to [`MAX_KEYIDS`] - 1.
     pub hkids: u32,
     /// `trace`: 0 reports only violations, 1 adds faults that the monitor injects, 2 adds every emulated instruction
@@ -54,6 +59,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             tdx: true,
+            module: Release::default(),
             hkids: MAX_KEYIDS - 1,
             trace: 0,
             stuck: Vec::new(),
@@ -86,6 +92,7 @@ impl Options {
                     _ => return Err(format!("tdx is on or off, not {text}")),
                 }
             }
+            "module" => self.module = text.parse()?,
             "hkids" => self.hkids = number(name, text, 2, MAX_KEYIDS - 1)?,
             "trace" => self.trace = number(name, text, 0, 2)?,
             "stuck" => {
@@ -150,6 +157,7 @@ mod tests {
     fn options_are_read() {
         let mut options = Options::default();
         options.set("tdx", b"off\n").unwrap();
+        options.set("module", b"1.5.16").unwrap();
         options.set("hkids", b"3").unwrap();
         options.set("trace", b"2").unwrap();
         options.set("stuck", b"2, 3").unwrap();
@@ -161,6 +169,7 @@ mod tests {
             options,
             Options {
                 tdx: false,
+                module: Release::V1_5_16,
                 hkids: 3,
                 trace: 2,
                 stuck: [2, 3].into(),
@@ -175,6 +184,7 @@ mod tests {
         let mut options = Options::default();
         for (name, text) in [
             ("tdx", &b"maybe"[..]),
+            ("module", b"1.5.02"),
             ("hkids", b"0"),
             ("hkids", b"15"),
             ("trace", b"-1"),

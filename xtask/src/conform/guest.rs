@@ -8,6 +8,7 @@ use seam::abi::x86::{efer, exit_reason};
 use stub_module::host::{self, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Held, Vcpu};
 
+use super::native::NativeMsrs;
 use super::number::{self, Number};
 use super::registers::NAMES;
 use super::replay::Difference;
@@ -229,11 +230,18 @@ pub struct Witness {
     pub entries: usize,
 }
 
+/// The recorded part of a guest in one TDH.VP.ENTER.
+pub struct Recorded {
+    pub exits: Vec<Exit>,
+    /// The expected state at the entry, if any.
+    pub entry: Option<Changes>,
+    /// The MSRs that it accesses without an exit, if the recording lists them.
+    pub native_msrs: Option<NativeMsrs>,
+}
+
 /// Replays the exits of one TDH.VP.ENTER.
 pub struct Script {
-    exits: Arc<Vec<Exit>>,
-    /// The expected state at the entry, if any.
-    entry: Option<Changes>,
+    recorded: Arc<Recorded>,
     /// True if the recording contains the module's handling of each exit.
     watched: bool,
     witness: Arc<Mutex<Witness>>,
@@ -241,15 +249,9 @@ pub struct Script {
 
 impl Script {
     /// Creates a guest that continues where `witness` left off.
-    pub fn new(
-        exits: Arc<Vec<Exit>>,
-        entry: Option<Changes>,
-        watched: bool,
-        witness: Arc<Mutex<Witness>>,
-    ) -> Self {
+    pub fn new(recorded: Arc<Recorded>, watched: bool, witness: Arc<Mutex<Witness>>) -> Self {
         Self {
-            exits,
-            entry,
+            recorded,
             watched,
             witness,
         }
@@ -265,7 +267,10 @@ impl Guest for Script {
         if self.watched {
             let last = witness.last.clone().unwrap_or_default();
             if number == 0 {
-                let expected = self.entry.clone().unwrap_or_default();
+                if let Some(native) = &self.recorded.native_msrs {
+                    native.compare(machine, vcpu, &mut witness.differences);
+                }
+                let expected = self.recorded.entry.clone().unwrap_or_default();
                 compare(
                     "entry",
                     &expected,
@@ -283,11 +288,14 @@ impl Guest for Script {
                 );
             }
         }
-        match self.exits.get(number) {
+        match self.recorded.exits.get(number) {
             None => host::Exit::EXTERNAL_INTERRUPT.leave(machine, vcpu),
             Some(exit) => {
                 if !self.watched {
                     into_64_bit_mode(vcpu);
+                }
+                if let Some(instructions) = exit.insts {
+                    machine.set_retired(lp, instructions);
                 }
                 if let Err(error) = exit.leave(machine, vcpu) {
                     let place = format!("guest/{number}/set");
@@ -318,7 +326,7 @@ fn into_64_bit_mode(vcpu: &Vcpu<'_>) {
 impl Script {
     /// Returns the recorded state after an exit.
     fn after(&self, number: usize) -> Changes {
-        let exit = self.exits.get(number);
+        let exit = self.recorded.exits.get(number);
         exit.and_then(|exit| exit.after.clone()).unwrap_or_default()
     }
 

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use seam::abi::{MAX_HKIDS, MAX_PACKAGES};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use stub_module::host::{Conditions, Config};
-use stub_module::{PconfigError, Point};
+use stub_module::{PconfigError, Point, Release};
 
 use super::number::{self, Number};
 use super::registers::Registers;
@@ -18,19 +18,54 @@ const MAX_LPS: usize = 4096;
 /// Maximum size in bytes of the memory that one step may write or read.
 const MAX_STRETCH: u64 = 64 << 20;
 
-/// Unknown keys.
-pub type Unknown = BTreeMap<String, IgnoredAny>;
+// Every structure refuses keys that it does not list, so that a replay can't pass over what a recording states.
 
 /// The header, as in the file.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Header {
     pub scenario: String,
     pub format: Option<String>,
+    pub module: Option<RawModule>,
     #[serde(alias = "platform_model")]
     pub machine: RawMachine,
+    /// The MSRs that the recorded TD accesses without an exit.
+    pub msr_native: Option<BTreeMap<String, Vec<String>>>,
+    #[serde(default, rename = "note")]
+    _note: IgnoredAny,
+    #[serde(default, rename = "platform")]
+    _platform: IgnoredAny,
+    #[serde(default, rename = "td_config")]
+    _td_config: IgnoredAny,
+}
+
+/// The version of the module that answered.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawModule {
+    pub major: u64,
+    pub minor: u64,
+    pub update: u64,
+    #[serde(default, rename = "build")]
+    _build: IgnoredAny,
+}
+
+impl RawModule {
+    /// Returns the release.
+    pub fn release(&self) -> Result<Release> {
+        let Self {
+            major,
+            minor,
+            update,
+            ..
+        } = self;
+        let version = format!("{major}.{minor}.{update:02}");
+        version.parse().map_err(|error: String| anyhow!(error))
+    }
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawMachine {
     pub lps: Option<Number>,
     pub lp_to_package: Option<Vec<Number>>,
@@ -50,11 +85,10 @@ pub struct RawMachine {
     pub lp_msrs: BTreeMap<String, Number>,
     #[serde(default, rename = "packages")]
     _packages: IgnoredAny,
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawStep {
     pub i: Option<u64>,
     pub lp: u32,
@@ -87,8 +121,15 @@ pub struct RawStep {
     _status_detail: IgnoredAny,
     #[serde(default, rename = "exit_reason")]
     _exit_reason: IgnoredAny,
-    #[serde(flatten)]
-    pub unknown: Unknown,
+    /// The P-SEAMLDR installs a module: not a call.
+    pub reload: Option<String>,
+    /// The module that it installs, if it is another one.
+    pub module: Option<RawModule>,
+    /// The module shuts down in this call.
+    #[serde(default)]
+    pub shutdown: bool,
+    /// The value that the module writes to the x2APIC's ICR in this call.
+    pub icr: Option<Number>,
 }
 
 /// Distinguishes a key whose value is null from a missing key.
@@ -99,6 +140,7 @@ fn present<'de, D: serde::Deserializer<'de>>(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawPatch {
     pub pa: Number,
     pub hex: Option<String>,
@@ -108,6 +150,7 @@ pub struct RawPatch {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawDump {
     pub pa: Number,
     pub gpa: Option<Number>,
@@ -116,6 +159,7 @@ pub struct RawDump {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawEnvironment {
     pub intr_at_check: Option<Number>,
     pub rdrand_fail: Option<Number>,
@@ -126,11 +170,10 @@ pub struct RawEnvironment {
     pub msrs: BTreeMap<String, Number>,
     pub seamreport_status: Option<Number>,
     pub verifyreport_status: Option<Number>,
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawDuring {
     pub event: String,
     pub nth: Option<Number>,
@@ -192,6 +235,7 @@ impl RawMachine {
             lp_msrs.insert((lp, Number::parse(msr)?.narrow("MSR")?), value.0);
         }
         Ok(Config {
+            release: usual.release,
             lp_to_package,
             cmrs: match self.cmrs {
                 Some(cmrs) => cmrs

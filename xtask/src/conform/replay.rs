@@ -8,11 +8,12 @@ use std::thread;
 
 use seam::abi::Gprs;
 use stub_module::host::{Conditions, HostMachine};
-use stub_module::{Machine, Module};
+use stub_module::{Machine, Module, SysState};
 
-use super::guest::{Script, State, Witness};
+use super::guest::{Recorded, Script, State, Witness};
+use super::native::NativeMsrs;
 use super::registers::{self, NAMES, Registers};
-use super::scenario::{Dump, Exit, Scenario, Step};
+use super::scenario::{Dump, Scenario, Step};
 
 /// RAX of TDH.VP.ENTER without the version.
 const VP_ENTER: u64 = 0;
@@ -21,6 +22,9 @@ const TDVPR: u64 = 0xf_ffff_ffff_f000;
 /// The size of a TDREPORT, and the parts of it that the module writes itself.
 const REPORT_BYTES: usize = 1024;
 const REPORT_PARTS: [std::ops::Range<usize>; 3] = [0..4, 80..192, 512..1024];
+
+/// The bytes of the fatal-error log that identify the failed check. Each build of the module has its own numbers.
+const FATAL_ID: std::ops::Range<usize> = 8..16;
 
 /// One difference in a step.
 pub struct Difference {
@@ -59,10 +63,10 @@ pub struct Outcome {
 /// Replays all steps of a scenario, also those after a mismatch.
 pub fn replay(scenario: Scenario) -> Outcome {
     let machine = HostMachine::new(scenario.config.clone());
-    let module = Module::new(&machine.platform());
-    let replay = Replay {
+    let mut replay = Replay {
         machine: &machine,
-        module: &module,
+        module: Module::new(&machine.platform(), scenario.release),
+        native_msrs: scenario.native_msrs,
         guest_side: scenario.guest_side,
         last_exits: Mutex::default(),
         reports: Mutex::default(),
@@ -71,6 +75,9 @@ pub fn replay(scenario: Scenario) -> Outcome {
     for (number, mut step) in scenario.steps.into_iter().enumerate() {
         let name = step.index.map_or(number as u64, |index| index).to_string();
         let (line, leaf) = (step.line, step.leaf.clone());
+        if let Some(release) = step.reload {
+            replay.module = Module::installed(&machine.platform(), release, &replay.module);
+        }
         let finished = catch_unwind(AssertUnwindSafe(|| replay.step(&name, &mut step)));
         if let Err(panic) = finished {
             let said = panic
@@ -96,7 +103,9 @@ pub fn replay(scenario: Scenario) -> Outcome {
 
 struct Replay<'a> {
     machine: &'a HostMachine,
-    module: &'a Module,
+    module: Module,
+    /// The MSRs that the TD of the recording accesses without an exit.
+    native_msrs: Option<NativeMsrs>,
     guest_side: bool,
     /// The guest's state at its last exit, by TDVPR.
     last_exits: Mutex<BTreeMap<u64, State>>,
@@ -120,7 +129,12 @@ impl Replay<'_> {
         let before = step.input.gprs();
         let mut after = before;
         let mut differences = Vec::new();
-        for _ in 0..step.repeat {
+        let repeat = if step.reload.is_some() {
+            0
+        } else {
+            step.repeat
+        };
+        for _ in 0..repeat {
             self.machine
                 .set_conditions(step.lp, step.conditions.clone());
             after = before;
@@ -132,7 +146,24 @@ impl Replay<'_> {
         }
         self.machine.set_conditions(step.lp, Conditions::default());
 
-        self.compare_registers(step, &before, &after, entered, &mut differences);
+        if step.shutdown {
+            if self.module.state() != SysState::Shutdown {
+                let state = format!("{:?}", self.module.state());
+                differences.push(Difference::new("shutdown".into(), "Shutdown", state));
+            }
+        } else if step.reload.is_none() {
+            self.compare_registers(step, &before, &after, entered, &mut differences);
+        }
+        let written = self.machine.take_icr(step.lp);
+        if written.iter().copied().ne(step.icr) {
+            let told = |values: &[u64]| format!("{values:#x?}");
+            let expected: Vec<_> = step.icr.into_iter().collect();
+            differences.push(Difference::new(
+                "icr".into(),
+                told(&expected),
+                told(&written),
+            ));
+        }
         if self.guest_side {
             let xmm = self.machine.xmm(step.lp);
             for (index, (expected, got)) in step.xmm_out.iter().zip(xmm).enumerate() {
@@ -146,7 +177,7 @@ impl Replay<'_> {
             }
         }
         for dump in &step.memory_out {
-            self.compare_memory(dump, &mut differences);
+            self.compare_memory(dump, step.shutdown, &mut differences);
         }
         differences.retain(|difference| !is_volatile(&step.volatile, &difference.field));
 
@@ -174,13 +205,13 @@ impl Replay<'_> {
             ..Witness::default()
         }));
         drop(last_exits);
-        let exits: Arc<Vec<Exit>> = Arc::new(step.guest.take().unwrap_or_default());
         let must_not_enter = step.entry == Some(None);
-        let entry = step.entry.clone().flatten();
-        let script = || {
-            let (exits, witness) = (Arc::clone(&exits), Arc::clone(&witness));
-            Script::new(exits, entry.clone(), self.guest_side, witness)
-        };
+        let recorded = Arc::new(Recorded {
+            exits: step.guest.take().unwrap_or_default(),
+            entry: step.entry.clone().flatten(),
+            native_msrs: self.native_msrs.clone(),
+        });
+        let script = || Script::new(Arc::clone(&recorded), self.guest_side, Arc::clone(&witness));
         let closing = script();
         self.machine.set_guest(step.lp, Some(Box::new(script())));
         self.call(name, step, regs, into);
@@ -210,7 +241,7 @@ impl Replay<'_> {
         let Some(held) = self.machine.hold_at(step.lp, during.point, during.nth) else {
             return self.module.seamcall(self.machine, step.lp, regs);
         };
-        let (machine, module, lp) = (self.machine, self.module, step.lp);
+        let (machine, module, lp) = (self.machine, &self.module, step.lp);
         let finished = thread::scope(|scope| {
             let call = scope.spawn(move || {
                 let finished = catch_unwind(AssertUnwindSafe(|| {
@@ -270,14 +301,17 @@ impl Replay<'_> {
         }
     }
 
-    fn compare_memory(&self, dump: &Dump, into: &mut Vec<Difference>) {
+    fn compare_memory(&self, dump: &Dump, shutdown: bool, into: &mut Vec<Difference>) {
         let mut got = vec![0; dump.bytes.len()];
         let pa = self.machine.platform().without_keyid(dump.pa);
         self.machine.memory().read(pa, &mut got);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let is_report =
             dump.bytes.len() == REPORT_BYTES && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));
-        let meant = |at: usize| !is_report || REPORT_PARTS.iter().any(|part| part.contains(&at));
+        let meant = |at: usize| {
+            let in_report = !is_report || REPORT_PARTS.iter().any(|part| part.contains(&at));
+            in_report && !(shutdown && FATAL_ID.contains(&at))
+        };
         let differs = (0..got.len()).find(|at| meant(*at) && got[*at] != dump.bytes[*at]);
         if let Some(at) = differs {
             let told = |bytes: &[u8]| {

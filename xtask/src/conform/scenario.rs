@@ -8,11 +8,12 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use ruzstd::decoding::StreamingDecoder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use stub_module::Point;
 use stub_module::host::{Conditions, Config};
+use stub_module::{Point, Release};
 
+use super::native::NativeMsrs;
 use super::number::Number;
-use super::raw::{Header, RawDump, RawPatch, RawStep, Unknown, point, xmm_file};
+use super::raw::{Header, RawDump, RawPatch, RawStep, point, xmm_file};
 use super::registers::Registers;
 
 /// Maximum number of times that a call may be repeated: enough to initialise a TDMR of 64 TiB.
@@ -25,8 +26,10 @@ pub struct Scenario {
     /// True for a guest-side recording, which omits zeros and contains the guest's view.
     pub guest_side: bool,
     pub steps: Vec<Step>,
-    /// Keys that this replayer does not know.
-    pub unknown: BTreeSet<String>,
+    /// The release of the module that answered.
+    pub release: Release,
+    /// The MSRs that the TD accesses without an exit, if the recording lists them.
+    pub native_msrs: Option<NativeMsrs>,
 }
 
 /// One call.
@@ -49,6 +52,12 @@ pub struct Step {
     pub xmm_in: [u128; 16],
     pub xmm_out: [u128; 16],
     pub volatile: BTreeSet<String>,
+    /// The release that the P-SEAMLDR installs in this step, instead of a call.
+    pub reload: Option<Release>,
+    /// True if the module shuts down during the call.
+    pub shutdown: bool,
+    /// The value that the module writes to the ICR during the call.
+    pub icr: Option<u64>,
 }
 
 /// Bytes that the VMM writes before a call.
@@ -73,6 +82,7 @@ pub struct During {
 
 /// One VM exit that the guest produces.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exit {
     pub reason: Number,
     #[serde(default)]
@@ -88,12 +98,12 @@ pub struct Exit {
     #[serde(default)]
     pub set: BTreeMap<String, serde_json::Value>,
     pub after: Option<Changes>,
+    /// The instructions that the guest retired since its entry.
+    pub insts: Option<u64>,
     #[serde(default, rename = "note")]
     _note: IgnoredAny,
     #[serde(default, rename = "implicit")]
     _implicit: IgnoredAny,
-    #[serde(flatten)]
-    unknown: Unknown,
 }
 
 /// The differences between two states of a guest, flattened: `regs/rax`, `rip`, `ve_info/gpa` ...
@@ -145,16 +155,14 @@ impl Scenario {
     /// # Errors
     /// The file can't be read or is malformed; the sentence gives the file and the line.
     pub fn load(path: &Path) -> Result<Self> {
-        let mut text =
-            std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
-        if path.extension().is_some_and(|suffix| suffix == "zst") {
-            text = decompress(&text)
-                .with_context(|| format!("{} can't be read as zstd", path.display()))?;
-        }
-        Self::parse(&*text, &path.display().to_string())
+        Self::parse(read(path)?.as_bytes(), &path.display().to_string())
     }
 
-    fn parse(text: impl BufRead, file: &str) -> Result<Self> {
+    /// Reads a scenario from lines of JSON. `file` names them in errors.
+    ///
+    /// # Errors
+    /// They are malformed; the sentence gives the file and the line.
+    pub fn parse(text: impl BufRead, file: &str) -> Result<Self> {
         let mut scenario = None;
         for (line, text) in (1..).zip(text.lines()) {
             let place = || format!("{file}, line {line}");
@@ -178,29 +186,44 @@ impl Scenario {
         let Header {
             scenario,
             format,
+            module,
             machine,
+            msr_native,
+            ..
         } = decode(text).context("the header")?;
         let guest_side = match format.as_deref() {
             None => false,
             Some("guest-1") => true,
             Some(other) => bail!("the format `{other}` is not known"),
         };
-        let unknown = machine.unknown.keys().map(|key| format!("machine.{key}"));
+        let release = match module {
+            None => Release::V1_5_01,
+            Some(module) => module.release().context("the header's module")?,
+        };
+        let native_msrs = msr_native.map(|lists| NativeMsrs::new(&lists));
         Ok(Self {
             name: scenario,
             guest_side,
             steps: Vec::new(),
-            unknown: unknown.collect(),
+            release,
+            native_msrs: native_msrs.transpose().context("the header's msr_native")?,
             config: machine.config().context("the header's machine")?,
         })
     }
 
-    fn step(&mut self, raw: RawStep, line: usize) -> Result<Step> {
-        self.note_unknown("", &raw.unknown);
-        self.note_unknown("env.", &raw.env.unknown);
-        for exit in raw.guest.iter().flatten() {
-            self.note_unknown("guest.", &exit.unknown);
+    fn step(&self, raw: RawStep, line: usize) -> Result<Step> {
+        if let Some(reload) = &raw.reload {
+            ensure!(
+                reload == "update",
+                "the P-SEAMLDR knows no reload `{reload}`"
+            );
         }
+        let installed = match (&raw.reload, &raw.module) {
+            (None, None) => None,
+            (None, Some(_)) => bail!("a module is installed by a reload only"),
+            (Some(_), None) => Some(self.release),
+            (Some(_), Some(module)) => Some(module.release()?),
+        };
         ensure!(
             (raw.lp as usize) < self.config.lp_to_package.len(),
             "there is no logical processor {}",
@@ -248,13 +271,25 @@ impl Scenario {
             xmm_in: xmm_file(&raw.xmm_in)?,
             xmm_out: xmm_file(&raw.xmm_out)?,
             volatile: raw.volatile,
+            reload: installed,
+            shutdown: raw.shutdown,
+            icr: raw.icr.map(|icr| icr.0),
         })
     }
+}
 
-    fn note_unknown(&mut self, place: &str, unknown: &Unknown) {
-        let keys = unknown.keys().map(|key| format!("{place}{key}"));
-        self.unknown.extend(keys);
+/// Reads a file, and decompresses it if its name says so.
+///
+/// # Errors
+/// The file can't be read.
+pub fn read(path: &Path) -> Result<String> {
+    let mut text =
+        std::fs::read(path).with_context(|| format!("{} can't be read", path.display()))?;
+    if path.extension().is_some_and(|suffix| suffix == "zst") {
+        text = decompress(&text)
+            .with_context(|| format!("{} can't be read as zstd", path.display()))?;
     }
+    String::from_utf8(text).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// Decompresses the frames of a zstd file, one after the other, and compares their checksums.
@@ -320,7 +355,7 @@ mod tests {
             ..Conditions::default()
         };
         assert_eq!(step.conditions, ordinary);
-        assert!(step.entry.is_none() && scenario.unknown.is_empty());
+        assert!(step.entry.is_none() && !step.shutdown);
     }
 
     #[test]
@@ -384,14 +419,50 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_are_remembered() {
-        let scenario =
-            parse(r#"{"lp":0,"in":{},"out":{},"env":{"moon":1},"colour":"red"}"#).unwrap();
-        assert_eq!(
-            scenario.unknown.into_iter().collect::<Vec<_>>(),
-            ["colour", "env.moon"]
-        );
+    fn a_key_that_is_not_known_is_an_error_wherever_it_stands() {
+        for (step, key) in [
+            (r#"{"lp":0,"in":{},"out":{},"colour":"red"}"#, "colour"),
+            (r#"{"lp":0,"in":{},"out":{},"env":{"moon":1}}"#, "moon"),
+            (
+                r#"{"lp":0,"in":{},"out":{},"guest":[{"reason":1,"mood":0}]}"#,
+                "mood",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"mem_in":[{"pa":0,"hex":"","ink":1}]}"#,
+                "ink",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"mem_out":[{"pa":0,"hex":"","ink":1}]}"#,
+                "ink",
+            ),
+            (
+                r#"{"lp":0,"in":{},"out":{},"during":{"event":"guest","steps":[],"for":1}}"#,
+                "for",
+            ),
+        ] {
+            let said = complaint(step);
+            assert!(said.contains(&format!("unknown field `{key}`")), "{said}");
+        }
+        let header = r#"{"scenario":"s","machine":{"lps":1,"lp_to_package":[0],"hue":1}}"#;
+        assert!(Scenario::parse(header.as_bytes(), "f").is_err());
     }
+
+    #[test]
+    fn the_header_and_a_reload_name_the_release() {
+        let header = |update| {
+            format!(
+                r#"{{"scenario":"s","module":{{"major":1,"minor":5,"update":{update}}},"machine":{{"lps":1,"lp_to_package":[0]}}}}"#
+            )
+        };
+        let reload = r#"{"lp":0,"in":{},"out":{},"reload":"update"}"#;
+        let scenario =
+            Scenario::parse(format!("{}\n{reload}", header(16)).as_bytes(), "f").unwrap();
+        assert_eq!(scenario.release, Release::V1_5_16);
+        assert_eq!(scenario.steps[0].reload, Some(Release::V1_5_16));
+        assert!(Scenario::parse(header(17).as_bytes(), "f").is_err());
+        assert_eq!(parse("").unwrap().release, Release::V1_5_01);
+    }
+
     #[test]
     fn damaged_recordings_are_refused() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use crate::sapphire_rapids;
+use crate::{Release, sapphire_rapids};
 
 /// The platform of a test or a simulation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// The release of Intel's module that the emulated one behaves as.
+    pub release: Release,
     /// The package of each logical processor; its length is the number of logical processors.
     pub lp_to_package: Vec<u32>,
     /// Convertible memory regions: base and size in bytes, sorted.
@@ -46,6 +48,7 @@ impl Default for Config {
     /// HKIDs 32 to 63.
     fn default() -> Self {
         Self {
+            release: Release::default(),
             lp_to_package: [0, 0, 1, 1].into(),
             cmrs: [(4 << 30, 2 << 30)].into(),
             max_pa: 52,

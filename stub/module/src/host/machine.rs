@@ -27,6 +27,10 @@ struct Processor {
     guest: Mutex<Option<Box<dyn Guest>>>,
     xmm: Mutex<[u128; 16]>,
     task_priority: AtomicU64,
+    /// Instructions that the guest retired since its last entry.
+    retired: AtomicU64,
+    /// The values written to the ICR, in order.
+    icr: Mutex<Vec<u64>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -125,6 +129,25 @@ impl HostMachine {
     pub fn task_priority(&self, lp: u32) -> u64 {
         self.processors.get(lp as usize).map_or(0, |processor| {
             processor.task_priority.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Sets the number of instructions that the guest on `lp` retired since its last entry. Each entry sets it to
+    /// [`Self::USUALLY_RETIRED`].
+    pub fn set_retired(&self, lp: u32, instructions: u64) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            processor.retired.store(instructions, Ordering::Relaxed);
+        }
+    }
+
+    /// Instructions that a guest retires between an entry and an exit, unless it says otherwise.
+    pub const USUALLY_RETIRED: u64 = 1000;
+
+    /// Returns the values that the module wrote to the x2APIC's ICR on `lp` since the last call of this.
+    pub fn take_icr(&self, lp: u32) -> Vec<u64> {
+        let processor = self.processors.get(lp as usize);
+        processor.map_or_else(Vec::new, |processor| {
+            core::mem::take(&mut *locked(&processor.icr))
         })
     }
 
@@ -249,9 +272,23 @@ impl Machine for HostMachine {
         let Some(processor) = self.processors.get(lp as usize) else {
             return Exit::EXTERNAL_INTERRUPT.leave(self, vcpu);
         };
+        processor
+            .retired
+            .store(Self::USUALLY_RETIRED, Ordering::Relaxed);
         match locked(&processor.guest).as_mut() {
             Some(guest) => guest.run(self, lp, vcpu),
             None => Exit::EXTERNAL_INTERRUPT.leave(self, vcpu),
+        }
+    }
+
+    fn instructions_retired(&self, lp: u32) -> Option<u64> {
+        let processor = self.processors.get(lp as usize)?;
+        Some(processor.retired.load(Ordering::Relaxed))
+    }
+
+    fn write_icr(&self, lp: u32, value: u64) {
+        if let Some(processor) = self.processors.get(lp as usize) {
+            locked(&processor.icr).push(value);
         }
     }
 

@@ -35,7 +35,7 @@ impl Server {
     /// Creates a server whose module has test hooks.
     pub fn with_hooks(config: Config, hooks: Hooks) -> Self {
         let machine = HostMachine::new(config);
-        let module = Module::with_hooks(&machine.platform(), hooks);
+        let module = Module::with_hooks(&machine.platform(), machine.config().release, hooks);
         Self { machine, module }
     }
 

@@ -274,6 +274,12 @@ impl Machine for SeamCpu<'_> {
         Hardware.write(ICR, TO_SELF | u32::from(vector));
     }
 
+    /// The x2APIC's register has the destination in its high half. The module addresses all processors but its own, for
+    /// which the low half suffices.
+    fn write_icr(&self, _lp: u32, value: u64) {
+        Hardware.write(ICR, value as u32);
+    }
+
     fn set_task_priority(&self, _lp: u32, priority: u64) {
         Hardware.write(TPR, (priority as u32 & 0xF) << 4);
     }
