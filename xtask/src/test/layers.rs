@@ -14,7 +14,9 @@ use serde_json::Value;
 use crate::{build, workspace};
 
 /// Crates that must run on any machine.
-const PORTABLE: [&str; 7] = ["sync", "config", "tdvf", "mm", "vcpu", "host", "console"];
+const PORTABLE: [&str; 8] = [
+    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca",
+];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: [&str; 7] = [
     "acpi",
@@ -26,16 +28,18 @@ const METAL: [&str; 7] = [
     "x86_64",
 ];
 /// Crates without any unsafe code.
-const SAFE: [&str; 4] = [
+const SAFE: [&str; 5] = [
     "boot/config",
     "firmware/tdvf",
     "hypervisor/host",
     "hypervisor/console",
+    "hypervisor/mca",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
+    "hypervisor/mca/src",
     "hypervisor/src",
     "mm/src",
     "vcpu/src",

@@ -30,3 +30,27 @@ pub mod x2apic {
     pub const DIVIDE: u32 = 0x83E;
     pub const SELF_IPI: u32 = 0x83F;
 }
+
+/// IA32_FEATURE_CONTROL.
+pub const FEATURE_CONTROL: u32 = 0x3A;
+/// IA32_SPEC_CTRL.
+pub const SPEC_CTRL: u32 = 0x48;
+/// IA32_PRED_CMD.
+pub const PRED_CMD: u32 = 0x49;
+/// IA32_ARCH_CAPABILITIES.
+pub const ARCH_CAPABILITIES: u32 = 0x10A;
+
+/// Registers of the machine-check architecture. Bank `n` has those from `MC0_*` on at a distance of `4 * n`, and
+/// `MC0_CTL2 + n`.
+#[expect(missing_docs, reason = "each is the register of that name in the SDM")]
+pub mod mc {
+    pub const MCG_CAP: u32 = 0x179;
+    pub const MCG_STATUS: u32 = 0x17A;
+    pub const MCG_CTL: u32 = 0x17B;
+    pub const MCG_EXT_CTL: u32 = 0x4D0;
+    pub const MC0_CTL2: u32 = 0x280;
+    pub const MC0_CTL: u32 = 0x400;
+    pub const MC0_STATUS: u32 = 0x401;
+    pub const MC0_ADDR: u32 = 0x402;
+    pub const MC0_MISC: u32 = 0x403;
+}

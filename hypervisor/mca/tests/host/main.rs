@@ -1,0 +1,5 @@
+//! Machine checks on a CPU of plain data.
+
+mod books;
+mod checks;
+mod cpu;
