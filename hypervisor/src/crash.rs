@@ -10,15 +10,16 @@
 
 use core::{
     cell::UnsafeCell,
-    fmt::Write,
+    fmt::{self, Write},
     panic::PanicInfo,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use mca::{scan::Scan, verdict::Occasion};
 use spin::Once;
 
 use crate::{
-    cpu,
+    cpu::{self, check, nmi},
     exception::{self, Cause, Frame},
     memory, msr,
     seamlog::{Entry, FAULTED, PENDING, REMEMBERED},
@@ -31,6 +32,8 @@ const BACKTRACE: usize = 16;
 const SCANNED: u64 = 1024;
 /// Size in bytes of a panic's message.
 const MESSAGE: usize = 256;
+/// Maximum time in microseconds that the report waits for the banks of other CPUs.
+const BANKS_US: u64 = 500_000;
 /// "SEAMCRSH", in memory order.
 const MAGIC: u64 = u64::from_le_bytes(*b"SEAMCRSH");
 
@@ -183,11 +186,25 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
         .as_u64();
     record.image = bounds(&IMAGE);
     record.registers = *frame;
-    backtrace(frame.rsp, &mut record.backtrace);
+    let stack = if frame.is_empty() && cause != Cause::Panic {
+        stack_pointer()
+    } else {
+        frame.rsp
+    };
+    backtrace(stack, &mut record.backtrace);
     if let Some(this) = this {
         record.seamcalls = this.seam_log.entries();
     }
     complete(record);
+    if is_hardware(cause) {
+        // Each CPU that was stopped leaves its banks. One that does not is named in the report.
+        check::deposit_here();
+        time::wait_us(BANKS_US, || {
+            cpu::all()
+                .iter()
+                .all(|cpu| cpu.state() == cpu::State::NeverStarted || check::banks(cpu).is_some())
+        });
+    }
     record.magic = MAGIC;
     // The port's holder may be the code that crashed, or a CPU that was just stopped, so the wait is short.
     let mut port = None;
@@ -203,6 +220,13 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
         Some(then) => then(),
         None => cpu::stop_here(),
     }
+}
+
+fn stack_pointer() -> u64 {
+    let rsp: u64;
+    // SAFETY: a register is read.
+    unsafe { core::arch::asm!("mov {}, rsp", out(reg) rsp, options(nomem, nostack)) };
+    rsp
 }
 
 fn bounds(range: &(AtomicU64, AtomicU64)) -> (u64, u64) {
@@ -256,6 +280,14 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
         let text = &record.message[..end.unwrap_or(MESSAGE)];
         let text = core::str::from_utf8(text).unwrap_or("the message is not text");
         let _ = writeln!(out, "crash: message={text}");
+    } else if r.is_empty() {
+        let _ = writeln!(
+            out,
+            "crash: vector={} name={} registers=none interrupted=td cr3={:#x}",
+            r.vector,
+            exception::name(r.vector as u8),
+            record.cr3
+        );
     } else {
         let (prefix, rip) = place(r.rip);
         let _ = writeln!(
@@ -278,8 +310,16 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
             r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rflags
         );
     }
-    if cause == Cause::MachineCheck {
-        print_banks(out);
+    if let Some(source) = nmi::stopped_by() {
+        let _ = writeln!(out, "crash: nmi={}", source.name());
+    }
+    if let Some(why) = check::stopped_by() {
+        let _ = writeln!(out, "crash: reason={why}");
+    }
+    if is_hardware(cause) {
+        for cpu in cpu::all() {
+            print_banks(out, cpu.number, check::banks(cpu).as_ref());
+        }
     }
     for address in record.backtrace.iter().filter(|a| **a != 0) {
         let _ = writeln!(out, "crash: called_from=image+{:#x}", address - base);
@@ -299,24 +339,40 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
     let _ = writeln!(out, "crash: end");
 }
 
-/// Prints the machine-check banks without clearing them (Intel SDM volume 3B, section 16.3.2).
-fn print_banks(out: &mut dyn Write) {
-    const MCG_CAP: u32 = 0x179;
-    const MCG_STATUS: u32 = 0x17A;
-    const MC0_STATUS: u32 = 0x401;
-    const VALID: u64 = 1 << 63;
-    let read = |msr| msr::read(msr).unwrap_or(0);
-    let _ = writeln!(out, "crash: mcg_status={:#x}", read(MCG_STATUS));
-    for bank in 0..(read(MCG_CAP) & 0xFF) as u32 {
-        let at = MC0_STATUS + 4 * bank;
-        let status = read(at);
-        if status & VALID != 0 {
-            let _ = writeln!(
-                out,
-                "crash: mc_bank={bank} status={status:#x} addr={:#x} misc={:#x}",
-                read(at + 1),
-                read(at + 2)
-            );
+const fn is_hardware(cause: Cause) -> bool {
+    matches!(cause, Cause::MachineCheck | Cause::Nmi | Cause::Firmware)
+}
+
+/// Prints the machine-check banks of a CPU. They were not cleared. A register that the CPU does not have is absent.
+fn print_banks(out: &mut dyn Write, cpu: u32, banks: Option<&Scan>) {
+    let Some(scan) = banks else {
+        let _ = writeln!(out, "crash: mc_cpu={cpu} banks=unknown");
+        return;
+    };
+    let global = Absent(scan.global.map(|global| global.0));
+    let _ = writeln!(out, "crash: mc_cpu={cpu} mcg_status={global}");
+    for (reading, verdict) in scan.judged(Occasion::MachineCheck) {
+        let _ = writeln!(
+            out,
+            "crash: mc_cpu={cpu} mc_bank={} status={:#x} addr={} misc={} verdict={} error={}",
+            reading.bank,
+            reading.status.0,
+            Absent(reading.address),
+            Absent(reading.misc),
+            verdict.name(),
+            reading.status.code()
+        );
+    }
+}
+
+/// A register that may not exist or hold nothing.
+struct Absent(Option<u64>);
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(value) => write!(f, "{value:#x}"),
+            None => f.write_str("absent"),
         }
     }
 }
@@ -355,6 +411,7 @@ mod tests {
     fn an_exception_is_printed_in_lines_that_tools_find() {
         let mut record = record();
         record.registers.vector = 14;
+        record.registers.cs = 8;
         record.registers.rip = 0x1234;
         record.backtrace[0] = 0x2000;
         record.seamcalls[7] = Entry {
@@ -370,6 +427,47 @@ mod tests {
         assert!(text.contains("crash: seamcall=0x21 rcx=0x0 tsc=9 status=pending\n"));
         assert!(text.trim_start().lines().all(|l| l.starts_with("crash: ")));
         assert!(text.ends_with("crash: end\n"));
+    }
+
+    #[test]
+    fn what_a_tds_exit_consumed_is_not_shown_as_registers() {
+        for vector in [exception::NMI, exception::MACHINE_CHECK] {
+            let mut record = record();
+            record.registers = Frame::of_td_exit(vector);
+            let mut text = String::new();
+            print(&record, Cause::Nmi, &mut text);
+            let name = exception::name(vector);
+            let line = std::format!("crash: vector={vector} name={name} registers=none interrupted=td ");
+            assert!(text.contains(&line), "{text}");
+            assert!(!text.contains("rax="), "{text}");
+        }
+    }
+
+    #[test]
+    fn banks_are_those_of_every_cpu_and_absent_registers_are_not_zero() {
+        let mut scan = Scan {
+            capability: Some(mca::capability::Capability(2 | 1 << 24)),
+            ..Scan::default()
+        };
+        let mut text = String::new();
+        print_banks(&mut text, 3, None);
+        print_banks(&mut text, 4, Some(&scan));
+        scan.global = Some(mca::capability::GlobalStatus(5));
+        scan.readings.push(mca::bank::Reading {
+            bank: 1,
+            status: mca::bank::Status(0xB600_0000_0000_0134),
+            address: Some(0x5000),
+            misc: None,
+        });
+        print_banks(&mut text, 5, Some(&scan));
+        let lines = [
+            "crash: mc_cpu=3 banks=unknown",
+            "crash: mc_cpu=4 mcg_status=absent",
+            "crash: mc_cpu=5 mcg_status=0x5",
+            "crash: mc_cpu=5 mc_bank=1 status=0xb600000000000134 addr=0x5000 misc=absent verdict=fatal error=load of \
+             poisoned data (0x0134)",
+        ];
+        assert_eq!(text, std::format!("{}\n", lines.join("\n")));
     }
 
     #[test]

@@ -47,6 +47,24 @@ pub struct Frame {
     pub ss: u64,
 }
 
+impl Frame {
+    /// Stands in for the registers where there are none: a TD's exit consumed the event `vector`, and the interrupted
+    /// code is the TD's.
+    #[must_use]
+    pub fn of_td_exit(vector: u8) -> Self {
+        Self {
+            vector: vector.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns true if the frame has no registers. Interrupted code always has a code segment.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.cs == 0
+    }
+}
+
 /// The reason why a CPU can't go on.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +77,8 @@ pub enum Cause {
     MachineCheck = 3,
     /// A broken invariant.
     Panic = 4,
+    /// The firmware reported a fatal hardware error.
+    Firmware = 5,
 }
 
 impl Cause {
@@ -70,6 +90,7 @@ impl Cause {
             Self::Nmi => "nmi",
             Self::MachineCheck => "machine-check",
             Self::Panic => "panic",
+            Self::Firmware => "firmware-error",
         }
     }
 }

@@ -55,6 +55,18 @@ pub unsafe fn write(msr: u32, value: u64) {
     unsafe { Msr::new(msr).write(value) }
 }
 
+/// Executes WRMSR, which may fault.
+///
+/// # Errors
+/// The fault: the CPU has no such MSR, or refuses the value.
+///
+/// # Safety
+/// Nothing relies on what the register changes if the CPU accepts this value.
+pub unsafe fn try_write(msr: u32, value: u64) -> Result<(), Fault> {
+    // SAFETY: as promised by the caller; a fault is survived.
+    unsafe { wrmsr(msr, value) }.result().map(drop)
+}
+
 /// Loads 8 bytes from a virtual address that need not be mapped.
 ///
 /// # Errors
@@ -80,6 +92,30 @@ unsafe extern "sysv64" fn rdmsr(msr: u32) -> Outcome {
         ".long 3b - .",
         ".popsection",
     )
+}
+
+#[unsafe(naked)]
+unsafe extern "sysv64" fn wrmsr(msr: u32, value: u64) -> Outcome {
+    naked_asm!(
+        "mov ecx, edi",
+        "mov eax, esi",
+        "mov rdx, rsi",
+        "shr rdx, 32",
+        "2: wrmsr",
+        "mov rdx, -1",
+        "3: ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 3b - .",
+        ".popsection",
+    )
+}
+
+/// Returns true if the instruction at `rip` is the load of [`load`], whose failure is survived.
+#[must_use]
+pub fn is_load(rip: u64) -> bool {
+    rip == probe as *const () as u64
 }
 
 #[unsafe(naked)]

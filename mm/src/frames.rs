@@ -95,6 +95,22 @@ pub struct Frames {
     total: u64,
     /// Memory that a TD can have, in ascending, disjoint ranges; `None` while that is not known.
     for_tds: Option<Vec<Range>>,
+    /// Pages of 4 KiB in allocated blocks whose memory is broken.
+    broken: ArrayVec<u64, MAX_BROKEN>,
+}
+
+/// Maximum number of broken pages that are in use at once.
+pub const MAX_BROKEN: usize = 256;
+
+/// The outcome of [`Frames::retire`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retired {
+    /// The page was free. It is out of use.
+    Now,
+    /// The page is in use. It goes out of use when its block is freed.
+    WhenFreed,
+    /// The page is not the allocator's.
+    Unknown,
 }
 
 /// All possible memory.
@@ -236,8 +252,58 @@ impl Frames {
         let zone = self.zone_of_used(frame)?;
         self.zones[zone].forget(frame);
         self.counts[frame.order as usize].used -= 1;
-        self.zones[zone].release(frame.pa, frame.order, &mut self.counts);
+        if self.broken.is_empty() {
+            self.zones[zone].release(frame.pa, frame.order, &mut self.counts);
+        } else {
+            self.release_sound(zone, frame);
+        }
         Ok(())
+    }
+
+    /// Takes the 4 KiB page that contains `pa` out of use for good, now or when its block is freed: its memory is
+    /// broken.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`] if [`MAX_BROKEN`] broken pages are in use already.
+    pub fn retire(&mut self, pa: u64) -> Result<Retired, Error> {
+        let page = Frame {
+            pa: pa / FRAME * FRAME,
+            order: ORDER_4K,
+        };
+        let has = |zone: &Zone| zone.added.iter().any(|a| (a.0..a.1).contains(&page.pa));
+        let Some(zone) = self.zones.iter_mut().find(|zone| has(zone)) else {
+            return Ok(Retired::Unknown);
+        };
+        if let Some(from) = zone.around(page) {
+            zone.cut(page, from, &mut self.counts);
+            self.counts[0].used += 1;
+            self.quarantine(page)?;
+            return Ok(Retired::Now);
+        }
+        if !self.broken.contains(&page.pa) {
+            let room = self.broken.try_push(page.pa);
+            room.map_err(|_| Error::NoMemory)?;
+        }
+        Ok(Retired::WhenFreed)
+    }
+
+    /// Frees a block without its broken pages, which go into quarantine.
+    #[cold]
+    fn release_sound(&mut self, zone: usize, frame: Frame) {
+        let end = frame.pa + frame.bytes();
+        let mut at = frame.pa;
+        while at < end {
+            let inside = self.broken.iter().filter(|pa| (at..end).contains(*pa));
+            let next = inside.min().copied();
+            for block in blocks_of((at, next.unwrap_or(end))) {
+                self.zones[zone].release(block.pa, block.order, &mut self.counts);
+            }
+            at = next.map_or(end, |pa| pa + FRAME);
+            if let Some(pa) = next {
+                self.counts[0].quarantined += 1;
+                self.broken.retain(|broken| *broken != pa);
+            }
+        }
     }
 
     /// Takes a block out of use for good: the TDX module may still own it.

@@ -94,6 +94,11 @@ impl KeyIdPosition {
     pub const fn keyed(self, hpa: Hpa, number: u16) -> u64 {
         hpa.0 | (number as u64) << self.lowest_bit
     }
+
+    /// Returns the bits of an address that hold the KeyID or lie above it.
+    pub const fn mask(self) -> u64 {
+        u64::MAX << self.lowest_bit
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +109,7 @@ mod tests {
     fn the_keyid_is_at_the_top_of_the_address() {
         let position = KeyIdPosition::new(52, 6).unwrap();
         assert_eq!(position.keyed(Hpa(0x1000), 0x21), 0x21 << 46 | 0x1000);
+        assert_eq!(position.keyed(Hpa(0x1000), 0x21) & !position.mask(), 0x1000);
         assert_eq!(KeyIdPosition::new(53, 6), None);
         assert_eq!(KeyIdPosition::new(36, 6), None);
     }

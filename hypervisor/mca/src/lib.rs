@@ -14,6 +14,7 @@ pub mod capability;
 pub mod cper;
 pub mod decide;
 pub mod deposit;
+pub mod nmi;
 pub mod pages;
 pub mod scan;
 pub mod verdict;

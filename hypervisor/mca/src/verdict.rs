@@ -56,6 +56,19 @@ pub enum Why {
     NoRestart,
 }
 
+impl Why {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::ContextCorrupt,
+        Self::NoPlace,
+        Self::NoRecovery,
+        Self::Lost,
+        Self::UnknownAction,
+        Self::HostUsedIt,
+        Self::NoRestart,
+    ];
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

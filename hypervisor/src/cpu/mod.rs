@@ -5,6 +5,9 @@
 )]
 
 pub mod apic;
+pub mod check;
+pub mod ghes;
+pub mod nmi;
 pub mod start;
 mod tables;
 pub mod timer;
@@ -84,6 +87,8 @@ pub struct Cpu {
     pub reclaim_credit: AtomicI64,
     /// The CPU's timer.
     pub timer: timer::Armed,
+    /// The CPU's machine checks.
+    pub checks: check::Checks,
     /// The last SEAMCALLs that the CPU made.
     pub seam_log: SeamLog,
     /// Counts of the SEAMCALLs that the CPU made.

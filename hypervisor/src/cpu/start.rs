@@ -18,7 +18,7 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, stop_here, tables, timer, topology, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, stop_here, tables, timer, topology, vmx,
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
@@ -86,6 +86,7 @@ fn create(
         attention: Attention::new(),
         reclaim_credit: AtomicI64::new(0),
         timer: timer::Armed::new(),
+        checks: check::Checks::default(),
         seam_log: SeamLog::new(),
         seam_counters: Counters::new(),
         state: AtomicU8::new(State::NotUsed as u8),
@@ -203,6 +204,7 @@ extern "sysv64" fn entered(cpu: u64) -> ! {
     apic::enable();
     timer::enable();
     vmx::enter_here(cpu);
+    check::start_here(cpu);
     if !cpu.change_state(State::Starting, State::Online) {
         // The start of this CPU timed out: nothing expects it to run any more.
         stop_here();

@@ -1,5 +1,8 @@
 //! The local APIC's timer in TSC-deadline mode: it fires once, when the time-stamp counter reaches the deadline.
 //!
+//! A CPU has two deadlines, and the timer is armed for the earlier one: that of the vCPUs, and that of the look at the
+//! machine-check banks, which comes back by itself.
+//!
 //! Source: Intel SDM volume 3A, section 11.5.4.1 (TSC-Deadline Mode).
 #![expect(unsafe_code, reason = "the timer's registers are MSRs")]
 
@@ -9,22 +12,56 @@ use seam::abi::x86::msr::TSC_DEADLINE;
 use seam::abi::x86::msr::x2apic::LVT_TIMER;
 
 use super::trap;
-use crate::msr;
+use crate::{msr, time};
 
 const DEADLINE_MODE: u64 = 2 << 17;
 
-/// The deadline of a CPU's timer; 0 when the timer is off.
+/// The deadlines of a CPU's timer; 0 is none.
 #[derive(Debug)]
-pub struct Armed(AtomicU64);
+pub struct Armed {
+    /// The deadline that [`set`] set.
+    own: AtomicU64,
+    /// The next look at the machine-check banks.
+    look: AtomicU64,
+}
+
+/// What a timer that fired stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fired {
+    /// The deadline that [`set`] set has passed.
+    pub own: bool,
+    /// The machine-check banks are due.
+    pub look: bool,
+}
 
 impl Armed {
     pub(super) const fn new() -> Self {
-        Self(AtomicU64::new(0))
+        Self {
+            own: AtomicU64::new(0),
+            look: AtomicU64::new(0),
+        }
     }
 
-    /// Notes that the timer fired.
-    pub(super) fn went_off(&self) {
-        self.0.store(0, Relaxed);
+    /// Takes the deadlines that have passed at `now`.
+    fn fire(&self, now: u64) -> Fired {
+        let take = |deadline: &AtomicU64| {
+            let passed = (1..=now).contains(&deadline.load(Relaxed));
+            if passed {
+                deadline.store(0, Relaxed);
+            }
+            passed
+        };
+        Fired {
+            own: take(&self.own),
+            look: take(&self.look),
+        }
+    }
+
+    /// Returns the earlier deadline; 0 if there is none.
+    fn earlier(&self) -> u64 {
+        let set = |deadline: &AtomicU64| Some(deadline.load(Relaxed)).filter(|tsc| *tsc != 0);
+        let both = [set(&self.own), set(&self.look)];
+        both.into_iter().flatten().min().unwrap_or(0)
     }
 }
 
@@ -46,7 +83,40 @@ pub(super) fn enable() {
 pub fn set(tsc: Option<u64>) {
     let Some(cpu) = super::this() else { return };
     let deadline = tsc.unwrap_or(0);
-    if !super::interrupts() || !present() || cpu.timer.0.swap(deadline, Relaxed) == deadline {
+    if cpu.timer.own.swap(deadline, Relaxed) != deadline {
+        program(cpu);
+    }
+}
+
+/// Sets the time of the next look at the machine-check banks. Call it with interrupts off.
+pub(super) fn look_at(tsc: u64) {
+    if let Some(cpu) = super::this() {
+        cpu.timer.look.store(tsc, Relaxed);
+        program(cpu);
+    }
+}
+
+/// Returns true if it is time to look at the machine-check banks.
+pub(super) fn look_is_due() -> bool {
+    let now = time::tsc();
+    super::this().is_some_and(|cpu| (1..=now).contains(&cpu.timer.look.load(Relaxed)))
+}
+
+/// Takes the deadlines that have passed, and arms the timer for the one that has not.
+pub(super) fn fired() -> Fired {
+    let Some(cpu) = super::this() else {
+        return Fired {
+            own: false,
+            look: false,
+        };
+    };
+    let fired = cpu.timer.fire(time::tsc());
+    program(cpu);
+    fired
+}
+
+fn program(cpu: &super::Cpu) {
+    if !super::interrupts() || !present() {
         return;
     }
     // SAFETY: the CPU has the register, any deadline may be written, and the vector has a handler. The fences keep the
@@ -54,6 +124,26 @@ pub fn set(tsc: Option<u64>) {
     unsafe {
         core::arch::x86_64::_mm_mfence();
         core::arch::x86_64::_mm_lfence();
-        msr::write(TSC_DEADLINE, deadline);
+        msr::write(TSC_DEADLINE, cpu.timer.earlier());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_earlier_of_two_deadlines_fires_first_and_the_other_stays() {
+        let armed = Armed::new();
+        assert_eq!(armed.earlier(), 0);
+        armed.own.store(100, Relaxed);
+        armed.look.store(50, Relaxed);
+        assert_eq!(armed.earlier(), 50);
+        let fired = |own, look| Fired { own, look };
+        assert_eq!(armed.fire(49), fired(false, false));
+        assert_eq!(armed.fire(60), fired(false, true));
+        assert_eq!(armed.earlier(), 100);
+        assert_eq!(armed.fire(100), fired(true, false));
+        assert_eq!(armed.fire(200), fired(false, false));
     }
 }

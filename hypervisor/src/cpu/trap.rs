@@ -12,10 +12,12 @@ use core::{
 use seam::hardware::fixup_for;
 use spin::Once;
 
-use super::apic;
+use mca::decide::{Next, Place};
+
+use super::{apic, check, nmi, timer};
 use crate::{
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
-    serial,
+    msr, serial,
 };
 
 /// The vector of calls from other CPUs.
@@ -25,6 +27,8 @@ pub const TIMER_VECTOR: u8 = 0xE1;
 /// The vector that tells a CPU in a TD that an interrupt was posted for the vCPU. Outside a TD it has no effect: the
 /// CPU checks before it enters one.
 pub const NOTIFICATION_VECTOR: u8 = 0xE2;
+/// The vector of corrected machine checks (CMCI).
+pub const CMCI_VECTOR: u8 = 0xE3;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 
@@ -130,8 +134,8 @@ unsafe extern "sysv64" fn common() {
 
 extern "sysv64" fn handle(frame: &mut Frame) {
     match frame.vector as u8 {
-        NMI => nmi(frame),
-        MACHINE_CHECK => fatal(Cause::MachineCheck, frame),
+        NMI => serve_nmi_of(frame),
+        MACHINE_CHECK => machine_check(frame),
         vector @ 0..FIRST_INTERRUPT => exception(vector, frame),
         apic::SPURIOUS_VECTOR => {}
         vector => serve_interrupt(vector),
@@ -143,9 +147,14 @@ pub fn serve_interrupt(vector: u8) {
     match vector {
         CALL_VECTOR => super::serve_calls(),
         TIMER_VECTOR => {
-            if let Some(cpu) = super::this() {
-                cpu.timer.went_off();
+            let fired = timer::fired();
+            if fired.own
+                && let Some(cpu) = super::this()
+            {
                 cpu.attention.ring();
+            }
+            if fired.look {
+                check::on_timer();
             }
         }
         SERIAL_VECTOR => {
@@ -155,6 +164,7 @@ pub fn serve_interrupt(vector: u8) {
             }
         }
         NOTIFICATION_VECTOR => {}
+        CMCI_VECTOR => check::on_signal(),
         _ => {
             UNEXPECTED.fetch_add(1, Relaxed);
         }
@@ -164,30 +174,46 @@ pub fn serve_interrupt(vector: u8) {
 
 /// Serves an NMI that a TD's exit consumed.
 pub fn serve_nmi() {
-    nmi(&Frame::default());
+    serve_nmi_of(&Frame::of_td_exit(NMI));
 }
 
-/// Reports a machine check that happened in a TD. The crash record contains the banks.
+fn serve_nmi_of(frame: &Frame) {
+    if nmi::serve() {
+        fatal(Cause::Nmi, frame);
+    }
+}
+
+/// Serves a machine check that happened in a TD, which has ended. Returns unless the machine must stop.
 pub fn serve_machine_check() {
-    fatal(Cause::MachineCheck, &Frame::default());
+    if let Next::Stop(_) = check::serve(Place::Td) {
+        fatal(Cause::MachineCheck, &Frame::of_td_exit(MACHINE_CHECK));
+    }
+}
+
+fn machine_check(frame: &mut Frame) {
+    let resume = fixup_for(frame.rip).filter(|_| msr::is_load(frame.rip));
+    let place = match resume {
+        Some(_) => Place::Probe,
+        None => Place::Host,
+    };
+    match (check::serve(place), resume) {
+        (Next::Continue, _) => {}
+        (Next::Fail, Some(resume)) => survive(frame, resume),
+        (Next::Fail | Next::Stop(_), _) => fatal(Cause::MachineCheck, frame),
+    }
+}
+
+/// Makes the instruction that failed report so, and continues behind it.
+fn survive(frame: &mut Frame, resume: u64) {
+    frame.rip = resume;
+    frame.rax = frame.vector;
+    frame.rdx = frame.error;
 }
 
 fn exception(vector: u8, frame: &mut Frame) {
     let survivable = matches!(vector, INVALID_OPCODE | GENERAL_PROTECTION | PAGE_FAULT);
     match fixup_for(frame.rip) {
-        Some(resume) if survivable => {
-            frame.rip = resume;
-            frame.rax = u64::from(vector);
-            frame.rdx = frame.error;
-        }
+        Some(resume) if survivable => survive(frame, resume),
         _ => fatal(Cause::Exception, frame),
     }
-}
-
-/// Handles an NMI. A CPU that crashes or ends this boot stops the others by NMI; any other NMI is a hardware error.
-fn nmi(frame: &Frame) {
-    if super::stopping() {
-        super::stop_here();
-    }
-    fatal(Cause::Nmi, frame);
 }

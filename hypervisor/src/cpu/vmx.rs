@@ -8,7 +8,9 @@
 
 use core::{arch::naked_asm, fmt};
 
+use mca::capability::{Capability, LMCE_OPT_IN};
 use mm::frames::ORDER_4K;
+use seam::abi::x86::msr::{FEATURE_CONTROL, mc::MCG_CAP};
 use x86_64::registers::control::{Cr0, Cr4};
 
 use super::Cpu;
@@ -17,7 +19,6 @@ use crate::{exception, memory, msr};
 /// CR4.VMXE.
 pub const CR4_VMXE: u64 = 1 << 13;
 
-const FEATURE_CONTROL: u32 = 0x3A;
 const VMX_BASIC: u32 = 0x480;
 const CR0_FIXED0: u32 = 0x486;
 const CR0_FIXED1: u32 = 0x487;
@@ -75,8 +76,15 @@ fn enter() -> Result<Vmx, Error> {
     }
     let control = msr::read(FEATURE_CONTROL).unwrap_or(0);
     if control & LOCKED == 0 {
-        // SAFETY: the register is not locked, so that these bits are the program's to set.
-        unsafe { msr::write(FEATURE_CONTROL, control | LOCKED | VMX_OUTSIDE_SMX) };
+        let has_local = Capability(msr::read(MCG_CAP).unwrap_or(0)).has_local();
+        let local = if has_local { LMCE_OPT_IN } else { 0 };
+        // SAFETY: the register is not locked, so that these bits are the program's to set; the CPU has them.
+        unsafe {
+            msr::write(
+                FEATURE_CONTROL,
+                control | LOCKED | VMX_OUTSIDE_SMX | local,
+            );
+        }
     } else if control & VMX_OUTSIDE_SMX == 0 {
         return Err(Error::LockedOff);
     }

@@ -60,7 +60,7 @@ const CORRECTED: u64 = 1;
 /// Size in bytes of the description of a bank.
 const BANK: usize = 28;
 /// Maximum size in bytes of a record.
-const MAX_RECORD: u64 = 1 << 20;
+const MAX_RECORD: u64 = 64 << 10;
 
 /// Parses the HEST. An entry that is cut off or of an unknown type, whose size is unknown, ends the list.
 #[must_use]
@@ -134,11 +134,13 @@ fn source(entry: &[u8]) -> Option<Source> {
     })
 }
 
-/// Returns the address in a generic address structure that is a whole number of 8 bytes in memory.
+/// Returns the address in a generic address structure of 8 aligned bytes in memory.
 fn memory(entry: &[u8], at: usize) -> Option<u64> {
     const SYSTEM_MEMORY: u64 = 0;
+    const BITS: u64 = 64;
     let address = number(entry, at + 4, 8);
     let is_plain = number(entry, at, 1) == SYSTEM_MEMORY
+        && number(entry, at + 1, 1) == BITS
         && number(entry, at + 2, 1) == 0
         && entry.len() >= at + 12;
     (is_plain && address != 0 && address.is_multiple_of(8) && address < 1 << 52).then_some(address)
@@ -178,6 +180,7 @@ mod tests {
         entry[32] = notice;
         entry[60..64].copy_from_slice(&0x1000u32.to_le_bytes());
         if kind == 10 {
+            entry[65] = 64;
             entry[68..76].copy_from_slice(&0x7E00_0008u64.to_le_bytes());
             entry[76..84].copy_from_slice(&(!1u64).to_le_bytes());
             entry[84..92].copy_from_slice(&1u64.to_le_bytes());
@@ -239,7 +242,7 @@ mod tests {
             entry[at] = value;
             entry
         };
-        // Disabled, an I/O port, an odd address, a record larger than a MiB.
+        // Disabled, an I/O port, an odd address, a record larger than 64 KiB.
         let entries = [
             changed(7, 0),
             changed(20, 1),

@@ -9,6 +9,7 @@
 
 pub mod aml;
 pub mod fadt;
+pub mod hest;
 pub mod madt;
 pub mod mcfg;
 pub mod tables;
@@ -18,6 +19,7 @@ use core::slice;
 
 use self::{
     fadt::Fadt,
+    hest::Hest,
     madt::Madt,
     mcfg::Segment,
     tables::{Physical, Signature, Tables},
@@ -37,6 +39,8 @@ pub struct Firmware {
     pub s5: Option<aml::SleepType>,
     /// PCI configuration space in memory.
     pub pci: Vec<Segment>,
+    /// The firmware's own reports of hardware errors.
+    pub hest: Hest,
     /// Missing or malformed tables, one sentence each.
     pub problems: Vec<String>,
 }
@@ -76,6 +80,10 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
     }
     if let Some(bytes) = tables.table(Signature(*b"MCFG"), problems) {
         firmware.pci = mcfg::parse(&bytes);
+    }
+    if let Some(bytes) = tables.table(Signature(*b"HEST"), problems) {
+        firmware.hest = hest::parse(&bytes);
+        problems.extend(firmware.hest.problem.take());
     }
     firmware
 }

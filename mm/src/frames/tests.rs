@@ -305,3 +305,80 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_broken_page_goes_out_of_use_now_or_when_its_block_is_freed() {
+    let mut frames = frames(&[(GIB, 2 * GIB)]);
+    assert_eq!(frames.retire(3 * GIB), Ok(Retired::Unknown));
+    assert_eq!(frames.retire(GIB + 5 * FRAME + 64), Ok(Retired::Now));
+    assert_eq!(bytes(&frames, |c| c.quarantined), FRAME);
+    let whole = Frame {
+        pa: GIB + 4 * MIB,
+        order: ORDER_2M,
+    };
+    frames.alloc_at(whole).unwrap();
+    for page in [0, 7, 511, 7] {
+        let retired = frames.retire(whole.pa + page * FRAME);
+        assert_eq!(retired, Ok(Retired::WhenFreed));
+    }
+    // It stays in use, in parts or whole, until it is freed.
+    frames.split(whole, ORDER_4K).unwrap();
+    frames.merge(whole, ORDER_4K).unwrap();
+    assert_eq!(bytes(&frames, |c| c.quarantined), FRAME);
+    frames.free(whole).unwrap();
+    assert_eq!(bytes(&frames, |c| c.quarantined), 4 * FRAME);
+    assert_eq!(bytes(&frames, |c| c.free), GIB - 4 * FRAME);
+    for page in [0, 7, 511] {
+        let frame = Frame {
+            pa: whole.pa + page * FRAME,
+            order: ORDER_4K,
+        };
+        assert_eq!(frames.alloc_at(frame), Err(Error::NoMemory));
+    }
+}
+
+#[test]
+fn too_many_broken_pages_are_refused() {
+    let mut frames = frames(&[(GIB, 2 * GIB)]);
+    frames.alloc(ORDER_1G).unwrap();
+    for page in 0..MAX_BROKEN as u64 {
+        assert_eq!(frames.retire(GIB + page * FRAME), Ok(Retired::WhenFreed));
+    }
+    assert_eq!(frames.retire(2 * GIB - 1), Err(Error::NoMemory));
+}
+
+proptest! {
+    /// Whatever is allocated, freed and broken: every byte is free, used or in quarantine, and no broken page is handed
+    /// out again.
+    #[test]
+    fn broken_pages_are_never_handed_out_again(
+        steps in prop::collection::vec((0u8..4, any::<u16>()), 1..60),
+    ) {
+        let size = 64 * MIB;
+        let mut frames = frames(&[(GIB, GIB + size)]);
+        let mut used: Vec<Frame> = Vec::new();
+        let mut retired = Vec::new();
+        for (kind, number) in steps {
+            match kind {
+                0 | 1 => {
+                    if let Ok(frame) = frames.alloc([0, 3, 9][usize::from(number) % 3]) {
+                        let fresh = |pa: &u64| !(frame.pa..frame.pa + frame.bytes()).contains(pa);
+                        prop_assert!(retired.iter().all(fresh));
+                        used.push(frame);
+                    }
+                }
+                2 if !used.is_empty() => {
+                    let frame = used.swap_remove(usize::from(number) % used.len());
+                    frames.free(frame).unwrap();
+                }
+                _ => {
+                    let pa = GIB + u64::from(number) % (size / FRAME) * FRAME;
+                    frames.retire(pa).unwrap();
+                    retired.push(pa);
+                }
+            }
+            let all = bytes(&frames, |c| c.free + c.used + c.quarantined);
+            prop_assert_eq!(all, size);
+        }
+    }
+}

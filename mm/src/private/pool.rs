@@ -8,10 +8,13 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
-use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K};
+use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, Retired};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use sync::Mutex;
-use sync::atomic::{AtomicU64, Ordering::Relaxed};
+use sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
 /// Allocation of the host's frames for a TD's memory.
 pub trait Pool {
@@ -72,6 +75,9 @@ pub struct FramePool<L, M> {
     memory: M,
     kept: Mutex<[Vec<Page<Dirty>>; 3]>,
     refused: AtomicU64,
+    /// Set once a page is broken. From then on no uncleared frame is kept, since a kept frame does not pass the
+    /// allocator.
+    has_broken: AtomicBool,
 }
 
 impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
@@ -82,6 +88,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
             memory,
             kept: Mutex::new([Vec::new(), Vec::new(), Vec::new()]),
             refused: AtomicU64::new(0),
+            has_broken: AtomicBool::new(false),
         }
     }
 
@@ -109,6 +116,17 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
             }
             None => false,
         }
+    }
+
+    /// Takes the 4 KiB page at `hpa`, whose memory is broken, out of use, now or when it is freed.
+    ///
+    /// # Errors
+    /// As [`Frames::retire`].
+    pub fn retire(&self, hpa: Hpa) -> Result<Retired, crate::frames::Error> {
+        self.has_broken.store(true, SeqCst);
+        let retired = self.ledger.with(|frames| frames.retire(hpa.0));
+        while self.clear_kept() {}
+        retired
     }
 
     /// Returns the number of requests that the allocator refused although the TD's books have the frame. Anything but
@@ -198,6 +216,9 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
 
     fn keep(&self, page: Page<Dirty>) -> Result<(), Page<Dirty>> {
         let pages = &mut self.kept.lock()[page.size() as usize];
+        if self.has_broken.load(SeqCst) {
+            return Err(page);
+        }
         if pages.len() == MAX_KEPT || pages.try_reserve(1).is_err() {
             return Err(page);
         }

@@ -3,3 +3,4 @@
 mod books;
 mod checks;
 mod cpu;
+mod nmi;
