@@ -9,10 +9,10 @@
 use core::{ffi::c_void, panic::PanicInfo};
 
 use boot::efi::{self, Handle, Status};
-use hypervisor::{crash, heap::Heap, start};
+use hypervisor::{crash, heap::Heap, memory, start};
 
 #[global_allocator]
-static HEAP: Heap = Heap::empty();
+static HEAP: Heap = Heap::new(&memory::HeapFrames);
 
 #[unsafe(no_mangle)]
 extern "efiapi" fn efi_main(image: Handle, system_table: *const c_void) -> Status {

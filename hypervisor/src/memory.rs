@@ -5,7 +5,7 @@
 )]
 
 use alloc::{format, string::String, vec::Vec};
-use core::{fmt, slice};
+use core::{fmt, ptr::NonNull, slice};
 
 use boot::{
     BootInfo, Region,
@@ -16,10 +16,10 @@ use mm::{
     frames::{self, Counts, Frame, Frames, ORDER_4K},
     private::Ledger,
 };
-use sync::IrqLock;
+use sync::{IrqLock, Once};
 
 use crate::{
-    exception,
+    exception, heap,
     msr::{self, Fault},
 };
 
@@ -27,13 +27,15 @@ use crate::{
 const LOW: u64 = 1 << 20;
 const PAGE: u64 = 4096;
 
+/// Nothing allocates or frees heap memory while it holds this lock, since the heap takes its frames from here.
 static MEMORY: IrqLock<Option<Memory>> = IrqLock::new(None);
+/// The firmware's memory map.
+static REGIONS: Once<Vec<Region>> = Once::new();
 
 struct Memory {
     frames: Frames,
     page_tables: u64,
     gib_pages: bool,
-    regions: Vec<Region>,
     image: (u64, u64),
     next_window: u64,
     next_stack: u64,
@@ -114,11 +116,11 @@ pub fn init(info: &BootInfo) -> Vec<String> {
             problems.push(format!("{e}"));
         }
     }
+    REGIONS.call_once(|| info.memory.clone());
     *MEMORY.lock() = Some(Memory {
         frames,
         page_tables: info.page_tables,
         gib_pages: core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0,
-        regions: info.memory.clone(),
         image: info.image,
         next_window: WINDOWS + PEEK_WINDOW_SIZE,
         next_stack: boot::layout::BOOT_STACK.0 + boot::layout::BOOT_STACK.1,
@@ -130,6 +132,13 @@ pub fn init(info: &BootInfo) -> Vec<String> {
 #[must_use]
 pub fn direct(pa: u64) -> u64 {
     DIRECT_MAP + pa
+}
+
+/// Returns the physical address of the hypervisor's memory at `va`: of the image, the heap or the direct map.
+#[must_use]
+pub fn physical(va: u64) -> u64 {
+    // Below the direct map, the image and the heap's first region are identity-mapped.
+    va.checked_sub(DIRECT_MAP).unwrap_or(va)
 }
 
 /// Allocates a block of frames. Its content is undefined.
@@ -173,10 +182,8 @@ pub fn split(frame: Frame) -> Result<(), Error> {
 
 /// Returns the frame ledger: the bytes that were added, and the blocks of each order.
 #[must_use]
-pub fn ledger() -> (u64, Vec<Counts>) {
-    MEMORY.lock().as_ref().map_or((0, Vec::new()), |m| {
-        (m.frames.total_bytes(), m.frames.counts().to_vec())
-    })
+pub fn ledger() -> (u64, [Counts; frames::ORDERS]) {
+    HostFrames.with(|frames| (frames.total_bytes(), *frames.counts()))
 }
 
 /// The frame allocator as the code that gives frames to the TDX module needs it.
@@ -193,13 +200,29 @@ impl Ledger for HostFrames {
     }
 }
 
+/// The frames that the heap consists of, apart from its first region.
+#[derive(Debug)]
+pub struct HeapFrames;
+
+// SAFETY: a frame that the allocator hands out is RAM, aligned to its size, that the direct map has and that nothing
+// else uses until it is freed.
+unsafe impl heap::Blocks for HeapFrames {
+    fn take(&self, order: u32) -> Option<NonNull<u8>> {
+        NonNull::new(direct(alloc(order).ok()?.pa) as *mut u8)
+    }
+
+    unsafe fn give(&self, block: NonNull<u8>, order: u32) {
+        let pa = physical(block.addr().get() as u64);
+        if let Err(error) = free(Frame { pa, order }) {
+            log::error!("a block of the heap: {error}");
+        }
+    }
+}
+
 /// Returns the firmware's memory map.
 #[must_use]
-pub fn regions() -> Vec<Region> {
-    MEMORY
-        .lock()
-        .as_ref()
-        .map_or(Vec::new(), |m| m.regions.clone())
+pub fn regions() -> &'static [Region] {
+    REGIONS.get().map_or(&[], Vec::as_slice)
 }
 
 /// Creates a stack of `bytes` with an unmapped page below it. Returns the stack's end.
@@ -256,18 +279,19 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
         ));
     }
     let mut guard = MEMORY.lock();
-    let memory = guard
-        .as_mut()
-        .ok_or_else(|| format!("{}", Error::NotReady))?;
+    let Some(memory) = guard.as_mut() else {
+        drop(guard);
+        return Err(format!("{}", Error::NotReady));
+    };
     let page = line / PAGE * PAGE;
-    let ram = memory
-        .regions
+    let ram = regions()
         .iter()
         .any(|r| r.kind.is_ram() && (r.start..r.end).contains(&page));
     let access = if ram { Access::Read } else { Access::Device };
-    memory
-        .tables(|t| t.map(WINDOWS, page, PAGE, access))
-        .map_err(|e| format!("{line:#x} can't be mapped: {e:?}"))?;
+    if let Err(e) = memory.tables(|t| t.map(WINDOWS, page, PAGE, access)) {
+        drop(guard);
+        return Err(format!("{line:#x} can't be mapped: {e:?}"));
+    }
     let flush = || x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(WINDOWS));
     flush();
     let mut bytes = [0; 64];
@@ -322,7 +346,7 @@ impl Memory {
     fn in_direct_map(&self, start: u64, end: u64) -> bool {
         let outside_image = end <= self.image.0 || self.image.1 <= start;
         let mut at = start;
-        for r in self.regions.iter().filter(|r| r.kind.is_ram()) {
+        for r in regions().iter().filter(|r| r.kind.is_ram()) {
             if (r.start..r.end).contains(&at) {
                 at = r.end;
             }

@@ -23,7 +23,8 @@ pub const ORDER_4K: u32 = 0;
 pub const ORDER_2M: u32 = 9;
 /// Order of a 1 GiB frame, the largest.
 pub const ORDER_1G: u32 = 18;
-const ORDERS: usize = ORDER_1G as usize + 1;
+/// Number of orders.
+pub const ORDERS: usize = ORDER_1G as usize + 1;
 
 /// A range of physical memory: its first address and the address after its last byte.
 pub type Range = (u64, u64);
@@ -160,9 +161,9 @@ impl Frames {
     }
 
     /// Sets the memory that a TD can have to `ranges`, which are ascending and disjoint. From now on only the host uses
-    /// the rest.
-    pub fn set_for_tds(&mut self, ranges: Vec<Range>) {
-        self.for_tds = Some(ranges);
+    /// the rest. Returns the ranges set before.
+    pub fn set_for_tds(&mut self, ranges: Vec<Range>) -> Option<Vec<Range>> {
+        self.for_tds.replace(ranges)
     }
 
     /// Allocates a block of `4096 << order` bytes that a TD can have. It comes from the last zone that has one, which
@@ -206,11 +207,11 @@ impl Frames {
         Ok(())
     }
 
-    /// Allocates all of `range`, as the largest blocks that it consists of.
+    /// Allocates all of `range`, as the blocks that [`blocks_of`] returns for it.
     ///
     /// # Errors
     /// [`Error::BadRange`] when part of it is not free, or it does not consist of whole frames.
-    pub fn alloc_range(&mut self, range: Range) -> Result<Vec<Frame>, Error> {
+    pub fn alloc_range(&mut self, range: Range) -> Result<(), Error> {
         let whole = range.0 <= range.1 && (range.0 | range.1).is_multiple_of(FRAME);
         let inside = |z: &&mut Zone| z.start() <= range.0 && range.1 <= z.end();
         let zone = self.zones.iter_mut().filter(|_| whole).find(inside);
@@ -218,30 +219,37 @@ impl Frames {
         if blocks_of(range).any(|block| zone.around(block).is_none()) {
             return Err(Error::BadRange(range));
         }
-        let mut taken = Vec::new();
         for block in blocks_of(range) {
             // Cutting out one block leaves its neighbours free, though in smaller blocks.
             let from = zone.around(block).ok_or(Error::BadRange(range))?;
             zone.cut(block, from, &mut self.counts);
             self.counts[block.order as usize].used += 1;
-            taken.push(block);
         }
-        Ok(taken)
+        Ok(())
     }
 
-    /// Returns the free memory in ascending order. Adjacent blocks form one range.
-    #[must_use]
-    pub fn free_ranges(&self) -> Vec<Range> {
-        let mut blocks: Vec<Range> = self.zones.iter().flat_map(Zone::free_blocks).collect();
-        blocks.sort_unstable();
-        let mut ranges: Vec<Range> = Vec::new();
-        for block in blocks {
-            match ranges.last_mut() {
-                Some(last) if last.1 == block.0 => last.1 = block.1,
-                _ => ranges.push(block),
-            }
+    /// Replaces the content of `ranges` with the free memory in ascending order. Adjacent blocks form one range. It
+    /// allocates nothing: `ranges` has room for every free block.
+    ///
+    /// # Errors
+    /// The number of free blocks when `ranges` has less room; it is unchanged.
+    pub fn free_ranges(&self, ranges: &mut Vec<Range>) -> Result<(), usize> {
+        let blocks: u64 = self.counts.iter().map(|counts| counts.free).sum();
+        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+        if ranges.capacity() < blocks {
+            return Err(blocks);
         }
-        ranges
+        ranges.clear();
+        ranges.extend(self.zones.iter().flat_map(Zone::free_blocks));
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, last| {
+            let adjacent = last.1 == next.0;
+            if adjacent {
+                last.1 = next.1;
+            }
+            adjacent
+        });
+        Ok(())
     }
 
     /// Frees a block.
@@ -392,7 +400,7 @@ impl Frames {
 }
 
 /// Returns the largest blocks that make up a range of whole frames, in ascending order.
-fn blocks_of(range: Range) -> impl Iterator<Item = Frame> {
+pub fn blocks_of(range: Range) -> impl Iterator<Item = Frame> {
     let (mut at, end) = range;
     core::iter::from_fn(move || {
         let left = end.checked_sub(at).filter(|left| *left > 0)?;

@@ -42,6 +42,10 @@ pub struct Td {
     /// Memory size in bytes, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
     #[serde(deserialize_with = "memory")]
     pub memory: u64,
+    /// Maximum memory in bytes that may be mapped in pages of 4 KiB, a multiple of 2 MiB; written as `"8G"`. The TD ends
+    /// when it needs more. Each GiB of it takes 6 MiB of the host's memory for tables. By default all memory may be.
+    #[serde(default, deserialize_with = "max_4k")]
+    pub max_4k: Option<u64>,
     /// Number of vCPUs, from 1.
     #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u16,
@@ -186,14 +190,23 @@ fn command_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D:
 }
 
 fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    whole_frames(deserializer, "memory")
+}
+
+fn max_4k<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    whole_frames(deserializer, "max_4k").map(Some)
+}
+
+/// Deserialises a size in 2 MiB frames. `key` is the operator's name for it.
+fn whole_frames<'de, D: Deserializer<'de>>(deserializer: D, key: &str) -> Result<u64, D::Error> {
     let text = String::deserialize(deserializer)?;
     match bytes(&text) {
         Some(bytes) if bytes != 0 && bytes % MEMORY_STEP == 0 => Ok(bytes),
         Some(_) => Err(Error::custom(format!(
-            "memory is {text:?}; it must be a multiple of 2M, and not 0"
+            "{key} is {text:?}; it must be a multiple of 2M, and not 0"
         ))),
         None => Err(Error::custom(format!(
-            "memory is {text:?}; it must be a number with M, G or T, such as \"256M\""
+            "{key} is {text:?}; it must be a number with M, G or T, such as \"256M\""
         ))),
     }
 }
@@ -283,13 +296,16 @@ mod tests {
     fn every_key_is_read() {
         let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
         let td = td(&format!(
-            "memory = \"1G\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
+            "memory = \"1G\"\nmax_4k = \"64M\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
              migratable = true\npks = true\nperfmon = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
              shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
         ))
         .unwrap();
-        assert_eq!((td.memory, td.vcpus), (1 << 30, 4));
+        assert_eq!(
+            (td.memory, td.max_4k, td.vcpus),
+            (1 << 30, Some(64 << 20), 4)
+        );
         assert!(td.autostart && td.debug && !td.sept_ve_disable && td.migratable);
         assert!(td.pks && td.perfmon && td.control && td.no_rbp_mod());
         assert_eq!((td.xfam, td.tsc_mhz), (Some(0xE7), Some(2000)));
@@ -320,6 +336,7 @@ mod tests {
             (7, "memory = \"+2M\"\n"),
             (7, "memory = \"2\"\n"),
             (7, "memory = \"99999999999T\"\n"),
+            (8, &format!("{memory}max_4k = \"3M\"\n")),
             (8, &format!("{memory}vcpus = 0\n")),
             (8, &format!("{memory}vcpus = 65536\n")),
             (8, &format!("{memory}shares = 0\n")),

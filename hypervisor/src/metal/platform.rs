@@ -158,9 +158,8 @@ impl Running for Metal {
         rtc::unix_seconds()
     }
 
-    // The heap is identity-mapped.
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
-        Hpa(&raw const *descriptor as u64)
+        Hpa(memory::physical(&raw const *descriptor as u64))
     }
 
     fn attention(&self, cpu: u32) -> &Attention {

@@ -62,17 +62,36 @@ fn a_frame_goes_back_once_and_as_it_came() {
     assert_eq!(frames.free(odd), Err(Error::NotAllocated(odd)));
 }
 
+fn free_ranges(frames: &Frames) -> Vec<Range> {
+    let mut ranges = Vec::new();
+    if let Err(blocks) = frames.free_ranges(&mut ranges) {
+        ranges.reserve_exact(blocks);
+    }
+    frames.free_ranges(&mut ranges).unwrap();
+    ranges
+}
+
+#[test]
+fn the_free_ranges_need_room_for_every_free_block() {
+    let frames = frames(&[(GIB, 2 * GIB), (4 * GIB, 4 * GIB + 3 * FRAME)]);
+    let mut ranges = Vec::with_capacity(2);
+    ranges.push((1, 2));
+    assert_eq!(frames.free_ranges(&mut ranges), Err(3));
+    assert_eq!(ranges, [(1, 2)]);
+}
+
 #[test]
 fn a_range_is_taken_as_a_whole_or_not_at_all() {
     let mut frames = frames(&[(GIB, 3 * GIB)]);
     let before = *frames.counts();
     let range = (GIB + 5 * FRAME, 2 * GIB + 4 * MIB);
-    let blocks = frames.alloc_range(range).unwrap();
+    frames.alloc_range(range).unwrap();
+    let blocks: Vec<_> = blocks_of(range).collect();
     let bytes: u64 = blocks.iter().map(|b| b.bytes()).sum();
     assert_eq!(bytes, range.1 - range.0);
     assert_eq!(blocks[0].pa, range.0);
     let rest = [(GIB, range.0), (range.1, 3 * GIB)];
-    assert_eq!(frames.free_ranges(), rest);
+    assert_eq!(free_ranges(&frames), rest);
     let taken = *frames.counts();
     for bad in [
         (range.1 - FRAME, range.1 + FRAME),
@@ -99,7 +118,7 @@ fn a_frame_is_taken_where_it_is_asked_for_or_not_at_all() {
     frames.alloc_at(frame).unwrap();
     let block = (frame.pa, frame.pa + FRAME);
     let rest = [(GIB, block.0), (block.1, 2 * GIB)];
-    assert_eq!(frames.free_ranges(), rest);
+    assert_eq!(free_ranges(&frames), rest);
     let taken = *frames.counts();
     let at = |pa, order| Frame { pa, order };
     for refused in [
@@ -146,7 +165,7 @@ fn a_td_gets_nothing_but_what_is_for_tds() {
         (allowed[1].1, 4 * GIB),
     ]
     .into();
-    assert_eq!(frames.free_ranges(), rest);
+    assert_eq!(free_ranges(&frames), rest);
     assert_eq!(frames.alloc_for_host(ORDER_1G).unwrap().pa, 3 * GIB);
 }
 
@@ -282,8 +301,9 @@ proptest! {
                 }
                 Action::Range(start, pages) => {
                     let start = MIB + start * FRAME;
-                    if let Ok(blocks) = frames.alloc_range((start, start + pages * FRAME)) {
-                        held.extend(blocks);
+                    let range = (start, start + pages * FRAME);
+                    if frames.alloc_range(range).is_ok() {
+                        held.extend(blocks_of(range));
                     }
                 }
                 _ => {}
@@ -293,7 +313,7 @@ proptest! {
             let quarantined: u64 = gone.iter().map(|f| f.bytes()).sum();
             prop_assert_eq!(bytes(&frames, |c| c.quarantined), quarantined);
             let free = bytes(&frames, |c| c.free);
-            prop_assert_eq!(free, frames.free_ranges().iter().map(|r| r.1 - r.0).sum::<u64>());
+            prop_assert_eq!(free, free_ranges(&frames).iter().map(|r| r.1 - r.0).sum::<u64>());
             prop_assert_eq!(free + used + quarantined, frames.total_bytes());
         }
         for frame in held {

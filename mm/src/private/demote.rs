@@ -80,13 +80,13 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     }
 
     fn split(&self, gpa: Gpa, leaf: Leaf) -> Result<Demoted, (Leaf, Error)> {
-        let sept = match self.take_frame(PageSize::Size4K) {
+        let sept = match self.take_sept() {
             Ok(sept) => sept,
             Err(error) => return Err((leaf, error)),
         };
         let (leaf, quiet) = self.quiesce(gpa, leaf);
         if let Err(error) = quiet {
-            self.cpu.pool.give(core::iter::once(sept));
+            self.give_sept(sept);
             return Err((self.usable(gpa, leaf), error));
         }
         let (was, since) = (leaf.was(), leaf.blocked_since());
@@ -100,14 +100,13 @@ impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
             Ok(demoted) => {
                 self.cpu.pool.split(hpa, size);
                 self.map.stock.split(size);
-                self.map.stock.add_sept();
                 Ok(demoted)
             }
             Err(Rejected {
                 error,
                 given: (page, sept),
             }) => {
-                self.cpu.pool.give(core::iter::once(sept));
+                self.give_sept(sept);
                 let leaf = match since {
                     Some(since) => Leaf::Blocked { page, since, was },
                     None => Leaf::usable(page, was),

@@ -34,6 +34,8 @@ pub enum Error {
     NoFrames(PageSize),
     /// The hypervisor's heap is used up.
     NoHeap,
+    /// The TD has this many pages of S-EPT, and may not have more.
+    TooManyTables(u64),
     /// The module has shut down and serves no more calls.
     ShutDown,
     /// The module refused the call.
@@ -73,6 +75,11 @@ impl fmt::Display for Error {
                 write!(f, "no frame of {} KiB is free", size.bytes() >> 10)
             }
             Self::NoHeap => f.write_str("the hypervisor's heap is exhausted"),
+            Self::TooManyTables(limit) => write!(
+                f,
+                "too much of it is in pages of 4 KiB: all {limit} pages that its S-EPT may have are in use; \
+                 raise max_4k of the TD"
+            ),
             Self::ShutDown => f.write_str("the TDX module has shut down"),
             Self::Seam(error) => error.fmt(f),
             Self::NoAnswer(error) => error.fmt(f),

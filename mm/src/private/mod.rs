@@ -52,7 +52,7 @@ pub use build::Given;
 pub use error::Error;
 pub use join::{Found, Search};
 pub use kick::{Kick, NoAnswer, NoneRuns};
-pub use mirror::Levels;
+pub use mirror::{DIRECTORY_FRAMES, Levels, PAGE_TABLE_FRAMES};
 pub use pool::{FramePool, Ledger, Pool};
 pub use reclaim::{
     ClearPolicy, Clearing, Clock, NoPolicy, Plan, Progress, Reclaim, Reclaimed, Refusal, Step,
@@ -88,6 +88,9 @@ pub struct Settings {
     pub levels: Levels,
     /// Position of the KeyID in a physical address.
     pub keyid: KeyIdPosition,
+    /// Maximum number of S-EPT pages below the root. It bounds the memory that the TD's tables take, in the module and
+    /// here.
+    pub sept_limit: u64,
 }
 
 /// A TD's private memory.
@@ -107,6 +110,7 @@ pub struct PrivateMap {
 pub struct Unowned {
     mirror: Mirror,
     keyid: KeyIdPosition,
+    sept_limit: u64,
     clearing: Clearing,
 }
 
@@ -119,6 +123,7 @@ impl Unowned {
         Ok(Self {
             mirror: Mirror::new(settings.limit, settings.levels)?,
             keyid: settings.keyid,
+            sept_limit: settings.sept_limit,
             clearing: Clearing::Clear,
         })
     }
@@ -136,7 +141,7 @@ impl Unowned {
             root: RootLock::new(tdr),
             mirror: self.mirror,
             tracker: Tracker::new(),
-            stock: Stock::new(),
+            stock: Stock::new(self.sept_limit),
             joinable: AtomicBool::new(false),
             keyid: self.keyid,
             clearing: self.clearing,

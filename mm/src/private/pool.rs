@@ -8,7 +8,9 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
-use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, Retired};
+use crate::frames::{
+    FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, ORDERS, Range, Retired,
+};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use sync::Mutex;
 use sync::atomic::{
@@ -51,8 +53,19 @@ pub trait Pool {
 
 /// Access to the frame allocator, independent of its lock.
 pub trait Ledger {
-    /// Calls `work` with exclusive access to the allocator.
+    /// Calls `work` with exclusive access to the allocator. `work` neither allocates nor frees heap memory, because the
+    /// heap takes its memory from the same allocator.
     fn with<R>(&self, work: impl FnOnce(&mut Frames) -> R) -> R;
+
+    /// Returns the free memory in ascending order. Adjacent blocks form one range.
+    fn free_ranges(&self) -> Vec<Range> {
+        let mut ranges = Vec::new();
+        while let Err(blocks) = self.with(|frames| frames.free_ranges(&mut ranges)) {
+            // The allocation may itself split a block.
+            ranges.reserve(blocks + ORDERS);
+        }
+        ranges
+    }
 }
 
 impl Ledger for spin::Mutex<Frames> {

@@ -15,17 +15,27 @@ use super::pool::Pool;
 impl<C: SeamCall, W: Wait, P: Pool> Op<'_, C, W, P> {
     /// Takes a frame and links it under the entry of `level` at `gpa`. The frame is freed when the module refuses.
     fn link(&self, gpa: Gpa, level: Level) -> Result<Page<Donated>, Error> {
-        let page = self.take_frame(PageSize::Size4K)?;
+        let page = self.take_sept()?;
         match self.cpu.tdh.mem_sept_add(self.live.tdr(), gpa, level, page) {
-            Ok(page) => {
-                self.map.stock.add_sept();
-                Ok(page)
-            }
+            Ok(page) => Ok(page),
             Err(Rejected { error, given }) => {
-                self.cpu.pool.give(core::iter::once(given));
+                self.give_sept(given);
                 Err(error.into())
             }
         }
+    }
+
+    /// Takes a frame for a page of the S-EPT, and counts it.
+    pub(super) fn take_sept(&self) -> Result<Page<Clean>, Error> {
+        self.map.stock.add_sept()?;
+        let taken = self.take_frame(PageSize::Size4K);
+        taken.inspect_err(|_| self.map.stock.remove_sept(1))
+    }
+
+    /// Frees a frame from [`Self::take_sept`] that did not become a page of the S-EPT.
+    pub(super) fn give_sept(&self, page: Page<Clean>) {
+        self.cpu.pool.give(core::iter::once(page));
+        self.map.stock.remove_sept(1);
     }
 
     /// Takes a frame of the host.

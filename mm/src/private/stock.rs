@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::error::Error;
 use seam::abi::PageSize;
 use seam::page::{Cached, Page};
 
@@ -34,16 +35,19 @@ impl Holding {
 pub(super) struct Stock {
     pages: [AtomicU64; 3],
     sept: AtomicU64,
+    sept_limit: u64,
     made_whole: AtomicU64,
     stranded: Mutex<Vec<Page<Cached>>>,
     queued: Mutex<Vec<Range<u64>>>,
 }
 
 impl Stock {
-    pub const fn new() -> Self {
+    /// Creates empty counts of a TD that may have at most `sept_limit` pages of S-EPT.
+    pub const fn new(sept_limit: u64) -> Self {
         Self {
             pages: [const { AtomicU64::new(0) }; 3],
             sept: AtomicU64::new(0),
+            sept_limit,
             made_whole: AtomicU64::new(0),
             stranded: Mutex::new(Vec::new()),
             queued: Mutex::new(Vec::new()),
@@ -95,8 +99,16 @@ impl Stock {
         self.made_whole.fetch_add(1, Relaxed);
     }
 
-    pub fn add_sept(&self) {
-        self.sept.fetch_add(1, Relaxed);
+    /// Counts a page of the S-EPT that is about to be linked.
+    ///
+    /// # Errors
+    /// [`Error::TooManyTables`] when the TD has all that it may have.
+    pub fn add_sept(&self) -> Result<(), Error> {
+        let more = |sept| (sept < self.sept_limit).then_some(sept + 1);
+        match self.sept.fetch_update(Relaxed, Relaxed, more) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::TooManyTables(self.sept_limit)),
+        }
     }
 
     pub fn remove_sept(&self, count: u64) {

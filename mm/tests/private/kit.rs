@@ -269,6 +269,7 @@ impl<'h> Td<'h> {
             limit: 4 * PAGE_1G,
             levels: Levels::Four,
             keyid: KeyIdPosition::new(52, 6).unwrap(),
+            sept_limit: u64::MAX,
         };
         Self {
             host,

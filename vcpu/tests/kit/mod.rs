@@ -233,6 +233,7 @@ impl<'r> Td<'r> {
             limit: 4 * PAGE_1G,
             levels: Levels::Four,
             keyid: KeyIdPosition::new(52, 6).unwrap(),
+            sept_limit: u64::MAX,
         };
         let map = PrivateMap::new(tdr, settings).unwrap();
         map.finalize(&tdh).unwrap();

@@ -140,6 +140,7 @@ impl Td {
             limit: bytes.next_multiple_of(PAGE_1G),
             levels: Levels::Four,
             keyid: KeyIdPosition::new(52, 6).ok_or_else(|| anyhow!("52 bits have room for 6"))?,
+            sept_limit: u64::MAX,
         };
         let map = PrivateMap::new(tdr, settings).map_err(|(error, _)| anyhow!("{error}"))?;
         Ok(Self {

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use mm::private::{DIRECTORY_FRAMES, PAGE_TABLE_FRAMES};
 use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
 use seam::address::SHARED;
 
@@ -81,15 +82,34 @@ impl Layout {
         left
     }
 
-    /// Returns the maximum number of 4 KiB pages for the memory and `more` pages of an image elsewhere, including the
-    /// S-EPT. It is reached if no page is mapped large.
+    /// Returns the maximum that a TD with this memory, and `outside` bytes of an image elsewhere, can take. At most
+    /// `max_4k` bytes are mapped in pages of 4 KiB, or all if `None`.
     #[must_use]
-    pub fn most_pages(self, more: u64) -> u64 {
-        let pages = self.bytes / PAGE_4K + more;
+    pub fn most(self, outside: u64, max_4k: Option<u64>) -> Most {
+        let bytes = self.bytes + outside;
         // The image is below 4 GiB and may cross a boundary of each kind.
-        let tables = |bytes: u64| (pages * PAGE_4K).div_ceil(bytes) + 2;
-        pages + tables(PAGE_2M) + tables(PAGE_1G) + tables(512 * PAGE_1G)
+        let tables = |unit: u64| bytes.div_ceil(unit) + 2;
+        let [page_tables, directories, uppers] = [PAGE_2M, PAGE_1G, 512 * PAGE_1G].map(tables);
+        let split = max_4k.map_or(page_tables, |max| max.div_ceil(PAGE_2M) + 2);
+        let split = split.min(page_tables);
+        let sept = split + directories + uppers;
+        let mirror = split * PAGE_TABLE_FRAMES + directories * DIRECTORY_FRAMES;
+        // Memory can be shared in pages of 4 KiB whatever the private memory's pages are. The root is a table too.
+        let shared = page_tables + directories + uppers + 1;
+        Most {
+            pages: bytes / PAGE_4K + sept + mirror + shared,
+            sept,
+        }
     }
+}
+
+/// The maximum that a TD can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Most {
+    /// Frames of 4 KiB: its memory, its EPTs, and the host's mirror of them.
+    pub pages: u64,
+    /// Pages of its S-EPT below the root.
+    pub sept: u64,
 }
 
 #[cfg(test)]
@@ -111,6 +131,21 @@ mod tests {
         assert_eq!(large.part_of(HIGH), Some(HIGH..6 * PAGE_1G));
         assert_eq!(Layout::new(SHARED), None);
         assert_eq!(Layout::new(4095), None);
+    }
+
+    #[test]
+    fn tables_are_counted_for_memory_in_small_pages_as_far_as_it_may_be() {
+        let layout = Layout::new(32 * PAGE_1G).unwrap();
+        let all = layout.most(0, None);
+        assert_eq!(all.sept, (16 * 1024 + 2) + (32 + 2) + (1 + 2));
+        let some = layout.most(0, Some(8 * PAGE_1G));
+        assert_eq!(some.sept, (4 * 1024 + 2) + (32 + 2) + (1 + 2));
+        // A page of S-EPT, and two frames of the host, for each table less.
+        assert_eq!(all.pages - some.pages, 12 * 1024 * 3);
+        assert_eq!(layout.most(0, Some(64 * PAGE_1G)), all);
+        // All tables of 6 TiB take less than one percent of it.
+        let large = Layout::new(6 << 40).unwrap().most(0, None);
+        assert!((large.pages << 12) < (6 << 40) / 100 * 101);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub mod vcpu;
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
-use mm::private::{Holding, PrivateMap, Reclaim, Refusal};
+use mm::private::{Holding, PAGE_TABLE_FRAMES, PrivateMap, Reclaim, Refusal};
 use seam::{
     abi::{Measurement, PAGE_4K, PageSize},
     address::Gpa,
@@ -273,7 +273,9 @@ impl Td {
         }
         let holding = self.holding();
         let control = self.body.get().map_or(0, |body| body.control.lock().len());
-        let taken = holding.bytes() + (holding.sept + control as u64) * PAGE_4K;
+        // A page of the S-EPT, and at least the mirror of a page table. The few tables above the directories have none.
+        let table = 1 + PAGE_TABLE_FRAMES;
+        let taken = holding.bytes() + (holding.sept * table + control as u64) * PAGE_4K;
         (self.most_pages * PAGE_4K).saturating_sub(taken)
     }
 

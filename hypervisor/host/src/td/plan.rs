@@ -92,7 +92,8 @@ pub fn plan<'f, P: Platform>(
     if list_at != 0 {
         image.clone().with_hob(&list).map_err(Error::Hob)?;
     }
-    let most_pages = layout.most_pages(sections.outside / PAGE_4K) + control_pages(host, config);
+    let most = layout.most(sections.outside, config.max_4k);
+    let most_pages = most.pages + control_pages(host, config);
     let needed = most_pages + SCRATCH_PAGES;
     let free = host
         .platform
@@ -114,6 +115,7 @@ pub fn plan<'f, P: Platform>(
         limit,
         levels: Levels::Four,
         keyid: host.keyid,
+        sept_limit: most.sept,
     })?
     .clearing(host.clearing);
     let extent = Extent {

@@ -118,6 +118,7 @@ impl Td {
             limit: 4 * PAGE_1G,
             levels: Levels::Four,
             keyid: rig.keyid_position(),
+            sept_limit: u64::MAX,
         };
         let map = PrivateMap::new(tdr, settings).unwrap();
         if !cpus.is_empty() {

@@ -1,8 +1,9 @@
 //! The mirror of a TD's S-EPT: the level, state and token of every page that the TD owns.
 //!
 //! Each GiB of guest-physical addresses has a lock, held for a few instructions and never over a SEAMCALL. A CPU claims
-//! an entry before it works on it; other CPUs find a claimed entry busy. The cost is 9 bytes for a page that is mapped
-//! as 4 KiB, 24 for one of 2 MiB, 32 for each GiB that the TD could have.
+//! an entry before it works on it; other CPUs find a claimed entry busy. The cost is
+//! [`PAGE_TABLE_FRAMES`] for each 2 MiB that are mapped as pages of 4 KiB, [`DIRECTORY_FRAMES`] for each GiB of which
+//! anything is mapped, and 32 bytes for each GiB that the TD could have.
 
 mod leaf;
 mod parts;
@@ -22,6 +23,17 @@ pub use leaf::{Epoch, Leaf, Was};
 pub(super) use parts::Parts;
 pub(super) use table::{Boxed, Directory, ENTRIES, Entry, PageTable};
 pub(super) use upper::{Place, Upper, Uppers};
+
+/// Number of 4 KiB frames that the mirror of a page table takes, in a block of a power of two.
+pub const PAGE_TABLE_FRAMES: u64 = frames_of::<PageTable>();
+/// Number of 4 KiB frames that the mirror of a directory takes, in a block of a power of two.
+pub const DIRECTORY_FRAMES: u64 = frames_of::<Directory>();
+
+const fn frames_of<T>() -> u64 {
+    (size_of::<T>() as u64)
+        .div_ceil(PAGE_4K)
+        .next_power_of_two()
+}
 
 /// Content of one GiB of guest-physical addresses.
 pub(super) type Gib = Entry<Directory>;

@@ -4,7 +4,7 @@
 use alloc::{format, vec::Vec};
 
 use mm::{
-    frames::{self, Frame, Frames},
+    frames,
     private::{Ledger, Pool},
     tdmr::{self, Limits, MemoryMap, Plan, Span, UsableRegion},
 };
@@ -31,10 +31,12 @@ pub fn configure<P: Platform>(
     info: &Info,
     global: &Hkid,
 ) -> (u64, Result<Plan, Failed>) {
-    let taken =
-        plan_for(ledger, machine, info).and_then(|plan| Ok((take_pamt(ledger, &plan)?, plan)));
-    let (pamt, plan) = match taken {
-        Ok(taken) => taken,
+    let taken = plan_for(ledger, machine, info).and_then(|plan| {
+        take_pamt(ledger, plan.pamt.spans())?;
+        Ok(plan)
+    });
+    let plan = match taken {
+        Ok(plan) => plan,
         Err(failed) => return (0, Err(failed)),
     };
     let infos: Vec<TdmrInfo> = plan.tdmrs.iter().map(tdmr::Tdmr::info).collect();
@@ -47,19 +49,20 @@ pub fn configure<P: Platform>(
         }
         None => (0, Err(Failed::because("no memory for the list of TDMRs"))),
     };
-    ledger.with(|frames| match outcome {
+    match outcome {
         Ok(()) => {
             let private = plan.private.spans().iter();
-            frames.set_for_tds(private.map(|span| (span.start, span.end)).collect());
+            let private = private.map(|span| (span.start, span.end)).collect();
+            drop(ledger.with(|frames| frames.set_for_tds(private)));
         }
-        Err(_) => give_back(frames, pamt),
-    });
+        Err(_) => give_back(ledger, plan.pamt.spans()),
+    }
     (calls, outcome.map(|()| plan))
 }
 
 /// Plans over the currently free memory. Memory that is in use now never goes to a TD, even if it is freed later.
 fn plan_for(ledger: &impl Ledger, machine: &Machine<'_>, info: &Info) -> Result<Plan, Failed> {
-    let free = ledger.with(|frames| frames.free_ranges());
+    let free = ledger.free_ranges();
     let cmrs: Vec<Span> = info
         .cmrs
         .iter()
@@ -107,26 +110,21 @@ fn by_node(ranges: &[frames::Range], nodes: &[(u64, u64, u32)]) -> Vec<UsableReg
     regions
 }
 
-/// Takes the PAMTs out of the ledger: all of them or none.
-fn take_pamt(ledger: &impl Ledger, plan: &Plan) -> Result<Vec<Frame>, Failed> {
-    ledger.with(|frames| {
-        let mut taken = Vec::new();
-        for span in plan.pamt.spans() {
-            match frames.alloc_range((span.start, span.end)) {
-                Ok(blocks) => taken.extend(blocks),
-                Err(e) => {
-                    give_back(frames, taken);
-                    return Err(Failed::because(format!("no memory for the PAMT: {e}")));
-                }
-            }
+/// Takes the memory of the PAMTs out of the ledger: all of it or none.
+fn take_pamt(ledger: &impl Ledger, spans: &[Span]) -> Result<(), Failed> {
+    for (taken, span) in spans.iter().enumerate() {
+        if let Err(e) = ledger.with(|frames| frames.alloc_range((span.start, span.end))) {
+            give_back(ledger, &spans[..taken]);
+            return Err(Failed::because(format!("no memory for the PAMT: {e}")));
         }
-        Ok(taken)
-    })
+    }
+    Ok(())
 }
 
-fn give_back(frames: &mut Frames, taken: Vec<Frame>) {
-    for frame in taken {
-        if let Err(e) = frames.free(frame) {
+fn give_back(ledger: &impl Ledger, taken: &[Span]) {
+    let ranges = taken.iter().map(|span| (span.start, span.end));
+    for frame in ranges.flat_map(frames::blocks_of) {
+        if let Err(e) = ledger.with(|frames| frames.free(frame)) {
             log::error!("a frame of the PAMT: {e}");
         }
     }
