@@ -50,7 +50,7 @@ pub type Pool = FramePool<spin::Mutex<Frames>, Direct>;
 pub struct Setup {
     /// The package of each CPU.
     pub packages: Vec<u32>,
-    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. The GiB after it is convertible too.
+    /// Bytes of memory from [`BASE`] on; a multiple of 1 GiB. One GiB or more after it is convertible too.
     pub memory: u64,
     /// Further memory, ascending: start address, and exclusive end address.
     pub more_memory: Vec<(u64, u64)>,
@@ -83,6 +83,11 @@ impl Setup {
             hooks: format!("patterns\n{hooks}"),
             ..Self::default()
         }
+    }
+
+    /// Returns the bytes of convertible memory that follow the memory.
+    fn after(&self) -> u64 {
+        (self.memory / 128).next_multiple_of(PAGE_1G)
     }
 
     /// Creates a coordinator for the server's HKIDs, of which the module has the global one.
@@ -127,8 +132,8 @@ impl Rig {
     pub fn new(setup: &Setup) -> Self {
         let config = Config {
             lp_to_package: setup.packages.clone(),
-            // Convertible memory that the host does not use has room for a PAMT.
-            cmrs: [(BASE, BASE + setup.memory + PAGE_1G)]
+            // Convertible memory that the host does not use has room for a PAMT, which takes 1/256 of the memory.
+            cmrs: [(BASE, BASE + setup.memory + setup.after())]
                 .iter()
                 .chain(&setup.more_cmrs)
                 .map(|(start, end)| (*start, end - start))

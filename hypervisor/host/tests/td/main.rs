@@ -11,6 +11,7 @@ mod head;
 mod hypercall;
 mod join;
 mod kit;
+mod large;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod rules;
