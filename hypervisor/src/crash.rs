@@ -437,7 +437,8 @@ mod tests {
             let mut text = String::new();
             print(&record, Cause::Nmi, &mut text);
             let name = exception::name(vector);
-            let line = std::format!("crash: vector={vector} name={name} registers=none interrupted=td ");
+            let line =
+                std::format!("crash: vector={vector} name={name} registers=none interrupted=td ");
             assert!(text.contains(&line), "{text}");
             assert!(!text.contains("rax="), "{text}");
         }

@@ -12,6 +12,8 @@ mod zone;
 use alloc::vec::Vec;
 use core::fmt;
 
+use arrayvec::ArrayVec;
+
 pub use zone::words_for;
 use zone::{Zone, place};
 

@@ -40,7 +40,11 @@ impl Source {
     /// [`PORT`].
     #[must_use]
     pub const fn of(record: Option<Severity>, status: u8) -> Self {
-        match (record, status & SERR_STATUS != 0, status & IOCHK_STATUS != 0) {
+        match (
+            record,
+            status & SERR_STATUS != 0,
+            status & IOCHK_STATUS != 0,
+        ) {
             (Some(_), ..) => Self::Firmware,
             (None, true, _) => Self::Serr,
             (None, false, true) => Self::IoCheck,

@@ -135,9 +135,7 @@ fn next_look() -> u64 {
 fn enter(checks: &Checks, scan: &Scan, occasion: Occasion) {
     let key_id_bits = KEY_ID_BITS.load(Relaxed);
     for (reading, verdict) in scan.judged(occasion) {
-        checks
-            .books
-            .enter(time::tsc(), reading, verdict, occasion);
+        checks.books.enter(time::tsc(), reading, verdict, occasion);
         // What was lost before the reset is nobody's any more.
         if verdict.is_loss()
             && occasion != Occasion::Start

@@ -18,7 +18,8 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, stop_here, tables, timer, topology, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, stop_here, tables, timer,
+    topology, vmx,
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 

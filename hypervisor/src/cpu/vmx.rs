@@ -80,10 +80,7 @@ fn enter() -> Result<Vmx, Error> {
         let local = if has_local { LMCE_OPT_IN } else { 0 };
         // SAFETY: the register is not locked, so that these bits are the program's to set; the CPU has them.
         unsafe {
-            msr::write(
-                FEATURE_CONTROL,
-                control | LOCKED | VMX_OUTSIDE_SMX | local,
-            );
+            msr::write(FEATURE_CONTROL, control | LOCKED | VMX_OUTSIDE_SMX | local);
         }
     } else if control & VMX_OUTSIDE_SMX == 0 {
         return Err(Error::LockedOff);

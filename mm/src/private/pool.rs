@@ -8,9 +8,7 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
-use crate::frames::{
-    FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, ORDERS, Range, Retired,
-};
+use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, ORDERS, Range, Retired};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use sync::Mutex;
 use sync::atomic::{

@@ -31,7 +31,7 @@ fn a_piece_of_each_block(bytes: u64) -> Vec<Act> {
 /// Returns the reason for the end of the TD's guest.
 fn end_of(site: &Site<'_>, id: u32) -> Option<String> {
     let guest = site.scheduler.guest(id)?;
-    guest.board().end().map(ToString::to_string)
+    guest.vm().end().map(ToString::to_string)
 }
 
 #[test]

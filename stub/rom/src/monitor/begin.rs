@@ -193,7 +193,11 @@ fn build(inventory: Inventory) -> World {
     if world.options.tdx {
         // The option was checked when it was read.
         let hooks = Hooks::parse(&world.options.hooks).unwrap_or_default();
-        world.module = Some(Module::with_hooks(&world.platform(), world.options.module, hooks));
+        world.module = Some(Module::with_hooks(
+            &world.platform(),
+            world.options.module,
+            hooks,
+        ));
     }
     world
 }

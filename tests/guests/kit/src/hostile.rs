@@ -328,7 +328,7 @@ mod tests {
         }
         for (count, request) in seen.iter().zip(Request::ALL) {
             assert!(
-                *count > 1000 || request == Request::ReportFatalError,
+                *count > 1000 || *request == Request::ReportFatalError,
                 "{request:?}"
             );
         }
