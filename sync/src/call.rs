@@ -1,14 +1,14 @@
 //! Cross-CPU calls: a lock-free mailbox per CPU, and an interrupt that makes a CPU check its mailbox.
 //!
-//! While the caller waits, it serves its own mailbox, so two CPUs that call each other both make progress. A CPU that
-//! does not take its call in time is reported, and the call is withdrawn: it will never run there. Once a CPU has taken
-//! a call, the caller waits for it to finish, since the call may use data that the caller borrowed.
+//! While the caller waits, it serves its own mailbox, so two CPUs that call each other both make progress. Each CPU has
+//! a deadline of its own. A CPU that does not take its call in time is reported, and the call is withdrawn: it will
+//! never run there. Once a CPU has taken a call, the caller waits for it to finish, since the call may use data that
+//! the caller borrowed. Nothing here allocates.
 
-use alloc::vec::Vec;
-use core::ptr;
+use core::{fmt, ops::Deref, ptr};
 
 use crate::{
-    atomic::{AtomicPtr, AtomicU32, Ordering},
+    atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering},
     hint::spin_loop,
 };
 
@@ -20,7 +20,11 @@ struct Round<'a> {
 
 /// The slot in which a CPU finds the call addressed to it.
 #[derive(Debug)]
-pub struct Mailbox(AtomicPtr<()>);
+pub struct Mailbox {
+    round: AtomicPtr<()>,
+    /// The time at which the call was posted. Only the caller whose call is in the slot uses it.
+    since: AtomicU64,
+}
 
 impl Default for Mailbox {
     fn default() -> Self {
@@ -32,12 +36,15 @@ impl Mailbox {
     /// Creates an empty mailbox.
     #[must_use]
     pub const fn new() -> Self {
-        Self(AtomicPtr::new(ptr::null_mut()))
+        Self {
+            round: AtomicPtr::new(ptr::null_mut()),
+            since: AtomicU64::new(0),
+        }
     }
 
     /// Runs the pending call, if there is one, as CPU `me`.
     pub fn serve(&self, me: u32) {
-        let round = self.0.swap(ptr::null_mut(), Ordering::Acquire);
+        let round = self.round.swap(ptr::null_mut(), Ordering::Acquire);
         if round.is_null() {
             return;
         }
@@ -51,19 +58,80 @@ impl Mailbox {
         (round.work)(me);
         round.left.fetch_sub(1, Ordering::Release);
     }
+
+    /// Puts a call into the slot if it is free.
+    fn post(&self, letter: *mut ()) -> bool {
+        let (from, to) = (ptr::null_mut(), letter);
+        let posted = self
+            .round
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        posted.is_ok()
+    }
+
+    /// Takes a call back unless the CPU has taken it.
+    fn withdraw(&self, letter: *mut ()) -> bool {
+        let (from, to) = (letter, ptr::null_mut());
+        let withdrawn = self
+            .round
+            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed);
+        withdrawn.is_ok()
+    }
 }
 
-/// Numbers of the CPUs that did not take their call in time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoAnswer(pub Vec<u32>);
+/// Maximum number of CPUs that an error names.
+const NAMED: usize = 16;
 
-impl core::fmt::Display for NoAnswer {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+/// CPUs that did not take their call in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoAnswer {
+    /// The first of them, in ascending order.
+    named: [u32; NAMED],
+    count: u32,
+}
+
+impl NoAnswer {
+    /// Creates the error of these CPUs. It names the first 16.
+    #[must_use]
+    pub fn of(cpus: &[u32]) -> Self {
+        let mut error = Self {
+            named: [0; NAMED],
+            count: 0,
+        };
+        cpus.iter().for_each(|cpu| error.add(*cpu));
+        error
+    }
+
+    fn add(&mut self, cpu: u32) {
+        let known = self.len();
+        let at = self.partition_point(|named| *named < cpu);
+        let end = NAMED.min(known + 1);
+        if at < end {
+            self.named.copy_within(at..end - 1, at + 1);
+            self.named[at] = cpu;
+        }
+        self.count += 1;
+    }
+}
+
+/// The CPUs that are named.
+impl Deref for NoAnswer {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        &self.named[..NAMED.min(self.count as usize)]
+    }
+}
+
+impl fmt::Display for NoAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "no answer from CPU")?;
-        for (i, cpu) in self.0.iter().enumerate() {
+        for (i, cpu) in self.iter().enumerate() {
             write!(f, "{} {cpu}", if i == 0 { "" } else { "," })?;
         }
-        Ok(())
+        match self.count as usize - self.len() {
+            0 => Ok(()),
+            others => write!(f, " and {others} others"),
+        }
     }
 }
 
@@ -75,9 +143,14 @@ pub trait Machine {
     fn mailbox(&self, cpu: u32) -> &Mailbox;
     /// Makes a CPU check its mailbox.
     fn notify(&self, cpu: u32);
-    /// Starts a timeout for one answer. The returned closure reports whether the time is up.
-    fn timeout(&self) -> impl FnMut() -> bool;
+    /// Returns the time, in any unit.
+    fn now(&self) -> u64;
+    /// Returns true if a CPU that was called at `since` has had its time to answer. A later `since` is over later.
+    fn is_over(&self, since: u64) -> bool;
 }
+
+/// Maximum number of CPUs that are called at once. A list of more is called part by part.
+const AT_ONCE: usize = 4096;
 
 /// Runs `work` on all of `cpus` in parallel, the caller's own included if it is listed, and waits until all have
 /// finished.
@@ -89,66 +162,90 @@ pub fn call(
     cpus: &[u32],
     work: &(dyn Fn(u32) + Sync),
 ) -> Result<(), NoAnswer> {
+    let mut silent = NoAnswer::of(&[]);
+    for cpus in cpus.chunks(AT_ONCE) {
+        call_at_once(machine, cpus, work, &mut silent);
+    }
+    if silent.is_empty() {
+        Ok(())
+    } else {
+        Err(silent)
+    }
+}
+
+fn call_at_once(
+    machine: &impl Machine,
+    cpus: &[u32],
+    work: &(dyn Fn(u32) + Sync),
+    silent: &mut NoAnswer,
+) {
     let me = machine.me();
-    let own = machine.mailbox(me);
     let round = Round {
         work,
         left: AtomicU32::new(0),
     };
     let letter = (&raw const round).cast::<()>().cast_mut();
-    let mut silent = Vec::new();
-    let mut posted = Vec::with_capacity(cpus.len());
-
-    let mut over = machine.timeout();
-    for &cpu in cpus.iter().filter(|&&cpu| cpu != me) {
-        round.left.fetch_add(1, Ordering::Relaxed);
-        let mailbox = &machine.mailbox(cpu).0;
-        let post = || {
-            mailbox.compare_exchange(ptr::null_mut(), letter, Ordering::AcqRel, Ordering::Relaxed)
-        };
-        while post().is_err() {
-            if over() {
-                round.left.fetch_sub(1, Ordering::Relaxed);
-                silent.push(cpu);
-                break;
-            }
-            own.serve(me);
-            spin_loop();
-        }
-        if silent.last() != Some(&cpu) {
-            posted.push(cpu);
-            machine.notify(cpu);
-        }
-    }
+    let start = machine.now();
+    post_to_all(machine, cpus, &round, silent);
     if cpus.contains(&me) {
         work(me);
     }
-    let mut over = machine.timeout();
+    let own = machine.mailbox(me);
     while round.left.load(Ordering::Acquire) != 0 {
         own.serve(me);
         spin_loop();
-        if !over() {
+        // No CPU was called earlier.
+        if !machine.is_over(start) {
             continue;
         }
-        // Withdraw the call from the CPUs that have not taken it. Wait for those that have.
-        posted.retain(|&cpu| {
-            let withdrawn = machine
-                .mailbox(cpu)
-                .0
-                .compare_exchange(letter, ptr::null_mut(), Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok();
-            if withdrawn {
+        for &cpu in cpus.iter().filter(|cpu| **cpu != me) {
+            let mailbox = machine.mailbox(cpu);
+            let pending = mailbox.round.load(Ordering::Relaxed) == letter;
+            if pending
+                && machine.is_over(mailbox.since.load(Ordering::Relaxed))
+                && mailbox.withdraw(letter)
+            {
                 round.left.fetch_sub(1, Ordering::Relaxed);
-                silent.push(cpu);
+                silent.add(cpu);
             }
-            !withdrawn
-        });
+        }
     }
-    if silent.is_empty() {
-        Ok(())
-    } else {
-        silent.sort_unstable();
-        Err(NoAnswer(silent))
+}
+
+/// Posts the round to all CPUs but the caller. While another call occupies a mailbox, the others are not kept waiting.
+fn post_to_all(machine: &impl Machine, cpus: &[u32], round: &Round<'_>, silent: &mut NoAnswer) {
+    let me = machine.me();
+    let letter = ptr::from_ref(round).cast::<()>().cast_mut();
+    let start = machine.now();
+    let mut done = [0u64; AT_ONCE / 64];
+    loop {
+        let mut open = 0;
+        for (i, &cpu) in cpus.iter().enumerate() {
+            let (word, bit) = (i / 64, 1 << (i % 64));
+            if cpu == me || done[word] & bit != 0 {
+                continue;
+            }
+            done[word] |= bit;
+            let mailbox = machine.mailbox(cpu);
+            round.left.fetch_add(1, Ordering::Relaxed);
+            if mailbox.post(letter) {
+                mailbox.since.store(machine.now(), Ordering::Relaxed);
+                machine.notify(cpu);
+                continue;
+            }
+            round.left.fetch_sub(1, Ordering::Relaxed);
+            if machine.is_over(start) {
+                silent.add(cpu);
+            } else {
+                done[word] &= !bit;
+                open += 1;
+            }
+        }
+        if open == 0 {
+            return;
+        }
+        machine.mailbox(me).serve(me);
+        spin_loop();
     }
 }
 
@@ -160,7 +257,6 @@ mod tests {
     use std::{
         thread,
         time::{Duration, Instant},
-        vec,
     };
 
     use super::*;
@@ -169,6 +265,7 @@ mod tests {
         boxes: [Mailbox; 4],
         stop: AtomicBool,
         patience: Duration,
+        start: Instant,
     }
 
     impl Cpus {
@@ -177,6 +274,7 @@ mod tests {
                 boxes: Default::default(),
                 stop: AtomicBool::new(false),
                 patience,
+                start: Instant::now(),
             }
         }
     }
@@ -203,13 +301,12 @@ mod tests {
             &self.0.boxes[cpu as usize]
         }
         fn notify(&self, _: u32) {}
-        fn timeout(&self) -> impl FnMut() -> bool {
-            let start = Instant::now();
-            let patience = self.0.patience;
-            move || {
-                thread::yield_now();
-                start.elapsed() > patience
-            }
+        fn now(&self) -> u64 {
+            self.0.start.elapsed().as_nanos() as u64
+        }
+        fn is_over(&self, since: u64) -> bool {
+            thread::yield_now();
+            self.now() - since > self.0.patience.as_nanos() as u64
         }
     }
 
@@ -253,7 +350,7 @@ mod tests {
                 ran.fetch_add(1, Ordering::Relaxed);
             };
             let error = call(&At(cpus, 0), &[0, 1, 2, 3], &work).unwrap_err();
-            assert_eq!(error, NoAnswer(vec![2, 3]));
+            assert_eq!(error, NoAnswer::of(&[3, 2]));
             assert_eq!(std::format!("{error}"), "no answer from CPU 2, 3");
             cpus.boxes[2].serve(2);
             assert_eq!(ran.load(Ordering::Relaxed), 2);
@@ -277,5 +374,73 @@ mod tests {
                 });
             }
         });
+    }
+
+    /// CPU 0 calls in simulated time: each look at the clock takes a tick, and CPU 2 serves its mailbox at the ticks of
+    /// `serves`. CPU 1 never does.
+    struct Ticks {
+        boxes: [Mailbox; 3],
+        clock: AtomicU64,
+        serves: &'static [u64],
+    }
+
+    impl Machine for Ticks {
+        fn me(&self) -> u32 {
+            0
+        }
+        fn mailbox(&self, cpu: u32) -> &Mailbox {
+            &self.boxes[cpu as usize]
+        }
+        fn notify(&self, _: u32) {}
+        fn now(&self) -> u64 {
+            self.clock.load(Ordering::Relaxed)
+        }
+        fn is_over(&self, since: u64) -> bool {
+            let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+            if self.serves.contains(&now) {
+                self.boxes[2].serve(2);
+            }
+            now - since > 100
+        }
+    }
+
+    /// CPU 0 calls CPUs 1 and 2, whose mailboxes another call occupies at first. Returns the error and the CPUs on
+    /// which the call ran.
+    fn call_occupied(serves: &'static [u64]) -> (Result<(), NoAnswer>, std::vec::Vec<u32>) {
+        let machine = Ticks {
+            boxes: Default::default(),
+            clock: AtomicU64::new(0),
+            serves,
+        };
+        let other = Round {
+            work: &|_| {},
+            left: AtomicU32::new(2),
+        };
+        for cpu in [1, 2] {
+            let letter = (&raw const other).cast::<()>().cast_mut();
+            assert!(machine.boxes[cpu].post(letter));
+        }
+        let ran = crate::Mutex::new(std::vec::Vec::new());
+        let result = call(&machine, &[1, 2], &|cpu| ran.lock().push(cpu));
+        (result, ran.into_inner())
+    }
+
+    #[test]
+    fn a_slow_cpu_does_not_make_a_healthy_one_silent() {
+        // CPU 2 is free at tick 90 of 100, and takes the call at tick 150: within its own time.
+        let (result, ran) = call_occupied(&[90, 150]);
+        assert_eq!((result, ran), (Err(NoAnswer::of(&[1])), [2].into()));
+        // It is late for its own deadline.
+        let (result, ran) = call_occupied(&[90, 400]);
+        assert_eq!((result, ran), (Err(NoAnswer::of(&[1, 2])), [].into()));
+    }
+
+    #[test]
+    fn an_error_names_the_first_cpus_and_counts_the_rest() {
+        let all: std::vec::Vec<u32> = (0..20).rev().collect();
+        let error = NoAnswer::of(&all);
+        assert_eq!(*error, *(0..16).collect::<std::vec::Vec<u32>>());
+        let text = std::format!("{error}");
+        assert!(text.ends_with(", 14, 15 and 4 others"), "{text}");
     }
 }

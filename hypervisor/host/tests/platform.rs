@@ -27,7 +27,7 @@ fn a_silent_cpu_is_named_and_the_others_have_done_their_work() {
     let ran = Mutex::new(Vec::new());
     let work = |cpu| ran.lock().unwrap().push(cpu);
     let answer = rig.on_each(&[1, 2, 3], &work);
-    assert_eq!(answer.unwrap_err().0, [2]);
+    assert_eq!(answer.unwrap_err()[..], [2]);
     rig.set_silent(2, false);
     rig.on_each(&[2], &work).unwrap();
     let mut ran = ran.into_inner().unwrap();

@@ -243,9 +243,12 @@ impl call::Machine for Hardware {
         );
     }
 
-    fn timeout(&self) -> impl FnMut() -> bool {
-        let deadline = time::Deadline::after_us(CALL_TIMEOUT_US.load(Ordering::Relaxed).into());
-        move || deadline.passed()
+    fn now(&self) -> u64 {
+        time::us()
+    }
+
+    fn is_over(&self, since: u64) -> bool {
+        time::us().saturating_sub(since) > CALL_TIMEOUT_US.load(Ordering::Relaxed).into()
     }
 }
 

@@ -76,7 +76,7 @@ impl<P: Running> Flush for Session<'_, P> {
         let cpus = self.td.vcpus().cpus();
         let answered = platform.on_each(&cpus, &|_| platform.flush_shared_ept());
         answered.map_err(|silent| NoAnswer {
-            cpu: silent.0.first().copied().unwrap_or(u32::MAX),
+            cpu: silent.first().copied().unwrap_or(u32::MAX),
         })
     }
 }

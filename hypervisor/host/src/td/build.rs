@@ -153,7 +153,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
             }
         };
         let answered = platform.on_each(&self.host.leaders(), &configure);
-        answered.map_err(|silent| Error::Silent(silent.0))?;
+        answered.map_err(|silent| Error::Silent(silent.to_vec()))?;
         failed
             .into_inner()
             .map_or(Ok(()), |error| Err(error.into()))

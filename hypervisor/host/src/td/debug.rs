@@ -160,7 +160,7 @@ pub fn registers<P: Platform>(
     let found = Mutex::new(Ok(Vec::new()));
     let read = |_| *found.lock() = read_all(&platform.tdh(), tdvpr);
     let answered = platform.on_each(&[cpu], &read);
-    answered.map_err(|NoAnswer(_)| Refused::NoAnswer(cpu))?;
+    answered.map_err(|_: NoAnswer| Refused::NoAnswer(cpu))?;
     vcpu.associate(cpu);
     found.into_inner().map_err(Refused::Seam)
 }

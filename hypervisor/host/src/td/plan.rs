@@ -225,5 +225,5 @@ fn check_cpus<P: Platform>(host: &Host<'_, P>, placement: &[u32]) -> Result<(), 
     cpus.sort_unstable();
     cpus.dedup();
     let answered = host.platform.on_each(&cpus, &|_| {});
-    answered.map_err(|silent| Error::Silent(silent.0))
+    answered.map_err(|silent| Error::Silent(silent.to_vec()))
 }

@@ -324,7 +324,7 @@ impl<P: Platform> Kick for Interrupt<'_, P> {
     fn kick(&self) -> Result<(), private::NoAnswer> {
         let answered = self.platform.on_each(&self.slots.users(), &|_| {});
         answered.map_err(|silent| private::NoAnswer {
-            cpu: silent.0.first().copied().unwrap_or(NONE),
+            cpu: silent.first().copied().unwrap_or(NONE),
         })
     }
 }

@@ -230,7 +230,7 @@ fn a_cpu_that_does_not_flush_its_vcpu_leaves_the_td_as_it_was() {
     let (silent, other) = (Td::new(&host, &[1, 2]), Td::new(&host, &[3]));
     host.rig.set_silent(2, true);
     let results = host.release(&[&silent, &other]);
-    let why = Why::Vcpus(NoAnswer(vec![2]));
+    let why = Why::Vcpus(NoAnswer::of(&[2]));
     assert_eq!(results[0], Err(NotReleased::Unchanged(why)));
     assert!(results[1].is_ok(), "{results:?}");
     assert_eq!((host.hkids(), silent.map.mode()), ((1, 0), Mode::Keyed));
@@ -260,7 +260,7 @@ fn a_package_that_can_not_be_written_back_stops_those_tds_alone_that_need_it() {
     let error = host.end(&td).unwrap_err();
     let expected = Why::Silent {
         package: 1,
-        cpus: NoAnswer(vec![2, 3]),
+        cpus: NoAnswer::of(&[2, 3]),
     };
     assert_eq!(error, NotReleased::Stuck(expected));
     let reason = "the caches of package 1 can't be written back: no answer from CPU 2, 3";

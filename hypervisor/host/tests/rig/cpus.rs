@@ -32,6 +32,7 @@ pub fn this() -> u32 {
 pub struct Cpus {
     cpus: Vec<Cpu>,
     stop: AtomicBool,
+    start: Instant,
 }
 
 #[derive(Default)]
@@ -78,6 +79,7 @@ impl Cpus {
         Self {
             cpus: (0..count).map(|_| Cpu::default()).collect(),
             stop: AtomicBool::new(false),
+            start: Instant::now(),
         }
     }
 
@@ -202,14 +204,15 @@ impl call::Machine for Cpus {
         cpu.wake();
     }
 
-    fn timeout(&self) -> impl FnMut() -> bool {
-        let (start, me) = (Instant::now(), this());
-        move || {
-            thread::yield_now();
-            let waited = start.elapsed();
-            waited > PATIENCE
-                || waited > SILENCE && self.is_somebody_silent() && !self.is_answer_due(me)
-        }
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn is_over(&self, since: u64) -> bool {
+        thread::yield_now();
+        let waited = Duration::from_nanos(self.now() - since);
+        waited > PATIENCE
+            || waited > SILENCE && self.is_somebody_silent() && !self.is_answer_due(this())
     }
 }
 

@@ -28,7 +28,7 @@ pub fn stop_vcpus<'a, P: Platform>(
             }
         }
         if let Err(silent) = answered {
-            return Err(Error::Stuck(silent.0));
+            return Err(Error::Stuck(silent.to_vec()));
         }
         if host.platform.now_us() - start >= host.stop_us && vcpus.iter().any(Option::is_none) {
             return Err(Error::Stuck(td.slots.users()));

@@ -217,7 +217,7 @@ fn key_config<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
             }
             None => Failed::because(format!(
                 "TDH.SYS.KEY.CONFIG on package {package}: {}",
-                NoAnswer(cpus)
+                NoAnswer::of(&cpus)
             )),
         };
         return (calls, Err(failed));

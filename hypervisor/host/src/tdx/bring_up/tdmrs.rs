@@ -11,7 +11,6 @@ use seam::{
     tdh::resume::{Step, TdmrInit},
 };
 use spin::Mutex;
-use sync::call::NoAnswer;
 
 use super::{Failed, explain};
 use crate::platform::Platform;
@@ -53,11 +52,8 @@ pub fn init<P: Platform>(platform: &P, tdmrs: &[Tdmr]) -> (u64, Result<(), Faile
                 calls.fetch_add(job.lock().work(platform), Relaxed);
             }
         });
-        if let Err(NoAnswer(silent)) = answer {
-            log::warn!(
-                "TDX: TDH.SYS.TDMR.INIT goes on without: {}",
-                NoAnswer(silent.clone())
-            );
+        if let Err(silent) = answer {
+            log::warn!("TDX: TDH.SYS.TDMR.INIT goes on without: {silent}");
             cpus.retain(|cpu| !silent.contains(cpu));
         }
         progress.tell(&jobs);

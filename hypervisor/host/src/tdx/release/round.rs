@@ -106,7 +106,7 @@ impl Round {
                 *leader.outcome.lock() = Some(outcome);
             }
         });
-        let silent = answer.err().map_or(Vec::new(), |NoAnswer(cpus)| cpus);
+        let silent = answer.err().unwrap_or(NoAnswer::of(&[]));
         for leader in core::mem::take(&mut self.at_work) {
             self.judge(leader, &silent, platform.now_us());
         }
@@ -139,7 +139,7 @@ impl Round {
                 leader.silent.extend::<Vec<u32>>(gone);
                 leader.cpus = left;
                 if leader.cpus.is_empty() {
-                    let cpus = NoAnswer(leader.silent);
+                    let cpus = NoAnswer::of(&leader.silent);
                     let pass = Some(leader.pass.into_inner());
                     self.failed
                         .push((package, Why::Silent { package, cpus }, pass));

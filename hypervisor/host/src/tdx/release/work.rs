@@ -139,7 +139,7 @@ pub fn flush_vcpus<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
             let (cpu, error) = (*cpu, *error);
             td.undo(platform, Why::Flush { cpu, error });
         } else if !left.is_empty() {
-            td.undo(platform, Why::Vcpus(NoAnswer(left)));
+            td.undo(platform, Why::Vcpus(NoAnswer::of(&left)));
         }
     }
 }
