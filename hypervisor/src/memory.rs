@@ -128,6 +128,12 @@ pub fn init(info: &BootInfo) -> Vec<String> {
     problems
 }
 
+/// Returns true once [`init`] has run.
+#[must_use]
+pub fn is_ready() -> bool {
+    MEMORY.lock().is_some()
+}
+
 /// Returns the address of physical address `pa` in the direct map.
 #[must_use]
 pub fn direct(pa: u64) -> u64 {
@@ -265,9 +271,10 @@ pub fn window(pa: u64, len: u64) -> Result<u64, Error> {
 
 const PEEK_WINDOW_SIZE: u64 = PAGE;
 
-/// Reads 64 bytes of physical memory as eight loads of 8 bytes, lowest address first. `line` is a multiple of 64.
+/// Reads 64 bytes of physical memory, lowest address first. `line` is a multiple of 64.
 ///
-/// RAM is read write-back, anything else uncached. The page is mapped for these loads only.
+/// RAM is read write-back in loads of 8 bytes, anything else uncached in loads of 4 bytes, which device registers are
+/// made for. The page is mapped for these loads only.
 ///
 /// # Errors
 /// A sentence: the address is beyond the CPU's, or the fault that the load caused.
@@ -295,28 +302,37 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
     let flush = || x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(WINDOWS));
     flush();
     let mut bytes = [0; 64];
-    let mut fault: Option<(u64, Fault)> = None;
-    for (i, word) in bytes.chunks_exact_mut(8).enumerate() {
-        let offset = i as u64 * 8;
-        match msr::load(WINDOWS + line % PAGE + offset) {
-            Ok(value) => word.copy_from_slice(&value.to_le_bytes()),
-            Err(f) => {
-                fault = Some((line + offset, f));
-                break;
-            }
-        }
-    }
+    let loaded = load_line(WINDOWS + line % PAGE, &mut bytes, ram);
     let unmapped = memory.tables(|t| t.unmap(WINDOWS, PAGE));
     flush();
     drop(guard);
     unmapped.map_err(|e| format!("the peek window can't be unmapped: {e:?}"))?;
-    match fault {
-        None => Ok(bytes),
-        Some((pa, fault)) => Err(format!(
-            "the load from {pa:#x} faulted: {}",
+    match loaded {
+        Ok(()) => Ok(bytes),
+        Err((offset, fault)) => Err(format!(
+            "the load from {:#x} faulted: {}",
+            line + offset,
             exception::describe(fault)
         )),
     }
+}
+
+/// Loads a line from virtual address `at`, in loads of 8 bytes from RAM and of 4 bytes from anything else.
+///
+/// # Errors
+/// The offset of the load that faulted, and its fault.
+fn load_line(at: u64, bytes: &mut [u8; 64], ram: bool) -> Result<(), (u64, Fault)> {
+    let width = if ram { 8 } else { 4 };
+    for (i, word) in bytes.chunks_exact_mut(width).enumerate() {
+        let offset = (i * width) as u64;
+        let loaded = if ram {
+            msr::load(at + offset).map(u64::to_le_bytes)
+        } else {
+            msr::load_u32(at + offset).map(|value| u64::from(value).to_le_bytes())
+        };
+        word.copy_from_slice(&loaded.map_err(|fault| (offset, fault))?[..width]);
+    }
+    Ok(())
 }
 
 /// Returns true if virtual address `va` is mapped. It takes no lock: crash reports call it while no other CPU runs.

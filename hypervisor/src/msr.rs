@@ -77,6 +77,15 @@ pub fn load(va: u64) -> Result<u64, Fault> {
     unsafe { probe(va) }.result()
 }
 
+/// Loads 4 bytes as [`load`] does.
+///
+/// # Errors
+/// The fault that the load caused.
+pub fn load_u32(va: u64) -> Result<u32, Fault> {
+    // SAFETY: as above.
+    unsafe { probe_u32(va) }.result().map(|value| value as u32)
+}
+
 #[unsafe(naked)]
 unsafe extern "sysv64" fn rdmsr(msr: u32) -> Outcome {
     naked_asm!(
@@ -122,6 +131,20 @@ pub fn is_load(rip: u64) -> bool {
 unsafe extern "sysv64" fn probe(va: u64) -> Outcome {
     naked_asm!(
         "2: mov rax, [rdi]",
+        "mov rdx, -1",
+        "3: ret",
+        ".pushsection seamark_fixups, \"aR\", @progbits",
+        ".balign 4",
+        ".long 2b - .",
+        ".long 3b - .",
+        ".popsection",
+    )
+}
+
+#[unsafe(naked)]
+unsafe extern "sysv64" fn probe_u32(va: u64) -> Outcome {
+    naked_asm!(
+        "2: mov eax, [rdi]",
         "mov rdx, -1",
         "3: ret",
         ".pushsection seamark_fixups, \"aR\", @progbits",

@@ -18,7 +18,7 @@ use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
     Memory, PowerAction, Region, Tdx, absent::Absent,
 };
-use host::{platform::Platform, td::registry::Tds};
+use host::{platform::Platform, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
@@ -170,6 +170,9 @@ impl Host for Machine {
     }
 
     fn peek(&mut self, line: u64) -> Result<[u8; 64], String> {
+        if let Some(ready) = metal::tdx::ready() {
+            owner::check_readable(&METAL, ready.keyid, line)?;
+        }
         memory::peek(line)
     }
 

@@ -18,8 +18,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 /// KeyID 1 in an address: the KeyID bits are 51:48.
 const KEYID_1: u64 = 1 << 48;
 
-/// `mem peek` reads a line of 64 bytes with eight loads of 8 bytes.
-const LOADS: usize = 8;
+/// `mem peek` reads a line of 64 bytes that is no RAM with loads of 4 bytes.
+const LOADS: usize = 16;
 
 /// The host reads the SEAM range.
 fn seamrr_access(bench: &mut Bench) -> Result<()> {
@@ -48,7 +48,7 @@ fn peek(console: &mut Console, address: u64) -> Result<()> {
         .map(|event| event.text("pa").to_owned())
         .collect();
     let loads: Vec<_> = (0..LOADS)
-        .map(|i| format!("{:#x}", address + 8 * i as u64))
+        .map(|i| format!("{:#x}", address + 4 * i as u64))
         .collect();
     ensure!(reported == loads, "reported are accesses to {reported:?}");
     console.succeed("version", ANSWER)?;

@@ -31,9 +31,10 @@ pub const COMMANDS: &[Command] = &[
         name: "mem peek",
         args: &[PA.arg],
         summary: "Read 64 bytes of physical memory (at your own risk)",
-        help: "Reads the cache line that contains the physical address PA, as eight loads of 8 bytes. For debugging, \
-               at your own risk: reading device registers can have side effects, and reading memory of the TDX \
-               module or of a TD can stop the machine with a machine check.",
+        help: "Reads the cache line that contains the physical address PA: RAM in loads of 8 bytes, anything else in \
+               loads of 4 bytes. A page that the TDX module reports as a TD's is not read. For debugging, at your own \
+               risk: reading device registers can have side effects, and reading memory of the TDX module itself can \
+               stop the machine with a machine check.",
         run: peek,
     },
 ];

@@ -439,13 +439,14 @@ pub trait Host {
     /// Sets the log level.
     fn set_log_level(&mut self, level: log::LevelFilter);
 
-    /// Reads the 64 bytes at `line`, a multiple of 64, as eight loads of 8 bytes, lowest address first.
+    /// Reads the 64 bytes at `line`, a multiple of 64, lowest address first: RAM in loads of 8 bytes, anything else in
+    /// loads of 4 bytes.
     ///
     /// This is the operator's own risk: device registers may change when they are read, and memory that belongs to the
-    /// TDX module or to a TD may answer with a machine check.
+    /// TDX module may answer with a machine check.
     ///
     /// # Errors
-    /// The address can't be mapped (it exceeds the CPU's physical address width).
+    /// The address can't be mapped (it exceeds the CPU's physical address width), or the page is a TD's.
     fn peek(&mut self, line: u64) -> Result<[u8; 64], String>;
 
     /// Checks that the machine can do `action`, and schedules it: the host does it as soon as the console call that

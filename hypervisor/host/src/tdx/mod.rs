@@ -4,5 +4,6 @@
 
 pub mod bring_up;
 pub mod hkids;
+pub mod owner;
 pub mod release;
 pub mod report;

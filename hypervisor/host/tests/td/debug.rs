@@ -1,10 +1,13 @@
 //! Tests of inspection: a debug TD can be inspected, and a production TD can't.
 
+use host::platform::Platform;
 use host::td::debug::{Refused, memory, registers};
 use host::td::end::Way;
 use host::td::life::State;
-use seam::abi::{Leaf, Status};
-use seam::address::Gpa;
+use host::tdx::owner::check_readable;
+use mm::private::Pool;
+use seam::abi::{Leaf, PageSize, Status};
+use seam::address::{Gpa, KeyIdPosition};
 
 use super::kit::{ONE, Server, td};
 
@@ -35,6 +38,29 @@ fn registers_of_a_vcpu_that_never_ran_are_those_of_a_reset() {
         Err(Refused::NoVcpu { count: 2 })
     );
     assert_eq!(server.rig.calls(Leaf::VpFlush), 0);
+    drop(one);
+    tds.destroy(1, Way::Terminate).unwrap();
+    server.assert_spotless();
+}
+
+#[test]
+fn the_module_is_asked_whose_page_an_address_is_in() {
+    let server = Server::new("");
+    let tds = server.tds(&debugged());
+    tds.create(1).unwrap();
+    let one = td(&tds, 1);
+    let keyid = KeyIdPosition::new(52, 6).unwrap();
+    let check = |pa| check_readable(&server.rig, keyid, pa);
+    let tdr = one.map().unwrap().keyed(|tdr| Ok(tdr.hpa())).unwrap();
+    let refused = check(tdr.0 + 64).unwrap_err();
+    assert!(refused.contains("is the root page of a TD,"), "{refused}");
+    // The address of the same page with a KeyID.
+    assert_eq!(check(keyid.keyed(tdr, 3)), Err(refused));
+    // A page of the host, and an address in no TDMR.
+    let own = server.rig.pool().take(PageSize::Size4K).unwrap();
+    assert_eq!(check(own.hpa().0), Ok(()));
+    assert_eq!(check(0xFEC0_0000), Ok(()));
+    server.rig.pool().give(core::iter::once(own));
     drop(one);
     tds.destroy(1, Way::Terminate).unwrap();
     server.assert_spotless();
