@@ -1,4 +1,5 @@
-//! The machine's real-time clock. It is read once; later times follow from the time-stamp counter.
+//! The machine's real-time clock. It is read at boot and again from time to time; times in between follow from the
+//! time-stamp counter, whose frequency is not known exactly.
 //!
 //! Source: MC146818A data sheet; the registers of PC firmware.
 #![expect(unsafe_code, reason = "the clock is behind two I/O ports")]
@@ -24,8 +25,15 @@ const HOURS_24: u8 = 1 << 1;
 const AFTERNOON: u8 = 1 << 7;
 /// Registers of seconds, minutes, hours, day, month, year.
 const NUMBERS: [u8; 6] = [0, 2, 4, 7, 8, 9];
-/// Maximum number of reads. The clock updates its numbers once a second, in less than 2 ms, so this is ample.
+/// Maximum number of reads at boot. The clock updates its numbers once a second, in less than 2 ms, so this is ample.
 const TRIES: u32 = 10_000;
+/// Maximum number of reads while the hypervisor runs. A clock that is being updated is read at the next call.
+const FEW_TRIES: u32 = 4;
+/// Time in microseconds after which the clock is read again.
+const AGAIN_US: u64 = 10 * 60 * 1_000_000;
+
+/// The time at which the clock is read again, in microseconds since the first line.
+static NEXT_US: AtomicU64 = AtomicU64::new(AGAIN_US);
 
 /// Returns the seconds since 1970-01-01 00:00 UTC.
 #[must_use]
@@ -35,11 +43,35 @@ pub fn unix_seconds() -> u64 {
 
 /// Reads the clock. Returns the problem, if any.
 pub fn init() -> Option<&'static str> {
-    let Some(seconds) = read(&mut register) else {
+    let Some(seconds) = read(&mut register, TRIES) else {
         return Some("the real-time clock has no valid time; TDs start in 1970");
     };
     START.store(seconds.saturating_sub(time::us() / 1_000_000), Relaxed);
     None
+}
+
+/// Reads the clock again if it is time. The CPU that runs the console calls this; nobody else reads the clock.
+pub fn refresh() {
+    let now_us = time::us();
+    if now_us < NEXT_US.load(Relaxed) {
+        return;
+    }
+    if let Some(start) = start_again(&mut register, START.load(Relaxed), now_us) {
+        START.store(start, Relaxed);
+        NEXT_US.store(now_us + AGAIN_US, Relaxed);
+    }
+}
+
+/// Reads the clock `now_us` after the first line. Returns the time of the first line by the clock, or `None` if the
+/// clock can't be read now. `start` is the time of the first line so far: the clock's seconds do not begin with the
+/// hypervisor's, so a difference of one second is none.
+fn start_again(register: &mut impl FnMut(u8) -> u8, start: u64, now_us: u64) -> Option<u64> {
+    let found = read(register, FEW_TRIES)?.saturating_sub(now_us / 1_000_000);
+    Some(if found.abs_diff(start) <= 1 {
+        start
+    } else {
+        found
+    })
 }
 
 fn register(number: u8) -> u8 {
@@ -51,10 +83,11 @@ fn register(number: u8) -> u8 {
     }
 }
 
-/// Reads the time from these registers. Two reads must agree.
-fn read(register: &mut impl FnMut(u8) -> u8) -> Option<u64> {
+/// Reads the time from these registers, in at most `tries` reads. Two reads in a row must agree, without an update in
+/// between.
+fn read(register: &mut impl FnMut(u8) -> u8, tries: u32) -> Option<u64> {
     let mut last = None;
-    for _ in 0..TRIES {
+    for _ in 0..tries {
         if register(STATUS_A) & UPDATING != 0 {
             continue;
         }
@@ -123,22 +156,36 @@ mod tests {
     fn both_formats_are_read() {
         let expected = 20_783 * 86_400 + (13 * 60 + 45) * 60 + 30;
         let bcd = [0x30, 0x45, 0x13, 0x26, 0x11, 0x26];
-        assert_eq!(read(&mut clock(bcd, HOURS_24)), Some(expected));
+        assert_eq!(read(&mut clock(bcd, HOURS_24), TRIES), Some(expected));
         let binary = [30, 45, AFTERNOON | 1, 26, 11, 26];
-        assert_eq!(read(&mut clock(binary, BINARY)), Some(expected));
+        assert_eq!(read(&mut clock(binary, BINARY), TRIES), Some(expected));
         let midnight = [0, 0, 0x12, 0x26, 0x11, 0x26];
-        assert_eq!(read(&mut clock(midnight, 0)), Some(20_783 * 86_400));
+        assert_eq!(read(&mut clock(midnight, 0), TRIES), Some(20_783 * 86_400));
     }
 
     #[test]
     fn nonsense_and_a_clock_that_never_settles_give_no_time() {
-        assert_eq!(read(&mut |_| 0xFF), None);
-        assert_eq!(read(&mut clock([0x99; 6], HOURS_24)), None);
+        assert_eq!(read(&mut |_| 0xFF, TRIES), None);
+        assert_eq!(read(&mut clock([0x99; 6], HOURS_24), TRIES), None);
         let mut count = 0;
         let mut restless = |register| {
             count += 1;
             if register == STATUS_A { 0 } else { count as u8 }
         };
-        assert_eq!(read(&mut restless), None);
+        assert_eq!(read(&mut restless, TRIES), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_read_again_corrects_what_has_drifted() {
+        let noon = 20_783 * 86_400 + 12 * 3600;
+        let clock = || clock([0, 0, 0x12, 0x26, 0x11, 0x26], HOURS_24);
+        let hour = 3_600_000_000;
+        for (start, corrected) in [(0, 0), (1, 0), (5, 5), (40, 40)] {
+            let begin = noon - 3600 - start;
+            let expected = if corrected == 0 { begin } else { noon - 3600 };
+            assert_eq!(start_again(&mut clock(), begin, hour), Some(expected));
+        }
+        let mut updating = |register| if register == STATUS_A { UPDATING } else { 0 };
+        assert_eq!(start_again(&mut updating, 7, hour), None);
     }
 }

@@ -260,6 +260,7 @@ fn run(mut machine: Machine) -> ! {
                 scheduler.watch(console.watched());
             }
         }
+        rtc::refresh();
         console.refresh(&machine, out);
         if logging::is_news(seen) {
             logging::visit_from(&mut seen, &mut |record| {
