@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::{
     arch::{
         asm,
-        x86_64::{__cpuid, _mm_clflush, _mm_mfence},
+        x86_64::{__cpuid, __cpuid_count, _mm_clflush, _mm_mfence},
     },
     ops::ControlFlow,
     ptr, slice,
@@ -331,17 +331,52 @@ impl Clear for DirectMap {
 impl Flush for DirectMap {
     fn flush(&self, hpa: Hpa, size: PageSize) {
         let start = direct(hpa.0);
-        for line in (start..start + size.bytes()).step_by(line_bytes()) {
-            // SAFETY: the direct map has the frame; flushing a line changes nothing but where its data is.
-            unsafe { _mm_clflush(line as *const u8) };
+        let lines = (start..start + size.bytes()).step_by(line_bytes());
+        match flush_of(__cpuid_count(7, 0).ebx) {
+            FlushBy::Clflushopt => lines.for_each(|line| {
+                // SAFETY: the direct map has the frame; flushing a line changes nothing but where its data is. The
+                // CPU enumerates the instruction.
+                unsafe { asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags)) };
+            }),
+            FlushBy::Clflush => lines.for_each(|line| {
+                // SAFETY: as above.
+                unsafe { _mm_clflush(line as *const u8) };
+            }),
         }
-        // SAFETY: a fence has no operands.
+        // SAFETY: a fence has no operands. It orders both instructions with what follows.
         unsafe { _mm_mfence() };
     }
 }
 
-/// Returns the size in bytes of the cache line that CLFLUSH flushes (CPUID 1, EBX bits 15:8, in units of 8).
+/// The instruction that flushes a cache line. CLFLUSHOPT does not wait for the previous line (Intel SDM volume 2A).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlushBy {
+    Clflushopt,
+    Clflush,
+}
+
+/// Returns the best instruction of a CPU with this EBX of CPUID leaf 7.
+const fn flush_of(leaf_7_ebx: u32) -> FlushBy {
+    if leaf_7_ebx & 1 << 23 != 0 {
+        FlushBy::Clflushopt
+    } else {
+        FlushBy::Clflush
+    }
+}
+
+/// Returns the size in bytes of the cache line that both flush (CPUID 1, EBX bits 15:8, in units of 8).
 fn line_bytes() -> usize {
     static BYTES: Once<usize> = Once::new();
     *BYTES.call_once(|| (__cpuid(1).ebx as usize >> 8 & 0xFF).max(1) * 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_faster_flush_is_used_where_it_is_enumerated() {
+        assert_eq!(flush_of(1 << 23), FlushBy::Clflushopt);
+        assert_eq!(flush_of(!(1 << 23)), FlushBy::Clflush);
+    }
 }
