@@ -42,10 +42,7 @@ fn all(tds: &Tds<'_, Metal>) {
 fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
     let vcpus = if spinning { "spinning" } else { "stopped" };
     let Some(config) = tds.config(1) else {
-        let _ = writeln!(
-            serial::port(),
-            "{MARK} failed: the configuration names no TD"
-        );
+        say(format_args!("failed: the configuration names no TD"));
         return;
     };
     let what = Run {
@@ -59,9 +56,8 @@ fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
     }
 }
 
-/// Prints a line and releases the port.
 fn say(what: fmt::Arguments<'_>) {
-    let _ = writeln!(serial::port(), "{MARK} {what}");
+    serial::line(format_args!("{MARK} {what}"));
 }
 
 fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> String {

@@ -206,16 +206,7 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
         });
     }
     record.magic = MAGIC;
-    // The port's holder may be the code that crashed, or a CPU that was just stopped, so the wait is short.
-    let mut port = None;
-    time::wait_us(200_000, || {
-        port = serial::try_port();
-        port.is_some()
-    });
-    match port {
-        Some(mut port) => print(record, cause, &mut *port),
-        None => print(record, cause, &mut serial::Raw),
-    }
+    serial::last_words(|out| print(record, cause, out));
     match THEN.get() {
         Some(then) => then(),
         None => cpu::stop_here(),

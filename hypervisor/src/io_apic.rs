@@ -12,6 +12,8 @@ use crate::{
 
 const VERSION: u32 = 1;
 const REDIRECTION: u32 = 0x10;
+/// Redirection entry: the interrupt is masked.
+const MASKED: u32 = 1 << 16;
 
 /// Masks every input of the old 8259 controllers.
 pub fn mask_legacy() {
@@ -21,33 +23,35 @@ pub fn mask_legacy() {
     }
 }
 
-/// Routes an ISA interrupt to `vector` on the CPU with `apic_id`.
+/// Routes an interrupt line to `vector` on the CPU with `apic_id`.
 ///
 /// # Errors
 /// The reason why it can't be done, for the operator.
-pub fn route_isa(madt: &Madt, isa: u8, vector: u8, apic_id: u32) -> Result<(), &'static str> {
-    let line = madt.isa(isa);
+pub fn route(madt: &Madt, line: &Override, vector: u8, apic_id: u32) -> Result<(), &'static str> {
     // Without interrupt remapping the destination has 8 bits.
     let to = u8::try_from(apic_id).map_err(|_| "the CPU's APIC id does not fit into 8 bits")?;
-    for io_apic in &madt.io_apics {
-        let Ok(at) = memory::window(io_apic.pa, 0x20) else {
-            continue;
-        };
-        let mut registers = Registers(at);
-        let inputs = (registers.read(VERSION) >> 16 & 0xFF) + 1;
-        let Some(input) = line
-            .gsi
-            .checked_sub(io_apic.first_gsi)
-            .filter(|i| *i < inputs)
-        else {
-            continue;
-        };
-        let [low, high] = entry(&line, vector, to);
-        registers.write(REDIRECTION + input * 2 + 1, high);
-        registers.write(REDIRECTION + input * 2, low);
-        return Ok(());
+    let [low, high] = entry(line, vector, to);
+    let (mut registers, input) = find(madt, line).ok_or("no I/O APIC has the interrupt")?;
+    registers.write(REDIRECTION + input * 2 + 1, high);
+    registers.write(REDIRECTION + input * 2, low);
+    Ok(())
+}
+
+/// Masks an interrupt line.
+pub fn mask(madt: &Madt, line: &Override) {
+    if let Some((mut registers, input)) = find(madt, line) {
+        registers.write(REDIRECTION + input * 2, MASKED);
     }
-    Err("no I/O APIC has the interrupt")
+}
+
+/// Returns the I/O APIC that has the line, and its input.
+fn find(madt: &Madt, line: &Override) -> Option<(Registers, u32)> {
+    madt.io_apics.iter().find_map(|io_apic| {
+        let mut registers = Registers(memory::window(io_apic.pa, 0x20).ok()?);
+        let inputs = (registers.read(VERSION) >> 16 & 0xFF) + 1;
+        let input = line.gsi.checked_sub(io_apic.first_gsi)?;
+        (input < inputs).then_some((registers, input))
+    })
 }
 
 /// Encodes a redirection entry: fixed delivery, physical destination, not masked.

@@ -6,6 +6,7 @@ use core::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+use boot::efi;
 use log::{LevelFilter, Log, Metadata};
 use sync::IrqLock;
 
@@ -44,7 +45,9 @@ impl Log for Logger {
         };
         RING.lock().push(&entry);
         if TO_SERIAL.load(Relaxed) {
-            let _ = writeln!(serial::port(), "{}", Shown(&entry));
+            // While the firmware runs, its console shows the line too.
+            let _ = writeln!(efi::Screen, "{}", Shown(&entry));
+            serial::line(format_args!("{}", Shown(&entry)));
         } else {
             cpu::wake_console();
         }

@@ -121,10 +121,10 @@ unsafe extern "sysv64" fn wrmsr(msr: u32, value: u64) -> Outcome {
     )
 }
 
-/// Returns true if the instruction at `rip` is the load of [`load`], whose failure is survived.
+/// Returns true if the instruction at `rip` is the load of [`load`] or [`load_u32`], whose failure is survived.
 #[must_use]
 pub fn is_load(rip: u64) -> bool {
-    rip == probe as *const () as u64
+    [probe as *const (), probe_u32 as *const ()].contains(&(rip as *const ()))
 }
 
 #[unsafe(naked)]

@@ -7,16 +7,19 @@
 use alloc::{format, string::String, vec::Vec};
 use core::{convert::Infallible, fmt::Write};
 
-use boot::{BootInfo, efi};
+use boot::{
+    BootInfo,
+    efi::{self, Found},
+};
 use config::OnCrash;
 use console::{Console, host::PowerAction};
 use seam::platform::Registers;
 use x86_64::instructions::port::Port;
 
 use crate::{
-    cpu::{self, apic, start, trap, vmx},
+    cpu::{self, apic, start, timer, trap, vmx},
     crash,
-    firmware::{self, Firmware, fadt::Fadt},
+    firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
     io_apic, logging,
     machine::{self, Machine},
@@ -39,12 +42,6 @@ pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
     let tsc = time::tsc();
     time::start_at(tsc);
     sync::irq::set_switch(cpu::INTERRUPT_SWITCH);
-    serial::init();
-    let _ = writeln!(
-        serial::port(),
-        "\nseamark {} at TSC {tsc}",
-        env!("CARGO_PKG_VERSION")
-    );
     logging::init();
     if let Some(hz) = time::hz_from_cpuid(ThisCpu.cpuid(0x15, 0), ThisCpu.cpuid(0x16, 0)) {
         time::set_hz(hz);
@@ -54,9 +51,25 @@ pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
         .ok_or(efi::Error::NoMemory("the heap"))
         .and_then(|memory| {
             heap.init(memory);
-            efi::boot(heap.extent(), with_own_tables)
+            efi::boot(heap.extent(), announce_console, with_own_tables)
         });
     started.inspect_err(|e| log::error!("{e}; back to the firmware"))
+}
+
+/// Chooses the console, and says on the firmware's console which it will be.
+fn announce_console(found: &Found<'_>) {
+    let spcr = found
+        .rsdp
+        .and_then(|rsdp| firmware::console(rsdp, found.ram));
+    let version = env!("CARGO_PKG_VERSION");
+    let _ = match serial::choose(spcr, found.config.host.console) {
+        Some(port) => writeln!(efi::Screen, "\nSeamark {version}: the console is {port}"),
+        None => writeln!(
+            efi::Screen,
+            "\nSeamark {version} has no console: no serial port answers; name one with host.console in {}",
+            config::FILE_NAME
+        ),
+    };
 }
 
 /// Runs the hypervisor on its own stack and page tables, without the firmware.
@@ -68,11 +81,18 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     if info.config.host.on_crash == OnCrash::Reboot {
         crash::then(power::reset_now);
     }
+    serial::open();
+    let (version, tsc) = (env!("CARGO_PKG_VERSION"), time::start());
+    serial::line(format_args!("\nseamark {version} at TSC {tsc}"));
     let mut problems = memory::init(info);
+    serial::open();
     let bootstrap = start::adopt_bootstrap().expect("memory for the first CPU's stacks");
 
     log::set_max_level(info.config.host.log_level.into());
     log::info!("loaded from {}", info.source);
+    if let Some(port) = serial::chosen() {
+        log::info!("the console is {port}");
+    }
     if let Some(problem) = &info.config_problem {
         log::error!("{problem}; the defaults are used");
     }
@@ -221,19 +241,36 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     let mut problems =
         start::start_others(tds::work, info.trampoline, info.page_tables, timeout_us);
     log::info!("{} of {} CPUs run", cpu::up().len(), cpu::all().len());
-    match io_apic::route_isa(
-        &firmware.madt,
-        serial::COM1_IRQ,
-        trap::SERIAL_VECTOR,
-        bootstrap.apic_id,
-    ) {
-        Ok(()) => serial::enable_receive_interrupt(),
-        Err(e) => {
-            cpu::poll_console();
-            problems.push(format!("the console is polled: {e}"));
-        }
-    }
+    problems.extend(connect_console(&firmware.madt, bootstrap));
     problems
+}
+
+/// Lets the serial port's interrupt or the timer drain its output. Returns the problem, if any.
+fn connect_console(madt: &Madt, bootstrap: &'static cpu::Cpu) -> Option<String> {
+    let line = serial::chosen()?
+        .interrupt
+        .map(|interrupt| madt.line(interrupt));
+    let connected = match &line {
+        None => Err("its interrupt is not known"),
+        Some(line) => {
+            io_apic::route(madt, line, trap::SERIAL_VECTOR, bootstrap.apic_id).and_then(|()| {
+                let comes = serial::try_interrupts();
+                comes.then_some(()).ok_or("its interrupt does not come")
+            })
+        }
+    };
+    if let (Err(_), Some(line)) = (connected, &line) {
+        io_apic::mask(madt, line);
+    }
+    if timer::present() {
+        x86_64::instructions::interrupts::without_interrupts(|| timer::poll_at(time::tsc()));
+    } else if connected.is_err() {
+        cpu::poll_console();
+    }
+    serial::drained();
+    connected
+        .err()
+        .map(|e| format!("the console is polled: {e}"))
 }
 
 /// Runs the console's loop: serves received bytes, and prints new log records.
@@ -245,33 +282,56 @@ fn run(mut machine: Machine) -> ! {
     let out = &mut serial::Terminal;
     console.start(&machine, out);
     tds::autostart();
+    let mut overruns = 0;
     loop {
-        while let Some(byte) = serial::receive() {
+        if let Some(cpu) = cpu::this() {
+            cpu.attention.clear();
+        }
+        if !cpu::interrupts() {
+            serial::serve();
+        }
+        while serial::has_room()
+            && let Some(byte) = serial::receive()
+        {
             console.feed(byte, &mut machine, out);
-            match machine.power.take() {
-                Some(PowerAction::Reboot) => {
-                    cpu::stop_others();
-                    power::reset_now();
-                }
-                Some(PowerAction::PowerOff) => power::off_now(),
-                None => {}
+            if let Some(action) = machine.power.take() {
+                serial::settle();
+                go_down(action);
             }
             if let Some(scheduler) = tds::scheduler() {
                 scheduler.watch(console.watched());
             }
         }
-        rtc::refresh();
-        console.refresh(&machine, out);
-        if logging::is_news(seen) {
+        if serial::has_room() {
+            console.refresh(&machine, out);
+        }
+        if serial::has_room() && logging::is_news(seen) {
             logging::visit_from(&mut seen, &mut |record| {
                 console.notice(&format!("{}", logging::Shown(record)), out);
             });
         }
+        rtc::refresh();
+        if serial::overruns() != overruns {
+            overruns = serial::overruns();
+            log::warn!("the serial port overran: typed bytes were lost, {overruns} times so far");
+        }
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
-                poked || serial::has_input() || logging::is_news(seen) || console.has_news(&machine)
+                let news =
+                    || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
+                poked || serial::has_room() && news()
             });
         }
+    }
+}
+
+fn go_down(action: PowerAction) -> ! {
+    match action {
+        PowerAction::Reboot => {
+            cpu::stop_others();
+            power::reset_now()
+        }
+        PowerAction::PowerOff => power::off_now(),
     }
 }

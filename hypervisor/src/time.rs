@@ -22,6 +22,12 @@ pub fn start_at(tsc: u64) {
     START.store(tsc, Relaxed);
 }
 
+/// Returns the origin of [`us`].
+#[must_use]
+pub fn start() -> u64 {
+    START.load(Relaxed)
+}
+
 /// Sets the counter's frequency in Hz.
 pub fn set_hz(hz: u64) {
     HZ.store(hz.max(1), Relaxed);
@@ -61,6 +67,12 @@ impl Deadline {
     #[must_use]
     pub fn passed(self) -> bool {
         tsc() >= self.0
+    }
+
+    /// Returns the deadline as a value of the time-stamp counter.
+    #[must_use]
+    pub const fn tsc(self) -> u64 {
+        self.0
     }
 }
 

@@ -14,9 +14,11 @@ use core::ops::RangeInclusive;
 use serde::{Deserialize, Deserializer, de::Error};
 use toml::de::DeTable;
 
+mod console;
 mod files;
 mod td;
 
+pub use console::ConsolePort;
 pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
 
 /// Name of the configuration file. It is searched for next to the program, then in the root of the volume or server.
@@ -61,6 +63,10 @@ pub struct Host {
     /// Period in milliseconds over which a TD's `cap` is enforced; 10 to 1,000.
     #[serde(deserialize_with = "cap_period")]
     pub cap_period_ms: u32,
+    /// The serial port of the console: `COM1` to `COM4` or an I/O port (`0x3e8`), and the speed if it is not 115,200
+    /// baud (`COM2,9600`). The port that ACPI's SPCR names comes first. By default COM1, or COM2 if there is no COM1.
+    #[serde(deserialize_with = "console::port")]
+    pub console: Option<ConsolePort>,
 }
 
 impl Default for Host {
@@ -73,6 +79,7 @@ impl Default for Host {
             reclaim_share: 10,
             slice_ms: 10,
             cap_period_ms: 100,
+            console: None,
         }
     }
 }

@@ -7,7 +7,10 @@
     reason = "the firmware's tables and the memory it hands out are raw pointers; the CPU changes its page tables"
 )]
 
+mod screen;
 mod source;
+
+pub use screen::Screen;
 
 pub use uefi::{Handle, Status};
 
@@ -80,6 +83,7 @@ pub unsafe fn attach(image: Handle, system_table: *const c_void) {
         services::set_image_handle(image);
         table::set_system_table(system_table.cast());
     }
+    screen::set_attached(true);
 }
 
 /// Allocates `bytes` of memory below 4 GiB from the firmware, permanently. Returns `None` if there is no contiguous
@@ -91,11 +95,26 @@ pub fn heap(bytes: usize) -> Option<&'static mut [MaybeUninit<u8>]> {
     Some(unsafe { slice::from_raw_parts_mut(pages as *mut MaybeUninit<u8>, bytes) })
 }
 
-/// Reads the configuration, exits boot services and starts the hypervisor.
+/// Facts that are known before ExitBootServices.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The configuration, or the defaults if it is missing or not usable.
+    pub config: &'a Config,
+    /// Physical address of the ACPI RSDP, if the firmware has one.
+    pub rsdp: Option<u64>,
+    /// The ranges of RAM, identity-mapped: first address, and last address plus one.
+    pub ram: &'a [(u64, u64)],
+}
+
+/// Reads the configuration, calls `leave`, exits boot services and starts the hypervisor.
 ///
 /// # Errors
 /// [`Error`]; the firmware then still runs.
-pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible, Error> {
+pub fn boot(
+    heap: (u64, u64),
+    leave: fn(&Found<'_>),
+    entry: Entry,
+) -> Result<core::convert::Infallible, Error> {
     let image = source::open::<LoadedImage>(services::image_handle()).ok_or(Error::NoImage)?;
     let (base, size) = image.info();
     let extent = (base as u64, (base as u64 + size).next_multiple_of(4096));
@@ -122,10 +141,16 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
     drop(map);
     let (page_tables, text) = build_tables(&ram, extent, heap, trampoline, stack)?;
 
+    let rsdp = rsdp();
+    leave(&Found {
+        config: &config,
+        rsdp,
+        ram: &ram,
+    });
     let info = Box::new(BootInfo {
         source: place.source.clone(),
         memory: Vec::new(),
-        rsdp: rsdp(),
+        rsdp,
         config,
         config_file,
         config_problem,
@@ -137,6 +162,7 @@ pub fn boot(heap: (u64, u64), entry: Entry) -> Result<core::convert::Infallible,
     });
     drop(place);
     let info = Box::leak(info);
+    screen::set_attached(false);
     // SAFETY: every protocol that was opened here is closed again, and nothing below calls the firmware.
     let map = unsafe { services::exit_boot_services(None) };
     // The firmware's interrupt handlers are gone together with its memory.

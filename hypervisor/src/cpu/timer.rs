@@ -1,7 +1,7 @@
 //! The local APIC's timer in TSC-deadline mode: it fires once, when the time-stamp counter reaches the deadline.
 //!
-//! A CPU has two deadlines, and the timer is armed for the earlier one: that of the vCPUs, and that of the look at the
-//! machine-check banks, which comes back by itself.
+//! A CPU has several deadlines, and the timer is armed for the earliest: that of the vCPUs, that of the look at the
+//! machine-check banks, and on one CPU that of the serial port's poll. The last two come back by themselves.
 //!
 //! Source: Intel SDM volume 3A, section 11.5.4.1 (TSC-Deadline Mode).
 #![expect(unsafe_code, reason = "the timer's registers are MSRs")]
@@ -23,6 +23,8 @@ pub struct Armed {
     own: AtomicU64,
     /// The next look at the machine-check banks.
     look: AtomicU64,
+    /// The next poll of the serial port.
+    poll: AtomicU64,
 }
 
 /// What a timer that fired stands for.
@@ -32,6 +34,8 @@ pub(super) struct Fired {
     pub own: bool,
     /// The machine-check banks are due.
     pub look: bool,
+    /// The serial port is to be polled.
+    pub poll: bool,
 }
 
 impl Armed {
@@ -39,6 +43,7 @@ impl Armed {
         Self {
             own: AtomicU64::new(0),
             look: AtomicU64::new(0),
+            poll: AtomicU64::new(0),
         }
     }
 
@@ -54,14 +59,15 @@ impl Armed {
         Fired {
             own: take(&self.own),
             look: take(&self.look),
+            poll: take(&self.poll),
         }
     }
 
-    /// Returns the earlier deadline; 0 if there is none.
-    fn earlier(&self) -> u64 {
+    /// Returns the earliest deadline; 0 if there is none.
+    fn earliest(&self) -> u64 {
         let set = |deadline: &AtomicU64| Some(deadline.load(Relaxed)).filter(|tsc| *tsc != 0);
-        let both = [set(&self.own), set(&self.look)];
-        both.into_iter().flatten().min().unwrap_or(0)
+        let all = [&self.own, &self.look, &self.poll].map(set);
+        all.into_iter().flatten().min().unwrap_or(0)
     }
 }
 
@@ -96,18 +102,27 @@ pub(super) fn look_at(tsc: u64) {
     }
 }
 
+/// Sets the time of the next poll of the serial port. Call it with interrupts off.
+pub fn poll_at(tsc: u64) {
+    if let Some(cpu) = super::this() {
+        cpu.timer.poll.store(tsc, Relaxed);
+        program(cpu);
+    }
+}
+
 /// Returns true if it is time to look at the machine-check banks.
 pub(super) fn look_is_due() -> bool {
     let now = time::tsc();
     super::this().is_some_and(|cpu| (1..=now).contains(&cpu.timer.look.load(Relaxed)))
 }
 
-/// Takes the deadlines that have passed, and arms the timer for the one that has not.
+/// Takes the deadlines that have passed, and arms the timer for those that have not.
 pub(super) fn fired() -> Fired {
     let Some(cpu) = super::this() else {
         return Fired {
             own: false,
             look: false,
+            poll: false,
         };
     };
     let fired = cpu.timer.fire(time::tsc());
@@ -124,7 +139,7 @@ fn program(cpu: &super::Cpu) {
     unsafe {
         core::arch::x86_64::_mm_mfence();
         core::arch::x86_64::_mm_lfence();
-        msr::write(TSC_DEADLINE, cpu.timer.earlier());
+        msr::write(TSC_DEADLINE, cpu.timer.earliest());
     }
 }
 
@@ -133,17 +148,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_earlier_of_two_deadlines_fires_first_and_the_other_stays() {
+    fn the_earliest_deadline_fires_first_and_the_others_stay() {
         let armed = Armed::new();
-        assert_eq!(armed.earlier(), 0);
+        assert_eq!(armed.earliest(), 0);
         armed.own.store(100, Relaxed);
         armed.look.store(50, Relaxed);
-        assert_eq!(armed.earlier(), 50);
-        let fired = |own, look| Fired { own, look };
-        assert_eq!(armed.fire(49), fired(false, false));
-        assert_eq!(armed.fire(60), fired(false, true));
-        assert_eq!(armed.earlier(), 100);
-        assert_eq!(armed.fire(100), fired(true, false));
-        assert_eq!(armed.fire(200), fired(false, false));
+        armed.poll.store(70, Relaxed);
+        assert_eq!(armed.earliest(), 50);
+        let fired = |own, look, poll| Fired { own, look, poll };
+        // A timer that fires early is armed again.
+        assert_eq!(armed.fire(49), fired(false, false, false));
+        assert_eq!(armed.earliest(), 50);
+        assert_eq!(armed.fire(60), fired(false, true, false));
+        assert_eq!(armed.earliest(), 70);
+        assert_eq!(armed.fire(100), fired(true, false, true));
+        assert_eq!(armed.earliest(), 0);
+        assert_eq!(armed.fire(200), fired(false, false, false));
     }
 }

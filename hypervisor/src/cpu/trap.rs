@@ -17,7 +17,7 @@ use mca::decide::{Next, Place};
 use super::{apic, check, nmi, timer};
 use crate::{
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
-    msr, serial,
+    msr, serial, time,
 };
 
 /// The vector of calls from other CPUs.
@@ -148,18 +148,17 @@ pub fn serve_interrupt(vector: u8) {
         CALL_VECTOR => super::serve_calls(),
         TIMER_VECTOR => {
             let fired = timer::fired();
-            if fired.own
-                && let Some(cpu) = super::this()
-            {
-                cpu.attention.ring();
+            if let Some(cpu) = super::this() {
+                serve_timer(cpu, fired);
             }
             if fired.look {
                 check::on_timer();
             }
         }
         SERIAL_VECTOR => {
-            serial::on_interrupt();
-            if let Some(cpu) = super::this() {
+            if serial::on_interrupt()
+                && let Some(cpu) = super::this()
+            {
                 cpu.attention.poke();
             }
         }
@@ -170,6 +169,19 @@ pub fn serve_interrupt(vector: u8) {
         }
     }
     apic::end_of_interrupt();
+}
+
+fn serve_timer(cpu: &super::Cpu, fired: timer::Fired) {
+    if fired.own {
+        cpu.attention.ring();
+    }
+    if fired.poll {
+        let (news, next_us) = serial::on_poll();
+        if news {
+            cpu.attention.poke();
+        }
+        timer::poll_at(time::Deadline::after_us(next_us).tsc());
+    }
 }
 
 /// Serves an NMI that a TD's exit consumed.

@@ -4,6 +4,8 @@
 
 use alloc::vec::Vec;
 
+use super::spcr::Interrupt;
+
 /// The contents of the MADT.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Madt {
@@ -57,6 +59,28 @@ impl Madt {
             active_low: false,
             level: false,
         })
+    }
+
+    /// Returns the input of a port's interrupt. A global interrupt that is none of the ISA bus is a PCI device's:
+    /// level-triggered and active low.
+    #[must_use]
+    pub fn line(&self, interrupt: Interrupt) -> Override {
+        let gsi = match interrupt {
+            Interrupt::Isa(isa) => return self.isa(isa),
+            Interrupt::Gsi(gsi) => gsi,
+        };
+        if let Some(line) = self.overrides.iter().find(|o| o.gsi == gsi) {
+            return *line;
+        }
+        match u8::try_from(gsi) {
+            Ok(isa @ ..16) => self.isa(isa),
+            _ => Override {
+                isa: 0,
+                gsi,
+                active_low: true,
+                level: true,
+            },
+        }
     }
 }
 
@@ -175,6 +199,25 @@ mod tests {
         let mut table = vec![0; header];
         table.extend(entries.iter().flat_map(|e| e.iter()));
         table
+    }
+
+    #[test]
+    fn a_port_s_interrupt_is_found_as_isa_or_gsi() {
+        let moved = Override {
+            isa: 4,
+            gsi: 20,
+            active_low: true,
+            level: false,
+        };
+        let madt = Madt {
+            overrides: vec![moved],
+            ..Madt::default()
+        };
+        assert_eq!(madt.line(Interrupt::Isa(4)), moved);
+        assert_eq!(madt.line(Interrupt::Gsi(20)), moved);
+        assert_eq!(madt.line(Interrupt::Gsi(3)), madt.isa(3));
+        let pci = madt.line(Interrupt::Gsi(16));
+        assert!(pci.gsi == 16 && pci.level && pci.active_low);
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod fadt;
 pub mod hest;
 pub mod madt;
 pub mod mcfg;
+pub mod spcr;
 pub mod tables;
 
 use alloc::{format, string::String, vec::Vec};
@@ -22,6 +23,7 @@ use self::{
     hest::Hest,
     madt::Madt,
     mcfg::Segment,
+    spcr::Spcr,
     tables::{Physical, Signature, Tables},
 };
 use crate::memory;
@@ -86,6 +88,30 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
         problems.extend(firmware.hest.problem.take());
     }
     firmware
+}
+
+/// Reads the firmware's console port while the firmware still runs and memory is identity-mapped. Only tables in `ram`,
+/// as first and last address plus one, are read.
+pub fn console(rsdp: u64, ram: &[(u64, u64)]) -> Option<Spcr> {
+    let memory = Identity(ram);
+    let tables = Tables::find(&memory, rsdp).ok()?;
+    // The problems are reported when all tables are read.
+    let table = tables.table(Signature(*b"SPCR"), &mut Vec::new())?;
+    spcr::parse(&table)
+}
+
+/// Identity-mapped ranges of RAM.
+struct Identity<'a>(&'a [(u64, u64)]);
+
+impl Physical for Identity<'_> {
+    fn copy(&self, pa: u64, bytes: usize) -> Option<Vec<u8>> {
+        let end = pa.checked_add(bytes as u64)?;
+        let inside = |&(from, to): &(u64, u64)| pa != 0 && from <= pa && end <= to;
+        self.0.iter().any(inside).then(|| {
+            // SAFETY: the range is RAM, which the firmware has identity-mapped; the firmware does not run now.
+            unsafe { slice::from_raw_parts(pa as *const u8, bytes) }.to_vec()
+        })
+    }
 }
 
 /// Physical memory, read through windows.

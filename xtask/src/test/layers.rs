@@ -14,32 +14,33 @@ use serde_json::Value;
 use crate::{build, workspace};
 
 /// Crates that must run on any machine.
-const PORTABLE: [&str; 8] = [
-    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca",
+const PORTABLE: [&str; 9] = [
+    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "uart",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
-const METAL: [&str; 7] = [
+const METAL: [&str; 6] = [
     "acpi",
     "boot",
     "hypervisor",
     "linked_list_allocator",
-    "uart_16550",
     "uefi",
     "x86_64",
 ];
 /// Crates without any unsafe code.
-const SAFE: [&str; 5] = [
+const SAFE: [&str; 6] = [
     "boot/config",
     "firmware/tdvf",
     "hypervisor/host",
     "hypervisor/console",
     "hypervisor/mca",
+    "hypervisor/uart",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/mca/src",
+    "hypervisor/uart/src",
     "hypervisor/src",
     "mm/src",
     "vcpu/src",
