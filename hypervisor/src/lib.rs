@@ -24,3 +24,4 @@ pub mod seamlog;
 pub mod serial;
 pub mod start;
 pub mod time;
+pub mod watchdog;

@@ -144,6 +144,14 @@ impl Space for Legacy {
     }
 }
 
+/// Reads 4 bytes of the configuration space of a function on bus 0. `offset` is a multiple of 4.
+#[must_use]
+pub fn read_legacy(device: u8, function: u8, offset: u8) -> u32 {
+    let port = Legacy::select((0, device, function), offset.into());
+    // SAFETY: the data port of the address that was just selected.
+    unsafe { Port::new(port).read() }
+}
+
 /// Writes one byte to the configuration space of a function on bus 0.
 pub fn write_legacy(device: u8, function: u8, offset: u8, value: u8) {
     let port = Legacy::select((0, device, function), offset.into());

@@ -26,7 +26,7 @@ use crate::{
     memory,
     metal::{power, tds, tdx},
     msr::ThisCpu,
-    pci, rtc, serial, time,
+    pci, rtc, serial, time, watchdog,
 };
 
 /// Size of the heap in bytes.
@@ -118,6 +118,15 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     for problem in tds::init(info) {
         log::warn!("{problem}");
         problems.push(problem);
+    }
+    if let Some(seconds) = info.config.host.watchdog {
+        match watchdog::start(seconds, firmware.watchdog.take()) {
+            Ok(started) => log::info!("{started}"),
+            Err(problem) => {
+                log::warn!("{problem}");
+                problems.push(problem);
+            }
+        }
     }
     let to_prompt = time::us() - tdx_us;
     log::info!("from the first line to the prompt: {to_prompt} us, excluding TDX bring-up");
@@ -284,6 +293,7 @@ fn run(mut machine: Machine) -> ! {
     tds::autostart();
     let mut overruns = 0;
     loop {
+        watchdog::feed();
         if let Some(cpu) = cpu::this() {
             cpu.attention.clear();
         }

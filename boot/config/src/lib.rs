@@ -67,6 +67,10 @@ pub struct Host {
     /// baud (`COM2,9600`). The port that ACPI's SPCR names comes first. By default COM1, or COM2 if there is no COM1.
     #[serde(deserialize_with = "console::port")]
     pub console: Option<ConsolePort>,
+    /// Seconds without a sign of life after which the machine's watchdog resets it, written as `"60s"`; 10 to 600. By
+    /// default there is no watchdog.
+    #[serde(deserialize_with = "watchdog")]
+    pub watchdog: Option<u32>,
 }
 
 impl Default for Host {
@@ -80,6 +84,7 @@ impl Default for Host {
             slice_ms: 10,
             cap_period_ms: 100,
             console: None,
+            watchdog: None,
         }
     }
 }
@@ -98,6 +103,19 @@ fn slice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
 
 fn cap_period<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     ranged(deserializer, "cap_period_ms", 10..=1000).map(|n| n as u32)
+}
+
+fn watchdog<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let digits = text
+        .strip_suffix('s')
+        .filter(|t| t.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|digits| digits.parse().ok()) {
+        Some(seconds @ 10..=600) => Ok(Some(seconds)),
+        _ => Err(Error::custom(format!(
+            "watchdog is {text:?}; it must be from \"10s\" to \"600s\""
+        ))),
+    }
 }
 
 /// Deserialises a number in `range`. `key` is the operator's name for it.
@@ -378,6 +396,16 @@ mod tests {
                     format!("seamark.toml:2: {key} is {wrong}; it must be from {least} to {most}");
                 assert_eq!(set(wrong), Err(said));
             }
+        }
+    }
+
+    #[test]
+    fn a_watchdog_s_time_is_in_seconds() {
+        let set = |text| parse(format!("[host]\nwatchdog = {text:?}\n").as_bytes());
+        assert_eq!(set("60s").unwrap().host.watchdog, Some(60));
+        for wrong in ["60", "9s", "601s", "1m", "+60s", "s"] {
+            let e = set(wrong).unwrap_err();
+            assert!(e.contains("it must be from \"10s\" to \"600s\""), "{e}");
         }
     }
 

@@ -14,6 +14,7 @@ pub mod madt;
 pub mod mcfg;
 pub mod spcr;
 pub mod tables;
+pub mod wdat;
 
 use alloc::{format, string::String, vec::Vec};
 use core::slice;
@@ -25,6 +26,7 @@ use self::{
     mcfg::Segment,
     spcr::Spcr,
     tables::{Physical, Signature, Tables},
+    wdat::Wdat,
 };
 use crate::memory;
 
@@ -43,6 +45,8 @@ pub struct Firmware {
     pub pci: Vec<Segment>,
     /// The firmware's own reports of hardware errors.
     pub hest: Hest,
+    /// The watchdog timer.
+    pub watchdog: Option<Wdat>,
     /// Missing or malformed tables, one sentence each.
     pub problems: Vec<String>,
 }
@@ -86,6 +90,9 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
     if let Some(bytes) = tables.table(Signature(*b"HEST"), problems) {
         firmware.hest = hest::parse(&bytes);
         problems.extend(firmware.hest.problem.take());
+    }
+    if let Some(bytes) = tables.table(Signature(*b"WDAT"), problems) {
+        firmware.watchdog = wdat::parse(&bytes);
     }
     firmware
 }

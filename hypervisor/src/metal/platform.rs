@@ -41,7 +41,7 @@ use x86_64::instructions::interrupts;
 use crate::{
     cpu::{self, apic, timer, trap, vmx},
     memory::{self, HostFrames, direct},
-    rtc, time,
+    rtc, time, watchdog,
 };
 
 /// The machine.
@@ -112,6 +112,10 @@ impl Platform for Metal {
 
     // Interrupts are on during the pause, so work that waits for this CPU can interrupt it.
     fn relax(&self) {
+        // The waits that this is part of are bounded.
+        if cpu::number() == 0 {
+            watchdog::feed();
+        }
         core::hint::spin_loop();
     }
 

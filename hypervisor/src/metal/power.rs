@@ -16,7 +16,7 @@ use crate::{
         aml::SleepType,
         fadt::{Fadt, Register},
     },
-    memory, pci, time,
+    memory, pci, time, watchdog,
 };
 
 /// One way to reset the machine or to switch it off.
@@ -106,6 +106,7 @@ pub fn reset_now() -> ! {
 /// Switches the machine off. If it is still on after a second, says so and stops every CPU.
 pub fn off_now() -> ! {
     let way = *OFF.lock();
+    watchdog::stop();
     if let Some(way) = way {
         go(way);
     }

@@ -20,7 +20,7 @@ pub use self::choice::Choice;
 use self::wire::Wire;
 use crate::{
     firmware::spcr::{Place, Spcr},
-    memory, time,
+    memory, time, watchdog,
 };
 
 /// Size of the ring of output in bytes: more than the longest reply, a log of 128 KiB as JSON.
@@ -61,6 +61,7 @@ impl Access<Wire, OUT, IN> for Owner {
     }
 
     fn pause(&self) {
+        watchdog::feed();
         core::hint::spin_loop();
     }
 }
