@@ -202,7 +202,7 @@ fn report(cause: Cause, frame: &Frame, complete: impl FnOnce(&mut Record)) -> ! 
         time::wait_us(BANKS_US, || {
             cpu::all()
                 .iter()
-                .all(|cpu| cpu.state() == cpu::State::NeverStarted || check::banks(cpu).is_some())
+                .all(|cpu| !has_run(cpu) || check::banks(cpu).is_some())
         });
     }
     record.magic = MAGIC;
@@ -271,6 +271,8 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
         let text = &record.message[..end.unwrap_or(MESSAGE)];
         let text = core::str::from_utf8(text).unwrap_or("the message is not text");
         let _ = writeln!(out, "crash: message={text}");
+    } else if cause == Cause::Firmware {
+        let _ = writeln!(out, "crash: registers=none cr3={:#x}", record.cr3);
     } else if r.is_empty() {
         let _ = writeln!(
             out,
@@ -308,7 +310,7 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
         let _ = writeln!(out, "crash: reason={why}");
     }
     if is_hardware(cause) {
-        for cpu in cpu::all() {
+        for cpu in cpu::all().iter().filter(|cpu| has_run(cpu)) {
             print_banks(out, cpu.number, check::banks(cpu).as_ref());
         }
     }
@@ -328,6 +330,10 @@ fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
         };
     }
     let _ = writeln!(out, "crash: end");
+}
+
+fn has_run(cpu: &cpu::Cpu) -> bool {
+    cpu.is_up() || cpu.state() == cpu::State::Stopped
 }
 
 const fn is_hardware(cause: Cause) -> bool {

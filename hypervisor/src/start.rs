@@ -11,20 +11,20 @@ use boot::{
     BootInfo,
     efi::{self, Found},
 };
-use config::OnCrash;
+use config::{OnCrash, OnNmi};
 use console::{Console, host::PowerAction};
-use seam::platform::Registers;
+use seam::{address::KeyIdPosition, platform::Registers};
 use x86_64::instructions::port::Port;
 
 use crate::{
-    cpu::{self, apic, start, timer, trap, vmx},
+    cpu::{self, apic, check, ghes, nmi, start, timer, trap, vmx},
     crash,
     firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
     io_apic, logging,
     machine::{self, Machine},
     memory,
-    metal::{power, tds, tdx},
+    metal::{errors, power, tds, tdx},
     msr::ThisCpu,
     pci, rtc, serial, time, watchdog,
 };
@@ -99,6 +99,9 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     let mut firmware = firmware::read(info.rsdp);
     problems.append(&mut firmware.problems);
     power::init(&firmware);
+    problems.extend(ghes::init(&firmware.hest.sources));
+    check::prepare(firmware.hest.firmware_first, key_id_bits());
+    nmi::set_policy(info.config.host.nmi == OnNmi::Halt);
     problems.extend(calibrate(&firmware.fadt));
     problems.extend(start::know(bootstrap, &firmware.madt.processors));
     problems.extend(stop_devices(&firmware));
@@ -143,6 +146,13 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
         to_prompt_us: Some(to_prompt),
         power: None,
     })
+}
+
+/// Returns the bits of a physical address that hold a KeyID.
+fn key_id_bits() -> u64 {
+    let key_ids = seam::platform::detect(&ThisCpu).key_ids;
+    let position = key_ids.and_then(|ids| KeyIdPosition::new(ids.max_pa, ids.bits));
+    position.map_or(0, KeyIdPosition::mask)
 }
 
 /// Measures the time-stamp counter against the power-management timer. The measurement overrides CPUID if the two
@@ -239,12 +249,14 @@ fn stop_devices(firmware: &Firmware) -> Vec<String> {
 fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
     vmx::enter_here(bootstrap);
     if !apic::present() {
+        check::start_here(bootstrap);
         return Vec::from([format!(
             "no x2APIC: the hypervisor uses one of {} CPUs and polls the console",
             cpu::all().len()
         )]);
     }
     start::enable_interrupts();
+    x86_64::instructions::interrupts::without_interrupts(|| check::start_here(bootstrap));
     let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
     cpu::set_call_timeout(timeout_us as u32);
     let mut problems =
@@ -312,6 +324,7 @@ fn run(mut machine: Machine) -> ! {
                 scheduler.watch(console.watched());
             }
         }
+        errors::serve();
         if serial::has_room() {
             console.refresh(&machine, out);
         }
@@ -328,6 +341,7 @@ fn run(mut machine: Machine) -> ! {
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
+                let poked = poked || errors::are_waiting();
                 let news =
                     || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
                 poked || serial::has_room() && news()

@@ -42,7 +42,13 @@ pub fn hz() -> u64 {
 /// Returns the microseconds since the first line.
 #[must_use]
 pub fn us() -> u64 {
-    to_us(tsc().saturating_sub(START.load(Relaxed)))
+    us_at(tsc())
+}
+
+/// Returns the microseconds from the first line to the time-stamp counter's value `tsc`.
+#[must_use]
+pub fn us_at(tsc: u64) -> u64 {
+    to_us(tsc.saturating_sub(START.load(Relaxed)))
 }
 
 /// Converts counter ticks to microseconds.

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use seam::abi::Status;
-use seam::address::Gpa;
+use seam::address::{Gpa, Hpa};
 
 use crate::fatal::FatalError;
 
@@ -25,6 +25,8 @@ pub enum End {
     },
     /// A machine check while the TD ran.
     MachineCheck(Status),
+    /// The machine lost the data in a page of the TD.
+    PageLost(Hpa),
     /// The module refuses to enter the TD again.
     Lost(Status),
     /// An exit that the host can't handle.
@@ -62,6 +64,7 @@ impl fmt::Display for End {
             Self::Fatal(error) => error.fmt(f),
             Self::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
             Self::MachineCheck(status) => write!(f, "machine check in the TD ({status:?})"),
+            Self::PageLost(hpa) => write!(f, "the machine lost the data in its page at {hpa:?}"),
             Self::Lost(status) => write!(f, "the module no longer runs it: {status:?}"),
             Self::Unknown(status) => write!(f, "an unknown exit: {status:?}"),
             Self::NoMemory(gpa) => write!(f, "it has no memory at {gpa:?}"),

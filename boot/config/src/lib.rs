@@ -48,6 +48,8 @@ pub struct Host {
     pub log_level: LogLevel,
     /// Action after a crash report.
     pub on_crash: OnCrash,
+    /// Action after an NMI that neither this program nor a record of the firmware explains.
+    pub nmi: OnNmi,
     /// Milliseconds within which a CPU must report after its SIPI, or answer another CPU's call; 100 to 60,000.
     #[serde(deserialize_with = "cpu_timeout")]
     pub cpu_timeout_ms: u32,
@@ -78,6 +80,7 @@ impl Default for Host {
         Self {
             log_level: LogLevel::Info,
             on_crash: OnCrash::Halt,
+            nmi: OnNmi::Halt,
             cpu_timeout_ms: 2000,
             clear: Clear::Always,
             reclaim_share: 10,
@@ -170,6 +173,16 @@ pub enum OnCrash {
     Halt,
     /// The machine is reset.
     Reboot,
+}
+
+/// The action after an NMI that neither this program nor a record of the firmware explains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNmi {
+    /// A crash report, and the action after one.
+    Halt,
+    /// An entry in the log.
+    Log,
 }
 
 /// The treatment of memory that was a TD's.
@@ -351,13 +364,14 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
+            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\nnmi = \"log\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
               reclaim_share = 20\nslice_ms = 2\ncap_period_ms = 50\n\
               [[file]]\nname = \"linux\"\npath = \"guests/vmlinuz\"\n",
         )
         .unwrap();
         assert_eq!(config.host.log_level, LogLevel::Debug);
         assert_eq!(config.host.on_crash, OnCrash::Reboot);
+        assert_eq!(config.host.nmi, OnNmi::Log);
         assert_eq!(config.host.cpu_timeout_ms, 500);
         assert_eq!(config.host.clear, Clear::Reuse);
         assert_eq!(config.host.reclaim_share, 20);

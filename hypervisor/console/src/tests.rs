@@ -204,8 +204,31 @@ fn cpus_are_a_table_with_one_row_each() {
          \x20 1     1        0     1       0     0  idle\r\n\
          \x20 2     8        1     0       0     1  idle\r\n\
          \x20 3     9        1     1       0     1  never started   no answer within 1 s\r\n\
-         3 of 4 CPUs run, in 2 packages\r\n"
+         3 of 4 CPUs run, in 2 packages\r\n\
+         ATTACK                            STATE         BY\r\n\
+         branch target injection           on            enhanced IBRS\r\n\
+         microarchitectural data sampling  not-affected  MDS_NO\r\n"
     );
+}
+
+#[test]
+fn hardware_errors_are_counted_by_cpu_and_the_last_ones_are_shown() {
+    assert_eq!(
+        Terminal::default().run("mca"),
+        "CPU  CORRECTED  UNCORRECTED  CHECKS  SIGNALS  SIGNALLING BANKS  LOCAL\r\n\
+         \x20 0          0            0       0        0                20  yes\r\n\
+         \x20 1          3            0       0        3                20  yes\r\n\
+         Firmware's source 7 (polled): 1 corrected, 0 recoverable, 0 fatal\r\n\
+         Foreign NMIs, source serr: 1\r\n\
+         CPU 3 did not answer; its counts may be old.\r\n\
+         \x20  TIME  CPU  BANK  VERDICT                STATUS         ADDRESS  ERROR\r\n\
+         5.000 s    1     7  corrected  0x8c0000c000000090  0x123456700000  memory controller (0x0090)\r\n"
+    );
+    let json = Terminal::default().json("mca");
+    assert_eq!(json["cpus"][1]["corrected"], 3, "{json}");
+    assert_eq!(json["last"][0]["address"], "0x123456700000", "{json}");
+    assert_eq!(json["last"][0]["misc"], Value::Null, "{json}");
+    assert_eq!(json["nmis"][0]["source"], "serr", "{json}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use core::sync::atomic::{
 use mca::{
     Msrs,
     books::Books,
+    cper::Severity,
     decide::{Next, Place, decide},
     deposit::Deposit,
     pages::Pages,
@@ -21,8 +22,11 @@ use mca::{
 };
 use seam::abi::x86::msr::{mc, x2apic::LVT_CMCI};
 
-use super::{Cpu, ghes, timer, trap};
-use crate::{msr, time};
+use super::{Cpu, ghes, speculation, timer, trap};
+use crate::{
+    exception::{Cause, Frame},
+    msr, time,
+};
 
 /// One CPU's machine checks.
 #[derive(Debug, Default)]
@@ -106,7 +110,7 @@ pub fn start_here(cpu: &Cpu) {
     enter(checks, &started.stale, Occasion::Start);
     checks.is_local.store(started.is_local, Relaxed);
     checks.has_banks.store(true, Relaxed);
-    if super::interrupts() || !cpu.bootstrap {
+    if super::interrupts() {
         listen(checks, started.signalling);
     } else {
         scan::silence(&Here, started.signalling);
@@ -146,7 +150,7 @@ fn enter(checks: &Checks, scan: &Scan, occasion: Occasion) {
         }
     }
     if !scan.readings.is_empty() {
-        super::wake_console();
+        super::call_console();
     }
 }
 
@@ -196,10 +200,22 @@ pub fn look_here() {
 /// Serves the timer's look at the banks.
 pub(super) fn on_timer() {
     look_here();
+    if let Some(cpu) = super::this() {
+        speculation::check_here(cpu);
+    }
     if super::number() == 0 {
-        ghes::look();
+        look_at_firmware();
     }
     timer::look_at(next_look());
+}
+
+/// Looks for records of the firmware. A fatal one stops the machine.
+pub fn look_at_firmware() {
+    match ghes::look() {
+        Some(Severity::Fatal) => trap::fatal(Cause::Firmware, &Frame::default()),
+        Some(_) => super::call_console(),
+        None => {}
+    }
 }
 
 /// Looks at the banks if the timer's look is due, on a CPU whose timer can't interrupt it.

@@ -8,6 +8,7 @@ pub mod apic;
 pub mod check;
 pub mod ghes;
 pub mod nmi;
+pub mod speculation;
 pub mod start;
 mod tables;
 pub mod timer;
@@ -89,6 +90,8 @@ pub struct Cpu {
     pub timer: timer::Armed,
     /// The CPU's machine checks.
     pub checks: check::Checks,
+    /// The CPU's mitigations of speculative execution attacks.
+    pub speculation: speculation::Speculation,
     /// The last SEAMCALLs that the CPU made.
     pub seam_log: SeamLog,
     /// Counts of the SEAMCALLs that the CPU made.
@@ -151,6 +154,7 @@ impl Cpu {
         // SAFETY: the machine-check handler is there from here on; without this bit a machine check is a shutdown.
         unsafe { Cr4::update(|cr4| cr4.insert(Cr4Flags::MACHINE_CHECK_EXCEPTION)) };
         GsBase::write(VirtAddr::from_ptr(self));
+        speculation::start_here(self);
         *self.place.lock() = topology::read(&msr::ThisCpu).0;
     }
 }
@@ -258,6 +262,15 @@ pub fn wake_console() {
         cpu.attention.poke();
     }
     if number() != 0 {
+        poke(0);
+    }
+}
+
+/// Wakes the bootstrap CPU from a handler that may have interrupted it just before it halts: the interrupt stays pending
+/// and ends the halt.
+fn call_console() {
+    if let Some(cpu) = all().first() {
+        cpu.attention.poke();
         poke(0);
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn serve() -> bool {
         check::deposit_here();
         return true;
     }
-    super::wake_console();
+    super::call_console();
     false
 }
 

@@ -18,8 +18,8 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, stop_here, tables, timer,
-    topology, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, speculation, stop_here, tables,
+    timer, topology, vmx,
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
@@ -88,6 +88,7 @@ fn create(
         reclaim_credit: AtomicI64::new(0),
         timer: timer::Armed::new(),
         checks: check::Checks::default(),
+        speculation: speculation::Speculation::default(),
         seam_log: SeamLog::new(),
         seam_counters: Counters::new(),
         state: AtomicU8::new(State::NotUsed as u8),

@@ -44,7 +44,7 @@ pub fn on_fatal(handler: Fatal) {
     FATAL.call_once(|| handler);
 }
 
-fn fatal(cause: Cause, frame: &Frame) -> ! {
+pub(super) fn fatal(cause: Cause, frame: &Frame) -> ! {
     match FATAL.get() {
         Some(handler) => handler(cause, frame),
         None => super::stop_here(),

@@ -266,7 +266,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>, mut tail in prop::collection::vec(0u8..12, 0..300)) {
-            parse(&bytes);
+            let _ = parse(&bytes);
             let mut table = vec![0; COUNT];
             table.extend([9, 0, 0, 0]);
             table.append(&mut tail);

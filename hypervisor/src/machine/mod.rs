@@ -1,6 +1,7 @@
 //! The machine as the console sees it.
 
 pub mod desk;
+pub mod errors;
 pub mod seam;
 pub mod stuck;
 pub mod tdx;
@@ -75,6 +76,14 @@ impl Host for Machine {
 
     fn cpus(&self) -> Vec<Cpu> {
         cpu::all().iter().map(|c| describe(c)).collect()
+    }
+
+    fn mitigations(&self) -> Vec<port::errors::Mitigation> {
+        errors::mitigations()
+    }
+
+    fn errors(&self) -> port::errors::Errors {
+        errors::look()
     }
 
     fn memory(&self) -> Memory {

@@ -17,7 +17,7 @@ use core::{
 
 use host::platform::{Attention, CpuPlace, Platform, Running, Stopwatch, shutdown::Shutdown};
 use mm::{
-    frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K},
+    frames::{self, Frame, ORDER_1G, ORDER_2M, ORDER_4K, Retired},
     pages::Flush,
     private::FramePool,
     shared::{self, Words},
@@ -57,6 +57,14 @@ pub static METAL: Metal = Metal {
 };
 
 impl Metal {
+    /// Takes the 4 KiB page at `page`, whose memory is broken, out of use, now or when it is freed.
+    ///
+    /// # Errors
+    /// Too many broken pages are in use.
+    pub fn retire(&self, page: Hpa) -> Result<Retired, frames::Error> {
+        self.pool.retire(page)
+    }
+
     /// Returns the SEAMCALL counts of the calling CPU.
     fn own_counters() -> &'static Counters {
         /// Counts the calls that are made before the CPU has its own data.

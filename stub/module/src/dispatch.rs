@@ -132,7 +132,7 @@ fn refused<M: Machine>(cx: Call<'_, M>, fault: Fault) -> Option<Status> {
             cx.module.set_state(SysState::Shutdown);
             Some(Status::SYS_SHUTDOWN)
         }
-        Fault::Interrupted | Fault::NoEntropy => None,
+        Fault::Interrupted | Fault::NoEntropy | Fault::MachineCheck => None,
     }
 }
 

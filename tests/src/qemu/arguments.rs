@@ -19,6 +19,8 @@ pub struct Files {
     pub vars: PathBuf,
     /// The output of the debug console (port 0xE9).
     pub debug_console: PathBuf,
+    /// The socket of QEMU's monitor.
+    pub monitor: PathBuf,
 }
 
 /// Returns QEMU's arguments. The serial port is QEMU's standard input and output.
@@ -70,6 +72,10 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     all.boot(&machine.boot);
     if !machine.reboots {
         all.add("-no-reboot");
+    }
+    if machine.monitor {
+        let path = escaped(&files.monitor);
+        all.pair("-monitor", format!("unix:{path},server=on,wait=off"));
     }
     if machine.gdb {
         all.pair("-gdb", "tcp::1234");
@@ -142,6 +148,7 @@ mod tests {
         let files = Files {
             vars: "/run/vars.fd".into(),
             debug_console: "/run/debug".into(),
+            monitor: "/run/monitor".into(),
         };
         arguments(machine, &files).join(" ")
     }

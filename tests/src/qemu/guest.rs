@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +22,14 @@ use super::trouble::Watcher;
 /// A copy of the serial port's output, byte by byte, besides the transcript. It is dropped when the machine has
 /// stopped.
 pub type Tee = Box<dyn Write + Send>;
+
+/// Time limit of an answer of QEMU's monitor.
+const MONITOR_LIMIT: Duration = Duration::from_secs(60);
+
+/// Returns the path of the monitor's socket.
+fn monitor_in(directory: &Path) -> PathBuf {
+    directory.join("monitor")
+}
 
 /// Number of the transcript's last lines that an error shows.
 const SHOWN_LINES: usize = 25;
@@ -51,6 +60,7 @@ impl Guest {
         let files = Files {
             vars: directory.join("vars.fd"),
             debug_console: directory.join("debug.log"),
+            monitor: monitor_in(directory),
         };
         fs::copy(FIRMWARE_VARS, &files.vars)
             .with_context(|| format!("can't copy {FIRMWARE_VARS}; install the package ovmf"))?;
@@ -99,6 +109,30 @@ impl Guest {
             started: Instant::now(),
             cursor: 0,
         })
+    }
+
+    /// Executes a command of QEMU's monitor, which the machine must have. Returns its answer.
+    ///
+    /// # Errors
+    /// The monitor does not answer.
+    pub fn monitor(&self, command: &str) -> Result<String> {
+        const PROMPT: &str = "(qemu) ";
+        let path = monitor_in(&self.directory);
+        let socket =
+            UnixStream::connect(&path).with_context(|| format!("can't use {}", path.display()))?;
+        socket.set_read_timeout(Some(MONITOR_LIMIT))?;
+        let until_prompt = || -> Result<String> {
+            let mut text = String::new();
+            while !text.ends_with(PROMPT) {
+                let mut byte = [0];
+                (&socket).read_exact(&mut byte).context("QEMU's monitor")?;
+                text.push(byte[0].into());
+            }
+            Ok(text)
+        };
+        until_prompt()?;
+        writeln!(&socket, "{command}")?;
+        until_prompt()
     }
 
     /// Returns the CPU time that QEMU has used so far.

@@ -33,6 +33,8 @@ pub struct Machine {
     pub symbols: Option<PathBuf>,
     /// True if the machine waits for a debugger on TCP port 1234 before its first instruction.
     pub gdb: bool,
+    /// True if the machine has QEMU's monitor, for [`Guest::monitor`](super::Guest::monitor).
+    pub monitor: bool,
     /// Reports of the stub that a test provokes. They do not end the machine.
     pub provoked: Vec<Kind>,
 }
@@ -80,6 +82,7 @@ impl Machine {
             reboots: false,
             symbols: None,
             gdb: false,
+            monitor: false,
             provoked: Vec::new(),
         }
     }

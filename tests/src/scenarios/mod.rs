@@ -8,6 +8,7 @@ mod bench;
 mod boot;
 mod chaos;
 mod console;
+mod errors;
 mod guests;
 mod hypercall;
 mod linux;
@@ -123,6 +124,7 @@ pub fn all() -> Vec<Scenario> {
     [
         boot::ALL,
         console::ALL,
+        errors::ALL,
         violations::ALL,
         monitor::ALL,
         linux::ALL,

@@ -3,6 +3,7 @@
 mod help;
 mod hkids;
 mod log;
+mod mca;
 mod memory;
 mod seam;
 mod session;
@@ -16,6 +17,7 @@ use super::command::Commands;
 pub const ALL: Commands = Commands(&[
     help::COMMANDS,
     system::COMMANDS,
+    mca::COMMANDS,
     memory::COMMANDS,
     tdx::COMMANDS,
     td::SHOW,

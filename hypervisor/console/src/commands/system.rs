@@ -9,7 +9,7 @@ use crate::{
     argument::Args,
     command::{Command, Context},
     error::Error,
-    host::{Boot, Build, Cpu, CpuState, PowerAction},
+    host::{Boot, Build, Cpu, CpuState, PowerAction, errors::Mitigation},
     reply::{Reply, Text},
     table::{Count, Facts, Maybe, Micros, Table},
 };
@@ -36,7 +36,8 @@ pub const COMMANDS: &[Command] = &[
         args: &[],
         summary: "List the CPUs with their topology and state",
         help: "Lists every CPU that the firmware reports as enabled: its APIC id, package, core and thread, its NUMA \
-               node if the firmware describes one, and its state. A star marks the CPU that the firmware booted on.",
+               node if the firmware describes one, and its state. A star marks the CPU that the firmware booted on. Below \
+               are the mitigations of attacks by speculative execution.",
         run: cpus,
     },
     Command {
@@ -84,6 +85,7 @@ struct Cpus {
     cpus: Vec<Cpu>,
     running: usize,
     packages: usize,
+    mitigations: Vec<Mitigation>,
 }
 
 fn cpus(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
@@ -96,6 +98,7 @@ fn cpus(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
             .map(|cpu| cpu.package)
             .collect::<BTreeSet<_>>()
             .len(),
+        mitigations: context.host.mitigations(),
         cpus,
     }))
 }
@@ -126,7 +129,12 @@ impl Text for Cpus {
             "{table}{} of {} run, in {packages}",
             self.running,
             Count(self.cpus.len(), "CPU")
-        )
+        )?;
+        let mut table = Table::new(&["ATTACK", "STATE", "BY"]);
+        for mitigation in &self.mitigations {
+            table.row(&[&mitigation.attack, &mitigation.state, &mitigation.by]);
+        }
+        write!(out, "{table}")
     }
 }
 

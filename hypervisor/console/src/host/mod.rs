@@ -4,6 +4,7 @@
 //! are made from them. Nothing here touches hardware, so the console runs in host tests.
 
 pub mod absent;
+pub mod errors;
 pub mod seam;
 pub mod td;
 
@@ -401,6 +402,13 @@ pub trait Host {
 
     /// Returns every CPU that the firmware lists as enabled, in the order of `index`.
     fn cpus(&self) -> Vec<Cpu>;
+
+    /// Returns the mitigations of speculative execution attacks, which are the same on every CPU.
+    fn mitigations(&self) -> Vec<errors::Mitigation>;
+
+    /// Looks at every CPU's machine-check banks and at the firmware's error records, and returns the errors since the
+    /// start.
+    fn errors(&self) -> errors::Errors;
 
     /// Returns the machine's memory and its use.
     fn memory(&self) -> Memory;

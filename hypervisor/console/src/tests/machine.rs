@@ -80,6 +80,58 @@ impl Host for Machine {
         ]
     }
 
+    fn mitigations(&self) -> Vec<errors::Mitigation> {
+        let mitigation = |attack, state, by| errors::Mitigation { attack, state, by };
+        vec![
+            mitigation("branch target injection", "on", "enhanced IBRS"),
+            mitigation("microarchitectural data sampling", "not-affected", "MDS_NO"),
+        ]
+    }
+
+    fn errors(&self) -> errors::Errors {
+        let cpu = |cpu, corrected| errors::CpuErrors {
+            cpu,
+            local: true,
+            signalling: 20,
+            corrected,
+            uncorrected: 0,
+            machine_checks: 0,
+            signals: corrected,
+        };
+        errors::Errors {
+            cpus: vec![cpu(0, 0), cpu(1, 3)],
+            firmware: vec![errors::FirmwareErrors {
+                source: 7,
+                notice: "polled",
+                corrected: 1,
+                recoverable: 0,
+                fatal: 0,
+            }],
+            nmis: vec![
+                errors::Nmis {
+                    source: "serr",
+                    count: 1,
+                },
+                errors::Nmis {
+                    source: "unknown",
+                    count: 0,
+                },
+            ],
+            last: vec![errors::BankError {
+                us: 5_000_000,
+                cpu: 1,
+                bank: 7,
+                verdict: "corrected",
+                stale: false,
+                error: "memory controller (0x0090)".into(),
+                status: Hex(0x8C00_00C0_0000_0090),
+                address: Some(Hex(0x1234_5670_0000)),
+                misc: None,
+            }],
+            silent: vec![3],
+        }
+    }
+
     fn memory(&self) -> Memory {
         let frames = |frame_bytes, free, used| FrameCount {
             frame_bytes,

@@ -6,6 +6,7 @@
 
 pub mod ends;
 pub mod guest;
+pub mod lost;
 pub mod queue;
 mod runner;
 mod session;

@@ -12,6 +12,7 @@ mod hypercall;
 mod join;
 mod kit;
 mod large;
+mod lost;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod rules;

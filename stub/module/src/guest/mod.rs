@@ -21,6 +21,7 @@ pub use tdcall::check_report;
 use crate::Machine;
 use crate::call::Call;
 use crate::field::Structure;
+use crate::hooks::Fault;
 use crate::module::SysState;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
 use crate::vcpu::{Field, Vcpu, fields};
@@ -69,13 +70,35 @@ impl<'m, M: Machine> Inside<'m, M> {
             self.vcpu.vmcs(Field::RIP),
             self.cx.machine.rdtsc(self.cx.lp),
         );
+        let mut is_checked = self.cx.fault == Some(Fault::MachineCheck);
         loop {
-            self.cx.machine.run_vcpu(self.cx.lp, &self.vcpu);
+            if core::mem::take(&mut is_checked) {
+                self.check_machine();
+            } else {
+                self.cx.machine.run_vcpu(self.cx.lp, &self.vcpu);
+            }
             match self.handle() {
                 Ok(()) => {}
                 Err(Stop::Exit(exit)) => return self.leave(exit),
                 Err(Stop::Shutdown(check)) => return self.shut_down(check),
             }
+        }
+    }
+
+    /// Writes the VM exit of a machine check in the guest.
+    #[cold]
+    fn check_machine(&self) {
+        const VALID: u64 = 1 << 31;
+        const HARDWARE_EXCEPTION: u64 = 3 << 8;
+        const MACHINE_CHECK: u64 = 18;
+        let interruption = VALID | HARDWARE_EXCEPTION | MACHINE_CHECK;
+        for (field, value) in [
+            (Field::EXIT_REASON, reason::EXCEPTION_OR_NMI.into()),
+            (Field::EXIT_QUALIFICATION, 0),
+            (Field::EXIT_INT_INFO, interruption),
+            (Field::IDT_VECTORING, 0),
+        ] {
+            self.vcpu.set_vmcs(field, value);
         }
     }
 

@@ -20,6 +20,9 @@ pub enum Fault {
     NoEntropy,
     /// The module shuts down, as Intel's does if its own state or the CPU's is inconsistent.
     Shutdown,
+    /// A machine check interrupts the guest before its first instruction. TDH.VP.ENTER only; other leafs are
+    /// unaffected. The CPU's banks hold nothing.
+    MachineCheck,
 }
 
 /// The calls of a leaf that a fault strikes.
@@ -119,6 +122,7 @@ impl Faults {
                 "interrupted" => Fault::Interrupted,
                 "no-entropy" => Fault::NoEntropy,
                 "shutdown" => Fault::Shutdown,
+                "machine-check" => Fault::MachineCheck,
                 _ => return None,
             },
         };

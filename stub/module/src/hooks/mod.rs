@@ -33,6 +33,7 @@ impl Hooks {
     /// - `interrupted LEAF WHEN`: an interrupt is pending from the call's first check on.
     /// - `no-entropy LEAF WHEN`: RDRAND, RDSEED and PCONFIG find no entropy during the call.
     /// - `shutdown LEAF WHEN`: the module shuts down at the call.
+    /// - `machine-check TDH.VP.ENTER WHEN`: a machine check interrupts the guest before its first instruction.
     ///
     /// LEAF is a name such as `TDH.MEM.PAGE.AUG`, or `*` for every leaf. WHEN is `call N` (1 is the first), `calls N-M`, or
     /// `chance N/M`.

@@ -1,0 +1,73 @@
+//! Pages whose data the machine has lost: the TD that owns such a page ends, and no other.
+
+use seam::{
+    abi::{PageType, Status},
+    address::Hpa,
+};
+use vcpu::End;
+
+use super::Scheduler;
+use crate::{
+    platform::Running,
+    td::{Td, error::Error, registry::Tds},
+};
+
+/// The owner of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The host, or nobody.
+    Host,
+    /// The TD of this number.
+    Td(u32),
+    /// The module itself, or a TD that is not known.
+    Module,
+}
+
+/// Asks the module who owns the page at `page`, whose data is lost. If it is a TD, that TD is terminated.
+///
+/// # Errors
+/// The module's error, or the one that kept the TD from ending.
+pub fn end_owner<P: Running>(
+    scheduler: &Scheduler<'_, P>,
+    tds: &Tds<'_, P>,
+    page: Hpa,
+) -> Result<Owner, Error> {
+    let found = match scheduler.platform.tdh().phymem_page_rdmd(page) {
+        Ok(found) => found,
+        // The page is in no TDMR.
+        Err(error) if error.status().is_some_and(is_outside) => return Ok(Owner::Host),
+        Err(error) => return Err(error.into()),
+    };
+    let root = match found.page_type {
+        Some(PageType::Nda) => return Ok(Owner::Host),
+        Some(PageType::Rsvd) | None => return Ok(Owner::Module),
+        Some(PageType::Tdr) => page,
+        Some(_) => found.owner,
+    };
+    let owner = tds
+        .ids()
+        .find(|id| tds.get(*id).is_some_and(|td| root_of(&td) == Some(root)));
+    let Some(id) = owner else {
+        return Ok(Owner::Module);
+    };
+    let why = End::PageLost(page);
+    if let Some(td) = tds.get(id) {
+        td.note_problem(alloc::format!("{why}"));
+    }
+    if let Some(guest) = scheduler.guest(id) {
+        guest.board().end_with(why);
+        scheduler.console_written(id);
+    }
+    tds.terminate(id).map(|_| Owner::Td(id))
+}
+
+fn is_outside(status: Status) -> bool {
+    status.code() == Status::OPERAND_ADDR_RANGE_ERROR
+}
+
+/// Returns the address of a TD's root page.
+fn root_of(td: &Td) -> Option<Hpa> {
+    let map = td.map()?;
+    let keyed = map.keyed(|tdr| Ok(tdr.hpa()));
+    keyed.or_else(|_| map.keyless(|tdr| Ok(tdr.hpa()))).ok()
+}
