@@ -25,8 +25,6 @@ const SEGMENTATION_FAULT: i32 = 11;
 const REPEATS: u32 = 3;
 /// Time limit of a repeated life.
 const REPEAT: Duration = Duration::from_secs(600);
-/// Number of steps that a repeated life may make beyond those that the first one has reported.
-const BEYOND: u64 = 64;
 
 /// A death of QEMU by a signal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,12 +91,9 @@ fn repeat(bench: &mut Bench, tally: &Tally) -> Result<Option<Death>> {
     console.succeed(&format!("td start {CHAOS}"), LIFE)?;
     let (mut lives, mut repeated) = (Lives::default(), Tally::default());
     let begin = Instant::now();
-    while begin.elapsed() < REPEAT && repeated.steps <= tally.steps_of_life + BEYOND {
-        match lives.look(&mut console, &mut repeated) {
-            // The life is over.
-            Ok(()) if repeated.is_over() => break,
-            Ok(()) => {}
-            Err(_) => return Death::of(&mut console),
+    while begin.elapsed() < REPEAT && !repeated.is_over() {
+        if lives.look(&mut console, &mut repeated).is_err() {
+            return Death::of(&mut console);
         }
     }
     Ok(None)
