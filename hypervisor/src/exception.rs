@@ -4,16 +4,9 @@ use x86_64::registers::control::Cr2;
 
 use crate::msr::Fault;
 
-/// A non-maskable interrupt.
-pub const NMI: u8 = 2;
-/// #UD.
-pub const INVALID_OPCODE: u8 = 6;
-/// #GP.
-pub const GENERAL_PROTECTION: u8 = 13;
-/// #PF.
-pub const PAGE_FAULT: u8 = 14;
-/// #MC.
-pub const MACHINE_CHECK: u8 = 18;
+pub use seam::abi::x86::vector::{
+    GP as GENERAL_PROTECTION, MC as MACHINE_CHECK, NMI, PF as PAGE_FAULT, UD as INVALID_OPCODE,
+};
 
 /// The registers of the interrupted code, as the stubs and the CPU stored them.
 #[repr(C)]

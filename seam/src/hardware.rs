@@ -11,7 +11,7 @@
 use core::slice;
 
 use crate::{
-    abi::Gprs,
+    abi::{Gprs, x86::vector},
     call::{Fault, SeamCall},
 };
 
@@ -35,7 +35,7 @@ impl SeamCall for Hardware {
     }
 }
 
-const INVALID_OPCODE: u64 = 6;
+const INVALID_OPCODE: u64 = vector::UD as u64;
 const VM_FAIL_INVALID: u64 = 0x100;
 
 /// The body of a naked `extern "sysv64" fn(*mut Gprs) -> u64`: loads the registers, executes the instruction, and

@@ -2,7 +2,7 @@
 //!
 //! Source: TDX Module ABI 1.5, TDH.VP.ENTER, output operands; Intel SDM volume 3D, appendix C (exit reasons).
 
-use seam::abi::x86::exit_reason as reason;
+use seam::abi::x86::{exit_reason as reason, vector};
 use seam::abi::{Gprs, Operand, PAGE_4K, Status};
 use seam::address::{Gpa, Level};
 
@@ -162,12 +162,9 @@ fn basic(status: Status) -> u32 {
 }
 
 fn is_machine_check(status: Status, regs: &Gprs) -> bool {
-    const MACHINE_CHECK: u8 = 18;
     let interruption = Interruption(regs.r9);
     match basic(status) {
-        reason::EXCEPTION_OR_NMI => {
-            interruption.is_valid() && interruption.vector() == MACHINE_CHECK
-        }
+        reason::EXCEPTION_OR_NMI => interruption.is_valid() && interruption.vector() == vector::MC,
         reason::ENTRY_MACHINE_CHECK | reason::SMI => true,
         _ => false,
     }

@@ -14,7 +14,10 @@ use spin::Once;
 use sync::{IrqLock, call::Mailbox};
 use x86_64::{
     instructions::interrupts,
-    registers::{control::Cr4, model_specific::Efer},
+    registers::{
+        control::Cr4,
+        model_specific::{Efer, EferFlags},
+    },
 };
 
 use super::{
@@ -196,7 +199,7 @@ fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, Str
     ap::install(bytes, page, &params).map_err(|e| format!("{e}"))
 }
 
-const EFER_NXE: u64 = 1 << 11;
+const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
 
 /// The entry point into Rust of a started CPU.
 extern "sysv64" fn entered(cpu: u64) -> ! {

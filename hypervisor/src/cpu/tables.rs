@@ -21,15 +21,14 @@ use x86_64::{
 };
 
 use super::trap;
+use crate::exception::{MACHINE_CHECK, NMI};
 
 /// Size in bytes of each interrupt stack.
 pub const STACK_BYTES: u64 = 32 << 10;
 /// Number of stacks per CPU that interrupts and exceptions switch to.
 pub const STACKS: usize = 5;
 
-const NMI: u8 = 2;
 const DOUBLE_FAULT: u8 = 8;
-const MACHINE_CHECK: u8 = 18;
 const FIRST_INTERRUPT: u8 = 32;
 
 /// Returns the IST slot of a vector, 1 to [`STACKS`]. An exception in an interrupt handler, and an NMI or a machine

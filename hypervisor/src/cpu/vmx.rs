@@ -11,13 +11,13 @@ use core::{arch::naked_asm, fmt};
 use mca::capability::{Capability, LMCE_OPT_IN};
 use mm::frames::ORDER_4K;
 use seam::abi::x86::msr::{FEATURE_CONTROL, mc::MCG_CAP};
-use x86_64::registers::control::{Cr0, Cr4};
+use x86_64::registers::control::{Cr0, Cr4, Cr4Flags};
 
 use super::Cpu;
 use crate::{exception, memory, msr};
 
 /// CR4.VMXE.
-pub const CR4_VMXE: u64 = 1 << 13;
+pub const CR4_VMXE: u64 = Cr4Flags::VIRTUAL_MACHINE_EXTENSIONS.bits();
 
 const VMX_BASIC: u32 = 0x480;
 const CR0_FIXED0: u32 = 0x486;

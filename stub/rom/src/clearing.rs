@@ -6,18 +6,12 @@
 use alloc::vec::Vec;
 
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use seam::abi::x86::rflags::{AF, ARITHMETIC, CF, OF, PF, SF, ZF};
 
 use crate::insn::GprFile;
 
 /// The longest loop body that is examined, in instructions.
 const MAX_BODY: usize = 24;
-
-const CF: u64 = 1;
-const PF: u64 = 1 << 2;
-const AF: u64 = 1 << 4;
-const ZF: u64 = 1 << 6;
-const SF: u64 = 1 << 7;
-const OF: u64 = 1 << 11;
 
 /// One instruction of the body.
 #[derive(Clone, Copy, Debug)]
@@ -264,7 +258,7 @@ impl Compute {
         } else {
             flag(carry, CF)
         };
-        *rflags = *rflags & !(CF | PF | AF | ZF | SF | OF) | flags;
+        *rflags = *rflags & !ARITHMETIC | flags;
         if self.kind != Kind::Cmp {
             gprs.set(self.target, result);
         }

@@ -3,14 +3,14 @@
 
 use core::arch::asm;
 
+use seam::abi::x86::cr4;
+
 pub const MSR_EFER: u32 = 0xC000_0080;
 pub const MSR_VM_HSAVE_PA: u32 = 0xC001_0117;
+/// EFER.SVME, which Intel's processors do not have.
 pub const EFER_SVME: u64 = 1 << 12;
-/// EFER.NXE. Nested page tables can only forbid execution if the monitor itself has it set.
-pub const EFER_NXE: u64 = 1 << 11;
-/// The monitor's CR4: PAE, MCE, OSFXSR, OSXMMEXCPT, OSXSAVE. PGE is clear, because TCG flushes its TLB one more time at
-/// a world switch that changes PGE.
-pub const CR4: u64 = 1 << 5 | 1 << 6 | 3 << 9 | 1 << 18;
+/// The monitor's CR4. PGE is clear, because TCG flushes its TLB one more time at a world switch that changes PGE.
+pub const CR4: u64 = cr4::PAE | cr4::MCE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
 
 /// The contents of a descriptor table register.
 #[repr(C, packed)]

@@ -4,9 +4,9 @@
 use core::arch::{asm, naked_asm};
 
 use crate::cpu::{TableRegister, interrupt_gate};
+use seam::abi::x86::vector;
 
 const VECTORS: usize = 256;
-const INVALID_OPCODE: usize = 6;
 
 /// Returns whether VMX instructions with a memory operand raise #UD. The monitor can only intercept them through #UD.
 ///
@@ -29,7 +29,7 @@ pub fn leaves_vmx_undefined() -> bool {
         // SAFETY: the processor's table has this many gates, and firmware maps it.
         *gate = unsafe { theirs.add(at).read_unaligned() };
     }
-    gates[INVALID_OPCODE] = interrupt_gate(code, undefined as *const () as u64);
+    gates[usize::from(vector::UD)] = interrupt_gate(code, undefined as *const () as u64);
     let own = TableRegister {
         limit: size_of_val(&gates) as u16 - 1,
         base: gates.as_ptr() as u64,

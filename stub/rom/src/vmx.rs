@@ -4,6 +4,7 @@
 //! VMRESUME fail with "invalid control fields": the TDX module runs guests here, not the host.
 
 use crate::personality::{MAX_PA, VMCS_REVISION};
+use seam::abi::x86::{cr0, cr4};
 
 /// Physical memory that VMX instructions access, in aligned 64-bit words.
 pub trait Memory {
@@ -41,8 +42,7 @@ pub struct Cpu {
     pub long_mode: bool,
 }
 
-const CR0_FIXED0: u64 = 0x8000_0021;
-const CR4_VMXE: u64 = 1 << 13;
+const CR0_FIXED0: u64 = cr0::PG | cr0::NE | cr0::PE;
 
 /// VM-instruction error numbers.
 mod error {
@@ -77,7 +77,7 @@ impl Vmx {
     #[must_use]
     pub fn fixed_bits(&self) -> (u64, u64) {
         if self.is_on() {
-            (CR0_FIXED0, CR4_VMXE)
+            (CR0_FIXED0, cr4::VMXE)
         } else {
             (0, 0)
         }
@@ -90,7 +90,7 @@ impl Vmx {
     pub fn may_execute(&self, cpu: &Cpu, is_vmxon: bool) -> Result<(), Outcome> {
         let usable = cpu.long_mode
             && if is_vmxon {
-                cpu.cr4 & CR4_VMXE != 0
+                cpu.cr4 & cr4::VMXE != 0
             } else {
                 self.is_on()
             };
@@ -311,7 +311,7 @@ mod tests {
 
     const CPU: Cpu = Cpu {
         cr0: 0x8001_0033,
-        cr4: CR4_VMXE,
+        cr4: cr4::VMXE,
         cpl: 0,
         long_mode: true,
     };

@@ -3,6 +3,7 @@
 use core::cell::Cell;
 
 use crate::personality::KEYID_MASK;
+use seam::abi::x86::{cr0, cr4, efer};
 
 /// The control registers that govern paging.
 #[derive(Clone, Copy, Debug)]
@@ -33,12 +34,6 @@ const ENTRY_WRITABLE: u64 = 2;
 const ENTRY_LARGE: u64 = 1 << 7;
 
 impl Paging {
-    const CR0_PG: u64 = 1 << 31;
-    const CR0_WP: u64 = 1 << 16;
-    const CR4_PSE: u64 = 1 << 4;
-    const CR4_PAE: u64 = 1 << 5;
-    const EFER_LMA: u64 = 1 << 10;
-
     /// Translates `va` to a physical address, for supervisor code. `read` reads a page-table word.
     ///
     /// # Errors
@@ -49,12 +44,12 @@ impl Paging {
         write: bool,
         read: impl Fn(u64) -> u64,
     ) -> Result<u64, PageFault> {
-        if self.cr0 & Self::CR0_PG == 0 {
+        if self.cr0 & cr0::PG == 0 {
             return Ok(va & 0xFFFF_FFFF);
         }
-        let (mut levels, mut table) = if self.efer & Self::EFER_LMA != 0 {
+        let (mut levels, mut table) = if self.efer & efer::LMA != 0 {
             (4, self.cr3 & ADDRESS)
-        } else if self.cr4 & Self::CR4_PAE != 0 {
+        } else if self.cr4 & cr4::PAE != 0 {
             (3, self.cr3 & 0xFFFF_FFE0)
         } else {
             return self.translate_32_bit(va, write, read);
@@ -62,7 +57,7 @@ impl Paging {
         loop {
             levels -= 1;
             let shift = 12 + 9 * levels;
-            let index_bits = if levels == 2 && self.efer & Self::EFER_LMA == 0 {
+            let index_bits = if levels == 2 && self.efer & efer::LMA == 0 {
                 3
             } else {
                 0x1FF
@@ -86,7 +81,7 @@ impl Paging {
         let word = |pa: u64| read(pa & !7) >> (pa % 8 * 8) & 0xFFFF_FFFF;
         let directory = word((self.cr3 & 0xFFFF_F000) + (va >> 22 & 0x3FF) * 4);
         self.check(directory, write)?;
-        if directory & ENTRY_LARGE != 0 && self.cr4 & Self::CR4_PSE != 0 {
+        if directory & ENTRY_LARGE != 0 && self.cr4 & cr4::PSE != 0 {
             return Ok(directory & 0xFFC0_0000 | va & 0x3F_FFFF);
         }
         let entry = word((directory & 0xFFFF_F000) + (va >> 12 & 0x3FF) * 4);
@@ -102,7 +97,7 @@ impl Paging {
         if entry & KEYID_MASK != 0 {
             return Err(PageFault(PRESENT | RESERVED | access));
         }
-        if write && self.cr0 & Self::CR0_WP != 0 && entry & ENTRY_WRITABLE == 0 {
+        if write && self.cr0 & cr0::WP != 0 && entry & ENTRY_WRITABLE == 0 {
             return Err(PageFault(PRESENT | access));
         }
         Ok(())
@@ -185,7 +180,7 @@ impl Trail {
 /// Checks if the walk of `va` in 64-bit mode passes through or ends at an address with a KeyID. Returns that physical
 /// address with its KeyID.
 pub fn keyid_alias(paging: &Paging, va: u64, read: impl Fn(u64) -> u64) -> Option<u64> {
-    if paging.efer & Paging::EFER_LMA == 0 {
+    if paging.efer & efer::LMA == 0 {
         return None;
     }
     let mut table = paging.cr3 & ADDRESS;

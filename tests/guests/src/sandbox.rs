@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use guest_kit::layout::PROGRAM;
 use guest_kit::memory;
 use guest_kit::numbers::Numbers;
+use seam::abi::x86::{cr4, rflags};
 use seam::abi::{PAGE_2M, PAGE_4K};
 
 use crate::opcodes::Bytes;
@@ -60,7 +61,6 @@ const TASK_STATE: u64 = 0x200;
 const TASK_BYTES: u64 = 104;
 /// Code and stack segments of the modes: 64-bit and 32-bit, of the kernel and of users.
 const MODES: [(u64, u64); 4] = [(0x08, 0x10), (0x18, 0x10), (0x33, 0x2B), (0x23, 0x2B)];
-const TRAP_FLAG: u64 = 1 << 8;
 
 /// The state that is loaded for a step.
 #[repr(C)]
@@ -253,7 +253,7 @@ impl Sandbox {
             other => other as usize - 4,
         }];
         // A trap after one instruction ends endless execution.
-        let trap = if numbers.once_in(16) { 0 } else { TRAP_FLAG };
+        let trap = if numbers.once_in(16) { 0 } else { rflags::TF };
         const FLAGS: u64 = 0x24_4ED5;
         let mut gprs = core::array::from_fn(|_| self.value(numbers));
         if !numbers.once_in(8) {
@@ -309,11 +309,10 @@ impl Default for Sandbox {
 
 /// Enables XSAVE and the registers that need it, as far as the TD has them.
 fn enable_extended_state() {
-    const OSXSAVE: u64 = 1 << 18;
     let [supported, ..] = guest_kit::cpu::cpuid(0xD, 0);
     // SAFETY: components that the TD has, including x87 and SSE, which are in use already.
     unsafe {
-        asm!("mov {t}, cr4", "or {t}, {bit}", "mov cr4, {t}", "xsetbv", t = out(reg) _, bit = const OSXSAVE,
+        asm!("mov {t}, cr4", "or {t}, {bit}", "mov cr4, {t}", "xsetbv", t = out(reg) _, bit = const cr4::OSXSAVE,
             in("ecx") 0, in("eax") supported & 7, in("edx") 0, options(nostack));
     }
 }

@@ -7,14 +7,15 @@
 use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use seam::abi::x86::{rflags, vector};
 use seam::abi::{Gprs, Leaf};
 
 use crate::td::TDCALL;
 
-/// Exception vectors, as [`Outcome`] has them.
-pub const UD: u64 = 6;
-/// General protection.
-pub const GP: u64 = 13;
+/// #UD as an [`Outcome`].
+pub const UD: u64 = vector::UD as u64;
+/// #GP as an [`Outcome`].
+pub const GP: u64 = vector::GP as u64;
 
 /// The vector of the exception that the instruction raised, or how it left the flags.
 pub type Outcome = Result<u64, u64>;
@@ -409,10 +410,9 @@ fn run(raw: Raw, a: u64, b: u64, out: &mut [u64]) -> Result<(), u64> {
 }
 
 fn with_flags(raw: Raw, a: u64, b: u64) -> Outcome {
-    const CF_AND_ZF: u64 = 0x41;
     let mut out = [0];
     run(raw, a, b, &mut out)?;
-    Ok(out[0] & CF_AND_ZF)
+    Ok(out[0] & (rflags::CF | rflags::ZF))
 }
 
 /// RDMSR.

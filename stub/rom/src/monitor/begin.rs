@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::arch::{asm, naked_asm};
 
+use seam::abi::x86::rflags;
 use spin::Once;
 use stub_module::Module;
 use stub_module::hooks::Hooks;
@@ -268,7 +269,7 @@ unsafe fn capture(lp: &mut Lp, surface: &Surface) {
     (s.cr0, s.cr2, s.cr3, s.cr4) = (cr0, cr2, cr3, cr4);
     (s.dr6, s.dr7) = (dr6, dr7);
     s.efer = cpu::rdmsr(cpu::MSR_EFER);
-    s.rflags = 2;
+    s.rflags = rflags::RESERVED;
     (s.rip, s.rsp) = (surface.rip, surface.rsp);
 }
 

@@ -1,13 +1,14 @@
 //! Access to the software's memory and instructions on its behalf.
 
 use iced_x86::Instruction;
+use seam::abi::x86::{efer, rflags, vector};
 use stub_rom::insn::{self, SegmentBases};
 use stub_rom::vmx::{Memory, Outcome};
 use stub_rom::walk::{PageFault, Paging, Trail};
 
 use super::lp::Lp;
 use super::machine::word;
-use super::vmcb::{Segment, vector};
+use super::vmcb::Segment;
 use crate::memory::PAGE;
 
 const MAX_INSTRUCTION: usize = 15;
@@ -84,9 +85,8 @@ impl Lp {
 
     /// Returns whether the processor executes 64-bit code.
     pub fn is_in_long_mode(&self) -> bool {
-        const EFER_LMA: u64 = 1 << 10;
         let s = &self.vmcb.save;
-        s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
+        s.efer & efer::LMA != 0 && s.cs.attributes & Segment::LONG != 0
     }
 
     /// Returns the width of the current code: 16, 32 or 64 bits.
@@ -213,19 +213,15 @@ impl Lp {
 
     /// Ends a VMX instruction: sets the arithmetic flags, or returns the fault.
     pub fn finish_vmx(&mut self, outcome: Outcome) -> Result<(), Fault> {
-        const CF: u64 = 1;
-        const ZF: u64 = 1 << 6;
-        /// CF, PF, AF, ZF, SF and OF.
-        const ARITHMETIC: u64 = 0x8D5;
         let flags = match outcome {
             Outcome::Succeed => 0,
-            Outcome::FailInvalid => CF,
-            Outcome::FailValid => ZF,
+            Outcome::FailInvalid => rflags::CF,
+            Outcome::FailValid => rflags::ZF,
             Outcome::Ud => return Err(Fault::InvalidOpcode),
             Outcome::Gp => return Err(Fault::Protection),
         };
-        let rflags = &mut self.vmcb.save.rflags;
-        *rflags = *rflags & !ARITHMETIC | flags;
+        let save = &mut self.vmcb.save;
+        save.rflags = save.rflags & !rflags::ARITHMETIC | flags;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::mem::offset_of;
 
+use seam::abi::x86::{dr6, efer, rflags, vector};
 use stub_rom::apic::Apic;
 use stub_rom::insn::GprFile;
 use stub_rom::vmx::Vmx;
@@ -17,7 +18,7 @@ use super::machine::{Data, Host, Physical, SeamCpu, Td, Xmm};
 use super::shadow_paging::ShadowPaging;
 use super::shared::Shared;
 use super::tables::Tables;
-use super::vmcb::{self, Vmcb, misc1, vector};
+use super::vmcb::{self, Vmcb, misc1};
 use super::world::World;
 use crate::cpu;
 use crate::memory;
@@ -144,10 +145,9 @@ impl Lp {
     /// Creates the machine for a SEAMCALL that the software executes. It borrows the runner of TD vCPUs, which
     /// [`SeamCpu::leave`] returns.
     pub fn seam(&mut self) -> SeamCpu<'_> {
-        const IF: u64 = 1 << 9;
         let host = Host {
             cr4: self.cr4(),
-            interrupts_enabled: self.vmcb.save.rflags & IF != 0,
+            interrupts_enabled: self.vmcb.save.rflags & rflags::IF != 0,
             tsc_adjust: self.tsc_adjust,
             misc_enable: self.misc_enable,
             tsx_ctrl: self.tsx_ctrl,
@@ -179,9 +179,10 @@ impl Lp {
     pub unsafe fn take_over(&mut self) {
         // SAFETY: by this function's contract; the save area is a page of this processor's own.
         unsafe {
+            // Nested page tables can only forbid execution if the monitor itself has NXE set.
             cpu::wrmsr(
                 cpu::MSR_EFER,
-                cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME | cpu::EFER_NXE,
+                cpu::rdmsr(cpu::MSR_EFER) | cpu::EFER_SVME | efer::NXE,
             );
             cpu::wrmsr(cpu::MSR_VM_HSAVE_PA, self.host_save);
             core::arch::asm!("clgi", options(nostack));
@@ -221,7 +222,7 @@ impl Lp {
                 out(reg) cr0, out(reg) cr3, out(reg) cr4, options(nomem, nostack));
         }
         (p.save.cr0, p.save.cr3, p.save.cr4) = (cr0, cr3, cr4);
-        (p.save.dr6, p.save.dr7, p.save.rflags) = (0xFFFF_0FF0, 0x400, 2);
+        (p.save.dr6, p.save.dr7, p.save.rflags) = (dr6::INITIAL, 0x400, rflags::RESERVED);
         p.save.pat = cpu::rdmsr(0x277);
         p.save.rip = halted as *const () as u64;
     }

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "a VMCB is a page")]
 
 use crate::{cpu, memory};
+use seam::abi::x86::{cr0, dr6, rflags, vector};
 
 /// A segment register as the VMCB keeps it.
 #[repr(C)]
@@ -181,22 +182,10 @@ pub mod exit {
     pub const INVALID: u64 = 0xFFFF_FFFF;
 }
 
-/// Exception vectors.
-pub mod vector {
-    pub const DB: u32 = 1;
-    pub const NMI: u32 = 2;
-    pub const UD: u32 = 6;
-    pub const GP: u32 = 13;
-    pub const PF: u32 = 14;
-}
-
 const VALID: u64 = 1 << 31;
 const ERROR_CODE: u64 = 1 << 11;
 const TYPE_NMI: u64 = 2 << 8;
 const TYPE_EXCEPTION: u64 = 3 << 8;
-
-const RFLAGS_TF: u64 = 1 << 8;
-const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 /// Offset in a VMCB's page from which on the processor reads and writes nothing.
 const REST: usize = 0x800;
@@ -240,7 +229,7 @@ pub fn msr_bitmap(reads: impl Fn(u32) -> bool, writes: impl Fn(u32) -> bool) -> 
 
 impl Vmcb {
     /// Injects an exception before the guest's next instruction.
-    pub fn inject_exception(&mut self, vector: u32, error_code: Option<u32>) {
+    pub fn inject_exception(&mut self, vector: u8, error_code: Option<u32>) {
         let error = error_code.map_or(0, |code| ERROR_CODE | u64::from(code) << 32);
         self.event_injection = VALID | TYPE_EXCEPTION | error | u64::from(vector);
     }
@@ -272,8 +261,8 @@ impl Vmcb {
             self.save.rip &= 0xFFFF_FFFF;
         }
         self.interrupt_shadow = 0;
-        if self.save.rflags & RFLAGS_TF != 0 {
-            self.save.dr6 |= DR6_SINGLE_STEP;
+        if self.save.rflags & rflags::TF != 0 {
+            self.save.dr6 |= dr6::SINGLE_STEP;
             self.inject_exception(vector::DB, None);
         }
     }
@@ -298,10 +287,10 @@ impl Vmcb {
         s.tr = segment(0, 0x8B, 0);
         s.cpl = 0;
         s.efer = cpu::EFER_SVME;
-        s.cr0 = 0x6000_0010;
+        s.cr0 = cr0::CD | cr0::NW | cr0::ET;
         (s.cr2, s.cr3, s.cr4) = (0, 0, 0);
-        (s.dr6, s.dr7) = (0xFFFF_0FF0, 0x400);
-        s.rflags = 2;
+        (s.dr6, s.dr7) = (dr6::INITIAL, 0x400);
+        s.rflags = rflags::RESERVED;
         (s.rip, s.rsp, s.rax) = (0, 0, 0);
         self.event_injection = 0;
         self.interrupt_shadow = 0;

@@ -5,6 +5,7 @@
 use super::clock::Clock;
 use super::topology::Shifts;
 use super::{KEYID_BITS, MAX_PA};
+use seam::abi::x86::cr4;
 
 /// EAX, EBX, ECX and EDX of one sub-leaf.
 pub type Leaf = [u32; 4];
@@ -23,8 +24,6 @@ const SIGNATURE: u32 = 0x0008_06F8;
 /// TCG 7.2 does not execute.
 pub const TD_SIGNATURE: u32 = 0x0002_06C2;
 const BRAND: &[u8; 48] = b"Intel(R) Xeon(R) Platinum 8480+ (Seamark stub)\0\0";
-const CR4_OSXSAVE: u64 = 1 << 18;
-const CR4_PKE: u64 = 1 << 22;
 
 /// The CR4 bits that this processor supports: those of TCG's `max` model except LA57, and VMXE.
 pub const SUPPORTED_CR4: u64 = 0x0075_2FFF;
@@ -118,7 +117,7 @@ impl Cpu {
         const HYPERVISOR: u32 = 1 << 31;
         const ACPI_AND_TM: u32 = 1 << 22 | 1 << 29;
         let mut ecx = ecx & !(OSXSAVE | HYPERVISOR | PCID) | VMX | X2APIC | TSC_DEADLINE | PDCM;
-        if self.cr4 & CR4_OSXSAVE != 0 {
+        if self.cr4 & cr4::OSXSAVE != 0 {
             ecx |= OSXSAVE;
         }
         [SIGNATURE, ebx, ecx, edx & !ACPI_AND_TM]
@@ -135,7 +134,7 @@ impl Cpu {
         const CORE_CAPABILITIES: u32 = 1 << 30;
         let mut ecx = ecx & !(OSPKE | LA57 | PKS | TME) | MOVDIR64B;
         let mut edx = ARCH_CAPABILITIES | CORE_CAPABILITIES;
-        if self.cr4 & CR4_PKE != 0 {
+        if self.cr4 & cr4::PKE != 0 {
             ecx |= OSPKE;
         }
         if self.tdx {
@@ -237,7 +236,7 @@ mod tests {
         assert_eq!(ask(&CPU, 1, 0)[2] & 1 << 27, 0);
         assert_eq!(ask(&CPU, 7, 0)[2] & 1 << 4, 0);
         let cpu = Cpu {
-            cr4: CR4_OSXSAVE | CR4_PKE,
+            cr4: cr4::OSXSAVE | cr4::PKE,
             ..CPU
         };
         assert_ne!(ask(&cpu, 1, 0)[2] & 1 << 27, 0);

@@ -9,6 +9,7 @@ use core::arch::{asm, naked_asm};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use seam::abi::GuestLeaf;
+use seam::abi::x86::{cr0, cr4};
 use td_base::vmcall;
 
 use crate::tables::Wakeup;
@@ -254,18 +255,13 @@ fn make_a_mess(round: u32) {
     const SPURIOUS: u32 = 0x80F;
     const TASK_PRIORITY: u32 = 0x808;
     const SELF_IPI: u32 = 0x83F;
-    const CR4_UMIP: u64 = 1 << 11;
-    const CR4_PGE: u64 = 1 << 7;
-    const CR4_SMEP: u64 = 1 << 20;
-    const CR0_AM: u64 = 1 << 18;
-    const CR0_TS: u64 = 1 << 3;
     /// DR7: any access to the four bytes at DR0.
     const WATCH_ACCESS: u64 = 0xF_0402;
     let features = core::arch::x86_64::__cpuid_count(7, 0);
-    let mut bits = CR4_PGE;
+    let mut bits = cr4::PGE;
     for (offered, bit) in [
-        (features.ecx >> 2 & 1, CR4_UMIP),
-        (features.ebx >> 7 & 1, CR4_SMEP),
+        (features.ecx >> 2 & 1, cr4::UMIP),
+        (features.ebx >> 7 & 1, cr4::SMEP),
     ] {
         bits |= u64::from(offered) * bit;
     }
@@ -290,7 +286,7 @@ fn make_a_mess(round: u32) {
             "mov {t}, cr0", "or {t}, {cr0}", "mov cr0, {t}",
             t = out(reg) _,
             cr4 = in(reg) bits,
-            cr0 = in(reg) CR0_AM | CR0_TS,
+            cr0 = in(reg) cr0::AM | cr0::TS,
             mailbox = in(reg) MAILBOX.load(Ordering::Relaxed),
             watch = in(reg) WATCH_ACCESS,
         );

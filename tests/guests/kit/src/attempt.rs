@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use seam::abi::x86::vector;
+
 use crate::tdcall::VeInfo;
 use crate::vcpu;
 
@@ -30,9 +32,9 @@ pub enum Caught {
 pub type Outcome = Option<Caught>;
 
 /// #GP(0).
-pub const GP: Outcome = exception(13);
+pub const GP: Outcome = exception(vector::GP);
 /// #UD.
-pub const UD: Outcome = exception(6);
+pub const UD: Outcome = exception(vector::UD);
 
 /// Creates an exception with error code zero or none. It is compared without CR2.
 const fn exception(vector: u8) -> Outcome {

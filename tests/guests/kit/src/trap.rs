@@ -8,6 +8,7 @@ use core::arch::{asm, naked_asm};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use seam::abi::x86::{rflags, vector};
 use spin::Once;
 use td_base::long_mode::{CODE, DATA, SEGMENTS};
 
@@ -16,13 +17,11 @@ use crate::vcpu::{self, EVENT_STACKS};
 use crate::{apic, console, cpu, tdcall, ve, vmcall};
 
 /// The non-maskable interrupt.
-const NMI: u64 = 2;
+const NMI: u64 = vector::NMI as u64;
 /// The double fault.
 const DOUBLE_FAULT: u64 = 8;
-/// RFLAGS.TF.
-const TRAP_FLAG: u64 = 1 << 8;
 /// The virtualization exception.
-const VIRTUALIZATION: u64 = 20;
+const VIRTUALIZATION: u64 = vector::VE as u64;
 /// The first vector of interrupts.
 const FIRST_INTERRUPT: u64 = 32;
 /// The vector of spurious interrupts, which are not ended.
@@ -305,7 +304,7 @@ fn resume_attempt(frame: &mut Frame, caught: Caught) -> bool {
     };
     if matches!(caught, Caught::Elsewhere { .. }) {
         // The attempted event was a trap; it must not be repeated.
-        frame.rflags &= !TRAP_FLAG;
+        frame.rflags &= !rflags::TF;
     }
     *vcpu.caught.lock() = Some(caught);
     frame.rip = resume;

@@ -3,12 +3,11 @@
 //! Source of exit reasons and qualifications: Intel SDM volume 3D, appendix C, and volume 3C, section 28.2.1.
 
 pub use seam::abi::x86::exit_reason as reason;
+use seam::abi::x86::rflags;
 
 use crate::tdcall::VeInfo;
 use crate::trap::Frame;
 use crate::{memory, vmcall};
-
-const INTERRUPT_FLAG: u64 = 1 << 9;
 
 /// Emulates the interrupted instruction and continues behind it, or before it if memory was missing.
 ///
@@ -23,7 +22,7 @@ pub(crate) fn serve(info: &VeInfo, frame: &mut Frame) -> Result<(), &'static str
             (frame.rax, frame.rbx) = (a.into(), b.into());
             (frame.rcx, frame.rdx) = (c.into(), d.into());
         }
-        reason::HLT => vmcall::hlt(frame.rflags & INTERRUPT_FLAG == 0).map_err(refused)?,
+        reason::HLT => vmcall::hlt(frame.rflags & rflags::IF == 0).map_err(refused)?,
         reason::IO => port(info.qualification, frame)?,
         reason::RDMSR => {
             let value = vmcall::rdmsr(frame.rcx as u32).map_err(refused)?;

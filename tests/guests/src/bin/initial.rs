@@ -10,6 +10,7 @@ use core::arch::asm;
 use guest_kit::Initial::*;
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::{cpu, guest, initial, tdcall, vcpu};
+use seam::abi::x86::{cr0, cr4};
 
 guest!("initial", main);
 
@@ -56,12 +57,11 @@ fn general() -> Check {
 }
 
 fn control() -> Check {
-    /// The processor's bit, whatever was written.
-    const ET: u64 = 1 << 4;
-    expect("CR0 but ET", found(Cr0) & !ET, 0x21)?;
+    // ET is the processor's, whatever was written.
+    expect("CR0 but ET", found(Cr0) & !cr0::ET, cr0::NE | cr0::PE)?;
     expect("CR3", found(Cr3), 0)?;
     // VMXE is set, but reads as zero.
-    expect("CR4", found(Cr4), 0x40)?;
+    expect("CR4", found(Cr4), cr4::MCE)?;
     expect("EFER", found(EferLow), 0x901)
 }
 
@@ -122,12 +122,11 @@ fn msrs() -> Check {
 }
 
 fn extended() -> Check {
-    const OSXSAVE: u64 = 1 << 18;
     let (low, high): (u32, u32);
     let (mxcsr, control): (u32, u32);
     // SAFETY: OSXSAVE allows XGETBV, and changes nothing else; the rest reads registers.
     unsafe {
-        asm!("mov {t}, cr4", "or {t}, {bit}", "mov cr4, {t}", t = out(reg) _, bit = const OSXSAVE, options(nostack));
+        asm!("mov {t}, cr4", "or {t}, {bit}", "mov cr4, {t}", t = out(reg) _, bit = const cr4::OSXSAVE, options(nostack));
         asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
         let mut word = 0u32;
         asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack));

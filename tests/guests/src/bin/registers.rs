@@ -13,6 +13,8 @@ use guest_kit::check::{Check, Checks, expect};
 use guest_kit::ve::reason;
 use guest_kit::{attempt, ensure, guest, vcpu};
 use guests::tries::{raises, raises_ve};
+use seam::abi::x86::cr0::TS;
+use seam::abi::x86::cr4::OSXSAVE;
 
 guest!("registers", main);
 
@@ -58,14 +60,7 @@ fn cr_access(cr: u64) -> (u32, u64, u32) {
 }
 
 fn cr0() -> Check {
-    const PE: u64 = 1 << 0;
-    const MP: u64 = 1 << 1;
-    const NE: u64 = 1 << 5;
-    const WP: u64 = 1 << 16;
-    const AM: u64 = 1 << 18;
-    const NW: u64 = 1 << 29;
-    const CD: u64 = 1 << 30;
-    const PG: u64 = 1 << 31;
+    use seam::abi::x86::cr0::{AM, CD, MP, NE, NW, PE, PG, WP};
     let now = read_cr0();
     for (what, bit) in [("MP", MP), ("WP", WP), ("AM", AM)] {
         raises(what, write_cr0(now ^ bit), None)?;
@@ -84,17 +79,10 @@ fn cr0() -> Check {
 }
 
 fn cr4() -> Check {
-    const TSD: u64 = 1 << 2;
+    use seam::abi::x86::cr4::{MCE, PAE, PGE, PKE, SMEP, TSD, UMIP, VMXE};
     const DE: u64 = 1 << 3;
-    const PAE: u64 = 1 << 5;
-    const MCE: u64 = 1 << 6;
-    const PGE: u64 = 1 << 7;
-    const UMIP: u64 = 1 << 11;
-    const VMXE: u64 = 1 << 13;
     const SMXE: u64 = 1 << 14;
     const FSGSBASE: u64 = 1 << 16;
-    const OSXSAVE: u64 = 1 << 18;
-    const SMEP: u64 = 1 << 20;
     let now = read_cr4();
     expect("MCE, and no VMXE", now & (MCE | VMXE), MCE)?;
     for (what, bit) in [
@@ -114,7 +102,7 @@ fn cr4() -> Check {
     raises_ve("MCE off", write_cr4(now & !MCE), cr_access(4))?;
     raises_ve("VMXE", write_cr4(now | VMXE), cr_access(4))?;
     // Features that XFAM and ATTRIBUTES do not give: PKE, CET, PKS. No TD has SMX.
-    for (what, bit) in [("PKE", 1 << 22), ("CET", 1 << 23), ("PKS", 1 << 24)] {
+    for (what, bit) in [("PKE", PKE), ("CET", 1 << 23), ("PKS", 1 << 24)] {
         raises(what, write_cr4(now | bit), GP)?;
     }
     let smx = write_cr4(now | SMXE);
@@ -140,7 +128,6 @@ fn cr3_and_cr8() -> Check {
 }
 
 fn lmsw_and_clts() -> Check {
-    const TS: u64 = 1 << 3;
     let now = read_cr0();
     let (with, without): (u64, u64);
     // SAFETY: only TS changes, and nothing between uses floating point.
@@ -154,7 +141,6 @@ fn lmsw_and_clts() -> Check {
 }
 
 fn xsetbv() -> Check {
-    const OSXSAVE: u64 = 1 << 18;
     let write = |index: u32, value: u64| -> Outcome {
         // SAFETY: XCR0 gets what the TD may have, or nothing happens.
         unsafe {
@@ -226,7 +212,6 @@ fn all_at_once() -> Check {
 
 /// Checks that AVX registers and x87 survive exits to the host.
 fn extended_state() -> Check {
-    const OSXSAVE: u64 = 1 << 18;
     let cr4 = read_cr4();
     raises("OSXSAVE on", write_cr4(cr4 | OSXSAVE), None)?;
     const FLUSH_TO_ZERO: u32 = 0x9F80;

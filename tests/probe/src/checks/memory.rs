@@ -1,4 +1,5 @@
 //! Direct stores, and memory that is not the software's.
+use seam::abi::x86::cr0::WP;
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::mem::memory_map::MemoryMap;
 
@@ -111,7 +112,6 @@ pub fn map_reserves_seamrr() -> Check {
 
 /// Maps the gigabyte around `target` once more, with KeyID 1 in its physical address: where `target` is there.
 fn alias_of(target: u64) -> Result<u64, Failure> {
-    const CR0_WP: u64 = 1 << 16;
     const SLOT: u64 = 300;
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
@@ -124,7 +124,7 @@ fn alias_of(target: u64) -> Result<u64, Failure> {
     let protected = cr0();
     expect(
         "clearing CR0.WP",
-        set_cr0(protected & !CR0_WP).unwrap_err_or_zero(),
+        set_cr0(protected & !WP).unwrap_err_or_zero(),
         0,
     )?;
     write(entry, directory | PRESENT_WRITABLE);

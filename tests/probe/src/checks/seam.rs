@@ -1,6 +1,7 @@
 //! SEAMCALL: its faults, its registers, and the first leaves.
 #![expect(unsafe_code, reason = "a buffer in a static")]
 
+use seam::abi::x86::rflags::CF;
 use seam::abi::{Leaf, SeamldrLeaf};
 
 use super::personality::Vector;
@@ -9,7 +10,6 @@ use crate::attempt::{UD, seamcall, tdcall as execute_tdcall};
 use crate::{Check, expect};
 
 const OPERAND_INVALID_RAX: u64 = 0xC000_0100_0000_0000;
-const CF: u64 = 1;
 
 #[repr(align(256))]
 struct Buffer([u64; 32]);

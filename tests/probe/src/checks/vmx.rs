@@ -1,6 +1,10 @@
 //! VMX operation: what enters it, what it forbids, and how its instructions end.
 #![expect(unsafe_code, reason = "VMX regions are statics")]
 
+use seam::abi::x86::cr0::NE;
+use seam::abi::x86::cr4::VMXE;
+use seam::abi::x86::rflags::{CF, ZF};
+
 use super::personality::Vector;
 use crate::attempt::{
     GP, Outcome, UD, invept as execute_invept, invvpid as execute_invvpid, rdmsr, set_cr0, set_cr4,
@@ -14,10 +18,6 @@ struct Region([u64; 512]);
 
 static mut VMXON: Region = Region([0; 512]);
 static mut VMCS: Region = Region([0; 512]);
-
-const VMXE: u64 = 1 << 13;
-const CF: u64 = 1;
-const ZF: u64 = 1 << 6;
 
 fn revision() -> u64 {
     rdmsr(0x480).unwrap_or(0) & 0x7FFF_FFFF
@@ -122,7 +122,6 @@ pub fn on_and_off() -> Check {
 }
 
 pub fn fixed_bits() -> Check {
-    const NE: u64 = 1 << 5;
     in_vmx_operation(|| {
         expect(
             "clearing VMXE",

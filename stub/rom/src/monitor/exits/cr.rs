@@ -1,6 +1,7 @@
 //! Control registers: the CR4 bits that exist only in its shadow, and the bits that VMX operation fixes.
 
 use iced_x86::{Mnemonic, OpKind, Register};
+use seam::abi::x86::{cr0, cr4, efer};
 use stub_rom::insn::decode;
 use stub_rom::personality::SUPPORTED_CR4;
 
@@ -10,8 +11,8 @@ use crate::monitor::lp::Lp;
 use crate::monitor::panic;
 use crate::monitor::vmcb;
 
-/// VMXE can't be set in a VMCB.
-const SHADOWED: u64 = 1 << 13;
+/// The bits that can't be set in a VMCB.
+const SHADOWED: u64 = cr4::VMXE;
 
 /// Handles MOV to CR4. OVMF executes it very often, so the usual encoding is recognised without the full decoder.
 #[inline(never)]
@@ -41,8 +42,6 @@ pub fn write_cr4(lp: &mut Lp) {
 }
 
 fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
-    const PAE: u64 = 1 << 5;
-    const EFER_LMA: u64 = 1 << 10;
     let value = if lp.is_in_long_mode() {
         value
     } else {
@@ -51,7 +50,7 @@ fn set_cr4(lp: &mut Lp, value: u64) -> Result<(), Fault> {
     let (_, fixed) = lp.vmx.fixed_bits();
     if value & !SUPPORTED_CR4 != 0
         || value & fixed != fixed
-        || lp.vmcb.save.efer & EFER_LMA != 0 && value & PAE == 0
+        || lp.vmcb.save.efer & efer::LMA != 0 && value & cr4::PAE == 0
     {
         return Err(Fault::Protection);
     }
@@ -90,15 +89,13 @@ pub fn watch_cr0(lp: &mut Lp) {
 /// Handles MOV to CR0, LMSW or CLTS in VMX operation.
 #[inline(never)]
 pub fn write_cr0(lp: &mut Lp) {
-    const TS: u64 = 1 << 3;
-    const LMSW: u64 = 0xF;
-    const ET: u64 = 1 << 4;
-    const DEFINED: u64 = 0xE005_003F;
+    const LMSW: u64 = cr0::PE | cr0::MP | cr0::EM | cr0::TS;
+    const DEFINED: u64 = LMSW | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::NW | cr0::CD | cr0::PG;
     let Some(instruction) = lp.instruction() else {
         lp.inject(Fault::InvalidOpcode);
         return;
     };
-    let cr0 = lp.vmcb.save.cr0;
+    let now = lp.vmcb.save.cr0;
     let operand = match instruction.mnemonic() {
         Mnemonic::Clts => Ok(0),
         Mnemonic::Mov => Ok(lp.gprs.get(instruction.op1_register()).unwrap_or(0)),
@@ -114,12 +111,12 @@ pub fn write_cr0(lp: &mut Lp) {
     };
     let result = operand.and_then(|operand| {
         let value = match instruction.mnemonic() {
-            Mnemonic::Clts => cr0 & !TS,
-            Mnemonic::Lmsw => cr0 & !(LMSW & !1) | operand & LMSW,
-            _ => operand & (DEFINED | 0xFFFF_FFFF_0000_0000) | ET,
+            Mnemonic::Clts => now & !cr0::TS,
+            Mnemonic::Lmsw => now & !(LMSW & !cr0::PE) | operand & LMSW,
+            _ => operand & (DEFINED | 0xFFFF_FFFF_0000_0000) | cr0::ET,
         };
         let (fixed, _) = lp.vmx.fixed_bits();
-        let nw_without_cd = value & 1 << 29 != 0 && value & 1 << 30 == 0;
+        let nw_without_cd = value & cr0::NW != 0 && value & cr0::CD == 0;
         if value & fixed != fixed || value >> 32 != 0 || nw_without_cd {
             return Err(Fault::Protection);
         }

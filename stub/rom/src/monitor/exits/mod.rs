@@ -10,11 +10,12 @@ mod step;
 mod ud;
 mod vmx;
 
+use seam::abi::x86::vector;
 use stub_rom::insn::gpr;
 
 use super::guest::Fault;
 use super::lp::Lp;
-use super::vmcb::{exit, misc1, vector};
+use super::vmcb::{exit, misc1};
 use super::{lp, panic, smp};
 use crate::{cpu, report};
 
@@ -30,7 +31,7 @@ pub fn handle(lp: &mut Lp) {
     lp.vmcb.tlb_control = 0;
     let code = lp.vmcb.exit_code;
     match code {
-        exit::EXCEPTION..=exit::LAST_EXCEPTION => exception(lp, (code - exit::EXCEPTION) as u32),
+        exit::EXCEPTION..=exit::LAST_EXCEPTION => exception(lp, (code - exit::EXCEPTION) as u8),
         exit::CPUID => cpuid(lp),
         _ => handle_other(lp, code),
     }
@@ -85,7 +86,7 @@ fn cpuid(lp: &mut Lp) {
     lp.vmcb.skip(2);
 }
 
-fn exception(lp: &mut Lp, number: u32) {
+fn exception(lp: &mut Lp, number: u8) {
     if number == vector::UD && lp.step.is_none() {
         ud::exit(lp);
     } else {
@@ -94,7 +95,7 @@ fn exception(lp: &mut Lp, number: u32) {
 }
 
 #[inline(never)]
-fn other_exception(lp: &mut Lp, number: u32) {
+fn other_exception(lp: &mut Lp, number: u8) {
     match number {
         vector::PF if npf::keyid_alias(lp) => {}
         _ if lp.step.is_some() => step::end(lp, number),

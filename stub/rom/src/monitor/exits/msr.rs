@@ -1,7 +1,7 @@
 //! RDMSR and WRMSR of registers that software may not access in the hardware beneath.
 
-use seam::abi::x86::efer;
 use seam::abi::x86::msr::{APIC_BASE, TSC_DEADLINE};
+use seam::abi::x86::{cr0, efer};
 use stub_rom::apic::Gp;
 use stub_rom::insn::gpr;
 use stub_rom::personality::constant;
@@ -94,12 +94,11 @@ pub fn publish_station(lp: &Lp) {
 
 /// Sets EFER as a processor without SVM has it. The real EFER keeps SVME.
 fn set_efer(lp: &mut Lp, value: u64) -> Result<(), Fault> {
-    const CR0_PG: u64 = 1 << 31;
-    let efer = &mut lp.vmcb.save.efer;
-    let changes_mode = (value ^ *efer) & efer::LME != 0 && lp.vmcb.save.cr0 & CR0_PG != 0;
+    let current = &mut lp.vmcb.save.efer;
+    let changes_mode = (value ^ *current) & efer::LME != 0 && lp.vmcb.save.cr0 & cr0::PG != 0;
     if value & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 || changes_mode {
         return Err(Fault::Protection);
     }
-    *efer = value & (efer::SCE | efer::LME | efer::NXE) | *efer & efer::LMA | EFER_SVME;
+    *current = value & (efer::SCE | efer::LME | efer::NXE) | *current & efer::LMA | EFER_SVME;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! SEAMCALL and PCONFIG.
 
 use seam::abi::Gprs;
+use seam::abi::x86::rflags;
 use stub_module::seamldr;
 use stub_rom::insn::gpr;
 use stub_rom::personality::mktme_keyids;
@@ -77,8 +78,6 @@ fn trace(lp: &Lp, leaf: u64) {
 pub fn pconfig(lp: &mut Lp) -> Result<(), Fault> {
     const KEY_PROGRAM_SIZE: u64 = 256;
     const INVALID_KEYID: u64 = 2;
-    const ZF: u64 = 1 << 6;
-    const ARITHMETIC: u64 = 0x8D5;
     let options = &lp.world.options;
     if !options.tdx {
         return Err(Fault::InvalidOpcode);
@@ -91,11 +90,11 @@ pub fn pconfig(lp: &mut Lp) -> Result<(), Fault> {
     let mut keyid = [0; 2];
     lp.read(va, &mut keyid)?;
     let keyid = u32::from(u16::from_le_bytes(keyid));
-    let rflags = &mut lp.vmcb.save.rflags;
-    *rflags &= !ARITHMETIC;
+    let save = &mut lp.vmcb.save;
+    save.rflags &= !rflags::ARITHMETIC;
     let known = (1..=mktme_keyids(options.hkids)).contains(&keyid);
     if !known {
-        *rflags |= ZF;
+        save.rflags |= rflags::ZF;
     }
     lp.gprs.0[gpr::RAX] = if known { 0 } else { INVALID_KEYID };
     Ok(())

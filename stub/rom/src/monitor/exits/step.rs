@@ -5,12 +5,9 @@
 
 use super::deliver_nmi;
 use crate::monitor::lp::{self, Lp, Step};
-use crate::monitor::vmcb::vector;
+use seam::abi::x86::{dr6, rflags, vector};
 
-const TRAP_FLAG: u64 = 1 << 8;
-const INTERRUPT_FLAG: u64 = 1 << 9;
-const STEP_FLAGS: u64 = TRAP_FLAG | INTERRUPT_FLAG;
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+const STEP_FLAGS: u64 = rflags::TF | rflags::IF;
 
 /// Returns whether a step over a forbidden page is in progress. Further faults then belong to the same instruction.
 pub fn is_over_memory(lp: &Lp) -> bool {
@@ -32,7 +29,7 @@ fn begin(lp: &mut Lp, over_memory: bool) {
     });
     // An interrupt must not come first: its handler would run with the page of ones in place. TCG ignores the interrupt
     // shadow of a VMCB, so IF is cleared.
-    save.rflags = save.rflags & !INTERRUPT_FLAG | TRAP_FLAG;
+    save.rflags = save.rflags & !rflags::IF | rflags::TF;
     lp.vmcb.intercept_exceptions = u32::MAX;
 }
 
@@ -97,7 +94,7 @@ pub fn over_iret(lp: &mut Lp) {
 
 /// Ends the step at exception `number`: its own trap, or a fault that the software gets.
 #[inline(never)]
-pub fn end(lp: &mut Lp, number: u32) {
+pub fn end(lp: &mut Lp, number: u8) {
     let Some(step) = lp.step.take() else { return };
     let (code, address) = (lp.vmcb.exit_info1, lp.vmcb.exit_info2);
     if !step.over_memory {
@@ -115,15 +112,14 @@ pub fn end(lp: &mut Lp, number: u32) {
     lp.vmcb.tlb_control = 1;
     if number == vector::DB {
         let causes = save_dr6(lp, step.dr6);
-        if causes || step.flags & TRAP_FLAG != 0 {
+        if causes || step.flags & rflags::TF != 0 {
             lp.vmcb.inject_exception(vector::DB, None);
         }
     } else {
-        const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21;
         if number == vector::PF {
             lp.vmcb.save.cr2 = address;
         }
-        let error = (WITH_ERROR_CODE >> number & 1 != 0).then_some(code as u32);
+        let error = vector::has_error_code(number).then_some(code as u32);
         lp.vmcb.inject_exception(number, error);
     }
     deliver_nmi(lp);
@@ -131,9 +127,8 @@ pub fn end(lp: &mut Lp, number: u32) {
 
 /// Removes the single step from DR6. Returns whether another cause of a debug exception remains.
 fn save_dr6(lp: &mut Lp, before: u64) -> bool {
-    const BREAKPOINTS: u64 = 0xF;
-    let dr6 = &mut lp.vmcb.save.dr6;
-    let hit = *dr6 & BREAKPOINTS & !before != 0;
-    *dr6 = *dr6 & !DR6_SINGLE_STEP | before & DR6_SINGLE_STEP;
+    let save = &mut lp.vmcb.save;
+    let hit = save.dr6 & dr6::BREAKPOINTS & !before != 0;
+    save.dr6 = save.dr6 & !dr6::SINGLE_STEP | before & dr6::SINGLE_STEP;
     hit
 }

@@ -4,6 +4,7 @@
 use core::sync::atomic::Ordering;
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use seam::abi::x86::vector;
 use stub_module::Machine;
 use stub_module::ept;
 use stub_module::vcpu::Vcpu;
@@ -13,7 +14,7 @@ use stub_rom::walk::{Paging, Trail};
 use super::{Next, Td, reason};
 use crate::memory::PAGE;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::{Segment, vector};
+use crate::monitor::vmcb::Segment;
 
 const MAX_INSTRUCTION: usize = 15;
 

@@ -1,24 +1,20 @@
 //! Control register writes of the guest: VMX's masks and shadows, and the checks of the processor.
 
 use iced_x86::{Instruction, Mnemonic, Register};
+use seam::abi::x86::cr0::{CD, EM, ET, MP, NW, PE, PG, TS};
+use seam::abi::x86::cr4::{PAE, VMXE};
+use seam::abi::x86::{efer, vector};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::personality::SUPPORTED_CR4;
 use stub_rom::vapic::VirtualApic;
 
-use super::state::{self, EFER_LMA, EFER_LME};
+use super::state;
 use super::{Next, Td, VmExit, reason};
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::{Segment, exit, vector};
+use crate::monitor::vmcb::{Segment, exit};
 
-const PE: u64 = 1 << 0;
-const TS: u64 = 1 << 3;
-const ET: u64 = 1 << 4;
-const NW: u64 = 1 << 29;
-const CD: u64 = 1 << 30;
-const PG: u64 = 1 << 31;
-/// CR0 bits that LMSW writes: PE, MP, EM, TS.
-const LMSW: u64 = 0xF;
-const PAE: u64 = 1 << 5;
+/// CR0 bits that LMSW writes.
+const LMSW: u64 = PE | MP | EM | TS;
 /// Exit qualification: access types.
 const ACCESS_CLTS: u64 = 2 << 4;
 const ACCESS_LMSW: u64 = 3 << 4;
@@ -135,21 +131,21 @@ fn write_cr0(td: &mut Td, vcpu: &Vcpu<'_>, write: &Write) -> Next {
     let save = &mut td.vmcb.save;
     let enables = new & !cr0 & PG != 0;
     let disables = cr0 & !new & PG != 0;
-    let in_64_bit = save.efer & EFER_LMA != 0 && save.cs.attributes & Segment::LONG != 0;
+    let in_64_bit = save.efer & efer::LMA != 0 && save.cs.attributes & Segment::LONG != 0;
     if new & (PG | PE) == PG
         || new & (NW | CD) == NW
-        || enables && efer & EFER_LME != 0 && cr4 & PAE == 0
+        || enables && efer & efer::LME != 0 && cr4 & PAE == 0
         || disables && in_64_bit
     {
         return td.raise(vector::GP, Some(0));
     }
     if enables || disables {
-        let active = if enables && efer & EFER_LME != 0 {
-            EFER_LMA
+        let active = if enables && efer & efer::LME != 0 {
+            efer::LMA
         } else {
             0
         };
-        save.efer = state::efer(efer & !EFER_LMA | active, new);
+        save.efer = state::vmcb_efer(efer & !efer::LMA | active, new);
     }
     save.cr0 = new;
     td.vmcb.tlb_control = 1;
@@ -163,11 +159,11 @@ fn write_cr4(td: &mut Td, vcpu: &Vcpu<'_>, write: &Write) -> Next {
         Ok(new) => new,
         Err(exit) => return exit,
     };
-    let leaves_pae = cr4 & !new & PAE != 0 && td.vmcb.save.efer & EFER_LMA != 0;
+    let leaves_pae = cr4 & !new & PAE != 0 && td.vmcb.save.efer & efer::LMA != 0;
     if new & !SUPPORTED_CR4 != 0 || leaves_pae {
         return td.raise(vector::GP, Some(0));
     }
-    td.vmcb.save.cr4 = new & SUPPORTED_CR4 & !state::CR4_VMXE;
+    td.vmcb.save.cr4 = new & SUPPORTED_CR4 & !VMXE;
     td.vmcb.tlb_control = 1;
     td.skip(write.length)
 }

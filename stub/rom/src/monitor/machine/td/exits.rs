@@ -1,13 +1,14 @@
 //! Translation of SVM exits to VM exits as VMX reports them.
 
 use iced_x86::{Instruction, Mnemonic};
+use seam::abi::x86::{efer, vector};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::translation;
 
 use super::{Next, Td, VmExit, code, cr, msr, reason};
 use crate::monitor::machine::SeamCpu;
 use crate::monitor::shared::InTd;
-use crate::monitor::vmcb::{Segment, exit, vector};
+use crate::monitor::vmcb::{Segment, exit};
 use crate::report;
 
 /// Interruption information: valid, and the types of events.
@@ -83,7 +84,7 @@ impl Td {
         }
         match code {
             exit::EXCEPTION..=exit::LAST_EXCEPTION => {
-                self.exception(machine, vcpu, (code - exit::EXCEPTION) as u32)
+                self.exception(machine, vcpu, (code - exit::EXCEPTION) as u8)
             }
             _ => self.exited_otherwise(machine, vcpu, code),
         }
@@ -212,7 +213,7 @@ impl Td {
 
     /// Delivers an exception that the processor would have raised itself.
     #[inline(never)]
-    pub(super) fn raise(&mut self, number: u32, error_code: Option<u32>) -> Next {
+    pub(super) fn raise(&mut self, number: u8, error_code: Option<u32>) -> Next {
         self.vmcb.inject_exception(number, error_code);
         Next::Resume
     }
@@ -225,9 +226,8 @@ impl Td {
 
     /// Returns whether the guest executes 64-bit code.
     pub(super) fn is_in_long_mode(&self) -> bool {
-        const EFER_LMA: u64 = 1 << 10;
         let s = &self.vmcb.save;
-        s.efer & EFER_LMA != 0 && s.cs.attributes & Segment::LONG != 0
+        s.efer & efer::LMA != 0 && s.cs.attributes & Segment::LONG != 0
     }
 
     /// Handles the NMI exit: the host's NMI, or a request of another processor.
@@ -255,7 +255,7 @@ impl Td {
     }
 
     #[inline(always)]
-    fn exception(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, number: u32) -> Next {
+    fn exception(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, number: u8) -> Next {
         if number == vector::UD
             && let Some(next) = self.unknown_instruction(machine, vcpu)
         {
@@ -266,14 +266,13 @@ impl Td {
 
     /// Handles an exception that hardware would raise, too.
     #[inline(never)]
-    fn true_exception(&mut self, vcpu: &Vcpu<'_>, number: u32) -> Next {
+    fn true_exception(&mut self, vcpu: &Vcpu<'_>, number: u8) -> Next {
         let wanted = vcpu.vmcs(Field::EXCEPTION_BITMAP) >> number & 1 != 0;
         if number == vector::UD && !wanted {
             return self.raise(vector::UD, None);
         }
-        const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1F << 10 | 1 << 17 | 1 << 21;
         let (error, address) = (self.vmcb.exit_info1, self.vmcb.exit_info2);
-        let has_error = WITH_ERROR_CODE >> number & 1 != 0;
+        let has_error = vector::has_error_code(number);
         let info = EXCEPTION | u64::from(number) | if has_error { HAS_ERROR } else { 0 };
         let found = VmExit {
             interruption: (info, if has_error { error } else { 0 }),

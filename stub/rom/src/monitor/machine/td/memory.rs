@@ -1,5 +1,6 @@
 //! Nested page faults: fills the guest's TLB, and handles accesses to memory that it must not access.
 
+use seam::abi::x86::vector;
 use stub_module::ept::{self, EXECUTE, Leaf, Miss, READ, WRITE};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::shadow::Mapping;
@@ -10,8 +11,6 @@ use crate::monitor::machine::{Physical, SeamCpu};
 /// Exit qualification of an EPT violation: the linear address is valid; the access was to it, not to page tables.
 const GLA_VALID: u64 = 1 << 7;
 const TO_GLA: u64 = 1 << 8;
-/// The #VE exception.
-const VE: u32 = 20;
 
 impl Td {
     /// Handles the nested page fault exit.
@@ -79,7 +78,7 @@ impl Td {
                 // The CPU uses the current CR0.
                 vcpu.set_vmcs(Field::CR0, self.vmcb.save.cr0);
                 if convertible && quiet && ept::convert_to_ve(vcpu, qualification, gpa, gla) {
-                    return self.raise(VE, None);
+                    return self.raise(vector::VE, None);
                 }
                 Next::Exit(VmExit {
                     gpa,

@@ -1,6 +1,7 @@
 //! MSRs that the TD's bitmaps grant to the guest, and the monitor must emulate.
 
 use iced_x86::Mnemonic;
+use seam::abi::x86::vector;
 use spin::Once;
 use stub_module::Machine;
 use stub_module::vcpu::{Field, Held, Vcpu};
@@ -10,7 +11,7 @@ use stub_rom::vapic::{VirtualApic, Written};
 use super::{Next, Td, VmExit, reason};
 use crate::cpu;
 use crate::monitor::machine::SeamCpu;
-use crate::monitor::vmcb::{self, vector};
+use crate::monitor::vmcb;
 
 const TSC: u32 = 0x10;
 const PAT: u32 = 0x277;

@@ -1,10 +1,11 @@
 //! Conversion of a vCPU's state between its VMCS fields and the VMCB.
 
+use seam::abi::x86::{cr0, cr4, efer, vector};
 use stub_module::vcpu::{Field, Gpr, Held, Vcpu};
 
 use super::Td;
-use crate::cpu::{EFER_NXE, EFER_SVME};
-use crate::monitor::vmcb::{Segment, misc1, misc2, vector};
+use crate::cpu::EFER_SVME;
+use crate::monitor::vmcb::{Segment, misc1, misc2};
 
 /// Interruptibility state.
 pub mod blocking {
@@ -23,12 +24,6 @@ const TYPE_SOFTWARE: u64 = 4 << 8;
 /// Privileged and other software exceptions (INT1; INT3 and INTO), which SVM delivers as exceptions.
 const TYPE_SOFTWARE_EXCEPTION: u64 = 5 << 8;
 
-/// CR4 bit that a TD's CR4 has and a VMCB can't hold.
-pub const CR4_VMXE: u64 = 1 << 13;
-/// Long mode enabled, and active.
-pub const EFER_LME: u64 = 1 << 8;
-pub const EFER_LMA: u64 = 1 << 10;
-const CR0_ET: u64 = 1 << 4;
 /// VMX access rights: the segment is unusable.
 const UNUSABLE: u64 = 1 << 16;
 const PRESENT: u64 = 1 << 7;
@@ -42,11 +37,10 @@ const PENDING_SINGLE_STEP: u64 = 1 << 14;
 
 /// Returns IA32_EFER for the VMCB. While paging is off, TCG takes LME and NXE as if paging were on, and does not walk
 /// the nested tables.
-pub fn efer(guest: u64, cr0: u64) -> u64 {
-    const PAGING: u64 = EFER_LME | EFER_LMA | EFER_NXE;
-    const CR0_PG: u64 = 1 << 31;
+pub fn vmcb_efer(guest: u64, cr0: u64) -> u64 {
+    const PAGING: u64 = efer::LME | efer::LMA | efer::NXE;
     EFER_SVME
-        | if cr0 & CR0_PG == 0 {
+        | if cr0 & cr0::PG == 0 {
             guest & !PAGING
         } else {
             guest
@@ -132,11 +126,12 @@ impl Td {
         s.idtr.base = vcpu.vmcs(Field::IDTR_BASE);
         s.idtr.limit = vcpu.vmcs(Field::IDTR_LIMIT) as u32;
         s.cpl = (vcpu.vmcs(Field::SS_ACCESS) >> 5 & 3) as u8;
-        s.cr0 = vcpu.vmcs(Field::CR0) | CR0_ET;
-        s.efer = efer(vcpu.vmcs(Field::EFER), s.cr0);
+        s.cr0 = vcpu.vmcs(Field::CR0) | cr0::ET;
+        s.efer = vmcb_efer(vcpu.vmcs(Field::EFER), s.cr0);
         s.cr2 = vcpu.held(Held::Cr2);
         s.cr3 = vcpu.vmcs(Field::CR3);
-        s.cr4 = vcpu.vmcs(Field::CR4) & !CR4_VMXE;
+        // A VMCB can't hold VMXE, which a TD's CR4 has.
+        s.cr4 = vcpu.vmcs(Field::CR4) & !cr4::VMXE;
         s.dr6 = vcpu.held(Held::Dr6);
         s.dr7 = vcpu.vmcs(Field::DR7);
         s.rflags = vcpu.vmcs(Field::RFLAGS);
@@ -236,11 +231,11 @@ impl Td {
         vcpu.set_vmcs(Field::IDTR_LIMIT, s.idtr.limit.into());
         vcpu.set_vmcs(
             Field::EFER,
-            vcpu.vmcs(Field::EFER) & !EFER_LMA | s.efer & EFER_LMA,
+            vcpu.vmcs(Field::EFER) & !efer::LMA | s.efer & efer::LMA,
         );
         vcpu.set_vmcs(Field::CR0, s.cr0);
         vcpu.set_vmcs(Field::CR3, s.cr3);
-        vcpu.set_vmcs(Field::CR4, s.cr4 | CR4_VMXE);
+        vcpu.set_vmcs(Field::CR4, s.cr4 | cr4::VMXE);
         vcpu.set_vmcs(Field::DR7, s.dr7);
         vcpu.set_vmcs(Field::RFLAGS, s.rflags);
         vcpu.set_vmcs(Field::RIP, s.rip);

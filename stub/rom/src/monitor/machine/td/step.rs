@@ -1,19 +1,18 @@
 //! Single steps of the guest: over the IRET that ends an NMI handler, for the monitor trap flag, and over an
 //! instruction that blocks interrupts, because TCG loses that block when it enters a guest.
 
+use seam::abi::x86::{dr6, rflags, vector};
 use stub_module::vcpu::{Field, Vcpu};
 use stub_rom::vapic::VirtualApic;
 
 use super::{Next, Td, VmExit, reason};
-use crate::monitor::vmcb::{exit, misc1, vector};
+use crate::monitor::vmcb::{exit, misc1};
 
 /// Primary controls.
 const NMI_WINDOW: u64 = 1 << 22;
 const MONITOR_TRAP: u64 = 1 << 27;
-const TRAP_FLAG: u64 = 1 << 8;
-const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// DR6: breakpoints that were hit, and debug-register access.
-const DR6_OTHERS: u64 = 0x200F;
+const DR6_OTHERS: u64 = dr6::BREAKPOINTS | dr6::ACCESS;
 
 /// The purpose of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,11 +64,11 @@ impl Td {
         let save = &mut self.vmcb.save;
         self.step = Some(Step {
             purpose,
-            traps: save.rflags & TRAP_FLAG != 0,
+            traps: save.rflags & rflags::TF != 0,
             dr6: save.dr6,
             intercepts: self.vmcb.intercept_exceptions,
         });
-        save.rflags |= TRAP_FLAG;
+        save.rflags |= rflags::TF;
         self.vmcb.intercept_exceptions |= 1 << vector::DB;
     }
 
@@ -99,7 +98,7 @@ impl Td {
         let save = &mut self.vmcb.save;
         if !stepped {
             if !step.traps {
-                save.rflags &= !TRAP_FLAG;
+                save.rflags &= !rflags::TF;
             }
             if step.purpose == Purpose::Iret {
                 self.vmcb.intercept_misc1 |= misc1::IRET;
@@ -108,11 +107,11 @@ impl Td {
         }
         // IRET has loaded its own flags.
         if !step.traps && step.purpose != Purpose::Iret {
-            save.rflags &= !TRAP_FLAG;
+            save.rflags &= !rflags::TF;
         }
         let others = save.dr6 & DR6_OTHERS & !step.dr6 != 0;
         if !step.traps {
-            save.dr6 = save.dr6 & !DR6_SINGLE_STEP | step.dr6 & DR6_SINGLE_STEP;
+            save.dr6 = save.dr6 & !dr6::SINGLE_STEP | step.dr6 & dr6::SINGLE_STEP;
         }
         self.vmcb.event_injection = 0;
         if step.traps || others {
