@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registers_have_their_numbers() {
+    fn registers_are_ordered_by_number() {
         const RSP: usize = 4;
         let mut list = core::array::from_fn(|number| number as u64 + 100);
         let mut regs = Gprs::from_numbers(&list);

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_lead_back_to_names() {
+    fn numbers_map_back_to_names() {
         assert_eq!(SIGNATURE, 0x5345_414D_4152_4B01);
         for (number, function) in (0..).zip(Function::ALL) {
             assert_eq!(function as u64, number);

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn each_code_has_a_value_of_its_own() {
+    fn each_code_has_a_unique_value() {
         for (i, (a, _)) in NAMES.iter().enumerate() {
             assert!(NAMES[..i].iter().all(|(b, _)| a != b), "{a:?}");
         }

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_loop_is_a_stride_and_others_are_not() {
+    fn only_a_plain_loop_is_a_stride() {
         const ADD_64: [u8; 4] = [0x48, 0x83, 0xC7, 0x40];
         const CMP_RDX: [u8; 3] = [0x48, 0x39, 0xD7];
         let plain = [&MOVDIR[..], &ADD_64, &CMP_RDX, &[0x72, 0xF2]].concat();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_no_loop() {
+    fn other_code_is_not_a_loop() {
         // mov [rdi], rax in the body; a jump elsewhere
         let store = [&MOVDIR[..], &[0x48, 0x89, 0x07, 0x75, 0xF6]].concat();
         assert!(run(&store, GprFile::default()).is_none());

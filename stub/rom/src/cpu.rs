@@ -1,5 +1,5 @@
 //! Privileged instructions that the monitor executes itself.
-#![expect(unsafe_code, reason = "these are the instructions")]
+#![expect(unsafe_code, reason = "executes privileged instructions")]
 
 use core::arch::asm;
 

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_ends_the_count() {
+    fn progress_resets_the_count() {
         let mut doubt = Doubt::default();
         for round in 0..2 * u64::from(PATIENCE) {
             assert!(doubt.may_retry(round % 2, &with_rax(1)), "two addresses");

@@ -1,7 +1,7 @@
 //! The start under firmware: collects memory, processors, options and the clock, then moves beneath the caller.
 #![expect(
     unsafe_code,
-    reason = "EFI entry point, and the program's own relocation"
+    reason = "contains the EFI entry point and relocates the program"
 )]
 
 use alloc::string::String;

@@ -1,5 +1,5 @@
 //! QEMU's fw_cfg device, accessed through its I/O ports. Source: QEMU, docs/specs/fw_cfg.
-#![expect(unsafe_code, reason = "the device is reached through I/O ports")]
+#![expect(unsafe_code, reason = "accesses I/O ports")]
 
 use alloc::string::String;
 use alloc::vec::Vec;

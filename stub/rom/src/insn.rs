@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_put_together_from_as_few_words_as_hold_them() {
+    fn bytes_are_read_from_the_fewest_words() {
         let memory: [u8; 24] = core::array::from_fn(|i| i as u8);
         for at in 0..8 {
             let last = (at + 14) / 8 * 8;
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_instructions_that_tcg_lacks_are_known() {
+    fn instructions_that_tcg_lacks_are_decoded() {
         for (bytes, code) in [
             (&[0xF3, 0x0F, 0xC7, 0x33][..], Code::Vmxon_m64),
             (&[0x0F, 0x01, 0xC4], Code::Vmxoff),

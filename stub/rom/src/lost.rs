@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_executed_nothing_is_entered_again_once() {
+    fn a_guest_that_has_not_executed_is_entered_again_once() {
         let mut entered = entered();
         assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), Some(ENTRY));
         entered.note(ENTRY);
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn another_exit_in_between_allows_another_repetition() {
+    fn an_exit_in_between_allows_another_repetition() {
         let mut entered = entered();
         assert_eq!(entered.repeat(0, ENTRY.rip, ENTRY.rsp), Some(ENTRY));
         entered.note(ENTRY);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_has_executed_something_or_runs_elsewhere_has_faulted_itself() {
+    fn a_guest_that_has_executed_or_runs_on_another_cpu_has_faulted_itself() {
         assert_eq!(entered().repeat(0, ENTRY.rip + 1, ENTRY.rsp), None);
         assert_eq!(entered().repeat(0, ENTRY.rip, ENTRY.rsp - 8), None);
         assert_eq!(entered().repeat(1, ENTRY.rip, ENTRY.rsp), None);
@@ -188,12 +188,12 @@ mod tests {
     };
 
     #[test]
-    fn the_monitors_own_fault_is_known() {
+    fn the_monitors_own_fault_is_recognised() {
         assert!(OWN.has_taken(&MONITOR));
     }
 
     #[test]
-    fn a_guest_with_the_monitors_cr3_and_rip_is_not_taken_for_it() {
+    fn a_guest_with_the_monitors_cr3_and_rip_is_not_mistaken_for_it() {
         for limits in [(0x7F, 0xFFF), (0x1234, 0xFFF), (0x7F, 0x5678)] {
             let guest = Fault {
                 gdt_limit: limits.0,

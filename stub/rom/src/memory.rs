@@ -1,7 +1,7 @@
 //! The monitor's view of memory: all of it, identity-mapped.
 //!
 //! The monitor's page tables identity-map every physical address below 2^48 with 1 GiB pages.
-#![expect(unsafe_code, reason = "hands out physical memory")]
+#![expect(unsafe_code, reason = "allocates physical memory")]
 
 use alloc::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 
@@ -19,7 +19,8 @@ pub fn pages(count: usize) -> Pages {
 }
 
 fn allocate(size: usize, align: usize) -> Pages {
-    let layout = Layout::from_size_align(size, align).expect("a number of pages");
+    let layout = Layout::from_size_align(size, align)
+        .expect("sizes are multiples of pages and alignments powers of two");
     // SAFETY: the layout's size is not zero, because no caller asks for zero pages.
     let base = unsafe { alloc_zeroed(layout) };
     if base.is_null() {

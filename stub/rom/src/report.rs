@@ -1,5 +1,5 @@
 //! JSON lines on QEMU's debug console (port 0xE9): one object per line, even if several processors report at once.
-#![expect(unsafe_code, reason = "the debug console is an I/O port")]
+#![expect(unsafe_code, reason = "writes to an I/O port")]
 
 use core::fmt::{self, Write};
 

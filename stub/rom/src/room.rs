@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn the_range_holds_what_the_processors_and_the_memory_take() {
+    fn the_range_grows_with_processors_and_memory() {
         for processors in 1..=255 {
             for gib in [1, 2, 9, 512] {
                 let size = seam_range(1 << 20, processors, gib * GIB);
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_where_processors_that_start_can_load_a_cr3_from() {
+    fn the_range_stays_where_starting_processors_can_load_cr3() {
         assert!(seam_range(1 << 20, 255, 512 * GIB) <= 512 << 20);
         assert_eq!(seam_range(1 << 20, u64::MAX, u64::MAX), GIB);
     }

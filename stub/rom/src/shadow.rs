@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn when_the_tables_are_used_up_it_starts_over() {
+    fn exhausted_tables_restart_the_shadow() {
         let mut shadow = Shadow::new(4);
         shadow.map(0, page(0x1000));
         shadow.map(1 << 39, page(0x2000));

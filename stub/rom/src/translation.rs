@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_has_nothing_that_vmx_does_not_say() {
+    fn an_exit_has_only_the_fields_that_vmx_defines() {
         let exit = VmExit::by(reason::CPUID, 2);
         let delivery = (VALID | 3 << 8 | 14, 0);
         assert!(check(CPUID, &exit.qualified(1)).is_err());
@@ -317,20 +317,20 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_has_a_reason_of_its_own() {
+    fn each_exit_has_its_own_reasons() {
         assert!(check(CPUID, &VmExit::by(reason::HLT, 1)).is_err());
         assert!(check(0x77, &VmExit::by(reason::HLT, 1)).is_err(), "POPF");
     }
 
     #[test]
-    fn whatever_it_is_may_be_the_end_of_the_vcpu() {
+    fn any_exit_may_end_the_vcpu() {
         for code in [CPUID, NPF, 0x77, 0x7F] {
             assert_eq!(check(code, &VmExit::of(reason::TRIPLE_FAULT)), Ok(()));
         }
     }
 
     #[test]
-    fn no_instruction_but_those_of_a_length_of_their_own_is_stepped_over() {
+    fn only_instructions_with_a_length_are_skipped() {
         // An exit whose instruction the module steps over has a length.
         const STEPPED: [u32; 8] = [
             reason::CPUID,

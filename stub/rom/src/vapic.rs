@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_highest_request_comes_first_and_waits_for_what_is_in_service() {
+    fn the_highest_request_comes_first_and_waits_for_interrupts_in_service() {
         with_apic(|apic| {
             apic.request(0x41);
             apic.request(0x62);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn the_task_priority_holds_back_its_class_and_those_below() {
+    fn the_task_priority_blocks_its_class_and_lower_ones() {
         with_apic(|apic| {
             apic.request(0x45);
             assert_eq!(apic.write_msr(MSR_TPR, 0x40), Written::Done);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_made_twice_is_taken_once() {
+    fn a_repeated_request_is_taken_once() {
         with_apic(|apic| {
             apic.request(0x80);
             apic.request(0x80);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn posted_requests_are_taken_out_of_the_descriptor() {
+    fn posted_requests_are_taken_from_the_descriptor() {
         with_apic(|apic| {
             let page: PageWords = [const { AtomicU64::new(0) }; 512];
             page[8].store(1 << 0x31, Ordering::Relaxed);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hardware_refuses_is_refused() {
+    fn accesses_that_hardware_refuses_are_refused() {
         with_apic(|apic| {
             assert_eq!(apic.write_msr(MSR_EOI, 1), Written::Gp);
             assert_eq!(apic.write_msr(MSR_TPR, 0x100), Written::Gp);

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_keep_what_was_written_at_their_width() {
+    fn fields_keep_written_values_at_their_width() {
         let (mut vmx, mut ram) = on();
         vmx.vmptrld(VMCS, &mut ram);
         for (field, value, read) in [

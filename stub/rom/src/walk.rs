@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn legacy_modes() {
+    fn legacy_paging_modes_are_walked() {
         let flat = Paging { cr0: 1, ..LONG };
         assert_eq!(flat.translate(0x8_1234, true, |_| 0), Ok(0x8_1234));
         let two = Paging {

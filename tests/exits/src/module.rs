@@ -1,8 +1,5 @@
 //! What stands for the TDX module and the guest behind it: every entry ends with the same TDVMCALL, every other call succeeds.
-#![expect(
-    unsafe_code,
-    reason = "the registers of a SEAMCALL can only be had in assembly"
-)]
+#![expect(unsafe_code, reason = "reads the registers of a SEAMCALL in assembly")]
 
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -2,7 +2,7 @@
 //! to the page that the CPU still has in its TLB.
 #![expect(
     unsafe_code,
-    reason = "executes code that it has written, through page tables of its own"
+    reason = "executes generated code through its own page tables"
 )]
 
 use core::arch::asm;

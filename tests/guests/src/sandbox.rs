@@ -1,7 +1,7 @@
 //! A sandbox in which a guest executes anything: page tables, descriptor tables, stacks and code of its own, which are
 //! restored before each step. The event that ends a step returns to the caller, as long as the processor finds the
 //! way.
-#![expect(unsafe_code, reason = "executes anything")]
+#![expect(unsafe_code, reason = "executes arbitrary code")]
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;

@@ -1,5 +1,8 @@
 //! Instructions that a check tries, with their result or exception.
-#![expect(unsafe_code, reason = "instructions that may fault, each with a net")]
+#![expect(
+    unsafe_code,
+    reason = "executes instructions that may fault and catches the exception"
+)]
 
 use core::arch::asm;
 

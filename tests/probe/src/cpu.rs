@@ -1,5 +1,5 @@
 //! Instructions that need no net: registers, the time-stamp counter, the serial port.
-#![expect(unsafe_code, reason = "these are the instructions")]
+#![expect(unsafe_code, reason = "executes privileged instructions")]
 
 use core::arch::asm;
 

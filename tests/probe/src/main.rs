@@ -50,7 +50,7 @@ pub fn expect(what: &'static str, found: u64, expected: u64) -> Check {
     }
 }
 
-#[expect(unsafe_code, reason = "EFI entry point")]
+#[expect(unsafe_code, reason = "is the EFI entry point")]
 #[unsafe(no_mangle)]
 extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
     // SAFETY: firmware calls this with its own handle for the image, and with the system table.

@@ -1,6 +1,6 @@
 //! What the program is to do other than its checks: a line in `probe.txt` beside it, and for some the image of a guest in
 //! `guest.fd`.
-#![expect(unsafe_code, reason = "a buffer for a file, from firmware")]
+#![expect(unsafe_code, reason = "reads a file into a buffer of the firmware")]
 
 use uefi::boot::{self, AllocateType, MemoryType};
 use uefi::proto::media::file::{File, FileAttribute, FileMode};

@@ -1,5 +1,8 @@
 //! The other processors, started to do what they are told, one at a time.
-#![expect(unsafe_code, reason = "stacks and a page for other processors")]
+#![expect(
+    unsafe_code,
+    reason = "prepares stacks and a page for other processors"
+)]
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

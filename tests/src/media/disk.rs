@@ -148,7 +148,7 @@ mod tests {
 
     /// Checks that `fsck.vfat` reports nothing, if it is installed; `cargo xtask test` installs it.
     #[test]
-    fn a_checker_of_file_systems_finds_nothing_wrong() {
+    fn fsck_accepts_the_file_system() {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("disk.img");
         let many: Vec<_> = (0..100)
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_through_gpt_and_fat32() {
+    fn files_are_read_back_through_gpt_and_fat32() {
         let directory = tempfile::tempdir().unwrap();
         let image = directory.path().join("disk.img");
         let program = vec![0x5A; 100_000];

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_brings_the_files_that_it_names() {
+    fn a_config_includes_the_files_that_it_names() {
         let config = "[[file]]\nname = \"firmware\"\npath = \"fw/td.fd\"\n";
         let home = directory_with(&[
             ("seamark.toml", config),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_that_the_hypervisor_would_refuse_is_refused_here() {
+    fn an_invalid_config_is_refused() {
         let home = directory_with(&[("seamark.toml", "colour = 3\n"), ("seamark.efi", "MZ")]);
         let media = Media::of_program(&home.path().join("seamark.efi")).unwrap();
         let error = media.with_config(&home.path().join("seamark.toml"));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_can_not_climb_out_of_the_configs_directory() {
+    fn a_path_cannot_leave_the_configs_directory() {
         assert!(is_inner("a/b"));
         assert!(!is_inner("../a") && !is_inner("/a") && !is_inner(""));
     }

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_taken_at_once_and_to_the_end() {
+    fn written_bytes_are_read_immediately_and_completely() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("log");
         let (sender, taken) = mpsc::channel();
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_nobody_writes_comes_to_its_end() {
+    fn a_file_without_a_writer_ends() {
         let home = tempfile::tempdir().unwrap();
         let follower = Follower::start(&home.path().join("log"), |_| panic!("nothing")).unwrap();
         follower.finish();

@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_stub_qemu_s_own_limit_holds() {
+    fn without_the_stub_only_qemus_own_limit_applies() {
         let mut machine = machine(256, 2, "2G");
         machine.stub = None;
         machine.check().unwrap();

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn control_sequences_are_cut_even_across_chunks() {
+    fn control_sequences_are_removed_across_chunks() {
         let transcript = Transcript::default();
         transcript.push(b"one\r\n\x1b[2");
         transcript.push(b"Jtwo");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_ends_a_wait_at_once_but_for_what_is_there() {
+    fn trouble_ends_a_wait_unless_the_pattern_is_already_there() {
         let transcript = Transcript::default();
         transcript.push(b"x");
         transcript.trouble("a panic".to_owned());
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_tells_the_end_from_the_time_limit() {
+    fn a_wait_distinguishes_the_end_from_the_time_limit() {
         let transcript = Transcript::default();
         let wait = || transcript.wait(0, soon(), |text| end_of(text, "x"));
         assert_eq!(wait(), Waited::TimedOut);

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_is_told_in_words() {
+    fn each_kind_has_a_sentence() {
         for (line, words) in [
             (
                 r#"{"stub":"panic","reason":"memory allocation of 1048576 bytes failed at a.rs:1","lp":3,"rip":"0x10"}"#,
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_on_is_no_trouble() {
+    fn reports_of_progress_are_no_trouble() {
         for line in [
             r#"{"stub":"start","cpus":4}"#,
             r#"{"stub":"violation","class":"keyid_alias"}"#,
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_test_provokes_is_none() {
+    fn provoked_reports_are_no_trouble() {
         let mut watcher = Watcher::new(&[Kind::BadOption]);
         let line = b"{\"stub\":\"bad_option\"}\n{\"stub\":\"error\",\"reason\":\"a\"}\n";
         assert_eq!(

@@ -22,10 +22,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("rom-memory", |bench| guest(bench, "memory")),
     Scenario::by_name_only("rom-interrupts", |bench| guest(bench, "interrupts")),
     Scenario::by_name_only("rom-interrupts-none-lost", |bench| {
-        run(bench, "count", "interrupts", 1, "2G", 900)
+        let run = Run::new("count", "interrupts", 1, "2G");
+        run.within(bench, 900)
     }),
     Scenario::by_name_only("rom-hammer", |bench| {
-        run(bench, "hammer", "hammer", 3, "2G", 1500)
+        let run = Run::new("hammer", "hammer", 3, "2G");
+        run.within(bench, 1500)
     }),
 ];
 
@@ -38,73 +40,73 @@ const MACHINES: [(u32, &str); 2] = [(1, "2G"), (4, "5G")];
 fn guest(bench: &mut Bench, name: &str) -> Result<()> {
     MACHINES
         .into_iter()
-        .try_for_each(|(vcpus, memory)| run(bench, name, "guest", vcpus, memory, 400))
+        .try_for_each(|(vcpus, memory)| Run::new(name, "guest", vcpus, memory).within(bench, 400))
 }
 
-/// Runs the guest, while the host follows the order.
-fn run(
-    bench: &mut Bench,
-    name: &str,
-    order: &str,
+/// A run of a guest while the probe follows an order.
+struct Run<'a> {
+    guest: &'a str,
+    order: &'a str,
     vcpus: u32,
-    memory: &str,
-    seconds: u64,
-) -> Result<()> {
-    // An idle processor spins, which slows down the others.
-    let cpus = if order == "interrupts" {
-        (2, 1)
-    } else {
-        (4, 2)
-    };
-    let image = bench.programs().guest(name);
-    let image = std::fs::read(&image).with_context(|| format!("can't read {}", image.display()))?;
-    let said = probe(
-        bench,
-        (cpus, memory),
-        &format!("{order} {vcpus}"),
-        Some(image),
-        seconds,
-    )?;
-    let failures: Vec<_> = said.lines().filter(|line| line.contains("FAIL ")).collect();
-    ensure!(failures.is_empty(), "{}", failures.join("\n"));
-    let tally = said
-        .lines()
-        .find(|line| line.starts_with(&format!("{name}: ")) && line.contains(" passed, "))
-        .with_context(|| format!("the guest came to no end:\n{said}"))?;
-    ensure!(
-        tally.ends_with(" passed, 0 failed") && said.contains("\nhost: done\n"),
-        "{said}"
-    );
-    bench.note(format!("{vcpus} vCPUs: {tally}"));
-    for line in said.lines().filter(|line| line.starts_with("host: ")) {
-        if line != "host: done" {
-            bench.note(line);
+    memory: &'a str,
+}
+
+impl<'a> Run<'a> {
+    fn new(guest: &'a str, order: &'a str, vcpus: u32, memory: &'a str) -> Self {
+        Self {
+            guest,
+            order,
+            vcpus,
+            memory,
         }
     }
-    Ok(())
-}
 
-/// Runs the probe with orders on a machine with these CPUs, sockets and memory. Returns its output.
-fn probe(
-    bench: &mut Bench,
-    ((cpus, sockets), memory): ((u32, u32), &str),
-    orders: &str,
-    image: Option<Vec<u8>>,
-    seconds: u64,
-) -> Result<String> {
-    let mut media =
-        Media::of_program(&bench.programs().probe())?.with_bytes("probe.txt", orders.as_bytes());
-    if let Some(image) = image {
-        media = media.with_bytes("guest.fd", &image);
+    /// Runs the guest, all of whose checks must pass within a number of seconds.
+    fn within(&self, bench: &mut Bench, seconds: u64) -> Result<()> {
+        let (name, vcpus) = (self.guest, self.vcpus);
+        let said = self.output(bench, seconds)?;
+        let failures: Vec<_> = said.lines().filter(|line| line.contains("FAIL ")).collect();
+        ensure!(failures.is_empty(), "{}", failures.join("\n"));
+        let tally = said
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}: ")) && line.contains(" passed, "))
+            .with_context(|| format!("the guest did not finish:\n{said}"))?;
+        ensure!(
+            tally.ends_with(" passed, 0 failed") && said.contains("\nhost: done\n"),
+            "{said}"
+        );
+        bench.note(format!("{vcpus} vCPUs: {tally}"));
+        for line in said.lines().filter(|line| line.starts_with("host: ")) {
+            if line != "host: done" {
+                bench.note(line);
+            }
+        }
+        Ok(())
     }
-    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub()))
-        .with_cpus(cpus, sockets)
-        .with_memory(memory);
-    let mut guest = bench.start(&machine)?;
-    guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
-    let said = guest.expect("probe: end\n", Duration::from_secs(seconds))?;
-    guest.wait_for_end(Duration::from_secs(60))?;
-    Ok(said)
+
+    /// Runs the probe on a machine, and returns its output.
+    fn output(&self, bench: &mut Bench, seconds: u64) -> Result<String> {
+        // An idle processor spins, which slows down the others.
+        let (cpus, sockets) = match self.order {
+            "interrupts" => (2, 1),
+            _ => (4, 2),
+        };
+        let image = bench.programs().guest(self.guest);
+        let image =
+            std::fs::read(&image).with_context(|| format!("can't read {}", image.display()))?;
+        let orders = format!("{} {}", self.order, self.vcpus);
+        let media = Media::of_program(&bench.programs().probe())?
+            .with_bytes("probe.txt", orders.as_bytes())
+            .with_bytes("guest.fd", &image);
+        let machine = Machine::new(bench.disk(&media)?, Some(bench.stub()))
+            .with_cpus(cpus, sockets)
+            .with_memory(self.memory);
+        let mut guest = bench.start(&machine)?;
+        guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
+        let said = guest.expect("probe: end\n", Duration::from_secs(seconds))?;
+        guest.wait_for_end(Duration::from_secs(60))?;
+        Ok(said)
+    }
 }
 
 /// The measurements of one operation, in nanoseconds.

@@ -382,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hypervisor_takes_the_configuration() {
+    fn the_hypervisor_accepts_the_configuration() {
         let text = config(
             HOST,
             &[

@@ -20,7 +20,7 @@ fn x2apic(id: u32) -> (Apic, Fake) {
 }
 
 #[test]
-fn mode_transitions_are_those_of_the_architecture() {
+fn mode_transitions_follow_the_architecture() {
     let mut hw = Fake::default();
     let mut apic = Apic::new(1, false, false, HZ);
     assert_eq!(apic.mode(), Mode::Xapic);
@@ -61,7 +61,7 @@ fn mode_transitions_are_those_of_the_architecture() {
 }
 
 #[test]
-fn reserved_bits_and_wrong_directions_are_gp() {
+fn reserved_bits_and_invalid_transitions_raise_gp() {
     let (mut apic, mut hw) = x2apic(1);
     for (msr, value) in [
         (0x802, 0),
@@ -102,7 +102,7 @@ fn logical_ids_follow_from_the_apic_id() {
 }
 
 #[test]
-fn ipis_reach_those_they_name() {
+fn ipis_reach_their_destinations() {
     let (mut apic, mut hw) = x2apic(1);
     let mut send = |value: u64| apic.write_msr(0x830, value, &mut hw).unwrap();
     let stations = |ipi: Ipi| {
@@ -173,7 +173,7 @@ fn xapic_commands_have_eight_bit_ids() {
 }
 
 #[test]
-fn a_deadline_becomes_a_one_shot_count_and_vanishes_when_it_passed() {
+fn a_deadline_becomes_a_one_shot_count_and_clears_once_passed() {
     let (mut apic, mut hw) = x2apic(1);
     apic.set_deadline(1000, 0, &mut hw);
     assert_eq!(apic.deadline(0), 0, "not in deadline mode");

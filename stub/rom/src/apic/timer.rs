@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn division_is_encoded_as_the_manual_says() {
+    fn the_divide_configuration_is_encoded_as_in_the_manual() {
         assert_eq!(
             (0..8).map(divide_by_power).collect::<alloc::vec::Vec<_>>(),
             [

@@ -1,5 +1,5 @@
 //! QEMU's local APIC and the NMI of the executing processor.
-#![expect(unsafe_code, reason = "local APIC, NMI")]
+#![expect(unsafe_code, reason = "accesses the local APIC and takes NMIs")]
 
 use stub_rom::apic::{self, Xapic};
 

@@ -114,9 +114,7 @@ impl Npt {
             settle(processors, true);
             self.nested.lock().release(tables);
         }
-        panic::stop(format_args!(
-            "no nested page table becomes free for {pa:#x}"
-        ))
+        panic::stop(format_args!("no nested page table became free for {pa:#x}"))
     }
 }
 

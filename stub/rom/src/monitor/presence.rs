@@ -100,7 +100,7 @@ pub fn settle(processors: Processors<'_>, stale: bool) {
             }
             if cpu::rdtsc().wrapping_sub(start) > processors.patience {
                 panic::stop(format_args!(
-                    "processor {other} does not see that memory was taken from the software"
+                    "processor {other} did not leave the software within {PATIENCE} s after a change of its memory"
                 ));
             }
             core::hint::spin_loop();

@@ -1,5 +1,8 @@
 //! The loop of a processor: enters the guest and handles its exits.
-#![expect(unsafe_code, reason = "world switch, arrival of a started processor")]
+#![expect(
+    unsafe_code,
+    reason = "switches into the software and takes processors over"
+)]
 
 use super::hardware::Hardware;
 use super::lp::{Lp, offset};

@@ -2,7 +2,10 @@
 //!
 //! An INIT resets a CPU even under the monitor, so none is ever sent to a CPU that runs there. INIT and start-up IPIs
 //! go through a mailbox instead, and an NMI makes the target check its mailbox.
-#![expect(unsafe_code, reason = "trampoline, start of processors")]
+#![expect(
+    unsafe_code,
+    reason = "writes the trampoline and hands processors their state"
+)]
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -147,7 +150,7 @@ fn install_trampoline(world: &World) -> u8 {
     static INSTALLING: Mutex<()> = Mutex::new(());
     let Some(trampoline) = TRAMPOLINE.get() else {
         panic::stop(format_args!(
-            "a processor is started before the trampoline is ready"
+            "a processor was started before the trampoline was prepared"
         ));
     };
     let _guard = INSTALLING.lock();

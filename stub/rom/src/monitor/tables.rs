@@ -3,7 +3,10 @@
 //!
 //! While the monitor runs, the global interrupt flag is clear. The monitor takes an NMI at the one place where it
 //! enables it, and an interrupt that made a TD exit. Every exception is a fault of the monitor itself.
-#![expect(unsafe_code, reason = "descriptor tables and exception entry code")]
+#![expect(
+    unsafe_code,
+    reason = "loads descriptor tables and contains exception handlers"
+)]
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;

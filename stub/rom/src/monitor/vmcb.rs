@@ -1,5 +1,5 @@
 //! The virtual machine control block. Source: AMD64 APM volume 2, appendix B.
-#![expect(unsafe_code, reason = "a VMCB is a page")]
+#![expect(unsafe_code, reason = "interprets a page as a VMCB")]
 
 use crate::{cpu, memory};
 use seam::abi::x86::{cr0, dr6, rflags, vector};

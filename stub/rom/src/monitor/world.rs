@@ -96,7 +96,7 @@ impl World {
         };
         if own.has_taken(&fault) {
             panic::stop(format_args!(
-                "QEMU has left CPU 0 in nested paging at the end of a guest (it does so seldom, see docs/emulation.md): start again"
+                "QEMU left CPU 0 in nested paging when a guest exited, which is rare (see docs/emulation.md): start the machine again"
             ));
         }
     }

@@ -59,7 +59,7 @@ fn page(pa: u64) -> Range<u64> {
 }
 
 #[test]
-fn what_is_hidden_stays_hidden_and_its_neighbours_do_not() {
+fn hidden_pages_stay_hidden_and_their_neighbours_do_not() {
     let mut nested = Nested::new(RAM, 0);
     nested.hide(0x7C00_0000, 32 << 20);
     nested.hide(0xFEE0_0000, PAGE);
@@ -73,7 +73,7 @@ fn what_is_hidden_stays_hidden_and_its_neighbours_do_not() {
 }
 
 #[test]
-fn a_page_is_taken_and_given_back() {
+fn a_page_is_blocked_and_unblocked() {
     let mut nested = Nested::new(RAM, 1);
     let _ = nested.close(page(FIRST));
     assert!(!nested.reaches(FIRST) && nested.reaches(FIRST + PAGE));
@@ -84,7 +84,7 @@ fn a_page_is_taken_and_given_back() {
 }
 
 #[test]
-fn only_what_was_used_has_to_be_flushed() {
+fn only_used_mappings_need_a_flush() {
     let mut nested = Nested::new(RAM, 2);
     assert!(!nested.close(page(FIRST)));
     assert!(!nested.close(page(FIRST + PAGE)));
@@ -97,7 +97,7 @@ fn only_what_was_used_has_to_be_flushed() {
 }
 
 #[test]
-fn without_a_table_the_region_is_closed_and_looked_up_again() {
+fn without_a_table_a_region_is_blocked_and_looked_up_again() {
     let mut nested = Nested::new(RAM, 1);
     let _ = nested.close(page(FIRST));
     let _ = nested.close(page(SECOND));
@@ -117,7 +117,7 @@ fn without_a_table_the_region_is_closed_and_looked_up_again() {
 }
 
 #[test]
-fn a_region_that_is_the_hosts_again_needs_no_table() {
+fn a_region_returned_to_the_host_needs_no_table() {
     let mut nested = Nested::new(RAM, 1);
     let _ = nested.close(FIRST..FIRST + REGION);
     assert_eq!(nested.fault(FIRST, |_| false), Fault::Mapped);
@@ -126,7 +126,7 @@ fn a_region_that_is_the_hosts_again_needs_no_table() {
 }
 
 #[test]
-fn a_range_is_cut_at_regions() {
+fn a_range_is_split_at_regions() {
     let mut nested = Nested::new(RAM, 4);
     let range = FIRST - PAGE..FIRST + REGION + PAGE;
     let _ = nested.close(range.clone());

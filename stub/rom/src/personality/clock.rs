@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claimed_frequency_is_told_and_the_ratio_stays() {
+    fn a_claimed_frequency_is_reported_with_the_measured_ratio() {
         for measured in MEASURED {
             for claimed in [1_000_000_007, 1_999_987_000, 2_596_170_000] {
                 let clock = Clock::claiming(claimed, measured).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn linux_can_multiply_it_in_32_bits() {
+    fn linux_can_multiply_the_clock_in_32_bits() {
         let claims = MEASURED.map(|hz| Clock::claiming(2_596_170_000, hz).unwrap());
         for clock in MEASURED.map(Clock::of).into_iter().chain(claims) {
             let khz = clock.crystal_hz / 1000;

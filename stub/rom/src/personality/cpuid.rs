@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_an_intel_with_vmx_and_no_svm_and_no_hypervisor() {
+    fn the_cpu_is_intels_with_vmx_without_svm_or_hypervisor() {
         let [_, b, c, d] = ask(&CPU, 0, 0);
         assert_eq!([b, d, c].map(u32::to_le_bytes).concat(), b"GenuineIntel");
         let [eax, _, ecx, _] = ask(&CPU, 1, 0);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_td_has_the_same_features_by_another_name() {
+    fn a_td_has_the_same_features_with_another_model() {
         for leaf in [0, 1, 7, 0x8000_0001] {
             let [host, td] = [Cpu::cpuid, Cpu::td_cpuid]
                 .map(|cpuid| cpuid(&CPU, |_, _| [0xFFFF_FFFF; 4], leaf, 0));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn keyid_bits_exist_with_tdx_alone() {
+    fn keyid_bits_exist_only_with_tdx() {
         assert_eq!(ask(&CPU, 0x8000_0008, 0)[0], 52 | 48 << 8);
         let cpu = Cpu { tdx: false, ..CPU };
         assert_eq!(ask(&cpu, 0x8000_0008, 0)[0], 48 | 48 << 8);
@@ -269,14 +269,14 @@ mod tests {
     }
 
     #[test]
-    fn the_clock_ratio_gives_the_frequency_back() {
+    fn the_clock_ratio_yields_the_frequency() {
         let [eax, ebx, ecx, _] = ask(&CPU, 0x15, 0);
         let hz = u64::from(ecx) * u64::from(ebx) / u64::from(eax);
         assert_eq!(hz, CPU.clock.tsc_hz);
     }
 
     #[test]
-    fn what_lies_beyond_the_last_leaf_reads_as_the_last_leaf() {
+    fn leaves_beyond_the_last_read_as_the_last() {
         assert_eq!(ask(&CPU, 0x4000_0000, 0), [0; 4]);
         assert_eq!(ask(&CPU, 0x8000_000A, 0), [0; 4]);
     }

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn arch_capabilities_are_what_sys_init_wants() {
+    fn arch_capabilities_satisfy_sys_init() {
         let value = constant(0x10A, &FACTS).unwrap();
         for bit in [0, 1, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 21] {
             assert_ne!(value & 1 << bit, 0, "bit {bit}");

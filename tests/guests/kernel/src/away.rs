@@ -2,7 +2,7 @@
 //! which a kernel can leave a CPU.
 #![expect(
     unsafe_code,
-    reason = "registers, page tables, and memory between vCPUs"
+    reason = "changes registers and page tables, and shares memory between vCPUs"
 )]
 
 use core::arch::{asm, naked_asm};

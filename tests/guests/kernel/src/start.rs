@@ -1,5 +1,5 @@
 //! The program's first instructions.
-#![expect(unsafe_code, reason = "the way into Rust")]
+#![expect(unsafe_code, reason = "contains the entry point in assembly")]
 
 use core::arch::naked_asm;
 

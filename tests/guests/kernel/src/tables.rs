@@ -1,5 +1,5 @@
 //! The firmware's tables: the memory map, and the parts of ACPI's tables that the tests need.
-#![expect(unsafe_code, reason = "tables are read where they are")]
+#![expect(unsafe_code, reason = "reads firmware's tables in place")]
 
 /// The boot parameters.
 #[derive(Clone, Copy, Debug)]

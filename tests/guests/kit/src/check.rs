@@ -117,7 +117,7 @@ impl Checks {
 }
 
 /// Performs the check on this vCPU.
-#[expect(unsafe_code, reason = "a function goes from vCPU to vCPU as a number")]
+#[expect(unsafe_code, reason = "passes a function between vCPUs as a number")]
 fn perform() {
     // SAFETY: `run` stored a function of this type before it called any vCPU.
     let check =

@@ -1,5 +1,5 @@
 //! Instructions that a guest executes natively.
-#![expect(unsafe_code, reason = "instructions without an intrinsic")]
+#![expect(unsafe_code, reason = "executes instructions without an intrinsic")]
 
 use core::arch::{asm, x86_64};
 

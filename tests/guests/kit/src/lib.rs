@@ -55,7 +55,7 @@ macro_rules! guest {
         $crate::guest!($name, $main, $crate::vcpu::finish_all);
     };
     ($name:literal, $main:path, $end:path) => {
-        #[expect(unsafe_code, reason = "the kit calls it by name")]
+        #[expect(unsafe_code, reason = "exports a symbol that the kit calls")]
         #[unsafe(no_mangle)]
         extern "Rust" fn guest_main() -> ! {
             $crate::check::run($name, $main, $end)

@@ -1,7 +1,10 @@
 //! Memory: the host's description of it, acceptance, and allocation.
 //!
 //! All memory is identity-mapped, and mapped again as shared in a window above.
-#![expect(unsafe_code, reason = "reads the hand-off block where the host put it")]
+#![expect(
+    unsafe_code,
+    reason = "reads the hand-off block at the address that the host chose"
+)]
 
 use core::ops::Range;
 

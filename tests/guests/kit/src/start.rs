@@ -4,7 +4,7 @@
 //! names them ([`crate::vcpu`]).
 //!
 //! Initial state: TDX Module ABI 1.5, "Initial state of TD vCPUs".
-#![expect(unsafe_code, reason = "the program's first instructions")]
+#![expect(unsafe_code, reason = "contains the program's first instructions")]
 
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU64, Ordering};

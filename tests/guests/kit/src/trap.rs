@@ -1,7 +1,7 @@
 //! Exceptions, #VE, interrupts: the tables of a vCPU, and the handling of events.
 #![expect(
     unsafe_code,
-    reason = "descriptor tables, and the code that they lead to"
+    reason = "loads descriptor tables and contains their handlers"
 )]
 
 use core::arch::{asm, naked_asm};

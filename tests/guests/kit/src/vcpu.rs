@@ -1,7 +1,7 @@
 //! vCPUs: the data of each, their wakeup, and the work given to them.
 #![expect(
     unsafe_code,
-    reason = "vCPUs begin in assembly, and know themselves by GS"
+    reason = "starts vCPUs in assembly and finds their data through GS"
 )]
 
 use core::arch::asm;

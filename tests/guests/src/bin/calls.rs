@@ -2,7 +2,7 @@
 //! serves, once or a few times, and checks the results.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "instructions that raise #VE")]
+#![expect(unsafe_code, reason = "executes instructions that raise #VE")]
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};

@@ -284,7 +284,7 @@ fn read_cr4() -> u64 {
 }
 
 /// Checks that every instruction that a bit offers, and that needs nothing else, can be executed.
-#[expect(unsafe_code, reason = "tries instructions")]
+#[expect(unsafe_code, reason = "executes instructions that may fault")]
 fn executes() -> Check {
     use guest_kit::attempt;
     let [_, _, ecx1, _] = answer(1, 0)?;

@@ -3,7 +3,7 @@
 //! Rows: TDX Module ABI 1.5, "Instruction and exception virtualization".
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "tries instructions that act on the machine")]
+#![expect(unsafe_code, reason = "executes instructions that affect the machine")]
 
 use core::arch::asm;
 

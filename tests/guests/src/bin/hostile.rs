@@ -331,7 +331,7 @@ fn end() -> ! {
 }
 
 /// Raises an exception without a handler, twice.
-#[expect(unsafe_code, reason = "the end")]
+#[expect(unsafe_code, reason = "destroys the guest's own state")]
 fn triple_fault() -> ! {
     let nothing = [0u64; 2];
     // SAFETY: nothing of the guest is executed after it.

@@ -3,7 +3,7 @@
 //! Rows: guest-visible initial state of a TD vCPU, TDX Module ABI 1.5, "Initial state of guest vCPU".
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "reads registers, and switches XGETBV on")]
+#![expect(unsafe_code, reason = "reads registers and enables XGETBV")]
 
 use core::arch::asm;
 

@@ -3,7 +3,7 @@
 //! Rows: TDX Module ABI 1.5, "x2APIC virtualization", "Interrupts", "NMI"; GHCI, Instruction.HLT.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "lets interrupts in after single instructions")]
+#![expect(unsafe_code, reason = "enables interrupts for single instructions")]
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -166,7 +166,7 @@ fn accepts_only_once() -> Check {
 }
 
 /// A load that may fault.
-#[expect(unsafe_code, reason = "an instruction that may fault")]
+#[expect(unsafe_code, reason = "executes an instruction that may fault")]
 fn load(at: u64) -> Outcome {
     // SAFETY: it loads a word of memory that nobody has a reference to.
     unsafe { attempt!("mov rax, [rcx]", in("rcx") at, out("rax") _, options(nostack, readonly)) }

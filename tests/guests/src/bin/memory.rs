@@ -5,7 +5,7 @@
 #![no_main]
 #![expect(
     unsafe_code,
-    reason = "touches memory that may not be there, and page tables"
+    reason = "accesses page tables and memory that may be missing"
 )]
 
 use core::arch::asm;

@@ -407,7 +407,7 @@ fn x2apic() -> Check {
 }
 
 /// Checks that the counter runs, also across exits, and that RDTSCP returns TSC_AUX.
-#[expect(unsafe_code, reason = "RDTSCP")]
+#[expect(unsafe_code, reason = "executes RDTSCP")]
 fn time() -> Check {
     let (a, b) = (rdmsr(0x10).unwrap_or(0), guest_kit::cpu::tsc());
     // A request to the host, which takes time.

@@ -1,7 +1,7 @@
 //! Prints MRTD and RTMRs from the TDREPORT of the TD in which this Linux runs, as `cargo xtask measure` prints them.
 //!
 //! Source: Linux include/uapi/linux/tdx-guest.h.
-#![expect(unsafe_code, reason = "the driver is asked by ioctl")]
+#![expect(unsafe_code, reason = "calls the driver by ioctl")]
 
 use std::fs::File;
 

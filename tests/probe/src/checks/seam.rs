@@ -1,5 +1,5 @@
 //! SEAMCALL: its faults, its registers, and the first leaves.
-#![expect(unsafe_code, reason = "a buffer in a static")]
+#![expect(unsafe_code, reason = "accesses a buffer in a static")]
 
 use seam::abi::x86::rflags::CF;
 use seam::abi::{Leaf, SeamldrLeaf};

@@ -1,5 +1,8 @@
 //! Another processor: started, interrupted, reset and started again.
-#![expect(unsafe_code, reason = "a stack and a page for another processor")]
+#![expect(
+    unsafe_code,
+    reason = "prepares a stack and a page for another processor"
+)]
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

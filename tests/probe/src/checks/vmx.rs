@@ -1,5 +1,5 @@
 //! VMX operation: what enters it, what it forbids, and how its instructions end.
-#![expect(unsafe_code, reason = "VMX regions are statics")]
+#![expect(unsafe_code, reason = "accesses VMX regions in statics")]
 
 use seam::abi::x86::cr0::NE;
 use seam::abi::x86::cr4::VMXE;

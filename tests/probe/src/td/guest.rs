@@ -3,7 +3,7 @@
 //!
 //! Its memory: page tables that map the first 4 GiB at themselves, and the shared half's first GiB at 512 GiB, beside the code
 //! so that the way to both is the same; an IDT; a stack for each vCPU. It talks to the host by TDVMCALLs of kind R11, with R12 to R15.
-#![expect(unsafe_code, reason = "the guest is assembly")]
+#![expect(unsafe_code, reason = "contains a guest in assembly")]
 
 use core::arch::global_asm;
 

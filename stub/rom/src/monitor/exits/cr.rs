@@ -107,7 +107,7 @@ pub fn write_cr0(lp: &mut Lp) {
             lp.read(va, &mut word)?;
             Ok(u64::from(u16::from_le_bytes(word)))
         }),
-        _ => panic::stop(format_args!("unexpected instruction writes CR0")),
+        _ => panic::stop(format_args!("an unknown instruction wrote CR0")),
     };
     let result = operand.and_then(|operand| {
         let value = match instruction.mnemonic() {

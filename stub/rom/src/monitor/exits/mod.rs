@@ -60,7 +60,7 @@ fn handle_other(lp: &mut Lp, code: u64) {
         }
         exit::VMRUN..=exit::SKINIT => lp.inject(Fault::InvalidOpcode),
         exit::SHUTDOWN => shutdown(lp),
-        _ => panic::stop(format_args!("unexpected exit")),
+        _ => panic::stop(format_args!("an exit that the monitor does not intercept")),
     }
 }
 
@@ -103,7 +103,9 @@ fn other_exception(lp: &mut Lp, number: u8) {
             let (code, va) = (lp.vmcb.exit_info1 as u32, lp.vmcb.exit_info2);
             lp.inject(Fault::Page { va, code });
         }
-        _ => panic::stop(format_args!("unexpected exception exit")),
+        _ => panic::stop(format_args!(
+            "an exception that the monitor does not intercept"
+        )),
     }
 }
 

@@ -28,9 +28,9 @@ pub fn exit(lp: &mut Lp) {
         match (world.npt).stopped(processors, pa, |pa| physical.is_private(pa)) {
             Stopped::Mapped => return step::follow(lp),
             Stopped::Private => {}
-            Stopped::Foreign => {
-                panic::stop(format_args!("nested page fault outside the hidden ranges"))
-            }
+            Stopped::Foreign => panic::stop(format_args!(
+                "a nested page fault outside the hidden ranges"
+            )),
         }
     }
     if !step::is_over_memory(lp) {

@@ -1,5 +1,5 @@
 //! The machine that the emulated TDX module runs on: the machine beneath the monitor.
-#![expect(unsafe_code, reason = "hands physical pages to the module")]
+#![expect(unsafe_code, reason = "gives the module references to physical pages")]
 
 mod physical;
 mod td;

@@ -7,7 +7,10 @@
 //! An XRSTOR of the x87 state makes TCG 7.2 clear a flag of CPU 0 (IGNNE#), without a lock, whichever CPU executes it.
 //! If CPU 0 is exiting a guest at that moment, it stays in nested paging. The monitor therefore restores x87 state by
 //! XRSTOR only if a guest has some. Source: QEMU 7.2, `cpu_clear_ignne`.
-#![expect(unsafe_code, reason = "extended state and debug registers")]
+#![expect(
+    unsafe_code,
+    reason = "loads and saves extended state and debug registers"
+)]
 
 use core::arch::asm;
 use core::hint::cold_path;

@@ -1,5 +1,5 @@
 //! Interrupts of the machine, which make the guest exit, and interrupts of the guest's virtual APIC.
-#![expect(unsafe_code, reason = "takes interrupts, and has their handlers")]
+#![expect(unsafe_code, reason = "enables interrupts and contains their handlers")]
 
 use core::arch::{asm, naked_asm};
 use core::mem::offset_of;

@@ -12,6 +12,16 @@ use crate::monitor::machine::{Physical, SeamCpu};
 const GLA_VALID: u64 = 1 << 7;
 const TO_GLA: u64 = 1 << 8;
 
+/// An access of the guest that its TLB does not allow.
+#[derive(Clone, Copy)]
+struct Access {
+    gpa: u64,
+    /// The needed permission.
+    wanted: u64,
+    /// True if a walk of the guest's page tables makes the access, not an operand.
+    is_walk: bool,
+}
+
 impl Td {
     /// Handles the nested page fault exit.
     #[inline(never)]
@@ -32,25 +42,32 @@ impl Td {
         } else {
             READ
         };
-        self.reach(machine, vcpu, gpa, wanted, is_walk)
+        let access = Access {
+            gpa,
+            wanted,
+            is_walk,
+        };
+        self.reach(machine, vcpu, access)
     }
 
     /// Handles a read of the guest at `gpa`, which is not in its TLB.
     #[inline(never)]
     pub(super) fn missing(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, gpa: u64) -> Next {
-        self.reach(machine, vcpu, gpa, READ, false)
+        let access = Access {
+            gpa,
+            wanted: READ,
+            is_walk: false,
+        };
+        self.reach(machine, vcpu, access)
     }
 
-    /// Fills the TLB for an access to `gpa`, by an operand or by a walk of the guest's page tables, or returns the exit
-    /// that the access causes.
-    fn reach(
-        &mut self,
-        machine: &SeamCpu,
-        vcpu: &Vcpu<'_>,
-        gpa: u64,
-        wanted: u64,
-        is_walk: bool,
-    ) -> Next {
+    /// Fills the TLB for an access, or returns the exit that the access causes.
+    fn reach(&mut self, machine: &SeamCpu, vcpu: &Vcpu<'_>, access: Access) -> Next {
+        let Access {
+            gpa,
+            wanted,
+            is_walk,
+        } = access;
         match ept::walk(machine, vcpu, gpa, wanted) {
             Ok(leaf) if self.fill(machine, vcpu, gpa, leaf) => {
                 self.redeliver();

@@ -70,7 +70,7 @@ pub struct Td {
 }
 
 // SAFETY: the pointers are to state that the owning processor runs, and only that processor uses them.
-#[expect(unsafe_code, reason = "the world switch takes addresses")]
+#[expect(unsafe_code, reason = "contains pointers for the world switch")]
 unsafe impl Send for Td {}
 
 /// The continuation of a run after an SVM exit.

@@ -1,5 +1,5 @@
 //! The world switch into a TD, and its permission map for ports.
-#![expect(unsafe_code, reason = "world switch")]
+#![expect(unsafe_code, reason = "switches into a TD")]
 
 use core::mem::offset_of;
 

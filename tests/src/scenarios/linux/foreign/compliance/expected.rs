@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_fail_may() {
+    fn expected_failures_pass() {
         let verdict = judge("msr", &said(&["IA32_X2APIC_APICID_write"])).unwrap();
         let total = "Total:9, PASS:8, FAIL:1, SKIP:0".to_owned();
         let wrong = Vec::new();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn another_failure_is_told() {
+    fn an_unexpected_failure_is_reported() {
         let failed = ["CR0_SET_X86_CR0_PE | X86_CR0_PG"];
         assert_eq!(
             judge("cr", &said(&failed)).unwrap().wrong,
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_should_fail_and_does_not_is_told_with_the_reason() {
+    fn an_unexpected_success_is_reported_with_its_reason() {
         let wrong = judge("msr", &said(&[])).unwrap().wrong;
         assert_eq!(wrong.len(), 1);
         assert!(wrong[0].contains("APICID_write does not fail, though module 1.5.01 raises #VE"));
