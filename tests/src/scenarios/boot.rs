@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -192,28 +192,65 @@ fn ends_at_once(bench: &mut Bench, machine: &Machine, why: &str) -> Result<()> {
     Ok(())
 }
 
+/// The time of a boot in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Took {
+    /// From the hypervisor's first line to its prompt, excluding TDX bring-up.
+    to_prompt: u64,
+    /// The part of it for which the computer gave QEMU a CPU. A processor of the machine never halts before the
+    /// prompt, so this is as long on a computer that does nothing else.
+    executing: u64,
+}
+
+/// Boots the machine once.
+fn boot_once(bench: &mut Bench, machine: &Machine) -> Result<Took> {
+    const LIMIT: Duration = Duration::from_secs(300);
+    let mut guest = bench.start(machine)?;
+    guest.expect("\nseamark 0.", LIMIT)?;
+    let (begin, before) = (Instant::now(), guest.cpu_time()?);
+    let mut console = Console::wait(guest, LIMIT)?;
+    let (all, executing) = (begin.elapsed(), console.guest().cpu_time()? - before);
+    let boot = console.succeed("boot", ANSWER)?;
+    let to_prompt = boot["to_prompt_us"].as_u64();
+    let to_prompt = Duration::from_micros(to_prompt.with_context(|| format!("no time in {boot}"))?);
+    let bring_up = all.saturating_sub(to_prompt);
+    let ms = |time: Duration| time.as_millis() as u64;
+    Ok(Took {
+        to_prompt: ms(to_prompt),
+        executing: ms(executing.saturating_sub(bring_up)),
+    })
+}
+
 /// Measures the time from the hypervisor's first line to its prompt, excluding TDX bring-up. The budget is 1 s with 4
-/// CPUs and 3 s with 16. A slower boot is reported; one that takes more than twice the budget fails.
+/// CPUs and 3 s with 16. A slower boot is reported; one that executes for more than twice the budget fails.
 fn time_to_prompt(bench: &mut Bench) -> Result<()> {
-    for (cpus, sockets, budget_ms) in [(4, 2, 1000), (16, 4, 3000)] {
+    for (cpus, sockets, budget) in [(4, 2, 1000), (16, 4, 3000)] {
         let machine = bench.machine()?.with_cpus(cpus, sockets);
-        let mut best_ms = u64::MAX;
+        let mut best: Option<Took> = None;
         for _ in 0..ATTEMPTS {
-            let boot = bench.console(&machine)?.succeed("boot", ANSWER)?;
-            let took = boot["to_prompt_us"].as_u64();
-            best_ms = best_ms.min(took.with_context(|| format!("no time in {boot}"))? / 1000);
-            if best_ms <= budget_ms {
+            let took = boot_once(bench, &machine)?;
+            best = [best, Some(took)]
+                .into_iter()
+                .flatten()
+                .min_by_key(|took| took.to_prompt.min(took.executing));
+            if took.to_prompt <= budget {
                 break;
             }
         }
-        let over = if best_ms > budget_ms {
+        let best = best.context("no attempt")?;
+        let over = if best.to_prompt > budget {
             ", over its"
         } else {
             ", within its"
         };
-        let figure =
-            format!("{best_ms} ms to the prompt with {cpus} CPUs{over} budget of {budget_ms} ms");
-        ensure!(best_ms <= 2 * budget_ms, "{figure}");
+        let figure = format!(
+            "{} ms to the prompt with {cpus} CPUs{over} budget of {budget} ms",
+            best.to_prompt
+        );
+        ensure!(
+            best.to_prompt.min(best.executing) <= 2 * budget,
+            "{figure}: {best:?}"
+        );
         bench.note(figure);
     }
     Ok(())
