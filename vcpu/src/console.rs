@@ -3,6 +3,7 @@
 
 use alloc::{boxed::Box, collections::VecDeque, vec};
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use spin::Mutex;
 
@@ -16,6 +17,10 @@ const TYPED: usize = 256;
 pub struct Console {
     output: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
+    /// Whether `typed` has bytes. Changed with its lock held.
+    has_typed: AtomicBool,
+    /// Whether the operator watches the output.
+    watched: AtomicBool,
 }
 
 /// The bytes that [`Console::read`] has copied. Bytes are numbered from 0, across all lives of the TD.
@@ -48,12 +53,18 @@ impl Console {
                 began: 0,
             }),
             typed: Mutex::new(VecDeque::with_capacity(TYPED)),
+            has_typed: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
         }
     }
 
     /// Starts a new life of the TD. Pending input is dropped; output is kept.
     pub(crate) fn begin(&self) {
-        self.typed.lock().clear();
+        {
+            let mut typed = self.typed.lock();
+            typed.clear();
+            self.has_typed.store(false, SeqCst);
+        }
         let mut output = self.output.lock();
         output.began = output.written;
     }
@@ -87,6 +98,17 @@ impl Console {
         _ = fmt::Write::write_fmt(&mut Bytes(self), format_args!("\r\n[{text}]\r\n"));
     }
 
+    /// Notes whether the operator watches the output.
+    pub fn set_watched(&self, watched: bool) {
+        self.watched.store(watched, SeqCst);
+    }
+
+    /// Returns whether the operator watches the output. The machine's console must then be woken after each write.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.watched.load(SeqCst)
+    }
+
     /// Returns the number of bytes written in all lives.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -115,13 +137,20 @@ impl Console {
         let fits = typed.len() < TYPED;
         if fits {
             typed.push_back(byte);
+            self.has_typed.store(true, SeqCst);
         }
         fits
     }
 
-    /// Takes the next typed byte.
+    /// Takes the next typed byte. Takes no lock if there is none.
     pub fn take_typed(&self) -> Option<u8> {
-        self.typed.lock().pop_front()
+        if !self.has_typed.load(SeqCst) {
+            return None;
+        }
+        let mut typed = self.typed.lock();
+        let byte = typed.pop_front();
+        self.has_typed.store(!typed.is_empty(), SeqCst);
+        byte
     }
 }
 

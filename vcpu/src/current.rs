@@ -3,9 +3,11 @@
 use seam::tdh::Tdvpr;
 
 use crate::end::End;
-use crate::host::Host;
+use crate::slice::{PhysicalCpu, TimeSlice};
+use crate::state::{Event, VcpuState};
 use crate::vcpu::Vcpu;
-use crate::vm::{VcpuState, Vm};
+use crate::vm::Vm;
+use crate::wake::Waker;
 
 /// The reason why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,29 +27,41 @@ pub enum Stop {
 }
 
 /// The vCPU that the calling CPU runs.
-pub(crate) struct Current<'a, H> {
+pub(crate) struct Current<'a, S> {
     pub vcpu: &'a mut Vcpu,
     pub vm: &'a Vm,
     pub state: &'a VcpuState,
     pub tdvpr: &'a Tdvpr,
-    pub host: &'a H,
+    pub slice: &'a S,
     /// Number of tries to enter since the last exit.
     pub tries: u32,
 }
 
-impl<H: Host> Current<'_, H> {
+impl<'a, S: TimeSlice> Current<'a, S> {
+    /// Returns the door to the TD's vCPUs.
+    pub fn waker(&self) -> Waker<'a> {
+        Waker::new(self.vm, self.slice.executor())
+    }
+
+    /// Makes the machine's console show new output of the TD, if it is being watched.
+    pub fn note_output(&self) {
+        if self.vm.console().is_watched() {
+            self.slice.cpu().wake_console();
+        }
+    }
+
     /// Ends the TD for this reason.
     #[cold]
     pub(crate) fn end(&self, why: End) -> Stop {
         self.vm.end_with(why);
         // The reason is the console's last line.
-        self.host.console_written();
+        self.note_output();
         Stop::Ended
     }
 
     /// Programs the host timer for the guest's timer.
     pub(crate) fn arm_timer(&self) {
-        self.host.wake_at(self.vcpu.timer_due(self.vm));
+        self.slice.set_timer(self.vcpu.timer_due(self.vm));
     }
 
     /// Posts the timer's interrupt if the timer is due.
@@ -56,12 +70,11 @@ impl<H: Host> Current<'_, H> {
             return;
         }
         let clock = self.vm.clock();
-        let now = clock.guest(self.host.tsc());
+        let now = clock.guest(self.slice.cpu().tsc());
         if self.vcpu.msrs.apic.due().is_some_and(|due| due <= now) {
             self.state.tally().timers.add();
             if let Some(vector) = self.vcpu.msrs.apic.expire(now, clock) {
-                // The vCPU is on this CPU, so no notification is needed.
-                _ = self.state.descriptor().post(vector);
+                self.waker().wake(self.vcpu.index, Event::Interrupt(vector));
             }
             self.arm_timer();
         }

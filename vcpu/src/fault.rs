@@ -12,14 +12,14 @@ use seam::error::Recovery;
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::exit::{Fault, Wants};
-use crate::host::Host;
+use crate::slice::{PhysicalCpu, TimeSlice};
 
 /// Number of tries at contended memory before the vCPU yields its CPU.
 const TRIES: u32 = 64;
 
 /// Serves a fault on a private address. Returns the reason if the vCPU must not be entered again at once.
 #[cold]
-pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Option<Stop> {
+pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>, fault: Fault) -> Option<Stop> {
     current.state.tally().faults.add();
     if fault.wants == Wants::Unaccepted && current.vm.memory_at(fault.gpa.0).is_some() {
         return Some(current.end(End::Unaccepted(fault.gpa)));
@@ -33,15 +33,15 @@ pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Opti
             Err(error) => return Some(current.end(End::Memory(error))),
         }
         current.state.tally().retries.add();
-        current.host.breathe();
-        if current.host.must_leave() {
+        current.slice.cpu().take_interrupts();
+        if current.slice.must_leave() {
             return Some(Stop::Yield);
         }
     }
     Some(Stop::Busy)
 }
 
-fn provide<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Result<(), Error> {
+fn provide<S: TimeSlice>(current: &mut Current<'_, S>, fault: Fault) -> Result<(), Error> {
     let vm = current.vm;
     // Held for reading while memory is mapped, so that it is not converted at the same time.
     let _same = vm.conversions.try_read().ok_or(Error::Busy)?;
@@ -51,7 +51,7 @@ fn provide<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Result<(), Er
         current.end(End::NoMemory(gpa));
         return Ok(());
     }
-    if vm.shared().has(current.host.frames(), gpa) {
+    if vm.shared().has(current.slice.cpu().shared_frames(), gpa) {
         current.end(End::UsedShared(gpa));
         return Ok(());
     }
@@ -68,29 +68,34 @@ fn provide<H: Host>(current: &mut Current<'_, H>, fault: Fault) -> Result<(), Er
     }
 }
 
-fn cpu<'a, H: Host>(current: &'a Current<'_, H>) -> Cpu<'a, H::Call, H::Wait, H::Pool> {
+fn cpu<'a, S: TimeSlice>(current: &'a Current<'_, S>) -> Cpu<'a, S::Call, S::Wait, S::Pool> {
     Cpu {
-        tdh: current.host.tdh(),
-        pool: current.host.pool(),
+        tdh: current.slice.tdh(),
+        pool: current.slice.pool(),
     }
 }
 
-fn split<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
+fn split<S: TimeSlice>(current: &Current<'_, S>, gpa: Gpa) -> Result<(), Error> {
     let block = Gpa(gpa.0 / PAGE_2M * PAGE_2M);
-    let map = current.host.private();
-    map.demote(cpu(current), block, PageSize::Size2M, current.host)?;
+    let map = current.slice.private();
+    map.demote(cpu(current), block, PageSize::Size2M, current.slice)?;
     current.state.tally().splits.add();
     Ok(())
 }
 
 /// Maps the 2 MiB block around `gpa` if all of it is private memory of the guest and none of it is mapped. Maps the
 /// 4 KiB page otherwise.
-fn map<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
-    let map = current.host.private();
+fn map<S: TimeSlice>(current: &Current<'_, S>, gpa: Gpa) -> Result<(), Error> {
+    let map = current.slice.private();
     let block = gpa.0 / PAGE_2M * PAGE_2M;
     let memory = current.vm.memory_at(block);
     let is_whole = memory.is_some_and(|memory| memory.end - block >= PAGE_2M);
-    if is_whole && !current.vm.shared().has_block(current.host.frames(), gpa) {
+    if is_whole
+        && !current
+            .vm
+            .shared()
+            .has_block(current.slice.cpu().shared_frames(), gpa)
+    {
         match map.map(cpu(current), Gpa(block), PageSize::Size2M) {
             // Parts of the block or all of it are mapped, or no 2 MiB frame is free.
             Err(Error::Occupied | Error::NoFrames(PageSize::Size2M)) => {}
@@ -109,16 +114,16 @@ fn map<H: Host>(current: &Current<'_, H>, gpa: Gpa) -> Result<(), Error> {
 }
 
 /// Unblocks a page that a failed operation left blocked.
-fn unblocked<H: Host>(
-    current: &Current<'_, H>,
+fn unblocked<S: TimeSlice>(
+    current: &Current<'_, S>,
     gpa: Gpa,
     result: Result<(), Error>,
 ) -> Result<(), Error> {
     match result {
         Err(Error::Blocked) => current
-            .host
+            .slice
             .private()
-            .unblock(cpu(current), gpa, current.host),
+            .unblock(cpu(current), gpa, current.slice),
         other => other,
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Vcpu::run`] is the loop: TDH.VP.ENTER, decode the exit ([`exit`]), serve it, enter again, until the scheduler has
 //! to act ([`Stop`]). [`ghci`] serves the guest's calls, `fault` maps the memory that it needs, and [`devices`] has its
-//! devices. The vCPUs of one TD share a [`Vm`]. The host implements the trait [`Host`].
+//! devices. The vCPUs of one TD share a [`Vm`]. A vCPU runs for a [`TimeSlice`] on a
+//! [`PhysicalCpu`]; the host implements both traits. [`Waker`] is the door by which anything wakes a vCPU.
 //!
 //! Between an exit and the next entry, nothing is allocated and no lock is taken that another vCPU could hold, unless
 //! the guest accessed a device, memory, or another vCPU.
@@ -21,20 +22,26 @@ pub mod exit;
 mod fatal;
 mod fault;
 pub mod ghci;
-mod host;
+mod interrupts;
 mod msr;
 pub mod posted;
 mod run;
 mod setup;
+mod slice;
+mod state;
 pub mod tally;
 mod vcpu;
 mod vm;
+mod wake;
 
 pub use console::{Console, Excerpt};
 pub use current::Stop;
 pub use end::End;
 pub use fatal::FatalError;
-pub use host::{Host, Notify};
+pub use interrupts::receive_typed;
 pub use setup::{Wiring, wire};
+pub use slice::{PhysicalCpu, TimeSlice};
+pub use state::{Event, Halt, VcpuState};
 pub use vcpu::Vcpu;
-pub use vm::{Halt, VcpuState, Vm};
+pub use vm::Vm;
+pub use wake::{Executor, Waker};

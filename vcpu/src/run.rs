@@ -8,9 +8,10 @@ use seam::tdh::{EnterFlags, Tdvpr};
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::exit::{Exit, Obstacle};
-use crate::host::Host;
+use crate::slice::{PhysicalCpu, TimeSlice};
+use crate::state::Halt;
 use crate::vcpu::Vcpu;
-use crate::vm::{Halt, Vm};
+use crate::vm::Vm;
 use crate::{fault, ghci};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
@@ -20,7 +21,7 @@ impl Vcpu {
     /// Runs the vCPU on this CPU until the scheduler has to act. Interrupts are disabled throughout, except where the
     /// host serves them itself. A vCPU that halted with interrupts disabled returns at once unless it has an NMI:
     /// interrupts, its timer and the scheduler do not wake it.
-    pub fn run<H: Host>(&mut self, vm: &Vm, tdvpr: &Tdvpr, host: &H) -> Stop {
+    pub fn run<S: TimeSlice>(&mut self, vm: &Vm, tdvpr: &Tdvpr, slice: &S) -> Stop {
         let Some(state) = vm.vcpus().get(self.index as usize) else {
             return Stop::Ended;
         };
@@ -29,21 +30,23 @@ impl Vcpu {
             vm,
             state,
             tdvpr,
-            host,
+            slice,
             tries: 0,
         };
         if session.sleeps_on() {
             return Stop::Halted;
         }
+        state.begin(slice.cpu_number());
         state.set_halt(Halt::No);
         session.arm_timer();
         let stop = session.run();
-        host.wake_at(None);
+        slice.set_timer(None);
+        state.leave();
         stop
     }
 }
 
-impl<H: Host> Current<'_, H> {
+impl<S: TimeSlice> Current<'_, S> {
     /// Returns whether the vCPU stays halted. If the TD has ended, [`Self::run`] finds that.
     fn sleeps_on(&self) -> bool {
         let state = self.state;
@@ -52,7 +55,7 @@ impl<H: Host> Current<'_, H> {
 
     fn run(&mut self) -> Stop {
         loop {
-            if self.host.must_leave() {
+            if self.slice.must_leave() {
                 return Stop::Yield;
             }
             if self.vm.end().is_some() {
@@ -82,7 +85,7 @@ impl<H: Host> Current<'_, H> {
 
     fn enter(&mut self) -> Result<Exit, seam::error::Error> {
         self.state.tally().entries.add();
-        let tdh = self.host.tdh();
+        let tdh = self.slice.tdh();
         let status = tdh.vp_enter(self.tdvpr, EnterFlags::default(), &mut self.vcpu.regs)?;
         let shared = self.vm.shared().shared_bit();
         Ok(Exit::decode(status, &self.vcpu.regs, shared))
@@ -98,7 +101,7 @@ impl<H: Host> Current<'_, H> {
         if self.state.descriptor().is_outstanding() {
             // Interrupts are disabled, so this one is delivered in the guest, where the CPU takes the posted vectors.
             self.state.tally().posted.add();
-            self.host.notify_here();
+            self.slice.cpu().notify(self.slice.cpu_number());
         }
         None
     }
@@ -108,7 +111,7 @@ impl<H: Host> Current<'_, H> {
         if !self.state.take_nmi() {
             return None;
         }
-        match self.host.tdh().vp_wr(self.tdvpr, vp::PEND_NMI.id, 1, 1) {
+        match self.slice.tdh().vp_wr(self.tdvpr, vp::PEND_NMI.id, 1, 1) {
             Ok(_) => {
                 self.state.tally().nmis_in.add();
                 None
@@ -127,10 +130,10 @@ impl<H: Host> Current<'_, H> {
         let Some(_same) = self.vm.conversions.try_read() else {
             // The CPU that converts memory may wait for this CPU. The guest faults again.
             self.state.tally().retries.add();
-            self.host.breathe();
+            self.slice.cpu().take_interrupts();
             return None;
         };
-        let is_there = self.vm.shared().has(self.host.frames(), gpa);
+        let is_there = self.vm.shared().has(self.slice.cpu().shared_frames(), gpa);
         (!is_there).then(|| self.end(End::NothingShared(gpa)))
     }
 
@@ -144,11 +147,11 @@ impl<H: Host> Current<'_, H> {
             Exit::Call => return ghci::serve(self),
             Exit::Interrupt { vector } => {
                 tally.interrupts.add();
-                self.host.serve_interrupt(vector);
+                self.slice.cpu().serve_interrupt(vector);
             }
             Exit::Nmi => {
                 tally.nmis.add();
-                self.host.serve_nmi();
+                self.slice.cpu().serve_nmi();
             }
             Exit::Private(fault) => return fault::serve(self, fault),
             Exit::Shared { gpa } => return self.serve_shared(gpa),
@@ -160,7 +163,7 @@ impl<H: Host> Current<'_, H> {
             Exit::HostHadPriority => tally.priority.add(),
             Exit::NotEntered(obstacle) => return self.overcome(obstacle),
             Exit::MachineCheck(status) => {
-                self.host.serve_machine_check();
+                self.slice.cpu().serve_machine_check();
                 return Some(self.end(End::MachineCheck(status)));
             }
             Exit::TripleFault => {
@@ -182,7 +185,7 @@ impl<H: Host> Current<'_, H> {
                 if self.tries == ENTRY_TRIES {
                     return Some(Stop::Busy);
                 }
-                self.host.breathe();
+                self.slice.cpu().take_interrupts();
                 None
             }
             Obstacle::OtherCpu => Some(Stop::OtherCpu),

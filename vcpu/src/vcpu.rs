@@ -3,7 +3,8 @@
 use seam::abi::Gprs;
 
 use crate::msr::Msrs;
-use crate::vm::{Halt, Vm};
+use crate::state::Halt;
+use crate::vm::Vm;
 
 /// The host's state of one virtual CPU between two runs. The module holds the vCPU's own registers.
 #[derive(Clone, Debug)]

@@ -2,20 +2,17 @@
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use mm::shared::SharedMap;
 use spin::{Once, RwLock};
+use sync::atomic::AtomicBool;
 
-use crate::apic::{Destination, FIRST_VECTOR, IpiKind};
-use crate::branch::Branches;
 use crate::clock::Clock;
 use crate::console::Console;
-use crate::devices::{Devices, Message, Trigger};
+use crate::devices::Devices;
 use crate::end::End;
-use crate::host::Notify;
-use crate::posted::Descriptor;
-use crate::tally::Tally;
+use crate::state::VcpuState;
 
 /// Shared state of a TD's vCPUs.
 #[derive(Debug)]
@@ -32,6 +29,8 @@ pub struct Vm {
     console: Arc<Console>,
     clock: Clock,
     end: Once<End>,
+    /// Set when a vCPU that waited in the run queue was woken.
+    woken: AtomicBool,
 }
 
 /// A range of a TD's memory. The operator may lower its end.
@@ -39,29 +38,6 @@ pub struct Vm {
 struct Memory {
     start: u64,
     end: AtomicU64,
-}
-
-/// The means to reach one vCPU, and its counters.
-#[derive(Debug)]
-pub struct VcpuState {
-    apic_id: u32,
-    descriptor: Descriptor,
-    nmi: AtomicBool,
-    halt: AtomicU8,
-    branches: Branches,
-    tally: Tally,
-}
-
-/// The halt state of a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Halt {
-    /// Not halted.
-    No,
-    /// Halted until an interrupt or an NMI arrives.
-    Interruptible,
-    /// Halted with interrupts disabled, until an NMI arrives.
-    Blocked,
 }
 
 impl Vm {
@@ -88,6 +64,7 @@ impl Vm {
             console,
             clock,
             end: Once::new(),
+            woken: AtomicBool::new(false),
         }
     }
 
@@ -162,72 +139,18 @@ impl Vm {
         self.conversions.try_write().is_some()
     }
 
-    /// Posts an interrupt to a vCPU.
-    pub fn post(&self, by: &(impl Notify + ?Sized), vcpu: u32, vector: u8) {
-        if vector < FIRST_VECTOR {
-            return;
-        }
-        if let Some(state) = self.vcpus.get(vcpu as usize)
-            && state.descriptor.post(vector)
-        {
-            by.notify(vcpu);
-        }
+    /// Notes that a vCPU has been woken in the run queue.
+    pub(crate) fn note_woken(&self) {
+        self.woken.store(true, SeqCst);
     }
 
-    /// Requests an NMI on a vCPU. Several pending requests merge into one.
-    pub fn post_nmi(&self, by: &(impl Notify + ?Sized), vcpu: u32) {
-        if let Some(state) = self.vcpus.get(vcpu as usize)
-            && !state.nmi.swap(true, SeqCst)
-        {
-            by.interrupt(vcpu);
-        }
-    }
-
-    /// Sends a message from the vCPU with x2APIC id `sender` to all its targets.
-    pub(crate) fn send(
-        &self,
-        by: &(impl Notify + ?Sized),
-        kind: IpiKind,
-        to: Destination,
-        sender: u32,
-    ) {
-        for (number, state) in (0..).zip(&self.vcpus) {
-            if to.includes(state.apic_id, sender) {
-                match kind {
-                    IpiKind::Fixed(vector) => self.post(by, number, vector),
-                    IpiKind::Nmi => self.post_nmi(by, number),
-                }
-            }
-        }
-    }
-
-    /// Moves typed bytes to the serial port as long as it has room, and updates its line at the interrupt controller.
-    pub fn receive_typed(&self, by: &(impl Notify + ?Sized)) {
-        {
-            let mut uart = self.devices.uart.lock();
-            while uart.has_room()
-                && let Some(byte) = self.console.take_typed()
-            {
-                uart.receive(byte);
-            }
-        }
-        if let Some(message) = self.devices.route_lines() {
-            self.deliver(by, message);
-        }
-    }
-
-    fn deliver(&self, by: &(impl Notify + ?Sized), message: Message) {
-        let to = match (message.is_logical, message.destination) {
-            (_, 0xFF) => Destination::All,
-            (true, set) => Destination::Logical(0, set.into()),
-            (false, id) => Destination::Physical(id.into()),
-        };
-        let kind = match message.trigger {
-            Trigger::Fixed => IpiKind::Fixed(message.vector),
-            Trigger::Nmi => IpiKind::Nmi,
-        };
-        // No vCPU has this id, so the sender is never a target: devices are not vCPUs.
-        self.send(by, kind, to, u32::MAX);
+    /// Takes the numbers of the vCPUs that waited in the run queue and were woken since the last call
+    /// ([`crate::Executor::woken`]).
+    pub fn take_woken(&self) -> impl Iterator<Item = u32> + '_ {
+        let any = self.woken.swap(false, SeqCst);
+        let all = (0..).zip(&self.vcpus).take_while(move |_| any);
+        all.filter(|(_, state)| state.take_woken())
+            .map(|(number, _)| number)
     }
 }
 
@@ -243,80 +166,5 @@ impl From<Range<u64>> for Memory {
             start: range.start,
             end: AtomicU64::new(range.end),
         }
-    }
-}
-
-impl VcpuState {
-    fn new(apic_id: u32) -> Self {
-        Self {
-            apic_id,
-            descriptor: Descriptor::new(),
-            nmi: AtomicBool::new(false),
-            halt: AtomicU8::new(Halt::No as u8),
-            branches: Branches::default(),
-            tally: Tally::default(),
-        }
-    }
-
-    /// Returns the vCPU's x2APIC id.
-    #[must_use]
-    pub const fn apic_id(&self) -> u32 {
-        self.apic_id
-    }
-
-    /// Returns the vCPU's posted-interrupt descriptor. The module needs its physical address.
-    #[must_use]
-    pub const fn descriptor(&self) -> &Descriptor {
-        &self.descriptor
-    }
-
-    /// Returns the counters of the GHCI branches that the guest took.
-    #[must_use]
-    pub const fn branches(&self) -> &Branches {
-        &self.branches
-    }
-
-    /// Returns the exit counters.
-    #[must_use]
-    pub const fn tally(&self) -> &Tally {
-        &self.tally
-    }
-
-    /// Returns the halt state.
-    #[must_use]
-    pub fn halt(&self) -> Halt {
-        match self.halt.load(SeqCst) {
-            0 => Halt::No,
-            1 => Halt::Interruptible,
-            _ => Halt::Blocked,
-        }
-    }
-
-    pub(crate) fn set_halt(&self, halt: Halt) {
-        self.halt.store(halt as u8, SeqCst);
-    }
-
-    /// Returns whether the vCPU is halted and no event that wakes it is pending. Before a scheduler takes the vCPU off
-    /// its CPU, it must check again, at a point where [`Notify::notify`] can already find the vCPU.
-    #[must_use]
-    pub fn is_waiting(&self) -> bool {
-        match self.halt() {
-            Halt::No => false,
-            Halt::Interruptible => !self.has_nmi() && !self.descriptor.is_outstanding(),
-            Halt::Blocked => !self.has_nmi(),
-        }
-    }
-
-    pub(crate) fn has_nmi(&self) -> bool {
-        self.nmi.load(SeqCst)
-    }
-
-    pub(crate) fn take_nmi(&self) -> bool {
-        self.nmi.swap(false, SeqCst)
-    }
-
-    /// Restores an NMI request that was taken but could not be injected.
-    pub(crate) fn put_nmi(&self) {
-        self.nmi.store(true, SeqCst);
     }
 }

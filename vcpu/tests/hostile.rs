@@ -84,7 +84,7 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         loop {
             match td.run(&host, 0, &script) {
                 Stop::Yield => break,
-                Stop::Halted => td.vm.post_nmi(&host, 0),
+                Stop::Halted => host.post_nmi(0),
                 other => panic!("{other:?}: {:?}", td.vm.end()),
             }
         }

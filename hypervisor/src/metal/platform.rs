@@ -35,7 +35,7 @@ use seam::{
 };
 use spin::Once;
 use sync::call::NoAnswer;
-use vcpu::posted::Descriptor;
+use vcpu::{PhysicalCpu, posted::Descriptor};
 use x86_64::instructions::interrupts;
 
 use crate::{
@@ -151,7 +151,7 @@ impl Platform for Metal {
     }
 }
 
-impl Running for Metal {
+impl PhysicalCpu for Metal {
     type Frames = Shared;
 
     fn shared_frames(&self) -> &Shared {
@@ -162,40 +162,16 @@ impl Running for Metal {
         time::tsc()
     }
 
-    fn tsc_hz(&self) -> u64 {
-        time::hz()
+    fn monotonic_us(&self) -> u64 {
+        self.now_us()
     }
 
     fn unix_seconds(&self) -> u64 {
         rtc::unix_seconds()
     }
 
-    fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
-        Hpa(memory::physical(&raw const *descriptor as u64))
-    }
-
-    fn attention(&self, cpu: u32) -> &Attention {
-        /// Stands in for a number that no CPU has.
-        static NOBODY: Attention = Attention::new();
-        cpu::all()
-            .get(cpu as usize)
-            .map_or(&NOBODY, |cpu| &cpu.attention)
-    }
-
-    fn poke(&self, cpu: u32) {
-        cpu::poke(cpu);
-    }
-
     fn wake_console(&self) {
         cpu::wake_console();
-    }
-
-    fn set_timer(&self, tsc: Option<u64>) {
-        timer::set(tsc);
-    }
-
-    fn notification_vector(&self) -> u8 {
-        trap::NOTIFICATION_VECTOR
     }
 
     fn notify(&self, cpu: u32) {
@@ -220,6 +196,36 @@ impl Running for Metal {
         interrupts::enable();
         core::hint::spin_loop();
         interrupts::disable();
+    }
+}
+
+impl Running for Metal {
+    fn tsc_hz(&self) -> u64 {
+        time::hz()
+    }
+
+    fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
+        Hpa(memory::physical(&raw const *descriptor as u64))
+    }
+
+    fn attention(&self, cpu: u32) -> &Attention {
+        /// Stands in for a number that no CPU has.
+        static NOBODY: Attention = Attention::new();
+        cpu::all()
+            .get(cpu as usize)
+            .map_or(&NOBODY, |cpu| &cpu.attention)
+    }
+
+    fn poke(&self, cpu: u32) {
+        cpu::poke(cpu);
+    }
+
+    fn set_timer(&self, tsc: Option<u64>) {
+        timer::set(tsc);
+    }
+
+    fn notification_vector(&self) -> u8 {
+        trap::NOTIFICATION_VECTOR
     }
 
     fn flush_shared_ept(&self) {

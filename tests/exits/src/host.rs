@@ -17,7 +17,7 @@ use seam::retry::Never;
 use seam::tdh::{Keyed, Tdh, Tdr, Tdvpr};
 use spin::Mutex;
 use vcpu::clock::Clock;
-use vcpu::{Console, Host, Notify, Vm};
+use vcpu::{Console, Executor, PhysicalCpu, TimeSlice, Vm};
 
 use crate::module::Module;
 
@@ -118,10 +118,12 @@ pub struct OneTd<'t> {
     notified: Cell<u64>,
 }
 
-impl Notify for OneTd<'_> {
+impl Executor for OneTd<'_> {
     fn notify(&self, _: u32) {}
 
     fn interrupt(&self, _: u32) {}
+
+    fn woken(&self) {}
 }
 
 impl Kick for OneTd<'_> {
@@ -136,25 +138,10 @@ impl shared::Flush for OneTd<'_> {
     }
 }
 
-impl Host for OneTd<'_> {
-    type Call = Module;
-    type Wait = Never;
-    type Pool = FramePool<Mutex<Frames>, Unread>;
+impl PhysicalCpu for OneTd<'_> {
     type Frames = Root;
 
-    fn tdh(&self) -> &Tdh<'_, Module, Never> {
-        &self.tdh
-    }
-
-    fn private(&self) -> &PrivateMap {
-        unreachable!("these calls are not about private memory")
-    }
-
-    fn pool(&self) -> &Self::Pool {
-        unreachable!("these calls need no memory")
-    }
-
-    fn frames(&self) -> &Root {
+    fn shared_frames(&self) -> &Root {
         &self.td.root
     }
 
@@ -170,23 +157,56 @@ impl Host for OneTd<'_> {
         0
     }
 
-    fn must_leave(&self) -> bool {
-        let left = self.left.get();
-        self.left.set(left.wrapping_sub(1));
-        left == 0
-    }
-
-    fn wake_at(&self, _: Option<u64>) {}
-
     fn serve_interrupt(&self, _: u8) {}
 
     fn serve_nmi(&self) {}
 
     fn serve_machine_check(&self) {}
 
-    fn breathe(&self) {}
+    fn take_interrupts(&self) {}
 
-    fn notify_here(&self) {
+    fn notify(&self, _: u32) {
         self.notified.set(self.notified.get() + 1);
     }
+
+    fn wake_console(&self) {}
+}
+
+impl TimeSlice for OneTd<'_> {
+    type Call = Module;
+    type Wait = Never;
+    type Pool = FramePool<Mutex<Frames>, Unread>;
+    type Cpu = Self;
+
+    fn cpu(&self) -> &Self {
+        self
+    }
+
+    fn cpu_number(&self) -> u32 {
+        0
+    }
+
+    fn executor(&self) -> &dyn Executor {
+        self
+    }
+
+    fn tdh(&self) -> &Tdh<'_, Module, Never> {
+        &self.tdh
+    }
+
+    fn private(&self) -> &PrivateMap {
+        unreachable!("these calls are not about private memory")
+    }
+
+    fn pool(&self) -> &Self::Pool {
+        unreachable!("these calls need no memory")
+    }
+
+    fn must_leave(&self) -> bool {
+        let left = self.left.get();
+        self.left.set(left.wrapping_sub(1));
+        left == 0
+    }
+
+    fn set_timer(&self, _: Option<u64>) {}
 }

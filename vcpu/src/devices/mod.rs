@@ -62,11 +62,6 @@ pub trait Device: fmt::Debug + Send {
 
     /// Writes the low `place.size` bytes of `value` to a register. Ignored if there is no register.
     fn write(&mut self, place: Place, value: u64, now: Now) -> Effect;
-
-    /// Returns the number and the level of the device's interrupt line, if it has one.
-    fn line(&self) -> Option<(u8, bool)> {
-        None
-    }
 }
 
 /// Returns the value of a read that no device answers.
@@ -248,9 +243,17 @@ impl Devices {
         self.window.store(pci.window().0, Relaxed);
     }
 
-    /// Updates the interrupt controller with the levels of the device lines. Returns the message to send, if any.
-    pub fn route_lines(&self) -> Option<Message> {
-        let (line, raised) = self.uart.lock().line()?;
+    /// Moves bytes of `input` to the serial port as long as it has room, and passes a change of its interrupt line to the
+    /// interrupt controller. Returns the message to send, if any.
+    pub fn feed_uart(&self, input: impl Fn() -> Option<u8>) -> Option<Message> {
+        let mut uart = self.uart.lock();
+        while uart.has_room()
+            && let Some(byte) = input()
+        {
+            uart.receive(byte);
+        }
+        let (line, raised) = uart.line_change()?;
+        // The port stays locked, so that changes arrive in their order.
         self.io_apic.lock().set_line(line, raised)
     }
 }
@@ -342,12 +345,12 @@ mod tests {
         let devices = Devices::new([]);
         let message = |line: u8| {
             devices.uart.lock().receive(line);
-            devices.route_lines()
+            devices.feed_uart(|| None)
         };
         assert_eq!(message(b'a'), None, "the guest enabled no interrupt");
         devices.io_apic.lock().program(4, 3 << 56 | 0x31);
         devices.output(uart::BASE + 1, 1, 1, Now::default);
-        let sent = devices.route_lines().unwrap();
+        let sent = devices.feed_uart(|| None).unwrap();
         assert_eq!((sent.vector, sent.destination), (0x31, 3));
         assert_eq!(message(b'b'), None, "the line is up since before");
         for byte in *b"ab" {
@@ -356,7 +359,7 @@ mod tests {
                 Some(byte.into())
             );
         }
-        assert_eq!(devices.route_lines(), None);
+        assert_eq!(devices.feed_uart(|| None), None);
         assert!(message(b'c').is_some());
     }
 }

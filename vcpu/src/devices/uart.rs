@@ -47,6 +47,8 @@ pub struct Uart {
     modem_control: u8,
     scratch: u8,
     divisor: u16,
+    /// Level of the interrupt line that was reported last.
+    raised: bool,
 }
 
 impl Default for Uart {
@@ -61,6 +63,7 @@ impl Default for Uart {
             modem_control: 0,
             scratch: 0,
             divisor: 12,
+            raised: false,
         }
     }
 }
@@ -77,6 +80,13 @@ impl Uart {
         if self.received.try_push(byte).is_err() {
             self.overrun = true;
         }
+    }
+
+    /// Returns the interrupt line and its level, if the level has changed since the last call.
+    pub fn line_change(&mut self) -> Option<(u8, bool)> {
+        let raised = self.is_received_pending() || self.is_empty_pending();
+        let was_raised = core::mem::replace(&mut self.raised, raised);
+        (raised != was_raised).then_some((LINE, raised))
     }
 
     const fn is_latch_open(&self) -> bool {
@@ -169,10 +179,6 @@ impl Device for Uart {
         }
         Effect::None
     }
-
-    fn line(&self) -> Option<(u8, bool)> {
-        Some((LINE, self.is_received_pending() || self.is_empty_pending()))
-    }
 }
 
 #[cfg(test)]
@@ -210,13 +216,17 @@ mod tests {
     fn a_received_byte_raises_the_line_until_it_is_read() {
         let mut uart = Uart::default();
         uart.receive(b'a');
-        assert_eq!(uart.line(), Some((4, false)));
+        assert_eq!(uart.line_change(), None, "it is down");
         write(&mut uart, 1, 1);
-        assert_eq!(uart.line(), Some((4, true)));
+        assert_eq!(uart.line_change(), Some((4, true)));
+        assert_eq!(uart.line_change(), None, "it stays up");
         assert_eq!(read(&mut uart, 2), 0xC4);
         assert_eq!(read(&mut uart, 5) & 1, 1);
         assert_eq!(read(&mut uart, 0), b'a');
-        assert_eq!((uart.line(), read(&mut uart, 2)), (Some((4, false)), 0xC1));
+        assert_eq!(
+            (uart.line_change(), read(&mut uart, 2)),
+            (Some((4, false)), 0xC1)
+        );
     }
 
     #[test]
@@ -226,7 +236,7 @@ mod tests {
         assert_eq!(read(&mut uart, 2), 0xC2);
         assert_eq!(read(&mut uart, 2), 0xC1);
         write(&mut uart, 0, b'x');
-        assert_eq!(uart.line(), Some((4, true)));
+        assert_eq!(uart.line_change(), Some((4, true)));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::devices::{Effect, Now, Power, open_bus};
 use crate::end::End;
-use crate::host::Host;
-use crate::vm::Halt;
+use crate::interrupts::{receive_typed, send};
+use crate::slice::{PhysicalCpu, TimeSlice};
+use crate::state::Halt;
 
 /// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
@@ -38,7 +39,7 @@ const COMPATIBLE_SIGNATURE: [u32; 3] = [
 
 /// Serves CPUID. R12: leaf, R13: sub-leaf. Returns EAX to EDX in R12 to R15.
 #[inline]
-pub(super) fn cpuid<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn cpuid<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let regs = &mut current.vcpu.regs;
     let (Ok(leaf), Ok(sub_leaf)) = (u32::try_from(regs.r12), u32::try_from(regs.r13)) else {
         return Branch::CpuidInvalid;
@@ -62,7 +63,7 @@ pub(super) fn cpuid<H: Host>(current: &mut Current<'_, H>) -> Branch {
 }
 
 /// Describes one thread per core, and all cores in one package.
-fn topology<H: Host>(current: &Current<'_, H>, sub_leaf: u32) -> [u32; 4] {
+fn topology<S: TimeSlice>(current: &Current<'_, S>, sub_leaf: u32) -> [u32; 4] {
     const THREADS: u32 = 1 << 8;
     const CORES: u32 = 2 << 8;
     let id = current.state.apic_id();
@@ -76,7 +77,7 @@ fn topology<H: Host>(current: &Current<'_, H>, sub_leaf: u32) -> [u32; 4] {
 
 /// Serves HLT. R12: 1 if the guest has interrupts disabled.
 #[inline]
-pub(super) fn halt<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+pub(super) fn halt<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
     let halt = match current.vcpu.regs.r12 {
         0 => Halt::Interruptible,
         1 => Halt::Blocked,
@@ -101,10 +102,10 @@ pub(super) fn halt<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
 
 /// Returns whether the vCPU's APIC page holds a pending interrupt, delivered by the CPU during the last run. Only
 /// the module can read this page.
-fn has_virtual_interrupt<H: Host>(current: &Current<'_, H>) -> bool {
+fn has_virtual_interrupt<S: TimeSlice>(current: &Current<'_, S>) -> bool {
     const INTERRUPT_PENDING: u64 = 1 << 0;
     let details = current
-        .host
+        .slice
         .tdh()
         .vp_rd(current.tdvpr, vp::VCPU_STATE_DETAILS.id);
     // If the read fails, the guest is entered and checks for itself.
@@ -114,7 +115,7 @@ fn has_virtual_interrupt<H: Host>(current: &Current<'_, H>) -> bool {
 /// Serves IN and OUT. R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: value to write. Returns the value
 /// read in R11.
 #[inline]
-pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
     let regs = &current.vcpu.regs;
     let (size @ (1 | 2 | 4), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
         return (Branch::IoInvalid, None);
@@ -126,7 +127,7 @@ pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
         return (Branch::IoInvalid, None);
     }
     let (size, value) = (size as u8, regs.r15);
-    let now = || now(current.host);
+    let now = || now(current.slice.cpu());
     if direction == 0 {
         let Some(value) = current.vm.devices().input(port, size, now) else {
             current.vcpu.regs.r11 = open_bus(size);
@@ -134,7 +135,7 @@ pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
         };
         current.vcpu.regs.r11 = value;
         // A read makes room for waiting input.
-        current.vm.receive_typed(current.host);
+        receive_typed(current.waker());
         return (Branch::IoIn, None);
     }
     match current.vm.devices().output(port, size, value, now) {
@@ -144,8 +145,8 @@ pub(super) fn port_io<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
 }
 
 /// Carries out the action that a device requested.
-fn carry_out<H: Host>(
-    current: &mut Current<'_, H>,
+fn carry_out<S: TimeSlice>(
+    current: &mut Current<'_, S>,
     effect: Effect,
     branch: Branch,
 ) -> (Branch, Option<Stop>) {
@@ -153,7 +154,7 @@ fn carry_out<H: Host>(
         Effect::None => {}
         Effect::Output(byte) => {
             current.vm.console().put(byte);
-            current.host.console_written();
+            current.note_output();
         }
         Effect::Power(power) => {
             let end = match power {
@@ -164,14 +165,14 @@ fn carry_out<H: Host>(
         }
         Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
-    current.vm.receive_typed(current.host);
+    receive_typed(current.waker());
     (branch, None)
 }
 
 /// Serves RDMSR. R12: MSR. Returns its value in R11.
-pub(super) fn rdmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn rdmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let clock = current.vm.clock();
-    let now = clock.guest(current.host.tsc());
+    let now = clock.guest(current.slice.cpu().tsc());
     let value = u32::try_from(current.vcpu.regs.r12)
         .ok()
         .and_then(|msr| current.vcpu.msrs.read(msr, now, clock).ok());
@@ -185,13 +186,13 @@ pub(super) fn rdmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
 }
 
 /// Serves WRMSR. R12: MSR, R13: value.
-pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn wrmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let (msr, value) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
     let Ok(msr) = u32::try_from(msr) else {
         return Branch::WrmsrInvalid;
     };
     let clock = current.vm.clock();
-    let now = clock.guest(current.host.tsc());
+    let now = clock.guest(current.slice.cpu().tsc());
     match current.vcpu.msrs.write(msr, value, now, clock) {
         Ok(Request::None) => Branch::Wrmsr,
         Ok(Request::Timer) => {
@@ -199,8 +200,7 @@ pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
             Branch::WrmsrTimer
         }
         Ok(Request::Send(ipi)) => {
-            let sender = current.state.apic_id();
-            current.vm.send(current.host, ipi.kind, ipi.to, sender);
+            send(current.waker(), ipi, current.state.apic_id());
             Branch::WrmsrIpi
         }
         Err(_) => Branch::WrmsrInvalid,
@@ -210,7 +210,7 @@ pub(super) fn wrmsr<H: Host>(current: &mut Current<'_, H>) -> Branch {
 /// Serves MMIO. R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: value to store. Returns the
 /// loaded value in R11.
 #[inline(never)]
-pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
     let regs = &current.vcpu.regs;
     let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
         return (Branch::MmioInvalid, None);
@@ -224,7 +224,7 @@ pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
         return (Branch::MmioInvalid, None);
     }
     let (size, value) = (size as u8, regs.r15);
-    let now = now(current.host);
+    let now = now(current.slice.cpu());
     if direction == 0 {
         let (value, branch) = match current.vm.devices().load(gpa, size, now) {
             Some(value) => (value, Branch::MmioLoad),
@@ -239,9 +239,9 @@ pub(super) fn mmio<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Sto
     }
 }
 
-fn now(host: &impl Host) -> Now {
+fn now(cpu: &impl PhysicalCpu) -> Now {
     Now {
-        monotonic_us: host.monotonic_us(),
-        unix_seconds: host.unix_seconds(),
+        monotonic_us: cpu.monotonic_us(),
+        unix_seconds: cpu.unix_seconds(),
     }
 }

@@ -16,7 +16,7 @@ use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::fault::is_busy;
-use crate::host::Host;
+use crate::slice::{PhysicalCpu, TimeSlice};
 
 /// The target type of a conversion.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Failed {
 
 /// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
 /// of the first unconverted byte in R11.
-pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+pub(super) fn map_gpa<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
     let shared = current.vm.shared().shared_bit();
     let (from, bytes) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
     current.vcpu.regs.r11 = from;
@@ -71,7 +71,7 @@ pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
         if matches!(goes_on, Err(Failed::NoFrames)) {
             return (Branch::MapFailed, None);
         }
-        current.host.breathe();
+        current.slice.cpu().take_interrupts();
         if at < end && (goes_on.is_err() || is_wanted(current)) {
             return (Branch::MapRetry, None);
         }
@@ -84,14 +84,14 @@ pub(super) fn map_gpa<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<
 }
 
 /// Returns whether the host needs this CPU or the guest has a pending event.
-fn is_wanted<H: Host>(current: &Current<'_, H>) -> bool {
-    current.host.must_leave()
+fn is_wanted<S: TimeSlice>(current: &Current<'_, S>) -> bool {
+    current.slice.must_leave()
         || current.state.has_nmi()
         || current.state.descriptor().is_outstanding()
 }
 
 /// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
-fn step_from<H: Host>(current: &Current<'_, H>, at: u64, end: u64) -> Option<Range<u64>> {
+fn step_from<S: TimeSlice>(current: &Current<'_, S>, at: u64, end: u64) -> Option<Range<u64>> {
     let mut ranges = current.vm.memory();
     let memory = ranges.find(|memory| memory.end > at && memory.start < end)?;
     let start = at.max(memory.start);
@@ -99,8 +99,8 @@ fn step_from<H: Host>(current: &Current<'_, H>, at: u64, end: u64) -> Option<Ran
     Some(start..block.min(memory.end).min(end))
 }
 
-fn convert_patiently<H: Host>(
-    current: &mut Current<'_, H>,
+fn convert_patiently<S: TimeSlice>(
+    current: &mut Current<'_, S>,
     range: Range<u64>,
     to: To,
 ) -> Result<(), Failed> {
@@ -108,7 +108,7 @@ fn convert_patiently<H: Host>(
         match convert(current, range.clone(), to) {
             Err(Failed::Later) => {
                 current.state.tally().retries.add();
-                current.host.breathe();
+                current.slice.cpu().take_interrupts();
                 if is_wanted(current) {
                     break;
                 }
@@ -120,7 +120,11 @@ fn convert_patiently<H: Host>(
 }
 
 /// Converts a range within one 2 MiB block.
-fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> Result<(), Failed> {
+fn convert<S: TimeSlice>(
+    current: &mut Current<'_, S>,
+    range: Range<u64>,
+    to: To,
+) -> Result<(), Failed> {
     let vm = current.vm;
     let _alone = vm.conversions.try_write().ok_or(Failed::Later)?;
     let memory = vm.memory_at(range.start);
@@ -135,9 +139,9 @@ fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> 
             share(current, range)
         }
         To::Private => {
-            let unmapped = vm
-                .shared()
-                .unmap(current.host.frames(), range, current.host);
+            let unmapped =
+                vm.shared()
+                    .unmap(current.slice.cpu().shared_frames(), range, current.slice);
             match unmapped {
                 Ok(_) => Ok(()),
                 Err(shared::Error::NoFrames(_)) => Err(Failed::NoFrames),
@@ -150,26 +154,29 @@ fn convert<H: Host>(current: &mut Current<'_, H>, range: Range<u64>, to: To) -> 
 /// Allocates the shared EPT tables before the private page is removed. Tables are permanent. They must not take the
 /// frame that leaves a hole in a large page, because that frame fills the hole when the guest takes the memory
 /// back.
-fn prepare<H: Host>(current: &Current<'_, H>, range: &Range<u64>) -> Result<(), Failed> {
+fn prepare<S: TimeSlice>(current: &Current<'_, S>, range: &Range<u64>) -> Result<(), Failed> {
     if range.end - range.start == PAGE_2M {
         return Ok(());
     }
     let prepared = current
         .vm
         .shared()
-        .prepare(current.host.frames(), Gpa(range.start));
+        .prepare(current.slice.cpu().shared_frames(), Gpa(range.start));
     match prepared {
         Ok(()) | Err(shared::Error::Occupied) => Ok(()),
         Err(_) => Err(Failed::NoFrames),
     }
 }
 
-fn take_private<H: Host>(current: &mut Current<'_, H>, range: Range<u64>) -> Result<(), Failed> {
+fn take_private<S: TimeSlice>(
+    current: &mut Current<'_, S>,
+    range: Range<u64>,
+) -> Result<(), Failed> {
     let cpu = Cpu {
-        tdh: current.host.tdh(),
-        pool: current.host.pool(),
+        tdh: current.slice.tdh(),
+        pool: current.slice.pool(),
     };
-    match current.host.private().remove(cpu, range, current.host) {
+    match current.slice.private().remove(cpu, range, current.slice) {
         Ok(Outcome::Removed(_)) => Ok(()),
         Ok(Outcome::Queued | Outcome::LeftToReclaim) | Err(Error::Terminated) => {
             Err(Failed::Over(Stop::Closed))
@@ -181,8 +188,8 @@ fn take_private<H: Host>(current: &mut Current<'_, H>, range: Range<u64>) -> Res
     }
 }
 
-fn share<H: Host>(current: &Current<'_, H>, range: Range<u64>) -> Result<(), Failed> {
-    let (map, frames) = (current.vm.shared(), current.host.frames());
+fn share<S: TimeSlice>(current: &Current<'_, S>, range: Range<u64>) -> Result<(), Failed> {
+    let (map, frames) = (current.vm.shared(), current.slice.cpu().shared_frames());
     if range.end - range.start == PAGE_2M
         && map.map(frames, Gpa(range.start), PageSize::Size2M).is_ok()
     {

@@ -15,17 +15,16 @@ use seam::abi::ghci::number;
 
 pub use crate::branch::{Branch, Branches, Status};
 use crate::current::{Current, Stop};
-use crate::host::Host;
+use crate::slice::TimeSlice;
 
 /// Number of tries at a contended resource before the guest is told to retry.
 const TRIES: u32 = 16;
 
 /// Serves a TDVMCALL. Returns the reason if the vCPU must not be entered again at once.
 #[inline]
-pub(crate) fn serve<H: Host>(current: &mut Current<'_, H>) -> Option<Stop> {
+pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> {
     if current.vcpu.regs.r10 != 0 {
-        let vcpu = current.vcpu.index;
-        current.host.vendor_call(vcpu, &mut current.vcpu.regs);
+        current.slice.vendor_call(&mut current.vcpu.regs);
         current.state.branches().count(Branch::Vendor);
         return None;
     }

@@ -11,7 +11,8 @@ use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::fatal::FatalError;
-use crate::host::Host;
+use crate::slice::{PhysicalCpu, TimeSlice};
+use crate::state::Event;
 
 /// The lowest vector that a guest may request for notification.
 const FIRST_EVENT_VECTOR: u64 = 32;
@@ -27,7 +28,7 @@ mod service {
 
 /// Serves GetTdVmCallInfo. R12: leaf. Returns the answer in R11 to R14.
 #[cold]
-pub(super) fn call_info<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn call_info<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let regs = &mut current.vcpu.regs;
     // Leaf 0: all base calls are supported. Leaf 1: the set of supported optional calls, which is empty.
     let branch = match regs.r12 {
@@ -45,7 +46,7 @@ pub(super) fn call_info<H: Host>(current: &mut Current<'_, H>) -> Branch {
 ///
 /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
 #[cold]
-pub(super) fn get_quote<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn get_quote<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     match shared_buffer(current, current.vcpu.regs.r12, current.vcpu.regs.r13) {
         Ok(_) => Branch::QuoteUnavailable,
         Err(Unfit::Misaligned) => Branch::QuoteMisaligned,
@@ -56,7 +57,7 @@ pub(super) fn get_quote<H: Host>(current: &mut Current<'_, H>) -> Branch {
 /// Serves ReportFatalError and ends the TD. R12: code, and whether there is more; R13: address of the rest; the
 /// message is in eight registers.
 #[cold]
-pub(super) fn fatal_error<H: Host>(current: &mut Current<'_, H>) -> (Branch, Option<Stop>) {
+pub(super) fn fatal_error<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
     let mut error = FatalError::decode(&current.vcpu.regs);
     if let Some(more) = error.more {
         let page = shared_buffer(current, more.0, PAGE_4K);
@@ -69,7 +70,7 @@ pub(super) fn fatal_error<H: Host>(current: &mut Current<'_, H>) -> (Branch, Opt
 /// Serves Service. R12: command, R13: response, both shared pages; R14: notification vector, or 0. No service is
 /// offered, and the response says so.
 #[cold]
-pub(super) fn service<H: Host>(current: &mut Current<'_, H>) -> Branch {
+pub(super) fn service<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let regs = &current.vcpu.regs;
     let (command, response, vector) = (regs.r12, regs.r13, regs.r14);
     if vector != 0 && !(FIRST_EVENT_VECTOR..=0xFF).contains(&vector) {
@@ -82,15 +83,14 @@ pub(super) fn service<H: Host>(current: &mut Current<'_, H>) -> Branch {
         Err(Unfit::Busy) => return Branch::ServiceBusy,
     }
     if vector != 0 {
-        current
-            .vm
-            .post(current.host, current.vcpu.index, vector as u8);
+        let event = Event::Interrupt(vector as u8);
+        current.waker().wake(current.vcpu.index, event);
     }
     Branch::ServiceUnsupported
 }
 
-fn refuse_service<H: Host>(
-    current: &Current<'_, H>,
+fn refuse_service<S: TimeSlice>(
+    current: &Current<'_, S>,
     command: u64,
     response: u64,
 ) -> Result<(), Unfit> {
@@ -104,7 +104,11 @@ fn refuse_service<H: Host>(
 }
 
 /// Checks a shared buffer and returns its address without the SHARED bit.
-fn shared_buffer<H: Host>(current: &Current<'_, H>, gpa: u64, bytes: u64) -> Result<Gpa, Unfit> {
+fn shared_buffer<S: TimeSlice>(
+    current: &Current<'_, S>,
+    gpa: u64,
+    bytes: u64,
+) -> Result<Gpa, Unfit> {
     let shared = current.vm.shared().shared_bit();
     let start = gpa & !shared;
     let fits = start.checked_add(bytes).is_some_and(|end| end <= shared);
@@ -118,8 +122,8 @@ fn shared_buffer<H: Host>(current: &Current<'_, H>, gpa: u64, bytes: u64) -> Res
 }
 
 /// Runs `work` on a shared page.
-fn with_shared<H: Host, R>(
-    current: &Current<'_, H>,
+fn with_shared<S: TimeSlice, R>(
+    current: &Current<'_, S>,
     gpa: Gpa,
     work: impl FnOnce(&Words) -> R,
 ) -> Result<R, Unfit> {
@@ -128,13 +132,13 @@ fn with_shared<H: Host, R>(
         .find_map(|_| {
             let same = current.vm.conversions.try_read();
             if same.is_none() {
-                current.host.breathe();
+                current.slice.cpu().take_interrupts();
             }
             same
         })
         .ok_or(Unfit::Busy)?;
     let map = current.vm.shared();
-    let done = map.with_page(current.host.frames(), gpa, work);
+    let done = map.with_page(current.slice.cpu().shared_frames(), gpa, work);
     done.map_err(|_| Unfit::Invalid)
 }
 

@@ -74,7 +74,7 @@ fn an_nmi_that_can_t_be_handed_in_is_not_lost() {
     // The first four calls wire the vCPU.
     with_hooks("busy TDH.VP.WR calls 5-150", |td| {
         let host = td.host();
-        td.vm.post_nmi(&host, 0);
+        host.post_nmi(0);
         let script = Script::new([Act::Call(call(CPUID, [0xB, 0, 0, 0]))]);
         assert_eq!(td.run(&host, 0, &script), Stop::Busy);
         let tally = td.vm.vcpus()[0].tally();

@@ -42,7 +42,7 @@ fn a_guest_writes_to_its_console_and_reads_what_is_typed() {
         let count = td.vm.console().read(0, &mut seen).count;
         assert_eq!(&seen[..count], b"hello\n");
         assert!(td.vm.console().type_byte(b'x'));
-        td.vm.receive_typed(&td.host());
+        vcpu::receive_typed(td.host().waker());
         assert_eq!(one(td, IO, [1, 0, 0x3FD, 0]).r11 & 1, 1);
         assert_eq!(one(td, IO, [1, 0, 0x3F8, 0]).r11, u64::from(b'x'));
     });

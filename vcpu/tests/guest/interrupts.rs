@@ -19,8 +19,9 @@ fn the_typed_byte_arrives_as_an_interrupt() {
         one(td, IO, [1, 1, 0x3F9, 1]);
         td.vm.console().type_byte(b'x');
         let host = td.host();
-        td.vm.receive_typed(&host);
-        assert_eq!(*host.notified.borrow(), [0]);
+        td.vm.vcpus()[0].wait();
+        vcpu::receive_typed(host.waker());
+        assert_eq!(*host.woken.borrow(), [0]);
         assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
     });
 }
@@ -34,8 +35,8 @@ fn a_vcpu_that_halts_comes_back_until_something_is_posted() {
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
         assert!(state.is_waiting());
         assert_eq!(state.halt(), Halt::Interruptible);
-        td.vm.post(&host, 0, 0x31);
-        assert_eq!(*host.notified.borrow(), [0]);
+        host.post(0, 0x31);
+        assert_eq!(*host.woken.borrow(), [0]);
         assert!(!state.is_waiting());
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(host.notified_here.get(), 1, "it arrives in the guest");
@@ -50,7 +51,7 @@ fn a_vcpu_that_halts_with_interrupts_off_waits_for_an_nmi_alone() {
         let host = td.host();
         let state = &td.vm.vcpus()[0];
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        td.vm.post(&host, 0, 0x31);
+        host.post(0, 0x31);
         assert!(state.is_waiting());
         let entries = td.rig.calls(Leaf::VpEnter);
         for _ in 0..3 {
@@ -58,11 +59,10 @@ fn a_vcpu_that_halts_with_interrupts_off_waits_for_an_nmi_alone() {
         }
         assert_eq!(td.rig.calls(Leaf::VpEnter), entries);
         assert_eq!(state.halt(), Halt::Blocked);
-        td.vm.post_nmi(&host, 0);
-        td.vm.post_nmi(&host, 0);
+        host.post_nmi(0);
+        host.post_nmi(0);
         assert!(!state.is_waiting());
-        assert_eq!(*host.notified.borrow(), [0]);
-        assert_eq!(*host.interrupted.borrow(), [0], "two NMIs are one");
+        assert_eq!(*host.woken.borrow(), [0, 0], "two NMIs are one");
         let writes = td.rig.calls(Leaf::VpWr);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(td.rig.calls(Leaf::VpWr), writes + 1, "PEND_NMI");
@@ -85,7 +85,7 @@ fn the_timer_does_not_wake_a_vcpu_that_halts_with_interrupts_off_and_is_not_lost
         assert_eq!(td.vcpus[0].lock().due(&td.vm), None);
         host.tsc.set(2_000_000);
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
-        td.vm.post_nmi(&host, 0);
+        host.post_nmi(0);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
         assert_eq!(td.vm.vcpus()[0].tally().timers.get(), 1);
@@ -107,7 +107,7 @@ fn a_td_that_ends_takes_a_vcpu_along_that_halts_with_interrupts_off() {
 fn what_is_posted_before_the_halt_keeps_it_from_halting() {
     with_td(|td| {
         let host = td.host();
-        td.vm.post(&host, 0, 0x31);
+        host.post(0, 0x31);
         let reads = td.rig.calls(Leaf::VpRd);
         assert_eq!(one(td, HLT, [0; 4]).r10, 0);
         assert_eq!(td.rig.calls(Leaf::VpRd), reads, "nobody had to be asked");
@@ -127,7 +127,7 @@ fn the_deadline_timer_goes_off_in_the_guest() {
         let host = td.host();
         assert_eq!(td.run(&host, 0, &script), Stop::Halted);
         assert_eq!(td.vcpus[0].lock().due(&td.vm), Some(2_000_000));
-        assert_eq!(host.wake_at.get(), None, "nobody runs");
+        assert_eq!(host.timer.get(), None, "nobody runs");
         host.tsc.set(2_000_000);
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         assert_eq!(td.vm.vcpus()[0].descriptor().pending()[0], 1 << 0x31);
@@ -151,11 +151,12 @@ fn vcpus_send_each_other_interrupts() {
             Act::Call(call(RDMSR, [0x802, 0, 0, 0])),
         ]);
         let host = td.host();
+        td.vm.vcpus()[1].wait();
+        td.vm.vcpus()[2].wait();
         assert_eq!(td.run(&host, 0, &script), Stop::Yield);
         let pending = |vcpu: usize| td.vm.vcpus()[vcpu].descriptor().pending()[1];
         assert_eq!([0, 1, 2].map(pending), [0, 2, 3]);
-        assert_eq!(*host.notified.borrow(), [2, 1]);
-        assert_eq!(*host.interrupted.borrow(), [1]);
+        assert_eq!(*host.woken.borrow(), [2, 1]);
         let status: Vec<_> = script.answers().iter().map(|a| a.regs().r10).collect();
         assert_eq!(status, [0, 0, 0, INVALID, 0]);
     });

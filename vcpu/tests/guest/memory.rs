@@ -138,7 +138,7 @@ fn ranges_that_can_t_be_mapped_are_refused() {
 #[test]
 fn mapping_goes_on_later_when_an_interrupt_waits() {
     with_td(|td| {
-        td.vm.post(&td.host(), 0, 0x31);
+        td.host().post(0, 0x31);
         let answer = one(td, MAP_GPA, [SHARED, 4 * PAGE_2M, 0, 0]);
         assert_eq!((answer.r10, answer.r11), (1, SHARED | PAGE_2M));
         assert_eq!(td.vm.shared().holding().pages, [0, 1]);

@@ -27,11 +27,13 @@ use stub_module::Machine as _;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Processor, Server, TdmrPlan};
 use vcpu::clock::Clock;
-use vcpu::{Console, Host, Notify, Stop, Vcpu, Vm, Wiring, wire};
+use vcpu::{Console, Event, Executor, PhysicalCpu, Stop, TimeSlice, Vcpu, Vm, Waker, Wiring, wire};
 use zerocopy::{FromZeros, IntoBytes};
 
 pub use script::{Act, Answer, Script, call};
 
+/// The CPU on which a test's vCPUs run.
+pub const CPU: u32 = 0;
 /// Base address of the TDMR.
 pub const BASE: u64 = 4 << 30;
 /// The SHARED bit of all TDs in these tests.
@@ -264,10 +266,11 @@ impl<'r> Td<'r> {
             tdh: self.rig.on(0),
             tsc: Cell::new(1_000_000),
             budget: Cell::new(1_000_000),
-            wake_at: Cell::new(None),
+            timer: Cell::new(None),
             served: RefCell::default(),
             notified: RefCell::default(),
             interrupted: RefCell::default(),
+            woken: RefCell::default(),
             notified_here: Cell::new(0),
             kicks: AtomicU64::new(0),
             silent: AtomicU32::new(0),
@@ -282,6 +285,9 @@ impl<'r> Td<'r> {
         let at = index as usize;
         let mut vcpu = self.vcpus[at].lock();
         let stop = vcpu.run(&self.vm, &self.tdvprs[at], host);
+        if stop == Stop::Halted {
+            self.vm.vcpus()[at].wait();
+        }
         machine.set_guest(0, None);
         stop
     }
@@ -310,10 +316,12 @@ pub struct TestHost<'t> {
     pub tsc: Cell<u64>,
     /// Number of entries after which the vCPU must leave.
     pub budget: Cell<u64>,
-    pub wake_at: Cell<Option<u64>>,
+    pub timer: Cell<Option<u64>>,
     pub served: RefCell<Vec<u8>>,
     pub notified: RefCell<Vec<u32>>,
     pub interrupted: RefCell<Vec<u32>>,
+    /// The vCPUs that waited in the run queue and were woken.
+    pub woken: RefCell<Vec<u32>>,
     pub notified_here: Cell<u64>,
     pub kicks: AtomicU64,
     pub silent: AtomicU32,
@@ -321,17 +329,36 @@ pub struct TestHost<'t> {
     pub meanwhile: RefCell<Option<Box<dyn Fn() + 't>>>,
 }
 
-impl Notify for TestHost<'_> {
-    fn notify(&self, vcpu: u32) {
-        self.notified.borrow_mut().push(vcpu);
+impl Executor for TestHost<'_> {
+    fn notify(&self, cpu: u32) {
+        self.notified.borrow_mut().push(cpu);
     }
 
-    fn interrupt(&self, vcpu: u32) {
-        self.interrupted.borrow_mut().push(vcpu);
+    fn interrupt(&self, cpu: u32) {
+        self.interrupted.borrow_mut().push(cpu);
+    }
+
+    fn woken(&self) {
+        self.woken.borrow_mut().extend(self.td.vm.take_woken());
     }
 }
 
 impl TestHost<'_> {
+    /// Returns the door to the TD's vCPUs.
+    pub fn waker(&self) -> Waker<'_> {
+        Waker::new(&self.td.vm, self)
+    }
+
+    /// Posts an interrupt to a vCPU.
+    pub fn post(&self, vcpu: u32, vector: u8) {
+        self.waker().wake(vcpu, Event::Interrupt(vector));
+    }
+
+    /// Posts an NMI to a vCPU.
+    pub fn post_nmi(&self, vcpu: u32) {
+        self.waker().wake(vcpu, Event::Nmi);
+    }
+
     fn answer(&self) -> Result<(), NoAnswer> {
         self.kicks.fetch_add(1, Ordering::Relaxed);
         if let Some(work) = &*self.meanwhile.borrow() {
@@ -359,25 +386,10 @@ impl shared::Flush for TestHost<'_> {
 /// The vector by which a script signals that it is over.
 pub const OUT_OF_LINES: u8 = 0xFE;
 
-impl<'t> Host for TestHost<'t> {
-    type Call = Processor<'t>;
-    type Wait = Nothing;
-    type Pool = Pool;
+impl PhysicalCpu for TestHost<'_> {
     type Frames = Rig;
 
-    fn tdh(&self) -> &Tdh<'_, Self::Call, Nothing> {
-        &self.tdh
-    }
-
-    fn private(&self) -> &PrivateMap {
-        &self.td.map
-    }
-
-    fn pool(&self) -> &Pool {
-        &self.td.rig.pool
-    }
-
-    fn frames(&self) -> &Rig {
+    fn shared_frames(&self) -> &Rig {
         self.td.rig
     }
 
@@ -393,16 +405,6 @@ impl<'t> Host for TestHost<'t> {
         1_790_000_000
     }
 
-    fn must_leave(&self) -> bool {
-        let left = self.budget.get();
-        self.budget.set(left.saturating_sub(1));
-        left == 0 || self.served.borrow().contains(&OUT_OF_LINES)
-    }
-
-    fn wake_at(&self, tsc: Option<u64>) {
-        self.wake_at.set(tsc);
-    }
-
     fn serve_interrupt(&self, vector: u8) {
         self.served.borrow_mut().push(vector);
     }
@@ -415,9 +417,53 @@ impl<'t> Host for TestHost<'t> {
         self.served.borrow_mut().push(18);
     }
 
-    fn breathe(&self) {}
+    fn take_interrupts(&self) {}
 
-    fn notify_here(&self) {
+    fn notify(&self, cpu: u32) {
+        assert_eq!(cpu, CPU, "a vCPU notifies its own CPU");
         self.notified_here.set(self.notified_here.get() + 1);
+    }
+
+    fn wake_console(&self) {}
+}
+
+impl<'t> TimeSlice for TestHost<'t> {
+    type Call = Processor<'t>;
+    type Wait = Nothing;
+    type Pool = Pool;
+    type Cpu = Self;
+
+    fn cpu(&self) -> &Self {
+        self
+    }
+
+    fn cpu_number(&self) -> u32 {
+        CPU
+    }
+
+    fn executor(&self) -> &dyn Executor {
+        self
+    }
+
+    fn tdh(&self) -> &Tdh<'_, Self::Call, Nothing> {
+        &self.tdh
+    }
+
+    fn private(&self) -> &PrivateMap {
+        &self.td.map
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.td.rig.pool
+    }
+
+    fn must_leave(&self) -> bool {
+        let left = self.budget.get();
+        self.budget.set(left.saturating_sub(1));
+        left == 0 || self.served.borrow().contains(&OUT_OF_LINES)
+    }
+
+    fn set_timer(&self, tsc: Option<u64>) {
+        self.timer.set(tsc);
     }
 }

@@ -3,26 +3,14 @@
 use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
 
 use seam::address::Hpa;
-use vcpu::posted::Descriptor;
+use vcpu::{PhysicalCpu, posted::Descriptor};
 
 use super::Platform;
 
 /// The machine as the code that runs vCPUs needs it. All methods except the clocks are called with interrupts off.
-pub trait Running: Platform {
-    /// The pool of frames for shared memory.
-    type Frames: mm::shared::Frames;
-
-    /// Returns the pool of frames for shared memory.
-    fn shared_frames(&self) -> &Self::Frames;
-
-    /// Reads the calling CPU's time-stamp counter.
-    fn tsc(&self) -> u64;
-
+pub trait Running: Platform + PhysicalCpu {
     /// Returns the frequency of the time-stamp counter.
     fn tsc_hz(&self) -> u64;
-
-    /// Returns the seconds since 1970-01-01 00:00 UTC.
-    fn unix_seconds(&self) -> u64;
 
     /// Returns the physical address of a posted-interrupt descriptor.
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa;
@@ -33,29 +21,11 @@ pub trait Running: Platform {
     /// Interrupts another CPU, so that it checks its [`Attention`].
     fn poke(&self, cpu: u32);
 
-    /// Makes the CPU that serves the machine's console check it.
-    fn wake_console(&self);
-
     /// Sets the calling CPU's timer to `tsc`, or stops it. The timer calls [`Attention::ring`].
     fn set_timer(&self, tsc: Option<u64>);
 
     /// Returns the vector of the notification interrupt, the same on every CPU.
     fn notification_vector(&self) -> u8;
-
-    /// Sends the notification interrupt to a CPU, which may be the calling one.
-    fn notify(&self, cpu: u32);
-
-    /// Runs the handler of an interrupt that a TD exit acknowledged, and signals its end.
-    fn serve_interrupt(&self, vector: u8);
-
-    /// Runs the handler of an NMI that a TD exit consumed.
-    fn serve_nmi(&self);
-
-    /// Runs the machine-check handler.
-    fn serve_machine_check(&self);
-
-    /// Takes the interrupts that are pending on the calling CPU.
-    fn take_interrupts(&self);
 
     /// Flushes the calling CPU's cached translations of shared EPTs.
     fn flush_shared_ept(&self);

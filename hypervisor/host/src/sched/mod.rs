@@ -1,18 +1,18 @@
 //! The scheduler: decides which vCPU runs on which CPU, and runs it.
 //!
-//! [`queue`] decides whose turn it is, and is pure. [`Scheduler`] runs the turn on every CPU that asks for work
-//! ([`Scheduler::schedule`]). A vCPU that halts gives up its CPU; a posted interrupt or its timer wakes it. The parts of a
-//! guest's end that may wait for other CPUs are left to [`ends`].
+//! [`queue`] decides which vCPU comes next, and is pure. Every CPU that has time calls [`Scheduler::schedule`], which
+//! runs that vCPU for a time slice. A vCPU that halts gives up its CPU, and waits in the queue for its timer or for a
+//! waker ([`vcpu::Waker`]). The parts of a guest's end that may wait for other CPUs are left to [`ends`].
 
 pub mod ends;
 pub mod guest;
+mod lock;
 pub mod lost;
 pub mod queue;
 mod runner;
-mod session;
+mod slice;
 
 use alloc::{
-    collections::BTreeMap,
     string::{String, ToString},
     sync::Arc,
     vec::Vec,
@@ -21,13 +21,14 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 use seam::abi::Gprs;
-use sync::{IrqLock, IrqsOff};
-use vcpu::{End, Notify, Stop};
+use sync::IrqsOff;
+use vcpu::{End, Event, Executor, Stop, VcpuState, Waker};
 
 use self::{
     guest::Guest,
+    lock::{QueueLock, Scheduled},
     queue::{Back, Next, RunQueue, Settings, Ticks, Times, VcpuId},
-    session::Session,
+    slice::Slice,
 };
 use crate::{
     platform::Running,
@@ -44,8 +45,7 @@ pub type Hypercall = fn(&Td, &mut Gprs);
 pub struct Scheduler<'p, P> {
     platform: &'p P,
     hypercall: Hypercall,
-    queue: IrqLock<RunQueue>,
-    guests: IrqLock<BTreeMap<u32, Arc<Guest>>>,
+    queue: QueueLock,
     /// Set when a guest has ended and that end has not been handled yet.
     ended: AtomicBool,
     /// The TD whose console is being watched.
@@ -62,12 +62,11 @@ impl<'p, P: Running> Scheduler<'p, P> {
         Self {
             platform,
             hypercall,
-            queue: IrqLock::new(RunQueue::new(Settings {
+            queue: QueueLock::new(RunQueue::new(Settings {
                 slice: ticks(config.slice_ms),
                 period: ticks(config.cap_period_ms),
                 cpus: cpus.max().unwrap_or(1),
             })),
-            guests: IrqLock::new(BTreeMap::new()),
             ended: AtomicBool::new(false),
             watched: AtomicU32::new(0),
         }
@@ -76,7 +75,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
     /// Returns the guest of a TD that runs or has run.
     #[must_use]
     pub fn guest(&self, id: u32) -> Option<Arc<Guest>> {
-        self.guests.lock().get(&id).cloned()
+        self.with_queue(|scheduled| scheduled.guests.get(&id).cloned())
     }
 
     /// Returns why the TD has ended, if it has. A reset does not count.
@@ -92,7 +91,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
     #[must_use]
     pub fn times_us(&self, td: u32, vcpu: u16) -> Option<Times> {
         let now = self.platform.tsc();
-        let times = self.queue.lock().times(VcpuId { td, vcpu }, now)?;
+        let times = self.with_queue(|scheduled| scheduled.queue.times(VcpuId { td, vcpu }, now))?;
         let hz = u128::from(self.platform.tsc_hz().max(1));
         let us = |ticks: Ticks| (u128::from(ticks) * 1_000_000 / hz) as u64;
         Some(Times {
@@ -102,22 +101,22 @@ impl<'p, P: Running> Scheduler<'p, P> {
         })
     }
 
-    /// Runs a vCPU on the calling CPU for one turn. Returns `false` if none is ready; the CPU's timer is then set to
+    /// Runs a vCPU on the calling CPU for one time slice. Returns `false` if none is ready; the CPU's timer is then set to
     /// the next time at which one may be.
     pub fn schedule(&self) -> bool {
         let _off = IrqsOff::new();
         let platform = self.platform;
         let cpu = platform.this_cpu();
-        // Requests that arrive from here on are seen at the next turn.
+        // Requests that arrive from here on are seen at the next call.
         platform.attention(cpu).clear();
         if platform.shutdown().is_down() {
             platform.set_timer(None);
             return false;
         }
-        let next = self.queue.lock().pick(cpu, platform.tsc());
+        let next = self.with_queue(|scheduled| scheduled.queue.pick(cpu, platform.tsc()));
         match next {
             Next::Run { id, until } => {
-                self.play(cpu, id, until);
+                self.run(cpu, id, until);
                 true
             }
             Next::Idle { until } => {
@@ -129,7 +128,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
 
     /// Makes idle CPUs look for work.
     pub fn wake_idle(&self) {
-        let idle = self.queue.lock().idle();
+        let idle = self.with_queue(|scheduled| scheduled.queue.idle());
         self.poke(&idle);
     }
 
@@ -140,10 +139,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
             return false;
         };
         let fits = guest.vm().console().type_byte(byte);
-        guest.vm().receive_typed(&Bell {
-            scheduler: self,
-            guest: &guest,
-        });
+        vcpu::receive_typed(Waker::new(guest.vm(), self));
         fits
     }
 
@@ -152,72 +148,72 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let Some(guest) = self.guest(id) else {
             return false;
         };
-        let there = guest.vm().vcpus().len() > vcpu as usize;
-        guest.vm().post_nmi(
-            &Bell {
-                scheduler: self,
-                guest: &guest,
-            },
-            vcpu,
-        );
-        there
+        Waker::new(guest.vm(), self).wake(vcpu, Event::Nmi);
+        guest.vm().vcpus().len() > vcpu as usize
     }
 
     /// Sets the TD whose console is being watched. The machine's console is woken whenever this TD writes.
     pub fn watch(&self, id: Option<u32>) {
-        self.watched.store(id.unwrap_or(0), SeqCst);
-    }
-
-    fn console_written(&self, id: u32) {
-        if self.watched.load(SeqCst) == id {
-            self.platform.wake_console();
+        let watched = id.unwrap_or(0);
+        if self.watched.swap(watched, SeqCst) == watched {
+            return;
         }
+        self.with_queue(|scheduled| {
+            for (id, guest) in &scheduled.guests {
+                guest.vm().console().set_watched(*id == watched);
+            }
+        });
     }
 
-    fn play(&self, cpu: u32, id: VcpuId, until: Ticks) {
+    fn with_queue<R>(&self, work: impl FnOnce(&mut Scheduled) -> R) -> R {
+        self.queue.with(self.platform, work)
+    }
+
+    fn run(&self, cpu: u32, id: VcpuId, until: Ticks) {
         let guest = self.guest(id.td);
         let td = guest.as_ref().and_then(|guest| guest.td());
         let (Some(guest), Some(td)) = (guest, td) else {
             self.put(cpu, Back::Off);
             return;
         };
-        match self.run(cpu, &guest, &td, id.vcpu, until) {
+        let Some(state) = guest.vm().vcpus().get(usize::from(id.vcpu)) else {
+            self.put(cpu, Back::Off);
+            return;
+        };
+        match self.enter(&guest, &td, id.vcpu, until) {
             Ok(Stop::Yield) => self.put(cpu, Back::Ready),
-            Ok(Stop::Halted) => self.halt(cpu, &guest, id),
-            Ok(Stop::Busy | Stop::OtherCpu) => self.put_off(cpu),
+            Ok(Stop::Halted) => {
+                let vcpu = guest.vcpu(id.vcpu);
+                let due = vcpu.and_then(|vcpu| vcpu.due(guest.vm()));
+                self.sleep(cpu, state, due);
+                // An event that came before the vCPU waited in the queue did not wake it.
+                Waker::new(guest.vm(), self).recheck(id.vcpu.into());
+            }
+            Ok(Stop::Busy | Stop::OtherCpu) => self.put_off(cpu, state),
             Ok(Stop::Closed) => self.put(cpu, Back::Off),
             Ok(Stop::Ended) => {
-                self.queue.lock().suspend(id.td);
-                self.put(cpu, Back::Ready);
+                self.put_suspended(cpu, id.td);
                 self.ended.store(true, SeqCst);
             }
-            Err(Refused::State(_)) => {
-                self.queue.lock().suspend(id.td);
-                self.put(cpu, Back::Ready);
-            }
-            Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu),
+            Err(Refused::State(_)) => self.put_suspended(cpu, id.td),
+            Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu, state),
             Err(refused @ (Refused::NoAnswer(_) | Refused::Seam(_))) => {
                 if !self.platform.shutdown().is_down() {
                     log::warn!("TD {}: vCPU {}: {refused}", td.config().name, id.vcpu);
                 }
-                self.put_off(cpu);
+                self.put_off(cpu, state);
             }
         }
     }
 
-    fn run(
-        &self,
-        cpu: u32,
-        guest: &Arc<Guest>,
-        td: &Td,
-        index: u16,
-        until: Ticks,
-    ) -> Result<Stop, Refused> {
+    /// Runs a vCPU until it stops.
+    fn enter(&self, guest: &Guest, td: &Td, index: u16, until: Ticks) -> Result<Stop, Refused> {
+        let cpu = self.platform.this_cpu();
         let held = td.hold(self.platform, index)?;
         let map = td.map().ok_or(Refused::NoVcpu)?;
-        let session = Session {
+        let slice = Slice {
             scheduler: self,
-            guest,
+            cpu,
             td,
             map,
             held: &held,
@@ -227,69 +223,42 @@ impl<'p, P: Running> Scheduler<'p, P> {
             guest_due: Cell::new(None),
         };
         let tdvpr = held.tdvpr()?;
-        guest
-            .play(index, cpu, |vcpu| vcpu.run(guest.vm(), tdvpr, &session))
-            .ok_or(Refused::InUse)
+        let mut vcpu = guest.vcpu(index).ok_or(Refused::InUse)?;
+        Ok(vcpu.run(guest.vm(), tdvpr, &slice))
     }
 
+    /// Gives back the vCPU that ran on `cpu`.
     fn put(&self, cpu: u32, back: Back) {
-        self.queue.lock().put(cpu, back, self.platform.tsc());
+        let now = self.platform.tsc();
+        self.with_queue(|scheduled| scheduled.queue.put(cpu, back, now));
+    }
+
+    /// Gives back the vCPU that ran on `cpu`, and suspends its TD.
+    fn put_suspended(&self, cpu: u32, td: u32) {
+        let now = self.platform.tsc();
+        self.with_queue(|scheduled| {
+            scheduled.queue.suspend(td);
+            scheduled.queue.put(cpu, Back::Ready, now);
+        });
+    }
+
+    /// Lets the vCPU that ran on `cpu` wait in the queue for an event, and until `due` at the latest.
+    fn sleep(&self, cpu: u32, state: &VcpuState, due: Option<Ticks>) {
+        let now = self.platform.tsc();
+        self.with_queue(|scheduled| {
+            scheduled.queue.put(cpu, Back::Halted(due), now);
+            state.wait();
+        });
     }
 
     /// Puts a vCPU off for a transient reason; others run meanwhile.
-    fn put_off(&self, cpu: u32) {
+    fn put_off(&self, cpu: u32, state: &VcpuState) {
         let pause = PAUSE_US * self.platform.tsc_hz() / 1_000_000;
-        self.put(cpu, Back::Halted(Some(self.platform.tsc() + pause)));
+        self.sleep(cpu, state, Some(self.platform.tsc() + pause));
     }
 
-    fn halt(&self, cpu: u32, guest: &Guest, id: VcpuId) {
-        let index = u32::from(id.vcpu);
-        let due = guest.play(id.vcpu, cpu, |vcpu| vcpu.due(guest.vm()));
-        self.put(cpu, Back::Halted(due.flatten()));
-        // An event posted before the vCPU was recorded as halted did not wake it.
-        let state = guest.vm().vcpus().get(index as usize);
-        if state.is_some_and(|state| !state.is_waiting()) {
-            self.wake(id);
-        }
-    }
-
-    /// Makes a vCPU leave the guest for a request that only its CPU can deliver.
-    fn interrupt(&self, guest: &Guest, vcpu: u32) {
-        match guest.cpu_of(vcpu) {
-            // The CPU checks before it enters the guest again.
-            Some(cpu) if cpu == self.platform.this_cpu() => {}
-            Some(cpu) => self.platform.poke(cpu),
-            None => self.notify(guest, vcpu),
-        }
-    }
-
-    /// Notifies a vCPU that something was posted for it.
-    fn notify(&self, guest: &Guest, vcpu: u32) {
-        match guest.cpu_of(vcpu) {
-            // The CPU checks before it enters the guest again.
-            Some(cpu) if cpu == self.platform.this_cpu() => {}
-            Some(cpu) => self.platform.notify(cpu),
-            None => self.wake(VcpuId {
-                td: guest.id(),
-                vcpu: vcpu as u16,
-            }),
-        }
-    }
-
-    fn wake(&self, id: VcpuId) {
-        let cpu = self.queue.lock().wake(id, self.platform.tsc());
-        self.poke(cpu.as_slice());
-    }
-
-    /// Makes CPUs check whose turn it is.
     fn poke(&self, cpus: &[u32]) {
-        let me = self.platform.this_cpu();
-        for &cpu in cpus {
-            self.platform.attention(cpu).poke();
-            if cpu != me {
-                self.platform.poke(cpu);
-            }
-        }
+        cpus.iter().for_each(|cpu| poke(self.platform, *cpu));
     }
 
     /// Returns the guests that have ended, if any has ended since the last call.
@@ -297,25 +266,37 @@ impl<'p, P: Running> Scheduler<'p, P> {
         if !self.ended.swap(false, SeqCst) {
             return Vec::new();
         }
-        let guests = self.guests.lock();
-        let ended = guests.values().filter(|guest| guest.vm().end().is_some());
-        ended.cloned().collect()
+        self.with_queue(|scheduled| {
+            let guests = scheduled.guests.values();
+            let ended = guests.filter(|guest| guest.vm().end().is_some());
+            ended.cloned().collect()
+        })
     }
 }
 
-/// Notifies a guest's vCPUs from outside any vCPU's turn.
-struct Bell<'a, 'p, P> {
-    scheduler: &'a Scheduler<'p, P>,
-    guest: &'a Guest,
-}
-
-impl<P: Running> Notify for Bell<'_, '_, P> {
-    fn notify(&self, vcpu: u32) {
-        self.scheduler.notify(self.guest, vcpu);
+impl<P: Running> Executor for Scheduler<'_, P> {
+    fn notify(&self, cpu: u32) {
+        if cpu != self.platform.this_cpu() {
+            self.platform.notify(cpu);
+        }
     }
 
-    fn interrupt(&self, vcpu: u32) {
-        self.scheduler.interrupt(self.guest, vcpu);
+    fn interrupt(&self, cpu: u32) {
+        if cpu != self.platform.this_cpu() {
+            self.platform.poke(cpu);
+        }
+    }
+
+    fn woken(&self) {
+        self.queue.note_woken(self.platform);
+    }
+}
+
+/// Makes a CPU look for a vCPU to run.
+fn poke<P: Running>(platform: &P, cpu: u32) {
+    platform.attention(cpu).poke();
+    if cpu != platform.this_cpu() {
+        platform.poke(cpu);
     }
 }
 

@@ -1,16 +1,17 @@
-//! Prepares the parts of a TD that are outside the module: shared memory, the vm, an entry in the queue.
+//! Prepares the parts of a TD that are outside the module: shared memory, the TD-wide state, an entry in the run queue.
 
 use alloc::{
     string::{String, ToString},
     sync::Arc,
 };
+use core::sync::atomic::Ordering::SeqCst;
 
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
 use vcpu::{Console, Vm, Wiring, clock::Clock};
 
-use super::{Scheduler, guest::Guest};
+use super::{Scheduler, guest::Guest, lock::Scheduled};
 use crate::{
     platform::Running,
     td::{
@@ -55,7 +56,13 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         };
         let vm = Vm::new(0..vcpus, memory, shared, clock, console);
         let guest = Guest::new(td.id(), vm);
-        self.guests.lock().insert(td.id(), Arc::new(guest));
+        let before = self.with_queue(|scheduled| {
+            let watched = self.watched.load(SeqCst);
+            guest.vm().console().set_watched(td.id() == watched);
+            scheduled.guests.insert(td.id(), Arc::new(guest))
+        });
+        // Not dropped with the lock held.
+        drop(before);
         Ok(())
     }
 
@@ -79,21 +86,22 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         guest.set_td(Some(Arc::clone(td)));
         if is_new {
             guest.vm().console().note_start();
-            self.console_written(td.id());
+            if guest.vm().console().is_watched() {
+                self.platform.wake_console();
+            }
         }
-        let idle = {
-            let mut queue = self.queue.lock();
+        let idle = self.with_queue(|Scheduled { queue, .. }| {
             if is_new {
                 let config = td.config();
                 queue.add(td.id(), config.shares, config.cap, &td.vcpus().homes(), now);
             }
             queue.start(td.id(), now)
-        };
+        });
         self.poke(&idle);
     }
 
     fn end(&self, td: &Td) {
-        self.queue.lock().remove(td.id());
+        self.with_queue(|scheduled| scheduled.queue.remove(td.id()));
         if let Some(guest) = self.guest(td.id()) {
             guest.set_td(None);
             guest.vm().shared().dissolve(self.platform.shared_frames());

@@ -4,14 +4,14 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
-use host::platform::{Attention, Running};
+use host::platform::{Attention, Platform, Running};
 use mm::frames::Frame;
 use mm::shared::{self, Words};
 use seam::abi::{PAGE_4K, PageSize};
 use seam::address::Hpa;
 use stub_module::Machine as _;
 use stub_module::host::Guest;
-use vcpu::posted::Descriptor;
+use vcpu::{PhysicalCpu, posted::Descriptor};
 
 use super::Rig;
 use super::cpus;
@@ -102,7 +102,7 @@ impl Rig {
     }
 }
 
-impl Running for Rig {
+impl PhysicalCpu for Rig {
     type Frames = Self;
 
     fn shared_frames(&self) -> &Self {
@@ -113,40 +113,17 @@ impl Running for Rig {
         self.machine.running.clock.load(SeqCst)
     }
 
-    fn tsc_hz(&self) -> u64 {
-        1_000_000_000
+    fn monotonic_us(&self) -> u64 {
+        self.now_us()
     }
 
     fn unix_seconds(&self) -> u64 {
         1_790_000_000
     }
 
-    // The simulated CPU reads no descriptors, so any of the host's addresses will do.
-    fn descriptor_at(&self, _: &Descriptor) -> Hpa {
-        Hpa(1 << 20)
-    }
-
-    fn attention(&self, cpu: u32) -> &Attention {
-        &self.machine.running.cpus[cpu as usize].attention
-    }
-
-    fn poke(&self, cpu: u32) {
-        let cpu = &self.machine.running.cpus[cpu as usize];
-        cpu.pokes.fetch_add(1, SeqCst);
-    }
-
     fn wake_console(&self) {
         self.machine.running.console_wakes.fetch_add(1, SeqCst);
         self.attention(0).poke();
-    }
-
-    fn set_timer(&self, tsc: Option<u64>) {
-        let cpu = self.machine.running.cpu();
-        cpu.timer.store(tsc.unwrap_or(0), SeqCst);
-    }
-
-    fn notification_vector(&self) -> u8 {
-        NOTIFICATION
     }
 
     fn notify(&self, cpu: u32) {
@@ -173,6 +150,35 @@ impl Running for Rig {
 
     fn take_interrupts(&self) {
         self.serve();
+    }
+}
+
+impl Running for Rig {
+    fn tsc_hz(&self) -> u64 {
+        1_000_000_000
+    }
+
+    // The simulated CPU reads no descriptors, so any of the host's addresses will do.
+    fn descriptor_at(&self, _: &Descriptor) -> Hpa {
+        Hpa(1 << 20)
+    }
+
+    fn attention(&self, cpu: u32) -> &Attention {
+        &self.machine.running.cpus[cpu as usize].attention
+    }
+
+    fn poke(&self, cpu: u32) {
+        let cpu = &self.machine.running.cpus[cpu as usize];
+        cpu.pokes.fetch_add(1, SeqCst);
+    }
+
+    fn set_timer(&self, tsc: Option<u64>) {
+        let cpu = self.machine.running.cpu();
+        cpu.timer.store(tsc.unwrap_or(0), SeqCst);
+    }
+
+    fn notification_vector(&self) -> u8 {
+        NOTIFICATION
     }
 
     fn flush_shared_ept(&self) {}

@@ -10,7 +10,7 @@ use host::td::registry::Tds;
 
 use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};
-use vcpu::End;
+use vcpu::{End, PhysicalCpu};
 
 use super::kit::{Server, TWO, config, no_hypercall};
 use super::rig::Rig;
@@ -102,7 +102,7 @@ fn a_vcpu_runs_until_its_cpu_has_something_else_to_do() {
         assert_eq!(site.rig.served(0), [OUT_OF_LINES]);
         let guest = site.scheduler.guest(1).unwrap();
         assert_eq!(site.said(1), ("ab".into(), 0));
-        assert_eq!(guest.cpu_of(0), None);
+        assert_eq!(guest.vm().vcpus()[0].cpu(), None);
     });
 }
 

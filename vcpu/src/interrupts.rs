@@ -1,0 +1,43 @@
+//! Sends interrupts to vCPUs: from vCPUs, and from devices through the I/O APIC.
+
+use crate::apic::{Destination, Ipi, IpiKind};
+use crate::devices::{Message, Trigger};
+use crate::state::Event;
+use crate::wake::Waker;
+
+/// Sends an interrupt from the vCPU with x2APIC id `sender` to all its targets.
+pub(crate) fn send(waker: Waker<'_>, ipi: Ipi, sender: u32) {
+    let event = match ipi.kind {
+        IpiKind::Fixed(vector) => Event::Interrupt(vector),
+        IpiKind::Nmi => Event::Nmi,
+    };
+    for (number, state) in (0..).zip(waker.vm().vcpus()) {
+        if ipi.to.includes(state.apic_id(), sender) {
+            waker.wake(number, event);
+        }
+    }
+}
+
+/// Moves typed bytes to the serial port as long as it has room, and updates its line at the interrupt controller.
+pub fn receive_typed(waker: Waker<'_>) {
+    let vm = waker.vm();
+    let message = vm.devices().feed_uart(|| vm.console().take_typed());
+    if let Some(message) = message {
+        deliver(waker, message);
+    }
+}
+
+/// Delivers a message of the I/O APIC.
+fn deliver(waker: Waker<'_>, message: Message) {
+    let to = match (message.is_logical, message.destination) {
+        (_, 0xFF) => Destination::All,
+        (true, set) => Destination::Logical(0, set.into()),
+        (false, id) => Destination::Physical(id.into()),
+    };
+    let kind = match message.trigger {
+        Trigger::Fixed => IpiKind::Fixed(message.vector),
+        Trigger::Nmi => IpiKind::Nmi,
+    };
+    // No vCPU has this id, so the sender is never a target: devices are not vCPUs.
+    send(waker, Ipi { kind, to }, u32::MAX);
+}
