@@ -1,8 +1,7 @@
 //! Machine services for running vCPUs, beyond those for building and terminating TDs.
 
-use core::sync::atomic::{AtomicU8, Ordering::SeqCst};
-
 use seam::address::Hpa;
+use sync::atomic::{AtomicU8, Ordering::SeqCst};
 use vcpu::{PhysicalCpu, posted::Descriptor};
 
 use super::Platform;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use host::platform::Platform;
 use host::td::capabilities::Capabilities;
 use host::td::end::{Ended, Way};
-use host::td::host::{Host, NoRunner};
+use host::td::host::{Host, NoRunner, Runner as RunsVcpus};
 use host::td::life::State;
 use host::td::{Td, registry::Tds};
 use host::tdx::hkids::{Count, Hkids};
@@ -62,30 +62,27 @@ impl World<'_> {
 /// Runs actors on CPUs 1 to 3 in many orders. CPU 0 prepares the world for them, and checks it afterwards.
 pub fn explore(prepare: Actor, actors: &'static [Actor]) {
     assert!(actors.len() < CPUS);
-    let race = move || play(prepare, actors);
+    in_many_orders(ORDERS, move || play(prepare, actors));
+}
+
+/// Runs a race in `orders` orders of each of two schedulers.
+pub fn in_many_orders(orders: usize, race: impl Fn() + Copy + Send + Sync + 'static) {
     let mut config = Config::new();
     config.stack_size = 1 << 20;
     config.silence_warnings = true;
-    let random = RandomScheduler::new_from_seed(SEED, ORDERS);
+    let random = RandomScheduler::new_from_seed(SEED, orders);
     Runner::new(random, config.clone()).run(race);
-    let few = PctScheduler::new_from_seed(SEED, DEPARTURES, ORDERS);
+    let few = PctScheduler::new_from_seed(SEED, DEPARTURES, orders);
     Runner::new(few, config).run(race);
 }
 
 fn play(prepare: Actor, actors: &'static [Actor]) {
     let machine = Machine::new();
-    let hkids = Hkids::new(&KeyIds {
-        shared: 31,
-        private: 32,
-        max_pa: 52,
-        bits: 6,
-    });
-    hkids.take_global().unwrap().surrender();
-    let coordinator = Coordinator::new(hkids);
+    let coordinator = coordinator();
     let image = image();
     let world = &World {
         machine: &machine,
-        tds: tds(&machine, &coordinator, &image),
+        tds: tds(&machine, &coordinator, &image, &NoRunner),
         is_shrink_promised: AtomicBool::new(false),
     };
     let (done, stop) = (&AtomicUsize::new(0), &AtomicBool::new(false));
@@ -123,10 +120,24 @@ fn play(prepare: Actor, actors: &'static [Actor]) {
     assert_eq!((used, quarantined), (1, 0), "the module's own alone");
 }
 
-fn tds<'h>(
+/// Creates the HKIDs of the machine, of which the module has one.
+pub fn coordinator() -> Coordinator {
+    let hkids = Hkids::new(&KeyIds {
+        shared: 31,
+        private: 32,
+        max_pa: 52,
+        bits: 6,
+    });
+    hkids.take_global().unwrap().surrender();
+    Coordinator::new(hkids)
+}
+
+/// Creates two TDs, each with two vCPUs.
+pub fn tds<'h>(
     machine: &'h Machine,
     coordinator: &'h Coordinator,
     image: &'h [u8],
+    runner: &'h (dyn RunsVcpus + Sync),
 ) -> Tds<'h, Machine> {
     let td =
         |name| format!("[[td]]\nimage = \"i\"\nname = \"{name}\"\nmemory = \"16M\"\nvcpus = 2\n");
@@ -145,7 +156,7 @@ fn tds<'h>(
         global_hkid: GLOBAL_HKID,
         clearing: Clearing::Clear,
         stop_us: 1,
-        runner: &NoRunner,
+        runner,
     };
     Tds::new(
         host,

@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::running;
 use host::platform::shutdown::Shutdown;
 use host::platform::{CpuPlace, Platform};
 use mm::frames::{Counts, Frames, words_for};
@@ -44,18 +45,19 @@ pub fn become_cpu(cpu: u32) {
 
 /// The machine. Clones are the same one.
 #[derive(Clone)]
-pub struct Machine(Arc<Parts>);
+pub struct Machine(pub Arc<Parts>);
 
-struct Parts {
-    server: Arc<Server>,
+pub struct Parts {
+    pub server: Arc<Server>,
     places: Vec<CpuPlace>,
     pool: Pool,
     shutdown: Shutdown,
     counters: Vec<Counters>,
     mailboxes: [Mailbox; CPUS],
-    interrupts: [AtomicBool; CPUS],
+    pub interrupts: [AtomicBool; CPUS],
     /// Number of begun calls, by leaf.
     begun: Vec<AtomicU64>,
+    pub running: running::State,
     clock: AtomicU64,
     is_clock_running: AtomicBool,
 }
@@ -94,6 +96,7 @@ impl Machine {
             mailboxes: Default::default(),
             interrupts: Default::default(),
             begun: Leaf::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            running: running::State::default(),
             clock: AtomicU64::new(0),
             is_clock_running: AtomicBool::new(false),
             server,
@@ -107,6 +110,11 @@ impl Machine {
                 .set_guest(cpu, Some(Box::new(guest)));
         }
         machine
+    }
+
+    /// Sets the guest on CPU `cpu`.
+    pub fn set_guest(&self, cpu: u32, guest: Box<dyn Guest>) {
+        self.0.server.machine().set_guest(cpu, Some(guest));
     }
 
     /// Removes the guests, which hold references to the machine.

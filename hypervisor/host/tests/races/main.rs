@@ -4,11 +4,15 @@
 //! Each race describes actions of CPUs at the same time, one of which terminates the TD. In every order, no TD is left
 //! half dead, no frame and no HKID is lost, no HKID is released with a vCPU associated, and the module is asked nothing
 //! that it must refuse.
+//!
+//! `wakes` races for a halted vCPU instead: in every order, no wake-up is lost.
 
 mod actors;
 mod against;
 mod explore;
 mod machine;
+mod running;
 #[path = "../td/sample.rs"]
 #[expect(dead_code, reason = "the other tests use the rest")]
 mod sample;
+mod wakes;
