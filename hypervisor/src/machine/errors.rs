@@ -6,7 +6,6 @@ use console::host::{
     Hex,
     errors::{BankError, CpuErrors, Errors, FirmwareErrors, Mitigation, Nmis},
 };
-use sync::call::NoAnswer;
 
 use crate::{
     cpu::{self, Cpu, check, ghes, nmi, speculation},
@@ -44,7 +43,7 @@ pub fn look() -> Errors {
             })
             .into(),
         last,
-        silent: looked.err().map_or_else(Vec::new, |NoAnswer(cpus)| cpus),
+        silent: looked.err().map_or_else(Vec::new, |silent| silent.to_vec()),
     }
 }
 

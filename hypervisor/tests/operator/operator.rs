@@ -2,7 +2,8 @@
 
 use console::Console;
 use console::host::{
-    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, seam, td,
+    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, errors,
+    seam, td,
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
@@ -99,6 +100,20 @@ impl<P: Running> Host for Of<'_, '_, P> {
 
     fn cpus(&self) -> Vec<Cpu> {
         Vec::new()
+    }
+
+    fn mitigations(&self) -> Vec<errors::Mitigation> {
+        Vec::new()
+    }
+
+    fn errors(&self) -> errors::Errors {
+        errors::Errors {
+            cpus: Vec::new(),
+            firmware: Vec::new(),
+            nmis: Vec::new(),
+            last: Vec::new(),
+            silent: Vec::new(),
+        }
     }
 
     fn memory(&self) -> Memory {

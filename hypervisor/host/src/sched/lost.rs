@@ -55,8 +55,8 @@ pub fn end_owner<P: Running>(
         td.note_problem(alloc::format!("{why}"));
     }
     if let Some(guest) = scheduler.guest(id) {
-        guest.board().end_with(why);
-        scheduler.console_written(id);
+        guest.vm().end_with(why);
+        scheduler.note_output(&guest);
     }
     tds.terminate(id).map(|_| Owner::Td(id))
 }

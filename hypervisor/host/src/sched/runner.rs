@@ -21,6 +21,13 @@ use crate::{
 };
 
 impl<P: Running> Scheduler<'_, P> {
+    /// Makes the machine's console show new output of a TD, if it is being watched.
+    pub(super) fn note_output(&self, guest: &Guest) {
+        if guest.vm().console().is_watched() {
+            self.platform.wake_console();
+        }
+    }
+
     fn clock(&self, td: &Td) -> Result<Clock, String> {
         let map = td.map().ok_or("the TD has no root page yet")?;
         let tdh = self.platform.tdh();
@@ -86,9 +93,7 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         guest.set_td(Some(Arc::clone(td)));
         if is_new {
             guest.vm().console().note_start();
-            if guest.vm().console().is_watched() {
-                self.platform.wake_console();
-            }
+            self.note_output(&guest);
         }
         let idle = self.with_queue(|Scheduled { queue, .. }| {
             if is_new {

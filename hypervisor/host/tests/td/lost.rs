@@ -34,7 +34,7 @@ fn a_machine_check_in_a_td_ends_that_td_alone() {
             _ => panic!("{states:?}"),
         };
         let guest = site.scheduler.guest(struck).unwrap();
-        assert!(matches!(guest.board().end(), Some(End::MachineCheck(_))));
+        assert!(matches!(guest.vm().end(), Some(End::MachineCheck(_))));
         let problem = site.tds.notes(struck).unwrap().problem.unwrap();
         assert!(problem.contains("machine check"), "{problem}");
         // The other one gets every turn from here on, and the one that was struck can be started again.
@@ -81,7 +81,8 @@ fn a_lost_page_of_any_kind_ends_its_td_and_stays_out_of_use() {
         };
         site.tds.start(1).unwrap();
         site.tds.start(2).unwrap();
-        let root = site.tds.get(1).unwrap().map().unwrap();
+        let td = site.tds.get(1).unwrap();
+        let root = td.map().unwrap();
         let root = root.keyed(|tdr| Ok(tdr.hpa())).unwrap();
         let pages = pages_of(&site, root);
         let pool = host::platform::Platform::pool(site.rig);
@@ -91,7 +92,7 @@ fn a_lost_page_of_any_kind_ends_its_td_and_stays_out_of_use() {
             let owner = end_owner(site.scheduler, &site.tds, *page).unwrap();
             assert_eq!(owner, Owner::Td(1));
             let guest = site.scheduler.guest(1).unwrap();
-            assert_eq!(guest.board().end(), Some(&End::PageLost(*page)));
+            assert_eq!(guest.vm().end(), Some(&End::PageLost(*page)));
             assert_eq!(site.tds.state(2), State::Runnable);
             site.tds.destroy(1, Way::Terminate).unwrap();
             let problem = site.tds.notes(1).unwrap().problem.unwrap();
