@@ -19,8 +19,15 @@ use stub_module::hooks::Hooks;
 pub const PREFIX: &str = "opt/seamstub/";
 
 /// The names of all options, without [`PREFIX`].
-pub const NAMES: [&str; 7] = [
-    "tdx", "module", "hkids", "trace", "stuck", "hooks", "tsc_hz",
+pub const NAMES: [&str; 8] = [
+    "tdx",
+    "module",
+    "hkids",
+    "trace",
+    "stuck",
+    "tsc_adjust",
+    "hooks",
+    "tsc_hz",
 ];
 
 /// KeyID bits at the top of a physical address, over QEMU's `phys-bits=48`.
@@ -48,6 +55,9 @@ pub struct Options {
     /// `stuck`: numbers of logical processors that ignore a SIPI unless it is a broadcast, like processors held by
     /// firmware; separated by commas.
     pub stuck: Vec<u32>,
+    /// `tsc_adjust`: numbers of logical processors on which the firmware has left another IA32_TSC_ADJUST than zero;
+    /// separated by commas.
+    pub tsc_adjust: Vec<u32>,
     /// `hooks`: the module's fault injection, in the module's own format.
     pub hooks: String,
     /// `tsc_hz`: the frequency that the machine reports for its time-stamp counter, 100 MHz to 10 GHz; the default is
@@ -63,6 +73,7 @@ impl Default for Options {
             hkids: MAX_KEYIDS - 1,
             trace: 0,
             stuck: Vec::new(),
+            tsc_adjust: Vec::new(),
             hooks: String::new(),
             tsc_hz: None,
         }
@@ -74,6 +85,16 @@ impl Options {
     #[must_use]
     pub fn is_stuck(&self, number: u32) -> bool {
         self.stuck.contains(&number)
+    }
+
+    /// Returns the IA32_TSC_ADJUST that the firmware has left on the logical processor `number`.
+    #[must_use]
+    pub fn left_tsc_adjust(&self, number: u32) -> u64 {
+        if self.tsc_adjust.contains(&number) {
+            0x1000 * (u64::from(number) + 1)
+        } else {
+            0
+        }
     }
 
     /// Sets the option `name` (without [`PREFIX`]) from the contents of its file. A trailing newline is ignored.
@@ -95,13 +116,8 @@ impl Options {
             "module" => self.module = text.parse()?,
             "hkids" => self.hkids = number(name, text, 2, MAX_KEYIDS - 1)?,
             "trace" => self.trace = number(name, text, 0, 2)?,
-            "stuck" => {
-                self.stuck = text
-                    .split(',')
-                    .filter(|lp| !lp.trim().is_empty())
-                    .map(|lp| number(name, lp.trim(), 1, 0xFFFF))
-                    .collect::<Result<_, _>>()?;
-            }
+            "stuck" => self.stuck = processors(name, text, 1)?,
+            "tsc_adjust" => self.tsc_adjust = processors(name, text, 0)?,
             "hooks" => {
                 Hooks::parse(text).map_err(|error| {
                     format!(
@@ -126,13 +142,24 @@ impl Options {
     /// # Errors
     /// The option that names a nonexistent processor.
     pub fn check(&self, processors: u32) -> Result<(), String> {
-        match self.stuck.iter().find(|&&lp| lp >= processors) {
-            Some(lp) => Err(format!(
-                "stuck={lp} names no processor: the machine has {processors}, numbered from 0"
-            )),
-            None => Ok(()),
+        let lists = [("stuck", &self.stuck), ("tsc_adjust", &self.tsc_adjust)];
+        for (name, list) in lists {
+            if let Some(lp) = list.iter().find(|&&lp| lp >= processors) {
+                return Err(format!(
+                    "{name}={lp} names no processor: the machine has {processors}, numbered from 0"
+                ));
+            }
         }
+        Ok(())
     }
+}
+
+/// Parses a list of processors' numbers, from `min` on.
+fn processors(name: &str, text: &str, min: u32) -> Result<Vec<u32>, String> {
+    text.split(',')
+        .filter(|lp| !lp.trim().is_empty())
+        .map(|lp| number(name, lp.trim(), min, 0xFFFF))
+        .collect()
 }
 
 fn number<T: FromStr + PartialOrd + Display + Copy>(
@@ -161,6 +188,7 @@ mod tests {
         options.set("hkids", b"3").unwrap();
         options.set("trace", b"2").unwrap();
         options.set("stuck", b"2, 3").unwrap();
+        options.set("tsc_adjust", b"0,1").unwrap();
         options
             .set("hooks", b"busy TDH.MEM.PAGE.AUG call 8")
             .unwrap();
@@ -173,6 +201,7 @@ mod tests {
                 hkids: 3,
                 trace: 2,
                 stuck: [2, 3].into(),
+                tsc_adjust: [0, 1].into(),
                 hooks: "busy TDH.MEM.PAGE.AUG call 8".into(),
                 tsc_hz: Some(2_596_170_000),
             }
