@@ -70,7 +70,8 @@ pub struct Td {
     /// ATTRIBUTES.PERFMON: performance monitoring.
     #[serde(default)]
     pub perfmon: bool,
-    /// XFAM, the extended features that the TD may use. By default all that the module supports.
+    /// XFAM, the extended features that the TD may use. By default x87, SSE, AVX, AVX-512, PKRU and AMX, as far as the
+    /// module supports them.
     #[serde(default)]
     pub xfam: Option<u64>,
     /// Frequency of the virtual TSC in MHz, a multiple of 25 from 100 to 10,000. By default the host's frequency.

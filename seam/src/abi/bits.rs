@@ -214,6 +214,14 @@ impl Xfam {
     pub const CET: Self = Self::CET_U.union(Self::CET_S);
     /// AMX: all or none.
     pub const AMX: Self = Self::TILECFG.union(Self::TILEDATA);
+    /// What every TD gets that the operator does not configure otherwise, as far as the module allows it. The set does
+    /// not grow with the module, because a TD's measured state includes its XFAM.
+    pub const USUAL: Self = Self::X87
+        .union(Self::SSE)
+        .union(Self::AVX)
+        .union(Self::AVX512)
+        .union(Self::PKRU)
+        .union(Self::AMX);
 }
 
 /// A set bit of a mask. It prints as its name, or as "bit N".

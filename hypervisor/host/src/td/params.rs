@@ -210,7 +210,7 @@ fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, R
 
 fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Refused> {
     let Some(value) = wanted.map(Xfam::from_bits_retain) else {
-        return Ok(module.xfam.zero);
+        return Ok(Xfam::USUAL & module.xfam.zero | module.xfam.one);
     };
     let forbidden = module.xfam.forbidden(value);
     if !forbidden.is_empty() {
@@ -369,7 +369,8 @@ mod tests {
     fn what_is_left_open_is_the_machines_own() {
         let params = of("vcpus = 4\n").unwrap();
         assert_eq!(params.attributes, Attributes::SEPT_VE_DISABLE);
-        assert_eq!((params.xfam.bits(), params.max_vcpus), (0x6_DBE7, 4));
+        // x87, SSE, AVX, AVX-512, PKRU and AMX: neither PT nor CET, UINTR and LBR, which this module supports too.
+        assert_eq!((params.xfam.bits(), params.max_vcpus), (0x6_02E7, 4));
         assert_eq!(params.eptp_controls, 0x1E);
         assert!(params.config_flags.is_empty(), "an image may pass RBP");
         assert_eq!(params.tsc_frequency, 84);
