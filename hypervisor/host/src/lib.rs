@@ -13,3 +13,4 @@ pub mod platform;
 pub mod sched;
 pub mod td;
 pub mod tdx;
+mod text;

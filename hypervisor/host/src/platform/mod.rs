@@ -10,6 +10,7 @@ mod stopwatch;
 pub use running::{Attention, Running};
 pub use stopwatch::{Samples, Stopwatch};
 
+use arrayvec::ArrayVec;
 use mm::private::Pool;
 use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
 use sync::call::NoAnswer;
@@ -24,6 +25,9 @@ pub struct CpuPlace {
     /// The number of its package.
     pub package: u32,
 }
+
+/// Maximum number of CPUs that [`Platform::on_all`] calls at the same time.
+const AT_ONCE: usize = 128;
 
 /// The machine as bring-up, HKIDs and TDs need it.
 pub trait Platform: Sync {
@@ -66,6 +70,29 @@ pub trait Platform: Sync {
     /// # Errors
     /// [`NoAnswer`] names the CPUs on which `work` did not run and will not; it did run on the others.
     fn on_each(&self, cpus: &[u32], work: &(dyn Fn(u32) + Sync)) -> Result<(), NoAnswer>;
+
+    /// Does the same on any number of CPUs without allocating. A CPU that is listed twice may do the work twice.
+    ///
+    /// # Errors
+    /// [`NoAnswer`]; the work was not begun on some of the CPUs.
+    fn on_all(
+        &self,
+        cpus: impl Iterator<Item = u32>,
+        work: &(dyn Fn(u32) + Sync),
+    ) -> Result<(), NoAnswer> {
+        let mut group = ArrayVec::<u32, AT_ONCE>::new();
+        for cpu in cpus {
+            if group.contains(&cpu) {
+                continue;
+            }
+            if group.is_full() {
+                self.on_each(&group, work)?;
+                group.clear();
+            }
+            group.push(cpu);
+        }
+        self.on_each(&group, work)
+    }
 
     /// Pauses for a moment, in which the calling CPU serves pending requests.
     fn relax(&self);

@@ -1,34 +1,47 @@
 //! Handles guests that have ended by themselves. A guest that powered off is terminated; one that asked for a reset is
 //! rebuilt. Any other stays as it is, for inspection.
 
-use alloc::format;
-
 use vcpu::End;
 
 use super::{Scheduler, guest::Guest};
 use crate::{
     platform::Running,
-    td::{error::after_guest, life::State, registry::Tds},
+    td::{
+        error::{Error, after_guest},
+        life::State,
+        registry::Tds,
+    },
 };
 
 /// Handles guests that have ended. Must be called with interrupts on, because it may wait for other CPUs.
 pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool {
-    let ended = scheduler.take_ended();
-    for guest in &ended {
-        follow(guest, tds);
+    if !scheduler.take_ended() {
+        return false;
     }
-    !ended.is_empty()
+    let mut after = None;
+    while let Some(guest) = scheduler.next_ended(after) {
+        if let Err(Error::Busy | Error::NoHeap) = follow(&guest, tds) {
+            // Tried again when the caller serves the next time.
+            scheduler.note_ended();
+        }
+        after = Some(guest.id());
+    }
+    true
 }
 
-fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
+/// Follows the end of a guest.
+///
+/// # Errors
+/// [`Error`]; it is noted for the operator, except [`Error::Busy`] and [`Error::NoHeap`], which pass.
+fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) -> Result<(), Error> {
     // No guest can continue after a shutdown, whatever its end was.
     if tds.is_down() {
-        return;
+        return Ok(());
     }
     let id = guest.id();
     // Another CPU may have changed the state already.
     let (Some(end), State::Runnable) = (guest.vm().end(), tds.state(id)) else {
-        return;
+        return Ok(());
     };
     let name = tds.config(id).map_or("", |config| &config.name);
     let done = match end {
@@ -42,15 +55,17 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) {
         }
         _ => {
             log::error!("TD {id} {name}: {end}");
-            tds.keep_ended(id, format!("{end}; {}", after_guest(name)))
+            tds.keep_ended(id, format_args!("{end}; {}", after_guest(name)))
         }
     };
-    if let Err(error) = done
+    if let Err(error) = &done
+        && !matches!(error, Error::Busy | Error::NoHeap)
         && !tds.is_down()
     {
         log::error!("TD {id} {name}: {error}");
         if let Some(td) = tds.get(id) {
-            td.note_problem(format!("{end}, and then: {error}"));
+            td.note_problem(format_args!("{end}, and then: {error}"));
         }
     }
+    done
 }

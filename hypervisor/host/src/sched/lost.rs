@@ -52,7 +52,7 @@ pub fn end_owner<P: Running>(
     };
     let why = End::PageLost(page);
     if let Some(td) = tds.get(id) {
-        td.note_problem(alloc::format!("{why}"));
+        td.note_problem(&why);
     }
     if let Some(guest) = scheduler.guest(id) {
         guest.vm().end_with(why);

@@ -15,7 +15,6 @@ mod slice;
 use alloc::{
     string::{String, ToString},
     sync::Arc,
-    vec::Vec,
 };
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
@@ -193,7 +192,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
             Ok(Stop::Closed) => self.put(cpu, Back::Off),
             Ok(Stop::Ended) => {
                 self.put_suspended(cpu, id.td);
-                self.ended.store(true, SeqCst);
+                self.note_ended();
             }
             Err(Refused::State(_)) => self.put_suspended(cpu, id.td),
             Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu, state),
@@ -261,15 +260,23 @@ impl<'p, P: Running> Scheduler<'p, P> {
         cpus.iter().for_each(|cpu| poke(self.platform, *cpu));
     }
 
-    /// Returns the guests that have ended, if any has ended since the last call.
-    fn take_ended(&self) -> Vec<Arc<Guest>> {
-        if !self.ended.swap(false, SeqCst) {
-            return Vec::new();
-        }
+    /// Notes that a guest has ended.
+    fn note_ended(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
+    /// Returns whether a guest has ended since the last call.
+    fn take_ended(&self) -> bool {
+        self.ended.swap(false, SeqCst)
+    }
+
+    /// Returns the first guest that has ended, by number: of those after `after`, if given.
+    fn next_ended(&self, after: Option<u32>) -> Option<Arc<Guest>> {
+        let from = after.map_or(0, |id| id + 1);
         self.with_queue(|scheduled| {
-            let guests = scheduled.guests.values();
-            let ended = guests.filter(|guest| guest.vm().end().is_some());
-            ended.cloned().collect()
+            let mut guests = scheduled.guests.range(from..);
+            let ended = guests.find(|(_, guest)| guest.vm().end().is_some());
+            ended.map(|(_, guest)| Arc::clone(guest))
         })
     }
 }

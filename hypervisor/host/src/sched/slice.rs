@@ -64,7 +64,7 @@ impl<P: Running> Flush for Slice<'_, P> {
     fn flush(&self) -> Result<(), NoAnswer> {
         let platform = self.platform();
         let cpus = self.td.vcpus().cpus();
-        let answered = platform.on_each(&cpus, &|_| platform.flush_shared_ept());
+        let answered = platform.on_all(cpus, &|_| platform.flush_shared_ept());
         answered.map_err(|silent| NoAnswer {
             cpu: silent.first().copied().unwrap_or(u32::MAX),
         })

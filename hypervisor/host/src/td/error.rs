@@ -1,6 +1,6 @@
 //! Errors of operations on TDs: what is wrong, and what to do.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use mm::private;
@@ -158,8 +158,13 @@ impl core::error::Error for Error {}
 
 /// Returns the sentence about what can be done with a TD of this name whose guest has ended.
 #[must_use]
-pub fn after_guest(name: &str) -> String {
-    format!("\"td reset {name}\" restarts it, \"td terminate {name}\" terminates it")
+pub fn after_guest(name: &str) -> impl fmt::Display {
+    fmt::from_fn(move |f| {
+        write!(
+            f,
+            "\"td reset {name}\" restarts it, \"td terminate {name}\" terminates it"
+        )
+    })
 }
 
 fn mib(pages: u64) -> u64 {

@@ -244,8 +244,9 @@ impl Td {
     }
 
     /// Notes a problem that needs the operator, with its reason.
-    pub fn note_problem(&self, problem: String) {
-        self.notes.lock().problem = Some(problem);
+    pub fn note_problem(&self, problem: impl fmt::Display) {
+        let text = crate::text::of(problem);
+        self.notes.lock().problem = Some(text);
     }
 
     /// Takes vCPU `index` for the calling CPU, to run or to inspect it, and associates it with that CPU.

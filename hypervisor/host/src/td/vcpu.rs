@@ -3,7 +3,7 @@
 //! Every operation on a vCPU (TDH.VP.*) holds its lock, and checks the TD's state after taking it. Once the state
 //! forbids vCPUs to run and each lock has been held since, none runs and none will.
 
-use alloc::{boxed::Box, vec::Vec};
+use alloc::{boxed::Box, collections::TryReserveError, vec::Vec};
 use core::fmt;
 use sync::atomic::{AtomicU32, Ordering::SeqCst};
 
@@ -113,17 +113,11 @@ impl Slots {
         self.0.iter().filter(made).count() as u64
     }
 
-    /// Returns the CPUs that run a vCPU or may still cache translations of one.
-    #[must_use]
-    pub fn cpus(&self) -> Vec<u32> {
+    /// Returns the CPUs that run a vCPU or may still cache translations of one. A CPU can occur more than once.
+    pub fn cpus(&self) -> impl Iterator<Item = u32> + '_ {
         let all = self.0.iter();
-        let mut cpus: Vec<_> = all
-            .flat_map(|slot| [slot.user(), slot.associated()])
+        all.flat_map(|slot| [slot.user(), slot.associated()])
             .flatten()
-            .collect();
-        cpus.sort_unstable();
-        cpus.dedup();
-        cpus
     }
 
     /// Takes vCPU `index` for the calling CPU, and associates it with that CPU.
@@ -157,9 +151,14 @@ impl Slots {
     }
 
     /// Takes all vCPUs, so that none is used. `None` for those that another CPU has.
-    pub(super) fn try_stop(&self) -> Vec<Option<Stopped<'_>>> {
-        let all = self.0.iter();
-        all.map(Slot::stop).collect()
+    ///
+    /// # Errors
+    /// [`TryReserveError`] if the heap has no room for the list; none is taken.
+    pub(super) fn try_stop(&self) -> Result<Vec<Option<Stopped<'_>>>, TryReserveError> {
+        let mut vcpus = Vec::new();
+        vcpus.try_reserve_exact(self.0.len())?;
+        vcpus.extend(self.0.iter().map(Slot::stop));
+        Ok(vcpus)
     }
 
     /// Takes vCPU `index`, so that it is not used. `None` if another CPU has it.
@@ -167,12 +166,9 @@ impl Slots {
         self.0.get(usize::from(index))?.stop()
     }
 
-    /// Returns the CPUs that use a vCPU.
-    pub(super) fn users(&self) -> Vec<u32> {
-        let mut users: Vec<_> = self.0.iter().filter_map(Slot::user).collect();
-        users.sort_unstable();
-        users.dedup();
-        users
+    /// Returns the CPUs that use a vCPU. A CPU can occur more than once.
+    pub(super) fn users(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().filter_map(Slot::user)
     }
 }
 
@@ -322,7 +318,7 @@ pub struct Interrupt<'a, P> {
 
 impl<P: Platform> Kick for Interrupt<'_, P> {
     fn kick(&self) -> Result<(), private::NoAnswer> {
-        let answered = self.platform.on_each(&self.slots.users(), &|_| {});
+        let answered = self.platform.on_all(self.slots.users(), &|_| {});
         answered.map_err(|silent| private::NoAnswer {
             cpu: silent.first().copied().unwrap_or(NONE),
         })

@@ -23,6 +23,16 @@ impl Caller {
 
 impl SeamCall for Caller {
     fn seamcall(&self, regs: &mut Gprs) -> Result<(), Fault> {
+        super::outside(|| self.make(regs))
+    }
+
+    fn note_shutdown(&self) {
+        self.machine.shutdown.note();
+    }
+}
+
+impl Caller {
+    fn make(&self, regs: &mut Gprs) -> Result<(), Fault> {
         if let Some(leaf) = Leaf::from_number(regs.rax as u16) {
             self.machine.cpus.comes_to(Event::Call(leaf));
         }
@@ -37,10 +47,6 @@ impl SeamCall for Caller {
         let now = || self.machine.start.elapsed().as_nanos() as u64;
         let stopwatch = &self.machine.stopwatch;
         stopwatch.time(now, regs, |regs| cpu.seamcall(regs))
-    }
-
-    fn note_shutdown(&self) {
-        self.machine.shutdown.note();
     }
 }
 

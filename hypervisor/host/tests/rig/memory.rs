@@ -8,7 +8,7 @@ use seam::address::Hpa;
 use seam::page::Clear;
 use stub_module::host::{Memory, Server};
 
-use super::cpus;
+use super::{cpus, outside};
 
 /// Memory access of the frame pool.
 pub struct Direct(pub Arc<Server>);
@@ -21,9 +21,11 @@ impl Flush for Direct {
 impl Clear for Direct {
     fn clear(&self, hpa: Hpa, size: PageSize) {
         let cpu = self.0.processor(cpus::this()).unwrap();
-        for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
-            cpu.clear(hpa.0 + offset).unwrap();
-        }
+        outside(|| {
+            for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
+                cpu.clear(hpa.0 + offset).unwrap();
+            }
+        });
     }
 }
 

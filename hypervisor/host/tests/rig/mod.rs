@@ -10,6 +10,7 @@ mod faults;
 mod memory;
 pub mod running;
 
+use std::cell::Cell;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,23 @@ pub use cpus::{Event, Job};
 pub use faults::Caller;
 use faults::{Meanwhile, Refusals};
 use memory::{Direct, access};
+
+thread_local! {
+    static OUTSIDE: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Runs the parts of the simulated machine that are not the host's code.
+pub fn outside<R>(work: impl FnOnce() -> R) -> R {
+    OUTSIDE.set(OUTSIDE.get() + 1);
+    let result = work();
+    OUTSIDE.set(OUTSIDE.get() - 1);
+    result
+}
+
+/// Returns whether the calling thread is in [`outside`].
+pub fn is_outside() -> bool {
+    OUTSIDE.get() > 0
+}
 
 /// Start of convertible memory.
 pub const BASE: u64 = 4 * PAGE_1G;

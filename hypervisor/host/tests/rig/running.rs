@@ -13,8 +13,8 @@ use stub_module::Machine as _;
 use stub_module::host::Guest;
 use vcpu::{PhysicalCpu, posted::Descriptor};
 
-use super::Rig;
 use super::cpus;
+use super::{Rig, outside};
 
 /// The vector of the notification interrupt.
 pub const NOTIFICATION: u8 = 0xF2;
@@ -133,7 +133,7 @@ impl PhysicalCpu for Rig {
 
     fn serve_interrupt(&self, vector: u8) {
         let cpu = self.machine.running.cpu();
-        cpu.served.lock().unwrap().push(vector);
+        outside(|| cpu.served.lock().unwrap().push(vector));
         if vector == OUT_OF_LINES {
             cpu.attention.poke();
             self.machine.running.clock.fetch_add(TURN, SeqCst);
@@ -187,9 +187,11 @@ impl Running for Rig {
 impl shared::Frames for Rig {
     fn take(&self, size: PageSize) -> Option<Hpa> {
         let frame = self.machine.pool.ledger().lock().alloc(order(size)).ok()?;
-        for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
-            self.server().machine().fill_page(frame.pa + offset, 0);
-        }
+        outside(|| {
+            for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
+                self.server().machine().fill_page(frame.pa + offset, 0);
+            }
+        });
         Some(Hpa(frame.pa))
     }
 
@@ -211,7 +213,7 @@ impl shared::Frames for Rig {
 
     fn words(&self, hpa: Hpa) -> &Words {
         let server: &Arc<_> = &self.machine.server;
-        server.machine().page(hpa.0)
+        outside(|| server.machine().page(hpa.0))
     }
 }
 

@@ -12,7 +12,7 @@ use mm::private::Pool;
 use seam::abi::{Leaf, PageSize, Status};
 
 use super::kit::{Server, TWO, td};
-use super::run::{Act, Script, Site, accept, call, on_site};
+use super::site::{Act, Script, Site, accept, call, on_site};
 
 const MAP_GPA: u64 = 0x1_0001;
 const SHARED: u64 = 1 << 47;

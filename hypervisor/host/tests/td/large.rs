@@ -7,7 +7,7 @@ use seam::abi::{PAGE_1G, PAGE_2M, PAGE_4K};
 
 use super::kit::Server;
 use super::rig::Setup;
-use super::run::{Act, Site, accept, on_site};
+use super::site::{Act, Site, accept, on_site};
 
 /// Number of pages of the S-EPT above the page tables that a TD of 32 GiB with an image may have.
 const ABOVE: u64 = (33 + 2) + (1 + 2);

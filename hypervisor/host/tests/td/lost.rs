@@ -11,7 +11,7 @@ use vcpu::End;
 
 use super::kit::{Server, TWO, config, no_hypercall};
 use super::rig::BASE;
-use super::run::{Site, on_site};
+use super::site::{Site, on_site};
 
 /// The module reports a machine check at the first entry: that TD ends with its status, and the other runs.
 #[test]

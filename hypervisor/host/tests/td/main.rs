@@ -19,3 +19,4 @@ mod rules;
 mod run;
 mod short;
 mod shrink;
+mod site;

@@ -3,82 +3,27 @@
 use std::sync::Arc;
 
 use host::platform::Running;
-use host::sched::{Scheduler, ends};
+use host::sched::ends;
 use host::td::end::Way;
 use host::td::life::State;
-use host::td::registry::Tds;
 
 use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};
 use vcpu::{End, PhysicalCpu};
 
-use super::kit::{Server, TWO, config, no_hypercall};
-use super::rig::Rig;
+use super::kit::{Server, TWO};
 use super::rig::running::OUT_OF_LINES;
-pub use script::{Act, Script, accept, call};
-
-#[path = "../../../../vcpu/tests/kit/script.rs"]
-#[allow(dead_code, reason = "it has what the tests of vcpu need, too")]
-mod script;
+use super::site::{Act, Site, accept, call, on_site};
 
 const HLT: u64 = 0xC;
 const IO: u64 = 0x1E;
 /// Length of a turn, in ticks of the server's clock.
 const SLICE: u64 = 10_000_000;
 
-/// A server whose TDs run on its CPU 0, the test's own thread.
-pub struct Site<'h> {
-    pub rig: &'h Rig,
-    pub scheduler: &'h Scheduler<'h, Rig>,
-    pub tds: Tds<'h, Rig>,
-}
-
 fn with_site(text: &str, test: impl FnOnce(&Site<'_>)) {
     let server = Server::new("");
     on_site(&server, text, test);
     server.assert_spotless();
-}
-
-/// Runs `test` with the TDs that `text` names on `server`, and terminates them afterwards.
-pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
-    let scheduler = Scheduler::new(&server.rig, &config(text).host, no_hypercall);
-    {
-        let tds = server.tds_on(&server.rig, text, &scheduler);
-        let site = Site {
-            rig: &server.rig,
-            scheduler: &scheduler,
-            tds,
-        };
-        test(&site);
-        site.rig.set_guest(0, None);
-        for id in site.tds.ids() {
-            site.tds.destroy(id, host::td::end::Way::Terminate).unwrap();
-        }
-    }
-}
-
-impl Site<'_> {
-    /// Lets the vCPU whose turn it is do `acts`.
-    pub fn play(&self, acts: &[Act]) -> Script {
-        let script = Script::new(acts.iter().copied());
-        self.rig.set_guest(0, Some(script.player()));
-        assert!(self.scheduler.schedule(), "nobody wants the CPU");
-        script
-    }
-
-    /// Returns the console output of a TD, and the position at which its current life began.
-    fn said(&self, id: u32) -> (String, u64) {
-        let guest = self.scheduler.guest(id).unwrap();
-        let mut bytes = [0; 256];
-        let excerpt = guest.vm().console().read(0, &mut bytes);
-        let text = String::from_utf8_lossy(&bytes[..excerpt.count]);
-        (text.into_owned(), excerpt.began)
-    }
-
-    /// Removes the script, so that guests only use up their time.
-    fn rest(&self) {
-        self.rig.set_guest(0, None);
-    }
 }
 
 fn halt() -> Act {

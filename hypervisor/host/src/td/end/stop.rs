@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use sync::call::NoAnswer;
+
 use crate::{
     platform::Platform,
     td::{Td, error::Error, host::Host, vcpu::Stopped},
@@ -13,14 +15,17 @@ pub fn stop_vcpus<'a, P: Platform>(
     td: &'a Td,
 ) -> Result<Vec<Stopped<'a>>, Error> {
     let start = host.platform.now_us();
-    let mut vcpus = td.slots.try_stop();
+    let mut vcpus = td.slots.try_stop().map_err(|_| Error::NoHeap)?;
+    let mut stopped = Vec::new();
+    let reserved = stopped.try_reserve_exact(vcpus.len());
+    reserved.map_err(|_| Error::NoHeap)?;
     loop {
         if vcpus.iter().all(Option::is_some) {
-            return Ok(vcpus.into_iter().flatten().collect());
+            stopped.extend(vcpus.into_iter().flatten());
+            return Ok(stopped);
         }
         // A vCPU that was just about to enter the guest is interrupted there in the next iteration.
-        let users = td.slots.users();
-        let answered = host.platform.on_each(&users, &|_| {});
+        let answered = host.platform.on_all(td.slots.users(), &|_| {});
         host.platform.relax();
         for (index, vcpu) in (0..).zip(&mut vcpus) {
             if vcpu.is_none() {
@@ -31,7 +36,8 @@ pub fn stop_vcpus<'a, P: Platform>(
             return Err(Error::Stuck(silent.to_vec()));
         }
         if host.platform.now_us() - start >= host.stop_us && vcpus.iter().any(Option::is_none) {
-            return Err(Error::Stuck(td.slots.users()));
+            let users: Vec<u32> = td.slots.users().collect();
+            return Err(Error::Stuck(NoAnswer::of(&users).to_vec()));
         }
     }
 }

@@ -29,7 +29,10 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     // No vCPU is entered from now on.
     let _ = td.life.enter(State::Terminating);
     td.end.set(Owner::UnderWay);
-    let vcpus: Option<Vec<_>> = td.slots.try_stop().into_iter().collect();
+    let Ok(vcpus) = td.slots.try_stop() else {
+        return false;
+    };
+    let vcpus: Option<Vec<_>> = vcpus.into_iter().collect();
     let Some(vcpus) = vcpus else {
         return false;
     };

@@ -1,10 +1,8 @@
 //! Building, starting and pausing TDs.
 
-use alloc::{
-    string::{String, ToString},
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{string::ToString, sync::Arc, vec::Vec};
+use core::fmt::Display;
+
 use sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::Tds;
@@ -153,7 +151,7 @@ impl<P: Platform> Tds<'_, P> {
     ///
     /// # Errors
     /// As [`Self::pause`].
-    pub fn keep_ended(&self, id: u32, why: String) -> Result<(), Error> {
+    pub fn keep_ended(&self, id: u32, why: impl Display) -> Result<(), Error> {
         self.with_module(|| {
             let td = self
                 .living(id)

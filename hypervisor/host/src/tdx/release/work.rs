@@ -134,7 +134,7 @@ pub fn flush_vcpus<P: Platform>(platform: &P, tds: &mut [Work<'_>]) {
         if !td.is_keyed() {
             continue;
         }
-        let left = td.ending.vcpus.cpus();
+        let left: Vec<u32> = td.ending.vcpus.cpus();
         if let Some((_, cpu, error)) = failed.iter().find(|(at, ..)| *at == index) {
             let (cpu, error) = (*cpu, *error);
             td.undo(platform, Why::Flush { cpu, error });
