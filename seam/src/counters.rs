@@ -50,6 +50,8 @@ impl Outcome {
             {
                 Self::Done
             }
+            // The answer to a question: the address is in no TDMR.
+            Status::OPERAND_ADDR_RANGE_ERROR if leaf == Leaf::PhymemPageRdmd => Self::Done,
             _ => Self::Illegal,
         }
     }
@@ -242,6 +244,13 @@ mod tests {
         ] {
             assert!(!illegal(status), "{status:?}");
         }
+    }
+
+    #[test]
+    fn an_address_in_no_tdmr_is_an_answer_to_a_question_alone() {
+        let status = Status::OPERAND_ADDR_RANGE_ERROR.with(Operand::RCX);
+        assert_eq!(Outcome::of(Leaf::PhymemPageRdmd, status), Outcome::Done);
+        assert_eq!(Outcome::of(Leaf::MemPageAug, status), Outcome::Illegal);
     }
 
     #[test]

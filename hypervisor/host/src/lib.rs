@@ -8,9 +8,9 @@
 extern crate alloc;
 
 pub mod bench;
+mod heap;
 pub mod hypercall;
 pub mod platform;
 pub mod sched;
 pub mod td;
 pub mod tdx;
-mod text;

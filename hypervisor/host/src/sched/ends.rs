@@ -5,6 +5,7 @@ use vcpu::End;
 
 use super::{Scheduler, guest::Guest};
 use crate::{
+    heap,
     platform::Running,
     td::{
         error::{Error, after_guest},
@@ -43,6 +44,9 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) -> Result<(), Error> {
     let (Some(end), State::Runnable) = (guest.vm().end(), tds.state(id)) else {
         return Ok(());
     };
+    if end.is_orderly() && !heap::has_room() {
+        return Err(Error::NoHeap);
+    }
     let name = tds.config(id).map_or("", |config| &config.name);
     let done = match end {
         End::PowerOff => {

@@ -245,7 +245,7 @@ impl Td {
 
     /// Notes a problem that needs the operator, with its reason.
     pub fn note_problem(&self, problem: impl fmt::Display) {
-        let text = crate::text::of(problem);
+        let text = crate::heap::text(problem);
         self.notes.lock().problem = Some(text);
     }
 

@@ -22,6 +22,9 @@ use crate::{platform::Platform, tdx::hkids::NoHkid};
 /// Frames for building in addition to the TD's own: one that passes TD_PARAMS and the image's pages to the module.
 const SCRATCH_PAGES: u64 = 1;
 
+/// Frames that stay free, so that the host's heap can grow: 2 MiB.
+const RESERVED_PAGES: u64 = 512;
+
 /// A plan for building a TD.
 pub struct Plan<'a> {
     /// TD_PARAMS.
@@ -99,7 +102,7 @@ pub fn plan<'f, P: Platform>(
         .platform
         .pool()
         .free_bytes()
-        .saturating_sub(candidate.promised)
+        .saturating_sub(candidate.promised + RESERVED_PAGES * PAGE_4K)
         / PAGE_4K;
     if needed > free {
         return Err(Error::NoFrames { needed, free });

@@ -156,6 +156,30 @@ fn a_guest_that_changes_its_memory_survives_or_ends_alone() {
 }
 
 #[test]
+fn a_guest_that_switches_itself_off_waits_until_there_is_room_to_end_it() {
+    for (port, bytes, value) in [(0x604, 2, 1 << 13), (0xCF9, 1, 6)] {
+        let server = Server::new("");
+        on_site(&server, TWO, |site| {
+            site.tds.start(1).unwrap();
+            assert!(drive(
+                site,
+                &[ask(0x1E, [bytes, 1, port, value])],
+                Refused(0)
+            ));
+            let waits = || {
+                let guest = site.scheduler.guest(1).unwrap();
+                site.tds.state(1) == State::Runnable && guest.vm().end().is_some()
+            };
+            assert!(waits());
+            assert!(ends::serve(site.scheduler, &site.tds));
+            assert!(!waits());
+            while site.tds.work() {}
+        });
+        server.assert_spotless();
+    }
+}
+
+#[test]
 fn the_end_of_a_guest_is_followed_without_a_byte_of_heap() {
     for last in [
         Act::Touch(1 << 45),

@@ -13,7 +13,7 @@ use vcpu::{End, PhysicalCpu};
 
 use super::kit::{Server, TWO};
 use super::rig::running::OUT_OF_LINES;
-use super::site::{Act, Site, accept, call, on_site};
+use super::site::{Act, Site, call, on_site};
 
 const HLT: u64 = 0xC;
 const IO: u64 = 0x1E;
