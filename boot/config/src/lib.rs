@@ -50,6 +50,8 @@ pub struct Host {
     pub on_crash: OnCrash,
     /// Action after an NMI that neither this program nor a record of the firmware explains.
     pub nmi: OnNmi,
+    /// Use of a core's threads by several TDs.
+    pub smt: Smt,
     /// Milliseconds within which a CPU must report after its SIPI, or answer another CPU's call; 100 to 60,000.
     #[serde(deserialize_with = "cpu_timeout")]
     pub cpu_timeout_ms: u32,
@@ -81,6 +83,7 @@ impl Default for Host {
             log_level: LogLevel::Info,
             on_crash: OnCrash::Halt,
             nmi: OnNmi::Halt,
+            smt: Smt::Share,
             cpu_timeout_ms: 2000,
             clear: Clear::Always,
             reclaim_share: 10,
@@ -183,6 +186,16 @@ pub enum OnNmi {
     Halt,
     /// An entry in the log.
     Log,
+}
+
+/// Use of a core's threads by several TDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Smt {
+    /// The threads of a core run vCPUs of any TDs.
+    Share,
+    /// The threads of a core never run vCPUs of different TDs at once.
+    SameTd,
 }
 
 /// The treatment of memory that was a TD's.
@@ -364,14 +377,17 @@ mod tests {
     #[test]
     fn every_key_is_read() {
         let config = parse(
-            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\nnmi = \"log\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
+            b"[host]\nlog_level = \"debug\"\non_crash = \"reboot\"\nnmi = \"log\"\nsmt = \"same-td\"\ncpu_timeout_ms = 500\nclear = \"reuse\"\n\
               reclaim_share = 20\nslice_ms = 2\ncap_period_ms = 50\n\
               [[file]]\nname = \"linux\"\npath = \"guests/vmlinuz\"\n",
         )
         .unwrap();
         assert_eq!(config.host.log_level, LogLevel::Debug);
         assert_eq!(config.host.on_crash, OnCrash::Reboot);
-        assert_eq!(config.host.nmi, OnNmi::Log);
+        assert_eq!(
+            (config.host.nmi, config.host.smt),
+            (OnNmi::Log, Smt::SameTd)
+        );
         assert_eq!(config.host.cpu_timeout_ms, 500);
         assert_eq!(config.host.clear, Clear::Reuse);
         assert_eq!(config.host.reclaim_share, 20);

@@ -17,6 +17,14 @@ pub struct Place {
     pub thread: u32,
 }
 
+impl Place {
+    /// Returns the x2APIC id of the first thread of this processor's core, which identifies the core in the machine.
+    #[must_use]
+    pub const fn first_thread(self) -> u32 {
+        self.x2apic_id - self.thread
+    }
+}
+
 /// The split of ids into thread, core and package.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shifts {
@@ -104,6 +112,7 @@ mod tests {
         ]);
         let (place, _) = read(&cpu);
         assert_eq!((place.package, place.core, place.thread), (1, 0x15, 1));
+        assert_eq!(place.first_thread(), 0x6A);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use alloc::{
 };
 
 use boot::BootInfo;
+use config::Smt;
 use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
     Memory, PowerAction, Region, Tdx, absent::Absent,
@@ -155,6 +156,11 @@ impl Host for Machine {
     }
 
     fn seam_bench(&self) -> Result<port::seam::SeamBench, String> {
+        if self.info.config.host.smt == Smt::SameTd {
+            return Err(
+                "the measurement runs a TD of its own beside the others: set host.smt to \"share\" for it".into(),
+            );
+        }
         seam::bench(self.desk()?.0)
     }
 

@@ -39,7 +39,7 @@ use vcpu::{PhysicalCpu, posted::Descriptor};
 use x86_64::instructions::interrupts;
 
 use crate::{
-    cpu::{self, apic, timer, trap, vmx},
+    cpu::{self, apic, timer, topology::Place, trap, vmx},
     memory::{self, HostFrames, direct},
     rtc, time, watchdog,
 };
@@ -206,6 +206,11 @@ impl Running for Metal {
 
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa {
         Hpa(memory::physical(&raw const *descriptor as u64))
+    }
+
+    fn core_of(&self, cpu: u32) -> u32 {
+        let place = cpu::all().get(cpu as usize).map(|cpu| cpu.place());
+        place.map_or(u32::MAX, Place::first_thread)
     }
 
     fn attention(&self, cpu: u32) -> &Attention {

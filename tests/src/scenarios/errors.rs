@@ -118,7 +118,9 @@ fn td_machine_check(bench: &mut Bench) -> Result<()> {
     // The TD that was struck starts again.
     console.succeed("td destroy smp", LIFE)?;
     console.succeed("td start smp", LIFE)?;
-    Words::of("smp").pass(&mut console, "smp", CHECKS)?;
+    until(&mut console, "td show smp", |td| {
+        td["cpus"][1]["entries"].as_u64() > Some(100)
+    })?;
     stage::nothing_illegal(&mut console)
 }
 

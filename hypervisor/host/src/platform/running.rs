@@ -14,6 +14,11 @@ pub trait Running: Platform + PhysicalCpu {
     /// Returns the physical address of a posted-interrupt descriptor.
     fn descriptor_at(&self, descriptor: &Descriptor) -> Hpa;
 
+    /// Returns the number of the core that CPU `cpu` is a thread of. By default each CPU is a core of its own.
+    fn core_of(&self, cpu: u32) -> u32 {
+        cpu
+    }
+
     /// Returns the attention flags of CPU `cpu`.
     fn attention(&self, cpu: u32) -> &Attention;
 

@@ -51,9 +51,6 @@ pub fn end_owner<P: Running>(
         return Ok(Owner::Module);
     };
     let why = End::PageLost(page);
-    if let Some(td) = tds.get(id) {
-        td.note_problem(&why);
-    }
     if let Some(guest) = scheduler.guest(id) {
         guest.vm().end_with(why);
         scheduler.note_output(&guest);

@@ -19,6 +19,7 @@ use alloc::{
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
+use config::Smt;
 use seam::abi::Gprs;
 use sync::IrqsOff;
 use vcpu::{End, Event, Executor, Stop, VcpuState, Waker};
@@ -57,15 +58,24 @@ impl<'p, P: Running> Scheduler<'p, P> {
     #[must_use]
     pub fn new(platform: &'p P, config: &config::Host, hypercall: Hypercall) -> Self {
         let ticks = |ms: u32| (u128::from(ms) * u128::from(platform.tsc_hz()) / 1000) as Ticks;
-        let cpus = platform.cpus().iter().map(|place| place.cpu as usize + 1);
+        let cpus = platform.cpus().iter().map(|place| place.cpu + 1);
+        let cpus = cpus.max().unwrap_or(1);
+        let queue = RunQueue::new(Settings {
+            slice: ticks(config.slice_ms),
+            period: ticks(config.cap_period_ms),
+            cpus: cpus as usize,
+        });
+        let queue = match config.smt {
+            Smt::Share => queue,
+            Smt::SameTd => {
+                let cores: Vec<u32> = (0..cpus).map(|cpu| platform.core_of(cpu)).collect();
+                queue.with_cores(&cores)
+            }
+        };
         Self {
             platform,
             hypercall,
-            queue: QueueLock::new(RunQueue::new(Settings {
-                slice: ticks(config.slice_ms),
-                period: ticks(config.cap_period_ms),
-                cpus: cpus.max().unwrap_or(1),
-            })),
+            queue: QueueLock::new(queue),
             ended: AtomicBool::new(false),
             watched: AtomicU32::new(0),
         }

@@ -84,6 +84,7 @@ fn a_lost_page_of_any_kind_ends_its_td_and_stays_out_of_use() {
         let td = site.tds.get(1).unwrap();
         let root = td.map().unwrap();
         let root = root.keyed(|tdr| Ok(tdr.hpa())).unwrap();
+        drop(td);
         let pages = pages_of(&site, root);
         let pool = host::platform::Platform::pool(site.rig);
         if let Some(page) = pages.get(kind) {
@@ -95,7 +96,7 @@ fn a_lost_page_of_any_kind_ends_its_td_and_stays_out_of_use() {
             assert_eq!(guest.vm().end(), Some(&End::PageLost(*page)));
             assert_eq!(site.tds.state(2), State::Runnable);
             site.tds.destroy(1, Way::Terminate).unwrap();
-            let problem = site.tds.notes(1).unwrap().problem.unwrap();
+            let problem = site.scheduler.problem(1).unwrap();
             assert!(problem.contains("lost the data"), "{problem}");
             let ledger = pool.ledger().lock();
             let quarantined: u64 = (0..)

@@ -4,7 +4,10 @@
 //! least CPU time comes first, unless one that ran last on this CPU has had hardly more. A turn is charged when it
 //! begins and settled when it ends, so that CPUs that choose at the same time do not all choose the same TD. The queue
 //! is pure: time is an argument.
+//!
+//! If it knows the cores ([`RunQueue::with_cores`]), the threads of a core run vCPUs of one TD at a time ([`cores`]).
 
+mod cores;
 mod group;
 #[cfg(test)]
 mod tests;
@@ -14,7 +17,10 @@ use alloc::{
     vec::Vec,
 };
 
-use self::group::{Entity, Group, State, choose};
+use self::{
+    cores::Cores,
+    group::{Entity, Group, State, choose},
+};
 
 /// A time or duration in ticks of the host's time-stamp counter.
 pub type Ticks = u64;
@@ -92,6 +98,7 @@ pub struct RunQueue {
     settings: Settings,
     groups: BTreeMap<u32, Group>,
     cpus: Vec<Cpu>,
+    cores: Cores,
     /// Wake-up times of halted vCPUs, by the CPU on which each ran last.
     due: Vec<BTreeSet<(Ticks, VcpuId)>>,
 }
@@ -103,9 +110,18 @@ impl RunQueue {
         Self {
             groups: BTreeMap::new(),
             cpus: alloc::vec![Cpu::default(); settings.cpus],
+            cores: Cores::unknown(settings.cpus),
             due: alloc::vec![BTreeSet::new(); settings.cpus],
             settings,
         }
+    }
+
+    /// Makes the queue run vCPUs of one TD at a time on the threads of a core. `cores` has the core's number for each
+    /// CPU.
+    #[must_use]
+    pub fn with_cores(mut self, cores: &[u32]) -> Self {
+        self.cores = Cores::new(cores);
+        self
     }
 
     /// Adds a TD whose vCPUs are to run first on the CPUs `homes`. None of them runs before [`Self::start`].
@@ -143,6 +159,7 @@ impl RunQueue {
                 // A vCPU that still runs must not be accounted to the next TD of this number.
                 cpu.current = cpu.current.filter(|id| id.td != td);
             }
+            self.cores.remove(td);
         }
     }
 
@@ -163,7 +180,7 @@ impl RunQueue {
         let mut wanted = group.ready;
         let mut idle = Vec::new();
         for (number, cpu) in (0..).zip(&mut self.cpus) {
-            if wanted > 0 && cpu.idle {
+            if wanted > 0 && cpu.idle && self.cores.allow(number, td) {
                 cpu.idle = false;
                 wanted -= 1;
                 idle.push(number);
@@ -205,16 +222,24 @@ impl RunQueue {
             }
         }
         let due = self.next_due(cpu);
+        let slice = self.settings.slice;
+        let beside = self.cores.beside(cpu);
+        let td = match (best, beside) {
+            (Some((vruntime, _)), Some(beside)) => self.joins(beside.td, vruntime, now),
+            (best, _) => best.map(|(_, td)| td),
+        };
         let own = &mut self.cpus[cpu as usize];
-        let Some((_, td)) = best else {
+        let Some(td) = td else {
             *own = Cpu {
                 idle: true,
                 ..Cpu::default()
             };
-            let until = [later, due].into_iter().flatten().min();
+            // Another TD waits until this core is free.
+            let free = beside.filter(|_| best.is_some());
+            let free = free.map(|beside| beside.until.max(now + (slice / 8).max(1)));
+            let until = [later, due, free].into_iter().flatten().min();
             return Next::Idle { until };
         };
-        let slice = self.settings.slice;
         let group = self.groups.get_mut(&td).expect("it was just found");
         let charged = slice.min(group.left(now, period)).max(1);
         group.vruntime += group.weighed(charged);
@@ -231,7 +256,18 @@ impl RunQueue {
             idle: false,
         };
         let until = (now + charged).min(due.unwrap_or(Ticks::MAX));
+        self.cores.occupy(cpu, td, until);
         Next::Run { id, until }
+    }
+
+    /// Returns the TD `td`, which runs on this core, if one more of its vCPUs can run there: the TD is not too far
+    /// ahead of the one that comes first, whose virtual run time is `first`. Otherwise the core drains for that one.
+    fn joins(&mut self, td: u32, first: u128, now: Ticks) -> Option<u32> {
+        let Settings { slice, period, .. } = self.settings;
+        let group = self.groups.get_mut(&td)?;
+        let can_run = !group.suspended && group.ready > 0 && group.left(now, period) > 0;
+        let ahead = group.vruntime.saturating_sub(first);
+        (can_run && ahead <= group.weighed(2 * slice)).then_some(td)
     }
 
     /// Takes back the vCPU that ran on `cpu`.
@@ -239,6 +275,7 @@ impl RunQueue {
         let Cpu {
             current, charged, ..
         } = core::mem::take(&mut self.cpus[cpu as usize]);
+        self.cores.leave(cpu);
         let Some(id) = current else { return };
         let Some(group) = self.groups.get_mut(&id.td) else {
             return;
@@ -288,14 +325,18 @@ impl RunQueue {
             return None;
         }
         let vruntime = group.vruntime;
-        if self.cpus[home as usize].idle {
+        if self.cpus[home as usize].idle && self.cores.allow(home, id.td) {
             self.cpus[home as usize].idle = false;
             return Some(home);
         }
-        if let Some(idle) = self.cpus.iter().position(|cpu| cpu.idle) {
-            self.cpus[idle].idle = false;
-            return Some(idle as u32);
+        let numbered = (0..).zip(&mut self.cpus);
+        let mut idle =
+            numbered.filter(|(number, cpu)| cpu.idle && self.cores.allow(*number, id.td));
+        if let Some((number, cpu)) = idle.next() {
+            cpu.idle = false;
+            return Some(number);
         }
+        drop(idle);
         let running = self.cpus[home as usize].current?;
         let other = self.groups.get(&running.td)?;
         (vruntime < other.vruntime).then_some(home)

@@ -186,3 +186,200 @@ fn a_suspended_td_gets_no_turn_and_goes_on_where_it_was() {
     queue.put(0, Back::Ready, 50);
     assert_eq!(queue.pick(0, 60), Next::Idle { until: None });
 }
+
+/// What runs on each CPU, as the test sees it, with the end of the turn.
+type Turns = Vec<Option<(VcpuId, Ticks)>>;
+
+/// Checks that no core has vCPUs of two TDs.
+fn assert_separate(turns: &Turns, threads: usize) {
+    for core in turns.chunks(threads) {
+        let mut tds: Vec<u32> = core.iter().flatten().map(|(id, _)| id.td).collect();
+        tds.dedup();
+        assert!(tds.len() <= 1, "a core runs TDs {tds:?}");
+    }
+}
+
+/// Runs all CPUs until `end`. `back` says how a vCPU's turn ends. Returns the longest time that each TD waited for a
+/// turn.
+fn play_on_cores(
+    queue: &mut RunQueue,
+    threads: usize,
+    end: Ticks,
+    mut back: impl FnMut(&mut RunQueue, VcpuId, Ticks) -> Back,
+) -> BTreeMap<u32, Ticks> {
+    let cpus = queue.settings.cpus;
+    let mut turns: Turns = alloc::vec![None; cpus];
+    let mut next: Vec<Ticks> = (0..cpus as Ticks).collect();
+    let mut last = BTreeMap::new();
+    let mut longest: BTreeMap<u32, Ticks> = BTreeMap::new();
+    loop {
+        let (cpu, now) = next
+            .iter()
+            .copied()
+            .enumerate()
+            .min_by_key(|(_, at)| *at)
+            .unwrap();
+        if now >= end {
+            for (td, since) in last {
+                let wait = longest.entry(td).or_default();
+                *wait = (*wait).max(end - since);
+            }
+            return longest;
+        }
+        if let Some((id, _)) = turns[cpu].take() {
+            let how = back(queue, id, now);
+            queue.put(cpu as u32, how, now);
+        }
+        next[cpu] = match queue.pick(cpu as u32, now) {
+            Next::Run { id, until } => {
+                let since = last.insert(id.td, now).unwrap_or(0);
+                let wait = longest.entry(id.td).or_default();
+                *wait = (*wait).max(now - since);
+                turns[cpu] = Some((id, until));
+                until.max(now + 1)
+            }
+            // Nothing pokes CPUs here, so one looks again in a while.
+            Next::Idle { until } => until.unwrap_or(now + SLICE).clamp(now + 1, now + SLICE),
+        };
+        assert_separate(&turns, threads);
+    }
+}
+
+fn on_cores(cores: usize, threads: usize) -> RunQueue {
+    let numbers: Vec<u32> = (0..cores * threads)
+        .map(|cpu| (cpu / threads) as u32)
+        .collect();
+    queue(cores * threads).with_cores(&numbers)
+}
+
+#[test]
+fn without_cores_two_tds_share_one() {
+    let mut queue = queue(2);
+    for td in [1, 2] {
+        queue.add(td, 100, None, &[0], 0);
+        queue.start(td, 0);
+    }
+    let picked = [0, 1].map(|cpu| queue.pick(cpu, 0));
+    let tds = picked.map(|next| match next {
+        Next::Run { id, .. } => id.td,
+        Next::Idle { .. } => 0,
+    });
+    assert_eq!(tds, [1, 2]);
+}
+
+#[test]
+fn a_thread_joins_the_td_on_its_core_or_waits_for_its_turn_to_end() {
+    let mut queue = on_cores(1, 2);
+    queue.add(1, 100, None, &[0], 0);
+    queue.add(2, 100, None, &[0, 1], 0);
+    queue.start(1, 0);
+    queue.start(2, 0);
+    assert!(matches!(queue.pick(0, 0), Next::Run { id, .. } if id.td == 1));
+    // TD 1 has no second vCPU, and TD 2 must not run beside it.
+    assert_eq!(queue.pick(1, 10), Next::Idle { until: Some(SLICE) });
+    queue.put(0, Back::Ready, SLICE);
+    for cpu in [0, 1] {
+        assert!(matches!(queue.pick(cpu, SLICE), Next::Run { id, .. } if id.td == 2));
+    }
+}
+
+#[test]
+fn a_woken_vcpu_goes_to_a_core_that_can_take_it() {
+    let mut queue = on_cores(2, 2);
+    queue.add(1, 100, None, &[0], 0);
+    queue.add(2, 100, None, &[1], 0);
+    queue.start(2, 0);
+    assert!(matches!(queue.pick(1, 0), Next::Run { .. }));
+    queue.put(1, Back::Halted(None), 1);
+    queue.start(1, 1);
+    assert!(matches!(queue.pick(0, 1), Next::Run { id, .. } if id.td == 1));
+    for cpu in 1..4 {
+        assert!(matches!(queue.pick(cpu, 2), Next::Idle { .. }));
+    }
+    // Its home, CPU 1, is idle, but TD 1 has that core.
+    let id = VcpuId { td: 2, vcpu: 0 };
+    assert_eq!(queue.wake(id, 3), Some(2));
+}
+
+#[test]
+fn a_removed_td_keeps_its_core_until_its_last_vcpu_has_left() {
+    let mut queue = on_cores(1, 2);
+    queue.add(1, 100, None, &[0], 0);
+    queue.start(1, 0);
+    assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
+    queue.remove(1);
+    // The next life of TD 1 is another TD.
+    queue.add(1, 100, None, &[1], 5);
+    queue.start(1, 5);
+    assert!(matches!(queue.pick(1, 5), Next::Idle { .. }));
+    queue.put(0, Back::Ready, 20);
+    assert!(matches!(queue.pick(1, 20), Next::Run { .. }));
+}
+
+proptest::proptest! {
+    /// No core ever runs vCPUs of two TDs, whatever vCPUs halt, wake, are suspended or removed, and no TD that always
+    /// wants a CPU waits for long.
+    #[test]
+    fn cores_are_separate_and_nothing_starves(
+        cores in 1usize..5,
+        threads in 1usize..4,
+        tds in proptest::collection::vec((1u32..7, 1u32..4), 1..6),
+        events in proptest::collection::vec(0u8..12, 1..200),
+    ) {
+        let mut queue = on_cores(cores, threads);
+        let cpus = (cores * threads) as u32;
+        let ids = 1..=tds.len() as u32;
+        for (td, (vcpus, weight)) in (1..).zip(&tds) {
+            queue.add(td, 100 * weight, None, &homes(*vcpus, cpus), 0);
+            queue.start(td, 0);
+        }
+        let longest = play_on_cores(&mut queue, threads, 400 * SLICE, |_, _, _| Back::Ready);
+        let shares: u32 = tds.iter().map(|(_, weight)| weight).sum();
+        for td in ids.clone() {
+            // A TD with one share waits for a round of all others, and for cores that drain.
+            let bound = SLICE * Ticks::from(4 * shares + 8);
+            let waited = longest.get(&td).copied();
+            proptest::prop_assert!(waited.is_some_and(|t| t <= bound), "TD {}: {:?}", td, waited);
+        }
+
+        let mut event = events.iter().cycle();
+        let mut halted: Vec<VcpuId> = Vec::new();
+        let mut queue = on_cores(cores, threads);
+        for (td, (vcpus, weight)) in (1..).zip(&tds) {
+            queue.add(td, 100 * weight, Some(150), &homes(*vcpus, cpus), 0);
+            queue.start(td, 0);
+        }
+        let vcpus = tds.clone();
+        play_on_cores(&mut queue, threads, 400 * SLICE, |queue, id, now| {
+            if let Some(sleeper) = halted.pop() {
+                queue.wake(sleeper, now);
+            }
+            match event.next().copied().unwrap_or(0) {
+                0 => {
+                    halted.push(id);
+                    Back::Halted(None)
+                }
+                1 => Back::Halted(Some(now + SLICE / 2)),
+                2 => Back::Off,
+                3 => {
+                    queue.suspend(id.td);
+                    Back::Ready
+                }
+                4 => {
+                    let (count, weight) = vcpus[id.td as usize - 1];
+                    halted.retain(|sleeper| sleeper.td != id.td);
+                    queue.add(id.td, 100 * weight, None, &homes(count, cpus), now);
+                    queue.start(id.td, now);
+                    Back::Ready
+                }
+                5 | 6 => {
+                    for td in ids.clone() {
+                        queue.start(td, now);
+                    }
+                    Back::Ready
+                }
+                _ => Back::Ready,
+            }
+        });
+    }
+}
