@@ -163,8 +163,10 @@ impl<S: TimeSlice> Current<'_, S> {
             Exit::HostHadPriority => tally.priority.add(),
             Exit::NotEntered(obstacle) => return self.overcome(obstacle),
             Exit::MachineCheck(status) => {
+                // The TD's other vCPUs find it lost from now on, and the first reason is final.
+                let stop = self.end(End::MachineCheck(status));
                 self.slice.cpu().serve_machine_check();
-                return Some(self.end(End::MachineCheck(status)));
+                return Some(stop);
             }
             Exit::TripleFault => {
                 let vcpu = self.vcpu.index;

@@ -5,6 +5,7 @@ use host::sched::{Scheduler, ends};
 use host::td::end::Way;
 use host::td::life::State;
 use mm::frames::FRAME;
+use mm::private::Pool;
 use seam::abi::Leaf;
 use seam::address::Hpa;
 use vcpu::End;
@@ -106,8 +107,11 @@ fn a_lost_page_of_any_kind_ends_its_td_and_stays_out_of_use() {
             assert_eq!(quarantined, FRAME, "page of kind {kind}");
         } else {
             is_last = true;
-            // A free page is nobody's, and so is one that no TDMR has.
-            for page in [Hpa(1 << 20), Hpa(1 << 51)] {
+            // A page that no TDMR has is nobody's, and so is a free one.
+            let frame = pool.take(seam::abi::PageSize::Size4K).unwrap();
+            let free = frame.hpa();
+            pool.give(core::iter::once(frame));
+            for page in [Hpa(1 << 20), free] {
                 let owner = end_owner(site.scheduler, &site.tds, page).unwrap();
                 assert_eq!(owner, Owner::Host);
             }
