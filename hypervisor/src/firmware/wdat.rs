@@ -260,7 +260,7 @@ mod tests {
         (RESET, WRITE_VALUE, 0, 1, 0x3FF),
         (5, 1, 0x12, 0, 0x3FF),
         (SET_COUNTDOWN, WRITE_COUNT | PRESERVE, 0x12, 0, 0x3FF),
-        (8, 0 | PRESERVE, 8, 0, 0x800),
+        (8, PRESERVE, 8, 0, 0x800),
         (SET_RUNNING, WRITE_VALUE | PRESERVE, 8, 0, 0x800),
         (SET_STOPPED, WRITE_VALUE | PRESERVE, 8, 0x800, 0x800),
     ];

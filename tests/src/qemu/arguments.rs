@@ -28,15 +28,15 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     let mut all = Arguments::default();
     all.add("-nodefaults");
     all.pair("-display", "none");
-    all.pair("-machine", "q35");
+    let shape = &machine.shape;
+    all.pair("-machine", shape.chipset);
     all.pair("-accel", "tcg,thread=multi");
-    // A shared GPA has bit 47 set, and KeyIDs are bits 48 to 51 of an address: a width of 48 bits allows both.
     let svm = if machine.stub.is_some() {
         ",+svm,+npt"
     } else {
         ""
     };
-    all.pair("-cpu", format!("max{svm},phys-bits=48"));
+    all.pair("-cpu", format!("{}{svm}", shape.cpu));
     all.pair(
         "-smp",
         format!(
@@ -53,7 +53,9 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     all.flash(0, Path::new(FIRMWARE_CODE), "on");
     all.flash(1, &files.vars, "off");
     all.pair("-chardev", "stdio,id=serial,signal=off");
-    all.pair("-serial", "chardev:serial");
+    if !shape.serial.is_empty() {
+        all.pair("-device", shape.serial);
+    }
     all.pair(
         "-chardev",
         format!("file,id=debug,path={}", escaped(&files.debug_console)),
@@ -69,6 +71,9 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
             all.pair("-fw_cfg", format!("name=opt/seamstub/{key},string={value}"));
         }
     }
+    for argument in shape.further {
+        all.add(*argument);
+    }
     all.boot(&machine.boot);
     if !machine.reboots {
         all.add("-no-reboot");
@@ -80,6 +85,10 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     if machine.gdb {
         all.pair("-gdb", "tcp::1234");
         all.add("-S");
+    }
+    if let Some(socket) = &machine.debugger {
+        let path = escaped(socket);
+        all.pair("-gdb", format!("unix:{path},server=on,wait=off"));
     }
     all.0
 }

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,6 +40,8 @@ pub struct Guest {
     child: Child,
     input: Arc<Mutex<ChildStdin>>,
     transcript: Arc<Transcript>,
+    /// Held while nobody reads the serial port.
+    reading: Arc<Mutex<()>>,
     reader: Option<JoinHandle<()>>,
     directory: PathBuf,
     symbols: Option<PathBuf>,
@@ -90,10 +93,12 @@ impl Guest {
             .context("can't start setpriv (package util-linux)")?;
         let input = child.stdin.take().context("QEMU's input is a pipe")?;
         let output = child.stdout.take().context("QEMU's output is a pipe")?;
+        let reading = Arc::new(Mutex::new(()));
         let reader = thread::spawn({
             let transcript = Arc::clone(&transcript);
+            let reading = Arc::clone(&reading);
             move || {
-                read(output, &transcript, log, tee);
+                read(output, &reading, &transcript, log, tee);
                 // The reason of the end must be known before the end itself.
                 follower.finish();
                 transcript.end();
@@ -103,6 +108,7 @@ impl Guest {
             child,
             input: Arc::new(Mutex::new(input)),
             transcript,
+            reading,
             reader: Some(reader),
             directory: directory.to_owned(),
             symbols: machine.symbols.clone(),
@@ -240,6 +246,21 @@ impl Guest {
         self.writer().write_all(bytes)
     }
 
+    /// Stops reading the serial port, until the result is dropped. The port stalls when the pipe to it is full.
+    pub fn stop_reading(&self) -> NotReading {
+        let (release, released) = channel();
+        let (held, is_held) = channel();
+        let reading = Arc::clone(&self.reading);
+        thread::spawn(move || {
+            let _held = reading.lock();
+            let _ = held.send(());
+            // The sender was dropped.
+            let _: Result<(), _> = released.recv();
+        });
+        let _ = is_held.recv();
+        NotReading(release)
+    }
+
     /// Returns a writer to the serial port that another thread can own.
     pub fn writer(&self) -> SerialWriter {
         SerialWriter(Arc::clone(&self.input))
@@ -361,10 +382,20 @@ impl SerialWriter {
     }
 }
 
+/// While this exists, nobody reads the serial port.
+pub struct NotReading(#[expect(dead_code, reason = "its drop is the signal")] Sender<()>);
+
 /// Copies the serial port's output to the transcript, the log and the tee until it is closed.
-fn read(mut output: ChildStdout, transcript: &Transcript, mut log: File, mut tee: Option<Tee>) {
+fn read(
+    mut output: ChildStdout,
+    reading: &Mutex<()>,
+    transcript: &Transcript,
+    mut log: File,
+    mut tee: Option<Tee>,
+) {
     let mut buffer = [0; 4096];
     while let Ok(len @ 1..) = output.read(&mut buffer) {
+        drop(reading.lock());
         let bytes = &buffer[..len];
         // A full disk or a closed terminal must not stop the machine.
         let _ = log.write_all(bytes);

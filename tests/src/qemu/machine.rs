@@ -27,6 +27,8 @@ pub struct Machine {
     pub stub: Option<Stub>,
     /// The boot source.
     pub boot: Boot,
+    /// The hardware around the CPUs and the memory.
+    pub shape: Shape,
     /// True if a reset restarts the machine; otherwise a reset ends it.
     pub reboots: bool,
     /// The ELF of the booted program, to resolve the addresses of a crash record.
@@ -35,8 +37,34 @@ pub struct Machine {
     pub gdb: bool,
     /// True if the machine has QEMU's monitor, for [`Guest::monitor`](super::Guest::monitor).
     pub monitor: bool,
+    /// The socket at which QEMU waits for a debugger while the machine runs.
+    pub debugger: Option<PathBuf>,
     /// Reports of the stub that a test provokes. They do not end the machine.
     pub provoked: Vec<Kind>,
+}
+
+/// The hardware around the CPUs and the memory, in QEMU's own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The value of `-machine`.
+    pub chipset: &'static str,
+    /// The value of `-cpu`. A stub adds the features that it needs.
+    pub cpu: &'static str,
+    /// The device at the end of the serial line, which is the character device `serial`; none if it is empty.
+    pub serial: &'static str,
+    /// Further arguments.
+    pub further: &'static [&'static str],
+}
+
+impl Shape {
+    /// The machine that most tests use. A shared GPA has bit 47 set, and KeyIDs are bits 48 to 51 of an address: a
+    /// width of 48 bits allows both.
+    pub const USUAL: Self = Self {
+        chipset: "q35",
+        cpu: "max,phys-bits=48",
+        serial: "isa-serial,index=0,chardev=serial",
+        further: &[],
+    };
 }
 
 /// The SEAM stub in its option ROM.
@@ -79,10 +107,12 @@ impl Machine {
             preallocated: false,
             stub,
             boot,
+            shape: Shape::USUAL,
             reboots: false,
             symbols: None,
             gdb: false,
             monitor: false,
+            debugger: None,
             provoked: Vec::new(),
         }
     }

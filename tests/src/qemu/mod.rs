@@ -1,11 +1,12 @@
 //! QEMU as a library: describe a [`Machine`], start it, and talk to the [`Guest`] in it.
 //!
-//! Every machine is emulated (TCG), with OVMF as its firmware and its only console on the first serial port. Every
+//! Every machine is emulated (TCG), with OVMF as its firmware and its only console on one serial port. Every
 //! wait has a limit and names what it waits for, and ends at once when the stub reports the machine's end on the debug
 //! console. A guest dies with the process that started it.
 
 mod arguments;
 mod crash;
+mod debugger;
 mod events;
 mod follow;
 mod guest;
@@ -13,7 +14,8 @@ mod machine;
 mod transcript;
 mod trouble;
 
+pub use debugger::Debugger;
 pub use events::{Event, events};
 pub use guest::{Ending, Guest, SerialWriter, Tee};
-pub use machine::{Boot, Machine, Stub};
+pub use machine::{Boot, Machine, Shape, Stub};
 pub use trouble::Kind as Trouble;

@@ -14,6 +14,7 @@ mod hypercall;
 mod linux;
 mod monitor;
 mod ovmf;
+mod port;
 mod rom;
 mod shares;
 mod shutdown;
@@ -125,6 +126,7 @@ pub fn all() -> Vec<Scenario> {
         boot::ALL,
         console::ALL,
         errors::ALL,
+        port::ALL,
         violations::ALL,
         monitor::ALL,
         linux::ALL,
