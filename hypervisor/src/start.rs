@@ -309,7 +309,7 @@ fn run(mut machine: Machine) -> ! {
         if let Some(cpu) = cpu::this() {
             cpu.attention.clear();
         }
-        if !cpu::interrupts() {
+        if cpu::polls_console() {
             serial::serve();
         }
         while serial::has_room()

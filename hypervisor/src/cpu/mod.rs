@@ -302,9 +302,15 @@ pub fn poll_console() {
     POLLED.store(true, Ordering::Relaxed);
 }
 
+/// Returns true if the bootstrap CPU must poll for work: nothing interrupts it for the serial port.
+#[must_use]
+pub fn polls_console() -> bool {
+    !interrupts() || POLLED.load(Ordering::Relaxed)
+}
+
 /// Halts until the next interrupt unless `busy` reports work. Without interrupts, waits for a moment.
 pub fn idle(busy: impl FnOnce() -> bool) {
-    if !interrupts() || (POLLED.load(Ordering::Relaxed) && number() == 0) {
+    if polls_console() && (!interrupts() || number() == 0) {
         core::hint::spin_loop();
         return;
     }
