@@ -7,6 +7,7 @@
 //! Pure: the allocator keeps its bitmaps in memory that the caller provides, and never touches the frames themselves.
 
 mod bitmap;
+mod flushed;
 mod zone;
 
 use alloc::vec::Vec;
@@ -14,6 +15,7 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 
+use flushed::Flushed;
 pub use zone::words_for;
 use zone::{Zone, place};
 
@@ -100,6 +102,16 @@ pub struct Frames {
     for_tds: Option<Vec<Range>>,
     /// Pages of 4 KiB in allocated blocks whose memory is broken.
     broken: ArrayVec<u64, MAX_BROKEN>,
+    flushed: Flushed,
+}
+
+/// A block for a TD.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// The block.
+    pub frame: Frame,
+    /// True if no cache has a dirty line of it: it was freed by [`Frames::free_flushed`] and not allocated since.
+    pub flushed: bool,
 }
 
 /// Maximum number of broken pages that are in use at once.
@@ -114,6 +126,10 @@ pub enum Retired {
     WhenFreed,
     /// The page is not the allocator's.
     Unknown,
+}
+
+fn range_of(frame: Frame) -> Range {
+    (frame.pa, frame.pa + frame.bytes())
 }
 
 /// All possible memory.
@@ -174,8 +190,18 @@ impl Frames {
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Order`].
     pub fn alloc(&mut self, order: u32) -> Result<Frame, Error> {
+        Ok(self.alloc_page(order)?.frame)
+    }
+
+    /// Allocates a block as [`Self::alloc`] does, and returns whether it must be flushed.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::Order`].
+    pub fn alloc_page(&mut self, order: u32) -> Result<Allocated, Error> {
         let allowed = self.for_tds.as_deref().unwrap_or(EVERYWHERE);
-        take_first(&mut self.zones, &mut self.counts, order, allowed)
+        let frame = take_first(&mut self.zones, &mut self.counts, order, allowed)?;
+        let flushed = self.flushed.take(range_of(frame));
+        Ok(Allocated { frame, flushed })
     }
 
     /// Allocates a block for the host, which can use all memory.
@@ -183,7 +209,9 @@ impl Frames {
     /// # Errors
     /// [`Error::NoMemory`], [`Error::Order`].
     pub fn alloc_for_host(&mut self, order: u32) -> Result<Frame, Error> {
-        take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)
+        let frame = take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)?;
+        self.flushed.take(range_of(frame));
+        Ok(frame)
     }
 
     /// Allocates exactly `frame`, for a TD.
@@ -191,6 +219,14 @@ impl Frames {
     /// # Errors
     /// [`Error::NoMemory`] when part of it is not free or not for TDs, or it is not aligned; [`Error::Order`].
     pub fn alloc_at(&mut self, frame: Frame) -> Result<(), Error> {
+        self.alloc_page_at(frame).map(|_| ())
+    }
+
+    /// Allocates exactly `frame` as [`Self::alloc_at`] does, and returns whether it must be flushed.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::Order`].
+    pub fn alloc_page_at(&mut self, frame: Frame) -> Result<Allocated, Error> {
         if frame.order > ORDER_1G {
             return Err(Error::Order(frame.order));
         }
@@ -206,7 +242,8 @@ impl Frames {
         let from = zone.around(frame).ok_or(Error::NoMemory)?;
         zone.cut(frame, from, &mut self.counts);
         self.counts[frame.order as usize].used += 1;
-        Ok(())
+        let flushed = self.flushed.take(whole);
+        Ok(Allocated { frame, flushed })
     }
 
     /// Allocates all of `range`, as the blocks that [`blocks_of`] returns for it.
@@ -227,6 +264,7 @@ impl Frames {
             zone.cut(block, from, &mut self.counts);
             self.counts[block.order as usize].used += 1;
         }
+        self.flushed.take(range);
         Ok(())
     }
 
@@ -270,6 +308,19 @@ impl Frames {
         Ok(())
     }
 
+    /// Frees a block of which no cache has a dirty line: nobody wrote to it since it was flushed, or cleared by
+    /// MOVDIR64B.
+    ///
+    /// # Errors
+    /// [`Error::NotAllocated`].
+    pub fn free_flushed(&mut self, frame: Frame) -> Result<(), Error> {
+        self.free(frame)?;
+        if self.broken.is_empty() {
+            self.flushed.note(frame);
+        }
+        Ok(())
+    }
+
     /// Takes the 4 KiB page that contains `pa` out of use for good, now or when its block is freed: its memory is
     /// broken.
     ///
@@ -287,6 +338,7 @@ impl Frames {
         if let Some(from) = zone.around(page) {
             zone.cut(page, from, &mut self.counts);
             self.counts[0].used += 1;
+            self.flushed.take(range_of(page));
             self.quarantine(page)?;
             return Ok(Retired::Now);
         }

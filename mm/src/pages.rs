@@ -12,7 +12,7 @@ use seam::{
     page::{Clean, Page, State},
 };
 
-use crate::frames::{Frame, ORDER_1G, ORDER_2M, ORDER_4K};
+use crate::frames::{Allocated, Frame, ORDER_1G, ORDER_2M, ORDER_4K};
 
 /// Flushes every cache line of a frame (CLFLUSH), then executes MFENCE.
 ///
@@ -34,11 +34,15 @@ impl fmt::Display for NotAPage {
     }
 }
 
-/// Turns a newly allocated, unused frame into a token. Its cache lines are flushed first.
+/// Turns a newly allocated, unused frame into a token. Its cache lines are flushed first, unless no cache has a dirty
+/// one.
 ///
 /// # Errors
 /// [`NotAPage`].
-pub fn page_of(frame: Frame, by: &impl Flush) -> Result<Page<Clean>, NotAPage> {
+pub fn page_of(
+    Allocated { frame, flushed }: Allocated,
+    by: &impl Flush,
+) -> Result<Page<Clean>, NotAPage> {
     let hpa = Hpa(frame.pa);
     let size = match frame.order {
         ORDER_4K => PageSize::Size4K,
@@ -49,7 +53,9 @@ pub fn page_of(frame: Frame, by: &impl Flush) -> Result<Page<Clean>, NotAPage> {
     if !frame.pa.is_multiple_of(size.bytes()) {
         return Err(NotAPage(frame));
     }
-    by.flush(hpa, size);
+    if !flushed {
+        by.flush(hpa, size);
+    }
     #[expect(
         clippy::disallowed_methods,
         reason = "this is where the allocator makes tokens"
@@ -104,6 +110,38 @@ mod tests {
         frames
     }
 
+    const fn unflushed(frame: Frame) -> Allocated {
+        Allocated {
+            frame,
+            flushed: false,
+        }
+    }
+
+    #[test]
+    fn a_frame_without_dirty_lines_is_flushed_no_more() {
+        let mut frames = frames();
+        let log = Log::default();
+        let first = frames.alloc_page(ORDER_2M).unwrap();
+        assert!(!first.flushed);
+        let page = page_of(first, &log).unwrap();
+        frames.free_flushed(frame_of(page)).unwrap();
+        let again = frames.alloc_page_at(first.frame).unwrap();
+        assert!(again.flushed);
+        let page = page_of(again, &log).unwrap();
+        assert_eq!(log.0.borrow().len(), 1);
+        // The host had a part of it in between, and may have written there.
+        frames.free_flushed(frame_of(page)).unwrap();
+        let part = Frame {
+            pa: first.frame.pa,
+            order: ORDER_4K,
+        };
+        frames
+            .alloc_range((part.pa, part.pa + part.bytes()))
+            .unwrap();
+        frames.free(part).unwrap();
+        assert!(!frames.alloc_page_at(first.frame).unwrap().flushed);
+    }
+
     #[test]
     fn a_frame_goes_out_flushed_and_comes_home_the_same() {
         let mut frames = frames();
@@ -111,7 +149,7 @@ mod tests {
         for order in [ORDER_4K, ORDER_2M, ORDER_1G] {
             let log = Log::default();
             let frame = frames.alloc(order).unwrap();
-            let page = page_of(frame, &log).unwrap();
+            let page = page_of(unflushed(frame), &log).unwrap();
             assert_eq!(*log.0.borrow(), [(page.hpa(), page.size())]);
             assert_eq!(page.size().bytes(), frame.bytes());
             let home = frame_of(page);
@@ -131,7 +169,7 @@ mod tests {
                 order: ORDER_2M,
             },
         ] {
-            assert_eq!(page_of(frame, &log).err(), Some(NotAPage(frame)));
+            assert_eq!(page_of(unflushed(frame), &log).err(), Some(NotAPage(frame)));
         }
         assert!(log.0.borrow().is_empty());
     }
@@ -141,7 +179,10 @@ mod tests {
         let mut frames = frames();
         let before = *frames.counts();
         let large = frames.alloc(ORDER_2M).unwrap();
-        let parts = page_of(large, &Log::default()).unwrap().split().unwrap();
+        let parts = page_of(unflushed(large), &Log::default())
+            .unwrap()
+            .split()
+            .unwrap();
         frames.split(large, ORDER_4K).unwrap();
         for part in parts {
             frames.free(frame_of(part)).unwrap();
@@ -153,7 +194,7 @@ mod tests {
     fn a_frame_in_doubt_is_never_handed_out_again() {
         let mut frames = frames();
         let frame = frames.alloc(ORDER_2M).unwrap();
-        let page = page_of(frame, &Log::default()).unwrap();
+        let page = page_of(unflushed(frame), &Log::default()).unwrap();
         frames.quarantine(lost_frame_of(page)).unwrap();
         assert_eq!(frames.counts()[ORDER_2M as usize].quarantined, 1);
         while let Ok(other) = frames.alloc(ORDER_2M) {

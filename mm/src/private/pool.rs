@@ -8,7 +8,9 @@ use seam::abi::PageSize;
 use seam::address::Hpa;
 use seam::page::{Clean, Clear, Dirty, Page, Run, State};
 
-use crate::frames::{FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, ORDERS, Range, Retired};
+use crate::frames::{
+    Allocated, FRAME, Frame, Frames, ORDER_1G, ORDER_2M, ORDER_4K, ORDERS, Range, Retired,
+};
 use crate::pages::{Flush, frame_of, lost_frame_of, page_of};
 use sync::Mutex;
 use sync::atomic::{
@@ -147,15 +149,18 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
     }
 
     fn alloc(&self, size: PageSize) -> Option<Page<Clean>> {
-        let frame = self.ledger.with(|frames| frames.alloc(order(size))).ok()?;
-        self.page_of(frame)
+        let allocated = self
+            .ledger
+            .with(|frames| frames.alloc_page(order(size)))
+            .ok()?;
+        self.page_of(allocated)
     }
 
-    fn page_of(&self, frame: Frame) -> Option<Page<Clean>> {
-        match page_of(frame, &self.memory) {
+    fn page_of(&self, allocated: Allocated) -> Option<Page<Clean>> {
+        match page_of(allocated, &self.memory) {
             Ok(page) => Some(page),
             Err(_) => {
-                self.note(self.ledger.with(|frames| frames.free(frame)));
+                self.note(self.ledger.with(|frames| frames.free(allocated.frame)));
                 None
             }
         }
@@ -194,8 +199,8 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
 
     fn take_at(&self, hpa: Hpa, size: PageSize) -> Option<Page<Clean>> {
         let frame = frame(hpa, size);
-        if self.ledger.with(|frames| frames.alloc_at(frame)).is_ok() {
-            return self.page_of(frame);
+        if let Ok(allocated) = self.ledger.with(|frames| frames.alloc_page_at(frame)) {
+            return self.page_of(allocated);
         }
         let pages = &mut self.kept.lock()[size as usize];
         let first = pages.len().saturating_sub(LOOKED_THROUGH);
@@ -216,7 +221,8 @@ impl<L: Ledger, M: Flush + Clear> Pool for FramePool<L, M> {
     fn give(&self, pages: impl Iterator<Item = Page<Clean>>) {
         self.ledger.with(|frames| {
             for page in pages {
-                self.note(frames.free(frame_of(page)));
+                // No cache has a dirty line of a clean page.
+                self.note(frames.free_flushed(frame_of(page)));
             }
         });
     }

@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mm::frames::{Counts, Frames, words_for};
+use mm::frames::{Allocated, Counts, Frames, words_for};
 use mm::pages::{Flush, frame_of, page_of};
 use mm::private::{Clearing, Cpu, FramePool, Levels, PrivateMap, Settings, Unowned};
 use seam::abi::metadata::sys;
@@ -170,7 +170,14 @@ impl Host {
     /// Allocates a frame of 4 KiB.
     pub fn frame(&self) -> Page<Clean> {
         let frame = self.pool.ledger().lock().alloc(0).unwrap();
-        page_of(frame, &Memory(Arc::clone(&self.server))).unwrap()
+        page_of(
+            Allocated {
+                frame,
+                flushed: false,
+            },
+            &Memory(Arc::clone(&self.server)),
+        )
+        .unwrap()
     }
 
     /// Frees a frame.
