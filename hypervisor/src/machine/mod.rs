@@ -1,11 +1,11 @@
 //! The machine as the console sees it.
 
-pub mod desk;
+pub mod console_tds;
 pub mod errors;
+mod scheduler;
 pub mod seam;
 pub mod stuck;
 pub mod tdx;
-mod vitals;
 
 use alloc::{
     boxed::Box,
@@ -24,7 +24,7 @@ use host::{platform::Platform, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
-use self::desk::Vitals;
+use self::console_tds::{ConsoleTds, SchedulerView};
 use crate::{
     cpu::{self, State},
     heap, logging, memory,
@@ -133,8 +133,8 @@ impl Host for Machine {
     }
 
     fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, String> {
-        Ok(match self.desk() {
-            Ok((tds, vitals)) => Box::new(desk::Desk { tds, vitals }),
+        Ok(match self.tds_and_scheduler() {
+            Ok((tds, scheduler)) => Box::new(ConsoleTds { tds, scheduler }),
             Err(why) => Box::new(Absent {
                 config: &self.info.config.td,
                 why,
@@ -149,8 +149,8 @@ impl Host for Machine {
 
     fn stats(&self) -> port::seam::Stats {
         let mut stats = seam::stats(&METAL);
-        if let Ok((tds, vitals)) = self.desk() {
-            stats.exits = seam::exits(tds, vitals);
+        if let Ok((tds, scheduler)) = self.tds_and_scheduler() {
+            stats.exits = seam::exits(tds, scheduler);
         }
         stats
     }
@@ -161,7 +161,7 @@ impl Host for Machine {
                 "the measurement runs a TD of its own beside the others: set host.smt to \"share\" for it".into(),
             );
         }
-        seam::bench(self.desk()?.0)
+        seam::bench(self.tds_and_scheduler()?.0)
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
@@ -206,7 +206,9 @@ impl Machine {
     ///
     /// # Errors
     /// A sentence that says why there are none.
-    fn desk(&self) -> Result<(&'static Tds<'static, Metal>, &'static dyn Vitals), String> {
+    fn tds_and_scheduler(
+        &self,
+    ) -> Result<(&'static Tds<'static, Metal>, &'static dyn SchedulerView), String> {
         match (tds::get(), tds::scheduler()) {
             (Some(tds), Some(scheduler)) => Ok((tds, scheduler)),
             _ => Err(self.why_no_tds()),

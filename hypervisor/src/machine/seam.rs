@@ -18,7 +18,7 @@ use seam::{
     retry::Reason,
 };
 
-use crate::machine::desk::Vitals;
+use crate::machine::console_tds::SchedulerView;
 
 /// Returns the machine's counts, summed over all CPUs.
 pub fn stats<P: Platform>(platform: &P) -> Stats {
@@ -74,10 +74,10 @@ const fn line(leaf: &'static str, counts: LeafCounts) -> LeafStats {
 }
 
 /// Returns the exits of living TDs by reason, without reasons that never occurred.
-pub fn exits<P: Platform>(tds: &Tds<'_, P>, vitals: &dyn Vitals) -> Vec<ExitStats> {
+pub fn exits<P: Platform>(tds: &Tds<'_, P>, scheduler: &dyn SchedulerView) -> Vec<ExitStats> {
     let mut exits: Vec<ExitStats> = Vec::new();
     for id in tds.ids() {
-        vitals.exits(
+        scheduler.exits(
             id,
             &mut |what, count| match exits.iter_mut().find(|exit| exit.what == what) {
                 Some(exit) => exit.count += count,

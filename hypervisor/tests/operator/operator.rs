@@ -8,7 +8,7 @@ use console::host::{
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
 use host::td::registry::Tds;
-use hypervisor::machine::desk::{Desk, NoVitals, Vitals};
+use hypervisor::machine::console_tds::{ConsoleTds, NoScheduler, SchedulerView};
 use hypervisor::machine::{seam as counts, tdx as reports};
 use serde_json::Value;
 
@@ -19,18 +19,18 @@ pub struct Operator<'a, 'h, P> {
 }
 
 /// The host: its TDs and the scheduler's facts about them.
-struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn Vitals);
+struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn SchedulerView);
 
 impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     pub fn new(tds: &'a Tds<'h, P>) -> Self {
-        Self::with(tds, &NoVitals)
+        Self::with(tds, &NoScheduler)
     }
 
     /// Creates an operator of a host whose TDs are scheduled.
-    pub fn with(tds: &'a Tds<'h, P>, vitals: &'a dyn Vitals) -> Self {
+    pub fn with(tds: &'a Tds<'h, P>, scheduler: &'a dyn SchedulerView) -> Self {
         let mut operator = Self {
             console: Console::new(),
-            host: Of(tds, vitals),
+            host: Of(tds, scheduler),
         };
         operator.send("json on");
         operator
@@ -144,9 +144,9 @@ impl<P: Running> Host for Of<'_, '_, P> {
     }
 
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
-        Ok(Box::new(Desk {
+        Ok(Box::new(ConsoleTds {
             tds: self.0,
-            vitals: self.1,
+            scheduler: self.1,
         }))
     }
 

@@ -15,6 +15,7 @@ mod slice;
 use alloc::{
     string::{String, ToString},
     sync::Arc,
+    vec::Vec,
 };
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};

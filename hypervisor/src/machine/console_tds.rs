@@ -33,7 +33,7 @@ use mm::private::{Holding, Outcome, PrivateMap};
 use seam::abi::{Measurement, PAGE_1G, PAGE_2M, PAGE_4K};
 
 /// Per-TD facts that the scheduler supplies.
-pub trait Vitals {
+pub trait SchedulerView {
     /// Returns the scheduling facts of a vCPU. The caller fills in the rest.
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu;
 
@@ -50,11 +50,11 @@ pub trait Vitals {
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
 }
 
-/// The vitals of a host without a scheduler.
+/// The scheduler of a host without a scheduler.
 #[derive(Clone, Copy, Debug)]
-pub struct NoVitals;
+pub struct NoScheduler;
 
-impl Vitals for NoVitals {
+impl SchedulerView for NoScheduler {
     fn vcpu(&self, _: u32, _: u16) -> TdVcpu {
         TdVcpu::default()
     }
@@ -75,11 +75,11 @@ impl Vitals for NoVitals {
 }
 
 /// The TDs of a host, as its operator handles them.
-pub struct Desk<'a, 'h, P: Platform> {
+pub struct ConsoleTds<'a, 'h, P: Platform> {
     /// The TDs.
     pub tds: &'a Tds<'h, P>,
     /// The scheduler's facts about them.
-    pub vitals: &'a dyn Vitals,
+    pub scheduler: &'a dyn SchedulerView,
 }
 
 /// The operation that the operator asked for; selects the sentence of an error.
@@ -95,7 +95,7 @@ enum Wish {
     Look,
 }
 
-impl<P: Platform> Desk<'_, '_, P> {
+impl<P: Platform> ConsoleTds<'_, '_, P> {
     fn name(&self, id: u32) -> String {
         let config = self.tds.config(id);
         config.map_or_else(|| id.to_string(), |config| config.name.clone())
@@ -113,7 +113,7 @@ impl<P: Platform> Desk<'_, '_, P> {
         let config = self.tds.config(id)?;
         let td = self.tds.get(id);
         let problem = self.tds.notes(id).and_then(|notes| notes.problem);
-        let problem = problem.or_else(|| self.vitals.end(id));
+        let problem = problem.or_else(|| self.scheduler.end(id));
         let problem = match self.tds.host().platform.shutdown().problem() {
             // The TD's other problems are older than the shutdown, except for pages that are out of use.
             Some(down) if self.tds.get(id).is_none() => {
@@ -142,7 +142,7 @@ impl<P: Platform> Desk<'_, '_, P> {
             index,
             cpu: user.or_else(association),
             running: user.is_some(),
-            ..self.vitals.vcpu(id, index)
+            ..self.scheduler.vcpu(id, index)
         }
     }
 
@@ -261,7 +261,7 @@ fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
     }
 }
 
-impl<P: Platform> td::Tds for Desk<'_, '_, P> {
+impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
     fn names(&self) -> Vec<String> {
         self.tds.ids().map(|id| self.name(id)).collect()
     }
@@ -388,7 +388,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
             format!("TD {name} has no console yet; \"td start {name}\" starts it")
         };
         let mut read = None;
-        self.vitals
+        self.scheduler
             .console(id, &mut |console| read = Some(console.read(from, into)));
         let read = read.ok_or_else(none)?;
         Ok(Excerpt {
@@ -399,7 +399,7 @@ impl<P: Platform> td::Tds for Desk<'_, '_, P> {
     }
 
     fn type_byte(&self, id: u32, byte: u8) -> bool {
-        self.vitals.type_byte(id, byte)
+        self.scheduler.type_byte(id, byte)
     }
 
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {

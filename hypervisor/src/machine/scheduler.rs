@@ -6,9 +6,9 @@ use console::host::td::TdVcpu;
 use host::{platform::Running, sched::Scheduler};
 use vcpu::ghci::Branch;
 
-use crate::machine::desk::Vitals;
+use crate::machine::console_tds::SchedulerView;
 
-impl<P: Running> Vitals for Scheduler<'_, P> {
+impl<P: Running> SchedulerView for Scheduler<'_, P> {
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu {
         let times = self.times_us(id, index);
         let guest = self.guest(id);
