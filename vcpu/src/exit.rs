@@ -175,8 +175,14 @@ fn is_machine_check(status: Status, regs: &Gprs) -> bool {
 struct Interruption(u64);
 
 impl Interruption {
+    /// Bit 31: the other fields are valid.
+    const VALID: u64 = 1 << 31;
+    /// Bits 10:8: the type; 2 is an NMI.
+    const TYPE: u64 = 7 << 8;
+    const TYPE_NMI: u64 = 2 << 8;
+
     const fn is_valid(self) -> bool {
-        self.0 >> 31 & 1 != 0
+        self.0 & Self::VALID != 0
     }
 
     const fn vector(self) -> u8 {
@@ -184,7 +190,7 @@ impl Interruption {
     }
 
     const fn is_nmi(self) -> bool {
-        self.is_valid() && self.0 >> 8 & 7 == 2
+        self.is_valid() && self.0 & Self::TYPE == Self::TYPE_NMI
     }
 }
 

@@ -10,14 +10,13 @@ use crate::clock::Clock;
 
 /// MSR addresses.
 mod address {
-    pub const APIC_BASE: u32 = 0x1B;
-    pub const FEATURE_CONTROL: u32 = 0x3A;
+    pub use seam::abi::x86::msr::mc::{MCG_CAP, MCG_STATUS};
+    pub use seam::abi::x86::msr::{APIC_BASE, FEATURE_CONTROL};
+
     pub const UCODE_REV: u32 = 0x8B;
     pub const PLATFORM_INFO: u32 = 0xCE;
     pub const MTRR_CAP: u32 = 0xFE;
     pub const MISC_FEATURES_ENABLES: u32 = 0x140;
-    pub const MCG_CAP: u32 = 0x179;
-    pub const MCG_STATUS: u32 = 0x17A;
     pub const MISC_ENABLE: u32 = 0x1A0;
     pub const POWER_CTL: u32 = 0x1FC;
     pub const MTRR_VARIABLE: u32 = 0x200;

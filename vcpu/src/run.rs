@@ -25,7 +25,7 @@ impl Vcpu {
         let Some(state) = vm.vcpus().get(self.index as usize) else {
             return Stop::Ended;
         };
-        let mut session = Current {
+        let mut current = Current {
             vcpu: self,
             vm,
             state,
@@ -33,13 +33,13 @@ impl Vcpu {
             slice,
             tries: 0,
         };
-        if session.sleeps_on() {
+        if current.sleeps_on() {
             return Stop::Halted;
         }
         state.begin(slice.cpu_number());
         state.set_halt(Halt::No);
-        session.arm_timer();
-        let stop = session.run();
+        current.arm_timer();
+        let stop = current.run();
         slice.set_timer(None);
         state.leave();
         stop

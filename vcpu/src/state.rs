@@ -181,3 +181,46 @@ impl VcpuState {
         exchanged.is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_several_wakers_wakes_a_vcpu_that_waits() {
+        let state = VcpuState::new(0);
+        assert_eq!(state.wake(), Place::Elsewhere, "it has not run yet");
+        state.wait();
+        assert_eq!(state.wake(), Place::Queue);
+        assert_eq!(state.wake(), Place::Elsewhere, "another has woken it");
+        assert!(state.take_woken());
+        assert!(!state.take_woken());
+    }
+
+    #[test]
+    fn a_vcpu_that_runs_is_found_on_its_cpu() {
+        let state = VcpuState::new(0);
+        state.begin(7);
+        assert_eq!((state.wake(), state.cpu()), (Place::Cpu(7), Some(7)));
+        assert!(!state.take_woken());
+        state.leave();
+        assert_eq!((state.wake(), state.cpu()), (Place::Elsewhere, None));
+        // A vCPU that was woken may run before the scheduler takes it from the woken ones.
+        state.wait();
+        assert_eq!(state.wake(), Place::Queue);
+        state.begin(3);
+        assert!(!state.take_woken());
+        assert_eq!(state.cpu(), Some(3));
+    }
+
+    #[test]
+    fn the_first_event_wakes_and_others_merge_with_it() {
+        let state = VcpuState::new(0);
+        assert!(state.post(Event::Interrupt(0x31)));
+        assert!(!state.post(Event::Interrupt(0x32)));
+        assert!(state.post(Event::Nmi));
+        assert!(!state.post(Event::Nmi));
+        assert!(!state.post(Event::Interrupt(FIRST_VECTOR - 1)));
+        assert_eq!(state.descriptor().pending()[0], 3 << 0x31);
+    }
+}

@@ -1,4 +1,4 @@
-//! The state that the vCPUs of one TD share: memory, devices, console, and the means to reach each vCPU.
+//! TD-wide state: memory, devices, console, and the part of each vCPU's state that other CPUs reach.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
@@ -14,7 +14,7 @@ use crate::devices::Devices;
 use crate::end::End;
 use crate::state::VcpuState;
 
-/// Shared state of a TD's vCPUs.
+/// TD-wide state, outside the module.
 #[derive(Debug)]
 pub struct Vm {
     vcpus: Box<[VcpuState]>,

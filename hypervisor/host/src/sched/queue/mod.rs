@@ -1,7 +1,7 @@
 //! The run queue: distributes the CPUs among the vCPUs of all TDs.
 //!
 //! TDs share the CPUs by weight. The TD with the least weighted CPU time comes first. Within it, the vCPU with the
-//! least CPU time comes first, unless one that ran last on this CPU has had hardly more. A turn is charged when it
+//! least CPU time comes first, unless one that ran last on this CPU has had hardly more. A time slice is charged when it
 //! begins and settled when it ends, so that CPUs that choose at the same time do not all choose the same TD. The queue
 //! is pure: time is an argument.
 //!
@@ -28,7 +28,7 @@ pub type Ticks = u64;
 /// Settings that are the same for all TDs.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// The longest turn of a vCPU while others wait.
+    /// The longest time slice of a vCPU while others wait.
     pub slice: Ticks,
     /// The period over which a TD's cap is enforced.
     pub period: Ticks,
@@ -52,7 +52,7 @@ pub enum Next {
     Run {
         /// The vCPU.
         id: VcpuId,
-        /// End of the turn, or the time at which something else may be due.
+        /// End of the time slice, or the time at which something else may be due.
         until: Ticks,
     },
     /// Stay idle until something may be due.
@@ -62,7 +62,7 @@ pub enum Next {
     },
 }
 
-/// State of a vCPU at the end of its turn.
+/// State of a vCPU at the end of its time slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Back {
     /// The vCPU could continue.
@@ -189,7 +189,7 @@ impl RunQueue {
         idle
     }
 
-    /// Gives the TD's vCPUs no further turn before [`Self::start`]. Running ones finish their turn.
+    /// Gives the TD's vCPUs no further time slice before [`Self::start`]. Running ones finish theirs.
     pub fn suspend(&mut self, td: u32) {
         if let Some(group) = self.groups.get_mut(&td) {
             group.suspended = true;

@@ -16,11 +16,11 @@ fn homes(vcpus: u32, cpus: u32) -> Vec<u32> {
     (0..vcpus).map(|vcpu| vcpu % cpus).collect()
 }
 
-/// Runs full turns of vCPUs that never halt on all CPUs, and returns the time of each vCPU.
-fn play(queue: &mut RunQueue, cpus: u32, until: Ticks) -> BTreeMap<VcpuId, Ticks> {
+/// Runs full time slices of vCPUs that never halt on all CPUs, and reslices the time of each vCPU.
+fn run_slices(queue: &mut RunQueue, cpus: u32, until: Ticks) -> BTreeMap<VcpuId, Ticks> {
     let mut ends: Vec<Ticks> = (0..Ticks::from(cpus)).collect();
     let mut got = BTreeMap::new();
-    let mut turns: Vec<Option<(VcpuId, Ticks)>> = alloc::vec![None; cpus as usize];
+    let mut slices: Vec<Option<(VcpuId, Ticks)>> = alloc::vec![None; cpus as usize];
     loop {
         let (cpu, now) = ends
             .iter()
@@ -31,13 +31,13 @@ fn play(queue: &mut RunQueue, cpus: u32, until: Ticks) -> BTreeMap<VcpuId, Ticks
         if now >= until {
             return got;
         }
-        if let Some((id, began)) = turns[cpu].take() {
+        if let Some((id, began)) = slices[cpu].take() {
             queue.put(cpu as u32, Back::Ready, now);
             *got.entry(id).or_default() += now - began;
         }
         ends[cpu] = match queue.pick(cpu as u32, now) {
             Next::Run { id, until } => {
-                turns[cpu] = Some((id, now));
+                slices[cpu] = Some((id, now));
                 until
             }
             Next::Idle { until } => until.unwrap_or(now + SLICE).max(now + 1),
@@ -59,7 +59,7 @@ fn twelve_vcpus_of_three_tds_share_four_cpus_evenly() {
         queue.add(td, 100, None, &homes(4, 4), 0);
         queue.start(td, 0);
     }
-    let got = play(&mut queue, 4, 100_000);
+    let got = run_slices(&mut queue, 4, 100_000);
     assert_eq!(got.len(), 12);
     let even = 100_000 * 4 / 12;
     for (id, ticks) in got {
@@ -74,7 +74,7 @@ fn shares_are_kept() {
         queue.add(td, shares, None, &homes(4, 2), 0);
         queue.start(td, 0);
     }
-    let got = play(&mut queue, 2, 200_000);
+    let got = run_slices(&mut queue, 2, 200_000);
     let sum = |td| of(&got, td).iter().sum::<Ticks>();
     assert!(sum(2).abs_diff(3 * sum(1)) <= sum(2) / 50, "{got:?}");
     for td in [1, 2] {
@@ -91,7 +91,7 @@ fn a_td_with_few_vcpus_leaves_the_rest_to_others() {
     queue.add(2, 1, None, &homes(4, 4), 0);
     queue.start(1, 0);
     queue.start(2, 0);
-    let got = play(&mut queue, 4, 100_000);
+    let got = run_slices(&mut queue, 4, 100_000);
     assert!(of(&got, 1)[0] > 97_000, "{got:?}");
     assert!(of(&got, 2).iter().sum::<Ticks>() > 290_000, "{got:?}");
 }
@@ -101,7 +101,7 @@ fn a_cap_is_kept_also_when_nobody_else_wants_the_cpus() {
     let mut queue = queue(2);
     queue.add(1, 100, Some(50), &homes(2, 2), 0);
     queue.start(1, 0);
-    let got = play(&mut queue, 2, 100_000);
+    let got = run_slices(&mut queue, 2, 100_000);
     let sum: Ticks = of(&got, 1).iter().sum();
     assert!(sum.abs_diff(50_000) <= 1000, "{sum}");
 }
@@ -163,10 +163,10 @@ fn who_sleeps_saves_nothing_up() {
         panic!("two are ready");
     };
     queue.put(0, Back::Halted(None), 1);
-    let _ = play(&mut queue, 1, 50_000);
+    let _ = run_slices(&mut queue, 1, 50_000);
     queue.put(0, Back::Ready, 50_000);
     queue.wake(sleeper, 50_000);
-    let got = play(&mut queue, 1, 60_000);
+    let got = run_slices(&mut queue, 1, 60_000);
     let most = got.values().max().unwrap();
     assert!(*most < 55_000, "{got:?}");
 }
