@@ -12,7 +12,7 @@ use crate::wake::Waker;
 /// The reason why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The host requested it ([`Host::must_leave`]).
+    /// The host requested it ([`TimeSlice::must_leave`]).
     Yield,
     /// The vCPU waits for an interrupt, its timer ([`Vcpu::due`]) or an NMI. [`VcpuState::is_waiting`] tells how long.
     Halted,
