@@ -79,7 +79,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         value: u64,
         mask: u64,
     ) -> Result<u64, Error> {
-        self.write_field(Leaf::MngWr, tdr.hpa(), field, value, mask)
+        self.write_field(Leaf::MngWr, written(tdr.hpa(), field, value, mask))
     }
 
     /// TDH.VP.RD: reads a field of the vCPU. Associates the vCPU with the calling CPU.
@@ -103,23 +103,20 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         value: u64,
         mask: u64,
     ) -> Result<u64, Error> {
-        self.write_field(Leaf::VpWr, tdvpr.hpa(), field, value, mask)
+        self.write_field(Leaf::VpWr, written(tdvpr.hpa(), field, value, mask))
     }
 
-    fn write_field(
-        &self,
-        leaf: Leaf,
-        of: Hpa,
-        field: FieldId,
-        value: u64,
-        mask: u64,
-    ) -> Result<u64, Error> {
-        let operands = Gprs {
-            r8: value,
-            r9: mask,
-            ..rcx_rdx(of.0, field.0)
-        };
+    fn write_field(&self, leaf: Leaf, operands: Gprs) -> Result<u64, Error> {
         Ok(self.run(leaf, operands)?.regs.r8)
+    }
+}
+
+/// Returns the operands that write the bits `mask` of a field of the page `of`.
+fn written(of: Hpa, field: FieldId, value: u64, mask: u64) -> Gprs {
+    Gprs {
+        r8: value,
+        r9: mask,
+        ..rcx_rdx(of.0, field.0)
     }
 }
 

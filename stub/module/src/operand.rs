@@ -82,7 +82,20 @@ pub fn private_page<'m, M: Machine>(
     mode: Mode,
     expected: PageType,
 ) -> Result<Held<'m>, Status> {
-    sized_page(cx, pa, PageSize::Size4K, operand, mode, expected)
+    let expected = Expected {
+        size: PageSize::Size4K,
+        page_type: expected,
+    };
+    sized_page(cx, pa, operand, mode, expected)
+}
+
+/// The page that an operand must name.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Its size.
+    pub size: PageSize,
+    /// Its type.
+    pub page_type: PageType,
 }
 
 /// Checks and locks the page of a given size and type in an operand.
@@ -93,12 +106,11 @@ pub fn private_page<'m, M: Machine>(
 pub fn sized_page<'m, M: Machine>(
     cx: Call<'m, M>,
     pa: u64,
-    size: PageSize,
     operand: Operand,
     mode: Mode,
-    expected: PageType,
+    expected: Expected,
 ) -> Result<Held<'m>, Status> {
-    page_here(cx, pa, size, operand, mode, expected)
+    page_here(cx, pa, operand, mode, expected)
 }
 
 /// Does the same as [`sized_page`], inlined into the caller: for TDH.VP.ENTER.
@@ -109,11 +121,11 @@ pub fn sized_page<'m, M: Machine>(
 pub fn page_here<'m, M: Machine>(
     cx: Call<'m, M>,
     pa: u64,
-    size: PageSize,
     operand: Operand,
     mode: Mode,
-    expected: PageType,
+    expected: Expected,
 ) -> Result<Held<'m>, Status> {
+    let Expected { size, page_type } = expected;
     if !cx.machine.platform().is_plain_page(pa, size.bytes()) {
         return Err(Status::OPERAND_INVALID.with(operand));
     }
@@ -121,7 +133,7 @@ pub fn page_here<'m, M: Machine>(
         .ok_or(WalkError::OutOfRange)
         .and_then(|pamt| pamt.walk(cx.machine, pa, mode, size))
         .map_err(|error| error.status().with(operand))?;
-    if held.size() != size || held.entry().page_type() != expected {
+    if held.size() != size || held.entry().page_type() != page_type {
         return Err(Status::PAGE_METADATA_INCORRECT.with(operand));
     }
     Ok(held)

@@ -152,7 +152,7 @@ impl Replay<'_> {
                 differences.push(Difference::new("shutdown".into(), "Shutdown", state));
             }
         } else if step.reload.is_none() {
-            self.compare_registers(step, &before, &after, entered, &mut differences);
+            differences.extend(self.compare_registers(step, &before, &after, entered));
         }
         let written = self.machine.take_icr(step.lp);
         if written.iter().copied().ne(step.icr) {
@@ -274,8 +274,8 @@ impl Replay<'_> {
         before: &Gprs,
         after: &Gprs,
         entered: bool,
-        into: &mut Vec<Difference>,
-    ) {
+    ) -> Vec<Difference> {
+        let mut into = Vec::new();
         for (register, name) in NAMES.iter().enumerate() {
             let expected = self.expected(&step.output, before, register, entered);
             let got = registers::value(after, register);
@@ -287,6 +287,7 @@ impl Replay<'_> {
                 into.push(Difference::new((*name).into(), told(expected), told(got)));
             }
         }
+        into
     }
 
     /// Returns the expected value of a register after a call. A register that is not listed is unchanged or zero.

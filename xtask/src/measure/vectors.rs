@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use seam::abi::{Leaf, Status};
+use seam::abi::{Gprs, Leaf, Status};
 
 use super::mrtd::{CHUNK, Mrtd};
 use crate::conform::scenario::{Scenario, Step};
@@ -85,16 +85,23 @@ impl Replay {
                 self.reports += 1;
             }
         }
-        let (input, output) = (step.input.gprs(), step.output.gprs());
-        if Status(output.rax) == Status::SUCCESS {
-            self.succeeded(step, input.rcx, input.rdx, input.r9, output.r8);
+        if Status(step.output.gprs().rax) == Status::SUCCESS {
+            self.succeeded(step);
         }
     }
 
-    /// Follows a call that succeeded, given RCX, RDX and R9 of its input and R8 of its output.
-    fn succeeded(&mut self, step: &Step, rcx: u64, rdx: u64, source: u64, value: u64) {
+    /// Follows a call that succeeded.
+    fn succeeded(&mut self, step: &Step) {
+        let Gprs {
+            rax,
+            rcx,
+            rdx,
+            r9: source,
+            ..
+        } = step.input.gprs();
+        let value = step.output.gprs().r8;
         let gpa = rcx & !0xfff;
-        match Leaf::from_number(step.input.gprs().rax as u16) {
+        match Leaf::from_number(rax as u16) {
             Some(Leaf::MngCreate) => {
                 self.tds.insert(
                     rcx,

@@ -11,7 +11,7 @@ use seam::abi::metadata::td;
 use seam::address::SHARED;
 use vcpu::{Console, Vm, Wiring, clock::Clock};
 
-use super::{Scheduler, guest::Guest, lock::Scheduled};
+use super::{Scheduler, guest::Guest, lock::Scheduled, queue::Portion};
 use crate::{
     platform::Running,
     td::{
@@ -98,7 +98,15 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let idle = self.with_queue(|Scheduled { queue, .. }| {
             if is_new {
                 let config = td.config();
-                queue.add(td.id(), config.shares, config.cap, &td.vcpus().homes(), now);
+                queue.add(
+                    td.id(),
+                    Portion {
+                        shares: config.shares,
+                        cap: config.cap,
+                    },
+                    &td.vcpus().homes(),
+                    now,
+                );
             }
             queue.start(td.id(), now)
         });

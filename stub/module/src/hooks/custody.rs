@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use seam::abi::{GpaLevel, Gprs, Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, PageType, Status};
 
-use super::log::{Access, Violation, ViolationKind};
+use super::log::{Access, HostAccess, Violation, ViolationKind};
 use crate::call::Call;
 use crate::pamt::{Entry, Pamt};
 use crate::td::{Lifecycle, Tdr};
@@ -37,19 +37,21 @@ pub(crate) fn uncleared<M: Machine>(
 }
 
 impl Module {
-    /// Checks an access of the host to `pa`, and records it if hardware would block it. `rip` is the host's instruction
-    /// pointer, if known.
+    /// Checks an access of the host, and records it if hardware would block it.
     ///
     /// # Errors
     /// The kind of violation.
     pub fn check_host_access<M: Machine>(
         &self,
         machine: &M,
-        lp: u32,
-        pa: u64,
-        access: Access,
-        rip: Option<u64>,
+        access: HostAccess,
     ) -> Result<(), ViolationKind> {
+        let HostAccess {
+            lp,
+            pa,
+            access,
+            rip,
+        } = access;
         let platform = machine.platform();
         let keyid = platform.keyid(pa);
         let plain = platform.without_keyid(pa);

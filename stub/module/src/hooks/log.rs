@@ -14,6 +14,19 @@ pub enum Access {
     Write,
 }
 
+/// An access of the host to memory.
+#[derive(Clone, Copy, Debug)]
+pub struct HostAccess {
+    /// The logical processor.
+    pub lp: u32,
+    /// The physical address.
+    pub pa: u64,
+    /// The kind of the access.
+    pub access: Access,
+    /// The host's instruction pointer, if it is known.
+    pub rip: Option<u64>,
+}
+
 /// The kind of a violation by the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ViolationKind {

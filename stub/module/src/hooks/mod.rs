@@ -11,7 +11,7 @@ mod log;
 pub use counters::{Counters, Counts};
 pub(crate) use custody::{check_stale_key, pattern, uncleared};
 pub use faults::{Fault, Faults, ParseError, When};
-pub use log::{Access, Log, Violation, ViolationKind};
+pub use log::{Access, HostAccess, Log, Violation, ViolationKind};
 
 /// Settings of a module beyond its platform.
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use seam::call::{Fault, SeamCall};
 
 use super::config::Config;
 use super::machine::HostMachine;
-use crate::hooks::{Access, Hooks, ViolationKind};
+use crate::hooks::{Access, Hooks, HostAccess, ViolationKind};
 use crate::{Machine, Module};
 
 /// A simulated server.
@@ -187,14 +187,23 @@ impl Processor<'_> {
     /// The violation for which hardware would block the access. The module has recorded it.
     pub fn clear(&self, pa: u64) -> Result<(), ViolationKind> {
         let Server { machine, module } = self.server;
-        module.check_host_access(machine, self.lp, pa, Access::Write, None)?;
+        module.check_host_access(machine, self.access(pa, Access::Write))?;
         machine.fill_page(machine.platform().without_keyid(pa), 0);
         Ok(())
     }
 
+    const fn access(&self, pa: u64, access: Access) -> HostAccess {
+        HostAccess {
+            lp: self.lp,
+            pa,
+            access,
+            rip: None,
+        }
+    }
+
     fn cell(&self, pa: u64, access: Access) -> Result<&AtomicU64, ViolationKind> {
         let Server { machine, module } = self.server;
-        module.check_host_access(machine, self.lp, pa, access, None)?;
+        module.check_host_access(machine, self.access(pa, access))?;
         let plain = machine.platform().without_keyid(pa);
         Ok(&machine.page(plain)[(plain % PAGE_4K / 8) as usize])
     }
@@ -206,4 +215,7 @@ impl SeamCall for Processor<'_> {
         module.seamcall(machine, self.lp, regs);
         Ok(())
     }
+
+    // The processor has no host. A wrapper that has one records it.
+    fn note_shutdown(&self) {}
 }

@@ -5,6 +5,7 @@ use seam::abi::{Gprs, Leaf, Operand, PAGE_MASK, PageType, Status};
 use super::{page_size, range, take_rcx_rdx};
 use crate::call::Call;
 use crate::lock::Mode;
+use crate::operand::Expected;
 use crate::sept::{Entry, L2Entry, Target, l2_walk};
 use crate::td::Td;
 use crate::{Machine, Point, operand, ownership, pamt};
@@ -17,14 +18,11 @@ pub fn page_aug<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     let target = Target::take(cx, &td, at, Mode::Shared, regs)?;
     target.require(Leaf::MemPageAug, regs)?;
     let size = page_size(target.level);
-    let page = operand::sized_page(
-        cx,
-        regs.r8,
+    let expected = Expected {
         size,
-        Operand::R8,
-        Mode::Exclusive,
-        PageType::Nda,
-    )?;
+        page_type: PageType::Nda,
+    };
+    let page = operand::sized_page(cx, regs.r8, Operand::R8, Mode::Exclusive, expected)?;
     if target.level == 1 && !pamt::is_2m_free(cx, regs.r8) {
         return Err(Status::PAGE_METADATA_INCORRECT.with(Operand::R8));
     }

@@ -97,8 +97,14 @@ fn add_tables<M: Machine>(
         return Err(target.refuse(Status::EPT_ENTRY_STATE_INCORRECT, regs));
     }
     let mut nested: [Option<(Slot<'_>, Held<'_>)>; 3] = [const { None }; 3];
+    let addition = Addition {
+        cx,
+        td: &td,
+        target: &target,
+        allow_existing,
+    };
     for vm in 1..=3 {
-        nested[vm - 1] = check_nested(cx, &td, &target, vm, allow_existing, given, regs)?;
+        nested[vm - 1] = addition.check_nested(vm, given, regs)?;
     }
 
     let mut entry = target.entry;
@@ -127,40 +133,54 @@ fn add_tables<M: Machine>(
     Ok(())
 }
 
-/// Checks the page for nested VM `vm`. Returns `None` if there is nothing to add.
-fn check_nested<'m, M: Machine>(
+/// An addition of page tables to a TD.
+struct Addition<'a, 'm, M> {
     cx: Call<'m, M>,
-    td: &Td<'m, M>,
-    target: &Target<'m>,
-    vm: usize,
+    td: &'a Td<'m, M>,
+    target: &'a Target<'m>,
+    /// An existing page table is not an error.
     allow_existing: bool,
-    given: &mut Given,
-    regs: &mut Gprs,
-) -> Result<Option<(Slot<'m>, Held<'m>)>, Status> {
-    let pa = given.pages[vm];
-    if pa == NULL_PA {
-        return Ok(None);
+}
+
+impl<'m, M: Machine> Addition<'_, 'm, M> {
+    /// Checks the page for nested VM `vm`. Returns `None` if there is nothing to add.
+    fn check_nested(
+        &self,
+        vm: usize,
+        given: &mut Given,
+        regs: &mut Gprs,
+    ) -> Result<Option<(Slot<'m>, Held<'m>)>, Status> {
+        let Self {
+            cx,
+            td,
+            target,
+            allow_existing,
+        } = *self;
+        let pa = given.pages[vm];
+        if pa == NULL_PA {
+            return Ok(None);
+        }
+        let operand = Operand(Operand::R8.0 + vm as u32);
+        let id = vm as u32;
+        if !td.tdcs.l2_vms().contains(&id) {
+            return Err(Status::OPERAND_INVALID.with(operand));
+        }
+        let mut refuse = |status: Status, entry: L2Entry, level: u8| {
+            (regs.rcx, regs.rdx) = entry.describe(id, level, td.tdcs.is_debug());
+            status.with_detail(id << 16 | u32::from(level))
+        };
+        let slot = l2_walk(cx.machine, &td.tdcs, id, target.gpa, target.level)
+            .map_err(|(entry, level)| refuse(Status::L2_SEPT_WALK_FAILED, entry, level))?;
+        let entry = L2Entry::load(slot);
+        if entry.is_free() {
+            return Ok(Some((slot, new_table(cx, pa, operand)?)));
+        }
+        if !allow_existing {
+            return Err(refuse(Status::L2_SEPT_ENTRY_NOT_FREE, entry, target.level));
+        }
+        given.unused[vm] |= NOT_USED;
+        Ok(None)
     }
-    let operand = Operand(Operand::R8.0 + vm as u32);
-    let id = vm as u32;
-    if !td.tdcs.l2_vms().contains(&id) {
-        return Err(Status::OPERAND_INVALID.with(operand));
-    }
-    let mut refuse = |status: Status, entry: L2Entry, level: u8| {
-        (regs.rcx, regs.rdx) = entry.describe(id, level, td.tdcs.is_debug());
-        status.with_detail(id << 16 | u32::from(level))
-    };
-    let slot = l2_walk(cx.machine, &td.tdcs, id, target.gpa, target.level)
-        .map_err(|(entry, level)| refuse(Status::L2_SEPT_WALK_FAILED, entry, level))?;
-    let entry = L2Entry::load(slot);
-    if entry.is_free() {
-        return Ok(Some((slot, new_table(cx, pa, operand)?)));
-    }
-    if !allow_existing {
-        return Err(refuse(Status::L2_SEPT_ENTRY_NOT_FREE, entry, target.level));
-    }
-    given.unused[vm] |= NOT_USED;
-    Ok(None)
 }
 
 fn new_table<M: Machine>(cx: Call<'_, M>, pa: u64, operand: Operand) -> Result<Held<'_>, Status> {

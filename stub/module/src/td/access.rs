@@ -137,8 +137,11 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
     /// Those of an explicit page operand; OPERAND_BUSY with TDR.
     #[inline(always)]
     pub fn take(cx: Call<'m, M>, pa: u64, operand: Operand, mode: Mode) -> Result<Self, Status> {
-        let size = PageSize::Size4K;
-        let held = operand::page_here(cx, pa, size, operand, mode, PageType::Tdvpr)?;
+        let expected = operand::Expected {
+            size: PageSize::Size4K,
+            page_type: PageType::Tdvpr,
+        };
+        let held = operand::page_here(cx, pa, operand, mode, expected)?;
         let (guard, tdr) = implicit_tdr(cx, held.entry().owner())?;
         Ok(Self {
             tdvps: Tdvps::at(cx.machine, pa),

@@ -103,6 +103,15 @@ pub struct RunQueue {
     due: Vec<BTreeSet<(Ticks, VcpuId)>>,
 }
 
+/// A TD's portion of the CPUs.
+#[derive(Clone, Copy, Debug)]
+pub struct Portion {
+    /// Its weight against the other TDs.
+    pub shares: u32,
+    /// Its limit of CPU time, in percent of one CPU.
+    pub cap: Option<u32>,
+}
+
 impl RunQueue {
     /// Creates an empty queue.
     #[must_use]
@@ -125,7 +134,7 @@ impl RunQueue {
     }
 
     /// Adds a TD whose vCPUs are to run first on the CPUs `homes`. None of them runs before [`Self::start`].
-    pub fn add(&mut self, td: u32, shares: u32, cap: Option<u32>, homes: &[u32], now: Ticks) {
+    pub fn add(&mut self, td: u32, portion: Portion, homes: &[u32], now: Ticks) {
         self.remove(td);
         let vcpus = homes.iter().map(|home| Entity {
             state: State::Off,
@@ -137,8 +146,8 @@ impl RunQueue {
         self.groups.insert(
             td,
             Group {
-                shares,
-                cap,
+                shares: portion.shares,
+                cap: portion.cap,
                 vruntime: 0,
                 used: 0,
                 period: now,

@@ -56,7 +56,15 @@ fn of(got: &BTreeMap<VcpuId, Ticks>, td: u32) -> Vec<Ticks> {
 fn twelve_vcpus_of_three_tds_share_four_cpus_evenly() {
     let mut queue = queue(4);
     for td in 1..=3 {
-        queue.add(td, 100, None, &homes(4, 4), 0);
+        queue.add(
+            td,
+            Portion {
+                shares: 100,
+                cap: None,
+            },
+            &homes(4, 4),
+            0,
+        );
         queue.start(td, 0);
     }
     let got = run_slices(&mut queue, 4, 100_000);
@@ -71,7 +79,7 @@ fn twelve_vcpus_of_three_tds_share_four_cpus_evenly() {
 fn shares_are_kept() {
     let mut queue = queue(2);
     for (td, shares) in [(1, 100), (2, 300)] {
-        queue.add(td, shares, None, &homes(4, 2), 0);
+        queue.add(td, Portion { shares, cap: None }, &homes(4, 2), 0);
         queue.start(td, 0);
     }
     let got = run_slices(&mut queue, 2, 200_000);
@@ -87,8 +95,24 @@ fn shares_are_kept() {
 #[test]
 fn a_td_with_few_vcpus_leaves_the_rest_to_others() {
     let mut queue = queue(4);
-    queue.add(1, 10_000, None, &homes(1, 4), 0);
-    queue.add(2, 1, None, &homes(4, 4), 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 10_000,
+            cap: None,
+        },
+        &homes(1, 4),
+        0,
+    );
+    queue.add(
+        2,
+        Portion {
+            shares: 1,
+            cap: None,
+        },
+        &homes(4, 4),
+        0,
+    );
     queue.start(1, 0);
     queue.start(2, 0);
     let got = run_slices(&mut queue, 4, 100_000);
@@ -99,7 +123,15 @@ fn a_td_with_few_vcpus_leaves_the_rest_to_others() {
 #[test]
 fn a_cap_is_kept_also_when_nobody_else_wants_the_cpus() {
     let mut queue = queue(2);
-    queue.add(1, 100, Some(50), &homes(2, 2), 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: Some(50),
+        },
+        &homes(2, 2),
+        0,
+    );
     queue.start(1, 0);
     let got = run_slices(&mut queue, 2, 100_000);
     let sum: Ticks = of(&got, 1).iter().sum();
@@ -109,7 +141,15 @@ fn a_cap_is_kept_also_when_nobody_else_wants_the_cpus() {
 #[test]
 fn a_vcpu_stays_where_it_ran_while_that_costs_nobody_much() {
     let mut queue = queue(2);
-    queue.add(1, 100, None, &homes(2, 2), 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &homes(2, 2),
+        0,
+    );
     queue.start(1, 0);
     for round in 0..10 {
         let now = round * SLICE;
@@ -129,7 +169,15 @@ fn a_vcpu_stays_where_it_ran_while_that_costs_nobody_much() {
 fn a_halted_vcpu_runs_when_it_is_woken_or_due() {
     let mut queue = queue(1);
     let id = VcpuId { td: 1, vcpu: 0 };
-    queue.add(1, 100, None, &[0], 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0],
+        0,
+    );
     assert_eq!(queue.start(1, 0), [] as [u32; 0]);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.put(0, Back::Halted(Some(500)), 50);
@@ -156,7 +204,15 @@ fn a_halted_vcpu_runs_when_it_is_woken_or_due() {
 fn who_sleeps_saves_nothing_up() {
     let mut queue = queue(1);
     for td in [1, 2] {
-        queue.add(td, 100, None, &[0], 0);
+        queue.add(
+            td,
+            Portion {
+                shares: 100,
+                cap: None,
+            },
+            &[0],
+            0,
+        );
         queue.start(td, 0);
     }
     let Next::Run { id: sleeper, .. } = queue.pick(0, 0) else {
@@ -174,7 +230,15 @@ fn who_sleeps_saves_nothing_up() {
 #[test]
 fn a_suspended_td_gets_no_turn_and_goes_on_where_it_was() {
     let mut queue = queue(1);
-    queue.add(1, 100, None, &[0, 0], 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0, 0],
+        0,
+    );
     queue.start(1, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.suspend(1);

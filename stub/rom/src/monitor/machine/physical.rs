@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use stub_module::Module;
-use stub_module::hooks::Access;
+use stub_module::hooks::{Access, HostAccess};
 use stub_rom::personality::KEYID_MASK;
 use stub_rom::vmx::Memory;
 
@@ -69,7 +69,13 @@ impl Data {
         } else if let Some(module) = &world.module {
             // The module classifies the access and records it.
             let machine = SeamCpu::for_look_up(world, number);
-            let _ = module.check_host_access(&machine, number, pa, access, Some(rip));
+            let access = HostAccess {
+                lp: number,
+                pa,
+                access,
+                rip: Some(rip),
+            };
+            let _ = module.check_host_access(&machine, access);
             report_violations(module);
         }
     }
