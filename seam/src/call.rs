@@ -26,7 +26,7 @@ pub trait SeamCall {
 
     /// Called after each call on this CPU that fails as calls do after the module has shut down: with SYS_SHUTDOWN, or
     /// with a fault. A failure while the module is being brought up does not mean a shutdown.
-    fn note_shutdown(&self) {}
+    fn note_shutdown(&self);
 }
 
 impl<C: SeamCall + ?Sized> SeamCall for &C {

@@ -33,6 +33,9 @@ impl SeamCall for Hardware {
             _ => Err(Fault::NotEnabled),
         }
     }
+
+    // The instruction has no host. A wrapper that has one records it.
+    fn note_shutdown(&self) {}
 }
 
 const INVALID_OPCODE: u64 = vector::UD as u64;

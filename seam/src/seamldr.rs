@@ -163,6 +163,9 @@ mod tests {
             };
             Ok(())
         }
+
+        // No host keeps a record of it.
+        fn note_shutdown(&self) {}
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use host::td::Td;
-use host::td::host::Runner;
+use host::td::host::{GuestEnd, Runner};
 use host::td::life::State;
 use host::td::registry::Tds;
 use seam::abi::{Leaf, Operand, Status};
@@ -182,6 +182,14 @@ impl Runner for Hasty {
     fn start(&self, _: &Arc<Td>) {}
 
     fn end(&self, _: &Td) {}
+
+    fn shrunk(&self, _: &Td) -> bool {
+        true
+    }
+
+    fn guest_end(&self, _: &Td) -> Option<GuestEnd> {
+        None
+    }
 
     fn work_waits(&self) {
         let tds = self.tds.get().unwrap();

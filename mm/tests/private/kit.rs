@@ -97,6 +97,10 @@ impl SeamCall for Strange<'_> {
         }
         self.cpu.seamcall(regs)
     }
+
+    fn note_shutdown(&self) {
+        self.cpu.note_shutdown();
+    }
 }
 
 pub type OnCpu<'a, 'h> = Cpu<'a, Processor<'h>, Yield<'h>, Pool>;

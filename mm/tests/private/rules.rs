@@ -197,6 +197,10 @@ impl SeamCall for Noted<'_> {
         self.1.lock().unwrap().push((regs.rax, regs.rcx));
         self.0.seamcall(regs)
     }
+
+    fn note_shutdown(&self) {
+        self.0.note_shutdown();
+    }
 }
 
 #[test]

@@ -42,6 +42,10 @@ impl SeamCall for Yielding<'_> {
         thread::yield_now();
         result
     }
+
+    fn note_shutdown(&self) {
+        self.0.note_shutdown();
+    }
 }
 
 /// Waits by yielding.

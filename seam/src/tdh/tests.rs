@@ -51,6 +51,9 @@ impl SeamCall for Script {
         }
         Ok(())
     }
+
+    // No host keeps a record of it.
+    fn note_shutdown(&self) {}
 }
 
 /// Records the pauses and continues at once.

@@ -65,6 +65,9 @@ impl SeamCall for Cpu<'_> {
         self.rig.module.seamcall(&self.rig.machine, self.lp, regs);
         Ok(())
     }
+
+    // No host keeps a record of it.
+    fn note_shutdown(&self) {}
 }
 
 /// Counts pauses without sleeping: there is only one thread, so nothing changes during a pause.

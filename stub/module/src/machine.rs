@@ -141,7 +141,7 @@ pub trait Machine: Sync {
     /// Writes the interrupt command register of the x2APIC of `lp`.
     fn write_icr(&self, lp: u32, value: u64);
     /// Reports a VM exit of a TD that no CPU produces: the module shuts down because of it, or terminates the TD.
-    fn impossible(&self, _lp: u32, _exit: &Impossible) {}
+    fn impossible(&self, lp: u32, exit: &Impossible);
     /// Reads an XMM register (0 to 15) of the host, as it was at the SEAMCALL on `lp`.
     fn host_xmm(&self, lp: u32, index: usize) -> u128;
     /// Sets an XMM register (0 to 15) of the host for the return from the SEAMCALL on `lp`.

@@ -4,6 +4,7 @@ mod kit;
 
 use kit::{BASE, Builder, GLOBAL_HKID, PAGE};
 use seam::abi::{Leaf, Operand, Status};
+use stub_module::Impossible;
 use stub_module::hooks::Hooks;
 
 fn built(script: &str) -> Builder {
@@ -155,4 +156,6 @@ fn a_module_that_shuts_down_answers_every_later_call_so() {
     let create = [(Operand::RCX, BASE), (Operand::RDX, 33)];
     let created = built.cpu(0).leaf(Leaf::MngCreate, create).map(drop);
     assert_eq!(created, Err(Status::SYS_SHUTDOWN));
+    let told = built.server.machine().impossible_exits();
+    assert_eq!(told, [Impossible::WANTED], "the machine learns why");
 }

@@ -33,6 +33,9 @@ impl SeamCall for Module {
             _ => Err(Fault::NotLoaded),
         }
     }
+
+    // No host keeps a record of it.
+    fn note_shutdown(&self) {}
 }
 
 #[unsafe(naked)]

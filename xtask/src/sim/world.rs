@@ -249,6 +249,9 @@ impl SeamCall for SimCall {
         cost::of_call(leaf, page, |charges| self.core.charge(charges));
         Ok(())
     }
+
+    // The simulation's module does not shut down.
+    fn note_shutdown(&self) {}
 }
 
 /// The frame allocator behind its lock.

@@ -118,19 +118,13 @@ pub trait Runner {
 
     /// Notes that the TD's memory has shrunk ([`Td::layout`]): its vCPUs get no memory beyond it from now on. Returns
     /// `false` if a vCPU is getting some right now; the caller then tries again.
-    fn shrunk(&self, td: &Td) -> bool {
-        let _ = td;
-        true
-    }
+    fn shrunk(&self, td: &Td) -> bool;
 
     /// Returns why the TD's guest has ended, if it has. It is not entered again in this life.
-    fn guest_end(&self, td: &Td) -> Option<GuestEnd> {
-        let _ = td;
-        None
-    }
+    fn guest_end(&self, td: &Td) -> Option<GuestEnd>;
 
     /// Notes that there is work for CPUs that have time: [`super::registry::Tds::work`].
-    fn work_waits(&self) {}
+    fn work_waits(&self);
 }
 
 /// The runner of a host that only builds TDs and tears them down.
@@ -149,4 +143,15 @@ impl Runner for NoRunner {
     fn start(&self, _: &Arc<Td>) {}
 
     fn end(&self, _: &Td) {}
+
+    fn shrunk(&self, _: &Td) -> bool {
+        true
+    }
+
+    fn guest_end(&self, _: &Td) -> Option<GuestEnd> {
+        None
+    }
+
+    // No CPU waits for work.
+    fn work_waits(&self) {}
 }

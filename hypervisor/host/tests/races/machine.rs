@@ -213,6 +213,10 @@ impl SeamCall for Caller {
         thread::yield_now();
         result
     }
+
+    fn note_shutdown(&self) {
+        self.machine.shutdown().note();
+    }
 }
 
 /// Waits by letting others run, and takes interrupts.

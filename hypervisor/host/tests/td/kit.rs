@@ -5,7 +5,7 @@ mod sample;
 
 use host::platform::Platform;
 use host::td::files::Files;
-use host::td::host::{Host, Runner};
+use host::td::host::{GuestEnd, Host, Runner};
 use host::td::{Td, capabilities::Capabilities, registry::Tds};
 use host::tdx::hkids::Count;
 use host::tdx::release::Coordinator;
@@ -45,6 +45,17 @@ impl Runner for Wired {
     fn start(&self, _: &Arc<Td>) {}
 
     fn end(&self, _: &Td) {}
+
+    fn shrunk(&self, _: &Td) -> bool {
+        true
+    }
+
+    fn guest_end(&self, _: &Td) -> Option<GuestEnd> {
+        None
+    }
+
+    // No CPU waits for work.
+    fn work_waits(&self) {}
 }
 
 /// Stands in for the hypercalls, which have their own tests.

@@ -14,6 +14,7 @@ use super::conditions::{Conditions, Current, take_one};
 use super::config::Config;
 use super::guest::{Exit, Guest};
 use super::memory::Memory;
+use crate::guest::Impossible;
 use crate::vcpu::Vcpu;
 use crate::{Machine, PageWords, PconfigError, Platform, Point, splitmix};
 
@@ -45,6 +46,7 @@ pub struct HostMachine {
     random: AtomicU64,
     tsc: AtomicU64,
     guarded: Option<Mutex<BTreeSet<u64>>>,
+    impossible: Mutex<Vec<Impossible>>,
 }
 
 impl HostMachine {
@@ -60,6 +62,7 @@ impl HostMachine {
             random: AtomicU64::new(config.rng_seed),
             tsc: AtomicU64::new(0),
             guarded: config.books_guards.then(Mutex::default),
+            impossible: Mutex::default(),
             config,
         }
     }
@@ -79,6 +82,11 @@ impl HostMachine {
     pub fn guarded(&self) -> BTreeSet<u64> {
         let book = self.guarded.as_ref();
         book.map(|pages| locked(pages).clone()).unwrap_or_default()
+    }
+
+    /// Returns the VM exits that the module reported because no CPU produces them.
+    pub fn impossible_exits(&self) -> Vec<Impossible> {
+        locked(&self.impossible).clone()
     }
 
     /// Sets the conditions of `lp`. They last until they are set again.
@@ -290,6 +298,10 @@ impl Machine for HostMachine {
         if let Some(processor) = self.processors.get(lp as usize) {
             locked(&processor.icr).push(value);
         }
+    }
+
+    fn impossible(&self, _lp: u32, exit: &Impossible) {
+        locked(&self.impossible).push(*exit);
     }
 
     fn host_xmm(&self, lp: u32, index: usize) -> u128 {

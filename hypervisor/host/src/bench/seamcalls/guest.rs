@@ -23,7 +23,12 @@ use vcpu::{
 
 use crate::{
     platform::Running,
-    td::{Td, error::Error, host::Runner, vcpu::Held},
+    td::{
+        Td,
+        error::Error,
+        host::{GuestEnd, Runner},
+        vcpu::Held,
+    },
 };
 
 /// The large page that the program accepts.
@@ -169,6 +174,17 @@ impl<P: Running> Runner for Wires<'_, P> {
     fn end(&self, _: &Td) {
         self.cut();
     }
+
+    fn shrunk(&self, _: &Td) -> bool {
+        true
+    }
+
+    fn guest_end(&self, _: &Td) -> Option<GuestEnd> {
+        None
+    }
+
+    // The benchmark itself does the work.
+    fn work_waits(&self) {}
 }
 
 impl<P: Running> Drop for Wires<'_, P> {
