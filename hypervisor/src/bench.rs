@@ -1,4 +1,4 @@
-//! The reclaim benchmark, which runs instead of the console and prints a line of JSON for each way of reclaiming.
+//! The reclaim benchmark, which runs instead of the console and prints a line of JSON for each method of reclaiming.
 //!
 //! Only the program that `cargo xtask bench reclaim` builds contains it.
 
@@ -12,13 +12,13 @@ use crate::{
     metal::{platform::Metal, tds},
     serial,
 };
-use host::bench::reclaim::{Measured, Run, Way, run};
+use host::bench::reclaim::{Measured, Method, Run, run};
 use host::td::registry::Tds;
 
 /// Prefix of each line that is meant for the program that started the benchmark.
 const MARK: &str = "bench:";
 
-/// Measures every way on the first TD of the configuration, which must not have been started.
+/// Measures every method on the first TD of the configuration, which must not have been started.
 pub fn run_all() {
     match tds::get() {
         Some(tds) => all(tds),
@@ -32,27 +32,27 @@ fn all(tds: &Tds<'_, Metal>) {
     // longer to clear.
     for spinning in [false, true] {
         for policy in [ClearPolicy::Reuse, ClearPolicy::Always] {
-            for way in Way::ALL {
-                one(tds, way, spinning, policy);
+            for method in Method::ALL {
+                one(tds, method, spinning, policy);
             }
         }
     }
 }
 
-fn one(tds: &Tds<'_, Metal>, way: Way, spinning: bool, policy: ClearPolicy) {
+fn one(tds: &Tds<'_, Metal>, method: Method, spinning: bool, policy: ClearPolicy) {
     let vcpus = if spinning { "spinning" } else { "stopped" };
     let Some(config) = tds.config(1) else {
         say(format_args!("failed: the configuration names no TD"));
         return;
     };
     let what = Run {
-        way,
+        method,
         spinning,
         clearing: policy.on(true),
     };
     match run(tds.host(), config, tds.image(1), what) {
-        Ok(measured) => say(format_args!("{}", line(way, vcpus, policy, &measured))),
-        Err(error) => say(format_args!("failed: {way}, {vcpus}, {policy}: {error}")),
+        Ok(measured) => say(format_args!("{}", line(method, vcpus, policy, &measured))),
+        Err(error) => say(format_args!("failed: {method}, {vcpus}, {policy}: {error}")),
     }
 }
 
@@ -60,7 +60,7 @@ fn say(what: fmt::Arguments<'_>) {
     serial::line(format_args!("{MARK} {what}"));
 }
 
-fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> String {
+fn line(method: Method, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> String {
     let Measured {
         pages_4k,
         us,
@@ -73,7 +73,7 @@ fn line(way: Way, vcpus: &str, policy: ClearPolicy, measured: &Measured) -> Stri
     } = measured;
     let calls = measured.calls();
     format!(
-        "{{\"name\":\"{way}\",\"vcpus\":\"{vcpus}\",\"clear\":\"{policy}\",\"us\":{us},\"hkid_free_us\":{hkid_free_us},\
+        "{{\"name\":\"{method}\",\"vcpus\":\"{vcpus}\",\"clear\":\"{policy}\",\"us\":{us},\"hkid_free_us\":{hkid_free_us},\
          \"pages_4k\":{pages_4k},\"calls\":{calls},\"kicks\":{kicks},\"kick_us\":{kick_us},\"in_calls_us\":{in_calls_us},\"call_ns\":{call_ns}}}"
     )
 }

@@ -45,7 +45,7 @@ struct Memory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The frame allocator refused.
-    Frames(frames::Error),
+    Frames(frames::FrameError),
     /// The page tables could not be changed.
     Paging(paging::Error),
     /// [`init`] has not run.
@@ -62,8 +62,8 @@ impl fmt::Display for Error {
     }
 }
 
-impl From<frames::Error> for Error {
-    fn from(e: frames::Error) -> Self {
+impl From<frames::FrameError> for Error {
+    fn from(e: frames::FrameError) -> Self {
         Self::Frames(e)
     }
 }

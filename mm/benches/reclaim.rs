@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::{GLOBAL_HKID, Host, Td};
-use mm::private::{Clearing, Clock, Plan, Reclaim, Step};
+use mm::private::{Clearing, Clock, Reclaim, ReclaimOptions, Step};
 use seam::abi::{Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
@@ -52,7 +52,7 @@ fn run(cpus: u32) -> f64 {
     });
     td.release();
     let (map, control) = td.into_parts();
-    let plan = Plan {
+    let plan = ReclaimOptions {
         cpus,
         clearing: Clearing::Clear,
         global_hkid: GLOBAL_HKID,

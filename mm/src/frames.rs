@@ -52,7 +52,7 @@ impl Frame {
 
 /// Reason why a request was refused. A refused request changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
+pub enum FrameError {
     /// No free block is large enough.
     NoMemory,
     /// The order is above [`ORDER_1G`], or the orders of a split or merge are the wrong way round.
@@ -63,7 +63,7 @@ pub enum Error {
     BadRange(Range),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoMemory => write!(f, "no free block is large enough"),
@@ -145,11 +145,11 @@ impl Frames {
     /// Adds a zone for the memory in `span`, all of it absent. `words` are [`words_for`] `span` zeroed words.
     ///
     /// # Errors
-    /// [`Error::BadRange`] when the span is empty, overlaps a zone, or `words` are too few.
-    pub fn add_zone(&mut self, span: Range, words: &'static mut [u64]) -> Result<(), Error> {
+    /// [`FrameError::BadRange`] when the span is empty, overlaps a zone, or `words` are too few.
+    pub fn add_zone(&mut self, span: Range, words: &'static mut [u64]) -> Result<(), FrameError> {
         let overlaps = |z: &Zone| span.0 < z.end() && z.start() < span.1;
         if span.0 >= span.1 || words.len() < words_for(span) || self.zones.iter().any(overlaps) {
-            return Err(Error::BadRange(span));
+            return Err(FrameError::BadRange(span));
         }
         self.zones.push(Zone::new(span, words));
         Ok(())
@@ -158,8 +158,8 @@ impl Frames {
     /// Adds the whole frames inside `range` as free memory. The range lies in one zone and was not added before.
     ///
     /// # Errors
-    /// [`Error::BadRange`].
-    pub fn add(&mut self, range: Range) -> Result<(), Error> {
+    /// [`FrameError::BadRange`].
+    pub fn add(&mut self, range: Range) -> Result<(), FrameError> {
         let (at, end) = (range.0.next_multiple_of(FRAME), range.1 / FRAME * FRAME);
         if at >= end {
             return Ok(());
@@ -169,7 +169,7 @@ impl Frames {
             .iter_mut()
             .find(|z| z.start() <= at && end <= z.end())
             .filter(|z| !z.added.iter().any(|a| at < a.1 && a.0 < end))
-            .ok_or(Error::BadRange(range))?;
+            .ok_or(FrameError::BadRange(range))?;
         zone.added.push((at, end));
         for block in blocks_of((at, end)) {
             zone.release(block.pa, block.order, &mut self.counts);
@@ -188,16 +188,16 @@ impl Frames {
     /// leaves low memory to users that can use no other.
     ///
     /// # Errors
-    /// [`Error::NoMemory`], [`Error::Order`].
-    pub fn alloc(&mut self, order: u32) -> Result<Frame, Error> {
+    /// [`FrameError::NoMemory`], [`FrameError::Order`].
+    pub fn alloc(&mut self, order: u32) -> Result<Frame, FrameError> {
         Ok(self.alloc_page(order)?.frame)
     }
 
     /// Allocates a block as [`Self::alloc`] does, and returns whether it must be flushed.
     ///
     /// # Errors
-    /// [`Error::NoMemory`], [`Error::Order`].
-    pub fn alloc_page(&mut self, order: u32) -> Result<Allocated, Error> {
+    /// [`FrameError::NoMemory`], [`FrameError::Order`].
+    pub fn alloc_page(&mut self, order: u32) -> Result<Allocated, FrameError> {
         let allowed = self.for_tds.as_deref().unwrap_or(EVERYWHERE);
         let frame = take_first(&mut self.zones, &mut self.counts, order, allowed)?;
         let flushed = self.flushed.take(range_of(frame));
@@ -207,8 +207,8 @@ impl Frames {
     /// Allocates a block for the host, which can use all memory.
     ///
     /// # Errors
-    /// [`Error::NoMemory`], [`Error::Order`].
-    pub fn alloc_for_host(&mut self, order: u32) -> Result<Frame, Error> {
+    /// [`FrameError::NoMemory`], [`FrameError::Order`].
+    pub fn alloc_for_host(&mut self, order: u32) -> Result<Frame, FrameError> {
         let frame = take_first(&mut self.zones, &mut self.counts, order, EVERYWHERE)?;
         self.flushed.take(range_of(frame));
         Ok(frame)
@@ -217,20 +217,23 @@ impl Frames {
     /// Allocates exactly `frame`, for a TD.
     ///
     /// # Errors
-    /// [`Error::NoMemory`] when part of it is not free or not for TDs, or it is not aligned; [`Error::Order`].
-    pub fn alloc_at(&mut self, frame: Frame) -> Result<(), Error> {
+    /// [`FrameError::NoMemory`] when part of it is not free or not for TDs, or it is not aligned; [`FrameError::Order`].
+    pub fn alloc_at(&mut self, frame: Frame) -> Result<(), FrameError> {
         self.alloc_page_at(frame).map(|_| ())
     }
 
     /// Allocates exactly `frame` as [`Self::alloc_at`] does, and returns whether it must be flushed.
     ///
     /// # Errors
-    /// [`Error::NoMemory`], [`Error::Order`].
-    pub fn alloc_page_at(&mut self, frame: Frame) -> Result<Allocated, Error> {
+    /// [`FrameError::NoMemory`], [`FrameError::Order`].
+    pub fn alloc_page_at(&mut self, frame: Frame) -> Result<Allocated, FrameError> {
         if frame.order > ORDER_1G {
-            return Err(Error::Order(frame.order));
+            return Err(FrameError::Order(frame.order));
         }
-        let end = frame.pa.checked_add(frame.bytes()).ok_or(Error::NoMemory)?;
+        let end = frame
+            .pa
+            .checked_add(frame.bytes())
+            .ok_or(FrameError::NoMemory)?;
         let whole = (frame.pa, end);
         let allowed = self.for_tds.as_deref().unwrap_or(EVERYWHERE);
         let zone = self
@@ -238,8 +241,8 @@ impl Frames {
             .iter_mut()
             .filter(|_| place(whole, frame.bytes(), allowed) == Ok(frame.pa))
             .find(|zone| zone.start() <= frame.pa && end <= zone.end())
-            .ok_or(Error::NoMemory)?;
-        let from = zone.around(frame).ok_or(Error::NoMemory)?;
+            .ok_or(FrameError::NoMemory)?;
+        let from = zone.around(frame).ok_or(FrameError::NoMemory)?;
         zone.cut(frame, from, &mut self.counts);
         self.counts[frame.order as usize].used += 1;
         let flushed = self.flushed.take(whole);
@@ -249,18 +252,18 @@ impl Frames {
     /// Allocates all of `range`, as the blocks that [`blocks_of`] returns for it.
     ///
     /// # Errors
-    /// [`Error::BadRange`] when part of it is not free, or it does not consist of whole frames.
-    pub fn alloc_range(&mut self, range: Range) -> Result<(), Error> {
+    /// [`FrameError::BadRange`] when part of it is not free, or it does not consist of whole frames.
+    pub fn alloc_range(&mut self, range: Range) -> Result<(), FrameError> {
         let whole = range.0 <= range.1 && (range.0 | range.1).is_multiple_of(FRAME);
         let inside = |z: &&mut Zone| z.start() <= range.0 && range.1 <= z.end();
         let zone = self.zones.iter_mut().filter(|_| whole).find(inside);
-        let zone = zone.ok_or(Error::BadRange(range))?;
+        let zone = zone.ok_or(FrameError::BadRange(range))?;
         if blocks_of(range).any(|block| zone.around(block).is_none()) {
-            return Err(Error::BadRange(range));
+            return Err(FrameError::BadRange(range));
         }
         for block in blocks_of(range) {
             // Cutting out one block leaves its neighbours free, though in smaller blocks.
-            let from = zone.around(block).ok_or(Error::BadRange(range))?;
+            let from = zone.around(block).ok_or(FrameError::BadRange(range))?;
             zone.cut(block, from, &mut self.counts);
             self.counts[block.order as usize].used += 1;
         }
@@ -295,8 +298,8 @@ impl Frames {
     /// Frees a block.
     ///
     /// # Errors
-    /// [`Error::NotAllocated`].
-    pub fn free(&mut self, frame: Frame) -> Result<(), Error> {
+    /// [`FrameError::NotAllocated`].
+    pub fn free(&mut self, frame: Frame) -> Result<(), FrameError> {
         let zone = self.zone_of_used(frame)?;
         self.zones[zone].forget(frame);
         self.counts[frame.order as usize].used -= 1;
@@ -325,8 +328,8 @@ impl Frames {
     /// broken.
     ///
     /// # Errors
-    /// [`Error::NoMemory`] if [`MAX_BROKEN`] broken pages are in use already.
-    pub fn retire(&mut self, pa: u64) -> Result<Retired, Error> {
+    /// [`FrameError::NoMemory`] if [`MAX_BROKEN`] broken pages are in use already.
+    pub fn retire(&mut self, pa: u64) -> Result<Retired, FrameError> {
         let page = Frame {
             pa: pa / FRAME * FRAME,
             order: ORDER_4K,
@@ -344,7 +347,7 @@ impl Frames {
         }
         if !self.broken.contains(&page.pa) {
             let room = self.broken.try_push(page.pa);
-            room.map_err(|_| Error::NoMemory)?;
+            room.map_err(|_| FrameError::NoMemory)?;
         }
         Ok(Retired::WhenFreed)
     }
@@ -371,8 +374,8 @@ impl Frames {
     /// Takes a block out of use for good: the TDX module may still own it.
     ///
     /// # Errors
-    /// [`Error::NotAllocated`].
-    pub fn quarantine(&mut self, frame: Frame) -> Result<(), Error> {
+    /// [`FrameError::NotAllocated`].
+    pub fn quarantine(&mut self, frame: Frame) -> Result<(), FrameError> {
         let zone = self.zone_of_used(frame)?;
         self.zones[zone].forget(frame);
         let counts = &mut self.counts[frame.order as usize];
@@ -384,11 +387,11 @@ impl Frames {
     /// Splits a used block into used blocks of a smaller order, so that each can be freed separately.
     ///
     /// # Errors
-    /// [`Error::NotAllocated`]; [`Error::Order`] when `order` is not below the block's.
-    pub fn split(&mut self, frame: Frame, order: u32) -> Result<(), Error> {
+    /// [`FrameError::NotAllocated`]; [`FrameError::Order`] when `order` is not below the block's.
+    pub fn split(&mut self, frame: Frame, order: u32) -> Result<(), FrameError> {
         let zone = self.zone_of_used(frame)?;
         if order >= frame.order {
-            return Err(Error::Order(order));
+            return Err(FrameError::Order(order));
         }
         let pieces = 1 << (frame.order - order);
         self.zones[zone].forget(frame);
@@ -406,11 +409,11 @@ impl Frames {
     /// Merges the used blocks of `order` that make up `frame` into one block.
     ///
     /// # Errors
-    /// [`Error::NotAllocated`] names the first piece that is missing; [`Error::Order`] when `order` is not below the
+    /// [`FrameError::NotAllocated`] names the first piece that is missing; [`FrameError::Order`] when `order` is not below the
     /// block's.
-    pub fn merge(&mut self, frame: Frame, order: u32) -> Result<(), Error> {
+    pub fn merge(&mut self, frame: Frame, order: u32) -> Result<(), FrameError> {
         if order >= frame.order || frame.order > ORDER_1G {
-            return Err(Error::Order(order));
+            return Err(FrameError::Order(order));
         }
         let pieces = 1 << (frame.order - order);
         let piece = |i| Frame {
@@ -419,10 +422,10 @@ impl Frames {
         };
         let zone = self.zone_of_used(piece(0))?;
         if !frame.pa.is_multiple_of(frame.bytes()) {
-            return Err(Error::NotAllocated(frame));
+            return Err(FrameError::NotAllocated(frame));
         }
         if let Some(gap) = (0..pieces).map(piece).find(|p| !self.zones[zone].has(*p)) {
-            return Err(Error::NotAllocated(gap));
+            return Err(FrameError::NotAllocated(gap));
         }
         for i in 0..pieces {
             self.zones[zone].forget(piece(i));
@@ -445,11 +448,11 @@ impl Frames {
         &self.counts
     }
 
-    fn zone_of_used(&self, frame: Frame) -> Result<usize, Error> {
+    fn zone_of_used(&self, frame: Frame) -> Result<usize, FrameError> {
         self.zones
             .iter()
             .position(|z| frame.order <= ORDER_1G && z.has(frame))
-            .ok_or(Error::NotAllocated(frame))
+            .ok_or(FrameError::NotAllocated(frame))
     }
 }
 
@@ -473,15 +476,15 @@ fn take_first(
     counts: &mut [Counts; ORDERS],
     order: u32,
     allowed: &[Range],
-) -> Result<Frame, Error> {
+) -> Result<Frame, FrameError> {
     if order > ORDER_1G {
-        return Err(Error::Order(order));
+        return Err(FrameError::Order(order));
     }
     let (zone, (frame, from)) = zones
         .iter_mut()
         .rev()
         .find_map(|zone| zone.find(order, allowed).map(|found| (zone, found)))
-        .ok_or(Error::NoMemory)?;
+        .ok_or(FrameError::NoMemory)?;
     zone.cut(frame, from, counts);
     counts[order as usize].used += 1;
     Ok(frame)

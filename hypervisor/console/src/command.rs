@@ -8,7 +8,7 @@ use alloc::{
 use super::{
     argument::{Arg, Args, Kind},
     error::Error,
-    host::Host,
+    host::Management,
     reply::Reply,
     session::Session,
     spelling::{edits, shorten},
@@ -34,7 +34,7 @@ pub struct Context<'a> {
     /// All commands.
     pub commands: Commands,
     /// The machine.
-    pub host: &'a mut dyn Host,
+    pub host: &'a mut dyn Management,
     /// The operator's session.
     pub session: &'a mut Session,
 }

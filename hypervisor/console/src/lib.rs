@@ -46,7 +46,7 @@ use core::fmt::{self, Write};
 use command::Context;
 use complete::Completion;
 use error::Error;
-use host::{CpuState, Host};
+use host::{CpuState, Management};
 use keys::{Decoder, Key};
 use line::{Change, History, Line};
 use reply::{Reply, Terminal};
@@ -81,13 +81,13 @@ impl Console {
     }
 
     /// Greets the operator, reports problems of the boot, and prints the first prompt.
-    pub fn start(&mut self, host: &dyn Host, out: &mut dyn Write) {
+    pub fn start(&mut self, host: &dyn Management, out: &mut dyn Write) {
         // A writer that fails loses output; the console continues. This holds for all methods below.
         let _ = greet(host, &mut Terminal(out)).and_then(|()| self.screen.prompt(&self.line, out));
     }
 
     /// Takes one byte. The byte that ends a line runs its command on `host`.
-    pub fn feed(&mut self, byte: u8, host: &mut dyn Host, out: &mut dyn Write) {
+    pub fn feed(&mut self, byte: u8, host: &mut dyn Management, out: &mut dyn Write) {
         if let Some(watch) = &mut self.session.watch {
             if watch.type_byte(byte, host) {
                 self.session.watch = None;
@@ -115,7 +115,7 @@ impl Console {
 
     /// Returns true if [`Self::refresh`] would show something.
     #[must_use]
-    pub fn has_news(&self, host: &dyn Host) -> bool {
+    pub fn has_news(&self, host: &dyn Management) -> bool {
         self.session
             .watch
             .as_ref()
@@ -123,7 +123,7 @@ impl Console {
     }
 
     /// Shows the new output of the TD whose console is watched.
-    pub fn refresh(&mut self, host: &dyn Host, out: &mut dyn Write) {
+    pub fn refresh(&mut self, host: &dyn Management, out: &mut dyn Write) {
         if let Some(watch) = &mut self.session.watch {
             let _ = watch.show(host, out);
         }
@@ -142,7 +142,12 @@ impl Console {
             .and_then(|()| self.screen.prompt(&self.line, out));
     }
 
-    fn operator_key(&mut self, key: Key, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+    fn operator_key(
+        &mut self,
+        key: Key,
+        host: &mut dyn Management,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
         let change = match key {
             Key::Enter => {
                 out.write_str("\r\n")?;
@@ -176,7 +181,7 @@ impl Console {
         }
     }
 
-    fn complete(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+    fn complete(&mut self, host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
         let tds = host.tds().map(|tds| tds.names()).unwrap_or_default();
         match complete::complete(commands::ALL, self.line.before_cursor(), &tds) {
             Completion::Insert(text) => text.bytes().try_for_each(|byte| {
@@ -194,7 +199,12 @@ impl Console {
     }
 
     /// Handles a key in JSON mode: nothing is echoed, and a Tab is a blank like any other.
-    fn script_key(&mut self, key: Key, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+    fn script_key(
+        &mut self,
+        key: Key,
+        host: &mut dyn Management,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
         match key {
             Key::Enter => return self.submit(host, out),
             Key::Cancel => self.line.clear(),
@@ -204,7 +214,7 @@ impl Console {
         Ok(())
     }
 
-    fn submit(&mut self, host: &mut dyn Host, out: &mut dyn Write) -> fmt::Result {
+    fn submit(&mut self, host: &mut dyn Management, out: &mut dyn Write) -> fmt::Result {
         self.session.history.push(self.line.text());
         let line = core::mem::take(&mut self.line);
         let script = self.session.json;
@@ -234,7 +244,7 @@ impl Console {
     fn run(
         &mut self,
         line: &Line,
-        host: &mut dyn Host,
+        host: &mut dyn Management,
     ) -> (Box<str>, Result<Option<Reply>, Error>) {
         match line
             .check()
@@ -265,7 +275,7 @@ impl Console {
     }
 }
 
-fn greet(host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+fn greet(host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
     let (build, boot, cpus, tdx) = (host.build(), host.boot(), host.cpus(), host.tdx());
     let running = cpus
         .iter()

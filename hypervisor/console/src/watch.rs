@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use super::host::{Host, td::Excerpt};
+use super::host::{Management, td::Excerpt};
 
 /// The ways to leave, for the operator.
 pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, detaches";
@@ -96,7 +96,7 @@ impl Watch {
     }
 
     /// Handles a typed byte: passes it to the guest or leaves. Returns true if it leaves.
-    pub fn type_byte(&mut self, byte: u8, host: &dyn Host) -> bool {
+    pub fn type_byte(&mut self, byte: u8, host: &dyn Management) -> bool {
         let bytes: &[u8] = match self.escape.take(byte) {
             Typed::Leave => return true,
             Typed::Hold => &[],
@@ -113,14 +113,14 @@ impl Watch {
     }
 
     /// Returns true if the TD has written something since the last call of [`Self::show`].
-    pub fn has_news(&self, host: &dyn Host) -> bool {
+    pub fn has_news(&self, host: &dyn Management) -> bool {
         host.tds()
             .and_then(|tds| tds.output(self.id, self.unseen, &mut [0]))
             .is_ok_and(|excerpt| excerpt.count > 0)
     }
 
     /// Shows the guest's output. Bytes that are text reach the terminal unchanged.
-    pub fn show(&mut self, host: &dyn Host, out: &mut dyn Write) -> fmt::Result {
+    pub fn show(&mut self, host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
         let Ok(tds) = host.tds() else {
             return Ok(());
         };

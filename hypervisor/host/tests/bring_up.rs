@@ -6,8 +6,8 @@ use std::cell::Cell;
 use std::ops::RangeInclusive;
 
 use host::platform::Platform;
-use host::tdx::bring_up::{Machine, Ready, bring_up};
-use host::tdx::report::{Report, State};
+use host::tdx::bring_up::{MachineInfo, Ready, bring_up};
+use host::tdx::report::{Report, TdxState};
 use mm::frames::{Frames, words_for};
 use mm::private::{Ledger, Pool};
 use rig::{BASE, Event, GLOBAL_HKID, Rig, Setup};
@@ -17,10 +17,10 @@ use seam::platform::KeyIds;
 use stub_module::SysState;
 
 const ALWAYS: RangeInclusive<u64> = 1..=u64::MAX;
-const PLAIN: Machine<'_> = machine(&[]);
+const PLAIN: MachineInfo<'_> = machine(&[]);
 
-const fn machine(memory_nodes: &[(u64, u64, u32)]) -> Machine<'_> {
-    Machine {
+const fn machine(memory_nodes: &[(u64, u64, u32)]) -> MachineInfo<'_> {
+    MachineInfo {
         key_ids: KeyIds {
             shared: 31,
             private: 32,
@@ -50,7 +50,7 @@ fn the_module_is_ready_and_the_books_say_what_that_cost() {
     let rig = server(Setup::default());
     let (tdx, ready) = up(&rig);
     let ready = ready.unwrap();
-    assert_eq!((tdx.state, &tdx.reasons), (State::Ready, &vec![]));
+    assert_eq!((tdx.state, &tdx.reasons), (TdxState::Ready, &vec![]));
     assert_eq!(rig.server().module().state(), SysState::Ready);
     let memory = tdx.memory.unwrap();
     assert_eq!(memory.pamt_bytes(), pamt_of_default());
@@ -144,7 +144,7 @@ fn several_tdmrs_are_initialised_by_several_cpus() {
     });
     let nodes = [(0, 20 * PAGE_1G, 0), (20 * PAGE_1G, 100 * PAGE_1G, 1)];
     let (tdx, _) = bring_up(&rig, rig.pool().ledger(), &machine(&nodes));
-    assert_eq!(tdx.state, State::Ready);
+    assert_eq!(tdx.state, TdxState::Ready);
     let memory = tdx.memory.unwrap();
     let of_nodes: Vec<_> = memory.tdmrs.iter().map(|tdmr| tdmr.node).collect();
     assert_eq!(of_nodes, [Some(0), Some(0), Some(1), Some(1)]);
@@ -177,7 +177,7 @@ fn what_is_busy_once_is_tried_again() {
         for status in [busy(leaf), Status::RND_NO_ENTROPY] {
             let rig = server(Setup::default());
             rig.refuse(leaf, 1..=1, status);
-            assert_eq!(up(&rig).0.state, State::Ready, "{leaf:?}");
+            assert_eq!(up(&rig).0.state, TdxState::Ready, "{leaf:?}");
             assert_eq!(rig.pauses(), 1, "{leaf:?}");
             assert_eq!((rig.out().0, rig.illegal()), (pamt_of_default(), 0));
             rig.audit();
@@ -194,7 +194,7 @@ fn a_lack_of_entropy_that_passes_is_waited_for() {
             .into(),
         ..Setup::default()
     });
-    assert_eq!(up(&rig).0.state, State::Ready);
+    assert_eq!(up(&rig).0.state, TdxState::Ready);
     assert!(rig.pauses() >= 3, "{}", rig.pauses());
 }
 
@@ -205,7 +205,7 @@ fn fails(leaf: Leaf, calls: RangeInclusive<u64>, status: Status, has_memory: boo
     rig.refuse(leaf, calls, status);
     let (tdx, ready) = up(&rig);
     assert!(ready.is_none());
-    assert_eq!(tdx.state, State::Failed);
+    assert_eq!(tdx.state, TdxState::Failed);
     let reason = &tdx.reasons[0];
     assert!(reason.contains(leaf.name()), "{reason}");
     assert!(reason.contains(status.name().unwrap()), "{reason}");
@@ -258,7 +258,7 @@ fn a_machine_without_a_module_has_no_tdx() {
         rig.fault(Leaf::SysInit, ALWAYS, fault);
         let (tdx, ready) = up(&rig);
         assert!(ready.is_none());
-        assert_eq!(tdx.state, State::Unavailable);
+        assert_eq!(tdx.state, TdxState::Unavailable);
         assert_eq!(rig.out(), (0, 0));
     }
 }
@@ -277,7 +277,7 @@ fn without_free_memory_there_are_no_tdmrs() {
     let ledger = rig.pool().ledger();
     let all = ledger.lock().alloc(18).unwrap();
     let (tdx, _) = up(&rig);
-    assert_eq!(tdx.state, State::Failed);
+    assert_eq!(tdx.state, TdxState::Failed);
     assert!(tdx.reasons[0].contains("no TDMRs"), "{:?}", tdx.reasons);
     ledger.lock().free(all).unwrap();
     assert_eq!(rig.out(), (0, 0));
@@ -356,7 +356,7 @@ fn silence(cpus: &[u32], event: Option<Event>, reason: &str, used: u64) {
     assert!(ready.is_none());
     assert_eq!(
         (tdx.state, &tdx.reasons[..]),
-        (State::Failed, &[reason.into()][..])
+        (TdxState::Failed, &[reason.into()][..])
     );
     assert_eq!(rig.out(), (used, 0));
 }
@@ -380,7 +380,7 @@ fn a_cpu_that_does_not_answer_is_named() {
 fn another_cpu_of_the_package_makes_the_key_that_a_silent_one_does_not() {
     let rig = server(Setup::default());
     rig.set_silent_after(2, Event::WriteBack);
-    assert_eq!(up(&rig).0.state, State::Ready);
+    assert_eq!(up(&rig).0.state, TdxState::Ready);
     assert_eq!(rig.calls_by_cpu(Leaf::SysKeyConfig), [1, 0, 0, 1]);
 }
 
@@ -394,7 +394,7 @@ fn the_tdmr_of_a_cpu_that_falls_silent_is_finished_by_others() {
     });
     rig.set_silent_after(1, Event::Call(Leaf::SysTdmrInit));
     let (tdx, _) = up(&rig);
-    assert_eq!(tdx.state, State::Ready);
+    assert_eq!(tdx.state, TdxState::Ready);
     assert_eq!(rig.server().module().state(), SysState::Ready);
     let calls = rig.calls_by_cpu(Leaf::SysTdmrInit);
     assert!(calls[1] > 0 && calls[2] > 0, "{calls:?}");

@@ -198,10 +198,12 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
     }
 
     /// Says why the TD can't be inspected.
-    fn unseen(&self, id: u32, refused: debug::Refused) -> String {
+    fn unseen(&self, id: u32, refused: debug::Uninspectable) -> String {
         match refused {
             _ if self.tds.is_down() => SHUT_DOWN.into(),
-            debug::Refused::State(state) => self.sentence(id, Wish::Look, &Error::State(state)),
+            debug::Uninspectable::State(state) => {
+                self.sentence(id, Wish::Look, &Error::State(state))
+            }
             other => format!("TD {}: {other}", self.name(id)),
         }
     }

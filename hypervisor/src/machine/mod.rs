@@ -17,7 +17,7 @@ use alloc::{
 use boot::BootInfo;
 use config::Smt;
 use console::host::{
-    self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Host, Ledger, LogRecord,
+    self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
     Memory, PowerAction, Region, Tdx, absent::Absent,
 };
 use host::{platform::Platform, td::registry::Tds, tdx::owner};
@@ -52,7 +52,7 @@ pub struct Machine {
     pub power: Option<PowerAction>,
 }
 
-impl Host for Machine {
+impl Management for Machine {
     fn build(&self) -> Build {
         Build {
             version: env!("CARGO_PKG_VERSION").into(),

@@ -7,7 +7,7 @@ use console::host::{
 };
 use host::{
     platform::shutdown::Shutdown,
-    tdx::report::{Report, State},
+    tdx::report::{self, Report},
 };
 use mm::tdmr::Plan;
 use seam::{abi::names, module::Info};
@@ -22,9 +22,9 @@ pub fn tdx(report: &Report) -> Tdx {
     });
     Tdx {
         state: match report.state {
-            State::Unavailable => TdxState::Unavailable,
-            State::Ready => TdxState::Ready,
-            State::Failed => TdxState::Failed,
+            report::TdxState::Unavailable => TdxState::Unavailable,
+            report::TdxState::Ready => TdxState::Ready,
+            report::TdxState::Failed => TdxState::Failed,
         },
         reasons: report.reasons.clone(),
         hkids: report.key_ids.map(|k| Hkids {

@@ -61,7 +61,7 @@ impl Metal {
     ///
     /// # Errors
     /// Too many broken pages are in use.
-    pub fn retire(&self, page: Hpa) -> Result<Retired, frames::Error> {
+    pub fn retire(&self, page: Hpa) -> Result<Retired, frames::FrameError> {
         self.pool.retire(page)
     }
 

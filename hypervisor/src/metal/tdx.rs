@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec::Vec};
 
 use host::tdx::{
-    bring_up::{self, Machine, Ready},
+    bring_up::{self, MachineInfo, Ready},
     report::Report,
 };
 use seam::platform;
@@ -31,7 +31,7 @@ pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
         Some(key_ids) if tdx.reasons.is_empty() => key_ids,
         _ => return tdx,
     };
-    let machine = Machine {
+    let machine = MachineInfo {
         key_ids,
         memory_nodes,
     };

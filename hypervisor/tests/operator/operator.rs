@@ -2,8 +2,8 @@
 
 use console::Console;
 use console::host::{
-    Boot, Build, Cpu, Heap, Host, Ledger, LogRecord, Memory, PowerAction, Tdx, TdxState, errors,
-    seam, td,
+    Boot, Build, Cpu, Heap, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
+    errors, seam, td,
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
@@ -78,7 +78,7 @@ impl<P: Running> Of<'_, '_, P> {
     }
 }
 
-impl<P: Running> Host for Of<'_, '_, P> {
+impl<P: Running> Management for Of<'_, '_, P> {
     fn build(&self) -> Build {
         Build {
             version: String::new(),

@@ -52,14 +52,14 @@ fn a_frame_goes_back_once_and_as_it_came() {
     let mut frames = frames(&[(GIB, 2 * GIB)]);
     let frame = frames.alloc(ORDER_2M).unwrap();
     let wrong = Frame { order: 0, ..frame };
-    assert_eq!(frames.free(wrong), Err(Error::NotAllocated(wrong)));
+    assert_eq!(frames.free(wrong), Err(FrameError::NotAllocated(wrong)));
     frames.free(frame).unwrap();
-    assert_eq!(frames.free(frame), Err(Error::NotAllocated(frame)));
+    assert_eq!(frames.free(frame), Err(FrameError::NotAllocated(frame)));
     let odd = Frame {
         pa: GIB + FRAME,
         order: ORDER_2M,
     };
-    assert_eq!(frames.free(odd), Err(Error::NotAllocated(odd)));
+    assert_eq!(frames.free(odd), Err(FrameError::NotAllocated(odd)));
 }
 
 fn free_ranges(frames: &Frames) -> Vec<Range> {
@@ -98,7 +98,7 @@ fn a_range_is_taken_as_a_whole_or_not_at_all() {
         (GIB + 1, GIB + FRAME),
         (3 * GIB - FRAME, 3 * GIB + FRAME),
     ] {
-        assert_eq!(frames.alloc_range(bad), Err(Error::BadRange(bad)));
+        assert_eq!(frames.alloc_range(bad), Err(FrameError::BadRange(bad)));
     }
     assert_eq!(*frames.counts(), taken);
     for block in blocks {
@@ -129,14 +129,14 @@ fn a_frame_is_taken_where_it_is_asked_for_or_not_at_all() {
         at(2 * GIB, ORDER_4K),
         at(u64::MAX - FRAME + 1, ORDER_4K),
     ] {
-        assert_eq!(frames.alloc_at(refused), Err(Error::NoMemory));
+        assert_eq!(frames.alloc_at(refused), Err(FrameError::NoMemory));
     }
-    assert_eq!(frames.alloc_at(at(0, 19)), Err(Error::Order(19)));
+    assert_eq!(frames.alloc_at(at(0, 19)), Err(FrameError::Order(19)));
     assert_eq!(*frames.counts(), taken);
     frames.free(frame).unwrap();
     assert_eq!(*frames.counts(), before);
     frames.set_for_tds([(GIB, GIB + MIB)].to_vec());
-    assert_eq!(frames.alloc_at(frame), Err(Error::NoMemory));
+    assert_eq!(frames.alloc_at(frame), Err(FrameError::NoMemory));
     frames.alloc_at(at(GIB + FRAME, ORDER_4K)).unwrap();
 }
 
@@ -148,7 +148,7 @@ fn a_td_gets_nothing_but_what_is_for_tds() {
         (2 * GIB + FRAME, 3 * GIB - FRAME),
     ];
     frames.set_for_tds(allowed.to_vec());
-    assert_eq!(frames.alloc(ORDER_1G), Err(Error::NoMemory));
+    assert_eq!(frames.alloc(ORDER_1G), Err(FrameError::NoMemory));
     let mut taken = 0;
     while let Ok(frame) = frames.alloc(ORDER_2M) {
         taken += 1;
@@ -174,10 +174,10 @@ fn quarantine_is_for_good() {
     let mut frames = frames(&[(GIB, GIB + 2 * FRAME)]);
     let bad = frames.alloc(ORDER_4K).unwrap();
     frames.quarantine(bad).unwrap();
-    assert_eq!(frames.free(bad), Err(Error::NotAllocated(bad)));
+    assert_eq!(frames.free(bad), Err(FrameError::NotAllocated(bad)));
     let other = frames.alloc(ORDER_4K).unwrap();
     assert_ne!(bad.pa, other.pa);
-    assert_eq!(frames.alloc(ORDER_4K), Err(Error::NoMemory));
+    assert_eq!(frames.alloc(ORDER_4K), Err(FrameError::NoMemory));
     assert_eq!(bytes(&frames, |c| c.quarantined), FRAME);
 }
 
@@ -186,7 +186,7 @@ fn a_split_block_goes_back_piece_by_piece_or_merged() {
     let mut frames = frames(&[(GIB, 2 * GIB)]);
     let block = frames.alloc(ORDER_2M).unwrap();
     frames.split(block, ORDER_4K).unwrap();
-    assert_eq!(frames.free(block), Err(Error::NotAllocated(block)));
+    assert_eq!(frames.free(block), Err(FrameError::NotAllocated(block)));
     let piece = |i| Frame {
         pa: block.pa + i * FRAME,
         order: ORDER_4K,
@@ -196,7 +196,7 @@ fn a_split_block_goes_back_piece_by_piece_or_merged() {
     frames.free(piece(7)).unwrap();
     assert_eq!(
         frames.merge(block, ORDER_4K),
-        Err(Error::NotAllocated(piece(7)))
+        Err(FrameError::NotAllocated(piece(7)))
     );
     for i in (0..512).filter(|i| *i != 7) {
         frames.free(piece(i)).unwrap();
@@ -212,7 +212,7 @@ fn memory_is_added_once_and_inside_its_zone() {
         (GIB + 4 * FRAME, GIB + 9 * FRAME),
         (0, FRAME),
     ] {
-        assert_eq!(frames.add(range), Err(Error::BadRange(range)));
+        assert_eq!(frames.add(range), Err(FrameError::BadRange(range)));
     }
     assert_eq!(frames.total_bytes(), 8 * FRAME);
 }
@@ -353,7 +353,7 @@ fn a_broken_page_goes_out_of_use_now_or_when_its_block_is_freed() {
             pa: whole.pa + page * FRAME,
             order: ORDER_4K,
         };
-        assert_eq!(frames.alloc_at(frame), Err(Error::NoMemory));
+        assert_eq!(frames.alloc_at(frame), Err(FrameError::NoMemory));
     }
 }
 
@@ -364,7 +364,7 @@ fn too_many_broken_pages_are_refused() {
     for page in 0..MAX_BROKEN as u64 {
         assert_eq!(frames.retire(GIB + page * FRAME), Ok(Retired::WhenFreed));
     }
-    assert_eq!(frames.retire(2 * GIB - 1), Err(Error::NoMemory));
+    assert_eq!(frames.retire(2 * GIB - 1), Err(FrameError::NoMemory));
 }
 
 proptest! {

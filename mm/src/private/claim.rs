@@ -69,7 +69,7 @@ impl Item {
 }
 
 /// Result of a search at an address.
-pub enum Found {
+pub enum Next {
     Item(Item),
     /// Nothing to take before this address.
     GoOn(u64),
@@ -80,7 +80,7 @@ pub enum Found {
 }
 
 /// Finds and claims the item that can be taken at `gpa`.
-pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Next, Error> {
     let gib = start(gpa, PAGE_1G);
     let after = gib.0 + PAGE_1G;
     let found = mirror.with(gpa.0 / PAGE_1G, |entry| {
@@ -88,12 +88,12 @@ pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Erro
             Entry::Free => return Ok(None),
             Entry::Claimed => return Err(Error::Busy),
             Entry::Leaf(_) => match cover(range, gib, PAGE_1G) {
-                Cover::None => return Ok(Some(Found::GoOn(after))),
-                Cover::Part => return Ok(Some(Found::Split(PageSize::Size1G))),
+                Cover::None => return Ok(Some(Next::GoOn(after))),
+                Cover::Part => return Ok(Some(Next::Split(PageSize::Size1G))),
                 Cover::All => {}
             },
             Entry::BlockedTable { table, .. } if table.used() > 0 => {
-                return Ok(Some(Found::Unblock));
+                return Ok(Some(Next::Unblock));
             }
             Entry::Table(table) if table.used() > 0 => {
                 return find_in(table, gpa, range).map(Some);
@@ -101,15 +101,15 @@ pub fn find(mirror: &Mirror, gpa: Gpa, range: &Range<u64>) -> Result<Found, Erro
             Entry::Table(_) | Entry::BlockedTable { .. } => {}
         }
         Ok(match entry.claim()? {
-            Entry::Leaf(leaf) => Some(Found::Item(large(gib, leaf))),
-            entry => empty_directory(gib, entry).map(Found::Item),
+            Entry::Leaf(leaf) => Some(Next::Item(large(gib, leaf))),
+            entry => empty_directory(gib, entry).map(Next::Item),
         })
     })??;
     match found {
         Some(found) => Ok(found),
         None => Ok(match empty_upper(mirror, Place::pdpt(gpa))? {
-            Some(item) => Found::Item(item),
-            None => Found::GoOn(after),
+            Some(item) => Next::Item(item),
+            None => Next::GoOn(after),
         }),
     }
 }
@@ -155,56 +155,56 @@ fn cover(range: &Range<u64>, from: Gpa, bytes: u64) -> Cover {
 }
 
 /// Finds and claims the item that can be taken in the block of `gpa` in a directory.
-fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Found, Error> {
+fn find_in(directory: &mut Directory, gpa: Gpa, range: &Range<u64>) -> Result<Next, Error> {
     let at = index(gpa, PAGE_2M);
     let block = start(gpa, PAGE_2M);
     let after = block.0 + PAGE_2M;
     match directory.entry(at) {
-        Entry::Free => Ok(Found::GoOn(after)),
+        Entry::Free => Ok(Next::GoOn(after)),
         Entry::Claimed => Err(Error::Busy),
         Entry::Leaf(_) => match cover(range, block, PAGE_2M) {
-            Cover::None => Ok(Found::GoOn(after)),
-            Cover::Part => Ok(Found::Split(PageSize::Size2M)),
+            Cover::None => Ok(Next::GoOn(after)),
+            Cover::Part => Ok(Next::Split(PageSize::Size2M)),
             Cover::All => Ok(match directory.claim(at)? {
-                Entry::Leaf(leaf) => Found::Item(large(block, leaf)),
+                Entry::Leaf(leaf) => Next::Item(large(block, leaf)),
                 entry => {
                     directory.put(at, entry);
-                    Found::GoOn(after)
+                    Next::GoOn(after)
                 }
             }),
         },
-        Entry::BlockedTable { table, .. } if table.used() > 0 => Ok(Found::Unblock),
+        Entry::BlockedTable { table, .. } if table.used() > 0 => Ok(Next::Unblock),
         Entry::Table(table) if table.used() > 0 => {
             let part = part_of(range, block);
             if part.clone().all(|at| table.is_free(at)) {
-                return Ok(Found::GoOn(after));
+                return Ok(Next::GoOn(after));
             }
             Ok(match directory.claim(at)? {
-                Entry::Table(table) => Found::Item(Item::Pages {
+                Entry::Table(table) => Next::Item(Item::Pages {
                     gpa: block,
                     table,
                     part,
                 }),
                 entry => {
                     directory.put(at, entry);
-                    Found::GoOn(after)
+                    Next::GoOn(after)
                 }
             })
         }
         Entry::Table(_) | Entry::BlockedTable { .. } => Ok(match directory.claim(at)? {
-            Entry::Table(table) => Found::Item(Item::Table {
+            Entry::Table(table) => Next::Item(Item::Table {
                 gpa: block,
                 table,
                 since: None,
             }),
-            Entry::BlockedTable { table, since } => Found::Item(Item::Table {
+            Entry::BlockedTable { table, since } => Next::Item(Item::Table {
                 gpa: block,
                 table,
                 since: Some(since),
             }),
             entry => {
                 directory.put(at, entry);
-                Found::GoOn(after)
+                Next::GoOn(after)
             }
         }),
     }

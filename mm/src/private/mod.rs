@@ -55,7 +55,8 @@ pub use kick::{Kick, NoAnswer, NoneRuns};
 pub use mirror::{DIRECTORY_FRAMES, Levels, PAGE_TABLE_FRAMES};
 pub use pool::{FramePool, Ledger, Pool};
 pub use reclaim::{
-    ClearPolicy, Clearing, Clock, NoPolicy, Plan, Progress, Reclaim, Reclaimed, Refusal, Step,
+    ClearPolicy, Clearing, Clock, NoPolicy, Progress, Reclaim, ReclaimOptions, Reclaimed, Refusal,
+    Step,
 };
 pub use remove::{Outcome, Taken};
 pub use root::Mode;

@@ -135,7 +135,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
     ///
     /// # Errors
     /// As [`Frames::retire`].
-    pub fn retire(&self, hpa: Hpa) -> Result<Retired, crate::frames::Error> {
+    pub fn retire(&self, hpa: Hpa) -> Result<Retired, crate::frames::FrameError> {
         self.has_broken.store(true, SeqCst);
         let retired = self.ledger.with(|frames| frames.retire(hpa.0));
         while self.clear_kept() {}
@@ -166,7 +166,7 @@ impl<L: Ledger, M: Flush + Clear> FramePool<L, M> {
         }
     }
 
-    fn note(&self, result: Result<(), crate::frames::Error>) {
+    fn note(&self, result: Result<(), crate::frames::FrameError>) {
         if let Err(error) = result {
             log::error!("a TD's frame: {error}");
             self.refused.fetch_add(1, Relaxed);

@@ -58,7 +58,7 @@ pub trait Flush {
 
 /// Reason why an operation on shared memory failed. Nothing has changed then, unless the operation says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
+pub enum SharedError {
     /// The address is not aligned, or is outside the TD's shared half.
     BadRange,
     /// Something is mapped there.
@@ -71,7 +71,7 @@ pub enum Error {
     NoAnswer(NoAnswer),
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for SharedError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadRange => f.write_str("the address is not aligned or can't be shared"),
@@ -83,7 +83,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl core::error::Error for Error {}
+impl core::error::Error for SharedError {}
 
 /// Memory used by a shared map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,17 +108,17 @@ impl SharedMap {
     /// Creates an empty map with `levels` levels for a TD whose addresses have `shared` as SHARED bit.
     ///
     /// # Errors
-    /// [`Error::NoFrames`]; [`Error::BadRange`] when `shared` is not a single bit within the reach of the levels.
-    pub fn new(frames: &impl Frames, levels: Levels, shared: u64) -> Result<Self, Error> {
+    /// [`SharedError::NoFrames`]; [`SharedError::BadRange`] when `shared` is not a single bit within the reach of the levels.
+    pub fn new(frames: &impl Frames, levels: Levels, shared: u64) -> Result<Self, SharedError> {
         let top = match levels {
             Levels::Four => 3,
             Levels::Five => 4,
         };
         if !shared.is_power_of_two() || shared >= level_bytes(top) * ENTRIES as u64 {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let size = PageSize::Size4K;
-        let root = frames.take(size).ok_or(Error::NoFrames(size))?;
+        let root = frames.take(size).ok_or(SharedError::NoFrames(size))?;
         Ok(Self {
             root,
             top,
@@ -148,20 +148,20 @@ impl SharedMap {
     /// Maps a zeroed frame of 4 KiB or 2 MiB at `gpa` (without the SHARED bit).
     ///
     /// # Errors
-    /// [`Error`]; tables allocated for it stay.
-    pub fn map(&self, frames: &impl Frames, gpa: Gpa, size: PageSize) -> Result<(), Error> {
+    /// [`SharedError`]; tables allocated for it stay.
+    pub fn map(&self, frames: &impl Frames, gpa: Gpa, size: PageSize) -> Result<(), SharedError> {
         if size > PageSize::Size2M || gpa.0 >= self.shared || !gpa.0.is_multiple_of(size.bytes()) {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let mut holding = self.holding.lock();
         if holding.tables == 0 {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let entry = self.link(frames, gpa, size as u8, &mut holding)?;
         if Entry::load(entry).is_present() {
-            return Err(Error::Occupied);
+            return Err(SharedError::Occupied);
         }
-        let frame = frames.take(size).ok_or(Error::NoFrames(size))?;
+        let frame = frames.take(size).ok_or(SharedError::NoFrames(size))?;
         entry.store(Entry::leaf(frame, size).0, SeqCst);
         holding.pages[size as usize] += 1;
         Ok(())
@@ -170,14 +170,14 @@ impl SharedMap {
     /// Allocates the tables for a page of 4 KiB at `gpa` (without the SHARED bit), and maps nothing.
     ///
     /// # Errors
-    /// As [`Self::map`]; [`Error::Occupied`] when `gpa` is part of a page of 2 MiB.
-    pub fn prepare(&self, frames: &impl Frames, gpa: Gpa) -> Result<(), Error> {
+    /// As [`Self::map`]; [`SharedError::Occupied`] when `gpa` is part of a page of 2 MiB.
+    pub fn prepare(&self, frames: &impl Frames, gpa: Gpa) -> Result<(), SharedError> {
         if gpa.0 >= self.shared {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let mut holding = self.holding.lock();
         if holding.tables == 0 {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         self.link(frames, gpa, 0, &mut holding).map(drop)
     }
@@ -187,17 +187,23 @@ impl SharedMap {
     /// unmap the pages.
     ///
     /// # Errors
-    /// [`Error`]; pages mapped before the error stay mapped.
-    pub fn lend(&self, frames: &impl Frames, gpa: Gpa, hpa: Hpa, bytes: u64) -> Result<(), Error> {
+    /// [`SharedError`]; pages mapped before the error stay mapped.
+    pub fn lend(
+        &self,
+        frames: &impl Frames,
+        gpa: Gpa,
+        hpa: Hpa,
+        bytes: u64,
+    ) -> Result<(), SharedError> {
         let aligned = gpa.0.is_multiple_of(PAGE_4K) && hpa.0.is_multiple_of(PAGE_4K);
         if !aligned || gpa.0.checked_add(bytes).is_none_or(|end| end > self.shared) {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let mut holding = self.holding.lock();
         for offset in (0..bytes).step_by(PAGE_4K as usize) {
             let entry = self.link(frames, Gpa(gpa.0 + offset), 0, &mut holding)?;
             if Entry::load(entry).is_present() {
-                return Err(Error::Occupied);
+                return Err(SharedError::Occupied);
             }
             entry.store(Entry::lent(Hpa(hpa.0 + offset)).0, SeqCst);
         }
@@ -208,18 +214,18 @@ impl SharedMap {
     /// `flush`. Lent pages stay mapped. Returns the number of bytes unmapped.
     ///
     /// # Errors
-    /// [`Error::BadRange`]; [`Error::NoAnswer`], and everything is mapped as before; [`Error::NoFrames`] when a page of
+    /// [`SharedError::BadRange`]; [`SharedError::NoAnswer`], and everything is mapped as before; [`SharedError::NoFrames`] when a page of
     /// 2 MiB must be split and there is no frame for the table.
     pub fn unmap(
         &self,
         frames: &impl Frames,
         range: Range<u64>,
         flush: &impl Flush,
-    ) -> Result<u64, Error> {
+    ) -> Result<u64, SharedError> {
         let aligned = range.start.is_multiple_of(PAGE_4K) && range.end.is_multiple_of(PAGE_4K);
         let within = range.start / PAGE_2M == range.end.saturating_sub(1) / PAGE_2M;
         if !aligned || !within || range.is_empty() || range.end > self.shared {
-            return Err(Error::BadRange);
+            return Err(SharedError::BadRange);
         }
         let mut holding = self.holding.lock();
         if holding.tables == 0 {
@@ -250,7 +256,7 @@ impl SharedMap {
             for (entry, was) in &taken {
                 entry.store(was.0, SeqCst);
             }
-            return Err(Error::NoAnswer(silent));
+            return Err(SharedError::NoAnswer(silent));
         }
         let size = match taken[0].1.is_large() {
             true => PageSize::Size2M,
@@ -289,18 +295,18 @@ impl SharedMap {
     /// guest may change them at any time.
     ///
     /// # Errors
-    /// [`Error::NotMapped`].
+    /// [`SharedError::NotMapped`].
     pub fn with_page<R>(
         &self,
         frames: &impl Frames,
         gpa: Gpa,
         work: impl FnOnce(&Words) -> R,
-    ) -> Result<R, Error> {
+    ) -> Result<R, SharedError> {
         let holding = self.holding.lock();
         if holding.tables == 0 {
-            return Err(Error::NotMapped);
+            return Err(SharedError::NotMapped);
         }
-        let (entry, level) = self.find(frames, gpa).ok_or(Error::NotMapped)?;
+        let (entry, level) = self.find(frames, gpa).ok_or(SharedError::NotMapped)?;
         let offset = gpa.0 % level_bytes(level) / PAGE_4K * PAGE_4K;
         let page = Hpa(Entry::load(entry).hpa().0 + offset);
         Ok(work(frames.words(page)))
@@ -338,7 +344,7 @@ impl SharedMap {
         gpa: Gpa,
         level: u8,
         holding: &mut Holding,
-    ) -> Result<&'f AtomicU64, Error> {
+    ) -> Result<&'f AtomicU64, SharedError> {
         let address = gpa.0 | self.shared;
         let mut table = self.root;
         for above in (level + 1..=self.top).rev() {
@@ -346,12 +352,12 @@ impl SharedMap {
             let entry = Entry::load(word);
             table = if !entry.is_present() {
                 let size = PageSize::Size4K;
-                let table = frames.take(size).ok_or(Error::NoFrames(size))?;
+                let table = frames.take(size).ok_or(SharedError::NoFrames(size))?;
                 holding.tables += 1;
                 word.store(Entry::table(table).0, SeqCst);
                 table
             } else if entry.is_large() {
-                return Err(Error::Occupied);
+                return Err(SharedError::Occupied);
             } else {
                 entry.hpa()
             };
@@ -398,9 +404,9 @@ impl SharedMap {
         frames: &impl Frames,
         entry: &AtomicU64,
         holding: &mut Holding,
-    ) -> Result<(), Error> {
+    ) -> Result<(), SharedError> {
         let size = PageSize::Size4K;
-        let table = frames.take(size).ok_or(Error::NoFrames(size))?;
+        let table = frames.take(size).ok_or(SharedError::NoFrames(size))?;
         let large = Entry::load(entry).hpa();
         for (part, word) in (0..).zip(frames.words(table)) {
             let page = Hpa(large.0 + part * PAGE_4K);

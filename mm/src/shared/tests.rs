@@ -102,22 +102,25 @@ fn what_is_lent_can_be_read_by_the_guest_and_is_nobodys_to_find_or_give_back() {
     assert!(!map.has(&host, Gpa(gpa)) && !map.has_block(&host, Gpa(gpa)));
     assert_eq!(
         map.with_page(&host, Gpa(gpa), |_| ()),
-        Err(Error::NotMapped)
+        Err(SharedError::NotMapped)
     );
     assert_eq!(
         map.map(&host, Gpa(gpa), PageSize::Size4K),
-        Err(Error::Occupied)
+        Err(SharedError::Occupied)
     );
-    assert_eq!(map.lend(&host, Gpa(gpa), Hpa(0), 1), Err(Error::Occupied));
+    assert_eq!(
+        map.lend(&host, Gpa(gpa), Hpa(0), 1),
+        Err(SharedError::Occupied)
+    );
     assert_eq!(map.unmap(&host, gpa..gpa + PAGE_4K, &host), Ok(0));
     assert_eq!(entry(gpa), hpa | 0x31);
     assert_eq!(
         map.lend(&host, Gpa(gpa + 1), Hpa(0), 1),
-        Err(Error::BadRange)
+        Err(SharedError::BadRange)
     );
     assert_eq!(
         map.lend(&host, Gpa(SHARED - 0x1000), Hpa(0), 0x1001),
-        Err(Error::BadRange)
+        Err(SharedError::BadRange)
     );
     assert_eq!(map.holding().pages, [0, 0]);
     map.dissolve(&host);
@@ -157,7 +160,7 @@ fn what_is_there_is_not_mapped_again() {
     map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
     let before = map.holding();
     for size in [PageSize::Size4K, PageSize::Size2M] {
-        assert_eq!(map.map(&host, Gpa(0), size), Err(Error::Occupied));
+        assert_eq!(map.map(&host, Gpa(0), size), Err(SharedError::Occupied));
     }
     for (gpa, size) in [
         (0x800, PageSize::Size4K),
@@ -165,7 +168,7 @@ fn what_is_there_is_not_mapped_again() {
         (0, PageSize::Size1G),
         (SHARED, PageSize::Size4K),
     ] {
-        assert_eq!(map.map(&host, Gpa(gpa), size), Err(Error::BadRange));
+        assert_eq!(map.map(&host, Gpa(gpa), size), Err(SharedError::BadRange));
     }
     assert_eq!(map.holding(), before);
     map.dissolve(&host);
@@ -205,7 +208,7 @@ fn a_frame_stays_the_guests_when_a_cpu_does_not_answer() {
     map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
     let (before, out) = (map.holding(), host.out.borrow().clone());
     host.silent.set(true);
-    let silent = Err(Error::NoAnswer(NoAnswer { cpu: 3 }));
+    let silent = Err(SharedError::NoAnswer(NoAnswer { cpu: 3 }));
     assert_eq!(map.unmap(&host, 0..PAGE_2M, &host), silent);
     assert_eq!((map.holding(), host.out.borrow().clone()), (before, out));
     assert!(walk(&host, &map, 0).is_some());
@@ -221,7 +224,7 @@ fn a_host_without_frames_says_so_and_loses_nothing() {
         let host = Host::default();
         let map = map(&host);
         host.left.set(Some(left));
-        let none = Err(Error::NoFrames(PageSize::Size4K));
+        let none = Err(SharedError::NoFrames(PageSize::Size4K));
         assert_eq!(map.map(&host, Gpa(0), PageSize::Size4K), none, "{left}");
         host.left.set(None);
         map.map(&host, Gpa(0), PageSize::Size4K).unwrap();
@@ -243,13 +246,13 @@ fn what_was_prepared_is_mapped_with_one_frame_more() {
     map.map(&host, Gpa(PAGE_2M), PageSize::Size4K).unwrap();
     host.left.set(None);
     map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
-    let occupied = Err(Error::Occupied);
+    let occupied = Err(SharedError::Occupied);
     assert_eq!(map.prepare(&host, Gpa(PAGE_4K)), occupied);
     let beyond = Gpa(map.shared_bit());
-    assert_eq!(map.prepare(&host, beyond), Err(Error::BadRange));
+    assert_eq!(map.prepare(&host, beyond), Err(SharedError::BadRange));
     map.dissolve(&host);
     assert!(host.out.borrow().is_empty());
-    assert_eq!(map.prepare(&host, Gpa(0)), Err(Error::BadRange));
+    assert_eq!(map.prepare(&host, Gpa(0)), Err(SharedError::BadRange));
 }
 
 #[test]
@@ -263,7 +266,7 @@ fn host_and_guest_see_the_same_words() {
     let page = walk(&host, &map, gpa).unwrap();
     assert_eq!(host.words(Hpa(page))[1].load(SeqCst), 42);
     let none = map.with_page(&host, Gpa(0), |_| ());
-    assert_eq!(none, Err(Error::NotMapped));
+    assert_eq!(none, Err(SharedError::NotMapped));
     map.dissolve(&host);
 }
 
@@ -275,7 +278,7 @@ fn five_levels_reach_the_wide_shared_bit() {
     assert!(wide.has(&host, Gpa(1 << 40)));
     wide.dissolve(&host);
     let narrow = SharedMap::new(&host, Levels::Four, 1 << 51);
-    assert_eq!(narrow.err(), Some(Error::BadRange));
+    assert_eq!(narrow.err(), Some(SharedError::BadRange));
     let all: Vec<_> = host.out.borrow().keys().copied().collect();
     assert_eq!(all, []);
 }

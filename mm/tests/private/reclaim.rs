@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Instant;
 
 use mm::private::{
-    Clearing, Clock, Error, Holding, NoneRuns, Plan, PrivateMap, Reclaim, Reclaimed, Step,
+    Clearing, Clock, Error, Holding, NoneRuns, PrivateMap, Reclaim, ReclaimOptions, Reclaimed, Step,
 };
 use seam::abi::{Leaf, PAGE_1G, PAGE_2M, PAGE_4K, PageSize, Status};
 use seam::address::Gpa;
@@ -28,8 +28,8 @@ impl Clock for Now {
     }
 }
 
-pub fn plan(cpus: u32, clearing: Clearing) -> Plan {
-    Plan {
+pub fn plan(cpus: u32, clearing: Clearing) -> ReclaimOptions {
+    ReclaimOptions {
         cpus,
         clearing,
         global_hkid: GLOBAL_HKID,
@@ -195,10 +195,10 @@ fn what_a_cpu_leaves_unfinished_another_one_finishes() {
         let (map, control) = mixed(&host).into_parts();
         let clock = Now::new();
         let reclaim = Reclaim::new(map, control, plan(3, Clearing::Clear), &clock).unwrap();
-        for seat in [1, 2] {
-            host.with(seat, |cpu| {
+        for lane in [1, 2] {
+            host.with(lane, |cpu| {
                 for _ in 0..steps {
-                    assert_eq!(reclaim.work(cpu, seat, &clock), Step::More);
+                    assert_eq!(reclaim.work(cpu, lane, &clock), Step::More);
                 }
             });
         }

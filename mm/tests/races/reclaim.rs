@@ -1,6 +1,6 @@
 //! Bulk reclaim by CPUs that join and leave.
 
-use mm::private::{Clearing, NoneRuns, Outcome, Plan, PrivateMap, Reclaim, Step};
+use mm::private::{Clearing, NoneRuns, Outcome, PrivateMap, Reclaim, ReclaimOptions, Step};
 use seam::abi::{PAGE_2M, PAGE_4K};
 use shuttle::thread;
 
@@ -17,7 +17,7 @@ fn begin(host: &Host) -> Reclaim<PrivateMap> {
     });
     td.release();
     let (map, control) = td.into_parts();
-    let plan = Plan {
+    let plan = ReclaimOptions {
         cpus: 3,
         clearing: Clearing::Clear,
         global_hkid: GLOBAL_HKID,
@@ -27,10 +27,10 @@ fn begin(host: &Host) -> Reclaim<PrivateMap> {
 }
 
 /// Works until everything is done, or for `steps` steps.
-fn work(host: &Host, reclaim: &Reclaim<PrivateMap>, seat: u32, mut steps: u32) {
-    on(host, seat, |cpu| {
+fn work(host: &Host, reclaim: &Reclaim<PrivateMap>, lane: u32, mut steps: u32) {
+    on(host, lane, |cpu| {
         while steps > 0 {
-            match reclaim.work(cpu, seat, &NoTime) {
+            match reclaim.work(cpu, lane, &NoTime) {
                 Step::Done => break,
                 Step::More => {}
                 Step::Idle => thread::yield_now(),
@@ -48,8 +48,8 @@ fn every_page_comes_back_once_whoever_works_when() {
         let reclaim = &begin(host);
         thread::scope(|scope| {
             // One of them leaves in the middle of its unit.
-            for (seat, steps) in [(0, u32::MAX), (1, u32::MAX), (2, 2)] {
-                scope.spawn(move || work(host, reclaim, seat, steps));
+            for (lane, steps) in [(0, u32::MAX), (1, u32::MAX), (2, 2)] {
+                scope.spawn(move || work(host, reclaim, lane, steps));
             }
         });
         let progress = reclaim.progress(&NoTime);

@@ -144,7 +144,7 @@ fn convert<S: TimeSlice>(
                     .unmap(current.slice.cpu().shared_frames(), range, current.slice);
             match unmapped {
                 Ok(_) => Ok(()),
-                Err(shared::Error::NoFrames(_)) => Err(Failed::NoFrames),
+                Err(shared::SharedError::NoFrames(_)) => Err(Failed::NoFrames),
                 Err(_) => Err(Failed::Later),
             }
         }
@@ -163,7 +163,7 @@ fn prepare<S: TimeSlice>(current: &Current<'_, S>, range: &Range<u64>) -> Result
         .shared()
         .prepare(current.slice.cpu().shared_frames(), Gpa(range.start));
     match prepared {
-        Ok(()) | Err(shared::Error::Occupied) => Ok(()),
+        Ok(()) | Err(shared::SharedError::Occupied) => Ok(()),
         Err(_) => Err(Failed::NoFrames),
     }
 }
@@ -197,7 +197,7 @@ fn share<S: TimeSlice>(current: &Current<'_, S>, range: Range<u64>) -> Result<()
     }
     for gpa in range.step_by(PAGE_4K as usize) {
         match map.map(frames, Gpa(gpa), PageSize::Size4K) {
-            Ok(()) | Err(shared::Error::Occupied) => {}
+            Ok(()) | Err(shared::SharedError::Occupied) => {}
             Err(_) => return Err(Failed::NoFrames),
         }
     }

@@ -211,7 +211,7 @@ impl Td {
 /// frames of 4 KiB before it for the S-EPT and sets the others aside. Returns how many of 4 KiB are set aside.
 fn align_frames(world: &World, tables: u64) -> Result<u64> {
     const PARTS: u64 = PAGE_2M / PAGE_4K;
-    let failed = |error: mm::frames::Error| anyhow!("{error}");
+    let failed = |error: mm::frames::FrameError| anyhow!("{error}");
     let ledger = world.pool().ledger();
     let mut aside = 0;
     let mut left = tables;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use host::platform::Platform;
-use mm::private::{Clearing, Cpu, Kick, Outcome, Plan, PrivateMap, Reclaim, Step};
+use mm::private::{Clearing, Cpu, Kick, Outcome, PrivateMap, Reclaim, ReclaimOptions, Step};
 use seam::abi::{PAGE_1G, PAGE_4K, PageSize};
 
 use super::cost::{AFTER_STEP, BEFORE_STEP, Cost, Number};
@@ -281,7 +281,7 @@ impl Task {
     /// Reclaims in bulk on all CPUs. Returns the time at which the last of them was done.
     fn reclaim(&self, world: &World, td: Td) -> Result<u64> {
         let (map, control) = td.into_parts();
-        let plan = Plan {
+        let plan = ReclaimOptions {
             cpus: self.cpus,
             clearing: Clearing::Clear,
             global_hkid: GLOBAL_HKID,

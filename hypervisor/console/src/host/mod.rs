@@ -1,4 +1,4 @@
-//! The console's interface to the machine: the [`Host`] trait and the reports that it returns.
+//! The console's interface to the machine: the [`Management`] trait and the reports that it returns.
 //!
 //! Reports are plain data, and the only source of a reply: both the tables for the operator and the JSON for scripts
 //! are made from them. Nothing here touches hardware, so the console runs in host tests.
@@ -393,7 +393,7 @@ pub enum PowerAction {
 ///
 /// Unless its documentation says otherwise, no method waits for anything but a bounded cross-CPU call. A `String` in
 /// `Err` is one sentence for the operator: what is wrong, where, and what to do.
-pub trait Host {
+pub trait Management {
     /// Returns the program's version and build.
     fn build(&self) -> Build;
 

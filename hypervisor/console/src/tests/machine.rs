@@ -40,7 +40,7 @@ fn config() -> Vec<config::Td> {
         .td
 }
 
-impl Host for Machine {
+impl Management for Machine {
     fn build(&self) -> Build {
         Build {
             version: "0.1.0".into(),

@@ -1,7 +1,7 @@
-//! Measures how long it takes to reclaim a TD's memory in each supported way.
+//! Measures how long it takes to reclaim a TD's memory in each supported method.
 //!
-//! Each way is measured on a fresh TD that nothing else can reach. One CPU does all the work, so that the comparison is
-//! between the ways and not between the CPUs. The hypervisor's ways run its production code. The page-by-page way of
+//! Each method is measured on a fresh TD that nothing else can reach. One CPU does all the work, so that the comparison is
+//! between the ways and not between the CPUs. The hypervisor's ways run its production code. The page-by-page method of
 //! Linux is modelled here: it removes one page at a time, so that each page has a tracking round of its own.
 
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ use seam::address::Gpa;
 use crate::platform::{Platform, Running, Samples};
 use crate::td::{
     Td,
-    end::Way as EndWay,
+    end::Way,
     error::Error,
     host::Host,
     life::State,
@@ -32,9 +32,9 @@ const START_US: u64 = 60_000_000;
 /// Number of calls over which the cost of a SEAMCALL is averaged.
 const PROBES: u64 = 512;
 
-/// A way to reclaim a TD's memory.
+/// A method to reclaim a TD's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Method {
     /// Pages of 4 KiB, one by one, each with its own tracking round.
     PerPage,
     /// Pages of 4 KiB by dynamic removal.
@@ -45,7 +45,7 @@ pub enum Way {
     Terminate2m,
 }
 
-impl Way {
+impl Method {
     /// All ways.
     pub const ALL: [Self; 4] = [
         Self::PerPage,
@@ -73,19 +73,19 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Way {
+impl FromStr for Method {
     type Err = ();
 
     fn from_str(word: &str) -> Result<Self, ()> {
         Self::ALL
             .into_iter()
-            .find(|way| way.name() == word)
+            .find(|method| method.name() == word)
             .ok_or(())
     }
 }
@@ -93,11 +93,11 @@ impl FromStr for Way {
 /// Parameters of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The way to reclaim.
-    pub way: Way,
+    /// The method to reclaim.
+    pub method: Method,
     /// Lets the TD's vCPUs run meanwhile.
     pub spinning: bool,
-    /// The way to clear the pages' content.
+    /// The method to clear the pages' content.
     pub clearing: Clearing,
 }
 
@@ -145,7 +145,7 @@ pub fn run<P: Running>(
         clearing: run.clearing,
         ..*like
     };
-    // `prepare` maps the memory, in pages of the size that the way needs.
+    // `prepare` maps the memory, in pages of the size that the method needs.
     let config = config::Td {
         populate: config::Populate::Demand,
         ..config.clone()
@@ -154,7 +154,7 @@ pub fn run<P: Running>(
     let td = tds.create(ID)?;
     let measured = prepare(&tds, &td, run).and_then(|range| measure(&tds, &td, range, run));
     if measured.is_err() {
-        tds.destroy(ID, EndWay::Terminate)?;
+        tds.destroy(ID, Way::Terminate)?;
     }
     measured
 }
@@ -166,7 +166,7 @@ fn prepare<P: Platform>(tds: &Tds<'_, P>, td: &Td, run: Run) -> Result<Range<u64
     // The guest may run in the memory of its image.
     let low = td.layout().parts().next().unwrap_or_default();
     let range = td.image_end().next_multiple_of(PAGE_2M)..low.end;
-    let size = run.way.size();
+    let size = run.method.size();
     for gpa in range.clone().step_by(size.bytes() as usize) {
         match host.with_cpu(|cpu| map.map(cpu, Gpa(gpa), size)) {
             Ok(()) | Err(MapError::Occupied) => {}
@@ -207,17 +207,17 @@ fn measure<P: Running>(
     let mut meter = Meter::new(host.platform);
     let start = host.platform.now_us();
     let work = || {
-        match run.way {
-            Way::PerPage => meter.phase("remove", || {
+        match run.method {
+            Method::PerPage => meter.phase("remove", || {
                 let mut pages = range.step_by(PAGE_4K as usize);
                 pages.try_for_each(|gpa| remove(host, td, gpa..gpa + PAGE_4K, &kick))
             })?,
-            Way::Dynamic => meter.phase("remove", || remove(host, td, range, &kick))?,
-            Way::Terminate4k | Way::Terminate2m => {}
+            Method::Dynamic => meter.phase("remove", || remove(host, td, range, &kick))?,
+            Method::Terminate4k | Method::Terminate2m => {}
         }
         meter.phase("release", || tds.terminate(ID))?;
         let hkid_free_us = host.platform.now_us() - start;
-        meter.phase("reclaim", || tds.destroy(ID, EndWay::Terminate))?;
+        meter.phase("reclaim", || tds.destroy(ID, Way::Terminate))?;
         Ok::<_, Error>((hkid_free_us, host.platform.now_us() - start))
     };
     let (done, samples) = host.platform.stopwatch().measure(work).ok_or(Error::Busy)?;

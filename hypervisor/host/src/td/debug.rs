@@ -24,7 +24,7 @@ use crate::platform::Platform;
 
 /// Why a TD can't be inspected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum Uninspectable {
     /// The TD is not a debug TD.
     Production,
     /// The TD is in a state without anything to inspect.
@@ -55,13 +55,13 @@ pub enum Refused {
     Seam(seam::error::Error),
 }
 
-impl From<seam::error::Error> for Refused {
+impl From<seam::error::Error> for Uninspectable {
     fn from(error: seam::error::Error) -> Self {
         Self::Seam(error)
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for Uninspectable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Production => f.write_str(
@@ -89,7 +89,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl core::error::Error for Refused {}
+impl core::error::Error for Uninspectable {}
 
 /// A register's name and the field that holds it.
 type Register = (&'static str, FieldId);
@@ -138,31 +138,31 @@ const REGISTERS: &[Register] = &[
 /// Reads the registers of vCPU `index`, with their names. The vCPU must not be running; a paused TD has no running one.
 ///
 /// # Errors
-/// [`Refused`].
+/// [`Uninspectable`].
 pub fn registers<P: Platform>(
     platform: &P,
     td: &Td,
     index: u16,
-) -> Result<Vec<(&'static str, u64)>, Refused> {
+) -> Result<Vec<(&'static str, u64)>, Uninspectable> {
     admit(td)?;
     let count = td.vcpus().count();
     if index >= count {
-        return Err(Refused::NoVcpu { count });
+        return Err(Uninspectable::NoVcpu { count });
     }
-    let vcpu = td.vcpus().stop(index).ok_or_else(|| Refused::Runs {
+    let vcpu = td.vcpus().stop(index).ok_or_else(|| Uninspectable::Runs {
         cpu: td.vcpus().user(index),
     })?;
     // Repeat the check with the vCPU's lock held: from here on the TD can't end.
     admit(td)?;
-    let tdvpr = vcpu.tdvpr().ok_or(Refused::NoVcpu { count })?;
+    let tdvpr = vcpu.tdvpr().ok_or(Uninspectable::NoVcpu { count })?;
     // Read on the CPU that the vCPU is associated with, so that it need not move.
     let cpu = vcpu.associated().unwrap_or_else(|| platform.this_cpu());
     let found = Mutex::new(Ok(Vec::new()));
     let read = |_| *found.lock() = read_all(&platform.tdh(), tdvpr);
     let answered = platform.on_each(&[cpu], &read);
-    answered.map_err(|_: NoAnswer| Refused::NoAnswer(cpu))?;
+    answered.map_err(|_: NoAnswer| Uninspectable::NoAnswer(cpu))?;
     vcpu.associate(cpu);
-    found.into_inner().map_err(Refused::Seam)
+    found.into_inner().map_err(Uninspectable::Seam)
 }
 
 fn read_all<C: SeamCall, W: Wait>(
@@ -178,22 +178,22 @@ fn read_all<C: SeamCall, W: Wait>(
 /// Reads private memory from `gpa` into `into`. Address and length must be multiples of 8.
 ///
 /// # Errors
-/// [`Refused`]. `into` holds the data read up to then.
+/// [`Uninspectable`]. `into` holds the data read up to then.
 pub fn memory<P: Platform>(
     platform: &P,
     td: &Td,
     gpa: u64,
     into: &mut [u8],
-) -> Result<(), Refused> {
+) -> Result<(), Uninspectable> {
     admit(td)?;
     let bytes = into.len() as u64;
-    let end = gpa.checked_add(bytes).ok_or(Refused::BadRange)?;
+    let end = gpa.checked_add(bytes).ok_or(Uninspectable::BadRange)?;
     if !gpa.is_multiple_of(8) || !bytes.is_multiple_of(8) {
-        return Err(Refused::BadRange);
+        return Err(Uninspectable::BadRange);
     }
-    let map = td.map().ok_or_else(|| Refused::State(td.state()))?;
+    let map = td.map().ok_or_else(|| Uninspectable::State(td.state()))?;
     if end > td.layout().limit() {
-        return Err(Refused::NoMemory(Gpa(gpa)));
+        return Err(Uninspectable::NoMemory(Gpa(gpa)));
     }
     let tdh = platform.tdh();
     let mut refused = None;
@@ -201,7 +201,7 @@ pub fn memory<P: Platform>(
         refused = read_words(&tdh, tdr, gpa, into).err();
         Ok(())
     });
-    read.map_err(Refused::Map)?;
+    read.map_err(Uninspectable::Map)?;
     refused.map_or(Ok(()), Err)
 }
 
@@ -210,7 +210,7 @@ fn read_words<C: SeamCall, W: Wait>(
     tdr: &Tdr<Keyed>,
     gpa: u64,
     into: &mut [u8],
-) -> Result<(), Refused> {
+) -> Result<(), Uninspectable> {
     for (at, word) in (gpa..).step_by(8).zip(into.as_chunks_mut::<8>().0) {
         if at == gpa || at.is_multiple_of(PAGE_4K) {
             look(tdh, tdr, Gpa(at & !(PAGE_4K - 1)))?;
@@ -226,7 +226,7 @@ fn look<C: SeamCall, W: Wait>(
     tdh: &Tdh<'_, C, W>,
     tdr: &Tdr<Keyed>,
     gpa: Gpa,
-) -> Result<(), Refused> {
+) -> Result<(), Uninspectable> {
     use SeptState as S;
     const TABLE: u8 = S::NonLeafMapped as u8;
     for level in [Level::Pml4, Level::Pdpt, Level::Pd, Level::Pt] {
@@ -243,25 +243,25 @@ fn look<C: SeamCall, W: Wait>(
             return Ok(());
         }
         if is(&[S::Pending, S::PendingBlockedW]) {
-            return Err(Refused::Unaccepted(gpa));
+            return Err(Uninspectable::Unaccepted(gpa));
         }
         if is(&[S::Free, S::Removed]) {
-            return Err(Refused::NoMemory(gpa));
+            return Err(Uninspectable::NoMemory(gpa));
         }
         if entry.state != TABLE {
-            return Err(Refused::InMotion(gpa));
+            return Err(Uninspectable::InMotion(gpa));
         }
     }
-    Err(Refused::NoMemory(gpa))
+    Err(Uninspectable::NoMemory(gpa))
 }
 
 /// Accepts only a debug TD that is runnable or paused.
-fn admit(td: &Td) -> Result<(), Refused> {
+fn admit(td: &Td) -> Result<(), Uninspectable> {
     if !td.config().debug {
-        return Err(Refused::Production);
+        return Err(Uninspectable::Production);
     }
     match td.state() {
         State::Runnable | State::Paused => Ok(()),
-        state => Err(Refused::State(state)),
+        state => Err(Uninspectable::State(state)),
     }
 }

@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The configuration asks for something that the module does not support.
-    Refused(params::Refused),
+    Unsupported(params::Unsupported),
     /// A file that the configuration names was not loaded.
     NoFile(String),
     /// A file that the configuration names is empty.
@@ -100,7 +100,7 @@ impl From<private::Error> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Refused(refused) => refused.fmt(f),
+            Self::Unsupported(refused) => refused.fmt(f),
             Self::NoFile(name) => write!(
                 f,
                 "its file {name:?} was not loaded; \"boot\" says why it could not be read"

@@ -29,7 +29,7 @@ pub trait Native {
 
 /// A key of `[[td]]` that the module does not support as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum Unsupported {
     /// The module does not allow this attribute in any TD.
     Attribute(&'static str),
     /// `migratable` excludes `debug` and `perfmon`.
@@ -66,7 +66,7 @@ pub enum Refused {
     },
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Attribute(name) => write!(f, "{name}: this TDX module does not support it"),
@@ -140,14 +140,14 @@ impl fmt::Display for Place {
 /// Returns the parameters of a TD.
 ///
 /// # Errors
-/// [`Refused`], with the key of `[[td]]` that this module does not support.
+/// [`Unsupported`], with the key of `[[td]]` that this module does not support.
 pub fn params(
     td: &config::Td,
     module: &Capabilities,
     native: &(impl Native + ?Sized),
-) -> Result<TdParams, Refused> {
+) -> Result<TdParams, Unsupported> {
     if td.vcpus > module.max_vcpus {
-        return Err(Refused::Vcpus(module.max_vcpus));
+        return Err(Unsupported::Vcpus(module.max_vcpus));
     }
     let mut params = TdParams::new_zeroed();
     params.attributes = attributes(td, module)?;
@@ -166,7 +166,7 @@ pub fn params(
     Ok(params)
 }
 
-fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Refused> {
+fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Unsupported> {
     let wanted = [
         (td.debug, Attributes::DEBUG, "debug"),
         (
@@ -182,51 +182,51 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Refu
     for (is_wanted, bit, name) in wanted {
         value.set(bit, is_wanted);
         if module.attributes.forbidden(value).contains(bit) {
-            return Err(Refused::Attribute(name));
+            return Err(Unsupported::Attribute(name));
         }
     }
     if td.migratable && (td.debug || td.perfmon) {
-        return Err(Refused::Migratable);
+        return Err(Unsupported::Migratable);
     }
     let missing = module.attributes.missing(value);
     if missing.is_empty() {
         Ok(value)
     } else {
-        Err(Refused::AttributesMissing(missing))
+        Err(Unsupported::AttributesMissing(missing))
     }
 }
 
 /// Returns the flags that the module requires, and NO_RBP_MOD. A default of NO_RBP_MOD yields to the module.
-fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, Refused> {
+fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, Unsupported> {
     let bit = ConfigFlags::NO_RBP_MOD;
     let mut wanted = ConfigFlags::empty();
     wanted.set(bit, td.no_rbp_mod());
     let value = module.config_flags.one | wanted & module.config_flags.zero;
     if td.no_rbp_mod.is_some() && value.contains(bit) != wanted.contains(bit) {
-        return Err(Refused::NoRbpMod(value.contains(bit)));
+        return Err(Unsupported::NoRbpMod(value.contains(bit)));
     }
     Ok(value)
 }
 
-fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Refused> {
+fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Unsupported> {
     let Some(value) = wanted.map(Xfam::from_bits_retain) else {
         return Ok(Xfam::USUAL & module.xfam.zero | module.xfam.one);
     };
     let forbidden = module.xfam.forbidden(value);
     if !forbidden.is_empty() {
-        return Err(Refused::XfamBits(forbidden));
+        return Err(Unsupported::XfamBits(forbidden));
     }
     let missing = module.xfam.missing(value);
     if !missing.is_empty() {
-        return Err(Refused::XfamMissing(missing));
+        return Err(Unsupported::XfamMissing(missing));
     }
     for group in [Xfam::AVX512, Xfam::CET, Xfam::AMX] {
         if value.intersects(group) && !value.contains(group) {
-            return Err(Refused::XfamGroup(group));
+            return Err(Unsupported::XfamGroup(group));
         }
     }
     if value.intersects(Xfam::AVX512) && !value.contains(Xfam::AVX) {
-        return Err(Refused::XfamGroup(Xfam::AVX512 | Xfam::AVX));
+        return Err(Unsupported::XfamGroup(Xfam::AVX512 | Xfam::AVX));
     }
     Ok(value)
 }
@@ -244,10 +244,10 @@ fn cpuid(
     module: &Capabilities,
     native: &(impl Native + ?Sized),
     into: &mut [[u32; 4]],
-) -> Result<(), Refused> {
+) -> Result<(), Unsupported> {
     for wanted in &td.cpuid {
         if !module.cpuid.iter().any(|config| is_about(wanted, config)) {
-            return Err(Refused::CpuidLeaf {
+            return Err(Unsupported::CpuidLeaf {
                 leaf: wanted.leaf,
                 sub_leaf: wanted.subleaf,
             });
@@ -278,7 +278,7 @@ fn override_with(
     wanted: &config::Cpuid,
     config: &CpuidConfig,
     value: &mut [u32; 4],
-) -> Result<(), Refused> {
+) -> Result<(), Unsupported> {
     let registers = [
         ("eax", wanted.eax),
         ("ebx", wanted.ebx),
@@ -290,7 +290,7 @@ fn override_with(
             continue;
         };
         if wanted & !mask != 0 {
-            return Err(Refused::CpuidBits {
+            return Err(Unsupported::CpuidBits {
                 leaf: config.leaf,
                 sub_leaf: config.sub_leaf,
                 register: name,
@@ -361,7 +361,7 @@ mod tests {
         config::parse(text.as_bytes()).unwrap().td.remove(0)
     }
 
-    fn of(more: &str) -> Result<TdParams, Refused> {
+    fn of(more: &str) -> Result<TdParams, Unsupported> {
         params(&td(more), &module(), &Machine)
     }
 
@@ -457,7 +457,7 @@ mod tests {
             "no_rbp_mod: this TDX module has it in no TD"
         );
         let refused = flags("no_rbp_mod = false\n", 7, BIT);
-        assert_eq!(refused, Err(Refused::NoRbpMod(true)));
+        assert_eq!(refused, Err(Unsupported::NoRbpMod(true)));
     }
 
     #[test]

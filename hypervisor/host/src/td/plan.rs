@@ -69,7 +69,7 @@ pub fn plan<'f, P: Platform>(
     candidate: &Candidate<'_, 'f>,
 ) -> Result<(Td, Plan<'f>), Error> {
     let Candidate { config, files, .. } = candidate;
-    let params = params(config, &host.capabilities, host.native).map_err(Error::Refused)?;
+    let params = params(config, &host.capabilities, host.native).map_err(Error::Unsupported)?;
     if let Some(name) = files.missing(config) {
         return Err(Error::NoFile(name.into()));
     }

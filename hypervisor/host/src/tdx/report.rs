@@ -8,8 +8,8 @@ use seam::{module::Info, platform::KeyIds};
 /// TDX on this machine: what was found, what is missing, and how far the bring-up got.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// State of TDX.
-    pub state: State,
+    /// TdxState of TDX.
+    pub state: TdxState,
     /// Why TDX is not ready, one sentence for each reason; empty when `state` is ready.
     pub reasons: Vec<String>,
     /// The KeyIDs that the firmware has set aside for TDX; `None` if the machine has no such partition.
@@ -24,9 +24,9 @@ pub struct Report {
     pub us: Option<u64>,
 }
 
-/// State of TDX on this machine.
+/// TdxState of TDX on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum TdxState {
     /// A requirement of TDX is missing; nothing was started.
     Unavailable,
     /// The module is configured, has its memory and its global key: TDs can be built.
@@ -53,7 +53,7 @@ impl Report {
     #[must_use]
     pub const fn unavailable(key_ids: Option<KeyIds>) -> Self {
         Self {
-            state: State::Unavailable,
+            state: TdxState::Unavailable,
             reasons: Vec::new(),
             key_ids,
             module: None,

@@ -3,7 +3,7 @@
 use host::td::end::{Ended, Way};
 use host::td::error::Error;
 use host::td::life::State;
-use host::td::params::Refused;
+use host::td::params::Unsupported;
 use seam::abi::{Leaf, Xfam};
 
 use super::kit::{FULL, ONE, Server, td};
@@ -129,7 +129,10 @@ fn what_can_t_be_built_is_refused_before_anything_is_taken() {
         "{}",
         refused[1]
     );
-    assert_eq!(refused[2], Error::Refused(Refused::XfamBits(Xfam::BNDREGS)));
+    assert_eq!(
+        refused[2],
+        Error::Unsupported(Unsupported::XfamBits(Xfam::BNDREGS))
+    );
     assert_eq!(refused[3], Error::TooMuchMemory);
     assert_eq!(server.rig.calls(Leaf::MngCreate), calls);
     // The refused TD starts once another has ended.

@@ -1,7 +1,7 @@
 //! Tests of inspection: a debug TD can be inspected, and a production TD can't.
 
 use host::platform::Platform;
-use host::td::debug::{Refused, memory, registers};
+use host::td::debug::{Uninspectable, memory, registers};
 use host::td::end::Way;
 use host::td::life::State;
 use host::tdx::owner::check_readable;
@@ -35,7 +35,7 @@ fn registers_of_a_vcpu_that_never_ran_are_those_of_a_reset() {
     }
     assert_eq!(
         registers(&server.rig, &one, 2),
-        Err(Refused::NoVcpu { count: 2 })
+        Err(Uninspectable::NoVcpu { count: 2 })
     );
     assert_eq!(server.rig.calls(Leaf::VpFlush), 0);
     drop(one);
@@ -74,13 +74,16 @@ fn a_vcpu_that_is_in_use_is_left_alone() {
     let one = td(&tds, 1);
     let held = one.hold(&server.rig, 0).unwrap();
     let refused = registers(&server.rig, &one, 0);
-    assert_eq!(refused, Err(Refused::Runs { cpu: Some(0) }));
+    assert_eq!(refused, Err(Uninspectable::Runs { cpu: Some(0) }));
     drop(held);
     assert!(registers(&server.rig, &one, 0).is_ok());
     // An inspected vCPU can run.
     drop(one.hold(&server.rig, 0).unwrap());
     server.rig.set_silent(1, true);
-    assert_eq!(registers(&server.rig, &one, 1), Err(Refused::NoAnswer(1)));
+    assert_eq!(
+        registers(&server.rig, &one, 1),
+        Err(Uninspectable::NoAnswer(1))
+    );
     server.rig.set_silent(1, false);
     drop(one);
     tds.destroy(1, Way::Terminate).unwrap();
@@ -99,14 +102,14 @@ fn memory_that_is_there_is_shown_and_nothing_else_is_asked_for() {
     let firmware: Vec<u8> = (0xFE0..0x1020_u32).map(|at| (at / 7) as u8).collect();
     assert_eq!(seen[..], firmware);
     for (gpa, refused) in [
-        (0, Refused::NoMemory(Gpa(0))),
+        (0, Uninspectable::NoMemory(Gpa(0))),
         // The end of the hand-off block, and unmapped memory after it.
-        (0x80_AFE0, Refused::NoMemory(Gpa(0x80_B000))),
-        (0xA0_0000, Refused::Unaccepted(Gpa(0xA0_0000))),
-        (0xFFFF_FFE0, Refused::NoMemory(Gpa(0xFFFF_FFE0))),
-        (4, Refused::BadRange),
-        (u64::MAX - 7, Refused::BadRange),
-        (1 << 47, Refused::NoMemory(Gpa(1 << 47))),
+        (0x80_AFE0, Uninspectable::NoMemory(Gpa(0x80_B000))),
+        (0xA0_0000, Uninspectable::Unaccepted(Gpa(0xA0_0000))),
+        (0xFFFF_FFE0, Uninspectable::NoMemory(Gpa(0xFFFF_FFE0))),
+        (4, Uninspectable::BadRange),
+        (u64::MAX - 7, Uninspectable::BadRange),
+        (1 << 47, Uninspectable::NoMemory(Gpa(1 << 47))),
     ] {
         assert_eq!(
             memory(&server.rig, &one, gpa, &mut seen),
@@ -127,11 +130,11 @@ fn a_td_in_production_shows_nothing_and_the_module_is_not_asked() {
     let one = td(&tds, 1);
     let reads = server.rig.calls(Leaf::VpRd);
     let refused = registers(&server.rig, &one, 0).unwrap_err();
-    assert_eq!(refused, Refused::Production);
+    assert_eq!(refused, Uninspectable::Production);
     assert!(refused.to_string().contains("debug = true"), "{refused}");
     let mut seen = [0; 8];
     let refused = memory(&server.rig, &one, 0xFFFF_E000, &mut seen);
-    assert_eq!(refused, Err(Refused::Production));
+    assert_eq!(refused, Err(Uninspectable::Production));
     assert_eq!(server.rig.calls(Leaf::MemRd), 0);
     assert_eq!(server.rig.calls(Leaf::VpRd), reads);
     drop(one);
@@ -148,11 +151,14 @@ fn a_td_that_ends_shows_nothing_any_more() {
     tds.terminate(1).unwrap();
     let state = one.state();
     assert!(matches!(state, State::Teardown | State::Reclaimed));
-    assert_eq!(registers(&server.rig, &one, 0), Err(Refused::State(state)));
+    assert_eq!(
+        registers(&server.rig, &one, 0),
+        Err(Uninspectable::State(state))
+    );
     let mut seen = [0; 8];
     assert_eq!(
         memory(&server.rig, &one, 0xFFFF_E000, &mut seen),
-        Err(Refused::State(state))
+        Err(Uninspectable::State(state))
     );
     drop(one);
     tds.destroy(1, Way::Terminate).unwrap();
@@ -170,7 +176,10 @@ fn what_the_module_refuses_is_told() {
         .refuse(Leaf::MemRd, 2..=2, Status::EPT_ENTRY_STATE_INCORRECT);
     let mut seen = [0; 32];
     let refused = memory(&server.rig, &one, 0xFFFF_E000, &mut seen);
-    assert!(matches!(refused, Err(Refused::Seam(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Uninspectable::Seam(_))),
+        "{refused:?}"
+    );
     server.rig.refuse_no_more();
     memory(&server.rig, &one, 0xFFFF_E000, &mut seen).unwrap();
     drop(one);

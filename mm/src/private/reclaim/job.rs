@@ -53,7 +53,7 @@ pub struct Open {
 
 /// Origin of a page.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Origin {
     Gib(u32),
     Block(u32, usize),
     /// A page of the open table.
@@ -66,9 +66,9 @@ enum Place {
 }
 
 /// A page that was found.
-enum Found {
+enum Piece {
     /// A page that the module owns.
-    Donated(Place, Page<Donated>),
+    Donated(Origin, Page<Donated>),
     /// A page that left the TD before.
     Dirty(Page<Dirty>),
 }
@@ -160,19 +160,21 @@ impl Job {
         for _ in 0..MAX_CALLS {
             match self.find(context) {
                 None => return true,
-                Some(Found::Dirty(page)) => self.came.push(page),
-                Some(Found::Donated(place, page)) if context.shared.is_written_off.load(SeqCst) => {
-                    self.put_away(context, place, page, Error::ShutDown);
+                Some(Piece::Dirty(page)) => self.came.push(page),
+                Some(Piece::Donated(origin, page))
+                    if context.shared.is_written_off.load(SeqCst) =>
+                {
+                    self.put_away(context, origin, page, Error::ShutDown);
                 }
-                Some(Found::Donated(place, page)) => {
+                Some(Piece::Donated(origin, page)) => {
                     let size = page.size();
                     match self.reclaim(context, page) {
                         Ok(page) => {
                             self.came.push(page);
-                            count(step, place, size);
-                            count(&mut self.took, place, size);
+                            count(step, origin, size);
+                            count(&mut self.took, origin, size);
                         }
-                        Err(rejected) => self.refused(context, place, rejected),
+                        Err(rejected) => self.refused(context, origin, rejected),
                     }
                 }
             }
@@ -198,7 +200,7 @@ impl Job {
     fn refused<C, W, P: Pool>(
         &mut self,
         context: &Context<'_, C, W, P>,
-        place: Place,
+        origin: Origin,
         rejected: Rejected<Page<Donated>>,
     ) {
         let (error, page) = rejected.into_parts();
@@ -210,9 +212,9 @@ impl Job {
                 size: page.size(),
                 why: error.into(),
             });
-            self.put_back(context, place, page);
+            self.put_back(context, origin, page);
         } else {
-            self.put_away(context, place, page, error.into());
+            self.put_away(context, origin, page, error.into());
         }
     }
 
@@ -220,12 +222,12 @@ impl Job {
     fn put_away<C, W, P: Pool>(
         &mut self,
         context: &Context<'_, C, W, P>,
-        place: Place,
+        origin: Origin,
         page: Page<Donated>,
         why: Error,
     ) {
         let (hpa, size) = (page.hpa(), page.size());
-        count(&mut self.took, place, size);
+        count(&mut self.took, origin, size);
         let refusals = &context.shared.refusals;
         refusals.lock().quarantine(Refusal { hpa, size, why });
         context.cpu.pool.quarantine(page);
@@ -265,16 +267,16 @@ impl Job {
     }
 
     /// Takes the next page out of the mirror.
-    fn find<C, W, P>(&mut self, context: &Context<'_, C, W, P>) -> Option<Found> {
+    fn find<C, W, P>(&mut self, context: &Context<'_, C, W, P>) -> Option<Piece> {
         let map = context.map;
         match &mut self.work {
             Work::Large { gib, entries } => {
-                let (place, leaf) = find_large(map, *gib, entries)?;
-                Some(Found::Donated(place, leaf.into_page()))
+                let (origin, leaf) = find_large(map, *gib, entries)?;
+                Some(Piece::Donated(origin, leaf.into_page()))
             }
             Work::Small { gib, entries, open } => {
-                let (place, page) = find_small(map, *gib, entries, open)?;
-                Some(Found::Donated(place, page))
+                let (origin, page) = find_small(map, *gib, entries, open)?;
+                Some(Piece::Donated(origin, page))
             }
             Work::Rest { items } => items.find_map(|number| find_rest(context, number)),
         }
@@ -284,18 +286,18 @@ impl Job {
     fn put_back<C, W, P>(
         &mut self,
         context: &Context<'_, C, W, P>,
-        place: Place,
+        origin: Origin,
         page: Page<Donated>,
     ) {
         let Context { shared, map, .. } = *context;
-        match place {
-            Place::Gib(gib) => in_gib(map, gib, |entry| *entry = Entry::Leaf(Leaf::Mapped(page))),
-            Place::Block(gib, index) => in_gib(map, gib, |entry| {
+        match origin {
+            Origin::Gib(gib) => in_gib(map, gib, |entry| *entry = Entry::Leaf(Leaf::Mapped(page))),
+            Origin::Block(gib, index) => in_gib(map, gib, |entry| {
                 if let Some(directory) = directory(entry) {
                     directory.fill(index, Leaf::Mapped(page));
                 }
             }),
-            Place::Page(index) => {
+            Origin::Page(index) => {
                 if let Work::Small {
                     open: Some(open), ..
                 } = &mut self.work
@@ -303,7 +305,7 @@ impl Job {
                     open.table.put(index, Leaf::Mapped(page));
                 }
             }
-            Place::Table => {
+            Origin::Table => {
                 if let Work::Small {
                     open: Some(open), ..
                 } = &mut self.work
@@ -311,22 +313,22 @@ impl Job {
                     open.table.sept = Some(page);
                 }
             }
-            Place::Directory(gib) => in_gib(map, gib, |entry| {
+            Origin::Directory(gib) => in_gib(map, gib, |entry| {
                 if let Some(directory) = directory(entry) {
                     directory.sept = Some(page);
                 }
             }),
-            Place::Upper(number) => map.mirror.uppers.put_back(number, page),
-            Place::Control(number) => *shared.control[number].lock() = Some(page),
+            Origin::Upper(number) => map.mirror.uppers.put_back(number, page),
+            Origin::Control(number) => *shared.control[number].lock() = Some(page),
         }
     }
 }
 
-fn count(counts: &mut Reclaimed, place: Place, size: PageSize) {
-    match place {
-        Place::Gib(_) | Place::Block(..) | Place::Page(_) => counts.pages[size as usize] += 1,
-        Place::Table | Place::Directory(_) | Place::Upper(_) => counts.sept += 1,
-        Place::Control(_) => counts.control += 1,
+fn count(counts: &mut Reclaimed, origin: Origin, size: PageSize) {
+    match origin {
+        Origin::Gib(_) | Origin::Block(..) | Origin::Page(_) => counts.pages[size as usize] += 1,
+        Origin::Table | Origin::Directory(_) | Origin::Upper(_) => counts.sept += 1,
+        Origin::Control(_) => counts.control += 1,
     }
 }
 
@@ -392,12 +394,12 @@ fn directory(entry: &mut Gib) -> Option<&mut Boxed<Directory>> {
     }
 }
 
-fn find_large(map: &PrivateMap, gib: u32, entries: &mut Range<usize>) -> Option<(Place, Leaf)> {
+fn find_large(map: &PrivateMap, gib: u32, entries: &mut Range<usize>) -> Option<(Origin, Leaf)> {
     in_gib(map, gib, |entry| {
         if let Some(directory) = directory(entry) {
             return entries.find_map(|index| {
                 let leaf = directory.take_leaf(index)?;
-                Some((Place::Block(gib, index), leaf))
+                Some((Origin::Block(gib, index), leaf))
             });
         }
         // A page of 1 GiB is in the unit that begins with it.
@@ -406,7 +408,7 @@ fn find_large(map: &PrivateMap, gib: u32, entries: &mut Range<usize>) -> Option<
         }
         *entries = entries.end..entries.end;
         match core::mem::replace(entry, Entry::Free) {
-            Entry::Leaf(leaf) => Some((Place::Gib(gib), leaf)),
+            Entry::Leaf(leaf) => Some((Origin::Gib(gib), leaf)),
             other => {
                 *entry = other;
                 None
@@ -420,21 +422,21 @@ fn find_small(
     gib: u32,
     entries: &mut Range<usize>,
     open: &mut Option<Open>,
-) -> Option<(Place, Page<Donated>)> {
+) -> Option<(Origin, Page<Donated>)> {
     loop {
         if let Some(current) = open {
             // The table's own frame was allocated just before those of its pages, and is often adjacent to them.
             if !current.asked {
                 current.asked = true;
                 if let Some(page) = current.table.sept.take() {
-                    return Some((Place::Table, page));
+                    return Some((Origin::Table, page));
                 }
             }
             while current.next < ENTRIES {
                 let index = current.next;
                 current.next += 1;
                 if let Some(leaf) = current.table.take(index) {
-                    return Some((Place::Page(index), leaf.into_page()));
+                    return Some((Origin::Page(index), leaf.into_page()));
                 }
             }
         }
@@ -462,7 +464,7 @@ fn find_small(
     }
 }
 
-fn find_rest<C, W, P>(context: &Context<'_, C, W, P>, number: usize) -> Option<Found> {
+fn find_rest<C, W, P>(context: &Context<'_, C, W, P>, number: usize) -> Option<Piece> {
     let Context {
         shared, map, tdr, ..
     } = *context;
@@ -470,19 +472,19 @@ fn find_rest<C, W, P>(context: &Context<'_, C, W, P>, number: usize) -> Option<F
         Control::Directory(at) => {
             let gib = *shared.gibs.get(at)?;
             let page = in_gib(map, gib, |entry| directory(entry)?.sept.take())?;
-            Some(Found::Donated(Place::Directory(gib), page))
+            Some(Piece::Donated(Origin::Directory(gib), page))
         }
         Control::Upper(at) => {
             let page = map.mirror.uppers.take(at)?;
-            Some(Found::Donated(Place::Upper(at), page))
+            Some(Piece::Donated(Origin::Upper(at), page))
         }
         Control::Page(at) => {
             let page = shared.control.get(at)?.lock().take()?;
-            Some(Found::Donated(Place::Control(at), page))
+            Some(Piece::Donated(Origin::Control(at), page))
         }
         Control::Stranded => {
             let page = map.stock.next_stranded()?;
-            Some(Found::Dirty(page.outlived(tdr)))
+            Some(Piece::Dirty(page.outlived(tdr)))
         }
     }
 }

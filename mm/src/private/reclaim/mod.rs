@@ -44,7 +44,7 @@ pub use report::{Clock, Progress, Reclaimed, Refusal};
 
 /// Parameters of a reclaim.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct ReclaimOptions {
     /// Number of CPUs that may work on it at the same time, at least 1. More may, but find less to do.
     pub cpus: u32,
     /// Treatment of the pages' content.
@@ -74,7 +74,7 @@ pub struct Reclaim<M> {
     map: M,
     shared: Shared,
     handout: Handout,
-    seats: Box<[Seat]>,
+    lanes: Box<[Lane]>,
     root: Mutex<Root>,
     global_hkid: u16,
     /// Number of directory entries in one region.
@@ -96,7 +96,7 @@ struct Shared {
 }
 
 /// A place at which a CPU works. Its unit of work stays when the CPU leaves.
-struct Seat {
+struct Lane {
     job: Mutex<Option<Job>>,
     tally: Tally,
 }
@@ -147,25 +147,25 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
     pub fn new(
         map: M,
         control: Vec<Page<Donated>>,
-        plan: Plan,
+        options: ReclaimOptions,
         clock: &impl Clock,
     ) -> Result<Self, (Error, M, Vec<Page<Donated>>)> {
-        match Self::prepare(map.borrow(), control.len(), plan) {
-            Ok((mut shared, seats)) => {
+        match Self::prepare(map.borrow(), control.len(), options) {
+            Ok((mut shared, lanes)) => {
                 for (place, page) in shared.control.iter_mut().zip(control) {
                     *place = Mutex::new(Some(page));
                 }
                 let total = map.borrow().holding().bytes();
-                let region = region_entries(total, plan.cpus);
+                let region = region_entries(total, options.cpus);
                 let regions = (ENTRIES / region * shared.gibs.len()) as u64;
                 let rest = shared.rest.count().div_ceil(MAX_CALLS) as u64;
                 Ok(Self {
                     // Each region comes once for its large pages and once for its small ones.
                     handout: Handout::new([2 * regions, rest, 1]),
                     shared,
-                    seats,
+                    lanes,
                     root: Mutex::new(Root::InMap),
-                    global_hkid: plan.global_hkid,
+                    global_hkid: options.global_hkid,
                     region,
                     total,
                     began_ns: clock.ns(),
@@ -180,8 +180,8 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
     fn prepare(
         map: &PrivateMap,
         control: usize,
-        plan: Plan,
-    ) -> Result<(Shared, Box<[Seat]>), Error> {
+        options: ReclaimOptions,
+    ) -> Result<(Shared, Box<[Lane]>), Error> {
         if map.mode() != Mode::Keyless {
             return Err(Error::NotKeyless);
         }
@@ -192,31 +192,31 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
             pages: control,
             stranded: map.holding().stranded as usize,
         };
-        let seats = filled(plan.cpus.max(1).into(), || Seat {
+        let lanes = filled(options.cpus.max(1).into(), || Lane {
             job: Mutex::new(None),
             tally: Tally::default(),
         })?;
         let shared = Shared {
-            clearing: plan.clearing,
+            clearing: options.clearing,
             gibs,
             rest,
             control: filled(control as u64, || Mutex::new(None))?,
             refusals: Mutex::new(Refusals::new()),
             is_written_off: AtomicBool::new(false),
         };
-        Ok((shared, seats))
+        Ok((shared, lanes))
     }
 
-    /// Performs a step: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `seat` is a
-    /// number that no other CPU uses, preferably below [`Plan::cpus`].
+    /// Performs a step: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `lane` is a
+    /// number that no other CPU uses, preferably below [`ReclaimOptions::cpus`].
     pub fn work<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
-        seat: u32,
+        lane: u32,
         clock: &impl Clock,
     ) -> Step {
-        let own = seat as usize % self.seats.len();
-        let Some((number, mut job)) = self.sit(own) else {
+        let own = lane as usize % self.lanes.len();
+        let Some((number, mut job)) = self.enter(own) else {
             return Step::Idle;
         };
         if job.is_none() {
@@ -234,12 +234,12 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         self.step(cpu, number, job, clock)
     }
 
-    /// Returns a free seat, the CPU's own if possible.
-    fn sit(&self, own: usize) -> Option<(usize, MutexGuard<'_, Option<Job>>)> {
-        let all = self.seats.len();
+    /// Returns a free lane, the CPU's own if possible.
+    fn enter(&self, own: usize) -> Option<(usize, MutexGuard<'_, Option<Job>>)> {
+        let all = self.lanes.len();
         (own..own + all).find_map(|number| {
             let number = number % all;
-            Some((number, self.seats[number].job.try_lock()?))
+            Some((number, self.lanes[number].job.try_lock()?))
         })
     }
 
@@ -250,10 +250,10 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         own: usize,
         clock: &impl Clock,
     ) -> Step {
-        let all = self.seats.len();
+        let all = self.lanes.len();
         let left = (own..own + all).find_map(|number| {
             let number = number % all;
-            let job = self.seats[number].job.try_lock()?;
+            let job = self.lanes[number].job.try_lock()?;
             job.is_some().then_some((number, job))
         });
         match left {
@@ -266,10 +266,10 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         &self,
         cpu: Cpu<'_, C, W, P>,
         number: usize,
-        mut seat: MutexGuard<'_, Option<Job>>,
+        mut lane: MutexGuard<'_, Option<Job>>,
         clock: &impl Clock,
     ) -> Step {
-        let Some(job) = &mut *seat else {
+        let Some(job) = &mut *lane else {
             return Step::Idle;
         };
         let map = self.map.borrow();
@@ -285,11 +285,11 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         let Ok((step, is_over)) = stepped else {
             return Step::Idle;
         };
-        self.seats[number].tally.add(&step);
+        self.lanes[number].tally.add(&step);
         if is_over {
             let (took, left) = job.result();
             map.stock.remove(took.pages, took.sept);
-            *seat = None;
+            *lane = None;
             self.handout.finish(left);
         }
         Step::More
@@ -325,7 +325,7 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         step.reclaim_calls = more_reclaims - reclaims;
         step.wbinvd_calls = more_wbinvds - wbinvds;
         step.reclaim_ns = clock.ns() - begun;
-        self.seats[own].tally.add(&step);
+        self.lanes[own].tally.add(&step);
         self.handout.finish(u64::from(!is_gone));
         Step::More
     }
@@ -382,8 +382,8 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
     /// Returns the progress so far.
     pub fn progress(&self, clock: &impl Clock) -> Progress {
         let mut reclaimed = Reclaimed::default();
-        for seat in &self.seats {
-            seat.tally.add_to(&mut reclaimed);
+        for lane in &self.lanes {
+            lane.tally.add_to(&mut reclaimed);
         }
         let phase = self.handout.phase();
         Progress {

@@ -8,7 +8,7 @@ use seam::retry::Wait;
 
 use super::{Request, Taken};
 use crate::private::Op;
-use crate::private::claim::{Found, Item, Large, find};
+use crate::private::claim::{Item, Large, Next, find};
 use crate::private::error::Error;
 use crate::private::mirror::{Epoch, start};
 use crate::private::pool::{Home, Pool};
@@ -94,13 +94,13 @@ impl<'a, C: SeamCall, W: Wait, P: Pool> Removal<'a, C, W, P> {
                 continue;
             }
             match find(&self.op.map.mirror, gpa, range)? {
-                Found::GoOn(next) => *at = next,
-                Found::Split(size) => {
+                Next::GoOn(next) => *at = next,
+                Next::Split(size) => {
                     let gpa = start(gpa, size.bytes());
                     self.op.demote_live(gpa, size)?;
                 }
-                Found::Unblock => self.op.unblock_live(gpa)?,
-                Found::Item(item) => {
+                Next::Unblock => self.op.unblock_live(gpa)?,
+                Next::Item(item) => {
                     if let Item::Pages { part, .. } = &item {
                         small += part.len();
                     }

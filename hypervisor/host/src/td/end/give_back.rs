@@ -2,7 +2,7 @@
 
 use alloc::{format, sync::Arc, vec::Vec};
 
-use mm::private::{Holding, NoneRuns, Plan, Reclaim};
+use mm::private::{Holding, NoneRuns, Reclaim, ReclaimOptions};
 use seam::abi::Leaf;
 
 use super::{Termination, Way};
@@ -119,7 +119,7 @@ fn parts(released: &Released) -> Vec<Part> {
 /// Prepares the reclaim of a TD without key, unless that has been done.
 pub fn begin_reclaim<P: Platform>(host: &Host<'_, P>, body: &Body) -> Result<(), Error> {
     let begun = body.reclaim.try_call_once(|| {
-        let plan = Plan {
+        let plan = ReclaimOptions {
             cpus: host.platform.cpus().len() as u32,
             clearing: host.clearing,
             global_hkid: host.global_hkid,

@@ -60,8 +60,8 @@ pub fn reclaim_step<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
     let Some(reclaim) = body.reclaim.get() else {
         return false;
     };
-    let seat = host.platform.this_cpu();
-    let step = host.with_cpu(|cpu| reclaim.work(cpu, seat, &Time(host.platform)));
+    let lane = host.platform.this_cpu();
+    let step = host.with_cpu(|cpu| reclaim.work(cpu, lane, &Time(host.platform)));
     match step {
         Step::More => true,
         Step::Idle => false,

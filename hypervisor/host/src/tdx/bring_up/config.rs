@@ -17,7 +17,7 @@ use seam::{
 };
 use zerocopy::IntoBytes;
 
-use super::{Failed, Machine};
+use super::{Failed, MachineInfo};
 use crate::platform::Platform;
 
 /// Plans the TDMRs and configures the module. Returns the number of calls, and the plan that the module was given.
@@ -27,7 +27,7 @@ use crate::platform::Platform;
 pub fn configure<P: Platform>(
     platform: &P,
     ledger: &impl Ledger,
-    machine: &Machine<'_>,
+    machine: &MachineInfo<'_>,
     info: &Info,
     global: &Hkid,
 ) -> (u64, Result<Plan, Failed>) {
@@ -61,7 +61,7 @@ pub fn configure<P: Platform>(
 }
 
 /// Plans over the currently free memory. Memory that is in use now never goes to a TD, even if it is freed later.
-fn plan_for(ledger: &impl Ledger, machine: &Machine<'_>, info: &Info) -> Result<Plan, Failed> {
+fn plan_for(ledger: &impl Ledger, machine: &MachineInfo<'_>, info: &Info) -> Result<Plan, Failed> {
     let free = ledger.free_ranges();
     let cmrs: Vec<Span> = info
         .cmrs

@@ -21,13 +21,13 @@ use sync::{IrqLock, call::NoAnswer};
 use super::{
     hkids::Hkids,
     release::Coordinator,
-    report::{Report, State, Step},
+    report::{Report, Step, TdxState},
 };
 use crate::platform::Platform;
 
 /// Properties of the machine that the bring-up can't ask the module for.
 #[derive(Clone, Copy, Debug)]
-pub struct Machine<'a> {
+pub struct MachineInfo<'a> {
     /// The KeyIDs.
     pub key_ids: KeyIds,
     /// The proximity domains of memory: start address, exclusive end address, domain.
@@ -49,14 +49,14 @@ pub struct Ready {
 /// Why a step failed, in a sentence, and the resulting state of TDX.
 #[derive(Debug)]
 struct Failed {
-    state: State,
+    state: TdxState,
     reason: String,
 }
 
 impl Failed {
     fn because(reason: impl Into<String>) -> Self {
         Self {
-            state: State::Failed,
+            state: TdxState::Failed,
             reason: reason.into(),
         }
     }
@@ -65,8 +65,8 @@ impl Failed {
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         let state = match error.cause() {
-            Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => State::Unavailable,
-            _ => State::Failed,
+            Cause::Fault(Fault::NotLoaded | Fault::NotEnabled) => TdxState::Unavailable,
+            _ => TdxState::Failed,
         };
         Self {
             state,
@@ -82,7 +82,7 @@ impl From<Error> for Failed {
 pub fn bring_up<P: Platform>(
     platform: &P,
     ledger: &impl Ledger,
-    machine: &Machine<'_>,
+    machine: &MachineInfo<'_>,
 ) -> (Report, Option<Ready>) {
     let start = platform.now_us();
     let mut steps = Steps {
@@ -94,7 +94,7 @@ pub fn bring_up<P: Platform>(
     match outcome {
         Ok(ready) => {
             platform.shutdown().module_is_ready();
-            report.state = State::Ready;
+            report.state = TdxState::Ready;
             report.us = Some(platform.now_us() - start);
             (report, Some(ready))
         }
@@ -109,7 +109,7 @@ pub fn bring_up<P: Platform>(
 fn run<P: Platform>(
     steps: &mut Steps<'_, P>,
     ledger: &impl Ledger,
-    machine: &Machine<'_>,
+    machine: &MachineInfo<'_>,
 ) -> Result<Ready, Failed> {
     let platform = steps.platform;
     let key_ids = &machine.key_ids;
