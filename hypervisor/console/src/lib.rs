@@ -220,10 +220,14 @@ impl Console {
         let script = self.session.json;
         let (name, outcome) = self.run(&line, host);
         let script = script || self.session.json;
+        let mut clears_screen = false;
         match outcome {
             Ok(None) => {}
             Ok(Some(reply)) if script => write!(out, "{}\r\n", reply.json(&name))?,
-            Ok(Some(reply)) => reply.text(&mut Terminal(out))?,
+            Ok(Some(reply)) => {
+                reply.text(&mut Terminal(out))?;
+                clears_screen = reply.clears_screen;
+            }
             Err(error) if script => write!(out, "{}\r\n", reply::error_json(&name, &error))?,
             Err(error) => writeln!(Terminal(out), "error: {error}")?,
         }
@@ -234,7 +238,7 @@ impl Console {
             self.refresh(host, out);
             return Ok(());
         }
-        if core::mem::take(&mut self.session.clear_screen) && !script {
+        if clears_screen {
             self.screen.clear(out)?;
         }
         self.screen.prompt(&self.line, out)

@@ -14,22 +14,37 @@ pub trait Text {
 }
 
 /// The report of a command.
-pub struct Reply(Box<dyn Report>);
+pub struct Reply {
+    report: Box<dyn Report>,
+    /// True if the screen is to be cleared before the next prompt.
+    pub clears_screen: bool,
+}
 
 impl Reply {
     /// Wraps `report`, which must serialise to a JSON object without the keys `cmd`, `ok` and `error`.
     pub fn new(report: impl Text + Serialize + 'static) -> Self {
-        Self(Box::new(report))
+        Self {
+            report: Box::new(report),
+            clears_screen: false,
+        }
+    }
+
+    /// Returns the same reply, after which the screen is cleared.
+    pub fn clearing_screen(self) -> Self {
+        Self {
+            clears_screen: true,
+            ..self
+        }
     }
 
     /// Writes the reply as text.
     pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        self.0.text(out)
+        self.report.text(out)
     }
 
     /// Returns the reply as one JSON object.
     pub fn json(&self, command: &str) -> String {
-        self.0
+        self.report
             .json(command)
             .unwrap_or_else(|fault| failure_json(command, &fault))
     }
@@ -106,14 +121,14 @@ mod tests {
     use super::{Terminal, Text};
 
     #[test]
-    fn text_from_elsewhere_can_t_control_the_terminal() {
+    fn foreign_text_cannot_control_the_terminal() {
         let mut out = String::new();
         write!(Terminal(&mut out), "a\x1b[2J\n\n\x07\u{9b}b\r").expect("a string takes everything");
         assert_eq!(out, "a\\x1b[2J\r\n\r\n\\x07\\x9bb\\x0d");
     }
 
     #[test]
-    fn what_is_no_json_object_is_an_error_and_not_a_broken_line() {
+    fn a_report_that_is_no_json_object_is_an_error() {
         #[derive(serde::Serialize)]
         struct Number(u32);
         impl Text for Number {

@@ -7,8 +7,6 @@ use super::{line::History, watch::Watch};
 pub struct Session {
     /// True if replies are JSON, and nothing else is sent.
     pub json: bool,
-    /// True if the screen is to be cleared before the next prompt.
-    pub clear_screen: bool,
     /// The TD whose console is shown instead of this one.
     pub watch: Option<Watch>,
     /// The lines that were run before.

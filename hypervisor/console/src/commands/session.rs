@@ -86,9 +86,8 @@ impl Text for Lines {
 #[derive(Serialize)]
 struct Cleared {}
 
-fn clear(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
-    context.session.clear_screen = true;
-    Ok(Reply::new(Cleared {}))
+fn clear(_: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
+    Ok(Reply::new(Cleared {}).clearing_screen())
 }
 
 impl Text for Cleared {

@@ -223,8 +223,7 @@ fn measure<P: Running>(
     let (done, samples) = host.platform.stopwatch().measure(work).ok_or(Error::Busy)?;
     let (hkid_free_us, us) = done?;
     let summary = meter.finish();
-    let notes = tds.notes(ID).unwrap_or_default();
-    if let Some(problem) = notes.problem {
+    if let Some(problem) = td.notes().problem {
         return Err(Error::Runner(problem));
     }
     if td.state() != State::Reclaimed {
