@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_goes_out_flushed_and_comes_home_the_same() {
+    fn a_frame_is_handed_out_flushed_and_returns_unchanged() {
         let mut frames = frames();
         let before = *frames.counts();
         for order in [ORDER_4K, ORDER_2M, ORDER_1G] {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_page_that_was_split_comes_home_in_parts() {
+    fn a_split_large_page_is_freed_in_parts() {
         let mut frames = frames();
         let before = *frames.counts();
         let large = frames.alloc(ORDER_2M).unwrap();

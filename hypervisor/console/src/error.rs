@@ -189,7 +189,7 @@ mod tests {
     use super::no_such_td;
 
     #[test]
-    fn a_td_that_is_not_there_is_answered_with_the_nearest_name() {
+    fn an_unknown_td_is_answered_with_the_nearest_name() {
         let names = ["hello", "smp"].map(String::from);
         let said = |word| no_such_td(word, &names).to_string();
         assert!(said("helo").contains("did you mean \"hello\"?"));

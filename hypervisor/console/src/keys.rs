@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_break_on_the_line_is_no_key() {
+    fn a_line_break_condition_is_no_key() {
         assert_eq!(keys(b"\0\0\x11\x13"), []);
     }
 }

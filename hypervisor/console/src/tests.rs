@@ -184,7 +184,7 @@ fn noise_in_a_line_keeps_it_from_being_run() {
 }
 
 #[test]
-fn power_is_asked_for_only_behind_the_whole_check() {
+fn power_is_requested_only_after_every_check() {
     let mut terminal = Terminal::default();
     assert!(terminal.run("reboot now").starts_with("error: "));
     assert_eq!(terminal.machine.requested, None);

@@ -169,7 +169,7 @@ mod tests {
     use super::{Escape, Typed, text};
 
     #[test]
-    fn the_escape_counts_at_the_start_of_a_line_alone() {
+    fn the_escape_works_only_at_the_start_of_a_line() {
         use Typed::{Hold, Leave, Pass, PassBoth};
         for (typed, last) in [
             (&b"~."[..], &[Hold, Leave][..]),

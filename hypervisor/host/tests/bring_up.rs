@@ -46,7 +46,7 @@ fn pamt_of_default() -> u64 {
 }
 
 #[test]
-fn the_module_is_ready_and_the_books_say_what_that_cost() {
+fn the_module_is_ready_and_the_counters_show_the_calls() {
     let rig = server(Setup::default());
     let (tdx, ready) = up(&rig);
     let ready = ready.unwrap();
@@ -172,7 +172,7 @@ fn busy(leaf: Leaf) -> Status {
 }
 
 #[test]
-fn what_is_busy_once_is_tried_again() {
+fn a_busy_call_is_tried_again() {
     for (leaf, _) in LEAFS {
         for status in [busy(leaf), Status::RND_NO_ENTROPY] {
             let rig = server(Setup::default());
@@ -186,7 +186,7 @@ fn what_is_busy_once_is_tried_again() {
 }
 
 #[test]
-fn a_lack_of_entropy_that_passes_is_waited_for() {
+fn a_transient_lack_of_entropy_is_waited_for() {
     let rig = server(Setup {
         hooks: "no-entropy TDH.SYS.INIT call 1
                 no-entropy TDH.SYS.LP.INIT calls 1-3
@@ -221,14 +221,14 @@ fn fails(leaf: Leaf, calls: RangeInclusive<u64>, status: Status, has_memory: boo
 }
 
 #[test]
-fn what_is_busy_for_ever_is_given_up() {
+fn a_permanently_busy_call_fails() {
     for (leaf, has_memory) in LEAFS {
         fails(leaf, ALWAYS, busy(leaf), has_memory);
     }
 }
 
 #[test]
-fn a_lack_of_entropy_for_ever_is_given_up() {
+fn a_permanent_lack_of_entropy_fails() {
     for (leaf, has_memory) in LEAFS {
         let status = match leaf {
             Leaf::SysKeyConfig => Status::KEY_GENERATION_FAILED,
@@ -239,7 +239,7 @@ fn a_lack_of_entropy_for_ever_is_given_up() {
 }
 
 #[test]
-fn a_refusal_ends_the_bring_up_whichever_call_it_is() {
+fn a_refusal_of_any_call_ends_the_bring_up() {
     for (leaf, has_memory) in LEAFS {
         let first = server(Setup::default());
         up(&first);
@@ -264,7 +264,7 @@ fn a_machine_without_a_module_has_no_tdx() {
 }
 
 #[test]
-fn an_hkid_of_a_configuration_that_failed_is_not_lost_track_of() {
+fn the_hkid_of_a_failed_configuration_is_accounted_for() {
     let rig = server(Setup::default());
     rig.refuse(Leaf::SysConfig, 1..=1, Status::OPERAND_INVALID);
     up(&rig);
@@ -302,7 +302,7 @@ fn without_memory_for_the_list_of_tdmrs_the_pamt_is_free_again() {
 }
 
 #[test]
-fn memory_that_goes_between_plan_and_pamt_is_missed_and_the_rest_is_free_again() {
+fn memory_taken_between_plan_and_pamt_fails_the_bring_up_and_the_rest_is_freed() {
     /// A ledger that loses most of its memory once the plan is made, which takes two looks.
     struct Thief {
         frames: spin::Mutex<Frames>,
@@ -377,7 +377,7 @@ fn a_cpu_that_does_not_answer_is_named() {
 }
 
 #[test]
-fn another_cpu_of_the_package_makes_the_key_that_a_silent_one_does_not() {
+fn another_cpu_of_the_package_configures_the_key_for_a_silent_one() {
     let rig = server(Setup::default());
     rig.set_silent_after(2, Event::WriteBack);
     assert_eq!(up(&rig).0.state, TdxState::Ready);

@@ -54,7 +54,7 @@ fn cpus_that_are_at_work_call_each_other() {
 
 #[test]
 #[should_panic(expected = "on CPU 3")]
-fn what_goes_wrong_on_another_cpu_goes_wrong_here() {
+fn a_panic_on_another_cpu_is_propagated() {
     let rig = Rig::new(&Setup::default());
     let _ = rig.on_each(&[1, 3], &|cpu| assert_ne!(cpu, 3, "on CPU 3"));
 }

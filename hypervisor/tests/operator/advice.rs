@@ -227,7 +227,7 @@ fn each_problem_s_advice_can_be_followed_and_does_what_it_says() {
 }
 
 #[test]
-fn what_a_panicked_td_is_told() {
+fn a_panicked_td_is_reported_with_advice() {
     let why = "TD one: its kernel has panicked, so it can't continue; \"td reset one\" restarts it, \"td terminate \
                one\" terminates it";
     for case in [Case::Panicking, Case::Panicked, Case::PausedAndPanicked] {
@@ -253,7 +253,7 @@ fn what_a_panicked_td_is_told() {
 }
 
 #[test]
-fn an_end_that_got_stuck_is_no_success_when_it_is_asked_for_again() {
+fn a_second_request_for_a_stuck_termination_is_no_success() {
     for (case, leaf) in [
         (Case::KeyStuck, Leaf::MngKeyFreeid),
         (Case::MemoryStuck, Leaf::PhymemPageReclaim),
@@ -273,7 +273,7 @@ fn an_end_that_got_stuck_is_no_success_when_it_is_asked_for_again() {
 }
 
 #[test]
-fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
+fn the_reason_of_a_failed_build_stays_until_a_build_succeeds() {
     with(Case::Created, |site, operator| {
         let rig = &site.server.rig;
         // The first SEAMCALL of the build is refused.
@@ -302,7 +302,7 @@ fn the_last_reason_why_a_td_could_not_be_built_stays_until_it_is() {
 }
 
 #[test]
-fn memory_that_does_not_come_back_is_in_quarantine_in_the_ledger_too() {
+fn memory_that_is_not_returned_is_quarantined_in_the_ledger_too() {
     use console::host::{FrameCount, Heap, Ledger, Memory};
     for case in [Case::KeyStuck, Case::MemoryStuck] {
         with(case, |site, operator| {

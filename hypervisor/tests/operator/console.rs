@@ -85,7 +85,7 @@ fn a_td_s_whole_life_by_commands() {
 }
 
 #[test]
-fn both_ways_to_destroy_tell_what_they_took() {
+fn both_ways_to_destroy_report_the_pages_and_calls() {
     let server = Server::new("");
     let tds = server.tds(FULL);
     let mut operator = Operator::new(&tds);
@@ -119,7 +119,7 @@ fn both_ways_to_destroy_tell_what_they_took() {
 }
 
 #[test]
-fn the_time_that_passed_and_the_time_of_cpus_are_told_apart() {
+fn elapsed_time_and_cpu_time_are_distinguished() {
     // The host and its TDs live as long as CPUs may work for them.
     let server: &'static Server = Box::leak(Box::new(Server::new("")));
     let tds: &'static _ = Box::leak(Box::new(server.tds(&FULL.replace("16M", "128M"))));
@@ -225,7 +225,7 @@ fn a_new_life_in_between_leaves_the_answer_about_the_old_one() {
 }
 
 #[test]
-fn more_tds_than_hkids_is_refused_in_words_and_starts_when_another_has_ended() {
+fn a_td_beyond_the_hkids_is_refused_until_another_has_ended() {
     let server = Server::of(&Setup {
         hkids: 3,
         ..Setup::default()
@@ -254,7 +254,7 @@ fn more_tds_than_hkids_is_refused_in_words_and_starts_when_another_has_ended() {
 }
 
 #[test]
-fn a_td_in_another_state_is_told_with_what_to_do() {
+fn an_error_about_a_td_s_state_says_what_to_do() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     let mut operator = Operator::new(&tds);
@@ -318,7 +318,7 @@ fn a_td_in_another_state_is_told_with_what_to_do() {
 }
 
 #[test]
-fn an_end_that_gets_stuck_is_told_and_goes_on_by_td_retry() {
+fn a_stuck_termination_is_reported_and_td_retry_resumes_it() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     let mut operator = Operator::new(&tds);
@@ -350,7 +350,7 @@ fn an_end_that_gets_stuck_is_told_and_goes_on_by_td_retry() {
 }
 
 #[test]
-fn people_see_tables() {
+fn text_replies_contain_tables() {
     let server = Server::new("");
     let tds = server.tds(FULL);
     let mut operator = Operator::new(&tds);

@@ -179,7 +179,7 @@ fn seam_bench_serves_the_interrupts_that_end_its_entries() {
 }
 
 #[test]
-fn seam_bench_gives_everything_back_whichever_call_fails() {
+fn seam_bench_returns_everything_when_any_call_fails() {
     let refused = Status::OPERAND_INVALID.with(Operand::RCX);
     for leaf in [
         Leaf::VpEnter,

@@ -7,7 +7,7 @@ use super::kit::{FULL, Server};
 use super::operator::Operator;
 
 #[test]
-fn a_shrink_that_makes_way_for_an_end_says_so() {
+fn a_shrink_that_yields_to_a_termination_reports_it() {
     let server: &'static Server = Box::leak(Box::new(Server::new("")));
     let tds: &'static _ = Box::leak(Box::new(server.tds(&FULL.replace("16M", "256M"))));
     tds.start(1).unwrap();

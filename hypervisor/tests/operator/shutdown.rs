@@ -136,7 +136,7 @@ fn every_command_says_that_the_module_was_shut_down() {
 }
 
 #[test]
-fn a_module_that_answers_no_more_has_shut_down_however_that_shows() {
+fn each_sign_of_a_shutdown_counts_as_one() {
     for fault in [Fault::NotLoaded, Fault::NotEnabled] {
         let server = Server::new("");
         let tds = server.tds(FULL);
@@ -156,7 +156,7 @@ fn a_module_that_answers_no_more_has_shut_down_however_that_shows() {
 }
 
 #[test]
-fn it_is_noticed_at_every_leaf_of_a_life() {
+fn a_shutdown_is_noticed_at_every_leaf_of_a_life() {
     const BUILD: [Leaf; 12] = [
         Leaf::MngCreate,
         Leaf::MngKeyConfig,
@@ -224,7 +224,7 @@ fn goes_down_after(
 }
 
 #[test]
-fn no_vcpu_is_entered_any_more_and_its_td_is_not_taken_for_one_that_ended_by_itself() {
+fn after_a_shutdown_no_vcpu_is_entered_and_no_td_counts_as_ended_by_itself() {
     let server = Server::new("");
     let scheduler = Scheduler::new(&server.rig, &config(TWO).host, no_hypercall);
     let tds = server.tds_on(&server.rig, TWO, &scheduler);

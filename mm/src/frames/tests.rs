@@ -48,7 +48,7 @@ fn blocks_are_aligned_and_come_together_again() {
 }
 
 #[test]
-fn a_frame_goes_back_once_and_as_it_came() {
+fn a_frame_is_freed_once_and_in_its_allocated_size() {
     let mut frames = frames(&[(GIB, 2 * GIB)]);
     let frame = frames.alloc(ORDER_2M).unwrap();
     let wrong = Frame { order: 0, ..frame };
@@ -108,7 +108,7 @@ fn a_range_is_taken_as_a_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_frame_is_taken_where_it_is_asked_for_or_not_at_all() {
+fn a_frame_is_allocated_at_the_requested_address_or_not_at_all() {
     let mut frames = frames(&[(GIB, 2 * GIB)]);
     let frame = Frame {
         pa: GIB + 5 * MIB + 3 * FRAME,

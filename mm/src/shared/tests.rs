@@ -82,7 +82,7 @@ fn walk(host: &Host, map: &SharedMap, gpa: u64) -> Option<u64> {
 }
 
 #[test]
-fn what_is_lent_can_be_read_by_the_guest_and_is_nobodys_to_find_or_give_back() {
+fn lent_memory_is_readable_by_the_guest_and_never_freed() {
     let host = Host::default();
     let map = map(&host);
     let (gpa, hpa) = (SHARED - (1 << 39), 0x1234_5000);
@@ -154,7 +154,7 @@ fn the_cpu_finds_what_was_mapped_and_nothing_else() {
 }
 
 #[test]
-fn what_is_there_is_not_mapped_again() {
+fn present_memory_is_not_mapped_again() {
     let host = Host::default();
     let map = map(&host);
     map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
@@ -176,7 +176,7 @@ fn what_is_there_is_not_mapped_again() {
 }
 
 #[test]
-fn a_large_page_is_split_where_a_part_goes() {
+fn a_large_page_is_split_where_a_part_is_removed() {
     let host = Host::default();
     let map = map(&host);
     map.map(&host, Gpa(0), PageSize::Size2M).unwrap();
@@ -219,7 +219,7 @@ fn a_frame_stays_the_guests_when_a_cpu_does_not_answer() {
 }
 
 #[test]
-fn a_host_without_frames_says_so_and_loses_nothing() {
+fn a_host_without_frames_reports_it_and_loses_nothing() {
     for left in 0..4 {
         let host = Host::default();
         let map = map(&host);
@@ -234,7 +234,7 @@ fn a_host_without_frames_says_so_and_loses_nothing() {
 }
 
 #[test]
-fn what_was_prepared_is_mapped_with_one_frame_more() {
+fn a_prepared_page_is_mapped_with_one_more_frame() {
     let host = Host::default();
     let map = map(&host);
     host.left.set(Some(3));

@@ -149,7 +149,7 @@ impl Change {
 }
 
 #[test]
-fn a_planned_machine_comes_up_and_reserves_what_was_planned() {
+fn a_bring_up_reserves_the_planned_memory() {
     let machine = Machine::default()
         .ram(0x10_0000, GIB, 0)
         .ram(4 * GIB, 6 * GIB, 0);

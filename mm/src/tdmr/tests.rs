@@ -52,7 +52,7 @@ fn memory_that_cannot_be_private_holds_the_pamt_first() {
 }
 
 #[test]
-fn what_is_left_out_is_told_with_the_reason() {
+fn memory_left_out_is_reported_with_the_reason() {
     let mut machine =
         Machine::default()
             .ram(8 * GIB, 9 * GIB, 0)
@@ -195,7 +195,7 @@ fn interleaved_nodes_lose_locality_before_memory() {
 }
 
 #[test]
-fn a_pamt_that_fits_nowhere_in_one_piece_halves_the_tdmr() {
+fn a_pamt_too_large_for_any_gap_halves_the_tdmr() {
     // 64 GiB with free memory in pieces of 100 MiB: the PAMT of 256 MiB fits nowhere, that of a 16 GiB TDMR does.
     let mut machine = Machine::default().ram(64 * GIB, 128 * GIB, 0);
     for i in 0..640 {
@@ -213,7 +213,7 @@ fn a_pamt_that_fits_nowhere_in_one_piece_halves_the_tdmr() {
 }
 
 #[test]
-fn what_cannot_be_planned_is_refused_with_the_reason() {
+fn an_impossible_plan_is_refused_with_the_reason() {
     let refused =
         |machine: &Machine, limits: &Limits| plan(&machine.map(), limits).expect_err("refused");
     let machine = Machine::default().ram(4 * GIB, 8 * GIB, 0);
@@ -265,7 +265,7 @@ fn what_cannot_be_planned_is_refused_with_the_reason() {
 }
 
 #[test]
-fn odd_input_is_taken_as_far_as_it_makes_sense() {
+fn odd_input_is_accepted_as_far_as_it_makes_sense() {
     let region = |start, end, node| UsableRegion {
         span: Span { start, end },
         node,

@@ -102,7 +102,7 @@ fn unhoard(host: &Host, frames: Vec<mm::frames::Frame>) {
 }
 
 #[test]
-fn what_is_mapped_already_is_left_alone_and_what_was_new_is_undone() {
+fn a_failed_map_undoes_only_the_new_pages() {
     let host = Host::new("patterns");
     let td = Td::new(&host, 33, 1);
     host.with(0, |cpu| {

@@ -64,7 +64,7 @@ fn search(td: &Td<'_>) -> (Vec<Found>, u64) {
 }
 
 #[test]
-fn a_page_that_comes_back_comes_to_its_own_place_and_the_block_is_one_page_again() {
+fn a_returning_page_gets_its_own_frame_and_the_block_is_joined() {
     for clearing in [Clearing::Clear, Clearing::Leave, Clearing::Keep] {
         // With patterns, the module would report an uncleared frame given to a TD as a violation.
         let cleared = clearing == Clearing::Clear;
@@ -113,7 +113,7 @@ fn change(host: &Host, td: &Td<'_>) {
 }
 
 #[test]
-fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_split() {
+fn a_page_whose_frame_is_taken_gets_another_and_its_block_stays_split() {
     let host = Host::new("patterns");
     let td = Td::runnable(&host, 33, 1);
     with_a_gap(&td);
@@ -138,7 +138,7 @@ fn while_its_frame_is_anothers_a_page_comes_to_any_other_and_its_block_stays_spl
 }
 
 #[test]
-fn the_pool_gives_a_frame_once_wherever_it_waits() {
+fn the_pool_hands_out_each_frame_once() {
     let host = Host::new("");
     let frame = host.pool.take(PageSize::Size4K).unwrap();
     let hpa = frame.hpa();
@@ -154,7 +154,7 @@ fn the_pool_gives_a_frame_once_wherever_it_waits() {
 }
 
 #[test]
-fn what_is_not_accepted_costs_a_question_and_is_given_up_after_a_few_searches() {
+fn an_unaccepted_block_costs_one_call_and_is_given_up_after_a_few_searches() {
     let host = Host::new("");
     let td = Td::runnable(&host, 33, 1);
     with_a_gap(&td);
@@ -197,7 +197,7 @@ fn a_page_that_is_split_because_the_guest_accepts_4_kib_is_one_again_when_it_acc
 }
 
 #[test]
-fn when_the_module_refuses_pages_are_as_they_were_and_the_next_search_goes_on() {
+fn after_a_refusal_pages_are_unchanged_and_the_next_search_continues() {
     let busy = Status::OPERAND_BUSY.with(Operand::RCX);
     for (leaf, status) in [
         (Leaf::MemSeptRd, Status::OPERAND_INVALID),
@@ -285,7 +285,7 @@ fn end_refused(td: Td<'_>) {
 }
 
 #[test]
-fn a_map_that_closes_is_left_alone_and_searched_when_it_lives_on() {
+fn a_closing_map_is_left_alone_and_searched_after_it_reopens() {
     let host = Host::new("");
     let td = Td::runnable(&host, 33, 1);
     with_a_gap(&td);

@@ -189,7 +189,7 @@ fn the_largest_pages_come_first_and_a_region_can_be_used_when_it_is_done() {
 }
 
 #[test]
-fn what_a_cpu_leaves_unfinished_another_one_finishes() {
+fn another_cpu_finishes_an_abandoned_job() {
     for steps in [1, 2, 5, 20] {
         let host = Host::sized("patterns", 2 * PAGE_1G);
         let (map, control) = mixed(&host).into_parts();
@@ -213,7 +213,7 @@ fn what_a_cpu_leaves_unfinished_another_one_finishes() {
 }
 
 #[test]
-fn four_cpus_take_every_page_once_while_another_td_is_built() {
+fn four_cpus_reclaim_every_page_once_while_another_td_is_built() {
     let host = Host::sized("patterns", 2 * PAGE_1G);
     let (map, control) = mixed(&host).into_parts();
     let clock = Now::new();
@@ -244,7 +244,7 @@ fn four_cpus_take_every_page_once_while_another_td_is_built() {
 }
 
 #[test]
-fn a_page_that_is_busy_is_asked_for_again() {
+fn a_busy_page_is_requested_again() {
     let leafs = [Leaf::PhymemPageReclaim, Leaf::PhymemPageWbinvd];
     for (leaf, busy) in leafs
         .into_iter()
@@ -272,7 +272,7 @@ fn a_page_that_is_busy_is_asked_for_again() {
 }
 
 #[test]
-fn pages_that_stay_busy_are_the_tds_until_somebody_asks_again() {
+fn pages_that_stay_busy_remain_the_tds_until_a_retry() {
     for leaf in [Leaf::PhymemPageReclaim, Leaf::PhymemPageWbinvd] {
         let host = Host::sized("patterns", 2 * PAGE_1G);
         let (map, control) = mixed(&host).into_parts();
@@ -327,7 +327,7 @@ fn a_call_that_is_interrupted_many_times_goes_on() {
 }
 
 #[test]
-fn a_page_that_the_module_will_not_give_is_out_of_use_with_the_reason_and_the_tdr_with_it() {
+fn a_page_that_the_module_keeps_is_quarantined_with_the_reason_and_so_is_the_tdr() {
     // A large page, a page table, a small page, a directory, a control page.
     for call in [1, 9, 10, 523, 530] {
         let host = Host::sized("patterns", 2 * PAGE_1G);
@@ -362,7 +362,7 @@ fn a_page_that_the_module_will_not_give_is_out_of_use_with_the_reason_and_the_td
 }
 
 #[test]
-fn what_could_not_be_written_back_while_the_key_lived_comes_with_the_rest() {
+fn stranded_pages_are_reclaimed_with_the_rest() {
     let host = Host::sized("patterns", 2 * PAGE_1G);
     let td = Td::runnable(&host, 33, 1);
     let calls = AtomicU64::new(0);
@@ -392,7 +392,7 @@ fn nothing_is_reclaimed_from_a_td_that_has_its_key() {
 }
 
 #[test]
-fn frames_that_are_kept_for_another_td_go_to_a_td_and_nobody_else() {
+fn kept_frames_go_only_to_tds() {
     // No patterns: the module would report an uncleared frame of another TD as a violation.
     let host = Host::new("");
     let td = Td::runnable(&host, 33, 1);

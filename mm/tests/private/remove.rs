@@ -124,7 +124,7 @@ fn no_page_is_removed_while_a_cpu_may_use_it() {
 }
 
 #[test]
-fn a_cpu_that_does_not_answer_leaves_pages_blocked_and_the_next_time_goes_on() {
+fn a_silent_cpu_leaves_pages_blocked_and_the_next_removal_continues() {
     struct Silent;
     impl Kick for Silent {
         fn kick(&self) -> Result<(), NoAnswer> {
@@ -203,7 +203,7 @@ fn every_call_of_a_removal_may_be_busy_once_or_for_long_and_nothing_is_lost() {
 }
 
 #[test]
-fn what_is_removed_is_cleared_left_or_kept_for_another_td_as_the_operator_wants_it() {
+fn removed_memory_is_cleared_left_or_kept_as_configured() {
     for clearing in [Clearing::Clear, Clearing::Leave, Clearing::Keep] {
         // No patterns: the module would report an uncleared frame given to a TD as a violation.
         let host = Host::new("");

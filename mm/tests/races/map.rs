@@ -100,7 +100,7 @@ fn closing_the_map_against_removal_loses_nothing() {
 }
 
 #[test]
-fn two_who_close_the_map_close_it_once_and_the_image_grows_before_it_is_finalised_or_never() {
+fn two_cpus_close_the_map_once_and_the_image_grows_only_before_it_is_finalised() {
     explore(|| {
         let host = &Host::new("patterns");
         let td = &Td::new(host, 33, 1);
@@ -125,7 +125,7 @@ fn two_who_close_the_map_close_it_once_and_the_image_grows_before_it_is_finalise
 }
 
 #[test]
-fn two_who_map_change_and_remove_the_same_memory_never_lose_a_page() {
+fn two_cpus_that_map_change_and_remove_the_same_memory_lose_no_page() {
     explore(|| {
         let host = &Host::new("patterns");
         let td = &Td::runnable(host, 33, 1);

@@ -61,7 +61,7 @@ fn every_page_comes_back_once_whoever_works_when() {
 }
 
 #[test]
-fn asking_for_memory_or_another_try_meanwhile_changes_nothing() {
+fn a_map_or_a_retry_during_a_reclaim_changes_nothing() {
     explore(|| {
         let host = &Host::new("patterns");
         let reclaim = &begin(host);

@@ -35,7 +35,7 @@ fn the_list_tells_each_td_in_a_line() {
 }
 
 #[test]
-fn the_end_is_told_with_pages_phases_and_calls() {
+fn a_termination_is_reported_with_pages_phases_and_calls() {
     let mut terminal = Terminal::default();
     let reply = terminal.run("td destroy --dynamic hello");
     assert_eq!(*terminal.machine.tds.done.borrow(), ["destroy --dynamic 1"]);

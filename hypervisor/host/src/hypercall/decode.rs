@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_reserved_must_be_zero() {
+    fn reserved_bits_must_be_zero() {
         let registers: [fn(&mut Gprs) -> &mut u64; 10] = [
             |regs| &mut regs.rdx,
             |regs| &mut regs.rbx,

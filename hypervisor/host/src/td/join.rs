@@ -15,7 +15,9 @@ pub const PAUSE_US: u64 = 100_000;
 pub(super) struct Joining(Mutex<Course>);
 
 /// Excludes search steps while it exists. Removal of memory from a live TD holds it as well.
-pub(super) struct Quiet<'a>(#[expect(dead_code, reason = "it is had")] MutexGuard<'a, Course>);
+pub(super) struct Quiet<'a>(
+    #[expect(dead_code, reason = "holding the guard is its purpose")] MutexGuard<'a, Course>,
+);
 
 impl Joining {
     /// Waits for the current step, for at most the time that a CPU has to release a vCPU.

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_follow_changes_nothing() {
+    fn a_transition_that_is_not_allowed_changes_nothing() {
         let life = Life::new();
         assert_eq!(
             life.advance(State::Created, State::Runnable),

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_image_has_is_left_out() {
+    fn memory_of_the_image_is_left_out() {
         let layout = Layout::new(4 * PAGE_1G).unwrap();
         let taken = [
             0x80_0000..0x80_1000,
@@ -170,7 +170,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn nothing_is_left_twice_and_nothing_lost(
+        fn no_memory_is_left_out_twice_or_lost(
             pages in 1u64..2_000_000,
             taken in proptest::collection::vec((0u64..2_000_000, 1u64..5000), 0..8),
         ) {

@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_open_is_the_machines_own() {
+    fn open_settings_take_the_machines_values() {
         let params = of("vcpus = 4\n").unwrap();
         assert_eq!(params.attributes, Attributes::SEPT_VE_DISABLE);
         // x87, SSE, AVX, AVX-512, PKRU and AMX: neither PT nor CET, UINTR and LBR, which this module supports too.
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operator_wants_is_what_the_module_is_told() {
+    fn the_parameters_follow_the_configuration() {
         let params = of(
             "debug = true\nsept_ve_disable = false\nno_rbp_mod = true\nxfam = 0xE7\ntsc_mhz = 1000\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0\nedx = 7\n",
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_module_can_t_do_is_refused_with_the_key() {
+    fn an_unsupported_setting_is_refused_with_its_key() {
         let cases = [
             ("pks = true\n", "pks: "),
             ("migratable = true\ndebug = true\n", "migratable: "),

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_too_many_is_refused_and_has_its_turn_when_another_is_back() {
+    fn one_hkid_too_many_is_refused_until_another_is_returned() {
         let pool = pool(3);
         let global = pool.take_global().unwrap();
         assert_eq!(global.number(), 32);
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_quarantine_is_not_handed_out_before_it_is_back() {
+    fn a_quarantined_hkid_is_not_handed_out_before_it_is_returned() {
         let pool = pool(2);
         pool.take_global().unwrap().surrender();
         let hkid = pool.take().unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_partitioning_claims_beyond_15_bits_does_not_exist() {
+    fn keyids_beyond_15_bits_do_not_exist() {
         let pool = pool(u32::MAX);
         assert_eq!(pool.count().total, (1 << 15) - 32);
     }

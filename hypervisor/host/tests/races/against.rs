@@ -11,7 +11,7 @@ use crate::actors::{
 use crate::explore::explore;
 
 #[test]
-fn a_build_that_goes_on() {
+fn a_build_in_progress() {
     explore(nothing, &[build, terminate_when_there]);
     explore(nothing, &[build, terminate_at_its_key]);
 }

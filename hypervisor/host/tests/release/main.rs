@@ -44,7 +44,7 @@ fn a_td_without_vcpus_needs_no_flush() {
 }
 
 #[test]
-fn asking_again_is_harmless() {
+fn a_second_request_is_harmless() {
     let host = Host::new("");
     let td = Td::new(&host, &[1]);
     host.end(&td).unwrap();
@@ -80,7 +80,7 @@ fn tds_that_end_together_share_one_write_back() {
 }
 
 #[test]
-fn tds_that_end_on_several_cpus_get_in_nobodys_way() {
+fn terminations_on_several_cpus_do_not_interfere() {
     let host = Arc::new(Host::new(""));
     for _ in 0..8 {
         let jobs = [1, 2, 3].map(|cpu| {
@@ -115,7 +115,7 @@ fn a_write_back_that_is_interrupted_goes_on() {
 }
 
 #[test]
-fn what_is_busy_once_is_tried_again() {
+fn a_busy_call_is_tried_again() {
     let host = Host::new(
         "busy TDH.MNG.CREATE call 1
          busy:TDVPR TDH.VP.FLUSH call 1
@@ -131,7 +131,7 @@ fn what_is_busy_once_is_tried_again() {
 }
 
 #[test]
-fn the_one_td_too_many_is_refused_until_another_has_ended() {
+fn one_td_too_many_is_refused_until_another_has_ended() {
     let host = Host::of(&Setup {
         hkids: 3,
         ..Setup::default()
@@ -153,7 +153,7 @@ fn the_one_td_too_many_is_refused_until_another_has_ended() {
 }
 
 #[test]
-fn a_td_that_can_not_be_made_takes_no_hkid() {
+fn a_td_that_cannot_be_created_takes_no_hkid() {
     for status in [
         REFUSED.with(Operand::RDX),
         Status::OPERAND_BUSY.with(Operand::KOT),
@@ -241,7 +241,7 @@ fn a_cpu_that_does_not_flush_its_vcpu_leaves_the_td_as_it_was() {
 }
 
 #[test]
-fn another_cpu_of_the_package_does_what_a_silent_one_does_not() {
+fn another_cpu_of_the_package_replaces_a_silent_one() {
     let host = Host::new("");
     let td = Td::new(&host, &[0]);
     host.rig.set_silent(2, true);
@@ -251,7 +251,7 @@ fn another_cpu_of_the_package_does_what_a_silent_one_does_not() {
 }
 
 #[test]
-fn a_package_that_can_not_be_written_back_stops_those_tds_alone_that_need_it() {
+fn a_failed_write_back_stops_only_the_tds_that_need_it() {
     let host = Host::new("");
     let td = Td::new(&host, &[0]);
     for cpu in [2, 3] {
@@ -294,7 +294,7 @@ fn a_pass_that_failed_half_way_serves_no_td_that_was_flushed_since() {
 }
 
 #[test]
-fn who_looks_at_the_map_meanwhile_does_not_stop_a_release() {
+fn a_reader_of_the_map_does_not_stop_a_release() {
     let host = Arc::new(Host::new(""));
     let td = Arc::new(Td::new(&host, &[1]));
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));

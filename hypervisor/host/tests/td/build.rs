@@ -10,7 +10,7 @@ use super::kit::{FULL, ONE, Server, td};
 use super::rig::Setup;
 
 #[test]
-fn a_td_is_built_and_taken_down() {
+fn a_td_is_built_and_torn_down() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     assert_eq!(tds.state(1), State::Created);
@@ -107,7 +107,7 @@ fn the_guest_finds_the_list_of_its_memory() {
 }
 
 #[test]
-fn what_can_t_be_built_is_refused_before_anything_is_taken() {
+fn an_impossible_td_is_refused_before_anything_is_taken() {
     let server = Server::of(&Setup {
         hkids: 2,
         ..Setup::default()
@@ -170,7 +170,7 @@ fn a_file_that_is_no_image_is_refused_in_words() {
 }
 
 #[test]
-fn a_cpu_that_does_not_answer_is_named_before_anything_is_taken() {
+fn a_silent_cpu_is_named_before_anything_is_taken() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     server.rig.set_silent(1, true);

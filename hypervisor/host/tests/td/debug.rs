@@ -91,7 +91,7 @@ fn a_vcpu_that_is_in_use_is_left_alone() {
 }
 
 #[test]
-fn memory_that_is_there_is_shown_and_nothing_else_is_asked_for() {
+fn present_memory_is_shown_and_nothing_else_is_read() {
     let server = Server::new("");
     let tds = server.tds(&debugged());
     tds.create(1).unwrap();
@@ -123,7 +123,7 @@ fn memory_that_is_there_is_shown_and_nothing_else_is_asked_for() {
 }
 
 #[test]
-fn a_td_in_production_shows_nothing_and_the_module_is_not_asked() {
+fn a_production_td_shows_nothing_and_the_module_is_not_called() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     tds.create(1).unwrap();
@@ -166,7 +166,7 @@ fn a_td_that_ends_shows_nothing_any_more() {
 }
 
 #[test]
-fn what_the_module_refuses_is_told() {
+fn a_refusal_of_the_module_is_reported() {
     let server = Server::new("");
     let tds = server.tds(&debugged());
     tds.create(1).unwrap();

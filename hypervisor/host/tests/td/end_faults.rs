@@ -121,7 +121,7 @@ fn go_on(server: &Server, tds: &Tds<'_, Rig>) {
 }
 
 #[test]
-fn what_is_busy_once_is_done_all_the_same() {
+fn a_call_that_is_busy_once_is_repeated() {
     let server = Server::new("");
     for (way, leaf) in steps() {
         let numbers = calls(&server, way, leaf);
@@ -141,7 +141,7 @@ fn what_is_busy_once_is_done_all_the_same() {
 }
 
 #[test]
-fn what_is_interrupted_many_times_is_done_all_the_same() {
+fn a_call_that_is_interrupted_many_times_completes() {
     let server = Server::new("");
     for (way, leaf) in steps() {
         let status = match leaf {
@@ -169,7 +169,7 @@ fn what_is_interrupted_many_times_is_done_all_the_same() {
 }
 
 #[test]
-fn what_stays_busy_is_told_and_done_later() {
+fn a_permanently_busy_release_is_reported_and_completed_later() {
     let server = Server::new("");
     for (way, leaf) in steps() {
         let came = end_with(&server, way, || server.rig.refuse(leaf, FOR_EVER, BUSY));
@@ -181,7 +181,7 @@ fn what_stays_busy_is_told_and_done_later() {
 }
 
 #[test]
-fn an_unexpected_error_at_any_step_is_told_and_what_is_in_doubt_is_in_quarantine() {
+fn an_unexpected_error_at_any_step_is_reported_and_doubtful_pages_are_quarantined() {
     let mut quarantines = 0;
     for (way, leaf) in steps() {
         let numbers = calls(&Server::new(""), way, leaf);
@@ -211,7 +211,7 @@ fn an_unexpected_error_at_any_step_is_told_and_what_is_in_doubt_is_in_quarantine
 }
 
 #[test]
-fn an_instruction_that_faults_is_told_and_nothing_is_lost() {
+fn a_faulting_instruction_is_reported_and_nothing_is_lost() {
     for (way, leaf) in steps() {
         let server = Server::new("");
         let came = end_with(&server, way, || {
@@ -225,7 +225,7 @@ fn an_instruction_that_faults_is_told_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_cpu_that_does_not_answer_stops_no_other_and_is_told() {
+fn a_silent_cpu_stops_no_other_and_is_reported() {
     for way in [Way::Terminate, Way::Dynamic] {
         for cpu in 1..4 {
             let server = Server::new("");
@@ -289,7 +289,7 @@ fn a_package_that_falls_silent_keeps_one_td_in_quarantine_and_no_other() {
 
 /// Shrinks a running TD with a failure at every step.
 #[test]
-fn a_shrink_that_fails_goes_on_where_it_was() {
+fn a_failed_shrink_continues_where_it_stopped() {
     let server = Server::new("");
     for leaf in [
         Leaf::MemRangeBlock,

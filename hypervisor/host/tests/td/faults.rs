@@ -76,7 +76,7 @@ fn an_error_at_any_step_gives_everything_back() {
 }
 
 #[test]
-fn what_stays_busy_gives_everything_back() {
+fn a_permanently_busy_build_returns_everything() {
     let server = Server::new("");
     for leaf in LEAFS {
         let error = fails(&server, || server.rig.refuse(leaf, 1..=u64::MAX, BUSY));
@@ -85,7 +85,7 @@ fn what_stays_busy_gives_everything_back() {
 }
 
 #[test]
-fn what_is_busy_once_is_done_all_the_same() {
+fn a_call_that_is_busy_once_is_repeated() {
     let server = Server::new("");
     for (leaf, number) in calls(&server) {
         let tds = server.tds(FULL);
@@ -104,7 +104,7 @@ fn what_is_busy_once_is_done_all_the_same() {
 }
 
 #[test]
-fn entropy_that_does_not_come_gives_everything_back_and_a_little_patience_is_enough_for_the_rest() {
+fn a_build_without_entropy_returns_everything_and_succeeds_after_a_short_wait() {
     for leaf in LEAFS {
         let server = Server::new("");
         let (status, reason) = match leaf {
@@ -140,7 +140,7 @@ fn a_cpu_that_falls_silent_before_its_vcpu_is_made_gives_everything_back() {
 }
 
 #[test]
-fn a_frame_that_is_not_there_gives_everything_back() {
+fn a_missing_frame_returns_everything() {
     let server = Server::new("");
     let short = Short::new(&server.rig);
     let tds = server.tds_on(&short, FULL, &Wired);
@@ -162,7 +162,7 @@ fn a_frame_that_is_not_there_gives_everything_back() {
 }
 
 #[test]
-fn a_leaf_that_the_module_can_t_do_with_these_parameters_is_told_with_the_cpuid_leaf() {
+fn a_refused_parameter_is_reported_with_its_cpuid_leaf() {
     let server = Server::new("");
     let name = "[[td]]\nname = \"one\"\nmemory = \"2M\"\n[[td.cpuid]]\nleaf = 1\neax = 1\n";
     let tds = server.tds(name);

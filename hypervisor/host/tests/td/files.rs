@@ -40,7 +40,7 @@ fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
 }
 
 #[test]
-fn a_td_without_room_for_its_initrd_is_told_how_much_it_needs() {
+fn a_td_without_room_for_its_initrd_is_refused_with_the_size_needed() {
     assert_eq!(
         said("64M", KERNEL_BYTES, Some(80_000_000)),
         "memory = \"64M\" is too small: the kernel \"linux\" takes 72 MiB, the initrd \"root\" 77 MiB; set memory = \

@@ -240,7 +240,7 @@ fn one_with_control_ends_another_that_runs_and_sees_how_far_it_is() {
 }
 
 #[test]
-fn a_td_that_can_t_be_stopped_lives_and_may_ask_again() {
+fn a_td_that_cannot_be_stopped_lives_and_may_request_it_again() {
     let server = Server::new("");
     let tds = server.tds(ONE);
     tds.start(1).unwrap();

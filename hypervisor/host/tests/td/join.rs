@@ -118,7 +118,7 @@ fn a_page_that_is_accepted_in_parts_is_one_page_again() {
 }
 
 #[test]
-fn what_the_guest_has_not_accepted_stays_as_it_is() {
+fn unaccepted_memory_stays_split() {
     with_site(|site| {
         let before = whole(site);
         let one = td(&site.tds, 1);
@@ -154,7 +154,7 @@ fn a_block_with_another_frame_in_it_stays_split() {
 }
 
 #[test]
-fn a_td_that_comes_to_its_end_meanwhile_is_left_alone() {
+fn a_td_that_is_terminated_meanwhile_is_left_alone() {
     for steps in [0, 1, 5] {
         with_site(|site| {
             let before = whole(site);
@@ -197,7 +197,7 @@ fn memory_that_comes_back_comes_first() {
 }
 
 #[test]
-fn when_a_call_fails_the_guest_has_its_pages_and_the_next_search_makes_them_one() {
+fn after_a_failed_call_the_guest_keeps_its_pages_and_the_next_search_joins_them() {
     for leaf in [
         Leaf::MemSeptRd,
         Leaf::MemRangeBlock,
@@ -233,7 +233,7 @@ fn when_a_call_fails_the_guest_has_its_pages_and_the_next_search_makes_them_one(
 }
 
 #[test]
-fn a_td_that_is_destroyed_by_removal_gives_back_what_was_made_whole() {
+fn a_dynamic_destroy_frees_joined_pages() {
     with_site(|site| {
         let before = whole(site);
         play(site, &[share(), take_back(), accept(PAGE)]);

@@ -107,7 +107,7 @@ fn a_cap_is_kept_over_the_period_that_the_operator_wants() {
 }
 
 #[test]
-fn a_halted_vcpu_gives_its_cpu_away_and_comes_back_for_an_event() {
+fn a_halted_vcpu_yields_its_cpu_and_resumes_on_an_event() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         let script = site.play(&[halt()]);
@@ -125,7 +125,7 @@ fn a_halted_vcpu_gives_its_cpu_away_and_comes_back_for_an_event() {
 }
 
 #[test]
-fn a_guest_that_switches_itself_off_is_taken_down() {
+fn a_guest_that_powers_off_is_torn_down() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         // SLP_EN with type 0 in PM1 control.
@@ -143,7 +143,7 @@ fn a_guest_that_switches_itself_off_is_taken_down() {
 }
 
 #[test]
-fn a_guest_that_asks_for_a_reset_is_built_anew() {
+fn a_guest_that_requests_a_reset_is_rebuilt() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         let before = site.tds.get(1).unwrap();
@@ -164,7 +164,7 @@ fn a_guest_that_asks_for_a_reset_is_built_anew() {
 }
 
 #[test]
-fn what_a_guest_said_before_its_reset_is_still_there() {
+fn console_output_survives_a_reset() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         site.play(&[write_port(0x3F8, 1, b'a'.into()), write_port(0xCF9, 1, 6)]);
@@ -186,7 +186,7 @@ fn what_a_guest_said_before_its_reset_is_still_there() {
 }
 
 #[test]
-fn who_watches_a_console_is_told_of_the_host_s_own_lines_at_once() {
+fn an_operator_who_watches_a_console_sees_the_host_s_own_lines_at_once() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         site.scheduler.watch(Some(1));
@@ -257,7 +257,7 @@ fn a_guest_that_asks_for_a_reset_does_not_undo_its_end() {
 }
 
 #[test]
-fn a_guest_that_breaks_down_stays_for_whoever_wants_to_know_why() {
+fn a_crashed_guest_is_kept_for_inspection() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         site.tds.start(2).unwrap();
@@ -307,7 +307,7 @@ fn a_paused_td_gets_no_turn() {
 }
 
 #[test]
-fn a_vcpu_that_ran_elsewhere_is_flushed_there_and_comes_over() {
+fn a_vcpu_that_ran_elsewhere_is_flushed_there_and_migrates() {
     with_site(TWO, |site| {
         site.tds.start(1).unwrap();
         let td = site.tds.get(1).unwrap();
@@ -328,7 +328,7 @@ fn a_vcpu_that_ran_elsewhere_is_flushed_there_and_comes_over() {
 }
 
 #[test]
-fn memory_is_there_again_after_sharing_and_shrinking() {
+fn memory_returns_after_sharing_and_shrinking() {
     const MAP_GPA: u64 = 0x1_0001;
     const SHARED: u64 = 1 << 47;
     with_site(TWO, |site| {

@@ -41,7 +41,7 @@ fn shrink_at(
 }
 
 #[test]
-fn a_shrink_leaves_everything_to_an_end_that_removes_page_by_page() {
+fn a_shrink_leaves_everything_to_a_dynamic_termination() {
     for (leaf, number) in [
         (Leaf::MemRangeBlock, 1),
         (Leaf::MemPageRemove, 1),
@@ -62,7 +62,7 @@ fn a_shrink_leaves_everything_to_an_end_that_removes_page_by_page() {
 }
 
 #[test]
-fn an_end_that_comes_in_the_middle_of_a_shrink_does_not_wait_for_all_of_it() {
+fn a_termination_does_not_wait_for_a_whole_shrink() {
     let (server, tds) = stage("256M");
     tds.start(1).unwrap();
     let before = td(tds, 1).holding().bytes();
@@ -105,7 +105,7 @@ fn shrink_and_fail_to_end(
 }
 
 #[test]
-fn what_a_shrink_left_to_an_end_that_fails_is_taken_then() {
+fn a_failed_termination_performs_the_queued_shrink() {
     shrink_and_fail_to_end(
         |_, _| {},
         |td| {
@@ -116,7 +116,7 @@ fn what_a_shrink_left_to_an_end_that_fails_is_taken_then() {
 }
 
 #[test]
-fn what_is_taken_after_an_end_failed_makes_way_for_the_next_end() {
+fn a_queued_shrink_yields_to_the_next_termination() {
     shrink_and_fail_to_end(
         |server, tds| {
             server.rig.meanwhile(Leaf::MemPageRemove, 1, || {

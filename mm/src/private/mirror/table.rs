@@ -457,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_joined_is_found_from_anywhere_before_it() {
+    fn a_search_from_any_lower_address_finds_a_joinable_block() {
         let mut directory = Directory::new();
         assert_eq!(directory.next_joinable(0), None);
         for at in [3, 64, 511] {

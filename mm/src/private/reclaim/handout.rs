@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_behind_comes_again_a_few_times() {
+    fn remaining_units_are_handed_out_again_a_few_times() {
         let handout = Handout::new([1, 1, 1]);
         for _ in 0..MAX_PASSES {
             assert_eq!(handout.next(), Turn::Unit(Stage::Pages, 0));

@@ -121,7 +121,7 @@ fn a_td_with_few_vcpus_leaves_the_rest_to_others() {
 }
 
 #[test]
-fn a_cap_is_kept_also_when_nobody_else_wants_the_cpus() {
+fn a_cap_holds_on_an_idle_machine() {
     let mut queue = queue(2);
     queue.add(
         1,
@@ -139,7 +139,7 @@ fn a_cap_is_kept_also_when_nobody_else_wants_the_cpus() {
 }
 
 #[test]
-fn a_vcpu_stays_where_it_ran_while_that_costs_nobody_much() {
+fn a_vcpu_stays_on_its_cpu_while_the_unfairness_is_small() {
     let mut queue = queue(2);
     queue.add(
         1,
@@ -201,7 +201,7 @@ fn a_halted_vcpu_runs_when_it_is_woken_or_due() {
 }
 
 #[test]
-fn who_sleeps_saves_nothing_up() {
+fn a_sleeping_vcpu_saves_no_time() {
     let mut queue = queue(1);
     for td in [1, 2] {
         queue.add(
