@@ -14,7 +14,7 @@ use stub_rom::walk::Trail;
 
 use super::anchor::{self, Anchor};
 use super::detour::Detour;
-use super::machine::{Data, Host, Physical, SeamCpu, Td, Xmm};
+use super::machine::{Data, HostRegisters, Physical, SeamCpu, Td, Xmm};
 use super::shadow_paging::ShadowPaging;
 use super::shared::Shared;
 use super::tables::Tables;
@@ -145,7 +145,7 @@ impl Lp {
     /// Creates the machine for a SEAMCALL that the software executes. It borrows the runner of TD vCPUs, which
     /// [`SeamCpu::leave`] returns.
     pub fn seam(&mut self) -> SeamCpu<'_> {
-        let host = Host {
+        let host = HostRegisters {
             cr4: self.cr4(),
             interrupts_enabled: self.vmcb.save.rflags & rflags::IF != 0,
             tsc_adjust: self.tsc_adjust,

@@ -27,7 +27,7 @@ pub type Xmm = [AtomicU64; 2];
 
 /// The registers of the host that a SEAMCALL depends on.
 #[derive(Clone, Copy)]
-pub struct Host<'a> {
+pub struct HostRegisters<'a> {
     pub cr4: u64,
     /// RFLAGS.IF.
     pub interrupts_enabled: bool,
@@ -37,7 +37,7 @@ pub struct Host<'a> {
     pub xmm: &'a [Xmm; 16],
 }
 
-impl Host<'_> {
+impl HostRegisters<'_> {
     /// The registers for a call that depends on none of them.
     const NONE: Self = {
         static XMM: [Xmm; 16] = [const { [AtomicU64::new(0), AtomicU64::new(0)] }; 16];
@@ -56,7 +56,7 @@ impl Host<'_> {
 pub struct SeamCpu<'a> {
     world: &'static World,
     number: u32,
-    host: Host<'a>,
+    host: HostRegisters<'a>,
     /// The runner of TD vCPUs, on the processor that executes a SEAMCALL.
     td: Mutex<Option<&'static mut Td>>,
 }
@@ -69,7 +69,7 @@ impl<'a> SeamCpu<'a> {
     pub fn new(
         world: &'static World,
         number: u32,
-        host: Host<'a>,
+        host: HostRegisters<'a>,
         td: Option<&'static mut Td>,
     ) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl<'a> SeamCpu<'a> {
 
     /// Creates the machine for the look-up of a page's owner by processor `number`.
     fn for_look_up(world: &'static World, number: u32) -> Self {
-        Self::new(world, number, Host::NONE, None)
+        Self::new(world, number, HostRegisters::NONE, None)
     }
 
     /// Returns the machine as all processors see it.
