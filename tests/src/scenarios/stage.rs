@@ -335,12 +335,18 @@ pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the bytes of the machine's memory that the hypervisor uses, and those in quarantine.
+/// Returns the bytes of the machine's memory that the hypervisor uses besides its heap, and those in quarantine. The
+/// heap takes frames for the consoles' output and the like, which it keeps after a TD has gone.
 pub fn used(console: &mut Console) -> Result<(u64, u64)> {
     let memory = console.succeed("mem", ANSWER)?;
-    let bytes = |key: &str| memory["ledger"][key].as_u64();
-    let used = bytes("used_bytes").with_context(|| format!("{memory}"))?;
-    Ok((used, bytes("quarantined_bytes").unwrap_or(0)))
+    ensure!(memory["ledger"]["balanced"] == true, "{memory}");
+    let bytes = |part: &str, key: &str| {
+        let bytes = memory[part][key].as_u64();
+        bytes.with_context(|| format!("no {key} in {memory}"))
+    };
+    // The heap's first region is the firmware's, so that the difference can be negative. Only changes of it matter.
+    let used = bytes("ledger", "used_bytes")?.wrapping_sub(bytes("heap", "total_bytes")?);
+    Ok((used, bytes("ledger", "quarantined_bytes")?))
 }
 
 /// Takes TDs down, and checks that the machine has as much memory as before, and that no illegal SEAMCALL was made.
@@ -352,8 +358,8 @@ pub fn nothing_is_left(console: &mut Console, tds: &[&str], before: (u64, u64)) 
     ensure!(
         before == after,
         "{} bytes more are in use, and {} in quarantine",
-        after.0.cast_signed() - before.0.cast_signed(),
-        after.1.cast_signed() - before.1.cast_signed()
+        after.0.wrapping_sub(before.0).cast_signed(),
+        after.1.wrapping_sub(before.1).cast_signed()
     );
     nothing_illegal(console)
 }
