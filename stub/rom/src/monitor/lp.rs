@@ -107,7 +107,7 @@ impl Lp {
             cr4_shadow: 0,
             spec_ctrl: 0,
             misc_enable: MISC_ENABLE,
-            tsc_adjust: world::get().options.left_tsc_adjust(number),
+            tsc_adjust: world.options.left_tsc_adjust(number),
             tsx_ctrl: 0,
             step: None,
             detour: Detour::new(),
