@@ -315,8 +315,8 @@ impl Frames {
     /// MOVDIR64B.
     ///
     /// # Errors
-    /// [`Error::NotAllocated`].
-    pub fn free_flushed(&mut self, frame: Frame) -> Result<(), Error> {
+    /// [`FrameError::NotAllocated`].
+    pub fn free_flushed(&mut self, frame: Frame) -> Result<(), FrameError> {
         self.free(frame)?;
         if self.broken.is_empty() {
             self.flushed.note(frame);

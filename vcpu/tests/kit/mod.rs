@@ -109,7 +109,7 @@ impl Rig {
     }
 
     fn frame(&self) -> Page<Clean> {
-        let frame = self.pool.ledger().lock().alloc(0).unwrap();
+        let frame = self.pool.ledger().lock().alloc_page(0).unwrap();
         page_of(frame, &Memory(Arc::clone(&self.server))).unwrap()
     }
 
