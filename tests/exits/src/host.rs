@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use mm::frames::{Frame, Frames, words_for};
+use mm::frames::{Frames, words_for};
 use mm::pages::{Flush as CacheFlush, page_of};
 use mm::private::{FramePool, Kick, Levels, NoAnswer, PrivateMap};
 use mm::shared::{self, SharedMap, Words};
@@ -75,7 +75,7 @@ impl Td {
             .and_then(|()| frames.add(span))
             .expect("a zone of 64 MiB");
         let mut frame = || -> Page<Clean> {
-            let frame: Frame = frames.alloc(0).expect("64 MiB have a few frames");
+            let frame = frames.alloc_page(0).expect("64 MiB have a few frames");
             page_of(frame, &Unread).expect("a frame is a page")
         };
         #[expect(clippy::disallowed_methods, reason = "there is no other TD here")]

@@ -320,7 +320,15 @@ fn on_cores(cores: usize, threads: usize) -> RunQueue {
 fn without_cores_two_tds_share_one() {
     let mut queue = queue(2);
     for td in [1, 2] {
-        queue.add(td, 100, None, &[0], 0);
+        queue.add(
+            td,
+            Portion {
+                shares: 100,
+                cap: None,
+            },
+            &[0],
+            0,
+        );
         queue.start(td, 0);
     }
     let picked = [0, 1].map(|cpu| queue.pick(cpu, 0));
@@ -334,8 +342,24 @@ fn without_cores_two_tds_share_one() {
 #[test]
 fn a_thread_joins_the_td_on_its_core_or_waits_for_its_turn_to_end() {
     let mut queue = on_cores(1, 2);
-    queue.add(1, 100, None, &[0], 0);
-    queue.add(2, 100, None, &[0, 1], 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0],
+        0,
+    );
+    queue.add(
+        2,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0, 1],
+        0,
+    );
     queue.start(1, 0);
     queue.start(2, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { id, .. } if id.td == 1));
@@ -350,8 +374,24 @@ fn a_thread_joins_the_td_on_its_core_or_waits_for_its_turn_to_end() {
 #[test]
 fn a_woken_vcpu_goes_to_a_core_that_can_take_it() {
     let mut queue = on_cores(2, 2);
-    queue.add(1, 100, None, &[0], 0);
-    queue.add(2, 100, None, &[1], 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0],
+        0,
+    );
+    queue.add(
+        2,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[1],
+        0,
+    );
     queue.start(2, 0);
     assert!(matches!(queue.pick(1, 0), Next::Run { .. }));
     queue.put(1, Back::Halted(None), 1);
@@ -368,12 +408,28 @@ fn a_woken_vcpu_goes_to_a_core_that_can_take_it() {
 #[test]
 fn a_removed_td_keeps_its_core_until_its_last_vcpu_has_left() {
     let mut queue = on_cores(1, 2);
-    queue.add(1, 100, None, &[0], 0);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[0],
+        0,
+    );
     queue.start(1, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.remove(1);
     // The next life of TD 1 is another TD.
-    queue.add(1, 100, None, &[1], 5);
+    queue.add(
+        1,
+        Portion {
+            shares: 100,
+            cap: None,
+        },
+        &[1],
+        5,
+    );
     queue.start(1, 5);
     assert!(matches!(queue.pick(1, 5), Next::Idle { .. }));
     queue.put(0, Back::Ready, 20);
@@ -394,7 +450,7 @@ proptest::proptest! {
         let cpus = (cores * threads) as u32;
         let ids = 1..=tds.len() as u32;
         for (td, (vcpus, weight)) in (1..).zip(&tds) {
-            queue.add(td, 100 * weight, None, &homes(*vcpus, cpus), 0);
+            queue.add(td, Portion { shares: 100 * weight, cap: None }, &homes(*vcpus, cpus), 0);
             queue.start(td, 0);
         }
         let longest = play_on_cores(&mut queue, threads, 400 * SLICE, |_, _, _| Back::Ready);
@@ -410,7 +466,7 @@ proptest::proptest! {
         let mut halted: Vec<VcpuId> = Vec::new();
         let mut queue = on_cores(cores, threads);
         for (td, (vcpus, weight)) in (1..).zip(&tds) {
-            queue.add(td, 100 * weight, Some(150), &homes(*vcpus, cpus), 0);
+            queue.add(td, Portion { shares: 100 * weight, cap: Some(150) }, &homes(*vcpus, cpus), 0);
             queue.start(td, 0);
         }
         let vcpus = tds.clone();
@@ -432,7 +488,7 @@ proptest::proptest! {
                 4 => {
                     let (count, weight) = vcpus[id.td as usize - 1];
                     halted.retain(|sleeper| sleeper.td != id.td);
-                    queue.add(id.td, 100 * weight, None, &homes(count, cpus), now);
+                    queue.add(id.td, Portion { shares: 100 * weight, cap: None }, &homes(count, cpus), now);
                     queue.start(id.td, now);
                     Back::Ready
                 }
