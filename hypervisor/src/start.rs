@@ -17,7 +17,7 @@ use seam::{address::KeyIdPosition, platform::Registers};
 use x86_64::instructions::port::Port;
 
 use crate::{
-    cpu::{self, apic, check, ghes, nmi, start, timer, trap, vmx},
+    cpu::{self, apic, check, fatal, ghes, nmi, start, timer, vector, vmx},
     crash,
     firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
@@ -77,7 +77,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     // SAFETY: the boot path leaked it for the hypervisor alone.
     let info: &'static BootInfo = unsafe { &*info };
     crash::know_image(info.image, info.text);
-    trap::on_fatal(crash::crash);
+    fatal::on_fatal(crash::crash);
     if info.config.host.on_crash == OnCrash::Reboot {
         crash::then(power::reset_now);
     }
@@ -273,12 +273,11 @@ fn connect_console(madt: &Madt, bootstrap: &'static cpu::Cpu) -> Option<String> 
         .map(|interrupt| madt.line(interrupt));
     let connected = match &line {
         None => Err("its interrupt is not known"),
-        Some(line) => {
-            io_apic::route(madt, line, trap::SERIAL_VECTOR, bootstrap.apic_id).and_then(|()| {
+        Some(line) => io_apic::route(madt, line, vector::SERIAL_VECTOR, bootstrap.apic_id)
+            .and_then(|()| {
                 let comes = serial::try_interrupts();
                 comes.then_some(()).ok_or("its interrupt does not come")
-            })
-        }
+            }),
     };
     if let (Err(_), Some(line)) = (connected, &line) {
         io_apic::mask(madt, line);

@@ -50,13 +50,13 @@ pub enum Missing {
     Seam,
     /// IA32_SEAMRR_PHYS_BASE or _MASK report that the range is not configured, locked and valid.
     Seamrr {
-        /// IA32_SEAMRR_PHYS_BASE.
-        base: u64,
-        /// IA32_SEAMRR_PHYS_MASK.
-        mask: u64,
+        /// IA32_SEAMRR_PHYS_BASE; `None` if the CPU has no such register.
+        base: Option<u64>,
+        /// IA32_SEAMRR_PHYS_MASK; `None` if the CPU has no such register.
+        mask: Option<u64>,
     },
-    /// IA32_TME_ACTIVATE is not locked and enabled.
-    Tme(u64),
+    /// IA32_TME_ACTIVATE, with this value, is not locked and enabled, or does not exist.
+    Tme(Option<u64>),
     /// Fewer than two private KeyIDs. The module uses one, and each TD needs one.
     KeyIds(u32),
     /// The legacy xAPIC mode is not locked out (IA32_XAPIC_DISABLE_STATUS bit 0).
@@ -80,13 +80,16 @@ impl fmt::Display for Missing {
             Self::Seam => write!(f, "the CPU has no SEAM (IA32_MTRRCAP bit 15)"),
             Self::Seamrr { base, mask } => write!(
                 f,
-                "the SEAM range is not configured and locked (IA32_SEAMRR_PHYS_BASE {base:#x}, _MASK {mask:#x}): \
-                 enable TDX in the firmware's setup"
+                "the SEAM range is not configured and locked (IA32_SEAMRR_PHYS_BASE {}, _MASK {}): \
+                 enable TDX in the firmware's setup",
+                Register(*base),
+                Register(*mask)
             ),
             Self::Tme(value) => write!(
                 f,
-                "memory encryption is not activated and locked (IA32_TME_ACTIVATE {value:#x}): enable TME-MT in the \
-                 firmware's setup"
+                "memory encryption is not activated and locked (IA32_TME_ACTIVATE {}): enable TME-MT in the \
+                 firmware's setup",
+                Register(*value)
             ),
             Self::KeyIds(count) => write!(
                 f,
@@ -98,6 +101,18 @@ impl fmt::Display for Missing {
                 "legacy xAPIC mode is not locked off (MSR 0xBD): enable x2APIC opt-out protection in the firmware's \
                  setup"
             ),
+        }
+    }
+}
+
+/// The value of an MSR that may not exist.
+struct Register(Option<u64>);
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(value) => write!(f, "{value:#x}"),
+            None => f.write_str("absent"),
         }
     }
 }
@@ -165,12 +180,13 @@ pub fn detect(registers: &impl Registers) -> Report {
     let seam = msr(msr::MTRRCAP) & MTRRCAP_SEAMRR != 0;
     need(seam, Missing::Seam);
     if seam {
-        let (base, mask) = (msr(msr::SEAMRR_BASE), msr(msr::SEAMRR_MASK));
-        let configured =
-            base & SEAMRR_CONFIGURED != 0 && mask & SEAMRR_LOCK_VALID == SEAMRR_LOCK_VALID;
+        let has = |register: Option<u64>, bits: u64| register.is_some_and(|r| r & bits == bits);
+        let base = registers.rdmsr(msr::SEAMRR_BASE);
+        let mask = registers.rdmsr(msr::SEAMRR_MASK);
+        let configured = has(base, SEAMRR_CONFIGURED) && has(mask, SEAMRR_LOCK_VALID);
         need(configured, Missing::Seamrr { base, mask });
-        let tme = msr(msr::TME_ACTIVATE);
-        need(tme & 3 == 3, Missing::Tme(tme));
+        let tme = registers.rdmsr(msr::TME_ACTIVATE);
+        need(has(tme, 3), Missing::Tme(tme));
         need(
             msr(msr::XAPIC_DISABLE_STATUS) & 1 != 0,
             Missing::XapicNotDisabled,
@@ -288,6 +304,23 @@ mod tests {
     }
 
     #[test]
+    fn a_register_that_does_not_exist_is_absent_and_not_zero() {
+        let without = |number| {
+            let mut machine = Machine::complete();
+            machine.msrs.retain(|(msr, _)| *msr != number);
+            let report = detect(&machine);
+            alloc::format!("{}", report.missing[0])
+        };
+        let seamrr = without(msr::SEAMRR_MASK);
+        assert!(
+            seamrr.contains("_BASE 0x70000008, _MASK absent"),
+            "{seamrr}"
+        );
+        let tme = without(msr::TME_ACTIVATE);
+        assert!(tme.contains("IA32_TME_ACTIVATE absent"), "{tme}");
+    }
+
+    #[test]
     fn each_thing_that_firmware_left_undone_is_named() {
         let cases = [
             (msr::FEATURE_CONTROL, 1, Missing::VmxLockedOff),
@@ -295,11 +328,11 @@ mod tests {
                 msr::SEAMRR_MASK,
                 0x400,
                 Missing::Seamrr {
-                    base: 0x7000_0008,
-                    mask: 0x400,
+                    base: Some(0x7000_0008),
+                    mask: Some(0x400),
                 },
             ),
-            (msr::TME_ACTIVATE, 2, Missing::Tme(2)),
+            (msr::TME_ACTIVATE, 2, Missing::Tme(Some(2))),
             (msr::KEYID_PARTITIONING, 1 << 32, Missing::KeyIds(1)),
             (msr::KEYID_PARTITIONING, 63, Missing::KeyIds(0)),
             (msr::XAPIC_DISABLE_STATUS, 0, Missing::XapicNotDisabled),

@@ -16,13 +16,12 @@ use mca::{
     cper::Severity,
     decide::{Next, Place, decide},
     deposit::Deposit,
-    pages::Pages,
     scan::{self, Banks, Scan},
     verdict::{Occasion, Why},
 };
 use seam::abi::x86::msr::{mc, x2apic::LVT_CMCI};
 
-use super::{Cpu, ghes, speculation, timer, trap};
+use super::{Cpu, LOST_PAGES, fatal::fatal, ghes, speculation, timer, vector::CMCI_VECTOR};
 use crate::{
     exception::{Cause, Frame},
     msr, time,
@@ -63,8 +62,6 @@ impl Checks {
     }
 }
 
-/// Pages whose data is lost.
-pub static LOST_PAGES: Pages = Pages::new();
 static KEY_ID_BITS: AtomicU64 = AtomicU64::new(0);
 static FIRMWARE_FIRST: AtomicU32 = AtomicU32::new(0);
 /// The reason why the machine stopped, as its place in [`Why::ALL`] plus one; 0 without one.
@@ -124,7 +121,7 @@ fn listen(checks: &Checks, signalling: Banks) {
         return;
     }
     // SAFETY: the vector has a handler.
-    let routed = unsafe { msr::try_write(LVT_CMCI, u64::from(trap::CMCI_VECTOR)) };
+    let routed = unsafe { msr::try_write(LVT_CMCI, u64::from(CMCI_VECTOR)) };
     match routed {
         Ok(()) => checks.signalling.store(signalling.0, Relaxed),
         Err(_) => scan::silence(&Here, signalling),
@@ -212,7 +209,7 @@ pub(super) fn on_timer() {
 /// Looks for records of the firmware. A fatal one stops the machine.
 pub fn look_at_firmware() {
     match ghes::look() {
-        Some(Severity::Fatal) => trap::fatal(Cause::Firmware, &Frame::default()),
+        Some(Severity::Fatal) => fatal(Cause::Firmware, &Frame::default()),
         Some(_) => super::call_console(),
         None => {}
     }

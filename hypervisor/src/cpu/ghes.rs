@@ -13,7 +13,7 @@ use mca::cper::{Block, Severity, is_pending};
 use spin::Once;
 use sync::IrqLock;
 
-use super::check::LOST_PAGES;
+use super::LOST_PAGES;
 use crate::{
     firmware::hest::{Notice, Source},
     memory,

@@ -6,6 +6,7 @@
 
 pub mod apic;
 pub mod check;
+pub mod fatal;
 pub mod ghes;
 pub mod nmi;
 pub mod speculation;
@@ -14,6 +15,7 @@ mod tables;
 pub mod timer;
 pub mod topology;
 pub mod trap;
+pub mod vector;
 pub mod vmx;
 
 use alloc::{boxed::Box, vec::Vec};
@@ -32,6 +34,7 @@ use x86_64::{
 
 use self::{tables::Tables, topology::Place, vmx::Vmx};
 use host::platform::Attention;
+use mca::pages::Pages;
 use seam::counters::Counters;
 use sync::{
     IrqLock,
@@ -243,7 +246,7 @@ impl call::Machine for Hardware {
     fn notify(&self, cpu: u32) {
         apic::send(
             all()[cpu as usize].apic_id,
-            apic::Message::Fixed(trap::CALL_VECTOR),
+            apic::Message::Fixed(vector::CALL_VECTOR),
         );
     }
 
@@ -280,7 +283,7 @@ pub fn poke(cpu: u32) {
     if interrupts()
         && let Some(cpu) = all().get(cpu as usize)
     {
-        apic::send(cpu.apic_id, apic::Message::Fixed(trap::CALL_VECTOR));
+        apic::send(cpu.apic_id, apic::Message::Fixed(vector::CALL_VECTOR));
     }
 }
 
@@ -337,6 +340,9 @@ pub fn stop_here() -> ! {
         x86_64::instructions::hlt();
     }
 }
+
+/// Pages whose data is lost, from the handlers that find them to the code that takes them out of use.
+pub static LOST_PAGES: Pages = Pages::new();
 
 /// True while one CPU stops the others by NMI.
 static STOPPING: AtomicBool = AtomicBool::new(false);

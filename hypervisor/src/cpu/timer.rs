@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use seam::abi::x86::msr::TSC_DEADLINE;
 use seam::abi::x86::msr::x2apic::LVT_TIMER;
 
-use super::trap;
+use super::vector::TIMER_VECTOR;
 use crate::{msr, time};
 
 const DEADLINE_MODE: u64 = 2 << 17;
@@ -81,7 +81,7 @@ pub fn present() -> bool {
 pub(super) fn enable() {
     if present() {
         // SAFETY: the vector has a handler, and the timer does not fire before a deadline is written.
-        unsafe { msr::write(LVT_TIMER, DEADLINE_MODE | u64::from(trap::TIMER_VECTOR)) };
+        unsafe { msr::write(LVT_TIMER, DEADLINE_MODE | u64::from(TIMER_VECTOR)) };
     }
 }
 

@@ -9,47 +9,21 @@ use core::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use seam::hardware::fixup_for;
-use spin::Once;
-
 use mca::decide::{Next, Place};
+use seam::hardware::fixup_for;
 
-use super::{apic, check, nmi, timer};
+use super::{
+    apic, check,
+    fatal::fatal,
+    nmi, timer,
+    vector::{CALL_VECTOR, CMCI_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR, TIMER_VECTOR},
+};
 use crate::{
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
     msr, serial, time,
 };
 
-/// The vector of calls from other CPUs.
-pub const CALL_VECTOR: u8 = 0xE0;
-/// The vector of a CPU's own timer.
-pub const TIMER_VECTOR: u8 = 0xE1;
-/// The vector that tells a CPU in a TD that an interrupt was posted for the vCPU. Outside a TD it has no effect: the
-/// CPU checks before it enters one.
-pub const NOTIFICATION_VECTOR: u8 = 0xE2;
-/// The vector of corrected machine checks (CMCI).
-pub const CMCI_VECTOR: u8 = 0xE3;
-/// The vector of the serial port.
-pub const SERIAL_VECTOR: u8 = 0x40;
-
 const FIRST_INTERRUPT: u8 = 32;
-
-/// The handler that runs when a CPU can't go on.
-pub type Fatal = fn(Cause, &Frame) -> !;
-
-static FATAL: Once<Fatal> = Once::new();
-
-/// Sets the handler that runs when a CPU can't go on. Until then the CPU stops.
-pub fn on_fatal(handler: Fatal) {
-    FATAL.call_once(|| handler);
-}
-
-pub(super) fn fatal(cause: Cause, frame: &Frame) -> ! {
-    match FATAL.get() {
-        Some(handler) => handler(cause, frame),
-        None => super::stop_here(),
-    }
-}
 
 /// Count of interrupts with an unexpected vector.
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);

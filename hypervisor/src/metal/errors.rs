@@ -18,7 +18,7 @@ pub fn serve() {
     }
     tell_firmware();
     tell_nmis();
-    while let Some(page) = check::LOST_PAGES.take() {
+    while let Some(page) = cpu::LOST_PAGES.take() {
         retire(Hpa(page));
     }
 }
@@ -29,7 +29,7 @@ pub fn are_waiting() -> bool {
         let checks = &cpu.checks;
         checks.logged.load(Relaxed) != checks.books.last()
     };
-    check::LOST_PAGES.is_any()
+    cpu::LOST_PAGES.is_any()
         || cpu::all().iter().any(is_new)
         || RECORDS.load(Relaxed) != records()
         || NMIS.load(Relaxed) != nmis()

@@ -39,7 +39,7 @@ use vcpu::{PhysicalCpu, posted::Descriptor};
 use x86_64::instructions::interrupts;
 
 use crate::{
-    cpu::{self, apic, timer, topology::Place, trap, vmx},
+    cpu::{self, apic, timer, topology::Place, trap, vector, vmx},
     memory::{self, HostFrames, direct},
     rtc, time, watchdog,
 };
@@ -176,7 +176,10 @@ impl PhysicalCpu for Metal {
 
     fn notify(&self, cpu: u32) {
         if let Some(cpu) = cpu::all().get(cpu as usize) {
-            apic::send(cpu.apic_id, apic::Message::Fixed(trap::NOTIFICATION_VECTOR));
+            apic::send(
+                cpu.apic_id,
+                apic::Message::Fixed(vector::NOTIFICATION_VECTOR),
+            );
         }
     }
 
@@ -230,7 +233,7 @@ impl Running for Metal {
     }
 
     fn notification_vector(&self) -> u8 {
-        trap::NOTIFICATION_VECTOR
+        vector::NOTIFICATION_VECTOR
     }
 
     fn flush_shared_ept(&self) {

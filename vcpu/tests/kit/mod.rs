@@ -414,6 +414,8 @@ impl PhysicalCpu for TestHost<'_> {
     }
 
     fn serve_machine_check(&self) {
+        // The other vCPUs, which find the TD lost meanwhile, must not be first with their reason.
+        assert!(self.td.vm.end().is_some(), "the end is not recorded yet");
         self.served.borrow_mut().push(18);
     }
 
