@@ -6,7 +6,7 @@ use core::sync::atomic::{
 };
 
 /// Number of pages that can wait at once.
-const WAITING: usize = 64;
+pub const WAITING: usize = 64;
 /// No page.
 const NONE: u64 = u64::MAX;
 

@@ -2,8 +2,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use host::sched::lost::{self, Owner};
-use mca::books::Kept;
+use arrayvec::ArrayVec;
+use host::{
+    sched::lost::{self, Owner},
+    td::error::Error,
+};
+use mca::{books::Kept, pages::WAITING};
 use seam::address::Hpa;
 
 use super::{platform::METAL, tds};
@@ -18,9 +22,24 @@ pub fn serve() {
     }
     tell_firmware();
     tell_nmis();
-    while let Some(page) = cpu::LOST_PAGES.take() {
-        retire(Hpa(page));
+    let mut busy: ArrayVec<u64, WAITING> = ArrayVec::new();
+    while !busy.is_full()
+        && let Some(page) = cpu::LOST_PAGES.take()
+    {
+        if retire(Hpa(page)) == Outcome::Busy {
+            busy.push(page);
+        }
     }
+    busy.into_iter().for_each(|page| cpu::LOST_PAGES.add(page));
+}
+
+/// Whether a lost page is dealt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Nothing is left to do.
+    Done,
+    /// Another CPU changes the state of its TD: try again.
+    Busy,
 }
 
 /// Returns true if [`serve`] has something to do.
@@ -100,12 +119,12 @@ fn tell_nmis() {
 }
 
 /// Takes a page whose data is lost out of use. If it is a TD's, that TD ends.
-fn retire(page: Hpa) {
+fn retire(page: Hpa) -> Outcome {
     use mm::frames::Retired;
     match METAL.retire(page) {
         Ok(Retired::Now) => {
             log::error!("the page at {:#x} was free, and is out of use", page.0);
-            return;
+            return Outcome::Done;
         }
         Ok(Retired::WhenFreed) => {}
         Ok(Retired::Unknown) => {
@@ -114,7 +133,7 @@ fn retire(page: Hpa) {
         Err(error) => log::error!("the page at {:#x} stays in use: {error}", page.0),
     }
     let (Some(tds), Some(scheduler)) = (tds::get(), tds::scheduler()) else {
-        return;
+        return Outcome::Done;
     };
     match lost::end_owner(scheduler, tds, page) {
         Ok(Owner::Host) => log::error!(
@@ -132,6 +151,8 @@ fn retire(page: Hpa) {
             "the page at {:#x} is the TDX module's own: its next use may end TDX",
             page.0
         ),
+        Err(Error::Busy) => return Outcome::Busy,
         Err(error) => log::error!("the owner of the page at {:#x}: {error}", page.0),
     }
+    Outcome::Done
 }

@@ -5,7 +5,7 @@
 //! begins and settled when it ends, so that CPUs that choose at the same time do not all choose the same TD. The queue
 //! is pure: time is an argument.
 //!
-//! If it knows the cores ([`RunQueue::with_cores`]), the threads of a core run vCPUs of one TD at a time ([`cores`]).
+//! If it knows the cores ([`RunQueue::with_cores`]), the threads of a core run vCPUs of one TD at a time.
 
 mod cores;
 mod group;
