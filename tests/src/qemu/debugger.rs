@@ -3,18 +3,21 @@
 //! Source: GDB's manual, appendix E (remote serial protocol). The registers are those of its target `i386:x86-64`.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 /// Time limit of an answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
-const RIP: usize = 16;
-const EFLAGS: usize = 17;
-const INTERRUPTS: u64 = 1 << 9;
+/// The places of RIP and of EFLAGS among the hexadecimal digits of all registers: 16 registers of 8 bytes come first.
+const RIP: Range<usize> = 256..272;
+const EFLAGS: Range<usize> = 272..280;
+/// EFLAGS.IF, in the second byte.
+const INTERRUPTS: u8 = 1 << 1;
 
 /// A connection to a machine that stands still as long as it exists.
 pub struct Debugger(UnixStream);
@@ -38,25 +41,18 @@ impl Debugger {
     /// # Errors
     /// QEMU refuses or does not answer.
     pub fn hang_first_cpu(mut self) -> Result<()> {
-        ensure!(self.ask("Hg1")? == "OK", "there is no first CPU");
-        let rip = self.register(RIP)?;
-        let eflags = self.register(EFLAGS)?;
+        self.succeed("Hg1")?;
+        let mut registers = self.ask("g")?;
+        let digits = |place| registers.get(place).context("registers are missing");
+        // Least significant byte first.
+        let rip = u64::from_str_radix(digits(RIP)?, 16)?.swap_bytes();
+        let second = u8::from_str_radix(&digits(EFLAGS)?[2..4], 16)?;
+        let at = EFLAGS.start + 2;
+        registers.replace_range(at..at + 2, &format!("{:02x}", second & !INTERRUPTS));
         // `jmp` to itself.
         self.succeed(&format!("M{rip:x},2:ebfe"))?;
-        let low = (eflags & !INTERRUPTS) as u32;
-        self.succeed(&format!("P{EFLAGS:x}={:08x}", low.swap_bytes()))?;
+        self.succeed(&format!("G{registers}"))?;
         self.succeed("D")
-    }
-
-    /// Reads a register, least significant byte first on the wire.
-    fn register(&mut self, number: usize) -> Result<u64> {
-        let text = self.ask(&format!("p{number:x}"))?;
-        let mut value = 0;
-        for at in (0..text.len()).step_by(2).rev() {
-            let byte = text.get(at..at + 2).context("half a byte")?;
-            value = value << 8 | u64::from_str_radix(byte, 16)?;
-        }
-        Ok(value)
     }
 
     fn succeed(&mut self, request: &str) -> Result<()> {
@@ -66,10 +62,19 @@ impl Debugger {
         }
     }
 
-    /// Sends a packet and returns the content of the answer.
+    /// Sends a packet and returns the content of the answer. Reports that the machine has stopped are skipped.
     fn ask(&mut self, request: &str) -> Result<String> {
         let sum = request.bytes().fold(0u8, u8::wrapping_add);
         write!(self.0, "${request}#{sum:02x}")?;
+        loop {
+            let answer = self.receive(request)?;
+            if request == "?" || !answer.starts_with('T') {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn receive(&mut self, request: &str) -> Result<String> {
         let mut answer = String::new();
         let mut inside = false;
         loop {
