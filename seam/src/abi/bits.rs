@@ -148,6 +148,36 @@ masks! {
         LOCK = 63,
     }
 
+    /// FEATURE_PARAVIRT_CTLS, which the guest writes: features that it keeps although it reduces #VE.
+    ///
+    /// Source: TDX Module ABI 1.5 and 2.0, FEATURE_PARAVIRT_CTLS.
+    FeatureParavirtCtls {
+        /// IA32_CORE_CAPABILITIES.
+        CORE_CAPABILITIES = 0,
+        /// Direct cache access.
+        DCA = 1,
+        /// Enhanced SpeedStep.
+        EST = 2,
+        /// Machine-check exceptions and banks.
+        MCA = 3,
+        /// Memory-type range registers.
+        MTRR = 4,
+        /// PCONFIG.
+        PCONFIG = 5,
+        /// Allocation of shared resources.
+        RDT_A = 6,
+        /// Monitoring of shared resources.
+        RDT_M = 7,
+        /// Thermal monitoring and clock modulation.
+        ACPI = 8,
+        /// Thermal monitor 2.
+        TM2 = 9,
+        /// Total memory encryption.
+        TME = 10,
+        /// The APIC timer's TSC-deadline mode.
+        TSC_DEADLINE = 11,
+    }
+
     /// TDX_FEATURES0, the features of the module. The names are those of the specification.
     ///
     /// Source: TDX Module ABI 1.5 and 2.0, TDX_FEATURES0.
@@ -281,6 +311,7 @@ mod tests {
         check::<Xfam>();
         check::<ConfigFlags>();
         check::<TdCtls>();
+        check::<FeatureParavirtCtls>();
         check::<Features0>();
     }
 }

@@ -188,7 +188,7 @@ macro_rules! fields {
 
 /// Fields of the module.
 ///
-/// Source: TDX module 1.5.01, global metadata.
+/// Source: TDX module 1.5.25, global metadata.
 pub mod sys {
     use super::{Field, FieldId};
 
@@ -220,6 +220,8 @@ pub mod sys {
         PAMT_4K_ENTRY_SIZE = 0x9100_0001_0000_0010, 1 x 1;
         PAMT_2M_ENTRY_SIZE = 0x9100_0001_0000_0011, 1 x 1;
         PAMT_1G_ENTRY_SIZE = 0x9100_0001_0000_0012, 1 x 1;
+        PAMT_PAGE_BITMAP_ENTRY_BITS = 0x9100_0000_0000_0013, 1 x 1;
+        MIN_DYNAMIC_PAMT_NUM_HKID_BITS = 0x9100_0000_0000_0014, 1 x 1;
         TDR_BASE_SIZE = 0x9800_0001_0000_0000, 1 x 1;
         TDCS_BASE_SIZE = 0x9800_0001_0000_0100, 1 x 1;
         TDCS_SIZE_PER_L2_VM = 0x9800_0001_0000_0101, 1 x 1;
@@ -232,6 +234,9 @@ pub mod sys {
         NUM_CPUID_CONFIG = 0x9900_0001_0000_0004, 1 x 1;
         CONFIG_FLAGS_FIXED0 = 0x9900_0003_0000_0006, 1 x 1;
         CONFIG_FLAGS_FIXED1 = 0x9900_0003_0000_0007, 1 x 1;
+        MAX_VCPUS_PER_TD = 0x9900_0001_0000_0008, 1 x 1;
+        MIN_VIRT_MAXPA = 0x9900_0000_0000_0009, 1 x 1;
+        MAX_EVENT_FILTERS = 0x9900_0001_0000_000A, 1 x 1;
         CPUID_CONFIG_LEAVES = 0x9900_0003_0000_0400, 32 x 1;
         CPUID_CONFIG_VALUES = 0x9900_0003_0000_0500, 32 x 2;
         IA32_ARCH_CAPABILITIES_CONFIG_MASK = 0x9900_0003_0000_0600, 1 x 1;
@@ -263,7 +268,8 @@ pub mod sys {
 
 /// Fields of a TD.
 ///
-/// Source: TDX module 1.5.01, TDR and TDCS metadata.
+/// Source: TDX module 1.5.25, TDR and TDCS metadata. Releases before 1.5.05 have CONFIG_FLAGS and TD_CTLS in class
+/// 0x11; no release looks at bit 63 of an id.
 pub mod td {
     use super::{Field, FieldId};
 
@@ -297,9 +303,19 @@ pub mod td {
         NOTIFY_ENABLES = 0x9110_0003_0000_0010, 1 x 1;
         HP_LOCK_TIMEOUT = 0x9110_0003_0000_0011, 1 x 1;
         VM_CTLS = 0x9110_0003_0000_0012, 4 x 1;
-        CONFIG_FLAGS = 0x1110_0003_0000_0016, 1 x 1;
-        TD_CTLS = 0x1110_0003_0000_0017, 1 x 1;
+        CONFIG_FLAGS = 0x9110_0003_0000_0016, 1 x 1;
+        TD_CTLS = 0x9110_0003_0000_0017, 1 x 1;
+        VIRT_MAXPA = 0x9110_0000_0000_0018, 1 x 1;
+        TOPOLOGY_ENUM_CONFIGURED = 0x9110_0000_0000_0019, 1 x 1;
+        VE_REDUCTION_VALID = 0x9110_0000_0000_001A, 1 x 1;
+        CPUID_FIXED0_BITMAP = 0x9110_0003_0000_0021, 1 x 1;
+        FEATURE_PARAVIRT_CTLS = 0x9110_0003_0000_0022, 1 x 1;
+        FILTERED_EVENTS_COUNT = 0x9110_0003_0000_0023, 4 x 1;
+        EVENT_FILTERS_NUM = 0x9110_0001_0000_0027, 1 x 1;
+        FIELD_SUPPORT_AT_INIT = 0x9110_0002_0000_0028, 1 x 1;
         CPUID_VALID = 0x9110_0000_0000_0080, 80 x 1;
+        CPUID4_NATIVE_VALUES = 0x9110_0002_0000_0200, 4 x 4;
+        CPUID4_NATIVE_VALID = 0x9110_0000_0000_0240, 4 x 1;
         XBUFF_OFFSETS = 0x9110_0002_0000_0800, 19 x 1;
         TD_EPOCH = 0x9210_0003_0000_0000, 1 x 1;
         REFCOUNT = 0x9210_0001_0000_0001, 2 x 1;
@@ -346,6 +362,7 @@ pub mod td {
         SERVTD_NUM = 0x9910_0001_0000_0006, 1 x 1;
         SERVTD_BINDINGS_TABLE = 0x9910_0003_0000_0080, 1 x 16;
         MIGSC_LINKS = 0x9A10_0003_0000_0000, 512 x 1;
+        X2APIC_IDS = 0x9C10_0002_0000_0000, 576 x 1;
         MSR_BITMAPS = 0x2010_0003_0000_0000, 512 x 1;
         SEPT_ROOT = 0x2110_0003_0000_0000, 512 x 1;
         L2_SEPT_ROOT_1 = 0x2510_0003_0000_0000, 512 x 1;
@@ -356,7 +373,7 @@ pub mod td {
 
 /// Fields of a vCPU outside its TD VMCS.
 ///
-/// Source: TDX module 1.5.01, TDVPS metadata.
+/// Source: TDX module 1.5.25, TDVPS metadata.
 pub mod vp {
     use super::{Field, FieldId};
 
@@ -370,6 +387,8 @@ pub mod vp {
         EPTP_INDEX = 0x0220_0001_0000_0005, 1 x 1;
         INSTRUCTION_LENGTH = 0x8220_0002_0000_0010, 1 x 1;
         INSTRUCTION_INFORMATION = 0x8220_0002_0000_0011, 1 x 1;
+        VE_CATEGORY = 0x8220_0000_0000_0013, 1 x 1;
+        INTERRUPTIBILITY_STATE = 0x8220_0002_0000_0014, 1 x 1;
         RAX = 0x1020_0003_0000_0000, 1 x 1;
         RCX = 0x1020_0003_0000_0001, 1 x 1;
         RDX = 0x1020_0003_0000_0002, 1 x 1;
@@ -395,10 +414,12 @@ pub mod vp {
         CR2 = 0x1120_0003_0000_0028, 1 x 1;
         VCPU_STATE_DETAILS = 0x9120_0003_0000_0100, 1 x 1;
         XBUFF = 0x1220_0003_0000_0000, 1536 x 1;
+        MSR_SMI_COUNT = 0x1320_0003_0000_0034, 1 x 1;
         IA32_SPEC_CTRL = 0x1320_0003_0000_0048, 1 x 1;
         IA32_UMWAIT_CONTROL = 0x1320_0003_0000_00E1, 1 x 1;
         IA32_TSX_CTRL = 0x1320_0003_0000_0122, 1 x 1;
         IA32_PERFEVTSELX = 0x1320_0003_0000_0186, 8 x 1;
+        IA32_MISC_ENABLE = 0x1320_0003_0000_01A0, 1 x 1;
         MSR_OFFCORE_RSPX = 0x1320_0003_0000_01A6, 2 x 1;
         IA32_XFD = 0x1320_0003_0000_01C4, 1 x 1;
         IA32_XFD_ERR = 0x1320_0003_0000_01C5, 1 x 1;

@@ -13,7 +13,7 @@ pub(crate) mod status;
 mod td;
 pub mod x86;
 
-pub use bits::{Attributes, Bit, ConfigFlags, Features0, TdCtls, Xfam, names};
+pub use bits::{Attributes, Bit, ConfigFlags, FeatureParavirtCtls, Features0, TdCtls, Xfam, names};
 pub use encoding::*;
 pub use gprs::Gprs;
 pub use guest::{GuestLeaf, ghci};

@@ -1,6 +1,6 @@
 //! One SEAMCALL: the calling processor and the machine it runs on.
 
-use crate::cpuid::Native;
+use crate::cpuid::{Native, Table};
 use crate::hooks::Fault;
 use crate::{Machine, Module, PconfigError, Point};
 
@@ -69,7 +69,8 @@ impl<'m, M: Machine> Call<'m, M> {
                 .map(|lp| self.machine.cpuid(lp, 1, 0)[0])
                 .min_by_key(|fms| fms & 0xF);
             let rdmsr = |msr| self.machine.rdmsr(self.lp, msr);
-            Native::sample(cpuid, rdmsr, fms.unwrap_or_default())
+            let table = Table::of(self.module.release);
+            Native::sample(cpuid, rdmsr, fms.unwrap_or_default(), table)
         })
     }
 

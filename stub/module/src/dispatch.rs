@@ -191,7 +191,7 @@ fn run<M: Machine>(
 
         Leaf::VpCreate => vp::create(cx, regs),
         Leaf::VpAddcx => vp::addcx(cx, regs),
-        Leaf::VpInit => vp::init(cx, regs),
+        Leaf::VpInit => vp::init(cx, version, regs),
         Leaf::VpEnter => unreachable!("it has a way of its own"),
         Leaf::VpFlush => vp::flush(cx, regs),
         Leaf::VpRd => metadata::vp_rd(cx, version, regs),

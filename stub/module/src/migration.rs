@@ -9,7 +9,7 @@ use crate::call::Call;
 use crate::field::Structure;
 use crate::lock::Mode;
 use crate::sept::Target;
-use crate::td::{Td, TdVcpu, Tdcs, lock_op_state, tdcs};
+use crate::td::{Td, TdVcpu, Tdcs, lock_op_state, op_state_incorrect, tdcs};
 use crate::{Machine, Point, operand, ownership};
 
 /// Maximum number of migration streams of a TD.
@@ -61,8 +61,8 @@ fn is_migratable<M: Machine>(tdcs: &Tdcs<'_, M>) -> bool {
 fn state_vp<M: Machine>(cx: Call<'_, M>, leaf: Leaf, regs: &mut Gprs) -> Result<(), Status> {
     regs.rdx = 0;
     let vcpu = TdVcpu::take(cx, regs.rcx, Operand::RCX, Mode::Exclusive)?;
-    let _op_state = lock_op_state(cx, vcpu.tdr, leaf)?;
-    Err(Status::OP_STATE_INCORRECT)
+    let (tdcs, _op_state) = lock_op_state(cx, vcpu.tdr, leaf)?;
+    Err(op_state_incorrect(cx, tdcs.op_state()))
 }
 
 /// TDH.EXPORT.UNBLOCKW: undoes a write block, which no page ever has.
@@ -85,7 +85,7 @@ fn stream_create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Sta
         .acquire(Mode::Exclusive)
         .map_err(|_| Status::OPERAND_BUSY.with(Operand::OP_STATE))?;
     if !tdcs.op_state().allows(Leaf::MigStreamCreate) {
-        return Err(Status::OP_STATE_INCORRECT);
+        return Err(op_state_incorrect(cx, tdcs.op_state()));
     }
     let streams = tdcs.get(tdcs::field::NUM_MIGS);
     if streams >= MAX_STREAMS {

@@ -4,16 +4,21 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
-use seam::abi::Status;
+use seam::abi::{Features0, Status};
 use spin::Once;
 
 use crate::cpuid::Native;
+use crate::field::Structure;
 use crate::hooks::{Counters, Counts, Hooks, Log, counters};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
 use crate::sys::Sample;
 use crate::sys::tdmr::{Tdmr, Tdmrs};
-use crate::{Platform, Release};
+use crate::td::{Tdcs, tdcs};
+
+/// The version of the hash by which this module measures TDs.
+const MRTD_CONTEXT: u64 = 1;
+use crate::{Machine, Platform, Release};
 
 /// The module's state (SYS_STATE).
 #[repr(u8)]
@@ -83,6 +88,10 @@ pub struct Module {
     /// The global private HKID; 0 before TDH.SYS.CONFIG.
     global_hkid: AtomicU32,
     tdmrs: Once<Tdmrs>,
+    /// True if TDH.SYS.UPDATE enabled UPDATE_COMPATIBILITY.
+    pub(crate) update_compatibility: AtomicBool,
+    /// TDs in build: from TDH.MNG.INIT to TDH.MR.FINALIZE, or to TDH.MNG.VPFLUSHDONE.
+    pub(crate) builds: AtomicU32,
     /// The test hooks.
     pub(crate) hooks: Hooks,
     pub(crate) violations: Log,
@@ -117,6 +126,8 @@ impl Module {
             keys,
             global_hkid: AtomicU32::new(0),
             tdmrs: Once::new(),
+            update_compatibility: AtomicBool::new(false),
+            builds: AtomicU32::new(0),
             hooks,
             violations: Log::default(),
         }
@@ -193,6 +204,34 @@ impl Module {
     /// Sets the TDMRs, once.
     pub(crate) fn set_tdmrs(&self, tdmrs: Tdmrs) {
         self.tdmrs.call_once(|| tdmrs);
+    }
+
+    /// Counts a TD whose build begins.
+    pub(crate) fn begin_build<M: Machine>(&self, tdcs: &Tdcs<'_, M>) {
+        if self.release.has(Features0::UPDATE_COMPATIBILITY) {
+            tdcs.set(tdcs::field::MRTD_CONTEXT, MRTD_CONTEXT);
+            self.builds.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Counts a TD whose build ends, unless it has ended before.
+    pub(crate) fn end_build<M: Machine>(&self, tdcs: &Tdcs<'_, M>) {
+        if tdcs.get(tdcs::field::MRTD_CONTEXT) != 0 {
+            tdcs.set(tdcs::field::MRTD_CONTEXT, 0);
+            self.builds.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Checks that this release can go on with the measurement of a TD.
+    ///
+    /// # Errors
+    /// INCOMPATIBLE_MRTD_CONTEXT.
+    pub(crate) fn check_measurement<M: Machine>(&self, tdcs: &Tdcs<'_, M>) -> Result<(), Status> {
+        let checks = self.update_compatibility.load(Ordering::Acquire);
+        if checks && tdcs.get(tdcs::field::MRTD_CONTEXT) != MRTD_CONTEXT {
+            return Err(Status::INCOMPATIBLE_MRTD_CONTEXT);
+        }
+        Ok(())
     }
 
     /// Returns the state of a logical processor.

@@ -27,12 +27,13 @@ pub fn extend<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     }
     let end = walk(cx.machine, &td.tdcs, gpa, 0);
     if !end.entry.is_leaf() || !end.entry.is_present() {
-        (regs.rcx, regs.rdx) = end.entry.describe(end.level);
+        (regs.rcx, regs.rdx) = end.entry.describe(cx.module.release, end.level);
         return Err(Status::EPT_ENTRY_NOT_PRESENT.with(Operand::RCX));
     }
     if !end.entry.allows(Leaf::MrExtend) {
         return Err(Status::EPT_ENTRY_NOT_PRESENT);
     }
+    cx.module.check_measurement(&td.tdcs)?;
     let pa = end.entry.page_pa(end.level) + gpa % level_bytes(end.level);
     let mut chunk = [0; CHUNK as usize];
     memory::read_bytes(cx.machine, pa, &mut chunk);
@@ -46,7 +47,9 @@ pub fn finalize<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     if td.tdcs.get(field::NUM_VCPUS) == 0 {
         return Err(Status::NO_VCPUS);
     }
+    cx.module.check_measurement(&td.tdcs)?;
     Mrtd::resume(cx, &td.tdcs).finish();
+    cx.module.end_build(&td.tdcs);
     td.tdcs.set_op_state(OpState::Runnable);
     Ok(())
 }

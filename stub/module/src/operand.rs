@@ -172,6 +172,5 @@ pub fn gpa_level(raw: u64, levels: core::ops::RangeInclusive<u8>) -> Result<GpaL
 
 /// Returns whether an address is private to a TD: below its width, with the shared bit clear.
 pub fn is_private_gpa<M: Machine>(tdcs: &Tdcs<'_, M>, gpa: u64) -> bool {
-    let width = if tdcs.is_wide() { 52 } else { 48 };
-    gpa >> (width - 1) == 0
+    gpa >> (tdcs.gpa_width() - 1) == 0 && tdcs.is_valid_gpa(gpa)
 }

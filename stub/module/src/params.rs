@@ -1,22 +1,40 @@
 //! TD_PARAMS: the accepted configurations of a TD, and the values derived from them.
 
-use seam::abi::{Attributes, ConfigFlags, Operand, Status, TDCS_PAGES, TdParams};
+use seam::abi::{Attributes, ConfigFlags, Features0, Operand, Status, TDCS_PAGES, TdParams};
 
 use crate::cpuid::{
-    ConfigError, Features, NUM_CONFIGURABLE, NUM_ROWS, Native, Registers, TdConfig, virtualize,
+    Choices, ConfigError, EAX, Features, NUM_ROWS, Native, Registers, TdConfig, virtualize,
 };
 use crate::metadata::ARCH_CAPABILITIES_CONFIGURABLE;
+use crate::{Change, Release};
 
-/// Allowed ATTRIBUTES bits.
-pub const ATTRIBUTES_ALLOWED: u64 = Attributes::DEBUG.bits()
-    | Attributes::SEPT_VE_DISABLE.bits()
-    | Attributes::MIGRATABLE.bits()
-    | Attributes::PKS.bits()
-    | Attributes::PERFMON.bits();
-/// Allowed CONFIG_FLAGS bits.
-pub const CONFIG_FLAGS_ALLOWED: u64 = ConfigFlags::GPAW.bits()
-    | ConfigFlags::FLEXIBLE_PENDING_VE.bits()
-    | ConfigFlags::NO_RBP_MOD.bits();
+/// Returns the allowed ATTRIBUTES bits.
+pub const fn attributes_allowed(release: Release) -> u64 {
+    Attributes::DEBUG.bits()
+        | Attributes::SEPT_VE_DISABLE.bits()
+        | Attributes::MIGRATABLE.bits()
+        | Attributes::PKS.bits()
+        | Attributes::PERFMON.bits()
+        | when(release.has(Features0::ICSSD), Attributes::ICSSD.bits())
+}
+
+/// Returns the allowed CONFIG_FLAGS bits.
+pub const fn config_flags_allowed(release: Release) -> u64 {
+    let physical = release.has(Features0::MAXPA_VIRT);
+    let guest = release.has(Features0::MAXGPA_VIRT);
+    ConfigFlags::GPAW.bits()
+        | ConfigFlags::FLEXIBLE_PENDING_VE.bits()
+        | ConfigFlags::NO_RBP_MOD.bits()
+        | when(physical, ConfigFlags::MAXPA_VIRT.bits())
+        | when(guest, ConfigFlags::MAXGPA_VIRT.bits())
+}
+
+const fn when(condition: bool, bits: u64) -> u64 {
+    if condition { bits } else { 0 }
+}
+
+/// The vCPUs of a TD, in a release that limits them (MAX_VCPUS_PER_TD).
+pub const MAX_VCPUS: u16 = 576;
 /// Hz per unit of TSC_FREQUENCY.
 const TSC_UNIT: u64 = 25_000_000;
 /// The multiplier of an unscaled time-stamp counter.
@@ -33,6 +51,8 @@ const ARCH_CAPABILITIES_MSR: u32 = 0x10A;
 const ARCH_TSX_CTRL: u64 = 1 << 7;
 /// IA32_ARCH_CAPABILITIES bits that a TD reads as the CPU has them.
 const ARCH_NATIVE: u64 = 0x0008_F16F;
+/// IA32_ARCH_CAPABILITIES bit that a TD reads as 1 in later releases: IA32_XAPIC_DISABLE_STATUS exists.
+const ARCH_FIXED: u64 = 1 << 21;
 
 /// The reason why TD_PARAMS is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,35 +87,49 @@ pub struct Config {
     pub features: Features,
     /// IA32_ARCH_CAPABILITIES as the TD reads it.
     pub arch_capabilities: u64,
+    /// The physical address width that limits the TD's addresses (VIRT_MAXPA); zero if none does.
+    pub virt_maxpa: u32,
+    /// FIELD_SUPPORT_AT_INIT.
+    pub field_support: u32,
+}
+
+/// The circumstances of TDH.MNG.INIT.
+#[derive(Clone, Copy, Debug)]
+pub struct Present {
+    /// The number of TDCX pages.
+    pub num_tdcx: u32,
+    /// The current IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// True if the machine runs the TD's time-stamp counter at the requested frequency.
+    pub scales_tsc: bool,
 }
 
 impl Config {
-    /// Checks TD_PARAMS in the module's order. `num_tdcx` is the number of TDCX pages, `tsc_adjust` the current
-    /// IA32_TSC_ADJUST. `scales_tsc` is true if the machine runs the TD's time-stamp counter at the requested
-    /// frequency.
+    /// Checks TD_PARAMS in the order of the module's release. `copy_filters` takes the list of performance events.
     ///
     /// # Errors
     /// The first violated rule.
     pub fn new(
+        release: Release,
         params: &TdParams,
         native: &Native,
-        num_tdcx: u32,
-        tsc_adjust: u64,
-        scales_tsc: bool,
+        present: &Present,
+        copy_filters: &mut dyn FnMut() -> Result<(), Status>,
     ) -> Result<Self, Refusal> {
-        if !accepts_attributes(params.attributes.bits()) {
+        if !accepts_attributes(release, params.attributes.bits()) {
             return Err(Operand::ATTRIBUTES.into());
         }
         if !native.accepts_xfam(params.xfam.bits()) {
             return Err(Operand::XFAM.into());
         }
-        if params.max_vcpus == 0 {
+        let limited = release.does(Change::LIMITS_VCPUS);
+        if params.max_vcpus == 0 || limited && params.max_vcpus > MAX_VCPUS {
             return Err(Operand::MAX_VCPUS.into());
         }
         if params.num_l2_vms > MAX_L2_VMS {
             return Err(Operand::NUM_L2_VMS.into());
         }
-        if num_tdcx < TDCS_PAGES.0 + u32::from(params.num_l2_vms) {
+        if present.num_tdcx < TDCS_PAGES.0 + u32::from(params.num_l2_vms) {
             return Err(Refusal {
                 status: Status::TDCS_NOT_ALLOCATED,
                 rcx: 0,
@@ -104,7 +138,10 @@ impl Config {
         if params.reserved_14 != [0; 4] {
             return Err(Operand::RDX.into());
         }
-        if params.config_flags.bits() & !CONFIG_FLAGS_ALLOWED != 0 {
+        let widths = ConfigFlags::MAXPA_VIRT | ConfigFlags::MAXGPA_VIRT;
+        if params.config_flags.bits() & !config_flags_allowed(release) != 0
+            || params.config_flags.contains(widths)
+        {
             return Err(Operand::EXEC_CONTROLS.into());
         }
         let is_wide = params.config_flags.contains(ConfigFlags::GPAW);
@@ -114,7 +151,7 @@ impl Config {
         if !TSC_FREQUENCIES.contains(&params.tsc_frequency) {
             return Err(Operand::TSC_FREQUENCY.into());
         }
-        if tsc_adjust != native.msrs.tsc_adjust {
+        if present.tsc_adjust != native.msrs.tsc_adjust {
             let status = Status::INCONSISTENT_MSR.with_detail(TSC_ADJUST_MSR);
             return Err(Refusal { status, rcx: 0 });
         }
@@ -124,10 +161,15 @@ impl Config {
         {
             return Err(Operand::RDX.into());
         }
-        let (configurable, rest) = params.cpuid_config.split_at(NUM_CONFIGURABLE);
+        copy_filters().map_err(|status| Refusal { status, rcx: 0 })?;
+        let (configurable, rest) = params
+            .cpuid_config
+            .split_at(native.table.configurable.len());
         let cpuid = virtualize(
             native,
             &TdConfig {
+                release,
+                flags: params.config_flags,
                 attributes: params.attributes.bits(),
                 xfam: params.xfam.bits(),
                 tsc_frequency: params.tsc_frequency,
@@ -139,8 +181,15 @@ impl Config {
         if rest.iter().any(|entry| *entry != [0; 4]) {
             return Err(Operand::RDX.into());
         }
-        let features = Features::of(|row| cpuid[row]);
-        let arch_capabilities = arch_capabilities(params, native, features)?;
+        let widths = native.table.find(0x8000_0008, 0);
+        let widths = widths.map_or(0, |row| cpuid[row][EAX]);
+        let virt_maxpa = match widths >> 16 & 0xFF {
+            _ if !release.has(Features0::MAXPA_VIRT) => 0,
+            0 => widths & 0xFF,
+            guest => guest,
+        };
+        let features = Features::of(native.table, Choices::default(), |row| cpuid[row]);
+        let arch_capabilities = arch_capabilities(release, params, native, features)?;
         if params.attributes.contains(Attributes::MIGRATABLE) && params.num_l2_vms > 0 {
             return Err(Operand::RDX.into());
         }
@@ -148,19 +197,24 @@ impl Config {
         let scaled = ((hz << 48) / u128::from(native.tsc_hz.max(1))) as u64;
         Ok(Self {
             eptp: params.eptp_controls,
-            tsc_multiplier: if scales_tsc { scaled } else { UNSCALED },
+            tsc_multiplier: if present.scales_tsc { scaled } else { UNSCALED },
             xbuff: native.xbuff(params.xfam.bits()),
             cpuid,
             features,
             arch_capabilities,
+            virt_maxpa,
+            field_support: 0,
         })
     }
 }
 
 /// Returns whether a TD may have these ATTRIBUTES. A migratable TD can be neither debugged nor profiled.
-fn accepts_attributes(bits: u64) -> bool {
+fn accepts_attributes(release: Release, bits: u64) -> bool {
     let open = Attributes::DEBUG.bits() | Attributes::PERFMON.bits();
-    bits & !ATTRIBUTES_ALLOWED == 0
+    // The defence by instruction count needs a counter that a profiled TD owns.
+    let counted = Attributes::ICSSD.bits() | Attributes::PERFMON.bits();
+    bits & !attributes_allowed(release) == 0
+        && bits & counted != counted
         && (bits & Attributes::MIGRATABLE.bits() == 0 || bits & open == 0)
 }
 
@@ -181,6 +235,11 @@ fn refuse_cpuid(error: ConfigError) -> Refusal {
             status: Status::OPERAND_INVALID.with(Operand::CPUID_CONFIG),
             rcx: row,
         },
+        ConfigError::PhysicalWidth => Operand::CPUID_CONFIG.into(),
+        ConfigError::Topology => Refusal {
+            status: Status::CPUID_LEAF_1F_FORMAT_UNRECOGNIZED,
+            rcx: 0,
+        },
         ConfigError::TsxHalf => Operand::CPUID_CONFIG.into(),
         ConfigError::NoTsxCtrl => Refusal {
             status: Status::INCORRECT_MSR_VALUE.with_detail(ARCH_CAPABILITIES_MSR),
@@ -192,6 +251,7 @@ fn refuse_cpuid(error: ConfigError) -> Refusal {
 /// Returns IA32_ARCH_CAPABILITIES as the TD reads it: SSB_NO (4), BHI_NO (20) and PBRSB_NO (24) only if requested,
 /// RRSBA (19) if the CPU has it or if requested, TSX_CTRL with TSX.
 fn arch_capabilities(
+    release: Release,
     params: &TdParams,
     native: &Native,
     features: Features,
@@ -203,7 +263,9 @@ fn arch_capabilities(
         return Err(Operand::IA32_ARCH_CAPABILITIES_CONFIG.into());
     }
     let tsx = if features.tsx { ARCH_TSX_CTRL } else { 0 };
-    Ok(native.msrs.arch_capabilities & (ARCH_NATIVE | tsx | wanted) | wanted & RRSBA)
+    let native = native.msrs.arch_capabilities & (ARCH_NATIVE | tsx | wanted);
+    let fixed = when(release.does(Change::MORE_CPUID), ARCH_FIXED);
+    Ok(native | fixed | wanted & RRSBA)
 }
 
 /// Returns the virtual TSC when the native one reads `native`.
@@ -218,6 +280,14 @@ mod tests {
     use zerocopy::FromZeros;
 
     use super::*;
+    use crate::cpuid::Table;
+
+    const RELEASE: Release = Release::V1_5_01;
+    const PRESENT: Present = Present {
+        num_tdcx: 6,
+        tsc_adjust: 0,
+        scales_tsc: true,
+    };
 
     fn native() -> Native {
         let cpuid = |leaf, sub_leaf| match (leaf, sub_leaf) {
@@ -232,7 +302,7 @@ mod tests {
             0x48C => 0xF01_06F3_41C1,
             _ => 0,
         };
-        Native::sample(cpuid, rdmsr, 0x806F8)
+        Native::sample(cpuid, rdmsr, 0x806F8, Table::of(RELEASE))
     }
 
     fn params() -> TdParams {
@@ -245,7 +315,7 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut TdParams)) -> Status {
         let mut params = params();
         change(&mut params);
-        Config::new(&params, &native(), 6, 0, true)
+        Config::new(RELEASE, &params, &native(), &PRESENT, &mut || Ok(()))
             .unwrap_err()
             .status
     }
@@ -310,12 +380,12 @@ mod tests {
         );
         let mut five_levels = params();
         five_levels.eptp_controls = 0x26;
-        assert!(Config::new(&five_levels, &native(), 6, 0, true).is_ok());
+        assert!(Config::new(RELEASE, &five_levels, &native(), &PRESENT, &mut || Ok(())).is_ok());
     }
 
     #[test]
     fn the_virtual_tsc_runs_at_the_configured_frequency() {
-        let config = Config::new(&params(), &native(), 6, 0, true).unwrap();
+        let config = Config::new(RELEASE, &params(), &native(), &PRESENT, &mut || Ok(())).unwrap();
         assert_eq!(config.tsc_multiplier, 0x0001_4000_0000_0000);
         assert_eq!(
             virtual_tsc(2_000_000_000, config.tsc_multiplier, 0),
@@ -325,7 +395,12 @@ mod tests {
 
     #[test]
     fn a_changed_tsc_adjust_is_noticed() {
-        let refused = Config::new(&params(), &native(), 6, 1, true).unwrap_err();
+        let moved = Present {
+            tsc_adjust: 1,
+            ..PRESENT
+        };
+        let refused =
+            Config::new(RELEASE, &params(), &native(), &moved, &mut || Ok(())).unwrap_err();
         assert_eq!(refused.status, Status::INCONSISTENT_MSR.with_detail(0x3B));
     }
 }

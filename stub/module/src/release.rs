@@ -45,7 +45,7 @@ bitflags! {
         const KEEPS_INFO_HASH = 1 << 7;
         /// A TDCALL that can't write to an unmapped page reports the write alone.
         const REPORTS_WRITE_ALONE = 1 << 8;
-        /// TDG.VP.VEINFO.GET has a version 1.
+        /// TDG.VP.VEINFO.GET has a version 1, which returns the #VE's category.
         const VEINFO_KIND = 1 << 9;
         /// More leafs of CPUID are answered, and more of its bits are configurable.
         const MORE_CPUID = 1 << 10;
@@ -61,8 +61,14 @@ bitflags! {
         const LIMITS_VCPUS = 1 << 15;
         /// TDG.VP.RD returns VCPU_STATE_DETAILS.
         const GUEST_STATE_DETAILS = 1 << 16;
+        /// The host may write more of VM_CTLS; FIELD_SUPPORT_AT_INIT replaces some fields of a TD.
+        const REVISED_TD_FIELDS = 1 << 18;
         /// The handoff data has version 1.
         const HANDOFF_1 = 1 << 17;
+        /// MONITOR and MWAIT raise #UD in a TD without them, instead of #VE.
+        const MONITOR_IS_INVALID = 1 << 19;
+        /// A page that the guest can accept lifts the refusal to enter a vCPU that is being stepped.
+        const PENDING_IS_PROGRESS = 1 << 20;
     }
 }
 
@@ -104,6 +110,11 @@ impl Release {
         }
     }
 
+    /// Returns the version of the data that the release hands over at an update (MODULE_HV).
+    pub const fn handoff_version(self) -> u64 {
+        self.does(Change::HANDOFF_1) as u64
+    }
+
     /// Returns TDX_FEATURES0.
     pub const fn features(self) -> Features0 {
         let first = Features0::from_bits_retain(0xF_0FBF);
@@ -133,8 +144,9 @@ impl Release {
     /// Returns the differences that no bit of TDX_FEATURES0 announces.
     pub const fn changes(self) -> Change {
         let latest = Change::TELLS_OP_STATE
-            .union(Change::VEINFO_KIND)
             .union(Change::GUEST_STATE_DETAILS)
+            .union(Change::REVISED_TD_FIELDS)
+            .union(Change::PENDING_IS_PROGRESS)
             .union(Change::HANDOFF_1);
         match self {
             Self::V1_5_01 => Change::empty(),

@@ -6,7 +6,7 @@ use crate::Machine;
 use crate::call::Call;
 use crate::lock::Mode;
 use crate::operand;
-use crate::td::{Td, lock_op_state};
+use crate::td::{Td, lock_op_state, op_state_incorrect};
 
 /// Service TD slots of a TD.
 const SLOTS: u64 = 1;
@@ -25,17 +25,17 @@ pub fn bind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     }
     let _target = Td::shared(cx, target, Operand::RCX, Leaf::ServtdBind)?;
     let (_held, root) = operand::tdr(cx, service, Operand::RDX, Mode::Shared)?;
-    let _service = lock_op_state(cx, root, Leaf::ServtdBind)?;
+    let (tdcs, _op_state) = lock_op_state(cx, root, Leaf::ServtdBind)?;
     check_binding(binding)?;
-    Err(Status::OP_STATE_INCORRECT)
+    Err(op_state_incorrect(cx, tdcs.op_state()))
 }
 
 /// TDH.SERVTD.PREBIND: RCX target, RDX address of the service TD's hash, R8 slot, R9 type, R10 attributes.
 pub fn prebind<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
-    let _target = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::ServtdPrebind)?;
+    let target = Td::shared(cx, regs.rcx, Operand::RCX, Leaf::ServtdPrebind)?;
     operand::shared_buffer(cx, regs.rdx, 64, Operand::RDX)?;
     check_binding((regs.r8, regs.r9, regs.r10))?;
-    Err(Status::OP_STATE_INCORRECT)
+    Err(op_state_incorrect(cx, target.tdcs.op_state()))
 }
 
 fn check_binding((slot, kind, attributes): (u64, u64, u64)) -> Result<(), Status> {

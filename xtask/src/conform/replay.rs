@@ -307,8 +307,10 @@ impl Replay<'_> {
         let pa = self.machine.platform().without_keyid(dump.pa);
         self.machine.memory().read(pa, &mut got);
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_report =
-            dump.bytes.len() == REPORT_BYTES && dump.gpa.is_some_and(|gpa| reports.contains(&gpa));
+        let is_report = dump.bytes.len() == REPORT_BYTES
+            && dump
+                .gpa
+                .map_or(!reports.is_empty(), |gpa| reports.contains(&gpa));
         let meant = |at: usize| {
             let in_report = !is_report || REPORT_PARTS.iter().any(|part| part.contains(&at));
             in_report && !(shutdown && FATAL_ID.contains(&at))

@@ -1,7 +1,7 @@
 //! The CPU that TDs run on, sampled once.
 
 use super::fms::Fms;
-use super::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers};
+use super::{EAX, EBX, ECX, EDX, NUM_ROWS, Registers, Table};
 
 /// XFAM bits that XCR0 controls.
 const USER_COMPONENTS: u64 = 0x6_02FF;
@@ -9,6 +9,11 @@ const USER_COMPONENTS: u64 = 0x6_02FF;
 const SUPERVISOR_COMPONENTS: u64 = 0x1_FD00;
 /// XFAM bits that the module supports.
 const KNOWN_COMPONENTS: u64 = 0x6_DBE7;
+
+/// Sub-leafs of CPUID(4) that the module samples.
+pub const NUM_CACHES: usize = 4;
+/// Sub-leafs of CPUID(1FH) that a TD has.
+pub const NUM_LEVELS: usize = 6;
 
 /// A component of extended state, in the compacted XSAVE format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,8 +29,14 @@ pub struct Component {
 /// Properties of the CPU that TDs run on.
 #[derive(Clone, Debug)]
 pub struct Native {
+    /// The CPUID tables of the module's release.
+    pub table: &'static Table,
     /// CPUID by row of the table, with fixed bits as a TD reads them.
     pub values: [Registers; NUM_ROWS],
+    /// CPUID(4) of the caches, as the CPU reports it.
+    pub caches: [Registers; NUM_CACHES],
+    /// CPUID(1FH), as the CPU reports it.
+    pub topology: [Registers; NUM_LEVELS],
     /// Family, model and lowest stepping of all packages, in the format of CPUID(1).EAX. Configurations are checked
     /// against it.
     pub fms: u32,
@@ -54,6 +65,7 @@ pub struct Native {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Msrs {
     pub tsc_adjust: u64,
+    pub misc_enable: u64,
     pub arch_capabilities: u64,
     pub perf_capabilities: u64,
     pub cr0_fixed0: u64,
@@ -72,6 +84,7 @@ impl Msrs {
     fn sample(rdmsr: impl Fn(u32) -> u64) -> Self {
         Self {
             tsc_adjust: rdmsr(0x3B),
+            misc_enable: rdmsr(0x1A0),
             arch_capabilities: rdmsr(0x10A),
             perf_capabilities: rdmsr(0x345),
             cr0_fixed0: rdmsr(0x486),
@@ -106,6 +119,7 @@ impl Native {
         cpuid: impl Fn(u32, u32) -> Registers,
         rdmsr: impl Fn(u32) -> u64,
         fms: u32,
+        table: &'static Table,
     ) -> Self {
         let raw = |leaf, sub_leaf| cpuid(leaf, sub_leaf);
         let here = raw(1, 0)[EAX];
@@ -114,13 +128,14 @@ impl Native {
         } else {
             here
         };
-        let values = ROWS.map(|row| {
+        let mut values = [[0; 4]; NUM_ROWS];
+        for (cell, row) in values.iter_mut().zip(table.rows) {
             let mut value = raw(row.leaf, row.sub_leaf.unwrap_or(0));
             if row.leaf == 1 {
                 value[EAX] = told_fms;
             }
-            core::array::from_fn(|i| value[i] & !row.fixed0[i] | row.fixed1[i])
-        });
+            *cell = core::array::from_fn(|i| value[i] & !row.fixed0[i] | row.fixed1[i]);
+        }
         let state = raw(0xD, 1);
         let mut components = [Component::default(); 19];
         let mut xfd = 0;
@@ -137,7 +152,10 @@ impl Native {
         }
         let tsc = raw(0x15, 0);
         Self {
+            table,
             values,
+            caches: core::array::from_fn(|cache| raw(4, cache as u32)),
+            topology: core::array::from_fn(|level| raw(0x1F, level as u32)),
             fms,
             told_fms,
             last_extended_leaf: raw(0x8000_0000, 0)[EAX],
@@ -153,13 +171,18 @@ impl Native {
 
     /// Returns whether the CPU has DDPD_U in IA32_SPEC_CTRL.
     pub fn has_ddpd(&self) -> bool {
-        super::find(7, 2).is_some_and(|row| self.values[row][EDX] >> 3 & 1 != 0)
+        self.table
+            .find(7, 2)
+            .is_some_and(|row| self.values[row][EDX] >> 3 & 1 != 0)
     }
 
     /// Returns the secondary control for user wait and pause, if the CPU has WAITPKG.
     pub fn user_wait_pause(&self) -> u64 {
         const USER_WAIT_PAUSE: u64 = 1 << 26;
-        let waitpkg = super::find(7, 0).is_some_and(|row| self.values[row][ECX] >> 5 & 1 != 0);
+        let waitpkg = self
+            .table
+            .find(7, 0)
+            .is_some_and(|row| self.values[row][ECX] >> 5 & 1 != 0);
         if waitpkg { USER_WAIT_PAUSE } else { 0 }
     }
 

@@ -1,6 +1,8 @@
 //! The CPUID leaves that the module knows: the values that it requires of the CPU and those that it fixes for a TD.
 //!
-//! Source: TDX module 1.5.01, CPUID lookup and configuration tables.
+//! Source: TDX module 1.5.01 and 1.5.16, CPUID lookup and configuration tables.
+
+use crate::{Change, Release};
 
 /// EAX, EBX, ECX, EDX.
 pub type Registers = [u32; 4];
@@ -78,12 +80,93 @@ const fn row(leaf: u32, sub_leaf: Option<u32>) -> Row {
 
 const ALL: u32 = u32::MAX;
 
-/// Number of rows of the table.
-pub const NUM_ROWS: usize = 64;
+/// The tables of a release.
+#[derive(Debug)]
+pub struct Table {
+    /// The rows, in the order of the CPUID_VALUES metadata field. Leaf 5 depends on leaf 1, which precedes it.
+    pub rows: &'static [Row],
+    /// The configurable rows, in the order of TD_PARAMS.CPUID_CONFIG.
+    pub configurable: &'static [Configurable],
+    /// The bits that depend on XFAM components.
+    pub xfam_bits: &'static [XfamBits],
+}
 
-/// The table, in the order of the CPUID_VALUES metadata field. Leaf 5 is last because it depends on leaf 1.
+impl Table {
+    /// Returns the tables of a release.
+    pub const fn of(release: Release) -> &'static Self {
+        if release.does(Change::MORE_CPUID) {
+            &REVISED
+        } else {
+            &FIRST
+        }
+    }
+
+    /// Returns the row of a leaf and sub-leaf, or `None` if there is none.
+    pub fn find(&self, leaf: u32, sub_leaf: u32) -> Option<usize> {
+        self.rows
+            .iter()
+            .position(|row| row.leaf == leaf && row.sub_leaf.is_none_or(|known| known == sub_leaf))
+    }
+
+    /// Returns the entry of TD_PARAMS.CPUID_CONFIG that configures a row.
+    pub fn configures(&self, row: usize) -> Option<usize> {
+        self.configurable.iter().position(|entry| entry.row == row)
+    }
+}
+
+static FIRST: Table = Table {
+    rows: &FIRST_ROWS,
+    configurable: &FIRST_CONFIGURABLE,
+    xfam_bits: &FIRST_XFAM_BITS,
+};
+
+static REVISED: Table = Table {
+    rows: &REVISED_ROWS,
+    configurable: &REVISED_CONFIGURABLE,
+    xfam_bits: &REVISED_XFAM_BITS,
+};
+
+/// Maximum number of rows of a table.
+pub const NUM_ROWS: usize = FIRST_ROWS.len() + ADDED_ROWS.len();
+
+static REVISED_ROWS: [Row; NUM_ROWS] =
+    extended(&FIRST_ROWS, &CHANGED_ROWS, &ADDED_ROWS, FIRST_ROWS[0]);
+
+static REVISED_CONFIGURABLE: [Configurable; NUM_CONFIGURABLE] = extended(
+    &FIRST_CONFIGURABLE,
+    &CHANGED_CONFIGURABLE,
+    &ADDED_CONFIGURABLE,
+    FIRST_CONFIGURABLE[0],
+);
+
+/// Returns `first` with some elements changed, and others added.
+const fn extended<T: Copy, const N: usize>(
+    first: &[T],
+    changed: &[(usize, T)],
+    added: &[T],
+    filler: T,
+) -> [T; N] {
+    let mut all = [filler; N];
+    let mut i = 0;
+    while i < first.len() {
+        all[i] = first[i];
+        i += 1;
+    }
+    while i < first.len() + added.len() {
+        all[i] = added[i - first.len()];
+        i += 1;
+    }
+    i = 0;
+    while i < changed.len() {
+        all[changed[i].0] = changed[i].1;
+        i += 1;
+    }
+    all
+}
+
+/// The rows of release 1.5.01. Leaf 5 is last because it depends on leaf 1.
 #[rustfmt::skip]
-pub const ROWS: [Row; NUM_ROWS] = [
+const FIRST_ROWS: [Row; 64] = [
     row(0x1, None).checked([0, 0xFF00, 0x47FA_A217, 0x1FA9_FBFF], [0, 0x800, 0x47FA_A217, 0x1FA9_FBFF]).same([0xF000_C000, 0xFFFF, 0xF7FF_FF9F, ALL]).fixed1([0, 0, 0x8000_0000, 0x200]).fixed0([0xF000_C000, 0xFF00_00FF, 0x0801_0060, 0x4012_0400]),
     row(0x4, Some(0)).checked([0, 0xFFF, 0, 0], [0, 0x3F, 0, 0]).same([ALL; 4]).fixed0([0x3C00, 0, 0, 0x4]),
     row(0x4, Some(1)).checked([0, 0xFFF, 0, 0], [0, 0x3F, 0, 0]).same([ALL; 4]).fixed0([0x3C00, 0, 0, 0x4]),
@@ -150,6 +233,47 @@ pub const ROWS: [Row; NUM_ROWS] = [
     row(0x5, None).same([ALL; 4]).fixed0([0xFFFF_0000, 0xFFFF_0000, 0xFFFF_FFFC, 0]),
 ];
 
+/// The rows that later releases changed, by their position.
+#[rustfmt::skip]
+const CHANGED_ROWS: [(usize, Row); 16] = [
+    (1, row(0x4, Some(0)).checked([0, 0xFFF, 0, 0], [0, 0x3F, 0, 0]).same([ALL; 4]).fixed0([0x3C00, 0, 0, 0xFFFF_FFF8])),
+    (2, row(0x4, Some(1)).checked([0, 0xFFF, 0, 0], [0, 0x3F, 0, 0]).same([ALL; 4]).fixed0([0x3C00, 0, 0, 0xFFFF_FFF8])),
+    (3, row(0x4, Some(2)).checked([0, 0xFFF, 0, 0], [0, 0x3F, 0, 0]).same([ALL; 4]).fixed0([0x3C00, 0, 0, 0xFFFF_FFF8])),
+    (5, row(0x7, Some(0)).checked([ALL, 0x2194_24C3, 0x9900_0000, 0xFC08_2600], [2, 0x2194_24C3, 0x9900_0000, 0xFC08_0400]).same([ALL, 0xFFFF_FFFB, 0xBFC1_7F6F, 0xFFEB_FFFF]).fixed0([0, 0x40_4006, 0x643E_8010, 0x22_98C3])),
+    (6, row(0x7, Some(1)).same([ALL; 4]).fixed0([0xFB77_E20F, ALL, ALL, 0xFFFD_BBCF])),
+    (9, row(0x80000008, None).checked([0, 0x200, 0, 0], [0, 0x200, 0, 0]).same([ALL; 4]).fixed0([0, 0xFFFF_FDFF, ALL, ALL])),
+    (13, row(0x6, None).checked([0x80_0000, 0, 0, 0], [0, 0, 0, 0]).same([0x80_0000, 0, 0, 0]).fixed1([4, 0, 0, 0]).fixed0([0xFFFF_FFFB, ALL, ALL, ALL])),
+    (42, row(0x19, None).same([ALL, 0xFFFF_FFFE, ALL, ALL]).fixed0([ALL; 4])),
+    (46, row(0x1F, Some(0)).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (47, row(0x1F, Some(1)).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (48, row(0x1F, Some(2)).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (49, row(0x1F, Some(3)).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (50, row(0x1F, Some(4)).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (51, row(0x1F, Some(5)).checked([0, 0, 0xFF00, 0], [0, 0, 0, 0]).same([ALL, ALL, ALL, 0]).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL])),
+    (56, row(0x80000006, None).checked([0, 0, 0xFF, 0], [0, 0, 0x40, 0]).same([0, 0, 0xFF, 0]).fixed1([0, 0, 0x7040, 0]).fixed0([ALL, ALL, 0x8FBF, ALL])),
+    (60, row(0x23, Some(1)).checked([0xFFFF_FF00, 0xFFFF_FF80, 0, 0], [0, 0, 0, 0]).same([ALL; 4]).fixed0([0, 0, ALL, ALL])),
+];
+
+/// The rows that later releases added. The values that 0xB and 0x1F have in a TD are computed at its creation.
+#[rustfmt::skip]
+const ADDED_ROWS: [Row; 15] = [
+    row(0xB, Some(0)).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL]),
+    row(0xB, Some(1)).fixed0([0xFFFF_FFE0, 0xFFFF_0000, 0xFFFF_0000, ALL]),
+    row(0xB, Some(2)).fixed0([ALL, ALL, 0xFFFF_FF00, ALL]),
+    row(0x1A, None).same([ALL; 4]).fixed0([0, ALL, ALL, ALL]),
+    row(0x18, Some(0)),
+    row(0x18, Some(1)),
+    row(0x18, Some(2)),
+    row(0x18, Some(3)),
+    row(0x2, None).fixed1([0xFE_FF01, 0, 0, 0]).fixed0([0xFF01_00FE, ALL, ALL, ALL]),
+    row(0x18, Some(4)),
+    row(0x18, Some(5)),
+    row(0x18, Some(6)),
+    row(0x18, Some(7)),
+    row(0x18, Some(8)),
+    row(0x80000002, None).fixed1([0x6574_6E49, 0x5820_4454, 0x6C20_2020, 0]).fixed0([0x9A8B_91B6, 0xA7DF_BBAB, 0x93DF_DFDF, ALL]),
+];
+
 /// Bits of a row that TD_PARAMS.CPUID_CONFIG configures.
 #[derive(Clone, Copy, Debug)]
 pub struct Configurable {
@@ -161,12 +285,12 @@ pub struct Configurable {
     pub allowed: Registers,
 }
 
-/// Number of entries of TD_PARAMS.CPUID_CONFIG.
-pub const NUM_CONFIGURABLE: usize = 12;
+/// Maximum number of entries of TD_PARAMS.CPUID_CONFIG.
+pub const NUM_CONFIGURABLE: usize = FIRST_CONFIGURABLE.len() + ADDED_CONFIGURABLE.len();
 
-/// The configurable rows, in the order of TD_PARAMS.CPUID_CONFIG.
+/// The configurable rows of release 1.5.01.
 #[rustfmt::skip]
-pub const CONFIGURABLE: [Configurable; NUM_CONFIGURABLE] = [
+const FIRST_CONFIGURABLE: [Configurable; 12] = [
     Configurable { row: 0, direct: [0x0FFF_3FFF, 0x00FF_0000, 0, 0], allowed: [0, 0, 0x3104_4D88, 0xB844_0000] },
     Configurable { row: 1, direct: [0xFFFF_C3FF, 0xFFFF_F000, ALL, 0xFFFF_FFFB], allowed: [0; 4] },
     Configurable { row: 2, direct: [0xFFFF_C3FF, 0xFFFF_F000, ALL, 0xFFFF_FFFB], allowed: [0; 4] },
@@ -179,6 +303,52 @@ pub const CONFIGURABLE: [Configurable; NUM_CONFIGURABLE] = [
     Configurable { row: 9, direct: [0; 4], allowed: [0, 0x200, 0, 0] },
     Configurable { row: 14, direct: [0; 4], allowed: [0, 0, 0, 0x28] },
     Configurable { row: 59, direct: [0; 4], allowed: [0xF, 0, 0, 0] },
+];
+
+const fn configurable(row: usize, direct: Registers, allowed: Registers) -> Configurable {
+    Configurable {
+        row,
+        direct,
+        allowed,
+    }
+}
+
+/// A level of the topology in leaf 0x1F: shift, number of processors, level's number and type.
+const TOPOLOGY_LEVEL: Registers = [0x1F, 0xFFFF, 0xFFFF, 0];
+/// A level of the address translation caches in leaf 0x18: the processors that share it.
+const TRANSLATION_CACHE: Registers = [0, 0, 0, 0x3FF_C000];
+
+/// The configurable rows that later releases changed, by their position.
+#[rustfmt::skip]
+const CHANGED_CONFIGURABLE: [(usize, Configurable); 7] = [
+    (0, configurable(0, [0x0FFF_3FFF, 0x00FF_0000, 0, 0], [0, 0, 0x3104_4D88, 0xB844_5080])),
+    (1, configurable(1, [0xFFFF_C3FF, 0xFFFF_F000, ALL, 0x7], [0; 4])),
+    (2, configurable(2, [0xFFFF_C3FF, 0xFFFF_F000, ALL, 0x7], [0; 4])),
+    (3, configurable(3, [0xFFFF_C3FF, 0xFFFF_F000, ALL, 0x7], [0; 4])),
+    (5, configurable(5, [0; 4], [0, 0xDC2B_9B18, 0x0241_7F65, 0x4005_411C])),
+    (6, configurable(6, [0; 4], [0x0488_1DB0, 0, 0, 0x2_4430])),
+    (9, configurable(9, [0xFF, 0, 0, 0], [0, 0x200, 0, 0])),
+];
+
+/// The configurable rows that later releases added.
+#[rustfmt::skip]
+const ADDED_CONFIGURABLE: [Configurable; 16] = [
+    configurable(46, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(47, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(48, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(49, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(50, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(51, TOPOLOGY_LEVEL, [0; 4]),
+    configurable(42, [0; 4], [0; 4]),
+    configurable(68, TRANSLATION_CACHE, [0; 4]),
+    configurable(69, TRANSLATION_CACHE, [0; 4]),
+    configurable(70, TRANSLATION_CACHE, [0; 4]),
+    configurable(71, TRANSLATION_CACHE, [0; 4]),
+    configurable(73, TRANSLATION_CACHE, [0; 4]),
+    configurable(74, TRANSLATION_CACHE, [0; 4]),
+    configurable(75, TRANSLATION_CACHE, [0; 4]),
+    configurable(76, TRANSLATION_CACHE, [0; 4]),
+    configurable(77, TRANSLATION_CACHE, [0; 4]),
 ];
 
 /// Bits that a TD reads as 0 unless it has certain XFAM components.
@@ -203,8 +373,8 @@ const fn needs(leaf: u32, sub_leaf: Option<u32>, xfam: u64, bits: Registers) -> 
     }
 }
 
-/// CPUID bits that depend on XFAM components.
-pub const XFAM_BITS: [XfamBits; 23] = [
+/// CPUID bits that depend on XFAM components, in release 1.5.01.
+const FIRST_XFAM_BITS: [XfamBits; 23] = [
     needs(1, None, 1 << 2, [0, 0, 0x3000_1000, 0]),
     needs(7, Some(0), 1 << 2, [0, 0x20, 0x600, 0]),
     needs(7, Some(0), 0xE0, [0, 0xDC23_0000, 0x5842, 0x0080_010C]),
@@ -230,35 +400,43 @@ pub const XFAM_BITS: [XfamBits; 23] = [
     needs(0x1D, Some(1), 0x6_0000, [ALL; 4]),
 ];
 
+static REVISED_XFAM_BITS: [XfamBits; 24] = extended(
+    &FIRST_XFAM_BITS,
+    &[(9, needs(7, Some(1), 0xE0, [0x20, 0, 0, 0]))],
+    &[needs(7, Some(1), 1 << 2, [0x80_0010, 0, 0, 0x430])],
+    FIRST_XFAM_BITS[0],
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn no_bit_is_fixed_and_configurable() {
-        for entry in &CONFIGURABLE {
-            for (register, (direct, allowed)) in entry.direct.iter().zip(entry.allowed).enumerate()
-            {
-                let row = &ROWS[entry.row];
-                assert_eq!(direct & allowed, 0);
-                assert_eq!(
-                    (direct | allowed) & (row.fixed1[register]),
-                    0,
-                    "{:x}",
-                    row.leaf
-                );
+        for table in [&FIRST, &REVISED] {
+            for entry in table.configurable {
+                let row = &table.rows[entry.row];
+                for register in 0..4 {
+                    let (direct, allowed) = (entry.direct[register], entry.allowed[register]);
+                    assert_eq!(direct & allowed, 0);
+                    let bits = (direct | allowed) & row.fixed1[register];
+                    assert_eq!(bits, 0, "{:x}", row.leaf);
+                }
             }
         }
     }
 
     #[test]
     fn each_leaf_occurs_once() {
-        for (index, row) in ROWS.iter().enumerate() {
-            assert!(
-                ROWS[..index].iter().all(|other| other.id() != row.id()),
-                "{:x}",
-                row.leaf
-            );
+        for table in [&FIRST, &REVISED] {
+            for (index, row) in table.rows.iter().enumerate() {
+                let others = &table.rows[..index];
+                assert!(
+                    others.iter().all(|other| other.id() != row.id()),
+                    "{:x}",
+                    row.leaf
+                );
+            }
         }
     }
 }

@@ -1,9 +1,8 @@
 //! Writes of a TD to control registers and XCR0.
 
-use seam::abi::Attributes;
+use seam::abi::{Attributes, TdCtls};
 
-use super::Inside;
-use super::reason;
+use super::{Category, Inside, reason};
 use crate::Machine;
 use crate::cpuid::Msrs;
 use crate::field::Structure;
@@ -21,6 +20,7 @@ const CR0_IGNORED: u64 = 0x1FFA_FFC0;
 const CR0_RESERVED: u64 = 0xFFFF_FFFF << 32;
 /// CR0 bits that LMSW writes: MP, EM, TS.
 const LMSW_BITS: u64 = 0xE;
+const MCE: u64 = 1 << 6;
 const VMXE: u64 = 1 << 13;
 const KL: u64 = 1 << 19;
 const PKE: u64 = 1 << 22;
@@ -109,16 +109,49 @@ impl<M: Machine> Inside<'_, M> {
             0 => judge_cr0(value, msrs, cr0, cr4),
             4 => {
                 let attributes = self.tdcs.get(crate::td::tdcs::field::ATTRIBUTES);
-                judge_cr4(value, msrs, cr0, vcpu.get(fields::XFAM), attributes)
+                let verdict = judge_cr4(value, msrs, cr0, vcpu.get(fields::XFAM), attributes);
+                if verdict == Verdict::Ve && self.has_control(TdCtls::REDUCE_VE) {
+                    self.write_virtual_mce(value);
+                    return true;
+                }
+                if verdict == Verdict::Ve && value & MCE == 0 {
+                    self.raise_ve_for(
+                        Category::Configurable,
+                        reason::CR_ACCESS,
+                        qualification,
+                        0,
+                        0,
+                    );
+                    return true;
+                }
+                verdict
             }
             _ => return false,
         };
         match verdict {
             Verdict::Write(value) => vcpu.set_vmcs(Field::CR0, value),
             Verdict::Gp => self.raise_gp(),
-            Verdict::Ve => self.raise_ve(reason::CR_ACCESS, qualification, 0, 0),
+            Verdict::Ve => {
+                self.raise_ve_for(
+                    Category::Unsupported,
+                    reason::CR_ACCESS,
+                    qualification,
+                    0,
+                    0,
+                );
+            }
         }
         true
+    }
+
+    /// Writes the only bit of CR4 that a guest with fewer #VEs has in name only.
+    fn write_virtual_mce(&self, value: u64) {
+        let vcpu = &self.vcpu;
+        let shadow = vcpu.vmcs(Field::CR4_SHADOW);
+        if value & MCE != 0 && shadow & MCE == 0 && !self.features().mce {
+            return self.raise_gp();
+        }
+        vcpu.set_vmcs(Field::CR4_SHADOW, shadow & !MCE | value & MCE);
     }
 
     /// Handles XSETBV.

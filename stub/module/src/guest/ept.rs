@@ -1,15 +1,15 @@
 //! EPT violations of a TD, and the walk to a page in an operand of a TDCALL.
 
-use seam::abi::{PAGE_MASK, Status, TdCtls, level_bytes};
+use seam::abi::{ConfigFlags, PAGE_MASK, Status, TdCtls, level_bytes};
 
 use super::exit::{Check, Stop, TdExit};
-use super::{Inside, reason};
-use crate::Machine;
+use super::{Category, Inside, reason};
 use crate::ept::{self, Miss, RWX};
 use crate::field::Structure;
 use crate::sept;
 use crate::td::tdcs;
 use crate::vcpu::{Field, Vcpu};
+use crate::{Change, Machine};
 
 /// Bits of an EPT violation's exit qualification.
 mod qualification {
@@ -59,7 +59,12 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     fn pending_goes_to_host(&self) -> bool {
-        self.tdcs.get(tdcs::field::TD_CTLS) & TdCtls::PENDING_VE_DISABLE.bits() != 0
+        self.has_control(TdCtls::PENDING_VE_DISABLE)
+    }
+
+    /// Returns whether an access to a page with this S-EPT entry raises #VE.
+    pub fn raises_ve_for(&self, entry: sept::Entry) -> bool {
+        is_acceptable(entry) && !self.pending_goes_to_host()
     }
 
     /// Handles an EPT violation of the guest.
@@ -74,16 +79,20 @@ impl<M: Machine> Inside<'_, M> {
         }
         let gpa = vcpu.vmcs(Field::GUEST_PHYSICAL_ADDRESS);
         let gla = vcpu.vmcs(Field::GUEST_LINEAR_ADDRESS);
-        let beyond = !self.tdcs.is_wide() && gpa >> 48 & 0xF != 0;
-        if beyond && qualification & qualification::GLA_VALID != 0 {
-            return self.raise_pf(gla, page_fault_code(qualification, self.privilege() == 3));
+        if qualification & qualification::GLA_VALID != 0 && self.tdcs.has_reserved_bits(gpa) {
+            let flags = self.tdcs.get(tdcs::field::CONFIG_FLAGS);
+            if flags & ConfigFlags::MAXGPA_VIRT.bits() == 0 {
+                return self.raise_pf(gla, page_fault_code(qualification, self.privilege() == 3));
+            }
+            self.raise_ve_for(Category::Reserved, full, qualification, gpa, gla);
+            return Ok(());
         }
         let mut extended = 0;
         if !self.is_shared(gpa) {
             let end = sept::walk(self.cx.machine, &self.tdcs, gpa, 0);
             if is_acceptable(end.entry) {
                 if !self.pending_goes_to_host() {
-                    self.raise_ve(full, qualification, gpa, gla);
+                    self.raise_ve_for(Category::Pending, full, qualification, gpa, gla);
                     return Ok(());
                 }
                 extended = extended::PENDING;
@@ -111,9 +120,8 @@ impl<M: Machine> Inside<'_, M> {
     /// # Errors
     /// [`NoAccess`].
     pub fn translate(&self, gpa: u64, writes: bool, private_only: bool) -> Result<u64, NoAccess> {
-        let width = if self.tdcs.is_wide() { 52 } else { 48 };
         let shared = self.is_shared(gpa);
-        if gpa >> width != 0 || shared && private_only {
+        if !self.tdcs.is_valid_gpa(gpa) || shared && private_only {
             return Err(NoAccess::Invalid);
         }
         let wanted = if writes { 3 } else { 1 };
@@ -124,6 +132,17 @@ impl<M: Machine> Inside<'_, M> {
         }
     }
 
+    /// Returns the exit qualification of an EPT violation by a TDCALL.
+    fn violation(&self, wanted: u64, granted: u64) -> u64 {
+        const READ_AND_WRITE: u64 = 3;
+        let missing = wanted & !granted;
+        let write_alone = self.cx.module.release.does(Change::REPORTS_WRITE_ALONE);
+        if write_alone && missing == READ_AND_WRITE {
+            return qualification::WRITE | granted << 3;
+        }
+        missing | granted << 3
+    }
+
     fn translate_private(&self, gpa: u64, wanted: u64) -> Result<u64, NoAccess> {
         let end = sept::walk(self.cx.machine, &self.tdcs, gpa, 0);
         let granted = end.entry.0 & RWX;
@@ -131,10 +150,16 @@ impl<M: Machine> Inside<'_, M> {
             let offset = gpa & (level_bytes(end.level) - 1);
             return Ok(end.entry.page_pa(end.level) + offset);
         }
-        let qualification = violation(wanted, granted);
+        let qualification = self.violation(wanted, granted);
         if is_acceptable(end.entry) {
             if !self.pending_goes_to_host() {
-                self.raise_ve(reason::EPT_VIOLATION, qualification, gpa, 0);
+                self.raise_ve_for(
+                    Category::Pending,
+                    reason::EPT_VIOLATION,
+                    qualification,
+                    gpa,
+                    0,
+                );
                 return Err(NoAccess::Injected);
             }
             let exit =
@@ -158,9 +183,15 @@ impl<M: Machine> Inside<'_, M> {
                 permissions,
                 convertible,
             }) => {
-                let qualification = violation(wanted, permissions);
+                let qualification = self.violation(wanted, permissions);
                 if convertible {
-                    self.raise_ve(reason::EPT_VIOLATION, qualification, gpa, 0);
+                    self.raise_ve_for(
+                        Category::Pending,
+                        reason::EPT_VIOLATION,
+                        qualification,
+                        gpa,
+                        0,
+                    );
                     return Err(NoAccess::Injected);
                 }
                 Err(self
@@ -175,11 +206,6 @@ impl<M: Machine> Inside<'_, M> {
 fn is_acceptable(entry: sept::Entry) -> bool {
     use seam::abi::SeptState::{Pending, PendingExportedDirty};
     matches!(entry.state(), Pending | PendingExportedDirty)
-}
-
-/// Returns the exit qualification of an EPT violation by a TDCALL.
-const fn violation(wanted: u64, granted: u64) -> u64 {
-    wanted & !granted | granted << 3
 }
 
 /// Returns the error code of a #PF for an address with reserved bits.

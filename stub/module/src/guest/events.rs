@@ -1,7 +1,7 @@
 //! Events that the module delivers to a guest: exceptions, #VE with its information, NMIs. It also steps past emulated
 //! instructions.
 
-use seam::abi::Status;
+use seam::abi::{Features0, Status};
 
 use super::exit::{Check, Stop, TdExit};
 use super::{Inside, reason};
@@ -26,6 +26,22 @@ mod info {
     pub const HAS_ERROR: u64 = 1 << 11;
     pub const TYPE: u64 = 7 << 8;
     pub const TYPE_NMI: u64 = 2 << 8;
+}
+
+/// The reason for a #VE (VE_CATEGORY).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// The TD has yet to accept a page.
+    Pending = 0x01,
+    /// The guest-physical address has reserved bits.
+    Reserved = 0x02,
+    /// The host did not configure the feature, or the guest asked for the #VE.
+    Configurable = 0x10,
+    /// The host emulates the instruction.
+    Paravirtual = 0x11,
+    /// The TD uses a feature that no TD has.
+    Unsupported = 0x80,
 }
 
 /// #VE information not yet fetched.
@@ -73,8 +89,21 @@ impl<M: Machine> Inside<'_, M> {
         self.raise(info::GP, Some(0));
     }
 
-    /// Raises #VE for the current VM exit, or #DF if the guest has not fetched the previous #VE information.
+    /// Raises #VE for the current VM exit, or #DF if the guest has not fetched the previous #VE information. The guest is
+    /// expected to emulate the instruction.
     pub fn raise_ve(&self, reason: u32, qualification: u64, gpa: u64, gla: u64) {
+        self.raise_ve_for(Category::Paravirtual, reason, qualification, gpa, gla);
+    }
+
+    /// Raises #VE like [`Self::raise_ve`], with another reason for it.
+    pub fn raise_ve_for(
+        &self,
+        category: Category,
+        reason: u32,
+        qualification: u64,
+        gpa: u64,
+        gla: u64,
+    ) {
         let vcpu = &self.vcpu;
         if self.has_ve_info() {
             self.raise(info::DF, Some(0));
@@ -94,9 +123,14 @@ impl<M: Machine> Inside<'_, M> {
                 fields::VE_INSTRUCTION_INFO,
                 vcpu.vmcs(Field::EXIT_INSTRUCTION_INFO),
             ),
+            (fields::VE_CATEGORY, category as u64),
             (fields::VE_VALID, VE_VALID),
         ] {
             vcpu.set(field, value);
+        }
+        if self.cx.module.release.has(Features0::VE_INFO_INTR_STATE) {
+            let state = vcpu.vmcs(Field::INTERRUPTIBILITY);
+            vcpu.set(fields::VE_INTERRUPTIBILITY, state);
         }
         self.raise(info::VE, None);
     }
@@ -186,7 +220,7 @@ impl<M: Machine> Inside<'_, M> {
             || vcpu.vmcs(Field::IDT_VECTORING) & info::VALID != 0;
         let was_private_fault = reason & 0xFFFF == reason::EPT_VIOLATION && !self.is_shared(gpa);
         if was_private_fault && !interrupted && !self.has_ve_info() {
-            self.raise_ve(reason, qualification, gpa, 0);
+            self.raise_ve_for(Category::Pending, reason, qualification, gpa, 0);
         }
     }
 

@@ -11,20 +11,23 @@ mod tdcall;
 
 use seam::abi::x86::efer;
 pub use seam::abi::x86::exit_reason as reason;
-use seam::abi::{Attributes, ConfigFlags, Status};
+use seam::abi::{Attributes, ConfigFlags, Status, TdCtls};
 
+use events::Category;
 pub use exit::{Check, Impossible, Stop, TdExit};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
 use stepping::{Filter, Stepping};
 pub use tdcall::check_report;
 
-use crate::Machine;
 use crate::call::Call;
+use crate::cpuid::Features;
 use crate::field::Structure;
 use crate::hooks::Fault;
 use crate::module::SysState;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
-use crate::vcpu::{Field, Vcpu, fields};
+use crate::vcpu::{Field, Gpr, Vcpu, fields};
+use crate::vp::vmcs;
+use crate::{Change, Machine};
 
 /// A vCPU inside its TD.
 pub struct Inside<'m, M> {
@@ -69,6 +72,7 @@ impl<'m, M: Machine> Inside<'m, M> {
         self.stepping = Stepping::new(
             self.vcpu.vmcs(Field::RIP),
             self.cx.machine.rdtsc(self.cx.lp),
+            self.vcpu.gpr(Gpr::Rcx),
         );
         let mut is_checked = self.cx.fault == Some(Fault::MachineCheck);
         loop {
@@ -143,6 +147,23 @@ impl<'m, M: Machine> Inside<'m, M> {
     /// Returns whether TDH.VP.ENTER preserves the host's RBP.
     pub fn keeps_rbp(&self) -> bool {
         self.tdcs.get(tdcs::field::CONFIG_FLAGS) & ConfigFlags::NO_RBP_MOD.bits() != 0
+    }
+
+    /// Returns whether the guest has set a bit of TD_CTLS.
+    #[inline(always)]
+    fn has_control(&self, control: TdCtls) -> bool {
+        self.tdcs.get(tdcs::field::TD_CTLS) & control.bits() != 0
+    }
+
+    /// Returns the TD's features, by its configuration and its choices.
+    fn features(&self) -> Features {
+        vmcs::features(self.cx.native(), &self.tdcs)
+    }
+
+    /// Returns the vCPU's x2APIC id.
+    fn x2apic_id(&self) -> u32 {
+        let index = self.vcpu.get(fields::VCPU_INDEX) as u32;
+        self.tdcs.get(tdcs::field::X2APIC_IDS.at(index)) as u32
     }
 
     /// Returns whether a guest-physical address is shared.
@@ -303,10 +324,15 @@ impl<'m, M: Machine> Inside<'m, M> {
             | reason::INVD
             | reason::VMCALL
             | reason::WBINVD
-            | reason::MWAIT
-            | reason::MONITOR
             | reason::PCONFIG
             | reason::APIC_WRITE => self.raise_ve(full, qualification, 0, 0),
+            reason::MWAIT | reason::MONITOR => {
+                if self.cx.module.release.does(Change::MONITOR_IS_INVALID) {
+                    self.raise_ud();
+                } else {
+                    self.raise_ve(full, qualification, 0, 0);
+                }
+            }
             reason::GETSEC
             | reason::RSM
             | reason::VMCLEAR..=reason::VMXON

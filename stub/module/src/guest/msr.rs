@@ -2,16 +2,17 @@
 //! refuses.
 
 use seam::abi::x86::efer;
-use seam::abi::{Attributes, Status};
+use seam::abi::{Attributes, Status, TdCtls};
 
 use super::exit::{Check, Stop, TdExit};
-use super::{Inside, reason};
-use crate::Machine;
+use super::{Category, Inside, reason};
 use crate::cpuid::{Features, Native};
 use crate::field::Structure;
+use crate::mng::event_filter;
 use crate::td::{Tdcs, tdcs};
 use crate::vcpu::{Field, Gpr, Held, fields};
 use crate::vp::vmcs::features;
+use crate::{Change, Machine, Release};
 
 /// The handling of an MSR access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +32,29 @@ enum Answer {
     Ve,
     /// #GP(0).
     Gp,
-    /// #GP(0) if the TD's CPUID does not have the MSR, else #VE.
-    GpOrVe,
+    /// #GP(0) if the TD does not have the MSR, else #VE.
+    Having(Owner),
     /// The module emulates the MSR.
     Emulated,
+}
+
+/// The reason why a TD has an MSR that its host emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Acpi,
+    CoreCapabilities,
+    Dca,
+    Est,
+    Mca,
+    Mtrr,
+    Pconfig,
+    RdtA,
+    RdtM,
+    Tm2,
+    Tme,
+    TscDeadline,
+    /// The guest has not asked for fewer #VEs.
+    Unreduced,
 }
 
 /// A feature that gives a TD direct access to an MSR.
@@ -51,6 +71,8 @@ enum Feature {
     Tsx,
     PerfMetrics,
     PerfmonAndPt,
+    /// Performance monitoring of all events.
+    Unfiltered,
 }
 
 /// MSRs with consecutive addresses and the same rules.
@@ -75,13 +97,31 @@ const fn if_(feature: Feature, answer: Answer) -> Rule {
 }
 
 use Answer::{Emulated, Gp};
-use Feature::{Cet, Lbr, PerfMetrics, Perfmon, PerfmonAndPt, Pks, Pt, Tsx, Uintr, Umwait, Xfd};
+use Feature::{
+    Cet, Lbr, PerfMetrics, Perfmon, PerfmonAndPt, Pks, Pt, Tsx, Uintr, Umwait, Unfiltered, Xfd,
+};
 
 const NATIVE: Rule = Rule::Native;
 const VE: Rule = Rule::Answer(Answer::Ve);
 const GP: Rule = Rule::Answer(Answer::Gp);
-const GP_OR_VE: Rule = Rule::Answer(Answer::GpOrVe);
 const EMULATED: Rule = Rule::Answer(Answer::Emulated);
+const REDUCIBLE: Rule = having(Owner::Unreduced);
+const BY_ACPI: Rule = having(Owner::Acpi);
+const BY_CORE_CAPABILITIES: Rule = having(Owner::CoreCapabilities);
+const BY_DCA: Rule = having(Owner::Dca);
+const BY_EST: Rule = having(Owner::Est);
+const BY_MCA: Rule = having(Owner::Mca);
+const BY_MTRR: Rule = having(Owner::Mtrr);
+const BY_PCONFIG: Rule = having(Owner::Pconfig);
+const BY_RDT_A: Rule = having(Owner::RdtA);
+const BY_RDT_M: Rule = having(Owner::RdtM);
+const BY_TM2: Rule = having(Owner::Tm2);
+const BY_TME: Rule = having(Owner::Tme);
+const BY_TSC_DEADLINE: Rule = having(Owner::TscDeadline);
+
+const fn having(owner: Owner) -> Rule {
+    Rule::Answer(Answer::Having(owner))
+}
 
 /// The MSRs with rules other than #VE.
 ///
@@ -90,7 +130,7 @@ const EMULATED: Rule = Rule::Answer(Answer::Emulated);
 const ROWS: &[Row] = &[
     row(0x10, 0x10, NATIVE, VE),
     row(0x48, 0x49, NATIVE, NATIVE),
-    row(0x87, 0x87, GP_OR_VE, GP_OR_VE),
+    row(0x87, 0x87, BY_PCONFIG, BY_PCONFIG),
     row(0x8C, 0x8F, GP, GP),
     row(0x98, 0x9B, GP, GP),
     row(0x9E, 0x9E, GP, GP),
@@ -108,7 +148,7 @@ const ROWS: &[Row] = &[
     row(0x1A6, 0x1A7, if_(Perfmon, Gp), if_(Perfmon, Gp)),
     row(0x1C4, 0x1C5, if_(Xfd, Gp), if_(Xfd, Gp)),
     row(0x1D9, 0x1D9, EMULATED, EMULATED),
-    row(0x1F8, 0x1FA, GP_OR_VE, GP_OR_VE),
+    row(0x1F8, 0x1FA, BY_DCA, BY_DCA),
     row(0x276, 0x276, GP, GP),
     row(0x277, 0x277, NATIVE, NATIVE),
     row(0x309, 0x310, if_(Perfmon, Gp), if_(Perfmon, Gp)),
@@ -131,7 +171,7 @@ const ROWS: &[Row] = &[
     row(0x6A0, 0x6A0, if_(Cet, Gp), if_(Cet, Gp)),
     row(0x6A2, 0x6A2, if_(Cet, Gp), if_(Cet, Gp)),
     row(0x6A4, 0x6A8, if_(Cet, Gp), if_(Cet, Gp)),
-    row(0x6E0, 0x6E0, GP_OR_VE, GP_OR_VE),
+    row(0x6E0, 0x6E0, BY_TSC_DEADLINE, BY_TSC_DEADLINE),
     row(0x6E1, 0x6E1, if_(Pks, Gp), if_(Pks, Gp)),
     row(0x800, 0x801, GP, GP),
     row(0x804, 0x807, GP, GP),
@@ -142,7 +182,7 @@ const ROWS: &[Row] = &[
     row(0x831, 0x831, GP, GP),
     row(0x83F, 0x83F, NATIVE, NATIVE),
     row(0x840, 0x8FF, GP, GP),
-    row(0x981, 0x984, GP_OR_VE, GP_OR_VE),
+    row(0x981, 0x984, BY_TME, BY_TME),
     row(0x985, 0x98A, if_(Uintr, Gp), if_(Uintr, Gp)),
     row(0xC80, 0xC80, NATIVE, VE),
     row(0xD90, 0xD90, GP, GP),
@@ -158,6 +198,75 @@ const ROWS: &[Row] = &[
     row(0xC000_0100, 0xC000_0103, NATIVE, NATIVE),
 ];
 
+/// The MSRs whose rules differ in releases with [`Change::STRICT_MSRS`], where all MSRs without a rule are
+/// `REDUCIBLE`.
+///
+/// Source: TDX module 1.5.16, MSR configuration table.
+#[rustfmt::skip]
+const REVISED: &[Row] = &[
+row(0x0, 0x1, VE, VE),
+    row(0x6, 0x6, VE, VE),
+    row(0x17, 0x17, VE, REDUCIBLE),
+    row(0x1B, 0x1B, VE, VE),
+    row(0x33, 0x33, BY_CORE_CAPABILITIES, BY_CORE_CAPABILITIES),
+    row(0x34, 0x34, EMULATED, EMULATED),
+    row(0x3A, 0x3A, EMULATED, REDUCIBLE),
+    row(0x4E, 0x4E, EMULATED, REDUCIBLE),
+    row(0x79, 0x79, REDUCIBLE, EMULATED),
+    row(0x8B, 0x8B, EMULATED, EMULATED),
+    row(0xCE, 0xCE, EMULATED, REDUCIBLE),
+    row(0xCF, 0xCF, BY_CORE_CAPABILITIES, GP),
+    row(0xED, 0xF0, BY_CORE_CAPABILITIES, BY_CORE_CAPABILITIES),
+    row(0xFE, 0xFE, BY_MTRR, GP),
+    row(0x140, 0x140, EMULATED, EMULATED),
+    row(0x179, 0x179, BY_MCA, GP),
+    row(0x17A, 0x17B, BY_MCA, BY_MCA),
+    row(0x186, 0x18D, if_(Unfiltered, Emulated), if_(Unfiltered, Emulated)),
+    row(0x198, 0x199, BY_EST, BY_EST),
+    row(0x19A, 0x19C, BY_ACPI, BY_ACPI),
+    row(0x19D, 0x19D, BY_TM2, BY_TM2),
+    row(0x1A0, 0x1A0, EMULATED, EMULATED),
+    row(0x1F2, 0x1F3, BY_MTRR, BY_MTRR),
+    row(0x1F6, 0x1F7, BY_MTRR, BY_MTRR),
+    row(0x200, 0x213, BY_MTRR, BY_MTRR),
+    row(0x250, 0x250, BY_MTRR, BY_MTRR),
+    row(0x258, 0x259, BY_MTRR, BY_MTRR),
+    row(0x268, 0x26F, BY_MTRR, BY_MTRR),
+    row(0x280, 0x29F, BY_MCA, BY_MCA),
+    row(0x2A0, 0x2A7, BY_MTRR, BY_MTRR),
+    row(0x2C0, 0x2C1, BY_MTRR, BY_MTRR),
+    row(0x2FF, 0x2FF, BY_MTRR, BY_MTRR),
+    row(0x400, 0x473, BY_MCA, BY_MCA),
+    row(0x481, 0x484, REDUCIBLE, GP),
+    row(0x48A, 0x48A, REDUCIBLE, GP),
+    row(0x4D0, 0x4D0, BY_MCA, BY_MCA),
+    row(0x802, 0x802, EMULATED, GP),
+    row(0x803, 0x803, VE, GP),
+    row(0x80D, 0x80D, VE, GP),
+    row(0x80F, 0x80F, VE, VE),
+    row(0x828, 0x828, VE, VE),
+    row(0x82F, 0x830, VE, VE),
+    row(0x832, 0x838, VE, VE),
+    row(0x839, 0x839, VE, GP),
+    row(0x83A, 0x83A, VE, VE),
+    row(0x83B, 0x83D, GP, GP),
+    row(0x83E, 0x83E, VE, VE),
+    row(0xC80, 0xC80, GP, REDUCIBLE),
+    row(0xC81, 0xC82, BY_RDT_A, BY_RDT_A),
+    row(0xC8D, 0xC8F, BY_RDT_M, BY_RDT_M),
+    row(0xC90, 0xD8F, BY_RDT_A, BY_RDT_A),
+    row(0xC000_0083, 0xC000_0083, VE, VE),
+];
+
+const SMI_COUNT: u32 = 0x34;
+const FEATURE_CONTROL: u32 = 0x3A;
+const PPIN_CTL: u32 = 0x4E;
+const BIOS_UPDATE_TRIGGER: u32 = 0x79;
+const BIOS_SIGN_ID: u32 = 0x8B;
+const PLATFORM_INFO: u32 = 0xCE;
+const FEATURE_ENABLES: u32 = 0x140;
+const PERFEVTSEL: core::ops::RangeInclusive<u32> = 0x186..=0x18D;
+const X2APIC_ID: u32 = 0x802;
 const DEBUGCTL: u32 = 0x1D9;
 const XAPIC_DISABLE_STATUS: u32 = 0xBD;
 const ARCH_CAPABILITIES: u32 = 0x10A;
@@ -176,18 +285,27 @@ const PEBS_OUTPUT_PT: u64 = 1 << 16;
 /// IA32_MISC_ENABLE: performance monitoring available; PEBS unavailable.
 const PERFMON_AVAILABLE: u64 = 1 << 7;
 const PEBS_UNAVAILABLE: u64 = 1 << 12;
+/// The module's own mark in the shadow of an IA32_PERFEVTSELx.
+const FORBIDDEN_EVENT: u64 = 1 << 63;
 /// DEBUGCTL bits.
 const BTF: u64 = 1 << 1;
 const TR: u64 = 1 << 6;
 const BTS: u64 = 1 << 7;
 const UNCORE_PMI: u64 = 1 << 13;
+const FREEZE_WHILE_SMM: u64 = 1 << 14;
+const RTM_DEBUG: u64 = 1 << 15;
 const DEBUGCTL_RESERVED: u64 = !0xFFFF | 0x38;
 /// RFLAGS.TF; the pending debug exception of a single step.
 const TRAP_FLAG: u64 = 1 << 8;
 const SINGLE_STEP: u64 = 1 << 14;
-fn find(msr: u32) -> Option<&'static Row> {
-    ROWS.iter()
-        .find(|row| (row.first..=row.last).contains(&msr))
+
+fn find(release: Release, msr: u32) -> Option<&'static Row> {
+    let of = |rows: &'static [Row]| {
+        rows.iter()
+            .find(|row| (row.first..=row.last).contains(&msr))
+    };
+    let revised = release.does(Change::STRICT_MSRS).then(|| of(REVISED));
+    revised.flatten().or_else(|| of(ROWS))
 }
 
 /// The properties of a TD that its MSRs depend on.
@@ -196,9 +314,42 @@ struct TdFeatures<'a> {
     xfam: u64,
     features: Features,
     native: &'a Native,
+    reduces_ve: bool,
+    filters_events: bool,
 }
 
-impl TdFeatures<'_> {
+impl<'a> TdFeatures<'a> {
+    fn of<M: Machine>(native: &'a Native, tdcs: &Tdcs<'_, M>) -> Self {
+        let controls = tdcs.get(tdcs::field::TD_CTLS);
+        Self {
+            attributes: tdcs.get(tdcs::field::ATTRIBUTES),
+            xfam: tdcs.get(tdcs::field::XFAM),
+            features: features(native, tdcs),
+            native,
+            reduces_ve: controls & TdCtls::REDUCE_VE.bits() != 0,
+            filters_events: tdcs.get(tdcs::field::EVENT_FILTERS_NUM) != 0,
+        }
+    }
+
+    fn owns(&self, owner: Owner) -> bool {
+        let features = &self.features;
+        match owner {
+            Owner::Acpi => features.acpi,
+            Owner::CoreCapabilities => features.core_capabilities,
+            Owner::Dca => features.dca,
+            Owner::Est => features.est,
+            Owner::Mca => features.mca,
+            Owner::Mtrr => features.mtrr,
+            Owner::Pconfig => features.mktme,
+            Owner::RdtA => features.rdt_a,
+            Owner::RdtM => features.rdt_m,
+            Owner::Tm2 => features.tm2,
+            Owner::Tme => features.tme,
+            Owner::TscDeadline => features.tsc_deadline,
+            Owner::Unreduced => !self.reduces_ve,
+        }
+    }
+
     fn has(&self, feature: Feature) -> bool {
         let has_xfam = |bit: u32| self.xfam >> bit & 1 != 0;
         let perfmon = self.attributes & Attributes::PERFMON.bits() != 0;
@@ -214,6 +365,7 @@ impl TdFeatures<'_> {
             Tsx => self.features.tsx,
             PerfMetrics => perfmon && self.native.msrs.perf_capabilities & PERF_METRICS != 0,
             PerfmonAndPt => perfmon && has_xfam(XFAM_PT),
+            Unfiltered => perfmon && !self.filters_events,
         }
     }
 
@@ -230,34 +382,33 @@ impl TdFeatures<'_> {
 const BITMAP_WORDS: u32 = 512;
 
 /// Fills a TD's MSR bitmaps: low reads, high reads, low writes, high writes. A set bit makes the access exit.
-pub fn fill_bitmaps<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
-    let td = TdFeatures {
-        attributes: tdcs.get(tdcs::field::ATTRIBUTES),
-        xfam: tdcs.get(tdcs::field::XFAM),
-        features: features(tdcs),
-        native,
-    };
+pub fn fill_bitmaps<M: Machine>(release: Release, native: &Native, tdcs: &Tdcs<'_, M>) {
+    let td = TdFeatures::of(native, tdcs);
     for word in 0..BITMAP_WORDS {
         tdcs.set(fields::MSR_BITMAPS.at(word), u64::MAX);
     }
-    for row in ROWS {
-        // Two separate calls, because a loop over pairs of a rule and a half is miscompiled (docs/miscompilation.md).
-        if td.is_native(row.read) {
-            let_through(tdcs, row, 0);
-        }
-        if td.is_native(row.write) {
-            let_through(tdcs, row, BITMAP_WORDS / 2);
-        }
+    fill_from(ROWS, &td, tdcs);
+    if release.does(Change::STRICT_MSRS) {
+        fill_from(REVISED, &td, tdcs);
     }
 }
 
-/// Clears the bits of MSRs in the half of the bitmaps that starts at word `half`.
-fn let_through<M: Machine>(tdcs: &Tdcs<'_, M>, row: &Row, half: u32) {
+fn fill_from<M: Machine>(rows: &[Row], td: &TdFeatures<'_>, tdcs: &Tdcs<'_, M>) {
+    for row in rows {
+        // Two separate calls, because a loop over pairs of a rule and a half is miscompiled (docs/miscompilation.md).
+        set_bits(tdcs, row, 0, !td.is_native(row.read));
+        set_bits(tdcs, row, BITMAP_WORDS / 2, !td.is_native(row.write));
+    }
+}
+
+/// Sets or clears the bits of MSRs in the half of the bitmaps that starts at word `half`.
+fn set_bits<M: Machine>(tdcs: &Tdcs<'_, M>, row: &Row, half: u32, exits: bool) {
     for msr in row.first..=row.last {
         let high = if msr >> 13 == 0 { 0 } else { BITMAP_WORDS / 4 };
         let bit = msr & 0x1FFF;
         let field = fields::MSR_BITMAPS.at(half + high + bit / 64);
-        tdcs.set(field, tdcs.get(field) & !(1 << (bit % 64)));
+        let others = tdcs.get(field) & !(1 << (bit % 64));
+        tdcs.set(field, others | u64::from(exits) << (bit % 64));
     }
 }
 
@@ -270,28 +421,19 @@ impl<M: Machine> Inside<'_, M> {
     /// Handles an access that the module does not emulate.
     fn refuse_msr(&self, full: u32, msr: u32, rule: impl Fn(&Row) -> Rule) -> Result<(), Stop> {
         let in_bitmaps = msr < 0x2000 || (0xC000_0000..0xC000_2000).contains(&msr);
-        let answer = match find(msr).filter(|_| in_bitmaps) {
+        let release = self.cx.module.release;
+        let is_strict = release.does(Change::STRICT_MSRS);
+        let td = TdFeatures::of(self.cx.native(), &self.tdcs);
+        let answer = match find(release, msr).filter(|_| in_bitmaps) {
+            None if is_strict && in_bitmaps => Answer::Having(Owner::Unreduced),
             None => Answer::Ve,
             Some(row) => {
-                let td = TdFeatures {
-                    attributes: self.tdcs.get(tdcs::field::ATTRIBUTES),
-                    xfam: self.tdcs.get(tdcs::field::XFAM),
-                    features: features(&self.tdcs),
-                    native: self.cx.native(),
-                };
                 let rule = rule(row);
                 if td.is_native(rule) {
                     return Err(self.unexpected_msr(full));
                 }
                 match rule {
                     Rule::Native => return Err(self.unexpected_msr(full)),
-                    Rule::Answer(Answer::GpOrVe) => {
-                        if self.cpuid_has(msr, td.features) {
-                            Answer::Ve
-                        } else {
-                            Answer::Gp
-                        }
-                    }
                     Rule::Answer(answer) | Rule::If(_, answer) => answer,
                 }
             }
@@ -299,9 +441,17 @@ impl<M: Machine> Inside<'_, M> {
         match answer {
             Answer::Ve => self.raise_ve(full & 0xFFFF, 0, 0, 0),
             Answer::Gp => self.raise_gp(),
-            Answer::GpOrVe | Answer::Emulated => return Err(self.unexpected_msr(full)),
+            Answer::Having(owner) if !td.owns(owner) => self.raise_gp(),
+            Answer::Having(_) => self.raise_ve_by_choice(full),
+            Answer::Emulated if is_strict => self.raise_ve_by_choice(full),
+            Answer::Emulated => return Err(self.unexpected_msr(full)),
         }
         Ok(())
+    }
+
+    /// Raises #VE for an MSR that the guest can have instead, or do without.
+    fn raise_ve_by_choice(&self, full: u32) {
+        self.raise_ve_for(Category::Configurable, full & 0xFFFF, 0, 0, 0);
     }
 
     /// Handles an exit for an MSR that the TD accesses directly. Intel's module shuts down. Here only the TD ends,
@@ -310,17 +460,6 @@ impl<M: Machine> Inside<'_, M> {
     fn unexpected_msr(&self, full: u32) -> Stop {
         self.tell(Check::NativeMsr, false);
         TdExit::new(Status::NON_RECOVERABLE_TD, full).into()
-    }
-
-    /// Returns whether a TD's CPUID has the feature that an MSR belongs to.
-    fn cpuid_has(&self, msr: u32, features: Features) -> bool {
-        match msr {
-            0x1F8..=0x1FA => features.dca,
-            0x981..=0x984 => features.tme,
-            0x87 => features.mktme,
-            0x6E0 => features.tsc_deadline,
-            _ => false,
-        }
     }
 
     /// Handles RDMSR.
@@ -332,6 +471,16 @@ impl<M: Machine> Inside<'_, M> {
         let vcpu = &self.vcpu;
         let msr = vcpu.gpr(Gpr::Rcx) as u32;
         let perfmon = self.has_attribute(Attributes::PERFMON.bits());
+        if self.cx.module.release.does(Change::STRICT_MSRS) {
+            if PERFEVTSEL.contains(&msr) && !perfmon {
+                self.raise_gp();
+                return Ok(());
+            }
+            if let Some(value) = self.read_emulated(msr) {
+                self.set_msr_result(value);
+                return Ok(());
+            }
+        }
         let value = match msr {
             DEBUGCTL => vcpu.vmcs(Field::DEBUGCTL) & !UNCORE_PMI,
             XAPIC_DISABLE_STATUS => 1,
@@ -354,6 +503,89 @@ impl<M: Machine> Inside<'_, M> {
         Ok(())
     }
 
+    /// Returns the value of an MSR that the module emulates with [`Change::STRICT_MSRS`], if the TD has it.
+    fn read_emulated(&self, msr: u32) -> Option<u64> {
+        const LOCKED: u64 = 1;
+        let vcpu = &self.vcpu;
+        let reduces = self.has_control(TdCtls::REDUCE_VE);
+        Some(match msr {
+            SMI_COUNT if reduces => vcpu.get(fields::SMI_COUNT),
+            FEATURE_CONTROL | PPIN_CTL if reduces => LOCKED,
+            BIOS_SIGN_ID if reduces => 0xFFFF_FFFF,
+            PLATFORM_INFO | FEATURE_ENABLES if reduces => 0,
+            MISC_ENABLE => vcpu.get(fields::MISC_ENABLE),
+            X2APIC_ID if self.has_control(TdCtls::ENUM_TOPOLOGY) => self.x2apic_id().into(),
+            msr if PERFEVTSEL.contains(&msr) && self.filters_events() => {
+                vcpu.get(fields::PERFEVTSEL.at(msr - PERFEVTSEL.start())) & !FORBIDDEN_EVENT
+            }
+            _ => return None,
+        })
+    }
+
+    fn filters_events(&self) -> bool {
+        self.tdcs.get(tdcs::field::EVENT_FILTERS_NUM) != 0
+    }
+
+    /// Writes an MSR that the module emulates with [`Change::STRICT_MSRS`]. Returns false if the TD does not have it.
+    fn write_emulated(&self, msr: u32, value: u64) -> bool {
+        let reduces = self.has_control(TdCtls::REDUCE_VE);
+        match msr {
+            SMI_COUNT if reduces => self.vcpu.set(fields::SMI_COUNT, value),
+            BIOS_UPDATE_TRIGGER | BIOS_SIGN_ID if reduces => {}
+            FEATURE_ENABLES if reduces => {
+                if value != 0 {
+                    self.raise_gp();
+                }
+            }
+            MISC_ENABLE if reduces => self.write_misc_enable(value),
+            msr if PERFEVTSEL.contains(&msr) => {
+                if !self.has_attribute(Attributes::PERFMON.bits()) {
+                    self.raise_gp();
+                } else if self.filters_events() {
+                    self.select_event(msr - PERFEVTSEL.start(), value);
+                } else {
+                    return false;
+                }
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn write_misc_enable(&self, value: u64) {
+        const ILLEGAL: u64 = 0xFFFF_FFFF_FF3A_E776;
+        /// Performance monitoring available; branch trace and PEBS unavailable.
+        const READ_ONLY: u64 = 1 << 7 | 1 << 11 | 1 << 12;
+        const EST: u64 = 1 << 16;
+        const MONITOR: u64 = 1 << 18;
+        const LIMIT_CPUID: u64 = 1 << 22;
+        const TPR_MESSAGES_OFF: u64 = 1 << 23;
+        let vcpu = &self.vcpu;
+        let old = vcpu.get(fields::MISC_ENABLE);
+        let features = self.features();
+        if value & ILLEGAL != 0 || value & EST != 0 && !features.est {
+            return self.raise_gp();
+        }
+        if (value ^ old) & MONITOR != 0 || value & LIMIT_CPUID != 0 {
+            return self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
+        }
+        if value & TPR_MESSAGES_OFF != 0 && !features.xtpr_update {
+            return self.raise_gp();
+        }
+        vcpu.set(fields::MISC_ENABLE, value & !READ_ONLY | old & READ_ONLY);
+    }
+
+    /// Selects the event that a counter counts. A forbidden event is selected without being counted.
+    fn select_event(&self, counter: u32, value: u64) {
+        const ENABLED: u64 = 1 << 22;
+        let is_forbidden = value & ENABLED != 0 && !event_filter::allows(&self.tdcs, value as u16);
+        if is_forbidden {
+            self.tdcs.add(tdcs::field::FILTERED_EVENTS_COUNT, 1);
+        }
+        let mark = if is_forbidden { FORBIDDEN_EVENT } else { 0 };
+        self.vcpu.set(fields::PERFEVTSEL.at(counter), value | mark);
+    }
+
     /// Handles WRMSR.
     ///
     /// # Errors
@@ -363,9 +595,13 @@ impl<M: Machine> Inside<'_, M> {
         let vcpu = &self.vcpu;
         let msr = vcpu.gpr(Gpr::Rcx) as u32;
         let value = vcpu.gpr(Gpr::Rdx) << 32 | vcpu.gpr(Gpr::Rax) & 0xFFFF_FFFF;
+        if self.cx.module.release.does(Change::STRICT_MSRS) && self.write_emulated(msr, value) {
+            return Ok(());
+        }
         match msr {
             XSS => {
-                if value & !(self.cx.native().xss & vcpu.get(fields::XFAM)) != 0 {
+                let allowed = self.cx.native().xss & vcpu.get(fields::XFAM) & !(1 << XFAM_PT);
+                if value & !allowed != 0 {
                     self.raise_gp();
                 } else {
                     vcpu.set_held(Held::Xss, value);
@@ -376,7 +612,7 @@ impl<M: Machine> Inside<'_, M> {
                 let old = vcpu.vmcs(Field::EFER);
                 let new = value & !efer::LMA | old & efer::LMA;
                 if (old ^ new) & !efer::SCE != 0 {
-                    self.raise_ve(reason::WRMSR, 0, 0, 0);
+                    self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
                 } else {
                     vcpu.set_vmcs(Field::EFER, new);
                 }
@@ -392,7 +628,14 @@ impl<M: Machine> Inside<'_, M> {
             return self.raise_gp();
         }
         if value & (TR | BTS) == TR {
-            return self.raise_ve(reason::WRMSR, 0, 0, 0);
+            return self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
+        }
+        if self.cx.module.release.does(Change::STRICT_MSRS) {
+            let freezes = value & FREEZE_WHILE_SMM != 0;
+            let has_perfmon = self.has_attribute(Attributes::PERFMON.bits());
+            if freezes && !has_perfmon || value & RTM_DEBUG != 0 && !self.features().tsx {
+                return self.raise_gp();
+            }
         }
         let old = vcpu.vmcs(Field::DEBUGCTL);
         vcpu.set_vmcs(Field::DEBUGCTL, value & !UNCORE_PMI | old & UNCORE_PMI);
@@ -410,12 +653,14 @@ mod tests {
 
     #[test]
     fn rows_are_in_order_and_apart() {
-        assert!(ROWS.windows(2).all(|pair| pair[0].last < pair[1].first));
+        for rows in [ROWS, REVISED] {
+            assert!(rows.windows(2).all(|pair| pair[0].last < pair[1].first));
+        }
     }
 
     #[test]
     fn the_time_stamp_counter_can_be_read_but_not_written() {
-        let row = find(0x10).unwrap();
+        let row = find(Release::V1_5_01, 0x10).unwrap();
         assert_eq!((row.read, row.write), (NATIVE, VE));
     }
 }

@@ -1,11 +1,12 @@
 //! Defence against a host that single-steps a guest by interrupting it, or zero-steps it by removing pages.
 
 use seam::abi::x86::msr::APIC_BASE;
+use seam::abi::{Attributes, Features0};
 
 use super::{Inside, reason};
 use crate::Machine;
 use crate::field::Structure;
-use crate::vcpu::{Field, Held, fields};
+use crate::vcpu::{Field, Gpr, Held, fields};
 
 /// An interrupt so soon after the entry that at most two instructions can have run is suspicious.
 const FEW_BYTES: u64 = 2 * 16;
@@ -30,6 +31,9 @@ const APIC_ENABLED: u64 = 1 << 11;
 pub struct Stepping {
     entry_rip: u64,
     entry_tsc: u64,
+    entry_rcx: u64,
+    /// Instructions that count as executed although they were not, after a stepped guest.
+    granted: u64,
     /// Remaining steps, while the guest is stepped.
     steps: Option<u32>,
     /// The host's task priority, saved while the guest is stepped.
@@ -48,11 +52,13 @@ pub enum Filter {
 }
 
 impl Stepping {
-    /// Creates the state of an entry at this instruction pointer and time.
-    pub const fn new(entry_rip: u64, entry_tsc: u64) -> Self {
+    /// Creates the state of an entry at this instruction pointer and time, with this RCX.
+    pub const fn new(entry_rip: u64, entry_tsc: u64, entry_rcx: u64) -> Self {
         Self {
             entry_rip,
             entry_tsc,
+            entry_rcx,
+            granted: 0,
             steps: None,
             task_priority: 0,
         }
@@ -85,8 +91,7 @@ impl<M: Machine> Inside<'_, M> {
             let steps = match self.stepping.steps {
                 Some(steps) => steps,
                 None => {
-                    let far = rip.abs_diff(self.stepping.entry_rip) > FEW_BYTES;
-                    if far || exit_tsc.wrapping_sub(self.stepping.entry_tsc) > FEW_TICKS {
+                    if self.has_progressed(rip, exit_tsc) {
                         return Filter::Handle;
                     }
                     if self.cx.machine.rdmsr(self.cx.lp, APIC_BASE) & APIC_ENABLED == 0 {
@@ -111,10 +116,32 @@ impl<M: Machine> Inside<'_, M> {
             self.end_stepping();
             if basic == reason::MONITOR_TRAP {
                 self.stepping.entry_tsc = 0;
+                self.stepping.granted = 2;
                 return Filter::Resume;
             }
         }
         Filter::Handle
+    }
+
+    /// Returns whether the guest executed so much since its entry that it is not being stepped.
+    fn has_progressed(&self, rip: u64, exit_tsc: u64) -> bool {
+        let counts = self.cx.module.release.has(Features0::ICSSD)
+            && !self.has_attribute(Attributes::PERFMON.bits());
+        let retired = counts.then(|| self.cx.machine.instructions_retired(self.cx.lp));
+        match retired.flatten() {
+            Some(retired) => match retired + self.stepping.granted {
+                // A repeated string instruction retires only at its end.
+                0 => {
+                    let rcx = self.vcpu.gpr(Gpr::Rcx);
+                    self.stepping.entry_rcx.wrapping_sub(rcx) > 1
+                }
+                retired => retired > 1,
+            },
+            None => {
+                rip.abs_diff(self.stepping.entry_rip) > FEW_BYTES
+                    || exit_tsc.wrapping_sub(self.stepping.entry_tsc) > FEW_TICKS
+            }
+        }
     }
 
     /// Returns whether a host can cause the exit at will.

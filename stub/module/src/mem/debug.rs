@@ -44,7 +44,7 @@ fn access<M: Machine>(
     }
     let end = walk(cx.machine, &td.tdcs, gpa, 0);
     let mut refuse = |status: Status, entry: crate::sept::Entry| {
-        (regs.rcx, regs.rdx) = entry.describe(end.level);
+        (regs.rcx, regs.rdx) = entry.describe(cx.module.release, end.level);
         status.with(Operand::RCX)
     };
     if !end.entry.is_leaf() || !end.entry.is_present() {

@@ -28,12 +28,13 @@ pub fn page_add<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
         None
     };
     if let Some(status) = refusal {
-        (regs.rcx, regs.rdx) = end.entry.describe(end.level);
+        (regs.rcx, regs.rdx) = end.entry.describe(cx.module.release, end.level);
         return Err(status.with(Operand::RCX));
     }
     let source = operand::shared_buffer(cx, regs.r9, PAGE_4K, Operand::R9)?;
     let page = operand::private_page(cx, regs.r8, Operand::R8, Mode::Exclusive, PageType::Nda)?;
 
+    cx.module.check_measurement(&td.tdcs)?;
     ownership::take(cx, &page, PageType::Reg, td.tdr.pa());
     page.entry().set_bepoch(0);
     cx.reached(Point::Movdir64b);

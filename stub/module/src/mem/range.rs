@@ -8,7 +8,7 @@ use crate::field::Structure;
 use crate::lock::Mode;
 use crate::sept::{L2Entry, Target, l2_walk};
 use crate::td::{Td, epoch, tdcs};
-use crate::{Machine, pamt};
+use crate::{Change, Machine, pamt};
 
 /// TDH.MEM.RANGE.BLOCK: prevents new translations of the range at RCX.
 pub fn range_block<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -46,7 +46,12 @@ pub fn range_unblock<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
     target.require(Leaf::MemRangeUnblock, regs)?;
     if target.needs_tracking(&td) && !epoch::is_tracked(&td.tdcs, pamt_entry(cx, &target).bepoch())
     {
-        return Err(Status::TLB_TRACKING_NOT_DONE.with(Operand::SEPT_TREE));
+        let named = if cx.module.release.does(Change::UNBLOCK_NAMES_RCX) {
+            Operand::RCX
+        } else {
+            Operand::SEPT_TREE
+        };
+        return Err(Status::TLB_TRACKING_NOT_DONE.with(named));
     }
 
     if !target.entry.is_pending() {

@@ -35,6 +35,6 @@ pub fn sept_rd<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Statu
             })
             .fold(0, |all, one| all | one);
     }
-    (regs.rcx, regs.rdx) = target.entry.describe(target.level);
+    (regs.rcx, regs.rdx) = target.entry.describe(cx.module.release, target.level);
     Ok(())
 }

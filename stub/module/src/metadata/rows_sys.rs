@@ -1,10 +1,13 @@
 //! The module's fields.
 //!
-//! Source: TDX module 1.5.01, global field table.
+//! Source: TDX modules 1.5.01, 1.5.16 and 1.5.25, global field table.
 
+use seam::abi::Features0;
 use seam::abi::metadata::sys;
 
+use super::table::Presence::{Feature, Since};
 use super::table::{NONE, R, Row, row};
+use crate::Change;
 
 #[rustfmt::skip]
 /// The rows, in the order of the ids.
@@ -36,6 +39,8 @@ pub const ROWS: &[Row] = &[
     row(sys::PAMT_4K_ENTRY_SIZE, 0, R, R, NONE),
     row(sys::PAMT_2M_ENTRY_SIZE, 0, R, R, NONE),
     row(sys::PAMT_1G_ENTRY_SIZE, 0, R, R, NONE),
+    row(sys::PAMT_PAGE_BITMAP_ENTRY_BITS, 0, R, R, NONE).only(Feature(Features0::DYNAMIC_PAMT)),
+    row(sys::MIN_DYNAMIC_PAMT_NUM_HKID_BITS, 0, R, R, NONE).only(Feature(Features0::DYNAMIC_PAMT)),
     row(sys::TDR_BASE_SIZE, 0, R, R, NONE),
     row(sys::TDCS_BASE_SIZE, 0, R, R, NONE),
     row(sys::TDCS_SIZE_PER_L2_VM, 0, R, R, NONE),
@@ -48,6 +53,9 @@ pub const ROWS: &[Row] = &[
     row(sys::NUM_CPUID_CONFIG, 0, R, R, NONE),
     row(sys::CONFIG_FLAGS_FIXED0, 0, R, R, NONE),
     row(sys::CONFIG_FLAGS_FIXED1, 0, R, R, NONE),
+    row(sys::MAX_VCPUS_PER_TD, 0, R, R, NONE).only(Since(Change::LIMITS_VCPUS)),
+    row(sys::MIN_VIRT_MAXPA, 0, R, R, NONE).only(Feature(Features0::MAXPA_VIRT)),
+    row(sys::MAX_EVENT_FILTERS, 0, R, R, NONE).only(Feature(Features0::EVENT_FILTERING)),
     row(sys::CPUID_CONFIG_LEAVES, 0, R, R, NONE),
     row(sys::CPUID_CONFIG_VALUES, 0, R, R, NONE),
     row(sys::IA32_ARCH_CAPABILITIES_CONFIG_MASK, 0, R, R, NONE),

@@ -1,10 +1,24 @@
 //! A TD's fields: classes 0 to 2 lie in the TDR, the others in the TDCS.
 //!
-//! Source: TDX module 1.5.01, TDR and TDCS field table.
+//! Source: TDX modules 1.5.01, 1.5.16 and 1.5.25, TDR and TDCS field table.
 
-use seam::abi::metadata::td;
+use seam::abi::Features0;
+use seam::abi::metadata::{Field, FieldId, td};
 
+use super::table::Presence::{Before, Between, Feature, Since};
 use super::table::{NONE, R, RW, Row, part, row, rw};
+use crate::Change;
+
+/// CONFIG_FLAGS with its first id.
+const FIRST_CONFIG_FLAGS: Field = Field {
+    id: FieldId(0x1110_0003_0000_0016),
+    ..td::CONFIG_FLAGS
+};
+/// TD_CTLS with its first id.
+const FIRST_TD_CTLS: Field = Field {
+    id: FieldId(0x1110_0003_0000_0017),
+    ..td::TD_CTLS
+};
 
 #[rustfmt::skip]
 /// The rows, in the order of the ids. The last three belong to one L2 VM each.
@@ -19,7 +33,7 @@ pub const ROWS: &[Row] = &[
     row(td::PKG_CONFIG_BITMAP, 0x0108, R, R, NONE),
     row(td::HANDOFF_VERSION, 0x0140, R, R, NONE),
     row(td::SEAMDB_INDEX, 0x0148, R, R, NONE),
-    row(td::SEAMDB_NONCE, 0x0150, NONE, NONE, NONE),
+    row(td::SEAMDB_NONCE, 0x0150, NONE, NONE, NONE).only(Before(Change::REVISED_TD_FIELDS)),
     row(td::NUM_VCPUS, 0x0000, R, R, R),
     row(td::NUM_ASSOC_VCPUS, 0x0004, R, R, NONE),
     row(td::OP_STATE, 0x0008, R, R, NONE),
@@ -37,10 +51,23 @@ pub const ROWS: &[Row] = &[
     row(td::XBUFF_SIZE, 0x00DC, R, R, NONE),
     row(td::NOTIFY_ENABLES, 0x00E0, NONE, part(0x1), rw(0x1)),
     row(td::HP_LOCK_TIMEOUT, 0x00E8, RW, RW, NONE),
-    row(td::VM_CTLS, 0x00F0, part(0x1), part(0x1), NONE),
-    row(td::CONFIG_FLAGS, 0x0118, R, R, R),
-    row(td::TD_CTLS, 0x0120, NONE, R, part(0x1)),
+    row(td::VM_CTLS, 0x00F0, part(0x1), part(0x1), NONE).only(Before(Change::REVISED_TD_FIELDS)),
+    row(td::VM_CTLS, 0x00F0, part(0xF), part(0xF), NONE).only(Since(Change::REVISED_TD_FIELDS)),
+    row(FIRST_CONFIG_FLAGS, 0x0118, R, R, R).only(Before(Change::REVISED_METADATA)),
+    row(FIRST_TD_CTLS, 0x0120, NONE, R, part(0x1)).only(Before(Change::REVISED_METADATA)),
+    row(td::CONFIG_FLAGS, 0x0118, R, R, R).only(Since(Change::REVISED_METADATA)),
+    row(td::TD_CTLS, 0x0120, NONE, R, rw(0x8000_0000_0000_000F)).only(Since(Change::REVISED_METADATA)),
+    row(td::VIRT_MAXPA, 0x1D70, R, R, NONE).only(Feature(Features0::MAXPA_VIRT)),
+    row(td::TOPOLOGY_ENUM_CONFIGURED, 0x1D71, R, R, R).only(Feature(Features0::TOPOLOGY_ENUM)),
+    row(td::VE_REDUCTION_VALID, 0x1D72, R, R, R).only(Feature(Features0::VE_REDUCTION)),
+    row(td::CPUID_FIXED0_BITMAP, 0x1D68, R, R, NONE).only(Feature(Features0::VE_REDUCTION)),
+    row(td::FEATURE_PARAVIRT_CTLS, 0x1D60, NONE, R, rw(0xFFF)).only(Feature(Features0::VE_REDUCTION)),
+    row(td::FILTERED_EVENTS_COUNT, 0x1D40, R, R, NONE).only(Feature(Features0::EVENT_FILTERING)),
+    row(td::EVENT_FILTERS_NUM, 0x1D78, NONE, NONE, NONE).only(Between(Change::REVISED_METADATA, Change::REVISED_TD_FIELDS)),
+    row(td::FIELD_SUPPORT_AT_INIT, 0x1D7C, R, R, NONE).only(Since(Change::REVISED_TD_FIELDS)),
     row(td::CPUID_VALID, 0x0134, NONE, R, NONE),
+    row(td::CPUID4_NATIVE_VALUES, 0x1D00, NONE, R, NONE).only(Feature(Features0::VE_REDUCTION)),
+    row(td::CPUID4_NATIVE_VALID, 0x1D74, NONE, NONE, NONE).only(Between(Change::REVISED_METADATA, Change::REVISED_TD_FIELDS)),
     row(td::XBUFF_OFFSETS, 0x0190, R, R, NONE),
     row(td::TD_EPOCH, 0x0200, R, R, NONE),
     row(td::REFCOUNT, 0x0208, R, R, NONE),
@@ -87,6 +114,7 @@ pub const ROWS: &[Row] = &[
     row(td::SERVTD_NUM, 0x0D30, R, R, R),
     row(td::SERVTD_BINDINGS_TABLE, 0x0D90, R, R, R),
     row(td::MIGSC_LINKS, 0x5000, R, R, NONE),
+    row(td::X2APIC_IDS, 0x1000, R, R, NONE).only(Feature(Features0::TOPOLOGY_ENUM)),
     row(td::MSR_BITMAPS, 0x2000, NONE, R, NONE),
     row(td::SEPT_ROOT, 0x3000, NONE, R, NONE),
     row(td::L2_SEPT_ROOT_1, 0x6000, NONE, R, NONE),

@@ -1,11 +1,14 @@
 //! A vCPU's fields outside its VMCSs. Where the module packs fields tightly, Seamark chooses an aligned offset of its
 //! own.
 //!
-//! Source: TDX module 1.5.01, TDVPS field table.
+//! Source: TDX modules 1.5.01, 1.5.16 and 1.5.25, TDVPS field table.
 
+use seam::abi::Features0;
 use seam::abi::metadata::vp;
 
+use super::table::Presence::{Before, Feature, Since};
 use super::table::{NONE, PRIVATE_GPA, PRIVATE_HPA, R, RW, Row, SHARED_HPA, part, row};
+use crate::Change;
 
 #[rustfmt::skip]
 /// The rows, in the order of the ids. The last nine belong to three L2 VMs.
@@ -19,6 +22,8 @@ pub const ROWS: &[Row] = &[
     row(vp::EPTP_INDEX, 0x0020, NONE, R, NONE),
     row(vp::INSTRUCTION_LENGTH, 0x0024, NONE, R, NONE),
     row(vp::INSTRUCTION_INFORMATION, 0x0028, NONE, R, NONE),
+    row(vp::VE_CATEGORY, 0x002C, NONE, R, NONE).only(Since(Change::REVISED_METADATA)),
+    row(vp::INTERRUPTIBILITY_STATE, 0x0038, NONE, R, NONE).only(Feature(Features0::VE_INFO_INTR_STATE)),
     row(vp::RAX, 0x0980, NONE, RW, NONE),
     row(vp::RCX, 0x0988, NONE, RW, NONE),
     row(vp::RDX, 0x0990, NONE, RW, NONE),
@@ -42,12 +47,15 @@ pub const ROWS: &[Row] = &[
     row(vp::DR6, 0x0A20, NONE, part(0xFFFF_FFFF), NONE),
     row(vp::XCR0, 0x0A28, NONE, R, NONE),
     row(vp::CR2, 0x0A30, NONE, RW, NONE),
-    row(vp::VCPU_STATE_DETAILS, 0x0A78, R, R, NONE),
+    row(vp::VCPU_STATE_DETAILS, 0x0A78, R, R, NONE).only(Before(Change::GUEST_STATE_DETAILS)),
+    row(vp::VCPU_STATE_DETAILS, 0x0A78, R, R, R).only(Since(Change::GUEST_STATE_DETAILS)),
     row(vp::XBUFF, 0x3000, NONE, RW, NONE),
+    row(vp::MSR_SMI_COUNT, 0x0CE0, NONE, RW, NONE).only(Since(Change::REVISED_METADATA)),
     row(vp::IA32_SPEC_CTRL, 0x0A80, NONE, RW, NONE),
     row(vp::IA32_UMWAIT_CONTROL, 0x0A88, NONE, RW, NONE),
     row(vp::IA32_TSX_CTRL, 0x0A90, NONE, RW, NONE),
     row(vp::IA32_PERFEVTSELX, 0x0A98, NONE, RW, NONE),
+    row(vp::IA32_MISC_ENABLE, 0x0CD8, NONE, RW, NONE).only(Since(Change::REVISED_METADATA)),
     row(vp::MSR_OFFCORE_RSPX, 0x0AD8, NONE, RW, NONE),
     row(vp::IA32_XFD, 0x0AE8, NONE, R, NONE),
     row(vp::IA32_XFD_ERR, 0x0AF0, NONE, R, NONE),
@@ -78,7 +86,8 @@ pub const ROWS: &[Row] = &[
     row(vp::CPUID_USER_VE, 0x01D9, R, R, RW),
     row(vp::LAST_EXIT_TSC, 0x01E0, NONE, R, NONE),
     row(vp::PEND_NMI, 0x01E8, RW, RW, NONE),
-    row(vp::XFAM, 0x01F0, R, RW, NONE),
+    row(vp::XFAM, 0x01F0, R, RW, NONE).only(Before(Change::REVISED_METADATA)),
+    row(vp::XFAM, 0x01F0, NONE, NONE, NONE).only(Since(Change::REVISED_METADATA)),
     row(vp::LAST_EPF_GPA_LIST_IDX, 0x01F8, NONE, R, NONE),
     row(vp::POSSIBLY_EPF_STEPPING, 0x01F9, NONE, R, NONE),
     row(vp::LAST_TD_EXIT, 0x0101, NONE, R, NONE),
@@ -92,7 +101,8 @@ pub const ROWS: &[Row] = &[
     row(vp::VM_LAUNCHED, 0x021A, NONE, R, NONE),
     row(vp::LP_DEPENDENT_HPA_UPDATED, 0x021E, NONE, R, NONE),
     row(vp::MODULE_DEPENDENT_FIELDS_UPDATED, 0x0222, NONE, R, NONE),
-    row(vp::L2_CTLS, 0x0228, NONE, part(0x7), part(0x7)),
+    row(vp::L2_CTLS, 0x0228, NONE, part(0x7), part(0x7)).only(Before(Change::REVISED_METADATA)),
+    row(vp::L2_CTLS, 0x0228, NONE, part(0x3), part(0x3)).only(Since(Change::REVISED_METADATA)),
     row(vp::L2_DEBUG_CTLS, 0x0248, NONE, part(0x7), NONE),
     row(vp::TSC_DEADLINE, 0x0268, NONE, R, RW),
     row(vp::SHADOW_TSC_DEADLINE, 0x0288, NONE, R, NONE),

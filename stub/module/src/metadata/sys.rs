@@ -5,25 +5,21 @@ use core::sync::atomic::Ordering;
 use seam::abi::metadata::{Context, FieldId, sys};
 use seam::abi::{self, Gprs, Operand, PAGE_4K, Status};
 
-use super::access::{Change, Fields, dump, first_id, next_id, read};
+use super::access::{Change as FieldChange, Fields, dump, first_id, next_id, read};
 use super::table::{Row, Tables, Who};
 use crate::call::Call;
-use crate::cpuid::{CONFIGURABLE, Native, ROWS, fms};
-use crate::{Machine, operand, params};
+use crate::cpuid::{MIN_VIRT_MAXPA, Native, fms};
+use crate::mng::event_filter;
+use crate::{Change, Machine, operand, params};
 
-/// The module's version: 1.5.01 of 12 November 2023, as in the recordings of Intel's build.
+/// The module's version, excluding what depends on the release.
 pub(super) mod version {
     pub const VENDOR: u64 = 0x8086;
     pub const MAJOR: u64 = 1;
     pub const MINOR: u64 = 5;
-    pub const UPDATE: u64 = 1;
     pub const INTERNAL: u64 = 0;
-    pub const BUILD_DATE: u64 = 20_231_112;
-    pub const BUILD_NUM: u64 = 0;
-    /// Pages of handoff data, for an update that this module does not implement.
+    /// Pages of handoff data.
     pub const HANDOFF_PAGES: u64 = 13;
-    /// TDX_FEATURES0.
-    pub const FEATURES: u64 = 0xF_0FBF;
 }
 
 /// IA32_ARCH_CAPABILITIES bits that TD_PARAMS can configure.
@@ -54,7 +50,7 @@ impl<'m, M: Machine> SysFields<'m, M> {
 
 impl<M: Machine> Fields for SysFields<'_, M> {
     fn tables(&self) -> Tables {
-        Tables::new(Context::Sys, 0)
+        Tables::new(self.cx.module.release, Context::Sys, 0)
     }
 
     fn get(&self, row: &Row, id: FieldId, _who: Who) -> Result<u64, Status> {
@@ -63,15 +59,25 @@ impl<M: Machine> Fields for SysFields<'_, M> {
         let known_fms = fms::Fms(self.native.fms);
         let allowed_fms = || fms::allowed(known_fms, index).map_or(0, |fms| fms.0.into());
         let cmr = || platform.cmrs.get(index).copied().unwrap_or_default();
+        let release = self.cx.module.release;
+        let identity = release.identity();
+        let table = self.native.table;
         let leaf = || {
-            CONFIGURABLE
-                .get(index)
-                .map_or(u64::MAX, |entry| ROWS[entry.row].id())
+            let entry = table.configurable.get(index);
+            entry.map_or(u64::MAX, |entry| table.rows[entry.row].id())
         };
-        let direct = || {
-            CONFIGURABLE.get(index / 2).map_or(0, |entry| {
-                let [low, high] = [entry.direct[index % 2 * 2], entry.direct[index % 2 * 2 + 1]];
-                u64::from(low) | u64::from(high) << 32
+        let configurable = || {
+            table.configurable.get(index / 2).map_or(0, |entry| {
+                let bits = |register: usize| {
+                    let allowed = entry.allowed[register] & self.native.values[entry.row][register];
+                    let allowed = if release.does(Change::MORE_CPUID) {
+                        allowed
+                    } else {
+                        0
+                    };
+                    u64::from(entry.direct[register] | allowed)
+                };
+                bits(index % 2 * 2) | bits(index % 2 * 2 + 1) << 32
             })
         };
         Ok(match row.field {
@@ -82,15 +88,17 @@ impl<M: Machine> Fields for SysFields<'_, M> {
                 .map_or(0, |last| u64::from(*last) + 1),
             sys::PKG_FMS => self.package_fms(index as u32),
             sys::VENDOR_ID => version::VENDOR,
-            sys::BUILD_DATE => version::BUILD_DATE,
-            sys::BUILD_NUM => version::BUILD_NUM,
+            sys::BUILD_DATE => identity.build_date,
+            sys::BUILD_NUM => identity.build_num,
             sys::MINOR_VERSION => version::MINOR,
             sys::MAJOR_VERSION => version::MAJOR,
-            sys::UPDATE_VERSION => version::UPDATE,
+            sys::UPDATE_VERSION => identity.update,
             sys::INTERNAL_VERSION => version::INTERNAL,
             sys::NUM_HANDOFF_PAGES => version::HANDOFF_PAGES,
             sys::NUM_TDX_FEATURES => 1,
-            sys::TDX_FEATURES0 => version::FEATURES,
+            sys::TDX_FEATURES0 => release.features().bits(),
+            sys::MODULE_HV => release.handoff_version(),
+            sys::NO_DOWNGRADE => u64::from(release.does(Change::HANDOFF_1)),
             sys::NUM_CMRS => abi::MAX_CMRS as u64,
             sys::CMR_BASE => cmr().0,
             sys::CMR_SIZE => cmr().1,
@@ -102,13 +110,15 @@ impl<M: Machine> Fields for SysFields<'_, M> {
             sys::TDR_BASE_SIZE | sys::TDCS_SIZE_PER_L2_VM => PAGE_4K,
             sys::TDCS_BASE_SIZE | sys::TDVPS_BASE_SIZE => 6 * PAGE_4K,
             sys::TDVPS_SIZE_PER_L2_VM => 3 * PAGE_4K,
-            sys::ATTRIBUTES_FIXED0 => params::ATTRIBUTES_ALLOWED,
+            sys::ATTRIBUTES_FIXED0 => params::attributes_allowed(release),
             sys::XFAM_FIXED0 => self.native.xfam_allowed(),
             sys::XFAM_FIXED1 => Native::XFAM_REQUIRED,
-            sys::NUM_CPUID_CONFIG => CONFIGURABLE.len() as u64,
-            sys::CONFIG_FLAGS_FIXED0 => params::CONFIG_FLAGS_ALLOWED,
+            sys::NUM_CPUID_CONFIG => table.configurable.len() as u64,
+            sys::CONFIG_FLAGS_FIXED0 => params::config_flags_allowed(release),
             sys::CPUID_CONFIG_LEAVES => leaf(),
-            sys::CPUID_CONFIG_VALUES => direct(),
+            sys::CPUID_CONFIG_VALUES => configurable(),
+            sys::NUM_IMMUTABLE_STATE_PAGES if release.does(Change::REVISED_METADATA) => 4,
+            sys::NUM_VP_STATE_PAGES if release.does(Change::REVISED_METADATA) => 9,
             sys::IA32_ARCH_CAPABILITIES_CONFIG_MASK => ARCH_CAPABILITIES_CONFIGURABLE,
             sys::NUM_ALLOWED_FMS => fms::num_allowed(known_fms) as u64,
             sys::ALLOWED_FMS => allowed_fms(),
@@ -116,7 +126,7 @@ impl<M: Machine> Fields for SysFields<'_, M> {
         })
     }
 
-    fn set(&self, _row: &Row, _id: FieldId, _who: Who, _change: Change) -> Result<(), Status> {
+    fn set(&self, _row: &Row, _id: FieldId, _who: Who, _change: FieldChange) -> Result<(), Status> {
         Err(Status::METADATA_FIELD_NOT_WRITABLE)
     }
 }
@@ -124,6 +134,11 @@ impl<M: Machine> Fields for SysFields<'_, M> {
 /// Returns the value of a constant field.
 fn constant(row: &Row) -> u64 {
     match row.field {
+        sys::MAX_VCPUS_PER_TD => params::MAX_VCPUS.into(),
+        sys::MIN_VIRT_MAXPA => MIN_VIRT_MAXPA.into(),
+        sys::MAX_EVENT_FILTERS => event_filter::MAX.into(),
+        sys::PAMT_PAGE_BITMAP_ENTRY_BITS => 1,
+        sys::MIN_DYNAMIC_PAMT_NUM_HKID_BITS => crate::sys::MIN_DYNAMIC_PAMT_HKID_BITS.into(),
         sys::MAX_MIGS => 512,
         sys::NUM_IMMUTABLE_STATE_PAGES => 3,
         sys::NUM_TD_STATE_PAGES => 2,

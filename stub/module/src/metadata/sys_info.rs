@@ -8,8 +8,8 @@ use zerocopy::FromZeros;
 
 use super::sys::version;
 use crate::call::Call;
-use crate::cpuid::{CONFIGURABLE, Native, ROWS};
-use crate::{Machine, memory, operand, params};
+use crate::cpuid::Native;
+use crate::{Machine, Release, memory, operand, params};
 
 /// Bytes of the CMR list: base and size of each entry.
 const CMR_LIST_SIZE: u64 = MAX_CMRS as u64 * 16;
@@ -30,7 +30,7 @@ pub fn sys_info<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     if entries < MAX_CMRS as u64 {
         return Err(Status::OPERAND_INVALID.with(Operand::R9));
     }
-    memory::write_struct(cx.machine, info, &describe(cx.native()));
+    memory::write_struct(cx.machine, info, &describe(cx.module.release, cx.native()));
     let listed = cx.machine.platform().cmrs;
     for index in 0..MAX_CMRS {
         let (base, size) = listed.get(index).copied().unwrap_or_default();
@@ -42,20 +42,21 @@ pub fn sys_info<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Stat
     Ok(())
 }
 
-fn describe(native: &Native) -> TdSysInfo {
+fn describe(release: Release, native: &Native) -> TdSysInfo {
     let mut cpuid_configs = [CpuidConfig::default(); MAX_CPUID_CONFIGS];
-    for (config, entry) in cpuid_configs.iter_mut().zip(&CONFIGURABLE) {
-        let (row, value) = (&ROWS[entry.row], native.values[entry.row]);
+    for (config, entry) in cpuid_configs.iter_mut().zip(native.table.configurable) {
+        let (row, value) = (&native.table.rows[entry.row], native.values[entry.row]);
         *config = CpuidConfig {
             leaf: row.leaf,
             sub_leaf: row.sub_leaf.unwrap_or(u32::MAX),
             registers: core::array::from_fn(|i| entry.direct[i] | entry.allowed[i] & value[i]),
         };
     }
+    let identity = release.identity();
     TdSysInfo {
         vendor_id: version::VENDOR as u32,
-        build_date: version::BUILD_DATE as u32,
-        build_num: version::BUILD_NUM as u16,
+        build_date: identity.build_date as u32,
+        build_num: identity.build_num as u16,
         minor_version: version::MINOR as u16,
         major_version: version::MAJOR as u16,
         sys_rd: 1,
@@ -64,10 +65,10 @@ fn describe(native: &Native) -> TdSysInfo {
         pamt_entry_size: PAMT_ENTRY_SIZE as u16,
         tdcs_base_size: (u64::from(TDCS_PAGES.0) * PAGE_4K) as u16,
         tdvps_base_size: (u64::from(TDVPS_PAGES.0) * PAGE_4K) as u16,
-        attributes_fixed0: params::ATTRIBUTES_ALLOWED,
+        attributes_fixed0: params::attributes_allowed(release),
         xfam_fixed0: native.xfam_allowed(),
         xfam_fixed1: Native::XFAM_REQUIRED,
-        num_cpuid_config: CONFIGURABLE.len() as u32,
+        num_cpuid_config: native.table.configurable.len() as u32,
         cpuid_configs,
         ..TdSysInfo::new_zeroed()
     }

@@ -1,9 +1,10 @@
 //! Format of the field tables, and the walk through them from field to field.
 
+use seam::abi::Features0;
 use seam::abi::metadata::{Context, Field, FieldId, vp};
 
 use super::{rows_l2_vmcs, rows_sys, rows_td, rows_vmcs, rows_vp};
-use crate::cpuid;
+use crate::{Change, Release, cpuid};
 
 /// Readable and writable bits. They are cut to the size of an element when used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,23 @@ pub struct Row {
     pub guest: Access,
     /// The kind of value.
     pub holds: Holds,
+    /// The releases that have the row.
+    pub presence: Presence,
+}
+
+/// The releases that have a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// All.
+    Always,
+    /// Those with a feature.
+    Feature(Features0),
+    /// Those with a change.
+    Since(Change),
+    /// Those without a change.
+    Before(Change),
+    /// Those with the first change and without the second.
+    Between(Change, Change),
 }
 
 impl Row {
@@ -99,6 +117,23 @@ impl Row {
         (id.code() - self.field.id.code()) / self.field.id.stride()
     }
 
+    /// Returns the same row, which only some releases have.
+    pub const fn only(mut self, presence: Presence) -> Self {
+        self.presence = presence;
+        self
+    }
+
+    /// Returns whether a release has the row.
+    pub const fn exists(&self, release: Release) -> bool {
+        match self.presence {
+            Presence::Always => true,
+            Presence::Feature(feature) => release.has(feature),
+            Presence::Since(change) => release.does(change),
+            Presence::Before(change) => !release.does(change),
+            Presence::Between(first, last) => release.does(first) && !release.does(last),
+        }
+    }
+
     /// Returns the same row, holding an address of that kind.
     pub const fn holding(mut self, holds: Holds) -> Self {
         self.holds = holds;
@@ -121,6 +156,7 @@ pub const fn row(
         debug,
         guest,
         holds: Holds::Value,
+        presence: Presence::Always,
     }
 }
 
@@ -165,6 +201,7 @@ pub enum Step {
 /// The field tables that one context has.
 #[derive(Clone, Copy, Debug)]
 pub struct Tables {
+    release: Release,
     context: Context,
     num_l2_vms: u8,
 }
@@ -208,11 +245,17 @@ pub struct Position {
 
 impl Tables {
     /// Returns the tables of a context. A TD and a vCPU have rows for each of `num_l2_vms` L2 VMs.
-    pub const fn new(context: Context, num_l2_vms: u8) -> Self {
+    pub const fn new(release: Release, context: Context, num_l2_vms: u8) -> Self {
         Self {
+            release,
             context,
             num_l2_vms,
         }
+    }
+
+    /// Returns the CPUID table of the release.
+    pub const fn cpuid(&self) -> &'static cpuid::Table {
+        cpuid::Table::of(self.release)
     }
 
     /// Returns the context.
@@ -264,7 +307,7 @@ impl Tables {
         let row = self
             .rows(table)
             .iter()
-            .position(|row| row.field.contains(key))?;
+            .position(|row| row.field.contains(key) && row.exists(self.release))?;
         Some(Position { table, row, id })
     }
 
@@ -291,7 +334,7 @@ impl Tables {
     fn next(&self, position: Position, step: Step) -> Option<Position> {
         let row = self.row(position);
         if self.context == Context::Td && row.field.id.class() == CPUID_CLASS {
-            if let Some(id) = next_cpuid(position.id, step) {
+            if let Some(id) = self.next_cpuid(position.id, step) {
                 return Some(Position { id, ..position });
             }
         } else {
@@ -313,7 +356,9 @@ impl Tables {
 
     /// Returns the first element of a row, or of the next table if the row is past the end.
     fn enter(&self, table: Table, row: usize) -> Option<Position> {
-        let Some(entered) = self.rows(table).get(row) else {
+        let rows = self.rows(table).iter().enumerate().skip(row);
+        let mut existing = rows.filter(|(_, row)| row.exists(self.release));
+        let Some((row, entered)) = existing.next() else {
             return match table {
                 Table::Vmcs => self.enter(Table::Vp, 0),
                 Table::L2Vmcs(class) => {
@@ -339,17 +384,26 @@ impl Tables {
             Table::Td if id.class() == CPUID_CLASS => Some(Position {
                 table,
                 row,
-                id: cpuid_id(0),
+                id: self.cpuid_id(0),
             }),
             _ => Some(Position { table, row, id }),
         }
     }
-}
 
-/// Returns the id of the first half of row `index` of the CPUID table.
-fn cpuid_id(index: usize) -> FieldId {
-    let row = &cpuid::ROWS[index];
-    FieldId::cpuid_value(row.leaf, row.sub_leaf, 0)
+    /// Returns the id of the first half of row `index` of the CPUID table.
+    fn cpuid_id(&self, index: usize) -> FieldId {
+        let row = &self.cpuid().rows[index];
+        FieldId::cpuid_value(row.leaf, row.sub_leaf, 0)
+    }
+
+    fn next_cpuid(&self, id: FieldId, step: Step) -> Option<FieldId> {
+        if step == Step::Element && id.code() & 1 == 0 {
+            return Some(id.with_code(id.code() + 1));
+        }
+        let (leaf, sub_leaf) = cpuid_leaf(id);
+        let next = self.cpuid().find(leaf, sub_leaf)? + 1;
+        (next < self.cpuid().rows.len()).then(|| self.cpuid_id(next))
+    }
 }
 
 /// Returns leaf and sub-leaf of a CPUID value. All ones means no sub-leaf.
@@ -361,15 +415,6 @@ pub const fn cpuid_leaf(id: FieldId) -> (u32, u32) {
         code >> 1 & 0x7F
     };
     (code >> 9 & 0x7F | (code >> 16 & 1) << 31, sub_leaf)
-}
-
-fn next_cpuid(id: FieldId, step: Step) -> Option<FieldId> {
-    if step == Step::Element && id.code() & 1 == 0 {
-        return Some(id.with_code(id.code() + 1));
-    }
-    let (leaf, sub_leaf) = cpuid_leaf(id);
-    let next = cpuid::find(leaf, sub_leaf)? + 1;
-    (next < cpuid::NUM_ROWS).then(|| cpuid_id(next))
 }
 
 const _: () = assert!(
@@ -394,17 +439,22 @@ mod tests {
     fn the_walk_visits_every_readable_element_of_the_module_once() {
         let all: u32 = rows_sys::ROWS
             .iter()
+            .filter(|row| row.exists(Release::V1_5_01))
             .map(|row| u32::from(row.field.fields) * u32::from(row.field.elements))
             .sum();
         assert_eq!(
-            walk(Tables::new(Context::Sys, 0), Who::Host { debug: false }).count(),
+            walk(
+                Tables::new(Release::V1_5_01, Context::Sys, 0),
+                Who::Host { debug: false }
+            )
+            .count(),
             all as usize
         );
     }
 
     #[test]
     fn a_vcpu_s_walk_goes_from_its_vmcs_to_the_rest() {
-        let tables = Tables::new(Context::Vp, 0);
+        let tables = Tables::new(Release::V1_5_01, Context::Vp, 0);
         let classes = walk(tables, Who::Host { debug: false }).map(FieldId::class);
         assert!(classes.eq([VMCS_CLASS; 16].into_iter().chain([17]).chain([32; 23])));
     }
@@ -412,9 +462,12 @@ mod tests {
     #[test]
     fn the_fields_of_an_l2_vm_are_there_only_if_the_vm_is() {
         let of_class = |vms, class| {
-            walk(Tables::new(Context::Vp, vms), Who::Host { debug: true })
-                .filter(|id| id.class() == class)
-                .count()
+            walk(
+                Tables::new(Release::V1_5_01, Context::Vp, vms),
+                Who::Host { debug: true },
+            )
+            .filter(|id| id.class() == class)
+            .count()
         };
         assert_eq!(of_class(0, 36), 0);
         assert!(of_class(1, 36) > 100);
@@ -424,12 +477,12 @@ mod tests {
 
     #[test]
     fn cpuid_values_follow_the_order_of_the_cpuid_table() {
-        let tables = Tables::new(Context::Td, 0);
+        let tables = Tables::new(Release::V1_5_01, Context::Td, 0);
         let mut cpuid =
             walk(tables, Who::Host { debug: false }).filter(|id| id.class() == CPUID_CLASS);
         assert_eq!(cpuid.next(), Some(FieldId::cpuid_value(1, None, 0)));
         assert_eq!(cpuid.next(), Some(FieldId::cpuid_value(1, None, 1)));
         assert_eq!(cpuid.next(), Some(FieldId::cpuid_value(4, Some(0), 0)));
-        assert_eq!(cpuid.count(), 2 * cpuid::NUM_ROWS - 3);
+        assert_eq!(cpuid.count(), 2 * tables.cpuid().rows.len() - 3);
     }
 }

@@ -1,7 +1,7 @@
 //! A TD's fields: TDH.MNG.RD and TDH.MNG.WR.
 
 use seam::abi::metadata::{Context, FieldId, td};
-use seam::abi::{ConfigFlags, Gprs, Leaf, Operand, Status};
+use seam::abi::{ConfigFlags, Gprs, Leaf, Operand, Status, TdCtls};
 
 use super::access::{Change, Fields, first_id, next_id, read, write};
 use super::table::{CPUID_CLASS, Row, Tables, Who, cpuid_leaf};
@@ -18,6 +18,7 @@ const LOCK_TIMEOUTS: core::ops::RangeInclusive<u64> = 10_000..=100_000_000;
 
 /// A TD's fields.
 pub struct TdFields<'m, M> {
+    cx: Call<'m, M>,
     tdcs: Tdcs<'m, M>,
     tsc_hz: u64,
 }
@@ -26,6 +27,7 @@ impl<'m, M: Machine> TdFields<'m, M> {
     /// Returns the fields of the TD with this TDCS.
     pub fn new(cx: Call<'m, M>, tdcs: Tdcs<'m, M>) -> Self {
         Self {
+            cx,
             tdcs,
             tsc_hz: cx.native().tsc_hz,
         }
@@ -36,13 +38,15 @@ impl<'m, M: Machine> TdFields<'m, M> {
 ///
 /// # Errors
 /// METADATA_FIELD_ID_INCORRECT if there is none, METADATA_FIELD_NOT_READABLE if it has no value for a TD.
-fn cpuid_row(id: FieldId) -> Result<u32, Status> {
+fn cpuid_row(table: &cpuid::Table, id: FieldId) -> Result<u32, Status> {
     if id.code() >> 17 != 0 {
         return Err(Status::METADATA_FIELD_ID_INCORRECT);
     }
     let (leaf, sub_leaf) = cpuid_leaf(id);
-    let row = cpuid::find(leaf, sub_leaf).ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
-    if cpuid::ROWS[row].faulting {
+    let row = table
+        .find(leaf, sub_leaf)
+        .ok_or(Status::METADATA_FIELD_ID_INCORRECT)?;
+    if table.rows[row].faulting {
         return Err(Status::METADATA_FIELD_NOT_READABLE);
     }
     Ok(row as u32)
@@ -50,7 +54,12 @@ fn cpuid_row(id: FieldId) -> Result<u32, Status> {
 
 impl<M: Machine> Fields for TdFields<'_, M> {
     fn tables(&self) -> Tables {
-        Tables::new(Context::Td, self.tdcs.get(tdcs::field::NUM_L2_VMS) as u8)
+        let release = self.cx.module.release;
+        Tables::new(
+            release,
+            Context::Td,
+            self.tdcs.get(tdcs::field::NUM_L2_VMS) as u8,
+        )
     }
 
     fn get(&self, row: &Row, id: FieldId, _who: Who) -> Result<u64, Status> {
@@ -60,12 +69,14 @@ impl<M: Machine> Fields for TdFields<'_, M> {
             _ if row.field.id.class() < FIRST_TDCS_CLASS => {
                 Ok(self.tdcs.tdr().get(first.at(row.index(id))))
             }
-            _ if row.field.id.class() == CPUID_CLASS => Ok(self
-                .tdcs
-                .get(first.at(cpuid_row(id)? * 2 + (id.code() & 1)))),
-            td::NUM_CPUID_VALUES => Ok(cpuid::NUM_ROWS as u64),
+            _ if row.field.id.class() == CPUID_CLASS => {
+                Ok(self
+                    .tdcs
+                    .get(first.at(cpuid_row(self.cx.native().table, id)? * 2 + (id.code() & 1))))
+            }
+            td::NUM_CPUID_VALUES => Ok(self.cx.native().table.rows.len() as u64),
             td::CPUID_VALID => {
-                let row = cpuid::ROWS.get(row.index(id) as usize);
+                let row = self.cx.native().table.rows.get(row.index(id) as usize);
                 Ok(row.is_some_and(|row| !row.faulting).into())
             }
             td::HP_LOCK_TIMEOUT => {
@@ -76,7 +87,7 @@ impl<M: Machine> Fields for TdFields<'_, M> {
     }
 
     fn set(&self, row: &Row, id: FieldId, who: Who, change: Change) -> Result<(), Status> {
-        let value = change.apply(change.old)?;
+        let mut value = change.apply(change.old)?;
         let field =
             Field::new(row.offset.into(), row.field.id.element_size() as u8).at(row.index(id));
         match row.field {
@@ -91,13 +102,11 @@ impl<M: Machine> Fields for TdFields<'_, M> {
                 self.tdcs.set(field, u64::from(ticks as u32));
                 return Ok(());
             }
-            td::TD_CTLS if who == Who::Guest => {
-                let flexible = self.tdcs.get(tdcs::field::CONFIG_FLAGS)
-                    & ConfigFlags::FLEXIBLE_PENDING_VE.bits()
-                    != 0;
-                if !flexible && (value ^ change.old) & 1 != 0 {
-                    return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
-                }
+            _ if row.field.name == td::TD_CTLS.name && who == Who::Guest => {
+                value = self.td_ctls(change.old, value)?;
+            }
+            td::FEATURE_PARAVIRT_CTLS if self.is_locked() && value != change.old => {
+                return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
             }
             _ => {}
         }
@@ -108,6 +117,42 @@ impl<M: Machine> Fields for TdFields<'_, M> {
         written
             .map(drop)
             .ok_or(Status::OPERAND_BUSY.with(Operand::METADATA_FIELD))
+    }
+}
+
+impl<M: Machine> TdFields<'_, M> {
+    fn is_locked(&self) -> bool {
+        self.tdcs.get(tdcs::field::TD_CTLS) & TdCtls::LOCK.bits() != 0
+    }
+
+    /// Returns TD_CTLS after the TD's write of `value`.
+    ///
+    /// # Errors
+    /// METADATA_FIELD_VALUE_NOT_VALID.
+    fn td_ctls(&self, old: u64, value: u64) -> Result<u64, Status> {
+        let invalid = Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
+        let changed = TdCtls::from_bits_retain(value ^ old);
+        if self.is_locked() {
+            return if changed.is_empty() {
+                Ok(value)
+            } else {
+                invalid
+            };
+        }
+        let flexible = ConfigFlags::from_bits_retain(self.tdcs.get(tdcs::field::CONFIG_FLAGS))
+            .contains(ConfigFlags::FLEXIBLE_PENDING_VE);
+        if !flexible && changed.contains(TdCtls::PENDING_VE_DISABLE) {
+            return invalid;
+        }
+        let mut controls = TdCtls::from_bits_retain(value);
+        if controls.contains(TdCtls::REDUCE_VE) {
+            controls |= TdCtls::ENUM_TOPOLOGY | TdCtls::VIRT_CPUID2;
+        }
+        let has_topology = self.tdcs.get(tdcs::field::TOPOLOGY_ENUM_CONFIGURED) != 0;
+        if controls.contains(TdCtls::ENUM_TOPOLOGY) && !has_topology {
+            return invalid;
+        }
+        Ok(controls.bits())
     }
 }
 

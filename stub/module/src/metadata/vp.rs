@@ -1,7 +1,7 @@
 //! A vCPU's fields: TDH.VP.RD and TDH.VP.WR.
 
 use seam::abi::metadata::{Context, FieldId, vp};
-use seam::abi::{Gprs, Leaf, Operand, PAGE_4K, Status};
+use seam::abi::{Gprs, Leaf, Operand, PAGE_4K, Status, TdCtls};
 
 use super::access::{Change, Fields, first_id, next_id, read, write};
 use super::table::{Holds, Row, Tables, VMCS_CLASS, Who, l2_vmcs_vm};
@@ -160,7 +160,7 @@ impl<'m, M: Machine> VpFields<'m, M> {
     }
 
     /// Applies the rules for a write to another field.
-    fn set_other(&self, row: &Row, id: FieldId, value: u64) -> Result<u64, Status> {
+    fn set_other(&self, row: &Row, id: FieldId, old: u64, value: u64) -> Result<u64, Status> {
         match row.field {
             _ if id.class() == XBUFF_CLASS => {
                 let offset = |component| self.tdcs.get(fields::XBUFF_OFFSETS.at(component)) / 8;
@@ -169,6 +169,13 @@ impl<'m, M: Machine> VpFields<'m, M> {
                     || traced && u64::from(id.code()) == offset(XFAM_PT)
                 {
                     return Err(Status::METADATA_FIELD_NOT_WRITABLE);
+                }
+                Ok(value)
+            }
+            vp::CPUID_SUPERVISOR_VE | vp::CPUID_USER_VE | vp::CPUID_CONTROL => {
+                let locked = self.tdcs.get(tdcs::field::TD_CTLS) & TdCtls::LOCK.bits() != 0;
+                if locked && value != old {
+                    return Err(Status::METADATA_FIELD_VALUE_NOT_VALID);
                 }
                 Ok(value)
             }
@@ -189,7 +196,12 @@ impl<'m, M: Machine> VpFields<'m, M> {
 
 impl<M: Machine> Fields for VpFields<'_, M> {
     fn tables(&self) -> Tables {
-        Tables::new(Context::Vp, self.tdcs.get(tdcs::field::NUM_L2_VMS) as u8)
+        let release = self.cx.module.release;
+        Tables::new(
+            release,
+            Context::Vp,
+            self.tdcs.get(tdcs::field::NUM_L2_VMS) as u8,
+        )
     }
 
     fn get(&self, row: &Row, id: FieldId, _who: Who) -> Result<u64, Status> {
@@ -232,7 +244,7 @@ impl<M: Machine> Fields for VpFields<'_, M> {
         let value = if id.class() == VMCS_CLASS {
             self.set_vmcs(VmcsField(id.code()), value, change.writable)?
         } else {
-            self.set_other(row, id, value)?
+            self.set_other(row, id, change.old, value)?
         };
         self.tdvps.set(place, value);
         Ok(())

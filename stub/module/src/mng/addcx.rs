@@ -8,7 +8,7 @@ use crate::field::Structure;
 use crate::lock::Mode;
 use crate::ownership::Taken;
 use crate::sept::{Entry, L2Entry};
-use crate::td::{Lifecycle, Tdcs, tdcs, tdr};
+use crate::td::{Lifecycle, Tdcs, op_state_incorrect, tdcs, tdr};
 use crate::{Machine, Point, operand};
 
 /// TDH.MNG.ADDCX: adds RCX as the next page of the TDCS of the TD in RDX.
@@ -33,7 +33,10 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     } else if complete > TDCS_PAGES.0
         && !Tdcs::of(cx.machine, root).op_state().allows(Leaf::MngAddcx)
     {
-        return Err(Status::OP_STATE_INCORRECT);
+        return Err(op_state_incorrect(
+            cx,
+            Tdcs::of(cx.machine, root).op_state(),
+        ));
     }
     cx.reached(Point::Movdir64b);
     cx.machine.fill_page(

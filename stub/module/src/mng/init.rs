@@ -1,18 +1,20 @@
 //! TDH.MNG.INIT: initialises a TD from its TD_PARAMS.
 
-use seam::abi::{Attributes, ConfigFlags, Gprs, Leaf, Operand, Status, TdParams};
+use seam::abi::{Attributes, ConfigFlags, Features0, Gprs, Leaf, Operand, Status, TdParams};
 
+use super::event_filter;
 use crate::call::Call;
+use crate::cpuid::FIXED0_BITMAP;
 use crate::field::Structure;
 use crate::mr::Mrtd;
-use crate::params::{Config, TSC_ADJUST_MSR, virtual_tsc};
+use crate::params::{Config, Present, TSC_ADJUST_MSR, virtual_tsc};
 use crate::td::{
     OpState, Td, Tdcs,
     tdcs::{field, page},
 };
 use crate::vcpu::fields;
 use crate::vp::vmx_caps;
-use crate::{Machine, guest, memory, operand};
+use crate::{Change, Machine, guest, memory, operand};
 
 /// Size and alignment of TD_PARAMS in bytes.
 const TD_PARAMS_SIZE: u64 = size_of::<TdParams>() as u64;
@@ -20,9 +22,19 @@ const TD_PARAMS_SIZE: u64 = size_of::<TdParams>() as u64;
 const MISC_ENABLE: u32 = 0x1A0;
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
 
-/// TDH.MNG.INIT: RCX = TDR, RDX = TD_PARAMS; out RCX = leaf and sub-leaf of a refused CPUID configuration, else 0.
+/// Flag in the TDR operand: R8 has the list of the events that the TD may count.
+const EVENT_FILTERING: u64 = 1 << 0;
+
+/// TDH.MNG.INIT: RCX = TDR and a flag, RDX = TD_PARAMS, R8 = event filters; out RCX = leaf and sub-leaf of a refused
+/// CPUID configuration, else 0.
 pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
-    let tdr = regs.rcx;
+    let release = cx.module.release;
+    let (tdr, filters) = if release.has(Features0::EVENT_FILTERING) {
+        let filtering = regs.rcx & EVENT_FILTERING != 0;
+        (regs.rcx & !EVENT_FILTERING, filtering.then_some(regs.r8))
+    } else {
+        (regs.rcx, None)
+    };
     regs.rcx = 0;
     if cx.machine.rdmsr(cx.lp, MISC_ENABLE) & LIMIT_CPUID_MAXVAL != 0 {
         return Err(Status::LIMIT_CPUID_MAXVAL_SET);
@@ -31,18 +43,26 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     let pa = operand::shared_buffer(cx, regs.rdx, TD_PARAMS_SIZE, Operand::RDX)?;
     let params: TdParams = memory::read_struct(cx.machine, pa);
     let tsc_adjust = cx.machine.rdmsr(cx.lp, TSC_ADJUST_MSR);
-    let config = Config::new(
-        &params,
-        cx.native(),
-        td.tdr.num_tdcx(),
+    let present = Present {
+        num_tdcx: td.tdr.num_tdcx(),
         tsc_adjust,
-        cx.machine.scales_tsc(),
-    )
-    .map_err(|refusal| {
-        regs.rcx = refusal.rcx;
-        refusal.status
-    })?;
+        scales_tsc: cx.machine.scales_tsc(),
+    };
+    td.tdcs.set(field::EVENT_FILTERS_NUM, 0);
+    let mut copy_filters = || match filters {
+        Some(info) if params.attributes.contains(Attributes::PERFMON) => {
+            event_filter::copy(cx, &td.tdcs, info)
+        }
+        _ => Ok(()),
+    };
+    let config = Config::new(release, &params, cx.native(), &present, &mut copy_filters).map_err(
+        |refusal| {
+            regs.rcx = refusal.rcx;
+            refusal.status
+        },
+    )?;
     fill(cx, &td.tdcs, &params, &config);
+    cx.module.begin_build(&td.tdcs);
     td.tdcs.set_op_state(OpState::Initialized);
     Ok(())
 }
@@ -50,10 +70,16 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
 fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, config: &Config) {
     let tsc = cx.machine.rdtsc(cx.lp);
     let pending_ve_disable = params.attributes.contains(Attributes::SEPT_VE_DISABLE);
-    let root = cx
-        .machine
-        .platform()
-        .without_keyid(tdcs.page_pa(page::SEPT_ROOT));
+    let platform = cx.machine.platform();
+    let release = cx.module.release;
+    let root = platform.without_keyid(tdcs.page_pa(page::SEPT_ROOT));
+    let root = if release.does(Change::EPTP_WITH_HKID) {
+        platform.with_keyid(root, tdcs.tdr().hkid())
+    } else {
+        root
+    };
+    let topology = release.has(Features0::TOPOLOGY_ENUM);
+    let reduction = release.has(Features0::VE_REDUCTION);
     let ddpd_hidden = if config.features.ddpd {
         0
     } else {
@@ -78,6 +104,12 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
             params.config_flags.contains(ConfigFlags::GPAW).into(),
         ),
         (field::EPTP, root | config.eptp),
+        (field::FEATURE_PARAVIRT_CTLS, 0),
+        (field::CPUID_FIXED0_BITMAP, FIXED0_BITMAP),
+        (field::VIRT_MAXPA, config.virt_maxpa.into()),
+        (field::TOPOLOGY_ENUM_CONFIGURED, topology.into()),
+        (field::VE_REDUCTION_VALID, reduction.into()),
+        (field::FIELD_SUPPORT_AT_INIT, config.field_support.into()),
         (field::TSC_FREQUENCY, params.tsc_frequency.into()),
         (field::TSC_MULTIPLIER, config.tsc_multiplier),
         (
@@ -102,6 +134,10 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
             u64::from(ecx) | u64::from(edx) << 32,
         );
     }
+    for (index, register) in (0..).zip(cx.native().caches.as_flattened()) {
+        let field = field::CPUID4_NATIVE_VALUES.at(index);
+        tdcs.set(field, (*register).into());
+    }
     for (field, measurement) in [
         (field::MRCONFIGID, &params.mrconfigid),
         (field::MROWNER, &params.mrowner),
@@ -111,6 +147,6 @@ fn fill<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, params: &TdParams, conf
     }
     tdcs.write_bytes(field::RTMR.offset(), &[0; 4 * 48]);
     Mrtd::begin(cx, tdcs);
-    guest::fill_msr_bitmaps(cx.native(), tdcs);
-    vmx_caps::fill(cx.native(), tdcs);
+    guest::fill_msr_bitmaps(release, cx.native(), tdcs);
+    vmx_caps::fill(release, cx.native(), tdcs);
 }

@@ -11,10 +11,11 @@ use crate::lock::Mode;
 use crate::ownership::Taken;
 use crate::sys::program_key;
 use crate::td::{Lifecycle, OpState, Tdcs, Tdr, tdcs, tdr};
-use crate::{Machine, Point, operand};
+use crate::{Change, Machine, Point, operand};
 
-/// Number of tries of RDSEED for the four words of a UUID or key.
+/// Number of tries of RDSEED for the four words of a UUID or key, and in releases that retry more often.
 const RDSEED_TRIES: u32 = 6;
+const MORE_RDSEED_TRIES: u32 = 4 * 6;
 
 /// TDH.MNG.CREATE: makes RCX the TDR of a TD with the HKID in RDX.
 pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
@@ -50,7 +51,12 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
 pub fn random_256<M: Machine>(cx: Call<'_, M>) -> Result<[u64; 4], Status> {
     let mut words = [0; 4];
     let mut found = 0;
-    for _ in 0..RDSEED_TRIES {
+    let tries = if cx.module.release.does(Change::RETRIES_ENTROPY) {
+        MORE_RDSEED_TRIES
+    } else {
+        RDSEED_TRIES
+    };
+    for _ in 0..tries {
         if let Some(word) = cx.rdseed() {
             words[found] = word;
             found += 1;
@@ -104,6 +110,7 @@ pub fn vpflushdone<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
         {
             return Err(Status::FLUSHVP_NOT_DONE);
         }
+        cx.module.end_build(&tdcs);
     }
     root.set_lifecycle(Lifecycle::Blocked);
     cx.module

@@ -1,6 +1,7 @@
 //! TDH.MNG.*: management of a TD as a whole.
 
 mod addcx;
+pub mod event_filter;
 mod init;
 mod keys;
 

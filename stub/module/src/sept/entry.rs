@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use seam::abi::{Leaf, PAGE_MASK, SeptState, level_bytes};
 
 use crate::lock::Busy;
+use crate::{Change, Release};
 
 pub(super) const RWX: u64 = 0b111;
 pub(super) const MEMORY_TYPE: u64 = 0b111 << 3;
@@ -12,6 +13,7 @@ pub(super) const WRITE_BACK: u64 = 6 << 3;
 pub(super) const IGNORE_PAT: u64 = 1 << 6;
 pub(super) const LEAF: u64 = 1 << 7;
 const DIRTY: u64 = 1 << 9;
+pub(super) const EXECUTE_USER: u64 = 1 << 10;
 const LOCKED: u64 = 1 << 11;
 const HOST_PRIORITY: u64 = 1 << 52;
 const EXPORTED: u64 = 1 << 53;
@@ -245,14 +247,17 @@ impl Entry {
         }
     }
 
-    /// Returns RCX and RDX as the module describes an entry of `level` to the host.
-    pub fn describe(self, level: u8) -> (u64, u64) {
+    /// Returns RCX and RDX as a release of the module describes an entry of `level` to the host.
+    pub fn describe(self, release: Release, level: u8) -> (u64, u64) {
         let state = self.state();
         let shown = match state {
             SeptState::Free => SUPPRESS_VE,
             _ if self.is_leaf() => self.0 & SHOWN_LEAF,
             _ => self.0 & SHOWN_NON_LEAF,
         };
+        // A TD may execute what it may read, in user mode too.
+        let user = release.does(Change::SHOWS_USER_EXECUTE) && self.is_present();
+        let shown = shown | if user { EXECUTE_USER } else { 0 };
         (shown, u64::from(level) | (state as u64) << 8)
     }
 
@@ -395,16 +400,28 @@ mod tests {
 
     #[test]
     fn a_free_entry_shows_only_suppress_ve() {
-        assert_eq!(Entry::FREE.describe(3), (1 << 63, 3));
+        assert_eq!(Entry::FREE.describe(Release::V1_5_01, 3), (1 << 63, 3));
+    }
+
+    #[test]
+    fn later_releases_show_the_right_to_execute_in_user_mode() {
+        let shown = |entry: Entry| entry.describe(Release::V1_5_16, 0).0;
+        assert_eq!(shown(Entry::mapped(0x1000)), 0x8000_0000_0000_14f7);
+        assert_eq!(shown(Entry::table(0x1000)), 0x407);
+        assert_eq!(shown(Entry::pending(0x1000)) & 0xfff, 0xf0);
+        assert_eq!(shown(Entry::FREE), 1 << 63);
     }
 
     #[test]
     fn a_mapped_page_shows_its_address_and_a_table_does_not() {
-        let (entry, info) = Entry::mapped(0x1_2345_6000).describe(0);
+        let (entry, info) = Entry::mapped(0x1_2345_6000).describe(Release::V1_5_01, 0);
         assert_eq!(entry, 0x8000_0001_2345_60f7);
         assert_eq!(info, 0x0400);
-        assert_eq!(Entry::table(0x1_2345_6000).describe(1), (0x7, 0x8401));
-        let (entry, info) = Entry::pending(0x1_2340_0000).describe(1);
+        assert_eq!(
+            Entry::table(0x1_2345_6000).describe(Release::V1_5_01, 1),
+            (0x7, 0x8401)
+        );
+        let (entry, info) = Entry::pending(0x1_2340_0000).describe(Release::V1_5_01, 1);
         assert_eq!((entry & 0xfff, info), (0xf0, 0x0201));
     }
 

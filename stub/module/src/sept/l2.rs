@@ -3,13 +3,12 @@
 use seam::abi::PAGE_MASK;
 
 use super::entry::{
-    BLOCKED, Entry, IGNORE_PAT, LEAF, MEMORY_TYPE, RWX, SUPPRESS_VE, Slot, WRITE_BACK,
+    BLOCKED, EXECUTE_USER, Entry, IGNORE_PAT, LEAF, MEMORY_TYPE, RWX, SUPPRESS_VE, Slot, WRITE_BACK,
 };
 
 const READ: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
-const EXECUTE_USER: u64 = 1 << 10;
 const RIGHTS: u64 = RWX | EXECUTE_USER;
 /// Bits that save the rights of a blocked page.
 const SAVED_READ: u64 = 1 << 3;

@@ -7,7 +7,7 @@ use super::{Entry, walk};
 use crate::call::Call;
 use crate::lock::{Guard, Mode};
 use crate::td::{Td, epoch};
-use crate::{Machine, operand};
+use crate::{Machine, Release, operand};
 
 /// An entry that a leaf works on. Dropping it unlocks the entry and releases the tree.
 #[derive(Debug)]
@@ -18,6 +18,7 @@ pub struct Target<'m> {
     pub level: u8,
     /// The first guest-physical address that it maps.
     pub gpa: u64,
+    release: Release,
     // Released in the order of these fields.
     slot: LockedSlot<'m>,
     _tree: Guard<'m>,
@@ -36,6 +37,7 @@ impl<'m> Target<'m> {
         mode: Mode,
         regs: &mut Gprs,
     ) -> Result<Self, Status> {
+        let release = cx.module.release;
         if !operand::is_private_gpa(&td.tdcs, at.gpa()) {
             return Err(Status::OPERAND_INVALID.with(Operand::RCX));
         }
@@ -46,17 +48,18 @@ impl<'m> Target<'m> {
             .map_err(|_| Status::OPERAND_BUSY.with(Operand::SEPT_TREE))?;
         let end = walk(cx.machine, &td.tdcs, at.gpa(), at.level());
         if end.level != at.level() {
-            describe(regs, end.entry, end.level);
+            (regs.rcx, regs.rdx) = end.entry.describe(release, end.level);
             return Err(Status::EPT_WALK_FAILED.with(Operand::RCX));
         }
         let Ok(slot) = end.slot.lock() else {
-            describe(regs, end.entry, end.level);
+            (regs.rcx, regs.rdx) = end.entry.describe(release, end.level);
             return Err(Status::OPERAND_BUSY.with(Operand::RCX));
         };
         Ok(Self {
             entry: slot.load(),
             level: end.level,
             gpa: at.gpa(),
+            release,
             slot,
             _tree: tree,
         })
@@ -76,7 +79,7 @@ impl<'m> Target<'m> {
 
     /// Returns a status about RCX, and puts the entry into RCX and RDX.
     pub fn refuse(&self, status: Status, regs: &mut Gprs) -> Status {
-        describe(regs, self.entry, self.level);
+        (regs.rcx, regs.rdx) = self.entry.describe(self.release, self.level);
         status.with(Operand::RCX)
     }
 
@@ -112,9 +115,4 @@ impl<'m> Target<'m> {
     pub fn set(&self, entry: Entry) {
         self.slot.store(entry);
     }
-}
-
-/// Puts an entry into RCX and RDX.
-pub fn describe(regs: &mut Gprs, entry: Entry, level: u8) {
-    (regs.rcx, regs.rdx) = entry.describe(level);
 }

@@ -13,6 +13,9 @@ use crate::lock::Mode;
 use crate::module::SysState;
 use crate::{Machine, Platform, memory, operand};
 
+/// The least number of KeyID bits in physical addresses with which PAMTs can be dynamic.
+pub const MIN_DYNAMIC_PAMT_HKID_BITS: u32 = 4;
+
 /// TDH.SYS.CONFIG: RCX = array of TDMR_INFO addresses, RDX = its length, R8 = global HKID.
 ///
 /// A failed call is not rolled back: the HKID stays reserved.

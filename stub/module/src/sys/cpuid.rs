@@ -3,7 +3,7 @@
 use seam::abi::{Gprs, Status};
 
 use super::msr::MISC_ENABLE;
-use crate::cpuid::{EAX, EBX, ECX, EDX, NUM_ROWS, ROWS, Registers, Row};
+use crate::cpuid::{EAX, EBX, ECX, EDX, NUM_ROWS, Registers, Row, Table};
 
 /// IA32_MISC_ENABLE bit that limits CPUID to leafs up to 2.
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
@@ -15,6 +15,8 @@ const MAX_FIXED_COUNTERS: u32 = 7;
 
 /// A processor's CPUID and MSRs.
 pub(super) struct Processor<C, R> {
+    /// The CPUID tables of the module's release.
+    pub table: &'static Table,
     /// CPUID by leaf and sub-leaf.
     pub cpuid: C,
     /// RDMSR.
@@ -49,7 +51,7 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
             return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(LAST_EXTENDED_LEAF));
         }
         let mut topology = Topology::default();
-        for row in &ROWS {
+        for row in self.table.rows {
             let value = if self.has(row) { self.row(row) } else { [0; 4] };
             let mut demand = |mask: Registers, wanted: Registers| {
                 if (0..4).all(|i| value[i] & mask[i] == wanted[i]) {
@@ -88,14 +90,24 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
 
     /// Samples the values by row of the table. TDH.SYS.LP.INIT compares them.
     pub fn sample(&self) -> [Registers; NUM_ROWS] {
-        ROWS.map(|row| self.row(&row))
+        let mut sample = [[0; 4]; NUM_ROWS];
+        for (value, row) in sample.iter_mut().zip(self.table.rows) {
+            *value = self.row(row);
+        }
+        sample
     }
 
     /// Compares the processor with the sample of TDH.SYS.INIT, for TDH.SYS.LP.INIT. RCX, RDX, R8 return leaf and mask
     /// of a difference.
     pub fn compare(&self, sample: &[Registers; NUM_ROWS], regs: &mut Gprs) -> Result<(), Status> {
         self.check_limit()?;
-        for (row, sampled) in ROWS.iter().zip(sample).filter(|(row, _)| self.has(row)) {
+        for (row, sampled) in self
+            .table
+            .rows
+            .iter()
+            .zip(sample)
+            .filter(|(row, _)| self.has(row))
+        {
             let here = self.row(row);
             if (0..4).any(|i| (here[i] ^ sampled[i]) & row.same[i] != 0) {
                 regs.rcx = row.id();

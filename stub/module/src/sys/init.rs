@@ -7,7 +7,7 @@ use seam::abi::{Gprs, Operand, Status};
 use super::cpuid::Processor;
 use super::msr;
 use crate::call::Call;
-use crate::cpuid::{NUM_ROWS, Registers};
+use crate::cpuid::{NUM_ROWS, Registers, Table};
 use crate::lock::Mode;
 use crate::module::SysState;
 use crate::{Machine, Platform, Point};
@@ -106,6 +106,7 @@ fn processor<'m, M: Machine>(
     lp: u32,
 ) -> Processor<impl Fn(u32, u32) -> Registers + 'm, impl Fn(u32) -> u64 + 'm> {
     Processor {
+        table: Table::of(cx.module.release),
         cpuid: move |leaf, sub_leaf| cx.machine.cpuid(lp, leaf, sub_leaf),
         rdmsr: move |msr| cx.machine.rdmsr(lp, msr),
     }

@@ -8,7 +8,7 @@ mod msr;
 mod shutdown;
 pub mod tdmr;
 
-pub use config::config;
+pub use config::{MIN_DYNAMIC_PAMT_HKID_BITS, config};
 pub use init::{Sample, init, lp_init};
 pub use key_config::{key_config, program_key};
 pub use shutdown::{shutdown, update};

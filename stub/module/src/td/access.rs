@@ -2,11 +2,11 @@
 
 use seam::abi::{Leaf, Operand, PageSize, PageType, Status};
 
-use super::{LaneGuard, Tdcs, Tdr, Tdvps};
+use super::{LaneGuard, OpState, Tdcs, Tdr, Tdvps};
 use crate::call::Call;
 use crate::lock::{Guard, Mode};
 use crate::pamt::{Held, Pamt};
-use crate::{Machine, operand};
+use crate::{Change, Machine, operand};
 
 /// A TD whose TDR is locked until this is dropped. Unless the TDR is held exclusively, its op-state is locked too.
 pub struct Td<'m, M> {
@@ -50,7 +50,7 @@ impl<'m, M: Machine> Td<'m, M> {
         tdr.check_build_state()?;
         let tdcs = Tdcs::of(cx.machine, tdr);
         if !tdcs.op_state().allows(leaf) {
-            return Err(Status::OP_STATE_INCORRECT);
+            return Err(op_state_incorrect(cx, tdcs.op_state()));
         }
         Ok(Self {
             tdr,
@@ -58,6 +58,16 @@ impl<'m, M: Machine> Td<'m, M> {
             _op_state: None,
             _tdr: held,
         })
+    }
+}
+
+/// Returns the status for a TD in the wrong op-state.
+#[cold]
+pub fn op_state_incorrect<M>(cx: Call<'_, M>, state: OpState) -> Status {
+    if cx.module.release.does(Change::TELLS_OP_STATE) {
+        Status::OP_STATE_INCORRECT.with_detail(state as u32)
+    } else {
+        Status::OP_STATE_INCORRECT
     }
 }
 
@@ -78,12 +88,12 @@ pub fn lock_op_state<'m, M: Machine>(
         .acquire(Mode::Shared)
         .map_err(|_| Status::OPERAND_BUSY.with(Operand::OP_STATE))?;
     if !tdcs.op_state().allows(leaf) {
-        return Err(Status::OP_STATE_INCORRECT);
+        return Err(op_state_incorrect(cx, tdcs.op_state()));
     }
     Ok((tdcs, guard))
 }
 
-/// Locks, shared, the TDR that owns a page whose PAMT entry is held.
+/// Locks the TDR that owns a page whose PAMT entry is held.
 ///
 /// # Errors
 /// OPERAND_BUSY with TDR.
@@ -91,12 +101,13 @@ pub fn lock_op_state<'m, M: Machine>(
 pub fn implicit_tdr<'m, M: Machine>(
     cx: Call<'m, M>,
     owner: u64,
+    mode: Mode,
 ) -> Result<(Guard<'m>, Tdr<'m>), Status> {
     let busy = Status::OPERAND_BUSY.with(Operand::TDR);
     let entry = Pamt::of(cx.module, owner)
         .ok_or(busy)?
         .entry_4k(cx.machine, owner);
-    let guard = entry.lock().acquire(Mode::Shared).map_err(|_| busy)?;
+    let guard = entry.lock().acquire(mode).map_err(|_| busy)?;
     Ok((guard, Tdr::at(cx.machine, owner)))
 }
 
@@ -137,12 +148,27 @@ impl<'m, M: Machine> TdVcpu<'m, M> {
     /// Those of an explicit page operand; OPERAND_BUSY with TDR.
     #[inline(always)]
     pub fn take(cx: Call<'m, M>, pa: u64, operand: Operand, mode: Mode) -> Result<Self, Status> {
+        Self::take_with(cx, pa, operand, mode, Mode::Shared)
+    }
+
+    /// Returns the vCPU in an operand, with the TDR held in this mode.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    #[inline(always)]
+    pub fn take_with(
+        cx: Call<'m, M>,
+        pa: u64,
+        operand: Operand,
+        mode: Mode,
+        tdr_mode: Mode,
+    ) -> Result<Self, Status> {
         let expected = operand::Expected {
             size: PageSize::Size4K,
             page_type: PageType::Tdvpr,
         };
         let held = operand::page_here(cx, pa, operand, mode, expected)?;
-        let (guard, tdr) = implicit_tdr(cx, held.entry().owner())?;
+        let (guard, tdr) = implicit_tdr(cx, held.entry().owner(), tdr_mode)?;
         Ok(Self {
             tdvps: Tdvps::at(cx.machine, pa),
             tdr,

@@ -7,7 +7,7 @@ pub mod tdcs;
 pub mod tdr;
 pub mod tdvps;
 
-pub use access::{Td, TdVcpu, lock_op_state, reclaim_lane};
+pub use access::{Td, TdVcpu, lock_op_state, op_state_incorrect, reclaim_lane};
 pub use op_state::OpState;
 pub use tdcs::Tdcs;
 pub use tdr::{LaneGuard, Lifecycle, Tdr};

@@ -41,6 +41,25 @@ pub mod field {
     pub const CONFIG_FLAGS: Field = Field::u64(0x118);
     pub const TD_CTLS: Field = Field::u64(0x120);
 
+    // Page 1: what later releases added.
+    /// The x2APIC id of each vCPU, as TDH.VP.INIT was given it.
+    pub const X2APIC_IDS: Field = Field::u32(0x1000);
+    /// The performance events that the TD may count: umask and event, in ascending order.
+    pub const EVENT_FILTERS: Field = Field::u16(0x1900);
+    /// CPUID(4) of the CPU: four registers for each of four caches.
+    pub const CPUID4_NATIVE_VALUES: Field = Field::u32(0x1D00);
+    /// Per VM, the number of events that the filters refused.
+    pub const FILTERED_EVENTS_COUNT: Field = Field::u64(0x1D40);
+    pub const FEATURE_PARAVIRT_CTLS: Field = Field::u64(0x1D60);
+    pub const CPUID_FIXED0_BITMAP: Field = Field::u64(0x1D68);
+    pub const VIRT_MAXPA: Field = Field::u8(0x1D70);
+    pub const TOPOLOGY_ENUM_CONFIGURED: Field = Field::u8(0x1D71);
+    pub const VE_REDUCTION_VALID: Field = Field::u8(0x1D72);
+    pub const EVENT_FILTERS_NUM: Field = Field::u16(0x1D78);
+    /// The module's version of the measurement in progress.
+    pub const MRTD_CONTEXT: Field = Field::u16(0x1D7A);
+    pub const FIELD_SUPPORT_AT_INIT: Field = Field::u32(0x1D7C);
+
     // TLB tracking.
     pub const TD_EPOCH: Field = Field::u64(0x200);
     /// An array of two: the vCPUs inside that entered at an even and at an odd epoch.
@@ -61,6 +80,9 @@ pub mod field {
     pub const MRTD_STATE: Field = Field::u64(0x400);
     /// Bytes that MRTD covers so far.
     pub const MRTD_LENGTH: Field = Field::u64(0x440);
+
+    /// True from the first report until an RTMR is extended.
+    pub const INFO_HASH_VALID: Field = Field::u8(0x44A);
 
     // Migration.
     pub const NUM_MIGS: Field = Field::u16(0x448);
@@ -152,6 +174,33 @@ impl<'m, M: Machine> Tdcs<'m, M> {
         self.get(field::GPAW) != 0
     }
 
+    /// Returns the width of the TD's guest-physical addresses, with the shared bit.
+    pub fn gpa_width(&self) -> u32 {
+        if self.is_wide() { 52 } else { 48 }
+    }
+
+    /// Returns the physical address width that limits the TD's addresses apart from the shared bit.
+    fn max_pa(&self) -> u32 {
+        match self.get(field::VIRT_MAXPA) {
+            0 => MAX_PA,
+            width => width as u32,
+        }
+    }
+
+    /// Returns whether a guest-physical address has no bits beyond its width. The shared bit may be set.
+    pub fn is_valid_gpa(&self, gpa: u64) -> bool {
+        let shared = 1 << (self.gpa_width() - 1);
+        (gpa & !shared) >> self.max_pa().min(self.gpa_width()) == 0
+    }
+
+    /// Returns whether a guest-physical address has bits set that the guest's CPU treats as reserved.
+    pub fn has_reserved_bits(&self, gpa: u64) -> bool {
+        let (width, max_pa) = (self.gpa_width(), self.max_pa());
+        let beyond_width = max_pa > width && gpa & bits(width, max_pa) != 0;
+        let shared = 1 << (width - 1);
+        beyond_width || gpa & bits(max_pa, MAX_PA) & !shared != 0
+    }
+
     /// Returns the physical address of the S-EPT's root.
     pub fn sept_root(&self) -> u64 {
         self.page_pa(page::SEPT_ROOT)
@@ -170,6 +219,18 @@ impl<'m, M: Machine> Tdcs<'m, M> {
     /// Returns the level of the S-EPT's root entries: 3 or 4.
     pub fn top_level(&self) -> u8 {
         (self.get(field::EPTP) >> 3 & 7) as u8
+    }
+}
+
+/// The widest physical address of any CPU.
+const MAX_PA: u32 = 52;
+
+/// Returns the bits from `low` to below `high`; none if there are none between.
+const fn bits(low: u32, high: u32) -> u64 {
+    if low < high {
+        (1 << high) - (1 << low)
+    } else {
+        0
     }
 }
 

@@ -32,6 +32,17 @@ pub const VE_INSTRUCTION_LENGTH: Field = Field::u32(0x24);
 /// Instruction information.
 pub const VE_INSTRUCTION_INFO: Field = Field::u32(0x28);
 
+/// The reason for the #VE, for version 1 of TDG.VP.VEINFO.GET.
+pub const VE_CATEGORY: Field = Field::u8(0x2C);
+/// The guest's interruptibility when the #VE was raised.
+pub const VE_INTERRUPTIBILITY: Field = Field::u32(0x38);
+/// IA32_MISC_ENABLE as the guest reads it.
+pub const MISC_ENABLE: Field = Field::u64(0xCD8);
+/// MSR_SMI_COUNT as the guest reads it.
+pub const SMI_COUNT: Field = Field::u64(0xCE0);
+/// IA32_PERFEVTSELx: eight of them.
+pub const PERFEVTSEL: Field = Field::u64(0xA98);
+
 /// The index of the vCPU in its TD.
 pub const VCPU_INDEX: Field = Field::u32(0x1CC);
 /// CPUID raises #VE in supervisor mode for every leaf.

@@ -4,12 +4,12 @@ use core::sync::atomic::Ordering;
 
 use seam::abi::{Gprs, Operand, Status, TDVPS_PAGES};
 
-use crate::Machine;
 use crate::call::Call;
 use crate::field::Structure;
 use crate::lock::Mode;
 use crate::td::tdvps::{NO_LP, field};
 use crate::td::{Lifecycle, TdVcpu, Tdcs, Tdvps, VcpuState, tdcs};
+use crate::{Change, Machine};
 
 /// Pages that each L2 VM adds to a TDVPS.
 const PAGES_PER_L2_VM: u32 = 3;
@@ -36,6 +36,16 @@ pub fn check_pages<M: Machine>(tdcs: &Tdcs<'_, M>, tdvps: &Tdvps<'_, M>) -> Resu
     Ok(())
 }
 
+/// Returns the status for a vCPU in the wrong state.
+#[cold]
+pub fn state_incorrect<M: Machine>(cx: Call<'_, M>, tdvps: &Tdvps<'_, M>) -> Status {
+    if cx.module.release.does(Change::TELLS_VCPU_STATE) {
+        Status::VCPU_STATE_INCORRECT.with_detail(tdvps.state() as u32)
+    } else {
+        Status::VCPU_STATE_INCORRECT
+    }
+}
+
 /// Associates a vCPU with the calling processor. Returns true if it was not associated before.
 ///
 /// # Errors
@@ -53,7 +63,7 @@ pub fn associate<M: Machine>(
         _ => false,
     };
     if !usable {
-        return Err(Status::VCPU_STATE_INCORRECT);
+        return Err(state_incorrect(cx, tdvps));
     }
     let here = u64::from(cx.lp);
     let mut was = NO_LP;

@@ -2,6 +2,7 @@
 
 use seam::abi::{Gprs, Leaf, Operand, PageType, Status, TDVPS_PAGES};
 
+use super::associate::state_incorrect;
 use crate::call::Call;
 use crate::field::Structure;
 use crate::lock::Mode;
@@ -33,7 +34,7 @@ pub fn addcx<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status>
     let vcpu = TdVcpu::take(cx, regs.rdx, Operand::RDX, Mode::Exclusive)?;
     let _op_state = lock_op_state(cx, vcpu.tdr, Leaf::VpAddcx)?;
     if vcpu.tdvps.state() != VcpuState::Uninitialized {
-        return Err(Status::VCPU_STATE_INCORRECT);
+        return Err(state_incorrect(cx, &vcpu.tdvps));
     }
     let number = vcpu.tdvps.num_pages();
     if number >= TDVPS_PAGES.1 {

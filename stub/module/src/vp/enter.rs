@@ -19,7 +19,7 @@ use crate::params::TSC_ADJUST_MSR;
 use crate::sept;
 use crate::td::{TdVcpu, Tdcs, Tdvps, VcpuState, lock_op_state, tdcs, tdvps};
 use crate::vcpu::{Gpr, Vcpu, fields};
-use crate::{Machine, Point};
+use crate::{Change, Machine, Point};
 
 /// RCX flag beside the TDVPR's address: the host has dealt with the cause of the last exit; the guest is informed.
 const HOST_RECOVERABILITY_HINT: u64 = 1 << 52;
@@ -81,7 +81,7 @@ fn enter_taken<M: Machine>(
         return Err(Status::TSC_ROLLBACK);
     }
     let misc_enable = cx.machine.rdmsr(cx.lp, MISC_ENABLE);
-    if misc_enable & ENABLE_MONITOR == 0 && features(&tdcs).monitor {
+    if misc_enable & ENABLE_MONITOR == 0 && features(cx.native(), &tdcs).monitor {
         return Err(Status::INCORRECT_MSR_VALUE.with_detail(MISC_ENABLE));
     }
     join_epoch(cx, &tdcs, &tdvps, is_new)?;
@@ -183,16 +183,19 @@ fn look_at_faults<M: Machine>(
     count: u32,
 ) -> Result<Suspicion, Status> {
     let busy = Status::OPERAND_BUSY.with(Operand::SEPT_TREE);
-    let _tree = inside
-        .tdcs
-        .sept_lock()
-        .acquire(Mode::Exclusive)
-        .map_err(|_| busy)?;
+    let pending_is_progress = cx.module.release.does(Change::PENDING_IS_PROGRESS);
+    let mode = if pending_is_progress {
+        Mode::Shared
+    } else {
+        Mode::Exclusive
+    };
+    let _tree = inside.tdcs.sept_lock().acquire(mode).map_err(|_| busy)?;
     for index in 0..count {
         let gpa = inside.vcpu.get(fields::LAST_EPF_GPA_LIST.at(index));
         let end = sept::walk(cx.machine, &inside.tdcs, gpa, 0);
         let is_accessible = end.entry.is_leaf() && end.entry.is_present();
-        if !is_accessible {
+        let raises_ve = pending_is_progress && inside.raises_ve_for(end.entry);
+        if !is_accessible && !raises_ve {
             return Ok(Suspicion::StillFaults(gpa));
         }
     }
@@ -309,6 +312,8 @@ fn finish<M: Machine>(
         if inside.keeps_rbp() {
             regs.rbp = rbp;
         }
+    } else if cx.module.release.does(Change::KEEPS_RBP_ALWAYS) && inside.keeps_rbp() {
+        regs.rbp = rbp;
     }
     match exit.status {
         Status(0) => Ok(()),

@@ -1,14 +1,14 @@
 //! The TD VMCS at TDH.VP.INIT: the guest's reset state, and the controls derived from the CPU and the TD.
 
-use seam::abi::Attributes;
+use seam::abi::{Attributes, FeatureParavirtCtls, TdCtls};
 
 use super::vmx_caps::l2_cr4_free;
-use crate::Machine;
 use crate::call::Call;
-use crate::cpuid::Features;
+use crate::cpuid::{Choices, Features, Native};
 use crate::field::Structure;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs, tdr, tdvps};
 use crate::vcpu::{Field, Vcpu, fields};
+use crate::{Change, Machine};
 
 /// TDCX page of the MSR bitmaps. Page 4 is all zeros.
 const MSR_BITMAPS: u32 = tdcs::page::MSR_BITMAPS;
@@ -79,7 +79,8 @@ pub(super) mod base {
     pub const PROC_BASED2: u64 = 0x133C_B3FA;
     /// Like `PROC_BASED2`, for an L2 VM.
     pub const PROC_BASED2_L2: u64 = 0x1338_B3FA;
-    pub const PROC_BASED3: u64 = 0x80;
+    /// Tertiary control: virtualise IA32_SPEC_CTRL.
+    pub const VIRTUAL_SPEC_CTRL: u64 = 0x80;
     pub const EXIT: u64 = 0x1F3C_8204;
     pub const ENTRY: u64 = 0x003E_C004;
 
@@ -89,8 +90,9 @@ pub(super) mod base {
     const USER_WAIT_PAUSE: u64 = 1 << 26;
     const PCONFIG: u64 = 1 << 27;
     /// Exit controls: load and save IA32_PERF_GLOBAL_CTRL.
-    const EXIT_PERF_GLOBAL: u64 = 1 << 12 | 1 << 30;
-    const ENTRY_PERF_GLOBAL: u64 = 1 << 13;
+    const EXIT_PERF_GLOBAL: u64 = EXIT_LOAD_PERF_GLOBAL | 1 << 30;
+    pub const EXIT_LOAD_PERF_GLOBAL: u64 = 1 << 12;
+    pub const ENTRY_PERF_GLOBAL: u64 = 1 << 13;
     const ENTRY_PKRS: u64 = 1 << 22;
     /// Secondary controls that follow from a TD's CPUID.
     pub const CONFIGURED_PROC_BASED2: u64 = USER_WAIT_PAUSE | PCONFIG;
@@ -219,8 +221,11 @@ fn tdcx(tdr: Tdr<'_>, index: u32) -> u64 {
 }
 
 fn set_controls<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, vcpu: &Vcpu<'_>) {
-    let (msrs, features) = (&cx.native().msrs, features(tdcs));
-    let common = base::of_td(msrs, features, tdcs.get(tdcs::field::ATTRIBUTES));
+    let native = cx.native();
+    let (msrs, features) = (&native.msrs, features(native, tdcs));
+    let release = cx.module.release;
+    let attributes = tdcs.get(tdcs::field::ATTRIBUTES);
+    let common = base::of_td(msrs, features, attributes);
     let proc_based2 =
         base::PROC_BASED2 | required(msrs.proc_based2) | base::configured_proc_based2(features);
     let width = if tdcs.is_wide() {
@@ -228,21 +233,42 @@ fn set_controls<M: Machine>(cx: Call<'_, M>, tdcs: &Tdcs<'_, M>, vcpu: &Vcpu<'_>
     } else {
         0
     };
+    let hides_ddpd = native.has_ddpd() != features.ddpd;
+    let proc_based3 = if hides_ddpd || !release.does(Change::REVISED_VMCS) {
+        base::VIRTUAL_SPEC_CTRL
+    } else {
+        0
+    };
+    let (mut exit, mut entry) = (common.exit, common.entry);
+    if release.does(Change::REVISED_VMCS) {
+        // The defence against single-stepping counts the guest's instructions.
+        exit |= base::EXIT_LOAD_PERF_GLOBAL;
+        entry |= base::ENTRY_PERF_GLOBAL;
+        if attributes & Attributes::PERFMON.bits() == 0 {
+            vcpu.set_vmcs(Field::PERF_GLOBAL_CTRL, 1 << 32);
+        }
+    }
     for (field, value) in [
         (Field::PIN_BASED, common.pin_based),
         (Field::PROC_BASED, common.proc_based),
         (Field::PROC_BASED2, proc_based2),
-        (Field::PROC_BASED3, base::PROC_BASED3 | width),
-        (Field::EXIT_CONTROLS, common.exit),
-        (Field::ENTRY_CONTROLS, common.entry),
+        (Field::PROC_BASED3, proc_based3 | width),
+        (Field::EXIT_CONTROLS, exit),
+        (Field::ENTRY_CONTROLS, entry),
     ] {
         vcpu.set_vmcs(field, value);
     }
 }
 
-/// Returns the features of a TD, from its CPUID values.
-pub fn features<M: Machine>(tdcs: &Tdcs<'_, M>) -> Features {
-    Features::of(|row| cpuid_values(tdcs, row))
+/// Returns the features of a TD, from its CPUID values and its choices.
+pub fn features<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) -> Features {
+    let controls = tdcs.get(tdcs::field::TD_CTLS);
+    let paravirtual = tdcs.get(tdcs::field::FEATURE_PARAVIRT_CTLS);
+    let choices = Choices {
+        controls: TdCtls::from_bits_retain(controls),
+        paravirtual: FeatureParavirtCtls::from_bits_retain(paravirtual),
+    };
+    Features::of(native.table, choices, |row| cpuid_values(tdcs, row))
 }
 
 /// Returns a TD's CPUID values in a row of the table.

@@ -5,11 +5,11 @@
 use seam::abi::Attributes;
 
 use super::vmcs::{base, features, required};
-use crate::Machine;
 use crate::cpuid::{Msrs, Native};
 use crate::field::Structure;
 use crate::td::{Tdcs, tdcs};
 use crate::vcpu::fields;
+use crate::{Change, Machine, Release};
 
 /// Exits with information on I/O; the TRUE MSRs exist; events without error code can be injected.
 const BASIC: u64 = 1 << 54 | 1 << 55 | 1 << 56;
@@ -49,14 +49,19 @@ pub fn l2_cr4_free(msrs: &Msrs, xfam: u64, td_attributes: u64) -> u64 {
 }
 
 /// Sets the values that the TD reads in these MSRs.
-pub fn fill<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
-    let (msrs, features) = (&native.msrs, features(tdcs));
+pub fn fill<M: Machine>(release: Release, native: &Native, tdcs: &Tdcs<'_, M>) {
+    let (msrs, features) = (&native.msrs, features(native, tdcs));
     let (xfam, td_attributes) = (
         tdcs.get(tdcs::field::XFAM),
         tdcs.get(tdcs::field::ATTRIBUTES),
     );
     let perfmon = td_attributes & Attributes::PERFMON.bits() != 0;
     let controls = base::of_td(msrs, features, td_attributes);
+    let proc_based3 = if release.does(Change::REVISED_VMCS) {
+        0
+    } else {
+        base::VIRTUAL_SPEC_CTRL
+    };
     let free_rdpmc = if perfmon { RDPMC_EXITING } else { 0 };
     let configured2 = base::configured_proc_based2(features);
     let proc_based2 = base::PROC_BASED2_L2 & !base::CONFIGURED_PROC_BASED2
@@ -91,7 +96,7 @@ pub fn fill<M: Machine>(native: &Native, tdcs: &Tdcs<'_, M>) {
         (0x48F, capability(controls.exit, 0)),
         (0x490, capability(controls.entry, ENTRY_FREE)),
         (0x491, 0),
-        (0x492, base::PROC_BASED3 | PROC_BASED3_FREE),
+        (0x492, proc_based3 | PROC_BASED3_FREE),
     ] {
         if let Some(field) = fields::virtual_vmx_msr(msr) {
             tdcs.set(field, value);

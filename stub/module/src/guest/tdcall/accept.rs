@@ -92,7 +92,7 @@ impl<M: Machine> Inside<'_, M> {
     /// qualification.
     pub(super) fn needs_host(&self, target: GpaLevel, entry: Entry, level: u8, kind: u64) -> End {
         const WRITE: u64 = 1 << 1;
-        let (shown, _) = entry.describe(level);
+        let (shown, _) = entry.describe(self.cx.module.release, level);
         let qualification = WRITE | (shown & 7) << 3;
         let info = u64::from(target.level())
             | u64::from(level) << 3

@@ -13,10 +13,10 @@ use super::{Inside, TdExit};
 pub use report::check_report;
 
 use super::exit::Stop;
-use crate::Machine;
 use crate::field::Structure;
 use crate::td::tdcs;
 use crate::vcpu::{Gpr, fields};
+use crate::{Change, Machine};
 
 /// The end of a TDCALL, other than success.
 #[derive(Clone, Copy, Debug)]
@@ -129,13 +129,19 @@ impl<M: Machine> Inside<'_, M> {
     fn call_leaf(&mut self) -> Result<(), End> {
         let rax = self.vcpu.gpr(Gpr::Rax);
         let (leaf, version) = (rax & 0xFFFF, (rax >> 16) as u8);
-        if rax & RAX_RESERVED != 0 || version > 0 && leaf != leaf::VM_RD {
+        if rax & RAX_RESERVED != 0 || version > 0 && !self.has_versions(leaf) {
             return Err(Status::OPERAND_INVALID.with(Operand::RAX).into());
         }
         match leaf {
             leaf::VP_VMCALL => self.vmcall(),
             _ => self.call_other_leaf(leaf, version),
         }
+    }
+
+    /// Returns whether a leaf has other versions than 0.
+    fn has_versions(&self, leaf: u64) -> bool {
+        let release = self.cx.module.release;
+        leaf == leaf::VM_RD || leaf == leaf::VP_VEINFO_GET && release.does(Change::VEINFO_KIND)
     }
 
     #[inline(never)]
@@ -146,7 +152,7 @@ impl<M: Machine> Inside<'_, M> {
                 Ok(())
             }
             leaf::MR_RTMR_EXTEND => self.rtmr_extend(),
-            leaf::VP_VEINFO_GET => self.veinfo_get(),
+            leaf::VP_VEINFO_GET => self.veinfo_get(version),
             leaf::MR_REPORT => self.report(),
             leaf::VP_CPUIDVE_SET => self.cpuidve_set(),
             leaf::MEM_PAGE_ACCEPT => self.page_accept(),

@@ -11,7 +11,7 @@ use crate::guest::{Check, Inside, Stop, TdExit};
 use crate::lock::{Busy, Guard, Mode};
 use crate::td::tdcs;
 use crate::vcpu::Gpr;
-use crate::{Machine, Point, memory};
+use crate::{Change, Machine, Point, memory};
 
 /// Run-time measurement registers of a TD.
 const NUM_RTMRS: u64 = 4;
@@ -59,6 +59,7 @@ impl<M: Machine> Inside<'_, M> {
             .chain_update(extension)
             .finalize();
         self.tdcs.write_bytes(offset, &extended);
+        self.tdcs.set(tdcs::field::INFO_HASH_VALID, 0);
         Ok(())
     }
 
@@ -83,7 +84,8 @@ impl<M: Machine> Inside<'_, M> {
             let _rtmrs = self.lock_rtmrs(Mode::Shared)?;
             self.td_info()
         };
-        if self.cx.interrupt_pending() {
+        let is_slow = !self.keeps_info_hash();
+        if is_slow && self.cx.interrupt_pending() {
             return Err(End::Interrupted);
         }
         let Ok(key) = self.cx.machine.report_key(self.cx.lp) else {
@@ -116,6 +118,14 @@ impl<M: Machine> Inside<'_, M> {
             Err(INVALID_REPORT) => Err(Status::INVALID_REPORTMACSTRUCT.into()),
             Err(_) => Err(Stop::Shutdown(Check::VerifyReport).into()),
         }
+    }
+
+    /// Returns whether the module still has the hash of the TD's information from an earlier report. It has it from now
+    /// on.
+    fn keeps_info_hash(&self) -> bool {
+        let kept = self.tdcs.get(tdcs::field::INFO_HASH_VALID) != 0;
+        self.tdcs.set(tdcs::field::INFO_HASH_VALID, 1);
+        kept && self.cx.module.release.does(Change::KEEPS_INFO_HASH)
     }
 
     fn td_info(&self) -> TdInfo {

@@ -1,6 +1,6 @@
 //! TDG.VP.*: the vCPU itself.
 
-use seam::abi::{ConfigFlags, Operand, Status};
+use seam::abi::{ConfigFlags, Features0, Operand, Status};
 
 use super::End;
 use crate::Machine;
@@ -45,18 +45,36 @@ impl<M: Machine> Inside<'_, M> {
     }
 
     /// TDG.VP.VEINFO.GET.
-    pub fn veinfo_get(&self) -> Result<(), End> {
+    pub fn veinfo_get(&self, version: u8) -> Result<(), End> {
+        let last_version = if self.cx.module.release.has(Features0::VE_INFO_INTR_STATE) {
+            2
+        } else {
+            1
+        };
         let vcpu = &self.vcpu;
         let info = |field| vcpu.get(field);
-        if !self.has_ve_info() {
+        if version > last_version || !self.has_ve_info() {
             for register in [Gpr::Rcx, Gpr::Rdx, Gpr::R8, Gpr::R9, Gpr::R10] {
                 vcpu.set_gpr(register, 0);
             }
-            return Err(Status::NO_VALID_VE_INFO.into());
+            return Err(if version > last_version {
+                Status::OPERAND_INVALID.with(Operand::RAX).into()
+            } else {
+                Status::NO_VALID_VE_INFO.into()
+            });
         }
         let instruction =
             info(fields::VE_INSTRUCTION_LENGTH) | info(fields::VE_INSTRUCTION_INFO) << 32;
-        vcpu.set_gpr(Gpr::Rcx, info(fields::VE_EXIT_REASON));
+        let category = if version >= 1 {
+            info(fields::VE_CATEGORY) << 32
+        } else {
+            0
+        };
+        if version >= 2 {
+            vcpu.set_gpr(Gpr::R11, 0);
+            vcpu.set_gpr(Gpr::R12, info(fields::VE_INTERRUPTIBILITY));
+        }
+        vcpu.set_gpr(Gpr::Rcx, info(fields::VE_EXIT_REASON) | category);
         vcpu.set_gpr(Gpr::Rdx, info(fields::VE_QUALIFICATION));
         vcpu.set_gpr(Gpr::R8, info(fields::VE_GLA));
         vcpu.set_gpr(Gpr::R9, info(fields::VE_GPA));
