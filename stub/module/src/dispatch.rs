@@ -164,14 +164,14 @@ fn run<M: Machine>(
     regs: &mut Gprs,
 ) -> Result<(), Status> {
     match leaf {
-        Leaf::SysInit => sys::init(cx, regs),
+        Leaf::SysInit => sys::init(cx, version, regs),
         Leaf::SysLpInit => sys::lp_init(cx, regs),
         Leaf::SysConfig => sys::config(cx, regs),
         Leaf::SysKeyConfig => sys::key_config(cx),
         Leaf::SysTdmrInit => sys::tdmr_init(cx, regs),
         Leaf::SysLpShutdown => Ok(()),
         Leaf::SysShutdown => sys::shutdown(cx, regs),
-        Leaf::SysUpdate => sys::update(cx),
+        Leaf::SysUpdate => sys::update(cx, version, regs),
         Leaf::SysInfo => metadata::sys_info(cx, regs),
         Leaf::SysRd => metadata::sys_rd(cx, regs),
         Leaf::SysRdall => metadata::sys_rdall(cx, regs),

@@ -39,6 +39,14 @@ pub struct WriteBack {
     covered: [AtomicU64; MAX_HKIDS / 64],
 }
 
+fn copy8(to: &AtomicU8, from: &AtomicU8) {
+    to.store(from.load(Ordering::Acquire), Ordering::Release);
+}
+
+fn copy32(to: &AtomicU32, from: &AtomicU32) {
+    to.store(from.load(Ordering::Acquire), Ordering::Release);
+}
+
 /// The key ownership table, with the write-back state of each package.
 #[derive(Debug)]
 pub struct Keys {
@@ -61,6 +69,20 @@ impl Keys {
                 })
                 .collect(),
             packages: (0..MAX_PACKAGES).map(|_| WriteBack::default()).collect(),
+        }
+    }
+
+    /// Takes over the states in a predecessor's table, of the same platform.
+    pub fn take_over(&self, other: &Self) {
+        for (own, other) in self.hkids.iter().zip(&other.hkids) {
+            copy8(&own.state, &other.state);
+            copy32(&own.write_back, &other.write_back);
+        }
+        for (own, other) in self.packages.iter().zip(&other.packages) {
+            copy32(&own.resume_at, &other.resume_at);
+            for (own, other) in own.covered.iter().zip(&other.covered) {
+                own.store(other.load(Ordering::Acquire), Ordering::Release);
+            }
         }
     }
 
@@ -120,6 +142,23 @@ impl Keys {
             package,
             state,
         })
+    }
+}
+
+impl Clone for Keys {
+    fn clone(&self) -> Self {
+        let hkid = || Hkid {
+            state: AtomicU8::new(HkidState::Free as u8),
+            write_back: AtomicU32::new(0),
+        };
+        let copy = Self {
+            lock: AtomicU64::new(0),
+            first: self.first,
+            hkids: self.hkids.iter().map(|_| hkid()).collect(),
+            packages: (0..MAX_PACKAGES).map(|_| WriteBack::default()).collect(),
+        };
+        copy.take_over(self);
+        copy
     }
 }
 

@@ -5,15 +5,15 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use seam::abi::{Features0, Status};
-use spin::Once;
+use spin::{Mutex, Once};
 
 use crate::cpuid::Native;
 use crate::field::Structure;
 use crate::hooks::{Counters, Counts, Hooks, Log, counters};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
-use crate::sys::Sample;
 use crate::sys::tdmr::{Tdmr, Tdmrs};
+use crate::sys::{Diagnostics, Handoff, Sample};
 use crate::td::{Tdcs, tdcs};
 
 /// The version of the hash by which this module measures TDs.
@@ -92,6 +92,10 @@ pub struct Module {
     pub(crate) update_compatibility: AtomicBool,
     /// TDs in build: from TDH.MNG.INIT to TDH.MR.FINALIZE, or to TDH.MNG.VPFLUSHDONE.
     pub(crate) builds: AtomicU32,
+    /// The data for a successor, or from a predecessor until it is taken over.
+    pub(crate) handoff: Mutex<Option<Handoff>>,
+    /// What to do at a fatal error, if the host chose it.
+    pub(crate) diagnostics: Once<Diagnostics>,
     /// The test hooks.
     pub(crate) hooks: Hooks,
     pub(crate) violations: Log,
@@ -128,6 +132,8 @@ impl Module {
             tdmrs: Once::new(),
             update_compatibility: AtomicBool::new(false),
             builds: AtomicU32::new(0),
+            handoff: Mutex::new(None),
+            diagnostics: Once::new(),
             hooks,
             violations: Log::default(),
         }
@@ -135,8 +141,38 @@ impl Module {
 
     /// Creates the module that the P-SEAMLDR installs in place of `previous`. All of that module's state is lost, except
     /// the data that it handed over at its shutdown.
-    pub fn installed(platform: &Platform<'_>, release: Release, _previous: &Self) -> Self {
-        Self::new(platform, release)
+    pub fn installed(platform: &Platform<'_>, release: Release, previous: &Self) -> Self {
+        let module = Self::new(platform, release);
+        module.handoff.lock().clone_from(&previous.handoff.lock());
+        module
+    }
+
+    /// Leaves the module's state for a successor.
+    pub(crate) fn hand_over(&self, version: u64) {
+        let builds = match version {
+            0 => 0,
+            _ => self.builds.load(Ordering::Acquire),
+        };
+        *self.handoff.lock() = Some(Handoff {
+            version,
+            global_hkid: self.global_hkid(),
+            keyed_packages: self.keyed_packages.load(Ordering::Acquire),
+            keys: self.keys.clone(),
+            tdmrs: self.tdmrs.get().cloned(),
+            builds,
+        });
+    }
+
+    /// Takes over the state of a predecessor.
+    pub(crate) fn take_over(&self, data: Handoff) {
+        self.keys.take_over(&data.keys);
+        self.set_global_hkid(data.global_hkid);
+        self.keyed_packages
+            .store(data.keyed_packages, Ordering::Release);
+        self.builds.store(data.builds, Ordering::Release);
+        if let Some(tdmrs) = data.tdmrs {
+            self.set_tdmrs(tdmrs);
+        }
     }
 
     /// Returns the release of Intel's module that it behaves as.

@@ -8,7 +8,7 @@ const INVALID: u32 = 0;
 const SMT: u32 = 1;
 const CORE: u32 = 2;
 /// The first level type that does not exist.
-const TYPES_END: u32 = 7;
+const TYPES_END: u32 = 6;
 /// Sub-leafs of CPUID(0BH).
 const OLD_LEVELS: u32 = 3;
 

@@ -109,6 +109,9 @@ impl<'m, M: Machine> Inside<'m, M> {
     #[inline(never)]
     fn shut_down(&self, check: Check) -> TdExit {
         self.tell(check, true);
+        if let Some(diagnostics) = self.cx.module.diagnostics.get() {
+            diagnostics.report(self.cx.machine, self.cx.lp, check);
+        }
         self.cx.module.set_state(SysState::Shutdown);
         TdExit::new(Status::SYS_SHUTDOWN, 0)
     }

@@ -99,6 +99,11 @@ impl<M: Machine> Fields for SysFields<'_, M> {
             sys::TDX_FEATURES0 => release.features().bits(),
             sys::MODULE_HV => release.handoff_version(),
             sys::NO_DOWNGRADE => u64::from(release.does(Change::HANDOFF_1)),
+            sys::HANDOFF_DATA_VALID => u64::from(self.cx.module.handoff.lock().is_some()),
+            sys::HANDOFF_DATA_HV => {
+                let handoff = self.cx.module.handoff.lock();
+                handoff.as_ref().map_or(0, |data| data.version)
+            }
             sys::NUM_CMRS => abi::MAX_CMRS as u64,
             sys::CMR_BASE => cmr().0,
             sys::CMR_SIZE => cmr().1,

@@ -1,15 +1,17 @@
 //! A TD's fields: TDH.MNG.RD and TDH.MNG.WR.
 
 use seam::abi::metadata::{Context, FieldId, td};
-use seam::abi::{ConfigFlags, Gprs, Leaf, Operand, Status, TdCtls};
+use seam::abi::{ConfigFlags, Gprs, Leaf, Operand, PAGE_MASK, SeptState, Status, TdCtls};
 
-use super::access::{Change, Fields, first_id, next_id, read, write};
+use super::access::{Change as FieldChange, Fields, first_id, next_id, read, write};
 use super::table::{CPUID_CLASS, Row, Tables, Who, cpuid_leaf};
-use crate::Machine;
 use crate::call::Call;
 use crate::cpuid;
+use crate::ept::RWX;
 use crate::field::{Field, Structure};
+use crate::sept::Entry;
 use crate::td::{Td, Tdcs, tdcs};
+use crate::{Change, Machine};
 
 /// The first class of the TDCS; lower classes are the TDR's.
 const FIRST_TDCS_CLASS: u8 = 16;
@@ -31,6 +33,21 @@ impl<'m, M: Machine> TdFields<'m, M> {
             tdcs,
             tsc_hz: cx.native().tsc_hz,
         }
+    }
+
+    /// Returns an entry of an S-EPT's root as the CPU sees it: with the TD's HKID in the address of a page table, which
+    /// may be executed in user mode too.
+    fn with_hkid(&self, entry: u64) -> u64 {
+        const USER_EXECUTE: u64 = 1 << 10;
+        let state = Entry(entry).state();
+        if !matches!(state, SeptState::NonLeafMapped | SeptState::NonLeafBlocked) {
+            return entry;
+        }
+        let hkid = self.tdcs.tdr().hkid();
+        let platform = self.cx.machine.platform();
+        let address = platform.with_keyid(entry & PAGE_MASK, hkid);
+        let user = if entry & RWX != 0 { USER_EXECUTE } else { 0 };
+        entry & !PAGE_MASK | address | user
     }
 }
 
@@ -79,6 +96,12 @@ impl<M: Machine> Fields for TdFields<'_, M> {
                 let row = self.cx.native().table.rows.get(row.index(id) as usize);
                 Ok(row.is_some_and(|row| !row.faulting).into())
             }
+            td::SEPT_ROOT | td::L2_SEPT_ROOT_1 | td::L2_SEPT_ROOT_2 | td::L2_SEPT_ROOT_3
+                if self.cx.module.release.does(Change::EPTP_WITH_HKID) =>
+            {
+                let entry = self.tdcs.get(first.at(row.index(id)));
+                Ok(self.with_hkid(entry))
+            }
             td::HP_LOCK_TIMEOUT => {
                 Ok(self.tdcs.get(first).min(u64::MAX / 1_000_000) * 1_000_000 / self.tsc_hz.max(1))
             }
@@ -86,7 +109,7 @@ impl<M: Machine> Fields for TdFields<'_, M> {
         }
     }
 
-    fn set(&self, row: &Row, id: FieldId, who: Who, change: Change) -> Result<(), Status> {
+    fn set(&self, row: &Row, id: FieldId, who: Who, change: FieldChange) -> Result<(), Status> {
         let mut value = change.apply(change.old)?;
         let field =
             Field::new(row.offset.into(), row.field.id.element_size() as u8).at(row.index(id));

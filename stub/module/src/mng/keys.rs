@@ -39,6 +39,8 @@ pub fn create<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
     }
     cx.module.keys.set_state(hkid, HkidState::Assigned);
     root.set(tdr::field::HKID, u64::from(hkid));
+    let handoff_version = cx.module.release.handoff_version();
+    root.set(tdr::field::HANDOFF_VERSION, handoff_version);
     root.set_lifecycle(Lifecycle::HkidAssigned);
     taken.keep();
     Ok(())

@@ -5,12 +5,13 @@ use core::sync::atomic::Ordering;
 use seam::abi::{Gprs, Operand, Status};
 
 use super::cpuid::Processor;
+use super::diagnostics::Diagnostics;
 use super::msr;
 use crate::call::Call;
 use crate::cpuid::{NUM_ROWS, Registers, Table};
 use crate::lock::Mode;
 use crate::module::SysState;
-use crate::{Machine, Platform, Point};
+use crate::{Change, Machine, Platform, Point};
 
 /// The values that TDH.SYS.INIT sampled on its processor. TDH.SYS.LP.INIT requires them on every processor.
 #[derive(Debug)]
@@ -22,9 +23,13 @@ pub struct Sample {
 }
 
 /// TDH.SYS.INIT: checks the machine and starts the module. The calling processor is the reference for the others.
-pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
-    let attributes = regs.rcx;
+/// Version 1 takes in R8 what to do at a fatal error.
+pub fn init<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Result<(), Status> {
+    let (attributes, diagnostics) = (regs.rcx, regs.r8);
     (regs.rcx, regs.rdx, regs.r8, regs.r9, regs.r10) = (0, 0, 0, 0, 0);
+    if version > 1 {
+        return Err(Status::OPERAND_INVALID.with(Operand::RAX));
+    }
     let _global = cx.module.lock_global(Mode::Exclusive)?;
     if attributes != 0 {
         return Err(Status::OPERAND_INVALID.with(Operand::RCX));
@@ -41,7 +46,14 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
     msr::check_keys(&processor.rdmsr, &platform)?;
     check_cmrs(&platform)?;
     msr::check_smrrs(&processor.rdmsr, &platform)?;
-    check_entropy(cx)?;
+    if cx.rdrand().is_none() {
+        return Err(Status::RND_NO_ENTROPY);
+    }
+    if version > 0 {
+        let diagnostics = Diagnostics::from_operand(diagnostics, &platform)
+            .ok_or(Status::OPERAND_INVALID.with(Operand::R8))?;
+        cx.module.diagnostics.call_once(|| diagnostics);
+    }
     cx.native();
     cx.module.sample.call_once(|| Sample {
         first: msr::FIRST.map(&processor.rdmsr),
@@ -95,6 +107,9 @@ pub fn lp_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Statu
     (msr::REST.into_iter().zip(sample.rest))
         .filter(|(msr, _)| msr::exists(*msr, &here.rdmsr))
         .try_for_each(compare)?;
+    if let Some(diagnostics) = cx.module.diagnostics.get() {
+        diagnostics.clear(cx.machine);
+    }
     lp.initialized.store(true, Ordering::Release);
     cx.module.num_initialized_lps.fetch_add(1, Ordering::AcqRel);
     Ok(())
@@ -117,9 +132,16 @@ fn processor<'m, M: Machine>(
 /// # Errors
 /// RND_NO_ENTROPY.
 fn check_entropy<M: Machine>(cx: Call<'_, M>) -> Result<(), Status> {
-    match cx.rdrand() {
-        Some(_) => Ok(()),
-        None => Err(Status::RND_NO_ENTROPY),
+    const TRIES: usize = 10;
+    let tries = if cx.module.release.does(Change::RETRIES_ENTROPY) {
+        TRIES
+    } else {
+        1
+    };
+    if (0..tries).any(|_| cx.rdrand().is_some()) {
+        Ok(())
+    } else {
+        Err(Status::RND_NO_ENTROPY)
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod config;
 mod cpuid;
+mod diagnostics;
+mod handoff;
 mod init;
 mod key_config;
 mod msr;
@@ -9,6 +11,8 @@ mod shutdown;
 pub mod tdmr;
 
 pub use config::{MIN_DYNAMIC_PAMT_HKID_BITS, config};
+pub use diagnostics::Diagnostics;
+pub use handoff::Handoff;
 pub use init::{Sample, init, lp_init};
 pub use key_config::{key_config, program_key};
 pub use shutdown::{shutdown, update};

@@ -76,8 +76,18 @@ impl Tdmr {
     }
 }
 
+impl Clone for Tdmr {
+    /// Returns a TDMR initialised as far as this one, without locks held.
+    fn clone(&self) -> Self {
+        let copy = Self::new(self.info);
+        copy.initialized
+            .store(self.initialized(), Ordering::Release);
+        copy
+    }
+}
+
 /// All TDMRs, at most [`seam::abi::MAX_TDMRS`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tdmrs(Box<[Tdmr]>);
 
 impl Tdmrs {

@@ -21,6 +21,8 @@ pub mod field {
     pub const TD_UUID: Field = Field::u64(0x60);
     pub const HKID: Field = Field::u16(0x100);
     pub const PKG_CONFIG_BITMAP: Field = Field::u64(0x108);
+    /// The version of the handoff data of the module that created the TD.
+    pub const HANDOFF_VERSION: Field = Field::u16(0x140);
 }
 
 /// The life-cycle state of a TD (LIFECYCLE_STATE).

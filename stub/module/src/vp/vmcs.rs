@@ -166,7 +166,12 @@ pub fn fill<M: Machine>(
         (Field::SHARED_EPTP, zero_page),
         (Field::HKID, tdr.hkid().into()),
         (Field::VPID, u64::from(tdr.hkid()) << 2),
-        (Field::EPTP, tdcs.get(tdcs::field::EPTP)),
+        (
+            Field::EPTP,
+            cx.machine
+                .platform()
+                .without_keyid(tdcs.get(tdcs::field::EPTP)),
+        ),
         (Field::TSC_MULTIPLIER, tdcs.get(tdcs::field::TSC_MULTIPLIER)),
         (Field::TSC_OFFSET, tdcs.get(tdcs::field::TSC_OFFSET)),
         (
