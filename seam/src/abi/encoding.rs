@@ -153,6 +153,8 @@ pub enum PageType {
     Tdvpr = 6,
     /// A page of a secure EPT.
     Ept = 8,
+    /// A page of a dynamic PAMT, or a 2 MiB page whose smaller pages have one.
+    Pamt = 15,
 }
 
 impl PageType {
@@ -166,6 +168,7 @@ impl PageType {
             5 => Some(Self::Tdcx),
             6 => Some(Self::Tdvpr),
             8 => Some(Self::Ept),
+            15 => Some(Self::Pamt),
             _ => None,
         }
     }

@@ -219,9 +219,8 @@ fn run<M: Machine>(
         Leaf::PhymemPageWbinvd => phymem::page_wbinvd(cx, regs),
         Leaf::PhymemCacheWb => phymem::cache_wb(cx, regs),
 
-        Leaf::PhymemPamtAdd | Leaf::PhymemPamtRemove => {
-            Err(Status::OPERAND_INVALID.with(Operand::RAX))
-        }
+        Leaf::PhymemPamtAdd => phymem::pamt_add(cx, regs),
+        Leaf::PhymemPamtRemove => phymem::pamt_remove(cx, regs),
 
         Leaf::ServtdBind => servtd::bind(cx, regs),
         Leaf::ServtdPrebind => servtd::prebind(cx, regs),

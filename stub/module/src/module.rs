@@ -237,6 +237,11 @@ impl Module {
         self.tdmrs.get().is_some_and(|tdmrs| tdmrs.is_pamt(pa))
     }
 
+    /// Returns whether the host chose dynamic PAMTs.
+    pub(crate) fn has_dynamic_pamt(&self) -> bool {
+        self.tdmrs.get().is_some_and(Tdmrs::are_dynamic)
+    }
+
     /// Sets the TDMRs, once.
     pub(crate) fn set_tdmrs(&self, tdmrs: Tdmrs) {
         self.tdmrs.call_once(|| tdmrs);

@@ -1,6 +1,6 @@
 //! Checks of memory operands, in the module's order.
 
-use seam::abi::{GpaLevel, Operand, PageSize, PageType, Status};
+use seam::abi::{GpaLevel, Operand, PAGE_4K, PageSize, PageType, Status};
 
 use crate::call::Call;
 use crate::lock::Mode;
@@ -134,9 +134,56 @@ pub fn page_here<'m, M: Machine>(
         .and_then(|pamt| pamt.walk(cx.machine, pa, mode, size))
         .map_err(|error| error.status().with(operand))?;
     if held.size() != size || held.entry().page_type() != page_type {
+        return Err(wrong_page(cx, &held, size, page_type).with(operand));
+    }
+    if page_type == PageType::Nda && is_pair_page(cx, pa) {
         return Err(Status::PAGE_METADATA_INCORRECT.with(operand));
     }
     Ok(held)
+}
+
+/// Checks and locks, shared, the unused 4 KiB page in an operand. A dynamic PAMT need not describe it.
+///
+/// # Errors
+/// As [`private_page`].
+pub fn unused_page<M: Machine>(
+    cx: Call<'_, M>,
+    pa: u64,
+    operand: Operand,
+) -> Result<Held<'_>, Status> {
+    if !cx.machine.platform().is_plain_page(pa, PAGE_4K) {
+        return Err(Status::OPERAND_INVALID.with(operand));
+    }
+    let held = Pamt::of(cx.module, pa)
+        .ok_or(WalkError::OutOfRange)
+        .and_then(|pamt| pamt.walk(cx.machine, pa, Mode::Shared, PageSize::Size4K))
+        .map_err(|error| error.status().with(operand))?;
+    if held.entry().page_type() != PageType::Nda || is_pair_page(cx, pa) {
+        return Err(Status::PAGE_METADATA_INCORRECT.with(operand));
+    }
+    Ok(held)
+}
+
+/// Returns the status for a page of another size or type.
+#[cold]
+fn wrong_page<M: Machine>(
+    cx: Call<'_, M>,
+    held: &Held<'_>,
+    size: PageSize,
+    expected: PageType,
+) -> Status {
+    let is_unused = held.size() == PageSize::Size2M
+        && size == PageSize::Size4K
+        && [held.entry().page_type(), expected] == [PageType::Nda; 2];
+    if is_unused && cx.module.has_dynamic_pamt() {
+        Status::MISSING_PAMT_PAGE_PAIR
+    } else {
+        Status::PAGE_METADATA_INCORRECT
+    }
+}
+
+fn is_pair_page<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
+    Pamt::of(cx.module, pa).is_some_and(|pamt| pamt.is_pair_page(cx.machine, pa))
 }
 
 /// Checks and locks the TDR in an operand.

@@ -9,9 +9,9 @@ use seam::abi::{PAGE_4K, PageType};
 
 use crate::Machine;
 use crate::call::Call;
-use crate::hooks;
 use crate::pamt::{Entry, Held};
 use crate::td::Tdr;
+use crate::{hooks, pamt};
 
 /// A page blocked from the host. Dropping it restores the page to the host, unless the call [keeps](Self::keep) it.
 #[must_use]
@@ -28,6 +28,7 @@ impl<'m, M: Machine> Taken<'m, M> {
         let entry = page.entry();
         let before = (entry.page_type(), entry.owner());
         entry.assign(page_type, owner);
+        pamt::count_used(cx, &page.pages());
         cx.machine.guard(cx.lp, page.pages(), true);
         Self {
             cx,
@@ -47,6 +48,7 @@ impl<M: Machine> Drop for Taken<'_, M> {
     fn drop(&mut self) {
         let (page_type, owner) = self.before;
         self.entry.assign(page_type, owner);
+        pamt::count_free(self.cx, &self.pages);
         self.cx.machine.guard(self.cx.lp, self.pages.clone(), false);
     }
 }
@@ -57,7 +59,13 @@ pub fn take<'m, M: Machine>(cx: Call<'m, M>, page: &Held<'m>, page_type: PageTyp
 }
 
 /// Gives the pages of an entry, which is held exclusively, back to the host. `tdr` belongs to the TD that they leave.
-pub fn give_back<M: Machine>(cx: Call<'_, M>, entry: Entry<'_>, pages: Range<u64>, tdr: &Tdr<'_>) {
+/// Returns the flag [`pamt::REMOVABLE`] if it applies to the page.
+pub fn give_back<M: Machine>(
+    cx: Call<'_, M>,
+    entry: Entry<'_>,
+    pages: Range<u64>,
+    tdr: &Tdr<'_>,
+) -> u64 {
     if cx.module.hooks.patterns {
         let word = hooks::pattern(tdr.hkid());
         for pa in pages.clone().step_by(PAGE_4K as usize) {
@@ -65,7 +73,9 @@ pub fn give_back<M: Machine>(cx: Call<'_, M>, entry: Entry<'_>, pages: Range<u64
         }
     }
     entry.set_type(PageType::Nda);
+    let hint = pamt::count_free(cx, &pages);
     cx.machine.guard(cx.lp, pages, false);
+    hint
 }
 
 /// Returns the range of the 4 KiB page at `pa`.

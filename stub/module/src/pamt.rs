@@ -2,6 +2,10 @@
 //!
 //! Every page has an entry of 16 bytes at each of the three sizes. The first word holds a lock (bits 15:0), the page
 //! type (23:16) and the owner's page number (63:24). The second word holds the epoch at which the page was blocked.
+//!
+//! In a dynamic PAMT the entries of 4 KiB pages lie in a pair of pages for each 2 MiB, which the host adds and removes.
+//! The entry of the 2 MiB page then holds the pair's page numbers (63:28 of both words), and in bits 9:0 of its second
+//! word the number of 4 KiB pages in use. A bitmap tells which pages belong to a pair.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -11,11 +15,18 @@ use seam::abi::{Operand, PAGE_1G, PAGE_2M, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, P
 use crate::call::Call;
 use crate::lock::{Busy, Guard, Lock, Mode};
 use crate::sys::tdmr::Tdmr;
-use crate::{Machine, Module};
+use crate::{Machine, Module, Point, memory};
 
 const TYPE: u64 = 0xff << 16;
 const OWNER: u64 = !0 << 24;
 const OWNER_SHIFT: u32 = 12;
+/// The page number of a page of a pair, in either word.
+const PAIR: u64 = !0 << 28;
+const PAIR_SHIFT: u32 = 16;
+/// Number of 4 KiB pages in use.
+const COUNT: u64 = 0x3FF;
+/// Flag in the address of a returned page: no other page of its 2 MiB is in use.
+pub const REMOVABLE: u64 = 1 << 62;
 /// Memory whose 4 KiB entries fill one page of the PAMT.
 const PER_PAGE_OF_ENTRIES: u64 = PAGE_4K / PAMT_ENTRY_SIZE * PAGE_4K;
 
@@ -116,6 +127,19 @@ impl<'m> Entry<'m> {
         self.bepoch.store(epoch, Ordering::Release);
     }
 
+    /// Returns the pages with the entries of the smaller pages.
+    pub fn pair(&self) -> [u64; 2] {
+        [self.word, self.bepoch].map(|word| (word.load(Ordering::Acquire) & PAIR) >> PAIR_SHIFT)
+    }
+
+    /// Sets the pages with the entries of the smaller pages, of which `used` are in use.
+    fn set_pair(&self, pair: [u64; 2], used: u64) {
+        self.bepoch
+            .store(pair[1] << PAIR_SHIFT | used, Ordering::Release);
+        let page_type = (PageType::Pamt as u64) << 16;
+        self.replace(TYPE | PAIR, page_type | pair[0] << PAIR_SHIFT);
+    }
+
     /// Resets the entry to an unused one.
     fn reset(&self, page_type: PageType) {
         self.word.store((page_type as u64) << 16, Ordering::Release);
@@ -142,14 +166,51 @@ impl<'m> Pamt<'m> {
         (pa < tdmr.initialized() & !(PAGE_1G - 1)).then_some(Self { tdmr })
     }
 
-    /// Returns the entry of the 4 KiB page that contains `pa`.
-    pub fn entry_4k<M: Machine>(self, machine: &'m M, pa: u64) -> Entry<'m> {
-        self.entry(machine, pa, PageSize::Size4K)
+    /// Returns the address of the entry of the 4 KiB page that contains `pa`, if there is one.
+    #[inline(always)]
+    fn entry_4k_pa<M: Machine>(self, machine: &'m M, pa: u64) -> Option<u64> {
+        if !self.tdmr.is_dynamic() {
+            return Some(self.tdmr.entry_pa(pa, PageSize::Size4K));
+        }
+        self.node(machine, pa).map(|node| small_entry_pa(node, pa))
     }
 
-    /// Returns the entry of the page of that size that contains `pa`.
+    /// Returns the entry of the 2 MiB page that contains `pa`, if it has a pair of pages for the smaller ones.
+    fn node<M: Machine>(self, machine: &'m M, pa: u64) -> Option<Entry<'m>> {
+        let entry = self.large_entry(machine, pa, PageSize::Size2M);
+        (self.tdmr.is_dynamic() && entry.page_type() == PageType::Pamt).then_some(entry)
+    }
+
+    /// Returns the entry of the 4 KiB page that contains `pa`. A dynamic PAMT need not have one.
+    pub fn entry_4k<M: Machine>(self, machine: &'m M, pa: u64) -> Option<Entry<'m>> {
+        let pa = self.entry_4k_pa(machine, pa)?;
+        Some(Entry::at(machine, pa))
+    }
+
+    /// Returns the entry of the page of that size that contains `pa`. A dynamic PAMT need not have one.
+    pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Option<Entry<'m>> {
+        match size {
+            PageSize::Size4K => self.entry_4k(machine, pa),
+            _ => Some(self.large_entry(machine, pa, size)),
+        }
+    }
+
+    /// Returns the word with the bit of the page at `pa` in the bitmap of pages of pairs, and the bit.
+    fn bit<M: Machine>(self, machine: &'m M, pa: u64) -> (&'m AtomicU64, u64) {
+        let (word, bit) = self.tdmr.bitmap_word(pa);
+        let page = machine.page(word & !(PAGE_4K - 1));
+        (&page[(word % PAGE_4K / 8) as usize], bit)
+    }
+
+    /// Returns whether the page at `pa` belongs to a pair.
+    pub fn is_pair_page<M: Machine>(self, machine: &'m M, pa: u64) -> bool {
+        let is_set = |(word, bit): (&AtomicU64, u64)| word.load(Ordering::Acquire) & bit != 0;
+        self.tdmr.is_dynamic() && is_set(self.bit(machine, pa))
+    }
+
+    /// Returns the entry of the page of that size, at least 2 MiB, that contains `pa`.
     #[inline(always)]
-    pub fn entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
+    fn large_entry<M: Machine>(self, machine: &'m M, pa: u64, size: PageSize) -> Entry<'m> {
         let entry = Entry::at(machine, self.tdmr.entry_pa(pa, size));
         match size {
             PageSize::Size1G => Entry {
@@ -163,11 +224,15 @@ impl<'m> Pamt<'m> {
     /// Returns the type of the page of that size that contains `pa`. Unlike [`Self::entry`], it does not make the entry
     /// resident on a machine with sparse memory.
     pub fn page_type<M: Machine>(self, machine: &M, pa: u64, size: PageSize) -> PageType {
-        page_type(machine.word(self.tdmr.entry_pa(pa, size)))
+        let entry = match size {
+            PageSize::Size4K => self.entry_4k_pa(machine, pa),
+            _ => Some(self.tdmr.entry_pa(pa, size)),
+        };
+        entry.map_or(PageType::Nda, |entry| page_type(machine.word(entry)))
     }
 
     /// Walks to the entry of the page that contains `pa`, no deeper than `target`. Locks are shared on the way and
-    /// `mode` at the end. The walk ends early where a larger page is assigned.
+    /// `mode` at the end. The walk ends early where a larger page is assigned, and where a dynamic PAMT has no entries.
     ///
     /// # Errors
     /// [`WalkError::Busy`].
@@ -181,9 +246,14 @@ impl<'m> Pamt<'m> {
     ) -> Result<Held<'m>, WalkError> {
         let mut above = [None, None];
         for (i, size) in [PageSize::Size1G, PageSize::Size2M].into_iter().enumerate() {
-            let entry = self.entry(machine, pa, size);
+            let entry = self.large_entry(machine, pa, size);
             let mut guard = entry.lock().acquire(Mode::Shared)?;
-            if entry.page_type() == PageType::Reg || target == size {
+            let ends = match entry.page_type() {
+                PageType::Reg => true,
+                PageType::Pamt => false,
+                _ => self.tdmr.is_dynamic() && size == PageSize::Size2M,
+            };
+            if ends || target == size {
                 if mode == Mode::Exclusive {
                     guard.promote()?;
                 }
@@ -197,7 +267,7 @@ impl<'m> Pamt<'m> {
             }
             above[i] = Some(guard);
         }
-        let entry = self.entry_4k(machine, pa);
+        let entry = self.entry_4k(machine, pa).ok_or(WalkError::OutOfRange)?;
         let guard = entry.lock().acquire(mode)?;
         Ok(Held {
             entry,
@@ -260,8 +330,164 @@ impl<'m> Held<'m> {
 /// If no initialised TDMR contains the page. It can't be a TD's page then.
 pub fn entry_of<'m, M: Machine>(cx: Call<'m, M>, pa: u64, size: PageSize) -> Entry<'m> {
     Pamt::of(cx.module, pa)
-        .expect("a TD's page is in an initialised TDMR")
-        .entry(cx.machine, pa, size)
+        .and_then(|pamt| pamt.entry(cx.machine, pa, size))
+        .expect("a TD's page is in an initialised TDMR, and has an entry")
+}
+
+/// Returns the address of the entry of a 4 KiB page in a pair.
+fn small_entry_pa(node: Entry<'_>, pa: u64) -> u64 {
+    let index = pa % PAGE_2M / PAGE_4K;
+    let per_page = PAGE_4K / PAMT_ENTRY_SIZE;
+    node.pair()[(index / per_page) as usize] + index % per_page * PAMT_ENTRY_SIZE
+}
+
+/// Counts a page that is in use from now on.
+pub fn count_used<M: Machine>(cx: Call<'_, M>, pages: &Range<u64>) {
+    if let Some(node) = node_of(cx, pages) {
+        node.bepoch.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// Counts a page that is no longer in use. Returns [`REMOVABLE`] if it was the last of its 2 MiB.
+pub fn count_free<M: Machine>(cx: Call<'_, M>, pages: &Range<u64>) -> u64 {
+    match node_of(cx, pages) {
+        Some(node) if node.bepoch.fetch_sub(1, Ordering::AcqRel) & COUNT == 1 => REMOVABLE,
+        _ => 0,
+    }
+}
+
+/// Returns the entry that counts a page, if there is one.
+fn node_of<'m, M: Machine>(cx: Call<'m, M>, pages: &Range<u64>) -> Option<Entry<'m>> {
+    if !cx.module.has_dynamic_pamt() || pages.end - pages.start != PAGE_4K {
+        return None;
+    }
+    Pamt::of(cx.module, pages.start)?.node(cx.machine, pages.start)
+}
+
+/// The operands that hold a pair of pages.
+pub type PairOperands = [Operand; 2];
+
+/// Returns the PAMT of a page for a pair.
+///
+/// # Errors
+/// OPERAND_INVALID, OPERAND_ADDR_RANGE_ERROR.
+pub fn check_pair_page<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    operand: Operand,
+) -> Result<Pamt<'m>, Status> {
+    check_pair_address(cx, pa, operand)?;
+    find_pair_page(cx, pa, operand)
+}
+
+fn check_pair_address<M: Machine>(
+    cx: Call<'_, M>,
+    pa: u64,
+    operand: Operand,
+) -> Result<(), Status> {
+    if cx.machine.platform().is_plain_page(pa, PAGE_4K) {
+        Ok(())
+    } else {
+        Err(Status::OPERAND_INVALID.with(operand))
+    }
+}
+
+fn find_pair_page<'m, M: Machine>(
+    cx: Call<'m, M>,
+    pa: u64,
+    operand: Operand,
+) -> Result<Pamt<'m>, Status> {
+    Pamt::of(cx.module, pa).ok_or(Status::OPERAND_ADDR_RANGE_ERROR.with(operand))
+}
+
+/// Takes a pair of pages for the entries of the 2 MiB at `range`, whose entry is held exclusively. A page of the pair
+/// that lies in `own` needs no walk.
+///
+/// # Errors
+/// OPERAND_BUSY, PAGE_NOT_FREE.
+fn take_pair<M: Machine>(
+    cx: Call<'_, M>,
+    pair: [u64; 2],
+    pamts: [Pamt<'_>; 2],
+    operands: PairOperands,
+    own: Option<u64>,
+) -> Result<(), Status> {
+    let mut held = [const { None }; 2];
+    for (i, held) in held.iter_mut().enumerate() {
+        if own == Some(pair[i] & !(PAGE_2M - 1)) {
+            continue;
+        }
+        let page = pamts[i]
+            .walk(cx.machine, pair[i], Mode::Shared, PageSize::Size4K)
+            .map_err(|error| error.status().with(operands[i]))?;
+        if page.entry().page_type() != PageType::Nda {
+            return Err(Status::PAGE_NOT_FREE.with(operands[i]));
+        }
+        *held = Some(page);
+    }
+    for i in 0..2 {
+        let (word, bit) = pamts[i].bit(cx.machine, pair[i]);
+        if word.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+            if i == 1 {
+                let (word, bit) = pamts[0].bit(cx.machine, pair[0]);
+                word.fetch_and(!bit, Ordering::AcqRel);
+            }
+            return Err(Status::PAGE_NOT_FREE.with(operands[i]));
+        }
+    }
+    cx.reached(Point::Movdir64b);
+    for pa in pair {
+        cx.machine.guard(cx.lp, pa..pa + PAGE_4K, true);
+    }
+    Ok(())
+}
+
+/// Gives a pair of pages back to the host.
+fn return_pair<M: Machine>(cx: Call<'_, M>, pair: [u64; 2]) {
+    for pa in pair {
+        if let Some(pamt) = Pamt::of(cx.module, pa) {
+            let (word, bit) = pamt.bit(cx.machine, pa);
+            word.fetch_and(!bit, Ordering::AcqRel);
+        }
+        cx.machine.guard(cx.lp, pa..pa + PAGE_4K, false);
+    }
+}
+
+/// Adds a pair of pages for the 4 KiB pages of the unused 2 MiB page that `large` holds exclusively.
+///
+/// # Errors
+/// OPERAND_BUSY, PAGE_NOT_FREE.
+pub fn add_pair<M: Machine>(
+    cx: Call<'_, M>,
+    large: &Held<'_>,
+    pair: [u64; 2],
+    pamts: [Pamt<'_>; 2],
+    operands: PairOperands,
+) -> Result<(), Status> {
+    take_pair(cx, pair, pamts, operands, Some(large.pages().start))?;
+    for pa in pair {
+        cx.machine.fill_page(pa, 0);
+    }
+    large.entry().set_pair(pair, 0);
+    Ok(())
+}
+
+/// Removes the pair of pages of the 2 MiB page that `large` holds exclusively.
+///
+/// # Errors
+/// PAMT_PAGE_NOT_EMPTY with the number of the page that describes a page in use.
+pub fn remove_pair<M: Machine>(cx: Call<'_, M>, large: &Held<'_>) -> Result<[u64; 2], Status> {
+    let entry = large.entry();
+    let pair = entry.pair();
+    for (i, pa) in (0..).zip(pair) {
+        let mut entries = cx.machine.page(pa).iter().step_by(2);
+        if entries.any(|word| page_type(word.load(Ordering::Acquire)) != PageType::Nda) {
+            return Err(Status::PAMT_PAGE_NOT_EMPTY.with_detail(i));
+        }
+    }
+    return_pair(cx, pair);
+    entry.set_type(PageType::Nda);
+    Ok(pair)
 }
 
 /// Locks the entry of a TD's page, without a walk.
@@ -300,6 +526,14 @@ fn children<'m, M: Machine>(
 /// As [`entry_of`].
 pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
     let pamt = Pamt::of(cx.module, pa).expect("the walk to the page ended in an initialised TDMR");
+    if pamt.tdmr.is_dynamic() {
+        let (first, _) = pamt.tdmr.bitmap_word(pa);
+        let words = (PAGE_2M / PAGE_4K / 64) as usize;
+        let from = (first % PAGE_4K / 8) as usize;
+        let page = cx.machine.page(first & !(PAGE_4K - 1));
+        let mut bits = page[from..from + words].iter();
+        return bits.all(|word| word.load(Ordering::Acquire) == 0);
+    }
     let is_free = |page| pamt.page_type(cx.machine, page, PageSize::Size4K) == PageType::Nda;
     (pa..pa + PAGE_2M)
         .step_by(PER_PAGE_OF_ENTRIES as usize)
@@ -314,27 +548,59 @@ pub fn is_2m_free<M: Machine>(cx: Call<'_, M>, pa: u64) -> bool {
         })
 }
 
-/// Merges the 512 smaller pages at `pa`, which belong to the same TD, into one page of `size`.
+/// Merges the 512 smaller pages at `pa`, which belong to the same TD, into one page of `size`. Returns the pair of pages
+/// that described them in a dynamic PAMT.
 ///
 /// # Errors
 /// OPERAND_BUSY with RCX.
-pub fn merge<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(), Status> {
+pub fn merge<M: Machine>(
+    cx: Call<'_, M>,
+    pa: u64,
+    size: PageSize,
+) -> Result<Option<[u64; 2]>, Status> {
     let (_guard, merged) = lock_entry_of(cx, pa, size)?;
+    if size == PageSize::Size2M && cx.module.has_dynamic_pamt() {
+        let pair = merged.pair();
+        let first = Entry::at(cx.machine, pair[0]);
+        merged.assign(first.page_type(), first.owner());
+        merged.set_bepoch(0);
+        return_pair(cx, pair);
+        return Ok(Some(pair));
+    }
     for (i, child) in children(cx, pa, size).enumerate() {
         if i == 0 {
             merged.assign(child.page_type(), child.owner());
         }
         child.set_type(PageType::Nda);
     }
-    Ok(())
+    Ok(None)
 }
 
-/// Splits the page of `size` at `pa` into 512 smaller ones.
+/// Splits the page of `size` at `pa` into 512 smaller ones. A dynamic PAMT describes those of 4 KiB in `pair`.
 ///
 /// # Errors
-/// OPERAND_BUSY with RCX.
-pub fn split<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(), Status> {
+/// OPERAND_BUSY with RCX; of the pair OPERAND_INVALID, OPERAND_ADDR_RANGE_ERROR, OPERAND_BUSY, PAGE_NOT_FREE.
+pub fn split<M: Machine>(
+    cx: Call<'_, M>,
+    pa: u64,
+    size: PageSize,
+    pair: [u64; 2],
+    operands: PairOperands,
+) -> Result<(), Status> {
     let (_guard, whole) = lock_entry_of(cx, pa, size)?;
+    if size == PageSize::Size2M && cx.module.has_dynamic_pamt() {
+        for i in 0..2 {
+            check_pair_address(cx, pair[i], operands[i])?;
+        }
+        let pamts = [
+            find_pair_page(cx, pair[0], operands[0])?,
+            find_pair_page(cx, pair[1], operands[1])?,
+        ];
+        take_pair(cx, pair, pamts, operands, None)?;
+        describe_parts(cx, pair, whole);
+        whole.set_pair(pair, PAGE_2M / PAGE_4K);
+        return Ok(());
+    }
     for child in children(cx, pa, size) {
         child.assign(whole.page_type(), whole.owner());
         child.set_bepoch(0);
@@ -343,13 +609,31 @@ pub fn split<M: Machine>(cx: Call<'_, M>, pa: u64, size: PageSize) -> Result<(),
     Ok(())
 }
 
+/// Fills a pair of pages with the entries of the parts of a page that one entry described.
+fn describe_parts<M: Machine>(cx: Call<'_, M>, pair: [u64; 2], whole: Entry<'_>) {
+    let entry = whole.word.load(Ordering::Acquire) & (TYPE | OWNER);
+    for pa in pair {
+        for (i, word) in cx.machine.page(pa).iter().enumerate() {
+            let value = if i % 2 == 0 { entry } else { 0 };
+            word.store(value, Ordering::Release);
+        }
+    }
+}
+
 /// Initialises the entries of the 4 KiB pages in `[start, end)` and of the larger pages that start there. `start` is a
 /// multiple of 1 MiB from the TDMR's base, so that the entries of 4 KiB pages fill whole pages.
 pub fn initialize<M: Machine>(machine: &M, tdmr: &Tdmr, start: u64, end: u64) {
-    let last = tdmr.entry_pa(end - PAGE_4K, PageSize::Size4K);
-    for page in (tdmr.entry_pa(start, PageSize::Size4K)..=last).step_by(PAGE_4K as usize) {
-        // A zero entry describes a page of the host that never had an owner.
-        machine.fill_page(page, 0);
+    if tdmr.is_dynamic() {
+        let (first, last) = (tdmr.bitmap_word(start).0, tdmr.bitmap_word(end - PAGE_4K).0);
+        for word in (first..=last).step_by(8) {
+            memory::write(machine, word, 0);
+        }
+    } else {
+        let last = tdmr.entry_pa(end - PAGE_4K, PageSize::Size4K);
+        for page in (tdmr.entry_pa(start, PageSize::Size4K)..=last).step_by(PAGE_4K as usize) {
+            // A zero entry describes a page of the host that never had an owner.
+            machine.fill_page(page, 0);
+        }
     }
     for size in [PageSize::Size2M, PageSize::Size1G] {
         let first = start.next_multiple_of(size.bytes());
@@ -361,7 +645,12 @@ pub fn initialize<M: Machine>(machine: &M, tdmr: &Tdmr, start: u64, end: u64) {
         }
     }
     for pa in tdmr.reserved_pages(start..end) {
-        Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size4K)).reset(PageType::Rsvd);
+        if tdmr.is_dynamic() {
+            let (word, bit) = tdmr.bitmap_word(pa);
+            memory::write(machine, word, memory::read(machine, word) | bit);
+        } else {
+            Entry::at(machine, tdmr.entry_pa(pa, PageSize::Size4K)).reset(PageType::Rsvd);
+        }
     }
 }
 

@@ -65,6 +65,8 @@ bitflags! {
         const REVISED_TD_FIELDS = 1 << 18;
         /// The handoff data has version 1.
         const HANDOFF_1 = 1 << 17;
+        /// TDH.SYS.CONFIG accepts the flag for dynamic PAMTs.
+        const DYNAMIC_PAMT_FLAG = 1 << 21;
         /// MONITOR and MWAIT raise #UD in a TD without them, instead of #VE.
         const MONITOR_IS_INVALID = 1 << 19;
         /// A page that the guest can accept lifts the refusal to enter a vCPU that is being stepped.

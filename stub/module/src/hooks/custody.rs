@@ -126,10 +126,11 @@ pub(crate) fn check_stale_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64, status: S
 #[inline(never)]
 fn check_key<M: Machine>(cx: Call<'_, M>, tdvpr: u64) {
     let tdvpr = cx.machine.platform().without_keyid(tdvpr) & !(PAGE_4K - 1);
-    let Some(pamt) = Pamt::of(cx.module, tdvpr) else {
+    let Some(entry) = Pamt::of(cx.module, tdvpr).and_then(|pamt| pamt.entry_4k(cx.machine, tdvpr))
+    else {
         return;
     };
-    let tdr = Tdr::at(cx.machine, pamt.entry_4k(cx.machine, tdvpr).owner());
+    let tdr = Tdr::at(cx.machine, entry.owner());
     if matches!(tdr.lifecycle(), Lifecycle::Blocked | Lifecycle::Teardown) {
         cx.module.violations.record(Violation {
             kind: ViolationKind::StaleKey,
@@ -185,8 +186,10 @@ fn holder<'m, M: Machine>(
     [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K]
         .into_iter()
         .map(|size| (pamt.page_type(machine, pa, size), size))
-        .find(|(page_type, _)| !matches!(page_type, PageType::Nda | PageType::Rsvd))
-        .map(|(page_type, size)| (page_type, pamt.entry(machine, pa, size)))
+        .find(|(page_type, _)| {
+            !matches!(page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt)
+        })
+        .and_then(|(page_type, size)| Some((page_type, pamt.entry(machine, pa, size)?)))
 }
 
 fn first_uncleared<M: Machine>(machine: &M, pages: Range<u64>) -> Option<(u64, u32)> {

@@ -81,10 +81,12 @@ fn frames<M: Machine>(module: &Module, machine: &M, range: Range<u64>) -> Frames
         let mut step = PAGE_4K;
         if let Some(pamt) = Pamt::of(module, pa) {
             for size in [PageSize::Size1G, PageSize::Size2M, PageSize::Size4K] {
-                let entry = pamt.entry(machine, pa, size);
+                let Some(entry) = pamt.entry(machine, pa, size) else {
+                    continue;
+                };
                 let page_type = entry.page_type();
                 if pa.is_multiple_of(size.bytes())
-                    && !matches!(page_type, PageType::Nda | PageType::Rsvd)
+                    && !matches!(page_type, PageType::Nda | PageType::Rsvd | PageType::Pamt)
                 {
                     let owner = match page_type {
                         PageType::Tdr => 0,

@@ -55,8 +55,8 @@ pub fn page_remove<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), S
     }
     target.set(Entry::after_removal(td.tdcs.op_state().is_importing()));
     td.tdr.remove_children(size.pages());
-    ownership::give_back(cx, entry, pa..pa + size.bytes(), &td.tdr);
-    regs.rcx = pa;
+    let hint = ownership::give_back(cx, entry, pa..pa + size.bytes(), &td.tdr);
+    regs.rcx = pa | hint;
     Ok(())
 }
 
@@ -96,7 +96,7 @@ pub fn page_relocate<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(),
         }
     }
     target.set(target.entry.with_pa(regs.r8).unblocked());
-    ownership::give_back(cx, from_entry, ownership::page(from), &td.tdr);
-    regs.rcx = from;
+    let hint = ownership::give_back(cx, from_entry, ownership::page(from), &td.tdr);
+    regs.rcx = from | hint;
     Ok(())
 }

@@ -146,7 +146,8 @@ fn demote<'m, M: Machine>(
         slots[index] = Some(slot);
     }
     check_interrupt(cx)?;
-    pamt::split(cx, pa, size)?;
+    let operands = [Operand::R12, Operand::R13];
+    pamt::split(cx, pa, size, [regs.r12, regs.r13], operands)?;
 
     let mut entry = Entry::table(table_pa);
     target.set(entry);
@@ -206,7 +207,7 @@ fn promote<M: Machine>(
         nested[vm as usize - 1] = Some((slot, pa, guard, entry, words));
     }
     check_interrupt(cx)?;
-    pamt::merge(
+    let pair = pamt::merge(
         cx,
         parts.first().page_pa(target.level - 1),
         page_size(target.level),
@@ -216,20 +217,22 @@ fn promote<M: Machine>(
     // The page table belongs to the host from here on. Its entries need no unlocking.
     parts.forget();
     td.tdr.remove_children(1);
-    ownership::give_back(cx, table, ownership::page(table_pa), &td.tdr);
+    let hint = ownership::give_back(cx, table, ownership::page(table_pa), &td.tdr);
     let mut returned = NO_L2_PAGES;
     for (returned, nested) in returned.iter_mut().zip(&nested) {
         if let Some((slot, pa, _, entry, words)) = nested {
             L2Entry(words[0].load(Ordering::Acquire)).store(*slot);
             td.tdr.remove_children(1);
-            ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
-            *returned = *pa;
+            *returned = *pa | ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
         }
     }
     if version > 0 {
         set_l2_pages(regs, returned);
     }
-    regs.rcx = table_pa;
+    regs.rcx = table_pa | hint;
+    if let Some(pair) = pair {
+        [regs.r12, regs.r13] = pair;
+    }
     Ok(())
 }
 

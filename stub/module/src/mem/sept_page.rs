@@ -246,8 +246,7 @@ pub fn sept_remove<M: Machine>(
         if let Some((slot, pa, _, entry)) = nested {
             L2Entry::FREE.store(*slot);
             td.tdr.remove_children(1);
-            ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
-            *returned = *pa;
+            *returned = *pa | ownership::give_back(cx, *entry, ownership::page(*pa), &td.tdr);
         }
     }
     if version > 0 {
@@ -255,7 +254,7 @@ pub fn sept_remove<M: Machine>(
     }
     target.set(Entry::FREE);
     td.tdr.remove_children(1);
-    ownership::give_back(cx, own, ownership::page(pa), &td.tdr);
-    regs.rcx = pa;
+    let hint = ownership::give_back(cx, own, ownership::page(pa), &td.tdr);
+    regs.rcx = pa | hint;
     Ok(())
 }

@@ -8,7 +8,8 @@ use crate::lock::Mode;
 use crate::td::{Lifecycle, Tdr, reclaim_lane};
 use crate::{Machine, ownership};
 
-/// TDH.PHYMEM.PAGE.RECLAIM: RCX returns the page's former type, RDX its owner, R8 its size.
+/// TDH.PHYMEM.PAGE.RECLAIM: RCX returns the page's former type, RDX its owner, R8 its size. R9
+/// has a flag if no other page of its 2 MiB is in use.
 pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> {
     let (pa, held) = take_page(cx, Mode::Exclusive, regs)?;
     let entry = held.entry();
@@ -32,12 +33,12 @@ pub fn page_reclaim<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), 
         if tdr.children() != 0 {
             return Err(Status::TD_ASSOCIATED_PAGES_EXIST);
         }
-        ownership::give_back(cx, entry, held.pages(), &tdr);
+        regs.r9 = ownership::give_back(cx, entry, held.pages(), &tdr);
     } else {
         let (lane, tdr) = reclaim_lane(cx, owner)?;
         check_teardown(&tdr)?;
         lane.remove_children(held.size().pages());
-        ownership::give_back(cx, entry, held.pages(), &tdr);
+        regs.r9 = ownership::give_back(cx, entry, held.pages(), &tdr);
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use arrayvec::ArrayVec;
 use seam::abi::{
-    Gprs, MAX_TDMRS, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PamtArea, Status,
-    TDMR_INFO_ALIGNMENT, TdmrInfo,
+    Features0, Gprs, MAX_TDMRS, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, PamtArea,
+    Status, TDMR_INFO_ALIGNMENT, TdmrInfo,
 };
 
 use super::tdmr::Tdmrs;
@@ -11,10 +11,12 @@ use crate::call::Call;
 use crate::keys::HkidState;
 use crate::lock::Mode;
 use crate::module::SysState;
-use crate::{Machine, Platform, memory, operand};
+use crate::{Change, Machine, Platform, memory, operand};
 
 /// The least number of KeyID bits in physical addresses with which PAMTs can be dynamic.
 pub const MIN_DYNAMIC_PAMT_HKID_BITS: u32 = 4;
+/// R8 flag: the entries of 4 KiB pages lie in pages that the host adds where it needs them.
+const DYNAMIC_PAMT: u64 = 1 << 16;
 
 /// TDH.SYS.CONFIG: RCX = array of TDMR_INFO addresses, RDX = its length, R8 = global HKID.
 ///
@@ -29,12 +31,23 @@ pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
         return Err(Status::OPERAND_INVALID.with(Operand::RDX));
     }
     let platform = cx.machine.platform();
-    if !platform.is_private_hkid(regs.r8) {
+    let release = cx.module.release;
+    // The first release with the flag in its interface has no use for it.
+    let flags = if release.does(Change::DYNAMIC_PAMT_FLAG) {
+        DYNAMIC_PAMT
+    } else {
+        0
+    };
+    if !platform.is_private_hkid(regs.r8 & !flags) {
         return Err(Status::OPERAND_INVALID.with(Operand::R8));
     }
-    let hkid = regs.r8 as u32;
+    let is_dynamic = release.has(Features0::DYNAMIC_PAMT) && regs.r8 & DYNAMIC_PAMT != 0;
+    let hkid = regs.r8 as u32 & 0xFFFF;
     cx.module.keys.set_state(hkid, HkidState::Reserved);
     cx.module.set_global_hkid(hkid);
+    if is_dynamic && platform.keyid_bits < MIN_DYNAMIC_PAMT_HKID_BITS {
+        return Err(Status::OPERAND_INVALID.with(Operand::R8));
+    }
 
     let mut tdmrs: ArrayVec<TdmrInfo, MAX_TDMRS> = ArrayVec::new();
     for i in 0..regs.rdx {
@@ -44,10 +57,11 @@ pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
         Check {
             platform: &platform,
             tdmrs: &tdmrs,
+            is_dynamic,
         }
         .last()?;
     }
-    cx.module.set_tdmrs(Tdmrs::new(&tdmrs));
+    cx.module.set_tdmrs(Tdmrs::new(&tdmrs, is_dynamic));
     for (_, area) in tdmrs.iter().flat_map(pamts) {
         let pages = area.base..area.base + area.size;
         cx.machine.guard(cx.lp, pages, true);
@@ -60,6 +74,7 @@ pub fn config<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status
 struct Check<'a> {
     platform: &'a Platform<'a>,
     tdmrs: &'a [TdmrInfo],
+    is_dynamic: bool,
 }
 
 /// A range of addresses, with an exclusive end.
@@ -199,12 +214,22 @@ impl Check<'_> {
                 && area.size.is_multiple_of(PAGE_4K)
                 && self.is_addressable(area.base)
                 && self.is_addressable((area.base + area.size).wrapping_sub(1))
-                && area.size >= info.size / size.bytes() * PAMT_ENTRY_SIZE;
+                && area.size >= self.pamt_size(size);
             if !fits {
                 return Err(about(Status::INVALID_PAMT, self.index(), size as u32, 0));
             }
         }
         Ok(())
+    }
+
+    /// Returns the least size of the PAMT of pages of this size.
+    fn pamt_size(&self, size: PageSize) -> u64 {
+        let pages = self.info().size / size.bytes();
+        if self.is_dynamic && size == PageSize::Size4K {
+            pages / 8
+        } else {
+            pages * PAMT_ENTRY_SIZE
+        }
     }
 
     /// Checks that PAMTs overlap neither those of other TDMRs nor each other.
@@ -352,6 +377,7 @@ mod tests {
             Check {
                 platform: &platform,
                 tdmrs: &tdmrs[..n],
+                is_dynamic: false,
             }
             .last()
         })

@@ -9,8 +9,9 @@ use seam::abi::{Gprs, Operand, PAGE_1G, PAGE_4K, PAMT_ENTRY_SIZE, PageSize, Stat
 use crate::call::Call;
 use crate::{Machine, Point, pamt};
 
-/// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT initialises.
+/// 4 KiB pages whose entries one call of TDH.SYS.TDMR.INIT initialises. With a dynamic PAMT they have only one bit.
 const PAGES_PER_CALL: u64 = 1024;
+const PAGES_PER_CALL_DYNAMIC: u64 = 4096;
 
 /// The lock of a 1 GiB page's PAMT entry, which every call takes that walks to a page below it. In the PAMT four of
 /// these locks would share a cache line, and processors that work on different GiB would contend for it.
@@ -22,6 +23,7 @@ struct Lock1g(AtomicU64);
 #[derive(Debug)]
 pub struct Tdmr {
     info: TdmrInfo,
+    is_dynamic: bool,
     taken: AtomicBool,
     /// The first address whose entries are not initialised.
     initialized: AtomicU64,
@@ -30,8 +32,9 @@ pub struct Tdmr {
 
 impl Tdmr {
     /// Creates an uninitialised TDMR.
-    pub fn new(info: TdmrInfo) -> Self {
+    pub fn new(info: TdmrInfo, is_dynamic: bool) -> Self {
         Self {
+            is_dynamic,
             taken: AtomicBool::new(false),
             initialized: AtomicU64::new(info.base),
             locks_1g: (0..info.size / PAGE_1G)
@@ -39,6 +42,18 @@ impl Tdmr {
                 .collect(),
             info,
         }
+    }
+
+    /// Returns whether the entries of its 4 KiB pages lie in pages that the host adds.
+    #[inline(always)]
+    pub const fn is_dynamic(&self) -> bool {
+        self.is_dynamic
+    }
+
+    /// Returns the address of the word with the bit of a 4 KiB page in the bitmap of a dynamic PAMT, and the bit.
+    pub const fn bitmap_word(&self, pa: u64) -> (u64, u64) {
+        let page = (pa - self.info.base) / PAGE_4K;
+        (self.info.pamt_4k.base + page / 64 * 8, 1 << (page % 64))
     }
 
     /// Returns the first address whose entries are not initialised. Only whole GiB below it are usable.
@@ -79,7 +94,7 @@ impl Tdmr {
 impl Clone for Tdmr {
     /// Returns a TDMR initialised as far as this one, without locks held.
     fn clone(&self) -> Self {
-        let copy = Self::new(self.info);
+        let copy = Self::new(self.info, self.is_dynamic);
         copy.initialized
             .store(self.initialized(), Ordering::Release);
         copy
@@ -92,8 +107,14 @@ pub struct Tdmrs(Box<[Tdmr]>);
 
 impl Tdmrs {
     /// Creates the TDMRs that TDH.SYS.CONFIG accepted.
-    pub fn new(infos: &[TdmrInfo]) -> Self {
-        Self(infos.iter().copied().map(Tdmr::new).collect())
+    pub fn new(infos: &[TdmrInfo], is_dynamic: bool) -> Self {
+        let tdmr = |info| Tdmr::new(info, is_dynamic);
+        Self(infos.iter().copied().map(tdmr).collect())
+    }
+
+    /// Returns whether their PAMTs are dynamic.
+    pub fn are_dynamic(&self) -> bool {
+        self.0.first().is_some_and(Tdmr::is_dynamic)
     }
 
     /// Returns the TDMR that contains `pa`.
@@ -129,7 +150,12 @@ pub fn tdmr_init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Sta
     let start = tdmr.initialized();
     let result = if start < tdmr.end() {
         cx.reached(Point::Movdir64b);
-        let end = (start + PAGES_PER_CALL * PAGE_4K).min(tdmr.end());
+        let pages = if tdmr.is_dynamic {
+            PAGES_PER_CALL_DYNAMIC
+        } else {
+            PAGES_PER_CALL
+        };
+        let end = (start + pages * PAGE_4K).min(tdmr.end());
         pamt::initialize(cx.machine, tdmr, start, end);
         tdmr.initialized.store(end, Ordering::Release);
         regs.rdx = end & !(PAGE_1G - 1);

@@ -105,8 +105,8 @@ pub fn implicit_tdr<'m, M: Machine>(
 ) -> Result<(Guard<'m>, Tdr<'m>), Status> {
     let busy = Status::OPERAND_BUSY.with(Operand::TDR);
     let entry = Pamt::of(cx.module, owner)
-        .ok_or(busy)?
-        .entry_4k(cx.machine, owner);
+        .and_then(|pamt| pamt.entry_4k(cx.machine, owner))
+        .ok_or(busy)?;
     let guard = entry.lock().acquire(mode).map_err(|_| busy)?;
     Ok((guard, Tdr::at(cx.machine, owner)))
 }
@@ -121,10 +121,12 @@ pub fn reclaim_lane<'m, M: Machine>(
     owner: u64,
 ) -> Result<(LaneGuard<'m>, Tdr<'m>), Status> {
     let busy = Status::OPERAND_BUSY.with(Operand::TDR);
-    let pamt = Pamt::of(cx.module, owner).ok_or(busy)?;
+    let entry = Pamt::of(cx.module, owner)
+        .and_then(|pamt| pamt.entry_4k(cx.machine, owner))
+        .ok_or(busy)?;
     let tdr = Tdr::at(cx.machine, owner);
     let lane = tdr.lane(cx.lp);
-    if pamt.entry_4k(cx.machine, owner).lock().is_exclusive() {
+    if entry.lock().is_exclusive() {
         return Err(busy);
     }
     Ok((lane, tdr))
