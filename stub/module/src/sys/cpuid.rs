@@ -2,8 +2,9 @@
 
 use seam::abi::{Gprs, Status};
 
-use super::msr::MISC_ENABLE;
+use super::msr::{self, MISC_ENABLE};
 use crate::cpuid::{EAX, EBX, ECX, EDX, NUM_ROWS, Registers, Row, Table};
+use crate::{Change, Release};
 
 /// IA32_MISC_ENABLE bit that limits CPUID to leafs up to 2.
 const LIMIT_CPUID_MAXVAL: u64 = 1 << 22;
@@ -42,8 +43,11 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
     }
 
     /// Performs the checks of TDH.SYS.INIT. RCX to R10 return leaf, mask and value of an incorrect value.
-    pub fn check(&self, regs: &mut Gprs) -> Result<(), Status> {
+    pub fn check(&self, release: Release, regs: &mut Gprs) -> Result<(), Status> {
         self.check_limit()?;
+        if release.does(Change::STRICT_INIT) {
+            msr::check_perfmon(&self.rdmsr)?;
+        }
         if (self.cpuid)(0, 0)[EAX] < LEAST_LAST_LEAF {
             return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(LEAST_LAST_LEAF));
         }
@@ -51,6 +55,7 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
             return Err(Status::CPUID_LEAF_NOT_SUPPORTED.with_detail(LAST_EXTENDED_LEAF));
         }
         let mut topology = Topology::default();
+        let mut counter_sub_leafs = 0;
         for row in self.table.rows {
             let value = if self.has(row) { self.row(row) } else { [0; 4] };
             let mut demand = |mask: Registers, wanted: Registers| {
@@ -71,6 +76,13 @@ impl<C: Fn(u32, u32) -> Registers, R: Fn(u32) -> u64> Processor<C, R> {
                     }
                     if value[EDX] & 0x1f > MAX_FIXED_COUNTERS {
                         demand([0, 0, 0, 0x1f], [0, 0, 0, MAX_FIXED_COUNTERS])?;
+                    }
+                }
+                (0x23, Some(0)) => counter_sub_leafs = value[EAX],
+                (0x23, Some(sub_leaf)) if release.does(Change::STRICT_INIT) => {
+                    let has_leaf = (self.cpuid)(7, 1)[EAX] >> 8 & 1 != 0;
+                    if has_leaf && counter_sub_leafs >> sub_leaf & 1 == 0 {
+                        demand([u32::MAX; 4], [0; 4])?;
                     }
                 }
                 (0x15, _) if value[EBX] == 0 => {

@@ -39,10 +39,11 @@ pub fn init<M: Machine>(cx: Call<'_, M>, version: u8, regs: &mut Gprs) -> Result
     }
     let platform = cx.machine.platform();
     let processor = processor(cx, cx.lp);
-    msr::check_features(&processor.rdmsr)?;
-    processor.check(regs)?;
+    let release = cx.module.release;
+    msr::check_features(release, &processor.rdmsr)?;
+    processor.check(release, regs)?;
     let has_waitpkg = (processor.cpuid)(7, 0)[crate::cpuid::ECX] >> 5 & 1 != 0;
-    msr::check_vmx(&processor.rdmsr, has_waitpkg)?;
+    msr::check_vmx(release, &processor.rdmsr, has_waitpkg)?;
     msr::check_keys(&processor.rdmsr, &platform)?;
     check_cmrs(&platform)?;
     msr::check_smrrs(&processor.rdmsr, &platform)?;

@@ -2,7 +2,7 @@
 
 use seam::abi::Status;
 
-use crate::Platform;
+use crate::{Change, Platform, Release};
 
 pub(super) const TSC_ADJUST: u32 = 0x3b;
 pub(super) const MISC_ENABLE: u32 = 0x1a0;
@@ -71,6 +71,13 @@ pub(super) const REST: [u32; 24] = [
 /// IA32_ARCH_CAPABILITIES bits that must be 1. The bit that must be 0 follows.
 const ARCH_CAPABILITIES_ONES: u64 = 0x20_fd6b;
 const ARCH_CAPABILITIES_ZEROS: u64 = 1 << 2;
+const FB_CLEAR_CTRL: u64 = 1 << 18;
+/// IA32_PERF_CAPABILITIES bits that must be 1.
+const FREEZE_WHILE_SMM: u64 = 1 << 12;
+const FULL_WRITE: u64 = 1 << 13;
+/// IA32_MISC_ENABLE: performance monitoring available; branch trace store unavailable.
+const PERFMON_AVAILABLE: u64 = 1 << 7;
+const BTS_UNAVAILABLE: u64 = 1 << 11;
 
 /// A VMX control of TD VMCSs: its initial value, its variable bits, and the bits unknown to the module.
 struct Control {
@@ -108,6 +115,15 @@ const PROC_BASED3: [Control; 2] = [
 ];
 const EXIT: Control = control(VMX_TRUE_EXIT, 0x1f3c_8204, 0x4000_1000, 0x0003_6dfb);
 const ENTRY: Control = control(VMX_TRUE_ENTRY, 0x003e_c004, 0x0040_2200, 0xff80_11fb);
+// Source: TDX module 1.5.16, the same types.
+const STRICT_PROC_BASED_L2: Control =
+    control(VMX_TRUE_PROC_BASED, 0x9122_0088, 0x68d9_9e04, 0x0404_6173);
+const STRICT_PROC_BASED3: [Control; 2] = [
+    control(VMX_PROC_BASED3, 0, 0x20, 0xffff_ffff_ffff_ff40),
+    control(VMX_PROC_BASED3, 0, 0x2e, 0xffff_ffff_ffff_ff40),
+];
+const STRICT_EXIT: Control = control(VMX_TRUE_EXIT, 0x1f3c_9204, 0x4000_0000, 0x0003_6dfb);
+const STRICT_ENTRY: Control = control(VMX_TRUE_ENTRY, 0x003e_e004, 0x0040_0200, 0xff80_11fb);
 const CR0_INITIAL: u64 = 0x21;
 const CR0_L2_VARIABLE: u64 = 0x8005_001f;
 const CR4_INITIAL: u64 = 0x2040;
@@ -145,20 +161,40 @@ fn require(holds: bool, msr: u32) -> Result<(), Status> {
 }
 
 /// Performs the checks of TDH.SYS.INIT that precede CPUID.
-pub(super) fn check_features(rdmsr: &impl Fn(u32) -> u64) -> Result<(), Status> {
+pub(super) fn check_features(
+    release: Release,
+    rdmsr: &impl Fn(u32) -> u64,
+) -> Result<(), Status> {
+    let is_strict = release.does(Change::STRICT_INIT);
+    let zeros = if is_strict {
+        ARCH_CAPABILITIES_ZEROS | FB_CLEAR_CTRL
+    } else {
+        ARCH_CAPABILITIES_ZEROS
+    };
+    let perf_ones = if is_strict {
+        FULL_WRITE | FREEZE_WHILE_SMM
+    } else {
+        FULL_WRITE
+    };
     let arch = rdmsr(ARCH_CAPABILITIES);
     require(
-        arch & ARCH_CAPABILITIES_ONES == ARCH_CAPABILITIES_ONES
-            && arch & ARCH_CAPABILITIES_ZEROS == 0,
+        arch & ARCH_CAPABILITIES_ONES == ARCH_CAPABILITIES_ONES && arch & zeros == 0,
         ARCH_CAPABILITIES,
     )?;
     require(rdmsr(XAPIC_DISABLE_STATUS) == 1, XAPIC_DISABLE_STATUS)?;
     require(rdmsr(MISC_PACKAGE_CTLS) & 1 != 0, MISC_PACKAGE_CTLS)?;
-    require(rdmsr(PERF_CAPABILITIES) >> 13 & 1 != 0, PERF_CAPABILITIES)
+    require(
+        rdmsr(PERF_CAPABILITIES) & perf_ones == perf_ones,
+        PERF_CAPABILITIES,
+    )
 }
 
 /// Checks that the CPU supports the VMCSs of TDs and of nested VMs.
-pub(super) fn check_vmx(rdmsr: &impl Fn(u32) -> u64, has_waitpkg: bool) -> Result<(), Status> {
+pub(super) fn check_vmx(
+    release: Release,
+    rdmsr: &impl Fn(u32) -> u64,
+    has_waitpkg: bool,
+) -> Result<(), Status> {
     let basic = rdmsr(VMX_BASIC);
     require(
         basic >> 32 & 0x1fff <= 2048 && basic >> 54 & 3 == 3,
@@ -173,7 +209,7 @@ pub(super) fn check_vmx(rdmsr: &impl Fn(u32) -> u64, has_waitpkg: bool) -> Resul
         rdmsr(VMX_CR4_FIXED1),
     );
     for nested in [0, 1] {
-        check_controls(rdmsr, has_waitpkg, nested)?;
+        check_controls(release, rdmsr, has_waitpkg, nested)?;
         if nested == 0 {
             require(
                 misc & MISC_ONES == MISC_ONES && misc >> 16 & 0x1ff >= 4,
@@ -198,13 +234,19 @@ pub(super) fn check_vmx(rdmsr: &impl Fn(u32) -> u64, has_waitpkg: bool) -> Resul
 }
 
 fn check_controls(
+    release: Release,
     rdmsr: &impl Fn(u32) -> u64,
     has_waitpkg: bool,
     nested: usize,
 ) -> Result<(), Status> {
     let check = |control: &Control| require(control.is_supported(rdmsr(control.msr)), control.msr);
+    let is_strict = release.does(Change::STRICT_INIT);
     check(&PIN_BASED[nested])?;
-    check(&PROC_BASED[nested])?;
+    check(if is_strict && nested > 0 {
+        &STRICT_PROC_BASED_L2
+    } else {
+        &PROC_BASED[nested]
+    })?;
     let mut proc_based2 = control(
         VMX_PROC_BASED2,
         PROC_BASED2[nested].initial & !USER_WAIT,
@@ -218,13 +260,26 @@ fn check_controls(
         proc_based2.initial &= !ENCLV_EXITING;
     }
     check(&proc_based2)?;
-    let proc_based3 = &PROC_BASED3[nested];
+    let (proc_based3, exit, entry) = if is_strict {
+        (&STRICT_PROC_BASED3[nested], &STRICT_EXIT, &STRICT_ENTRY)
+    } else {
+        (&PROC_BASED3[nested], &EXIT, &ENTRY)
+    };
     require(
         proc_based3.is_allowed(rdmsr(VMX_PROC_BASED3)),
         VMX_PROC_BASED3,
     )?;
-    check(&EXIT)?;
-    check(&ENTRY)
+    check(exit)?;
+    check(entry)
+}
+
+/// Checks that performance monitoring is available.
+pub(super) fn check_perfmon(rdmsr: &impl Fn(u32) -> u64) -> Result<(), Status> {
+    let available = PERFMON_AVAILABLE | BTS_UNAVAILABLE;
+    require(
+        rdmsr(MISC_ENABLE) & available == PERFMON_AVAILABLE,
+        MISC_ENABLE,
+    )
 }
 
 /// Checks memory encryption, KeyIDs and cache write-back.
