@@ -80,20 +80,22 @@ pub struct State {
     nmi_window: u64,
     mtf: u64,
     ve_info_valid: bool,
-    ve_info: [u64; 7],
+    ve_info: [u64; 9],
     inject: Option<(u64, u64, u64)>,
     xmm: [u128; 16],
 }
 
 /// Names of the fields of the #VE information area, with their offset in the TDVPS and their size.
-const VE_INFO: [(&str, usize, usize); 7] = [
+const VE_INFO: [(&str, usize, usize); 9] = [
     ("exit_reason", 0, 4),
     ("exit_qual", 8, 8),
     ("gla", 16, 8),
     ("gpa", 24, 8),
     ("ilen", 36, 4),
     ("iinfo", 40, 4),
+    ("ext_info", 0x30, 8),
     ("interruptibility", 0x38, 4),
+    ("apic_data", 0x40, 8),
 ];
 const VE_INFO_VALID: usize = 4;
 

@@ -161,10 +161,7 @@ fn require(holds: bool, msr: u32) -> Result<(), Status> {
 }
 
 /// Performs the checks of TDH.SYS.INIT that precede CPUID.
-pub(super) fn check_features(
-    release: Release,
-    rdmsr: &impl Fn(u32) -> u64,
-) -> Result<(), Status> {
+pub(super) fn check_features(release: Release, rdmsr: &impl Fn(u32) -> u64) -> Result<(), Status> {
     let is_strict = release.does(Change::STRICT_INIT);
     let zeros = if is_strict {
         ARCH_CAPABILITIES_ZEROS | FB_CLEAR_CTRL
