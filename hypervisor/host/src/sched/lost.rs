@@ -1,15 +1,13 @@
 //! Pages whose data the machine has lost: the TD that owns such a page ends, and no other.
 
-use seam::{
-    abi::{PageType, Status},
-    address::Hpa,
-};
+use seam::address::Hpa;
 use vcpu::End;
 
 use super::Scheduler;
 use crate::{
     platform::Running,
     td::{Td, error::Error, registry::Tds},
+    tdx::owner::{PageOwner, owner_of},
 };
 
 /// The owner of a page.
@@ -32,17 +30,10 @@ pub fn end_owner<P: Running>(
     tds: &Tds<'_, P>,
     page: Hpa,
 ) -> Result<Owner, Error> {
-    let found = match scheduler.platform.tdh().phymem_page_rdmd(page) {
-        Ok(found) => found,
-        // The page is in no TDMR.
-        Err(error) if error.status().is_some_and(is_outside) => return Ok(Owner::Host),
-        Err(error) => return Err(error.into()),
-    };
-    let root = match found.page_type {
-        Some(PageType::Nda) => return Ok(Owner::Host),
-        Some(PageType::Rsvd) | None => return Ok(Owner::Module),
-        Some(PageType::Tdr) => page,
-        Some(_) => found.owner,
+    let root = match owner_of(scheduler.platform, page)? {
+        PageOwner::Host => return Ok(Owner::Host),
+        PageOwner::Module => return Ok(Owner::Module),
+        PageOwner::Td { root, .. } => root,
     };
     let owner = tds
         .ids()
@@ -56,10 +47,6 @@ pub fn end_owner<P: Running>(
         scheduler.note_output(&guest);
     }
     tds.terminate(id).map(|_| Owner::Td(id))
-}
-
-fn is_outside(status: Status) -> bool {
-    status.code() == Status::OPERAND_ADDR_RANGE_ERROR
 }
 
 /// Returns the address of a TD's root page.
