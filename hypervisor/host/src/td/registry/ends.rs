@@ -88,7 +88,11 @@ impl<P: Platform> Tds<'_, P> {
             }
             let reclaimed = end::reclaim(&self.host, &td);
             self.bury_id(id);
-            let whole = reclaimed?;
+            let whole = reclaimed.map_err(|error| match error {
+                // The termination was another request's, which has failed meanwhile: the TD lives on.
+                Error::State(_) => Error::Busy,
+                error => error,
+            })?;
             Ok(match ended {
                 Ended::Now(_) => Ended::Now(whole),
                 Ended::Already(state) => Ended::Already(state),
