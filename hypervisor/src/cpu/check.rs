@@ -21,7 +21,7 @@ use mca::{
 };
 use seam::abi::x86::msr::{mc, x2apic::LVT_CMCI};
 
-use super::{Cpu, LOST_PAGES, fatal::fatal, ghes, speculation, timer, vector::CMCI_VECTOR};
+use super::{Cpu, fatal::fatal, ghes, speculation, timer, vector::CMCI_VECTOR};
 use crate::{
     exception::{Cause, Frame},
     msr, time,
@@ -62,7 +62,6 @@ impl Checks {
     }
 }
 
-static KEY_ID_BITS: AtomicU64 = AtomicU64::new(0);
 static FIRMWARE_FIRST: AtomicU32 = AtomicU32::new(0);
 /// The reason why the machine stopped, as its place in [`Why::ALL`] plus one; 0 without one.
 static STOPPED_BY: AtomicU8 = AtomicU8::new(0);
@@ -93,7 +92,7 @@ impl Msrs for Here {
 /// address that hold a KeyID.
 pub fn prepare(firmware_first: Banks, key_id_bits: u64) {
     FIRMWARE_FIRST.store(firmware_first.0, Relaxed);
-    KEY_ID_BITS.store(key_id_bits, Relaxed);
+    super::KEY_ID_BITS.store(key_id_bits, Relaxed);
 }
 
 /// Initialises the running CPU's banks. Errors from before are entered in its books.
@@ -134,16 +133,15 @@ fn next_look() -> u64 {
 
 /// Enters errors in the books, and lists the pages whose data is lost.
 fn enter(checks: &Checks, scan: &Scan, occasion: Occasion) {
-    let key_id_bits = KEY_ID_BITS.load(Relaxed);
     for (reading, verdict) in scan.judged(occasion) {
         checks.books.enter(time::tsc(), reading, verdict, occasion);
         // What was lost before the reset is nobody's any more.
         if verdict.is_loss()
             && occasion != Occasion::Start
             && reading.status.code().is_memory()
-            && let Some(page) = reading.page(key_id_bits)
+            && let Some(page) = reading.page(super::KEY_ID_BITS.load(Relaxed))
         {
-            LOST_PAGES.add(page);
+            super::lose_page(page);
         }
     }
     if !scan.readings.is_empty() {

@@ -13,7 +13,6 @@ use mca::cper::{Block, Severity, is_pending};
 use spin::Once;
 use sync::IrqLock;
 
-use super::LOST_PAGES;
 use crate::{
     firmware::hest::{Notice, Source},
     memory,
@@ -159,7 +158,7 @@ impl Mapped {
                     section.severity == Severity::Recoverable && section.page.is_some()
                 });
                 lost.filter_map(|section| section.page)
-                    .for_each(|page| LOST_PAGES.add(page));
+                    .for_each(super::lose_page);
                 block.severity
             }
             // Its lengths exceed the record's size: only that there was one is known.

@@ -21,7 +21,7 @@ pub mod vmx;
 use alloc::{boxed::Box, vec::Vec};
 use core::{
     arch::asm,
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
 use x86_64::{
@@ -343,6 +343,13 @@ pub fn stop_here() -> ! {
 
 /// Pages whose data is lost, from the handlers that find them to the code that takes them out of use.
 pub static LOST_PAGES: Pages = Pages::new();
+/// The bits of a physical address that hold a KeyID.
+static KEY_ID_BITS: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that the data in the page at `page` is lost. A KeyID in the address does not matter.
+fn lose_page(page: u64) {
+    LOST_PAGES.add(page & !KEY_ID_BITS.load(Ordering::Relaxed));
+}
 
 /// True while one CPU stops the others by NMI.
 static STOPPING: AtomicBool = AtomicBool::new(false);
