@@ -7,9 +7,9 @@ pub const FIFO: usize = 16;
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
-    /// The next received byte; writes send a byte. With [`line_control::DIVISOR`] the divisor's low byte.
+    /// The next received byte; writes send a byte. With the divisor selected, its low byte.
     Data = 0,
-    /// Interrupt enable. With [`line_control::DIVISOR`] the divisor's high byte.
+    /// Interrupt enable. With the divisor selected, its high byte.
     InterruptEnable = 1,
     /// Interrupt identification when read, FIFO control when written.
     Fifo = 2,
