@@ -15,11 +15,11 @@ use seam::abi::Features0;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Release {
     /// 1.5.01 of November 2023.
-    #[default]
     V1_5_01,
     /// 1.5.16 of February 2025.
     V1_5_16,
     /// 1.5.25 of September 2025.
+    #[default]
     V1_5_25,
 }
 
