@@ -19,10 +19,7 @@ fn a_module_describes_itself_without_a_single_refused_call() {
     assert_eq!(info.vendor_id, 0x8086);
     assert_eq!(info.pamt_4k_entry_size, 16);
     assert_eq!(info.max_tdmrs, 64);
-    assert_eq!(
-        info.max_vcpus_per_td, None,
-        "module 1.5.01 does not have the field"
-    );
+    assert_eq!(info.max_vcpus_per_td, Some(576));
     assert!(!info.cmrs.is_empty());
     assert!(info.cmrs.iter().all(|c| c.size != 0));
     assert_eq!(rig.illegal(), 0);

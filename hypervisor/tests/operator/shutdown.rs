@@ -24,6 +24,7 @@ fn shut_down(server: &Server) {
     let cpu = server.rig.server().processor(3).unwrap();
     let mut regs = seam::abi::Gprs {
         rax: Leaf::SysShutdown.rax(),
+        rcx: server.rig.server().module().release().handoff_version(),
         ..Default::default()
     };
     seam::call::SeamCall::seamcall(&cpu, &mut regs).unwrap();

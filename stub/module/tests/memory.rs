@@ -109,14 +109,14 @@ fn after_finalize_it_must_be_blocked_and_tracked_first() {
 }
 
 #[test]
-fn unblocking_without_tracking_is_about_the_tree() {
+fn unblocking_without_tracking_is_about_the_page() {
     let (built, td) = with_tables();
     call(&built, Leaf::MemPageAug, page(1), &td, FRAMES).unwrap();
     finalize(&built, &td);
     call(&built, Leaf::MemRangeBlock, page(1), &td, 0).unwrap();
     assert_eq!(
         call(&built, Leaf::MemRangeUnblock, page(1), &td, 0).err(),
-        Some(Status::TLB_TRACKING_NOT_DONE.with(Operand::SEPT_TREE))
+        Some(Status::TLB_TRACKING_NOT_DONE.with(Operand::RCX))
     );
     assert_eq!(
         call(&built, Leaf::MemRangeBlock, page(1), &td, 0).err(),

@@ -11,7 +11,7 @@ use stub_module::hooks::Hooks;
 
 /// MSRs that a TD with only x87, SSE and AVX reads directly.
 ///
-/// Source: TDX module 1.5, MSR configuration table.
+/// Source: TDX module 1.5.16, MSR configuration table.
 const READS: &[RangeInclusive<u32>] = &[
     0x10..=0x10,
     0x48..=0x49,
@@ -24,7 +24,6 @@ const READS: &[RangeInclusive<u32>] = &[
     0x80E..=0x80E,
     0x810..=0x827,
     0x83F..=0x83F,
-    0xC80..=0xC80,
     0xDA0..=0xDA0,
     0x1B01..=0x1B01,
     0xC000_0080..=0xC000_0082,

@@ -47,6 +47,14 @@ impl Bench {
         Ok(())
     }
 
+    /// Lets the stub emulate this release of Intel's module from now on.
+    pub(super) fn choose_module(&mut self, release: &str) {
+        let mut options = self.programs.stub_options().to_vec();
+        options.retain(|(key, _)| key != "module");
+        options.push(("module".to_owned(), release.to_owned()));
+        self.programs = self.programs.clone().with_stub_options(&options);
+    }
+
     /// Returns the programs under test.
     pub fn programs(&self) -> &Programs {
         &self.programs

@@ -92,7 +92,7 @@ fn mailbox(bench: &mut Bench) -> Result<()> {
 
 /// Accepts, shares and takes back memory, in a TD that gets #VE for memory it has not accepted, and in one that does
 /// not.
-fn memory(bench: &mut Bench) -> Result<()> {
+pub(super) fn memory(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("mem", "256M", 4),
         Named::new("mem", "128M", 2)
@@ -113,7 +113,7 @@ fn memory(bench: &mut Bench) -> Result<()> {
 }
 
 /// Runs *hello* and *smp* on all CPUs of both packages, until *smp* is told to end.
-fn side_by_side(bench: &mut Bench) -> Result<()> {
+pub(super) fn side_by_side(bench: &mut Bench) -> Result<()> {
     let tds = [
         Named::new("hello", "64M", 1).with("autostart = true"),
         Named::new("smp", "64M", 4).with("autostart = true"),
@@ -260,7 +260,7 @@ fn debug(bench: &mut Bench) -> Result<()> {
 
 /// Makes hostile calls on two vCPUs while another TD runs. A million of them should take two minutes. A busy computer
 /// makes them slower, so a longer time is reported, and only a much longer time fails.
-fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
+pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
     const GOAL: Duration = Duration::from_secs(120);
     const LIMIT: Duration = Duration::from_secs(30 * 60);
     const ENOUGH: u64 = 1000;

@@ -93,7 +93,7 @@ fn console(bench: &mut Bench, tds: &[String]) -> Result<Console> {
 
 /// Boots to a shell within the time limit, with all vCPUs, and checks what Linux detects; then reboots and powers off
 /// from inside.
-fn boot(bench: &mut Bench) -> Result<()> {
+pub(super) fn boot(bench: &mut Bench) -> Result<()> {
     let alone = td("alone", 1, "256M", "");
     let linux = [td("linux", 4, "512M", "")];
     let mut console = console(bench, &[alone, linux[0].clone()])?;

@@ -12,6 +12,7 @@ mod errors;
 mod guests;
 mod hypercall;
 mod linux;
+mod modules;
 mod monitor;
 mod ovmf;
 mod port;
@@ -92,8 +93,18 @@ impl Scenario {
         run: fn(&mut Bench) -> Result<()>,
         needs: &'static [Need],
     ) -> Self {
+        Self::in_group("foreign", name, run, needs)
+    }
+
+    /// Creates a test that runs only by its name or that of its group.
+    const fn in_group(
+        group: &'static str,
+        name: &'static str,
+        run: fn(&mut Bench) -> Result<()>,
+        needs: &'static [Need],
+    ) -> Self {
         Self {
-            group: Some("foreign"),
+            group: Some(group),
             needs,
             ..Self::by_name_only(name, run)
         }
@@ -137,6 +148,7 @@ pub fn all() -> Vec<Scenario> {
         hypercall::ALL,
         shutdown::ALL,
         tds::ALL,
+        modules::ALL,
         rom::ALL,
     ]
     .concat()

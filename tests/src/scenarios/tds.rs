@@ -68,7 +68,7 @@ fn text<'a>(answer: &'a Value, key: &str) -> &'a str {
 }
 
 /// Checks that the guest's own TDREPORT, the host and the computation on this computer agree on its measurement.
-fn hello(bench: &mut Bench) -> Result<()> {
+pub(super) fn hello(bench: &mut Bench) -> Result<()> {
     let machine = machine(
         bench,
         "[[td]]\nname = \"hello\"\nvcpus = 2\nautostart = true\n",
@@ -191,7 +191,7 @@ fn hkids(bench: &mut Bench) -> Result<()> {
 }
 
 /// Runs TDs one after the other: frames, heap and HKIDs must be as before.
-fn rounds(bench: &mut Bench, count: u32) -> Result<()> {
+pub(super) fn rounds(bench: &mut Bench, count: u32) -> Result<()> {
     let machine = machine(bench, "[[td]]\nname = \"one\"\nvcpus = 2\n")?;
     let mut console = bench.console(&machine)?;
     let start = Instant::now();

@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use mm::private::{self, Pool, PrivateMap, Unowned};
 use seam::{
-    abi::{MEASUREMENT_SIZE, Measurement, PAGE_4K, PageSize, metadata::td},
+    abi::{MEASUREMENT_SIZE, Measurement, PAGE_4K, PageSize, Status, TdParams, metadata::td},
     address::Hpa,
     call::SeamCall,
     error::{Handover, Rejected},
@@ -25,6 +25,7 @@ use super::{
     host::Host,
     life::State,
     meter::{Meter, Summary},
+    params::RefusedCpuid,
     plan::Plan,
     vcpu::Stopped,
 };
@@ -60,7 +61,7 @@ pub(super) fn build<P: Platform>(
         placement,
     } = plan;
     let body = meter.phase("key", || built.key(map, limit))?;
-    meter.phase("control", || built.control(body, params.as_bytes()))?;
+    meter.phase("control", || built.control(body, &params))?;
     meter.phase("image", || {
         let image = match list_at {
             0 => image,
@@ -160,7 +161,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
     }
 
     /// Adds the TDCX pages, and executes TDH.MNG.INIT.
-    fn control(&self, body: &Body, params: &[u8]) -> Result<(), Error> {
+    fn control(&self, body: &Body, wanted: &TdParams) -> Result<(), Error> {
         let platform = self.host.platform;
         for _ in 0..self.host.capabilities.tdcx_pages {
             self.td.go_on_building()?;
@@ -170,10 +171,18 @@ impl<'a, P: Platform> Building<'a, '_, P> {
             });
             body.control.lock().push(added?);
         }
-        self.scratch.write(params);
+        self.scratch.write(wanted.as_bytes());
         let params = self.scratch.hpa();
         let init = |tdr: &_| Ok(platform.tdh().mng_init(tdr, params));
-        body.map.keyed(init)?.map_err(Error::Init)
+        body.map.keyed(init)?.map_err(|error| {
+            let [place, ..] = error.outputs();
+            let is_about_cpuid = error.is(Status::OPERAND_INVALID) && place != 0;
+            let find = || {
+                let (module, native) = (&self.host.capabilities, self.host.native);
+                RefusedCpuid::find(place, wanted, module, native)
+            };
+            Error::Init(error, is_about_cpuid.then(find).flatten())
+        })
     }
 
     /// Adds a page of the image.

@@ -4,7 +4,7 @@ use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use mm::private;
-use seam::abi::{PAGE_4K, Status};
+use seam::abi::PAGE_4K;
 
 use super::{files::NoRoom, life::State, params, vcpu};
 use crate::{
@@ -62,7 +62,7 @@ pub enum Error {
     /// A SEAMCALL failed.
     Seam(seam::error::Error),
     /// TDH.MNG.INIT refused TD_PARAMS.
-    Init(seam::error::Error),
+    Init(seam::error::Error, Option<params::RefusedCpuid>),
     /// An operation on the TD's memory failed.
     Map(private::Error),
     /// A vCPU could not be used.
@@ -134,7 +134,7 @@ impl fmt::Display for Error {
             Self::Silent(cpus) => write!(f, "{} did not answer", Cpus(cpus)),
             Self::Create(error) => error.fmt(f),
             Self::Seam(error) => error.fmt(f),
-            Self::Init(error) => init(error, f),
+            Self::Init(error, cpuid) => init(error, cpuid.as_ref(), f),
             Self::Map(error) => error.fmt(f),
             Self::Vcpu(refused) => refused.fmt(f),
             Self::Runner(reason) => f.write_str(reason),
@@ -172,14 +172,16 @@ fn mib(pages: u64) -> u64 {
 }
 
 /// Writes the error, with the CPUID leaf that the module refused.
-fn init(error: &seam::error::Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn init(
+    error: &seam::error::Error,
+    cpuid: Option<&params::RefusedCpuid>,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
     write!(f, "{error}")?;
-    let [place, ..] = error.outputs();
-    if error.is(Status::OPERAND_INVALID) && place != 0 {
-        let place = params::Place::from_module(place);
-        write!(f, " (cpuid: {place})")?;
+    match cpuid {
+        Some(refused) => write!(f, " ({refused})"),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 struct Cpus<'a>(&'a [u32]);

@@ -15,8 +15,13 @@ const EPTP_FOUR_LEVELS: u64 = 0x1E;
 const TSC_UNIT_MHZ: u16 = 25;
 /// Valid values of TSC_FREQUENCY.
 const TSC_UNITS: core::ops::RangeInclusive<u16> = 4..=400;
-/// The CPUID leaf of family, features and number of logical processors.
+/// The CPUID leaf of family, features and number of logical processors. That of further features follows.
 const CPUID_FEATURES: u32 = 1;
+const CPUID_MORE_FEATURES: u32 = 7;
+/// The CPUID leaf of the levels of processors.
+const CPUID_TOPOLOGY: u32 = 0x1F;
+/// EBX of CPUID leaf 7: HLE and RTM. Modules accept both or none, but a CPU may have one.
+const TSX: u32 = 1 << 4 | 1 << 11;
 
 /// Values of this machine for settings that the operator leaves open.
 pub trait Native {
@@ -108,6 +113,66 @@ impl fmt::Display for Unsupported {
                 Place(*leaf, *sub_leaf)
             ),
         }
+    }
+}
+
+/// The CPUID values of a leaf that the module refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefusedCpuid {
+    /// The leaf.
+    leaf: u32,
+    /// The sub-leaf.
+    sub_leaf: Option<u32>,
+    /// Bits of EAX, EBX, ECX and EDX that the TD was to have.
+    asked: [u32; 4],
+    /// Those of them that this CPU does not have.
+    lacking: [u32; 4],
+}
+
+impl RefusedCpuid {
+    /// Finds the values that TDH.MNG.INIT refused, by the leaf and sub-leaf that it returns.
+    pub fn find(
+        place: u64,
+        params: &TdParams,
+        module: &Capabilities,
+        native: &(impl Native + ?Sized),
+    ) -> Option<Self> {
+        let Place(leaf, sub_leaf) = Place::from_module(place);
+        let is_it = |config: &CpuidConfig| (config.leaf, config.sub_leaf) == (leaf, sub_leaf);
+        let index = module.cpuid.iter().position(is_it)?;
+        let asked = *params.cpuid_config.get(index)?;
+        let has = native.cpuid(leaf, sub_leaf.unwrap_or(0));
+        let mut lacking = core::array::from_fn(|i| asked[i] & !has[i]);
+        if leaf == CPUID_FEATURES {
+            // The model and the number of processors are numbers, not features.
+            lacking[..2].fill(0);
+        }
+        Some(Self {
+            leaf,
+            sub_leaf,
+            asked,
+            lacking,
+        })
+    }
+}
+
+impl fmt::Display for RefusedCpuid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cpuid: {}", Place(self.leaf, self.sub_leaf))?;
+        let is_lacking = self.lacking != [0; 4];
+        let bits = if is_lacking { self.lacking } else { self.asked };
+        f.write_str(if is_lacking {
+            ", where this CPU does not have"
+        } else {
+            ", with the value"
+        })?;
+        let registers = ["eax", "ebx", "ecx", "edx"].into_iter().zip(bits);
+        let mut separator = " ";
+        for (register, bits) in registers.filter(|(_, bits)| !is_lacking || *bits != 0) {
+            write!(f, "{separator}{register} {bits:#x}")?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }
 
@@ -260,8 +325,16 @@ fn cpuid(
             value[0] = 0;
             value[1] = u32::from(td.vcpus).min(0xFF) << 16;
         }
+        if config.leaf == CPUID_TOPOLOGY {
+            // Zero stands for the topology of this machine.
+            *value = [0; 4];
+        }
         for (register, mask) in value.iter_mut().zip(config.mask) {
             *register &= mask;
+        }
+        let is_first = config.sub_leaf.unwrap_or(0) == 0;
+        if config.leaf == CPUID_MORE_FEATURES && is_first && value[1] & TSX != TSX {
+            value[1] &= !TSX;
         }
         for wanted in td.cpuid.iter().filter(|wanted| is_about(wanted, config)) {
             override_with(wanted, config, value)?;
@@ -345,7 +418,7 @@ mod tests {
             },
             cpuid: vec![
                 entry(1, None, [0x0FFF_3FFF, 0x00FF_0000, 0x8, 0]),
-                entry(7, Some(0), [0, 0x10, 0, u32::MAX]),
+                entry(7, Some(0), [0, 0x20, 0, u32::MAX]),
             ],
             max_vcpus: 8,
             tdcx_pages: 6,
@@ -375,8 +448,35 @@ mod tests {
         assert!(params.config_flags.is_empty(), "an image may pass RBP");
         assert_eq!(params.tsc_frequency, 84);
         assert_eq!(params.cpuid_config[0], [0, 4 << 16, 8, 0]);
-        assert_eq!(params.cpuid_config[1], [0, 0x10, 0, 0x55]);
+        assert_eq!(params.cpuid_config[1], [0, 0x20, 0, 0x55]);
         assert_eq!(params.cpuid_config[2], [0; 4]);
+    }
+
+    #[test]
+    fn a_refused_leaf_is_told_with_the_bits_that_the_cpu_lacks() {
+        let wanted = "[[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0\nedx = 0x1F\n";
+        let params = of(wanted).unwrap();
+        let refused = |place| RefusedCpuid::find(place, &params, &module(), &Machine);
+        assert_eq!(
+            refused(7).unwrap().to_string(),
+            "cpuid: leaf 0x7, subleaf 0x0, where this CPU does not have edx 0xa"
+        );
+        let model = refused(0xFFFF_FFFF_0000_0001).unwrap().to_string();
+        let start = "cpuid: leaf 0x1, with the value eax 0x0, ebx 0x10000, ";
+        assert!(model.starts_with(start), "{model}");
+        assert_eq!(refused(8), None);
+    }
+
+    #[test]
+    fn a_td_gets_no_half_of_tsx() {
+        let ebx = |mask| {
+            let mut module = module();
+            module.cpuid[1].mask[1] = mask;
+            params(&td(""), &module, &Machine).map(|params| params.cpuid_config[1][1])
+        };
+        assert_eq!(ebx(TSX), Ok(TSX));
+        // A module on a CPU without HLE lets the host configure RTM only.
+        assert_eq!(ebx(1 << 11), Ok(0));
     }
 
     #[test]
@@ -416,7 +516,7 @@ mod tests {
             ("[[td.cpuid]]\nleaf = 7\n", "cpuid: "),
             (
                 "[[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x30\n",
-                "cpuid: this TDX module does not let the host configure the bits 0x20 of ebx in leaf 0x7, subleaf \
+                "cpuid: this TDX module does not let the host configure the bits 0x10 of ebx in leaf 0x7, subleaf \
                  0x0",
             ),
         ];
