@@ -199,7 +199,12 @@ fn watchdog_by_wdat(bench: &mut Bench) -> Result<()> {
     body[16..20].copy_from_slice(&1023u32.to_le_bytes());
     body[20] = 4;
     body[24] = 1;
-    body[28] = entries.len() as u8;
+    body[28] = entries.len() as u8 + 1;
+    // Allow the reset: GCS in memory, bit 5 (NO_REBOOT) clear.
+    body.extend([17, 0x82, 0, 0, 0, 32, 0, 3]);
+    body.extend(0xFED1_F410u64.to_le_bytes());
+    body.extend(0u32.to_le_bytes());
+    body.extend(0x20u32.to_le_bytes());
     for (action, instruction, register, value, mask) in entries {
         body.extend([action, instruction, 0, 0, 1, 16, 0, 2]);
         body.extend(u64::from(TCO + register).to_le_bytes());
