@@ -2,7 +2,7 @@
 
 use seam::abi::{Features0, TdCtls};
 
-use super::{Category, Inside};
+use super::{Category, Inside, VeInfo};
 use crate::cpuid::{
     EAX, EBX, ECX, EDX, Features, LAST_BASE_LEAF, NUM_CACHES, Registers, is_fixed0,
 };
@@ -34,7 +34,17 @@ impl<M: Machine> Inside<'_, M> {
     pub fn cpuid(&self, reason: u32) {
         let vcpu = &self.vcpu;
         let (leaf, sub_leaf) = (vcpu.gpr(Gpr::Rax) as u32, vcpu.gpr(Gpr::Rcx) as u32);
-        let refuse = |category| self.raise_ve_for(category, reason & 0xFFFF, 0, 0, 0);
+        let refuse = |category| {
+            self.raise_ve_for(
+                category,
+                VeInfo {
+                    reason: reason & 0xFFFF,
+                    qualification: 0,
+                    gpa: 0,
+                    gla: 0,
+                },
+            )
+        };
         if HYPERVISOR_LEAVES.contains(&leaf) {
             return refuse(Category::Paravirtual);
         }

@@ -2,7 +2,7 @@
 
 use seam::abi::{Attributes, TdCtls};
 
-use super::{Category, Inside, reason};
+use super::{Category, Inside, VeInfo, reason};
 use crate::Machine;
 use crate::cpuid::Msrs;
 use crate::field::Structure;
@@ -117,10 +117,12 @@ impl<M: Machine> Inside<'_, M> {
                 if verdict == Verdict::Ve && value & MCE == 0 {
                     self.raise_ve_for(
                         Category::Configurable,
-                        reason::CR_ACCESS,
-                        qualification,
-                        0,
-                        0,
+                        VeInfo {
+                            reason: reason::CR_ACCESS,
+                            qualification,
+                            gpa: 0,
+                            gla: 0,
+                        },
                     );
                     return true;
                 }
@@ -134,10 +136,12 @@ impl<M: Machine> Inside<'_, M> {
             Verdict::Ve => {
                 self.raise_ve_for(
                     Category::Unsupported,
-                    reason::CR_ACCESS,
-                    qualification,
-                    0,
-                    0,
+                    VeInfo {
+                        reason: reason::CR_ACCESS,
+                        qualification,
+                        gpa: 0,
+                        gla: 0,
+                    },
                 );
             }
         }

@@ -3,7 +3,7 @@
 use seam::abi::{ConfigFlags, PAGE_MASK, Status, TdCtls, level_bytes};
 
 use super::exit::{Check, Stop, TdExit};
-use super::{Category, Inside, reason};
+use super::{Category, Inside, VeInfo, reason};
 use crate::ept::{self, Miss, RWX};
 use crate::field::Structure;
 use crate::sept;
@@ -84,7 +84,15 @@ impl<M: Machine> Inside<'_, M> {
             if flags & ConfigFlags::MAXGPA_VIRT.bits() == 0 {
                 return self.raise_pf(gla, page_fault_code(qualification, self.privilege() == 3));
             }
-            self.raise_ve_for(Category::Reserved, full, qualification, gpa, gla);
+            self.raise_ve_for(
+                Category::Reserved,
+                VeInfo {
+                    reason: full,
+                    qualification,
+                    gpa,
+                    gla,
+                },
+            );
             return Ok(());
         }
         let mut extended = 0;
@@ -92,7 +100,15 @@ impl<M: Machine> Inside<'_, M> {
             let end = sept::walk(self.cx.machine, &self.tdcs, gpa, 0);
             if is_acceptable(end.entry) {
                 if !self.pending_goes_to_host() {
-                    self.raise_ve_for(Category::Pending, full, qualification, gpa, gla);
+                    self.raise_ve_for(
+                        Category::Pending,
+                        VeInfo {
+                            reason: full,
+                            qualification,
+                            gpa,
+                            gla,
+                        },
+                    );
                     return Ok(());
                 }
                 extended = extended::PENDING;
@@ -155,10 +171,12 @@ impl<M: Machine> Inside<'_, M> {
             if !self.pending_goes_to_host() {
                 self.raise_ve_for(
                     Category::Pending,
-                    reason::EPT_VIOLATION,
-                    qualification,
-                    gpa,
-                    0,
+                    VeInfo {
+                        reason: reason::EPT_VIOLATION,
+                        qualification,
+                        gpa,
+                        gla: 0,
+                    },
                 );
                 return Err(NoAccess::Injected);
             }
@@ -187,10 +205,12 @@ impl<M: Machine> Inside<'_, M> {
                 if convertible {
                     self.raise_ve_for(
                         Category::Pending,
-                        reason::EPT_VIOLATION,
-                        qualification,
-                        gpa,
-                        0,
+                        VeInfo {
+                            reason: reason::EPT_VIOLATION,
+                            qualification,
+                            gpa,
+                            gla: 0,
+                        },
                     );
                     return Err(NoAccess::Injected);
                 }

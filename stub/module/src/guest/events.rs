@@ -62,6 +62,19 @@ const NMI_WINDOW: u64 = 1 << 22;
 /// EPT violation bit: an IRET had unblocked NMIs.
 const NMI_UNBLOCKED_BY_IRET: u64 = 1 << 12;
 
+/// The #VE information about a VM exit.
+#[derive(Clone, Copy, Debug)]
+pub struct VeInfo {
+    /// The exit reason.
+    pub reason: u32,
+    /// The exit qualification.
+    pub qualification: u64,
+    /// The guest-physical address, or 0.
+    pub gpa: u64,
+    /// The guest-linear address, or 0.
+    pub gla: u64,
+}
+
 impl<M: Machine> Inside<'_, M> {
     fn raise(&self, event: u64, error_code: Option<u64>) {
         self.vcpu.set_vmcs(Field::ENTRY_INT_INFO, event);
@@ -92,18 +105,25 @@ impl<M: Machine> Inside<'_, M> {
     /// Raises #VE for the current VM exit, or #DF if the guest has not fetched the previous #VE information. The guest is
     /// expected to emulate the instruction.
     pub fn raise_ve(&self, reason: u32, qualification: u64, gpa: u64, gla: u64) {
-        self.raise_ve_for(Category::Paravirtual, reason, qualification, gpa, gla);
+        self.raise_ve_for(
+            Category::Paravirtual,
+            VeInfo {
+                reason,
+                qualification,
+                gpa,
+                gla,
+            },
+        );
     }
 
     /// Raises #VE like [`Self::raise_ve`], with another reason for it.
-    pub fn raise_ve_for(
-        &self,
-        category: Category,
-        reason: u32,
-        qualification: u64,
-        gpa: u64,
-        gla: u64,
-    ) {
+    pub fn raise_ve_for(&self, category: Category, ve: VeInfo) {
+        let VeInfo {
+            reason,
+            qualification,
+            gpa,
+            gla,
+        } = ve;
         let vcpu = &self.vcpu;
         if self.has_ve_info() {
             self.raise(info::DF, Some(0));
@@ -220,7 +240,15 @@ impl<M: Machine> Inside<'_, M> {
             || vcpu.vmcs(Field::IDT_VECTORING) & info::VALID != 0;
         let was_private_fault = reason & 0xFFFF == reason::EPT_VIOLATION && !self.is_shared(gpa);
         if was_private_fault && !interrupted && !self.has_ve_info() {
-            self.raise_ve_for(Category::Pending, reason, qualification, gpa, 0);
+            self.raise_ve_for(
+                Category::Pending,
+                VeInfo {
+                    reason,
+                    qualification,
+                    gpa,
+                    gla: 0,
+                },
+            );
         }
     }
 

@@ -13,7 +13,7 @@ use seam::abi::x86::efer;
 pub use seam::abi::x86::exit_reason as reason;
 use seam::abi::{Attributes, ConfigFlags, Status, TdCtls};
 
-use events::Category;
+use events::{Category, VeInfo};
 pub use exit::{Check, Impossible, Stop, TdExit};
 pub use msr::fill_bitmaps as fill_msr_bitmaps;
 use stepping::{Filter, Stepping};

@@ -5,7 +5,7 @@ use seam::abi::x86::efer;
 use seam::abi::{Attributes, Status, TdCtls};
 
 use super::exit::{Check, Stop, TdExit};
-use super::{Category, Inside, reason};
+use super::{Category, Inside, VeInfo, reason};
 use crate::cpuid::{Features, Native};
 use crate::field::Structure;
 use crate::mng::event_filter;
@@ -451,7 +451,15 @@ impl<M: Machine> Inside<'_, M> {
 
     /// Raises #VE for an MSR that the guest can have instead, or do without.
     fn raise_ve_by_choice(&self, full: u32) {
-        self.raise_ve_for(Category::Configurable, full & 0xFFFF, 0, 0, 0);
+        self.raise_ve_for(
+            Category::Configurable,
+            VeInfo {
+                reason: full & 0xFFFF,
+                qualification: 0,
+                gpa: 0,
+                gla: 0,
+            },
+        );
     }
 
     /// Handles an exit for an MSR that the TD accesses directly. Intel's module shuts down. Here only the TD ends,
@@ -567,7 +575,15 @@ impl<M: Machine> Inside<'_, M> {
             return self.raise_gp();
         }
         if (value ^ old) & MONITOR != 0 || value & LIMIT_CPUID != 0 {
-            return self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
+            return self.raise_ve_for(
+                Category::Unsupported,
+                VeInfo {
+                    reason: reason::WRMSR,
+                    qualification: 0,
+                    gpa: 0,
+                    gla: 0,
+                },
+            );
         }
         if value & TPR_MESSAGES_OFF != 0 && !features.xtpr_update {
             return self.raise_gp();
@@ -612,7 +628,15 @@ impl<M: Machine> Inside<'_, M> {
                 let old = vcpu.vmcs(Field::EFER);
                 let new = value & !efer::LMA | old & efer::LMA;
                 if (old ^ new) & !efer::SCE != 0 {
-                    self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
+                    self.raise_ve_for(
+                        Category::Unsupported,
+                        VeInfo {
+                            reason: reason::WRMSR,
+                            qualification: 0,
+                            gpa: 0,
+                            gla: 0,
+                        },
+                    );
                 } else {
                     vcpu.set_vmcs(Field::EFER, new);
                 }
@@ -628,7 +652,15 @@ impl<M: Machine> Inside<'_, M> {
             return self.raise_gp();
         }
         if value & (TR | BTS) == TR {
-            return self.raise_ve_for(Category::Unsupported, reason::WRMSR, 0, 0, 0);
+            return self.raise_ve_for(
+                Category::Unsupported,
+                VeInfo {
+                    reason: reason::WRMSR,
+                    qualification: 0,
+                    gpa: 0,
+                    gla: 0,
+                },
+            );
         }
         if self.cx.module.release.does(Change::STRICT_MSRS) {
             let freezes = value & FREEZE_WHILE_SMM != 0;
