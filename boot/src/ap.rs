@@ -38,13 +38,16 @@ const _: () = assert!(size_of::<Slot>() == 24);
 /// The values that all CPUs share during startup.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// Physical address of the PML4, below 4 GiB, because it is loaded before the CPU is in 64-bit mode.
+    /// Physical address of the PML4, or of the PML5 if `cr4` has LA57. It is below 4 GiB, because it is loaded before
+    /// the CPU is in 64-bit mode.
     pub cr3: u64,
     /// Initial CR4. PAE, OSFXSR and OSXMMEXCPT are added; PCIDE and CET, which need 64-bit mode or a later setup, are
     /// removed.
     pub cr4: u64,
     /// EFER bits to set, in addition to LME.
     pub efer: u64,
+    /// True if the CPU must first get its execute-disable bit back (IA32_MISC_ENABLE bit 34). Only an Intel CPU can.
+    pub enable_xd: bool,
     /// Virtual address of an `extern "C" fn(arg: u64) -> !`; see [`Slot::arg`].
     pub entry: u64,
     /// Virtual address of an array of [`Slot`].
@@ -91,6 +94,7 @@ struct Fields {
     efer: u32,
     mxcsr: u32,
     slot_count: u32,
+    enable_xd: u32,
     slots: u64,
     entry: u64,
 }
@@ -118,6 +122,7 @@ pub fn install(page: &mut [u8; PAGE], pa: u64, params: &Params) -> Result<u8, Er
         efer: (params.efer | EFER_LME) as u32,
         mxcsr: 0x1F80,
         slot_count: params.slot_count,
+        enable_xd: params.enable_xd.into(),
         slots: params.slots,
         entry: params.entry,
     };
@@ -171,6 +176,13 @@ boot_ap_start:
     movl %eax, %cr4
     movl boot_ap_cr3 - boot_ap_start, %eax
     movl %eax, %cr3
+    cmpl $0, boot_ap_enable_xd - boot_ap_start
+    je 6f
+    movl $0x1A0, %ecx
+    rdmsr
+    andl $0xFFFFFFFB, %edx
+    wrmsr
+6:
     movl $0xC0000080, %ecx
     rdmsr
     orl boot_ap_efer - boot_ap_start, %eax
@@ -247,6 +259,8 @@ boot_ap_mxcsr:
     .long 0
 boot_ap_slot_count:
     .long 0
+boot_ap_enable_xd:
+    .long 0
 boot_ap_slots:
     .quad 0
 boot_ap_entry:
@@ -266,6 +280,7 @@ mod tests {
             cr3: 0x12_3000,
             cr4: 1 << 17,
             efer: 1 << 11,
+            enable_xd: true,
             entry: 0xFFFF_8000_0000_1000,
             slots: 0xFFFF_8000_0000_2000,
             slot_count: 3,
@@ -309,8 +324,9 @@ mod tests {
         );
         assert_eq!(u32_at(fields + 24), 0x900, "LME and NXE");
         assert_eq!(u32_at(fields + 32), 3);
-        assert_eq!(u64_at(fields + 36), 0xFFFF_8000_0000_2000);
-        assert_eq!(u64_at(fields + 44), 0xFFFF_8000_0000_1000);
+        assert_eq!(u32_at(fields + 36), 1);
+        assert_eq!(u64_at(fields + 40), 0xFFFF_8000_0000_2000);
+        assert_eq!(u64_at(fields + 48), 0xFFFF_8000_0000_1000);
     }
 
     #[test]

@@ -25,8 +25,12 @@ pub struct BootInfo {
     /// Physical address of the page below 1 MiB that is reserved for [`crate::ap`], mapped there readable and
     /// executable. `None` if the firmware had no such page free.
     pub trampoline: Option<u64>,
-    /// Physical address of the loaded PML4, below 4 GiB.
+    /// Physical address of the PML4 that is in use, below 4 GiB.
     pub page_tables: u64,
+    /// The value of CR3 for every CPU, below 4 GiB: the PML4, or with 5-level paging the PML5 above it.
+    pub cr3: u64,
+    /// True if the firmware had disabled the execute-disable bit on the CPUs, and every CPU must enable it.
+    pub enable_xd: bool,
     /// Start and end address of the program's image (identity-mapped).
     pub image: (u64, u64),
     /// Start and end address of the image's executable part.
@@ -95,6 +99,8 @@ pub enum RegionKind {
     Mmio,
     /// Persistent memory.
     Persistent,
+    /// RAM that the firmware earmarks for a specific purpose, or that may be unplugged.
+    SpecificPurpose,
     /// Memory with errors.
     Unusable,
     /// Anything else, which must not be touched.
@@ -134,6 +140,7 @@ impl fmt::Display for RegionKind {
             Self::AcpiNvs => "ACPI NVS",
             Self::Mmio => "MMIO",
             Self::Persistent => "persistent",
+            Self::SpecificPurpose => "specific purpose",
             Self::Unusable => "unusable",
             Self::Reserved => "reserved",
         })

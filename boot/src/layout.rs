@@ -10,6 +10,8 @@ pub const DIRECT_MAP: u64 = 0xFFFF_8000_0000_0000;
 pub const DIRECT_MAP_SIZE: u64 = 1 << 46;
 /// Base of the mappings on demand of device registers and of firmware tables outside RAM.
 pub const WINDOWS: u64 = 0xFFFF_D000_0000_0000;
+/// End of those mappings.
+pub const WINDOWS_END: u64 = 0xFFFF_E000_0000_0000;
 /// Base of the stacks, each with an unmapped page below it.
 pub const STACKS: u64 = 0xFFFF_C000_0000_0000;
 /// The stack on which the hypervisor starts: its lowest address and its size in bytes.

@@ -1,4 +1,5 @@
-//! The host's own page tables: 4 levels, with the largest pages that fit.
+//! The host's own page tables: 4 levels, with the largest pages that fit. A CPU that the firmware left in 5-level mode
+//! gets a fifth level that adds nothing.
 //!
 //! Pure code: it accesses the tables through [`Tables`], so that it runs under the firmware, in the hypervisor and in
 //! tests. A caller that changes a mapping which a CPU may have cached must invalidate it there.
@@ -29,7 +30,8 @@ pub enum Access {
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
-const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+const ACCESSED: u64 = 1 << 5;
+const ACCESSED_DIRTY: u64 = ACCESSED | 1 << 6;
 const LARGE: u64 = 1 << 7;
 const GLOBAL: u64 = 1 << 8;
 const NO_EXECUTE: u64 = 1 << 63;
@@ -81,6 +83,32 @@ impl<T: Tables> PageTables<T> {
             gib_pages,
             tables,
         })
+    }
+
+    /// Creates a table above the PML4, for a CPU in 5-level paging mode, and returns its physical address. Under it every
+    /// address of the 4-level mode is mapped as before.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub fn pml5(&mut self) -> Result<u64, Error> {
+        let pml5 = self.tables.alloc().ok_or(Error::NoMemory)?;
+        let entry = self.root | PRESENT | WRITABLE | ACCESSED;
+        let table = self.tables.table(pml5);
+        // An address of the 4-level mode repeats bit 47 above it, so bits 56:48 are all zeros or all ones.
+        table[0] = entry;
+        table[511] = entry;
+        Ok(pml5)
+    }
+
+    /// Wraps the tables that a CPU uses, with `cr3` in its CR3. `la57` is its CR4.LA57.
+    pub fn of_cpu(mut tables: T, cr3: u64, la57: bool) -> Self {
+        let top = cr3 & ADDRESS;
+        let root = if la57 {
+            tables.table(top)[0] & ADDRESS
+        } else {
+            top
+        };
+        Self::existing(tables, root, false)
     }
 
     /// Wraps existing tables with their PML4 at `root`.
@@ -172,8 +200,7 @@ impl<T: Tables> PageTables<T> {
             let entry = self.tables.table(table)[index(va, at)];
             table = if entry & PRESENT == 0 {
                 let new = self.tables.alloc().ok_or(Error::NoMemory)?;
-                self.tables.table(table)[index(va, at)] =
-                    new | PRESENT | WRITABLE | ACCESSED_DIRTY & !(1 << 6);
+                self.tables.table(table)[index(va, at)] = new | PRESENT | WRITABLE | ACCESSED;
                 new
             } else if entry & LARGE != 0 {
                 return Err(Error::Mapped(va));
@@ -290,6 +317,72 @@ mod tests {
         assert_eq!(t.unmap(GIB, MIB2), Err(Error::Large(GIB)));
         t.unmap(0, 2 * GIB).unwrap();
         assert_eq!(t.translate(GIB), None);
+    }
+
+    /// Walks the tables as a CPU in 5-level mode does.
+    fn walk_5(t: &mut PageTables<Pool>, pml5: u64, va: u64) -> Option<u64> {
+        let mut table = pml5;
+        for level in (0..5).rev() {
+            let shift = 12 + 9 * level;
+            let entry = t.tables.table(table)[(va >> shift) as usize & 511];
+            if entry & PRESENT == 0 {
+                return None;
+            }
+            if level == 0 || entry & LARGE != 0 && level < 3 {
+                let inside = (1 << shift) - 1;
+                return Some(entry & ADDRESS & !inside | va & inside);
+            }
+            table = entry & ADDRESS;
+        }
+        None
+    }
+
+    #[test]
+    fn five_levels_map_what_four_levels_map() {
+        use crate::layout::{DIRECT_MAP, STACKS, WINDOWS};
+        let mut t = tables();
+        t.map(0x7000, 0x7000, 0x1000, Access::Execute).unwrap();
+        t.map(DIRECT_MAP, 0, 4 * GIB, Access::Write).unwrap();
+        t.map(STACKS + 0x1000, 0x5000, 0x1000, Access::Write)
+            .unwrap();
+        let pml5 = t.pml5().unwrap();
+        // What is mapped later is under both roots too.
+        t.map(WINDOWS, 0xFEC0_0000, 0x1000, Access::Device).unwrap();
+        let last = !0xFFF;
+        t.map(last, 0x8000, 0x1000, Access::Read).ok();
+        for va in [
+            0,
+            0x7000,
+            0x7FFF,
+            0x8000,
+            DIRECT_MAP,
+            DIRECT_MAP + 3 * GIB + 5,
+            DIRECT_MAP + 4 * GIB,
+            STACKS,
+            STACKS + 0x1008,
+            WINDOWS + 0x10,
+            last,
+        ] {
+            let four = t.translate(va);
+            assert_eq!(walk_5(&mut t, pml5, va), four, "{va:#x}");
+        }
+        // Addresses that only 5-level mode has lead nowhere.
+        for va in [1 << 48 | 0x7000, 1 << 55, 0xFF00_0000_0000_7000] {
+            assert_eq!(walk_5(&mut t, pml5, va), None, "{va:#x}");
+        }
+    }
+
+    #[test]
+    fn the_tables_of_a_cpu_are_found_in_either_mode() {
+        for la57 in [false, true] {
+            let mut t = tables();
+            t.map(0x7000, 0x9000, 0x1000, Access::Read).unwrap();
+            let cr3 = if la57 { t.pml5().unwrap() } else { t.root() };
+            // CR3 also has cache bits.
+            let mut t = PageTables::of_cpu(t.tables, cr3 | 0x18, la57);
+            assert_eq!(t.translate(0x7010), Some(0x9010));
+            assert_eq!(t.translate(0x9000), None);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ extern crate alloc;
 
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod button;
 pub mod cpu;
 pub mod crash;
 pub mod exception;

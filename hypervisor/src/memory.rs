@@ -9,7 +9,7 @@ use core::{fmt, ptr::NonNull, slice};
 
 use boot::{
     BootInfo, Region,
-    layout::{DIRECT_MAP, DIRECT_MAP_SIZE, STACKS, WINDOWS},
+    layout::{DIRECT_MAP, DIRECT_MAP_SIZE, STACKS, WINDOWS, WINDOWS_END},
     paging::{self, Access, PageTables, Tables},
 };
 use mm::{
@@ -48,6 +48,10 @@ pub enum Error {
     Frames(frames::FrameError),
     /// The page tables could not be changed.
     Paging(paging::Error),
+    /// The range that starts at this physical address is beyond the CPU's addresses, or too large for a window.
+    Address(u64),
+    /// The range that starts at this physical address is RAM and not a device's.
+    Ram(u64),
     /// [`init`] has not run.
     NotReady,
 }
@@ -57,6 +61,8 @@ impl fmt::Display for Error {
         match self {
             Self::Frames(e) => write!(f, "{e}"),
             Self::Paging(e) => write!(f, "page tables: {e:?}"),
+            Self::Address(pa) => write!(f, "there is no memory at {pa:#x}"),
+            Self::Ram(pa) => write!(f, "there is RAM at {pa:#x}"),
             Self::NotReady => write!(f, "memory is not set up"),
         }
     }
@@ -254,19 +260,44 @@ pub fn stack(bytes: u64) -> Result<u64, Error> {
 /// # Errors
 /// [`Error`].
 pub fn window(pa: u64, len: u64) -> Result<u64, Error> {
+    // An address that firmware wrote may be anything, and one beyond the CPU's would fault.
+    let end = pa.checked_add(len).filter(|end| *end <= end_of_addresses());
+    let end = end.ok_or(Error::Address(pa))?;
     let mut memory = MEMORY.lock();
     let memory = memory.as_mut().ok_or(Error::NotReady)?;
-    if memory.in_direct_map(pa, pa + len) {
+    if memory.in_direct_map(pa, end) {
         return Ok(direct(pa));
     }
     let start = pa / PAGE * PAGE;
-    let size = (pa + len).next_multiple_of(PAGE) - start;
+    let size = end.next_multiple_of(PAGE) - start;
     // The window's offset within 2 MiB equals the physical address's, so that large windows use large pages.
     const ALIGN: u64 = 2 << 20;
     let va = memory.next_window.next_multiple_of(ALIGN) + start % ALIGN;
+    if WINDOWS_END.checked_sub(va).is_none_or(|left| left < size) {
+        return Err(Error::Address(pa));
+    }
     memory.tables(|t| t.map(va, start, size, Access::Device))?;
     memory.next_window = va + size;
     Ok(va + (pa - start))
+}
+
+/// Returns an address where the device registers at physical address `pa` can be read and written, uncached. Refuses
+/// RAM: firmware that names it as a device's registers is wrong.
+///
+/// # Errors
+/// [`Error`].
+pub fn device(pa: u64, len: u64) -> Result<u64, Error> {
+    let mut ram = regions().iter().filter(|r| r.kind.is_ram());
+    if ram.any(|r| r.start < pa.saturating_add(len) && pa < r.end) {
+        return Err(Error::Ram(pa));
+    }
+    window(pa, len)
+}
+
+/// Returns the end of the CPU's physical addresses.
+pub fn end_of_addresses() -> u64 {
+    let bits = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
+    1 << bits.clamp(36, 52)
 }
 
 const PEEK_WINDOW_SIZE: u64 = PAGE;
@@ -279,10 +310,11 @@ const PEEK_WINDOW_SIZE: u64 = PAGE;
 /// # Errors
 /// A sentence: the address is beyond the CPU's, or the fault that the load caused.
 pub fn peek(line: u64) -> Result<[u8; 64], String> {
-    let max_pa = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
-    if !line.is_multiple_of(64) || line >> max_pa.min(52) != 0 {
+    let end = end_of_addresses();
+    if !line.is_multiple_of(64) || line >= end {
         return Err(format!(
-            "{line:#x} is not the address of a 64-byte line below 2^{max_pa}"
+            "{line:#x} is not the address of a 64-byte line below 2^{}",
+            end.ilog2()
         ));
     }
     let mut guard = MEMORY.lock();
@@ -350,10 +382,10 @@ pub fn is_mapped(va: u64) -> bool {
             unsafe { &mut *(direct(pa) as *mut [u64; 512]) }
         }
     }
-    let root = x86_64::registers::control::Cr3::read_raw()
-        .0
-        .start_address();
-    PageTables::existing(Reader, root.as_u64(), false)
+    use x86_64::registers::control::{Cr3, Cr4, Cr4Flags};
+    let cr3 = Cr3::read_raw().0.start_address().as_u64();
+    let la57 = Cr4::read().contains(Cr4Flags::L5_PAGING);
+    PageTables::of_cpu(Reader, cr3, la57)
         .translate(va)
         .is_some()
 }

@@ -17,14 +17,18 @@ use seam::{address::KeyIdPosition, platform::Registers};
 use x86_64::instructions::port::Port;
 
 use crate::{
-    cpu::{self, apic, check, fatal, ghes, nmi, start, timer, vector, vmx},
+    button,
+    cpu::{self, apic, check, fatal, ghes, model, nmi, start, timer, vector, vmx},
     crash,
     firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
     io_apic, logging,
     machine::{self, Machine},
     memory,
-    metal::{errors, power, tds, tdx},
+    metal::{
+        ending::{Ending, Next},
+        errors, power, tds, tdx,
+    },
     msr::ThisCpu,
     pci, rtc, serial, time, watchdog,
 };
@@ -53,7 +57,10 @@ pub fn from_firmware(heap: &'static Heap) -> Result<Infallible, efi::Error> {
             heap.init(memory);
             efi::boot(heap.extent(), announce_console, with_own_tables)
         });
-    started.inspect_err(|e| log::error!("{e}; back to the firmware"))
+    started.inspect_err(|e| {
+        log::error!("{e}; back to the firmware");
+        let _ = writeln!(efi::Screen, "Seamark: {e}; back to the firmware");
+    })
 }
 
 /// Chooses the console, and says on the firmware's console which it will be.
@@ -90,6 +97,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
 
     log::set_max_level(info.config.host.log_level.into());
     log::info!("loaded from {}", info.source);
+    log::info!("CPU 0: {}", model::here());
     if let Some(port) = serial::chosen() {
         log::info!("the console is {port}");
     }
@@ -98,7 +106,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     }
     let mut firmware = firmware::read(info.rsdp);
     problems.append(&mut firmware.problems);
-    power::init(&firmware);
+    problems.extend(power::init(&firmware).map(String::from));
     problems.extend(ghes::init(&firmware.hest.sources));
     check::prepare(firmware.hest.firmware_first, key_id_bits());
     nmi::set_policy(info.config.host.nmi == OnNmi::Halt);
@@ -223,31 +231,21 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
 /// Stops all devices from writing to memory on their own. Returns the problems.
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
-    let found = pci::stop_bus_masters(&firmware.pci);
+    io_apic::mask_all(&firmware.madt);
+    let found = pci::take(&firmware.pci);
     log::info!(
-        "PCI: {} functions, bus mastering switched off on {}",
+        "PCI: {} functions, bus mastering switched off on {}, {} USB controllers taken from the firmware",
         found.functions,
-        found.stopped
+        found.stopped,
+        found.usb
     );
-    let mut problems = Vec::new();
-    if found.stubborn != 0 {
-        problems.push(format!(
-            "{} PCI functions keep their bus mastering on",
-            found.stubborn
-        ));
-    }
-    if found.unmapped != 0 {
-        problems.push(format!(
-            "the configuration space of {} PCI segments can't be reached",
-            found.unmapped
-        ));
-    }
-    problems
+    found.problems
 }
 
 /// Enters VMX operation, enables interrupts, and starts every other CPU. Returns the problems.
 fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
     vmx::enter_here(bootstrap);
+    let has_button = button::enable(&firmware.fadt);
     if !apic::present() {
         check::start_here(bootstrap);
         return Vec::from([format!(
@@ -259,10 +257,17 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     x86_64::instructions::interrupts::without_interrupts(|| check::start_here(bootstrap));
     let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
     cpu::set_call_timeout(timeout_us as u32);
-    let mut problems =
-        start::start_others(tds::work, info.trampoline, info.page_tables, timeout_us);
+    let mut problems = start::start_others(tds::work, info, timeout_us);
     log::info!("{} of {} CPUs run", cpu::up().len(), cpu::all().len());
     problems.extend(connect_console(&firmware.madt, bootstrap));
+    if has_button {
+        let interrupt = firmware.fadt.event_interrupt;
+        let to = bootstrap.apic_id;
+        let routed = io_apic::route_acpi(&firmware.madt, interrupt, vector::ACPI_VECTOR, to);
+        if let Err(e) = routed {
+            problems.push(format!("the power button has no effect: {e}"));
+        }
+    }
     problems
 }
 
@@ -303,6 +308,7 @@ fn run(mut machine: Machine) -> ! {
     console.start(&machine, out);
     tds::autostart();
     let mut overruns = 0;
+    let mut ending = Ending::default();
     loop {
         watchdog::feed();
         if let Some(cpu) = cpu::this() {
@@ -310,6 +316,12 @@ fn run(mut machine: Machine) -> ! {
         }
         if cpu::polls_console() {
             serial::serve();
+            button::poll();
+        }
+        let pressed = button::was_pressed().then(|| ending.press(tds::get()));
+        if pressed == Some(Next::Off) || ending.step(tds::get()) == Next::Off {
+            serial::settle();
+            go_down(PowerAction::PowerOff);
         }
         while serial::has_room()
             && let Some(byte) = serial::receive()
@@ -340,7 +352,7 @@ fn run(mut machine: Machine) -> ! {
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
-                let poked = poked || errors::are_waiting();
+                let poked = poked || errors::are_waiting() || ending.has_begun();
                 let news =
                     || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
                 poked || serial::has_room() && news()

@@ -63,43 +63,61 @@ pub enum Missing {
     XapicNotDisabled,
 }
 
+impl Missing {
+    /// Returns true if no setting can change it: the machine needs another CPU.
+    #[must_use]
+    pub fn is_the_cpu(self) -> bool {
+        matches!(self, Self::Vendor | Self::Seam)
+    }
+}
+
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const CPUS: &str = "TDX needs an Intel Xeon of the 5th generation, a Xeon 6, or one of the 4th generation that \
+                            was made for it";
         match self {
-            Self::Vendor => write!(f, "the CPU is not an Intel CPU"),
+            Self::Vendor => write!(f, "the CPU is not an Intel CPU: {CPUS}"),
             Self::Vmx => write!(
                 f,
-                "no VMX (CPUID 1 ECX bit 5): enable virtualization in the firmware's setup"
+                "no VMX (CPUID 1 ECX bit 5): enable \"Intel Virtualization Technology\" (VT-x, VMX) in the firmware's \
+                 setup"
             ),
             Self::VmxLockedOff => write!(
                 f,
-                "VMX is locked off (IA32_FEATURE_CONTROL): enable it in the firmware's setup"
+                "VMX is locked off (IA32_FEATURE_CONTROL): enable \"Intel Virtualization Technology\" (VT-x, VMX) in the \
+                 firmware's setup"
             ),
-            Self::X2apic => write!(f, "no x2APIC (CPUID 1 ECX bit 21)"),
-            Self::Movdir64b => write!(f, "no MOVDIR64B (CPUID 7 ECX bit 28)"),
-            Self::Seam => write!(f, "the CPU has no SEAM (IA32_MTRRCAP bit 15)"),
+            Self::X2apic => write!(
+                f,
+                "no x2APIC (CPUID 1 ECX bit 21): enable \"x2APIC\" (Extended APIC) in the firmware's setup"
+            ),
+            Self::Movdir64b => write!(
+                f,
+                "no MOVDIR64B (CPUID 7 ECX bit 28): update the firmware and the CPU's microcode"
+            ),
+            Self::Seam => write!(f, "the CPU has no SEAM (IA32_MTRRCAP bit 15): {CPUS}"),
             Self::Seamrr { base, mask } => write!(
                 f,
-                "the SEAM range is not configured and locked (IA32_SEAMRR_PHYS_BASE {}, _MASK {}): \
-                 enable TDX in the firmware's setup",
+                "the SEAM range is not configured and locked (IA32_SEAMRR_PHYS_BASE {}, _MASK {}): enable \"Trust Domain \
+                 Extension (TDX)\" and the \"SEAM Loader\" in the firmware's setup",
                 Register(*base),
                 Register(*mask)
             ),
             Self::Tme(value) => write!(
                 f,
-                "memory encryption is not activated and locked (IA32_TME_ACTIVATE {}): enable TME-MT in the \
-                 firmware's setup",
+                "memory encryption is not activated and locked (IA32_TME_ACTIVATE {}): enable \"Total Memory Encryption \
+                 (TME)\" and \"Total Memory Encryption Multi-Tenant (TME-MT)\" in the firmware's setup",
                 Register(*value)
             ),
             Self::KeyIds(count) => write!(
                 f,
-                "{count} private KeyIDs (MSR 0x87), at least 2 are needed: set the TDX key split in the firmware's \
-                 setup"
+                "{count} private KeyIDs (MSR 0x87), at least 2 are needed: set \"TME-MT/TDX key split\" to another value \
+                 than zero in the firmware's setup"
             ),
             Self::XapicNotDisabled => write!(
                 f,
-                "legacy xAPIC mode is not locked off (MSR 0xBD): enable x2APIC opt-out protection in the firmware's \
-                 setup"
+                "legacy xAPIC mode is not locked off (MSR 0xBD): enable \"x2APIC\" (Extended APIC) in the firmware's \
+                 setup, and disable \"X2APIC Opt Out\""
             ),
         }
     }
@@ -151,9 +169,17 @@ pub struct Report {
 }
 
 /// Examines this CPU.
+///
+/// The requirements come in the order in which a firmware's setup offers them, since one may hide the next. A CPU that
+/// can't have TDX lacks that alone: what else it lacks is of no interest.
 pub fn detect(registers: &impl Registers) -> Report {
+    if let Some(missing) = missing_in_cpu(registers) {
+        return Report {
+            missing: ArrayVec::from_iter([missing]),
+            key_ids: None,
+        };
+    }
     let msr = |number| registers.rdmsr(number).unwrap_or(0);
-    let [_, b, c, d] = registers.cpuid(0, 0);
     let ecx1 = registers.cpuid(1, 0)[2];
     let mut missing = ArrayVec::new();
     let mut need = |there: bool, what: Missing| {
@@ -161,53 +187,44 @@ pub fn detect(registers: &impl Registers) -> Report {
             missing.push(what);
         }
     };
-
-    need([b, d, c] == VENDOR_INTEL, Missing::Vendor);
     let vmx = ecx1 & CPUID_1_ECX_VMX != 0;
     need(vmx, Missing::Vmx);
-    if vmx {
-        let control = msr(msr::FEATURE_CONTROL);
-        need(
-            control & LOCKED == 0 || control & VMX_OUTSIDE_SMX != 0,
-            Missing::VmxLockedOff,
-        );
-    }
-    need(ecx1 & CPUID_1_ECX_X2APIC != 0, Missing::X2apic);
-    need(
-        registers.cpuid(7, 0)[2] & CPUID_7_ECX_MOVDIR64B != 0,
-        Missing::Movdir64b,
-    );
-    let seam = msr(msr::MTRRCAP) & MTRRCAP_SEAMRR != 0;
-    need(seam, Missing::Seam);
-    if seam {
-        let has = |register: Option<u64>, bits: u64| register.is_some_and(|r| r & bits == bits);
-        let base = registers.rdmsr(msr::SEAMRR_BASE);
-        let mask = registers.rdmsr(msr::SEAMRR_MASK);
-        let configured = has(base, SEAMRR_CONFIGURED) && has(mask, SEAMRR_LOCK_VALID);
-        need(configured, Missing::Seamrr { base, mask });
-        let tme = registers.rdmsr(msr::TME_ACTIVATE);
-        need(has(tme, 3), Missing::Tme(tme));
-        need(
-            msr(msr::XAPIC_DISABLE_STATUS) & 1 != 0,
-            Missing::XapicNotDisabled,
-        );
-    }
-    let partition = if seam {
-        msr(msr::KEYID_PARTITIONING)
-    } else {
-        0
-    };
+    let has = |register: Option<u64>, bits: u64| register.is_some_and(|r| r & bits == bits);
+    let control = msr(msr::FEATURE_CONTROL);
+    let allowed = control & LOCKED == 0 || control & VMX_OUTSIDE_SMX != 0;
+    need(!vmx || allowed, Missing::VmxLockedOff);
+    let x2apic = ecx1 & CPUID_1_ECX_X2APIC != 0;
+    need(x2apic, Missing::X2apic);
+    let xapic_disabled = msr(msr::XAPIC_DISABLE_STATUS) & 1 != 0;
+    need(!x2apic || xapic_disabled, Missing::XapicNotDisabled);
+    let tme = registers.rdmsr(msr::TME_ACTIVATE);
+    need(has(tme, 3), Missing::Tme(tme));
+    let partition = msr(msr::KEYID_PARTITIONING);
     let private = (partition >> 32) as u32;
-    if seam {
-        need(private >= 2, Missing::KeyIds(private));
-    }
+    need(private >= 2, Missing::KeyIds(private));
+    let base = registers.rdmsr(msr::SEAMRR_BASE);
+    let mask = registers.rdmsr(msr::SEAMRR_MASK);
+    let configured = has(base, SEAMRR_CONFIGURED) && has(mask, SEAMRR_LOCK_VALID);
+    need(configured, Missing::Seamrr { base, mask });
+    let movdir64b = registers.cpuid(7, 0)[2] & CPUID_7_ECX_MOVDIR64B != 0;
+    need(movdir64b, Missing::Movdir64b);
     let key_ids = (private > 0).then(|| KeyIds {
         shared: partition as u32,
         private,
         max_pa: registers.cpuid(0x8000_0008, 0)[0] & 0xFF,
-        bits: (msr(msr::TME_ACTIVATE) >> 32) as u32 & 0xF,
+        bits: (tme.unwrap_or(0) >> 32) as u32 & 0xF,
     });
     Report { missing, key_ids }
+}
+
+/// Returns what no setting can give to this CPU.
+fn missing_in_cpu(registers: &impl Registers) -> Option<Missing> {
+    let [_, b, c, d] = registers.cpuid(0, 0);
+    if [b, d, c] != VENDOR_INTEL {
+        return Some(Missing::Vendor);
+    }
+    let capabilities = registers.rdmsr(msr::MTRRCAP).unwrap_or(0);
+    (capabilities & MTRRCAP_SEAMRR == 0).then_some(Missing::Seam)
 }
 
 /// "GenuineIntel" in EBX, EDX, ECX.
@@ -285,22 +302,57 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_without_anything_is_described_without_faulting() {
+    fn a_cpu_that_can_not_have_tdx_lacks_that_alone() {
         let bare = Machine {
             ecx1: 0,
             ecx7: 0,
             msrs: Vec::new(),
         };
+        assert_eq!(detect(&bare).missing[..], [Missing::Seam]);
+        assert_eq!(detect(&bare).key_ids, None);
+        struct Amd(Machine);
+        impl Registers for Amd {
+            fn cpuid(&self, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+                match leaf {
+                    0 => [0x10, 0x6874_7541, 0x444D_4163, 0x6974_6E65],
+                    _ => self.0.cpuid(leaf, sub_leaf),
+                }
+            }
+            fn rdmsr(&self, msr: u32) -> Option<u64> {
+                self.0.rdmsr(msr)
+            }
+        }
+        for machine in [bare, Machine::complete()] {
+            assert_eq!(detect(&Amd(machine)).missing[..], [Missing::Vendor]);
+        }
+    }
+
+    #[test]
+    fn a_machine_as_it_was_delivered_lacks_each_setting() {
+        let delivered = Machine {
+            ecx1: CPUID_1_ECX_X2APIC,
+            ecx7: CPUID_7_ECX_MOVDIR64B,
+            msrs: Vec::from([(msr::MTRRCAP, MTRRCAP_SEAMRR)]),
+        };
+        let missing = detect(&delivered).missing;
         assert_eq!(
-            detect(&bare).missing[..],
+            missing[..],
             [
                 Missing::Vmx,
-                Missing::X2apic,
-                Missing::Movdir64b,
-                Missing::Seam
+                Missing::XapicNotDisabled,
+                Missing::Tme(None),
+                Missing::KeyIds(0),
+                Missing::Seamrr {
+                    base: None,
+                    mask: None
+                },
             ]
         );
-        assert_eq!(detect(&bare).key_ids, None);
+        for missing in missing {
+            let text = alloc::format!("{missing}");
+            assert!(text.contains("in the firmware's setup"), "{text}");
+            assert!(!text.contains("opt-out protection"), "{text}");
+        }
     }
 
     #[test]

@@ -7,8 +7,11 @@
     reason = "the firmware's tables and the memory it hands out are raw pointers; the CPU changes its page tables"
 )]
 
+mod exit;
+mod map;
 mod screen;
 mod source;
+mod xd;
 
 pub use screen::Screen;
 
@@ -20,7 +23,6 @@ use core::{arch::asm, ffi::c_void, fmt, mem::MaybeUninit, slice};
 use config::Config;
 use uefi::{
     boot::{self as services, AllocateType, MemoryType},
-    mem::memory_map::MemoryMap,
     proto::loaded_image::LoadedImage,
     table,
     table::cfg::ConfigTableEntry,
@@ -32,7 +34,7 @@ use x86_64::registers::{
 
 use self::source::Place;
 use crate::{
-    BootInfo, File, Region, RegionKind, layout,
+    BootInfo, File, layout,
     paging::{self, Access, PageTables, Tables},
     pe,
 };
@@ -51,6 +53,10 @@ pub enum Error {
     Sections,
     /// Building the page tables failed.
     Paging(paging::Error),
+    /// The CPU does not offer the execute-disable bit, and it can't be enabled.
+    NoExecuteDisable,
+    /// The firmware did not exit boot services, however often it was asked.
+    Exit(Status),
 }
 
 impl fmt::Display for Error {
@@ -63,6 +69,12 @@ impl fmt::Display for Error {
                 "the image's sections can't be read, or one is both writable and executable"
             ),
             Self::Paging(e) => write!(f, "page tables: {e:?}"),
+            Self::NoExecuteDisable => write!(
+                f,
+                "the CPU has no execute disable bit (CPUID 0x80000001 EDX bit 20): enable \"Execute Disable Bit\" (XD, \
+                 NX) in the firmware's setup"
+            ),
+            Self::Exit(status) => write!(f, "the firmware does not exit boot services: {status}"),
         }
     }
 }
@@ -115,6 +127,8 @@ pub fn boot(
     leave: fn(&Found<'_>),
     entry: Entry,
 ) -> Result<core::convert::Infallible, Error> {
+    disarm_watchdog();
+    let enable_xd = xd::enable()?;
     let image = source::open::<LoadedImage>(services::image_handle()).ok_or(Error::NoImage)?;
     let (base, size) = image.info();
     let extent = (base as u64, (base as u64 + size).next_multiple_of(4096));
@@ -135,11 +149,10 @@ pub fn boot(
     let trampoline = pages(1, 1 << 20);
     let stack = pages((layout::BOOT_STACK.1 / 4096) as usize, 1 << 32)
         .ok_or(Error::NoMemory("the boot stack"))?;
-    let map = services::memory_map(MemoryType::LOADER_DATA)
-        .map_err(|_| Error::NoMemory("the memory map"))?;
-    let ram = ram_extents(&regions(&map));
+    let map = exit::map().map_err(|_| Error::NoMemory("the memory map"))?;
+    let ram = map::ram_extents(&map::regions(map.entries()));
     drop(map);
-    let (page_tables, text) = build_tables(&ram, extent, heap, trampoline, stack)?;
+    let tables = build_tables(&ram, extent, heap, trampoline, stack)?;
 
     let rsdp = rsdp();
     leave(&Found {
@@ -156,22 +169,36 @@ pub fn boot(
         config_problem,
         files,
         trampoline,
-        page_tables,
+        page_tables: tables.pml4,
+        cr3: tables.cr3,
+        enable_xd,
         image: extent,
-        text,
+        text: tables.text,
     });
     drop(place);
     let info = Box::leak(info);
     screen::set_attached(false);
     // SAFETY: every protocol that was opened here is closed again, and nothing below calls the firmware.
-    let map = unsafe { services::exit_boot_services(None) };
+    let map = unsafe { exit::exit_boot_services() }.map_err(|status| {
+        screen::set_attached(true);
+        Error::Exit(status)
+    })?;
     // The firmware's interrupt handlers are gone together with its memory.
     x86_64::instructions::interrupts::disable();
-    info.memory = regions(&map);
-    core::mem::forget(map);
+    info.memory = map::regions(map.entries());
     let top = layout::BOOT_STACK.0 + layout::BOOT_STACK.1;
     // SAFETY: the tables map the image, the heap (with `info` on it) and the stack where they are used from here on.
-    unsafe { enter(page_tables, top, info, entry) }
+    unsafe { enter(tables.cr3, top, info, entry) }
+}
+
+/// Disarms the timer with which the firmware resets a machine whose boot takes more than five minutes. Large files over
+/// a slow network take longer.
+fn disarm_watchdog() {
+    // Codes up to 0xFFFF are the firmware's own.
+    const CODE: u64 = 0x1_0000;
+    if let Err(e) = services::set_watchdog_timer(0, CODE, None) {
+        log::warn!("the firmware's watchdog stays armed: {}", e.status());
+    }
 }
 
 /// Allocates whole pages below `limit`, permanently, and returns their physical address. The content is undefined.
@@ -238,57 +265,6 @@ fn rsdp() -> Option<u64> {
     })
 }
 
-/// Converts the firmware's memory map to our types, in ascending order, with equal neighbours joined.
-fn regions(map: &impl MemoryMap) -> Vec<Region> {
-    let mut regions: Vec<Region> = map
-        .entries()
-        .map(|d| Region {
-            start: d.phys_start,
-            end: d.phys_start + d.page_count * 4096,
-            kind: kind(d.ty),
-        })
-        .filter(|r| r.start < r.end)
-        .collect();
-    regions.sort_unstable_by_key(|r| r.start);
-    regions.dedup_by(|next, last| {
-        let joined = last.end == next.start && last.kind == next.kind;
-        if joined {
-            last.end = next.end;
-        }
-        joined
-    });
-    regions
-}
-
-fn kind(ty: MemoryType) -> RegionKind {
-    match ty {
-        MemoryType::CONVENTIONAL => RegionKind::Conventional,
-        MemoryType::LOADER_CODE | MemoryType::LOADER_DATA => RegionKind::Loader,
-        MemoryType::BOOT_SERVICES_CODE | MemoryType::BOOT_SERVICES_DATA => RegionKind::BootServices,
-        MemoryType::RUNTIME_SERVICES_CODE | MemoryType::RUNTIME_SERVICES_DATA => {
-            RegionKind::RuntimeServices
-        }
-        MemoryType::ACPI_RECLAIM => RegionKind::AcpiReclaim,
-        MemoryType::ACPI_NON_VOLATILE => RegionKind::AcpiNvs,
-        MemoryType::MMIO | MemoryType::MMIO_PORT_SPACE => RegionKind::Mmio,
-        MemoryType::PERSISTENT_MEMORY => RegionKind::Persistent,
-        MemoryType::UNUSABLE => RegionKind::Unusable,
-        _ => RegionKind::Reserved,
-    }
-}
-
-/// Returns the ranges of RAM, whoever uses it. They are final, while the kinds of regions may still change.
-fn ram_extents(regions: &[Region]) -> Vec<(u64, u64)> {
-    let mut extents: Vec<(u64, u64)> = Vec::new();
-    for r in regions.iter().filter(|r| r.kind.is_ram()) {
-        match extents.last_mut() {
-            Some(last) if last.1 == r.start => last.1 = r.end,
-            _ => extents.push((r.start, r.end)),
-        }
-    }
-    extents
-}
-
 /// Page tables in memory from the firmware, identity-mapped while they are built.
 struct Identity {
     next: u64,
@@ -312,14 +288,24 @@ impl Tables for Identity {
     }
 }
 
-/// Builds the host's page tables; see [`layout`]. Returns the PML4's physical address and the image's code range.
+/// The host's page tables.
+struct HostTables {
+    /// Physical address of the PML4.
+    pml4: u64,
+    /// Physical address of the top table in the CPU's paging mode: the PML4 or a PML5.
+    cr3: u64,
+    /// Start and end address of the image's code.
+    text: (u64, u64),
+}
+
+/// Builds the host's page tables; see [`layout`].
 fn build_tables(
     ram: &[(u64, u64)],
     image: (u64, u64),
     heap: (u64, u64),
     trampoline: Option<u64>,
     stack: u64,
-) -> Result<(u64, (u64, u64)), Error> {
+) -> Result<HostTables, Error> {
     // Each end of an extent needs at most two tables, and each extent a page-directory-pointer table.
     let count = 64 + 8 * ram.len();
     let start = pages(count, 1 << 32).ok_or(Error::NoMemory("page tables"))?;
@@ -371,16 +357,23 @@ fn build_tables(
         layout::BOOT_STACK.1,
         Access::Write,
     )?;
-    Ok((tables.root(), text))
+    let pml4 = tables.root();
+    // The number of levels can't change in 64-bit mode, so the firmware's choice stays.
+    let cr3 = if Cr4::read().contains(Cr4Flags::L5_PAGING) {
+        tables.pml5()?
+    } else {
+        pml4
+    };
+    Ok(HostTables { pml4, cr3, text })
 }
 
 /// Loads the page tables and the stack, and jumps to `entry`.
 ///
 /// # Safety
-/// `root` must be the PML4 of tables that map this code, `info` and the stack. The firmware must not be needed any
-/// more.
-unsafe fn enter(root: u64, stack_top: u64, info: *mut BootInfo, entry: Entry) -> ! {
-    // SAFETY: no-execute is architectural in 64-bit mode where CPUID has it, as every CPU with VMX does; write
+/// `cr3` must be the top of tables that map this code, `info` and the stack, in the CPU's paging mode. The CPU has the
+/// execute-disable bit. The firmware must not be needed any more.
+unsafe fn enter(cr3: u64, stack_top: u64, info: *mut BootInfo, entry: Entry) -> ! {
+    // SAFETY: the caller promises that there is an execute-disable bit to enable; write
     // protection and global pages are what the tables were built for; SSE is what this code is compiled for.
     unsafe {
         Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE));
@@ -389,37 +382,16 @@ unsafe fn enter(root: u64, stack_top: u64, info: *mut BootInfo, entry: Entry) ->
             cr4.insert(Cr4Flags::PAGE_GLOBAL | Cr4Flags::OSFXSR | Cr4Flags::OSXMMEXCPT_ENABLE);
         });
         asm!(
-            "mov cr3, {root}",
+            "mov cr3, {cr3}",
             "mov rsp, {stack}",
             "xor ebp, ebp",
             "push 0",
             "jmp {entry}",
-            root = in(reg) root,
+            cr3 = in(reg) cr3,
             stack = in(reg) stack_top,
             entry = in(reg) entry,
             in("rdi") info,
             options(noreturn),
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ram_is_joined_whoever_uses_it() {
-        let region = |start, end, kind| Region { start, end, kind };
-        let map = [
-            region(0, 0x9000, RegionKind::Conventional),
-            region(0x9000, 0xA000, RegionKind::BootServices),
-            region(0xA000, 0xB000, RegionKind::Reserved),
-            region(0xB000, 0xC000, RegionKind::AcpiNvs),
-            region(0xD000, 0xE000, RegionKind::Loader),
-        ];
-        assert_eq!(
-            ram_extents(&map),
-            [(0, 0xA000), (0xB000, 0xC000), (0xD000, 0xE000)]
-        );
     }
 }

@@ -8,6 +8,8 @@ pub mod apic;
 pub mod check;
 pub mod fatal;
 pub mod ghes;
+pub mod group;
+pub mod model;
 pub mod nmi;
 pub mod speculation;
 pub mod start;
@@ -15,6 +17,7 @@ mod tables;
 pub mod timer;
 pub mod topology;
 pub mod trap;
+mod tsc;
 pub mod vector;
 pub mod vmx;
 

@@ -1,4 +1,7 @@
 //! CPU start: the bootstrap CPU where it runs, all others at once by INIT-SIPI-SIPI.
+//!
+//! Hundreds of CPUs share locks and memory while they start, so the wait for them ends only when none has arrived for
+//! a while.
 #![expect(
     unsafe_code,
     reason = "a CPU that starts gets its data as a number from the trampoline"
@@ -7,7 +10,7 @@
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
 
-use boot::ap;
+use boot::{BootInfo, ap};
 use host::platform::Attention;
 use seam::counters::Counters;
 use spin::Once;
@@ -21,8 +24,8 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, speculation, stop_here, tables,
-    timer, topology, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, group, speculation, stop_here,
+    tables, timer, topology, tsc, vmx,
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
@@ -43,22 +46,20 @@ pub fn adopt_bootstrap() -> Result<&'static Cpu, memory::Error> {
     cpu.adopt();
     cpu.set_state(State::Online);
     ADOPTED.store(true, Ordering::Release);
+    tsc::set_reference();
     Ok(cpu)
 }
 
 /// Registers `processors` as the machine's CPUs, the running one first. Returns one sentence for each unusable CPU.
 pub fn know(bootstrap: &'static Cpu, processors: &[Processor]) -> Vec<String> {
     let (_, shifts) = topology::read(&msr::ThisCpu);
-    let mut problems = Vec::new();
+    let mut left_out = Vec::new();
     let mut cpus = Vec::from([bootstrap]);
     for processor in processors {
         if processor.apic_id != bootstrap.apic_id {
             match create(cpus.len() as u32, processor.apic_id, shifts) {
                 Ok(cpu) => cpus.push(cpu),
-                Err(e) => problems.push(format!(
-                    "the CPU with APIC id {:#x} is left out: {e}",
-                    processor.apic_id
-                )),
+                Err(e) => left_out.push((processor.apic_id, format!("{e}"))),
             }
         }
     }
@@ -69,7 +70,9 @@ pub fn know(bootstrap: &'static Cpu, processors: &[Processor]) -> Vec<String> {
         }
     }
     CPUS.call_once(|| cpus);
-    problems
+    group::sentences(left_out, |cpus, verb, why| {
+        format!("{cpus} (APIC ids) {verb} left out: {why}")
+    })
 }
 
 fn create(
@@ -117,14 +120,9 @@ pub type Work = fn() -> bool;
 
 static WORK: Once<Work> = Once::new();
 
-/// Starts every other CPU, all at once, and waits for them for at most `timeout_us`. From then on each CPU runs
-/// `work`. Returns one sentence for each CPU that did not come up.
-pub fn start_others(
-    work: Work,
-    trampoline: Option<u64>,
-    page_tables: u64,
-    timeout_us: u64,
-) -> Vec<String> {
+/// Starts every other CPU, all at once, and waits for them as long as one arrives every `timeout_us`. From then on each
+/// CPU runs `work`. Returns the problems, one sentence for each.
+pub fn start_others(work: Work, info: &BootInfo, timeout_us: u64) -> Vec<String> {
     WORK.call_once(|| work);
     let others: Vec<&'static Cpu> = super::all()
         .iter()
@@ -134,13 +132,13 @@ pub fn start_others(
     if others.is_empty() {
         return Vec::new();
     }
-    let Some(page) = trampoline else {
+    let Some(page) = info.trampoline else {
         return Vec::from([format!(
             "{} CPUs are not started: the firmware left no page below 1 MiB for them",
             others.len()
         )]);
     };
-    let vector = match prepare(&others, page, page_tables) {
+    let vector = match prepare(&others, page, info) {
         Ok(vector) => vector,
         Err(e) => return Vec::from([format!("{} CPUs are not started: {e}", others.len())]),
     };
@@ -149,31 +147,51 @@ pub fn start_others(
         apic::send(cpu.apic_id, apic::Message::Init);
     }
     time::wait_us(INIT_US, || false);
-    let waiting = |cpu: &&&Cpu| cpu.state() == State::Starting;
+    let waiting = || others.iter().filter(|cpu| cpu.state() == State::Starting);
     for pause_us in [SIPI_US, timeout_us] {
-        for cpu in others.iter().filter(waiting) {
+        for cpu in waiting() {
             apic::send(cpu.apic_id, apic::Message::Startup(vector));
         }
-        if time::wait_us(pause_us, || !others.iter().any(|cpu| waiting(&cpu))) {
-            break;
+        while let left @ 1.. = waiting().count() {
+            if !time::wait_us(pause_us, || waiting().count() < left) {
+                break;
+            }
         }
     }
-    others
+    let late = others
         .iter()
-        .filter(|cpu| cpu.change_state(State::Starting, State::NeverStarted))
-        .map(|cpu| {
-            format!(
-                "CPU {} (APIC id {:#x}) did not start within {} ms",
-                cpu.number,
-                cpu.apic_id,
-                timeout_us / 1000
-            )
-        })
-        .collect()
+        .filter(|cpu| cpu.change_state(State::Starting, State::NeverStarted));
+    let mut problems: Vec<String> = late.map(|cpu| never_started(cpu, timeout_us)).collect();
+    if tsc::changed() > 0 {
+        log::warn!(
+            "the firmware left another IA32_TSC_ADJUST on {} CPUs than on CPU 0; they have CPU 0's now",
+            tsc::changed()
+        );
+    }
+    problems.extend(tsc::compare_packages());
+    problems
 }
 
+/// Says that a CPU did not start, and what to do.
+fn never_started(cpu: &Cpu, timeout_us: u64) -> String {
+    let place = cpu.place();
+    format!(
+        "CPU {} (APIC id {:#x}: package {}, core {}, thread {}) did not start within {} ms: {NEVER_STARTED_ADVICE}",
+        cpu.number,
+        cpu.apic_id,
+        place.package,
+        place.core,
+        place.thread,
+        timeout_us / 1000
+    )
+}
+
+/// What to do about a CPU that does not start.
+pub const NEVER_STARTED_ADVICE: &str = "switch the machine off and on; if the CPU still does not start, disable its core \
+                                        in the firmware's setup, or give it more time with host.cpu_timeout_ms";
+
 /// Fills the trampoline page. Returns the SIPI's vector.
-fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, String> {
+fn prepare(cpus: &[&'static Cpu], page: u64, info: &BootInfo) -> Result<u8, String> {
     let mut slots = Vec::new();
     for cpu in cpus {
         let stack_top = memory::stack(STACK_BYTES).map_err(|e| format!("no stacks: {e}"))?;
@@ -187,9 +205,10 @@ fn prepare(cpus: &[&'static Cpu], page: u64, page_tables: u64) -> Result<u8, Str
     // A CPU may be late, so the slots are never freed.
     let slots = Vec::leak(slots);
     let params = ap::Params {
-        cr3: page_tables,
+        cr3: info.cr3,
         cr4: Cr4::read_raw() & !vmx::CR4_VMXE,
         efer: Efer::read_raw() & EFER_NXE,
+        enable_xd: info.enable_xd,
         entry: entered as *const () as u64,
         slots: slots.as_ptr() as u64,
         slot_count: slots.len() as u32,
@@ -205,6 +224,7 @@ const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
 extern "sysv64" fn entered(cpu: u64) -> ! {
     // SAFETY: the argument is the address of this CPU's data, which is never freed.
     let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
+    tsc::follow_reference();
     cpu.adopt();
     apic::enable();
     timer::enable();

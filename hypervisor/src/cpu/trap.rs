@@ -16,11 +16,14 @@ use super::{
     apic, check,
     fatal::fatal,
     nmi, timer,
-    vector::{CALL_VECTOR, CMCI_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR, TIMER_VECTOR},
+    vector::{
+        ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR, TIMER_VECTOR,
+    },
 };
 use crate::{
+    button::{self, Event},
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
-    msr, serial, time,
+    io_apic, msr, serial, time,
 };
 
 const FIRST_INTERRUPT: u8 = 32;
@@ -136,6 +139,11 @@ pub fn serve_interrupt(vector: u8) {
                 cpu.attention.poke();
             }
         }
+        ACPI_VECTOR => match button::on_interrupt() {
+            Event::Pressed => super::wake_console(),
+            Event::Other => {}
+            Event::Broken => io_apic::mask_acpi(),
+        },
         NOTIFICATION_VECTOR => {}
         CMCI_VECTOR => check::on_signal(),
         _ => {

@@ -11,3 +11,5 @@ pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 pub const CMCI_VECTOR: u8 = 0xE3;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
+/// The vector of ACPI's events.
+pub const ACPI_VECTOR: u8 = 0x41;

@@ -74,16 +74,12 @@ fn enter() -> Result<Vmx, Error> {
     if core::arch::x86_64::__cpuid(1).ecx & 1 << 5 == 0 {
         return Err(Error::Absent);
     }
-    let control = msr::read(FEATURE_CONTROL).unwrap_or(0);
-    if control & LOCKED == 0 {
-        let has_local = Capability(msr::read(MCG_CAP).unwrap_or(0)).has_local();
-        let local = if has_local { LMCE_OPT_IN } else { 0 };
-        // SAFETY: the register is not locked, so that these bits are the program's to set; the CPU has them.
-        unsafe {
-            msr::write(FEATURE_CONTROL, control | LOCKED | VMX_OUTSIDE_SMX | local);
-        }
-    } else if control & VMX_OUTSIDE_SMX == 0 {
-        return Err(Error::LockedOff);
+    // A CPU without the register has no VMX that it could lock.
+    if let Some(control) = msr::read(FEATURE_CONTROL)
+        && let Some(unlocked) = feature_control(control, msr::read(MCG_CAP).unwrap_or(0))?
+    {
+        // SAFETY: the register is not locked, so that these bits are the program's to set, and the CPU has them.
+        unsafe { msr::write(FEATURE_CONTROL, unlocked) };
     }
     let basic = msr::read(VMX_BASIC).ok_or(Error::Absent)?;
     let size = basic >> 32 & 0x1FFF;
@@ -108,6 +104,24 @@ fn enter() -> Result<Vmx, Error> {
         FAILED => Err(Error::Refused),
         vector => Err(Error::Fault(vector as u8)),
     }
+}
+
+/// Returns the value to write to IA32_FEATURE_CONTROL, which holds `control`, or `None` if it is locked. Besides VMX, it
+/// allows local machine checks if IA32_MCG_CAP has them (SDM volume 3B, section 16.3.1.5).
+///
+/// # Errors
+/// [`Error::LockedOff`].
+fn feature_control(control: u64, mcg_cap: u64) -> Result<Option<u64>, Error> {
+    if control & LOCKED != 0 {
+        return if control & VMX_OUTSIDE_SMX == 0 {
+            Err(Error::LockedOff)
+        } else {
+            Ok(None)
+        };
+    }
+    let has_local = Capability(mcg_cap).has_local();
+    let local = if has_local { LMCE_OPT_IN } else { 0 };
+    Ok(Some(control | LOCKED | VMX_OUTSIDE_SMX | local))
 }
 
 /// Executes INVEPT for all contexts: drops what this CPU has cached of every EPT, shared ones included. The CPU must
@@ -147,4 +161,28 @@ unsafe extern "sysv64" fn vmxon(region: *const u64) -> u64 {
         entered = const ENTERED,
         failed = const FAILED,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// IA32_MCG_CAP: the CPU has local machine checks.
+    const MCG_LMCE_P: u64 = 1 << 27;
+
+    #[test]
+    fn an_unlocked_register_is_locked_with_what_the_cpu_has() {
+        assert_eq!(feature_control(0, 0), Ok(Some(5)));
+        assert_eq!(feature_control(0, MCG_LMCE_P), Ok(Some(0x10_0005)));
+        // What the firmware set, such as SGX, stays.
+        assert_eq!(feature_control(1 << 18, 0), Ok(Some(1 << 18 | 5)));
+    }
+
+    #[test]
+    fn a_locked_register_is_not_written() {
+        assert_eq!(feature_control(5, MCG_LMCE_P), Ok(None));
+        assert_eq!(feature_control(1, MCG_LMCE_P), Err(Error::LockedOff));
+        // Inside SMX is not enough.
+        assert_eq!(feature_control(3, 0), Err(Error::LockedOff));
+    }
 }

@@ -17,6 +17,23 @@ pub struct Fadt {
     pub pm_timer_32: bool,
     /// The port and the value that switch the machine to ACPI mode.
     pub enable: Option<(u16, u8)>,
+    /// The ISA interrupt of ACPI's events.
+    pub event_interrupt: u8,
+    /// PM1 event registers, a and b: the status ports. The enable port follows at half the length.
+    pub pm1_events: [Option<Events>; 2],
+    /// General-purpose event registers, 0 and 1.
+    pub general_events: [Option<Events>; 2],
+    /// True if the power button is in the PM1 event registers. Otherwise it is a device that only AML can drive.
+    pub has_power_button: bool,
+}
+
+/// A block of event registers: status ports, then as many enable ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// The first status port.
+    pub status: u16,
+    /// The first enable port.
+    pub enable: u16,
 }
 
 /// The place of a register.
@@ -30,6 +47,7 @@ pub enum Register {
     Pci(u8, u8, u8),
 }
 
+const FLAG_BUTTON_IS_DEVICE: u32 = 1 << 4;
 const FLAG_PM_TIMER_32: u32 = 1 << 8;
 const FLAG_RESET: u32 = 1 << 10;
 
@@ -56,6 +74,12 @@ pub fn parse(table: &[u8]) -> Fadt {
         Some(Register::Port(port)) => Some(port),
         _ => u16::try_from(u32_at(old)).ok().filter(|p| *p != 0),
     };
+    let events = |extended: usize, old: usize, length: usize| {
+        let status = port(extended, old)?;
+        let half = u16::from(byte(length)) / 2;
+        let enable = status.checked_add(half)?;
+        (half > 0 && enable.checked_add(half).is_some()).then_some(Events { status, enable })
+    };
     let flags = u32_at(112);
     Fadt {
         reset: generic(116)
@@ -69,6 +93,10 @@ pub fn parse(table: &[u8]) -> Fadt {
             .ok()
             .filter(|port| *port != 0 && byte(52) != 0)
             .map(|port| (port, byte(52))),
+        event_interrupt: byte(46),
+        pm1_events: [events(148, 56, 88), events(160, 60, 88)],
+        general_events: [events(220, 80, 92), events(232, 84, 93)],
+        has_power_button: flags & FLAG_BUTTON_IS_DEVICE == 0,
     }
 }
 
@@ -82,6 +110,11 @@ mod tests {
 
     fn q35() -> Vec<u8> {
         let mut t = vec![0; 244];
+        t[46] = 9;
+        t[56..58].copy_from_slice(&0x600u16.to_le_bytes());
+        t[80..82].copy_from_slice(&0x620u16.to_le_bytes());
+        t[88] = 4;
+        t[92] = 16;
         t[48..50].copy_from_slice(&0xB2u16.to_le_bytes());
         t[52] = 2;
         t[64..66].copy_from_slice(&0x604u16.to_le_bytes());
@@ -101,6 +134,10 @@ mod tests {
         assert_eq!(fadt.pm1b_control, None);
         assert_eq!(fadt.pm_timer, Some(0x608));
         assert_eq!(fadt.enable, Some((0xB2, 2)));
+        let events = |status, enable| Some(Events { status, enable });
+        assert_eq!(fadt.pm1_events, [events(0x600, 0x602), None]);
+        assert_eq!(fadt.general_events, [events(0x620, 0x628), None]);
+        assert!(fadt.has_power_button && fadt.event_interrupt == 9);
     }
 
     #[test]

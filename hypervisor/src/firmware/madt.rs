@@ -84,6 +84,13 @@ impl Madt {
     }
 }
 
+/// Maximum number of CPUs. The firmware of the largest machines lists fewer.
+pub const MAX_PROCESSORS: usize = 4096;
+/// Maximum number of I/O APICs, and of ranges of memory.
+const MAX_OTHERS: usize = 4096;
+/// Ids that address all CPUs at once: no CPU has one of them.
+const BROADCAST: [u32; 2] = [0xFF, u32::MAX];
+
 const MADT_ENTRIES: usize = 44;
 const SRAT_ENTRIES: usize = 48;
 const ENABLED: u32 = 1;
@@ -96,14 +103,14 @@ pub fn parse(table: &[u8]) -> Madt {
         let u32_at = |at| u32_at(entry, at);
         match kind {
             0 if u32_at(4) & ENABLED != 0 => {
-                madt.add(u32::from(byte_at(entry, 3)));
+                madt.add(u32::from(byte_at(entry, 3)), BROADCAST[0]);
             }
-            9 if u32_at(8) & ENABLED != 0 => madt.add(u32_at(4)),
-            1 => madt.io_apics.push(IoApic {
+            9 if u32_at(8) & ENABLED != 0 => madt.add(u32_at(4), BROADCAST[1]),
+            1 if madt.io_apics.len() < MAX_OTHERS => madt.io_apics.push(IoApic {
                 pa: u32_at(4).into(),
                 first_gsi: u32_at(8),
             }),
-            2 => {
+            2 if madt.overrides.len() < MAX_OTHERS => {
                 let flags = byte_at(entry, 8);
                 madt.overrides.push(Override {
                     isa: byte_at(entry, 3),
@@ -119,7 +126,10 @@ pub fn parse(table: &[u8]) -> Madt {
 }
 
 impl Madt {
-    fn add(&mut self, apic_id: u32) {
+    fn add(&mut self, apic_id: u32, broadcast: u32) {
+        if apic_id == broadcast || self.processors.len() == MAX_PROCESSORS {
+            return;
+        }
         // Firmware may list a CPU both as an APIC and as an x2APIC.
         if !self.processors.iter().any(|p| p.apic_id == apic_id) {
             self.processors.push(Processor {
@@ -163,6 +173,7 @@ pub fn memory_nodes(srat: &[u8]) -> Vec<(u64, u64, u32)> {
             (start, end, u32_at(entry, 2))
         })
         .filter(|(start, end, _)| start < end)
+        .take(MAX_OTHERS)
         .collect()
 }
 
@@ -229,6 +240,9 @@ mod tests {
                 &[0, 8, 1, 2, 0, 0, 0, 0],
                 &[9, 16, 0, 0, 0x34, 0x12, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
                 &[9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+                // These ids address every CPU.
+                &[0, 8, 0, 0xFF, 1, 0, 0, 0],
+                &[9, 16, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0, 7, 0, 0, 0],
             ],
         ));
         let ids: Vec<u32> = madt.processors.iter().map(|p| p.apic_id).collect();
@@ -291,6 +305,19 @@ mod tests {
             &[&[0, 0, 0, 0], &[0, 8, 0, 0, 1, 0, 0, 0]],
         ));
         assert!(madt.processors.is_empty());
+    }
+
+    #[test]
+    fn no_table_lists_more_than_the_maximum() {
+        let entry = |id: u32| {
+            let mut entry = [9, 16, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+            entry[4..8].copy_from_slice(&id.to_le_bytes());
+            entry
+        };
+        let all: Vec<_> = (0..MAX_PROCESSORS as u32 + 9).map(entry).collect();
+        let all: Vec<&[u8]> = all.iter().map(|e| &e[..]).collect();
+        let madt = parse(&table(MADT_ENTRIES, &all));
+        assert_eq!(madt.processors.len(), MAX_PROCESSORS);
     }
 
     proptest! {

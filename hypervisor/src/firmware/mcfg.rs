@@ -18,10 +18,13 @@ pub struct Segment {
 }
 
 const ENTRIES: usize = 44;
+/// Maximum number of segments that are read.
+const MAX_SEGMENTS: usize = 1024;
 
 /// Parses the MCFG.
 #[must_use]
 pub fn parse(table: &[u8]) -> Vec<Segment> {
+    const BUS_BYTES: u64 = 1 << 20;
     let rows = table.get(ENTRIES..).unwrap_or(&[]).chunks_exact(16);
     rows.map(|row| Segment {
         base: u64::from_le_bytes(core::array::from_fn(|i| row[i])),
@@ -29,7 +32,9 @@ pub fn parse(table: &[u8]) -> Vec<Segment> {
         first_bus: row[10],
         last_bus: row[11],
     })
-    .filter(|s| s.base != 0 && s.base.is_multiple_of(1 << 20) && s.base < 1 << 52)
+    .filter(|s| s.base != 0 && s.base.is_multiple_of(BUS_BYTES) && s.base < 1 << 52)
+    .filter(|s| s.first_bus <= s.last_bus)
+    .take(MAX_SEGMENTS)
     .collect()
 }
 
@@ -42,9 +47,15 @@ mod tests {
     #[test]
     fn segments_are_listed_and_odd_ones_left_out() {
         let mut table = vec![0; ENTRIES];
-        for base in [0xB000_0000u64, 0, 0x1234] {
+        for (base, first, last) in [
+            (0xB000_0000u64, 0, 255),
+            (0, 0, 255),
+            (0x1234, 0, 255),
+            (u64::MAX << 20, 0, 255),
+            (0xC000_0000, 9, 8),
+        ] {
             table.extend(base.to_le_bytes());
-            table.extend([0, 0, 0, 255, 0, 0, 0, 0]);
+            table.extend([0, 0, first, last, 0, 0, 0, 0]);
         }
         table.push(1);
         let segment = Segment {

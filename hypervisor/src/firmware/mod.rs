@@ -53,13 +53,18 @@ pub struct Firmware {
 
 /// Reads the tables from the RSDP at `rsdp` on.
 pub fn read(rsdp: Option<u64>) -> Firmware {
+    gather(&Windows, rsdp)
+}
+
+/// Reads the tables in `memory` from the RSDP at `rsdp` on.
+fn gather(memory: &impl Physical, rsdp: Option<u64>) -> Firmware {
     let mut firmware = Firmware::default();
     let problems = &mut firmware.problems;
     let Some(rsdp) = rsdp else {
         problems.push("the firmware has no ACPI tables".into());
         return firmware;
     };
-    let tables = match Tables::find(&Windows, rsdp) {
+    let tables = match Tables::find(memory, rsdp) {
         Ok(tables) => tables,
         Err(problem) => {
             problems.push(format!("the ACPI tables can't be used: {problem}"));
@@ -67,7 +72,15 @@ pub fn read(rsdp: Option<u64>) -> Firmware {
         }
     };
     match tables.table(Signature(*b"APIC"), problems) {
-        Some(bytes) => firmware.madt = madt::parse(&bytes),
+        Some(bytes) => {
+            firmware.madt = madt::parse(&bytes);
+            if firmware.madt.processors.len() == madt::MAX_PROCESSORS {
+                problems.push(format!(
+                    "the MADT lists {} CPUs or more; the others are not used",
+                    madt::MAX_PROCESSORS
+                ));
+            }
+        }
         None => problems.push("there is no MADT: other CPUs are not known".into()),
     }
     if let Some(bytes) = tables.table(Signature(*b"SRAT"), problems) {
@@ -126,13 +139,116 @@ struct Windows;
 
 impl Physical for Windows {
     fn copy(&self, pa: u64, bytes: usize) -> Option<Vec<u8>> {
-        let max_pa = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xFF;
-        let end = pa.checked_add(bytes as u64)?;
-        if pa == 0 || end > 1 << max_pa.min(52) {
+        if pa == 0 {
             return None;
         }
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(bytes).ok()?;
         let at = memory::window(pa, bytes as u64).ok()?;
         // SAFETY: the window maps that many bytes there, which are RAM or firmware storage that nobody writes.
-        Some(unsafe { slice::from_raw_parts(at as *const u8, bytes) }.to_vec())
+        copy.extend_from_slice(unsafe { slice::from_raw_parts(at as *const u8, bytes) });
+        Some(copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: u64 = 0x7F00_0000;
+    /// The names of the tables that are read, and of their lists.
+    const NAMES: [&[u8; 4]; 6] = [b"APIC", b"SRAT", b"FACP", b"MCFG", b"DSDT", b"XSDT"];
+
+    struct Ram(Vec<u8>);
+
+    impl Physical for Ram {
+        fn copy(&self, pa: u64, bytes: usize) -> Option<Vec<u8>> {
+            let at = usize::try_from(pa.checked_sub(BASE)?).ok()?;
+            Some(self.0.get(at..at.checked_add(bytes)?)?.to_vec())
+        }
+    }
+
+    fn seal(table: &mut [u8], checksum: usize) {
+        table[checksum] = 0;
+        let sum = table.iter().fold(0u8, |sum, b| sum.wrapping_add(*b));
+        table[checksum] = sum.wrapping_neg();
+    }
+
+    /// Lays out tables with these bodies behind an RSDP, all with good checksums, so that every parser sees its body.
+    fn machine(bodies: &[(usize, Vec<u8>)]) -> Ram {
+        let mut ram = vec![0; 0x100];
+        let mut entries = Vec::new();
+        for (name, body) in bodies {
+            entries.extend((BASE + ram.len() as u64).to_le_bytes());
+            let mut table = vec![0; 36];
+            table[..4].copy_from_slice(NAMES[*name]);
+            table.extend(body);
+            let len = table.len() as u32;
+            table[4..8].copy_from_slice(&len.to_le_bytes());
+            if NAMES[*name] == b"FACP" && table.len() >= 148 {
+                // One time in two, the FADT points to what follows it.
+                let next = BASE + (ram.len() + table.len()) as u64;
+                if table[36] & 1 != 0 {
+                    table[140..148].copy_from_slice(&next.to_le_bytes());
+                }
+            }
+            seal(&mut table, 9);
+            ram.extend(table);
+        }
+        let list = ram.len();
+        let mut xsdt = vec![0; 36];
+        xsdt[..4].copy_from_slice(b"XSDT");
+        xsdt.extend(entries);
+        let len = xsdt.len() as u32;
+        xsdt[4..8].copy_from_slice(&len.to_le_bytes());
+        seal(&mut xsdt, 9);
+        ram.extend(xsdt);
+        ram[..8].copy_from_slice(b"RSD PTR ");
+        ram[15] = 2;
+        ram[24..32].copy_from_slice(&(BASE + list as u64).to_le_bytes());
+        seal(&mut ram[..20], 8);
+        seal(&mut ram[..36], 32);
+        Ram(ram)
+    }
+
+    fn bodies() -> impl Strategy<Value = Vec<(usize, Vec<u8>)>> {
+        let body = prop::collection::vec(any::<u8>(), 0..400);
+        // Bodies of short entries reach further than noise.
+        let entries = prop::collection::vec((0u8..12, 0u8..50, any::<[u8; 40]>()), 0..30).prop_map(
+            |entries| {
+                let mut body = vec![0; 12];
+                for (kind, len, rest) in entries {
+                    body.extend([kind, len]);
+                    body.extend(&rest[..usize::from(len).saturating_sub(2).min(40)]);
+                }
+                body
+            },
+        );
+        prop::collection::vec((0usize..6, prop_oneof![body, entries]), 0..9)
+    }
+
+    proptest! {
+        #[test]
+        fn any_tables_are_survived(bodies in bodies(), rsdp in any::<Option<u64>>()) {
+            let ram = machine(&bodies);
+            gather(&ram, rsdp);
+            let firmware = gather(&ram, Some(BASE));
+            for isa in 0..=255 {
+                prop_assert_eq!(firmware.madt.isa(isa).isa, isa);
+            }
+            prop_assert!(firmware.madt.processors.iter().all(|p| p.apic_id != u32::MAX));
+            prop_assert!(firmware.pci.iter().all(|s| s.first_bus <= s.last_bus));
+            prop_assert!(firmware.memory_nodes.iter().all(|(start, end, _)| start < end));
+        }
+    }
+
+    #[test]
+    fn a_machine_without_tables_has_a_sentence() {
+        assert_eq!(gather(&Ram(vec![]), None).problems.len(), 1);
+        assert_eq!(gather(&Ram(vec![]), Some(BASE)).problems.len(), 1);
     }
 }

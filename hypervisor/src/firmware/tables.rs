@@ -37,7 +37,7 @@ const RSDP_BYTES: [usize; 2] = [20, 36];
 /// Size in bytes of the header of every table.
 const HEADER: usize = 36;
 /// Maximum size of a table in bytes.
-const MAX_TABLE: usize = 16 << 20;
+const MAX_TABLE: usize = 4 << 20;
 /// Maximum number of tables that are read.
 const MAX_TABLES: usize = 512;
 

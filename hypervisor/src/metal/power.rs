@@ -51,10 +51,26 @@ impl Way {
 static RESET_REGISTER: IrqLock<Option<Way>> = IrqLock::new(None);
 static OFF: IrqLock<Option<Way>> = IrqLock::new(None);
 
-/// Records the ways that the machine offers.
-pub fn init(firmware: &Firmware) {
+/// Records the ways that the machine offers, and switches it to ACPI mode. Returns the problem, if any.
+pub fn init(firmware: &Firmware) -> Option<&'static str> {
     *RESET_REGISTER.lock() = reset_register(&firmware.fadt);
     *OFF.lock() = off_way(&firmware.fadt, firmware.s5);
+    let control = firmware.fadt.pm1a_control?;
+    (!acpi_mode_on(control, firmware.fadt.enable)).then_some(
+        "the firmware does not switch to ACPI mode: its power button and power-off may not work",
+    )
+}
+
+/// Returns true if the machine is in ACPI mode, after asking the firmware for it. `control` is the port of PM1a control,
+/// `enable` the port and the value that ask.
+fn acpi_mode_on(control: u16, enable: Option<(u16, u8)>) -> bool {
+    let is_on = || in16(control) & 1 != 0;
+    // Without the port, there is no other mode.
+    let Some((port, value)) = enable.filter(|_| !is_on()) else {
+        return true;
+    };
+    out(port, value);
+    time::wait_us(SECOND_US, is_on)
 }
 
 fn reset_register(fadt: &Fadt) -> Option<Way> {
@@ -115,9 +131,10 @@ pub fn off_now() -> ! {
     cpu::stop_here()
 }
 
+const SECOND_US: u64 = 1_000_000;
+
 /// Tries a way, and waits a second for its effect.
 fn go(way: Way) {
-    const SECOND_US: u64 = 1_000_000;
     const PORT_CF9: u16 = 0xCF9;
     match way {
         Way::ResetRegister(Register::Port(port), value) => out(port, value),
@@ -142,13 +159,7 @@ fn go(way: Way) {
             sleep,
             enable,
         } => {
-            let acpi_mode = |port: u16| in16(port) & 1 != 0;
-            if let Some((port, value)) = enable
-                && !acpi_mode(a)
-            {
-                out(port, value);
-                time::wait_us(SECOND_US, || acpi_mode(a));
-            }
+            acpi_mode_on(a, enable);
             sleep_on(a, sleep.a);
             if let Some(b) = b {
                 sleep_on(b, sleep.b);
@@ -171,7 +182,7 @@ fn in16(port: u16) -> u16 {
 }
 
 fn out(port: u16, value: u8) {
-    // SAFETY: the port is a reset or SMI command port, and this program is done with the machine.
+    // SAFETY: the port asks the firmware for ACPI mode, or it resets the machine, which this program is done with.
     unsafe { Port::new(port).write(value) };
 }
 

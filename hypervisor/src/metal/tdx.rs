@@ -6,11 +6,15 @@ use host::tdx::{
     bring_up::{self, MachineInfo, Ready},
     report::Report,
 };
-use seam::platform;
+use seam::platform::{self, Missing};
 use spin::Once;
 
 use super::platform::METAL;
-use crate::{cpu, memory::HostFrames, msr::ThisCpu};
+use crate::{
+    cpu::{self, Cpu, group, model, start::NEVER_STARTED_ADVICE},
+    memory::HostFrames,
+    msr::ThisCpu,
+};
 
 static READY: Once<Ready> = Once::new();
 
@@ -25,8 +29,11 @@ pub fn ready() -> Option<&'static Ready> {
 pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     let found = platform::detect(&ThisCpu);
     let mut tdx = Report::unavailable(found.key_ids);
-    tdx.reasons = found.missing.iter().map(|m| format!("{m}")).collect();
-    tdx.reasons.extend(cpu_reasons());
+    tdx.reasons = found.missing.iter().map(reason).collect();
+    if tdx.reasons.is_empty() {
+        // What the machine lacks decides; until that is there, the state of a CPU says little.
+        tdx.reasons = cpu_reasons();
+    }
     let key_ids = match found.key_ids {
         Some(key_ids) if tdx.reasons.is_empty() => key_ids,
         _ => return tdx,
@@ -42,18 +49,33 @@ pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     tdx
 }
 
-/// Returns the CPUs that keep the module from being brought up: each needs TDH.SYS.LP.INIT, in VMX operation.
-fn cpu_reasons() -> Vec<String> {
-    let mut reasons = Vec::new();
-    for cpu in cpu::all() {
-        if !cpu.is_up() {
-            reasons.push(format!(
-                "CPU {} (APIC id {:#x}) is not running, and TDH.SYS.LP.INIT is needed on every CPU",
-                cpu.number, cpu.apic_id
-            ));
-        } else if let Some(Err(e)) = cpu.vmx() {
-            reasons.push(format!("CPU {} is not in VMX operation: {e}", cpu.number));
-        }
+/// Says what is missing. If only another CPU helps, the sentence names the present one.
+fn reason(missing: &Missing) -> String {
+    if missing.is_the_cpu() {
+        format!("{missing}; this is {}", model::here())
+    } else {
+        format!("{missing}")
     }
+}
+
+/// Returns the reasons why CPUs keep the module from being brought up: each needs TDH.SYS.LP.INIT, in VMX operation.
+fn cpu_reasons() -> Vec<String> {
+    let down = |cpu: &&Cpu| (!cpu.is_up()).then(|| (cpu.number, String::new()));
+    let no_vmx = |cpu: &&Cpu| {
+        let error = cpu.vmx()?.err().filter(|_| cpu.is_up())?;
+        Some((cpu.number, format!("{error}")))
+    };
+    let mut reasons = group::sentences(
+        cpu::all().iter().copied().filter_map(|cpu| down(&cpu)),
+        |cpus, verb, _| {
+            format!(
+                "{cpus} {verb} not running, and TDH.SYS.LP.INIT is needed on every CPU: {NEVER_STARTED_ADVICE}"
+            )
+        },
+    );
+    reasons.extend(group::sentences(
+        cpu::all().iter().copied().filter_map(|cpu| no_vmx(&cpu)),
+        |cpus, verb, why| format!("{cpus} {verb} not in VMX operation: {why}"),
+    ));
     reasons
 }

@@ -90,6 +90,7 @@ pub fn gather() -> Result<Team, Failure> {
         cr3: cr3(),
         cr4: cr4(),
         efer: 1 << 11,
+        enable_xd: false,
         entry: sit as *const () as u64,
         slots: &raw const SLOTS as u64,
         slot_count: size as u32,

@@ -47,6 +47,7 @@ pub fn prepare(world: &World, others: Vec<&'static mut Lp>, entry: extern "C" fn
         cr3: world.cr3,
         cr4: cpu::CR4,
         efer: 0,
+        enable_xd: false,
         entry: entry as *const () as u64,
         slots: slots.as_ptr() as u64,
         slot_count: slots.len() as u32,

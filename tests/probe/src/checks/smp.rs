@@ -72,6 +72,7 @@ fn start() -> Check {
         cr3: cr3(),
         cr4: cr4(),
         efer: 1 << 11,
+        enable_xd: false,
         entry: arrive as *const () as u64,
         slots: slots as u64,
         slot_count: 1,
