@@ -2,6 +2,7 @@
 
 mod docs;
 mod machine;
+mod report;
 mod td;
 mod tds;
 

@@ -2,6 +2,7 @@
 
 pub mod console_tds;
 pub mod errors;
+mod platform;
 mod scheduler;
 pub mod seam;
 pub mod stuck;
@@ -20,19 +21,20 @@ use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
     Memory, PowerAction, Region, Tdx, absent::Absent,
 };
-use host::{platform::Platform, td::registry::Tds, tdx::owner};
+use host::{platform::Platform as _, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
 use self::console_tds::{ConsoleTds, SchedulerView};
 use crate::{
-    cpu::{self, State},
+    cpu::{self, State, model},
     heap, logging, memory,
     metal::{
         self,
         platform::{METAL, Metal},
         power, tds,
     },
+    msr::ThisCpu,
     time,
 };
 
@@ -63,6 +65,7 @@ impl Management for Machine {
 
     fn boot(&self) -> Boot {
         Boot {
+            cpu: model::here().into(),
             loaded_from: self.info.source.to_string(),
             config: self.info.config_file.clone(),
             config_problem: self.info.config_problem.clone(),
@@ -73,6 +76,10 @@ impl Management for Machine {
             to_prompt_us: self.to_prompt_us,
             uptime_us: time::us(),
         }
+    }
+
+    fn platform(&self) -> port::platform::Platform {
+        platform::platform(&ThisCpu)
     }
 
     fn cpus(&self) -> Vec<Cpu> {

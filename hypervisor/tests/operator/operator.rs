@@ -1,6 +1,7 @@
 //! A machine on which only the TDs are real: the console's commands run against the emulated module.
 
 use console::Console;
+use console::host::platform::Platform;
 use console::host::{
     Boot, Build, Cpu, Heap, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
     errors, seam, td,
@@ -89,12 +90,21 @@ impl<P: Running> Management for Of<'_, '_, P> {
 
     fn boot(&self) -> Boot {
         Boot {
+            cpu: String::new(),
             loaded_from: String::new(),
             config: None,
             config_problem: None,
             problems: self.shutdown().problem().into_iter().collect(),
             to_prompt_us: None,
             uptime_us: 0,
+        }
+    }
+
+    fn platform(&self) -> Platform {
+        Platform {
+            cpu: String::new(),
+            cpuid: Vec::new(),
+            msrs: Vec::new(),
         }
     }
 

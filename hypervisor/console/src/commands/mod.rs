@@ -5,6 +5,7 @@ mod hkids;
 mod log;
 mod mca;
 mod memory;
+mod report;
 mod seam;
 mod session;
 mod system;
@@ -18,6 +19,7 @@ pub const ALL: Commands = Commands(&[
     help::COMMANDS,
     system::COMMANDS,
     mca::COMMANDS,
+    report::COMMANDS,
     memory::COMMANDS,
     tdx::COMMANDS,
     td::SHOW,

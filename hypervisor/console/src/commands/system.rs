@@ -27,7 +27,7 @@ pub const COMMANDS: &[Command] = &[
         name: "boot",
         args: &[],
         summary: "Show how this boot went",
-        help: "Shows where the image was loaded from, which configuration was read and any error in it, other \
+        help: "Shows the boot CPU's model and microcode, where the image was loaded from, which configuration was read and any error in it, other \
                problems, and how long the boot took.",
         run: |context, _| Ok(Reply::new(context.host.boot())),
     },
@@ -69,6 +69,7 @@ impl Text for Build {
 impl Text for Boot {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         let mut facts = Facts::default();
+        facts.fact("CPU", &self.cpu);
         facts.fact("loaded from", &self.loaded_from);
         facts.fact("configuration", Maybe(self.config.as_ref()));
         for problem in self.config_problem.iter().chain(&self.problems) {

@@ -5,6 +5,7 @@
 
 pub mod absent;
 pub mod errors;
+pub mod platform;
 pub mod seam;
 pub mod td;
 
@@ -44,6 +45,8 @@ pub struct Build {
 /// The state of this boot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Boot {
+    /// The boot CPU's name, family, model, stepping and microcode.
+    pub cpu: String,
     /// The origin of the image, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2".
     pub loaded_from: String,
     /// The configuration file that was read; `None` if there was none.
@@ -399,6 +402,9 @@ pub trait Management {
 
     /// Returns the state of this boot.
     fn boot(&self) -> Boot;
+
+    /// Returns the boot CPU's identification registers.
+    fn platform(&self) -> platform::Platform;
 
     /// Returns every CPU that the firmware lists as enabled, in the order of `index`.
     fn cpus(&self) -> Vec<Cpu>;

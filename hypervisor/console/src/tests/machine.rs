@@ -5,7 +5,11 @@ use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use log::{Level, LevelFilter};
 
 use super::tds::{self, Fake};
-use crate::host::{absent::Absent, *};
+use crate::host::{
+    absent::Absent,
+    platform::{MsrValue, Platform},
+    *,
+};
 
 pub struct Machine {
     pub config_problem: Option<String>,
@@ -51,12 +55,25 @@ impl Management for Machine {
 
     fn boot(&self) -> Boot {
         Boot {
+            cpu: "Intel(R) Xeon(R) 6980P, family 6, model 173, stepping 1, microcode 0x1".into(),
             loaded_from: "disk".into(),
             config: Some("seamark.toml".into()),
             config_problem: self.config_problem.clone(),
             problems: vec![],
             to_prompt_us: Some(532_001),
             uptime_us: 61_000_000,
+        }
+    }
+
+    fn platform(&self) -> Platform {
+        Platform {
+            cpu: self.boot().cpu,
+            cpuid: vec![],
+            msrs: vec![MsrValue {
+                name: "IA32_TME_ACTIVATE",
+                number: Hex(0x982),
+                value: None,
+            }],
         }
     }
 
