@@ -32,6 +32,22 @@ pub const QEMU: [Need; 3] = [
     },
 ];
 
+/// Another emulator of a whole machine.
+pub const BOCHS: [Need; 3] = [
+    Need {
+        what: "bochs-bin",
+        package: "bochs",
+    },
+    Need {
+        what: "/usr/share/bochs/BIOS-bochs-latest",
+        package: "bochsbios",
+    },
+    Need {
+        what: "/usr/share/vgabios/vgabios.bin",
+        package: "vgabios",
+    },
+];
+
 /// The program that checks a file system.
 pub const FSCK: [Need; 1] = [Need {
     what: "fsck.vfat",

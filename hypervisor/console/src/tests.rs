@@ -226,7 +226,7 @@ fn hardware_errors_are_counted_by_cpu_and_the_last_ones_are_shown() {
          5.000 s    1     7  corrected  0x8c0000c000000090  0x123456700000  memory controller (0x0090)\r\n"
     );
     let mut terminal = Terminal::default();
-    terminal.run("json on");
+    terminal.send("json on\r");
     let json = terminal.json("mca");
     assert_eq!(json["cpus"][1]["corrected"], 3, "{json}");
     assert_eq!(json["last"][0]["address"], "0x123456700000", "{json}");

@@ -75,6 +75,10 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
         all.add(*argument);
     }
     all.boot(&machine.boot);
+    // Behind the disk, which would otherwise be put on a bridge that these arguments create.
+    for argument in shape.further {
+        all.add(*argument);
+    }
     if !machine.reboots {
         all.add("-no-reboot");
     }

@@ -22,10 +22,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("tdx-off", tdx_off),
     Scenario::new("broken-config", broken_config),
     Scenario::new("stuck-cpu", stuck_cpu),
+    Scenario::new("other-tsc-adjust", other_tsc_adjust),
     Scenario::new("refused-option", refused_option),
     Scenario::new("no-room-for-cpus", no_room_for_cpus),
     Scenario::new("time-to-prompt", time_to_prompt),
     Scenario::new("reboot-and-poweroff", reboot_and_poweroff),
+    Scenario::new("power-button", power_button),
 ];
 
 /// Time limit of a report.
@@ -116,7 +118,7 @@ fn without_seam(bench: &mut Bench) -> Result<()> {
     ensure!(mentions(&boot["problems"], "x2APIC"), "{boot}");
     let cpus = console.succeed("cpus", ANSWER)?;
     ensure!(cpus["running"] == 1, "{cpus}");
-    tdx_is_unavailable(&mut console, "VMX")
+    tdx_is_unavailable(&mut console, "not an Intel CPU")
 }
 
 /// A complete machine with VMX, whose firmware did not set up SEAM.
@@ -154,8 +156,30 @@ fn stuck_cpu(bench: &mut Bench) -> Result<()> {
         .count();
     ensure!(cpus["running"] == 3 && never == 1, "{cpus}");
     let boot = console.succeed("boot", ANSWER)?;
-    ensure!(!list(&boot, "problems").is_empty(), "{boot}");
-    tdx_is_unavailable(&mut console, "")
+    let problems = list(&boot, "problems");
+    ensure!(problems.len() == 1, "{boot}");
+    for part in [
+        "CPU 2 (APIC id 0x2: package 1, core 0, thread 0) did not start",
+        "switch the machine off and on",
+        "host.cpu_timeout_ms",
+    ] {
+        ensure!(mentions(&boot["problems"], part), "{part}: {boot}");
+    }
+    tdx_is_unavailable(
+        &mut console,
+        "CPU 2 is not running, and TDH.SYS.LP.INIT is needed on every CPU: switch",
+    )
+}
+
+/// The firmware has left another IA32_TSC_ADJUST on each of two CPUs. The module would refuse the CPUs that differ from
+/// the first.
+fn other_tsc_adjust(bench: &mut Bench) -> Result<()> {
+    let machine = bench.machine()?.with_stub_option("tsc_adjust", "0,2");
+    let mut console = bench.console(&machine)?;
+    let told = "another IA32_TSC_ADJUST on 3 CPUs";
+    ensure!(console.boot_log().contains(told), "{}", console.boot_log());
+    nothing_is_wrong(&console.succeed("boot", ANSWER)?)?;
+    the_module_is_ready(&mut console)
 }
 
 /// The ROM does not understand an option. The wait for the prompt ends before the hypervisor starts, so that the
@@ -268,6 +292,27 @@ fn reboot_and_poweroff(bench: &mut Bench) -> Result<()> {
     console.guest().send(b"poweroff\r")?;
     let status = console.guest().wait_for_end(ANSWER)?;
     ensure!(status.success(), "QEMU ended with {status}");
+    Ok(())
+}
+
+/// The power button terminates every TD before it switches the machine off.
+fn power_button(bench: &mut Bench) -> Result<()> {
+    let tds = ["one", "two"].map(|name| Named::new("smp", "64M", 2).called(name));
+    let mut machine = stage::machine(bench, &tds)?;
+    machine.monitor = true;
+    let mut console = bench.console(&machine)?;
+    for name in ["one", "two"] {
+        console.succeed(&format!("td start {name}"), stage::LIFE)?;
+    }
+    console.enter("json off", ANSWER)?;
+    let guest = console.guest();
+    guest.monitor("system_powerdown")?;
+    guest.expect("the power button was pressed: 2 TDs are terminated", ANSWER)?;
+    let status = guest.wait_for_end(stage::LIFE)?;
+    ensure!(status.success(), "QEMU ended with {status}");
+    // TDH.VP.FLUSH and TDH.MNG.KEY.FREEID are the module's side of a TD that ended in order.
+    let said = guest.transcript();
+    ensure!(!said.contains("did not terminate"), "{said}");
     Ok(())
 }
 

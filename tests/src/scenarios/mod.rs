@@ -12,6 +12,7 @@ mod errors;
 mod guests;
 mod hypercall;
 mod linux;
+mod machines;
 mod modules;
 mod monitor;
 mod ovmf;
@@ -43,6 +44,8 @@ pub enum Need {
     Programs,
     /// A whole Debian.
     Debian,
+    /// The emulator Bochs.
+    Bochs,
     /// The module of LKVS's tdx-compliance, if the developer has a checkout.
     Lkvs,
 }
@@ -58,7 +61,25 @@ pub struct Scenario {
     pub group: Option<&'static str>,
     /// The items that it needs besides the built programs.
     pub needs: &'static [Need],
-    run: fn(&mut Bench) -> Result<()>,
+    run: Run,
+}
+
+/// The content of a scenario.
+#[derive(Clone, Copy)]
+enum Run {
+    /// A function of its own.
+    Function(fn(&mut Bench) -> Result<()>),
+    /// The boot of a plain machine.
+    Plain(&'static machines::Plain),
+}
+
+impl Run {
+    fn run(self, bench: &mut Bench) -> Result<()> {
+        match self {
+            Self::Function(run) => run(bench),
+            Self::Plain(plain) => plain.run(bench),
+        }
+    }
 }
 
 impl Scenario {
@@ -68,7 +89,7 @@ impl Scenario {
             by_name_only: false,
             group: None,
             needs: &[],
-            run,
+            run: Run::Function(run),
         }
     }
 
@@ -78,7 +99,7 @@ impl Scenario {
             by_name_only: true,
             group: None,
             needs: &[],
-            run,
+            run: Run::Function(run),
         }
     }
 
@@ -110,6 +131,23 @@ impl Scenario {
         }
     }
 
+    /// Creates the boot of a plain machine, which runs only by name or with its group.
+    const fn plain(name: &'static str, plain: &'static machines::Plain) -> Self {
+        Self {
+            name,
+            by_name_only: true,
+            group: Some(machines::GROUP),
+            needs: &[],
+            run: Run::Plain(plain),
+        }
+    }
+
+    /// Makes the scenario run with everything else.
+    const fn always(mut self) -> Self {
+        self.by_name_only = false;
+        self
+    }
+
     /// Runs the scenario and returns the figures that it measured. It leaves its logs in a directory of its name in
     /// `home`, which is recreated.
     ///
@@ -119,7 +157,7 @@ impl Scenario {
         let mut bench = Bench::new(self.name, programs, home);
         bench.clear()?;
         // A scenario that panics is a failed test; the others still run.
-        catch_unwind(AssertUnwindSafe(|| (self.run)(&mut bench)))
+        catch_unwind(AssertUnwindSafe(|| self.run.run(&mut bench)))
             .map_err(|_| anyhow!("the scenario panicked"))??;
         let seen = bench.complaints()?;
         ensure!(
@@ -135,6 +173,7 @@ impl Scenario {
 pub fn all() -> Vec<Scenario> {
     [
         boot::ALL,
+        machines::ALL,
         console::ALL,
         errors::ALL,
         port::ALL,

@@ -124,7 +124,10 @@ impl Options {
 /// Prepares what the whole-system tests need, and a folder for their output.
 fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     host::require(&host::QEMU)?;
-    if !needs.is_empty() {
+    if needs.contains(&Need::Bochs) {
+        host::require(&host::BOCHS)?;
+    }
+    if needs.iter().any(|need| *need != Need::Bochs) {
         guest::linux()?;
     }
     let programs = build::all()?.with_measure(measure::report);
