@@ -7,7 +7,10 @@
 )]
 
 use seam::abi::x86::msr::APIC_BASE;
-use seam::abi::x86::msr::x2apic::{EOI, ICR, ID as X2APIC_ID, LVT_TIMER, SVR as SPURIOUS};
+use seam::abi::x86::msr::x2apic::{
+    EOI, ICR, ID as X2APIC_ID, LVT_CMCI, LVT_ERROR, LVT_LINT0, LVT_LINT1, LVT_PERFORMANCE,
+    LVT_THERMAL, LVT_TIMER, SVR as SPURIOUS, VERSION,
+};
 
 use crate::msr;
 
@@ -52,6 +55,7 @@ pub fn enable() {
         let highest = msr::read(VERSION).unwrap_or(0) >> 16 & 0xFF;
         for register in local_vectors(highest) {
             let value = msr::read(register).unwrap_or(0);
+            // The pin for NMIs of the machine, such as those of its front panel, stays as it is.
             if register != LVT_LINT1 || value & DELIVERY != DELIVER_NMI {
                 msr::write(register, MASKED);
             }
@@ -70,14 +74,6 @@ fn steps(base: u64) -> impl Iterator<Item = u64> {
         .filter(move |step| base & ENABLED == 0 || (*step == x2apic && base != x2apic))
 }
 
-const VERSION: u32 = 0x803;
-const LVT_CMCI: u32 = 0x82F;
-const LVT_THERMAL: u32 = 0x833;
-const LVT_PERFORMANCE: u32 = 0x834;
-const LVT_LINT0: u32 = 0x835;
-/// The pin for NMIs of the machine, such as those of the front panel. It stays as it is if it delivers them.
-const LVT_LINT1: u32 = 0x836;
-const LVT_ERROR: u32 = 0x837;
 const MASKED: u64 = 1 << 16;
 const DELIVERY: u64 = 7 << 8;
 const DELIVER_NMI: u64 = 4 << 8;

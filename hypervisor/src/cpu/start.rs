@@ -224,8 +224,8 @@ const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
 extern "sysv64" fn entered(cpu: u64) -> ! {
     // SAFETY: the argument is the address of this CPU's data, which is never freed.
     let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
-    tsc::follow_reference();
     cpu.adopt();
+    tsc::follow_reference();
     apic::enable();
     timer::enable();
     vmx::enter_here(cpu);

@@ -18,12 +18,12 @@ use core::sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 
+use seam::abi::x86::msr::TSC_ADJUST;
+
 use crate::{
     cpu::{self, Cpu},
     msr, time,
 };
-
-const TSC_ADJUST: u32 = 0x3B;
 
 /// The bootstrap CPU's value.
 static REFERENCE: AtomicU64 = AtomicU64::new(0);
@@ -35,7 +35,8 @@ pub(super) fn set_reference() {
     REFERENCE.store(msr::read(TSC_ADJUST).unwrap_or(0), Relaxed);
 }
 
-/// Gives the running CPU the bootstrap CPU's IA32_TSC_ADJUST, before anything on it uses the clock.
+/// Gives the running CPU the bootstrap CPU's IA32_TSC_ADJUST, before anything on it uses the clock. The CPU has its
+/// tables, as the register may be absent.
 pub(super) fn follow_reference() {
     let wanted = REFERENCE.load(Relaxed);
     // A CPU without the register has nothing to differ in.

@@ -24,6 +24,9 @@ pub mod x2apic {
     pub const ICR: u32 = 0x830;
     pub const LVT_TIMER: u32 = 0x832;
     pub const LVT_THERMAL: u32 = 0x833;
+    pub const LVT_PERFORMANCE: u32 = 0x834;
+    pub const LVT_LINT0: u32 = 0x835;
+    pub const LVT_LINT1: u32 = 0x836;
     pub const LVT_ERROR: u32 = 0x837;
     pub const INITIAL_COUNT: u32 = 0x838;
     pub const CURRENT_COUNT: u32 = 0x839;
@@ -33,6 +36,8 @@ pub mod x2apic {
 
 /// IA32_FEATURE_CONTROL.
 pub const FEATURE_CONTROL: u32 = 0x3A;
+/// IA32_TSC_ADJUST.
+pub const TSC_ADJUST: u32 = 0x3B;
 /// IA32_SPEC_CTRL.
 pub const SPEC_CTRL: u32 = 0x48;
 /// IA32_PRED_CMD.
