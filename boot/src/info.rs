@@ -18,8 +18,10 @@ pub struct BootInfo {
     pub config: Config,
     /// Name of the configuration file that was found.
     pub config_file: Option<String>,
-    /// Error in the configuration or in a file that it names: file, line and reason.
+    /// Errors in the configuration or in files that it names: file, line and reason.
     pub config_problem: Option<String>,
+    /// True if the firmware's Secure Boot is on, so that only signed files were used.
+    pub secure_boot: bool,
     /// The files that the configuration names and that could be read.
     pub files: Vec<File>,
     /// Physical address of the page below 1 MiB that is reserved for [`crate::ap`], mapped there readable and

@@ -5,8 +5,12 @@
 /// One section, page-aligned as the loader placed it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Section {
+    /// Name, padded with zeros.
+    pub name: [u8; 8],
     /// Offset from the image's base in bytes.
     pub start: u64,
+    /// Size of the content in bytes.
+    pub len: u64,
     /// Size in memory in bytes, rounded up to whole pages.
     pub size: u64,
     /// True if the section is writable.
@@ -33,7 +37,9 @@ pub fn sections(image: &[u8]) -> Option<impl Iterator<Item = Section> + '_> {
     Some(rows.chunks_exact(40).map(|row| {
         let field = |o| u32_at(row, o).unwrap_or(0);
         Section {
+            name: core::array::from_fn(|i| row[i]),
             start: u64::from(field(12)),
+            len: u64::from(field(8)),
             size: u64::from(field(8)).next_multiple_of(4096),
             write: field(36) & WRITE != 0,
             execute: field(36) & EXECUTE != 0,
@@ -58,6 +64,7 @@ mod tests {
         image[0x40..0x44].copy_from_slice(b"PE\0\0");
         image[0x46] = 2;
         image[0x54] = 0x10;
+        image[0x68..0x6D].copy_from_slice(b".text");
         for (row, size, start, flags) in [
             (0x68, 0x1234u32, 0x1000u32, 0x6000_0020u32),
             (0x90, 0x10, 0x3000, 0xC000_0040),
@@ -77,13 +84,17 @@ mod tests {
             found,
             [
                 Section {
+                    name: *b".text\0\0\0",
                     start: 0x1000,
+                    len: 0x1234,
                     size: 0x2000,
                     write: false,
                     execute: true
                 },
                 Section {
+                    name: [0; 8],
                     start: 0x3000,
+                    len: 0x10,
                     size: 0x1000,
                     write: true,
                     execute: false

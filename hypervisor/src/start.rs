@@ -102,7 +102,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
         log::info!("the console is {port}");
     }
     if let Some(problem) = &info.config_problem {
-        log::error!("{problem}; the defaults are used");
+        log::error!("{problem}");
     }
     let mut firmware = firmware::read(info.rsdp);
     problems.append(&mut firmware.problems);

@@ -48,6 +48,18 @@ pub const BOCHS: [Need; 3] = [
     },
 ];
 
+/// The programs that sign an image for Secure Boot.
+pub const SIGNING: [Need; 2] = [
+    Need {
+        what: "sbsign",
+        package: "sbsigntool",
+    },
+    Need {
+        what: "openssl",
+        package: "openssl",
+    },
+];
+
 /// The program that checks a file system.
 pub const FSCK: [Need; 1] = [Need {
     what: "fsck.vfat",

@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use seamark_tests::media::Media;
 use seamark_tests::programs::Programs;
 
+use crate::host;
+
 /// The configuration if none is given: the hypervisor's defaults.
 const EMPTY_CONFIG: &str = "# Seamark's configuration; everything in it is optional.\n";
 
@@ -22,14 +24,24 @@ pub fn media(programs: &Programs, config: Option<&Path>) -> Result<Media> {
     }
 }
 
-/// Writes the disk image next to the programs, or to `output`.
+/// Writes the disk image next to the programs, or to `output`. `sign` is the key and the certificate to sign it with.
 ///
 /// # Errors
-/// A file can't be read or written.
-pub fn write(programs: &Programs, config: Option<&Path>, output: Option<&Path>) -> Result<PathBuf> {
+/// A file can't be read or written, or the program can't be signed.
+pub fn write(
+    programs: &Programs,
+    config: Option<&Path>,
+    output: Option<&Path>,
+    sign: Option<&[PathBuf]>,
+) -> Result<PathBuf> {
     let default = programs.directory().join("seamark.img");
     let image = output.unwrap_or(&default);
-    media(programs, config)?.write_disk(image)?;
+    let mut media = media(programs, config)?;
+    if let Some([key, certificate]) = sign {
+        host::require(&host::SIGNING)?;
+        media = media.signed(key, certificate)?;
+    }
+    media.write_disk(image)?;
     let size = fs::metadata(image).context("the image just written")?.len();
     println!(
         "{}  {size} bytes, GPT with a FAT32 EFI system partition",

@@ -40,6 +40,9 @@ enum Task {
         /// Where to write the image
         #[arg(long, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Seal the configuration and its files in the program, and sign it for Secure Boot (PEM files)
+        #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
+        sign: Option<Vec<PathBuf>>,
     },
     /// Run Seamark in QEMU; the terminal becomes its serial console.
     Run(run::Options),
@@ -81,8 +84,13 @@ fn execute(task: Task) -> Result<ExitCode> {
             build::report(&programs)?;
             build::report_sizes(&programs)?;
         }
-        Task::Image { config, output } => {
-            image::write(&build::all()?, config.as_deref(), output.as_deref())?;
+        Task::Image {
+            config,
+            output,
+            sign,
+        } => {
+            let sign = sign.as_deref();
+            image::write(&build::all()?, config.as_deref(), output.as_deref(), sign)?;
         }
         Task::Guest(guest) => guest.run()?,
         Task::Measure { file } => print!("{}", measure::report(&file)?),

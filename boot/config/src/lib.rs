@@ -16,6 +16,7 @@ use toml::de::DeTable;
 
 mod console;
 mod files;
+pub mod seal;
 mod td;
 
 pub use console::ConsolePort;

@@ -8,9 +8,13 @@
 )]
 
 mod exit;
+mod identity;
 mod map;
+mod network;
 mod screen;
+mod secure;
 mod source;
+mod tables;
 mod xd;
 
 pub use screen::Screen;
@@ -32,12 +36,8 @@ use x86_64::registers::{
     model_specific::{Efer, EferFlags},
 };
 
-use self::source::Place;
-use crate::{
-    BootInfo, File, layout,
-    paging::{self, Access, PageTables, Tables},
-    pe,
-};
+use self::{identity::Identity, secure::Trust, source::Place};
+use crate::{BootInfo, File, layout, paging};
 
 /// The entry point of the hypervisor, called on its own stack and page tables, with interrupts disabled.
 pub type Entry = extern "sysv64" fn(info: *mut BootInfo) -> !;
@@ -55,6 +55,8 @@ pub enum Error {
     Paging(paging::Error),
     /// The CPU does not offer the execute-disable bit, and it can't be enabled.
     NoExecuteDisable,
+    /// Secure Boot is on, and the image has no usable seal, for this reason.
+    Seal(String),
     /// The firmware did not exit boot services, however often it was asked.
     Exit(Status),
 }
@@ -73,6 +75,10 @@ impl fmt::Display for Error {
                 f,
                 "the CPU has no execute disable bit (CPUID 0x80000001 EDX bit 20): enable \"Execute Disable Bit\" (XD, \
                  NX) in the firmware's setup"
+            ),
+            Self::Seal(why) => write!(
+                f,
+                "Secure Boot is on, and the image has no usable seal ({why}): sign it with \"cargo xtask image --sign\""
             ),
             Self::Exit(status) => write!(f, "the firmware does not exit boot services: {status}"),
         }
@@ -135,14 +141,14 @@ pub fn boot(
     let mut place = Place::of_image(&image);
     drop(image);
 
-    let (config, config_file, mut config_problem) = read_config(&mut place);
+    // SAFETY: the firmware loaded the image there, and its headers and read-only sections are never written.
+    let trust = Trust::of_image(unsafe { slice::from_raw_parts(base.cast(), size as usize) })?;
+    let (config, config_file, mut problems) = read_config(&mut place, &trust);
     let mut files = Vec::new();
     for file in &config.file {
-        match read_file(&mut place, file) {
+        match read_file(&mut place, file, &trust) {
             Ok(file) => files.push(file),
-            Err(e) => {
-                config_problem.get_or_insert_with(|| format!("{}: {e}", config::FILE_NAME));
-            }
+            Err(e) => problems.push(format!("{}: {e}", config::FILE_NAME)),
         }
     }
 
@@ -152,7 +158,7 @@ pub fn boot(
     let map = exit::map().map_err(|_| Error::NoMemory("the memory map"))?;
     let ram = map::ram_extents(&map::regions(map.entries()));
     drop(map);
-    let tables = build_tables(&ram, extent, heap, trampoline, stack)?;
+    let tables = tables::build(&ram, extent, heap, trampoline, stack)?;
 
     let rsdp = rsdp();
     leave(&Found {
@@ -166,7 +172,8 @@ pub fn boot(
         rsdp,
         config,
         config_file,
-        config_problem,
+        config_problem: (!problems.is_empty()).then(|| problems.join("; ")),
+        secure_boot: trust.is_secure(),
         files,
         trampoline,
         page_tables: tables.pml4,
@@ -212,31 +219,54 @@ fn pages(count: usize, limit: u64) -> Option<u64> {
     Some(at.as_ptr() as u64)
 }
 
-fn read_config(place: &mut Place) -> (Config, Option<String>, Option<String>) {
-    let name = config::FILE_NAME;
-    let mut len = place.len(name);
-    if len == Ok(None) && place.go_to_root() {
-        len = place.len(name);
-    }
-    let read = len.and_then(|len| {
-        let Some(len) = len else { return Ok(None) };
-        if len > 1 << 20 {
-            return Err(format!("{name}: {len} bytes are more than 1 MiB"));
-        }
-        let mut bytes = alloc::vec![0; len as usize];
-        place.read(name, &mut bytes).map(|()| Some(bytes))
+/// Reads the configuration. Returns it, the name of its file if there is one, and the problems.
+fn read_config(place: &mut Place, trust: &Trust) -> (Config, Option<String>, Vec<String>) {
+    let mut problems = Vec::new();
+    let found = find_config(place).unwrap_or_else(|e| {
+        problems.push(e);
+        None
     });
-    match read {
-        Ok(None) => (Config::default(), None, None),
-        Ok(Some(bytes)) => match config::parse(&bytes) {
-            Ok(config) => (config, Some(name.into()), None),
-            Err(e) => (Config::default(), Some(name.into()), Some(e)),
-        },
-        Err(e) => (Config::default(), Some(name.into()), Some(e)),
+    let (mut name, mut text) = found.unzip();
+    problems.extend(trust.config(name.as_deref(), &mut text));
+    if name.is_none() && (text.is_some() || !problems.is_empty()) {
+        name = Some(config::FILE_NAME.into());
+    }
+    let config = match text.as_deref().map(config::parse) {
+        Some(Ok(config)) => config,
+        Some(Err(e)) => {
+            let name = name.as_deref().unwrap_or(config::FILE_NAME);
+            let e = e.replacen(config::FILE_NAME, name, 1);
+            problems.push(format!("{e}; the defaults are used"));
+            Config::default()
+        }
+        None => Config::default(),
+    };
+    (config, name, problems)
+}
+
+/// Finds the configuration's file and reads it: one for this machine alone or the common one, next to the program or in
+/// the root.
+fn find_config(place: &mut Place) -> Result<Option<(String, Vec<u8>)>, String> {
+    let mut names = Identity::read().config_names(place.mac());
+    names.push(config::FILE_NAME.into());
+    loop {
+        for name in &names {
+            if let Some(len) = place.len(name)? {
+                if len > 1 << 20 {
+                    return Err(format!("{name}: {len} bytes are more than 1 MiB"));
+                }
+                let mut bytes = alloc::vec![0; len as usize];
+                place.read(name, &mut bytes)?;
+                return Ok(Some((name.clone(), bytes)));
+            }
+        }
+        if !place.go_to_root() {
+            return Ok(None);
+        }
     }
 }
 
-fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
+fn read_file(place: &mut Place, file: &config::File, trust: &Trust) -> Result<File, String> {
     let len = place
         .len(&file.path)?
         .ok_or_else(|| format!("{}: there is no such file", file.path))?;
@@ -246,7 +276,12 @@ fn read_file(place: &mut Place, file: &config::File) -> Result<File, String> {
     // SAFETY: the pages were taken for this file alone; any of their bytes is a `u8`.
     let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, count * 4096) };
     let (content, rest) = buffer.split_at_mut(len as usize);
+    // What is checked is what is used: the file is read once.
     place.read(&file.path, content)?;
+    if let Err(refused) = trust.check(&file.path, content) {
+        content.fill(0);
+        return Err(refused);
+    }
     // TDs see whole pages, so no earlier content may remain after the file's end.
     rest.fill(0);
     Ok(File {
@@ -263,108 +298,6 @@ fn rsdp() -> Option<u64> {
             .or_else(|| find(ConfigTableEntry::ACPI_GUID))
             .map(|t| t.address as u64)
     })
-}
-
-/// Page tables in memory from the firmware, identity-mapped while they are built.
-struct Identity {
-    next: u64,
-    end: u64,
-}
-
-impl Tables for Identity {
-    fn alloc(&mut self) -> Option<u64> {
-        let pa = self.next;
-        if pa == self.end {
-            return None;
-        }
-        self.next += 4096;
-        *self.table(pa) = [0; 512];
-        Some(pa)
-    }
-
-    fn table(&mut self, pa: u64) -> &mut [u64; 512] {
-        // SAFETY: `pa` is one of the pages that `alloc` gives out: ours, and identity-mapped by the firmware.
-        unsafe { &mut *(pa as *mut [u64; 512]) }
-    }
-}
-
-/// The host's page tables.
-struct HostTables {
-    /// Physical address of the PML4.
-    pml4: u64,
-    /// Physical address of the top table in the CPU's paging mode: the PML4 or a PML5.
-    cr3: u64,
-    /// Start and end address of the image's code.
-    text: (u64, u64),
-}
-
-/// Builds the host's page tables; see [`layout`].
-fn build_tables(
-    ram: &[(u64, u64)],
-    image: (u64, u64),
-    heap: (u64, u64),
-    trampoline: Option<u64>,
-    stack: u64,
-) -> Result<HostTables, Error> {
-    // Each end of an extent needs at most two tables, and each extent a page-directory-pointer table.
-    let count = 64 + 8 * ram.len();
-    let start = pages(count, 1 << 32).ok_or(Error::NoMemory("page tables"))?;
-    let pool = Identity {
-        next: start,
-        end: start + count as u64 * 4096,
-    };
-    let gib_pages = core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0;
-    let mut tables = PageTables::new(pool, gib_pages)?;
-
-    // SAFETY: the firmware loaded the image there, headers included, and nobody else ever writes it.
-    let headers = unsafe { slice::from_raw_parts(image.0 as *const u8, 4096) };
-    let mut text = (u64::MAX, 0);
-    for section in pe::sections(headers).ok_or(Error::Sections)? {
-        let access = match (section.write, section.execute) {
-            (true, true) => return Err(Error::Sections),
-            (true, false) => Access::Write,
-            (false, true) => Access::Execute,
-            (false, false) => Access::Read,
-        };
-        let at = image.0 + section.start;
-        tables.map(at, at, section.size, access)?;
-        if access == Access::Execute {
-            text = (at.min(text.0), (at + section.size).max(text.1));
-        }
-    }
-    for &(start, end) in ram {
-        for (start, end) in [(start, end.min(image.0)), (start.max(image.1), end)] {
-            let end = end.min(layout::DIRECT_MAP_SIZE);
-            // The first page stays unmapped: nothing there belongs to anyone.
-            let start = start.max(4096);
-            if start < end {
-                tables.map(
-                    layout::DIRECT_MAP + start,
-                    start,
-                    end - start,
-                    Access::Write,
-                )?;
-            }
-        }
-    }
-    tables.map(heap.0, heap.0, heap.1 - heap.0, Access::Write)?;
-    if let Some(page) = trampoline {
-        tables.map(page, page, 4096, Access::Execute)?;
-    }
-    tables.map(
-        layout::BOOT_STACK.0,
-        stack,
-        layout::BOOT_STACK.1,
-        Access::Write,
-    )?;
-    let pml4 = tables.root();
-    // The number of levels can't change in 64-bit mode, so the firmware's choice stays.
-    let cr3 = if Cr4::read().contains(Cr4Flags::L5_PAGING) {
-        tables.pml5()?
-    } else {
-        pml4
-    };
-    Ok(HostTables { pml4, cr3, text })
 }
 
 /// Loads the page tables and the stack, and jumps to `entry`.

@@ -5,7 +5,7 @@
 )]
 
 use alloc::{format, string::String, vec, vec::Vec};
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 
 use uefi::{
     CStr8, CStr16, CString16, Handle, Status,
@@ -20,6 +20,7 @@ use uefi::{
     },
 };
 
+use super::network;
 use crate::Source;
 
 /// Maximum size in bytes of a file loaded at boot: 4 GiB.
@@ -41,6 +42,7 @@ enum Way {
         base_code: ScopedProtocol<BaseCode>,
         server: IpAddr,
         folder: String,
+        mac: Vec<u8>,
     },
     Nowhere,
 }
@@ -62,16 +64,25 @@ impl Place {
         let Some(base_code) = open::<BaseCode>(device) else {
             return Self::nowhere();
         };
-        match boot_server(&base_code) {
-            Some((server, file)) => Self {
+        match network::boot(&base_code) {
+            Some(network::Boot { server, file, mac }) => Self {
                 source: Source::Pxe(server),
                 way: Way::Pxe {
                     base_code,
                     server,
                     folder: folder_of(&file, '/'),
+                    mac,
                 },
             },
             None => Self::nowhere(),
+        }
+    }
+
+    /// Returns the address of the network card that the firmware booted from, if it did.
+    pub fn mac(&self) -> Option<&[u8]> {
+        match &self.way {
+            Way::Pxe { mac, .. } => Some(mac),
+            _ => None,
         }
     }
 
@@ -116,6 +127,7 @@ impl Place {
                 base_code,
                 server,
                 folder,
+                ..
             } => {
                 let name = tftp_name(folder, path);
                 CStr8::from_bytes_with_nul(&name)
@@ -151,16 +163,12 @@ impl Place {
                 base_code,
                 server,
                 folder,
+                ..
             } => {
                 let name = tftp_name(folder, path);
                 CStr8::from_bytes_with_nul(&name)
                     .map_err(|_| Status::INVALID_PARAMETER)
-                    .and_then(|name| {
-                        base_code
-                            .tftp_read_file(server, name, Some(buffer))
-                            .map(|n| n as usize)
-                            .map_err(|e| e.status())
-                    })
+                    .and_then(|name| network::read(base_code, *server, name, buffer))
             }
         };
         match got {
@@ -193,33 +201,6 @@ fn open_file(
     let mut root = fs.open_volume().map_err(|e| e.status())?;
     root.open(&name, FileMode::Read, FileAttribute::empty())
         .map_err(|e| e.status())
-}
-
-/// Returns the server and the name of the boot file from the DHCP answers that the firmware has cached.
-fn boot_server(base_code: &BaseCode) -> Option<(IpAddr, String)> {
-    let mode = base_code.mode();
-    let packets = [
-        (mode.pxe_reply_received(), mode.pxe_reply()),
-        (mode.proxy_offer_received(), mode.proxy_offer()),
-        (mode.dhcp_ack_received(), mode.dhcp_ack()),
-    ];
-    for (received, packet) in packets {
-        if !received || mode.using_ipv6() {
-            continue;
-        }
-        // SAFETY: the packet is the IPv4 form, since the protocol does not use IPv6; both forms are plain bytes.
-        let v4 = unsafe { &packet.dhcpv4 };
-        let server = Ipv4Addr::from(v4.bootp_si_addr);
-        if !server.is_unspecified() {
-            let file = &v4.bootp_boot_file;
-            let end = file.iter().position(|&b| b == 0).unwrap_or(file.len());
-            return Some((
-                IpAddr::V4(server),
-                String::from_utf8_lossy(&file[..end]).into_owned(),
-            ));
-        }
-    }
-    None
 }
 
 fn tftp_name(folder: &str, path: &str) -> Vec<u8> {

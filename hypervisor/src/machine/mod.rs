@@ -67,6 +67,7 @@ impl Management for Machine {
         Boot {
             cpu: model::here().into(),
             loaded_from: self.info.source.to_string(),
+            secure_boot: self.info.secure_boot,
             config: self.info.config_file.clone(),
             config_problem: self.info.config_problem.clone(),
             problems: {

@@ -92,6 +92,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
         Boot {
             cpu: String::new(),
             loaded_from: String::new(),
+            secure_boot: false,
             config: None,
             config_problem: None,
             problems: self.shutdown().problem().into_iter().collect(),

@@ -10,6 +10,7 @@
 mod attempt;
 mod checks;
 mod cpu;
+mod five_levels;
 mod host;
 mod measure;
 mod orders;
@@ -60,7 +61,10 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
     }
     // Files are read while firmware's interrupts are on.
     let orders = orders::read();
-    attempt::install();
+    // A program that it starts needs the firmware's handlers.
+    if !matches!(orders, Some(orders::Order::FiveLevels(_))) {
+        attempt::install();
+    }
     match orders {
         None => check_all(),
         Some(order) => {

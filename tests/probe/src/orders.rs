@@ -1,5 +1,5 @@
 //! What the program is to do other than its checks: a line in `probe.txt` beside it, and for some the image of a guest in
-//! `guest.fd`.
+//! `guest.fd`, or a program in `program.efi`.
 #![expect(unsafe_code, reason = "reads a file into a buffer of the firmware")]
 
 use uefi::boot::{self, AllocateType, MemoryType};
@@ -7,7 +7,7 @@ use uefi::proto::media::file::{File, FileAttribute, FileMode};
 use uefi::{CStr16, cstr16};
 
 use crate::host::{self, Scenario};
-use crate::{Check, Failure, measure};
+use crate::{Check, Failure, five_levels, measure};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 8 << 20;
@@ -25,6 +25,8 @@ pub enum Order {
         /// The image.
         image: &'static [u8],
     },
+    /// `five-levels`: start the program in `program.efi` in 5-level paging mode.
+    FiveLevels(&'static [u8]),
     /// Something that nobody understands.
     Unknown,
 }
@@ -37,6 +39,10 @@ pub fn read() -> Option<Order> {
         .split_whitespace();
     let scenario = match words.next() {
         Some("bench") => return Some(Order::Bench),
+        Some("five-levels") => {
+            let program = file(cstr16!("\\EFI\\BOOT\\program.efi"));
+            return Some(program.map_or(Order::Unknown, Order::FiveLevels));
+        }
         Some("guest") => Scenario::Guest,
         Some("interrupts") => Scenario::Interrupts,
         Some("hammer") => Scenario::Hammer,
@@ -59,6 +65,7 @@ impl Order {
     pub fn execute(self) -> Check {
         match self {
             Self::Bench => measure::run(),
+            Self::FiveLevels(program) => five_levels::start(program),
             Self::Host {
                 scenario,
                 vcpus,

@@ -3,6 +3,7 @@
 
 mod disk;
 mod dots;
+mod seal;
 
 pub use disk::read as read_from_disk;
 
@@ -90,6 +91,33 @@ impl Media {
             bail!("{}: {empty}", file.display());
         }
         self.files.push((config::FILE_NAME.to_owned(), text));
+        Ok(self)
+    }
+
+    /// Seals the program with the configuration and the SHA-256 of every other file, and signs it for Secure Boot.
+    ///
+    /// # Errors
+    /// There is no configuration, the program can't be sealed, or sbsign refuses the key or the certificate.
+    pub fn signed(mut self, key: &Path, certificate: &Path) -> Result<Self> {
+        let (config, others): (Vec<_>, Vec<_>) = self
+            .files
+            .iter()
+            .cloned()
+            .partition(|(name, _)| name == config::FILE_NAME);
+        let (_, config) = config.first().context("there is no configuration")?;
+        seal::add(&mut self.program, &seal::seal(config, &others))?;
+        self.program = seal::sign(&self.program, key, certificate)?;
+        Ok(self)
+    }
+
+    /// Replaces the content of the file called `name`.
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn with_replaced(mut self, name: &str, bytes: &[u8]) -> Result<Self> {
+        let file = self.files.iter_mut().find(|(known, _)| known == name);
+        let (_, content) = file.with_context(|| format!("there is no file {name}"))?;
+        bytes.clone_into(content);
         Ok(self)
     }
 

@@ -7,12 +7,6 @@ use super::machine::{Boot, Machine};
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
 
-/// Debian's OVMF without Secure Boot, in two flash parts. Its 4 MiB build does not start on a CPU with 44 or more
-/// physical address bits under TCG (ovmf 2022.11, QEMU 7.2).
-pub const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE.fd";
-/// The template of the firmware's variables, copied for each machine.
-pub const FIRMWARE_VARS: &str = "/usr/share/OVMF/OVMF_VARS.fd";
-
 /// The files of one run.
 pub struct Files {
     /// This machine's own copy of the firmware's variables.
@@ -50,7 +44,10 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     if machine.preallocated {
         all.add("-mem-prealloc");
     }
-    all.flash(0, Path::new(FIRMWARE_CODE), "on");
+    all.flash(0, Path::new(shape.firmware.code), "on");
+    if shape.firmware.guards_variables {
+        all.pair("-global", "driver=cfi.pflash01,property=secure,value=on");
+    }
     all.flash(1, &files.vars, "off");
     all.pair("-chardev", "stdio,id=serial,signal=off");
     if !shape.serial.is_empty() {
@@ -70,9 +67,6 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
             let value = value.replace(',', ",,");
             all.pair("-fw_cfg", format!("name=opt/seamstub/{key},string={value}"));
         }
-    }
-    for argument in shape.further {
-        all.add(*argument);
     }
     all.boot(&machine.boot);
     // Behind the disk, which would otherwise be put on a bridge that these arguments create.

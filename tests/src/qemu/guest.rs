@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::arguments::{EMULATOR, FIRMWARE_VARS, Files, arguments};
+use super::arguments::{EMULATOR, Files, arguments};
 use super::crash;
 use super::events::{Event, events};
 use super::follow::Follower;
@@ -65,8 +65,9 @@ impl Guest {
             debug_console: directory.join("debug.log"),
             monitor: monitor_in(directory),
         };
-        fs::copy(FIRMWARE_VARS, &files.vars)
-            .with_context(|| format!("can't copy {FIRMWARE_VARS}; install the package ovmf"))?;
+        let vars = machine.shape.firmware.vars;
+        fs::copy(vars, &files.vars)
+            .with_context(|| format!("can't copy {vars}; install the package ovmf"))?;
         let errors = File::create(directory.join("qemu.log"))?;
         let log = File::create(directory.join("serial.log"))?;
         let transcript = Arc::new(Transcript::default());

@@ -54,6 +54,36 @@ pub struct Shape {
     pub serial: &'static str,
     /// Further arguments.
     pub further: &'static [&'static str],
+    /// The firmware.
+    pub firmware: Firmware,
+}
+
+/// The two parts of a machine's firmware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Firmware {
+    /// The code.
+    pub code: &'static str,
+    /// The template of its variables, which is copied for each machine.
+    pub vars: &'static str,
+    /// True if only its own code may change its variables, in system-management mode.
+    pub guards_variables: bool,
+}
+
+impl Firmware {
+    /// Debian's OVMF without Secure Boot. Its 4 MiB build does not start on a CPU with 44 or more physical address bits
+    /// under TCG (ovmf 2022.11, QEMU 7.2).
+    pub const USUAL: Self = Self {
+        code: "/usr/share/OVMF/OVMF_CODE.fd",
+        vars: "/usr/share/OVMF/OVMF_VARS.fd",
+        guards_variables: false,
+    };
+    /// Debian's OVMF with Secure Boot on, and Debian's test key in its variables. The CPU may have at most 43 physical
+    /// address bits.
+    pub const SECURE_BOOT: Self = Self {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.snakeoil.fd",
+        vars: "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
+        guards_variables: true,
+    };
 }
 
 impl Shape {
@@ -64,6 +94,7 @@ impl Shape {
         cpu: "max,phys-bits=48",
         serial: "isa-serial,index=0,chardev=serial",
         further: &[],
+        firmware: Firmware::USUAL,
     };
 }
 

@@ -108,10 +108,14 @@ impl Bench {
 
     /// Creates a machine that boots over the network.
     pub fn network_machine(&self) -> Result<Machine> {
+        let media = Media::of_program(&self.programs.seamark())?.with_config_text(PLAIN_CONFIG);
+        self.network_machine_with(&media)
+    }
+
+    /// Creates a machine that boots over the network, with other files on the server.
+    pub fn network_machine_with(&self, media: &Media) -> Result<Machine> {
         let directory = self.directory()?.join("tftp");
-        Media::of_program(&self.programs.seamark())?
-            .with_config_text(PLAIN_CONFIG)
-            .write_directory(&directory, NETWORK_PROGRAM)?;
+        media.write_directory(&directory, NETWORK_PROGRAM)?;
         let boot = Boot::Network {
             directory,
             program: NETWORK_PROGRAM.to_owned(),

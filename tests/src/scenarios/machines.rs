@@ -5,6 +5,7 @@
 
 mod bochs;
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::{Bench, Need, Scenario};
 use crate::console::Console;
+use crate::media::Media;
 use crate::qemu::Shape;
 
 /// Time limit of a boot, and of a reply: far more than needed, for a busy computer.
@@ -26,6 +28,10 @@ const NO_X2APIC: &str = "no x2APIC";
 const NOT_INTEL: &str = "not an Intel CPU";
 /// The reason why no TD can run on a CPU that TCG presents as Intel's.
 const NO_SEAM: &str = "the CPU has no SEAM";
+
+/// A configuration with a TD, which no plain machine can run.
+const CONFIG: &str = "[[file]]\nname = \"kernel\"\npath = \"vmlinuz\"\n\
+                      [[td]]\nname = \"linux\"\nkernel = \"kernel\"\nmemory = \"64M\"\n";
 
 /// A plain machine and the expected outcome of its boot.
 pub(super) struct Plain {
@@ -128,7 +134,10 @@ impl Plain {
 
     /// Boots the machine and compares the outcome.
     pub(super) fn run(&self, bench: &mut Bench) -> Result<()> {
-        let mut machine = bench.machine()?.with_memory(self.memory);
+        let media = Media::of_program(&bench.programs().seamark())?
+            .with_config_text(CONFIG)
+            .with_bytes("vmlinuz", b"a kernel");
+        let mut machine = bench.machine_with(&media)?.with_memory(self.memory);
         machine.stub = None;
         machine.cpus = self.cpus;
         machine.sockets = self.sockets;
@@ -158,10 +167,38 @@ impl Plain {
         ensure!(tdx["state"] == "unavailable", "{tdx}");
         let first = tdx["reasons"][0].as_str().unwrap_or_default();
         ensure!(first.contains(reason), "{tdx}");
+        let tds = console.succeed("td list", LIMIT)?;
+        let problem = tds["tds"][0]["problem"].as_str().unwrap_or_default();
+        ensure!(problem.contains("no TD can run here"), "{tds}");
         let memory = console.succeed("mem", LIMIT)?;
         ensure!(memory["ledger"]["balanced"] == true, "{memory}");
         Ok(())
     }
+}
+
+/// Boots the hypervisor on a CPU that the probe has left in 5-level paging mode. It is the only one: the firmware's
+/// other CPUs would still be in 4-level mode, with which OVMF does not cope when its services end.
+fn five_levels(bench: &mut Bench) -> Result<()> {
+    let program = fs::read(bench.programs().seamark()).context("the hypervisor")?;
+    let media = Media::of_program(&bench.programs().probe())?
+        .with_bytes("probe.txt", b"five-levels")
+        .with_bytes("program.efi", &program);
+    let mut machine = bench
+        .machine_with(&media)?
+        .with_cpus(1, 1)
+        .with_memory("512M");
+    machine.stub = None;
+    let mut console = Console::wait(bench.start(&machine)?, LIMIT)?;
+    ensure!(
+        console.boot_log().contains("probe: start"),
+        "{}",
+        console.boot_log()
+    );
+    let boot = console.succeed("boot", LIMIT)?;
+    are_these(&boot["problems"], &[NO_X2APIC]).with_context(|| format!("{boot}"))?;
+    // The address is in the direct map, above the image and the heap: every level of the tables is walked.
+    console.succeed("mem peek 0x100000", LIMIT)?;
+    Ok(())
 }
 
 /// Checks that each sentence has one of the parts, and each part is in a sentence.
@@ -224,6 +261,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::plain("machines-usb", &Plain::with(USB)),
     Scenario::plain("machines-usb-i440fx", &Plain::chipset("pc").and(UHCI)),
     Scenario::plain("machines-devices", &Plain::with(DEVICES)),
+    // Firmware that switches 5-level paging on, as OVMF does not.
+    Scenario::in_group(GROUP, "machines-five-levels", five_levels, &[]).always(),
     // An emulator of its own.
     Scenario::in_group(GROUP, "machines-bochs", bochs::run, &[Need::Bochs]),
     // The serial port.
@@ -231,6 +270,17 @@ pub const ALL: &[Scenario] = &[
         "machines-other-irq",
         &Plain::serial("isa-serial,index=0,irq=5,chardev=serial"),
     ),
+    Scenario::plain(
+        "machines-com2",
+        &Plain::serial("isa-serial,index=1,chardev=serial"),
+    )
+    .always(),
+    // The firmware's own console is a port that the hypervisor does not drive.
+    Scenario::plain(
+        "machines-no-serial",
+        &Plain::serial("pci-serial,chardev=serial").sentence("has no console"),
+    )
+    .always(),
 ];
 
 const NUMA: &[&str] = &[

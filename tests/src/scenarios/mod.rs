@@ -15,9 +15,11 @@ mod linux;
 mod machines;
 mod modules;
 mod monitor;
+mod network;
 mod ovmf;
 mod port;
 mod rom;
+mod secure;
 mod shares;
 mod shutdown;
 mod smp;
@@ -46,6 +48,8 @@ pub enum Need {
     Debian,
     /// The emulator Bochs.
     Bochs,
+    /// The programs that sign an image.
+    Signing,
     /// The module of LKVS's tdx-compliance, if the developer has a checkout.
     Lkvs,
 }
@@ -174,6 +178,8 @@ pub fn all() -> Vec<Scenario> {
     [
         boot::ALL,
         machines::ALL,
+        network::ALL,
+        secure::ALL,
         console::ALL,
         errors::ALL,
         port::ALL,

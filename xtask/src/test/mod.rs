@@ -127,7 +127,11 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     if needs.contains(&Need::Bochs) {
         host::require(&host::BOCHS)?;
     }
-    if needs.iter().any(|need| *need != Need::Bochs) {
+    if needs.contains(&Need::Signing) {
+        host::require(&host::SIGNING)?;
+    }
+    let is_guest = |need: &Need| !matches!(need, Need::Bochs | Need::Signing);
+    if needs.iter().any(is_guest) {
         guest::linux()?;
     }
     let programs = build::all()?.with_measure(measure::report);

@@ -71,6 +71,8 @@ impl Text for Boot {
         let mut facts = Facts::default();
         facts.fact("CPU", &self.cpu);
         facts.fact("loaded from", &self.loaded_from);
+        let secure_boot = if self.secure_boot { "on" } else { "off" };
+        facts.fact("Secure Boot", secure_boot);
         facts.fact("configuration", Maybe(self.config.as_ref()));
         for problem in self.config_problem.iter().chain(&self.problems) {
             facts.fact("problem", problem);

@@ -49,6 +49,8 @@ pub struct Boot {
     pub cpu: String,
     /// The origin of the image, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2".
     pub loaded_from: String,
+    /// True if Secure Boot is on, so that only signed files are used.
+    pub secure_boot: bool,
     /// The configuration file that was read; `None` if there was none.
     pub config: Option<String>,
     /// The problem with the configuration: file, line and reason; `None` if it was read without a complaint.

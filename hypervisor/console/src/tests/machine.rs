@@ -57,6 +57,7 @@ impl Management for Machine {
         Boot {
             cpu: "Intel(R) Xeon(R) 6980P, family 6, model 173, stepping 1, microcode 0x1".into(),
             loaded_from: "disk".into(),
+            secure_boot: false,
             config: Some("seamark.toml".into()),
             config_problem: self.config_problem.clone(),
             problems: vec![],

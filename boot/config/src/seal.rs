@@ -1,0 +1,182 @@
+//! The seal: what a signed image vouches for beside itself. It is a section of the image, so the image's signature
+//! covers it, and it holds the configuration and the SHA-256 of every file that the configuration names.
+//!
+//! The format is text: `seamark-seal 1`, a line `file HEX PATH` for each file, `config LENGTH`, and the configuration.
+
+use alloc::{
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::fmt::Write;
+
+/// The name of the section.
+pub const SECTION: [u8; 8] = *b".seal\0\0\0";
+
+/// A SHA-256.
+pub type Digest = [u8; 32];
+
+/// What a signed image vouches for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// The configuration, byte for byte.
+    pub config: Vec<u8>,
+    /// The files: path as in the configuration, and SHA-256.
+    pub files: Vec<(String, Digest)>,
+}
+
+const FIRST_LINE: &str = "seamark-seal 1";
+
+impl Seal {
+    /// Writes the section's content.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut text = format!("{FIRST_LINE}\n");
+        for (path, digest) in &self.files {
+            text.push_str("file ");
+            for byte in digest {
+                // Writing to a string does not fail.
+                let _ = write!(text, "{byte:02x}");
+            }
+            let _ = writeln!(text, " {path}");
+        }
+        let _ = writeln!(text, "config {}", self.config.len());
+        let mut bytes = text.into_bytes();
+        bytes.extend_from_slice(&self.config);
+        bytes
+    }
+
+    /// Reads the section's content. Bytes behind the configuration are padding.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let (first, mut rest) = line(bytes)?;
+        if first != FIRST_LINE {
+            return Err(format!("it begins with {first:?}, not {FIRST_LINE:?}"));
+        }
+        let mut seal = Self::default();
+        loop {
+            let (text, after) = line(rest)?;
+            rest = after;
+            match text.split_once(' ') {
+                Some(("file", file)) => seal.files.push(parse_file(file)?),
+                Some(("config", length)) => {
+                    let length: usize = length.parse().map_err(|_| bad(text))?;
+                    let config = rest.get(..length).ok_or("it ends in the configuration")?;
+                    seal.config = config.to_vec();
+                    return Ok(seal);
+                }
+                _ => return Err(bad(text)),
+            }
+        }
+    }
+
+    /// Checks a file against its signed SHA-256.
+    ///
+    /// # Errors
+    /// A sentence that names the file.
+    pub fn check(&self, path: &str, digest: &Digest) -> Result<(), String> {
+        match self.files.iter().find(|(known, _)| known == path) {
+            Some((_, signed)) if signed == digest => Ok(()),
+            Some(_) => Err(format!(
+                "{path}: refused, because it is not the file that was signed (Secure Boot is on); sign it with \"cargo \
+                 xtask image --sign\""
+            )),
+            None => Err(format!(
+                "{path}: refused, because the signed image does not know it (Secure Boot is on)"
+            )),
+        }
+    }
+}
+
+fn bad(line: &str) -> String {
+    format!("the line {line:?} has no meaning")
+}
+
+fn parse_file(text: &str) -> Result<(String, Digest), String> {
+    let (hex, path) = text.split_once(' ').ok_or_else(|| bad(text))?;
+    let mut digest = [0; 32];
+    if hex.len() != 64 || !hex.is_ascii() {
+        return Err(bad(text));
+    }
+    for (byte, at) in digest.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&hex[at..at + 2], 16).map_err(|_| bad(text))?;
+    }
+    Ok((path.to_string(), digest))
+}
+
+/// Splits the first line off.
+fn line(bytes: &[u8]) -> Result<(&str, &[u8]), String> {
+    let end = bytes.iter().position(|b| *b == b'\n');
+    let end = end.ok_or("it ends in a line")?;
+    let text = core::str::from_utf8(&bytes[..end]).map_err(|_| "it is not UTF-8")?;
+    Ok((text, &bytes[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn seal() -> Seal {
+        Seal {
+            config: b"[host]\n".to_vec(),
+            files: vec![
+                ("vmlinuz".into(), [0x5A; 32]),
+                ("a folder/initrd".into(), [7; 32]),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_seal_is_read_as_it_was_written() {
+        let mut bytes = seal().to_bytes();
+        assert_eq!(Seal::parse(&bytes), Ok(seal()));
+        bytes.extend([0; 300]);
+        assert_eq!(Seal::parse(&bytes), Ok(seal()));
+    }
+
+    #[test]
+    fn only_what_was_signed_is_accepted() {
+        let seal = seal();
+        assert_eq!(seal.check("vmlinuz", &[0x5A; 32]), Ok(()));
+        let changed = seal.check("vmlinuz", &[0x5B; 32]).unwrap_err();
+        assert!(
+            changed.starts_with("vmlinuz: refused, because it is not the file that was signed"),
+            "{changed}"
+        );
+        let unknown = seal.check("other", &[0x5A; 32]).unwrap_err();
+        assert!(unknown.starts_with("other: refused"), "{unknown}");
+    }
+
+    #[test]
+    fn what_is_no_seal_is_an_error() {
+        let hex = "0".repeat(64);
+        for text in [
+            "",
+            "seamark-seal 1",
+            "seamark-seal 2\nconfig 0\n",
+            "seamark-seal 1\nconfig 9\nshort",
+            "seamark-seal 1\nconfig -1\n",
+            "seamark-seal 1\nfile 00 a\nconfig 0\n",
+            &format!("seamark-seal 1\nfile {hex}\nconfig 0\n"),
+            &format!("seamark-seal 1\nfile {}é a\nconfig 0\n", &hex[..62]),
+        ] {
+            assert!(Seal::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>, at in 0usize..120, byte: u8) {
+            let _ = Seal::parse(&bytes);
+            let mut good = seal().to_bytes();
+            good[at] = byte;
+            let _ = Seal::parse(&good);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Secure Boot on a plain machine: the signed image boots with the files that it was signed with, and everything else is
+//! refused by name.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Bench, Need, Scenario};
+use crate::console::Console;
+use crate::media::Media;
+use crate::qemu::{Firmware, Machine, Shape};
+
+pub const ALL: &[Scenario] = &[Scenario::in_group(
+    "secure-boot",
+    "secure-boot",
+    secure_boot,
+    &[Need::Signing],
+)];
+
+/// Time limit of a boot: Debian's 4 MiB build of OVMF alone takes a minute.
+const LIMIT: Duration = Duration::from_secs(400);
+
+/// Debian's test key, whose certificate is in the variables of [`Firmware::SECURE_BOOT`].
+const KEY: &str = "/usr/share/ovmf/PkKek-1-snakeoil.key";
+const CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
+
+const CONFIG: &str = "[[file]]\nname = \"kernel\"\npath = \"vmlinuz\"\n\
+                      [[td]]\nname = \"linux\"\nkernel = \"kernel\"\nmemory = \"256M\"\n";
+
+fn secure_boot(bench: &mut Bench) -> Result<()> {
+    let key = key_without_passphrase(bench)?;
+    let plain = Media::of_program(&bench.programs().seamark())?
+        .with_config_text(CONFIG)
+        .with_bytes("vmlinuz", b"the kernel that was signed");
+    let signed = plain.clone().signed(&key, CERTIFICATE.as_ref())?;
+
+    let mut console = boot(bench, &signed)?;
+    let report = console.succeed("boot", LIMIT)?;
+    ensure!(
+        report["secure_boot"] == true && report["config_problem"].is_null(),
+        "{report}"
+    );
+    let tds = console.succeed("td list", LIMIT)?;
+    ensure!(tds["tds"][0]["name"] == "linux", "{tds}");
+    drop(console);
+
+    // The firmware accepts the program, which refuses what it was not signed with.
+    let other = format!("{CONFIG}vcpus = 2\n");
+    let changed = signed
+        .with_replaced(config::FILE_NAME, other.as_bytes())?
+        .with_replaced("vmlinuz", b"the kernel that an attacker likes")?;
+    let report = boot(bench, &changed)?.succeed("boot", LIMIT)?;
+    let problem = report["config_problem"].as_str().unwrap_or_default();
+    for refused in [
+        "seamark.toml: refused, because it is not the configuration that was signed",
+        "vmlinuz: refused, because it is not the file that was signed",
+    ] {
+        ensure!(problem.contains(refused), "{refused}: {report}");
+    }
+
+    // The firmware refuses a program without a signature, and the hypervisor one without a seal.
+    let machine = machine(bench, &plain)?;
+    bench.start(&machine)?.expect("Access Denied", LIMIT)?;
+    Ok(())
+}
+
+fn boot(bench: &mut Bench, media: &Media) -> Result<Console> {
+    let machine = machine(bench, media)?;
+    Console::wait(bench.start(&machine)?, LIMIT)
+}
+
+fn machine(bench: &Bench, media: &Media) -> Result<Machine> {
+    let mut machine = bench.machine_with(media)?.with_cpus(1, 1);
+    machine.stub = None;
+    machine.shape = Shape {
+        chipset: "q35,smm=on",
+        cpu: "max,phys-bits=40",
+        firmware: Firmware::SECURE_BOOT,
+        ..Shape::USUAL
+    };
+    Ok(machine)
+}
+
+/// Returns Debian's test key in a file of its own: sbsign would ask for its passphrase.
+fn key_without_passphrase(bench: &Bench) -> Result<PathBuf> {
+    let key = bench.directory()?.join("snakeoil.key");
+    let status = Command::new("openssl")
+        .args(["pkey", "-in", KEY, "-passin", "pass:snakeoil", "-out"])
+        .arg(&key)
+        .status()
+        .context("can't start openssl: install the package openssl")?;
+    ensure!(status.success(), "openssl can't read {KEY}");
+    ensure!(fs::metadata(&key)?.len() > 0, "openssl has written nothing");
+    Ok(key)
+}
