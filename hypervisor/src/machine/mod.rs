@@ -1,5 +1,6 @@
 //! The machine as the console sees it.
 
+mod advisories;
 pub mod console_tds;
 pub mod errors;
 mod platform;

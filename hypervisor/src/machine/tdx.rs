@@ -12,6 +12,8 @@ use host::{
 use mm::tdmr::Plan;
 use seam::{abi::names, module::Info};
 
+use super::advisories;
+
 /// Converts the bring-up's report to the console's.
 pub fn tdx(report: &Report) -> Tdx {
     let steps = report.steps.iter().map(|step| BringUpStep {
@@ -99,6 +101,8 @@ fn module(info: &Info) -> Module {
         features0: Hex(info.tdx_features0.bits()),
         features: names(info.tdx_features0)
             .map(|feature| feature.to_string())
+            .collect(),
+        advisories: advisories::of((info.major_version, info.minor_version, info.update_version))
             .collect(),
         max_tdmrs: info.max_tdmrs,
         max_reserved_per_tdmr: info.max_reserved_per_tdmr,

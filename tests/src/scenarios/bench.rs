@@ -48,7 +48,7 @@ impl Bench {
     }
 
     /// Lets the stub emulate this release of Intel's module from now on.
-    pub(super) fn choose_module(&mut self, release: &str) {
+    pub(in crate::scenarios) fn choose_module(&mut self, release: &str) {
         let mut options = self.programs.stub_options().to_vec();
         options.retain(|(key, _)| key != "module");
         options.push(("module".to_owned(), release.to_owned()));

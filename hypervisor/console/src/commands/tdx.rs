@@ -118,6 +118,9 @@ fn describe(module: &Module, facts: &mut Facts) {
     for names in module.features.chunks(3) {
         facts.fact("", names.join(", "));
     }
+    for (i, advisory) in module.advisories.iter().enumerate() {
+        facts.fact(if i == 0 { "advisories" } else { "" }, advisory);
+    }
     facts.fact(
         "TDMRs",
         format_args!(

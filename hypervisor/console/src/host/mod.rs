@@ -289,6 +289,8 @@ pub struct Module {
     pub features0: Hex,
     /// The names of the bits that are set in TDX_FEATURES0; a bit without a known name is "bit N".
     pub features: Vec<String>,
+    /// The known security advisories that a newer release fixes.
+    pub advisories: Vec<String>,
     /// MAX_TDMRS.
     pub max_tdmrs: u16,
     /// MAX_RESERVED_PER_TDMR.

@@ -211,6 +211,7 @@ impl Management for Machine {
                 features: ["TD_MIGRATION", "TD_PRESERVING", "SERVICE_TD", "NO_RBP_MOD"]
                     .map(Into::into)
                     .into(),
+                advisories: ["INTEL-SA-01397: words; fixed in 1.5.24".into()].into(),
                 max_tdmrs: 64,
                 max_reserved_per_tdmr: 16,
                 max_vcpus_per_td: None,

@@ -49,8 +49,13 @@ pub enum Unsupported {
     XfamMissing(Xfam),
     /// Bits of `xfam` that must be all set or all clear.
     XfamGroup(Xfam),
-    /// More vCPUs than the module allows, which is this number.
-    Vcpus(u16),
+    /// More vCPUs than the module allows.
+    Vcpus {
+        /// The number configured.
+        wanted: u16,
+        /// The number allowed.
+        most: u16,
+    },
     /// A leaf of `[[td.cpuid]]` that the host can't configure.
     CpuidLeaf {
         /// The leaf.
@@ -96,7 +101,10 @@ impl fmt::Display for Unsupported {
             Self::XfamGroup(bits) => {
                 write!(f, "xfam: {bits} ({bits:#x}) must be all set or all clear")
             }
-            Self::Vcpus(most) => write!(f, "vcpus: this TDX module supports at most {most}"),
+            Self::Vcpus { wanted, most } => write!(
+                f,
+                "vcpus: {wanted} are configured, and this TDX module supports at most {most}"
+            ),
             Self::CpuidLeaf { leaf, sub_leaf } => write!(
                 f,
                 "cpuid: this TDX module does not let the host configure {}",
@@ -212,7 +220,10 @@ pub fn params(
     native: &(impl Native + ?Sized),
 ) -> Result<TdParams, Unsupported> {
     if td.vcpus > module.max_vcpus {
-        return Err(Unsupported::Vcpus(module.max_vcpus));
+        return Err(Unsupported::Vcpus {
+            wanted: td.vcpus,
+            most: module.max_vcpus,
+        });
     }
     let mut params = TdParams::new_zeroed();
     params.attributes = attributes(td, module)?;
@@ -511,7 +522,10 @@ mod tests {
                 "xfam = 0xE3\n",
                 "xfam: AVX, OPMASK, ZMM_HI256, HI16_ZMM (0xe4) must be",
             ),
-            ("vcpus = 9\n", "vcpus: this TDX module supports at most 8"),
+            (
+                "vcpus = 9\n",
+                "vcpus: 9 are configured, and this TDX module supports at most 8",
+            ),
             ("[[td.cpuid]]\nleaf = 2\n", "cpuid: "),
             ("[[td.cpuid]]\nleaf = 7\n", "cpuid: "),
             (

@@ -29,6 +29,7 @@ use seam::counters::Counters;
 use seam::platform::KeyIds;
 use seam::retry::{Pause, Reason, Wait};
 use seam::tdh::Tdh;
+use stub_module::Release;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, Server, TdmrPlan};
 use sync::call::{self, NoAnswer};
@@ -78,6 +79,8 @@ pub struct Setup {
     pub hkids: u32,
     /// Failures inside the module, in the format of [`Hooks::parse`].
     pub hooks: String,
+    /// The release of the module.
+    pub release: Release,
 }
 
 impl Default for Setup {
@@ -90,6 +93,7 @@ impl Default for Setup {
             more_cmrs: Vec::new(),
             hkids: 32,
             hooks: "patterns".into(),
+            release: Release::default(),
         }
     }
 }
@@ -149,6 +153,7 @@ impl Rig {
     /// Creates a server whose module is loaded and not initialised.
     pub fn new(setup: &Setup) -> Self {
         let config = Config {
+            release: setup.release,
             lp_to_package: setup.packages.clone(),
             // Convertible memory that the host does not use has room for a PAMT, which takes 1/256 of the memory.
             cmrs: [(BASE, BASE + setup.memory + setup.after())]

@@ -9,6 +9,7 @@ mod files;
 #[path = "../../../../firmware/base/tests/kit/head.rs"]
 mod head;
 mod hypercall;
+mod incidents;
 mod join;
 mod kit;
 mod large;

@@ -61,6 +61,10 @@ pub struct SeamCpu<'a> {
     td: Mutex<Option<&'static mut Td>>,
 }
 
+/// IA32_MISC_ENABLE: performance monitoring available; branch trace store unavailable.
+const PERFMON_AVAILABLE: u64 = 1 << 7;
+const BTS_UNAVAILABLE: u64 = 1 << 11;
+
 /// The packages whose key table is being written, one flag each.
 static KEY_TABLES: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
 
@@ -166,7 +170,8 @@ impl Machine for SeamCpu<'_> {
         match msr {
             0x3B => self.host.tsc_adjust,
             0x122 => self.host.tsx_ctrl,
-            0x1A0 => self.host.misc_enable,
+            // Newer modules require performance monitoring, which TCG lacks.
+            0x1A0 => self.host.misc_enable & !BTS_UNAVAILABLE | PERFMON_AVAILABLE,
             // Capabilities of a complete Sapphire Rapids, as for CPUID.
             0xCF | 0x10A | 0x345 | 0x480..=0x492 => sapphire_rapids::msr(msr),
             _ => personality::constant(msr, &self.world.facts)
