@@ -61,7 +61,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// True if it runs only when its whole name is given: it is slow, or needs the network.
     pub by_name_only: bool,
-    /// The group that can be run by one name, if the scenario runs by name only.
+    /// The group that can be run by one name, if the scenario belongs to one.
     pub group: Option<&'static str>,
     /// The items that it needs besides the built programs.
     pub needs: &'static [Need],
@@ -146,7 +146,7 @@ impl Scenario {
         }
     }
 
-    /// Makes the scenario run with everything else.
+    /// Lets a scenario of a group run when no name is given, too.
     const fn always(mut self) -> Self {
         self.by_name_only = false;
         self

@@ -1,8 +1,9 @@
-//! Scenarios on each release of Intel's module that the stub emulates. `modules` names them all.
+//! Scenarios on each release of Intel's module that the stub emulates. `modules` names them all. Those on the releases
+//! that the other scenarios do not use always run, except the long ones.
 
 use anyhow::Result;
 
-use super::{Bench, Scenario, guests, linux, tds};
+use super::{Bench, Need, Scenario, guests, linux, tds};
 
 /// Runs a scenario on a machine with this release of the module.
 fn on(bench: &mut Bench, release: &str, run: fn(&mut Bench) -> Result<()>) -> Result<()> {
@@ -10,14 +11,21 @@ fn on(bench: &mut Bench, release: &str, run: fn(&mut Bench) -> Result<()>) -> Re
     run(bench)
 }
 
-/// Lists scenarios on each release.
+/// Lists scenarios on each release: those that always run on the older ones, and those that run by name only.
 macro_rules! on_each_release {
-    ($($what:literal, $needs:expr, $run:expr;)*) => {
-        &[$(
-            on_each_release!(@one $what, "1.5.01", $needs, $run),
-            on_each_release!(@one $what, "1.5.16", $needs, $run),
-            on_each_release!(@one $what, "1.5.25", $needs, $run),
-        )*]
+    (always { $($short:literal, $short_run:expr;)* } by_name { $($long:literal, $needs:expr, $long_run:expr;)* }) => {
+        &[
+            $(
+                on_each_release!(@one $short, "1.5.01", &[], $short_run).always(),
+                on_each_release!(@one $short, "1.5.16", &[], $short_run).always(),
+                on_each_release!(@one $short, "1.5.25", &[], $short_run),
+            )*
+            $(
+                on_each_release!(@one $long, "1.5.01", $needs, $long_run),
+                on_each_release!(@one $long, "1.5.16", $needs, $long_run),
+                on_each_release!(@one $long, "1.5.25", $needs, $long_run),
+            )*
+        ]
     };
     (@one $what:literal, $release:literal, $needs:expr, $run:expr) => {
         Scenario::in_group(
@@ -30,10 +38,14 @@ macro_rules! on_each_release {
 }
 
 pub const ALL: &[Scenario] = on_each_release! {
-    "hello", &[], tds::hello;
-    "smp", &[], guests::side_by_side;
-    "mem", &[], guests::memory;
-    "hostile", &[], |bench| guests::hostile(bench, 10_000);
-    "rounds", &[], |bench| tds::rounds(bench, 25);
-    "linux", &[super::Need::Linux], linux::boot;
+    always {
+        "hello", tds::hello;
+        "smp", guests::side_by_side;
+        "hostile", |bench| guests::hostile(bench, 10_000);
+    }
+    by_name {
+        "mem", &[], guests::memory;
+        "rounds", &[], |bench| tds::rounds(bench, 25);
+        "linux", &[Need::Linux], linux::boot;
+    }
 };
