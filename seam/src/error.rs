@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::abi::{Gprs, Leaf, PAGE_MASK, Status};
+use crate::abi::{Gprs, Leaf, PAGE_MASK, PageSize, Status};
 use crate::address::{Hpa, Level};
 use crate::advice::{Advice, Remedy};
 use crate::call::Fault;
@@ -32,6 +32,13 @@ pub enum Cause {
         expected: Hpa,
         /// Page that the module reported.
         told: Hpa,
+    },
+    /// The module reported success, but on a smaller page than the host expected, and has released only that.
+    WrongSize {
+        /// Size that the host expected.
+        expected: PageSize,
+        /// Size that the module reported; `None` for an undefined code.
+        told: Option<PageSize>,
     },
     /// A resumable leaf made no progress for more calls than the work can take.
     NoProgress,
@@ -190,7 +197,7 @@ impl Error {
         match self.cause {
             Cause::Fault(fault) => Some(fault.advice()),
             Cause::Status(status) => status.advice(),
-            Cause::WrongPage { .. } => Some(Advice {
+            Cause::WrongPage { .. } | Cause::WrongSize { .. } => Some(Advice {
                 meaning: "The host's record of the TD's pages and the module's differ; the page is kept out of use.",
                 about: Detail::None,
                 remedy: Remedy::Report,
@@ -227,6 +234,14 @@ impl fmt::Display for Error {
             }
             Cause::WrongPage { expected, told } => {
                 write!(f, "page {:#x} where {:#x} was", told.0, expected.0)?;
+            }
+            Cause::WrongSize { expected, told } => {
+                let told = told.map_or(0, PageSize::bytes) >> 10;
+                write!(
+                    f,
+                    "page of {told} KiB where one of {} KiB was",
+                    expected.bytes() >> 10
+                )?;
             }
             Cause::NoProgress => f.write_str("no progress")?,
         }

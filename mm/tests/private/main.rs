@@ -1,5 +1,6 @@
 //! Tests of a TD's private memory against the emulated module.
 
+mod books;
 mod build;
 mod join;
 mod kit;

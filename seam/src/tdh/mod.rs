@@ -28,7 +28,7 @@ use crate::retry::{Never, Pause, Reason, Wait};
 pub use mem::{Demoted, Promoted, RangeBlock, Relocated};
 pub use metadata::Next;
 pub use mng::KeyConfig;
-pub use phymem::{CacheWb, CacheWbStart, PageMetadata};
+pub use phymem::{CacheWb, CacheWbStart, PageMetadata, Reconsidered};
 pub use sys::{SysInfo, TdmrProgress};
 pub use td::{Keyed, Keyless, Phase, Releasing, Tdr, Tdvpr};
 pub use vp::EnterFlags;

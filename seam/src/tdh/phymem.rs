@@ -7,7 +7,7 @@ use crate::abi::{Leaf, PAGE_MASK, PageSize, PageType, Status};
 use crate::address::{Hpa, KeyIdPosition};
 use crate::call::SeamCall;
 use crate::error::{Cause, Error, Handover, Rejected};
-use crate::page::{Cached, Dirty, Donated, Page};
+use crate::page::{Cached, Dirty, Donated, Page, Run};
 use crate::retry::Wait;
 
 /// The PAMT's information about a page.
@@ -21,6 +21,17 @@ pub struct PageMetadata {
     pub size: Option<PageSize>,
     /// TLB epoch of the TD when the page was last blocked.
     pub blocked_epoch: u64,
+}
+
+/// A page that TDH.PHYMEM.PAGE.RECLAIM refused, as the module has it in its own books.
+#[derive(Debug)]
+pub enum Reconsidered {
+    /// Nobody's: the module released it before.
+    Free(Page<Dirty>),
+    /// Smaller pages, some of which the TD still owns or owned last.
+    Parts(Run<Donated>),
+    /// As in the host's books, or not the TD's, or the module does not say.
+    Kept(Page<Donated>),
 }
 
 /// The start mode of TDH.PHYMEM.CACHE.WB.
@@ -62,22 +73,49 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// reclaims the root page.
     ///
     /// # Errors
-    /// [`Cause::WrongPage`] if the page belonged to another TD.
+    /// [`Cause::WrongPage`] if the page belonged to another TD; [`Cause::WrongSize`] if only a part of it was released.
+    /// [`Self::phymem_page_reconsider`] finds out what the module makes of a page that it refused.
     pub fn phymem_page_reclaim(
         &self,
         tdr: &Tdr<Keyless>,
         page: Page<Donated>,
     ) -> Handover<Page<Dirty>, Page<Donated>> {
-        let result = self.run(Leaf::PhymemPageReclaim, rcx(page.hpa().0));
-        let owner = match result {
-            Ok(done) => Hpa(done.regs.rdx & PAGE_MASK),
+        let leaf = Leaf::PhymemPageReclaim;
+        let regs = match self.run(leaf, rcx(page.hpa().0)) {
+            Ok(done) => done.regs,
             Err(error) => return Err(Rejected::new(error, page)),
         };
+        let owner = Hpa(regs.rdx & PAGE_MASK);
         if owner != tdr.hpa() {
-            let error = wrong_page(Leaf::PhymemPageReclaim, tdr.hpa(), owner);
-            return Err(Rejected::new(error, page));
+            return Err(Rejected::new(wrong_page(leaf, tdr.hpa(), owner), page));
+        }
+        let (expected, told) = (page.size(), PageSize::from_level(regs.r8 as u8));
+        if told < Some(expected) {
+            let cause = Cause::WrongSize { expected, told };
+            return Err(Rejected::new(Error::new(leaf, cause, [0; 5]), page));
         }
         Ok(page.turn(Dirty))
+    }
+
+    /// Asks the module (TDH.PHYMEM.PAGE.RDMD) about a page that it refused to reclaim as the host has it in its books.
+    /// The TD without a key proves that no cache holds a line of a page that the module released before.
+    pub fn phymem_page_reconsider(&self, tdr: &Tdr<Keyless>, page: Page<Donated>) -> Reconsidered {
+        let Ok(found) = self.phymem_page_rdmd(page.hpa()) else {
+            return Reconsidered::Kept(page);
+        };
+        if found.owner != tdr.hpa() {
+            return Reconsidered::Kept(page);
+        }
+        let is_free = found.page_type == Some(PageType::Nda);
+        if is_free && page.size() == PageSize::Size4K {
+            return Reconsidered::Free(page.turn(Dirty));
+        }
+        if is_free || found.size.is_some_and(|size| size < page.size()) {
+            return page
+                .split()
+                .map_or_else(Reconsidered::Kept, Reconsidered::Parts);
+        }
+        Reconsidered::Kept(page)
     }
 
     /// TDH.PHYMEM.PAGE.RECLAIM of a TD's root page, the last one. The module used it under its own key `global_hkid`,

@@ -1,18 +1,20 @@
 //! A unit of work, on which one CPU at a time performs a step: a few pages of the mirror are reclaimed and cleared.
 
+mod refused;
+
 use core::ops::Range;
 
 use arrayvec::ArrayVec;
 use seam::abi::{Leaf as SeamLeaf, PAGE_2M, PageSize};
 use seam::call::SeamCall;
-use seam::error::{Cause, Rejected};
+use seam::error::Rejected;
 use seam::page::{Clean, Dirty, Donated, Page, Run};
-use seam::retry::{Reason, Wait};
+use seam::retry::Wait;
 use seam::tdh::{Keyless, Tdr};
 
 use super::clearing::{Clearing, Left};
 use super::home::Homeward;
-use super::report::{Clock, Reclaimed, Refusal};
+use super::report::{Clock, Reclaimed};
 use super::{Control, Shared};
 use crate::private::error::Error;
 use crate::private::mirror::{Boxed, Directory, ENTRIES, Entry, Gib, Leaf, PageTable};
@@ -20,8 +22,10 @@ use crate::private::pool::Pool;
 use crate::private::{Cpu, PrivateMap};
 use sync::atomic::Ordering::SeqCst;
 
-/// Maximum number of SEAMCALLs in one step.
+/// Maximum number of pages that one step asks the module for.
 pub const MAX_CALLS: usize = 8;
+/// Number of times that a page can be split.
+const MAX_SPLITS: usize = 2;
 /// Maximum number of bytes cleared in one step.
 const MAX_CLEARED: u64 = PAGE_2M;
 
@@ -63,6 +67,8 @@ enum Origin {
     Directory(u32),
     Upper(usize),
     Control(usize),
+    /// A part of a page that the module has in smaller pages than the mirror had.
+    Part,
 }
 
 /// A page that was found.
@@ -81,6 +87,8 @@ pub struct Job {
     came: ArrayVec<Page<Dirty>, MAX_CALLS>,
     /// A page of 1 GiB that is being cleared.
     whole: Option<Whole>,
+    /// The parts of pages that the module has in smaller pages than the mirror had: 2 MiB, then 4 KiB.
+    parts: ArrayVec<Run<Donated>, MAX_SPLITS>,
     clean: Homeward<Clean>,
     kept: Homeward<Dirty>,
     /// Pages that left the mirror in this unit.
@@ -110,6 +118,7 @@ impl Job {
             work,
             came: ArrayVec::new_const(),
             whole: None,
+            parts: ArrayVec::new_const(),
             clean: Homeward::<Clean>::new(PageSize::Size1G),
             // TDs request no larger ones.
             kept: Homeward::<Dirty>::new(PageSize::Size2M),
@@ -151,7 +160,7 @@ impl Job {
         (step, is_over)
     }
 
-    /// Reclaims as many pages as a step may. Returns whether none are left.
+    /// Reclaims as many pages as a step may, up to the first that the module refuses. Returns whether none are left.
     fn take<C: SeamCall, W: Wait, P: Pool>(
         &mut self,
         context: &Context<'_, C, W, P>,
@@ -168,13 +177,20 @@ impl Job {
                 }
                 Some(Piece::Donated(origin, page)) => {
                     let size = page.size();
-                    match self.reclaim(context, page) {
-                        Ok(page) => {
-                            self.came.push(page);
-                            count(step, origin, size);
-                            count(&mut self.took, origin, size);
+                    let (page, was_refused) = match self.reclaim(context, origin, page) {
+                        Ok(page) => (Some(page), false),
+                        Err(rejected) => (self.refused(context, origin, rejected), true),
+                    };
+                    if let Some(page) = page {
+                        self.came.push(page);
+                        match origin {
+                            Origin::Part => step.pages[size as usize] += 1,
+                            _ => count(step, origin, size),
                         }
-                        Err(rejected) => self.refused(context, origin, rejected),
+                        count(&mut self.took, origin, size);
+                    }
+                    if was_refused {
+                        return false;
                     }
                 }
             }
@@ -185,52 +201,15 @@ impl Job {
     fn reclaim<C: SeamCall, W: Wait, P>(
         &self,
         context: &Context<'_, C, W, P>,
+        origin: Origin,
         page: Page<Donated>,
     ) -> Result<Page<Dirty>, Rejected<Page<Donated>>> {
         let Context { tdr, cpu, .. } = context;
-        if self.is_patient {
+        if self.is_patient || matches!(origin, Origin::Part) {
             cpu.tdh.phymem_page_reclaim(tdr, page)
         } else {
             cpu.tdh.once().phymem_page_reclaim(tdr, page)
         }
-    }
-
-    /// Handles a page that the module refused. If the module may release it later, it is put back; otherwise it is
-    /// quarantined.
-    fn refused<C, W, P: Pool>(
-        &mut self,
-        context: &Context<'_, C, W, P>,
-        origin: Origin,
-        rejected: Rejected<Page<Donated>>,
-    ) {
-        let (error, page) = rejected.into_parts();
-        if may_come_later(error) {
-            self.left += 1;
-            self.is_patient = false;
-            context.shared.refusals.lock().leave(Refusal {
-                hpa: page.hpa(),
-                size: page.size(),
-                why: error.into(),
-            });
-            self.put_back(context, origin, page);
-        } else {
-            self.put_away(context, origin, page, error.into());
-        }
-    }
-
-    /// Quarantines a page that the module will not release.
-    fn put_away<C, W, P: Pool>(
-        &mut self,
-        context: &Context<'_, C, W, P>,
-        origin: Origin,
-        page: Page<Donated>,
-        why: Error,
-    ) {
-        let (hpa, size) = (page.hpa(), page.size());
-        count(&mut self.took, origin, size);
-        let refusals = &context.shared.refusals;
-        refusals.lock().quarantine(Refusal { hpa, size, why });
-        context.cpu.pool.quarantine(page);
     }
 
     /// Clears as many reclaimed pages as a step may, and frees them.
@@ -269,6 +248,12 @@ impl Job {
     /// Takes the next page out of the mirror.
     fn find<C, W, P>(&mut self, context: &Context<'_, C, W, P>) -> Option<Piece> {
         let map = context.map;
+        while let Some(parts) = self.parts.last_mut() {
+            if let Some(page) = parts.next() {
+                return Some(Piece::Donated(Origin::Part, page));
+            }
+            self.parts.pop();
+        }
         match &mut self.work {
             Work::Large { gib, entries } => {
                 let (origin, leaf) = find_large(map, *gib, entries)?;
@@ -281,47 +266,6 @@ impl Job {
             Work::Rest { items } => items.find_map(|number| find_rest(context, number)),
         }
     }
-
-    /// Puts a page back where it was found.
-    fn put_back<C, W, P>(
-        &mut self,
-        context: &Context<'_, C, W, P>,
-        origin: Origin,
-        page: Page<Donated>,
-    ) {
-        let Context { shared, map, .. } = *context;
-        match origin {
-            Origin::Gib(gib) => in_gib(map, gib, |entry| *entry = Entry::Leaf(Leaf::Mapped(page))),
-            Origin::Block(gib, index) => in_gib(map, gib, |entry| {
-                if let Some(directory) = directory(entry) {
-                    directory.fill(index, Leaf::Mapped(page));
-                }
-            }),
-            Origin::Page(index) => {
-                if let Work::Small {
-                    open: Some(open), ..
-                } = &mut self.work
-                {
-                    open.table.put(index, Leaf::Mapped(page));
-                }
-            }
-            Origin::Table => {
-                if let Work::Small {
-                    open: Some(open), ..
-                } = &mut self.work
-                {
-                    open.table.sept = Some(page);
-                }
-            }
-            Origin::Directory(gib) => in_gib(map, gib, |entry| {
-                if let Some(directory) = directory(entry) {
-                    directory.sept = Some(page);
-                }
-            }),
-            Origin::Upper(number) => map.mirror.uppers.put_back(number, page),
-            Origin::Control(number) => *shared.control[number].lock() = Some(page),
-        }
-    }
 }
 
 fn count(counts: &mut Reclaimed, origin: Origin, size: PageSize) {
@@ -329,16 +273,8 @@ fn count(counts: &mut Reclaimed, origin: Origin, size: PageSize) {
         Origin::Gib(_) | Origin::Block(..) | Origin::Page(_) => counts.pages[size as usize] += 1,
         Origin::Table | Origin::Directory(_) | Origin::Upper(_) => counts.sept += 1,
         Origin::Control(_) => counts.control += 1,
-    }
-}
-
-/// Returns whether the module may later release a page that it refused now.
-fn may_come_later(error: seam::error::Error) -> bool {
-    match error.cause() {
-        Cause::Status(status) => Reason::of(status).is_some(),
-        // No module answered.
-        Cause::Fault(_) => true,
-        Cause::WrongPage { .. } | Cause::NoProgress => false,
+        // The page that it is a part of was counted when it left the mirror.
+        Origin::Part => {}
     }
 }
 

@@ -207,8 +207,9 @@ impl<M: Borrow<PrivateMap>> Reclaim<M> {
         Ok((shared, lanes))
     }
 
-    /// Performs a step: at most 8 SEAMCALLs, each repeated as the retry policy has it, and 2 MiB cleared. `lane` is a
-    /// number that no other CPU uses, preferably below [`ReclaimOptions::cpus`].
+    /// Performs a step: at most 8 SEAMCALLs, each repeated as the retry policy has it, a question to the module about a
+    /// page that it refused, and 2 MiB cleared. `lane` is a number that no other CPU uses, preferably below
+    /// [`ReclaimOptions::cpus`].
     pub fn work<C: SeamCall, W: Wait, P: Pool>(
         &self,
         cpu: Cpu<'_, C, W, P>,
