@@ -5,7 +5,7 @@ use host::td::capabilities::Capabilities;
 use host::td::end::Way;
 use host::td::error::Error;
 use host::td::life::State;
-use host::td::params::Refused;
+use host::td::params::Unsupported;
 use seam::abi::{Leaf, Operand, Status};
 
 use super::kit::{FULL, Server};
@@ -73,13 +73,13 @@ fn incident_6_a_wrong_cpuid_bit_is_told_with_its_leaf_whichever_it_is() {
             entry.leaf
         );
         let error = server.tds(&text).create(1).unwrap_err();
-        let expected = Refused::CpuidBits {
+        let expected = Unsupported::CpuidBits {
             leaf: entry.leaf,
             sub_leaf: entry.sub_leaf,
             register: name,
             bits: bit,
         };
-        assert_eq!(error, Error::Refused(expected));
+        assert_eq!(error, Error::Unsupported(expected));
         let place = format!("of {name} in leaf {:#x}", entry.leaf);
         assert!(error.to_string().contains(&place), "{error}");
     }
