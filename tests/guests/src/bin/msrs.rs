@@ -73,7 +73,6 @@ const NATIVE_READS: &[u32] = &[
     0x825,
     0x826,
     0x827,
-    0xC80,
     0xDA0,
     0x1B01,
     0xC000_0080,
@@ -270,11 +269,8 @@ const VE_BOTH: &[u32] = &[
     0x79,
     0x8B,
     0xCE,
-    0xFE,
     0x140,
-    0x179,
     0x17A,
-    0x198,
     0x1A2,
     0x1B0,
     0x1FC,
@@ -285,9 +281,6 @@ const VE_BOTH: &[u32] = &[
     0x400,
     0x401,
     0x606,
-    0x802,
-    0x803,
-    0x80D,
     0x80F,
     0x828,
     0x82F,
@@ -299,7 +292,6 @@ const VE_BOTH: &[u32] = &[
     0x836,
     0x837,
     0x838,
-    0x839,
     0x83E,
     0x1400,
     0x1406,
@@ -315,10 +307,13 @@ const VE_BOTH: &[u32] = &[
     0xFFFF_FFFF,
 ];
 
+/// #VE on read. Newer modules raise #GP on write.
+const VE_READS: &[u32] = &[0xFE, 0x179, 0x802, 0x803, 0x80D, 0x839];
+
 fn ve_reads() -> Check {
     // Some of the VMX capabilities are also undefined.
     let vmx = (0x481..=0x484).chain([0x48A]);
-    for msr in VE_BOTH.iter().copied().chain(vmx) {
+    for msr in VE_BOTH.iter().chain(VE_READS).copied().chain(vmx) {
         match rdmsr(msr) {
             Ok(found) => return fail!("RDMSR {msr:#x} gave {found:#x}"),
             Err(caught) => raises_ve("RDMSR", Some(caught), (reason::RDMSR, 0, LENGTH))
