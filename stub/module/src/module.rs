@@ -12,6 +12,7 @@ use crate::field::Structure;
 use crate::hooks::{Counters, Counts, Hooks, Log, counters};
 use crate::keys::Keys;
 use crate::lock::{Guard, Lock, Mode};
+use crate::params::MAX_VCPUS;
 use crate::sys::tdmr::{Tdmr, Tdmrs};
 use crate::sys::{Diagnostics, Handoff, Sample};
 use crate::td::{Tdcs, tdcs};
@@ -145,6 +146,11 @@ impl Module {
         let module = Self::new(platform, release);
         module.handoff.lock().clone_from(&previous.handoff.lock());
         module
+    }
+
+    /// Returns MAX_VCPUS_PER_TD, in a release that has it.
+    pub(crate) fn max_vcpus(&self) -> u16 {
+        self.hooks.max_vcpus.unwrap_or(MAX_VCPUS)
     }
 
     /// Leaves the module's state for a successor.

@@ -102,6 +102,8 @@ pub struct Present {
     pub tsc_adjust: u64,
     /// True if the machine runs the TD's time-stamp counter at the requested frequency.
     pub scales_tsc: bool,
+    /// MAX_VCPUS_PER_TD, in a release that has it.
+    pub max_vcpus: u16,
 }
 
 impl Config {
@@ -123,7 +125,7 @@ impl Config {
             return Err(Operand::XFAM.into());
         }
         let limited = release.does(Change::LIMITS_VCPUS);
-        if params.max_vcpus == 0 || limited && params.max_vcpus > MAX_VCPUS {
+        if params.max_vcpus == 0 || limited && params.max_vcpus > present.max_vcpus {
             return Err(Operand::MAX_VCPUS.into());
         }
         if params.num_l2_vms > MAX_L2_VMS {
@@ -287,6 +289,7 @@ mod tests {
         num_tdcx: 6,
         tsc_adjust: 0,
         scales_tsc: true,
+        max_vcpus: MAX_VCPUS,
     };
 
     fn native() -> Native {

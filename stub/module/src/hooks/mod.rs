@@ -21,12 +21,15 @@ pub struct Hooks {
     /// True if pages that leave a TD are filled with a pattern of its HKID. The pattern identifies a page that returns
     /// uncleared.
     pub patterns: bool,
+    /// MAX_VCPUS_PER_TD, if it differs from the release's.
+    pub max_vcpus: Option<u16>,
 }
 
 impl Hooks {
     /// Parses hooks from text: statements on separate lines or separated by semicolons. `#` starts a comment.
     ///
     /// - `patterns`: pages that leave a TD are filled with a pattern.
+    /// - `max-vcpus N`: a TD has at most N vCPUs, in a release with MAX_VCPUS_PER_TD.
     /// - `seed N`: seed of the probabilities below.
     /// - `busy LEAF WHEN`, `busy:OPERAND LEAF WHEN`: the call returns OPERAND_BUSY and does nothing. The default
     ///   operand is RCX.
@@ -54,6 +57,9 @@ impl Hooks {
             match (words.next(), words.next()) {
                 (None, _) => {}
                 (Some("patterns"), None) => hooks.patterns = true,
+                (Some("max-vcpus"), Some(number)) => {
+                    hooks.max_vcpus = Some(number.parse().map_err(|_| error)?);
+                }
                 (Some("seed"), Some(number)) => seed = number.parse().map_err(|_| error)?,
                 (Some(fault), Some(leaf)) => {
                     let mut when = || words.next().ok_or(error);

@@ -127,6 +127,7 @@ impl<M: Machine> Fields for SysFields<'_, M> {
             sys::IA32_ARCH_CAPABILITIES_CONFIG_MASK => ARCH_CAPABILITIES_CONFIGURABLE,
             sys::NUM_ALLOWED_FMS => fms::num_allowed(known_fms) as u64,
             sys::ALLOWED_FMS => allowed_fms(),
+            sys::MAX_VCPUS_PER_TD => self.cx.module.max_vcpus().into(),
             _ => constant(row),
         })
     }
@@ -139,7 +140,6 @@ impl<M: Machine> Fields for SysFields<'_, M> {
 /// Returns the value of a constant field.
 fn constant(row: &Row) -> u64 {
     match row.field {
-        sys::MAX_VCPUS_PER_TD => params::MAX_VCPUS.into(),
         sys::MIN_VIRT_MAXPA => MIN_VIRT_MAXPA.into(),
         sys::MAX_EVENT_FILTERS => event_filter::MAX.into(),
         sys::PAMT_PAGE_BITMAP_ENTRY_BITS => 1,

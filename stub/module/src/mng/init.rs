@@ -47,6 +47,7 @@ pub fn init<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs) -> Result<(), Status> 
         num_tdcx: td.tdr.num_tdcx(),
         tsc_adjust,
         scales_tsc: cx.machine.scales_tsc(),
+        max_vcpus: cx.module.max_vcpus(),
     };
     td.tdcs.set(field::EVENT_FILTERS_NUM, 0);
     let mut copy_filters = || match filters {
