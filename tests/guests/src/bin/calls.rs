@@ -12,7 +12,9 @@ use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::{apic, attempt, cpu, ensure, fail, guest, memory, say, tdcall, vcpu, ve, vmcall};
 use seam::abi::ghci::{self, Request};
 use seam::abi::x86::msr::APIC_BASE;
-use seam::abi::{Gprs, PAGE_2M, PAGE_4K, Status};
+use seam::abi::metadata::{Field, td};
+use seam::abi::x86::exit_reason;
+use seam::abi::{FeatureParavirtCtls, Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status, TdCtls};
 
 guest!("calls", main);
 
@@ -56,6 +58,7 @@ fn main(checks: &mut Checks) {
     checks.once("service", service);
     checks.once("unknown-requests", unknown_requests);
     checks.once("hlt-with-interrupts-off-sleeps", hlt_with_interrupts_off);
+    checks.once("fewer-ve-by-choice", fewer_ve);
 }
 
 fn refused(error: vmcall::Refused) -> Failure {
@@ -350,6 +353,67 @@ fn hlt_wakes_for_an_nmi() -> Check {
 
 /// Checks that neither the timer nor an interrupt wakes a vCPU with interrupts off: another vCPU sees it asleep long
 /// after both, and wakes it by an NMI. Both interrupts have come when it enables interrupts.
+/// A TD that reduces #VE has MTRRs and machine checks only if it asks for them. Before that, and with a module that
+/// cannot reduce #VE, it has them.
+fn fewer_ve() -> Check {
+    /// EDX of CPUID leaf 1: MCE, MTRR, MCA.
+    const FEATURES: u32 = 1 << 7 | 1 << 12 | 1 << 14;
+    const MTRR_CAP: u32 = 0xFE;
+    const WITH_REDUCTION: TdCtls = TdCtls::REDUCE_VE
+        .union(TdCtls::ENUM_TOPOLOGY)
+        .union(TdCtls::VIRT_CPUID2);
+    let features = || cpu::cpuid(1, 0)[3] & FEATURES;
+    let read = || {
+        // SAFETY: RDMSR changes nothing but the registers that are named.
+        unsafe {
+            attempt!("rdmsr", in("ecx") MTRR_CAP, out("eax") _, out("edx") _);
+        }
+        attempt::outcome()
+    };
+    let controls = tdcall::vm_rd(td::TD_CTLS.id.0).unwrap_or(0);
+    expect("features", features().into(), FEATURES.into())?;
+    expect_ve("IA32_MTRRCAP", read())?;
+    let reduce = TdCtls::REDUCE_VE.bits();
+    if !vm_wr(td::TD_CTLS, reduce, reduce) {
+        say!("this module does not reduce #VE");
+        return Ok(());
+    }
+    let reduced = (features(), read());
+    let chosen = (FeatureParavirtCtls::MCA | FeatureParavirtCtls::MTRR).bits();
+    let accepts_choice = vm_wr(td::FEATURE_PARAVIRT_CTLS, chosen, chosen);
+    let with_choice = (features(), read());
+    let answer = vmcall::rdmsr(MTRR_CAP);
+    // The other checks find the TD as it was.
+    let is_restored = vm_wr(td::FEATURE_PARAVIRT_CTLS, 0, chosen)
+        && vm_wr(td::TD_CTLS, controls, WITH_REDUCTION.bits());
+    expect("features with #VE reduction", reduced.0.into(), 0)?;
+    ensure!(
+        attempt::is_same(reduced.1, attempt::GP),
+        "IA32_MTRRCAP with #VE reduction: {:?}",
+        reduced.1
+    );
+    ensure!(accepts_choice, "FEATURE_PARAVIRT_CTLS is refused");
+    expect("chosen features", with_choice.0.into(), FEATURES.into())?;
+    expect_ve("IA32_MTRRCAP by choice", with_choice.1)?;
+    answer.map_err(refused)?;
+    ensure!(is_restored, "TD_CTLS is not restored");
+    expect("features again", features().into(), FEATURES.into())
+}
+
+fn expect_ve(what: &str, outcome: Outcome) -> Check {
+    ensure!(
+        ve_reason(outcome) == Some(exit_reason::RDMSR),
+        "{what}: {outcome:?}"
+    );
+    Ok(())
+}
+
+/// Executes TDG.VM.WR. Returns whether the module accepted it.
+fn vm_wr(field: Field, value: u64, mask: u64) -> bool {
+    let (status, _) = guests::tries::leaf(GuestLeaf::VmWr, [0, field.id.0, value, mask]);
+    !status.is_error()
+}
+
 fn hlt_with_interrupts_off() -> Check {
     /// Time for which the vCPU must stay asleep.
     const ASLEEP_MS: u64 = 200;
