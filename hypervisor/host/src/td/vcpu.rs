@@ -9,7 +9,7 @@ use sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use mm::private::{self, Kick};
 use seam::{
-    abi::metadata::vp,
+    abi::{Status, metadata::vp},
     error::Error,
     page::{Donated, Page},
     tdh::Tdvpr,
@@ -29,7 +29,7 @@ pub struct Slot {
     tdvpr: Mutex<Option<Tdvpr>>,
     /// The CPU that holds the lock to run or to inspect the vCPU.
     user: AtomicU32,
-    /// The CPU that the module associates with the vCPU. Changed only with the lock held.
+    /// The CPU that the module may have associated with the vCPU. Changed only with the lock held.
     association: AtomicU32,
 }
 
@@ -241,7 +241,7 @@ impl Held<'_> {
             Some(cpu) if cpu == me => return Ok(()),
             Some(cpu) => {
                 let failed = Mutex::new(None);
-                let flush = |_| *failed.lock() = platform.tdh().vp_flush(tdvpr).err();
+                let flush = |_| *failed.lock() = flush(platform, tdvpr).err();
                 let answered = platform.on_each(&[cpu], &flush);
                 answered.map_err(|_| Refused::NoAnswer(cpu))?;
                 if let Some(error) = failed.into_inner() {
@@ -252,8 +252,9 @@ impl Held<'_> {
             None => {}
         }
         let read = platform.tdh().vp_rd(tdvpr, vp::VCPU_STATE_DETAILS.id);
-        read.map_err(Refused::Seam)?;
+        // The module may have associated the vCPU although the call failed. It must then be flushed here.
         self.slot.association.store(me, SeqCst);
+        read.map_err(Refused::Seam)?;
         Ok(())
     }
 }
@@ -295,7 +296,7 @@ impl Stopped<'_> {
     /// Executes TDH.VP.FLUSH. Must run on the CPU that the vCPU is associated with.
     pub(super) fn flush<P: Platform>(&self, platform: &P) -> Result<(), Error> {
         if let Some(tdvpr) = &*self.tdvpr {
-            platform.tdh().vp_flush(tdvpr)?;
+            flush(platform, tdvpr)?;
         }
         self.slot.association.store(NONE, SeqCst);
         Ok(())
@@ -304,6 +305,14 @@ impl Stopped<'_> {
     /// Takes the root page for reclaim.
     pub(super) fn into_page(mut self) -> Option<Page<Donated>> {
         self.tdvpr.take().map(Tdvpr::into_page)
+    }
+}
+
+/// Executes TDH.VP.FLUSH for a vCPU that the module may have associated with the calling CPU.
+fn flush<P: Platform>(platform: &P, tdvpr: &Tdvpr) -> Result<(), Error> {
+    match platform.tdh().vp_flush(tdvpr) {
+        Err(error) if error.is(Status::VCPU_NOT_ASSOCIATED) => Ok(()),
+        result => result,
     }
 }
 

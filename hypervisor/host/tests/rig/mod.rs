@@ -141,6 +141,7 @@ pub struct Machine {
     stopwatch: Stopwatch,
     shutdown: Shutdown,
     refusals: Refusals,
+    spoils: Refusals,
     meanwhile: Meanwhile,
     pauses: AtomicU64,
     write_backs: Mutex<Vec<u32>>,
@@ -186,6 +187,7 @@ impl Rig {
             stopwatch: Stopwatch::new(),
             shutdown: Shutdown::new(),
             refusals: Refusals::default(),
+            spoils: Refusals::default(),
             meanwhile: Meanwhile::default(),
             pauses: AtomicU64::new(0),
             write_backs: Mutex::new(Vec::new()),
@@ -259,6 +261,11 @@ impl Rig {
     /// Answers the calls number `calls` of `leaf` (1 is the next) with `status`, without the module.
     pub fn refuse(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
         self.machine.refusals.add(leaf, calls, status);
+    }
+
+    /// Replaces the status of the calls number `calls` of `leaf` (1 is the next), which the module serves, by `status`.
+    pub fn spoil(&self, leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
+        self.machine.spoils.add(leaf, calls, status);
     }
 
     /// Makes the calls number `calls` of `leaf` (1 is the next) fault in the instruction.
