@@ -287,7 +287,7 @@ fn a_vcpu_that_did_not_get_to_another_cpu_is_flushed_there() {
         }
         let (rig, one) = (server.rig.clone(), td(&tds, 1));
         let held = server.rig.start(2, move || one.hold(&rig, 0).map(drop));
-        assert!(matches!(held.wait(&server.rig), Err(Unsupported::Seam(_))));
+        assert!(matches!(held.wait(&server.rig), Err(Refused::Seam(_))));
         // It can be used elsewhere, and the TD ends.
         drop(td(&tds, 1).hold(&server.rig, 0).unwrap());
         let ended = tds.destroy(1, Way::Terminate);

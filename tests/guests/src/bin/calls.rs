@@ -11,9 +11,9 @@ use guest_kit::attempt::{Caught, Outcome, ve_reason};
 use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::{apic, attempt, cpu, ensure, fail, guest, memory, say, tdcall, vcpu, ve, vmcall};
 use seam::abi::ghci::{self, Request};
-use seam::abi::x86::msr::APIC_BASE;
 use seam::abi::metadata::{Field, td};
 use seam::abi::x86::exit_reason;
+use seam::abi::x86::msr::APIC_BASE;
 use seam::abi::{FeatureParavirtCtls, Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status, TdCtls};
 
 guest!("calls", main);
