@@ -378,6 +378,12 @@ impl<'a> TdFeatures<'a> {
     }
 }
 
+/// Returns whether a guest may load IA32_XSS with this value. A TD with processor trace keeps its state by other means
+/// than XSAVES.
+const fn accepts_xss(value: u64, native: u64, xfam: u64) -> bool {
+    value & !(native & xfam & !(1 << XFAM_PT)) == 0
+}
+
 /// Words of an MSR-bitmap page. Initially the bit of every MSR is set.
 const BITMAP_WORDS: u32 = 512;
 
@@ -616,8 +622,7 @@ impl<M: Machine> Inside<'_, M> {
         }
         match msr {
             XSS => {
-                let allowed = self.cx.native().xss & vcpu.get(fields::XFAM) & !(1 << XFAM_PT);
-                if value & !allowed != 0 {
+                if !accepts_xss(value, self.cx.native().xss, vcpu.get(fields::XFAM)) {
                     self.raise_gp();
                 } else {
                     vcpu.set_held(Held::Xss, value);
@@ -688,6 +693,16 @@ mod tests {
         for rows in [ROWS, REVISED] {
             assert!(rows.windows(2).all(|pair| pair[0].last < pair[1].first));
         }
+    }
+
+    #[test]
+    fn xss_never_has_the_component_of_processor_trace() {
+        let (cet, pt) = (3 << XFAM_CET, 1 << XFAM_PT);
+        assert!(accepts_xss(cet, cet | pt, cet | pt));
+        assert!(accepts_xss(0, cet | pt, cet | pt));
+        assert!(!accepts_xss(pt, cet | pt, cet | pt));
+        assert!(!accepts_xss(cet | pt, cet | pt, cet | pt));
+        assert!(!accepts_xss(cet, cet, 0));
     }
 
     #[test]
