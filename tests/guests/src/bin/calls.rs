@@ -12,7 +12,6 @@ use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::{apic, attempt, cpu, ensure, fail, guest, memory, say, tdcall, vcpu, ve, vmcall};
 use seam::abi::ghci::{self, Request};
 use seam::abi::metadata::{Field, td};
-use seam::abi::x86::exit_reason;
 use seam::abi::x86::msr::APIC_BASE;
 use seam::abi::{FeatureParavirtCtls, Gprs, GuestLeaf, PAGE_2M, PAGE_4K, Status, TdCtls};
 
@@ -363,16 +362,10 @@ fn fewer_ve() -> Check {
         .union(TdCtls::ENUM_TOPOLOGY)
         .union(TdCtls::VIRT_CPUID2);
     let features = || cpu::cpuid(1, 0)[3] & FEATURES;
-    let read = || {
-        // SAFETY: RDMSR changes nothing but the registers that are named.
-        unsafe {
-            attempt!("rdmsr", in("ecx") MTRR_CAP, out("eax") _, out("edx") _);
-        }
-        attempt::outcome()
-    };
+    let read = || guests::tries::rdmsr(MTRR_CAP).err();
     let controls = tdcall::vm_rd(td::TD_CTLS.id.0).unwrap_or(0);
     expect("features", features().into(), FEATURES.into())?;
-    expect_ve("IA32_MTRRCAP", read())?;
+    asks("IA32_MTRRCAP", read())?;
     let reduce = TdCtls::REDUCE_VE.bits();
     if !vm_wr(td::TD_CTLS, reduce, reduce) {
         say!("this module does not reduce #VE");
@@ -394,15 +387,16 @@ fn fewer_ve() -> Check {
     );
     ensure!(accepts_choice, "FEATURE_PARAVIRT_CTLS is refused");
     expect("chosen features", with_choice.0.into(), FEATURES.into())?;
-    expect_ve("IA32_MTRRCAP by choice", with_choice.1)?;
+    asks("IA32_MTRRCAP by choice", with_choice.1)?;
     answer.map_err(refused)?;
     ensure!(is_restored, "TD_CTLS is not restored");
     expect("features again", features().into(), FEATURES.into())
 }
 
-fn expect_ve(what: &str, outcome: Outcome) -> Check {
+/// Checks that an attempt to read an MSR raised #VE, for which a kernel asks the host.
+fn asks(what: &str, outcome: Outcome) -> Check {
     ensure!(
-        ve_reason(outcome) == Some(exit_reason::RDMSR),
+        ve_reason(outcome) == Some(ve::reason::RDMSR),
         "{what}: {outcome:?}"
     );
     Ok(())
