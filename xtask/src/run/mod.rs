@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_before_anything_starts() {
         for (arguments, words) in [
-            (&["--stub", "foo=1"][..], "the options are tdx, hkids"),
+            (&["--stub", "foo=1"][..], "the options are tdx, module"),
             (&["--stub", "tdx"], "not KEY=VALUE"),
             (&["--stub", "tdx=maybe"], "tdx is on or off, not maybe"),
             (&["--stub", "stuck=0"], "stuck takes a number from 1"),

@@ -14,7 +14,8 @@ use crate::{
     },
 };
 
-/// Handles guests that have ended. Must be called with interrupts on, because it may wait for other CPUs.
+/// Handles guests that have ended. Returns whether there was one. Must be called with interrupts on, because it may wait
+/// for other CPUs.
 pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool {
     if !scheduler.take_ended() {
         return false;
@@ -27,7 +28,7 @@ pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool
         }
         after = Some(guest.id());
     }
-    true
+    after.is_some()
 }
 
 /// Follows the end of a guest.
