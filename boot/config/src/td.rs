@@ -70,6 +70,12 @@ pub struct Td {
     /// ATTRIBUTES.PERFMON: performance monitoring.
     #[serde(default)]
     pub perfmon: bool,
+    /// ATTRIBUTES.ICSSD: the module's defence against counting the TD's instructions.
+    #[serde(default)]
+    pub icssd: bool,
+    /// ATTRIBUTES.LASS: linear address space separation.
+    #[serde(default)]
+    pub lass: bool,
     /// XFAM, the extended features that the TD may use. By default x87, SSE, AVX, AVX-512, PKRU and AMX, as far as the
     /// module supports them.
     #[serde(default)]
@@ -298,7 +304,7 @@ mod tests {
         let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
         let td = td(&format!(
             "memory = \"1G\"\nmax_4k = \"64M\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
-             migratable = true\npks = true\nperfmon = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
+             migratable = true\npks = true\nperfmon = true\nicssd = true\nlass = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
              shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
         ))
@@ -308,7 +314,7 @@ mod tests {
             (1 << 30, Some(64 << 20), 4)
         );
         assert!(td.autostart && td.debug && !td.sept_ve_disable && td.migratable);
-        assert!(td.pks && td.perfmon && td.control && td.no_rbp_mod());
+        assert!(td.pks && td.perfmon && td.icssd && td.lass && td.control && td.no_rbp_mod());
         assert_eq!((td.xfam, td.tsc_mhz), (Some(0xE7), Some(2000)));
         assert_eq!((td.shares, td.cap), (200, Some(150)));
         assert_eq!(td.populate, Populate::Start);

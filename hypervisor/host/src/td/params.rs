@@ -87,7 +87,7 @@ impl fmt::Display for Unsupported {
             }
             Self::AttributesMissing(bits) => write!(
                 f,
-                "attributes: this TDX module requires {bits} ({bits:#x}), which no key of [[td]] sets"
+                "attributes: this TDX module requires {bits} ({bits:#x}), which the TD's configuration does not set"
             ),
             Self::XfamBits(bits) => {
                 write!(
@@ -253,6 +253,8 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Unsu
         (td.migratable, Attributes::MIGRATABLE, "migratable"),
         (td.pks, Attributes::PKS, "pks"),
         (td.perfmon, Attributes::PERFMON, "perfmon"),
+        (td.icssd, Attributes::ICSSD, "icssd"),
+        (td.lass, Attributes::LASS, "lass"),
     ];
     let mut value = Attributes::empty();
     for (is_wanted, bit, name) in wanted {
@@ -507,6 +509,8 @@ mod tests {
     fn an_unsupported_setting_is_refused_with_its_key() {
         let cases = [
             ("pks = true\n", "pks: "),
+            ("icssd = true\n", "icssd: "),
+            ("lass = true\n", "lass: "),
             ("migratable = true\ndebug = true\n", "migratable: "),
             ("migratable = true\nperfmon = true\n", "migratable: "),
             (
@@ -539,10 +543,10 @@ mod tests {
             assert!(refused.starts_with(start), "{refused}");
         }
         let mut strange = module();
-        strange.attributes.one = Attributes::LASS | Attributes::from_bits_retain(1 << 8);
+        strange.attributes.one = Attributes::KL | Attributes::from_bits_retain(1 << 8);
         let refused = params(&td(""), &strange, &Machine).unwrap_err().to_string();
         assert!(
-            refused.starts_with("attributes: this TDX module requires bit 8, LASS (0x8000100)"),
+            refused.starts_with("attributes: this TDX module requires bit 8, KL (0x80000100)"),
             "{refused}"
         );
     }
