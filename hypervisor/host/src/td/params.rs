@@ -39,6 +39,8 @@ pub enum Unsupported {
     Attribute(&'static str),
     /// `migratable` excludes `debug` and `perfmon`.
     Migratable,
+    /// `icssd` excludes `perfmon`.
+    Icssd,
     /// `no_rbp_mod` contradicts the module, which sets it in every TD if `true`, in none if `false`.
     NoRbpMod(bool),
     /// Bits of ATTRIBUTES that the module requires in every TD and that no key sets.
@@ -81,6 +83,7 @@ impl fmt::Display for Unsupported {
         match self {
             Self::Attribute(name) => write!(f, "{name}: this TDX module does not support it"),
             Self::Migratable => write!(f, "migratable: it can't be combined with debug or perfmon"),
+            Self::Icssd => write!(f, "icssd: it can't be combined with perfmon"),
             Self::NoRbpMod(has) => {
                 let which = if *has { "every" } else { "no" };
                 write!(f, "no_rbp_mod: this TDX module has it in {which} TD")
@@ -265,6 +268,9 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Unsu
     }
     if td.migratable && (td.debug || td.perfmon) {
         return Err(Unsupported::Migratable);
+    }
+    if td.icssd && td.perfmon {
+        return Err(Unsupported::Icssd);
     }
     let missing = module.attributes.missing(value);
     if missing.is_empty() {

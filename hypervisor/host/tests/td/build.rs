@@ -5,6 +5,7 @@ use host::td::error::Error;
 use host::td::life::State;
 use host::td::params::Unsupported;
 use seam::abi::{Leaf, Xfam};
+use stub_module::Release;
 
 use super::kit::{FULL, ONE, Server, td};
 use super::rig::Setup;
@@ -140,6 +141,36 @@ fn an_impossible_td_is_refused_before_anything_is_taken() {
     tds.start(2).unwrap();
     tds.destroy(2, Way::Terminate).unwrap();
     server.assert_spotless();
+}
+
+#[test]
+fn attributes_of_newer_modules_are_the_operators_choice_where_they_exist() {
+    let create = |release, key: &str| {
+        let server = Server::of(&Setup {
+            release,
+            ..Setup::default()
+        });
+        let tds = server.tds(&format!("{ONE}{key} = true\n"));
+        let created = tds.create(1).map(|td| td.config().icssd);
+        if created.is_ok() {
+            tds.destroy(1, Way::Terminate).unwrap();
+        }
+        server.assert_spotless();
+        created.map_err(|error| error.to_string())
+    };
+    assert_eq!(create(Release::default(), "icssd"), Ok(true));
+    let both = create(Release::default(), "perfmon = true\nicssd");
+    assert_eq!(
+        both.unwrap_err(),
+        "icssd: it can't be combined with perfmon"
+    );
+    for key in ["icssd", "lass"] {
+        let refused = create(Release::V1_5_01, key).unwrap_err();
+        assert_eq!(
+            refused,
+            format!("{key}: this TDX module does not support it")
+        );
+    }
 }
 
 #[test]
