@@ -346,7 +346,7 @@ mod tests {
         t.map(STACKS + 0x1000, 0x5000, 0x1000, Access::Write)
             .unwrap();
         let pml5 = t.pml5().unwrap();
-        // What is mapped later is under both roots too.
+        // Later mappings are under both roots too.
         t.map(WINDOWS, 0xFEC0_0000, 0x1000, Access::Device).unwrap();
         let last = !0xFFF;
         t.map(last, 0x8000, 0x1000, Access::Read).ok();

@@ -16,7 +16,7 @@ pub const SECTION: [u8; 8] = *b".seal\0\0\0";
 /// A SHA-256.
 pub type Digest = [u8; 32];
 
-/// What a signed image vouches for.
+/// The configuration and files that a signed image vouches for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seal {
     /// The configuration, byte for byte.
@@ -49,7 +49,7 @@ impl Seal {
     /// Reads the section's content. Bytes behind the configuration are padding.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The fault that was found.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let (first, mut rest) = line(bytes)?;
         if first != FIRST_LINE {

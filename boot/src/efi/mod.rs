@@ -276,7 +276,7 @@ fn read_file(place: &mut Place, file: &config::File, trust: &Trust) -> Result<Fi
     // SAFETY: the pages were taken for this file alone; any of their bytes is a `u8`.
     let buffer = unsafe { slice::from_raw_parts_mut(pa as *mut u8, count * 4096) };
     let (content, rest) = buffer.split_at_mut(len as usize);
-    // What is checked is what is used: the file is read once.
+    // The file is read once, so the bytes that were checked are the bytes in use.
     place.read(&file.path, content)?;
     if let Err(refused) = trust.check(&file.path, content) {
         content.fill(0);

@@ -20,7 +20,7 @@ use uefi_raw::{
 /// bytes, and each costs a round trip.
 const BLOCK: usize = 1428;
 
-/// What DHCP has said about the boot.
+/// The answers of DHCP about the boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
     /// The TFTP server.

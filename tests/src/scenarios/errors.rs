@@ -1,12 +1,8 @@
 //! Scenarios with hardware errors: machine checks and NMIs that QEMU's monitor injects, and a machine check in a TD.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
-use super::stage::{self, ANSWER, CHECKS, LIFE, Named, Words};
+use super::stage::{self, ANSWER, CHECKS, LIFE, Named, Words, until};
 use super::{Bench, Scenario};
 use crate::console::Console;
 
@@ -27,8 +23,6 @@ const CORRUPT: &str = "0xbe00000000000134";
 const LINE: &str = "0x86";
 /// RIPV and MCIP.
 const RUNNING: &str = "5";
-/// The interval at which the machine is polled.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Plain QEMU: a corrected error is counted, a scrubbed page goes into quarantine, and a corrupt CPU is the end.
 fn machine_check(bench: &mut Bench) -> Result<()> {
@@ -172,21 +166,4 @@ fn has(record: &str, lines: &[&str]) -> Result<()> {
     let missing = lines.iter().find(|line| !record.contains(**line));
     ensure!(missing.is_none(), "{missing:?} is not in\n{record}");
     Ok(())
-}
-
-/// Repeats a command until its answer is as expected.
-fn until(
-    console: &mut Console,
-    command: &str,
-    mut is_there: impl FnMut(&Value) -> bool,
-) -> Result<Value> {
-    let start = Instant::now();
-    loop {
-        let answer = console.succeed(command, ANSWER)?;
-        if is_there(&answer) {
-            return Ok(answer);
-        }
-        ensure!(start.elapsed() < LIFE, "`{command}` still answers {answer}");
-        sleep(LOOK);
-    }
 }

@@ -322,6 +322,27 @@ pub fn wait_for_state(
     }
 }
 
+/// Repeats a command until its answer is as expected.
+///
+/// # Errors
+/// The last answer, after [`LIFE`].
+pub fn until(
+    console: &mut Console,
+    command: &str,
+    mut is_there: impl FnMut(&Value) -> bool,
+) -> Result<Value> {
+    let start = Instant::now();
+    loop {
+        let answer = console.succeed(command, ANSWER)?;
+        if is_there(&answer) {
+            return Ok(answer);
+        }
+        ensure!(start.elapsed() < LIFE, "`{command}` still answers {answer}");
+        // Each command costs the machine time.
+        sleep(LOOK);
+    }
+}
+
 /// Types on a TD's console.
 pub fn type_to(console: &mut Console, name: &str, text: &str) -> Result<()> {
     console.enter("json off", ANSWER)?;

@@ -1,13 +1,12 @@
 //! Scenarios with TDs at the operator's console, on a machine that boots as with `cargo xtask run`.
 
 use std::fs;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::stage::{Words, output, used};
+use super::stage::{Words, output, until, used};
 use super::{Bench, Scenario};
 use crate::console::Console;
 use crate::media::Media;
@@ -41,26 +40,6 @@ fn machine(bench: &Bench, tds: &str) -> Result<Machine> {
     let mut machine = Machine::new(bench.disk(&media)?, Some(bench.stub()));
     machine.symbols = Some(bench.programs().symbols("seamark"));
     Ok(machine)
-}
-
-/// Repeats a command until its answer is as expected.
-fn until(
-    console: &mut Console,
-    command: &str,
-    mut is_there: impl FnMut(&Value) -> bool,
-) -> Result<Value> {
-    let start = Instant::now();
-    loop {
-        let answer = console.succeed(command, ANSWER)?;
-        if is_there(&answer) {
-            return Ok(answer);
-        }
-        if start.elapsed() > WORK {
-            bail!("`{command}` still answers {answer}");
-        }
-        // Each command costs the machine time.
-        sleep(Duration::from_millis(200));
-    }
 }
 
 fn text<'a>(answer: &'a Value, key: &str) -> &'a str {

@@ -45,7 +45,7 @@ pub struct CpuErrors {
 pub struct FirmwareErrors {
     /// The source's number in the HEST.
     pub source: u16,
-    /// How the firmware tells of a record: "nmi" or "polled".
+    /// The way the firmware signals a record: "nmi" or "polled".
     pub notice: &'static str,
     /// Records of corrected errors.
     pub corrected: u64,

@@ -34,17 +34,7 @@ impl<M: Machine> Inside<'_, M> {
     pub fn cpuid(&self, reason: u32) {
         let vcpu = &self.vcpu;
         let (leaf, sub_leaf) = (vcpu.gpr(Gpr::Rax) as u32, vcpu.gpr(Gpr::Rcx) as u32);
-        let refuse = |category| {
-            self.raise_ve_for(
-                category,
-                VeInfo {
-                    reason: reason & 0xFFFF,
-                    qualification: 0,
-                    gpa: 0,
-                    gla: 0,
-                },
-            )
-        };
+        let refuse = |category| self.raise_ve_for(category, VeInfo::of(reason & 0xFFFF));
         if HYPERVISOR_LEAVES.contains(&leaf) {
             return refuse(Category::Paravirtual);
         }

@@ -75,6 +75,18 @@ pub struct VeInfo {
     pub gla: u64,
 }
 
+impl VeInfo {
+    /// Returns the information about an exit that has a reason and nothing else.
+    pub const fn of(reason: u32) -> Self {
+        Self {
+            reason,
+            qualification: 0,
+            gpa: 0,
+            gla: 0,
+        }
+    }
+}
+
 impl<M: Machine> Inside<'_, M> {
     fn raise(&self, event: u64, error_code: Option<u64>) {
         self.vcpu.set_vmcs(Field::ENTRY_INT_INFO, event);

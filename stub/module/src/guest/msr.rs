@@ -219,15 +219,7 @@ impl<M: Machine> Inside<'_, M> {
 
     /// Raises #VE for an MSR that the guest can have instead, or do without.
     fn raise_ve_by_choice(&self, full: u32) {
-        self.raise_ve_for(
-            Category::Configurable,
-            VeInfo {
-                reason: full & 0xFFFF,
-                qualification: 0,
-                gpa: 0,
-                gla: 0,
-            },
-        );
+        self.raise_ve_for(Category::Configurable, VeInfo::of(full & 0xFFFF));
     }
 
     /// Handles an exit for an MSR that the TD accesses directly. Intel's module shuts down. Here only the TD ends,
@@ -343,15 +335,7 @@ impl<M: Machine> Inside<'_, M> {
             return self.raise_gp();
         }
         if (value ^ old) & MONITOR != 0 || value & LIMIT_CPUID != 0 {
-            return self.raise_ve_for(
-                Category::Unsupported,
-                VeInfo {
-                    reason: reason::WRMSR,
-                    qualification: 0,
-                    gpa: 0,
-                    gla: 0,
-                },
-            );
+            return self.raise_ve_for(Category::Unsupported, VeInfo::of(reason::WRMSR));
         }
         if value & TPR_MESSAGES_OFF != 0 && !features.xtpr_update {
             return self.raise_gp();
@@ -395,15 +379,7 @@ impl<M: Machine> Inside<'_, M> {
                 let old = vcpu.vmcs(Field::EFER);
                 let new = value & !efer::LMA | old & efer::LMA;
                 if (old ^ new) & !efer::SCE != 0 {
-                    self.raise_ve_for(
-                        Category::Unsupported,
-                        VeInfo {
-                            reason: reason::WRMSR,
-                            qualification: 0,
-                            gpa: 0,
-                            gla: 0,
-                        },
-                    );
+                    self.raise_ve_for(Category::Unsupported, VeInfo::of(reason::WRMSR));
                 } else {
                     vcpu.set_vmcs(Field::EFER, new);
                 }
@@ -419,15 +395,7 @@ impl<M: Machine> Inside<'_, M> {
             return self.raise_gp();
         }
         if value & (TR | BTS) == TR {
-            return self.raise_ve_for(
-                Category::Unsupported,
-                VeInfo {
-                    reason: reason::WRMSR,
-                    qualification: 0,
-                    gpa: 0,
-                    gla: 0,
-                },
-            );
+            return self.raise_ve_for(Category::Unsupported, VeInfo::of(reason::WRMSR));
         }
         if self.cx.module.release.does(Change::STRICT_MSRS) {
             let freezes = value & FREEZE_WHILE_SMM != 0;

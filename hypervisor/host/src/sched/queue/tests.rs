@@ -4,6 +4,12 @@ use super::*;
 
 const SLICE: Ticks = 100;
 
+/// The portion of a TD whose configuration names none.
+const USUAL: Portion = Portion {
+    shares: 100,
+    cap: None,
+};
+
 fn queue(cpus: usize) -> RunQueue {
     RunQueue::new(Settings {
         slice: SLICE,
@@ -16,7 +22,7 @@ fn homes(vcpus: u32, cpus: u32) -> Vec<u32> {
     (0..vcpus).map(|vcpu| vcpu % cpus).collect()
 }
 
-/// Runs full time slices of vCPUs that never halt on all CPUs, and reslices the time of each vCPU.
+/// Runs full time slices of vCPUs that never halt on all CPUs, and returns the time of each vCPU.
 fn run_slices(queue: &mut RunQueue, cpus: u32, until: Ticks) -> BTreeMap<VcpuId, Ticks> {
     let mut ends: Vec<Ticks> = (0..Ticks::from(cpus)).collect();
     let mut got = BTreeMap::new();
@@ -56,15 +62,7 @@ fn of(got: &BTreeMap<VcpuId, Ticks>, td: u32) -> Vec<Ticks> {
 fn twelve_vcpus_of_three_tds_share_four_cpus_evenly() {
     let mut queue = queue(4);
     for td in 1..=3 {
-        queue.add(
-            td,
-            Portion {
-                shares: 100,
-                cap: None,
-            },
-            &homes(4, 4),
-            0,
-        );
+        queue.add(td, USUAL, &homes(4, 4), 0);
         queue.start(td, 0);
     }
     let got = run_slices(&mut queue, 4, 100_000);
@@ -141,15 +139,7 @@ fn a_cap_holds_on_an_idle_machine() {
 #[test]
 fn a_vcpu_stays_on_its_cpu_while_the_unfairness_is_small() {
     let mut queue = queue(2);
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &homes(2, 2),
-        0,
-    );
+    queue.add(1, USUAL, &homes(2, 2), 0);
     queue.start(1, 0);
     for round in 0..10 {
         let now = round * SLICE;
@@ -169,15 +159,7 @@ fn a_vcpu_stays_on_its_cpu_while_the_unfairness_is_small() {
 fn a_halted_vcpu_runs_when_it_is_woken_or_due() {
     let mut queue = queue(1);
     let id = VcpuId { td: 1, vcpu: 0 };
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0],
-        0,
-    );
+    queue.add(1, USUAL, &[0], 0);
     assert_eq!(queue.start(1, 0), [] as [u32; 0]);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.put(0, Back::Halted(Some(500)), 50);
@@ -204,15 +186,7 @@ fn a_halted_vcpu_runs_when_it_is_woken_or_due() {
 fn a_sleeping_vcpu_saves_no_time() {
     let mut queue = queue(1);
     for td in [1, 2] {
-        queue.add(
-            td,
-            Portion {
-                shares: 100,
-                cap: None,
-            },
-            &[0],
-            0,
-        );
+        queue.add(td, USUAL, &[0], 0);
         queue.start(td, 0);
     }
     let Next::Run { id: sleeper, .. } = queue.pick(0, 0) else {
@@ -230,15 +204,7 @@ fn a_sleeping_vcpu_saves_no_time() {
 #[test]
 fn a_suspended_td_gets_no_turn_and_goes_on_where_it_was() {
     let mut queue = queue(1);
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0, 0],
-        0,
-    );
+    queue.add(1, USUAL, &[0, 0], 0);
     queue.start(1, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.suspend(1);
@@ -320,15 +286,7 @@ fn on_cores(cores: usize, threads: usize) -> RunQueue {
 fn without_cores_two_tds_share_one() {
     let mut queue = queue(2);
     for td in [1, 2] {
-        queue.add(
-            td,
-            Portion {
-                shares: 100,
-                cap: None,
-            },
-            &[0],
-            0,
-        );
+        queue.add(td, USUAL, &[0], 0);
         queue.start(td, 0);
     }
     let picked = [0, 1].map(|cpu| queue.pick(cpu, 0));
@@ -342,24 +300,8 @@ fn without_cores_two_tds_share_one() {
 #[test]
 fn a_thread_joins_the_td_on_its_core_or_waits_for_its_turn_to_end() {
     let mut queue = on_cores(1, 2);
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0],
-        0,
-    );
-    queue.add(
-        2,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0, 1],
-        0,
-    );
+    queue.add(1, USUAL, &[0], 0);
+    queue.add(2, USUAL, &[0, 1], 0);
     queue.start(1, 0);
     queue.start(2, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { id, .. } if id.td == 1));
@@ -374,24 +316,8 @@ fn a_thread_joins_the_td_on_its_core_or_waits_for_its_turn_to_end() {
 #[test]
 fn a_woken_vcpu_goes_to_a_core_that_can_take_it() {
     let mut queue = on_cores(2, 2);
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0],
-        0,
-    );
-    queue.add(
-        2,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[1],
-        0,
-    );
+    queue.add(1, USUAL, &[0], 0);
+    queue.add(2, USUAL, &[1], 0);
     queue.start(2, 0);
     assert!(matches!(queue.pick(1, 0), Next::Run { .. }));
     queue.put(1, Back::Halted(None), 1);
@@ -408,28 +334,12 @@ fn a_woken_vcpu_goes_to_a_core_that_can_take_it() {
 #[test]
 fn a_removed_td_keeps_its_core_until_its_last_vcpu_has_left() {
     let mut queue = on_cores(1, 2);
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[0],
-        0,
-    );
+    queue.add(1, USUAL, &[0], 0);
     queue.start(1, 0);
     assert!(matches!(queue.pick(0, 0), Next::Run { .. }));
     queue.remove(1);
     // The next life of TD 1 is another TD.
-    queue.add(
-        1,
-        Portion {
-            shares: 100,
-            cap: None,
-        },
-        &[1],
-        5,
-    );
+    queue.add(1, USUAL, &[1], 5);
     queue.start(1, 5);
     assert!(matches!(queue.pick(1, 5), Next::Idle { .. }));
     queue.put(0, Back::Ready, 20);
