@@ -173,19 +173,33 @@ impl Words {
     /// # Errors
     /// The pattern does not come within `limit`, or the TD ends before.
     pub fn wait(&mut self, console: &mut Console, pattern: &str, limit: Duration) -> Result<()> {
+        self.wait_for(console, limit, |text| text.contains(pattern))
+            .with_context(|| format!("it did not say `{pattern}`"))
+    }
+
+    /// Waits until what the guest has printed in its present life `is_enough`.
+    ///
+    /// # Errors
+    /// It is not enough within `limit`, or the TD ends before.
+    pub fn wait_for(
+        &mut self,
+        console: &mut Console,
+        limit: Duration,
+        is_enough: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            let problem = show(console, &self.name)?["problem"].clone();
+            let td = show(console, &self.name)?;
             self.read(console)?;
-            if self.text.contains(pattern) {
+            if is_enough(&self.text) {
                 return Ok(());
             }
-            if let Some(problem) = problem.as_str() {
+            if let Some(problem) = td["problem"].as_str() {
                 bail!("TD {}: {problem}\n{}", self.name, self.last_lines());
             }
             ensure!(
                 Instant::now() < deadline,
-                "TD {} did not say `{pattern}` within {} s\n{}",
+                "TD {} did not go on within {} s\n{}\n{td}",
                 self.name,
                 limit.as_secs(),
                 self.last_lines()

@@ -58,6 +58,8 @@ static REFUSED: AtomicU64 = AtomicU64::new(0);
 static CONVERTS: AtomicBool = AtomicBool::new(false);
 /// True while vCPU 0 halts, or is about to.
 static HALTS: AtomicBool = AtomicBool::new(false);
+/// True once vCPU 0 makes no more calls, so that it halts no more.
+static AWAKE: AtomicBool = AtomicBool::new(false);
 
 fn main(checks: &mut Checks) {
     let seed = match wishes::word(SEED) {
@@ -116,21 +118,41 @@ fn share_buffer() -> Check {
     vmcall::map_gpa(gpa, QUOTES * PAGE_4K).map_err(refused)
 }
 
-/// Makes calls until there were enough. vCPUs that do not call have nothing to do.
+/// Makes calls until there were enough or one has the wrong answer. vCPUs that do not call have nothing to do.
 fn call_without_end() -> Check {
-    let me = vcpu::current().index();
-    if me >= CALLERS {
-        return Ok(());
+    let made = match vcpu::current().index() {
+        me if me < CALLERS => make_calls(me),
+        _ => return Ok(()),
+    };
+    if vcpu::current().index() == 0 {
+        AWAKE.store(true, Ordering::Release);
+        return made;
     }
+    // vCPU 0 may be halted, or about to, and nothing else wakes it.
+    while !AWAKE.load(Ordering::Acquire) {
+        wake()?;
+    }
+    made
+}
+
+/// Wakes vCPU 0 if it halts. It has APIC id 0, as everywhere, and continues, whether it has halted yet or not.
+fn wake() -> Check {
+    match HALTS.load(Ordering::Acquire) {
+        true => apic::nmi(0).map_err(refused),
+        false => Ok(()),
+    }
+}
+
+/// Makes calls until all vCPUs together have made enough.
+fn make_calls(me: u32) -> Check {
     let ground = ground();
     let mut numbers = Numbers::new(RANDOM.load(Ordering::Relaxed).wrapping_add(me.into()));
     let wished = WISHED.load(Ordering::Relaxed);
     while MADE.load(Ordering::Relaxed) < wished {
         if me == 0 {
             tell_of_progress(wished);
-        } else if HALTS.load(Ordering::Acquire) {
-            // vCPU 0 has APIC id 0, as everywhere. It continues, whether it has halted yet or not.
-            apic::nmi(0).map_err(refused)?;
+        } else {
+            wake()?;
         }
         match numbers.below(32) {
             0 => call_module(&mut numbers)?,
@@ -138,8 +160,6 @@ fn call_without_end() -> Check {
             _ => call_host(&ground, &mut numbers, me)?,
         }
     }
-    // The other vCPU may be halted.
-    HALTS.store(false, Ordering::Release);
     Ok(())
 }
 
