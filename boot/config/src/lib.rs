@@ -15,11 +15,13 @@ use serde::{Deserialize, Deserializer, de::Error};
 use toml::de::DeTable;
 
 mod console;
+mod features;
 mod files;
 pub mod seal;
 mod td;
 
 pub use console::ConsolePort;
+pub use features::{Paravirt, Xfam, XfamFeature};
 pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
 
 /// Name of the configuration file. It is searched for next to the program, then in the root of the volume or server.

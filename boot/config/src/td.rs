@@ -7,7 +7,7 @@ use serde::{
     de::{Error, Unexpected},
 };
 
-use super::ranged;
+use super::{Paravirt, Xfam, ranged};
 
 /// Granularity of a TD's memory in bytes: it consists of 2 MiB frames.
 pub const MEMORY_STEP: u64 = 2 << 20;
@@ -79,7 +79,19 @@ pub struct Td {
     /// XFAM, the extended features that the TD may use. By default x87, SSE, AVX, AVX-512, PKRU and AMX, as far as the
     /// module supports them.
     #[serde(default)]
-    pub xfam: Option<u64>,
+    pub xfam: Option<Xfam>,
+    /// The physical address width that the TD's CPUID shows (CONFIG_FLAGS.MAXPA_VIRT), in bits. By default the host's
+    /// own.
+    #[serde(default, deserialize_with = "maxpa")]
+    pub maxpa: Option<u8>,
+    /// True if the guest may reduce #VE (TD_CTLS.REDUCE_VE), which takes the module's topology in CPUID along. By
+    /// default it may where the module can do it.
+    #[serde(default)]
+    pub ve_reduction: Option<bool>,
+    /// The features, of those in FEATURE_PARAVIRT_CTLS, that the TD has at all; a guest that reduces #VE keeps those that
+    /// it asks for. By default those that the CPU has and that the module lets the host configure.
+    #[serde(default)]
+    pub paravirt: Option<Vec<Paravirt>>,
     /// Frequency of the virtual TSC in MHz, a multiple of 25 from 100 to 10,000. By default the host's frequency.
     #[serde(default, deserialize_with = "tsc_mhz")]
     pub tsc_mhz: Option<u16>,
@@ -243,6 +255,10 @@ fn cap<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Err
     ranged(deserializer, "cap", 1..=whole_host).map(|n| Some(n as u32))
 }
 
+fn maxpa<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    ranged(deserializer, "maxpa", 36..=52).map(|n| Some(n as u8))
+}
+
 fn tsc_mhz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
     let mhz = ranged(deserializer, "tsc_mhz", 100..=10_000)?;
     if mhz % 25 == 0 {
@@ -304,7 +320,7 @@ mod tests {
         let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
         let td = td(&format!(
             "memory = \"1G\"\nmax_4k = \"64M\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
-             migratable = true\npks = true\nperfmon = true\nicssd = true\nlass = true\nxfam = 0xE7\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
+             migratable = true\npks = true\nperfmon = true\nicssd = true\nlass = true\nxfam = 0xE7\nmaxpa = 46\nve_reduction = false\nparavirt = [\"mtrr\"]\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
              shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
         ))
@@ -315,7 +331,9 @@ mod tests {
         );
         assert!(td.autostart && td.debug && !td.sept_ve_disable && td.migratable);
         assert!(td.pks && td.perfmon && td.icssd && td.lass && td.control && td.no_rbp_mod());
-        assert_eq!((td.xfam, td.tsc_mhz), (Some(0xE7), Some(2000)));
+        assert_eq!((td.xfam, td.tsc_mhz), (Some(Xfam::Bits(0xE7)), Some(2000)));
+        assert_eq!((td.maxpa, td.ve_reduction), (Some(46), Some(false)));
+        assert_eq!(td.paravirt, Some(vec![Paravirt::Mtrr]));
         assert_eq!((td.shares, td.cap), (200, Some(150)));
         assert_eq!(td.populate, Populate::Start);
         assert_eq!(
@@ -354,6 +372,7 @@ mod tests {
             (8, &format!("{memory}mrowner = \"{}\"\n", "+1".repeat(48))),
             (8, &format!("{memory}populate = \"never\"\n")),
             (8, &format!("{memory}xfam = -1\n")),
+            (8, &format!("{memory}maxpa = 53\n")),
             (8, &format!("{memory}colour = 3\n")),
             (10, &format!("{memory}\n[[td.cpuid]]\nleaf = -7\n")),
         ] {

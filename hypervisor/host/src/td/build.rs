@@ -213,7 +213,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         }
         let initial = Initial {
             rcx: list_at,
-            x2apic_id: Some(u32::from(index)).filter(|_| self.host.capabilities.topology_enum),
+            x2apic_id: Some(u32::from(index)).filter(|_| self.has_x2apic_ids()),
             wiring: self.host.runner.wiring(self.td, index),
         };
         let result = Mutex::new(Err(Error::Silent(Vec::from([cpu]))));
@@ -224,6 +224,12 @@ impl<'a, P: Platform> Building<'a, '_, P> {
         // A CPU that does not answer leaves the result unchanged.
         let _ = platform.on_each(&[cpu], &init);
         result.into_inner()
+    }
+
+    /// Returns whether the vCPUs get their x2APIC ids. Without them a guest can neither reduce #VE nor read its topology
+    /// in CPUID.
+    fn has_x2apic_ids(&self) -> bool {
+        self.host.capabilities.topology_enum && self.td.config.ve_reduction != Some(false)
     }
 
     /// Executes TDH.MR.FINALIZE, and reads MRTD.
@@ -253,7 +259,7 @@ impl<'a, P: Platform> Building<'a, '_, P> {
 struct Initial {
     /// RCX, as the guest sees it: the address of the list of memory.
     rcx: u64,
-    /// The x2APIC id, if the module has the vCPUs' topology.
+    /// The x2APIC id, if the module is to have the vCPUs' topology.
     x2apic_id: Option<u32>,
     wiring: Option<Wiring>,
 }

@@ -1,6 +1,7 @@
 //! The choices that the module leaves to the host for a TD, as the module reports them.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use bitflags::Flags;
 use seam::{
@@ -59,6 +60,33 @@ pub struct CpuidConfig {
     pub mask: [u32; 4],
 }
 
+/// A CPUID leaf and sub-leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place(pub u32, pub Option<u32>);
+
+impl Place {
+    /// Decodes the module's format: the leaf in the lower half, the sub-leaf in the upper half, all ones for none.
+    pub const fn from_module(place: u64) -> Self {
+        let sub_leaf = (place >> 32) as u32;
+        let sub_leaf = if sub_leaf == u32::MAX {
+            None
+        } else {
+            Some(sub_leaf)
+        };
+        Self(place as u32, sub_leaf)
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "leaf {:#x}", self.0)?;
+        match self.1 {
+            Some(sub_leaf) => write!(f, ", subleaf {sub_leaf:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The choices that the module leaves to the host for a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
@@ -72,12 +100,17 @@ pub struct Capabilities {
     pub cpuid: Vec<CpuidConfig>,
     /// Maximum number of vCPUs of a TD.
     pub max_vcpus: u16,
+    /// Least physical address width in bits that a TD's CPUID can show; `None` if the module shows the CPU's
+    /// (TDX_FEATURES0.MAXPA_VIRT).
+    pub min_virt_maxpa: Option<u8>,
     /// Number of TDCX pages of a TD.
     pub tdcx_pages: u32,
     /// Number of pages of a vCPU, including its root page.
     pub tdvps_pages: u32,
     /// Set if the host gives each vCPU its x2APIC id (TDX_FEATURES0.TOPOLOGY_ENUM).
     pub topology_enum: bool,
+    /// Set if a guest can reduce #VE (TDX_FEATURES0.VE_REDUCTION).
+    pub ve_reduction: bool,
 }
 
 impl Capabilities {
@@ -88,6 +121,7 @@ impl Capabilities {
     pub fn read<C: SeamCall, W: Wait>(module: &Tdh<'_, C, W>) -> Result<Self, Error> {
         let read = |field: Field| module.sys_rd(field.element(0));
         let info = module::Info::read(module)?;
+        let has = |feature| info.tdx_features0.contains(feature);
         let leaves = read(sys::NUM_CPUID_CONFIG)? as u32;
         Ok(Self {
             attributes: Fixed::read(read, sys::ATTRIBUTES_FIXED0, sys::ATTRIBUTES_FIXED1)?,
@@ -97,9 +131,14 @@ impl Capabilities {
                 .map(|index| cpuid_config(module, index))
                 .collect::<Result<_, _>>()?,
             max_vcpus: info.max_vcpus_per_td.unwrap_or(u16::MAX),
+            min_virt_maxpa: has(Features0::MAXPA_VIRT)
+                .then(|| read(sys::MIN_VIRT_MAXPA))
+                .transpose()?
+                .map(|bits| bits as u8),
             tdcx_pages: pages(read(sys::TDCS_BASE_SIZE)?),
             tdvps_pages: pages(read(sys::TDVPS_BASE_SIZE)?),
-            topology_enum: info.tdx_features0.contains(Features0::TOPOLOGY_ENUM),
+            topology_enum: has(Features0::TOPOLOGY_ENUM),
+            ve_reduction: has(Features0::VE_REDUCTION),
         })
     }
 }
@@ -112,14 +151,13 @@ fn cpuid_config<C: SeamCall, W: Wait>(
     module: &Tdh<'_, C, W>,
     index: u32,
 ) -> Result<CpuidConfig, Error> {
-    const NO_SUB_LEAF: u32 = u32::MAX;
     let place = module.sys_rd(sys::CPUID_CONFIG_LEAVES.element(index))?;
+    let Place(leaf, sub_leaf) = Place::from_module(place);
     let low = module.sys_rd(sys::CPUID_CONFIG_VALUES.element(2 * index))?;
     let high = module.sys_rd(sys::CPUID_CONFIG_VALUES.element(2 * index + 1))?;
-    let sub_leaf = (place >> 32) as u32;
     Ok(CpuidConfig {
-        leaf: place as u32,
-        sub_leaf: Some(sub_leaf).filter(|s| *s != NO_SUB_LEAF),
+        leaf,
+        sub_leaf,
         mask: [
             low as u32,
             (low >> 32) as u32,

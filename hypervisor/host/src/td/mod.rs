@@ -9,6 +9,7 @@ pub mod capabilities;
 pub mod debug;
 pub mod end;
 pub mod error;
+mod features;
 pub mod files;
 pub mod hob;
 pub mod host;
@@ -19,6 +20,7 @@ pub mod meter;
 pub mod params;
 pub mod plan;
 pub mod registry;
+mod unsupported;
 pub mod vcpu;
 
 use alloc::{string::String, sync::Arc, vec::Vec};

@@ -5,7 +5,9 @@ use core::fmt;
 use seam::abi::{Attributes, ConfigFlags, TdParams, Xfam};
 use zerocopy::FromZeros;
 
-use super::capabilities::{Capabilities, CpuidConfig};
+use super::capabilities::{Capabilities, CpuidConfig, Place};
+use super::features;
+pub use super::unsupported::Unsupported;
 
 /// Four levels of S-EPT, write-back.
 ///
@@ -20,6 +22,10 @@ const CPUID_FEATURES: u32 = 1;
 const CPUID_MORE_FEATURES: u32 = 7;
 /// The CPUID leaf of the levels of processors.
 const CPUID_TOPOLOGY: u32 = 0x1F;
+/// The CPUID leaf of address widths.
+const CPUID_WIDTHS: u32 = 0x8000_0008;
+/// Width in bits of guest-physical addresses with four levels of S-EPT.
+const GPA_BITS: u8 = 48;
 /// EBX of CPUID leaf 7: HLE and RTM. Modules accept both or none, but a CPU may have one.
 const TSX: u32 = 1 << 4 | 1 << 11;
 
@@ -30,101 +36,6 @@ pub trait Native {
 
     /// Returns the frequency of the host's TSC in MHz.
     fn tsc_mhz(&self) -> u32;
-}
-
-/// A key of `[[td]]` that the module does not support as configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unsupported {
-    /// The module does not allow this attribute in any TD.
-    Attribute(&'static str),
-    /// `migratable` excludes `debug` and `perfmon`.
-    Migratable,
-    /// `icssd` excludes `perfmon`.
-    Icssd,
-    /// `no_rbp_mod` contradicts the module, which sets it in every TD if `true`, in none if `false`.
-    NoRbpMod(bool),
-    /// Bits of ATTRIBUTES that the module requires in every TD and that no key sets.
-    AttributesMissing(Attributes),
-    /// Bits of `xfam` that the module does not allow.
-    XfamBits(Xfam),
-    /// Bits that the module requires in every XFAM.
-    XfamMissing(Xfam),
-    /// Bits of `xfam` that must be all set or all clear.
-    XfamGroup(Xfam),
-    /// More vCPUs than the module allows.
-    Vcpus {
-        /// The number configured.
-        wanted: u16,
-        /// The number allowed.
-        most: u16,
-    },
-    /// A leaf of `[[td.cpuid]]` that the host can't configure.
-    CpuidLeaf {
-        /// The leaf.
-        leaf: u32,
-        /// The sub-leaf.
-        sub_leaf: Option<u32>,
-    },
-    /// Bits of a register of `[[td.cpuid]]` that the host can't configure.
-    CpuidBits {
-        /// The leaf.
-        leaf: u32,
-        /// The sub-leaf.
-        sub_leaf: Option<u32>,
-        /// The register.
-        register: &'static str,
-        /// The bits.
-        bits: u32,
-    },
-}
-
-impl fmt::Display for Unsupported {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attribute(name) => write!(f, "{name}: this TDX module does not support it"),
-            Self::Migratable => write!(f, "migratable: it can't be combined with debug or perfmon"),
-            Self::Icssd => write!(f, "icssd: it can't be combined with perfmon"),
-            Self::NoRbpMod(has) => {
-                let which = if *has { "every" } else { "no" };
-                write!(f, "no_rbp_mod: this TDX module has it in {which} TD")
-            }
-            Self::AttributesMissing(bits) => write!(
-                f,
-                "attributes: this TDX module requires {bits} ({bits:#x}), which the TD's configuration does not set"
-            ),
-            Self::XfamBits(bits) => {
-                write!(
-                    f,
-                    "xfam: this TDX module does not support {bits} ({bits:#x})"
-                )
-            }
-            Self::XfamMissing(bits) => {
-                write!(f, "xfam: every TD must have {bits} ({bits:#x})")
-            }
-            Self::XfamGroup(bits) => {
-                write!(f, "xfam: {bits} ({bits:#x}) must be all set or all clear")
-            }
-            Self::Vcpus { wanted, most } => write!(
-                f,
-                "vcpus: {wanted} are configured, and this TDX module supports at most {most}"
-            ),
-            Self::CpuidLeaf { leaf, sub_leaf } => write!(
-                f,
-                "cpuid: this TDX module does not let the host configure {}",
-                Place(*leaf, *sub_leaf)
-            ),
-            Self::CpuidBits {
-                leaf,
-                sub_leaf,
-                register,
-                bits,
-            } => write!(
-                f,
-                "cpuid: this TDX module does not let the host configure the bits {bits:#x} of {register} in {}",
-                Place(*leaf, *sub_leaf)
-            ),
-        }
-    }
 }
 
 /// The CPUID values of a leaf that the module refused.
@@ -187,32 +98,6 @@ impl fmt::Display for RefusedCpuid {
     }
 }
 
-/// A CPUID leaf and sub-leaf.
-pub(super) struct Place(u32, Option<u32>);
-
-impl Place {
-    /// Decodes the module's format: the leaf in the lower half, the sub-leaf in the upper half, all ones for none.
-    pub const fn from_module(place: u64) -> Self {
-        let sub_leaf = (place >> 32) as u32;
-        let sub_leaf = if sub_leaf == u32::MAX {
-            None
-        } else {
-            Some(sub_leaf)
-        };
-        Self(place as u32, sub_leaf)
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "leaf {:#x}", self.0)?;
-        match self.1 {
-            Some(sub_leaf) => write!(f, ", subleaf {sub_leaf:#x}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Returns the parameters of a TD.
 ///
 /// # Errors
@@ -230,10 +115,12 @@ pub fn params(
     }
     let mut params = TdParams::new_zeroed();
     params.attributes = attributes(td, module)?;
-    params.xfam = xfam(td.xfam, module)?;
+    params.xfam = xfam(td.xfam.as_ref(), module)?;
     params.max_vcpus = td.vcpus;
     params.eptp_controls = EPTP_FOUR_LEVELS;
     params.config_flags = config_flags(td, module)?;
+    widths(td, module, native)?;
+    ve_reduction(td, module, native)?;
     params.tsc_frequency = match td.tsc_mhz {
         Some(mhz) => mhz / TSC_UNIT_MHZ,
         None => tsc_units(native.tsc_mhz()),
@@ -263,7 +150,7 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Unsu
     for (is_wanted, bit, name) in wanted {
         value.set(bit, is_wanted);
         if module.attributes.forbidden(value).contains(bit) {
-            return Err(Unsupported::Attribute(name));
+            return Err(Unsupported::Feature(name));
         }
     }
     if td.migratable && (td.debug || td.perfmon) {
@@ -280,11 +167,14 @@ fn attributes(td: &config::Td, module: &Capabilities) -> Result<Attributes, Unsu
     }
 }
 
-/// Returns the flags that the module requires, and NO_RBP_MOD. A default of NO_RBP_MOD yields to the module.
+/// Returns the flags that the module requires, NO_RBP_MOD and MAXPA_VIRT. A default of NO_RBP_MOD yields to the module.
 fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, Unsupported> {
     let bit = ConfigFlags::NO_RBP_MOD;
     let mut wanted = ConfigFlags::empty();
     wanted.set(bit, td.no_rbp_mod());
+    if td.maxpa.is_some() {
+        wanted |= ConfigFlags::MAXPA_VIRT;
+    }
     let value = module.config_flags.one | wanted & module.config_flags.zero;
     if td.no_rbp_mod.is_some() && value.contains(bit) != wanted.contains(bit) {
         return Err(Unsupported::NoRbpMod(value.contains(bit)));
@@ -292,9 +182,63 @@ fn config_flags(td: &config::Td, module: &Capabilities) -> Result<ConfigFlags, U
     Ok(value)
 }
 
-fn xfam(wanted: Option<u64>, module: &Capabilities) -> Result<Xfam, Unsupported> {
-    let Some(value) = wanted.map(Xfam::from_bits_retain) else {
-        return Ok(Xfam::USUAL & module.xfam.zero | module.xfam.one);
+/// Checks the physical address width that the TD's CPUID shows.
+fn widths(
+    td: &config::Td,
+    module: &Capabilities,
+    native: &(impl Native + ?Sized),
+) -> Result<(), Unsupported> {
+    let Some(wanted) = td.maxpa else {
+        return Ok(());
+    };
+    let least = module.min_virt_maxpa;
+    let least = least.filter(|_| module.config_flags.zero.contains(ConfigFlags::MAXPA_VIRT));
+    let least = least.ok_or(Unsupported::Feature("maxpa"))?;
+    let most = GPA_BITS.min(native.cpuid(CPUID_WIDTHS, 0)[0] as u8);
+    if (least..=most).contains(&wanted) {
+        Ok(())
+    } else {
+        Err(Unsupported::MaxPa {
+            wanted,
+            least,
+            most,
+        })
+    }
+}
+
+/// Checks the keys about #VE reduction.
+fn ve_reduction(
+    td: &config::Td,
+    module: &Capabilities,
+    native: &(impl Native + ?Sized),
+) -> Result<(), Unsupported> {
+    if td.ve_reduction == Some(true) && !module.ve_reduction {
+        return Err(Unsupported::Feature("ve_reduction"));
+    }
+    let Some(kept) = &td.paravirt else {
+        return Ok(());
+    };
+    if !module.ve_reduction {
+        return Err(Unsupported::Feature("paravirt"));
+    }
+    let lacks = |feature: &&config::Paravirt| {
+        let bits = features::cpuid_bits(**feature);
+        native.cpuid(bits.leaf, 0)[bits.register] & bits.bits != bits.bits
+    };
+    match kept.iter().find(lacks) {
+        Some(feature) => Err(Unsupported::Absent {
+            key: "paravirt",
+            feature: feature.name(),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn xfam(wanted: Option<&config::Xfam>, module: &Capabilities) -> Result<Xfam, Unsupported> {
+    let value = match wanted {
+        None => return Ok(Xfam::USUAL & module.xfam.zero | module.xfam.one),
+        Some(config::Xfam::Bits(bits)) => Xfam::from_bits_retain(*bits),
+        Some(config::Xfam::Features(list)) => list.iter().copied().map(features::xfam).collect(),
     };
     let forbidden = module.xfam.forbidden(value);
     if !forbidden.is_empty() {
@@ -348,10 +292,20 @@ fn cpuid(
             // Zero stands for the topology of this machine.
             *value = [0; 4];
         }
+        if config.leaf == CPUID_WIDTHS
+            && let Some(maxpa) = td.maxpa
+        {
+            value[0] = maxpa.into();
+        }
+        let is_first = config.sub_leaf.unwrap_or(0) == 0;
+        if let Some(kept) = &td.paravirt
+            && is_first
+        {
+            features::keep(kept, config.leaf, value);
+        }
         for (register, mask) in value.iter_mut().zip(config.mask) {
             *register &= mask;
         }
-        let is_first = config.sub_leaf.unwrap_or(0) == 0;
         if config.leaf == CPUID_MORE_FEATURES && is_first && value[1] & TSX != TSX {
             value[1] &= !TSX;
         }
@@ -405,7 +359,10 @@ mod tests {
 
     impl Native for Machine {
         fn cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
-            [leaf | 0xF00, u32::MAX, u32::MAX, 0x55]
+            match leaf {
+                CPUID_WIDTHS => [0x3934, 0, 0, 0],
+                _ => [leaf | 0xF00, u32::MAX, u32::MAX, 0x55],
+            }
         }
 
         fn tsc_mhz(&self) -> u32 {
@@ -432,17 +389,20 @@ mod tests {
                 one: Xfam::X87 | Xfam::SSE,
             },
             config_flags: Fixed {
-                zero: ConfigFlags::from_bits_retain(7),
+                zero: ConfigFlags::from_bits_retain(0xF),
                 one: ConfigFlags::empty(),
             },
             cpuid: vec![
                 entry(1, None, [0x0FFF_3FFF, 0x00FF_0000, 0x8, 0]),
                 entry(7, Some(0), [0, 0x20, 0, u32::MAX]),
+                entry(CPUID_WIDTHS, None, [0xFF, 0, 0, 0]),
             ],
             max_vcpus: 8,
+            min_virt_maxpa: Some(45),
             tdcx_pages: 6,
             tdvps_pages: 6,
             topology_enum: false,
+            ve_reduction: true,
         }
     }
 
@@ -468,7 +428,8 @@ mod tests {
         assert_eq!(params.tsc_frequency, 84);
         assert_eq!(params.cpuid_config[0], [0, 4 << 16, 8, 0]);
         assert_eq!(params.cpuid_config[1], [0, 0x20, 0, 0x55]);
-        assert_eq!(params.cpuid_config[2], [0; 4]);
+        assert_eq!(params.cpuid_config[2], [52, 0, 0, 0]);
+        assert_eq!(params.cpuid_config[3], [0; 4]);
     }
 
     #[test]
@@ -524,6 +485,23 @@ mod tests {
                 "xfam: this TDX module does not support BNDREGS (0x8)",
             ),
             ("xfam = 0x1\n", "xfam: every TD must have SSE (0x2)"),
+            ("xfam = [\"sse\"]\n", "xfam: every TD must have X87 (0x1)"),
+            (
+                "xfam = [\"x87\", \"sse\", \"apx\"]\n",
+                "xfam: this TDX module does not support APX (0x80000)",
+            ),
+            (
+                "xfam = [\"x87\", \"sse\", \"avx512\"]\n",
+                "xfam: AVX, OPMASK, ZMM_HI256, HI16_ZMM (0xe4) must be",
+            ),
+            (
+                "maxpa = 44\n",
+                "maxpa: 44 is configured, and a TD on this machine may have 45 to 48",
+            ),
+            (
+                "paravirt = [\"mtrr\"]\n",
+                "paravirt: this CPU does not have mtrr",
+            ),
             (
                 "xfam = 0x27\n",
                 "xfam: OPMASK, ZMM_HI256, HI16_ZMM (0xe0) must be",
@@ -554,6 +532,44 @@ mod tests {
         assert!(
             refused.starts_with("attributes: this TDX module requires bit 8, KL (0x80000100)"),
             "{refused}"
+        );
+    }
+
+    #[test]
+    fn features_are_named_in_any_order() {
+        let bits = |list: &str| of(&format!("xfam = [{list}]\n")).map(|params| params.xfam.bits());
+        assert_eq!(bits(r#""sse", "x87""#), Ok(3));
+        assert_eq!(
+            bits(r#""x87", "sse", "avx", "avx512", "pkru", "amx""#),
+            Ok(0x6_02E7)
+        );
+        assert_eq!(
+            bits(r#""x87", "sse", "pt", "cet", "uintr", "lbr", "x87""#),
+            Ok(0xD903)
+        );
+    }
+
+    #[test]
+    fn a_guest_is_told_the_width_that_the_operator_chooses() {
+        let params = of("maxpa = 46\n").unwrap();
+        assert_eq!(params.config_flags, ConfigFlags::MAXPA_VIRT);
+        assert_eq!(params.cpuid_config[2], [46, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_guest_keeps_the_features_that_are_listed_alone() {
+        let ecx = |keys: &str| {
+            let mut module = module();
+            module.cpuid[0].mask[2] = 0x0104_0189;
+            params(&td(keys), &module, &Machine).map(|params| params.cpuid_config[0][2])
+        };
+        // SSE3 and MONITOR are not among them.
+        assert_eq!(ecx(""), Ok(0x0104_0189));
+        assert_eq!(ecx("paravirt = []\n"), Ok(9));
+        assert_eq!(ecx("paravirt = [\"est\", \"dca\"]\n"), Ok(0x0004_0089));
+        assert_eq!(
+            ecx("paravirt = [\"tsc_deadline\", \"tm2\"]\n"),
+            Ok(0x0100_0109)
         );
     }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod choices;
 mod debug;
 mod end_faults;
 mod faults;
