@@ -5,6 +5,8 @@ use alloc::{
     vec::Vec,
 };
 
+use serde::{Serialize, Serializer};
+
 use super::{
     argument::{Arg, Args, Kind},
     error::Error,
@@ -14,11 +16,47 @@ use super::{
     spelling::{edits, shorten},
 };
 
+/// What a command does, at most: the right that a channel needs to run it. Each class includes those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Shows the state of the host and of TDs, or changes the session. Shows nothing of what is inside a TD.
+    Read,
+    /// Acts on the one TD that it names, within what that TD was given, or shows what is inside it. A TD may be
+    /// allowed to do it to itself.
+    OwnTd,
+    /// Acts on a TD in a way that concerns others: takes resources of the host, defines or changes a TD, or makes the
+    /// host work for it.
+    Td,
+    /// Acts on the host.
+    Host,
+}
+
+impl Class {
+    /// Returns the name, as in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::OwnTd => "own-td",
+            Self::Td => "td",
+            Self::Host => "host",
+        }
+    }
+}
+
+impl Serialize for Class {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
 /// One row of the command table.
 #[derive(Debug)]
 pub struct Command {
     /// One or more words.
     pub name: &'static str,
+    /// The right that it needs.
+    pub class: Class,
     /// The arguments, in order; the optional ones last.
     pub args: &'static [Arg],
     /// One line, without a full stop.
@@ -173,6 +211,15 @@ impl Commands {
                     .eq(words.iter().copied().take(command.words()))
             })
             .max_by_key(|command| command.words())
+    }
+
+    /// Returns the name of the command that the line begins with, or the line's first word if it names no command.
+    pub fn name_in(self, line: &str) -> &str {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        match self.longest_match(&words) {
+            Some(command) => command.name,
+            None => words.first().copied().unwrap_or_default(),
+        }
     }
 
     /// Finds the closest name of at least `at_least` words. It must be within a few edits, as a typing error is, or

@@ -4,6 +4,7 @@ use alloc::string::String;
 use core::fmt;
 
 use super::{
+    host::failure::{Code, Failure},
     line::{MAX_LINE, Spoilt},
     spelling::{edits, shorten},
 };
@@ -74,8 +75,8 @@ pub enum Error {
     LineTooLong,
     /// The line contained a byte that is not printable ASCII.
     ForeignByte(u8),
-    /// The machine could not run the command; the string says why.
-    Host(String),
+    /// The machine did not run the command.
+    Host(Failure),
 }
 
 impl From<Spoilt> for Error {
@@ -83,6 +84,31 @@ impl From<Spoilt> for Error {
         match spoilt {
             Spoilt::TooLong => Self::LineTooLong,
             Spoilt::Foreign(byte) => Self::ForeignByte(byte),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Host(failure)
+    }
+}
+
+impl Error {
+    /// Returns the kind of the error.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Unknown { .. } => Code::UnknownCommand,
+            Self::Missing { .. } => Code::MissingArgument,
+            Self::Unexpected { .. } => Code::UnexpectedArgument,
+            Self::NotASize { .. }
+            | Self::NotANumber { .. }
+            | Self::AddressTooWide(_)
+            | Self::NotAChoice { .. } => Code::InvalidArgument,
+            Self::NoSuchTd { .. } => Code::NoSuchTd,
+            Self::LineTooLong => Code::LineTooLong,
+            Self::ForeignByte(_) => Code::ForeignByte,
+            Self::Host(failure) => failure.code,
         }
     }
 }
@@ -165,7 +191,7 @@ impl fmt::Display for Error {
                     "the line held the byte {byte:#04x}, which is not printable ASCII, and was not run; type it again"
                 )
             }
-            Self::Host(reason) => f.write_str(reason),
+            Self::Host(failure) => failure.fmt(f),
         }
     }
 }

@@ -55,7 +55,9 @@ use session::Session;
 use table::{Count, Micros};
 use watch::Watch;
 
+pub use command::Class;
 pub use line::MAX_LINE;
+pub use reply::PROTOCOL;
 pub use screen::PROMPT;
 
 /// The console of one serial line.
@@ -244,7 +246,8 @@ impl Console {
         self.screen.prompt(&self.line, out)
     }
 
-    /// Decodes the line and runs its command. Also returns the command's name, as far as the line names one.
+    /// Decodes the line and runs its command. Also returns the command's name, or the line's first word if it names
+    /// no command.
     fn run(
         &mut self,
         line: &Line,
@@ -267,14 +270,7 @@ impl Console {
                 )
             }
             Ok(None) => ("".into(), Ok(None)),
-            Err(error) => {
-                let first = line
-                    .text()
-                    .split_ascii_whitespace()
-                    .next()
-                    .unwrap_or_default();
-                (first.into(), Err(error))
-            }
+            Err(error) => (commands::ALL.name_in(line.text()).into(), Err(error)),
         }
     }
 }

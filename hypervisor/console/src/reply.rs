@@ -5,7 +5,11 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
-use super::error::Error;
+use super::{error::Error, host::failure::Code};
+
+/// The version of the JSON protocol. It grows when a program that reads replies would have to change: a field or a
+/// code was removed, or changed its meaning. New fields, commands and codes do not count.
+pub const PROTOCOL: u32 = 1;
 
 /// The text form of a report. Lines end in `\n`.
 pub trait Text {
@@ -21,7 +25,8 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Wraps `report`, which must serialise to a JSON object without the keys `cmd`, `ok` and `error`.
+    /// Wraps `report`, which must serialise to a JSON object without the keys `cmd`, `ok`,
+    /// `protocol`, `code` and `error`.
     pub fn new(report: impl Text + Serialize + 'static) -> Self {
         Self {
             report: Box::new(report),
@@ -46,30 +51,37 @@ impl Reply {
     pub fn json(&self, command: &str) -> String {
         self.report
             .json(command)
-            .unwrap_or_else(|fault| failure_json(command, &fault))
+            .unwrap_or_else(|fault| failure_json(command, Code::Internal, &fault))
     }
 }
 
 /// Returns the failure of `command` as one JSON object.
 pub fn error_json(command: &str, error: &Error) -> String {
-    failure_json(command, error)
+    failure_json(command, error.code(), error)
 }
 
-fn failure_json(cmd: &str, reason: &dyn fmt::Display) -> String {
+fn failure_json(cmd: &str, code: Code, reason: &dyn fmt::Display) -> String {
     #[derive(Serialize)]
     struct Failure<'a> {
         cmd: &'a str,
         ok: bool,
+        protocol: u32,
+        code: Code,
         error: &'a str,
     }
     let reason = alloc::format!("{reason}");
     serde_json::to_string(&Failure {
         cmd,
         ok: false,
+        protocol: PROTOCOL,
+        code,
         error: &reason,
     })
     .unwrap_or_else(|_| {
-        String::from("{\"ok\":false,\"error\":\"the reply can't be written as JSON\"}")
+        alloc::format!(
+            "{{\"ok\":false,\"protocol\":{PROTOCOL},\"code\":\"{}\",\"error\":\"the reply can't be written as JSON\"}}",
+            Code::Internal.name()
+        )
     })
 }
 
@@ -83,12 +95,14 @@ impl<T: Text + Serialize> Report for T {
         struct Success<'a, T> {
             cmd: &'a str,
             ok: bool,
+            protocol: u32,
             #[serde(flatten)]
             report: &'a T,
         }
         serde_json::to_string(&Success {
             cmd,
             ok: true,
+            protocol: PROTOCOL,
             report: self,
         })
     }
@@ -138,7 +152,9 @@ mod tests {
         }
         let json = super::Reply::new(Number(1)).json("count");
         assert!(
-            json.starts_with("{\"cmd\":\"count\",\"ok\":false,\"error\":"),
+            json.starts_with(
+                "{\"cmd\":\"count\",\"ok\":false,\"protocol\":1,\"code\":\"internal\","
+            ),
             "{json}"
         );
     }

@@ -1,5 +1,6 @@
 //! Tests of the console as its users see it: bytes in, bytes out.
 
+mod contract;
 mod docs;
 mod machine;
 mod report;
@@ -293,7 +294,7 @@ fn json_mode_sends_objects_and_nothing_else() {
     let on = terminal.send("json on\r");
     assert_eq!(
         on,
-        "json on\r\n{\"cmd\":\"json\",\"ok\":true,\"json\":true}\r\n"
+        "json on\r\n{\"cmd\":\"json\",\"ok\":true,\"protocol\":1,\"json\":true}\r\n"
     );
     assert_eq!(terminal.json("log debug")["level"], "debug");
     let mut out = String::new();
@@ -304,7 +305,7 @@ fn json_mode_sends_objects_and_nothing_else() {
     let off = terminal.send("json off\r");
     assert_eq!(
         off,
-        "{\"cmd\":\"json\",\"ok\":true,\"json\":false}\r\nseamark> "
+        "{\"cmd\":\"json\",\"ok\":true,\"protocol\":1,\"json\":false}\r\nseamark> "
     );
 }
 

@@ -12,6 +12,7 @@ use core::fmt::Write;
 
 use console::host::{
     Hex, absent,
+    failure::{Code, Failure},
     td::{
         self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
         TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
@@ -166,8 +167,13 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
     }
 
     /// Reports the outcome of a termination.
-    fn ended(&self, id: u32, wish: Wish, outcome: Result<Ended, Error>) -> Result<TdEnded, String> {
-        let ended = outcome.map_err(|error| self.sentence(id, wish, &error))?;
+    fn ended(
+        &self,
+        id: u32,
+        wish: Wish,
+        outcome: Result<Ended, Error>,
+    ) -> Result<TdEnded, Failure> {
+        let ended = outcome.map_err(|error| self.failure(id, wish, &error))?;
         let (already, termination) = match ended {
             Ended::Now(termination) => (false, termination),
             Ended::Already(_) => (true, Termination::default()),
@@ -187,34 +193,48 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
         id: u32,
         wish: Wish,
         act: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<TdNow, String> {
-        act().map_err(|error| self.sentence(id, wish, &error))?;
+    ) -> Result<TdNow, Failure> {
+        act().map_err(|error| self.failure(id, wish, &error))?;
         Ok(self.now(id))
     }
 
-    fn living(&self, id: u32, wish: Wish) -> Result<Arc<Td>, String> {
-        let none = || self.sentence(id, wish, &Error::State(self.tds.state(id)));
+    fn living(&self, id: u32, wish: Wish) -> Result<Arc<Td>, Failure> {
+        let none = || self.failure(id, wish, &Error::State(self.tds.state(id)));
         self.tds.get(id).ok_or_else(none)
     }
 
     /// Says why the TD can't be inspected.
-    fn unseen(&self, id: u32, refused: debug::Uninspectable) -> String {
+    fn unseen(&self, id: u32, refused: debug::Uninspectable) -> Failure {
         match refused {
-            _ if self.tds.is_down() => SHUT_DOWN.into(),
+            _ if self.tds.is_down() => Code::Unavailable.because(SHUT_DOWN),
             debug::Uninspectable::State(state) => {
-                self.sentence(id, Wish::Look, &Error::State(state))
+                self.failure(id, Wish::Look, &Error::State(state))
             }
-            other => format!("TD {}: {other}", self.name(id)),
+            other => {
+                let code = match other {
+                    debug::Uninspectable::Production => Code::Unsupported,
+                    debug::Uninspectable::Runs { .. } | debug::Uninspectable::InMotion(_) => {
+                        Code::Busy
+                    }
+                    debug::Uninspectable::NoVcpu { .. }
+                    | debug::Uninspectable::BadRange
+                    | debug::Uninspectable::NoMemory(_)
+                    | debug::Uninspectable::Unaccepted(_) => Code::InvalidArgument,
+                    _ => Code::Failed,
+                };
+                code.because(format!("TD {}: {other}", self.name(id)))
+            }
         }
     }
 
-    fn sentence(&self, id: u32, wish: Wish, error: &Error) -> String {
+    /// Says why an operation failed.
+    fn failure(&self, id: u32, wish: Wish, error: &Error) -> Failure {
         if let Some(down) = self.tds.host().platform.shutdown().problem() {
             // The sentence is about no particular TD, and nothing else can be done.
-            return down;
+            return Code::Unavailable.because(down);
         }
         let name = self.name(id);
-        match error {
+        let why = match error {
             Error::State(now) => {
                 let td = self.tds.get(id);
                 let is_stuck = td.is_some_and(|td| end::stuck(&td).is_some());
@@ -223,7 +243,37 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
             }
             Error::GuestEnded(_) => format!("TD {name}: {error}; {}", after_guest(&name)),
             error => format!("TD {name}: {error}"),
-        }
+        };
+        code(error).because(why)
+    }
+}
+
+/// Returns the kind of an error.
+const fn code(error: &Error) -> Code {
+    match error {
+        Error::Unsupported(_)
+        | Error::NoFile(_)
+        | Error::EmptyFile(_)
+        | Error::Room(_)
+        | Error::Image(_)
+        | Error::Hob(_)
+        | Error::TooMuchMemory
+        | Error::Init(_, Some(_)) => Code::Unsupported,
+        Error::NoFrames { .. } | Error::NoHkid(_) | Error::NoHeap => Code::NoResources,
+        Error::ShutDown => Code::Unavailable,
+        Error::GuestEnded(_) | Error::EndStuck(_) | Error::State(_) => Code::WrongState,
+        Error::Busy => Code::Busy,
+        Error::Size { .. } => Code::InvalidArgument,
+        Error::Stuck(_)
+        | Error::Silent(_)
+        | Error::Create(_)
+        | Error::Seam(_)
+        | Error::Init(_, None)
+        | Error::Map(_)
+        | Error::Vcpu(_)
+        | Error::Runner(_)
+        | Error::NotReleased(_)
+        | Error::NotReclaimed(_) => Code::Failed,
     }
 }
 
@@ -272,8 +322,8 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         self.tds.ids().filter_map(|id| self.line(id)).collect()
     }
 
-    fn show(&self, id: u32) -> Result<TdReport, String> {
-        let none = || format!("there is no TD {id}; \"td list\" lists them");
+    fn show(&self, id: u32) -> Result<TdReport, Failure> {
+        let none = || absent::no_such_td(id);
         let line = self.line(id).ok_or_else(none)?;
         let config = self.tds.config(id).ok_or_else(none)?;
         let td = self.tds.get(id);
@@ -307,9 +357,9 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn create(&self, id: u32) -> Result<TdBuilt, String> {
+    fn create(&self, id: u32) -> Result<TdBuilt, Failure> {
         let built = self.tds.create(id);
-        let td = built.map_err(|error| self.sentence(id, Wish::Create, &error))?;
+        let td = built.map_err(|error| self.failure(id, Wish::Create, &error))?;
         let notes = td.notes();
         Ok(TdBuilt {
             now: self.now(id),
@@ -320,23 +370,23 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn start(&self, id: u32) -> Result<TdNow, String> {
+    fn start(&self, id: u32) -> Result<TdNow, Failure> {
         self.act(id, Wish::Start, || self.tds.start(id))
     }
 
-    fn pause(&self, id: u32) -> Result<TdNow, String> {
+    fn pause(&self, id: u32) -> Result<TdNow, Failure> {
         self.act(id, Wish::Pause, || self.tds.pause(id))
     }
 
-    fn resume(&self, id: u32) -> Result<TdNow, String> {
+    fn resume(&self, id: u32) -> Result<TdNow, Failure> {
         self.act(id, Wish::Resume, || self.tds.resume(id))
     }
 
-    fn terminate(&self, id: u32) -> Result<TdEnded, String> {
+    fn terminate(&self, id: u32) -> Result<TdEnded, Failure> {
         self.ended(id, Wish::End, self.tds.terminate(id))
     }
 
-    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String> {
+    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, Failure> {
         let way = if dynamic {
             Way::Dynamic
         } else {
@@ -345,19 +395,19 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         self.ended(id, Wish::End, self.tds.destroy(id, way))
     }
 
-    fn retry(&self, id: u32) -> Result<TdEnded, String> {
+    fn retry(&self, id: u32) -> Result<TdEnded, Failure> {
         self.ended(id, Wish::Retry, self.tds.retry(id).map(Ended::Now))
     }
 
-    fn reset(&self, id: u32) -> Result<TdNow, String> {
+    fn reset(&self, id: u32) -> Result<TdNow, Failure> {
         self.act(id, Wish::End, || self.tds.reset(id))
     }
 
-    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String> {
+    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, Failure> {
         let platform = self.tds.host().platform;
         let start = platform.now_us();
         let outcome = self.tds.shrink(id, bytes);
-        let outcome = outcome.map_err(|error| self.sentence(id, Wish::Shrink, &error))?;
+        let outcome = outcome.map_err(|error| self.failure(id, Wish::Shrink, &error))?;
         let (taken, left_to) = match outcome {
             Outcome::Removed(taken) => (taken, None),
             Outcome::Queued => (
@@ -381,13 +431,15 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String> {
+    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure> {
         let none = || {
             if self.tds.is_down() {
-                return SHUT_DOWN.into();
+                return Code::Unavailable.because(SHUT_DOWN);
             }
             let name = self.name(id);
-            format!("TD {name} has no console yet; \"td start {name}\" starts it")
+            Code::WrongState.because(format!(
+                "TD {name} has no console yet; \"td start {name}\" starts it"
+            ))
         };
         let mut read = None;
         self.scheduler
@@ -404,7 +456,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         self.scheduler.type_byte(id, byte)
     }
 
-    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {
+    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, Failure> {
         let td = self.living(id, Wish::Look)?;
         let found = debug::registers(self.tds.host().platform, &td, vcpu)
             .map_err(|refused| self.unseen(id, refused))?;
@@ -419,7 +471,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), String> {
+    fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), Failure> {
         let td = self.living(id, Wish::Look)?;
         debug::memory(self.tds.host().platform, &td, gpa, into)
             .map_err(|refused| self.unseen(id, refused))

@@ -20,7 +20,9 @@ use boot::BootInfo;
 use config::Smt;
 use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
-    Memory, PowerAction, Region, Tdx, absent::Absent,
+    Memory, PowerAction, Region, Tdx,
+    absent::Absent,
+    failure::{Code, Failure},
 };
 use host::{platform::Platform as _, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
@@ -141,17 +143,17 @@ impl Management for Machine {
         tdx
     }
 
-    fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, String> {
+    fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, Failure> {
         Ok(match self.tds_and_scheduler() {
             Ok((tds, scheduler)) => Box::new(ConsoleTds { tds, scheduler }),
-            Err(why) => Box::new(Absent {
+            Err(failure) => Box::new(Absent {
                 config: &self.info.config.td,
-                why,
+                why: failure.why,
             }),
         })
     }
 
-    fn hkids(&self) -> Result<port::td::HkidReport, String> {
+    fn hkids(&self) -> Result<port::td::HkidReport, Failure> {
         let ready = metal::tdx::ready().ok_or_else(|| self.why_no_tds())?;
         Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
     }
@@ -164,13 +166,13 @@ impl Management for Machine {
         stats
     }
 
-    fn seam_bench(&self) -> Result<port::seam::SeamBench, String> {
+    fn seam_bench(&self) -> Result<port::seam::SeamBench, Failure> {
         if self.info.config.host.smt == Smt::SameTd {
-            return Err(
-                "the measurement runs a TD of its own beside the others: set host.smt to \"share\" for it".into(),
-            );
+            return Err(Code::Unsupported.because(
+                "the measurement runs a TD of its own beside the others: set host.smt to \"share\" for it",
+            ));
         }
-        seam::bench(self.tds_and_scheduler()?.0)
+        Ok(seam::bench(self.tds_and_scheduler()?.0)?)
     }
 
     fn log_records(&self, visit: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
@@ -193,17 +195,20 @@ impl Management for Machine {
         log::set_max_level(level);
     }
 
-    fn peek(&mut self, line: u64) -> Result<[u8; 64], String> {
+    fn peek(&mut self, line: u64) -> Result<[u8; 64], Failure> {
         if let Some(ready) = metal::tdx::ready() {
-            owner::check_readable(&METAL, ready.keyid, line)?;
+            owner::check_readable(&METAL, ready.keyid, line)
+                .map_err(|why| Code::WrongState.because(why))?;
         }
-        memory::peek(line)
+        memory::peek(line).map_err(|why| Code::InvalidArgument.because(why))
     }
 
-    fn request_power(&mut self, action: PowerAction) -> Result<String, String> {
+    fn request_power(&mut self, action: PowerAction) -> Result<String, Failure> {
         let how = match action {
             PowerAction::Reboot => power::reset_name().into(),
-            PowerAction::PowerOff => power::off_name()?,
+            PowerAction::PowerOff => {
+                power::off_name().map_err(|why| Code::Unsupported.because(why))?
+            }
         };
         self.power = Some(action);
         Ok(how)
@@ -217,18 +222,18 @@ impl Machine {
     /// A sentence that says why there are none.
     fn tds_and_scheduler(
         &self,
-    ) -> Result<(&'static Tds<'static, Metal>, &'static dyn SchedulerView), String> {
+    ) -> Result<(&'static Tds<'static, Metal>, &'static dyn SchedulerView), Failure> {
         match (tds::get(), tds::scheduler()) {
             (Some(tds), Some(scheduler)) => Ok((tds, scheduler)),
             _ => Err(self.why_no_tds()),
         }
     }
 
-    fn why_no_tds(&self) -> String {
-        format!(
+    fn why_no_tds(&self) -> Failure {
+        Code::Unavailable.because(format!(
             "no TD can run here: {}; \"tdx\" says why",
             self.tdx.state.in_words()
-        )
+        ))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A machine on which only the TDs are real: the console's commands run against the emulated module.
 
 use console::Console;
+use console::host::failure::{Code, Failure};
 use console::host::platform::Platform;
 use console::host::{
     Boot, Build, Cpu, Heap, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
@@ -154,14 +155,14 @@ impl<P: Running> Management for Of<'_, '_, P> {
         tdx
     }
 
-    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure> {
         Ok(Box::new(ConsoleTds {
             tds: self.0,
             scheduler: self.1,
         }))
     }
 
-    fn hkids(&self) -> Result<td::HkidReport, String> {
+    fn hkids(&self) -> Result<td::HkidReport, Failure> {
         Ok(counts::hkids(
             self.0.host().coordinator.hkids(),
             Some(self.0),
@@ -172,8 +173,8 @@ impl<P: Running> Management for Of<'_, '_, P> {
         counts::stats(self.0.host().platform)
     }
 
-    fn seam_bench(&self) -> Result<seam::SeamBench, String> {
-        counts::bench(self.0)
+    fn seam_bench(&self) -> Result<seam::SeamBench, Failure> {
+        Ok(counts::bench(self.0)?)
     }
 
     fn log_records(&self, _: &mut dyn FnMut(&LogRecord<'_>)) -> u64 {
@@ -186,11 +187,11 @@ impl<P: Running> Management for Of<'_, '_, P> {
 
     fn set_log_level(&mut self, _: log::LevelFilter) {}
 
-    fn peek(&mut self, _: u64) -> Result<[u8; 64], String> {
-        Err("there is no such memory".into())
+    fn peek(&mut self, _: u64) -> Result<[u8; 64], Failure> {
+        Err(Code::InvalidArgument.because("there is no such memory"))
     }
 
-    fn request_power(&mut self, _: PowerAction) -> Result<String, String> {
-        Err("it stays on".into())
+    fn request_power(&mut self, _: PowerAction) -> Result<String, Failure> {
+        Err(Code::Unsupported.because("it stays on"))
     }
 }

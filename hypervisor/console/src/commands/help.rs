@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     argument::{Args, Optional, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     reply::{Reply, Text},
     table::Table,
@@ -17,6 +17,7 @@ const COMMAND: Optional<String> = Required::command("COMMAND").optional();
 
 pub const COMMANDS: &[Command] = &[Command {
     name: "help",
+    class: Class::Read,
     args: &[COMMAND.arg],
     summary: "List the commands, or explain one",
     help: "Tab completes names and arguments. Up and Down recall earlier lines; Ctrl-A and Ctrl-E move to the start \
@@ -37,6 +38,7 @@ fn help(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 #[derive(Serialize)]
 struct Entry {
     usage: String,
+    class: Class,
     summary: &'static str,
     help: &'static str,
 }
@@ -44,6 +46,7 @@ struct Entry {
 fn entry(command: &'static Command) -> Entry {
     Entry {
         usage: command.usage(),
+        class: command.class,
         summary: command.summary,
         help: command.help,
     }
@@ -71,6 +74,7 @@ impl Text for Explanation {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         let Entry {
             usage,
+            class: _,
             summary,
             help,
         } = &self.0;

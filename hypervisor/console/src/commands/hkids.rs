@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     argument::Args,
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::td::{HkidHolder, HkidReport, TdReclaim},
     reply::{Reply, Text},
@@ -17,14 +17,16 @@ use crate::{
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "hkids",
+        class: Class::Read,
         args: &[],
         summary: "Show the private HKIDs and their owners",
         help: "Shows how many HKIDs there are, how many are free, and the owner of each other one: the TDX module, a \
                TD, or quarantine with the reason (\"td retry\" may free it).",
-        run: |context, _| context.host.hkids().map(Reply::new).map_err(Error::Host),
+        run: |context, _| context.host.hkids().map(Reply::new).map_err(Error::from),
     },
     Command {
         name: "reclaim",
+        class: Class::Read,
         args: &[],
         summary: "Show the progress of memory reclaim",
         help: "Shows for each TD in teardown how much memory is reclaimed, the rate, and the estimated time left; \
@@ -61,7 +63,7 @@ struct Reclaims {
 }
 
 fn reclaim(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
-    let tds = context.host.tds().map_err(Error::Host)?.reclaims();
+    let tds = context.host.tds()?.reclaims();
     Ok(Reply::new(Reclaims { tds }))
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     argument::{Args, Optional, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::LogRecord,
     reply::{Reply, Text},
@@ -24,6 +24,7 @@ const LEVEL: Optional<String> = Required::choice("LEVEL", LEVELS).optional();
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "log",
+        class: Class::Host,
         args: &[LEVEL.arg],
         summary: "Show or set the log level",
         help: "LEVEL is off, error, warn, info, debug or trace; each includes those before it. \"dmesg\" shows the \
@@ -32,6 +33,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "dmesg",
+        class: Class::Read,
         args: &[LEVEL.arg],
         summary: "Show the log",
         help: "Shows the records in the log buffer, oldest first: seconds since boot, CPU, level, source and \

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use crate::{
-    command::Command,
+    command::{Class, Command},
     host::errors::Errors,
     reply::{Reply, Text},
     table::{Maybe, Micros, Table},
@@ -11,6 +11,7 @@ use crate::{
 
 pub const COMMANDS: &[Command] = &[Command {
     name: "mca",
+    class: Class::Read,
     args: &[],
     summary: "Show hardware errors",
     help: "Looks at the machine-check banks of every CPU and at the firmware's error records, and shows the errors since \

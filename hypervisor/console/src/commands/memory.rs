@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     argument::{Args, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, Memory},
@@ -19,6 +19,7 @@ const PA: Required<u64> = Required::address("PA");
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "mem",
+        class: Class::Read,
         args: &[],
         summary: "Show memory usage",
         help: "Shows frames by size, the frame ledger (free, used and quarantined bytes, which must add up to the \
@@ -29,6 +30,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "mem peek",
+        class: Class::Host,
         args: &[PA.arg],
         summary: "Read 64 bytes of physical memory (at your own risk)",
         help: "Reads the cache line that contains the physical address PA: RAM in loads of 8 bytes, anything else in \
@@ -81,7 +83,7 @@ struct Peek {
 
 fn peek(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let line = args.get(PA)? & !63;
-    let bytes = context.host.peek(line).map_err(Error::Host)?;
+    let bytes = context.host.peek(line)?;
     Ok(Reply::new(Peek {
         address: Hex(line),
         bytes: HexBytes(bytes.into()),

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     argument::Args,
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::{
         Boot, Build, Cpu, LogRecord, Memory, Tdx,
@@ -20,6 +20,7 @@ use crate::{
 
 pub const COMMANDS: &[Command] = &[Command {
     name: "report",
+    class: Class::Read,
     args: &[],
     summary: "Show everything that is needed to help, as one JSON object",
     help: "Prints one line with what \"version\", \"boot\", \"cpus\", \"mca\", \"mem\", \"tdx\", \"td list\" and \"dmesg\" show, and the \

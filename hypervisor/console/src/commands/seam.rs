@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use crate::{
-    command::Command,
+    command::{Class, Command},
     error::Error,
     host::seam::{LeafStats, SeamBench, Stats},
     reply::{Reply, Text},
@@ -13,6 +13,7 @@ use crate::{
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
+        class: Class::Read,
         args: &[],
         summary: "Show counters of SEAMCALLs, retries and TD exits",
         help: "Counts since boot, over all CPUs: SEAMCALLs by leaf, with those that found an operand busy, were \
@@ -22,6 +23,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "seam bench",
+        class: Class::Host,
         args: &[],
         summary: "Measure how long each SEAMCALL takes",
         help: "Shows the minimum, median and 99th percentile in TSC ticks, for harmless leafs and for a scratch TD \
@@ -33,7 +35,7 @@ pub const COMMANDS: &[Command] = &[
                 .host
                 .seam_bench()
                 .map(Reply::new)
-                .map_err(Error::Host)
+                .map_err(Error::from)
         },
     },
 ];

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     argument::{Args, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     reply::{Reply, Text},
 };
@@ -20,15 +20,17 @@ const STATE: Required<String> = Required::choice("STATE", &["on", "off"]);
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "json",
+        class: Class::Read,
         args: &[STATE.arg],
         summary: "Answer in JSON, one object per line, for scripts",
-        help: "While JSON is on, each line gets exactly one line in reply: a JSON object with \"cmd\", \"ok\" and \
-               either the report or \"error\". Nothing else is sent: no prompt, echo or log. Blank lines get no \
+        help: "While JSON is on, each line gets exactly one line in reply: a JSON object with \"cmd\", \"ok\", \
+               \"protocol\" and either the report or \"code\" and \"error\". Nothing else is sent: no prompt, echo or log. Blank lines get no \
                reply. The replies to \"json on\" and \"json off\" are JSON objects, too.",
         run: json,
     },
     Command {
         name: "history",
+        class: Class::Read,
         args: &[],
         summary: "List the lines entered",
         help: "Lists them oldest first, including this one. Up and Down recall them.",
@@ -36,6 +38,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "clear",
+        class: Class::Read,
         args: &[],
         summary: "Clear the screen",
         help: "Ctrl-L does the same and keeps the line being edited.",

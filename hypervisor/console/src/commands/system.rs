@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     argument::Args,
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::{Boot, Build, Cpu, CpuState, PowerAction, errors::Mitigation},
     reply::{Reply, Text},
@@ -17,6 +17,7 @@ use crate::{
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "version",
+        class: Class::Read,
         args: &[],
         summary: "Show the hypervisor's version",
         help: "Shows the version of the hypervisor, and its commit and compiler if the build recorded them. \"tdx\" \
@@ -25,6 +26,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "boot",
+        class: Class::Read,
         args: &[],
         summary: "Show how this boot went",
         help: "Shows the boot CPU's model and microcode, where the image was loaded from, which configuration was read and any error in it, other \
@@ -33,6 +35,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "cpus",
+        class: Class::Read,
         args: &[],
         summary: "List the CPUs with their topology and state",
         help: "Lists every CPU that the firmware reports as enabled: its APIC id, package, core and thread, its NUMA \
@@ -42,6 +45,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "reboot",
+        class: Class::Host,
         args: &[],
         summary: "Reset the machine",
         help: "Acts at once, without confirmation. Nothing is saved.",
@@ -49,6 +53,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "poweroff",
+        class: Class::Host,
         args: &[],
         summary: "Switch the machine off",
         help: "Acts at once, without confirmation. Nothing is saved.",
@@ -148,7 +153,7 @@ struct Power {
 }
 
 fn power(context: &mut Context<'_>, _: &Args, action: PowerAction) -> Result<Reply, Error> {
-    let by = context.host.request_power(action).map_err(Error::Host)?;
+    let by = context.host.request_power(action)?;
     Ok(Reply::new(Power { action, by }))
 }
 

@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use crate::{
-    command::Command,
+    command::{Class, Command},
     host::{Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
@@ -11,6 +11,7 @@ use crate::{
 
 pub const COMMANDS: &[Command] = &[Command {
     name: "tdx",
+    class: Class::Read,
     args: &[],
     summary: "Show the state of TDX and what is missing",
     help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix it; \

@@ -2,9 +2,12 @@
 
 use alloc::{format, string::String, vec::Vec};
 
-use super::td::{
-    Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
-    TdState, TdVcpu, Tds,
+use super::{
+    failure::{Code, Failure},
+    td::{
+        Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
+        TdState, TdVcpu, Tds,
+    },
 };
 
 /// Describes the file that a TD starts from, for people.
@@ -17,6 +20,12 @@ pub fn started_from(config: &config::Td) -> String {
             kernel.as_deref().unwrap_or_default()
         ),
     }
+}
+
+/// Returns the failure for a number that no TD has.
+#[must_use]
+pub fn no_such_td(id: u32) -> Failure {
+    Code::NoSuchTd.because(format!("there is no TD {id}; \"td list\" lists them"))
 }
 
 /// TDs that can't run.
@@ -46,8 +55,8 @@ impl Absent<'_> {
         (1..).zip(self.config)
     }
 
-    fn no<T>(&self) -> Result<T, String> {
-        Err(self.why.clone())
+    fn no<T>(&self) -> Result<T, Failure> {
+        Err(Code::Unavailable.because(self.why.clone()))
     }
 }
 
@@ -60,11 +69,11 @@ impl Tds for Absent<'_> {
         self.all().map(|(id, td)| self.line(id, td)).collect()
     }
 
-    fn show(&self, id: u32) -> Result<TdReport, String> {
+    fn show(&self, id: u32) -> Result<TdReport, Failure> {
         let (_, config) = self
             .all()
             .find(|(number, _)| *number == id)
-            .ok_or_else(|| format!("there is no TD {id}; \"td list\" lists them"))?;
+            .ok_or_else(|| no_such_td(id))?;
         let vcpu = |index| TdVcpu {
             index,
             ..TdVcpu::default()
@@ -88,43 +97,43 @@ impl Tds for Absent<'_> {
         })
     }
 
-    fn create(&self, _: u32) -> Result<TdBuilt, String> {
+    fn create(&self, _: u32) -> Result<TdBuilt, Failure> {
         self.no()
     }
 
-    fn start(&self, _: u32) -> Result<TdNow, String> {
+    fn start(&self, _: u32) -> Result<TdNow, Failure> {
         self.no()
     }
 
-    fn pause(&self, _: u32) -> Result<TdNow, String> {
+    fn pause(&self, _: u32) -> Result<TdNow, Failure> {
         self.no()
     }
 
-    fn resume(&self, _: u32) -> Result<TdNow, String> {
+    fn resume(&self, _: u32) -> Result<TdNow, Failure> {
         self.no()
     }
 
-    fn terminate(&self, _: u32) -> Result<TdEnded, String> {
+    fn terminate(&self, _: u32) -> Result<TdEnded, Failure> {
         self.no()
     }
 
-    fn destroy(&self, _: u32, _: bool) -> Result<TdEnded, String> {
+    fn destroy(&self, _: u32, _: bool) -> Result<TdEnded, Failure> {
         self.no()
     }
 
-    fn retry(&self, _: u32) -> Result<TdEnded, String> {
+    fn retry(&self, _: u32) -> Result<TdEnded, Failure> {
         self.no()
     }
 
-    fn reset(&self, _: u32) -> Result<TdNow, String> {
+    fn reset(&self, _: u32) -> Result<TdNow, Failure> {
         self.no()
     }
 
-    fn shrink(&self, _: u32, _: u64) -> Result<TdShrunk, String> {
+    fn shrink(&self, _: u32, _: u64) -> Result<TdShrunk, Failure> {
         self.no()
     }
 
-    fn output(&self, _: u32, _: u64, _: &mut [u8]) -> Result<Excerpt, String> {
+    fn output(&self, _: u32, _: u64, _: &mut [u8]) -> Result<Excerpt, Failure> {
         self.no()
     }
 
@@ -132,11 +141,11 @@ impl Tds for Absent<'_> {
         false
     }
 
-    fn registers(&self, _: u32, _: u16) -> Result<Registers, String> {
+    fn registers(&self, _: u32, _: u16) -> Result<Registers, Failure> {
         self.no()
     }
 
-    fn memory(&self, _: u32, _: u64, _: &mut [u8]) -> Result<(), String> {
+    fn memory(&self, _: u32, _: u64, _: &mut [u8]) -> Result<(), Failure> {
         self.no()
     }
 

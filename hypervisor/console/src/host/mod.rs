@@ -5,6 +5,7 @@
 
 pub mod absent;
 pub mod errors;
+pub mod failure;
 pub mod platform;
 pub mod seam;
 pub mod td;
@@ -13,6 +14,8 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt;
 
 use serde::{Serialize, Serializer};
+
+use self::failure::Failure;
 
 /// A physical address or a bit mask. It is hexadecimal in tables, and a string such as `"0x8000"` in JSON, whose
 /// numbers are not safe above 2^53.
@@ -398,8 +401,8 @@ pub enum PowerAction {
 
 /// The machine, as the console sees it.
 ///
-/// Unless its documentation says otherwise, no method waits for anything but a bounded cross-CPU call. A `String` in
-/// `Err` is one sentence for the operator: what is wrong, where, and what to do.
+/// Unless its documentation says otherwise, no method waits for anything but a bounded cross-CPU call. A
+/// [`Failure`] carries one sentence for the operator: what is wrong, where, and what to do.
 pub trait Management {
     /// Returns the program's version and build.
     fn build(&self) -> Build;
@@ -430,13 +433,13 @@ pub trait Management {
     ///
     /// # Errors
     /// This machine can't have any.
-    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String>;
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure>;
 
     /// Returns the HKIDs and their owners.
     ///
     /// # Errors
     /// There is no TDX module.
-    fn hkids(&self) -> Result<td::HkidReport, String>;
+    fn hkids(&self) -> Result<td::HkidReport, Failure>;
 
     /// Returns the SEAMCALLs, retries and exits since the start.
     fn stats(&self) -> seam::Stats;
@@ -445,7 +448,7 @@ pub trait Management {
     ///
     /// # Errors
     /// Nothing could be measured.
-    fn seam_bench(&self) -> Result<seam::SeamBench, String>;
+    fn seam_bench(&self) -> Result<seam::SeamBench, Failure>;
 
     /// Passes every record that the log's ring still holds to `visit`, oldest first. Returns how many it has lost to
     /// newer ones.
@@ -465,12 +468,12 @@ pub trait Management {
     ///
     /// # Errors
     /// The address can't be mapped (it exceeds the CPU's physical address width), or the page is a TD's.
-    fn peek(&mut self, line: u64) -> Result<[u8; 64], String>;
+    fn peek(&mut self, line: u64) -> Result<[u8; 64], Failure>;
 
     /// Checks that the machine can do `action`, and schedules it: the host does it as soon as the console call that
     /// led here has returned, so that the reply is sent first. Returns the method, such as "ACPI reset register".
     ///
     /// # Errors
     /// The machine offers no way to do it. Nothing was scheduled then.
-    fn request_power(&mut self, action: PowerAction) -> Result<String, String>;
+    fn request_power(&mut self, action: PowerAction) -> Result<String, Failure>;
 }

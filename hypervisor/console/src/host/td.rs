@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use super::Hex;
+use super::{Hex, failure::Failure};
 use serde::Serialize;
 
 /// The TDs that the configuration names.
@@ -22,68 +22,68 @@ pub trait Tds {
     ///
     /// # Errors
     /// There is no TD of that number; this holds for all methods below.
-    fn show(&self, id: u32) -> Result<TdReport, String>;
+    fn show(&self, id: u32) -> Result<TdReport, Failure>;
 
     /// Builds the TD. It is paused afterwards.
     ///
     /// # Errors
     /// The reason why it can't be built. Everything taken for it was given back.
-    fn create(&self, id: u32) -> Result<TdBuilt, String>;
+    fn create(&self, id: u32) -> Result<TdBuilt, Failure>;
 
     /// Lets the TD run. Builds it first if necessary.
     ///
     /// # Errors
     /// As [`Self::create`].
-    fn start(&self, id: u32) -> Result<TdNow, String>;
+    fn start(&self, id: u32) -> Result<TdNow, Failure>;
 
     /// Pauses the TD.
     ///
     /// # Errors
     /// The TD does not run, or does not stop; in the latter case it runs on.
-    fn pause(&self, id: u32) -> Result<TdNow, String>;
+    fn pause(&self, id: u32) -> Result<TdNow, Failure>;
 
     /// Lets the TD run again.
     ///
     /// # Errors
     /// The TD is not paused.
-    fn resume(&self, id: u32) -> Result<TdNow, String>;
+    fn resume(&self, id: u32) -> Result<TdNow, Failure>;
 
     /// Terminates the TD and frees its key. Its memory is reclaimed afterwards, in the background.
     ///
     /// # Errors
     /// The obstacle, and whether the termination continues from there.
-    fn terminate(&self, id: u32) -> Result<TdEnded, String>;
+    fn terminate(&self, id: u32) -> Result<TdEnded, Failure>;
 
     /// Terminates the TD and reclaims all of its memory; with `dynamic`, page by page and before its key is freed.
     ///
     /// # Errors
     /// As [`Self::terminate`].
-    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String>;
+    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, Failure>;
 
     /// Continues a termination that got stuck.
     ///
     /// # Errors
     /// Nothing is stuck, or the termination got stuck again.
-    fn retry(&self, id: u32) -> Result<TdEnded, String>;
+    fn retry(&self, id: u32) -> Result<TdEnded, Failure>;
 
     /// Terminates the TD and builds it again. It runs if it did before.
     ///
     /// # Errors
     /// As [`Self::destroy`] and [`Self::create`].
-    fn reset(&self, id: u32) -> Result<TdNow, String>;
+    fn reset(&self, id: u32) -> Result<TdNow, Failure>;
 
     /// Takes memory from the TD so that `bytes` are left.
     ///
     /// # Errors
     /// The TD is not built, or can't have that size.
-    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String>;
+    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, Failure>;
 
     /// Copies the TD's console output from byte number `from` on, or from the oldest byte that is kept. The numbers
     /// only grow, also over the TD's successive lives.
     ///
     /// # Errors
     /// The TD has no console because it was never started.
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String>;
+    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure>;
 
     /// Types a byte on the TD's console. Returns `false` if the console takes none now; the byte is lost.
     fn type_byte(&self, id: u32, byte: u8) -> bool;
@@ -92,13 +92,13 @@ pub trait Tds {
     ///
     /// # Errors
     /// The TD is no debug TD, or does not live.
-    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String>;
+    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, Failure>;
 
     /// Reads the TD's private memory from `gpa` on. `gpa` and the length are multiples of 8 bytes.
     ///
     /// # Errors
     /// The TD is no debug TD, does not live, or has no memory there.
-    fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), String>;
+    fn memory(&self, id: u32, gpa: u64, into: &mut [u8]) -> Result<(), Failure>;
 
     /// Returns the TDs whose memory is being reclaimed.
     fn reclaims(&self) -> Vec<TdReclaim>;

@@ -39,14 +39,16 @@ fn replace(page: &str, name: &str, text: &str) -> String {
 }
 
 fn command_table() -> String {
-    let mut table = String::from("| Command | What it does |\n|---|---|\n");
+    let mut table = String::from("| Command | Class | What it does |\n|---|---|---|\n");
     for command in commands::ALL.all() {
         // A bar ends a cell even inside code.
         let usage = command.usage().replace('|', "\\|");
         writeln!(
             table,
-            "| `{usage}` | {}. {} |",
-            command.summary, command.help
+            "| `{usage}` | {} | {}. {} |",
+            command.class.name(),
+            command.summary,
+            command.help
         )
         .expect("a string takes everything");
     }

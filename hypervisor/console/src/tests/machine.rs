@@ -7,6 +7,7 @@ use log::{Level, LevelFilter};
 use super::tds::{self, Fake};
 use crate::host::{
     absent::Absent,
+    failure::{Code, Failure},
     platform::{MsrValue, Platform},
     *,
 };
@@ -249,7 +250,7 @@ impl Management for Machine {
         }
     }
 
-    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, String> {
+    fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure> {
         if self.without_tdx {
             return Ok(Box::new(Absent {
                 config: &self.config,
@@ -259,7 +260,7 @@ impl Management for Machine {
         Ok(Box::new(&self.tds))
     }
 
-    fn hkids(&self) -> Result<td::HkidReport, String> {
+    fn hkids(&self) -> Result<td::HkidReport, Failure> {
         Ok(tds::hkids())
     }
 
@@ -267,7 +268,7 @@ impl Management for Machine {
         tds::stats()
     }
 
-    fn seam_bench(&self) -> Result<seam::SeamBench, String> {
+    fn seam_bench(&self) -> Result<seam::SeamBench, Failure> {
         Ok(tds::bench())
     }
 
@@ -298,17 +299,17 @@ impl Management for Machine {
         self.level = level;
     }
 
-    fn peek(&mut self, line: u64) -> Result<[u8; 64], String> {
+    fn peek(&mut self, line: u64) -> Result<[u8; 64], Failure> {
         assert_eq!(line % 64, 0, "a whole cache line");
         if line >= 1 << 46 {
-            return Err(format!(
+            return Err(Code::InvalidArgument.because(format!(
                 "{line:#x} exceeds this CPU's 46 physical address bits; read something lower"
-            ));
+            )));
         }
         Ok(core::array::from_fn(|index| 0x40 + index as u8))
     }
 
-    fn request_power(&mut self, action: PowerAction) -> Result<String, String> {
+    fn request_power(&mut self, action: PowerAction) -> Result<String, Failure> {
         self.requested = Some(action);
         Ok("ACPI reset register".into())
     }

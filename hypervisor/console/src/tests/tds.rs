@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use crate::host::{Hex, seam::*, td::*};
+use crate::host::{Hex, failure::Failure, seam::*, td::*};
 
 /// The TDs' state, and the bytes that were typed for *hello*.
 pub struct Fake {
@@ -122,7 +122,7 @@ impl Tds for &Fake {
         [1, 2].map(|id| self.line(id)).into()
     }
 
-    fn show(&self, id: u32) -> Result<TdReport, String> {
+    fn show(&self, id: u32) -> Result<TdReport, Failure> {
         let vcpu = |index| TdVcpu {
             index,
             cpu: Some(index.into()),
@@ -151,7 +151,7 @@ impl Tds for &Fake {
         })
     }
 
-    fn create(&self, id: u32) -> Result<TdBuilt, String> {
+    fn create(&self, id: u32) -> Result<TdBuilt, Failure> {
         Ok(TdBuilt {
             now: self.act("create", id, TdState::Paused),
             hkid: Some(65),
@@ -161,23 +161,23 @@ impl Tds for &Fake {
         })
     }
 
-    fn start(&self, id: u32) -> Result<TdNow, String> {
+    fn start(&self, id: u32) -> Result<TdNow, Failure> {
         Ok(self.act("start", id, TdState::Runnable))
     }
 
-    fn pause(&self, id: u32) -> Result<TdNow, String> {
+    fn pause(&self, id: u32) -> Result<TdNow, Failure> {
         Ok(self.act("pause", id, TdState::Paused))
     }
 
-    fn resume(&self, id: u32) -> Result<TdNow, String> {
+    fn resume(&self, id: u32) -> Result<TdNow, Failure> {
         Ok(self.act("resume", id, TdState::Runnable))
     }
 
-    fn terminate(&self, id: u32) -> Result<TdEnded, String> {
+    fn terminate(&self, id: u32) -> Result<TdEnded, Failure> {
         Ok(self.ended("terminate", id, TdState::Teardown))
     }
 
-    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, String> {
+    fn destroy(&self, id: u32, dynamic: bool) -> Result<TdEnded, Failure> {
         let what = if dynamic {
             "destroy --dynamic"
         } else {
@@ -186,15 +186,15 @@ impl Tds for &Fake {
         Ok(self.ended(what, id, TdState::Reclaimed))
     }
 
-    fn retry(&self, id: u32) -> Result<TdEnded, String> {
+    fn retry(&self, id: u32) -> Result<TdEnded, Failure> {
         Ok(self.ended("retry", id, TdState::Reclaimed))
     }
 
-    fn reset(&self, id: u32) -> Result<TdNow, String> {
+    fn reset(&self, id: u32) -> Result<TdNow, Failure> {
         Ok(self.act("reset", id, TdState::Runnable))
     }
 
-    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, String> {
+    fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, Failure> {
         Ok(TdShrunk {
             now: self.act(&format!("shrink to {bytes}"), id, TdState::Runnable),
             memory_bytes: bytes,
@@ -205,7 +205,7 @@ impl Tds for &Fake {
         })
     }
 
-    fn output(&self, _: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, String> {
+    fn output(&self, _: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure> {
         let output = self.output.borrow();
         let from = (from as usize).min(output.len());
         let count = into.len().min(output.len() - from);
@@ -222,7 +222,7 @@ impl Tds for &Fake {
         true
     }
 
-    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, String> {
+    fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, Failure> {
         Ok(Registers {
             name: self.line(id).name,
             vcpu,
@@ -233,7 +233,7 @@ impl Tds for &Fake {
         })
     }
 
-    fn memory(&self, _: u32, _: u64, into: &mut [u8]) -> Result<(), String> {
+    fn memory(&self, _: u32, _: u64, into: &mut [u8]) -> Result<(), Failure> {
         into.fill(0x41);
         Ok(())
     }

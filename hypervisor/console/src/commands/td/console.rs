@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{TD, find};
 use crate::{
     argument::{Args, Optional, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::td::Excerpt,
     reply::{Reply, Text},
@@ -22,6 +22,7 @@ const FROM: Optional<u64> = Required::number("FROM").optional();
 
 pub const COMMANDS: &[Command] = &[Command {
     name: "td console",
+    class: Class::OwnTd,
     args: &[TD.arg, FROM.arg],
     summary: "Attach to a TD's console",
     help: "Shows the TD's recent output and then new output as it appears, and sends what you type to the TD. Ctrl-] \
@@ -48,7 +49,7 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
     let name = tds.names().swap_remove(id as usize - 1);
     let mut bytes = vec![0; ANSWER];
-    let Excerpt { began, from, count } = tds.output(id, from, &mut bytes).map_err(Error::Host)?;
+    let Excerpt { began, from, count } = tds.output(id, from, &mut bytes)?;
     drop(tds);
     bytes.truncate(count);
     if !context.session.json {

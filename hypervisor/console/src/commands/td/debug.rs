@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{TD, find};
 use crate::{
     argument::{Args, Optional, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     hexdump::{HexBytes, dump},
     host::{Hex, td::Registers},
@@ -26,6 +26,7 @@ const BYTES: Optional<u64> = Required::number("BYTES").optional();
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td regs",
+        class: Class::OwnTd,
         args: &[TD.arg, VCPU.arg],
         summary: "Show the registers of a debug TD's vCPU",
         help: "Shows those of vCPU 0, or of VCPU. The TDX module lets the host read them (TDH.VP.RD) only if the TD \
@@ -34,6 +35,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td dump",
+        class: Class::OwnTd,
         args: &[TD.arg, GPA.arg, BYTES.arg],
         summary: "Show private memory of a debug TD",
         help: "Shows 256 bytes, or BYTES (at most 4096), from the guest-physical address GPA on (TDH.MEM.RD). Like \
@@ -47,7 +49,7 @@ fn regs(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let vcpu = args.given(VCPU).unwrap_or(0);
     // A number that does not fit becomes one that no vCPU has.
     let vcpu = u16::try_from(vcpu).unwrap_or(u16::MAX);
-    tds.registers(id, vcpu).map(Reply::new).map_err(Error::Host)
+    tds.registers(id, vcpu).map(Reply::new).map_err(Error::from)
 }
 
 impl Text for Registers {
@@ -77,7 +79,7 @@ fn memory(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let count = args.given(BYTES).unwrap_or(DEFAULT_BYTES);
     let count = count.clamp(1, MOST_BYTES);
     let mut bytes = alloc::vec![0; count.next_multiple_of(8) as usize];
-    tds.memory(id, address, &mut bytes).map_err(Error::Host)?;
+    tds.memory(id, address, &mut bytes)?;
     Ok(Reply::new(Dump {
         address: Hex(address),
         bytes: HexBytes(bytes),

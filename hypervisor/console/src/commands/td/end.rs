@@ -5,7 +5,7 @@ use core::fmt::{self, Write};
 use super::{TD, find, show::Is, work};
 use crate::{
     argument::Flag,
-    command::Command,
+    command::{Class, Command},
     error::Error,
     host::td::{TdEnded, TdState},
     reply::{Reply, Text},
@@ -18,6 +18,7 @@ const DYNAMIC: Flag = Flag::new("--dynamic");
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td terminate",
+        class: Class::OwnTd,
         args: &[TD.arg],
         summary: "Terminate a TD; reclaim its memory in the background",
         help: "Stops its vCPUs and releases its HKID. Idle CPUs then reclaim its memory, with one SEAMCALL for each \
@@ -25,11 +26,12 @@ pub const COMMANDS: &[Command] = &[
                \"td retry\" resumes it.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            tds.terminate(id).map(Reply::new).map_err(Error::Host)
+            tds.terminate(id).map(Reply::new).map_err(Error::from)
         },
     },
     Command {
         name: "td destroy",
+        class: Class::Td,
         args: &[DYNAMIC.arg, TD.arg],
         summary: "Terminate a TD and wait until its memory is reclaimed",
         help: "Like \"td terminate\", but this CPU helps until the last page is reclaimed. --dynamic removes the \
@@ -41,18 +43,19 @@ pub const COMMANDS: &[Command] = &[
             let (tds, id) = find(context, args)?;
             tds.destroy(id, dynamic)
                 .map(Reply::new)
-                .map_err(Error::Host)
+                .map_err(Error::from)
         },
     },
     Command {
         name: "td retry",
+        class: Class::Td,
         args: &[TD.arg],
         summary: "Resume a termination that got stuck",
         help: "Repeats the step that failed: cache write-back, release of the HKID, or reclaim of the memory. Until \
                it succeeds, the HKID and the memory are in quarantine.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            tds.retry(id).map(Reply::new).map_err(Error::Host)
+            tds.retry(id).map(Reply::new).map_err(Error::from)
         },
     },
 ];

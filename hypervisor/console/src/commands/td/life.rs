@@ -5,9 +5,12 @@ use core::fmt::{self, Write};
 use super::{TD, find, show::Is, work};
 use crate::{
     argument::{Args, Required},
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
-    host::td::{TdBuilt, TdNow, TdShrunk, Tds},
+    host::{
+        failure::Failure,
+        td::{TdBuilt, TdNow, TdShrunk, Tds},
+    },
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros},
 };
@@ -17,17 +20,19 @@ const SIZE: Required<u64> = Required::size("SIZE");
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td create",
+        class: Class::Td,
         args: &[TD.arg],
         summary: "Build a TD without starting it",
         help: "Checks the configuration against what the TDX module supports, and that frames, an HKID and CPUs are \
                available; then builds the TD. If a step fails, everything built so far is torn down.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            tds.create(id).map(Reply::new).map_err(Error::Host)
+            tds.create(id).map(Reply::new).map_err(Error::from)
         },
     },
     Command {
         name: "td start",
+        class: Class::OwnTd,
         args: &[TD.arg],
         summary: "Start a TD; build it first if necessary",
         help: "A terminated TD is built again. \"td console\" shows its output.",
@@ -35,6 +40,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td pause",
+        class: Class::OwnTd,
         args: &[TD.arg],
         summary: "Stop a TD's vCPUs",
         help: "No vCPU is in the guest when the command returns. \"td resume\" lets them run again.",
@@ -42,6 +48,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td resume",
+        class: Class::OwnTd,
         args: &[TD.arg],
         summary: "Resume a paused TD",
         help: "Its vCPUs continue where they stopped. A TD whose guest has panicked cannot be resumed: use \"td \
@@ -50,6 +57,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td reset",
+        class: Class::OwnTd,
         args: &[TD.arg],
         summary: "Terminate a TD and build it again",
         help: "The new TD has the same name and the configured memory. It is started if the old one was running, \
@@ -58,6 +66,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td shrink",
+        class: Class::OwnTd,
         args: &[TD.arg, SIZE.arg],
         summary: "Remove memory from a running TD",
         help: "SIZE, such as 256M, is the memory that remains. The memory above it is removed by dynamic page \
@@ -66,7 +75,7 @@ pub const COMMANDS: &[Command] = &[
             let (tds, id) = find(context, args)?;
             tds.shrink(id, args.get(SIZE)?)
                 .map(Reply::new)
-                .map_err(Error::Host)
+                .map_err(Error::from)
         },
     },
 ];
@@ -74,10 +83,10 @@ pub const COMMANDS: &[Command] = &[
 fn now(
     context: &mut Context<'_>,
     args: &Args,
-    act: fn(&dyn Tds, u32) -> Result<TdNow, alloc::string::String>,
+    act: fn(&dyn Tds, u32) -> Result<TdNow, Failure>,
 ) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
-    act(&*tds, id).map(Reply::new).map_err(Error::Host)
+    act(&*tds, id).map(Reply::new).map_err(Error::from)
 }
 
 impl Text for TdNow {

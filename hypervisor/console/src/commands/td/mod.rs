@@ -26,7 +26,7 @@ const TD: Required<String> = Required::td("TD");
 
 /// Returns the TDs, and the number of the one that [`TD`] names.
 fn find<'a>(context: &'a Context<'_>, args: &Args) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
-    let tds = context.host.tds().map_err(Error::Host)?;
+    let tds = context.host.tds()?;
     let names = tds.names();
     let word = args.get(TD)?;
     let number = match word.parse::<usize>() {

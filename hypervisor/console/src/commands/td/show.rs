@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{TD, find, work};
 use crate::{
     argument::Args,
-    command::{Command, Context},
+    command::{Class, Command, Context},
     error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
     reply::{Reply, Text},
@@ -18,6 +18,7 @@ use crate::{
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "td list",
+        class: Class::Read,
         args: &[],
         summary: "List the configured TDs",
         help: "Shows each TD's number and name (commands accept either), its state, HKID and vCPUs, its private \
@@ -28,6 +29,7 @@ pub const COMMANDS: &[Command] = &[
     },
     Command {
         name: "td show",
+        class: Class::Read,
         args: &[TD.arg],
         summary: "Show one TD in detail",
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
@@ -35,7 +37,7 @@ pub const COMMANDS: &[Command] = &[
                had no CPU; how the TD was built and terminated, with times and SEAMCALLs; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            tds.show(id).map(Reply::new).map_err(Error::Host)
+            tds.show(id).map(Reply::new).map_err(Error::from)
         },
     },
 ];
@@ -46,7 +48,7 @@ struct List {
 }
 
 fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
-    let tds = context.host.tds().map_err(Error::Host)?.list();
+    let tds = context.host.tds()?.list();
     Ok(Reply::new(List { tds }))
 }
 
