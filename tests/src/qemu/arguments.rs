@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Boot, Machine};
+use super::machine::{Boot, Device, Machine};
 
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
+
+/// The VT-d unit. `eim` insists on KVM, so that 32-bit destinations of interrupts need another switch.
+const IOMMU: &str = "intel-iommu,intremap=on,x-buggy-eim=on,aw-bits=48";
 
 /// The files of one run.
 pub struct Files {
@@ -25,6 +28,10 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     let shape = &machine.shape;
     all.pair("-machine", shape.chipset);
     all.pair("-accel", "tcg,thread=multi");
+    // QEMU wants it before the devices whose accesses it remaps.
+    if machine.iommu {
+        all.pair("-device", IOMMU);
+    }
     let svm = if machine.stub.is_some() {
         ",+svm,+npt"
     } else {
@@ -69,6 +76,9 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
         }
     }
     all.boot(&machine.boot);
+    for (slot, device) in (1..).zip(&machine.devices) {
+        all.device(slot, device);
+    }
     // Behind the disk, which would otherwise be put on a bridge that these arguments create.
     for argument in shape.further {
         all.add(*argument);
@@ -110,6 +120,32 @@ impl Arguments {
             "-drive",
             format!("if=pflash,unit={unit},format=raw,readonly={read_only},file={file}"),
         );
+    }
+
+    /// Adds a device behind a root port of its own in `slot`.
+    fn device(&mut self, slot: usize, device: &Device) {
+        self.pair(
+            "-device",
+            format!("pcie-root-port,id=port{slot},slot={slot},chassis={slot}"),
+        );
+        let name = match device {
+            Device::Nvme(image) => {
+                let image = escaped(image);
+                self.pair(
+                    "-drive",
+                    format!("if=none,id=nvme{slot},format=raw,file={image}"),
+                );
+                format!("nvme,drive=nvme{slot},serial=seamark{slot}")
+            }
+            Device::Net => {
+                self.pair("-netdev", format!("user,id=net{slot}"));
+                format!(
+                    "virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on"
+                )
+            }
+            Device::Edu => "edu".to_owned(),
+        };
+        self.pair("-device", format!("{name},bus=port{slot}"));
     }
 
     fn boot(&mut self, boot: &Boot) {
@@ -169,6 +205,25 @@ mod tests {
         let line = line(&Machine::new(disk(), None).with_cpus(16, 4));
         assert!(
             line.contains("-smp 16,sockets=4,cores=4,threads=1"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn each_device_is_behind_a_root_port_of_its_own() {
+        let machine = Machine::new(disk(), None)
+            .with_iommu()
+            .with_device(Device::Nvme("/run/a,b.img".into()))
+            .with_device(Device::Edu);
+        let line = line(&machine);
+        assert!(
+            line.contains("file=/run/a,,b.img -device nvme,drive=nvme1,serial=seamark1,bus=port1"),
+            "{line}"
+        );
+        assert!(line.contains("-device edu,bus=port2"), "{line}");
+        let unit = line.find("intel-iommu").expect("a unit");
+        assert!(
+            line.find("pcie-root-port").is_some_and(|port| unit < port),
             "{line}"
         );
     }

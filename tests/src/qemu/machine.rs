@@ -29,6 +29,10 @@ pub struct Machine {
     pub boot: Boot,
     /// The hardware around the CPUs and the memory.
     pub shape: Shape,
+    /// True if the machine has QEMU's model of a VT-d unit.
+    pub iommu: bool,
+    /// Physical devices, each behind a root port of its own.
+    pub devices: Vec<Device>,
     /// True if a reset restarts the machine; otherwise a reset ends it.
     pub reboots: bool,
     /// The ELF of the booted program, to resolve the addresses of a crash record.
@@ -98,6 +102,17 @@ impl Shape {
     };
 }
 
+/// A physical device. It is behind a root port of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// An NVMe drive with the content of this file, which is written to.
+    Nvme(PathBuf),
+    /// A virtio network card on QEMU's user network.
+    Net,
+    /// QEMU's `edu`, a device that copies to and from any address of memory.
+    Edu,
+}
+
 /// The SEAM stub in its option ROM.
 #[derive(Clone, Debug)]
 pub struct Stub {
@@ -139,6 +154,8 @@ impl Machine {
             stub,
             boot,
             shape: Shape::USUAL,
+            iommu: false,
+            devices: Vec::new(),
             reboots: false,
             symbols: None,
             gdb: false,
@@ -160,6 +177,20 @@ impl Machine {
     #[must_use]
     pub fn with_memory(mut self, memory: &str) -> Self {
         memory.clone_into(&mut self.memory);
+        self
+    }
+
+    /// Adds QEMU's model of a VT-d unit, which remaps DMA and interrupts. The chipset must be q35.
+    #[must_use]
+    pub fn with_iommu(mut self) -> Self {
+        self.iommu = true;
+        self
+    }
+
+    /// Adds a physical device behind a root port of its own.
+    #[must_use]
+    pub fn with_device(mut self, device: Device) -> Self {
+        self.devices.push(device);
         self
     }
 

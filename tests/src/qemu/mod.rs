@@ -17,5 +17,5 @@ mod trouble;
 pub use debugger::Debugger;
 pub use events::{Event, events};
 pub use guest::{Ending, Guest, SerialWriter, Tee};
-pub use machine::{Boot, Firmware, Machine, Shape, Stub};
+pub use machine::{Boot, Device, Firmware, Machine, Shape, Stub};
 pub use trouble::Kind as Trouble;

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use seamark_tests::console::Console;
 use seamark_tests::media::Media;
 use seamark_tests::programs::Programs;
-use seamark_tests::qemu::{Boot, Guest, Machine, Stub};
+use seamark_tests::qemu::{Boot, Device, Guest, Machine, Stub};
 
 use stub_options as stub;
 
@@ -51,6 +51,18 @@ pub struct Options {
     /// Leave the SEAM stub out: a machine without VMX, SEAM and TDX
     #[arg(long)]
     no_seam: bool,
+    /// Add QEMU's model of a VT-d unit, which remaps DMA and interrupts
+    #[arg(long)]
+    iommu: bool,
+    /// Add an NVMe drive with this file as its content; it is written to; may be repeated
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
+    /// Add a network card on QEMU's user network
+    #[arg(long, value_enum, value_name = "NETWORK", default_value = "none")]
+    net: Network,
+    /// Add QEMU's edu, a device that copies to and from any address of memory
+    #[arg(long)]
+    edu: bool,
     /// Wait for a debugger on TCP port 1234 before the first instruction
     #[arg(long)]
     gdb: bool,
@@ -61,6 +73,15 @@ pub struct Options {
     /// included
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// The network of the machine's card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Network {
+    /// The machine has no card.
+    None,
+    /// QEMU's user network, with its own DHCP and DNS servers.
+    User,
 }
 
 /// Parses an option with its value.
@@ -104,6 +125,14 @@ impl Options {
             self.stub.is_empty() || !self.no_seam,
             "--no-seam leaves out the stub, whose options --stub gives: leave one of them away"
         );
+        for disk in &self.disk {
+            ensure!(
+                disk.is_file(),
+                "there is no disk image {}: make one, for example with `truncate -s 4G {}`",
+                disk.display(),
+                disk.display()
+            );
+        }
         if let Some(config) = &self.config {
             Media::default().with_config(config)?;
         }
@@ -122,7 +151,19 @@ impl Options {
         machine.memory.clone_from(&self.mem);
         machine.reboots = self.exec.is_none();
         machine.gdb = self.gdb;
+        machine.iommu = self.iommu;
+        machine.devices = self.devices();
         machine
+    }
+
+    /// Returns the physical devices of the machine.
+    fn devices(&self) -> Vec<Device> {
+        let drives = self.disk.iter().cloned().map(Device::Nvme);
+        let card = (self.net == Network::User).then_some(Device::Net);
+        drives
+            .chain(card)
+            .chain(self.edu.then_some(Device::Edu))
+            .collect()
     }
 }
 
@@ -250,6 +291,11 @@ mod tests {
             (&["--sockets", "0"], "spread evenly"),
             (&["--smp", "400"], "APIC ids up to"),
             (&["--config", "/none/seamark.toml"], "/none/seamark.toml"),
+            (
+                &["--disk", "/none/disk.img"],
+                "truncate -s 4G /none/disk.img",
+            ),
+            (&["--net", "tap"], "possible values: none, user"),
             (&["--exec", "expect hello"], "expect TD TEXT"),
             (&["--exec", "wait 200"], "--timeout"),
         ] {
@@ -267,6 +313,7 @@ mod tests {
             &["--stub", "stuck=2", "--stub", "trace=1"],
             &["--stub", "hooks=busy TDH.MEM.PAGE.AUG call 1"],
             &["--no-seam"],
+            &["--iommu", "--edu", "--net", "user"],
         ] {
             assert_eq!(refusal(arguments), "", "{arguments:?}");
         }
