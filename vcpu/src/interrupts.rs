@@ -1,7 +1,8 @@
 //! Sends interrupts to vCPUs: from vCPUs, and from devices through the I/O APIC.
 
+use devices::{Message, Trigger};
+
 use crate::apic::{Destination, Ipi, IpiKind};
-use crate::devices::{Message, Trigger};
 use crate::state::Event;
 use crate::wake::Waker;
 
@@ -27,7 +28,14 @@ pub fn receive_typed(waker: Waker<'_>) {
     }
 }
 
-/// Delivers a message of the I/O APIC.
+/// Delivers the interrupts that functions of the PCI bus send.
+pub fn deliver_messages(waker: Waker<'_>) {
+    while let Some(message) = waker.vm().devices().pci().take_message() {
+        deliver(waker, message);
+    }
+}
+
+/// Delivers a message of the I/O APIC or of a function.
 fn deliver(waker: Waker<'_>, message: Message) {
     let to = match (message.is_logical, message.destination) {
         (_, 0xFF) => Destination::All,

@@ -1,7 +1,7 @@
 //! One virtual CPU of a TD: enter, exit, serve the guest.
 //!
 //! [`Vcpu::run`] is the loop: TDH.VP.ENTER, decode the exit ([`exit`]), serve it, enter again, until the scheduler has
-//! to act ([`Stop`]). [`ghci`] serves the guest's calls, `fault` maps the memory that it needs, and [`devices`] has its
+//! to act ([`Stop`]). [`ghci`] serves the guest's calls, `fault` maps the memory that it needs, and the crate [`devices`] has its
 //! devices. The vCPUs of one TD share a [`Vm`]. A vCPU runs for a [`TimeSlice`] on a
 //! [`PhysicalCpu`]; the host implements both traits. [`Waker`] is the door by which anything wakes a vCPU.
 //!
@@ -16,7 +16,6 @@ mod branch;
 pub mod clock;
 mod console;
 mod current;
-pub mod devices;
 mod end;
 pub mod exit;
 mod fatal;
@@ -38,7 +37,7 @@ pub use console::{Console, Excerpt};
 pub use current::Stop;
 pub use end::End;
 pub use fatal::FatalError;
-pub use interrupts::receive_typed;
+pub use interrupts::{deliver_messages, receive_typed};
 pub use setup::{Wiring, wire};
 pub use slice::{PhysicalCpu, TimeSlice};
 pub use state::{Event, Halt, VcpuState};

@@ -4,13 +4,13 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
+use devices::Devices;
 use mm::shared::SharedMap;
 use spin::{Once, RwLock};
 use sync::atomic::AtomicBool;
 
 use crate::clock::Clock;
 use crate::console::Console;
-use crate::devices::Devices;
 use crate::end::End;
 use crate::state::VcpuState;
 
@@ -57,7 +57,7 @@ impl Vm {
         Self {
             vcpus,
             id_bits: u32::BITS - last.leading_zeros(),
-            devices: Devices::new(memory.iter().cloned()),
+            devices: Devices::new(memory.iter().cloned(), Vec::new()),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::new(()),

@@ -1,15 +1,15 @@
 //! Instructions that the guest can't execute itself: CPUID, HLT, IN and OUT, RDMSR and WRMSR, and MMIO loads and
 //! stores.
 
+use devices::{Effect, Now, Power, open_bus};
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
 use crate::apic::Request;
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
-use crate::devices::{Effect, Now, Power, open_bus};
 use crate::end::End;
-use crate::interrupts::{receive_typed, send};
+use crate::interrupts::{deliver_messages, receive_typed, send};
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 
@@ -163,6 +163,7 @@ fn carry_out<S: TimeSlice>(
             };
             return (Branch::IoPower, Some(current.end(end)));
         }
+        Effect::Signal => deliver_messages(current.waker()),
         Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
     receive_typed(current.waker());

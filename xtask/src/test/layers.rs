@@ -14,8 +14,8 @@ use serde_json::Value;
 use crate::{build, workspace};
 
 /// Crates that must run on any machine.
-const PORTABLE: [&str; 9] = [
-    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "uart",
+const PORTABLE: [&str; 10] = [
+    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: [&str; 6] = [
@@ -27,7 +27,8 @@ const METAL: [&str; 6] = [
     "x86_64",
 ];
 /// Crates without any unsafe code.
-const SAFE: [&str; 6] = [
+const SAFE: [&str; 7] = [
+    "vcpu/devices",
     "boot/config",
     "firmware/tdvf",
     "hypervisor/host",
@@ -36,7 +37,8 @@ const SAFE: [&str; 6] = [
     "hypervisor/uart",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
+    "vcpu/devices/src",
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/mca/src",

@@ -2,14 +2,16 @@
 //!
 //! Source: PC16550D data sheet, section 8 (registers).
 
+use core::ops::Range;
+
 use td_base::board;
 
-use super::{Device, Effect, Now, Place};
+use crate::{Device, Effect, Now, Place};
 
 /// The first port of COM1.
 pub const BASE: u16 = board::SERIAL;
-/// The last port of COM1.
-pub const LAST: u16 = BASE + 7;
+/// The ports of COM1.
+pub const PORTS: Range<u64> = BASE as u64..BASE as u64 + 8;
 /// COM1's interrupt line.
 const LINE: u8 = board::SERIAL_INTERRUPT;
 

@@ -5,14 +5,14 @@
 //!
 //! Source: Intel 82093AA data sheet, section 3.
 
+use core::ops::Range;
+
 use td_base::board;
 
-use super::{Device, Effect, Now, Place};
+use crate::{Device, Effect, Message, Now, Place, Trigger};
 
-/// Guest-physical address of the registers.
-pub const BASE: u64 = board::IO_APIC as u64;
-/// Size of the register block in bytes.
-pub const BYTES: u64 = 0x20;
+/// Guest-physical addresses of the registers.
+pub const REGISTERS: Range<u64> = board::IO_APIC as u64..board::IO_APIC as u64 + 0x20;
 
 const PINS: usize = 24;
 const SELECT: u64 = 0x00;
@@ -30,28 +30,6 @@ const LOGICAL: u64 = 1 << 11;
 const READ_ONLY: u64 = 1 << 12 | 1 << 14;
 const MASKED: u64 = 1 << 16;
 const DEFINED: u64 = 0xFF << 56 | 0x1_FFFF;
-
-/// The delivery type of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trigger {
-    /// An interrupt with the message's vector.
-    Fixed,
-    /// An NMI.
-    Nmi,
-}
-
-/// A message to local APICs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Delivery type.
-    pub trigger: Trigger,
-    /// Interrupt vector.
-    pub vector: u8,
-    /// An APIC id, or a set of eight when `is_logical`.
-    pub destination: u8,
-    /// True if the destination is a set.
-    pub is_logical: bool,
-}
 
 /// The interrupt controller.
 #[derive(Debug)]
@@ -83,14 +61,8 @@ impl IoApic {
         if !raised || was_raised || entry & MASKED != 0 {
             return None;
         }
-        let trigger = match (entry & DELIVERY_MODE) >> 8 {
-            // Fixed, or lowest priority, which is delivered like fixed.
-            0 | 1 => Trigger::Fixed,
-            4 => Trigger::Nmi,
-            _ => return None,
-        };
         Some(Message {
-            trigger,
+            trigger: Trigger::of_mode((entry & DELIVERY_MODE) >> 8)?,
             vector: (entry & VECTOR) as u8,
             destination: (entry >> 56) as u8,
             is_logical: entry & LOGICAL != 0,

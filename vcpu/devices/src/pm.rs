@@ -4,18 +4,18 @@
 //! the control register at 0x604, the timer at 0x608. Source: ACPI Specification 6.5, section 4.8.3; QEMU
 //! hw/acpi/ich9.c.
 
+use core::ops::Range;
+
 use td_base::board;
 
-use super::{Device, Effect, Now, Place, open_bus};
+use crate::{Device, Effect, Now, Place, open_bus};
 
 /// The first port of the register block.
 pub const BASE: u16 = board::POWER;
-/// The last port of the register block.
-pub const LAST: u16 = BASE + 0xB;
-/// The chipset's reset-control register.
-pub const RESET_CONTROL: u16 = board::RESET;
-/// The keyboard controller's command register.
-pub const KEYBOARD_COMMAND: u16 = 0x64;
+/// The ports of the register block.
+pub const PORTS: Range<u64> = BASE as u64..BASE as u64 + 0xC;
+/// The port of the chipset's reset-control register, among the ports of the PCI bus.
+pub const RESET_PORTS: Range<u64> = board::RESET as u64..board::RESET as u64 + 1;
 
 const ENABLE: u64 = 2;
 const CONTROL: u64 = board::POWER_CONTROL as u64;
@@ -30,8 +30,6 @@ const SLEEP: u16 = 1 << 13;
 const SLEEP_TYPE: u16 = 7 << 10;
 /// Reset control: reset the CPU.
 const RESET_CPU: u8 = 1 << 2;
-/// Keyboard command: pulse the reset line.
-const PULSE_RESET: u8 = 0xFE;
 
 /// A power request of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,16 +78,25 @@ impl Device for PowerManagement {
     }
 }
 
-/// Handles a write to one of the reset ports.
-pub fn reset(port: u16, value: u8) -> Effect {
-    let resets = match port {
-        RESET_CONTROL => value & RESET_CPU != 0,
-        _ => value == PULSE_RESET,
-    };
-    if resets {
-        Effect::Power(Power::Reset)
-    } else {
-        Effect::None
+/// The chipset's reset-control register, a byte that reads as zero.
+#[derive(Debug)]
+pub struct ResetControl;
+
+impl Device for ResetControl {
+    fn read(&mut self, _: Place, _: Now) -> u64 {
+        0
+    }
+
+    fn write(&mut self, _: Place, value: u64, _: Now) -> Effect {
+        reset_if(value as u8 & RESET_CPU != 0)
+    }
+}
+
+/// Resets the TD if the guest `wants` it.
+pub const fn reset_if(wants: bool) -> Effect {
+    match wants {
+        true => Effect::Power(Power::Reset),
+        false => Effect::None,
     }
 }
 
@@ -125,9 +132,9 @@ mod tests {
         for other in [0, 1, 0x1C00, 0x2400] {
             assert_eq!(control(other), Effect::None);
         }
-        assert_eq!(reset(RESET_CONTROL, 0x06), Effect::Power(Power::Reset));
-        assert_eq!(reset(RESET_CONTROL, 0x02), Effect::None);
-        assert_eq!(reset(KEYBOARD_COMMAND, 0xFE), Effect::Power(Power::Reset));
-        assert_eq!(reset(KEYBOARD_COMMAND, 0xD1), Effect::None);
+        let place = Place { offset: 0, size: 1 };
+        let reset = |value| ResetControl.write(place, value, Now::default());
+        assert_eq!(reset(6), Effect::Power(Power::Reset));
+        assert_eq!(reset(2), Effect::None);
     }
 }

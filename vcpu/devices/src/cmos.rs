@@ -7,12 +7,10 @@ use core::ops::Range;
 
 use td_base::board;
 
-use super::{Device, Effect, Now, Place};
+use crate::{Device, Effect, Now, Place};
 
-/// The port that selects a register.
-pub const INDEX: u16 = board::CLOCK;
-/// The port that reads and writes the selected register.
-pub const DATA: u16 = INDEX + 1;
+/// The port that selects a register, and the one that reads and writes the selected register.
+pub const PORTS: Range<u64> = board::CLOCK as u64..board::CLOCK as u64 + 2;
 
 const REGISTERS: usize = 128;
 const STATUS_A: u8 = 0x0A;

@@ -1,0 +1,280 @@
+//! The PCI bus of a TD: its configuration space, by ports and by memory, and the memory windows of its functions.
+//!
+//! Every TD has a host bridge, which identifies the machine type, and an ISA bridge to the ports of power management and
+//! of the serial port. Both match QEMU's q35, which guest firmware knows. Other functions follow, one in a device.
+//!
+//! Source: PCI Local Bus Specification 3.0, section 3.2.2.3.2 (ports) and chapter 6 (registers); PCI Express Base
+//! Specification, section 7.2.2 (memory).
+
+mod bridges;
+mod config;
+mod msix;
+mod ports;
+mod window;
+
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::fmt;
+use core::ops::Range;
+use core::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use spin::Mutex;
+use td_base::board;
+
+pub use config::{BARS, Capability, Config, Identity};
+pub use msix::Msix;
+pub use ports::{PORTS, Ports};
+
+use crate::{Effect, Message, Now, Place, open_bus};
+use window::Window;
+
+/// Largest number of functions beside the bridges: devices 1 to 30.
+pub const MOST: usize = 30;
+
+/// Addresses that no function gets: those of the I/O APIC and of the local APICs.
+const APICS: Range<u64> = board::IO_APIC as u64..0xFF00_0000;
+
+/// A function of the bus.
+pub trait Function: fmt::Debug + Send {
+    /// Returns the configuration space.
+    fn config(&mut self) -> &mut Config;
+
+    /// Acts on a write of the guest to the configuration registers `written`.
+    fn configured(&mut self, written: Range<usize>) -> Effect {
+        let _ = written;
+        Effect::None
+    }
+
+    /// Reads memory of a base address register. The access lies within it.
+    fn load(&mut self, bar: usize, place: Place, now: Now) -> u64 {
+        let _ = (bar, now);
+        open_bus(place.size)
+    }
+
+    /// Writes memory of a base address register. The access lies within it.
+    fn store(&mut self, bar: usize, place: Place, value: u64, now: Now) -> Effect {
+        let _ = (bar, place, value, now);
+        Effect::None
+    }
+
+    /// Takes the next interrupt to send.
+    fn take_message(&mut self) -> Option<Message> {
+        None
+    }
+}
+
+/// The bus.
+#[derive(Debug)]
+pub struct Bus {
+    slots: Box<[Slot]>,
+    /// Location of the memory-mapped configuration space, as the host bridge's register has it.
+    window: AtomicU64,
+    /// The TD's memory, where no function answers.
+    memory: Box<[Range<u64>]>,
+}
+
+/// A function and its place.
+#[derive(Debug)]
+struct Slot {
+    /// Device and function number in one byte.
+    at: u8,
+    function: Arc<Mutex<dyn Function>>,
+    /// The function's memory, by base address register.
+    bars: [Memory; BARS],
+    /// True while the function may have interrupts to send.
+    is_signalled: AtomicBool,
+}
+
+/// The memory of a base address register.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Zero while the function does not answer.
+    start: AtomicU64,
+    /// Zero if there is no such register.
+    bytes: u64,
+}
+
+/// The address of a register on the bus.
+#[derive(Clone, Copy, Debug)]
+struct Register {
+    bus: u64,
+    function: u8,
+    offset: u64,
+}
+
+impl Bus {
+    /// Creates a bus with both bridges and `functions`, the first of which becomes device 1.
+    ///
+    /// # Panics
+    /// More than [`MOST`] functions.
+    pub fn new(
+        memory: impl IntoIterator<Item = Range<u64>>,
+        functions: Vec<Arc<Mutex<dyn Function>>>,
+    ) -> Self {
+        assert!(functions.len() <= MOST, "the bus has {MOST} free devices");
+        let host: Arc<Mutex<dyn Function>> = Arc::new(Mutex::new(bridges::host()));
+        let isa: Arc<Mutex<dyn Function>> = Arc::new(Mutex::new(bridges::isa()));
+        let others = (1..).zip(functions).map(|(device, f)| (device << 3, f));
+        let all = [(bridges::HOST_AT, host)].into_iter().chain(others);
+        let all = all.chain([(bridges::ISA_AT, isa)]);
+        Self {
+            slots: all.map(|(at, function)| Slot::new(at, function)).collect(),
+            window: AtomicU64::new(0),
+            memory: memory.into_iter().collect(),
+        }
+    }
+
+    /// Notes that the function of this device has interrupts to send.
+    pub fn signal(&self, device: u8) {
+        if let Some(slot) = self.slots.iter().find(|slot| slot.at == device << 3) {
+            slot.is_signalled.store(true, Release);
+        }
+    }
+
+    /// Takes the next interrupt that a function sends.
+    pub fn take_message(&self) -> Option<Message> {
+        for slot in &self.slots {
+            if !slot.is_signalled.swap(false, Acquire) {
+                continue;
+            }
+            if let Some(message) = slot.function.lock().take_message() {
+                // There may be more.
+                slot.is_signalled.store(true, Release);
+                return Some(message);
+            }
+        }
+        None
+    }
+
+    /// Reads memory of the bus. Returns `None` if nothing answers.
+    pub(crate) fn load(&self, gpa: u64, size: u8, now: Now) -> Option<u64> {
+        if let Some(offset) = self.window().offset(gpa) {
+            return Some(self.read(Register::by_memory(offset), size));
+        }
+        let (slot, bar, offset) = self.find_memory(gpa, size)?;
+        let place = Place { offset, size };
+        Some(slot.function.lock().load(bar, place, now))
+    }
+
+    /// Writes memory of the bus. Returns `None` if nothing answers.
+    pub(crate) fn store(&self, gpa: u64, size: u8, value: u64, now: Now) -> Option<Effect> {
+        if let Some(offset) = self.window().offset(gpa) {
+            return Some(self.write(Register::by_memory(offset), size, value));
+        }
+        let (slot, bar, offset) = self.find_memory(gpa, size)?;
+        let place = Place { offset, size };
+        let effect = slot.function.lock().store(bar, place, value, now);
+        Some(slot.note(effect))
+    }
+
+    fn window(&self) -> Window {
+        Window(self.window.load(Relaxed))
+    }
+
+    /// Returns the function, the base address register and the offset in it of an access.
+    fn find_memory(&self, gpa: u64, size: u8) -> Option<(&Slot, usize, u64)> {
+        self.slots.iter().find_map(|slot| {
+            let (bar, offset) = slot.bars.iter().enumerate().find_map(|(bar, memory)| {
+                let start = memory.start.load(Relaxed);
+                let offset = gpa.checked_sub(start).filter(|_| start != 0)?;
+                let end = offset.checked_add(size.into())?;
+                (end <= memory.bytes).then_some((bar, offset))
+            })?;
+            Some((slot, bar, offset))
+        })
+    }
+
+    /// Returns the function of a register, and the start of the access in its registers. An access that crosses a double
+    /// word reaches no register.
+    fn find(&self, register: Register, size: u8) -> Option<(&Slot, usize)> {
+        let is_whole = register.offset % 4 + u64::from(size) <= 4;
+        if register.bus != 0 || register.offset >= config::BYTES as u64 || !is_whole {
+            return None;
+        }
+        let slot = self
+            .slots
+            .iter()
+            .find(|slot| slot.at == register.function)?;
+        Some((slot, register.offset as usize))
+    }
+
+    /// Reads a configuration register.
+    fn read(&self, register: Register, size: u8) -> u64 {
+        match self.find(register, size) {
+            Some((slot, at)) => slot.function.lock().config().read(at, size.into()),
+            None => open_bus(size),
+        }
+    }
+
+    /// Writes a configuration register.
+    fn write(&self, register: Register, size: u8, value: u64) -> Effect {
+        let Some((slot, at)) = self.find(register, size) else {
+            return Effect::None;
+        };
+        let mut function = slot.function.lock();
+        let config = function.config();
+        config.write(at, size.into(), value);
+        // The function stays locked, so that the last write determines where it answers.
+        for (bar, memory) in slot.bars.iter().enumerate() {
+            let range = config.memory(bar).filter(|range| self.is_free(range));
+            memory
+                .start
+                .store(range.map_or(0, |range| range.start), Relaxed);
+        }
+        if slot.at == bridges::HOST_AT {
+            self.window
+                .store(config.read(bridges::PCIEXBAR, 8), Relaxed);
+        }
+        let effect = function.configured(at..at + usize::from(size));
+        slot.note(effect)
+    }
+
+    /// Returns whether a function may answer at these addresses.
+    fn is_free(&self, range: &Range<u64>) -> bool {
+        let taken = self.memory.iter().chain([&APICS]);
+        taken
+            .filter(|taken| taken.start < range.end && range.start < taken.end)
+            .count()
+            == 0
+    }
+}
+
+impl Slot {
+    fn new(at: u8, function: Arc<Mutex<dyn Function>>) -> Self {
+        let bytes = function.lock().config().bar_bytes();
+        Self {
+            at,
+            function,
+            bars: bytes.map(|bytes| Memory {
+                start: AtomicU64::new(0),
+                bytes,
+            }),
+            is_signalled: AtomicBool::new(false),
+        }
+    }
+
+    fn note(&self, effect: Effect) -> Effect {
+        if effect == Effect::Signal {
+            self.is_signalled.store(true, Release);
+        }
+        effect
+    }
+}
+
+impl Register {
+    const fn by_memory(offset: u64) -> Self {
+        /// Bytes of configuration space for each function and each bus.
+        const FUNCTION: u64 = 4096;
+        const BUS: u64 = 256 * FUNCTION;
+        Self {
+            bus: offset / BUS,
+            function: (offset / FUNCTION) as u8,
+            offset: offset % FUNCTION,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
