@@ -25,6 +25,7 @@ mod argument;
 mod command;
 mod commands;
 mod complete;
+pub mod cpus;
 mod error;
 mod hexdump;
 pub mod host;

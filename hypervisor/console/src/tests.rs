@@ -266,10 +266,26 @@ fn tdx_says_what_is_missing() {
             .run("tdx")
             .contains("module             1.5.05 build 577 of 20240129\r\n")
     );
+    let reply = terminal.run("tdx");
+    assert!(
+        reply.contains(
+            "microcode          0x2b000643 on CPUs 0 to 2\r\n                   0x2b000603 on CPU 3\r\n"
+        ),
+        "{reply}"
+    );
+    terminal.send("json on\r");
+    assert_eq!(
+        terminal.json("tdx")["microcode"],
+        serde_json::json!([
+            { "revision": "0x2b000643", "cpus": [0, 1, 2] },
+            { "revision": "0x2b000603", "cpus": [3] }
+        ])
+    );
+    terminal.send("json off\r");
     terminal.machine.without_tdx = true;
     let reply = terminal.run("tdx");
     assert!(
-        reply.starts_with("TDX      unavailable\r\nmissing  "),
+        reply.starts_with("TDX        unavailable\r\nmissing    "),
         "{reply}"
     );
 }

@@ -106,6 +106,8 @@ pub struct Cpu {
     node: AtomicU32,
     place: IrqLock<Place>,
     vmx: IrqLock<Option<Result<Vmx, vmx::Error>>>,
+    /// The revision of the CPU's microcode, which the CPU reads when it starts.
+    microcode: spin::Once<Option<u32>>,
     /// The ends of the CPU's interrupt stacks, until it loads its tables.
     stacks: IrqLock<Option<[u64; tables::STACKS]>>,
 }
@@ -140,6 +142,12 @@ impl Cpu {
     /// Returns the outcome of VMXON on the CPU, or `None` before the attempt.
     pub fn vmx(&self) -> Option<Result<Vmx, vmx::Error>> {
         *self.vmx.lock()
+    }
+
+    /// Returns the revision of the CPU's microcode, if the CPU has started and tells it.
+    #[must_use]
+    pub fn microcode(&self) -> Option<u32> {
+        self.microcode.get().copied().flatten()
     }
 
     fn set_state(&self, state: State) {

@@ -28,7 +28,7 @@ pub fn here() -> &'static str {
 }
 
 /// Returns the revision of the running CPU's microcode, or `None` if it has no register for it.
-fn microcode() -> Option<u32> {
+pub(super) fn microcode() -> Option<u32> {
     let [_, b, c, d] = ThisCpu.cpuid(0, 0);
     if [b, d, c] != INTEL {
         return msr::read(BIOS_SIGN_ID).map(|value| value as u32);

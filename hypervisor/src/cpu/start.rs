@@ -24,8 +24,8 @@ use x86_64::{
 };
 
 use super::{
-    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, group, speculation, stop_here,
-    tables, timer, topology, tsc, vmx,
+    ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, group, model, speculation,
+    stop_here, tables, timer, topology, tsc, vmx,
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
@@ -47,6 +47,7 @@ pub fn adopt_bootstrap() -> Result<&'static Cpu, memory::Error> {
     cpu.set_state(State::Online);
     ADOPTED.store(true, Ordering::Release);
     tsc::set_reference();
+    cpu.microcode.call_once(model::microcode);
     Ok(cpu)
 }
 
@@ -101,6 +102,7 @@ fn create(
         node: AtomicU32::new(NO_NODE),
         place: IrqLock::new(shifts.place(apic_id)),
         vmx: IrqLock::new(None),
+        microcode: spin::Once::new(),
         stacks: IrqLock::new(Some(stacks)),
     }));
     cpu.this = &raw const *cpu;
@@ -226,6 +228,7 @@ extern "sysv64" fn entered(cpu: u64) -> ! {
     let cpu: &'static Cpu = unsafe { &*(cpu as *const Cpu) };
     cpu.adopt();
     tsc::follow_reference();
+    cpu.microcode.call_once(model::microcode);
     apic::enable();
     timer::enable();
     vmx::enter_here(cpu);

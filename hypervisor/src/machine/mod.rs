@@ -134,6 +134,8 @@ impl Management for Machine {
 
     fn tdx(&self) -> Tdx {
         let mut tdx = self.tdx.clone();
+        let up = cpu::all().iter().filter(|cpu| cpu.is_up());
+        tdx.microcode = tdx::microcode(up.map(|cpu| (cpu.number, cpu.microcode())));
         if let (Some(hkids), Some(ready)) = (&mut tdx.hkids, metal::tdx::ready()) {
             let count = ready.coordinator.hkids().count();
             hkids.used = count.used as u32;

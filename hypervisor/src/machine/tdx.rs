@@ -3,7 +3,7 @@
 use alloc::{format, string::ToString, vec::Vec};
 
 use console::host::{
-    BringUpStep, Cmr, Hex, Hkids, LeftOut, Module, Tdmr, Tdx, TdxMemory, TdxState,
+    BringUpStep, Cmr, Hex, Hkids, LeftOut, Microcode, Module, Tdmr, Tdx, TdxMemory, TdxState,
 };
 use host::{
     platform::shutdown::Shutdown,
@@ -35,12 +35,29 @@ pub fn tdx(report: &Report) -> Tdx {
             used: 0,
             quarantined: 0,
         }),
+        microcode: Vec::new(),
         module: report.module.as_ref().map(module),
         cmrs: report.module.as_ref().map(cmrs).unwrap_or_default(),
         memory: report.memory.as_ref().map(memory),
         bring_up: steps.collect(),
         bring_up_us: report.us,
     }
+}
+
+/// Groups CPUs by the revision of their microcode, in the order of the first CPU of each group.
+pub fn microcode(cpus: impl Iterator<Item = (u32, Option<u32>)>) -> Vec<Microcode> {
+    let mut groups: Vec<Microcode> = Vec::new();
+    for (cpu, revision) in cpus {
+        let revision = revision.map(|revision| Hex(revision.into()));
+        match groups.iter_mut().find(|group| group.revision == revision) {
+            Some(group) => group.cpus.push(cpu),
+            None => groups.push(Microcode {
+                revision,
+                cpus: Vec::from([cpu]),
+            }),
+        }
+    }
+    groups
 }
 
 /// Updates a report of the bring-up if the module has shut down since.
@@ -118,6 +135,27 @@ mod tests {
     use seam::abi::Features0;
 
     use super::*;
+
+    #[test]
+    fn equal_microcode_is_one_entry() {
+        let found = [
+            (0, Some(7)),
+            (1, Some(7)),
+            (2, Some(6)),
+            (3, None),
+            (4, Some(7)),
+        ];
+        let groups = microcode(found.into_iter());
+        let groups: Vec<_> = groups.into_iter().map(|g| (g.revision, g.cpus)).collect();
+        assert_eq!(
+            groups,
+            [
+                (Some(Hex(7)), [0, 1, 4].into()),
+                (Some(Hex(6)), [2].into()),
+                (None, [3].into())
+            ]
+        );
+    }
 
     #[test]
     fn features_have_names_or_numbers() {

@@ -145,6 +145,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
             state: TdxState::Ready,
             reasons: Vec::new(),
             hkids: None,
+            microcode: Vec::new(),
             module: None,
             cmrs: Vec::new(),
             memory: None,

@@ -4,7 +4,8 @@ use core::fmt::{self, Write};
 
 use crate::{
     command::{Class, Command},
-    host::{Module, Tdx, TdxMemory, TdxState},
+    host::{Module, Tdx, TdxMemory, TdxState, Microcode},
+    cpus,
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };
@@ -15,7 +16,7 @@ pub const COMMANDS: &[Command] = &[Command {
     args: &[],
     summary: "Show the state of TDX and what is missing",
     help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix it; \
-           the module's version, features and limits, as it reports them; the private KeyIDs; the convertible memory \
+           the microcode of the CPUs; the module's version, features and limits, as it reports them; the private KeyIDs; the convertible memory \
            regions; the TDMRs and the size of their PAMTs; free memory that TDs cannot use; and the steps of the \
            bring-up with their times.",
     run: |context, _| Ok(Reply::new(context.host.tdx())),
@@ -41,6 +42,10 @@ impl Text for Tdx {
                     hkids.total, hkids.first, hkids.used, hkids.quarantined
                 ),
             );
+        }
+        for (i, microcode) in self.microcode.iter().enumerate() {
+            let name = if i == 0 { "microcode" } else { "" };
+            facts.fact(name, microcode);
         }
         if let Some(module) = &self.module {
             describe(module, &mut facts);
@@ -72,6 +77,16 @@ impl Text for Tdx {
             write!(out, "\n{table}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Microcode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.revision {
+            Some(revision) => write!(f, "{revision}")?,
+            None => f.write_str("unknown")?,
+        }
+        write!(f, " on {}", cpus::name(&self.cpus))
     }
 }
 

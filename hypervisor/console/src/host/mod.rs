@@ -210,6 +210,8 @@ pub struct Tdx {
     pub reasons: Vec<String>,
     /// The KeyIDs that firmware set aside for TDX; `None` if the machine has no such partition.
     pub hkids: Option<Hkids>,
+    /// The microcode of the running CPUs, one entry for each revision.
+    pub microcode: Vec<Microcode>,
     /// The module's own description; `None` if no module answered.
     pub module: Option<Module>,
     /// The convertible memory regions, ascending; empty if no module answered.
@@ -220,6 +222,15 @@ pub struct Tdx {
     pub bring_up: Vec<BringUpStep>,
     /// Microseconds that the whole bring-up took; `None` unless `state` is ready.
     pub bring_up_us: Option<u64>,
+}
+
+/// CPUs with the same microcode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Microcode {
+    /// The revision; `None` if the CPUs do not tell it.
+    pub revision: Option<Hex>,
+    /// The numbers of the CPUs, ascending.
+    pub cpus: Vec<u32>,
 }
 
 /// The progress of TDX on this machine.

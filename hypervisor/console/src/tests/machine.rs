@@ -185,6 +185,10 @@ impl Management for Machine {
                     "SEAMRR is not supported (MTRRCAP bit 15 is 0); TDX needs another CPU".into(),
                 ],
                 hkids: None,
+                microcode: vec![Microcode {
+                    revision: None,
+                    cpus: vec![0],
+                }],
                 module: None,
                 cmrs: vec![],
                 memory: None,
@@ -201,6 +205,16 @@ impl Management for Machine {
                 used: 1,
                 quarantined: 0,
             }),
+            microcode: vec![
+                Microcode {
+                    revision: Some(Hex(0x2B00_0643)),
+                    cpus: vec![0, 1, 2],
+                },
+                Microcode {
+                    revision: Some(Hex(0x2B00_0603)),
+                    cpus: vec![3],
+                },
+            ],
             module: Some(Module {
                 major: 1,
                 minor: 5,
