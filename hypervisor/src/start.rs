@@ -257,8 +257,14 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
     x86_64::instructions::interrupts::without_interrupts(|| check::start_here(bootstrap));
     let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
     cpu::set_call_timeout(timeout_us as u32);
+    let before = time::us();
     let mut problems = start::start_others(tds::work, info, timeout_us);
-    log::info!("{} of {} CPUs run", cpu::up().len(), cpu::all().len());
+    log::info!(
+        "{} of {} CPUs run, after {} us",
+        cpu::up().len(),
+        cpu::all().len(),
+        time::us() - before
+    );
     problems.extend(connect_console(&firmware.madt, bootstrap));
     if has_button {
         let interrupt = firmware.fadt.event_interrupt;

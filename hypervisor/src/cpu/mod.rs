@@ -20,6 +20,7 @@ pub mod trap;
 mod tsc;
 pub mod vector;
 pub mod vmx;
+pub mod wake;
 
 use alloc::{boxed::Box, vec::Vec};
 use core::{

@@ -26,16 +26,12 @@ use x86_64::{
 use super::{
     ADOPTED, CPUS, Cpu, INTERRUPTS, NO_NODE, State, apic, check, group, model, speculation,
     stop_here, tables, timer, topology, tsc, vmx,
+    wake::{self, Silent, Sleepers},
 };
 use crate::{firmware::madt::Processor, memory, msr, seamlog::SeamLog, time};
 
 /// Size in bytes of a CPU's stack.
 const STACK_BYTES: u64 = 64 << 10;
-/// Delay from INIT to SIPI in microseconds (MultiProcessor Specification 1.4, appendix B.4).
-const INIT_US: u64 = 10_000;
-/// Delay from the first SIPI to the second in microseconds.
-const SIPI_US: u64 = 200;
-
 /// Makes the running CPU number 0, with its data and its tables. From here on exceptions are reported.
 ///
 /// # Errors
@@ -102,7 +98,7 @@ fn create(
         node: AtomicU32::new(NO_NODE),
         place: IrqLock::new(shifts.place(apic_id)),
         vmx: IrqLock::new(None),
-        microcode: spin::Once::new(),
+        microcode: Once::new(),
         stacks: IrqLock::new(Some(stacks)),
     }));
     cpu.this = &raw const *cpu;
@@ -146,24 +142,22 @@ pub fn start_others(work: Work, info: &BootInfo, timeout_us: u64) -> Vec<String>
     };
     for cpu in &others {
         cpu.set_state(State::Starting);
-        apic::send(cpu.apic_id, apic::Message::Init);
     }
-    time::wait_us(INIT_US, || false);
-    let waiting = || others.iter().filter(|cpu| cpu.state() == State::Starting);
-    for pause_us in [SIPI_US, timeout_us] {
-        for cpu in waiting() {
-            apic::send(cpu.apic_id, apic::Message::Startup(vector));
-        }
-        while let left @ 1.. = waiting().count() {
-            if !time::wait_us(pause_us, || waiting().count() < left) {
-                break;
-            }
-        }
-    }
+    let sleepers = Others {
+        cpus: &others,
+        vector,
+    };
+    wake::wake(&sleepers, timeout_us);
     let late = others
         .iter()
         .filter(|cpu| cpu.change_state(State::Starting, State::NeverStarted));
-    let mut problems: Vec<String> = late.map(|cpu| never_started(cpu, timeout_us)).collect();
+    let silent: Vec<Silent> = late
+        .map(|cpu| Silent {
+            number: cpu.number,
+            place: cpu.place(),
+        })
+        .collect();
+    let mut problems = wake::sentences(&silent, timeout_us);
     if tsc::changed() > 0 {
         log::warn!(
             "the firmware left another IA32_TSC_ADJUST on {} CPUs than on CPU 0; they have CPU 0's now",
@@ -174,23 +168,29 @@ pub fn start_others(work: Work, info: &BootInfo, timeout_us: u64) -> Vec<String>
     problems
 }
 
-/// Says that a CPU did not start, and what to do.
-fn never_started(cpu: &Cpu, timeout_us: u64) -> String {
-    let place = cpu.place();
-    format!(
-        "CPU {} (APIC id {:#x}: package {}, core {}, thread {}) did not start within {} ms: {NEVER_STARTED_ADVICE}",
-        cpu.number,
-        cpu.apic_id,
-        place.package,
-        place.core,
-        place.thread,
-        timeout_us / 1000
-    )
+/// The CPUs other than the bootstrap CPU, and the SIPI's vector.
+struct Others<'a> {
+    cpus: &'a [&'static Cpu],
+    vector: u8,
 }
 
-/// What to do about a CPU that does not start.
-pub const NEVER_STARTED_ADVICE: &str = "switch the machine off and on; if the CPU still does not start, disable its core \
-                                        in the firmware's setup, or give it more time with host.cpu_timeout_ms";
+impl Sleepers for Others<'_> {
+    fn count(&self) -> usize {
+        self.cpus.len()
+    }
+    fn init(&self, at: usize) {
+        apic::send(self.cpus[at].apic_id, apic::Message::Init);
+    }
+    fn startup(&self, at: usize) {
+        apic::send(self.cpus[at].apic_id, apic::Message::Startup(self.vector));
+    }
+    fn is_asleep(&self, at: usize) -> bool {
+        self.cpus[at].state() == State::Starting
+    }
+    fn wait_us(&self, us: u64, done: impl FnMut() -> bool) -> bool {
+        time::wait_us(us, done)
+    }
+}
 
 /// Fills the trampoline page. Returns the SIPI's vector.
 fn prepare(cpus: &[&'static Cpu], page: u64, info: &BootInfo) -> Result<u8, String> {

@@ -11,7 +11,7 @@ use spin::Once;
 
 use super::platform::METAL;
 use crate::{
-    cpu::{self, Cpu, group, model, start::NEVER_STARTED_ADVICE},
+    cpu::{self, Cpu, group, model, wake::ADVICE},
     memory::HostFrames,
     msr::ThisCpu,
 };
@@ -69,7 +69,7 @@ fn cpu_reasons() -> Vec<String> {
         cpu::all().iter().copied().filter_map(|cpu| down(&cpu)),
         |cpus, verb, _| {
             format!(
-                "{cpus} {verb} not running, and TDH.SYS.LP.INIT is needed on every CPU: {NEVER_STARTED_ADVICE}"
+                "{cpus} {verb} not running, and TDH.SYS.LP.INIT is needed on every CPU: {ADVICE}"
             )
         },
     );
