@@ -64,13 +64,45 @@ pub fn init(firmware: &Firmware) -> Option<&'static str> {
 /// Returns true if the machine is in ACPI mode, after asking the firmware for it. `control` is the port of PM1a control,
 /// `enable` the port and the value that ask.
 fn acpi_mode_on(control: u16, enable: Option<(u16, u8)>) -> bool {
-    let is_on = || in16(control) & 1 != 0;
+    into_acpi_mode(&Real, control, enable)
+}
+
+/// The machine's ports and clock, as the way into ACPI mode needs them.
+trait Ports {
+    /// Reads a control register.
+    fn read(&self, port: u16) -> u16;
+    /// Writes a byte.
+    fn write(&self, port: u16, value: u8);
+    /// Waits for `us` microseconds at most, until `done`. Returns the last answer of `done`.
+    fn wait_us(&self, us: u64, done: impl FnMut() -> bool) -> bool;
+}
+
+struct Real;
+
+impl Ports for Real {
+    fn read(&self, port: u16) -> u16 {
+        in16(port)
+    }
+    fn write(&self, port: u16, value: u8) {
+        out(port, value);
+    }
+    fn wait_us(&self, us: u64, done: impl FnMut() -> bool) -> bool {
+        time::wait_us(us, done)
+    }
+}
+
+/// Writes ACPI_ENABLE to SMI_CMD unless the machine is in ACPI mode, and waits for SCI_EN.
+///
+/// Source: ACPI Specification 6.5, section 4.8.3.2.1 and table 5.9 (SMI_CMD).
+fn into_acpi_mode(ports: &impl Ports, control: u16, enable: Option<(u16, u8)>) -> bool {
+    const SCI_EN: u16 = 1;
+    let is_on = || ports.read(control) & SCI_EN != 0;
     // Without the port, there is no other mode.
     let Some((port, value)) = enable.filter(|_| !is_on()) else {
         return true;
     };
-    out(port, value);
-    time::wait_us(SECOND_US, is_on)
+    ports.write(port, value);
+    ports.wait_us(SECOND_US, is_on)
 }
 
 fn reset_register(fadt: &Fadt) -> Option<Way> {
@@ -188,9 +220,71 @@ fn out(port: u16, value: u8) {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec::Vec;
+    use alloc::{vec, vec::Vec};
+    use core::cell::{Cell, RefCell};
 
     use super::*;
+
+    const CONTROL: u16 = 0x604;
+    const COMMAND: u16 = 0xB2;
+    const ENABLE: u8 = 2;
+
+    /// Firmware that enters ACPI mode at the read of the register with this number after the command.
+    struct Chipset {
+        is_on: Cell<bool>,
+        answers_after: u32,
+        reads: Cell<u32>,
+        written: RefCell<Vec<(u16, u8)>>,
+    }
+
+    impl Chipset {
+        fn new(is_on: bool, answers_after: u32) -> Self {
+            Self {
+                is_on: Cell::new(is_on),
+                answers_after,
+                reads: Cell::new(0),
+                written: RefCell::default(),
+            }
+        }
+    }
+
+    impl Ports for Chipset {
+        fn read(&self, port: u16) -> u16 {
+            assert_eq!(port, CONTROL);
+            if !self.written.borrow().is_empty() {
+                self.reads.set(self.reads.get() + 1);
+                self.is_on.set(self.reads.get() > self.answers_after);
+            }
+            // The other bits are the firmware's own.
+            0x1C02 | u16::from(self.is_on.get())
+        }
+        fn write(&self, port: u16, value: u8) {
+            self.written.borrow_mut().push((port, value));
+        }
+        fn wait_us(&self, us: u64, mut done: impl FnMut() -> bool) -> bool {
+            assert_eq!(us, SECOND_US, "the wait is bounded");
+            (0..1000).any(|_| done())
+        }
+    }
+
+    #[test]
+    fn a_machine_in_legacy_mode_is_asked_once_and_waited_for() {
+        let machine = Chipset::new(false, 20);
+        assert!(into_acpi_mode(&machine, CONTROL, Some((COMMAND, ENABLE))));
+        assert_eq!(*machine.written.borrow(), [(COMMAND, ENABLE)]);
+        assert_eq!(machine.reads.get(), 21);
+        let silent = Chipset::new(false, u32::MAX);
+        assert!(!into_acpi_mode(&silent, CONTROL, Some((COMMAND, ENABLE))));
+        assert_eq!(silent.written.borrow().len(), 1);
+    }
+
+    #[test]
+    fn a_machine_in_acpi_mode_or_without_another_is_not_asked() {
+        let machine = Chipset::new(true, 0);
+        assert!(into_acpi_mode(&machine, CONTROL, Some((COMMAND, ENABLE))));
+        assert_eq!(*machine.written.borrow(), vec![]);
+        assert!(into_acpi_mode(&Chipset::new(false, 0), CONTROL, None));
+    }
 
     #[test]
     fn the_tables_way_comes_first_and_the_chipsets_remain() {

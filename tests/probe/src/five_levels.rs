@@ -61,6 +61,16 @@ pub fn start(program: &[u8]) -> Check {
         asm!("mov {}, cr4", out(reg) cr4);
     }
     expect("CR4.LA57", cr4 & LA57, LA57)?;
+    start_image(program)
+}
+
+/// Starts a program, which must not return.
+pub fn start_image(program: &[u8]) -> Check {
+    let failure = |what| Failure {
+        what,
+        found: 0,
+        expected: 1,
+    };
     let source = LoadImageSource::FromBuffer {
         buffer: program,
         file_path: None,

@@ -10,6 +10,7 @@
 mod attempt;
 mod checks;
 mod cpu;
+mod dirty;
 mod five_levels;
 mod host;
 mod measure;
@@ -62,7 +63,7 @@ extern "efiapi" fn efi_main(handle: Handle, table: *const c_void) -> Status {
     // Files are read while firmware's interrupts are on.
     let orders = orders::read();
     // A program that it starts needs the firmware's handlers.
-    if !matches!(orders, Some(orders::Order::FiveLevels(_))) {
+    if !orders.as_ref().is_some_and(orders::Order::starts_a_program) {
         attempt::install();
     }
     match orders {

@@ -7,7 +7,7 @@ use uefi::proto::media::file::{File, FileAttribute, FileMode};
 use uefi::{CStr16, cstr16};
 
 use crate::host::{self, Scenario};
-use crate::{Check, Failure, five_levels, measure};
+use crate::{Check, Failure, dirty, five_levels, measure};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 8 << 20;
@@ -27,6 +27,8 @@ pub enum Order {
     },
     /// `five-levels`: start the program in `program.efi` in 5-level paging mode.
     FiveLevels(&'static [u8]),
+    /// `dirty-firmware`: start the program in `program.efi`, and leave much behind when the firmware's services end.
+    DirtyFirmware(&'static [u8]),
     /// Something that nobody understands.
     Unknown,
 }
@@ -39,10 +41,8 @@ pub fn read() -> Option<Order> {
         .split_whitespace();
     let scenario = match words.next() {
         Some("bench") => return Some(Order::Bench),
-        Some("five-levels") => {
-            let program = file(cstr16!("\\EFI\\BOOT\\program.efi"));
-            return Some(program.map_or(Order::Unknown, Order::FiveLevels));
-        }
+        Some("five-levels") => return Some(with_program(Order::FiveLevels)),
+        Some("dirty-firmware") => return Some(with_program(Order::DirtyFirmware)),
         Some("guest") => Scenario::Guest,
         Some("interrupts") => Scenario::Interrupts,
         Some("hammer") => Scenario::Hammer,
@@ -60,12 +60,23 @@ pub fn read() -> Option<Order> {
     })
 }
 
+fn with_program(order: fn(&'static [u8]) -> Order) -> Order {
+    let program = file(cstr16!("\\EFI\\BOOT\\program.efi"));
+    program.map_or(Order::Unknown, order)
+}
+
 impl Order {
+    /// Returns true if another program is started, which needs the firmware.
+    pub fn starts_a_program(&self) -> bool {
+        matches!(self, Self::FiveLevels(_) | Self::DirtyFirmware(_))
+    }
+
     /// Does it.
     pub fn execute(self) -> Check {
         match self {
             Self::Bench => measure::run(),
             Self::FiveLevels(program) => five_levels::start(program),
+            Self::DirtyFirmware(program) => dirty::start(program),
             Self::Host {
                 scenario,
                 vcpus,

@@ -201,6 +201,39 @@ fn five_levels(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// Starts 254 CPUs in two packages, which only the stub gives an x2APIC: QEMU 7.2 without KVM has none, and starts no
+/// machine with more than 255 CPUs.
+fn many_cpus(bench: &mut Bench) -> Result<()> {
+    const CPUS: usize = 254;
+    // Far fewer than the CPUs: what is the same for all is said once.
+    const MAX_LINES: usize = 60;
+    // Emulated CPUs share the computer's cores; one that gets none for a while is not stuck.
+    let patient = "[host]\ncpu_timeout_ms = 60000\n";
+    let machine = bench.machine_with_config(patient)?;
+    let machine = machine.with_cpus(CPUS as u32, 2).with_memory("4G");
+    let mut console = Console::wait(bench.start(&machine)?, 4 * LIMIT)?;
+    let said = console.boot_log().to_owned();
+    ensure!(said.lines().count() <= MAX_LINES, "{said}");
+    let (_, took) = said
+        .split_once("254 of 254 CPUs run, after ")
+        .with_context(|| format!("not every CPU runs:\n{said}"))?;
+    let us: u64 = took.split(' ').next().unwrap_or_default().parse()?;
+    bench.note(format!("{} ms to start 253 CPUs", us / 1000));
+    let boot = console.succeed("boot", LIMIT)?;
+    are_these(&boot["problems"], &[]).with_context(|| format!("{boot}"))?;
+    let cpus = console.succeed("cpus", LIMIT)?;
+    ensure!(cpus["running"] == CPUS && cpus["packages"] == 2, "{cpus}");
+    let tdx = console.succeed("tdx", LIMIT)?;
+    ensure!(tdx["state"] == "ready", "{tdx}");
+    let groups = tdx["microcode"].as_array().map_or(&[][..], Vec::as_slice);
+    let of_first = groups.first().and_then(|group| group["cpus"].as_array());
+    ensure!(
+        groups.len() == 1 && of_first.is_some_and(|cpus| cpus.len() == CPUS),
+        "{tdx}"
+    );
+    Ok(())
+}
+
 /// Checks that each sentence has one of the parts, and each part is in a sentence.
 fn are_these(sentences: &Value, parts: &[&str]) -> Result<()> {
     let sentences: Vec<_> = sentences.as_array().context("no list")?.iter().collect();
@@ -230,6 +263,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::plain("machines-one-cpu", &Plain::cpus(1, 1)),
     Scenario::plain("machines-four-cpus", &Plain::cpus(4, 4)),
     Scenario::plain("machines-eight-cpus", &Plain::cpus(8, 2)).always(),
+    Scenario::plain("machines-255-cpus", &Plain::cpus(255, 1)),
+    Scenario::in_group(GROUP, "machines-many-cpus", many_cpus, &[]),
     // CPU models.
     Scenario::plain("machines-qemu64", &Plain::cpu("qemu64")),
     Scenario::plain("machines-i440fx-qemu64", &Plain::cpu("qemu64").on("pc")),

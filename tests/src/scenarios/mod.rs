@@ -9,6 +9,7 @@ mod boot;
 mod chaos;
 mod console;
 mod errors;
+mod firmware;
 mod guests;
 mod hypercall;
 mod linux;
@@ -177,6 +178,7 @@ impl Scenario {
 pub fn all() -> Vec<Scenario> {
     [
         boot::ALL,
+        firmware::ALL,
         machines::ALL,
         network::ALL,
         secure::ALL,
