@@ -27,7 +27,9 @@ use crate::{
     memory,
     metal::{
         ending::{Ending, Next},
-        errors, power, tds, tdx,
+        errors,
+        platform::METAL,
+        power, tds, tdx,
     },
     msr::ThisCpu,
     pci, rtc, serial, time, watchdog,
@@ -342,6 +344,7 @@ fn run(mut machine: Machine) -> ! {
             }
         }
         errors::serve();
+        METAL.serve_module();
         if serial::has_room() {
             console.refresh(&machine, out);
         }

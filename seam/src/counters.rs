@@ -5,7 +5,7 @@ use core::iter::Sum;
 use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::abi::{Leaf, Status};
+use crate::abi::{Leaf, Operand, Status};
 use crate::retry::Reason;
 
 /// The outcome of one SEAMCALL, from the host's point of view.
@@ -52,6 +52,12 @@ impl Outcome {
             }
             // The answer to a question: the address is in no TDMR.
             Status::OPERAND_ADDR_RANGE_ERROR if leaf == Leaf::PhymemPageRdmd => Self::Done,
+            // The answer to a question: the module has no version 1 of the leaf.
+            Status::OPERAND_INVALID
+                if leaf == Leaf::SysInit && status.detail() == Operand::RAX.0 =>
+            {
+                Self::Done
+            }
             _ => Self::Illegal,
         }
     }

@@ -261,6 +261,7 @@ fn role(leaf: Leaf, operand: Operand) -> Option<&'static str> {
         (L::SysInfo, O::R8) => "the CMR_INFO array",
         (L::SysInfo, O::R9) => "the array's length",
         (L::SysInit, O::RCX) => "the attributes",
+        (L::SysInit, O::R8) => "the place or the notification of fatal errors",
         (L::SysConfig, O::RCX) => "the list of TDMR_INFO addresses, or one of them",
         (L::SysConfig, O::RDX) => "the number of TDMRs",
         (L::SysConfig, O::R8) => "the global HKID",

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::abi::{Gprs, Leaf, PAGE_MASK, PageSize, Status};
+use crate::abi::{Gprs, Leaf, Operand, PAGE_MASK, PageSize, Status};
 use crate::address::{Hpa, Level};
 use crate::advice::{Advice, Remedy};
 use crate::call::Fault;
@@ -133,6 +133,11 @@ impl Error {
     pub fn is(&self, code: Status) -> bool {
         self.status()
             .is_some_and(|status| status.code() == code.code())
+    }
+
+    /// Returns whether the module refused the version of the leaf, or the leaf itself.
+    pub fn is_unknown_version(&self) -> bool {
+        self.status() == Some(Status::OPERAND_INVALID.with(Operand::RAX))
     }
 
     /// Returns the decoded detail of the status.

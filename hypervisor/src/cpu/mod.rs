@@ -10,6 +10,7 @@ pub mod fatal;
 pub mod ghes;
 pub mod group;
 pub mod model;
+pub mod module;
 pub mod nmi;
 pub mod speculation;
 pub mod start;

@@ -15,9 +15,10 @@ use seam::hardware::fixup_for;
 use super::{
     apic, check,
     fatal::fatal,
-    nmi, timer,
+    module, nmi, timer,
     vector::{
-        ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR, TIMER_VECTOR,
+        ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, MODULE_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR,
+        TIMER_VECTOR,
     },
 };
 use crate::{
@@ -146,6 +147,7 @@ pub fn serve_interrupt(vector: u8) {
         },
         NOTIFICATION_VECTOR => {}
         CMCI_VECTOR => check::on_signal(),
+        MODULE_VECTOR => module::on_interrupt(),
         _ => {
             UNEXPECTED.fetch_add(1, Relaxed);
         }

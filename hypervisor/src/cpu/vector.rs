@@ -9,6 +9,8 @@ pub const TIMER_VECTOR: u8 = 0xE1;
 pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 /// The vector of corrected machine checks (CMCI).
 pub const CMCI_VECTOR: u8 = 0xE3;
+/// The vector by which the TDX module tells of a fatal error.
+pub const MODULE_VECTOR: u8 = 0xE4;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 /// The vector of ACPI's events.

@@ -62,9 +62,9 @@ pub fn microcode(cpus: impl Iterator<Item = (u32, Option<u32>)>) -> Vec<Microcod
 
 /// Updates a report of the bring-up if the module has shut down since.
 pub fn correct(tdx: &mut Tdx, shutdown: &Shutdown) {
-    if let Some(problem) = shutdown.problem() {
+    if shutdown.is_down() {
         tdx.state = TdxState::Failed;
-        tdx.reasons = [problem].into();
+        tdx.reasons = shutdown.reasons();
     }
 }
 

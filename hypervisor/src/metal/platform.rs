@@ -13,6 +13,10 @@ use core::{
     },
     ops::ControlFlow,
     ptr, slice,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed},
+    },
 };
 
 use host::platform::{Attention, CpuPlace, Platform, Running, Stopwatch, shutdown::Shutdown};
@@ -23,8 +27,7 @@ use mm::{
     shared::{self, Words},
 };
 use seam::{
-    abi::Gprs,
-    abi::PageSize,
+    abi::{FatalDiagnostics, FatalRecord, Gprs, PageSize},
     address::Hpa,
     call::{Fault, SeamCall},
     counters::Counters,
@@ -65,6 +68,14 @@ impl Metal {
         self.pool.retire(page)
     }
 
+    /// Notes the module's shutdown if the module has told of a fatal error since the last call.
+    pub fn serve_module(&self) {
+        // An interrupt with this vector that is not the module's means nothing.
+        if cpu::module::take() && self.fatal_record().is_complete() {
+            SHUTDOWN.note(|| self.fatal_record());
+        }
+    }
+
     /// Returns the SEAMCALL counts of the calling CPU.
     fn own_counters() -> &'static Counters {
         /// Counts the calls that are made before the CPU has its own data.
@@ -92,6 +103,20 @@ impl Platform for Metal {
 
     fn shutdown(&self) -> &Shutdown {
         &SHUTDOWN
+    }
+
+    fn fatal_diagnostics(&self) -> Option<FatalDiagnostics> {
+        let record = Hpa(memory::physical(&raw const FATAL_RECORD as u64));
+        FatalDiagnostics::new(record, vector::MODULE_VECTOR)
+    }
+
+    fn fatal_record(&self) -> FatalRecord {
+        let [state, error, rest @ ..] = &FATAL_RECORD.0;
+        FatalRecord {
+            state: state.load(Acquire),
+            error: error.load(Relaxed),
+            rest: rest.each_ref().map(|word| word.load(Relaxed)),
+        }
     }
 
     fn pool(&self) -> &Self::Pool {
@@ -247,6 +272,12 @@ static STOPWATCH: Stopwatch = Stopwatch::new();
 /// Records that the module has shut down.
 static SHUTDOWN: Shutdown = Shutdown::new();
 
+/// The place where the module records a fatal error.
+#[repr(align(64))]
+struct FatalPlace([AtomicU64; size_of::<FatalRecord>() / size_of::<u64>()]);
+
+static FATAL_RECORD: FatalPlace = FatalPlace([const { AtomicU64::new(0) }; 8]);
+
 /// The host's only path to SEAMCALL.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Recorded;
@@ -262,7 +293,7 @@ impl SeamCall for Recorded {
     }
 
     fn note_shutdown(&self) {
-        SHUTDOWN.note();
+        SHUTDOWN.note(|| METAL.fatal_record());
     }
 }
 

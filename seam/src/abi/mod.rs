@@ -1,6 +1,7 @@
 //! The ABI of TDX module 1.5. Each fact is stated once: registers, leafs, status codes, operands, structures, metadata.
 
 mod bits;
+mod diagnostics;
 mod encoding;
 mod gprs;
 mod guest;
@@ -14,6 +15,7 @@ mod td;
 pub mod x86;
 
 pub use bits::{Attributes, Bit, ConfigFlags, FeatureParavirtCtls, Features0, TdCtls, Xfam, names};
+pub use diagnostics::{FatalDiagnostics, FatalRecord};
 pub use encoding::*;
 pub use gprs::Gprs;
 pub use guest::{GuestLeaf, ghci};

@@ -2,7 +2,7 @@
 
 use super::mng::KeyConfig;
 use super::{Tdh, rcx};
-use crate::abi::{Gprs, Leaf, Status};
+use crate::abi::{FatalDiagnostics, Gprs, Leaf, Status};
 use crate::address::Hpa;
 use crate::call::SeamCall;
 use crate::error::Error;
@@ -28,12 +28,28 @@ pub enum TdmrProgress {
 }
 
 impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
-    /// TDH.SYS.INIT: initialises the module. This is the first call, on one CPU.
+    /// TDH.SYS.INIT, version 0: initialises the module. This is the first call, on one CPU.
     ///
     /// # Errors
     /// Any property of the platform that the module does not accept.
     pub fn sys_init(&self) -> Result<(), Error> {
         self.run(Leaf::SysInit, Gprs::default())?;
+        Ok(())
+    }
+
+    /// TDH.SYS.INIT, version 1: initialises the module, which records its fatal errors from then on.
+    ///
+    /// FATAL_DIAGNOSTICS announces the version, but no field of the module can be read before this call. A module
+    /// without it refuses the call, and [`Self::sys_init`] may follow.
+    ///
+    /// # Errors
+    /// [`Error::is_unknown_version`] if the module has version 0 alone; the errors of [`Self::sys_init`].
+    pub fn sys_init_recording(&self, asked: FatalDiagnostics) -> Result<(), Error> {
+        let operands = Gprs {
+            r8: asked.operand(),
+            ..Gprs::default()
+        };
+        self.run_version(Leaf::SysInit, 1, operands)?;
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use crate::cpuid::{Native, Table};
 use crate::hooks::Fault;
-use crate::{Machine, Module, PconfigError, Point};
+use crate::module::SysState;
+use crate::{Check, Machine, Module, PconfigError, Point};
 
 /// The context of a leaf: the module, the machine beneath it, and the logical processor that called.
 #[derive(Debug)]
@@ -72,6 +73,15 @@ impl<'m, M: Machine> Call<'m, M> {
             let table = Table::of(self.module.release);
             Native::sample(cpuid, rdmsr, fms.unwrap_or_default(), table)
         })
+    }
+
+    /// Ends the module because of an impossible behaviour of the CPU. If the host asked for it, the module first records
+    /// the error and tells the other processors.
+    pub fn die(&self, check: Check) {
+        if let Some(diagnostics) = self.module.diagnostics.get() {
+            diagnostics.report(self.machine, self.lp, check);
+        }
+        self.module.set_state(SysState::Shutdown);
     }
 
     /// Reports to the machine that the call has reached `point`.

@@ -129,7 +129,7 @@ fn refused<M: Machine>(cx: Call<'_, M>, fault: Fault) -> Option<Status> {
         Fault::Busy(operand) => Some(Status::OPERAND_BUSY.with(operand)),
         Fault::Shutdown => {
             cx.machine.impossible(cx.lp, &Impossible::WANTED);
-            cx.module.set_state(SysState::Shutdown);
+            cx.die(Impossible::WANTED.check);
             Some(Status::SYS_SHUTDOWN)
         }
         Fault::Interrupted | Fault::NoEntropy | Fault::MachineCheck => None,

@@ -17,6 +17,8 @@ pub const ALL: &[Scenario] = &[Scenario::new("module-shutdown", module_shutdown)
 const HOOK: &str = "shutdown TDH.VP.ENTER call 500";
 /// The sentence that the hypervisor shows.
 const SHUT_DOWN: &str = "TDX failed: the module was shut down; restart the machine";
+/// The sentence with the number that the module recorded begins so.
+const RECORDED: &str = "the module recorded fatal error 0x";
 /// The interval at which the machine is polled.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -47,7 +49,11 @@ fn the_operator_is_told(bench: &mut Bench, machine: &Machine) -> Result<()> {
         );
         sleep(LOOK);
     };
-    ensure!(tdx["reasons"] == json!([SHUT_DOWN]), "{tdx}");
+    let cause = tdx["reasons"][1].as_str().unwrap_or_default();
+    ensure!(
+        tdx["reasons"][0] == SHUT_DOWN && cause.starts_with(RECORDED),
+        "{tdx}"
+    );
     let boot = console.succeed("boot", ANSWER)?;
     ensure!(boot["problems"] == json!([SHUT_DOWN]), "{boot}");
     for command in ["td start hello", "td reset smp", "td destroy smp"] {
@@ -57,7 +63,15 @@ fn the_operator_is_told(bench: &mut Bench, machine: &Machine) -> Result<()> {
             "`{command}`: {answer}"
         );
     }
-    every_td_shows_it(&mut console)
+    every_td_shows_it(&mut console)?;
+    let report = console.succeed("report", ANSWER)?;
+    let log = report["log"].to_string();
+    let is_logged = log.contains(&format!("{SHUT_DOWN}; {RECORDED}"));
+    ensure!(
+        is_logged && report["tdx"]["reasons"] == tdx["reasons"],
+        "{log}"
+    );
+    Ok(())
 }
 
 fn every_td_shows_it(console: &mut Console) -> Result<()> {

@@ -12,7 +12,14 @@ pub use stopwatch::{Samples, Stopwatch};
 
 use arrayvec::ArrayVec;
 use mm::private::Pool;
-use seam::{address::Hpa, call::SeamCall, counters::Counters, retry::Wait, tdh::Tdh};
+use seam::{
+    abi::{FatalDiagnostics, FatalRecord},
+    address::Hpa,
+    call::SeamCall,
+    counters::Counters,
+    retry::Wait,
+    tdh::Tdh,
+};
 use sync::call::NoAnswer;
 
 use self::shutdown::Shutdown;
@@ -54,6 +61,21 @@ pub trait Platform: Sync {
 
     /// Returns the record of the module's shutdown, which [`SeamCall::note_shutdown`] of [`Self::Call`] sets.
     fn shutdown(&self) -> &Shutdown;
+
+    /// Returns where the module is to record a fatal error, and the vector of the interrupt by which it tells the other
+    /// CPUs. The record is the host's memory for good. By default the module is not asked for a record.
+    fn fatal_diagnostics(&self) -> Option<FatalDiagnostics> {
+        None
+    }
+
+    /// Reads the module's record of a fatal error.
+    fn fatal_record(&self) -> FatalRecord {
+        let mut bytes = [0; size_of::<FatalRecord>()];
+        if let Some(asked) = self.fatal_diagnostics() {
+            self.read(asked.record(), &mut bytes);
+        }
+        bytes.into()
+    }
 
     /// Returns the pool of the host's frames.
     fn pool(&self) -> &Self::Pool;

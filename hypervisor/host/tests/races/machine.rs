@@ -12,7 +12,7 @@ use mm::frames::{Counts, Frames, words_for};
 use mm::pages::Flush;
 use mm::private::FramePool;
 use seam::abi::x86::{efer, exit_reason};
-use seam::abi::{Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
+use seam::abi::{FatalRecord, Gprs, GuestLeaf, Leaf, PAGE_1G, PAGE_4K, PageSize};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::{Fault, SeamCall};
 use seam::counters::Counters;
@@ -215,7 +215,7 @@ impl SeamCall for Caller {
     }
 
     fn note_shutdown(&self) {
-        self.machine.shutdown().note();
+        self.machine.shutdown().note(FatalRecord::default);
     }
 }
 

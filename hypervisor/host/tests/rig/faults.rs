@@ -3,11 +3,11 @@
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
-use seam::abi::{Gprs, Leaf, Status};
+use seam::abi::{FatalRecord, Gprs, Leaf, Status};
 use seam::call::{Fault, SeamCall};
 
-use super::Machine;
 use super::cpus::Event;
+use super::{FATAL_RECORD, Machine};
 
 /// Executes SEAMCALL on one CPU.
 pub struct Caller {
@@ -27,7 +27,12 @@ impl SeamCall for Caller {
     }
 
     fn note_shutdown(&self) {
-        self.machine.shutdown.note();
+        let memory = self.machine.server.machine().memory();
+        self.machine.shutdown.note(|| {
+            let mut bytes = [0; size_of::<FatalRecord>()];
+            memory.read(FATAL_RECORD.0, &mut bytes);
+            bytes.into()
+        });
     }
 }
 

@@ -22,7 +22,7 @@ use host::tdx::hkids::Hkids;
 use host::tdx::release::Coordinator;
 use mm::frames::{Counts, Frames, words_for};
 use mm::private::FramePool;
-use seam::abi::{Leaf, PAGE_1G, PAGE_4K, Status};
+use seam::abi::{FatalDiagnostics, Leaf, PAGE_1G, PAGE_4K, Status};
 use seam::address::{Hpa, KeyIdPosition};
 use seam::call::Fault;
 use seam::counters::Counters;
@@ -59,6 +59,10 @@ pub fn is_outside() -> bool {
 
 /// Start of convertible memory.
 pub const BASE: u64 = 4 * PAGE_1G;
+/// The place where the module records a fatal error, in no convertible memory.
+pub const FATAL_RECORD: Hpa = Hpa(2 << 20);
+/// The vector of the interrupt by which it tells so.
+pub const FATAL_VECTOR: u8 = 0x40;
 /// The first private HKID, which is the module's own.
 pub const GLOBAL_HKID: u16 = 32;
 
@@ -400,6 +404,10 @@ impl Platform for Rig {
 
     fn shutdown(&self) -> &Shutdown {
         &self.machine.shutdown
+    }
+
+    fn fatal_diagnostics(&self) -> Option<FatalDiagnostics> {
+        FatalDiagnostics::new(FATAL_RECORD, FATAL_VECTOR)
     }
 
     fn pool(&self) -> &Pool {

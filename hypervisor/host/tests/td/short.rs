@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use host::platform::shutdown::Shutdown;
 use host::platform::{CpuPlace, Platform};
 use mm::private;
-use seam::abi::PageSize;
+use seam::abi::{FatalDiagnostics, PageSize};
 use seam::address::Hpa;
 use seam::counters::Counters;
 use seam::page::{Clean, Dirty, Page, State};
@@ -111,6 +111,10 @@ impl Platform for Short {
 
     fn shutdown(&self) -> &Shutdown {
         self.rig.shutdown()
+    }
+
+    fn fatal_diagnostics(&self) -> Option<FatalDiagnostics> {
+        self.rig.fatal_diagnostics()
     }
 
     fn pool(&self) -> &ShortPool {

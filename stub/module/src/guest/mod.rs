@@ -23,7 +23,6 @@ use crate::call::Call;
 use crate::cpuid::Features;
 use crate::field::Structure;
 use crate::hooks::Fault;
-use crate::module::SysState;
 use crate::td::{Tdcs, Tdr, Tdvps, tdcs};
 use crate::vcpu::{Field, Gpr, Vcpu, fields};
 use crate::vp::vmcs;
@@ -109,10 +108,7 @@ impl<'m, M: Machine> Inside<'m, M> {
     #[inline(never)]
     fn shut_down(&self, check: Check) -> TdExit {
         self.tell(check, true);
-        if let Some(diagnostics) = self.cx.module.diagnostics.get() {
-            diagnostics.report(self.cx.machine, self.cx.lp, check);
-        }
-        self.cx.module.set_state(SysState::Shutdown);
+        self.cx.die(check);
         TdExit::new(Status::SYS_SHUTDOWN, 0)
     }
 

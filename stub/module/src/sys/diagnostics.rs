@@ -1,11 +1,11 @@
 //! What the module does at a fatal error, as the host chose at TDH.SYS.INIT.
 
+use seam::abi::{FatalDiagnostics, FatalRecord};
+
 use crate::{Check, Machine, Platform, memory};
 
 /// Bytes of the record of a fatal error.
-const LOG_SIZE: u64 = 64;
-/// The state of a record that is complete.
-const COMPLETE: u64 = 0xFF;
+const LOG_SIZE: u64 = size_of::<FatalRecord>() as u64;
 /// Interrupt command: level asserted, to all processors but the sender.
 const ASSERT_TO_OTHERS: u64 = 1 << 14 | 3 << 18;
 /// Delivery modes of an interrupt command.
@@ -23,10 +23,10 @@ impl Diagnostics {
     /// Parses R8 of TDH.SYS.INIT: the record's address in bits 51:6, the kind of notification in 55:54, its vector in
     /// 63:56.
     pub fn from_operand(operand: u64, platform: &Platform<'_>) -> Option<Self> {
-        const ADDRESS: u64 = 0xF_FFFF_FFFF_FFC0;
+        const ADDRESS: u64 = FatalDiagnostics::ADDRESS;
         const RESERVED: u64 = 0x3F | 3 << 52;
-        const FIRST_VECTOR: u64 = 16;
-        let (address, vector) = (operand & ADDRESS, operand >> 56);
+        const FIRST_VECTOR: u64 = FatalDiagnostics::FIRST_VECTOR as u64;
+        let (address, vector) = (operand & ADDRESS, operand >> FatalDiagnostics::VECTOR);
         if operand & RESERVED != 0 {
             return None;
         }
@@ -34,7 +34,7 @@ impl Diagnostics {
         if log.is_some_and(|pa| !platform.is_shared_buffer(pa, LOG_SIZE, LOG_SIZE)) {
             return None;
         }
-        let icr = match operand >> 54 & 3 {
+        let icr = match operand >> FatalDiagnostics::KIND & 3 {
             0 => None,
             1 if vector < FIRST_VECTOR => return None,
             1 => Some(vector),
@@ -59,9 +59,9 @@ impl Diagnostics {
         if let Some(pa) = self.log
             && memory::read(machine, pa) as u8 == 0
         {
-            let (state, error) = (COMPLETE | u64::from(lp) << 32, check as u64);
-            memory::write_bytes(machine, pa + 8, &error.to_le_bytes());
-            memory::write_bytes(machine, pa, &state.to_le_bytes());
+            // The number of a check is this module's own, as Intel's numbers are those of a build.
+            memory::write_bytes(machine, pa + 8, &(check as u64).to_le_bytes());
+            memory::write_bytes(machine, pa, &FatalRecord::COMPLETE.to_le_bytes());
         }
         if let Some(command) = self.icr {
             machine.write_icr(lp, command);

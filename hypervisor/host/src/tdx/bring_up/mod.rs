@@ -101,6 +101,8 @@ pub fn bring_up<P: Platform>(
         Err(Failed { state, reason }) => {
             report.state = state;
             report.reasons.push(reason);
+            let fatal = platform.shutdown().fatal_error(|| platform.fatal_record());
+            report.reasons.extend(fatal.map(|cause| format!("{cause}")));
             (report, None)
         }
     }
@@ -120,8 +122,7 @@ fn run<P: Platform>(
             key_ids.max_pa, key_ids.bits
         ))
     })?;
-    let once = |result: Result<(), Error>| (1, result.map_err(Failed::from));
-    steps.step("TDH.SYS.INIT", || once(platform.tdh().sys_init()))?;
+    steps.step("TDH.SYS.INIT", || init(platform))?;
     steps.step("TDH.SYS.LP.INIT", || lp_init(platform))?;
     let info = steps.step("TDH.SYS.RD", || {
         (1, Info::read(&platform.tdh()).map_err(Failed::from))
@@ -153,6 +154,23 @@ fn run<P: Platform>(
         keyid,
         global_hkid,
     })
+}
+
+/// Executes TDH.SYS.INIT: in the version in which the module records its fatal errors, or else without.
+fn init<P: Platform>(platform: &P) -> (u64, Result<(), Failed>) {
+    let tdh = platform.tdh();
+    let plain = |calls| (calls, tdh.sys_init().map_err(Failed::from));
+    let Some(asked) = platform.fatal_diagnostics() else {
+        return plain(1);
+    };
+    match tdh.sys_init_recording(asked) {
+        Ok(()) => {
+            platform.shutdown().module_records();
+            (1, Ok(()))
+        }
+        Err(error) if error.is_unknown_version() => plain(2),
+        Err(error) => (1, Err(error.into())),
+    }
 }
 
 /// Executes TDH.SYS.LP.INIT on every CPU in parallel.
