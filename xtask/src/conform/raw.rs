@@ -262,6 +262,7 @@ impl RawMachine {
             rng_seed: self.rng_seed.map_or(usual.rng_seed, |seed| seed.0),
             msrs: msr_values(self.msrs)?,
             lp_msrs,
+            cpuids: BTreeMap::new(),
             scales_tsc: true,
             tsc_leaf: None,
             books_guards: false,

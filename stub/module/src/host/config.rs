@@ -37,6 +37,8 @@ pub struct Config {
     /// True if the machine records the pages that the module told it to guard
     /// ([`HostMachine::guarded`](super::HostMachine::guarded)). It does not need the record to guard them.
     pub books_guards: bool,
+    /// CPUID values that differ from the simulated processor's: (leaf, sub-leaf) to EAX, EBX, ECX, EDX.
+    pub cpuids: BTreeMap<(u32, u32), [u32; 4]>,
     /// MSR values that differ from the simulated processor's.
     pub msrs: BTreeMap<u32, u64>,
     /// MSR values that differ on one logical processor: (logical processor, address) to value.
@@ -62,6 +64,7 @@ impl Default for Config {
             scales_tsc: true,
             tsc_leaf: None,
             books_guards: false,
+            cpuids: BTreeMap::new(),
             msrs: BTreeMap::new(),
             lp_msrs: BTreeMap::new(),
         }
@@ -89,6 +92,9 @@ impl Config {
     }
 
     pub(super) fn cpuid(&self, lp: u32, leaf: u32, sub_leaf: u32) -> [u32; 4] {
+        if let Some(registers) = self.cpuids.get(&(leaf, sub_leaf)) {
+            return *registers;
+        }
         let mut registers = sapphire_rapids::cpuid(leaf, sub_leaf);
         match leaf {
             1 => {
