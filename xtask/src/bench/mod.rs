@@ -17,7 +17,7 @@ pub enum Bench {
     /// Time that each way takes to reclaim a TD's memory, in QEMU
     Reclaim(reclaim::Options),
     /// The emulated SEAM in QEMU: a TD's entry with its exit, an empty SEAMCALL, clearing 2 MiB
-    Stub,
+    Stub(stub::Options),
 }
 
 impl Bench {
@@ -29,7 +29,7 @@ impl Bench {
         match self {
             Self::Exits => exits::run(),
             Self::Reclaim(options) => reclaim::run(&options),
-            Self::Stub => stub::run(),
+            Self::Stub(options) => stub::run(&options),
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Args;
 use seamark_tests::scenarios::measure_stub;
+use stub_module::Release;
 
 use crate::folder::Folder;
 use crate::{build, host};
@@ -23,13 +25,22 @@ const FIGURES: [(&str, &str); 5] = [
     ("clear-2m-rep-stosq", "clearing 2 MiB by REP STOSQ"),
 ];
 
+/// The options of the measurement.
+#[derive(Args)]
+pub struct Options {
+    /// The release of Intel's module that the emulated one behaves as
+    #[arg(long, value_name = "RELEASE", default_value_t)]
+    module: Release,
+}
+
 /// Measures and prints the figures.
 ///
 /// # Errors
 /// QEMU or the probe fails.
-pub fn run() -> Result<ExitCode> {
+pub fn run(options: &Options) -> Result<ExitCode> {
     host::require(&host::QEMU)?;
-    let programs = build::all()?;
+    let module = ("module".to_owned(), options.module.to_string());
+    let programs = build::all()?.with_stub_options(&[module]);
     let folder = Folder::claim(programs.directory(), "bench")?;
     let measured = measure_stub(&programs, folder.path())?;
     let mut code = ExitCode::SUCCESS;
