@@ -6,7 +6,7 @@ use super::{Tdh, rcx, rcx_rdx};
 use crate::abi::{GpaLevel, Gprs, Leaf, NULL_PA, PAGE_MASK, PageSize, Status};
 use crate::address::{Gpa, Hpa, Level};
 use crate::call::SeamCall;
-use crate::error::{Error, Handover, Rejected};
+use crate::error::{Cause, Error, Handover, Rejected};
 use crate::page::{Cached, Clean, Donated, Page, Run};
 use crate::retry::Wait;
 
@@ -47,6 +47,33 @@ pub struct Relocated {
     pub new: Page<Donated>,
     /// The page that was mapped before.
     pub old: Page<Cached>,
+}
+
+/// Returns the operands of TDH.MEM.PAGE.DEMOTE without a pair of PAMT pages, which only a dynamic PAMT needs.
+pub(super) fn demote_operands(
+    tdr: &Tdr<Keyed>,
+    gpa: Gpa,
+    page: &Page<Donated>,
+    sept: &Page<Clean>,
+) -> Gprs {
+    Gprs {
+        r8: sept.hpa().0,
+        r9: NULL_PA,
+        r10: NULL_PA,
+        r11: NULL_PA,
+        ..rcx_rdx(at(gpa, page.size().into()), tdr.hpa().0)
+    }
+}
+
+/// Returns the error for pages that are not a run of 512.
+pub(super) const fn no_run() -> Error {
+    let cause = Cause::Status(Status::EPT_INVALID_PROMOTE_CONDITIONS);
+    Error::new(Leaf::MemPagePromote, cause, [0; 5])
+}
+
+/// Returns the pages that were joined to `page`, which the module refused.
+pub(super) fn parts_of(page: Page<Donated>) -> Run<Donated> {
+    page.split().unwrap_or_else(Run::from)
 }
 
 pub(super) fn at(gpa: Gpa, level: Level) -> u64 {
@@ -149,27 +176,29 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         page: Page<Donated>,
         sept: Page<Clean>,
     ) -> Handover<Demoted, (Page<Donated>, Page<Clean>)> {
-        let operands = Gprs {
-            r8: sept.hpa().0,
-            r9: NULL_PA,
-            r10: NULL_PA,
-            r11: NULL_PA,
-            ..rcx_rdx(at(gpa, page.size().into()), tdr.hpa().0)
-        };
-        match self.run(Leaf::MemPageDemote, operands) {
-            // The module refuses the level of a 4 KiB page, so `split` does not fail here.
-            Ok(_) => match page.split() {
-                Ok(pages) => Ok(Demoted {
-                    pages,
-                    sept: sept.turn(Donated),
-                }),
-                Err(page) => {
-                    let error = wrong_page(Leaf::MemPageDemote, page.hpa(), page.hpa());
-                    Err(Rejected::new(error, (page, sept)))
-                }
-            },
-            Err(error) => Err(Rejected::new(error, (page, sept))),
+        let operands = demote_operands(tdr, gpa, &page, &sept);
+        match self.split_page(operands, page) {
+            Ok(pages) => Ok(Demoted {
+                pages,
+                sept: sept.turn(Donated),
+            }),
+            Err(Rejected { error, given }) => Err(Rejected::new(error, (given, sept))),
         }
+    }
+
+    /// Calls TDH.MEM.PAGE.DEMOTE for `page`.
+    pub(super) fn split_page(
+        &self,
+        operands: Gprs,
+        page: Page<Donated>,
+    ) -> Handover<Run<Donated>, Page<Donated>> {
+        let leaf = Leaf::MemPageDemote;
+        if let Err(error) = self.run(leaf, operands) {
+            return Err(Rejected::new(error, page));
+        }
+        // The module refuses the level of a 4 KiB page, so `split` does not fail here.
+        page.split()
+            .map_err(|page| Rejected::new(wrong_page(leaf, page.hpa(), page.hpa()), page))
     }
 
     /// TDH.MEM.PAGE.PROMOTE: joins the 512 pages at `gpa`, mapped by `sept`, into one. If the TD is finalised, the
@@ -189,23 +218,12 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         let leaf = Leaf::MemPagePromote;
         let page = match pages.join() {
             Ok(page) => page,
-            Err(pages) => {
-                let status = Status::EPT_INVALID_PROMOTE_CONDITIONS;
-                let cause = crate::error::Cause::Status(status);
-                let error = Error::new(leaf, cause, [0; 5]);
-                return Err(Rejected::new(error, (pages, sept)));
-            }
+            Err(pages) => return Err(Rejected::new(no_run(), (pages, sept))),
         };
         let operands = rcx_rdx(at(gpa, page.size().into()), tdr.hpa().0);
         match self.take_back(leaf, operands, tdr, sept) {
             Ok(sept) => Ok(Promoted { page, sept }),
-            Err(Rejected { error, given }) => {
-                let pages = match page.split() {
-                    Ok(pages) => pages,
-                    Err(page) => page.into(),
-                };
-                Err(Rejected::new(error, (pages, given)))
-            }
+            Err(Rejected { error, given }) => Err(Rejected::new(error, (parts_of(page), given))),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::resume::PageWriteBack;
 use super::td::{Keyless, Tdr};
 use super::{Tdh, rcx};
-use crate::abi::{Leaf, PAGE_MASK, PageSize, PageType, Status};
+use crate::abi::{Gprs, Leaf, PAGE_MASK, PageSize, PageType, Status};
 use crate::address::{Hpa, KeyIdPosition};
 use crate::call::SeamCall;
 use crate::error::{Cause, Error, Handover, Rejected};
@@ -21,6 +21,23 @@ pub struct PageMetadata {
     pub size: Option<PageSize>,
     /// TLB epoch of the TD when the page was last blocked.
     pub blocked_epoch: u64,
+    /// The pages with the entries of the smaller pages, if this is a range of 2 MiB of a dynamic PAMT that has them.
+    pub pair: Option<[Hpa; 2]>,
+}
+
+impl PageMetadata {
+    /// Decodes the registers of TDH.PHYMEM.PAGE.RDMD.
+    pub(super) fn of(regs: &Gprs) -> Self {
+        const NON_LEAF: u64 = 1 << 63;
+        let is_split = regs.rcx & NON_LEAF != 0;
+        Self {
+            page_type: PageType::from_number(regs.rcx as u8),
+            owner: Hpa(regs.rdx),
+            size: PageSize::from_level(regs.r8 as u8),
+            blocked_epoch: regs.r9,
+            pair: is_split.then_some([Hpa(regs.r10), Hpa(regs.r11)]),
+        }
+    }
 }
 
 /// A page that TDH.PHYMEM.PAGE.RECLAIM refused, as the module has it in its own books.
@@ -61,12 +78,7 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// OPERAND_ADDR_RANGE_ERROR if the page is in no TDMR.
     pub fn phymem_page_rdmd(&self, hpa: Hpa) -> Result<PageMetadata, Error> {
         let regs = self.run(Leaf::PhymemPageRdmd, rcx(hpa.0))?.regs;
-        Ok(PageMetadata {
-            page_type: PageType::from_number(regs.rcx as u8),
-            owner: Hpa(regs.rdx),
-            size: PageSize::from_level(regs.r8 as u8),
-            blocked_epoch: regs.r9,
-        })
+        Ok(PageMetadata::of(&regs))
     }
 
     /// TDH.PHYMEM.PAGE.RECLAIM: reclaims a page of any type from a TD without a key. [`Self::phymem_page_reclaim_tdr`]

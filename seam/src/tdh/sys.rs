@@ -97,9 +97,14 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
     /// # Errors
     /// The TDMR, PAMT or reserved area at fault; SYS_CONFIG_NOT_PENDING if a CPU has not done TDH.SYS.LP.INIT.
     pub fn sys_config(&self, list: Hpa, count: u64, global: &Hkid) -> Result<(), Error> {
+        self.configure(list, count, global.number().into())
+    }
+
+    /// Calls TDH.SYS.CONFIG with an HKID and flags.
+    pub(super) fn configure(&self, list: Hpa, count: u64, flags: u64) -> Result<(), Error> {
         let operands = Gprs {
             rdx: count,
-            r8: global.number().into(),
+            r8: flags,
             ..rcx(list.0)
         };
         self.run(Leaf::SysConfig, operands)?;

@@ -24,9 +24,9 @@ use seam::hkid::Hkid;
 use seam::retry::{Pause, Reason, Wait};
 use seam::tdh::Tdh;
 use seam::tdh::resume::{Step, TdmrInit};
-use stub_module::Module;
 use stub_module::hooks::Hooks;
 use stub_module::host::{Config, HostMachine};
+use stub_module::{Module, Release};
 use zerocopy::IntoBytes;
 
 pub use frames::Frames;
@@ -86,7 +86,15 @@ pub type Calls<'r> = Tdh<'r, Cpu<'r>, Patience<'r>>;
 impl Rig {
     /// Creates a machine whose module is loaded but not initialised, with the faults `hooks`.
     pub fn new(hooks: &str) -> Self {
-        let machine = HostMachine::new(Config::default());
+        Self::with_release(Release::default(), hooks)
+    }
+
+    /// Does the same for a release of the module.
+    pub fn with_release(release: Release, hooks: &str) -> Self {
+        let machine = HostMachine::new(Config {
+            release,
+            ..Config::default()
+        });
         let hooks = Hooks::parse(hooks).unwrap();
         let module = Module::with_hooks(
             &stub_module::Machine::platform(&machine),
@@ -126,6 +134,11 @@ impl Rig {
 
     /// Brings the module up, from TDH.SYS.INIT to the last TDH.SYS.TDMR.INIT.
     pub fn bring_up(&self) {
+        self.bring_up_by(|tdh, list, hkid| tdh.sys_config(list, 1, hkid));
+    }
+
+    /// Does the same with another way to call TDH.SYS.CONFIG.
+    pub fn bring_up_by(&self, config: impl Fn(&Calls<'_>, Hpa, &Hkid) -> Result<(), Error>) {
         let tdh = self.on(0);
         persist_in(|| tdh.sys_init());
         for lp in 0..4 {
@@ -134,7 +147,7 @@ impl Rig {
         self.describe();
         let list = self.list_of_tdmrs();
         let hkid = Hkid::mint(GLOBAL_HKID);
-        persist_in(|| tdh.sys_config(list, 1, &hkid));
+        persist_in(|| config(&tdh, list, &hkid));
         hkid.surrender();
         for lp in LEADERS {
             persist_in(|| self.on(lp).sys_key_config());
