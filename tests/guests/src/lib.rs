@@ -7,6 +7,8 @@ pub mod gone;
 pub mod model;
 pub mod opcodes;
 #[cfg(feature = "bare")]
+pub mod release;
+#[cfg(feature = "bare")]
 pub mod sandbox;
 #[cfg(feature = "bare")]
 pub mod tries;

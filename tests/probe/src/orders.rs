@@ -16,12 +16,14 @@ const MAX_BYTES: usize = 8 << 20;
 pub enum Order {
     /// `bench`: say what things cost.
     Bench,
-    /// `guest N`, `interrupts N`, `hammer N`: run the guest with N vCPUs.
+    /// `guest N RELEASE`, `interrupts N RELEASE`, `hammer N RELEASE`: run the guest with N vCPUs on module 1.5.RELEASE.
     Host {
         /// What the host does meanwhile.
         scenario: Scenario,
         /// vCPUs.
         vcpus: usize,
+        /// The module's update number, for the guest.
+        release: u64,
         /// The image.
         image: &'static [u8],
     },
@@ -49,11 +51,13 @@ pub fn read() -> Option<Order> {
         _ => return Some(Order::Unknown),
     };
     let vcpus = words.next().and_then(|number| number.parse().ok());
+    let release = words.next().and_then(|number| number.parse().ok());
     let image = file(cstr16!("\\EFI\\BOOT\\guest.fd"));
-    Some(match (vcpus, image) {
-        (Some(vcpus), Some(image)) => Order::Host {
+    Some(match (vcpus, release, image) {
+        (Some(vcpus), Some(release), Some(image)) => Order::Host {
             scenario,
             vcpus,
+            release,
             image,
         },
         _ => Order::Unknown,
@@ -80,8 +84,9 @@ impl Order {
             Self::Host {
                 scenario,
                 vcpus,
+                release,
                 image,
-            } => host::run(scenario, vcpus, image),
+            } => host::run(scenario, vcpus, release, image),
             Self::Unknown => Err(Failure {
                 what: "probe.txt",
                 found: 0,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use stub_options::Options;
 
 use crate::console::Console;
 use crate::media::Media;
@@ -53,6 +54,14 @@ impl Bench {
         options.retain(|(key, _)| key != "module");
         options.push(("module".to_owned(), release.to_owned()));
         self.programs = self.programs.clone().with_stub_options(&options);
+    }
+
+    /// Returns the release of Intel's module that the stub emulates.
+    pub(in crate::scenarios) fn module(&self) -> String {
+        let options = self.programs.stub_options();
+        let chosen = options.iter().rfind(|(key, _)| key == "module");
+        let usual = || Options::default().module.to_string();
+        chosen.map_or_else(usual, |(_, release)| release.clone())
     }
 
     /// Returns the programs under test.

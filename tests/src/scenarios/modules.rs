@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Bench, Need, Scenario, guests, linux, tds};
+use super::{Bench, Need, Scenario, guests, linux, rom, tds};
 
 /// Runs a scenario on a machine with this release of the module.
 fn on(bench: &mut Bench, release: &str, run: fn(&mut Bench) -> Result<()>) -> Result<()> {
@@ -42,6 +42,9 @@ pub const ALL: &[Scenario] = on_each_release! {
         "hello", tds::hello;
         "smp", guests::side_by_side;
         "hostile", |bench| guests::hostile(bench, 10_000);
+        "rom-tdcall", |bench| rom::guest_once(bench, "tdcall");
+        "rom-cpuid", |bench| rom::guest_once(bench, "cpuid");
+        "rom-msrs", |bench| rom::guest_once(bench, "msrs");
     }
     by_name {
         "mem", &[], guests::memory;

@@ -7,6 +7,7 @@
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::ve::reason;
 use guest_kit::{ensure, fail, guest, tdcall, vcpu};
+use guests::release::{self, Release};
 use guests::tries::{cpuid, leaf, raises_ve};
 use seam::abi::GuestLeaf;
 
@@ -72,6 +73,14 @@ const ANSWERED: &[(u32, u32)] = &[
     (0x8000_0008, 0),
 ];
 
+/// Leafs that raise #VE in module 1.5.01.
+const NEWLY_ANSWERED: &[(u32, u32)] = &[(0x18, 0), (0x1A, 0), (0x8000_0006, 0)];
+
+/// Returns whether the module answers [`NEWLY_ANSWERED`].
+fn answers_more() -> Result<bool, guest_kit::check::Failure> {
+    Ok(release::module()? >= Release::V1_5_16)
+}
+
 fn answer(leaf: u32, sub_leaf: u32) -> Result<[u32; 4], guest_kit::check::Failure> {
     match cpuid(leaf, sub_leaf) {
         Ok(found) => Ok(found),
@@ -80,7 +89,8 @@ fn answer(leaf: u32, sub_leaf: u32) -> Result<[u32; 4], guest_kit::check::Failur
 }
 
 fn answered() -> Check {
-    for &(leaf, sub_leaf) in ANSWERED {
+    let newer: &[_] = if answers_more()? { NEWLY_ANSWERED } else { &[] };
+    for &(leaf, sub_leaf) in ANSWERED.iter().chain(newer) {
         answer(leaf, sub_leaf)?;
     }
     (0..=0x12).try_for_each(|sub_leaf| answer(0xD, sub_leaf).map(drop))
@@ -142,7 +152,8 @@ fn faulting() -> Check {
         (0x8000_0004, 0),
         (0x8000_0005, 0),
     ];
-    for &(leaf, sub_leaf) in LEAFS {
+    let older: &[_] = if answers_more()? { &[] } else { NEWLY_ANSWERED };
+    for &(leaf, sub_leaf) in LEAFS.iter().chain(older) {
         match cpuid(leaf, sub_leaf) {
             Ok(found) => return fail!("CPUID {leaf:#x}.{sub_leaf:#x} gave {found:x?}"),
             Err(caught) => raises_ve("CPUID", Some(caught), (reason::CPUID, 0, 2))?,

@@ -8,6 +8,7 @@ use guest_kit::attempt::{GP, Outcome, is_same};
 use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::ve::reason;
 use guest_kit::{ensure, fail, guest, vcpu};
+use guests::release::{self, Release};
 use guests::tries::{raises, raises_ve, rdmsr, wrmsr};
 use seam::abi::x86::efer;
 
@@ -85,8 +86,18 @@ const NATIVE_READS: &[u32] = &[
     0xC000_0103,
 ];
 
+/// #GP on read in modules after 1.5.01, which pass it.
+const DEBUG_INTERFACE: u32 = 0xC80;
+
+/// Returns whether the module raises #GP for MSRs of features that the TD does not have, where 1.5.01 passes them or
+/// raises #VE.
+fn is_strict() -> Result<bool, Failure> {
+    Ok(release::module()? >= Release::V1_5_16)
+}
+
 fn native_reads() -> Check {
-    for &msr in NATIVE_READS {
+    let debug_interface = (!is_strict()?).then_some(&DEBUG_INTERFACE);
+    for &msr in NATIVE_READS.iter().chain(debug_interface) {
         if let Err(caught) = rdmsr(msr) {
             return fail!("RDMSR {msr:#x}: {caught:?}");
         }
@@ -227,7 +238,13 @@ const GP_BOTH: &[core::ops::RangeInclusive<u32>] = &[
 const GP_OR_VE: &[u32] = &[0x87, 0x1F8, 0x1F9, 0x1FA, 0x6E0, 0x981, 0x982, 0x983, 0x984];
 
 fn gp_reads() -> Check {
-    for msr in GP_BOTH.iter().cloned().flatten() {
+    let strict = if is_strict()? {
+        &[DEBUG_INTERFACE, PERF_STATUS][..]
+    } else {
+        &[]
+    };
+    let always = GP_BOTH.iter().cloned().flatten();
+    for msr in always.chain(strict.iter().copied()) {
         let found = rdmsr(msr);
         ensure!(is_same(found.err(), GP), "RDMSR {msr:#x}: {found:x?}");
     }
@@ -240,7 +257,9 @@ fn gp_reads() -> Check {
 
 fn gp_writes() -> Check {
     let emulated = (0x480..=0x492).chain([0x345]);
-    for msr in GP_BOTH.iter().cloned().flatten().chain(emulated) {
+    let strict = if is_strict()? { STRICT_WRITES } else { &[] };
+    let always = GP_BOTH.iter().cloned().flatten().chain(emulated);
+    for msr in always.chain(strict.iter().copied()) {
         let outcome = wrmsr(msr, 0);
         ensure!(is_same(outcome, GP), "WRMSR {msr:#x}: {outcome:?}");
     }
@@ -307,13 +326,17 @@ const VE_BOTH: &[u32] = &[
     0xFFFF_FFFF,
 ];
 
-/// #VE on read. Newer modules raise #GP on write.
-const VE_READS: &[u32] = &[0xFE, 0x179, 0x802, 0x803, 0x80D, 0x839];
+/// #VE on read and on write in module 1.5.01, #GP in newer ones.
+const PERF_STATUS: u32 = 0x198;
+/// #VE on read, except [`PERF_STATUS`]. On write #VE in module 1.5.01, #GP in newer ones.
+const STRICT_WRITES: &[u32] = &[0xFE, 0x179, PERF_STATUS, 0x802, 0x803, 0x80D, 0x839];
 
 fn ve_reads() -> Check {
+    let is_strict = is_strict()?;
     // Some of the VMX capabilities are also undefined.
     let vmx = (0x481..=0x484).chain([0x48A]);
-    for msr in VE_BOTH.iter().chain(VE_READS).copied().chain(vmx) {
+    let all = VE_BOTH.iter().chain(STRICT_WRITES).copied().chain(vmx);
+    for msr in all.filter(|msr| *msr != PERF_STATUS || !is_strict) {
         match rdmsr(msr) {
             Ok(found) => return fail!("RDMSR {msr:#x} gave {found:#x}"),
             Err(caught) => raises_ve("RDMSR", Some(caught), (reason::RDMSR, 0, LENGTH))
@@ -324,7 +347,9 @@ fn ve_reads() -> Check {
 }
 
 fn ve_writes() -> Check {
-    for msr in VE_BOTH.iter().copied().chain([0x10, 0xBC, 0xC80, 0x1A0]) {
+    let lenient = if is_strict()? { &[] } else { STRICT_WRITES };
+    let all = VE_BOTH.iter().chain(lenient).copied();
+    for msr in all.chain([0x10, 0xBC, DEBUG_INTERFACE, 0x1A0]) {
         let outcome = wrmsr(msr, 0);
         raises_ve("WRMSR", outcome, (reason::WRMSR, 0, LENGTH))
             .map_err(|_| Failure::new(format_args!("WRMSR {msr:#x}: {outcome:?}")))?;

@@ -10,7 +10,9 @@ use core::arch::asm;
 use guest_kit::attempt::{GP, outcome};
 use guest_kit::check::{Check, Checks, expect};
 use guest_kit::vcpu::{ATTEMPTED, RESUME};
-use guest_kit::{ensure, fail, guest, memory, tdcall, vcpu, vmcall};
+use guest_kit::ve::reason;
+use guest_kit::{attempt, ensure, fail, guest, memory, tdcall, vcpu, vmcall};
+use guests::release::{self, Release};
 use guests::tries::{ends, leaf, raises};
 use seam::abi::metadata::td;
 use seam::abi::{Gprs, GuestLeaf, Operand, Status};
@@ -28,6 +30,7 @@ fn main(checks: &mut Checks) {
     checks.each("vp-info", vp_info);
     checks.each("mr-rtmr-extend", rtmr_extend);
     checks.each("vp-veinfo-get", veinfo_get);
+    checks.each("vp-veinfo-get-kind", veinfo_get_kind);
     checks.each("mr-report", report);
     checks.each("mr-verifyreport", verify_report);
     checks.each("vp-cpuidve-set", cpuidve_set);
@@ -72,7 +75,10 @@ fn encoding() -> Check {
             bad,
         )?;
     }
-    for leaf in [1u64, 2, 4, 5, 6, 8, 9, 10, 11, 12, 22, 23, 24] {
+    let has_veinfo_1 = release::module()? >= Release::V1_5_16;
+    let veinfo = (!has_veinfo_1).then_some(GuestLeaf::VpVeinfoGet.rax());
+    let others = [1u64, 2, 4, 5, 6, 8, 9, 10, 11, 12, 22, 23, 24];
+    for leaf in others.into_iter().chain(veinfo) {
         expect("RAX of a version that is none", call(leaf | 1 << 16), bad)?;
     }
     expect("RAX of TDG.VM.RD, version 2", call(7 | 2 << 16), bad)
@@ -271,6 +277,42 @@ fn veinfo_get() -> Check {
         "{regs:x?}"
     );
     Ok(())
+}
+
+/// Checks version 1 of TDG.VP.VEINFO.GET: the kind of the #VE is in the high half of RCX.
+fn veinfo_get_kind() -> Check {
+    /// An instruction that exits.
+    const INSTRUCTION: u64 = 0x11;
+    let version_1 = || {
+        let mut regs = Gprs {
+            rax: GuestLeaf::VpVeinfoGet.rax() | 1 << 16,
+            ..Gprs::default()
+        };
+        tdcall::raw(&mut regs);
+        regs
+    };
+    let has_kinds = release::module()? >= Release::V1_5_16;
+    let nothing = if has_kinds {
+        Status::NO_VALID_VE_INFO
+    } else {
+        invalid(Operand::RAX)
+    };
+    expect("RAX with nothing there", version_1().rax, nothing.0)?;
+    // The second #VE is a #DF, so the information of the first one is still there.
+    vcpu::current().fault_in_next_ve();
+    // SAFETY: raises #VE, in whose handler another is raised.
+    let _double_fault = unsafe { attempt!("hlt") };
+    let regs = version_1();
+    if !has_kinds {
+        expect("RAX of an unknown version", regs.rax, nothing.0)?;
+        let Ok(info) = tdcall::veinfo_get() else {
+            return fail!("the information is gone");
+        };
+        return expect("the reason", info.reason.into(), reason::HLT.into());
+    }
+    expect("RAX", regs.rax, 0)?;
+    expect("RCX", regs.rcx, INSTRUCTION << 32 | u64::from(reason::HLT))?;
+    expect("RAX the second time", version_1().rax, nothing.0)
 }
 
 fn report() -> Check {

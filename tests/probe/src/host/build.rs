@@ -17,8 +17,13 @@ const RAM: u64 = 256 << 20;
 /// The highest S-EPT level below the root, whose tables have to be there.
 const TABLES: core::ops::RangeInclusive<u64> = 1..=3;
 
-/// Builds the TD; the vCPUs know the hand-off block.
-pub fn build(team: Team, vcpus: usize, file: &[u8]) -> Result<(Td, Memory, u64), Failure> {
+/// Builds the TD; the vCPUs know the hand-off block. `release` is the module's update number, which the guest is told.
+pub fn build(
+    team: Team,
+    vcpus: usize,
+    release: u64,
+    file: &[u8],
+) -> Result<(Td, Memory, u64), Failure> {
     let Ok(image) = TdImage::parse(file) else {
         return Err(Failure {
             what: "the image",
@@ -31,7 +36,7 @@ pub fn build(team: Team, vcpus: usize, file: &[u8]) -> Result<(Td, Memory, u64),
     let image = image.with_hob(&list).unwrap_or_else(|_| {
         TdImage::parse(file).unwrap_or_else(|_| unreachable!("it was parsed before"))
     });
-    let mut td = Td::create(team, vcpus)?;
+    let mut td = Td::create(team, vcpus, release)?;
     let source = pages(1);
     let mut last_region = None;
     for page in image.pages() {

@@ -66,8 +66,8 @@ pub enum Scenario {
     Hammer,
 }
 
-/// Runs the guest in `image` with `vcpus` vCPUs; says `host: done` at the end unless something failed.
-pub fn run(scenario: Scenario, vcpus: usize, image: &[u8]) -> Check {
+/// Runs the guest in `image` with `vcpus` vCPUs on the module with the update number `release`; says `host: done` at the end unless something failed.
+pub fn run(scenario: Scenario, vcpus: usize, release: u64, image: &[u8]) -> Check {
     let team = checks::bring_up()?;
     // Where the host has something to do meanwhile, it has a processor for itself.
     let first = usize::from(scenario == Scenario::Guest);
@@ -76,7 +76,7 @@ pub fn run(scenario: Scenario, vcpus: usize, image: &[u8]) -> Check {
         (vcpus >= 1 && vcpus <= team.size() + first).into(),
         1,
     )?;
-    let (td, memory, ram) = build::build(team, vcpus, image)?;
+    let (td, memory, ram) = build::build(team, vcpus, release, image)?;
     let host = HOST.call_once(|| Host {
         td,
         memory,

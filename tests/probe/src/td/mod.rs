@@ -76,7 +76,7 @@ impl Td {
     /// Builds a TD with vCPUs `0..size`, whose guest runs `program`. All of them belong to this processor until another
     /// has them.
     pub fn build(team: Team, size: usize, program: u64) -> Result<Self, Failure> {
-        let mut td = Self::create(team, size)?;
+        let mut td = Self::create(team, size, 0)?;
         for gpa in [0, 0xFFFF_F000] {
             for level in (1..=3).rev() {
                 td.add_table(gpa, level);
@@ -88,8 +88,9 @@ impl Td {
         Ok(td)
     }
 
-    /// Creates a TD that has nothing yet but its key and its control structures.
-    pub fn create(team: Team, size: usize) -> Result<Self, Failure> {
+    /// Creates a TD that has nothing yet but its key and its control structures. `word` is the first of MRCONFIGID, which
+    /// the guest reads.
+    pub fn create(team: Team, size: usize, word: u64) -> Result<Self, Failure> {
         let tdr = pages(1);
         let hkid = first_hkid() + TAKEN.fetch_add(1, Ordering::Relaxed);
         succeed("TDH.MNG.CREATE", Leaf::MngCreate, page_at(tdr, hkid))?;
@@ -101,13 +102,14 @@ impl Td {
             succeed("TDH.MNG.ADDCX", Leaf::MngAddcx, page_at(pages(1), tdr))?;
         }
         let params_at = pages(1);
-        let params = TdParams {
+        let mut params = TdParams {
             xfam: Xfam::X87 | Xfam::SSE | Xfam::AVX,
             max_vcpus: VCPUS as u16,
             eptp_controls: 0x1E,
             tsc_frequency: 40,
             ..TdParams::new_zeroed()
         };
+        params.mrconfigid[..8].copy_from_slice(&word.to_be_bytes());
         put(params_at, &params);
         succeed("TDH.MNG.INIT", Leaf::MngInit, page_at(tdr, params_at))?;
         let td = Self {
