@@ -5,6 +5,8 @@ use core::fmt;
 
 use config::Config;
 
+use crate::keep::Keep;
+
 /// Facts that only the firmware knows, and the memory that was allocated from it.
 #[derive(Debug)]
 pub struct BootInfo {
@@ -33,6 +35,10 @@ pub struct BootInfo {
     pub cr3: u64,
     /// True if the firmware had disabled the execute-disable bit on the CPUs, and every CPU must enable it.
     pub enable_xd: bool,
+    /// What an earlier crash left, and the places that keep the next one.
+    pub keep: Keep,
+    /// Start and end address of the heap's first region (identity-mapped).
+    pub heap: (u64, u64),
     /// Start and end address of the program's image (identity-mapped).
     pub image: (u64, u64),
     /// Start and end address of the image's executable part.

@@ -13,6 +13,8 @@ pub mod ap;
 pub mod efi;
 #[cfg(feature = "loader")]
 mod info;
+#[cfg(feature = "loader")]
+pub mod keep;
 pub mod layout;
 pub mod paging;
 pub mod pe;

@@ -25,6 +25,8 @@ pub enum Access {
     Execute,
     /// Read and write, uncached: device registers.
     Device,
+    /// Read, write and execute, write-back: the firmware's code and data, in an address space for them alone.
+    Firmware,
 }
 
 const PRESENT: u64 = 1;
@@ -47,6 +49,7 @@ impl Access {
                 Self::Write => WRITABLE | NO_EXECUTE,
                 Self::Execute => 0,
                 Self::Device => WRITABLE | UNCACHED | NO_EXECUTE,
+                Self::Firmware => WRITABLE,
             }
     }
 }

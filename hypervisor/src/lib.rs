@@ -21,6 +21,7 @@ pub mod msr;
 pub mod pci;
 pub mod ring;
 pub mod rtc;
+pub mod runtime;
 pub mod seamlog;
 pub mod serial;
 pub mod start;

@@ -85,7 +85,8 @@ fn announce_console(found: &Found<'_>) {
 extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     // SAFETY: the boot path leaked it for the hypervisor alone.
     let info: &'static BootInfo = unsafe { &*info };
-    crash::know_image(info.image, info.text);
+    crash::record::know_image(info.image, info.text);
+    crash::stores::prepare_memory(info);
     fatal::on_fatal(crash::crash);
     if info.config.host.on_crash == OnCrash::Reboot {
         crash::then(power::reset_now);
@@ -98,7 +99,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     let bootstrap = start::adopt_bootstrap().expect("memory for the first CPU's stacks");
 
     log::set_max_level(info.config.host.log_level.into());
-    log::info!("loaded from {}", info.source);
+    log::info!("loaded from {}, at {:#x}", info.source, info.image.0);
     log::info!("CPU 0: {}", model::here());
     if let Some(port) = serial::chosen() {
         log::info!("the console is {port}");
@@ -117,6 +118,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     problems.extend(stop_devices(&firmware));
     problems.extend(start_cpus(info, &firmware, bootstrap));
     problems.extend(rtc::init().map(String::from));
+    problems.extend(crash::stores::prepare(info, firmware.erst.take()));
     for problem in &problems {
         log::warn!("{problem}");
     }

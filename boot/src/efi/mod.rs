@@ -9,6 +9,7 @@
 
 mod exit;
 mod identity;
+mod keep;
 mod map;
 mod network;
 mod screen;
@@ -157,6 +158,8 @@ pub fn boot(
         .ok_or(Error::NoMemory("the boot stack"))?;
     let map = exit::map().map_err(|_| Error::NoMemory("the memory map"))?;
     let ram = map::ram_extents(&map::regions(map.entries()));
+    let keep = keep::find(map.entries());
+    let sets_variables = keep::sets_variables();
     drop(map);
     let tables = tables::build(&ram, extent, heap, trampoline, stack)?;
 
@@ -179,6 +182,8 @@ pub fn boot(
         page_tables: tables.pml4,
         cr3: tables.cr3,
         enable_xd,
+        keep,
+        heap,
         image: extent,
         text: tables.text,
     });
@@ -193,6 +198,9 @@ pub fn boot(
     // The firmware's interrupt handlers are gone together with its memory.
     x86_64::instructions::interrupts::disable();
     info.memory = map::regions(map.entries());
+    if sets_variables {
+        info.keep.runtime = keep::runtime(map.entries());
+    }
     let top = layout::BOOT_STACK.0 + layout::BOOT_STACK.1;
     // SAFETY: the tables map the image, the heap (with `info` on it) and the stack where they are used from here on.
     unsafe { enter(tables.cr3, top, info, entry) }

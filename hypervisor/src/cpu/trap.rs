@@ -24,7 +24,7 @@ use super::{
 use crate::{
     button::{self, Event},
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
-    io_apic, msr, serial, time,
+    io_apic, msr, runtime, serial, time,
 };
 
 const FIRST_INTERRUPT: u8 = 32;
@@ -210,6 +210,7 @@ fn exception(vector: u8, frame: &mut Frame) {
     let survivable = matches!(vector, INVALID_OPCODE | GENERAL_PROTECTION | PAGE_FAULT);
     match fixup_for(frame.rip) {
         Some(resume) if survivable => survive(frame, resume),
+        None if runtime::recover_from(frame) => {}
         _ => fatal(Cause::Exception, frame),
     }
 }

@@ -19,6 +19,8 @@ pub mod wdat;
 use alloc::{format, string::String, vec::Vec};
 use core::slice;
 
+use crashlog::erst::Erst;
+
 use self::{
     fadt::Fadt,
     hest::Hest,
@@ -45,6 +47,8 @@ pub struct Firmware {
     pub pci: Vec<Segment>,
     /// The firmware's own reports of hardware errors.
     pub hest: Hest,
+    /// The store of error records.
+    pub erst: Option<Erst>,
     /// The watchdog timer.
     pub watchdog: Option<Wdat>,
     /// Missing or malformed tables, one sentence each.
@@ -104,6 +108,9 @@ fn gather(memory: &impl Physical, rsdp: Option<u64>) -> Firmware {
         firmware.hest = hest::parse(&bytes);
         problems.extend(firmware.hest.problem.take());
     }
+    if let Some(bytes) = tables.table(Signature(*b"ERST"), problems) {
+        firmware.erst = Erst::parse(&bytes);
+    }
     if let Some(bytes) = tables.table(Signature(*b"WDAT"), problems) {
         firmware.watchdog = wdat::parse(&bytes);
     }
@@ -161,7 +168,9 @@ mod tests {
 
     const BASE: u64 = 0x7F00_0000;
     /// The names of the tables that are read, and of their lists.
-    const NAMES: [&[u8; 4]; 6] = [b"APIC", b"SRAT", b"FACP", b"MCFG", b"DSDT", b"XSDT"];
+    const NAMES: [&[u8; 4]; 7] = [
+        b"APIC", b"SRAT", b"FACP", b"MCFG", b"DSDT", b"XSDT", b"ERST",
+    ];
 
     struct Ram(Vec<u8>);
 
@@ -228,7 +237,7 @@ mod tests {
                 body
             },
         );
-        prop::collection::vec((0usize..6, prop_oneof![body, entries]), 0..9)
+        prop::collection::vec((0usize..7, prop_oneof![body, entries]), 0..9)
     }
 
     proptest! {

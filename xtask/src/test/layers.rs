@@ -16,6 +16,7 @@ use crate::{build, workspace};
 /// Crates that must run on any machine.
 const PORTABLE: [&str; 10] = [
     "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
+    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "crashlog", "uart",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: [&str; 6] = [
@@ -27,21 +28,23 @@ const METAL: [&str; 6] = [
     "x86_64",
 ];
 /// Crates without any unsafe code.
-const SAFE: [&str; 7] = [
+const SAFE: [&str; 8] = [
     "vcpu/devices",
     "boot/config",
     "firmware/tdvf",
     "hypervisor/host",
     "hypervisor/console",
     "hypervisor/mca",
+    "hypervisor/crashlog",
     "hypervisor/uart",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "vcpu/devices/src",
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/mca/src",
+    "hypervisor/crashlog/src",
     "hypervisor/uart/src",
     "hypervisor/src",
     "mm/src",
