@@ -16,12 +16,12 @@ pub struct BootInfo {
     pub memory: Vec<Region>,
     /// Physical address of the ACPI RSDP, if the firmware has one.
     pub rsdp: Option<u64>,
-    /// The configuration, or the defaults if it is missing or not usable.
+    /// The configuration, as far as it is there and usable.
     pub config: Config,
     /// Name of the configuration file that was found.
     pub config_file: Option<String>,
-    /// Errors in the configuration or in files that it names: file, line and reason.
-    pub config_problem: Option<String>,
+    /// Errors in the configuration or in files that it names, each with file, line and reason.
+    pub config_problems: Vec<String>,
     /// True if the firmware's Secure Boot is on, so that only signed files were used.
     pub secure_boot: bool,
     /// The files that the configuration names and that could be read.

@@ -104,7 +104,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     if let Some(port) = serial::chosen() {
         log::info!("the console is {port}");
     }
-    if let Some(problem) = &info.config_problem {
+    for problem in &info.config_problems {
         log::error!("{problem}");
     }
     let mut firmware = firmware::read(info.rsdp);

@@ -1,8 +1,6 @@
 //! `host.console`: the serial port of the console.
 
-use alloc::{format, string::String};
-
-use serde::{Deserialize, Deserializer, de::Error};
+use core::fmt;
 
 /// The serial port of the console, on the ISA bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +16,10 @@ pub struct ConsolePort {
 /// Speed in bits per second of a port whose speed is not stated.
 const BAUD: u32 = 115_200;
 
+/// The values that the key takes.
+pub(crate) const FORM: &str = "COM1 to COM4 or an I/O port such as \"0x3e8\", and a speed that divides 115200 if it is \
+                               another, such as \"COM2,9600\"";
+
 /// The ports with names: name, I/O port, ISA interrupt.
 const NAMED: [(&str, u16, u8); 4] = [
     ("COM1", 0x3F8, 4),
@@ -28,7 +30,7 @@ const NAMED: [(&str, u16, u8); 4] = [
 
 impl ConsolePort {
     /// Parses a port such as `COM1`, `0x3e8` or `COM2,9600`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (name, baud) = match text.split_once(',') {
             Some((name, baud)) => (name, baud.parse().ok()?),
             None => (text, BAUD),
@@ -47,16 +49,19 @@ impl ConsolePort {
     }
 }
 
-pub(crate) fn port<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<ConsolePort>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match ConsolePort::parse(&text) {
-        Some(port) => Ok(Some(port)),
-        None => Err(Error::custom(format!(
-            "console is {text:?}; it must be COM1 to COM4 or an I/O port such as \"0x3e8\", and a speed that divides \
-             {BAUD} if it is another, such as \"COM2,9600\""
-        ))),
+impl fmt::Display for ConsolePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match NAMED
+            .iter()
+            .find(|n| (n.1, Some(n.2)) == (self.port, self.irq))
+        {
+            Some((name, ..)) => f.write_str(name)?,
+            None => write!(f, "{:#x}", self.port)?,
+        }
+        if self.baud == BAUD {
+            return Ok(());
+        }
+        write!(f, ",{}", self.baud)
     }
 }
 

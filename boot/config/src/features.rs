@@ -1,12 +1,10 @@
 //! Lists of features by name: `xfam` and `paravirt` of `[[td]]`.
 
 use alloc::{format, string::String, vec::Vec};
-use core::fmt;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, SeqAccess, Visitor},
-};
+use toml::de::DeValue;
+
+use super::keys::{Mistakes, number};
 
 /// Declares the names that a key's list may have.
 macro_rules! names {
@@ -32,15 +30,15 @@ macro_rules! names {
             }
         }
 
-        impl<'de> Deserialize<'de> for $list {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let name = String::deserialize(deserializer)?;
-                let known = Self::ALL.iter().find(|feature| feature.name() == name);
-                known.copied().ok_or_else(|| {
-                    let all: Vec<_> = Self::ALL.iter().map(|feature| feature.name()).collect();
-                    let all = all.join(", ");
-                    Error::custom(format!("{} has {name:?}; the names are {all}", $key))
-                })
+        impl Named for $list {
+            const KEY: &'static str = $key;
+
+            fn all() -> &'static [Self] {
+                Self::ALL
+            }
+
+            fn its_name(self) -> &'static str {
+                self.name()
             }
         }
     )*};
@@ -111,33 +109,60 @@ pub enum Xfam {
     Bits(u64),
 }
 
-impl<'de> Deserialize<'de> for Xfam {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ListOrNumber)
+impl Xfam {
+    pub(crate) fn read(value: &DeValue<'_>) -> Option<Self> {
+        let bits = || number(value, 0..=i64::MAX as u64).map(Self::Bits);
+        list(value).map(Self::Features).or_else(bits)
+    }
+
+    pub(crate) fn show(&self) -> String {
+        match self {
+            Self::Features(features) => show_list(features),
+            Self::Bits(bits) => format!("{bits:#x}"),
+        }
     }
 }
 
-struct ListOrNumber;
+/// Features that have names.
+pub(crate) trait Named: Copy + 'static {
+    /// The key whose list has them.
+    const KEY: &'static str;
 
-impl<'de> Visitor<'de> for ListOrNumber {
-    type Value = Xfam;
+    fn all() -> &'static [Self];
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list such as [\"x87\", \"sse\", \"avx\"], or a number such as 0x7")
-    }
+    fn its_name(self) -> &'static str;
+}
 
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Xfam, E> {
-        u64::try_from(number)
-            .map(Xfam::Bits)
-            .map_err(|_| E::custom(format!("xfam is {number}; it must not be negative")))
-    }
+fn find<T: Named>(name: &str) -> Option<T> {
+    let all = T::all().iter();
+    all.copied().find(|feature| feature.its_name() == name)
+}
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Xfam, A::Error> {
-        let mut features = Vec::new();
-        while let Some(feature) = list.next_element()? {
-            features.push(feature);
+/// Reads a list of names.
+pub(crate) fn list<T: Named>(value: &DeValue<'_>) -> Option<Vec<T>> {
+    let names = value.as_array()?.iter();
+    names.map(|name| find(name.get_ref().as_str()?)).collect()
+}
+
+/// Returns a list of names as TOML.
+pub(crate) fn show_list<T: Named>(features: &[T]) -> String {
+    let names = features
+        .iter()
+        .map(|feature| format!("\"{}\"", feature.its_name()));
+    format!("[{}]", names.collect::<Vec<_>>().join(", "))
+}
+
+/// Reports the names in a list that are none.
+pub(crate) fn wrong_names<T: Named>(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) {
+    for item in value.as_array().into_iter().flat_map(|array| array.iter()) {
+        if let Some(name) = item.get_ref().as_str()
+            && find::<T>(name).is_none()
+        {
+            let all: Vec<_> = T::all().iter().map(|feature| feature.its_name()).collect();
+            let short: String = name.chars().take(40).collect();
+            let what = format!("{} has {short:?}; the names are {}", T::KEY, all.join(", "));
+            mistakes.add(item.span().start, what);
         }
-        Ok(Xfam::Features(features))
     }
 }
 

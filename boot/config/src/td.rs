@@ -1,13 +1,14 @@
 //! `[[td]]`: the configuration of a TD.
 
 use alloc::{format, string::String, vec::Vec};
+use core::fmt::Write;
 
-use serde::{
-    Deserialize, Deserializer,
-    de::{Error, Unexpected},
+use toml::de::DeValue;
+
+use super::{
+    Paravirt, Xfam, XfamFeature, features,
+    keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
 };
-
-use super::{Paravirt, Xfam, ranged};
 
 /// Granularity of a TD's memory in bytes: it consists of 2 MiB frames.
 pub const MEMORY_STEP: u64 = 2 << 20;
@@ -15,109 +16,84 @@ pub const MEMORY_STEP: u64 = 2 << 20;
 /// Size of MRCONFIGID, MROWNER and MROWNERCONFIG in bytes.
 const MEASUREMENT_BYTES: usize = 48;
 
+/// Maximum length of a name.
+const NAME: usize = 32;
+
+/// Maximum length of a command line: Linux's on x86.
+const COMMAND_LINE: usize = 2047;
+
 /// The configuration of a TD.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "each is a key of its own in the file"
 )]
 pub struct Td {
     /// Name of the TD: a letter, then up to 31 letters, digits, `-`, `_` or `.`.
-    #[serde(deserialize_with = "name")]
     pub name: String,
     /// Name of the `[[file]]` with the TD's firmware image (TDVF format). By default the TD starts from the host's own
     /// firmware, which boots `kernel`.
-    #[serde(default)]
     pub image: Option<String>,
     /// Name of the `[[file]]` with the Linux kernel (bzImage) that the firmware boots.
-    #[serde(default)]
     pub kernel: Option<String>,
     /// Name of the `[[file]]` with the kernel's initial file system.
-    #[serde(default)]
     pub initrd: Option<String>,
     /// The kernel's command line: up to 2047 characters of printable ASCII.
-    #[serde(default, deserialize_with = "command_line")]
     pub cmdline: String,
     /// Memory size in bytes, a multiple of 2 MiB; written as `"256M"` or `"1G"`.
-    #[serde(deserialize_with = "memory")]
     pub memory: u64,
     /// Maximum memory in bytes that may be mapped in pages of 4 KiB, a multiple of 2 MiB; written as `"8G"`. The TD ends
     /// when it needs more. Each GiB of it takes 6 MiB of the host's memory for tables. By default all memory may be.
-    #[serde(default, deserialize_with = "max_4k")]
     pub max_4k: Option<u64>,
     /// Number of vCPUs, from 1.
-    #[serde(default = "one", deserialize_with = "vcpus")]
     pub vcpus: u16,
     /// True if the TD starts with the host.
-    #[serde(default)]
     pub autostart: bool,
     /// ATTRIBUTES.DEBUG: the host may read and write the TD's memory and state.
-    #[serde(default)]
     pub debug: bool,
     /// ATTRIBUTES.SEPT_VE_DISABLE: an access to an unaccepted page never raises #VE. Linux requires it.
-    #[serde(default = "yes")]
     pub sept_ve_disable: bool,
     /// CONFIG_FLAGS.NO_RBP_MOD: TDVMCALLs of the TD can't pass RBP. [`Td::no_rbp_mod`] returns the effective value.
-    #[serde(default)]
     pub no_rbp_mod: Option<bool>,
     /// ATTRIBUTES.MIGRATABLE.
-    #[serde(default)]
     pub migratable: bool,
     /// ATTRIBUTES.PKS: supervisor protection keys.
-    #[serde(default)]
     pub pks: bool,
     /// ATTRIBUTES.PERFMON: performance monitoring.
-    #[serde(default)]
     pub perfmon: bool,
     /// ATTRIBUTES.ICSSD: the module's defence against counting the TD's instructions.
-    #[serde(default)]
     pub icssd: bool,
     /// ATTRIBUTES.LASS: linear address space separation.
-    #[serde(default)]
     pub lass: bool,
     /// XFAM, the extended features that the TD may use. By default x87, SSE, AVX, AVX-512, PKRU and AMX, as far as the
     /// module supports them.
-    #[serde(default)]
     pub xfam: Option<Xfam>,
     /// The physical address width that the TD's CPUID shows (CONFIG_FLAGS.MAXPA_VIRT), in bits. By default the host's
     /// own.
-    #[serde(default, deserialize_with = "maxpa")]
     pub maxpa: Option<u8>,
     /// True if the guest may reduce #VE (TD_CTLS.REDUCE_VE), which takes the module's topology in CPUID along. By
     /// default it may where the module can do it.
-    #[serde(default)]
     pub ve_reduction: Option<bool>,
     /// The features, of those in FEATURE_PARAVIRT_CTLS, that the TD has at all; a guest that reduces #VE keeps those that
     /// it asks for. By default those that the CPU has and that the module lets the host configure.
-    #[serde(default)]
     pub paravirt: Option<Vec<Paravirt>>,
     /// Frequency of the virtual TSC in MHz, a multiple of 25 from 100 to 10,000. By default the host's frequency.
-    #[serde(default, deserialize_with = "tsc_mhz")]
     pub tsc_mhz: Option<u16>,
     /// `[[td.cpuid]]`: values of the CPUID leaves that the module lets the host configure.
-    #[serde(default)]
     pub cpuid: Vec<Cpuid>,
     /// Time at which the TD gets the memory that is not part of its image.
-    #[serde(default)]
     pub populate: Populate,
     /// True if the TD may name other TDs in hypercalls.
-    #[serde(default)]
     pub control: bool,
     /// CPU shares relative to other TDs, from 1 to 10,000.
-    #[serde(default = "hundred", deserialize_with = "shares")]
     pub shares: u32,
     /// Maximum CPU time in percent of one CPU. By default the TD gets all CPU time that is left.
-    #[serde(default, deserialize_with = "cap")]
     pub cap: Option<u32>,
     /// MRCONFIGID, 96 hexadecimal digits.
-    #[serde(default = "zeros", deserialize_with = "measurement")]
     pub mrconfigid: [u8; MEASUREMENT_BYTES],
     /// MROWNER, 96 hexadecimal digits.
-    #[serde(default = "zeros", deserialize_with = "measurement")]
     pub mrowner: [u8; MEASUREMENT_BYTES],
     /// MROWNERCONFIG, 96 hexadecimal digits.
-    #[serde(default = "zeros", deserialize_with = "measurement")]
     pub mrownerconfig: [u8; MEASUREMENT_BYTES],
 }
 
@@ -131,9 +107,271 @@ impl Td {
     }
 }
 
+const SIZE: &str = "a multiple of 2M that is not 0, with M, G or T, such as \"256M\"";
+const FLAG: &str = "true or false";
+const REGISTER: &str = "a number of 32 bits";
+const FILE: &str = "the name of a [[file]], in quotes";
+const DIGITS: &str = "96 hexadecimal digits, in quotes";
+/// 100 percent of as many CPUs as a TD can have vCPUs.
+const WHOLE_HOST: u64 = 100 * u16::MAX as u64;
+
+impl Keyed for Td {
+    const TABLE: &'static str = "[[td]]";
+    const KEYS: &'static [Key<Self>] = &[
+        Key::<Self>::new(
+            "name",
+            "a letter, then up to 31 letters, digits, '-', '_' or '.', in quotes",
+            |td, value| {
+                td.name = text(value).filter(|name| is_name(name))?;
+                Some(())
+            },
+            |td| Some(quoted(&td.name)),
+        )
+        .required(),
+        Key::<Self>::new(
+            "image",
+            FILE,
+            |td, value| text(value).map(|name| td.image = Some(name)),
+            |td| td.image.as_deref().map(quoted),
+        ),
+        Key::<Self>::new(
+            "kernel",
+            FILE,
+            |td, value| text(value).map(|name| td.kernel = Some(name)),
+            |td| td.kernel.as_deref().map(quoted),
+        ),
+        Key::<Self>::new(
+            "initrd",
+            FILE,
+            |td, value| text(value).map(|name| td.initrd = Some(name)),
+            |td| td.initrd.as_deref().map(quoted),
+        ),
+        Key::<Self>::new(
+            "cmdline",
+            "up to 2047 characters of printable ASCII, in quotes",
+            |td, value| {
+                td.cmdline = text(value).filter(|line| is_command_line(line))?;
+                Some(())
+            },
+            |td| Some(quoted(&td.cmdline)).filter(|_| !td.cmdline.is_empty()),
+        ),
+        Key::<Self>::new(
+            "memory",
+            SIZE,
+            |td, value| whole_frames(value).map(|bytes| td.memory = bytes),
+            |td| Some(quoted(&size(td.memory))),
+        )
+        .required(),
+        Key::<Self>::new(
+            "max_4k",
+            SIZE,
+            |td, value| whole_frames(value).map(|bytes| td.max_4k = Some(bytes)),
+            |td| td.max_4k.map(|bytes| quoted(&size(bytes))),
+        ),
+        Key::<Self>::new(
+            "vcpus",
+            "a number from 1 to 65535",
+            |td, value| number(value, 1..=u16::MAX.into()).map(|n| td.vcpus = n as u16),
+            |td| plain(td.vcpus, 1),
+        ),
+        Key::<Self>::new(
+            "autostart",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.autostart = on),
+            |td| plain(td.autostart, false),
+        ),
+        Key::<Self>::new(
+            "debug",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.debug = on),
+            |td| plain(td.debug, false),
+        ),
+        Key::<Self>::new(
+            "sept_ve_disable",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.sept_ve_disable = on),
+            |td| plain(td.sept_ve_disable, true),
+        ),
+        Key::<Self>::new(
+            "no_rbp_mod",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.no_rbp_mod = Some(on)),
+            |td| td.no_rbp_mod.map(|on| format!("{on}")),
+        ),
+        Key::<Self>::new(
+            "migratable",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.migratable = on),
+            |td| plain(td.migratable, false),
+        ),
+        Key::<Self>::new(
+            "pks",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.pks = on),
+            |td| plain(td.pks, false),
+        ),
+        Key::<Self>::new(
+            "perfmon",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.perfmon = on),
+            |td| plain(td.perfmon, false),
+        ),
+        Key::<Self>::new(
+            "icssd",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.icssd = on),
+            |td| plain(td.icssd, false),
+        ),
+        Key::<Self>::new(
+            "lass",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.lass = on),
+            |td| plain(td.lass, false),
+        ),
+        Key::<Self>::new(
+            "xfam",
+            "a list such as [\"x87\", \"sse\", \"avx\"], or a number such as 0x7",
+            |td, value| {
+                td.xfam = Some(Xfam::read(value)?);
+                Some(())
+            },
+            |td| td.xfam.as_ref().map(Xfam::show),
+        )
+        .inside(features::wrong_names::<XfamFeature>),
+        Key::<Self>::new(
+            "maxpa",
+            "a number from 36 to 52",
+            |td, value| {
+                td.maxpa = Some(number(value, 36..=52)? as u8);
+                Some(())
+            },
+            |td| td.maxpa.map(|bits| format!("{bits}")),
+        ),
+        Key::<Self>::new(
+            "ve_reduction",
+            FLAG,
+            |td, value| {
+                td.ve_reduction = Some(value.as_bool()?);
+                Some(())
+            },
+            |td| td.ve_reduction.map(|on| format!("{on}")),
+        ),
+        Key::<Self>::new(
+            "paravirt",
+            "a list of names, such as [\"mtrr\"]",
+            |td, value| {
+                td.paravirt = Some(features::list(value)?);
+                Some(())
+            },
+            |td| td.paravirt.as_deref().map(features::show_list),
+        )
+        .inside(features::wrong_names::<Paravirt>),
+        Key::<Self>::new(
+            "tsc_mhz",
+            "a multiple of 25 from 100 to 10000",
+            |td, value| {
+                let mhz = number(value, 100..=10_000).filter(|mhz| mhz.is_multiple_of(25))?;
+                td.tsc_mhz = Some(mhz as u16);
+                Some(())
+            },
+            |td| td.tsc_mhz.map(|mhz| format!("{mhz}")),
+        ),
+        Key::<Self>::new(
+            "cpuid",
+            "[[td.cpuid]], a table for each leaf",
+            |td, value| {
+                let mut mistakes = Mistakes::of("");
+                td.cpuid = leafs(value, &mut mistakes)?;
+                mistakes.found.is_empty().then_some(())
+            },
+            |td| {
+                let leafs: Vec<_> = td.cpuid.iter().map(Cpuid::inline).collect();
+                (!leafs.is_empty()).then(|| format!("[{}]", leafs.join(", ")))
+            },
+        )
+        .inside(|value, mistakes| drop(leafs(value, mistakes))),
+        Key::<Self>::new(
+            "populate",
+            "\"demand\" or \"start\"",
+            |td, value| choice(value, POPULATE).map(|populate| td.populate = populate),
+            |td| chosen(td.populate, Populate::Demand, POPULATE),
+        ),
+        Key::<Self>::new(
+            "control",
+            FLAG,
+            |td, value| value.as_bool().map(|on| td.control = on),
+            |td| plain(td.control, false),
+        ),
+        Key::<Self>::new(
+            "shares",
+            "a number from 1 to 10000",
+            |td, value| number(value, 1..=10_000).map(|n| td.shares = n as u32),
+            |td| plain(td.shares, 100),
+        ),
+        Key::<Self>::new(
+            "cap",
+            "a number from 1 to 6553500, in percent of one CPU",
+            |td, value| number(value, 1..=WHOLE_HOST).map(|n| td.cap = Some(n as u32)),
+            |td| td.cap.map(|cap| format!("{cap}")),
+        ),
+        Key::<Self>::new(
+            "mrconfigid",
+            DIGITS,
+            |td, value| measurement(value).map(|bytes| td.mrconfigid = bytes),
+            |td| digits(&td.mrconfigid),
+        ),
+        Key::<Self>::new(
+            "mrowner",
+            DIGITS,
+            |td, value| measurement(value).map(|bytes| td.mrowner = bytes),
+            |td| digits(&td.mrowner),
+        ),
+        Key::<Self>::new(
+            "mrownerconfig",
+            DIGITS,
+            |td, value| measurement(value).map(|bytes| td.mrownerconfig = bytes),
+            |td| digits(&td.mrownerconfig),
+        ),
+    ];
+
+    fn blank() -> Self {
+        Self {
+            name: String::new(),
+            image: None,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            memory: MEMORY_STEP,
+            max_4k: None,
+            vcpus: 1,
+            autostart: false,
+            debug: false,
+            sept_ve_disable: true,
+            no_rbp_mod: None,
+            migratable: false,
+            pks: false,
+            perfmon: false,
+            icssd: false,
+            lass: false,
+            xfam: None,
+            maxpa: None,
+            ve_reduction: None,
+            paravirt: None,
+            tsc_mhz: None,
+            cpuid: Vec::new(),
+            populate: Populate::Demand,
+            control: false,
+            shares: 100,
+            cap: None,
+            mrconfigid: [0; MEASUREMENT_BYTES],
+            mrowner: [0; MEASUREMENT_BYTES],
+            mrownerconfig: [0; MEASUREMENT_BYTES],
+        }
+    }
+}
+
 /// The time at which a TD gets the memory that is not part of its image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Populate {
     /// When the guest first touches or accepts it.
     #[default]
@@ -142,92 +380,107 @@ pub enum Populate {
     Start,
 }
 
+const POPULATE: &[(&str, Populate)] = &[("demand", Populate::Demand), ("start", Populate::Start)];
+
 /// The values of one CPUID leaf for a TD. Registers that are not named keep the module's value.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of CPUID")]
 pub struct Cpuid {
     pub leaf: u32,
     /// `None` for a leaf without sub-leaves.
-    #[serde(default)]
     pub subleaf: Option<u32>,
-    #[serde(default)]
     pub eax: Option<u32>,
-    #[serde(default)]
     pub ebx: Option<u32>,
-    #[serde(default)]
     pub ecx: Option<u32>,
-    #[serde(default)]
     pub edx: Option<u32>,
 }
 
-const fn one() -> u16 {
-    1
+impl Keyed for Cpuid {
+    const TABLE: &'static str = "[[td.cpuid]]";
+    const KEYS: &'static [Key<Self>] = &[
+        Key::<Self>::new(
+            "leaf",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.leaf = n),
+            |cpuid| Some(format!("{:#x}", cpuid.leaf)),
+        )
+        .required(),
+        Key::<Self>::new(
+            "subleaf",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.subleaf = Some(n)),
+            |cpuid| cpuid.subleaf.map(|n| format!("{n:#x}")),
+        ),
+        Key::<Self>::new(
+            "eax",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.eax = Some(n)),
+            |cpuid| cpuid.eax.map(|n| format!("{n:#x}")),
+        ),
+        Key::<Self>::new(
+            "ebx",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.ebx = Some(n)),
+            |cpuid| cpuid.ebx.map(|n| format!("{n:#x}")),
+        ),
+        Key::<Self>::new(
+            "ecx",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.ecx = Some(n)),
+            |cpuid| cpuid.ecx.map(|n| format!("{n:#x}")),
+        ),
+        Key::<Self>::new(
+            "edx",
+            REGISTER,
+            |cpuid, value| register(value).map(|n| cpuid.edx = Some(n)),
+            |cpuid| cpuid.edx.map(|n| format!("{n:#x}")),
+        ),
+    ];
+
+    fn blank() -> Self {
+        Self::default()
+    }
 }
 
-const fn hundred() -> u32 {
-    100
+impl Cpuid {
+    /// Returns the leaf as an inline table.
+    fn inline(&self) -> String {
+        let keys = Self::KEYS.iter();
+        let pairs: Vec<_> = keys
+            .filter_map(|key| Some(format!("{} = {}", key.name, (key.show)(self)?)))
+            .collect();
+        format!("{{ {} }}", pairs.join(", "))
+    }
 }
 
-const fn yes() -> bool {
-    true
+/// Reads the tables of `[[td.cpuid]]`. Returns `None` if the value is not a list of tables.
+fn leafs(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Option<Vec<Cpuid>> {
+    let tables = value.as_array()?.iter().map(|leaf| {
+        let table = leaf.get_ref().as_table()?;
+        let at = keys::start_of(table).unwrap_or(leaf.span().start);
+        Some(keys::read(table, at, mistakes))
+    });
+    tables.collect()
 }
 
-const fn zeros() -> [u8; MEASUREMENT_BYTES] {
-    [0; MEASUREMENT_BYTES]
+fn register(value: &DeValue<'_>) -> Option<u32> {
+    number(value, 0..=u32::MAX.into()).map(|number| number as u32)
 }
 
-fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    const MAX: usize = 32;
-    let name = String::deserialize(deserializer)?;
+/// Returns whether a TD can have this name.
+pub(crate) fn is_name(name: &str) -> bool {
     let first_is_letter = name.starts_with(|c: char| c.is_ascii_alphabetic());
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if first_is_letter && name.len() <= MAX && name.chars().all(plain) {
-        Ok(name)
-    } else {
-        Err(Error::custom(format!(
-            "name is {name:?}; it must be a letter, then up to {} letters, digits, '-', '_' or '.'",
-            MAX - 1
-        )))
-    }
+    first_is_letter && name.len() <= NAME && name.chars().all(plain)
 }
 
-fn command_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    /// Linux's limit on x86.
-    const MAX: usize = 2047;
-    let line = String::deserialize(deserializer)?;
-    match line.bytes().find(|byte| !matches!(byte, b' '..=b'~')) {
-        Some(byte) => Err(Error::custom(format!(
-            "cmdline has a byte {byte:#x}; it must be printable ASCII"
-        ))),
-        None if line.len() > MAX => Err(Error::custom(format!(
-            "cmdline has {} characters; it must have {MAX} at most",
-            line.len()
-        ))),
-        None => Ok(line),
-    }
+fn is_command_line(line: &str) -> bool {
+    line.len() <= COMMAND_LINE && line.bytes().all(|byte| matches!(byte, b' '..=b'~'))
 }
 
-fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    whole_frames(deserializer, "memory")
-}
-
-fn max_4k<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    whole_frames(deserializer, "max_4k").map(Some)
-}
-
-/// Deserialises a size in 2 MiB frames. `key` is the operator's name for it.
-fn whole_frames<'de, D: Deserializer<'de>>(deserializer: D, key: &str) -> Result<u64, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    match bytes(&text) {
-        Some(bytes) if bytes != 0 && bytes % MEMORY_STEP == 0 => Ok(bytes),
-        Some(_) => Err(Error::custom(format!(
-            "{key} is {text:?}; it must be a multiple of 2M, and not 0"
-        ))),
-        None => Err(Error::custom(format!(
-            "{key} is {text:?}; it must be a number with M, G or T, such as \"256M\""
-        ))),
-    }
+/// Reads a size in 2 MiB frames.
+fn whole_frames(value: &DeValue<'_>) -> Option<u64> {
+    bytes(value.as_str()?).filter(|bytes| *bytes != 0 && bytes.is_multiple_of(MEMORY_STEP))
 }
 
 /// Parses a size such as `"256M"` and returns the bytes. Returns `None` if the text is no such size, or if it exceeds
@@ -242,52 +495,37 @@ pub fn bytes(text: &str) -> Option<u64> {
     number.checked_mul(1 << shift)
 }
 
-fn vcpus<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
-    ranged(deserializer, "vcpus", 1..=u16::MAX.into()).map(|n| n as u16)
-}
-
-fn shares<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    ranged(deserializer, "shares", 1..=10_000).map(|n| n as u32)
-}
-
-fn cap<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    let whole_host = 100 * i64::from(u16::MAX);
-    ranged(deserializer, "cap", 1..=whole_host).map(|n| Some(n as u32))
-}
-
-fn maxpa<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
-    ranged(deserializer, "maxpa", 36..=52).map(|n| Some(n as u8))
-}
-
-fn tsc_mhz<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
-    let mhz = ranged(deserializer, "tsc_mhz", 100..=10_000)?;
-    if mhz % 25 == 0 {
-        Ok(Some(mhz as u16))
-    } else {
-        Err(Error::custom(format!(
-            "tsc_mhz is {mhz}; it must be a multiple of 25"
-        )))
+/// Returns a size in the largest unit that it is a multiple of.
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes.is_multiple_of(1 << 40) => format!("{}T", bytes >> 40),
+        _ if bytes.is_multiple_of(1 << 30) => format!("{}G", bytes >> 30),
+        _ => format!("{}M", bytes >> 20),
     }
 }
 
-fn measurement<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<[u8; MEASUREMENT_BYTES], D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let wrong = || {
-        Error::invalid_value(
-            Unexpected::Str(&text),
-            &"a measurement of 96 hexadecimal digits",
-        )
-    };
+fn measurement(value: &DeValue<'_>) -> Option<[u8; MEASUREMENT_BYTES]> {
+    let text = value.as_str()?;
     if text.len() != 2 * MEASUREMENT_BYTES || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(wrong());
+        return None;
     }
-    let mut value = zeros();
-    for (byte, at) in value.iter_mut().zip((0..).step_by(2)) {
-        *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+    let mut bytes = [0; MEASUREMENT_BYTES];
+    for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+        *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
     }
-    Ok(value)
+    Some(bytes)
+}
+
+fn digits(bytes: &[u8; MEASUREMENT_BYTES]) -> Option<String> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return None;
+    }
+    let mut digits = String::new();
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(digits, "{byte:02x}");
+    }
+    Some(quoted(&digits))
 }
 
 #[cfg(test)]
@@ -404,7 +642,8 @@ mod tests {
     #[test]
     fn a_name_is_a_word() {
         for wrong in ["", "1a", "a b", "a/b", &"a".repeat(33)] {
-            let e = parse(format!("[[td]]\nname = {wrong:?}\n").as_bytes()).unwrap_err();
+            let text = format!("[[td]]\nname = {wrong:?}\nmemory = \"2M\"\nkernel = \"k\"\n");
+            let e = parse(text.as_bytes()).unwrap_err();
             assert!(e.starts_with("seamark.toml:2: name is "), "{e}");
         }
     }

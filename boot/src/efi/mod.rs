@@ -175,7 +175,7 @@ pub fn boot(
         rsdp,
         config,
         config_file,
-        config_problem: (!problems.is_empty()).then(|| problems.join("; ")),
+        config_problems: problems,
         secure_boot: trust.is_secure(),
         files,
         trampoline,
@@ -239,17 +239,16 @@ fn read_config(place: &mut Place, trust: &Trust) -> (Config, Option<String>, Vec
     if name.is_none() && (text.is_some() || !problems.is_empty()) {
         name = Some(config::FILE_NAME.into());
     }
-    let config = match text.as_deref().map(config::parse) {
-        Some(Ok(config)) => config,
-        Some(Err(e)) => {
-            let name = name.as_deref().unwrap_or(config::FILE_NAME);
-            let e = e.replacen(config::FILE_NAME, name, 1);
-            problems.push(format!("{e}; the defaults are used"));
-            Config::default()
-        }
-        None => Config::default(),
-    };
-    (config, name, problems)
+    let read = text.as_deref().map(config::read).unwrap_or_default();
+    let file = name.as_deref().unwrap_or(config::FILE_NAME);
+    let mistakes = read.problems.iter();
+    problems.extend(mistakes.map(|mistake| format!("{file}:{mistake}")));
+    match read.lost_tds {
+        0 => {}
+        1 => problems.push(format!("{file}: the [[td]] with mistakes is left out")),
+        lost => problems.push(format!("{file}: {lost} [[td]] with mistakes are left out")),
+    }
+    (read.config, name, problems)
 }
 
 /// Finds the configuration's file and reads it: one for this machine alone or the common one, next to the program or in

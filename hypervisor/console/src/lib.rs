@@ -293,7 +293,7 @@ fn greet(host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
         Count(cpus.len(), "CPU"),
         tdx.state
     )?;
-    for problem in boot.config_problem.iter().chain(&boot.problems) {
+    for problem in boot.config_problems.iter().chain(&boot.problems) {
         writeln!(out, "warning: {problem}")?;
     }
     writeln!(out, "Type \"help\" for the commands.")

@@ -76,7 +76,7 @@ impl Terminal {
 fn the_console_greets_with_what_went_wrong_and_a_prompt() {
     let (mut console, mut out) = (Console::new(), String::new());
     let mut machine = Machine::default();
-    machine.config_problem = Some("seamark.toml:3: unknown key \"fred\"; remove it".into());
+    machine.config_problems = ["seamark.toml:3: unknown key \"fred\"; remove it".into()].into();
     console.start(&machine, &mut out);
     assert_eq!(
         out,

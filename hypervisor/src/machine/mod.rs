@@ -72,7 +72,7 @@ impl Management for Machine {
             loaded_from: self.info.source.to_string(),
             secure_boot: self.info.secure_boot,
             config: self.info.config_file.clone(),
-            config_problem: self.info.config_problem.clone(),
+            config_problems: self.info.config_problems.clone(),
             problems: {
                 let down = METAL.shutdown().problem();
                 self.problems.iter().cloned().chain(down).collect()

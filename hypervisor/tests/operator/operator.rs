@@ -95,7 +95,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
             loaded_from: String::new(),
             secure_boot: false,
             config: None,
-            config_problem: None,
+            config_problems: Vec::new(),
             problems: self.shutdown().problem().into_iter().collect(),
             to_prompt_us: None,
             uptime_us: 0,

@@ -133,7 +133,7 @@ fn broken_config(bench: &mut Bench) -> Result<()> {
     let machine = bench.machine_with_config("# wrong:\n[host]\nlog_level = \"loud\"\n")?;
     let mut console = bench.console(&machine)?;
     let boot = console.succeed("boot", ANSWER)?;
-    let problem = text(&boot, "config_problem");
+    let problem = boot["config_problems"][0].as_str().unwrap_or_default();
     ensure!(
         problem.starts_with("seamark.toml:3:") && problem.contains("loud"),
         "{boot}"
@@ -318,7 +318,7 @@ fn power_button(bench: &mut Bench) -> Result<()> {
 
 fn nothing_is_wrong(boot: &Value) -> Result<()> {
     ensure!(
-        list(boot, "problems").is_empty() && boot["config_problem"].is_null(),
+        list(boot, "problems").is_empty() && list(boot, "config_problems").is_empty(),
         "{boot}"
     );
     ensure!(boot["config"] == "seamark.toml", "{boot}");

@@ -38,7 +38,7 @@ fn pxe_hosts(bench: &mut Bench) -> Result<()> {
         machine.shape.further = further;
         let boot = bench.console(&machine)?.succeed("boot", ANSWER)?;
         ensure!(boot["config"] == name, "{name}: {boot}");
-        let problem = boot["config_problem"].as_str().unwrap_or_default();
+        let problem = boot["config_problems"][0].as_str().unwrap_or_default();
         ensure!(problem.starts_with(&format!("{name}:2:")), "{boot}");
     }
     Ok(())

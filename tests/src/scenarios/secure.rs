@@ -40,7 +40,10 @@ fn secure_boot(bench: &mut Bench) -> Result<()> {
     let mut console = boot(bench, &signed)?;
     let report = console.succeed("boot", LIMIT)?;
     ensure!(
-        report["secure_boot"] == true && report["config_problem"].is_null(),
+        report["secure_boot"] == true
+            && report["config_problems"]
+                .as_array()
+                .is_some_and(Vec::is_empty),
         "{report}"
     );
     let tds = console.succeed("td list", LIMIT)?;
@@ -53,7 +56,7 @@ fn secure_boot(bench: &mut Bench) -> Result<()> {
         .with_replaced(config::FILE_NAME, other.as_bytes())?
         .with_replaced("vmlinuz", b"the kernel that an attacker likes")?;
     let report = boot(bench, &changed)?.succeed("boot", LIMIT)?;
-    let problem = report["config_problem"].as_str().unwrap_or_default();
+    let problem = report["config_problems"].to_string();
     for refused in [
         "seamark.toml: refused, because it is not the configuration that was signed",
         "vmlinuz: refused, because it is not the file that was signed",

@@ -79,7 +79,7 @@ impl Text for Boot {
         let secure_boot = if self.secure_boot { "on" } else { "off" };
         facts.fact("Secure Boot", secure_boot);
         facts.fact("configuration", Maybe(self.config.as_ref()));
-        for problem in self.config_problem.iter().chain(&self.problems) {
+        for problem in self.config_problems.iter().chain(&self.problems) {
             facts.fact("problem", problem);
         }
         facts.fact("time to prompt", Maybe(self.to_prompt_us.map(Micros)));

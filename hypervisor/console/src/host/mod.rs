@@ -56,8 +56,8 @@ pub struct Boot {
     pub secure_boot: bool,
     /// The configuration file that was read; `None` if there was none.
     pub config: Option<String>,
-    /// The problem with the configuration: file, line and reason; `None` if it was read without a complaint.
-    pub config_problem: Option<String>,
+    /// The problems with the configuration, each with file, line and reason.
+    pub config_problems: Vec<String>,
     /// Other problems of the boot, one sentence each: a CPU that never started, a missing x2APIC.
     pub problems: Vec<String>,
     /// Microseconds from the first line of the hypervisor to the first prompt, excluding TDX bring-up; `None` before

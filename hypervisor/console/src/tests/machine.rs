@@ -13,7 +13,7 @@ use crate::host::{
 };
 
 pub struct Machine {
-    pub config_problem: Option<String>,
+    pub config_problems: Vec<String>,
     pub lost_bytes: u64,
     pub without_tdx: bool,
     pub requested: Option<PowerAction>,
@@ -25,7 +25,7 @@ pub struct Machine {
 impl Default for Machine {
     fn default() -> Self {
         Self {
-            config_problem: None,
+            config_problems: Vec::new(),
             lost_bytes: 0,
             without_tdx: false,
             requested: None,
@@ -60,7 +60,7 @@ impl Management for Machine {
             loaded_from: "disk".into(),
             secure_boot: false,
             config: Some("seamark.toml".into()),
-            config_problem: self.config_problem.clone(),
+            config_problems: self.config_problems.clone(),
             problems: vec![],
             to_prompt_us: Some(532_001),
             uptime_us: 61_000_000,

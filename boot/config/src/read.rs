@@ -1,0 +1,463 @@
+//! Reading a whole file. A mistake costs the table that it is in, or in `[host]` the key, and nothing else.
+
+use alloc::{format, string::String, vec::Vec};
+use core::{fmt, ops::Range};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Config, File, Host, Smt, Td,
+    keys::{self, Keyed, Mistakes},
+    mend::{Mended, State, mend, mistake},
+};
+
+/// A mistake in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The line that it is in; lines are numbered from 1.
+    pub line: usize,
+    /// What is wrong, and what to write instead.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.line, self.what)
+    }
+}
+
+/// Everything that a text says, as far as it is understood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    /// What is in order: without each `[[td]]` and `[[file]]` that has a mistake, and with the defaults for the keys of
+    /// `[host]` that have one.
+    pub config: Config,
+    /// All mistakes, by line.
+    pub problems: Vec<Problem>,
+    /// Number of `[[td]]` that are left out because of mistakes.
+    pub lost_tds: usize,
+}
+
+/// Reads a configuration.
+#[must_use]
+pub fn read(bytes: &[u8]) -> Read {
+    let text = String::from_utf8_lossy(bytes);
+    let mended = mend(&text);
+    let mut mistakes = Mistakes::of(&mended.text);
+    match core::str::from_utf8(bytes) {
+        Ok(_) => mistakes.found.extend(mended.mistakes.iter().cloned()),
+        // The parser complains about it, too.
+        Err(e) => mistakes.add(e.valid_up_to(), "the file is not UTF-8 text".into()),
+    }
+    let mut reader = Reader {
+        mended: &mended,
+        mistakes,
+    };
+    let (table, _) = DeTable::parse_recoverable(&mended.text);
+    let (mut config, mut lost_tds) = reader.config(table.get_ref());
+    let gone = |name: &str| {
+        let sections = mended.sections.iter();
+        sections
+            .filter(|section| section.name == name && section.state == State::Gone)
+            .count()
+    };
+    lost_tds += gone("td");
+    let broken = mended
+        .sections
+        .iter()
+        .filter(|section| section.state != State::Whole);
+    if broken
+        .filter(|s| s.name == "host")
+        .any(|s| text[s.range.clone()].contains("smt"))
+    {
+        // The operator wanted something, and only this value protects TDs from each other.
+        config.host.smt = Smt::SameTd;
+    }
+    Read {
+        config,
+        problems: problems(&text, reader.mistakes.found, 0),
+        lost_tds,
+    }
+}
+
+/// Returns the mistakes by line, in a text that has `above` lines before those of the operator.
+fn problems(text: &str, mut found: Vec<(usize, String)>, above: usize) -> Vec<Problem> {
+    found.sort();
+    found.dedup();
+    let problems = found.into_iter().map(|(at, what)| Problem {
+        line: line_of(text, at).saturating_sub(above).max(1),
+        what,
+    });
+    problems.collect()
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    1 + text.bytes().take(at).filter(|b| *b == b'\n').count()
+}
+
+struct Reader<'t> {
+    mended: &'t Mended,
+    mistakes: Mistakes<'t>,
+}
+
+/// A table of `[[file]]` or `[[td]]`.
+struct Entry<'t, T> {
+    read: T,
+    table: &'t DeTable<'t>,
+    /// The offset of its first key, or of its header.
+    at: usize,
+    /// True if it has a mistake.
+    is_wrong: bool,
+}
+
+impl Reader<'_> {
+    /// Returns the configuration, and the number of TDs that are not in it.
+    fn config(&mut self, root: &DeTable<'_>) -> (Config, usize) {
+        for (name, _) in root.iter() {
+            if !matches!(&**name.get_ref(), "host" | "file" | "td") {
+                let short: String = name.get_ref().chars().take(40).collect();
+                let what = format!(
+                    "{short} is not known here; write [host], [[file]] or [[td]] above its keys"
+                );
+                self.mistakes.add(name.span().start, what);
+            }
+        }
+        let host = self.host(root);
+        let mut files: Vec<Entry<'_, File>> = self.entries(root, "file");
+        let mut tds: Vec<Entry<'_, Td>> = self.entries(root, "td");
+        self.all_differ(&mut files);
+        self.all_differ(&mut tds);
+        // A file with a mistake is left out; the TD that names it makes none.
+        let names: Vec<_> = files.iter().map(|file| file.read.name.clone()).collect();
+        for td in &mut tds {
+            let before = self.mistakes.found.len();
+            let is_file = |name: &str| names.iter().any(|n| n == name);
+            let is_whole = self.mended.state_at(td.at) == State::Whole;
+            for wrong in td.wrong_references(is_file) {
+                if !is_whole && !wrong.lacks.is_empty() {
+                    continue;
+                }
+                let at = place_of(td.table, wrong.key).unwrap_or(td.at);
+                self.mistakes.add(at, wrong.what);
+            }
+            td.is_wrong |= self.mistakes.found.len() > before;
+        }
+        let all = tds.len();
+        let sound = |is_wrong: bool| !is_wrong;
+        let tds: Vec<_> = tds.into_iter().filter(|td| sound(td.is_wrong)).collect();
+        let lost = all - tds.len();
+        let config = Config {
+            host,
+            file: files
+                .into_iter()
+                .filter(|file| sound(file.is_wrong))
+                .map(|file| file.read)
+                .collect(),
+            td: tds.into_iter().map(|td| td.read).collect(),
+        };
+        (config, lost)
+    }
+
+    fn host(&mut self, root: &DeTable<'_>) -> Host {
+        let Some((_, value)) = root.iter().find(|(name, _)| name.get_ref() == "host") else {
+            return Host::blank();
+        };
+        match value.get_ref().as_table() {
+            Some(table) => keys::read(table, value.span().start, &mut self.mistakes),
+            None => {
+                let what = "host must be a table: write [host] above its keys";
+                self.mistakes.add(value.span().start, what.into());
+                Host::blank()
+            }
+        }
+    }
+
+    fn entries<'t, T: Keyed>(&mut self, root: &'t DeTable<'_>, kind: &str) -> Vec<Entry<'t, T>> {
+        let Some((_, value)) = root.iter().find(|(name, _)| name.get_ref() == kind) else {
+            return Vec::new();
+        };
+        let list = value.get_ref().as_array().map(|array| array.iter());
+        let tables: Option<Vec<_>> = list.and_then(|list| {
+            list.map(|entry| Some((entry.get_ref().as_table()?, entry.span())))
+                .collect()
+        });
+        let Some(tables) = tables else {
+            let what = format!(
+                "{kind} must be a list of tables: write [[{kind}]], with two brackets, above each"
+            );
+            self.mistakes.add(value.span().start, what);
+            return Vec::new();
+        };
+        let tables = tables.into_iter();
+        tables
+            .map(|(table, span)| self.entry(table, span))
+            .collect()
+    }
+
+    fn entry<'t, T: Keyed>(&mut self, table: &'t DeTable<'_>, span: Range<usize>) -> Entry<'t, T> {
+        let at = keys::start_of(table).unwrap_or(span.start);
+        if self.mended.state_at(at) != State::Whole {
+            // Nothing is said about keys that it lacks: they may be in the line that is gone.
+            return Entry {
+                read: keys::read_present(table, &mut self.mistakes),
+                table,
+                at,
+                is_wrong: true,
+            };
+        }
+        let before = self.mistakes.found.len();
+        let read = keys::read(table, at, &mut self.mistakes);
+        Entry {
+            read,
+            table,
+            at,
+            is_wrong: self.mistakes.found.len() > before,
+        }
+    }
+
+    /// Reports names that occur twice. The first one counts.
+    fn all_differ<T: Named>(&mut self, entries: &mut [Entry<'_, T>]) {
+        let names: Vec<_> = entries
+            .iter()
+            .map(|e| String::from(e.read.name()))
+            .collect();
+        for (i, entry) in entries.iter_mut().enumerate() {
+            let name = &names[i];
+            if !name.is_empty() && names[..i].contains(name) {
+                let at = place_of(entry.table, "name").unwrap_or(0);
+                let what = format!("name is {name:?}, which another {} has", T::TABLE);
+                self.mistakes.add(at, what);
+                entry.is_wrong = true;
+            }
+        }
+    }
+}
+
+trait Named: Keyed {
+    fn name(&self) -> &str;
+}
+
+impl Named for File {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Named for Td {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Returns the offset of a key's value.
+fn place_of(table: &DeTable<'_>, key: &str) -> Option<usize> {
+    let (_, value) = table.iter().find(|(name, _)| name.get_ref() == key)?;
+    Some(value.span().start)
+}
+
+/// A key that names a file, or needs one, and what is wrong with it.
+struct Wrong {
+    key: &'static str,
+    what: String,
+    /// The keys that would have prevented it.
+    lacks: &'static [&'static str],
+}
+
+impl Entry<'_, Td> {
+    /// Returns what is wrong with the files that the TD starts from. `is_file` tells whether there is a file of that name.
+    fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
+        let mut wrong = self.read.wrong_references(is_file);
+        // A key whose value is wrong is not missing.
+        wrong.retain(|wrong| {
+            let mut lacks = wrong.lacks.iter();
+            lacks.all(|key| place_of(self.table, key).is_none())
+        });
+        wrong
+    }
+}
+
+impl Td {
+    fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
+        let named = [
+            ("image", &self.image),
+            ("kernel", &self.kernel),
+            ("initrd", &self.initrd),
+        ];
+        let unknown = named.into_iter().filter_map(|(key, name)| {
+            let name = name.as_deref().filter(|name| !is_file(name))?;
+            Some(Wrong {
+                key,
+                what: format!("{key} is {name:?}, and {NO_FILE}"),
+                lacks: &[],
+            })
+        });
+        let mut wrong: Vec<_> = unknown.collect();
+        let needs_kernel = |key| Wrong {
+            key,
+            what: format!("{key} requires a kernel, and there is none"),
+            lacks: &["kernel"],
+        };
+        if self.kernel.is_none() {
+            let initrd = self.initrd.as_ref().map(|_| "initrd");
+            let cmdline = (!self.cmdline.is_empty()).then_some("cmdline");
+            wrong.extend(initrd.into_iter().chain(cmdline).map(needs_kernel));
+        }
+        if self.image.is_none() && self.kernel.is_none() {
+            wrong.push(Wrong {
+                key: "name",
+                what: match &*self.name {
+                    "" => "[[td]] needs an image, or a kernel".into(),
+                    name => format!("{name} needs an image, or a kernel"),
+                },
+                lacks: &["image", "kernel"],
+            });
+        }
+        wrong
+    }
+}
+
+/// The end of the sentence about a file that is not there.
+const NO_FILE: &str = "no [[file]] has that name";
+/// The same about a file for a TD that is defined at run time.
+const NOT_LOADED: &str = "there is no such file (\"file list\" lists them)";
+
+/// Reads the text of one `[[td]]`, with or without that line above it. `is_file` tells whether there is a file of that
+/// name.
+///
+/// # Errors
+/// All mistakes.
+pub fn read_td(text: &str, is_file: impl Fn(&str) -> bool) -> Result<Td, Vec<Problem>> {
+    let has_header = text
+        .lines()
+        .any(|line| line.trim_start().starts_with("[[td]]"));
+    let whole = if has_header {
+        String::from(text)
+    } else {
+        format!("[[td]]\n{text}")
+    };
+    let above = usize::from(!has_header);
+    if let Some(syntax) = mistake(&whole) {
+        return Err(problems(&whole, Vec::from([syntax]), above));
+    }
+    let (table, _) = DeTable::parse_recoverable(&whole);
+    let root = table.get_ref();
+    let mut reader = Reader {
+        mended: &mend(&whole),
+        mistakes: Mistakes::of(&whole),
+    };
+    for (name, _) in root.iter().filter(|(name, _)| name.get_ref() != "td") {
+        let short: String = name.get_ref().chars().take(40).collect();
+        let what =
+            format!("{short} does not belong here: a definition is one [[td]] and nothing else");
+        reader.mistakes.add(name.span().start, what);
+    }
+    let mut tds: Vec<Entry<'_, Td>> = reader.entries(root, "td");
+    match &*tds {
+        [td] => {
+            for Wrong { key, what, .. } in td.wrong_references(is_file) {
+                let at = place_of(td.table, key).unwrap_or(0);
+                reader.mistakes.add(at, what.replace(NO_FILE, NOT_LOADED));
+            }
+        }
+        _ => {
+            let what = format!("there are {} [[td]]; a definition is one", tds.len());
+            reader.mistakes.add(0, what);
+        }
+    }
+    match tds.pop() {
+        Some(td) if reader.mistakes.found.is_empty() => Ok(td.read),
+        _ => Err(problems(&whole, reader.mistakes.found, above)),
+    }
+}
+
+impl Td {
+    /// Returns the TD with another value for a key: `value` as TOML, or as a string without its quotes, or `default`.
+    ///
+    /// # Errors
+    /// A sentence: there is no such key, or the value is not one that it takes.
+    pub fn with(&self, key: &str, value: &str) -> Result<Self, String> {
+        let Some(found) = Self::key(key) else {
+            return Err(keys::unknown::<Self>(key));
+        };
+        if value == "default" {
+            return if found.required {
+                Err(format!("{key} has no default; it must be {}", found.form))
+            } else {
+                Ok(self.without(key))
+            };
+        }
+        let mut changed = self.clone();
+        let as_toml = DeValue::parse(value).ok();
+        let set = as_toml.and_then(|toml| (found.set)(&mut changed, toml.get_ref()));
+        let as_string = DeValue::String(value.into());
+        if set
+            .or_else(|| (found.set)(&mut changed, &as_string))
+            .is_some()
+        {
+            Ok(changed)
+        } else {
+            let short: String = value.chars().take(40).collect();
+            Err(format!("{key} is {short}; it must be {}", found.form))
+        }
+    }
+
+    /// Returns the TD with the default for a key.
+    fn without(&self, key: &str) -> Self {
+        let mut td = Self::blank();
+        for other in Self::KEYS.iter().filter(|other| other.name != key) {
+            if let Some(text) = (other.show)(self)
+                && let Ok(value) = DeValue::parse(&text)
+            {
+                // A value that was shown is one that the key takes.
+                let _ = (other.set)(&mut td, value.get_ref());
+            }
+        }
+        td
+    }
+
+    /// Returns what is wrong with the files that the TD names, in sentences. `is_file` tells whether there is a file of
+    /// that name.
+    pub fn wrong_files(&self, is_file: impl Fn(&str) -> bool) -> Vec<String> {
+        let wrong = self.wrong_references(is_file).into_iter();
+        wrong
+            .map(|wrong| wrong.what.replace(NO_FILE, NOT_LOADED))
+            .collect()
+    }
+
+    /// Returns the names of the keys.
+    pub fn keys() -> impl Iterator<Item = &'static str> {
+        Self::KEYS.iter().map(|key| key.name)
+    }
+
+    /// Warns of a value that is allowed and hardly meant, on a machine with `cpus` CPUs.
+    #[must_use]
+    pub fn warning(&self, cpus: usize) -> Option<String> {
+        (usize::from(self.vcpus) > cpus).then(|| {
+            format!(
+                "TD {}: vcpus is {}, and the machine has {cpus} CPUs: more vCPUs than CPUs only wait for each other",
+                self.name, self.vcpus
+            )
+        })
+    }
+}
+
+impl Config {
+    /// Returns the configuration as the text of a file: the keys that do not have their defaults.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from("[host]\n");
+        self.host.write_keys(&mut text);
+        for file in &self.file {
+            text.push_str("\n[[file]]\n");
+            file.write_keys(&mut text);
+        }
+        for td in &self.td {
+            text.push_str("\n[[td]]\n");
+            td.write_keys(&mut text);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;

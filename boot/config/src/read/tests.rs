@@ -1,0 +1,354 @@
+//! Tests that each mistake costs its own table, that all of them are reported, and that what is shown is read again.
+
+use proptest::prelude::*;
+
+use super::{Problem, read, read_td};
+use crate::{
+    Clear, Config, Cpuid, File, Host, LogLevel, Paravirt, Populate, Smt, Td, Xfam, XfamFeature,
+    keys::Keyed, parse,
+};
+
+const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
+
+/// Returns a TD in order, as text.
+fn good(name: &str) -> String {
+    format!("[[td]]\nname = \"{name}\"\nkernel = \"k\"\nmemory = \"64M\"\n")
+}
+
+fn said(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_mistake_in_one_td_costs_that_td_alone() {
+    for broken in [
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemory = \"64\"\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemroy = \"64M\"\nmemory = \"64M\"\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemory = 64M\n",
+        "[[td]]\nname = \"bad\nkernel = \"k\"\nmemory = \"64M\"\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemory =\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemory = \"64M\"\nvcpus = 1\nvcpus = 2\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"gone\"\nmemory = \"64M\"\n",
+        "[[td]]\nname = \"one\"\nkernel = \"k\"\nmemory = \"64M\"\n",
+        "[[td]]\nthis is no TOML\n",
+        "[[td]]\nname = \"bad\"\nkernel = \"k\"\nmemory = \"64M\"\n[[td.cpuid]]\nleaf = \"x\"\n",
+    ] {
+        let text = format!(
+            "{FILES}{}{broken}{}{}",
+            good("one"),
+            good("two"),
+            good("three")
+        );
+        let found = read(text.as_bytes());
+        let names: Vec<_> = found.config.td.iter().map(|td| &*td.name).collect();
+        assert_eq!(
+            names,
+            ["one", "two", "three"],
+            "{broken}: {:?}",
+            found.problems
+        );
+        assert_eq!(found.lost_tds, 1);
+        assert_eq!(found.problems.len(), 1, "{broken}: {:?}", found.problems);
+        assert!(
+            (8..=13).contains(&found.problems[0].line),
+            "{:?}",
+            found.problems
+        );
+        assert!(parse(text.as_bytes()).is_err());
+    }
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_line_key_and_what_to_write() {
+    let text = "[host]\nlog_level = 3\nslice_ms = \"10\"\ncolour = 1\n\
+                [[td]]\nname = \"a\"\nvcpus = \"four\"\nautostart = 1\nkernel = true\ncpuid = 7\n\
+                [[file]]\nname = \"f\"\n\
+                [td2]\nx = 1\n";
+    let found = read(text.as_bytes());
+    let all = [
+        "2: log_level is 3; it must be \"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
+        "3: slice_ms is \"10\"; it must be a number from 1 to 100",
+        "4: colour is not a key of [host]; its keys are log_level, on_crash, nmi, smt, cpu_timeout_ms, clear, \
+         reclaim_share, slice_ms, cap_period_ms, console, watchdog",
+        "6: [[td]] needs memory: a multiple of 2M that is not 0, with M, G or T, such as \"256M\"",
+        "7: vcpus is \"four\"; it must be a number from 1 to 65535",
+        "8: autostart is 1; it must be true or false",
+        "9: kernel is true; it must be the name of a [[file]], in quotes",
+        "10: cpuid is 7; it must be [[td.cpuid]], a table for each leaf",
+        "12: [[file]] needs path: a path in quotes, relative to the folder of the configuration",
+        "13: td2 is not known here; write [host], [[file]] or [[td]] above its keys",
+    ];
+    assert_eq!(said(&found.problems), all);
+    assert_eq!(found.config, Config::default());
+}
+
+#[test]
+fn one_bracket_instead_of_two_is_explained() {
+    for (text, line) in [
+        (
+            "[td]\nname = \"a\"\n",
+            "1: td must be a list of tables: write [[td]], with two brackets, above each",
+        ),
+        (
+            "[file]\nname = \"a\"\n",
+            "1: file must be a list of tables: write [[file]], with two brackets, above each",
+        ),
+        (
+            "host = 1\n",
+            "1: host must be a table: write [host] above its keys",
+        ),
+    ] {
+        assert_eq!(said(&read(text.as_bytes()).problems), [line]);
+    }
+}
+
+#[test]
+fn a_value_of_smt_that_is_not_understood_is_the_safe_one() {
+    let found = read(b"[host]\nsmt = \"same_td\"\nslice_ms = 5\n");
+    assert_eq!(
+        (found.config.host.smt, found.config.host.slice_ms),
+        (Smt::SameTd, 5)
+    );
+    assert_eq!(found.problems.len(), 1);
+}
+
+#[test]
+fn a_definition_is_one_td() {
+    let is_file = |name: &str| name == "k";
+    let td = read_td(&good("a"), is_file).unwrap();
+    let bare = "name = \"a\"\nkernel = \"k\"\nmemory = \"64M\"\n";
+    assert_eq!(read_td(bare, is_file), Ok(td));
+    let refused = |text: &str| said(&read_td(text, is_file).unwrap_err());
+    assert_eq!(
+        refused(&bare.replace("\"k\"", "\"l\"")),
+        ["2: kernel is \"l\", and there is no such file (\"file list\" lists them)"]
+    );
+    assert_eq!(
+        refused("name = \"a\"\nmemory = \"3M\"\nvcpus = 0\n"),
+        [
+            "1: a needs an image, or a kernel",
+            "2: memory is \"3M\"; it must be a multiple of 2M that is not 0, with M, G or T, such as \"256M\"",
+            "3: vcpus is 0; it must be a number from 1 to 65535",
+        ]
+    );
+    assert_eq!(
+        refused(&(good("a") + &good("b"))),
+        ["1: there are 2 [[td]]; a definition is one"]
+    );
+    assert_eq!(
+        refused(&format!("{}[host]\nslice_ms = 1\n", good("a"))),
+        ["5: host does not belong here: a definition is one [[td]] and nothing else"]
+    );
+    assert_eq!(refused(&good("a").replace("64M\"", "64M")).len(), 1);
+    assert!(!refused("").is_empty());
+}
+
+#[test]
+fn one_key_is_changed_and_set_back() {
+    let td = read_td(&good("a"), |_| true).unwrap();
+    let set = |key, value| td.with(key, value);
+    assert_eq!(set("memory", "128M").unwrap().memory, 128 << 20);
+    assert_eq!(set("memory", "\"1G\"").unwrap().memory, 1 << 30);
+    assert_eq!(set("vcpus", "4").unwrap().vcpus, 4);
+    assert_eq!(
+        set("cmdline", "console=ttyS0 quiet").unwrap().cmdline,
+        "console=ttyS0 quiet"
+    );
+    assert_eq!(set("cmdline", "1").unwrap().cmdline, "1");
+    assert_eq!(set("initrd", "default").unwrap().initrd, None);
+    assert_eq!(
+        set("initrd", "\"default\"").unwrap().initrd.as_deref(),
+        Some("default")
+    );
+    assert_eq!(
+        set("cpuid", "[{ leaf = 7, ebx = 1 }]").unwrap().cpuid[0].leaf,
+        7
+    );
+    let capped = set("cap", "50").unwrap();
+    assert_eq!(capped.cap, Some(50));
+    assert_eq!(capped.with("cap", "default"), Ok(td.clone()));
+    assert_eq!(
+        set("vcpus", "many").unwrap_err(),
+        "vcpus is many; it must be a number from 1 to 65535"
+    );
+    assert_eq!(
+        set("memory", "default").unwrap_err(),
+        "memory has no default; it must be a multiple of 2M that is not 0, with M, G or T, such as \"256M\""
+    );
+    assert!(
+        set("memroy", "1")
+            .unwrap_err()
+            .starts_with("memroy is not a key of [[td]]; its keys are name,")
+    );
+    assert!(set("cpuid", "[{ leaf = 7, ebx = -1 }]").is_err());
+}
+
+#[test]
+fn more_vcpus_than_cpus_are_warned_of() {
+    let td = read_td(&good("a"), |_| true).unwrap();
+    let many = td.with("vcpus", "1000").unwrap();
+    assert_eq!(td.warning(1), None);
+    assert_eq!(
+        many.warning(4).unwrap(),
+        "TD a: vcpus is 1000, and the machine has 4 CPUs: more vCPUs than CPUs only wait for each other"
+    );
+}
+
+fn any_td() -> impl Strategy<Value = Td> {
+    let flags = any::<[bool; 9]>();
+    let size = || (1u64..1 << 20).prop_map(|frames| frames * crate::MEMORY_STEP);
+    let text = "[ -~]{0,20}";
+    let cpuid = (
+        any::<u32>(),
+        any::<Option<u32>>(),
+        any::<[Option<u32>; 4]>(),
+    )
+        .prop_map(|(leaf, subleaf, [eax, ebx, ecx, edx])| Cpuid {
+            leaf,
+            subleaf,
+            eax,
+            ebx,
+            ecx,
+            edx,
+        });
+    (
+        (text, proptest::option::of(size()), size(), 1u16..),
+        (flags, any::<Option<bool>>(), any::<bool>()),
+        (
+            proptest::option::of(0..=i64::MAX as u64),
+            proptest::option::of(4u16..=400),
+        ),
+        (
+            1u32..=10_000,
+            proptest::option::of(1u32..=6_553_500),
+            any::<[[u8; 16]; 3]>(),
+        ),
+        proptest::collection::vec(cpuid, 0..3),
+    )
+        .prop_map(|(sizes, flags, numbers, shares, cpuid)| {
+            let wide = |bytes: [u8; 16]| {
+                let mut wide = [0; 48];
+                wide[7..23].copy_from_slice(&bytes);
+                wide
+            };
+            let [
+                autostart,
+                debug,
+                sept_ve_disable,
+                migratable,
+                pks,
+                perfmon,
+                icssd,
+                lass,
+                control,
+            ] = flags.0;
+            Td {
+                kernel: Some("k".into()),
+                initrd: flags.2.then(|| "k".into()),
+                cmdline: sizes.0,
+                max_4k: sizes.1,
+                memory: sizes.2,
+                vcpus: sizes.3,
+                autostart,
+                debug,
+                sept_ve_disable,
+                migratable,
+                pks,
+                perfmon,
+                icssd,
+                lass,
+                control,
+                no_rbp_mod: flags.1,
+                xfam: numbers.0.map(|bits| match bits % 3 {
+                    0 => Xfam::Features(
+                        XfamFeature::ALL
+                            .iter()
+                            .copied()
+                            .skip(bits as usize % 10)
+                            .collect(),
+                    ),
+                    _ => Xfam::Bits(bits),
+                }),
+                maxpa: flags.1.map(|_| 46),
+                ve_reduction: flags.1,
+                paravirt: flags.1.map(|_| Paravirt::ALL.to_vec()),
+                tsc_mhz: numbers.1.map(|n| n * 25),
+                shares: shares.0,
+                cap: shares.1,
+                mrconfigid: wide(shares.2[0]),
+                mrowner: wide(shares.2[1]),
+                mrownerconfig: wide(shares.2[2]),
+                populate: if flags.2 {
+                    Populate::Start
+                } else {
+                    Populate::Demand
+                },
+                cpuid,
+                ..Td::blank()
+            }
+        })
+}
+
+fn any_host() -> impl Strategy<Value = Host> {
+    (
+        any::<[bool; 3]>(),
+        100u32..=60_000,
+        0u32..=90,
+        proptest::option::of(10u32..=600),
+    )
+        .prop_map(|(flags, cpu_timeout_ms, reclaim_share, watchdog)| Host {
+            log_level: if flags[0] {
+                LogLevel::Trace
+            } else {
+                LogLevel::Info
+            },
+            smt: if flags[1] { Smt::SameTd } else { Smt::Share },
+            clear: if flags[2] {
+                Clear::Reuse
+            } else {
+                Clear::Erratum
+            },
+            console: flags[0].then(|| crate::ConsolePort {
+                port: if flags[1] { 0x2F8 } else { 0x3E0 },
+                irq: flags[1].then_some(3),
+                baud: if flags[2] { 9600 } else { 115_200 },
+            }),
+            cpu_timeout_ms,
+            reclaim_share,
+            watchdog,
+            ..Host::default()
+        })
+}
+
+proptest! {
+    #[test]
+    fn what_is_shown_is_read_again(
+        host in any_host(),
+        path in "[^\u{fffd}]{0,12}",
+        tds in proptest::collection::vec(any_td(), 0..4),
+    ) {
+        let mut config = Config { host, file: vec![File { name: "k".into(), path }], td: tds };
+        for (number, td) in config.td.iter_mut().enumerate() {
+            td.name = format!("td{number}");
+        }
+        let text = config.to_toml();
+        prop_assert_eq!(parse(text.as_bytes()), Ok(config), "{}", text);
+    }
+
+    #[test]
+    fn a_broken_line_costs_at_most_its_own_table(
+        at in 0usize..3,
+        line in 1usize..4,
+        broken in "[a-z =\"0-9]{0,12}",
+    ) {
+        let mut tds = ["one", "two", "three"].map(good);
+        let mut lines: Vec<_> = tds[at].lines().map(String::from).collect();
+        lines[line] = broken;
+        tds[at] = lines.join("\n") + "\n";
+        let text = format!("{FILES}{}", tds.concat());
+        let found = read(text.as_bytes());
+        prop_assert!(found.config.td.len() >= 2, "{}\n{:?}", text, found);
+        prop_assert_eq!(found.config.td.len() + found.lost_tds, 3);
+        prop_assert_eq!(found.problems.is_empty(), found.lost_tds == 0, "{}\n{:?}", text, found);
+    }
+}
