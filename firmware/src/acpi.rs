@@ -99,6 +99,9 @@ impl Writer<'_> {
     fn madt(&mut self, td: Td) -> Result<u64, TooLarge> {
         const X2APIC: u8 = 9;
         const IO_APIC: u8 = 1;
+        const OVERRIDE: u8 = 2;
+        const OVERRIDE_BYTES: usize = 10;
+        const EDGE_ACTIVE_HIGH: u8 = 1 << 2 | 1;
         const WAKEUP: u8 = 0x10;
         const WAKEUP_BYTES: usize = 24;
         /// The version of the mailbox that has the Test command and a reset vector.
@@ -106,7 +109,7 @@ impl Writer<'_> {
         const ENABLED: u32 = 1;
         let start = self.used.next_multiple_of(16);
         let count = td.processors as usize;
-        let length = HEADER_BYTES + 8 + 16 * count + 12 + WAKEUP_BYTES;
+        let length = HEADER_BYTES + 8 + 16 * count + 12 + OVERRIDE_BYTES + WAKEUP_BYTES;
         let table = self.memory.get_mut(start..start + length).ok_or(TooLarge)?;
         table[..HEADER_BYTES].copy_from_slice(&header(*b"APIC", 7, length));
         // The flags are 0: there are no 8259s.
@@ -119,10 +122,17 @@ impl Writer<'_> {
             entry[8..12].copy_from_slice(&ENABLED.to_le_bytes());
             entry[12..].copy_from_slice(&id.to_le_bytes());
         }
-        let (io_apic, wakeup) = rest.split_at_mut(12);
+        let (io_apic, rest) = rest.split_at_mut(12);
+        let (sci, wakeup) = rest.split_at_mut(OVERRIDE_BYTES);
         io_apic[0] = IO_APIC;
         io_apic[1] = 12;
         io_apic[4..8].copy_from_slice(&board::IO_APIC.to_le_bytes());
+        // Without this, ACPI's interrupt would be level-triggered, which the host can't offer.
+        sci[0] = OVERRIDE;
+        sci[1] = OVERRIDE_BYTES as u8;
+        sci[3] = board::POWER_INTERRUPT;
+        sci[4] = board::POWER_INTERRUPT;
+        sci[8] = EDGE_ACTIVE_HIGH;
         wakeup[0] = WAKEUP;
         wakeup[1] = WAKEUP_BYTES as u8;
         wakeup[2..4].copy_from_slice(&WAKEUP_VERSION.to_le_bytes());
@@ -166,10 +176,9 @@ fn root(xsdt: u64) -> [u8; RSDP_BYTES] {
 
 /// Returns the FADT's fields that are not zero, at their offsets. The first 36 bytes are left for the header.
 fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
-    const SCI_INTERRUPT: u16 = 9;
     const WBINVD: u32 = 1 << 0;
-    /// Power and sleep button are not fixed features.
-    const NO_BUTTONS: u32 = 1 << 4 | 1 << 5;
+    /// The sleep button is not a fixed feature. The power button is.
+    const NO_SLEEP_BUTTON: u32 = 1 << 5;
     const RESET_REGISTER: u32 = 1 << 10;
     /// Interrupts name one processor: an 8-bit destination of the I/O APIC can't name a set of x2APICs.
     const PHYSICAL: u32 = 1 << 19;
@@ -181,7 +190,7 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     // Both are below 4 GiB; the FACS must not have a second address then.
     put(36, &(facs as u32).to_le_bytes());
     put(40, &(dsdt as u32).to_le_bytes());
-    put(46, &SCI_INTERRUPT.to_le_bytes());
+    put(46, &u16::from(board::POWER_INTERRUPT).to_le_bytes());
     put(56, &u32::from(board::POWER).to_le_bytes());
     put(64, &u32::from(PM_CONTROL).to_le_bytes());
     put(76, &u32::from(PM_TIMER).to_le_bytes());
@@ -192,7 +201,7 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     put(109, &NO_VGA.to_le_bytes());
     put(
         112,
-        &(WBINVD | NO_BUTTONS | RESET_REGISTER | PHYSICAL).to_le_bytes(),
+        &(WBINVD | NO_SLEEP_BUTTON | RESET_REGISTER | PHYSICAL).to_le_bytes(),
     );
     put(116, &[SYSTEM_IO, 8, 0, 1]);
     put(120, &u64::from(board::RESET).to_le_bytes());
@@ -319,7 +328,7 @@ mod tests {
             entries = rest;
         }
         assert_eq!(ids, [0, 1, 2, 3, 4]);
-        assert_eq!(kinds, [9, 9, 9, 9, 9, 1, 0x10]);
+        assert_eq!(kinds, [9, 9, 9, 9, 9, 1, 2, 0x10]);
     }
 
     #[test]

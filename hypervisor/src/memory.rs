@@ -4,6 +4,8 @@
     reason = "page tables and the frame allocator's bitmaps live in memory that is reached through the direct map"
 )]
 
+pub mod files;
+
 use alloc::{format, string::String, vec::Vec};
 use core::{fmt, ptr::NonNull, slice};
 

@@ -1,6 +1,6 @@
 //! Sends interrupts to vCPUs: from vCPUs, and from devices through the I/O APIC.
 
-use devices::{Message, Trigger};
+use devices::{Message, NotListening, Trigger};
 
 use crate::apic::{Destination, Ipi, IpiKind};
 use crate::state::Event;
@@ -33,6 +33,17 @@ pub fn deliver_messages(waker: Waker<'_>) {
     while let Some(message) = waker.vm().devices().pci().take_message() {
         deliver(waker, message);
     }
+}
+
+/// Presses the guest's power button.
+///
+/// # Errors
+/// [`NotListening`].
+pub fn press_power_button(waker: Waker<'_>) -> Result<(), NotListening> {
+    if let Some(message) = waker.vm().devices().press_power_button()? {
+        deliver(waker, message);
+    }
+    Ok(())
 }
 
 /// Delivers a message of the I/O APIC or of a function.

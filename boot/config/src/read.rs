@@ -415,13 +415,22 @@ impl Td {
         td
     }
 
-    /// Returns what is wrong with the files that the TD names, in sentences. `is_file` tells whether there is a file of
-    /// that name.
-    pub fn wrong_files(&self, is_file: impl Fn(&str) -> bool) -> Vec<String> {
+    /// Returns what is wrong with the files that the TD names after a change of `key`, in sentences. `is_file` tells
+    /// whether there is a file of that name.
+    pub fn wrong_files(&self, key: &str, is_file: impl Fn(&str) -> bool) -> Vec<String> {
         let wrong = self.wrong_references(is_file).into_iter();
-        wrong
+        // A file of another key that is not there is no mistake of this one.
+        let of_key = wrong.filter(|wrong| wrong.key == key || !wrong.lacks.is_empty());
+        of_key
             .map(|wrong| wrong.what.replace(NO_FILE, NOT_LOADED))
             .collect()
+    }
+
+    /// Returns the names of the keys in which two TDs differ.
+    pub fn differs_in(&self, other: &Self) -> impl Iterator<Item = &'static str> {
+        let keys = Self::KEYS.iter();
+        keys.filter(|key| (key.show)(self) != (key.show)(other))
+            .map(|key| key.name)
     }
 
     /// Returns the names of the keys.

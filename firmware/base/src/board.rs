@@ -15,6 +15,8 @@ pub const CLOCK: u16 = 0x70;
 pub const CENTURY: u8 = 0x32;
 /// The first ACPI power-management port, that of the event block.
 pub const POWER: u16 = 0x600;
+/// The interrupt line of ACPI's events (SCI).
+pub const POWER_INTERRUPT: u8 = 9;
 /// PM1 control, as an offset in bytes from [`POWER`].
 pub const POWER_CONTROL: u16 = 4;
 /// The power-management timer, as an offset in bytes from [`POWER`].

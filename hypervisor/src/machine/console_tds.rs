@@ -330,7 +330,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         let notes = self.tds.notes(id).unwrap_or_default();
         Ok(TdReport {
             line,
-            image: absent::started_from(config),
+            image: absent::started_from(&config),
             autostart: config.autostart,
             control: config.control,
             debug: config.debug,

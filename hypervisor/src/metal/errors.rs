@@ -141,7 +141,8 @@ fn retire(page: Hpa) -> Outcome {
             page.0
         ),
         Ok(Owner::Td(id)) => {
-            let name = tds.config(id).map_or("", |config| &config.name);
+            let config = tds.config(id);
+            let name = config.as_ref().map_or("", |config| &config.name);
             log::error!(
                 "TD {id} {name} ends: the machine lost the data in its page at {:#x}",
                 page.0

@@ -14,7 +14,7 @@ use host::{
     td::{
         Td,
         capabilities::Capabilities,
-        files::{Files, Loaded},
+        files::{Files, store::FileStore},
         host::Host,
         params::Native,
         registry::Tds,
@@ -26,7 +26,7 @@ use spin::Once;
 
 use crate::{
     cpu,
-    memory::direct,
+    memory::{direct, files::HostFiles},
     metal::{
         platform::{METAL, Metal},
         tdx,
@@ -89,36 +89,30 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         stop_us: u64::from(info.config.host.cpu_timeout_ms) * 1000,
         runner: scheduler,
     };
-    let named = info.config.td.iter().map(|td| {
-        let named = |name: &Option<String>| {
-            let name = name.as_ref()?;
-            info.files.iter().find(|file| file.name == *name)
-        };
-        let loaded = |name| {
-            named(name).map(|file| Loaded {
-                hpa: Hpa(file.pa),
-                bytes: file.len,
-            })
-        };
-        let files = Files {
-            image: match &td.image {
-                Some(_) => named(&td.image).map(contents),
-                None => Some(FIRMWARE),
-            },
-            kernel: loaded(&td.kernel),
-            initrd: loaded(&td.initrd),
-        };
-        (td.clone(), files)
+    let boot = info.files.iter();
+    let boot = boot.map(|file| (file.name.clone(), Hpa(file.pa), contents(file)));
+    let files = FileStore::new(&HostFiles, boot);
+    let tds = TDS.call_once(|| {
+        let none: Vec<(config::Td, Files<'_>)> = Vec::new();
+        Tds::new(host, none).with_files(files, FIRMWARE)
     });
-    TDS.call_once(|| Tds::new(host, named.collect()));
-    Vec::new()
+    let cpus = METAL.cpus().len();
+    let mut problems = Vec::new();
+    for td in &info.config.td {
+        problems.extend(td.warning(cpus));
+        if let Err(error) = tds.add(td.clone()) {
+            problems.push(format!("TD {}: {error}", td.name));
+        }
+    }
+    problems
 }
 
 /// Starts the TDs that the configuration starts with the host.
 pub fn autostart() {
     let Some(tds) = get() else { return };
     for (id, started) in tds.autostart() {
-        let name = tds.config(id).map_or("", |config| &config.name);
+        let config = tds.config(id);
+        let name = config.as_ref().map_or("", |config| &config.name);
         match started {
             Ok(()) => log::info!("TD {id} {name} runs"),
             Err(error) => log::error!("TD {id} {name}: {error}"),

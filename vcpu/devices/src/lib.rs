@@ -23,6 +23,7 @@ use core::fmt;
 use core::ops::Range;
 
 use spin::Mutex;
+use td_base::board;
 
 pub use io_apic::IoApic;
 pub use message::{Message, Trigger};
@@ -31,6 +32,7 @@ pub use space::Space;
 pub use uart::Uart;
 
 use pci::{Bus, Function};
+use pm::PowerManagement;
 
 /// The location of an access: the offset from the device's first register, and the size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,7 @@ pub struct Devices {
     ports: Space,
     memory: Space,
     uart: Arc<Mutex<Uart>>,
+    pm: Arc<Mutex<PowerManagement>>,
     io_apic: Arc<Mutex<IoApic>>,
     pci: Arc<Bus>,
 }
@@ -103,6 +106,7 @@ impl Devices {
     ) -> Self {
         let memory: Vec<_> = memory.into_iter().collect();
         let uart = Arc::new(Mutex::new(Uart::default()));
+        let pm = Arc::new(Mutex::new(PowerManagement::default()));
         let io_apic = Arc::new(Mutex::new(IoApic::default()));
         let pci = Arc::new(Bus::new(memory.iter().cloned(), functions));
         let bus_ports = Arc::new(Mutex::new(pci::Ports::of(&pci)));
@@ -112,16 +116,14 @@ impl Devices {
             .with(cmos::PORTS, Arc::new(Mutex::new(cmos::Cmos::new(memory))))
             .with(uart::PORTS, uart.clone())
             .with(pvpanic::PORTS, Arc::new(Mutex::new(pvpanic::Panic)))
-            .with(
-                pm::PORTS,
-                Arc::new(Mutex::new(pm::PowerManagement::default())),
-            )
+            .with(pm::PORTS, pm.clone())
             .with(pm::RESET_PORTS, Arc::new(Mutex::new(pm::ResetControl)))
             .with(pci::PORTS, bus_ports);
         Self {
             ports,
             memory: Space::default().with(io_apic::REGISTERS, io_apic.clone()),
             uart,
+            pm,
             io_apic,
             pci,
         }
@@ -168,6 +170,21 @@ impl Devices {
         }
     }
 
+    /// Presses the power button. Returns the message to send, if any.
+    ///
+    /// # Errors
+    /// [`NotListening`].
+    pub fn press_power_button(&self) -> Result<Option<Message>, NotListening> {
+        let mut pm = self.pm.lock();
+        if !pm.press() {
+            return Err(NotListening);
+        }
+        let mut io_apic = self.io_apic.lock();
+        // Each press is an edge, even if the guest has not served the one before.
+        io_apic.set_line(board::POWER_INTERRUPT, false);
+        Ok(io_apic.set_line(board::POWER_INTERRUPT, true))
+    }
+
     /// Moves bytes of `input` to the serial port as long as it has room, and passes a change of its interrupt line to the
     /// interrupt controller. Returns the message to send, if any.
     pub fn feed_uart(&self, input: impl Fn() -> Option<u8>) -> Option<Message> {
@@ -188,6 +205,10 @@ impl Devices {
         &self.pci
     }
 }
+
+/// The guest has not enabled the event of its power button.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotListening;
 
 #[cfg(test)]
 mod tests {
@@ -266,6 +287,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn each_press_of_the_power_button_is_a_message_to_a_guest_that_listens() {
+        let devices = devices();
+        assert_eq!(devices.press_power_button(), Err(NotListening));
+        devices.output(pm::BASE + 2, 2, 0x100, Now::default);
+        assert_eq!(devices.press_power_button(), Ok(None), "the pin is masked");
+        devices.io_apic.lock().program(9, 2 << 56 | 0x39);
+        for _ in 0..2 {
+            let message = devices.press_power_button().unwrap().unwrap();
+            assert_eq!((message.vector, message.destination), (0x39, 2));
+        }
+        devices.output(pm::BASE, 2, 0x100, Now::default);
+        let entry = devices.io_apic.lock().set_line(9, true);
+        assert!(entry.is_some(), "the guest's answer lowers the line");
     }
 
     #[test]

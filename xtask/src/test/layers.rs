@@ -15,8 +15,8 @@ use crate::{build, workspace};
 
 /// Crates that must run on any machine.
 const PORTABLE: [&str; 10] = [
-    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
-    "sync", "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "crashlog", "uart",
+    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart", "sync",
+    "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "crashlog", "uart",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: [&str; 6] = [

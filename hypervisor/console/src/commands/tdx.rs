@@ -4,8 +4,8 @@ use core::fmt::{self, Write};
 
 use crate::{
     command::{Class, Command},
-    host::{Module, Tdx, TdxMemory, TdxState, Microcode},
     cpus,
+    host::{Microcode, Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };

@@ -97,10 +97,10 @@ fn list<P: Platform>(tds: &Tds<'_, P>, caller: &Td, from: u32) -> Answer {
     let config = tds.config(id);
     let memory = match &td {
         Some(td) => td.layout().bytes(),
-        None => config.map_or(0, |config| config.memory),
+        None => config.as_ref().map_or(0, |config| config.memory),
     };
     let owned = td.map_or(0, |td| td.holding().bytes());
-    let vcpus = config.map_or(0, |config| config.vcpus.into());
+    let vcpus = config.as_ref().map_or(0, |config| config.vcpus.into());
     let state = told(tds.state(id)) as u64 | u64::from(id == caller.id()) << 32;
     Answer {
         name: config.map_or([0; 4], |config| in_words(&config.name)),

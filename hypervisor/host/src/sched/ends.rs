@@ -48,7 +48,8 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) -> Result<(), Error> {
     if end.is_orderly() && !heap::has_room() {
         return Err(Error::NoHeap);
     }
-    let name = tds.config(id).map_or("", |config| &config.name);
+    let config = tds.config(id);
+    let name = config.as_ref().map_or("", |config| &config.name);
     let done = match end {
         End::PowerOff => {
             log::info!("TD {id} {name}: {end}");

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
-use vcpu::{Console, Vm, Wiring, clock::Clock};
+use vcpu::{Console, Vm, Waker, Wiring, clock::Clock};
 
 use super::{Scheduler, guest::Guest, lock::Scheduled, queue::Portion};
 use crate::{
@@ -17,8 +17,16 @@ use crate::{
     td::{
         Td,
         host::{GuestEnd, Runner},
+        registry::Listens,
     },
 };
+
+fn portion(config: &config::Td) -> Portion {
+    Portion {
+        shares: config.shares,
+        cap: config.cap,
+    }
+}
 
 impl<P: Running> Scheduler<'_, P> {
     /// Makes the machine's console show new output of a TD, if it is being watched.
@@ -97,16 +105,7 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         }
         let idle = self.with_queue(|Scheduled { queue, .. }| {
             if is_new {
-                let config = td.config();
-                queue.add(
-                    td.id(),
-                    Portion {
-                        shares: config.shares,
-                        cap: config.cap,
-                    },
-                    &td.vcpus().homes(),
-                    now,
-                );
+                queue.add(td.id(), portion(td.config()), &td.vcpus().homes(), now);
             }
             queue.start(td.id(), now)
         });
@@ -139,5 +138,33 @@ impl<P: Running> Runner for Scheduler<'_, P> {
 
     fn work_waits(&self) {
         self.wake_idle();
+    }
+
+    fn press_power_button(&self, td: &Td) -> Listens {
+        let guest = self.guest(td.id());
+        let pressed = guest.map(|guest| vcpu::press_power_button(Waker::new(guest.vm(), self)));
+        match pressed {
+            Some(Ok(())) => Listens::Yes,
+            Some(Err(_)) | None => Listens::No,
+        }
+    }
+
+    fn set_portion(&self, id: u32, config: &config::Td) {
+        let now = self.platform.tsc();
+        let idle = self.with_queue(|Scheduled { queue, .. }| {
+            queue.set_portion(id, portion(config), now);
+            queue.idle()
+        });
+        // A TD may have waited for the end of its cap's period.
+        self.poke(&idle);
+    }
+
+    fn forget(&self, id: u32) {
+        let gone = self.with_queue(|scheduled| {
+            scheduled.queue.remove(id);
+            scheduled.guests.remove(&id)
+        });
+        // Not dropped with the lock held.
+        drop(gone);
     }
 }

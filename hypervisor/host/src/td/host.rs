@@ -7,7 +7,7 @@ use mm::private::{Clearing, Clock, Cpu};
 use seam::address::KeyIdPosition;
 use vcpu::Wiring;
 
-use super::{Td, capabilities::Capabilities, params::Native};
+use super::{Td, capabilities::Capabilities, params::Native, registry::Listens};
 use crate::{
     platform::{CpuPlace, Platform},
     tdx::release::Coordinator,
@@ -125,6 +125,22 @@ pub trait Runner {
 
     /// Notes that there is work for CPUs that have time: [`super::registry::Tds::work`].
     fn work_waits(&self);
+
+    /// Presses the power button of a TD's guest. By default no guest listens.
+    fn press_power_button(&self, td: &Td) -> Listens {
+        let _ = td;
+        Listens::No
+    }
+
+    /// Gives a TD the shares and the cap of this configuration from now on. By default there is nothing to share.
+    fn set_portion(&self, id: u32, config: &config::Td) {
+        let _ = (id, config);
+    }
+
+    /// Forgets a TD without a life, whose number no TD will have again. By default nothing is kept of such a TD.
+    fn forget(&self, id: u32) {
+        let _ = id;
+    }
 }
 
 /// The runner of a host that only builds TDs and tears them down.

@@ -36,7 +36,7 @@ use sync::{Mutex, Once};
 
 use crate::{platform::Platform, tdx::release::Release};
 use error::Error;
-use files::Loaded;
+use files::{Files, Loaded, store::PutFile};
 use life::{Life, State};
 use memory::Layout;
 use meter::Summary;
@@ -59,6 +59,8 @@ pub struct Td {
     most_pages: u64,
     /// The files that the firmware boots.
     lent: Vec<(Gpa, Loaded)>,
+    /// Those of the TD's files that were put: their memory stays as long as the TD.
+    _files: Vec<Arc<PutFile>>,
     slots: Slots,
     body: Once<Body>,
     mrtd: Once<Measurement>,
@@ -122,14 +124,11 @@ pub struct Notes {
 
 impl Td {
     /// Creates a new life.
-    fn new(
-        id: u32,
-        config: Arc<config::Td>,
-        extent: Extent,
-        lent: Vec<(Gpa, Loaded)>,
-    ) -> Option<Self> {
+    fn new(id: u32, config: Arc<config::Td>, extent: Extent, files: &Files<'_>) -> Option<Self> {
         Some(Self {
             id,
+            lent: files.lent(&config),
+            _files: files.held.clone(),
             slots: Slots::new(config.vcpus)?,
             config,
             life: Life::new(),
@@ -139,7 +138,6 @@ impl Td {
             layout: Mutex::new(extent.layout),
             image_end: extent.image_end,
             most_pages: extent.most_pages,
-            lent,
             body: Once::new(),
             mrtd: Once::new(),
             notes: Mutex::new(Notes::default()),

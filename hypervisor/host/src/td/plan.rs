@@ -11,7 +11,7 @@ use tdvf::TdImage;
 use super::{
     Extent, Td,
     error::Error,
-    files::{Files, Loaded},
+    files::{Files, Image, Loaded},
     hob,
     host::Host,
     memory::Layout,
@@ -23,7 +23,7 @@ use crate::{platform::Platform, tdx::hkids::NoHkid};
 const SCRATCH_PAGES: u64 = 1;
 
 /// Frames that stay free, so that the host's heap can grow: 2 MiB.
-const RESERVED_PAGES: u64 = 512;
+pub(super) const RESERVED_PAGES: u64 = 512;
 
 /// A plan for building a TD.
 pub struct Plan<'a> {
@@ -52,7 +52,7 @@ pub struct Candidate<'a, 'f> {
     /// The TD's configuration.
     pub config: &'a Arc<config::Td>,
     /// The TD's files.
-    pub files: &'a Files<'f>,
+    pub files: &'f Files<'f>,
     /// Bytes promised to other TDs that they have not taken yet.
     pub promised: u64,
     /// Index among the CPUs from which on vCPUs are placed.
@@ -83,7 +83,8 @@ pub fn plan<'f, P: Platform>(
         head
     };
     files.check_room(config, head).map_err(Error::Room)?;
-    let image = TdImage::parse(files.image.unwrap_or_default()).map_err(Error::Image)?;
+    let image =
+        TdImage::parse(files.image.as_ref().map_or(&[], Image::bytes)).map_err(Error::Image)?;
     let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
     let payload = files.payload(config);
     if payload.is_some() && layout.limit() > WINDOW {
@@ -126,8 +127,7 @@ pub fn plan<'f, P: Platform>(
         image_end: sections.inside_end,
         most_pages,
     };
-    let td = Td::new(candidate.id, Arc::clone(config), extent, files.lent(config))
-        .ok_or(Error::NoHeap)?;
+    let td = Td::new(candidate.id, Arc::clone(config), extent, files).ok_or(Error::NoHeap)?;
     let mut populate = sections.augmented;
     if config.populate == config::Populate::Start {
         populate.extend(sections.rest);

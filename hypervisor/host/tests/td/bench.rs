@@ -28,7 +28,7 @@ fn each_way_takes_as_many_calls_as_it_should_and_nothing_is_lost() {
                 spinning: false,
                 clearing,
             };
-            let measured = run(tds.host(), config, Some(&server.image), what).unwrap();
+            let measured = run(tds.host(), &config, Some(&server.image), what).unwrap();
             let large = u64::from(method == Method::Terminate2m);
             assert!(measured.pages_4k >= 26 * 512, "{measured:?}");
             let calls = |leaf| {

@@ -23,7 +23,6 @@ fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
     );
     let td = config::parse(text.as_bytes()).unwrap().td.remove(0);
     let files = Files {
-        image: None,
         kernel: Some(Loaded {
             hpa: KERNEL,
             bytes: kernel,
@@ -32,6 +31,7 @@ fn said(memory: &str, kernel: u64, initrd: Option<u64>) -> String {
             hpa: Hpa(KERNEL.0 + kernel.next_multiple_of(PAGE_4K)),
             bytes,
         }),
+        ..Files::default()
     };
     let tds = server.tds_of(&server.rig, [(td, files)].into(), &Wired);
     let error = tds.start(1).unwrap_err().to_string();

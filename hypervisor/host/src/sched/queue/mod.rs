@@ -158,6 +158,19 @@ impl RunQueue {
         );
     }
 
+    /// Changes the shares and the cap of a TD. A new cap counts from now on.
+    pub fn set_portion(&mut self, td: u32, portion: Portion, now: Ticks) {
+        let Some(group) = self.groups.get_mut(&td) else {
+            return;
+        };
+        if group.cap.is_none() {
+            group.used = 0;
+            group.period = now;
+        }
+        group.shares = portion.shares;
+        group.cap = portion.cap;
+    }
+
     /// Removes the TD.
     pub fn remove(&mut self, td: u32) {
         if self.groups.remove(&td).is_some() {

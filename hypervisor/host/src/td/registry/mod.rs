@@ -1,35 +1,70 @@
-//! The registry of all TDs that the configuration names, and the operations on them.
+//! The registry of all TDs that the host knows by name, and the operations on them.
+//!
+//! The TDs of the configuration come first. The operator defines others, and forgets them, while the host runs. Each has
+//! a number that no other TD gets in this boot.
 
+mod define;
 mod ends;
 mod run;
 mod shrink;
+mod shutdown;
+
+pub use define::{Applies, DefineError, MOST_DEFINED};
+pub use shutdown::{Asked, Listens};
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::fmt;
 use sync::Mutex;
-use sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
+use self::{define::Definition, shutdown::Shutdown};
 use super::{
-    Frames, Notes, Td, end, error::Error, files::Files, host::Host, join::join_step, life::State,
+    Frames, Notes, Td, end,
+    error::Error,
+    files::{
+        Files, Image,
+        store::{FileStore, NoMemory},
+    },
+    host::Host,
+    join::join_step,
+    life::State,
 };
 use crate::platform::Platform;
 
 /// All TDs of a host.
 pub struct Tds<'h, P> {
     host: Host<'h, P>,
-    entries: Box<[Entry<'h>]>,
+    /// A fixed number of slots. Each has a lock of its own, so that CPUs that look for work do not wait for each other.
+    slots: Box<[Slot<'h>]>,
+    /// Number of the slots that were ever used: the first ones.
+    used: AtomicUsize,
+    /// The number of the next TD.
+    next_id: AtomicU32,
+    /// Serialises definitions.
+    defining: Mutex<()>,
+    files: FileStore<'h>,
+    /// The image of a TD that names none.
+    firmware: Option<&'h [u8]>,
     /// Serialises admission.
     admission: Mutex<()>,
     /// Index among the CPUs at which the next vCPU begins.
     next_cpu: AtomicUsize,
     /// Set when a guest has requested a termination that no CPU has looked for yet.
     is_end_asked: AtomicBool,
+    /// The time in microseconds at which a guest must have shut down, the earliest one; `u64::MAX` without one.
+    next_deadline: AtomicU64,
 }
 
-/// A TD that the configuration names.
+type Slot<'h> = Mutex<Option<Arc<Entry<'h>>>>;
+
+/// A TD that the host knows by name.
 struct Entry<'h> {
-    config: Arc<config::Td>,
-    files: Files<'h>,
+    id: u32,
+    definition: Mutex<Definition<'h>>,
+    shutdown: Mutex<Option<Shutdown>>,
     lives: Mutex<Lives>,
     /// Number of requests to end the TD. A guest's request for a reset does not override them.
     ends_wanted: AtomicU64,
@@ -48,23 +83,60 @@ struct Lives {
     ends_before: u64,
 }
 
+impl<'h> Entry<'h> {
+    fn new(id: u32, definition: Definition<'h>) -> Self {
+        Self {
+            id,
+            definition: Mutex::new(definition),
+            shutdown: Mutex::new(None),
+            lives: Mutex::new(Lives::default()),
+            ends_wanted: AtomicU64::new(0),
+        }
+    }
+
+    fn config(&self) -> Arc<config::Td> {
+        Arc::clone(&self.definition.lock().config)
+    }
+}
+
 impl<'h, P: Platform> Tds<'h, P> {
     /// Creates the TDs that the configuration names, each with those of its files that were loaded. Numbers start at 1.
     #[must_use]
     pub fn new(host: Host<'h, P>, named: Vec<(config::Td, impl Into<Files<'h>>)>) -> Self {
-        let entries = named.into_iter().map(|(config, files)| Entry {
-            config: Arc::new(config),
-            files: files.into(),
-            lives: Mutex::new(Lives::default()),
-            ends_wanted: AtomicU64::new(0),
+        let count = named.len();
+        let named = (1..).zip(named).map(|(id, (config, files))| {
+            let definition = Definition::with_files(config, files.into());
+            Some(Arc::new(Entry::new(id, definition)))
         });
+        let free = (0..MOST_DEFINED).map(|_| None);
         Self {
             host,
-            entries: entries.collect(),
+            slots: named.chain(free).map(Mutex::new).collect(),
+            used: AtomicUsize::new(count),
+            next_id: AtomicU32::new(count as u32 + 1),
+            defining: Mutex::new(()),
+            files: FileStore::new(&NoMemory, []),
+            firmware: None,
+            next_deadline: AtomicU64::new(u64::MAX),
             admission: Mutex::new(()),
             next_cpu: AtomicUsize::new(0),
             is_end_asked: AtomicBool::new(false),
         }
+    }
+
+    /// Lets TDs be defined with these files. `firmware` is the image of a TD that names none.
+    #[must_use]
+    pub fn with_files(self, files: FileStore<'h>, firmware: &'h [u8]) -> Self {
+        Self {
+            files,
+            firmware: Some(firmware),
+            ..self
+        }
+    }
+
+    /// Returns the files that TDs can be defined with.
+    pub const fn files(&self) -> &FileStore<'h> {
+        &self.files
     }
 
     /// Returns the environment of the TDs.
@@ -72,9 +144,23 @@ impl<'h, P: Platform> Tds<'h, P> {
         &self.host
     }
 
-    /// Returns the TDs' numbers.
+    /// Returns the TDs' numbers, ascending. It allocates nothing.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
-        1..=self.entries.len() as u32
+        let mut last = 0;
+        core::iter::from_fn(move || {
+            last = self
+                .entries()
+                .map(|entry| entry.id)
+                .filter(|id| *id > last)
+                .min()?;
+            Some(last)
+        })
+    }
+
+    /// Returns the TDs in the order of their slots.
+    fn entries(&self) -> impl Iterator<Item = Arc<Entry<'h>>> {
+        let used = self.slots.iter().take(self.used.load(SeqCst));
+        used.filter_map(|slot| slot.lock().clone())
     }
 
     /// Returns the number of the TD with this name or number.
@@ -88,21 +174,24 @@ impl<'h, P: Platform> Tds<'h, P> {
 
     /// Returns a TD's configuration.
     #[must_use]
-    pub fn config(&self, id: u32) -> Option<&config::Td> {
-        Some(&self.entry(id)?.config)
+    pub fn config(&self, id: u32) -> Option<Arc<config::Td>> {
+        Some(self.entry(id)?.config())
     }
 
     /// Returns the image that a TD is built from, if it was loaded.
     #[must_use]
-    pub fn image(&self, id: u32) -> Option<&'h [u8]> {
-        self.entry(id)?.files.image
+    pub fn image(&self, id: u32) -> Option<Image<'h>> {
+        let entry = self.entry(id)?;
+        let (_, files) = self.resolve(&entry);
+        files.image
     }
 
     /// Returns the TD's current life, if it has one.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<Arc<Td>> {
         let entry = self.entry(id)?;
-        entry.lives.lock().now.clone()
+        let lives = entry.lives.lock();
+        lives.now.clone()
     }
 
     /// Returns the state of a TD.
@@ -122,7 +211,8 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// Returns the notes of a TD's current life, or of the last one.
     #[must_use]
     pub fn notes(&self, id: u32) -> Option<Notes> {
-        let lives = self.entry(id)?.lives.lock();
+        let entry = self.entry(id)?;
+        let lives = entry.lives.lock();
         let now = lives.now.as_ref().map(|td| td.notes());
         let notes = now.or_else(|| lives.last.clone());
         let Some(not_built) = &lives.not_built else {
@@ -163,7 +253,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         if self.is_down() {
             return self.write_off();
         }
-        if self.end_asked() {
+        if self.end_asked() || self.end_overdue() {
             return true;
         }
         let reclaims = |entry: &Entry<'h>, td: &Td| {
@@ -176,25 +266,29 @@ impl<'h, P: Platform> Tds<'h, P> {
 
     /// Tries `step` on each TD that has a life, until one did something.
     fn any(&self, step: impl Fn(&Entry<'h>, &Td) -> bool) -> bool {
-        self.entries.iter().any(|entry| {
-            let now = entry.lives.try_lock().and_then(|lives| lives.now.clone());
-            now.is_some_and(|td| step(entry, &td))
+        let mut used = self.slots.iter().take(self.used.load(Relaxed));
+        used.any(|slot| {
+            let entry = slot.try_lock().and_then(|slot| slot.clone());
+            let now =
+                |entry: &Entry<'h>| entry.lives.try_lock().and_then(|lives| lives.now.clone());
+            entry.is_some_and(|entry| now(&entry).is_some_and(|td| step(&entry, &td)))
         })
     }
 
     /// Returns the TD's current life, if it has one that is not over.
     fn living(&self, id: u32) -> Option<Arc<Td>> {
-        self.bury(self.entry(id)?);
+        let entry = self.entry(id)?;
+        self.bury(&entry);
         self.get(id)
     }
 
-    fn entry(&self, id: u32) -> Option<&Entry<'h>> {
-        self.entries.get(usize::try_from(id).ok()?.checked_sub(1)?)
+    fn entry(&self, id: u32) -> Option<Arc<Entry<'h>>> {
+        self.entries().find(|entry| entry.id == id)
     }
 
     fn bury_id(&self, id: u32) {
         if let Some(entry) = self.entry(id) {
-            self.bury(entry);
+            self.bury(&entry);
         }
     }
 
@@ -225,7 +319,7 @@ impl<'h, P: Platform> Tds<'h, P> {
 impl<P> fmt::Debug for Tds<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tds")
-            .field("count", &self.entries.len())
+            .field("used", &self.used)
             .finish_non_exhaustive()
     }
 }

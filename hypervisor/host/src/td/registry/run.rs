@@ -41,19 +41,22 @@ impl<P: Platform> Tds<'_, P> {
     }
 
     fn build(&self, id: u32) -> Result<Arc<Td>, Error> {
-        let entry = self.entry(id).ok_or(Error::State(State::Created))?;
         let host = &self.host;
         let admission = self.admission.try_lock().ok_or(Error::Busy)?;
+        // Looked up here, so that it is not forgotten meanwhile.
+        let entry = self.entry(id).ok_or(Error::State(State::Created))?;
+        let entry = &*entry;
         self.bury(entry);
         if let Some(td) = &entry.lives.lock().now {
             self.check_guest(td)?;
             return Err(Error::State(td.state()));
         }
+        let (config, files) = self.resolve(entry);
         let first = self.next_cpu.load(Relaxed);
         let candidate = Candidate {
             id,
-            config: &entry.config,
-            files: &entry.files,
+            config: &config,
+            files: &files,
             promised: self.promised(),
             first_cpu: first,
         };
@@ -70,6 +73,7 @@ impl<P: Platform> Tds<'_, P> {
             lives.now = Some(Arc::clone(&td));
             lives.ends_before = entry.ends_wanted.load(SeqCst);
         }
+        *entry.shutdown.lock() = None;
         drop(admission);
         match build::build(host, &td, plan) {
             Ok(summary) => {
@@ -122,7 +126,7 @@ impl<P: Platform> Tds<'_, P> {
     }
 
     /// Checks that the guest of a live TD can continue.
-    fn check_guest(&self, td: &Td) -> Result<(), Error> {
+    pub(super) fn check_guest(&self, td: &Td) -> Result<(), Error> {
         if td.state().is_ending() {
             return Ok(());
         }

@@ -1,6 +1,8 @@
 //! The files that a TD is built from and boots: those that its configuration names and that were loaded.
 
-use alloc::{string::String, vec::Vec};
+pub mod store;
+
+use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use seam::abi::PAGE_4K;
@@ -8,6 +10,7 @@ use seam::address::{Gpa, Hpa};
 use td_base::kernel::{self, HEAD_BYTES, Kernel};
 use td_base::payload::{File, Payload, WINDOW};
 
+use self::store::PutFile;
 use super::memory::HOLE;
 
 /// A read-only file in the host's memory, in whole pages that hold nothing else.
@@ -20,22 +23,44 @@ pub struct Loaded {
 }
 
 /// The files of a TD. A file that the configuration names and that was not loaded is absent.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Files<'h> {
     /// The firmware that the TD is built from (TDVF format): the image that the configuration names, or the host's own,
     /// which boots a kernel.
-    pub image: Option<&'h [u8]>,
+    pub image: Option<Image<'h>>,
     /// The kernel that the firmware boots.
     pub kernel: Option<Loaded>,
     /// The kernel's initial file system.
     pub initrd: Option<Loaded>,
+    /// Those of the files that were put. They stay as long as this does.
+    pub held: Vec<Arc<PutFile>>,
+}
+
+/// The firmware that a TD is built from.
+#[derive(Clone, Debug)]
+pub enum Image<'h> {
+    /// It is always there.
+    Given(&'h [u8]),
+    /// The operator has put it.
+    Put(Arc<PutFile>),
+}
+
+impl Image<'_> {
+    /// Returns the content.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Given(bytes) => bytes,
+            Self::Put(file) => file.bytes(),
+        }
+    }
 }
 
 impl<'h> From<Option<&'h [u8]>> for Files<'h> {
     /// Creates the files of a TD that has only an image.
     fn from(image: Option<&'h [u8]>) -> Self {
         Self {
-            image,
+            image: image.map(Image::Given),
             ..Self::default()
         }
     }
@@ -57,10 +82,10 @@ impl Files<'_> {
     #[must_use]
     pub fn length(&self, config: &config::Td, name: &str) -> Option<u64> {
         let is = |own: &Option<String>| own.as_deref() == Some(name);
-        let image = self.image.filter(|_| is(&config.image));
+        let image = self.image.as_ref().filter(|_| is(&config.image));
         let kernel = self.kernel.filter(|_| is(&config.kernel));
         let initrd = self.initrd.filter(|_| is(&config.initrd));
-        let image = image.map(|image| image.len() as u64);
+        let image = image.map(|image| image.bytes().len() as u64);
         image.or_else(|| kernel.or(initrd).map(|file| file.bytes))
     }
 
@@ -187,9 +212,8 @@ mod tests {
             })
         };
         let mut files = Files {
-            image: None,
             kernel: loaded(0x10_0000, 0x1001),
-            initrd: None,
+            ..Files::default()
         };
         assert_eq!(files.missing(&config()), Some("k"));
         assert_eq!(files.lent(&config()).len(), 1);
