@@ -14,12 +14,12 @@ use serde_json::Value;
 use crate::{build, workspace};
 
 /// Crates that must run on any machine.
-const PORTABLE: [&str; 10] = [
-    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart", "sync",
-    "config", "tdvf", "mm", "vcpu", "host", "console", "mca", "crashlog", "uart",
+const PORTABLE: &[&str] = &[
+    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
+    "crashlog", "vtd",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
-const METAL: [&str; 6] = [
+const METAL: &[&str] = &[
     "acpi",
     "boot",
     "hypervisor",
@@ -28,7 +28,7 @@ const METAL: [&str; 6] = [
     "x86_64",
 ];
 /// Crates without any unsafe code.
-const SAFE: [&str; 8] = [
+const SAFE: &[&str] = &[
     "vcpu/devices",
     "boot/config",
     "firmware/tdvf",
@@ -37,15 +37,17 @@ const SAFE: [&str; 8] = [
     "hypervisor/mca",
     "hypervisor/crashlog",
     "hypervisor/uart",
+    "hypervisor/vtd",
 ];
 /// Source folders whose modules are checked.
-const SOURCES: [&str; 10] = [
+const SOURCES: &[&str] = &[
     "vcpu/devices/src",
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/mca/src",
     "hypervisor/crashlog/src",
     "hypervisor/uart/src",
+    "hypervisor/vtd/src",
     "hypervisor/src",
     "mm/src",
     "vcpu/src",
@@ -112,7 +114,7 @@ fn metal_in_portable(metadata: &Value) -> Result<Vec<String>> {
         needs.entry(name).or_default().extend(needed);
     }
     let mut found = Vec::new();
-    for name in PORTABLE {
+    for &name in PORTABLE {
         ensure!(needs.contains_key(name), "there is no crate {name}");
         let mut ways = vec![vec![name]];
         let mut seen = BTreeSet::new();
