@@ -24,8 +24,6 @@ const HALTED: Duration = Duration::from_secs(10);
 
 /// What the modules say; without a checkout of LKVS there is nothing to run.
 pub fn compliance(bench: &mut Bench) -> Result<()> {
-    // The list of expected failures is that of this release.
-    bench.choose_module("1.5.01");
     if !bench.programs().has_lkvs() {
         bench.note("skipped: --lkvs DIR");
         return Ok(());
@@ -42,7 +40,7 @@ pub fn compliance(bench: &mut Bench) -> Result<()> {
         let tests = "/sys/kernel/debug/tdx/tdx-tests";
         shell.run(&format!("echo {part} 1.5 > {tests}"), time.left())?;
         let said = shell.run(&format!("cat {tests}"), time.left())?;
-        let verdict = judge(part, &said)?;
+        let verdict = judge(&bench.module(), part, &said)?;
         bench.note(format!("{part}: {}", verdict.total));
         wrong.extend(verdict.wrong);
     }
