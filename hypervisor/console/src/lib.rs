@@ -296,5 +296,13 @@ fn greet(host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
     for problem in boot.config_problems.iter().chain(&boot.problems) {
         writeln!(out, "warning: {problem}")?;
     }
+    if boot.crashes > 0 {
+        let crashes = Count(boot.crashes as usize, "crash");
+        let what = "\"crash show\" shows the last one, \"crash drop\" forgets it";
+        writeln!(
+            out,
+            "warning: {crashes} since the last \"crash drop\": {what}"
+        )?;
+    }
     writeln!(out, "Type \"help\" for the commands.")
 }

@@ -123,7 +123,11 @@ pub struct Count(pub usize, pub &'static str);
 
 impl Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ending = if self.0 == 1 { "" } else { "s" };
+        let ending = match self {
+            Self(1, _) => "",
+            Self(_, name) if name.ends_with("sh") => "es",
+            _ => "s",
+        };
         f.pad(&format!("{} {}{ending}", self.0, self.1))
     }
 }

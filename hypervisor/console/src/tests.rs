@@ -1,6 +1,7 @@
 //! Tests of the console as its users see it: bytes in, bytes out.
 
 mod contract;
+mod crash;
 mod docs;
 mod machine;
 mod report;

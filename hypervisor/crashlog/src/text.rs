@@ -42,13 +42,14 @@ impl Text {
 
     /// Writes the last line, which always fits, after a line with the number of bytes that did not.
     pub fn finish(&mut self, last: &str) {
-        let cut = self.cut;
-        if cut > 0 {
+        if self.cut > 0 {
             let kept = self.as_bytes();
-            self.len = kept
+            let end = kept
                 .iter()
                 .rposition(|b| *b == b'\n')
                 .map_or(0, |at| at + 1);
+            let cut = self.cut + self.len - end;
+            self.len = end;
             let _ = fmt::write(&mut Rest(self), format_args!("crash: cut_bytes={cut}\n"));
         }
         Rest(self).push(last);

@@ -31,6 +31,7 @@ use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 use self::console_tds::{ConsoleTds, SchedulerView};
 use crate::{
     cpu::{self, State, model},
+    crash::stores,
     heap, logging, memory,
     metal::{
         self,
@@ -77,6 +78,8 @@ impl Management for Machine {
                 let down = METAL.shutdown().problem();
                 self.problems.iter().cloned().chain(down).collect()
             },
+            crashes: stores::crashes(),
+            image: Hex(self.info.image.0),
             to_prompt_us: self.to_prompt_us,
             uptime_us: time::us(),
         }
@@ -96,6 +99,22 @@ impl Management for Machine {
 
     fn errors(&self) -> port::errors::Errors {
         errors::look()
+    }
+
+    fn last_crash(&self) -> Option<port::crash::Crash> {
+        /// The start of 2020: a clock that shows an earlier time is not set.
+        const EARLIEST: u64 = 1_577_836_800;
+        let report = stores::last()?;
+        Some(port::crash::Crash {
+            unix: Some(report.of.unix).filter(|unix| *unix >= EARLIEST),
+            kept_in: report.stores.iter().map(|store| store.name()).collect(),
+            missing_bytes: report.missing,
+            lines: report.lines,
+        })
+    }
+
+    fn drop_crash(&mut self) -> Result<(), Failure> {
+        stores::drop_last().map(drop).map_err(Failure::from)
     }
 
     fn memory(&self) -> Memory {

@@ -4,8 +4,8 @@ use console::Console;
 use console::host::failure::{Code, Failure};
 use console::host::platform::Platform;
 use console::host::{
-    Boot, Build, Cpu, Heap, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
-    errors, seam, td,
+    Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
+    crash, errors, seam, td,
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
@@ -97,6 +97,8 @@ impl<P: Running> Management for Of<'_, '_, P> {
             config: None,
             config_problems: Vec::new(),
             problems: self.shutdown().problem().into_iter().collect(),
+            crashes: 0,
+            image: Hex(0),
             to_prompt_us: None,
             uptime_us: 0,
         }
@@ -126,6 +128,14 @@ impl<P: Running> Management for Of<'_, '_, P> {
             last: Vec::new(),
             silent: Vec::new(),
         }
+    }
+
+    fn last_crash(&self) -> Option<crash::Crash> {
+        None
+    }
+
+    fn drop_crash(&mut self) -> Result<(), Failure> {
+        Ok(())
     }
 
     fn memory(&self) -> Memory {

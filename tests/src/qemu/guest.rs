@@ -209,6 +209,27 @@ impl Guest {
         }
     }
 
+    /// Waits for the hypervisor to crash, for at most `limit`. Returns the record. Later waits begin behind it.
+    ///
+    /// # Errors
+    /// As [`Guest::expect`].
+    pub fn expect_crash(&mut self, limit: Duration) -> Result<String> {
+        let start = self.cursor;
+        let waited = self.transcript.wait(start, Instant::now() + limit, |text| {
+            end_of(text, crash::END)
+        });
+        match waited {
+            Waited::Found(end) => {
+                self.cursor = start + end;
+                let symbols = self.symbols.as_deref().unwrap_or(Path::new(""));
+                crash::record(&self.transcript.since(start), symbols).context("no record")
+            }
+            Waited::Troubled(why) => bail!("{why}\n{}", self.last_lines()),
+            Waited::Ended => bail!("the machine stopped ({})", self.end_of_qemu()),
+            Waited::TimedOut => bail!("the hypervisor goes on\n{}", self.last_lines()),
+        }
+    }
+
     /// Waits for `time`.
     ///
     /// # Errors

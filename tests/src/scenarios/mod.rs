@@ -8,6 +8,7 @@ mod bench;
 mod boot;
 mod chaos;
 mod console;
+mod crash;
 mod errors;
 mod firmware;
 mod guests;
@@ -184,6 +185,7 @@ pub fn all() -> Vec<Scenario> {
         secure::ALL,
         console::ALL,
         errors::ALL,
+        crash::ALL,
         port::ALL,
         violations::ALL,
         monitor::ALL,

@@ -1,5 +1,6 @@
 //! The command table: one file for each group of commands, each a list of [`Command`]s.
 
+mod crash;
 mod help;
 mod hkids;
 mod log;
@@ -19,6 +20,7 @@ pub const ALL: Commands = Commands(&[
     help::COMMANDS,
     system::COMMANDS,
     mca::COMMANDS,
+    crash::COMMANDS,
     report::COMMANDS,
     memory::COMMANDS,
     tdx::COMMANDS,

@@ -11,6 +11,7 @@ use crate::{
     error::Error,
     host::{
         Boot, Build, Cpu, LogRecord, Memory, Tdx,
+        crash::Crash,
         errors::{Errors, Mitigation},
         platform::Platform,
         td::TdLine,
@@ -23,7 +24,7 @@ pub const COMMANDS: &[Command] = &[Command {
     class: Class::Read,
     args: &[],
     summary: "Show everything that is needed to help, as one JSON object",
-    help: "Prints one line with what \"version\", \"boot\", \"cpus\", \"mca\", \"mem\", \"tdx\", \"td list\" and \"dmesg\" show, and the \
+    help: "Prints one line with what \"version\", \"boot\", \"cpus\", \"mca\", \"crash show\", \"mem\", \"tdx\", \"td list\" and \"dmesg\" show, and the \
            boot CPU's identification registers (null: the CPU has no such register). It contains nothing of a TD's \
            memory. Send the line with a request for help.",
     run: report,
@@ -37,6 +38,7 @@ struct Report {
     cpus: Vec<Cpu>,
     mitigations: Vec<Mitigation>,
     errors: Errors,
+    last_crash: Option<Crash>,
     memory: Memory,
     tdx: Tdx,
     tds: Vec<TdLine>,
@@ -55,6 +57,7 @@ fn report(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
         cpus: host.cpus(),
         mitigations: host.mitigations(),
         errors: host.errors(),
+        last_crash: host.last_crash(),
         memory: host.memory(),
         tdx: host.tdx(),
         tds: host.tds().map(|tds| tds.list()).unwrap_or_default(),

@@ -30,7 +30,7 @@ pub const COMMANDS: &[Command] = &[
         args: &[],
         summary: "Show how this boot went",
         help: "Shows the boot CPU's model and microcode, where the image was loaded from, which configuration was read and any error in it, other \
-               problems, and how long the boot took.",
+               problems, the crashes since the last \"crash drop\", and how long the boot took.",
         run: |context, _| Ok(Reply::new(context.host.boot())),
     },
     Command {
@@ -75,13 +75,22 @@ impl Text for Boot {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         let mut facts = Facts::default();
         facts.fact("CPU", &self.cpu);
-        facts.fact("loaded from", &self.loaded_from);
+        facts.fact(
+            "loaded from",
+            format_args!("{}, at {}", self.loaded_from, self.image),
+        );
         let secure_boot = if self.secure_boot { "on" } else { "off" };
         facts.fact("Secure Boot", secure_boot);
         facts.fact("configuration", Maybe(self.config.as_ref()));
         for problem in self.config_problems.iter().chain(&self.problems) {
             facts.fact("problem", problem);
         }
+        let show = if self.crashes > 0 {
+            " (\"crash show\")"
+        } else {
+            ""
+        };
+        facts.fact("crashes", format_args!("{}{show}", self.crashes));
         facts.fact("time to prompt", Maybe(self.to_prompt_us.map(Micros)));
         facts.fact("uptime", Micros(self.uptime_us));
         write!(out, "{facts}")

@@ -4,6 +4,7 @@
 //! are made from them. Nothing here touches hardware, so the console runs in host tests.
 
 pub mod absent;
+pub mod crash;
 pub mod errors;
 pub mod failure;
 pub mod platform;
@@ -60,6 +61,10 @@ pub struct Boot {
     pub config_problems: Vec<String>,
     /// Other problems of the boot, one sentence each: a CPU that never started, a missing x2APIC.
     pub problems: Vec<String>,
+    /// Number of crashes since the operator dropped the last one.
+    pub crashes: u32,
+    /// Physical address of the image, which a debugger needs.
+    pub image: Hex,
     /// Microseconds from the first line of the hypervisor to the first prompt, excluding TDX bring-up; `None` before
     /// the first prompt.
     pub to_prompt_us: Option<u64>,
@@ -433,6 +438,15 @@ pub trait Management {
     /// Looks at every CPU's machine-check banks and at the firmware's error records, and returns the errors since the
     /// start.
     fn errors(&self) -> errors::Errors;
+
+    /// Returns the report of the last crash, if one is kept.
+    fn last_crash(&self) -> Option<crash::Crash>;
+
+    /// Forgets the last crash, if there is one.
+    ///
+    /// # Errors
+    /// A place that kept the report still has it.
+    fn drop_crash(&mut self) -> Result<(), Failure>;
 
     /// Returns the machine's memory and its use.
     fn memory(&self) -> Memory;

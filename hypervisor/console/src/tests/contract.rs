@@ -83,7 +83,14 @@ fn a_command_that_changes_the_host_or_a_td_is_in_no_lower_class() {
     };
     assert_eq!(
         of(Class::Host),
-        ["reboot", "poweroff", "mem peek", "seam bench", "log"]
+        [
+            "reboot",
+            "poweroff",
+            "crash drop",
+            "mem peek",
+            "seam bench",
+            "log"
+        ]
     );
     for command in of(Class::Read) {
         let mut terminal = Terminal::default();

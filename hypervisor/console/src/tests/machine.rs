@@ -17,6 +17,8 @@ pub struct Machine {
     pub lost_bytes: u64,
     pub without_tdx: bool,
     pub requested: Option<PowerAction>,
+    pub crash: Option<crash::Crash>,
+    pub keeps_crash: bool,
     pub tds: Fake,
     config: Vec<config::Td>,
     level: LevelFilter,
@@ -29,6 +31,8 @@ impl Default for Machine {
             lost_bytes: 0,
             without_tdx: false,
             requested: None,
+            crash: None,
+            keeps_crash: false,
             tds: Fake::default(),
             config: config(),
             level: LevelFilter::Info,
@@ -62,6 +66,8 @@ impl Management for Machine {
             config: Some("seamark.toml".into()),
             config_problems: self.config_problems.clone(),
             problems: vec![],
+            crashes: u32::from(self.crash.is_some()),
+            image: Hex(0x7A00_0000),
             to_prompt_us: Some(532_001),
             uptime_us: 61_000_000,
         }
@@ -149,6 +155,18 @@ impl Management for Machine {
             }],
             silent: vec![3],
         }
+    }
+
+    fn last_crash(&self) -> Option<crash::Crash> {
+        self.crash.clone()
+    }
+
+    fn drop_crash(&mut self) -> Result<(), Failure> {
+        if self.keeps_crash {
+            return Err(Code::Failed.because("the last crash is still in the firmware's variables"));
+        }
+        self.crash = None;
+        Ok(())
     }
 
     fn memory(&self) -> Memory {
