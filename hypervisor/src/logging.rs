@@ -117,10 +117,18 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let r = self.0;
         let (s, us) = (r.us / 1_000_000, r.us % 1_000_000);
+        // As `dmesg` shows it.
+        let level = match r.level {
+            log::Level::Error => "error",
+            log::Level::Warn => "warn",
+            log::Level::Info => "info",
+            log::Level::Debug => "debug",
+            log::Level::Trace => "trace",
+        };
         write!(
             f,
-            "[{s:5}.{us:06}] cpu{} {:5} {}: {}",
-            r.cpu, r.level, r.target, r.message
+            "[{s:5}.{us:06}] cpu{} {level:<5} {}: {}",
+            r.cpu, r.target, r.message
         )
     }
 }

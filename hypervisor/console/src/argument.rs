@@ -29,6 +29,8 @@ pub enum Kind {
     Address,
     /// A number, decimal or hexadecimal with `0x`.
     Number,
+    /// A number from the first of these to the second.
+    Range(u64, u64),
     /// A size such as `256M` or `1G`.
     Size,
     /// One of these words.
@@ -96,6 +98,11 @@ impl Required<u64> {
     /// Creates a number.
     pub const fn number(name: &'static str) -> Self {
         Self::new(name, Kind::Number, Value::number)
+    }
+
+    /// Creates a number from `least` to `most`.
+    pub const fn within(name: &'static str, least: u64, most: u64) -> Self {
+        Self::new(name, Kind::Range(least, most), Value::number)
     }
 
     /// Creates a size in bytes.
@@ -237,6 +244,14 @@ impl Arg {
                 address => Err(Error::AddressTooWide(address)),
             },
             Kind::Number => self.number(word).map(Value::Number),
+            Kind::Range(least, most) => match self.number(word)? {
+                number if (least..=most).contains(&number) => Ok(Value::Number(number)),
+                number => Err(Error::OutOfRange {
+                    arg: self.name,
+                    number,
+                    range: (least, most),
+                }),
+            },
             Kind::Size => match config::bytes(word) {
                 Some(bytes) => Ok(Value::Number(bytes)),
                 None => Err(Error::NotASize {

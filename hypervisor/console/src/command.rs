@@ -116,6 +116,28 @@ impl Command {
     }
 }
 
+/// Words that other consoles know, and what to do here.
+const FOREIGN: &[(&[&str], &str)] = &[
+    (
+        &["exit", "quit", "logout", "bye", "q"],
+        "the console has no end: close your terminal, or under cargo xtask run type Ctrl-A x; \"poweroff\" switches the \
+         machine off",
+    ),
+    (
+        &["?", "h", "man", "commands"],
+        "\"help\" lists the commands, and Tab shows what can follow",
+    ),
+    (&["ls", "list", "ps"], "\"td list\" lists the TDs"),
+    (
+        &["start", "stop", "shutdown", "kill"],
+        "\"help td\" lists what can be done with a TD",
+    ),
+];
+
+fn second_word(command: &'static Command) -> Option<&'static str> {
+    command.name.split(' ').nth(1)
+}
+
 /// A decoded line: a command and its arguments.
 #[derive(Debug)]
 pub struct Call {
@@ -141,13 +163,15 @@ impl Commands {
     /// The line is no command, or its arguments are not what the command takes.
     pub fn decode(self, line: &str) -> Result<Option<Call>, Error> {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let Some(first) = words.first() else {
+        if words.is_empty() {
             return Ok(None);
-        };
-        let command = self.longest_match(&words).ok_or_else(|| Error::Unknown {
-            word: shorten(first),
-            nearest: self.nearest(&words, 1),
-        })?;
+        }
+        if words.iter().any(|word| word.contains(';')) {
+            return Err(Error::Semicolon);
+        }
+        let command = self
+            .longest_match(&words)
+            .ok_or_else(|| self.unknown(&words))?;
 
         let mut args = Args::of(command.name, command.usage());
         let mut left = words[command.words()..].to_vec();
@@ -158,11 +182,14 @@ impl Commands {
             }
             flag.is_none()
         });
+        if let Some(word) = left.iter().find(|word| word.starts_with("--")) {
+            return Err(self.unexpected(command, word, &words));
+        }
         let mut given = &left[..];
         for arg in command.positional() {
             match given {
                 [_, ..] if matches!(arg.kind, Kind::Command) => {
-                    args.add_command(arg, self.named(&given.join(" "))?.name);
+                    args.add_command(arg, self.name_of(&given.join(" "))?);
                     given = &[];
                 }
                 [word, rest @ ..] => {
@@ -175,30 +202,80 @@ impl Commands {
         }
         match given.first() {
             None => Ok(Some(Call { command, args })),
-            Some(word) => {
-                let nearest = self.nearest(&words, command.words() + 1);
-                Err(Error::Unexpected {
-                    command: command.name,
-                    usage: command.usage(),
+            Some(word) => Err(self.unexpected(command, word, &words)),
+        }
+    }
+
+    fn unexpected(self, command: &'static Command, word: &str, words: &[&str]) -> Error {
+        let is_flag = word.starts_with("--");
+        Error::Unexpected {
+            command: command.name,
+            usage: command.usage(),
+            word: shorten(word),
+            nearest: (!is_flag)
+                .then(|| self.nearest(words, command.words() + 1))
+                .flatten(),
+        }
+    }
+
+    /// Says that the words begin with no command: with part of a name of several words, with a word that other consoles
+    /// know, or with none of these.
+    fn unknown(self, words: &[&str]) -> Error {
+        let word = words.first().copied().unwrap_or_default();
+        match self.group(word) {
+            Some(_) if self.nearest(words, 2).is_some_and(|_| words.len() > 1) => Error::Unknown {
+                word: shorten(&words[..2].join(" ")),
+                nearest: self.nearest(words, 2),
+            },
+            Some(group) => Error::Incomplete {
+                group,
+                next: self.in_group(group).filter_map(second_word).collect(),
+            },
+            None => match FOREIGN.iter().find(|(known, _)| known.contains(&word)) {
+                Some((_, hint)) => Error::Foreign {
                     word: shorten(word),
-                    nearest,
-                })
-            }
+                    hint,
+                },
+                None => Error::Unknown {
+                    word: shorten(word),
+                    nearest: self.nearest(words, 1),
+                },
+            },
+        }
+    }
+
+    /// Returns the first word of the names that begin with `word`, if it is no command itself.
+    fn group(self, word: &str) -> Option<&'static str> {
+        let first = |command: &'static Command| command.name.split(' ').next();
+        let mut firsts = self.all().filter_map(first);
+        let group = firsts.find(|first| *first == word)?;
+        self.all()
+            .all(|command| command.name != group)
+            .then_some(group)
+    }
+
+    /// Returns the commands whose names begin with this word.
+    pub fn in_group(self, group: &str) -> impl Iterator<Item = &'static Command> {
+        self.all()
+            .filter(move |command| command.name.split(' ').next() == Some(group))
+    }
+
+    /// Returns the name of the command, or of the group of commands, that is called so.
+    fn name_of(self, name: &str) -> Result<&'static str, Error> {
+        match self.group(name) {
+            Some(group) => Ok(group),
+            None => self.named(name).map(|command| command.name),
         }
     }
 
     /// Finds the command of this name.
     ///
     /// # Errors
-    /// [`Error::Unknown`].
+    /// There is none.
     pub fn named(self, name: &str) -> Result<&'static Command, Error> {
-        let words = || name.split(' ').collect::<Vec<_>>();
         self.all()
             .find(|command| command.name == name)
-            .ok_or_else(|| Error::Unknown {
-                word: shorten(name),
-                nearest: self.nearest(&words(), 1),
-            })
+            .ok_or_else(|| self.unknown(&name.split(' ').collect::<Vec<_>>()))
     }
 
     /// Finds the command with the longest name that `words` begin with.
@@ -234,7 +311,8 @@ impl Commands {
                 .collect::<Vec<_>>()
                 .join(" ");
             let edits = edits(&given, command.name);
-            let close = edits <= 1 + command.name.len() / 4
+            // Half of the letters must be right: "foo" is not "boot".
+            let close = (edits <= 1 + command.name.len() / 4 && edits * 2 <= given.len())
                 || (given.len() > 1 && command.name.starts_with(&given));
             close.then_some((edits, command.name))
         });
@@ -312,6 +390,57 @@ mod tests {
             "\"cpus\" does not take \"now\"; usage: cpus"
         );
         assert!(error("help me").contains("unknown command \"me\""));
+    }
+
+    #[test]
+    fn a_group_is_answered_with_its_commands() {
+        let said = error("td");
+        assert!(
+            said.starts_with("\"td\" needs one of list, show, "),
+            "{said}"
+        );
+        assert!(said.ends_with("; \"help td\" explains them"), "{said}");
+        assert_eq!(error("td foo"), said);
+        assert!(error("td lst").contains("did you mean \"td list\"?"));
+        assert!(decode("help td").is_ok());
+        assert_eq!(
+            error("foo"),
+            "unknown command \"foo\"; \"help\" lists the commands"
+        );
+    }
+
+    #[test]
+    fn words_of_other_consoles_are_answered_with_what_to_do() {
+        for word in ["exit", "quit", "logout"] {
+            assert!(error(word).contains("Ctrl-A x"), "{word}");
+        }
+        assert!(error("?").contains("\"help\" lists the commands"));
+        assert!(error("ls").contains("\"td list\""));
+    }
+
+    #[test]
+    fn a_semicolon_separates_nothing() {
+        for line in [
+            "td list; version",
+            "td start hello;",
+            "version ; boot",
+            "foo;",
+        ] {
+            assert!(error(line).starts_with("\";\" separates nothing"), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_flag_is_named_wherever_it_stands() {
+        for line in [
+            "td destroy --foo open",
+            "td destroy open --foo",
+            "td destroy --dynamic --foo open",
+            "version --foo",
+        ] {
+            let said = error(line);
+            assert!(said.contains("does not take \"--foo\"; usage: "), "{said}");
+        }
     }
 
     #[test]

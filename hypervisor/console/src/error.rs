@@ -1,6 +1,6 @@
 //! The reasons why a line was not run, and suggestions for what the operator may have meant.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use super::{
@@ -18,6 +18,31 @@ pub enum Error {
         word: String,
         /// The most similar name.
         nearest: Option<&'static str>,
+    },
+    /// A word with which several commands begin, without a word that goes on.
+    Incomplete {
+        /// The word.
+        group: &'static str,
+        /// The words that go on.
+        next: Vec<&'static str>,
+    },
+    /// A word of other consoles.
+    Foreign {
+        /// The word.
+        word: String,
+        /// What to do instead.
+        hint: &'static str,
+    },
+    /// The line contained a semicolon.
+    Semicolon,
+    /// The number is outside of its range.
+    OutOfRange {
+        /// The argument.
+        arg: &'static str,
+        /// The number that was given.
+        number: u64,
+        /// The smallest and the largest number.
+        range: (u64, u64),
     },
     /// A required argument is missing.
     Missing {
@@ -98,12 +123,16 @@ impl Error {
     /// Returns the kind of the error.
     pub const fn code(&self) -> Code {
         match self {
-            Self::Unknown { .. } => Code::UnknownCommand,
+            Self::Unknown { .. } | Self::Incomplete { .. } | Self::Foreign { .. } => {
+                Code::UnknownCommand
+            }
+            Self::Semicolon => Code::UnexpectedArgument,
             Self::Missing { .. } => Code::MissingArgument,
             Self::Unexpected { .. } => Code::UnexpectedArgument,
             Self::NotASize { .. }
             | Self::NotANumber { .. }
             | Self::AddressTooWide(_)
+            | Self::OutOfRange { .. }
             | Self::NotAChoice { .. } => Code::InvalidArgument,
             Self::NoSuchTd { .. } => Code::NoSuchTd,
             Self::LineTooLong => Code::LineTooLong,
@@ -125,6 +154,21 @@ impl fmt::Display for Error {
                 }
                 None => write!(f, "unknown command \"{word}\"; \"help\" lists the commands"),
             },
+            Self::Incomplete { group, next } => write!(
+                f,
+                "\"{group}\" needs one of {}; \"help {group}\" explains them",
+                next.join(", ")
+            ),
+            Self::Foreign { word, hint } => write!(f, "unknown command \"{word}\"; {hint}"),
+            Self::Semicolon => write!(
+                f,
+                "\";\" separates nothing here, and nothing was run: enter one command on each line"
+            ),
+            Self::OutOfRange {
+                arg,
+                number,
+                range: (from, to),
+            } => write!(f, "{arg} must be {from} to {to}, but is {number}"),
             Self::Missing {
                 command,
                 usage,

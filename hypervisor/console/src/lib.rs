@@ -53,7 +53,7 @@ use line::{Change, History, Line};
 use reply::{Reply, Terminal};
 use screen::Screen;
 use session::Session;
-use table::{Count, Micros};
+use table::{Columns, Count, Micros};
 use watch::Watch;
 
 pub use command::Class;
@@ -195,7 +195,7 @@ impl Console {
                 self.screen.show(&self.line, Change::Refused, out)
             }
             Completion::Choose(words) => {
-                write!(out, "\r\n{}\r\n", words.join("  "))?;
+                write!(Terminal(out), "\n{}", Columns(&words))?;
                 self.screen.prompt(&self.line, out)
             }
         }

@@ -125,10 +125,31 @@ impl Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ending = match self {
             Self(1, _) => "",
-            Self(_, name) if name.ends_with("sh") => "es",
+            Self(_, name) if name.ends_with("sh") || name.ends_with("ch") => "es",
             _ => "s",
         };
         f.pad(&format!("{} {}{ending}", self.0, self.1))
+    }
+}
+
+/// Words in columns that fit a row of 80.
+pub struct Columns<'a>(pub &'a [String]);
+
+impl Display for Columns<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ROW: usize = 80;
+        const GAP: usize = 2;
+        let widths = || self.0.iter().map(|word| word.chars().count() + GAP);
+        // The last word of a row needs no gap behind it.
+        if widths().sum::<usize>() <= ROW + GAP {
+            return writeln!(f, "{}", self.0.join("  "));
+        }
+        let width = widths().max().unwrap_or(GAP);
+        for row in self.0.chunks(((ROW + GAP) / width).max(1)) {
+            let cells = row.iter().map(|word| format!("{word:<width$}"));
+            writeln!(f, "{}", cells.collect::<String>().trim_end())?;
+        }
+        Ok(())
     }
 }
 
@@ -171,9 +192,13 @@ impl Display for Short<'_> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::ToString;
+    use alloc::{
+        format,
+        string::{String, ToString},
+        vec::Vec,
+    };
 
-    use super::{Bytes, Count, Facts, Maybe, Micros, Short, Table};
+    use super::{Bytes, Columns, Count, Facts, Maybe, Micros, Short, Table};
 
     #[test]
     fn numbers_are_flush_right_and_words_flush_left() {
@@ -197,6 +222,19 @@ mod tests {
         );
         assert_eq!(Short("it is busy").to_string(), "it is busy");
         assert!(Short(&"x".repeat(400)).to_string().len() <= 64);
+    }
+
+    #[test]
+    fn words_that_do_not_fit_a_row_stand_in_columns() {
+        let words =
+            |count: usize| -> Vec<String> { (0..count).map(|i| format!("word{i}")).collect() };
+        assert_eq!(Columns(&words(3)).to_string(), "word0  word1  word2\n");
+        let many = words(40);
+        let shown = Columns(&many).to_string();
+        assert!(shown.lines().all(|line| line.len() <= 80), "{shown}");
+        assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), many);
+        let long = ["x".repeat(100), "y".into()];
+        assert_eq!(Columns(&long).to_string().lines().count(), 2);
     }
 
     #[test]
@@ -227,6 +265,11 @@ mod tests {
         assert_eq!(
             Count(1, "CPU").to_string() + ", " + &Count(2, "CPU").to_string(),
             "1 CPU, 2 CPUs"
+        );
+        let more = [Count(1, "batch"), Count(0, "batch"), Count(2, "crash")];
+        assert_eq!(
+            more.map(|count| count.to_string()),
+            ["1 batch", "0 batches", "2 crashes"]
         );
     }
 }

@@ -296,7 +296,7 @@ fn dmesg_shows_records_up_to_a_level() {
     let mut terminal = Terminal::default();
     let all = terminal.run("dmesg");
     assert!(all.starts_with(
-        "(2 older records are lost)\r\n[    0.000012] cpu0 info  hypervisor::boot: hello\r\n"
+        "(lost: 2 older records)\r\n[    0.000012] cpu0 info  hypervisor::boot: hello\r\n"
     ));
     let errors = terminal.run("dmesg warn");
     assert!(
@@ -386,7 +386,13 @@ fn every_way_to_call(args: &[Arg]) -> Vec<String> {
     let [first, rest @ ..] = args else {
         return vec![String::new()];
     };
+    let ends = match first.kind {
+        Kind::Range(least, most) => [least, most],
+        _ => [0; 2],
+    }
+    .map(|end| end.to_string());
     let words: Vec<&str> = match &first.kind {
+        Kind::Range(..) => ends.iter().map(String::as_str).collect(),
         Kind::Address | Kind::Number => vec!["0", "0x12340"],
         Kind::Size => vec!["4M"],
         Kind::Td => vec!["2", "hello"],

@@ -2,7 +2,10 @@
 
 use core::fmt::{self, Write};
 
-use super::host::{Management, td::Excerpt};
+use super::{
+    host::{Management, td::Excerpt},
+    table::Count,
+};
 
 /// The ways to leave, for the operator.
 pub const WAYS_BACK: &str = "Ctrl-], or Enter ~ . as in ssh, detaches";
@@ -130,7 +133,8 @@ impl Watch {
                 return Ok(());
             };
             if from > self.next {
-                write!(out, "{BREAK}({} bytes are lost)\r\n", from - self.next)?;
+                let bytes = Count((from - self.next) as usize, "byte");
+                write!(out, "{BREAK}(lost: {bytes})\r\n")?;
             }
             let shown = text(&bytes[..count], out)?;
             self.next = from + shown as u64;

@@ -45,7 +45,7 @@ impl Ending {
             }
         }
         log::warn!(
-            "the power button was pressed: {count} TDs are terminated, then the machine is switched off"
+            "the power button was pressed: the TDs are terminated ({count}), then the machine is switched off"
         );
         Next::Wait
     }
@@ -69,7 +69,7 @@ impl Ending {
         }
         if deadline.passed() {
             log::error!(
-                "{living} TDs did not terminate within {} s; the machine is switched off",
+                "not every TD has terminated within {} s ({living} are left); the machine is switched off",
                 PATIENCE_US / 1_000_000
             );
             return Next::Off;

@@ -28,7 +28,13 @@ pub const COMMANDS: &[Command] = &[Command {
 
 fn help(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     Ok(match args.given(COMMAND) {
-        Some(name) => Reply::new(Explanation(entry(context.commands.named(&name)?))),
+        Some(name) => match context.commands.named(&name) {
+            Ok(command) => Reply::new(Explanation(entry(command))),
+            // A word with which several commands begin.
+            Err(_) => Reply::new(List {
+                commands: context.commands.in_group(&name).map(entry).collect(),
+            }),
+        },
         None => Reply::new(List {
             commands: context.commands.all().map(entry).collect(),
         }),

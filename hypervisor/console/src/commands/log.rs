@@ -15,6 +15,7 @@ use crate::{
     error::Error,
     host::LogRecord,
     reply::{Reply, Text},
+    table::Count,
 };
 
 const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
@@ -101,7 +102,8 @@ fn dmesg(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 impl Text for Records {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         if self.lost > 0 {
-            writeln!(out, "({} older records are lost)", self.lost)?;
+            let records = Count(self.lost as usize, "older record");
+            writeln!(out, "(lost: {records})")?;
         }
         for Kept {
             us,

@@ -125,6 +125,17 @@ pub enum TdState {
 }
 
 impl TdState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Created,
+        Self::Building,
+        Self::Runnable,
+        Self::Paused,
+        Self::Terminating,
+        Self::Teardown,
+        Self::Reclaimed,
+    ];
+
     /// Completes the sentence "the TD is ..." for this state.
     #[must_use]
     pub const fn in_words(self) -> &'static str {

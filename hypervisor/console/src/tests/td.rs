@@ -3,6 +3,7 @@
 use alloc::{format, string::String};
 
 use super::{PROMPT, Terminal};
+use crate::host::td::TdState;
 
 #[test]
 fn a_td_is_named_by_its_number_or_its_name() {
@@ -128,6 +129,52 @@ fn a_td_s_console_is_left_without_ctrl_bracket_too() {
     assert_eq!(*terminal.machine.tds.typed.borrow(), b"cd ~.\r~x\r~y\r");
     assert_eq!(terminal.send("~."), "\x18\r\nseamark> ");
     assert_eq!(terminal.console.watched(), None);
+}
+
+#[test]
+fn the_console_of_a_td_that_does_not_run_says_that_it_takes_no_input() {
+    for state in TdState::ALL {
+        let mut terminal = Terminal::default();
+        terminal.machine.tds.state.replace(state);
+        let out = terminal.send("td console hello\r");
+        let says = format!(
+            "TD hello, which is {} and takes no input; Ctrl-]",
+            state.in_words()
+        );
+        assert_eq!(!out.contains(&says), state == TdState::Runnable, "{out}");
+    }
+}
+
+#[test]
+fn arguments_are_checked_before_the_td() {
+    let mut terminal = Terminal::default();
+    let too_many = "error: BYTES must be 1 to 4096, but is 5000\r\n";
+    assert_eq!(terminal.run("td dump hello 0 5000"), too_many);
+    assert_eq!(terminal.run("td dump nobody 0 5000"), too_many);
+    assert!(
+        terminal
+            .run("td dump hello 0 0")
+            .starts_with("error: BYTES must be 1 to 4096")
+    );
+    terminal.machine.without_tdx = true;
+    assert_eq!(terminal.run("td dump hello 0 5000"), too_many);
+}
+
+#[test]
+fn one_of_a_thing_is_not_several() {
+    let mut terminal = Terminal::default();
+    terminal.machine.tds.batches.set(1);
+    assert!(
+        terminal
+            .run("td shrink hello 4M")
+            .contains(", in 1 batch, ")
+    );
+    terminal.machine.tds.batches.set(3);
+    assert!(
+        terminal
+            .run("td shrink hello 4M")
+            .contains(", in 3 batches, ")
+    );
 }
 
 #[test]

@@ -10,6 +10,7 @@ pub struct Fake {
     pub state: RefCell<TdState>,
     pub output: RefCell<Vec<u8>>,
     pub began: Cell<u64>,
+    pub batches: Cell<u64>,
     pub typed: RefCell<Vec<u8>>,
     pub done: RefCell<Vec<String>>,
 }
@@ -20,6 +21,7 @@ impl Default for Fake {
             state: RefCell::new(TdState::Runnable),
             output: RefCell::new(b"Hello from a TD\r\n".into()),
             began: Cell::new(0),
+            batches: Cell::new(3),
             typed: RefCell::default(),
             done: RefCell::default(),
         }
@@ -199,7 +201,7 @@ impl Tds for &Fake {
             now: self.act(&format!("shrink to {bytes}"), id, TdState::Runnable),
             memory_bytes: bytes,
             taken: PAGES,
-            batches: 3,
+            batches: self.batches.get(),
             left_to: None,
             us: 999,
         })

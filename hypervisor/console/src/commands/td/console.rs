@@ -10,7 +10,7 @@ use crate::{
     argument::{Args, Optional, Required},
     command::{Class, Command, Context},
     error::Error,
-    host::td::Excerpt,
+    host::td::{Excerpt, TdState},
     reply::{Reply, Text},
     watch::{WAYS_BACK, Watch},
 };
@@ -29,7 +29,7 @@ pub const COMMANDS: &[Command] = &[Command {
            detaches, and so does `~.` at the start of a line, as in ssh; `~~` there types one `~`. The last 16 KiB \
            of output are kept while nobody watches, even if the TD is terminated and built again. FROM is the number \
            of the first byte to show. In JSON mode the command answers with the available output (\"output\"), the \
-           number of the byte that follows it (\"next\"), and the number of the byte at which the TD's current or \
+           TD's state, the number of the byte that follows the output (\"next\"), and the number of the byte at which the TD's current or \
            last life began (\"began\").",
     run: watch,
 }];
@@ -37,6 +37,7 @@ pub const COMMANDS: &[Command] = &[Command {
 #[derive(Serialize)]
 struct Output {
     td: String,
+    state: TdState,
     began: u64,
     from: u64,
     next: u64,
@@ -49,6 +50,8 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let (tds, id) = find(context, args)?;
     let name = tds.names().swap_remove(id as usize - 1);
     let mut bytes = vec![0; ANSWER];
+    let line = tds.list().into_iter().find(|td| td.id == id);
+    let state = line.map_or(TdState::Runnable, |td| td.state);
     let Excerpt { began, from, count } = tds.output(id, from, &mut bytes)?;
     drop(tds);
     bytes.truncate(count);
@@ -57,6 +60,7 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     }
     Ok(Reply::new(Output {
         td: name,
+        state,
         began,
         from,
         next: from + count as u64,
@@ -67,6 +71,14 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 impl Text for Output {
     /// The output itself follows unchanged, as does all later output.
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(out, "Console of TD {}; {WAYS_BACK}.", self.td)
+        write!(out, "Console of TD {}", self.td)?;
+        if self.state != TdState::Runnable {
+            write!(
+                out,
+                ", which is {} and takes no input",
+                self.state.in_words()
+            )?;
+        }
+        writeln!(out, "; {WAYS_BACK}.")
     }
 }

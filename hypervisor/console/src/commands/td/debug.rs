@@ -21,7 +21,7 @@ const MOST_BYTES: u64 = 4096;
 
 const VCPU: Optional<u64> = Required::number("VCPU").optional();
 const GPA: Required<u64> = Required::address("GPA");
-const BYTES: Optional<u64> = Required::number("BYTES").optional();
+const BYTES: Optional<u64> = Required::within("BYTES", 1, MOST_BYTES).optional();
 
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -74,10 +74,9 @@ struct Dump {
 }
 
 fn memory(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-    let (tds, id) = find(context, args)?;
     let address = args.get(GPA)? & !7;
     let count = args.given(BYTES).unwrap_or(DEFAULT_BYTES);
-    let count = count.clamp(1, MOST_BYTES);
+    let (tds, id) = find(context, args)?;
     let mut bytes = alloc::vec![0; count.next_multiple_of(8) as usize];
     tds.memory(id, address, &mut bytes)?;
     Ok(Reply::new(Dump {

@@ -12,7 +12,7 @@ use crate::{
         td::{TdBuilt, TdNow, TdShrunk, Tds},
     },
     reply::{Reply, Text},
-    table::{Bytes, Facts, Maybe, Micros},
+    table::{Bytes, Count, Facts, Maybe, Micros},
 };
 
 const SIZE: Required<u64> = Required::size("SIZE");
@@ -124,9 +124,9 @@ impl Text for TdShrunk {
             Some(left_to) => writeln!(out, " The memory above that will be freed by {left_to}."),
             None => writeln!(
                 out,
-                " Removed: {}, in {} batches, {}.",
+                " Removed: {}, in {}, {}.",
                 self.taken,
-                self.batches,
+                Count(self.batches as usize, "batch"),
                 Micros(self.us)
             ),
         }

@@ -4,7 +4,7 @@ use core::fmt::{self, Write};
 
 use crate::{
     host::td::{TdReclaim, Work},
-    table::{Bytes, Maybe, Micros, Table},
+    table::{Bytes, Count, Maybe, Micros, Table},
 };
 
 /// Prints the phases: elapsed time, CPU time, SEAMCALLs, and the sum.
@@ -37,13 +37,13 @@ impl fmt::Display for TdReclaim {
         let percent = (done * 100).checked_div(total).unwrap_or(100);
         write!(
             f,
-            "TD {} {}: {} of {} back ({percent} %), {}/s, {} SEAMCALLs, {} so far",
+            "TD {} {}: {} of {} back ({percent} %), {}/s, {}, {} so far",
             self.id,
             self.name,
             Bytes(done),
             Bytes(total),
             Bytes(self.bytes_per_second),
-            self.calls,
+            Count(self.calls as usize, "SEAMCALL"),
             Micros(self.us)
         )?;
         match self.left_us {
@@ -51,7 +51,8 @@ impl fmt::Display for TdReclaim {
             _ => {}
         }
         if self.quarantined > 0 {
-            write!(f, ", {} pages in quarantine", self.quarantined)?;
+            let pages = Count(self.quarantined as usize, "page");
+            write!(f, ", {pages} in quarantine")?;
         }
         match &self.stuck {
             Some(why) => writeln!(f, "; it is stuck: {why}"),

@@ -274,7 +274,7 @@ impl<P: Platform> Steps<'_, P> {
         let start = self.platform.now_us();
         let (calls, outcome) = run();
         let us = self.platform.now_us() - start;
-        log::info!("TDX: {name}: {calls} calls, {us} us");
+        log::info!("TDX: {name}: SEAMCALLs: {calls}, {us} us");
         self.report.steps.push(Step {
             name,
             calls,
