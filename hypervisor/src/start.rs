@@ -236,7 +236,8 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
     io_apic::mask_all(&firmware.madt);
-    let found = pci::take(&firmware.pci);
+    let console = serial::chosen().map(|port| port.place);
+    let found = pci::take(&firmware.pci, console);
     log::info!(
         "PCI: {} functions, bus mastering switched off on {}, {} USB controllers taken from the firmware",
         found.functions,

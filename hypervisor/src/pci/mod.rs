@@ -1,307 +1,209 @@
 //! PCI functions before the hypervisor takes the machine: USB controllers are taken from the firmware, and bus mastering
 //! is switched off for every function before any memory is donated to the TDX module, because a device's partial write
-//! to a private line would poison it.
-#![expect(
-    unsafe_code,
-    reason = "configuration space is device memory or two I/O ports"
-)]
+//! to a private line would poison it. Then the inventory of the functions is taken.
 
+mod space;
 mod usb;
 
 use alloc::{format, string::String, vec::Vec};
-use core::{fmt, ops::RangeInclusive};
 
-use x86_64::instructions::port::Port;
+use io::{Function, Inventory, Space, Stopped, scan};
+use sync::{IrqLock, Once};
 
-use crate::{firmware::mcfg::Segment, memory};
+pub use self::space::{Configuration, read_legacy, write_legacy};
+use crate::firmware::{mcfg::Segment, spcr::Place};
 
-const VENDOR: u16 = 0;
-const DEVICE: u16 = 2;
-const COMMAND: u16 = 4;
-const BUS_MASTER: u16 = 1 << 2;
-/// Programming interface in bits 15:8, revision in bits 7:0.
-const INTERFACE: u16 = 8;
-/// Class in bits 15:8, subclass in bits 7:0.
-const CLASS: u16 = 0x0A;
-const HEADER_TYPE: u16 = 0x0E;
-const MULTI_FUNCTION: u16 = 1 << 7;
+/// The machine's PCI functions.
+pub struct Pci {
+    /// Access to their configuration space.
+    pub space: Configuration,
+    /// The functions, their groups and owners.
+    pub inventory: IrqLock<Inventory>,
+}
 
-/// Bridges from the host and to ISA, EISA and MicroChannel have no DMA of their own: in old chipsets the bit is hard-wired.
-const HARMLESS_BRIDGES: RangeInclusive<u16> = 0x0600..=0x0603;
+static PCI: Once<Pci> = Once::new();
+
+/// Returns the machine's PCI functions; `None` before [`take`].
+#[must_use]
+pub fn get() -> Option<&'static Pci> {
+    PCI.get()
+}
 
 /// The result of [`take`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Number of functions that exist.
-    pub functions: u32,
+    pub functions: usize,
     /// Number of functions whose bus mastering was on and is now off.
     pub stopped: u32,
     /// Number of USB controllers that the firmware has handed over.
     pub usb: u32,
-    /// Functions that could not be stopped, and segments that could not be reached, one sentence each.
+    /// Functions that could not be stopped, and functions and segments that could not be reached, one sentence each.
     pub problems: Vec<String>,
 }
 
-/// The address of a function in its segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Address {
-    bus: u8,
-    device: u8,
-    function: u8,
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x}:{:02x}.{}", self.bus, self.device, self.function)
-    }
-}
-
-/// 16-bit accesses to the configuration space of one segment.
-trait Space {
-    fn read(&mut self, at: Address, offset: u16) -> u16;
-    fn write(&mut self, at: Address, offset: u16, value: u16);
-}
-
-/// Takes the USB controllers from the firmware and switches bus mastering off, on every function of every segment.
-/// Without a table of segments, it covers segment 0 through the legacy ports.
-pub fn take(segments: &[Segment]) -> Found {
+/// Takes the USB controllers from the firmware and switches bus mastering off, on every function of every segment, and
+/// takes the inventory. Without a table of segments, it covers segment 0 through the legacy ports. `console` is the place
+/// of the console's port, which must answer at every moment.
+pub fn take(segments: &[Segment], console: Option<Place>) -> Found {
     let mut found = Found::default();
-    if segments.is_empty() {
-        sweep(&mut Legacy, 0..=255, 0, &mut found);
+    let space = Configuration::map(segments, &mut found.problems);
+    let mut functions = Vec::new();
+    for reach in space.reach() {
+        let buses = reach.first_bus..=reach.last_bus;
+        functions.extend(scan::segment(&space, reach.segment, buses));
     }
-    for segment in segments {
-        match Memory::of(segment) {
-            Ok(mut space) => {
-                let buses = segment.first_bus..=segment.last_bus;
-                sweep(&mut space, buses, segment.number, &mut found);
-            }
-            Err(e) => found.problems.push(format!(
-                "the devices of PCI segment {} may still write to memory: its configuration space at {:#x} can't be \
-                 reached ({e})",
-                segment.number, segment.base
-            )),
-        }
-    }
+    quiet(&space, &functions, &mut found);
+    let is_needed = |function: &Function| console.is_some_and(|place| may_have(function, place));
+    let inventory = Inventory::new(&space, functions, is_needed);
+    found.problems.extend(inventory.volume_managers().map(|at| {
+        format!(
+            "Intel VMD at {at} hides the drives behind it from the host: disable VMD in the firmware's setup to use them"
+        )
+    }));
+    PCI.call_once(|| Pci {
+        space,
+        inventory: IrqLock::new(inventory),
+    });
     found
 }
 
-fn sweep(space: &mut impl Space, buses: RangeInclusive<u8>, segment: u16, found: &mut Found) {
-    for bus in buses {
-        for device in 0..32 {
-            for function in 0..8 {
-                let at = Address {
-                    bus,
-                    device,
-                    function,
-                };
-                if space.read(at, VENDOR) == 0xFFFF {
-                    if function == 0 {
-                        break;
-                    }
-                    continue;
-                }
-                found.functions += 1;
-                // The firmware's driver may need DMA until it has let go.
-                match usb::take(space, at) {
-                    Some(Ok(())) => found.usb += 1,
-                    Some(Err(why)) => found
-                        .problems
-                        .push(format!("USB controller {segment:04x}:{at}: {why}")),
-                    None => {}
-                }
-                stop(space, at, segment, found);
-                if function == 0 && space.read(at, HEADER_TYPE) & MULTI_FUNCTION == 0 {
-                    break;
-                }
-            }
+/// Takes the functions from the firmware and stops them.
+fn quiet(space: &impl Space, functions: &[Function], found: &mut Found) {
+    found.functions = functions.len();
+    for function in functions {
+        let at = function.address;
+        // The firmware's driver may need DMA until it has let go.
+        match usb::take(space, function) {
+            Some(Ok(())) => found.usb += 1,
+            Some(Err(why)) => found.problems.push(format!("USB controller {at}: {why}")),
+            None => {}
+        }
+        match function.stop(space) {
+            Stopped::WasOff => {}
+            Stopped::Now => found.stopped += 1,
+            Stopped::Refused if function.is_harmless_bridge() => {}
+            Stopped::Refused => found.problems.push(format!(
+                "PCI function {at} ({:04x}:{:04x}, class {:04x}) keeps its bus mastering on and may write to memory: \
+                 remove the device",
+                function.identity.vendor,
+                function.identity.device,
+                function.identity.class.code()
+            )),
         }
     }
 }
 
-/// Switches bus mastering off on a function.
-fn stop(space: &mut impl Space, at: Address, segment: u16, found: &mut Found) {
-    let command = space.read(at, COMMAND);
-    if command & BUS_MASTER == 0 {
-        return;
-    }
-    space.write(at, COMMAND, command & !BUS_MASTER);
-    if space.read(at, COMMAND) & BUS_MASTER == 0 {
-        found.stopped += 1;
-    } else if !HARMLESS_BRIDGES.contains(&space.read(at, CLASS)) {
-        found.problems.push(format!(
-            "PCI function {segment:04x}:{at} ({:04x}:{:04x}, class {:04x}) keeps its bus mastering on and may write to \
-             memory: remove the device",
-            space.read(at, VENDOR),
-            space.read(at, DEVICE),
-            space.read(at, CLASS)
-        ));
-    }
-}
-
-/// Configuration space in memory (ECAM).
-struct Memory {
-    va: u64,
-    first_bus: u8,
-}
-
-impl Memory {
-    /// Maps a segment's configuration space.
-    fn of(segment: &Segment) -> Result<Self, memory::Error> {
-        const BUS_BYTES: u64 = 1 << 20;
-        let start = segment.base + u64::from(segment.first_bus) * BUS_BYTES;
-        let buses = u64::from(segment.last_bus.saturating_sub(segment.first_bus)) + 1;
-        Ok(Self {
-            va: memory::device(start, buses * BUS_BYTES)?,
-            first_bus: segment.first_bus,
-        })
-    }
-
-    fn at(&self, at: Address, offset: u16) -> *mut u16 {
-        let bus = u64::from(at.bus - self.first_bus);
-        let place = bus << 20 | u64::from(at.device) << 15 | u64::from(at.function) << 12;
-        (self.va + place + u64::from(offset)) as *mut u16
-    }
-}
-
-impl Space for Memory {
-    fn read(&mut self, at: Address, offset: u16) -> u16 {
-        // SAFETY: the window maps the segment's configuration space, whose reads have no side effect in the header.
-        unsafe { self.at(at, offset).read_volatile() }
-    }
-
-    fn write(&mut self, at: Address, offset: u16, value: u16) {
-        // SAFETY: as above; only registers that this program may write are.
-        unsafe { self.at(at, offset).write_volatile(value) }
-    }
-}
-
-/// Configuration space through ports 0xCF8 and 0xCFC.
-struct Legacy;
-
-impl Legacy {
-    fn select(at: Address, offset: u16) -> u16 {
-        let address = 1u32 << 31
-            | u32::from(at.bus) << 16
-            | u32::from(at.device) << 11
-            | u32::from(at.function) << 8
-            | u32::from(offset & 0xFC);
-        // SAFETY: this program alone uses the address port, on one CPU at a time.
-        unsafe { Port::new(0xCF8).write(address) };
-        0xCFC + (offset & 3)
-    }
-}
-
-impl Space for Legacy {
-    fn read(&mut self, at: Address, offset: u16) -> u16 {
-        // SAFETY: the data port of the address that was just selected.
-        unsafe { Port::new(Self::select(at, offset)).read() }
-    }
-
-    fn write(&mut self, at: Address, offset: u16, value: u16) {
-        // SAFETY: as above.
-        unsafe { Port::new(Self::select(at, offset)).write(value) }
-    }
-}
-
-const fn on_bus_0(device: u8, function: u8) -> Address {
-    Address {
-        bus: 0,
-        device,
-        function,
-    }
-}
-
-/// Reads 4 bytes of the configuration space of a function on bus 0. `offset` is a multiple of 4.
-#[must_use]
-pub fn read_legacy(device: u8, function: u8, offset: u8) -> u32 {
-    let port = Legacy::select(on_bus_0(device, function), offset.into());
-    // SAFETY: the data port of the address that was just selected.
-    unsafe { Port::new(port).read() }
-}
-
-/// Writes one byte to the configuration space of a function on bus 0.
-pub fn write_legacy(device: u8, function: u8, offset: u8, value: u8) {
-    let port = Legacy::select(on_bus_0(device, function), offset.into());
-    // SAFETY: the data port of the address that was just selected.
-    unsafe { Port::new(port).write(value) };
+/// Returns true if the function may have a serial port at `place`.
+fn may_have(function: &Function, place: Place) -> bool {
+    let (address, is_port) = match place {
+        Place::Io(port) => (u64::from(port), true),
+        Place::Memory { pa, .. } => (pa, false),
+    };
+    // Sizes are not known yet. The largest register of a serial port's function is assumed.
+    let reach = if is_port { 0x100 } else { 0x1_0000 };
+    let mut bars = function.bars.iter();
+    bars.any(|bar| {
+        (bar.kind == io::BarKind::Io) == is_port
+            && (bar.address..bar.address.saturating_add(reach)).contains(&address)
+    })
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
 
-    use std::collections::BTreeMap;
+    use std::{cell::RefCell, collections::BTreeMap};
+
+    use io::Address;
 
     use super::*;
 
     pub(super) const fn at(bus: u8, device: u8, function: u8) -> Address {
         Address {
+            segment: 1,
             bus,
             device,
             function,
         }
     }
 
-    /// A segment with these functions: command, class, header type.
+    /// Functions whose command register can be written, or is stuck.
     #[derive(Default)]
-    struct Fake {
-        functions: BTreeMap<Address, [u16; 3]>,
-        stuck: Vec<Address>,
+    pub(super) struct Fake {
+        pub words: RefCell<BTreeMap<(Address, u16), u32>>,
+        pub stuck: Vec<Address>,
+        /// A register, and the bits of it that firmware clears when it is written.
+        pub answered: Option<(Address, u16, u32)>,
+    }
+
+    impl Fake {
+        pub fn add(&self, at: Address, command: u32, class: u32) {
+            let mut words = self.words.borrow_mut();
+            let registers = [(0, 0x1237_8086), (4, command), (8, class << 8), (0xC, 0)];
+            words.extend(registers.map(|(offset, value)| ((at, offset), value)));
+        }
+
+        pub fn get(&self, at: Address, offset: u16) -> u32 {
+            self.words.borrow().get(&(at, offset)).copied().unwrap_or(0)
+        }
     }
 
     impl Space for Fake {
-        fn read(&mut self, at: Address, offset: u16) -> u16 {
-            let Some([command, class, header]) = self.functions.get(&at) else {
-                return 0xFFFF;
+        fn read(&self, at: Address, offset: u16) -> u32 {
+            let words = self.words.borrow();
+            match words.contains_key(&(at, 0)) {
+                true => words.get(&(at, offset)).copied().unwrap_or(0),
+                false => u32::MAX,
+            }
+        }
+        fn write(&self, at: Address, offset: u16, value: u32) {
+            let value = match self.answered {
+                Some((place, register, bits)) if (place, register) == (at, offset) => value & !bits,
+                _ => value,
             };
-            match offset {
-                COMMAND => *command,
-                CLASS => *class,
-                HEADER_TYPE => *header,
-                DEVICE => 0x1237,
-                _ => 0x8086,
-            }
-        }
-        fn write(&mut self, at: Address, offset: u16, value: u16) {
-            assert_eq!(offset, COMMAND);
             if !self.stuck.contains(&at) {
-                self.functions.get_mut(&at).unwrap()[0] = value;
+                self.words.borrow_mut().insert((at, offset), value);
             }
         }
+        fn write16(&self, at: Address, offset: u16, value: u16) {
+            let shift = offset % 4 * 8;
+            let old = self.read(at, offset & !3) & !(0xFFFF << shift);
+            self.write(at, offset & !3, old | u32::from(value) << shift);
+        }
+    }
+
+    fn found(fake: &Fake) -> Found {
+        let mut found = Found::default();
+        quiet(fake, &scan::segment(fake, 1, 0..=255), &mut found);
+        found
     }
 
     #[test]
     fn every_function_loses_its_bus_mastering_and_nothing_else() {
-        let mut fake = Fake::default();
-        let functions = [
-            (at(0, 0, 0), [0x107, 0x0600, 0]),
-            (at(0, 31, 0), [0x003, 0x0601, MULTI_FUNCTION]),
-            (at(0, 31, 2), [0x407, 0x0106, 0]),
-            (at(7, 1, 0), [0x006, 0x0200, 1]),
-        ];
-        fake.functions.extend(functions);
-        let mut found = Found::default();
-        sweep(&mut fake, 0..=255, 0, &mut found);
+        let fake = Fake::default();
+        fake.add(at(0, 0, 0), 0x107, 0x06_0000);
+        fake.add(at(0, 31, 0), 0x003, 0x06_0100);
+        fake.add(at(0, 31, 2), 0x407, 0x01_0601);
+        fake.add(at(7, 1, 0), 0x006, 0x02_0000);
+        fake.write(at(0, 31, 0), 0xC, 1 << 23);
+        let found = found(&fake);
         assert_eq!((found.functions, found.stopped), (4, 3));
         assert!(found.problems.is_empty());
-        assert_eq!(fake.functions[&at(0, 0, 0)][0], 0x103);
-        assert_eq!(fake.functions[&at(0, 31, 0)][0], 0x003);
-        assert!(fake.functions.values().all(|f| f[0] & BUS_MASTER == 0));
+        assert_eq!(fake.get(at(0, 0, 0), 4), 0x103);
+        assert_eq!(fake.get(at(0, 31, 0), 4), 0x003);
+        assert_eq!(fake.get(at(0, 31, 2), 4), 0x403);
     }
 
     #[test]
     fn a_function_that_does_not_obey_is_named_unless_it_is_a_harmless_bridge() {
         let mut fake = Fake::default();
         // A 440FX's host bridge and PIIX3's ISA bridge, and a disk controller.
-        let functions = [
-            (at(0, 0, 0), [7, 0x0600, 0]),
-            (at(0, 1, 0), [7, 0x0601, 0]),
-            (at(2, 3, 0), [7, 0x0104, 0]),
-        ];
-        fake.functions.extend(functions);
-        fake.stuck = functions.map(|(at, _)| at).to_vec();
-        let mut found = Found::default();
-        sweep(&mut fake, 0..=255, 1, &mut found);
+        fake.add(at(0, 0, 0), 7, 0x06_0000);
+        fake.add(at(0, 1, 0), 7, 0x06_0100);
+        fake.add(at(2, 3, 0), 7, 0x01_0400);
+        fake.stuck = [at(0, 0, 0), at(0, 1, 0), at(2, 3, 0)].into();
+        let found = found(&fake);
         assert_eq!(found.stopped, 0);
         assert_eq!(
             found.problems,

@@ -7,7 +7,11 @@
 
 use alloc::{format, string::String};
 
-use super::{Address, CLASS, COMMAND, INTERFACE, Space};
+use io::{
+    Address, BarKind, Function, Space,
+    register::{COMMAND, MEMORY_SPACE},
+};
+
 use crate::{memory, time};
 
 /// Class 0x0C (serial bus), subclass 3 (USB).
@@ -23,29 +27,31 @@ trait Registers {
     fn write(&mut self, offset: u32, value: u32);
 }
 
-/// Takes the function at `at` from the firmware, if it is a USB controller. Returns `None` if it is none.
-pub(super) fn take(space: &mut impl Space, at: Address) -> Option<Result<(), String>> {
-    if space.read(at, CLASS) != USB {
+/// Takes the function from the firmware, if it is a USB controller. Returns `None` if it is none.
+pub(super) fn take(space: &impl Space, function: &Function) -> Option<Result<(), String>> {
+    let (at, class) = (function.address, function.identity.class);
+    if class.code() != USB {
         return None;
     }
-    Some(match space.read(at, INTERFACE) >> 8 {
+    let registers = |bytes| registers(space, function, bytes);
+    Some(match class.interface {
         0x00 => {
             uhci(space, at);
             Ok(())
         }
-        0x10 => registers(space, at, 0x1000).and_then(|mut r| ohci(&mut r)),
-        0x20 => registers(space, at, 0x1000).and_then(|mut r| ehci(&mut r, space, at)),
-        0x30 => registers(space, at, 0x1_0000).and_then(|mut r| xhci(&mut r)),
+        0x10 => registers(0x1000).and_then(|mut r| ohci(&mut r)),
+        0x20 => registers(0x1000).and_then(|mut r| ehci(&mut r, space, at)),
+        0x30 => registers(0x1_0000).and_then(|mut r| xhci(&mut r)),
         _ => return None,
     })
 }
 
 /// Switches off the legacy support of a UHCI controller, which has no owner to ask.
-fn uhci(space: &mut impl Space, at: Address) {
+fn uhci(space: &impl Space, at: Address) {
     const LEGACY: u16 = 0xC0;
     /// The status bits, which are cleared by writing ones; no interrupt enabled.
     const CLEAR: u16 = 0x8F00;
-    space.write(at, LEGACY, CLEAR);
+    space.write16(at, LEGACY, CLEAR);
 }
 
 fn ohci(registers: &mut impl Registers) -> Result<(), String> {
@@ -73,7 +79,7 @@ const KEEPS: &str =
 /// Maximum number of capabilities in a list; a longer one is a loop.
 const MAX_CAPABILITIES: usize = 64;
 
-fn ehci(registers: &mut impl Registers, space: &mut impl Space, at: Address) -> Result<(), String> {
+fn ehci(registers: &mut impl Registers, space: &impl Space, at: Address) -> Result<(), String> {
     const PARAMETERS: u32 = 8;
     let mut offset = (registers.read(PARAMETERS) >> 8 & 0xFC) as u16;
     for _ in 0..MAX_CAPABILITIES {
@@ -128,22 +134,19 @@ fn hand_over(registers: &mut impl Registers, offset: u32) -> Result<(), String> 
 
 /// Configuration space from an offset on.
 struct Configuration<'a, S> {
-    space: &'a mut S,
+    space: &'a S,
     at: Address,
     offset: u16,
 }
 
 impl<S: Space> Registers for Configuration<'_, S> {
     fn read(&mut self, offset: u32) -> u32 {
-        let low = self.offset + offset as u16;
-        u32::from(self.space.read(self.at, low))
-            | u32::from(self.space.read(self.at, low + 2)) << 16
+        self.space.read(self.at, self.offset + offset as u16)
     }
 
     fn write(&mut self, offset: u32, value: u32) {
-        let low = self.offset + offset as u16;
-        self.space.write(self.at, low, value as u16);
-        self.space.write(self.at, low + 2, (value >> 16) as u16);
+        self.space
+            .write(self.at, self.offset + offset as u16, value);
     }
 }
 
@@ -154,28 +157,14 @@ struct Mapped {
 }
 
 /// Maps the registers of a controller, which its first base address register locates.
-fn registers(space: &mut impl Space, at: Address, bytes: u32) -> Result<Mapped, String> {
-    const BASE: u16 = 0x10;
-    const IO: u64 = 1;
-    const IS_64_BIT: u64 = 2 << 1;
-    const MEMORY_SPACE: u16 = 1 << 1;
-    let mut bar = Configuration {
-        space,
-        at,
-        offset: BASE,
-    };
-    let low = u64::from(bar.read(0));
-    let high = if low & 7 == IS_64_BIT {
-        u64::from(bar.read(4))
-    } else {
-        0
-    };
-    let pa = (high << 32 | low) & !0xF;
-    let decodes = space.read(at, COMMAND) & MEMORY_SPACE != 0;
-    if !decodes || low & IO != 0 || pa == 0 {
+fn registers(space: &impl Space, function: &Function, bytes: u32) -> Result<Mapped, String> {
+    let mut bars = function.bars.iter();
+    let bar = bars.find(|bar| bar.index == 0 && bar.kind != BarKind::Io);
+    let decodes = space.read16(function.address, COMMAND) & MEMORY_SPACE != 0;
+    let Some(pa) = bar.map(|bar| bar.address).filter(|_| decodes) else {
         // Nobody can reach its registers, so no firmware drives it.
         return Ok(Mapped { va: 0, bytes: 0 });
-    }
+    };
     match memory::device(pa, bytes.into()) {
         Ok(va) => Ok(Mapped { va, bytes }),
         Err(e) => Err(format!("its registers at {pa:#x} can't be reached: {e}")),
@@ -204,9 +193,12 @@ impl Registers for Mapped {
 mod tests {
     extern crate std;
 
-    use std::{collections::BTreeMap, vec, vec::Vec};
+    use std::{collections::BTreeMap, vec::Vec};
 
-    use super::{super::tests::at, *};
+    use super::{
+        super::tests::{Fake as Space, at},
+        *,
+    };
 
     /// Registers, with a firmware that lets go of the capability at `owner` or not.
     #[derive(Default)]
@@ -283,31 +275,26 @@ mod tests {
         assert_eq!(ohci(&mut absent), Ok(()));
     }
 
-    /// Configuration space of one function.
-    struct Function(Vec<u16>);
-
-    impl Space for Function {
-        fn read(&mut self, _: Address, offset: u16) -> u16 {
-            self.0[usize::from(offset / 2)]
-        }
-        fn write(&mut self, _: Address, offset: u16, value: u16) {
-            // The firmware lets go at once.
-            let value = if offset == 0x6A { value & !1 } else { value };
-            self.0[usize::from(offset / 2)] = value;
-        }
-    }
-
     #[test]
     fn an_ehci_controller_is_handed_over_through_configuration_space() {
-        let mut function = Function(vec![0; 128]);
-        function.0[0x68 / 2] = 1;
-        function.0[0x6A / 2] = 1;
-        function.0[0x6C / 2] = 0x1F;
+        let place = at(0, 29, 7);
+        let fake = Space {
+            answered: Some((place, 0x68, FIRMWARE_OWNS)),
+            ..Space::default()
+        };
+        fake.add(place, 0, 0x0C_0320);
+        fake.words
+            .borrow_mut()
+            .extend([((place, 0x68), 1 | FIRMWARE_OWNS), ((place, 0x6C), 0x1F)]);
         let mut registers = Fake::default();
         registers.words.insert(8, 0x68 << 8);
-        assert_eq!(ehci(&mut registers, &mut function, at(0, 29, 7)), Ok(()));
-        assert_eq!(function.0[0x6A / 2], 0x100, "the system owns it alone");
-        assert_eq!(function.0[0x6C / 2], 0, "no interrupt is enabled");
+        assert_eq!(ehci(&mut registers, &fake, place), Ok(()));
+        assert_eq!(
+            fake.get(place, 0x68),
+            1 | SYSTEM_OWNS,
+            "the system owns it alone"
+        );
+        assert_eq!(fake.get(place, 0x6C) & 0xFFFF, 0, "no interrupt is enabled");
     }
 
     #[test]
@@ -319,12 +306,14 @@ mod tests {
 
     #[test]
     fn a_uhci_controller_loses_its_legacy_support() {
-        let mut function = Function(vec![0; 128]);
-        function.0[usize::from(CLASS / 2)] = USB;
-        function.0[0xC0 / 2] = 0x2000;
-        assert_eq!(take(&mut function, at(0, 1, 2)), Some(Ok(())));
-        assert_eq!(function.0[0xC0 / 2], 0x8F00);
-        function.0[usize::from(CLASS / 2)] = 0x0200;
-        assert_eq!(take(&mut function, at(0, 1, 2)), None);
+        let fake = Space::default();
+        fake.add(at(0, 1, 2), 0, 0x0C_0300);
+        fake.add(at(0, 1, 0), 0, 0x02_0000);
+        fake.words.borrow_mut().insert((at(0, 1, 0), 0xC), 1 << 23);
+        fake.words.borrow_mut().insert((at(0, 1, 2), 0xC0), 0x2000);
+        let functions = io::scan::segment(&fake, 1, 0..=0);
+        let taken: Vec<_> = functions.iter().map(|f| take(&fake, f)).collect();
+        assert_eq!(taken, [None, Some(Ok(()))]);
+        assert_eq!(fake.get(at(0, 1, 2), 0xC0), 0x8F00);
     }
 }

@@ -16,7 +16,7 @@ use crate::{build, workspace};
 /// Crates that must run on any machine.
 const PORTABLE: &[&str] = &[
     "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
-    "crashlog", "vtd",
+    "crashlog", "vtd", "io",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: &[&str] = &[
@@ -38,6 +38,7 @@ const SAFE: &[&str] = &[
     "hypervisor/crashlog",
     "hypervisor/uart",
     "hypervisor/vtd",
+    "hypervisor/io",
 ];
 /// Source folders whose modules are checked.
 const SOURCES: &[&str] = &[
@@ -48,6 +49,7 @@ const SOURCES: &[&str] = &[
     "hypervisor/crashlog/src",
     "hypervisor/uart/src",
     "hypervisor/vtd/src",
+    "hypervisor/io/src",
     "hypervisor/src",
     "mm/src",
     "vcpu/src",

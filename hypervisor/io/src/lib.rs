@@ -1,0 +1,49 @@
+//! Physical PCI: functions with their capabilities and base address registers, isolation groups, resets, errors.
+//!
+//! The crate reaches configuration space through [`Space`] and the clock through [`Clock`], and waits for nothing
+//! without a limit. Devices are not trusted: a capability list may loop, a function may vanish at any read, a bridge may
+//! claim any buses. What is wrong with a function is a [`Defect`] of it, and stops nothing else.
+//!
+//! The order at boot: [`scan::segment`] lists the functions of each segment and reads only. [`Function::stop`] switches
+//! bus mastering off. [`Inventory::new`] sizes the base address registers and switches access control on, both of which
+//! write to configuration space, and forms the groups.
+//!
+//! Sources: PCI Local Bus 3.0; PCI Express Base 5.0, sections 6.6 (reset), 6.12 (access control), 7.5 to 7.8; SR-IOV is
+//! 9.3. Linux's `drivers/pci/quirks.c` and `search.c` for devices that deviate.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod acs;
+mod address;
+mod aer;
+mod bar;
+mod capability;
+mod clock;
+mod defect;
+mod express;
+mod function;
+mod group;
+mod inventory;
+mod owner;
+mod quirk;
+mod refusal;
+mod reset;
+pub mod scan;
+mod space;
+mod sriov;
+
+pub use address::{Address, BadAddress};
+pub use aer::{Errors, Health};
+pub use bar::{Bar, BarKind};
+pub use capability::{Capabilities, Capability, extended, standard};
+pub use clock::Clock;
+pub use defect::Defect;
+pub use express::{Express, Port};
+pub use function::{Buses, Class, Function, Header, Identity, Stopped};
+pub use inventory::Inventory;
+pub use owner::Owner;
+pub use refusal::Refusal;
+pub use reset::{Reset, ResetError};
+pub use space::{Space, register};

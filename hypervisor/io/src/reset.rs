@@ -1,0 +1,268 @@
+//! Resets of functions.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{
+    Address, Clock, Express, Function, Space, quirk,
+    space::register::{
+        BASE, BRIDGE_CONTROL, BUS_MASTER, BUS_RESET, COMMAND, HEADER, ID, INTERRUPT, ROM,
+    },
+    standard,
+};
+
+/// A way to reset a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// A function-level reset by the PCI Express capability.
+    Function,
+    /// A function-level reset by the conventional capability for advanced features.
+    Advanced,
+    /// Power state D3hot and back to D0.
+    Power,
+    /// A reset of the bus behind the bridge at this address, with everything on it.
+    Bus(Address),
+}
+
+impl fmt::Display for Reset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Function => f.write_str("function-level"),
+            Self::Advanced => f.write_str("function-level (conventional)"),
+            Self::Power => f.write_str("power state"),
+            Self::Bus(bridge) => write!(f, "bus behind {bridge}"),
+        }
+    }
+}
+
+/// The reason why a function was not reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetError {
+    /// There is no such function.
+    Unknown(Address),
+    /// The function offers no reset, and its bus can't be reset for its sake.
+    NoWay(Address),
+    /// The function did not come back within [`RETURN_US`].
+    NotBack(Address),
+    /// The function that came back has another id.
+    Changed(Address),
+}
+
+impl fmt::Display for ResetError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(at) => write!(f, "there is no PCI function {at}"),
+            Self::NoWay(at) => write!(f, "PCI function {at} offers no reset that the host can use"),
+            Self::NotBack(at) => write!(
+                f,
+                "PCI function {at} did not answer within {} s of its reset: it stays out of use until the machine is \
+                 switched off",
+                RETURN_US / 1_000_000
+            ),
+            Self::Changed(at) => {
+                write!(f, "another device answers at {at} after the reset")
+            }
+        }
+    }
+}
+
+/// The time that outstanding requests of a function are waited for before its reset, in microseconds. Linux waits as
+/// long.
+const PENDING_US: u64 = 1_500_000;
+/// The time that a function has before it must answer after a function-level reset (PCI Express Base 5.0, 6.6.2).
+const FUNCTION_US: u64 = 100_000;
+/// The time that a change between D0 and D3hot takes (PCI Power Management 1.2, 5.6.1).
+const POWER_US: u64 = 10_000;
+/// The time that a bus is held in reset (PCI Express Base 5.0, 7.5.1.3.13: at least 1 ms).
+const HOLD_US: u64 = 2_000;
+/// The time that PCI Express functions have before they must answer after a reset of their bus.
+const BUS_US: u64 = 100_000;
+/// The same for conventional PCI: 2^25 cycles of 33 MHz.
+const CONVENTIONAL_US: u64 = 1_010_000;
+/// The time within which a function must have come back, in microseconds. Some drives take tens of seconds, during which
+/// they answer that they are not ready.
+pub const RETURN_US: u64 = 60_000_000;
+
+const START: u16 = 1 << 15;
+const PENDING: u16 = 1 << 5;
+const STATE: u16 = 0b11;
+const POWER_CONTROL: u16 = 4;
+const ADVANCED_CONTROL: u16 = 4;
+
+/// Returns the resets that a function offers by itself.
+pub(crate) fn offered(space: &impl Space, function: &Function) -> Vec<Reset> {
+    let at = function.address;
+    let mut ways = Vec::new();
+    let hangs = quirk::hangs_at_function_reset(function);
+    if function.express.is_some_and(|e| e.function_reset) && !hangs {
+        ways.push(Reset::Function);
+    }
+    if let Some(advanced) = function.capabilities.standard(standard::ADVANCED) {
+        /// Both a function-level reset and the status that it needs.
+        const OFFERED: u32 = 0b11 << 24;
+        if space.read(at, advanced) & OFFERED == OFFERED && !hangs {
+            ways.push(Reset::Advanced);
+        }
+    }
+    if let Some(power) = function.capabilities.standard(standard::POWER) {
+        /// The function keeps its state on the way back to D0.
+        const KEEPS_STATE: u16 = 1 << 3;
+        let control = space.read16(at, power + POWER_CONTROL);
+        if control & KEEPS_STATE == 0 && function.physical.is_none() {
+            ways.push(Reset::Power);
+        }
+    }
+    ways
+}
+
+/// Resets `functions` by `way`: one function, or all that are on a bus. They have lost their state then, are not bus
+/// masters, and have the base address registers that they had.
+pub(crate) fn perform(
+    space: &impl Space,
+    clock: &impl Clock,
+    functions: &[&Function],
+    way: Reset,
+) -> Result<(), ResetError> {
+    let saved: Vec<_> = functions
+        .iter()
+        .map(|function| Saved::of(space, function))
+        .collect();
+    for function in functions {
+        function.stop(space);
+    }
+    // A reset ends what is still outstanding, so that a function that never becomes quiet is reset all the same.
+    clock.wait_until(PENDING_US, || {
+        functions.iter().all(|function| is_quiet(space, function))
+    });
+    match way {
+        Reset::Bus(bridge) => reset_bus(space, clock, bridge, functions),
+        _ => functions
+            .iter()
+            .for_each(|function| reset_one(space, clock, function, way)),
+    }
+    for function in functions {
+        await_return(space, clock, function)?;
+    }
+    for (function, saved) in functions.iter().zip(saved) {
+        saved.restore(space, function);
+    }
+    Ok(())
+}
+
+fn is_quiet(space: &impl Space, function: &Function) -> bool {
+    let at = function.address;
+    let advanced = function.capabilities.standard(standard::ADVANCED);
+    match (function.express, advanced) {
+        (Some(express), _) => {
+            let status = space.read16(at, express.offset + Express::STATUS);
+            status & PENDING == 0 || status == u16::MAX
+        }
+        (None, Some(advanced)) => space.read16(at, advanced + ADVANCED_CONTROL) & 1 << 8 == 0,
+        (None, None) => true,
+    }
+}
+
+fn reset_one(space: &impl Space, clock: &impl Clock, function: &Function, way: Reset) {
+    let at = function.address;
+    match way {
+        Reset::Function => {
+            let Some(express) = function.express else {
+                return;
+            };
+            let control = express.offset + Express::CONTROL;
+            space.write16(at, control, space.read16(at, control) | START);
+            clock.pass(FUNCTION_US);
+        }
+        Reset::Advanced => {
+            if let Some(advanced) = function.capabilities.standard(standard::ADVANCED) {
+                space.write16(at, advanced + ADVANCED_CONTROL, 1);
+                clock.pass(FUNCTION_US);
+            }
+        }
+        Reset::Power => {
+            if let Some(power) = function.capabilities.standard(standard::POWER) {
+                let control = power + POWER_CONTROL;
+                let before = space.read16(at, control) & !STATE;
+                for state in [STATE, 0] {
+                    space.write16(at, control, before | state);
+                    clock.pass(POWER_US);
+                }
+            }
+        }
+        Reset::Bus(_) => {}
+    }
+}
+
+fn reset_bus(space: &impl Space, clock: &impl Clock, bridge: Address, functions: &[&Function]) {
+    let control = space.read16(bridge, BRIDGE_CONTROL);
+    space.write16(bridge, BRIDGE_CONTROL, control | BUS_RESET);
+    clock.pass(HOLD_US);
+    space.write16(bridge, BRIDGE_CONTROL, control & !BUS_RESET);
+    let all_express = functions.iter().all(|function| function.express.is_some());
+    clock.pass(if all_express { BUS_US } else { CONVENTIONAL_US });
+}
+
+/// Waits until the function answers with its id. While it is not ready it answers with ones, or with a vendor of 1.
+fn await_return(
+    space: &impl Space,
+    clock: &impl Clock,
+    function: &Function,
+) -> Result<(), ResetError> {
+    let at = function.address;
+    let own = u32::from(function.identity.device) << 16 | u32::from(function.identity.vendor);
+    let mut last = u32::MAX;
+    let is_back = clock.wait_until(RETURN_US, || {
+        last = space.read(at, ID);
+        if function.physical.is_some() {
+            return function.answers(space);
+        }
+        !matches!(last as u16, 0xFFFF | 0x0001)
+    });
+    match is_back {
+        false => Err(ResetError::NotBack(at)),
+        true if function.physical.is_none() && last != own => Err(ResetError::Changed(at)),
+        true => Ok(()),
+    }
+}
+
+/// The registers that a reset loses and that the function needs again.
+struct Saved {
+    command: u16,
+    header: u32,
+    bases: [u32; 6],
+    rom: u32,
+    interrupt: u32,
+    control: Option<u16>,
+}
+
+impl Saved {
+    fn of(space: &impl Space, function: &Function) -> Self {
+        let at = function.address;
+        Self {
+            command: space.read16(at, COMMAND),
+            header: space.read(at, HEADER),
+            bases: core::array::from_fn(|index| space.read(at, BASE + index as u16 * 4)),
+            rom: space.read(at, ROM),
+            interrupt: space.read(at, INTERRUPT),
+            control: function
+                .express
+                .map(|express| space.read16(at, express.offset + Express::CONTROL)),
+        }
+    }
+
+    fn restore(self, space: &impl Space, function: &Function) {
+        let at = function.address;
+        // A function that its reset has not reached still decodes its registers.
+        space.write16(at, COMMAND, 0);
+        space.write(at, HEADER, self.header);
+        for (index, base) in (0..).zip(self.bases) {
+            space.write(at, BASE + index * 4, base);
+        }
+        space.write(at, ROM, self.rom);
+        space.write(at, INTERRUPT, self.interrupt);
+        if let (Some(express), Some(control)) = (function.express, self.control) {
+            space.write16(at, express.offset + Express::CONTROL, control & !START);
+        }
+        space.write16(at, COMMAND, self.command & !BUS_MASTER);
+    }
+}
