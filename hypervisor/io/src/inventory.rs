@@ -17,6 +17,8 @@ struct Place {
     /// The index of the bridge to its bus, if there is exactly one.
     bridge: Option<usize>,
     owner: Owner,
+    /// True if its base address registers are measured, or must never be.
+    is_measured: bool,
 }
 
 /// The functions of the machine, in the order of their addresses.
@@ -27,12 +29,11 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Takes the functions that [`crate::scan::segment`] found on all segments. Measures their base address registers,
-    /// switches access control on, and forms the groups. No function is a bus master, and nothing else uses
-    /// configuration space.
+    /// Takes the functions that [`crate::scan::segment`] found on all segments, switches access control on, and forms the
+    /// groups. No function is a bus master, and nothing else uses configuration space.
     ///
     /// `is_needed` says that the machine needs a function at every moment, such as the console's port; its registers are
-    /// not measured.
+    /// never measured.
     pub fn new(
         space: &impl Space,
         mut functions: Vec<Function>,
@@ -40,13 +41,9 @@ impl Inventory {
     ) -> Self {
         functions.sort_by_key(|function| function.address);
         functions.dedup_by_key(|function| function.address);
-        for function in &mut functions {
+        for function in &functions {
             acs::enable(space, function);
-            if !is_needed(function) {
-                measure(space, function);
-            }
         }
-        measure_virtual(space, &mut functions);
         let tree = group::Tree::new(space, &functions);
         let places = (tree.groups().into_iter().zip(&functions))
             .map(|(group, function)| Place {
@@ -58,6 +55,7 @@ impl Inventory {
                     _ => None,
                 },
                 owner: host_use(function).map_or(Owner::Nobody, Owner::Host),
+                is_measured: is_needed(function) || quirk::keeps_its_bars(function),
             })
             .collect();
         let unreachable: Vec<_> = functions.iter().map(|f| tree.defect(f)).collect();
@@ -77,6 +75,39 @@ impl Inventory {
     #[must_use]
     pub fn find(&self, at: Address) -> Option<&Function> {
         Some(&self.functions[self.index(at)?])
+    }
+
+    /// Measures the base address registers of a function, if that was not done and is allowed. The function does not
+    /// decode them meanwhile, so nobody may use it: call this before it is given to a TD. A virtual function's are those
+    /// of its physical function.
+    pub fn measure(&mut self, space: &impl Space, at: Address) {
+        let Some(index) = self.index(at) else {
+            return;
+        };
+        if core::mem::replace(&mut self.places[index].is_measured, true) {
+            return;
+        }
+        match self.functions[index].physical {
+            None => measure(space, &mut self.functions[index]),
+            Some(physical) => self.measure_virtual(space, physical),
+        }
+    }
+
+    /// Measures the registers that the virtual functions of `physical` share, and gives each its slice.
+    fn measure_virtual(&mut self, space: &impl Space, physical: Address) {
+        let Some(index) = self.index(physical) else {
+            return;
+        };
+        let function = &mut self.functions[index];
+        let Some(virtuals) = function.virtuals else {
+            return;
+        };
+        let shared = virtuals.measure(space, physical, &mut function.defects);
+        let all = self.functions.iter_mut().zip(&mut self.places);
+        for (function, place) in all.filter(|(other, _)| other.physical == Some(physical)) {
+            function.bars = virtuals.slice(&shared, physical, function.address);
+            place.is_measured = true;
+        }
     }
 
     /// Returns the number of the group of a function. Functions of one group go to one owner.
@@ -260,10 +291,9 @@ impl Inventory {
     }
 }
 
-/// Measures the base address registers of a function that allows it.
+/// Measures the base address registers of an endpoint.
 fn measure(space: &impl Space, function: &mut Function) {
-    let is_endpoint = function.header == Header::Endpoint && function.physical.is_none();
-    if !is_endpoint || quirk::keeps_its_bars(function) || !function.answers(space) {
+    if function.header != Header::Endpoint || !function.answers(space) {
         return;
     }
     let at = function.address;
@@ -275,24 +305,6 @@ fn measure(space: &impl Space, function: &mut Function) {
         function.defects.extend(defects);
     } else {
         function.defects.push(Defect::Vanished);
-    }
-}
-
-/// Measures the registers that virtual functions share, and gives each its slice.
-fn measure_virtual(space: &impl Space, functions: &mut [Function]) {
-    for index in 0..functions.len() {
-        let function = &mut functions[index];
-        let at = function.address;
-        let Some(virtuals) = function.virtuals.filter(|virtuals| virtuals.enabled > 0) else {
-            continue;
-        };
-        let shared = virtuals.measure(space, at, &mut function.defects);
-        let mine = functions
-            .iter_mut()
-            .filter(|other| other.physical == Some(at));
-        for other in mine {
-            other.bars = virtuals.slice(&shared, at, other.address);
-        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! without a limit. Devices are not trusted: a capability list may loop, a function may vanish at any read, a bridge may
 //! claim any buses. What is wrong with a function is a [`Defect`] of it, and stops nothing else.
 //!
-//! The order at boot: [`scan::segment`] lists the functions of each segment and reads only. [`Function::stop`] switches
-//! bus mastering off. [`Inventory::new`] sizes the base address registers and switches access control on, both of which
-//! write to configuration space, and forms the groups.
+//! The order: [`scan::segment`] lists the functions of each segment and only reads. [`Function::stop`] switches bus
+//! mastering off. [`Inventory::new`] switches access control on and forms the groups. [`Inventory::measure`] finds the
+//! sizes of a function's base address registers, which it writes to.
 //!
 //! Sources: PCI Local Bus 3.0; PCI Express Base 5.0, sections 6.6 (reset), 6.12 (access control), 7.5 to 7.8; SR-IOV is
 //! 9.3. Linux's `drivers/pci/quirks.c` and `search.c` for devices that deviate.

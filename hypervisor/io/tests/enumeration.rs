@@ -58,9 +58,10 @@ fn a_function_that_the_machine_needs_is_not_measured() {
         });
     model.add(at(0, 0, 4, 0), port);
     let found = scan::segment(&model, 0, 0..=255);
-    let inventory = io::Inventory::new(&model, found, |function| {
+    let mut inventory = io::Inventory::new(&model, found, |function| {
         function.bars.iter().any(|bar| bar.contains(0x8000_0000))
     });
+    inventory.measure(&model, at(0, 0, 4, 0));
     assert_eq!(*model.offended.borrow(), []);
     let found = inventory.behind_address(0x8000_0000, false).unwrap();
     assert_eq!(found.address, at(0, 0, 4, 0));

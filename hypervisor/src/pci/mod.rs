@@ -100,7 +100,7 @@ fn may_have(function: &Function, place: Place) -> bool {
         Place::Io(port) => (u64::from(port), true),
         Place::Memory { pa, .. } => (pa, false),
     };
-    // Sizes are not known yet. The largest register of a serial port's function is assumed.
+    // Its registers are not measured. The largest register of a serial port's function is assumed.
     let reach = if is_port { 0x100 } else { 0x1_0000 };
     let mut bars = function.bars.iter();
     bars.any(|bar| {

@@ -300,7 +300,7 @@ impl Model {
         )
     }
 
-    /// Enumerates the segments, stops everything, and takes the inventory.
+    /// Enumerates the segments, stops everything, takes the inventory and measures all functions.
     pub fn inventory(&self) -> io::Inventory {
         let segments: std::collections::BTreeSet<u16> = self
             .functions
@@ -315,7 +315,12 @@ impl Model {
         for function in &found {
             function.stop(self);
         }
-        io::Inventory::new(self, found, |_| false)
+        let places: Vec<_> = found.iter().map(|function| function.address).collect();
+        let mut inventory = io::Inventory::new(self, found, |_| false);
+        for place in places {
+            inventory.measure(self, place);
+        }
+        inventory
     }
 
     /// Resets what is behind the bridge at `bridge`.
