@@ -13,6 +13,7 @@ pub mod exception;
 pub mod firmware;
 pub mod heap;
 pub mod io_apic;
+pub mod iommu;
 pub mod logging;
 pub mod machine;
 pub mod memory;

@@ -22,7 +22,7 @@ use crate::{
     crash,
     firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
-    io_apic, logging,
+    io_apic, iommu, logging,
     machine::{self, Machine},
     memory,
     metal::{
@@ -116,6 +116,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     problems.extend(calibrate(&firmware.fadt));
     problems.extend(start::know(bootstrap, &firmware.madt.processors));
     problems.extend(stop_devices(&firmware));
+    problems.extend(iommu::start(firmware.dmar.as_ref()));
     problems.extend(start_cpus(info, &firmware, bootstrap));
     problems.extend(rtc::init().map(String::from));
     problems.extend(crash::stores::prepare(info, firmware.erst.take()));
@@ -124,11 +125,18 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     }
 
     let before = time::us();
-    let tdx = machine::tdx::tdx(&tdx::start(&firmware.memory_nodes));
+    let bring_up = tdx::start(&firmware.memory_nodes);
+    let tdx = machine::tdx::tdx(&bring_up);
     let tdx_us = time::us() - before;
     log::info!("{}; {tdx_us} us for its bring-up", tdx.state.in_words());
     for reason in &tdx.reasons {
         log::warn!("TDX: {reason}");
+    }
+    if let Some(dmar) = &firmware.dmar {
+        for problem in iommu::keep(dmar, bring_up.memory.as_ref()) {
+            log::warn!("{problem}");
+            problems.push(problem);
+        }
     }
     for problem in tds::init(info) {
         log::warn!("{problem}");
@@ -232,7 +240,7 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
     None
 }
 
-/// Stops all devices from writing to memory on their own. Returns the problems.
+/// Stops all devices from writing to memory on their own, and from interrupting. Returns the problems.
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
     io_apic::mask_all(&firmware.madt);
@@ -259,6 +267,7 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
         )]);
     }
     start::enable_interrupts();
+    iommu::signal_faults(bootstrap.apic_id, vector::FAULT_VECTOR);
     x86_64::instructions::interrupts::without_interrupts(|| check::start_here(bootstrap));
     let timeout_us = u64::from(info.config.host.cpu_timeout_ms) * 1000;
     cpu::set_call_timeout(timeout_us as u32);
@@ -279,6 +288,9 @@ fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu
             problems.push(format!("the power button has no effect: {e}"));
         }
     }
+    if iommu::get().is_ok_and(|iommu| iommu.remaps_interrupts()) {
+        problems.extend(io_apic::mask_unremapped(&firmware.madt));
+    }
     problems
 }
 
@@ -288,16 +300,16 @@ fn connect_console(madt: &Madt, bootstrap: &'static cpu::Cpu) -> Option<String> 
         .interrupt
         .map(|interrupt| madt.line(interrupt));
     let connected = match &line {
-        None => Err("its interrupt is not known"),
+        None => Err("its interrupt is not known".into()),
         Some(line) => io_apic::route(madt, line, vector::SERIAL_VECTOR, bootstrap.apic_id)
-            .and_then(|()| {
-                let comes = serial::try_interrupts();
-                comes.then_some(()).ok_or("its interrupt does not come")
+            .and_then(|routed| {
+                if serial::try_interrupts() {
+                    return Ok(());
+                }
+                routed.close();
+                Err("its interrupt does not come".into())
             }),
     };
-    if let (Err(_), Some(line)) = (connected, &line) {
-        io_apic::mask(madt, line);
-    }
     if timer::present() {
         x86_64::instructions::interrupts::without_interrupts(|| timer::poll_at(time::tsc()));
     } else if connected.is_err() {
@@ -348,6 +360,7 @@ fn run(mut machine: Machine) -> ! {
         }
         errors::serve();
         METAL.serve_module();
+        iommu::serve();
         if serial::has_room() {
             console.refresh(&machine, out);
         }
@@ -364,7 +377,8 @@ fn run(mut machine: Machine) -> ! {
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
-                let poked = poked || errors::are_waiting() || ending.has_begun();
+                let poked =
+                    poked || errors::are_waiting() || iommu::are_waiting() || ending.has_begun();
                 let news =
                     || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
                 poked || serial::has_room() && news()

@@ -17,14 +17,14 @@ use super::{
     fatal::fatal,
     module, nmi, timer,
     vector::{
-        ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, MODULE_VECTOR, NOTIFICATION_VECTOR, SERIAL_VECTOR,
-        TIMER_VECTOR,
+        ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, FAULT_VECTOR, MODULE_VECTOR, NOTIFICATION_VECTOR,
+        SERIAL_VECTOR, TIMER_VECTOR,
     },
 };
 use crate::{
     button::{self, Event},
     exception::{Cause, Frame, GENERAL_PROTECTION, INVALID_OPCODE, MACHINE_CHECK, NMI, PAGE_FAULT},
-    io_apic, msr, runtime, serial, time,
+    io_apic, iommu, msr, runtime, serial, time,
 };
 
 const FIRST_INTERRUPT: u8 = 32;
@@ -148,6 +148,10 @@ pub fn serve_interrupt(vector: u8) {
         NOTIFICATION_VECTOR => {}
         CMCI_VECTOR => check::on_signal(),
         MODULE_VECTOR => module::on_interrupt(),
+        FAULT_VECTOR => {
+            iommu::on_interrupt();
+            super::wake_console();
+        }
         _ => {
             UNEXPECTED.fetch_add(1, Relaxed);
         }

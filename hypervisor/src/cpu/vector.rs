@@ -11,6 +11,8 @@ pub const NOTIFICATION_VECTOR: u8 = 0xE2;
 pub const CMCI_VECTOR: u8 = 0xE3;
 /// The vector by which the TDX module tells of a fatal error.
 pub const MODULE_VECTOR: u8 = 0xE4;
+/// The vector of faults that VT-d units signal.
+pub const FAULT_VECTOR: u8 = 0xE5;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 /// The vector of ACPI's events.

@@ -29,6 +29,8 @@ pub struct Processor {
 /// One I/O APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoApic {
+    /// Its id.
+    pub id: u8,
     /// Physical address of the registers.
     pub pa: u64,
     /// The global interrupt number of the first input.
@@ -107,6 +109,7 @@ pub fn parse(table: &[u8]) -> Madt {
             }
             9 if u32_at(8) & ENABLED != 0 => madt.add(u32_at(4), BROADCAST[1]),
             1 if madt.io_apics.len() < MAX_OTHERS => madt.io_apics.push(IoApic {
+                id: byte_at(entry, 2),
                 pa: u32_at(4).into(),
                 first_gsi: u32_at(8),
             }),
@@ -254,11 +257,11 @@ mod tests {
         let madt = parse(&table(
             MADT_ENTRIES,
             &[
-                &[1, 12, 0, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0],
+                &[1, 12, 5, 0, 0, 0, 0xC0, 0xFE, 0, 0, 0, 0],
                 &[2, 10, 0, 9, 20, 0, 0, 0, 0x0F, 0],
             ],
         ));
-        assert_eq!(madt.io_apics[0].pa, 0xFEC0_0000);
+        assert_eq!((madt.io_apics[0].id, madt.io_apics[0].pa), (5, 0xFEC0_0000));
         let nine = madt.isa(9);
         assert!((nine.gsi, nine.active_low, nine.level) == (20, true, true));
         assert_eq!(madt.isa(4).gsi, 4);

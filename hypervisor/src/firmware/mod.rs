@@ -20,6 +20,7 @@ use alloc::{format, string::String, vec::Vec};
 use core::slice;
 
 use crashlog::erst::Erst;
+use vtd::dmar::{self, Dmar};
 
 use self::{
     fadt::Fadt,
@@ -45,6 +46,8 @@ pub struct Firmware {
     pub s5: Option<aml::SleepType>,
     /// PCI configuration space in memory.
     pub pci: Vec<Segment>,
+    /// The units that remap DMA and interrupts; `None` if the firmware reports none.
+    pub dmar: Option<Dmar>,
     /// The firmware's own reports of hardware errors.
     pub hest: Hest,
     /// The store of error records.
@@ -103,6 +106,11 @@ fn gather(memory: &impl Physical, rsdp: Option<u64>) -> Firmware {
     }
     if let Some(bytes) = tables.table(Signature(*b"MCFG"), problems) {
         firmware.pci = mcfg::parse(&bytes);
+    }
+    if let Some(bytes) = tables.table(Signature(*b"DMAR"), problems) {
+        let mut dmar = dmar::parse(&bytes);
+        problems.append(&mut dmar.problems);
+        firmware.dmar = Some(dmar);
     }
     if let Some(bytes) = tables.table(Signature(*b"HEST"), problems) {
         firmware.hest = hest::parse(&bytes);
@@ -168,8 +176,8 @@ mod tests {
 
     const BASE: u64 = 0x7F00_0000;
     /// The names of the tables that are read, and of their lists.
-    const NAMES: [&[u8; 4]; 7] = [
-        b"APIC", b"SRAT", b"FACP", b"MCFG", b"DSDT", b"XSDT", b"ERST",
+    const NAMES: [&[u8; 4]; 8] = [
+        b"APIC", b"SRAT", b"FACP", b"MCFG", b"DSDT", b"XSDT", b"ERST", b"DMAR",
     ];
 
     struct Ram(Vec<u8>);
@@ -237,7 +245,7 @@ mod tests {
                 body
             },
         );
-        prop::collection::vec((0usize..7, prop_oneof![body, entries]), 0..9)
+        prop::collection::vec((0..NAMES.len(), prop_oneof![body, entries]), 0..9)
     }
 
     proptest! {

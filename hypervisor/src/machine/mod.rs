@@ -3,6 +3,7 @@
 mod advisories;
 pub mod console_tds;
 pub mod errors;
+mod iommu;
 mod platform;
 mod scheduler;
 pub mod seam;
@@ -161,7 +162,12 @@ impl Management for Machine {
             hkids.quarantined = count.quarantined as u32;
         }
         tdx::correct(&mut tdx, METAL.shutdown());
+        tdx.dma = iommu::dma();
         tdx
+    }
+
+    fn iommu(&self) -> port::iommu::Iommu {
+        iommu::look()
     }
 
     fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, Failure> {

@@ -29,6 +29,7 @@ pub fn tdx(report: &Report) -> Tdx {
             report::TdxState::Failed => TdxState::Failed,
         },
         reasons: report.reasons.clone(),
+        dma: super::iommu::dma(),
         hkids: report.key_ids.map(|k| Hkids {
             first: k.first_private(),
             total: k.private,

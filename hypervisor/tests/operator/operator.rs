@@ -5,7 +5,7 @@ use console::host::failure::{Code, Failure};
 use console::host::platform::Platform;
 use console::host::{
     Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
-    crash, errors, seam, td,
+    crash, errors, iommu, seam, td,
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
@@ -154,6 +154,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
         let mut tdx = Tdx {
             state: TdxState::Ready,
             reasons: Vec::new(),
+            dma: self.iommu().dma,
             hkids: None,
             microcode: Vec::new(),
             module: None,
@@ -164,6 +165,21 @@ impl<P: Running> Management for Of<'_, '_, P> {
         };
         reports::correct(&mut tdx, self.shutdown());
         tdx
+    }
+
+    fn iommu(&self) -> iommu::Iommu {
+        iommu::Iommu {
+            dma: iommu::Dma {
+                blocked_by_vtd: false,
+                why_not: None,
+            },
+            units: Vec::new(),
+            interrupts: None,
+            faults: Vec::new(),
+            other_faults: 0,
+            lost: 0,
+            reserved: Vec::new(),
+        }
     }
 
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure> {

@@ -307,7 +307,10 @@ fn power_button(bench: &mut Bench) -> Result<()> {
     console.enter("json off", ANSWER)?;
     let guest = console.guest();
     guest.monitor("system_powerdown")?;
-    guest.expect("the power button was pressed: the TDs are terminated (2)", ANSWER)?;
+    guest.expect(
+        "the power button was pressed: the TDs are terminated (2)",
+        ANSWER,
+    )?;
     let status = guest.wait_for_end(stage::LIFE)?;
     ensure!(status.success(), "QEMU ended with {status}");
     // TDH.VP.FLUSH and TDH.MNG.KEY.FREEID are the module's side of a TD that ended in order.

@@ -3,6 +3,7 @@
 mod crash;
 mod help;
 mod hkids;
+mod iommu;
 mod log;
 mod mca;
 mod memory;
@@ -24,6 +25,7 @@ pub const ALL: Commands = Commands(&[
     report::COMMANDS,
     memory::COMMANDS,
     tdx::COMMANDS,
+    iommu::COMMANDS,
     td::SHOW,
     td::LIFE,
     td::END,

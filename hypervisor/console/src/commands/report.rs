@@ -13,6 +13,7 @@ use crate::{
         Boot, Build, Cpu, LogRecord, Memory, Tdx,
         crash::Crash,
         errors::{Errors, Mitigation},
+        iommu::Iommu,
         platform::Platform,
         td::TdLine,
     },
@@ -24,7 +25,7 @@ pub const COMMANDS: &[Command] = &[Command {
     class: Class::Read,
     args: &[],
     summary: "Show everything that is needed to help, as one JSON object",
-    help: "Prints one line with what \"version\", \"boot\", \"cpus\", \"mca\", \"crash show\", \"mem\", \"tdx\", \"td list\" and \"dmesg\" show, and the \
+    help: "Prints one line with what \"version\", \"boot\", \"cpus\", \"mca\", \"crash show\", \"mem\", \"tdx\", \"iommu\", \"td list\" and \"dmesg\" show, and the \
            boot CPU's identification registers (null: the CPU has no such register). It contains nothing of a TD's \
            memory. Send the line with a request for help.",
     run: report,
@@ -41,6 +42,7 @@ struct Report {
     last_crash: Option<Crash>,
     memory: Memory,
     tdx: Tdx,
+    iommu: Iommu,
     tds: Vec<TdLine>,
     log: Vec<String>,
     log_lost: u64,
@@ -60,6 +62,7 @@ fn report(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
         last_crash: host.last_crash(),
         memory: host.memory(),
         tdx: host.tdx(),
+        iommu: host.iommu(),
         tds: host.tds().map(|tds| tds.list()).unwrap_or_default(),
         log,
         log_lost,

@@ -16,7 +16,7 @@ pub const COMMANDS: &[Command] = &[Command {
     args: &[],
     summary: "Show the state of TDX and what is missing",
     help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix it; \
-           the microcode of the CPUs; the module's version, features and limits, as it reports them; the private \
+           whether VT-d keeps devices from memory; the microcode of the CPUs; the module's version, features and limits, as it reports them; the private \
            KeyIDs; the convertible memory regions; the TDMRs and the size of their PAMTs; free memory that TDs cannot \
            use; and the steps of the bring-up with their times.",
     run: |context, _| Ok(Reply::new(context.host.tdx())),
@@ -33,6 +33,7 @@ impl Text for Tdx {
         for reason in &self.reasons {
             facts.fact(what, reason);
         }
+        facts.fact("DMA", &self.dma);
         if let Some(hkids) = &self.hkids {
             let last = hkids.first.saturating_add(hkids.total.saturating_sub(1));
             facts.fact(

@@ -7,6 +7,7 @@ pub mod absent;
 pub mod crash;
 pub mod errors;
 pub mod failure;
+pub mod iommu;
 pub mod platform;
 pub mod seam;
 pub mod td;
@@ -213,6 +214,8 @@ pub struct Tdx {
     pub state: TdxState,
     /// The reasons why TDX is not ready: one entry for each missing thing, with what to do. Empty if `state` is ready.
     pub reasons: Vec<String>,
+    /// What keeps devices from the memory of TDs and of the module.
+    pub dma: iommu::Dma,
     /// The KeyIDs that firmware set aside for TDX; `None` if the machine has no such partition.
     pub hkids: Option<Hkids>,
     /// The microcode of the running CPUs, one entry for each revision.
@@ -453,6 +456,9 @@ pub trait Management {
 
     /// Returns the state of TDX on this machine.
     fn tdx(&self) -> Tdx;
+
+    /// Returns the VT-d units, and the requests that they blocked.
+    fn iommu(&self) -> iommu::Iommu;
 
     /// Returns the TDs.
     ///
