@@ -114,6 +114,13 @@ impl Unit {
         })
     }
 
+    /// Returns true if an entry of the unit's table is at `pa`.
+    pub fn has_interrupt_entry(&self, pa: u64) -> bool {
+        let entries = 2u64 << (self.interrupt_table & 0xF);
+        let start = self.entry_at(0);
+        start != 0 && (start..start + entries * 16).contains(&pa)
+    }
+
     fn entry_at(&self, index: u16) -> u64 {
         (self.interrupt_table & !0xFFF) + u64::from(index) * 16
     }

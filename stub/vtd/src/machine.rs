@@ -184,6 +184,14 @@ impl Platform for Machine {
     fn store(&self, pa: u64, value: u64) {
         let state = &mut *self.state();
         check_taken(state, pa, "stored to");
+        let current = state.memory.load(pa & !15);
+        let is_entry = |unit: &Unit| unit.has_interrupt_entry(pa);
+        let is_clearing = pa & 8 == 0 && value == 0;
+        if current & 1 != 0 && !is_clearing && state.units.iter().any(is_entry) {
+            state.violations.push(format!(
+                "the interrupt entry at {pa:#x} was changed while it was present"
+            ));
+        }
         state.memory.store(pa, value);
     }
 

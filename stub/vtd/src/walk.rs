@@ -38,8 +38,8 @@ fn domain(entry: &[u64; 2]) -> u16 {
 /// Cached translations and tables.
 #[derive(Debug, Default)]
 pub struct Cached {
-    /// Leaves by domain and page: the entry, and its level. An entry of 0 is an absent one.
-    leaves: HashMap<(u16, u64), (u64, u32)>,
+    /// Leaves by domain, level and the address bits that they map. An entry of 0 is an absent page.
+    leaves: HashMap<(u16, u32, u64), u64>,
     /// Tables by domain, level and the address bits that lead to them.
     tables: HashMap<(u16, u32, u64), u64>,
 }
@@ -51,20 +51,38 @@ impl Cached {
     }
 
     pub fn forget_domain(&mut self, id: u16) {
-        self.leaves.retain(|(of, _), _| *of != id);
+        self.leaves.retain(|(of, ..), _| *of != id);
         self.tables.retain(|(of, ..), _| *of != id);
     }
 
     pub fn forget_pages(&mut self, id: u16, iova: u64, bytes: u64) {
-        let inside = |page: u64| (iova..iova + bytes).contains(&page);
-        self.leaves
-            .retain(|(of, page), _| *of != id || !inside(*page));
+        let end = iova + bytes;
+        // A leaf that maps more than the range may stay.
+        self.leaves.retain(|(of, level, prefix), _| {
+            let (start, leaf_end) = (prefix << shift(*level), (prefix + 1) << shift(*level));
+            *of != id || start < iova || end < leaf_end
+        });
         self.tables.retain(|(of, level, prefix), _| {
-            let covered = 1u64 << (12 + 9 * level);
-            let start = prefix * covered;
-            *of != id || start >= iova + bytes || start + covered <= iova
+            let (start, table_end) = (
+                prefix << (shift(*level) + 9),
+                (prefix + 1) << (shift(*level) + 9),
+            );
+            *of != id || end <= start || table_end <= iova
         });
     }
+
+    /// Returns the cached leaf for a device address, and its level.
+    fn leaf(&self, id: u16, iova: u64) -> Option<(u64, u32)> {
+        (1..=3).find_map(|level| {
+            let leaf = self.leaves.get(&(id, level, iova >> shift(level)))?;
+            Some((*leaf, level))
+        })
+    }
+}
+
+/// Returns the number of address bits below the index of a table at this level.
+const fn shift(level: u32) -> u32 {
+    12 + 9 * (level - 1)
 }
 
 /// Makes tables of the firmware's in which every function reaches everything.
@@ -170,15 +188,15 @@ impl Unit {
         if iova >> self.shape.address_bits.min(12 + 9 * levels) != 0 {
             return Err(4);
         }
-        let page = iova & !0xFFF;
-        let cached = self.translations.leaves.get(&(id, page)).copied();
-        let (leaf, level) = match cached {
+        let (leaf, level) = match self.translations.leaf(id, iova) {
             Some(leaf) => leaf,
             None => {
                 let found =
                     self.walk(memory, violations, (id, levels, iova, entry[0] & ADDRESS))?;
                 if found.0 & 3 != 0 || self.shape.caches_absent {
-                    self.translations.leaves.insert((id, page), found);
+                    let level = if found.0 & 3 == 0 { 1 } else { found.1 };
+                    let key = (id, level, iova >> shift(level));
+                    self.translations.leaves.insert(key, found.0);
                 }
                 found
             }
@@ -187,7 +205,7 @@ impl Unit {
         if leaf & needed == 0 {
             return Err(if writes { 5 } else { 6 });
         }
-        let size = 0x1000u64 << (9 * (level - 1));
+        let size = 1u64 << shift(level);
         Ok((leaf & ADDRESS & !(size - 1)) | iova & (size - 1))
     }
 
@@ -208,14 +226,14 @@ impl Unit {
             }
         }
         loop {
-            let at = table + (iova >> (12 + 9 * (level - 1)) & 511) * 8;
+            let at = table + (iova >> shift(level) & 511) * 8;
             let entry = self.table(memory, violations, at);
             if entry & 3 == 0 {
                 return Ok((0, level));
             }
             let is_large = entry >> 7 & 1 != 0;
             let bad_size = is_large && level > 1 && level > self.shape.highest_leaf;
-            let reserved = entry & ADDRESS & ((0x1000 << (9 * (level - 1))) - 1);
+            let reserved = entry & ADDRESS & ((1 << shift(level)) - 1);
             if bad_size || entry >> 52 != 0 || is_large && level > 1 && reserved != 0 {
                 return Err(0xC);
             }

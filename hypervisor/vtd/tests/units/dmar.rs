@@ -256,7 +256,7 @@ proptest! {
             let buses = Bridges([(at(0, 0, 0), 0..=255)].into());
             let coverage = scope::coverage(&dmar, &buses);
             for source in (0..=u16::MAX).step_by(97) {
-                scope::unit_of(&coverage, Function::new(0, Source(source)));
+                let _ = scope::unit_of(&coverage, Function::new(0, Source(source)));
             }
         }
     }
