@@ -18,6 +18,8 @@ pub struct Files {
     pub debug_console: PathBuf,
     /// The socket of QEMU's monitor.
     pub monitor: PathBuf,
+    /// The socket of QEMU's qtest server.
+    pub bus: PathBuf,
 }
 
 /// Returns QEMU's arguments. The serial port is QEMU's standard input and output.
@@ -90,6 +92,11 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
         let path = escaped(&files.monitor);
         all.pair("-monitor", format!("unix:{path},server=on,wait=off"));
     }
+    if machine.bus {
+        let path = escaped(&files.bus);
+        all.pair("-qtest", format!("unix:{path},server=on,wait=off"));
+        all.pair("-qtest-log", "/dev/null");
+    }
     if machine.gdb {
         all.pair("-gdb", "tcp::1234");
         all.add("-S");
@@ -143,7 +150,8 @@ impl Arguments {
                     "virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on"
                 )
             }
-            Device::Edu => "edu".to_owned(),
+            // Without the mask, it reaches 256 MiB.
+            Device::Edu => "edu,dma_mask=0xffffffffffff".to_owned(),
         };
         self.pair("-device", format!("{name},bus=port{slot}"));
     }
@@ -192,6 +200,7 @@ mod tests {
             vars: "/run/vars.fd".into(),
             debug_console: "/run/debug".into(),
             monitor: "/run/monitor".into(),
+            bus: "/run/bus".into(),
         };
         arguments(machine, &files).join(" ")
     }
@@ -220,7 +229,10 @@ mod tests {
             line.contains("file=/run/a,,b.img -device nvme,drive=nvme1,serial=seamark1,bus=port1"),
             "{line}"
         );
-        assert!(line.contains("-device edu,bus=port2"), "{line}");
+        assert!(
+            line.contains("-device edu,dma_mask=0xffffffffffff,bus=port2"),
+            "{line}"
+        );
         let unit = line.find("intel-iommu").expect("a unit");
         assert!(
             line.find("pcie-root-port").is_some_and(|port| unit < port),

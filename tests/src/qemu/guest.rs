@@ -17,6 +17,7 @@ use super::crash;
 use super::events::{Event, events};
 use super::follow::Follower;
 use super::machine::Machine;
+use super::qtest::Bus;
 use super::transcript::{Transcript, Waited, end_of};
 use super::trouble::Watcher;
 
@@ -30,6 +31,11 @@ const MONITOR_LIMIT: Duration = Duration::from_secs(60);
 /// Returns the path of the monitor's socket.
 fn monitor_in(directory: &Path) -> PathBuf {
     directory.join("monitor")
+}
+
+/// Returns the path of the qtest server's socket.
+fn bus_in(directory: &Path) -> PathBuf {
+    directory.join("bus")
 }
 
 /// Number of the transcript's last lines that an error shows.
@@ -64,6 +70,7 @@ impl Guest {
             vars: directory.join("vars.fd"),
             debug_console: directory.join("debug.log"),
             monitor: monitor_in(directory),
+            bus: bus_in(directory),
         };
         let vars = machine.shape.firmware.vars;
         fs::copy(vars, &files.vars)
@@ -140,6 +147,23 @@ impl Guest {
         until_prompt()?;
         writeln!(&socket, "{command}")?;
         until_prompt()
+    }
+
+    /// Connects to the machine's bus, which the machine must have opened.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub fn bus(&self) -> Result<Bus> {
+        Bus::connect(&bus_in(&self.directory))
+    }
+
+    /// Returns QEMU's own messages so far.
+    ///
+    /// # Errors
+    /// They can't be read.
+    pub fn qemu_log(&self) -> Result<String> {
+        let log = self.directory.join("qemu.log");
+        fs::read_to_string(&log).with_context(|| format!("can't read {}", log.display()))
     }
 
     /// Returns the CPU time that QEMU has used so far.

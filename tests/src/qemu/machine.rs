@@ -41,6 +41,8 @@ pub struct Machine {
     pub gdb: bool,
     /// True if the machine has QEMU's monitor, for [`Guest::monitor`](super::Guest::monitor).
     pub monitor: bool,
+    /// True if the machine's bus can be reached from outside, for [`Guest::bus`](super::Guest::bus).
+    pub bus: bool,
     /// The socket at which QEMU waits for a debugger while the machine runs.
     pub debugger: Option<PathBuf>,
     /// Reports of the stub that a test provokes. They do not end the machine.
@@ -160,6 +162,7 @@ impl Machine {
             symbols: None,
             gdb: false,
             monitor: false,
+            bus: false,
             debugger: None,
             provoked: Vec::new(),
         }

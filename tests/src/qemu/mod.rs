@@ -7,15 +7,19 @@
 mod arguments;
 mod crash;
 mod debugger;
+mod edu;
 mod events;
 mod follow;
 mod guest;
 mod machine;
+mod qtest;
 mod transcript;
 mod trouble;
 
 pub use debugger::Debugger;
+pub use edu::Edu;
 pub use events::{Event, events};
 pub use guest::{Ending, Guest, SerialWriter, Tee};
 pub use machine::{Boot, Device, Firmware, Machine, Shape, Stub};
+pub use qtest::Bus;
 pub use trouble::Kind as Trouble;

@@ -28,6 +28,7 @@ mod smp;
 mod stage;
 mod tds;
 mod violations;
+mod vtd;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -188,6 +189,7 @@ pub fn all() -> Vec<Scenario> {
         crash::ALL,
         port::ALL,
         violations::ALL,
+        vtd::ALL,
         monitor::ALL,
         linux::ALL,
         linux::foreign::ALL,
