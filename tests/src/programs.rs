@@ -64,6 +64,7 @@ impl Foreign {
 pub struct Programs {
     directory: PathBuf,
     stub_options: Vec<(String, String)>,
+    has_iommu: bool,
     has_lkvs: bool,
     measure: Option<Measure>,
 }
@@ -77,6 +78,7 @@ impl Programs {
         Self {
             directory: directory.to_owned(),
             stub_options: Vec::new(),
+            has_iommu: true,
             has_lkvs: false,
             measure: None,
         }
@@ -108,6 +110,20 @@ impl Programs {
     /// Returns the stub's options.
     pub fn stub_options(&self) -> &[(String, String)] {
         &self.stub_options
+    }
+
+    /// Leaves the VT-d unit out of every machine whose test does not ask for one.
+    #[must_use]
+    pub fn without_iommu(self) -> Self {
+        Self {
+            has_iommu: false,
+            ..self
+        }
+    }
+
+    /// Returns true if machines have a VT-d unit unless their test leaves it out.
+    pub fn has_iommu(&self) -> bool {
+        self.has_iommu
     }
 
     /// Declares that the module of LKVS's tdx-compliance was built from the developer's checkout.

@@ -29,7 +29,7 @@ pub struct Machine {
     pub boot: Boot,
     /// The hardware around the CPUs and the memory.
     pub shape: Shape,
-    /// True if the machine has QEMU's model of a VT-d unit.
+    /// True if the machine has QEMU's model of a VT-d unit. Only a q35 chipset can have it.
     pub iommu: bool,
     /// Physical devices, each behind a root port of its own.
     pub devices: Vec<Device>,
@@ -146,7 +146,7 @@ pub enum Boot {
 }
 
 impl Machine {
-    /// Creates a machine of four CPUs in two packages and 2 GiB of memory.
+    /// Creates a machine of four CPUs in two packages and 2 GiB of memory, with a VT-d unit.
     pub fn new(boot: Boot, stub: Option<Stub>) -> Self {
         Self {
             cpus: 4,
@@ -156,7 +156,7 @@ impl Machine {
             stub,
             boot,
             shape: Shape::USUAL,
-            iommu: false,
+            iommu: true,
             devices: Vec::new(),
             reboots: false,
             symbols: None,
@@ -187,6 +187,13 @@ impl Machine {
     #[must_use]
     pub fn with_iommu(mut self) -> Self {
         self.iommu = true;
+        self
+    }
+
+    /// Leaves the VT-d unit out.
+    #[must_use]
+    pub fn without_iommu(mut self) -> Self {
+        self.iommu = false;
         self
     }
 

@@ -134,6 +134,7 @@ impl Bench {
 
     fn with_symbols(&self, mut machine: Machine) -> Machine {
         machine.symbols = Some(self.programs.symbols("seamark"));
+        machine.iommu = self.programs.has_iommu();
         machine
     }
 

@@ -67,8 +67,7 @@ fn on(bench: &mut Bench) -> Result<()> {
 /// Without a unit, `tdx` says what keeps devices from memory. The device, turned against the machine, reaches it: what
 /// the other scenarios block is real.
 fn without(bench: &mut Bench) -> Result<()> {
-    let mut machine = with_edu(bench.machine()?);
-    machine.iommu = false;
+    let machine = with_edu(bench.machine()?).without_iommu();
     let mut console = bench.console(&machine)?;
     let tdx = console.succeed("tdx", ANSWER)?;
     ensure!(tdx["dma"]["blocked_by_vtd"] == false, "{tdx}");

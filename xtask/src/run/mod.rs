@@ -51,9 +51,9 @@ pub struct Options {
     /// Leave the SEAM stub out: a machine without VMX, SEAM and TDX
     #[arg(long)]
     no_seam: bool,
-    /// Add QEMU's model of a VT-d unit, which remaps DMA and interrupts
+    /// Leave QEMU's model of a VT-d unit out, which remaps DMA and interrupts
     #[arg(long)]
-    iommu: bool,
+    no_iommu: bool,
     /// Add an NVMe drive with this file as its content; it is written to; may be repeated
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
@@ -151,7 +151,7 @@ impl Options {
         machine.memory.clone_from(&self.mem);
         machine.reboots = self.exec.is_none();
         machine.gdb = self.gdb;
-        machine.iommu = self.iommu;
+        machine.iommu = !self.no_iommu;
         machine.devices = self.devices();
         machine
     }
@@ -313,7 +313,7 @@ mod tests {
             &["--stub", "stuck=2", "--stub", "trace=1"],
             &["--stub", "hooks=busy TDH.MEM.PAGE.AUG call 1"],
             &["--no-seam"],
-            &["--iommu", "--edu", "--net", "user"],
+            &["--no-iommu", "--edu", "--net", "user"],
         ] {
             assert_eq!(refusal(arguments), "", "{arguments:?}");
         }

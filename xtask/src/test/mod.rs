@@ -30,6 +30,9 @@ pub struct Options {
     /// An option of the stub for every machine that has it, such as tsc_hz=2596170000; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = run::key_and_value)]
     stub: Vec<(String, String)>,
+    /// Leave the VT-d unit out of every machine whose test does not ask for one
+    #[arg(long)]
+    no_iommu: bool,
     /// A checkout of Intel's LKVS, for foreign-lkvs
     #[arg(long, value_name = "DIR")]
     lkvs: Option<PathBuf>,
@@ -70,7 +73,10 @@ pub fn run(options: &Options) -> ExitCode {
         let needs: Vec<_> = selected.iter().flat_map(|s| s.needs).copied().collect();
         match programs(&needs, options.lkvs.as_deref()) {
             Ok((programs, folder)) => {
-                let programs = programs.with_stub_options(&options.stub);
+                let mut programs = programs.with_stub_options(&options.stub);
+                if options.no_iommu {
+                    programs = programs.without_iommu();
+                }
                 for scenario in &selected {
                     run_scenario(scenario, &programs, folder.path(), &mut tally);
                 }
@@ -111,6 +117,7 @@ impl Options {
                 filter: vec![(*word).clone()],
                 list: false,
                 stub: Vec::new(),
+                no_iommu: false,
                 lkvs: None,
                 quick: self.quick,
             };
@@ -177,6 +184,7 @@ mod tests {
             filter: filter.iter().map(|&f| f.to_owned()).collect(),
             list: false,
             stub: Vec::new(),
+            no_iommu: false,
             lkvs: None,
             quick: false,
         }
