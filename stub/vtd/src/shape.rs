@@ -46,7 +46,7 @@ pub struct UnitShape {
 /// What the firmware has left on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Firmware {
-    /// Translation, with tables in which every function reaches everything.
+    /// Translation, with tables in which the functions of most devices reach everything.
     pub translates: bool,
     /// The root table's mode is the scalable one.
     pub is_scalable: bool,

@@ -85,15 +85,17 @@ const fn shift(level: u32) -> u32 {
     12 + 9 * (level - 1)
 }
 
-/// Makes tables of the firmware's in which every function reaches everything.
+/// Makes tables of the firmware's in which the functions of devices 0 and 16 to 31 reach everything, on every bus.
 pub fn open_tables(memory: &mut Memory) -> u64 {
     let (Some(root), Some(context)) = (memory.take(0), memory.take(0)) else {
         return 0;
     };
     for bus in 0..256 {
         memory.store(root + bus * 16, context | PRESENT);
-        memory.store(context + bus * 16, PASS_THROUGH | PRESENT);
-        memory.store(context + bus * 16 + 8, 2);
+    }
+    for function in (0..8).chain(128..256) {
+        memory.store(context + function * 16, PASS_THROUGH | PRESENT);
+        memory.store(context + function * 16 + 8, 2);
     }
     memory.write_back(root, 4096);
     memory.write_back(context, 4096);

@@ -160,7 +160,9 @@ impl<P: Platform> Unit<P> {
     pub fn faults(&self, each: &mut dyn FnMut(&Fault)) -> bool {
         let registers = &self.found.registers;
         let status = FaultStatus::from_bits_retain(registers.read32(register::FAULT_STATUS));
-        if !status.intersects(FaultStatus::PENDING | FaultStatus::OVERFLOW) {
+        // A unit that has gone reads as ones.
+        let is_gone = status.bits() == u32::MAX;
+        if is_gone || !status.intersects(FaultStatus::PENDING | FaultStatus::OVERFLOW) {
             return false;
         }
         let capability = self.found.capability;

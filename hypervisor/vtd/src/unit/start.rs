@@ -98,6 +98,8 @@ impl<P: Platform> Unit<P> {
         found
             .registers
             .write32(register::FAULT_STATUS, errors.bits());
+        // What was blocked for the firmware is no news.
+        self.faults(&mut |_| {});
         Ok(())
     }
 

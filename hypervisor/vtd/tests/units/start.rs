@@ -81,11 +81,15 @@ fn every_state_that_firmware_leaves_is_taken_over() {
         let machine = Machine::new(std::slice::from_ref(&shape));
         let dmar = dmar_of(&[shape]);
         let device = at(3, 0, 0);
-        // A request that the firmware's tables let pass is cached.
+        // A request that the firmware's tables let pass is cached, and one that they block is recorded.
         let _ = machine.dma(device, 0x5000, true);
+        let _ = machine.dma(at(3, 1, 0), 0x5000, true);
         let iommu = Iommu::start(&machine, &dmar, &NoBridges).expect("there is memory");
         assert_eq!(machine.dma(device, 0x5000, true), Err(2), "{firmware:?}");
         assert_eq!(iommu.units()[0].taken_over, firmware.translates);
+        let mut news = 0;
+        iommu.serve(&mut |_| news += 1);
+        assert_eq!(news, 1, "what was blocked for the firmware is not told");
         assert!(machine.interrupt(device, (0xFEE0_0000, 0x41)).is_err());
         let mut domain = iommu.domain().expect("a domain");
         domain
