@@ -3,6 +3,7 @@
 mod contract;
 mod crash;
 mod docs;
+mod iommu;
 mod machine;
 mod report;
 mod td;

@@ -1,5 +1,6 @@
 //! DMA and interrupt remapping: `iommu`.
 
+use alloc::format;
 use core::fmt::{self, Display, Write};
 
 use crate::{
@@ -117,12 +118,11 @@ impl Iommu {
         }
         let mut table = Table::new(&["RESERVED FOR", "START", "END", "ACCESS"]);
         for reserved in &self.reserved {
-            table.row(&[
-                &reserved.function,
-                &reserved.start,
-                &reserved.end,
-                &reserved.blocked.as_deref().unwrap_or("kept"),
-            ]);
+            let access = match &reserved.blocked {
+                Some(why) => format!("blocked: {why}"),
+                None => "kept".into(),
+            };
+            table.row(&[&reserved.function, &reserved.start, &reserved.end, &access]);
         }
         write!(out, "\n{table}")
     }

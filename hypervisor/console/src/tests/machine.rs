@@ -288,45 +288,7 @@ impl Management for Machine {
     }
 
     fn iommu(&self) -> iommu::Iommu {
-        iommu::Iommu {
-            dma: iommu::Dma {
-                blocked_by_vtd: true,
-                why_not: None,
-            },
-            units: vec![iommu::Unit {
-                base: Hex(0xFED9_0000),
-                segment: 0,
-                works: true,
-                problem: None,
-                remaps_interrupts: true,
-                taken_over: false,
-                has_rest: true,
-                named: 3,
-                capability: Some(Hex(0xD2_008C_222F_0686)),
-                extended_capability: Some(Hex(0xF0_0F5A)),
-            }],
-            interrupts: Some(iommu::Interrupts {
-                used: 2,
-                entries: 4096,
-                extended: true,
-            }),
-            faults: vec![iommu::Faults {
-                function: "0000:01:00.0".into(),
-                accesses: 513,
-                interrupts: 0,
-                untold: 505,
-                muted: true,
-                last: "a write to 0x100000: the function has no domain (0x2)".into(),
-            }],
-            other_faults: 0,
-            lost: 1,
-            reserved: vec![iommu::Reserved {
-                function: "0000:00:14.0".into(),
-                start: Hex(0x7B80_0000),
-                end: Hex(0x7B88_0000),
-                blocked: Some("the TDX module has memory from 0x7b800000 on".into()),
-            }],
-        }
+        super::iommu::units()
     }
 
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure> {
