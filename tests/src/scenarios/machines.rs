@@ -148,7 +148,9 @@ impl Plain {
         machine.shape = self.shape;
         match self.outcome {
             Outcome::Prompt { problems, reason } => {
-                let console = Console::wait(bench.start(&machine)?, LIMIT)?;
+                // The firmware of a plain machine takes long to start hundreds of CPUs.
+                let limit = LIMIT + self.cpus * Duration::from_secs(4);
+                let console = Console::wait(bench.start(&machine)?, limit)?;
                 self.is_well(console, problems, reason)
             }
             Outcome::Sentence(sentence) => {

@@ -2,7 +2,7 @@
 
 use host::platform::Platform;
 use host::td::end::Way;
-use seam::abi::metadata::{Field, td as fields};
+use seam::abi::metadata::{FieldId, td as fields};
 use stub_module::Release;
 
 use super::kit::{ONE, Server, td};
@@ -28,10 +28,10 @@ fn start<T>(
 }
 
 /// Returns a field of a TD with these keys.
-fn field(release: Release, keys: &str, field: Field) -> Result<u64, String> {
+fn field(release: Release, keys: &str, field: FieldId) -> Result<u64, String> {
     start(release, keys, |server, td| {
         let tdh = server.rig.tdh();
-        let read = |tdr: &_| Ok(tdh.mng_rd(tdr, field.element(0))?);
+        let read = |tdr: &_| Ok(tdh.mng_rd(tdr, field)?);
         td.map().unwrap().keyed(read).unwrap()
     })
 }
@@ -39,7 +39,7 @@ fn field(release: Release, keys: &str, field: Field) -> Result<u64, String> {
 #[test]
 fn a_td_has_the_features_that_are_named() {
     for release in Release::ALL {
-        let xfam = |keys| field(release, keys, fields::XFAM);
+        let xfam = |keys| field(release, keys, fields::XFAM.id);
         assert_eq!(xfam("xfam = [\"x87\", \"sse\"]"), Ok(3), "{release}");
         assert_eq!(xfam("xfam = [\"avx\", \"sse\", \"x87\"]"), Ok(7));
         // The default is the same on every release.
@@ -55,7 +55,7 @@ fn a_td_has_the_features_that_are_named() {
 #[test]
 fn the_address_width_is_chosen_where_the_module_can_show_another() {
     for release in [Release::V1_5_16, Release::V1_5_25] {
-        let width = |bits| field(release, &format!("maxpa = {bits}"), fields::VIRT_MAXPA);
+        let width = |bits| field(release, &format!("maxpa = {bits}"), fields::VIRT_MAXPA.id);
         for bits in 45..=48 {
             assert_eq!(width(bits), Ok(bits), "{release}");
         }
@@ -67,14 +67,14 @@ fn the_address_width_is_chosen_where_the_module_can_show_another() {
             );
         }
     }
-    let refused = field(Release::V1_5_01, "maxpa = 46", fields::XFAM).unwrap_err();
+    let refused = field(Release::V1_5_01, "maxpa = 46", fields::XFAM.id).unwrap_err();
     assert_eq!(refused, "maxpa: this TDX module does not support it");
 }
 
 #[test]
 fn a_guest_reduces_ve_only_where_the_operator_lets_it() {
     for release in [Release::V1_5_16, Release::V1_5_25] {
-        let valid = |keys| field(release, keys, fields::VE_REDUCTION_VALID);
+        let valid = |keys| field(release, keys, fields::VE_REDUCTION_VALID.id);
         for keys in ["", "ve_reduction = true"] {
             assert_eq!(valid(keys), Ok(1), "{release}: {keys}");
         }
@@ -88,11 +88,16 @@ fn a_guest_reduces_ve_only_where_the_operator_lets_it() {
 
 #[test]
 fn a_td_has_the_paravirtual_features_that_are_listed() {
+    // Leaf 1, which has no sub-leaf: the second element is ECX and EDX.
+    let id = fields::CPUID_VALUES.id;
+    let id = id.with_code(id.code() | 1 << 9 | 0x1FE | 1);
     for release in [Release::V1_5_16, Release::V1_5_25] {
-        for keys in ["paravirt = []", "paravirt = [\"mca\", \"mtrr\"]"] {
-            let started = start(release, keys, |_, _| ());
-            assert_eq!(started, Ok(()), "{release}: {keys}");
-        }
+        // MCE, MTRR and MCA in EDX.
+        let has = |keys| field(release, keys, id).map(|value| value >> 32 & 0x5080);
+        assert_eq!(has(""), Ok(0x5080), "{release}");
+        assert_eq!(has("paravirt = [\"mca\", \"mtrr\"]"), Ok(0x5080));
+        assert_eq!(has("paravirt = [\"mtrr\"]"), Ok(0x1000));
+        assert_eq!(has("paravirt = []"), Ok(0));
     }
     for keys in ["paravirt = []", "paravirt = [\"mtrr\"]"] {
         let refused = start(Release::V1_5_01, keys, |_, _| ()).unwrap_err();
