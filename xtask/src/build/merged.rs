@@ -182,23 +182,26 @@ impl Function {
             .collect()
     }
 
-    /// Returns true if all 64 bits of a register are read after an instruction, before it is written again.
+    /// Returns true if all 64 bits of a register, or of a copy of it in another, are read after an instruction, before
+    /// it is written again.
     fn is_used_whole(&self, after: &Instruction, register: Registers) -> bool {
         let is_byte = after.op0_register().is_gpr8();
         let mut seen = BTreeSet::new();
-        let mut open: Vec<u64> = self.next(after).collect();
-        while let Some(at) = open.pop() {
-            if !seen.insert(at) {
+        let mut open: Vec<_> = self.next(after).map(|at| (at, register)).collect();
+        while let Some((at, holding)) = open.pop() {
+            if !seen.insert((at, holding)) {
                 continue;
             }
             let (instruction, effect) = &self.code[&at];
-            let is_put_by = is_byte && is_store(instruction);
-            if effect.reads & register != 0 && !is_put_by {
+            let copy = copy_of(instruction, holding);
+            let is_put_by = copy != 0 || is_byte && is_store(instruction);
+            if effect.reads & holding != 0 && !is_put_by {
                 return true;
             }
-            let is_byte_again = is_byte && effect.parts & register != 0;
-            if effect.writes & register == 0 && !is_byte_again {
-                open.extend(self.next(instruction));
+            let parts = if is_byte { effect.parts } else { 0 };
+            let still = holding & !(effect.writes | parts) | copy;
+            if still != 0 {
+                open.extend(self.next(instruction).map(|at| (at, still)));
             }
         }
         false
@@ -214,6 +217,18 @@ fn loaded_in_part(instruction: &Instruction) -> Option<Registers> {
         && part.is_gpr()
         && part.size() < 4;
     is_load.then(|| bit(part))
+}
+
+/// Returns the register that `mov r64, r64` fills from one of these; zero for another instruction.
+fn copy_of(instruction: &Instruction, from: Registers) -> Registers {
+    let is_copy = instruction.mnemonic() == Mnemonic::Mov
+        && instruction.op0_register().is_gpr64()
+        && instruction.op1_register().is_gpr64();
+    if is_copy && bit(instruction.op1_register()) & from != 0 {
+        bit(instruction.op0_register())
+    } else {
+        0
+    }
 }
 
 /// Returns true if an instruction only stores a register; a push counts.
@@ -338,6 +353,23 @@ mod tests {
             mistakes(&[byte, &[0x48, 0x0F, 0xAB, 0xC8, 0xC3]].concat()),
             [0; 0]
         );
+    }
+
+    #[test]
+    fn a_copy_in_another_register_is_followed() {
+        // mov cl, [rsi]; mov rdx, rcx
+        let copied: &[u8] = &[0x8A, 0x0E, 0x48, 0x89, 0xCA];
+        // movzx eax, dl; ret
+        let as_byte = [copied, &[0x0F, 0xB6, 0xC2, 0xC3]].concat();
+        assert_eq!(mistakes(&as_byte), [0; 0]);
+        // add rax, rdx; ret
+        let whole: &[u8] = &[0x48, 0x01, 0xD0, 0xC3];
+        assert_eq!(mistakes(&[copied, whole].concat()), [0]);
+        // mov edx, ecx
+        let narrowed = [&[0x8A, 0x0E, 0x89, 0xCA], whole].concat();
+        assert_eq!(mistakes(&narrowed), [0; 0]);
+        // mov cx, [rsi]; mov rdx, rcx
+        assert_eq!(mistakes(&[LOAD, &copied[2..], whole].concat()), [0]);
     }
 
     #[test]
