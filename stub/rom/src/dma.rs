@@ -33,7 +33,7 @@ pub trait Memory {
 pub struct Reach {
     /// The requester id of the device; the first one if several share the table.
     pub requester: u16,
-    /// The address that the device uses.
+    /// The address that the device uses; if a table is what is reached, any.
     pub device_address: u64,
     /// The physical address that it reaches, the first one if there are several.
     pub pa: u64,
@@ -45,6 +45,17 @@ struct Place {
     bus: u16,
     function: u16,
     device_address: u64,
+}
+
+impl Place {
+    /// Describes how the function here reaches `pa` at an address.
+    fn reaches(self, device_address: u64, pa: u64) -> Reach {
+        Reach {
+            requester: self.bus << 8 | self.function,
+            device_address,
+            pa,
+        }
+    }
 }
 
 /// The state between turns.
@@ -71,14 +82,14 @@ impl Watch {
         let mut turn = Turn {
             memory,
             left: budget,
+            last_table: None,
             reported: &mut self.reported,
             report: &mut report,
         };
         let start = self.next;
         let mut is_around = false;
-        let mut last_table = None;
         while turn.left > 0 && !(is_around && self.next >= start) {
-            self.next = turn.step(root & ADDRESS, self.next, &mut last_table);
+            self.next = turn.step(root & ADDRESS, self.next);
             if self.next.bus == BUSES {
                 self.next = Place::default();
                 if is_around || start == Place::default() {
@@ -99,153 +110,114 @@ impl Watch {
 struct Turn<'a, M, R> {
     memory: &'a M,
     left: u32,
+    /// The second-stage table that was gone over last: functions often share one.
+    last_table: Option<u64>,
     reported: &'a mut Vec<(u64, u64)>,
     report: &'a mut R,
 }
 
+/// An entry of a table.
+#[derive(Clone, Copy)]
+struct Entry {
+    at: u64,
+    value: u64,
+}
+
+impl Entry {
+    /// Returns the address of the table that it names.
+    fn table(self) -> u64 {
+        self.value & ADDRESS
+    }
+}
+
 impl<M: Memory, R: FnMut(Reach)> Turn<'_, M, R> {
-    fn read(&mut self, pa: u64) -> u64 {
+    fn read(&mut self, at: u64) -> Entry {
         self.left = self.left.saturating_sub(1);
-        self.memory.read(pa)
+        let value = self.memory.read(at);
+        Entry { at, value }
     }
 
-    /// Looks at the function at `place`. Returns the next place. `last_table` is the second-stage table that was gone
-    /// over last: functions often share one.
-    fn step(&mut self, root: u64, place: Place, last_table: &mut Option<u64>) -> Place {
+    /// Looks at the functions from `place` on, up to the end of the bus. Returns the next place.
+    fn step(&mut self, root: u64, place: Place) -> Place {
         let next_bus = Place {
             bus: place.bus + 1,
             ..Place::default()
         };
-        let at = root + u64::from(place.bus) * 16;
-        let entry = self.read(at);
-        let requester = place.bus << 8 | place.function;
-        if entry & PRESENT == 0 || !self.admits_table(at, entry, requester) {
+        let entry = self.read(root + u64::from(place.bus) * 16);
+        if entry.value & PRESENT == 0 || !self.admits_table(entry, place) {
             return next_bus;
         }
-        let mut function = place.function;
-        while function < FUNCTIONS && self.left > 0 {
-            let at = (entry & ADDRESS) + u64::from(function) * 16;
-            let low = self.read(at);
-            if low & PRESENT != 0 {
-                let here = Place { function, ..place };
-                let from = if function == place.function {
-                    place.device_address
-                } else {
-                    0
+        let mut here = place;
+        while here.function < FUNCTIONS {
+            if self.left == 0 {
+                return here;
+            }
+            let context = self.read(entry.table() + u64::from(here.function) * 16);
+            if context.value & PRESENT != 0
+                && let Some(device_address) = self.function(context, here)
+            {
+                return Place {
+                    device_address,
+                    ..here
                 };
-                let stopped = self.function(at, low, here, from, last_table);
-                if let Some(device_address) = stopped {
-                    return Place {
-                        device_address,
-                        ..here
-                    };
-                }
             }
-            function += 1;
-        }
-        if function < FUNCTIONS {
-            Place {
-                function,
+            here = Place {
+                function: here.function + 1,
                 device_address: 0,
-                ..place
-            }
-        } else {
-            next_bus
+                ..here
+            };
         }
+        next_bus
     }
 
-    /// Looks at what a present context entry lets a function reach, from an address on. Returns the address at which the
-    /// budget ended.
-    fn function(
-        &mut self,
-        at: u64,
-        low: u64,
-        place: Place,
-        from: u64,
-        last_table: &mut Option<u64>,
-    ) -> Option<u64> {
+    /// Looks at what a present context entry lets a function reach, from the address of `place` on. Returns the address
+    /// at which the budget ended.
+    fn function(&mut self, context: Entry, place: Place) -> Option<u64> {
         const PASS_THROUGH: u64 = 2;
-        let requester = place.bus << 8 | place.function;
-        if low >> 2 & 3 == PASS_THROUGH {
+        if context.value >> 2 & 3 == PASS_THROUGH {
             // All of memory; the unit's addresses are physical ones.
             if let Some(pa) = self.memory.forbidden(0..1 << 48) {
-                self.found(at, low, requester, pa, pa);
+                self.found(context, place.reaches(pa, pa));
             }
             return None;
         }
-        let levels = (self.read(at + 8) & 7) as u32 + 2;
-        let table = low & ADDRESS;
-        if levels > 5 || *last_table == Some(table) || !self.admits_table(at, low, requester) {
+        let levels = (self.read(context.at + 8).value & 7) as u32 + 2;
+        let is_known = self.last_table == Some(context.table());
+        if levels > 5 || is_known || !self.admits_table(context, place) {
             return None;
         }
-        let mut walk = Walk {
-            turn: self,
-            requester,
-            from,
+        let table = Table {
+            pa: context.table(),
+            level: levels,
+            base: 0,
         };
-        let stopped = walk.table(table, levels, 0);
-        *last_table = stopped.is_none().then_some(table);
+        let stopped = self.table(table, place);
+        self.last_table = stopped.is_none().then_some(table.pa);
         stopped
     }
 
-    /// Returns whether the table that an entry names may be read by a unit, and reports it if not.
-    fn admits_table(&mut self, at: u64, entry: u64, requester: u16) -> bool {
-        let table = entry & ADDRESS;
-        match self.memory.forbidden(table..table + PAGE) {
-            Some(pa) => {
-                self.found(at, entry, requester, 0, pa);
-                false
-            }
-            None => true,
-        }
-    }
-
-    fn found(&mut self, at: u64, entry: u64, requester: u16, device_address: u64, pa: u64) {
-        if self.reported.contains(&(at, entry)) {
-            return;
-        }
-        self.reported.retain(|(known, _)| *known != at);
-        if self.reported.len() == MAX_REPORTED {
-            self.reported.remove(0);
-        }
-        self.reported.push((at, entry));
-        (self.report)(Reach {
-            requester,
-            device_address,
-            pa,
-        });
-    }
-}
-
-/// The way through one function's second-stage tables.
-struct Walk<'a, 'b, M, R> {
-    turn: &'a mut Turn<'b, M, R>,
-    requester: u16,
-    /// The device address from which on the tables are looked at.
-    from: u64,
-}
-
-impl<M: Memory, R: FnMut(Reach)> Walk<'_, '_, M, R> {
-    /// Goes through a table of this level, 1 being the last, that maps the addresses from `base` on. Returns the address
-    /// at which the budget ended.
-    fn table(&mut self, table: u64, level: u32, base: u64) -> Option<u64> {
-        let shift = 12 + 9 * (level - 1);
-        let first = self.from.saturating_sub(base) >> shift;
+    /// Goes through a second-stage table from the address of `place` on. Returns the address at which the budget ended.
+    fn table(&mut self, table: Table, place: Place) -> Option<u64> {
+        let shift = 12 + 9 * (table.level - 1);
+        let first = place.device_address.saturating_sub(table.base) >> shift;
         for index in first.min(512)..512 {
-            let address = base + (index << shift);
-            if self.turn.left == 0 {
-                return Some(address);
+            let base = table.base + (index << shift);
+            if self.left == 0 {
+                return Some(base);
             }
-            let at = table + index * 8;
-            let entry = self.turn.read(at);
-            if entry & READ_WRITE == 0 {
+            let entry = self.read(table.pa + index * 8);
+            if entry.value & READ_WRITE == 0 {
                 continue;
             }
-            let is_leaf = level == 1 || level <= 3 && entry & LARGE != 0;
-            if is_leaf {
-                self.leaf(at, entry, address, 1 << shift);
-            } else if self.turn.admits_table(at, entry, self.requester)
-                && let Some(stopped) = self.table(entry & ADDRESS, level - 1, address)
+            let below = Table {
+                pa: entry.table(),
+                level: table.level - 1,
+                base,
+            };
+            if table.level == 1 || table.level <= 3 && entry.value & LARGE != 0 {
+                self.leaf(entry, 1 << shift, place, base);
+            } else if self.admits_table(entry, place)
+                && let Some(stopped) = self.table(below, place)
             {
                 return Some(stopped);
             }
@@ -253,16 +225,47 @@ impl<M: Memory, R: FnMut(Reach)> Walk<'_, '_, M, R> {
         None
     }
 
-    fn leaf(&mut self, at: u64, entry: u64, address: u64, size: u64) {
+    fn leaf(&mut self, entry: Entry, size: u64, place: Place, base: u64) {
         const REGION: u64 = 1 << 21;
-        let pa = entry & ADDRESS & !(size - 1);
+        let pa = entry.table() & !(size - 1);
         // A large leaf takes as long as the regions in it.
-        self.turn.left = self.turn.left.saturating_sub((size / REGION) as u32);
-        if let Some(reached) = self.turn.memory.forbidden(pa..pa + size) {
-            let device_address = address + (reached - pa);
-            (self.turn).found(at, entry, self.requester, device_address, reached);
+        self.left = self.left.saturating_sub((size / REGION) as u32);
+        if let Some(reached) = self.memory.forbidden(pa..pa + size) {
+            self.found(entry, place.reaches(base + (reached - pa), reached));
         }
     }
+
+    /// Returns whether the table that an entry names may be read by a unit, and reports it if not.
+    fn admits_table(&mut self, entry: Entry, place: Place) -> bool {
+        let table = entry.table();
+        let forbidden = self.memory.forbidden(table..table + PAGE);
+        if let Some(pa) = forbidden {
+            self.found(entry, place.reaches(place.device_address, pa));
+        }
+        forbidden.is_none()
+    }
+
+    fn found(&mut self, Entry { at, value }: Entry, reach: Reach) {
+        if self.reported.contains(&(at, value)) {
+            return;
+        }
+        self.reported.retain(|(known, _)| *known != at);
+        if self.reported.len() == MAX_REPORTED {
+            self.reported.remove(0);
+        }
+        self.reported.push((at, value));
+        (self.report)(reach);
+    }
+}
+
+/// A second-stage table.
+#[derive(Clone, Copy)]
+struct Table {
+    pa: u64,
+    /// 1 is the last level.
+    level: u32,
+    /// The first device address that it maps.
+    base: u64,
 }
 
 #[cfg(test)]

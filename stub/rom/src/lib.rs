@@ -2,7 +2,7 @@
 //!
 //! This library is the portable part: pure functions of their inputs, which the host's tests run. It has the
 //! processor's identity ([`personality`]), its local APIC ([`apic`]), VMX operation ([`vmx`]), instructions ([`insn`],
-//! [`clearing`], [`doubt`], [`lost`]), page walks ([`walk`]), the options ([`options`]) and the size of the SEAM range
+//! [`clearing`], [`doubt`], [`lost`]), page walks ([`walk`]), the reach of devices ([`dma`]), the options ([`options`]) and the size of the SEAM range
 //! ([`room`]). The program that runs beneath the firmware is the binary `seamstub`.
 #![cfg_attr(not(test), no_std)]
 
@@ -12,6 +12,7 @@ pub use stub_options as options;
 
 pub mod apic;
 pub mod clearing;
+pub mod dma;
 pub mod doubt;
 pub mod insn;
 pub mod lost;

@@ -98,6 +98,15 @@ impl View {
             })
     }
 
+    /// Returns whether one page maps the whole region of 2 MiB at `pa` at this moment.
+    pub fn maps_region(&self, pa: u64) -> bool {
+        let Some(directory) = self.directories.get((pa / GIB) as usize) else {
+            return true;
+        };
+        let entry = directory.0[(pa / REGION % ENTRIES) as usize].load(Ordering::SeqCst);
+        entry & LARGE != 0
+    }
+
     /// Returns the spare table that `entry` links.
     fn spare(&self, entry: u64) -> Option<&'static Table> {
         let first = self.spares.first()?.address();

@@ -11,6 +11,7 @@ mod attempt;
 mod checks;
 mod cpu;
 mod dirty;
+mod dma;
 mod five_levels;
 mod host;
 mod measure;

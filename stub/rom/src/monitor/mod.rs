@@ -10,6 +10,7 @@ mod detour;
 mod exits;
 mod guest;
 mod hardware;
+mod iommu;
 mod lp;
 mod machine;
 mod npt;

@@ -72,6 +72,11 @@ impl Npt {
         self.view.maps(pa)
     }
 
+    /// Returns whether the software can access the whole region of 2 MiB at `pa` without a lookup of its owner.
+    pub fn maps_region(&self, pa: u64) -> bool {
+        self.view.maps_region(pa)
+    }
+
     /// Blocks the software on all processors from pages, or unblocks it.
     pub fn guard(&self, processors: Processors<'_>, pages: Range<u64>, private: bool) {
         let mut nested = self.nested.lock();

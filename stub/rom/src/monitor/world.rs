@@ -10,6 +10,7 @@ use stub_rom::personality::clock::Clock;
 use stub_rom::personality::topology::Shifts;
 use stub_rom::personality::{self, Cpu, Facts, KEYID_BITS, MAX_PA};
 
+use super::iommu::Iommu;
 use super::npt::Npt;
 use super::panic;
 use super::presence::{PATIENCE, Processors};
@@ -37,6 +38,8 @@ pub struct World {
     pub limits: Limits,
     /// The nested page tables of the software above.
     pub npt: Npt,
+    /// The VT-d unit; `None` on a machine without one.
+    pub iommu: Option<Iommu>,
     pub msr_bitmap: u64,
     pub lps: Vec<Shared>,
     pub lp_to_package: Vec<u32>,
@@ -65,6 +68,12 @@ impl World {
     pub fn is_in_seamrr(&self, pa: u64) -> bool {
         let (base, size) = self.seamrr;
         (base..base + size).contains(&pa)
+    }
+
+    /// Returns the end of RAM.
+    pub fn end_of_ram(&self) -> u64 {
+        let ends = self.ram.iter().map(|(base, size)| base + size);
+        ends.max().unwrap_or(0)
     }
 
     /// Returns the processors that a change of the nested page tables by processor `own` waits for.

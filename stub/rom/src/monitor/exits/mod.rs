@@ -2,6 +2,7 @@
 
 mod apic;
 mod cr;
+mod iommu;
 mod movdir;
 mod msr;
 mod npf;

@@ -5,8 +5,9 @@ use stub_rom::vmx::Memory;
 use stub_rom::walk::Paging;
 use stub_rom::{apic, walk};
 
-use super::{apic as apic_page, step};
+use super::{apic as apic_page, iommu as iommu_registers, step};
 use crate::memory::PAGE;
+use crate::monitor::iommu;
 use crate::monitor::lp::Lp;
 use crate::monitor::npt::Stopped;
 use crate::monitor::panic;
@@ -21,6 +22,10 @@ pub fn exit(lp: &mut Lp) {
     lp.vmcb.redeliver();
     if (apic::BASE..apic::BASE + PAGE as u64).contains(&pa) {
         apic_page::access(lp, pa);
+        return;
+    }
+    if iommu::has(lp, pa) {
+        iommu_registers::access(lp, pa);
         return;
     }
     if !world.is_in_seamrr(pa) {

@@ -4,6 +4,7 @@
 //! of ones. No interrupt can come in between.
 
 use super::deliver_nmi;
+use crate::monitor::iommu;
 use crate::monitor::lp::{self, Lp, Step};
 use seam::abi::x86::{dr6, rflags, vector};
 
@@ -59,6 +60,12 @@ pub fn over_page(lp: &mut Lp, pa: u64) {
     lp.detour.map(pa, scratch, lp.world.npt.address());
 }
 
+/// Steps over the instruction with the registers of the VT-d unit at the physical address `pa`, which is in their page.
+pub fn over_registers(lp: &mut Lp, pa: u64) {
+    begin_over_memory(lp);
+    lp.detour.map(pa, pa, lp.world.npt.address());
+}
+
 /// Applies a change of the shared tables, which now map another page, to a step in progress.
 pub fn follow(lp: &mut Lp) {
     lp.detour.refresh(lp.world.npt.address());
@@ -110,6 +117,9 @@ pub fn end(lp: &mut Lp, number: u8) {
     lp.vmcb.nested_cr3 = lp.world.npt.address();
     lp.detour.clear();
     lp.vmcb.tlb_control = 1;
+    if step.over_memory {
+        iommu::look(lp);
+    }
     if number == vector::DB {
         let causes = save_dr6(lp, step.dr6);
         if causes || step.flags & rflags::TF != 0 {
