@@ -16,7 +16,7 @@ const BUSY: Status = Status::OPERAND_BUSY.with(Operand::RCX);
 
 /// A TD's state, or an event in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Case {
+pub enum Case {
     Created,
     Paused,
     Runnable,
@@ -35,7 +35,7 @@ enum Case {
     NotBuilt,
 }
 
-const CASES: [Case; 11] = [
+pub const CASES: [Case; 11] = [
     Case::Created,
     Case::Paused,
     Case::Runnable,
@@ -63,14 +63,14 @@ const COMMANDS: [&str; 10] = [
 ];
 
 /// A host with one TD, and its scheduler.
-struct Site<'h> {
+pub struct Site<'h> {
     server: &'h Server,
     scheduler: &'h Scheduler<'h, Rig>,
     tds: Tds<'h, Rig>,
 }
 
 /// Calls `look` with a TD in the given state.
-fn with(case: Case, look: impl FnOnce(&Site<'_>, &mut Operator<'_, '_, Rig>)) {
+pub fn with(case: Case, look: impl FnOnce(&Site<'_>, &mut Operator<'_, '_, Rig>)) {
     let server = Server::new("");
     let scheduler = Scheduler::new(&server.rig, &config(TD).host, no_hypercall);
     let site = Site {
@@ -144,7 +144,7 @@ impl Site<'_> {
         self.server.rig.set_guest(0, None);
     }
 
-    fn state(&self) -> String {
+    pub fn state(&self) -> String {
         self.tds.state(1).to_string()
     }
 }

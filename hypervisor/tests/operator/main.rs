@@ -1,6 +1,7 @@
 //! Tests of the console's commands against the host on an emulated module: the operator's view, and the errors.
 
 mod advice;
+mod answers;
 mod console;
 #[path = "../../host/tests/td/kit.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]

@@ -94,8 +94,9 @@ impl<P: Platform> Tds<'_, P> {
                 error => error,
             })?;
             Ok(match ended {
-                Ended::Now(_) => Ended::Now(whole),
-                Ended::Already(state) => Ended::Already(state),
+                Ended::Already(State::Reclaimed) => ended,
+                // Whoever began it, this request has waited for its end.
+                Ended::Now(_) | Ended::Already(_) => Ended::Now(whole),
             })
         })
     }
