@@ -16,6 +16,8 @@ pub struct BootInfo {
     pub memory: Vec<Region>,
     /// Physical address of the ACPI RSDP, if the firmware has one.
     pub rsdp: Option<u64>,
+    /// Physical address of the SMBIOS entry point, if the firmware has one.
+    pub smbios: Option<u64>,
     /// The configuration, as far as it is there and usable.
     pub config: Config,
     /// Name of the configuration file that was found.

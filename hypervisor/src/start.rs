@@ -12,7 +12,10 @@ use boot::{
     efi::{self, Found},
 };
 use config::{OnCrash, OnNmi};
-use console::{Console, host::PowerAction};
+use console::{
+    Console,
+    host::{PowerAction, event::EventKind},
+};
 use seam::{address::KeyIdPosition, platform::Registers};
 use x86_64::instructions::port::Port;
 
@@ -20,6 +23,7 @@ use crate::{
     button,
     cpu::{self, apic, check, fatal, ghes, model, nmi, start, timer, vector, vmx},
     crash,
+    events::{self, Channel},
     firmware::{self, Firmware, fadt::Fadt, madt::Madt},
     heap::Heap,
     io_apic, iommu, logging,
@@ -32,7 +36,7 @@ use crate::{
         power, tds, tdx,
     },
     msr::ThisCpu,
-    pci, rtc, serial, time, watchdog,
+    password, pci, rtc, serial, time, watchdog,
 };
 
 /// Size of the heap in bytes.
@@ -120,6 +124,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     problems.extend(start_cpus(info, &firmware, bootstrap));
     problems.extend(rtc::init().map(String::from));
     problems.extend(crash::stores::prepare(info, firmware.erst.take()));
+    problems.extend(password::init(info.config.host.console_lock.as_ref()).map(String::from));
     for problem in &problems {
         log::warn!("{problem}");
     }
@@ -129,6 +134,12 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
     let tdx = machine::tdx::tdx(&bring_up);
     let tdx_us = time::us() - before;
     log::info!("{}; {tdx_us} us for its bring-up", tdx.state.in_words());
+    events::note(
+        EventKind::State,
+        None,
+        None,
+        format_args!("{}", tdx.state.in_words()),
+    );
     for reason in &tdx.reasons {
         log::warn!("TDX: {reason}");
     }
@@ -162,6 +173,7 @@ extern "sysv64" fn with_own_tables(info: *mut BootInfo) -> ! {
             .copied()
             .expect("the heap is known since the first line"),
         problems,
+        system: firmware::system(info.smbios),
         tdx,
         to_prompt_us: Some(to_prompt),
         power: None,
@@ -341,7 +353,11 @@ fn run(mut machine: Machine) -> ! {
             serial::serve();
             button::poll();
         }
-        let pressed = button::was_pressed().then(|| ending.press(tds::get()));
+        let pressed = button::was_pressed().then(|| {
+            let what = format_args!("the power button was pressed");
+            events::note(EventKind::Action, Some(Channel::Button), None, what);
+            ending.press(tds::get())
+        });
         if pressed == Some(Next::Off) || ending.step(tds::get()) == Next::Off {
             serial::settle();
             go_down(PowerAction::PowerOff);
@@ -349,7 +365,7 @@ fn run(mut machine: Machine) -> ! {
         while serial::has_room()
             && let Some(byte) = serial::receive()
         {
-            console.feed(byte, &mut machine, out);
+            events::on_behalf_of(Channel::Console, || console.feed(byte, &mut machine, out));
             if let Some(action) = machine.power.take() {
                 serial::settle();
                 go_down(action);
@@ -366,7 +382,10 @@ fn run(mut machine: Machine) -> ! {
         }
         if serial::has_room() && logging::is_news(seen) {
             logging::visit_from(&mut seen, &mut |record| {
-                console.notice(&format!("{}", logging::Shown(record)), out);
+                // `events` shows them, and he who caused one knows.
+                if record.target != events::TARGET {
+                    console.notice(&format!("{}", logging::Shown(record)), out);
+                }
             });
         }
         rtc::refresh();

@@ -9,6 +9,7 @@ mod guest;
 mod host;
 mod image;
 mod measure;
+mod password;
 mod run;
 mod sim;
 mod test;
@@ -56,6 +57,8 @@ enum Task {
         /// The firmware image, such as OVMF.fd, or a seamark.toml
         file: PathBuf,
     },
+    /// Make the value of host.console_lock, the hash of the console's password.
+    Password(password::Options),
     /// Run the benchmarks that have a limit.
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -94,6 +97,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         }
         Task::Guest(guest) => guest.run()?,
         Task::Measure { file } => print!("{}", measure::report(&file)?),
+        Task::Password(options) => password::run(&options)?,
         Task::Run(options) => run::run(&options)?,
         Task::Conform(conform) => conform.run()?,
         Task::Bench(bench) => return bench.run(),

@@ -7,6 +7,7 @@ use toml::de::DeValue;
 use super::{
     console::{self, ConsolePort},
     keys::{Key, Keyed, choice, chosen, number, plain},
+    lock::{self, PasswordHash},
 };
 
 /// Configuration of the hypervisor itself.
@@ -34,6 +35,9 @@ pub struct Host {
     /// The serial port of the console: `COM1` to `COM4` or an I/O port (`0x3e8`), and the speed if it is not 115,200
     /// baud (`COM2,9600`). The port that ACPI's SPCR names comes first. By default COM1, or COM2 if there is no COM1.
     pub console: Option<ConsolePort>,
+    /// The hash of the console's password. By default the console has none, and is never locked. A value that is not
+    /// understood locks it for good: the operator wanted a lock.
+    pub console_lock: Option<PasswordHash>,
     /// Seconds without a sign of life after which the machine's watchdog resets it, written as `"60s"`; 10 to 600. By
     /// default there is no watchdog.
     pub watchdog: Option<u32>,
@@ -52,6 +56,7 @@ impl Default for Host {
             slice_ms: 10,
             cap_period_ms: 100,
             console: None,
+            console_lock: None,
             watchdog: None,
         }
     }
@@ -128,6 +133,20 @@ impl Keyed for Host {
                 Some(())
             },
             |host| host.console.map(|port| format!("\"{port}\"")),
+        ),
+        Key::new(
+            "console_lock",
+            lock::FORM,
+            |host, value| {
+                let hash = value
+                    .as_str()
+                    .and_then(|text| PasswordHash::parse(text).ok());
+                let is_good = hash.is_some();
+                host.console_lock = Some(hash.unwrap_or_else(PasswordHash::of_nothing));
+                is_good.then_some(())
+            },
+            // Whoever reads the console could try passwords at leisure.
+            |_| None,
         ),
         Key::new(
             "watchdog",

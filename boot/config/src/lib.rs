@@ -15,6 +15,7 @@ mod features;
 mod files;
 mod host;
 mod keys;
+pub mod lock;
 mod mend;
 mod read;
 pub mod seal;

@@ -173,6 +173,7 @@ pub fn boot(
         source: place.source.clone(),
         memory: Vec::new(),
         rsdp,
+        smbios: smbios(),
         config,
         config_file,
         config_problems: problems,
@@ -295,6 +296,15 @@ fn read_file(place: &mut Place, file: &config::File, trust: &Trust) -> Result<Fi
         name: file.name.clone(),
         pa,
         len,
+    })
+}
+
+fn smbios() -> Option<u64> {
+    uefi::system::with_config_table(|tables| {
+        let find = |guid| tables.iter().find(|t| t.guid == guid);
+        find(ConfigTableEntry::SMBIOS3_GUID)
+            .or_else(|| find(ConfigTableEntry::SMBIOS_GUID))
+            .map(|t| t.address as u64)
     })
 }
 

@@ -9,7 +9,7 @@ use alloc::{
     vec::Vec,
 };
 
-use super::{error::Error, spelling::shorten};
+use super::{command::Command, error::Error, spelling::shorten};
 
 /// One argument of a command.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +41,8 @@ pub enum Kind {
     Flag,
     /// The name of a command, which may be several words: always the last argument.
     Command,
+    /// The rest of the line as it was typed: always the last argument, of a command without flags.
+    Text,
 }
 
 /// An argument that must be given. Its value is a `T`.
@@ -120,6 +122,11 @@ impl Required<String> {
     /// Creates a choice among words.
     pub const fn choice(name: &'static str, words: &'static [&'static str]) -> Self {
         Self::new(name, Kind::Choice(words), Value::word)
+    }
+
+    /// Creates a text: the rest of the line. The audit trail does not show it.
+    pub const fn text(name: &'static str) -> Self {
+        Self::new(name, Kind::Text, Value::word)
     }
 
     /// Creates a name of a command.
@@ -205,6 +212,38 @@ impl Args {
         self.flags.contains(&flag.arg.name)
     }
 
+    /// Returns the word that names a TD, if the command has such an argument.
+    pub fn td(&self, command: &Command) -> Option<&str> {
+        let arg = command
+            .args
+            .iter()
+            .find(|arg| matches!(arg.kind, Kind::Td))?;
+        match self.values.iter().find(|(name, _)| *name == arg.name)? {
+            (_, Value::Word(word)) => Some(word),
+            (_, Value::Number(_)) => None,
+        }
+    }
+
+    /// Returns the values as the audit trail shows them: without texts, which may be secret.
+    pub fn recorded(&self, command: &Command) -> String {
+        let mut line = String::new();
+        for (name, value) in &self.values {
+            let kind = command.args.iter().find(|arg| arg.name == *name);
+            let is_secret = kind.is_some_and(|arg| matches!(arg.kind, Kind::Text));
+            line.push(' ');
+            match value {
+                _ if is_secret => line.push_str("..."),
+                Value::Word(word) => line.push_str(word),
+                Value::Number(number) => line.push_str(&number.to_string()),
+            }
+        }
+        for flag in &self.flags {
+            line.push(' ');
+            line.push_str(flag);
+        }
+        line
+    }
+
     fn find<T>(&self, name: &str, read: fn(&Value) -> Option<T>) -> Option<T> {
         let mut values = self.values.iter();
         let (_, value) = values.find(|(known, _)| *known == name)?;
@@ -260,7 +299,7 @@ impl Arg {
                 }),
             },
             // Flags and names of commands were taken out of the line before.
-            Kind::Td | Kind::Flag | Kind::Command => Ok(Value::Word(word.to_owned())),
+            Kind::Td | Kind::Flag | Kind::Command | Kind::Text => Ok(Value::Word(word.to_owned())),
             Kind::Choice(choices) if choices.contains(&word) => Ok(Value::Word(word.to_owned())),
             Kind::Choice(choices) => Err(Error::NotAChoice {
                 arg: self.name,

@@ -188,6 +188,10 @@ impl Commands {
         let mut given = &left[..];
         for arg in command.positional() {
             match given {
+                [_, ..] if matches!(arg.kind, Kind::Text) => {
+                    args.add(arg, after(line, words.len() - given.len()))?;
+                    given = &[];
+                }
                 [_, ..] if matches!(arg.kind, Kind::Command) => {
                     args.add_command(arg, self.name_of(&given.join(" "))?);
                     given = &[];
@@ -268,6 +272,16 @@ impl Commands {
         }
     }
 
+    /// Returns true if the line's command takes the rest of the line as it is, bars and all.
+    pub fn takes_text(self, line: &str) -> bool {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let command = self.longest_match(&words);
+        command.is_some_and(|command| {
+            let mut args = command.args.iter();
+            args.any(|arg| matches!(arg.kind, Kind::Text))
+        })
+    }
+
     /// Finds the command of this name.
     ///
     /// # Errors
@@ -318,6 +332,14 @@ impl Commands {
         });
         candidates.min().map(|(_, name)| name)
     }
+}
+
+/// Returns the line behind its first `words` words and the blanks after them.
+fn after(line: &str, words: usize) -> &str {
+    (0..words).fold(line.trim_ascii_start(), |rest, _| {
+        let end = rest.find(|c: char| c.is_ascii_whitespace());
+        rest[end.unwrap_or(rest.len())..].trim_ascii_start()
+    })
 }
 
 #[cfg(test)]

@@ -59,7 +59,14 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
             Some(Kind::Choice(choices)) => words.extend(*choices),
             Some(Kind::Command) => words.extend(name_words(commands, &given)),
             Some(Kind::Td) => words.extend(tds.iter().map(String::as_str)),
-            Some(Kind::Address | Kind::Number | Kind::Range(..) | Kind::Size | Kind::Flag) => {}
+            Some(
+                Kind::Address
+                | Kind::Number
+                | Kind::Range(..)
+                | Kind::Size
+                | Kind::Flag
+                | Kind::Text,
+            ) => {}
             // A name of several words continues after its first.
             None => {
                 if let Some(Kind::Command) = args.last().map(|arg| &arg.kind) {

@@ -100,6 +100,25 @@ pub enum Error {
     LineTooLong,
     /// The line contained a byte that is not printable ASCII.
     ForeignByte(u8),
+    /// The screen has no such size.
+    NoSize {
+        /// Rows.
+        rows: u64,
+        /// Columns.
+        columns: u64,
+    },
+    /// A backslash in a text has no meaning.
+    NoEscape,
+    /// A bar has no word behind it.
+    NoFilter,
+    /// The output of JSON mode can't be filtered.
+    FilteredJson,
+    /// The console is locked.
+    Locked,
+    /// The password was wrong; the microseconds until another one is read.
+    WrongPassword(u64),
+    /// The password was not read, because others were wrong; the microseconds until one is.
+    TooEarly(u64),
     /// The machine did not run the command.
     Host(Failure),
 }
@@ -133,8 +152,15 @@ impl Error {
             | Self::NotANumber { .. }
             | Self::AddressTooWide(_)
             | Self::OutOfRange { .. }
+            | Self::NoSize { .. }
+            | Self::NoEscape
             | Self::NotAChoice { .. } => Code::InvalidArgument,
             Self::NoSuchTd { .. } => Code::NoSuchTd,
+            Self::NoFilter => Code::MissingArgument,
+            Self::FilteredJson => Code::UnexpectedArgument,
+            Self::Locked => Code::Locked,
+            Self::WrongPassword(_) => Code::WrongPassword,
+            Self::TooEarly(_) => Code::TooEarly,
             Self::LineTooLong => Code::LineTooLong,
             Self::ForeignByte(_) => Code::ForeignByte,
             Self::Host(failure) => failure.code,
@@ -235,6 +261,29 @@ impl fmt::Display for Error {
                     "the line held the byte {byte:#04x}, which is not printable ASCII, and was not run; type it again"
                 )
             }
+            Self::NoSize { rows, columns } => write!(
+                f,
+                "a screen has at least 5 rows of 20 columns, but not {rows} of {columns}; ROWS of 0 forgets the size"
+            ),
+            Self::NoEscape => f.write_str(
+                "TEXT has a backslash before neither r, n, t, e, xNN nor another one; write a backslash as \\\\",
+            ),
+            Self::NoFilter => f.write_str("a filter needs a word behind its bar; write it as: dmesg | warn"),
+            Self::FilteredJson => f.write_str(
+                "a filter works on lines of text, and a reply in JSON is one object; leave the bar out",
+            ),
+            Self::Locked => f.write_str("the console is locked; \"unlock\" takes the password"),
+            Self::WrongPassword(0) => f.write_str("the password is wrong; \"unlock\" takes another one"),
+            Self::WrongPassword(us) => write!(
+                f,
+                "the password is wrong; \"unlock\" takes another one in {} s",
+                us.div_ceil(1_000_000)
+            ),
+            Self::TooEarly(us) => write!(
+                f,
+                "the password was not read, because others were wrong; try again in {} s",
+                us.div_ceil(1_000_000)
+            ),
             Self::Host(failure) => failure.fmt(f),
         }
     }

@@ -44,6 +44,8 @@ pub enum Key {
     KillToStart,
     /// Ctrl-W: the word before the cursor.
     KillWord,
+    /// The terminal's answer to the question where its cursor is: row and column, from 1.
+    Cursor(u16, u16),
     /// A key without a meaning here.
     Unknown,
 }
@@ -63,7 +65,7 @@ enum State {
     /// After ESC.
     Escape,
     /// After ESC `[`: the numbers so far, and which of the two is being read.
-    Sequence { numbers: [u8; 2], second: bool },
+    Sequence { numbers: [u16; 2], second: bool },
     /// After ESC `O`.
     Application,
 }
@@ -134,11 +136,13 @@ impl Decoder {
         })
     }
 
-    fn sequence(&mut self, mut numbers: [u8; 2], second: bool, byte: u8) -> Option<Key> {
+    fn sequence(&mut self, mut numbers: [u16; 2], second: bool, byte: u8) -> Option<Key> {
         match byte {
             b'0'..=b'9' => {
                 let number = &mut numbers[usize::from(second)];
-                *number = number.saturating_mul(10).saturating_add(byte - b'0');
+                *number = number
+                    .saturating_mul(10)
+                    .saturating_add(u16::from(byte - b'0'));
                 self.state = State::Sequence { numbers, second };
                 None
             }
@@ -159,6 +163,7 @@ impl Decoder {
                 4 | 8 => Key::End,
                 _ => Key::Unknown,
             }),
+            b'R' if second => Some(Key::Cursor(numbers[0], numbers[1])),
             _ => Some(cursor_key(byte, numbers[1] == 5)),
         }
     }

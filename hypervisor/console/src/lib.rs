@@ -8,7 +8,7 @@
 //!    runs the command;
 //! 3. hands every line that is not a reply (a log record) to [`Console::notice`],
 //! 4. calls [`Console::refresh`] whenever [`Console::has_news`]: the TD whose console is watched has written
-//!    something.
+//!    something, `top` is to be shown again, or the host's counts are to be sampled.
 //!
 //! The output is bytes for a terminal: lines already end in `\r\n`. Any byte may come in, at any time.
 //!
@@ -27,10 +27,15 @@ mod commands;
 mod complete;
 pub mod cpus;
 mod error;
+mod filter;
+mod front;
 mod hexdump;
 pub mod host;
 mod keys;
 mod line;
+mod load;
+mod lock;
+mod pager;
 mod reply;
 mod screen;
 mod session;
@@ -41,20 +46,20 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use alloc::{boxed::Box, format, string::String};
+use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt::{self, Write};
 
-use command::Context;
+use command::{Call, Context};
 use complete::Completion;
 use error::Error;
-use host::{CpuState, Management};
+use filter::Filter;
+use host::{CpuState, Management, event::Action};
 use keys::{Decoder, Key};
 use line::{Change, History, Line};
-use reply::{Reply, Terminal};
-use screen::Screen;
-use session::Session;
+use reply::{Reply, Terminal, Then};
+use screen::{MEASURE, Screen, Size};
+use session::{Front, Session};
 use table::{Columns, Count, Micros};
-use watch::Watch;
 
 pub use command::Class;
 pub use line::MAX_LINE;
@@ -86,63 +91,75 @@ impl Console {
     /// Greets the operator, reports problems of the boot, and prints the first prompt.
     pub fn start(&mut self, host: &dyn Management, out: &mut dyn Write) {
         // A writer that fails loses output; the console continues. This holds for all methods below.
-        let _ = greet(host, &mut Terminal(out)).and_then(|()| self.screen.prompt(&self.line, out));
+        let _ = greet(host, &mut Terminal(out)).and_then(|()| self.prompt(out));
     }
 
     /// Takes one byte. The byte that ends a line runs its command on `host`.
     pub fn feed(&mut self, byte: u8, host: &mut dyn Management, out: &mut dyn Write) {
-        if let Some(watch) = &mut self.session.watch {
-            if watch.type_byte(byte, host) {
-                self.session.watch = None;
-                let _ = out
-                    .write_str(watch::BREAK)
-                    .and_then(|()| self.screen.prompt(&self.line, out));
-            }
+        if self.locks_itself(host, out) {
             return;
         }
-        let Some(key) = self.keys.feed(byte) else {
-            return;
-        };
-        let _ = if self.session.json {
-            self.script_key(key, host, out)
-        } else {
-            self.operator_key(key, host, out)
-        };
+        let _ = self.take(byte, host, out);
+    }
+
+    fn take(&mut self, byte: u8, host: &mut dyn Management, out: &mut dyn Write) -> fmt::Result {
+        if self.watched().is_some() {
+            return self.type_on_td(byte, host, out);
+        }
+        match (self.keys.feed(byte), self.session.front.take()) {
+            (None, front) => {
+                self.session.front = front;
+                Ok(())
+            }
+            (Some(Key::Cursor(rows, columns)), front) => {
+                self.session.front = front;
+                self.measured(rows, columns, out)
+            }
+            (Some(key), Some(front)) => self.front_key(front, key, host, out),
+            (Some(key), None) if self.session.json => self.script_key(key, host, out),
+            (Some(key), None) => self.operator_key(key, host, out),
+        }
     }
 
     /// Returns the TD whose console is watched.
     #[must_use]
     pub fn watched(&self) -> Option<u32> {
-        self.session.watch.as_ref().map(Watch::td)
+        match &self.session.front {
+            Some(Front::Td(watch)) => Some(watch.td()),
+            _ => None,
+        }
     }
 
-    /// Returns true if [`Self::refresh`] would show something.
+    /// Returns true if [`Self::refresh`] has something to do.
     #[must_use]
     pub fn has_news(&self, host: &dyn Management) -> bool {
-        self.session
-            .watch
-            .as_ref()
-            .is_some_and(|watch| watch.has_news(host))
+        match &self.session.front {
+            Some(Front::Td(watch)) => watch.has_news(host),
+            Some(Front::Top(top)) => top.is_due(host),
+            _ => self.session.load.is_due(host.now_us()),
+        }
     }
 
-    /// Shows the new output of the TD whose console is watched.
+    /// Shows the new output of the TD whose console is watched, or the present state in `top`, and samples the host's
+    /// counts.
     pub fn refresh(&mut self, host: &dyn Management, out: &mut dyn Write) {
-        if let Some(watch) = &mut self.session.watch {
-            let _ = watch.show(host, out);
-        }
+        self.session.load.sample(host);
+        let size = self.session.size.unwrap_or(Size::USUAL);
+        let _ = match &mut self.session.front {
+            Some(Front::Td(watch)) => watch.show(host, out),
+            Some(Front::Top(top)) if top.is_due(host) => {
+                top.show(host, &self.session.load, size, out)
+            }
+            _ => Ok(()),
+        };
     }
 
     /// Prints a line that is no reply above the line that is being edited. It prints nothing in JSON mode and while a
-    /// TD's console is watched.
+    /// TD's console or `top` is shown.
     pub fn notice(&mut self, line: &str, out: &mut dyn Write) {
-        if self.session.json || self.session.watch.is_some() {
-            return;
+        if !self.session.json && !self.is_taken() {
+            let _ = self.above(line, out);
         }
-        let _ = self
-            .screen
-            .erase(out)
-            .and_then(|()| writeln!(Terminal(out), "{line}"))
-            .and_then(|()| self.screen.prompt(&self.line, out));
     }
 
     fn operator_key(
@@ -160,11 +177,11 @@ impl Console {
                 out.write_str("^C\r\n")?;
                 self.line.clear();
                 self.session.history.leave();
-                return self.screen.prompt(&self.line, out);
+                return self.prompt(out);
             }
             Key::ClearScreen => {
                 self.screen.clear(out)?;
-                return self.screen.prompt(&self.line, out);
+                return self.prompt(out);
             }
             Key::Complete => return self.complete(host, out),
             Key::Older => self.recall(|history, draft| history.older(draft).map(String::from)),
@@ -196,7 +213,7 @@ impl Console {
             }
             Completion::Choose(words) => {
                 write!(Terminal(out), "\n{}", Columns(&words))?;
-                self.screen.prompt(&self.line, out)
+                self.prompt(out)
             }
         }
     }
@@ -220,60 +237,135 @@ impl Console {
     fn submit(&mut self, host: &mut dyn Management, out: &mut dyn Write) -> fmt::Result {
         self.session.history.push(self.line.text());
         let line = core::mem::take(&mut self.line);
-        let script = self.session.json;
-        let (name, outcome) = self.run(&line, host);
-        let script = script || self.session.json;
-        let mut clears_screen = false;
-        match outcome {
-            Ok(None) => {}
-            Ok(Some(reply)) if script => write!(out, "{}\r\n", reply.json(&name))?,
-            Ok(Some(reply)) => {
-                reply.text(&mut Terminal(out))?;
-                clears_screen = reply.clears_screen;
+        let was_json = self.session.json;
+        let Answer {
+            name,
+            words,
+            outcome,
+        } = self.run(&line, host);
+        let json = was_json || self.session.json;
+        let reply = match outcome {
+            Ok(Some(reply)) if json => {
+                write!(out, "{}\r\n", reply.json(&name))?;
+                None
             }
-            Err(error) if script => write!(out, "{}\r\n", reply::error_json(&name, &error))?,
-            Err(error) => writeln!(Terminal(out), "error: {error}")?,
+            Ok(reply) => reply,
+            Err(error) if json => {
+                write!(out, "{}\r\n", reply::error_json(&name, &error))?;
+                None
+            }
+            Err(error) => {
+                writeln!(Terminal(out), "error: {error}")?;
+                None
+            }
+        };
+        match reply {
+            _ if self.session.json => Ok(()),
+            None => self.prompt(out),
+            Some(reply) => self.show_reply(&reply, &words, host, out),
         }
-        if self.session.json {
-            return Ok(());
-        }
-        if self.session.watch.is_some() {
+    }
+
+    /// Shows a reply as text, and what follows it.
+    fn show_reply(
+        &mut self,
+        reply: &Reply,
+        words: &[String],
+        host: &mut dyn Management,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        if reply.then == Then::View {
+            self.screen.clear(out)?;
+            out.write_str(MEASURE)?;
             self.refresh(host, out);
             return Ok(());
         }
-        if clears_screen {
-            self.screen.clear(out)?;
+        let mut text = String::new();
+        let mut terminal = Terminal(&mut text);
+        let mut filter = Filter::new(words, &mut terminal);
+        reply.text(&mut filter)?;
+        filter.finish()?;
+        if self.watched().is_some() {
+            out.write_str(&text)?;
+            self.refresh(host, out);
+            return Ok(());
         }
-        self.screen.prompt(&self.line, out)
+        match reply.then {
+            Then::Clear => self.screen.clear(out)?,
+            Then::Measure => out.write_str(MEASURE)?,
+            Then::Prompt | Then::View => {}
+        }
+        self.show(text, host, out)
     }
 
-    /// Decodes the line and runs its command. Also returns the command's name, or the line's first word if it names
-    /// no command.
-    fn run(
-        &mut self,
-        line: &Line,
-        host: &mut dyn Management,
-    ) -> (Box<str>, Result<Option<Reply>, Error>) {
-        match line
+    /// Decodes the line and runs its command.
+    fn run(&mut self, line: &Line, host: &mut dyn Management) -> Answer {
+        let text = line.text();
+        let (command, words) = match commands::ALL.takes_text(text) {
+            true => (text, Vec::new()),
+            false => filter::split(text),
+        };
+        let checked = line
             .check()
             .map_err(Error::from)
-            .and_then(|()| commands::ALL.decode(line.text()))
-        {
+            .and_then(|()| match &words[..] {
+                [_, ..] if self.session.json => Err(Error::FilteredJson),
+                words if words.contains(&"") => Err(Error::NoFilter),
+                _ => commands::ALL.decode(command),
+            });
+        let (name, outcome) = match checked {
             Ok(Some(call)) => {
-                let mut context = Context {
-                    commands: commands::ALL,
-                    host,
-                    session: &mut self.session,
-                };
-                (
-                    call.command.name.into(),
-                    (call.command.run)(&mut context, &call.args).map(Some),
-                )
+                self.session.filtered = !words.is_empty();
+                (call.command.name, self.call(&call, host).map(Some))
             }
-            Ok(None) => ("".into(), Ok(None)),
-            Err(error) => (commands::ALL.name_in(line.text()).into(), Err(error)),
+            Ok(None) => ("", Ok(None)),
+            Err(error) => (commands::ALL.name_in(command), Err(error)),
+        };
+        Answer {
+            name: name.into(),
+            words: words.into_iter().map(String::from).collect(),
+            outcome,
         }
     }
+
+    /// Runs a command if the console's lock allows it, and records it if it can change something.
+    fn call(&mut self, call: &Call, host: &mut dyn Management) -> Result<Reply, Error> {
+        let Call { command, args } = call;
+        let is_locked = host.has_password() && !self.session.lock.is_open();
+        let mut context = Context {
+            commands: commands::ALL,
+            host,
+            session: &mut self.session,
+        };
+        if command.class == Class::Read {
+            return (command.run)(&mut context, args);
+        }
+        let word = args.td(command);
+        let td = word.and_then(|word| {
+            let (tds, id) = commands::td::find_word(&context, word).ok()?;
+            Some((id, tds.names().swap_remove(id as usize - 1)))
+        });
+        let outcome = if is_locked {
+            Err(Error::Locked)
+        } else {
+            (command.run)(&mut context, args)
+        };
+        context.host.record(&Action {
+            td: td.as_ref().map(|(id, name)| (*id, name.as_str())),
+            line: &format!("{}{}", command.name, args.recorded(command)),
+            failed: outcome.as_ref().err().map(Error::code),
+        });
+        outcome
+    }
+}
+
+/// What came of a line.
+struct Answer {
+    /// The command's name, or the line's first word if it names no command.
+    name: Box<str>,
+    /// The words that the lines of the reply must contain.
+    words: Vec<String>,
+    outcome: Result<Option<Reply>, Error>,
 }
 
 fn greet(host: &dyn Management, out: &mut dyn Write) -> fmt::Result {

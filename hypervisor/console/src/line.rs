@@ -71,6 +71,13 @@ impl Line {
         self.set("");
     }
 
+    /// Empties the line and overwrites its text, which was a secret.
+    pub fn wipe(&mut self) {
+        let mut bytes = core::mem::take(self).text.into_bytes();
+        bytes.fill(0);
+        core::hint::black_box(&bytes);
+    }
+
     /// Checks that the line can be run.
     ///
     /// # Errors
@@ -123,6 +130,7 @@ impl Line {
             | Key::ClearScreen
             | Key::Older
             | Key::Newer
+            | Key::Cursor(..)
             | Key::Unknown => Change::Refused,
         }
     }

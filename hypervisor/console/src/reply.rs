@@ -17,11 +17,24 @@ pub trait Text {
     fn text(&self, out: &mut dyn Write) -> fmt::Result;
 }
 
+/// What follows a reply in text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The prompt.
+    Prompt,
+    /// A clear screen.
+    Clear,
+    /// The question for the size of the screen.
+    Measure,
+    /// A view of the whole screen instead of the reply.
+    View,
+}
+
 /// The report of a command.
 pub struct Reply {
     report: Box<dyn Report>,
-    /// True if the screen is to be cleared before the next prompt.
-    pub clears_screen: bool,
+    /// What follows the reply in text.
+    pub then: Then,
 }
 
 impl Reply {
@@ -30,16 +43,13 @@ impl Reply {
     pub fn new(report: impl Text + Serialize + 'static) -> Self {
         Self {
             report: Box::new(report),
-            clears_screen: false,
+            then: Then::Prompt,
         }
     }
 
-    /// Returns the same reply, after which the screen is cleared.
-    pub fn clearing_screen(self) -> Self {
-        Self {
-            clears_screen: true,
-            ..self
-        }
+    /// Returns the same reply, with what follows it.
+    pub fn then(self, then: Then) -> Self {
+        Self { then, ..self }
     }
 
     /// Writes the reply as text.

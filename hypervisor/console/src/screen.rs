@@ -18,6 +18,45 @@ pub const COLUMNS: usize = 80;
 /// Number of characters of the line on the screen at once. The last column stays free, so that nothing wraps.
 const WINDOW: usize = COLUMNS - PROMPT.len() - 1;
 
+/// Asks the terminal for its size: saves the cursor, moves it as far as it goes, asks for its place, and restores it.
+pub const MEASURE: &str = "\x1b7\x1b[999;999H\x1b[6n\x1b8";
+
+/// The size of the operator's screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+impl Size {
+    /// The size of a VT100.
+    pub const USUAL: Self = Self {
+        rows: 24,
+        columns: COLUMNS as u16,
+    };
+    /// For output that is no screen's.
+    pub const UNBOUNDED: Self = Self {
+        rows: u16::MAX,
+        columns: COLUMNS as u16,
+    };
+
+    /// Creates a size. Returns `None` if it is too small to show anything on.
+    pub fn new(rows: u64, columns: u64) -> Option<Self> {
+        let size = Self {
+            rows: rows.min(u16::MAX.into()) as u16,
+            columns: columns.min(u16::MAX.into()) as u16,
+        };
+        (size.rows >= 5 && size.columns >= 20).then_some(size)
+    }
+
+    /// Returns the rows that a line takes.
+    pub fn rows_of(self, line: &str) -> usize {
+        line.chars().count().div_ceil(self.columns.into()).max(1)
+    }
+}
+
 /// The visible part of the line.
 #[derive(Debug, Default)]
 pub struct Screen {

@@ -1,14 +1,45 @@
 //! The state of the operator's session.
 
-use super::{line::History, watch::Watch};
+use super::{
+    commands::top::Top, line::History, load::Load, lock::Lock, pager::Pager, screen::Size,
+    watch::Watch,
+};
 
 /// The console's settings that commands can change.
 #[derive(Debug, Default)]
 pub struct Session {
     /// True if replies are JSON, and nothing else is sent.
     pub json: bool,
-    /// The TD whose console is shown instead of this one.
-    pub watch: Option<Watch>,
+    /// What is shown instead of the command line.
+    pub front: Option<Front>,
     /// The lines that were run before.
     pub history: History,
+    /// The size of the operator's screen, if it is known: longer output pauses.
+    pub size: Option<Size>,
+    /// The lock.
+    pub lock: Lock,
+    /// The host's recent load.
+    pub load: Load,
+    /// True while a command runs whose output is filtered: it must all be in the reply.
+    pub filtered: bool,
+}
+
+impl Session {
+    /// Returns true if the present command may show something that goes on after its reply.
+    pub const fn is_interactive(&self) -> bool {
+        !self.json && !self.filtered
+    }
+}
+
+/// What is shown instead of the command line.
+#[derive(Debug)]
+pub enum Front {
+    /// The console of a TD.
+    Td(Watch),
+    /// The table of `top`.
+    Top(Top),
+    /// Nothing: a password is typed.
+    Password,
+    /// Output that waits for a key.
+    More(Pager),
 }

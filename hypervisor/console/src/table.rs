@@ -118,6 +118,77 @@ impl Display for Micros {
     }
 }
 
+/// Thousandths, shown in percent.
+pub struct Permille(pub u64);
+
+impl Permille {
+    /// Returns the number that they are, with two digits.
+    pub fn as_number(&self) -> String {
+        format!("{}.{:02}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+impl Permille {
+    /// Returns the percentage without its sign.
+    pub fn in_percent(&self) -> String {
+        format!("{}.{}", self.0 / 10, self.0 % 10)
+    }
+}
+
+impl Display for Permille {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}.{} %", self.0 / 10, self.0 % 10))
+    }
+}
+
+/// Microseconds since the start, shown in days, hours, minutes and seconds.
+pub struct Uptime(pub u64);
+
+impl Display for Uptime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.0 / 1_000_000;
+        let (days, s) = (s / 86_400, s % 86_400);
+        if days > 0 {
+            write!(f, "{} ", Count(days as usize, "day"))?;
+        }
+        write!(f, "{:02}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+    }
+}
+
+/// Seconds since 1970-01-01 00:00 UTC, shown as date and time in the Gregorian calendar.
+pub struct Utc(pub u64);
+
+impl Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut days, s) = (self.0 / 86_400, self.0 % 86_400);
+        let leap = |year: u64| {
+            year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+        };
+        let mut year = 1970;
+        while days >= 365 + u64::from(leap(year)) {
+            days -= 365 + u64::from(leap(year));
+            year += 1;
+        }
+        let february = 28 + u64::from(leap(year));
+        let mut month = 1;
+        for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            if days < length {
+                break;
+            }
+            days -= length;
+            month += 1;
+        }
+        write!(
+            f,
+            "{year}-{month:02}-{:02} {:02}:{:02}:{:02} UTC",
+            days + 1,
+            s / 3600,
+            s / 60 % 60,
+            s % 60
+        )
+    }
+}
+
 /// A number of things, with the right ending: "1 CPU", "4 CPUs".
 pub struct Count(pub usize, pub &'static str);
 
@@ -198,7 +269,7 @@ mod tests {
         vec::Vec,
     };
 
-    use super::{Bytes, Columns, Count, Facts, Maybe, Micros, Short, Table};
+    use super::{Bytes, Columns, Count, Facts, Maybe, Micros, Permille, Short, Table, Uptime, Utc};
 
     #[test]
     fn numbers_are_flush_right_and_words_flush_left() {
@@ -235,6 +306,22 @@ mod tests {
         assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), many);
         let long = ["x".repeat(100), "y".into()];
         assert_eq!(Columns(&long).to_string().lines().count(), 2);
+    }
+
+    #[test]
+    fn times_are_shown_as_people_write_them() {
+        assert_eq!(Uptime(3_723_000_000).to_string(), "01:02:03");
+        assert_eq!(Uptime(90_000_000_000).to_string(), "1 day 01:00:00");
+        for (seconds, date) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_827_696, "2000-02-29 12:34:56 UTC"),
+            (1_795_651_199, "2026-11-25 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+        ] {
+            assert_eq!(Utc(seconds).to_string(), date);
+        }
+        assert_eq!(Permille(1005).to_string(), "100.5 %");
+        assert_eq!(Permille(1259).as_number(), "1.25");
     }
 
     #[test]

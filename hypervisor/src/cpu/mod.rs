@@ -94,6 +94,12 @@ pub struct Cpu {
     pub attention: Attention,
     /// Ticks that the CPU may spend reclaiming memory before it runs a vCPU again. Only the CPU itself changes it.
     pub reclaim_credit: AtomicI64,
+    /// On whose behalf the CPU works, as a number of [`crate::events::Channel`].
+    pub channel: AtomicU32,
+    /// Ticks in which the CPU was halted, without the present halt.
+    halted: AtomicU64,
+    /// The tick at which the present halt began; 0 while the CPU executes something.
+    halted_at: AtomicU64,
     /// The CPU's timer.
     pub timer: timer::Armed,
     /// The CPU's machine checks.
@@ -150,6 +156,21 @@ impl Cpu {
     #[must_use]
     pub fn microcode(&self) -> Option<u32> {
         self.microcode.get().copied().flatten()
+    }
+
+    /// Returns the microseconds in which the CPU was halted.
+    pub fn idle_us(&self) -> u64 {
+        let present = match self.halted_at.load(Ordering::Relaxed) {
+            0 => 0,
+            since => time::tsc().saturating_sub(since),
+        };
+        time::to_us(self.halted.load(Ordering::Relaxed) + present)
+    }
+
+    fn count_halt(&self) {
+        let since = self.halted_at.swap(0, Ordering::Relaxed);
+        let ticks = time::tsc().saturating_sub(since);
+        self.halted.fetch_add(ticks, Ordering::Relaxed);
     }
 
     fn set_state(&self, state: State) {
@@ -333,11 +354,13 @@ pub fn idle(busy: impl FnOnce() -> bool) {
     instructions::interrupts::disable();
     if !busy() {
         if let Some(cpu) = this() {
+            cpu.halted_at.store(time::tsc(), Ordering::Relaxed);
             cpu.set_state(State::Idle);
         }
         instructions::interrupts::enable_and_hlt();
         if let Some(cpu) = this() {
             cpu.set_state(State::Online);
+            cpu.count_halt();
         }
     }
     instructions::interrupts::enable();

@@ -27,6 +27,13 @@ pub fn here() -> &'static str {
     HERE.call_once(|| describe(&ThisCpu, microcode()))
 }
 
+/// Returns the revision of the microcode of the CPU that asks first, as [`here`] does; 0 if it has no register for it.
+#[must_use]
+pub fn microcode_here() -> u32 {
+    static HERE: Once<u32> = Once::new();
+    *HERE.call_once(|| microcode().unwrap_or(0))
+}
+
 /// Returns the revision of the running CPU's microcode, or `None` if it has no register for it.
 pub(super) fn microcode() -> Option<u32> {
     let [_, b, c, d] = ThisCpu.cpuid(0, 0);

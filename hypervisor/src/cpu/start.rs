@@ -8,7 +8,7 @@
 )]
 
 use alloc::{boxed::Box, format, string::String, vec::Vec};
-use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use boot::{BootInfo, ap};
 use host::platform::Attention;
@@ -89,6 +89,9 @@ fn create(
         mailbox: Mailbox::new(),
         attention: Attention::new(),
         reclaim_credit: AtomicI64::new(0),
+        channel: AtomicU32::new(0),
+        halted: AtomicU64::new(0),
+        halted_at: AtomicU64::new(0),
         timer: timer::Armed::new(),
         checks: check::Checks::default(),
         speculation: speculation::Speculation::default(),

@@ -12,6 +12,7 @@ pub mod fadt;
 pub mod hest;
 pub mod madt;
 pub mod mcfg;
+pub mod smbios;
 pub mod spcr;
 pub mod tables;
 pub mod wdat;
@@ -123,6 +124,11 @@ fn gather(memory: &impl Physical, rsdp: Option<u64>) -> Firmware {
         firmware.watchdog = wdat::parse(&bytes);
     }
     firmware
+}
+
+/// Reads which machine this is from the SMBIOS entry point at `smbios` on.
+pub fn system(smbios: Option<u64>) -> smbios::System {
+    smbios.map_or_else(Default::default, |entry| smbios::read(&Windows, entry))
 }
 
 /// Reads the firmware's console port while the firmware still runs and memory is identity-mapped. Only tables in `ram`,

@@ -13,6 +13,7 @@ use core::fmt::Write;
 use console::host::{
     Hex, absent,
     failure::{Code, Failure},
+    seam::ExitStats,
     td::{
         self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
         TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
@@ -454,6 +455,17 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
 
     fn type_byte(&self, id: u32, byte: u8) -> bool {
         self.scheduler.type_byte(id, byte)
+    }
+
+    fn exits(&self, id: u32) -> Result<Vec<ExitStats>, Failure> {
+        self.tds.config(id).ok_or_else(|| absent::no_such_td(id))?;
+        let mut exits = Vec::new();
+        self.scheduler.exits(id, &mut |what, count| {
+            if count > 0 {
+                exits.push(ExitStats { what, count });
+            }
+        });
+        Ok(exits)
     }
 
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, Failure> {

@@ -4,6 +4,7 @@ mod advisories;
 pub mod console_tds;
 pub mod errors;
 mod iommu;
+pub mod load;
 mod platform;
 mod scheduler;
 pub mod seam;
@@ -23,7 +24,9 @@ use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
     Memory, PowerAction, Region, Tdx,
     absent::Absent,
+    event::{Action, EventKind, Events},
     failure::{Code, Failure},
+    load::{Facts, PackageSample, Sample},
 };
 use host::{platform::Platform as _, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
@@ -33,6 +36,8 @@ use self::console_tds::{ConsoleTds, SchedulerView};
 use crate::{
     cpu::{self, State, model},
     crash::stores,
+    events,
+    firmware::smbios::System,
     heap, logging, memory,
     metal::{
         self,
@@ -40,7 +45,7 @@ use crate::{
         power, tds,
     },
     msr::ThisCpu,
-    time,
+    password, rtc, time,
 };
 
 /// The state that commands report on and change.
@@ -55,6 +60,8 @@ pub struct Machine {
     pub tdx: Tdx,
     /// Microseconds from the first line to the prompt, excluding TDX bring-up; `None` before the prompt.
     pub to_prompt_us: Option<u64>,
+    /// Which machine this is, by its SMBIOS tables.
+    pub system: System,
     /// The power action to take when the running command is done.
     pub power: Option<PowerAction>,
 }
@@ -84,6 +91,77 @@ impl Management for Machine {
             to_prompt_us: self.to_prompt_us,
             uptime_us: time::us(),
         }
+    }
+
+    fn now_us(&self) -> u64 {
+        time::us()
+    }
+
+    fn facts(&self) -> Facts {
+        let System {
+            manufacturer,
+            model,
+            serial_number,
+            uuid,
+            firmware,
+        } = self.system.clone();
+        Facts {
+            manufacturer,
+            model,
+            serial_number,
+            uuid,
+            firmware,
+            cpu: model::here().into(),
+            microcode: Hex(model::microcode_here().into()),
+            uptime_us: time::us(),
+            unix_seconds: rtc::unix_seconds(),
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        let (total, counts) = memory::ledger();
+        let (heap_total, heap_used) = self.heap.usage();
+        let tds = self.tds_and_scheduler();
+        Sample {
+            us: time::us(),
+            packages: packages(),
+            calls: load::calls(&METAL),
+            memory: ledger(total, &counts),
+            heap: Heap {
+                total_bytes: heap_total as u64,
+                used_bytes: heap_used as u64,
+            },
+            tds: tds
+                .map(|(tds, scheduler)| load::tds(&ConsoleTds { tds, scheduler }))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn events(&self, since: u64) -> Events {
+        events::since(since)
+    }
+
+    fn record(&self, action: &Action<'_>) {
+        let Action { td, line, failed } = *action;
+        match failed {
+            None => events::note(EventKind::Action, None, td, format_args!("{line}")),
+            Some(code) => events::note(
+                EventKind::Action,
+                None,
+                td,
+                format_args!("{line}: {}", code.name()),
+            ),
+        }
+    }
+
+    fn has_password(&self) -> bool {
+        password::is_set()
+    }
+
+    fn check_password(&mut self, password: &str) -> Result<bool, Failure> {
+        password::check(password).ok_or_else(|| {
+            Code::Failed.because("the password could not be checked, because no CPU answered or there was no memory for it; try again")
+        })
     }
 
     fn platform(&self) -> port::platform::Platform {
@@ -120,19 +198,10 @@ impl Management for Machine {
 
     fn memory(&self) -> Memory {
         let (total, counts) = memory::ledger();
-        let bytes = |of: fn(&Counts) -> u64| {
-            let orders = counts.iter().enumerate();
-            orders.map(|(order, c)| of(c) * (FRAME << order)).sum()
-        };
         let (heap_total, heap_used) = self.heap.usage();
         let mut memory = Memory {
             frames: frame_counts(&counts),
-            ledger: Ledger::new(
-                total,
-                bytes(|c| c.free),
-                bytes(|c| c.used),
-                bytes(|c| c.quarantined),
-            ),
+            ledger: ledger(total, &counts),
             heap: Heap {
                 total_bytes: heap_total as u64,
                 used_bytes: heap_used as u64,
@@ -262,6 +331,40 @@ impl Machine {
             self.tdx.state.in_words()
         ))
     }
+}
+
+fn ledger(total: u64, counts: &[Counts]) -> Ledger {
+    let bytes = |of: fn(&Counts) -> u64| {
+        let orders = counts.iter().enumerate();
+        orders.map(|(order, c)| of(c) * (FRAME << order)).sum()
+    };
+    Ledger::new(
+        total,
+        bytes(|c| c.free),
+        bytes(|c| c.used),
+        bytes(|c| c.quarantined),
+    )
+}
+
+/// Returns the packages with the CPUs that run.
+fn packages() -> Vec<PackageSample> {
+    let mut packages: Vec<PackageSample> = Vec::new();
+    for cpu in cpu::all().iter().filter(|cpu| cpu.is_up()) {
+        let package = cpu.place().package;
+        let known = packages.iter().position(|known| known.package == package);
+        let at = known.unwrap_or_else(|| {
+            packages.push(PackageSample {
+                package,
+                cpus: 0,
+                idle_us: 0,
+            });
+            packages.len() - 1
+        });
+        packages[at].cpus += 1;
+        packages[at].idle_us += cpu.idle_us();
+    }
+    packages.sort_by_key(|package| package.package);
+    packages
 }
 
 fn describe(cpu: &cpu::Cpu) -> Cpu {

@@ -19,7 +19,10 @@ use core::{
     },
 };
 
-use host::platform::{Attention, CpuPlace, Platform, Running, Stopwatch, shutdown::Shutdown};
+use console::host::event::EventKind;
+use host::platform::{
+    Attention, CpuPlace, Platform, Running, Stopwatch, TdEvent, shutdown::Shutdown,
+};
 use mm::{
     frames::{self, Frame, ORDER_1G, ORDER_2M, ORDER_4K, Retired},
     pages::Flush,
@@ -43,6 +46,7 @@ use x86_64::instructions::interrupts;
 
 use crate::{
     cpu::{self, apic, timer, topology::Place, trap, vector, vmx},
+    events::{self, Channel},
     memory::{self, HostFrames, direct},
     rtc, time, watchdog,
 };
@@ -150,6 +154,12 @@ impl Platform for Metal {
             watchdog::feed();
         }
         core::hint::spin_loop();
+    }
+
+    fn note(&self, event: &TdEvent<'_>) {
+        let channel = event.asked_by.map(Channel::Td);
+        let td = Some((event.td, event.name));
+        events::note(EventKind::State, channel, td, event.what);
     }
 
     fn write_back_caches(&self) {

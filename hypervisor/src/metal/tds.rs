@@ -26,13 +26,14 @@ use spin::Once;
 
 use crate::{
     cpu,
+    events::{Channel, on_behalf_of},
     memory::{direct, files::HostFiles},
     metal::{
         platform::{METAL, Metal},
         tdx,
     },
     msr::ThisCpu,
-    time,
+    password, time,
 };
 
 /// The host's own firmware for TDs, which boots a kernel. It is empty without the feature `bare`.
@@ -123,8 +124,12 @@ pub fn autostart() {
 /// Does a piece of work on the calling CPU: runs a vCPU, ends a TD, or reclaims memory. Returns `false` if there is
 /// none. Interrupts must be on.
 pub fn work() -> bool {
+    on_behalf_of(Channel::Host, find_work)
+}
+
+fn find_work() -> bool {
     let (Some(tds), Some(scheduler)) = (get(), scheduler()) else {
-        return false;
+        return password::work();
     };
     let start = time::tsc();
     let ran = scheduler.schedule();
@@ -134,7 +139,7 @@ pub fn work() -> bool {
         reclaim_between_turns(tds, time::tsc() - start);
         return true;
     }
-    ended || tds.work()
+    ended || tds.work() || password::work()
 }
 
 /// Reclaims memory for this CPU's share of the time after a vCPU ran for `turn` ticks.

@@ -1,7 +1,9 @@
 //! A machine on which only the TDs are real: the console's commands run against the emulated module.
 
 use console::Console;
+use console::host::event::{Action, Events};
 use console::host::failure::{Code, Failure};
+use console::host::load::{Facts, Sample};
 use console::host::platform::Platform;
 use console::host::{
     Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
@@ -11,6 +13,7 @@ use host::platform::Running;
 use host::platform::shutdown::Shutdown;
 use host::td::registry::Tds;
 use hypervisor::machine::console_tds::{ConsoleTds, NoScheduler, SchedulerView};
+use hypervisor::machine::load;
 use hypervisor::machine::{seam as counts, tdx as reports};
 use serde_json::Value;
 
@@ -136,6 +139,58 @@ impl<P: Running> Management for Of<'_, '_, P> {
 
     fn drop_crash(&mut self) -> Result<(), Failure> {
         Ok(())
+    }
+
+    fn now_us(&self) -> u64 {
+        self.0.host().platform.now_us()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            manufacturer: None,
+            model: None,
+            serial_number: None,
+            uuid: None,
+            firmware: None,
+            cpu: String::new(),
+            microcode: Hex(0),
+            uptime_us: self.now_us(),
+            unix_seconds: 0,
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        let Memory { ledger, heap, .. } = self.memory();
+        let tds = ConsoleTds {
+            tds: self.0,
+            scheduler: self.1,
+        };
+        Sample {
+            us: self.now_us(),
+            packages: Vec::new(),
+            calls: load::calls(self.0.host().platform),
+            memory: ledger,
+            heap,
+            tds: load::tds(&tds),
+        }
+    }
+
+    fn events(&self, _: u64) -> Events {
+        Events {
+            lost: 0,
+            last: 0,
+            events: Vec::new(),
+        }
+    }
+
+    fn record(&self, _: &Action<'_>) {}
+
+    fn has_password(&self) -> bool {
+        false
+    }
+
+    fn check_password(&mut self, _: &str) -> Result<bool, Failure> {
+        Ok(false)
     }
 
     fn memory(&self) -> Memory {

@@ -69,7 +69,7 @@ fn every_mistake_is_reported_with_its_line_key_and_what_to_write() {
         "2: log_level is 3; it must be \"off\", \"error\", \"warn\", \"info\", \"debug\" or \"trace\"",
         "3: slice_ms is \"10\"; it must be a number from 1 to 100",
         "4: colour is not a key of [host]; its keys are log_level, on_crash, nmi, smt, cpu_timeout_ms, clear, \
-         reclaim_share, slice_ms, cap_period_ms, console, watchdog",
+         reclaim_share, slice_ms, cap_period_ms, console, console_lock, watchdog",
         "6: [[td]] needs memory: a multiple of 2M that is not 0, with M, G or T, such as \"256M\"",
         "7: vcpus is \"four\"; it must be a number from 1 to 65535",
         "8: autostart is 1; it must be true or false",

@@ -1,9 +1,12 @@
 //! The command table: one file for each group of commands, each a list of [`Command`]s.
 
 mod crash;
+mod events;
 mod help;
 mod hkids;
+mod host;
 mod iommu;
+pub mod lock;
 mod log;
 mod mca;
 mod memory;
@@ -11,8 +14,9 @@ mod report;
 mod seam;
 mod session;
 mod system;
-mod td;
+pub mod td;
 mod tdx;
+pub mod top;
 
 use super::command::Commands;
 
@@ -20,6 +24,8 @@ use super::command::Commands;
 pub const ALL: Commands = Commands(&[
     help::COMMANDS,
     system::COMMANDS,
+    host::COMMANDS,
+    top::COMMANDS,
     mca::COMMANDS,
     crash::COMMANDS,
     report::COMMANDS,
@@ -30,9 +36,12 @@ pub const ALL: Commands = Commands(&[
     td::LIFE,
     td::END,
     td::CONSOLE,
+    td::TYPE,
     td::DEBUG,
     hkids::COMMANDS,
     seam::COMMANDS,
     log::COMMANDS,
+    events::COMMANDS,
+    lock::COMMANDS,
     session::COMMANDS,
 ]);

@@ -1,25 +1,35 @@
 //! SEAMCALL counts and times: `stats`, `seam bench`.
 
+use alloc::{string::String, vec::Vec};
 use core::fmt::{self, Write};
 
+use serde::Serialize;
+
 use crate::{
-    command::{Class, Command},
+    argument::{Args, Optional, Required},
+    command::{Class, Command, Context},
+    commands::td::{find_word, show::Now},
     error::Error,
-    host::seam::{LeafStats, SeamBench, Stats},
+    host::{
+        load::Spent,
+        seam::{ExitStats, LeafStats, SeamBench, Stats},
+    },
+    load::TdRates,
     reply::{Reply, Text},
-    table::{Bytes, Facts, Table},
+    table::{Bytes, Facts, Micros, Table},
 };
 
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         class: Class::Read,
-        args: &[],
+        args: &[TD.arg],
         summary: "Show counters of SEAMCALLs, retries and TD exits",
         help: "Counts since boot, over all CPUs: SEAMCALLs by leaf, with those that found an operand busy, were \
                interrupted, or were illegal (a bug in Seamark; 0 on a healthy host); retries by reason; and exits of \
-               the present TDs' vCPUs by reason.",
-        run: |context, _| Ok(Reply::new(context.host.stats())),
+               the present TDs' vCPUs by reason. With TD, the exits of that TD alone, since it was started, and how its \
+               vCPUs spent their time.",
+        run: stats,
     },
     Command {
         name: "seam bench",
@@ -39,6 +49,69 @@ pub const COMMANDS: &[Command] = &[
         },
     },
 ];
+
+const TD: Optional<String> = Required::td("TD").optional();
+
+fn stats(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let Some(word) = args.given(TD) else {
+        return Ok(Reply::new(context.host.stats()));
+    };
+    let (tds, id) = find_word(context, &word)?;
+    let td = tds.names().swap_remove(id as usize - 1);
+    let exits = tds.exits(id)?;
+    drop(tds);
+    let now = context.host.sample();
+    let rates = context.session.load.until(&now);
+    let spent = now.tds.iter().find(|td| td.id == id).map(|td| td.spent);
+    Ok(Reply::new(TdStats {
+        id,
+        name: td,
+        spent: spent.unwrap_or_default(),
+        rates: rates.and_then(|rates| rates.td(id)),
+        exits,
+    }))
+}
+
+/// Counts of one TD, since it was started.
+#[derive(Serialize)]
+struct TdStats {
+    id: u32,
+    name: String,
+    #[serde(flatten)]
+    spent: Spent,
+    rates: Option<TdRates>,
+    exits: Vec<ExitStats>,
+}
+
+impl Text for TdStats {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let Spent {
+            run_us,
+            wait_us,
+            steal_us,
+            exits,
+        } = self.spent;
+        let mut facts = Facts::default();
+        facts.fact("TD", format_args!("{} {}", self.id, self.name));
+        facts.fact("ran", Micros(run_us));
+        facts.fact("waited", Micros(wait_us));
+        facts.fact("stolen", Micros(steal_us));
+        facts.fact("exits", exits);
+        write!(out, "{facts}")?;
+        if let Some(rates) = &self.rates {
+            writeln!(out, "{}", Now(rates))?;
+        }
+        write!(out, "\n{}", exits_table(&self.exits))
+    }
+}
+
+fn exits_table(exits: &[ExitStats]) -> Table {
+    let mut table = Table::new(&["TD EXITS", "TIMES"]);
+    for exit in exits {
+        table.row(&[&exit.what, &exit.count]);
+    }
+    table
+}
 
 impl Text for Stats {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
@@ -62,11 +135,7 @@ impl Text for Stats {
             write!(out, "\n{table}")?;
         }
         if !self.exits.is_empty() {
-            let mut table = Table::new(&["TD EXITS", "TIMES"]);
-            for exit in &self.exits {
-                table.row(&[&exit.what, &exit.count]);
-            }
-            write!(out, "\n{table}")?;
+            write!(out, "\n{}", exits_table(&self.exits))?;
         }
         let mut facts = Facts::default();
         facts.fact("SEAMCALLs that faulted", self.faults);

@@ -9,11 +9,15 @@ use core::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
-    argument::{Args, Required},
+    argument::{Args, Optional, Required},
     command::{Class, Command, Context},
     error::Error,
-    reply::{Reply, Text},
+    reply::{Reply, Text, Then},
+    screen::Size,
 };
+
+const ROWS: Optional<u64> = Required::number("ROWS").optional();
+const COLUMNS: Optional<u64> = Required::number("COLUMNS").optional();
 
 const STATE: Required<String> = Required::choice("STATE", &["on", "off"]);
 
@@ -27,6 +31,17 @@ pub const COMMANDS: &[Command] = &[
                \"protocol\" and either the report or \"code\" and \"error\". Nothing else is sent: no prompt, echo or log. Blank lines get no \
                reply. The replies to \"json on\" and \"json off\" are JSON objects, too.",
         run: json,
+    },
+    Command {
+        name: "screen",
+        class: Class::Read,
+        args: &[ROWS.arg, COLUMNS.arg],
+        summary: "Show or set the size of the terminal's screen",
+        help: "Once the size is known, output that is longer than the screen pauses: Space shows the next screen, \
+               Enter the next line, \"q\" leaves the rest out, and any other key shows the rest and begins the next \
+               line. Without ROWS the terminal is asked for its size, which most answer. ROWS of 0 forgets the size; \
+               then nothing pauses, as for a script.",
+        run: screen,
     },
     Command {
         name: "history",
@@ -45,6 +60,59 @@ pub const COMMANDS: &[Command] = &[
         run: clear,
     },
 ];
+
+/// The size of the screen; `None` if it is not known.
+#[derive(Serialize)]
+struct Screen {
+    rows: Option<u16>,
+    columns: Option<u16>,
+    pauses: bool,
+    #[serde(skip)]
+    asked: bool,
+}
+
+fn screen(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let session = &mut *context.session;
+    let rows = args.given(ROWS);
+    match rows {
+        None => {}
+        Some(0) => session.size = None,
+        Some(rows) => {
+            let columns = args.given(COLUMNS).filter(|columns| *columns > 0);
+            let columns = columns.unwrap_or(Size::USUAL.columns.into());
+            let size = Size::new(rows, columns).ok_or(Error::NoSize { rows, columns })?;
+            session.size = Some(size);
+        }
+    }
+    let asked = rows.is_none() && session.is_interactive();
+    let reply = Reply::new(Screen {
+        rows: session.size.map(|size| size.rows),
+        columns: session.size.map(|size| size.columns),
+        pauses: session.size.is_some(),
+        asked,
+    });
+    Ok(if asked {
+        reply.then(Then::Measure)
+    } else {
+        reply
+    })
+}
+
+impl Text for Screen {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        match (self.rows, self.columns) {
+            (Some(rows), Some(columns)) => {
+                writeln!(
+                    out,
+                    "{rows} rows of {columns} columns; longer output pauses"
+                )
+            }
+            // The terminal's answer comes in a moment.
+            _ if self.asked => writeln!(out, "the size is not known; the terminal is asked for it"),
+            _ => writeln!(out, "the size is not known; no output pauses"),
+        }
+    }
+}
 
 #[derive(Serialize)]
 struct Json {
@@ -90,7 +158,7 @@ impl Text for Lines {
 struct Cleared {}
 
 fn clear(_: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
-    Ok(Reply::new(Cleared {}).clearing_screen())
+    Ok(Reply::new(Cleared {}).then(Then::Clear))
 }
 
 impl Text for Cleared {

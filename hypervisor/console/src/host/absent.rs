@@ -4,6 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use super::{
     failure::{Code, Failure},
+    seam::ExitStats,
     td::{
         Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
         TdState, TdVcpu, Tds,
@@ -139,6 +140,10 @@ impl Tds for Absent<'_> {
 
     fn type_byte(&self, _: u32, _: u8) -> bool {
         false
+    }
+
+    fn exits(&self, _: u32) -> Result<Vec<ExitStats>, Failure> {
+        Ok(Vec::new())
     }
 
     fn registers(&self, _: u32, _: u16) -> Result<Registers, Failure> {

@@ -21,6 +21,12 @@ pub enum Code {
     LineTooLong,
     /// The line contained a byte that is not printable ASCII, and was not run.
     ForeignByte,
+    /// The console is locked, and the command needs more than to read.
+    Locked,
+    /// The password is wrong.
+    WrongPassword,
+    /// The password was not read: a delay after wrong ones is not over.
+    TooEarly,
     /// No TD has this number or name.
     NoSuchTd,
     /// The state of a TD, or of the machine, does not allow the operation.
@@ -48,6 +54,9 @@ impl Code {
         Self::InvalidArgument,
         Self::LineTooLong,
         Self::ForeignByte,
+        Self::Locked,
+        Self::WrongPassword,
+        Self::TooEarly,
         Self::NoSuchTd,
         Self::WrongState,
         Self::Busy,
@@ -68,6 +77,9 @@ impl Code {
             Self::InvalidArgument => "invalid-argument",
             Self::LineTooLong => "line-too-long",
             Self::ForeignByte => "foreign-byte",
+            Self::Locked => "locked",
+            Self::WrongPassword => "wrong-password",
+            Self::TooEarly => "too-early",
             Self::NoSuchTd => "no-such-td",
             Self::WrongState => "wrong-state",
             Self::Busy => "busy",

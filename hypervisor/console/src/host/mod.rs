@@ -6,8 +6,10 @@
 pub mod absent;
 pub mod crash;
 pub mod errors;
+pub mod event;
 pub mod failure;
 pub mod iommu;
+pub mod load;
 pub mod platform;
 pub mod seam;
 pub mod td;
@@ -428,6 +430,30 @@ pub trait Management {
 
     /// Returns the state of this boot.
     fn boot(&self) -> Boot;
+
+    /// Returns the microseconds since the hypervisor's first line.
+    fn now_us(&self) -> u64;
+
+    /// Returns the facts about the machine.
+    fn facts(&self) -> load::Facts;
+
+    /// Returns what the host has done so far.
+    fn sample(&self) -> load::Sample;
+
+    /// Returns the events after number `since` that are still kept.
+    fn events(&self, since: u64) -> event::Events;
+
+    /// Records something that the operator asked for on this console.
+    fn record(&self, action: &event::Action<'_>);
+
+    /// Returns true if the console has a password.
+    fn has_password(&self) -> bool;
+
+    /// Returns true if `password` is the console's. This takes a fraction of a second, in which the machine continues.
+    ///
+    /// # Errors
+    /// The password could not be checked. It counts as none.
+    fn check_password(&mut self, password: &str) -> Result<bool, Failure>;
 
     /// Returns the boot CPU's identification registers.
     fn platform(&self) -> platform::Platform;

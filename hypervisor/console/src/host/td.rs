@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use super::{Hex, failure::Failure};
+use super::{Hex, failure::Failure, seam::ExitStats};
 use serde::Serialize;
 
 /// The TDs that the configuration names.
@@ -87,6 +87,12 @@ pub trait Tds {
 
     /// Types a byte on the TD's console. Returns `false` if the console takes none now; the byte is lost.
     fn type_byte(&self, id: u32, byte: u8) -> bool;
+
+    /// Returns the exits of the TD's vCPUs, by reason, since it was started.
+    ///
+    /// # Errors
+    /// There is no TD of that number.
+    fn exits(&self, id: u32) -> Result<Vec<ExitStats>, Failure>;
 
     /// Reads the registers of a vCPU.
     ///

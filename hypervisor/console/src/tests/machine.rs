@@ -1,13 +1,16 @@
 //! A machine of plain data, in which some operations can be made to fail.
 
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
+use core::cell::{Cell, RefCell};
 
 use log::{Level, LevelFilter};
 
 use super::tds::{self, Fake};
 use crate::host::{
     absent::Absent,
+    event::{Action, Event, EventKind, Events},
     failure::{Code, Failure},
+    load::{Facts, PackageSample, Sample, Spent, TdSample},
     platform::{MsrValue, Platform},
     *,
 };
@@ -20,6 +23,16 @@ pub struct Machine {
     pub crash: Option<crash::Crash>,
     pub keeps_crash: bool,
     pub tds: Fake,
+    /// The console's password.
+    pub password: Option<&'static str>,
+    /// Number of passwords that were compared with it.
+    pub compared: u32,
+    /// Microseconds since the start.
+    pub now_us: Cell<u64>,
+    /// Other TDs that [`Management::sample`] reports.
+    pub more_tds: u32,
+    /// What was recorded: the lines, and what `events` shows.
+    pub trail: RefCell<Vec<Event>>,
     config: Vec<config::Td>,
     level: LevelFilter,
 }
@@ -34,6 +47,11 @@ impl Default for Machine {
             crash: None,
             keeps_crash: false,
             tds: Fake::default(),
+            password: None,
+            compared: 0,
+            now_us: Cell::new(61_000_000),
+            more_tds: 0,
+            trail: RefCell::default(),
             config: config(),
             level: LevelFilter::Info,
         }
@@ -69,8 +87,98 @@ impl Management for Machine {
             crashes: u32::from(self.crash.is_some()),
             image: Hex(0x7A00_0000),
             to_prompt_us: Some(532_001),
-            uptime_us: 61_000_000,
+            uptime_us: self.now_us(),
         }
+    }
+
+    fn now_us(&self) -> u64 {
+        self.now_us.get()
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            manufacturer: Some("Intel Corporation".into()),
+            model: Some("S2600".into()),
+            serial_number: Some("0123456789".into()),
+            uuid: Some("00112233-4455-6677-8899-aabbccddeeff".into()),
+            firmware: None,
+            cpu: self.boot().cpu,
+            microcode: Hex(1),
+            uptime_us: self.now_us(),
+            unix_seconds: 1_795_651_199,
+        }
+    }
+
+    /// Half of the time, CPUs of package 0 are idle and *hello* runs on one CPU.
+    fn sample(&self) -> Sample {
+        let us = self.now_us();
+        let Memory { ledger, heap, .. } = self.memory();
+        let td = |id, name: String, run_us| TdSample {
+            id,
+            name,
+            state: td::TdState::Runnable,
+            vcpus: 2,
+            spent: Spent {
+                run_us,
+                wait_us: us / 4,
+                steal_us: us / 8,
+                exits: run_us / 100,
+            },
+            private_bytes: 67_141_632,
+            memory_bytes: 64 << 20,
+        };
+        let package = |package, cpus, idle_us| PackageSample {
+            package,
+            cpus,
+            idle_us,
+        };
+        let more = (0..self.more_tds)
+            .map(|more| td(3 + more, format!("a-td-with-a-long-name-{more}"), us / 3));
+        Sample {
+            us,
+            packages: vec![package(0, 2, us), package(1, 1, us)],
+            calls: us / 10,
+            memory: ledger,
+            heap,
+            tds: [td(1, "hello".into(), us / 2), td(2, "smp".into(), 0)]
+                .into_iter()
+                .chain(more)
+                .collect(),
+        }
+    }
+
+    fn events(&self, since: u64) -> Events {
+        let trail = self.trail.borrow();
+        let events = trail.iter().filter(|event| event.number > since);
+        Events {
+            lost: 0,
+            last: trail.len() as u64,
+            events: events.cloned().collect(),
+        }
+    }
+
+    fn record(&self, action: &Action<'_>) {
+        let failed = action.failed.map(|code| format!(": {}", code.name()));
+        let mut trail = self.trail.borrow_mut();
+        let number = trail.len() as u64 + 1;
+        trail.push(Event {
+            number,
+            us: self.now_us(),
+            kind: EventKind::Action,
+            channel: "console".into(),
+            td: action.td.map(|(id, _)| id),
+            name: action.td.map(|(_, name)| name.into()),
+            what: format!("{}{}", action.line, failed.unwrap_or_default()),
+        });
+    }
+
+    fn has_password(&self) -> bool {
+        self.password.is_some()
+    }
+
+    fn check_password(&mut self, password: &str) -> Result<bool, Failure> {
+        self.compared += 1;
+        Ok(self.password == Some(password))
     }
 
     fn platform(&self) -> Platform {

@@ -224,6 +224,10 @@ impl Tds for &Fake {
         true
     }
 
+    fn exits(&self, _: u32) -> Result<Vec<ExitStats>, Failure> {
+        Ok(stats().exits)
+    }
+
     fn registers(&self, id: u32, vcpu: u16) -> Result<Registers, Failure> {
         Ok(Registers {
             name: self.line(id).name,

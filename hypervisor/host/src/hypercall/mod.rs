@@ -120,7 +120,7 @@ fn in_words(name: &str) -> [u64; 4] {
 }
 
 fn terminate<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<Answer, Status> {
-    let asked = tds.ask_end(id);
+    let asked = tds.ask_end_for(id, caller.id());
     if id == caller.id() {
         // The caller sees this status only if it was not terminated after all.
         return Err(Status::NotEnded);

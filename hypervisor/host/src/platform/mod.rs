@@ -10,6 +10,8 @@ mod stopwatch;
 pub use running::{Attention, Running};
 pub use stopwatch::{Samples, Stopwatch};
 
+use core::fmt;
+
 use arrayvec::ArrayVec;
 use mm::private::Pool;
 use seam::{
@@ -31,6 +33,19 @@ pub struct CpuPlace {
     pub cpu: u32,
     /// The number of its package.
     pub package: u32,
+}
+
+/// Something that happened to a TD.
+#[derive(Clone, Copy, Debug)]
+pub struct TdEvent<'a> {
+    /// The TD's number.
+    pub td: u32,
+    /// The TD's name.
+    pub name: &'a str,
+    /// The number of the TD that asked for it in a hypercall.
+    pub asked_by: Option<u32>,
+    /// What happened.
+    pub what: fmt::Arguments<'a>,
 }
 
 /// Maximum number of CPUs that [`Platform::on_all`] calls at the same time.
@@ -130,4 +145,10 @@ pub trait Platform: Sync {
 
     /// Returns the microseconds since the host's start.
     fn now_us(&self) -> u64;
+
+    /// Records something that happened to a TD, for the operator. It must not wait or allocate. By default, no record
+    /// is kept.
+    fn note(&self, event: &TdEvent<'_>) {
+        let _ = event;
+    }
 }

@@ -6,7 +6,7 @@ use vcpu::End;
 use super::{Scheduler, guest::Guest};
 use crate::{
     heap,
-    platform::Running,
+    platform::{Running, TdEvent},
     td::{
         error::{Error, after_guest},
         life::State,
@@ -50,6 +50,12 @@ fn follow<P: Running>(guest: &Guest, tds: &Tds<'_, P>) -> Result<(), Error> {
     }
     let config = tds.config(id);
     let name = config.as_ref().map_or("", |config| &config.name);
+    tds.host().platform.note(&TdEvent {
+        td: id,
+        name,
+        asked_by: None,
+        what: format_args!("its guest ended: {end}"),
+    });
     let done = match end {
         End::PowerOff => {
             log::info!("TD {id} {name}: {end}");

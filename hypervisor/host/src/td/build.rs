@@ -87,8 +87,7 @@ pub(super) fn build<P: Platform>(
             .try_for_each(|(index, cpu)| built.vcpu(body, index, cpu, list_at))
     })?;
     meter.phase("finalize", || built.finalize(body))?;
-    td.life
-        .advance(State::Building, State::Paused)
+    td.advance(host.platform, State::Building, State::Paused)
         .map_err(Error::State)?;
     Ok(meter.finish())
 }

@@ -32,9 +32,15 @@ use seam::{
     address::Gpa,
     page::{Donated, Page},
 };
-use sync::{Mutex, Once};
+use sync::{
+    Mutex, Once,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
 
-use crate::{platform::Platform, tdx::release::Release};
+use crate::{
+    platform::{Platform, TdEvent},
+    tdx::release::Release,
+};
 use error::Error;
 use files::{Files, Loaded, store::PutFile};
 use life::{Life, State};
@@ -65,6 +71,8 @@ pub struct Td {
     body: Once<Body>,
     mrtd: Once<Measurement>,
     notes: Mutex<Notes>,
+    /// 1 more than the number of the TD that asked for the termination, or 1 for the host; 0 if nobody did.
+    asked_by: AtomicU32,
 }
 
 /// The memory that a new TD can have.
@@ -141,6 +149,7 @@ impl Td {
             body: Once::new(),
             mrtd: Once::new(),
             notes: Mutex::new(Notes::default()),
+            asked_by: AtomicU32::new(0),
         })
     }
 
@@ -160,6 +169,39 @@ impl Td {
     #[must_use]
     pub fn state(&self) -> State {
         self.life.state()
+    }
+
+    /// Moves from one state to another, and records the change.
+    ///
+    /// # Errors
+    /// As [`Life::advance`].
+    fn advance<P: Platform>(&self, platform: &P, from: State, to: State) -> Result<(), State> {
+        self.life.advance(from, to)?;
+        self.note_change(platform, from, to);
+        Ok(())
+    }
+
+    /// Moves to a state from any that leads to it, and records the change. Returns the state before.
+    ///
+    /// # Errors
+    /// As [`Life::enter`].
+    fn enter<P: Platform>(&self, platform: &P, to: State) -> Result<State, State> {
+        let from = self.life.enter(to)?;
+        self.note_change(platform, from, to);
+        Ok(from)
+    }
+
+    fn note_change<P: Platform>(&self, platform: &P, from: State, to: State) {
+        let asked_by = match to {
+            State::Terminating => self.asked_by.load(Relaxed).saturating_sub(1),
+            _ => 0,
+        };
+        platform.note(&TdEvent {
+            td: self.id,
+            name: &self.config.name,
+            asked_by: (asked_by != 0).then_some(asked_by),
+            what: format_args!("{from} -> {to}"),
+        });
     }
 
     /// Returns the host's files that are mapped into the guest for its firmware to boot, and their addresses.

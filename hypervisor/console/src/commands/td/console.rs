@@ -12,6 +12,7 @@ use crate::{
     error::Error,
     host::td::{Excerpt, TdState},
     reply::{Reply, Text},
+    session::Front,
     watch::{WAYS_BACK, Watch},
 };
 
@@ -42,6 +43,9 @@ struct Output {
     from: u64,
     next: u64,
     output: String,
+    /// True if the output follows the reply.
+    #[serde(skip)]
+    goes_on: bool,
 }
 
 fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
@@ -55,14 +59,16 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let Excerpt { began, from, count } = tds.output(id, from, &mut bytes)?;
     drop(tds);
     bytes.truncate(count);
-    if !context.session.json {
-        context.session.watch = Some(Watch::new(id, from));
+    let goes_on = context.session.is_interactive();
+    if goes_on {
+        context.session.front = Some(Front::Td(Watch::new(id, from)));
     }
     Ok(Reply::new(Output {
         td: name,
         state,
         began,
         from,
+        goes_on,
         next: from + count as u64,
         output: String::from_utf8_lossy(&bytes).into_owned(),
     }))
@@ -71,6 +77,9 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 impl Text for Output {
     /// The output itself follows unchanged, as does all later output.
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        if !self.goes_on {
+            return writeln!(out, "{}", self.output.replace('\r', ""));
+        }
         write!(out, "Console of TD {}", self.td)?;
         if self.state != TdState::Runnable {
             write!(

@@ -4,14 +4,15 @@ mod console;
 mod debug;
 mod end;
 mod life;
-mod show;
+pub mod show;
+mod typing;
 mod work;
 
 use alloc::{boxed::Box, string::String};
 
 pub use self::{
     console::COMMANDS as CONSOLE, debug::COMMANDS as DEBUG, end::COMMANDS as END,
-    life::COMMANDS as LIFE, show::COMMANDS as SHOW,
+    life::COMMANDS as LIFE, show::COMMANDS as SHOW, typing::COMMANDS as TYPE,
 };
 
 use crate::{
@@ -26,15 +27,22 @@ const TD: Required<String> = Required::td("TD");
 
 /// Returns the TDs, and the number of the one that [`TD`] names.
 fn find<'a>(context: &'a Context<'_>, args: &Args) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
+    find_word(context, &args.get(TD)?)
+}
+
+/// Returns the TDs, and the number of the one that `word` names.
+pub fn find_word<'a>(
+    context: &'a Context<'_>,
+    word: &str,
+) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
     let tds = context.host.tds()?;
     let names = tds.names();
-    let word = args.get(TD)?;
     let number = match word.parse::<usize>() {
         Ok(number) => Some(number).filter(|number| (1..=names.len()).contains(number)),
         Err(_) => names.iter().position(|name| *name == word).map(|at| at + 1),
     };
     match number {
         Some(number) => Ok((tds, number as u32)),
-        None => Err(no_such_td(&word, &names)),
+        None => Err(no_such_td(word, &names)),
     }
 }

@@ -11,8 +11,9 @@ use crate::{
     command::{Class, Command, Context},
     error::Error,
     host::td::{Pages, TdLine, TdReport, TdVcpu},
+    load::TdRates,
     reply::{Reply, Text},
-    table::{Bytes, Facts, Maybe, Micros, Short, Table},
+    table::{Bytes, Facts, Maybe, Micros, Permille, Short, Table},
 };
 
 pub const COMMANDS: &[Command] = &[
@@ -34,10 +35,17 @@ pub const COMMANDS: &[Command] = &[
         summary: "Show one TD in detail",
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
-               had no CPU; how the TD was built and terminated, with times and SEAMCALLs; and any problem.",
+               had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
-            tds.show(id).map(Reply::new).map_err(Error::from)
+            let report = tds.show(id)?;
+            drop(tds);
+            let now = context.host.sample();
+            let rates = context.session.load.until(&now);
+            Ok(Reply::new(Shown {
+                report,
+                rates: rates.and_then(|rates| rates.td(id)),
+            }))
         },
     },
 ];
@@ -78,6 +86,40 @@ impl Text for List {
             writeln!(out, "\"td show\" shows a problem in full.")?;
         }
         Ok(())
+    }
+}
+
+/// All details of a TD, and its rates.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    report: TdReport,
+    rates: Option<TdRates>,
+}
+
+impl Text for Shown {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        self.report.text(out)?;
+        match &self.rates {
+            Some(rates) => writeln!(out, "\n{}", Now(rates)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What a TD does at present.
+pub struct Now<'a>(pub &'a TdRates);
+
+impl fmt::Display for Now<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Now its vCPUs run {}, wait {} and lack a CPU {} of one CPU's time, with {} exits a second.",
+            Permille(self.0.run_permille),
+            Permille(self.0.wait_permille),
+            Permille(self.0.steal_permille),
+            self.0.exits_per_second
+        )
     }
 }
 

@@ -39,8 +39,7 @@ pub fn give_back<P: Platform>(
     released?;
     td.notes.lock().problem = None;
     host.runner.end(td);
-    td.life
-        .advance(State::Terminating, State::Teardown)
+    td.advance(host.platform, State::Terminating, State::Teardown)
         .map_err(Error::State)?;
     if let Some(body) = td.body.get() {
         begin_reclaim(host, body)?;

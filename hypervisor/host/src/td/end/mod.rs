@@ -12,7 +12,7 @@ mod write_off;
 use alloc::{format, string::ToString, sync::Arc};
 
 use mm::private::{Holding, Mode};
-use sync::MutexGuard;
+use sync::{MutexGuard, atomic::Ordering::Relaxed};
 
 use super::{
     Body, Td,
@@ -58,11 +58,12 @@ pub struct Termination {
 }
 
 /// Starts terminating a TD. None of its vCPUs is entered from now on; [`carry_out`] does the rest. It does not wait, so
-/// a TD may request its own termination.
+/// a TD may request its own termination. `by` is the number of the TD that does, or 0 for the host. [`carry_out`] records the change.
 ///
 /// # Errors
 /// The state of a TD that is not alive, or whose termination was requested before.
-pub fn ask(td: &Td) -> Result<(), State> {
+pub fn ask(td: &Td, by: u32) -> Result<(), State> {
+    td.asked_by.store(by + 1, Relaxed);
     match td.life.enter(State::Terminating)? {
         State::Paused => td.end.set(Owner::AskedPaused),
         State::Runnable => td.end.set(Owner::AskedRunnable),
@@ -75,6 +76,7 @@ pub fn ask(td: &Td) -> Result<(), State> {
 /// Carries out a requested termination. Returns `None` if none was requested or another CPU owns it.
 pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result<(), Error>> {
     let was = td.end.take_asked()?;
+    td.note_change(host.platform, was, State::Terminating);
     Some(end(host, td, was, Way::Terminate).map(drop))
 }
 
@@ -86,7 +88,7 @@ pub fn carry_out<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>) -> Option<Result
 /// [`NotReleased::Stuck`]: the TD stays terminating; its HKID and memory are in quarantine until [`retry`].
 /// [`Error::EndStuck`], [`Error::NotReclaimed`] if it got stuck before.
 pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Result<Ended, Error> {
-    let was = match td.life.enter(State::Terminating) {
+    let was = match td.enter(host.platform, State::Terminating) {
         Ok(State::Building) => {
             // The builder sees the new state and tears the TD down before it releases the turn.
             let _ = turn(host, td);
@@ -97,7 +99,10 @@ pub fn terminate<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, way: Way) -> Res
             was
         }
         Err(state) => match td.end.take_asked() {
-            Some(was) => was,
+            Some(was) => {
+                td.note_change(host.platform, was, State::Terminating);
+                was
+            }
             None => return already(td, state),
         },
     };
@@ -199,7 +204,7 @@ fn revive<P: Platform>(host: &Host<'_, P>, td: &Arc<Td>, was: State, way: Way, e
     // The termination did not take place.
     td.notes.lock().ended = None;
     td.end.set(Owner::Nobody);
-    if td.life.advance(State::Terminating, was).is_err() {
+    if td.advance(host.platform, State::Terminating, was).is_err() {
         // Unreachable: only the owner of the termination changes the state.
         debug_assert!(false, "{:?}", td.state());
         return;
@@ -227,7 +232,10 @@ fn free_queued<P: Platform>(host: &Host<'_, P>, td: &Td, body: &Body) -> Result<
 /// Tears down a TD that could not be built or was terminated meanwhile. The caller holds its turn.
 pub(super) fn unwind<P: Platform>(host: &Host<'_, P>, td: &Td) {
     // A CPU that terminates the TD waits for its turn.
-    let _ = td.life.enter(State::Terminating);
+    let entered = td.enter(host.platform, State::Terminating);
+    if entered.is_err() && td.asked_by.load(Relaxed) != 0 {
+        td.note_change(host.platform, State::Building, State::Terminating);
+    }
     td.end.set(Owner::UnderWay);
     let mut meter = Meter::new(host.platform);
     let result = stop_vcpus(host, td)

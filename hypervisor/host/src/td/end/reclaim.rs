@@ -100,7 +100,10 @@ fn finish<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
             notes.quarantine = quarantine;
             notes.problem.clone_from(&problem);
         }
-        if td.life.advance(State::Teardown, State::Reclaimed).is_err() {
+        if td
+            .advance(host.platform, State::Teardown, State::Reclaimed)
+            .is_err()
+        {
             // Unreachable: only the holder of the lock makes this transition.
             debug_assert!(false, "{:?}", td.state());
             return false;

@@ -27,7 +27,7 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
         return false;
     }
     // No vCPU is entered from now on.
-    let _ = td.life.enter(State::Terminating);
+    let _ = td.enter(host.platform, State::Terminating);
     td.end.set(Owner::UnderWay);
     let Ok(vcpus) = td.slots.try_stop() else {
         return false;
@@ -71,7 +71,7 @@ pub fn write_off<P: Platform>(host: &Host<'_, P>, td: &Td) -> bool {
         (State::Terminating, State::Teardown),
         (State::Teardown, State::Reclaimed),
     ] {
-        let advanced = td.life.advance(from, to);
+        let advanced = td.advance(host.platform, from, to);
         debug_assert_eq!(advanced, Ok(()));
     }
     true

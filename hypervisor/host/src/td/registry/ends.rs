@@ -33,9 +33,17 @@ impl<P: Platform> Tds<'_, P> {
     /// # Errors
     /// The state of a TD that is not alive, or whose termination was requested before.
     pub fn ask_end(&self, id: u32) -> Result<(), State> {
+        self.ask_end_for(id, 0)
+    }
+
+    /// As [`Self::ask_end`], for the TD of number `by`.
+    ///
+    /// # Errors
+    /// As [`Self::ask_end`].
+    pub fn ask_end_for(&self, id: u32, by: u32) -> Result<(), State> {
         self.want_end(id);
         let td = self.get(id).ok_or_else(|| self.state(id))?;
-        end::ask(&td)?;
+        end::ask(&td, by)?;
         self.is_end_asked.store(true, SeqCst);
         self.host.runner.work_waits();
         Ok(())

@@ -63,8 +63,7 @@ impl<P: Platform> Tds<'_, P> {
         let (td, plan) = plan(host, &candidate)?;
         self.next_cpu
             .store(first.wrapping_add(td.vcpus().count().into()), Relaxed);
-        td.life
-            .advance(State::Created, State::Building)
+        td.advance(host.platform, State::Created, State::Building)
             .map_err(Error::State)?;
         let td = Arc::new(td);
         let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
@@ -117,8 +116,7 @@ impl<P: Platform> Tds<'_, P> {
         self.with_module(|| {
             let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
             self.check_guest(td)?;
-            td.life
-                .advance(State::Paused, State::Runnable)
+            td.advance(self.host.platform, State::Paused, State::Runnable)
                 .map_err(Error::State)?;
             self.host.runner.start(td);
             Ok(())
@@ -167,11 +165,14 @@ impl<P: Platform> Tds<'_, P> {
 
     fn stop(&self, td: &Arc<Td>) -> Result<(), Error> {
         let _turn = td.turn.try_lock().ok_or(Error::Busy)?;
-        td.life
-            .advance(State::Runnable, State::Paused)
+        td.advance(self.host.platform, State::Runnable, State::Paused)
             .map_err(Error::State)?;
         let stopped = end::stop_vcpus(&self.host, td).map(drop);
-        if stopped.is_err() && td.life.advance(State::Paused, State::Runnable).is_ok() {
+        if stopped.is_err()
+            && td
+                .advance(self.host.platform, State::Paused, State::Runnable)
+                .is_ok()
+        {
             self.host.runner.start(td);
         }
         stopped
