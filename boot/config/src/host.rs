@@ -137,7 +137,7 @@ impl Keyed for Host {
         Key::new(
             "console_lock",
             lock::FORM,
-            |host, value| {
+            |host: &mut Self, value| {
                 let hash = value
                     .as_str()
                     .and_then(|text| PasswordHash::parse(text).ok());
@@ -147,7 +147,8 @@ impl Keyed for Host {
             },
             // Whoever reads the console could try passwords at leisure.
             |_| None,
-        ),
+        )
+        .secret(),
         Key::new(
             "watchdog",
             "from \"10s\" to \"600s\"",

@@ -13,6 +13,8 @@ pub(crate) struct Key<T: 'static> {
     pub name: &'static str,
     /// The values that it takes. Completes "it must be ...".
     pub form: &'static str,
+    /// True if no message may show the value.
+    pub secret: bool,
     /// True if a table without the key is incomplete.
     pub required: bool,
     /// Sets the value. Returns `None` if the value does not have the form.
@@ -33,10 +35,18 @@ impl<T> Key<T> {
         Self {
             name,
             form,
+            secret: false,
             required: false,
             set,
             show,
             inside: None,
+        }
+    }
+
+    pub const fn secret(self) -> Self {
+        Self {
+            secret: true,
+            ..self
         }
     }
 
@@ -145,6 +155,7 @@ pub(crate) fn read_present<T: Keyed>(table: &DeTable<'_>, mistakes: &mut Mistake
         }
         if mistakes.found.len() == before {
             let written = mistakes.written(value.span());
+            let written = if key.secret { "not valid" } else { &written };
             let what = format!("{} is {written}; it must be {}", key.name, key.form);
             mistakes.add(value.span().start, what);
         }

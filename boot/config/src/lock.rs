@@ -264,7 +264,11 @@ mod tests {
         for password in ["", "secret"] {
             assert_eq!(check(&hash, password), Some(false));
         }
-        assert_eq!(read.problems.len(), 1);
+        // Somebody may have written his password here.
+        let [problem] = &read.problems[..] else {
+            panic!("one problem: {:?}", read.problems)
+        };
+        assert!(!alloc::format!("{problem}").contains("secret"), "{problem}");
     }
 
     #[test]

@@ -89,6 +89,7 @@ impl Rates {
 
 /// The CPUs of a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PackageRates {
     /// The package.
     pub package: u32,
@@ -100,6 +101,7 @@ pub struct PackageRates {
 
 /// Rates of a TD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdRates {
     #[serde(skip)]
     id: u32,

@@ -30,6 +30,18 @@ pub enum Then {
     View,
 }
 
+/// The JSON form of a report. `docs/console-schema.json`, which a test compares with these types, describes it.
+#[cfg(not(test))]
+pub trait Described: Serialize {}
+#[cfg(not(test))]
+impl<T: Serialize> Described for T {}
+
+/// The JSON form of a report, and its schema.
+#[cfg(test)]
+pub trait Described: Serialize + schemars::JsonSchema {}
+#[cfg(test)]
+impl<T: Serialize + schemars::JsonSchema> Described for T {}
+
 /// The report of a command.
 pub struct Reply {
     report: Box<dyn Report>,
@@ -40,7 +52,7 @@ pub struct Reply {
 impl Reply {
     /// Wraps `report`, which must serialise to a JSON object without the keys `cmd`, `ok`,
     /// `protocol`, `code` and `error`.
-    pub fn new(report: impl Text + Serialize + 'static) -> Self {
+    pub fn new(report: impl Text + Described + 'static) -> Self {
         Self {
             report: Box::new(report),
             then: Then::Prompt,
@@ -55,6 +67,12 @@ impl Reply {
     /// Writes the reply as text.
     pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
         self.report.text(out)
+    }
+
+    /// Adds the schema of the report to `generator`, and returns it.
+    #[cfg(test)]
+    pub fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        self.report.schema(generator)
     }
 
     /// Returns the reply as one JSON object.
@@ -97,9 +115,17 @@ fn failure_json(cmd: &str, code: Code, reason: &dyn fmt::Display) -> String {
 
 trait Report: Text {
     fn json(&self, command: &str) -> serde_json::Result<String>;
+
+    #[cfg(test)]
+    fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema;
 }
 
-impl<T: Text + Serialize> Report for T {
+impl<T: Text + Described> Report for T {
+    #[cfg(test)]
+    fn schema(&self, generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        generator.subschema_for::<T>()
+    }
+
     fn json(&self, cmd: &str) -> serde_json::Result<String> {
         #[derive(Serialize)]
         struct Success<'a, T> {
@@ -155,6 +181,15 @@ mod tests {
     fn a_report_that_is_no_json_object_is_an_error() {
         #[derive(serde::Serialize)]
         struct Number(u32);
+        impl schemars::JsonSchema for Number {
+            fn schema_name() -> alloc::borrow::Cow<'static, str> {
+                "Number".into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                u32::json_schema(generator)
+            }
+        }
         impl Text for Number {
             fn text(&self, out: &mut dyn Write) -> core::fmt::Result {
                 write!(out, "{}", self.0)

@@ -7,6 +7,7 @@ mod iommu;
 mod lock;
 mod machine;
 mod report;
+mod schema;
 mod seeing;
 mod td;
 mod tds;

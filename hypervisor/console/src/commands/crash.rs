@@ -36,6 +36,7 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Shown {
     crashes: u32,
     crash: Option<Crash>,
@@ -71,6 +72,7 @@ impl Text for Shown {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Dropped {
     dropped: u32,
 }

@@ -42,6 +42,7 @@ fn help(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Entry {
     usage: String,
     class: Class,
@@ -59,6 +60,7 @@ fn entry(command: &'static Command) -> Entry {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct List {
     commands: Vec<Entry>,
 }
@@ -74,6 +76,7 @@ impl Text for List {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Explanation(Entry);
 
 impl Text for Explanation {

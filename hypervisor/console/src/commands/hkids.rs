@@ -58,6 +58,7 @@ impl Text for HkidReport {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Reclaims {
     tds: Vec<TdReclaim>,
 }

@@ -32,6 +32,7 @@ pub const COMMANDS: &[Command] = &[Command {
 }];
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Host {
     #[serde(flatten)]
     facts: Machine,

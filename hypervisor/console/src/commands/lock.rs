@@ -38,6 +38,7 @@ pub const COMMANDS: &[Command] = &[
 
 /// The state of the lock.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct State {
     /// `asks` if the next line is the password; `open` or `locked`.
     state: &'static str,

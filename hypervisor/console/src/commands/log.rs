@@ -48,6 +48,7 @@ fn level(args: &Args) -> Option<LevelFilter> {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Level {
     level: String,
 }
@@ -68,6 +69,7 @@ impl Text for Level {
 
 /// A copy of a record, which outlives the ring's lock.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Kept {
     us: u64,
     cpu: u32,
@@ -77,6 +79,7 @@ struct Kept {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Records {
     lost: u64,
     records: Vec<Kept>,

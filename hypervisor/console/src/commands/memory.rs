@@ -76,6 +76,7 @@ impl Text for Memory {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Peek {
     address: Hex,
     bytes: HexBytes,

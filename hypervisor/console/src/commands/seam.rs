@@ -74,6 +74,7 @@ fn stats(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
 
 /// Counts of one TD, since it was started.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct TdStats {
     id: u32,
     name: String,

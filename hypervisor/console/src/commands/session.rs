@@ -63,6 +63,7 @@ pub const COMMANDS: &[Command] = &[
 
 /// The size of the screen; `None` if it is not known.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Screen {
     rows: Option<u16>,
     columns: Option<u16>,
@@ -115,6 +116,7 @@ impl Text for Screen {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Json {
     json: bool,
 }
@@ -132,6 +134,7 @@ impl Text for Json {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Lines {
     lines: Vec<String>,
 }
@@ -155,6 +158,7 @@ impl Text for Lines {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Cleared {}
 
 fn clear(_: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {

@@ -98,6 +98,7 @@ impl Text for Boot {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Cpus {
     cpus: Vec<Cpu>,
     running: usize,
@@ -156,6 +157,7 @@ impl Text for Cpus {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Power {
     action: PowerAction,
     by: String,

@@ -80,6 +80,7 @@ fn top(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
 
 /// The state of the host and the TDs.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct View {
     uptime_us: u64,
     /// The microseconds over which the rates were measured.
@@ -95,6 +96,7 @@ struct View {
 
 /// A TD.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Td {
     id: u32,
     name: String,

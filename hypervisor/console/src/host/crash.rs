@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// The report of the last crash.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Crash {
     /// The time of the crash in seconds since 1970-01-01 00:00 UTC, if the machine knew it.
     pub unix: Option<u64>,

@@ -8,6 +8,7 @@ use super::Hex;
 
 /// Hardware errors since the start.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Errors {
     /// One entry for each CPU with a machine-check architecture, in the order of their numbers.
     pub cpus: Vec<CpuErrors>,
@@ -23,6 +24,7 @@ pub struct Errors {
 
 /// The errors of one CPU's banks.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuErrors {
     /// The CPU.
     pub cpu: u32,
@@ -42,6 +44,7 @@ pub struct CpuErrors {
 
 /// The records of one of the firmware's error sources.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FirmwareErrors {
     /// The source's number in the HEST.
     pub source: u16,
@@ -57,6 +60,7 @@ pub struct FirmwareErrors {
 
 /// Foreign NMIs of one source.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Nmis {
     /// The source: "firmware", "serr", "iochk", "unknown".
     pub source: &'static str,
@@ -66,6 +70,7 @@ pub struct Nmis {
 
 /// One error in full.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BankError {
     /// Microseconds since the hypervisor's first line.
     pub us: u64,
@@ -89,6 +94,7 @@ pub struct BankError {
 
 /// An attack by speculative execution, and what stands against it on every CPU.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Mitigation {
     /// The attack.
     pub attack: &'static str,

@@ -8,6 +8,7 @@ use super::failure::Code;
 
 /// The kind of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     /// A state changed: of a TD, of TDX, of the console's lock.
@@ -18,6 +19,7 @@ pub enum EventKind {
 
 /// One event.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Event {
     /// The event's number. Numbers begin with 1 and have no gaps.
     pub number: u64,
@@ -37,6 +39,7 @@ pub struct Event {
 
 /// Events after a number.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Events {
     /// Events after that number that are no longer kept.
     pub lost: u64,

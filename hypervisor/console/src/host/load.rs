@@ -55,6 +55,7 @@ pub struct TdSample {
 
 /// How vCPUs spent their time, summed over vCPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spent {
     /// Microseconds that they ran.
     pub run_us: u64,
@@ -69,6 +70,7 @@ pub struct Spent {
 
 /// The machine.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Facts {
     /// The manufacturer, as the SMBIOS tables name it; `None` if they do not. This holds for the next four, too.
     pub manufacturer: Option<String>,

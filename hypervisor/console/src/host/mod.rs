@@ -40,6 +40,7 @@ impl Serialize for Hex {
 
 /// The program's version and build.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Build {
     /// The version of the program, as in its manifest.
     pub version: String,
@@ -51,6 +52,7 @@ pub struct Build {
 
 /// The state of this boot.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Boot {
     /// The boot CPU's name, family, model, stepping and microcode.
     pub cpu: String,
@@ -77,6 +79,7 @@ pub struct Boot {
 
 /// One logical processor that the firmware lists as enabled.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cpu {
     /// The hypervisor's number for the CPU; numbers start at 0 and have no gaps.
     pub index: u32,
@@ -100,6 +103,7 @@ pub struct Cpu {
 
 /// The activity of a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CpuState {
     /// The CPU executes something.
@@ -128,6 +132,7 @@ impl fmt::Display for CpuState {
 
 /// The machine's memory and its use.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Memory {
     /// One entry for each frame size that the allocator serves, ascending.
     pub frames: Vec<FrameCount>,
@@ -141,6 +146,7 @@ pub struct Memory {
 
 /// The frames of one size, by use.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FrameCount {
     /// Bytes in a frame: 4 KiB, 2 MiB or 1 GiB.
     pub frame_bytes: u64,
@@ -154,6 +160,7 @@ pub struct FrameCount {
 
 /// The frame ledger: every managed byte is free, used or quarantined.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Ledger {
     /// Bytes that the allocator was given at boot.
     pub total_bytes: u64,
@@ -191,6 +198,7 @@ impl Ledger {
 
 /// The hypervisor's heap, in bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Heap {
     /// The heap's size.
     pub total_bytes: u64,
@@ -200,6 +208,7 @@ pub struct Heap {
 
 /// One region of the firmware's memory map.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Region {
     /// The first physical address.
     pub start: Hex,
@@ -211,6 +220,7 @@ pub struct Region {
 
 /// TDX on this machine: the platform, the missing parts, and the progress of the bring-up.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Tdx {
     /// The progress of the bring-up.
     pub state: TdxState,
@@ -236,6 +246,7 @@ pub struct Tdx {
 
 /// CPUs with the same microcode.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Microcode {
     /// The revision; `None` if the CPUs do not tell it.
     pub revision: Option<Hex>,
@@ -245,6 +256,7 @@ pub struct Microcode {
 
 /// The progress of TDX on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum TdxState {
     /// A requirement is missing. Nothing was started.
@@ -283,6 +295,7 @@ impl fmt::Display for TdxState {
 
 /// The private KeyIDs (`IA32_MKTME_KEYID_PARTITIONING`, MSR 0x87).
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Hkids {
     /// The first private HKID.
     pub first: u32,
@@ -296,6 +309,7 @@ pub struct Hkids {
 
 /// The TDX module's description of itself (global metadata, TDX Module ABI 1.5, TDH.SYS.RD).
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Module {
     /// MAJOR_VERSION.
     pub major: u16,
@@ -331,6 +345,7 @@ pub struct Module {
 
 /// One convertible memory region (TDX Module ABI 1.5, CMR_INFO).
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cmr {
     /// The first physical address.
     pub base: Hex,
@@ -340,6 +355,7 @@ pub struct Cmr {
 
 /// The memory available to TDs, and its cost.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdxMemory {
     /// Bytes that TDs can use.
     pub private_bytes: u64,
@@ -353,6 +369,7 @@ pub struct TdxMemory {
 
 /// One TDMR (TDX Module ABI 1.5, TDMR_INFO).
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Tdmr {
     /// The first physical address.
     pub base: Hex,
@@ -368,6 +385,7 @@ pub struct Tdmr {
 
 /// Free memory that no TD can have.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LeftOut {
     /// The first physical address.
     pub start: Hex,
@@ -379,6 +397,7 @@ pub struct LeftOut {
 
 /// One step of the bring-up of the TDX module.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BringUpStep {
     /// The leaf, as the specification names it: "TDH.SYS.LP.INIT".
     pub name: String,
@@ -392,6 +411,7 @@ pub struct BringUpStep {
 
 /// One record of the log.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LogRecord<'a> {
     /// Microseconds since the hypervisor's first line.
     pub us: u64,
@@ -399,6 +419,7 @@ pub struct LogRecord<'a> {
     pub cpu: u32,
     /// The severity.
     #[serde(serialize_with = "level_name")]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub level: log::Level,
     /// The module that logged the record.
     pub target: &'a str,
@@ -412,6 +433,7 @@ fn level_name<S: Serializer>(level: &log::Level, serializer: S) -> Result<S::Ok,
 
 /// A way to end this boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum PowerAction {
     /// Reset the machine.

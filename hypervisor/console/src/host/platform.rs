@@ -8,6 +8,7 @@ use super::Hex;
 
 /// The registers that say what a CPU is and how the firmware has set it up.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Platform {
     /// The CPU's name, family, model, stepping and microcode.
     pub cpu: String,
@@ -19,6 +20,7 @@ pub struct Platform {
 
 /// The values of one CPUID leaf on the boot CPU.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CpuidLeaf {
     /// EAX on entry.
     pub leaf: Hex,
@@ -36,6 +38,7 @@ pub struct CpuidLeaf {
 
 /// The value of one model-specific register on the boot CPU.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MsrValue {
     /// Its name.
     pub name: &'static str,

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// Counts since the start.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stats {
     /// SEAMCALLs by leaf, over all CPUs; leafs that were never called are left out.
     pub leafs: Vec<LeafStats>,
@@ -25,6 +26,7 @@ pub struct Stats {
 
 /// Counts of one leaf.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LeafStats {
     /// The leaf, as the specification names it; "all" for their sum.
     pub leaf: &'static str,
@@ -40,6 +42,7 @@ pub struct LeafStats {
 
 /// Counts of one reason to try again.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RetryStats {
     /// The reason.
     pub reason: &'static str,
@@ -51,6 +54,7 @@ pub struct RetryStats {
 
 /// Exits of one kind.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExitStats {
     /// The reason of the exits.
     pub what: &'static str,
@@ -60,6 +64,7 @@ pub struct ExitStats {
 
 /// The times that SEAMCALLs take.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SeamBench {
     /// The frequency in Hz of the time-stamp counter, whose ticks are counted.
     pub tsc_hz: u64,
@@ -73,6 +78,7 @@ pub struct SeamBench {
 
 /// The times of one leaf, in ticks.
 #[derive(Clone, Copy, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LeafTime {
     /// The leaf, as the specification names it.
     pub leaf: &'static str,

@@ -112,6 +112,7 @@ pub trait Tds {
 
 /// The state of a TD in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum TdState {
     /// The TD is configured, and nothing was allocated for it.
@@ -185,6 +186,7 @@ pub struct Excerpt {
 
 /// A TD in one line.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdLine {
     /// The TD's number.
     pub id: u32,
@@ -206,6 +208,7 @@ pub struct TdLine {
 
 /// All details of a TD.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdReport {
     /// The TD's line in the list.
     #[serde(flatten)]
@@ -242,6 +245,7 @@ pub struct TdReport {
 
 /// Pages of a TD, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Pages {
     /// Private pages of 4 KiB.
     pub private_4k: u64,
@@ -255,6 +259,7 @@ pub struct Pages {
 
 /// One vCPU.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdVcpu {
     /// The vCPU's number.
     pub index: u16,
@@ -274,6 +279,7 @@ pub struct TdVcpu {
 
 /// An operation, in phases.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Work {
     /// Elapsed microseconds. Phases may overlap, so that this is not their sum.
     pub us: u64,
@@ -289,6 +295,7 @@ pub struct Work {
 
 /// One phase of an operation.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Phase {
     /// The phase's name.
     pub name: String,
@@ -302,6 +309,7 @@ pub struct Phase {
 
 /// SEAMCALLs of one leaf.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LeafCalls {
     /// The leaf, as the specification names it.
     pub leaf: &'static str,
@@ -311,6 +319,7 @@ pub struct LeafCalls {
 
 /// A TD that was just built.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdBuilt {
     /// The TD's state now.
     #[serde(flatten)]
@@ -327,6 +336,7 @@ pub struct TdBuilt {
 
 /// The state of a TD after a command.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdNow {
     /// The TD's number.
     pub id: u32,
@@ -338,6 +348,7 @@ pub struct TdNow {
 
 /// A TD that was ended.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdEnded {
     /// The TD's state now.
     #[serde(flatten)]
@@ -354,6 +365,7 @@ pub struct TdEnded {
 
 /// A TD that was shrunk.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdShrunk {
     /// The TD's state now.
     #[serde(flatten)]
@@ -372,6 +384,7 @@ pub struct TdShrunk {
 
 /// The progress of reclaiming a TD's memory.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TdReclaim {
     /// The TD's number.
     pub id: u32,
@@ -397,6 +410,7 @@ pub struct TdReclaim {
 
 /// An HKID.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HkidLine {
     /// The HKID's number.
     pub hkid: u16,
@@ -410,6 +424,7 @@ pub struct HkidLine {
 
 /// The owner of an HKID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum HkidHolder {
     /// The TDX module itself owns it.
@@ -422,6 +437,7 @@ pub enum HkidHolder {
 
 /// The HKIDs of the machine.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HkidReport {
     /// The first private HKID.
     pub first: u16,
@@ -439,6 +455,7 @@ pub struct HkidReport {
 
 /// Registers of a vCPU of a debug TD.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Registers {
     /// The TD's name.
     pub name: String,
@@ -450,6 +467,7 @@ pub struct Registers {
 
 /// A register.
 #[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Register {
     /// The register's name.
     pub name: &'static str,

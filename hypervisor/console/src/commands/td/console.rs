@@ -36,6 +36,7 @@ pub const COMMANDS: &[Command] = &[Command {
 }];
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Output {
     td: String,
     state: TdState,

@@ -68,6 +68,7 @@ impl Text for Registers {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Dump {
     address: Hex,
     bytes: HexBytes,

@@ -51,6 +51,7 @@ pub const COMMANDS: &[Command] = &[
 ];
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct List {
     tds: Vec<TdLine>,
 }
@@ -91,6 +92,7 @@ impl Text for List {
 
 /// All details of a TD, and its rates.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Shown {
     #[serde(flatten)]
     report: TdReport,

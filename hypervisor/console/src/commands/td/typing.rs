@@ -28,6 +28,7 @@ pub const COMMANDS: &[Command] = &[Command {
 }];
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Typed {
     td: String,
     bytes: usize,
