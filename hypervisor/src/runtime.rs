@@ -102,6 +102,10 @@ pub fn init(info: &BootInfo) -> Option<String> {
             return Some(alloc::format!("{sentence}: {e}"));
         }
     };
+    log::debug!(
+        "the firmware's SetVariable is at {:#x}",
+        runtime.set_variable
+    );
     let memory = runtime.regions.iter().filter(|r| r.is_memory);
     SERVICES.call_once(|| Services {
         tables,

@@ -31,13 +31,14 @@ pub fn print(record: &Record, cause: Cause, out: &mut dyn Write) {
     let _ = writeln!(out, "crash: begin version={}", record.version);
     let _ = writeln!(
         out,
-        "crash: cpu={} apic_id={:#x} cause={} tsc={} us={} unix={}",
+        "crash: cpu={} apic_id={:#x} cause={} tsc={} us={} unix={} image={:#x}",
         record.cpu,
         record.apic_id,
         cause.name(),
         record.tsc,
         time::us(),
-        rtc::unix_seconds()
+        rtc::unix_seconds(),
+        record.image.0
     );
     if cause == Cause::Panic {
         // A message of several lines is one line of the report.

@@ -55,6 +55,21 @@ impl Debugger {
         self.succeed("D")
     }
 
+    /// Writes to the memory that the first CPU sees at `address`, and lets the machine go on.
+    ///
+    /// # Errors
+    /// QEMU refuses or does not answer.
+    pub fn write(mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        use std::fmt::Write as _;
+        self.succeed("Hg1")?;
+        let mut packet = format!("M{address:x},{:x}:", bytes.len());
+        for byte in bytes {
+            write!(packet, "{byte:02x}")?;
+        }
+        self.succeed(&packet)?;
+        self.succeed("D")
+    }
+
     fn succeed(&mut self, request: &str) -> Result<()> {
         match &*self.ask(request)? {
             "OK" => Ok(()),

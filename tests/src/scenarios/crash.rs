@@ -10,15 +10,16 @@ use serde_json::{Value, json};
 use super::stage::{ANSWER, LIFE};
 use super::{Bench, Scenario};
 use crate::console::Console;
-use crate::qemu::{Machine, Shape};
+use crate::qemu::{Debugger, Machine, Shape};
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("last-crash", last_crash),
     Scenario::new("last-crash-stalled", stalled),
+    Scenario::new("last-crash-firmware-faults", firmware_faults),
 ];
 
 /// Reboots after a crash, as a server does that nobody watches.
-const CONFIG: &str = "[host]\non_crash = \"reboot\"\n";
+const CONFIG: &str = "[host]\non_crash = \"reboot\"\nlog_level = \"debug\"\n";
 /// Time limit of a boot, for a busy computer.
 const BOOT: Duration = Duration::from_secs(300);
 /// The interval at which a file is looked at.
@@ -131,6 +132,60 @@ fn stalled(bench: &mut Bench) -> Result<()> {
         return Ok(());
     }
     bail!("the port never stalled")
+}
+
+/// The firmware's code that sets variables faults: in a command it is an error, and the machine goes on; in a crash it is
+/// the end of the report, which other places keep.
+fn firmware_faults(bench: &mut Bench) -> Result<()> {
+    /// UD2.
+    const INVALID: [u8; 2] = [0x0F, 0x0B];
+    const DIRECT_MAP: u64 = 0xFFFF_8000_0000_0000;
+    let mut machine = crashing(bench, false)?;
+    // Below `target` the path of a socket may be too long.
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("gdb");
+    machine.debugger = Some(socket.clone());
+    let mut console = bench.console(&machine)?;
+    let spoil = |console: &mut Console| -> Result<()> {
+        let log = console.succeed("dmesg debug", ANSWER)?;
+        let records = log["records"].as_array().context("no records")?;
+        let message = records
+            .iter()
+            .filter_map(|record| record["message"].as_str());
+        let at = message
+            .filter_map(|message| message.strip_prefix("the firmware's SetVariable is at 0x"))
+            .next_back()
+            .context("the log does not tell where SetVariable is")?;
+        let pa = u64::from_str_radix(at, 16)?;
+        Debugger::attach(&socket)?.write(DIRECT_MAP + pa, &INVALID)
+    };
+    crash(&mut console)?;
+    spoil(&mut console)?;
+    let refused = console.ask("crash drop", ANSWER)?;
+    ensure!(
+        refused["ok"] == false && refused.to_string().contains("its code faulted"),
+        "{refused}"
+    );
+    for (count, places) in [
+        (1, json!(["uefi-variables", "memory"])),
+        // The variables still have the first one.
+        (2, json!(["memory"])),
+        (3, json!(["memory"])),
+    ] {
+        let shown = console.succeed("crash show", ANSWER)?;
+        ensure!(
+            shown["crashes"] == count && shown["crash"]["kept_in"] == places,
+            "{shown}"
+        );
+        ensure!(shown["crash"]["missing_bytes"] == 0, "{shown}");
+        if count == 2 {
+            spoil(&mut console)?;
+        }
+        if count < 3 {
+            crash(&mut console)?;
+        }
+    }
+    Ok(())
 }
 
 /// Provokes a crash, and waits for the prompt after it. Returns the report as it was printed.
