@@ -53,8 +53,9 @@ pub fn prepare(info: &BootInfo, erst: Option<Erst>) -> Vec<String> {
     if places.is_empty() {
         problems
             .push("a crash will not be kept over a reset: the machine has no place for it".into());
+    } else {
+        log::info!("a crash is kept in: {}", places.join(", "));
     }
-    log::info!("a crash is kept in: {}", places.join(", "));
     problems
 }
 
