@@ -54,6 +54,8 @@ pub enum Source {
     Disk(String),
     /// A TFTP server, by PXE, with its address.
     Pxe(core::net::IpAddr),
+    /// An HTTP server, by HTTP boot, with the URL of the program.
+    Http(String),
     /// Neither, for example a firmware shell's memory or a driver.
     Unknown,
 }
@@ -63,6 +65,7 @@ impl fmt::Display for Source {
         match self {
             Self::Disk(path) => write!(f, "disk ({path})"),
             Self::Pxe(server) => write!(f, "PXE from {server}"),
+            Self::Http(url) => write!(f, "HTTP from {url}"),
             Self::Unknown => write!(f, "an unknown place"),
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod media;
+pub mod network;
 pub mod programs;
 pub mod qemu;
 pub mod scenarios;

@@ -60,6 +60,18 @@ pub const SIGNING: [Need; 2] = [
     },
 ];
 
+/// The programs that make a network and serve in it.
+pub const NETWORK: [Need; 2] = [
+    Need {
+        what: "dnsmasq",
+        package: "dnsmasq-base",
+    },
+    Need {
+        what: "ip",
+        package: "iproute2",
+    },
+];
+
 /// The program that checks a file system.
 pub const FSCK: [Need; 1] = [Need {
     what: "fsck.vfat",

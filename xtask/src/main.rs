@@ -33,18 +33,8 @@ struct Arguments {
 enum Task {
     /// Build the hypervisor (seamark.efi) and the SEAM stub (seamstub.rom).
     Build,
-    /// Make a disk image that boots on a server or in QEMU.
-    Image {
-        /// The configuration (seamark.toml); the files that it names are included
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-        /// Where to write the image
-        #[arg(long, value_name = "FILE")]
-        output: Option<PathBuf>,
-        /// Seal the configuration and its files in the program, and sign it for Secure Boot (PEM files)
-        #[arg(long, num_args = 2, value_names = ["KEY", "CERT"])]
-        sign: Option<Vec<PathBuf>>,
-    },
+    /// Make a disk image that boots on a server or in QEMU, or the files for network boot.
+    Image(image::Options),
     /// Run Seamark in QEMU; the terminal becomes its serial console.
     Run(run::Options),
     /// Fetch a guest from elsewhere, and put it where `run` finds it.
@@ -87,14 +77,7 @@ fn execute(task: Task) -> Result<ExitCode> {
             build::report(&programs)?;
             build::report_sizes(&programs)?;
         }
-        Task::Image {
-            config,
-            output,
-            sign,
-        } => {
-            let sign = sign.as_deref();
-            image::write(&build::all()?, config.as_deref(), output.as_deref(), sign)?;
-        }
+        Task::Image(options) => image::write(&build::all()?, &options)?,
         Task::Guest(guest) => guest.run()?,
         Task::Measure { file } => print!("{}", measure::report(&file)?),
         Task::Password(options) => password::run(&options)?,

@@ -14,6 +14,7 @@ mod console;
 mod features;
 mod files;
 mod host;
+mod hosts;
 mod keys;
 pub mod lock;
 mod mend;
@@ -26,10 +27,12 @@ use keys::{Key, Keyed, quoted, text};
 pub use console::ConsolePort;
 pub use features::{Paravirt, Xfam, XfamFeature};
 pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
+pub use hosts::host_file_name;
 pub use read::{Problem, Read, read, read_td};
 pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
 
-/// Name of the configuration file. It is searched for next to the program, then in the root of the volume or server.
+/// Name of the configuration file that hosts without one of their own ([`host_file_name`]) use. It is searched for next
+/// to the program, then in the root of the volume or server.
 /// The files that it names are relative to the folder where it was found.
 pub const FILE_NAME: &str = "seamark.toml";
 

@@ -1,7 +1,9 @@
 //! The seal: what a signed image vouches for beside itself. It is a section of the image, so the image's signature
-//! covers it, and it holds the configuration and the SHA-256 of every file that the configuration names.
+//! covers it. It holds the configurations, each under the name of its file, and the SHA-256 of every file that they
+//! name.
 //!
-//! The format is text: `seamark-seal 1`, a line `file HEX PATH` for each file, `config LENGTH`, and the configuration.
+//! The format is text: `seamark-seal 2`, a line `file HEX PATH` for each file, a line `config LENGTH NAME` and the bytes
+//! for each configuration, and `end`.
 
 use alloc::{
     format,
@@ -16,16 +18,16 @@ pub const SECTION: [u8; 8] = *b".seal\0\0\0";
 /// A SHA-256.
 pub type Digest = [u8; 32];
 
-/// The configuration and files that a signed image vouches for.
+/// The configurations and files that a signed image vouches for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seal {
-    /// The configuration, byte for byte.
-    pub config: Vec<u8>,
+    /// The configurations, byte for byte: name of the file, and content.
+    pub configs: Vec<(String, Vec<u8>)>,
     /// The files: path as in the configuration, and SHA-256.
     pub files: Vec<(String, Digest)>,
 }
 
-const FIRST_LINE: &str = "seamark-seal 1";
+const FIRST_LINE: &str = "seamark-seal 2";
 
 impl Seal {
     /// Writes the section's content.
@@ -40,13 +42,23 @@ impl Seal {
             }
             let _ = writeln!(text, " {path}");
         }
-        let _ = writeln!(text, "config {}", self.config.len());
         let mut bytes = text.into_bytes();
-        bytes.extend_from_slice(&self.config);
+        for (name, config) in &self.configs {
+            bytes.extend(format!("config {} {name}\n", config.len()).into_bytes());
+            bytes.extend_from_slice(config);
+        }
+        bytes.extend(b"end\n");
         bytes
     }
 
-    /// Reads the section's content. Bytes behind the configuration are padding.
+    /// Returns the configuration with this name.
+    #[must_use]
+    pub fn config(&self, name: &str) -> Option<&[u8]> {
+        let found = self.configs.iter().find(|(known, _)| known == name);
+        found.map(|(_, config)| &**config)
+    }
+
+    /// Reads the section's content. Bytes behind the last line are padding.
     ///
     /// # Errors
     /// The fault that was found.
@@ -61,12 +73,16 @@ impl Seal {
             rest = after;
             match text.split_once(' ') {
                 Some(("file", file)) => seal.files.push(parse_file(file)?),
-                Some(("config", length)) => {
-                    let length: usize = length.parse().map_err(|_| bad(text))?;
-                    let config = rest.get(..length).ok_or("it ends in the configuration")?;
-                    seal.config = config.to_vec();
-                    return Ok(seal);
+                Some(("config", config)) => {
+                    let (length, name) = config.split_once(' ').ok_or_else(|| bad(text))?;
+                    let length = length.parse().map_err(|_| bad(text))?;
+                    let (config, after) = rest
+                        .split_at_checked(length)
+                        .ok_or("it ends in a configuration")?;
+                    seal.configs.push((name.to_string(), config.to_vec()));
+                    rest = after;
                 }
+                None if text == "end" => return Ok(seal),
                 _ => return Err(bad(text)),
             }
         }
@@ -124,7 +140,11 @@ mod tests {
 
     fn seal() -> Seal {
         Seal {
-            config: b"[host]\n".to_vec(),
+            configs: vec![
+                ("seamark.toml".into(), b"[host]\n".to_vec()),
+                ("seamark-SN-42.toml".into(), b"end\n".to_vec()),
+                ("seamark-SN-43.toml".into(), Vec::new()),
+            ],
             files: vec![
                 ("vmlinuz".into(), [0x5A; 32]),
                 ("a folder/initrd".into(), [7; 32]),
@@ -138,6 +158,8 @@ mod tests {
         assert_eq!(Seal::parse(&bytes), Ok(seal()));
         bytes.extend([0; 300]);
         assert_eq!(Seal::parse(&bytes), Ok(seal()));
+        assert_eq!(seal().config("seamark-SN-42.toml"), Some(&b"end\n"[..]));
+        assert_eq!(seal().config("seamark-SN-44.toml"), None);
     }
 
     #[test]
@@ -158,13 +180,15 @@ mod tests {
         let hex = "0".repeat(64);
         for text in [
             "",
-            "seamark-seal 1",
-            "seamark-seal 2\nconfig 0\n",
-            "seamark-seal 1\nconfig 9\nshort",
-            "seamark-seal 1\nconfig -1\n",
-            "seamark-seal 1\nfile 00 a\nconfig 0\n",
-            &format!("seamark-seal 1\nfile {hex}\nconfig 0\n"),
-            &format!("seamark-seal 1\nfile {}é a\nconfig 0\n", &hex[..62]),
+            "seamark-seal 2",
+            "seamark-seal 1\nend\n",
+            "seamark-seal 2\nconfig 0 a\n",
+            "seamark-seal 2\nconfig 9 a\nshort",
+            "seamark-seal 2\nconfig 0\nend\n",
+            "seamark-seal 2\nconfig -1 a\nend\n",
+            "seamark-seal 2\nfile 00 a\nend\n",
+            &format!("seamark-seal 2\nfile {hex}\nend\n"),
+            &format!("seamark-seal 2\nfile {}é a\nend\n", &hex[..62]),
         ] {
             assert!(Seal::parse(text.as_bytes()).is_err(), "{text}");
         }

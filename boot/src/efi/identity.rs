@@ -32,22 +32,18 @@ impl Identity {
             .unwrap_or_default()
     }
 
-    /// Returns the names of configuration files that only this machine uses, best first.
+    /// Returns the names of this machine's configuration files, best first. `mac` is the address of the network card that
+    /// it booted from. The last one is common to all machines.
     pub fn config_names(&self, mac: Option<&[u8]>) -> Vec<String> {
-        let mac = mac.filter(|mac| !mac.is_empty()).map(|mac| {
+        let mac = mac.map(|mac| {
             let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
             bytes.join("-")
         });
         let own = [mac, self.uuid.clone(), self.serial.clone()];
-        let own = own.into_iter().flatten().filter(|name| is_file_name(name));
-        own.map(|name| format!("seamark-{name}.toml")).collect()
+        let own = own.iter().flatten();
+        let own = own.filter_map(|identity| config::host_file_name(identity));
+        own.chain([config::FILE_NAME.into()]).collect()
     }
-}
-
-/// Returns true if a name is safe as a part of a file's name.
-fn is_file_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !name.is_empty() && name.len() <= 64 && name.chars().all(good)
 }
 
 /// Copies the SMBIOS tables.
@@ -174,10 +170,12 @@ mod tests {
             [
                 "seamark-52-54-00-12-34-56.toml",
                 "seamark-00112233-4455-6677-8899-aabbccddeeff.toml",
-                "seamark-SN-42.toml"
+                "seamark-SN-42.toml",
+                "seamark.toml"
             ]
         );
-        assert!(Identity::default().config_names(None).is_empty());
+        let unknown = Identity::default();
+        assert_eq!(unknown.config_names(None), ["seamark.toml"]);
     }
 
     #[test]
@@ -186,12 +184,7 @@ mod tests {
             uuid: None,
             serial: Some("../../secret".into()),
         };
-        assert!(identity.config_names(None).is_empty());
-        let spaces = Identity {
-            serial: Some("Not Specified".into()),
-            ..Identity::default()
-        };
-        assert!(spaces.config_names(None).is_empty());
+        assert_eq!(identity.config_names(Some(&[])), ["seamark.toml"]);
     }
 
     #[test]

@@ -7,15 +7,19 @@
     reason = "the firmware's tables and the memory it hands out are raw pointers; the CPU changes its page tables"
 )]
 
+mod dhcp;
+mod disk;
 mod exit;
+mod http;
 mod identity;
 mod keep;
 mod map;
-mod network;
 mod screen;
 mod secure;
 mod source;
 mod tables;
+mod tftp;
+mod url;
 mod xd;
 
 pub use screen::Screen;
@@ -37,7 +41,11 @@ use x86_64::registers::{
     model_specific::{Efer, EferFlags},
 };
 
-use self::{identity::Identity, secure::Trust, source::Place};
+use self::{
+    identity::Identity,
+    secure::{ConfigFile, Trust},
+    source::Place,
+};
 use crate::{BootInfo, File, layout, paging};
 
 /// The entry point of the hypervisor, called on its own stack and page tables, with interrupts disabled.
@@ -149,7 +157,10 @@ pub fn boot(
     for file in &config.file {
         match read_file(&mut place, file, &trust) {
             Ok(file) => files.push(file),
-            Err(e) => problems.push(format!("{}: {e}", config::FILE_NAME)),
+            Err(e) => {
+                let name = config_file.as_deref().unwrap_or(config::FILE_NAME);
+                problems.push(format!("{name}: {e}"));
+            }
         }
     }
 
@@ -230,17 +241,18 @@ fn pages(count: usize, limit: u64) -> Option<u64> {
 
 /// Reads the configuration. Returns it, the name of its file if there is one, and the problems.
 fn read_config(place: &mut Place, trust: &Trust) -> (Config, Option<String>, Vec<String>) {
+    let names = Identity::read().config_names(place.mac.as_deref());
     let mut problems = Vec::new();
-    let found = find_config(place).unwrap_or_else(|e| {
+    let found = find_config(place, &names).unwrap_or_else(|e| {
         problems.push(e);
         None
     });
-    let (mut name, mut text) = found.unzip();
-    problems.extend(trust.config(name.as_deref(), &mut text));
-    if name.is_none() && (text.is_some() || !problems.is_empty()) {
-        name = Some(config::FILE_NAME.into());
-    }
-    let read = text.as_deref().map(config::read).unwrap_or_default();
+    let (chosen, refused) = trust.choose(&names, found);
+    problems.extend(refused);
+    let fallback = (!problems.is_empty()).then(|| config::FILE_NAME.into());
+    let read = chosen.as_ref().map(|file| config::read(&file.content));
+    let read = read.unwrap_or_default();
+    let name = chosen.map(|file| file.name).or(fallback);
     let file = name.as_deref().unwrap_or(config::FILE_NAME);
     let mistakes = read.problems.iter();
     problems.extend(mistakes.map(|mistake| format!("{file}:{mistake}")));
@@ -252,20 +264,22 @@ fn read_config(place: &mut Place, trust: &Trust) -> (Config, Option<String>, Vec
     (read.config, name, problems)
 }
 
-/// Finds the configuration's file and reads it: one for this machine alone or the common one, next to the program or in
+/// Finds the configuration's file and reads it: the first of `names` that is next to the program or, if there is none, in
 /// the root.
-fn find_config(place: &mut Place) -> Result<Option<(String, Vec<u8>)>, String> {
-    let mut names = Identity::read().config_names(place.mac());
-    names.push(config::FILE_NAME.into());
+fn find_config(place: &mut Place, names: &[String]) -> Result<Option<ConfigFile>, String> {
     loop {
-        for name in &names {
+        for name in names {
             if let Some(len) = place.len(name)? {
                 if len > 1 << 20 {
+                    let name = place.name(name);
                     return Err(format!("{name}: {len} bytes are more than 1 MiB"));
                 }
-                let mut bytes = alloc::vec![0; len as usize];
-                place.read(name, &mut bytes)?;
-                return Ok(Some((name.clone(), bytes)));
+                let mut content = alloc::vec![0; len as usize];
+                place.read(name, &mut content)?;
+                return Ok(Some(ConfigFile {
+                    name: name.clone(),
+                    content,
+                }));
             }
         }
         if !place.go_to_root() {
@@ -277,7 +291,7 @@ fn find_config(place: &mut Place) -> Result<Option<(String, Vec<u8>)>, String> {
 fn read_file(place: &mut Place, file: &config::File, trust: &Trust) -> Result<File, String> {
     let len = place
         .len(&file.path)?
-        .ok_or_else(|| format!("{}: there is no such file", file.path))?;
+        .ok_or_else(|| format!("{}: there is no such file", place.name(&file.path)))?;
     let count = len.div_ceil(4096).max(1) as usize;
     let pa = pages(count, u64::MAX)
         .ok_or_else(|| format!("{}: no memory for {len} bytes", file.path))?;

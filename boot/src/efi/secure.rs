@@ -12,11 +12,20 @@ use uefi::{
 use super::Error;
 use crate::pe;
 
+/// A configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ConfigFile {
+    /// Its name, without folders.
+    pub name: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
 /// The files that the hypervisor may use.
 pub(super) enum Trust {
     /// Secure Boot is off: any.
     Any,
-    /// Secure Boot is on: the sealed configuration, and files with the sealed digests.
+    /// Secure Boot is on: the sealed configurations, and files with the sealed digests.
     Sealed(Seal),
 }
 
@@ -53,21 +62,40 @@ impl Trust {
         }
     }
 
-    /// Replaces the configuration that was found, in the file called `name`, by the sealed one. Returns a sentence if
-    /// they differ. A configuration that is missing does not.
-    pub fn config(&self, name: Option<&str>, found: &mut Option<Vec<u8>>) -> Option<String> {
+    /// Chooses the configuration: the one that was found if any may be used, and otherwise the sealed one with the first
+    /// of this machine's `names` that has one. Also returns a sentence if the one that was found is refused, or if none
+    /// is sealed for this machine. A sealed configuration does not have to be found.
+    pub fn choose(
+        &self,
+        names: &[String],
+        found: Option<ConfigFile>,
+    ) -> (Option<ConfigFile>, Option<String>) {
         let Self::Sealed(seal) = self else {
-            return None;
+            return (found, None);
         };
-        let other = found.as_ref().is_some_and(|found| *found != seal.config);
-        *found = Some(seal.config.clone());
-        other.then(|| {
-            format!(
-                "{}: refused, because it is not the configuration that was signed (Secure Boot is on); the signed one is \
-                 used",
-                name.unwrap_or(config::FILE_NAME)
-            )
-        })
+        let sealed = names.iter().find_map(|name| {
+            let content = seal.config(name)?.to_vec();
+            Some(ConfigFile {
+                name: name.clone(),
+                content,
+            })
+        });
+        let refused = found.filter(|found| seal.config(&found.name) != Some(&found.content));
+        let refused = refused.map(|found| found.name);
+        let problem = match (&refused, &sealed) {
+            (None, Some(_)) => None,
+            (Some(refused), Some(sealed)) => Some(format!(
+                "{refused}: refused, because it is not the configuration that was signed (Secure Boot is on); the signed \
+                 {} is used",
+                sealed.name
+            )),
+            (_, None) => Some(format!(
+                "{}: no configuration was signed for this machine (Secure Boot is on); sign one of: {}",
+                refused.as_deref().unwrap_or(config::FILE_NAME),
+                names.join(", ")
+            )),
+        };
+        (sealed, problem)
     }
 }
 
@@ -81,33 +109,99 @@ fn is_on() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::ToString;
+
     use super::*;
+
+    fn file(name: &str, content: &str) -> ConfigFile {
+        ConfigFile {
+            name: name.into(),
+            content: content.into(),
+        }
+    }
+
+    /// A seal with these configurations.
+    fn sealed(configs: &[ConfigFile]) -> Trust {
+        let configs = configs.iter().cloned();
+        Trust::Sealed(Seal {
+            configs: configs.map(|c| (c.name, c.content)).collect(),
+            files: Vec::new(),
+        })
+    }
+
+    fn names(all: &[&str]) -> Vec<String> {
+        all.iter().map(|name| String::from(*name)).collect()
+    }
 
     #[test]
     fn the_sealed_configuration_takes_the_place_of_another() {
-        let seal = Seal {
-            config: b"[host]\n".to_vec(),
-            files: Vec::new(),
-        };
-        let trust = Trust::Sealed(seal.clone());
-        let mut same = Some(seal.config.clone());
-        assert_eq!(trust.config(Some(config::FILE_NAME), &mut same), None);
-        let mut other = Some(b"[host]\non_crash = \"reboot\"\n".to_vec());
-        let told = trust.config(Some("seamark-1.toml"), &mut other).unwrap();
-        assert!(told.starts_with("seamark-1.toml: refused"), "{told}");
-        assert_eq!(other, Some(seal.config.clone()));
-        let mut none = None;
-        assert_eq!(trust.config(None, &mut none), None);
-        assert_eq!(none, Some(seal.config));
-        let mut any = other;
-        assert_eq!(Trust::Any.config(None, &mut any), None);
+        let common = file("seamark.toml", "[host]\n");
+        let trust = sealed(&[common.clone()]);
+        let names = names(&["seamark-1.toml", "seamark.toml"]);
+        let used = Some(common.clone());
+        assert_eq!(trust.choose(&names, used.clone()), (used.clone(), None));
+        assert_eq!(trust.choose(&names, None), (used.clone(), None));
+        for other in ["seamark.toml", "seamark-1.toml"] {
+            let (chosen, told) = trust.choose(&names, Some(file(other, "# mine\n")));
+            assert_eq!(chosen, used);
+            let told = told.unwrap();
+            assert!(told.starts_with(&format!("{other}: refused")), "{told}");
+            assert!(told.ends_with("the signed seamark.toml is used"), "{told}");
+        }
+        let any = Some(file("seamark-1.toml", "# mine\n"));
+        assert_eq!(Trust::Any.choose(&names, any.clone()), (any, None));
+    }
+
+    #[test]
+    fn each_machine_gets_the_configuration_that_was_sealed_for_it() {
+        let (one, two) = (file("seamark-1.toml", "# 1"), file("seamark-2.toml", "# 2"));
+        let common = file("seamark.toml", "# all");
+        let trust = sealed(&[common.clone(), one.clone(), two.clone()]);
+        for (own, used) in [
+            ("seamark-1.toml", &one),
+            ("seamark-2.toml", &two),
+            ("seamark-3.toml", &common),
+        ] {
+            let names = names(&[own, "seamark.toml"]);
+            // The medium has nothing, the same, or the signed configuration of all.
+            for found in [None, Some(used.clone()), Some(common.clone())] {
+                assert_eq!(trust.choose(&names, found), (Some(used.clone()), None));
+            }
+            // The bytes that were signed for another machine are no configuration of this one.
+            let (chosen, told) = trust.choose(&names, Some(file(own, "# 4")));
+            assert_eq!(chosen.as_ref(), Some(used));
+            assert!(told.unwrap().starts_with(&format!("{own}: refused")));
+        }
+    }
+
+    #[test]
+    fn a_machine_that_nothing_was_signed_for_gets_a_sentence() {
+        let trust = sealed(&[file("seamark-1.toml", "# 1")]);
+        let names = names(&["seamark-2.toml", "seamark.toml"]);
+        for found in [None, Some(file("seamark-2.toml", "# 2"))] {
+            let name = found
+                .as_ref()
+                .map_or("seamark.toml", |f| &f.name)
+                .to_string();
+            let (chosen, told) = trust.choose(&names, found);
+            assert_eq!(chosen, None);
+            let told = told.unwrap();
+            assert!(
+                told.starts_with(&format!("{name}: no configuration was signed")),
+                "{told}"
+            );
+            assert!(
+                told.ends_with("sign one of: seamark-2.toml, seamark.toml"),
+                "{told}"
+            );
+        }
     }
 
     #[test]
     fn a_file_is_what_was_signed_or_refused() {
         let digest: [u8; 32] = Sha256::digest(b"kernel").into();
         let trust = Trust::Sealed(Seal {
-            config: Vec::new(),
+            configs: Vec::new(),
             files: Vec::from([("vmlinuz".into(), digest)]),
         });
         assert_eq!(trust.check("vmlinuz", b"kernel"), Ok(()));

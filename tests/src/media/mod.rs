@@ -1,5 +1,5 @@
-//! The media that a machine boots from: the hypervisor, its configuration and the files that this names, on a disk or
-//! in a directory for TFTP.
+//! The media that a machine boots from: the hypervisor, its configurations and the files that these name, on a disk or in
+//! a directory for a server.
 
 mod disk;
 mod dots;
@@ -22,6 +22,8 @@ const BOOT_FOLDER: &str = "EFI/BOOT";
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Media {
     program: Vec<u8>,
+    /// Names and contents of the configurations, which are in the program's folder.
+    configs: Vec<(String, Vec<u8>)>,
     /// Paths relative to the program's folder, with `/` between their parts.
     files: Vec<(String, Vec<u8>)>,
 }
@@ -34,15 +36,25 @@ impl Media {
     pub fn of_program(file: &Path) -> Result<Self> {
         Ok(Self {
             program: read(file)?,
-            files: Vec::new(),
+            ..Self::default()
         })
     }
 
     /// Adds a configuration unchecked.
     #[must_use]
     pub fn with_config_text(mut self, text: &str) -> Self {
-        self.files.push((config::FILE_NAME.to_owned(), text.into()));
+        self.configs
+            .push((config::FILE_NAME.to_owned(), text.into()));
         self
+    }
+
+    /// Adds the configuration of the host with this MAC address, UUID or serial number, unchecked.
+    ///
+    /// # Errors
+    /// The identity can't be part of a file's name.
+    pub fn with_host_config_text(mut self, identity: &str, text: &str) -> Result<Self> {
+        self.configs.push((host_file_name(identity)?, text.into()));
+        Ok(self)
     }
 
     /// Adds a file, as `name` next to the program.
@@ -64,8 +76,25 @@ impl Media {
     /// Adds the configuration in `file` and every file that it names, relative to the configuration's directory.
     ///
     /// # Errors
-    /// The hypervisor would not accept the configuration, or a file can't be read.
-    pub fn with_config(mut self, file: &Path) -> Result<Self> {
+    /// The hypervisor would not accept the configuration, a file can't be read, or there is another with its name.
+    pub fn with_config(self, file: &Path) -> Result<Self> {
+        self.with_config_as(config::FILE_NAME.to_owned(), file)
+    }
+
+    /// Adds the configuration of the host with this MAC address, UUID or serial number, like [`Media::with_config`].
+    ///
+    /// # Errors
+    /// The identity can't be part of a file's name, or as [`Media::with_config`].
+    pub fn with_host_config(self, identity: &str, file: &Path) -> Result<Self> {
+        self.with_config_as(host_file_name(identity)?, file)
+    }
+
+    fn with_config_as(mut self, name: String, file: &Path) -> Result<Self> {
+        ensure!(
+            !self.configs.iter().any(|(known, _)| *known == name),
+            "{}: there is another configuration for {name}",
+            file.display()
+        );
         let text = read(file)?;
         let config = config::parse(&text)
             .map_err(Error::msg)
@@ -81,7 +110,15 @@ impl Media {
             );
             let bytes = read(&home.join(&named.path))?;
             lengths.push((&*named.name, bytes.len() as u64));
-            self.files.push((named.path.clone(), bytes));
+            match self.files.iter().find(|(path, _)| *path == named.path) {
+                Some((_, known)) => ensure!(
+                    *known == bytes,
+                    "{} names {}, and another configuration names another file of this name: rename one",
+                    file.display(),
+                    named.path
+                ),
+                None => self.files.push((named.path.clone(), bytes)),
+            }
         }
         let length = |name: &str| {
             let found = lengths.iter().find(|(known, _)| *known == name);
@@ -90,32 +127,28 @@ impl Media {
         if let Some(empty) = config.empty_file(length) {
             bail!("{}: {empty}", file.display());
         }
-        self.files.push((config::FILE_NAME.to_owned(), text));
+        self.configs.push((name, text));
         Ok(self)
     }
 
-    /// Seals the program with the configuration and the SHA-256 of every other file, and signs it for Secure Boot.
+    /// Seals the program with the configurations and the SHA-256 of every other file, and signs it for Secure Boot.
     ///
     /// # Errors
     /// There is no configuration, the program can't be sealed, or sbsign refuses the key or the certificate.
     pub fn signed(mut self, key: &Path, certificate: &Path) -> Result<Self> {
-        let (config, others): (Vec<_>, Vec<_>) = self
-            .files
-            .iter()
-            .cloned()
-            .partition(|(name, _)| name == config::FILE_NAME);
-        let (_, config) = config.first().context("there is no configuration")?;
-        seal::add(&mut self.program, &seal::seal(config, &others))?;
+        ensure!(!self.configs.is_empty(), "there is no configuration");
+        seal::add(&mut self.program, &seal::seal(&self.configs, &self.files))?;
         self.program = seal::sign(&self.program, key, certificate)?;
         Ok(self)
     }
 
-    /// Replaces the content of the file called `name`.
+    /// Replaces the content of the configuration or file called `name`.
     ///
     /// # Errors
     /// There is no such file.
     pub fn with_replaced(mut self, name: &str, bytes: &[u8]) -> Result<Self> {
-        let file = self.files.iter_mut().find(|(known, _)| known == name);
+        let mut all = self.configs.iter_mut().chain(&mut self.files);
+        let file = all.find(|(known, _)| known == name);
         let (_, content) = file.with_context(|| format!("there is no file {name}"))?;
         bytes.clone_into(content);
         Ok(self)
@@ -128,21 +161,16 @@ impl Media {
     pub fn write_disk(&self, image: &Path) -> Result<()> {
         let mut files = vec![(REMOVABLE_BOOT_FILE.to_owned(), &*self.program)];
         let beside = |name: &str| format!("{BOOT_FOLDER}/{name}");
-        files.extend(
-            self.files
-                .iter()
-                .map(|(name, bytes)| (beside(name), &**bytes)),
-        );
+        files.extend(self.others().map(|(name, bytes)| (beside(name), bytes)));
         disk::write(image, &files).with_context(|| format!("can't write {}", image.display()))
     }
 
-    /// Writes the files into a directory for TFTP, the program as `name`.
+    /// Writes the files into a directory for a TFTP or HTTP server, the program as `name`.
     ///
     /// # Errors
     /// A file can't be written.
     pub fn write_directory(&self, directory: &Path, name: &str) -> Result<()> {
-        let files = self.files.iter().map(|(name, bytes)| (&**name, bytes));
-        for (name, bytes) in files.chain([(name, &self.program)]) {
+        for (name, bytes) in self.others().chain([(name, &*self.program)]) {
             let path = directory.join(name);
             if let Some(parent) = path.parent() {
                 fs::create_dir_all(parent)
@@ -153,6 +181,21 @@ impl Media {
         ensure!(!self.program.is_empty(), "the EFI program is empty");
         Ok(())
     }
+
+    /// Returns the names and contents of everything but the program.
+    fn others(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let all = self.configs.iter().chain(&self.files);
+        all.map(|(name, bytes)| (&**name, &**bytes))
+    }
+}
+
+fn host_file_name(identity: &str) -> Result<String> {
+    config::host_file_name(identity).with_context(|| {
+        format!(
+            "{identity:?} can't name a host: write its MAC address, UUID or serial number, which has at most 64 letters, \
+             digits, -, _ and ."
+        )
+    })
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {
@@ -192,8 +235,52 @@ mod tests {
             .unwrap()
             .with_config(&home.path().join("seamark.toml"))
             .unwrap();
-        let names: Vec<_> = media.files.iter().map(|(name, _)| &**name).collect();
-        assert_eq!(names, ["fw/td.fd", "seamark.toml"]);
+        let names: Vec<_> = media.others().map(|(name, _)| name).collect();
+        assert_eq!(names, ["seamark.toml", "fw/td.fd"]);
+    }
+
+    #[test]
+    fn hosts_have_configurations_of_their_own_and_share_files() {
+        let config = "[[file]]\nname = \"firmware\"\npath = \"td.fd\"\n";
+        let home = directory_with(&[
+            ("all.toml", "[host]\n"),
+            ("1.toml", config),
+            ("2.toml", config),
+            ("other/3.toml", config),
+            ("td.fd", "firmware"),
+            ("other/td.fd", "other firmware"),
+            ("seamark.efi", "MZ"),
+        ]);
+        let file = |name: &str| home.path().join(name);
+        let media = Media::of_program(&file("seamark.efi")).unwrap();
+        let media = media
+            .with_config(&file("all.toml"))
+            .and_then(|media| media.with_host_config("52:54:00:00:00:0A", &file("1.toml")))
+            .and_then(|media| media.with_host_config("SN-2", &file("2.toml")))
+            .unwrap();
+        let names: Vec<_> = media.others().map(|(name, _)| name).collect();
+        assert_eq!(
+            names,
+            [
+                "seamark.toml",
+                "seamark-52-54-00-00-00-0a.toml",
+                "seamark-SN-2.toml",
+                "td.fd"
+            ]
+        );
+        for (identity, config, words) in [
+            ("SN-3", "other/3.toml", "another file of this name"),
+            (
+                "SN-2",
+                "2.toml",
+                "another configuration for seamark-SN-2.toml",
+            ),
+            ("a b", "1.toml", "\"a b\" can't name a host"),
+        ] {
+            let error = media.clone().with_host_config(identity, &file(config));
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
     }
 
     #[test]

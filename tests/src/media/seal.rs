@@ -19,11 +19,11 @@ const CHECKSUM: usize = 64;
 /// IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_READ.
 const READ_ONLY_DATA: u32 = 0x4000_0040;
 
-/// Returns the seal of a configuration and the files that it names.
-pub(super) fn seal(config: &[u8], files: &[(String, Vec<u8>)]) -> Seal {
+/// Returns the seal of configurations and the files that they name.
+pub(super) fn seal(configs: &[(String, Vec<u8>)], files: &[(String, Vec<u8>)]) -> Seal {
     let digest = |(path, bytes): &(String, Vec<u8>)| (path.clone(), Sha256::digest(bytes).into());
     Seal {
-        config: config.to_owned(),
+        configs: configs.to_owned(),
         files: files.iter().map(digest).collect(),
     }
 }
@@ -149,7 +149,10 @@ mod tests {
     }
 
     fn sample() -> Seal {
-        seal(b"[host]\n", &[("vmlinuz".to_owned(), b"kernel".to_vec())])
+        seal(
+            &[(config::FILE_NAME.to_owned(), b"[host]\n".to_vec())],
+            &[("vmlinuz".to_owned(), b"kernel".to_vec())],
+        )
     }
 
     #[test]

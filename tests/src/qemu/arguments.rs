@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Boot, Device, Machine};
+use super::machine::{Boot, Device, Machine, Wire};
 
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
@@ -174,12 +174,44 @@ impl Arguments {
                 );
                 self.pair("-device", "virtio-net-pci,netdev=net,romfile=,bootindex=1");
             }
+            Boot::Link(wire) => self.wire(wire),
             Boot::Linux {
                 kernel,
                 command_line,
             } => {
                 self.pair("-kernel", kernel.display().to_string());
                 self.pair("-append", command_line);
+            }
+        }
+    }
+}
+
+impl Arguments {
+    fn wire(&mut self, wire: &Wire) {
+        let interface = &wire.interface;
+        self.pair(
+            "-netdev",
+            format!("tap,id=net,ifname={interface},script=no,downscript=no,vnet_hdr=off"),
+        );
+        self.pair(
+            "-device",
+            format!(
+                "virtio-net-pci,netdev=net,mac={},romfile=,bootindex=1",
+                wire.mac
+            ),
+        );
+        let capture = escaped(&wire.capture);
+        self.pair(
+            "-object",
+            format!("filter-dump,id=capture,netdev=net,file={capture}"),
+        );
+        if wire.http {
+            // OVMF's options that take PXE out of the boot order.
+            for version in ["IPv4", "IPv6"] {
+                self.pair(
+                    "-fw_cfg",
+                    format!("name=opt/org.tianocore/{version}PXESupport,string=n"),
+                );
             }
         }
     }
@@ -276,5 +308,26 @@ mod tests {
             line.contains("virtio-net-pci,netdev=net,romfile=,"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_machine_on_a_link_boots_by_http_alone_if_asked() {
+        let wire = Wire {
+            interface: "link1".to_owned(),
+            mac: "52:54:00:00:00:01".to_owned(),
+            http: false,
+            capture: "/run/a,b.pcap".into(),
+        };
+        let http = Wire {
+            http: true,
+            ..wire.clone()
+        };
+        let pxe = line(&Machine::new(Boot::Link(wire), None));
+        assert!(pxe.contains("ifname=link1,script=no"), "{pxe}");
+        assert!(pxe.contains("mac=52:54:00:00:00:01,romfile=,"), "{pxe}");
+        assert!(pxe.contains("netdev=net,file=/run/a,,b.pcap"), "{pxe}");
+        assert!(!pxe.contains("PXESupport"), "{pxe}");
+        let http = line(&Machine::new(Boot::Link(http), None));
+        assert!(http.contains("IPv4PXESupport,string=n"), "{http}");
     }
 }

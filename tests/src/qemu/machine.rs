@@ -136,6 +136,8 @@ pub enum Boot {
         /// The program's name.
         program: String,
     },
+    /// An EFI program from the server on a link of a test's own network.
+    Link(Wire),
     /// A Linux kernel, which the firmware starts through its EFI entry.
     Linux {
         /// The kernel image.
@@ -143,6 +145,19 @@ pub enum Boot {
         /// The kernel's command line.
         command_line: String,
     },
+}
+
+/// The machine's side of a link.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    /// The tap interface at the other end.
+    pub interface: String,
+    /// The MAC address of the machine's network card.
+    pub mac: String,
+    /// True for HTTP boot; otherwise the firmware uses PXE first.
+    pub http: bool,
+    /// The file for the traffic, in pcap format.
+    pub capture: PathBuf,
 }
 
 impl Machine {

@@ -10,7 +10,7 @@ use stub_options::Options;
 use crate::console::Console;
 use crate::media::Media;
 use crate::programs::Programs;
-use crate::qemu::{Boot, Event, Guest, Machine, Stub, Trouble};
+use crate::qemu::{Boot, Event, Guest, Machine, Stub, Trouble, Wire};
 
 /// A configuration that changes nothing.
 const PLAIN_CONFIG: &str = "[host]\n";
@@ -130,6 +130,13 @@ impl Bench {
             program: NETWORK_PROGRAM.to_owned(),
         };
         Ok(self.with_symbols(Machine::new(boot, Some(self.stub()))))
+    }
+
+    /// Creates a machine without the stub that boots over a link, with one CPU.
+    pub fn linked_machine(&self, wire: Wire) -> Machine {
+        self.with_symbols(Machine::new(Boot::Link(wire), None))
+            .with_cpus(1, 1)
+            .with_memory("1G")
     }
 
     fn with_symbols(&self, mut machine: Machine) -> Machine {

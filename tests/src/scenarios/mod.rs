@@ -53,6 +53,8 @@ pub enum Need {
     Bochs,
     /// The programs that sign an image.
     Signing,
+    /// The programs that make a network.
+    Network,
     /// The module of LKVS's tdx-compliance, if the developer has a checkout.
     Lkvs,
 }
@@ -108,6 +110,11 @@ impl Scenario {
             needs: &[],
             run: Run::Function(run),
         }
+    }
+
+    const fn with_network(mut self) -> Self {
+        self.needs = &[Need::Network];
+        self
     }
 
     const fn with_linux(mut self) -> Self {

@@ -1,5 +1,7 @@
 //! Scenarios that boot several hosts from one server.
 
+mod own;
+
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -7,7 +9,11 @@ use anyhow::{Result, ensure};
 use super::{Bench, Scenario};
 use crate::media::Media;
 
-pub const ALL: &[Scenario] = &[Scenario::new("pxe-hosts", pxe_hosts)];
+pub const ALL: &[Scenario] = &[
+    Scenario::new("pxe-hosts", pxe_hosts),
+    Scenario::new("network-boot", own::network_boot).with_network(),
+    Scenario::new("network-faults", own::network_faults).with_network(),
+];
 
 /// Time limit of a report.
 const ANSWER: Duration = Duration::from_secs(20);

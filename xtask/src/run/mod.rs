@@ -196,7 +196,7 @@ fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Mach
         Some(file) => file.clone(),
         None => default_config(programs)?,
     };
-    let media = image::media(programs, Some(&config))?;
+    let media = image::media(programs, &config)?;
     let boot = if options.pxe {
         let directory = folder.join("tftp");
         media.write_directory(&directory, "seamark.efi")?;

@@ -137,7 +137,10 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     if needs.contains(&Need::Signing) {
         host::require(&host::SIGNING)?;
     }
-    let is_guest = |need: &Need| !matches!(need, Need::Bochs | Need::Signing);
+    if needs.contains(&Need::Network) {
+        host::require(&host::NETWORK)?;
+    }
+    let is_guest = |need: &Need| !matches!(need, Need::Bochs | Need::Signing | Need::Network);
     if needs.iter().any(is_guest) {
         guest::linux()?;
     }

@@ -56,7 +56,8 @@ pub struct Build {
 pub struct Boot {
     /// The boot CPU's name, family, model, stepping and microcode.
     pub cpu: String,
-    /// The origin of the image, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2".
+    /// The origin of the image, for people: "disk (EFI\BOOT\BOOTX64.EFI)", "PXE from 10.0.2.2",
+    /// "HTTP from http://10.0.2.2/seamark.efi".
     pub loaded_from: String,
     /// True if Secure Boot is on, so that only signed files are used.
     pub secure_boot: bool,
