@@ -253,10 +253,12 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
 }
 
 /// Stops all devices from writing to memory on their own, and from interrupting. Returns the problems.
+/// Stops all devices from writing to memory on their own. Returns the problems.
+#[inline(never)]
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
     io_apic::mask_all(&firmware.madt);
-    let console = serial::chosen().map(|port| port.place);
+    let console = serial::chosen().map(|port| port.place.into());
     let found = pci::take(&firmware.pci, console);
     log::info!(
         "PCI: {} functions, bus mastering switched off on {}, {} USB controllers taken from the firmware",
@@ -268,6 +270,7 @@ fn stop_devices(firmware: &Firmware) -> Vec<String> {
 }
 
 /// Enters VMX operation, enables interrupts, and starts every other CPU. Returns the problems.
+#[inline(never)]
 fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
     vmx::enter_here(bootstrap);
     let has_button = button::enable(&firmware.fadt);

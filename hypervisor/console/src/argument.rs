@@ -37,6 +37,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// A TD, by its number or its name.
     Td,
+    /// A PCI function, by its address.
+    PciFunction,
     /// The argument's own name, which begins with `--`. It may stand anywhere and be left out.
     Flag,
     /// The name of a command, which may be several words: always the last argument.
@@ -117,6 +119,11 @@ impl Required<String> {
     /// Creates a number or name of a TD. The machine checks it when the command runs.
     pub const fn td(name: &'static str) -> Self {
         Self::new(name, Kind::Td, Value::word)
+    }
+
+    /// Creates an address of a PCI function. The machine checks it when the command runs.
+    pub const fn pci_function(name: &'static str) -> Self {
+        Self::new(name, Kind::PciFunction, Value::word)
     }
 
     /// Creates a choice among words.
@@ -299,7 +306,9 @@ impl Arg {
                 }),
             },
             // Flags and names of commands were taken out of the line before.
-            Kind::Td | Kind::Flag | Kind::Command | Kind::Text => Ok(Value::Word(word.to_owned())),
+            Kind::Td | Kind::PciFunction | Kind::Flag | Kind::Command | Kind::Text => {
+                Ok(Value::Word(word.to_owned()))
+            }
             Kind::Choice(choices) if choices.contains(&word) => Ok(Value::Word(word.to_owned())),
             Kind::Choice(choices) => Err(Error::NotAChoice {
                 arg: self.name,

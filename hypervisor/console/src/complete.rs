@@ -64,6 +64,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
                 | Kind::Number
                 | Kind::Range(..)
                 | Kind::Size
+                | Kind::PciFunction
                 | Kind::Flag
                 | Kind::Text,
             ) => {}

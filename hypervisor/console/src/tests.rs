@@ -6,6 +6,7 @@ mod docs;
 mod iommu;
 mod lock;
 mod machine;
+mod pci;
 mod report;
 mod schema;
 mod seeing;
@@ -226,6 +227,45 @@ fn cpus_are_a_table_with_one_row_each() {
 }
 
 #[test]
+fn pci_functions_are_listed_with_the_first_reason_and_shown_with_all() {
+    assert_eq!(
+        Terminal::default().run("pci list"),
+        "     ADDRESS         ID  DEVICE           GROUP  OWNER  HEALTH  NOT FOR TDS\r\n\
+         0000:00:1f.2  8086:2922  SATA controller      3  none   good    it offers no reset that the host can use\r\n\
+         0000:01:00.0  8086:0a54  NVMe drive           5  none   errors\r\n\
+         2 functions\r\n"
+    );
+    assert_eq!(
+        Terminal::default().run("pci show 00:1f.2"),
+        "function      0000:00:1f.2\r\n\
+         device        SATA controller, 8086:2922, class 010601\r\n\
+         subsystem     1af4:1100\r\n\
+         port          conventional PCI\r\n\
+         bridge        -\r\n\
+         owner         none\r\n\
+         group         3 with 0000:00:1f.0\r\n\
+         request ids   0xfa\r\n\
+         health        good\r\n\
+         resets        none\r\n\
+         capabilities  MSI, 0x12\r\n\
+         not for TDs   it offers no reset that the host can use\r\n\
+         not for TDs   it can't be isolated from 0000:00:1f.0, which the host keeps: it is a bridge of the chipset\r\n\
+         \r\n\
+         BAR  KIND       ADDRESS   SIZE\r\n\
+         \x20 4  ports       0xc040   32 B\r\n\
+         \x20 5  memory  0x81004000  4 KiB\r\n"
+    );
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    let json = terminal.json("pci show 0000:01:00.0");
+    assert_eq!(json["address"], "0000:01:00.0", "{json}");
+    assert_eq!(json["errors"][0], "completion timeout", "{json}");
+    assert_eq!(json["refusals"], serde_json::json!([]), "{json}");
+    let json = terminal.json("pci show 01:20.0");
+    assert_eq!(json["code"], "invalid-argument", "{json}");
+}
+
+#[test]
 fn hardware_errors_are_counted_by_cpu_and_the_last_ones_are_shown() {
     assert_eq!(
         Terminal::default().run("mca"),
@@ -408,6 +448,7 @@ fn every_way_to_call(args: &[Arg]) -> Vec<String> {
         Kind::Size => vec!["4M"],
         Kind::Td => vec!["2", "hello"],
         Kind::Text => vec!["a | b\\r"],
+        Kind::PciFunction => vec!["0000:01:00.0", "00:1f.2"],
         Kind::Flag => vec![first.name],
         Kind::Choice(choices) => choices.to_vec(),
         Kind::Command => commands::ALL.all().map(|command| command.name).collect(),

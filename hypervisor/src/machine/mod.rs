@@ -5,6 +5,7 @@ pub mod console_tds;
 pub mod errors;
 mod iommu;
 pub mod load;
+mod pci;
 mod platform;
 mod scheduler;
 pub mod seam;
@@ -219,6 +220,14 @@ impl Management for Machine {
             stuck::show(tds.stuck(), &mut memory);
         }
         memory
+    }
+
+    fn pci_list(&self) -> Result<Vec<port::pci::PciLine>, Failure> {
+        pci::list()
+    }
+
+    fn pci_show(&self, address: &str) -> Result<port::pci::PciReport, Failure> {
+        pci::show(address)
     }
 
     fn tdx(&self) -> Tdx {

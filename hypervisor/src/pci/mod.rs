@@ -21,6 +21,30 @@ pub struct Pci {
     pub inventory: IrqLock<Inventory>,
 }
 
+/// The place of a device's first register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Its physical address, or its I/O port.
+    pub address: u64,
+    /// True for an I/O port.
+    pub is_port: bool,
+}
+
+impl From<Place> for Location {
+    fn from(place: Place) -> Self {
+        match place {
+            Place::Io(port) => Self {
+                address: port.into(),
+                is_port: true,
+            },
+            Place::Memory { pa, .. } => Self {
+                address: pa,
+                is_port: false,
+            },
+        }
+    }
+}
+
 static PCI: Once<Pci> = Once::new();
 
 /// Returns the machine's PCI functions; `None` before [`take`].
@@ -45,7 +69,7 @@ pub struct Found {
 /// Takes the USB controllers from the firmware and switches bus mastering off, on every function of every segment, and
 /// takes the inventory. Without a table of segments, it covers segment 0 through the legacy ports. `console` is the place
 /// of the console's port, which must answer at every moment.
-pub fn take(segments: &[Segment], console: Option<Place>) -> Found {
+pub fn take(segments: &[Segment], console: Option<Location>) -> Found {
     let mut found = Found::default();
     let space = Configuration::map(segments, &mut found.problems);
     let mut functions = Vec::new();
@@ -95,11 +119,7 @@ fn quiet(space: &impl Space, functions: &[Function], found: &mut Found) {
 }
 
 /// Returns true if the function may have a serial port at `place`.
-fn may_have(function: &Function, place: Place) -> bool {
-    let (address, is_port) = match place {
-        Place::Io(port) => (u64::from(port), true),
-        Place::Memory { pa, .. } => (pa, false),
-    };
+fn may_have(function: &Function, Location { address, is_port }: Location) -> bool {
     // Its registers are not measured. The largest register of a serial port's function is assumed.
     let reach = if is_port { 0x100 } else { 0x1_0000 };
     let mut bars = function.bars.iter();

@@ -7,7 +7,7 @@ use console::host::load::{Facts, Sample};
 use console::host::platform::Platform;
 use console::host::{
     Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
-    crash, errors, iommu, seam, td,
+    crash, errors, iommu, pci, seam, td,
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;
@@ -121,6 +121,14 @@ impl<P: Running> Management for Of<'_, '_, P> {
 
     fn mitigations(&self) -> Vec<errors::Mitigation> {
         Vec::new()
+    }
+
+    fn pci_list(&self) -> Result<Vec<pci::PciLine>, Failure> {
+        Ok(Vec::new())
+    }
+
+    fn pci_show(&self, _: &str) -> Result<pci::PciReport, Failure> {
+        Err(Code::Unavailable.because("no PCI function is known"))
     }
 
     fn errors(&self) -> errors::Errors {

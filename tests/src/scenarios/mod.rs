@@ -19,6 +19,7 @@ mod modules;
 mod monitor;
 mod network;
 mod ovmf;
+mod pci;
 mod port;
 mod rom;
 mod secure;
@@ -202,6 +203,7 @@ pub fn all() -> Vec<Scenario> {
         linux::foreign::ALL,
         guests::ALL,
         ovmf::ALL,
+        pci::ALL,
         chaos::ALL,
         hypercall::ALL,
         shutdown::ALL,

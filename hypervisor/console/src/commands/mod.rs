@@ -10,6 +10,7 @@ pub mod lock;
 mod log;
 mod mca;
 mod memory;
+mod pci;
 mod report;
 mod seam;
 mod session;
@@ -30,6 +31,7 @@ pub const ALL: Commands = Commands(&[
     crash::COMMANDS,
     report::COMMANDS,
     memory::COMMANDS,
+    pci::COMMANDS,
     tdx::COMMANDS,
     iommu::COMMANDS,
     td::SHOW,

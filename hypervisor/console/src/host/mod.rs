@@ -10,6 +10,7 @@ pub mod event;
 pub mod failure;
 pub mod iommu;
 pub mod load;
+pub mod pci;
 pub mod platform;
 pub mod seam;
 pub mod td;
@@ -502,6 +503,19 @@ pub trait Management {
 
     /// Returns the machine's memory and its use.
     fn memory(&self) -> Memory;
+
+    /// Returns the PCI functions, in the order of their addresses.
+    ///
+    /// # Errors
+    /// They are not known.
+    fn pci_list(&self) -> Result<Vec<pci::PciLine>, Failure>;
+
+    /// Returns the PCI function at an address such as `0000:01:00.0`. Measures its base address registers if nobody has
+    /// it.
+    ///
+    /// # Errors
+    /// The text is no address, or there is no function.
+    fn pci_show(&self, address: &str) -> Result<pci::PciReport, Failure>;
 
     /// Returns the state of TDX on this machine.
     fn tdx(&self) -> Tdx;

@@ -64,6 +64,8 @@ fn example_replies() -> String {
         "cpus",
         "mem",
         "mem peek 0x1000",
+        "pci list",
+        "pci show 0000:01:00.0",
         "tdx",
         "td list",
         "td show hello",

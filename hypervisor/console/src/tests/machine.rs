@@ -5,6 +5,7 @@ use core::cell::{Cell, RefCell};
 
 use log::{Level, LevelFilter};
 
+use super::pci as tests_pci;
 use super::tds::{self, Fake};
 use crate::host::{
     absent::Absent,
@@ -275,6 +276,21 @@ impl Management for Machine {
         }
         self.crash = None;
         Ok(())
+    }
+
+    fn pci_list(&self) -> Result<Vec<pci::PciLine>, Failure> {
+        let functions = [tests_pci::SATA, tests_pci::DRIVE];
+        Ok(functions
+            .map(|address| tests_pci::show(address).line)
+            .into())
+    }
+
+    fn pci_show(&self, address: &str) -> Result<pci::PciReport, Failure> {
+        match address {
+            "0000:01:00.0" => Ok(tests_pci::show(tests_pci::DRIVE)),
+            "00:1f.2" => Ok(tests_pci::show(tests_pci::SATA)),
+            _ => Err(Code::InvalidArgument.because("there is no such function")),
+        }
     }
 
     fn memory(&self) -> Memory {

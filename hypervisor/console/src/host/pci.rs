@@ -1,0 +1,103 @@
+//! PCI functions: reports of `pci`.
+
+use alloc::{string::String, vec::Vec};
+
+use serde::Serialize;
+
+use super::Hex;
+
+/// The health of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PciHealth {
+    /// It answers, and has reported no error.
+    Good,
+    /// It has reported correctable errors.
+    Corrected,
+    /// It has reported errors that lost data.
+    Errors,
+    /// It does not answer.
+    Gone,
+}
+
+impl PciHealth {
+    /// Returns the word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Corrected => "corrected",
+            Self::Errors => "errors",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// One function, as `pci list` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PciLine {
+    /// Its address: `0000:01:00.0`.
+    pub address: String,
+    /// Its vendor and device: `8086:0a54`.
+    pub id: String,
+    /// What it is, by its class.
+    pub device: &'static str,
+    /// The number of its isolation group. Functions of one group go to one owner.
+    pub group: usize,
+    /// Its owner: `host`, `none`, or the name of a TD.
+    pub owner: String,
+    /// Its health.
+    pub health: PciHealth,
+    /// The reasons why it can't be given to a TD, one sentence each.
+    pub refusals: Vec<String>,
+}
+
+/// The functions of the machine.
+#[derive(Clone, Debug, Serialize)]
+pub struct PciList {
+    /// The functions, in the order of their addresses.
+    pub functions: Vec<PciLine>,
+}
+
+/// A base address register.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PciBar {
+    /// Its place in the header, 0 to 5.
+    pub index: u8,
+    /// The kind of its addresses: `memory`, `prefetchable-memory` or `ports`.
+    pub kind: &'static str,
+    /// Its first address; 0 if none was assigned.
+    pub address: Hex,
+    /// Size in bytes; `None` if it was not measured.
+    pub size: Option<u64>,
+}
+
+/// One function, as `pci show` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PciReport {
+    /// What `pci list` shows.
+    #[serde(flatten)]
+    pub line: PciLine,
+    /// Base class, subclass and programming interface: `010802`.
+    pub class: String,
+    /// The subsystem's vendor and device, if it has one.
+    pub subsystem: Option<String>,
+    /// Its role in the PCI Express fabric; `None` if it is a conventional function.
+    pub port: Option<&'static str>,
+    /// The bridge to its bus; `None` on a root bus.
+    pub bridge: Option<String>,
+    /// The physical function, if it is a virtual one.
+    pub physical: Option<String>,
+    /// The other functions of its group.
+    pub group_members: Vec<String>,
+    /// The ids that its requests carry, its own first.
+    pub requesters: Vec<Hex>,
+    /// Its base address registers.
+    pub bars: Vec<PciBar>,
+    /// The names of its capabilities; one without a known name is its number.
+    pub capabilities: Vec<String>,
+    /// The ways to reset it, the best first.
+    pub resets: Vec<String>,
+    /// The errors that it has reported since the start of the machine.
+    pub errors: Vec<&'static str>,
+}

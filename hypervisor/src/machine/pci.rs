@@ -1,0 +1,165 @@
+//! PCI functions, as the console shows them.
+
+use alloc::{format, string::String, vec::Vec};
+
+use console::host::{
+    Hex,
+    failure::{Code, Failure},
+    pci::{PciBar, PciHealth, PciLine, PciReport},
+};
+use io::{
+    Address, BarKind, Capabilities, Function, Health, Inventory, Owner, Port, extended, standard,
+};
+
+use crate::pci::{self, Configuration, Pci};
+
+/// Lists the functions.
+pub fn list() -> Result<Vec<PciLine>, Failure> {
+    let Pci { space, inventory } = machine()?;
+    let inventory = inventory.lock();
+    let functions = inventory.functions().iter();
+    Ok(functions
+        .map(|function| line(space, &inventory, function))
+        .collect())
+}
+
+/// Shows the function at an address. Measures it if nobody has it.
+pub fn show(address: &str) -> Result<PciReport, Failure> {
+    let at: Address = address
+        .parse()
+        .map_err(|e| Code::InvalidArgument.because(format!("{address} is no PCI address: {e}")))?;
+    let Pci { space, inventory } = machine()?;
+    let mut inventory = inventory.lock();
+    if matches!(inventory.owner(at), Some(Owner::Nobody | Owner::Former(_))) {
+        inventory.measure(space, at);
+    }
+    let function = inventory.find(at).ok_or_else(|| {
+        Code::InvalidArgument.because(format!(
+            "there is no PCI function {at}; \"pci list\" lists them"
+        ))
+    })?;
+    Ok(report(space, &inventory, function))
+}
+
+fn machine() -> Result<&'static Pci, Failure> {
+    pci::get().ok_or_else(|| Code::Unavailable.because("the PCI functions are not known"))
+}
+
+fn line(space: &Configuration, inventory: &Inventory, function: &Function) -> PciLine {
+    let at = function.address;
+    let refusals = inventory.refusals(space, at);
+    PciLine {
+        address: format!("{at}"),
+        id: id(function.identity.vendor, function.identity.device),
+        device: function.identity.class.name(),
+        group: inventory.group(at).unwrap_or_default(),
+        owner: match inventory.owner(at) {
+            Some(Owner::Host(_)) => "host".into(),
+            Some(Owner::Nobody) | None => "none".into(),
+            Some(Owner::Td(name)) => name.clone(),
+            Some(Owner::Former(name)) => format!("formerly {name}"),
+        },
+        health: match function.health(space) {
+            Health::Good => PciHealth::Good,
+            Health::Gone => PciHealth::Gone,
+            Health::Errors(errors) if errors.is_serious() => PciHealth::Errors,
+            Health::Errors(_) => PciHealth::Corrected,
+        },
+        refusals: refusals.iter().map(|reason| format!("{reason}")).collect(),
+    }
+}
+
+fn report(space: &Configuration, inventory: &Inventory, function: &Function) -> PciReport {
+    let (at, identity) = (function.address, &function.identity);
+    let line = line(space, inventory, function);
+    let members = inventory.members(line.group);
+    let errors = match function.health(space) {
+        Health::Errors(errors) => errors.names(),
+        Health::Good | Health::Gone => Vec::new(),
+    };
+    PciReport {
+        class: format!(
+            "{:04x}{:02x}",
+            identity.class.code(),
+            identity.class.interface
+        ),
+        subsystem: (identity.subsystem_vendor.zip(identity.subsystem))
+            .map(|(vendor, device)| id(vendor, device)),
+        port: function.port().map(port),
+        bridge: inventory
+            .bridge(at)
+            .map(|bridge| format!("{}", bridge.address)),
+        physical: function.physical.map(|physical| format!("{physical}")),
+        group_members: members
+            .filter(|member| member.address != at)
+            .map(|member| format!("{}", member.address))
+            .collect(),
+        requesters: (inventory.requesters(at).iter())
+            .map(|id| Hex((*id).into()))
+            .collect(),
+        bars: function.bars.iter().map(bar).collect(),
+        capabilities: names(&function.capabilities),
+        resets: (inventory.resets(at).iter())
+            .map(|reset| format!("{reset}"))
+            .collect(),
+        errors,
+        line,
+    }
+}
+
+fn id(vendor: u16, device: u16) -> String {
+    format!("{vendor:04x}:{device:04x}")
+}
+
+fn bar(bar: &io::Bar) -> PciBar {
+    PciBar {
+        index: bar.index,
+        kind: match (bar.kind, bar.prefetchable) {
+            (BarKind::Io, _) => "ports",
+            (_, true) => "prefetchable-memory",
+            (_, false) => "memory",
+        },
+        address: Hex(bar.address),
+        size: bar.size,
+    }
+}
+
+const fn port(port: Port) -> &'static str {
+    match port {
+        Port::Endpoint => "endpoint",
+        Port::Root => "root port",
+        Port::Upstream => "upstream port",
+        Port::Downstream => "downstream port",
+        Port::ToPci => "bridge to PCI",
+        Port::FromPci => "bridge from PCI",
+        Port::Integrated => "root complex endpoint",
+        Port::EventCollector => "root complex event collector",
+        Port::Unknown(_) => "unknown",
+    }
+}
+
+fn names(capabilities: &Capabilities) -> Vec<String> {
+    let standard = capabilities.standard.iter().map(|capability| {
+        let name = match capability.id {
+            standard::POWER => "power management",
+            standard::MSI => "MSI",
+            standard::EXPRESS => "PCI Express",
+            standard::MSI_X => "MSI-X",
+            standard::ADVANCED => "advanced features",
+            other => return format!("{other:#x}"),
+        };
+        name.into()
+    });
+    let extended = capabilities.extended.iter().map(|capability| {
+        let name = match capability.id {
+            extended::AER => "AER",
+            extended::ACS => "ACS",
+            extended::ARI => "ARI",
+            extended::ATS => "ATS",
+            extended::SR_IOV => "SR-IOV",
+            other => return format!("extended {other:#x}"),
+        };
+        name.into()
+    });
+    standard.chain(extended).collect()
+}
