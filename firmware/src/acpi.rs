@@ -1,4 +1,4 @@
-//! The ACPI tables of a TD: processors and their wakeup, power, two devices, and the event log.
+//! The ACPI tables of a TD: processors and their wakeup, power, devices, the PCI bus, and the event log.
 //!
 //! Source: ACPI Specification 6.6, section 5.2; CCEL: Guest-Host-Communication Interface for Intel TDX 1.5, section
 //! 4.3.
@@ -56,7 +56,8 @@ pub fn write(memory: &mut [u8], at: u64, td: Td) -> Result<u64, TooLarge> {
     let fadt = memory.table(*b"FACP", 6, &[&fadt(dsdt, td.facs)[HEADER_BYTES..]])?;
     let madt = memory.madt(td)?;
     let ccel = memory.table(*b"CCEL", 1, &[&ccel(td.log)])?;
-    let pointers = [fadt, madt, ccel].map(u64::to_le_bytes);
+    let mcfg = memory.table(*b"MCFG", 1, &[&mcfg()])?;
+    let pointers = [fadt, madt, ccel, mcfg].map(u64::to_le_bytes);
     let xsdt = memory.table(*b"XSDT", 1, &[pointers.as_flattened()])?;
     let rsdp = memory.memory.first_chunk_mut().ok_or(TooLarge)?;
     *rsdp = root(xsdt);
@@ -220,30 +221,76 @@ fn fadt(dsdt: u64, facs: u64) -> [u8; FADT_BYTES] {
     fadt
 }
 
-/// Builds the content of the DSDT: power-off, the serial port, the clock, the panic device.
+/// Builds the content of the DSDT: power-off, the serial port, the clock, the panic device, the PCI bus, and the
+/// memory of the bus's configuration space, which is no device's.
 fn devices() -> aml::Term {
     let mut terms = aml::name(*b"_S5_", &aml::package(&[0, 0, 0, 0]));
-    let device = |name, id: &[u8], resources: &[u8]| {
+    let device = |name, id: &[u8], resources: &[&[u8]]| {
+        let resources = aml::template(resources);
         aml::device(
             name,
-            &[&aml::name(*b"_HID", id), &aml::name(*b"_CRS", resources)],
+            &[&aml::name(*b"_HID", id), &aml::name(*b"_CRS", &resources)],
         )
     };
-    let serial = aml::resources(board::SERIAL, 8, Some(board::SERIAL_INTERRUPT));
-    let clock = aml::resources(board::CLOCK, 2, None);
-    let panic = aml::resources(board::PANIC, 1, None);
+    let serial = [
+        aml::ports(board::SERIAL, 8),
+        aml::interrupt(board::SERIAL_INTERRUPT),
+    ];
+    let [serial_ports, serial_interrupt] = &serial;
+    let config = aml::fixed_memory(board::PCI_CONFIG as u32, board::PCI_CONFIG_BYTES as u32);
     let scope = aml::scope(
         *b"_SB_",
         &[
-            &device(*b"COM1", &aml::pnp(0x0501), &serial),
-            &device(*b"RTC0", &aml::pnp(0x0B00), &clock),
-            &device(*b"PEVT", &aml::string("QEMU0001"), &panic),
+            &device(
+                *b"COM1",
+                &aml::pnp(0x0501),
+                &[serial_ports, serial_interrupt],
+            ),
+            &device(*b"RTC0", &aml::pnp(0x0B00), &[&aml::ports(board::CLOCK, 2)]),
+            &device(
+                *b"PEVT",
+                &aml::string("QEMU0001"),
+                &[&aml::ports(board::PANIC, 1)],
+            ),
+            &device(*b"PCFG", &aml::pnp(0x0C02), &[&config]),
+            &bus(),
         ],
     );
     terms
         .try_extend_from_slice(&scope)
-        .expect("three devices have room");
+        .expect("the devices have room");
     terms
+}
+
+/// Builds the host bridge of the PCI bus, a PCI Express one that conventional systems know too. It has no interrupt
+/// lines, and so no routes of them.
+fn bus() -> aml::Term {
+    let resources = aml::template(&[
+        &aml::buses(0, 0),
+        &aml::ports(board::PCI_ADDRESS, 8),
+        &aml::memory(board::PCI_LOW),
+        &aml::memory(board::PCI_HIGH),
+    ]);
+    aml::device(
+        *b"PCI0",
+        &[
+            &aml::name(*b"_HID", &aml::pnp(0x0A08)),
+            &aml::name(*b"_CID", &aml::pnp(0x0A03)),
+            &aml::name(*b"_UID", &aml::byte(0)),
+            &aml::name(*b"_SEG", &aml::byte(0)),
+            &aml::name(*b"_BBN", &aml::byte(0)),
+            &aml::name(*b"_CRS", &resources),
+        ],
+    )
+}
+
+/// Returns the location of the configuration space: that of segment 0, bus 0.
+///
+/// Source: PCI Firmware Specification 3.2, section 4.1.2.
+fn mcfg() -> [u8; 24] {
+    let mut content = [0; 24];
+    content[8..16].copy_from_slice(&board::PCI_CONFIG.to_le_bytes());
+    content
 }
 
 fn ccel((at, bytes): (u64, u64)) -> [u8; 20] {
@@ -299,7 +346,7 @@ mod tests {
         let memory = tables();
         assert_eq!(checksum(&memory[..20]), 0);
         assert_eq!(checksum(&memory[..36]), 0);
-        for name in [b"FACP", b"APIC", b"CCEL"] {
+        for name in [b"FACP", b"APIC", b"CCEL", b"MCFG"] {
             assert!(!named(&memory, name).is_empty());
         }
         let fadt = named(&memory, b"FACP");
@@ -338,6 +385,19 @@ mod tests {
             (ccel[36], long(&ccel, 40), long(&ccel, 48)),
             (2, 0x1000, 0xFFC2_2000)
         );
+    }
+
+    #[test]
+    fn the_configuration_space_is_described_twice_and_at_no_window() {
+        let mcfg = named(&tables(), b"MCFG");
+        assert_eq!(mcfg.len(), HEADER_BYTES + 8 + 16);
+        assert_eq!(long(&mcfg, 44), board::PCI_CONFIG);
+        assert_eq!(mcfg[52..], [0; 8], "segment 0, bus 0 alone");
+        let space = aml::fixed_memory(board::PCI_CONFIG as u32, 1 << 20);
+        let dsdt = devices();
+        assert!(dsdt.windows(space.len()).any(|part| part == &space[..]));
+        let end = board::PCI_CONFIG + board::PCI_CONFIG_BYTES;
+        assert!(board::PCI_LOW.end <= board::PCI_CONFIG && end <= board::IO_APIC.into());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use core::slice;
 use td_base::hob::{self, Kind};
 use td_base::layout::{HOB, HOB_BYTES, PROGRAM};
 use td_base::payload::{self, File, Payload, WINDOW};
-use td_base::{long_mode, tdcall};
+use td_base::{board, long_mode, tdcall, vmcall};
 
 use crate::console::{Part, fatal, say};
 use crate::events::Log;
@@ -87,6 +87,7 @@ pub extern "sysv64" fn main() -> ! {
         measure(&mut log, SYSTEM_REGISTER, initrd, b"initrd");
     }
 
+    place_pci();
     let td = acpi::Td {
         processors: info.vcpus,
         mailbox: &raw const MAILBOX as u64,
@@ -105,6 +106,10 @@ pub extern "sysv64" fn main() -> ! {
             Use::Nvs,
         ),
         (kept_at..kept_at + KEPT_BYTES as u64, Use::Nvs),
+        (
+            board::PCI_CONFIG..board::PCI_CONFIG + board::PCI_CONFIG_BYTES,
+            Use::Reserved,
+        ),
     ];
     let told = Told {
         head: &head,
@@ -135,6 +140,24 @@ pub extern "sysv64" fn main() -> ! {
     ]);
     // SAFETY: the state is as the boot protocol demands.
     unsafe { start::enter(places.kernel + ENTRY_64, PARAMETERS) }
+}
+
+/// Places the configuration space of the PCI bus where the ACPI tables say that it is. If the host has no such bus, the
+/// operating system finds nothing there.
+fn place_pci() {
+    /// Registers of the host bridge, device 0 on bus 0: both halves of PCIEXBAR. The lower one has the enable bit, and
+    /// the size: 64 buses, the least.
+    const LOWER: u32 = 1 << 31 | 0x60;
+    const UPPER: u32 = LOWER + 4;
+    const ON: u32 = 2 << 1 | 1;
+    let (lower, upper) = (
+        board::PCI_CONFIG as u32 | ON,
+        (board::PCI_CONFIG >> 32) as u32,
+    );
+    for (register, value) in [(UPPER, upper), (LOWER, lower)] {
+        let _ = vmcall::io_out(board::PCI_ADDRESS, 4, register);
+        let _ = vmcall::io_out(board::PCI_ADDRESS + 4, 4, value);
+    }
 }
 
 fn check<T>(result: Result<T, &'static str>) -> T {

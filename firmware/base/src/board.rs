@@ -3,6 +3,8 @@
 //!
 //! The addresses are those of QEMU's q35.
 
+use core::ops::Range;
+
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xFEC0_0000;
 /// The first port of COM1.
@@ -25,3 +27,13 @@ pub const POWER_TIMER: u16 = 8;
 pub const RESET: u16 = 0xCF9;
 /// The port on which a kernel reports that it has panicked (pvpanic).
 pub const PANIC: u16 = 0x505;
+/// The memory-mapped configuration space of the PCI bus of a directly booted TD, and its size in bytes: one bus.
+pub const PCI_CONFIG: u64 = 0xE000_0000;
+/// See [`PCI_CONFIG`].
+pub const PCI_CONFIG_BYTES: u64 = 1 << 20;
+/// Addresses for the memory of PCI functions below 4 GiB, in the hole of a TD's memory.
+pub const PCI_LOW: Range<u64> = 0xC000_0000..PCI_CONFIG;
+/// Addresses for the memory of PCI functions above 4 GiB, beyond any TD's memory.
+pub const PCI_HIGH: Range<u64> = 1 << 45..1 << 46;
+/// The port that selects a register of the PCI configuration space. The port four further reads and writes it.
+pub const PCI_ADDRESS: u16 = 0xCF8;
