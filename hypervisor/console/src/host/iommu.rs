@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Hex;
 
 /// What keeps devices from memory, and from raising interrupts that are not theirs.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Iommu {
     /// What keeps devices from memory.
@@ -26,6 +27,7 @@ pub struct Iommu {
 }
 
 /// What keeps devices from memory.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Dma {
     /// True if VT-d units block what no domain allows. False: it rests on the functions' bus-master bits alone.
@@ -35,6 +37,7 @@ pub struct Dma {
 }
 
 /// A unit.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Unit {
     /// Physical address of its registers.
@@ -60,6 +63,7 @@ pub struct Unit {
 }
 
 /// Interrupt remapping.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Interrupts {
     /// Entries in use.
@@ -71,6 +75,7 @@ pub struct Interrupts {
 }
 
 /// The blocked requests of one function.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Faults {
     /// Its address: segment, bus, device, function.
@@ -88,6 +93,7 @@ pub struct Faults {
 }
 
 /// Memory that the firmware reserved for a function.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Reserved {
     /// The function.

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::Hex;
 
 /// The health of a function.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PciHealth {
@@ -34,6 +35,7 @@ impl PciHealth {
 }
 
 /// One function, as `pci list` shows it.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct PciLine {
     /// Its address: `0000:01:00.0`.
@@ -53,6 +55,7 @@ pub struct PciLine {
 }
 
 /// The functions of the machine.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct PciList {
     /// The functions, in the order of their addresses.
@@ -60,6 +63,7 @@ pub struct PciList {
 }
 
 /// A base address register.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct PciBar {
     /// Its place in the header, 0 to 5.
@@ -73,6 +77,7 @@ pub struct PciBar {
 }
 
 /// One function, as `pci show` shows it.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct PciReport {
     /// What `pci list` shows.
