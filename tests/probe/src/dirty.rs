@@ -74,7 +74,10 @@ unsafe extern "efiapi" fn exit_boot_services(image: *mut c_void, key: usize) -> 
     if status == Status::SUCCESS {
         // The firmware's handlers are gone.
         cpu::disable_interrupts();
-        open_local_interrupts();
+        // The registers are written as an x2APIC's.
+        if cpu::cpuid(1, 0)[2] >> 21 & 1 == 1 {
+            open_local_interrupts();
+        }
         open_lines();
         leave_acpi_mode();
         serial::line(format_args!("probe: everything is open"));

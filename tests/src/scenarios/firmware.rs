@@ -8,8 +8,12 @@ use anyhow::{Context, Result, ensure};
 use super::{Bench, Scenario};
 use crate::console::Console;
 use crate::media::Media;
+use crate::qemu::Machine;
 
-pub const ALL: &[Scenario] = &[Scenario::new("dirty-firmware", dirty)];
+pub const ALL: &[Scenario] = &[
+    Scenario::new("armed-watchdog", armed_watchdog),
+    Scenario::new("dirty-firmware", dirty),
+];
 
 /// Time limit of a boot, and of a reply: far more than needed, for a busy computer.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -18,16 +22,31 @@ const USED: [&str; 2] = ["pin 4 ", "pin 9 "];
 /// The PM1a control register of QEMU's q35 under OVMF.
 const PM1A_CONTROL: &str = "i /h 0x604";
 
-/// Boots on a machine whose firmware has its watchdog armed, refuses ExitBootServices once, and leaves the timer and all
-/// lines open to vectors of its own, and ACPI mode off.
-fn dirty(bench: &mut Bench) -> Result<()> {
+/// Returns a machine whose firmware is spoilt.
+fn machine(bench: &Bench) -> Result<Machine> {
     let program = fs::read(bench.programs().seamark()).context("the hypervisor")?;
     let media = Media::of_program(&bench.programs().probe())?
         .with_bytes("probe.txt", b"dirty-firmware")
         .with_bytes("program.efi", &program);
-    let mut machine = bench.machine_with(&media)?;
+    bench.machine_with(&media)
+}
+
+/// Boots on a plain machine whose firmware has its watchdog armed, which would reset the machine and so end it. With the
+/// stub the watchdog does not fire.
+fn armed_watchdog(bench: &mut Bench) -> Result<()> {
+    let mut machine = machine(bench)?.with_cpus(1, 1).with_memory("1G");
+    machine.stub = None;
+    let console = Console::wait(bench.start(&machine)?, LIMIT)?;
+    let is_held_up = console.boot_log().contains("refused once");
+    ensure!(is_held_up, "{}", console.boot_log());
+    Ok(())
+}
+
+/// Boots on a machine whose firmware refuses ExitBootServices once, and leaves the timer and all lines open to vectors of
+/// its own, and ACPI mode off.
+fn dirty(bench: &mut Bench) -> Result<()> {
+    let mut machine = machine(bench)?;
     machine.monitor = true;
-    // A firmware's watchdog would reset the machine, which ends it.
     let mut console = Console::wait(bench.start(&machine)?, LIMIT)?;
     for said in [
         "probe: ExitBootServices is refused once",
