@@ -88,9 +88,8 @@ fn a_page_is_split_with_a_pair_and_joined_to_give_it_back() {
     assert_eq!(of_pair.page_type, Some(PageType::Pamt));
 
     td.block_and_track(gpa.0, Level::Pd);
-    let given = (split.pages, split.tables);
-    let joined = persist(given, |(pages, tables)| {
-        tdh.mem_page_promote_with_pamt(&td.tdr, gpa, pages, tables, GLOBAL_HKID)
+    let joined = persist(split, |split| {
+        tdh.mem_page_promote_with_pamt(&td.tdr, gpa, split, GLOBAL_HKID)
     });
     assert_eq!(of(PageSize::Size2M).pair, None);
     rig.put_away(joined.tables.sept);

@@ -162,14 +162,14 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
         &self,
         tdr: &Tdr<Keyed>,
         gpa: Gpa,
-        pages: Run<Donated>,
-        tables: Tables<Donated>,
+        split: Split,
         global_hkid: u16,
-    ) -> Handover<Joined, (Run<Donated>, Tables<Donated>)> {
+    ) -> Handover<Joined, Split> {
         let leaf = Leaf::MemPagePromote;
+        let Split { pages, tables } = split;
         let page = match pages.join() {
             Ok(page) => page,
-            Err(pages) => return Err(Rejected::new(mem::no_run(), (pages, tables))),
+            Err(pages) => return Err(Rejected::new(mem::no_run(), Split { pages, tables })),
         };
         let operands = rcx_rdx(mem::at(gpa, page.size().into()), tdr.hpa().0);
         let checked = self.run(leaf, operands).and_then(|done| {
@@ -188,7 +188,10 @@ impl<C: SeamCall, W: Wait> Tdh<'_, C, W> {
                     pamt: tables.pamt.map(|page| page.returned(global_hkid)),
                 },
             }),
-            Err(error) => Err(Rejected::new(error, (mem::parts_of(page), tables))),
+            Err(error) => {
+                let pages = mem::parts_of(page);
+                Err(Rejected::new(error, Split { pages, tables }))
+            }
         }
     }
 }
