@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::console::Console;
@@ -98,22 +98,24 @@ fn three_hosts(bench: &mut Bench) -> Result<()> {
 }
 
 /// Checks that the program has read exactly `files`, from `server`, in blocks of [`BLOCK`] bytes. The firmware chooses the
-/// server and the block size for the program itself.
+/// server and the block size for the program itself, and repeats requests that are not answered in time.
 fn reads_in_large_blocks(capture: &Capture, server: Ipv4Addr, files: &[&str]) -> Result<()> {
     let requests = capture.tftp_requests();
-    let mut reads = requests.iter().filter(|request| request.reads());
-    let program = reads.next().context("nobody has read the program")?;
-    ensure!(program.name == "hosts/seamark.efi", "{program:?}");
-    let mut names = Vec::new();
-    for request in reads {
+    let (program, ours): (Vec<_>, Vec<_>) = requests
+        .iter()
+        .filter(|request| request.reads())
+        .partition(|request| request.name == "hosts/seamark.efi");
+    ensure!(!program.is_empty(), "nobody has read the program");
+    for request in &ours {
         let asked = (request.server, request.block_size());
         ensure!(asked == (server, Some(BLOCK)), "{request:?}");
-        names.push(&*request.name);
     }
+    let mut names: Vec<_> = ours.iter().map(|request| &*request.name).collect();
+    names.dedup();
     ensure!(names == files, "{names:?}");
     let agreed = capture.agreed_block_sizes();
-    let ours = agreed.iter().filter(|size| **size == BLOCK).count();
-    ensure!(ours == files.len(), "{agreed:?}");
+    let large = agreed.iter().filter(|size| **size == BLOCK).count();
+    ensure!(large >= files.len(), "{agreed:?}");
     Ok(())
 }
 
@@ -253,6 +255,6 @@ fn faults(bench: &mut Bench) -> Result<()> {
         }
     }
     ensure!(told == expected, "{boot}");
-    ensure!(boot["config"] == Value::from("seamark.toml"), "{boot}");
+    ensure!(boot["config"] == "seamark.toml", "{boot}");
     Ok(())
 }
