@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn the_sealed_configuration_takes_the_place_of_another() {
         let common = file("seamark.toml", "[host]\n");
-        let trust = sealed(&[common.clone()]);
+        let trust = sealed(core::slice::from_ref(&common));
         let names = names(&["seamark-1.toml", "seamark.toml"]);
         let used = Some(common.clone());
         assert_eq!(trust.choose(&names, used.clone()), (used.clone(), None));
