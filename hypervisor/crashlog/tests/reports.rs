@@ -103,7 +103,7 @@ fn a_text_that_is_too_long_is_cut_and_says_so() {
     assert_eq!(lines.len() + cut, all.len(), "what is cut is counted");
 
     let mut short = Text::new();
-    write!(short, "crash: begin\n").unwrap();
+    writeln!(short, "crash: begin").unwrap();
     short.finish("crash: end\n");
     assert_eq!(short.as_str(), "crash: begin\ncrash: end\n");
 }
