@@ -107,6 +107,14 @@ impl Command {
             .filter(|arg| !matches!(arg.kind, Kind::Flag))
     }
 
+    /// Returns how many of a line's first `count` words are no part of a text, which may have any words.
+    fn before_text(&self, count: usize) -> usize {
+        let text = self
+            .positional()
+            .position(|arg| matches!(arg.kind, Kind::Text));
+        text.map_or(count, |at| count.min(self.words() + at))
+    }
+
     pub(super) fn flag(&self, word: &str) -> Option<&'static str> {
         let mut flags = self
             .args
@@ -166,12 +174,12 @@ impl Commands {
         if words.is_empty() {
             return Ok(None);
         }
-        if words.iter().any(|word| word.contains(';')) {
+        let command = self.longest_match(&words);
+        let plain = command.map_or(words.len(), |command| command.before_text(words.len()));
+        if words[..plain].iter().any(|word| word.contains(';')) {
             return Err(Error::Semicolon);
         }
-        let command = self
-            .longest_match(&words)
-            .ok_or_else(|| self.unknown(&words))?;
+        let command = command.ok_or_else(|| self.unknown(&words))?;
 
         let mut args = Args::of(command.name, command.usage());
         let mut left = words[command.words()..].to_vec();
@@ -182,7 +190,9 @@ impl Commands {
             }
             flag.is_none()
         });
-        if let Some(word) = left.iter().find(|word| word.starts_with("--")) {
+        // A command that takes a text has no flags, so that none was taken out of the line.
+        let plain = plain.saturating_sub(command.words()).min(left.len());
+        if let Some(word) = left[..plain].iter().find(|word| word.starts_with("--")) {
             return Err(self.unexpected(command, word, &words));
         }
         let mut given = &left[..];
@@ -450,6 +460,19 @@ mod tests {
         ] {
             assert!(error(line).starts_with("\";\" separates nothing"), "{line}");
         }
+    }
+
+    #[test]
+    fn a_text_may_have_any_words() {
+        let call = decode("td type one ls; grep --color x")
+            .expect("a call")
+            .expect("not blank");
+        assert_eq!(
+            call.args.get(Required::text("TEXT")).ok().as_deref(),
+            Some("ls; grep --color x")
+        );
+        assert!(error("td type one; ls").starts_with("\";\" separates nothing"));
+        assert!(error("td type --color x").contains("does not take \"--color\""));
     }
 
     #[test]
