@@ -45,6 +45,10 @@ pub enum Kind {
     Command,
     /// The rest of the line as it was typed: always the last argument, of a command without flags.
     Text,
+    /// The same, and the audit trail shows it.
+    Value,
+    /// Any word.
+    Word,
 }
 
 /// An argument that must be given. Its value is a `T`.
@@ -134,6 +138,16 @@ impl Required<String> {
     /// Creates a text: the rest of the line. The audit trail does not show it.
     pub const fn text(name: &'static str) -> Self {
         Self::new(name, Kind::Text, Value::word)
+    }
+
+    /// Creates a text that is no secret: the rest of the line, which the audit trail shows.
+    pub const fn value(name: &'static str) -> Self {
+        Self::new(name, Kind::Value, Value::word)
+    }
+
+    /// Creates a word that the machine checks when the command runs.
+    pub const fn word(name: &'static str) -> Self {
+        Self::new(name, Kind::Word, Value::word)
     }
 
     /// Creates a name of a command.
@@ -257,7 +271,7 @@ impl Args {
         read(value)
     }
 
-    pub(super) fn missing(&self, arg: &'static str) -> Error {
+    pub fn missing(&self, arg: &'static str) -> Error {
         Error::Missing {
             command: self.command,
             usage: self.usage.clone(),
@@ -306,7 +320,7 @@ impl Arg {
                 }),
             },
             // Flags and names of commands were taken out of the line before.
-            Kind::Td | Kind::PciFunction | Kind::Flag | Kind::Command | Kind::Text => {
+            Kind::Td | Kind::PciFunction | Kind::Flag | Kind::Command | Kind::Text | Kind::Value | Kind::Word => {
                 Ok(Value::Word(word.to_owned()))
             }
             Kind::Choice(choices) if choices.contains(&word) => Ok(Value::Word(word.to_owned())),

@@ -198,7 +198,7 @@ impl Commands {
         let mut given = &left[..];
         for arg in command.positional() {
             match given {
-                [_, ..] if matches!(arg.kind, Kind::Text) => {
+                [_, ..] if matches!(arg.kind, Kind::Text | Kind::Value) => {
                     args.add(arg, after(line, words.len() - given.len()))?;
                     given = &[];
                 }
@@ -288,7 +288,7 @@ impl Commands {
         let command = self.longest_match(&words);
         command.is_some_and(|command| {
             let mut args = command.args.iter();
-            args.any(|arg| matches!(arg.kind, Kind::Text))
+            args.any(|arg| matches!(arg.kind, Kind::Text | Kind::Value))
         })
     }
 

@@ -66,7 +66,9 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
                 | Kind::Size
                 | Kind::PciFunction
                 | Kind::Flag
-                | Kind::Text,
+                | Kind::Text
+                | Kind::Value
+                | Kind::Word,
             ) => {}
             // A name of several words continues after its first.
             None => {

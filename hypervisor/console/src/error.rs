@@ -5,7 +5,7 @@ use core::fmt;
 
 use super::{
     host::failure::{Code, Failure},
-    line::{MAX_LINE, Spoilt},
+    line::Spoilt,
     spelling::{edits, shorten},
 };
 
@@ -97,7 +97,10 @@ pub enum Error {
         choices: &'static [&'static str],
     },
     /// The line did not fit.
-    LineTooLong,
+    LineTooLong {
+        /// Bytes that it may have.
+        most: usize,
+    },
     /// The line contained a byte that is not printable ASCII.
     ForeignByte(u8),
     /// The screen has no such size.
@@ -126,7 +129,7 @@ pub enum Error {
 impl From<Spoilt> for Error {
     fn from(spoilt: Spoilt) -> Self {
         match spoilt {
-            Spoilt::TooLong => Self::LineTooLong,
+            Spoilt::TooLong { most } => Self::LineTooLong { most },
             Spoilt::Foreign(byte) => Self::ForeignByte(byte),
         }
     }
@@ -161,7 +164,7 @@ impl Error {
             Self::Locked => Code::Locked,
             Self::WrongPassword(_) => Code::WrongPassword,
             Self::TooEarly(_) => Code::TooEarly,
-            Self::LineTooLong => Code::LineTooLong,
+            Self::LineTooLong { .. } => Code::LineTooLong,
             Self::ForeignByte(_) => Code::ForeignByte,
             Self::Host(failure) => failure.code,
         }
@@ -225,10 +228,7 @@ impl fmt::Display for Error {
                         "there is no TD \"{word}\"; did you mean \"{nearest}\"? \"td list\" lists them"
                     )
                 }
-                None => write!(
-                    f,
-                    "there is no TD \"{word}\"; \"td list\" lists the configured TDs"
-                ),
+                None => write!(f, "there is no TD \"{word}\"; \"td list\" lists them"),
             },
             Self::NotANumber { arg, word } => {
                 write!(
@@ -249,11 +249,8 @@ impl fmt::Display for Error {
                     choices.join(", ")
                 )
             }
-            Self::LineTooLong => {
-                write!(
-                    f,
-                    "the line is longer than {MAX_LINE} bytes and was not run; its beginning is in the history"
-                )
+            Self::LineTooLong { most } => {
+                write!(f, "the line is longer than {most} bytes and was not run")
             }
             Self::ForeignByte(byte) => {
                 write!(

@@ -23,6 +23,8 @@ impl Console {
     /// Prints the prompt of what is shown.
     pub(super) fn prompt(&mut self, out: &mut dyn Write) -> fmt::Result {
         match self.session.front {
+            // A text that is pasted has no prompt.
+            None if self.session.paste.is_some() => out.write_str(self.line.text()),
             None => self.screen.prompt(&self.line, out),
             Some(Front::Password) => out.write_str(PASSWORD),
             Some(Front::More(_)) => Pager::bar(out),

@@ -36,6 +36,7 @@ mod line;
 mod load;
 mod lock;
 mod pager;
+mod paste;
 mod reply;
 mod screen;
 mod session;
@@ -56,13 +57,14 @@ use filter::Filter;
 use host::{CpuState, Management, event::Action};
 use keys::{Decoder, Key};
 use line::{Change, History, Line};
+use paste::Paste;
 use reply::{Reply, Terminal, Then};
 use screen::{MEASURE, Screen, Size};
 use session::{Front, Session};
 use table::{Columns, Count, Micros};
 
 pub use command::Class;
-pub use line::MAX_LINE;
+pub use line::{MAX_LINE, MAX_SCRIPT_LINE};
 pub use reply::PROTOCOL;
 pub use screen::PROMPT;
 
@@ -173,7 +175,9 @@ impl Console {
                 out.write_str("\r\n")?;
                 return self.submit(host, out);
             }
+            Key::Complete if self.session.paste.is_some() => self.line.insert(b' '),
             Key::Cancel => {
+                self.session.paste = None;
                 out.write_str("^C\r\n")?;
                 self.line.clear();
                 self.session.history.leave();
@@ -225,6 +229,7 @@ impl Console {
         host: &mut dyn Management,
         out: &mut dyn Write,
     ) -> fmt::Result {
+        self.line.is_of_script();
         match key {
             Key::Enter => return self.submit(host, out),
             Key::Cancel => self.line.clear(),
@@ -235,7 +240,12 @@ impl Console {
     }
 
     fn submit(&mut self, host: &mut dyn Management, out: &mut dyn Write) -> fmt::Result {
-        self.session.history.push(self.line.text());
+        if let Some(paste) = self.session.paste.take() {
+            return self.pasted(paste, host, out);
+        }
+        if self.line.text().len() <= MAX_LINE {
+            self.session.history.push(self.line.text());
+        }
         let line = core::mem::take(&mut self.line);
         let was_json = self.session.json;
         let Answer {
@@ -298,6 +308,52 @@ impl Console {
         self.show(text, host, out)
     }
 
+    /// Takes a line of a text that is being pasted. The last one runs the command that asked for it.
+    fn pasted(
+        &mut self,
+        mut paste: Paste,
+        host: &mut dyn Management,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let line = core::mem::take(&mut self.line);
+        if line.text().trim() != paste::END {
+            paste.push(line.text(), line.check());
+            self.session.paste = Some(paste);
+            return Ok(());
+        }
+        let (name, class) = (paste.command, paste.class);
+        let is_locked = class != Class::Read && self.is_locked(host);
+        let mut context = Context {
+            commands: commands::ALL,
+            host,
+            session: &mut self.session,
+        };
+        let outcome = if is_locked {
+            Err(Error::Locked)
+        } else {
+            paste.finish(&mut context)
+        };
+        if class != Class::Read {
+            host.record(&Action {
+                td: None,
+                line: &format!("{name} ..."),
+                failed: outcome.as_ref().err().map(Error::code),
+            });
+        }
+        match outcome {
+            Ok(reply) => self.show_reply(&reply, &[], host, out),
+            Err(error) => {
+                writeln!(Terminal(out), "error: {error}")?;
+                self.prompt(out)
+            }
+        }
+    }
+
+    /// Returns true if only commands that read can be run.
+    fn is_locked(&self, host: &dyn Management) -> bool {
+        host.has_password() && !self.session.lock.is_open()
+    }
+
     /// Decodes the line and runs its command.
     fn run(&mut self, line: &Line, host: &mut dyn Management) -> Answer {
         let text = line.text();
@@ -331,7 +387,7 @@ impl Console {
     /// Runs a command if the console's lock allows it, and records it if it can change something.
     fn call(&mut self, call: &Call, host: &mut dyn Management) -> Result<Reply, Error> {
         let Call { command, args } = call;
-        let is_locked = host.has_password() && !self.session.lock.is_open();
+        let is_locked = self.is_locked(host);
         let mut context = Context {
             commands: commands::ALL,
             host,
@@ -343,13 +399,17 @@ impl Console {
         let word = args.td(command);
         let td = word.and_then(|word| {
             let (tds, id) = commands::td::find_word(&context, word).ok()?;
-            Some((id, tds.names().swap_remove(id as usize - 1)))
+            Some((id, tds.name(id)?))
         });
         let outcome = if is_locked {
             Err(Error::Locked)
         } else {
             (command.run)(&mut context, args)
         };
+        if context.session.paste.is_some() {
+            // It asked for a text, and is recorded when that has come.
+            return outcome;
+        }
         context.host.record(&Action {
             td: td.as_ref().map(|(id, name)| (*id, name.as_str())),
             line: &format!("{}{}", command.name, args.recorded(command)),

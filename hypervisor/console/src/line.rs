@@ -7,6 +7,9 @@ use super::keys::Key;
 /// The maximum length of a command line in bytes.
 pub const MAX_LINE: usize = 1024;
 
+/// The maximum length of a line of a script in bytes.
+pub const MAX_SCRIPT_LINE: usize = 96 << 10;
+
 /// A line of printable ASCII with a cursor.
 ///
 /// The line remembers that a byte was rejected because it does not fit or is not allowed. Such an incomplete line is
@@ -16,13 +19,18 @@ pub struct Line {
     text: String,
     cursor: usize,
     spoilt: Option<Spoilt>,
+    /// True if the line may have [`MAX_SCRIPT_LINE`] bytes.
+    is_script: bool,
 }
 
 /// The reason why a line is incomplete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spoilt {
     /// The line did not fit.
-    TooLong,
+    TooLong {
+        /// Bytes that it may have.
+        most: usize,
+    },
     /// A byte was not printable ASCII.
     Foreign(u8),
 }
@@ -78,6 +86,11 @@ impl Line {
         core::hint::black_box(&bytes);
     }
 
+    /// Lets the line have the length of a script's.
+    pub fn is_of_script(&mut self) {
+        self.is_script = true;
+    }
+
     /// Checks that the line can be run.
     ///
     /// # Errors
@@ -92,8 +105,12 @@ impl Line {
             self.spoilt.get_or_insert(Spoilt::Foreign(byte));
             return Change::Refused;
         }
-        if self.text.len() >= MAX_LINE {
-            self.spoilt.get_or_insert(Spoilt::TooLong);
+        let most = match self.is_script {
+            true => MAX_SCRIPT_LINE,
+            false => MAX_LINE,
+        };
+        if self.text.len() >= most {
+            self.spoilt.get_or_insert(Spoilt::TooLong { most });
             return Change::Refused;
         }
         self.text.insert(self.cursor, char::from(byte));
@@ -267,10 +284,10 @@ mod tests {
         let mut line = typed(&"x".repeat(MAX_LINE));
         assert!(line.check().is_ok());
         assert_eq!(line.apply(Key::Char(b'y')), Change::Refused);
-        assert!(matches!(line.check(), Err(Spoilt::TooLong)));
+        assert!(matches!(line.check(), Err(Spoilt::TooLong { .. })));
         line.apply(Key::EraseBack);
         assert!(
-            matches!(line.check(), Err(Spoilt::TooLong)),
+            matches!(line.check(), Err(Spoilt::TooLong { .. })),
             "a byte in the middle is still missing"
         );
         line.apply(Key::KillToStart);

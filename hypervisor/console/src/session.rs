@@ -1,7 +1,7 @@
 //! The state of the operator's session.
 
 use super::{
-    commands::top::Top, line::History, load::Load, lock::Lock, pager::Pager, screen::Size,
+    commands::top::Top, line::History, load::Load, lock::Lock, pager::Pager, paste::Paste, screen::Size,
     watch::Watch,
 };
 
@@ -12,6 +12,8 @@ pub struct Session {
     pub json: bool,
     /// What is shown instead of the command line.
     pub front: Option<Front>,
+    /// The text that is being pasted.
+    pub paste: Option<Paste>,
     /// The lines that were run before.
     pub history: History,
     /// The size of the operator's screen, if it is known: longer output pauses.

@@ -28,7 +28,7 @@ use host::{
         host::Time,
         life::State,
         meter::Summary,
-        registry::Tds,
+        registry::{Asked, Tds},
     },
 };
 use mm::private::{Holding, Outcome, PrivateMap};
@@ -86,7 +86,7 @@ pub struct ConsoleTds<'a, 'h, P: Platform> {
 
 /// The operation that the operator asked for; selects the sentence of an error.
 #[derive(Clone, Copy)]
-enum Wish {
+pub(super) enum Wish {
     Create,
     Start,
     Pause,
@@ -95,15 +95,17 @@ enum Wish {
     Retry,
     Shrink,
     Look,
+    ShutDown,
+    Forget,
 }
 
 impl<P: Platform> ConsoleTds<'_, '_, P> {
-    fn name(&self, id: u32) -> String {
+    pub(super) fn name(&self, id: u32) -> String {
         let config = self.tds.config(id);
         config.map_or_else(|| id.to_string(), |config| config.name.clone())
     }
 
-    fn now(&self, id: u32) -> TdNow {
+    pub(super) fn now(&self, id: u32) -> TdNow {
         TdNow {
             id,
             name: self.name(id),
@@ -130,7 +132,7 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
             name: config.name.clone(),
             state: state(self.tds.state(id)),
             hkid: td.as_ref().and_then(|td| td.hkid()),
-            vcpus: config.vcpus,
+            vcpus: td.as_ref().map_or(config.vcpus, |td| td.config().vcpus),
             private_bytes: td.as_ref().map_or(0, |td| td.holding().bytes()),
             memory_bytes: td.map_or(config.memory, |td| td.layout().bytes()),
             problem,
@@ -229,7 +231,7 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
     }
 
     /// Says why an operation failed.
-    fn failure(&self, id: u32, wish: Wish, error: &Error) -> Failure {
+    pub(super) fn failure(&self, id: u32, wish: Wish, error: &Error) -> Failure {
         if let Some(down) = self.tds.host().platform.shutdown().problem() {
             // The sentence is about no particular TD, and nothing else can be done.
             return Code::Unavailable.because(down);
@@ -307,6 +309,12 @@ fn advice(wish: Wish, state: State, is_stuck: bool, name: &str) -> String {
             format!(", so it is not built; \"td start {name}\" builds it")
         }
         (Wish::Start | Wish::Resume, State::Runnable) => ", so it is running".into(),
+        (Wish::ShutDown, State::Paused) => {
+            format!("; \"td resume {name}\" lets it run, so that its guest can follow")
+        }
+        (Wish::Forget, State::Runnable | State::Paused) => {
+            format!("; \"td destroy {name}\" terminates it")
+        }
         (Wish::Pause, State::Paused) => {
             format!(" already; \"td resume {name}\" resumes it")
         }
@@ -319,6 +327,10 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         self.tds.ids().map(|id| self.name(id)).collect()
     }
 
+    fn ids(&self) -> Vec<u32> {
+        self.tds.ids().collect()
+    }
+
     fn list(&self) -> Vec<TdLine> {
         self.tds.ids().filter_map(|id| self.line(id)).collect()
     }
@@ -326,18 +338,21 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
     fn show(&self, id: u32) -> Result<TdReport, Failure> {
         let none = || absent::no_such_td(id);
         let line = self.line(id).ok_or_else(none)?;
-        let config = self.tds.config(id).ok_or_else(none)?;
+        let defined = self.tds.config(id).ok_or_else(none)?;
         let td = self.tds.get(id);
+        // What has been set meanwhile applies to the next life, except for these.
+        let config = td.as_ref().map_or(&*defined, |td| td.config());
+        let (shares, cap) = (defined.shares, defined.cap);
         let notes = self.tds.notes(id).unwrap_or_default();
         Ok(TdReport {
             line,
-            image: absent::started_from(&config),
+            image: absent::started_from(config),
             autostart: config.autostart,
             control: config.control,
             debug: config.debug,
             no_rbp_mod: config.no_rbp_mod(),
-            shares: config.shares,
-            cap: config.cap,
+            shares,
+            cap,
             pages: td
                 .as_ref()
                 .map(|td| pages(&td.holding()))
@@ -352,6 +367,8 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
                 .collect(),
             built: notes.built.as_ref().map(work),
             ended: notes.ended.as_ref().map(|ended| work(&ended.work)),
+            pending: self.tds.pending(id),
+            shutdown: self.tds.asked_to_shut_down(id).map(shutdown),
             reclaim: td
                 .filter(|td| td.state() == State::Teardown)
                 .and_then(|td| self.reclaim(id, &td)),
@@ -497,6 +514,18 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         all.filter(|(_, td)| td.state() == State::Teardown)
             .filter_map(|(id, td)| self.reclaim(id, &td))
             .collect()
+    }
+}
+
+fn shutdown(asked: Asked) -> String {
+    match asked {
+        Asked::Waiting { left_s, force } => {
+            let then = if force { ", then it is terminated" } else { "" };
+            format!("asked for; the guest has {left_s} s left{then}")
+        }
+        Asked::Overdue { limit_s } => {
+            format!("asked for; the guest did not follow within {limit_s} s")
+        }
     }
 }
 

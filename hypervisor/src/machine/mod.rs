@@ -2,6 +2,7 @@
 
 mod advisories;
 pub mod console_tds;
+pub mod definitions;
 pub mod errors;
 mod iommu;
 pub mod load;
@@ -25,6 +26,7 @@ use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
     Memory, PowerAction, Region, Tdx,
     absent::Absent,
+    define::Definitions,
     event::{Action, EventKind, Events},
     failure::{Code, Failure},
     load::{Facts, PackageSample, Sample},
@@ -258,6 +260,24 @@ impl Management for Machine {
         })
     }
 
+    fn definitions(&self) -> Result<Box<dyn Definitions + '_>, Failure> {
+        let (tds, scheduler) = self.tds_and_scheduler()?;
+        Ok(Box::new(ConsoleTds { tds, scheduler }))
+    }
+
+    fn config(&self) -> config::Config {
+        self.info.config.clone()
+    }
+
+    fn retry_tdx(&mut self) -> Result<Tdx, Failure> {
+        self.tdx = tdx::tdx(&metal::tdx::retry().map_err(|why| Code::WrongState.because(why))?);
+        self.bring_tds();
+        if self.tdx.state == port::TdxState::Ready {
+            return Ok(self.tdx());
+        }
+        Err(Code::Failed.because(self.tdx.reasons.join("; ")))
+    }
+
     fn hkids(&self) -> Result<port::td::HkidReport, Failure> {
         let ready = metal::tdx::ready().ok_or_else(|| self.why_no_tds())?;
         Ok(seam::hkids(ready.coordinator.hkids(), tds::get()))
@@ -332,6 +352,22 @@ impl Machine {
             (Some(tds), Some(scheduler)) => Ok((tds, scheduler)),
             _ => Err(self.why_no_tds()),
         }
+    }
+
+    /// Sets up the TDs of the configuration after the module has become ready late, and starts those that start with the
+    /// host.
+    fn bring_tds(&mut self) {
+        for reason in &self.tdx.reasons {
+            log::warn!("TDX: {reason}");
+        }
+        if self.tdx.state != port::TdxState::Ready {
+            return;
+        }
+        for problem in tds::init(self.info) {
+            log::warn!("{problem}");
+            self.problems.push(problem);
+        }
+        tds::autostart();
     }
 
     fn why_no_tds(&self) -> Failure {

@@ -3,11 +3,11 @@
 use alloc::{format, string::String, vec::Vec};
 
 use host::tdx::{
-    bring_up::{self, MachineInfo, Ready},
+    bring_up::{BringUp, MachineInfo, Ready},
     report::Report,
 };
 use seam::platform::{self, Missing};
-use spin::Once;
+use spin::{Mutex, Once};
 
 use super::platform::METAL;
 use crate::{
@@ -17,6 +17,8 @@ use crate::{
 };
 
 static READY: Once<Ready> = Once::new();
+/// A bring-up that has failed for a reason that can pass.
+static FAILED: Mutex<Option<BringUp>> = Mutex::new(None);
 
 /// Returns the module if it can build TDs.
 #[must_use]
@@ -42,11 +44,32 @@ pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
         key_ids,
         memory_nodes,
     };
-    let (tdx, ready) = bring_up::bring_up(&METAL, &HostFrames, &machine);
-    if let Some(ready) = ready {
+    go_on(BringUp::new(&machine))
+}
+
+/// Does what is left of a bring-up.
+fn go_on(mut bring_up: BringUp) -> Report {
+    if let Some(ready) = bring_up.go_on(&METAL, &HostFrames) {
         READY.call_once(|| ready);
     }
-    tdx
+    let report = bring_up.report().clone();
+    *FAILED.lock() = Some(bring_up).filter(BringUp::can_go_on);
+    report
+}
+
+/// Continues a bring-up that has failed.
+///
+/// # Errors
+/// A sentence that says why there is none to continue.
+pub fn retry() -> Result<Report, String> {
+    let failed = FAILED.lock().take();
+    if let Some(bring_up) = failed {
+        return Ok(go_on(bring_up));
+    }
+    Err(match ready() {
+        Some(_) => "TDX is ready; there is nothing to retry".into(),
+        None => "the bring-up of TDX has not failed for a reason that passes by itself; \"tdx\" says what to do".into(),
+    })
 }
 
 /// Says what is missing. If only another CPU helps, the sentence names the present one.

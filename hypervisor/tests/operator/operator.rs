@@ -1,6 +1,7 @@
 //! A machine on which only the TDs are real: the console's commands run against the emulated module.
 
 use console::Console;
+use console::host::define::Definitions;
 use console::host::event::{Action, Events};
 use console::host::failure::{Code, Failure};
 use console::host::load::{Facts, Sample};
@@ -250,6 +251,21 @@ impl<P: Running> Management for Of<'_, '_, P> {
             tds: self.0,
             scheduler: self.1,
         }))
+    }
+
+    fn definitions(&self) -> Result<Box<dyn Definitions + '_>, Failure> {
+        Ok(Box::new(ConsoleTds {
+            tds: self.0,
+            scheduler: self.1,
+        }))
+    }
+
+    fn config(&self) -> config::Config {
+        config::Config::default()
+    }
+
+    fn retry_tdx(&mut self) -> Result<Tdx, Failure> {
+        Ok(self.tdx())
     }
 
     fn hkids(&self) -> Result<td::HkidReport, Failure> {

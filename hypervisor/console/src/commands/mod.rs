@@ -1,7 +1,9 @@
 //! The command table: one file for each group of commands, each a list of [`Command`]s.
 
+mod config;
 mod crash;
 mod events;
+mod files;
 mod help;
 mod hkids;
 mod host;
@@ -37,9 +39,12 @@ pub const ALL: Commands = Commands(&[
     td::SHOW,
     td::LIFE,
     td::END,
+    td::DEFINE,
     td::CONSOLE,
     td::TYPE,
     td::DEBUG,
+    files::COMMANDS,
+    config::COMMANDS,
     hkids::COMMANDS,
     seam::COMMANDS,
     log::COMMANDS,

@@ -57,7 +57,7 @@ fn stats(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
         return Ok(Reply::new(context.host.stats()));
     };
     let (tds, id) = find_word(context, &word)?;
-    let td = tds.names().swap_remove(id as usize - 1);
+    let td = tds.name(id).unwrap_or_default();
     let exits = tds.exits(id)?;
     drop(tds);
     let now = context.host.sample();

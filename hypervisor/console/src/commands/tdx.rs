@@ -5,22 +5,41 @@ use core::fmt::{self, Write};
 use crate::{
     command::{Class, Command},
     cpus,
+    error::Error,
     host::{Microcode, Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };
 
-pub const COMMANDS: &[Command] = &[Command {
-    name: "tdx",
-    class: Class::Read,
-    args: &[],
-    summary: "Show the state of TDX and what is missing",
-    help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix it; \
-           whether VT-d keeps devices from memory; the microcode of the CPUs; the module's version, features and limits, as it reports them; the private \
-           KeyIDs; the convertible memory regions; the TDMRs and the size of their PAMTs; free memory that TDs cannot \
-           use; and the steps of the bring-up with their times.",
-    run: |context, _| Ok(Reply::new(context.host.tdx())),
-}];
+pub const COMMANDS: &[Command] = &[
+    Command {
+        name: "tdx",
+        class: Class::Read,
+        args: &[],
+        summary: "Show the state of TDX and what is missing",
+        help: "Shows whether TDs can be built on this machine, and if not, everything that is missing and how to fix \
+               it; whether VT-d keeps devices from memory; the microcode of the CPUs; the module's version, features and limits, as it reports them; the private \
+               KeyIDs; the convertible memory regions; the TDMRs and the size of their PAMTs; free memory that TDs \
+               cannot use; and the steps of the bring-up with their times.",
+        run: |context, _| Ok(Reply::new(context.host.tdx())),
+    },
+    Command {
+        name: "tdx retry",
+        class: Class::Host,
+        args: &[],
+        summary: "Continue a bring-up of TDX that has failed",
+        help: "Repeats the step that failed and does those that follow, if the reason can pass by itself, such as a \
+               module or a CPU that was busy. The TDs of the configuration can then run; those with autostart are \
+               started.",
+        run: |context, _| {
+            context
+                .host
+                .retry_tdx()
+                .map(Reply::new)
+                .map_err(Error::from)
+        },
+    },
+];
 
 impl Text for Tdx {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {

@@ -95,6 +95,8 @@ impl Tds for Absent<'_> {
             built: None,
             ended: None,
             reclaim: None,
+            pending: Vec::new(),
+            shutdown: None,
         })
     }
 

@@ -29,6 +29,14 @@ pub enum Code {
     TooEarly,
     /// No TD has this number or name.
     NoSuchTd,
+    /// No file has this name.
+    NoSuchFile,
+    /// There is a TD or a file of this name already.
+    Exists,
+    /// A definition, or a value for one, has mistakes.
+    InvalidDefinition,
+    /// The bytes of a file do not follow those that are there, are not all there, or are not those of its SHA-256.
+    WrongContent,
     /// The state of a TD, or of the machine, does not allow the operation.
     WrongState,
     /// Another operation is in progress. The same command can succeed later.
@@ -58,6 +66,10 @@ impl Code {
         Self::WrongPassword,
         Self::TooEarly,
         Self::NoSuchTd,
+        Self::NoSuchFile,
+        Self::Exists,
+        Self::InvalidDefinition,
+        Self::WrongContent,
         Self::WrongState,
         Self::Busy,
         Self::NoResources,
@@ -81,6 +93,10 @@ impl Code {
             Self::WrongPassword => "wrong-password",
             Self::TooEarly => "too-early",
             Self::NoSuchTd => "no-such-td",
+            Self::NoSuchFile => "no-such-file",
+            Self::Exists => "exists",
+            Self::InvalidDefinition => "invalid-definition",
+            Self::WrongContent => "wrong-content",
             Self::WrongState => "wrong-state",
             Self::Busy => "busy",
             Self::NoResources => "no-resources",

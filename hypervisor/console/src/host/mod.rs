@@ -5,6 +5,7 @@
 
 pub mod absent;
 pub mod crash;
+pub mod define;
 pub mod errors;
 pub mod event;
 pub mod failure;
@@ -528,6 +529,22 @@ pub trait Management {
     /// # Errors
     /// This machine can't have any.
     fn tds(&self) -> Result<Box<dyn td::Tds + '_>, Failure>;
+
+    /// Returns the definitions of the TDs, and their files.
+    ///
+    /// # Errors
+    /// This machine can't have any TDs.
+    fn definitions(&self) -> Result<Box<dyn define::Definitions + '_>, Failure>;
+
+    /// Returns the configuration that the host has started with.
+    fn config(&self) -> config::Config;
+
+    /// Continues a bring-up of TDX that has failed, from the step that failed. On success the TDs of the configuration
+    /// can run.
+    ///
+    /// # Errors
+    /// Nothing has failed, or not for a reason that passes, or it has failed again.
+    fn retry_tdx(&mut self) -> Result<Tdx, Failure>;
 
     /// Returns the HKIDs and their owners.
     ///

@@ -6,14 +6,25 @@ use core::fmt;
 use super::{Hex, failure::Failure, seam::ExitStats};
 use serde::Serialize;
 
-/// The TDs that the configuration names.
+/// The TDs that the host knows by name.
 ///
 /// TDs are identified by their numbers. A method that waits here waits for the machine's other CPUs and for the TDX
 /// module; the machine continues meanwhile. A `String` in `Err` is one sentence for the operator: which TD, what is
 /// wrong, and what to do.
 pub trait Tds {
-    /// Returns the names, in the order of the numbers, which begin with 1.
+    /// Returns the names, in the order of the numbers.
     fn names(&self) -> Vec<String>;
+
+    /// Returns the numbers, ascending. By default there are no gaps.
+    fn ids(&self) -> Vec<u32> {
+        (1..).take(self.names().len()).collect()
+    }
+
+    /// Returns the name of the TD of this number.
+    fn name(&self, id: u32) -> Option<String> {
+        let at = self.ids().iter().position(|own| *own == id)?;
+        self.names().into_iter().nth(at)
+    }
 
     /// Returns each TD in a line.
     fn list(&self) -> Vec<TdLine>;
@@ -241,6 +252,10 @@ pub struct TdReport {
     pub ended: Option<Work>,
     /// The progress of reclaiming the TD's memory.
     pub reclaim: Option<TdReclaim>,
+    /// The keys of the definition that were set since the TD was built, and apply when it is built again.
+    pub pending: Vec<&'static str>,
+    /// The state of a request to shut down.
+    pub shutdown: Option<String>,
 }
 
 /// Pages of a TD, by kind.

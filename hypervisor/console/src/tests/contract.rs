@@ -33,7 +33,7 @@ fn an_error_names_the_whole_command_and_its_code() {
         ("json maybe", "json", Code::InvalidArgument),
         ("td list \u{e9}", "td list", Code::ForeignByte),
         (
-            &format!("td list {}", "x".repeat(2000)),
+            &format!("td list {}", "x".repeat(100_000)),
             "td list",
             Code::LineTooLong,
         ),
@@ -88,6 +88,11 @@ fn a_command_that_changes_the_host_or_a_td_is_in_no_lower_class() {
             "poweroff",
             "crash drop",
             "mem peek",
+            "tdx retry",
+            "file begin",
+            "file put",
+            "file end",
+            "file drop",
             "seam bench",
             "log"
         ]
@@ -98,6 +103,11 @@ fn a_command_that_changes_the_host_or_a_td_is_in_no_lower_class() {
         terminal.json(command);
         assert_eq!(terminal.machine.requested, None, "{command}");
         assert_eq!(*terminal.machine.tds.done.borrow(), [""; 0], "{command}");
+        assert_eq!(
+            *terminal.machine.definitions.done.borrow(),
+            [""; 0],
+            "{command}"
+        );
     }
     assert!(
         of(Class::Read)

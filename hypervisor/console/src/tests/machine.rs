@@ -5,6 +5,7 @@ use core::cell::{Cell, RefCell};
 
 use log::{Level, LevelFilter};
 
+use super::definitions::Known;
 use super::pci as tests_pci;
 use super::tds::{self, Fake};
 use crate::host::{
@@ -15,6 +16,8 @@ use crate::host::{
     platform::{MsrValue, Platform},
     *,
 };
+
+const WITHOUT_TDX: &str = "no TD can run here: TDX is unavailable; \"tdx\" says why";
 
 pub struct Machine {
     pub config_problems: Vec<String>,
@@ -34,6 +37,7 @@ pub struct Machine {
     pub more_tds: u32,
     /// What was recorded: the lines, and what `events` shows.
     pub trail: RefCell<Vec<Event>>,
+    pub definitions: Known,
     config: Vec<config::Td>,
     level: LevelFilter,
 }
@@ -53,6 +57,7 @@ impl Default for Machine {
             now_us: Cell::new(61_000_000),
             more_tds: 0,
             trail: RefCell::default(),
+            definitions: Known::default(),
             config: config(),
             level: LevelFilter::Info,
         }
@@ -419,10 +424,31 @@ impl Management for Machine {
         if self.without_tdx {
             return Ok(Box::new(Absent {
                 config: &self.config,
-                why: "no TD can run here: TDX is unavailable; \"tdx\" says why".into(),
+                why: WITHOUT_TDX.into(),
             }));
         }
         Ok(Box::new(&self.tds))
+    }
+
+    fn definitions(&self) -> Result<Box<dyn define::Definitions + '_>, Failure> {
+        if self.without_tdx {
+            return Err(Code::Unavailable.because(WITHOUT_TDX));
+        }
+        Ok(Box::new(&self.definitions))
+    }
+
+    fn config(&self) -> config::Config {
+        config::Config {
+            td: self.config.clone(),
+            ..config::Config::default()
+        }
+    }
+
+    fn retry_tdx(&mut self) -> Result<Tdx, Failure> {
+        match self.without_tdx {
+            true => Err(Code::WrongState.because("nothing has failed")),
+            false => Ok(self.tdx()),
+        }
     }
 
     fn hkids(&self) -> Result<td::HkidReport, Failure> {

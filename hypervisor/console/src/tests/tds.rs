@@ -150,6 +150,8 @@ impl Tds for &Fake {
             built: Some(work()),
             ended: None,
             reclaim: None,
+            pending: vec![],
+            shutdown: None,
         })
     }
 

@@ -53,7 +53,10 @@ fn watch(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     // By default, all of the output that is kept.
     let from = args.given(FROM).unwrap_or(0);
     let (tds, id) = find(context, args)?;
-    let name = tds.names().swap_remove(id as usize - 1);
+    let ids = tds.ids();
+    let names = ids.into_iter().zip(tds.names());
+    let name = names.filter(|(own, _)| *own == id).map(|(_, name)| name);
+    let name = name.collect();
     let mut bytes = vec![0; ANSWER];
     let line = tds.list().into_iter().find(|td| td.id == id);
     let state = line.map_or(TdState::Runnable, |td| td.state);

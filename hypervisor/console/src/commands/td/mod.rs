@@ -2,6 +2,7 @@
 
 mod console;
 mod debug;
+mod define;
 mod end;
 mod life;
 pub mod show;
@@ -11,8 +12,8 @@ mod work;
 use alloc::{boxed::Box, string::String};
 
 pub use self::{
-    console::COMMANDS as CONSOLE, debug::COMMANDS as DEBUG, end::COMMANDS as END,
-    life::COMMANDS as LIFE, show::COMMANDS as SHOW, typing::COMMANDS as TYPE,
+    console::COMMANDS as CONSOLE, debug::COMMANDS as DEBUG, define::COMMANDS as DEFINE,
+    end::COMMANDS as END, life::COMMANDS as LIFE, show::COMMANDS as SHOW, typing::COMMANDS as TYPE,
 };
 
 use crate::{
@@ -37,12 +38,16 @@ pub fn find_word<'a>(
 ) -> Result<(Box<dyn Tds + 'a>, u32), Error> {
     let tds = context.host.tds()?;
     let names = tds.names();
-    let number = match word.parse::<usize>() {
-        Ok(number) => Some(number).filter(|number| (1..=names.len()).contains(number)),
-        Err(_) => names.iter().position(|name| *name == word).map(|at| at + 1),
+    let ids = tds.ids();
+    let id = match word.parse::<u32>() {
+        Ok(number) => Some(number).filter(|number| ids.contains(number)),
+        Err(_) => {
+            let at = names.iter().position(|name| *name == word);
+            at.and_then(|at| ids.get(at).copied())
+        }
     };
-    match number {
-        Some(number) => Ok((tds, number as u32)),
+    match id {
+        Some(id) => Ok((tds, id)),
         None => Err(no_such_td(word, &names)),
     }
 }

@@ -21,7 +21,7 @@ pub const COMMANDS: &[Command] = &[
         name: "td list",
         class: Class::Read,
         args: &[],
-        summary: "List the configured TDs",
+        summary: "List the TDs",
         help: "Shows each TD's number and name (commands accept either), its state, HKID and vCPUs, its private \
                memory and the limit of it, and any problem. The states are created (nothing is allocated), building, \
                paused, runnable, terminating (its HKID is being released), teardown (its memory is being reclaimed) \
@@ -64,7 +64,10 @@ fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
 impl Text for List {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         if self.tds.is_empty() {
-            return writeln!(out, "No TD is configured ([[td]] in seamark.toml).");
+            return writeln!(
+                out,
+                "No TD is defined. \"td define\" and [[td]] in seamark.toml define TDs; \"boot\" shows mistakes in that file."
+            );
         }
         let mut table = Table::new(&[
             "TD", "NAME", "STATE", "HKID", "VCPUS", "PRIVATE", "LIMIT", "PROBLEM",
@@ -142,6 +145,15 @@ impl Text for TdReport {
         facts.fact("state", state);
         if let Some(problem) = problem {
             facts.fact("problem", problem);
+        }
+        if let Some(shutdown) = &self.shutdown {
+            facts.fact("shutdown", shutdown);
+        }
+        if !self.pending.is_empty() {
+            facts.fact(
+                "next start",
+                format_args!("other {}", self.pending.join(", ")),
+            );
         }
         facts.fact("HKID", Maybe(*hkid));
         facts.fact("image", &self.image);

@@ -37,7 +37,7 @@ struct Typed {
 fn type_text(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let bytes = decode(&args.get(TEXT)?)?;
     let (tds, id) = find(context, args)?;
-    let td = tds.names().swap_remove(id as usize - 1);
+    let td = tds.name(id).unwrap_or_default();
     for (count, byte) in bytes.iter().enumerate() {
         if !tds.type_byte(id, *byte) {
             return Err(Code::Busy

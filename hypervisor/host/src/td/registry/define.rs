@@ -14,10 +14,7 @@ use super::{Entry, Tds};
 use crate::{
     platform::Platform,
     td::{
-        files::{
-            Files,
-            store::{Digest, FileError},
-        },
+        files::{Files, store::FileError},
         life::State,
         plan::RESERVED_PAGES,
     },
@@ -217,14 +214,6 @@ impl<'h, P: Platform> Tds<'h, P> {
         let free = self.host.platform.pool().free_bytes();
         let kept = self.promised() + RESERVED_PAGES * seam::abi::PAGE_4K;
         self.files.begin(name, bytes, free.saturating_sub(kept))
-    }
-
-    /// Completes a file that is being put.
-    ///
-    /// # Errors
-    /// [`FileError`].
-    pub fn end_file(&self, name: &str, sha256: &Digest) -> Result<u64, FileError> {
-        self.files.end(name, sha256)
     }
 
     /// Drops a file that no TD's definition names and no TD was built from, or one that is being put. Returns its length.

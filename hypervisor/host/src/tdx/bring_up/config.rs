@@ -47,7 +47,10 @@ pub fn configure<P: Platform>(
             platform.pool().give(buffers.pages.into_iter());
             (1, outcome.map_err(Failed::from))
         }
-        None => (0, Err(Failed::because("no memory for the list of TDMRs"))),
+        None => (
+            0,
+            Err(Failed::because("no memory for the list of TDMRs").passing()),
+        ),
     };
     match outcome {
         Ok(()) => {

@@ -12,7 +12,7 @@ use seam::{
 };
 use spin::Mutex;
 
-use super::{Failed, explain};
+use super::Failed;
 use crate::platform::Platform;
 
 /// Calls that a CPU makes before it serves its interrupts. One call initialises 4 MiB's worth of a TDMR.
@@ -59,7 +59,7 @@ pub fn init<P: Platform>(platform: &P, tdmrs: &[Tdmr]) -> (u64, Result<(), Faile
         progress.tell(&jobs);
     }
     let failed = jobs.iter().find_map(|job| job.lock().outcome.err());
-    let outcome = failed.map_or(Ok(()), |e| Err(Failed::because(explain(&e))));
+    let outcome = failed.map_or(Ok(()), |e| Err(Failed::from(e)));
     (calls.into_inner(), outcome)
 }
 
