@@ -3,9 +3,11 @@
 mod advice;
 mod answers;
 mod console;
+mod files;
 #[path = "../../host/tests/td/kit.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod kit;
+mod model;
 mod operator;
 #[path = "../../host/tests/rig/mod.rs"]
 mod rig;
