@@ -16,6 +16,7 @@ use console::{
     Console,
     host::{PowerAction, event::EventKind},
 };
+use host::td::registry::Tds;
 use seam::{address::KeyIdPosition, platform::Registers};
 use x86_64::instructions::port::Port;
 
@@ -399,8 +400,9 @@ fn run(mut machine: Machine) -> ! {
         if !tds::work() {
             cpu::idle(|| {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
-                let poked =
-                    poked || errors::are_waiting() || iommu::are_waiting() || ending.has_begun();
+                let overdue = tds::get().is_some_and(Tds::is_overdue);
+                let poked = poked || overdue || errors::are_waiting();
+                let poked = poked || iommu::are_waiting() || ending.has_begun();
                 let news =
                     || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
                 poked || serial::has_room() && news()

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::ops::RangeInclusive;
 
 use host::platform::Platform;
-use host::tdx::bring_up::{MachineInfo, Ready, bring_up};
+use host::tdx::bring_up::{BringUp, MachineInfo, Ready, bring_up};
 use host::tdx::report::{Report, TdxState};
 use mm::frames::{Frames, words_for};
 use mm::private::{Ledger, Pool};
@@ -399,4 +399,67 @@ fn the_tdmr_of_a_cpu_that_falls_silent_is_finished_by_others() {
     assert_eq!(rig.server().module().state(), SysState::Ready);
     let calls = rig.calls_by_cpu(Leaf::SysTdmrInit);
     assert!(calls[1] > 0 && calls[2] > 0, "{calls:?}");
+}
+
+/// Fails a bring-up by the calls of `leaf` in `calls`, and continues it afterwards.
+fn fails_and_goes_on(leaf: Leaf, calls: RangeInclusive<u64>, status: Status) {
+    let rig = server(Setup::default());
+    rig.refuse(leaf, calls, status);
+    let mut bring_up = BringUp::new(&PLAIN);
+    assert!(bring_up.go_on(&rig, rig.pool().ledger()).is_none());
+    assert_eq!(bring_up.report().state, TdxState::Failed);
+    assert!(bring_up.can_go_on(), "{leaf:?}");
+    // It can fail again.
+    assert!(bring_up.go_on(&rig, rig.pool().ledger()).is_none());
+    assert_eq!(bring_up.report().reasons.len(), 1);
+    rig.refuse_no_more();
+    let ready = bring_up.go_on(&rig, rig.pool().ledger()).unwrap();
+    let report = bring_up.report();
+    assert_eq!((report.state, &report.reasons), (TdxState::Ready, &vec![]));
+    assert!(report.us.is_some());
+    assert_eq!(report.steps.len(), 7, "{:?}", report.steps);
+    assert!(report.steps.iter().all(|step| step.error.is_none()));
+    assert_eq!(rig.server().module().state(), SysState::Ready);
+    assert_eq!(rig.illegal(), 0, "{leaf:?}: what is done is not done again");
+    assert_eq!(rig.calls_by_cpu(Leaf::SysLpInit).len(), 4);
+    assert_eq!(rig.out(), (pamt_of_default(), 0));
+    assert_eq!(
+        (ready.global_hkid, seam::hkid::lost_hkids()),
+        (GLOBAL_HKID, 0)
+    );
+    rig.audit();
+}
+
+#[test]
+fn a_bring_up_goes_on_from_the_step_that_failed_for_a_passing_reason() {
+    for (leaf, _) in LEAFS {
+        fails_and_goes_on(leaf, ALWAYS, busy(leaf));
+    }
+    fails_and_goes_on(Leaf::SysKeyConfig, ALWAYS, Status::KEY_GENERATION_FAILED);
+    // The first package has its key, and three CPUs are initialised.
+    fails_and_goes_on(Leaf::SysKeyConfig, 2..=u64::MAX, Status::SYS_BUSY);
+    fails_and_goes_on(Leaf::SysLpInit, 4..=u64::MAX, Status::SYS_BUSY);
+}
+
+#[test]
+fn a_bring_up_that_failed_for_good_does_not_go_on() {
+    for (leaf, _) in LEAFS {
+        let rig = server(Setup::default());
+        rig.refuse(leaf, ALWAYS, Status::OPERAND_INVALID);
+        let mut bring_up = BringUp::new(&PLAIN);
+        assert!(bring_up.go_on(&rig, rig.pool().ledger()).is_none());
+        assert!(!bring_up.can_go_on(), "{leaf:?}");
+    }
+}
+
+#[test]
+fn a_cpu_that_answers_again_lets_the_bring_up_go_on() {
+    let rig = server(Setup::default());
+    rig.set_silent(3, true);
+    let mut bring_up = BringUp::new(&PLAIN);
+    assert!(bring_up.go_on(&rig, rig.pool().ledger()).is_none());
+    assert!(bring_up.can_go_on());
+    rig.set_silent(3, false);
+    assert!(bring_up.go_on(&rig, rig.pool().ledger()).is_some());
+    assert_eq!(rig.calls_by_cpu(Leaf::SysLpInit), [1; 4]);
 }

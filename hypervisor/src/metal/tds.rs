@@ -134,7 +134,7 @@ fn find_work() -> bool {
     let start = time::tsc();
     let ran = scheduler.schedule();
     // Terminations come first, even when vCPUs leave no time for anything else.
-    let ended = ends::serve(scheduler, tds) | tds.end_asked();
+    let ended = ends::serve(scheduler, tds) | tds.end_asked() | tds.end_overdue();
     if ran {
         reclaim_between_turns(tds, time::tsc() - start);
         return true;

@@ -18,6 +18,7 @@ mod machines;
 mod modules;
 mod monitor;
 mod network;
+mod operate;
 mod ovmf;
 mod pci;
 mod port;
@@ -208,6 +209,7 @@ pub fn all() -> Vec<Scenario> {
         hypercall::ALL,
         shutdown::ALL,
         tds::ALL,
+        operate::ALL,
         modules::ALL,
         rom::ALL,
     ]

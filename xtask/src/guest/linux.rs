@@ -16,13 +16,16 @@ use crate::{build, host, workspace};
 /// The kernel of the 6.12 series, in bookworm-security and bookworm-backports; it depends on the one with the version in its name.
 const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
-/// Modules for the system, in the order in which they are loaded: for reports, and to tell the host of a panic.
-const MODULES: [&str; 5] = [
+/// Modules for the system, in the order in which they are loaded: for reports, to tell the host of a panic, and to follow
+/// the power button.
+const MODULES: [&str; 7] = [
     "kernel/fs/configfs/configfs.ko.xz",
     "kernel/drivers/virt/coco/tsm.ko.xz",
     "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
     "kernel/drivers/misc/pvpanic/pvpanic.ko.xz",
     "kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz",
+    "kernel/drivers/input/evdev.ko.xz",
+    "kernel/drivers/acpi/button.ko.xz",
 ];
 
 /// The inittab of busybox's init.
@@ -38,10 +41,15 @@ const RC: &str = "\
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-for module in configfs tsm tdx-guest pvpanic pvpanic-mmio; do insmod /lib/$module.ko; done
+for module in configfs tsm tdx-guest pvpanic pvpanic-mmio evdev button; do insmod /lib/$module.ko; done
 mount -t configfs configfs /sys/kernel/config
+acpid -l /dev/null -p /tmp/acpid.pid
+for i in $(seq 200); do [ -s /tmp/acpid.pid ] && break; usleep 10000; done
 echo \"Linux $(uname -r) with $(nproc) processors\"
 ";
+
+/// What acpid runs when the power button is pressed.
+const POWER_BUTTON: &str = "#!/bin/sh\nexec poweroff\n";
 
 /// The shell's profile: typed lines are shown unchanged, whatever their length.
 const PROFILE: &str = "PS1='td# '\nstty columns 1000\n";
@@ -84,7 +92,17 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
     let busybox = unpacked.join("bin/busybox");
     let mut archive = Archive::default();
     for directory in [
-        "bin", "dev", "etc", "lib", "proc", "root", "sbin", "sys", "tmp",
+        "bin",
+        "dev",
+        "etc",
+        "etc/acpi",
+        "etc/acpi/PWRF",
+        "lib",
+        "proc",
+        "root",
+        "sbin",
+        "sys",
+        "tmp",
     ] {
         archive.directory(directory);
     }
@@ -96,6 +114,7 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
     archive.link("init", "bin/init");
     archive.file("etc/inittab", INITTAB.as_bytes());
     archive.program("etc/rc", RC.as_bytes());
+    archive.program("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes());
     archive.file("etc/profile", PROFILE.as_bytes());
     archive.program("bin/tdreport", &read(tdreport)?);
     let modules = find(&unpacked.join("lib/modules"), "")?;

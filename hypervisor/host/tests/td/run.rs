@@ -5,7 +5,9 @@ use std::sync::Arc;
 use host::platform::Running;
 use host::sched::ends;
 use host::td::end::Way;
+use host::td::error::Error;
 use host::td::life::State;
+use host::td::registry::{Asked, DefineError, Listens};
 
 use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};
@@ -345,5 +347,104 @@ fn memory_returns_after_sharing_and_shrinking() {
             "it has no memory there"
         );
         assert_eq!(site.tds.state(1), State::Paused);
+    });
+}
+
+/// PM1 enable and PM1 control, with the bits of the power button and of power-off.
+const ENABLE_BUTTON: (u64, u64) = (0x602, 1 << 8);
+const POWER_OFF: (u64, u64) = (0x604, 1 << 13);
+
+#[test]
+fn the_power_button_wakes_a_guest_that_listens() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        site.play(&[halt()]);
+        assert_eq!(site.tds.shut_down(1, 60, false), Ok(Listens::No));
+        assert!(!site.scheduler.schedule(), "the guest noticed nothing");
+
+        let guest = site.scheduler.guest(1).unwrap();
+        guest
+            .vm()
+            .devices()
+            .output(0x602, 2, ENABLE_BUTTON.1, Default::default);
+        // Pin 9 of the I/O APIC: its register's number, then its value.
+        for (offset, value) in [(0, 0x22), (0x10, 0x39)] {
+            let devices = guest.vm().devices();
+            devices.store(0xFEC0_0000 + offset, 4, value, Default::default());
+        }
+        assert_eq!(site.tds.shut_down(1, 60, false), Ok(Listens::Yes));
+        let left = site.tds.asked_to_shut_down(1).unwrap();
+        assert!(
+            matches!(
+                left,
+                Asked::Waiting {
+                    left_s: 1..=60,
+                    force: false
+                }
+            ),
+            "{left:?}"
+        );
+        // It is awake, and follows.
+        site.play(&[write_port(POWER_OFF.0, 2, POWER_OFF.1)]);
+        assert!(ends::serve(&site.scheduler, &site.tds));
+        assert_eq!(site.tds.state(1), State::Teardown);
+        assert_eq!(site.tds.asked_to_shut_down(1), None);
+        while site.tds.work() {}
+        assert!(!site.tds.is_overdue());
+    });
+}
+
+#[test]
+fn a_guest_that_does_not_shut_down_runs_on_or_is_terminated() {
+    with_site(TWO, |site| {
+        for id in [1, 2] {
+            site.tds.start(id).unwrap();
+        }
+        site.tds.shut_down(1, 0, false).unwrap();
+        site.tds.shut_down(2, 0, true).unwrap();
+        assert!(site.tds.is_overdue());
+        while site.tds.work() {}
+        assert_eq!(site.tds.state(1), State::Runnable);
+        assert_eq!(
+            site.tds.asked_to_shut_down(1),
+            Some(Asked::Overdue { limit_s: 0 })
+        );
+        assert_eq!(site.tds.state(2), State::Reclaimed);
+        assert!(!site.tds.is_overdue());
+        // A new life was not asked for anything.
+        site.tds.reset(1).unwrap();
+        assert_eq!(site.tds.asked_to_shut_down(1), None);
+        site.tds.pause(1).unwrap();
+        assert_eq!(
+            site.tds.shut_down(1, 0, true),
+            Err(Error::State(State::Paused))
+        );
+        site.tds.destroy(1, Way::Terminate).unwrap();
+    });
+}
+
+#[test]
+fn a_td_that_is_forgotten_leaves_no_console_and_no_number() {
+    with_site(TWO, |site| {
+        site.tds.start(1).unwrap();
+        assert!(site.scheduler.guest(1).is_some());
+        assert_eq!(
+            site.tds.undefine(1),
+            Err(DefineError::State(State::Runnable))
+        );
+        site.tds.destroy(1, Way::Terminate).unwrap();
+        assert!(site.scheduler.guest(1).is_some(), "what it said is kept");
+        site.tds.undefine(1).unwrap();
+        assert!(site.scheduler.guest(1).is_none());
+        assert_eq!(site.tds.ids().collect::<Vec<_>>(), [2]);
+        assert_eq!(site.tds.undefine(1), Err(DefineError::NoSuchTd));
+        let again = (*site.tds.config(2).unwrap()).clone();
+        let again = config::Td {
+            name: "one".into(),
+            ..again
+        };
+        assert_eq!(site.tds.add(again), Ok(3));
+        assert_eq!(site.tds.find("one"), Some(3));
+        assert_eq!(site.tds.ids().collect::<Vec<_>>(), [2, 3]);
     });
 }

@@ -413,3 +413,61 @@ proptest::proptest! {
         });
     }
 }
+
+#[test]
+fn a_portion_applies_from_the_moment_it_is_set() {
+    let mut queue = queue(1);
+    for td in [1, 2] {
+        queue.add(td, USUAL, &[0], 0);
+        queue.start(td, 0);
+    }
+    let first = run_slices(&mut queue, 1, 50_000);
+    assert!(of(&first, 1)[0].abs_diff(25_000) <= 500, "{first:?}");
+    // What it used without a cap is not paid back.
+    let capped = Portion {
+        shares: 100,
+        cap: Some(20),
+    };
+    queue.set_portion(1, capped, 50_000);
+    let mut queue_alone = queue;
+    queue_alone.suspend(2);
+    let mut now = 50_000;
+    let mut got = 0;
+    while now < 100_000 {
+        match queue_alone.pick(0, now) {
+            Next::Run { id, until } => {
+                assert_eq!(id.td, 1);
+                got += until - now;
+                now = until;
+                queue_alone.put(0, Back::Ready, now);
+            }
+            Next::Idle { until } => now = until.unwrap().max(now + 1),
+        }
+    }
+    assert!(
+        got.abs_diff(10_000) <= 300,
+        "{got} of 50,000 with a cap of 20 %"
+    );
+    queue_alone.set_portion(1, USUAL, now);
+    assert!(
+        matches!(queue_alone.pick(0, now), Next::Run { .. }),
+        "no cap, no wait"
+    );
+}
+
+#[test]
+fn shares_that_are_set_count_from_then_on() {
+    let mut queue = queue(1);
+    for td in [1, 2] {
+        queue.add(td, USUAL, &[0], 0);
+        queue.start(td, 0);
+    }
+    let more = Portion {
+        shares: 300,
+        cap: None,
+    };
+    queue.set_portion(2, more, 0);
+    let got = run_slices(&mut queue, 1, 100_000);
+    assert!(of(&got, 2)[0].abs_diff(75_000) <= 1000, "{got:?}");
+    queue.set_portion(7, more, 0);
+}

@@ -89,15 +89,17 @@ impl<P: Platform> Tds<'_, P> {
         })
     }
 
-    /// Returns whether the time of a guest that was asked to shut down is over, so that [`Self::work`] has to be called.
+    /// Returns whether the time of a guest that was asked to shut down is over, so that [`Self::end_overdue`] has to be
+    /// called.
     #[must_use]
     pub fn is_overdue(&self) -> bool {
         let next = self.next_deadline.load(Relaxed);
         next != u64::MAX && self.host.platform.now_us() >= next
     }
 
-    /// Deals with guests that did not shut down in time. Returns `false` if there are none.
-    pub(super) fn end_overdue(&self) -> bool {
+    /// Deals with guests that did not shut down in time. Returns `false` if there are none. That check is cheap, because
+    /// busy CPUs make it too.
+    pub fn end_overdue(&self) -> bool {
         if !self.is_overdue() {
             return false;
         }

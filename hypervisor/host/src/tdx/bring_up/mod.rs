@@ -214,9 +214,12 @@ impl BringUp {
             })?;
             self.is_written_back = true;
         }
-        self.step(platform, "TDH.SYS.KEY.CONFIG", |own| {
-            key_config(platform, &mut own.packages)
-        })?;
+        let mut packages = platform.cpus().iter().map(|place| place.package);
+        if packages.any(|package| !self.packages.contains(&package)) {
+            self.step(platform, "TDH.SYS.KEY.CONFIG", |own| {
+                key_config(platform, &mut own.packages)
+            })?;
+        }
         self.step(platform, "TDH.SYS.TDMR.INIT", |_| {
             tdmrs::init(platform, &plan.tdmrs)
         })?;
