@@ -3,12 +3,13 @@
 use alloc::{format, string::String, vec::Vec};
 use core::{fmt, ops::Range};
 
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::{
     Config, File, Host, Smt, Td,
     keys::{self, Keyed, Mistakes},
-    mend::{Mended, State, mend, mistake},
+    lock::PasswordHash,
+    mend::{Mended, State, mend},
 };
 
 /// A mistake in a configuration.
@@ -62,16 +63,16 @@ pub fn read(bytes: &[u8]) -> Read {
             .count()
     };
     lost_tds += gone("td");
-    let broken = mended
-        .sections
-        .iter()
-        .filter(|section| section.state != State::Whole);
-    if broken
-        .filter(|s| s.name == "host")
-        .any(|s| text[s.range.clone()].contains("smt"))
-    {
-        // The operator wanted something, and only this value protects TDs from each other.
-        config.host.smt = Smt::SameTd;
+    let mut broken = mended.sections.iter();
+    let broken = broken.find(|section| section.name == "host" && section.state != State::Whole);
+    if let Some(host) = broken.map(|section| &text[section.range.clone()]) {
+        // The operator wanted something, and only these values protect TDs from each other, and the console.
+        if host.contains("smt") {
+            config.host.smt = Smt::SameTd;
+        }
+        if host.contains("console_lock") && config.host.console_lock.is_none() {
+            config.host.console_lock = Some(PasswordHash::of_nothing());
+        }
     }
     Read {
         config,
@@ -81,7 +82,7 @@ pub fn read(bytes: &[u8]) -> Read {
 }
 
 /// Returns the mistakes by line, in a text that has `above` lines before those of the operator.
-fn problems(text: &str, mut found: Vec<(usize, String)>, above: usize) -> Vec<Problem> {
+pub(crate) fn problems(text: &str, mut found: Vec<(usize, String)>, above: usize) -> Vec<Problem> {
     found.sort();
     found.dedup();
     let problems = found.into_iter().map(|(at, what)| Problem {
@@ -95,15 +96,15 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|b| *b == b'\n').count()
 }
 
-struct Reader<'t> {
-    mended: &'t Mended,
-    mistakes: Mistakes<'t>,
+pub(crate) struct Reader<'t> {
+    pub mended: &'t Mended,
+    pub mistakes: Mistakes<'t>,
 }
 
 /// A table of `[[file]]` or `[[td]]`.
-struct Entry<'t, T> {
-    read: T,
-    table: &'t DeTable<'t>,
+pub(crate) struct Entry<'t, T> {
+    pub read: T,
+    pub table: &'t DeTable<'t>,
     /// The offset of its first key, or of its header.
     at: usize,
     /// True if it has a mistake.
@@ -172,7 +173,11 @@ impl Reader<'_> {
         }
     }
 
-    fn entries<'t, T: Keyed>(&mut self, root: &'t DeTable<'_>, kind: &str) -> Vec<Entry<'t, T>> {
+    pub fn entries<'t, T: Keyed>(
+        &mut self,
+        root: &'t DeTable<'_>,
+        kind: &str,
+    ) -> Vec<Entry<'t, T>> {
         let Some((_, value)) = root.iter().find(|(name, _)| name.get_ref() == kind) else {
             return Vec::new();
         };
@@ -250,22 +255,22 @@ impl Named for Td {
 }
 
 /// Returns the offset of a key's value.
-fn place_of(table: &DeTable<'_>, key: &str) -> Option<usize> {
+pub(crate) fn place_of(table: &DeTable<'_>, key: &str) -> Option<usize> {
     let (_, value) = table.iter().find(|(name, _)| name.get_ref() == key)?;
     Some(value.span().start)
 }
 
 /// A key that names a file, or needs one, and what is wrong with it.
-struct Wrong {
-    key: &'static str,
-    what: String,
+pub(crate) struct Wrong {
+    pub key: &'static str,
+    pub what: String,
     /// The keys that would have prevented it.
-    lacks: &'static [&'static str],
+    pub lacks: &'static [&'static str],
 }
 
 impl Entry<'_, Td> {
     /// Returns what is wrong with the files that the TD starts from. `is_file` tells whether there is a file of that name.
-    fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
+    pub(crate) fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
         let mut wrong = self.read.wrong_references(is_file);
         // A key whose value is wrong is not missing.
         wrong.retain(|wrong| {
@@ -277,7 +282,7 @@ impl Entry<'_, Td> {
 }
 
 impl Td {
-    fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
+    pub(crate) fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
         let named = [
             ("image", &self.image),
             ("kernel", &self.kernel),
@@ -317,138 +322,7 @@ impl Td {
 }
 
 /// The end of the sentence about a file that is not there.
-const NO_FILE: &str = "no [[file]] has that name";
-/// The same about a file for a TD that is defined at run time.
-const NOT_LOADED: &str = "there is no such file (\"file list\" lists them)";
-
-/// Reads the text of one `[[td]]`, with or without that line above it. `is_file` tells whether there is a file of that
-/// name.
-///
-/// # Errors
-/// All mistakes.
-pub fn read_td(text: &str, is_file: impl Fn(&str) -> bool) -> Result<Td, Vec<Problem>> {
-    let has_header = text
-        .lines()
-        .any(|line| line.trim_start().starts_with("[[td]]"));
-    let whole = if has_header {
-        String::from(text)
-    } else {
-        format!("[[td]]\n{text}")
-    };
-    let above = usize::from(!has_header);
-    if let Some(syntax) = mistake(&whole) {
-        return Err(problems(&whole, Vec::from([syntax]), above));
-    }
-    let (table, _) = DeTable::parse_recoverable(&whole);
-    let root = table.get_ref();
-    let mut reader = Reader {
-        mended: &mend(&whole),
-        mistakes: Mistakes::of(&whole),
-    };
-    for (name, _) in root.iter().filter(|(name, _)| name.get_ref() != "td") {
-        let short: String = name.get_ref().chars().take(40).collect();
-        let what =
-            format!("{short} does not belong here: a definition is one [[td]] and nothing else");
-        reader.mistakes.add(name.span().start, what);
-    }
-    let mut tds: Vec<Entry<'_, Td>> = reader.entries(root, "td");
-    match &*tds {
-        [td] => {
-            for Wrong { key, what, .. } in td.wrong_references(is_file) {
-                let at = place_of(td.table, key).unwrap_or(0);
-                reader.mistakes.add(at, what.replace(NO_FILE, NOT_LOADED));
-            }
-        }
-        _ => {
-            let what = format!("there are {} [[td]]; a definition is one", tds.len());
-            reader.mistakes.add(0, what);
-        }
-    }
-    match tds.pop() {
-        Some(td) if reader.mistakes.found.is_empty() => Ok(td.read),
-        _ => Err(problems(&whole, reader.mistakes.found, above)),
-    }
-}
-
-impl Td {
-    /// Returns the TD with another value for a key: `value` as TOML, or as a string without its quotes, or `default`.
-    ///
-    /// # Errors
-    /// A sentence: there is no such key, or the value is not one that it takes.
-    pub fn with(&self, key: &str, value: &str) -> Result<Self, String> {
-        let Some(found) = Self::key(key) else {
-            return Err(keys::unknown::<Self>(key));
-        };
-        if value == "default" {
-            return if found.required {
-                Err(format!("{key} has no default; it must be {}", found.form))
-            } else {
-                Ok(self.without(key))
-            };
-        }
-        let mut changed = self.clone();
-        let as_toml = DeValue::parse(value).ok();
-        let set = as_toml.and_then(|toml| (found.set)(&mut changed, toml.get_ref()));
-        let as_string = DeValue::String(value.into());
-        if set
-            .or_else(|| (found.set)(&mut changed, &as_string))
-            .is_some()
-        {
-            Ok(changed)
-        } else {
-            let short: String = value.chars().take(40).collect();
-            Err(format!("{key} is {short}; it must be {}", found.form))
-        }
-    }
-
-    /// Returns the TD with the default for a key.
-    fn without(&self, key: &str) -> Self {
-        let mut td = Self::blank();
-        for other in Self::KEYS.iter().filter(|other| other.name != key) {
-            if let Some(text) = (other.show)(self)
-                && let Ok(value) = DeValue::parse(&text)
-            {
-                // A value that was shown is one that the key takes.
-                let _ = (other.set)(&mut td, value.get_ref());
-            }
-        }
-        td
-    }
-
-    /// Returns what is wrong with the files that the TD names after a change of `key`, in sentences. `is_file` tells
-    /// whether there is a file of that name.
-    pub fn wrong_files(&self, key: &str, is_file: impl Fn(&str) -> bool) -> Vec<String> {
-        let wrong = self.wrong_references(is_file).into_iter();
-        // A file of another key that is not there is no mistake of this one.
-        let of_key = wrong.filter(|wrong| wrong.key == key || !wrong.lacks.is_empty());
-        of_key
-            .map(|wrong| wrong.what.replace(NO_FILE, NOT_LOADED))
-            .collect()
-    }
-
-    /// Returns the names of the keys in which two TDs differ.
-    pub fn differs_in(&self, other: &Self) -> impl Iterator<Item = &'static str> {
-        let keys = Self::KEYS.iter();
-        keys.filter(|key| (key.show)(self) != (key.show)(other))
-            .map(|key| key.name)
-    }
-
-    /// Returns the names of the keys.
-    pub fn keys() -> impl Iterator<Item = &'static str> {
-        Self::KEYS.iter().map(|key| key.name)
-    }
-
-    /// Warns of a value that is allowed and hardly meant, on a machine with `cpus` CPUs.
-    #[must_use]
-    pub fn warning(&self, cpus: usize) -> Option<String> {
-        (usize::from(self.vcpus) > cpus).then(|| {
-            format!(
-                "TD {}: vcpus is {}, and the machine has {cpus} CPUs: more vCPUs than CPUs only wait for each other",
-                self.name, self.vcpus
-            )
-        })
-    }
-}
+pub(crate) const NO_FILE: &str = "no [[file]] has that name";
 
 impl Config {
     /// Returns the configuration as the text of a file: the keys that do not have their defaults.

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::{Problem, read, read_td};
+use super::{Problem, read};
 use crate::{
     Clear, Config, Cpuid, File, Host, LogLevel, Paravirt, Populate, Smt, Td, Xfam, XfamFeature,
-    keys::Keyed, parse,
+    keys::Keyed, parse, read_td,
 };
 
 const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
@@ -110,6 +110,18 @@ fn a_value_of_smt_that_is_not_understood_is_the_safe_one() {
         (Smt::SameTd, 5)
     );
     assert_eq!(found.problems.len(), 1);
+}
+
+#[test]
+fn a_section_host_that_can_t_be_read_protects_all_the_same() {
+    for text in [
+        "[host]\nsmt = same-td\nconsole_lock = \"x\n",
+        "[host]\nconsole_lock = \"\"\"\nsmt = \"same-td\"\n",
+    ] {
+        let host = read(text.as_bytes()).config.host;
+        assert_eq!(host.smt, Smt::SameTd, "{text}");
+        assert!(host.console_lock.is_some(), "{text}");
+    }
 }
 
 #[test]
