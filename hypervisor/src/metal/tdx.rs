@@ -52,7 +52,11 @@ fn go_on(mut bring_up: BringUp) -> Report {
     if let Some(ready) = bring_up.go_on(&METAL, &HostFrames) {
         READY.call_once(|| ready);
     }
-    let report = bring_up.report().clone();
+    let mut report = bring_up.report().clone();
+    if bring_up.can_go_on() {
+        let advice = "this can pass by itself: \"tdx retry\" continues the bring-up from there";
+        report.reasons.push(advice.into());
+    }
     *FAILED.lock() = Some(bring_up).filter(BringUp::can_go_on);
     report
 }

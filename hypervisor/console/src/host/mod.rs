@@ -268,7 +268,7 @@ pub enum TdxState {
     Initialised,
     /// The module is configured and has its memory and its global key. TDs can be built.
     Ready,
-    /// A step of the bring-up failed. TDX can't be used before the next reset.
+    /// A step of the bring-up failed. If the reason passes by itself, [`Management::retry_tdx`] continues.
     Failed,
 }
 

@@ -31,7 +31,8 @@ pub enum TdxState {
     Unavailable,
     /// The module is configured, has its memory and its global key: TDs can be built.
     Ready,
-    /// A step of the bring-up failed; TDX can't be used before the next reset.
+    /// A step of the bring-up failed. If the reason passes by itself, [`BringUp::go_on`](super::bring_up::BringUp::go_on)
+    /// continues.
     Failed,
 }
 
