@@ -456,5 +456,8 @@ fn greet(host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
             "warning: {crashes} since the last \"crash drop\": {what}"
         )?;
     }
+    if host.has_password() {
+        writeln!(out, "The console is locked; \"unlock\" takes the password.")?;
+    }
     writeln!(out, "Type \"help\" for the commands.")
 }

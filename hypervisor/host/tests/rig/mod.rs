@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use host::platform::shutdown::Shutdown;
-use host::platform::{CpuPlace, Platform, Stopwatch};
+use host::platform::{CpuPlace, Platform, Stopwatch, TdEvent};
 use host::tdx::hkids::Hkids;
 use host::tdx::release::Coordinator;
 use mm::frames::{Counts, Frames, words_for};
@@ -136,6 +136,15 @@ pub struct Rig {
     threads: Arc<Threads>,
 }
 
+/// What the host recorded of a TD.
+#[derive(Clone, Debug)]
+pub struct Note {
+    pub td: u32,
+    pub name: String,
+    pub asked_by: Option<u32>,
+    pub what: String,
+}
+
 pub struct Machine {
     server: Arc<Server>,
     places: Vec<CpuPlace>,
@@ -149,6 +158,7 @@ pub struct Machine {
     meanwhile: Meanwhile,
     pauses: AtomicU64,
     write_backs: Mutex<Vec<u32>>,
+    notes: Mutex<Vec<Note>>,
     start: Instant,
     cpus: Cpus,
     running: running::State,
@@ -195,6 +205,7 @@ impl Rig {
             meanwhile: Meanwhile::default(),
             pauses: AtomicU64::new(0),
             write_backs: Mutex::new(Vec::new()),
+            notes: Mutex::new(Vec::new()),
             start: Instant::now(),
             cpus: Cpus::new(setup.packages.len()),
             running: running::State::new(setup.packages.len()),
@@ -292,6 +303,11 @@ impl Rig {
         self.machine.cpus.set_silent_after(cpu, event);
     }
 
+    /// Returns what was recorded of TDs.
+    pub fn notes(&self) -> Vec<Note> {
+        self.machine.notes.lock().unwrap().clone()
+    }
+
     /// Returns how often each CPU wrote back its caches.
     pub fn write_backs(&self) -> Vec<usize> {
         let all = self.machine.write_backs.lock().unwrap();
@@ -384,6 +400,15 @@ impl Platform for Rig {
     type Call = Caller;
     type Wait = Sleep;
     type Pool = Pool;
+
+    fn note(&self, event: &TdEvent<'_>) {
+        self.machine.notes.lock().unwrap().push(Note {
+            td: event.td,
+            name: event.name.into(),
+            asked_by: event.asked_by,
+            what: event.what.to_string(),
+        });
+    }
 
     fn tdh(&self) -> Tdh<'_, Caller, Sleep> {
         let cpu = cpus::this();

@@ -15,6 +15,7 @@ mod join;
 mod kit;
 mod large;
 mod lost;
+mod notes;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod rules;
