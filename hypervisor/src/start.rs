@@ -254,8 +254,6 @@ fn measure(port: u16, wide: bool, pm_ticks: u64) -> Option<u64> {
 }
 
 /// Stops all devices from writing to memory on their own, and from interrupting. Returns the problems.
-/// Stops all devices from writing to memory on their own. Returns the problems.
-#[inline(never)]
 fn stop_devices(firmware: &Firmware) -> Vec<String> {
     io_apic::mask_legacy();
     io_apic::mask_all(&firmware.madt);
@@ -271,7 +269,6 @@ fn stop_devices(firmware: &Firmware) -> Vec<String> {
 }
 
 /// Enters VMX operation, enables interrupts, and starts every other CPU. Returns the problems.
-#[inline(never)]
 fn start_cpus(info: &BootInfo, firmware: &Firmware, bootstrap: &'static cpu::Cpu) -> Vec<String> {
     vmx::enter_here(bootstrap);
     let has_button = button::enable(&firmware.fadt);
