@@ -11,7 +11,10 @@ use io::{
     Address, BarKind, Capabilities, Function, Health, Inventory, Owner, Port, extended, standard,
 };
 
-use crate::pci::{self, Configuration, Pci};
+use crate::{
+    iommu,
+    pci::{self, Configuration, Pci},
+};
 
 /// Lists the functions.
 pub fn list() -> Result<Vec<PciLine>, Failure> {
@@ -48,6 +51,9 @@ fn machine() -> Result<&'static Pci, Failure> {
 fn line(space: &Configuration, inventory: &Inventory, function: &Function) -> PciLine {
     let at = function.address;
     let refusals = inventory.refusals(space, at);
+    let refusals = refusals.iter().map(|reason| format!("{reason}"));
+    let is_hosts = matches!(inventory.owner(at), Some(Owner::Host(_)));
+    let open = if is_hosts { Vec::new() } else { unconfined(at) };
     PciLine {
         address: format!("{at}"),
         id: id(function.identity.vendor, function.identity.device),
@@ -65,8 +71,32 @@ fn line(space: &Configuration, inventory: &Inventory, function: &Function) -> Pc
             Health::Errors(errors) if errors.is_serious() => PciHealth::Errors,
             Health::Errors(_) => PciHealth::Corrected,
         },
-        refusals: refusals.iter().map(|reason| format!("{reason}")).collect(),
+        refusals: refusals.chain(open).collect(),
     }
+}
+
+/// Returns why the machine's VT-d units do not confine a function to a TD, one sentence each.
+fn unconfined(at: Address) -> Vec<String> {
+    let function = vtd::Function::new(at.segment, vtd::Source(at.requester()));
+    let mut reasons = Vec::new();
+    match iommu::get() {
+        Err(why) => reasons.push(format!("nothing confines its DMA: {why}")),
+        Ok(units) => {
+            if !units.covers(function) {
+                reasons.push("no VT-d unit confines its DMA".into());
+            }
+            if !units.remaps_interrupts() {
+                reasons.push("no VT-d unit confines its interrupts".into());
+            }
+        }
+    }
+    let reserved = iommu::kept().iter();
+    let reserved = reserved.filter(|kept| kept.function == function);
+    reasons.extend(reserved.map(|kept| {
+        let (start, end) = kept.range;
+        format!("the firmware has it use its memory from {start:#x} to {end:#x} (RMRR)")
+    }));
+    reasons
 }
 
 fn report(space: &Configuration, inventory: &Inventory, function: &Function) -> PciReport {

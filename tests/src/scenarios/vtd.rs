@@ -73,6 +73,14 @@ fn without(bench: &mut Bench) -> Result<()> {
     ensure!(tdx["dma"]["blocked_by_vtd"] == false, "{tdx}");
     let why = tdx["dma"]["why_not"].as_str().unwrap_or_default();
     ensure!(why.contains("no DMAR"), "{why}");
+    let list = console.succeed("pci list", ANSWER)?;
+    let functions = list["functions"].as_array().into_iter().flatten();
+    let edu = functions.into_iter().find(|line| line["id"] == "1234:11e8");
+    let refusal = edu.and_then(|edu| edu["refusals"][0].as_str());
+    ensure!(
+        refusal.is_some_and(|why| why.starts_with("nothing confines its DMA")),
+        "{list}"
+    );
     let mut edu = Edu::take(console.guest().bus()?)?;
     let free = free_page(&mut console)?;
     edu.bus().write64(free, u64::MAX)?;
