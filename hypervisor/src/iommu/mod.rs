@@ -20,7 +20,7 @@ use vtd::{
 };
 
 pub use hardware::Hardware;
-pub use reserved::{Kept, keep, kept};
+pub use reserved::{keep, reserved};
 
 use crate::time;
 use buses::Bridges;

@@ -1,7 +1,6 @@
 //! Memory that devices use for the firmware (RMRR): kept where nothing else can be, blocked elsewhere.
 
 use alloc::{
-    collections::BTreeMap,
     format,
     string::{String, ToString},
     vec::Vec,
@@ -11,75 +10,58 @@ use boot::RegionKind;
 use mm::tdmr::Plan;
 use spin::Once;
 use vtd::{
-    Function,
     dmar::Dmar,
-    reserved::{Range, refusal},
-    scope,
+    reserved::{Claim, Range, claims},
 };
 
 use super::buses::Bridges;
 use crate::memory;
 
-/// What became of one function's reserved memory.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// The function.
-    pub function: Function,
-    /// The memory.
-    pub range: Range,
-    /// Why the function is blocked from it; `None` if it keeps it.
-    pub blocked: Option<String>,
-}
-
-static KEPT: Once<Vec<Kept>> = Once::new();
+static CLAIMS: Once<Vec<Claim>> = Once::new();
 
 /// Returns what became of the reserved memory.
 #[must_use]
-pub fn kept() -> &'static [Kept] {
-    KEPT.get().map_or(&[], Vec::as_slice)
+pub fn reserved() -> &'static [Claim] {
+    CLAIMS.get().map_or(&[], Vec::as_slice)
 }
 
 /// Lets functions keep the firmware's memory that the DMAR reserves for them, where nothing else can be. `plan` is what
 /// the TDX module has. Until then they are blocked from it. Returns a sentence for each that stays blocked.
 pub fn keep(dmar: &Dmar, plan: Option<&Plan>) -> Vec<String> {
-    let firmware = firmware_s();
     let module = plan.map_or_else(Vec::new, module_s);
-    let mut all = Vec::new();
-    let mut wanted: BTreeMap<Function, Vec<Range>> = BTreeMap::new();
-    for reserved in &dmar.reserved {
-        let range = (reserved.start, reserved.end);
-        let blocked = refusal(reserved, &firmware, &module);
-        for scope in &reserved.scopes {
-            let Some(function) = scope::resolve(scope, reserved.segment, &Bridges) else {
-                continue;
-            };
-            if blocked.is_none() {
-                wanted.entry(function).or_default().push(range);
-            }
-            all.push(Kept {
-                function,
-                range,
-                blocked: blocked.clone(),
-            });
+    let mut all = claims(dmar, &Bridges, &firmware_s(), &module);
+    let mut functions: Vec<_> = all.iter().map(|claim| claim.function).collect();
+    functions.sort_unstable();
+    functions.dedup();
+    for function in functions {
+        let mut own = all.iter_mut().filter(|claim| claim.function == function);
+        let kept = own.by_ref().filter(|claim| claim.refusal.is_none());
+        let mut kept: Vec<&mut Claim> = kept.collect();
+        let ranges: Vec<Range> = kept.iter().map(|claim| claim.range).collect();
+        if ranges.is_empty() {
+            continue;
+        }
+        let outcome = match super::get() {
+            Ok(iommu) => iommu.keep(function, &ranges).map_err(|e| e.to_string()),
+            Err(why) => Err(why.to_string()),
+        };
+        if let Err(why) = outcome {
+            kept.iter_mut()
+                .for_each(|claim| claim.refusal = Some(why.clone()));
         }
     }
-    if let Ok(iommu) = super::get() {
-        for (function, ranges) in &wanted {
-            if let Err(error) = iommu.keep(*function, ranges) {
-                let of_function = all.iter_mut().filter(|kept| kept.function == *function);
-                of_function.for_each(|kept| kept.blocked = Some(error.to_string()));
-            }
-        }
-    }
-    let all = KEPT.call_once(|| all);
-    all.iter().filter_map(sentence).collect()
+    CLAIMS
+        .call_once(|| all)
+        .iter()
+        .filter_map(sentence)
+        .collect()
 }
 
-fn sentence(kept: &Kept) -> Option<String> {
-    let why = kept.blocked.as_ref()?;
+fn sentence(claim: &Claim) -> Option<String> {
+    let why = claim.refusal.as_ref()?;
     Some(format!(
-        "{} is blocked from the memory at {:#x} that the firmware reserved for it (RMRR): {why}",
-        kept.function, kept.range.0
+        "{} does not keep the memory at {:#x} that the firmware reserved for it (RMRR): {why}",
+        claim.function, claim.range.0
     ))
 }
 

@@ -6,7 +6,7 @@ use console::host::{
     Hex,
     iommu::{Dma, Faults, Interrupts, Iommu, Reserved, Unit},
 };
-use vtd::{UnitReport, UnitState, books};
+use vtd::{UnitReport, UnitState, books, reserved::Claim};
 
 use crate::iommu::{self, Hardware};
 
@@ -41,7 +41,7 @@ pub fn look() -> Iommu {
         faults: units.map_or_else(Vec::new, |units| units.with_books(faults)),
         other_faults: with_books(books::Books::others),
         lost: with_books(books::Books::lost),
-        reserved: iommu::kept().iter().map(reserved).collect(),
+        reserved: iommu::reserved().iter().map(reserved).collect(),
     }
 }
 
@@ -85,11 +85,11 @@ fn faults_of(entry: &books::Entry) -> Faults {
     }
 }
 
-fn reserved(kept: &iommu::Kept) -> Reserved {
+fn reserved(claim: &Claim) -> Reserved {
     Reserved {
-        function: kept.function.to_string(),
-        start: Hex(kept.range.0),
-        end: Hex(kept.range.1),
-        blocked: kept.blocked.clone(),
+        function: claim.function.to_string(),
+        start: Hex(claim.range.0),
+        end: Hex(claim.range.1),
+        blocked: claim.refusal.clone(),
     }
 }

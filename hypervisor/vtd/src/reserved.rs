@@ -4,12 +4,44 @@
 //! reserved for itself, and outside all memory that the TDX module has or hands out. Otherwise its devices stay
 //! blocked.
 
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 
-use crate::dmar::Reserved;
+use crate::{
+    Function,
+    dmar::{Dmar, Reserved},
+    scope::{self, Buses},
+};
 
 /// A range of physical memory: its first address, and the first address behind it.
 pub type Range = (u64, u64);
+
+/// Memory that the firmware reserved for one function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The function.
+    pub function: Function,
+    /// The memory.
+    pub range: Range,
+    /// Why the function can't keep it; `None` if it can.
+    pub refusal: Option<String>,
+}
+
+/// Returns what the table claims for each function that exists, with [`refusal`]s.
+#[must_use]
+pub fn claims(dmar: &Dmar, buses: &impl Buses, firmware: &[Range], module: &[Range]) -> Vec<Claim> {
+    let of_region = |reserved: &Reserved| {
+        let refusal = refusal(reserved, firmware, module);
+        let scopes = reserved.scopes.iter();
+        let functions = scopes.filter_map(|scope| scope::resolve(scope, reserved.segment, buses));
+        let claims = functions.map(|function| Claim {
+            function,
+            range: (reserved.start, reserved.end),
+            refusal: refusal.clone(),
+        });
+        claims.collect::<Vec<_>>()
+    };
+    dmar.reserved.iter().flat_map(of_region).collect()
+}
 
 /// Returns why the devices of `reserved` can't keep it, or `None` if they can.
 ///

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use vtd::{
     Function, Source,
     dmar::{self, ScopeKind},
+    reserved,
     scope::{self, Buses},
 };
 
@@ -167,6 +168,22 @@ fn a_server_with_four_sockets_is_read() {
     let controller = &dmar.reserved[1].scopes[0];
     assert_eq!(scope::resolve(controller, 0, &buses), Some(at(3, 0, 0)));
     assert_eq!(scope::resolve(controller, 1, &buses), None);
+    // The first RMRR's first page is not reserved by the firmware, and the second overlaps what the module has.
+    let firmware = [(0x7B80_1000, 0x7D00_0000)];
+    let module = [(0x7C0F_F000, 0x7D00_0000)];
+    let claims = |firmware: &[_], module: &[_]| reserved::claims(&dmar, &buses, firmware, module);
+    for (claim, word) in claims(&firmware, &module)
+        .iter()
+        .zip(["0x7b800000", "0x7c0ff000"])
+    {
+        let why = claim.refusal.as_deref().unwrap_or("kept");
+        assert!(why.contains(word), "{why}");
+    }
+    let firmware = [(0x7B80_0000, 0x7D00_0000)];
+    let kept = claims(&firmware, &[]);
+    assert!(kept.iter().all(|claim| claim.refusal.is_none()));
+    let functions: Vec<_> = kept.iter().map(|claim| claim.function).collect();
+    assert_eq!(functions, [at(0, 0x14, 0), at(3, 0, 0)]);
     let rest = coverage.iter().find(|unit| unit.is_all()).expect("one");
     assert_eq!(rest.numbered(ScopeKind::Hpet, 0), Some(Source(0xF8)));
 }
