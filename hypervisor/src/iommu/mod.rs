@@ -146,7 +146,7 @@ pub fn are_waiting() -> bool {
 }
 
 /// Reads the fault records and tells what is new. The bootstrap CPU calls it in its loop. On a machine whose units can't
-/// interrupt, it looks at most every [`LOOK_US`].
+/// interrupt, it looks at most ten times a second.
 pub fn serve() {
     let Ok(iommu) = get() else { return };
     let now = time::us();
