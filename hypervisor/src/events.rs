@@ -12,7 +12,7 @@ use core::{
 use console::host::event::{self, EventKind, Events};
 use sync::IrqLock;
 
-use crate::{cpu, metal::tds, time};
+use crate::{cpu, time};
 
 /// The log's name for events.
 pub const TARGET: &str = "event";
@@ -67,10 +67,7 @@ impl fmt::Display for Channel {
             Self::Host => f.write_str("host"),
             Self::Console => f.write_str("console"),
             Self::Button => f.write_str("button"),
-            Self::Td(id) => match tds::get().and_then(|tds| tds.config(*id)) {
-                Some(config) => write!(f, "td {}", config.name),
-                None => write!(f, "td {id}"),
-            },
+            Self::Td(id) => write!(f, "td {id}"),
         }
     }
 }
@@ -113,9 +110,8 @@ pub fn note(
     }
 }
 
-/// Returns the events after number `since` that are kept.
-#[must_use]
-pub fn since(since: u64) -> Events {
+/// Returns the events after number `since` that are kept. `name_of` returns the name of a TD.
+pub fn since(since: u64, name_of: impl Fn(u32) -> Option<String>) -> Events {
     let mut events = alloc::vec::Vec::with_capacity(KEPT);
     let (lost, last) = {
         let trail = TRAIL.lock();
@@ -127,7 +123,7 @@ pub fn since(since: u64) -> Events {
         last,
         events: events
             .iter()
-            .map(|(number, entry)| entry.shown(*number))
+            .map(|(number, entry)| entry.shown(*number, &name_of))
             .collect(),
     }
 }
@@ -184,12 +180,19 @@ impl Entry {
         what: Short::EMPTY,
     };
 
-    fn shown(&self, number: u64) -> event::Event {
+    fn shown(&self, number: u64, name_of: impl Fn(u32) -> Option<String>) -> event::Event {
+        let asker = match self.channel {
+            Channel::Td(id) => name_of(id),
+            _ => None,
+        };
         event::Event {
             number,
             us: self.us,
             kind: self.kind,
-            channel: format!("{}", self.channel),
+            channel: match asker {
+                Some(name) => format!("td {name}"),
+                None => format!("{}", self.channel),
+            },
             td: (self.td != 0).then_some(self.td),
             name: (self.td != 0).then(|| String::from(self.name.as_str())),
             what: String::from(self.what.as_str()),

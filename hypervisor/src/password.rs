@@ -15,7 +15,7 @@ use x86_64::{
     registers::control::{Cr4, Cr4Flags},
 };
 
-use crate::{cpu, metal::tds, time, watchdog};
+use crate::{cpu, time, watchdog};
 
 /// Microseconds within which an idle CPU takes a password.
 const TAKE_US: u64 = 50_000;
@@ -66,8 +66,9 @@ pub fn is_set() -> bool {
     CONSOLE.lock().is_some()
 }
 
-/// Returns whether `password` is the console's; `None` if it could not be checked.
-pub fn check(password: &str) -> Option<bool> {
+/// Returns whether `password` is the console's; `None` if it could not be checked. `work` does the calling CPU's other
+/// work meanwhile, and returns `false` if there is none.
+pub fn check(password: &str, work: impl Fn() -> bool) -> Option<bool> {
     *JOB.lock() = Job::Waits(password.as_bytes().into());
     WAITS.store(true, SeqCst);
     wake_idle();
@@ -86,7 +87,7 @@ pub fn check(password: &str) -> Option<bool> {
             return None;
         }
         watchdog::feed();
-        if !tds::work() {
+        if !work() {
             core::hint::spin_loop();
         }
     }

@@ -9,7 +9,7 @@ use alloc::{
     vec::Vec,
 };
 
-use super::{command::Command, error::Error, spelling::shorten};
+use super::{error::Error, spelling::shorten};
 
 /// One argument of a command.
 #[derive(Clone, Copy, Debug)]
@@ -233,23 +233,20 @@ impl Args {
         self.flags.contains(&flag.arg.name)
     }
 
-    /// Returns the word that names a TD, if the command has such an argument.
-    pub fn td(&self, command: &Command) -> Option<&str> {
-        let arg = command
-            .args
-            .iter()
-            .find(|arg| matches!(arg.kind, Kind::Td))?;
+    /// Returns the word that names a TD, if `args`, those of the command, have such an argument.
+    pub fn td(&self, args: &[Arg]) -> Option<&str> {
+        let arg = args.iter().find(|arg| matches!(arg.kind, Kind::Td))?;
         match self.values.iter().find(|(name, _)| *name == arg.name)? {
             (_, Value::Word(word)) => Some(word),
             (_, Value::Number(_)) => None,
         }
     }
 
-    /// Returns the values as the audit trail shows them: without texts, which may be secret.
-    pub fn recorded(&self, command: &Command) -> String {
+    /// Returns the values of `args` as the audit trail shows them: without texts, which may be secret.
+    pub fn recorded(&self, args: &[Arg]) -> String {
         let mut line = String::new();
         for (name, value) in &self.values {
-            let kind = command.args.iter().find(|arg| arg.name == *name);
+            let kind = args.iter().find(|arg| arg.name == *name);
             let is_secret = kind.is_some_and(|arg| matches!(arg.kind, Kind::Text));
             line.push(' ');
             match value {

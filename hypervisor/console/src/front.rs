@@ -28,7 +28,7 @@ impl Console {
             None => self.screen.prompt(&self.line, out),
             Some(Front::Password) => out.write_str(PASSWORD),
             Some(Front::More(_)) => Pager::bar(out),
-            Some(Front::Td(_) | Front::Top(_)) => Ok(()),
+            Some(Front::Td(_) | Front::Top { .. }) => Ok(()),
         }
     }
 
@@ -64,7 +64,7 @@ impl Console {
     ) -> fmt::Result {
         match front {
             Front::Td(_) => Ok(()),
-            Front::Top(_) => {
+            Front::Top { .. } => {
                 out.write_str("\r\x1b[K")?;
                 self.prompt(out)
             }
@@ -199,7 +199,7 @@ impl Console {
 
     /// Returns true if something else than the command line is shown, below which no line can be printed.
     pub(super) const fn is_taken(&self) -> bool {
-        matches!(self.session.front, Some(Front::Td(_) | Front::Top(_)))
+        matches!(self.session.front, Some(Front::Td(_) | Front::Top { .. }))
     }
 
     /// Prints a line above what is edited.

@@ -51,6 +51,7 @@ use alloc::{boxed::Box, format, string::String, vec::Vec};
 use core::fmt::{self, Write};
 
 use command::{Call, Context};
+use commands::top;
 use complete::Completion;
 use error::Error;
 use filter::Filter;
@@ -137,7 +138,7 @@ impl Console {
     pub fn has_news(&self, host: &dyn Management) -> bool {
         match &self.session.front {
             Some(Front::Td(watch)) => watch.has_news(host),
-            Some(Front::Top(top)) => top.is_due(host),
+            Some(Front::Top { due_us }) => host.now_us() >= *due_us,
             _ => self.session.load.is_due(host.now_us()),
         }
     }
@@ -149,8 +150,9 @@ impl Console {
         let size = self.session.size.unwrap_or(Size::USUAL);
         let _ = match &mut self.session.front {
             Some(Front::Td(watch)) => watch.show(host, out),
-            Some(Front::Top(top)) if top.is_due(host) => {
-                top.show(host, &self.session.load, size, out)
+            Some(Front::Top { due_us }) if host.now_us() >= *due_us => {
+                *due_us = host.now_us() + top::PERIOD_US;
+                top::show(host, &self.session.load, size, out)
             }
             _ => Ok(()),
         };
@@ -396,7 +398,7 @@ impl Console {
         if command.class == Class::Read {
             return (command.run)(&mut context, args);
         }
-        let word = args.td(command);
+        let word = args.td(command.args);
         let td = word.and_then(|word| {
             let (tds, id) = commands::td::find_word(&context, word).ok()?;
             Some((id, tds.name(id)?))
@@ -412,7 +414,7 @@ impl Console {
         }
         context.host.record(&Action {
             td: td.as_ref().map(|(id, name)| (*id, name.as_str())),
-            line: &format!("{}{}", command.name, args.recorded(command)),
+            line: &format!("{}{}", command.name, args.recorded(command.args)),
             failed: outcome.as_ref().err().map(Error::code),
         });
         outcome

@@ -1,8 +1,7 @@
 //! The state of the operator's session.
 
 use super::{
-    commands::top::Top, line::History, load::Load, lock::Lock, pager::Pager, paste::Paste, screen::Size,
-    watch::Watch,
+    line::History, load::Load, lock::Lock, pager::Pager, paste::Paste, screen::Size, watch::Watch,
 };
 
 /// The console's settings that commands can change.
@@ -39,7 +38,10 @@ pub enum Front {
     /// The console of a TD.
     Td(Watch),
     /// The table of `top`.
-    Top(Top),
+    Top {
+        /// The time of the next view, in microseconds since the host's start.
+        due_us: u64,
+    },
     /// Nothing: a password is typed.
     Password,
     /// Output that waits for a key.

@@ -141,7 +141,10 @@ impl Management for Machine {
     }
 
     fn events(&self, since: u64) -> Events {
-        events::since(since)
+        events::since(since, |id| {
+            let config = tds::get()?.config(id)?;
+            Some(config.name.clone())
+        })
     }
 
     fn record(&self, action: &Action<'_>) {
@@ -162,7 +165,7 @@ impl Management for Machine {
     }
 
     fn check_password(&mut self, password: &str) -> Result<bool, Failure> {
-        password::check(password).ok_or_else(|| {
+        password::check(password, tds::work).ok_or_else(|| {
             Code::Failed.because("the password could not be checked, because no CPU answered or there was no memory for it; try again")
         })
     }

@@ -35,44 +35,22 @@ pub const COMMANDS: &[Command] = &[Command {
 }];
 
 /// Microseconds between two views.
-const PERIOD_US: u64 = 2_000_000;
+pub const PERIOD_US: u64 = 2_000_000;
 
-/// The table that is being shown.
-#[derive(Debug)]
-pub struct Top {
-    /// The time of the next view.
-    due_us: u64,
-}
-
-impl Top {
-    /// Returns true if it is time for a view.
-    pub fn is_due(&self, host: &dyn Management) -> bool {
-        host.now_us() >= self.due_us
+/// Shows the present state on the whole screen.
+pub fn show(host: &dyn Management, load: &Load, size: Size, out: &mut dyn Write) -> fmt::Result {
+    out.write_str("\x1b[H")?;
+    for line in View::of(host, load).on(size).lines() {
+        write!(out, "{line}\x1b[K\r\n")?;
     }
-
-    /// Shows the present state on the whole screen.
-    pub fn show(
-        &mut self,
-        host: &dyn Management,
-        load: &Load,
-        size: Size,
-        out: &mut dyn Write,
-    ) -> fmt::Result {
-        self.due_us = host.now_us() + PERIOD_US;
-        let text = View::of(host, load).on(size);
-        out.write_str("\x1b[H")?;
-        for line in text.lines() {
-            write!(out, "{line}\x1b[K\r\n")?;
-        }
-        out.write_str("Press a key to leave.\x1b[K\x1b[J")
-    }
+    out.write_str("Press a key to leave.\x1b[K\x1b[J")
 }
 
 fn top(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
     let session = &mut *context.session;
     let view = View::of(context.host, &session.load);
     if session.is_interactive() {
-        session.front = Some(Front::Top(Top { due_us: 0 }));
+        session.front = Some(Front::Top { due_us: 0 });
         return Ok(Reply::new(view).then(Then::View));
     }
     Ok(Reply::new(view))
