@@ -317,9 +317,13 @@ impl Arg {
                 }),
             },
             // Flags and names of commands were taken out of the line before.
-            Kind::Td | Kind::PciFunction | Kind::Flag | Kind::Command | Kind::Text | Kind::Value | Kind::Word => {
-                Ok(Value::Word(word.to_owned()))
-            }
+            Kind::Td
+            | Kind::PciFunction
+            | Kind::Flag
+            | Kind::Command
+            | Kind::Text
+            | Kind::Value
+            | Kind::Word => Ok(Value::Word(word.to_owned())),
             Kind::Choice(choices) if choices.contains(&word) => Ok(Value::Word(word.to_owned())),
             Kind::Choice(choices) => Err(Error::NotAChoice {
                 arg: self.name,

@@ -5,7 +5,13 @@ use alloc::{
     string::{String, ToString},
 };
 
-use super::{command::Context, error::Error, host::failure::Code, line::Spoilt, reply::Reply};
+use super::{
+    command::{Class, Context},
+    error::Error,
+    host::failure::Code,
+    line::Spoilt,
+    reply::Reply,
+};
 
 /// Maximum bytes of a text that is pasted.
 pub const MOST: usize = 64 << 10;

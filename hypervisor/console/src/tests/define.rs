@@ -165,7 +165,11 @@ fn a_guest_has_a_time_to_shut_down() {
         done(&terminal),
         ["shutdown 1 60 false", "shutdown 1 5 true"]
     );
-    assert!(terminal.run("td shutdown hello 86401").contains("must be 0 to 86400, but is 86401"));
+    assert!(
+        terminal
+            .run("td shutdown hello 86401")
+            .contains("must be 0 to 86400, but is 86401")
+    );
     assert!(done(&terminal).is_empty());
 }
 
