@@ -408,8 +408,9 @@ impl Console {
         } else {
             (command.run)(&mut context, args)
         };
-        if context.session.paste.is_some() {
-            // It asked for a text, and is recorded when that has come.
+        // A command that asks for a text is recorded when that has come. A part of a file is no event of its own.
+        let is_part = command.name == commands::files::PART && outcome.is_ok();
+        if context.session.paste.is_some() || is_part {
             return outcome;
         }
         context.host.record(&Action {

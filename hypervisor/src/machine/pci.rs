@@ -90,10 +90,10 @@ fn unconfined(at: Address) -> Vec<String> {
             }
         }
     }
-    let reserved = iommu::kept().iter();
-    let reserved = reserved.filter(|kept| kept.function == function);
-    reasons.extend(reserved.map(|kept| {
-        let (start, end) = kept.range;
+    let claims = iommu::reserved().iter();
+    let claims = claims.filter(|claim| claim.function == function);
+    reasons.extend(claims.map(|claim| {
+        let (start, end) = claim.range;
         format!("the firmware has it use its memory from {start:#x} to {end:#x} (RMRR)")
     }));
     reasons

@@ -103,6 +103,7 @@ fn operate(bench: &mut Bench) -> Result<()> {
     for name in ["kernel", "initrd"] {
         console.succeed(&format!("file drop {name}"), ANSWER)?;
     }
+    trail(&mut console)?;
     nothing_is_left(&mut console, &[], before)?;
     nothing_illegal(&mut console)
 }
@@ -186,6 +187,10 @@ fn run_linux(bench: &mut Bench, console: &mut Console) -> Result<()> {
         "{shown}"
     );
 
+    for columns in [80, 200] {
+        top(console, columns)?;
+    }
+
     let asked = console.succeed("td shutdown linux 200 --force", ANSWER)?;
     ensure!(asked["listens"] == true, "{asked}");
     let start = Instant::now();
@@ -199,5 +204,66 @@ fn run_linux(bench: &mut Bench, console: &mut Console) -> Result<()> {
     console.succeed("td undefine linux", ANSWER)?;
     let gone = console.ask("td show linux", ANSWER)?;
     ensure!(gone["code"] == "no-such-td", "{gone}");
+    Ok(())
+}
+
+/// Shows `top` on a screen of that width, until a key is pressed.
+fn top(console: &mut Console, columns: usize) -> Result<()> {
+    const LEAVE: &str = "Press a key to leave.";
+    console.enter("json off", ANSWER)?;
+    console.enter(&format!("screen 24 {columns}"), ANSWER)?;
+    console.guest().send(b"top\r")?;
+    let guest = console.guest();
+    guest.expect(LEAVE, ANSWER)?;
+    // The second view has rates.
+    let view = guest.expect(LEAVE, ANSWER)?;
+    guest.send(b" ")?;
+    guest.expect(crate::console::PROMPT, ANSWER)?;
+    console.enter("screen 0", ANSWER)?;
+    ensure!(view.contains("linux"), "{view}");
+    // Neither colours nor other sequences than the erasing of a line's end.
+    let lines = view
+        .lines()
+        .map(|line| line.replace("\x1b[K", "").replace("\x1b[H", ""));
+    let widest = lines.map(|line| line.trim_end().chars().count()).max();
+    ensure!(
+        widest <= Some(columns),
+        "{widest:?} of {columns} columns: {view}"
+    );
+    Ok(())
+}
+
+/// What the audit trail must have, in this order: the TD, on whose behalf, what.
+const TRAIL: [(&str, &str, &str); 12] = [
+    ("", "console", "file begin kernel "),
+    ("", "console", "file end kernel "),
+    ("", "console", "file end initrd "),
+    ("linux", "console", "defined"),
+    ("", "console", "td define ..."),
+    ("linux", "console", "td set linux cap 150"),
+    ("linux", "console", "td set linux memory 512M"),
+    ("linux", "console", "td shutdown linux 200 --force"),
+    ("linux", "host", "runnable -> terminating"),
+    ("linux", "console", "td undefine linux"),
+    ("", "console", "file drop kernel"),
+    ("", "console", "file drop initrd"),
+];
+
+/// Checks that the audit trail has it all.
+fn trail(console: &mut Console) -> Result<()> {
+    let events = console.succeed("events", ANSWER)?;
+    ensure!(events["lost"] == 0, "{events}");
+    let all = events["events"].as_array().context("events")?;
+    let mut left = all.iter();
+    for (td, channel, what) in TRAIL {
+        let is_it = |event: &&Value| {
+            let text = |key: &str| event[key].as_str().unwrap_or_default();
+            text("name") == td && text("channel") == channel && text("what").starts_with(what)
+        };
+        ensure!(
+            left.any(|event| is_it(&event)),
+            "{what} of {td:?}: {events}"
+        );
+    }
     Ok(())
 }

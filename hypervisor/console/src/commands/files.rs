@@ -23,6 +23,9 @@ const OFFSET: Required<u64> = Required::number("OFFSET");
 const DATA: Required<String> = Required::text("DATA");
 const SHA256: Required<String> = Required::word("SHA256");
 
+/// The command that adds a part of a file.
+pub const PART: &str = "file put";
+
 pub const COMMANDS: &[Command] = &[
     Command {
         name: "file list",
@@ -58,7 +61,7 @@ pub const COMMANDS: &[Command] = &[
         },
     },
     Command {
-        name: "file put",
+        name: PART,
         class: Class::Host,
         args: &[NAME.arg, OFFSET.arg, DATA.arg],
         summary: "Add bytes to a file that was begun",

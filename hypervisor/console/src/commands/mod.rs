@@ -3,7 +3,7 @@
 mod config;
 mod crash;
 mod events;
-mod files;
+pub mod files;
 mod help;
 mod hkids;
 mod host;

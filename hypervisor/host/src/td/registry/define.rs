@@ -12,7 +12,7 @@ use sync::atomic::Ordering::SeqCst;
 
 use super::{Entry, Tds};
 use crate::{
-    platform::Platform,
+    platform::{Platform, TdEvent},
     td::{
         files::{Files, store::FileError},
         life::State,
@@ -115,6 +115,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         let free = self.slots.iter().position(|slot| slot.lock().is_none());
         let index = free.ok_or(DefineError::TooMany)?;
         let id = self.next_id.fetch_add(1, SeqCst);
+        self.note(id, &config.name, "defined");
         let definition = Definition {
             config: Arc::new(config),
             files: None,
@@ -142,7 +143,18 @@ impl<'h, P: Platform> Tds<'h, P> {
         let gone = slot.and_then(|slot| slot.lock().take());
         drop(gone);
         self.host.runner.forget(id);
+        self.note(id, &entry.config().name, "forgotten");
         Ok(())
+    }
+
+    /// Records that a TD's definition has changed.
+    fn note(&self, td: u32, name: &str, what: &str) {
+        self.host.platform.note(&TdEvent {
+            td,
+            name,
+            what: format_args!("{what}"),
+            asked_by: None,
+        });
     }
 
     /// Sets a key of a TD's definition. Shares and cap apply at once, everything else when the TD is built again.
