@@ -29,7 +29,7 @@ pub const COMMANDS: &[Command] = &[Command {
     help: "Shows the CPUs by package, exits and SEAMCALLs in a second, memory, and the TDs, the busiest first: how \
            long their vCPUs ran, waited for an event, and were ready but had no CPU, in percent of one CPU. It is \
            shown again every two seconds until a key is pressed, as wide as the terminal is; \"screen\" tells its \
-           size. In JSON mode, or with a filter, it is shown once. Rates are those of the last two to four seconds; \
+           size. In JSON mode, or with a filter, it is shown once, as a script needs it. Rates are those of the last two to four seconds; \
            null: not known yet.",
     run: top,
 }];
@@ -155,15 +155,17 @@ impl View {
             quarantined_bytes,
             ..
         } = self.memory;
-        let _ = writeln!(
+        let _ = write!(
             text,
-            "memory {}: {} free, {} used, {} quarantined; heap {}",
+            "memory {}: {} free, {} used",
             Bytes(total_bytes),
             Bytes(free_bytes),
-            Bytes(used_bytes),
-            Bytes(quarantined_bytes),
-            Bytes(self.heap.used_bytes)
+            Bytes(used_bytes)
         );
+        if quarantined_bytes > 0 {
+            let _ = write!(text, ", {} quarantined", Bytes(quarantined_bytes));
+        }
+        let _ = writeln!(text, "; heap {}", Bytes(self.heap.used_bytes));
         let bar = if columns >= 160 { 60 } else { 20 };
         for package in &self.packages {
             let filled = (package.busy_permille as usize * bar)
