@@ -57,7 +57,7 @@ fn long_output_pauses_once_the_size_of_the_screen_is_known() {
         terminal.send("help\r").ends_with(PROMPT),
         "a script's does not"
     );
-    terminal.run("screen 10 80");
+    terminal.run("screen 10 200");
     let out = terminal.send("help\r");
     assert!(out.ends_with("q to stop --"), "{out}");
     assert_eq!(
