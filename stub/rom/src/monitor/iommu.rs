@@ -1,15 +1,8 @@
-//! QEMU's VT-d unit: its registers, which the monitor traps, and the check of its tables.
+//! QEMU's VT-d unit: its registers, which the monitor traps, and when its tables are checked.
 #![expect(unsafe_code, reason = "reads and writes the unit's registers")]
 
-use core::ops::Range;
-
 use spin::Mutex;
-use stub_rom::dma::{self, Watch};
-
-use super::lp::Lp;
-use super::machine::{Physical, word};
-use crate::memory::PAGE;
-use crate::report;
+use stub_rom::dma::{self, Reach, Watch};
 
 /// The place of the unit's registers on QEMU's q35.
 pub const BASE: u64 = 0xFED9_0000;
@@ -47,9 +40,9 @@ impl Iommu {
     }
 
     /// Checks the tables if the software has switched translation on, has set the root table, or has rung the queue's
-    /// doorbell since the last look. `lp` is the processor that has accessed the unit's registers.
+    /// doorbell since the last look. Calls `report` for each way to forbidden memory.
     #[inline(never)]
-    pub fn look(&self, lp: &Lp) {
+    pub fn look(&self, memory: &impl dma::Memory, report: impl FnMut(Reach)) {
         let translates = read32(GLOBAL_STATUS) & TRANSLATES != 0;
         let (root, tail) = (read64(ROOT_TABLE), read64(QUEUE_TAIL));
         let mut seen = self.0.lock();
@@ -66,64 +59,7 @@ impl Iommu {
         } else {
             DOORBELL_BUDGET
         };
-        let memory = Memory(lp.physical(), lp);
-        seen.watch.turn(root, budget, &memory, |reach| {
-            report::line(
-                "violation",
-                format_args!(
-                    r#""class":"dma_reach","lp":{},"rip":"{:#x}","pa":"{:#x}","requester":"{:#x}","device_address":"{:#x}""#,
-                    lp.number, lp.vmcb.save.rip, reach.pa, reach.requester, reach.device_address
-                ),
-            );
-        });
-    }
-}
-
-/// Physical memory as the unit reaches it.
-struct Memory<'a>(Physical, &'a Lp);
-
-impl dma::Memory for Memory<'_> {
-    fn read(&self, pa: u64) -> u64 {
-        match self.1.world.ram_or_nothing(pa) {
-            same if same == pa => word(pa),
-            _ => 0,
-        }
-    }
-
-    fn forbidden(&self, pages: Range<u64>) -> Option<u64> {
-        const REGION: u64 = 1 << 21;
-        let world = self.1.world;
-        let (seam, end) = (world.seamrr.0, world.seamrr.0 + world.seamrr.1);
-        let mut at = pages.start;
-        while at < pages.end {
-            if (seam..end).contains(&at) {
-                return Some(at);
-            }
-            // What is beyond RAM is open as a whole.
-            if at >= world.end_of_ram() && at >= end {
-                return None;
-            }
-            if at.is_multiple_of(REGION) && world.npt.maps_region(at) {
-                at += REGION;
-            } else if !world.npt.maps(at) && self.0.is_private(at) {
-                return Some(at);
-            } else {
-                at += PAGE as u64;
-            }
-        }
-        None
-    }
-}
-
-/// Returns whether the physical address is in the page of the unit's registers, on a machine that has one.
-pub fn has(lp: &Lp, pa: u64) -> bool {
-    lp.world.iommu.is_some() && (BASE..BASE + PAGE as u64).contains(&pa)
-}
-
-/// Looks at the unit's tables, on a machine that has one.
-pub fn look(lp: &Lp) {
-    if let Some(iommu) = &lp.world.iommu {
-        iommu.look(lp);
+        seen.watch.turn(root, budget, memory, report);
     }
 }
 

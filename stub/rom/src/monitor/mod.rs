@@ -16,6 +16,7 @@ mod machine;
 mod npt;
 mod panic;
 mod presence;
+mod reach;
 mod run;
 mod shadow_paging;
 mod shared;

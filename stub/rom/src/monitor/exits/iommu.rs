@@ -3,8 +3,8 @@
 use stub_rom::insn::{Transfer, finish_load};
 
 use super::{finish, step};
-use crate::monitor::iommu;
 use crate::monitor::lp::Lp;
+use crate::monitor::{iommu, reach};
 
 /// Handles an access to the page of the unit's registers at `pa`.
 pub fn access(lp: &mut Lp, pa: u64) {
@@ -27,7 +27,7 @@ pub fn access(lp: &mut Lp, pa: u64) {
         }
         Transfer::Store { value, size } => {
             iommu::store(offset, value, size);
-            iommu::look(lp);
+            reach::check(lp);
         }
     }
     finish(lp, length, Ok(()));

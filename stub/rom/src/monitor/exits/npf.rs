@@ -5,12 +5,11 @@ use stub_rom::vmx::Memory;
 use stub_rom::walk::Paging;
 use stub_rom::{apic, walk};
 
-use super::{apic as apic_page, iommu as iommu_registers, step};
+use super::{apic as apic_page, iommu, step};
 use crate::memory::PAGE;
-use crate::monitor::iommu;
 use crate::monitor::lp::Lp;
 use crate::monitor::npt::Stopped;
-use crate::monitor::panic;
+use crate::monitor::{panic, reach};
 use crate::report;
 
 /// Handles the nested page fault exit.
@@ -24,8 +23,8 @@ pub fn exit(lp: &mut Lp) {
         apic_page::access(lp, pa);
         return;
     }
-    if iommu::has(lp, pa) {
-        iommu_registers::access(lp, pa);
+    if reach::is_register(lp, pa) {
+        iommu::access(lp, pa);
         return;
     }
     if !world.is_in_seamrr(pa) {

@@ -4,8 +4,8 @@
 //! of ones. No interrupt can come in between.
 
 use super::deliver_nmi;
-use crate::monitor::iommu;
 use crate::monitor::lp::{self, Lp, Step};
+use crate::monitor::reach;
 use seam::abi::x86::{dr6, rflags, vector};
 
 const STEP_FLAGS: u64 = rflags::TF | rflags::IF;
@@ -118,7 +118,7 @@ pub fn end(lp: &mut Lp, number: u8) {
     lp.detour.clear();
     lp.vmcb.tlb_control = 1;
     if step.over_memory {
-        iommu::look(lp);
+        reach::check(lp);
     }
     if number == vector::DB {
         let causes = save_dr6(lp, step.dr6);
