@@ -42,7 +42,7 @@ pub enum ResetError {
     Unknown(Address),
     /// The function offers no reset, and its bus can't be reset for its sake.
     NoWay(Address),
-    /// The function did not come back within [`RETURN_US`].
+    /// The function did not come back within 60 seconds.
     NotBack(Address),
     /// The function that came back has another id.
     Changed(Address),
