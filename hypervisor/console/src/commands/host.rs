@@ -16,7 +16,7 @@ pub const COMMANDS: &[Command] = &[Command {
     name: "host",
     class: Class::Read,
     args: &[],
-    summary: "Show which machine this is, its time and its load",
+    summary: "Show the machine's identity, time and load",
     help: "Shows the machine's manufacturer, model, serial number, UUID and firmware, as its SMBIOS tables name them; \
            the CPU with its microcode; the time since boot, the time of day by the real-time clock (UTC), and the \
            load: how many vCPUs ran or wanted to run, on average over the last seconds. \"top\" shows it in detail.",
