@@ -323,27 +323,13 @@ impl Console {
             self.session.paste = Some(paste);
             return Ok(());
         }
-        let (name, class) = (paste.command, paste.class);
-        let is_locked = class != Class::Read && self.is_locked(host);
-        let mut context = Context {
-            commands: commands::ALL,
-            host,
-            session: &mut self.session,
-        };
-        let outcome = if is_locked {
-            Err(Error::Locked)
-        } else {
-            paste.finish(&mut context)
-        };
-        if class != Class::Read {
-            host.record(&Action {
-                td: None,
-                line: &format!("{name} ..."),
-                failed: outcome.as_ref().err().map(Error::code),
-            });
-        }
+        let outcome = paste.finish().and_then(|line| {
+            let call = commands::ALL.decode(&line)?;
+            call.map(|call| self.call(&call, host)).transpose()
+        });
         match outcome {
-            Ok(reply) => self.show_reply(&reply, &[], host, out),
+            Ok(None) => self.prompt(out),
+            Ok(Some(reply)) => self.show_reply(&reply, &[], host, out),
             Err(error) => {
                 writeln!(Terminal(out), "error: {error}")?;
                 self.prompt(out)

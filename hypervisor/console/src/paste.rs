@@ -5,13 +5,7 @@ use alloc::{
     string::{String, ToString},
 };
 
-use super::{
-    command::{Class, Context},
-    error::Error,
-    host::failure::Code,
-    line::Spoilt,
-    reply::Reply,
-};
+use super::{error::Error, host::failure::Code, line::Spoilt};
 
 /// Maximum bytes of a text that is pasted.
 pub const MOST: usize = 64 << 10;
@@ -19,32 +13,24 @@ pub const MOST: usize = 64 << 10;
 /// The line that ends it.
 pub const END: &str = ".";
 
-/// What a text is for: runs the command that asked for it.
-pub type Use = fn(&mut Context<'_>, &str) -> Result<Reply, Error>;
-
 /// A text that is being pasted.
 #[derive(Debug)]
 pub struct Paste {
     /// The command that asked for it.
-    pub command: &'static str,
-    /// The command's class.
-    pub class: Class,
+    command: &'static str,
     text: String,
     lines: usize,
     spoilt: Option<String>,
-    take: Use,
 }
 
 impl Paste {
-    /// Begins a text for `command`, which `take` uses.
-    pub const fn new(command: &'static str, class: Class, take: Use) -> Self {
+    /// Begins a text for `command`, whose only argument it is.
+    pub const fn new(command: &'static str) -> Self {
         Self {
             command,
-            class,
             text: String::new(),
             lines: 0,
             spoilt: None,
-            take,
         }
     }
 
@@ -74,11 +60,18 @@ impl Paste {
         }
     }
 
-    /// Runs the command with the text.
-    pub fn finish(self, context: &mut Context<'_>) -> Result<Reply, Error> {
+    /// Returns the command's line with the text, as a script would write it.
+    ///
+    /// # Errors
+    /// A line of the text can't be used.
+    pub fn finish(self) -> Result<String, Error> {
         match self.spoilt {
             Some(why) => Err(Code::InvalidDefinition.because(why).into()),
-            None => (self.take)(context, &self.text),
+            None => Ok(format!(
+                "{} {}",
+                self.command,
+                serde_json::Value::from(self.text)
+            )),
         }
     }
 }

@@ -5,16 +5,14 @@ use core::fmt::{self, Write};
 
 use serde::Serialize;
 
+use super::text::{TOML, begin};
 use crate::{
-    argument::{Optional, Required},
     command::{Class, Command, Context},
     error::Error,
     host::Management,
-    paste::{self, Paste},
+    paste,
     reply::{Reply, Text},
 };
-
-const TOML: Optional<String> = Required::text("TOML").optional();
 
 pub const COMMANDS: &[Command] = &[
     Command {
@@ -40,7 +38,7 @@ pub const COMMANDS: &[Command] = &[
                text as one JSON string. All mistakes are reported with their lines. Nothing is changed.",
         run: |context, args| match args.given(TOML) {
             Some(text) => check(context, &paste::given(&text)?),
-            None => Paste::new("config check", Class::Read, check).begin(context, args),
+            None => begin("config check", context, args),
         },
     },
 ];

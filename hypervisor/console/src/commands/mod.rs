@@ -19,6 +19,7 @@ mod session;
 mod system;
 pub mod td;
 mod tdx;
+mod text;
 pub mod top;
 
 use super::command::Commands;

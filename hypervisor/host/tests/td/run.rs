@@ -386,7 +386,7 @@ fn the_power_button_wakes_a_guest_that_listens() {
         );
         // It is awake, and follows.
         site.play(&[write_port(POWER_OFF.0, 2, POWER_OFF.1)]);
-        assert!(ends::serve(&site.scheduler, &site.tds));
+        assert!(ends::serve(site.scheduler, &site.tds));
         assert_eq!(site.tds.state(1), State::Teardown);
         assert_eq!(site.tds.asked_to_shut_down(1), None);
         while site.tds.work() {}

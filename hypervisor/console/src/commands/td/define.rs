@@ -3,17 +3,20 @@
 use alloc::string::String;
 use core::fmt::{self, Write};
 
-use super::{TD, find, show::Is};
+use super::{
+    super::text::{TOML, begin},
+    TD, find,
+    show::Is,
+};
 use crate::{
-    argument::{Args, Flag, Optional, Required},
+    argument::{Flag, Optional, Required},
     command::{Class, Command, Context},
     error::Error,
     host::define::{TdAsked, TdDefined, TdForgotten, TdSet},
-    paste::{self, Paste},
+    paste,
     reply::{Reply, Text},
 };
 
-const TOML: Optional<String> = Required::text("TOML").optional();
 const KEY: Required<String> = Required::word("KEY");
 const VALUE: Required<String> = Required::value("VALUE");
 /// Seconds that a guest has to shut down: a day at most.
@@ -36,7 +39,7 @@ pub const COMMANDS: &[Command] = &[
                is lost when the host restarts: \"config show\" prints what to put into the file.",
         run: |context, args| match args.given(TOML) {
             Some(text) => define(context, &paste::given(&text)?),
-            None => Paste::new("td define", Class::Td, define).begin(context, args),
+            None => begin("td define", context, args),
         },
     },
     Command {
@@ -88,31 +91,6 @@ pub const COMMANDS: &[Command] = &[
 fn define(context: &mut Context<'_>, text: &str) -> Result<Reply, Error> {
     let defined = context.host.definitions()?.define(text);
     defined.map(Reply::new).map_err(Error::from)
-}
-
-impl Paste {
-    /// Asks for the text. A script must give it on the command's line.
-    pub fn begin(self, context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
-        if !context.session.is_interactive() {
-            return Err(args.missing(TOML.arg.name));
-        }
-        context.session.paste = Some(self);
-        Ok(Reply::new(Begun {}))
-    }
-}
-
-/// The operator is asked for a text.
-#[derive(serde::Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-struct Begun {}
-
-impl Text for Begun {
-    fn text(&self, out: &mut dyn Write) -> fmt::Result {
-        writeln!(
-            out,
-            "Paste the text. A line with a single dot ends it; Ctrl-C discards it."
-        )
-    }
 }
 
 fn warn(warnings: &[String], out: &mut dyn Write) -> fmt::Result {
