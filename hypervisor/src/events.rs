@@ -1,7 +1,7 @@
 //! The audit trail: what changed on the host, and on whose behalf.
 //!
-//! Events are numbered from 1. The newest [`KEPT`] are kept, in a fixed place: recording one neither waits nor
-//! allocates. Each event is in the log, too, as a record of [`TARGET`].
+//! Events are numbered from 1. The newest 512 are kept, in a fixed place: recording one neither waits nor allocates.
+//! Each event is in the log, too, as a record of [`TARGET`].
 
 use alloc::{format, string::String};
 use core::{
