@@ -18,7 +18,8 @@ use host::{
     td::{
         error::Error,
         files::store::{FileError, FileFacts},
-        registry::{Applies, DefineError, Listens},
+        host::Listens,
+        registry::{Applies, DefineError},
     },
 };
 

@@ -16,8 +16,7 @@ use crate::{
     platform::Running,
     td::{
         Td,
-        host::{GuestEnd, Runner},
-        registry::Listens,
+        host::{GuestEnd, Listens, Runner},
     },
 };
 

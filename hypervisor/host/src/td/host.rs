@@ -7,7 +7,7 @@ use mm::private::{Clearing, Clock, Cpu};
 use seam::address::KeyIdPosition;
 use vcpu::Wiring;
 
-use super::{Td, capabilities::Capabilities, params::Native, registry::Listens};
+use super::{Td, capabilities::Capabilities, params::Native};
 use crate::{
     platform::{CpuPlace, Platform},
     tdx::release::Coordinator,
@@ -97,6 +97,15 @@ pub enum GuestEnd {
     Orderly,
     /// The guest can't continue, for this reason.
     Failed(String),
+}
+
+/// Whether a guest listens to its power button.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listens {
+    /// It does.
+    Yes,
+    /// It has not enabled the button, and can't see that it is pressed.
+    No,
 }
 
 /// Runs vCPUs. No method waits for a vCPU.

@@ -6,8 +6,9 @@ use host::platform::Running;
 use host::sched::ends;
 use host::td::end::Way;
 use host::td::error::Error;
+use host::td::host::Listens;
 use host::td::life::State;
-use host::td::registry::{Asked, DefineError, Listens};
+use host::td::registry::{Asked, DefineError};
 
 use seam::abi::x86::exit_reason;
 use seam::abi::{Leaf, Operand, Status};

@@ -10,7 +10,7 @@ mod shrink;
 mod shutdown;
 
 pub use define::{Applies, DefineError, MOST_DEFINED};
-pub use shutdown::{Asked, Listens};
+pub use shutdown::Asked;
 
 use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::fmt;

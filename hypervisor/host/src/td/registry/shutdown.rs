@@ -5,7 +5,7 @@ use sync::atomic::Ordering::{Relaxed, SeqCst};
 use super::{Entry, Tds};
 use crate::{
     platform::Platform,
-    td::{error::Error, life::State},
+    td::{error::Error, host::Listens, life::State},
 };
 
 /// A request to a guest to shut down.
@@ -32,15 +32,6 @@ pub enum Asked {
         /// Seconds that it had.
         limit_s: u32,
     },
-}
-
-/// Whether a guest listens to its power button.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listens {
-    /// It does.
-    Yes,
-    /// It has not enabled the button, and can't see that it is pressed.
-    No,
 }
 
 impl<P: Platform> Tds<'_, P> {
