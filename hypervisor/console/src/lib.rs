@@ -94,7 +94,10 @@ impl Console {
     /// Greets the operator, reports problems of the boot, and prints the first prompt.
     pub fn start(&mut self, host: &dyn Management, out: &mut dyn Write) {
         // A writer that fails loses output; the console continues. This holds for all methods below.
-        let _ = greet(host, &mut Terminal(out)).and_then(|()| self.prompt(out));
+        let _ = greet(host, &mut Terminal(out))
+            // A terminal answers with its size, a script with nothing.
+            .and_then(|()| out.write_str(MEASURE))
+            .and_then(|()| self.prompt(out));
     }
 
     /// Takes one byte. The byte that ends a line runs its command on `host`.

@@ -97,7 +97,7 @@ fn the_console_greets_with_what_went_wrong_and_a_prompt() {
         out,
         "\r\nSeamark 0.1.0: 3 of 4 CPUs running, TDX ready, 532.001 ms from start to prompt\r\n\
          warning: seamark.toml:3: unknown key \"fred\"; remove it\r\n\
-         Type \"help\" for the commands.\r\nseamark> "
+         Type \"help\" for the commands.\r\n\x1b7\x1b[999;999H\x1b[6n\x1b8seamark> "
     );
 }
 

@@ -37,10 +37,10 @@ pub const COMMANDS: &[Command] = &[
         class: Class::Read,
         args: &[ROWS.arg, COLUMNS.arg],
         summary: "Show or set the size of the terminal's screen",
-        help: "Once the size is known, output that is longer than the screen pauses: Space shows the next screen, \
-               Enter the next line, \"q\" leaves the rest out, and any other key shows the rest and begins the next \
-               line. Without ROWS the terminal is asked for its size, which most answer. ROWS of 0 forgets the size; \
-               then nothing pauses, as for a script.",
+        help: "Output that is longer than the screen pauses: Space shows the next screen, Enter the next line, \"q\" \
+               leaves the rest out, and any other key shows the rest and begins the next line. The terminal is asked \
+               for its size at the start, and by this command without ROWS; most answer. Nothing pauses while the \
+               size is not known, as for a script. ROWS of 0 forgets it.",
         run: screen,
     },
     Command {
