@@ -11,6 +11,7 @@ mod memory;
 pub mod running;
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -145,6 +146,9 @@ pub struct Note {
     pub what: String,
 }
 
+/// Number of notes that are kept.
+const KEPT: usize = 64;
+
 pub struct Machine {
     server: Arc<Server>,
     places: Vec<CpuPlace>,
@@ -158,7 +162,8 @@ pub struct Machine {
     meanwhile: Meanwhile,
     pauses: AtomicU64,
     write_backs: Mutex<Vec<u32>>,
-    notes: Mutex<Vec<Note>>,
+    /// The newest [`KEPT`].
+    notes: Mutex<VecDeque<Note>>,
     start: Instant,
     cpus: Cpus,
     running: running::State,
@@ -205,7 +210,7 @@ impl Rig {
             meanwhile: Meanwhile::default(),
             pauses: AtomicU64::new(0),
             write_backs: Mutex::new(Vec::new()),
-            notes: Mutex::new(Vec::new()),
+            notes: Mutex::new(VecDeque::with_capacity(KEPT + 1)),
             start: Instant::now(),
             cpus: Cpus::new(setup.packages.len()),
             running: running::State::new(setup.packages.len()),
@@ -305,7 +310,7 @@ impl Rig {
 
     /// Returns what was recorded of TDs.
     pub fn notes(&self) -> Vec<Note> {
-        self.machine.notes.lock().unwrap().clone()
+        self.machine.notes.lock().unwrap().iter().cloned().collect()
     }
 
     /// Returns how often each CPU wrote back its caches.
@@ -402,12 +407,16 @@ impl Platform for Rig {
     type Pool = Pool;
 
     fn note(&self, event: &TdEvent<'_>) {
-        self.machine.notes.lock().unwrap().push(Note {
+        let mut notes = self.machine.notes.lock().unwrap();
+        notes.push_back(Note {
             td: event.td,
             name: event.name.into(),
             asked_by: event.asked_by,
             what: event.what.to_string(),
         });
+        if notes.len() > KEPT {
+            notes.pop_front();
+        }
     }
 
     fn tdh(&self) -> Tdh<'_, Caller, Sleep> {
