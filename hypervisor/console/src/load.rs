@@ -32,7 +32,12 @@ impl Load {
     /// Takes a sample if it is time.
     pub fn sample(&mut self, host: &dyn Management) {
         if self.is_due(host.now_us()) {
-            self.older = self.newer.replace(host.sample());
+            let mut sample = host.sample();
+            sample.packages.shrink_to_fit();
+            sample.tds.shrink_to_fit();
+            // From the first sample on there are two, so that the console's part of the heap does not grow later.
+            let before = self.newer.take().unwrap_or_else(|| sample.clone());
+            (self.older, self.newer) = (Some(before), Some(sample));
         }
     }
 
