@@ -407,16 +407,18 @@ impl Platform for Rig {
     type Pool = Pool;
 
     fn note(&self, event: &TdEvent<'_>) {
-        let mut notes = self.machine.notes.lock().unwrap();
-        notes.push_back(Note {
-            td: event.td,
-            name: event.name.into(),
-            asked_by: event.asked_by,
-            what: event.what.to_string(),
+        outside(|| {
+            let mut notes = self.machine.notes.lock().unwrap();
+            notes.push_back(Note {
+                td: event.td,
+                name: event.name.into(),
+                asked_by: event.asked_by,
+                what: event.what.to_string(),
+            });
+            if notes.len() > KEPT {
+                notes.pop_front();
+            }
         });
-        if notes.len() > KEPT {
-            notes.pop_front();
-        }
     }
 
     fn tdh(&self) -> Tdh<'_, Caller, Sleep> {
