@@ -349,7 +349,7 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
     let flush = || x86_64::instructions::tlb::flush(x86_64::VirtAddr::new(WINDOWS));
     flush();
     let mut bytes = [0; 64];
-    let loaded = load_line(WINDOWS + line % PAGE, &mut bytes, ram);
+    let loaded = load_line(WINDOWS + line % PAGE, &mut bytes, ram, LOADS);
     let unmapped = memory.tables(|t| t.unmap(WINDOWS, PAGE));
     flush();
     drop(guard);
@@ -364,20 +364,34 @@ pub fn peek(line: u64) -> Result<[u8; 64], String> {
     }
 }
 
+/// The loads of a line: of 8 bytes and of 4.
+#[derive(Clone, Copy)]
+struct Loads {
+    long: fn(u64) -> Result<u64, Fault>,
+    short: fn(u64) -> Result<u32, Fault>,
+}
+
+/// Loads that a fault does not end.
+const LOADS: Loads = Loads {
+    long: msr::load,
+    short: msr::load_u32,
+};
+
 /// Loads a line from virtual address `at`, in loads of 8 bytes from RAM and of 4 bytes from anything else.
 ///
 /// # Errors
 /// The offset of the load that faulted, and its fault.
-fn load_line(at: u64, bytes: &mut [u8; 64], ram: bool) -> Result<(), (u64, Fault)> {
+fn load_line(at: u64, bytes: &mut [u8; 64], ram: bool, loads: Loads) -> Result<(), (u64, Fault)> {
     let width = if ram { 8 } else { 4 };
     for (i, word) in bytes.chunks_exact_mut(width).enumerate() {
         let offset = (i * width) as u64;
         let loaded = if ram {
-            msr::load(at + offset).map(u64::to_le_bytes)
+            (loads.long)(at + offset)
         } else {
-            msr::load_u32(at + offset).map(|value| u64::from(value).to_le_bytes())
+            (loads.short)(at + offset).map(u64::from)
         };
-        word.copy_from_slice(&loaded.map_err(|fault| (offset, fault))?[..width]);
+        let loaded = loaded.map_err(|fault| (offset, fault))?.to_le_bytes();
+        word.copy_from_slice(&loaded[..width]);
     }
     Ok(())
 }
@@ -442,5 +456,31 @@ impl Tables for Direct<'_> {
         // SAFETY: `pa` is a page table of this address space, in RAM that the direct map has; the lock around
         // `Memory` keeps others away.
         unsafe { &mut *(direct(pa) as *mut [u64; 512]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads that give the address, or the size where that can't be.
+    const MARKED: Loads = Loads {
+        long: Ok,
+        short: |at| Ok(at as u32 | 1),
+    };
+
+    #[test]
+    fn a_line_outside_ram_is_loaded_four_bytes_at_a_time() {
+        let words = |ram| {
+            let mut bytes = [0; 64];
+            assert!(load_line(0x1000, &mut bytes, ram, MARKED).is_ok());
+            let words = bytes.chunks_exact(4);
+            let words = words.map(|word| u32::from_le_bytes(word.try_into().unwrap()));
+            words.collect::<Vec<_>>()
+        };
+        let device: Vec<u32> = (0..16).map(|word| (0x1000 + 4 * word) | 1).collect();
+        assert_eq!(words(false), device);
+        let ram: Vec<u32> = (0..8).flat_map(|word| [0x1000 + 8 * word, 0]).collect();
+        assert_eq!(words(true), ram);
     }
 }
