@@ -42,6 +42,12 @@ fn from_disk(bench: &mut Bench) -> Result<()> {
     let mut console = bench.console(&machine)?;
     let boot = console.succeed("boot", ANSWER)?;
     ensure!(text(&boot, "loaded_from").starts_with("disk"), "{boot}");
+    // A debugger needs the image's address: its header is there.
+    let header = console.succeed(&format!("mem peek {}", text(&boot, "image")), ANSWER)?;
+    ensure!(
+        text(&header, "bytes").starts_with("4d5a"),
+        "{boot}: {header}"
+    );
     nothing_is_wrong(&boot)?;
     every_cpu_runs(&mut console, &machine)?;
     the_module_is_ready(&mut console)
