@@ -37,7 +37,7 @@ pub struct BootInfo {
     pub cr3: u64,
     /// True if the firmware had disabled the execute-disable bit on the CPUs, and every CPU must enable it.
     pub enable_xd: bool,
-    /// What an earlier crash left, and the places that keep the next one.
+    /// The report that an earlier crash left, and the places that keep the next one.
     pub keep: Keep,
     /// Start and end address of the heap's first region (identity-mapped).
     pub heap: (u64, u64),

@@ -33,7 +33,7 @@ pub fn name(number: u16) -> [u16; NAME_LEN] {
 pub struct Keep {
     /// The values of the firmware's variables, from number 0 on without a gap.
     pub variables: Vec<Vec<u8>>,
-    /// What memory kept.
+    /// The bytes that memory kept.
     pub memory: Vec<Vec<u8>>,
     /// Physical address of the [`AREA_BYTES`] of memory that are reserved for the next report, if there was room.
     pub area: Option<u64>,

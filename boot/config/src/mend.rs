@@ -16,7 +16,7 @@ pub(crate) struct Section {
     pub state: State,
 }
 
-/// How much of a section is left.
+/// The part of a section that is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// All of it.
@@ -51,7 +51,7 @@ pub(crate) fn mend(text: &str) -> Mended {
             mended.report(index, range.start + at, what);
         }
     }
-    // What is left are sections that do not go together.
+    // The rest are sections that do not go together.
     while let Some((at, what)) = mistake(&mended.text) {
         let Some(index) = mended.sections.iter().rposition(|s| s.range.start <= at) else {
             break;

@@ -17,7 +17,7 @@ use super::{
 pub struct Problem {
     /// The line that it is in; lines are numbered from 1.
     pub line: usize,
-    /// What is wrong, and what to write instead.
+    /// The mistake, and the remedy.
     pub what: String,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for Problem {
 /// Everything that a text says, as far as it is understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// What is in order: without each `[[td]]` and `[[file]]` that has a mistake, and with the defaults for the keys of
+    /// The part that is in order: without each `[[td]]` and `[[file]]` that has a mistake, and with the defaults for the keys of
     /// `[host]` that have one.
     pub config: Config,
     /// All mistakes, by line.

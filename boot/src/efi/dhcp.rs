@@ -8,7 +8,7 @@ use alloc::{
 };
 use core::net::{IpAddr, Ipv4Addr};
 
-/// What an answer says about the boot.
+/// The part of an answer that concerns the boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Boot {
     /// The addresses that may be the TFTP server's, best first: the header's, option 66 and the DHCP server's own

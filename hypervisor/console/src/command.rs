@@ -16,7 +16,7 @@ use super::{
     spelling::{edits, shorten},
 };
 
-/// What a command does, at most: the right that a channel needs to run it. Each class includes those before it.
+/// The most that a command does: the right that a channel needs to run it. Each class includes those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// Shows the state of the host and of TDs, or changes the session. Shows nothing of what is inside a TD.

@@ -30,7 +30,7 @@ pub enum Error {
     Foreign {
         /// The word.
         word: String,
-        /// What to do instead.
+        /// The remedy.
         hint: &'static str,
     },
     /// The line contained a semicolon.

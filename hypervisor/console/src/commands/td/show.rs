@@ -112,7 +112,7 @@ impl Text for Shown {
     }
 }
 
-/// What a TD does at present.
+/// The present activity of a TD.
 pub struct Now<'a>(pub &'a TdRates);
 
 impl fmt::Display for Now<'_> {
