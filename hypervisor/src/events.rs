@@ -97,7 +97,7 @@ pub fn note(
         td: td.map_or(0, |(id, _)| id),
         ..Entry::NONE
     };
-    // What does not fit is cut.
+    // The rest is cut.
     let _ = event.what.write_fmt(what);
     let _ = event.name.write_str(td.map_or("", |(_, name)| name));
     let number = TRAIL.lock().push(event);

@@ -112,7 +112,7 @@ fn compute() -> bool {
         .and_then(|lock| Some((lock.hash, lock.blocks.take()?)));
     let is_right = taken.and_then(|(hash, mut blocks)| {
         let is_right = hash.is_of(&password, &mut blocks);
-        // What the memory holds follows from the password.
+        // The content of the memory follows from the password.
         blocks.fill(Block::new());
         core::hint::black_box(&blocks);
         if let Some(lock) = &mut *CONSOLE.lock() {

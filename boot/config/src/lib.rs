@@ -11,6 +11,7 @@ extern crate alloc;
 use alloc::{format, string::String, vec::Vec};
 
 mod console;
+mod cpuid;
 mod define;
 mod features;
 mod files;
@@ -26,12 +27,13 @@ mod td;
 use keys::{Key, Keyed, quoted, text};
 
 pub use console::ConsolePort;
+pub use cpuid::Cpuid;
 pub use define::read_td;
 pub use features::{Paravirt, Xfam, XfamFeature};
 pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
 pub use hosts::host_file_name;
 pub use read::{Problem, Read, read};
-pub use td::{Cpuid, MEMORY_STEP, Populate, Td, bytes};
+pub use td::{MEMORY_STEP, Populate, Td, bytes};
 
 /// Name of the configuration file that hosts without one of their own ([`host_file_name`]) use. It is searched for next
 /// to the program, then in the root of the volume or server.

@@ -1,4 +1,4 @@
-//! What the console shows instead of the command line: a TD's console, `top`, output that pauses, a password.
+//! The views that replace the command line: a TD's console, `top`, output that pauses, a password.
 
 use alloc::string::String;
 use core::fmt::{self, Write};

@@ -411,7 +411,7 @@ impl Console {
     }
 }
 
-/// What came of a line.
+/// The outcome of a line.
 struct Answer {
     /// The command's name, or the line's first word if it names no command.
     name: Box<str>,

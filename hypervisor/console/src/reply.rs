@@ -17,7 +17,7 @@ pub trait Text {
     fn text(&self, out: &mut dyn Write) -> fmt::Result;
 }
 
-/// What follows a reply in text.
+/// The output that follows a reply in text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// The prompt.
@@ -45,7 +45,7 @@ impl<T: Serialize + schemars::JsonSchema> Described for T {}
 /// The report of a command.
 pub struct Reply {
     report: Box<dyn Report>,
-    /// What follows the reply in text.
+    /// The output that follows the reply in text.
     pub then: Then,
 }
 

@@ -9,7 +9,7 @@ use super::{
 pub struct Session {
     /// True if replies are JSON, and nothing else is sent.
     pub json: bool,
-    /// What is shown instead of the command line.
+    /// The view that replaces the command line.
     pub front: Option<Front>,
     /// The text that is being pasted.
     pub paste: Option<Paste>,
@@ -32,7 +32,7 @@ impl Session {
     }
 }
 
-/// What is shown instead of the command line.
+/// The view that replaces the command line.
 #[derive(Debug)]
 pub enum Front {
     /// The console of a TD.

@@ -1,4 +1,4 @@
-//! What can be wrong with a function.
+//! The faults of a function.
 
 use core::fmt;
 

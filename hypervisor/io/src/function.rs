@@ -59,7 +59,7 @@ impl Class {
     }
 }
 
-/// What a function says it is.
+/// The identity of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The vendor. A virtual function's is its physical function's.
@@ -112,7 +112,7 @@ pub enum Stopped {
 pub struct Function {
     /// Its address.
     pub address: Address,
-    /// What it says it is.
+    /// Its identity.
     pub identity: Identity,
     /// The layout of its header.
     pub header: Header,
@@ -126,7 +126,7 @@ pub struct Function {
     pub physical: Option<Address>,
     /// Its virtual functions, if it has the capability.
     pub(crate) virtuals: Option<Virtual>,
-    /// What is wrong with it.
+    /// The mistake.
     pub defects: Vec<Defect>,
 }
 

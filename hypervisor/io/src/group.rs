@@ -9,7 +9,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 
 use crate::{Address, Defect, Function, Port, Space, acs, extended, quirk};
 
-/// Where a bus is attached.
+/// The place at which a bus is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Above {
     /// It is a root bus.

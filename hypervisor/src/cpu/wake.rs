@@ -60,7 +60,7 @@ pub(super) struct Silent {
     pub place: Place,
 }
 
-/// What to do about a CPU that does not start.
+/// The advice about a CPU that does not start.
 pub const ADVICE: &str = "switch the machine off and on; if the CPU still does not start, disable its core in the \
                           firmware's setup, or give it more time with host.cpu_timeout_ms";
 

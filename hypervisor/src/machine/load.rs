@@ -1,4 +1,4 @@
-//! What the host has done so far, as the console samples it.
+//! The host's counts, as the console samples them.
 
 use alloc::vec::Vec;
 

@@ -63,7 +63,7 @@ pub struct Machine {
     pub tdx: Tdx,
     /// Microseconds from the first line to the prompt, excluding TDX bring-up; `None` before the prompt.
     pub to_prompt_us: Option<u64>,
-    /// Which machine this is, by its SMBIOS tables.
+    /// The machine's identity, from its SMBIOS tables.
     pub system: System,
     /// The power action to take when the running command is done.
     pub power: Option<PowerAction>,

@@ -44,7 +44,7 @@ pub struct Entry {
     told: u32,
 }
 
-/// What a fault requires.
+/// The action that a fault requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Tell it.

@@ -14,7 +14,7 @@ pub trait Buses {
     fn behind(&self, bridge: Function) -> Option<RangeInclusive<u8>>;
 }
 
-/// What one unit remaps.
+/// The interrupts that one unit remaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// The unit's segment.

@@ -5,7 +5,7 @@ use crate::{
     unit::{CFI, IRE, Unit},
 };
 
-/// What became of an interrupt that was not blocked.
+/// The outcome of an interrupt that was not blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivered {
     /// It went to a CPU.

@@ -9,9 +9,9 @@ const FIRST: u64 = 1 << 20;
 /// Memory with one CPU's write-back cache in front of it, by words of 8 bytes.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// What CPUs and units that snoop see.
+    /// Memory as CPUs see it, and units that snoop.
     cached: HashMap<u64, u64>,
-    /// What units that do not snoop see.
+    /// Memory as units see it that do not snoop.
     ram: HashMap<u64, u64>,
     /// The taken blocks: address and order.
     taken: BTreeMap<u64, u32>,

@@ -1,4 +1,4 @@
-//! What a unit has, and what is wrong with it.
+//! The features of a unit, and its faults.
 
 use std::ops::RangeInclusive;
 
@@ -37,13 +37,13 @@ pub struct UnitShape {
     pub posts: bool,
     /// ECAP.QI.
     pub has_queue: bool,
-    /// What the firmware has left on.
+    /// The features that the firmware has left on.
     pub firmware: Firmware,
     /// What it does not answer.
     pub silence: Silence,
 }
 
-/// What the firmware has left on.
+/// The features that the firmware has left on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Firmware {
     /// Translation, with tables in which the functions of most devices reach everything.
@@ -60,7 +60,7 @@ pub struct Firmware {
     pub protects: bool,
 }
 
-/// What a unit does not answer.
+/// The requests that a unit does not answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Silence {
     /// It answers everything.

@@ -57,7 +57,7 @@ pub struct Unit {
     pub translations: Cached,
     /// Interrupt entries by index.
     pub interrupts: HashMap<u16, [u64; 2]>,
-    /// What a unit with a write buffer sees.
+    /// Memory as a unit with a write buffer sees it.
     buffered: HashMap<u64, u64>,
 }
 

@@ -96,7 +96,7 @@ fn last_crash(bench: &mut Bench) -> Result<()> {
 /// A crash while nobody reads the console, which has stalled: the report on the port is cut, what is kept is complete.
 fn stalled(bench: &mut Bench) -> Result<()> {
     let machine = crashing(bench, true)?;
-    // How long the port is left to stall depends on the computer.
+    // The time for which the port stalls depends on the computer.
     for pause in [5, 20, 60].map(Duration::from_secs) {
         let mut console = bench.console(&machine)?;
         console.succeed("version", ANSWER)?;

@@ -23,7 +23,7 @@ pub const ALL: &[Scenario] = &[
 /// Bytes that the device writes.
 const BYTES: u64 = 256;
 const PAGE: usize = 4096;
-/// Where QEMU's unit has its registers.
+/// The address of the registers of QEMU's unit.
 const UNIT: u64 = 0xFED9_0000;
 /// The I/O APIC's registers, as an example of MMIO.
 const IO_APIC: u64 = 0xFEC0_0000;

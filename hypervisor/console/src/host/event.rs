@@ -33,7 +33,7 @@ pub struct Event {
     pub td: Option<u32>,
     /// The TD's name.
     pub name: Option<String>,
-    /// What happened.
+    /// The event.
     pub what: String,
 }
 

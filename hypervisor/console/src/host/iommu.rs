@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use super::Hex;
 
-/// What keeps devices from memory, and from raising interrupts that are not theirs.
+/// The protection of memory from devices, and of interrupts.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Iommu {
-    /// What keeps devices from memory.
+    /// The protection of memory from devices.
     pub dma: Dma,
     /// The units that the firmware reports.
     pub units: Vec<Unit>,
@@ -26,7 +26,7 @@ pub struct Iommu {
     pub reserved: Vec<Reserved>,
 }
 
-/// What keeps devices from memory.
+/// The protection of memory from devices.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct Dma {

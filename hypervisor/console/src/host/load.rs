@@ -53,7 +53,7 @@ pub struct TdSample {
     pub memory_bytes: u64,
 }
 
-/// How vCPUs spent their time, summed over vCPUs.
+/// The time of vCPUs by its use, summed over vCPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Spent {

@@ -229,7 +229,7 @@ pub struct Tdx {
     pub state: TdxState,
     /// The reasons why TDX is not ready: one entry for each missing thing, with what to do. Empty if `state` is ready.
     pub reasons: Vec<String>,
-    /// What keeps devices from the memory of TDs and of the module.
+    /// The protection of the memory of TDs and of the module from devices.
     pub dma: iommu::Dma,
     /// The KeyIDs that firmware set aside for TDX; `None` if the machine has no such partition.
     pub hkids: Option<Hkids>,

@@ -42,7 +42,7 @@ pub struct PciLine {
     pub address: String,
     /// Its vendor and device: `8086:0a54`.
     pub id: String,
-    /// What it is, by its class.
+    /// Its kind, by its class.
     pub device: &'static str,
     /// The number of its isolation group. Functions of one group go to one owner.
     pub group: usize,
@@ -80,7 +80,7 @@ pub struct PciBar {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Serialize)]
 pub struct PciReport {
-    /// What `pci list` shows.
+    /// The report of `pci list`.
     #[serde(flatten)]
     pub line: PciLine,
     /// Base class, subclass and programming interface: `010802`.

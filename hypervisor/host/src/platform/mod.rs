@@ -44,7 +44,7 @@ pub struct TdEvent<'a> {
     pub name: &'a str,
     /// The number of the TD that asked for it in a hypercall.
     pub asked_by: Option<u32>,
-    /// What happened.
+    /// The event.
     pub what: fmt::Arguments<'a>,
 }
 

@@ -99,7 +99,7 @@ pub enum GuestEnd {
     Failed(String),
 }
 
-/// Whether a guest listens to its power button.
+/// A guest's attention to its power button.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listens {
     /// It does.

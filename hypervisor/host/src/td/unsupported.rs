@@ -1,4 +1,4 @@
-//! What a TD's configuration asks for and this module or CPU does not support.
+//! The parts of a TD's configuration that this module or CPU does not support.
 
 use core::fmt;
 

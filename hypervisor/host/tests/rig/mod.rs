@@ -137,7 +137,7 @@ pub struct Rig {
     threads: Arc<Threads>,
 }
 
-/// What the host recorded of a TD.
+/// A record of the host about a TD.
 #[derive(Clone, Debug)]
 pub struct Note {
     pub td: u32,

@@ -24,7 +24,7 @@ fn each_change_of_state_is_recorded_once() {
     tds.start(1).unwrap();
     tds.pause(1).unwrap();
     tds.resume(1).unwrap();
-    // What changes nothing is not recorded.
+    // A command that changes nothing is not recorded.
     tds.resume(1).unwrap_err();
     tds.destroy(1, Way::Terminate).unwrap();
     tds.destroy(1, Way::Terminate).unwrap();

@@ -73,7 +73,7 @@ impl World<'_, '_> {
             return (line, Err("no-such-td"));
         };
         let expected = match td.state {
-            // What is left of a teardown is done at once.
+            // The rest of a teardown is done at once.
             State::Teardown if verb == "retry" => {
                 self.model.tds.get_mut(name).unwrap().state = to;
                 Ok(vec![field("already", false), field("state", to.name())])

@@ -108,7 +108,7 @@ impl State {
 struct ModelTd {
     id: u64,
     defined: Definition,
-    /// What the current life was built from.
+    /// The definition from which the current life was built.
     built: Definition,
     state: State,
     /// A request to shut down: its limit is over or an hour away, and the TD is terminated then or not.

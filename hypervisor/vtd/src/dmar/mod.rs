@@ -35,7 +35,7 @@ pub struct Dmar {
     pub translating: Vec<Devices>,
     /// Integrated devices with other properties (SIDP).
     pub properties: Vec<Devices>,
-    /// What is wrong with the table, one sentence each.
+    /// The mistakes of the table, one sentence each.
     pub problems: Vec<String>,
 }
 

@@ -47,7 +47,7 @@ struct Slot<P: Platform> {
     unit: Result<Unit<P>, Error>,
 }
 
-/// What a look at the fault records found.
+/// The findings of a look at the fault records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A fault that the operator has to know.

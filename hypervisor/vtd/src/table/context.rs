@@ -19,7 +19,7 @@ pub(crate) struct Contexts<P> {
     root: u64,
 }
 
-/// What a function is attached to.
+/// The attachment of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attached {
     /// The domain's id.

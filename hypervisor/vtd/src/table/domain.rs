@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{Error, Function, Platform};
 
-/// What a device may do with a page.
+/// A device's permissions for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Reads alone.

@@ -13,7 +13,7 @@ const PAGES: u64 = 3 << 4;
 /// Drops all context entries.
 pub const CONTEXTS: Descriptor = [1 | GLOBAL, 0];
 
-/// What an IOTLB descriptor drops.
+/// The translations that an IOTLB descriptor drops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Translations {
     /// Everything.

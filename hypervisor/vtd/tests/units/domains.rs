@@ -232,14 +232,14 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// Where a device address leads to, and whether writes may go there.
+/// The target of a device address, and its permission to write.
 type Target = (u64, bool);
 
-/// What one domain should be like.
+/// The expected state of one domain.
 #[derive(Default)]
 struct Shadow {
     now: BTreeMap<u64, Target>,
-    /// What was mapped since the last flush, and may still be cached.
+    /// The pages mapped since the last flush, which may still be cached.
     earlier: BTreeMap<u64, BTreeSet<Target>>,
     /// Pages mapped since the last flush, which a unit may not know.
     fresh: BTreeSet<u64>,

@@ -147,7 +147,7 @@ fn a_posted_entry_reaches_its_descriptor_where_the_unit_posts() {
     }
 }
 
-/// What happens to interrupts.
+/// Acts on interrupts.
 #[derive(Clone, Debug)]
 enum Action {
     Route(usize, u8, u32),

@@ -1,4 +1,4 @@
-//! What devices reach through the VT-d unit, as the software on one processor sets it.
+//! The memory that devices reach through the VT-d unit, as the software on one processor sets it.
 
 use core::ops::Range;
 
