@@ -11,6 +11,7 @@
 //! Source: Intel SDM volume 3C, section 29.3 (EPT entries); TDX Module 1.5 Base Architecture, "Shared EPT".
 
 mod entry;
+mod mirror;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use seam::address::{Gpa, Hpa};
 
 use crate::private::{Levels, NoAnswer};
 use entry::Entry;
+pub use mirror::{Mirror, MirrorError, Page};
 
 /// Number of entries in a table.
 const ENTRIES: usize = 512;
