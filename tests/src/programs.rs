@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::qemu::Vtd;
+
 /// Debian's OVMF as a guest, from the same package as QEMU's firmware.
 pub const OVMF: &str = "ovmf";
 const OVMF_IMAGE: &str = "/usr/share/ovmf/OVMF.fd";
@@ -64,7 +66,7 @@ impl Foreign {
 pub struct Programs {
     directory: PathBuf,
     stub_options: Vec<(String, String)>,
-    has_iommu: bool,
+    vtd: Vtd,
     has_lkvs: bool,
     measure: Option<Measure>,
 }
@@ -78,7 +80,7 @@ impl Programs {
         Self {
             directory: directory.to_owned(),
             stub_options: Vec::new(),
-            has_iommu: true,
+            vtd: Vtd::Present,
             has_lkvs: false,
             measure: None,
         }
@@ -112,18 +114,18 @@ impl Programs {
         &self.stub_options
     }
 
-    /// Leaves the VT-d unit out of every machine whose test does not ask for one.
+    /// Leaves the VT-d unit out of every machine whose test does not decide that.
     #[must_use]
     pub fn without_iommu(self) -> Self {
         Self {
-            has_iommu: false,
+            vtd: Vtd::Absent,
             ..self
         }
     }
 
-    /// Returns true if machines have a VT-d unit unless their test leaves it out.
-    pub fn has_iommu(&self) -> bool {
-        self.has_iommu
+    /// Returns the presence of a VT-d unit in machines whose test does not decide that.
+    pub fn vtd(&self) -> Vtd {
+        self.vtd
     }
 
     /// Declares that the module of LKVS's tdx-compliance was built from the developer's checkout.

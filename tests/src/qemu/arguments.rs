@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Boot, Device, Machine, Wire};
+use super::machine::{Boot, Device, Machine, Vtd, Wire};
 
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
@@ -31,7 +31,7 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     all.pair("-machine", shape.chipset);
     all.pair("-accel", "tcg,thread=multi");
     // QEMU wants it before the devices whose accesses it remaps.
-    if machine.iommu {
+    if machine.vtd != Vtd::Absent {
         all.pair("-device", IOMMU);
     }
     let svm = if machine.stub.is_some() {

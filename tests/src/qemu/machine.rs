@@ -29,8 +29,8 @@ pub struct Machine {
     pub boot: Boot,
     /// The hardware around the CPUs and the memory.
     pub shape: Shape,
-    /// True if the machine has QEMU's model of a VT-d unit. Only a q35 chipset can have it.
-    pub iommu: bool,
+    /// The presence of QEMU's model of a VT-d unit. Only a q35 chipset can have it.
+    pub vtd: Vtd,
     /// Physical devices, each behind a root port of its own.
     pub devices: Vec<Device>,
     /// True if a reset restarts the machine; otherwise a reset ends it.
@@ -47,6 +47,17 @@ pub struct Machine {
     pub debugger: Option<PathBuf>,
     /// Reports of the stub that a test provokes. They do not end the machine.
     pub provoked: Vec<Kind>,
+}
+
+/// The presence of a VT-d unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vtd {
+    /// The run decides: all machines of a run have one, or none has.
+    AsRun,
+    /// There is one.
+    Present,
+    /// There is none.
+    Absent,
 }
 
 /// The hardware around the CPUs and the memory, in QEMU's own words.
@@ -161,7 +172,8 @@ pub struct Wire {
 }
 
 impl Machine {
-    /// Creates a machine of four CPUs in two packages and 2 GiB of memory, with a VT-d unit.
+    /// Creates a machine of four CPUs in two packages and 2 GiB of memory, with a VT-d unit
+    /// unless the run is one without.
     pub fn new(boot: Boot, stub: Option<Stub>) -> Self {
         Self {
             cpus: 4,
@@ -171,7 +183,7 @@ impl Machine {
             stub,
             boot,
             shape: Shape::USUAL,
-            iommu: true,
+            vtd: Vtd::AsRun,
             devices: Vec::new(),
             reboots: false,
             symbols: None,
@@ -201,14 +213,14 @@ impl Machine {
     /// Adds QEMU's model of a VT-d unit, which remaps DMA and interrupts. The chipset must be q35.
     #[must_use]
     pub fn with_iommu(mut self) -> Self {
-        self.iommu = true;
+        self.vtd = Vtd::Present;
         self
     }
 
     /// Leaves the VT-d unit out.
     #[must_use]
     pub fn without_iommu(mut self) -> Self {
-        self.iommu = false;
+        self.vtd = Vtd::Absent;
         self
     }
 

@@ -10,7 +10,8 @@ use stub_options::Options;
 use crate::console::Console;
 use crate::media::Media;
 use crate::programs::Programs;
-use crate::qemu::{Boot, Event, Guest, Machine, Stub, Trouble, Wire};
+use crate::qemu::{Boot, Event, Guest, Machine, Stub, Trouble, Vtd, Wire};
+use crate::scenarios::Outcome;
 
 /// A configuration that changes nothing.
 const PLAIN_CONFIG: &str = "[host]\n";
@@ -25,6 +26,7 @@ pub struct Bench {
     runs: Vec<PathBuf>,
     notes: Vec<String>,
     provoked: Vec<String>,
+    follows_run: bool,
 }
 
 impl Bench {
@@ -36,6 +38,7 @@ impl Bench {
             runs: Vec::new(),
             notes: Vec::new(),
             provoked: Vec::new(),
+            follows_run: false,
         }
     }
 
@@ -141,7 +144,6 @@ impl Bench {
 
     fn with_symbols(&self, mut machine: Machine) -> Machine {
         machine.symbols = Some(self.programs.symbols("seamark"));
-        machine.iommu = self.programs.has_iommu();
         machine
     }
 
@@ -164,7 +166,12 @@ impl Bench {
     pub fn start(&mut self, machine: &Machine) -> Result<Guest> {
         let directory = self.directory()?.join(format!("run{}", self.runs.len()));
         self.runs.push(directory.clone());
-        Guest::start(machine, &directory, None)
+        let mut machine = machine.clone();
+        if machine.vtd == Vtd::AsRun {
+            self.follows_run = true;
+            machine.vtd = self.programs.vtd();
+        }
+        Guest::start(&machine, &directory, None)
     }
 
     /// Starts a machine and waits for its prompt.
@@ -195,8 +202,11 @@ impl Bench {
         &self.provoked
     }
 
-    pub(super) fn into_notes(self) -> Vec<String> {
-        self.notes
+    pub(super) fn into_outcome(self) -> Outcome {
+        Outcome {
+            notes: self.notes,
+            follows_run: self.follows_run,
+        }
     }
 
     /// Returns the events in TDs that the stub could not explain, with their number.

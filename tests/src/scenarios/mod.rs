@@ -164,12 +164,12 @@ impl Scenario {
         self
     }
 
-    /// Runs the scenario and returns the figures that it measured. It leaves its logs in a directory of its name in
+    /// Runs the scenario. It leaves its logs in a directory of its name in
     /// `home`, which is recreated.
     ///
     /// # Errors
     /// The condition that failed, with the last lines of the serial port if they help.
-    pub fn run(&self, programs: &Programs, home: &Path) -> Result<Vec<String>> {
+    pub fn run(&self, programs: &Programs, home: &Path) -> Result<Outcome> {
         let mut bench = Bench::new(self.name, programs, home);
         bench.clear()?;
         // A scenario that panics is a failed test; the others still run.
@@ -181,8 +181,17 @@ impl Scenario {
             "the stub reported {seen:?}, but the test provokes {:?}",
             bench.provoked()
         );
-        Ok(bench.into_notes())
+        Ok(bench.into_outcome())
     }
+}
+
+/// The outcome of a scenario that passed.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The figures that it measured.
+    pub notes: Vec<String>,
+    /// True if one of its machines has a VT-d unit only if the run's machines have.
+    pub follows_run: bool,
 }
 
 /// Returns every scenario, in the order in which they run.

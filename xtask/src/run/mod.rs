@@ -151,7 +151,9 @@ impl Options {
         machine.memory.clone_from(&self.mem);
         machine.reboots = self.exec.is_none();
         machine.gdb = self.gdb;
-        machine.iommu = !self.no_iommu;
+        if self.no_iommu {
+            machine = machine.without_iommu();
+        }
         machine.devices = self.devices();
         machine
     }

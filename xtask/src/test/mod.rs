@@ -30,7 +30,7 @@ pub struct Options {
     /// An option of the stub for every machine that has it, such as tsc_hz=2596170000; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = run::key_and_value)]
     stub: Vec<(String, String)>,
-    /// Leave the VT-d unit out of every machine whose test does not ask for one
+    /// Run on machines without a VT-d unit alone, unless a test asks for one
     #[arg(long)]
     no_iommu: bool,
     /// A checkout of Intel's LKVS, for foreign-lkvs
@@ -73,13 +73,8 @@ pub fn run(options: &Options) -> ExitCode {
         let needs: Vec<_> = selected.iter().flat_map(|s| s.needs).copied().collect();
         match programs(&needs, options.lkvs.as_deref()) {
             Ok((programs, folder)) => {
-                let mut programs = programs.with_stub_options(&options.stub);
-                if options.no_iommu {
-                    programs = programs.without_iommu();
-                }
-                for scenario in &selected {
-                    run_scenario(scenario, &programs, folder.path(), &mut tally);
-                }
+                let programs = programs.with_stub_options(&options.stub);
+                options.run_scenarios(&selected, &programs, folder.path(), &mut tally);
             }
             Err(error) => tally.failed("build", &error),
         }
@@ -107,6 +102,34 @@ impl Options {
             self.filter.iter().any(|f| f == name)
         } else {
             self.matches(name)
+        }
+    }
+
+    /// Runs the scenarios. Without a filter, those that follow the run run twice: on machines with a VT-d unit, and on
+    /// machines without.
+    fn run_scenarios(
+        &self,
+        selected: &[Scenario],
+        programs: &Programs,
+        home: &Path,
+        tally: &mut Tally,
+    ) {
+        let without = programs.clone().without_iommu();
+        if self.no_iommu {
+            selected.iter().for_each(|scenario| {
+                run_scenario(scenario, &without, home, tally);
+            });
+            return;
+        }
+        let again: Vec<_> = (selected.iter())
+            .filter(|scenario| run_scenario(scenario, programs, home, tally))
+            .collect();
+        if self.filter.is_empty() && !again.is_empty() {
+            announce("machines without a VT-d unit");
+            let home = home.join("no-iommu");
+            for scenario in again {
+                run_scenario(scenario, &without, &home, tally);
+            }
         }
     }
 
@@ -155,21 +178,24 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     Ok((programs, folder))
 }
 
-fn run_scenario(scenario: &Scenario, programs: &Programs, home: &Path, tally: &mut Tally) {
+/// Runs a scenario. Returns true if it passed and is another test on machines without a VT-d unit.
+fn run_scenario(scenario: &Scenario, programs: &Programs, home: &Path, tally: &mut Tally) -> bool {
     print!("system test {} ... ", scenario.name);
     // Flushing only makes the line appear at once.
     let _ = std::io::stdout().flush();
     let started = Instant::now();
     match scenario.run(programs, home) {
-        Ok(notes) => {
+        Ok(outcome) => {
             let took = started.elapsed().as_secs_f32();
             println!("ok ({took:.1} s)");
-            notes.iter().for_each(|note| println!("    {note}"));
+            outcome.notes.iter().for_each(|note| println!("    {note}"));
             tally.passed(1);
+            outcome.follows_run
         }
         Err(error) => {
             println!("FAILED");
             tally.failed(scenario.name, &error);
+            false
         }
     }
 }
