@@ -50,7 +50,7 @@ pub fn enable(fadt: &Fadt) -> bool {
     found
 }
 
-/// What the interrupt's handler finds.
+/// The button, as the interrupt's handler finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The button was pressed.

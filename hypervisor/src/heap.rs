@@ -285,7 +285,7 @@ mod tests {
             free(&heap, block, layout);
         }
         assert_eq!(heap.usage(), ((5 << 20) + (64 << 10), 0));
-        // What the heap grew by is used again.
+        // The memory that the heap grew by is used again.
         assert!(filled(&heap, layout).is_some());
     }
 

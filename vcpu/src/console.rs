@@ -17,9 +17,9 @@ const TYPED: usize = 256;
 pub struct Console {
     output: Mutex<Output>,
     typed: Mutex<VecDeque<u8>>,
-    /// Whether `typed` has bytes. Changed with its lock held.
+    /// True if `typed` has bytes. Changed with its lock held.
     has_typed: AtomicBool,
-    /// Whether the operator watches the output.
+    /// True if the operator watches the output.
     watched: AtomicBool,
 }
 

@@ -24,7 +24,7 @@ pub fn media(programs: &Programs, config: &Path) -> Result<Media> {
     Media::of_program(&programs.seamark())?.with_config(config)
 }
 
-/// What to write, and where.
+/// The content to write, and its place.
 #[derive(Args)]
 pub struct Options {
     /// The configuration (seamark.toml); the files that it names are included

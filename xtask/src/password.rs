@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use config::lock::PasswordHash;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-/// How much work a password is to cost.
+/// The work that checking a password costs.
 #[derive(clap::Args)]
 pub struct Options {
     /// Memory in KiB; the hypervisor sets it aside

@@ -145,7 +145,7 @@ impl Keyed for Host {
                 host.console_lock = Some(hash.unwrap_or_else(PasswordHash::of_nothing));
                 is_good.then_some(())
             },
-            // Whoever reads the console could try passwords at leisure.
+            // A reader of the console could try passwords at leisure.
             |_| None,
         )
         .secret(),

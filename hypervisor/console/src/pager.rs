@@ -21,7 +21,7 @@ pub struct Pager {
     at: usize,
 }
 
-/// What is left after a step.
+/// The rest after a step.
 #[derive(Debug)]
 pub enum Rest {
     /// Nothing; the prompt follows.

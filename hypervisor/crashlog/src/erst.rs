@@ -251,7 +251,7 @@ impl Erst {
     }
 }
 
-/// What follows an instruction.
+/// The next step after an instruction.
 enum Next {
     Follow,
     Result(u64),

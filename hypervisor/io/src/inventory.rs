@@ -7,7 +7,7 @@ use crate::{
     acs, bar, group, quirk, reset,
 };
 
-/// What is known of a function beside what it says itself.
+/// Knowledge of a function beside its own registers.
 #[derive(Debug)]
 struct Place {
     group: usize,

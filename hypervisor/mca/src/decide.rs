@@ -1,4 +1,4 @@
-//! What a machine check requires of the CPU that received it.
+//! The decision that a machine check requires of the CPU that received it.
 
 use crate::{
     scan::Scan,
@@ -16,7 +16,7 @@ pub enum Place {
     Host,
 }
 
-/// What the CPU does next.
+/// The CPU's next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It continues. In a TD, only the TD ends.

@@ -1,4 +1,4 @@
-//! What one error requires.
+//! The action that one error requires.
 //!
 //! Source: Intel SDM volume 3B, section 16.6 (Recovery of Uncorrected Recoverable Errors), tables 16-6 and 16-7.
 
@@ -20,7 +20,7 @@ pub enum Occasion {
     Start,
 }
 
-/// What an error requires. Ordered by severity.
+/// The action that an error requires. Ordered by severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Hardware corrected the error.

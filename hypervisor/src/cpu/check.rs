@@ -42,7 +42,7 @@ pub struct Checks {
     pub logged: AtomicU32,
 }
 
-/// How a CPU hears of its errors.
+/// The way in which a CPU hears of its errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reporting {
     /// Machine checks reach the affected CPU alone.
@@ -135,7 +135,7 @@ fn next_look() -> u64 {
 fn enter(checks: &Checks, scan: &Scan, occasion: Occasion) {
     for (reading, verdict) in scan.judged(occasion) {
         checks.books.enter(time::tsc(), reading, verdict, occasion);
-        // What was lost before the reset is nobody's any more.
+        // Memory that was lost before the reset belongs to nobody any more.
         if verdict.is_loss()
             && occasion != Occasion::Start
             && reading.status.code().is_memory()

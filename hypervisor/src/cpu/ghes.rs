@@ -113,7 +113,7 @@ fn look_at(which: impl Fn(Notice) -> bool) -> Option<Severity> {
 pub struct Count {
     /// The source's number in the HEST.
     pub id: u16,
-    /// How the firmware tells that the source has a record.
+    /// The way in which the firmware tells that the source has a record.
     pub notice: Notice,
     /// Records of corrected errors.
     pub corrected: u64,

@@ -27,7 +27,7 @@ pub struct Mitigation {
     pub state: State,
 }
 
-/// What stands against an attack.
+/// The protection against an attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// The CPU reports that it is not affected, by this bit.

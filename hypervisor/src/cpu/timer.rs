@@ -27,7 +27,7 @@ pub struct Armed {
     poll: AtomicU64,
 }
 
-/// What a timer that fired stands for.
+/// The meaning of a timer that fired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fired {
     /// The deadline that [`set`] set has passed.

@@ -174,7 +174,7 @@ mod tests {
     fn an_unlocked_register_is_locked_with_what_the_cpu_has() {
         assert_eq!(feature_control(0, 0), Ok(Some(5)));
         assert_eq!(feature_control(0, MCG_LMCE_P), Ok(Some(0x10_0005)));
-        // What the firmware set, such as SGX, stays.
+        // Features that the firmware enabled, such as SGX, stay enabled.
         assert_eq!(feature_control(1 << 18, 0), Ok(Some(1 << 18 | 5)));
     }
 

@@ -6,7 +6,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use mca::scan::Banks;
 
-/// How the firmware tells that a source has a record.
+/// The way in which the firmware tells that a source has a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// By an NMI.
@@ -24,7 +24,7 @@ pub struct Source {
     pub pointer: u64,
     /// Maximum size of the record in bytes.
     pub bytes: u32,
-    /// How the firmware tells that there is a record.
+    /// The way in which the firmware tells that there is a record.
     pub notice: Notice,
     /// The acknowledgement that the firmware waits for before it writes the next record.
     pub acknowledge: Option<Acknowledge>,

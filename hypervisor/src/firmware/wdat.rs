@@ -255,7 +255,7 @@ mod tests {
         table
     }
 
-    /// What firmware with a TCO timer has.
+    /// The table of firmware with a TCO timer.
     const USUAL: [(u8, u8, u16, u32, u32); 6] = [
         (RESET, WRITE_VALUE, 0, 1, 0x3FF),
         (5, 1, 0x12, 0, 0x3FF),

@@ -27,7 +27,7 @@ use buses::Bridges;
 
 static IOMMU: Once<Iommu<Hardware>> = Once::new();
 
-/// Why there is no unit that blocks anything, as the end of a sentence.
+/// The reason why there is no unit that blocks anything, as the end of a sentence.
 static WHY_NOT: Once<String> = Once::new();
 
 /// The functions whose requests no unit remaps.
@@ -85,7 +85,7 @@ pub fn start(dmar: Option<&Dmar>) -> Vec<String> {
 /// Returns the units.
 ///
 /// # Errors
-/// Why there are none, as the end of a sentence.
+/// The reason why there are none, as the end of a sentence.
 pub fn get() -> Result<&'static Iommu<Hardware>, &'static str> {
     let why = || WHY_NOT.get().map_or("it was not looked for", |why| why);
     IOMMU.get().ok_or_else(why)

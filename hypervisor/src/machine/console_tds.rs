@@ -340,7 +340,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         let line = self.line(id).ok_or_else(none)?;
         let defined = self.tds.config(id).ok_or_else(none)?;
         let td = self.tds.get(id);
-        // What has been set meanwhile applies to the next life, except for these.
+        // Settings that have changed meanwhile apply to the next life, except for these.
         let config = td.as_ref().map_or(&*defined, |td| td.config());
         let (shares, cap) = (defined.shares, defined.cap);
         let notes = self.tds.notes(id).unwrap_or_default();

@@ -5,7 +5,7 @@ use host::{platform::Platform, td::life::State, td::registry::Tds};
 
 use crate::time::Deadline;
 
-/// How long TDs may take to terminate, in microseconds. Their memory is not reclaimed: it ends with the machine.
+/// The time that TDs may take to terminate, in microseconds. Their memory is not reclaimed: it ends with the machine.
 const PATIENCE_US: u64 = 60_000_000;
 
 /// The progress of the end.
@@ -18,7 +18,7 @@ pub enum Ending {
     Begun(Deadline),
 }
 
-/// What to do next.
+/// The next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Go on as before.

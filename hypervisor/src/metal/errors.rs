@@ -33,7 +33,7 @@ pub fn serve() {
     busy.into_iter().for_each(|page| cpu::LOST_PAGES.add(page));
 }
 
-/// Whether a lost page is dealt with.
+/// The state of a lost page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// Nothing is left to do.

@@ -33,7 +33,7 @@ pub fn start(memory_nodes: &[(u64, u64, u32)]) -> Report {
     let mut tdx = Report::unavailable(found.key_ids);
     tdx.reasons = found.missing.iter().map(reason).collect();
     if tdx.reasons.is_empty() {
-        // What the machine lacks decides; until that is there, the state of a CPU says little.
+        // A missing feature of the machine decides; until it is there, the state of a CPU says little.
         tdx.reasons = cpu_reasons();
     }
     let key_ids = match found.key_ids {

@@ -16,7 +16,7 @@ use crate::{memory, time};
 
 /// Class 0x0C (serial bus), subclass 3 (USB).
 const USB: u16 = 0x0C03;
-/// How long a firmware may take to let go, in microseconds. It answers within milliseconds, or never.
+/// The time that a firmware may take to let go, in microseconds. It answers within milliseconds, or never.
 const PATIENCE_US: u64 = 1_000_000;
 
 /// The registers of a controller beyond its configuration space.

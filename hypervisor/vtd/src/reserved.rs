@@ -22,7 +22,7 @@ pub struct Claim {
     pub function: Function,
     /// The memory.
     pub range: Range,
-    /// Why the function can't keep it; `None` if it can.
+    /// The reason why the function can't keep it; `None` if it can.
     pub refusal: Option<String>,
 }
 

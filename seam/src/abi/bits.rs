@@ -244,7 +244,7 @@ impl Xfam {
     pub const CET: Self = Self::CET_U.union(Self::CET_S);
     /// AMX: all or none.
     pub const AMX: Self = Self::TILECFG.union(Self::TILEDATA);
-    /// What every TD gets that the operator does not configure otherwise, as far as the module allows it. The set does
+    /// The features of every TD that the operator does not configure otherwise, as far as the module allows it. The set does
     /// not grow with the module, because a TD's measured state includes its XFAM.
     pub const USUAL: Self = Self::X87
         .union(Self::SSE)

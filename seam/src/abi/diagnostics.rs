@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::address::Hpa;
 
-/// What the module does at a fatal error: R8 of TDH.SYS.INIT, version 1.
+/// The module's actions at a fatal error: R8 of TDH.SYS.INIT, version 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FatalDiagnostics {
     record: Hpa,

@@ -95,7 +95,7 @@ pub struct Module {
     pub(crate) builds: AtomicU32,
     /// The data for a successor, or from a predecessor until it is taken over.
     pub(crate) handoff: Mutex<Option<Handoff>>,
-    /// What to do at a fatal error, if the host chose it.
+    /// The actions at a fatal error, if the host chose them.
     pub(crate) diagnostics: Once<Diagnostics>,
     /// The test hooks.
     pub(crate) hooks: Hooks,

@@ -51,7 +51,7 @@ fn has_record(release: Release) -> bool {
     release != Release::V1_5_01
 }
 
-/// What a machine may lack, and the status. The first three are in the order of the checks.
+/// A feature that a machine may lack, and the status. The first three are in the order of the checks.
 const MACHINES: &[(&str, Spoil, Status)] = &[
     (
         "ARCH_CAPABILITIES without a bit that must be 1",

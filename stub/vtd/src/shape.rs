@@ -39,7 +39,7 @@ pub struct UnitShape {
     pub has_queue: bool,
     /// The features that the firmware has left on.
     pub firmware: Firmware,
-    /// What it does not answer.
+    /// The requests that it does not answer.
     pub silence: Silence,
 }
 

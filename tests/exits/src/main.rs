@@ -19,9 +19,9 @@ struct Case {
     name: &'static str,
     /// R11 to R15.
     operands: [u64; 5],
-    /// Whether an interrupt is posted to the vCPU, and stays so.
+    /// True if an interrupt is posted to the vCPU, and stays so.
     is_posted: bool,
-    /// Whether an interrupt is in its APIC page, where only the module sees it.
+    /// True if an interrupt is in its APIC page, where only the module sees it.
     is_virtual: bool,
 }
 

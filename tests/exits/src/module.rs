@@ -1,4 +1,4 @@
-//! What stands for the TDX module and the guest behind it: every entry ends with the same TDVMCALL, every other call succeeds.
+//! The stand-in for the TDX module and the guest behind it: every entry ends with the same TDVMCALL, every other call succeeds.
 #![expect(unsafe_code, reason = "reads the registers of a SEAMCALL in assembly")]
 
 use core::arch::naked_asm;
@@ -11,7 +11,7 @@ use seam::call::{Fault, SeamCall};
 /// R11 to R15 of the guest's call; then R8 of other leafs.
 static SCRIPT: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
-/// Which registers a guest of Linux shows to the host: R10 to R15.
+/// The registers that a guest of Linux shows to the host: R10 to R15.
 const MASK: u64 = 0xFC00;
 
 /// Lets the guest make this call, and every other leaf answer 1 or 0 in R8.

@@ -25,7 +25,7 @@ pub const IPI: u8 = 0xE1;
 /// The APIC timer's.
 pub const TIMER: u8 = 0xE2;
 
-/// How often [`IPI`], [`TIMER`] and NMIs came.
+/// The number of [`IPI`], [`TIMER`] and NMIs that came.
 pub static IPIS: AtomicU32 = AtomicU32::new(0);
 /// See [`IPIS`].
 pub static TIMERS: AtomicU32 = AtomicU32::new(0);

@@ -39,7 +39,7 @@ pub fn rdtsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// What the time-stamp counter counts in so many seconds.
+/// Returns the ticks of the time-stamp counter in so many seconds.
 pub fn ticks_of(seconds: u64) -> u64 {
     let [denominator, numerator, crystal, _] = cpuid(0x15, 0).map(u64::from);
     seconds * crystal * numerator / denominator.max(1)

@@ -29,14 +29,14 @@ use uefi::{Handle, Status, boot};
 /// The outcome of a check: why it failed.
 pub type Check = Result<(), Failure>;
 
-/// What a check found instead of what it expected.
+/// The difference between what a check found and what it expected.
 #[derive(Clone, Copy, Debug)]
 pub struct Failure {
-    /// What was looked at.
+    /// The value's name.
     pub what: &'static str,
-    /// What was found.
+    /// The value that was found.
     pub found: u64,
-    /// What was expected.
+    /// The value that was expected.
     pub expected: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the emulation costs: a CPUID, an empty SEAMCALL, a VP.ENTER with its exit, clearing 2 MiB.
+//! The costs of the emulation: a CPUID, an empty SEAMCALL, a VP.ENTER with its exit, clearing 2 MiB.
 #![expect(unsafe_code, reason = "clears memory of its own")]
 
 use core::arch::asm;
@@ -12,9 +12,9 @@ use crate::td::guest::program;
 use crate::tdx::{call, pages};
 use crate::{Check, checks, expect, serial};
 
-/// How often each is measured.
+/// The number of measurements of each.
 const ROUNDS: u64 = 3;
-/// How often each is done for a measurement.
+/// The number of repetitions in a measurement.
 const CALLS: u64 = 50_000;
 const ENTRIES: u64 = 50_000;
 const CLEARINGS: u64 = 500;

@@ -1,4 +1,4 @@
-//! What the program is to do other than its checks: a line in `probe.txt` beside it, and for some the image of a guest in
+//! The program's orders beside its checks: a line in `probe.txt` beside it, and for some the image of a guest in
 //! `guest.fd`, or a program in `program.efi`.
 #![expect(unsafe_code, reason = "reads a file into a buffer of the firmware")]
 
@@ -20,7 +20,7 @@ pub enum Order {
     Dma,
     /// `guest N RELEASE`, `interrupts N RELEASE`, `hammer N RELEASE`: run the guest with N vCPUs on module 1.5.RELEASE.
     Host {
-        /// What the host does meanwhile.
+        /// The host's work meanwhile.
         scenario: Scenario,
         /// vCPUs.
         vcpus: usize,

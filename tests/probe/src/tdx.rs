@@ -105,7 +105,7 @@ fn key_config(_: u64) -> u64 {
     }
 }
 
-/// What the module was given.
+/// The memory that the module was given.
 #[derive(Clone, Copy)]
 pub struct Configuration {
     /// The PAMT of 4 KiB pages.

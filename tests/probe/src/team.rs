@@ -20,7 +20,7 @@ use crate::{Check, Failure, expect};
 const INIT: u64 = 0x4500;
 const STARTUP: u64 = 0x4600;
 const STACK_PAGES: usize = 4;
-/// How long a task may take, in seconds.
+/// The time that a task may take, in seconds.
 const PATIENCE: u64 = 60;
 /// Processors beyond these stay where they are.
 const SEATS: usize = 16;
@@ -167,7 +167,7 @@ impl Team {
         (size as u64 == ARRIVED.load(Ordering::SeqCst)).then_some(Self { size })
     }
 
-    /// How many there are.
+    /// Returns the number of processors.
     pub fn size(self) -> usize {
         self.size
     }
@@ -187,7 +187,7 @@ impl Team {
         seat.task.store(task as usize, Ordering::SeqCst);
     }
 
-    /// Whether processor `number` of the team has done what it was started with.
+    /// Returns true if processor `number` of the team has done its task.
     pub fn is_done(self, number: usize) -> bool {
         TEAM[number].task.load(Ordering::SeqCst) == 0
     }

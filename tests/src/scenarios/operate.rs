@@ -233,7 +233,7 @@ fn top(console: &mut Console, columns: usize) -> Result<()> {
     Ok(())
 }
 
-/// What the audit trail must have, in this order: the TD, on whose behalf, what.
+/// The entries that the audit trail must have, in this order: the TD, the one who asked, the event.
 const TRAIL: [(&str, &str, &str); 12] = [
     ("", "console", "file begin kernel "),
     ("", "console", "file end kernel "),

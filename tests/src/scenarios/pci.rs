@@ -58,7 +58,7 @@ fn devices(bench: &mut Bench) -> Result<()> {
             .filter_map(|bar| bar["size"].as_u64())
             .collect();
         ensure!(sizes.contains(&size), "{report}");
-        // What was measured is where it was.
+        // The registers that were measured have their values again.
         let again = show(&mut console, address)?;
         ensure!(again["bars"] == report["bars"], "{again}");
         bench.note(format!("{address}: {id}, {} bytes, {first}", sizes[0]));

@@ -48,7 +48,7 @@ for i in $(seq 200); do [ -s /tmp/acpid.pid ] && break; usleep 10000; done
 echo \"Linux $(uname -r) with $(nproc) processors\"
 ";
 
-/// What acpid runs when the power button is pressed.
+/// The program that acpid runs when the power button is pressed.
 const POWER_BUTTON: &str = "#!/bin/sh\nexec poweroff\n";
 
 /// The shell's profile: typed lines are shown unchanged, whatever their length.

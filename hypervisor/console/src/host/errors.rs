@@ -78,7 +78,7 @@ pub struct BankError {
     pub cpu: u32,
     /// The bank.
     pub bank: u8,
-    /// What it required: "corrected", "no-action", "action-optional", "action-required", "fatal".
+    /// The action that it required: "corrected", "no-action", "action-optional", "action-required", "fatal".
     pub verdict: &'static str,
     /// True if the error is from before the hypervisor's start.
     pub stale: bool,

@@ -46,7 +46,7 @@ pub struct Unit {
     pub segment: u16,
     /// True if it blocks what no domain allows.
     pub works: bool,
-    /// Why it does not work, as a sentence.
+    /// The reason why it does not work, as a sentence.
     pub problem: Option<String>,
     /// True if it remaps interrupts.
     pub remaps_interrupts: bool,
@@ -102,6 +102,6 @@ pub struct Reserved {
     pub start: Hex,
     /// The first address behind it.
     pub end: Hex,
-    /// Why the function is blocked from it; `None` if it keeps it.
+    /// The reason why the function is blocked from it; `None` if it keeps it.
     pub blocked: Option<String>,
 }

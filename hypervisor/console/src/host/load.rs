@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Heap, Ledger, td::TdState};
 
-/// What the host has done up to a point in time. All times and counts are sums since the start.
+/// The host's work up to a point in time. All times and counts are sums since the start.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// Microseconds since the hypervisor's first line.

@@ -124,7 +124,7 @@ fn a_console_that_is_left_open_locks_itself() {
     assert!(terminal.run("reboot").contains("is locked"));
 }
 
-/// Whoever guesses gets one of ten thousand passwords compared in half a minute; the host answers all the while, and
+/// A guesser gets one of ten thousand passwords compared in half a minute; the host answers all the while, and
 /// the owner, whenever he comes, waits half a minute at most.
 #[test]
 fn ten_thousand_wrong_passwords_let_nobody_in_and_keep_the_owner_out_for_half_a_minute() {

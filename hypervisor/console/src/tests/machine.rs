@@ -35,7 +35,7 @@ pub struct Machine {
     pub now_us: Cell<u64>,
     /// Other TDs that [`Management::sample`] reports.
     pub more_tds: u32,
-    /// What was recorded: the lines, and what `events` shows.
+    /// The records: the lines, and the output of `events`.
     pub trail: RefCell<Vec<Event>>,
     pub definitions: Known,
     config: Vec<config::Td>,

@@ -34,7 +34,7 @@ const READY: u8 = 1;
 /// The module was ready, and has shut down.
 const DOWN: u8 = 2;
 
-/// What the module says about its shutdown. It prints as a sentence to the operator.
+/// The module's answer about its shutdown. It prints as a sentence to the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShutdownCause {
     /// The module recorded a fatal error.

@@ -22,7 +22,7 @@ use sync::call::NoAnswer;
 use super::{Td, life::State};
 use crate::platform::Platform;
 
-/// Why a TD can't be inspected.
+/// The reason why a TD can't be inspected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Uninspectable {
     /// The TD is not a debug TD.

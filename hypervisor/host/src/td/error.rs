@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// Why an operation on a TD failed.
+/// The reason why an operation on a TD failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The configuration asks for something that the module does not support.

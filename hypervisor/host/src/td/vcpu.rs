@@ -33,7 +33,7 @@ pub struct Slot {
     association: AtomicU32,
 }
 
-/// Why a vCPU can't be used now.
+/// The reason why a vCPU can't be used now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// There is no vCPU of that number.

@@ -10,7 +10,7 @@ use seam::{module::Info, platform::KeyIds};
 pub struct Report {
     /// TdxState of TDX.
     pub state: TdxState,
-    /// Why TDX is not ready, one sentence for each reason; empty when `state` is ready.
+    /// The reasons why TDX is not ready, one sentence for each; empty when `state` is ready.
     pub reasons: Vec<String>,
     /// The KeyIDs that the firmware has set aside for TDX; `None` if the machine has no such partition.
     pub key_ids: Option<KeyIds>,

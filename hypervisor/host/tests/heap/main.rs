@@ -123,7 +123,7 @@ fn refuse_each(acts: &[Act]) -> u64 {
         on_site(&server, TWO, |site| {
             site.tds.start(1).unwrap();
             reached = drive(site, acts, Refused(number));
-            // What was refused once works now, for this TD and for another.
+            // An operation that was refused once works now, for this TD and for another.
             ends::serve(site.scheduler, &site.tds);
             let state = site.tds.state(1);
             assert!(

@@ -23,7 +23,7 @@ pub const fn at(segment: u16, bus: u8, device: u8, function: u8) -> Address {
 pub struct Behaviour {
     /// After this many reads only ones come.
     pub vanishes_after: Option<u32>,
-    /// How long a reset takes, in microseconds; meanwhile it answers that it is not ready.
+    /// The time that a reset takes, in microseconds; meanwhile it answers that it is not ready.
     pub reset_us: u64,
     /// It does not come back from a reset.
     pub never_returns: bool,

@@ -20,7 +20,7 @@ fn corrected_errors_count_as_the_bank_counted_them() {
     books.count_signal();
     let lost = reading(LOST, 0x5000, LINE);
     books.enter(8, &lost, Verdict::Optional, Occasion::MachineCheck);
-    // What stays in a bank for another CPU is entered there.
+    // An error that stays in a bank for another CPU is entered there.
     books.enter(9, &lost, Verdict::NotHere, Occasion::MachineCheck);
     let counts = books.counts();
     assert_eq!(

@@ -131,7 +131,7 @@ struct Model {
     next_id: u64,
 }
 
-/// What an answer must be: its code if it is an error, and the values of fields if it is none.
+/// The expected answer: its code if it is an error, and the values of fields if it is none.
 type Expected = Result<Vec<(&'static str, Value)>, &'static str>;
 
 struct World<'a, 'h> {
@@ -165,7 +165,7 @@ impl Model {
         td.is_overdue = false;
     }
 
-    /// What the machine does when it has time.
+    /// Does the work that the machine does when it has time.
     fn work(&mut self) {
         for td in self.tds.values_mut() {
             if let Some((true, force)) = td.asked {

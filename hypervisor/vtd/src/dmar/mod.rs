@@ -48,7 +48,7 @@ pub struct UnitEntry {
     pub segment: u16,
     /// INCLUDE_PCI_ALL: it has every function of the segment that no other unit's scope names.
     pub all: bool,
-    /// What it has.
+    /// The functions, bridges and interrupt controllers that it has.
     pub scopes: Vec<Scope>,
 }
 

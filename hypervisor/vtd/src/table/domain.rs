@@ -41,7 +41,7 @@ pub(crate) struct Stale {
     pub end: u64,
 }
 
-/// What a group of functions reaches.
+/// The memory that a set of functions reaches.
 ///
 /// [`Self::map`] and [`Self::unmap`] change the tables. Units may go on with what was there before until
 /// [`Iommu::flush`](crate::Iommu::flush) has succeeded: only then may a page that was unmapped get another owner, and

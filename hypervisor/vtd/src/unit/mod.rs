@@ -47,7 +47,7 @@ pub(crate) struct Unit<P: Platform> {
 struct Inner<P> {
     contexts: Contexts<P>,
     queue: Queue<P>,
-    /// Why the unit is not asked again.
+    /// The reason why the unit is not asked again.
     failed: Option<Error>,
 }
 

@@ -98,7 +98,7 @@ impl<P: Platform> Unit<P> {
         found
             .registers
             .write32(register::FAULT_STATUS, errors.bits());
-        // What was blocked for the firmware is no news.
+        // Faults from the firmware's time are no news.
         self.faults(&mut |_| {});
         Ok(())
     }

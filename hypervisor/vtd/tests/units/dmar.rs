@@ -27,7 +27,7 @@ impl Buses for Bridges {
     }
 }
 
-/// What QEMU 7.2 writes for a machine with a root port: no unit has everything, and each function is named.
+/// The table of QEMU 7.2 for a machine with a root port: no unit has everything, and each function is named.
 #[test]
 fn qemu_s_table_names_every_function() {
     let table = table::dmar(

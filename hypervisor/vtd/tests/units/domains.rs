@@ -175,7 +175,7 @@ fn reserved_memory_is_kept_at_its_own_addresses() {
     nothing_wrong(&machine);
 }
 
-/// What happens to domains. Pages are numbers of a small space with room for large pages.
+/// An operation on domains. Pages are numbers of a small space with room for large pages.
 #[derive(Clone, Debug)]
 enum Action {
     Map {

@@ -1,4 +1,4 @@
-//! What the module does at a fatal error, as the host chose at TDH.SYS.INIT.
+//! The module's actions at a fatal error, as the host chose at TDH.SYS.INIT.
 
 use seam::abi::{FatalDiagnostics, FatalRecord};
 

@@ -58,7 +58,7 @@ impl dma::Memory for Memory<'_> {
             if (seam..end).contains(&at) {
                 return Some(at);
             }
-            // What is beyond RAM is open as a whole.
+            // Everything beyond RAM is open as a whole.
             if at >= world.end_of_ram() && at >= end {
                 return None;
             }

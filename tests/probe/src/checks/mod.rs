@@ -27,7 +27,7 @@ pub fn bring_up() -> Result<Team, crate::Failure> {
     }
     let masked = crate::attempt::wrmsr(LVT_TIMER, MASKED);
     crate::expect("masking the timer", masked.err().unwrap_or(0), 0)?;
-    // What had come before comes now.
+    // An interrupt that had come before is delivered now.
     crate::cpu::wait(0, || false);
     seam::sys_init()?;
     enter_vmx(vmx::region())?;

@@ -13,7 +13,7 @@ use crate::tdx::{bring_up, first_hkid, free_hkid, pages, succeed};
 use crate::team::{Team, gather};
 use crate::{Check, Failure, expect};
 
-/// What the checks hand on: processors, PAMT, the TDR's page.
+/// The state that the checks hand on: processors, PAMT, the TDR's page.
 static TEAM_SIZE: AtomicU64 = AtomicU64::new(u64::MAX);
 static PAMT: AtomicU64 = AtomicU64::new(0);
 static TDR: AtomicU64 = AtomicU64::new(0);

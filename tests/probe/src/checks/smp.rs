@@ -19,9 +19,9 @@ const INIT: u64 = 0x4500;
 const STARTUP: u64 = 0x4600;
 const NMI: u64 = 0x4400;
 
-/// How often the other processor has arrived in 64-bit mode.
+/// The number of times that the other processor has arrived in 64-bit mode.
 static ARRIVALS: AtomicU32 = AtomicU32::new(0);
-/// What it found its x2APIC id to be.
+/// The x2APIC id that it found.
 static ARRIVED_ID: AtomicU32 = AtomicU32::new(u32::MAX);
 
 static mut SLOTS: [ap::Slot; 1] = [ap::Slot {

@@ -16,7 +16,7 @@ const ROUNDS: u64 = 10_000;
 /// Accesses that a vCPU tries after each removal: the first may have been before it.
 const TRIES: u64 = 2;
 
-/// What the target is.
+/// The states of the target.
 mod state {
     /// Blocked, or about to be.
     pub const LEAVING: u64 = 0;
@@ -29,7 +29,7 @@ mod state {
 /// Words of the page that host and guest share.
 mod word {
     pub const STOP: u64 = 0;
-    /// How often each vCPU has written to the target.
+    /// The number of writes to the target by each vCPU.
     pub const WRITTEN: u64 = 8;
 }
 

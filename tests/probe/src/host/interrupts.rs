@@ -23,9 +23,9 @@ mod word {
     pub const STOP: u64 = 0;
     /// The host's totals are there.
     pub const TOTAL: u64 = 1;
-    /// What each vCPU has counted.
+    /// The counts of each vCPU.
     pub const COUNTED: u64 = 8;
-    /// How many of each vector the host has sent to vCPU 0.
+    /// The number of interrupts of each vector that the host has sent to vCPU 0.
     pub const SENT: u64 = 64;
 }
 

@@ -14,13 +14,13 @@ use crate::{Check, Failure};
 const POOL_PAGES: u64 = 160;
 /// Those of them that are handed out in pages of 4 KiB.
 const SMALL: u64 = 24;
-/// How long a SEAMCALL may be busy, in seconds.
+/// The time that a SEAMCALL may be busy, in seconds.
 const PATIENCE: u64 = 20;
 /// Present, writable, executable; write-back.
 const SHARED_LEAF: u64 = 7 | 6 << 3;
 const SHARED_TABLE: u64 = 7;
 
-/// What the guest's memory is taken from. Whoever changes the TD's mappings holds it.
+/// The source of the guest's memory. The one who changes the TD's mappings holds it.
 pub struct Memory {
     pool: Mutex<Pool>,
 }

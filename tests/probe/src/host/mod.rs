@@ -23,7 +23,7 @@ use crate::{Check, Failure, checks, expect, serial};
 use memory::Memory;
 use seat::Seat;
 
-/// How long a scenario may take, in seconds.
+/// The time that a scenario may take, in seconds.
 const PATIENCE: u64 = 900;
 
 /// The host.
@@ -42,7 +42,7 @@ pub struct Host {
     mailbox: AtomicU64,
     /// The page that a guest of the hammer's kind uses.
     target: AtomicU64,
-    /// What became of that page, and in which round.
+    /// The state of that page, and its round.
     target_state: AtomicU64,
     round: AtomicU64,
     console: Mutex<()>,
@@ -55,7 +55,7 @@ fn host() -> Option<&'static Host> {
     HOST.get()
 }
 
-/// What is done while the guest runs.
+/// The work that is done while the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scenario {
     /// Nothing: the guest's checks are all.

@@ -28,7 +28,7 @@ pub fn enable(td: &Td, number: usize, page: u64) -> Check {
 }
 
 impl Seat {
-    /// Whether the vCPU has not looked at its descriptor since something was posted.
+    /// Returns true if the vCPU has not looked at its descriptor since something was posted.
     pub fn is_outstanding(&self) -> bool {
         read(self.descriptor() + CONTROL) & OUTSTANDING != 0
     }

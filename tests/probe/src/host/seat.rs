@@ -21,7 +21,7 @@ const APIC_ENABLED: u64 = 1 << 8;
 /// Interruption information: valid.
 const VALID: u64 = 1 << 31;
 
-/// What the others know of a vCPU.
+/// The part of a vCPU that the others see.
 pub struct Seat {
     descriptor: AtomicU64,
     /// Its processor.
@@ -234,7 +234,7 @@ impl Host {
         }
     }
 
-    /// Whether the vCPU has something to wake up for.
+    /// Returns true if the vCPU has something to wake up for.
     pub fn is_awake(&self, number: usize, interrupts: bool) -> bool {
         let seat = &self.seats[number];
         if self.is_over() || seat.nmi.load(Ordering::SeqCst) {

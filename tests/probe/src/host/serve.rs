@@ -1,4 +1,4 @@
-//! What the guest asks for by TDVMCALL.
+//! The guest's requests by TDVMCALL.
 
 use core::sync::atomic::Ordering;
 
@@ -48,7 +48,7 @@ impl Host {
                     r.r10 = ghci::INVALID_OPERAND;
                 }
             }
-            // What a device would say that is nowhere but tells that it was asked.
+            // A value that no device returns shows that the device was asked.
             Some(Request::Mmio) => r.r11 = r.r14 & !SHARED,
             Some(Request::GetTdVmCallInfo) => (r.r11, r.r12, r.r13, r.r14) = (0, 0, 0, 0),
             Some(Request::MapGpa) => return self.map_gpa(r),

@@ -29,7 +29,7 @@ pub struct Td {
     pub shared_eptp: u64,
 }
 
-/// How a vCPU left: RAX, and the other registers.
+/// The exit of a vCPU: RAX, and the other registers.
 #[derive(Clone, Copy)]
 pub struct Exit(pub Gprs);
 
@@ -39,7 +39,7 @@ impl Exit {
         self.0.rax
     }
 
-    /// What the guest passes in R12 by a TDVMCALL.
+    /// Returns the value that the guest passes in R12 by a TDVMCALL.
     pub fn said(&self) -> u64 {
         self.0.r12
     }

@@ -40,9 +40,9 @@ pub const ALL: &[Scenario] = &[
     ),
 ];
 
-/// How long a part may take.
+/// The time that a part may take.
 const LIMIT: Duration = Duration::from_secs(25 * 60);
-/// What Linux says when a CPU has got nowhere for long.
+/// Linux's message when a CPU has got nowhere for long.
 const LOCKUPS: &str = "soft lockup|hard LOCKUP|rcu.*stall|blocked for more than|Oops|BUG:";
 
 /// The time that a part has.
@@ -54,12 +54,12 @@ impl Time {
         Self(Instant::now() + LIMIT)
     }
 
-    /// What is left of it, at most `limit`.
+    /// Returns the rest of it, at most `limit`.
     fn within(self, limit: Duration) -> Duration {
         self.0.saturating_duration_since(Instant::now()).min(limit)
     }
 
-    /// What is left of it.
+    /// Returns the rest of it.
     fn left(self) -> Duration {
         self.within(LIMIT)
     }

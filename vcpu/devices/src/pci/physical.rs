@@ -10,7 +10,7 @@ use core::ops::Range;
 use super::Identity;
 use crate::{Message, Place};
 
-/// What a physical function has. It does not change while a TD has the function.
+/// The parts of a physical function. They do not change while a TD has the function.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// Its names.
@@ -38,7 +38,7 @@ pub struct PhysicalBar {
     pub range: Range<u64>,
 }
 
-/// How a physical function interrupts.
+/// The interrupts of a physical function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Interrupts {
     /// It has no interrupts that a TD could get.

@@ -217,7 +217,7 @@ fn a_suspended_td_gets_no_turn_and_goes_on_where_it_was() {
     assert_eq!(queue.pick(0, 60), Next::Idle { until: None });
 }
 
-/// What runs on each CPU, as the test sees it, with the end of the turn.
+/// The vCPU that runs on each CPU, as the test sees it, with the end of the turn.
 type Turns = Vec<Option<(VcpuId, Ticks)>>;
 
 /// Checks that no core has vCPUs of two TDs.
@@ -423,7 +423,7 @@ fn a_portion_applies_from_the_moment_it_is_set() {
     }
     let first = run_slices(&mut queue, 1, 50_000);
     assert!(of(&first, 1)[0].abs_diff(25_000) <= 500, "{first:?}");
-    // What it used without a cap is not paid back.
+    // Time that it used without a cap is not paid back.
     let capped = Portion {
         shares: 100,
         cap: Some(20),

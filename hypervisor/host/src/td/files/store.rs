@@ -147,7 +147,7 @@ pub struct FileFacts {
     pub written: Option<u64>,
 }
 
-/// Why a file could not be put or dropped.
+/// The reason why a file could not be put or dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileError {
     /// No file can have this name.

@@ -39,7 +39,7 @@ impl<'h> Definition<'h> {
     }
 }
 
-/// Why a definition was refused. Nothing has changed.
+/// The reason why a definition was refused. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DefineError {
     /// The text of the definition, or the value, has these mistakes.

@@ -103,7 +103,7 @@ impl<P: Platform> Tds<'_, P> {
             })?;
             Ok(match ended {
                 Ended::Already(State::Reclaimed) => ended,
-                // Whoever began it, this request has waited for its end.
+                // This request has waited for the end, even if another one began it.
                 Ended::Now(_) | Ended::Already(_) => Ended::Now(whole),
             })
         })

@@ -77,7 +77,7 @@ struct Lives {
     now: Option<Arc<Td>>,
     /// The notes of the last life, if there was one.
     last: Option<Notes>,
-    /// Why the last attempt to build the TD failed.
+    /// The reason why the last attempt to build the TD failed.
     not_built: Option<String>,
     /// [`Entry::ends_wanted`] when the current life began. Any further requests are meant for this life.
     ends_before: u64,

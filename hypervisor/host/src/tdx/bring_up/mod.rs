@@ -48,7 +48,7 @@ pub struct Ready {
     pub global_hkid: u16,
 }
 
-/// Why a step failed, in a sentence, and the resulting state of TDX.
+/// The reason why a step failed, in a sentence, and the resulting state of TDX.
 #[derive(Debug)]
 struct Failed {
     state: TdxState,

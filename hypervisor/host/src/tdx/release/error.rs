@@ -1,4 +1,4 @@
-//! Why a TD could not be created, or its HKID not released.
+//! The reasons why a TD could not be created, or its HKID not released.
 
 use core::fmt;
 
@@ -6,7 +6,7 @@ use sync::call::NoAnswer;
 
 use super::super::hkids::NoHkid;
 
-/// Why TDH.MNG.CREATE failed.
+/// The reason why TDH.MNG.CREATE failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CreateError {
     /// No HKID is free.

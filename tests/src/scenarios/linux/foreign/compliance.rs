@@ -15,14 +15,14 @@ use crate::scenarios::linux::COMMAND;
 use crate::scenarios::linux::shell::Shell;
 use crate::scenarios::linux::sound;
 
-/// What tdx-compliance can be asked for.
+/// The parts of tdx-compliance.
 const PARTS: [&str; 3] = ["msr", "cpuid", "cr"];
 /// It flips CR4.PKE and leaves it: Linux must not use protection keys.
 const COMMAND_LINE: &str = "nopku";
-/// How long a vCPU has to stay halted.
+/// The time that a vCPU has to stay halted.
 const HALTED: Duration = Duration::from_secs(10);
 
-/// What the modules say; without a checkout of LKVS there is nothing to run.
+/// The modules' output; without a checkout of LKVS there is nothing to run.
 pub fn compliance(bench: &mut Bench) -> Result<()> {
     if !bench.programs().has_lkvs() {
         bench.note("skipped: --lkvs DIR");

@@ -9,7 +9,7 @@ use crate::scenarios::Bench;
 use crate::scenarios::linux::shell::Shell;
 use crate::scenarios::linux::sound;
 
-/// What runs for a minute each.
+/// The stressors, each of which runs for a minute.
 const LONG: [&str; 6] = [
     "--cpu 4",
     "--vm 4 --vm-bytes 64M",
@@ -18,14 +18,14 @@ const LONG: [&str; 6] = [
     "--switch 4",
     "--futex 4",
 ];
-/// What chooses its code by the CPU: shorter, for it does so at once.
+/// The stressors that choose their code by the CPU: shorter, for they do so at once.
 const SHORT: [&str; 4] = [
     "--cpu 4 --cpu-method float",
     "--cpu 4 --cpu-method fft",
     "--cpu 4 --cpu-method matrixprod",
     "--matrix 4",
 ];
-/// How long what was asked to end may take to do so.
+/// The time that a stressor may take to end.
 const END: Duration = Duration::from_secs(180);
 
 /// Nothing that stress-ng does stops a CPU, or is no instruction of the CPU that a TD is told it has.
@@ -52,7 +52,7 @@ pub fn stress(bench: &mut Bench) -> Result<()> {
     sound(&mut console)
 }
 
-/// What a line of the metrics says was done: `stress-ng: metrc: [PID] NAME OPERATIONS ...`.
+/// Returns the operations that a line of the metrics states: `stress-ng: metrc: [PID] NAME OPERATIONS ...`.
 fn operations(line: &str) -> Option<String> {
     let (_, metrics) = line.split_once("metrc: [")?;
     let mut words = metrics.split_whitespace().skip(1);

@@ -95,7 +95,7 @@ const EXPECTED: &[Expected] = &[
     },
 ];
 
-/// What became of a part.
+/// The outcome of a part.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// The line with its figures.
