@@ -46,8 +46,8 @@ pub fn press_power_button(waker: Waker<'_>) -> Result<(), NotListening> {
     Ok(())
 }
 
-/// Delivers a message of the I/O APIC or of a function.
-fn deliver(waker: Waker<'_>, message: Message) {
+/// Delivers a message of the I/O APIC or of a function. Takes no lock.
+pub fn deliver(waker: Waker<'_>, message: Message) {
     let to = match (message.is_logical, message.destination) {
         (_, 0xFF) => Destination::All,
         (true, set) => Destination::Logical(0, set.into()),

@@ -37,7 +37,7 @@ pub use console::{Console, Excerpt};
 pub use current::Stop;
 pub use end::End;
 pub use fatal::FatalError;
-pub use interrupts::{deliver_messages, press_power_button, receive_typed};
+pub use interrupts::{deliver, deliver_messages, press_power_button, receive_typed};
 pub use setup::{Wiring, wire};
 pub use slice::{PhysicalCpu, TimeSlice};
 pub use state::{Event, Halt, VcpuState};

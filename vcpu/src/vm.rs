@@ -4,9 +4,9 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use devices::Devices;
+use devices::{Devices, pci::Function};
 use mm::shared::SharedMap;
-use spin::{Once, RwLock};
+use spin::{Mutex, Once, RwLock};
 use sync::atomic::AtomicBool;
 
 use crate::clock::Clock;
@@ -66,6 +66,16 @@ impl Vm {
             end: Once::new(),
             woken: AtomicBool::new(false),
         }
+    }
+
+    /// Adds functions to the TD's PCI bus, in this order. Called once, before a vCPU runs.
+    ///
+    /// # Panics
+    /// More than [`devices::pci::MOST`] functions.
+    #[must_use]
+    pub fn with_functions(mut self, functions: Vec<Arc<Mutex<dyn Function>>>) -> Self {
+        self.devices = Devices::new(self.memory(), functions);
+        self
     }
 
     /// Returns the vcpus of all vCPUs, by vCPU index.

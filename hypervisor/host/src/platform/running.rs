@@ -5,6 +5,7 @@ use sync::atomic::{AtomicU8, Ordering::SeqCst};
 use vcpu::{PhysicalCpu, posted::Descriptor};
 
 use super::Platform;
+use crate::td::functions::Functions;
 
 /// The machine as the code that runs vCPUs needs it. All methods except the clocks are called with interrupts off.
 pub trait Running: Platform + PhysicalCpu {
@@ -30,6 +31,11 @@ pub trait Running: Platform + PhysicalCpu {
 
     /// Returns the vector of the notification interrupt, the same on every CPU.
     fn notification_vector(&self) -> u8;
+
+    /// Returns the machine's PCI functions that TDs can have. By default there are none.
+    fn functions(&self) -> Option<&dyn Functions> {
+        None
+    }
 
     /// Flushes the calling CPU's cached translations of shared EPTs.
     fn flush_shared_ept(&self);

@@ -3,8 +3,9 @@
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
-use devices::pci::{Physical, Sink};
+use devices::{Message, pci::Physical};
 use mm::shared::Mirror;
+use vcpu::Executor;
 
 /// The machine's functions, as TDs get them. The hypervisor implements it.
 pub trait Functions: Sync {
@@ -24,7 +25,7 @@ pub trait Taken: fmt::Debug + Send + Sync {
     /// Returns the domain that follows the TD's shared memory.
     fn mirror(&self) -> Arc<dyn Mirror>;
 
-    /// Passes interrupts to `sink` from now on. Before, they are lost.
+    /// Passes interrupts to `sink` from now on, until [`Self::give_back`] has succeeded. Before, they are lost.
     fn connect(&self, sink: Arc<dyn Sink>);
 
     /// Returns why the TD must end, if one of its functions has had a serious error.
@@ -36,4 +37,11 @@ pub trait Taken: fmt::Debug + Send + Sync {
     /// # Errors
     /// A sentence: functions may still reach the TD's shared memory, whose frames must not be freed.
     fn give_back(&self) -> Result<(), String>;
+}
+
+/// Receives the interrupts of a TD's physical functions. It is called in interrupt handlers, and takes no lock.
+pub trait Sink: fmt::Debug + Send + Sync {
+    /// Delivers a message of a function to the TD's vCPUs, which `executor` runs: the scheduler. `function` is the
+    /// function's index in [`Taken::functions`].
+    fn deliver(&self, function: usize, message: Message, executor: &dyn Executor);
 }

@@ -26,7 +26,7 @@ use td_base::board;
 
 pub use config::{BARS, Capability, Config, Identity};
 pub use msix::Msix;
-pub use physical::{Interrupts, Physical, PhysicalBar, Shape, Sink};
+pub use physical::{Interrupts, Physical, PhysicalBar, Shape};
 pub use ports::{PORTS, Ports};
 
 use crate::{Effect, Message, Now, Place, open_bus};

@@ -93,9 +93,3 @@ pub trait Physical: fmt::Debug + Send + Sync {
     /// Returns true while the function is being reset, or is lost after a reset: its registers must not be accessed.
     fn is_away(&self) -> bool;
 }
-
-/// Receives the interrupts of a TD's physical functions. It is called in interrupt handlers, and takes no lock.
-pub trait Sink: fmt::Debug + Send + Sync {
-    /// Delivers a message to the TD's vCPUs.
-    fn deliver(&self, message: Message);
-}
