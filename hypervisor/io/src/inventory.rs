@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Address, BarKind, Clock, Defect, Function, Header, Owner, Refusal, Reset, ResetError, Space,
-    acs, bar, group, quirk, reset,
+    Address, BarKind, Clock, Defect, Function, Header, Owner, Refusal, Reset, ResetError,
+    Resetting, Space, acs, bar, group, quirk, reset,
 };
 
 /// Knowledge of a function beside its own registers.
@@ -202,15 +202,30 @@ impl Inventory {
         clock: &impl Clock,
         at: Address,
     ) -> Result<Reset, ResetError> {
+        self.begin_reset(space, clock, at)?.finish(space, clock)
+    }
+
+    /// Begins to reset a function by the best way that there is. It is not a bus master then.
+    ///
+    /// # Errors
+    /// [`ResetError::Unknown`], [`ResetError::NoWay`].
+    pub fn begin_reset(
+        &self,
+        space: &impl Space,
+        clock: &impl Clock,
+        at: Address,
+    ) -> Result<Resetting, ResetError> {
         let index = self.index(at).ok_or(ResetError::Unknown(at))?;
         let way = self.resets(at).first().copied();
         let way = way.ok_or(ResetError::NoWay(at))?;
-        let affected: Vec<_> = match way {
-            Reset::Bus(_) => self.on_bus_of(at).map(|(_, function)| function).collect(),
-            _ => Vec::from([&self.functions[index]]),
+        let affected = match way {
+            Reset::Bus(_) => {
+                let on_bus = self.on_bus_of(at);
+                on_bus.map(|(_, function)| function.clone()).collect()
+            }
+            _ => Vec::from([self.functions[index].clone()]),
         };
-        reset::perform(space, clock, &affected, way)?;
-        Ok(way)
+        Ok(Resetting::begin(space, clock, affected, way))
     }
 
     /// Returns the reasons why a function can't be given to a TD.

@@ -45,5 +45,5 @@ pub use function::{Buses, Class, Function, Header, Identity, Stopped};
 pub use inventory::Inventory;
 pub use owner::Owner;
 pub use refusal::Refusal;
-pub use reset::{Reset, ResetError};
+pub use reset::{Reset, ResetError, Resetting};
 pub use space::{Space, register};

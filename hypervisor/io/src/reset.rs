@@ -115,38 +115,139 @@ pub(crate) fn offered(space: &impl Space, function: &Function) -> Vec<Reset> {
     ways
 }
 
-/// Resets `functions` by `way`: one function, or all that are on a bus. They have lost their state then, are not bus
-/// masters, and have the base address registers that they had.
-pub(crate) fn perform(
-    space: &impl Space,
-    clock: &impl Clock,
-    functions: &[&Function],
+/// A reset that is under way: of one function, or of all that are on a bus. When it is done they have lost their state,
+/// are not bus masters, and have the base address registers that they had.
+#[derive(Debug)]
+pub struct Resetting {
     way: Reset,
-) -> Result<(), ResetError> {
-    let saved: Vec<_> = functions
-        .iter()
-        .map(|function| Saved::of(space, function))
-        .collect();
-    for function in functions {
-        function.stop(space);
+    functions: Vec<Function>,
+    saved: Vec<Saved>,
+    phase: Phase,
+    /// The time at which the phase began, in microseconds.
+    since_us: u64,
+}
+
+/// The phases of a reset, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The functions finish their outstanding requests.
+    Quieting,
+    /// The reset is asserted, for so many microseconds.
+    Held(u64),
+    /// The functions may not be accessed, for so many microseconds.
+    Settling(u64),
+    /// The function of this index must answer.
+    Returning(usize),
+    /// The functions are back.
+    Done,
+}
+
+impl Resetting {
+    /// Stops the functions, so that they can be reset.
+    pub(crate) fn begin(
+        space: &impl Space,
+        clock: &impl Clock,
+        functions: Vec<Function>,
+        way: Reset,
+    ) -> Self {
+        let saved = functions.iter().map(|function| Saved::of(space, function));
+        let saved = saved.collect();
+        for function in &functions {
+            function.stop(space);
+        }
+        Self {
+            way,
+            functions,
+            saved,
+            phase: Phase::Quieting,
+            since_us: clock.us(),
+        }
     }
-    // A reset ends what is still outstanding, so that a function that never becomes quiet is reset all the same.
-    clock.wait_until(PENDING_US, || {
-        functions.iter().all(|function| is_quiet(space, function))
-    });
-    match way {
-        Reset::Bus(bridge) => reset_bus(space, clock, bridge, functions),
-        _ => functions
-            .iter()
-            .for_each(|function| reset_one(space, clock, function, way)),
+
+    /// Returns the way of the reset.
+    #[must_use]
+    pub fn way(&self) -> Reset {
+        self.way
     }
-    for function in functions {
-        await_return(space, clock, function)?;
+
+    /// Does what is due, and never waits. Returns true when the reset is done.
+    ///
+    /// # Errors
+    /// [`ResetError::NotBack`] and [`ResetError::Changed`]: the functions must not be used.
+    pub fn step(&mut self, space: &impl Space, clock: &impl Clock) -> Result<bool, ResetError> {
+        let passed = clock.us().saturating_sub(self.since_us);
+        let next = match self.phase {
+            // A reset ends what is still outstanding, so that a function that never becomes quiet is reset all the same.
+            Phase::Quieting => {
+                let mut functions = self.functions.iter();
+                let are_quiet = functions.all(|function| is_quiet(space, function));
+                (are_quiet || passed >= PENDING_US).then(|| self.assert(space))
+            }
+            Phase::Held(us) => (passed >= us).then(|| self.release(space)),
+            Phase::Settling(us) => (passed >= us).then_some(Phase::Returning(0)),
+            Phase::Returning(index) => match self.functions.get(index) {
+                Some(function) if is_back(space, function, passed)? => {
+                    Some(Phase::Returning(index + 1))
+                }
+                Some(_) => None,
+                None => Some(self.restore(space)),
+            },
+            Phase::Done => None,
+        };
+        if let Some(next) = next {
+            (self.phase, self.since_us) = (next, clock.us());
+        }
+        Ok(self.phase == Phase::Done)
     }
-    for (function, saved) in functions.iter().zip(saved) {
-        saved.restore(space, function);
+
+    /// Resets to the end.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn finish(mut self, space: &impl Space, clock: &impl Clock) -> Result<Reset, ResetError> {
+        while !self.step(space, clock)? {
+            clock.relax();
+        }
+        Ok(self.way)
     }
-    Ok(())
+
+    /// Asserts the reset.
+    fn assert(&self, space: &impl Space) -> Phase {
+        if let Reset::Bus(bridge) = self.way {
+            let control = space.read16(bridge, BRIDGE_CONTROL);
+            space.write16(bridge, BRIDGE_CONTROL, control | BUS_RESET);
+            return Phase::Held(HOLD_US);
+        }
+        let one = |function| assert_one(space, function, self.way);
+        let phases = self.functions.iter().filter_map(one);
+        phases.last().unwrap_or(Phase::Returning(0))
+    }
+
+    /// Ends the assertion of a reset that has an end.
+    fn release(&self, space: &impl Space) -> Phase {
+        match self.way {
+            Reset::Bus(bridge) => {
+                let control = space.read16(bridge, BRIDGE_CONTROL);
+                space.write16(bridge, BRIDGE_CONTROL, control & !BUS_RESET);
+                let mut functions = self.functions.iter();
+                let all_express = functions.all(|function| function.express.is_some());
+                Phase::Settling(if all_express { BUS_US } else { CONVENTIONAL_US })
+            }
+            _ => {
+                for function in &self.functions {
+                    set_power(space, function, 0);
+                }
+                Phase::Settling(POWER_US)
+            }
+        }
+    }
+
+    fn restore(&mut self, space: &impl Space) -> Phase {
+        for (function, saved) in self.functions.iter().zip(self.saved.drain(..)) {
+            saved.restore(space, function);
+        }
+        Phase::Done
+    }
 }
 
 fn is_quiet(space: &impl Space, function: &Function) -> bool {
@@ -162,70 +263,55 @@ fn is_quiet(space: &impl Space, function: &Function) -> bool {
     }
 }
 
-fn reset_one(space: &impl Space, clock: &impl Clock, function: &Function, way: Reset) {
+/// Asserts the reset of one function.
+fn assert_one(space: &impl Space, function: &Function, way: Reset) -> Option<Phase> {
     let at = function.address;
     match way {
         Reset::Function => {
-            let Some(express) = function.express else {
-                return;
-            };
-            let control = express.offset + Express::CONTROL;
+            let control = function.express?.offset + Express::CONTROL;
             space.write16(at, control, space.read16(at, control) | START);
-            clock.pass(FUNCTION_US);
+            Some(Phase::Settling(FUNCTION_US))
         }
         Reset::Advanced => {
-            if let Some(advanced) = function.capabilities.standard(standard::ADVANCED) {
-                space.write16(at, advanced + ADVANCED_CONTROL, 1);
-                clock.pass(FUNCTION_US);
-            }
+            let advanced = function.capabilities.standard(standard::ADVANCED)?;
+            space.write16(at, advanced + ADVANCED_CONTROL, 1);
+            Some(Phase::Settling(FUNCTION_US))
         }
         Reset::Power => {
-            if let Some(power) = function.capabilities.standard(standard::POWER) {
-                let control = power + POWER_CONTROL;
-                let before = space.read16(at, control) & !STATE;
-                for state in [STATE, 0] {
-                    space.write16(at, control, before | state);
-                    clock.pass(POWER_US);
-                }
-            }
+            set_power(space, function, STATE);
+            Some(Phase::Held(POWER_US))
         }
-        Reset::Bus(_) => {}
+        Reset::Bus(_) => None,
     }
 }
 
-fn reset_bus(space: &impl Space, clock: &impl Clock, bridge: Address, functions: &[&Function]) {
-    let control = space.read16(bridge, BRIDGE_CONTROL);
-    space.write16(bridge, BRIDGE_CONTROL, control | BUS_RESET);
-    clock.pass(HOLD_US);
-    space.write16(bridge, BRIDGE_CONTROL, control & !BUS_RESET);
-    let all_express = functions.iter().all(|function| function.express.is_some());
-    clock.pass(if all_express { BUS_US } else { CONVENTIONAL_US });
+/// Sets the power state: 0 is D0, 3 is D3hot.
+fn set_power(space: &impl Space, function: &Function, state: u16) {
+    if let Some(power) = function.capabilities.standard(standard::POWER) {
+        let control = power + POWER_CONTROL;
+        let before = space.read16(function.address, control) & !STATE;
+        space.write16(function.address, control, before | state);
+    }
 }
 
-/// Waits until the function answers with its id. While it is not ready it answers with ones, or with a vendor of 1.
-fn await_return(
-    space: &impl Space,
-    clock: &impl Clock,
-    function: &Function,
-) -> Result<(), ResetError> {
+/// Returns true if the function answers with its id. While it is not ready it answers with ones, or with a vendor of 1.
+fn is_back(space: &impl Space, function: &Function, passed_us: u64) -> Result<bool, ResetError> {
     let at = function.address;
     let own = u32::from(function.identity.device) << 16 | u32::from(function.identity.vendor);
-    let mut last = u32::MAX;
-    let is_back = clock.wait_until(RETURN_US, || {
-        last = space.read(at, ID);
-        if function.physical.is_some() {
-            return function.answers(space);
-        }
-        !matches!(last as u16, 0xFFFF | 0x0001)
-    });
+    let id = space.read(at, ID);
+    let is_back = match function.physical {
+        Some(_) => function.answers(space),
+        None => !matches!(id as u16, 0xFFFF | 0x0001),
+    };
     match is_back {
-        false => Err(ResetError::NotBack(at)),
-        true if function.physical.is_none() && last != own => Err(ResetError::Changed(at)),
-        true => Ok(()),
+        false if passed_us >= RETURN_US => Err(ResetError::NotBack(at)),
+        true if function.physical.is_none() && id != own => Err(ResetError::Changed(at)),
+        is_back => Ok(is_back),
     }
 }
 
 /// The registers that a reset loses and that the function needs again.
+#[derive(Debug)]
 struct Saved {
     command: u16,
     header: u32,

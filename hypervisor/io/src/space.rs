@@ -54,6 +54,9 @@ pub trait Space {
     /// Writes the 16 bits at `offset`, a multiple of 2, and no others.
     fn write16(&self, at: Address, offset: u16, value: u16);
 
+    /// Writes the 8 bits at `offset`, and no others.
+    fn write8(&self, at: Address, offset: u16, value: u8);
+
     /// Reads the 16 bits at `offset`, a multiple of 2.
     fn read16(&self, at: Address, offset: u16) -> u16 {
         (self.read(at, offset & !3) >> (offset % 4 * 8)) as u16

@@ -191,6 +191,11 @@ mod tests {
             let old = self.read(at, offset & !3) & !(0xFFFF << shift);
             self.write(at, offset & !3, old | u32::from(value) << shift);
         }
+        fn write8(&self, at: Address, offset: u16, value: u8) {
+            let shift = offset % 4 * 8;
+            let old = self.read(at, offset & !3) & !(0xFF << shift);
+            self.write(at, offset & !3, old | u32::from(value) << shift);
+        }
     }
 
     fn found(fake: &Fake) -> Found {

@@ -141,6 +141,17 @@ impl Space for Configuration {
             unsafe { Port::new(select(number) + (offset & 2)).write(value) }
         }
     }
+
+    fn write8(&self, at: Address, offset: u16, value: u8) {
+        if let Some(place) = self.place(at, offset) {
+            // SAFETY: as for `write`.
+            unsafe { (place as *mut u8).write_volatile(value) }
+        } else if let Some(number) = self.port(at, offset) {
+            let _guard = PORTS.lock();
+            // SAFETY: as for `write`.
+            unsafe { Port::new(select(number) + (offset & 3)).write(value) }
+        }
+    }
 }
 
 /// The two ports, which are used one access at a time.

@@ -398,6 +398,11 @@ impl Space for Model {
         let shift = offset % 4 * 8;
         self.write_bits(at, offset & !3, u32::from(value) << shift, 0xFFFF << shift);
     }
+
+    fn write8(&self, at: Address, offset: u16, value: u8) {
+        let shift = offset % 4 * 8;
+        self.write_bits(at, offset & !3, u32::from(value) << shift, 0xFF << shift);
+    }
 }
 
 impl Clock for Model {
