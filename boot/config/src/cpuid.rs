@@ -1,10 +1,10 @@
 //! `[[td.cpuid]]`: the CPUID values that a TD is to have.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::format;
 
 use toml::de::DeValue;
 
-use super::keys::{self, Key, Keyed, Mistakes, number};
+use super::keys::{Key, Keyed, number};
 
 /// The form of a register.
 const REGISTER: &str = "a number of 32 bits";
@@ -67,27 +67,6 @@ impl Keyed for Cpuid {
     fn blank() -> Self {
         Self::default()
     }
-}
-
-impl Cpuid {
-    /// Returns the leaf as an inline table.
-    pub(crate) fn inline(&self) -> String {
-        let keys = Self::KEYS.iter();
-        let pairs: Vec<_> = keys
-            .filter_map(|key| Some(format!("{} = {}", key.name, (key.show)(self)?)))
-            .collect();
-        format!("{{ {} }}", pairs.join(", "))
-    }
-}
-
-/// Reads the tables of `[[td.cpuid]]`. Returns `None` if the value is not a list of tables.
-pub(crate) fn leafs(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Option<Vec<Cpuid>> {
-    let tables = value.as_array()?.iter().map(|leaf| {
-        let table = leaf.get_ref().as_table()?;
-        let at = keys::start_of(table).unwrap_or(leaf.span().start);
-        Some(keys::read(table, at, mistakes))
-    });
-    tables.collect()
 }
 
 fn register(value: &DeValue<'_>) -> Option<u32> {

@@ -75,6 +75,15 @@ pub(crate) trait Keyed: Sized + 'static {
     /// Returns a table with defaults. Required keys have no useful value.
     fn blank() -> Self;
 
+    /// Returns the keys that do not have their default, as an inline table.
+    fn inline(&self) -> String {
+        let keys = Self::KEYS.iter();
+        let pairs: Vec<_> = keys
+            .filter_map(|key| Some(format!("{} = {}", key.name, (key.show)(self)?)))
+            .collect();
+        format!("{{ {} }}", pairs.join(", "))
+    }
+
     /// Finds a key.
     fn key(name: &str) -> Option<&'static Key<Self>> {
         Self::KEYS.iter().find(|key| key.name == name)
@@ -134,6 +143,25 @@ pub(crate) fn read<T: Keyed>(table: &DeTable<'_>, at: usize, mistakes: &mut Mist
         }
     }
     read
+}
+
+/// Reads a list of tables, such as those of `[[td.cpuid]]`. Returns `None` if the value is not one.
+pub(crate) fn read_list<T: Keyed>(
+    value: &DeValue<'_>,
+    mistakes: &mut Mistakes<'_>,
+) -> Option<Vec<T>> {
+    let tables = value.as_array()?.iter().map(|entry| {
+        let table = entry.get_ref().as_table()?;
+        let at = start_of(table).unwrap_or(entry.span().start);
+        Some(read(table, at, mistakes))
+    });
+    tables.collect()
+}
+
+/// Shows a list of tables, unless it is empty.
+pub(crate) fn show_list<T: Keyed>(list: &[T]) -> Option<String> {
+    let tables: Vec<_> = list.iter().map(T::inline).collect();
+    (!tables.is_empty()).then(|| format!("[{}]", tables.join(", ")))
 }
 
 /// Reads the keys that a table has.

@@ -7,9 +7,10 @@ use toml::de::DeValue;
 
 use super::{
     Paravirt, Xfam, XfamFeature,
-    cpuid::{Cpuid, leafs},
+    cpuid::Cpuid,
     features,
-    keys::{Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
+    keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
+    pci::{self, Pci},
 };
 
 /// Granularity of a TD's memory in bytes: it consists of 2 MiB frames.
@@ -83,6 +84,8 @@ pub struct Td {
     pub tsc_mhz: Option<u16>,
     /// `[[td.cpuid]]`: values of the CPUID leaves that the module lets the host configure.
     pub cpuid: Vec<Cpuid>,
+    /// `[[td.pci]]`: the PCI functions of the machine that the TD has while it runs.
+    pub pci: Vec<Pci>,
     /// Time at which the TD gets the memory that is not part of its image.
     pub populate: Populate,
     /// True if the TD may name other TDs in hypercalls.
@@ -282,15 +285,23 @@ impl Keyed for Td {
             "[[td.cpuid]], a table for each leaf",
             |td, value| {
                 let mut mistakes = Mistakes::of("");
-                td.cpuid = leafs(value, &mut mistakes)?;
+                td.cpuid = keys::read_list(value, &mut mistakes)?;
                 mistakes.found.is_empty().then_some(())
             },
-            |td| {
-                let leafs: Vec<_> = td.cpuid.iter().map(Cpuid::inline).collect();
-                (!leafs.is_empty()).then(|| format!("[{}]", leafs.join(", ")))
-            },
+            |td| keys::show_list(&td.cpuid),
         )
-        .inside(|value, mistakes| drop(leafs(value, mistakes))),
+        .inside(|value, mistakes| drop(keys::read_list::<Cpuid>(value, mistakes))),
+        Key::<Self>::new(
+            "pci",
+            "[[td.pci]], a table for each device",
+            |td, value| {
+                let mut mistakes = Mistakes::of("");
+                td.pci = pci::functions(value, &mut mistakes)?;
+                mistakes.found.is_empty().then_some(())
+            },
+            |td| keys::show_list(&td.pci),
+        )
+        .inside(|value, mistakes| drop(pci::functions(value, mistakes))),
         Key::<Self>::new(
             "populate",
             "\"demand\" or \"start\"",
@@ -360,6 +371,7 @@ impl Keyed for Td {
             paravirt: None,
             tsc_mhz: None,
             cpuid: Vec::new(),
+            pci: Vec::new(),
             populate: Populate::Demand,
             control: false,
             shares: 100,

@@ -31,6 +31,7 @@ mod quirk;
 mod refusal;
 mod reset;
 pub mod scan;
+mod selector;
 mod space;
 mod sriov;
 
@@ -46,4 +47,5 @@ pub use inventory::Inventory;
 pub use owner::Owner;
 pub use refusal::Refusal;
 pub use reset::{Reset, ResetError, Resetting};
+pub use selector::{BadSelector, Selector};
 pub use space::{Space, register};

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::{Problem, read};
 use crate::{
-    Clear, Config, Cpuid, File, Host, LogLevel, Paravirt, Populate, Smt, Td, Xfam, XfamFeature,
-    keys::Keyed, parse, read_td,
+    Clear, Config, Cpuid, File, Host, LogLevel, Paravirt, Pci, Populate, Smt, Td, Xfam,
+    XfamFeature, keys::Keyed, parse, read_td,
 };
 
 const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
@@ -193,6 +193,15 @@ fn one_key_is_changed_and_set_back() {
             .starts_with("memroy is not a key of [[td]]; its keys are name,")
     );
     assert!(set("cpuid", "[{ leaf = 7, ebx = -1 }]").is_err());
+    let drive = set("pci", "[{ device = \"1:0.0\" }]").unwrap();
+    assert_eq!(
+        drive.pci,
+        [Pci {
+            device: "0000:01:00.0".parse().unwrap()
+        }]
+    );
+    assert_eq!(drive.with("pci", "default"), Ok(td.clone()));
+    assert!(set("pci", "[{ device = \"1:0\" }]").is_err());
 }
 
 #[test]
@@ -204,6 +213,24 @@ fn more_vcpus_than_cpus_are_warned_of() {
         many.warning(4).unwrap(),
         "TD a: vcpus is 1000, and the machine has 4 CPUs: more vCPUs than CPUs only wait for each other"
     );
+}
+
+/// Returns functions at addresses, and one by vendor and device.
+fn any_pci() -> impl Strategy<Value = Vec<Pci>> {
+    let pci = |text: String| Pci {
+        device: text.parse().unwrap(),
+    };
+    let places = proptest::collection::btree_set(any::<u16>(), 0..3);
+    (any::<[u16; 2]>(), places).prop_map(move |([segment, vendor], places)| {
+        let by_address = places.into_iter().map(|id| {
+            let at = io::Address::of_requester(segment, id);
+            pci(format!("{at}"))
+        });
+        let by_identity = vendor
+            .is_multiple_of(2)
+            .then(|| pci(format!("{vendor:04x}:0a54")));
+        by_address.chain(by_identity).collect()
+    })
 }
 
 fn any_td() -> impl Strategy<Value = Td> {
@@ -235,9 +262,9 @@ fn any_td() -> impl Strategy<Value = Td> {
             proptest::option::of(1u32..=6_553_500),
             any::<[[u8; 16]; 3]>(),
         ),
-        proptest::collection::vec(cpuid, 0..3),
+        (proptest::collection::vec(cpuid, 0..3), any_pci()),
     )
-        .prop_map(|(sizes, flags, numbers, shares, cpuid)| {
+        .prop_map(|(sizes, flags, numbers, shares, (cpuid, pci))| {
             let wide = |bytes: [u8; 16]| {
                 let mut wide = [0; 48];
                 wide[7..23].copy_from_slice(&bytes);
@@ -296,6 +323,7 @@ fn any_td() -> impl Strategy<Value = Td> {
                     Populate::Demand
                 },
                 cpuid,
+                pci,
                 ..Td::blank()
             }
         })
