@@ -3,20 +3,24 @@
 use alloc::vec::Vec;
 
 use crate::{
-    Address, BarKind, Clock, Defect, Function, Header, Owner, Refusal, Reset, ResetError,
-    Resetting, Space, acs, bar, group, quirk, reset,
+    Address, BarKind, Defect, Function, Header, Owner, Refusal, Reset, Space, acs, bar, group,
+    quirk, reset,
 };
 
 /// Knowledge of a function beside its own registers.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     group: usize,
     requesters: Vec<u16>,
     /// The resets that it offers by itself, the best first.
     resets: Vec<Reset>,
     /// The index of the bridge to its bus, if there is exactly one.
     bridge: Option<usize>,
-    owner: Owner,
+    pub owner: Owner,
+    /// True if the TD that has it had it before.
+    pub has_label: bool,
+    /// True while it is being reset: its registers are not accessed.
+    pub is_away: bool,
     /// True if its base address registers are measured, or must never be.
     is_measured: bool,
 }
@@ -32,8 +36,8 @@ impl Inventory {
     /// Takes the functions that [`crate::scan::segment`] found on all segments, switches access control on, and forms the
     /// groups. No function is a bus master, and nothing else uses configuration space.
     ///
-    /// `is_needed` says that the machine needs a function at every moment, such as the console's port; its registers are
-    /// never measured.
+    /// `is_needed` says that the machine needs a function at every moment, such as the console's port: the host keeps it,
+    /// and its registers are never measured.
     pub fn new(
         space: &impl Space,
         mut functions: Vec<Function>,
@@ -54,7 +58,12 @@ impl Inventory {
                     group::Above::Bridge(index) => Some(*index),
                     _ => None,
                 },
-                owner: host_use(function).map_or(Owner::Nobody, Owner::Host),
+                owner: match is_needed(function) {
+                    true => Owner::Host("it needs it at every moment"),
+                    false => host_use(function).map_or(Owner::Nobody, Owner::Host),
+                },
+                has_label: false,
+                is_away: false,
                 is_measured: is_needed(function) || quirk::keeps_its_bars(function),
             })
             .collect();
@@ -163,15 +172,6 @@ impl Inventory {
         Some(&self.places[self.index(at)?].owner)
     }
 
-    /// Sets the owner of a function. What the host keeps, it keeps.
-    pub fn set_owner(&mut self, at: Address, owner: Owner) {
-        if let Some(index) = self.index(at)
-            && !matches!(self.places[index].owner, Owner::Host(_))
-        {
-            self.places[index].owner = owner;
-        }
-    }
-
     /// Returns the function whose base address registers locate `address`: of memory, or an I/O port.
     #[must_use]
     pub fn behind_address(&self, address: u64, is_port: bool) -> Option<&Function> {
@@ -192,54 +192,24 @@ impl Inventory {
         ways
     }
 
-    /// Resets a function by the best way that there is. It is not a bus master then.
-    ///
-    /// # Errors
-    /// [`ResetError`]. After [`ResetError::NotBack`] and [`ResetError::Changed`] the function must not be used.
-    pub fn reset(
-        &self,
-        space: &impl Space,
-        clock: &impl Clock,
-        at: Address,
-    ) -> Result<Reset, ResetError> {
-        self.begin_reset(space, clock, at)?.finish(space, clock)
-    }
-
-    /// Begins to reset a function by the best way that there is. It is not a bus master then.
-    ///
-    /// # Errors
-    /// [`ResetError::Unknown`], [`ResetError::NoWay`].
-    pub fn begin_reset(
-        &self,
-        space: &impl Space,
-        clock: &impl Clock,
-        at: Address,
-    ) -> Result<Resetting, ResetError> {
-        let index = self.index(at).ok_or(ResetError::Unknown(at))?;
-        let way = self.resets(at).first().copied();
-        let way = way.ok_or(ResetError::NoWay(at))?;
-        let affected = match way {
-            Reset::Bus(_) => {
-                let on_bus = self.on_bus_of(at);
-                on_bus.map(|(_, function)| function.clone()).collect()
-            }
-            _ => Vec::from([self.functions[index].clone()]),
-        };
-        Ok(Resetting::begin(space, clock, affected, way))
-    }
-
-    /// Returns the reasons why a function can't be given to a TD.
+    /// Returns the reasons why a function can't be given to any TD. Nothing is said of the functions of its group that
+    /// TDs can have.
     pub fn refusals(&self, space: &impl Space, at: Address) -> Vec<Refusal> {
         let Some(index) = self.index(at) else {
             return Vec::from([Refusal::Gone]);
         };
         let (function, place) = (&self.functions[index], &self.places[index]);
         let mut reasons = Vec::new();
-        if let Owner::Host(why) = place.owner {
-            reasons.push(Refusal::Host(why));
+        match &place.owner {
+            Owner::Host(why) => reasons.push(Refusal::Host(why)),
+            Owner::Retired(why) => reasons.push(Refusal::Retired(why.clone())),
+            _ => {}
         }
-        if !function.answers(space) {
+        if !place.is_away && !function.answers(space) {
             reasons.push(Refusal::Gone);
+        }
+        if let Header::Other(layout) = function.header {
+            reasons.push(Refusal::Header(layout));
         }
         reasons.extend(function.defects.iter().copied().map(Refusal::Defect));
         if quirk::is_volume_management(function) {
@@ -266,7 +236,19 @@ impl Inventory {
         group::find(&self.functions, at)
     }
 
-    fn on_bus_of(&self, at: Address) -> impl Iterator<Item = (usize, &Function)> {
+    pub(crate) fn place_mut(&mut self, at: Address) -> Option<&mut Place> {
+        let index = self.index(at)?;
+        self.places.get_mut(index)
+    }
+
+    /// Returns true while a function is being reset: its registers must not be accessed.
+    #[must_use]
+    pub fn is_away(&self, at: Address) -> bool {
+        self.index(at)
+            .is_some_and(|index| self.places[index].is_away)
+    }
+
+    pub(crate) fn on_bus_of(&self, at: Address) -> impl Iterator<Item = (usize, &Function)> {
         let on_bus = move |function: &Function| {
             (function.address.segment, function.address.bus) == (at.segment, at.bus)
         };

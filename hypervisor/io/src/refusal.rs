@@ -1,11 +1,12 @@
 //! The reasons why a function can't be given to a TD.
 
+use alloc::string::String;
 use core::fmt;
 
 use crate::{Address, Defect};
 
 /// A reason why a function can't be given to a TD.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The host keeps it, for this reason.
     Host(&'static str),
@@ -21,6 +22,10 @@ pub enum Refusal {
     VirtualFunctions(u16),
     /// There is no way to reset it.
     NoReset,
+    /// Its header has this layout, which is not an ordinary function's.
+    Header(u8),
+    /// It is out of use, for this reason.
+    Retired(String),
 }
 
 impl fmt::Display for Refusal {
@@ -41,6 +46,11 @@ impl fmt::Display for Refusal {
                 "its {count} virtual functions depend on it: give those instead"
             ),
             Self::NoReset => f.write_str("it offers no reset that the host can use"),
+            Self::Header(layout) => write!(f, "its header has layout {layout:#x}, which is not a device's"),
+            Self::Retired(why) => write!(
+                f,
+                "it is out of use until the machine is switched off: {why}"
+            ),
         }
     }
 }

@@ -46,7 +46,19 @@ pub enum ResetError {
     NotBack(Address),
     /// The function that came back has another id.
     Changed(Address),
+    /// The function is being reset already.
+    UnderWay(Address),
 }
+
+impl ResetError {
+    /// Returns true if the function must not be used any more.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::NotBack(_) | Self::Changed(_))
+    }
+}
+
+impl core::error::Error for ResetError {}
 
 impl fmt::Display for ResetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,13 +67,13 @@ impl fmt::Display for ResetError {
             Self::NoWay(at) => write!(f, "PCI function {at} offers no reset that the host can use"),
             Self::NotBack(at) => write!(
                 f,
-                "PCI function {at} did not answer within {} s of its reset: it stays out of use until the machine is \
-                 switched off",
+                "PCI function {at} did not answer within {} s of its reset",
                 RETURN_US / 1_000_000
             ),
             Self::Changed(at) => {
                 write!(f, "another device answers at {at} after the reset")
             }
+            Self::UnderWay(at) => write!(f, "PCI function {at} is being reset already"),
         }
     }
 }
@@ -117,7 +129,11 @@ pub(crate) fn offered(space: &impl Space, function: &Function) -> Vec<Reset> {
 
 /// A reset that is under way: of one function, or of all that are on a bus. When it is done they have lost their state,
 /// are not bus masters, and have the base address registers that they had.
+///
+/// It needs no lock of the inventory. [`Inventory::end_reset`](crate::Inventory::end_reset) must follow, or the functions
+/// stay away.
 #[derive(Debug)]
+#[must_use]
 pub struct Resetting {
     way: Reset,
     functions: Vec<Function>,
@@ -170,6 +186,11 @@ impl Resetting {
         self.way
     }
 
+    /// Returns the functions that it resets.
+    pub fn functions(&self) -> impl Iterator<Item = Address> {
+        self.functions.iter().map(|function| function.address)
+    }
+
     /// Does what is due, and never waits. Returns true when the reset is done.
     ///
     /// # Errors
@@ -204,7 +225,7 @@ impl Resetting {
     ///
     /// # Errors
     /// As [`Self::step`].
-    pub fn finish(mut self, space: &impl Space, clock: &impl Clock) -> Result<Reset, ResetError> {
+    pub fn finish(&mut self, space: &impl Space, clock: &impl Clock) -> Result<Reset, ResetError> {
         while !self.step(space, clock)? {
             clock.relax();
         }

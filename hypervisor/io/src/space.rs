@@ -14,6 +14,8 @@ pub mod register {
     pub const MEMORY_SPACE: u16 = 1 << 1;
     /// In the command register: the function may read and write memory and send messages.
     pub const BUS_MASTER: u16 = 1 << 2;
+    /// In the command register: the function may report errors to the root complex.
+    pub const SYSTEM_ERRORS: u16 = 1 << 8;
     /// The status register, 16 bits.
     pub const STATUS: u16 = 0x06;
     /// In the status register: there is a list of capabilities.

@@ -66,6 +66,9 @@ fn a_function_that_the_machine_needs_is_not_measured() {
     let found = inventory.behind_address(0x8000_0000, false).unwrap();
     assert_eq!(found.address, at(0, 0, 4, 0));
     assert!(inventory.behind_address(0x8000_0000, true).is_none());
+    let why = inventory.refusals(&model, found.address);
+    let said = "the host keeps it: it needs it at every moment";
+    assert_eq!(why[0].to_string(), said);
 }
 
 #[test]
@@ -262,19 +265,4 @@ fn what_the_host_keeps_and_why_is_told() {
         Some(Owner::Host(_))
     ));
     assert_eq!(inventory.owner(at(0, 0x33, 0, 0)), Some(&Owner::Nobody));
-}
-
-#[test]
-fn an_owner_is_admitted_again_and_nobody_else_is() {
-    let mut inventory = four_sockets().inventory();
-    let drive = at(0, 0x33, 0, 0);
-    inventory.set_owner(drive, Owner::Former("a".into()));
-    let owner = inventory.owner(drive).unwrap();
-    assert!(owner.admits("a") && !owner.admits("b"));
-    let bridge = at(0, 0x16, 2, 0);
-    inventory.set_owner(bridge, Owner::Nobody);
-    assert!(
-        !inventory.owner(bridge).unwrap().admits("a"),
-        "the host keeps it"
-    );
 }

@@ -63,10 +63,10 @@ proptest! {
         for ((segment, bus, device, number), config) in functions {
             model.add(at(segment, bus, device, number), config);
         }
-        let inventory = model.inventory();
-        let all = inventory.functions();
+        let mut inventory = model.inventory();
+        let all = inventory.functions().to_vec();
         prop_assert!(all.windows(2).all(|pair| pair[0].address < pair[1].address));
-        for function in all {
+        for function in &all {
             let place = function.address;
             let group = inventory.group(place).expect("a group");
             prop_assert!(inventory.members(group).any(|member| member.address == place));
@@ -79,8 +79,10 @@ proptest! {
             let sizes = function.bars.iter().filter_map(|bar| bar.size);
             prop_assert!(sizes.clone().all(u64::is_power_of_two));
             // A reset of anything ends, too.
-            let _ = inventory.reset(&model, &model, place);
+            let _ = model.reset(&mut inventory, place);
             let _ = function.health(&model);
+            let _ = function.trouble(&model);
+            function.unquiet(&model, function.quiet(&model));
             let _ = inventory.refusals(&model, place);
             let command = model.read16(place, 4);
             prop_assert!(command == u16::MAX || command & 4 == 0, "no master is left");

@@ -19,10 +19,10 @@ fn with(config: Config) -> Model {
 #[test]
 fn a_function_level_reset_keeps_the_registers_and_stops_the_master() {
     let model = with(drive(0x12_3400_0000));
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     model.with(DRIVE, |config| config.set(4, config.get(4) | 6));
     let before = model.with(DRIVE, |config| (config.get(0x10), config.get(0x14)));
-    assert_eq!(inventory.reset(&model, &model, DRIVE), Ok(Reset::Function));
+    assert_eq!(model.reset(&mut inventory, DRIVE), Ok(Reset::Function));
     model.with(DRIVE, |config| {
         assert_eq!(config.resets, 1);
         assert_eq!((config.get(0x10), config.get(0x14)), before);
@@ -38,16 +38,16 @@ fn a_slow_function_is_awaited_and_a_dead_one_is_not_for_ever() {
         ..Behaviour::default()
     };
     let model = with(drive(1 << 32).behaving(slow));
-    let inventory = model.inventory();
-    assert_eq!(inventory.reset(&model, &model, DRIVE), Ok(Reset::Function));
+    let mut inventory = model.inventory();
+    assert_eq!(model.reset(&mut inventory, DRIVE), Ok(Reset::Function));
     let dead = Behaviour {
         never_returns: true,
         ..Behaviour::default()
     };
     let model = with(drive(1 << 32).behaving(dead));
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     let start = model.us();
-    let error = inventory.reset(&model, &model, DRIVE);
+    let error = model.reset(&mut inventory, DRIVE);
     assert_eq!(error, Err(ResetError::NotBack(DRIVE)));
     assert!(model.us() - start < 65_000_000);
 }
@@ -56,9 +56,9 @@ fn a_slow_function_is_awaited_and_a_dead_one_is_not_for_ever() {
 fn the_power_state_resets_what_forgets_its_state() {
     let nic = || Config::new(0x8086, 0x100E, 0x02_0000).memory32(0, 0x9000_0000, 0x2_0000);
     let model = with(nic().power(false));
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     assert_eq!(inventory.resets(DRIVE), [Reset::Power, Reset::Bus(PORT)]);
-    assert_eq!(inventory.reset(&model, &model, DRIVE), Ok(Reset::Power));
+    assert_eq!(model.reset(&mut inventory, DRIVE), Ok(Reset::Power));
     assert_eq!(
         model.with(DRIVE, |config| (config.resets, config.get(0x10))),
         (1, 0x9000_0000)
@@ -76,9 +76,9 @@ fn a_bus_is_reset_with_all_of_the_group_or_not_at_all() {
     };
     let model = with(plain().multi_function());
     model.add(at(0, 1, 0, 1), plain());
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     assert_eq!(inventory.resets(DRIVE), [Reset::Bus(PORT)]);
-    assert_eq!(inventory.reset(&model, &model, DRIVE), Ok(Reset::Bus(PORT)));
+    assert_eq!(model.reset(&mut inventory, DRIVE), Ok(Reset::Bus(PORT)));
     for place in [DRIVE, at(0, 1, 0, 1)] {
         assert_eq!(
             model.with(place, |c| (c.resets, c.get(0x10))),
@@ -88,10 +88,10 @@ fn a_bus_is_reset_with_all_of_the_group_or_not_at_all() {
     // The second function is isolated from the first: a reset of one would hit the other's owner.
     let model = with(plain().access_control(0).multi_function());
     model.add(at(0, 1, 0, 1), plain().access_control(0));
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     assert_eq!(inventory.resets(DRIVE), []);
     assert_eq!(
-        inventory.reset(&model, &model, DRIVE),
+        model.reset(&mut inventory, DRIVE),
         Err(ResetError::NoWay(DRIVE))
     );
     assert!(
@@ -110,9 +110,9 @@ fn a_function_whose_reset_hangs_is_not_reset_that_way() {
 #[test]
 fn another_device_after_the_reset_is_an_error() {
     let model = with(drive(1 << 32));
-    let inventory = model.inventory();
+    let mut inventory = model.inventory();
     model.with(DRIVE, |config| config.set(0, 0x1234_8086));
-    let error = inventory.reset(&model, &model, DRIVE);
+    let error = model.reset(&mut inventory, DRIVE);
     assert_eq!(error, Err(ResetError::Changed(DRIVE)));
 }
 

@@ -2,6 +2,7 @@
 //! and the faults.
 
 mod buses;
+mod confine;
 mod hardware;
 mod reserved;
 
@@ -19,6 +20,7 @@ use vtd::{
     interrupt::{Handle, Route},
 };
 
+pub use confine::unconfined;
 pub use hardware::Hardware;
 pub use reserved::{keep, reserved};
 

@@ -52,60 +52,39 @@ fn line(space: &Configuration, inventory: &Inventory, function: &Function) -> Pc
     let at = function.address;
     let refusals = inventory.refusals(space, at);
     let refusals = refusals.iter().map(|reason| format!("{reason}"));
-    let is_hosts = matches!(inventory.owner(at), Some(Owner::Host(_)));
-    let open = if is_hosts { Vec::new() } else { unconfined(at) };
+    let open = match inventory.owner(at) {
+        Some(Owner::Host(_)) => Vec::new(),
+        _ => iommu::unconfined(at, inventory.requesters(at)),
+    };
     PciLine {
         address: format!("{at}"),
         id: id(function.identity.vendor, function.identity.device),
         device: function.identity.class.name(),
         group: inventory.group(at).unwrap_or_default(),
-        owner: match inventory.owner(at) {
-            Some(Owner::Host(_)) => "host".into(),
-            Some(Owner::Nobody) | None => "none".into(),
-            Some(Owner::Td(name)) => name.clone(),
-            Some(Owner::Former(name)) => format!("formerly {name}"),
-        },
-        health: match function.health(space) {
-            Health::Good => PciHealth::Good,
-            Health::Gone => PciHealth::Gone,
-            Health::Errors(errors) if errors.is_serious() => PciHealth::Errors,
-            Health::Errors(_) => PciHealth::Corrected,
+        owner: (inventory.owner(at)).map_or_else(|| "none".into(), |owner| format!("{owner}")),
+        health: match health(space, inventory, function) {
+            None => PciHealth::Resetting,
+            Some(Health::Good) => PciHealth::Good,
+            Some(Health::Gone) => PciHealth::Gone,
+            Some(Health::Errors(errors)) if errors.is_serious() => PciHealth::Errors,
+            Some(Health::Errors(_)) => PciHealth::Corrected,
         },
         refusals: refusals.chain(open).collect(),
     }
 }
 
-/// Returns why the machine's VT-d units do not confine a function to a TD, one sentence each.
-fn unconfined(at: Address) -> Vec<String> {
-    let function = vtd::Function::new(at.segment, vtd::Source(at.requester()));
-    let mut reasons = Vec::new();
-    match iommu::get() {
-        Err(why) => reasons.push(format!("nothing confines its DMA: {why}")),
-        Ok(units) => {
-            if !units.covers(function) {
-                reasons.push("no VT-d unit confines its DMA".into());
-            }
-            if !units.remaps_interrupts() {
-                reasons.push("no VT-d unit confines its interrupts".into());
-            }
-        }
-    }
-    let claims = iommu::reserved().iter();
-    let claims = claims.filter(|claim| claim.function == function);
-    reasons.extend(claims.map(|claim| {
-        let (start, end) = claim.range;
-        format!("the firmware has it use its memory from {start:#x} to {end:#x} (RMRR)")
-    }));
-    reasons
+/// Returns the health of a function; `None` while it is being reset.
+fn health(space: &Configuration, inventory: &Inventory, function: &Function) -> Option<Health> {
+    (!inventory.is_away(function.address)).then(|| function.health(space))
 }
 
 fn report(space: &Configuration, inventory: &Inventory, function: &Function) -> PciReport {
     let (at, identity) = (function.address, &function.identity);
     let line = line(space, inventory, function);
     let members = inventory.members(line.group);
-    let errors = match function.health(space) {
-        Health::Errors(errors) => errors.names(),
-        Health::Good | Health::Gone => Vec::new(),
+    let errors = match health(space, inventory, function) {
+        Some(Health::Errors(errors)) => errors.names(),
+        _ => Vec::new(),
     };
     PciReport {
         class: format!(

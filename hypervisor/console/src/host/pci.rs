@@ -19,6 +19,8 @@ pub enum PciHealth {
     Errors,
     /// It does not answer.
     Gone,
+    /// It is being reset.
+    Resetting,
 }
 
 impl PciHealth {
@@ -30,6 +32,7 @@ impl PciHealth {
             Self::Corrected => "corrected",
             Self::Errors => "errors",
             Self::Gone => "gone",
+            Self::Resetting => "resetting",
         }
     }
 }
@@ -46,7 +49,8 @@ pub struct PciLine {
     pub device: &'static str,
     /// The number of its isolation group. Functions of one group go to one owner.
     pub group: usize,
-    /// Its owner: `host`, `none`, or the name of a TD.
+    /// Its owner: `host`, `none`, the name of a TD, `formerly` and the name of the TD whose data it may hold, or `out of
+    /// use`.
     pub owner: String,
     /// Its health.
     pub health: PciHealth,

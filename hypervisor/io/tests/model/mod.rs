@@ -225,6 +225,7 @@ impl Config {
     /// Adds error reporting with these errors.
     pub fn errors(mut self, uncorrectable: u32, correctable: u32) -> Self {
         let offset = self.extended(1, &[uncorrectable, 0, 0, correctable]);
+        self.writable[usize::from(offset / 4) + 2] = u32::MAX;
         self.cleared_by_ones[usize::from(offset / 4) + 1] = u32::MAX;
         self.cleared_by_ones[usize::from(offset / 4) + 4] = u32::MAX;
         self
@@ -321,6 +322,18 @@ impl Model {
             inventory.measure(self, place);
         }
         inventory
+    }
+
+    /// Resets a function, and takes it out of use if it does not come back. Returns the way.
+    pub fn reset(
+        &self,
+        inventory: &mut io::Inventory,
+        at: Address,
+    ) -> Result<io::Reset, io::ResetError> {
+        let mut reset = inventory.begin_reset(self, self, at)?;
+        let outcome = reset.finish(self, self);
+        inventory.end_reset(&reset, outcome);
+        outcome
     }
 
     /// Resets what is behind the bridge at `bridge`.
