@@ -20,6 +20,7 @@ pub mod machine;
 pub mod memory;
 pub mod metal;
 pub mod msr;
+pub mod passthrough;
 pub mod password;
 pub mod pci;
 pub mod ring;

@@ -1,0 +1,3 @@
+//! PCI functions of the machine that TDs have.
+
+pub mod claims;
