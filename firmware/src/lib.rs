@@ -18,8 +18,6 @@
 //! | RTMR 3 | nothing: it is the operating system's |
 #![cfg_attr(not(test), no_std)]
 
-pub mod acpi;
-pub mod aml;
 pub mod events;
 pub mod parameters;
 pub mod places;

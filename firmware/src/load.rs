@@ -6,6 +6,7 @@
 
 use core::slice;
 
+use td_acpi::{Pci, Place, RSDP_BYTES, Wakeup};
 use td_base::hob::{self, Kind};
 use td_base::layout::{HOB, HOB_BYTES, PROGRAM};
 use td_base::payload::{self, File, Payload, WINDOW};
@@ -16,7 +17,7 @@ use crate::events::Log;
 use crate::mailbox::{self, MAILBOX};
 use crate::parameters::{self, Kind as Use, Told};
 use crate::places::{self, COMMAND_LINE, PARAMETERS, Ranges};
-use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, acpi, sha384, start, team};
+use crate::{KEPT, KEPT_BYTES, TABLES, TABLES_BYTES, sha384, start, team};
 use td_base::kernel::{ENTRY_64, HEAD_BYTES, Kernel};
 
 /// The RTMRs that are extended with the kernel, and with command line and initial file system.
@@ -73,7 +74,7 @@ pub extern "sysv64" fn main() -> ! {
     let (tables, kept) = unsafe { (&mut *TABLES.0.get(), &mut *KEPT.0.get()) };
     let (tables_at, kept_at) = (tables.as_ptr() as u64, kept.as_ptr() as u64);
     let (facs, log) = kept.split_at_mut(LOG_AT);
-    facs[..acpi::FACS_BYTES].copy_from_slice(&acpi::facs());
+    facs[..td_acpi::FACS_BYTES].copy_from_slice(&td_acpi::facs());
     let log_bytes = log.len() as u64;
     let mut log = Log::new(log);
     measure(&mut log, KERNEL_REGISTER, file, b"kernel");
@@ -88,23 +89,33 @@ pub extern "sysv64" fn main() -> ! {
     }
 
     place_pci();
-    let td = acpi::Td {
+    let mailbox = &raw const MAILBOX as u64;
+    let td = td_acpi::Td {
         processors: info.vcpus,
-        mailbox: &raw const MAILBOX as u64,
-        reset: mailbox::reset_vector(),
+        wakeup: Some(Wakeup {
+            mailbox,
+            reset: mailbox::reset_vector(),
+        }),
         facs: kept_at,
-        log: (kept_at + LOG_AT as u64, log_bytes),
+        log: Some(td_acpi::Log {
+            at: kept_at + LOG_AT as u64,
+            bytes: log_bytes,
+        }),
+        pci: Pci::default(),
     };
-    let Ok(rsdp) = acpi::write(tables, tables_at, td) else {
+    let place = Place {
+        memory: &mut tables[..],
+        at: tables_at,
+        from: RSDP_BYTES,
+    };
+    let Ok(written) = td_acpi::write(place, &td) else {
         fatal("there are too many vCPUs for the ACPI tables");
     };
+    tables[..RSDP_BYTES].copy_from_slice(&td_acpi::root(written.xsdt));
     let kept = [
         (places.waiting.clone(), Use::Reserved),
         (tables_at..tables_at + TABLES_BYTES as u64, Use::Acpi),
-        (
-            td.mailbox..td.mailbox + size_of_val(&MAILBOX) as u64,
-            Use::Nvs,
-        ),
+        (mailbox..mailbox + size_of_val(&MAILBOX) as u64, Use::Nvs),
         (kept_at..kept_at + KEPT_BYTES as u64, Use::Nvs),
         (
             board::PCI_CONFIG..board::PCI_CONFIG + board::PCI_CONFIG_BYTES,
@@ -116,7 +127,7 @@ pub extern "sysv64" fn main() -> ! {
         kernel: &kernel,
         places: &places,
         initrd_bytes: payload.initrd.bytes,
-        rsdp,
+        rsdp: tables_at,
         map: &parameters::map(&ranges, PROGRAM..1 << 32, &kept),
     };
     let Some(page) = page.first_chunk_mut() else {

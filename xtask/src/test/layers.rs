@@ -15,7 +15,7 @@ use crate::{build, workspace};
 
 /// Crates that must run on any machine.
 const PORTABLE: &[&str] = &[
-    "sync", "config", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
+    "sync", "config", "td-acpi", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
     "crashlog", "vtd", "io",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
@@ -31,6 +31,7 @@ const METAL: &[&str] = &[
 const SAFE: &[&str] = &[
     "vcpu/devices",
     "boot/config",
+    "firmware/acpi",
     "firmware/tdvf",
     "hypervisor/host",
     "hypervisor/console",
@@ -42,6 +43,7 @@ const SAFE: &[&str] = &[
 ];
 /// Source folders whose modules are checked.
 const SOURCES: &[&str] = &[
+    "firmware/acpi/src",
     "vcpu/devices/src",
     "hypervisor/host/src",
     "hypervisor/console/src",
