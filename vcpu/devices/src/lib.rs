@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod absent;
 mod cmos;
+pub mod fw_cfg;
 mod io_apic;
 mod message;
 pub mod pci;
@@ -31,6 +32,7 @@ pub use pm::Power;
 pub use space::Space;
 pub use uart::Uart;
 
+use fw_cfg::FwCfg;
 use pci::{Bus, Function};
 use pm::PowerManagement;
 
@@ -65,6 +67,9 @@ pub enum Effect {
     Panicked,
     /// Functions of the PCI bus have interrupts to send: deliver [`Bus::take_message`] until there is none.
     Signal,
+    /// The firmware asks for a transfer that the descriptor at this address describes: carry out
+    /// [`Devices::transfer`].
+    Transfer(u64),
 }
 
 /// A device.
@@ -75,6 +80,25 @@ pub trait Device: fmt::Debug + Send {
     /// Writes the low `place.size` bytes of `value` to a register. Ignored if there is no register.
     fn write(&mut self, place: Place, value: u64, now: Now) -> Effect;
 }
+
+/// The memory that a guest shares with the host, as devices reach it.
+pub trait SharedMemory {
+    /// Reads bytes from guest address `gpa` on. Each byte is read once.
+    ///
+    /// # Errors
+    /// [`NotShared`].
+    fn read(&self, gpa: u64, to: &mut [u8]) -> Result<(), NotShared>;
+
+    /// Writes bytes from guest address `gpa` on.
+    ///
+    /// # Errors
+    /// [`NotShared`]; the bytes before the first such page are written.
+    fn write(&self, gpa: u64, from: &[u8]) -> Result<(), NotShared>;
+}
+
+/// A part of the memory is not shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotShared;
 
 /// Returns the value of a read that no device answers.
 #[must_use]
@@ -91,6 +115,7 @@ pub struct Devices {
     pm: Arc<Mutex<PowerManagement>>,
     io_apic: Arc<Mutex<IoApic>>,
     pci: Arc<Bus>,
+    fw_cfg: Option<Arc<Mutex<FwCfg>>>,
 }
 
 impl Devices {
@@ -126,6 +151,26 @@ impl Devices {
             pm,
             io_apic,
             pci,
+            fw_cfg: None,
+        }
+    }
+
+    /// Adds the device that tells UEFI firmware what machine it runs on.
+    #[must_use]
+    pub fn with_fw_cfg(mut self, facts: &fw_cfg::Facts) -> Self {
+        let memory: Vec<_> = self.pci.memory().collect();
+        let fw_cfg = Arc::new(Mutex::new(FwCfg::new(facts, &memory, &self.pci)));
+        self.ports = self.ports.with(fw_cfg::PORTS, fw_cfg.clone());
+        self.fw_cfg = Some(fw_cfg);
+        self
+    }
+
+    /// Carries out the transfer that the descriptor at guest address `at` describes. The memory must not wait for other
+    /// CPUs.
+    pub fn transfer(&self, at: u64, memory: &dyn SharedMemory) -> fw_cfg::Outcome {
+        match &self.fw_cfg {
+            Some(fw_cfg) => fw_cfg.lock().transfer(at, memory),
+            None => fw_cfg::Outcome::Refused,
         }
     }
 

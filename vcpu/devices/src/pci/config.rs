@@ -187,8 +187,15 @@ impl Config {
     /// Returns the addresses at which the memory of a base address register answers, if it does.
     #[must_use]
     pub fn memory(&self, bar: usize) -> Option<Range<u64>> {
+        let is_on = self.command() & MEMORY != 0;
+        is_on.then(|| self.claimed(bar)).flatten()
+    }
+
+    /// Returns the addresses in a base address register, whether the function answers there or not.
+    #[must_use]
+    pub fn claimed(&self, bar: usize) -> Option<Range<u64>> {
         let bytes = self.bars[bar];
-        if bytes == 0 || self.command() & MEMORY == 0 {
+        if bytes == 0 {
             return None;
         }
         let start = self.read(FIRST_BAR + 4 * bar, 8) & !(bytes - 1);

@@ -21,6 +21,7 @@ use core::sync::atomic::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use arrayvec::ArrayVec;
 use spin::Mutex;
 use td_base::board;
 
@@ -148,6 +149,27 @@ impl Bus {
             }
         }
         None
+    }
+
+    /// Returns the addresses of the memory-mapped configuration space, if the guest has switched it on.
+    pub(crate) fn config_window(&self) -> Option<Range<u64>> {
+        self.window().range()
+    }
+
+    /// Returns the TD's memory.
+    pub(crate) fn memory(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.memory.iter().cloned()
+    }
+
+    /// Returns the addresses that the functions' base address registers have, whether they answer there or not.
+    pub(crate) fn claims(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.slots.iter().flat_map(|slot| {
+            let mut function = slot.function.lock();
+            let config = function.config();
+            let claims: ArrayVec<_, BARS> =
+                (0..BARS).filter_map(|bar| config.claimed(bar)).collect();
+            claims
+        })
     }
 
     /// Reads memory of the bus. Returns `None` if nothing answers.

@@ -2,13 +2,15 @@
 //!
 //! Source: Intel 3 Series Express Chipset Family data sheet, section 5.1 (PCIEXBAR).
 
+use core::ops::Range;
+
 /// Location of the memory-mapped configuration space: the value of PCIEXBAR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window(pub u64);
 
 impl Window {
-    /// Returns the offset of `gpa` in the window, or `None` if it is outside.
-    pub const fn offset(self, gpa: u64) -> Option<u64> {
+    /// Returns the addresses of the window, or `None` if it is off.
+    pub const fn range(self) -> Option<Range<u64>> {
         const ON: u64 = 1 << 0;
         /// Bytes of configuration space for each bus.
         const BUS_BYTES: u64 = 1 << 20;
@@ -19,13 +21,18 @@ impl Window {
             _ => return None,
         };
         let bytes = buses * BUS_BYTES;
-        // The size determines which address bits count.
+        // The size determines which address bits count. The register has none beyond bit 35.
         let base = self.0 & !(bytes - 1);
-        if self.0 & ON != 0 && gpa & !(bytes - 1) == base {
-            Some(gpa - base)
-        } else {
-            None
+        match base.checked_add(bytes) {
+            Some(end) if self.0 & ON != 0 => Some(base..end),
+            _ => None,
         }
+    }
+
+    /// Returns the offset of `gpa` in the window, or `None` if it is outside.
+    pub fn offset(self, gpa: u64) -> Option<u64> {
+        let range = self.range()?;
+        range.contains(&gpa).then(|| gpa - range.start)
     }
 }
 
