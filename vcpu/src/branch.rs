@@ -60,6 +60,8 @@ branches! {
     IoIn = Success, "IN from a device";
     IoOut = Success, "OUT to a device";
     IoPower = Success, "OUT that ends the TD";
+    IoTransfer = Success, "OUT that starts a transfer to shared memory";
+    IoTransferRefused = Success, "OUT that starts a transfer that is not possible";
     Rdmsr = Success, "RDMSR";
     RdmsrUnknown = InvalidOperand, "RDMSR of an MSR that the guest does not have";
     Wrmsr = Success, "WRMSR";

@@ -29,6 +29,7 @@ mod setup;
 mod slice;
 mod state;
 pub mod tally;
+pub mod unanswered;
 mod vcpu;
 mod vm;
 mod wake;

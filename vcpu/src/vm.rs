@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use devices::{Devices, pci::Function};
+use devices::{Devices, fw_cfg::Facts, pci::Function};
 use mm::shared::SharedMap;
 use spin::{Mutex, Once, RwLock};
 use sync::atomic::AtomicBool;
@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::console::Console;
 use crate::end::End;
 use crate::state::VcpuState;
+use crate::unanswered::Unanswered;
 
 /// TD-wide state, outside the module.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub struct Vm {
     /// both private and shared. Only ever try-locked, because the holder may wait for all other CPUs.
     pub(crate) conversions: RwLock<()>,
     devices: Devices,
+    unanswered: Unanswered,
     console: Arc<Console>,
     clock: Clock,
     end: Once<End>,
@@ -58,6 +60,7 @@ impl Vm {
             vcpus,
             id_bits: u32::BITS - last.leading_zeros(),
             devices: Devices::new(memory.iter().cloned(), Vec::new()),
+            unanswered: Unanswered::default(),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::new(()),
@@ -68,13 +71,20 @@ impl Vm {
         }
     }
 
-    /// Adds functions to the TD's PCI bus, in this order. Called once, before a vCPU runs.
+    /// Adds functions to the TD's PCI bus, in this order. Called once, before everything else is added and a vCPU runs.
     ///
     /// # Panics
     /// More than [`devices::pci::MOST`] functions.
     #[must_use]
     pub fn with_functions(mut self, functions: Vec<Arc<Mutex<dyn Function>>>) -> Self {
         self.devices = Devices::new(self.memory(), functions);
+        self
+    }
+
+    /// Adds the device that tells UEFI firmware what machine it runs on.
+    #[must_use]
+    pub fn with_fw_cfg(mut self, facts: &Facts) -> Self {
+        self.devices = self.devices.with_fw_cfg(facts);
         self
     }
 
@@ -99,6 +109,12 @@ impl Vm {
     #[must_use]
     pub const fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// Returns the accesses that nothing answered.
+    #[must_use]
+    pub const fn unanswered(&self) -> &Unanswered {
+        &self.unanswered
     }
 
     /// Returns the TD's shared memory.

@@ -38,6 +38,7 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
     let rig = Rig::new("");
     let before = rig.out();
     let shape = Shape {
+        has_fw_cfg: true,
         memory: MEMORY,
         vcpus: 2,
         ..Shape::default()

@@ -5,6 +5,7 @@ use devices::{Effect, Now, Power, open_bus};
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
+use super::transfer;
 use crate::apic::Request;
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
@@ -12,6 +13,7 @@ use crate::end::End;
 use crate::interrupts::{deliver_messages, receive_typed, send};
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
+use crate::unanswered::Kind;
 
 /// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
@@ -131,6 +133,7 @@ pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Op
     if direction == 0 {
         let Some(value) = current.vm.devices().input(port, size, now) else {
             current.vcpu.regs.r11 = open_bus(size);
+            current.vm.unanswered().read(Kind::Port, port.into());
             return (Branch::IoAbsentIn, None);
         };
         current.vcpu.regs.r11 = value;
@@ -140,7 +143,10 @@ pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Op
     }
     match current.vm.devices().output(port, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::IoOut),
-        None => (Branch::IoAbsentOut, None),
+        None => {
+            current.vm.unanswered().write(Kind::Port, port.into());
+            (Branch::IoAbsentOut, None)
+        }
     }
 }
 
@@ -164,6 +170,7 @@ fn carry_out<S: TimeSlice>(
             return (Branch::IoPower, Some(current.end(end)));
         }
         Effect::Signal => deliver_messages(current.waker()),
+        Effect::Transfer(at) => return (transfer::carry_out(current, at), None),
         Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
     receive_typed(current.waker());
@@ -174,7 +181,8 @@ fn carry_out<S: TimeSlice>(
 pub(super) fn rdmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let clock = current.vm.clock();
     let now = clock.guest(current.slice.cpu().tsc());
-    let value = u32::try_from(current.vcpu.regs.r12)
+    let msr = current.vcpu.regs.r12;
+    let value = u32::try_from(msr)
         .ok()
         .and_then(|msr| current.vcpu.msrs.read(msr, now, clock).ok());
     match value {
@@ -182,7 +190,10 @@ pub(super) fn rdmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
             current.vcpu.regs.r11 = value;
             Branch::Rdmsr
         }
-        None => Branch::RdmsrUnknown,
+        None => {
+            current.vm.unanswered().read(Kind::Msr, msr);
+            Branch::RdmsrUnknown
+        }
     }
 }
 
@@ -204,7 +215,10 @@ pub(super) fn wrmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
             send(current.waker(), ipi, current.state.apic_id());
             Branch::WrmsrIpi
         }
-        Err(_) => Branch::WrmsrInvalid,
+        Err(_) => {
+            current.vm.unanswered().write(Kind::Msr, msr.into());
+            Branch::WrmsrInvalid
+        }
     }
 }
 
@@ -229,14 +243,20 @@ pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
     if direction == 0 {
         let (value, branch) = match current.vm.devices().load(gpa, size, now) {
             Some(value) => (value, Branch::MmioLoad),
-            None => (open_bus(size), Branch::MmioAbsentLoad),
+            None => {
+                current.vm.unanswered().read(Kind::Memory, gpa);
+                (open_bus(size), Branch::MmioAbsentLoad)
+            }
         };
         current.vcpu.regs.r11 = value;
         return (branch, None);
     }
     match current.vm.devices().store(gpa, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::MmioStore),
-        None => (Branch::MmioAbsentStore, None),
+        None => {
+            current.vm.unanswered().write(Kind::Memory, gpa);
+            (Branch::MmioAbsentStore, None)
+        }
     }
 }
 

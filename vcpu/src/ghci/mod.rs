@@ -10,6 +10,7 @@
 mod instruction;
 mod map_gpa;
 mod services;
+mod transfer;
 
 use seam::abi::ghci::number;
 

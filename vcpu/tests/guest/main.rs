@@ -3,6 +3,7 @@
 mod busy;
 mod calls;
 mod ends;
+mod fw_cfg;
 mod interrupts;
 #[path = "../kit/mod.rs"]
 mod kit;

@@ -179,6 +179,8 @@ pub struct Shape {
     pub vcpus: u32,
     pub memory: u64,
     pub attributes: Attributes,
+    /// True if the TD has the device that tells UEFI firmware its machine.
+    pub has_fw_cfg: bool,
 }
 
 impl Default for Shape {
@@ -188,6 +190,7 @@ impl Default for Shape {
             vcpus: 1,
             memory: 64 << 20,
             attributes: Attributes::empty(),
+            has_fw_cfg: false,
         }
     }
 }
@@ -241,14 +244,17 @@ impl<'r> Td<'r> {
         map.finalize(&tdh).unwrap();
         let clock = Clock::new(1 << 48, 0, 40);
         let memory = std::iter::once(0..shape.memory).collect();
+        let console = Arc::new(Console::new());
+        let vm = Vm::new(0..shape.vcpus, memory, shared, clock, console);
+        let facts = devices::fw_cfg::Facts {
+            vcpus: shape.vcpus as u16,
+            ..Default::default()
+        };
         Self {
-            vm: Vm::new(
-                0..shape.vcpus,
-                memory,
-                shared,
-                clock,
-                Arc::new(Console::new()),
-            ),
+            vm: match shape.has_fw_cfg {
+                true => vm.with_fw_cfg(&facts),
+                false => vm,
+            },
             vcpus: (0..shape.vcpus)
                 .map(|n| Mutex::new(Vcpu::new(n, n)))
                 .collect(),

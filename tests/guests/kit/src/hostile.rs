@@ -24,10 +24,12 @@ pub struct Ground {
 }
 
 /// Ports with a device, and two without.
-const PORTS: [u64; 15] = [
+const PORTS: [u64; 17] = [
     0x3F9, 0x3FA, 0x3FB, 0x3FD, 0x3FF, 0x70, 0x71, 0x600, 0x602, 0x608, 0xCF8, 0xCFC, 0xCFE, 0x80,
-    0x510,
+    0x510, 0x511, 0x514,
 ];
+/// The port that starts a transfer to memory.
+const TRANSFER: u64 = 0x518;
 /// Ports that end a TD: power-off, reset, the keyboard controller's, and the panic port.
 const LAST_PORTS: [u64; 4] = [0x604, 0xCF9, 0x64, 0x505];
 /// MSRs that the host handles.
@@ -104,6 +106,13 @@ impl Ground {
         Call { regs }
     }
 
+    /// Generates the start of a transfer whose descriptor is in the buffer, or anywhere.
+    fn transfer(&self, numbers: &mut Numbers, wild: u64) -> [u64; 4] {
+        let word = self.buffer() + numbers.below(PAGE_2M / 8) * 8;
+        let at = numbers.of(&[word, word, wild]) as u32;
+        [4, 1, TRANSFER, at.swap_bytes().into()]
+    }
+
     /// Generates operands for a sub-function. Half of the time they are of the kind that it takes.
     fn operands(&self, numbers: &mut Numbers, function: u64) -> [u64; 4] {
         let wild = [(); 4].map(|()| self.operand(numbers));
@@ -118,6 +127,7 @@ impl Ground {
                 [leaf, any % 4, 0, 0]
             }
             Some(Request::Hlt) => [any % 3, 0, 0, 0],
+            Some(Request::Io) if numbers.once_in(4) => self.transfer(numbers, wild[3]),
             Some(Request::Io) => {
                 let port = match any >> 8 & 1 {
                     0 => numbers.of(&PORTS),
