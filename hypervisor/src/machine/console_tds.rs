@@ -16,7 +16,7 @@ use console::host::{
     seam::ExitStats,
     td::{
         self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
-        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Work,
+        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Unanswered, Work,
     },
 };
 use host::{
@@ -50,6 +50,9 @@ pub trait SchedulerView {
 
     /// Reports the number of exits of the TD's vCPUs, by reason.
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
+
+    /// Returns the accesses of the TD's guest that nothing answered.
+    fn unanswered(&self, id: u32) -> Unanswered;
 }
 
 /// The scheduler of a host without a scheduler.
@@ -74,6 +77,10 @@ impl SchedulerView for NoScheduler {
     }
 
     fn exits(&self, _: u32, _: &mut dyn FnMut(&'static str, u64)) {}
+
+    fn unanswered(&self, _: u32) -> Unanswered {
+        Unanswered::default()
+    }
 }
 
 /// The TDs of a host, as its operator handles them.
@@ -369,6 +376,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
             ended: notes.ended.as_ref().map(|ended| work(&ended.work)),
             pending: self.tds.pending(id),
             shutdown: self.tds.asked_to_shut_down(id).map(shutdown),
+            unanswered: self.scheduler.unanswered(id),
             reclaim: td
                 .filter(|td| td.state() == State::Teardown)
                 .and_then(|td| self.reclaim(id, &td)),

@@ -2,9 +2,13 @@
 
 use alloc::string::String;
 
-use console::host::td::TdVcpu;
+use console::host::{
+    Hex,
+    td::{PlaceKind, TdVcpu, Unanswered, UnansweredPlace},
+};
 use host::{platform::Running, sched::Scheduler};
 use vcpu::ghci::Branch;
+use vcpu::unanswered::{Accesses, Kind};
 
 use crate::machine::console_tds::SchedulerView;
 
@@ -52,5 +56,35 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
                 count(branch.name(), state.branches().get(*branch));
             }
         }
+    }
+
+    fn unanswered(&self, id: u32) -> Unanswered {
+        let Some(guest) = self.guest(id) else {
+            return Unanswered::default();
+        };
+        let all = guest.vm().unanswered();
+        Unanswered {
+            places: all.list().map(place).collect(),
+            others: all.others(),
+        }
+    }
+}
+
+fn place(accesses: Accesses) -> UnansweredPlace {
+    let Accesses {
+        kind,
+        at,
+        reads,
+        writes,
+    } = accesses;
+    UnansweredPlace {
+        kind: match kind {
+            Kind::Port => PlaceKind::Port,
+            Kind::Memory => PlaceKind::Memory,
+            Kind::Msr => PlaceKind::Msr,
+        },
+        at: Hex(at),
+        reads,
+        writes,
     }
 }

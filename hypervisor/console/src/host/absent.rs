@@ -7,7 +7,7 @@ use super::{
     seam::ExitStats,
     td::{
         Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
-        TdState, TdVcpu, Tds,
+        TdState, TdVcpu, Tds, Unanswered,
     },
 };
 
@@ -97,6 +97,7 @@ impl Tds for Absent<'_> {
             reclaim: None,
             pending: Vec::new(),
             shutdown: None,
+            unanswered: Unanswered::default(),
         })
     }
 

@@ -256,6 +256,55 @@ pub struct TdReport {
     pub pending: Vec<&'static str>,
     /// The state of a request to shut down.
     pub shutdown: Option<String>,
+    /// The accesses of the TD's guest that nothing answered since its start.
+    pub unanswered: Unanswered,
+}
+
+/// Accesses that nothing answered.
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Unanswered {
+    /// The first places that were accessed, in that order.
+    pub places: Vec<UnansweredPlace>,
+    /// Number of accesses to other places.
+    pub others: u64,
+}
+
+/// The accesses to one place where nothing answers.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct UnansweredPlace {
+    /// The kind of the place.
+    pub kind: PlaceKind,
+    /// The port, the guest address of a page of 4 KiB, or the number of the MSR.
+    pub at: Hex,
+    /// Number of reads.
+    pub reads: u64,
+    /// Number of writes.
+    pub writes: u64,
+}
+
+/// The kind of a place that a guest accesses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum PlaceKind {
+    /// A port.
+    Port,
+    /// Memory-mapped registers.
+    Memory,
+    /// An MSR that the guest does not have, or may not write so.
+    Msr,
+}
+
+impl fmt::Display for PlaceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Port => "port",
+            Self::Memory => "memory",
+            Self::Msr => "MSR",
+        })
+    }
 }
 
 /// Pages of a TD, by kind.

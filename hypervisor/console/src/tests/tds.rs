@@ -152,6 +152,7 @@ impl Tds for &Fake {
             reclaim: None,
             pending: vec![],
             shutdown: None,
+            unanswered: unanswered(),
         })
     }
 
@@ -338,5 +339,17 @@ pub fn bench() -> SeamBench {
             p99: 9000,
         }],
         problem: None,
+    }
+}
+
+fn unanswered() -> Unanswered {
+    Unanswered {
+        places: vec![UnansweredPlace {
+            kind: PlaceKind::Port,
+            at: Hex(0x80),
+            reads: 1,
+            writes: 2,
+        }],
+        others: 3,
     }
 }

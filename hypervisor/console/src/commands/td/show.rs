@@ -10,7 +10,7 @@ use crate::{
     argument::Args,
     command::{Class, Command, Context},
     error::Error,
-    host::td::{Pages, TdLine, TdReport, TdVcpu},
+    host::td::{Pages, TdLine, TdReport, TdVcpu, Unanswered},
     load::TdRates,
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros, Permille, Short, Table},
@@ -35,7 +35,8 @@ pub const COMMANDS: &[Command] = &[
         summary: "Show one TD in detail",
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
-               had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; and any problem.",
+               had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; the accesses of its guest that no device \
+               answered: ports, pages of memory-mapped registers, and MSRs that are refused; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             let report = tds.show(id)?;
@@ -188,6 +189,7 @@ impl Text for TdReport {
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
         write!(out, "{facts}")?;
         vcpus(&self.cpus, out)?;
+        unanswered(&self.unanswered, out)?;
         for (what, done) in [("BUILT", &self.built), ("ENDED", &self.ended)] {
             if let Some(done) = done {
                 writeln!(out)?;
@@ -216,6 +218,22 @@ fn vcpus(vcpus: &[TdVcpu], out: &mut dyn Write) -> fmt::Result {
         ]);
     }
     write!(out, "\n{table}")
+}
+
+/// Lists the accesses that nothing answered, if there are any.
+fn unanswered(accesses: &Unanswered, out: &mut dyn Write) -> fmt::Result {
+    if accesses.places.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&["UNANSWERED", "AT", "READS", "WRITES"]);
+    for place in &accesses.places {
+        table.row(&[&place.kind, &place.at, &place.reads, &place.writes]);
+    }
+    write!(out, "\n{table}")?;
+    match accesses.others {
+        0 => Ok(()),
+        others => writeln!(out, "and {others} accesses to other places."),
+    }
 }
 
 impl fmt::Display for Pages {
