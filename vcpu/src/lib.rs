@@ -36,6 +36,7 @@ mod wake;
 
 pub use console::{Console, Excerpt};
 pub use current::Stop;
+pub use devices::fw_cfg::Facts;
 pub use end::End;
 pub use fatal::FatalError;
 pub use interrupts::{deliver, deliver_messages, press_power_button, receive_typed};

@@ -9,13 +9,7 @@ impl Td {
     /// name, or `None` if there is no such file.
     #[must_use]
     pub fn empty_file(&self, length: impl Fn(&str) -> Option<u64>) -> Option<String> {
-        let named = [
-            ("image", &self.image),
-            ("kernel", &self.kernel),
-            ("initrd", &self.initrd),
-        ];
-        named.into_iter().find_map(|(key, name)| {
-            let name = name.as_deref()?;
+        self.named_files().find_map(|(key, name)| {
             (length(name)? == 0).then(|| format!("its {key} {name:?} is an empty file"))
         })
     }

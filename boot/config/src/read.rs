@@ -283,13 +283,8 @@ impl Entry<'_, Td> {
 
 impl Td {
     pub(crate) fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
-        let named = [
-            ("image", &self.image),
-            ("kernel", &self.kernel),
-            ("initrd", &self.initrd),
-        ];
-        let unknown = named.into_iter().filter_map(|(key, name)| {
-            let name = name.as_deref().filter(|name| !is_file(name))?;
+        let unknown = self.named_files().filter_map(|(key, name)| {
+            let name = Some(name).filter(|name| !is_file(name))?;
             Some(Wrong {
                 key,
                 what: format!("{key} is {name:?}, and {NO_FILE}"),
@@ -307,14 +302,31 @@ impl Td {
             let cmdline = (!self.cmdline.is_empty()).then_some("cmdline");
             wrong.extend(initrd.into_iter().chain(cmdline).map(needs_kernel));
         }
-        if self.image.is_none() && self.kernel.is_none() {
+        if self.firmware.is_some() {
+            let image = self.image.as_ref().map(|_| "image");
+            let kernel = self.kernel.as_ref().map(|_| "kernel");
+            wrong.extend(image.into_iter().chain(kernel).map(|key| Wrong {
+                key,
+                what: format!("{key} excludes firmware, which boots from the TD's devices"),
+                lacks: &[],
+            }));
+        } else {
+            let order = (!self.boot_order.is_empty()).then_some("boot_order");
+            let uuid = (self.uuid != [0; 16]).then_some("uuid");
+            wrong.extend(order.into_iter().chain(uuid).map(|key| Wrong {
+                key,
+                what: format!("{key} requires firmware, and there is none"),
+                lacks: &["firmware"],
+            }));
+        }
+        if self.image_file().is_none() && self.kernel.is_none() {
             wrong.push(Wrong {
                 key: "name",
                 what: match &*self.name {
-                    "" => "[[td]] needs an image, or a kernel".into(),
-                    name => format!("{name} needs an image, or a kernel"),
+                    "" => "[[td]] needs an image, firmware, or a kernel".into(),
+                    name => format!("{name} needs an image, firmware, or a kernel"),
                 },
-                lacks: &["image", "kernel"],
+                lacks: &["image", "firmware", "kernel"],
             });
         }
         wrong

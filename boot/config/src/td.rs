@@ -19,6 +19,13 @@ pub const MEMORY_STEP: u64 = 2 << 20;
 /// Size of MRCONFIGID, MROWNER and MROWNERCONFIG in bytes.
 const MEASUREMENT_BYTES: usize = 48;
 
+/// Size of a UUID in bytes.
+const UUID_BYTES: usize = 16;
+
+/// Largest number of device paths in a boot order, and of characters in a path.
+const DEVICE_PATHS: usize = 16;
+const DEVICE_PATH: usize = 127;
+
 /// Maximum length of a name.
 const NAME: usize = 32;
 
@@ -37,6 +44,14 @@ pub struct Td {
     /// Name of the `[[file]]` with the TD's firmware image (TDVF format). By default the TD starts from the host's own
     /// firmware, which boots `kernel`.
     pub image: Option<String>,
+    /// Name of the `[[file]]` with UEFI firmware (TDVF format), such as Debian's OVMF. The TD finds the PC that such
+    /// firmware expects: the host tells it the machine by fw_cfg, and its memory below 4 GiB ends at 2 GiB.
+    pub firmware: Option<String>,
+    /// The devices that UEFI firmware boots from, as `OpenFirmware` device paths, the first one first.
+    pub boot_order: Vec<String>,
+    /// The UUID that UEFI firmware shows as the system's (SMBIOS), in the order in which it is written; zero if there is
+    /// none.
+    pub uuid: [u8; UUID_BYTES],
     /// Name of the `[[file]]` with the Linux kernel (bzImage) that the firmware boots.
     pub kernel: Option<String>,
     /// Name of the `[[file]]` with the kernel's initial file system.
@@ -108,7 +123,25 @@ impl Td {
     /// Linux never do.
     #[must_use]
     pub fn no_rbp_mod(&self) -> bool {
-        self.no_rbp_mod.unwrap_or(self.image.is_none())
+        self.no_rbp_mod.unwrap_or(self.image_file().is_none())
+    }
+
+    /// Returns the name of the `[[file]]` that the TD starts from; `None` if that is the host's own firmware.
+    #[must_use]
+    pub fn image_file(&self) -> Option<&str> {
+        self.image.as_deref().or(self.firmware.as_deref())
+    }
+
+    /// Returns the names of the `[[file]]`s that the TD names, each with its key.
+    pub fn named_files(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let named = [
+            ("image", &self.image),
+            ("firmware", &self.firmware),
+            ("kernel", &self.kernel),
+            ("initrd", &self.initrd),
+        ];
+        let named = named.into_iter();
+        named.filter_map(|(key, name)| Some((key, name.as_deref()?)))
     }
 }
 
@@ -137,6 +170,33 @@ impl Keyed for Td {
             FILE,
             |td, value| text(value).map(|name| td.image = Some(name)),
             |td| td.image.as_deref().map(quoted),
+        ),
+        Key::<Self>::new(
+            "firmware",
+            FILE,
+            |td, value| text(value).map(|name| td.firmware = Some(name)),
+            |td| td.firmware.as_deref().map(quoted),
+        ),
+        Key::<Self>::new(
+            "boot_order",
+            "a list of up to 16 OpenFirmware device paths, such as [\"/pci@i0cf8/*@1\"]",
+            |td, value| {
+                td.boot_order = device_paths(value)?;
+                Some(())
+            },
+            |td| {
+                let paths: Vec<_> = td.boot_order.iter().map(|path| quoted(path)).collect();
+                (!paths.is_empty()).then(|| format!("[{}]", paths.join(", ")))
+            },
+        ),
+        Key::<Self>::new(
+            "uuid",
+            "a UUID in the usual notation, in quotes",
+            |td, value| {
+                td.uuid = uuid(value.as_str()?)?;
+                Some(())
+            },
+            |td| shown_uuid(&td.uuid),
         ),
         Key::<Self>::new(
             "kernel",
@@ -350,6 +410,9 @@ impl Keyed for Td {
         Self {
             name: String::new(),
             image: None,
+            firmware: None,
+            boot_order: Vec::new(),
+            uuid: [0; UUID_BYTES],
             kernel: None,
             initrd: None,
             cmdline: String::new(),
@@ -442,6 +505,46 @@ fn measurement(value: &DeValue<'_>) -> Option<[u8; MEASUREMENT_BYTES]> {
         *byte = u8::from_str_radix(&text[at..at + 2], 16).ok()?;
     }
     Some(bytes)
+}
+
+/// Reads a list of device paths: printable ASCII without blanks.
+fn device_paths(value: &DeValue<'_>) -> Option<Vec<String>> {
+    let list = value.as_array()?;
+    let paths = list.iter().map(|path| {
+        let is_path = |path: &String| {
+            path.starts_with('/')
+                && path.len() <= DEVICE_PATH
+                && path.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        text(path.get_ref()).filter(is_path)
+    });
+    (list.len() <= DEVICE_PATHS).then(|| paths.collect())?
+}
+
+/// The numbers of digits between the hyphens of a UUID.
+const UUID_GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
+
+fn uuid(text: &str) -> Option<[u8; UUID_BYTES]> {
+    let groups: Vec<_> = text.split('-').map(str::len).collect();
+    let digits: String = text.chars().filter(|c| *c != '-').collect();
+    let is_uuid = groups == UUID_GROUPS && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let value = u128::from_str_radix(&digits, 16).ok()?;
+    is_uuid.then(|| value.to_be_bytes())
+}
+
+fn shown_uuid(uuid: &[u8; UUID_BYTES]) -> Option<String> {
+    let value = u128::from_be_bytes(*uuid);
+    if value == 0 {
+        return None;
+    }
+    let digits = format!("{value:032x}");
+    let mut rest = &*digits;
+    let groups = UUID_GROUPS.map(|length| {
+        let (group, next) = rest.split_at(length);
+        rest = next;
+        group
+    });
+    Some(quoted(&groups.join("-")))
 }
 
 fn digits(bytes: &[u8; MEASUREMENT_BYTES]) -> Option<String> {
@@ -563,8 +666,63 @@ mod tests {
             (Some("k"), "console=ttyS0")
         );
         let neither = parse("").unwrap_err();
-        assert_eq!(neither, "seamark.toml:5: a needs an image, or a kernel");
+        assert_eq!(
+            neither,
+            "seamark.toml:5: a needs an image, firmware, or a kernel"
+        );
         assert!(parse("image = \"k\"\nkernel = \"k\"\n").is_ok());
+    }
+
+    #[test]
+    fn uefi_firmware_boots_from_devices_and_has_no_image_or_kernel_beside_it() {
+        let parse = |keys: &str| {
+            let text = format!(
+                "[[file]]\nname = \"k\"\npath = \"k\"\n[[td]]\nname = \"a\"\nmemory = \"64M\"\n{keys}"
+            );
+            parse(text.as_bytes()).map(|mut config| config.td.remove(0))
+        };
+        let td = parse(
+            "firmware = \"k\"\nboot_order = [\"/pci@i0cf8/*@1\", \"/x\"]\nuuid = \"00112233-4455-6677-8899-AABBCCDDEEFF\"\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (td.firmware.as_deref(), td.image_file()),
+            (Some("k"), Some("k"))
+        );
+        assert!(!td.no_rbp_mod(), "OVMF passes RBP");
+        assert_eq!(td.boot_order, ["/pci@i0cf8/*@1", "/x"]);
+        assert_eq!((td.uuid[0], td.uuid[1], td.uuid[15]), (0, 0x11, 0xFF));
+        assert_eq!(
+            shown_uuid(&td.uuid).unwrap(),
+            "\"00112233-4455-6677-8899-aabbccddeeff\""
+        );
+        for (line, wrong) in [
+            (8, "firmware = \"k\"\nimage = \"k\"\n"),
+            (8, "firmware = \"k\"\nkernel = \"k\"\n"),
+            (7, "firmware = \"none\"\n"),
+            (7, "boot_order = [\"/x\"]\nkernel = \"k\"\n"),
+            (
+                7,
+                "uuid = \"00112233-4455-6677-8899-aabbccddeeff\"\nkernel = \"k\"\n",
+            ),
+            (8, "firmware = \"k\"\nboot_order = [\"x\"]\n"),
+            (8, "firmware = \"k\"\nboot_order = [\"/x y\"]\n"),
+            (8, "firmware = \"k\"\nboot_order = \"/x\"\n"),
+            (
+                8,
+                "firmware = \"k\"\nuuid = \"+0112233-4455-6677-8899-aabbccddeeff\"\n",
+            ),
+            (
+                8,
+                "firmware = \"k\"\nuuid = \"0011223344556677-8899-aabbccddeeff\"\n",
+            ),
+        ] {
+            let e = parse(wrong).unwrap_err();
+            assert!(
+                e.starts_with(&format!("seamark.toml:{line}: ")),
+                "{wrong}: {e}"
+            );
+        }
     }
 
     #[test]

@@ -148,10 +148,7 @@ impl<P: Platform> Definitions for ConsoleTds<'_, '_, P> {
         let found = all.find(|file| file.name == name);
         let found =
             found.ok_or_else(|| failure(FileError::NoSuch(name.chars().take(64).collect())))?;
-        let names_it = |td: &config::Td| {
-            let names = [&td.image, &td.kernel, &td.initrd];
-            names.into_iter().any(|own| own.as_deref() == Some(name))
-        };
+        let names_it = |td: &config::Td| td.named_files().any(|(_, own)| own == name);
         let complete = found.written.is_none();
         let digest = self.tds.files().sha256(name).filter(|_| complete);
         Ok(FileReport {

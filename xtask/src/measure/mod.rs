@@ -70,12 +70,12 @@ pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
         Ok::<_, Error>(home.join(&file.path))
     };
     let measured = |td: &config::Td| {
-        let firmware = match &td.image {
+        let firmware = match td.image_file() {
             Some(image) => path(image)?,
             None => build::td_firmware_image(),
         };
         let rtmrs = match &td.kernel {
-            Some(kernel) if td.image.is_none() => {
+            Some(kernel) if td.image_file().is_none() => {
                 let initrd = td.initrd.as_deref().map(|initrd| read(&path(initrd)?));
                 let initrd = initrd.transpose()?;
                 let kernel = read(&path(kernel)?)?;

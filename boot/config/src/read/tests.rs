@@ -138,7 +138,7 @@ fn a_definition_is_one_td() {
     assert_eq!(
         refused("name = \"a\"\nmemory = \"3M\"\nvcpus = 0\n"),
         [
-            "1: a needs an image, or a kernel",
+            "1: a needs an image, firmware, or a kernel",
             "2: memory is \"3M\"; it must be a multiple of 2M that is not 0, with M, G or T, such as \"256M\"",
             "3: vcpus is 0; it must be a number from 1 to 65535",
         ]
@@ -281,7 +281,7 @@ fn any_td() -> impl Strategy<Value = Td> {
                 lass,
                 control,
             ] = flags.0;
-            Td {
+            let td = Td {
                 kernel: Some("k".into()),
                 initrd: flags.2.then(|| "k".into()),
                 cmdline: sizes.0,
@@ -325,6 +325,18 @@ fn any_td() -> impl Strategy<Value = Td> {
                 cpuid,
                 pci,
                 ..Td::blank()
+            };
+            if !lass {
+                return td;
+            }
+            Td {
+                kernel: None,
+                initrd: None,
+                cmdline: String::new(),
+                firmware: Some("k".into()),
+                boot_order: Vec::from([String::from("/a\\\"b"), "/pci@i0cf8/*@1".into()]),
+                uuid: shares.2[0],
+                ..td
             }
         })
 }

@@ -14,8 +14,8 @@ use super::{
 /// Describes the file that a TD starts from, for people.
 #[must_use]
 pub fn started_from(config: &config::Td) -> String {
-    match (&config.image, &config.kernel) {
-        (Some(image), _) => image.clone(),
+    match (config.image_file(), &config.kernel) {
+        (Some(image), _) => image.into(),
         (None, kernel) => format!(
             "{}, by the host's own firmware",
             kernel.as_deref().unwrap_or_default()

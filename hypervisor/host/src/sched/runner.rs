@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::SeqCst;
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
-use vcpu::{Console, Vm, Waker, Wiring, clock::Clock};
+use vcpu::{Console, Facts, Vm, Waker, Wiring, clock::Clock};
 
 use super::{Scheduler, guest::Guest, lock::Scheduled, queue::Portion};
 use crate::{
@@ -24,6 +24,15 @@ fn portion(config: &config::Td) -> Portion {
     Portion {
         shares: config.shares,
         cap: config.cap,
+    }
+}
+
+/// Returns the facts that UEFI firmware is told.
+fn facts(config: &config::Td) -> Facts {
+    Facts {
+        vcpus: config.vcpus,
+        uuid: config.uuid,
+        boot_order: config.boot_order.clone(),
     }
 }
 
@@ -69,6 +78,10 @@ impl<P: Running> Runner for Scheduler<'_, P> {
             None => Arc::new(Console::new()),
         };
         let vm = Vm::new(0..vcpus, memory, shared, clock, console);
+        let vm = match &td.config().firmware {
+            Some(_) => vm.with_fw_cfg(&facts(td.config())),
+            None => vm,
+        };
         let guest = Guest::new(td.id(), vm);
         let before = self.with_queue(|scheduled| {
             let watched = self.watched.load(SeqCst);

@@ -9,6 +9,10 @@ use seam::address::SHARED;
 
 /// End of the memory below 4 GiB. Device registers and the firmware are between this and 4 GiB.
 pub const HOLE: u64 = 3 * PAGE_1G;
+/// The same with UEFI firmware. OVMF has its memory-mapped configuration space at 0xB0000000, and the memory of PCI
+/// functions from 2 GiB on in later versions. It accepts all memory below 4 GiB before it starts the system, and leaves
+/// the memory above to the system, so a small part here starts fast.
+const UEFI_HOLE: u64 = 2 * PAGE_1G;
 /// Start of the memory above the hole.
 const HIGH: u64 = 4 * PAGE_1G;
 
@@ -16,6 +20,8 @@ const HIGH: u64 = 4 * PAGE_1G;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     bytes: u64,
+    /// End of the memory below 4 GiB, if there is as much.
+    hole: u64,
 }
 
 impl Layout {
@@ -24,10 +30,23 @@ impl Layout {
     #[must_use]
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_multiple_of(PAGE_4K) && bytes < SHARED - HIGH {
-            Some(Self { bytes })
+            Some(Self { bytes, hole: HOLE })
         } else {
             None
         }
+    }
+
+    /// Creates the layout of a TD with this configuration and `bytes` of memory. `None` as in [`Self::new`].
+    #[must_use]
+    pub fn of(config: &config::Td, bytes: u64) -> Option<Self> {
+        let layout = Self::new(bytes)?;
+        Some(match &config.firmware {
+            Some(_) => Self {
+                hole: UEFI_HOLE,
+                ..layout
+            },
+            None => layout,
+        })
     }
 
     /// Returns the size in bytes.
@@ -38,7 +57,7 @@ impl Layout {
 
     /// Returns the one or two parts, ascending.
     pub fn parts(self) -> impl Iterator<Item = Range<u64>> {
-        let low = if self.bytes < HOLE { self.bytes } else { HOLE };
+        let low = self.bytes.min(self.hole);
         let high = HIGH..HIGH + (self.bytes - low);
         [0..low, high]
             .into_iter()
@@ -131,6 +150,19 @@ mod tests {
         assert_eq!(large.part_of(HIGH), Some(HIGH..6 * PAGE_1G));
         assert_eq!(Layout::new(SHARED), None);
         assert_eq!(Layout::new(4095), None);
+    }
+
+    #[test]
+    fn uefi_firmware_has_a_hole_from_2_gib() {
+        let text = b"[[file]]\nname = \"f\"\npath = \"f\"\n[[td]]\nname = \"a\"\nmemory = \"16G\"\nfirmware = \"f\"\n";
+        let mut config = config::parse(text).unwrap().td.remove(0);
+        let parts =
+            |config: &_, bytes| -> Vec<_> { Layout::of(config, bytes).unwrap().parts().collect() };
+        assert_eq!(parts(&config, PAGE_1G), [0..PAGE_1G]);
+        let large = [0..2 * PAGE_1G, HIGH..18 * PAGE_1G];
+        assert_eq!(parts(&config, config.memory), large);
+        config.image = config.firmware.take();
+        assert_eq!(parts(&config, 4 * PAGE_1G), [0..HOLE, HIGH..5 * PAGE_1G]);
     }
 
     #[test]

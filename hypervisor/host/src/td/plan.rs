@@ -85,7 +85,7 @@ pub fn plan<'f, P: Platform>(
     files.check_room(config, head).map_err(Error::Room)?;
     let image =
         TdImage::parse(files.image.as_ref().map_or(&[], Image::bytes)).map_err(Error::Image)?;
-    let layout = Layout::new(config.memory).ok_or(Error::TooMuchMemory)?;
+    let layout = Layout::of(config, config.memory).ok_or(Error::TooMuchMemory)?;
     let payload = files.payload(config);
     if payload.is_some() && layout.limit() > WINDOW {
         return Err(Error::TooMuchMemory);

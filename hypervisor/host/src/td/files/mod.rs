@@ -69,22 +69,22 @@ impl<'h> From<Option<&'h [u8]>> for Files<'h> {
 impl Files<'_> {
     /// Returns the name of a file that the configuration names and that was not loaded.
     pub fn missing<'c>(&self, config: &'c config::Td) -> Option<&'c str> {
-        let named = [
-            (&config.image, self.image.is_some()),
-            (&config.kernel, self.kernel.is_some()),
-            (&config.initrd, self.initrd.is_some()),
-        ];
-        let mut missing = named.into_iter().filter(|(_, is_here)| !is_here);
-        missing.find_map(|(name, _)| name.as_deref())
+        let is_here = |key| match key {
+            "kernel" => self.kernel.is_some(),
+            "initrd" => self.initrd.is_some(),
+            _ => self.image.is_some(),
+        };
+        let mut missing = config.named_files().filter(|(key, _)| !is_here(*key));
+        missing.next().map(|(_, name)| name)
     }
 
     /// Returns the length of a file that the configuration names; `None` if it was not loaded.
     #[must_use]
     pub fn length(&self, config: &config::Td, name: &str) -> Option<u64> {
-        let is = |own: &Option<String>| own.as_deref() == Some(name);
-        let image = self.image.as_ref().filter(|_| is(&config.image));
-        let kernel = self.kernel.filter(|_| is(&config.kernel));
-        let initrd = self.initrd.filter(|_| is(&config.initrd));
+        let is = |own: Option<&str>| own == Some(name);
+        let image = self.image.as_ref().filter(|_| is(config.image_file()));
+        let kernel = self.kernel.filter(|_| is(config.kernel.as_deref()));
+        let initrd = self.initrd.filter(|_| is(config.initrd.as_deref()));
         let image = image.map(|image| image.bytes().len() as u64);
         image.or_else(|| kernel.or(initrd).map(|file| file.bytes))
     }
@@ -99,7 +99,7 @@ impl Files<'_> {
         config: &config::Td,
         head: impl FnOnce(Loaded) -> [u8; HEAD_BYTES],
     ) -> Result<(), NoRoom> {
-        let (None, Some(file)) = (&config.image, self.kernel) else {
+        let (None, Some(file)) = (config.image_file(), self.kernel) else {
             return Ok(());
         };
         let Ok(kernel) = Kernel::read(&head(file), file.bytes) else {

@@ -320,19 +320,19 @@ impl<'h> FileStore<'h> {
     #[must_use]
     pub fn files(&self, td: &config::Td, firmware: Option<&'h [u8]>) -> Files<'h> {
         let inner = self.inner.lock();
-        let named = |name: &Option<String>| inner.files.get(name.as_deref()?);
-        let all = [&td.image, &td.kernel, &td.initrd];
-        let held = all.into_iter().filter_map(|name| match named(name) {
+        let named = |name: Option<&str>| inner.files.get(name?);
+        let all = td.named_files();
+        let held = all.filter_map(|(_, name)| match inner.files.get(name) {
             Some(Stored::Put(file)) => Some(Arc::clone(file)),
             _ => None,
         });
         Files {
-            image: match &td.image {
-                Some(_) => named(&td.image).map(Stored::image),
+            image: match td.image_file() {
+                Some(name) => named(Some(name)).map(Stored::image),
                 None => firmware.map(Image::Given),
             },
-            kernel: named(&td.kernel).map(Stored::loaded),
-            initrd: named(&td.initrd).map(Stored::loaded),
+            kernel: named(td.kernel.as_deref()).map(Stored::loaded),
+            initrd: named(td.initrd.as_deref()).map(Stored::loaded),
             held: held.collect(),
         }
     }

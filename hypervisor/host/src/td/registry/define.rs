@@ -234,10 +234,7 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// [`FileError`].
     pub fn drop_file(&self, name: &str) -> Result<u64, FileError> {
         let _defining = self.defining.lock();
-        let is_named = |config: &config::Td| {
-            let names = [&config.image, &config.kernel, &config.initrd];
-            names.into_iter().any(|own| own.as_deref() == Some(name))
-        };
+        let is_named = |config: &config::Td| config.named_files().any(|(_, own)| own == name);
         let naming = self
             .ids()
             .find_map(|id| self.config(id).filter(|config| is_named(config)));

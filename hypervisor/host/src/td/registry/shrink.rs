@@ -29,12 +29,12 @@ impl<P: Platform> Tds<'_, P> {
         if td.state() == State::Building {
             return Err(Error::State(State::Building));
         }
-        let whole = Layout::new(td.config.memory).ok_or(Error::TooMuchMemory)?;
+        let whole = Layout::of(&td.config, td.config.memory).ok_or(Error::TooMuchMemory)?;
         let layout = {
             let mut now = td.layout.lock();
             let (least, most) = (td.image_end, now.bytes());
             // Set the layout first, so that removed memory is not populated again on demand.
-            *now = Layout::new(bytes)
+            *now = Layout::of(&td.config, bytes)
                 .filter(|_| (least.max(config::MEMORY_STEP)..=most).contains(&bytes))
                 .filter(|_| bytes.is_multiple_of(config::MEMORY_STEP))
                 .ok_or(Error::Size { least, most })?;
