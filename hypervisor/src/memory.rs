@@ -188,6 +188,16 @@ pub fn free(frame: Frame) -> Result<(), Error> {
     Ok(memory.frames.free(frame)?)
 }
 
+/// Takes a block out of use for good.
+///
+/// # Errors
+/// [`Error`] if the block is not one that was handed out; nothing has changed then.
+pub fn quarantine(frame: Frame) -> Result<(), Error> {
+    let mut memory = MEMORY.lock();
+    let memory = memory.as_mut().ok_or(Error::NotReady)?;
+    Ok(memory.frames.quarantine(frame)?)
+}
+
 /// Notes that a block will be freed in frames of 4 KiB.
 ///
 /// # Errors

@@ -326,6 +326,16 @@ impl shared::Frames for Shared {
         }
     }
 
+    fn quarantine(&self, hpa: Hpa, size: PageSize) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: order(size),
+        };
+        if let Err(error) = memory::quarantine(frame) {
+            log::error!("a shared frame at {:#x} is not put away: {error}", hpa.0);
+        }
+    }
+
     fn split(&self, hpa: Hpa) {
         let frame = Frame {
             pa: hpa.0,

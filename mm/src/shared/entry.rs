@@ -10,6 +10,7 @@ const WRITE: u64 = 1 << 1;
 const EXECUTE: u64 = 1 << 2;
 /// Memory type write-back, bits 5:3.
 const WRITE_BACK: u64 = 6 << 3;
+const MEMORY_TYPE: u64 = 7 << 3;
 const LARGE: u64 = 1 << 7;
 
 /// An entry of any level.
@@ -41,6 +42,17 @@ impl Entry {
     /// Maps a page of the host's own. It is recognised by being read-only: the guest can write to all other pages.
     pub const fn lent(page: Hpa) -> Self {
         Self(page.0 | WRITE_BACK | READ)
+    }
+
+    /// Maps memory of a device, uncached.
+    pub const fn io(page: Hpa, size: PageSize) -> Self {
+        Self(Self::leaf(page, size).0 & !MEMORY_TYPE)
+    }
+
+    /// Returns whether this leaf maps memory of a device. It is recognised by its memory type: all other pages are
+    /// cached.
+    pub const fn is_io(self) -> bool {
+        self.0 & MEMORY_TYPE == 0
     }
 
     pub const fn is_lent(self) -> bool {

@@ -17,11 +17,12 @@ pub trait Mirror: fmt::Debug + Send + Sync {
     /// [`MirrorError`]; nothing is mapped.
     fn map(&self, gpa: Gpa, page: Page) -> Result<(), MirrorError>;
 
-    /// Unmaps `range`, all of which is mapped. Once this has succeeded, no device reaches it: all accesses that were
+    /// Unmaps `range`, all of which is mapped; it may begin or end within a page. Once this has succeeded, no device reaches it: all accesses that were
     /// under way have ended.
     ///
     /// # Errors
-    /// [`MirrorError`]: devices may still reach the range. Its frames must not get another owner.
+    /// [`MirrorError::NoMemory`] to split a page: all of the range is mapped as before. [`MirrorError::NoAnswer`]: devices
+    /// may still reach the range. Its frames must not get another owner.
     fn unmap(&self, range: Range<u64>) -> Result<(), MirrorError>;
 }
 

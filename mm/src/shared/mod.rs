@@ -1,5 +1,8 @@
 //! A TD's shared memory: the shared EPT, which the host owns, and the frames that it maps.
 //!
+//! A TD that has devices of the machine has a second view of the same memory, its [`Mirror`]. Memory of the devices
+//! ([`DeviceMemory`]) is mapped for the guest alone.
+//!
 //! The CPU walks it for guest-physical addresses with the SHARED bit, which is part of the address used in the walk. An
 //! access to an unmapped address raises #VE in the guest (suppress-#VE is clear) and costs the host nothing; the guest
 //! makes a TDVMCALL of it. Only memory that the guest asked to share is mapped. The tables for it stay until the TD's
@@ -10,21 +13,25 @@
 //!
 //! Source: Intel SDM volume 3C, section 29.3 (EPT entries); TDX Module 1.5 Base Architecture, "Shared EPT".
 
+mod end;
 mod entry;
+mod io;
 mod mirror;
 #[cfg(test)]
 mod tests;
+mod unmap;
+mod walk;
 
+use alloc::sync::Arc;
 use core::fmt;
-use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use arrayvec::ArrayVec;
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize, level_bytes};
 use seam::address::{Gpa, Hpa};
 
 use crate::private::{Levels, NoAnswer};
 use entry::Entry;
+pub use io::{DeviceMemory, MOST_IO_TABLES};
 pub use mirror::{Mirror, MirrorError, Page};
 
 /// Number of entries in a table.
@@ -40,6 +47,9 @@ pub trait Frames {
 
     /// Frees a frame.
     fn give(&self, hpa: Hpa, size: PageSize);
+
+    /// Takes an allocated frame out of use for good: a device may still reach it.
+    fn quarantine(&self, hpa: Hpa, size: PageSize);
 
     /// Notes that an allocated frame of 2 MiB will be freed in parts of 4 KiB.
     fn split(&self, hpa: Hpa);
@@ -71,6 +81,8 @@ pub enum SharedError {
     NoFrames(PageSize),
     /// A CPU may still use the memory to be unmapped.
     NoAnswer(NoAnswer),
+    /// The devices' view can't follow. After [`MirrorError::NoAnswer`] nothing can be mapped or unmapped any more.
+    Mirror(MirrorError),
 }
 
 impl fmt::Display for SharedError {
@@ -81,11 +93,18 @@ impl fmt::Display for SharedError {
             Self::NotMapped => f.write_str("it is not shared"),
             Self::NoFrames(size) => write!(f, "no frame of {} KiB is free", size.bytes() >> 10),
             Self::NoAnswer(error) => error.fmt(f),
+            Self::Mirror(error) => error.fmt(f),
         }
     }
 }
 
 impl core::error::Error for SharedError {}
+
+impl From<MirrorError> for SharedError {
+    fn from(error: MirrorError) -> Self {
+        Self::Mirror(error)
+    }
+}
 
 /// Memory used by a shared map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,7 +122,39 @@ pub struct SharedMap {
     top: u8,
     shared: u64,
     // Held by each CPU that changes an entry or uses a frame, which therefore cannot be unmapped meanwhile.
-    holding: spin::Mutex<Holding>,
+    state: sync::Mutex<State>,
+}
+
+/// What the lock protects, beside the entries.
+#[derive(Debug)]
+struct State {
+    /// No tables: everything has been freed.
+    holding: Holding,
+    /// Tables that device memory needed, of those in `holding`.
+    io_tables: u64,
+    /// The devices' view, if the TD has devices that access its memory.
+    mirror: Option<Arc<dyn Mirror>>,
+    /// The reason why devices may reach memory that is not shared any more, or not reach what is.
+    is_astray: Option<MirrorError>,
+}
+
+impl State {
+    /// Checks that entries may change.
+    fn check(&self) -> Result<(), SharedError> {
+        match self.is_astray {
+            Some(error) => Err(error.into()),
+            None if self.holding.tables == 0 => Err(SharedError::BadRange),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the devices reach a page.
+    fn reflect(&self, gpa: Gpa, page: Page) -> Result<(), MirrorError> {
+        match &self.mirror {
+            Some(mirror) => mirror.map(gpa, page),
+            None => Ok(()),
+        }
+    }
 }
 
 impl SharedMap {
@@ -125,11 +176,23 @@ impl SharedMap {
             root,
             top,
             shared,
-            holding: spin::Mutex::new(Holding {
-                pages: [0; 2],
-                tables: 1,
+            state: sync::Mutex::new(State {
+                holding: Holding {
+                    pages: [0; 2],
+                    tables: 1,
+                },
+                io_tables: 0,
+                mirror: None,
+                is_astray: None,
             }),
         })
+    }
+
+    /// Has `mirror`, which is empty, map what this map, which is empty too, will map.
+    #[must_use]
+    pub fn with_mirror(self, mirror: Arc<dyn Mirror>) -> Self {
+        self.state.lock().mirror = Some(mirror);
+        self
     }
 
     /// Returns the root page, for the TD VMCS field SHARED_EPTP.
@@ -144,7 +207,7 @@ impl SharedMap {
 
     /// Returns the memory that the map uses.
     pub fn holding(&self) -> Holding {
-        *self.holding.lock()
+        self.state.lock().holding
     }
 
     /// Maps a zeroed frame of 4 KiB or 2 MiB at `gpa` (without the SHARED bit).
@@ -155,17 +218,25 @@ impl SharedMap {
         if size > PageSize::Size2M || gpa.0 >= self.shared || !gpa.0.is_multiple_of(size.bytes()) {
             return Err(SharedError::BadRange);
         }
-        let mut holding = self.holding.lock();
-        if holding.tables == 0 {
-            return Err(SharedError::BadRange);
-        }
-        let entry = self.link(frames, gpa, size as u8, &mut holding)?;
+        let mut state = self.state.lock();
+        state.check()?;
+        let entry = self.link(frames, gpa, size as u8, &mut state.holding)?;
         if Entry::load(entry).is_present() {
             return Err(SharedError::Occupied);
         }
         let frame = frames.take(size).ok_or(SharedError::NoFrames(size))?;
+        let page = Page {
+            hpa: frame,
+            size,
+            is_read_only: false,
+        };
+        if let Err(error) = state.reflect(gpa, page) {
+            // No device has reached it.
+            frames.give(frame, size);
+            return Err(error.into());
+        }
         entry.store(Entry::leaf(frame, size).0, SeqCst);
-        holding.pages[size as usize] += 1;
+        state.holding.pages[size as usize] += 1;
         Ok(())
     }
 
@@ -177,11 +248,9 @@ impl SharedMap {
         if gpa.0 >= self.shared {
             return Err(SharedError::BadRange);
         }
-        let mut holding = self.holding.lock();
-        if holding.tables == 0 {
-            return Err(SharedError::BadRange);
-        }
-        self.link(frames, gpa, 0, &mut holding).map(drop)
+        let mut state = self.state.lock();
+        state.check()?;
+        self.link(frames, gpa, 0, &mut state.holding).map(drop)
     }
 
     /// Maps `bytes` of the host's own memory at `hpa`, read-only, at `gpa` (without the SHARED bit), until the TD's
@@ -201,80 +270,28 @@ impl SharedMap {
         if !aligned || gpa.0.checked_add(bytes).is_none_or(|end| end > self.shared) {
             return Err(SharedError::BadRange);
         }
-        let mut holding = self.holding.lock();
+        let mut state = self.state.lock();
         for offset in (0..bytes).step_by(PAGE_4K as usize) {
-            let entry = self.link(frames, Gpa(gpa.0 + offset), 0, &mut holding)?;
+            let at = Gpa(gpa.0 + offset);
+            let entry = self.link(frames, at, 0, &mut state.holding)?;
             if Entry::load(entry).is_present() {
                 return Err(SharedError::Occupied);
             }
+            let page = Page {
+                hpa: Hpa(hpa.0 + offset),
+                size: PageSize::Size4K,
+                is_read_only: true,
+            };
+            state.reflect(at, page)?;
             entry.store(Entry::lent(Hpa(hpa.0 + offset)).0, SeqCst);
         }
         Ok(())
     }
 
-    /// Unmaps `range` (without the SHARED bit), which lies within one aligned 2 MiB, and frees the frames after
-    /// `flush`. Lent pages stay mapped. Returns the number of bytes unmapped.
-    ///
-    /// # Errors
-    /// [`SharedError::BadRange`]; [`SharedError::NoAnswer`], and everything is mapped as before; [`SharedError::NoFrames`] when a page of
-    /// 2 MiB must be split and there is no frame for the table.
-    pub fn unmap(
-        &self,
-        frames: &impl Frames,
-        range: Range<u64>,
-        flush: &impl Flush,
-    ) -> Result<u64, SharedError> {
-        let aligned = range.start.is_multiple_of(PAGE_4K) && range.end.is_multiple_of(PAGE_4K);
-        let within = range.start / PAGE_2M == range.end.saturating_sub(1) / PAGE_2M;
-        if !aligned || !within || range.is_empty() || range.end > self.shared {
-            return Err(SharedError::BadRange);
-        }
-        let mut holding = self.holding.lock();
-        if holding.tables == 0 {
-            return Ok(0);
-        }
-        let mut taken = ArrayVec::<(&AtomicU64, Entry), ENTRIES>::new();
-        if let Some((entry, 1)) = self.find(frames, Gpa(range.start)) {
-            if range.end - range.start == PAGE_2M {
-                taken.push((entry, Entry::load(entry)));
-            } else {
-                self.split(frames, entry, &mut holding)?;
-            }
-        }
-        if taken.is_empty() {
-            for gpa in range.step_by(PAGE_4K as usize) {
-                if let Some((entry, 0)) = self.find(frames, Gpa(gpa)) {
-                    taken.push((entry, Entry::load(entry)));
-                }
-            }
-        }
-        if taken.is_empty() {
-            return Ok(0);
-        }
-        for (entry, _) in &taken {
-            entry.store(Entry::NOTHING.0, SeqCst);
-        }
-        if let Err(silent) = flush.flush() {
-            for (entry, was) in &taken {
-                entry.store(was.0, SeqCst);
-            }
-            return Err(SharedError::NoAnswer(silent));
-        }
-        let size = match taken[0].1.is_large() {
-            true => PageSize::Size2M,
-            false => PageSize::Size4K,
-        };
-        for (_, was) in &taken {
-            frames.give(was.hpa(), size);
-        }
-        holding.pages[size as usize] -= taken.len() as u64;
-        Ok(taken.len() as u64 * size.bytes())
-    }
-
-    /// Returns whether anything but lent pages is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
+    /// Returns whether memory of the guest is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
     pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let holding = self.holding.lock();
-        if holding.tables == 0 {
+        let state = self.state.lock();
+        if state.holding.tables == 0 {
             return false;
         }
         let block = gpa.0 / PAGE_2M * PAGE_2M;
@@ -287,10 +304,17 @@ impl SharedMap {
         }
     }
 
-    /// Returns whether anything but a lent page is mapped at `gpa` (without the SHARED bit).
+    /// Returns whether memory of the guest is mapped at `gpa` (without the SHARED bit).
     pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let holding = self.holding.lock();
-        holding.tables > 0 && self.find(frames, gpa).is_some()
+        let state = self.state.lock();
+        state.holding.tables > 0 && self.find(frames, gpa).is_some()
+    }
+
+    /// Returns whether anything is mapped at `gpa` (without the SHARED bit): memory of the guest, lent memory, or
+    /// device memory.
+    pub fn is_mapped(&self, frames: &impl Frames, gpa: Gpa) -> bool {
+        let state = self.state.lock();
+        state.holding.tables > 0 && self.leaf(frames, gpa).is_some()
     }
 
     /// Calls `work` with the words of the 4 KiB around `gpa` (without the SHARED bit), which stay mapped meanwhile. The
@@ -304,8 +328,8 @@ impl SharedMap {
         gpa: Gpa,
         work: impl FnOnce(&Words) -> R,
     ) -> Result<R, SharedError> {
-        let holding = self.holding.lock();
-        if holding.tables == 0 {
+        let state = self.state.lock();
+        if state.holding.tables == 0 {
             return Err(SharedError::NotMapped);
         }
         let (entry, level) = self.find(frames, gpa).ok_or(SharedError::NotMapped)?;
@@ -313,116 +337,4 @@ impl SharedMap {
         let page = Hpa(Entry::load(entry).hpa().0 + offset);
         Ok(work(frames.words(page)))
     }
-
-    /// Frees everything, including the root, at the TD's end. No vCPU of the TD can be entered any more, and no CPU
-    /// uses a translation. Nothing can be mapped from now on.
-    pub fn dissolve(&self, frames: &impl Frames) {
-        let mut holding = self.holding.lock();
-        if holding.tables > 0 {
-            self.dissolve_table(frames, self.root, self.top);
-            *holding = Holding::default();
-        }
-    }
-
-    fn dissolve_table(&self, frames: &impl Frames, table: Hpa, level: u8) {
-        for word in frames.words(table) {
-            let entry = Entry(word.load(SeqCst));
-            if !entry.is_present() || entry.is_lent() {
-                continue;
-            }
-            match (level, entry.is_large()) {
-                (0, _) => frames.give(entry.hpa(), PageSize::Size4K),
-                (1, true) => frames.give(entry.hpa(), PageSize::Size2M),
-                _ => self.dissolve_table(frames, entry.hpa(), level - 1),
-            }
-        }
-        frames.give(table, PageSize::Size4K);
-    }
-
-    /// Returns the entry of `level` for `gpa`. Allocates the tables above it that are missing.
-    fn link<'f>(
-        &self,
-        frames: &'f impl Frames,
-        gpa: Gpa,
-        level: u8,
-        holding: &mut Holding,
-    ) -> Result<&'f AtomicU64, SharedError> {
-        let address = gpa.0 | self.shared;
-        let mut table = self.root;
-        for above in (level + 1..=self.top).rev() {
-            let word = &frames.words(table)[index(address, above)];
-            let entry = Entry::load(word);
-            table = if !entry.is_present() {
-                let size = PageSize::Size4K;
-                let table = frames.take(size).ok_or(SharedError::NoFrames(size))?;
-                holding.tables += 1;
-                word.store(Entry::table(table).0, SeqCst);
-                table
-            } else if entry.is_large() {
-                return Err(SharedError::Occupied);
-            } else {
-                entry.hpa()
-            };
-        }
-        Ok(&frames.words(table)[index(address, level)])
-    }
-
-    /// Returns the entry that maps `gpa`, and its level. Lent pages are not the guest's and are not found.
-    fn find<'f>(&self, frames: &'f impl Frames, gpa: Gpa) -> Option<(&'f AtomicU64, u8)> {
-        let address = gpa.0 | self.shared;
-        let mut table = self.root;
-        for level in (0..=self.top).rev() {
-            let word = &frames.words(table)[index(address, level)];
-            let entry = Entry::load(word);
-            if !entry.is_present() {
-                return None;
-            }
-            if level == 0 || entry.is_large() {
-                return (!entry.is_lent()).then_some((word, level));
-            }
-            table = entry.hpa();
-        }
-        None
-    }
-
-    /// Returns the table whose entries of `level` map the addresses around `gpa`.
-    fn table(&self, frames: &impl Frames, gpa: Gpa, level: u8) -> Option<Hpa> {
-        let address = gpa.0 | self.shared;
-        let mut table = self.root;
-        for above in (level + 1..=self.top).rev() {
-            let entry = Entry::load(&frames.words(table)[index(address, above)]);
-            if !entry.is_present() || entry.is_large() {
-                return None;
-            }
-            table = entry.hpa();
-        }
-        Some(table)
-    }
-
-    /// Splits a page of 2 MiB into mappings of its parts. The guest's view does not change, so no flush is needed until
-    /// a part is unmapped.
-    fn split(
-        &self,
-        frames: &impl Frames,
-        entry: &AtomicU64,
-        holding: &mut Holding,
-    ) -> Result<(), SharedError> {
-        let size = PageSize::Size4K;
-        let table = frames.take(size).ok_or(SharedError::NoFrames(size))?;
-        let large = Entry::load(entry).hpa();
-        for (part, word) in (0..).zip(frames.words(table)) {
-            let page = Hpa(large.0 + part * PAGE_4K);
-            word.store(Entry::leaf(page, size).0, SeqCst);
-        }
-        entry.store(Entry::table(table).0, SeqCst);
-        frames.split(large);
-        holding.tables += 1;
-        holding.pages[1] -= 1;
-        holding.pages[0] += ENTRIES as u64;
-        Ok(())
-    }
-}
-
-fn index(address: u64, level: u8) -> usize {
-    (address / level_bytes(level)) as usize % ENTRIES
 }

@@ -3,6 +3,9 @@ use core::cell::{Cell, RefCell};
 
 use super::*;
 
+mod io;
+mod mirror;
+
 /// Frames from a counter, each with its words. Only allocated frames may be freed.
 #[derive(Default)]
 struct Host {
@@ -12,6 +15,8 @@ struct Host {
     words: RefCell<BTreeMap<u64, &'static Words>>,
     flushes: Cell<u64>,
     silent: Cell<bool>,
+    quarantined: RefCell<Vec<u64>>,
+    devices: RefCell<Option<Arc<mirror::Devices>>>,
 }
 
 impl Frames for Host {
@@ -27,7 +32,15 @@ impl Frames for Host {
     }
 
     fn give(&self, hpa: Hpa, size: PageSize) {
+        if let Some(devices) = &*self.devices.borrow() {
+            assert!(!devices.reach(hpa, size), "{hpa:?} changes hands");
+        }
         assert_eq!(self.out.borrow_mut().remove(&hpa.0), Some(size));
+    }
+
+    fn quarantine(&self, hpa: Hpa, size: PageSize) {
+        assert_eq!(self.out.borrow_mut().remove(&hpa.0), Some(size));
+        self.quarantined.borrow_mut().push(size.bytes());
     }
 
     fn split(&self, hpa: Hpa) {

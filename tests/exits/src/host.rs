@@ -47,6 +47,8 @@ impl shared::Frames for Root {
 
     fn give(&self, _: Hpa, _: PageSize) {}
 
+    fn quarantine(&self, _: Hpa, _: PageSize) {}
+
     fn split(&self, _: Hpa) {}
 
     fn words(&self, _: Hpa) -> &Words {

@@ -150,6 +150,12 @@ impl shared::Frames for Rig {
         self.pool.ledger().lock().free(frame).unwrap();
     }
 
+    fn quarantine(&self, hpa: Hpa, size: PageSize) {
+        let order = if size == PageSize::Size4K { 0 } else { 9 };
+        let frame = mm::frames::Frame { pa: hpa.0, order };
+        self.pool.ledger().lock().quarantine(frame).unwrap();
+    }
+
     fn split(&self, hpa: Hpa) {
         let frame = mm::frames::Frame {
             pa: hpa.0,

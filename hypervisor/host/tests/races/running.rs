@@ -131,6 +131,14 @@ impl shared::Frames for Machine {
         self.pool().ledger().lock().free(frame).unwrap();
     }
 
+    fn quarantine(&self, hpa: Hpa, size: PageSize) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: order(size),
+        };
+        self.pool().ledger().lock().quarantine(frame).unwrap();
+    }
+
     fn split(&self, _: Hpa) {
         unreachable!("these guests share no memory");
     }

@@ -203,6 +203,14 @@ impl shared::Frames for Rig {
         self.machine.pool.ledger().lock().free(frame).unwrap();
     }
 
+    fn quarantine(&self, hpa: Hpa, size: PageSize) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: order(size),
+        };
+        self.machine.pool.ledger().lock().quarantine(frame).unwrap();
+    }
+
     fn split(&self, hpa: Hpa) {
         let frame = Frame {
             pa: hpa.0,
