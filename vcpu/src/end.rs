@@ -1,7 +1,9 @@
 //! The reasons for which a TD ends.
 
+use alloc::string::String;
 use core::fmt;
 
+use mm::shared::MirrorError;
 use seam::abi::Status;
 use seam::address::{Gpa, Hpa};
 
@@ -43,6 +45,10 @@ pub enum End {
     Misconfigured(Gpa),
     /// Mapping or removing memory failed.
     Memory(mm::private::Error),
+    /// Its devices do not follow a change of its shared memory.
+    Devices(MirrorError),
+    /// One of its devices has had a serious error.
+    Device(String),
     /// An unexpected SEAMCALL failure.
     Seam(seam::error::Error),
 }
@@ -77,6 +83,8 @@ impl fmt::Display for End {
             Self::NothingShared(gpa) => write!(f, "nothing is shared at {gpa:?}"),
             Self::Misconfigured(gpa) => write!(f, "its shared EPT is broken at {gpa:?}"),
             Self::Memory(error) => write!(f, "its memory: {error}"),
+            Self::Devices(error) => write!(f, "its devices and its shared memory: {error}"),
+            Self::Device(why) => f.write_str(why),
             Self::Seam(error) => error.fmt(f),
         }
     }

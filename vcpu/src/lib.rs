@@ -33,6 +33,7 @@ pub mod unanswered;
 mod vcpu;
 mod vm;
 mod wake;
+mod windows;
 
 pub use console::{Console, Excerpt};
 pub use current::Stop;

@@ -12,7 +12,7 @@ use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
-use crate::{fault, ghci};
+use crate::{fault, ghci, windows};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
 const ENTRY_TRIES: u32 = 64;
@@ -54,6 +54,11 @@ impl<S: TimeSlice> Current<'_, S> {
     }
 
     fn run(&mut self) -> Stop {
+        if self.vcpu.owes_windows
+            && let Some(stop) = windows::move_patiently(self)
+        {
+            return stop;
+        }
         loop {
             if self.slice.must_leave() {
                 return Stop::Yield;
@@ -133,7 +138,8 @@ impl<S: TimeSlice> Current<'_, S> {
             self.slice.cpu().take_interrupts();
             return None;
         };
-        let is_there = self.vm.shared().has(self.slice.cpu().shared_frames(), gpa);
+        let frames = self.slice.cpu().shared_frames();
+        let is_there = self.vm.shared().is_mapped(frames, gpa);
         (!is_there).then(|| self.end(End::NothingShared(gpa)))
     }
 

@@ -12,6 +12,8 @@ pub struct Vcpu {
     pub(crate) index: u32,
     pub(crate) regs: Gprs,
     pub(crate) msrs: Msrs,
+    /// True until the devices' memory is mapped where the guest last said.
+    pub(crate) owes_windows: bool,
 }
 
 impl Vcpu {
@@ -22,6 +24,7 @@ impl Vcpu {
             index,
             regs: Gprs::default(),
             msrs: Msrs::new(apic_id, index == 0),
+            owes_windows: false,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::console::Console;
 use crate::end::End;
 use crate::state::VcpuState;
 use crate::unanswered::Unanswered;
+use crate::windows::Windows;
 
 /// TD-wide state, outside the module.
 #[derive(Debug)]
@@ -24,8 +25,9 @@ pub struct Vm {
     memory: Box<[Memory]>,
     shared: SharedMap,
     /// Held for reading while private memory is mapped, and for writing while memory is converted, so that no page is
-    /// both private and shared. Only ever try-locked, because the holder may wait for all other CPUs.
-    pub(crate) conversions: RwLock<()>,
+    /// both private and shared. Only ever try-locked, because the holder may wait for all other CPUs. It protects what is
+    /// mapped of the devices' memory as well.
+    pub(crate) conversions: RwLock<Windows>,
     devices: Devices,
     unanswered: Unanswered,
     console: Arc<Console>,
@@ -63,7 +65,7 @@ impl Vm {
             unanswered: Unanswered::default(),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
-            conversions: RwLock::new(()),
+            conversions: RwLock::default(),
             console,
             clock,
             end: Once::new(),
@@ -78,6 +80,7 @@ impl Vm {
     #[must_use]
     pub fn with_functions(mut self, functions: Vec<Arc<Mutex<dyn Function>>>) -> Self {
         self.devices = Devices::new(self.memory(), functions);
+        *self.conversions.get_mut() = Windows::of(self.devices.pci());
         self
     }
 

@@ -70,6 +70,9 @@ pub enum Effect {
     /// The firmware asks for a transfer that the descriptor at this address describes: carry out
     /// [`Devices::transfer`].
     Transfer(u64),
+    /// The memory of functions of the PCI bus that the guest accesses without the host has moved: map it where
+    /// [`pci::Bus::pieces`] says, and then call [`pci::Bus::settle`]. No lock of a device may be held.
+    Windows,
 }
 
 /// A device.

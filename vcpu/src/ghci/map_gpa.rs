@@ -7,7 +7,7 @@
 use core::ops::Range;
 
 use mm::private::{Cpu, Error, Outcome};
-use mm::shared;
+use mm::shared::{MirrorError, SharedError};
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
@@ -144,7 +144,8 @@ fn convert<S: TimeSlice>(
                     .unmap(current.slice.cpu().shared_frames(), range, current.slice);
             match unmapped {
                 Ok(_) => Ok(()),
-                Err(shared::SharedError::NoFrames(_)) => Err(Failed::NoFrames),
+                Err(SharedError::Mirror(error)) => Err(astray(current, error)),
+                Err(SharedError::NoFrames(_)) => Err(Failed::NoFrames),
                 Err(_) => Err(Failed::Later),
             }
         }
@@ -163,8 +164,17 @@ fn prepare<S: TimeSlice>(current: &Current<'_, S>, range: &Range<u64>) -> Result
         .shared()
         .prepare(current.slice.cpu().shared_frames(), Gpa(range.start));
     match prepared {
-        Ok(()) | Err(shared::SharedError::Occupied) => Ok(()),
+        Ok(()) | Err(SharedError::Occupied) => Ok(()),
+        Err(SharedError::Mirror(error)) => Err(astray(current, error)),
         Err(_) => Err(Failed::NoFrames),
+    }
+}
+
+/// Returns the failure of a step that the TD's devices do not follow.
+fn astray<S: TimeSlice>(current: &Current<'_, S>, error: MirrorError) -> Failed {
+    match error {
+        MirrorError::NoMemory => Failed::NoFrames,
+        MirrorError::NoAnswer => Failed::Over(current.end(End::Devices(error))),
     }
 }
 
@@ -197,7 +207,8 @@ fn share<S: TimeSlice>(current: &Current<'_, S>, range: Range<u64>) -> Result<()
     }
     for gpa in range.step_by(PAGE_4K as usize) {
         match map.map(frames, Gpa(gpa), PageSize::Size4K) {
-            Ok(()) | Err(shared::SharedError::Occupied) => {}
+            Ok(()) | Err(SharedError::Occupied) => {}
+            Err(SharedError::Mirror(error)) => return Err(astray(current, error)),
             Err(_) => return Err(Failed::NoFrames),
         }
     }

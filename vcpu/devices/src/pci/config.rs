@@ -28,8 +28,12 @@ const HAS_CAPABILITIES: u32 = 1 << 4;
 /// Base address register: 64 bits wide; prefetchable.
 const WIDE: u32 = 2 << 1;
 const PREFETCHABLE: u32 = 1 << 3;
-/// The smallest memory of a base address register: a page, so that a page belongs to one function.
-const LEAST: u64 = 4096;
+/// The smallest memory of a base address register, and of a function of the host's own: a page, so that a page belongs
+/// to one function.
+const LEAST: u64 = 16;
+const LEAST_OWN: u64 = 4096;
+/// The largest memory of a base address register of 32 bits.
+const MOST_NARROW: u64 = 1 << 31;
 
 /// The names of a function.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +59,17 @@ pub struct Capability<'a> {
     pub registers: &'a [u8],
     /// The bits of them that the guest may write; those beyond the end are read-only.
     pub writable: &'a [u8],
+}
+
+/// Memory of a base address register.
+#[derive(Clone, Copy, Debug)]
+pub struct Bar {
+    /// Size in bytes, a power of two.
+    pub bytes: u64,
+    /// True if the address has 64 bits, and two registers.
+    pub is_wide: bool,
+    /// True if reads have no effects.
+    pub is_prefetchable: bool,
 }
 
 /// A configuration space.
@@ -124,15 +139,49 @@ impl Config {
     /// # Panics
     /// The size is none that a register can have, or one of both registers does not exist or is in use.
     #[must_use]
-    pub fn with_memory(mut self, bar: usize, bytes: u64, is_prefetchable: bool) -> Self {
-        assert!(bytes.is_power_of_two() && bytes >= LEAST, "{bytes} bytes");
-        let is_upper = bar > 0 && self.bars[bar - 1] != 0;
-        assert!(!is_upper && self.bars[bar] == 0 && self.bars[bar + 1] == 0);
-        self.bars[bar] = bytes;
-        let kind = WIDE | if is_prefetchable { PREFETCHABLE } else { 0 };
+    pub fn with_memory(self, bar: usize, bytes: u64, is_prefetchable: bool) -> Self {
+        assert!(bytes >= LEAST_OWN, "{bytes} bytes");
+        let memory = Bar {
+            bytes,
+            is_wide: true,
+            is_prefetchable,
+        };
+        assert!(self.has_room_for(bar, memory), "{memory:?} at {bar}");
+        self.with_bar(bar, memory)
+    }
+
+    /// Returns whether this memory can be that of base address register `bar`.
+    #[must_use]
+    pub fn has_room_for(&self, bar: usize, memory: Bar) -> bool {
+        let Bar { bytes, is_wide, .. } = memory;
+        let registers = bar..bar + 1 + usize::from(is_wide);
+        bytes.is_power_of_two()
+            && bytes >= LEAST
+            && (is_wide || bytes <= MOST_NARROW)
+            && registers.end <= BARS
+            && self.bars[registers].iter().all(|bytes| *bytes == 0)
+            && (bar == 0 || self.bars[bar - 1] == 0 || !self.is_wide(bar - 1))
+    }
+
+    /// Adds memory for which there is room.
+    #[must_use]
+    pub fn with_bar(mut self, bar: usize, memory: Bar) -> Self {
+        self.bars[bar] = memory.bytes;
+        let wide = if memory.is_wide { WIDE } else { 0 };
+        let prefetchable = if memory.is_prefetchable {
+            PREFETCHABLE
+        } else {
+            0
+        };
         let register = FIRST_BAR + 4 * bar;
-        self.with(register, kind)
-            .with_writable(register, &(!(bytes - 1)).to_le_bytes())
+        let writable = (!(memory.bytes - 1)).to_le_bytes();
+        let bytes = if memory.is_wide { 8 } else { 4 };
+        self.with(register, wide | prefetchable)
+            .with_writable(register, &writable[..bytes])
+    }
+
+    fn is_wide(&self, bar: usize) -> bool {
+        u32::from(self.registers[FIRST_BAR + 4 * bar]) & WIDE != 0
     }
 
     /// Adds a capability. Returns the offset of its first register as well.
@@ -140,16 +189,25 @@ impl Config {
     /// # Panics
     /// There is no room for it.
     #[must_use]
-    pub fn with_capability(mut self, capability: Capability<'_>) -> (Self, usize) {
+    pub fn with_capability(self, capability: Capability<'_>) -> (Self, usize) {
         let start = self.free;
+        (self.with_capability_at(start, capability), start)
+    }
+
+    /// Adds a capability behind those that there are.
+    ///
+    /// # Panics
+    /// It reaches beyond the end.
+    #[must_use]
+    pub fn with_capability_at(mut self, start: usize, capability: Capability<'_>) -> Self {
         let body = start + 2..start + 2 + capability.registers.len();
         self.registers[body.clone()].copy_from_slice(capability.registers);
         self.registers[start] = capability.id;
         self.registers[self.link] = start as u8;
         (self.link, self.free) = (start + 1, body.end.next_multiple_of(4));
         let status = self.read(COMMAND, 4) as u32 | (HAS_CAPABILITIES << (8 * (STATUS - COMMAND)));
-        let config = self.with(COMMAND, status);
-        (config.with_writable(body.start, capability.writable), start)
+        self.with(COMMAND, status)
+            .with_writable(body.start, capability.writable)
     }
 
     /// Returns the registers from `at` on; `size` is 1 to 8 bytes.
@@ -198,7 +256,8 @@ impl Config {
         if bytes == 0 {
             return None;
         }
-        let start = self.read(FIRST_BAR + 4 * bar, 8) & !(bytes - 1);
+        let size = if self.is_wide(bar) { 8 } else { 4 };
+        let start = self.read(FIRST_BAR + 4 * bar, size) & !(bytes - 1);
         let end = start.checked_add(bytes)?;
         (start != 0).then_some(start..end)
     }

@@ -8,9 +8,12 @@
 
 mod bridges;
 mod config;
+mod direct;
 mod msix;
+pub mod passthrough;
 mod physical;
 mod ports;
+mod table;
 mod window;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
@@ -25,7 +28,8 @@ use arrayvec::ArrayVec;
 use spin::Mutex;
 use td_base::board;
 
-pub use config::{BARS, Capability, Config, Identity};
+pub use config::{BARS, Bar, Capability, Config, Identity};
+pub use direct::{Direct, Piece};
 pub use msix::Msix;
 pub use physical::{Interrupts, Physical, PhysicalBar, Shape};
 pub use ports::{PORTS, Ports};
@@ -43,6 +47,24 @@ const APICS: Range<u64> = board::IO_APIC as u64..0xFF00_0000;
 pub trait Function: fmt::Debug + Send {
     /// Returns the configuration space.
     fn config(&mut self) -> &mut Config;
+
+    /// Reads configuration registers: 1, 2 or 4 of them.
+    fn read(&mut self, at: usize, size: usize) -> u64 {
+        self.config().read(at, size)
+    }
+
+    /// Writes configuration registers: 1, 2 or 4 of them.
+    fn write(&mut self, at: usize, size: usize, value: u64) {
+        self.config().write(at, size, value);
+    }
+
+    /// Returns the memory that the guest may access without the host, where the function answers. It does not change.
+    fn direct(&self) -> Vec<Direct> {
+        Vec::new()
+    }
+
+    /// Notes that the guest accesses no memory of the function without the host ([`Bus::settle`]).
+    fn settled(&mut self) {}
 
     /// Acts on a write of the guest to the configuration registers `written`.
     fn configured(&mut self, written: Range<usize>) -> Effect {
@@ -76,6 +98,8 @@ pub struct Bus {
     window: AtomicU64,
     /// The TD's memory, where no function answers.
     memory: Box<[Range<u64>]>,
+    /// The memory that the guest may access without the host, and the index of its slot.
+    direct: Box<[(usize, Direct)]>,
 }
 
 /// A function and its place.
@@ -88,6 +112,8 @@ struct Slot {
     bars: [Memory; BARS],
     /// True while the function may have interrupts to send.
     is_signalled: AtomicBool,
+    /// True if there is memory that the guest may access without the host.
+    is_direct: bool,
 }
 
 /// The memory of a base address register.
@@ -122,8 +148,10 @@ impl Bus {
         let others = (1..).zip(functions).map(|(device, f)| (device << 3, f));
         let all = [(bridges::HOST_AT, host)].into_iter().chain(others);
         let all = all.chain([(bridges::ISA_AT, isa)]);
+        let slots: Box<[_]> = all.map(|(at, function)| Slot::new(at, function)).collect();
         Self {
-            slots: all.map(|(at, function)| Slot::new(at, function)).collect(),
+            direct: direct::of(&slots),
+            slots,
             window: AtomicU64::new(0),
             memory: memory.into_iter().collect(),
         }
@@ -227,7 +255,7 @@ impl Bus {
     /// Reads a configuration register.
     fn read(&self, register: Register, size: u8) -> u64 {
         match self.find(register, size) {
-            Some((slot, at)) => slot.function.lock().config().read(at, size.into()),
+            Some((slot, at)) => slot.function.lock().read(at, size.into()),
             None => open_bus(size),
         }
     }
@@ -238,21 +266,24 @@ impl Bus {
             return Effect::None;
         };
         let mut function = slot.function.lock();
+        function.write(at, size.into(), value);
+        let effect = function.configured(at..at + usize::from(size));
         let config = function.config();
-        config.write(at, size.into(), value);
         // The function stays locked, so that the last write determines where it answers.
+        let mut has_moved = false;
         for (bar, memory) in slot.bars.iter().enumerate() {
             let range = config.memory(bar).filter(|range| self.is_free(range));
-            memory
-                .start
-                .store(range.map_or(0, |range| range.start), Relaxed);
+            let start = range.map_or(0, |range| range.start);
+            has_moved |= memory.start.swap(start, Relaxed) != start;
         }
         if slot.at == bridges::HOST_AT {
             self.window
                 .store(config.read(bridges::PCIEXBAR, 8), Relaxed);
         }
-        let effect = function.configured(at..at + usize::from(size));
-        slot.note(effect)
+        match slot.note(effect) {
+            Effect::None if has_moved && slot.is_direct => Effect::Windows,
+            effect => effect,
+        }
     }
 
     /// Returns whether a function may answer at these addresses.
@@ -268,8 +299,10 @@ impl Bus {
 impl Slot {
     fn new(at: u8, function: Arc<Mutex<dyn Function>>) -> Self {
         let bytes = function.lock().config().bar_bytes();
+        let is_direct = !function.lock().direct().is_empty();
         Self {
             at,
+            is_direct,
             function,
             bars: bytes.map(|bytes| Memory {
                 start: AtomicU64::new(0),

@@ -6,13 +6,10 @@
 
 use alloc::{boxed::Box, vec};
 
+use super::table::{self, ENTRY, Table};
 use super::{Capability, Config};
-use crate::{Effect, Message, Place, open_bus};
+use crate::{Effect, Message, Place};
 
-/// Bytes of an entry of the table.
-const ENTRY: u64 = 16;
-/// Vector control: the entry is masked.
-const MASKED: u32 = 1 << 0;
 /// Message control, as an offset in the capability: MSI-X is on; every entry is masked.
 const CONTROL: usize = 2;
 const ON: u16 = 1 << 15;
@@ -20,18 +17,10 @@ const ALL_MASKED: u16 = 1 << 14;
 /// The capability's id.
 const ID: u8 = 0x11;
 
-/// An entry of the table.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    address: u64,
-    data: u32,
-    control: u32,
-}
-
 /// The interrupts of a function.
 #[derive(Debug)]
 pub struct Msix {
-    entries: Box<[Entry]>,
+    table: Table,
     pending: Box<[bool]>,
     /// Offset of the capability.
     at: usize,
@@ -60,13 +49,8 @@ impl Msix {
             registers: &registers,
             writable: &(ON | ALL_MASKED).to_le_bytes(),
         });
-        let reset = Entry {
-            address: 0,
-            data: 0,
-            control: MASKED,
-        };
         let msix = Self {
-            entries: vec![reset; vectors.into()].into(),
+            table: Table::new(vectors),
             pending: vec![false; vectors.into()].into(),
             at,
             control: 0,
@@ -92,8 +76,7 @@ impl Msix {
     pub fn take(&mut self) -> Option<Message> {
         while let Some(vector) = self.next() {
             self.pending[vector] = false;
-            let entry = self.entries[vector];
-            if let Some(message) = Message::of_write(entry.address, entry.data) {
+            if let Some(message) = self.table.message(vector) {
                 return Some(message);
             }
         }
@@ -104,26 +87,12 @@ impl Msix {
     /// ones.
     #[must_use]
     pub fn load(&self, place: Place) -> u64 {
-        match place.size {
-            4 if place.offset.is_multiple_of(4) => self.double_word(place.offset).into(),
-            8 if place.offset.is_multiple_of(8) => {
-                let [low, high] = [0, 4].map(|more| self.double_word(place.offset + more));
-                u64::from(high) << 32 | u64::from(low)
-            }
-            size => open_bus(size),
-        }
+        table::by_double_words(place, |offset| self.double_word(offset))
     }
 
     /// Writes the table. Accesses are aligned, of four or eight bytes; others are ignored.
     pub fn store(&mut self, place: Place, value: u64) -> Effect {
-        match place.size {
-            4 if place.offset.is_multiple_of(4) => self.set_double_word(place.offset, value as u32),
-            8 if place.offset.is_multiple_of(8) => {
-                self.set_double_word(place.offset, value as u32);
-                self.set_double_word(place.offset + 4, (value >> 32) as u32);
-            }
-            _ => {}
-        }
+        self.table.store(place, value);
         self.effect()
     }
 
@@ -134,28 +103,7 @@ impl Msix {
                 .zip(pending)
                 .fold(0, |bits, (bit, pending)| bits | u32::from(*pending) << bit);
         }
-        let Some(entry) = self.entries.get((offset / ENTRY) as usize) else {
-            return 0;
-        };
-        match offset % ENTRY {
-            0 => entry.address as u32,
-            4 => (entry.address >> 32) as u32,
-            8 => entry.data,
-            _ => entry.control,
-        }
-    }
-
-    fn set_double_word(&mut self, offset: u64, value: u32) {
-        let Some(entry) = self.entries.get_mut((offset / ENTRY) as usize) else {
-            return;
-        };
-        let wide = u64::from(value);
-        match offset % ENTRY {
-            0 => entry.address = entry.address & !0xFFFF_FFFF | wide & !3,
-            4 => entry.address = entry.address & 0xFFFF_FFFF | wide << 32,
-            8 => entry.data = value,
-            _ => entry.control = value & MASKED,
-        }
+        self.table.double_word(offset)
     }
 
     /// Returns the first vector that is pending and may be sent.
@@ -163,8 +111,9 @@ impl Msix {
         if self.control & ON == 0 || self.control & ALL_MASKED != 0 {
             return None;
         }
-        let mut all = self.pending.iter().zip(&self.entries);
-        all.position(|(pending, entry)| *pending && entry.control & MASKED == 0)
+        let mut all = self.pending.iter().enumerate();
+        let (vector, _) = all.find(|(vector, is)| **is && !self.table.is_masked(*vector))?;
+        Some(vector)
     }
 
     fn effect(&self) -> Effect {
@@ -177,8 +126,9 @@ impl Msix {
 
 #[cfg(test)]
 mod tests {
+    use super::super::table::MASKED;
     use super::*;
-    use crate::pci::Identity;
+    use crate::{open_bus, pci::Identity};
 
     const VECTORS: u16 = 40;
 
