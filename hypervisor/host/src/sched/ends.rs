@@ -17,6 +17,7 @@ use crate::{
 /// Handles guests that have ended. Returns whether there was one. Must be called with interrupts on, because it may wait
 /// for other CPUs.
 pub fn serve<P: Running>(scheduler: &Scheduler<'_, P>, tds: &Tds<'_, P>) -> bool {
+    scheduler.check_functions();
     if !scheduler.take_ended() {
         return false;
     }

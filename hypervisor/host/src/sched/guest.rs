@@ -2,9 +2,11 @@
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 
+use devices::pci::passthrough::Counts;
 use spin::{Mutex, MutexGuard};
 use vcpu::{Vcpu, Vm};
 
+use super::functions::Functions;
 use crate::td::Td;
 
 /// A TD whose vCPUs run or have run. The record of its end stays until the TD is rebuilt, and its console even longer.
@@ -16,6 +18,10 @@ pub struct Guest {
     vcpus: Box<[Mutex<Vcpu>]>,
     /// The TD's current life, from its start to its end.
     td: Mutex<Option<Arc<Td>>>,
+    /// The physical functions, until they are given back.
+    pub(super) functions: Mutex<Option<Functions>>,
+    /// Counters of the physical functions, in the order of the configuration.
+    pub(super) counts: Vec<Arc<Counts>>,
 }
 
 impl Guest {
@@ -31,7 +37,20 @@ impl Guest {
             vm,
             vcpus: vcpus.into_boxed_slice(),
             td: Mutex::new(None),
+            functions: Mutex::new(None),
+            counts: Vec::new(),
         }
+    }
+
+    /// Adds the physical functions that the TD has taken.
+    pub(super) fn with_functions(self, taken: Option<Functions>) -> Self {
+        let functions = Mutex::new(taken);
+        Self { functions, ..self }
+    }
+
+    /// Adds the counters of the TD's physical functions.
+    pub(super) fn with_counts(self, counts: Vec<Arc<Counts>>) -> Self {
+        Self { counts, ..self }
     }
 
     /// The TD's number.

@@ -5,6 +5,7 @@
 //! waker ([`vcpu::Waker`]). The parts of a guest's end that may wait for other CPUs are left to [`ends`].
 
 pub mod ends;
+mod functions;
 pub mod guest;
 mod lock;
 pub mod lost;
@@ -18,7 +19,9 @@ use alloc::{
     vec::Vec,
 };
 use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+
+pub use functions::FunctionCounts;
 
 use config::Smt;
 use seam::abi::Gprs;
@@ -51,6 +54,10 @@ pub struct Scheduler<'p, P> {
     ended: AtomicBool,
     /// The TD whose console is being watched.
     watched: AtomicU32,
+    /// True once a TD has had physical functions.
+    has_functions: AtomicBool,
+    /// Time-stamp counter at the next look at their errors.
+    functions_due: AtomicU64,
 }
 
 impl<'p, P: Running> Scheduler<'p, P> {
@@ -79,6 +86,8 @@ impl<'p, P: Running> Scheduler<'p, P> {
             queue: QueueLock::new(queue),
             ended: AtomicBool::new(false),
             watched: AtomicU32::new(0),
+            has_functions: AtomicBool::new(false),
+            functions_due: AtomicU64::new(0),
         }
     }
 

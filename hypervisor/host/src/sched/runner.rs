@@ -3,15 +3,18 @@
 use alloc::{
     string::{String, ToString},
     sync::Arc,
+    vec::Vec,
 };
 use core::sync::atomic::Ordering::SeqCst;
 
+use devices::pci::{Function, passthrough::Passthrough};
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
+use spin::Mutex;
 use vcpu::{Console, Facts, Vm, Waker, Wiring, clock::Clock};
 
-use super::{Scheduler, guest::Guest, lock::Scheduled, queue::Portion};
+use super::{Scheduler, functions::Functions, guest::Guest, lock::Scheduled, queue::Portion};
 use crate::{
     platform::Running,
     td::{
@@ -59,18 +62,13 @@ impl<P: Running> Scheduler<'_, P> {
     }
 }
 
-impl<P: Running> Runner for Scheduler<'_, P> {
-    fn prepare(&self, td: &Td) -> Result<(), String> {
+impl<P: Running> Scheduler<'_, P> {
+    /// Creates the guest of a TD with these physical functions.
+    fn new_guest(&self, td: &Td, functions: Option<&Functions>) -> Result<Guest, String> {
         let clock = self.clock(td)?;
-        let frames = self.platform.shared_frames();
-        let shared = SharedMap::new(frames, Levels::Four, SHARED);
-        let shared = shared.map_err(|error| error.to_string())?;
-        for (gpa, file) in td.lent() {
-            if let Err(error) = shared.lend(frames, *gpa, file.hpa, file.bytes) {
-                shared.dissolve(frames);
-                return Err(error.to_string());
-            }
-        }
+        let models = functions.map_or_else(Vec::new, Functions::models);
+        let counts = models.iter().map(Passthrough::counts).collect();
+        let shared = self.new_shared(td, functions)?;
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
         let console = match self.guest(td.id()) {
@@ -78,15 +76,61 @@ impl<P: Running> Runner for Scheduler<'_, P> {
             None => Arc::new(Console::new()),
         };
         let vm = Vm::new(0..vcpus, memory, shared, clock, console);
+        let vm = match models.is_empty() {
+            true => vm,
+            false => vm.with_functions(models.into_iter().map(on_bus).collect()),
+        };
         let vm = match &td.config().firmware {
             Some(_) => vm.with_fw_cfg(&facts(td.config())),
             None => vm,
         };
-        let guest = Guest::new(td.id(), vm);
+        Ok(Guest::new(td.id(), vm).with_counts(counts))
+    }
+
+    /// Creates the shared memory of a TD, which its physical functions reach as well.
+    fn new_shared(&self, td: &Td, functions: Option<&Functions>) -> Result<SharedMap, String> {
+        let frames = self.platform.shared_frames();
+        let shared = SharedMap::new(frames, Levels::Four, SHARED);
+        let shared = shared.map_err(|error| error.to_string())?;
+        let shared = match functions {
+            Some(functions) => shared.with_mirror(functions.mirror()),
+            None => shared,
+        };
+        for (gpa, file) in td.lent() {
+            if let Err(error) = shared.lend(frames, *gpa, file.hpa, file.bytes) {
+                shared.dissolve(frames);
+                return Err(error.to_string());
+            }
+        }
+        Ok(shared)
+    }
+}
+
+fn on_bus(model: Passthrough) -> Arc<Mutex<dyn Function>> {
+    Arc::new(Mutex::new(model))
+}
+
+impl<P: Running> Runner for Scheduler<'_, P> {
+    fn prepare(&self, td: &Td) -> Result<(), String> {
+        let functions = Functions::take(self.platform, td)?;
+        if functions.is_some() {
+            self.has_functions.store(true, SeqCst);
+        }
+        let guest = match self.new_guest(td, functions.as_ref()) {
+            Ok(guest) => Arc::new(guest.with_functions(functions)),
+            Err(error) => {
+                // No guest has used them: they have reached nothing.
+                if let Some(Err(problem)) = functions.map(|functions| functions.give_back()) {
+                    log::error!("TD {}: {problem}", td.config().name);
+                }
+                return Err(error);
+            }
+        };
+        guest.connect_functions();
         let before = self.with_queue(|scheduled| {
             let watched = self.watched.load(SeqCst);
             guest.vm().console().set_watched(td.id() == watched);
-            scheduled.guests.insert(td.id(), Arc::new(guest))
+            scheduled.guests.insert(td.id(), guest)
         });
         // Not dropped with the lock held.
         drop(before);
@@ -126,9 +170,27 @@ impl<P: Running> Runner for Scheduler<'_, P> {
 
     fn end(&self, td: &Td) {
         self.with_queue(|scheduled| scheduled.queue.remove(td.id()));
-        if let Some(guest) = self.guest(td.id()) {
-            guest.set_td(None);
-            guest.vm().shared().dissolve(self.platform.shared_frames());
+        let Some(guest) = self.guest(td.id()) else {
+            return;
+        };
+        let life = guest.td();
+        guest.set_td(None);
+        let (shared, frames) = (guest.vm().shared(), self.platform.shared_frames());
+        // Devices must not reach memory that is freed.
+        let kept = match guest.give_functions_back(life) {
+            Ok(()) => shared.dissolve(frames),
+            Err(why) => {
+                log::error!("TD {}: {why}", td.config().name);
+                td.note_problem(format_args!("{why}; its shared memory is in quarantine"));
+                shared.quarantine(frames)
+            }
+        };
+        if kept > 0 {
+            log::error!(
+                "TD {}: {} KiB of shared memory are in quarantine",
+                td.config().name,
+                kept >> 10
+            );
         }
     }
 
