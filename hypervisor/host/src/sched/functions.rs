@@ -150,7 +150,9 @@ impl Guest {
     /// Connects the interrupts of its functions, if it has any.
     pub(super) fn connect_functions(self: &Arc<Self>) {
         if let Some(functions) = &*self.functions.lock() {
-            functions.taken.connect(Arc::new(Delivery(Arc::clone(self))));
+            functions
+                .taken
+                .connect(Arc::new(Delivery(Arc::clone(self))));
         }
     }
 

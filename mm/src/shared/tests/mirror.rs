@@ -1,7 +1,7 @@
 //! The devices' view of shared memory: it equals the guest's, and no frame changes hands that a device reaches.
 
-use proptest::prelude::*;
 use core::ops::Range;
+use proptest::prelude::*;
 use spin::Mutex;
 
 use super::*;

@@ -288,7 +288,9 @@ impl Msix {
 fn msi(config: &Config, at: usize, vector: usize) -> Option<Message> {
     let control = config.read(at + CONTROL, 2) as u16;
     let count = 1_u32 << ((control & MSI_ENABLED_BITS) >> MSI_ENABLED);
-    let number = u32::try_from(vector).ok().filter(|vector| *vector < count)?;
+    let number = u32::try_from(vector)
+        .ok()
+        .filter(|vector| *vector < count)?;
     let data = config.read(at + MSI_DATA, 2) as u32 & !(count - 1) | number;
     Message::of_write(config.read(at + MSI_ADDRESS, 8), data)
 }
