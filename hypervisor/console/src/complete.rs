@@ -16,19 +16,27 @@ pub enum Completion {
     Choose(Vec<String>),
 }
 
-/// Completes the last word of `text`, the text before the cursor. `tds` are the names of the TDs.
-pub fn complete(commands: Commands, text: &str, tds: &[String]) -> Completion {
+/// The names that the machine gives. They are asked for if they can stand at the cursor.
+pub struct Names<'a> {
+    /// Returns the names of the TDs.
+    pub tds: &'a dyn Fn() -> Vec<String>,
+    /// Returns the addresses of the PCI functions.
+    pub pci_functions: &'a dyn Fn() -> Vec<String>,
+}
+
+/// Completes the last word of `text`, the text before the cursor.
+pub fn complete(commands: Commands, text: &str, names: &Names<'_>) -> Completion {
     let start = text.rfind(' ').map_or(0, |space| space + 1);
     let (before, partial) = text.split_at(start);
     let before: Vec<&str> = before.split_ascii_whitespace().collect();
 
-    let mut words = next_words(commands, &before, tds);
+    let mut words = next_words(commands, &before, names);
     words.retain(|word| word.starts_with(partial));
     match words.as_slice() {
         [] => Completion::Choose(Vec::new()),
         [only] => Completion::Insert(only[partial.len()..].to_owned() + " "),
         [first, others @ ..] => {
-            let common = |other: &&str| {
+            let common = |other: &String| {
                 first
                     .bytes()
                     .zip(other.bytes())
@@ -39,15 +47,15 @@ pub fn complete(commands: Commands, text: &str, tds: &[String]) -> Completion {
             if shared > partial.len() {
                 Completion::Insert(first[partial.len()..shared].to_owned())
             } else {
-                Completion::Choose(words.into_iter().map(String::from).collect())
+                Completion::Choose(words)
             }
         }
     }
 }
 
 /// Returns every word that can follow `before`, sorted.
-fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec<&'a str> {
-    let mut words: Vec<&'a str> = name_words(commands, before);
+fn next_words(commands: Commands, before: &[&str], names: &Names<'_>) -> Vec<String> {
+    let mut words = name_words(commands, before);
     if let Some(command) = commands.longest_match(before) {
         let given: Vec<&str> = before[command.words()..]
             .iter()
@@ -56,15 +64,15 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
             .collect();
         let args: Vec<_> = command.positional().collect();
         match args.get(given.len()).map(|arg| &arg.kind) {
-            Some(Kind::Choice(choices)) => words.extend(*choices),
+            Some(Kind::Choice(choices)) => words.extend(choices.iter().copied().map(String::from)),
             Some(Kind::Command) => words.extend(name_words(commands, &given)),
-            Some(Kind::Td) => words.extend(tds.iter().map(String::as_str)),
+            Some(Kind::Td) => words.extend((names.tds)()),
+            Some(Kind::PciFunction) => words.extend((names.pci_functions)()),
             Some(
                 Kind::Address
                 | Kind::Number
                 | Kind::Range(..)
                 | Kind::Size
-                | Kind::PciFunction
                 | Kind::Flag
                 | Kind::Text
                 | Kind::Value
@@ -81,7 +89,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
             .args
             .iter()
             .filter(|arg| matches!(arg.kind, Kind::Flag) && !before.contains(&arg.name));
-        words.extend(flags.map(|arg| arg.name));
+        words.extend(flags.map(|arg| arg.name.to_owned()));
     }
     words.sort_unstable();
     words.dedup();
@@ -89,7 +97,7 @@ fn next_words<'a>(commands: Commands, before: &[&str], tds: &'a [String]) -> Vec
 }
 
 /// Returns the words that continue a command's name after `before`.
-fn name_words(commands: Commands, before: &[&str]) -> Vec<&'static str> {
+fn name_words(commands: Commands, before: &[&str]) -> Vec<String> {
     let next = |command: &'static Command| {
         let mut words = command.name.split(' ');
         before
@@ -98,19 +106,29 @@ fn name_words(commands: Commands, before: &[&str]) -> Vec<&'static str> {
             .then(|| words.next())
             .flatten()
     };
-    commands.all().filter_map(next).collect()
+    let words = commands.all().filter_map(next);
+    words.map(String::from).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use alloc::string::String;
+    use alloc::{string::String, vec::Vec};
 
-    use super::{Completion, complete};
+    use super::{Completion, Names, complete};
     use crate::commands::ALL;
+
+    fn said(text: &str) -> Completion {
+        let tds = || ["hello", "help-desk", "smp"].map(String::from).into();
+        let pci_functions = || ["0000:00:1f.2", "0000:01:00.0"].map(String::from).into();
+        let names = Names {
+            tds: &tds,
+            pci_functions: &pci_functions,
+        };
+        complete(ALL, text, &names)
+    }
 
     #[test]
     fn tab_completes_names_choices_and_names_as_arguments() {
-        let said = |text| complete(ALL, text, &[]);
         assert_eq!(said("vers"), Completion::Insert("ion ".into()));
         assert_eq!(said("mem "), Completion::Insert("peek ".into()));
         assert_eq!(said("log in"), Completion::Insert("fo ".into()));
@@ -125,8 +143,6 @@ mod tests {
 
     #[test]
     fn tab_completes_names_of_tds_and_flags() {
-        let names = ["hello", "help-desk", "smp"].map(String::from);
-        let said = |text| complete(ALL, text, &names);
         assert_eq!(said("td show s"), Completion::Insert("mp ".into()));
         assert_eq!(said("td show h"), Completion::Insert("el".into()));
         assert_eq!(said("td shrink smp "), Completion::Choose([].into()));
@@ -134,6 +150,36 @@ mod tests {
         assert_eq!(
             said("td destroy --dynamic sm"),
             Completion::Insert("p ".into())
+        );
+    }
+
+    #[test]
+    fn tab_completes_addresses_of_pci_functions() {
+        assert_eq!(
+            said("pci release 0000:0"),
+            Completion::Choose(["0000:00:1f.2", "0000:01:00.0"].map(String::from).into())
+        );
+        assert_eq!(
+            said("td attach smp 0000:01"),
+            Completion::Insert(":00.0 ".into())
+        );
+    }
+
+    #[test]
+    fn names_are_asked_for_if_they_can_stand_there() {
+        let tds = || -> Vec<String> { panic!("TDs") };
+        let pci_functions = || -> Vec<String> { panic!("PCI functions") };
+        let names = Names {
+            tds: &tds,
+            pci_functions: &pci_functions,
+        };
+        assert_eq!(
+            complete(ALL, "vers", &names),
+            Completion::Insert("ion ".into())
+        );
+        assert_eq!(
+            complete(ALL, "log in", &names),
+            Completion::Insert("fo ".into())
         );
     }
 }

@@ -52,7 +52,7 @@ use core::fmt::{self, Write};
 
 use command::{Call, Context};
 use commands::top;
-use complete::Completion;
+use complete::{Completion, Names};
 use error::Error;
 use filter::Filter;
 use host::{CpuState, Management, event::Action};
@@ -211,8 +211,16 @@ impl Console {
     }
 
     fn complete(&mut self, host: &dyn Management, out: &mut dyn Write) -> fmt::Result {
-        let tds = host.tds().map(|tds| tds.names()).unwrap_or_default();
-        match complete::complete(commands::ALL, self.line.before_cursor(), &tds) {
+        let tds = || host.tds().map(|tds| tds.names()).unwrap_or_default();
+        let pci_functions = || {
+            let all = host.pci_list().unwrap_or_default();
+            all.into_iter().map(|line| line.address).collect()
+        };
+        let names = Names {
+            tds: &tds,
+            pci_functions: &pci_functions,
+        };
+        match complete::complete(commands::ALL, self.line.before_cursor(), &names) {
             Completion::Insert(text) => text.bytes().try_for_each(|byte| {
                 let change = self.line.insert(byte);
                 self.screen.show(&self.line, change, out)

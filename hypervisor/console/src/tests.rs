@@ -268,6 +268,20 @@ fn pci_functions_are_listed_with_the_first_reason_and_shown_with_all() {
 }
 
 #[test]
+fn a_release_names_the_functions_and_warns_that_nothing_is_erased() {
+    let mut terminal = Terminal::default();
+    let said = terminal.run("pci release 0000:01:00.0");
+    assert!(
+        said.starts_with("PCI function 0000:01:00.0, which TD smp had, is released; any TD can have it.\r\nwarning: nothing was erased"),
+        "{said}"
+    );
+    assert_eq!(terminal.machine.released, ["0000:01:00.0"]);
+    terminal.send("json on\r");
+    let json = terminal.json("pci release 1:0.0");
+    assert_eq!(json["code"], "invalid-argument", "{json}");
+}
+
+#[test]
 fn hardware_errors_are_counted_by_cpu_and_the_last_ones_are_shown() {
     assert_eq!(
         Terminal::default().run("mca"),

@@ -132,11 +132,8 @@ pub struct Released {
 }
 
 impl Inventory {
-    /// Gives functions to the TD of this name, all or none. Returns their addresses, in the order of `wanted`. Their
-    /// base address registers are measured.
-    ///
-    /// A TD gets all functions of a group, bridges apart, or none of it. `unconfined` returns why the machine can't
-    /// confine a function, one sentence for each reason; it gets the ids that the function's requests carry.
+    /// Gives functions to the TD of this name, all or none, as [`Self::check`] allows it. Returns their addresses, in the
+    /// order of `wanted`.
     ///
     /// # Errors
     /// [`ClaimError`].
@@ -147,7 +144,29 @@ impl Inventory {
         wanted: &[Selector],
         unconfined: impl Fn(Address, &[u16]) -> Vec<String>,
     ) -> Result<Vec<Address>, ClaimError> {
-        let chosen = self.resolve(wanted)?;
+        let chosen = self.check(space, td, wanted, unconfined)?;
+        for &at in &chosen {
+            self.own(at, td);
+        }
+        Ok(chosen)
+    }
+
+    /// Checks whether the TD of this name can have functions now. Returns their addresses, in the order of `wanted`. Their
+    /// base address registers are measured.
+    ///
+    /// A TD gets all functions of a group, bridges apart, or none of it. `unconfined` returns why the machine can't
+    /// confine a function, one sentence for each reason; it gets the ids that the function's requests carry.
+    ///
+    /// # Errors
+    /// [`ClaimError`].
+    pub fn check(
+        &mut self,
+        space: &impl Space,
+        td: &str,
+        wanted: &[Selector],
+        unconfined: impl Fn(Address, &[u16]) -> Vec<String>,
+    ) -> Result<Vec<Address>, ClaimError> {
+        let chosen = self.resolve_all(wanted)?;
         for &at in &chosen {
             self.check_owner(at, td)?;
         }
@@ -166,9 +185,6 @@ impl Inventory {
             if !missing.is_empty() {
                 return Err(ClaimError::Split(at, missing));
             }
-        }
-        for &at in &chosen {
-            self.own(at, td);
         }
         Ok(chosen)
     }
@@ -227,17 +243,26 @@ impl Inventory {
         Ok(Released { functions, td })
     }
 
-    /// Returns the addresses of the functions that are named.
-    fn resolve(&self, wanted: &[Selector]) -> Result<Vec<Address>, ClaimError> {
+    /// Returns the address of the function that is named.
+    ///
+    /// # Errors
+    /// [`ClaimError::Unknown`], [`ClaimError::Ambiguous`].
+    pub fn resolve(&self, selector: Selector) -> Result<Address, ClaimError> {
+        let all = self.functions().iter().filter(|f| selector.matches(f));
+        let all: Vec<_> = all.map(|function| function.address).collect();
+        match all[..] {
+            [] => Err(ClaimError::Unknown(selector)),
+            [at] => Ok(at),
+            _ => Err(ClaimError::Ambiguous(selector, all)),
+        }
+    }
+
+    fn resolve_all(&self, wanted: &[Selector]) -> Result<Vec<Address>, ClaimError> {
         let mut chosen = Vec::new();
         for selector in wanted {
-            let all = self.functions().iter().filter(|f| selector.matches(f));
-            let all: Vec<_> = all.map(|function| function.address).collect();
-            match all[..] {
-                [] => return Err(ClaimError::Unknown(*selector)),
-                [at] if chosen.contains(&at) => return Err(ClaimError::Twice(at)),
-                [at] => chosen.push(at),
-                _ => return Err(ClaimError::Ambiguous(*selector, all)),
+            match self.resolve(*selector)? {
+                at if chosen.contains(&at) => return Err(ClaimError::Twice(at)),
+                at => chosen.push(at),
             }
         }
         Ok(chosen)

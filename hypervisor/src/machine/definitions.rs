@@ -1,15 +1,17 @@
 //! The console's view of definitions: TDs that are defined and changed at run time, and the files that are put.
 
 use alloc::{
+    format,
     string::{String, ToString},
     vec::Vec,
 };
-use core::fmt::Write;
+use core::fmt::{Display, Write};
 
 use console::host::{
     absent,
     define::{
-        Definitions, FileLine, FilePart, FileReport, Files, TdAsked, TdDefined, TdForgotten, TdSet,
+        Definitions, FileLine, FilePart, FileReport, Files, TdAsked, TdAttached, TdDefined,
+        TdDetached, TdForgotten, TdSet,
     },
     failure::{Code, Failure},
 };
@@ -23,19 +25,26 @@ use host::{
     },
 };
 
-use super::console_tds::{ConsoleTds, Wish};
+use super::{console_tds::ConsoleTds, failure::Wish};
 
 impl<P: Platform> ConsoleTds<'_, '_, P> {
     /// Says why a definition was refused.
-    fn refused(&self, id: u32, error: DefineError) -> Failure {
+    pub(super) fn refused(&self, id: u32, wish: Wish, error: DefineError) -> Failure {
         match error {
             DefineError::NoSuchTd => absent::no_such_td(id),
-            DefineError::State(state) => self.failure(id, Wish::Forget, &Error::State(state)),
+            DefineError::State(state) => self.failure(id, wish, &Error::State(state)),
             DefineError::Busy => Code::Busy.because(error.to_string()),
             DefineError::Mistakes(_) => Code::InvalidDefinition.because(error.to_string()),
             DefineError::Exists(_) => Code::Exists.because(error.to_string()),
             DefineError::TooMany => Code::NoResources.because(error.to_string()),
+            DefineError::Attached(_) => self.about(id, Code::Exists, error),
+            DefineError::NotAttached(_) => self.about(id, Code::InvalidArgument, error),
         }
+    }
+
+    /// Returns a failure whose sentence names the TD.
+    pub(super) fn about(&self, id: u32, code: Code, why: impl Display) -> Failure {
+        code.because(format!("TD {}: {why}", self.name(id)))
     }
 
     fn warnings(&self, id: u32) -> Vec<String> {
@@ -86,7 +95,7 @@ fn line(file: FileFacts) -> FileLine {
 impl<P: Platform> Definitions for ConsoleTds<'_, '_, P> {
     fn define(&self, text: &str) -> Result<TdDefined, Failure> {
         let defined = self.tds.define(text);
-        let id = defined.map_err(|error| self.refused(0, error))?;
+        let id = defined.map_err(|error| self.refused(0, Wish::Forget, error))?;
         let now = self.now(id);
         Ok(TdDefined {
             id,
@@ -99,13 +108,13 @@ impl<P: Platform> Definitions for ConsoleTds<'_, '_, P> {
     fn undefine(&self, id: u32) -> Result<TdForgotten, Failure> {
         let name = self.name(id);
         let forgotten = self.tds.undefine(id);
-        forgotten.map_err(|error| self.refused(id, error))?;
+        forgotten.map_err(|error| self.refused(id, Wish::Forget, error))?;
         Ok(TdForgotten { id, name })
     }
 
     fn set(&self, id: u32, key: &str, value: &str) -> Result<TdSet, Failure> {
         let applies = self.tds.set(id, key, value);
-        let applies = applies.map_err(|error| self.refused(id, error))?;
+        let applies = applies.map_err(|error| self.refused(id, Wish::Forget, error))?;
         Ok(TdSet {
             now: self.now(id),
             key: key.into(),
@@ -115,6 +124,14 @@ impl<P: Platform> Definitions for ConsoleTds<'_, '_, P> {
                 _ => Vec::new(),
             },
         })
+    }
+
+    fn attach(&self, id: u32, device: &str) -> Result<TdAttached, Failure> {
+        self.attach_function(id, device)
+    }
+
+    fn detach(&self, id: u32, device: &str) -> Result<TdDetached, Failure> {
+        self.detach_function(id, device)
     }
 
     fn shut_down(&self, id: u32, limit_s: u32, force: bool) -> Result<TdAsked, Failure> {

@@ -1,9 +1,12 @@
 //! The machine as the console sees it.
 
 mod advisories;
+mod attach;
 pub mod console_tds;
 pub mod definitions;
+pub mod devices;
 pub mod errors;
+mod failure;
 mod iommu;
 pub mod load;
 mod pci;
@@ -35,7 +38,11 @@ use host::{platform::Platform as _, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
 use mm::frames::{Counts, FRAME, ORDER_1G, ORDER_2M, ORDER_4K};
 
-use self::console_tds::{ConsoleTds, SchedulerView};
+use self::{
+    console_tds::{ConsoleTds, SchedulerView},
+    devices::PciView,
+    pci::MachinePci,
+};
 use crate::{
     cpu::{self, State, model},
     crash::stores,
@@ -135,7 +142,7 @@ impl Management for Machine {
                 used_bytes: heap_used as u64,
             },
             tds: tds
-                .map(|(tds, scheduler)| load::tds(&ConsoleTds { tds, scheduler }))
+                .map(|(tds, scheduler)| load::tds(&console_tds(tds, scheduler)))
                 .unwrap_or_default(),
         }
     }
@@ -235,6 +242,10 @@ impl Management for Machine {
         pci::show(address)
     }
 
+    fn pci_release(&mut self, address: &str) -> Result<port::pci::PciReleased, Failure> {
+        pci::release(address)
+    }
+
     fn tdx(&self) -> Tdx {
         let mut tdx = self.tdx.clone();
         let up = cpu::all().iter().filter(|cpu| cpu.is_up());
@@ -255,7 +266,7 @@ impl Management for Machine {
 
     fn tds(&self) -> Result<Box<dyn port::td::Tds + '_>, Failure> {
         Ok(match self.tds_and_scheduler() {
-            Ok((tds, scheduler)) => Box::new(ConsoleTds { tds, scheduler }),
+            Ok((tds, scheduler)) => Box::new(console_tds(tds, scheduler)),
             Err(failure) => Box::new(Absent {
                 config: &self.info.config.td,
                 why: failure.why,
@@ -265,7 +276,7 @@ impl Management for Machine {
 
     fn definitions(&self) -> Result<Box<dyn Definitions + '_>, Failure> {
         let (tds, scheduler) = self.tds_and_scheduler()?;
-        Ok(Box::new(ConsoleTds { tds, scheduler }))
+        Ok(Box::new(console_tds(tds, scheduler)))
     }
 
     fn config(&self) -> config::Config {
@@ -378,6 +389,18 @@ impl Machine {
             "no TD can run here: {}; \"tdx\" says why",
             self.tdx.state.in_words()
         ))
+    }
+}
+
+fn console_tds(
+    tds: &'static Tds<'static, Metal>,
+    scheduler: &'static dyn SchedulerView,
+) -> ConsoleTds<'static, 'static, Metal> {
+    let pci: &dyn PciView = &MachinePci;
+    ConsoleTds {
+        tds,
+        scheduler,
+        pci,
     }
 }
 

@@ -3,14 +3,16 @@
 use alloc::{format, string::String, vec::Vec};
 
 use console::host::{
-    Hex,
+    Hex, absent,
     failure::{Code, Failure},
-    pci::{PciBar, PciHealth, PciLine, PciReport},
+    pci::{NOT_ERASED, PciBar, PciHealth, PciLine, PciReleased, PciReport, TdPci},
 };
 use io::{
-    Address, BarKind, Capabilities, Function, Health, Inventory, Owner, Port, extended, standard,
+    Address, BarKind, Capabilities, ClaimError, Function, Health, Inventory, Owner, Port,
+    ReleaseError, Selector, extended, standard,
 };
 
+use super::devices::{NoPci, PciView};
 use crate::{
     iommu,
     pci::{self, Configuration, Pci},
@@ -28,9 +30,7 @@ pub fn list() -> Result<Vec<PciLine>, Failure> {
 
 /// Shows the function at an address. Measures it if nobody has it.
 pub fn show(address: &str) -> Result<PciReport, Failure> {
-    let at: Address = address
-        .parse()
-        .map_err(|e| Code::InvalidArgument.because(format!("{address} is no PCI address: {e}")))?;
+    let at = parse(address)?;
     let Pci { space, inventory } = machine()?;
     let mut inventory = inventory.lock();
     if matches!(inventory.owner(at), Some(Owner::Nobody | Owner::Former(_))) {
@@ -42,6 +42,68 @@ pub fn show(address: &str) -> Result<PciReport, Failure> {
         ))
     })?;
     Ok(report(space, &inventory, function))
+}
+
+/// Removes the label of the TD that had a function.
+pub fn release(address: &str) -> Result<PciReleased, Failure> {
+    let at = parse(address)?;
+    let released = machine()?.inventory.lock().release(at);
+    let released = released.map_err(|error| {
+        let code = match error {
+            ReleaseError::Unknown(_) => Code::InvalidArgument,
+            _ => Code::WrongState,
+        };
+        code.because(format!("{error}"))
+    })?;
+    Ok(PciReleased {
+        functions: released
+            .functions
+            .iter()
+            .map(|at| format!("{at}"))
+            .collect(),
+        td: released.td,
+        warning: NOT_ERASED,
+    })
+}
+
+/// The machine's functions, for definitions of TDs.
+#[derive(Clone, Copy, Debug)]
+pub struct MachinePci;
+
+impl PciView for MachinePci {
+    fn check(&self, td: &str, functions: &[Selector]) -> Result<(), ClaimError> {
+        let Some(Pci { space, inventory }) = pci::get() else {
+            return NoPci.check(td, functions);
+        };
+        let checked = inventory
+            .lock()
+            .check(space, td, functions, iommu::unconfined);
+        checked.map(drop)
+    }
+
+    fn look(&self, pci: config::Pci) -> TdPci {
+        let unknown = absent::unknown(&pci);
+        let Some(Pci { inventory, .. }) = pci::get() else {
+            return unknown;
+        };
+        let inventory = inventory.lock();
+        let Ok(at) = inventory.resolve(pci.device) else {
+            return unknown;
+        };
+        TdPci {
+            address: Some(format!("{at}")),
+            kind: inventory
+                .find(at)
+                .map(|function| function.identity.class.name()),
+            owner: inventory.owner(at).map(|owner| format!("{owner}")),
+            ..unknown
+        }
+    }
+}
+
+fn parse(address: &str) -> Result<Address, Failure> {
+    let parsed = address.parse();
+    parsed.map_err(|e| Code::InvalidArgument.because(format!("{address} is no PCI address: {e}")))
 }
 
 fn machine() -> Result<&'static Pci, Failure> {

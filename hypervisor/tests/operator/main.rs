@@ -4,6 +4,7 @@ mod advice;
 mod answers;
 mod console;
 mod files;
+mod functions;
 #[path = "../../host/tests/td/kit.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod kit;

@@ -14,6 +14,7 @@ use host::platform::Running;
 use host::platform::shutdown::Shutdown;
 use host::td::registry::Tds;
 use hypervisor::machine::console_tds::{ConsoleTds, NoScheduler, SchedulerView};
+use hypervisor::machine::devices::{NoPci, PciView};
 use hypervisor::machine::load;
 use hypervisor::machine::{seam as counts, tdx as reports};
 use serde_json::Value;
@@ -24,8 +25,8 @@ pub struct Operator<'a, 'h, P> {
     host: Of<'a, 'h, P>,
 }
 
-/// The host: its TDs and the scheduler's facts about them.
-struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn SchedulerView);
+/// The host: its TDs, the scheduler's facts about them, and the machine's PCI functions.
+struct Of<'a, 'h, P>(&'a Tds<'h, P>, &'a dyn SchedulerView, &'a dyn PciView);
 
 impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     pub fn new(tds: &'a Tds<'h, P>) -> Self {
@@ -36,10 +37,16 @@ impl<'a, 'h, P: Running> Operator<'a, 'h, P> {
     pub fn with(tds: &'a Tds<'h, P>, scheduler: &'a dyn SchedulerView) -> Self {
         let mut operator = Self {
             console: Console::new(),
-            host: Of(tds, scheduler),
+            host: Of(tds, scheduler, &NoPci),
         };
         operator.send("json on");
         operator
+    }
+
+    /// Gives the host PCI functions.
+    pub fn with_pci(mut self, pci: &'a dyn PciView) -> Self {
+        self.host.2 = pci;
+        self
     }
 
     fn send(&mut self, line: &str) -> String {
@@ -128,6 +135,10 @@ impl<P: Running> Management for Of<'_, '_, P> {
         Ok(Vec::new())
     }
 
+    fn pci_release(&mut self, _: &str) -> Result<pci::PciReleased, Failure> {
+        Err(Code::Unavailable.because("no PCI function is known"))
+    }
+
     fn pci_show(&self, _: &str) -> Result<pci::PciReport, Failure> {
         Err(Code::Unavailable.because("no PCI function is known"))
     }
@@ -173,6 +184,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
         let tds = ConsoleTds {
             tds: self.0,
             scheduler: self.1,
+            pci: self.2,
         };
         Sample {
             us: self.now_us(),
@@ -250,6 +262,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
         Ok(Box::new(ConsoleTds {
             tds: self.0,
             scheduler: self.1,
+            pci: self.2,
         }))
     }
 
@@ -257,6 +270,7 @@ impl<P: Running> Management for Of<'_, '_, P> {
         Ok(Box::new(ConsoleTds {
             tds: self.0,
             scheduler: self.1,
+            pci: self.2,
         }))
     }
 

@@ -1,4 +1,4 @@
-//! PCI functions: `pci list`, `pci show`.
+//! PCI functions: `pci list`, `pci show`, `pci release`.
 
 use core::fmt::{self, Display, Write};
 
@@ -6,7 +6,7 @@ use crate::{
     argument::{Args, Required},
     command::{Class, Command, Context},
     error::Error,
-    host::pci::{PciLine, PciList, PciReport},
+    host::pci::{PciLine, PciList, PciReleased, PciReport},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Short, Table},
 };
@@ -21,7 +21,8 @@ pub const COMMANDS: &[Command] = &[
         summary: "Show the PCI functions",
         help: "Shows each function with its vendor and device, what it is, its isolation group (functions that can reach \
                each other, or that the IOMMU can't tell apart, are in one group and go to one owner), its owner, its \
-               health, and the first reason why it can't be given to a TD. This release gives none away yet.",
+               health, and the first reason why no TD can have it. The owner is host, none, the name of a TD, \"formerly\" \
+               and the name of the last TD, whose data the function may hold, or \"out of use\".",
         run: list,
     },
     Command {
@@ -35,6 +36,16 @@ pub const COMMANDS: &[Command] = &[
                the first time, for which it stops answering for a moment.",
         run: show,
     },
+    Command {
+        name: "pci release",
+        class: Class::Host,
+        args: &[FUNCTION.arg],
+        summary: "Let any TD have a PCI function",
+        help: "A function that a TD has had goes to no other TD until it is released, with all functions of its group. \
+               Nothing is erased: a reset, which the function gets before each TD, clears neither a drive nor the \
+               firmware of a device.",
+        run: release,
+    },
 ];
 
 fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
@@ -45,6 +56,28 @@ fn list(context: &mut Context<'_>, _: &Args) -> Result<Reply, Error> {
 fn show(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
     let address = args.get(FUNCTION)?;
     Ok(Reply::new(context.host.pci_show(&address)?))
+}
+
+fn release(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+    let address = args.get(FUNCTION)?;
+    Ok(Reply::new(context.host.pci_release(&address)?))
+}
+
+impl Text for PciReleased {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let Self {
+            functions,
+            td,
+            warning,
+        } = self;
+        for function in functions {
+            writeln!(
+                out,
+                "PCI function {function}, which TD {td} had, is released; any TD can have it."
+            )?;
+        }
+        writeln!(out, "warning: {warning}")
+    }
 }
 
 impl Text for PciList {

@@ -4,6 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 
 use super::{
     failure::{Code, Failure},
+    pci::TdPci,
     seam::ExitStats,
     td::{
         Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
@@ -20,6 +21,17 @@ pub fn started_from(config: &config::Td) -> String {
             "{}, by the host's own firmware",
             kernel.as_deref().unwrap_or_default()
         ),
+    }
+}
+
+/// Describes a PCI function of which nothing is known.
+#[must_use]
+pub fn unknown(pci: &config::Pci) -> TdPci {
+    TdPci {
+        device: format!("{}", pci.device),
+        address: None,
+        kind: None,
+        owner: None,
     }
 }
 
@@ -91,6 +103,7 @@ impl Tds for Absent<'_> {
             pages: Pages::default(),
             made_whole: 0,
             mrtd: None,
+            pci: config.pci.iter().map(unknown).collect(),
             cpus: (0..config.vcpus).map(vcpu).collect(),
             built: None,
             ended: None,

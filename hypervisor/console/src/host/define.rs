@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     failure::Failure,
+    pci::TdPci,
     td::{TdNow, TdState},
 };
 
@@ -31,6 +32,18 @@ pub trait Definitions {
     /// # Errors
     /// There is no such key, or it does not take the value.
     fn set(&self, id: u32, key: &str, value: &str) -> Result<TdSet, Failure>;
+
+    /// Adds a PCI function to those that a TD has while it lives. `device` is its address, or vendor and device.
+    ///
+    /// # Errors
+    /// The TD has a life; the machine has no such function, or no TD can have it.
+    fn attach(&self, id: u32, device: &str) -> Result<TdAttached, Failure>;
+
+    /// Removes a PCI function from those that a TD has.
+    ///
+    /// # Errors
+    /// The TD has a life, or no such function.
+    fn detach(&self, id: u32, device: &str) -> Result<TdDetached, Failure>;
 
     /// Presses the power button of a TD's guest, which then has `limit_s` seconds to power off. The TD is terminated
     /// afterwards if `force` is true. It does not wait.
@@ -113,6 +126,30 @@ pub struct TdSet {
     pub applies_now: bool,
     /// A value that is allowed and hardly meant.
     pub warnings: Vec<String>,
+}
+
+/// A TD that has one more PCI function when it starts.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct TdAttached {
+    /// The TD's state now.
+    #[serde(flatten)]
+    pub now: TdNow,
+    /// The function.
+    pub function: TdPci,
+    /// Reasons why the TD could not start with its functions now.
+    pub warnings: Vec<String>,
+}
+
+/// A TD that has one PCI function less.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct TdDetached {
+    /// The TD's state now.
+    #[serde(flatten)]
+    pub now: TdNow,
+    /// The function.
+    pub function: TdPci,
 }
 
 /// A guest that was asked to shut down.

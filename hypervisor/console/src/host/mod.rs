@@ -518,6 +518,13 @@ pub trait Management {
     /// The text is no address, or there is no function.
     fn pci_show(&self, address: &str) -> Result<pci::PciReport, Failure>;
 
+    /// Removes the label of the TD that had the PCI function at an address, from all functions of its group, so that any
+    /// TD can have them.
+    ///
+    /// # Errors
+    /// The text is no address, there is no function, or no TD has left its label.
+    fn pci_release(&mut self, address: &str) -> Result<pci::PciReleased, Failure>;
+
     /// Returns the state of TDX on this machine.
     fn tdx(&self) -> Tdx;
 

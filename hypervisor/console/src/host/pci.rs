@@ -66,6 +66,37 @@ pub struct PciList {
     pub functions: Vec<PciLine>,
 }
 
+/// A PCI function that a TD's definition names.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TdPci {
+    /// The function as the definition names it: an address, or vendor and device.
+    pub device: String,
+    /// The function's address; `None` if the machine has none or several that are named so.
+    pub address: Option<String>,
+    /// Its kind, by its class.
+    pub kind: Option<&'static str>,
+    /// Its owner, as `pci list` shows it.
+    pub owner: Option<String>,
+}
+
+/// PCI functions that were released.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, Serialize)]
+pub struct PciReleased {
+    /// The functions: all of a group.
+    pub functions: Vec<String>,
+    /// The TD that had them.
+    pub td: String,
+    /// What the operator must know.
+    pub warning: &'static str,
+}
+
+/// The warning of a release.
+pub const NOT_ERASED: &str = "nothing was erased: a reset clears neither a drive nor a device's firmware, so the next TD \
+     can read what is there and meet what was changed; erase the drive and check the firmware first if the TDs do not \
+     trust each other";
+
 /// A base address register.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Serialize)]

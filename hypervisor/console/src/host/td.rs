@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use super::{Hex, failure::Failure, seam::ExitStats};
+use super::{Hex, failure::Failure, pci::TdPci, seam::ExitStats};
 use serde::Serialize;
 
 /// The TDs that the host knows by name.
@@ -244,6 +244,8 @@ pub struct TdReport {
     pub made_whole: u64,
     /// MRTD in hexadecimal, once it is closed.
     pub mrtd: Option<String>,
+    /// The PCI functions of the machine that the TD has while it lives.
+    pub pci: Vec<TdPci>,
     /// The vCPUs.
     pub cpus: Vec<TdVcpu>,
     /// The work that building the TD took.

@@ -88,6 +88,7 @@ fn a_command_that_changes_the_host_or_a_td_is_in_no_lower_class() {
             "poweroff",
             "crash drop",
             "mem peek",
+            "pci release",
             "tdx retry",
             "file begin",
             "file put",

@@ -145,6 +145,39 @@ fn a_value_is_the_rest_of_the_line() {
 }
 
 #[test]
+fn functions_are_attached_and_detached() {
+    let mut terminal = Terminal::default();
+    assert_eq!(
+        terminal.run("td attach hello 0000:01:00.0"),
+        "TD 1 hello is runnable; it has PCI function 0000:01:00.0 from its next start on.\r\n"
+    );
+    assert_eq!(
+        terminal.run("td attach 1 8086:0a54"),
+        "warning: TD hello can't start with it now\r\n\
+         TD 1 hello is runnable; it has PCI function 0000:01:00.0 from its next start on.\r\n"
+    );
+    assert_eq!(
+        terminal.run("td detach hello 8086:0a54"),
+        "TD 1 hello is runnable; it starts without PCI function 0000:01:00.0.\r\n\
+         The function may hold data of the TD; \"pci release 0000:01:00.0\" frees it for others.\r\n"
+    );
+    assert_eq!(
+        done(&terminal),
+        [
+            "attach 1 0000:01:00.0",
+            "attach 1 8086:0a54",
+            "detach 1 8086:0a54"
+        ]
+    );
+    assert!(terminal.run("td attach hello").contains("needs DEVICE"));
+    assert!(
+        terminal
+            .run("td attach nobody 1:0.0")
+            .contains("there is no TD \"nobody\"")
+    );
+}
+
+#[test]
 fn a_guest_has_a_time_to_shut_down() {
     let mut terminal = Terminal::default();
     let out = terminal.run("td shutdown hello");

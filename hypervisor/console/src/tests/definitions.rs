@@ -8,9 +8,11 @@ use alloc::{
 };
 use core::cell::RefCell;
 
+use super::pci::DRIVE;
 use crate::host::{
     define::*,
     failure::{Code, Failure},
+    pci::TdPci,
     td::{TdNow, TdState},
 };
 
@@ -39,6 +41,15 @@ fn part(name: &str, arrived_bytes: u64) -> FilePart {
         name: name.into(),
         bytes: 8,
         arrived_bytes,
+    }
+}
+
+fn function(device: &str) -> TdPci {
+    TdPci {
+        device: device.into(),
+        address: Some(DRIVE.into()),
+        kind: Some("NVMe drive"),
+        owner: Some("formerly hello".into()),
     }
 }
 
@@ -81,6 +92,26 @@ impl Definitions for &Known {
             key: key.into(),
             applies_now: key == "cap",
             warnings: vec![],
+        })
+    }
+
+    fn attach(&self, id: u32, device: &str) -> Result<TdAttached, Failure> {
+        self.did(format!("attach {id} {device}"));
+        Ok(TdAttached {
+            now: now(id),
+            function: function(device),
+            warnings: match device {
+                DRIVE => vec![],
+                _ => vec!["TD hello can't start with it now".into()],
+            },
+        })
+    }
+
+    fn detach(&self, id: u32, device: &str) -> Result<TdDetached, Failure> {
+        self.did(format!("detach {id} {device}"));
+        Ok(TdDetached {
+            now: now(id),
+            function: function(device),
         })
     }
 

@@ -38,6 +38,8 @@ pub struct Machine {
     /// The records: the lines, and the output of `events`.
     pub trail: RefCell<Vec<Event>>,
     pub definitions: Known,
+    /// The functions that were to be released.
+    pub released: Vec<String>,
     config: Vec<config::Td>,
     level: LevelFilter,
 }
@@ -58,6 +60,7 @@ impl Default for Machine {
             more_tds: 0,
             trail: RefCell::default(),
             definitions: Known::default(),
+            released: Vec::new(),
             config: config(),
             level: LevelFilter::Info,
         }
@@ -288,6 +291,18 @@ impl Management for Machine {
         Ok(functions
             .map(|address| tests_pci::show(address).line)
             .into())
+    }
+
+    fn pci_release(&mut self, address: &str) -> Result<pci::PciReleased, Failure> {
+        self.released.push(address.into());
+        match address {
+            "0000:01:00.0" | "00:1f.2" => Ok(pci::PciReleased {
+                functions: vec![tests_pci::DRIVE.into()],
+                td: "smp".into(),
+                warning: pci::NOT_ERASED,
+            }),
+            _ => Err(Code::InvalidArgument.because("there is no such function")),
+        }
     }
 
     fn pci_show(&self, address: &str) -> Result<pci::PciReport, Failure> {

@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use crate::host::{Hex, failure::Failure, seam::*, td::*};
+use crate::host::{Hex, failure::Failure, pci::TdPci, seam::*, td::*};
 
 /// The TDs' state, and the bytes that were typed for *hello*.
 pub struct Fake {
@@ -146,6 +146,15 @@ impl Tds for &Fake {
             pages: PAGES,
             made_whole: 2,
             mrtd: Some("0f".repeat(48)),
+            pci: match id {
+                1 => vec![TdPci {
+                    device: "8086:0a54".into(),
+                    address: Some("0000:01:00.0".into()),
+                    kind: Some("NVMe drive"),
+                    owner: Some("hello".into()),
+                }],
+                _ => vec![],
+            },
             cpus: [0, 1].map(vcpu).into(),
             built: Some(work()),
             ended: None,

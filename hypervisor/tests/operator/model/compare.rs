@@ -58,6 +58,9 @@ impl World<'_, '_> {
         let shown = self.operator.succeed(&format!("td show {name}"));
         assert_eq!(shown["shares"], td.defined.shares, "{shown}");
         assert_eq!(shown["cap"], Value::from(td.defined.cap), "{shown}");
+        let functions = shown["pci"].as_array().unwrap().iter();
+        let functions: Vec<_> = functions.map(|function| &function["address"]).collect();
+        assert_eq!(functions, td.defined.pci, "{shown}");
         let mut pending = Vec::new();
         if td.state.lives() {
             let (new, old) = (&td.defined, &td.built);
@@ -98,7 +101,11 @@ impl World<'_, '_> {
                 vcpus: td.vcpus.into(),
                 shares: td.shares.into(),
                 cap: td.cap.map(u64::from),
+                pci: (known.pci.iter().copied())
+                    .filter(|own| td.pci.iter().any(|pci| pci.device.to_string() == *own))
+                    .collect(),
             };
+            assert_eq!(td.pci.len(), known.pci.len(), "{toml}");
             assert_eq!(shown, *known, "{toml}");
         }
         assert_eq!(config.file.len(), self.model.files.len() + 1, "{toml}");

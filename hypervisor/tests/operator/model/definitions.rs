@@ -11,6 +11,7 @@ impl World<'_, '_> {
             vcpus: self.random.u64(1..3),
             shares: 100,
             cap: self.chance(30).then_some(50),
+            pci: Vec::new(),
         };
         let mut text = format!(
             "name = \"{name}\"\nimage = \"{}\"\nmemory = \"{}M\"\nvcpus = {}\n",
@@ -63,6 +64,46 @@ impl World<'_, '_> {
             }
         };
         (format!("td undefine {word}"), expected)
+    }
+
+    pub(super) fn attach_or_detach(&mut self) -> (String, Expected) {
+        let (name, word, td) = self.td();
+        let attaches = self.chance(60);
+        let (device, address) = self.any(&[
+            ("0000:01:00.0", "0000:01:00.0"),
+            ("2:0.0", "0000:02:00.0"),
+            ("0000:03:00.0", "0000:03:00.0"),
+            ("0000:04:00.0", ""),
+            ("0000:05:00.0", ""),
+            ("8086:0001", ""),
+            ("any", ""),
+        ]);
+        let verb = if attaches { "attach" } else { "detach" };
+        let line = format!("td {verb} {word} {device}");
+        let Some(td) = td else {
+            return (line, Err("no-such-td"));
+        };
+        if device == "any" {
+            return (line, Err("invalid-argument"));
+        }
+        let is_refused = attaches && address.is_empty();
+        let expected = match device {
+            "0000:04:00.0" if is_refused => Err("unsupported"),
+            _ if is_refused => Err("invalid-argument"),
+            _ if attaches && td.defined.pci.contains(&address) => Err("exists"),
+            _ if td.state.lives() => Err("wrong-state"),
+            _ if !attaches && !td.defined.pci.contains(&address) => Err("invalid-argument"),
+            _ => {
+                let pci = &mut self.model.tds.get_mut(name).unwrap().defined.pci;
+                if attaches {
+                    pci.push(address);
+                } else {
+                    pci.retain(|own| *own != address);
+                }
+                Ok(vec![field("name", name)])
+            }
+        };
+        (line, expected)
     }
 
     pub(super) fn set(&mut self) -> (String, Expected) {

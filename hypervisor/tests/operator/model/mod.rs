@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use vcpu::Wiring;
 
 use super::files::{self, RigFiles};
+use super::functions::Four;
 use super::kit::{Server, Wired};
 use super::operator::Operator;
 use super::rig::{Rig, Setup};
@@ -75,6 +76,8 @@ struct Definition {
     vcpus: u64,
     shares: u64,
     cap: Option<u64>,
+    /// The PCI functions, by their addresses.
+    pci: Vec<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -196,7 +199,8 @@ impl World<'_, '_> {
         let (line, expected) = match self.random.u32(..100) {
             0..=9 => self.define(),
             10..=15 => self.undefine(),
-            16..=27 => self.set(),
+            16..=24 => self.set(),
+            25..=27 => self.attach_or_detach(),
             28..=37 => self.start_or_create(),
             38..=45 => self.pause_or_resume(),
             46..=51 => self.end(),
@@ -238,6 +242,8 @@ impl World<'_, '_> {
             ("td undefine 0", "no-such-td"),
             ("td undefine 4294967296", "no-such-td"),
             ("td set a", "missing-argument"),
+            ("td attach nobody 1:0.0", "no-such-td"),
+            ("td attach a", "missing-argument"),
             ("td shutdown nobody 1", "no-such-td"),
             ("td shutdown a 99999999999999999999", "invalid-argument"),
             ("file begin ../x 5", "invalid-argument"),
@@ -267,7 +273,7 @@ fn ten_thousand_steps_are_answered_as_the_model_says_and_nothing_leaks() {
     let mut world = World {
         random: Rng::with_seed(seed),
         model: Model::default(),
-        operator: Operator::new(&tds),
+        operator: Operator::new(&tds).with_pci(&Four),
         tds: &tds,
         guests: &guests,
         server: &server,

@@ -1,4 +1,4 @@
-//! The definitions of TDs: `td define`, `td undefine`, `td set`, and `td shutdown`.
+//! The definitions of TDs: `td define`, `td undefine`, `td set`, `td attach`, `td detach`, and `td shutdown`.
 
 use alloc::string::String;
 use core::fmt::{self, Write};
@@ -12,12 +12,16 @@ use crate::{
     argument::{Flag, Optional, Required},
     command::{Class, Command, Context},
     error::Error,
-    host::define::{TdAsked, TdDefined, TdForgotten, TdSet},
+    host::{
+        define::{TdAsked, TdAttached, TdDefined, TdDetached, TdForgotten, TdSet},
+        pci::TdPci,
+    },
     paste,
     reply::{Reply, Text},
 };
 
 const KEY: Required<String> = Required::word("KEY");
+const DEVICE: Required<String> = Required::pci_function("DEVICE");
 const VALUE: Required<String> = Required::value("VALUE");
 /// Seconds that a guest has to shut down: a day at most.
 const SECONDS: Optional<u64> = Required::within("SECONDS", 0, 86_400).optional();
@@ -68,6 +72,36 @@ pub const COMMANDS: &[Command] = &[
             let (key, value) = (args.get(KEY)?, args.get(VALUE)?);
             let set = context.host.definitions()?.set(id, &key, &value);
             set.map(Reply::new).map_err(Error::from)
+        },
+    },
+    Command {
+        name: "td attach",
+        class: Class::Td,
+        args: &[TD.arg, DEVICE.arg],
+        summary: "Give a PCI function to a TD",
+        help: "The TD has the function from its next start on. DEVICE is an address (0000:01:00.0), or vendor and device \
+               (8086:0a54) if the machine has one of them; \"pci list\" lists the functions. The TD must not be built: no \
+               function is plugged into a TD that lives. Functions of one group go to one TD, all of them or none, and a \
+               function that another TD has had must be released before (\"pci release\").",
+        run: |context, args| {
+            let id = find(context, args)?.1;
+            let device = args.get(DEVICE)?;
+            let attached = context.host.definitions()?.attach(id, &device);
+            attached.map(Reply::new).map_err(Error::from)
+        },
+    },
+    Command {
+        name: "td detach",
+        class: Class::Td,
+        args: &[TD.arg, DEVICE.arg],
+        summary: "Take a PCI function from a TD",
+        help: "The TD starts without the function from now on. DEVICE is as for \"td attach\". The TD must not be built. \
+               If the TD has had the function, it keeps the TD's label until it is released (\"pci release\").",
+        run: |context, args| {
+            let id = find(context, args)?.1;
+            let device = args.get(DEVICE)?;
+            let detached = context.host.definitions()?.detach(id, &device);
+            detached.map(Reply::new).map_err(Error::from)
         },
     },
     Command {
@@ -124,6 +158,41 @@ impl Text for TdSet {
             false => "is set for the next time that it is built",
         };
         writeln!(out, "{}; {key} {when}.", Is(now))
+    }
+}
+
+/// The function in a sentence: its address, or the words of the definition.
+fn name(function: &TdPci) -> &str {
+    function.address.as_ref().unwrap_or(&function.device)
+}
+
+impl Text for TdAttached {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        warn(&self.warnings, out)?;
+        let function = name(&self.function);
+        writeln!(
+            out,
+            "{}; it has PCI function {function} from its next start on.",
+            Is(&self.now)
+        )
+    }
+}
+
+impl Text for TdDetached {
+    fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let function = name(&self.function);
+        writeln!(
+            out,
+            "{}; it starts without PCI function {function}.",
+            Is(&self.now)
+        )?;
+        match &self.function.owner {
+            Some(owner) if owner.starts_with("formerly ") => writeln!(
+                out,
+                "The function may hold data of the TD; \"pci release {function}\" frees it for others."
+            ),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -10,7 +10,10 @@ use crate::{
     argument::Args,
     command::{Class, Command, Context},
     error::Error,
-    host::td::{Pages, TdLine, TdReport, TdVcpu, Unanswered},
+    host::{
+        pci::TdPci,
+        td::{Pages, TdLine, TdReport, TdVcpu, Unanswered},
+    },
     load::TdRates,
     reply::{Reply, Text},
     table::{Bytes, Facts, Maybe, Micros, Permille, Short, Table},
@@ -35,8 +38,9 @@ pub const COMMANDS: &[Command] = &[
         summary: "Show one TD in detail",
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
-               had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; the accesses of its guest that no device \
-               answered: ports, pages of memory-mapped registers, and MSRs that are refused; and any problem.",
+               had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; \
+               its PCI functions with their owners; the accesses of its guest that no device answered: ports, pages of \
+               memory-mapped registers, and MSRs that are refused; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
             let report = tds.show(id)?;
@@ -187,6 +191,9 @@ impl Text for TdReport {
             facts.fact("promoted", format_args!("{count} of 2 MiB"));
         }
         facts.fact("MRTD", Maybe(self.mrtd.as_ref()));
+        for function in &self.pci {
+            facts.fact("PCI", Function(function));
+        }
         write!(out, "{facts}")?;
         vcpus(&self.cpus, out)?;
         unanswered(&self.unanswered, out)?;
@@ -249,6 +256,31 @@ impl fmt::Display for Pages {
             }
         }
         write!(f, "{} of S-EPT", self.sept)
+    }
+}
+
+/// A PCI function of a TD in a line.
+struct Function<'a>(&'a TdPci);
+
+impl fmt::Display for Function<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TdPci {
+            device,
+            address,
+            kind,
+            owner,
+        } = self.0;
+        let Some(address) = address else {
+            return write!(f, "{device}: the machine has no such function, or several");
+        };
+        f.write_str(address)?;
+        if address != device {
+            write!(f, " ({device})")?;
+        }
+        if let Some(kind) = kind {
+            write!(f, ", {kind}")?;
+        }
+        write!(f, ", owner {}", owner.as_deref().unwrap_or("unknown"))
     }
 }
 

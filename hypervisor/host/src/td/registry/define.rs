@@ -54,6 +54,10 @@ pub enum DefineError {
     State(State),
     /// A TD is being built.
     Busy,
+    /// The definition names the PCI function already.
+    Attached(config::Pci),
+    /// The definition does not name the PCI function.
+    NotAttached(config::Pci),
 }
 
 impl fmt::Display for DefineError {
@@ -71,6 +75,14 @@ impl fmt::Display for DefineError {
             Self::NoSuchTd => f.write_str("there is no such TD; \"td list\" lists them"),
             Self::State(state) => write!(f, "it is {}", state.in_words()),
             Self::Busy => f.write_str("a TD is being built; try again"),
+            Self::Attached(pci) => write!(f, "it has PCI function {} already", pci.device),
+            Self::NotAttached(pci) => {
+                write!(
+                    f,
+                    "it has no PCI function {}; \"td show\" lists its functions",
+                    pci.device
+                )
+            }
         }
     }
 }
@@ -185,6 +197,51 @@ impl<'h, P: Platform> Tds<'h, P> {
             return Ok(Applies::Now);
         }
         Ok(Applies::NextStart)
+    }
+
+    /// Adds a PCI function to those that a TD has from its next life on. It has no life now.
+    ///
+    /// # Errors
+    /// [`DefineError`].
+    pub fn attach(&self, id: u32, pci: config::Pci) -> Result<(), DefineError> {
+        self.change_functions(id, |all| match all.contains(&pci) {
+            true => Err(DefineError::Attached(pci)),
+            false => {
+                all.push(pci);
+                Ok(())
+            }
+        })
+    }
+
+    /// Removes a PCI function from those that a TD has. It has no life now.
+    ///
+    /// # Errors
+    /// [`DefineError`].
+    pub fn detach(&self, id: u32, pci: config::Pci) -> Result<(), DefineError> {
+        self.change_functions(id, |all| {
+            let at = all.iter().position(|own| *own == pci);
+            all.remove(at.ok_or(DefineError::NotAttached(pci))?);
+            Ok(())
+        })
+    }
+
+    fn change_functions(
+        &self,
+        id: u32,
+        change: impl FnOnce(&mut Vec<config::Pci>) -> Result<(), DefineError>,
+    ) -> Result<(), DefineError> {
+        let _defining = self.defining.lock();
+        // No TD begins a life meanwhile.
+        let _admission = self.admission.try_lock().ok_or(DefineError::Busy)?;
+        let entry = self.entry(id).ok_or(DefineError::NoSuchTd)?;
+        self.bury(&entry);
+        if let Some(td) = &entry.lives.lock().now {
+            return Err(DefineError::State(td.state()));
+        }
+        let mut config = (*entry.config()).clone();
+        change(&mut config.pci)?;
+        entry.definition.lock().config = Arc::new(config);
+        Ok(())
     }
 
     /// Returns the keys whose values the TD's current life does not have, since they were set after it began.
