@@ -8,6 +8,8 @@ mod interrupts;
 #[path = "../kit/mod.rs"]
 mod kit;
 mod memory;
+mod mirror;
+mod passthrough;
 
 use kit::{Rig, Shape, Td, call};
 use seam::abi::Gprs;

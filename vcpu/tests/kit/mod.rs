@@ -10,10 +10,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use devices::pci::Function;
 use mm::frames::{Frames, words_for};
 use mm::pages::{Flush as CacheFlush, page_of};
 use mm::private::{FramePool, Kick, Levels, NoAnswer, PrivateMap, Settings};
-use mm::shared::{self, SharedMap, Words};
+use mm::shared::{self, Mirror, SharedMap, Words};
 use seam::abi::metadata::sys;
 use seam::abi::{Attributes, Gprs, PAGE_1G, PAGE_4K, PageSize, TdParams, Xfam};
 use seam::address::{Hpa, KeyIdPosition};
@@ -187,6 +188,8 @@ pub struct Shape {
     pub attributes: Attributes,
     /// True if the TD has the device that tells UEFI firmware its machine.
     pub has_fw_cfg: bool,
+    /// The devices' view of the shared memory.
+    pub mirror: Option<Arc<dyn Mirror>>,
 }
 
 impl Default for Shape {
@@ -197,6 +200,7 @@ impl Default for Shape {
             memory: 64 << 20,
             attributes: Attributes::empty(),
             has_fw_cfg: false,
+            mirror: None,
         }
     }
 }
@@ -224,6 +228,10 @@ impl<'r> Td<'r> {
         memory.write(BUFFERS, params.as_bytes());
         tdh.mng_init(&tdr, Hpa(BUFFERS)).unwrap();
         let shared = SharedMap::new(rig, Levels::Four, SHARED).unwrap();
+        let shared = match &shape.mirror {
+            Some(mirror) => shared.with_mirror(mirror.clone()),
+            None => shared,
+        };
         let root = shared.root();
         let mut tdvprs = Vec::new();
         for _ in 0..shape.vcpus {
@@ -269,6 +277,13 @@ impl<'r> Td<'r> {
             rig,
             control: ManuallyDrop::new(control),
         }
+    }
+
+    /// Adds a function to the TD's bus, as device 1.
+    pub fn with_function(self, function: impl Function + 'static) -> Self {
+        let functions = vec![Arc::new(Mutex::new(function)) as Arc<Mutex<dyn Function>>];
+        let vm = self.vm.with_functions(functions);
+        Self { vm, ..self }
     }
 
     /// Creates a host that runs the TD's vCPUs on CPU 0.
