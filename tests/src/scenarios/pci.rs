@@ -6,11 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
+use super::stage::{self, LIFE, Named};
 use super::{Bench, Scenario};
 use crate::console::Console;
 use crate::qemu::Device;
 
-pub const ALL: &[Scenario] = &[Scenario::new("pci-devices", devices)];
+pub const ALL: &[Scenario] = &[
+    Scenario::new("pci-devices", devices),
+    Scenario::new("pci-claims", claims),
+];
 
 const ANSWER: Duration = Duration::from_secs(20);
 
@@ -81,4 +85,139 @@ fn show(console: &mut Console, address: &str) -> Result<Value> {
 
 fn bars(report: &Value) -> impl Iterator<Item = &Value> {
     report["bars"].as_array().into_iter().flatten()
+}
+
+/// A bridge to conventional PCI with two functions, which have its id, and one function that can't be reset.
+const EDUS: [&str; 10] = [
+    "-device",
+    "pcie-root-port,id=above,slot=20,chassis=20",
+    "-device",
+    "pcie-pci-bridge,id=old,bus=above",
+    "-device",
+    "edu,bus=old,addr=1",
+    "-device",
+    "edu,bus=old,addr=2",
+    "-device",
+    "edu,bus=pcie.0,addr=0x10",
+];
+
+/// Groups go to a TD whole or not at all, what can't be reset or confined to none, and a function that a TD has had to
+/// no other before it is released.
+fn claims(bench: &mut Bench) -> Result<()> {
+    let tds = [
+        Named::new("hello", "64M", 1).called("one"),
+        Named::new("hello", "64M", 1).called("two"),
+    ];
+    let mut machine = stage::machine(bench, &tds)?.with_iommu();
+    machine.shape.further = &EDUS;
+    let mut console = bench.console(&machine)?;
+    let (pair, lone) = edus(&mut console)?;
+    let [first, second] = &pair;
+    let lpc = "0000:00:1f.0";
+    for (device, code, why) in [
+        (
+            "1234:11e8",
+            "invalid-argument",
+            "is not one PCI function but 3",
+        ),
+        (&*lone, "unsupported", "it offers no reset"),
+        ("00:1f.2", "unsupported", lpc),
+        (
+            "0000:77:00.0",
+            "invalid-argument",
+            "there is no PCI function",
+        ),
+    ] {
+        refused(&mut console, &format!("td attach one {device}"), code, why)?;
+    }
+    let release = format!("pci release {first}");
+    refused(&mut console, &release, "wrong-state", "no TD has had")?;
+
+    let attached = console.succeed(&format!("td attach one {first}"), ANSWER)?;
+    let warning = attached["warnings"][0].as_str().unwrap_or_default();
+    ensure!(warning.contains(second), "{attached}");
+    refused(&mut console, "td start one", "failed", second)?;
+    ensure!(
+        owner(&mut console, first)? == "none",
+        "after a refused start"
+    );
+
+    for td in ["one", "two"] {
+        for function in &pair {
+            // The first TD has one of them already.
+            console.ask(&format!("td attach {td} {function}"), ANSWER)?;
+        }
+    }
+    console.succeed("td start one", LIFE)?;
+    ensure!(owner(&mut console, second)? == "one", "while it runs");
+    refused(
+        &mut console,
+        "td start two",
+        "failed",
+        "TD one has PCI function",
+    )?;
+    refused(&mut console, &release, "wrong-state", "TD one has")?;
+    let line = format!("td detach one {first}");
+    refused(
+        &mut console,
+        &line,
+        "wrong-state",
+        "while a TD is not built",
+    )?;
+    console.succeed("td destroy one", LIFE)?;
+    ensure!(owner(&mut console, first)? == "formerly one", "afterwards");
+    refused(
+        &mut console,
+        "td start two",
+        "failed",
+        "may hold data of TD one",
+    )?;
+    let released = console.succeed(&release, ANSWER)?;
+    ensure!(released["functions"] == json!(pair), "{released}");
+    console.succeed("td start two", LIFE)?;
+    ensure!(owner(&mut console, first)? == "two", "after the release");
+    console.succeed("td destroy two", LIFE)?;
+    stage::nothing_illegal(&mut console)?;
+    drop(console);
+
+    let mut machine = stage::machine(bench, &tds)?.without_iommu();
+    machine.shape.further = &EDUS;
+    let mut console = bench.console(&machine)?;
+    let (pair, _) = edus(&mut console)?;
+    let line = format!("td attach one {}", pair[0]);
+    refused(
+        &mut console,
+        &line,
+        "unsupported",
+        "nothing confines its DMA",
+    )
+}
+
+/// Returns the addresses of the two functions behind the bridge, and that of the third.
+fn edus(console: &mut Console) -> Result<([String; 2], String)> {
+    let list = console.succeed("pci list", ANSWER)?;
+    let functions = list["functions"].as_array().into_iter().flatten();
+    let edus = functions.filter(|line| line["id"] == "1234:11e8");
+    let edus: Vec<_> = edus.filter_map(|line| line["address"].as_str()).collect();
+    // In the order of addresses: bus 0 comes first.
+    let [lone, first, second] = edus[..] else {
+        anyhow::bail!("{list}");
+    };
+    Ok(([first, second].map(str::to_owned), lone.to_owned()))
+}
+
+fn owner(console: &mut Console, address: &str) -> Result<String> {
+    let report = show(console, address)?;
+    Ok(report["owner"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Runs a command that must be refused with this code and these words.
+fn refused(console: &mut Console, line: &str, code: &str, why: &str) -> Result<()> {
+    let answer = console.ask(line, LIFE)?;
+    let said = answer["error"].as_str().unwrap_or_default();
+    ensure!(
+        answer["code"] == code && said.contains(why),
+        "{line}: {answer}, not {code}, {why:?}"
+    );
+    Ok(())
 }
