@@ -37,7 +37,7 @@ use crate::{
         power, tds, tdx,
     },
     msr::ThisCpu,
-    password, pci, rtc, serial, time, watchdog,
+    passthrough, password, pci, rtc, serial, time, watchdog,
 };
 
 /// Size of the heap in bytes.
@@ -378,6 +378,7 @@ fn run(mut machine: Machine) -> ! {
         errors::serve();
         METAL.serve_module();
         iommu::serve();
+        passthrough::serve();
         if serial::has_room() {
             console.refresh(&machine, out);
         }
@@ -399,7 +400,8 @@ fn run(mut machine: Machine) -> ! {
                 let poked = cpu::this().is_some_and(|cpu| cpu.attention.is_any());
                 let overdue = tds::get().is_some_and(Tds::is_overdue);
                 let poked = poked || overdue || errors::are_waiting();
-                let poked = poked || iommu::are_waiting() || ending.has_begun();
+                let poked = poked || iommu::are_waiting() || passthrough::are_waiting();
+                let poked = poked || ending.has_begun();
                 let news =
                     || serial::has_input() || logging::is_news(seen) || console.has_news(&machine);
                 poked || serial::has_room() && news()

@@ -3,6 +3,7 @@
 //! The program installs the interrupt switch once, with [`set_switch`]. Without it, as in the host's tests, there are
 //! no interrupts to switch.
 
+use core::fmt;
 use core::ops::{Deref, DerefMut};
 
 use spin::Once;
@@ -52,6 +53,12 @@ impl<T> IrqLock<T> {
             inner: self.0.try_lock()?,
             _irq: irq,
         })
+    }
+}
+
+impl<T> fmt::Debug for IrqLock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IrqLock").finish_non_exhaustive()
     }
 }
 

@@ -9,6 +9,7 @@ pub mod check;
 pub mod fatal;
 pub mod ghes;
 pub mod group;
+pub mod line;
 pub mod model;
 pub mod module;
 pub mod nmi;

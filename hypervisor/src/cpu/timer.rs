@@ -1,7 +1,8 @@
 //! The local APIC's timer in TSC-deadline mode: it fires once, when the time-stamp counter reaches the deadline.
 //!
 //! A CPU has several deadlines, and the timer is armed for the earliest: that of the vCPUs, that of the look at the
-//! machine-check banks, and on one CPU that of the serial port's poll. The last two come back by themselves.
+//! machine-check banks, the end of the rests of functions' interrupts, and on one CPU that of the serial port's poll. The
+//! looks and the polls come back by themselves.
 //!
 //! Source: Intel SDM volume 3A, section 11.5.4.1 (TSC-Deadline Mode).
 #![expect(unsafe_code, reason = "the timer's registers are MSRs")]
@@ -25,6 +26,8 @@ pub struct Armed {
     look: AtomicU64,
     /// The next poll of the serial port.
     poll: AtomicU64,
+    /// The end of the rests of functions' interrupts.
+    rest: AtomicU64,
 }
 
 /// The meaning of a timer that fired.
@@ -36,6 +39,8 @@ pub(super) struct Fired {
     pub look: bool,
     /// The serial port is to be polled.
     pub poll: bool,
+    /// The rests of functions' interrupts are over.
+    pub rest: bool,
 }
 
 impl Armed {
@@ -44,6 +49,7 @@ impl Armed {
             own: AtomicU64::new(0),
             look: AtomicU64::new(0),
             poll: AtomicU64::new(0),
+            rest: AtomicU64::new(0),
         }
     }
 
@@ -60,13 +66,14 @@ impl Armed {
             own: take(&self.own),
             look: take(&self.look),
             poll: take(&self.poll),
+            rest: take(&self.rest),
         }
     }
 
     /// Returns the earliest deadline; 0 if there is none.
     fn earliest(&self) -> u64 {
         let set = |deadline: &AtomicU64| Some(deadline.load(Relaxed)).filter(|tsc| *tsc != 0);
-        let all = [&self.own, &self.look, &self.poll].map(set);
+        let all = [&self.own, &self.look, &self.poll, &self.rest].map(set);
         all.into_iter().flatten().min().unwrap_or(0)
     }
 }
@@ -110,6 +117,16 @@ pub fn poll_at(tsc: u64) {
     }
 }
 
+/// Has the rests of functions' interrupts end at this time, if none of this CPU end before. Call it with interrupts off.
+pub fn rest_until(tsc: u64) {
+    if let Some(cpu) = super::this()
+        && cpu.timer.rest.load(Relaxed) == 0
+    {
+        cpu.timer.rest.store(tsc, Relaxed);
+        program(cpu);
+    }
+}
+
 /// Returns true if it is time to look at the machine-check banks.
 pub(super) fn look_is_due() -> bool {
     let now = time::tsc();
@@ -123,6 +140,7 @@ pub(super) fn fired() -> Fired {
             own: false,
             look: false,
             poll: false,
+            rest: false,
         };
     };
     let fired = cpu.timer.fire(time::tsc());
@@ -155,7 +173,12 @@ mod tests {
         armed.look.store(50, Relaxed);
         armed.poll.store(70, Relaxed);
         assert_eq!(armed.earliest(), 50);
-        let fired = |own, look, poll| Fired { own, look, poll };
+        let fired = |own, look, poll| Fired {
+            own,
+            look,
+            poll,
+            rest: false,
+        };
         // A timer that fires early is armed again.
         assert_eq!(armed.fire(49), fired(false, false, false));
         assert_eq!(armed.earliest(), 50);
@@ -164,5 +187,8 @@ mod tests {
         assert_eq!(armed.fire(100), fired(true, false, true));
         assert_eq!(armed.earliest(), 0);
         assert_eq!(armed.fire(200), fired(false, false, false));
+        armed.rest.store(250, Relaxed);
+        assert_eq!(armed.earliest(), 250);
+        assert!(armed.fire(250).rest && !armed.fire(300).rest);
     }
 }

@@ -15,7 +15,7 @@ use seam::hardware::fixup_for;
 use super::{
     apic, check,
     fatal::fatal,
-    module, nmi, timer,
+    line, module, nmi, timer,
     vector::{
         ACPI_VECTOR, CALL_VECTOR, CMCI_VECTOR, FAULT_VECTOR, MODULE_VECTOR, NOTIFICATION_VECTOR,
         SERIAL_VECTOR, TIMER_VECTOR,
@@ -132,6 +132,9 @@ pub fn serve_interrupt(vector: u8) {
             if fired.look {
                 check::on_timer();
             }
+            if fired.rest {
+                line::on_timer();
+            }
         }
         SERIAL_VECTOR => {
             if serial::on_interrupt()
@@ -152,6 +155,7 @@ pub fn serve_interrupt(vector: u8) {
             iommu::on_interrupt();
             super::wake_console();
         }
+        vector if line::on_interrupt(vector) => {}
         _ => {
             UNEXPECTED.fetch_add(1, Relaxed);
         }

@@ -1,5 +1,7 @@
 //! The vectors of the interrupts that CPUs receive. `trap.rs` serves them.
 
+use core::ops::RangeInclusive;
+
 /// The vector of calls from other CPUs.
 pub const CALL_VECTOR: u8 = 0xE0;
 /// The vector of a CPU's own timer.
@@ -13,6 +15,8 @@ pub const CMCI_VECTOR: u8 = 0xE3;
 pub const MODULE_VECTOR: u8 = 0xE4;
 /// The vector of faults that VT-d units signal.
 pub const FAULT_VECTOR: u8 = 0xE5;
+/// The vectors of interrupts of PCI functions that TDs have.
+pub const FUNCTION_VECTORS: RangeInclusive<u8> = 0x50..=0xDF;
 /// The vector of the serial port.
 pub const SERIAL_VECTOR: u8 = 0x40;
 /// The vector of ACPI's events.

@@ -23,6 +23,7 @@ use console::host::event::EventKind;
 use host::platform::{
     Attention, CpuPlace, Platform, Running, Stopwatch, TdEvent, shutdown::Shutdown,
 };
+use host::td::functions::Functions;
 use mm::{
     frames::{self, Frame, ORDER_1G, ORDER_2M, ORDER_4K, Retired},
     pages::Flush,
@@ -48,6 +49,7 @@ use crate::{
     cpu::{self, apic, timer, topology::Place, trap, vector, vmx},
     events::{self, Channel},
     memory::{self, HostFrames, direct},
+    passthrough::Machines,
     rtc, time, watchdog,
 };
 
@@ -269,6 +271,10 @@ impl Running for Metal {
 
     fn notification_vector(&self) -> u8 {
         vector::NOTIFICATION_VECTOR
+    }
+
+    fn functions(&self) -> Option<&dyn Functions> {
+        Some(&Machines)
     }
 
     fn flush_shared_ept(&self) {

@@ -33,7 +33,7 @@ use crate::{
         tdx,
     },
     msr::ThisCpu,
-    password, time,
+    passthrough, password, time,
 };
 
 /// The host's own firmware for TDs, which boots a kernel. It is empty without the feature `bare`.
@@ -79,6 +79,7 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
     };
     RECLAIM_SHARE.store(info.config.host.reclaim_share.into(), Relaxed);
     let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL, &info.config.host, hypercall));
+    passthrough::run_by(scheduler);
     let host = Host {
         platform: &METAL,
         coordinator: &ready.coordinator,
