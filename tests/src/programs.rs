@@ -33,6 +33,46 @@ impl Linux {
     }
 }
 
+/// A disk with a whole Debian, as `cargo xtask guest debian` leaves it.
+#[derive(Clone, Debug)]
+pub struct Debian {
+    directory: PathBuf,
+}
+
+impl Debian {
+    /// The user that logs in with the key, and administers the system through sudo.
+    pub const USER: &str = "debian";
+    /// The partition of the root file system: on the disk, and as Linux names it on a machine's only NVMe drive.
+    pub const ROOT_PARTITION: u32 = 2;
+    /// That partition's device.
+    pub const ROOT: &str = "/dev/nvme0n1p2";
+
+    /// Returns the directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the image of the disk.
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk.img")
+    }
+
+    /// Returns the kernel on the disk, for a machine or TD that boots it directly.
+    pub fn kernel(&self) -> PathBuf {
+        self.directory.join("vmlinuz")
+    }
+
+    /// Returns the user's private key for ssh.
+    pub fn key(&self) -> PathBuf {
+        self.directory.join("key")
+    }
+
+    /// Returns what the disk was made from, as text. If it exists, everything exists.
+    pub fn recipe(&self) -> PathBuf {
+        self.directory.join("recipe")
+    }
+}
+
 /// Initial file systems with third-party programs, for Debian's kernel. Their existence is checked when they are used.
 #[derive(Clone, Debug)]
 pub struct Foreign {
@@ -179,6 +219,13 @@ impl Programs {
     pub fn linux(&self) -> Linux {
         Linux {
             directory: self.directory.join("guest/linux"),
+        }
+    }
+
+    /// Returns the disk with a whole Debian. Its existence is checked when it is used.
+    pub fn debian(&self) -> Debian {
+        Debian {
+            directory: self.directory.join("guest/debian"),
         }
     }
 

@@ -90,6 +90,36 @@ pub const DEBIAN: [Need; 2] = [
     },
 ];
 
+/// The programs that make a disk with a whole Debian, and what tells Debian's packages from others.
+pub const DEBIAN_DISK: [Need; 5] = [
+    Need {
+        what: "mmdebstrap",
+        package: "mmdebstrap",
+    },
+    Need {
+        what: "/usr/share/keyrings/debian-archive-keyring.gpg",
+        package: "debian-archive-keyring",
+    },
+    Need {
+        what: "fakeroot",
+        package: "fakeroot",
+    },
+    Need {
+        what: "mke2fs",
+        package: "e2fsprogs",
+    },
+    Need {
+        what: "ssh-keygen",
+        package: "openssh-client",
+    },
+];
+
+/// What lets a user without privileges make a whole Debian.
+pub const UNPRIVILEGED: [Need; 1] = [Need {
+    what: "newuidmap",
+    package: "uidmap",
+}];
+
 /// The programs that build a module for Linux.
 pub const KERNEL_MODULE: [Need; 2] = [
     Need {
@@ -131,6 +161,11 @@ pub fn require(needs: &[Need]) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// Returns true if this process has root's rights.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Installs packages through apt-get. If that fails, the error says in one line what to install.
@@ -177,7 +212,7 @@ fn on_path(what: &str) -> bool {
 
 /// Returns the prefix of a command that only root may run.
 fn privilege() -> Option<Vec<&'static str>> {
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         Some(Vec::new())
     } else if !on_path("sudo") {
         None

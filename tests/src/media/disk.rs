@@ -1,8 +1,9 @@
-//! A disk image: GPT with one EFI system partition, FAT32.
+//! A disk image: GPT with an EFI system partition, FAT32, and perhaps a partition for Linux.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,7 @@ use fscommon::{BufStream, StreamSlice};
 use gpt::disk::LogicalBlockSize;
 use gpt::mbr::ProtectiveMBR;
 use gpt::partition_types;
+use gpt::{DiskDevice, GptDisk};
 
 use super::dots;
 
@@ -23,54 +25,100 @@ const SMALLEST_PARTITION: u64 = 48 * MIB;
 /// Size of both partition tables, each below a MiB.
 const TABLES: u64 = 2 * MIB;
 
-/// Writes `files` (paths with `/` between their parts) to a new image. The image is sparse: the file system's free
-/// space takes no room.
+/// The content of a disk: an EFI system partition, and perhaps one for a root file system behind it.
+pub struct Layout<'a> {
+    /// The label of the EFI system partition's volume.
+    pub label: [u8; 11],
+    /// The volume's serial number, by which an installed system mounts it.
+    pub volume_id: u32,
+    /// The EFI system partition's files: paths with `/` between their parts, and contents.
+    pub files: &'a [(String, &'a [u8])],
+    /// The size of the root file system's partition in bytes, a multiple of 1 MiB; 0 for none.
+    pub root: u64,
+}
+
+impl Layout<'_> {
+    /// Writes a new image. It is sparse: the free space of its file system takes no room. Returns the bytes of the root
+    /// file system's partition, which are zero.
+    ///
+    /// # Errors
+    /// The image can't be written.
+    pub fn write(&self, image: &Path) -> Result<Range<u64>> {
+        let content: u64 = self.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let partition = SMALLEST_PARTITION + (content + content / 8).next_multiple_of(MIB);
+        let size = partition + self.root + TABLES;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(image)?;
+        file.set_len(size)?;
+
+        let last_sector = u32::try_from(size / SECTOR - 1).unwrap_or(u32::MAX);
+        ProtectiveMBR::with_lb_size(last_sector).overwrite_lba0(&mut file)?;
+        let mut disk = gpt::GptConfig::new()
+            .writable(true)
+            .logical_block_size(LogicalBlockSize::Lb512)
+            .create_from_device(file, None)?;
+        let start = Some(MIB / SECTOR);
+        let id = disk.add_partition("EFI", partition, partition_types::EFI, 0, start)?;
+        let esp = place(&disk, id)?;
+        let root = if self.root == 0 {
+            esp.end..esp.end
+        } else {
+            let start = Some(esp.end / SECTOR);
+            let id = disk.add_partition("root", self.root, partition_types::LINUX_FS, 0, start)?;
+            place(&disk, id)?
+        };
+        let file = disk.write()?;
+        self.write_volume(&file, esp)?;
+        Ok(root)
+    }
+
+    fn write_volume(&self, file: &File, place: Range<u64>) -> Result<()> {
+        let stream = || -> Result<_> {
+            let slice = StreamSlice::new(file.try_clone()?, place.start, place.end)?;
+            Ok(BufStream::new(slice))
+        };
+        let mut volume = stream()?;
+        let format = FormatVolumeOptions::new()
+            .fat_type(FatType::Fat32)
+            .bytes_per_cluster(512)
+            .volume_id(self.volume_id)
+            .volume_label(self.label);
+        fatfs::format_volume(&mut volume, format)?;
+        let volume = FileSystem::new(volume, FsOptions::new())?;
+        write_files(&volume, self.files)?;
+        volume.unmount()?;
+        let mut volume = stream()?;
+        dots::mend(&mut volume)?;
+        volume.flush()?;
+        Ok(())
+    }
+}
+
+/// Returns the bytes of a partition.
+fn place<D: DiskDevice>(disk: &GptDisk<D>, id: u32) -> Result<Range<u64>> {
+    let partition = disk.partitions().get(&id);
+    let partition = partition.context("the partition just made")?;
+    let start = partition.bytes_start(LogicalBlockSize::Lb512)?;
+    let len = partition.bytes_len(LogicalBlockSize::Lb512)?;
+    Ok(start..start + len)
+}
+
+/// Writes `files` (paths with `/` between their parts) to a new image with an EFI system partition alone.
+///
+/// # Errors
+/// The image can't be written.
 pub fn write(image: &Path, files: &[(String, &[u8])]) -> Result<()> {
-    let content: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    let partition = SMALLEST_PARTITION + (content + content / 8).next_multiple_of(MIB);
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(image)?;
-    file.set_len(partition + TABLES)?;
-
-    let last_sector = u32::try_from((partition + TABLES) / SECTOR - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(last_sector).overwrite_lba0(&mut file)?;
-    let mut disk = gpt::GptConfig::new()
-        .writable(true)
-        .logical_block_size(LogicalBlockSize::Lb512)
-        .create_from_device(file, None)?;
-    let id = disk.add_partition(
-        "EFI",
-        partition,
-        partition_types::EFI,
-        0,
-        Some(MIB / SECTOR),
-    )?;
-    let range = disk
-        .partitions()
-        .get(&id)
-        .context("the partition just made")?;
-    let start = range.bytes_start(LogicalBlockSize::Lb512)?;
-    let end = start + range.bytes_len(LogicalBlockSize::Lb512)?;
-    let file = disk.write()?;
-    let again = file.try_clone()?;
-
-    let mut volume = BufStream::new(StreamSlice::new(file, start, end)?);
-    let format = FormatVolumeOptions::new()
-        .fat_type(FatType::Fat32)
-        .bytes_per_cluster(512)
-        .volume_label(*b"SEAMARK    ");
-    fatfs::format_volume(&mut volume, format)?;
-    let volume = FileSystem::new(volume, FsOptions::new())?;
-    write_files(&volume, files)?;
-    volume.unmount()?;
-    let mut volume = BufStream::new(StreamSlice::new(again, start, end)?);
-    dots::mend(&mut volume)?;
-    volume.flush()?;
-    Ok(())
+    let layout = Layout {
+        label: *b"SEAMARK    ",
+        volume_id: 0x5EA3_A4C0,
+        files,
+        root: 0,
+    };
+    layout.write(image).map(drop)
 }
 
 fn write_files<T: Read + Write + Seek>(
@@ -176,6 +224,29 @@ mod tests {
             ),
             Err(error) => eprintln!("fsck.vfat (package dosfstools) can't be started: {error}"),
         }
+    }
+
+    #[test]
+    fn a_root_partition_is_behind_the_other_and_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("disk.img");
+        let files: [(String, &[u8]); 1] = [("EFI/a.txt".to_owned(), b"a")];
+        let layout = Layout {
+            label: *b"A          ",
+            volume_id: 0x1234_5678,
+            files: &files,
+            root: 8 * MIB,
+        };
+        let root = layout.write(&image).unwrap();
+        assert_eq!(root.end - root.start, 8 * MIB);
+        assert_eq!(super::read(&image, "EFI/a.txt").unwrap(), b"a");
+        let disk = gpt::GptConfig::new().open(&image).unwrap();
+        let second = disk.partitions().get(&2).unwrap();
+        assert_eq!(second.part_type_guid, partition_types::LINUX_FS);
+        assert_eq!(second.first_lba * SECTOR, root.start);
+        let bytes = std::fs::read(&image).unwrap();
+        let [start, end] = [root.start, root.end].map(|at| usize::try_from(at).unwrap());
+        assert!(bytes[start..end].iter().all(|&byte| byte == 0));
     }
 
     #[test]

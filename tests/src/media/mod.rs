@@ -5,7 +5,7 @@ mod disk;
 mod dots;
 mod seal;
 
-pub use disk::read as read_from_disk;
+pub use disk::{Layout, read as read_from_disk};
 
 use std::fs;
 use std::path::{Component, Path};

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use seamark_tests::programs::{Foreign, Linux};
 
 use super::cpio::Archive;
+use super::mmdebstrap::System;
 use super::packages::{Packages, depends, find, output, read, write};
 use crate::host;
 
@@ -16,28 +17,23 @@ use crate::host;
 const KEXEC_KERNEL: &str = "boot/vmlinuz";
 const KEXEC_INITRD: &str = "boot/initrd";
 
-/// The release of the whole Debian, that of the kernel.
-const RELEASE: &str = "bookworm";
-/// Packages of the Debian beside the essential ones: those that a serial login needs, and the database.
-const PACKAGES: &str = "systemd-sysv,udev,dbus,postgresql";
-/// Files left out of the packages: documentation, languages, and the database's optional compiler.
-const LEFT_OUT: [&str; 7] = [
-    "/usr/share/doc/*",
-    "/usr/share/info/*",
-    "/usr/share/locale/*",
-    "/usr/share/man/*",
-    "/usr/lib/x86_64-linux-gnu/libLLVM*",
-    "/usr/lib/postgresql/*/lib/bitcode/*",
-    "/usr/lib/postgresql/*/lib/llvmjit.so",
-];
-/// The last steps: root logs in without a password, and the kernel starts the file system's init.
-const HOOKS: [&str; 3] = [
-    "chroot \"$1\" passwd --delete root",
-    "ln -s sbin/init \"$1/init\"",
-    "echo td > \"$1/etc/hostname\"",
-];
-/// For making it, in seconds; a quiet machine needs 100.
-const LIMIT: u32 = 1500;
+/// The whole Debian, of the kernel's release: what a serial login needs, and the database without its optional compiler.
+/// Root logs in without a password, and the kernel starts the file system's init.
+const DEBIAN: System<'_> = System {
+    release: "bookworm",
+    packages: &["systemd-sysv", "udev", "dbus", "postgresql"],
+    left_out: &[
+        "/usr/lib/x86_64-linux-gnu/libLLVM*",
+        "/usr/lib/postgresql/*/lib/bitcode/*",
+        "/usr/lib/postgresql/*/lib/llvmjit.so",
+    ],
+    hooks: &[
+        "chroot \"$1\" passwd --delete root",
+        "ln -s sbin/init \"$1/init\"",
+        "echo td > \"$1/etc/hostname\"",
+    ],
+    is_a_machine: false,
+};
 
 /// An initial file system with stress-ng and kexec in it.
 pub fn programs(linux: &Linux, foreign: &Foreign) -> Result<()> {
@@ -66,18 +62,7 @@ pub fn debian(foreign: &Foreign) -> Result<()> {
     fs::create_dir_all(directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
     let tar = directory.join("debian.tar");
-    println!("making a Debian: some minutes");
-    let mut make = Command::new("timeout");
-    make.args([&LIMIT.to_string(), "mmdebstrap"])
-        .args(["--quiet", "--variant=minbase", "--format=tar"])
-        .arg(format!("--include={PACKAGES}"))
-        .arg("--aptopt=APT::Install-Recommends \"false\"")
-        .arg("--dpkgopt=force-unsafe-io")
-        .args(LEFT_OUT.map(|path| format!("--dpkgopt=path-exclude={path}")))
-        .args(HOOKS.map(|hook| format!("--customize-hook={hook}")))
-        .arg(RELEASE)
-        .arg(&tar);
-    output(&mut make).with_context(|| format!("within {LIMIT} s"))?;
+    DEBIAN.make(&tar)?;
     let part = directory.join("debian.part");
     let mut pack = Command::new("bsdtar");
     pack.args(["--create", "--format=newc", "--zstd", "--file"])

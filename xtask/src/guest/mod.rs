@@ -1,15 +1,17 @@
 //! `cargo xtask guest`: guests that are not our own.
 
 mod cpio;
+mod debian;
 mod foreign;
 mod linux;
+mod mmdebstrap;
 mod packages;
 
 use std::path::Path;
 
 use anyhow::Result;
 use clap::Subcommand;
-use seamark_tests::programs::{Linux, Programs};
+use seamark_tests::programs::{Debian, Linux, Programs};
 use seamark_tests::scenarios::Need;
 
 /// The guests.
@@ -17,6 +19,8 @@ use seamark_tests::scenarios::Need;
 pub enum Guest {
     /// Debian's 6.12 cloud kernel, unmodified, with a static busybox as its system
     Linux,
+    /// A disk with Debian 13 as its installer would leave it, with ssh and a key
+    Debian,
 }
 
 impl Guest {
@@ -29,6 +33,13 @@ impl Guest {
             Self::Linux => {
                 let linux = self::linux()?;
                 for file in [linux.kernel(), linux.initrd()] {
+                    println!("{}", file.display());
+                }
+                Ok(())
+            }
+            Self::Debian => {
+                let debian = self::debian()?;
+                for file in [debian.disk(), debian.kernel(), debian.key()] {
                     println!("{}", file.display());
                 }
                 Ok(())
@@ -61,4 +72,12 @@ pub fn foreign(programs: &Programs, needs: &[Need], lkvs: Option<&Path>) -> Resu
 /// When something can't be fetched or built.
 pub fn linux() -> Result<Linux> {
     linux::get()
+}
+
+/// A disk with a whole Debian; made if it is missing or its recipe has changed.
+///
+/// # Errors
+/// When something can't be fetched or built.
+pub fn debian() -> Result<Debian> {
+    debian::get()
 }
