@@ -6,3 +6,4 @@ pub mod network;
 pub mod programs;
 pub mod qemu;
 pub mod scenarios;
+pub mod ssh;

@@ -42,10 +42,10 @@ pub struct Debian {
 impl Debian {
     /// The user that logs in with the key, and administers the system through sudo.
     pub const USER: &str = "debian";
-    /// The partition of the root file system: on the disk, and as Linux names it on a machine's only NVMe drive.
-    pub const ROOT_PARTITION: u32 = 2;
-    /// That partition's device.
+    /// The root file system's partition as Linux names it on a machine's only NVMe drive.
     pub const ROOT: &str = "/dev/nvme0n1p2";
+    /// The kernel's command line for a direct boot, without an initial file system.
+    pub const COMMAND_LINE: &str = "root=/dev/nvme0n1p2 rootfstype=ext4 ro console=ttyS0";
 
     /// Returns the directory.
     pub fn directory(&self) -> &Path {

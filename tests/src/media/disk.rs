@@ -140,6 +140,19 @@ fn write_files<T: Read + Write + Seek>(
     Ok(())
 }
 
+/// Returns the bytes of the root file system's partition of an image.
+///
+/// # Errors
+/// There is no such partition.
+pub fn root(image: &Path) -> Result<Range<u64>> {
+    let disk = gpt::GptConfig::new().open(image)?;
+    let linux =
+        |(_, p): &(&u32, &gpt::partition::Partition)| p.part_type_guid == partition_types::LINUX_FS;
+    let found = disk.partitions().iter().find(linux);
+    let (id, _) = found.context("no partition for Linux")?;
+    place(&disk, *id)
+}
+
 /// Reads a file back from the EFI system partition of an image.
 ///
 /// # Errors
@@ -244,6 +257,7 @@ mod tests {
         let second = disk.partitions().get(&2).unwrap();
         assert_eq!(second.part_type_guid, partition_types::LINUX_FS);
         assert_eq!(second.first_lba * SECTOR, root.start);
+        assert_eq!(super::root(&image).unwrap(), root);
         let bytes = std::fs::read(&image).unwrap();
         let [start, end] = [root.start, root.end].map(|at| usize::try_from(at).unwrap());
         assert!(bytes[start..end].iter().all(|&byte| byte == 0));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Boot, Device, Machine, Vtd, Wire};
+use super::machine::{Boot, Device, Forward, Machine, Vtd, Wire};
 
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
@@ -136,19 +136,13 @@ impl Arguments {
             format!("pcie-root-port,id=port{slot},slot={slot},chassis={slot}"),
         );
         let name = match device {
-            Device::Nvme(image) => {
-                let image = escaped(image);
-                self.pair(
-                    "-drive",
-                    format!("if=none,id=nvme{slot},format=raw,file={image}"),
-                );
-                format!("nvme,drive=nvme{slot},serial=seamark{slot}")
-            }
-            Device::Net => {
-                self.pair("-netdev", format!("user,id=net{slot}"));
-                format!(
-                    "virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on"
-                )
+            Device::Nvme(image) => self.nvme(slot, image, ""),
+            Device::Snapshot(image) => self.nvme(slot, image, ",snapshot=on"),
+            Device::Net => self.net(slot, ""),
+            Device::NetWithSsh(Forward { port, isolated }) => {
+                let restrict = if *isolated { ",restrict=on" } else { "" };
+                let forward = format!("{restrict},hostfwd=tcp:127.0.0.1:{port}-:22");
+                self.net(slot, &forward)
             }
             // Without the mask, it reaches 256 MiB.
             Device::Edu => "edu,dma_mask=0xffffffffffff".to_owned(),
@@ -156,8 +150,25 @@ impl Arguments {
         self.pair("-device", format!("{name},bus=port{slot}"));
     }
 
+    /// Adds the medium of an NVMe drive. Returns the drive.
+    fn nvme(&mut self, slot: usize, image: &Path, more: &str) -> String {
+        let image = escaped(image);
+        self.pair(
+            "-drive",
+            format!("if=none,id=nvme{slot},format=raw,file={image}{more}"),
+        );
+        format!("nvme,drive=nvme{slot},serial=seamark{slot}")
+    }
+
+    /// Adds a user network. Returns the card on it.
+    fn net(&mut self, slot: usize, more: &str) -> String {
+        self.pair("-netdev", format!("user,id=net{slot}{more}"));
+        format!("virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on")
+    }
+
     fn boot(&mut self, boot: &Boot) {
         match boot {
+            Boot::Devices => {}
             Boot::Disk(image) => {
                 let image = escaped(image);
                 self.pair(
@@ -268,6 +279,25 @@ mod tests {
         let unit = line.find("intel-iommu").expect("a unit");
         assert!(
             line.find("pcie-root-port").is_some_and(|port| unit < port),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_snapshot_is_not_written_to_and_an_isolated_network_has_one_way_in() {
+        let machine = Machine::new(Boot::Devices, None)
+            .with_device(Device::Snapshot("/run/a.img".into()))
+            .with_device(Device::NetWithSsh(Forward {
+                port: 2222,
+                isolated: true,
+            }));
+        let line = line(&machine);
+        assert!(
+            line.contains("format=raw,file=/run/a.img,snapshot=on -device nvme,drive=nvme1"),
+            "{line}"
+        );
+        assert!(
+            line.contains("user,id=net2,restrict=on,hostfwd=tcp:127.0.0.1:2222-:22"),
             "{line}"
         );
     }

@@ -1,5 +1,6 @@
 //! The description of a machine.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -101,6 +102,13 @@ impl Firmware {
         vars: "/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd",
         guards_variables: true,
     };
+    /// Debian's OVMF with Secure Boot on, and Microsoft's keys in its variables, as in a computer that is sold. The CPU
+    /// may have at most 43 physical address bits.
+    pub const MICROSOFT: Self = Self {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.ms.fd",
+        vars: "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+        guards_variables: true,
+    };
 }
 
 impl Shape {
@@ -120,10 +128,57 @@ impl Shape {
 pub enum Device {
     /// An NVMe drive with the content of this file, which is written to.
     Nvme(PathBuf),
+    /// An NVMe drive with the content of this file, which is not written to: QEMU forgets changes when it ends.
+    Snapshot(PathBuf),
     /// A virtio network card on QEMU's user network.
     Net,
+    /// A virtio network card on QEMU's user network, and the way to the ssh server behind it.
+    NetWithSsh(Forward),
     /// QEMU's `edu`, a device that copies to and from any address of memory.
     Edu,
+}
+
+/// The way to the ssh server of a guest on QEMU's user network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The port of this computer's loopback interface that leads to the guest's port 22.
+    pub port: u16,
+    /// True if the guest reaches nothing but QEMU's own DHCP server.
+    pub isolated: bool,
+}
+
+impl Forward {
+    /// Creates a forward to a guest that reaches nothing but QEMU's own DHCP server, from a port that no other program
+    /// uses at the moment.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn to_isolated() -> Result<Self> {
+        let port = free_port(0)?;
+        Ok(Self {
+            port,
+            isolated: true,
+        })
+    }
+
+    /// Creates a forward to a guest that reaches everything that this computer reaches, from `port` if it is free, else
+    /// from another one.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn from_port(port: u16) -> Result<Self> {
+        let port = free_port(port).or_else(|_| free_port(0))?;
+        Ok(Self {
+            port,
+            isolated: false,
+        })
+    }
+}
+
+/// Returns `port` of the loopback interface if it is free; any that is free for 0.
+fn free_port(port: u16) -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("no port is free")?;
+    Ok(listener.local_addr()?.port())
 }
 
 /// The SEAM stub in its option ROM.
@@ -140,6 +195,8 @@ pub struct Stub {
 pub enum Boot {
     /// A disk image; it is not written to.
     Disk(PathBuf),
+    /// Nothing but the machine's devices, among which the firmware finds a disk.
+    Devices,
     /// An EFI program over PXE: the TFTP directory, and the program's name in it.
     Network {
         /// The TFTP server's root.

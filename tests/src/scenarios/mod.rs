@@ -9,6 +9,7 @@ mod boot;
 mod chaos;
 mod console;
 mod crash;
+mod debian;
 mod errors;
 mod firmware;
 mod guests;
@@ -49,8 +50,10 @@ pub enum Need {
     Linux,
     /// Debian's stress-ng and kexec.
     Programs,
-    /// A whole Debian.
+    /// A whole Debian as an initial file system.
     Debian,
+    /// A disk with a whole Debian.
+    DebianDisk,
     /// The emulator Bochs.
     Bochs,
     /// The programs that sign an image.
@@ -121,6 +124,11 @@ impl Scenario {
 
     const fn with_linux(mut self) -> Self {
         self.needs = &[Need::Linux];
+        self
+    }
+
+    const fn with_debian(mut self) -> Self {
+        self.needs = &[Need::DebianDisk];
         self
     }
 
@@ -214,6 +222,7 @@ pub fn all() -> Vec<Scenario> {
         guests::ALL,
         ovmf::ALL,
         pci::ALL,
+        debian::ALL,
         chaos::ALL,
         hypercall::ALL,
         shutdown::ALL,

@@ -163,7 +163,14 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     if needs.contains(&Need::Network) {
         host::require(&host::NETWORK)?;
     }
-    let is_guest = |need: &Need| !matches!(need, Need::Bochs | Need::Signing | Need::Network);
+    if needs.contains(&Need::DebianDisk) {
+        host::require(&host::DEBIAN_DISK)?;
+        guest::debian()?;
+    }
+    let is_guest = |need: &Need| {
+        use Need::{Bochs, DebianDisk, Network, Signing};
+        !matches!(need, Bochs | DebianDisk | Network | Signing)
+    };
     if needs.iter().any(is_guest) {
         guest::linux()?;
     }
