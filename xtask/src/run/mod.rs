@@ -12,23 +12,31 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use seamark_tests::console::Console;
 use seamark_tests::media::Media;
-use seamark_tests::programs::Programs;
-use seamark_tests::qemu::{Boot, Device, Guest, Machine, Stub};
+use seamark_tests::programs::{Debian, Programs};
+use seamark_tests::qemu::{Boot, Device, Forward, Guest, Machine, Stub};
 
 use stub_options as stub;
 
 use self::script::Script;
 use crate::folder::Folder;
-use crate::{build, host, image};
+use crate::{build, guest, host, image};
 
 /// The configuration if none is given: the project's own guests.
 const DEFAULT_CONFIG: &str = include_str!("default.toml");
 /// The part that is appended if Debian's Linux was fetched.
 const LINUX_CONFIG: &str = include_str!("linux.toml");
 
+/// The configuration of the disk with a whole Debian.
+const DEBIAN_CONFIG: &str = include_str!("debian.toml");
+/// The port of this computer that leads to ssh in that TD, if it is free.
+const SSH_PORT: u16 = 2222;
+
 /// The options of `run`.
 #[derive(Args)]
 pub struct Options {
+    /// Run this system in a TD with devices of its own, instead of the project's own guests
+    #[arg(value_enum, value_name = "SYSTEM", conflicts_with = "config")]
+    system: Option<System>,
     /// Boot over PXE from QEMU's TFTP server instead of from a disk
     #[arg(long)]
     pxe: bool,
@@ -73,6 +81,13 @@ pub struct Options {
     /// included
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+/// A system in a TD with devices of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum System {
+    /// The disk of `cargo xtask guest debian`, which is not written to, and a network card.
+    Debian,
 }
 
 /// The network of the machine's card.
@@ -154,7 +169,7 @@ impl Options {
         if self.no_iommu {
             machine = machine.without_iommu();
         }
-        machine.devices = self.devices();
+        machine.devices.extend(self.devices());
         machine
     }
 
@@ -177,6 +192,9 @@ impl Options {
 pub fn run(options: &Options) -> Result<()> {
     options.check()?;
     host::require(&host::QEMU)?;
+    if options.system == Some(System::Debian) {
+        guest::debian()?;
+    }
     let programs = build::all()?;
     let folder = Folder::claim(programs.directory(), "run")?;
     let machine = machine(&programs, folder.path(), options)?;
@@ -194,9 +212,10 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Machine> {
-    let config = match &options.config {
-        Some(file) => file.clone(),
-        None => default_config(programs)?,
+    let config = match (&options.config, options.system) {
+        (Some(file), _) => file.clone(),
+        (None, Some(System::Debian)) => written(programs, "debian.toml", DEBIAN_CONFIG)?,
+        (None, None) => default_config(programs)?,
     };
     let media = image::media(programs, &config)?;
     let boot = if options.pxe {
@@ -213,16 +232,40 @@ fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Mach
     };
     let mut machine = options.machine(boot, programs.rom());
     machine.symbols = Some(programs.symbols("seamark"));
+    if options.system == Some(System::Debian) {
+        // The first devices have the addresses in the configuration.
+        machine
+            .devices
+            .splice(..0, debian_devices(&programs.debian())?);
+    }
     Ok(machine)
 }
 
-/// Writes the default configuration next to the images that it names, where `measure` finds it, too.
+/// Returns the devices of the TD with Debian, and says how to get into it.
+fn debian_devices(debian: &Debian) -> Result<[Device; 2]> {
+    let forward = Forward::from_port(SSH_PORT)?;
+    eprintln!(
+        "When it has booted: ssh -i {} -p {} {}@127.0.0.1",
+        debian.key().display(),
+        forward.port,
+        Debian::USER
+    );
+    let drive = Device::Snapshot(debian.disk());
+    Ok([drive, Device::NetWithSsh(forward)])
+}
+
+/// Returns the default configuration.
 fn default_config(programs: &Programs) -> Result<PathBuf> {
-    let file = programs.directory().join("seamark.toml");
     let mut config = DEFAULT_CONFIG.to_owned();
     if programs.linux().kernel().exists() {
         config += LINUX_CONFIG;
     }
+    written(programs, "seamark.toml", &config)
+}
+
+/// Writes a configuration next to the images that it names, where `measure` finds it, too.
+fn written(programs: &Programs, name: &str, config: &str) -> Result<PathBuf> {
+    let file = programs.directory().join(name);
     // Another run may be reading the file.
     if !fs::read(&file).is_ok_and(|written| written == config.as_bytes()) {
         fs::write(&file, config).with_context(|| format!("can't write {}", file.display()))?;
@@ -298,12 +341,22 @@ mod tests {
                 "truncate -s 4G /none/disk.img",
             ),
             (&["--net", "tap"], "possible values: none, user"),
+            (&["ubuntu"], "possible values: debian"),
+            (&["debian", "--config", "a.toml"], "cannot be used with"),
             (&["--exec", "expect hello"], "expect TD TEXT"),
             (&["--exec", "wait 200"], "--timeout"),
         ] {
             let said = refusal(arguments);
             assert!(said.contains(words), "{arguments:?}: {said:?}");
         }
+    }
+
+    #[test]
+    fn debian_boots_as_its_disk_wants() {
+        let config = config::parse(DEBIAN_CONFIG.as_bytes()).unwrap();
+        let td = &config.td[0];
+        assert_eq!(td.cmdline, Debian::COMMAND_LINE);
+        assert_eq!(td.pci.len(), 2);
     }
 
     #[test]
@@ -316,6 +369,7 @@ mod tests {
             &["--stub", "hooks=busy TDH.MEM.PAGE.AUG call 1"],
             &["--no-seam"],
             &["--no-iommu", "--edu", "--net", "user"],
+            &["debian", "--mem", "4G"],
         ] {
             assert_eq!(refusal(arguments), "", "{arguments:?}");
         }
