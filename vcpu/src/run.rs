@@ -67,6 +67,12 @@ impl<S: TimeSlice> Current<'_, S> {
                 return Stop::Ended;
             }
             self.expire_timer();
+            if self.vcpu.mapping.is_some() {
+                if let Some(stop) = ghci::serve(self) {
+                    return stop;
+                }
+                continue;
+            }
             if let Some(stop) = self.hand_in() {
                 return stop;
             }

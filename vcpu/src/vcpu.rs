@@ -14,6 +14,9 @@ pub struct Vcpu {
     pub(crate) msrs: Msrs,
     /// True until the devices' memory is mapped where the guest last said.
     pub(crate) owes_windows: bool,
+    /// The guest's MapGPA that is not answered yet: the address without the SHARED bit from which on it continues. The
+    /// registers hold the call.
+    pub(crate) mapping: Option<u64>,
 }
 
 impl Vcpu {
@@ -25,6 +28,7 @@ impl Vcpu {
             regs: Gprs::default(),
             msrs: Msrs::new(apic_id, index == 0),
             owes_windows: false,
+            mapping: None,
         }
     }
 

@@ -1,8 +1,9 @@
 //! MapGPA: converts memory from private to shared, or back.
 //!
 //! The conversion proceeds in steps of 2 MiB. Between steps the host takes its interrupts. If the guest has a pending
-//! interrupt, or the host needs the CPU, the call returns RETRY and the address to continue from. The contents of the
-//! memory are lost in both directions.
+//! interrupt, a long call returns RETRY and the address to continue from. If the host needs the CPU, or others are at
+//! the memory, the vCPU leaves the CPU with the call unanswered, and continues it when it runs again: OVMF 2022.11 takes
+//! RETRY for an error. The contents of the memory are lost in both directions.
 
 use core::ops::Range;
 
@@ -27,20 +28,34 @@ enum To {
 
 /// The reason why a step failed.
 enum Failed {
-    /// Contention: the same step may succeed later.
-    Later,
+    /// Contention: the same step may succeed later. The vCPU leaves the CPU meanwhile.
+    Later(Stop),
     /// The host has no frame for the step.
     NoFrames,
     /// The TD ends.
     Over(Stop),
 }
 
+/// The failure of a single try.
+const LATER: Failed = Failed::Later(Stop::Busy);
+
+/// Number of steps after which a call is long.
+const LONG: u32 = 4;
+
 /// Serves MapGPA. R12: address, whose SHARED bit selects the target type; R13: size in bytes. Returns the address
 /// of the first unconverted byte in R11.
-pub(super) fn map_gpa<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
+///
+/// # Errors
+/// The call is not answered yet. The registers still hold it.
+pub(super) fn map_gpa<S: TimeSlice>(
+    current: &mut Current<'_, S>,
+) -> Result<(Branch, Option<Stop>), Stop> {
     let shared = current.vm.shared().shared_bit();
     let (from, bytes) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
-    current.vcpu.regs.r11 = from;
+    let answer = |current: &mut Current<'_, S>, at: u64, branch| {
+        current.vcpu.regs.r11 = at;
+        Ok((branch, None))
+    };
     let to = if from & shared == 0 {
         To::Private
     } else {
@@ -49,45 +64,55 @@ pub(super) fn map_gpa<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Op
     let start = from & !shared;
     let end = match start.checked_add(bytes) {
         Some(end) if bytes != 0 && end <= shared => end,
-        _ => return (Branch::MapInvalid, None),
+        _ => return answer(current, from, Branch::MapInvalid),
     };
     if !start.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
-        return (Branch::MapMisaligned, None);
+        return answer(current, from, Branch::MapMisaligned);
     }
-    let mut at = start;
+    let mut at = current.vcpu.mapping.take().unwrap_or(start);
+    let mut steps = 0;
     while at < end {
         // There is nothing to convert where the TD has no memory.
         let Some(next) = step_from(current, at, end) else {
             break;
         };
-        let goes_on = convert_patiently(current, next.clone(), to);
-        let done = match goes_on {
-            Ok(()) => next.end,
-            Err(Failed::Later | Failed::NoFrames) => next.start,
-            Err(Failed::Over(stop)) => return (Branch::MapFailed, Some(stop)),
-        };
-        at = done;
-        current.vcpu.regs.r11 = at | (from & shared);
-        if matches!(goes_on, Err(Failed::NoFrames)) {
-            return (Branch::MapFailed, None);
+        match convert_patiently(current, next.clone(), to) {
+            Ok(()) => at = next.end,
+            Err(Failed::Later(stop)) => {
+                current.vcpu.mapping = Some(next.start);
+                return Err(stop);
+            }
+            Err(Failed::NoFrames) => {
+                return answer(current, next.start | from & shared, Branch::MapFailed);
+            }
+            Err(Failed::Over(stop)) => {
+                current.vcpu.regs.r11 = next.start | from & shared;
+                return Ok((Branch::MapFailed, Some(stop)));
+            }
         }
+        steps += 1;
         current.slice.cpu().take_interrupts();
-        if at < end && (goes_on.is_err() || is_wanted(current)) {
-            return (Branch::MapRetry, None);
+        if at < end && steps >= LONG && has_event(current) {
+            return answer(current, at | from & shared, Branch::MapRetry);
+        }
+        if at < end && current.slice.must_leave() {
+            current.vcpu.mapping = Some(at);
+            return Err(Stop::Yield);
         }
     }
-    current.vcpu.regs.r11 = 0;
-    match to {
-        To::Shared => (Branch::MapShared, None),
-        To::Private => (Branch::MapPrivate, None),
-    }
+    answer(
+        current,
+        0,
+        match to {
+            To::Shared => Branch::MapShared,
+            To::Private => Branch::MapPrivate,
+        },
+    )
 }
 
-/// Returns whether the host needs this CPU or the guest has a pending event.
-fn is_wanted<S: TimeSlice>(current: &Current<'_, S>) -> bool {
-    current.slice.must_leave()
-        || current.state.has_nmi()
-        || current.state.descriptor().is_outstanding()
+/// Returns whether the guest has a pending event.
+fn has_event<S: TimeSlice>(current: &Current<'_, S>) -> bool {
+    current.state.has_nmi() || current.state.descriptor().is_outstanding()
 }
 
 /// Returns the first memory in `at..end`, up to the next 2 MiB boundary.
@@ -106,17 +131,17 @@ fn convert_patiently<S: TimeSlice>(
 ) -> Result<(), Failed> {
     for _ in 0..TRIES {
         match convert(current, range.clone(), to) {
-            Err(Failed::Later) => {
+            Err(Failed::Later(_)) => {
                 current.state.tally().retries.add();
                 current.slice.cpu().take_interrupts();
-                if is_wanted(current) {
-                    break;
+                if current.slice.must_leave() {
+                    return Err(Failed::Later(Stop::Yield));
                 }
             }
             other => return other,
         }
     }
-    Err(Failed::Later)
+    Err(Failed::Later(Stop::Busy))
 }
 
 /// Converts a range within one 2 MiB block.
@@ -126,11 +151,11 @@ fn convert<S: TimeSlice>(
     to: To,
 ) -> Result<(), Failed> {
     let vm = current.vm;
-    let _alone = vm.conversions.try_write().ok_or(Failed::Later)?;
+    let _alone = vm.conversions.try_write().ok_or(LATER)?;
     let memory = vm.memory_at(range.start);
     if memory.is_none_or(|memory| memory.end < range.end) {
         // The operator took the memory meanwhile. The next step skips it.
-        return Err(Failed::Later);
+        return Err(LATER);
     }
     match to {
         To::Shared => {
@@ -146,7 +171,7 @@ fn convert<S: TimeSlice>(
                 Ok(_) => Ok(()),
                 Err(SharedError::Mirror(error)) => Err(astray(current, error)),
                 Err(SharedError::NoFrames(_)) => Err(Failed::NoFrames),
-                Err(_) => Err(Failed::Later),
+                Err(_) => Err(LATER),
             }
         }
     }
@@ -191,8 +216,8 @@ fn take_private<S: TimeSlice>(
         Ok(Outcome::Queued | Outcome::LeftToReclaim) | Err(Error::Terminated) => {
             Err(Failed::Over(Stop::Closed))
         }
-        Err(Error::Busy | Error::Blocked | Error::NoAnswer(_)) => Err(Failed::Later),
-        Err(error) if is_busy(&error) => Err(Failed::Later),
+        Err(Error::Busy | Error::Blocked | Error::NoAnswer(_)) => Err(LATER),
+        Err(error) if is_busy(&error) => Err(LATER),
         Err(Error::NoFrames(_) | Error::NoHeap) => Err(Failed::NoFrames),
         Err(error) => Err(Failed::Over(current.end(End::Memory(error)))),
     }

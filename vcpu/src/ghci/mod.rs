@@ -37,7 +37,10 @@ pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> 
         number::WRMSR => (instruction::wrmsr(current), None),
         number::MMIO => instruction::mmio(current),
         number::GET_TD_VM_CALL_INFO => (services::call_info(current), None),
-        number::MAP_GPA => map_gpa::map_gpa(current),
+        number::MAP_GPA => match map_gpa::map_gpa(current) {
+            Ok(answer) => answer,
+            Err(stop) => return Some(stop),
+        },
         number::GET_QUOTE => (services::get_quote(current), None),
         number::REPORT_FATAL_ERROR => services::fatal_error(current),
         number::SERVICE => (services::service(current), None),
