@@ -269,7 +269,8 @@ fn a_td_that_ends_meanwhile_does_not_wait() {
         host.silent.store(3, Relaxed);
         let script = Script::new(write(COMMAND, OFF));
         assert_eq!(td.run(&host, 0, &script), Stop::Busy);
-        td.vm.end_with(vcpu::End::Device("the function is gone".into()));
+        td.vm
+            .end_with(vcpu::End::Device("the function is gone".into()));
         assert_eq!(td.run(&host, 0, &script), Stop::Ended);
     });
 }

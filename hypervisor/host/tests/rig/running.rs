@@ -2,9 +2,10 @@
 //! notifications.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use host::platform::{Attention, Platform, Running};
+use host::td::functions::Functions;
 use mm::frames::Frame;
 use mm::shared::{self, Words};
 use seam::abi::{PAGE_4K, PageSize};
@@ -30,6 +31,7 @@ pub struct State {
     clock: AtomicU64,
     cpus: Vec<Cpu>,
     console_wakes: AtomicU64,
+    functions: OnceLock<Box<dyn Functions + Send>>,
 }
 
 #[derive(Default)]
@@ -48,6 +50,7 @@ impl State {
             clock: AtomicU64::new(1_000_000_000),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             console_wakes: AtomicU64::new(0),
+            functions: OnceLock::new(),
         }
     }
 
@@ -68,6 +71,12 @@ impl Rig {
                 cpu.attention.ring();
             }
         }
+    }
+
+    /// Gives the server PCI functions for TDs, once.
+    pub fn set_functions(&self, functions: impl Functions + Send + 'static) {
+        let set = self.machine.running.functions.set(Box::new(functions));
+        assert!(set.is_ok());
     }
 
     /// Sets the guest on CPU `cpu`.
@@ -179,6 +188,11 @@ impl Running for Rig {
 
     fn notification_vector(&self) -> u8 {
         NOTIFICATION
+    }
+
+    fn functions(&self) -> Option<&dyn Functions> {
+        let functions = self.machine.running.functions.get()?;
+        Some(&**functions)
     }
 
     fn flush_shared_ept(&self) {}

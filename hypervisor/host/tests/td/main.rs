@@ -16,6 +16,7 @@ mod kit;
 mod large;
 mod lost;
 mod notes;
+mod passthrough;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod rules;
