@@ -8,6 +8,7 @@
 extern crate alloc;
 
 pub mod bench;
+pub mod functions;
 mod heap;
 pub mod hypercall;
 pub mod platform;

@@ -20,10 +20,10 @@ use core::{
 };
 
 use console::host::event::EventKind;
+use host::functions::Functions;
 use host::platform::{
     Attention, CpuPlace, Platform, Running, Stopwatch, TdEvent, shutdown::Shutdown,
 };
-use host::td::functions::Functions;
 use mm::{
     frames::{self, Frame, ORDER_1G, ORDER_2M, ORDER_4K, Retired},
     pages::Flush,

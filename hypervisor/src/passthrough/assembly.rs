@@ -11,7 +11,7 @@ use core::sync::atomic::{
 };
 
 use devices::pci::Physical;
-use host::td::functions::{Sink, Taken};
+use host::functions::{Sink, Taken};
 use io::Address;
 use mm::shared::Mirror;
 use sync::Once;

@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, format, string::String, vec::Vec};
 
 use console::host::event::EventKind;
-use host::td::functions::Taken;
+use host::functions::Taken;
 use io::{Address, Selector};
 
 use crate::{

@@ -36,7 +36,7 @@ use core::sync::atomic::{
 };
 
 use devices::pci::Physical;
-use host::td::functions::{Functions, Sink, Taken};
+use host::functions::{Functions, Sink, Taken};
 use io::Address;
 use mm::shared::Mirror;
 use sync::IrqLock;

@@ -8,7 +8,7 @@ use core::sync::atomic::{
 };
 
 use devices::Message;
-use host::td::functions::Sink;
+use host::functions::Sink;
 
 use super::machine::Machine;
 use crate::cpu::line::Slot;

@@ -11,9 +11,7 @@ use crate::programs::Debian;
 use crate::qemu::Forward;
 use crate::ssh::Ssh;
 
-pub const ALL: &[Scenario] = &[
-    Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
-];
+pub const ALL: &[Scenario] = &[Scenario::by_name_only("debian-plain", plain::boots).with_debian()];
 
 /// The end of what a boot prints on the serial port.
 const LOGIN: &str = "debian login: ";

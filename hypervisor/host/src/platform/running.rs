@@ -5,7 +5,7 @@ use sync::atomic::{AtomicU8, Ordering::SeqCst};
 use vcpu::{PhysicalCpu, posted::Descriptor};
 
 use super::Platform;
-use crate::td::functions::Functions;
+use crate::functions::Functions;
 
 /// The machine as the code that runs vCPUs needs it. All methods except the clocks are called with interrupts off.
 pub trait Running: Platform + PhysicalCpu {

@@ -13,11 +13,9 @@ use vcpu::{End, Executor, Waker};
 
 use super::{Scheduler, guest::Guest};
 use crate::{
+    functions::{Sink, Taken},
     platform::Running,
-    td::{
-        Td,
-        functions::{Sink, Taken},
-    },
+    td::Td,
 };
 
 /// Milliseconds between two looks at the functions' errors.

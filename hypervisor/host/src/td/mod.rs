@@ -11,7 +11,6 @@ pub mod end;
 pub mod error;
 mod features;
 pub mod files;
-pub mod functions;
 pub mod hob;
 pub mod host;
 pub mod join;

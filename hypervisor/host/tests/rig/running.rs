@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use host::functions::Functions;
 use host::platform::{Attention, Platform, Running};
-use host::td::functions::Functions;
 use mm::frames::Frame;
 use mm::shared::{self, Words};
 use seam::abi::{PAGE_4K, PageSize};

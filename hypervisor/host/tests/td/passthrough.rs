@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use devices::pci::{Identity, Interrupts, Physical, Shape};
 use devices::{Message, Place, Trigger};
+use host::functions::{Functions, Sink, Taken};
 use host::sched::{FunctionCounts, ends};
 use host::td::end::Way;
 use host::td::error::Error;
-use host::td::functions::{Functions, Sink, Taken};
 use host::td::life::State;
 use mm::shared::{Mirror, MirrorError, Page};
 use seam::abi::Leaf;

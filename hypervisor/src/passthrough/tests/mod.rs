@@ -11,7 +11,7 @@ use std::{
 };
 
 use devices::{Message, Place, Trigger};
-use host::td::functions::{Sink, Taken};
+use host::functions::{Sink, Taken};
 use io::Clock;
 use mm::shared::{MirrorError, Page};
 use seam::{
