@@ -108,6 +108,7 @@ pub struct Programs {
     stub_options: Vec<(String, String)>,
     vtd: Vtd,
     has_lkvs: bool,
+    soaks: bool,
     measure: Option<Measure>,
 }
 
@@ -122,6 +123,7 @@ impl Programs {
             stub_options: Vec::new(),
             vtd: Vtd::Present,
             has_lkvs: false,
+            soaks: false,
             measure: None,
         }
     }
@@ -166,6 +168,20 @@ impl Programs {
     /// Returns the presence of a VT-d unit in machines whose test does not decide that.
     pub fn vtd(&self) -> Vtd {
         self.vtd
+    }
+
+    /// Lets scenarios repeat what can go wrong at any moment more often.
+    #[must_use]
+    pub fn with_soak(self) -> Self {
+        Self {
+            soaks: true,
+            ..self
+        }
+    }
+
+    /// Returns true if scenarios repeat more.
+    pub fn soaks(&self) -> bool {
+        self.soaks
     }
 
     /// Declares that the module of LKVS's tdx-compliance was built from the developer's checkout.

@@ -1,5 +1,6 @@
 //! Scenarios with a disk that has Debian on it, as `cargo xtask guest debian` makes it.
 
+mod io;
 mod plain;
 
 use std::time::Duration;
@@ -11,7 +12,10 @@ use crate::programs::Debian;
 use crate::qemu::Forward;
 use crate::ssh::Ssh;
 
-pub const ALL: &[Scenario] = &[Scenario::by_name_only("debian-plain", plain::boots).with_debian()];
+pub const ALL: &[Scenario] = &[
+    Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
+    Scenario::by_name_only("io-debian", io::io).with_debian(),
+];
 
 /// The end of what a boot prints on the serial port.
 const LOGIN: &str = "debian login: ";

@@ -33,6 +33,9 @@ pub struct Options {
     /// Run on machines without a VT-d unit alone, unless a test asks for one
     #[arg(long)]
     no_iommu: bool,
+    /// Repeat what can go wrong at any moment more often, in the tests that know how: io-debian
+    #[arg(long)]
+    soak: bool,
     /// A checkout of Intel's LKVS, for foreign-lkvs
     #[arg(long, value_name = "DIR")]
     lkvs: Option<PathBuf>,
@@ -74,6 +77,10 @@ pub fn run(options: &Options) -> ExitCode {
         match programs(&needs, options.lkvs.as_deref()) {
             Ok((programs, folder)) => {
                 let programs = programs.with_stub_options(&options.stub);
+                let programs = match options.soak {
+                    true => programs.with_soak(),
+                    false => programs,
+                };
                 options.run_scenarios(&selected, &programs, folder.path(), &mut tally);
             }
             Err(error) => tally.failed("build", &error),
@@ -141,6 +148,7 @@ impl Options {
                 list: false,
                 stub: Vec::new(),
                 no_iommu: false,
+                soak: false,
                 lkvs: None,
                 quick: self.quick,
             };
@@ -221,6 +229,7 @@ mod tests {
             list: false,
             stub: Vec::new(),
             no_iommu: false,
+            soak: false,
             lkvs: None,
             quick: false,
         }
