@@ -31,6 +31,13 @@ pub trait Taken: fmt::Debug + Send + Sync {
     /// Returns why the TD must end, if one of its functions has had a serious error.
     fn problem(&self) -> Option<String>;
 
+    /// Returns how often interrupts of a function had to rest because the TD's functions interrupted too often. `function`
+    /// is its index in [`Self::functions`].
+    fn rests(&self, function: usize) -> u64 {
+        let _ = function;
+        0
+    }
+
     /// Stops the functions for good: they are not bus masters, reach nothing, and raise no interrupt; no CPU delivers
     /// one of theirs any more. Then they are reset, and keep the label of this TD. May be called again.
     ///

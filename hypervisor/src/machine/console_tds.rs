@@ -8,11 +8,12 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
-use core::fmt::Write;
+use core::{fmt::Write, iter};
 
 use console::host::{
     Hex, absent,
     failure::{Code, Failure},
+    pci::{PciCounts, TdPci},
     seam::ExitStats,
     td::{
         self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
@@ -58,6 +59,9 @@ pub trait SchedulerView {
 
     /// Returns the accesses of the TD's guest that nothing answered.
     fn unanswered(&self, id: u32) -> Unanswered;
+
+    /// Returns what the TD has done with its PCI functions in this life, in the order of its configuration.
+    fn functions(&self, id: u32) -> Vec<PciCounts>;
 }
 
 /// The scheduler of a host without a scheduler.
@@ -85,6 +89,10 @@ impl SchedulerView for NoScheduler {
 
     fn unanswered(&self, _: u32) -> Unanswered {
         Unanswered::default()
+    }
+
+    fn functions(&self, _: u32) -> Vec<PciCounts> {
+        Vec::new()
     }
 }
 
@@ -136,6 +144,18 @@ impl<P: Platform> ConsoleTds<'_, '_, P> {
             memory_bytes: td.map_or(config.memory, |td| td.layout().bytes()),
             problem,
         })
+    }
+
+    /// Returns the PCI functions of a TD with this configuration.
+    fn functions(&self, id: u32, config: &config::Td) -> Vec<TdPci> {
+        let counts = self.scheduler.functions(id);
+        let counts = counts.into_iter().map(Some).chain(iter::repeat(None));
+        let all = config.pci.iter().zip(counts);
+        all.map(|(pci, counts)| TdPci {
+            counts,
+            ..self.pci.look(*pci)
+        })
+        .collect()
     }
 
     fn vcpu(&self, id: u32, td: Option<&Td>, index: u16) -> TdVcpu {
@@ -290,7 +310,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
                 .and_then(|td| td.map())
                 .map_or(0, PrivateMap::made_whole),
             mrtd: td.as_ref().and_then(|td| td.mrtd().map(hex)),
-            pci: config.pci.iter().map(|pci| self.pci.look(*pci)).collect(),
+            pci: self.functions(id, config),
             cpus: (0..config.vcpus)
                 .map(|index| self.vcpu(id, td.as_deref(), index))
                 .collect(),

@@ -1,9 +1,10 @@
 //! The scheduler's facts about the TDs that it runs, for the operator.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 
 use console::host::{
     Hex,
+    pci::PciCounts,
     td::{PlaceKind, TdVcpu, Unanswered, UnansweredPlace},
 };
 use host::{platform::Running, sched::Scheduler};
@@ -56,6 +57,18 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
                 count(branch.name(), state.branches().get(*branch));
             }
         }
+    }
+
+    fn functions(&self, id: u32) -> Vec<PciCounts> {
+        let all = self.function_counts(id).into_iter();
+        all.map(|counts| PciCounts {
+            config: counts.config,
+            memory: counts.memory,
+            interrupts: counts.interrupts,
+            refused: counts.refused,
+            rests: counts.rests,
+        })
+        .collect()
     }
 
     fn unanswered(&self, id: u32) -> Unanswered {

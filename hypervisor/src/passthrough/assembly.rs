@@ -46,7 +46,7 @@ impl<M: Machine> Assembly<M> {
     /// # Errors
     /// A sentence; the functions are stopped and reach nothing.
     pub fn new(machine: &M, addresses: &[Address]) -> Result<Self, String> {
-        let share = Arc::new(Share::new(machine));
+        let share = Arc::new(Share::new(machine, addresses.len()));
         let owners = addresses.iter().enumerate();
         let owners = owners.map(|(index, at)| Owner { at: *at, index });
         let prepared = owners.map(|owner| Endpoint::new(&share, owner));
@@ -79,10 +79,9 @@ impl<M: Machine> Assembly<M> {
         self.endpoints.iter()
     }
 
-    /// Returns the share of the machine that the functions have.
-    #[cfg(test)]
-    pub fn share(&self) -> &Share<M> {
-        &self.share
+    /// Returns true while a CPU gives the functions back.
+    pub fn is_ending(&self) -> bool {
+        self.state.load(Acquire) == ENDING
     }
 
     /// Gives the lines back that no interrupt can use any more.
@@ -150,6 +149,10 @@ impl<M: Machine> Taken for Assembly<M> {
             }
         }
         self.problem.get().cloned()
+    }
+
+    fn rests(&self, function: usize) -> u64 {
+        self.share.rests(function)
     }
 
     fn give_back(&self) -> Result<(), String> {

@@ -84,7 +84,7 @@ fn assemble(td: &str, addresses: Vec<Address>) -> Result<Box<dyn Taken>, String>
         assembly,
         td: td.into(),
         addresses,
-        is_back: AtomicBool::new(false),
+        is_over: AtomicBool::new(false),
     }))
 }
 
@@ -95,7 +95,7 @@ struct Claimed {
     td: String,
     addresses: Vec<Address>,
     /// True once the claim has ended.
-    is_back: AtomicBool,
+    is_over: AtomicBool,
 }
 
 impl Taken for Claimed {
@@ -115,12 +115,21 @@ impl Taken for Claimed {
         self.assembly.problem()
     }
 
+    fn rests(&self, function: usize) -> u64 {
+        self.assembly.rests(function)
+    }
+
     fn give_back(&self) -> Result<(), String> {
-        self.assembly.give_back()?;
-        if !self.is_back.swap(true, AcqRel) {
-            claims::give_back(&self.td, &self.addresses);
+        let outcome = self.assembly.give_back();
+        if self.assembly.is_ending() || self.is_over.swap(true, AcqRel) {
+            return outcome;
         }
-        Ok(())
+        match &outcome {
+            Ok(()) => claims::give_back(&self.td, &self.addresses),
+            // A unit that did not answer is not asked again.
+            Err(why) => claims::retire(&self.td, &self.addresses, why),
+        }
+        outcome
     }
 }
 

@@ -30,12 +30,8 @@ pub struct Share<M> {
     pub machine: M,
     /// The receiver of messages.
     pub sink: Slot<Arc<dyn Sink>>,
-    /// Interrupts that arrived.
-    pub arrived: AtomicU64,
-    /// Rests that interrupts had to take.
-    pub rests: AtomicU64,
-    /// Vectors that got no line or no entry.
-    pub refused: AtomicU64,
+    /// Rests that interrupts had to take, by the functions' indices.
+    rests: Box<[AtomicU64]>,
     /// True once the functions are given back: nobody may access them for the TD.
     is_over: AtomicBool,
     /// The number of lines that the TD may still take.
@@ -52,16 +48,14 @@ struct Budget {
 }
 
 impl<M: Machine> Share<M> {
-    /// Creates the share of one TD.
-    pub fn new(machine: &M) -> Self {
+    /// Creates the share of a TD with so many functions.
+    pub fn new(machine: &M, functions: usize) -> Self {
         let lines = machine.lines();
         let cap = fair_share(lines.count());
         Self {
             machine: machine.clone(),
-            sink: Slot::new(),
-            arrived: AtomicU64::new(0),
-            rests: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
+            sink: Slot::default(),
+            rests: (0..functions).map(|_| AtomicU64::new(0)).collect(),
             is_over: AtomicBool::new(false),
             left: AtomicU32::new(cap),
             budgets: (0..lines.cpus()).map(|_| Budget::default()).collect(),
@@ -71,17 +65,12 @@ impl<M: Machine> Share<M> {
     /// Takes one of the lines that the TD may have.
     pub fn take_line(&self) -> bool {
         let less = |left: u32| left.checked_sub(1);
-        let taken = self.left.fetch_update(AcqRel, Relaxed, less).is_ok();
-        if !taken {
-            self.refused.fetch_add(1, Relaxed);
-        }
-        taken
+        self.left.fetch_update(AcqRel, Relaxed, less).is_ok()
     }
 
     /// Gives one back that led nowhere: the machine has no line, or no interrupt entry.
     pub fn give_line(&self) {
         self.left.fetch_add(1, AcqRel);
-        self.refused.fetch_add(1, Relaxed);
     }
 
     /// Notes that the functions are given back.
@@ -94,11 +83,20 @@ impl<M: Machine> Share<M> {
         self.is_over.load(Acquire)
     }
 
-    /// Counts an interrupt at the CPU of this number. Returns how long its entry must rest, in microseconds, if it must.
-    pub fn spend(&self, cpu: usize) -> Option<u64> {
-        self.arrived.fetch_add(1, Relaxed);
+    /// Returns the rests that interrupts of a function had to take.
+    pub fn rests(&self, function: usize) -> u64 {
+        self.rests
+            .get(function)
+            .map_or(0, |rests| rests.load(Relaxed))
+    }
+
+    /// Counts an interrupt of a function at the CPU of this number. Returns how long its entry must rest, in
+    /// microseconds, if it must.
+    pub fn spend(&self, function: usize, cpu: usize) -> Option<u64> {
         let rest = self.budgets.get(cpu)?.spend(self.machine.us())?;
-        self.rests.fetch_add(1, Relaxed);
+        if let Some(rests) = self.rests.get(function) {
+            rests.fetch_add(1, Relaxed);
+        }
         Some(rest)
     }
 

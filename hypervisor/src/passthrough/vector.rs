@@ -152,7 +152,7 @@ impl<M: Machine> Vector<M> {
 
 impl<M: Machine> Receiver for Vector<M> {
     fn arrive(&self, cpu: usize) {
-        if let Some(rest_us) = self.share.spend(cpu) {
+        if let Some(rest_us) = self.share.spend(self.owner.index, cpu) {
             self.flags.fetch_or(RESTING, SeqCst);
             self.write_gate();
             self.share.machine.rest(rest_us);

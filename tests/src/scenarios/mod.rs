@@ -14,6 +14,7 @@ mod errors;
 mod firmware;
 mod guests;
 mod hypercall;
+mod io;
 mod linux;
 mod machines;
 mod modules;
@@ -222,6 +223,7 @@ pub fn all() -> Vec<Scenario> {
         guests::ALL,
         ovmf::ALL,
         pci::ALL,
+        io::ALL,
         debian::ALL,
         chaos::ALL,
         hypercall::ALL,

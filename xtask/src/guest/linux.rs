@@ -17,8 +17,8 @@ use crate::{build, host, workspace};
 const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
 /// Modules for the system, in the order in which they are loaded: for reports, to tell the host of a panic, and to follow
-/// the power button.
-const MODULES: [&str; 7] = [
+/// the power button; for a network card.
+const MODULES: [&str; 10] = [
     "kernel/fs/configfs/configfs.ko.xz",
     "kernel/drivers/virt/coco/tsm.ko.xz",
     "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
@@ -26,6 +26,9 @@ const MODULES: [&str; 7] = [
     "kernel/drivers/misc/pvpanic/pvpanic-mmio.ko.xz",
     "kernel/drivers/input/evdev.ko.xz",
     "kernel/drivers/acpi/button.ko.xz",
+    "kernel/net/core/failover.ko.xz",
+    "kernel/drivers/net/net_failover.ko.xz",
+    "kernel/drivers/net/virtio_net.ko.xz",
 ];
 
 /// The inittab of busybox's init.
@@ -42,6 +45,9 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in configfs tsm tdx-guest pvpanic pvpanic-mmio evdev button; do insmod /lib/$module.ko; done
+if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor; then
+  for module in failover net_failover virtio_net; do insmod /lib/$module.ko; done
+fi
 mount -t configfs configfs /sys/kernel/config
 acpid -l /dev/null -p /tmp/acpid.pid
 for i in $(seq 200); do [ -s /tmp/acpid.pid ] && break; usleep 10000; done
@@ -50,6 +56,10 @@ echo \"Linux $(uname -r) with $(nproc) processors\"
 
 /// The program that acpid runs when the power button is pressed.
 const POWER_BUTTON: &str = "#!/bin/sh\nexec poweroff\n";
+
+/// The program that udhcpc runs when something has changed.
+const LEASE: &str =
+    "#!/bin/sh\n[ \"$1\" = bound ] && ifconfig $interface $ip netmask $subnet\nexit 0\n";
 
 /// The shell's profile: typed lines are shown unchanged, whatever their length.
 const PROFILE: &str = "PS1='td# '\nstty columns 1000\n";
@@ -115,6 +125,7 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
     archive.file("etc/inittab", INITTAB.as_bytes());
     archive.program("etc/rc", RC.as_bytes());
     archive.program("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes());
+    archive.program("etc/udhcpc", LEASE.as_bytes());
     archive.file("etc/profile", PROFILE.as_bytes());
     archive.program("bin/tdreport", &read(tdreport)?);
     let modules = find(&unpacked.join("lib/modules"), "")?;

@@ -28,6 +28,7 @@ pub fn started_from(config: &config::Td) -> String {
 #[must_use]
 pub fn unknown(pci: &config::Pci) -> TdPci {
     TdPci {
+        counts: None,
         device: format!("{}", pci.device),
         address: None,
         kind: None,

@@ -78,6 +78,24 @@ pub struct TdPci {
     pub kind: Option<&'static str>,
     /// Its owner, as `pci list` shows it.
     pub owner: Option<String>,
+    /// What the TD has done with it in this life.
+    pub counts: Option<PciCounts>,
+}
+
+/// What a TD has done with a function.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PciCounts {
+    /// Accesses to configuration registers, each of which is an exit.
+    pub config: u64,
+    /// Accesses to memory that the host carried out, each of which is an exit.
+    pub memory: u64,
+    /// Interrupts that the host delivered.
+    pub interrupts: u64,
+    /// Interrupts of the function that the host had no vector or entry for.
+    pub refused: u64,
+    /// Times that an interrupt had to rest, because the TD's functions interrupted too often.
+    pub rests: u64,
 }
 
 /// PCI functions that were released.

@@ -50,6 +50,7 @@ fn function(device: &str) -> TdPci {
         address: Some(DRIVE.into()),
         kind: Some("NVMe drive"),
         owner: Some("formerly hello".into()),
+        counts: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use crate::host::{Hex, failure::Failure, pci::TdPci, seam::*, td::*};
+use crate::host::{Hex, failure::Failure, pci::*, seam::*, td::*};
 
 /// The TDs' state, and the bytes that were typed for *hello*.
 pub struct Fake {
@@ -152,6 +152,13 @@ impl Tds for &Fake {
                     address: Some("0000:01:00.0".into()),
                     kind: Some("NVMe drive"),
                     owner: Some("hello".into()),
+                    counts: Some(PciCounts {
+                        config: 120,
+                        memory: 30,
+                        interrupts: 1000,
+                        refused: 0,
+                        rests: 2,
+                    }),
                 }],
                 _ => vec![],
             },

@@ -98,6 +98,8 @@ pub struct FunctionCounts {
     pub interrupts: u64,
     /// Vectors for which the host had no interrupt left.
     pub refused: u64,
+    /// Times that an interrupt had to rest, because the TD's functions interrupted too often.
+    pub rests: u64,
 }
 
 impl<P: Running> Scheduler<'_, P> {
@@ -185,14 +187,19 @@ impl Guest {
     }
 
     fn function_counts(&self) -> Vec<FunctionCounts> {
-        self.counts
-            .iter()
-            .map(|counts| FunctionCounts {
-                config: counts.config(),
-                memory: counts.memory(),
-                interrupts: counts.messages(),
-                refused: counts.refused(),
-            })
-            .collect()
+        let taken = {
+            let functions = self.functions.lock();
+            functions.as_ref().map(|all| Arc::clone(&all.taken))
+        };
+        let rests = |function| taken.as_ref().map_or(0, |taken| taken.rests(function));
+        let all = self.counts.iter().enumerate();
+        all.map(|(function, counts)| FunctionCounts {
+            config: counts.config(),
+            memory: counts.memory(),
+            interrupts: counts.messages(),
+            refused: counts.refused(),
+            rests: rests(function),
+        })
+        .collect()
     }
 }

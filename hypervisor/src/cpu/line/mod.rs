@@ -60,7 +60,7 @@ impl Lines {
         let cpu = |apic_id: Option<u32>| Cpu {
             apic_id: apic_id.unwrap_or_default(),
             slots: match apic_id {
-                Some(_) => (0..Self::EACH).map(|_| Slot::new()).collect(),
+                Some(_) => (0..Self::EACH).map(|_| Slot::default()).collect(),
                 None => Box::default(),
             },
         };

@@ -8,11 +8,6 @@ use spin::RwLock;
 pub struct Slot<T>(RwLock<Option<T>>);
 
 impl<T> Slot<T> {
-    /// Creates an empty slot.
-    pub const fn new() -> Self {
-        Self(RwLock::new(None))
-    }
-
     /// Uses the value. Returns `None` if there is none, or if it is put in or taken out at this moment.
     pub fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
         self.0.try_read()?.as_ref().map(work)
@@ -34,13 +29,20 @@ impl<T> Slot<T> {
     }
 }
 
+impl<T> Default for Slot<T> {
+    /// Creates an empty slot.
+    fn default() -> Self {
+        Self(RwLock::new(None))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_value_in_use_is_not_taken_out() {
-        let slot = Slot::new();
+        let slot = Slot::default();
         assert!(slot.put(1) && !slot.put(2));
         let seen = slot.with(|value| (*value, slot.0.try_write().is_some()));
         assert_eq!(seen, Some((1, false)));

@@ -241,10 +241,6 @@ fn a_td_gets_its_fair_share_of_lines() {
     // A vector that has its line keeps it.
     assert!(drive.direct(0, None) && drive.direct(0, Some(message(0x41))));
     assert_eq!(raise(&machine, &log, 0), [message(0x41)]);
-    assert_eq!(
-        assembly.share().refused.load(SeqCst),
-        u64::from(VECTORS) - routed as u64
-    );
     assembly.give_back().expect("given back");
     assert_eq!(machine.lines().used(), 0);
 }
@@ -276,7 +272,7 @@ fn a_storm_rests_until_its_period_is_over_and_loses_nothing() {
     assert!(drive.direct(0, None));
     machine.lines().end_rests(0);
     assert_eq!(machine.registers.memory(TABLE + 12), 1);
-    assert_eq!(assembly.share().rests.load(SeqCst), 2);
+    assert_eq!(assembly.rests(0), 2);
 }
 
 #[test]

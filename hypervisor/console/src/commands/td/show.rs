@@ -269,6 +269,7 @@ impl fmt::Display for Function<'_> {
             address,
             kind,
             owner,
+            counts,
         } = self.0;
         let Some(address) = address else {
             return write!(f, "{device}: the machine has no such function, or several");
@@ -280,7 +281,20 @@ impl fmt::Display for Function<'_> {
         if let Some(kind) = kind {
             write!(f, ", {kind}")?;
         }
-        write!(f, ", owner {}", owner.as_deref().unwrap_or("unknown"))
+        write!(f, ", owner {}", owner.as_deref().unwrap_or("unknown"))?;
+        let Some(counts) = counts else {
+            return Ok(());
+        };
+        let accesses = counts.config + counts.memory;
+        let interrupts = counts.interrupts;
+        write!(f, ", {interrupts} interrupts, {accesses} accesses by exits")?;
+        if counts.refused > 0 {
+            write!(f, ", no vector for {}", counts.refused)?;
+        }
+        if counts.rests > 0 {
+            write!(f, ", interrupted too often {} times", counts.rests)?;
+        }
+        Ok(())
     }
 }
 
