@@ -33,7 +33,7 @@ pub use define::read_td;
 pub use features::{Paravirt, Xfam, XfamFeature};
 pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
 pub use hosts::host_file_name;
-pub use pci::Pci;
+pub use pci::{MOST_FUNCTIONS, Pci};
 pub use read::{Problem, Read, read};
 pub use td::{MEMORY_STEP, Populate, Td, bytes};
 

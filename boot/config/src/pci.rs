@@ -10,6 +10,9 @@ use super::{
     read::place_of,
 };
 
+/// Maximum number of PCI functions that a TD can have.
+pub const MOST_FUNCTIONS: usize = 16;
+
 /// A PCI function that a TD has while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pci {
@@ -49,7 +52,12 @@ pub(crate) fn functions(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Opt
     if mistakes.found.len() > before {
         return Some(all);
     }
-    for (index, (pci, entry)) in all.iter().zip(value.as_array()?.iter()).enumerate() {
+    let entries = value.as_array()?;
+    if let Some(beyond) = entries.iter().nth(MOST_FUNCTIONS) {
+        let what = format!("a TD can have {MOST_FUNCTIONS} PCI functions, and this is one more");
+        mistakes.add(beyond.span().start, what);
+    }
+    for (index, (pci, entry)) in all.iter().zip(entries.iter()).enumerate() {
         if all[..index].contains(pci) {
             let place = entry
                 .get_ref()
@@ -64,10 +72,12 @@ pub(crate) fn functions(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use alloc::string::String;
+
     use super::*;
     use crate::parse;
 
-    fn devices(tables: &str) -> Result<Vec<std::string::String>, std::string::String> {
+    fn devices(tables: &str) -> Result<Vec<String>, String> {
         let text = format!(
             "[[file]]\nname = \"k\"\npath = \"k\"\n[[td]]\nname = \"a\"\nkernel = \"k\"\nmemory = \"64M\"\n{tables}"
         );
@@ -106,6 +116,12 @@ mod tests {
                 "[[td.pci]]\n",
                 "8: [[td.pci]] needs device: an address such as \"0000:01:00.0\", or vendor and device such as \
                  \"8086:0a54\"",
+            ),
+            (
+                &(0..17).fold(String::new(), |text, bus| {
+                    format!("{text}[[td.pci]]\ndevice = \"{bus:x}:0.0\"\n")
+                }),
+                "40: a TD can have 16 PCI functions, and this is one more",
             ),
             (
                 "pci = \"1:0.0\"\n",

@@ -87,13 +87,15 @@ impl Inventory {
     }
 
     /// Measures the base address registers of a function, if that was not done and is allowed. The function does not
-    /// decode them meanwhile, so nobody may use it: call this before it is given to a TD. A virtual function's are those
-    /// of its physical function.
+    /// decode them meanwhile, so nothing is done unless nobody uses it: it is called before the function is given to a TD.
+    /// A virtual function's are those of its physical function.
     pub fn measure(&mut self, space: &impl Space, at: Address) {
         let Some(index) = self.index(at) else {
             return;
         };
-        if core::mem::replace(&mut self.places[index].is_measured, true) {
+        let place = &mut self.places[index];
+        let is_free = matches!(place.owner, Owner::Nobody | Owner::Former(_)) && !place.is_away;
+        if !is_free || core::mem::replace(&mut place.is_measured, true) {
             return;
         }
         match self.functions[index].physical {

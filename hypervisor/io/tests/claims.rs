@@ -210,6 +210,24 @@ fn a_function_that_does_not_survive_its_reset_is_out_of_use() {
 }
 
 #[test]
+fn registers_of_a_function_that_is_out_of_use_are_not_written() {
+    let model = Model::default();
+    model.add(at(0, 0, 1, 0), root_port(1, 1));
+    let place = at(0, 1, 0, 0);
+    let untouchable = Behaviour {
+        untouchable: true,
+        ..Behaviour::default()
+    };
+    model.add(place, drive(1 << 32).behaving(untouchable));
+    let found = io::scan::segment(&model, 0, 0..=255);
+    let mut inventory = Inventory::new(&model, found, |_| false);
+    inventory.retire(place, "it was not given back");
+    assert!(claim(&mut inventory, &model, "a", &[place]).is_err());
+    inventory.measure(&model, place);
+    assert_eq!(*model.offended.borrow(), []);
+}
+
+#[test]
 fn a_reset_under_way_is_left_alone() {
     let plain = || Config::new(0x10DE, 0x1EB8, 0x03_0200).express(0, false);
     let model = Model::default();

@@ -33,9 +33,7 @@ pub fn show(address: &str) -> Result<PciReport, Failure> {
     let at = parse(address)?;
     let Pci { space, inventory } = machine()?;
     let mut inventory = inventory.lock();
-    if matches!(inventory.owner(at), Some(Owner::Nobody | Owner::Former(_))) {
-        inventory.measure(space, at);
-    }
+    inventory.measure(space, at);
     let function = inventory.find(at).ok_or_else(|| {
         Code::InvalidArgument.because(format!(
             "there is no PCI function {at}; \"pci list\" lists them"

@@ -1,6 +1,6 @@
 //! PCI functions that TDs' definitions name: a machine's in plain data, and the commands that attach and detach them.
 
-use config::Pci;
+use config::{MOST_FUNCTIONS, Pci};
 use console::host::absent;
 use console::host::pci::TdPci;
 use hypervisor::machine::devices::PciView;
@@ -166,6 +166,22 @@ fn what_can_not_be_attached_is_refused_with_the_reason() {
         assert_eq!(answer["code"], code, "{line}: {answer}");
         assert_eq!(answer["error"], said, "{line}");
     }
+}
+
+#[test]
+fn a_td_has_at_most_as_many_functions_as_its_configuration_allows() {
+    let server = Server::new("");
+    let tds = server.tds(TWO);
+    let function = |number| Pci {
+        device: Selector::Address(at(number)),
+    };
+    for number in 0..MOST_FUNCTIONS as u8 {
+        tds.attach(1, function(number)).unwrap();
+    }
+    let refused = tds.attach(1, function(0xFF)).unwrap_err();
+    assert_eq!(refused.to_string(), "a TD can have 16 PCI functions");
+    let config = tds.config(1).unwrap();
+    assert_eq!(config.pci.len(), MOST_FUNCTIONS);
 }
 
 #[test]

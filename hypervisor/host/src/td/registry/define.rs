@@ -7,6 +7,7 @@ use alloc::{
 };
 use core::fmt;
 
+use config::MOST_FUNCTIONS;
 use mm::private::Pool;
 use sync::atomic::Ordering::SeqCst;
 
@@ -22,6 +23,8 @@ use crate::{
 
 /// Maximum number of TDs that the operator can define in addition to those of the configuration.
 pub const MOST_DEFINED: usize = 256;
+
+const _: () = assert!(MOST_FUNCTIONS <= devices::pci::MOST);
 
 /// The definition of a TD.
 pub(super) struct Definition<'h> {
@@ -206,6 +209,10 @@ impl<'h, P: Platform> Tds<'h, P> {
     pub fn attach(&self, id: u32, pci: config::Pci) -> Result<(), DefineError> {
         self.change_functions(id, |all| match all.contains(&pci) {
             true => Err(DefineError::Attached(pci)),
+            false if all.len() >= MOST_FUNCTIONS => {
+                let what = alloc::format!("a TD can have {MOST_FUNCTIONS} PCI functions");
+                Err(DefineError::Mistakes(Vec::from([what])))
+            }
             false => {
                 all.push(pci);
                 Ok(())
