@@ -177,6 +177,11 @@ fn claims(bench: &mut Bench) -> Result<()> {
     console.succeed("td start two", LIFE)?;
     ensure!(owner(&mut console, first)? == "two", "after the release");
     console.succeed("td destroy two", LIFE)?;
+    let events = console.succeed("events", ANSWER)?.to_string();
+    for (td, what) in [("one", "got"), ("one", "gave back"), ("two", "got")] {
+        let event = format!("TD {td} {what} PCI function {first}");
+        ensure!(events.contains(&event), "no {event:?}: {events}");
+    }
     stage::nothing_illegal(&mut console)?;
     drop(console);
 
