@@ -146,6 +146,12 @@ pub trait Machine: Sync {
     fn host_xmm(&self, lp: u32, index: usize) -> u128;
     /// Sets an XMM register (0 to 15) of the host for the return from the SEAMCALL on `lp`.
     fn set_host_xmm(&self, lp: u32, index: usize, value: u128);
+    /// Sets all of them to zero.
+    fn clear_host_xmm(&self, lp: u32) {
+        for index in 0..16 {
+            self.set_host_xmm(lp, index, 0);
+        }
+    }
     /// Returns the task priority (CR8) of the physical APIC of `lp`.
     fn task_priority(&self, lp: u32) -> u64;
     /// Sets the task priority of the physical APIC of `lp`, 0 to 15.

@@ -187,6 +187,7 @@ impl<'m> Pamt<'m> {
     }
 
     /// Returns the entry of the 4 KiB page that contains `pa`. A dynamic PAMT need not have one.
+    #[inline(always)]
     pub fn entry_4k<M: Machine>(self, machine: &'m M, pa: u64) -> Option<Entry<'m>> {
         let pa = self.entry_4k_pa(machine, pa)?;
         Some(Entry::at(machine, pa))

@@ -73,9 +73,8 @@ impl<'m, M: Machine> Inside<'m, M> {
             self.cx.machine.rdtsc(self.cx.lp),
             self.vcpu.gpr(Gpr::Rcx),
         );
-        let mut is_checked = self.cx.fault == Some(Fault::MachineCheck);
         loop {
-            if core::mem::take(&mut is_checked) {
+            if self.cx.fault == Some(Fault::MachineCheck) {
                 self.check_machine();
             } else {
                 self.cx.machine.run_vcpu(self.cx.lp, &self.vcpu);
@@ -88,13 +87,14 @@ impl<'m, M: Machine> Inside<'m, M> {
         }
     }
 
-    /// Writes the VM exit of a machine check in the guest.
+    /// Writes the VM exit of a machine check in the guest, once.
     #[cold]
-    fn check_machine(&self) {
+    fn check_machine(&mut self) {
         const VALID: u64 = 1 << 31;
         const HARDWARE_EXCEPTION: u64 = 3 << 8;
         const MACHINE_CHECK: u64 = 18;
         let interruption = VALID | HARDWARE_EXCEPTION | MACHINE_CHECK;
+        self.cx.fault = None;
         for (field, value) in [
             (Field::EXIT_REASON, reason::EXCEPTION_OR_NMI.into()),
             (Field::EXIT_QUALIFICATION, 0),

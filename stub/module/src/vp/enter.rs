@@ -3,6 +3,7 @@
 //! All code that every call executes is inlined, here and in the functions that it uses: under TCG a call costs more
 //! than the work of most of these functions.
 
+use core::num::NonZero;
 use core::sync::atomic::Ordering;
 
 use seam::abi::x86::exit_reason;
@@ -208,8 +209,9 @@ fn look_at_faults<M: Machine>(
 }
 
 /// Reports another EPT violation of the guest to the host without entering the guest.
+#[inline(never)]
 fn refuse_to_step<M: Machine>(cx: Call<'_, M>, regs: &mut Gprs, gpa: u64) -> Result<(), Status> {
-    clear_xmm(cx);
+    cx.machine.clear_host_xmm(cx.lp);
     let rbp = regs.rbp;
     *regs = Gprs {
         rcx: WRITE,
@@ -238,9 +240,9 @@ impl Passed {
 /// Returns the numbers of the bits that are set.
 fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
     core::iter::from_fn(move || {
-        let number = mask.trailing_zeros();
-        mask &= mask.wrapping_sub(1);
-        (number < 64).then_some(number as usize)
+        let number = NonZero::new(mask)?.trailing_zeros();
+        mask &= mask - 1;
+        Some(number as usize)
     })
 }
 
@@ -291,7 +293,7 @@ fn finish<M: Machine>(
     if exit.status.code() != Status::NON_RECOVERABLE_TD_NON_ACCESSIBLE {
         leave_epoch(tdcs, tdvps);
     }
-    clear_xmm(cx);
+    cx.machine.clear_host_xmm(cx.lp);
     let rbp = regs.rbp;
     *regs = Gprs {
         rcx: exit.qualification,
@@ -318,11 +320,5 @@ fn finish<M: Machine>(
     match exit.status {
         Status(0) => Ok(()),
         status => Err(status),
-    }
-}
-
-fn clear_xmm<M: Machine>(cx: Call<'_, M>) {
-    for xmm in 0..16 {
-        cx.machine.set_host_xmm(cx.lp, xmm, 0);
     }
 }

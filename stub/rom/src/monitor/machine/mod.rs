@@ -264,6 +264,14 @@ impl Machine for SeamCpu<'_> {
         high.store((value >> 64) as u64, Ordering::Relaxed);
     }
 
+    #[inline(always)]
+    fn clear_host_xmm(&self, _lp: u32) {
+        // One look at the reference, which the compiler would repeat for each register.
+        for half in self.host.xmm.as_flattened() {
+            half.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn task_priority(&self, _lp: u32) -> u64 {
         u64::from(Hardware.read(TPR) >> 4 & 0xF)
     }
