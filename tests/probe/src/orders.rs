@@ -7,15 +7,16 @@ use uefi::proto::media::file::{File, FileAttribute, FileMode};
 use uefi::{CStr16, cstr16};
 
 use crate::host::{self, Scenario};
-use crate::{Check, Failure, dirty, dma, five_levels, measure};
+use crate::measure::{self, Meter};
+use crate::{Check, Failure, dirty, dma, five_levels};
 
 /// The largest file that is read.
 const MAX_BYTES: usize = 8 << 20;
 
 /// Something else than checks.
 pub enum Order {
-    /// `bench`: say what things cost.
-    Bench,
+    /// `bench`, `count`: say what things cost, in time or in instructions.
+    Measure(Meter),
     /// `dma`: let devices reach what they must not reach.
     Dma,
     /// `guest N RELEASE`, `interrupts N RELEASE`, `hammer N RELEASE`: run the guest with N vCPUs on module 1.5.RELEASE.
@@ -44,7 +45,8 @@ pub fn read() -> Option<Order> {
         .unwrap_or_default()
         .split_whitespace();
     let scenario = match words.next() {
-        Some("bench") => return Some(Order::Bench),
+        Some("bench") => return Some(Order::Measure(Meter::Time)),
+        Some("count") => return Some(Order::Measure(Meter::Instructions)),
         Some("dma") => return Some(Order::Dma),
         Some("five-levels") => return Some(with_program(Order::FiveLevels)),
         Some("dirty-firmware") => return Some(with_program(Order::DirtyFirmware)),
@@ -81,7 +83,7 @@ impl Order {
     /// Does it.
     pub fn execute(self) -> Check {
         match self {
-            Self::Bench => measure::run(),
+            Self::Measure(meter) => measure::run(meter),
             Self::Dma => dma::run(),
             Self::FiveLevels(program) => five_levels::start(program),
             Self::DirtyFirmware(program) => dirty::start(program),

@@ -29,7 +29,13 @@ pub fn arguments(machine: &Machine, files: &Files) -> Vec<String> {
     all.pair("-display", "none");
     let shape = &machine.shape;
     all.pair("-machine", shape.chipset);
-    all.pair("-accel", "tcg,thread=multi");
+    if machine.counts_instructions {
+        all.pair("-accel", "tcg,thread=single");
+        let shift = Machine::ICOUNT_SHIFT;
+        all.pair("-icount", format!("shift={shift},sleep=off"));
+    } else {
+        all.pair("-accel", "tcg,thread=multi");
+    }
     // QEMU wants it before the devices whose accesses it remaps.
     if machine.vtd != Vtd::Absent {
         all.pair("-device", IOMMU);

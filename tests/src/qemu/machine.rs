@@ -21,6 +21,9 @@ pub struct Machine {
     pub sockets: u32,
     /// Memory: a whole number of `M` or `G` (`2G`, `512M`).
     pub memory: String,
+    /// True if time is the number of instructions executed, on one CPU at a time: the time-stamp counter advances by
+    /// [`Self::TICKS_PER_INSTRUCTION`] with each.
+    pub counts_instructions: bool,
     /// True if QEMU allocates all memory from its host before it starts. Otherwise QEMU allocates each page at its
     /// first access, which takes longer than clearing it.
     pub preallocated: bool,
@@ -229,6 +232,12 @@ pub struct Wire {
 }
 
 impl Machine {
+    /// Ticks of the time-stamp counter for an instruction where instructions are counted. With fewer, software that
+    /// waits for a time, as the firmware does, executes more instructions.
+    pub const TICKS_PER_INSTRUCTION: u64 = 1 << Self::ICOUNT_SHIFT;
+    /// The binary logarithm of it. The counter has a tick each nanosecond then.
+    pub(super) const ICOUNT_SHIFT: u32 = 5;
+
     /// Creates a machine of four CPUs in two packages and 2 GiB of memory, with a VT-d unit
     /// unless the run is one without.
     pub fn new(boot: Boot, stub: Option<Stub>) -> Self {
@@ -236,6 +245,7 @@ impl Machine {
             cpus: 4,
             sockets: 2,
             memory: "2G".to_owned(),
+            counts_instructions: false,
             preallocated: false,
             stub,
             boot,

@@ -8,6 +8,7 @@ mod bench;
 mod boot;
 mod chaos;
 mod console;
+mod cost;
 mod crash;
 mod debian;
 mod errors;
@@ -40,7 +41,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow, ensure};
 
 pub use bench::Bench;
-pub use rom::measure as measure_stub;
+pub use cost::{count as count_stub, measure as measure_stub};
 
 use crate::programs::Programs;
 
@@ -213,6 +214,7 @@ pub fn all() -> Vec<Scenario> {
         secure::ALL,
         console::ALL,
         errors::ALL,
+        cost::ALL,
         crash::ALL,
         port::ALL,
         violations::ALL,

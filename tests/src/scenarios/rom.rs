@@ -1,14 +1,12 @@
 //! Scenarios with TDs on the emulated SEAM and the probe as their host: the guest's view, independent of the
 //! hypervisor.
 
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Bench, Scenario};
 use crate::media::Media;
-use crate::programs::Programs;
 use crate::qemu::Machine;
 
 pub const ALL: &[Scenario] = &[
@@ -115,56 +113,5 @@ impl<'a> Run<'a> {
         let said = guest.expect("probe: end\n", Duration::from_secs(seconds))?;
         guest.wait_for_end(Duration::from_secs(60))?;
         Ok(said)
-    }
-}
-
-/// The measurements of one operation, in nanoseconds.
-pub struct Figures {
-    pub name: String,
-    pub each: Vec<u128>,
-}
-
-impl Figures {
-    /// Returns the median.
-    #[must_use]
-    pub fn median(&self) -> u128 {
-        let mut sorted = self.each.clone();
-        sorted.sort_unstable();
-        sorted[sorted.len() / 2]
-    }
-}
-
-/// Measures the cost of the emulation in CPU time of QEMU, so that a busy computer has little effect. Each operation
-/// is measured at least once. The logs go to a directory in `home`.
-///
-/// # Errors
-/// The probe can't be run, or its output is malformed.
-pub fn measure(programs: &Programs, home: &Path) -> Result<Vec<Figures>> {
-    let limit = Duration::from_secs(300);
-    let mut bench = Bench::new("bench-stub", programs, home);
-    let media = Media::of_program(&programs.probe())?.with_bytes("probe.txt", b"bench");
-    let machine = Machine::new(bench.disk(&media)?, Some(bench.stub())).with_cpus(1, 1);
-    let mut guest = bench.start(&machine)?;
-    guest.expect("\nprobe: start\n", Duration::from_secs(120))?;
-    let mut figures: Vec<Figures> = Vec::new();
-    loop {
-        let (end, said) = guest.expect_any(&["bench: begin ", "probe: end\n"], limit)?;
-        ensure!(!said.contains("FAIL "), "{said}");
-        if end == 1 {
-            return Ok(figures);
-        }
-        let what = guest.expect("\n", limit)?;
-        let before = guest.cpu_time()?;
-        guest.expect("bench: done ", limit)?;
-        let took = guest.cpu_time()? - before;
-        let (name, times) = what.trim().split_once(' ').context("a name and a number")?;
-        let figure = took.as_nanos() / times.parse::<u128>()?;
-        match figures.iter_mut().find(|known| known.name == name) {
-            Some(known) => known.each.push(figure),
-            None => figures.push(Figures {
-                name: name.to_owned(),
-                each: vec![figure],
-            }),
-        }
     }
 }

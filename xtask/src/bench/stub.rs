@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use seamark_tests::scenarios::measure_stub;
+use seamark_tests::scenarios::{count_stub, measure_stub};
 use stub_module::Release;
 
 use crate::folder::Folder;
@@ -45,8 +45,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let measured = measure_stub(&programs, folder.path())?;
     let mut code = ExitCode::SUCCESS;
     for figures in measured {
-        let what = FIGURES.iter().find(|(known, _)| *known == figures.name);
-        let what = what.map_or(&*figures.name, |(_, what)| what);
+        let what = words(&figures.name);
         let limit = if figures.name == "vp-enter" {
             if figures.median() > VP_ENTER_LIMIT {
                 code = ExitCode::FAILURE;
@@ -62,7 +61,26 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             each.join(", ")
         );
     }
+    println!("In instructions, which do not vary:");
+    for count in count_stub(&programs, folder.path())? {
+        let limit = count.limit().map(|limit| format!(" (limit {limit})"));
+        if !count.is_within() {
+            code = ExitCode::FAILURE;
+        }
+        println!(
+            "{:>8}     {}{}",
+            count.instructions,
+            words(&count.name),
+            limit.unwrap_or_default()
+        );
+    }
     Ok(code)
+}
+
+/// Returns the operation of this name in words.
+fn words(name: &str) -> &str {
+    let known = FIGURES.iter().find(|(known, _)| *known == name);
+    known.map_or(name, |(_, what)| what)
 }
 
 /// Formats nanoseconds as microseconds.
