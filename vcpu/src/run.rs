@@ -54,9 +54,8 @@ impl<S: TimeSlice> Current<'_, S> {
     }
 
     fn run(&mut self) -> Stop {
-        if self.vcpu.owes_windows
-            && let Some(stop) = windows::move_patiently(self)
-        {
+        let has_begun = self.vcpu.owes_windows || self.vcpu.mapping.is_some();
+        if has_begun && let Some(stop) = self.go_on() {
             return stop;
         }
         loop {
@@ -67,12 +66,6 @@ impl<S: TimeSlice> Current<'_, S> {
                 return Stop::Ended;
             }
             self.expire_timer();
-            if self.vcpu.mapping.is_some() {
-                if let Some(stop) = ghci::serve(self) {
-                    return stop;
-                }
-                continue;
-            }
             if let Some(stop) = self.hand_in() {
                 return stop;
             }
@@ -91,6 +84,24 @@ impl<S: TimeSlice> Current<'_, S> {
             if let Some(stop) = stop {
                 return stop;
             }
+        }
+    }
+
+    /// Goes on with what was begun when the vCPU left its CPU, before it is entered again.
+    #[cold]
+    #[inline(never)]
+    fn go_on(&mut self) -> Option<Stop> {
+        if self.vm.end().is_some() {
+            return Some(Stop::Ended);
+        }
+        if self.vcpu.owes_windows
+            && let Some(stop) = windows::move_patiently(self)
+        {
+            return Some(stop);
+        }
+        match self.vcpu.mapping {
+            Some(_) => ghci::go_on_mapping(self),
+            None => None,
         }
     }
 

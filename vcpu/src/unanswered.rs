@@ -68,12 +68,14 @@ impl Default for Unanswered {
 
 impl Unanswered {
     /// Counts a read.
+    #[inline(never)]
     pub(crate) fn read(&self, kind: Kind, at: u64) {
         let count = self.place(kind, at).map(|place| &place.reads);
         count.unwrap_or(&self.others).fetch_add(1, Relaxed);
     }
 
     /// Counts a write.
+    #[inline(never)]
     pub(crate) fn write(&self, kind: Kind, at: u64) {
         let count = self.place(kind, at).map(|place| &place.writes);
         count.unwrap_or(&self.others).fetch_add(1, Relaxed);

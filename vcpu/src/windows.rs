@@ -41,6 +41,7 @@ impl Windows {
 /// Maps the devices' memory where the guest wants it. If other vCPUs or CPUs are in the way for too long, the vCPU goes
 /// on with this before it is entered again.
 #[cold]
+#[inline(never)]
 pub(crate) fn move_patiently<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> {
     current.vcpu.owes_windows = true;
     for _ in 0..TRIES {

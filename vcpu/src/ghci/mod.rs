@@ -37,16 +37,32 @@ pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> 
         number::WRMSR => (instruction::wrmsr(current), None),
         number::MMIO => instruction::mmio(current),
         number::GET_TD_VM_CALL_INFO => (services::call_info(current), None),
-        number::MAP_GPA => match map_gpa::map_gpa(current) {
-            Ok(answer) => answer,
-            Err(stop) => return Some(stop),
-        },
+        number::MAP_GPA => return go_on_mapping(current),
         number::GET_QUOTE => (services::get_quote(current), None),
         number::REPORT_FATAL_ERROR => services::fatal_error(current),
         number::SERVICE => (services::service(current), None),
         _ => (Branch::Unsupported, None),
     };
+    answer(current, branch);
+    stop
+}
+
+/// Begins a MapGPA, or goes on with one that was not answered when the vCPU left its CPU.
+#[cold]
+#[inline(never)]
+pub(crate) fn go_on_mapping<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> {
+    match map_gpa::map_gpa(current) {
+        Ok((branch, stop)) => {
+            answer(current, branch);
+            stop
+        }
+        Err(stop) => Some(stop),
+    }
+}
+
+/// Answers a call.
+#[inline]
+fn answer<S: TimeSlice>(current: &mut Current<'_, S>, branch: Branch) {
     current.vcpu.regs.r10 = branch.status() as u64;
     current.state.branches().count(branch);
-    stop
 }

@@ -22,6 +22,7 @@ const PATIENCE: u32 = 64 * TRIES;
 
 /// Carries out a transfer of the firmware configuration device, whose descriptor is at `at`.
 #[cold]
+#[inline(never)]
 pub(super) fn carry_out<S: TimeSlice>(current: &Current<'_, S>, at: u64) -> Branch {
     let cpu = current.slice.cpu();
     // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled. No
