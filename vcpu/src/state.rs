@@ -6,6 +6,7 @@ use crate::apic::FIRST_VECTOR;
 use crate::branch::Branches;
 use crate::posted::Descriptor;
 use crate::tally::Tally;
+use crate::unanswered::Unanswered;
 
 /// An event for a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub struct VcpuState {
     place: AtomicU32,
     branches: Branches,
     tally: Tally,
+    unanswered: Unanswered,
 }
 
 /// The halt state of a vCPU.
@@ -69,6 +71,7 @@ impl VcpuState {
             place: AtomicU32::new(OFF_CPU),
             branches: Branches::default(),
             tally: Tally::default(),
+            unanswered: Unanswered::default(),
         }
     }
 
@@ -94,6 +97,11 @@ impl VcpuState {
     #[must_use]
     pub const fn tally(&self) -> &Tally {
         &self.tally
+    }
+
+    /// Returns the accesses that nothing answered.
+    pub(crate) const fn unanswered(&self) -> &Unanswered {
+        &self.unanswered
     }
 
     /// Returns the halt state.

@@ -1,11 +1,14 @@
 //! The accesses of a TD that nothing answered: ports and memory without a device, and MSRs that it does not have.
 //!
-//! The list shows the operator, and developers, what a guest looks for in vain. It is bounded, and no access takes a
-//! lock.
+//! The lists show the operator, and developers, what a guest looks for in vain. Each vCPU has its own, which is bounded;
+//! one CPU writes it, any CPU reads it.
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use seam::abi::PAGE_4K;
+
+use crate::tally::Count;
 
 /// Largest number of places in the list. The accesses to further places are counted together.
 const MOST: usize = 32;
@@ -36,49 +39,68 @@ pub struct Accesses {
     pub writes: u64,
 }
 
-/// The list.
-#[derive(Debug)]
-pub struct Unanswered {
-    /// In use from the first on, each for ever.
-    places: [Place; MOST],
-    others: AtomicU64,
+/// The accesses of a TD, or of one of its vCPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The places in the order of the first accesses of each vCPU.
+    pub places: Vec<Accesses>,
+    /// Number of accesses to places that the lists have no room for.
+    pub others: u64,
 }
 
-#[derive(Debug)]
+impl Report {
+    /// Adds a vCPU's accesses.
+    fn add(mut self, of: &Unanswered) -> Self {
+        for one in of.list() {
+            let known = self
+                .places
+                .iter_mut()
+                .find(|place| (place.kind, place.at) == (one.kind, one.at));
+            match known {
+                Some(place) => {
+                    place.reads += one.reads;
+                    place.writes += one.writes;
+                }
+                None => self.places.push(one),
+            }
+        }
+        self.others += of.others.get();
+        self
+    }
+
+    /// Returns the accesses of all these vCPUs.
+    pub(crate) fn of<'a>(all: impl Iterator<Item = &'a Unanswered>) -> Self {
+        all.fold(Self::default(), Self::add)
+    }
+}
+
+/// The list of one vCPU.
+#[derive(Debug, Default)]
+pub(crate) struct Unanswered {
+    /// In use from the first on, each for ever.
+    places: [Place; MOST],
+    others: Count,
+}
+
+#[derive(Debug, Default)]
 struct Place {
     /// Kind and address; zero while the place is free.
     word: AtomicU64,
-    reads: AtomicU64,
-    writes: AtomicU64,
-}
-
-impl Default for Unanswered {
-    fn default() -> Self {
-        let place = || Place {
-            word: AtomicU64::new(0),
-            reads: AtomicU64::new(0),
-            writes: AtomicU64::new(0),
-        };
-        Self {
-            places: core::array::from_fn(|_| place()),
-            others: AtomicU64::new(0),
-        }
-    }
+    reads: Count,
+    writes: Count,
 }
 
 impl Unanswered {
-    /// Counts a read.
-    #[inline(never)]
-    pub(crate) fn read(&self, kind: Kind, at: u64) {
-        let count = self.place(kind, at).map(|place| &place.reads);
-        count.unwrap_or(&self.others).fetch_add(1, Relaxed);
+    /// Counts a read. Only the CPU that runs the vCPU calls this.
+    pub fn read(&self, kind: Kind, at: u64) {
+        let place = self.place(kind, at).map(|place| &place.reads);
+        place.unwrap_or(&self.others).add();
     }
 
-    /// Counts a write.
-    #[inline(never)]
-    pub(crate) fn write(&self, kind: Kind, at: u64) {
-        let count = self.place(kind, at).map(|place| &place.writes);
-        count.unwrap_or(&self.others).fetch_add(1, Relaxed);
+    /// Counts a write. Only the CPU that runs the vCPU calls this.
+    pub fn write(&self, kind: Kind, at: u64) {
+        let place = self.place(kind, at).map(|place| &place.writes);
+        place.unwrap_or(&self.others).add();
     }
 
     /// Returns the place of an address, which gets one if there is a free one.
@@ -87,33 +109,30 @@ impl Unanswered {
             Kind::Memory => at & !(PAGE_4K - 1),
             Kind::Port | Kind::Msr => at,
         };
-        let word = (kind as u64) << ADDRESS_BITS | at & ((1 << ADDRESS_BITS) - 1);
-        self.places.iter().find(|place| {
-            let is = match place.word.load(Relaxed) {
-                // Another CPU may take the place first.
-                0 => place.word.compare_exchange(0, word, Relaxed, Relaxed),
-                is => Err(is),
-            };
-            is.map_or_else(|is| is == word, |_| true)
-        })
+        let wanted = (kind as u64) << ADDRESS_BITS | at & ((1 << ADDRESS_BITS) - 1);
+        for place in &self.places {
+            let word = place.word.load(Relaxed);
+            if word == 0 {
+                place.word.store(wanted, Relaxed);
+            }
+            if word == 0 || word == wanted {
+                return Some(place);
+            }
+        }
+        None
     }
 
     /// Returns the places in the order of the first accesses.
-    pub fn list(&self) -> impl Iterator<Item = Accesses> + '_ {
+    fn list(&self) -> impl Iterator<Item = Accesses> + '_ {
         self.places.iter().map_while(|place| {
             let word = place.word.load(Relaxed);
             Some(Accesses {
                 kind: Kind::of(word >> ADDRESS_BITS)?,
                 at: word & ((1 << ADDRESS_BITS) - 1),
-                reads: place.reads.load(Relaxed),
-                writes: place.writes.load(Relaxed),
+                reads: place.reads.get(),
+                writes: place.writes.get(),
             })
         })
-    }
-
-    /// Returns the number of accesses to places that the list has no room for.
-    pub fn others(&self) -> u64 {
-        self.others.load(Relaxed)
     }
 }
 
@@ -130,10 +149,6 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
-    use alloc::vec::Vec;
-
     use super::*;
 
     #[test]
@@ -160,7 +175,7 @@ mod tests {
                 is(Kind::Msr, 0x80, 1, 0),
             ]
         );
-        assert_eq!(list.others(), 0);
+        assert_eq!(list.others.get(), 0);
     }
 
     #[test]
@@ -171,29 +186,34 @@ mod tests {
         }
         assert_eq!(list.list().count(), MOST);
         assert!(list.list().all(|place| place.reads == 1));
-        assert_eq!(list.others(), (1 << 16) - MOST as u64);
+        assert_eq!(list.others.get(), (1 << 16) - MOST as u64);
         // Those in the list are still counted there.
         list.write(Kind::Port, 5);
         assert_eq!(list.list().nth(5).map(|place| place.writes), Some(1));
     }
 
     #[test]
-    fn no_count_is_lost_between_cpus() {
-        let list = Unanswered::default();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for at in 0..4000 {
-                        list.read(Kind::Msr, at % 40);
-                    }
-                });
-            }
-        });
-        let counted: u64 = list.list().map(|place| place.reads).sum();
-        assert_eq!(counted + list.others(), 16_000);
-        let mut places: Vec<_> = list.list().map(|place| place.at).collect();
-        places.sort_unstable();
-        places.dedup();
-        assert_eq!(places.len(), MOST, "no place twice");
+    fn a_report_adds_the_vcpus_up() {
+        let all: [Unanswered; 3] = core::array::from_fn(|_| Unanswered::default());
+        all[0].read(Kind::Port, 0x80);
+        all[1].write(Kind::Msr, 0x80);
+        all[1].read(Kind::Port, 0x80);
+        for port in 0..40 {
+            all[2].write(Kind::Port, 0x60 + port);
+        }
+        let report = Report::of(all.iter());
+        let first = Accesses {
+            kind: Kind::Port,
+            at: 0x80,
+            reads: 2,
+            writes: 0,
+        };
+        assert_eq!(report.places[0], first);
+        assert_eq!(
+            report.places.len(),
+            2 + MOST,
+            "0x80 is beyond the third's list"
+        );
+        assert_eq!(report.others, 40 - MOST as u64);
     }
 }

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::console::Console;
 use crate::end::End;
 use crate::state::VcpuState;
-use crate::unanswered::Unanswered;
+use crate::unanswered::Report;
 use crate::windows::Windows;
 
 /// TD-wide state, outside the module.
@@ -29,7 +29,6 @@ pub struct Vm {
     /// mapped of the devices' memory as well.
     pub(crate) conversions: RwLock<Windows>,
     devices: Devices,
-    unanswered: Unanswered,
     console: Arc<Console>,
     clock: Clock,
     end: Once<End>,
@@ -62,7 +61,6 @@ impl Vm {
             vcpus,
             id_bits: u32::BITS - last.leading_zeros(),
             devices: Devices::new(memory.iter().cloned(), Vec::new()),
-            unanswered: Unanswered::default(),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
             conversions: RwLock::default(),
@@ -116,8 +114,8 @@ impl Vm {
 
     /// Returns the accesses that nothing answered.
     #[must_use]
-    pub const fn unanswered(&self) -> &Unanswered {
-        &self.unanswered
+    pub fn unanswered(&self) -> Report {
+        Report::of(self.vcpus.iter().map(VcpuState::unanswered))
     }
 
     /// Returns the TD's shared memory.

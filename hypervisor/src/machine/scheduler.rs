@@ -77,8 +77,8 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
         };
         let all = guest.vm().unanswered();
         Unanswered {
-            places: all.list().map(place).collect(),
-            others: all.others(),
+            places: all.places.into_iter().map(place).collect(),
+            others: all.others,
         }
     }
 }

@@ -134,7 +134,7 @@ pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Op
     if direction == 0 {
         let Some(value) = current.vm.devices().input(port, size, now) else {
             current.vcpu.regs.r11 = open_bus(size);
-            current.vm.unanswered().read(Kind::Port, port.into());
+            current.state.unanswered().read(Kind::Port, port.into());
             return (Branch::IoAbsentIn, None);
         };
         current.vcpu.regs.r11 = value;
@@ -145,7 +145,7 @@ pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Op
     match current.vm.devices().output(port, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::IoOut),
         None => {
-            current.vm.unanswered().write(Kind::Port, port.into());
+            current.state.unanswered().write(Kind::Port, port.into());
             (Branch::IoAbsentOut, None)
         }
     }
@@ -193,7 +193,7 @@ pub(super) fn rdmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
             Branch::Rdmsr
         }
         None => {
-            current.vm.unanswered().read(Kind::Msr, msr);
+            current.state.unanswered().read(Kind::Msr, msr);
             Branch::RdmsrUnknown
         }
     }
@@ -218,7 +218,7 @@ pub(super) fn wrmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
             Branch::WrmsrIpi
         }
         Err(_) => {
-            current.vm.unanswered().write(Kind::Msr, msr.into());
+            current.state.unanswered().write(Kind::Msr, msr.into());
             Branch::WrmsrInvalid
         }
     }
@@ -246,7 +246,7 @@ pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
         let (value, branch) = match current.vm.devices().load(gpa, size, now) {
             Some(value) => (value, Branch::MmioLoad),
             None => {
-                current.vm.unanswered().read(Kind::Memory, gpa);
+                current.state.unanswered().read(Kind::Memory, gpa);
                 (open_bus(size), Branch::MmioAbsentLoad)
             }
         };
@@ -256,7 +256,7 @@ pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
     match current.vm.devices().store(gpa, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::MmioStore),
         None => {
-            current.vm.unanswered().write(Kind::Memory, gpa);
+            current.state.unanswered().write(Kind::Memory, gpa);
             (Branch::MmioAbsentStore, None)
         }
     }
