@@ -182,7 +182,8 @@ impl Devices {
     #[inline]
     pub fn input(&self, port: u16, size: u8, now: impl FnOnce() -> Now) -> Option<u64> {
         let (device, offset) = self.ports.find(port.into())?;
-        let value = device.lock().read(Place { offset, size }, now());
+        let now = now();
+        let value = device.lock().read(Place { offset, size }, now);
         Some(value & open_bus(size))
     }
 
@@ -197,7 +198,8 @@ impl Devices {
     ) -> Option<Effect> {
         let (device, offset) = self.ports.find(port.into())?;
         let value = value & open_bus(size);
-        Some(device.lock().write(Place { offset, size }, value, now()))
+        let now = now();
+        Some(device.lock().write(Place { offset, size }, value, now))
     }
 
     /// Reads a memory-mapped register. Returns `None` if no device is there.

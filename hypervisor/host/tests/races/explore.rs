@@ -139,10 +139,21 @@ pub fn tds<'h>(
     image: &'h [u8],
     runner: &'h (dyn RunsVcpus + Sync),
 ) -> Tds<'h, Machine> {
+    tds_with(machine, coordinator, image, runner, "")
+}
+
+/// Does the same; the second TD has these lines of configuration as well.
+pub fn tds_with<'h>(
+    machine: &'h Machine,
+    coordinator: &'h Coordinator,
+    image: &'h [u8],
+    runner: &'h (dyn RunsVcpus + Sync),
+    more: &str,
+) -> Tds<'h, Machine> {
     let td =
         |name| format!("[[td]]\nimage = \"i\"\nname = \"{name}\"\nmemory = \"16M\"\nvcpus = 2\n");
     let text = format!(
-        "[[file]]\nname = \"i\"\npath = \"i\"\n{}{}",
+        "[[file]]\nname = \"i\"\npath = \"i\"\n{}{}{more}",
         td("one"),
         td("two")
     );

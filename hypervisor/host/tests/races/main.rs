@@ -5,10 +5,13 @@
 //! half dead, no frame and no HKID is lost, no HKID is released with a vCPU associated, and the module is asked nothing
 //! that it must refuse.
 //!
+//! `devices` races a TD's functions, which access its memory and interrupt it, against all that takes the memory away.
+//!
 //! `wakes` races for a halted vCPU instead: in every order, no wake-up is lost.
 
 mod actors;
 mod against;
+mod devices;
 mod explore;
 mod machine;
 mod running;

@@ -1,7 +1,10 @@
 //! The part of the machine that runs vCPUs.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+// Held for no longer than a look-up, in which no other thread runs.
+use std::sync::{Arc, Mutex, OnceLock};
 
+use host::functions::Functions;
 use host::platform::{Attention, Platform, Running};
 use mm::frames::Frame;
 use mm::shared::{self, Words};
@@ -25,11 +28,26 @@ pub struct State {
     attention: [Attention; CPUS],
     /// Expiry of each CPU's timer; 0 if it is stopped.
     timers: [AtomicU64; CPUS],
+    functions: OnceLock<Box<dyn Functions + Send>>,
+    /// The frames that the guests share with the host, and the tables for them: addresses and sizes.
+    shared: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Machine {
     fn running(&self) -> &State {
         &self.0.running
+    }
+
+    /// Gives the machine PCI functions for TDs, once.
+    pub fn set_functions(&self, functions: impl Functions + Send + 'static) {
+        assert!(self.running().functions.set(Box::new(functions)).is_ok());
+    }
+
+    /// Returns whether an address is in a frame that a guest shares with the host.
+    pub fn is_shared(&self, hpa: Hpa) -> bool {
+        let shared = self.running().shared.lock().unwrap();
+        let below = shared.range(..=hpa.0).next_back();
+        below.is_some_and(|(start, bytes)| hpa.0 < start + bytes)
     }
 
     /// Spends a moment on the calling CPU, in which others run and its timer may go off.
@@ -111,6 +129,11 @@ impl Running for Machine {
         0xF2
     }
 
+    fn functions(&self) -> Option<&dyn Functions> {
+        let functions = self.running().functions.get()?;
+        Some(&**functions)
+    }
+
     fn flush_shared_ept(&self) {}
 }
 
@@ -120,10 +143,14 @@ impl shared::Frames for Machine {
         for offset in (0..size.bytes()).step_by(PAGE_4K as usize) {
             self.0.server.machine().fill_page(frame.pa + offset, 0);
         }
+        let mut shared = self.running().shared.lock().unwrap();
+        shared.insert(frame.pa, size.bytes());
         Some(Hpa(frame.pa))
     }
 
     fn give(&self, hpa: Hpa, size: PageSize) {
+        let removed = self.running().shared.lock().unwrap().remove(&hpa.0);
+        assert_eq!(removed, Some(size.bytes()));
         let frame = Frame {
             pa: hpa.0,
             order: order(size),
@@ -139,8 +166,15 @@ impl shared::Frames for Machine {
         self.pool().ledger().lock().quarantine(frame).unwrap();
     }
 
-    fn split(&self, _: Hpa) {
-        unreachable!("these guests share no memory");
+    fn split(&self, hpa: Hpa) {
+        let frame = Frame {
+            pa: hpa.0,
+            order: order(PageSize::Size2M),
+        };
+        self.pool().ledger().lock().split(frame, 0).unwrap();
+        let mut shared = self.running().shared.lock().unwrap();
+        let parts = (hpa.0..hpa.0 + PageSize::Size2M.bytes()).step_by(PAGE_4K as usize);
+        shared.extend(parts.map(|part| (part, PAGE_4K)));
     }
 
     fn words(&self, hpa: Hpa) -> &Words {
