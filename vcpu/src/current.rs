@@ -9,6 +9,9 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use crate::wake::Waker;
 
+/// Number of tries to move the devices' memory before the vCPU yields its CPU.
+const TRIES: u32 = 16;
+
 /// The reason why [`Vcpu::run`] returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -78,5 +81,38 @@ impl<'a, S: TimeSlice> Current<'a, S> {
             }
             self.arm_timer();
         }
+    }
+
+    /// Maps the devices' memory where the guest wants it. If other vCPUs or CPUs are in the way for too long, the vCPU
+    /// goes on with this before it is entered again.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn move_windows(&mut self) -> Option<Stop> {
+        self.vcpu.owes_windows = true;
+        for _ in 0..TRIES {
+            if self.vm.end().is_some() {
+                return Some(Stop::Ended);
+            }
+            if self.try_to_move_windows() {
+                self.vcpu.owes_windows = false;
+                return None;
+            }
+            self.state.tally().retries.add();
+            self.slice.cpu().take_interrupts();
+            if self.slice.must_leave() {
+                return Some(Stop::Yield);
+            }
+        }
+        Some(Stop::Busy)
+    }
+
+    fn try_to_move_windows(&self) -> bool {
+        // Another vCPU converts memory, or moves windows.
+        let Some(mut windows) = self.vm.conversions.try_write() else {
+            return false;
+        };
+        let frames = self.slice.cpu().shared_frames();
+        let (bus, map) = (self.vm.devices().pci(), self.vm.shared());
+        windows.follow(bus, map, frames, self.slice).is_ok()
     }
 }

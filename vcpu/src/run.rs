@@ -12,7 +12,7 @@ use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
-use crate::{fault, ghci, windows};
+use crate::{fault, ghci};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
 const ENTRY_TRIES: u32 = 64;
@@ -95,7 +95,7 @@ impl<S: TimeSlice> Current<'_, S> {
             return Some(Stop::Ended);
         }
         if self.vcpu.owes_windows
-            && let Some(stop) = windows::move_patiently(self)
+            && let Some(stop) = self.move_windows()
         {
             return Some(stop);
         }

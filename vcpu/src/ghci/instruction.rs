@@ -14,7 +14,6 @@ use crate::interrupts::{deliver_messages, receive_typed, send};
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 use crate::unanswered::Kind;
-use crate::windows;
 
 /// CPUID leaves of the extended topology and of the hypervisor.
 const TOPOLOGY: u32 = 0x0B;
@@ -172,7 +171,7 @@ fn carry_out<S: TimeSlice>(
         }
         Effect::Signal => deliver_messages(current.waker()),
         Effect::Transfer(at) => return (transfer::carry_out(current, at), None),
-        Effect::Windows => return (branch, windows::move_patiently(current)),
+        Effect::Windows => return (branch, current.move_windows()),
         Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
     }
     receive_typed(current.waker());

@@ -19,7 +19,7 @@ use crate::current::{Current, Stop};
 use crate::slice::TimeSlice;
 
 /// Number of tries at a contended resource before the guest is told to retry.
-pub(crate) const TRIES: u32 = 16;
+const TRIES: u32 = 16;
 
 /// Serves a TDVMCALL. Returns the reason if the vCPU must not be entered again at once.
 #[inline]
