@@ -14,6 +14,7 @@ use crate::qemu::Device;
 pub const ALL: &[Scenario] = &[
     Scenario::new("pci-devices", devices),
     Scenario::new("pci-claims", claims),
+    Scenario::new("pci-errors", errors),
 ];
 
 const ANSWER: Duration = Duration::from_secs(20);
@@ -196,6 +197,73 @@ fn claims(bench: &mut Bench) -> Result<()> {
         "unsupported",
         "nothing confines its DMA",
     )
+}
+
+/// A network card that reports errors (AER).
+const CARD: [&str; 6] = [
+    "-netdev",
+    "user,id=net20,restrict=on",
+    "-device",
+    "pcie-root-port,id=above,slot=20,chassis=20",
+    "-device",
+    "virtio-net-pci,id=card,netdev=net20,bus=above,aer=on,romfile=,iommu_platform=on,disable-legacy=on",
+];
+
+/// An error that a function reports ends the TD that has it, with a sentence. An unsupported request does not. The
+/// function works in the next life, whose errors begin anew.
+fn errors(bench: &mut Bench) -> Result<()> {
+    let td = Named::new("hello", "64M", 1).with("[[td.pci]]\ndevice = \"1af4:1041\"");
+    let mut machine = stage::machine(bench, &[td])?.with_iommu();
+    machine.shape.further = &CARD;
+    machine.monitor = true;
+    let mut console = bench.console(&machine)?;
+    console.succeed("td start hello", LIFE)?;
+    let shown = console.succeed("td show hello", ANSWER)?;
+    let at = shown["pci"][0]["address"].as_str().context("an address")?;
+    let at = at.to_owned();
+
+    inject(&mut console, "UNSUP")?;
+    let report = show(&mut console, &at)?;
+    ensure!(
+        report["errors"] == json!(["unsupported request"]),
+        "{report}"
+    );
+    // Many looks at the function's errors.
+    let now = console.succeed("boot", ANSWER)?["uptime_us"].as_u64();
+    let later = now.map(|now| now + 2_000_000);
+    stage::until(&mut console, "boot", |boot| {
+        boot["uptime_us"].as_u64() > later
+    })?;
+    let shown = console.succeed("td show hello", ANSWER)?;
+    ensure!(shown["problem"].is_null(), "{shown}");
+
+    inject(&mut console, "COMP_TIME")?;
+    let said = format!("PCI function {at}: it reported an error: completion timeout");
+    stage::until(&mut console, "td show hello", |td| {
+        td["problem"]
+            .as_str()
+            .is_some_and(|why| why.contains(&said))
+    })?;
+    console.succeed("td destroy hello", LIFE)?;
+    let report = show(&mut console, &at)?;
+    ensure!(
+        report["errors"] == json!([]) && report["owner"] == "formerly hello",
+        "{report}"
+    );
+    console.succeed("td start hello", LIFE)?;
+    let shown = console.succeed("td show hello", ANSWER)?;
+    ensure!(shown["problem"].is_null(), "{shown}");
+    console.succeed("td destroy hello", LIFE)?;
+    stage::nothing_illegal(&mut console)
+}
+
+/// Has the card meet an error.
+fn inject(console: &mut Console, error: &str) -> Result<()> {
+    let said = console
+        .guest()
+        .monitor(&format!("pcie_aer_inject_error card {error}"))?;
+    ensure!(said.contains("OK id: card"), "{said}");
+    Ok(())
 }
 
 /// Returns the addresses of the two functions behind the bridge, and that of the third.
