@@ -53,7 +53,7 @@ pub(crate) fn functions(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Opt
         return Some(all);
     }
     let entries = value.as_array()?;
-    if let Some(beyond) = entries.iter().nth(MOST_FUNCTIONS) {
+    if let Some(beyond) = entries.get(MOST_FUNCTIONS) {
         let what = format!("a TD can have {MOST_FUNCTIONS} PCI functions, and this is one more");
         mistakes.add(beyond.span().start, what);
     }
