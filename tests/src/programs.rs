@@ -8,6 +8,8 @@ use crate::qemu::Vtd;
 
 /// Debian's OVMF as a guest, from the same package as QEMU's firmware.
 pub const OVMF: &str = "ovmf";
+/// Debian 13's OVMF as a guest, as `cargo xtask guest ovmf` leaves it.
+pub const OVMF_13: &str = "ovmf-13";
 const OVMF_IMAGE: &str = "/usr/share/ovmf/OVMF.fd";
 
 /// Debian's kernel and a system for it, as `cargo xtask guest linux` leaves them.
@@ -218,10 +220,11 @@ impl Programs {
         self.directory.join("probe.efi")
     }
 
-    /// Returns the TDVF image of the guest called `name`: one of the project's own, or [`OVMF`].
+    /// Returns the TDVF image of the guest called `name`: one of the project's own, [`OVMF`] or [`OVMF_13`].
     pub fn guest(&self, name: &str) -> PathBuf {
         match name {
             OVMF => PathBuf::from(OVMF_IMAGE),
+            OVMF_13 => self.directory.join("guest/ovmf-13/OVMF.fd"),
             own => self.directory.join(format!("{own}.fd")),
         }
     }

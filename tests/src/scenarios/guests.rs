@@ -264,7 +264,7 @@ pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
     const GOAL: Duration = Duration::from_secs(120);
     const ENOUGH: u64 = 1000;
     let tds = [
-        Named::new("hostile", "128M", 2).wishing(&[0, calls]),
+        Named::new("hostile", "128M", 2).uefi().wishing(&[0, calls]),
         Named::new("smp", "64M", 1),
     ];
     let machine = machine(bench, &tds)?;

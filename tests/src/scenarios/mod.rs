@@ -32,6 +32,7 @@ mod shutdown;
 mod smp;
 mod stage;
 mod tds;
+mod uefi;
 mod violations;
 mod vtd;
 
@@ -52,6 +53,8 @@ pub enum Need {
     Linux,
     /// Debian's stress-ng and kexec.
     Programs,
+    /// Debian 13's OVMF.
+    Ovmf13,
     /// A whole Debian as an initial file system.
     Debian,
     /// A disk with a whole Debian.
@@ -131,6 +134,11 @@ impl Scenario {
 
     const fn with_debian(mut self) -> Self {
         self.needs = &[Need::DebianDisk];
+        self
+    }
+
+    const fn with_ovmf_13(mut self) -> Self {
+        self.needs = &[Need::Ovmf13];
         self
     }
 
@@ -224,6 +232,7 @@ pub fn all() -> Vec<Scenario> {
         linux::foreign::ALL,
         guests::ALL,
         ovmf::ALL,
+        uefi::ALL,
         pci::ALL,
         io::ALL,
         debian::ALL,

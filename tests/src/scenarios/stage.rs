@@ -35,6 +35,8 @@ pub struct Named<'a> {
     pub name: &'a str,
     /// The guest that the TD starts.
     pub guest: &'a str,
+    /// The key that names the guest: `image`, or `firmware`.
+    pub key: &'static str,
     /// The TD's memory, in the configuration's format.
     pub memory: &'a str,
     /// Number of vCPUs.
@@ -49,6 +51,7 @@ impl<'a> Named<'a> {
         Self {
             name: guest,
             guest,
+            key: "image",
             memory,
             vcpus,
             more: String::new(),
@@ -59,6 +62,13 @@ impl<'a> Named<'a> {
     #[must_use]
     pub fn called(self, name: &'a str) -> Self {
         Self { name, ..self }
+    }
+
+    /// Starts the guest as UEFI firmware, which the host tells its machine.
+    #[must_use]
+    pub fn uefi(self) -> Self {
+        let key = "firmware";
+        Self { key, ..self }
     }
 
     /// Adds a line to the table.
@@ -94,8 +104,8 @@ pub fn config(host: &str, tds: &[Named<'_>]) -> String {
     for td in tds {
         _ = write!(
             text,
-            "\n[[td]]\nname = \"{}\"\nimage = \"{}\"\nmemory = \"{}\"\nvcpus = {}\n{}",
-            td.name, td.guest, td.memory, td.vcpus, td.more
+            "\n[[td]]\nname = \"{}\"\n{} = \"{}\"\nmemory = \"{}\"\nvcpus = {}\n{}",
+            td.name, td.key, td.guest, td.memory, td.vcpus, td.more
         );
     }
     text

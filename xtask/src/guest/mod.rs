@@ -5,14 +5,17 @@ mod debian;
 mod foreign;
 mod linux;
 mod mmdebstrap;
+mod ovmf;
 mod packages;
 
 use std::path::Path;
 
 use anyhow::Result;
 use clap::Subcommand;
-use seamark_tests::programs::{Debian, Linux, Programs};
+use seamark_tests::programs::{Debian, Linux, OVMF_13, Programs};
 use seamark_tests::scenarios::Need;
+
+use crate::workspace;
 
 /// The guests.
 #[derive(Subcommand)]
@@ -21,6 +24,8 @@ pub enum Guest {
     Linux,
     /// A disk with Debian 13 as its installer would leave it, with ssh and a key
     Debian,
+    /// Debian 13's OVMF, which `firmware` of a TD can name
+    Ovmf,
 }
 
 impl Guest {
@@ -44,6 +49,12 @@ impl Guest {
                 }
                 Ok(())
             }
+            Self::Ovmf => {
+                let programs = Programs::in_directory(&workspace::target().join("seamark"));
+                ovmf::get(&programs)?;
+                println!("{}", programs.guest(OVMF_13).display());
+                Ok(())
+            }
         }
     }
 }
@@ -56,6 +67,9 @@ pub fn foreign(programs: &Programs, needs: &[Need], lkvs: Option<&Path>) -> Resu
     let (linux, foreign) = (programs.linux(), programs.foreign());
     if needs.contains(&Need::Programs) {
         foreign::programs(&linux, &foreign)?;
+    }
+    if needs.contains(&Need::Ovmf13) {
+        ovmf::get(programs)?;
     }
     if needs.contains(&Need::Debian) {
         foreign::debian(&foreign)?;

@@ -11,6 +11,7 @@ use object::elf::{DT_NEEDED, FileHeader64};
 use object::read::elf::FileHeader as _;
 
 use super::cpio::Archive;
+use super::mmdebstrap::KEYRING;
 use crate::host;
 
 /// Debian's library directory.
@@ -19,9 +20,14 @@ const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const ADVICE: &str = "`apt-get update` may help";
 
+/// Debian's archive.
+const ARCHIVE: &str = "http://deb.debian.org/debian";
+
 /// Packages in a directory of their own.
 pub struct Packages {
     directory: PathBuf,
+    /// The release that they are from, if it is not this machine's.
+    suite: Option<&'static str>,
 }
 
 impl Packages {
@@ -30,8 +36,22 @@ impl Packages {
     /// # Errors
     /// When the directory can't be made.
     pub fn in_directory(directory: &Path) -> Result<Self> {
+        Self::of_suite(directory, None)
+    }
+
+    /// Packages of another release. Its package lists are kept in `directory`; this machine's sources and lists stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// When the directory can't be made.
+    pub fn of_release(directory: &Path, suite: &'static str) -> Result<Self> {
+        Self::of_suite(directory, Some(suite))
+    }
+
+    fn of_suite(directory: &Path, suite: Option<&'static str>) -> Result<Self> {
         let packages = Self {
             directory: directory.to_owned(),
+            suite,
         };
         for directory in [packages.unpacked(), packages.marks()] {
             fs::create_dir_all(&directory)
@@ -63,7 +83,7 @@ impl Packages {
         println!("fetching {}", names.join(", "));
         if !self.download(&names)? {
             // A machine that never asked Debian what there is.
-            host::apt_update()?;
+            self.update()?;
             let why = || format!("apt-get can't download {}; {ADVICE}", names.join(", "));
             ensure!(self.download(&names)?, why());
         }
@@ -84,9 +104,47 @@ impl Packages {
     fn download(&self, names: &[&str]) -> Result<bool> {
         let mut download = Command::new("apt-get");
         download.args(["download", "--quiet"]).args(names);
+        download.args(self.options()?);
         let output = download.current_dir(&self.directory).output();
         let output = output.context("can't start apt-get")?;
         Ok(output.status.success())
+    }
+
+    /// Asks Debian what packages there are.
+    fn update(&self) -> Result<()> {
+        if self.suite.is_none() {
+            return host::apt_update();
+        }
+        let mut update = Command::new("apt-get");
+        update.args(["update", "--quiet"]).args(self.options()?);
+        output(&mut update).map(drop)
+    }
+
+    /// Returns apt's options for a release of its own: a source list, and state, in this directory.
+    fn options(&self) -> Result<Vec<String>> {
+        let Some(suite) = self.suite else {
+            return Ok(Vec::new());
+        };
+        let state = self.directory.join("apt");
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            let directory = state.join(directory);
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("can't create {}", directory.display()))?;
+        }
+        let list = state.join("sources.list");
+        let source = format!("deb [signed-by={KEYRING}] {ARCHIVE} {suite} main\n");
+        write(&list, source.as_bytes())?;
+        let state = fs::canonicalize(&state)?;
+        let options = [
+            ("Dir::Etc::sourcelist", state.join("sources.list")),
+            ("Dir::Etc::sourceparts", "/dev/null".into()),
+            ("Dir::State::lists", state.join("lists")),
+            ("Dir::Cache", state.join("cache")),
+        ];
+        let options = options.into_iter();
+        Ok(options
+            .flat_map(|(name, path)| ["-o".into(), format!("{name}={}", path.display())])
+            .collect())
     }
 
     /// Adds programs of a package to an archive, at the paths that they have in it, with all libraries that they are linked with.

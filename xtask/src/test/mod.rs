@@ -175,11 +175,11 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
         host::require(&host::DEBIAN_DISK)?;
         guest::debian()?;
     }
-    let is_guest = |need: &Need| {
-        use Need::{Bochs, DebianDisk, Network, Signing};
-        !matches!(need, Bochs | DebianDisk | Network | Signing)
+    let is_linux = |need: &Need| {
+        use Need::{Bochs, DebianDisk, Network, Ovmf13, Signing};
+        !matches!(need, Bochs | DebianDisk | Network | Ovmf13 | Signing)
     };
-    if needs.iter().any(is_guest) {
+    if needs.iter().any(is_linux) {
         guest::linux()?;
     }
     let programs = build::all()?.with_measure(measure::report);

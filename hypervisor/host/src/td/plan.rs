@@ -230,3 +230,50 @@ fn check_cpus<P: Platform>(host: &Host<'_, P>, placement: &[u32]) -> Result<(), 
     let answered = host.platform.on_each(&cpus, &|_| {});
     answered.map_err(|silent| Error::Silent(silent.to_vec()))
 }
+
+#[cfg(test)]
+mod tests {
+    use seam::abi::PAGE_1G;
+    use tdvf::{Entry, Kind, TAIL_BYTES, write};
+
+    use super::*;
+
+    /// An image with the sections of OVMF: firmware below 4 GiB, and memory from 8 MiB on.
+    fn image() -> Vec<u8> {
+        let entry = |data, gpa, bytes, kind: Kind| Entry {
+            data,
+            gpa,
+            bytes,
+            kind: kind as u32,
+            attributes: 0,
+        };
+        let sections = [
+            entry(0..0x1000, 0xFFFF_F000, 0x1000, Kind::Bfv),
+            entry(0..0, 0x81_0000, 0x1_0000, Kind::TempMem),
+            entry(0..0, 0x80_9000, 0x2000, Kind::TdHob),
+        ];
+        write(&[0; 0x1000], &sections, &[0; TAIL_BYTES])
+    }
+
+    /// OVMF stops accepting at the first range that begins at or above 4 GiB.
+    #[test]
+    fn uefi_firmware_is_told_its_low_memory_first_and_all_but_its_sections_is_unaccepted() {
+        let text = b"[[file]]\nname = \"f\"\npath = \"f\"\n[[td]]\nname = \"a\"\nmemory = \"16G\"\nfirmware = \"f\"\n";
+        let config = config::parse(text).unwrap().td.remove(0);
+        let image = image();
+        let image = TdImage::parse(&image).unwrap();
+        let layout = Layout::of(&config, config.memory).unwrap();
+        let list = Sections::of(&image, layout).list;
+        assert_eq!(
+            list,
+            [
+                (0..0x80_9000, hob::Kind::Unaccepted),
+                (0x80_9000..0x80_B000, hob::Kind::Added),
+                (0x80_B000..0x81_0000, hob::Kind::Unaccepted),
+                (0x81_0000..0x82_0000, hob::Kind::Added),
+                (0x82_0000..2 * PAGE_1G, hob::Kind::Unaccepted),
+                (4 * PAGE_1G..18 * PAGE_1G, hob::Kind::Unaccepted),
+            ]
+        );
+    }
+}

@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 
-use super::{Facts, acpi::Acpi, smbios};
+use super::{Facts, acpi::Acpi, name::name_bytes, smbios};
 use crate::pci::Bus;
 
 /// Numbers of items.
@@ -20,8 +20,6 @@ mod key {
 
 /// Features: reading by port, and by transfers.
 const BY_PORT_AND_TRANSFER: u32 = 3;
-/// Bytes of a file's name, which ends with a zero.
-pub const NAME_BYTES: usize = 56;
 /// Type of a range in `etc/e820`: memory.
 const RAM: u32 = 1;
 /// States of power, by number: the type that PM1 control wants for it, and whether the machine has it.
@@ -121,13 +119,6 @@ impl From<(u16, Vec<u8>)> for Item {
         let content = content.into_boxed_slice();
         Self { key, content }
     }
-}
-
-/// Returns the name of a file in as many bytes as it has everywhere.
-pub fn name_bytes(name: &str) -> [u8; NAME_BYTES] {
-    let mut bytes = [0; NAME_BYTES];
-    bytes[..name.len()].copy_from_slice(name.as_bytes());
-    bytes
 }
 
 /// Returns the directory: the number of files, and size, number and name of each.

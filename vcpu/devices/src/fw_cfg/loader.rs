@@ -4,7 +4,7 @@
 
 use core::ops::Range;
 
-use super::items::{NAME_BYTES, name_bytes};
+use super::name::{NAME_BYTES, name_bytes};
 
 /// Bytes of a command. Unused ones are zero, which is no command.
 pub const COMMAND_BYTES: usize = 128;

@@ -10,6 +10,7 @@
 mod acpi;
 mod items;
 mod loader;
+mod name;
 mod smbios;
 #[cfg(test)]
 mod tests;
