@@ -12,6 +12,7 @@ mod absent;
 mod cmos;
 pub mod fw_cfg;
 mod io_apic;
+mod memory;
 mod message;
 pub mod pci;
 mod pm;
@@ -27,6 +28,7 @@ use spin::Mutex;
 use td_base::board;
 
 pub use io_apic::IoApic;
+pub use memory::{Memory, Other, Page, Unshared};
 pub use message::{Message, Trigger};
 pub use pm::Power;
 pub use space::Space;
@@ -67,6 +69,8 @@ pub enum Effect {
     Panicked,
     /// Functions of the PCI bus have interrupts to send: deliver [`Bus::take_message`] until there is none.
     Signal,
+    /// Functions of the PCI bus have work with the guest's memory: call [`Bus::serve`] before the guest runs again.
+    Work,
     /// The firmware asks for a transfer that the descriptor at this address describes: carry out
     /// [`Devices::transfer`].
     Transfer(u64),

@@ -145,7 +145,7 @@ fn host(tally: &mut Tally) {
 
 /// Runs the tests in which a scheduler chooses the order of the threads' steps. They are built with other locks.
 fn races(tally: &mut Tally) {
-    for package in ["mm", "host"] {
+    for package in ["mm", "virtio", "host"] {
         let tests = [
             "test",
             "-p",

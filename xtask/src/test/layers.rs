@@ -15,8 +15,8 @@ use crate::{build, workspace};
 
 /// Crates that must run on any machine.
 const PORTABLE: &[&str] = &[
-    "sync", "config", "td-acpi", "tdvf", "mm", "devices", "vcpu", "host", "console", "mca", "uart",
-    "crashlog", "vtd", "io",
+    "sync", "config", "td-acpi", "tdvf", "mm", "devices", "virtio", "vcpu", "host", "console",
+    "mca", "uart", "crashlog", "vtd", "io",
 ];
 /// Crates that depend on the machine, its firmware or its devices.
 const METAL: &[&str] = &[
@@ -30,6 +30,7 @@ const METAL: &[&str] = &[
 /// Crates without any unsafe code.
 const SAFE: &[&str] = &[
     "vcpu/devices",
+    "vcpu/virtio",
     "boot/config",
     "firmware/acpi",
     "firmware/tdvf",
@@ -45,6 +46,7 @@ const SAFE: &[&str] = &[
 const SOURCES: &[&str] = &[
     "firmware/acpi/src",
     "vcpu/devices/src",
+    "vcpu/virtio/src",
     "hypervisor/host/src",
     "hypervisor/console/src",
     "hypervisor/mca/src",

@@ -20,8 +20,8 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 use core::ops::Range;
 use core::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
 use arrayvec::ArrayVec;
@@ -34,7 +34,7 @@ pub use msix::Msix;
 pub use physical::{Interrupts, Physical, PhysicalBar, Shape};
 pub use ports::{PORTS, Ports};
 
-use crate::{Effect, Message, Now, Place, open_bus};
+use crate::{Effect, Memory, Message, Now, Place, open_bus};
 use window::Window;
 
 /// Largest number of functions beside the bridges: devices 1 to 30.
@@ -88,6 +88,27 @@ pub trait Function: fmt::Debug + Send {
     fn take_message(&mut self) -> Option<Message> {
         None
     }
+
+    /// Does a bounded part of the work with the guest's memory that there is: after [`Effect::Work`], or after
+    /// [`Bus::rouse`].
+    fn serve(&mut self, memory: &dyn Memory, now: Now) -> Served {
+        let _ = (memory, now);
+        Served::default()
+    }
+
+    /// Frees what the function holds for the guest, at the TD's end. The guest does not run any more.
+    fn retire(&mut self) {}
+}
+
+/// The outcome of [`Function::serve`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Served {
+    /// There are interrupts to send, as with [`Effect::Signal`].
+    pub has_messages: bool,
+    /// There is more work.
+    pub has_more: bool,
+    /// The TD's console has new output.
+    pub has_output: bool,
 }
 
 /// The bus.
@@ -98,6 +119,10 @@ pub struct Bus {
     window: AtomicU64,
     /// The TD's memory, where no function answers.
     memory: Box<[Range<u64>]>,
+    /// True while a function may have work.
+    has_work: AtomicBool,
+    /// Index of the slot whose work comes next.
+    turn: AtomicUsize,
     /// The memory that the guest may access without the host, and the index of its slot.
     direct: Box<[(usize, Direct)]>,
 }
@@ -109,16 +134,18 @@ struct Slot {
     at: u8,
     function: Arc<Mutex<dyn Function>>,
     /// The function's memory, by base address register.
-    bars: [Memory; BARS],
+    bars: [Region; BARS],
     /// True while the function may have interrupts to send.
     is_signalled: AtomicBool,
+    /// True while the function may have work.
+    has_work: AtomicBool,
     /// True if there is memory that the guest may access without the host.
     is_direct: bool,
 }
 
 /// The memory of a base address register.
 #[derive(Debug, Default)]
-struct Memory {
+struct Region {
     /// Zero while the function does not answer.
     start: AtomicU64,
     /// Zero if there is no such register.
@@ -154,6 +181,8 @@ impl Bus {
             slots,
             window: AtomicU64::new(0),
             memory: memory.into_iter().collect(),
+            has_work: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -177,6 +206,54 @@ impl Bus {
             }
         }
         None
+    }
+
+    /// Returns whether a function may have work with the guest's memory.
+    #[inline]
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.has_work.load(Relaxed)
+    }
+
+    /// Lets every function look for work: something outside the guest happened, such as input.
+    pub fn rouse(&self) {
+        for slot in &self.slots {
+            slot.has_work.store(true, SeqCst);
+        }
+        self.has_work.store(true, SeqCst);
+    }
+
+    /// Lets one function do a bounded part of its work, each in its turn. [`Self::has_work`] tells if there is more.
+    pub fn serve(&self, memory: &dyn Memory, now: Now) -> Served {
+        // Work that comes from now on sets it again.
+        self.has_work.store(false, SeqCst);
+        let count = self.slots.len();
+        let first = self.turn.load(Relaxed);
+        let mut turns = (first..first + count).map(|turn| turn % count);
+        let with_work = |at: &usize| self.slots[*at].has_work.swap(false, SeqCst);
+        let Some(at) = turns.find(with_work) else {
+            return Served::default();
+        };
+        self.turn.store((at + 1) % count, Relaxed);
+        let slot = &self.slots[at];
+        let served = slot.function.lock().serve(memory, now);
+        if served.has_messages {
+            slot.is_signalled.store(true, Release);
+        }
+        if served.has_more {
+            slot.has_work.store(true, SeqCst);
+        }
+        if self.slots.iter().any(|slot| slot.has_work.load(SeqCst)) {
+            self.has_work.store(true, SeqCst);
+        }
+        served
+    }
+
+    /// Frees what the functions hold for the guest, at the TD's end.
+    pub fn retire(&self) {
+        for slot in &self.slots {
+            slot.function.lock().retire();
+        }
     }
 
     /// Returns the addresses of the memory-mapped configuration space, if the guest has switched it on.
@@ -218,7 +295,7 @@ impl Bus {
         let (slot, bar, offset) = self.find_memory(gpa, size)?;
         let place = Place { offset, size };
         let effect = slot.function.lock().store(bar, place, value, now);
-        Some(slot.note(effect))
+        Some(self.note(slot, effect))
     }
 
     fn window(&self) -> Window {
@@ -280,10 +357,23 @@ impl Bus {
             self.window
                 .store(config.read(bridges::PCIEXBAR, 8), Relaxed);
         }
-        match slot.note(effect) {
+        match self.note(slot, effect) {
             Effect::None if has_moved && slot.is_direct => Effect::Windows,
             effect => effect,
         }
+    }
+
+    /// Remembers the function that requested an action.
+    fn note(&self, slot: &Slot, effect: Effect) -> Effect {
+        match effect {
+            Effect::Signal => slot.is_signalled.store(true, Release),
+            Effect::Work => {
+                slot.has_work.store(true, SeqCst);
+                self.has_work.store(true, SeqCst);
+            }
+            _ => {}
+        }
+        effect
     }
 
     /// Returns whether a function may answer at these addresses.
@@ -304,19 +394,13 @@ impl Slot {
             at,
             is_direct,
             function,
-            bars: bytes.map(|bytes| Memory {
+            bars: bytes.map(|bytes| Region {
                 start: AtomicU64::new(0),
                 bytes,
             }),
             is_signalled: AtomicBool::new(false),
+            has_work: AtomicBool::new(false),
         }
-    }
-
-    fn note(&self, effect: Effect) -> Effect {
-        if effect == Effect::Signal {
-            self.is_signalled.store(true, Release);
-        }
-        effect
     }
 }
 

@@ -1,0 +1,142 @@
+//! The block device: requests for the sectors of a [`Disk`].
+//!
+//! Source: VIRTIO 1.2, section 5.2.
+
+mod disk;
+mod request;
+
+use alloc::boxed::Box;
+
+use virtio_spec::Id;
+use virtio_spec::blk::F;
+
+use crate::chain::Chain;
+use crate::queue::{Fault, Queue};
+use crate::transport::{Device, Kind, Work};
+
+pub use disk::{Disk, Image, NoRoom};
+use request::{MOST_CLEARED, SECTOR, serve};
+
+const QUEUES: &[u16] = &[128];
+/// Largest size and number of the segments of a request.
+const SEGMENT: u32 = 4096;
+const SEGMENTS: u32 = 64;
+/// Largest number of bytes in a chain: the segments, a header and a status.
+const MOST_BYTES: u64 = (SEGMENT * SEGMENTS) as u64 + 17;
+/// Number of bytes after which the rest of the work waits, and of chains.
+const PART: u64 = 256 << 10;
+const CHAINS: usize = 64;
+
+/// The features of every disk, and of one that can be written.
+const FEATURES: u64 = bits(F::SIZE_MAX) | bits(F::SEG_MAX) | bits(F::BLK_SIZE) | bits(F::FLUSH);
+const WRITABLE: u64 = bits(F::DISCARD) | bits(F::WRITE_ZEROES);
+const READ_ONLY: u64 = bits(F::RO);
+
+const fn bits(feature: F) -> u64 {
+    feature.bits().to_ne() as u64
+}
+
+/// Bytes of the device configuration.
+const CONFIG: usize = 60;
+
+/// The device.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    config: [u8; CONFIG],
+    queue: Option<Queue>,
+    chain: Box<Chain>,
+}
+
+impl Block {
+    /// Creates the device of a disk.
+    #[must_use]
+    pub fn new(disk: Disk) -> Self {
+        Self {
+            config: configuration(&disk),
+            disk,
+            queue: None,
+            chain: Box::default(),
+        }
+    }
+
+    /// Returns the disk.
+    #[must_use]
+    pub const fn disk(&self) -> &Disk {
+        &self.disk
+    }
+}
+
+impl Device for Block {
+    fn kind(&self) -> Kind {
+        Kind {
+            id: Id::Block,
+            class: 0x01_0000,
+            features: FEATURES
+                | if self.disk.is_writable() {
+                    WRITABLE
+                } else {
+                    READ_ONLY
+                },
+            queues: QUEUES,
+            most_bytes: MOST_BYTES,
+        }
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn start(&mut self, _: u64, queues: Box<[Option<Queue>]>) {
+        self.queue = queues.into_iter().next().flatten();
+    }
+
+    fn reset(&mut self) {
+        self.queue = None;
+    }
+
+    fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(false);
+        };
+        let mut left = PART;
+        for _ in 0..CHAINS {
+            if left == 0 || !queue.take(work.memory, &mut self.chain)? {
+                break;
+            }
+            let done = serve(&mut self.disk, &self.chain, work.memory)?;
+            left = left.saturating_sub(done.cost);
+            queue.complete(work.memory, self.chain.head, done.written)?;
+        }
+        work.publish(0, queue)?;
+        queue.request_notification(work.memory)
+    }
+
+    fn retire(&mut self) {
+        self.queue = None;
+        self.disk.forget();
+    }
+}
+
+fn configuration(disk: &Disk) -> [u8; CONFIG] {
+    let mut config = [0; CONFIG];
+    let sectors = disk.bytes() / SECTOR;
+    config[..8].copy_from_slice(&sectors.to_le_bytes());
+    let discard = (MOST_CLEARED / SECTOR) as u32;
+    for (at, value) in [
+        (8, SEGMENT),
+        (12, SEGMENTS),
+        (20, SECTOR as u32),
+        // Discard: sectors, segments, alignment of sectors; write zeroes: sectors and segments.
+        (36, discard),
+        (40, 1),
+        (44, disk::BLOCK as u32 / SECTOR as u32),
+        (48, discard),
+        (52, 1),
+        // Zeroes may be written by discarding.
+        (56, 1),
+    ] {
+        config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    config
+}
