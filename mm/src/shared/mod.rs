@@ -17,6 +17,7 @@ mod end;
 mod entry;
 mod io;
 mod mirror;
+mod reader;
 #[cfg(test)]
 mod tests;
 mod unmap;
@@ -33,6 +34,7 @@ use crate::private::{Levels, NoAnswer};
 use entry::Entry;
 pub use io::{DeviceMemory, MOST_IO_TABLES};
 pub use mirror::{Mirror, MirrorError, Page};
+pub use reader::Reader;
 
 /// Number of entries in a table.
 const ENTRIES: usize = 512;
@@ -328,13 +330,13 @@ impl SharedMap {
         gpa: Gpa,
         work: impl FnOnce(&Words) -> R,
     ) -> Result<R, SharedError> {
-        let state = self.state.lock();
-        if state.holding.tables == 0 {
-            return Err(SharedError::NotMapped);
-        }
-        let (entry, level) = self.find(frames, gpa).ok_or(SharedError::NotMapped)?;
-        let offset = gpa.0 % level_bytes(level) / PAGE_4K * PAGE_4K;
-        let page = Hpa(Entry::load(entry).hpa().0 + offset);
-        Ok(work(frames.words(page)))
+        let reader = self.reader(frames);
+        let page = reader.page(gpa).ok_or(SharedError::NotMapped)?;
+        Ok(work(page))
+    }
+
+    /// Looks pages up, all of which stay mapped until the reader is dropped. Others who need the map wait for that.
+    pub fn reader<'m, F: Frames>(&'m self, frames: &'m F) -> Reader<'m, F> {
+        Reader::new(self, self.state.lock(), frames)
     }
 }

@@ -95,6 +95,41 @@ fn walk(host: &Host, map: &SharedMap, gpa: u64) -> Option<u64> {
 }
 
 #[test]
+fn a_reader_finds_what_is_mapped_also_where_it_found_something_before() {
+    let host = Host::default();
+    let map = map(&host);
+    for (gpa, size) in [
+        (0, PageSize::Size4K),
+        (2 * PAGE_4K, PageSize::Size4K),
+        (PAGE_2M, PageSize::Size2M),
+    ] {
+        map.map(&host, Gpa(gpa), size).unwrap();
+    }
+    map.lend(&host, Gpa(3 * PAGE_4K), Hpa(0x1234_5000), PAGE_4K)
+        .unwrap();
+    let reader = map.reader(&host);
+    for _ in 0..2 {
+        for gpa in [
+            0,
+            PAGE_4K,
+            2 * PAGE_4K,
+            3 * PAGE_4K,
+            PAGE_2M,
+            PAGE_2M + 5 * PAGE_4K,
+            2 * PAGE_2M,
+            1 << 40,
+        ] {
+            let found = reader.page(Gpa(gpa));
+            // Lent memory is not the guest's.
+            let is_lent = gpa == 3 * PAGE_4K;
+            let expected = (!is_lent).then(|| walk(&host, &map, gpa)).flatten();
+            let expected = expected.map(|hpa| host.words(Hpa(hpa)).as_ptr());
+            assert_eq!(found.map(|words| words.as_ptr()), expected, "{gpa:#x}");
+        }
+    }
+}
+
+#[test]
 fn lent_memory_is_readable_by_the_guest_and_never_freed() {
     let host = Host::default();
     let map = map(&host);
