@@ -1,5 +1,6 @@
 //! A TD's console: a ring of the TD's output, kept even when nobody reads it, and a queue of typed input. One console
-//! serves all lives of a TD, so the output of one life can be read in the next.
+//! serves all lives of a TD, so the output of one life can be read in the next. The serial port and the virtio console
+//! write to the same ring.
 
 use alloc::{boxed::Box, collections::VecDeque, vec};
 use core::fmt;
@@ -21,6 +22,8 @@ pub struct Console {
     has_typed: AtomicBool,
     /// True if the operator watches the output.
     watched: AtomicBool,
+    /// Whether the guest drives the virtio console, which takes the typed bytes then.
+    has_virtio: AtomicBool,
 }
 
 /// The bytes that [`Console::read`] has copied. Bytes are numbered from 0, across all lives of the TD.
@@ -55,6 +58,7 @@ impl Console {
             typed: Mutex::new(VecDeque::with_capacity(TYPED)),
             has_typed: AtomicBool::new(false),
             watched: AtomicBool::new(false),
+            has_virtio: AtomicBool::new(false),
         }
     }
 
@@ -65,6 +69,7 @@ impl Console {
             typed.clear();
             self.has_typed.store(false, SeqCst);
         }
+        self.has_virtio.store(false, SeqCst);
         let mut output = self.output.lock();
         output.began = output.written;
     }
@@ -79,10 +84,7 @@ impl Console {
 
     /// Writes a byte. When the ring is full, the oldest byte is dropped.
     pub fn put(&self, byte: u8) {
-        let mut output = self.output.lock();
-        let at = (output.written % KEPT as u64) as usize;
-        output.ring[at] = byte;
-        output.written += 1;
+        self.output.lock().put(byte);
     }
 
     /// Writes a line of the host into the guest's output.
@@ -142,6 +144,12 @@ impl Console {
         fits
     }
 
+    /// Returns whether the guest drives the virtio console. Typed bytes are not the serial port's then.
+    #[must_use]
+    pub fn has_virtio(&self) -> bool {
+        self.has_virtio.load(SeqCst)
+    }
+
     /// Takes the next typed byte. Takes no lock if there is none.
     pub fn take_typed(&self) -> Option<u8> {
         if !self.has_typed.load(SeqCst) {
@@ -151,6 +159,34 @@ impl Console {
         let byte = typed.pop_front();
         self.has_typed.store(!typed.is_empty(), SeqCst);
         byte
+    }
+}
+
+impl Output {
+    fn put(&mut self, byte: u8) {
+        let at = (self.written % KEPT as u64) as usize;
+        self.ring[at] = byte;
+        self.written += 1;
+    }
+}
+
+impl virtio::Terminal for Console {
+    fn write(&self, bytes: &[u8]) {
+        let mut output = self.output.lock();
+        bytes.iter().for_each(|byte| output.put(*byte));
+    }
+
+    fn read(&self, into: &mut [u8]) -> usize {
+        let typed = core::iter::from_fn(|| self.take_typed());
+        let taken = into
+            .iter_mut()
+            .zip(typed)
+            .map(|(place, byte)| *place = byte);
+        taken.count()
+    }
+
+    fn attach(&self, is_attached: bool) {
+        self.has_virtio.store(is_attached, SeqCst);
     }
 }
 

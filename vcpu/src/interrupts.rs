@@ -19,10 +19,13 @@ pub(crate) fn send(waker: Waker<'_>, ipi: Ipi, sender: u32) {
     }
 }
 
-/// Moves typed bytes to the serial port as long as it has room, and updates its line at the interrupt controller.
+/// Moves typed bytes to the serial port as long as it has room, and updates its line at the interrupt controller. The
+/// bytes stay where they are while the guest drives the virtio console.
 pub fn receive_typed(waker: Waker<'_>) {
     let vm = waker.vm();
-    let message = vm.devices().feed_uart(|| vm.console().take_typed());
+    let console = vm.console();
+    let take = || (!console.has_virtio()).then(|| console.take_typed())?;
+    let message = vm.devices().feed_uart(take);
     if let Some(message) = message {
         deliver(waker, message);
     }

@@ -8,6 +8,7 @@ use seam::tdh::{EnterFlags, Tdvpr};
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::exit::{Exit, Obstacle};
+use crate::serve::serve_devices;
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 use crate::vcpu::Vcpu;
@@ -66,6 +67,9 @@ impl<S: TimeSlice> Current<'_, S> {
                 return Stop::Ended;
             }
             self.expire_timer();
+            if self.vm.devices().pci().has_work() && !self.serve_devices() {
+                continue;
+            }
             if let Some(stop) = self.hand_in() {
                 return stop;
             }
@@ -103,6 +107,19 @@ impl<S: TimeSlice> Current<'_, S> {
             Some(_) => ghci::go_on_mapping(self),
             None => None,
         }
+    }
+
+    /// Lets the devices work with the guest's memory. Returns `false` if there is more to do, and the caller must see
+    /// whether the vCPU still has the CPU.
+    #[cold]
+    #[inline(never)]
+    fn serve_devices(&self) -> bool {
+        let cpu = self.slice.cpu();
+        let goes_on = || {
+            cpu.take_interrupts();
+            !self.slice.must_leave() && self.vm.end().is_none()
+        };
+        serve_devices(self.waker(), cpu, goes_on)
     }
 
     fn enter(&mut self) -> Result<Exit, seam::error::Error> {

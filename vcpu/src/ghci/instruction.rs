@@ -1,7 +1,7 @@
 //! Instructions that the guest can't execute itself: CPUID, HLT, IN and OUT, RDMSR and WRMSR, and MMIO loads and
 //! stores.
 
-use devices::{Effect, Now, Power, open_bus};
+use devices::{Effect, Power, open_bus};
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
@@ -11,6 +11,7 @@ use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::interrupts::{deliver_messages, receive_typed, send};
+use crate::serve::now;
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Halt;
 use crate::unanswered::Kind;
@@ -92,6 +93,10 @@ pub(super) fn halt<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
     if is_interruptible && has_virtual_interrupt(current) {
         return (Branch::HltPending, None);
     }
+    if current.vm.devices().pci().has_work() {
+        // It was left over while memory was being converted.
+        return (Branch::HltPending, None);
+    }
     // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
     current.state.set_halt(halt);
     if current.state.is_waiting() {
@@ -157,7 +162,8 @@ fn carry_out<S: TimeSlice>(
     branch: Branch,
 ) -> (Branch, Option<Stop>) {
     match effect {
-        Effect::None => {}
+        // The run loop does the work before the vCPU is entered again.
+        Effect::None | Effect::Work => {}
         Effect::Output(byte) => {
             current.vm.console().put(byte);
             current.note_output();
@@ -258,12 +264,5 @@ pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
             current.state.unanswered().write(Kind::Memory, gpa);
             (Branch::MmioAbsentStore, None)
         }
-    }
-}
-
-fn now(cpu: &impl PhysicalCpu) -> Now {
-    Now {
-        monotonic_us: cpu.monotonic_us(),
-        unix_seconds: cpu.unix_seconds(),
     }
 }

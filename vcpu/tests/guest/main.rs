@@ -10,6 +10,7 @@ mod kit;
 mod memory;
 mod mirror;
 mod passthrough;
+mod virtio;
 
 use kit::{Rig, Shape, Td, call};
 use seam::abi::Gprs;

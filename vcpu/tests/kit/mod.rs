@@ -286,6 +286,14 @@ impl<'r> Td<'r> {
         Self { vm, ..self }
     }
 
+    /// Adds functions to the TD's PCI bus.
+    pub fn with_functions(self, functions: Vec<Arc<Mutex<dyn devices::pci::Function>>>) -> Self {
+        Self {
+            vm: self.vm.with_functions(functions),
+            ..self
+        }
+    }
+
     /// Creates a host that runs the TD's vCPUs on CPU 0.
     pub fn host(&self) -> TestHost<'_> {
         TestHost {
