@@ -13,6 +13,7 @@ use alloc::{format, string::String, vec::Vec};
 mod console;
 mod cpuid;
 mod define;
+mod disk;
 mod features;
 mod files;
 mod host;
@@ -30,12 +31,13 @@ use keys::{Key, Keyed, quoted, text};
 pub use console::ConsolePort;
 pub use cpuid::Cpuid;
 pub use define::read_td;
+pub use disk::Disk;
 pub use features::{Paravirt, Xfam, XfamFeature};
 pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
 pub use hosts::host_file_name;
 pub use pci::{MOST_FUNCTIONS, Pci};
 pub use read::{Problem, Read, read};
-pub use td::{MEMORY_STEP, Populate, Td, bytes};
+pub use td::{MEMORY_STEP, Populate, Td, TdConsole, bytes};
 
 /// Name of the configuration file that hosts without one of their own ([`host_file_name`]) use. It is searched for next
 /// to the program, then in the root of the volume or server.

@@ -8,6 +8,7 @@ use toml::de::DeValue;
 use super::{
     Paravirt, Xfam, XfamFeature,
     cpuid::Cpuid,
+    disk::{self, Disk},
     features,
     keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
     pci::{self, Pci},
@@ -101,8 +102,12 @@ pub struct Td {
     pub cpuid: Vec<Cpuid>,
     /// `[[td.pci]]`: the PCI functions of the machine that the TD has while it runs.
     pub pci: Vec<Pci>,
+    /// `[[td.disk]]`: its disks, up to 8.
+    pub disk: Vec<Disk>,
     /// Time at which the TD gets the memory that is not part of its image.
     pub populate: Populate,
+    /// The device of the TD's console that is there beside the serial port.
+    pub console: TdConsole,
     /// True if the TD may name other TDs in hypercalls.
     pub control: bool,
     /// CPU shares relative to other TDs, from 1 to 10,000.
@@ -141,13 +146,16 @@ impl Td {
             ("initrd", &self.initrd),
         ];
         let named = named.into_iter();
-        named.filter_map(|(key, name)| Some((key, name.as_deref()?)))
+        let named = named.filter_map(|(key, name)| Some((key, name.as_deref()?)));
+        // A disk without a name is a mistake of its own.
+        let disks = self.disk.iter().filter(|disk| !disk.file.is_empty());
+        named.chain(disks.map(|disk| ("disk", &*disk.file)))
     }
 }
 
-const SIZE: &str = "a multiple of 2M that is not 0, with M, G or T, such as \"256M\"";
+pub(crate) const SIZE: &str = "a multiple of 2M that is not 0, with M, G or T, such as \"256M\"";
 const FLAG: &str = "true or false";
-const FILE: &str = "the name of a [[file]], in quotes";
+pub(crate) const FILE: &str = "the name of a [[file]], in quotes";
 const DIGITS: &str = "96 hexadecimal digits, in quotes";
 /// 100 percent of as many CPUs as a TD can have vCPUs.
 const WHOLE_HOST: u64 = 100 * u16::MAX as u64;
@@ -363,10 +371,27 @@ impl Keyed for Td {
         )
         .inside(|value, mistakes| drop(pci::functions(value, mistakes))),
         Key::<Self>::new(
+            "disk",
+            "[[td.disk]], up to 8 tables",
+            |td, value| {
+                let mut mistakes = Mistakes::of("");
+                td.disk = disk::disks(value, &mut mistakes)?;
+                mistakes.found.is_empty().then_some(())
+            },
+            |td| keys::show_list(&td.disk),
+        )
+        .inside(|value, mistakes| drop(disk::disks(value, mistakes))),
+        Key::<Self>::new(
             "populate",
             "\"demand\" or \"start\"",
             |td, value| choice(value, POPULATE).map(|populate| td.populate = populate),
             |td| chosen(td.populate, Populate::Demand, POPULATE),
+        ),
+        Key::<Self>::new(
+            "console",
+            "\"serial\" or \"virtio\"",
+            |td, value| choice(value, CONSOLES).map(|console| td.console = console),
+            |td| chosen(td.console, TdConsole::Serial, CONSOLES),
         ),
         Key::<Self>::new(
             "control",
@@ -435,7 +460,9 @@ impl Keyed for Td {
             tsc_mhz: None,
             cpuid: Vec::new(),
             pci: Vec::new(),
+            disk: Vec::new(),
             populate: Populate::Demand,
+            console: TdConsole::Serial,
             control: false,
             shares: 100,
             cap: None,
@@ -458,6 +485,19 @@ pub enum Populate {
 
 const POPULATE: &[(&str, Populate)] = &[("demand", Populate::Demand), ("start", Populate::Start)];
 
+/// The devices of a TD's console. The serial port is always there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TdConsole {
+    /// The serial port alone (ttyS0).
+    #[default]
+    Serial,
+    /// A virtio console as well (hvc0), with one call to the host for many bytes.
+    Virtio,
+}
+
+const CONSOLES: &[(&str, TdConsole)] =
+    &[("serial", TdConsole::Serial), ("virtio", TdConsole::Virtio)];
+
 /// Returns whether a TD can have this name.
 pub(crate) fn is_name(name: &str) -> bool {
     let first_is_letter = name.starts_with(|c: char| c.is_ascii_alphabetic());
@@ -470,7 +510,7 @@ fn is_command_line(line: &str) -> bool {
 }
 
 /// Reads a size in 2 MiB frames.
-fn whole_frames(value: &DeValue<'_>) -> Option<u64> {
+pub(crate) fn whole_frames(value: &DeValue<'_>) -> Option<u64> {
     bytes(value.as_str()?).filter(|bytes| *bytes != 0 && bytes.is_multiple_of(MEMORY_STEP))
 }
 
@@ -487,7 +527,7 @@ pub fn bytes(text: &str) -> Option<u64> {
 }
 
 /// Returns a size in the largest unit that it is a multiple of.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         _ if bytes.is_multiple_of(1 << 40) => format!("{}T", bytes >> 40),
         _ if bytes.is_multiple_of(1 << 30) => format!("{}G", bytes >> 30),
@@ -589,7 +629,7 @@ mod tests {
         let digits = "0123456789ABCDEFabcdef000000000000000000000000000000000000000000000000000000000000000000000000FF";
         let td = td(&format!(
             "memory = \"1G\"\nmax_4k = \"64M\"\nvcpus = 4\nautostart = true\ndebug = true\nsept_ve_disable = false\nno_rbp_mod = true\n\
-             migratable = true\npks = true\nperfmon = true\nicssd = true\nlass = true\nxfam = 0xE7\nmaxpa = 46\nve_reduction = false\nparavirt = [\"mtrr\"]\ntsc_mhz = 2000\npopulate = \"start\"\ncontrol = true\n\
+             migratable = true\npks = true\nperfmon = true\nicssd = true\nlass = true\nxfam = 0xE7\nmaxpa = 46\nve_reduction = false\nparavirt = [\"mtrr\"]\ntsc_mhz = 2000\npopulate = \"start\"\nconsole = \"virtio\"\ncontrol = true\n\
              shares = 200\ncap = 150\nmrconfigid = \"{digits}\"\nmrowner = \"{digits}\"\nmrownerconfig = \"{digits}\"\n\
              [[td.cpuid]]\nleaf = 7\nsubleaf = 0\nebx = 0x10\n"
         ))
@@ -604,7 +644,10 @@ mod tests {
         assert_eq!((td.maxpa, td.ve_reduction), (Some(46), Some(false)));
         assert_eq!(td.paravirt, Some(vec![Paravirt::Mtrr]));
         assert_eq!((td.shares, td.cap), (200, Some(150)));
-        assert_eq!(td.populate, Populate::Start);
+        assert_eq!(
+            (td.populate, td.console),
+            (Populate::Start, TdConsole::Virtio)
+        );
         assert_eq!(
             (td.mrconfigid[..3].to_vec(), td.mrowner[47]),
             (vec![1, 0x23, 0x45], 0xFF)

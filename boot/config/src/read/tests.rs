@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::{Problem, read};
 use crate::{
-    Clear, Config, Cpuid, File, Host, LogLevel, Paravirt, Pci, Populate, Smt, Td, Xfam,
-    XfamFeature, keys::Keyed, parse, read_td,
+    Clear, Config, Cpuid, Disk, File, Host, LogLevel, Paravirt, Pci, Populate, Smt, Td, TdConsole,
+    Xfam, XfamFeature, keys::Keyed, parse, read_td,
 };
 
 const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
@@ -322,6 +322,20 @@ fn any_td() -> impl Strategy<Value = Td> {
                 } else {
                     Populate::Demand
                 },
+                console: if debug {
+                    TdConsole::Virtio
+                } else {
+                    TdConsole::Serial
+                },
+                disk: flags
+                    .1
+                    .map(|has_overlay| Disk {
+                        file: "k".into(),
+                        overlay: has_overlay.then_some(4 << 20),
+                        serial: has_overlay.then(|| "a \"b".into()),
+                    })
+                    .into_iter()
+                    .collect(),
                 cpuid,
                 pci,
                 ..Td::blank()

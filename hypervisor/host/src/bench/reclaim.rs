@@ -148,6 +148,8 @@ pub fn run<P: Running>(
     // `prepare` maps the memory, in pages of the size that the method needs.
     let config = config::Td {
         populate: config::Populate::Demand,
+        console: config::TdConsole::Serial,
+        disk: Vec::new(),
         ..config.clone()
     };
     let tds = Tds::new(host, Vec::from([(config, image)]));

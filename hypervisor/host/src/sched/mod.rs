@@ -5,6 +5,7 @@
 //! waker ([`vcpu::Waker`]). The parts of a guest's end that may wait for other CPUs are left to [`ends`].
 
 pub mod ends;
+mod equipment;
 mod functions;
 pub mod guest;
 mod lock;
@@ -158,7 +159,12 @@ impl<'p, P: Running> Scheduler<'p, P> {
             return false;
         };
         let fits = guest.vm().console().type_byte(byte);
-        vcpu::receive_typed(Waker::new(guest.vm(), self));
+        if guest.vm().console().has_virtio() {
+            guest.vm().devices().pci().rouse();
+            self.serve_devices(&guest);
+        } else {
+            vcpu::receive_typed(Waker::new(guest.vm(), self));
+        }
         fits
     }
 

@@ -7,14 +7,16 @@ use alloc::{
 };
 use core::sync::atomic::Ordering::SeqCst;
 
-use devices::pci::{Function, passthrough::Passthrough};
+use devices::pci::{self, Function, passthrough::Passthrough};
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
 use spin::Mutex;
 use vcpu::{Console, Facts, Vm, Waker, Wiring, clock::Clock};
 
-use super::{Scheduler, functions::Functions, guest::Guest, lock::Scheduled, queue::Portion};
+use super::{
+    Scheduler, equipment, functions::Functions, guest::Guest, lock::Scheduled, queue::Portion,
+};
 use crate::{
     platform::Running,
     td::{
@@ -47,6 +49,18 @@ impl<P: Running> Scheduler<'_, P> {
         }
     }
 
+    /// Lets the devices of a TD do what they had to leave. If its memory is being converted, the vCPU that does it goes
+    /// on with their work.
+    pub(super) fn serve_devices(&self, guest: &Guest) {
+        /// Every function has its turn; more than one turn each is the guest's own matter.
+        const PARTS: usize = pci::MOST;
+        if guest.vm().devices().pci().has_work() {
+            let mut parts = 0..PARTS;
+            let goes_on = || parts.next().is_some();
+            vcpu::serve_devices(Waker::new(guest.vm(), self), self.platform, goes_on);
+        }
+    }
+
     fn clock(&self, td: &Td) -> Result<Clock, String> {
         let map = td.map().ok_or("the TD has no root page yet")?;
         let tdh = self.platform.tdh();
@@ -68,17 +82,20 @@ impl<P: Running> Scheduler<'_, P> {
         let clock = self.clock(td)?;
         let models = functions.map_or_else(Vec::new, Functions::models);
         let counts = models.iter().map(Passthrough::counts).collect();
-        let shared = self.new_shared(td, functions)?;
-        let vcpus = u32::from(td.vcpus().count());
-        let memory = td.layout().parts().collect();
         let console = match self.guest(td.id()) {
             Some(before) => Arc::clone(before.vm().console()),
             None => Arc::new(Console::new()),
         };
+        // The physical functions come first: they are known by their places.
+        let mut all: Vec<_> = models.into_iter().map(on_bus).collect();
+        all.extend(equipment::functions(td, &console)?);
+        let shared = self.new_shared(td, functions)?;
+        let vcpus = u32::from(td.vcpus().count());
+        let memory = td.layout().parts().collect();
         let vm = Vm::new(0..vcpus, memory, shared, clock, console);
-        let vm = match models.is_empty() {
+        let vm = match all.is_empty() {
             true => vm,
-            false => vm.with_functions(models.into_iter().map(on_bus).collect()),
+            false => vm.with_functions(all),
         };
         let vm = match &td.config().firmware {
             Some(_) => vm.with_fw_cfg(&facts(td.config())),
@@ -175,6 +192,7 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         };
         let life = guest.td();
         guest.set_td(None);
+        guest.vm().devices().pci().retire();
         let (shared, frames) = (guest.vm().shared(), self.platform.shared_frames());
         // Devices must not reach memory that is freed.
         let kept = match guest.give_functions_back(life) {
@@ -196,8 +214,13 @@ impl<P: Running> Runner for Scheduler<'_, P> {
 
     fn shrunk(&self, td: &Td) -> bool {
         let end = td.layout().parts().map(|part| part.end).max().unwrap_or(0);
-        self.guest(td.id())
-            .is_none_or(|guest| guest.vm().end_memory_at(end))
+        let Some(guest) = self.guest(td.id()) else {
+            return true;
+        };
+        let is_taken = guest.vm().end_memory_at(end);
+        // A device may have found the memory in use by this call.
+        self.serve_devices(&guest);
+        is_taken
     }
 
     fn guest_end(&self, td: &Td) -> Option<GuestEnd> {

@@ -42,7 +42,7 @@ use crate::{
     tdx::release::Release,
 };
 use error::Error;
-use files::{Files, Loaded, store::PutFile};
+use files::{Content, Files, Loaded, store::PutFile};
 use life::{Life, State};
 use memory::Layout;
 use meter::Summary;
@@ -65,6 +65,8 @@ pub struct Td {
     most_pages: u64,
     /// The files that the firmware boots.
     lent: Vec<(Gpa, Loaded)>,
+    /// The contents of the disks, in the order of the configuration.
+    disks: Vec<Content>,
     /// Those of the TD's files that were put: their memory stays as long as the TD.
     _files: Vec<Arc<PutFile>>,
     slots: Slots,
@@ -136,6 +138,7 @@ impl Td {
         Some(Self {
             id,
             lent: files.lent(&config),
+            disks: files.disks.iter().flatten().cloned().collect(),
             _files: files.held.clone(),
             slots: Slots::new(config.vcpus)?,
             config,
@@ -202,6 +205,12 @@ impl Td {
             asked_by: (asked_by != 0).then_some(asked_by),
             what: format_args!("{from} -> {to}"),
         });
+    }
+
+    /// Returns the contents of the TD's disks, in the order of the configuration.
+    #[must_use]
+    pub fn disks(&self) -> &[Content] {
+        &self.disks
     }
 
     /// Returns the host's files that are mapped into the guest for its firmware to boot, and their addresses.

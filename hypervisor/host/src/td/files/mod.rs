@@ -9,6 +9,7 @@ use seam::abi::PAGE_4K;
 use seam::address::{Gpa, Hpa};
 use td_base::kernel::{self, HEAD_BYTES, Kernel};
 use td_base::payload::{File, Payload, WINDOW};
+use virtio::Image as _;
 
 use self::store::PutFile;
 use super::memory::HOLE;
@@ -32,8 +33,28 @@ pub struct Files<'h> {
     pub kernel: Option<Loaded>,
     /// The kernel's initial file system.
     pub initrd: Option<Loaded>,
+    /// The contents of its disks, in the order of the configuration; `None` for one that was not loaded.
+    pub disks: Vec<Option<Content>>,
     /// Those of the files that were put. They stay as long as this does.
     pub held: Vec<Arc<PutFile>>,
+}
+
+/// The content of a disk.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// It was loaded at boot, and stays.
+    Boot(&'static [u8]),
+    /// The operator has put it.
+    Put(Arc<PutFile>),
+}
+
+impl virtio::Image for Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Boot(bytes) => bytes,
+            Self::Put(file) => file.bytes(),
+        }
+    }
 }
 
 /// The firmware that a TD is built from.
@@ -69,12 +90,15 @@ impl<'h> From<Option<&'h [u8]>> for Files<'h> {
 impl Files<'_> {
     /// Returns the name of a file that the configuration names and that was not loaded.
     pub fn missing<'c>(&self, config: &'c config::Td) -> Option<&'c str> {
-        let is_here = |key| match key {
+        let is_here = |key, name| match key {
             "kernel" => self.kernel.is_some(),
             "initrd" => self.initrd.is_some(),
+            "disk" => self.disk(config, name).is_some(),
             _ => self.image.is_some(),
         };
-        let mut missing = config.named_files().filter(|(key, _)| !is_here(*key));
+        let mut missing = config
+            .named_files()
+            .filter(|(key, name)| !is_here(*key, *name));
         missing.next().map(|(_, name)| name)
     }
 
@@ -86,7 +110,17 @@ impl Files<'_> {
         let kernel = self.kernel.filter(|_| is(config.kernel.as_deref()));
         let initrd = self.initrd.filter(|_| is(config.initrd.as_deref()));
         let image = image.map(|image| image.bytes().len() as u64);
-        image.or_else(|| kernel.or(initrd).map(|file| file.bytes))
+        let disk = self.disk(config, name);
+        image
+            .or_else(|| kernel.or(initrd).map(|file| file.bytes))
+            .or_else(|| disk.map(|content| content.bytes().len() as u64))
+    }
+
+    /// Returns the content of a disk that has the file of this name.
+    fn disk(&self, config: &config::Td, name: &str) -> Option<&Content> {
+        let mut disks = config.disk.iter().zip(&self.disks);
+        let (_, content) = disks.find(|(disk, _)| disk.file == name)?;
+        content.as_ref()
     }
 
     /// Checks that kernel and initial file system fit into the memory of a TD that the host's own firmware boots.

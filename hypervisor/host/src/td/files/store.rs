@@ -16,7 +16,7 @@ use seam::address::Hpa;
 use sha2::{Digest as _, Sha256};
 use sync::Mutex;
 
-use super::{Files, Image, Loaded};
+use super::{Content, Files, Image, Loaded};
 
 /// Maximum number of files that are put.
 pub const MOST_FILES: usize = 64;
@@ -89,14 +89,14 @@ impl PutFile {
 
 /// A file that TDs can be built from.
 #[derive(Clone, Debug)]
-enum Stored<'h> {
+enum Stored {
     /// It was loaded at boot, to this address, and stays.
-    Boot(Hpa, &'h [u8]),
+    Boot(Hpa, &'static [u8]),
     /// It was put.
     Put(Arc<PutFile>),
 }
 
-impl<'h> Stored<'h> {
+impl Stored {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Boot(_, bytes) => bytes,
@@ -115,7 +115,14 @@ impl<'h> Stored<'h> {
         }
     }
 
-    fn image(&self) -> Image<'h> {
+    fn content(&self) -> Content {
+        match self {
+            Self::Boot(_, bytes) => Content::Boot(bytes),
+            Self::Put(file) => Content::Put(Arc::clone(file)),
+        }
+    }
+
+    fn image<'h>(&self) -> Image<'h> {
         match self {
             Self::Boot(_, bytes) => Image::Given(bytes),
             Self::Put(file) => Image::Put(Arc::clone(file)),
@@ -283,12 +290,12 @@ impl fmt::Display for FileError {
 /// The files of a host.
 pub struct FileStore<'h> {
     memory: &'h (dyn FileMemory + Sync),
-    inner: Mutex<Inner<'h>>,
+    inner: Mutex<Inner>,
 }
 
 #[derive(Default)]
-struct Inner<'h> {
-    files: BTreeMap<String, Stored<'h>>,
+struct Inner {
+    files: BTreeMap<String, Stored>,
     uploads: BTreeMap<String, Upload>,
 }
 
@@ -297,7 +304,7 @@ impl<'h> FileStore<'h> {
     #[must_use]
     pub fn new(
         memory: &'h (dyn FileMemory + Sync),
-        boot: impl IntoIterator<Item = (String, Hpa, &'h [u8])>,
+        boot: impl IntoIterator<Item = (String, Hpa, &'static [u8])>,
     ) -> Self {
         let files = boot.into_iter();
         let files = files.map(|(name, hpa, bytes)| (name, Stored::Boot(hpa, bytes)));
@@ -333,6 +340,11 @@ impl<'h> FileStore<'h> {
             },
             kernel: named(td.kernel.as_deref()).map(Stored::loaded),
             initrd: named(td.initrd.as_deref()).map(Stored::loaded),
+            disks: td
+                .disk
+                .iter()
+                .map(|disk| inner.files.get(&disk.file).map(Stored::content))
+                .collect(),
             held: held.collect(),
         }
     }
@@ -493,7 +505,7 @@ impl<'h> FileStore<'h> {
     }
 }
 
-impl Inner<'_> {
+impl Inner {
     /// Returns the bytes of all files that were put or are being put.
     fn taken(&self) -> u64 {
         let put = self
