@@ -4,6 +4,7 @@ mod ends;
 mod faults;
 pub mod foreign;
 pub mod shell;
+mod virtio;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("linux-two", two).with_linux(),
     Scenario::by_name_only("linux-terminate", ends::terminate).with_linux(),
     Scenario::by_name_only("linux-faults", faults::faults).with_linux(),
+    Scenario::new("linux-virtio", virtio::virtio).with_linux(),
 ];
 
 /// Linux's message for a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page,

@@ -17,8 +17,8 @@ use crate::{build, host, workspace};
 const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
 /// Modules for the system, in the order in which they are loaded: for reports, to tell the host of a panic, and to follow
-/// the power button; for a network card.
-const MODULES: [&str; 10] = [
+/// the power button; for a network card and disks.
+const MODULES: [&str; 11] = [
     "kernel/fs/configfs/configfs.ko.xz",
     "kernel/drivers/virt/coco/tsm.ko.xz",
     "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
@@ -29,6 +29,7 @@ const MODULES: [&str; 10] = [
     "kernel/net/core/failover.ko.xz",
     "kernel/drivers/net/net_failover.ko.xz",
     "kernel/drivers/net/virtio_net.ko.xz",
+    "kernel/drivers/block/virtio_blk.ko.xz",
 ];
 
 /// The inittab of busybox's init.
@@ -46,7 +47,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in configfs tsm tdx-guest pvpanic pvpanic-mmio evdev button; do insmod /lib/$module.ko; done
 if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor; then
-  for module in failover net_failover virtio_net; do insmod /lib/$module.ko; done
+  for module in failover net_failover virtio_net virtio_blk; do insmod /lib/$module.ko; done
 fi
 mount -t configfs configfs /sys/kernel/config
 acpid -l /dev/null -p /tmp/acpid.pid
