@@ -74,7 +74,9 @@ pub fn host<'h>(
     runner: &'h (dyn host::td::host::Runner + Sync),
 ) -> Tds<'h, Rig> {
     let none: Vec<(config::Td, host::td::files::Files<'h>)> = Vec::new();
-    let boot = [("image".to_owned(), Hpa(1 << 20), &*server.image)];
+    // Boot files stay for good.
+    let image: &'static [u8] = server.image.to_vec().leak();
+    let boot = [("image".to_owned(), Hpa(1 << 20), image)];
     let store = FileStore::new(files, boot);
     server
         .tds_of(&server.rig, none, runner)
