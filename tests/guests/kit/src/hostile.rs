@@ -108,7 +108,7 @@ impl Ground {
 
     /// Generates the start of a transfer whose descriptor is in the buffer, or anywhere.
     fn transfer(&self, numbers: &mut Numbers, wild: u64) -> [u64; 4] {
-        let word = self.buffer() + numbers.below(PAGE_2M / 8) * 8;
+        let word = self.buffer() + numbers.below(QUOTES * PAGE_4K / 8) * 8;
         let at = numbers.of(&[word, word, wild]) as u32;
         [4, 1, TRANSFER, at.swap_bytes().into()]
     }
