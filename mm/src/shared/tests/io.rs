@@ -39,7 +39,7 @@ fn device_memory_is_uncached_and_in_large_pages_where_it_can_be() {
     // Read and write, memory type 0.
     assert_eq!(leaf(&host, &map, gpa), Some((HPA | 1 << 7 | 3, 21)));
     let last = 2 * PAGE_2M;
-    assert_eq!(leaf(&host, &map, gpa + last), Some((HPA + last | 3, 12)));
+    assert_eq!(leaf(&host, &map, gpa + last), Some(((HPA + last) | 3, 12)));
     assert_eq!(leaf(&host, &map, gpa + last + PAGE_4K), None);
     // The same memory at an address that is not aligned to 2 MiB.
     let odd = DeviceMemory {

@@ -215,7 +215,14 @@ fn memory_that_cannot_be_is_not_shown() {
         (2, false, 0..0x1800),
         (2, false, 0..8),
         (2, false, 0..0x1_0000_0000),
-        (2, false, 0x1000..0),
+        (
+            2,
+            false,
+            Range {
+                start: 0x1000,
+                end: 0,
+            },
+        ),
     ] {
         let mut fake = Fake::new();
         fake.shape_mut().memory.truncate(1);
@@ -428,6 +435,23 @@ fn a_reset_waits_until_the_guest_has_lost_the_memory_and_reads_as_ones() {
     assert_eq!(guest.read(express + 8, 2) & RESET, 0);
     guest.switch_on();
     assert_eq!(guest.load(home, 4), 0);
+}
+
+#[test]
+fn a_function_that_is_lost_reads_as_ones_where_it_was() {
+    let guest = Guest::new();
+    guest.switch_on();
+    guest.fake.state().is_away = true;
+    for (_, home) in HOMES {
+        guest.store(home, 4, 1);
+        assert_eq!(guest.load(home, 4), 0xFFFF_FFFF);
+    }
+    guest.store(HOMES[0].1 + TABLE, 4, 1);
+    assert_eq!(guest.write(COMMAND, 2, MASTER), Effect::None);
+    assert_eq!(guest.read(0, 4), 0xFFFF_FFFF);
+    guest.fake.come_back();
+    assert_eq!(guest.read(COMMAND, 2), MEMORY_ON);
+    assert_eq!(guest.load(HOMES[0].1 + TABLE, 4), 0);
 }
 
 #[test]
