@@ -206,7 +206,7 @@ impl Td {
             // The index of the interrupt is the upper half of its word, and the last elements of the ring are the lower one.
             let event = available + 2 * SIZE;
             let word = self.get(reach, event) & 0xFFFF_FFFF;
-            self.set(reach, event, word | (number - 1 & 0xFFFF) << 32);
+            self.set(reach, event, word | ((number - 1) & 0xFFFF) << 32);
             let word = self.get(reach, available) & !0xFFFF_FFFF;
             self.set(reach, available, word | (number & 0xFFFF) << 16);
             self.made[queue as usize].set(number);

@@ -121,12 +121,15 @@ fn memory_converted_at_any_access_stops_the_device_alone() {
     }
 }
 
+/// A step of a driver.
+type Step = &'static dyn Fn(&mut Driver<'_, Console>);
+
 #[test]
 fn a_reset_is_possible_at_every_point() {
     for steps in 0..8 {
         let ram = Ram::new(16);
         let (mut driver, screen) = with_chain(&ram, 8);
-        let all: [&dyn Fn(&mut Driver<'_, Console>); 8] = [
+        let all: [Step; 8] = [
             &|driver| driver.negotiate(0),
             &|driver| _ = driver.set_up(0, 8, 0),
             &|driver| _ = driver.set_up(1, 8, 0x4000),

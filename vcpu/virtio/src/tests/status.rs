@@ -142,10 +142,7 @@ fn a_place_that_no_queue_can_have_stops_the_device() {
             ..good
         },
         Place { used: 2, ..good },
-        Place {
-            used: u64::MAX & !3,
-            ..good
-        },
+        Place { used: !3, ..good },
     ] {
         let mut driver = driver(&ram);
         driver.negotiate(0);
