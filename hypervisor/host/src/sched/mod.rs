@@ -4,6 +4,7 @@
 //! runs that vCPU for a time slice. A vCPU that halts gives up its CPU, and waits in the queue for its timer or for a
 //! waker ([`vcpu::Waker`]). The parts of a guest's end that may wait for other CPUs are left to [`ends`].
 
+mod attached;
 pub mod ends;
 mod equipment;
 mod functions;
@@ -22,7 +23,7 @@ use alloc::{
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-pub use functions::FunctionCounts;
+pub use attached::FunctionCounts;
 
 use config::Smt;
 use seam::abi::Gprs;

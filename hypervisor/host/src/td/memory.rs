@@ -158,7 +158,10 @@ mod tests {
         let mut config = config::parse(text).unwrap().td.remove(0);
         let parts =
             |config: &_, bytes| -> Vec<_> { Layout::of(config, bytes).unwrap().parts().collect() };
-        assert_eq!(parts(&config, PAGE_1G), [0..PAGE_1G]);
+        assert_eq!(
+            parts(&config, PAGE_1G),
+            core::iter::once(0..PAGE_1G).collect::<Vec<_>>()
+        );
         let large = [0..2 * PAGE_1G, HIGH..18 * PAGE_1G];
         assert_eq!(parts(&config, config.memory), large);
         config.image = config.firmware.take();

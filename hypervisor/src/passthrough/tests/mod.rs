@@ -142,8 +142,9 @@ fn a_life_leaves_everything_as_it_was() {
 
 #[test]
 fn a_step_that_fails_leaves_nothing_taken() {
+    type Fault<'a> = (&'static str, &'a dyn Fn(&Fake));
     let silent = |machine: &Fake| machine.units.silence_queue(0);
-    let faults: [(&str, &dyn Fn(&Fake)); 4] = [
+    let faults: [Fault<'_>; 4] = [
         ("can't be reached: there is RAM", &|machine| {
             machine.has_no_windows.store(true, SeqCst);
         }),
