@@ -5,6 +5,8 @@
 pub mod gone;
 #[cfg(feature = "bare")]
 pub mod model;
+#[cfg(feature = "bare")]
+pub mod nvme;
 pub mod opcodes;
 #[cfg(feature = "bare")]
 pub mod release;
@@ -34,4 +36,5 @@ pub const ALL: &[&str] = &[
     "count",
     "hammer",
     "chaos",
+    "drive",
 ];

@@ -9,16 +9,26 @@ use sha2::{Digest, Sha256};
 
 use super::linux::shell::{PROMPT, Shell};
 use super::linux::{COMMAND, config, start, td};
-use super::stage::{ANSWER, nothing_is_left, used};
+use super::stage::{self, ANSWER, LIFE, Named, Words, nothing_is_left, used};
 use super::{Bench, Scenario};
 use crate::console::Console;
 use crate::qemu::Device;
 
-pub const ALL: &[Scenario] = &[Scenario::new("io-small", small).with_linux()];
+pub const ALL: &[Scenario] = &[
+    Scenario::new("io-small", small).with_linux(),
+    Scenario::new("io-hostile", hostile),
+];
 
 /// QEMU's drive and card.
 const DRIVE: &str = "1b36:0010";
 const CARD: &str = "1af4:1041";
+/// Blocked accesses of a hostile guest, at least: one for each address that it tries on its own.
+const BLOCKED: u64 = 8;
+/// What the hostile guest says when its drive works.
+const DESCRIBED: &str = "ok the-drive-describes-itself";
+/// Bytes of tables that stay after the first life with a function, at most: the unit's for its bus, the host's for its
+/// memory.
+const STAYING: u64 = 64 << 10;
 /// Bytes that the guest writes.
 const BYTES: usize = 8 << 20;
 
@@ -64,7 +74,15 @@ fn small(bench: &mut Bench) -> Result<()> {
             function["device"], counts["interrupts"], counts["config"], counts["memory"]
         ));
     }
-    nothing_is_left(&mut console, &["io"], before)?;
+    console.succeed("td destroy io", LIFE)?;
+    let after = used(&mut console)?;
+    let more = after.0.wrapping_sub(before.0);
+    ensure!(
+        more <= STAYING && after.1 == before.1,
+        "{more} bytes more are in use, and {} in quarantine",
+        after.1
+    );
+    stage::nothing_illegal(&mut console)?;
     let list = console.succeed("pci list", ANSWER)?;
     for id in [DRIVE, CARD] {
         let line = function(&list, id)?;
@@ -75,6 +93,60 @@ fn small(bench: &mut Bench) -> Result<()> {
     // The serial port and the power button have an entry each.
     ensure!(iommu["interrupts"]["used"] == 2, "{iommu}");
     Ok(())
+}
+
+/// A guest turns its drive against everything, while another TD runs. Nothing but that guest suffers, and each blocked
+/// access is counted.
+fn hostile(bench: &mut Bench) -> Result<()> {
+    const STEPS: u64 = 300;
+    let image = drive(bench)?;
+    let tds = [
+        Named::new("drive", "64M", 1)
+            .wishing(&[0, STEPS])
+            .with(format!("[[td.pci]]\ndevice = \"{DRIVE}\"")),
+        Named::new("smp", "64M", 2),
+    ];
+    let machine = stage::machine(bench, &tds)?.with_iommu();
+    let machine = machine.with_memory("1G").with_device(Device::Nvme(image));
+    let mut console = bench.console(&machine)?;
+    // A first life leaves tables that stay: the unit's for the drive's bus, the host's for the drive's memory.
+    console.succeed("td start drive", LIFE)?;
+    Words::of("drive").wait(&mut console, DESCRIBED, LIFE)?;
+    console.succeed("td destroy drive", LIFE)?;
+    let before = used(&mut console)?;
+    console.succeed("td start smp", LIFE)?;
+    console.succeed("td start drive", LIFE)?;
+    let mut words = Words::of("drive");
+    words.wait(&mut console, "drive: seed ", LIFE)?;
+    let seed = words
+        .text
+        .lines()
+        .find(|line| line.starts_with("drive: seed "));
+    bench.note(seed.unwrap_or_default().to_owned());
+    words.pass(&mut console, "drive", LIFE)?;
+    // The other TD goes on.
+    let mut smp = Words::of("smp");
+    smp.read(&mut console)?;
+    let lines = |text: &str| text.matches(" counts ").count();
+    let so_far = lines(&smp.text);
+    smp.wait_for(&mut console, LIFE, |text| lines(text) > so_far)?;
+    ensure!(!smp.text.contains("FAIL "), "{}", smp.text);
+
+    let iommu = console.succeed("iommu", ANSWER)?;
+    let faults = &iommu["faults"][0];
+    ensure!(faults["accesses"].as_u64() >= Some(BLOCKED), "{iommu}");
+    let shown = console.succeed("td show drive", ANSWER)?;
+    let counts = &shown["pci"][0]["counts"];
+    ensure!(counts["interrupts"].as_u64() > Some(0), "{shown}");
+    bench.note(format!(
+        "{} accesses blocked by VT-d; {} interrupts, {} + {} accesses by exits",
+        faults["accesses"], counts["interrupts"], counts["config"], counts["memory"]
+    ));
+    // The next life finds a drive that works.
+    console.succeed("td destroy drive", LIFE)?;
+    console.succeed("td start drive", LIFE)?;
+    Words::of("drive").wait(&mut console, DESCRIBED, LIFE)?;
+    nothing_is_left(&mut console, &["drive", "smp"], before)
 }
 
 /// Makes an empty drive.

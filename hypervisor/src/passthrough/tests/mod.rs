@@ -142,19 +142,20 @@ fn a_life_leaves_everything_as_it_was() {
 
 #[test]
 fn a_step_that_fails_leaves_nothing_taken() {
-    type Fault<'a> = (&'static str, &'a dyn Fn(&Fake));
-    let silent = |machine: &Fake| machine.units.silence_queue(0);
-    let faults: [Fault<'_>; 4] = [
-        ("can't be reached: there is RAM", &|machine| {
+    type Fault = (&'static str, fn(&Fake));
+    let faults: [Fault; 4] = [
+        ("can't be reached: there is RAM", |machine| {
             machine.has_no_windows.store(true, SeqCst);
         }),
-        ("did not answer within 60 s", &|machine| {
+        ("did not answer within 60 s", |machine| {
             machine.registers.never_returns.store(true, SeqCst);
         }),
-        ("there is no memory for a table", &|machine| {
+        ("there is no memory for a table", |machine| {
             machine.units.limit_frames(0);
         }),
-        ("did not finish an invalidation", &silent),
+        ("did not finish an invalidation", |machine| {
+            machine.units.silence_queue(0);
+        }),
     ];
     for (sentence, fault) in faults {
         let machine = Fake::like_qemu();
