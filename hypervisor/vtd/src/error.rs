@@ -101,6 +101,8 @@ pub enum Error {
     NoSource(&'static str, u8),
     /// The unit of this source does not remap interrupts.
     NoRemapping(Source),
+    /// A unit that remaps interrupts can't post them (CAP.PI).
+    CannotPost,
 }
 
 impl fmt::Display for Error {
@@ -140,6 +142,7 @@ impl fmt::Display for Error {
                 "APIC id {id} needs extended interrupt mode, which a VT-d unit lacks"
             ),
             Self::NoSource(what, id) => write!(f, "the DMAR names no source for {what} {id}"),
+            Self::CannotPost => f.write_str("a VT-d unit can't post interrupts"),
             Self::NoRemapping(source) => {
                 write!(
                     f,

@@ -16,6 +16,10 @@ const BLOCK_ORDER: u32 = ORDER + 4 - 12;
 const ENTRY_BYTES: u64 = 16;
 const PRESENT: u64 = 1;
 const LEVEL: u64 = 1 << 4;
+/// IM: the interrupt is posted.
+const POSTED: u64 = 1 << 15;
+/// Alignment of a descriptor.
+const DESCRIPTOR: u64 = 64;
 /// SVT: the whole requester id must be the entry's.
 const SOURCE_IS_CHECKED: u64 = 1 << 18;
 
@@ -28,6 +32,15 @@ pub struct Route {
     pub destination: u32,
     /// True if the interrupt is level-triggered.
     pub is_level: bool,
+}
+
+/// A posted interrupt: the unit notes its vector in a descriptor of a vCPU, and tells the CPU that the descriptor names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// The vector in the guest.
+    pub vector: u8,
+    /// The physical address of the descriptor, a multiple of 64.
+    pub descriptor: u64,
 }
 
 /// An entry of the table, by its index. Only [`Iommu::route`](crate::Iommu::route) makes one.
@@ -171,6 +184,18 @@ impl<P: Platform> Table<P> {
     }
 }
 
+/// Encodes an entry for posted interrupts. They are not urgent.
+pub(crate) fn posted(source: Source, posting: &Posting) -> Result<[u64; 2], Error> {
+    let Posting { vector, descriptor } = *posting;
+    if !descriptor.is_multiple_of(DESCRIPTOR) {
+        return Err(Error::Range(descriptor, DESCRIPTOR));
+    }
+    // Bits 31:6 of the address are in bits 63:38, bits 63:32 in the upper half's.
+    let low = descriptor << 32 | u64::from(vector) << 16 | POSTED | PRESENT;
+    let high = descriptor >> 32 << 32 | SOURCE_IS_CHECKED | u64::from(source.0);
+    Ok([low, high])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,5 +213,15 @@ mod tests {
             [0xA841, 0x0007_0000]
         );
         assert!(Handle::is_remappable(0x0007_0000));
+    }
+
+    #[test]
+    fn a_descriptor_above_4_gib_is_in_two_parts() {
+        let posting = Posting {
+            vector: 0x83,
+            descriptor: 0x12_3456_7FC0,
+        };
+        let entry = posted(Source(0x0108), &posting);
+        assert_eq!(entry, Ok([0x3456_7FC0_0083_8001, 0x12_0004_0108]));
     }
 }

@@ -124,15 +124,6 @@ impl Unit {
     fn entry_at(&self, index: u16) -> u64 {
         (self.interrupt_table & !0xFFF) + u64::from(index) * 16
     }
-
-    /// Writes an entry for posted interrupts, which any requester id of zero can raise.
-    pub fn write_posted(&mut self, memory: &mut Memory, index: u16, (vector, pa): (u8, u64)) {
-        let at = self.entry_at(index);
-        let low = (pa & 0xFFFF_FFC0) << 32 | u64::from(vector) << 16 | 1 << 15 | 1;
-        memory.store_by_unit(at + 8, pa >> 32 << 32 | 1 << 18);
-        memory.store_by_unit(at, low);
-        self.interrupts.remove(&index);
-    }
 }
 
 /// Posts a vector: its request bit, and ON.

@@ -118,12 +118,6 @@ impl Machine {
         self.state().units[unit].translates()
     }
 
-    /// Writes a posted-interrupt entry into the unit's table at `index`: a vector, and the descriptor's address.
-    pub fn post(&self, unit: usize, index: u16, (vector, descriptor): (u8, u64)) {
-        let state = &mut *self.state();
-        state.units[unit].write_posted(&mut state.memory, index, (vector, descriptor));
-    }
-
     /// Returns the clock in microseconds.
     #[must_use]
     pub fn now(&self) -> u64 {

@@ -4,7 +4,7 @@ use super::Iommu;
 use crate::{
     Error, Function, Platform, Source,
     dmar::ScopeKind,
-    interrupt::{Handle, Route},
+    interrupt::{Handle, Posting, Route, Table, posted},
     unit::{Unit, interrupt},
 };
 
@@ -46,10 +46,36 @@ impl<P: Platform> Iommu<P> {
     /// [`Error::NoSource`], [`Error::NotCovered`], [`Error::NoRemapping`], [`Error::Destination`], [`Error::NoEntry`].
     /// [`Error::NoAnswer`], [`Error::Queue`]: a unit failed, and the entry stays taken.
     pub fn route(&self, origin: Origin, route: &Route) -> Result<Handle, Error> {
+        self.make(origin, |table, source| table.encode(source, route))
+    }
+
+    /// Returns true if every unit that remaps interrupts can post them.
+    #[must_use]
+    pub fn posts(&self) -> bool {
+        let mut units = self.remapping();
+        self.remaps_interrupts() && units.all(|unit| unit.found.capability.posts())
+    }
+
+    /// Makes the entry of an interrupt that is posted. Its origin alone can raise it.
+    ///
+    /// # Errors
+    /// As [`Self::route`]; [`Error::CannotPost`]; [`Error::Range`] for a descriptor that is not aligned.
+    pub fn post(&self, origin: Origin, posting: &Posting) -> Result<Handle, Error> {
+        if !self.posts() {
+            return Err(Error::CannotPost);
+        }
+        self.make(origin, |_, source| posted(source, posting))
+    }
+
+    fn make(
+        &self,
+        origin: Origin,
+        encode: impl FnOnce(&Table<P>, Source) -> Result<[u64; 2], Error>,
+    ) -> Result<Handle, Error> {
         let source = self.source_of(origin)?;
         let table = self.interrupts.as_ref();
         let mut table = table.ok_or(Error::NoRemapping(source))?.lock();
-        let entry = table.encode(source, route)?;
+        let entry = encode(&table, source)?;
         let handle = table.take()?;
         table.set(handle, entry);
         drop(table);

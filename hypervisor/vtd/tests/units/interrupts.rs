@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use stub_vtd::{Delivered, UnitShape};
 use vtd::{
     Error, Event, Origin,
-    interrupt::{Handle, Route},
+    interrupt::{Handle, Posting, Route},
     unit::Request,
 };
 
@@ -127,23 +127,38 @@ fn all_entries_can_be_used_and_used_again() {
 }
 
 #[test]
-fn a_posted_entry_reaches_its_descriptor_where_the_unit_posts() {
+fn a_posted_interrupt_reaches_its_descriptor_where_every_unit_posts() {
     use vtd::Platform;
+    let device = at(1, 0, 0);
     for posts in [true, false] {
-        let (machine, _iommu) = start(&[UnitShape {
+        let (machine, iommu) = start(&[UnitShape {
             posts,
             ..UnitShape::new(0xFED9_0000)
         }]);
-        let descriptor = machine.take(0).expect("memory") + 0x40;
-        machine.post(0, 9, (0x83, descriptor));
-        let posted = machine.interrupt(at(0, 0, 0), (0xFEE0_0010 | 9 << 5, 0));
-        if posts {
-            assert_eq!(posted, Ok(Delivered::Posted(descriptor)));
-            assert_eq!(machine.load(descriptor + 16), 1 << 3);
-            assert_eq!(machine.load(descriptor + 32), 1);
-        } else {
-            assert_eq!(posted, Err(0x24));
-        }
+        let posting = Posting {
+            vector: 0x83,
+            descriptor: machine.take(0).expect("memory") + 0x40,
+        };
+        let posted = iommu.post(Origin::Function(device), &posting);
+        let Ok(handle) = posted else {
+            assert!(!posts && posted == Err(Error::CannotPost));
+            continue;
+        };
+        assert!(posts && iommu.posts());
+        let raised = machine.interrupt(device, handle.message());
+        assert_eq!(raised, Ok(Delivered::Posted(posting.descriptor)));
+        assert_eq!(machine.load(posting.descriptor + 16), 1 << 3);
+        assert_eq!(machine.load(posting.descriptor + 32), 1);
+        assert_eq!(machine.interrupt(at(2, 0, 0), handle.message()), Err(0x26));
+        let unaligned = Posting {
+            descriptor: posting.descriptor + 8,
+            ..posting
+        };
+        let refused = iommu.post(Origin::Function(device), &unaligned);
+        assert_eq!(refused, Err(Error::Range(unaligned.descriptor, 64)));
+        iommu.unroute(handle).expect("freed");
+        assert_eq!(machine.interrupt(device, handle.message()), Err(0x22));
+        nothing_wrong(&machine);
     }
 }
 
