@@ -73,6 +73,18 @@ fn hidden_pages_stay_hidden_and_their_neighbours_do_not() {
 }
 
 #[test]
+fn device_memory_is_no_td_s_and_stays_mapped() {
+    let mut nested = Nested::new(RAM, 1);
+    let _ = nested.close(page(FIRST));
+    let view = nested.view();
+    // Between the parts of RAM, and above it.
+    for pa in [0xC000_0000, 0xFE80_4000, 6 * GIB, 1 << 45] {
+        assert!(view.maps(pa), "{pa:#x}");
+    }
+    assert!(!view.maps(FIRST));
+}
+
+#[test]
 fn a_page_is_blocked_and_unblocked() {
     let mut nested = Nested::new(RAM, 1);
     let _ = nested.close(page(FIRST));
