@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{COMMAND, LOGIN, is_well, ssh};
@@ -26,6 +27,8 @@ const BOOT: Duration = Duration::from_secs(600);
 const COPY: Duration = Duration::from_secs(300);
 /// The size of what is copied in and out.
 const BYTES: usize = 64 << 20;
+/// Not on every user's search path.
+const E2FSCK: &str = "/sbin/e2fsck";
 /// How often the TD is terminated while it writes and sends.
 const ENDS: usize = 3;
 const ENDS_OF_SOAK: usize = 20;
@@ -37,6 +40,10 @@ pub fn io(bench: &mut Bench) -> Result<()> {
     let disk = copy_of_disk(bench)?;
     let machine = machine(bench, &disk, forward)?;
     let mut console = bench.console(&machine)?;
+    // The host keeps its tables for the functions' buses and registers once it has made them.
+    for command in ["td start", "td destroy"] {
+        console.succeed(&format!("{command} {TD}"), LIFE)?;
+    }
     let before = stage::used(&mut console)?;
     let server = Server {
         ssh: ssh(bench, forward)?,
@@ -44,7 +51,11 @@ pub fn io(bench: &mut Bench) -> Result<()> {
     };
     server.start(bench, &mut console)?;
     is_well(&server.ssh)?;
+    let mut work = Work::begin(&mut console)?;
+    server.read_blocks()?;
+    work.end(bench, &mut console, "10,000 reads of 4 KiB")?;
     let sum = server.copy_in_and_out(bench)?;
+    work.end(bench, &mut console, "64 MiB in and out")?;
     server.reboot(bench, &mut console)?;
     is_well(&server.ssh)?;
     server.still_has(&sum)?;
@@ -87,16 +98,13 @@ fn machine(bench: &Bench, disk: &Path, forward: Forward) -> Result<Machine> {
 /// Makes this scenario's own copy of the disk.
 fn copy_of_disk(bench: &Bench) -> Result<PathBuf> {
     let copy = bench.directory()?.join("nvme.img");
-    copy_sparse(&bench.programs().debian().disk(), &copy)?;
+    let mut command = Command::new("cp");
+    command
+        .arg("--sparse=always")
+        .arg(bench.programs().debian().disk())
+        .arg(&copy);
+    output(&mut command)?;
     Ok(copy)
-}
-
-fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
-    let mut copy = Command::new("cp");
-    copy.args(["--sparse=always", "--reflink=auto"])
-        .arg(from)
-        .arg(to);
-    output(&mut copy).map(drop)
 }
 
 /// Returns the standard output of a command that must succeed.
@@ -154,6 +162,13 @@ impl Server {
         ensure!(damaged.is_none(), "{damaged:?}");
         self.ssh.wait(COMMAND)?;
         Ok(true)
+    }
+
+    /// Reads from the drive, one request after the other.
+    fn read_blocks(&self) -> Result<()> {
+        let device = Debian::ROOT;
+        let read = format!("sudo dd if={device} of=/dev/null bs=4k count=10000 iflag=direct");
+        self.ssh.run(&read, COPY).map(drop)
     }
 
     /// Copies random bytes into the TD's disk and out again. Returns their SHA-256.
@@ -228,7 +243,7 @@ impl Server {
     /// Terminates the TD while it writes to its drive and sends to the network. All that it had comes back.
     fn end_at_work(&self, console: &mut Console, before: (u64, u64)) -> Result<()> {
         const WRITE: &str = "rm -f part; (while sleep 0.1; do test -s part && echo at work && break; done) & \
-                             while dd if=/dev/zero of=part bs=1M count=1024 oflag=direct status=none; do :; done";
+                             while dd if=/dev/zero of=part bs=1M count=1024 oflag=direct conv=notrunc status=none; do :; done";
         const SEND: &str = "cat /dev/zero";
         let mut writes = self.ssh.flow(WRITE, "at work".len())?;
         let mut sends = self.ssh.flow(SEND, 4 << 20)?;
@@ -245,15 +260,61 @@ impl Server {
         stage::nothing_illegal(console)
     }
 
-    /// Checks that the root file system is sound once its journal is replayed, on a copy of the disk.
+    /// Checks that the root file system is sound once its journal is replayed, on a copy.
     fn disk_is_sound(&self, bench: &Bench) -> Result<()> {
-        let copy = bench.directory()?.join("copy.img");
-        copy_sparse(&self.disk, &copy)?;
-        let root = format!("{}?offset={}", copy.display(), root_of_disk(&copy)?.start);
-        output(Command::new("e2fsck").args(["-E", "journal_only", "-p", &root]))?;
-        let checked = output(Command::new("e2fsck").args(["-f", "-n", &root]));
+        let copy = bench.directory()?.join("root.img");
+        let place = root_of_disk(&self.disk)?;
+        let mut cut = Command::new("dd");
+        cut.arg(format!("if={}", self.disk.display()))
+            .arg(format!("of={}", copy.display()))
+            .arg(format!("skip={}", place.start))
+            .arg(format!("count={}", place.end - place.start))
+            .args(["bs=1M", "iflag=skip_bytes,count_bytes", "conv=sparse"]);
+        output(&mut cut)?;
+        output(
+            Command::new(E2FSCK)
+                .args(["-E", "journal_only", "-p"])
+                .arg(&copy),
+        )?;
+        let checked = output(Command::new(E2FSCK).args(["-f", "-n"]).arg(&copy));
         checked.context("the file system is damaged")?;
         Ok(fs::remove_file(&copy)?)
+    }
+}
+
+/// The work of a TD's functions, by the counts of the host.
+struct Work(Vec<Value>);
+
+impl Work {
+    fn begin(console: &mut Console) -> Result<Self> {
+        let shown = stage::show(console, TD)?;
+        let functions = shown["pci"].as_array();
+        let functions = functions.filter(|functions| functions.len() == 2);
+        let functions = functions.with_context(|| format!("not two functions: {shown}"))?;
+        Ok(Self(functions.clone()))
+    }
+
+    /// Records what the work since the last call cost the host, and checks that it was nothing but interrupts.
+    fn end(&mut self, bench: &mut Bench, console: &mut Console, what: &str) -> Result<()> {
+        let now = Self::begin(console)?;
+        for (before, after) in self.0.iter().zip(&now.0) {
+            let more = |key: &str| -> Result<u64> {
+                let [before, after] = [before, after].map(|one| one["counts"][key].as_u64());
+                let more = after.zip(before).map(|(after, before)| after - before);
+                more.with_context(|| format!("no {key}: {now:?}", now = now.0))
+            };
+            let kind = after["kind"].as_str().unwrap_or_default();
+            bench.note(format!(
+                "{what}: {kind}: {} interrupts",
+                more("interrupts")?
+            ));
+            for key in ["config", "memory", "refused", "rests"] {
+                let more = more(key)?;
+                ensure!(more == 0, "{what}: {kind}: {more} more of {key}");
+            }
+        }
+        *self = now;
+        Ok(())
     }
 }
 

@@ -34,7 +34,7 @@ const MAKE_ROOT: &str = r#"
 set -eu
 mkdir "$2"
 tar --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include='*' --file "$1" --directory "$2"
-mke2fs -q -F -t ext4 -U "$4" -d "$2" -E "offset=$5,nodiscard,assume_storage_prezeroed=1" "$3" "$6"
+/sbin/mke2fs -q -F -t ext4 -U "$4" -d "$2" -E "offset=$5,nodiscard,assume_storage_prezeroed=1" "$3" "$6"
 chmod -R u+rwX "$2"
 rm -r "$2"
 "#;
