@@ -31,7 +31,7 @@ pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "efi";
 
 /// Size limit of `seamark.efi` in bytes.
-const SEAMARK_BUDGET: usize = (2 << 20) + (256 << 10);
+const SEAMARK_BUDGET: usize = (2 << 20) + (512 << 10);
 
 /// The firmware of TDs that boot a kernel: the name of its package and program, and the size limit of its image in
 /// bytes.
