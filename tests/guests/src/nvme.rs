@@ -246,7 +246,7 @@ impl Nvme {
     fn wait_ready(&self, is_ready: bool) -> Check {
         for _ in 0..REQUESTS {
             let status = self.register(STATUS);
-            if status != u64::MAX & 0xFFFF_FFFF && (status & READY != 0) == is_ready {
+            if status != 0xFFFF_FFFF && (status & READY != 0) == is_ready {
                 return Ok(());
             }
         }
