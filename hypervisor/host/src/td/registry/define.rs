@@ -148,11 +148,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         let _defining = self.defining.lock();
         // No TD begins a life meanwhile.
         let _admission = self.admission.try_lock().ok_or(DefineError::Busy)?;
-        let entry = self.entry(id).ok_or(DefineError::NoSuchTd)?;
-        self.bury(&entry);
-        if let Some(td) = &entry.lives.lock().now {
-            return Err(DefineError::State(td.state()));
-        }
+        let entry = self.entry_without_life(id)?;
         let is_its = |slot: &&super::Slot<'h>| slot.lock().as_ref().is_some_and(|e| e.id == id);
         let slot = self.slots.iter().find(is_its);
         let gone = slot.and_then(|slot| slot.lock().take());
@@ -232,6 +228,17 @@ impl<'h, P: Platform> Tds<'h, P> {
         })
     }
 
+    /// Returns a TD that has no life. The caller holds the admission.
+    fn entry_without_life(&self, id: u32) -> Result<Arc<Entry<'h>>, DefineError> {
+        let entry = self.entry(id).ok_or(DefineError::NoSuchTd)?;
+        self.bury(&entry);
+        let state = entry.lives.lock().now.as_ref().map(|td| td.state());
+        match state {
+            Some(state) => Err(DefineError::State(state)),
+            None => Ok(entry),
+        }
+    }
+
     fn change_functions(
         &self,
         id: u32,
@@ -240,11 +247,7 @@ impl<'h, P: Platform> Tds<'h, P> {
         let _defining = self.defining.lock();
         // No TD begins a life meanwhile.
         let _admission = self.admission.try_lock().ok_or(DefineError::Busy)?;
-        let entry = self.entry(id).ok_or(DefineError::NoSuchTd)?;
-        self.bury(&entry);
-        if let Some(td) = &entry.lives.lock().now {
-            return Err(DefineError::State(td.state()));
-        }
+        let entry = self.entry_without_life(id)?;
         let mut config = (*entry.config()).clone();
         change(&mut config.pci)?;
         entry.definition.lock().config = Arc::new(config);
