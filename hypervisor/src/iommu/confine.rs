@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeSet, format, string::String, vec::Vec};
 
 use io::Address;
-use vtd::Source;
+use vtd::{Source, reserved::Claim};
 
 /// Returns why the machine's VT-d units do not confine a function to a TD, one sentence for each reason. `requesters` are
 /// the ids that its requests carry.
@@ -25,12 +25,43 @@ pub fn unconfined(at: Address, requesters: &[u16]) -> Vec<String> {
             }
         }
     }
-    let claims = super::reserved().iter();
+    reasons.extend(reserved(super::reserved(), &sources));
+    reasons
+}
+
+/// Returns a sentence for each range of the firmware's memory that requests with one of these ids may need.
+fn reserved(claims: &[Claim], sources: &[vtd::Function]) -> Vec<String> {
+    let claims = claims.iter();
     let claims = claims.filter(|claim| sources.contains(&claim.function));
     // Each of the ids may have the same memory.
     let ranges: BTreeSet<_> = claims.map(|claim| claim.range).collect();
-    reasons.extend(ranges.into_iter().map(|(start, end)| {
+    let sentence = |(start, end)| {
         format!("the firmware has it use its memory from {start:#x} to {end:#x} (RMRR)")
-    }));
-    reasons
+    };
+    ranges.into_iter().map(sentence).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_the_firmware_reserved_for_a_function_is_a_reason_to_keep_it() {
+        let function = |id| vtd::Function::new(0, Source(id));
+        let claim = |id, start| Claim {
+            function: function(id),
+            range: (start, start + 0x1000),
+            refusal: None,
+        };
+        let claims = [
+            claim(0x100, 0x7000),
+            claim(0x108, 0x7000),
+            claim(0x200, 0x9000),
+        ];
+        assert_eq!(
+            reserved(&claims, &[function(0x100), function(0x108)]),
+            ["the firmware has it use its memory from 0x7000 to 0x8000 (RMRR)"]
+        );
+        assert_eq!(reserved(&claims, &[function(0x300)]), [""; 0]);
+    }
 }
