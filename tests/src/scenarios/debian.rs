@@ -2,6 +2,8 @@
 
 mod io;
 mod plain;
+mod server;
+mod uefi;
 
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::ssh::Ssh;
 pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
     Scenario::by_name_only("io-debian", io::io).with_debian(),
+    Scenario::by_name_only("uefi-debian", uefi::boots).with_debian_and_ovmf_13(),
 ];
 
 /// The end of what a boot prints on the serial port.

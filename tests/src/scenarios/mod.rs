@@ -137,6 +137,11 @@ impl Scenario {
         self
     }
 
+    const fn with_debian_and_ovmf_13(mut self) -> Self {
+        self.needs = &[Need::DebianDisk, Need::Ovmf13];
+        self
+    }
+
     const fn with_ovmf_13(mut self) -> Self {
         self.needs = &[Need::Ovmf13];
         self

@@ -1,28 +1,23 @@
 //! The disk in a TD that owns the drive and a network card: a server's life, and its end at the worst moments.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{COMMAND, LOGIN, is_well, ssh};
+use super::server::{self, Server, TD, copy_of_disk, output};
+use super::{COMMAND, is_well, ssh};
 use crate::console::Console;
-use crate::media::{Media, root_of_disk};
+use crate::media::root_of_disk;
 use crate::programs::Debian;
-use crate::qemu::{Device, Forward, Machine};
+use crate::qemu::Forward;
 use crate::scenarios::Bench;
-use crate::scenarios::linux::{STALE, TRIES};
-use crate::scenarios::stage::{self, LIFE, Words};
-use crate::ssh::{Redirect, Ssh};
+use crate::scenarios::stage::{self, LIFE};
+use crate::ssh::Redirect;
 
-/// The TD's name.
-const TD: &str = "debian";
-/// Time limit from `td start` to the login.
-const BOOT: Duration = Duration::from_secs(600);
 /// Time limit of copying [`BYTES`] in one direction.
 const COPY: Duration = Duration::from_secs(300);
 /// The size of what is copied in and out.
@@ -38,7 +33,12 @@ const ENDS_OF_SOAK: usize = 20;
 pub fn io(bench: &mut Bench) -> Result<()> {
     let forward = Forward::to_isolated()?;
     let disk = copy_of_disk(bench)?;
-    let machine = machine(bench, &disk, forward)?;
+    let keys = format!(
+        "kernel = \"vmlinuz\"\ncmdline = \"{}\"\nmemory = \"768M\"\n",
+        Debian::COMMAND_LINE
+    );
+    let kernel = bench.programs().debian().kernel();
+    let machine = server::machine(bench, &disk, forward, ("vmlinuz", &kernel), &keys)?;
     let mut console = bench.console(&machine)?;
     // The host keeps its tables for the functions' buses and registers once it has made them.
     for command in ["td start", "td destroy"] {
@@ -76,94 +76,7 @@ pub fn io(bench: &mut Bench) -> Result<()> {
     stage::nothing_is_left(&mut console, &[TD], before)
 }
 
-/// Creates the machine. Its TD has the first two devices.
-fn machine(bench: &Bench, disk: &Path, forward: Forward) -> Result<Machine> {
-    let config = format!(
-        "[host]\ncpu_timeout_ms = 60000\n\
-         [[file]]\nname = \"vmlinuz\"\npath = \"vmlinuz\"\n\
-         [[td]]\nname = \"{TD}\"\nkernel = \"vmlinuz\"\ncmdline = \"{}\"\nmemory = \"768M\"\nvcpus = 2\n\
-         [[td.pci]]\ndevice = \"0000:01:00.0\"\n\
-         [[td.pci]]\ndevice = \"0000:02:00.0\"\n",
-        Debian::COMMAND_LINE
-    );
-    let media = Media::of_program(&bench.programs().seamark())?
-        .with_config_text(&config)
-        .with_file("vmlinuz", &bench.programs().debian().kernel())?;
-    let machine = bench.machine_with(&media)?.with_iommu();
-    Ok(machine
-        .with_device(Device::Nvme(disk.to_owned()))
-        .with_device(Device::NetWithSsh(forward)))
-}
-
-/// Makes this scenario's own copy of the disk.
-fn copy_of_disk(bench: &Bench) -> Result<PathBuf> {
-    let copy = bench.directory()?.join("nvme.img");
-    let mut command = Command::new("cp");
-    command
-        .arg("--sparse=always")
-        .arg(bench.programs().debian().disk())
-        .arg(&copy);
-    output(&mut command)?;
-    Ok(copy)
-}
-
-/// Returns the standard output of a command that must succeed.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output();
-    let output = output.with_context(|| format!("can't start {command:?}"))?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}\n{said}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(said)
-}
-
-/// The TD as its user sees it.
-struct Server {
-    ssh: Ssh,
-    disk: PathBuf,
-}
-
 impl Server {
-    /// Starts the TD. Returns when it lets the user in. If QEMU loses the TD, another one is started.
-    fn start(&self, bench: &mut Bench, console: &mut Console) -> Result<()> {
-        for _ in 0..TRIES {
-            let started = Instant::now();
-            console.succeed(&format!("td start {TD}"), LIFE)?;
-            if self.comes_up(console)? {
-                let took = started.elapsed().as_secs_f32();
-                bench.note(format!("ssh {took:.1} s after td start"));
-                return Ok(());
-            }
-            bench.note("TD debian executed code that was patched already; started again");
-            console.succeed(&format!("td destroy {TD}"), LIFE)?;
-        }
-        bail!("QEMU has lost the TD {TRIES} times")
-    }
-
-    /// Waits until the TD lets the user in. Returns false if QEMU executed code that had been patched.
-    fn comes_up(&self, console: &mut Console) -> Result<bool> {
-        let mut words = Words::of(TD);
-        words
-            .wait_for(console, BOOT, |text| {
-                text.contains(LOGIN) || text.contains(STALE)
-            })
-            .context("no login")?;
-        if words.text.contains(STALE) {
-            return Ok(false);
-        }
-        let damaged = words
-            .text
-            .lines()
-            .find(|line| line.contains("EXT4-fs error"));
-        ensure!(damaged.is_none(), "{damaged:?}");
-        self.ssh.wait(COMMAND)?;
-        Ok(true)
-    }
-
     /// Reads from the drive, one request after the other.
     fn read_blocks(&self) -> Result<()> {
         let device = Debian::ROOT;
@@ -213,30 +126,6 @@ impl Server {
     fn still_has(&self, sum: &str) -> Result<()> {
         let said = self.ssh.run("sha256sum blob", COPY)?;
         ensure!(said.starts_with(sum), "{said} is not {sum}");
-        Ok(())
-    }
-
-    /// Reboots from inside. Returns when the next life lets the user in.
-    fn reboot(&self, bench: &mut Bench, console: &mut Console) -> Result<()> {
-        const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
-        let before = self.ssh.run(BOOT_ID, COMMAND)?;
-        let began = stage::output(console, TD, stage::NOTHING, LIFE)?.began;
-        let started = Instant::now();
-        // The connection may end before its answer.
-        let _ = self.ssh.run("sudo systemctl reboot", COMMAND);
-        while stage::output(console, TD, stage::NOTHING, LIFE)?.began == began {
-            ensure!(started.elapsed() < BOOT, "it does not reboot");
-            console.guest().pause(Duration::from_millis(300))?;
-        }
-        if !self.comes_up(console)? {
-            bench.note("TD debian executed code that was patched already; started again");
-            console.succeed(&format!("td destroy {TD}"), LIFE)?;
-            return self.start(bench, console);
-        }
-        let took = started.elapsed().as_secs_f32();
-        bench.note(format!("ssh {took:.1} s after reboot"));
-        let after = self.ssh.run(BOOT_ID, COMMAND)?;
-        ensure!(before != after, "it did not reboot");
         Ok(())
     }
 
