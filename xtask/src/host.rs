@@ -114,7 +114,7 @@ pub const DEBIAN_DISK: [Need; 5] = [
     },
 ];
 
-/// What lets a user without privileges make a whole Debian.
+/// The programs that let a user without privileges make a whole Debian.
 pub const UNPRIVILEGED: [Need; 1] = [Need {
     what: "newuidmap",
     package: "uidmap",

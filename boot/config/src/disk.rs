@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use super::{
     keys::{self, Key, Keyed, Mistakes, quoted, text},
-    td,
+    td, value,
 };
 
 /// Maximum number of disks of a TD.
@@ -48,8 +48,8 @@ impl Keyed for Disk {
         Key::<Self>::new(
             "overlay",
             td::SIZE,
-            |disk, value| td::whole_frames(value).map(|bytes| disk.overlay = Some(bytes)),
-            |disk| disk.overlay.map(|bytes| quoted(&td::size(bytes))),
+            |disk, value| value::whole_frames(value).map(|bytes| disk.overlay = Some(bytes)),
+            |disk| disk.overlay.map(|bytes| quoted(&value::size(bytes))),
         ),
         Key::<Self>::new(
             "serial",

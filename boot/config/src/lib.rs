@@ -25,6 +25,7 @@ mod pci;
 mod read;
 pub mod seal;
 mod td;
+mod value;
 
 use keys::{Key, Keyed, quoted, text};
 
@@ -37,7 +38,8 @@ pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
 pub use hosts::host_file_name;
 pub use pci::{MOST_FUNCTIONS, Pci};
 pub use read::{Problem, Read, read};
-pub use td::{MEMORY_STEP, Populate, Td, TdConsole, bytes};
+pub use td::{Populate, Td, TdConsole};
+pub use value::{MEMORY_STEP, bytes};
 
 /// Name of the configuration file that hosts without one of their own ([`host_file_name`]) use. It is searched for next
 /// to the program, then in the root of the volume or server.

@@ -25,7 +25,7 @@ use fixed::{FADT_DSDT, FADT_FACS, FADT_X_DSDT, ccel, fadt, mcfg};
 pub struct Td {
     /// Number of processors; their x2APIC ids count from 0.
     pub processors: u32,
-    /// How the processors but the first are woken; `None` if the TD's firmware adds this itself.
+    /// The way in which the processors but the first are woken; `None` if the TD's firmware adds this itself.
     pub wakeup: Option<Wakeup>,
     /// The address of the FACS, a multiple of 64.
     pub facs: u64,

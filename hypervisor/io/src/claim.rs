@@ -273,7 +273,7 @@ impl Inventory {
         match self.owner(at) {
             Some(Owner::Td(name)) => Err(ClaimError::Owned(at, name.clone())),
             Some(Owner::Former(name)) if name != td => Err(ClaimError::Former(at, name.clone())),
-            // What the host keeps and what is retired is refused with the other reasons.
+            // Functions that the host keeps, or that are retired, are refused with the other reasons.
             _ => Ok(()),
         }
     }

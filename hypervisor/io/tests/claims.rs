@@ -330,7 +330,7 @@ fn machine() -> (Model, Vec<Address>) {
 /// The functions that [`machine`] has for TDs.
 const COUNT: usize = 9;
 
-/// What a simple book would say of the functions.
+/// A simple book of the functions.
 #[derive(Default)]
 struct Book {
     /// The TDs that have functions.

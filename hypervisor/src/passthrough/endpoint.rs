@@ -46,7 +46,7 @@ pub struct Endpoint<M: Machine> {
     vectors: Box<[Arc<Vector<M>>]>,
     /// By vectors.
     routes: IrqLock<Box<[Routing]>>,
-    /// What the function reported before a TD had it; `None` before it was prepared.
+    /// The reports that were on before a TD had the function; `None` before it was prepared.
     reporting: IrqLock<Option<Reporting>>,
     /// The command register before a TD had the function.
     command: u16,

@@ -23,7 +23,7 @@ const FAIR_SHARE: usize = 8;
 /// The number of lines that a TD gets in any case, as long as there are some.
 const LEAST: usize = 16;
 
-/// What the functions of one TD share.
+/// The part that the functions of one TD share.
 #[derive(Debug)]
 pub struct Share<M> {
     /// The machine.

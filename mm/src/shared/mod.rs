@@ -127,7 +127,7 @@ pub struct SharedMap {
     state: sync::Mutex<State>,
 }
 
-/// What the lock protects, beside the entries.
+/// The state that the lock protects, beside the entries.
 #[derive(Debug)]
 struct State {
     /// No tables: everything has been freed.

@@ -24,7 +24,7 @@ const DRIVE: &str = "1b36:0010";
 const CARD: &str = "1af4:1041";
 /// Blocked accesses of a hostile guest, at least: one for each address that it tries on its own.
 const BLOCKED: u64 = 8;
-/// What the hostile guest says when its drive works.
+/// The hostile guest's words when its drive works.
 const DESCRIBED: &str = "ok the-drive-describes-itself";
 /// Bytes of tables that stay after the first life with a function, at most: the unit's for its bus, the host's for its
 /// memory.

@@ -24,7 +24,7 @@ const SHELL: &str = "Shell> ";
 const UUID: &str = "00112233-4455-6677-8899-aabbccddeeff";
 const SHOWN_UUID: &str = "33 22 11 00 55 44 77 66-88 99 AA BB CC DD EE FF";
 
-/// What these versions look for and a TD does not have.
+/// The places that these versions look for and a TD does not have.
 const ABSENT: [(&str, &str, &str); 9] = [
     (
         "port",

@@ -78,11 +78,11 @@ pub struct TdPci {
     pub kind: Option<&'static str>,
     /// Its owner, as `pci list` shows it.
     pub owner: Option<String>,
-    /// What the TD has done with it in this life.
+    /// The TD's work with it in this life.
     pub counts: Option<PciCounts>,
 }
 
-/// What a TD has done with a function.
+/// The work of a TD with a function.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PciCounts {
@@ -106,7 +106,7 @@ pub struct PciReleased {
     pub functions: Vec<String>,
     /// The TD that had them.
     pub td: String,
-    /// What the operator must know.
+    /// The warning for the operator.
     pub warning: &'static str,
 }
 

@@ -26,7 +26,7 @@ impl Sink for Delivery {
     }
 }
 
-/// What a TD did with a function.
+/// The work of a TD with a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionCounts {
     /// Accesses to configuration registers.

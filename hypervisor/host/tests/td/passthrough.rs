@@ -37,7 +37,7 @@ struct Books {
     /// The TD and the devices of each life that has functions or has had some.
     taken: Vec<(String, Vec<String>)>,
     given: usize,
-    /// What devices reach: bytes by address.
+    /// The memory that devices reach: bytes by address.
     reached: BTreeMap<u64, u64>,
     sink: Option<Arc<dyn Sink>>,
     refuses_to_take: bool,

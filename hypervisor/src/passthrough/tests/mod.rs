@@ -121,7 +121,7 @@ fn a_life_leaves_everything_as_it_was() {
 
     assembly.give_back().expect("given back");
     assert_eq!(dma(0x20_1000), Err(2));
-    // What is left of the TD reaches the functions no more.
+    // The rest of the TD reaches the functions no more.
     drive.set_master(true);
     drive.set_interrupts(true);
     drive.store(

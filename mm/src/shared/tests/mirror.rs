@@ -13,7 +13,7 @@ pub struct Devices(Mutex<Tables>);
 #[derive(Debug, Default)]
 struct Tables {
     pages: BTreeMap<u64, (u64, bool)>,
-    /// What the next calls answer instead of doing anything: the number of calls before that succeed.
+    /// The answers of the next calls, which do nothing else: the number of calls before that succeed.
     maps: Option<(u64, MirrorError)>,
     unmaps: Option<(u64, MirrorError)>,
     /// The ranges of the calls of `unmap`.

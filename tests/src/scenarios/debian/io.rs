@@ -24,7 +24,7 @@ const COPY: Duration = Duration::from_secs(300);
 const BYTES: usize = 64 << 20;
 /// Not on every user's search path.
 const E2FSCK: &str = "/sbin/e2fsck";
-/// How often the TD is terminated while it writes and sends.
+/// The number of times that the TD is terminated while it writes and sends.
 const ENDS: usize = 3;
 const ENDS_OF_SOAK: usize = 20;
 

@@ -17,7 +17,7 @@ const HEADER: usize = 16;
 const SEGMENT: usize = 16;
 /// The flag of a segment that lets its blocks be discarded, and not only be zero.
 const UNMAP: u32 = 1;
-/// What is written where the image has no more bytes.
+/// The bytes that are written where the image has no more.
 const ZEROES: &[u8] = &[0; BLOCK];
 
 /// A request that was carried out.

@@ -51,7 +51,7 @@ pub struct Checksum {
     pub at: usize,
 }
 
-/// What is known of a frame after its start was read.
+/// The state of a frame after its start was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
     /// Destination and source.

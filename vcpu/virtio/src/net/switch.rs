@@ -36,7 +36,7 @@ pub struct Settings {
     pub is_isolated: bool,
 }
 
-/// What a port counts.
+/// The counts of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Count {

@@ -32,7 +32,7 @@ mod register {
     pub const END: u64 = 0x38;
 }
 
-/// What a write to the registers requires of the transport.
+/// The action that a write to the registers requires of the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     None,

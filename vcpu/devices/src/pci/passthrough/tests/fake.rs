@@ -35,11 +35,11 @@ pub struct Fake {
     state: Mutex<State>,
 }
 
-/// What the model has done to it.
+/// The calls of the model.
 #[derive(Debug, Default)]
 pub struct State {
     pub config: Vec<u8>,
-    /// What was stored, by register and offset.
+    /// The values that were stored, by register and offset.
     pub memory: BTreeMap<(usize, u64), u64>,
     pub is_master: bool,
     pub interrupts_on: bool,

@@ -37,7 +37,7 @@ fn access(guest: &Guest, [what, at, value]: [u64; 3]) {
             Effect::None
         }
         7 if what & 0x30 == 0 => {
-            // What was put off is done at last.
+            // The work that was put off is done at last.
             guest.settle(false);
             guest.fake.come_back();
             // The guest sets it up again.
