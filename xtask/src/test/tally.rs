@@ -7,9 +7,16 @@ use std::time::Duration;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     passed: usize,
-    failures: Vec<String>,
+    failures: Vec<Failure>,
     /// Failures that the test's runner, such as cargo, has reported.
     told: usize,
+}
+
+/// A test that failed.
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    name: String,
+    reason: String,
 }
 
 impl Tally {
@@ -18,10 +25,14 @@ impl Tally {
         self.passed += count;
     }
 
-    /// Counts a test that failed and prints the reason.
+    /// Counts a test that failed and prints the reason. [`Tally::report`] repeats it.
     pub fn failed(&mut self, name: &str, error: &anyhow::Error) {
-        eprintln!("{name}: {error:#}");
-        self.failures.push(name.to_owned());
+        let reason = format!("{error:#}");
+        eprintln!("{name}: {reason}");
+        self.failures.push(Failure {
+            name: name.to_owned(),
+            reason,
+        });
     }
 
     /// Counts failed tests that were reported already.
@@ -33,10 +44,11 @@ impl Tally {
         self.told == 0 && self.failures.is_empty()
     }
 
-    /// Prints the outcome. Scripts read its last line.
+    /// Prints the outcome, with the reasons of all failures: the end of a long output is what is kept. Scripts read the
+    /// last line.
     pub fn report(&self, took: Duration) -> ExitCode {
-        for name in &self.failures {
-            println!("failed: {name}");
+        for Failure { name, reason } in &self.failures {
+            println!("failed: {name}: {reason}");
         }
         println!("took {} s", took.as_secs());
         println!("{}", self.last_line());
