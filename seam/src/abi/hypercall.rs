@@ -1,5 +1,7 @@
 //! The requests of a TD to Seamark beyond the GHCI: TDG.VP.VMCALL with [`SIGNATURE`] in R10. See `docs/hypercall.md`.
 
+use core::fmt;
+
 /// R10 of a call: the bytes "SEAMARK" from the highest byte down, and the interface version, 1, in the lowest.
 pub const SIGNATURE: u64 = u64::from_be_bytes(*b"SEAMARK\x01");
 
@@ -153,6 +155,28 @@ impl TdState {
             Self::Teardown => "teardown",
             Self::Reclaimed => "reclaimed",
         }
+    }
+
+    /// Returns the state as the complement of "is" in a sentence.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Building => "being built",
+            Self::Teardown => "in teardown",
+            _ => self.name(),
+        }
+    }
+
+    /// Returns whether the TD has ended or is ending.
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        matches!(self, Self::Terminating | Self::Teardown | Self::Reclaimed)
+    }
+}
+
+impl fmt::Display for TdState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

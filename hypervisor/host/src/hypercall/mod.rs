@@ -10,12 +10,12 @@
 mod decode;
 
 use seam::abi::Gprs;
-use seam::abi::hypercall::{CONTROL, Status, TdState, caps};
+use seam::abi::hypercall::{CONTROL, Status, caps};
 
 pub use decode::{Call, decode};
 
 use crate::platform::Platform;
-use crate::td::{Td, host::Time, life::State, registry::Tds};
+use crate::td::{Td, host::Time, registry::Tds};
 
 /// Functions that this host supports.
 pub const CAPS: u64 = caps::TERMINATE | caps::LIST | caps::RECLAIM_STATUS;
@@ -101,7 +101,7 @@ fn list<P: Platform>(tds: &Tds<'_, P>, caller: &Td, from: u32) -> Answer {
     };
     let owned = td.map_or(0, |td| td.holding().bytes());
     let vcpus = config.as_ref().map_or(0, |config| config.vcpus.into());
-    let state = told(tds.state(id)) as u64 | u64::from(id == caller.id()) << 32;
+    let state = tds.state(id) as u64 | u64::from(id == caller.id()) << 32;
     Answer {
         name: config.map_or([0; 4], |config| in_words(&config.name)),
         ..Answer::of([id.into(), state, memory, owned, vcpus])
@@ -129,12 +129,12 @@ fn terminate<P: Platform>(tds: &Tds<'_, P>, caller: &Td, id: u32) -> Result<Answ
         Ok(()) => (0, tds.state(id)),
         Err(state) => (1, state),
     };
-    Ok(Answer::of([again, told(state) as u64, 0, 0, 0]))
+    Ok(Answer::of([again, state as u64, 0, 0, 0]))
 }
 
 /// Returns the progress of a TD's end.
 fn status<P: Platform>(tds: &Tds<'_, P>, id: u32) -> Answer {
-    let state = told(tds.state(id)) as u64;
+    let state = tds.state(id) as u64;
     let td = tds.get(id);
     let Some(reclaim) = td.as_ref().and_then(|td| td.reclaim()) else {
         let owned = td.map_or(0, |td| td.holding().bytes());
@@ -150,19 +150,6 @@ fn status<P: Platform>(tds: &Tds<'_, P>, id: u32) -> Answer {
     ])
 }
 
-/// Converts a state to its number in the guest ABI.
-const fn told(state: State) -> TdState {
-    match state {
-        State::Created => TdState::Created,
-        State::Building => TdState::Building,
-        State::Runnable => TdState::Runnable,
-        State::Paused => TdState::Paused,
-        State::Terminating => TdState::Terminating,
-        State::Teardown => TdState::Teardown,
-        State::Reclaimed => TdState::Reclaimed,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -171,7 +158,7 @@ mod tests {
     use core::fmt::Write;
     use std::{env, fs};
 
-    use seam::abi::hypercall::{Function, SIGNATURE};
+    use seam::abi::hypercall::{Function, SIGNATURE, TdState};
 
     use super::*;
 

@@ -1,89 +1,22 @@
 //! The states of a TD's life, and the transitions between them.
 
-use core::fmt;
+pub use seam::abi::hypercall::TdState as State;
 use sync::atomic::{AtomicU8, Ordering::SeqCst};
 
-/// The state of a TD's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// The TD is known, and nothing was taken for it.
-    Created,
-    /// The TD is being built.
-    Building,
-    /// The TD is built, and its vCPUs may run.
-    Runnable,
-    /// The TD is built, and none of its vCPUs may run.
-    Paused,
-    /// The TD's HKID is being released. No vCPU runs, and nothing of the TD can be used.
-    Terminating,
-    /// The TD's HKID is released, and its memory is being reclaimed.
-    Teardown,
-    /// Nothing of the TD is left.
-    Reclaimed,
-}
-
-impl State {
-    const ALL: [Self; 7] = [
-        Self::Created,
-        Self::Building,
-        Self::Runnable,
-        Self::Paused,
-        Self::Terminating,
-        Self::Teardown,
-        Self::Reclaimed,
-    ];
-
-    /// Returns whether `next` may follow.
-    #[must_use]
-    pub const fn leads_to(self, next: Self) -> bool {
-        use State::{Building, Created, Paused, Reclaimed, Runnable, Teardown, Terminating};
-        matches!(
-            (self, next),
-            (Created | Reclaimed, Building)
-                | (Building, Paused | Terminating)
-                | (Paused, Runnable | Terminating)
-                | (Runnable, Paused | Terminating)
-                // A CPU did not answer before the point of no return: back to the previous state.
-                | (Terminating, Runnable | Paused)
-                | (Terminating, Teardown)
-                | (Teardown, Reclaimed)
-        )
-    }
-
-    /// Returns the state as the complement of "is" in a sentence.
-    #[must_use]
-    pub const fn in_words(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Building => "being built",
-            Self::Runnable => "runnable",
-            Self::Paused => "paused",
-            Self::Terminating => "terminating",
-            Self::Teardown => "in teardown",
-            Self::Reclaimed => "reclaimed",
-        }
-    }
-
-    /// Returns whether the TD has ended or is ending.
-    #[must_use]
-    pub const fn is_ending(self) -> bool {
-        matches!(self, Self::Terminating | Self::Teardown | Self::Reclaimed)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Created => "created",
-            Self::Building => "building",
-            Self::Runnable => "runnable",
-            Self::Paused => "paused",
-            Self::Terminating => "terminating",
-            Self::Teardown => "teardown",
-            Self::Reclaimed => "reclaimed",
-        })
-    }
+/// Returns whether a TD may go from one state to the next.
+const fn leads_to(from: State, to: State) -> bool {
+    use State::{Building, Created, Paused, Reclaimed, Runnable, Teardown, Terminating};
+    matches!(
+        (from, to),
+        (Created | Reclaimed, Building)
+            | (Building, Paused | Terminating)
+            | (Paused, Runnable | Terminating)
+            | (Runnable, Paused | Terminating)
+            // A CPU did not answer before the point of no return: back to the previous state.
+            | (Terminating, Runnable | Paused)
+            | (Terminating, Teardown)
+            | (Teardown, Reclaimed)
+    )
 }
 
 /// The state of a TD. It may be read at any time. The holder of a lock reads it after taking the lock.
@@ -107,7 +40,7 @@ impl Life {
     /// # Errors
     /// The current state, if it is not `from` or if `to` does not follow it. Nothing has changed.
     pub fn advance(&self, from: State, to: State) -> Result<(), State> {
-        if !from.leads_to(to) {
+        if !leads_to(from, to) {
             return Err(self.state());
         }
         self.0
@@ -123,9 +56,7 @@ impl Life {
     pub fn enter(&self, to: State) -> Result<State, State> {
         self.0
             .fetch_update(SeqCst, SeqCst, |now| {
-                State::ALL[usize::from(now)]
-                    .leads_to(to)
-                    .then_some(to as u8)
+                leads_to(State::ALL[usize::from(now)], to).then_some(to as u8)
             })
             .map(|was| State::ALL[usize::from(was)])
             .map_err(|now| State::ALL[usize::from(now)])
@@ -192,7 +123,7 @@ mod tests {
     #[test]
     fn nothing_leads_back_from_the_point_of_no_return() {
         for to in State::ALL {
-            assert_eq!(State::Teardown.leads_to(to), to == State::Reclaimed);
+            assert_eq!(leads_to(State::Teardown, to), to == State::Reclaimed);
         }
     }
 }
