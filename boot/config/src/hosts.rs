@@ -2,6 +2,8 @@
 
 use alloc::{format, string::String};
 
+use crate::value::uuid;
+
 /// Returns the name of the configuration file of the host with this identity: the address of the network card that it
 /// boots from, the UUID or the serial number of the system. `52:54:00:12:34:56` gives
 /// `seamark-52-54-00-12-34-56.toml`. Returns `None` if the identity can't be part of a file's name: it has at most 64
@@ -13,7 +15,7 @@ pub fn host_file_name(identity: &str) -> Option<String> {
         true => identity.replace(':', "-"),
         false => identity.into(),
     };
-    let identity = match is_mac(&identity) || is_uuid(&identity) {
+    let identity = match is_mac(&identity) || uuid(&identity).is_some() {
         true => identity.to_ascii_lowercase(),
         false => identity,
     };
@@ -27,10 +29,6 @@ fn is_mac(text: &str) -> bool {
         let mut parts = text.split(*separator);
         text.contains(*separator) && parts.all(|part| part.len() == 2 && is_hex(part))
     })
-}
-
-fn is_uuid(text: &str) -> bool {
-    text.split('-').map(str::len).eq([8, 4, 4, 4, 12]) && text.split('-').all(is_hex)
 }
 
 fn is_hex(text: &str) -> bool {

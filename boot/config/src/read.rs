@@ -312,7 +312,7 @@ impl Td {
             }));
         } else {
             let order = (!self.boot_order.is_empty()).then_some("boot_order");
-            let uuid = (self.uuid != [0; 16]).then_some("uuid");
+            let uuid = (!self.uuid.is_nil()).then_some("uuid");
             wrong.extend(order.into_iter().chain(uuid).map(|key| Wrong {
                 key,
                 what: format!("{key} requires firmware, and there is none"),

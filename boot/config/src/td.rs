@@ -2,6 +2,8 @@
 
 use alloc::{format, string::String, vec::Vec};
 
+use uuid::Uuid;
+
 use super::{
     Paravirt, Xfam, XfamFeature,
     cpuid::Cpuid,
@@ -10,8 +12,8 @@ use super::{
     keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
     pci::{self, Pci},
     value::{
-        MEASUREMENT_BYTES, MEMORY_STEP, UUID_BYTES, device_paths, digits, measurement, shown_uuid,
-        size, uuid, whole_frames,
+        MEASUREMENT_BYTES, MEMORY_STEP, device_paths, digits, measurement, shown_uuid, size, uuid,
+        whole_frames,
     },
 };
 
@@ -40,7 +42,7 @@ pub struct Td {
     pub boot_order: Vec<String>,
     /// The UUID that UEFI firmware shows as the system's (SMBIOS), in the order in which it is written; zero if there is
     /// none.
-    pub uuid: [u8; UUID_BYTES],
+    pub uuid: Uuid,
     /// Name of the `[[file]]` with the Linux kernel (bzImage) that the firmware boots.
     pub kernel: Option<String>,
     /// Name of the `[[file]]` with the kernel's initial file system.
@@ -192,7 +194,7 @@ impl Keyed for Td {
                 td.uuid = uuid(value.as_str()?)?;
                 Some(())
             },
-            |td| shown_uuid(&td.uuid),
+            |td| shown_uuid(td.uuid),
         ),
         Key::<Self>::new(
             "kernel",
@@ -425,7 +427,7 @@ impl Keyed for Td {
             image: None,
             firmware: None,
             boot_order: Vec::new(),
-            uuid: [0; UUID_BYTES],
+            uuid: Uuid::nil(),
             kernel: None,
             initrd: None,
             cmdline: String::new(),

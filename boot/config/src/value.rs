@@ -4,6 +4,7 @@ use alloc::{format, string::String, vec::Vec};
 use core::fmt::Write;
 
 use toml::de::DeValue;
+use uuid::{Uuid, fmt::Hyphenated};
 
 use super::keys::{quoted, text};
 
@@ -12,9 +13,6 @@ pub const MEMORY_STEP: u64 = 2 << 20;
 
 /// Size of MRCONFIGID, MROWNER and MROWNERCONFIG in bytes.
 pub const MEASUREMENT_BYTES: usize = 48;
-
-/// Size of a UUID in bytes.
-pub const UUID_BYTES: usize = 16;
 
 /// Largest number of device paths in a boot order, and of characters in a path.
 const DEVICE_PATHS: usize = 16;
@@ -73,32 +71,14 @@ pub fn device_paths(value: &DeValue<'_>) -> Option<Vec<String>> {
     (list.len() <= DEVICE_PATHS).then(|| paths.collect())?
 }
 
-/// The numbers of digits between the hyphens of a UUID.
-const UUID_GROUPS: [usize; 5] = [8, 4, 4, 4, 12];
-
-/// Parses a UUID.
-pub fn uuid(text: &str) -> Option<[u8; UUID_BYTES]> {
-    let groups: Vec<_> = text.split('-').map(str::len).collect();
-    let digits: String = text.chars().filter(|c| *c != '-').collect();
-    let is_uuid = groups == UUID_GROUPS && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let value = u128::from_str_radix(&digits, 16).ok()?;
-    is_uuid.then(|| value.to_be_bytes())
+/// Parses a UUID in the notation with hyphens.
+pub fn uuid(text: &str) -> Option<Uuid> {
+    Some(text.parse::<Hyphenated>().ok()?.into_uuid())
 }
 
 /// Returns a UUID as [`uuid`] parses it, in quotes; `None` if it is zero.
-pub fn shown_uuid(uuid: &[u8; UUID_BYTES]) -> Option<String> {
-    let value = u128::from_be_bytes(*uuid);
-    if value == 0 {
-        return None;
-    }
-    let digits = format!("{value:032x}");
-    let mut rest = &*digits;
-    let groups = UUID_GROUPS.map(|length| {
-        let (group, next) = rest.split_at(length);
-        rest = next;
-        group
-    });
-    Some(quoted(&groups.join("-")))
+pub fn shown_uuid(uuid: Uuid) -> Option<String> {
+    (!uuid.is_nil()).then(|| quoted(&format!("{uuid}")))
 }
 
 /// Returns a measurement as [`measurement`] reads it, in quotes; `None` if it is zero.

@@ -8,9 +8,10 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use core::{fmt::Write, slice};
+use core::slice;
 
 use uefi::table::cfg::ConfigTableEntry;
+use uuid::Uuid;
 
 /// Maximum size in bytes of the tables that are read.
 const MAX_TABLES: usize = 1 << 20;
@@ -115,18 +116,8 @@ fn string(strings: &[u8], index: u8) -> Option<String> {
 
 /// Formats a UUID, whose first three fields are little-endian. One of zeros or ones is none.
 fn uuid(bytes: &[u8]) -> Option<String> {
-    if bytes.iter().all(|b| *b == 0) || bytes.iter().all(|b| *b == 0xFF) {
-        return None;
-    }
-    const ORDER: [usize; 16] = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
-    let mut text = String::new();
-    for (place, from) in ORDER.into_iter().enumerate() {
-        if matches!(place, 4 | 6 | 8 | 10) {
-            text.push('-');
-        }
-        let _ = write!(text, "{:02x}", bytes.get(from)?);
-    }
-    Some(text)
+    let uuid = Uuid::from_bytes_le(bytes.try_into().ok()?);
+    (!uuid.is_nil() && !uuid.is_max()).then(|| uuid.to_string())
 }
 
 #[cfg(test)]

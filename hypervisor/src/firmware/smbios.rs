@@ -4,7 +4,9 @@
 //!
 //! Source: DMTF DSP0134, System Management BIOS Reference Specification 3.7, sections 5.2, 7.1 and 7.2.
 
-use alloc::{format, string::String, vec::Vec};
+use alloc::string::{String, ToString};
+
+use uuid::Uuid;
 
 use super::tables::Physical;
 
@@ -126,25 +128,8 @@ impl Structure<'_> {
 
     /// Returns the UUID, whose first three fields are little-endian. All zeroes or all ones mean that there is none.
     fn uuid(&self) -> Option<String> {
-        let b: [u8; 16] = self.fields.get(8..24)?.try_into().ok()?;
-        if b == [0; 16] || b == [0xFF; 16] {
-            return None;
-        }
-        let hex = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect::<String>()
-        };
-        let back = |bytes: &[u8]| hex(&bytes.iter().rev().copied().collect::<Vec<_>>());
-        Some(format!(
-            "{}-{}-{}-{}-{}",
-            back(&b[..4]),
-            back(&b[4..6]),
-            back(&b[6..8]),
-            hex(&b[8..10]),
-            hex(&b[10..])
-        ))
+        let uuid = Uuid::from_bytes_le(self.fields.get(8..24)?.try_into().ok()?);
+        (!uuid.is_nil() && !uuid.is_max()).then(|| uuid.to_string())
     }
 }
 

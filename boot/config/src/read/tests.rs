@@ -349,7 +349,7 @@ fn any_td() -> impl Strategy<Value = Td> {
                 cmdline: String::new(),
                 firmware: Some("k".into()),
                 boot_order: Vec::from([String::from("/a\\\"b"), "/pci@i0cf8/*@1".into()]),
-                uuid: shares.2[0],
+                uuid: uuid::Uuid::from_bytes(shares.2[0]),
                 ..td
             }
         })

@@ -131,9 +131,9 @@ fn uefi_firmware_boots_from_devices_and_has_no_image_or_kernel_beside_it() {
     );
     assert!(!td.no_rbp_mod(), "OVMF passes RBP");
     assert_eq!(td.boot_order, ["/pci@i0cf8/*@1", "/x"]);
-    assert_eq!((td.uuid[0], td.uuid[1], td.uuid[15]), (0, 0x11, 0xFF));
+    assert_eq!(td.uuid.as_u128(), 0x0011_2233_4455_6677_8899_AABB_CCDD_EEFF);
     assert_eq!(
-        shown_uuid(&td.uuid).unwrap(),
+        shown_uuid(td.uuid).unwrap(),
         "\"00112233-4455-6677-8899-aabbccddeeff\""
     );
     for (line, wrong) in [

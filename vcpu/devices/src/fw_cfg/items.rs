@@ -61,8 +61,8 @@ impl Items {
         let mut files: Vec<File> = Vec::from([
             ("etc/e820", e820(memory)),
             ("etc/system-states", SYSTEM_STATES.to_vec()),
-            ("etc/smbios/smbios-anchor", smbios::anchor(&facts.uuid)),
-            ("etc/smbios/smbios-tables", smbios::tables(&facts.uuid)),
+            ("etc/smbios/smbios-anchor", smbios::anchor(facts.uuid)),
+            ("etc/smbios/smbios-tables", smbios::tables(facts.uuid)),
         ]);
         if !facts.boot_order.is_empty() {
             let mut order = facts.boot_order.join("\n").into_bytes();
@@ -75,7 +75,7 @@ impl Items {
         let mut fixed: Vec<_> = [
             (key::SIGNATURE, b"QEMU".to_vec()),
             (key::FEATURES, BY_PORT_AND_TRANSFER.to_le_bytes().to_vec()),
-            (key::UUID, facts.uuid.to_vec()),
+            (key::UUID, facts.uuid.as_bytes().to_vec()),
             (key::CPUS, cpus.clone()),
             (key::MOST_CPUS, cpus),
             (key::DIRECTORY, directory),

@@ -19,6 +19,8 @@ mod transfer;
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::ops::Range;
 
+use uuid::Uuid;
+
 use crate::{Device, Effect, Now, Place, open_bus, pci::Bus};
 use items::Items;
 pub use transfer::Outcome;
@@ -39,7 +41,7 @@ pub struct Facts {
     /// Number of vCPUs.
     pub vcpus: u16,
     /// The TD's UUID in the order in which it is written; zero if it has none.
-    pub uuid: [u8; 16],
+    pub uuid: Uuid,
     /// The devices to boot from, as `OpenFirmware` device paths, the first one first. Empty if the firmware is to find
     /// one itself.
     pub boot_order: Vec<String>,

@@ -82,7 +82,7 @@ impl Function for Card {
 fn facts() -> Facts {
     Facts {
         vcpus: 3,
-        uuid: core::array::from_fn(|at| at as u8),
+        uuid: uuid::Uuid::from_bytes(core::array::from_fn(|at| at as u8)),
         boot_order: Vec::from(["/pci@i0cf8/a@1", "/pci@i0cf8/b@2"].map(ToString::to_string)),
     }
 }
