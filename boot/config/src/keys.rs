@@ -65,12 +65,22 @@ impl<T> Key<T> {
     }
 }
 
+/// Something that a host can't do, under the names that an operator may look for.
+pub(crate) struct Missed {
+    /// The names.
+    pub names: &'static [&'static str],
+    /// The reason, and what to do instead.
+    pub why: &'static str,
+}
+
 /// A table with keys.
 pub(crate) trait Keyed: Sized + 'static {
     /// The way to name such a table to the operator.
     const TABLE: &'static str;
     /// The keys.
     const KEYS: &'static [Key<Self>];
+    /// Keys that an operator may expect, and why there are none. Completes "NAME is not a key of TABLE: ...".
+    const MISSED: &'static [Missed] = &[];
 
     /// Returns a table with defaults. Required keys have no useful value.
     fn blank() -> Self;
@@ -191,8 +201,12 @@ pub(crate) fn read_present<T: Keyed>(table: &DeTable<'_>, mistakes: &mut Mistake
     read
 }
 
-/// Says that a table has no such key, and which it has.
+/// Says that a table has no such key, and why not or which it has.
 pub(crate) fn unknown<T: Keyed>(name: &str) -> String {
+    let mut missed = T::MISSED.iter();
+    if let Some(missed) = missed.find(|missed| missed.names.contains(&name)) {
+        return format!("{name} is not a key of {}: {}", T::TABLE, missed.why);
+    }
     let short: String = name.chars().take(40).collect();
     let names: Vec<_> = T::KEYS.iter().map(|key| key.name).collect();
     format!(

@@ -9,7 +9,7 @@ use super::{
     cpuid::Cpuid,
     disk::{self, Disk},
     features,
-    keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
+    keys::{self, Key, Keyed, Missed, Mistakes, choice, chosen, number, plain, quoted, text},
     pci::{self, Pci},
     value::{
         MEASUREMENT_BYTES, MEMORY_STEP, device_paths, digits, measurement, shown_uuid, size, uuid,
@@ -152,6 +152,11 @@ const WHOLE_HOST: u64 = 100 * u16::MAX as u64;
 
 impl Keyed for Td {
     const TABLE: &'static str = "[[td]]";
+    const MISSED: &'static [Missed] = &[Missed {
+        names: &["variables", "vars", "nvram", "flash", "pflash"],
+        why: "the variables of UEFI firmware can't be kept in a file, because a TD has no flash: the firmware holds them \
+              in private memory, and they are gone with the TD's life; boot_order sets what it boots",
+    }];
     const KEYS: &'static [Key<Self>] = &[
         Key::<Self>::new(
             "name",

@@ -83,6 +83,25 @@ fn every_mistake_is_reported_with_its_line_key_and_what_to_write() {
 }
 
 #[test]
+fn who_looks_for_a_file_of_variables_is_told_why_there_is_none() {
+    for name in ["variables", "vars", "nvram", "flash", "pflash"] {
+        let td = format!("{}{name} = \"vars.fd\"\n", good("a"));
+        let found = read(format!("{FILES}{td}").as_bytes());
+        let line = format!(
+            "8: {name} is not a key of [[td]]: the variables of UEFI firmware can't be kept in a file, because a TD has no \
+             flash: the firmware holds them in private memory, and they are gone with the TD's life; boot_order sets what \
+             it boots"
+        );
+        assert_eq!(said(&found.problems), [&*line]);
+        assert_eq!(found.lost_tds, 1);
+        let told = read_td(&td, |_| true).unwrap_err();
+        assert!(told[0].what.contains("no flash"), "{told:?}");
+        let told = Td::blank().with(name, "vars.fd").unwrap_err();
+        assert!(told.contains("no flash"), "{told}");
+    }
+}
+
+#[test]
 fn one_bracket_instead_of_two_is_explained() {
     for (text, line) in [
         (
