@@ -69,7 +69,13 @@ impl Debian {
         self.directory.join("key")
     }
 
-    /// Returns what the disk was made from, as text. If it exists, everything exists.
+    /// Returns the firmware that boots the disk by UEFI in a TD. It exists if `cargo xtask guest debian --uefi` has
+    /// put it there.
+    pub fn firmware(&self) -> PathBuf {
+        self.directory.join("OVMF.fd")
+    }
+
+    /// Returns what the disk was made from, as text. If it exists, everything but the firmware exists.
     pub fn recipe(&self) -> PathBuf {
         self.directory.join("recipe")
     }

@@ -23,7 +23,11 @@ pub enum Guest {
     /// Debian's 6.12 cloud kernel, unmodified, with a static busybox as its system
     Linux,
     /// A disk with Debian 13 as its installer would leave it, with ssh and a key
-    Debian,
+    Debian {
+        /// Put Debian 13's OVMF beside it: `run` then boots the disk by UEFI in a TD
+        #[arg(long)]
+        uefi: bool,
+    },
     /// Debian 13's OVMF, which `firmware` of a TD can name
     Ovmf,
 }
@@ -42,21 +46,38 @@ impl Guest {
                 }
                 Ok(())
             }
-            Self::Debian => {
+            Self::Debian { uefi } => {
                 let debian = self::debian()?;
-                for file in [debian.disk(), debian.kernel(), debian.key()] {
+                let mut files = vec![debian.disk(), debian.kernel(), debian.key()];
+                if *uefi {
+                    add_firmware(&debian)?;
+                    files.push(debian.firmware());
+                }
+                for file in files {
                     println!("{}", file.display());
                 }
                 Ok(())
             }
             Self::Ovmf => {
-                let programs = Programs::in_directory(&workspace::target().join("seamark"));
+                let programs = programs();
                 ovmf::get(&programs)?;
                 println!("{}", programs.guest(OVMF_13).display());
                 Ok(())
             }
         }
     }
+}
+
+fn programs() -> Programs {
+    Programs::in_directory(&workspace::target().join("seamark"))
+}
+
+/// Puts the firmware that boots the disk in a TD beside it.
+fn add_firmware(debian: &Debian) -> Result<()> {
+    let programs = programs();
+    ovmf::get(&programs)?;
+    let firmware = packages::read(&programs.guest(OVMF_13))?;
+    packages::write(&debian.firmware(), &firmware)
 }
 
 /// Prepares the guests that scenarios with third-party programs need.

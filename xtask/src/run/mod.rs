@@ -1,5 +1,6 @@
 //! `cargo xtask run`: Seamark in QEMU on top of the SEAM stub, with its serial console in this terminal.
 
+mod debian;
 mod script;
 mod terminal;
 
@@ -12,8 +13,8 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use seamark_tests::console::Console;
 use seamark_tests::media::Media;
-use seamark_tests::programs::{Debian, Programs};
-use seamark_tests::qemu::{Boot, Device, Forward, Guest, Machine, Stub};
+use seamark_tests::programs::Programs;
+use seamark_tests::qemu::{Boot, Device, Guest, Machine, Stub};
 
 use stub_options as stub;
 
@@ -25,11 +26,6 @@ use crate::{build, guest, host, image};
 const DEFAULT_CONFIG: &str = include_str!("default.toml");
 /// The part that is appended if Debian's Linux was fetched.
 const LINUX_CONFIG: &str = include_str!("linux.toml");
-
-/// The configuration of the disk with a whole Debian.
-const DEBIAN_CONFIG: &str = include_str!("debian.toml");
-/// The port of this computer that leads to ssh in that TD, if it is free.
-const SSH_PORT: u16 = 2222;
 
 /// The options of `run`.
 #[derive(Args)]
@@ -212,10 +208,18 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Machine> {
-    let config = match (&options.config, options.system) {
+    let debian = programs.debian();
+    let way = debian::Way::chosen(options, &debian);
+    let config = match (&options.config, way) {
         (Some(file), _) => file.clone(),
-        (None, Some(System::Debian)) => written(programs, "debian.toml", DEBIAN_CONFIG)?,
-        (None, None) => default_config(programs)?,
+        (None, Some(debian::Way::Direct)) => {
+            written(programs, "debian.toml", debian::DIRECT_CONFIG)?
+        }
+        (None, Some(debian::Way::Uefi)) => {
+            let before = options.devices().len();
+            default_config(programs, &debian::uefi_config(before))?
+        }
+        (None, None) => default_config(programs, "")?,
     };
     let media = image::media(programs, &config)?;
     let boot = if options.pxe {
@@ -232,34 +236,19 @@ fn machine(programs: &Programs, folder: &Path, options: &Options) -> Result<Mach
     };
     let mut machine = options.machine(boot, programs.rom());
     machine.symbols = Some(programs.symbols("seamark"));
-    if options.system == Some(System::Debian) {
-        // The first devices have the addresses in the configuration.
-        machine
-            .devices
-            .splice(..0, debian_devices(&programs.debian())?);
+    if let Some(way) = way {
+        way.add_devices(&mut machine, &debian)?;
     }
     Ok(machine)
 }
 
-/// Returns the devices of the TD with Debian, and says how to get into it.
-fn debian_devices(debian: &Debian) -> Result<[Device; 2]> {
-    let forward = Forward::from_port(SSH_PORT)?;
-    eprintln!(
-        "When it has booted: ssh -i {} -p {} {}@127.0.0.1",
-        debian.key().display(),
-        forward.port,
-        Debian::USER
-    );
-    let drive = Device::Snapshot(debian.disk());
-    Ok([drive, Device::NetWithSsh(forward)])
-}
-
-/// Returns the default configuration.
-fn default_config(programs: &Programs) -> Result<PathBuf> {
+/// Returns the default configuration, with `more` behind it.
+fn default_config(programs: &Programs, more: &str) -> Result<PathBuf> {
     let mut config = DEFAULT_CONFIG.to_owned();
     if programs.linux().kernel().exists() {
         config += LINUX_CONFIG;
     }
+    config += more;
     written(programs, "seamark.toml", &config)
 }
 
@@ -349,14 +338,6 @@ mod tests {
             let said = refusal(arguments);
             assert!(said.contains(words), "{arguments:?}: {said:?}");
         }
-    }
-
-    #[test]
-    fn debian_boots_as_its_disk_wants() {
-        let config = config::parse(DEBIAN_CONFIG.as_bytes()).unwrap();
-        let td = &config.td[0];
-        assert_eq!(td.cmdline, Debian::COMMAND_LINE);
-        assert_eq!(td.pci.len(), 2);
     }
 
     #[test]
