@@ -5,7 +5,7 @@
 //!
 //! Source: Intel SDM volume 3A, chapter 11.
 
-use crate::clock::Clock;
+use crate::clock::{CRYSTAL_HZ, Clock};
 
 /// Register addresses.
 mod address {
@@ -33,6 +33,9 @@ pub const FIRST_VECTOR: u8 = 16;
 /// Shortest timer period that the host grants, in crystal ticks: 20 microseconds. A shorter one would keep the CPU
 /// fully busy.
 const MIN_PERIOD: u64 = 500;
+
+/// The frequency that EDK II's firmware takes the timer for (`PcdFSBClock` in OVMF's packages), whatever CPUID says.
+const FIRMWARE_HZ: u64 = 1_000_000_000;
 
 /// An invalid value for the register, or a register that does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,8 @@ pub struct Apic {
     lvt: [u32; 6],
     initial: u32,
     divide: u32,
+    /// The timer's frequency in multiples of the crystal's.
+    speed: u64,
     /// Guest TSC value when the timer was started.
     started: u64,
     /// Guest TSC value at which the timer expires; zero when it is not armed.
@@ -126,9 +131,16 @@ impl Apic {
             lvt: [LVT_MASKED; 6],
             initial: 0,
             divide: 0,
+            speed: 1,
             started: 0,
             due: 0,
         }
+    }
+
+    /// Lets the timer count as fast as UEFI firmware assumes, until the guest selects another mode than the periodic one.
+    /// Firmware uses no other mode; the system that it starts goes by CPUID, and selects one.
+    pub(crate) const fn count_for_firmware(&mut self) {
+        self.speed = FIRMWARE_HZ / CRYSTAL_HZ;
     }
 
     /// Returns whether `msr` is one of these registers.
@@ -187,6 +199,9 @@ impl Apic {
                 }
                 if (entry ^ self.lvt[0]) & TIMER_MODE != 0 {
                     self.due = 0;
+                }
+                if entry & TIMER_MODE != TIMER_PERIODIC {
+                    self.speed = 1;
                 }
                 self.lvt[0] = entry;
                 return Ok(Request::Timer);
@@ -251,7 +266,7 @@ impl Apic {
         self.lvt[0] & TIMER_MODE
     }
 
-    /// Returns the number of crystal ticks per count: 1, or 2 to 128.
+    /// Returns the number of the timer's ticks per count: 1, or 2 to 128.
     const fn divisor(&self) -> u64 {
         let code = self.divide >> 1 & 4 | self.divide & 3;
         1 << ((code + 1) & 7)
@@ -259,8 +274,8 @@ impl Apic {
 
     /// Returns the length of one timer run in guest TSC ticks.
     fn period(&self, clock: Clock) -> u64 {
-        let crystal = u64::from(self.initial) * self.divisor();
-        clock.ticks(crystal.max(MIN_PERIOD))
+        let ticks = u64::from(self.initial) * self.divisor();
+        clock.ticks(ticks.max(MIN_PERIOD * self.speed)) / self.speed
     }
 
     fn start(&mut self, now: u64, clock: Clock) {
@@ -275,7 +290,8 @@ impl Apic {
         if self.due == 0 || self.mode() == TIMER_DEADLINE {
             return 0;
         }
-        let left = clock.crystal(self.due.saturating_sub(now)) / self.divisor();
+        let left = self.due.saturating_sub(now).saturating_mul(self.speed);
+        let left = clock.crystal(left) / self.divisor();
         left.min(self.initial.into())
     }
 
@@ -384,6 +400,31 @@ mod tests {
         assert_eq!(apic.due(), Some(6_000_000));
         write(&mut apic, 0x838, 0, 5_600_000);
         assert_eq!(apic.due(), None);
+    }
+
+    #[test]
+    fn firmware_has_the_frequency_that_it_assumes_and_the_system_the_crystals() {
+        let mut apic = enabled();
+        apic.count_for_firmware();
+        write(&mut apic, 0x83E, 0xB, 0);
+        write(&mut apic, 0x832, 1 << 17 | 0x40, 0);
+        // 10 ms at 1 GHz.
+        write(&mut apic, 0x838, 10_000_000, 0);
+        assert_eq!(apic.due(), Some(10_000_000));
+        assert_eq!(apic.read(0x839, 4_000_000, CLOCK), Ok(6_000_000));
+        assert_eq!(apic.expire(10_000_000, CLOCK), Some(0x40));
+        assert_eq!(apic.due(), Some(20_000_000));
+        // Masked and unmasked again, as firmware does.
+        write(&mut apic, 0x832, 1 << 17 | 1 << 16 | 0x40, 0);
+        write(&mut apic, 0x838, 1, 0);
+        assert_eq!(apic.due(), Some(20_000), "the shortest period is the same");
+        for mode in [0, 2 << 17] {
+            let mut system = apic.clone();
+            write(&mut system, 0x832, mode | 0x31, 0);
+            write(&mut system, 0x832, 1 << 17 | 0x31, 0);
+            write(&mut system, 0x838, 25_000, 0);
+            assert_eq!(system.due(), Some(1_000_000), "for good");
+        }
     }
 
     #[test]

@@ -32,6 +32,19 @@ impl Vcpu {
         }
     }
 
+    /// Creates all vCPUs of a TD, before their first run. If the TD starts from UEFI firmware, their timers count as fast
+    /// as such firmware assumes, until the guest selects another mode than the periodic one.
+    pub fn all_of(vm: &Vm) -> impl Iterator<Item = Self> {
+        let has_firmware = vm.devices().has_fw_cfg();
+        (0..).zip(vm.vcpus()).map(move |(index, state)| {
+            let mut vcpu = Self::new(index, state.apic_id());
+            if has_firmware {
+                vcpu.msrs.apic.count_for_firmware();
+            }
+            vcpu
+        })
+    }
+
     /// Returns the vCPU's number in its TD.
     #[must_use]
     pub const fn index(&self) -> u32 {

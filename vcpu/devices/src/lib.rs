@@ -172,6 +172,12 @@ impl Devices {
         self
     }
 
+    /// Returns whether UEFI firmware learns its machine from these devices.
+    #[must_use]
+    pub const fn has_fw_cfg(&self) -> bool {
+        self.fw_cfg.is_some()
+    }
+
     /// Carries out the transfer that the descriptor at guest address `at` describes. The memory must not wait for other
     /// CPUs.
     pub fn transfer(&self, at: u64, memory: &dyn SharedMemory) -> fw_cfg::Outcome {

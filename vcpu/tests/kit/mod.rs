@@ -264,14 +264,13 @@ impl<'r> Td<'r> {
             vcpus: shape.vcpus as u16,
             ..Default::default()
         };
+        let vm = match shape.has_fw_cfg {
+            true => vm.with_fw_cfg(&facts),
+            false => vm,
+        };
         Self {
-            vm: match shape.has_fw_cfg {
-                true => vm.with_fw_cfg(&facts),
-                false => vm,
-            },
-            vcpus: (0..shape.vcpus)
-                .map(|n| Mutex::new(Vcpu::new(n, n)))
-                .collect(),
+            vcpus: Vcpu::all_of(&vm).map(Mutex::new).collect(),
+            vm,
             map: ManuallyDrop::new(map),
             tdvprs: ManuallyDrop::new(tdvprs),
             rig,

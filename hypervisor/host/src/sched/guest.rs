@@ -28,10 +28,7 @@ impl Guest {
     /// Creates the guest of TD `id`, before its first time slice.
     #[must_use]
     pub fn new(id: u32, vm: Vm) -> Self {
-        let vcpus: Vec<_> = (0..)
-            .zip(vm.vcpus())
-            .map(|(index, state)| Mutex::new(Vcpu::new(index, state.apic_id())))
-            .collect();
+        let vcpus: Vec<_> = Vcpu::all_of(&vm).map(Mutex::new).collect();
         Self {
             id,
             vm,
