@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use mm::shared::Words;
 use seam::abi::{PAGE_2M, PAGE_4K};
 use seam::address::Gpa;
+use vcpu::Stop;
+use vcpu::ghci::Branch;
 use vcpu::unanswered::{Accesses, Kind};
 
-use crate::kit::{SHARED, Shape, Td};
+use crate::kit::{Act, SHARED, Script, Shape, Td, call};
 use crate::{INVALID, IO, MAP_GPA, MMIO, RDMSR, WRMSR, one, with_shape, with_td};
 
 /// Size and direction of an OUT of two and of four bytes.
@@ -62,8 +64,42 @@ fn a_transfer_reaches_shared_memory_and_no_other() {
         // A descriptor in private memory is not read.
         out(td, OUT_4, 0x518, u64::from((TARGET as u32).to_be()));
         let branches = td.vm.vcpus()[0].branches();
-        assert_eq!(branches.get(vcpu::ghci::Branch::IoTransfer), 1);
-        assert_eq!(branches.get(vcpu::ghci::Branch::IoTransferRefused), 3);
+        assert_eq!(branches.get(Branch::IoTransfer), 1);
+        assert_eq!(branches.get(Branch::IoTransferRefused), 3);
+    });
+}
+
+/// Another vCPU converts the memory for as long as it likes. The transfer does not wait for it without end, and touches
+/// nothing: the descriptor keeps its control word.
+#[test]
+fn a_transfer_while_memory_is_converted_is_refused() {
+    let shape = Shape {
+        vcpus: 2,
+        has_fw_cfg: true,
+        ..Shape::default()
+    };
+    with_shape(&shape, |td| {
+        for gpa in [DESCRIPTOR, TARGET] {
+            assert_eq!(one(td, MAP_GPA, [SHARED | gpa, PAGE_4K, 0, 0]).r10, 0);
+        }
+        out(td, OUT_2, 0x510, 0);
+        assert_eq!(transfer(td, 2, 4, TARGET), 0);
+        with_page(td, DESCRIPTOR, |words| words[0].store(7, SeqCst));
+        let outer = Script::new([Act::Call(call(MAP_GPA, [TARGET, PAGE_4K, 0, 0]))]);
+        let start = [4, 1, 0x518, u64::from((DESCRIPTOR as u32).to_be())];
+        let inner = Script::new([Act::Call(call(IO, start))]);
+        let host = td.host();
+        let (same, within) = (outer.clone(), inner.clone());
+        host.meanwhile.replace(Some(Box::new(move || {
+            assert_eq!(td.run_within(&same, 1, &within), Stop::Yield);
+        })));
+        assert_eq!(td.run(&host, 0, &outer), Stop::Yield);
+        assert_eq!(inner.answers()[0].regs().r10, 0);
+        let branches = td.vm.vcpus()[1].branches();
+        assert_eq!(branches.get(Branch::IoTransferRefused), 1);
+        assert_eq!(branches.get(Branch::IoTransfer), 0);
+        let kept = with_page(td, DESCRIPTOR, |words| words[0].load(SeqCst));
+        assert_eq!(kept, 7);
     });
 }
 
@@ -72,7 +108,7 @@ fn no_transfer_happens_without_the_device() {
     with_td(|td| {
         out(td, OUT_4, 0x518, 0);
         let branches = td.vm.vcpus()[0].branches();
-        assert_eq!(branches.get(vcpu::ghci::Branch::IoAbsentOut), 1);
+        assert_eq!(branches.get(Branch::IoAbsentOut), 1);
     });
 }
 

@@ -201,7 +201,7 @@ impl Ground {
             2 => (block, PAGE_4K / 2),
             3 if numbers.once_in(64) => (self.buffer(), QUOTES * PAGE_4K),
             // Long enough to be interrupted.
-            4..=6 => (self.memory.start, blocks.min(8) * PAGE_2M),
+            4..=8 => (self.memory.start, blocks.min(8) * PAGE_2M),
             pages => (block + numbers.below(64) * PAGE_4K, pages / 4 * PAGE_4K),
         };
         [space | at, bytes, 0, 0]

@@ -31,9 +31,10 @@ const LINES: u64 = 10;
 const GROUND_BYTES: u64 = 8 * PAGE_2M;
 /// A private address that is mapped, beyond all memory of a test's TD.
 const NOWHERE: u64 = 1 << 38;
-/// One in this many conversions is made; one in this many calls during a conversion comes with an NMI for the vCPU
-/// that converts.
+/// One in this many conversions is made.
 const SELDOM: u64 = 3;
+/// One in this many calls during a conversion comes with an NMI for the vCPU that converts.
+const OFTEN: u64 = 2;
 /// Number of vCPUs that make calls.
 const CALLERS: u32 = 2;
 
@@ -185,7 +186,7 @@ fn is_suicide(call: &Call, ground: &Ground) -> bool {
 fn call_host(ground: &Ground, numbers: &mut Numbers, me: u32) -> Check {
     let mut call = ground.next(numbers);
     let other_converts = CONVERTS.load(Ordering::Relaxed);
-    if other_converts && numbers.once_in(SELDOM) {
+    if other_converts && numbers.once_in(OFTEN) {
         // Makes the host interrupt the conversion. A vCPU's APIC id is its number.
         apic::nmi(CALLERS - 1 - me).map_err(refused)?;
     }
