@@ -23,6 +23,7 @@ mod fault;
 pub mod ghci;
 mod interrupts;
 mod msr;
+pub mod pc;
 pub mod posted;
 mod run;
 mod serve;

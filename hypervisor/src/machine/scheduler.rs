@@ -97,6 +97,7 @@ fn place(accesses: Accesses) -> UnansweredPlace {
             Kind::Msr => PlaceKind::Msr,
         },
         at: Hex(at),
+        part: vcpu::pc::part(kind, at),
         reads,
         writes,
     }

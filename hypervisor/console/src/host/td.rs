@@ -280,6 +280,8 @@ pub struct UnansweredPlace {
     pub kind: PlaceKind,
     /// The port, the guest address of a page of 4 KiB, or the number of the MSR.
     pub at: Hex,
+    /// The part of a PC that has its registers there, and that no TD has, if it is known.
+    pub part: Option<&'static str>,
     /// Number of reads.
     pub reads: u64,
     /// Number of writes.

@@ -363,6 +363,7 @@ fn unanswered() -> Unanswered {
         places: vec![UnansweredPlace {
             kind: PlaceKind::Port,
             at: Hex(0x80),
+            part: Some("progress codes"),
             reads: 1,
             writes: 2,
         }],

@@ -232,9 +232,10 @@ fn unanswered(accesses: &Unanswered, out: &mut dyn Write) -> fmt::Result {
     if accesses.places.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new(&["UNANSWERED", "AT", "READS", "WRITES"]);
+    let mut table = Table::new(&["UNANSWERED", "AT", "READS", "WRITES", "PART OF A PC"]);
     for place in &accesses.places {
-        table.row(&[&place.kind, &place.at, &place.reads, &place.writes]);
+        let part = place.part.unwrap_or("-");
+        table.row(&[&place.kind, &place.at, &place.reads, &place.writes, &part]);
     }
     write!(out, "\n{table}")?;
     match accesses.others {
