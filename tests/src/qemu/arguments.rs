@@ -142,8 +142,11 @@ impl Arguments {
             format!("pcie-root-port,id=port{slot},slot={slot},chassis={slot}"),
         );
         let name = match device {
-            Device::Nvme(image) => self.nvme(slot, image, ""),
-            Device::Snapshot(image) => self.nvme(slot, image, ",snapshot=on"),
+            Device::Nvme(image) => self.nvme(slot, &format!("file={}", escaped(image))),
+            Device::Snapshot(image) => {
+                self.nvme(slot, &format!("file={},snapshot=on", escaped(image)))
+            }
+            Device::Unreadable(image) => self.nvme(slot, &unreadable(image)),
             Device::Net => self.net(slot, ""),
             Device::NetWithSsh(Forward { port, isolated }) => {
                 let restrict = if *isolated { ",restrict=on" } else { "" };
@@ -157,11 +160,10 @@ impl Arguments {
     }
 
     /// Adds the medium of an NVMe drive. Returns the drive.
-    fn nvme(&mut self, slot: usize, image: &Path, more: &str) -> String {
-        let image = escaped(image);
+    fn nvme(&mut self, slot: usize, medium: &str) -> String {
         self.pair(
             "-drive",
-            format!("if=none,id=nvme{slot},format=raw,file={image}{more}"),
+            format!("if=none,id=nvme{slot},format=raw,{medium}"),
         );
         format!("nvme,drive=nvme{slot},serial=seamark{slot}")
     }
@@ -232,6 +234,15 @@ impl Arguments {
             }
         }
     }
+}
+
+/// Returns the options of a medium of the image's size whose reads fail with EIO.
+fn unreadable(image: &Path) -> String {
+    let fails = "file.inject-error.0.event=read_aio,file.inject-error.0.errno=5";
+    format!(
+        "file.driver=blkdebug,{fails},file.image.driver=file,file.image.filename={}",
+        escaped(image)
+    )
 }
 
 /// Escapes a path for QEMU's option lists: a comma in it is doubled.

@@ -133,6 +133,8 @@ pub enum Device {
     Nvme(PathBuf),
     /// An NVMe drive with the content of this file, which is not written to: QEMU forgets changes when it ends.
     Snapshot(PathBuf),
+    /// An NVMe drive of the size of this file. Every read of it fails.
+    Unreadable(PathBuf),
     /// A virtio network card on QEMU's user network.
     Net,
     /// A virtio network card on QEMU's user network, and the way to the ssh server behind it.

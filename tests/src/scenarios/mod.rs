@@ -142,6 +142,12 @@ impl Scenario {
         self
     }
 
+    /// GRUB is that of Debian's disk.
+    const fn with_grub_and_linux(mut self) -> Self {
+        self.needs = &[Need::DebianDisk, Need::Ovmf13, Need::Linux];
+        self
+    }
+
     const fn with_ovmf_13(mut self) -> Self {
         self.needs = &[Need::Ovmf13];
         self

@@ -304,6 +304,32 @@ pub fn show(console: &mut Console, name: &str) -> Result<Value> {
     console.succeed(&format!("td show {name}"), ANSWER)
 }
 
+/// Records the accesses of a TD that nothing answered, and checks that all of them were for parts of a PC that no TD has.
+pub fn only_known_parts_are_missing(
+    bench: &mut Bench,
+    console: &mut Console,
+    name: &str,
+) -> Result<()> {
+    let shown = show(console, name)?;
+    let unanswered = &shown["unanswered"];
+    ensure!(unanswered["others"] == 0, "{unanswered}");
+    let places = unanswered["places"].as_array().context("a list")?;
+    let word = |place: &Value, key| place[key].as_str().unwrap_or_default().to_owned();
+    let mut text = String::new();
+    for place in places {
+        let (kind, at) = (word(place, "kind"), word(place, "at"));
+        let part = word(place, "part");
+        ensure!(!part.is_empty(), "nothing answers {place}");
+        let (reads, writes) = (&place["reads"], &place["writes"]);
+        _ = write!(text, "; {kind} {at} ({reads}, {writes}) {part}");
+    }
+    bench.note(format!(
+        "{name}: unanswered (reads, writes){}",
+        text.replacen(';', ":", 1)
+    ));
+    Ok(())
+}
+
 /// Waits until a TD has a problem, which is the reason of its end. Returns the problem.
 pub fn wait_for_problem(console: &mut Console, name: &str, limit: Duration) -> Result<String> {
     let deadline = Instant::now() + limit;

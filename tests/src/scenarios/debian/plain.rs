@@ -1,6 +1,7 @@
 //! The disk in plain machines, without Seamark: it must be right before it is used to test something else.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -56,18 +57,37 @@ pub fn boots(bench: &mut Bench) -> Result<()> {
     let changed = || -> Result<_> { Ok(fs::metadata(&disk)?.modified()?) };
     let before = changed()?;
     for way in &WAYS {
-        way.boot(bench).with_context(|| way.name)?;
+        let check = |ssh: &Ssh| match way.by_uefi {
+            true => grub_is_up_to_date(ssh),
+            false => Ok(()),
+        };
+        way.boot(bench, &disk, check).with_context(|| way.name)?;
     }
     ensure!(changed()? == before, "the disk was written to");
     Ok(())
 }
 
+/// Boots a disk by UEFI to its login and its network, and runs further checks. The disk is as before then.
+pub fn boots_by_uefi(
+    bench: &mut Bench,
+    disk: &Path,
+    check: impl FnOnce(&Ssh) -> Result<()>,
+) -> Result<()> {
+    let [_, by_uefi, _] = &WAYS;
+    by_uefi.boot(bench, disk, check)
+}
+
 impl Way {
-    fn boot(&self, bench: &mut Bench) -> Result<()> {
+    fn boot(
+        &self,
+        bench: &mut Bench,
+        disk: &Path,
+        check: impl FnOnce(&Ssh) -> Result<()>,
+    ) -> Result<()> {
         let forward = Forward::to_isolated()?;
         let ssh = ssh(bench, forward)?;
         let started = Instant::now();
-        let mut guest = bench.start(&self.machine(bench, forward))?;
+        let mut guest = bench.start(&self.machine(bench, disk, forward))?;
         guest.expect(LOGIN, BOOT)?;
         let to_login = started.elapsed().as_secs_f32();
         ssh.wait(COMMAND)?;
@@ -78,15 +98,13 @@ impl Way {
         ));
         is_well(&ssh)?;
         self.came_this_way(&ssh)?;
-        if self.by_uefi {
-            grub_is_up_to_date(&ssh)?;
-        }
+        check(&ssh)?;
         // The connection may end before its answer.
         let _ = ssh.run("sudo systemctl poweroff", COMMAND);
         guest.wait_for_end(COMMAND).map(drop)
     }
 
-    fn machine(&self, bench: &Bench, forward: Forward) -> Machine {
+    fn machine(&self, bench: &Bench, disk: &Path, forward: Forward) -> Machine {
         let debian = bench.programs().debian();
         let boot = if self.by_uefi {
             Boot::Devices
@@ -100,7 +118,7 @@ impl Way {
         let mut machine = Machine::new(boot, None)
             .with_cpus(2, 1)
             .with_memory("1G")
-            .with_device(Device::Snapshot(debian.disk()))
+            .with_device(Device::Snapshot(disk.to_owned()))
             .with_device(Device::NetWithSsh(forward));
         machine.shape = self.shape;
         machine

@@ -1,37 +1,66 @@
-//! The disk in a TD that boots it by UEFI: OVMF, shim, GRUB, the kernel and systemd, all from the TD's own drive.
+//! The disk in a TD that boots it by UEFI: OVMF, shim, GRUB, the kernel and systemd, all from the TD's own drive; and in a
+//! plain machine before and after.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use super::server::{self, Server, TD, copy_of_disk};
-use super::{is_well, ssh};
+use super::{COMMAND, is_well, plain, ssh};
 use crate::console::Console;
 use crate::programs::{OVMF, OVMF_13};
 use crate::qemu::Forward;
 use crate::scenarios::Bench;
-use crate::scenarios::stage::{self, LIFE};
+use crate::scenarios::stage::{self, ANSWER, LIFE};
+use crate::ssh::Ssh;
 
 /// The number of times that the TD is terminated while it boots.
 const ENDS: usize = 3;
 const ENDS_OF_SOAK: usize = 10;
 
-/// Boots the disk with Debian 13's OVMF and with Debian 12's, with ssh and a reboot, and terminates it at random moments
-/// of its boot.
+/// Boots one disk in a plain machine, with Debian 13's OVMF and with Debian 12's in TDs, and in the plain machine again.
+/// The plain machine does not change the image, and finds what the TDs have installed on it.
 pub fn boots(bench: &mut Bench) -> Result<()> {
-    for firmware in [OVMF_13, OVMF] {
-        boots_with(bench, firmware).context(firmware)?;
+    let disk = copy_of_disk(bench)?;
+    boots_in_a_plain_machine(bench, &disk, &[]).context("before")?;
+    let firmware = [OVMF_13, OVMF];
+    for firmware in firmware {
+        boots_with(bench, &disk, firmware).context(firmware)?;
     }
+    boots_in_a_plain_machine(bench, &disk, &firmware).context("after")
+}
+
+/// Boots the disk by UEFI in a machine without Seamark, which leaves the image as it is, and finds the packages there that
+/// TDs with these firmwares have installed.
+fn boots_in_a_plain_machine(bench: &mut Bench, disk: &Path, installed: &[&str]) -> Result<()> {
+    let before = digest(disk)?;
+    plain::boots_by_uefi(bench, disk, |ssh| {
+        for firmware in installed {
+            package::is_there(ssh, firmware)?;
+        }
+        Ok(())
+    })?;
+    let after = digest(disk)?;
+    ensure!(before == after, "the image was {before}, and is {after}");
+    bench.note(format!("a plain machine boots the image {}", &after[..16]));
     Ok(())
 }
 
-fn boots_with(bench: &mut Bench, firmware: &str) -> Result<()> {
+/// Returns the SHA-256 of a file.
+fn digest(file: &Path) -> Result<String> {
+    let said = server::output(Command::new("sha256sum").arg(file))?;
+    let digest = said.split_whitespace().next();
+    Ok(digest.context("a digest")?.to_owned())
+}
+
+fn boots_with(bench: &mut Bench, disk: &Path, firmware: &str) -> Result<()> {
     bench.note(format!("{firmware}:"));
     let forward = Forward::to_isolated()?;
-    let disk = copy_of_disk(bench)?;
     let image = bench.programs().guest(firmware);
     let keys = format!("firmware = \"{firmware}\"\nmemory = \"1G\"\n");
-    let machine = server::machine(bench, &disk, forward, (firmware, &image), &keys)?;
+    let machine = server::machine(bench, disk, forward, (firmware, &image), &keys)?;
     let mut console = bench.console(&machine)?;
     // The host keeps its tables for the functions' buses and registers once it has made them.
     for command in ["td start", "td destroy"] {
@@ -40,15 +69,18 @@ fn boots_with(bench: &mut Bench, firmware: &str) -> Result<()> {
     let before = stage::used(&mut console)?;
     let server = Server {
         ssh: ssh(bench, forward)?,
-        disk,
+        disk: disk.to_owned(),
     };
     let started = Instant::now();
     server.start(bench, &mut console)?;
     let took = started.elapsed();
     is_well(&server.ssh)?;
-    note_unanswered(bench, &mut console)?;
+    note_exits(bench, &mut console)?;
+    stage::only_known_parts_are_missing(bench, &mut console, TD)?;
+    package::install(&server.ssh, firmware)?;
     server.reboot(bench, &mut console)?;
     is_well(&server.ssh)?;
+    package::is_there(&server.ssh, firmware)?;
     let seed = fastrand::u64(..);
     let mut random = fastrand::Rng::with_seed(seed);
     let ends = if bench.programs().soaks() {
@@ -69,7 +101,10 @@ fn boots_with(bench: &mut Bench, firmware: &str) -> Result<()> {
     end(&mut console, before)?;
     server.start(bench, &mut console)?;
     is_well(&server.ssh)?;
-    stage::nothing_is_left(&mut console, &[TD], before)
+    // What the plain machine finds must be on the drive.
+    let _ = server.ssh.run("sudo systemctl poweroff", COMMAND);
+    stage::wait_for_state(&mut console, TD, "reclaimed", LIFE)?;
+    stage::nothing_is_left(&mut console, &[], before)
 }
 
 /// Terminates the TD, and checks that nothing of it is left.
@@ -81,23 +116,48 @@ fn end(console: &mut Console, before: (u64, u64)) -> Result<()> {
     stage::nothing_illegal(console)
 }
 
-/// Records the accesses that nothing answered.
-fn note_unanswered(bench: &mut Bench, console: &mut Console) -> Result<()> {
-    let shown = stage::show(console, TD)?;
-    let places = shown["unanswered"]["places"].as_array();
-    let places = places.with_context(|| format!("no places: {shown}"))?;
-    let text = |place: &serde_json::Value| {
-        let word = |key: &str| place[key].as_str().unwrap_or("?").to_owned();
-        let count = |key: &str| place[key].as_u64().unwrap_or(0);
-        format!(
-            "{} {} ({}, {})",
-            word("kind"),
-            word("at"),
-            count("reads"),
-            count("writes")
-        )
+/// A package of this test's own, made and installed inside.
+mod package {
+    use super::{COMMAND, Context, Result, Ssh, ensure};
+
+    /// Makes a package with a program, and installs it as an administrator does.
+    pub fn install(ssh: &Ssh, firmware: &str) -> Result<()> {
+        let make = format!(
+            "set -e; mkdir -p /tmp/made/DEBIAN /tmp/made/usr/bin; \
+             printf 'Package: from-{firmware}\\nVersion: 1.0\\nArchitecture: all\\nMaintainer: nobody <nobody@localhost>\\nDescription: a test\\n' \
+             >/tmp/made/DEBIAN/control; \
+             printf '#!/bin/sh\\necho installed in a TD\\n' >/tmp/made/usr/bin/from-{firmware}; \
+             chmod 755 /tmp/made/usr/bin/from-{firmware}; \
+             dpkg-deb --root-owner-group --build /tmp/made /tmp/from-{firmware}.deb; \
+             sudo apt-get --yes install /tmp/from-{firmware}.deb"
+        );
+        ssh.run(&make, COMMAND).context("apt-get install")?;
+        is_there(ssh, firmware)
+    }
+
+    /// Checks that the package is installed and its program runs.
+    pub fn is_there(ssh: &Ssh, firmware: &str) -> Result<()> {
+        let ask = format!(
+            "dpkg-query --show --showformat '${{db:Status-Status}}' from-{firmware}; echo; from-{firmware}"
+        );
+        let said = ssh.run(&ask, COMMAND)?;
+        ensure!(
+            said.lines().eq(["installed", "installed in a TD"]),
+            "{said}"
+        );
+        Ok(())
+    }
+}
+
+/// Records the exits until the login, by kind.
+fn note_exits(bench: &mut Bench, console: &mut Console) -> Result<()> {
+    let stats = console.succeed(&format!("stats {TD}"), ANSWER)?;
+    let exits = stats["exits"].as_array().context("no exits")?;
+    let text = |exit: &serde_json::Value| {
+        let what = exit["what"].as_str().unwrap_or("?");
+        format!("{} {what}", exit["count"])
     };
-    let all: Vec<_> = places.iter().map(text).collect();
-    bench.note(format!("unanswered (reads, writes): {}", all.join(", ")));
+    let all: Vec<_> = exits.iter().map(text).collect();
+    bench.note(format!("until the login: {}", all.join(", ")));
     Ok(())
 }
