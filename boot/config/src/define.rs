@@ -8,18 +8,18 @@ use super::{
     Td,
     keys::{self, Keyed, Mistakes},
     mend::{mend, mistake},
-    read::{Entry, NO_FILE, Problem, Reader, Wrong, place_of, problems},
+    network,
+    read::{Entry, NO_FILE, Names, Problem, Reader, Wrong, place_of, problems},
 };
 
 /// The end of the sentence about a file that a definition names and that is not there.
 const NOT_LOADED: &str = "there is no such file (\"file list\" lists them)";
 
-/// Reads the text of one `[[td]]`, with or without that line above it. `is_file` tells whether there is a file of that
-/// name.
+/// Reads the text of one `[[td]]`, with or without that line above it, which may use these names.
 ///
 /// # Errors
 /// All mistakes.
-pub fn read_td(text: &str, is_file: impl Fn(&str) -> bool) -> Result<Td, Vec<Problem>> {
+pub fn read_td(text: &str, names: &Names<'_>) -> Result<Td, Vec<Problem>> {
     let has_header = text
         .lines()
         .any(|line| line.trim_start().starts_with("[[td]]"));
@@ -47,9 +47,13 @@ pub fn read_td(text: &str, is_file: impl Fn(&str) -> bool) -> Result<Td, Vec<Pro
     let mut tds: Vec<Entry<'_, Td>> = reader.entries(root, "td");
     match &*tds {
         [td] => {
-            for Wrong { key, what, .. } in td.wrong_references(is_file) {
+            for Wrong { key, what, .. } in td.wrong_references(names) {
                 let at = place_of(td.table, key).unwrap_or(0);
                 reader.mistakes.add(at, what.replace(NO_FILE, NOT_LOADED));
+            }
+            if let Some(what) = network::taken(&td.read, core::iter::empty()) {
+                let at = place_of(td.table, "net").unwrap_or(0);
+                reader.mistakes.add(at, what);
             }
         }
         _ => {
@@ -108,15 +112,16 @@ impl Td {
         td
     }
 
-    /// Returns what is wrong with the files that the TD names after a change of `key`, in sentences. `is_file` tells
-    /// whether there is a file of that name.
-    pub fn wrong_files(&self, key: &str, is_file: impl Fn(&str) -> bool) -> Vec<String> {
-        let wrong = self.wrong_references(is_file).into_iter();
+    /// Returns what is wrong with the files and networks that the TD names after a change of `key`, and with its
+    /// addresses, in sentences.
+    #[must_use]
+    pub fn wrong_names(&self, key: &str, names: &Names<'_>) -> Vec<String> {
+        let wrong = self.wrong_references(names).into_iter();
         // A file of another key that is not there is no mistake of this one.
         let of_key = wrong.filter(|wrong| wrong.key == key || !wrong.lacks.is_empty());
-        of_key
-            .map(|wrong| wrong.what.replace(NO_FILE, NOT_LOADED))
-            .collect()
+        let of_key = of_key.map(|wrong| wrong.what.replace(NO_FILE, NOT_LOADED));
+        let taken = network::taken(self, core::iter::empty()).filter(|_| key == "net");
+        of_key.chain(taken).collect()
     }
 
     /// Returns the names of the keys in which two TDs differ.

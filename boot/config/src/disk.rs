@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Maximum number of disks of a TD.
-const MOST: usize = 8;
+pub const MOST_DISKS: usize = 8;
 /// Maximum length of a serial number.
 const SERIAL: usize = 20;
 
@@ -73,7 +73,7 @@ fn is_serial(serial: &str) -> bool {
 
 /// Reads the tables of `[[td.disk]]`. Returns `None` if the value is not a list of tables, or of too many.
 pub(crate) fn disks(value: &DeValue<'_>, mistakes: &mut Mistakes<'_>) -> Option<Vec<Disk>> {
-    value.as_array().filter(|all| all.len() <= MOST)?;
+    value.as_array().filter(|all| all.len() <= MOST_DISKS)?;
     keys::read_list(value, mistakes)
 }
 

@@ -21,6 +21,7 @@ mod hosts;
 mod keys;
 pub mod lock;
 mod mend;
+mod network;
 mod pci;
 mod read;
 pub mod seal;
@@ -32,12 +33,13 @@ use keys::{Key, Keyed, quoted, text};
 pub use console::ConsolePort;
 pub use cpuid::Cpuid;
 pub use define::read_td;
-pub use disk::Disk;
+pub use disk::{Disk, MOST_DISKS};
 pub use features::{Paravirt, Xfam, XfamFeature};
 pub use host::{Clear, Host, LogLevel, OnCrash, OnNmi, Smt};
 pub use hosts::host_file_name;
+pub use network::{MOST_CARDS, MacAddress, Net, Network, Port};
 pub use pci::{MOST_FUNCTIONS, Pci};
-pub use read::{Problem, Read, read};
+pub use read::{Names, Problem, Read, read};
 pub use td::{Populate, Td, TdConsole};
 pub use value::{MEMORY_STEP, bytes};
 
@@ -53,6 +55,8 @@ pub struct Config {
     pub host: Host,
     /// `[[file]]`: files to load into memory at boot.
     pub file: Vec<File>,
+    /// `[[network]]`: the networks of this host's TDs.
+    pub network: Vec<Network>,
     /// `[[td]]`: the TDs that this host knows by name.
     pub td: Vec<Td>,
 }

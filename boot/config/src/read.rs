@@ -10,6 +10,7 @@ use super::{
     keys::{self, Keyed, Mistakes},
     lock::PasswordHash,
     mend::{Mended, State, mend},
+    network::{self, Network},
 };
 
 /// A mistake in a configuration.
@@ -30,7 +31,7 @@ impl fmt::Display for Problem {
 /// Everything that a text says, as far as it is understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Read {
-    /// The part that is in order: without each `[[td]]` and `[[file]]` that has a mistake, and with the defaults for the keys of
+    /// The part that is in order: without each `[[td]]`, `[[network]]` and `[[file]]` that has a mistake, and with the defaults for the keys of
     /// `[host]` that have one.
     pub config: Config,
     /// All mistakes, by line.
@@ -101,7 +102,7 @@ pub(crate) struct Reader<'t> {
     pub mistakes: Mistakes<'t>,
 }
 
-/// A table of `[[file]]` or `[[td]]`.
+/// A table of `[[file]]`, `[[network]]` or `[[td]]`.
 pub(crate) struct Entry<'t, T> {
     pub read: T,
     pub table: &'t DeTable<'t>,
@@ -115,33 +116,29 @@ impl Reader<'_> {
     /// Returns the configuration, and the number of TDs that are not in it.
     fn config(&mut self, root: &DeTable<'_>) -> (Config, usize) {
         for (name, _) in root.iter() {
-            if !matches!(&**name.get_ref(), "host" | "file" | "td") {
+            if !matches!(&**name.get_ref(), "host" | "file" | "network" | "td") {
                 let short: String = name.get_ref().chars().take(40).collect();
                 let what = format!(
-                    "{short} is not known here; write [host], [[file]] or [[td]] above its keys"
+                    "{short} is not known here; write [host], [[file]], [[network]] or [[td]] above its keys"
                 );
                 self.mistakes.add(name.span().start, what);
             }
         }
         let host = self.host(root);
         let mut files: Vec<Entry<'_, File>> = self.entries(root, "file");
+        let mut networks: Vec<Entry<'_, Network>> = self.entries(root, "network");
         let mut tds: Vec<Entry<'_, Td>> = self.entries(root, "td");
         self.all_differ(&mut files);
+        self.all_differ(&mut networks);
         self.all_differ(&mut tds);
-        // A file with a mistake is left out; the TD that names it makes none.
-        let names: Vec<_> = files.iter().map(|file| file.read.name.clone()).collect();
-        for td in &mut tds {
-            let before = self.mistakes.found.len();
-            let is_file = |name: &str| names.iter().any(|n| n == name);
-            let is_whole = self.mended.state_at(td.at) == State::Whole;
-            for wrong in td.wrong_references(is_file) {
-                if !is_whole && !wrong.lacks.is_empty() {
-                    continue;
-                }
-                let at = place_of(td.table, wrong.key).unwrap_or(td.at);
-                self.mistakes.add(at, wrong.what);
-            }
-            td.is_wrong |= self.mistakes.found.len() > before;
+        // A file or a network with a mistake is left out; the TD that names it makes none.
+        let names = Names {
+            is_file: &|name| files.iter().any(|file| file.read.name == name),
+            is_network: &|name| networks.iter().any(|network| network.read.name == name),
+        };
+        for index in 0..tds.len() {
+            let (others, rest) = tds.split_at_mut(index);
+            self.check_references(&mut rest[0], &names, others);
         }
         let all = tds.len();
         let sound = |is_wrong: bool| !is_wrong;
@@ -154,9 +151,38 @@ impl Reader<'_> {
                 .filter(|file| sound(file.is_wrong))
                 .map(|file| file.read)
                 .collect(),
+            network: networks
+                .into_iter()
+                .filter(|network| sound(network.is_wrong))
+                .map(|network| network.read)
+                .collect(),
             td: tds.into_iter().map(|td| td.read).collect(),
         };
         (config, lost)
+    }
+
+    /// Reports what is wrong with the names that a TD uses, and with its addresses beside those of the TDs before it.
+    fn check_references(
+        &mut self,
+        td: &mut Entry<'_, Td>,
+        names: &Names<'_>,
+        others: &[Entry<'_, Td>],
+    ) {
+        let before = self.mistakes.found.len();
+        let is_whole = self.mended.state_at(td.at) == State::Whole;
+        for wrong in td.wrong_references(names) {
+            if !is_whole && !wrong.lacks.is_empty() {
+                continue;
+            }
+            let at = place_of(td.table, wrong.key).unwrap_or(td.at);
+            self.mistakes.add(at, wrong.what);
+        }
+        let others = others.iter().filter(|other| !other.is_wrong);
+        if let Some(what) = network::taken(&td.read, others.map(|other| &other.read)) {
+            let at = place_of(td.table, "net").unwrap_or(td.at);
+            self.mistakes.add(at, what);
+        }
+        td.is_wrong |= self.mistakes.found.len() > before;
     }
 
     fn host(&mut self, root: &DeTable<'_>) -> Host {
@@ -248,6 +274,12 @@ impl Named for File {
     }
 }
 
+impl Named for Network {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 impl Named for Td {
     fn name(&self) -> &str {
         &self.name
@@ -260,7 +292,22 @@ pub(crate) fn place_of(table: &DeTable<'_>, key: &str) -> Option<usize> {
     Some(value.span().start)
 }
 
-/// A key that names a file, or needs one, and what is wrong with it.
+/// The names that a definition can use.
+#[derive(Clone, Copy)]
+pub struct Names<'n> {
+    /// Tells whether there is a file of a name.
+    pub is_file: &'n dyn Fn(&str) -> bool,
+    /// Tells whether there is a network of a name.
+    pub is_network: &'n dyn Fn(&str) -> bool,
+}
+
+impl fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Names").finish_non_exhaustive()
+    }
+}
+
+/// A key that names a file or a network, or needs one, and what is wrong with it.
 pub(crate) struct Wrong {
     pub key: &'static str,
     pub what: String,
@@ -269,9 +316,9 @@ pub(crate) struct Wrong {
 }
 
 impl Entry<'_, Td> {
-    /// Returns what is wrong with the files that the TD starts from. `is_file` tells whether there is a file of that name.
-    pub(crate) fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
-        let mut wrong = self.read.wrong_references(is_file);
+    /// Returns what is wrong with the files and the networks that the TD names.
+    pub(crate) fn wrong_references(&self, names: &Names<'_>) -> Vec<Wrong> {
+        let mut wrong = self.read.wrong_references(names);
         // A key whose value is wrong is not missing.
         wrong.retain(|wrong| {
             let mut lacks = wrong.lacks.iter();
@@ -282,16 +329,21 @@ impl Entry<'_, Td> {
 }
 
 impl Td {
-    pub(crate) fn wrong_references(&self, is_file: impl Fn(&str) -> bool) -> Vec<Wrong> {
-        let unknown = self.named_files().filter_map(|(key, name)| {
-            let name = Some(name).filter(|name| !is_file(name))?;
-            Some(Wrong {
-                key,
-                what: format!("{key} is {name:?}, and {NO_FILE}"),
-                lacks: &[],
-            })
-        });
-        let mut wrong: Vec<_> = unknown.collect();
+    pub(crate) fn wrong_references(&self, names: &Names<'_>) -> Vec<Wrong> {
+        let unknown = |key: &'static str, name: &str, why: &str| Wrong {
+            key,
+            what: format!("{key} is {name:?}, and {why}"),
+            lacks: &[],
+        };
+        let files = self.named_files();
+        let files = files.filter(|(_, name)| !(names.is_file)(name));
+        let mut wrong: Vec<_> = files
+            .map(|(key, name)| unknown(key, name, NO_FILE))
+            .collect();
+        // A card without a network is a mistake of its own.
+        let networks = self.net.iter().map(|net| &*net.network);
+        let networks = networks.filter(|name| !name.is_empty() && !(names.is_network)(name));
+        wrong.extend(networks.map(|name| unknown("net", name, NO_NETWORK)));
         let needs_kernel = |key| Wrong {
             key,
             what: format!("{key} requires a kernel, and there is none"),
@@ -336,6 +388,9 @@ impl Td {
 /// The end of the sentence about a file that is not there.
 pub(crate) const NO_FILE: &str = "no [[file]] has that name";
 
+/// The end of the sentence about a network that is not there.
+const NO_NETWORK: &str = "no [[network]] has that name";
+
 impl Config {
     /// Returns the configuration as the text of a file: the keys that do not have their defaults.
     #[must_use]
@@ -345,6 +400,10 @@ impl Config {
         for file in &self.file {
             text.push_str("\n[[file]]\n");
             file.write_keys(&mut text);
+        }
+        for network in &self.network {
+            text.push_str("\n[[network]]\n");
+            network.write_keys(&mut text);
         }
         for td in &self.td {
             text.push_str("\n[[td]]\n");

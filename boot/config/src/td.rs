@@ -10,6 +10,8 @@ use super::{
     disk::{self, Disk},
     features,
     keys::{self, Key, Keyed, Missed, Mistakes, choice, chosen, number, plain, quoted, text},
+    keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
+    network::{self, Net},
     pci::{self, Pci},
     value::{
         MEASUREMENT_BYTES, MEMORY_STEP, device_paths, digits, measurement, shown_uuid, size, uuid,
@@ -94,6 +96,8 @@ pub struct Td {
     pub pci: Vec<Pci>,
     /// `[[td.disk]]`: its disks, up to 8.
     pub disk: Vec<Disk>,
+    /// `[[td.net]]`: its network cards, up to 4.
+    pub net: Vec<Net>,
     /// Time at which the TD gets the memory that is not part of its image.
     pub populate: Populate,
     /// The device of the TD's console that is there beside the serial port.
@@ -377,6 +381,17 @@ impl Keyed for Td {
         )
         .inside(|value, mistakes| drop(disk::disks(value, mistakes))),
         Key::<Self>::new(
+            "net",
+            "[[td.net]], up to 4 tables",
+            |td, value| {
+                let mut mistakes = Mistakes::of("");
+                td.net = network::cards(value, &mut mistakes)?;
+                mistakes.found.is_empty().then_some(())
+            },
+            |td| keys::show_list(&td.net),
+        )
+        .inside(|value, mistakes| drop(network::cards(value, mistakes))),
+        Key::<Self>::new(
             "populate",
             "\"demand\" or \"start\"",
             |td, value| choice(value, POPULATE).map(|populate| td.populate = populate),
@@ -456,6 +471,7 @@ impl Keyed for Td {
             cpuid: Vec::new(),
             pci: Vec::new(),
             disk: Vec::new(),
+            net: Vec::new(),
             populate: Populate::Demand,
             console: TdConsole::Serial,
             control: false,

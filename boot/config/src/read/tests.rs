@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::{Problem, read};
 use crate::{
-    Clear, Config, Cpuid, Disk, File, Host, LogLevel, Paravirt, Pci, Populate, Smt, Td, TdConsole,
-    Xfam, XfamFeature, keys::Keyed, parse, read_td,
+    Clear, Config, Cpuid, Disk, File, Host, LogLevel, MacAddress, Names, Net, Network, Paravirt,
+    Pci, Populate, Port, Smt, Td, TdConsole, Xfam, XfamFeature, keys::Keyed, parse, read_td,
 };
 
 const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
@@ -76,7 +76,7 @@ fn every_mistake_is_reported_with_its_line_key_and_what_to_write() {
         "9: kernel is true; it must be the name of a [[file]], in quotes",
         "10: cpuid is 7; it must be [[td.cpuid]], a table for each leaf",
         "12: [[file]] needs path: a path in quotes, relative to the folder of the configuration",
-        "13: td2 is not known here; write [host], [[file]] or [[td]] above its keys",
+        "13: td2 is not known here; write [host], [[file]], [[network]] or [[td]] above its keys",
     ];
     assert_eq!(said(&found.problems), all);
     assert_eq!(found.config, Config::default());
@@ -145,11 +145,10 @@ fn a_section_host_that_can_t_be_read_protects_all_the_same() {
 
 #[test]
 fn a_definition_is_one_td() {
-    let is_file = |name: &str| name == "k";
-    let td = read_td(&good("a"), is_file).unwrap();
+    let td = read_td(&good("a"), &NAMES).unwrap();
     let bare = "name = \"a\"\nkernel = \"k\"\nmemory = \"64M\"\n";
-    assert_eq!(read_td(bare, is_file), Ok(td));
-    let refused = |text: &str| said(&read_td(text, is_file).unwrap_err());
+    assert_eq!(read_td(bare, &NAMES), Ok(td));
+    let refused = |text: &str| said(&read_td(text, &NAMES).unwrap_err());
     assert_eq!(
         refused(&bare.replace("\"k\"", "\"l\"")),
         ["2: kernel is \"l\", and there is no such file (\"file list\" lists them)"]
@@ -172,11 +171,33 @@ fn a_definition_is_one_td() {
     );
     assert_eq!(refused(&good("a").replace("64M\"", "64M")).len(), 1);
     assert!(!refused("").is_empty());
+    let with_card = |network: &str| format!("{bare}net = [{{ network = \"{network}\" }}]\n");
+    assert_eq!(
+        refused(&with_card("wan")),
+        ["4: net is \"wan\", and no [[network]] has that name"]
+    );
+    let td = read_td(&with_card("lan"), &NAMES).unwrap();
+    assert_eq!(td.wrong_names("net", &NAMES), Vec::<String>::new());
+    let twice = "[{ network = \"lan\", mac = \"02:00:00:00:00:01\" }, { network = \"lan\", mac = \"02:00:00:00:00:01\" }]";
+    let wrong = td.with("net", twice).unwrap().wrong_names("net", &NAMES);
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    let wrong = td.with("net", "[{ network = \"wan\" }]").unwrap();
+    assert_eq!(
+        wrong.wrong_names("net", &NAMES),
+        ["net is \"wan\", and no [[network]] has that name"]
+    );
+    assert_eq!(wrong.wrong_names("disk", &NAMES), Vec::<String>::new());
 }
+
+/// There is a file and a network.
+const NAMES: Names<'_> = Names {
+    is_file: &|name| name == "k",
+    is_network: &|name| name == "lan",
+};
 
 #[test]
 fn one_key_is_changed_and_set_back() {
-    let td = read_td(&good("a"), |_| true).unwrap();
+    let td = read_td(&good("a"), &NAMES).unwrap();
     let set = |key, value| td.with(key, value);
     assert_eq!(set("memory", "128M").unwrap().memory, 128 << 20);
     assert_eq!(set("memory", "\"1G\"").unwrap().memory, 1 << 30);
@@ -225,7 +246,7 @@ fn one_key_is_changed_and_set_back() {
 
 #[test]
 fn more_vcpus_than_cpus_are_warned_of() {
-    let td = read_td(&good("a"), |_| true).unwrap();
+    let td = read_td(&good("a"), &NAMES).unwrap();
     let many = td.with("vcpus", "1000").unwrap();
     assert_eq!(td.warning(1), None);
     assert_eq!(
@@ -355,6 +376,21 @@ fn any_td() -> impl Strategy<Value = Td> {
                     })
                     .into_iter()
                     .collect(),
+                net: flags
+                    .2
+                    .then(|| Net {
+                        network: "lan".into(),
+                        mac: autostart.then_some(MacAddress([2, 0, 0, 0, 0, shares.0 as u8])),
+                        port: [
+                            None,
+                            Some(Port::Open),
+                            Some(Port::Isolated),
+                            Some(Port::Trunk),
+                        ][shares.0 as usize % 4],
+                        rate: debug.then_some(u64::from(shares.0) << 20),
+                    })
+                    .into_iter()
+                    .collect(),
                 cpuid,
                 pci,
                 ..Td::blank()
@@ -412,9 +448,22 @@ proptest! {
         path in "[^\u{fffd}]{0,12}",
         tds in proptest::collection::vec(any_td(), 0..4),
     ) {
-        let mut config = Config { host, file: vec![File { name: "k".into(), path }], td: tds };
+        let network = Network {
+            name: "lan".into(),
+            isolated: host.cpu_timeout_ms % 2 == 0,
+            rate: (host.reclaim_share != 0).then(|| u64::from(host.reclaim_share) << 20),
+        };
+        let mut config = Config {
+            host,
+            file: vec![File { name: "k".into(), path }],
+            network: vec![network],
+            td: tds,
+        };
         for (number, td) in config.td.iter_mut().enumerate() {
             td.name = format!("td{number}");
+            if let Some(mac) = td.net.first_mut().and_then(|net| net.mac.as_mut()) {
+                mac.0[1] = number as u8;
+            }
         }
         let text = config.to_toml();
         prop_assert_eq!(parse(text.as_bytes()), Ok(config), "{}", text);

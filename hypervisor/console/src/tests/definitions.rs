@@ -65,7 +65,11 @@ fn linux() -> FileLine {
 
 impl Definitions for &Known {
     fn define(&self, text: &str) -> Result<TdDefined, Failure> {
-        let td = config::read_td(text, |name| name == "linux").map_err(|problems| {
+        let names = config::Names {
+            is_file: &|name| name == "linux",
+            is_network: &|_| false,
+        };
+        let td = config::read_td(text, &names).map_err(|problems| {
             let lines: Vec<_> = problems.iter().map(|p| format!("line {p}")).collect();
             Code::InvalidDefinition.because(lines.join("; "))
         })?;
@@ -128,7 +132,11 @@ impl Definitions for &Known {
 
     fn definitions(&self) -> Vec<config::Td> {
         let text = "name = \"hello\"\nmemory = \"64M\"\nkernel = \"linux\"\n";
-        config::read_td(text, |_| true).into_iter().collect()
+        let names = config::Names {
+            is_file: &|_| true,
+            is_network: &|_| true,
+        };
+        config::read_td(text, &names).into_iter().collect()
     }
 
     fn files(&self) -> Files {

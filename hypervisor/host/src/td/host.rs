@@ -146,6 +146,12 @@ pub trait Runner {
         let _ = (id, config);
     }
 
+    /// Returns whether there is a network of this name. By default there is none.
+    fn has_network(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Forgets a TD without a life, whose number no TD will have again. By default nothing is kept of such a TD.
     fn forget(&self, id: u32) {
         let _ = id;

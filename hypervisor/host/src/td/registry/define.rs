@@ -7,7 +7,7 @@ use alloc::{
 };
 use core::fmt;
 
-use config::MOST_FUNCTIONS;
+use config::{MOST_CARDS, MOST_FUNCTIONS, Names};
 use mm::private::Pool;
 use sync::atomic::Ordering::SeqCst;
 
@@ -24,7 +24,9 @@ use crate::{
 /// Maximum number of TDs that the operator can define in addition to those of the configuration.
 pub const MOST_DEFINED: usize = 256;
 
-const _: () = assert!(MOST_FUNCTIONS <= devices::pci::MOST);
+/// Maximum number of functions that a TD can have on its bus: beside those of the machine and its cards, disks and a console.
+const MOST_ON_BUS: usize = MOST_FUNCTIONS + MOST_CARDS + config::MOST_DISKS + 1;
+const _: () = assert!(MOST_ON_BUS <= devices::pci::MOST);
 
 /// The definition of a TD.
 pub(super) struct Definition<'h> {
@@ -105,7 +107,11 @@ impl<'h, P: Platform> Tds<'h, P> {
     /// # Errors
     /// [`DefineError`].
     pub fn define(&self, text: &str) -> Result<u32, DefineError> {
-        let read = config::read_td(text, |name| self.files.has(name));
+        let names = Names {
+            is_file: &|name| self.files.has(name),
+            is_network: &|name| self.host.runner.has_network(name),
+        };
+        let read = config::read_td(text, &names);
         let config = read.map_err(|problems| {
             let lines = problems
                 .iter()
@@ -182,7 +188,11 @@ impl<'h, P: Platform> Tds<'h, P> {
             ));
         }
         let config = entry.config().with(key, value).map_err(mistake)?;
-        let wrong = config.wrong_files(key, |name| self.has_file(&entry, name));
+        let names = Names {
+            is_file: &|name| self.has_file(&entry, name),
+            is_network: &|name| self.host.runner.has_network(name),
+        };
+        let wrong = config.wrong_names(key, &names);
         if !wrong.is_empty() {
             return Err(DefineError::Mistakes(wrong));
         }
