@@ -6,7 +6,7 @@ use core::ops::{Deref, DerefMut};
 use std::sync::OnceLock;
 
 pub use shuttle::hint;
-pub use shuttle::sync::{MutexGuard, atomic};
+pub use shuttle::sync::{MutexGuard, RwLockReadGuard, atomic};
 
 use atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -93,6 +93,7 @@ impl<T> Default for Once<T> {
 }
 
 /// Counterpart of `spin::RwLock`: an upgradeable reader keeps new readers out.
+#[derive(Debug)]
 pub struct RwLock<T> {
     inner: shuttle::sync::RwLock<T>,
     upgrading: AtomicBool,
@@ -108,11 +109,31 @@ impl<T> RwLock<T> {
     }
 
     /// Takes the lock shared, unless there is a writer or an upgradeable reader.
-    pub fn try_read(&self) -> Option<shuttle::sync::RwLockReadGuard<'_, T>> {
+    pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         if self.upgrading.load(SeqCst) {
             return None;
         }
         self.inner.try_read().ok()
+    }
+
+    /// Takes the lock shared, waiting while there is a writer or an upgradeable reader.
+    pub fn read(&self) -> RwLockReadGuard<'_, T> {
+        loop {
+            match self.try_read() {
+                Some(guard) => return guard,
+                None => hint::spin_loop(),
+            }
+        }
+    }
+
+    /// Becomes the upgradeable reader, waiting while there is another one or a writer.
+    pub fn upgradeable_read(&self) -> Upgradeable<'_, T> {
+        loop {
+            match self.try_upgradeable_read() {
+                Some(guard) => return guard,
+                None => hint::spin_loop(),
+            }
+        }
     }
 
     /// Becomes the upgradeable reader, which keeps new readers out, unless there is one already.
@@ -126,6 +147,18 @@ impl<T> RwLock<T> {
 pub struct Upgradeable<'a, T>(&'a RwLock<T>);
 
 impl<'a, T> Upgradeable<'a, T> {
+    /// Upgrades to a write lock, waiting until the readers are gone.
+    #[must_use]
+    pub fn upgrade(mut self) -> Upgraded<'a, T> {
+        loop {
+            match self.try_upgrade() {
+                Ok(guard) => return guard,
+                Err(same) => self = same,
+            }
+            hint::spin_loop();
+        }
+    }
+
     /// Upgrades to a write lock if the readers are gone.
     ///
     /// # Errors

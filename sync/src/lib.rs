@@ -14,9 +14,9 @@ pub mod irq;
 pub use irq::{IrqGuard, IrqLock, IrqsOff};
 
 #[cfg(feature = "shuttle")]
-pub use explored::{Mutex, MutexGuard, Once, RwLock, atomic, hint};
+pub use explored::{Mutex, MutexGuard, Once, RwLock, RwLockReadGuard, atomic, hint};
 
 #[cfg(not(feature = "shuttle"))]
 pub use core::{hint, sync::atomic};
 #[cfg(not(feature = "shuttle"))]
-pub use spin::{Mutex, MutexGuard, Once, RwLock};
+pub use spin::{Mutex, MutexGuard, Once, RwLock, RwLockReadGuard};

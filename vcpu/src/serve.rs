@@ -1,16 +1,19 @@
 //! Work of devices with the guest's memory: virtio queues.
 //!
 //! A CPU does it while no vCPU runs on it, in bounded parts. It never waits for a CPU that converts memory, because that
-//! one may wait for it.
+//! one may wait for it. News for devices of other TDs is told after each part, with no lock held.
 
-use core::cell::Cell;
+use alloc::sync::Arc;
+use core::cell::{Cell, RefCell};
 
-use devices::{Memory, Now, Page, Unshared};
+use arrayvec::ArrayVec;
+use devices::{Memory, Now, Other, Page, Unshared};
 use mm::shared::{Frames, Reader, SharedMap};
 use seam::abi::PAGE_4K;
 use seam::address::Gpa;
 
 use crate::interrupts::deliver_messages;
+use crate::peer::Peer;
 use crate::slice::PhysicalCpu;
 use crate::wake::Waker;
 
@@ -18,6 +21,8 @@ use crate::wake::Waker;
 const TRIES: u32 = 64;
 /// Number of pages that are remembered.
 const REMEMBERED: usize = 16;
+/// Largest number of devices of other TDs that a part of the work has news for.
+const MOST_RUNG: usize = virtio::net::PORTS;
 
 /// A TD's shared memory, as a device accesses it for a part of its work. No page is unmapped meanwhile, so the pages
 /// that were found last are remembered.
@@ -25,6 +30,8 @@ pub struct TdMemory<'a, 'm, F> {
     reader: &'a Reader<'m, F>,
     shared_bit: u64,
     found: [Cell<Found<'m>>; REMEMBERED],
+    /// Devices of other TDs for which there is news.
+    rung: RefCell<ArrayVec<Arc<Peer>, MOST_RUNG>>,
 }
 
 /// A page and its number.
@@ -45,7 +52,13 @@ impl<'a, 'm, F: Frames> TdMemory<'a, 'm, F> {
             reader,
             shared_bit: map.shared_bit(),
             found: [none; REMEMBERED].map(Cell::new),
+            rung: RefCell::default(),
         }
+    }
+
+    /// Returns the devices of other TDs for which the work left news.
+    fn into_rung(self) -> ArrayVec<Arc<Peer>, MOST_RUNG> {
+        self.rung.into_inner()
     }
 
     #[inline(never)]
@@ -66,11 +79,28 @@ impl<F: Frames> Memory for TdMemory<'_, '_, F> {
             _ => self.look_up(number).ok_or(Unshared(gpa)),
         }
     }
+
+    fn with_other(&self, other: &Other, work: &mut dyn FnMut(&dyn Memory)) -> bool {
+        let peer = other.downcast_ref::<Peer>();
+        peer.is_some_and(|peer| peer.with_memory(self.reader.frames(), work))
+    }
+
+    fn ring(&self, other: &Other) {
+        let Ok(peer) = other.clone().downcast::<Peer>() else {
+            return;
+        };
+        let mut rung = self.rung.borrow_mut();
+        if !rung.iter().any(|known| Arc::ptr_eq(known, &peer)) {
+            // A part of the work has news for no more devices than a switch has ports.
+            let fits = rung.try_push(peer);
+            debug_assert!(fits.is_ok(), "news for too many devices");
+        }
+    }
 }
 
 /// Lets the devices of a TD do their work, part by part, until there is no more or `goes_on`, which is called after each
-/// part, returns `false`. Returns `false` if some is left, also because memory is being converted: the TD's next exit
-/// goes on with it.
+/// part, returns `false`. Returns `false` if some is left, also because memory is being converted or another CPU has the
+/// device: the TD's next exit goes on with it.
 pub fn serve_devices<C: PhysicalCpu>(
     waker: Waker<'_>,
     cpu: &C,
@@ -80,8 +110,8 @@ pub fn serve_devices<C: PhysicalCpu>(
     let mut tries = 0;
     loop {
         match vm.conversions.try_read() {
-            Some(_same) => serve_part(waker, cpu),
-            None => tries += 1,
+            Some(_same) if serve_part(waker, cpu) => {}
+            _ => tries += 1,
         }
         if !vm.devices().pci().has_work() {
             return true;
@@ -92,18 +122,25 @@ pub fn serve_devices<C: PhysicalCpu>(
     }
 }
 
-/// Lets one device do a part of its work.
-fn serve_part<C: PhysicalCpu>(waker: Waker<'_>, cpu: &C) {
+/// Lets one device do a part of its work. Returns `false` if another CPU has that device.
+fn serve_part<C: PhysicalCpu>(waker: Waker<'_>, cpu: &C) -> bool {
     let vm = waker.vm();
     let reader = vm.shared().reader(cpu.shared_frames());
     let memory = TdMemory::new(vm.shared(), &reader);
     let served = vm.devices().pci().serve(&memory, now(cpu));
+    let rung = memory.into_rung();
+    drop(reader);
+    rung.iter().for_each(|peer| peer.tell(waker.executor()));
+    let Some(served) = served else {
+        return false;
+    };
     if served.has_messages {
         deliver_messages(waker);
     }
     if served.has_output && vm.console().is_watched() {
         cpu.wake_console();
     }
+    true
 }
 
 /// Returns the current time, as devices need it.

@@ -20,7 +20,7 @@
 //! Only one of several wakers changes the place from "waiting" to "woken" (a compare-and-exchange), and it alone calls
 //! [`Executor::woken`]. What the waker wrote before, the scheduler reads after [`Vm::take_woken`].
 
-use crate::state::{Event, Place};
+use crate::state::{Event, Halt, Place};
 use crate::vm::Vm;
 
 /// A scheduler, as the wakers of its vCPUs need it. No method waits or takes a lock that is not free.
@@ -50,6 +50,11 @@ impl<'a> Waker<'a> {
         Self { vm, executor }
     }
 
+    /// Returns the scheduler.
+    pub(crate) fn executor(self) -> &'a dyn Executor {
+        self.executor
+    }
+
     /// Returns the TD-wide state.
     #[must_use]
     pub const fn vm(self) -> &'a Vm {
@@ -77,9 +82,27 @@ impl<'a> Waker<'a> {
     /// Wakes a vCPU again for which events came before it waited in the run queue. The scheduler calls this after
     /// [`VcpuState::wait`](crate::VcpuState::wait).
     pub fn recheck(self, vcpu: u32) {
-        let state = self.vm.vcpus().get(vcpu as usize);
-        if state.is_some_and(|state| !state.is_waiting() && state.wake() == Place::Queue) {
+        let Some(state) = self.vm.vcpus().get(vcpu as usize) else {
+            return;
+        };
+        let can_serve = state.halt() != Halt::Blocked && self.vm.devices().pci().has_work();
+        if (!state.is_waiting() || can_serve) && state.wake() == Place::Queue {
             self.admit();
+        }
+    }
+
+    /// Makes a vCPU leave its guest, or run, so that it serves the devices that have work ([`devices::pci::Bus::has_work`]).
+    /// The event is the work itself: a vCPU looks for it before each entry, and after it has begun to wait
+    /// ([`Self::recheck`]). A vCPU that is halted with interrupts disabled serves nothing.
+    pub fn summon(self) {
+        let mut vcpus = self.vm.vcpus().iter();
+        let Some(state) = vcpus.find(|state| state.halt() != Halt::Blocked) else {
+            return;
+        };
+        match state.wake() {
+            Place::Elsewhere => {}
+            Place::Cpu(cpu) => self.executor.interrupt(cpu),
+            Place::Queue => self.admit(),
         }
     }
 

@@ -78,7 +78,10 @@ pub fn init(info: &'static BootInfo) -> Vec<String> {
         Err(error) => return Vec::from([format!("no TD can be built: {error}")]),
     };
     RECLAIM_SHARE.store(info.config.host.reclaim_share.into(), Relaxed);
-    let scheduler = SCHEDULER.call_once(|| Scheduler::new(&METAL, &info.config.host, hypercall));
+    let scheduler = SCHEDULER.call_once(|| {
+        let scheduler = Scheduler::new(&METAL, &info.config.host, hypercall);
+        scheduler.with_networks(&info.config.network)
+    });
     passthrough::run_by(scheduler);
     let host = Host {
         platform: &METAL,

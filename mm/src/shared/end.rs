@@ -13,7 +13,7 @@ impl SharedMap {
     /// translation, and no device reaches the memory. Nothing can be mapped from now on. Returns the bytes that went to
     /// quarantine instead: all memory, if the devices' view could not follow before ([`MirrorError::NoAnswer`]).
     pub fn dissolve(&self, frames: &impl Frames) -> u64 {
-        let is_reached = self.state.lock().is_astray == Some(MirrorError::NoAnswer);
+        let is_reached = self.state.read().is_astray == Some(MirrorError::NoAnswer);
         self.tear_down(frames, is_reached)
     }
 
@@ -24,7 +24,7 @@ impl SharedMap {
     }
 
     fn tear_down(&self, frames: &impl Frames, is_reached: bool) -> u64 {
-        let mut state = self.state.lock();
+        let mut state = self.write();
         if state.holding.tables == 0 {
             return 0;
         }

@@ -44,7 +44,7 @@ impl SharedMap {
         if !is_aligned || bytes == 0 || end.is_none_or(|end| end > self.shared) {
             return Err(SharedError::BadRange);
         }
-        let mut state = self.state.lock();
+        let mut state = self.write();
         state.check()?;
         // The second round finds the tables of the first one, and the same entries.
         for is_checked in [false, true] {
@@ -70,7 +70,7 @@ impl SharedMap {
     /// Removes the device memory that is mapped in `range` (without the SHARED bit). CPUs may use it until the next
     /// flush.
     pub fn unmap_io(&self, frames: &impl Frames, range: Range<u64>) {
-        let state = self.state.lock();
+        let state = self.write();
         if state.holding.tables == 0 {
             return;
         }

@@ -25,6 +25,7 @@ mod walk;
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize, level_bytes};
@@ -123,8 +124,9 @@ pub struct SharedMap {
     root: Hpa,
     top: u8,
     shared: u64,
-    // Held by each CPU that changes an entry or uses a frame, which therefore cannot be unmapped meanwhile.
-    state: sync::Mutex<State>,
+    // Held for writing by a CPU that changes an entry, and for reading by each CPU that uses a frame, which therefore cannot
+    // be unmapped meanwhile.
+    state: sync::RwLock<State>,
 }
 
 /// The state that the lock protects, beside the entries.
@@ -178,7 +180,7 @@ impl SharedMap {
             root,
             top,
             shared,
-            state: sync::Mutex::new(State {
+            state: sync::RwLock::new(State {
                 holding: Holding {
                     pages: [0; 2],
                     tables: 1,
@@ -193,7 +195,7 @@ impl SharedMap {
     /// Has `mirror`, which is empty, map what this map, which is empty too, will map.
     #[must_use]
     pub fn with_mirror(self, mirror: Arc<dyn Mirror>) -> Self {
-        self.state.lock().mirror = Some(mirror);
+        self.write().mirror = Some(mirror);
         self
     }
 
@@ -209,7 +211,7 @@ impl SharedMap {
 
     /// Returns the memory that the map uses.
     pub fn holding(&self) -> Holding {
-        self.state.lock().holding
+        self.state.read().holding
     }
 
     /// Maps a zeroed frame of 4 KiB or 2 MiB at `gpa` (without the SHARED bit).
@@ -220,7 +222,7 @@ impl SharedMap {
         if size > PageSize::Size2M || gpa.0 >= self.shared || !gpa.0.is_multiple_of(size.bytes()) {
             return Err(SharedError::BadRange);
         }
-        let mut state = self.state.lock();
+        let mut state = self.write();
         state.check()?;
         let entry = self.link(frames, gpa, size as u8, &mut state.holding)?;
         if Entry::load(entry).is_present() {
@@ -250,7 +252,7 @@ impl SharedMap {
         if gpa.0 >= self.shared {
             return Err(SharedError::BadRange);
         }
-        let mut state = self.state.lock();
+        let mut state = self.write();
         state.check()?;
         self.link(frames, gpa, 0, &mut state.holding).map(drop)
     }
@@ -272,7 +274,7 @@ impl SharedMap {
         if !aligned || gpa.0.checked_add(bytes).is_none_or(|end| end > self.shared) {
             return Err(SharedError::BadRange);
         }
-        let mut state = self.state.lock();
+        let mut state = self.write();
         for offset in (0..bytes).step_by(PAGE_4K as usize) {
             let at = Gpa(gpa.0 + offset);
             let entry = self.link(frames, at, 0, &mut state.holding)?;
@@ -292,7 +294,7 @@ impl SharedMap {
 
     /// Returns whether memory of the guest is mapped in the aligned 2 MiB around `gpa` (without the SHARED bit).
     pub fn has_block(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let state = self.state.lock();
+        let state = self.state.read();
         if state.holding.tables == 0 {
             return false;
         }
@@ -308,14 +310,14 @@ impl SharedMap {
 
     /// Returns whether memory of the guest is mapped at `gpa` (without the SHARED bit).
     pub fn has(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let state = self.state.lock();
+        let state = self.state.read();
         state.holding.tables > 0 && self.find(frames, gpa).is_some()
     }
 
     /// Returns whether anything is mapped at `gpa` (without the SHARED bit): memory of the guest, lent memory, or
     /// device memory.
     pub fn is_mapped(&self, frames: &impl Frames, gpa: Gpa) -> bool {
-        let state = self.state.lock();
+        let state = self.state.read();
         state.holding.tables > 0 && self.leaf(frames, gpa).is_some()
     }
 
@@ -337,6 +339,18 @@ impl SharedMap {
 
     /// Looks pages up, all of which stay mapped until the reader is dropped. Others who need the map wait for that.
     pub fn reader<'m, F: Frames>(&'m self, frames: &'m F) -> Reader<'m, F> {
-        Reader::new(self, self.state.lock(), frames)
+        Reader::new(self, self.state.read(), frames)
+    }
+
+    /// As [`Self::reader`], for a CPU that can't wait: it has other locks, or works for another TD. Returns `None` while
+    /// entries change.
+    pub fn try_reader<'m, F: Frames>(&'m self, frames: &'m F) -> Option<Reader<'m, F>> {
+        Some(Reader::new(self, self.state.try_read()?, frames))
+    }
+
+    /// Takes the lock for writing. No reader comes in from now on, so that other TDs' CPUs, which read for a moment each,
+    /// can't keep the writer out.
+    fn write(&self) -> impl DerefMut<Target = State> + '_ {
+        self.state.upgradeable_read().upgrade()
     }
 }

@@ -11,7 +11,7 @@ use super::{ENTRIES, Frames, SharedMap, State, Words};
 /// Finds the pages of a shared map, which can't be unmapped meanwhile.
 pub struct Reader<'m, F> {
     map: &'m SharedMap,
-    state: sync::MutexGuard<'m, State>,
+    state: sync::RwLockReadGuard<'m, State>,
     frames: &'m F,
     /// The table that was used last, and the number of the 2 MiB that it maps.
     last: Cell<Option<(u64, &'m Words)>>,
@@ -20,7 +20,7 @@ pub struct Reader<'m, F> {
 impl<'m, F: Frames> Reader<'m, F> {
     pub(super) const fn new(
         map: &'m SharedMap,
-        state: sync::MutexGuard<'m, State>,
+        state: sync::RwLockReadGuard<'m, State>,
         frames: &'m F,
     ) -> Self {
         Self {
@@ -29,6 +29,11 @@ impl<'m, F: Frames> Reader<'m, F> {
             frames,
             last: Cell::new(None),
         }
+    }
+
+    /// Returns the host's frames.
+    pub const fn frames(&self) -> &'m F {
+        self.frames
     }
 
     /// Returns the words of the 4 KiB around `gpa` (without the SHARED bit), or `None` if nothing of the guest's is mapped

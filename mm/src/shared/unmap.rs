@@ -45,7 +45,7 @@ impl SharedMap {
         if !aligned || !within || range.is_empty() || range.end > self.shared {
             return Err(SharedError::BadRange);
         }
-        let mut state = self.state.lock();
+        let mut state = self.write();
         if state.holding.tables == 0 {
             return Ok(0);
         }

@@ -29,7 +29,7 @@ pub fn td() -> Td {
     let image = Arc::new(Sevens(vec![7; 1 << 20]));
     let disk = Disk::read_only(image, "bench").with_overlay(1 << 20);
     let block = Block::new(disk.expect("memory for the overlay"));
-    Td::new(Transport::new(block), 1, None)
+    Td::new(Transport::new(block), 1)
 }
 
 /// Makes requests to read or to write a block, in batches. Returns the number that succeeded.
@@ -44,19 +44,19 @@ pub fn request(td: &Td, is_write: bool, count: u64) -> u64 {
     let chains: Vec<_> = (0..BATCH).map(chain).collect();
     let chains: Vec<_> = chains.iter().map(|chain| &chain[..]).collect();
     for number in 0..BATCH {
-        td.set(None, HEADERS + 16 * number, is_write.into());
-        td.set(None, HEADERS + 16 * number + 8, 8 * number);
+        td.set(HEADERS + 16 * number, is_write.into());
+        td.set(HEADERS + 16 * number + 8, 8 * number);
     }
     let mut left = count;
     while left > 0 {
         let batch = left.min(BATCH);
-        td.offer(None, 0, &chains[..batch as usize]);
-        if !(td.kick(0) && td.is_done(None, 0) && td.is_interrupted()) {
+        td.offer(0, &chains[..batch as usize]);
+        if !(td.kick(0) && td.is_done(0) && td.is_interrupted()) {
             return count - left;
         }
         left -= batch;
     }
-    let is_good = |number: &u64| td.get(None, STATUSES + 8 * number) & 0xFF == 0;
+    let is_good = |number: &u64| td.get(STATUSES + 8 * number) & 0xFF == 0;
     if (0..BATCH.min(count)).all(|number| is_good(&number)) {
         count
     } else {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use seam::abi::PAGE_4K;
+use vcpu::Peer;
 use virtio::net::{Mac, Settings, Switch};
 use virtio::{Net, Transport};
 
-use crate::td::{BUFFERS, Reach, Td};
+use crate::td::{BUFFERS, DEVICE, Td};
 
 /// Length of a frame, and of the header before it.
 const FRAME: u64 = 1500;
@@ -17,7 +18,7 @@ const BATCH: u64 = 8;
 
 /// Two TDs of one network.
 pub struct Pair {
-    tds: [(Td, Arc<Reach>); 2],
+    tds: [Td; 2],
 }
 
 impl Pair {
@@ -30,23 +31,22 @@ impl Pair {
                 is_isolated: false,
             };
             let port = switch.attach(settings).expect("a free port");
-            let reach = Arc::new(Reach::new());
-            let card = Net::new(port, reach.clone(), None);
-            let td = Td::new(Transport::new(card), 2, Some(&reach));
+            let peer = Arc::new(Peer::new(DEVICE));
+            let td = Td::new(Transport::new(Net::new(port, peer.clone(), None)), 2);
+            td.reach(&peer);
             // The driver has become ready.
-            td.attend(&reach);
-            (td, reach)
+            td.serve();
+            td
         });
-        let (sender, reach) = &tds[0];
         // After the header: to 2, from 1.
-        sender.set(Some(reach), BUFFERS + 8, 0);
-        sender.set(Some(reach), BUFFERS + 16, 1 << 56 | 2 << 8);
+        tds[0].set(BUFFERS + 8, 0);
+        tds[0].set(BUFFERS + 16, 1 << 56 | 2 << 8);
         Self { tds }
     }
 
-    /// Sends frames, one after the other. Returns the number that arrived.
+    /// Sends frames, one after the other. Returns the number that arrived, each batch with one interrupt.
     pub fn send(&self, count: u64) -> u64 {
-        let [(sender, from), (receiver, into)] = &self.tds;
+        let [sender, receiver] = &self.tds;
         let chain =
             |number: u64, bytes, is_written| [(BUFFERS + number * PAGE_4K, bytes, is_written)];
         let buffers = [0, 1, 2, 3, 4, 5, 6, 7].map(|number| chain(number, BUFFER, true));
@@ -55,10 +55,11 @@ impl Pair {
         while left > 0 {
             let batch = left.min(BATCH) as usize;
             let buffers = buffers.each_ref().map(|chain| &chain[..]);
-            receiver.offer(Some(into), 0, &buffers[..batch]);
-            sender.offer(Some(from), 1, &[&frame[..]; BATCH as usize][..batch]);
-            let is_sent = sender.kick_with(1, from) && receiver.attend(into);
-            let is_done = receiver.is_done(Some(into), 0) && sender.is_done(Some(from), 1);
+            receiver.offer(0, &buffers[..batch]);
+            sender.offer(1, &[&frame[..]; BATCH as usize][..batch]);
+            let interrupts = receiver.interrupts();
+            let is_sent = sender.kick(1) && receiver.interrupts() == interrupts + 1;
+            let is_done = receiver.is_done(0) && sender.is_done(1) && receiver.is_interrupted();
             if !is_sent || !is_done {
                 return count - left;
             }

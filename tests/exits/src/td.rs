@@ -1,18 +1,18 @@
 //! A TD with a virtio function and no module beneath: its memory, its driver, and the CPU that does the function's work.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use devices::pci::Function;
-use devices::{Effect, Memory, Now, Other, Page, Unshared};
+use devices::{Effect, Now};
 use mm::private::Levels;
-use mm::shared::{self, Reader, SharedMap, Words};
+use mm::shared::{self, SharedMap, Words};
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::{Gpa, Hpa};
 use spin::Mutex;
 use vcpu::clock::Clock;
-use vcpu::{Console, Executor, PhysicalCpu, TdMemory, Vm, Waker};
+use vcpu::{Console, Executor, Peer, PhysicalCpu, Vm, Waker};
 
 const SHARED: u64 = 1 << 47;
 /// The guest's shared memory: descriptors, available ring and used ring of each queue, then buffers.
@@ -27,11 +27,26 @@ const NOTIFY: u64 = REGISTERS + 0x3000;
 /// Number of descriptors of a queue.
 const SIZE: u64 = 128;
 
-/// Frames, by address.
+/// Number of frames that the host has.
+const FRAMES: usize = 512;
+/// The function's number on the bus.
+pub const DEVICE: u8 = 1;
+
+/// The host's frames, by address.
 #[derive(Debug)]
-struct Frames {
+pub struct Frames {
     pages: Vec<Box<Words>>,
     taken: AtomicU64,
+}
+
+/// Returns the host's frames.
+pub fn frames() -> &'static Frames {
+    static ALL: OnceLock<Frames> = OnceLock::new();
+    let page = || Box::new([const { AtomicU64::new(0) }; 512]);
+    ALL.get_or_init(|| Frames {
+        pages: (0..FRAMES).map(|_| page()).collect(),
+        taken: AtomicU64::new(0),
+    })
 }
 
 impl shared::Frames for Frames {
@@ -51,7 +66,7 @@ impl shared::Frames for Frames {
 }
 
 /// The CPU, which is also a scheduler that runs nothing.
-struct Cpu(&'static Frames);
+struct Cpu;
 
 impl Executor for Cpu {
     fn notify(&self, _: u32) {}
@@ -65,7 +80,7 @@ impl PhysicalCpu for Cpu {
     type Frames = Frames;
 
     fn shared_frames(&self) -> &Frames {
-        self.0
+        frames()
     }
 
     fn tsc(&self) -> u64 {
@@ -93,96 +108,43 @@ impl PhysicalCpu for Cpu {
     fn wake_console(&self) {}
 }
 
-/// The shared memory of a TD, by which other TDs know it.
-#[derive(Debug)]
-pub struct Reach {
-    frames: &'static Frames,
-    map: SharedMap,
-}
-
-/// The memory of a TD that reaches those of others.
-struct Far<'a, 'm>(TdMemory<'a, 'm, Frames>);
-
-impl Memory for Far<'_, '_> {
-    fn page(&self, gpa: u64) -> Result<&Page, Unshared> {
-        self.0.page(gpa)
-    }
-
-    fn with_other(&self, other: &Other, work: &mut dyn FnMut(&dyn Memory)) -> bool {
-        let Some(other) = other.downcast_ref::<Reach>() else {
-            return false;
-        };
-        work(&Near(other.map.reader(other.frames)));
-        true
-    }
-}
-
-/// The memory of another TD, for a frame.
-struct Near<'m>(Reader<'m, Frames>);
-
-impl Memory for Near<'_> {
-    fn page(&self, gpa: u64) -> Result<&Page, Unshared> {
-        let page = self.0.page(Gpa(gpa & !SHARED));
-        page.ok_or(Unshared(gpa))
-    }
-}
-
-impl Reach {
-    /// Creates memory with the guest's shared part.
-    pub fn new() -> Self {
-        let page = || Box::new([const { AtomicU64::new(0) }; 512]);
-        let frames: &'static Frames = Box::leak(Box::new(Frames {
-            pages: (0..96).map(|_| page()).collect(),
-            taken: AtomicU64::new(0),
-        }));
-        let map = SharedMap::new(frames, Levels::Four, SHARED).expect("a root page");
-        for gpa in (MEMORY..MEMORY + BYTES).step_by(PAGE_4K as usize) {
-            let mapped = map.map(frames, Gpa(gpa), PageSize::Size4K);
-            mapped.expect("a page is free");
-        }
-        Self { frames, map }
-    }
-
-    fn with(&self, work: &mut dyn FnMut(&dyn Memory)) {
-        let reader = self.map.reader(self.frames);
-        work(&Far(TdMemory::new(&self.map, &reader)));
-    }
-}
-
 /// A buffer of a chain: address, length, and whether the device writes it.
 pub type Buffer = (u64, u64, bool);
 
 /// The TD.
 pub struct Td {
-    cpu: Cpu,
-    vm: Vm,
-    frames: &'static Frames,
+    vm: Arc<Vm>,
     /// Number of chains that were made available, by queue.
     made: [Cell<u64>; 2],
 }
 
 impl Td {
-    /// Creates a TD whose driver has initialised `function` with both or the first of its queues. If the function reaches
-    /// another TD, its memory is `reach`, and not the TD's own.
-    pub fn new(function: impl Function + 'static, queues: u64, reach: Option<&Reach>) -> Self {
-        let own = Reach::new();
-        let frames = reach.map_or(own.frames, |reach| reach.frames);
+    /// Creates a TD whose driver has initialised `function` with both or the first of its queues.
+    pub fn new(function: impl Function + 'static, queues: u64) -> Self {
+        let map = SharedMap::new(frames(), Levels::Four, SHARED).expect("a root page");
+        for gpa in (MEMORY..MEMORY + BYTES).step_by(PAGE_4K as usize) {
+            let mapped = map.map(frames(), Gpa(gpa), PageSize::Size4K);
+            mapped.expect("a page is free");
+        }
         let memory = std::iter::once(0..64 << 20).collect();
         let clock = Clock::new(1 << 48, 0, 40);
+        let vm = Vm::new(0..1, memory, map, clock, Arc::new(Console::new()));
         let td = Self {
-            cpu: Cpu(own.frames),
-            vm: Vm::new(0..1, memory, own.map, clock, Arc::new(Console::new()))
-                .with_functions(vec![Arc::new(Mutex::new(function))]),
-            frames,
+            vm: Arc::new(vm.with_functions(vec![Arc::new(Mutex::new(function))])),
             made: [Cell::new(0), Cell::new(0)],
         };
         td.start(queues);
         td
     }
 
+    /// Lets other TDs reach the function.
+    pub fn reach(&self, peer: &Peer) {
+        peer.belong_to(&self.vm);
+    }
+
     /// Makes chains of buffers available, with descriptors from the first one on. The driver wants an interrupt after the
     /// last of them.
-    pub fn offer(&self, reach: Option<&Reach>, queue: u64, chains: &[&[Buffer]]) {
+    pub fn offer(&self, queue: u64, chains: &[&[Buffer]]) {
         exits_guest(&|| {
             let ring = MEMORY + queue * 3 * PAGE_4K;
             let available = ring + PAGE_4K;
@@ -191,33 +153,33 @@ impl Td {
             for chain in chains {
                 let slot = available + 4 + 2 * (number % SIZE);
                 let shift = slot % 8 * 8;
-                let word = self.get(reach, slot) & !(0xFFFF << shift);
-                self.set(reach, slot, word | index << shift);
+                let word = self.get(slot) & !(0xFFFF << shift);
+                self.set(slot, word | index << shift);
                 let last = index + chain.len() as u64 - 1;
                 for (gpa, bytes, is_written) in *chain {
                     let flags = u64::from(*is_written) << 1 | u64::from(index < last);
-                    self.set(reach, ring + 16 * index, *gpa);
+                    self.set(ring + 16 * index, *gpa);
                     let more = bytes | flags << 32 | (index + 1) << 48;
-                    self.set(reach, ring + 16 * index + 8, more);
+                    self.set(ring + 16 * index + 8, more);
                     index += 1;
                 }
                 number += 1;
             }
             // The index of the interrupt is the upper half of its word, and the last elements of the ring are the lower one.
             let event = available + 2 * SIZE;
-            let word = self.get(reach, event) & 0xFFFF_FFFF;
-            self.set(reach, event, word | ((number - 1) & 0xFFFF) << 32);
-            let word = self.get(reach, available) & !0xFFFF_FFFF;
-            self.set(reach, available, word | (number & 0xFFFF) << 16);
+            let word = self.get(event) & 0xFFFF_FFFF;
+            self.set(event, word | ((number - 1) & 0xFFFF) << 32);
+            let word = self.get(available) & !0xFFFF_FFFF;
+            self.set(available, word | (number & 0xFFFF) << 16);
             self.made[queue as usize].set(number);
         });
     }
 
     /// Returns whether the device has returned all chains of a queue.
-    pub fn is_done(&self, reach: Option<&Reach>, queue: u64) -> bool {
+    pub fn is_done(&self, queue: u64) -> bool {
         let done = Cell::new(false);
         exits_guest(&|| {
-            let used = self.get(reach, MEMORY + (queue * 3 + 2) * PAGE_4K) >> 16 & 0xFFFF;
+            let used = self.get(MEMORY + (queue * 3 + 2) * PAGE_4K) >> 16 & 0xFFFF;
             done.set(used == self.made[queue as usize].get() & 0xFFFF);
         });
         done.get()
@@ -226,27 +188,22 @@ impl Td {
     /// Notifies the device of a queue, and lets it work.
     pub fn kick(&self, queue: u64) -> bool {
         let effect = self.store(NOTIFY + 4 * queue, 2, queue);
-        let waker = Waker::new(&self.vm, &self.cpu);
-        let is_done = vcpu::serve_devices(waker, &self.cpu, || true);
-        effect == Some(Effect::Work) && is_done
+        effect == Some(Effect::Work) && self.serve()
     }
 
-    /// Notifies the device of a queue, and lets it work with memory that reaches another TD's.
-    pub fn kick_with(&self, queue: u64, reach: &Reach) -> bool {
-        let effect = self.store(NOTIFY + 4 * queue, 2, queue);
-        let bus = self.vm.devices().pci();
-        reach.with(&mut |memory| _ = bus.serve(memory, Now::default()));
-        effect == Some(Effect::Work)
+    /// Lets the device work.
+    pub fn serve(&self) -> bool {
+        vcpu::serve_devices(Waker::new(&self.vm, &Cpu), &Cpu, || true)
     }
 
-    /// Lets the device look for news. Returns whether there was an interrupt.
-    pub fn attend(&self, reach: &Reach) -> bool {
-        let bus = self.vm.devices().pci();
-        bus.rouse();
-        while bus.has_work() {
-            reach.with(&mut |memory| _ = bus.serve(memory, Now::default()));
-        }
-        bus.take_message().is_some()
+    /// Returns the number of interrupts that were raised.
+    pub fn interrupts(&self) -> u64 {
+        let interrupts = Cell::new(0);
+        exits_guest(&|| {
+            let usage = self.vm.devices().pci().usage(DEVICE);
+            interrupts.set(usage.map_or(0, |usage| usage.interrupts));
+        });
+        interrupts.get()
     }
 
     /// Returns whether an interrupt was posted to the vCPU.
@@ -303,18 +260,17 @@ impl Td {
     }
 
     /// Reads a word of shared memory.
-    pub fn get(&self, reach: Option<&Reach>, gpa: u64) -> u64 {
-        self.word(reach, gpa, |word| word.load(SeqCst))
+    pub fn get(&self, gpa: u64) -> u64 {
+        self.word(gpa, |word| word.load(SeqCst))
     }
 
     /// Writes a word of shared memory.
-    pub fn set(&self, reach: Option<&Reach>, gpa: u64, value: u64) {
-        self.word(reach, gpa, |word| word.store(value, SeqCst));
+    pub fn set(&self, gpa: u64, value: u64) {
+        self.word(gpa, |word| word.store(value, SeqCst));
     }
 
-    fn word<R>(&self, reach: Option<&Reach>, gpa: u64, work: impl FnOnce(&AtomicU64) -> R) -> R {
-        let map = reach.map_or(self.vm.shared(), |reach| &reach.map);
-        let done = map.with_page(self.frames, Gpa(gpa), |words| {
+    fn word<R>(&self, gpa: u64, work: impl FnOnce(&AtomicU64) -> R) -> R {
+        let done = self.vm.shared().with_page(frames(), Gpa(gpa), |words| {
             work(&words[(gpa % PAGE_4K / 8) as usize])
         });
         done.expect("the page is shared")

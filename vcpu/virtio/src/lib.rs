@@ -29,4 +29,4 @@ pub use chain::{Chain, Cursor, LONGEST};
 pub use console::{Console, Terminal};
 pub use net::Net;
 pub use queue::{Fault, Place, Queue};
-pub use transport::{Device, Kind, Transport, Work};
+pub use transport::{Device, Kind, News, Traffic, Transport, Work};

@@ -5,6 +5,7 @@
 mod deliver;
 mod header;
 mod learned;
+mod port;
 mod rate;
 mod switch;
 
@@ -16,14 +17,16 @@ use virtio_spec::net::{F, S};
 
 use crate::chain::Chain;
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, Work};
+use crate::transport::{Device, Kind, News, Traffic, Work};
 
 use deliver::{Frame, Receiver};
+use devices::Other;
 pub use header::Mac;
 use header::{ETHERNET, HEADER, LONGEST, START, Start};
+pub use port::{Count, Settings};
 pub use rate::Rate;
 use switch::Touched;
-pub use switch::{Attached, Count, Guest, NoPort, PORTS, Settings, Switch};
+pub use switch::{Attached, Gauge, NoPort, PORTS, Switch};
 
 const QUEUES: &[u16] = &[256, 256];
 const RECEIVE: usize = 0;
@@ -49,7 +52,7 @@ const CONFIG: usize = 10;
 /// The device.
 pub struct Net {
     port: Attached,
-    guest: Guest,
+    guest: Other,
     rate: Option<Rate>,
     config: [u8; CONFIG],
     transmit: Option<Queue>,
@@ -66,9 +69,9 @@ impl fmt::Debug for Net {
 }
 
 impl Net {
-    /// Creates the card of `guest`, at a port. `rate` limits what it sends.
+    /// Creates the card of a guest, which others know as `guest`, at a port. `rate` limits what it sends.
     #[must_use]
-    pub fn new(port: Attached, guest: Guest, rate: Option<Rate>) -> Self {
+    pub fn new(port: Attached, guest: Other, rate: Option<Rate>) -> Self {
         let mut config = [0; CONFIG];
         config[..6].copy_from_slice(&port.mac().bytes());
         config[6..8].copy_from_slice(&S::LINK_UP.bits().to_ne().to_le_bytes());
@@ -198,18 +201,44 @@ impl Device for Net {
     }
 
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
-        let (has_news, fault) = self.port.take_news();
-        if let Some(fault) = fault {
-            return Err(fault);
-        }
-        if has_news {
+        if self.news()?.raised != 0 {
             work.raise(RECEIVE);
         }
-        // Another guest's CPU may be here because of the news.
         if work.is_notified(TRANSMIT) {
             self.send(work)
         } else {
             Ok(false)
         }
+    }
+
+    fn news(&mut self) -> Result<News, Fault> {
+        let (has_news, fault) = self.port.take_news();
+        match fault {
+            Some(fault) => Err(fault),
+            None => Ok(News {
+                raised: u64::from(has_news) << RECEIVE,
+                has_more: false,
+            }),
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let count = |count| self.port.count(count);
+        let dropped = [
+            Count::Full,
+            Count::Spoofed,
+            Count::Malformed,
+            Count::Limited,
+        ];
+        Traffic {
+            to_guest: count(Count::ReceivedBytes),
+            from_guest: count(Count::SentBytes),
+            dropped: dropped.map(count).iter().sum(),
+        }
+    }
+
+    fn retire(&mut self) {
+        self.reset();
+        self.port.release();
     }
 }

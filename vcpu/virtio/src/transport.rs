@@ -5,11 +5,11 @@
 mod common;
 mod place;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, string::ToString};
 use core::fmt;
 use core::ops::Range;
 
-use devices::pci::{Config, Function, Msix, Served};
+use devices::pci::{Config, Function, Msix, Served, Usage};
 use devices::{Effect, Memory, Message, Now, Place, open_bus};
 use virtio_spec::{DeviceStatus, F, Id};
 
@@ -60,10 +60,44 @@ pub trait Device: fmt::Debug + Send {
     /// [`Fault`]: the driver has broken a rule, and must reset the device.
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault>;
 
+    /// Takes the news that others left for the guest, on a CPU that works for another guest. Neither waits for a lock that is
+    /// held for long nor accesses the guest's memory.
+    ///
+    /// # Errors
+    /// [`Fault`]: the driver has broken a rule, and must reset the device.
+    fn news(&mut self) -> Result<News, Fault> {
+        Ok(News::default())
+    }
+
+    /// Returns what went through the device.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
     /// Frees what the device holds for the guest, at the TD's end.
     fn retire(&mut self) {
         self.reset();
     }
+}
+
+/// The outcome of [`Device::news`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Queues of which the driver wants to hear, by a bit for each.
+    pub raised: u64,
+    /// There is work with the guest's memory.
+    pub has_more: bool,
+}
+
+/// What went through a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that the device wrote for the guest.
+    pub to_guest: u64,
+    /// Bytes that it took from the guest.
+    pub from_guest: u64,
+    /// What was dropped: frames, or requests that failed.
+    pub dropped: u64,
 }
 
 /// What [`Device::serve`] works with, and what comes of it.
@@ -128,6 +162,8 @@ pub struct Transport<D> {
     is_new: bool,
     /// The rule that the driver broke, until it resets the device.
     fault: Option<Fault>,
+    /// Number of notifications by the driver, and of interrupts to it.
+    counts: [u64; 2],
 }
 
 impl<D: Device> Transport<D> {
@@ -146,6 +182,7 @@ impl<D: Device> Transport<D> {
             notified: 0,
             is_new: false,
             fault: None,
+            counts: [0; 2],
         }
     }
 
@@ -214,6 +251,7 @@ impl<D: Device> Transport<D> {
     fn raise_queues(&mut self, raised: u64) {
         for queue in (0..self.kind.queues.len()).filter(|queue| raised >> queue & 1 != 0) {
             self.isr |= ISR_QUEUE;
+            self.counts[1] += 1;
             self.raise(self.common.queue_vector(queue));
         }
     }
@@ -271,6 +309,7 @@ impl<D: Device> Function for Transport<D> {
                 self.act(request)
             }
             Some((Structure::Notify, place)) if self.is_running() => {
+                self.counts[0] += 1;
                 self.notified |= 1 << (place.offset / u64::from(place::NOTIFY)).min(63);
                 Effect::Work
             }
@@ -308,6 +347,42 @@ impl<D: Device> Function for Transport<D> {
             has_more,
             has_output,
         }
+    }
+
+    fn news(&mut self) -> Served {
+        // Otherwise they wait until the guest lets the function access memory.
+        if !self.is_running() || !self.config.is_master() {
+            return Served::default();
+        }
+        let news = self.device.news().unwrap_or_else(|fault| {
+            self.fail(fault);
+            News::default()
+        });
+        self.raise_queues(news.raised);
+        Served {
+            has_messages: self.msix.configured(&self.config) == Effect::Signal,
+            has_more: news.has_more,
+            has_output: false,
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let [notifications, interrupts] = self.counts;
+        let Traffic {
+            to_guest,
+            from_guest,
+            dropped,
+        } = self.device.traffic();
+        Some(Usage {
+            is_running: self.is_running(),
+            queues: self.common.enabled().flatten().count(),
+            notifications,
+            interrupts,
+            to_guest,
+            from_guest,
+            dropped,
+            fault: self.fault.map(|fault| fault.to_string()),
+        })
     }
 
     fn retire(&mut self) {

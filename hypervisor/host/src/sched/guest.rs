@@ -6,6 +6,7 @@ use devices::pci::passthrough::Counts;
 use spin::{Mutex, MutexGuard};
 use vcpu::{Vcpu, Vm};
 
+use super::equipment::{Equipment, Fixture};
 use super::functions::Functions;
 use crate::td::Td;
 
@@ -13,7 +14,7 @@ use crate::td::Td;
 #[derive(Debug)]
 pub struct Guest {
     id: u32,
-    vm: Vm,
+    vm: Arc<Vm>,
     /// Held by the CPU that runs the vCPU.
     vcpus: Box<[Mutex<Vcpu>]>,
     /// The TD's current life, from its start to its end.
@@ -22,6 +23,8 @@ pub struct Guest {
     pub(super) functions: Mutex<Option<Functions>>,
     /// Counters of the physical functions, in the order of the configuration.
     pub(super) counts: Vec<Arc<Counts>>,
+    /// The virtual functions.
+    fixtures: Vec<Fixture>,
 }
 
 impl Guest {
@@ -31,11 +34,12 @@ impl Guest {
         let vcpus: Vec<_> = Vcpu::all_of(&vm).map(Mutex::new).collect();
         Self {
             id,
-            vm,
+            vm: Arc::new(vm),
             vcpus: vcpus.into_boxed_slice(),
             td: Mutex::new(None),
             functions: Mutex::new(None),
             counts: Vec::new(),
+            fixtures: Vec::new(),
         }
     }
 
@@ -50,6 +54,18 @@ impl Guest {
         Self { counts, ..self }
     }
 
+    /// Adds the virtual functions, which are on the bus already, and lets other TDs reach them.
+    pub(super) fn with_equipment(self, equipment: Equipment) -> Self {
+        equipment.belong_to(&self.vm);
+        let fixtures = equipment.fixtures;
+        Self { fixtures, ..self }
+    }
+
+    /// Returns the virtual functions.
+    pub(super) fn fixtures(&self) -> &[Fixture] {
+        &self.fixtures
+    }
+
     /// The TD's number.
     #[must_use]
     pub const fn id(&self) -> u32 {
@@ -58,7 +74,7 @@ impl Guest {
 
     /// The TD-wide state.
     #[must_use]
-    pub const fn vm(&self) -> &Vm {
+    pub fn vm(&self) -> &Vm {
         &self.vm
     }
 

@@ -11,6 +11,7 @@ mod functions;
 pub mod guest;
 mod lock;
 pub mod lost;
+mod networks;
 pub mod queue;
 mod runner;
 mod slice;
@@ -24,6 +25,7 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 pub use attached::FunctionCounts;
+pub use equipment::{Fixture, FixtureUse, PortFacts};
 
 use config::Smt;
 use seam::abi::Gprs;
@@ -33,6 +35,7 @@ use vcpu::{End, Event, Executor, Stop, VcpuState, Waker};
 use self::{
     guest::Guest,
     lock::{QueueLock, Scheduled},
+    networks::Networks,
     queue::{Back, Next, RunQueue, Settings, Ticks, Times, VcpuId},
     slice::Slice,
 };
@@ -56,6 +59,7 @@ pub struct Scheduler<'p, P> {
     ended: AtomicBool,
     /// The TD whose console is being watched.
     watched: AtomicU32,
+    networks: Networks,
     /// True once a TD has had physical functions.
     has_functions: AtomicBool,
     /// Time-stamp counter at the next look at their errors.
@@ -88,9 +92,36 @@ impl<'p, P: Running> Scheduler<'p, P> {
             queue: QueueLock::new(queue),
             ended: AtomicBool::new(false),
             watched: AtomicU32::new(0),
+            networks: Networks::default(),
             has_functions: AtomicBool::new(false),
             functions_due: AtomicU64::new(0),
         }
+    }
+
+    /// Adds the networks of the host's TDs.
+    #[must_use]
+    pub fn with_networks(self, networks: &[config::Network]) -> Self {
+        let networks = Networks::new(networks);
+        Self { networks, ..self }
+    }
+
+    /// Returns the networks of the host's TDs, in the order of the configuration.
+    pub fn networks(&self) -> impl Iterator<Item = &config::Network> {
+        self.networks.all()
+    }
+
+    /// Calls `see` with each virtual function of a TD that runs or has run.
+    pub fn fixtures(&self, id: u32, see: &mut dyn FnMut(FixtureUse<'_>)) {
+        let Some(guest) = self.guest(id) else {
+            return;
+        };
+        let bus = guest.vm().devices().pci();
+        for fixture in guest.fixtures() {
+            let usage = bus.usage(fixture.device).unwrap_or_default();
+            see(FixtureUse { fixture, usage });
+        }
+        // News may have come meanwhile.
+        self.serve_devices(&guest);
     }
 
     /// Returns the guest of a TD that runs or has run.

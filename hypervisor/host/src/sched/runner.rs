@@ -7,7 +7,7 @@ use alloc::{
 };
 use core::sync::atomic::Ordering::SeqCst;
 
-use devices::pci::{self, Function, passthrough::Passthrough};
+use devices::pci::{self, passthrough::Passthrough};
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
@@ -15,7 +15,12 @@ use spin::Mutex;
 use vcpu::{Console, Facts, Vm, Waker, Wiring, clock::Clock};
 
 use super::{
-    Scheduler, equipment, functions::Functions, guest::Guest, lock::Scheduled, queue::Portion,
+    Scheduler,
+    equipment::{Equipment, OnBus},
+    functions::Functions,
+    guest::Guest,
+    lock::Scheduled,
+    queue::Portion,
 };
 use crate::{
     platform::Running,
@@ -49,15 +54,19 @@ impl<P: Running> Scheduler<'_, P> {
         }
     }
 
-    /// Lets the devices of a TD do what they had to leave. If its memory is being converted, the vCPU that does it goes
-    /// on with their work.
+    /// Lets the devices of a TD do what they had to leave. If they can't do all of it now, a vCPU goes on with their work.
     pub(super) fn serve_devices(&self, guest: &Guest) {
         /// Every function has its turn; more than one turn each is the guest's own matter.
         const PARTS: usize = pci::MOST;
         if guest.vm().devices().pci().has_work() {
             let mut parts = 0..PARTS;
             let goes_on = || parts.next().is_some();
-            vcpu::serve_devices(Waker::new(guest.vm(), self), self.platform, goes_on);
+            let waker = Waker::new(guest.vm(), self);
+            vcpu::serve_devices(waker, self.platform, goes_on);
+            // The rest is for a vCPU.
+            if guest.vm().devices().pci().has_work() {
+                waker.summon();
+            }
         }
     }
 
@@ -88,7 +97,9 @@ impl<P: Running> Scheduler<'_, P> {
         };
         // The physical functions come first: they are known by their places.
         let mut all: Vec<_> = models.into_iter().map(on_bus).collect();
-        all.extend(equipment::functions(td, &console)?);
+        let first = all.len() as u8 + 1;
+        let mut equipment = Equipment::new(td, &console, &self.networks, first)?;
+        all.append(&mut equipment.functions);
         let shared = self.new_shared(td, functions)?;
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
@@ -101,7 +112,8 @@ impl<P: Running> Scheduler<'_, P> {
             Some(_) => vm.with_fw_cfg(&facts(td.config())),
             None => vm,
         };
-        Ok(Guest::new(td.id(), vm).with_counts(counts))
+        let guest = Guest::new(td.id(), vm).with_counts(counts);
+        Ok(guest.with_equipment(equipment))
     }
 
     /// Creates the shared memory of a TD, which its physical functions reach as well.
@@ -123,7 +135,7 @@ impl<P: Running> Scheduler<'_, P> {
     }
 }
 
-fn on_bus(model: Passthrough) -> Arc<Mutex<dyn Function>> {
+fn on_bus(model: Passthrough) -> OnBus {
     Arc::new(Mutex::new(model))
 }
 
@@ -231,6 +243,10 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         } else {
             GuestEnd::Failed(end.to_string())
         })
+    }
+
+    fn has_network(&self, name: &str) -> bool {
+        self.networks.all().any(|network| network.name == name)
     }
 
     fn work_waits(&self) {

@@ -307,12 +307,12 @@ proptest! {
                     devices.refuse_nothing();
                 }
             }
-            if map.state.lock().is_astray != Some(MirrorError::NoMemory) {
+            if map.state.read().is_astray != Some(MirrorError::NoMemory) {
                 compare(&host, &map, &devices, PAGES * PAGE_4K);
             }
         }
         let [small, large] = map.holding().pages;
-        let is_lost = map.state.lock().is_astray == Some(MirrorError::NoAnswer);
+        let is_lost = map.state.read().is_astray == Some(MirrorError::NoAnswer);
         if !is_lost {
             devices.0.lock().pages.clear();
         }

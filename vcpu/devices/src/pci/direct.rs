@@ -54,7 +54,7 @@ impl Bus {
     pub fn settle(&self, is_mapped: impl Fn(usize) -> bool) {
         for (function, slot) in self.slots.iter().enumerate() {
             if !is_mapped(function) {
-                slot.function.lock().settled();
+                self.with(slot, |function| function.settled());
             }
         }
     }

@@ -5,7 +5,7 @@ use alloc::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Devices, Trigger};
+use crate::{Devices, Memory, Message, Page, Trigger, Unshared};
 
 const ADDRESS: u16 = 0xCF8;
 const DATA: u16 = 0xCFC;
@@ -31,6 +31,8 @@ struct Card {
     config: Config,
     msix: Msix,
     last: u64,
+    /// Number of times that it took news. It raises its first interrupt for them.
+    news: u32,
 }
 
 impl Card {
@@ -46,8 +48,12 @@ impl Card {
             .with_memory(0, Msix::BYTES, false)
             .with_memory(2, CARD_BYTES, true);
         let (config, msix) = Msix::add_to(config, 0, 4);
-        let last = 0;
-        Self { config, msix, last }
+        Self {
+            config,
+            msix,
+            last: 0,
+            news: 0,
+        }
     }
 }
 
@@ -79,6 +85,27 @@ impl Function for Card {
 
     fn take_message(&mut self) -> Option<Message> {
         self.msix.take()
+    }
+
+    fn serve(&mut self, _: &dyn Memory, _: Now) -> Served {
+        self.news()
+    }
+
+    fn news(&mut self) -> Served {
+        self.news += 1;
+        Served {
+            has_messages: self.msix.raise(0) == Effect::Signal,
+            ..Served::default()
+        }
+    }
+}
+
+/// A guest that shares nothing.
+struct NoMemory;
+
+impl Memory for NoMemory {
+    fn page(&self, gpa: u64) -> Result<&Page, Unshared> {
+        Err(Unshared(gpa))
     }
 }
 
@@ -303,6 +330,62 @@ fn a_card_signalled_from_outside_is_asked_for_its_messages() {
     assert_eq!(card.lock().msix.raise(0), Effect::Signal);
     guest.0.pci().signal(1);
     assert_eq!(guest.0.pci().take_message().unwrap().vector, 0x61);
+}
+
+#[test]
+fn news_for_a_card_are_delivered_by_the_teller_or_by_the_cpu_that_has_the_card() {
+    let card = Arc::new(Mutex::new(Card::new()));
+    let guest = Guest(Devices::new(RAM, vec![card.clone()]));
+    guest.switch_card_on();
+    let capability = guest.read(CARD, 0x34, 1) as u16;
+    guest.write(CARD, capability + 2, 2, 1 << 15);
+    guest.store(TABLE, 8, 0xFEE0_0000);
+    guest.store(TABLE + 8, 8, 0x61);
+    let bus = guest.0.pci();
+    let tell = |device| {
+        let mut vectors = Vec::new();
+        let has_more = bus.tell(device, &mut |message| vectors.push(message.vector));
+        assert!(!has_more);
+        vectors
+    };
+    assert_eq!((tell(1), tell(2)), (vec![0x61], vec![]));
+    assert_eq!((card.lock().news, bus.has_work()), (1, false));
+    // Another CPU has the card: nobody waits, and that CPU finds the news when it is done.
+    {
+        let held = card.lock();
+        assert_eq!(tell(1), vec![]);
+        assert_eq!(
+            bus.serve(&NoMemory, Now::default()),
+            Some(Served::default())
+        );
+        drop(held);
+    }
+    assert_eq!((card.lock().news, bus.has_work()), (1, false));
+    guest.read(CARD, 0, 4);
+    assert!(bus.has_work());
+    let served = bus.serve(&NoMemory, Now::default());
+    assert!(served.is_some_and(|served| served.has_messages));
+    assert_eq!((card.lock().news, bus.has_work()), (2, false));
+    assert_eq!(bus.take_message().unwrap().vector, 0x61);
+}
+
+#[test]
+fn work_of_a_card_that_another_cpu_has_is_left_and_not_lost() {
+    let card = Arc::new(Mutex::new(Card::new()));
+    let guest = Guest(Devices::new(RAM, vec![card.clone()]));
+    let bus = guest.0.pci();
+    bus.rouse();
+    let held = card.lock();
+    let mut served = Vec::new();
+    // The bridges have none.
+    for _ in 0..3 {
+        served.push(bus.serve(&NoMemory, Now::default()).is_some());
+    }
+    served.sort_unstable();
+    assert_eq!((served, bus.has_work()), (vec![false, true, true], true));
+    drop(held);
+    assert!(bus.serve(&NoMemory, Now::default()).is_some());
+    assert_eq!((card.lock().news, bus.has_work()), (1, false));
 }
 
 #[test]

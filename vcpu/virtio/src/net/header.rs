@@ -1,5 +1,7 @@
 //! The header before a frame, and the frame's own: read once, checked, and written anew for the receiver.
 
+use core::fmt;
+
 use virtio_spec::net::HdrF;
 
 /// Bytes of the header before a frame, and of an Ethernet header.
@@ -35,10 +37,23 @@ impl Mac {
         bytes
     }
 
+    /// Returns the address with these bytes, as on the wire.
+    #[must_use]
+    pub const fn of([a, b, c, d, e, f]: [u8; 6]) -> Self {
+        Self(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
+
     /// Returns whether frames to this address are for a group, or for all.
     #[must_use]
     pub const fn is_group(self) -> bool {
         self.0 >> 40 & 1 != 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.bytes();
+        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
     }
 }
 

@@ -10,55 +10,17 @@
 use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 
-use devices::{Memory, Other};
-use sync::Mutex;
-use sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use devices::Memory;
+use sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use super::deliver::{Frame, Lost, Receiver, put};
 use super::header::{Mac, Start};
 use super::learned::Learned;
+use super::port::{Count, Port, Settings, Tag};
 use crate::queue::Fault;
 
 /// Largest number of ports.
 pub const PORTS: usize = 32;
-
-/// A guest, as the host's [`Memory`] knows it.
-pub type Guest = Other;
-
-/// The settings of a port.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// The port's address.
-    pub mac: Mac,
-    /// Any source is allowed, and learned.
-    pub is_trunk: bool,
-    /// Frames go to and come from trunk ports only.
-    pub is_isolated: bool,
-}
-
-/// The counts of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Count {
-    /// Frames that came from the port's guest and were delivered at least once.
-    Sent,
-    /// Their bytes.
-    SentBytes,
-    /// Frames that its guest received.
-    Received,
-    /// Their bytes.
-    ReceivedBytes,
-    /// Frames for its guest that found no buffer, or a guest that was not ready.
-    Full,
-    /// Frames from its guest with another source.
-    Spoofed,
-    /// Frames from its guest that are too long or too short, or whose header lies.
-    Malformed,
-    /// Frames from its guest beyond its rate.
-    Limited,
-}
-
-const COUNTS: usize = 8;
 
 /// The switch.
 #[derive(Debug)]
@@ -69,58 +31,34 @@ pub struct Switch {
     learned: Learned,
 }
 
-#[derive(Debug)]
-struct Port {
-    /// Who has the port: see [`Tag`]. It changes only while there is no receiver.
-    tag: AtomicU64,
-    receiver: Mutex<Option<Receiver>>,
-    /// The receiver has to be interrupted.
-    has_news: AtomicBool,
-    counts: [AtomicU64; COUNTS],
-}
-
-/// A port's settings in one word; 0 is a free port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Tag(u64);
-
-impl Tag {
-    const TAKEN: u64 = 1 << 63;
-    const TRUNK: u64 = 1 << 62;
-    const ISOLATED: u64 = 1 << 61;
-    const MAC: u64 = (1 << 48) - 1;
-
-    const fn new(settings: Settings) -> Self {
-        let mut tag = Self::TAKEN | settings.mac.0 & Self::MAC;
-        if settings.is_trunk {
-            tag |= Self::TRUNK;
-        }
-        if settings.is_isolated {
-            tag |= Self::ISOLATED;
-        }
-        Self(tag)
-    }
-
-    const fn has(self, bit: u64) -> bool {
-        self.0 & bit != 0
-    }
-
-    const fn mac(self) -> Mac {
-        Mac(self.0 & Self::MAC)
-    }
-
-    /// Returns whether frames go from this port to `other`.
-    const fn reaches(self, other: Self) -> bool {
-        let is_shut = self.has(Self::ISOLATED) || other.has(Self::ISOLATED);
-        !is_shut || self.has(Self::TRUNK) || other.has(Self::TRUNK)
-    }
-}
-
 /// A port of a switch. It is given back when this is dropped.
 #[derive(Debug)]
 pub struct Attached {
     switch: Arc<Switch>,
     index: usize,
     tag: Tag,
+    /// Which of the port's guests this is.
+    life: u64,
+    /// The port was given back.
+    is_over: AtomicBool,
+}
+
+/// The counts of a port as one guest has it.
+#[derive(Clone, Debug)]
+pub struct Gauge {
+    switch: Arc<Switch>,
+    index: usize,
+    life: u64,
+}
+
+impl Gauge {
+    /// Returns a count, which stays when the guest has given the port back, until another one takes it.
+    #[must_use]
+    pub fn count(&self, count: Count) -> Option<u64> {
+        let port = &self.switch.ports[self.index];
+        let value = port.counts[count as usize].load(SeqCst);
+        (port.life.load(SeqCst) == self.life).then_some(value)
+    }
 }
 
 /// The ports to which a batch of frames went: their drivers are told at its end.
@@ -140,7 +78,7 @@ impl fmt::Display for NoPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => write!(f, "the network has {PORTS} TDs already"),
-            Self::Taken(mac) => write!(f, "another TD has the address {:02x?}", mac.bytes()),
+            Self::Taken(mac) => write!(f, "another TD of the network has the address {mac}"),
         }
     }
 }
@@ -149,14 +87,8 @@ impl core::error::Error for NoPort {}
 
 impl Default for Switch {
     fn default() -> Self {
-        let port = |_| Port {
-            tag: AtomicU64::new(0),
-            receiver: Mutex::new(None),
-            has_news: AtomicBool::new(false),
-            counts: [const { AtomicU64::new(0) }; COUNTS],
-        };
         Self {
-            ports: (0..PORTS).map(port).collect(),
+            ports: (0..PORTS).map(|_| Port::default()).collect(),
             end: AtomicUsize::new(0),
             learned: Learned::default(),
         }
@@ -177,6 +109,7 @@ impl Switch {
         let index = tags().position(|other| !other.has(Tag::TAKEN));
         let index = index.ok_or(NoPort::Full)?;
         let port = &self.ports[index];
+        let life = port.life.fetch_add(1, SeqCst) + 1;
         port.counts.iter().for_each(|count| count.store(0, SeqCst));
         port.tag.store(tag.0, SeqCst);
         self.end.fetch_max(index + 1, SeqCst);
@@ -184,6 +117,8 @@ impl Switch {
             switch: self.clone(),
             index,
             tag,
+            life,
+            is_over: AtomicBool::new(false),
         })
     }
 
@@ -217,17 +152,33 @@ impl Switch {
     }
 }
 
-impl Port {
-    fn add(&self, count: Count, more: u64) {
-        self.counts[count as usize].fetch_add(more, SeqCst);
-    }
-}
-
 impl Attached {
     /// Returns the port's address.
     #[must_use]
     pub const fn mac(&self) -> Mac {
         self.tag.mac()
+    }
+
+    /// Returns the counts, for those who read them.
+    #[must_use]
+    pub fn gauge(&self) -> Gauge {
+        Gauge {
+            switch: self.switch.clone(),
+            index: self.index,
+            life: self.life,
+        }
+    }
+
+    /// Gives the port back: no frame comes to it any more, and another guest may take it. Called again, it does nothing.
+    pub fn release(&self) {
+        if self.is_over.swap(true, SeqCst) {
+            return;
+        }
+        self.receive(None);
+        self.port().tag.store(0, SeqCst);
+        if self.tag.has(Tag::TRUNK) {
+            self.switch.learned.forget(self.index);
+        }
     }
 
     /// Returns one of the port's counts.
@@ -343,10 +294,6 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.receive(None);
-        self.port().tag.store(0, SeqCst);
-        if self.tag.has(Tag::TRUNK) {
-            self.switch.learned.forget(self.index);
-        }
+        self.release();
     }
 }

@@ -1,0 +1,111 @@
+//! A port of a switch: its settings in one word, its receiver, and its counts.
+
+use sync::Mutex;
+use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+use super::deliver::Receiver;
+use super::header::Mac;
+
+/// Number of counts.
+const COUNTS: usize = 8;
+
+/// The settings of a port.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The port's address.
+    pub mac: Mac,
+    /// Any source is allowed, and learned.
+    pub is_trunk: bool,
+    /// Frames go to and come from trunk ports only.
+    pub is_isolated: bool,
+}
+
+/// The counts of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Count {
+    /// Frames that came from the port's guest and were delivered at least once.
+    Sent,
+    /// Their bytes.
+    SentBytes,
+    /// Frames that its guest received.
+    Received,
+    /// Their bytes.
+    ReceivedBytes,
+    /// Frames for its guest that found no buffer, or a guest that was not ready.
+    Full,
+    /// Frames from its guest with another source.
+    Spoofed,
+    /// Frames from its guest that are too long or too short, or whose header lies.
+    Malformed,
+    /// Frames from its guest beyond its rate.
+    Limited,
+}
+
+/// A port, taken or free.
+#[derive(Debug)]
+pub struct Port {
+    /// Who has the port: see [`Tag`]. It changes only while there is no receiver.
+    pub tag: AtomicU64,
+    /// Number of guests that have had the port.
+    pub life: AtomicU64,
+    pub receiver: Mutex<Option<Receiver>>,
+    /// The receiver has to be interrupted.
+    pub has_news: AtomicBool,
+    pub counts: [AtomicU64; COUNTS],
+}
+
+/// A port's settings in one word; 0 is a free port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(pub u64);
+
+impl Tag {
+    pub const TAKEN: u64 = 1 << 63;
+    pub const TRUNK: u64 = 1 << 62;
+    pub const ISOLATED: u64 = 1 << 61;
+    const MAC: u64 = (1 << 48) - 1;
+
+    pub const fn new(settings: Settings) -> Self {
+        let mut tag = Self::TAKEN | settings.mac.0 & Self::MAC;
+        if settings.is_trunk {
+            tag |= Self::TRUNK;
+        }
+        if settings.is_isolated {
+            tag |= Self::ISOLATED;
+        }
+        Self(tag)
+    }
+
+    pub const fn has(self, bit: u64) -> bool {
+        self.0 & bit != 0
+    }
+
+    pub const fn mac(self) -> Mac {
+        Mac(self.0 & Self::MAC)
+    }
+
+    /// Returns whether frames go from this port to `other`.
+    pub const fn reaches(self, other: Self) -> bool {
+        let is_shut = self.has(Self::ISOLATED) || other.has(Self::ISOLATED);
+        !is_shut || self.has(Self::TRUNK) || other.has(Self::TRUNK)
+    }
+}
+
+impl Default for Port {
+    fn default() -> Self {
+        Self {
+            tag: AtomicU64::new(0),
+            life: AtomicU64::new(0),
+            receiver: Mutex::new(None),
+            has_news: AtomicBool::new(false),
+            counts: [const { AtomicU64::new(0) }; COUNTS],
+        }
+    }
+}
+
+impl Port {
+    /// Counts.
+    pub fn add(&self, count: Count, more: u64) {
+        self.counts[count as usize].fetch_add(more, SeqCst);
+    }
+}
