@@ -20,6 +20,7 @@ mod console;
 pub mod net;
 mod queue;
 mod transport;
+pub mod vsock;
 
 #[cfg(test)]
 mod tests;
@@ -30,3 +31,4 @@ pub use console::{Console, Terminal};
 pub use net::Net;
 pub use queue::{Fault, Place, Queue};
 pub use transport::{Device, Kind, News, Traffic, Transport, Work};
+pub use vsock::Vsock;

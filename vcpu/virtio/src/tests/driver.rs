@@ -199,6 +199,11 @@ impl Ring {
         self.has_events
     }
 
+    /// Returns whether a chain of `count` buffers can be made available.
+    pub fn has_room(&self, count: usize) -> bool {
+        self.free.len() >= count
+    }
+
     /// Makes a chain of buffers available: address, length, and whether the device writes it. Returns its head, or `None`
     /// if there are not enough free descriptors.
     pub fn offer(&mut self, ram: &Ram, buffers: &[(u64, u32, bool)]) -> Option<u16> {

@@ -8,6 +8,7 @@ mod model;
 mod net;
 mod ram;
 mod status;
+mod vsock;
 
 extern crate std;
 
