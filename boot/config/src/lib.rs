@@ -27,6 +27,7 @@ mod read;
 pub mod seal;
 mod td;
 mod value;
+mod vsock;
 
 use keys::{Key, Keyed, quoted, text};
 
@@ -42,6 +43,7 @@ pub use pci::{MOST_FUNCTIONS, Pci};
 pub use read::{Names, Problem, Read, read};
 pub use td::{Populate, Td, TdConsole};
 pub use value::{MEMORY_STEP, bytes};
+pub use vsock::{Vsock, VsockService};
 
 /// Name of the configuration file that hosts without one of their own ([`host_file_name`]) use. It is searched for next
 /// to the program, then in the root of the volume or server.

@@ -131,6 +131,7 @@ impl Reader<'_> {
         self.all_differ(&mut files);
         self.all_differ(&mut networks);
         self.all_differ(&mut tds);
+        self.all_cids_differ(&mut tds);
         // A file or a network with a mistake is left out; the TD that names it makes none.
         let names = Names {
             is_file: &|name| files.iter().any(|file| file.read.name == name),
@@ -259,6 +260,30 @@ impl Reader<'_> {
                 let what = format!("name is {name:?}, which another {} has", T::TABLE);
                 self.mistakes.add(at, what);
                 entry.is_wrong = true;
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// Reports context ids of socket devices that occur twice. The first one counts.
+    fn all_cids_differ(&mut self, tds: &mut [Entry<'_, Td>]) {
+        let named = |td: &Entry<'_, Td>| {
+            let cid = td.read.vsock.as_ref().map(|vsock| vsock.cid);
+            (cid, td.read.name.clone())
+        };
+        let all: Vec<_> = tds.iter().map(named).collect();
+        for (index, td) in tds.iter_mut().enumerate() {
+            let Some(cid) = all[index].0 else {
+                continue;
+            };
+            let mut before = all[..index].iter();
+            if let Some((_, other)) = before.find(|(before, _)| *before == Some(cid)) {
+                let at = place_of(td.table, "vsock").unwrap_or(td.at);
+                let what =
+                    format!("vsock has the cid {cid}, which TD {other} has; give each TD its own");
+                self.mistakes.add(at, what);
+                td.is_wrong = true;
             }
         }
     }

@@ -17,6 +17,7 @@ use super::{
         MEASUREMENT_BYTES, MEMORY_STEP, device_paths, digits, measurement, shown_uuid, size, uuid,
         whole_frames,
     },
+    vsock::{self, Vsock},
 };
 
 /// Maximum length of a name.
@@ -98,6 +99,8 @@ pub struct Td {
     pub disk: Vec<Disk>,
     /// `[[td.net]]`: its network cards, up to 4.
     pub net: Vec<Net>,
+    /// Its socket device.
+    pub vsock: Option<Vsock>,
     /// Time at which the TD gets the memory that is not part of its image.
     pub populate: Populate,
     /// The device of the TD's console that is there beside the serial port.
@@ -392,6 +395,18 @@ impl Keyed for Td {
         )
         .inside(|value, mistakes| drop(network::cards(value, mistakes))),
         Key::<Self>::new(
+            "vsock",
+            "a table such as { cid = 3, peers = [4], services = [\"quote\"] }",
+            |td, value| {
+                let mut mistakes = Mistakes::of("");
+                let vsock = vsock::vsock(value, &mut mistakes)?;
+                td.vsock = mistakes.found.is_empty().then_some(vsock);
+                td.vsock.is_some().then_some(())
+            },
+            |td| td.vsock.as_ref().map(Keyed::inline),
+        )
+        .inside(|value, mistakes| drop(vsock::vsock(value, mistakes))),
+        Key::<Self>::new(
             "populate",
             "\"demand\" or \"start\"",
             |td, value| choice(value, POPULATE).map(|populate| td.populate = populate),
@@ -472,6 +487,7 @@ impl Keyed for Td {
             pci: Vec::new(),
             disk: Vec::new(),
             net: Vec::new(),
+            vsock: None,
             populate: Populate::Demand,
             console: TdConsole::Serial,
             control: false,

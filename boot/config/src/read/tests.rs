@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use super::{Problem, read};
 use crate::{
     Clear, Config, Cpuid, Disk, File, Host, LogLevel, MacAddress, Names, Net, Network, Paravirt,
-    Pci, Populate, Port, Smt, Td, TdConsole, Xfam, XfamFeature, keys::Keyed, parse, read_td,
+    Pci, Populate, Port, Smt, Td, TdConsole, Vsock, VsockService, Xfam, XfamFeature, keys::Keyed,
+    parse, read_td,
 };
 
 const FILES: &str = "[[file]]\nname = \"k\"\npath = \"k\"\n";
@@ -391,6 +392,11 @@ fn any_td() -> impl Strategy<Value = Td> {
                     })
                     .into_iter()
                     .collect(),
+                vsock: numbers.1.map(|cid| Vsock {
+                    cid: u64::from(cid) + 3,
+                    peers: (3..3 + u64::from(cid) % 4).collect(),
+                    services: flags.1.map(|_| VsockService::Quote).into_iter().collect(),
+                }),
                 cpuid,
                 pci,
                 ..Td::blank()
@@ -463,6 +469,9 @@ proptest! {
             td.name = format!("td{number}");
             if let Some(mac) = td.net.first_mut().and_then(|net| net.mac.as_mut()) {
                 mac.0[1] = number as u8;
+            }
+            if let Some(vsock) = &mut td.vsock {
+                vsock.cid += number as u64 * 100_000;
             }
         }
         let text = config.to_toml();
