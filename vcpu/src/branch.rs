@@ -86,6 +86,8 @@ branches! {
     QuoteInvalid = InvalidOperand, "GetQuote with an invalid buffer";
     QuoteMisaligned = AlignError, "GetQuote with a buffer that is not aligned";
     QuoteUnavailable = SubfunctionUnsupported, "GetQuote, for which there is no quoting service";
+    QuoteTaken = Success, "GetQuote, handed to the quoting service";
+    QuoteBusy = Retry, "GetQuote with too many requests in flight, or while memory is being converted";
     FatalError = Success, "ReportFatalError";
     ServiceInvalid = InvalidOperand, "Service with invalid buffers or vector";
     ServiceMisaligned = AlignError, "Service with buffers that are not aligned";

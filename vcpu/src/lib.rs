@@ -26,6 +26,7 @@ mod msr;
 pub mod pc;
 mod peer;
 pub mod posted;
+pub mod quotes;
 mod run;
 mod serve;
 mod setup;

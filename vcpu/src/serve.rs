@@ -127,6 +127,9 @@ fn serve_part<C: PhysicalCpu>(waker: Waker<'_>, cpu: &C) -> bool {
     let vm = waker.vm();
     let reader = vm.shared().reader(cpu.shared_frames());
     let memory = TdMemory::new(vm.shared(), &reader);
+    if let Some(quotes) = vm.quotes() {
+        quotes.serve(&memory, now(cpu));
+    }
     let served = vm.devices().pci().serve(&memory, now(cpu));
     let rung = memory.into_rung();
     drop(reader);

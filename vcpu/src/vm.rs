@@ -12,6 +12,7 @@ use sync::atomic::AtomicBool;
 use crate::clock::Clock;
 use crate::console::Console;
 use crate::end::End;
+use crate::quotes::Quotes;
 use crate::state::VcpuState;
 use crate::unanswered::Report;
 use crate::windows::Windows;
@@ -30,6 +31,8 @@ pub struct Vm {
     pub(crate) conversions: RwLock<Windows>,
     devices: Devices,
     console: Arc<Console>,
+    /// The quotes that the guest asks for, if the host can have a quoting service.
+    quotes: Option<Quotes>,
     clock: Clock,
     end: Once<End>,
     /// Set when a vCPU that waited in the run queue was woken.
@@ -65,6 +68,7 @@ impl Vm {
             shared,
             conversions: RwLock::default(),
             console,
+            quotes: None,
             clock,
             end: Once::new(),
             woken: AtomicBool::new(false),
@@ -79,6 +83,13 @@ impl Vm {
     pub fn with_functions(mut self, functions: Vec<Arc<Mutex<dyn Function>>>) -> Self {
         self.devices = Devices::new(self.memory(), functions);
         *self.conversions.get_mut() = Windows::of(self.devices.pci());
+        self
+    }
+
+    /// Lets the guest ask for quotes.
+    #[must_use]
+    pub fn with_quotes(mut self, quotes: Quotes) -> Self {
+        self.quotes = Some(quotes);
         self
     }
 
@@ -104,6 +115,12 @@ impl Vm {
     #[must_use]
     pub const fn console(&self) -> &Arc<Console> {
         &self.console
+    }
+
+    /// Returns the quotes that the guest asks for.
+    #[must_use]
+    pub const fn quotes(&self) -> Option<&Quotes> {
+        self.quotes.as_ref()
     }
 
     /// Returns the TD's devices.

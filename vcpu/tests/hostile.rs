@@ -3,12 +3,19 @@
 
 mod kit;
 
-use guest_kit::hostile::Ground;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use devices::{Memory, Now, Page, Unshared};
+use guest_kit::hostile::{Call, Ground, QUOTES};
 use guest_kit::numbers::Numbers;
 use kit::{Act, Rig, SHARED, Script, Shape, Td, call};
-use seam::abi::PAGE_2M;
+use seam::abi::{PAGE_2M, PAGE_4K};
+use seam::address::Gpa;
 use vcpu::Stop;
 use vcpu::ghci::{Branch, Status};
+use vcpu::quotes::{QuotePort, Quotes};
+use virtio::vsock::{Address, Caller, End, Link, Service};
 
 /// Memory size of the TD, and the start of a part that few calls convert.
 const MEMORY: u64 = 128 << 20;
@@ -27,6 +34,102 @@ const STATUSES: [u64; 5] = [
     Status::SubfunctionUnsupported as u64,
 ];
 
+/// A quoting service, with its end of the connection to the quote port.
+struct QuotingService {
+    port: Arc<QuotePort>,
+    end: Option<End>,
+    is_there: bool,
+    answers: bool,
+}
+
+/// The memory of the service's guest, of which the port needs nothing.
+struct Nothing;
+
+impl Memory for Nothing {
+    fn page(&self, gpa: u64) -> Result<&Page, Unshared> {
+        Err(Unshared(gpa))
+    }
+}
+
+impl QuotingService {
+    fn new() -> Self {
+        Self {
+            port: QuotePort::new(),
+            end: None,
+            is_there: false,
+            answers: false,
+        }
+    }
+
+    /// Makes the service be there, or answer.
+    fn set(&mut self, is_there: bool, answers: bool) {
+        (self.is_there, self.answers) = (is_there, answers);
+        self.serve();
+    }
+
+    /// Connects or leaves, and answers what is there.
+    fn serve(&mut self) {
+        let end = self.end.take().filter(|end| !end.see().is_gone);
+        self.end = match end {
+            _ if !self.is_there => None,
+            None => self.connected(),
+            connected => connected,
+        };
+        let Some(end) = self.end.as_ref().filter(|_| self.answers) else {
+            return;
+        };
+        let mut request = [0; 1052];
+        if end.see().readable == request.len() {
+            end.take(&mut request);
+            // The length, version and type, length, no error, no key, a quote of four bytes.
+            let words = [28u32.to_be(), 0x1_0001, 1, 28, 0, 0, 4, 0x5EA];
+            for word in words {
+                end.put(&word.to_le_bytes());
+            }
+            // Never late.
+            let now = Now {
+                monotonic_us: u64::MAX,
+                unix_seconds: 0,
+            };
+            self.port.attend(&Nothing, now);
+        }
+    }
+
+    fn connected(&self) -> Option<End> {
+        let [own, other] = Link::new().begin()?;
+        let address = Address { cid: 9, port: 1 };
+        let guest = Arc::new(());
+        self.port.connect(Caller { address, guest }, other);
+        Some(own)
+    }
+}
+
+/// Makes calls on vCPU 0.
+fn run(td: &Td<'_>, calls: &[Call]) {
+    let script = Script::new(calls.iter().map(|call| Act::Call(call.regs)));
+    let host = td.host();
+    // While vCPU 0 converts memory, vCPU 1 makes a call that needs the same lock.
+    let outer = script.clone();
+    host.meanwhile.replace(Some(Box::new(move || {
+        let at = SHARED | BUFFER;
+        let ask = Script::new([Act::Call(call(0x1_0005, [at, at, 0, 0]))]);
+        assert_eq!(td.run_within(&outer, 1, &ask), Stop::Yield);
+    })));
+    loop {
+        match td.run(&host, 0, &script) {
+            Stop::Yield => break,
+            Stop::Halted => host.post_nmi(0),
+            other => panic!("{other:?}: {:?}", td.vm.end()),
+        }
+    }
+    let answers = script.answers();
+    assert_eq!(answers.len(), calls.len());
+    for (asked, answer) in calls.iter().zip(answers) {
+        let status = answer.regs().r10;
+        assert!(STATUSES.contains(&status), "{asked:x?}: {status:#x}");
+    }
+}
+
 #[test]
 fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
     const BATCH: usize = 10_000;
@@ -43,7 +146,8 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
         vcpus: 2,
         ..Shape::default()
     };
-    let td = Td::new(&rig, &shape);
+    let mut service = QuotingService::new();
+    let td = Td::new(&rig, &shape).with_quotes(Quotes::new(service.port.clone()));
     let times = |branch| -> u64 {
         let vcpus = td.vm.vcpus().iter();
         vcpus.map(|state| state.branches().get(branch)).sum()
@@ -64,6 +168,16 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
             let left = BUFFER + PAGE_2M - at;
             at = td.ask(&[call(0x1_0001, [SHARED | at, left, 0, 0])])[0].r11 & !SHARED;
         }
+        service.set(batch % 4 != 3, batch % 4 != 2);
+        // Requests for quotes, most of which stay whole.
+        for page in 0..QUOTES {
+            let at = Gpa(BUFFER + page * PAGE_4K);
+            let request = |words: &mm::shared::Words| {
+                words[0].store(1, SeqCst);
+                words[2].store(1024, SeqCst);
+            };
+            td.vm.shared().with_page(&rig, at, request).unwrap();
+        }
         if batch % 4 != 0 {
             while let Some(frame) = mm::shared::Frames::take(&rig, seam::abi::PageSize::Size4K) {
                 spare.push(frame);
@@ -73,27 +187,13 @@ fn every_hostile_call_has_an_answer_and_every_branch_is_gone_often() {
             .filter(|call| !call.is_last())
             .take(BATCH)
             .collect();
-        let script = Script::new(calls.iter().map(|call| Act::Call(call.regs)));
-        let host = td.host();
-        // While vCPU 0 converts memory, vCPU 1 makes a call that needs the same lock.
-        let (td, outer) = (&td, script.clone());
-        host.meanwhile.replace(Some(Box::new(move || {
-            let at = SHARED | BUFFER;
-            let ask = Script::new([Act::Call(call(0x1_0005, [at, at, 0, 0]))]);
-            assert_eq!(td.run_within(&outer, 1, &ask), Stop::Yield);
-        })));
-        loop {
-            match td.run(&host, 0, &script) {
-                Stop::Yield => break,
-                Stop::Halted => host.post_nmi(0),
-                other => panic!("{other:?}: {:?}", td.vm.end()),
+        for calls in calls.chunks(BATCH / 10) {
+            run(&td, calls);
+            // The service answers one request after the other, each of which is written before an entry.
+            for _ in 0..10 {
+                service.serve();
+                td.ask(&[call(0xA, [0; 4])]);
             }
-        }
-        let answers = script.answers();
-        assert_eq!(answers.len(), BATCH);
-        for (asked, answer) in calls.iter().zip(answers) {
-            let status = answer.regs().r10;
-            assert!(STATUSES.contains(&status), "{asked:x?}: {status:#x}");
         }
         for frame in spare.drain(..) {
             mm::shared::Frames::give(&rig, frame, seam::abi::PageSize::Size4K);

@@ -11,7 +11,7 @@ const FIRST: u64 = 3;
 /// The highest one: an id has 32 bits in Linux, and the last one means any.
 const LAST: u64 = u32::MAX as u64 - 1;
 /// Maximum number of peers.
-const MOST: usize = 32;
+const MOST: usize = 16;
 
 /// The socket device (AF_VSOCK) of a TD.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Keyed for Vsock {
         .required(),
         Key::<Self>::new(
             "peers",
-            "a list of up to 32 cids of other TDs, such as [4, 5]",
+            "a list of up to 16 cids of other TDs, such as [4, 5]",
             |vsock, value| {
                 let list = value.as_array().filter(|list| list.len() <= MOST)?;
                 let peers = list.iter().map(|peer| cid(peer.get_ref()));

@@ -261,7 +261,7 @@ impl Devices {
 
     /// Returns the PCI bus.
     #[must_use]
-    pub fn pci(&self) -> &Bus {
+    pub const fn pci(&self) -> &Arc<Bus> {
         &self.pci
     }
 }

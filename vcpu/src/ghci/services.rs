@@ -5,14 +5,18 @@ use core::sync::atomic::Ordering::SeqCst;
 use mm::shared::Words;
 use seam::abi::PAGE_4K;
 use seam::address::Gpa;
+use spin::RwLockReadGuard;
 
 use super::TRIES;
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::end::End;
 use crate::fatal::FatalError;
+use crate::quotes::{Buffer, NotTaken};
+use crate::serve::{TdMemory, now};
 use crate::slice::{PhysicalCpu, TimeSlice};
 use crate::state::Event;
+use crate::windows::Windows;
 
 /// The lowest vector that a guest may request for notification.
 const FIRST_EVENT_VECTOR: u64 = 32;
@@ -40,17 +44,33 @@ pub(super) fn call_info<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     branch
 }
 
-/// Serves GetQuote. R12: shared buffer, R13: its size in bytes. There is no quoting service, so the call itself
-/// fails, as in KVM when no service is connected. Linux checks the call's status alone: after a success it takes
-/// the buffer for a quote, whatever the buffer's own status is.
+/// Serves GetQuote. R12: shared buffer, R13: its size in bytes. Without a quoting service, the call itself fails, as in
+/// KVM when no service is connected. Linux checks the call's status alone: after a success it takes the buffer for a
+/// quote, whatever the buffer's own status is.
 ///
 /// Source: Linux drivers/virt/coco/tdx-guest/tdx-guest.c, tdx_report_new.
 #[cold]
 pub(super) fn get_quote<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
-    match shared_buffer(current, current.vcpu.regs.r12, current.vcpu.regs.r13) {
-        Ok(_) => Branch::QuoteUnavailable,
-        Err(Unfit::Misaligned) => Branch::QuoteMisaligned,
-        Err(Unfit::Invalid | Unfit::Busy) => Branch::QuoteInvalid,
+    let bytes = current.vcpu.regs.r13;
+    let gpa = match shared_buffer(current, current.vcpu.regs.r12, bytes) {
+        Ok(Gpa(gpa)) => gpa,
+        Err(Unfit::Misaligned) => return Branch::QuoteMisaligned,
+        Err(Unfit::Invalid | Unfit::Busy) => return Branch::QuoteInvalid,
+    };
+    let Some(quotes) = current.vm.quotes() else {
+        return Branch::QuoteUnavailable;
+    };
+    let Some(_same) = unconverted(current) else {
+        return Branch::QuoteBusy;
+    };
+    let (cpu, bus) = (current.slice.cpu(), current.vm.devices().pci());
+    let reader = current.vm.shared().reader(cpu.shared_frames());
+    let memory = TdMemory::new(current.vm.shared(), &reader);
+    match quotes.take(&memory, Buffer { gpa, bytes }, bus, now(cpu)) {
+        Ok(()) => Branch::QuoteTaken,
+        Err(NotTaken::Invalid) => Branch::QuoteInvalid,
+        Err(NotTaken::Full) => Branch::QuoteBusy,
+        Err(NotTaken::NoService) => Branch::QuoteUnavailable,
     }
 }
 
@@ -127,19 +147,22 @@ fn with_shared<S: TimeSlice, R>(
     gpa: Gpa,
     work: impl FnOnce(&Words) -> R,
 ) -> Result<R, Unfit> {
-    // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
-    let _same = (0..TRIES)
-        .find_map(|_| {
-            let same = current.vm.conversions.try_read();
-            if same.is_none() {
-                current.slice.cpu().take_interrupts();
-            }
-            same
-        })
-        .ok_or(Unfit::Busy)?;
+    let _same = unconverted(current).ok_or(Unfit::Busy)?;
     let map = current.vm.shared();
     let done = map.with_page(current.slice.cpu().shared_frames(), gpa, work);
     done.map_err(|_| Unfit::Invalid)
+}
+
+/// Keeps other CPUs from converting the TD's memory. Returns `None` if one does.
+fn unconverted<'a, S: TimeSlice>(current: &Current<'a, S>) -> Option<RwLockReadGuard<'a, Windows>> {
+    // The CPU that converts memory may wait for this CPU, so this loop must not block with interrupts disabled.
+    (0..TRIES).find_map(|_| {
+        let same = current.vm.conversions.try_read();
+        if same.is_none() {
+            current.slice.cpu().take_interrupts();
+        }
+        same
+    })
 }
 
 /// The reason why a buffer is not usable.

@@ -5,8 +5,10 @@
 use core::fmt;
 use core::ops::Range;
 
-use seam::abi::report::BYTES as REPORT;
+use seam::abi::TdReport;
 
+/// Bytes of a report.
+pub const REPORT: usize = size_of::<TdReport>();
 /// Bytes of the length before a message.
 pub const LENGTH: usize = 4;
 /// Bytes of a message's header, and of the two sizes that follow it.

@@ -293,6 +293,14 @@ impl<'r> Td<'r> {
         }
     }
 
+    /// Lets the guest ask for quotes.
+    pub fn with_quotes(self, quotes: vcpu::quotes::Quotes) -> Self {
+        Self {
+            vm: self.vm.with_quotes(quotes),
+            ..self
+        }
+    }
+
     /// Creates a host that runs the TD's vCPUs on CPU 0.
     pub fn host(&self) -> TestHost<'_> {
         TestHost {

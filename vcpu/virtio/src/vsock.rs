@@ -20,7 +20,7 @@ use virtio_spec::Id;
 
 use crate::chain::Chain;
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, Work};
+use crate::transport::{Device, Kind, News, Work};
 
 use header::HEADER;
 #[cfg(test)]
@@ -88,7 +88,7 @@ impl Vsock {
             if left == 0 || self.sockets.is_full() || !queue.take(work.memory, &mut self.chain)? {
                 break;
             }
-            let bytes = self.sockets.heed(&self.chain, work.memory)?;
+            let bytes = self.sockets.heed(&self.chain, work)?;
             left = left.saturating_sub(bytes);
             queue.complete(work.memory, self.chain.head, 0)?;
         }
@@ -116,7 +116,7 @@ impl Vsock {
             if into.left() <= HEADER as u64 {
                 return Err(Fault::Request);
             }
-            let bytes = self.sockets.write(pending, &mut into, work.memory)?;
+            let bytes = self.sockets.write(pending, &mut into, work)?;
             left = left.saturating_sub(bytes);
             queue.complete(work.memory, self.chain.head, bytes as u32)?;
         }
@@ -131,9 +131,9 @@ impl Vsock {
         let sends = self.transmit(work)?;
         let was_full = self.sockets.is_full();
         // Services answer at once.
-        self.sockets.tell(work.memory);
+        self.sockets.tell(work);
         let receives = self.receive(work)?;
-        self.sockets.tell(work.memory);
+        self.sockets.tell(work);
         let is_stuck = was_full && self.sockets.is_full();
         Ok(receives || sends && !is_stuck)
     }
@@ -170,9 +170,17 @@ impl Device for Vsock {
         let served = self.work(work);
         if served.is_err() {
             self.sockets.clear();
-            self.sockets.tell(work.memory);
+            self.sockets.tell(work);
         }
         served
+    }
+
+    fn news(&mut self) -> Result<News, Fault> {
+        // All of it is work with the guest's memory.
+        Ok(News {
+            has_more: true,
+            ..News::default()
+        })
     }
 
     fn retire(&mut self) {

@@ -145,8 +145,9 @@ impl Ground {
             Some(Request::MapGpa) => self.map_gpa(numbers),
             Some(Request::GetQuote) => {
                 let at = self.buffer() + (any >> 8) % QUOTES * PAGE_4K;
-                let size = numbers.of(&[0, PAGE_4K, 0x800]);
-                [numbers.of(&[0, self.shared]) | at, size, 0, 0]
+                let size = numbers.of(&[0, PAGE_4K, PAGE_4K, PAGE_4K, 0x800]);
+                let space = numbers.of(&[0, self.shared, self.shared]);
+                [space | at, size, 0, 0]
             }
             Some(Request::SetupEventNotifyInterrupt) => [any % 512, 0, 0, 0],
             Some(Request::Service) => {

@@ -44,6 +44,11 @@ impl Bus {
         self.has_work.store(true, SeqCst);
     }
 
+    /// Makes a CPU that enters the guest next look for work, beside that of the functions.
+    pub fn nudge(&self) {
+        self.has_work.store(true, SeqCst);
+    }
+
     /// Lets one function do a bounded part of its work, each in its turn. [`Self::has_work`] tells if there is more.
     /// Returns `None` if another CPU has the function: its work is left.
     pub fn serve(&self, memory: &dyn Memory, now: Now) -> Option<Served> {

@@ -7,8 +7,8 @@ use std::vec;
 use std::vec::Vec;
 
 use arrayvec::ArrayVec;
-use devices::Memory;
 use devices::pci::Function;
+use devices::{Memory, Now};
 use proptest::prelude::*;
 use virtio_spec::vsock::Op;
 
@@ -44,7 +44,7 @@ impl Service for Echo {
         }
     }
 
-    fn attend(&self, _: &dyn Memory) {
+    fn attend(&self, _: &dyn Memory, _: Now) {
         let mut ends = self.ends.lock().unwrap();
         for end in ends.iter() {
             let mut bytes = [0; 300];

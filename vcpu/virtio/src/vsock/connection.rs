@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use devices::{Memory, Other, Unshared};
+use devices::{Memory, Now, Other, Unshared};
 use virtio_spec::vsock::Op;
 
 use super::credit::{Credit, Told};
@@ -224,16 +224,16 @@ impl Connection {
     }
 
     /// Tells the other side what the guest did, if it did something.
-    pub fn tell(&mut self, memory: &dyn Memory) {
+    pub fn tell(&mut self, memory: &dyn Memory, now: Now) {
         if !core::mem::take(&mut self.has_news) {
             return;
         }
-        self.far.tell(memory);
+        self.far.tell(memory, now);
     }
 
     /// Ends the connection, and tells the other side.
-    pub fn close(self, memory: &dyn Memory) {
-        self.into_far().tell(memory);
+    pub fn close(self, memory: &dyn Memory, now: Now) {
+        self.into_far().tell(memory, now);
     }
 
     /// Ends the connection. Returns the other side, which is to be told.
@@ -245,9 +245,9 @@ impl Connection {
 
 impl Far {
     /// Tells it that there is something to see at its end.
-    pub fn tell(&self, memory: &dyn Memory) {
+    pub fn tell(&self, memory: &dyn Memory, now: Now) {
         match self {
-            Self::Service(service) => service.attend(memory),
+            Self::Service(service) => service.attend(memory, now),
             Self::Guest(guest) => memory.ring(guest),
         }
     }

@@ -4,7 +4,7 @@ use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 
 use arrayvec::ArrayVec;
-use devices::{Memory, Other};
+use devices::{Memory, Now, Other};
 use sync::Mutex;
 
 use super::header::{Address, HOST};
@@ -24,7 +24,7 @@ pub trait Service: fmt::Debug + Send + Sync {
 
     /// Works on its connections, because a guest did something at one of them. `memory` is that guest's, with which
     /// others can be told of news ([`Memory::ring`]).
-    fn attend(&self, memory: &dyn Memory);
+    fn attend(&self, memory: &dyn Memory, now: Now);
 }
 
 /// The guest that connects.

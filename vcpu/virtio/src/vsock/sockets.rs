@@ -3,7 +3,6 @@
 use alloc::sync::Arc;
 
 use arrayvec::ArrayVec;
-use devices::Memory;
 use virtio_spec::vsock::Op;
 
 use super::connection::{Connection, Far, Heard, Next};
@@ -12,6 +11,7 @@ use super::hub::{Asked, Attached, Way, ask};
 use super::link::{End, Link};
 use crate::chain::{Chain, Cursor};
 use crate::queue::Fault;
+use crate::transport::Work;
 
 /// Largest number of connections of a guest.
 pub const CONNECTIONS: usize = 16;
@@ -112,7 +112,8 @@ impl Sockets {
     ///
     /// # Errors
     /// [`Fault`]: the chain has no header, or not the payload that the header tells of.
-    pub fn heed(&mut self, chain: &Chain, memory: &dyn Memory) -> Result<usize, Fault> {
+    pub fn heed(&mut self, chain: &Chain, work: &Work<'_>) -> Result<usize, Fault> {
+        let memory = work.memory;
         let mut payload = chain.readable();
         let mut bytes = [0; HEADER];
         if payload.read(memory, &mut bytes)? != HEADER {
@@ -133,7 +134,7 @@ impl Sockets {
             Some(at) if header.kind == STREAM => {
                 let heard = self.connections[at].hear(&header, &mut payload, memory)?;
                 if heard != Heard::Good {
-                    self.connections.swap_remove(at).close(memory);
+                    self.connections.swap_remove(at).close(memory, work.now);
                 }
                 if heard == Heard::Refused {
                     self.refuse(&header);
@@ -216,8 +217,9 @@ impl Sockets {
         &mut self,
         pending: Pending,
         into: &mut Cursor<'_>,
-        memory: &dyn Memory,
+        work: &Work<'_>,
     ) -> Result<usize, Fault> {
+        let memory = work.memory;
         match pending {
             Pending::Refusal(refusal) => {
                 into.write(memory, &refusal.written())?;
@@ -229,7 +231,7 @@ impl Sockets {
                 packet.bytes = packet.bytes.min(room);
                 self.connections[at].write(packet, into, memory)?;
                 if packet.is_last() {
-                    self.connections.swap_remove(at).close(memory);
+                    self.connections.swap_remove(at).close(memory, work.now);
                 }
                 self.turn = at + 1;
                 Ok(HEADER + packet.bytes)
@@ -238,12 +240,12 @@ impl Sockets {
     }
 
     /// Tells the other sides what the guest did.
-    pub fn tell(&mut self, memory: &dyn Memory) {
+    pub fn tell(&mut self, work: &Work<'_>) {
         for far in self.left.drain(..) {
-            far.tell(memory);
+            far.tell(work.memory, work.now);
         }
         for connection in &mut self.connections {
-            connection.tell(memory);
+            connection.tell(work.memory, work.now);
         }
     }
 }
