@@ -1,4 +1,5 @@
-//! The virtual functions that a TD has by its configuration: a virtio console, disks, and network cards.
+//! The virtual functions that a TD has by its configuration: a virtio console, disks, network cards, and a socket
+//! device.
 
 use alloc::{
     string::{String, ToString},
@@ -13,7 +14,7 @@ use vcpu::{Console, Peer, Vm};
 use virtio::net::{Count, Gauge, Mac};
 use virtio::{Block, Device, Disk, Net, Transport};
 
-use super::networks::Networks;
+use super::{networks::Networks, sockets::Sockets};
 use crate::td::{Td, files::Content};
 
 /// A function of the PCI bus.
@@ -108,6 +109,20 @@ impl Equipment {
             all.peers.push(peer);
         }
         Ok(all)
+    }
+
+    /// Adds the TD's socket device, if it has one. The first function is device `first`.
+    ///
+    /// # Errors
+    /// A sentence: the device has no place among those of other TDs.
+    pub fn with_socket(mut self, td: &Td, sockets: &Sockets, first: u8) -> Result<Self, String> {
+        if let Some(vsock) = &td.config().vsock {
+            let fixture = self.fixture(first, "socket device", "");
+            let peer = Arc::new(Peer::new(fixture.device));
+            self.add(sockets.device(vsock, peer.clone())?, fixture);
+            self.peers.push(peer);
+        }
+        Ok(self)
     }
 
     /// Lets other TDs reach the functions of this guest.

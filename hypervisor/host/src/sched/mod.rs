@@ -15,6 +15,7 @@ mod networks;
 pub mod queue;
 mod runner;
 mod slice;
+mod sockets;
 
 use alloc::{
     string::{String, ToString},
@@ -38,6 +39,7 @@ use self::{
     networks::Networks,
     queue::{Back, Next, RunQueue, Settings, Ticks, Times, VcpuId},
     slice::Slice,
+    sockets::Sockets,
 };
 use crate::{
     platform::Running,
@@ -60,6 +62,7 @@ pub struct Scheduler<'p, P> {
     /// The TD whose console is being watched.
     watched: AtomicU32,
     networks: Networks,
+    sockets: Sockets,
     /// True once a TD has had physical functions.
     has_functions: AtomicBool,
     /// Time-stamp counter at the next look at their errors.
@@ -93,6 +96,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
             ended: AtomicBool::new(false),
             watched: AtomicU32::new(0),
             networks: Networks::default(),
+            sockets: Sockets::default(),
             has_functions: AtomicBool::new(false),
             functions_due: AtomicU64::new(0),
         }

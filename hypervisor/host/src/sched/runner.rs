@@ -70,6 +70,26 @@ impl<P: Running> Scheduler<'_, P> {
         }
     }
 
+    /// Lets the socket devices of all TDs find that the other sides of their connections are gone.
+    fn note_closed_sockets(&self) {
+        self.sockets.look();
+        let after = |id: u32| {
+            self.with_queue(|scheduled| {
+                let mut guests = scheduled.guests.range(id + 1..);
+                guests.next().map(|(id, guest)| (*id, guest.clone()))
+            })
+        };
+        let mut last = 0;
+        while let Some((id, guest)) = after(last) {
+            last = id;
+            let td = guest.td();
+            if td.is_some_and(|td| td.config().vsock.is_some()) {
+                guest.vm().devices().pci().rouse();
+                self.serve_devices(&guest);
+            }
+        }
+    }
+
     fn clock(&self, td: &Td) -> Result<Clock, String> {
         let map = td.map().ok_or("the TD has no root page yet")?;
         let tdh = self.platform.tdh();
@@ -98,12 +118,14 @@ impl<P: Running> Scheduler<'_, P> {
         // The physical functions come first: they are known by their places.
         let mut all: Vec<_> = models.into_iter().map(on_bus).collect();
         let first = all.len() as u8 + 1;
-        let mut equipment = Equipment::new(td, &console, &self.networks, first)?;
+        let equipment = Equipment::new(td, &console, &self.networks, first)?;
+        let mut equipment = equipment.with_socket(td, &self.sockets, first)?;
         all.append(&mut equipment.functions);
         let shared = self.new_shared(td, functions)?;
         let vcpus = u32::from(td.vcpus().count());
         let memory = td.layout().parts().collect();
         let vm = Vm::new(0..vcpus, memory, shared, clock, console);
+        let vm = vm.with_quotes(self.sockets.quotes());
         let vm = match all.is_empty() {
             true => vm,
             false => vm.with_functions(all),
@@ -205,6 +227,12 @@ impl<P: Running> Runner for Scheduler<'_, P> {
         let life = guest.td();
         guest.set_td(None);
         guest.vm().devices().pci().retire();
+        if let Some(quotes) = guest.vm().quotes() {
+            quotes.close();
+        }
+        if td.config().vsock.is_some() {
+            self.note_closed_sockets();
+        }
         let (shared, frames) = (guest.vm().shared(), self.platform.shared_frames());
         // Devices must not reach memory that is freed.
         let kept = match guest.give_functions_back(life) {
