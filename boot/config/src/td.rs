@@ -10,7 +10,6 @@ use super::{
     disk::{self, Disk},
     features,
     keys::{self, Key, Keyed, Missed, Mistakes, choice, chosen, number, plain, quoted, text},
-    keys::{self, Key, Keyed, Mistakes, choice, chosen, number, plain, quoted, text},
     network::{self, Net},
     pci::{self, Pci},
     value::{

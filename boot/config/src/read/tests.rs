@@ -95,7 +95,7 @@ fn who_looks_for_a_file_of_variables_is_told_why_there_is_none() {
         );
         assert_eq!(said(&found.problems), [&*line]);
         assert_eq!(found.lost_tds, 1);
-        let told = read_td(&td, |_| true).unwrap_err();
+        let told = read_td(&td, &NAMES).unwrap_err();
         assert!(told[0].what.contains("no flash"), "{told:?}");
         let told = Td::blank().with(name, "vars.fd").unwrap_err();
         assert!(told.contains("no flash"), "{told}");
