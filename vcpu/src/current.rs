@@ -68,10 +68,15 @@ impl<'a, S: TimeSlice> Current<'a, S> {
     }
 
     /// Posts the timer's interrupt if the timer is due.
+    #[inline]
     pub(crate) fn expire_timer(&mut self) {
-        if self.vcpu.msrs.apic.due().is_none() {
-            return;
+        if self.vcpu.msrs.apic.due().is_some() {
+            self.expire_armed_timer();
         }
+    }
+
+    #[inline(never)]
+    fn expire_armed_timer(&mut self) {
         let clock = self.vm.clock();
         let now = clock.guest(self.slice.cpu().tsc());
         if self.vcpu.msrs.apic.due().is_some_and(|due| due <= now) {

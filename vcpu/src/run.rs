@@ -1,6 +1,6 @@
 //! The run loop: enter, decode, serve, enter again.
 
-use seam::abi::metadata::vp;
+use seam::abi::{Status, metadata::vp};
 use seam::address::Gpa;
 use seam::error::Recovery;
 use seam::tdh::{EnterFlags, Tdvpr};
@@ -54,6 +54,7 @@ impl<S: TimeSlice> Current<'_, S> {
         state.halt() == Halt::Blocked && state.is_waiting() && self.vm.end().is_none()
     }
 
+    #[inline(never)]
     fn run(&mut self) -> Stop {
         let has_begun = self.vcpu.owes_windows || self.vcpu.mapping.is_some();
         if has_begun && let Some(stop) = self.go_on() {
@@ -73,19 +74,17 @@ impl<S: TimeSlice> Current<'_, S> {
             if let Some(stop) = self.hand_in() {
                 return stop;
             }
-            let exit = match self.enter() {
-                Ok(exit) => exit,
-                Err(error) => return self.end(End::Seam(error)),
+            let status = match self.enter() {
+                Ok(status) => status,
+                Err(stop) => return stop,
             };
-            let stop = match exit {
-                Exit::Call => {
-                    self.tries = 0;
-                    self.state.tally().calls.add();
-                    ghci::serve(self)
+            if Exit::is_call(status) {
+                self.tries = 0;
+                self.state.tally().calls.add();
+                if let Err(stop) = ghci::serve(self) {
+                    return stop;
                 }
-                other => self.serve(other),
-            };
-            if let Some(stop) = stop {
+            } else if let Some(stop) = self.serve(status) {
                 return stop;
             }
         }
@@ -104,7 +103,7 @@ impl<S: TimeSlice> Current<'_, S> {
             return Some(stop);
         }
         match self.vcpu.mapping {
-            Some(_) => ghci::go_on_mapping(self),
+            Some(_) => ghci::go_on_mapping(self).err(),
             None => None,
         }
     }
@@ -122,12 +121,11 @@ impl<S: TimeSlice> Current<'_, S> {
         serve_devices(self.waker(), cpu, goes_on)
     }
 
-    fn enter(&mut self) -> Result<Exit, seam::error::Error> {
+    fn enter(&mut self) -> Result<Status, Stop> {
         self.state.tally().entries.add();
         let tdh = self.slice.tdh();
-        let status = tdh.vp_enter(self.tdvpr, EnterFlags::default(), &mut self.vcpu.regs)?;
-        let shared = self.vm.shared().shared_bit();
-        Ok(Exit::decode(status, &self.vcpu.regs, shared))
+        let status = tdh.vp_enter(self.tdvpr, EnterFlags::default(), &mut self.vcpu.regs);
+        status.map_err(|error| self.end(End::Seam(error)))
     }
 
     /// Ensures that posted interrupts and NMIs reach the guest with the next entry.
@@ -178,13 +176,16 @@ impl<S: TimeSlice> Current<'_, S> {
     }
 
     /// Serves an exit other than a call.
-    fn serve(&mut self, exit: Exit) -> Option<Stop> {
+    #[inline(never)]
+    fn serve(&mut self, status: Status) -> Option<Stop> {
+        let shared = self.vm.shared().shared_bit();
+        let exit = Exit::decode(status, &self.vcpu.regs, shared);
         let tally = self.state.tally();
         if !matches!(exit, Exit::NotEntered(_)) {
             self.tries = 0;
         }
         match exit {
-            Exit::Call => return ghci::serve(self),
+            Exit::Call => return ghci::serve(self).err(),
             Exit::Interrupt { vector } => {
                 tally.interrupts.add();
                 self.slice.cpu().serve_interrupt(vector);

@@ -160,17 +160,22 @@ impl<'a, C: SeamCall, W: Wait> Tdh<'a, C, W> {
                 }
                 Ok(status)
             }
-            Err(fault) => {
-                self.counters.count_fault();
-                if matches!(fault, Fault::NotLoaded | Fault::NotEnabled) {
-                    self.call.note_shutdown();
-                }
-                Err(Error::fault(leaf, fault))
-            }
+            Err(fault) => Err(self.count_fault(leaf, fault)),
         }
     }
 
     #[cold]
+    #[inline(never)]
+    fn count_fault(&self, leaf: Leaf, fault: Fault) -> Error {
+        self.counters.count_fault();
+        if matches!(fault, Fault::NotLoaded | Fault::NotEnabled) {
+            self.call.note_shutdown();
+        }
+        Error::fault(leaf, fault)
+    }
+
+    #[cold]
+    #[inline(never)]
     fn count_error(&self, leaf: Leaf, status: Status) {
         self.counters.count(leaf, Outcome::of(leaf, status));
         if status.code() == Status::SYS_SHUTDOWN {

@@ -95,16 +95,19 @@ impl Tdr<Releasing> {
 #[must_use = "it owns the vCPU's root page"]
 pub struct Tdvpr {
     page: Page<Donated>,
+    /// The page's address, which every entry of the vCPU needs.
+    hpa: Hpa,
 }
 
 impl Tdvpr {
-    pub(super) const fn new(page: Page<Donated>) -> Self {
-        Self { page }
+    pub(super) fn new(page: Page<Donated>) -> Self {
+        let hpa = page.hpa();
+        Self { page, hpa }
     }
 
     /// Returns the address of the root page.
-    pub fn hpa(&self) -> Hpa {
-        self.page.hpa()
+    pub const fn hpa(&self) -> Hpa {
+        self.hpa
     }
 
     /// Returns the root page, for reclaim. The vCPU can't be called any more.

@@ -8,15 +8,16 @@ use seam::abi::Gprs;
 use seam::abi::x86::exit_reason;
 use seam::call::{Fault, SeamCall};
 
-/// R11 to R15 of the guest's call; then R8 of other leafs.
-static SCRIPT: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
+/// R11 to R15 of the guest's call; R8 of other leafs; what R14 becomes more with each call.
+static SCRIPT: [AtomicU64; 7] = [const { AtomicU64::new(0) }; 7];
 
 /// The registers that a guest of Linux shows to the host: R10 to R15.
 const MASK: u64 = 0xFC00;
 
-/// Lets the guest make this call, and every other leaf answer 1 or 0 in R8.
-pub fn script(call: [u64; 5], answer: bool) {
-    for (word, value) in SCRIPT.iter().zip(call.into_iter().chain([answer.into()])) {
+/// Lets the guest make this call, each time with an R14 that is `step` more, and every other leaf answer 1 or 0 in R8.
+pub fn script(call: [u64; 5], step: u64, answer: bool) {
+    let words = call.into_iter().chain([answer.into(), step]);
+    for (word, value) in SCRIPT.iter().zip(words) {
         word.store(value, Relaxed);
     }
 }
@@ -57,6 +58,8 @@ unsafe extern "sysv64" fn exits_module() {
         "mov r12, [r10 + 8]",
         "mov r13, [r10 + 16]",
         "mov r14, [r10 + 24]",
+        "mov r15, [r10 + 48]",
+        "add [r10 + 24], r15",
         "mov r15, [r10 + 32]",
         "xor r10d, r10d",
         "clc",

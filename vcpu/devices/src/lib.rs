@@ -1,8 +1,9 @@
 //! The devices of a TD: small models behind one trait, reached through ports and memory-mapped registers.
 //!
 //! A device knows neither the calling vCPU nor the host. It turns each access into a value or an [`Effect`], which the
-//! caller carries out. Each device has its own lock, taken only for accesses to that device. [`Space`] finds the device
-//! at an address; a new device is one line in [`Devices::new`], and a function of the PCI bus is passed to it.
+//! caller carries out. Each device has its own lock, taken only for accesses to that device. [`Space`] and [`PortSpace`]
+//! find the device at an address; a new device is one line in [`Devices::new`], and a function of the PCI bus is passed
+//! to it.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -31,7 +32,7 @@ pub use io_apic::IoApic;
 pub use memory::{Memory, Other, Page, Unshared};
 pub use message::{Message, Trigger};
 pub use pm::Power;
-pub use space::Space;
+pub use space::{PortSpace, Space};
 pub use uart::Uart;
 
 use fw_cfg::FwCfg;
@@ -116,7 +117,7 @@ pub const fn open_bus(size: u8) -> u64 {
 /// The devices of one TD.
 #[derive(Debug)]
 pub struct Devices {
-    ports: Space,
+    ports: PortSpace,
     memory: Space,
     uart: Arc<Mutex<Uart>>,
     pm: Arc<Mutex<PowerManagement>>,
@@ -142,7 +143,7 @@ impl Devices {
         let io_apic = Arc::new(Mutex::new(IoApic::default()));
         let pci = Arc::new(Bus::new(memory.iter().cloned(), functions));
         let bus_ports = Arc::new(Mutex::new(pci::Ports::of(&pci)));
-        let ports = Space::default()
+        let ports = PortSpace::default()
             .with(absent::TIMER, Arc::new(Mutex::new(absent::Timer)))
             .with(absent::KEYBOARD, Arc::new(Mutex::new(absent::Keyboard)))
             .with(cmos::PORTS, Arc::new(Mutex::new(cmos::Cmos::new(memory))))
@@ -187,18 +188,23 @@ impl Devices {
         }
     }
 
+    /// Returns whether a device has a port.
+    #[inline]
+    #[must_use]
+    pub fn has_port(&self, port: u16) -> bool {
+        self.ports.has(port)
+    }
+
     /// Executes IN of 1, 2 or 4 bytes. Returns `None` if no device is there, which the guest sees as [`open_bus`]. An
     /// access that reaches beyond the device's last register is an access to the first one alone.
-    #[inline]
     pub fn input(&self, port: u16, size: u8, now: impl FnOnce() -> Now) -> Option<u64> {
-        let (device, offset) = self.ports.find(port.into())?;
+        let (device, offset) = self.ports.find(port)?;
         let now = now();
         let value = device.lock().read(Place { offset, size }, now);
         Some(value & open_bus(size))
     }
 
     /// Executes OUT of 1, 2 or 4 bytes. Returns `None` if no device is there.
-    #[inline]
     pub fn output(
         &self,
         port: u16,
@@ -206,7 +212,7 @@ impl Devices {
         value: u64,
         now: impl FnOnce() -> Now,
     ) -> Option<Effect> {
-        let (device, offset) = self.ports.find(port.into())?;
+        let (device, offset) = self.ports.find(port)?;
         let value = value & open_bus(size);
         let now = now();
         Some(device.lock().write(Place { offset, size }, value, now))

@@ -5,7 +5,7 @@ use devices::{Effect, Power, open_bus};
 use seam::abi::PAGE_4K;
 use seam::abi::metadata::vp;
 
-use super::transfer;
+use super::{Served, answer, transfer};
 use crate::apic::Request;
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
@@ -28,6 +28,8 @@ const HYPERVISOR_LAST: u32 = 0x4000_01FF;
 /// Source: Linux arch/x86/kernel/apic/apic.c, try_to_enable_x2apic; arch/x86/kernel/kvm.c, kvm_x2apic_available.
 const COMPATIBLE: u32 = 0x4000_0100;
 const COMPATIBLE_LAST: u32 = COMPATIBLE + 1;
+/// Number of ports.
+const PORTS: u64 = 1 << 16;
 /// EBX, ECX and EDX of the first hypervisor leaf: the signature.
 const SIGNATURE: [u32; 3] = [
     u32::from_le_bytes(*b"Seam"),
@@ -41,7 +43,7 @@ const COMPATIBLE_SIGNATURE: [u32; 3] = [
 ];
 
 /// Serves CPUID. R12: leaf, R13: sub-leaf. Returns EAX to EDX in R12 to R15.
-#[inline]
+#[inline(always)]
 pub(super) fn cpuid<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
     let regs = &mut current.vcpu.regs;
     let (Ok(leaf), Ok(sub_leaf)) = (u32::try_from(regs.r12), u32::try_from(regs.r13)) else {
@@ -60,8 +62,13 @@ pub(super) fn cpuid<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
         HYPERVISOR_NEXT..=HYPERVISOR_LAST => (Branch::CpuidHypervisor, [0; 4]),
         _ => (Branch::CpuidEmpty, [0; 4]),
     };
+    let [eax, ebx, ecx, edx] = values;
     let regs = &mut current.vcpu.regs;
-    [regs.r12, regs.r13, regs.r14, regs.r15] = values.map(u64::from);
+    // One by one, which needs no loop and no copy.
+    regs.r12 = eax.into();
+    regs.r13 = ebx.into();
+    regs.r14 = ecx.into();
+    regs.r15 = edx.into();
     branch
 }
 
@@ -79,36 +86,36 @@ fn topology<S: TimeSlice>(current: &Current<'_, S>, sub_leaf: u32) -> [u32; 4] {
 }
 
 /// Serves HLT. R12: 1 if the guest has interrupts disabled.
-#[inline]
-pub(super) fn halt<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
+#[inline(always)]
+pub(super) fn halt<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
     let halt = match current.vcpu.regs.r12 {
         0 => Halt::Interruptible,
         1 => Halt::Blocked,
-        _ => return (Branch::HltInvalid, None),
+        _ => return Ok(Branch::HltInvalid),
     };
     let is_interruptible = halt == Halt::Interruptible;
-    if current.state.has_nmi() || is_interruptible && current.state.descriptor().is_outstanding() {
-        return (Branch::HltPending, None);
-    }
-    if is_interruptible && has_virtual_interrupt(current) {
-        return (Branch::HltPending, None);
+    let has_posted = || current.state.descriptor().is_outstanding();
+    if is_interruptible && (has_posted() || has_virtual_interrupt(current)) {
+        return Ok(Branch::HltPending);
     }
     if current.vm.devices().pci().has_work() {
         // It was left over while memory was being converted.
-        return (Branch::HltPending, None);
+        return Ok(Branch::HltPending);
     }
-    // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier.
+    // From here on, a poster finds the vCPU halted and wakes it. The check below finds anything posted earlier, and NMIs.
     current.state.set_halt(halt);
     if current.state.is_waiting() {
-        (Branch::HltHalted, Some(Stop::Halted))
+        answer(current, Branch::HltHalted);
+        Err(Stop::Halted)
     } else {
         current.state.set_halt(Halt::No);
-        (Branch::HltPending, None)
+        Ok(Branch::HltPending)
     }
 }
 
 /// Returns whether the vCPU's APIC page holds a pending interrupt, delivered by the CPU during the last run. Only
 /// the module can read this page.
+#[inline(never)]
 fn has_virtual_interrupt<S: TimeSlice>(current: &Current<'_, S>) -> bool {
     const INTERRUPT_PENDING: u64 = 1 << 0;
     let details = current
@@ -121,46 +128,58 @@ fn has_virtual_interrupt<S: TimeSlice>(current: &Current<'_, S>) -> bool {
 
 /// Serves IN and OUT. R12: size, R13: 0 for IN and 1 for OUT, R14: port, R15: value to write. Returns the value
 /// read in R11.
-#[inline]
-pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
+#[inline(always)]
+pub(super) fn port_io<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
     let regs = &current.vcpu.regs;
-    let (size @ (1 | 2 | 4), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
-        return (Branch::IoInvalid, None);
+    let (size @ (1 | 2 | 4), 0 | 1) = (regs.r12, regs.r13) else {
+        return Ok(Branch::IoInvalid);
     };
-    let Ok(port) = u16::try_from(regs.r14) else {
-        return (Branch::IoInvalid, None);
-    };
-    if u64::from(port) + size > 1 << 16 {
-        return (Branch::IoInvalid, None);
+    if regs.r14 > PORTS - size {
+        return Ok(Branch::IoInvalid);
     }
-    let (size, value) = (size as u8, regs.r15);
-    let now = || now(current.slice.cpu());
-    if direction == 0 {
-        let Some(value) = current.vm.devices().input(port, size, now) else {
-            current.vcpu.regs.r11 = open_bus(size);
-            current.state.unanswered().read(Kind::Port, port.into());
-            return (Branch::IoAbsentIn, None);
+    let (port, size) = (regs.r14 as u16, size as u8);
+    if current.vm.devices().has_port(port) {
+        device_io(current, port, size)
+    } else {
+        Ok(absent_io(current, port, size))
+    }
+}
+
+/// Serves IN and OUT of a port that no device has. The operands are checked.
+#[inline(always)]
+fn absent_io<S: TimeSlice>(current: &mut Current<'_, S>, port: u16, size: u8) -> Branch {
+    let unanswered = current.state.unanswered();
+    if current.vcpu.regs.r13 == 0 {
+        unanswered.read(Kind::Port, port.into());
+        current.vcpu.regs.r11 = open_bus(size);
+        Branch::IoAbsentIn
+    } else {
+        unanswered.write(Kind::Port, port.into());
+        Branch::IoAbsentOut
+    }
+}
+
+/// Serves IN and OUT of a device's port. The operands are checked.
+#[inline(never)]
+fn device_io<S: TimeSlice>(current: &mut Current<'_, S>, port: u16, size: u8) -> Served {
+    let (devices, now) = (current.vm.devices(), || now(current.slice.cpu()));
+    if current.vcpu.regs.r13 == 0 {
+        let Some(value) = devices.input(port, size, now) else {
+            return Ok(absent_io(current, port, size));
         };
         current.vcpu.regs.r11 = value;
         // A read makes room for waiting input.
         receive_typed(current.waker());
-        return (Branch::IoIn, None);
+        return Ok(Branch::IoIn);
     }
-    match current.vm.devices().output(port, size, value, now) {
+    match devices.output(port, size, current.vcpu.regs.r15, now) {
         Some(effect) => carry_out(current, effect, Branch::IoOut),
-        None => {
-            current.state.unanswered().write(Kind::Port, port.into());
-            (Branch::IoAbsentOut, None)
-        }
+        None => Ok(absent_io(current, port, size)),
     }
 }
 
 /// Carries out the action that a device requested.
-fn carry_out<S: TimeSlice>(
-    current: &mut Current<'_, S>,
-    effect: Effect,
-    branch: Branch,
-) -> (Branch, Option<Stop>) {
+fn carry_out<S: TimeSlice>(current: &mut Current<'_, S>, effect: Effect, branch: Branch) -> Served {
     match effect {
         // The run loop does the work before the vCPU is entered again.
         Effect::None | Effect::Work => {}
@@ -168,20 +187,28 @@ fn carry_out<S: TimeSlice>(
             current.vm.console().put(byte);
             current.note_output();
         }
-        Effect::Power(power) => {
-            let end = match power {
-                Power::Off => End::PowerOff,
-                Power::Reset => End::Reset,
-            };
-            return (Branch::IoPower, Some(current.end(end)));
-        }
+        Effect::Power(Power::Off) => return Err(end(current, End::PowerOff)),
+        Effect::Power(Power::Reset) => return Err(end(current, End::Reset)),
+        Effect::Panicked => return Err(end(current, End::Panicked)),
         Effect::Signal => deliver_messages(current.waker()),
-        Effect::Transfer(at) => return (transfer::carry_out(current, at), None),
-        Effect::Windows => return (branch, current.move_windows()),
-        Effect::Panicked => return (Branch::IoPower, Some(current.end(End::Panicked))),
+        Effect::Transfer(at) => return Ok(transfer::carry_out(current, at)),
+        Effect::Windows => {
+            if let Some(stop) = current.move_windows() {
+                answer(current, branch);
+                return Err(stop);
+            }
+            return Ok(branch);
+        }
     }
     receive_typed(current.waker());
-    (branch, None)
+    Ok(branch)
+}
+
+/// Ends the TD as a device requested.
+#[cold]
+fn end<S: TimeSlice>(current: &mut Current<'_, S>, why: End) -> Stop {
+    answer(current, Branch::IoPower);
+    current.end(why)
 }
 
 /// Serves RDMSR. R12: MSR. Returns its value in R11.
@@ -231,19 +258,18 @@ pub(super) fn wrmsr<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
 
 /// Serves MMIO. R12: size, R13: 0 for a load and 1 for a store, R14: address, R15: value to store. Returns the
 /// loaded value in R11.
-#[inline(never)]
-pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
+pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
     let regs = &current.vcpu.regs;
     let (size @ (1 | 2 | 4 | 8), direction @ (0 | 1)) = (regs.r12, regs.r13) else {
-        return (Branch::MmioInvalid, None);
+        return Ok(Branch::MmioInvalid);
     };
     let shared = current.vm.shared().shared_bit();
     if regs.r14 & shared == 0 || regs.r14 >= shared << 1 {
-        return (Branch::MmioPrivate, None);
+        return Ok(Branch::MmioPrivate);
     }
     let gpa = regs.r14 & !shared;
     if gpa % PAGE_4K + size > PAGE_4K {
-        return (Branch::MmioInvalid, None);
+        return Ok(Branch::MmioInvalid);
     }
     let (size, value) = (size as u8, regs.r15);
     let now = now(current.slice.cpu());
@@ -256,13 +282,13 @@ pub(super) fn mmio<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Optio
             }
         };
         current.vcpu.regs.r11 = value;
-        return (branch, None);
+        return Ok(branch);
     }
     match current.vm.devices().store(gpa, size, value, now) {
         Some(effect) => carry_out(current, effect, Branch::MmioStore),
         None => {
             current.state.unanswered().write(Kind::Memory, gpa);
-            (Branch::MmioAbsentStore, None)
+            Ok(Branch::MmioAbsentStore)
         }
     }
 }

@@ -12,7 +12,7 @@ use mm::shared::{MirrorError, SharedError};
 use seam::abi::{PAGE_2M, PAGE_4K, PageSize};
 use seam::address::Gpa;
 
-use super::TRIES;
+use super::{Served, TRIES, answer};
 use crate::branch::Branch;
 use crate::current::{Current, Stop};
 use crate::end::End;
@@ -46,15 +46,15 @@ const LONG: u32 = 4;
 /// of the first unconverted byte in R11.
 ///
 /// # Errors
-/// The call is not answered yet. The registers still hold it.
-pub(super) fn map_gpa<S: TimeSlice>(
-    current: &mut Current<'_, S>,
-) -> Result<(Branch, Option<Stop>), Stop> {
+/// [`Served`]. If the call is not answered yet, the registers still hold it.
+#[cold]
+#[inline(never)]
+pub(super) fn map_gpa<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
     let shared = current.vm.shared().shared_bit();
     let (from, bytes) = (current.vcpu.regs.r12, current.vcpu.regs.r13);
-    let answer = |current: &mut Current<'_, S>, at: u64, branch| {
+    let up_to = |current: &mut Current<'_, S>, at: u64, branch| {
         current.vcpu.regs.r11 = at;
-        Ok((branch, None))
+        Ok(branch)
     };
     let to = if from & shared == 0 {
         To::Private
@@ -64,10 +64,10 @@ pub(super) fn map_gpa<S: TimeSlice>(
     let start = from & !shared;
     let end = match start.checked_add(bytes) {
         Some(end) if bytes != 0 && end <= shared => end,
-        _ => return answer(current, from, Branch::MapInvalid),
+        _ => return up_to(current, from, Branch::MapInvalid),
     };
     if !start.is_multiple_of(PAGE_4K) || !bytes.is_multiple_of(PAGE_4K) {
-        return answer(current, from, Branch::MapMisaligned);
+        return up_to(current, from, Branch::MapMisaligned);
     }
     let mut at = current.vcpu.mapping.take().unwrap_or(start);
     let mut steps = 0;
@@ -83,24 +83,25 @@ pub(super) fn map_gpa<S: TimeSlice>(
                 return Err(stop);
             }
             Err(Failed::NoFrames) => {
-                return answer(current, next.start | from & shared, Branch::MapFailed);
+                return up_to(current, next.start | from & shared, Branch::MapFailed);
             }
             Err(Failed::Over(stop)) => {
                 current.vcpu.regs.r11 = next.start | from & shared;
-                return Ok((Branch::MapFailed, Some(stop)));
+                answer(current, Branch::MapFailed);
+                return Err(stop);
             }
         }
         steps += 1;
         current.slice.cpu().take_interrupts();
         if at < end && steps >= LONG && has_event(current) {
-            return answer(current, at | from & shared, Branch::MapRetry);
+            return up_to(current, at | from & shared, Branch::MapRetry);
         }
         if at < end && current.slice.must_leave() {
             current.vcpu.mapping = Some(at);
             return Err(Stop::Yield);
         }
     }
-    answer(
+    up_to(
         current,
         0,
         match to {

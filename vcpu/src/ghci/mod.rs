@@ -21,43 +21,63 @@ use crate::slice::TimeSlice;
 /// Number of tries at a contended resource before the guest is told to retry.
 const TRIES: u32 = 16;
 
-/// Serves a TDVMCALL. Returns the reason if the vCPU must not be entered again at once.
-#[inline]
-pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> {
+/// The outcome of a call, with which it is to be answered.
+///
+/// # Errors
+/// The vCPU must not be entered again at once, for this reason. The call is answered, or [`Vcpu::mapping`] says that it
+/// is not.
+///
+/// [`Vcpu::mapping`]: crate::vcpu::Vcpu::mapping
+type Served = Result<Branch, Stop>;
+
+/// Serves a TDVMCALL, and answers it.
+///
+/// # Errors
+/// The vCPU must not be entered again at once, for this reason.
+#[inline(always)]
+pub(crate) fn serve<S: TimeSlice>(current: &mut Current<'_, S>) -> Result<(), Stop> {
     if current.vcpu.regs.r10 != 0 {
         current.slice.vendor_call(&mut current.vcpu.regs);
         current.state.branches().count(Branch::Vendor);
-        return None;
+        return Ok(());
     }
-    let (branch, stop) = match current.vcpu.regs.r11 {
-        number::CPUID => (instruction::cpuid(current), None),
-        number::HLT => instruction::halt(current),
-        number::IO => instruction::port_io(current),
-        number::RDMSR => (instruction::rdmsr(current), None),
-        number::WRMSR => (instruction::wrmsr(current), None),
-        number::MMIO => instruction::mmio(current),
-        number::GET_TD_VM_CALL_INFO => (services::call_info(current), None),
-        number::MAP_GPA => return go_on_mapping(current),
-        number::GET_QUOTE => (services::get_quote(current), None),
-        number::REPORT_FATAL_ERROR => services::fatal_error(current),
-        number::SERVICE => (services::service(current), None),
-        _ => (Branch::Unsupported, None),
+    let branch = match current.vcpu.regs.r11 {
+        number::CPUID => instruction::cpuid(current),
+        number::HLT => instruction::halt(current)?,
+        number::IO => instruction::port_io(current)?,
+        _ => other(current)?,
     };
     answer(current, branch);
-    stop
+    Ok(())
 }
 
-/// Begins a MapGPA, or goes on with one that was not answered when the vCPU left its CPU.
+/// Serves the calls that guests make less often.
+#[inline(never)]
+fn other<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
+    let branch = match current.vcpu.regs.r11 {
+        number::RDMSR => instruction::rdmsr(current),
+        number::WRMSR => instruction::wrmsr(current),
+        number::MMIO => instruction::mmio(current)?,
+        number::GET_TD_VM_CALL_INFO => services::call_info(current),
+        number::MAP_GPA => map_gpa::map_gpa(current)?,
+        number::GET_QUOTE => services::get_quote(current),
+        number::REPORT_FATAL_ERROR => services::fatal_error(current)?,
+        number::SERVICE => services::service(current),
+        _ => Branch::Unsupported,
+    };
+    Ok(branch)
+}
+
+/// Goes on with a MapGPA that was not answered when the vCPU left its CPU.
+///
+/// # Errors
+/// As for [`serve`].
 #[cold]
 #[inline(never)]
-pub(crate) fn go_on_mapping<S: TimeSlice>(current: &mut Current<'_, S>) -> Option<Stop> {
-    match map_gpa::map_gpa(current) {
-        Ok((branch, stop)) => {
-            answer(current, branch);
-            stop
-        }
-        Err(stop) => Some(stop),
-    }
+pub(crate) fn go_on_mapping<S: TimeSlice>(current: &mut Current<'_, S>) -> Result<(), Stop> {
+    let branch = map_gpa::map_gpa(current)?;
+    answer(current, branch);
+    Ok(())
 }
 
 /// Answers a call.

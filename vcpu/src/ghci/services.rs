@@ -7,9 +7,9 @@ use seam::abi::PAGE_4K;
 use seam::address::Gpa;
 use spin::RwLockReadGuard;
 
-use super::TRIES;
+use super::{Served, TRIES, answer};
 use crate::branch::Branch;
-use crate::current::{Current, Stop};
+use crate::current::Current;
 use crate::end::End;
 use crate::fatal::FatalError;
 use crate::quotes::{Buffer, NotTaken};
@@ -77,14 +77,15 @@ pub(super) fn get_quote<S: TimeSlice>(current: &mut Current<'_, S>) -> Branch {
 /// Serves ReportFatalError and ends the TD. R12: code, and whether there is more; R13: address of the rest; the
 /// message is in eight registers.
 #[cold]
-pub(super) fn fatal_error<S: TimeSlice>(current: &mut Current<'_, S>) -> (Branch, Option<Stop>) {
+pub(super) fn fatal_error<S: TimeSlice>(current: &mut Current<'_, S>) -> Served {
     let mut error = FatalError::decode(&current.vcpu.regs);
     if let Some(more) = error.more {
         let page = shared_buffer(current, more.0, PAGE_4K);
         // If the rest can't be read, it is left out: the TD ends in any case.
         _ = page.and_then(|page| with_shared(current, page, |words| error.go_on(words)));
     }
-    (Branch::FatalError, Some(current.end(End::Fatal(error))))
+    answer(current, Branch::FatalError);
+    Err(current.end(End::Fatal(error)))
 }
 
 /// Serves Service. R12: command, R13: response, both shared pages; R14: notification vector, or 0. No service is
