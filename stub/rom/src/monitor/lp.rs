@@ -5,6 +5,7 @@ use core::arch::naked_asm;
 use core::cell::Cell;
 use core::fmt;
 use core::mem::offset_of;
+use core::sync::atomic::AtomicBool;
 
 use seam::abi::x86::{dr6, efer, rflags, vector};
 use stub_rom::apic::Apic;
@@ -15,8 +16,9 @@ use stub_rom::walk::Trail;
 use super::anchor::{self, Anchor};
 use super::detour::Detour;
 use super::machine::{Data, HostRegisters, Physical, SeamCpu, Td, Xmm};
+use super::presence::{self, Presence};
 use super::shadow_paging::ShadowPaging;
-use super::shared::Shared;
+use super::shared::{self, Shared};
 use super::tables::Tables;
 use super::vmcb::{self, Vmcb, misc1};
 use super::world::World;
@@ -36,6 +38,9 @@ pub struct Lp {
     /// The machine that the processor belongs to.
     pub world: &'static World,
     pub number: u32,
+    /// Its presence, and the flag of its mailbox, which every exit needs.
+    pub presence: &'static Presence,
+    pub posted: &'static AtomicBool,
     pub vmcb: &'static mut Vmcb,
     park: &'static mut Vmcb,
     pub vmx: Vmx,
@@ -100,6 +105,8 @@ impl Lp {
             anchor,
             world,
             number,
+            presence: presence::of(number),
+            posted: shared::posted(number),
             vmcb,
             park: vmcb::page(),
             apic,

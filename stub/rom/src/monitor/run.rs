@@ -4,6 +4,8 @@
     reason = "switches into the software and takes processors over"
 )]
 
+use stub_rom::insn::gpr;
+
 use super::hardware::Hardware;
 use super::lp::{Lp, offset};
 use super::shared::Phase;
@@ -46,28 +48,28 @@ extern "C" fn exited(lp: &mut Lp) {
     if panic::is_dead() {
         cpu::stop();
     }
-    presence::of(lp.number).handle();
-    lp.gprs.0[0] = lp.vmcb.save.rax;
-    lp.gprs.0[4] = lp.vmcb.save.rsp;
+    lp.presence.handle();
+    let save = &lp.vmcb.save;
+    (lp.gprs.0[gpr::RAX], lp.gprs.0[gpr::RSP]) = (save.rax, save.rsp);
     exits::handle(lp);
     enter(lp);
-    lp.vmcb.save.rax = lp.gprs.0[0];
-    lp.vmcb.save.rsp = lp.gprs.0[4];
+    let (rax, rsp) = (lp.gprs.0[gpr::RAX], lp.gprs.0[gpr::RSP]);
+    let save = &mut lp.vmcb.save;
+    (save.rax, save.rsp) = (rax, rsp);
 }
 
 /// Marks the processor as executing the software, before it enters the software.
 #[inline(always)]
 fn enter(lp: &mut Lp) {
-    let presence = presence::of(lp.number);
     if lp.is_parked() {
-        presence.leave();
+        lp.presence.leave();
         return;
     }
     let epoch = presence::epoch();
     if epoch != lp.epoch {
         begin_epoch(lp, epoch);
     }
-    presence.execute(epoch);
+    lp.presence.execute(epoch);
 }
 
 #[inline(never)]

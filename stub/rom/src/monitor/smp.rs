@@ -17,7 +17,7 @@ use stub_rom::apic::{Delivery, Ipi};
 use super::hardware::{Hardware, command};
 use super::lp::Lp;
 use super::panic;
-use super::shared::{Phase, Shared, posted};
+use super::shared::{Phase, Shared};
 use super::world::World;
 use crate::{cpu, memory, report};
 
@@ -176,7 +176,7 @@ pub fn nmi(lp: &mut Lp) {
 /// Handles the requests of other processors. INIT waits while the processor is in VMX operation.
 #[inline(always)]
 pub fn check_mailbox(lp: &mut Lp) {
-    if posted(lp.number).load(Ordering::SeqCst) {
+    if lp.posted.load(Ordering::SeqCst) {
         empty_mailbox(lp);
     }
 }
@@ -200,5 +200,5 @@ fn empty_mailbox(lp: &mut Lp) {
         lp.start_at(page);
     }
     let is_empty = !mailbox.init && mailbox.start.is_none();
-    posted(lp.number).store(!is_empty, Ordering::SeqCst);
+    lp.posted.store(!is_empty, Ordering::SeqCst);
 }

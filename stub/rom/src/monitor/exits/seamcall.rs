@@ -11,7 +11,6 @@ use super::vmx;
 use crate::monitor::guest::Fault;
 use crate::monitor::lp::Lp;
 use crate::monitor::machine::report_violations;
-use crate::monitor::presence;
 use crate::report;
 
 /// RAX bit 63 selects the P-SEAMLDR.
@@ -30,10 +29,9 @@ pub fn execute(lp: &mut Lp) -> Result<(), Fault> {
     if rax & SEAMLDR != 0 {
         call_seamldr(lp);
     } else {
-        let number = lp.number;
+        let (number, presence) = (lp.number, lp.presence);
         let mut regs = Gprs::from_numbers(&lp.gprs.0);
         let machine = lp.seam();
-        let presence = presence::of(number);
         presence.leave();
         module.seamcall(&machine, number, &mut regs);
         presence.handle();
