@@ -120,8 +120,25 @@ pub struct Programs {
     measure: Option<Measure>,
 }
 
-/// A function that returns the MRTD and RTMRs of the TDs in a configuration, as `cargo xtask measure` prints them.
-pub type Measure = fn(&Path) -> anyhow::Result<String>;
+/// Functions that predict measurements, as `cargo xtask measure` prints them.
+#[derive(Clone, Copy, Debug)]
+pub struct Measure {
+    /// Returns the MRTD and RTMRs of the TDs in a configuration.
+    pub tds: fn(&Path) -> anyhow::Result<String>,
+    /// Returns the MRTD and RTMRs of a TD that boots a disk by UEFI.
+    pub boot: fn(&UefiBoot<'_>) -> anyhow::Result<String>,
+}
+
+/// A boot of a disk by UEFI.
+#[derive(Clone, Copy, Debug)]
+pub struct UefiBoot<'a> {
+    /// The configuration, with one TD that has `firmware`.
+    pub config: &'a Path,
+    /// The image of the disk.
+    pub disk: &'a Path,
+    /// The event log that the TD has, with which the prediction is compared.
+    pub log: Option<&'a [u8]>,
+}
 
 impl Programs {
     /// Returns the programs in `directory`. Their existence is checked when they are used.
@@ -136,7 +153,7 @@ impl Programs {
         }
     }
 
-    /// Sets the function that predicts the measurements of TDs.
+    /// Sets the functions that predict the measurements of TDs.
     #[must_use]
     pub fn with_measure(mut self, measure: Measure) -> Self {
         self.measure = Some(measure);
@@ -148,8 +165,19 @@ impl Programs {
     /// # Errors
     /// A file can't be read or used; the message names it. Or [`Self::with_measure`] was not called.
     pub fn measure(&self, file: &Path) -> anyhow::Result<String> {
-        let measure = self.measure.context("nothing here predicts measurements")?;
-        measure(file)
+        (self.predicting()?.tds)(file)
+    }
+
+    /// Predicts the measurements of a TD that boots a disk by UEFI, as [`Self::measure`], and compares the event log.
+    ///
+    /// # Errors
+    /// As [`Self::measure`]; or the boot can't be predicted, or the log differs.
+    pub fn measure_boot(&self, boot: &UefiBoot<'_>) -> anyhow::Result<String> {
+        (self.predicting()?.boot)(boot)
+    }
+
+    fn predicting(&self) -> anyhow::Result<Measure> {
+        self.measure.context("nothing here predicts measurements")
     }
 
     /// Sets options of the stub (key and value), which a test's own options override.

@@ -15,7 +15,6 @@ mod sim;
 mod test;
 mod workspace;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -42,11 +41,8 @@ enum Task {
     Guest(guest::Guest),
     /// Replay recordings of Intel's TDX module against the emulated one.
     Conform(conform::Conform),
-    /// Compute the MRTD of a TD that is built from a TDVF image, or of each TD in a configuration.
-    Measure {
-        /// The firmware image, such as OVMF.fd, or a seamark.toml
-        file: PathBuf,
-    },
+    /// Compute the MRTD of a TD that is built from a TDVF image, or the registers of each TD in a configuration.
+    Measure(measure::Options),
     /// Make the value of host.console_lock, the hash of the console's password.
     Password(password::Options),
     /// Run the benchmarks that have a limit.
@@ -79,7 +75,7 @@ fn execute(task: Task) -> Result<ExitCode> {
         }
         Task::Image(options) => image::write(&build::all()?, &options)?,
         Task::Guest(guest) => guest.run()?,
-        Task::Measure { file } => print!("{}", measure::report(&file)?),
+        Task::Measure(options) => print!("{}", measure::run(&options)?),
         Task::Password(options) => password::run(&options)?,
         Task::Run(options) => run::run(&options)?,
         Task::Conform(conform) => conform.run()?,

@@ -41,7 +41,13 @@ impl Archive {
         self.bytes
     }
 
-    fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
+    /// The archive without its end.
+    pub fn unfinished(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Adds an entry of any mode, which includes the type.
+    pub fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         // Number, mode, user, group, links, time, size, device, device of the file, length of the name, checksum.
         let fields = [

@@ -1,6 +1,6 @@
 //! `cargo xtask guest`: guests that are not our own.
 
-mod cpio;
+pub mod cpio;
 mod debian;
 mod foreign;
 mod linux;

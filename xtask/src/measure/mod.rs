@@ -3,20 +3,59 @@
 //! [`tdvf`] defines the pages and their order, also for the hypervisor. The computation of the MRTD from them is here
 //! and is not shared: the emulated module and this check each other.
 
+mod event;
+mod log;
 mod mrtd;
 mod rtmr;
+mod uefi;
 #[cfg(test)]
 mod vectors;
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Error, Result, bail, ensure};
 use mrtd::{CHUNK, Mrtd};
 use seam::abi::Measurement;
+use seamark_tests::programs::UefiBoot;
 use tdvf::{TdImage, chunks};
 
 use crate::build;
+use event::Event;
+use uefi::{Drive, Machine};
+
+/// What to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// The firmware image, such as OVMF.fd, or a seamark.toml
+    file: PathBuf,
+
+    /// The disk image that the TD with UEFI firmware boots: its RTMRs are computed too. The TD must have one PCI function,
+    /// an NVMe drive with this disk
+    #[arg(long, value_name = "IMAGE")]
+    disk: Option<PathBuf>,
+
+    /// The drive's model
+    #[arg(long, default_value = MODEL, requires = "disk")]
+    model: String,
+
+    /// The drive's serial number
+    #[arg(long, default_value = SERIAL, requires = "disk")]
+    serial: String,
+
+    /// Print each event that extends a register
+    #[arg(long, requires = "disk")]
+    events: bool,
+
+    /// Compare the events with a log read inside the TD, /sys/firmware/acpi/tables/data/CCEL, and show the first entry of
+    /// each register that differs
+    #[arg(long, value_name = "FILE", requires = "disk")]
+    log: Option<PathBuf>,
+}
+
+/// The drives of `cargo xtask run`.
+const MODEL: &str = "QEMU NVMe Ctrl";
+const SERIAL: &str = "seamark1";
 
 /// The future measurements of a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,33 +64,134 @@ pub struct Measured {
     pub name: String,
     /// The MRTD.
     pub mrtd: Measurement,
-    /// The RTMRs when the project's firmware enters the kernel; `None` if the TD has other firmware, or no kernel.
+    /// The RTMRs when the TD's firmware enters the kernel. `None` if they are not known: the TD has no kernel, or an
+    /// `image`, or UEFI firmware that measures, whose RTMRs depend on the disk.
     pub rtmrs: Option<[Measurement; 4]>,
 }
 
+/// Executes `cargo xtask measure`. Returns what it prints.
+///
+/// # Errors
+/// As [`report`] and [`of_boot`]; or the log differs.
+pub fn run(options: &Options) -> Result<String> {
+    let Some(disk) = &options.disk else {
+        return report(&options.file);
+    };
+    let boot = Booted::of(
+        &options.file,
+        disk,
+        &Drive::new(&options.model, &options.serial),
+    )?;
+    let mut report = boot.measured.lines();
+    if options.events {
+        for event in &boot.events {
+            writeln!(report, "{} {event}", event.register)?;
+        }
+    }
+    if let Some(log) = &options.log {
+        boot.compare(&read(log)?)
+            .with_context(|| log.display().to_string())?;
+        writeln!(report, "{} has the same events", log.display())?;
+    }
+    Ok(report)
+}
+
+/// Returns the lines of [`report`] for the TD of a configuration that boots a disk by UEFI, if its event log agrees.
+///
+/// # Errors
+/// The boot can't be predicted, or the log differs; the message says where.
+pub fn of_uefi_boot(boot: &UefiBoot<'_>) -> Result<String> {
+    let drive = Drive::new(MODEL, SERIAL);
+    let predicted = Booted::of(boot.config, boot.disk, &drive)?;
+    if let Some(log) = boot.log {
+        predicted.compare(log)?;
+    }
+    Ok(predicted.measured.lines())
+}
+
+/// The predicted boot of a disk.
+struct Booted {
+    measured: Measured,
+    /// All events; none if the firmware does not measure.
+    events: Vec<Event>,
+}
+
+impl Booted {
+    /// Predicts the boot of a disk by the only TD with UEFI firmware in a configuration.
+    fn of(file: &Path, disk: &Path, drive: &Drive) -> Result<Self> {
+        let config = Config::read(file)?;
+        let tds: Vec<_> = config
+            .parsed
+            .td
+            .iter()
+            .filter(|td| td.firmware.is_some())
+            .collect();
+        let [td] = tds[..] else {
+            bail!(
+                "{} must have one TD with firmware, and has {}",
+                file.display(),
+                tds.len()
+            )
+        };
+        let firmware = config.firmware(td)?;
+        let bytes = read(&firmware)?;
+        let what = || firmware.display().to_string();
+        let image = TdImage::parse(&bytes).with_context(what)?;
+        let events = if uefi::measures(&bytes).with_context(what)? {
+            uefi::events(&Machine { td, drive }, &image, disk)?
+        } else {
+            Vec::new()
+        };
+        let measured = Measured {
+            name: td.name.clone(),
+            mrtd: measure(&image),
+            rtmrs: Some(event::replay(&events)),
+        };
+        Ok(Self { measured, events })
+    }
+
+    /// Compares the events with those of a log.
+    fn compare(&self, log: &[u8]) -> Result<()> {
+        match log::difference(&self.events, &log::parse(log)?) {
+            Some(difference) => bail!("the event log differs from the prediction\n{difference}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Measured {
+    /// Returns a line for each register.
+    fn lines(&self) -> String {
+        let name = &self.name;
+        let mut lines = format!("{name}  MRTD   {}\n", hex(&self.mrtd));
+        for (number, rtmr) in self.rtmrs.iter().flatten().enumerate() {
+            // Writing to a string does not fail.
+            let _ = writeln!(lines, "{name}  RTMR{number}  {}", hex(rtmr));
+        }
+        lines
+    }
+}
+
 /// Returns the MRTD of a TD that is built from the TDVF image in `file`. If `file` is a configuration, returns the name
-/// and the MRTD of each TD in it, and the RTMRs of those that boot with the project's firmware.
+/// and the MRTD of each TD in it, and the RTMRs of those that boot with the project's firmware, or with UEFI firmware that
+/// measures nothing.
 ///
 /// # Errors
 /// A file can't be read, is no configuration, or is no TDVF image that can be built; the message says what is wrong
 /// with it.
 pub fn report(file: &Path) -> Result<String> {
-    let mut report = String::new();
     if file.extension().is_none_or(|extension| extension != "toml") {
-        writeln!(report, "{}", hex(&of_file(file)?))?;
-        return Ok(report);
+        return Ok(format!("{}\n", hex(&of_file(file)?)));
     }
-    let tds = of_config(file)?;
+    let mut tds = of_config(file)?;
     ensure!(!tds.is_empty(), "{} has no [[td]]", file.display());
     let width = tds.iter().map(|td| td.name.len()).max();
     let width = width.unwrap_or_default();
-    for td in tds {
-        writeln!(report, "{:width$}  MRTD   {}", td.name, hex(&td.mrtd))?;
-        for (number, rtmr) in td.rtmrs.iter().flatten().enumerate() {
-            writeln!(report, "{:width$}  RTMR{number}  {}", td.name, hex(rtmr))?;
-        }
-    }
-    Ok(report)
+    let lines = tds.iter_mut().map(|td| {
+        td.name = format!("{:width$}", td.name);
+        td.lines()
+    });
+    Ok(lines.collect())
 }
 
 /// Returns the measurements of the TDs in the configuration in `file`, in its order.
@@ -59,28 +199,22 @@ pub fn report(file: &Path) -> Result<String> {
 /// # Errors
 /// As [`report`].
 pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
-    let config = config::parse(&read(file)?)
-        .map_err(Error::msg)
-        .with_context(|| format!("in {}", file.display()))?;
-    let home = file.parent().unwrap_or(Path::new("."));
-    let path = |name: &str| {
-        // The parser ensures that there is one.
-        let mut files = config.file.iter().filter(|file| file.name == name);
-        let file = files.next().context("no [[file]] has that name")?;
-        Ok::<_, Error>(home.join(&file.path))
-    };
+    let config = Config::read(file)?;
     let measured = |td: &config::Td| {
-        let firmware = match td.image_file() {
-            Some(image) => path(image)?,
-            None => build::td_firmware_image(),
-        };
+        let firmware = config.firmware(td)?;
         let rtmrs = match &td.kernel {
             Some(kernel) if td.image_file().is_none() => {
-                let initrd = td.initrd.as_deref().map(|initrd| read(&path(initrd)?));
+                let initrd = td.initrd.as_deref();
+                let initrd = initrd.map(|initrd| read(&config.path(initrd)?));
                 let initrd = initrd.transpose()?;
-                let kernel = read(&path(kernel)?)?;
+                let kernel = read(&config.path(kernel)?)?;
                 Some(rtmr::of_boot(&kernel, initrd.as_deref(), &td.cmdline))
             }
+            // Other UEFI firmware than OVMF may measure.
+            _ if td.firmware.is_some() => match uefi::measures(&read(&firmware)?) {
+                Ok(false) => Some(event::replay(&[])),
+                Ok(true) | Err(_) => None,
+            },
             _ => None,
         };
         Ok(Measured {
@@ -89,7 +223,39 @@ pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
             rtmrs,
         })
     };
-    config.td.iter().map(measured).collect()
+    config.parsed.td.iter().map(measured).collect()
+}
+
+/// A configuration, and the folder that its paths start from.
+struct Config {
+    parsed: config::Config,
+    home: PathBuf,
+}
+
+impl Config {
+    fn read(file: &Path) -> Result<Self> {
+        let parsed = config::parse(&read(file)?)
+            .map_err(Error::msg)
+            .with_context(|| format!("in {}", file.display()))?;
+        let home = file.parent().unwrap_or(Path::new(".")).to_owned();
+        Ok(Self { parsed, home })
+    }
+
+    /// Returns the path of a `[[file]]`.
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        // The parser ensures that there is one.
+        let mut files = self.parsed.file.iter().filter(|file| file.name == name);
+        let file = files.next().context("no [[file]] has that name")?;
+        Ok(self.home.join(&file.path))
+    }
+
+    /// Returns the image that a TD starts from.
+    fn firmware(&self, td: &config::Td) -> Result<PathBuf> {
+        match td.image_file() {
+            Some(image) => self.path(image),
+            None => Ok(build::td_firmware_image()),
+        }
+    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

@@ -19,9 +19,13 @@ pub fn of_boot(kernel: &[u8], initrd: Option<&[u8]>, command_line: &str) -> [Mea
 
 /// Extends a register with the digest of `content`.
 fn extend(register: &mut Measurement, content: &[u8]) {
-    let mut both = register.to_vec();
-    both.extend(Sha384::digest(content));
-    *register = Sha384::digest(both).into();
+    extend_with(register, &Sha384::digest(content).into());
+}
+
+/// Extends a register with a digest, as TDG.MR.RTMR.EXTEND does.
+pub fn extend_with(register: &mut Measurement, digest: &Measurement) {
+    let both = [*register, *digest];
+    *register = Sha384::digest(both.as_flattened()).into();
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use clap::Args;
-use seamark_tests::programs::Programs;
+use seamark_tests::programs::{Measure, Programs};
 use seamark_tests::scenarios::{self, Need, Scenario};
 
 use self::checks::{Check, When};
@@ -182,7 +182,11 @@ fn programs(needs: &[Need], lkvs: Option<&Path>) -> Result<(Programs, Folder)> {
     if needs.iter().any(is_linux) {
         guest::linux()?;
     }
-    let programs = build::all()?.with_measure(measure::report);
+    let predictions = Measure {
+        tds: measure::report,
+        boot: measure::of_uefi_boot,
+    };
+    let programs = build::all()?.with_measure(predictions);
     guest::foreign(&programs, needs, lkvs)?;
     build::report(&programs)?;
     let folder = Folder::claim(programs.directory(), "tests")?;

@@ -12,7 +12,7 @@ use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
 use spin::Mutex;
-use vcpu::{Console, Facts, Vm, Waker, Wiring, clock::Clock};
+use vcpu::{Console, Vm, Waker, Wiring, clock::Clock};
 
 use super::{
     Scheduler,
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     platform::Running,
     td::{
-        Td,
+        Td, firmware_facts,
         host::{GuestEnd, Listens, Runner},
     },
 };
@@ -34,15 +34,6 @@ fn portion(config: &config::Td) -> Portion {
     Portion {
         shares: config.shares,
         cap: config.cap,
-    }
-}
-
-/// Returns the facts that UEFI firmware is told.
-fn facts(config: &config::Td) -> Facts {
-    Facts {
-        vcpus: config.vcpus,
-        uuid: config.uuid,
-        boot_order: config.boot_order.clone(),
     }
 }
 
@@ -131,7 +122,7 @@ impl<P: Running> Scheduler<'_, P> {
             false => vm.with_functions(all),
         };
         let vm = match &td.config().firmware {
-            Some(_) => vm.with_fw_cfg(&facts(td.config())),
+            Some(_) => vm.with_fw_cfg(&firmware_facts(td.config())),
             None => vm,
         };
         let guest = Guest::new(td.id(), vm).with_counts(counts);

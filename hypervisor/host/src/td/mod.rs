@@ -26,6 +26,7 @@ pub mod vcpu;
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
+use ::vcpu::Facts;
 use mm::private::{Holding, PAGE_TABLE_FRAMES, PrivateMap, Reclaim, Refusal};
 use seam::{
     abi::{Measurement, PAGE_4K, PageSize},
@@ -47,6 +48,16 @@ use life::{Life, State};
 use memory::Layout;
 use meter::Summary;
 use vcpu::{Held, Interrupt, Refused, Slots};
+
+/// Returns the facts that a TD's UEFI firmware is told by fw_cfg.
+#[must_use]
+pub fn firmware_facts(config: &config::Td) -> Facts {
+    Facts {
+        vcpus: config.vcpus,
+        uuid: config.uuid,
+        boot_order: config.boot_order.clone(),
+    }
+}
 
 /// One life of a TD.
 pub struct Td {

@@ -91,7 +91,7 @@ pub fn plan<'f, P: Platform>(
         return Err(Error::TooMuchMemory);
     }
     let sections = Sections::of(&image, layout);
-    let list_at = image.hob().map_or(0, |section| section.gpa);
+    let list_at = list_at(&image);
     let list = hob::list(list_at, &sections.list, payload.as_ref());
     if list_at != 0 {
         image.clone().with_hob(&list).map_err(Error::Hob)?;
@@ -145,6 +145,19 @@ pub fn plan<'f, P: Platform>(
             placement,
         },
     ))
+}
+
+/// Returns the list of memory (TD HOB) that a TD with this configuration finds in its UEFI firmware. `None` if it has
+/// more memory than there are addresses.
+#[must_use]
+pub fn uefi_list(config: &config::Td, image: &TdImage<'_>) -> Option<Vec<u8>> {
+    let sections = Sections::of(image, Layout::of(config, config.memory)?);
+    Some(hob::list(list_at(image), &sections.list, None))
+}
+
+/// Returns the guest address of the list; 0 if the image has no room for one.
+fn list_at(image: &TdImage<'_>) -> u64 {
+    image.hob().map_or(0, |section| section.gpa)
 }
 
 /// The image's sections within a TD's memory.

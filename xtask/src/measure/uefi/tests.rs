@@ -1,0 +1,170 @@
+//! Predictions against logs of boots: Debian 13's OVMF, a TD with 1 GiB, two vCPUs and an NVMe drive of QEMU's; with a
+//! unified kernel image, and with shim and GRUB.
+
+use tdvf::{Entry, TAIL_BYTES, write};
+
+use super::*;
+use crate::measure::log;
+
+const UKI_LOG: &[u8] = include_bytes!("logs/uki.ccel");
+const GRUB_LOG: &[u8] = include_bytes!("logs/grub.ccel");
+
+/// Returns an image with the sections of Debian 13's OVMF, and no content.
+fn image() -> Vec<u8> {
+    let entry = |data, gpa, bytes, kind, attributes| Entry {
+        data,
+        gpa,
+        bytes,
+        kind,
+        attributes,
+    };
+    let sections = [
+        entry(0..0x1000, 0xFFC8_4000, 0x37_C000, 0, 1),
+        entry(0..0x1000, 0xFFC0_0000, 0x8_4000, 1, 0),
+        entry(0..0, 0x81_1000, 0xF000, 3, 0),
+        entry(0..0, 0x80_B000, 0x2000, 3, 0),
+        entry(0..0, 0x80_9000, 0x2000, 2, 0),
+        entry(0..0, 0x80_0000, 0x6000, 3, 0),
+    ];
+    write(&[0; 0x1000], &sections, &[0; TAIL_BYTES])
+}
+
+fn td(keys: &str) -> config::Td {
+    let text = format!(
+        "[[file]]\nname = \"f\"\npath = \"f\"\n[[td]]\nname = \"a\"\nfirmware = \"f\"\nmemory = \"1G\"\n\
+         vcpus = 2\n{keys}[[td.pci]]\ndevice = \"0000:01:00.0\"\n"
+    );
+    config::parse(text.as_bytes()).unwrap().td.remove(0)
+}
+
+/// Returns the predicted events of the firmware, and those of a log. Without those of the variables' volume, which the
+/// image here does not have, and those of the host's tables, which change with the host.
+fn of_firmware(td: &config::Td, log: &[u8]) -> [Vec<Event>; 2] {
+    let image = image();
+    let drive = Drive::new("QEMU NVMe Ctrl", "seamark1");
+    let machine = Machine { td, drive: &drive };
+    let predicted = firmware::events(&machine, &TdImage::parse(&image).unwrap()).unwrap();
+    [predicted, log::parse(log).unwrap()].map(|mut events| {
+        events.retain(|event| {
+            event.register == Register::Rtmr0
+                && ![Kind::FIRMWARE_BLOB, Kind::PLATFORM_CONFIG].contains(&event.kind)
+        });
+        events
+    })
+}
+
+#[test]
+fn the_firmware_s_events_are_those_of_a_boot() {
+    let [predicted, logged] = of_firmware(&td(""), UKI_LOG);
+    assert_eq!(predicted.len(), 11);
+    assert_eq!(log::difference(&predicted, &logged), None);
+    // shim adds one.
+    let [mut predicted, logged] = of_firmware(&td(""), GRUB_LOG);
+    let level = variables::record(&shim::GUID, "SbatLevel", shim::SBAT_LEVEL);
+    predicted.push(Event::of(
+        Register::Rtmr0,
+        Kind::VARIABLE_AUTHORITY,
+        "SbatLevel",
+        &level,
+    ));
+    assert_eq!(log::difference(&predicted, &logged), None);
+}
+
+#[test]
+fn another_machine_is_told_by_the_entry_that_differs() {
+    let more = config::Td {
+        memory: 2 << 30,
+        ..td("")
+    };
+    let [predicted, logged] = of_firmware(&more, UKI_LOG);
+    let difference = log::difference(&predicted, &logged).unwrap();
+    assert!(difference.starts_with("RTMR0, entry 1:\n"), "{difference}");
+    assert!(
+        difference.contains("TD HOB") && difference.contains("TdxTable"),
+        "{difference}"
+    );
+    let wrong = Drive::new("QEMU NVMe Ctrl", "other");
+    let td = td("");
+    let machine = Machine {
+        td: &td,
+        drive: &wrong,
+    };
+    let entries: Vec<_> = variables::of_boot(&machine).collect();
+    let boot: Vec<_> = log::parse(UKI_LOG).unwrap();
+    let boot: Vec<_> = boot
+        .into_iter()
+        .filter(|event| event.kind == Kind::VARIABLE_BOOT)
+        .collect();
+    let difference = log::difference(&entries, &boot).unwrap();
+    assert!(difference.starts_with("RTMR0, entry 3:\n"), "{difference}");
+    assert!(difference.contains("Boot0001"), "{difference}");
+}
+
+#[test]
+fn the_host_s_tables_have_the_place_of_the_drive() {
+    let drive = Drive::new("", "");
+    let tables = |td: &config::Td| acpi::files(&Machine { td, drive: &drive }).unwrap();
+    let [usual, small] = ["", "maxpa = 40\n"].map(|keys| tables(&td(keys)));
+    let names: Vec<_> = usual.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        names,
+        ["etc/table-loader", "etc/acpi/tables", "etc/acpi/rsdp"]
+    );
+    let has = |tables: &[(&str, Vec<u8>)], address: u64| {
+        let bytes = address.to_le_bytes();
+        tables[1].1.windows(8).any(|window| window == bytes)
+    };
+    assert!(has(&usual, 0x3800_0000_0000) && !has(&usual, 0xE0_0000_0000));
+    assert!(has(&small, 0xE0_0000_0000));
+}
+
+#[test]
+fn a_log_replays_to_the_registers_of_the_report() {
+    let first = |log: &[u8]| -> Vec<_> {
+        let registers = crate::measure::event::replay(&log::parse(log).unwrap());
+        registers
+            .iter()
+            .map(|register| crate::measure::hex(&register[..8]))
+            .collect()
+    };
+    assert_eq!(
+        first(UKI_LOG),
+        [
+            "ed34a575e3a7a8cf",
+            "cf0087a23fdbbf6f",
+            "ce163221e5a804c8",
+            "0000000000000000"
+        ]
+    );
+    assert_eq!(
+        first(GRUB_LOG),
+        [
+            "eae0b6d338d40c45",
+            "54e0af59a22d518a",
+            "a6ed11ead2b8c252",
+            "0000000000000000"
+        ]
+    );
+}
+
+#[test]
+fn a_log_that_is_cut_off_or_of_another_kind_is_refused() {
+    assert!(log::parse(&UKI_LOG[..UKI_LOG.len() - 20]).is_err());
+    assert!(log::parse(b"hello, this is no log of events").is_err());
+    let mut other = UKI_LOG.to_vec();
+    // The algorithm of the second entry.
+    other[65 + 12] = 11;
+    let error = format!("{:#}", log::parse(&other).unwrap_err());
+    assert!(
+        error.contains("entry 2 of the log: it has another digest"),
+        "{error}"
+    );
+}
+
+/// The stub's and the kernel's events, but for those of the kernel, whose image is too large to keep.
+#[test]
+fn the_command_line_s_event_is_that_of_a_boot() {
+    let logged = log::parse(UKI_LOG).unwrap();
+    let line = uki::load_options("console=ttyS0 no_timer_check");
+    assert!(logged.iter().any(|event| event.equals(&line)));
+}
