@@ -33,7 +33,7 @@ pub struct Options {
     /// Run on machines without a VT-d unit alone, unless a test asks for one
     #[arg(long)]
     no_iommu: bool,
-    /// Repeat what can go wrong at any moment more often, in the tests that know how: io-debian
+    /// Repeat what can go wrong at any moment more often, in the tests that know how: io-debian, uefi-debian
     #[arg(long)]
     soak: bool,
     /// A checkout of Intel's LKVS, for foreign-lkvs
