@@ -92,17 +92,17 @@ const FEW: u64 = 16;
 const REQUESTS: [Request; 3] = [
     Request {
         name: "block-read",
-        most: 1_320,
+        most: 1_290,
         make: |count| request_blocks(false, count),
     },
     Request {
         name: "block-write",
-        most: 1_320,
+        most: 1_290,
         make: |count| request_blocks(true, count),
     },
     Request {
         name: "frame",
-        most: 2_420,
+        most: 2_240,
         make: send_frames,
     },
 ];

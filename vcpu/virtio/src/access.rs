@@ -48,6 +48,27 @@ pub fn set_field(memory: &dyn Memory, gpa: u64, size: usize, value: u64) -> Resu
     Ok(())
 }
 
+/// Writes two fields of 4 bytes from `gpa` on, a multiple of 4. Earlier accesses come before them, later ones after them.
+///
+/// # Errors
+/// [`Unshared`]; the first may have been written then.
+pub fn set_fields(memory: &dyn Memory, gpa: u64, fields: [u32; 2]) -> Result<(), Unshared> {
+    const FIELD: u64 = 4;
+    let [first, second] = fields.map(u64::from);
+    let page = memory.page(gpa)?;
+    let (word, shift) = place(gpa);
+    if shift == 0 {
+        page[word].store(first | second << 32, SeqCst);
+        return Ok(());
+    }
+    merge(&page[word], first << shift, mask(4) << shift);
+    match page.get(word + 1) {
+        Some(next) => merge(next, second, mask(4)),
+        None => set_field(memory, gpa + FIELD, 4, second)?,
+    }
+    Ok(())
+}
+
 /// Reads bytes from `gpa` on.
 ///
 /// # Errors
@@ -160,6 +181,7 @@ fn merge(word: &AtomicU64, value: u64, bits: u64) {
 }
 
 /// Copies bytes out of a page.
+#[inline(never)]
 fn read_page(page: &Page, at: usize, into: &mut [u8]) {
     let first = (WORD - at % WORD) % WORD;
     let (head, rest) = into.split_at_mut(first.min(into.len()));
@@ -207,18 +229,28 @@ fn copy_in(into: &[AtomicU64], from: &[[u8; WORD]]) {
 
 /// Copies bytes from page to page.
 fn copy_page(from: &Page, at: usize, (into, to): (&Page, usize), bytes: usize) {
-    let mut edge = [0; WORD];
     let first = ((WORD - to % WORD) % WORD).min(bytes);
-    read_page(from, at, &mut edge[..first]);
-    write_part(&into[to / WORD], to % WORD, &edge[..first]);
+    copy_part(from, at, (into, to), first);
     let (at, to, bytes) = (at + first, to + first, bytes - first);
     let whole = bytes / WORD;
     copy_across(from, at, &into[to / WORD..][..whole]);
-    let rest = bytes % WORD;
-    if rest != 0 {
-        read_page(from, at + whole * WORD, &mut edge[..rest]);
-        write_part(&into[to / WORD + whole], 0, &edge[..rest]);
+    let done = whole * WORD;
+    copy_part(from, at + done, (into, to + done), bytes % WORD);
+}
+
+/// Copies less than a word, into one word.
+#[inline]
+fn copy_part(from: &Page, at: usize, (into, to): (&Page, usize), bytes: usize) {
+    if bytes == 0 {
+        return;
     }
+    let (word, shift) = (at / WORD, at % WORD * 8);
+    let mut value = from[word].load(Relaxed) >> shift;
+    if at % WORD + bytes > WORD {
+        value |= from[word + 1].load(Relaxed) << (64 - shift);
+    }
+    let place = to % WORD * 8;
+    merge(&into[to / WORD], value << place, mask(bytes) << place);
 }
 
 /// Copies whole words from byte `at` on. As [`copy_out`].
@@ -314,6 +346,24 @@ mod tests {
             read(&ram, at / 8 * 8, &mut word).unwrap();
             prop_assert_eq!(word, model);
         }
+    }
+
+    #[test]
+    fn two_fields_are_written_wherever_they_are_and_nothing_beside_them() {
+        for at in (0..0x1FF8).step_by(4) {
+            let ram = Ram::new(2);
+            write(&ram, 0, &[7; 0x2000]).unwrap();
+            set_fields(&ram, at, [0x0403_0201, 0x0807_0605]).unwrap();
+            let mut model = [7; 0x2000];
+            model[at as usize..][..8].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+            let mut found = [0; 0x2000];
+            read(&ram, 0, &mut found).unwrap();
+            assert_eq!(found, model, "{at:#x}");
+        }
+        let ram = Ram::new(2);
+        ram.unshare(1);
+        assert_eq!(set_fields(&ram, 0xFFC, [1, 2]), Err(Unshared(0x1000)));
+        assert_eq!(set_fields(&ram, 0x1000, [1, 2]), Err(Unshared(0x1000)));
     }
 
     #[test]

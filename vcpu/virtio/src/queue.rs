@@ -7,7 +7,7 @@ use core::fmt;
 use devices::{Memory, Unshared};
 use virtio_spec::virtq::{AvailF, DescF};
 
-use crate::access::{field, pair, probe, set_field};
+use crate::access::{field, pair, probe, set_field, set_fields};
 use crate::chain::{Chain, LONGEST, Segment};
 
 /// Bytes of a descriptor, of an element of the used ring, and of a ring's flags and index.
@@ -165,8 +165,7 @@ impl Queue {
         let slot = u64::from(self.used % self.place.size);
         let at = self.place.used + HEAD + USED * slot;
         // The elements of the ring are aligned to four bytes.
-        set_field(memory, at, 4, head.into())?;
-        set_field(memory, at + 4, 4, bytes.into())?;
+        set_fields(memory, at, [head.into(), bytes])?;
         self.used = self.used.wrapping_add(1);
         Ok(())
     }
