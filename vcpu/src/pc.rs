@@ -9,7 +9,7 @@ use crate::unanswered::Kind;
 struct Part(Kind, RangeInclusive<u64>, &'static str);
 
 /// The parts that Linux, GRUB and OVMF look for. Memory is by pages.
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 22] = [
     Part(Kind::Port, 0x20..=0x21, "8259 interrupt controller"),
     Part(Kind::Port, 0xA0..=0xA1, "8259 interrupt controller"),
     Part(Kind::Port, 0x4D0..=0x4D1, "8259 interrupt controller"),
@@ -25,6 +25,15 @@ const PARTS: [Part; 17] = [
     Part(Kind::Memory, 0xFED0_0000..=0xFED0_0FFF, "HPET"),
     Part(Kind::Memory, 0xFED4_0000..=0xFED4_4FFF, "TPM"),
     Part(Kind::Msr, 0x34..=0x34, "count of SMIs"),
+    Part(Kind::Msr, 0x198..=0x1A2, "frequency and temperature"),
+    Part(Kind::Msr, 0x3F8..=0x3FF, "time in sleep states"),
+    Part(Kind::Msr, 0x606..=0x606, "power meter"),
+    Part(Kind::Msr, 0x60A..=0x60D, "time in sleep states"),
+    Part(
+        Kind::Msr,
+        0x610..=0x64F,
+        "power meter, and time in sleep states",
+    ),
     Part(Kind::Msr, 0x981..=0x982, "memory encryption (TME)"),
     Part(Kind::Msr, 0xC001_0000..=0xC001_FFFF, "AMD's own"),
 ];

@@ -18,6 +18,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
     Scenario::by_name_only("io-debian", io::io).with_debian(),
     Scenario::by_name_only("uefi-debian", uefi::boots).with_debian_and_ovmf_13(),
+    Scenario::by_name_only("uefi-plain", uefi::boots_what_others_boot).with_debian_and_ovmf_13(),
 ];
 
 /// The end of what a boot prints on the serial port.

@@ -1,7 +1,7 @@
 //! The disk in a TD that boots it by UEFI: OVMF, shim, GRUB, the kernel and systemd, all from the TD's own drive; and in a
 //! plain machine before and after.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -20,16 +20,29 @@ use crate::ssh::Ssh;
 const ENDS: usize = 3;
 const ENDS_OF_SOAK: usize = 10;
 
-/// Boots one disk in a plain machine, with Debian 13's OVMF and with Debian 12's in TDs, and in the plain machine again.
-/// The plain machine does not change the image, and finds what the TDs have installed on it.
+/// Boots the disk with Debian 13's OVMF and with Debian 12's, with ssh, a package and a reboot, and terminates it at random
+/// moments of its boot.
 pub fn boots(bench: &mut Bench) -> Result<()> {
+    for firmware in [OVMF_13, OVMF] {
+        boots_with(bench, firmware).context(firmware)?;
+    }
+    Ok(())
+}
+
+/// Boots one disk in a plain machine, in a TD that installs a package, and in the plain machine again, which finds the
+/// package. The plain machine does not change the image.
+pub fn boots_what_others_boot(bench: &mut Bench) -> Result<()> {
     let disk = copy_of_disk(bench)?;
     boots_in_a_plain_machine(bench, &disk, &[]).context("before")?;
-    let firmware = [OVMF_13, OVMF];
-    for firmware in firmware {
-        boots_with(bench, &disk, firmware).context(firmware)?;
-    }
-    boots_in_a_plain_machine(bench, &disk, &firmware).context("after")
+    let (mut console, server) = new_server(bench, disk.clone(), OVMF_13)?;
+    server.start(bench, &mut console)?;
+    is_well(&server.ssh)?;
+    package::install(&server.ssh, OVMF_13)?;
+    // The connection may end before its answer.
+    let _ = server.ssh.run("sudo systemctl poweroff", COMMAND);
+    stage::wait_for_state(&mut console, TD, "reclaimed", LIFE)?;
+    drop(console);
+    boots_in_a_plain_machine(bench, &disk, &[OVMF_13]).context("after")
 }
 
 /// Boots the disk by UEFI in a machine without Seamark, which leaves the image as it is, and finds the packages there that
@@ -55,22 +68,26 @@ fn digest(file: &Path) -> Result<String> {
     Ok(digest.context("a digest")?.to_owned())
 }
 
-fn boots_with(bench: &mut Bench, disk: &Path, firmware: &str) -> Result<()> {
-    bench.note(format!("{firmware}:"));
+/// Starts a machine whose TD has this disk and this firmware.
+fn new_server(bench: &mut Bench, disk: PathBuf, firmware: &str) -> Result<(Console, Server)> {
     let forward = Forward::to_isolated()?;
     let image = bench.programs().guest(firmware);
     let keys = format!("firmware = \"{firmware}\"\nmemory = \"1G\"\n");
-    let machine = server::machine(bench, disk, forward, (firmware, &image), &keys)?;
-    let mut console = bench.console(&machine)?;
+    let machine = server::machine(bench, &disk, forward, (firmware, &image), &keys)?;
+    let console = bench.console(&machine)?;
+    let ssh = ssh(bench, forward)?;
+    Ok((console, Server { ssh, disk }))
+}
+
+fn boots_with(bench: &mut Bench, firmware: &str) -> Result<()> {
+    bench.note(format!("{firmware}:"));
+    let disk = copy_of_disk(bench)?;
+    let (mut console, server) = new_server(bench, disk, firmware)?;
     // The host keeps its tables for the functions' buses and registers once it has made them.
     for command in ["td start", "td destroy"] {
         console.succeed(&format!("{command} {TD}"), LIFE)?;
     }
     let before = stage::used(&mut console)?;
-    let server = Server {
-        ssh: ssh(bench, forward)?,
-        disk: disk.to_owned(),
-    };
     let started = Instant::now();
     server.start(bench, &mut console)?;
     let took = started.elapsed();
@@ -101,10 +118,8 @@ fn boots_with(bench: &mut Bench, disk: &Path, firmware: &str) -> Result<()> {
     end(&mut console, before)?;
     server.start(bench, &mut console)?;
     is_well(&server.ssh)?;
-    // What the plain machine finds must be on the drive.
-    let _ = server.ssh.run("sudo systemctl poweroff", COMMAND);
-    stage::wait_for_state(&mut console, TD, "reclaimed", LIFE)?;
-    stage::nothing_is_left(&mut console, &[], before)
+    package::is_there(&server.ssh, firmware)?;
+    stage::nothing_is_left(&mut console, &[TD], before)
 }
 
 /// Terminates the TD, and checks that nothing of it is left.
