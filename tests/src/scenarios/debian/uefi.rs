@@ -37,6 +37,8 @@ pub fn boots_what_others_boot(bench: &mut Bench) -> Result<()> {
     let (mut console, server) = new_server(bench, disk.clone(), OVMF_13)?;
     server.start(bench, &mut console)?;
     is_well(&server.ssh)?;
+    note_exits(bench, &mut console)?;
+    stage::only_known_parts_are_missing(bench, &mut console, TD)?;
     package::install(&server.ssh, OVMF_13)?;
     // The connection may end before its answer.
     let _ = server.ssh.run("sudo systemctl poweroff", COMMAND);
