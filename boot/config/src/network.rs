@@ -143,6 +143,18 @@ pub enum Port {
     Trunk,
 }
 
+impl Port {
+    /// Returns the word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Isolated => "isolated",
+            Self::Trunk => "trunk",
+        }
+    }
+}
+
 const PORTS: &[(&str, Port)] = &[
     ("open", Port::Open),
     ("isolated", Port::Isolated),

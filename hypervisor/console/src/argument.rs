@@ -39,6 +39,8 @@ pub enum Kind {
     Td,
     /// A PCI function, by its address.
     PciFunction,
+    /// A network, by its name.
+    Network,
     /// The argument's own name, which begins with `--`. It may stand anywhere and be left out.
     Flag,
     /// The name of a command, which may be several words: always the last argument.
@@ -128,6 +130,11 @@ impl Required<String> {
     /// Creates an address of a PCI function. The machine checks it when the command runs.
     pub const fn pci_function(name: &'static str) -> Self {
         Self::new(name, Kind::PciFunction, Value::word)
+    }
+
+    /// Creates a name of a network. The machine checks it when the command runs.
+    pub const fn network(name: &'static str) -> Self {
+        Self::new(name, Kind::Network, Value::word)
     }
 
     /// Creates a choice among words.
@@ -319,6 +326,7 @@ impl Arg {
             // Flags and names of commands were taken out of the line before.
             Kind::Td
             | Kind::PciFunction
+            | Kind::Network
             | Kind::Flag
             | Kind::Command
             | Kind::Text

@@ -22,6 +22,8 @@ pub struct Names<'a> {
     pub tds: &'a dyn Fn() -> Vec<String>,
     /// Returns the addresses of the PCI functions.
     pub pci_functions: &'a dyn Fn() -> Vec<String>,
+    /// Returns the names of the networks.
+    pub networks: &'a dyn Fn() -> Vec<String>,
 }
 
 /// Completes the last word of `text`, the text before the cursor.
@@ -68,6 +70,7 @@ fn next_words(commands: Commands, before: &[&str], names: &Names<'_>) -> Vec<Str
             Some(Kind::Command) => words.extend(name_words(commands, &given)),
             Some(Kind::Td) => words.extend((names.tds)()),
             Some(Kind::PciFunction) => words.extend((names.pci_functions)()),
+            Some(Kind::Network) => words.extend((names.networks)()),
             Some(
                 Kind::Address
                 | Kind::Number
@@ -123,6 +126,7 @@ mod tests {
         let names = Names {
             tds: &tds,
             pci_functions: &pci_functions,
+            networks: &|| ["lan", "wan"].map(String::from).into(),
         };
         complete(ALL, text, &names)
     }
@@ -154,6 +158,11 @@ mod tests {
     }
 
     #[test]
+    fn tab_completes_names_of_networks() {
+        assert_eq!(said("net show l"), Completion::Insert("an ".into()));
+    }
+
+    #[test]
     fn tab_completes_addresses_of_pci_functions() {
         assert_eq!(
             said("pci release 0000:0"),
@@ -172,6 +181,7 @@ mod tests {
         let names = Names {
             tds: &tds,
             pci_functions: &pci_functions,
+            networks: &|| panic!("networks"),
         };
         assert_eq!(
             complete(ALL, "vers", &names),

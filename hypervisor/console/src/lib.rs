@@ -219,6 +219,10 @@ impl Console {
         let names = Names {
             tds: &tds,
             pci_functions: &pci_functions,
+            networks: &|| {
+                let all = host.networks().into_iter();
+                all.map(|network| network.name).collect()
+            },
         };
         match complete::complete(commands::ALL, self.line.before_cursor(), &names) {
             Completion::Insert(text) => text.bytes().try_for_each(|byte| {

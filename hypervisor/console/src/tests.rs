@@ -268,6 +268,36 @@ fn pci_functions_are_listed_with_the_first_reason_and_shown_with_all() {
 }
 
 #[test]
+fn networks_are_listed_and_shown_with_their_cards() {
+    assert_eq!(
+        Terminal::default().run("net list"),
+        "NETWORK  CARDS  FRAMES       BYTES  DROPPED  RATE       PORTS\r\n\
+         lan          2     180  263.67 KiB        8  any        open\r\n\
+         wan          0       0         0 B        0  100 MiB/s  isolated\r\n"
+    );
+    let said = Terminal::default().run("net show lan");
+    for line in [
+        "network  lan\r\nports    open\r\nrate     any\r\n",
+        "\r\nsmp         2  02:00:00:00:00:02  trunk  100 MiB/s  ready\r\n",
+        "\r\nhello   100  146.48 KiB        90  131.83 KiB          3        0          0        1\r\n",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let said = Terminal::default().run("net show wan");
+    assert!(
+        said.ends_with("No TD with a card in it has been built.\r\n"),
+        "{said}"
+    );
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    let json = terminal.json("net show lan");
+    assert_eq!(json["cards"][1]["port"], "trunk", "{json}");
+    assert_eq!(json["cards"][0]["no_buffer"], 3, "{json}");
+    let json = terminal.json("net show moon");
+    assert_eq!(json["code"], "invalid-argument", "{json}");
+}
+
+#[test]
 fn a_release_names_the_functions_and_warns_that_nothing_is_erased() {
     let mut terminal = Terminal::default();
     let said = terminal.run("pci release 0000:01:00.0");
@@ -470,6 +500,7 @@ fn every_way_to_call(args: &[Arg]) -> Vec<String> {
         Kind::Size => vec!["4M"],
         Kind::Td => vec!["2", "hello"],
         Kind::PciFunction => vec!["0000:01:00.0", "00:1f.2"],
+        Kind::Network => vec!["lan", "wan"],
         Kind::Flag => vec![first.name],
         Kind::Choice(choices) => choices.to_vec(),
         Kind::Command => commands::ALL.all().map(|command| command.name).collect(),

@@ -12,7 +12,9 @@ use core::{fmt::Write, iter};
 
 use console::host::{
     Hex, absent,
+    device::TdDevice,
     failure::{Code, Failure},
+    network::Network,
     pci::{PciCounts, TdPci},
     seam::ExitStats,
     td::{
@@ -60,6 +62,12 @@ pub trait SchedulerView {
     /// Returns the accesses of the TD's guest that nothing answered.
     fn unanswered(&self, id: u32) -> Unanswered;
 
+    /// Returns the networks, with the cards of these TDs, which have a number and a name each.
+    fn networks(&self, tds: &[(u32, &str)]) -> Vec<Network>;
+
+    /// Returns the TD's virtual devices, with their use in this life.
+    fn devices(&self, id: u32) -> Vec<TdDevice>;
+
     /// Returns what the TD has done with its PCI functions in this life, in the order of its configuration.
     fn functions(&self, id: u32) -> Vec<PciCounts>;
 }
@@ -89,6 +97,14 @@ impl SchedulerView for NoScheduler {
 
     fn unanswered(&self, _: u32) -> Unanswered {
         Unanswered::default()
+    }
+
+    fn networks(&self, _: &[(u32, &str)]) -> Vec<Network> {
+        Vec::new()
+    }
+
+    fn devices(&self, _: u32) -> Vec<TdDevice> {
+        Vec::new()
     }
 
     fn functions(&self, _: u32) -> Vec<PciCounts> {
@@ -311,6 +327,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
                 .map_or(0, PrivateMap::made_whole),
             mrtd: td.as_ref().and_then(|td| td.mrtd().map(hex)),
             pci: self.functions(id, config),
+            devices: self.scheduler.devices(id),
             cpus: (0..config.vcpus)
                 .map(|index| self.vcpu(id, td.as_deref(), index))
                 .collect(),

@@ -9,6 +9,7 @@ pub mod errors;
 mod failure;
 mod iommu;
 pub mod load;
+pub mod networks;
 mod pci;
 mod platform;
 mod scheduler;
@@ -232,6 +233,16 @@ impl Management for Machine {
             stuck::show(tds.stuck(), &mut memory);
         }
         memory
+    }
+
+    fn networks(&self) -> Vec<port::network::Network> {
+        let Ok((tds, scheduler)) = self.tds_and_scheduler() else {
+            return self.info.config.network.iter().map(Into::into).collect();
+        };
+        let named = tds.ids().filter_map(|id| Some((id, tds.config(id)?)));
+        let named: Vec<_> = named.collect();
+        let named: Vec<_> = named.iter().map(|(id, td)| (*id, &*td.name)).collect();
+        scheduler.networks(&named)
     }
 
     fn pci_list(&self) -> Result<Vec<port::pci::PciLine>, Failure> {

@@ -4,6 +4,8 @@ use alloc::{string::String, vec::Vec};
 
 use console::host::{
     Hex,
+    device::TdDevice,
+    network::Network,
     pci::PciCounts,
     td::{PlaceKind, TdVcpu, Unanswered, UnansweredPlace},
 };
@@ -11,7 +13,7 @@ use host::{platform::Running, sched::Scheduler};
 use vcpu::ghci::Branch;
 use vcpu::unanswered::{Accesses, Kind};
 
-use crate::machine::console_tds::SchedulerView;
+use crate::machine::{console_tds::SchedulerView, networks};
 
 impl<P: Running> SchedulerView for Scheduler<'_, P> {
     fn vcpu(&self, id: u32, index: u16) -> TdVcpu {
@@ -57,6 +59,14 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
                 count(branch.name(), state.branches().get(*branch));
             }
         }
+    }
+
+    fn networks(&self, tds: &[(u32, &str)]) -> Vec<Network> {
+        networks::networks(self, tds)
+    }
+
+    fn devices(&self, id: u32) -> Vec<TdDevice> {
+        networks::devices(self, id)
     }
 
     fn functions(&self, id: u32) -> Vec<PciCounts> {

@@ -3,6 +3,7 @@
 mod ends;
 mod faults;
 pub mod foreign;
+mod net;
 pub mod shell;
 mod virtio;
 
@@ -23,6 +24,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("linux-terminate", ends::terminate).with_linux(),
     Scenario::by_name_only("linux-faults", faults::faults).with_linux(),
     Scenario::new("linux-virtio", virtio::virtio).with_linux(),
+    Scenario::new("linux-net", net::net).with_linux(),
+    Scenario::by_name_only("linux-net-ends", net::ends).with_linux(),
 ];
 
 /// Linux's message for a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page,

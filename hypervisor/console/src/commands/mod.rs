@@ -12,6 +12,7 @@ pub mod lock;
 mod log;
 mod mca;
 mod memory;
+mod network;
 mod pci;
 mod report;
 mod seam;
@@ -35,6 +36,7 @@ pub const ALL: Commands = Commands(&[
     report::COMMANDS,
     memory::COMMANDS,
     pci::COMMANDS,
+    network::COMMANDS,
     tdx::COMMANDS,
     iommu::COMMANDS,
     td::SHOW,

@@ -105,6 +105,7 @@ impl Tds for Absent<'_> {
             made_whole: 0,
             mrtd: None,
             pci: config.pci.iter().map(unknown).collect(),
+            devices: Vec::new(),
             cpus: (0..config.vcpus).map(vcpu).collect(),
             built: None,
             ended: None,

@@ -6,11 +6,13 @@
 pub mod absent;
 pub mod crash;
 pub mod define;
+pub mod device;
 pub mod errors;
 pub mod event;
 pub mod failure;
 pub mod iommu;
 pub mod load;
+pub mod network;
 pub mod pci;
 pub mod platform;
 pub mod seam;
@@ -504,6 +506,11 @@ pub trait Management {
 
     /// Returns the machine's memory and its use.
     fn memory(&self) -> Memory;
+
+    /// Returns the networks of TDs, in the order of the configuration. By default no card is in any.
+    fn networks(&self) -> Vec<network::Network> {
+        self.config().network.iter().map(Into::into).collect()
+    }
 
     /// Returns the PCI functions, in the order of their addresses.
     ///

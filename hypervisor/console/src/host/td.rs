@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::fmt;
 
-use super::{Hex, failure::Failure, pci::TdPci, seam::ExitStats};
+use super::{Hex, device::TdDevice, failure::Failure, pci::TdPci, seam::ExitStats};
 use serde::Serialize;
 
 /// The TDs that the host knows by name.
@@ -246,6 +246,8 @@ pub struct TdReport {
     pub mrtd: Option<String>,
     /// The PCI functions of the machine that the TD has while it lives.
     pub pci: Vec<TdPci>,
+    /// The TD's virtual devices, once it was started.
+    pub devices: Vec<TdDevice>,
     /// The vCPUs.
     pub cpus: Vec<TdVcpu>,
     /// The work that building the TD took.

@@ -66,6 +66,8 @@ fn example_replies() -> String {
         "mem peek 0x1000",
         "pci list",
         "pci show 0000:01:00.0",
+        "net list",
+        "net show lan",
         "tdx",
         "td list",
         "td show hello",

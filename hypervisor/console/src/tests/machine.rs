@@ -286,6 +286,37 @@ impl Management for Machine {
         Ok(())
     }
 
+    fn networks(&self) -> Vec<network::Network> {
+        let card = |td: &str, last, port| network::NetworkCard {
+            td: td.into(),
+            device: 2,
+            mac: alloc::format!("02:00:00:00:00:{last:02x}"),
+            port,
+            rate_bytes: Some(100 << 20),
+            running: true,
+            sent_frames: 100,
+            sent_bytes: 150_000,
+            received_frames: 90,
+            received_bytes: 135_000,
+            no_buffer: 3,
+            spoofed: 0,
+            malformed: 0,
+            limited: 1,
+        };
+        let lan = network::Network {
+            name: "lan".into(),
+            cards: vec![card("hello", 1, "open"), card("smp", 2, "trunk")],
+            ..network::Network::default()
+        };
+        let wan = network::Network {
+            name: "wan".into(),
+            isolated: true,
+            rate_bytes: Some(100 << 20),
+            ..network::Network::default()
+        };
+        vec![lan, wan]
+    }
+
     fn pci_list(&self) -> Result<Vec<pci::PciLine>, Failure> {
         let functions = [tests_pci::SATA, tests_pci::DRIVE];
         Ok(functions

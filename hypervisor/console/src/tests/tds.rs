@@ -3,7 +3,7 @@
 use alloc::{format, string::String, vec, vec::Vec};
 use core::cell::{Cell, RefCell};
 
-use crate::host::{Hex, failure::Failure, pci::*, seam::*, td::*};
+use crate::host::{Hex, device::*, failure::Failure, pci::*, seam::*, td::*};
 
 /// The TDs' state, and the bytes that were typed for *hello*.
 pub struct Fake {
@@ -160,6 +160,10 @@ impl Tds for &Fake {
                         rests: 2,
                     }),
                 }],
+                _ => vec![],
+            },
+            devices: match id {
+                1 => vec![card(), disk()],
                 _ => vec![],
             },
             cpus: [0, 1].map(vcpu).into(),
@@ -368,5 +372,31 @@ fn unanswered() -> Unanswered {
             writes: 2,
         }],
         others: 3,
+    }
+}
+
+fn card() -> TdDevice {
+    TdDevice {
+        device: 2,
+        kind: "network card",
+        name: Some("lan".into()),
+        running: true,
+        queues: 2,
+        notifications: 120,
+        interrupts: 80,
+        to_guest_bytes: 3 << 20,
+        from_guest_bytes: 1 << 20,
+        dropped: 4,
+        problem: None,
+    }
+}
+
+fn disk() -> TdDevice {
+    TdDevice {
+        device: 3,
+        kind: "disk",
+        name: Some("root".into()),
+        problem: Some("there is no descriptor 300".into()),
+        ..TdDevice::default()
     }
 }

@@ -57,6 +57,12 @@ pub struct PortFacts {
 }
 
 impl PortFacts {
+    /// Returns whether the TD has the port. It gives it back at its end.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.gauge.is_taken()
+    }
+
     /// Returns a count of the port in this life of the TD.
     #[must_use]
     pub fn count(&self, count: Count) -> u64 {

@@ -27,6 +27,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 pub use attached::FunctionCounts;
 pub use equipment::{Fixture, FixtureUse, PortFacts};
+pub use virtio::net::Count as PortCount;
 
 use config::Smt;
 use seam::abi::Gprs;

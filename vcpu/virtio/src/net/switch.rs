@@ -52,6 +52,14 @@ pub struct Gauge {
 }
 
 impl Gauge {
+    /// Returns whether the guest has the port still.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        let port = &self.switch.ports[self.index];
+        let is_its = || port.life.load(SeqCst) == self.life;
+        Tag(port.tag.load(SeqCst)).has(Tag::TAKEN) && is_its()
+    }
+
     /// Returns a count, which stays when the guest has given the port back, until another one takes it.
     #[must_use]
     pub fn count(&self, count: Count) -> Option<u64> {

@@ -11,6 +11,7 @@ use crate::{
     command::{Class, Command, Context},
     error::Error,
     host::{
+        device::TdDevice,
         pci::TdPci,
         td::{Pages, TdLine, TdReport, TdVcpu, Unanswered},
     },
@@ -39,7 +40,8 @@ pub const COMMANDS: &[Command] = &[
         help: "Shows its state, HKID, memory by page size, and measurement (the MRTD, which \"cargo xtask measure\" \
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
                had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; \
-               its PCI functions with their owners; the accesses of its guest that no device answered: ports, pages of \
+               its PCI functions with their owners; its virtual devices with their queues, notifications, interrupts, bytes and \
+               what they dropped; the accesses of its guest that no device answered: ports, pages of \
                memory-mapped registers, and MSRs that are refused; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
@@ -195,6 +197,7 @@ impl Text for TdReport {
             facts.fact("PCI", Function(function));
         }
         write!(out, "{facts}")?;
+        devices(&self.devices, out)?;
         vcpus(&self.cpus, out)?;
         unanswered(&self.unanswered, out)?;
         for (what, done) in [("BUILT", &self.built), ("ENDED", &self.ended)] {
@@ -208,6 +211,48 @@ impl Text for TdReport {
             None => Ok(()),
         }
     }
+}
+
+/// Lists the virtual devices, if there are any.
+fn devices(devices: &[TdDevice], out: &mut dyn Write) -> fmt::Result {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new(&[
+        "DEVICE",
+        "KIND",
+        "NAME",
+        "QUEUES",
+        "KICKS",
+        "INTERRUPTS",
+        "TO GUEST",
+        "FROM GUEST",
+        "DROPPED",
+    ]);
+    for device in devices {
+        table.row(&[
+            &device.device,
+            &device.kind,
+            &device.name.as_deref().unwrap_or_default(),
+            &device.queues,
+            &device.notifications,
+            &device.interrupts,
+            &Bytes(device.to_guest_bytes),
+            &Bytes(device.from_guest_bytes),
+            &device.dropped,
+        ]);
+    }
+    write!(out, "\n{table}")?;
+    for device in devices {
+        if let Some(problem) = &device.problem {
+            writeln!(
+                out,
+                "Device {} waits for a reset by its driver: {problem}.",
+                device.device
+            )?;
+        }
+    }
+    Ok(())
 }
 
 fn vcpus(vcpus: &[TdVcpu], out: &mut dyn Write) -> fmt::Result {
