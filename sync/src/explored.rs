@@ -11,8 +11,8 @@ pub use shuttle::sync::{MutexGuard, RwLockReadGuard, atomic};
 use atomic::{AtomicBool, Ordering::SeqCst};
 
 /// Counterpart of `spin::Mutex`.
-#[derive(Debug, Default)]
-pub struct Mutex<T>(shuttle::sync::Mutex<T>);
+#[derive(Debug)]
+pub struct Mutex<T: ?Sized>(shuttle::sync::Mutex<T>);
 
 impl<T> Mutex<T> {
     /// Creates a lock around `value`.
@@ -20,6 +20,14 @@ impl<T> Mutex<T> {
         Self(shuttle::sync::Mutex::new(value))
     }
 
+    /// Consumes the lock and returns the value.
+    pub fn into_inner(self) -> T {
+        let value = self.0.into_inner();
+        value.expect("a test that panics with a lock held is over")
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
     /// Takes the lock, waiting until it is free.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         let locked = self.0.lock();
@@ -36,11 +44,11 @@ impl<T> Mutex<T> {
         let value = self.0.get_mut();
         value.expect("a test that panics with a lock held is over")
     }
+}
 
-    /// Consumes the lock and returns the value.
-    pub fn into_inner(self) -> T {
-        let value = self.0.into_inner();
-        value.expect("a test that panics with a lock held is over")
+impl<T: Default> Default for Mutex<T> {
+    fn default() -> Self {
+        Self::new(T::default())
     }
 }
 

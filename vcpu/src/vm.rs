@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use devices::{Devices, fw_cfg::Facts, pci::Function};
 use mm::shared::SharedMap;
-use spin::{Mutex, Once, RwLock};
-use sync::atomic::AtomicBool;
+use spin::{Once, RwLock};
+use sync::{Mutex, atomic::AtomicBool};
 
 use crate::clock::Clock;
 use crate::console::Console;

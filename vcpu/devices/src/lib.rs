@@ -25,7 +25,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::fmt;
 use core::ops::Range;
 
-use spin::Mutex;
+use sync::Mutex;
 use td_base::board;
 
 pub use io_apic::IoApic;

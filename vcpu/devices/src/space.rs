@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 
-use spin::Mutex;
+use sync::Mutex;
 
 use crate::Device;
 

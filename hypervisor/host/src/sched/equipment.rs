@@ -9,7 +9,7 @@ use alloc::{
 
 use config::{Port, TdConsole};
 use devices::pci::{Function, Usage};
-use spin::Mutex;
+use sync::Mutex;
 use vcpu::{Console, Peer, Vm};
 use virtio::net::{Count, Gauge, Mac};
 use virtio::{Block, Device, Disk, Net, Transport};

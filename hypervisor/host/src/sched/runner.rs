@@ -11,7 +11,7 @@ use devices::pci::{self, passthrough::Passthrough};
 use mm::{private::Levels, shared::SharedMap};
 use seam::abi::metadata::td;
 use seam::address::SHARED;
-use spin::Mutex;
+use sync::Mutex;
 use vcpu::{Console, Vm, Waker, Wiring, clock::Clock};
 
 use super::{

@@ -5,7 +5,7 @@ mod hostile;
 
 use super::*;
 use crate::{Devices, NotShared, Power, SharedMemory, pci::Config, pci::Function, pci::Identity};
-use spin::Mutex;
+use sync::Mutex;
 
 const PAGE: u64 = 4096;
 

@@ -5,7 +5,7 @@
 //! vCPU that changes it does the same afterwards, so the last one leaves what the last write says.
 
 use alloc::boxed::Box;
-use core::sync::atomic::Ordering::Relaxed;
+use sync::atomic::Ordering::Relaxed;
 
 use super::{Bus, Slot};
 

@@ -21,13 +21,13 @@ mod work;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
-use core::sync::atomic::{
+use sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, Release, SeqCst},
 };
 
 use arrayvec::ArrayVec;
-use spin::Mutex;
+use sync::Mutex;
 use td_base::board;
 
 pub use config::{BARS, Bar, Capability, Config, Identity};

@@ -1,9 +1,9 @@
 //! A function's place on the bus.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicBool, AtomicU64};
+use sync::atomic::{AtomicBool, AtomicU64};
 
-use spin::Mutex;
+use sync::Mutex;
 
 use super::{BARS, Function};
 

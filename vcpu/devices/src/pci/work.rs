@@ -1,6 +1,6 @@
 //! The work of functions with the guest's memory, their interrupts, and the news that others have for them.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::slot::Slot;
 use super::{Bus, Function, Served, Usage};

@@ -12,8 +12,12 @@ extern crate std;
 
 use std::sync::Arc;
 
+use devices::Now;
+use devices::pci::Bus;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
+use sync::Mutex;
+use sync::atomic::{AtomicU64, Ordering::SeqCst};
 use virtio::net::{Attached, Count, Mac, Net, Settings, Switch};
 // The driver finds them here.
 use virtio::{Device, Place, Transport, access};
@@ -70,6 +74,11 @@ fn start(port: Attached, ram: &Arc<Ram>, buffers: u64) -> (Driver<'_, Net>, [Rin
 
 /// Sends frames to the receiver. Returns the number that were delivered.
 fn send(port: Attached) -> u64 {
+    send_and(port, || ())
+}
+
+/// Does the same, and calls `tell` after each frame, as the receiver has news.
+fn send_and(port: Attached, mut tell: impl FnMut()) -> u64 {
     let from = port.mac();
     let ram = Arc::new(Ram::new(16));
     let (mut driver, [_, mut transmit]) = start(port, &ram, 0);
@@ -85,6 +94,7 @@ fn send(port: Attached) -> u64 {
         transmit.offer(&ram, &[(SENT, frame.len() as u32, false)]);
         driver.kick(1);
         assert!(transmit.take(&ram).is_some(), "the sender waits");
+        tell();
     }
     assert_eq!(driver.function.fault(), None);
     driver.function.device().port().count(Count::Sent)
@@ -170,4 +180,55 @@ fn who_leaves_gets_no_more_and_who_takes_the_place_gets_nothing_of_it() {
         // Some that were delivered may not have been told when the guest left.
         assert!(received <= sent, "{received} of {sent}");
     });
+}
+
+#[test]
+fn no_news_is_left_between_those_who_tell_and_the_cpu_that_has_the_function() {
+    explore(|| {
+        let switch = Arc::new(Switch::default());
+        let port = attach(&switch, RECEIVER);
+        let ram: &'static Arc<Ram> = Box::leak(Box::new(Arc::new(Ram::new(16))));
+        let (driver, _) = start(port, ram, 2 * FRAMES);
+        // The transport is driven through the bus from now on.
+        let function = Arc::new(Mutex::new(driver.function));
+        let bus = Arc::new(Bus::new([], vec![function.clone()]));
+        let interrupts = Arc::new(AtomicU64::new(0));
+        let senders = SENDERS.map(|mac| (attach(&switch, mac), bus.clone(), interrupts.clone()));
+        let senders = senders.map(|(port, bus, interrupts)| {
+            thread::spawn(move || {
+                let ring = || bus.tell(1, &mut |_| _ = interrupts.fetch_add(1, SeqCst));
+                send_and(port, || assert!(!ring()))
+            })
+        });
+        let own = (bus.clone(), interrupts.clone());
+        let guest = thread::spawn(move || {
+            let (bus, interrupts) = own;
+            // The guest accesses registers, then its CPU looks for work before it enters the guest.
+            for _ in 0..3 {
+                let _ = bus.usage(1);
+                look(&bus, ram, &interrupts);
+            }
+        });
+        let sent: u64 = senders.map(|sender| sender.join().unwrap()).iter().sum();
+        guest.join().unwrap();
+        look(&bus, ram, &interrupts);
+        assert_eq!(sent, 2 * FRAMES);
+        let left = function.lock().device().port().take_news();
+        assert_eq!(left, (false, None), "nobody takes it");
+        assert!(interrupts.load(SeqCst) > 0);
+    });
+}
+
+/// Does the work of a bus, as a CPU does before it enters the guest.
+fn look(bus: &Bus, ram: &Ram, interrupts: &AtomicU64) {
+    for _ in 0..4 {
+        if !bus.has_work() {
+            break;
+        }
+        let _ = bus.serve(ram, Now::default());
+        thread::yield_now();
+    }
+    while bus.take_message().is_some() {
+        interrupts.fetch_add(1, SeqCst);
+    }
 }

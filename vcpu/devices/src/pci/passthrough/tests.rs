@@ -6,7 +6,7 @@ mod interrupts;
 
 use alloc::vec;
 
-use spin::Mutex;
+use sync::Mutex;
 
 use super::*;
 use crate::Devices;

@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, vec, vec::Vec};
 use core::ops::Range;
 
-use spin::Mutex;
+use sync::Mutex;
 
 use crate::pci::{Identity, Interrupts, Physical, PhysicalBar, Shape};
 use crate::{Message, Place};
