@@ -1,12 +1,12 @@
 //! A TD's console: a ring of the TD's output, kept even when nobody reads it, and a queue of typed input. One console
 //! serves all lives of a TD, so the output of one life can be read in the next. The serial port and the virtio console
-//! write to the same ring.
+//! write to the same ring. The port for scripts is a console of its own beside it.
 
-use alloc::{boxed::Box, collections::VecDeque, vec};
+use alloc::{boxed::Box, collections::VecDeque, sync::Arc, vec};
 use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// Capacity of the output ring in bytes.
 const KEPT: usize = 16 << 10;
@@ -24,6 +24,8 @@ pub struct Console {
     watched: AtomicBool,
     /// Whether the guest drives the virtio console, which takes the typed bytes then.
     has_virtio: AtomicBool,
+    /// The port for scripts, once the TD has had one.
+    script: Once<Arc<Self>>,
 }
 
 /// The bytes that [`Console::read`] has copied. Bytes are numbered from 0, across all lives of the TD.
@@ -59,7 +61,20 @@ impl Console {
             has_typed: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             has_virtio: AtomicBool::new(false),
+            script: Once::new(),
         }
+    }
+
+    /// Returns the port for scripts; creates it if the TD had none yet.
+    #[must_use]
+    pub fn with_script(&self) -> &Arc<Self> {
+        self.script.call_once(Arc::default)
+    }
+
+    /// Returns the port for scripts, if the TD has had one.
+    #[must_use]
+    pub fn script(&self) -> Option<&Arc<Self>> {
+        self.script.get()
     }
 
     /// Starts a new life of the TD. Pending input is dropped; output is kept.
@@ -72,6 +87,9 @@ impl Console {
         self.has_virtio.store(false, SeqCst);
         let mut output = self.output.lock();
         output.began = output.written;
+        if let Some(script) = self.script() {
+            script.begin();
+        }
     }
 
     /// Writes a note that the new life has started to run, unless nothing was written before it.

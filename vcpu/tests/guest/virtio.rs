@@ -62,7 +62,8 @@ fn used(td: &Td<'_>, queue: u64) -> u64 {
 fn with_console(test: impl FnOnce(&Td<'_>)) {
     let rig = Rig::new("");
     let td = Td::new(&rig, &Shape::default());
-    let device = virtio::Console::new(td.vm.console().clone());
+    let console = td.vm.console();
+    let device = virtio::Console::new(console.clone(), console.with_script().clone());
     let td = td.with_functions(vec![Arc::new(Mutex::new(Transport::new(device)))]);
     one(&td, MAP_GPA, [SHARED | RINGS, PAGE_2M, 0, 0]);
     config(&td, 0x10, REGISTERS);

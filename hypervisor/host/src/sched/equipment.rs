@@ -93,7 +93,7 @@ impl Equipment {
         let config = td.config();
         let mut all = Self::default();
         if config.console == TdConsole::Virtio {
-            let console = virtio::Console::new(console.clone());
+            let console = virtio::Console::new(console.clone(), console.with_script().clone());
             all.add(console, all.fixture(first, "console", ""));
         }
         for (disk, content) in config.disk.iter().zip(td.disks()) {

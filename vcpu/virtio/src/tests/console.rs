@@ -51,7 +51,7 @@ const BUFFER: u64 = 0x8000;
 /// Starts a driver with both queues, of eight descriptors.
 fn start(ram: &Ram, features: u64) -> (Arc<Screen>, Driver<'_, Console>, [Ring; 2]) {
     let screen = Arc::new(Screen::default());
-    let mut driver = Driver::new(Console::new(screen.clone()), ram);
+    let mut driver = Driver::new(Console::new(screen.clone(), Arc::<Screen>::default()), ram);
     driver.negotiate(features);
     let rings = [driver.set_up(0, 8, 0), driver.set_up(1, 8, 0x4000)];
     driver.ready();
@@ -153,4 +153,125 @@ fn much_output_is_written_in_parts() {
     // Each part ends after the chain that exceeds it.
     assert_eq!(driver.kick(1), 8);
     assert_eq!(screen.text().len(), 8 * 0xC000);
+}
+
+const MULTIPORT: u64 = 1 << 1;
+/// Where a driver with several ports has its buffers, a page for each.
+const MESSAGES: u64 = 0x2_0000;
+
+/// A driver that knows of several ports.
+struct Ports<'r> {
+    screens: [Arc<Screen>; 2],
+    driver: Driver<'r, Console>,
+    rings: Vec<Ring>,
+}
+
+impl<'r> Ports<'r> {
+    fn new(ram: &'r Ram) -> Self {
+        let screens = [Arc::new(Screen::default()), Arc::new(Screen::default())];
+        let device = Console::new(screens[0].clone(), screens[1].clone());
+        let mut driver = Driver::new(device, ram);
+        driver.negotiate(EVENTS | MULTIPORT);
+        assert_eq!(driver.read(0x2004, 4), 2, "ports");
+        let rings = (0..6).map(|queue| driver.set_up(queue, 8, 0x4000 * u64::from(queue)));
+        let rings = rings.collect();
+        driver.ready();
+        Self {
+            screens,
+            driver,
+            rings,
+        }
+    }
+
+    /// Sends a message about a port.
+    fn say(&mut self, port: u32, event: u16, value: u16) {
+        let more = u64::from(event) << 32 | u64::from(value) << 48;
+        let message = u64::from(port) | more;
+        write(self.driver.ram, BUFFER + 0x1F000, &message.to_le_bytes()).unwrap();
+        self.rings[3].offer(self.driver.ram, &[(BUFFER + 0x1F000, 8, false)]);
+        self.driver.kick(3);
+        assert!(self.rings[3].take(self.driver.ram).is_some());
+    }
+
+    /// Offers buffers for messages, and takes those that came: port, event, value, name.
+    fn hear(&mut self, buffers: u64) -> Vec<(u32, u16, u16, String)> {
+        let ram = self.driver.ram;
+        for number in 0..buffers {
+            let buffer = (MESSAGES + number * 0x1000, 64, true);
+            self.rings[2].offer(ram, &[buffer]).unwrap();
+        }
+        self.driver.kick(2);
+        let mut heard = Vec::new();
+        while let Some((head, bytes)) = self.rings[2].take(ram) {
+            let at = crate::access::field(
+                ram,
+                self.rings[2].place.descriptors + 16 * u64::from(head),
+                8,
+            );
+            let mut all = vec![0; bytes as usize];
+            read(ram, at.unwrap(), &mut all).unwrap();
+            let short = |at: usize| u16::from_le_bytes([all[at], all[at + 1]]);
+            let name = String::from_utf8(all[8..].to_vec()).unwrap();
+            heard.push((short(0).into(), short(4), short(6), name));
+        }
+        heard
+    }
+}
+
+#[test]
+fn driver_and_device_agree_on_two_ports() {
+    let ram = Ram::new(64);
+    let mut ports = Ports::new(&ram);
+    assert_eq!(ports.hear(1), []);
+    ports.say(0, 0, 1);
+    // One message took the first buffer; the other comes with the next.
+    let none = String::new;
+    assert_eq!(ports.hear(0), [(0, 1, 1, none())]);
+    assert_eq!(ports.hear(1), [(1, 1, 1, none())]);
+    ports.say(0, 3, 1);
+    ports.say(1, 3, 1);
+    let name = "org.seamark.script".into();
+    let expected = [
+        (0, 4, 1, none()),
+        (0, 6, 1, none()),
+        (1, 7, 1, name),
+        (1, 6, 1, none()),
+    ];
+    assert_eq!(ports.hear(4), expected);
+    // Messages about ports that do not exist, and those that make no sense, are nothing.
+    for (port, event, value) in [
+        (2, 3, 1),
+        (u32::MAX, 6, 1),
+        (0, 99, 1),
+        (1, 3, 0),
+        (1, 5, 1),
+    ] {
+        ports.say(port, event, value);
+    }
+    assert_eq!(ports.hear(1), []);
+    assert_eq!(ports.driver.function.fault(), None);
+}
+
+#[test]
+fn the_script_port_has_bytes_of_its_own_while_the_guest_has_it_open() {
+    let ram = Ram::new(64);
+    let mut ports = Ports::new(&ram);
+    ports.screens[1].type_text("ls\n");
+    ports.rings[4].offer(&ram, &[(BUFFER + 0x1E000, 16, true)]);
+    ports.driver.kick(4);
+    assert_eq!(ports.rings[4].take(&ram), None, "nobody has it open");
+    assert!(!*ports.screens[1].is_attached.lock().unwrap());
+    ports.say(1, 6, 1);
+    assert!(*ports.screens[1].is_attached.lock().unwrap());
+    assert_eq!(ports.rings[4].take(&ram), Some((0, 3)));
+    write(&ram, BUFFER + 0x1E000, b"file").unwrap();
+    ports.rings[5].offer(&ram, &[(BUFFER + 0x1E000, 4, false)]);
+    ports.driver.kick(5);
+    assert_eq!(ports.screens[1].text(), "file");
+    assert_eq!(ports.screens[0].text(), "");
+    ports.say(1, 6, 0);
+    assert!(!*ports.screens[1].is_attached.lock().unwrap());
+    assert!(*ports.screens[0].is_attached.lock().unwrap());
+    ports.driver.write(0x14, 1, 0);
+    assert!(!*ports.screens[0].is_attached.lock().unwrap());
 }

@@ -85,7 +85,7 @@ fn an_index_too_far_ahead_is_refused() {
 /// Starts a driver of a console with one chain of `bytes` bytes from page 9 on.
 fn with_chain(ram: &Ram, bytes: u32) -> (Driver<'_, Console>, Arc<Screen>) {
     let screen = Arc::new(Screen::default());
-    let mut driver = Driver::new(Console::new(screen.clone()), ram);
+    let mut driver = Driver::new(Console::new(screen.clone(), Arc::<Screen>::default()), ram);
     driver.negotiate(1 << 29);
     driver.set_up(0, 8, 0);
     let mut ring = driver.set_up(1, 8, 0x4000);
@@ -257,6 +257,13 @@ pub fn torment<D: Device>(device: D, rings: &[u64], operations: u32) {
 
 #[test]
 fn a_million_operations_on_a_console_hurt_nobody() {
-    let screen = Arc::new(Screen::default());
-    torment(Console::new(screen), &[0, 0x4000], OPERATIONS);
+    let console = Console::new(Arc::<Screen>::default(), Arc::<Screen>::default());
+    torment(console, &[0, 0x4000], OPERATIONS);
+}
+
+#[test]
+fn a_million_operations_on_ports_hurt_nobody() {
+    let console = Console::new(Arc::<Screen>::default(), Arc::<Screen>::default());
+    let rings = [0, 0x4000, 0x8000, 0xC000, 0x1_0000, 0x1_4000];
+    torment(console, &rings, OPERATIONS);
 }

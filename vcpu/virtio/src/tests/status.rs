@@ -11,7 +11,10 @@ use super::{Driver, Ram, std};
 use crate::{Console, Fault, Place};
 
 fn driver(ram: &Ram) -> Driver<'_, Console> {
-    Driver::new(Console::new(Arc::new(Screen::default())), ram)
+    Driver::new(
+        Console::new(Arc::<Screen>::default(), Arc::<Screen>::default()),
+        ram,
+    )
 }
 
 #[test]
@@ -31,7 +34,7 @@ fn the_function_is_a_modern_one_with_its_structures() {
         }
         at = config.read(at + 1, 1) as usize;
     }
-    let expected = [(1, 0, 56), (3, 0x1000, 1), (4, 0x2000, 12), (2, 0x3000, 8)];
+    let expected = [(1, 0, 56), (3, 0x1000, 1), (4, 0x2000, 12), (2, 0x3000, 24)];
     assert_eq!(found, expected);
 }
 
@@ -79,7 +82,7 @@ fn a_queue_is_enabled_once_and_keeps_its_place() {
     driver.write(0x16, 2, 1);
     driver.write(0x1C, 2, 1);
     assert_eq!(driver.read(0x1C, 2), 0, "after the driver is ready");
-    driver.write(0x16, 2, 2);
+    driver.write(0x16, 2, 6);
     assert_eq!(driver.read(0x18, 2), 0, "no such queue");
     driver.write(0x14, 1, 0);
     driver.write(0x16, 2, 0);
@@ -92,7 +95,7 @@ fn a_vector_that_does_not_exist_is_none() {
     let ram = Ram::new(1);
     let mut driver = driver(&ram);
     for at in [0x10, 0x1A] {
-        for (vector, expected) in [(2, 2), (3, 0xFFFF), (0xFFFF, 0xFFFF)] {
+        for (vector, expected) in [(6, 6), (7, 0xFFFF), (0xFFFF, 0xFFFF)] {
             driver.write(at, 2, vector);
             assert_eq!(driver.read(at, 2), expected);
         }
