@@ -1,9 +1,12 @@
-//! The console of a TD, shown in place of the hypervisor's.
+//! A port of a TD, such as its console, shown in place of the hypervisor's console.
 
 use core::fmt::{self, Write};
 
 use super::{
-    host::{Management, td::Excerpt},
+    host::{
+        Management,
+        td::{Excerpt, TdPort},
+    },
     table::Count,
 };
 
@@ -71,10 +74,11 @@ pub const BREAK: &str = "\x18\r\n";
 /// Maximum number of bytes that are copied at once.
 const AT_ONCE: usize = 1024;
 
-/// A TD whose console is shown.
+/// A TD and its port that is shown.
 #[derive(Debug)]
 pub struct Watch {
     id: u32,
+    port: TdPort,
     /// The number of the next byte to show.
     next: u64,
     /// The number of the next byte to read. The bytes in between are the beginning of a character.
@@ -83,10 +87,11 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches the TD `id` from byte number `next` on.
-    pub const fn new(id: u32, next: u64) -> Self {
+    /// Watches a port of the TD `id` from byte number `next` on.
+    pub const fn new(id: u32, port: TdPort, next: u64) -> Self {
         Self {
             id,
+            port,
             next,
             unseen: next,
             escape: Escape::LineStart,
@@ -109,7 +114,7 @@ impl Watch {
         if let Ok(tds) = host.tds() {
             for byte in bytes {
                 // A byte that the TD does not take is lost, as on a serial line.
-                let _ = tds.type_byte(self.id, *byte);
+                let _ = tds.type_byte(self.id, self.port, *byte);
             }
         }
         false
@@ -118,7 +123,7 @@ impl Watch {
     /// Returns true if the TD has written something since the last call of [`Self::show`].
     pub fn has_news(&self, host: &dyn Management) -> bool {
         host.tds()
-            .and_then(|tds| tds.output(self.id, self.unseen, &mut [0]))
+            .and_then(|tds| tds.output(self.id, self.port, self.unseen, &mut [0]))
             .is_ok_and(|excerpt| excerpt.count > 0)
     }
 
@@ -129,7 +134,8 @@ impl Watch {
         };
         let mut bytes = [0; AT_ONCE];
         loop {
-            let Ok(Excerpt { from, count, .. }) = tds.output(self.id, self.next, &mut bytes) else {
+            let excerpt = tds.output(self.id, self.port, self.next, &mut bytes);
+            let Ok(Excerpt { from, count, .. }) = excerpt else {
                 return Ok(());
             };
             if from > self.next {

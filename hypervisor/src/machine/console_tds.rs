@@ -19,7 +19,7 @@ use console::host::{
     seam::ExitStats,
     td::{
         self, Excerpt, LeafCalls, Pages, Register, Registers, TdBuilt, TdEnded, TdLine, TdNow,
-        TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Unanswered, Work,
+        TdPort, TdReclaim, TdReport, TdShrunk, TdState, TdVcpu, Unanswered, Work,
     },
 };
 use host::{
@@ -50,11 +50,11 @@ pub trait SchedulerView {
     /// Returns the reason why the TD ended, if it has. A reset is not an end.
     fn end(&self, id: u32) -> Option<String>;
 
-    /// Passes the TD's console to `work`. Returns `false` if the TD has none.
-    fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool;
+    /// Passes a port of the TD to `work`. Returns `false` if the TD does not have it.
+    fn port(&self, id: u32, port: TdPort, work: &mut dyn FnMut(&vcpu::Console)) -> bool;
 
-    /// Types a byte on the TD's console. Returns `false` if the byte is lost.
-    fn type_byte(&self, id: u32, byte: u8) -> bool;
+    /// Types a byte at a port of the TD. Returns `false` if the byte is lost.
+    fn type_byte(&self, id: u32, port: TdPort, byte: u8) -> bool;
 
     /// Reports the number of exits of the TD's vCPUs, by reason.
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64));
@@ -85,11 +85,11 @@ impl SchedulerView for NoScheduler {
         None
     }
 
-    fn console(&self, _: u32, _: &mut dyn FnMut(&vcpu::Console)) -> bool {
+    fn port(&self, _: u32, _: TdPort, _: &mut dyn FnMut(&vcpu::Console)) -> bool {
         false
     }
 
-    fn type_byte(&self, _: u32, _: u8) -> bool {
+    fn type_byte(&self, _: u32, _: TdPort, _: u8) -> bool {
         false
     }
 
@@ -416,19 +416,30 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure> {
+    fn output(
+        &self,
+        id: u32,
+        port: TdPort,
+        from: u64,
+        into: &mut [u8],
+    ) -> Result<Excerpt, Failure> {
         let none = || {
             if self.tds.is_down() {
                 return Code::Unavailable.because(SHUT_DOWN);
             }
             let name = self.name(id);
-            Code::WrongState.because(format!(
-                "TD {name} has no console yet; \"td start {name}\" starts it"
-            ))
+            Code::WrongState.because(match port {
+                TdPort::Console => {
+                    format!("TD {name} has no console yet; \"td start {name}\" starts it")
+                }
+                TdPort::Script => format!(
+                    "TD {name} has no port for scripts; a TD with console = \"virtio\" has one once it was started"
+                ),
+            })
         };
         let mut read = None;
         self.scheduler
-            .console(id, &mut |console| read = Some(console.read(from, into)));
+            .port(id, port, &mut |port| read = Some(port.read(from, into)));
         let read = read.ok_or_else(none)?;
         Ok(Excerpt {
             began: read.began,
@@ -437,8 +448,8 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
         })
     }
 
-    fn type_byte(&self, id: u32, byte: u8) -> bool {
-        self.scheduler.type_byte(id, byte)
+    fn type_byte(&self, id: u32, port: TdPort, byte: u8) -> bool {
+        self.scheduler.type_byte(id, port, byte)
     }
 
     fn exits(&self, id: u32) -> Result<Vec<ExitStats>, Failure> {

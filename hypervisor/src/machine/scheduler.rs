@@ -7,7 +7,7 @@ use console::host::{
     device::TdDevice,
     network::Network,
     pci::PciCounts,
-    td::{PlaceKind, TdVcpu, Unanswered, UnansweredPlace},
+    td::{PlaceKind, TdPort, TdVcpu, Unanswered, UnansweredPlace},
 };
 use host::{platform::Running, sched::Scheduler};
 use vcpu::ghci::Branch;
@@ -35,16 +35,21 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
         self.problem(id)
     }
 
-    fn console(&self, id: u32, work: &mut dyn FnMut(&vcpu::Console)) -> bool {
+    fn port(&self, id: u32, port: TdPort, work: &mut dyn FnMut(&vcpu::Console)) -> bool {
         let guest = self.guest(id);
-        if let Some(guest) = &guest {
-            work(guest.vm().console());
-        }
-        guest.is_some()
+        let console = guest.as_ref().map(|guest| guest.vm().console());
+        let port = match port {
+            TdPort::Console => console,
+            TdPort::Script => console.and_then(|console| console.script()),
+        };
+        port.map(|port| work(port)).is_some()
     }
 
-    fn type_byte(&self, id: u32, byte: u8) -> bool {
-        Self::type_byte(self, id, byte)
+    fn type_byte(&self, id: u32, port: TdPort, byte: u8) -> bool {
+        match port {
+            TdPort::Console => Self::type_byte(self, id, byte),
+            TdPort::Script => self.type_for_script(id, byte),
+        }
     }
 
     fn exits(&self, id: u32, count: &mut dyn FnMut(&'static str, u64)) {

@@ -7,8 +7,8 @@ use super::{
     pci::TdPci,
     seam::ExitStats,
     td::{
-        Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdReclaim, TdReport, TdShrunk,
-        TdState, TdVcpu, Tds, Unanswered,
+        Excerpt, Pages, Registers, TdBuilt, TdEnded, TdLine, TdNow, TdPort, TdReclaim, TdReport,
+        TdShrunk, TdState, TdVcpu, Tds, Unanswered,
     },
 };
 
@@ -152,11 +152,11 @@ impl Tds for Absent<'_> {
         self.no()
     }
 
-    fn output(&self, _: u32, _: u64, _: &mut [u8]) -> Result<Excerpt, Failure> {
+    fn output(&self, _: u32, _: TdPort, _: u64, _: &mut [u8]) -> Result<Excerpt, Failure> {
         self.no()
     }
 
-    fn type_byte(&self, _: u32, _: u8) -> bool {
+    fn type_byte(&self, _: u32, _: TdPort, _: u8) -> bool {
         false
     }
 

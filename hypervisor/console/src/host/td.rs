@@ -89,15 +89,16 @@ pub trait Tds {
     /// The TD is not built, or can't have that size.
     fn shrink(&self, id: u32, bytes: u64) -> Result<TdShrunk, Failure>;
 
-    /// Copies the TD's console output from byte number `from` on, or from the oldest byte that is kept. The numbers
+    /// Copies a port's output from byte number `from` on, or from the oldest byte that is kept. The numbers
     /// only grow, also over the TD's successive lives.
     ///
     /// # Errors
-    /// The TD has no console because it was never started.
-    fn output(&self, id: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure>;
+    /// The TD has no such port, or was never started.
+    fn output(&self, id: u32, port: TdPort, from: u64, into: &mut [u8])
+    -> Result<Excerpt, Failure>;
 
-    /// Types a byte on the TD's console. Returns `false` if the console takes none now; the byte is lost.
-    fn type_byte(&self, id: u32, byte: u8) -> bool;
+    /// Types a byte at a port of the TD. Returns `false` if the port takes none now; the byte is lost.
+    fn type_byte(&self, id: u32, port: TdPort, byte: u8) -> bool;
 
     /// Returns the exits of the TD's vCPUs, by reason, since it was started.
     ///
@@ -180,6 +181,26 @@ impl fmt::Display for TdState {
             Self::Teardown => "teardown",
             Self::Reclaimed => "reclaimed",
         })
+    }
+}
+
+/// A port of a TD at which the operator reads and writes bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TdPort {
+    /// The console.
+    Console,
+    /// The port of the virtio console for scripts.
+    Script,
+}
+
+impl TdPort {
+    /// Returns the port's name within a sentence.
+    #[must_use]
+    pub const fn in_words(self) -> &'static str {
+        match self {
+            Self::Console => "console",
+            Self::Script => "script port",
+        }
     }
 }
 

@@ -210,6 +210,19 @@ fn a_script_reads_a_td_s_console_piece_by_piece() {
 }
 
 #[test]
+fn the_port_for_scripts_has_bytes_of_its_own() {
+    let mut terminal = Terminal::default();
+    terminal.send("json on\r");
+    assert_eq!(terminal.json("td script hello")["output"], "scripts");
+    assert_eq!(terminal.json(r"td send hello uptime\n")["bytes"], 7);
+    assert_eq!(*terminal.machine.tds.sent.borrow(), b"uptime\n");
+    assert!(terminal.machine.tds.typed.borrow().is_empty());
+    terminal.send("json off\r");
+    let out = terminal.send("td script hello\r");
+    assert!(out.contains("Script port of TD hello"), "{out}");
+}
+
+#[test]
 fn a_script_can_tell_what_a_td_said_in_its_present_life() {
     let mut terminal = Terminal::default();
     terminal.send("json on\r");

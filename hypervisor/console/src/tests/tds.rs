@@ -12,6 +12,7 @@ pub struct Fake {
     pub began: Cell<u64>,
     pub batches: Cell<u64>,
     pub typed: RefCell<Vec<u8>>,
+    pub sent: RefCell<Vec<u8>>,
     pub done: RefCell<Vec<String>>,
 }
 
@@ -23,6 +24,7 @@ impl Default for Fake {
             began: Cell::new(0),
             batches: Cell::new(3),
             typed: RefCell::default(),
+            sent: RefCell::default(),
             done: RefCell::default(),
         }
     }
@@ -230,7 +232,16 @@ impl Tds for &Fake {
         })
     }
 
-    fn output(&self, _: u32, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure> {
+    fn output(&self, _: u32, port: TdPort, from: u64, into: &mut [u8]) -> Result<Excerpt, Failure> {
+        if port == TdPort::Script {
+            let output = b"scripts";
+            into[..output.len()].copy_from_slice(output);
+            return Ok(Excerpt {
+                began: 0,
+                from: 0,
+                count: output.len(),
+            });
+        }
         let output = self.output.borrow();
         let from = (from as usize).min(output.len());
         let count = into.len().min(output.len() - from);
@@ -242,7 +253,11 @@ impl Tds for &Fake {
         })
     }
 
-    fn type_byte(&self, _: u32, byte: u8) -> bool {
+    fn type_byte(&self, _: u32, port: TdPort, byte: u8) -> bool {
+        if port == TdPort::Script {
+            self.sent.borrow_mut().push(byte);
+            return true;
+        }
         self.typed.borrow_mut().push(byte);
         true
     }

@@ -205,6 +205,21 @@ impl<'p, P: Running> Scheduler<'p, P> {
         fits
     }
 
+    /// Types a byte at the TD's port for scripts. Returns `false` if the byte is lost: the buffer is full, the TD has no such
+    /// port, or it does not run.
+    pub fn type_for_script(&self, id: u32, byte: u8) -> bool {
+        let Some(guest) = self.guest(id) else {
+            return false;
+        };
+        let Some(script) = guest.vm().console().script() else {
+            return false;
+        };
+        let fits = script.type_byte(byte);
+        guest.vm().devices().pci().rouse();
+        self.serve_devices(&guest);
+        fits
+    }
+
     /// Posts an NMI to a vCPU. Returns `false` if there is no vCPU of that number.
     pub fn post_nmi(&self, id: u32, vcpu: u32) -> bool {
         let Some(guest) = self.guest(id) else {

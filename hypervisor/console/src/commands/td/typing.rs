@@ -1,4 +1,4 @@
-//! Typing on the console of a TD without watching it: `td type`.
+//! Typing at a port of a TD without watching it: `td type` and `td send`.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt::{self, Write};
@@ -10,13 +10,13 @@ use crate::{
     argument::{Args, Required},
     command::{Class, Command, Context},
     error::Error,
-    host::failure::Code,
+    host::{failure::Code, td::TdPort},
     reply::{Reply, Text},
 };
 
 const TEXT: Required<String> = Required::text("TEXT");
 
-pub const COMMANDS: &[Command] = &[Command {
+const TYPE: Command = Command {
     name: "td type",
     class: Class::OwnTd,
     args: &[TD.arg, TEXT.arg],
@@ -24,32 +24,46 @@ pub const COMMANDS: &[Command] = &[Command {
     help: "TEXT is the rest of the line. \\r in it is Enter, \\t Tab, \\e Escape, \\n a line feed, \\\\ a backslash, and \
            \\xNN the byte with that hexadecimal number. \"td console\" shows what the TD answers. TEXT is in no log and \
            no event, but the history has it.",
-    run: type_text,
-}];
+    run: |context, args| type_text(context, args, TdPort::Console),
+};
+
+const SEND: Command = Command {
+    name: "td send",
+    class: Class::OwnTd,
+    args: &[TD.arg, TEXT.arg],
+    summary: "Send a text to a TD's port for scripts",
+    help: "As \"td type\", to the port that \"td script\" shows.",
+    run: |context, args| type_text(context, args, TdPort::Script),
+};
+
+pub const COMMANDS: &[Command] = &[TYPE, SEND];
 
 #[derive(Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct Typed {
     td: String,
     bytes: usize,
+    #[serde(skip)]
+    port: TdPort,
 }
 
-fn type_text(context: &mut Context<'_>, args: &Args) -> Result<Reply, Error> {
+fn type_text(context: &mut Context<'_>, args: &Args, port: TdPort) -> Result<Reply, Error> {
     let bytes = decode(&args.get(TEXT)?)?;
     let (tds, id) = find(context, args)?;
     let td = tds.name(id).unwrap_or_default();
     for (count, byte) in bytes.iter().enumerate() {
-        if !tds.type_byte(id, *byte) {
+        if !tds.type_byte(id, port, *byte) {
             return Err(Code::Busy
                 .because(alloc::format!(
-                    "TD {td} took {count} of {} bytes: its console is full, or it does not run; type the rest again",
-                    bytes.len()
+                    "TD {td} took {count} of {} bytes: its {} is full, or it does not run; type the rest again",
+                    bytes.len(),
+                    port.in_words()
                 ))
                 .into());
         }
     }
     let bytes = bytes.len();
-    Ok(Reply::new(Typed { td, bytes }))
+    Ok(Reply::new(Typed { td, bytes, port }))
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, Error> {
@@ -91,8 +105,10 @@ impl Text for Typed {
     fn text(&self, out: &mut dyn Write) -> fmt::Result {
         writeln!(
             out,
-            "Typed {} bytes on the console of TD {}.",
-            self.bytes, self.td
+            "Typed {} bytes on the {} of TD {}.",
+            self.bytes,
+            self.port.in_words(),
+            self.td
         )
     }
 }
