@@ -130,7 +130,7 @@ impl Unanswered {
     /// Returns the place of an address, which gets one if there is a free one.
     #[inline(always)]
     fn place(&self, kind: Kind, at: u64) -> Option<&Place> {
-        let number = at / kind.granule() & ((1 << NUMBER_BITS) - 1);
+        let number = at / kind.granule() % (1 << NUMBER_BITS);
         let word = (kind as u64) << NUMBER_BITS | number;
         // Neighbours get different places.
         let first = (number ^ number >> 6) as usize % MOST;
