@@ -17,8 +17,9 @@ use crate::scenarios::linux::sound;
 
 /// The parts of tdx-compliance.
 const PARTS: [&str; 3] = ["msr", "cpuid", "cr"];
-/// It flips CR4.PKE and leaves it: Linux must not use protection keys.
-const COMMAND_LINE: &str = "nopku";
+/// It flips CR4.PKE and leaves it: Linux must not use protection keys. RCU must not send an NMI to the vCPU that halts for
+/// good, which would wake it.
+const COMMAND_LINE: &str = "nopku rcupdate.rcu_cpu_stall_suppress=1";
 /// The time that a vCPU has to stay halted.
 const HALTED: Duration = Duration::from_secs(10);
 
