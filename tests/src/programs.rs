@@ -81,6 +81,28 @@ impl Debian {
     }
 }
 
+/// Disks whose boots are measured, as `cargo xtask test uefi-measured` makes them. Each boots a kernel of Debian's with a
+/// shell, by UEFI.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    directory: PathBuf,
+}
+
+impl Measured {
+    /// The disks' names: a unified kernel image, or shim and GRUB; the number is that of the kernel and its command line.
+    pub const DISKS: [&str; 4] = ["uki-1", "uki-2", "grub-1", "grub-2"];
+
+    /// Returns the directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the image of a disk.
+    pub fn disk(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.img"))
+    }
+}
+
 /// Initial file systems with third-party programs, for Debian's kernel. Their existence is checked when they are used.
 #[derive(Clone, Debug)]
 pub struct Foreign {
@@ -132,10 +154,14 @@ pub struct Measure {
 /// A boot of a disk by UEFI.
 #[derive(Clone, Copy, Debug)]
 pub struct UefiBoot<'a> {
-    /// The configuration, with one TD that has `firmware`.
+    /// The configuration.
     pub config: &'a Path,
+    /// The TD's name in it.
+    pub td: &'a str,
     /// The image of the disk.
     pub disk: &'a Path,
+    /// The serial number of QEMU's drive.
+    pub serial: &'a str,
     /// The event log that the TD has, with which the prediction is compared.
     pub log: Option<&'a [u8]>,
 }
@@ -279,6 +305,13 @@ impl Programs {
     pub fn debian(&self) -> Debian {
         Debian {
             directory: self.directory.join("guest/debian"),
+        }
+    }
+
+    /// Returns the disks whose boots are measured. Their existence is checked when they are used.
+    pub fn measured(&self) -> Measured {
+        Measured {
+            directory: self.directory.join("guest/measured"),
         }
     }
 

@@ -59,6 +59,8 @@ pub enum Need {
     Debian,
     /// A disk with a whole Debian.
     DebianDisk,
+    /// Disks whose boots are measured.
+    Measured,
     /// The emulator Bochs.
     Bochs,
     /// The programs that sign an image.
@@ -145,6 +147,11 @@ impl Scenario {
     /// GRUB is that of Debian's disk.
     const fn with_grub_and_linux(mut self) -> Self {
         self.needs = &[Need::DebianDisk, Need::Ovmf13, Need::Linux];
+        self
+    }
+
+    const fn with_measured_disks(mut self) -> Self {
+        self.needs = &[Need::DebianDisk, Need::Ovmf13, Need::Linux, Need::Measured];
         self
     }
 

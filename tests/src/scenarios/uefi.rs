@@ -2,6 +2,7 @@
 //! their shells without a disk.
 
 mod large;
+mod measured;
 mod medium;
 mod power;
 
@@ -21,6 +22,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("uefi-shell", shells).with_ovmf_13(),
     Scenario::by_name_only("uefi-large", large::lazily).with_grub_and_linux(),
     Scenario::by_name_only("uefi-power", power::ways).with_grub_and_linux(),
+    Scenario::by_name_only("uefi-measured", measured::boots).with_measured_disks(),
 ];
 
 /// Time limit from the start to the shell, far more than needed, for a busy computer. The shell waits for five seconds

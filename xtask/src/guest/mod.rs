@@ -4,6 +4,7 @@ pub mod cpio;
 mod debian;
 mod foreign;
 mod linux;
+mod measured;
 mod mmdebstrap;
 mod ovmf;
 mod packages;
@@ -91,6 +92,9 @@ pub fn foreign(programs: &Programs, needs: &[Need], lkvs: Option<&Path>) -> Resu
     }
     if needs.contains(&Need::Ovmf13) {
         ovmf::get(programs)?;
+    }
+    if needs.contains(&Need::Measured) {
+        measured::make(programs)?;
     }
     if needs.contains(&Need::Debian) {
         foreign::debian(&foreign)?;

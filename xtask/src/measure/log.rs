@@ -33,7 +33,7 @@ pub fn parse(log: &[u8]) -> Result<Vec<Event>> {
     let bytes = rest.word().context(first)?;
     rest.take(bytes as usize).context(first)?;
     let mut events = Vec::new();
-    while let Some(register @ 1..u32::MAX) = rest.word() {
+    while let Some(register) = rest.word().filter(|word| *word != 0 && *word != u32::MAX) {
         let number = events.len() + 2;
         let event = rest.event(register);
         events.push(event.with_context(|| format!("entry {number} of the log"))?);

@@ -7,7 +7,7 @@ mod event;
 mod log;
 mod mrtd;
 mod rtmr;
-mod uefi;
+pub mod uefi;
 #[cfg(test)]
 mod vectors;
 
@@ -34,6 +34,10 @@ pub struct Options {
     /// an NVMe drive with this disk
     #[arg(long, value_name = "IMAGE")]
     disk: Option<PathBuf>,
+
+    /// The TD, if the configuration has several with firmware
+    #[arg(long, value_name = "NAME", requires = "disk")]
+    td: Option<String>,
 
     /// The drive's model
     #[arg(long, default_value = MODEL, requires = "disk")]
@@ -77,11 +81,10 @@ pub fn run(options: &Options) -> Result<String> {
     let Some(disk) = &options.disk else {
         return report(&options.file);
     };
-    let boot = Booted::of(
-        &options.file,
-        disk,
-        &Drive::new(&options.model, &options.serial),
-    )?;
+    let config = Config::read(&options.file)?;
+    let td = config.uefi_td(options.td.as_deref())?;
+    let drive = Drive::new(&options.model, &options.serial);
+    let boot = Booted::of(&config, &Machine { td, drive: &drive }, disk)?;
     let mut report = boot.measured.lines();
     if options.events {
         for event in &boot.events {
@@ -101,8 +104,10 @@ pub fn run(options: &Options) -> Result<String> {
 /// # Errors
 /// The boot can't be predicted, or the log differs; the message says where.
 pub fn of_uefi_boot(boot: &UefiBoot<'_>) -> Result<String> {
-    let drive = Drive::new(MODEL, SERIAL);
-    let predicted = Booted::of(boot.config, boot.disk, &drive)?;
+    let config = Config::read(boot.config)?;
+    let td = config.uefi_td(Some(boot.td))?;
+    let drive = Drive::new(MODEL, boot.serial);
+    let predicted = Booted::of(&config, &Machine { td, drive: &drive }, boot.disk)?;
     if let Some(log) = boot.log {
         predicted.compare(log)?;
     }
@@ -117,28 +122,15 @@ struct Booted {
 }
 
 impl Booted {
-    /// Predicts the boot of a disk by the only TD with UEFI firmware in a configuration.
-    fn of(file: &Path, disk: &Path, drive: &Drive) -> Result<Self> {
-        let config = Config::read(file)?;
-        let tds: Vec<_> = config
-            .parsed
-            .td
-            .iter()
-            .filter(|td| td.firmware.is_some())
-            .collect();
-        let [td] = tds[..] else {
-            bail!(
-                "{} must have one TD with firmware, and has {}",
-                file.display(),
-                tds.len()
-            )
-        };
+    /// Predicts the boot of a disk by a TD of a configuration.
+    fn of(config: &Config, machine: &Machine<'_>, disk: &Path) -> Result<Self> {
+        let td = machine.td;
         let firmware = config.firmware(td)?;
         let bytes = read(&firmware)?;
         let what = || firmware.display().to_string();
         let image = TdImage::parse(&bytes).with_context(what)?;
         let events = if uefi::measures(&bytes).with_context(what)? {
-            uefi::events(&Machine { td, drive }, &image, disk)?
+            uefi::events(machine, &image, disk)?
         } else {
             Vec::new()
         };
@@ -239,6 +231,23 @@ impl Config {
             .with_context(|| format!("in {}", file.display()))?;
         let home = file.parent().unwrap_or(Path::new(".")).to_owned();
         Ok(Self { parsed, home })
+    }
+
+    /// Returns the TD of this name, or the only one, that has UEFI firmware.
+    fn uefi_td(&self, name: Option<&str>) -> Result<&config::Td> {
+        let tds = self.parsed.td.iter().filter(|td| td.firmware.is_some());
+        let tds: Vec<_> = tds
+            .filter(|td| name.is_none_or(|name| td.name == name))
+            .collect();
+        let [td] = tds[..] else {
+            bail!(
+                "{} TDs with firmware{}: choose one with --td",
+                tds.len(),
+                name.map(|name| format!(" are called {name}"))
+                    .unwrap_or_default()
+            )
+        };
+        Ok(td)
     }
 
     /// Returns the path of a `[[file]]`.

@@ -37,7 +37,7 @@ const PACKAGES: [&str; 15] = [
 /// Finishes the system. Capitals between percent signs stand for what only this build knows.
 const FINISH: &str = include_str!("system.sh");
 /// The root file system's UUID.
-const ROOT_UUID: &str = "5ea3a4c0-0d13-4b1a-9c50-6e2f1c7d8a02";
+pub const ROOT_UUID: &str = "5ea3a4c0-0d13-4b1a-9c50-6e2f1c7d8a02";
 /// The serial number of the EFI system partition's volume.
 const ESP_ID: u32 = 0x5EA3_D13A;
 

@@ -64,6 +64,24 @@ impl Disk {
         Ok(Some(root.read(path)?))
     }
 
+    /// Returns the name of the only entry of a directory of the root file system.
+    ///
+    /// # Errors
+    /// There is no such directory, or it has more entries or none.
+    pub fn only_entry(&self, path: &str) -> Result<String> {
+        let root = self.root.as_ref();
+        let root = root.context("the disk has no root file system")?;
+        let mut names = Vec::new();
+        for entry in root.read_dir(path)? {
+            let name = entry?.file_name().display().to_string();
+            names.extend(Some(name).filter(|name| name != "." && name != ".."));
+        }
+        match &names[..] {
+            [name] => Ok(name.clone()),
+            _ => anyhow::bail!("{path} has {} entries", names.len()),
+        }
+    }
+
     /// Returns the root file system's UUID.
     pub fn root_uuid(&self) -> Option<String> {
         self.root.as_ref().map(|root| root.uuid().to_string())

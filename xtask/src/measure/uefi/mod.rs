@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tdvf::TdImage;
 
 use super::event::{Event, Kind, Register};
-use disk::Disk;
+pub use disk::Disk;
 use pe::Image;
 
 pub use firmware::measures;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use object::pe::{IMAGE_DIRECTORY_ENTRY_SECURITY, ImageNtHeaders64};
 use object::read::pe::{ImageNtHeaders, ImageOptionalHeader, PeFile};
-use object::{LittleEndian as LE, Object, ObjectSection};
+use object::{LittleEndian as LE, Object};
 use seam::abi::Measurement;
 use sha2::{Digest, Sha384};
 
@@ -42,25 +42,25 @@ impl<'a> Image<'a> {
         self.bytes.get(start..start + bytes as usize)
     }
 
-    /// Returns the names of the sections.
-    pub fn section_names(&self) -> impl Iterator<Item = String> + '_ {
-        let names = self.file.sections();
-        names.filter_map(|section| section.name().ok().map(ToOwned::to_owned))
-    }
-
     /// Returns the digest of everything but the checksum and the signatures.
     pub fn digest(&self) -> Result<Measurement> {
         let optional = self.file.dos_header().nt_headers_offset() as usize + 24;
         let header = self.file.nt_headers().optional_header();
         let headers_end = header.size_of_headers() as usize;
+        // The directory's entry is left out whether there are signatures or not.
+        let has_entry = header.number_of_rva_and_sizes() as usize > IMAGE_DIRECTORY_ENTRY_SECURITY;
         let signatures = self.file.data_directory(IMAGE_DIRECTORY_ENTRY_SECURITY);
         let signatures_bytes = signatures.map_or(0, |entry| entry.size.get(LE) as usize);
         let entry = optional + DIRECTORIES + IMAGE_DIRECTORY_ENTRY_SECURITY * DIRECTORY;
         let checksum = optional + CHECKSUM;
-        let mut parts = vec![0..checksum, checksum + 4..entry.min(headers_end)];
-        if signatures.is_some() {
-            parts.push(entry + DIRECTORY..headers_end);
-        }
+        let mut parts = match has_entry {
+            true => vec![
+                0..checksum,
+                checksum + 4..entry,
+                entry + DIRECTORY..headers_end,
+            ],
+            false => vec![0..checksum, checksum + 4..headers_end],
+        };
         let mut sections: Vec<Range<usize>> = self.file.sections().map(place).collect();
         sections.retain(|section| !section.is_empty());
         sections.sort_by_key(|section| section.start);

@@ -114,8 +114,8 @@ fn the_host_s_tables_have_the_place_of_the_drive() {
         let bytes = address.to_le_bytes();
         tables[1].1.windows(8).any(|window| window == bytes)
     };
-    assert!(has(&usual, 0x3800_0000_0000) && !has(&usual, 0xE0_0000_0000));
-    assert!(has(&small, 0xE0_0000_0000));
+    assert!(has(&usual, 0x3800_0000_0000) && !has(&small, 0x3800_0000_0000));
+    assert!(has(&small, 0xE0_0000_0000) && usual[0] == small[0]);
 }
 
 #[test]
@@ -161,10 +161,122 @@ fn a_log_that_is_cut_off_or_of_another_kind_is_refused() {
     );
 }
 
-/// The stub's and the kernel's events, but for those of the kernel, whose image is too large to keep.
+/// Returns a PE image with these sections, and a directory of signatures with these bytes.
+fn pe(sections: &[(&str, &[u8])], signatures: &[u8]) -> Vec<u8> {
+    const HEADERS: usize = 0x400;
+    let mut bytes = vec![0; 64];
+    bytes[..2].copy_from_slice(b"MZ");
+    bytes[60] = 64;
+    bytes.extend(b"PE\0\0\x64\x86");
+    bytes.extend((sections.len() as u16).to_le_bytes());
+    bytes.resize(64 + 20, 0);
+    // The size of the optional header, and the flags of an executable.
+    bytes.extend([0xF0, 0, 0x22, 0]);
+    let optional = bytes.len();
+    bytes.resize(optional + 0xF0, 0);
+    let mut put = |at: usize, value: u32| {
+        bytes[optional + at..][..4].copy_from_slice(&value.to_le_bytes());
+    };
+    put(0, 0x20B);
+    // Alignments, sizes of the image and of the headers, subsystem, number of directories.
+    for (at, value) in [
+        (32, 0x1000),
+        (36, 0x200),
+        (56, 0x10_0000),
+        (60, HEADERS as u32),
+    ] {
+        put(at, value);
+    }
+    put(68, 10);
+    put(108, 16);
+    let mut content = Vec::new();
+    for (number, (name, data)) in sections.iter().enumerate() {
+        let mut header = [0; 40];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        let at = HEADERS + content.len();
+        content.extend(*data);
+        content.resize(content.len().next_multiple_of(0x200), 0);
+        let raw = HEADERS + content.len() - at;
+        let fields = [data.len(), 0x1000 * (number + 1), raw, at];
+        for (field, value) in header[8..24].chunks_mut(4).zip(fields) {
+            field.copy_from_slice(&(value as u32).to_le_bytes());
+        }
+        bytes.extend(header);
+    }
+    bytes.resize(HEADERS, 0);
+    bytes.extend(content);
+    if !signatures.is_empty() {
+        let entry = [bytes.len() as u32, signatures.len() as u32].map(u32::to_le_bytes);
+        bytes[optional + 144..][..8].copy_from_slice(entry.as_flattened());
+        bytes.extend(signatures);
+    }
+    bytes
+}
+
 #[test]
-fn the_command_line_s_event_is_that_of_a_boot() {
+fn an_image_s_digest_is_without_checksum_and_signatures() {
+    let optional = 64 + 24;
+    let digest = |bytes: &[u8]| Image::parse(bytes).unwrap().digest().unwrap();
+    let plain = pe(&[(".text", b"code"), (".data", b"more")], &[]);
+    let left = [
+        &plain[..optional + 64],
+        &plain[optional + 68..optional + 144],
+        &plain[optional + 152..],
+    ];
+    assert_eq!(
+        digest(&plain),
+        crate::measure::event::digest(&left.concat())
+    );
+    let mut signed = pe(&[(".text", b"code"), (".data", b"more")], b"12345678");
+    assert_eq!(digest(&signed), digest(&plain));
+    signed[optional + 64] = 1;
+    assert_eq!(digest(&signed), digest(&plain));
+    signed[0x400] ^= 1;
+    assert_ne!(digest(&signed), digest(&plain));
+    // What is behind the sections counts.
+    assert_ne!(digest(&[&plain[..], b"x"].concat()), digest(&plain));
+}
+
+#[test]
+fn a_unified_kernel_image_is_measured_by_its_stub_and_its_kernel() {
+    let kernel = pe(&[(".text", b"kernel")], &[]);
+    let sections: [(&str, &[u8]); 6] = [
+        (".sdmagic", b"stub"),
+        (".sbat", b"sbat"),
+        (".osrel", b"ID=debian\n"),
+        (".cmdline", b" console=ttyS0 no_timer_check\n"),
+        (".initrd", b"initrd"),
+        (".linux", &kernel),
+    ];
+    let image = pe(&sections, &[]);
+    let events = uki::events(&Image::parse(&image).unwrap()).unwrap();
+    let names: Vec<_> = events.iter().map(|event| event.name.as_str()).collect();
+    let both = |name: &str| [format!("name of section {name}"), format!("section {name}")];
+    let mut expected: Vec<_> = [".linux", ".osrel", ".cmdline", ".initrd", ".sbat"]
+        .into_iter()
+        .flat_map(both)
+        .collect();
+    expected
+        .extend(["kernel .linux", "LOADED_IMAGE::LoadOptions", "Linux initrd"].map(String::from));
+    assert_eq!(names, expected);
+    // The names' events, and that of the command line, are those of a boot.
     let logged = log::parse(UKI_LOG).unwrap();
-    let line = uki::load_options("console=ttyS0 no_timer_check");
-    assert!(logged.iter().any(|event| event.equals(&line)));
+    let same = |event: &&Event| logged.iter().any(|other| event.equals(other));
+    let same: Vec<_> = events
+        .iter()
+        .filter(same)
+        .map(|event| event.name.as_str())
+        .collect();
+    let mut known: Vec<_> = expected
+        .iter()
+        .filter(|name| name.starts_with("name"))
+        .collect();
+    let line = String::from("LOADED_IMAGE::LoadOptions");
+    known.push(&line);
+    assert_eq!(same, known);
+    let more = pe(&[&sections[..], &[(".dtb", b"tree")]].concat(), &[]);
+    let refused = uki::events(&Image::parse(&more).unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(refused.contains("a section .dtb"), "{refused}");
 }
