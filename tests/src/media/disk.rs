@@ -158,6 +158,24 @@ pub fn root(image: &Path) -> Result<Range<u64>> {
 /// # Errors
 /// There is no such partition, or no such file in it.
 pub fn read(image: &Path, path: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let volume = volume(image)?;
+    volume.root_dir().open_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Returns whether the EFI system partition of an image has a file or a directory of this name.
+///
+/// # Errors
+/// There is no such partition.
+pub fn exists(image: &Path, path: &str) -> Result<bool> {
+    let volume = volume(image)?;
+    let root = volume.root_dir();
+    Ok(root.open_file(path).is_ok() || root.open_dir(path).is_ok())
+}
+
+/// Opens the EFI system partition of an image.
+fn volume(image: &Path) -> Result<FileSystem<ReadOnly>> {
     let disk = gpt::GptConfig::new().open(image)?;
     let efi = |p: &&gpt::partition::Partition| p.part_type_guid == partition_types::EFI;
     let partition = disk
@@ -173,9 +191,7 @@ pub fn read(image: &Path, path: &str) -> Result<Vec<u8>> {
         volume.fat_type() == FatType::Fat32,
         "the partition is not FAT32"
     );
-    let mut bytes = Vec::new();
-    volume.root_dir().open_file(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Ok(volume)
 }
 
 /// A read-only stream with `Write`, which fatfs requires even to read.
@@ -278,5 +294,7 @@ mod tests {
             assert_eq!(super::read(&image, &path).unwrap(), bytes);
         }
         assert!(super::read(&image, "EFI/none").is_err());
+        let there = |path| exists(&image, path).unwrap();
+        assert!(there("EFI/BOOT") && there("EFI/a.txt") && !there("EFI/none"));
     }
 }

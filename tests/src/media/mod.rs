@@ -5,7 +5,7 @@ mod disk;
 mod dots;
 mod seal;
 
-pub use disk::{Layout, read as read_from_disk, root as root_of_disk};
+pub use disk::{Layout, exists as exists_on_disk, read as read_from_disk, root as root_of_disk};
 
 use std::fs;
 use std::path::{Component, Path};

@@ -3,6 +3,8 @@
 //! [`tdvf`] defines the pages and their order, also for the hypervisor. The computation of the MRTD from them is here
 //! and is not shared: the emulated module and this check each other.
 
+mod boot;
+mod configuration;
 mod event;
 mod log;
 mod mrtd;
@@ -14,14 +16,14 @@ mod vectors;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Error, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use mrtd::{CHUNK, Mrtd};
 use seam::abi::Measurement;
-use seamark_tests::programs::UefiBoot;
 use tdvf::{TdImage, chunks};
 
-use crate::build;
-use event::Event;
+pub use boot::of_uefi_boot;
+use boot::{Booted, MODEL, SERIAL};
+use configuration::Config;
 use uefi::{Drive, Machine};
 
 /// What to measure.
@@ -57,10 +59,6 @@ pub struct Options {
     log: Option<PathBuf>,
 }
 
-/// The drives of `cargo xtask run`.
-const MODEL: &str = "QEMU NVMe Ctrl";
-const SERIAL: &str = "seamark1";
-
 /// The future measurements of a TD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Measured {
@@ -76,7 +74,7 @@ pub struct Measured {
 /// Executes `cargo xtask measure`. Returns what it prints.
 ///
 /// # Errors
-/// As [`report`] and [`of_boot`]; or the log differs.
+/// As [`report`] and [`of_uefi_boot`]; or the log differs.
 pub fn run(options: &Options) -> Result<String> {
     let Some(disk) = &options.disk else {
         return report(&options.file);
@@ -97,58 +95,6 @@ pub fn run(options: &Options) -> Result<String> {
         writeln!(report, "{} has the same events", log.display())?;
     }
     Ok(report)
-}
-
-/// Returns the lines of [`report`] for the TD of a configuration that boots a disk by UEFI, if its event log agrees.
-///
-/// # Errors
-/// The boot can't be predicted, or the log differs; the message says where.
-pub fn of_uefi_boot(boot: &UefiBoot<'_>) -> Result<String> {
-    let config = Config::read(boot.config)?;
-    let td = config.uefi_td(Some(boot.td))?;
-    let drive = Drive::new(MODEL, boot.serial);
-    let predicted = Booted::of(&config, &Machine { td, drive: &drive }, boot.disk)?;
-    if let Some(log) = boot.log {
-        predicted.compare(log)?;
-    }
-    Ok(predicted.measured.lines())
-}
-
-/// The predicted boot of a disk.
-struct Booted {
-    measured: Measured,
-    /// All events; none if the firmware does not measure.
-    events: Vec<Event>,
-}
-
-impl Booted {
-    /// Predicts the boot of a disk by a TD of a configuration.
-    fn of(config: &Config, machine: &Machine<'_>, disk: &Path) -> Result<Self> {
-        let td = machine.td;
-        let firmware = config.firmware(td)?;
-        let bytes = read(&firmware)?;
-        let what = || firmware.display().to_string();
-        let image = TdImage::parse(&bytes).with_context(what)?;
-        let events = if uefi::measures(&bytes).with_context(what)? {
-            uefi::events(machine, &image, disk)?
-        } else {
-            Vec::new()
-        };
-        let measured = Measured {
-            name: td.name.clone(),
-            mrtd: measure(&image),
-            rtmrs: Some(event::replay(&events)),
-        };
-        Ok(Self { measured, events })
-    }
-
-    /// Compares the events with those of a log.
-    fn compare(&self, log: &[u8]) -> Result<()> {
-        match log::difference(&self.events, &log::parse(log)?) {
-            Some(difference) => bail!("the event log differs from the prediction\n{difference}"),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Measured {
@@ -216,55 +162,6 @@ pub fn of_config(file: &Path) -> Result<Vec<Measured>> {
         })
     };
     config.parsed.td.iter().map(measured).collect()
-}
-
-/// A configuration, and the folder that its paths start from.
-struct Config {
-    parsed: config::Config,
-    home: PathBuf,
-}
-
-impl Config {
-    fn read(file: &Path) -> Result<Self> {
-        let parsed = config::parse(&read(file)?)
-            .map_err(Error::msg)
-            .with_context(|| format!("in {}", file.display()))?;
-        let home = file.parent().unwrap_or(Path::new(".")).to_owned();
-        Ok(Self { parsed, home })
-    }
-
-    /// Returns the TD of this name, or the only one, that has UEFI firmware.
-    fn uefi_td(&self, name: Option<&str>) -> Result<&config::Td> {
-        let tds = self.parsed.td.iter().filter(|td| td.firmware.is_some());
-        let tds: Vec<_> = tds
-            .filter(|td| name.is_none_or(|name| td.name == name))
-            .collect();
-        let [td] = tds[..] else {
-            bail!(
-                "{} TDs with firmware{}: choose one with --td",
-                tds.len(),
-                name.map(|name| format!(" are called {name}"))
-                    .unwrap_or_default()
-            )
-        };
-        Ok(td)
-    }
-
-    /// Returns the path of a `[[file]]`.
-    fn path(&self, name: &str) -> Result<PathBuf> {
-        // The parser ensures that there is one.
-        let mut files = self.parsed.file.iter().filter(|file| file.name == name);
-        let file = files.next().context("no [[file]] has that name")?;
-        Ok(self.home.join(&file.path))
-    }
-
-    /// Returns the image that a TD starts from.
-    fn firmware(&self, td: &config::Td) -> Result<PathBuf> {
-        match td.image_file() {
-            Some(image) => self.path(image),
-            None => Ok(build::td_firmware_image()),
-        }
-    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use ext4_view::{Ext4, Ext4Read};
-use seamark_tests::media::{read_from_disk, root_of_disk};
+use seamark_tests::media::{exists_on_disk, read_from_disk, root_of_disk};
 
 const SECTOR: u64 = 512;
 /// Bytes of the header of a partition table, and of an entry of OVMF's record.
@@ -47,6 +47,20 @@ impl Disk {
     pub fn read_esp(&self, path: &str) -> Result<Vec<u8>> {
         let read = read_from_disk(&self.path, path.trim_start_matches('/'));
         read.with_context(|| format!("the EFI system partition's file {path}"))
+    }
+
+    /// Checks that the EFI system partition has none of these files and directories.
+    ///
+    /// # Errors
+    /// There is one; or there is no such partition.
+    pub fn has_none(&self, paths: &[&str]) -> Result<()> {
+        for path in paths {
+            ensure!(
+                !exists_on_disk(&self.path, path)?,
+                "the EFI system partition has {path}, whose effect is not predicted"
+            );
+        }
+        Ok(())
     }
 
     /// Reads a file of the root file system; `None` if there is no such file.

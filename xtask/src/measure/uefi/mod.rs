@@ -85,10 +85,13 @@ fn programs(disk: &Disk) -> Result<Vec<Event>> {
         let image = Image::parse(&content).context(path.clone())?;
         events.push(start(&image, &path).context(path.clone())?);
         let within = || path.clone();
-        if shim::is_one(&image) && events.len() == 1 {
+        if shim::is_one(&image) && path == FIRST {
+            disk.has_none(&shim::NOT_PREDICTED)?;
             events.extend(shim::events(&image).with_context(within)?);
             path = path.replace("BOOTX64.EFI", shim::NEXT);
         } else if uki::is_one(&image) {
+            disk.has_none(&uki::COMPANIONS)?;
+            disk.has_none(&[&format!("{path}.extra.d")])?;
             events.extend(uki::events(&image).with_context(within)?);
             return Ok(events);
         } else if grub::is_one(&image) {

@@ -11,6 +11,9 @@ use crate::measure::event::{Event, Kind, Register};
 /// The program that shim starts, from its own directory.
 pub const NEXT: &str = "grubx64.efi";
 
+/// What shim starts instead when firmware has started it without a boot entry: a program that makes boot entries.
+pub const NOT_PREDICTED: [&str; 1] = ["EFI/BOOT/fbx64.efi"];
+
 /// SHIM_LOCK_GUID (605DAB50-E046-4300-ABB6-3DD810DD8B23).
 pub const GUID: [u8; 16] = [
     0x50, 0xAB, 0x5D, 0x60, 0x46, 0xE0, 0x00, 0x43, 0xAB, 0xB6, 0x3D, 0xD8, 0x10, 0xDD, 0x8B, 0x23,

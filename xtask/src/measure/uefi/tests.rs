@@ -1,6 +1,7 @@
 //! Predictions against logs of boots: Debian 13's OVMF, a TD with 1 GiB, two vCPUs and an NVMe drive of QEMU's; with a
 //! unified kernel image, and with shim and GRUB.
 
+use seamark_tests::media::Layout;
 use tdvf::{Entry, TAIL_BYTES, write};
 
 use super::*;
@@ -279,4 +280,62 @@ fn a_unified_kernel_image_is_measured_by_its_stub_and_its_kernel() {
         .unwrap_err()
         .to_string();
     assert!(refused.contains("a section .dtb"), "{refused}");
+}
+
+/// Writes a disk with these files in its EFI system partition.
+fn disk_with(folder: &Path, files: &[(&str, &[u8])]) -> Disk {
+    let files: Vec<_> = files
+        .iter()
+        .map(|(name, content)| ((*name).to_owned(), *content))
+        .collect();
+    let layout = Layout {
+        label: *b"TEST       ",
+        volume_id: 1,
+        files: &files,
+        root: 0,
+    };
+    let image = folder.join("disk.img");
+    layout.write(&image).unwrap();
+    Disk::open(&image).unwrap()
+}
+
+#[test]
+fn what_the_first_program_is_decides_what_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = pe(&[(".text", b"kernel")], &[]);
+    let sections: [(&str, &[u8]); 4] = [
+        (".sdmagic", b"stub"),
+        (".cmdline", b"quiet"),
+        (".initrd", b"initrd"),
+        (".linux", &kernel),
+    ];
+    let uki = pe(&sections, &[]);
+    let disk = disk_with(folder.path(), &[(FIRST, &uki)]);
+    let events = programs(&disk).unwrap();
+    assert_eq!(events[0].name, FIRST);
+    assert_eq!(events.len(), 1 + 6 + 3);
+    // The header, the count, and one partition.
+    let partitions = disk.partitions().unwrap();
+    assert_eq!(partitions.len(), 92 + 8 + 128);
+    assert_eq!(partitions[92..100], 1u64.to_le_bytes());
+    let refused = |files: &[(&str, &[u8])]| {
+        let disk = disk_with(folder.path(), files);
+        format!("{:#}", programs(&disk).unwrap_err())
+    };
+    for companion in ["loader/addons/a.efi", "EFI/BOOT/BOOTX64.EFI.extra.d/b.cred"] {
+        let said = refused(&[(FIRST, &uki), (companion, b"x")]);
+        assert!(said.contains("whose effect is not predicted"), "{said}");
+    }
+    assert!(refused(&[("EFI/other", b"")]).contains(FIRST));
+    let other = pe(&[(".text", b"hello")], &[]);
+    assert!(refused(&[(FIRST, &other)]).contains("neither a unified kernel image"));
+    let grub = |version: &str| {
+        let sbat =
+            format!("sbat,1,SBAT,sbat,1,x\ngrub,5,Free Software Foundation,grub,{version},x\n");
+        pe(&[(".text", b"grub"), (".sbat", sbat.as_bytes())], &[])
+    };
+    assert!(refused(&[(FIRST, &grub("2.14"))]).contains("it is GRUB 2.14"));
+    assert!(
+        refused(&[(FIRST, &grub("2.12"))]).contains("there is no (hd0,gpt1)/EFI/debian/grub.cfg")
+    );
 }

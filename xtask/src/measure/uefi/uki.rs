@@ -18,6 +18,9 @@ const MEASURED: [&str; 12] = [
 const NOT_PREDICTED: [&str; 7] = [
     ".ucode", ".dtb", ".dtbauto", ".hwids", ".pcrsig", ".pcrpkey", ".profile",
 ];
+/// Directories of the EFI system partition with more for the stub to measure and to pass on. The image can have one of its
+/// own too.
+pub const COMPANIONS: [&str; 2] = ["loader/addons", "loader/credentials"];
 /// The end of an archive that the stub makes.
 const TRAILER: &str = "07070100000000000000000000000000000000000000010000000000000000000000000000000000000000\
                        000000000000000B00000000TRAILER!!!\0\0\0\0";

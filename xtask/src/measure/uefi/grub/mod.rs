@@ -5,7 +5,9 @@
 //!
 //! Source: GRUB 2.12, grub-core/commands/tpm.c and grub-core/kern/efi/tpm.c; and the logs of boots.
 
+mod commands;
 mod evaluate;
+mod lex;
 mod parse;
 #[cfg(test)]
 mod tests;
