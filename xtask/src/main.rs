@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod chart;
 mod conform;
+mod disk;
 mod folder;
 mod guest;
 mod host;

@@ -12,7 +12,7 @@ use seamark_tests::programs::{Measured, Programs};
 use super::cpio::Archive;
 use super::debian::ROOT_UUID;
 use super::packages::{Packages, output, read, write};
-use crate::measure::uefi::Disk;
+use crate::disk::Disk;
 
 /// The packages that make unified kernel images, and the release that they are from.
 const SUITE: &str = "trixie";

@@ -9,7 +9,7 @@ mod event;
 mod log;
 mod mrtd;
 mod rtmr;
-pub mod uefi;
+mod uefi;
 #[cfg(test)]
 mod vectors;
 

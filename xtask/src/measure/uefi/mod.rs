@@ -4,7 +4,6 @@
 //! What the host gives the firmware comes from the code that gives it: the list of memory and the devices' tables.
 
 mod acpi;
-mod disk;
 mod firmware;
 mod grub;
 mod pe;
@@ -20,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tdvf::TdImage;
 
 use super::event::{Event, Kind, Register};
-pub use disk::Disk;
+use crate::disk::Disk;
 use pe::Image;
 
 pub use firmware::measures;

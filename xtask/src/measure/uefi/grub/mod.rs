@@ -14,9 +14,9 @@ mod tests;
 
 use anyhow::{Context, Result, ensure};
 
-use super::disk::Disk;
 use super::pe::Image;
 use super::uki::initrd;
+use crate::disk::Disk;
 use crate::measure::event::{Event, Kind, Register};
 use evaluate::{Boot, Evaluation, Files};
 

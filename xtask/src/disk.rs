@@ -1,5 +1,5 @@
-//! The disk that a TD boots: its partition table, the EFI system partition, and the root file system, read from the image
-//! without privileges.
+//! A disk with an installed system: its partition table, its EFI system partition and its root file system, read from the
+//! image without privileges.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
