@@ -10,6 +10,7 @@ mod kit;
 mod memory;
 mod mirror;
 mod passthrough;
+mod peers;
 mod virtio;
 
 use kit::{Rig, Shape, Td, call};
