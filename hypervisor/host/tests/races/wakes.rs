@@ -1,4 +1,4 @@
-//! Races for a halted vCPU: between the CPU that puts it to sleep, and those that wake it.
+//! Races for a halted vCPU: between the CPU that puts it to sleep, and those that wake it, or summon it to work of devices.
 
 use config::Host;
 use host::platform::{Platform, Running};
@@ -11,6 +11,7 @@ use shuttle::thread;
 use stub_module::host::{Exit, Guest, HostMachine};
 use stub_module::vcpu::{Field, Gpr, Vcpu};
 use sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use vcpu::Waker;
 
 use crate::explore::{coordinator, in_many_orders, tds};
 use crate::machine::{Machine, become_cpu};
@@ -56,6 +57,14 @@ impl Guest for Halting {
     }
 }
 
+/// What the wakers want of a vCPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Nmi,
+    /// Work of devices.
+    Work,
+}
+
 /// The race: CPUs 1 and 2 run vCPUs, CPUs 0 and 3 wake them.
 struct World<'h> {
     machine: &'h Machine,
@@ -64,6 +73,8 @@ struct World<'h> {
     stop: AtomicBool,
     /// Number of events that were posted.
     posted: AtomicUsize,
+    /// The event.
+    event: Event,
 }
 
 impl World<'_> {
@@ -84,7 +95,7 @@ impl World<'_> {
     /// Posts events, each at the same time as the other waker. The vCPUs sleep before the next ones.
     fn wake(&self) {
         for number in 0..EVENTS {
-            assert!(self.scheduler.post_nmi(TD, number as u32 % VCPUS));
+            self.post(number as u32 % VCPUS);
             self.posted.fetch_add(1, SeqCst);
             while self.posted.load(SeqCst) < WAKERS * (number + 1) {
                 self.machine.breathe();
@@ -93,10 +104,23 @@ impl World<'_> {
         }
     }
 
+    fn post(&self, vcpu: u32) {
+        match self.event {
+            Event::Nmi => assert!(self.scheduler.post_nmi(TD, vcpu)),
+            Event::Work => {
+                let guest = self.scheduler.guest(TD).unwrap();
+                guest.vm().devices().pci().rouse();
+                Waker::new(guest.vm(), self.scheduler).summon();
+            }
+        }
+    }
+
     /// Waits until the vCPUs have taken all events, and sleep.
     fn settle(&self) {
         let guest = self.scheduler.guest(TD).unwrap();
+        let bus = guest.vm().devices().pci();
         let asleep = || guest.vm().vcpus().iter().all(vcpu::VcpuState::is_waiting);
+        let asleep = || !bus.has_work() && asleep();
         let mut left = PATIENCE;
         while !asleep() {
             assert!(left > 0, "a wake-up was lost: {:?}", guest.vm().vcpus());
@@ -117,10 +141,15 @@ impl World<'_> {
 
 #[test]
 fn no_wake_of_a_halted_vcpu_is_lost() {
-    in_many_orders(ORDERS, race);
+    in_many_orders(ORDERS, || race(Event::Nmi));
 }
 
-fn race() {
+#[test]
+fn no_work_of_devices_waits_for_a_halted_vcpu() {
+    in_many_orders(ORDERS, || race(Event::Work));
+}
+
+fn race(event: Event) {
     let machine = Machine::new();
     for cpu in [1, 2] {
         machine.set_guest(cpu, Box::new(Halting));
@@ -135,6 +164,7 @@ fn race() {
         begun: AtomicBool::new(false),
         stop: AtomicBool::new(false),
         posted: AtomicUsize::new(0),
+        event,
     };
     thread::scope(|scope| {
         for cpu in [1, 2] {
@@ -159,7 +189,9 @@ fn race() {
             machine.attention(cpu).poke();
         }
         world.wake();
-        world.check();
+        if event == Event::Nmi {
+            world.check();
+        }
         tds.destroy(TD, Way::Terminate).unwrap();
         world.stop.store(true, SeqCst);
     });
