@@ -20,7 +20,7 @@ use virtio_spec::Id;
 
 use crate::chain::Chain;
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, News, Work};
+use crate::transport::{Device, Kind, News, Traffic, Work};
 
 use header::HEADER;
 #[cfg(test)]
@@ -48,6 +48,7 @@ pub struct Vsock {
     transmit: Option<Queue>,
     chain: Box<Chain>,
     sockets: Sockets,
+    traffic: Traffic,
 }
 
 impl fmt::Debug for Vsock {
@@ -69,6 +70,7 @@ impl Vsock {
             transmit: None,
             chain: Box::default(),
             sockets: Sockets::new(member),
+            traffic: Traffic::default(),
         }
     }
 
@@ -90,6 +92,7 @@ impl Vsock {
             }
             let bytes = self.sockets.heed(&self.chain, work)?;
             left = left.saturating_sub(bytes);
+            self.traffic.from_guest += bytes as u64;
             queue.complete(work.memory, self.chain.head, 0)?;
         }
         work.publish(TRANSMIT, queue)?;
@@ -118,6 +121,7 @@ impl Vsock {
             }
             let bytes = self.sockets.write(pending, &mut into, work)?;
             left = left.saturating_sub(bytes);
+            self.traffic.to_guest += bytes as u64;
             queue.complete(work.memory, self.chain.head, bytes as u32)?;
         }
         work.publish(RECEIVE, queue)?;
@@ -181,6 +185,13 @@ impl Device for Vsock {
             has_more: true,
             ..News::default()
         })
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic {
+            dropped: self.sockets.refused(),
+            ..self.traffic
+        }
     }
 
     fn retire(&mut self) {

@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use virtio_spec::vsock::Op;
 
 use super::{Driver, Ram, Ring, hostile, std};
+use crate::Device;
 use crate::access::{read, write};
 use crate::vsock::{Address, CAPACITY, Caller, End, Hub, NoPlace, Service, Settings, Shut};
 use crate::vsock::{Header, Vsock};
@@ -266,6 +267,12 @@ fn what_nobody_answers_is_reset() {
     let (header, _) = guest.expect(Op::Rst);
     assert_eq!(header.kind, 3);
     assert_eq!(guest.take(), None);
+    let traffic = guest.driver.function.device().traffic();
+    let packets = 6 + 5 + 1 + 1 + 1;
+    assert_eq!(
+        (traffic.from_guest, traffic.to_guest, traffic.dropped),
+        (packets * 44, 12 * 44, packets)
+    );
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct Sockets {
     /// The connection whose turn it is.
     turn: usize,
     refusals: ArrayVec<Header, REFUSALS>,
+    /// Number of packets that belonged to no connection, or broke the rules of one.
+    refused: u64,
     /// The other sides of connections that ended with the driver, and have not been told.
     left: ArrayVec<Far, CONNECTIONS>,
 }
@@ -50,6 +52,7 @@ impl Sockets {
             connections: ArrayVec::new(),
             turn: 0,
             refusals: ArrayVec::new(),
+            refused: 0,
             left: ArrayVec::new(),
         }
     }
@@ -81,6 +84,11 @@ impl Sockets {
     /// Returns the number of connections.
     pub const fn count(&self) -> usize {
         self.connections.len()
+    }
+
+    /// Returns the number of packets that were refused.
+    pub const fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// Returns whether no packet of the guest can be taken before it takes some itself.
@@ -125,6 +133,7 @@ impl Sockets {
         }
         let bytes = HEADER + header.bytes as usize;
         if self.member.as_ref().map(Attached::cid) != Some(header.from.cid) {
+            self.refused += 1;
             // It has no sender to answer to.
             return Ok(bytes);
         }
@@ -150,6 +159,7 @@ impl Sockets {
 
     /// Answers a packet that belongs to no connection.
     fn refuse(&mut self, header: &Header) {
+        self.refused += 1;
         if header.op == Some(Op::Rst) {
             return;
         }
