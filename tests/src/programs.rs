@@ -89,15 +89,13 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// The disks' names: a unified kernel image, or shim and GRUB; the number is that of the kernel and its command line.
-    pub const DISKS: [&str; 4] = ["uki-1", "uki-2", "grub-1", "grub-2"];
-
     /// Returns the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Returns the image of a disk.
+    /// Returns the image of a disk: `uki-1` and `uki-2` with a unified kernel image, `grub-1` and `grub-2` with shim and
+    /// GRUB. The number is that of the kernel and its command line.
     pub fn disk(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.img"))
     }

@@ -83,11 +83,9 @@ impl<'a> Reader<'a> {
 fn description(kind: Kind, data: &[u8]) -> String {
     match kind {
         Kind::VARIABLE_BOOT | Kind::VARIABLE_CONFIG | Kind::VARIABLE_AUTHORITY => {
-            // A GUID, two lengths, the name.
-            let length = data
-                .get(16..18)
-                .map_or(0, |b| [b[0], b[1]].map(usize::from)[0]);
-            text(data.get(32..32 + 2 * length).unwrap_or_default())
+            // A GUID, two lengths in eight bytes each, the name in UTF-16.
+            let letters = data.get(16).copied().map_or(0, usize::from);
+            text(data.get(32..32 + 2 * letters).unwrap_or_default())
         }
         Kind::TAG => text(data.get(8..).unwrap_or_default()),
         Kind::APPLICATION => device_path(data.get(32..).unwrap_or_default()),
@@ -119,7 +117,8 @@ fn device_path(path: &[u8]) -> String {
     "a program from memory".into()
 }
 
-/// Returns the text in some bytes: UTF-16 if every other byte is zero, or ASCII.
+/// Returns the text in some bytes: UTF-16 if every other byte is zero, or ASCII. The guest has written them: what could
+/// change a terminal is shown as a dot.
 fn text(bytes: &[u8]) -> String {
     let (pairs, _) = bytes.as_chunks::<2>();
     let is_wide = !pairs.is_empty() && pairs.iter().all(|pair| pair[1] == 0);
@@ -129,7 +128,11 @@ fn text(bytes: &[u8]) -> String {
         bytes.to_vec()
     };
     let letters = letters.iter().take_while(|letter| **letter != 0);
-    letters.map(|letter| char::from(*letter)).collect()
+    let shown = |letter: &u8| match letter {
+        b' '..=b'~' => char::from(*letter),
+        _ => '.',
+    };
+    letters.map(shown).collect()
 }
 
 /// Compares a prediction with a log, entry by entry in each register. Returns a line for each register, with the first

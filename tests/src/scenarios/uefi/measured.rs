@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::console::Console;
-use crate::programs::{Measured, OVMF, OVMF_13, UefiBoot};
+use crate::programs::{OVMF, OVMF_13, UefiBoot};
 use crate::qemu::Device;
 use crate::scenarios::Bench;
 use crate::scenarios::linux::shell::{PROMPT, Shell};
@@ -20,60 +20,50 @@ const BOOT: Duration = Duration::from_secs(600);
 const LOG: &str = "/sys/firmware/acpi/tables/data/CCEL";
 const LOG_BYTES: usize = 16 << 10;
 
-/// A TD, its firmware, and its drive's number.
+/// A TD, its firmware, and the disk in its drive.
 struct Case {
     td: &'static str,
     firmware: &'static str,
     disk: &'static str,
-    drive: usize,
 }
 
 const CASES: [Case; 5] = [
-    case("uki-1", OVMF_13, "uki-1", 1),
-    case("uki-2", OVMF_13, "uki-2", 2),
-    case("grub-1", OVMF_13, "grub-1", 3),
-    case("grub-2", OVMF_13, "grub-2", 4),
+    case("uki-1", OVMF_13, "uki-1"),
+    case("uki-2", OVMF_13, "uki-2"),
+    case("grub-1", OVMF_13, "grub-1"),
+    case("grub-2", OVMF_13, "grub-2"),
     // This firmware measures nothing, and has no log.
-    case("unmeasured", OVMF, "uki-1", 1),
+    case("unmeasured", OVMF, "uki-1"),
 ];
 
-const fn case(td: &'static str, firmware: &'static str, disk: &'static str, drive: usize) -> Case {
-    Case {
-        td,
-        firmware,
-        disk,
-        drive,
-    }
+const fn case(td: &'static str, firmware: &'static str, disk: &'static str) -> Case {
+    Case { td, firmware, disk }
 }
 
 /// Boots each TD, and compares its report and its log with the prediction.
 pub fn boots(bench: &mut Bench) -> Result<()> {
     // One vCPU: QEMU's race on patched code needs two.
-    let td = |case: &Case| {
+    let td = |(drive, case): (usize, &'static Case)| {
         Named::new(case.firmware, "1G", 1)
             .called(case.td)
             .uefi()
-            .with(format!(
-                "[[td.pci]]\ndevice = \"0000:0{}:00.0\"",
-                case.drive
-            ))
+            .with(format!("[[td.pci]]\ndevice = \"0000:0{drive}:00.0\""))
     };
-    let tds: Vec<_> = CASES.iter().map(td).collect();
+    let tds: Vec<_> = (1..).zip(&CASES).map(td).collect();
     let measured = bench.programs().measured();
-    let drives = Measured::DISKS.map(|name| Device::Snapshot(measured.disk(name)));
-    let machine = machine(bench, &tds)?.with_iommu();
-    let machine = drives
-        .into_iter()
-        .fold(machine, |machine, drive| machine.with_device(drive));
+    let machine = CASES.iter().fold(machine(bench, &tds)?, |machine, case| {
+        machine.with_device(Device::Snapshot(measured.disk(case.disk)))
+    });
+    let machine = machine.with_iommu();
     let mut console = bench.console(&machine)?;
-    for case in &CASES {
-        case.run(bench, &mut console).context(case.td)?;
+    for (drive, case) in (1..).zip(&CASES) {
+        case.run(bench, &mut console, drive).context(case.td)?;
     }
     nothing_illegal(&mut console)
 }
 
 impl Case {
-    fn run(&self, bench: &mut Bench, console: &mut Console) -> Result<()> {
+    fn run(&self, bench: &mut Bench, console: &mut Console, drive: usize) -> Result<()> {
         let started = Instant::now();
         console.succeed(&format!("td start {}", self.td), LIFE)?;
         Words::of(self.td).wait(console, PROMPT, BOOT)?;
@@ -89,7 +79,7 @@ impl Case {
             config: &bench.directory()?.join("media/seamark.toml"),
             td: self.td,
             disk: &bench.programs().measured().disk(self.disk),
-            serial: &format!("seamark{}", self.drive),
+            serial: &format!("seamark{drive}"),
             log: log.as_deref(),
         };
         let predicted = bench.programs().measure_boot(&boot)?;

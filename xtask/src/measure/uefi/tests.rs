@@ -339,3 +339,17 @@ fn what_the_first_program_is_decides_what_is_measured() {
         refused(&[(FIRST, &grub("2.12"))]).contains("there is no (hd0,gpt1)/EFI/debian/grub.cfg")
     );
 }
+
+proptest::proptest! {
+    /// The guest can write anything into its log.
+    #[test]
+    fn a_damaged_log_is_read_or_refused(at in 0..UKI_LOG.len(), bytes: [u8; 8]) {
+        let mut damaged = UKI_LOG.to_vec();
+        let end = (at + bytes.len()).min(damaged.len());
+        damaged[at..end].copy_from_slice(&bytes[..end - at]);
+        if let Ok(events) = log::parse(&damaged) {
+            let shown = log::difference(&[], &events).unwrap_or_default();
+            assert!(shown.chars().all(|letter| letter == '\n' || !letter.is_control()), "{shown:?}");
+        }
+    }
+}
