@@ -314,9 +314,11 @@ pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
         .collect();
     if calls >= MILLION {
         bench.note(format!("less often than {ENOUGH} times: {seldom:?}"));
-        // A TD can't exhaust the host's memory.
+        // A TD can't exhaust the host's memory, and nobody makes quotes here. The host's own test has both.
+        let elsewhere =
+            [Branch::MapFailed, Branch::QuoteTaken, Branch::QuoteBusy].map(Branch::name);
         ensure!(
-            seldom.iter().all(|name| *name == Branch::MapFailed.name()),
+            seldom.iter().all(|name| elsewhere.contains(name)),
             "less often than {ENOUGH} times: {seldom:?}"
         );
     }
