@@ -8,3 +8,4 @@ mod kit;
 mod explore;
 mod map;
 mod reclaim;
+mod shared;
