@@ -200,6 +200,10 @@ impl Device for Net {
         self.port.receive(None);
     }
 
+    fn set_master(&mut self, is_on: bool) {
+        self.port.open(is_on);
+    }
+
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
         if self.news()?.raised != 0 {
             work.raise(RECEIVE);

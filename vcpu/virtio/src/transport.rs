@@ -54,6 +54,12 @@ pub trait Device: fmt::Debug + Send {
     /// Forgets the queues.
     fn reset(&mut self);
 
+    /// Notes whether the guest lets the function access memory, after [`Self::start`] and when it changes that. If it does
+    /// not, the queues rest when this returns. A device that only [`Self::serve`] lets access memory need not know.
+    fn set_master(&mut self, is_on: bool) {
+        let _ = is_on;
+    }
+
     /// Does a bounded part of the work at the queues. Returns whether there is more.
     ///
     /// # Errors
@@ -227,6 +233,7 @@ impl<D: Device> Transport<D> {
         match queues.collect() {
             Ok(queues) => {
                 self.device.start(self.common.accepted(), queues);
+                self.device.set_master(self.config.is_master());
                 (self.is_new, self.notified) = (true, u64::MAX);
                 Effect::Work
             }
@@ -278,6 +285,7 @@ impl<D: Device> Function for Transport<D> {
 
     fn configured(&mut self, _: Range<usize>) -> Effect {
         let effect = self.msix.configured(&self.config);
+        self.device.set_master(self.config.is_master());
         // Work and interrupts may have waited until the guest let the function access memory.
         if self.config.is_master() && self.is_running() {
             self.notified = u64::MAX;

@@ -50,6 +50,8 @@ pub struct Port {
     /// Number of guests that have had the port.
     pub life: AtomicU64,
     pub receiver: Mutex<Option<Receiver>>,
+    /// The guest lets its card access memory. It changes with the receiver's lock held.
+    pub is_open: AtomicBool,
     /// The receiver has to be interrupted.
     pub has_news: AtomicBool,
     pub counts: [AtomicU64; COUNTS],
@@ -97,6 +99,7 @@ impl Default for Port {
             tag: AtomicU64::new(0),
             life: AtomicU64::new(0),
             receiver: Mutex::new(None),
+            is_open: AtomicBool::new(false),
             has_news: AtomicBool::new(false),
             counts: [const { AtomicU64::new(0) }; COUNTS],
         }

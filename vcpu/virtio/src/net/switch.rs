@@ -137,8 +137,9 @@ impl Switch {
         if port.tag.load(SeqCst) != tag.0 {
             return Err(Lost::Full);
         }
+        let is_open = port.is_open.load(SeqCst);
         let delivered = match &mut *receiver {
-            Some(receiver) if receiver.fault.is_none() => put(receiver, frame),
+            Some(receiver) if is_open && receiver.fault.is_none() => put(receiver, frame),
             _ => Err(Lost::Full),
         };
         match delivered {
@@ -204,6 +205,12 @@ impl Attached {
     pub fn receive(&self, receiver: Option<Receiver>) {
         *self.port().receiver.lock() = receiver;
         self.port().has_news.store(false, SeqCst);
+    }
+
+    /// Notes whether the guest lets its card access memory. If it does not, no frame comes when this returns.
+    pub fn open(&self, is_open: bool) {
+        let _none = self.port().receiver.lock();
+        self.port().is_open.store(is_open, SeqCst);
     }
 
     /// Takes the news for the guest: whether there are any, and the rule that its driver broke, if it did.
@@ -280,7 +287,7 @@ impl Attached {
         for (_, port) in self.switch.ports.iter().enumerate().filter(is_touched) {
             let mut receiver = port.receiver.lock();
             // Another guest's, if the port has changed hands: it is told what it knows.
-            let Some(receiver) = &mut *receiver else {
+            let Some(receiver) = receiver.as_mut().filter(|_| port.is_open.load(SeqCst)) else {
                 continue;
             };
             let Receiver { guest, queue, .. } = receiver;

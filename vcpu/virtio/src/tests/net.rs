@@ -429,3 +429,21 @@ fn a_million_operations_on_a_card_hurt_nobody_at_its_network() {
     c.send(&frame(B, C, b"still there"));
     assert!(b.count(Count::Received) + b.count(Count::Full) > 0);
 }
+
+#[test]
+fn a_card_that_may_not_access_memory_gets_no_frame() {
+    const COMMAND: usize = 4;
+    let rams = rams(2);
+    let switch = Arc::new(Switch::default());
+    let [mut a, mut b] = [(A, 0), (B, 1)]
+        .map(|(mac, ram): (u64, usize)| Guest::new(&switch, settings(mac), &rams[ram]));
+    b.listen(4);
+    let sent = frame(B, A, &[1; 50]);
+    for (command, count) in [(6, 1), (2, 0), (6, 1)] {
+        b.driver.function.config().write(COMMAND, 2, command);
+        b.driver.function.configured(COMMAND..COMMAND + 2);
+        a.send(&sent);
+        assert_eq!(b.take().len(), count, "{command}");
+    }
+    assert_eq!((b.count(Count::Full), a.count(Count::Sent)), (1, 2));
+}
