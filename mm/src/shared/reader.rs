@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use seam::abi::{PAGE_2M, PAGE_4K, level_bytes};
+use seam::abi::{PAGE_2M, PAGE_4K};
 use seam::address::{Gpa, Hpa};
 
 use super::entry::Entry;
@@ -13,8 +13,17 @@ pub struct Reader<'m, F> {
     map: &'m SharedMap,
     state: sync::RwLockReadGuard<'m, State>,
     frames: &'m F,
-    /// The table that was used last, and the number of the 2 MiB that it maps.
-    last: Cell<Option<(u64, &'m Words)>>,
+    /// The 2 MiB that were looked at last, and their number.
+    last: Cell<Option<(u64, Block<'m>)>>,
+}
+
+/// What maps 2 MiB.
+#[derive(Clone, Copy)]
+enum Block<'m> {
+    /// A table with the entries of pages of 4 KiB.
+    Table(&'m Words),
+    /// A page of the guest's.
+    Page(Hpa),
 }
 
 impl<'m, F: Frames> Reader<'m, F> {
@@ -41,8 +50,19 @@ impl<'m, F: Frames> Reader<'m, F> {
     #[inline]
     pub fn page(&self, gpa: Gpa) -> Option<&'m Words> {
         match self.last.get() {
-            Some((block, table)) if block == gpa.0 / PAGE_2M => self.entry_of(table, gpa),
+            Some((number, block)) if number == gpa.0 / PAGE_2M => self.page_of(block, gpa),
             _ => self.walk(gpa),
+        }
+    }
+
+    #[inline]
+    fn page_of(&self, block: Block<'m>, gpa: Gpa) -> Option<&'m Words> {
+        match block {
+            Block::Table(table) => self.entry_of(table, gpa),
+            Block::Page(hpa) => {
+                let offset = gpa.0 % PAGE_2M / PAGE_4K * PAGE_4K;
+                Some(self.frames.words(Hpa(hpa.0 + offset)))
+            }
         }
     }
 
@@ -58,15 +78,13 @@ impl<'m, F: Frames> Reader<'m, F> {
         if self.state.holding.tables == 0 {
             return None;
         }
-        if let Some(table) = self.map.table(self.frames, gpa, 0) {
-            let table = self.frames.words(table);
-            self.last.set(Some((gpa.0 / PAGE_2M, table)));
-            return self.entry_of(table, gpa);
-        }
-        // A page of 2 MiB, or nothing.
-        let (entry, level) = self.map.find(self.frames, gpa)?;
-        let offset = gpa.0 % level_bytes(level) / PAGE_4K * PAGE_4K;
-        let page = Hpa(Entry::load(entry).hpa().0 + offset);
-        Some(self.frames.words(page))
+        let entry = self.map.block(self.frames, gpa)?;
+        let block = match entry.is_large() {
+            true if entry.is_lent() || entry.is_io() => return None,
+            true => Block::Page(entry.hpa()),
+            false => Block::Table(self.frames.words(entry.hpa())),
+        };
+        self.last.set(Some((gpa.0 / PAGE_2M, block)));
+        self.page_of(block, gpa)
     }
 }

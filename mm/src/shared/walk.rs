@@ -71,6 +71,20 @@ impl SharedMap {
         None
     }
 
+    /// Returns the entry for the 2 MiB around `gpa`, if it is present: of a table, or of a page of 2 MiB.
+    pub(super) fn block(&self, frames: &impl Frames, gpa: Gpa) -> Option<Entry> {
+        let address = gpa.0 | self.shared;
+        let mut table = self.root;
+        for level in (1..=self.top).rev() {
+            let entry = Entry::load(&frames.words(table)[index(address, level)]);
+            if !entry.is_present() || level == 1 {
+                return entry.is_present().then_some(entry);
+            }
+            table = entry.hpa();
+        }
+        None
+    }
+
     /// Returns the table whose entries of `level` map the addresses around `gpa`.
     pub(super) fn table(&self, frames: &impl Frames, gpa: Gpa, level: u8) -> Option<Hpa> {
         let address = gpa.0 | self.shared;
