@@ -14,6 +14,8 @@ pub mod release;
 pub mod sandbox;
 #[cfg(feature = "bare")]
 pub mod tries;
+#[cfg(feature = "bare")]
+pub mod virtio;
 
 /// Every guest: the name of its program, and of its image without `.fd`.
 pub const ALL: &[&str] = &[
@@ -37,4 +39,5 @@ pub const ALL: &[&str] = &[
     "hammer",
     "chaos",
     "drive",
+    "queues",
 ];

@@ -26,6 +26,8 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("debug-td", debug),
     Scenario::new("hostile-guest", |bench| hostile(bench, 10_000)),
     Scenario::by_name_only("hostile-million", |bench| hostile(bench, MILLION)),
+    Scenario::new("virtio-hostile", |bench| virtio_hostile(bench, 50_000)),
+    Scenario::by_name_only("virtio-million", |bench| virtio_hostile(bench, MILLION)),
     Scenario::new("large-pages", large_pages),
 ];
 
@@ -325,6 +327,40 @@ pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
     hostile.wait(&mut console, "hostile: end ", CHECKS)?;
     ensure!(!hostile.text.contains("FAIL "), "{}", hostile.text);
     nothing_is_left(&mut console, &["hostile", "smp"], before)
+}
+
+/// A guest turns on its virtio devices while another TD runs. Nothing but its own devices stops, and a reset is enough for
+/// them to work again.
+fn virtio_hostile(bench: &mut Bench, operations: u64) -> Result<()> {
+    const DEVICES: &str = "console = \"virtio\"\nvsock = { cid = 3, services = [\"quote\"] }\n\
+        [[td.disk]]\nfile = \"queues\"\noverlay = \"4M\"\n[[td.disk]]\nfile = \"queues\"\n\
+        [[td.net]]\nnetwork = \"lan\"\n[[network]]\nname = \"lan\"";
+    let tds = [
+        Named::new("queues", "64M", 1)
+            .wishing(&[0, operations])
+            .with(DEVICES),
+        Named::new("smp", "64M", 1),
+    ];
+    let machine = machine(bench, &tds)?;
+    let mut console = bench.console(&machine)?;
+    let before = used(&mut console)?;
+    console.succeed("td start smp", LIFE)?;
+    let mut smp = Words::of("smp");
+    let first = Counts::by_now(&mut smp, &mut console)?;
+    console.succeed("td start queues", LIFE)?;
+    let mut queues = Words::of("queues");
+    // The console is full of what the guest lets its console device write.
+    while !queues.text.contains(" operations made, ") {
+        let so_far = queues.text.len();
+        queues.wait_for(&mut console, CHECKS, |text| text.len() > so_far)?;
+        smp.read(&mut console)?;
+    }
+    let made = queues.text.rfind("queues: seed ").unwrap_or(0);
+    let made = queues.text[made..].lines().next();
+    bench.note(made.unwrap_or_default().to_owned());
+    queues.pass(&mut console, "queues", CHECKS)?;
+    first.wait_for_more(&mut smp, &mut console)?;
+    nothing_is_left(&mut console, &["queues", "smp"], before)
 }
 
 /// Checks that a TD of 1 GiB that has used all of it has hardly any of it in small pages. Memory that was shared and
