@@ -1,6 +1,7 @@
-//! Debian's kernel with a virtio console and disks.
+//! Debian's kernel with a virtio console, its port for scripts, and disks.
 
 use std::fmt::Write as _;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -26,7 +27,7 @@ fn td(name: &str, cmdline: &str, more: &str) -> String {
 }
 
 /// Boots with the serial port, then with the virtio console and disks, and compares the exits. Types at the virtio
-/// console, and runs a program from a file system on a disk.
+/// console, runs a program from a file system on a disk, and lets a script talk to a process.
 pub fn virtio(bench: &mut Bench) -> Result<()> {
     let numbers = (1..=NUMBERS).fold(String::new(), |mut text, number| {
         // Writing to a string does not fail.
@@ -53,6 +54,10 @@ pub fn virtio(bench: &mut Bench) -> Result<()> {
     let mut shell = Shell::reopen(&mut console, "virtio")?;
     type_much(&mut shell)?;
     use_disks(&mut shell, numbers.len())?;
+    await_script(&mut shell)?;
+    shell.leave()?;
+    run_script(&mut console)?;
+    let mut shell = Shell::reopen(&mut console, "virtio")?;
     shell.type_line("poweroff")?;
     shell.leave()?;
     super::wait_for_state(&mut console, "virtio", "reclaimed")?;
@@ -87,6 +92,29 @@ fn type_much(shell: &mut Shell<'_>) -> Result<()> {
     let many = shell.run("seq 1000 | tail -n 500", COMMAND)?;
     ensure!(many.lines().count() == 500, "{many}");
     Ok(())
+}
+
+/// Lets a process of the TD wait for a line at the port for scripts, which it answers there.
+fn await_script(shell: &mut Shell<'_>) -> Result<()> {
+    let name = shell.run("cat /sys/class/virtio-ports/vport0p1/name", COMMAND)?;
+    ensure!(name.trim() == "org.seamark.script", "{name}");
+    let port = "/dev/vport0p1";
+    let answer = format!("(read line <{port}; echo \"you said $line\" >{port}) &");
+    shell.run(&answer, COMMAND).map(drop)
+}
+
+/// Sends a line to the TD's port for scripts, and waits for the answer.
+fn run_script(console: &mut Console) -> Result<()> {
+    console.succeed(r"td send virtio hello\n", COMMAND)?;
+    let deadline = Instant::now() + COMMAND;
+    loop {
+        let said = console.succeed("td script virtio", COMMAND)?;
+        let said = said["output"].as_str().unwrap_or_default();
+        if said.contains("you said hello\n") {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "the port has {said:?}");
+    }
 }
 
 /// Reads an image of `bytes` bytes, then writes a file system over it and runs a program from there. The disk that shares
