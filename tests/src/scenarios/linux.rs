@@ -5,6 +5,7 @@ mod faults;
 pub mod foreign;
 mod net;
 pub mod shell;
+mod sockets;
 mod virtio;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("linux-virtio", virtio::virtio).with_linux(),
     Scenario::new("linux-net", net::net).with_linux(),
     Scenario::by_name_only("linux-net-ends", net::ends).with_linux(),
+    Scenario::new("linux-sockets", sockets::sockets).with_linux(),
 ];
 
 /// Linux's message for a breakpoint of its own that was gone already. QEMU 7.2 reads code before it watches the page,

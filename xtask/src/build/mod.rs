@@ -160,17 +160,16 @@ fn td_firmware(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds a static program that prints the measurements that a TD's Linux sees.
+/// Builds a static program for a TD's Linux: `tdreport` prints the measurements, `vsock` uses the socket device.
 ///
 /// # Errors
 /// Cargo fails.
-pub fn tdreport() -> Result<PathBuf> {
-    const NAME: &str = "tdreport";
+pub fn linux_program(name: &str) -> Result<PathBuf> {
     let directory = workspace::target().join("linux");
     let mut cargo = Command::new(workspace::cargo());
     cargo
         .current_dir(workspace::root())
-        .args(["build", "--release", "--package", NAME, "--target", TARGET])
+        .args(["build", "--release", "--package", name, "--target", TARGET])
         .arg("--target-dir")
         .arg(&directory)
         .env(
@@ -178,8 +177,8 @@ pub fn tdreport() -> Result<PathBuf> {
             "-Ctarget-feature=+crt-static\u{1f}-Cstrip=symbols",
         )
         .env_remove("RUSTFLAGS");
-    cargo::build(cargo, "the program that prints a TD's measurements")?;
-    Ok(directory.join(TARGET).join("release").join(NAME))
+    cargo::build(cargo, &format!("{name} for Linux in a TD"))?;
+    Ok(directory.join(TARGET).join("release").join(name))
 }
 
 /// Builds programs as TDVF images.

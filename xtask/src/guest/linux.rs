@@ -3,7 +3,7 @@
 //! Nothing is installed: packages are downloaded and unpacked. What is there already is taken as it is.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -17,8 +17,8 @@ use crate::{build, host, workspace};
 const KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
 /// Modules for the system, in the order in which they are loaded: for reports, to tell the host of a panic, and to follow
-/// the power button; for a network card and disks.
-const MODULES: [&str; 11] = [
+/// the power button; for a network card, disks and sockets.
+const MODULES: [&str; 14] = [
     "kernel/fs/configfs/configfs.ko.xz",
     "kernel/drivers/virt/coco/tsm.ko.xz",
     "kernel/drivers/virt/coco/tdx-guest/tdx-guest.ko.xz",
@@ -30,7 +30,13 @@ const MODULES: [&str; 11] = [
     "kernel/drivers/net/net_failover.ko.xz",
     "kernel/drivers/net/virtio_net.ko.xz",
     "kernel/drivers/block/virtio_blk.ko.xz",
+    "kernel/net/vmw_vsock/vsock.ko.xz",
+    "kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko.xz",
+    "kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko.xz",
 ];
+
+/// The project's own programs for Linux in a TD.
+const PROGRAMS: [&str; 2] = ["tdreport", "vsock"];
 
 /// The inittab of busybox's init.
 const INITTAB: &str = "\
@@ -47,7 +53,10 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in configfs tsm tdx-guest pvpanic pvpanic-mmio evdev button; do insmod /lib/$module.ko; done
 if grep -q 0x1af4 /sys/bus/pci/devices/*/vendor; then
-  for module in failover net_failover virtio_net virtio_blk; do insmod /lib/$module.ko; done
+  for module in failover net_failover virtio_net virtio_blk \\
+      vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do
+    insmod /lib/$module.ko
+  done
 fi
 mount -t configfs configfs /sys/kernel/config
 acpid -l /dev/null -p /tmp/acpid.pid
@@ -76,7 +85,8 @@ pub fn get() -> Result<Linux> {
     if !linux.kernel().exists() {
         packages.fetch([&*kernel_package()?, BUSYBOX])?;
     }
-    let initrd = initrd(&unpacked, &build::tdreport()?)?;
+    let programs = PROGRAMS.map(build::linux_program);
+    let initrd = initrd(&unpacked, programs)?;
     write(&linux.initrd(), &initrd)?;
     // Last, for it is the sign that all is there.
     if !linux.kernel().exists() {
@@ -99,7 +109,7 @@ fn kernel_package() -> Result<String> {
 }
 
 /// The initial file system.
-fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
+fn initrd(unpacked: &Path, programs: [Result<PathBuf>; PROGRAMS.len()]) -> Result<Vec<u8>> {
     let busybox = unpacked.join("bin/busybox");
     let mut archive = Archive::default();
     for directory in [
@@ -128,7 +138,9 @@ fn initrd(unpacked: &Path, tdreport: &Path) -> Result<Vec<u8>> {
     archive.program("etc/acpi/PWRF/00000080", POWER_BUTTON.as_bytes());
     archive.program("etc/udhcpc", LEASE.as_bytes());
     archive.file("etc/profile", PROFILE.as_bytes());
-    archive.program("bin/tdreport", &read(tdreport)?);
+    for (name, program) in PROGRAMS.iter().zip(programs) {
+        archive.program(&format!("bin/{name}"), &read(&program?)?);
+    }
     let modules = find(&unpacked.join("lib/modules"), "")?;
     for module in MODULES {
         let path = modules.join(module);
