@@ -6,7 +6,7 @@
 use alloc::sync::{Arc, Weak};
 use core::fmt;
 
-use devices::{Memory, Page, Unshared};
+use devices::{Memory, Other, Page, Unshared};
 use mm::shared::{Frames, Reader};
 use seam::address::Gpa;
 use spin::Once;
@@ -43,26 +43,6 @@ impl Peer {
         self.vm.call_once(|| Arc::downgrade(vm));
     }
 
-    /// Calls `work` with the TD's memory, no page of which is unmapped meanwhile. Returns `false`, and does not call it,
-    /// if the TD is gone or entries of its shared memory change now.
-    pub(crate) fn with_memory<F: Frames>(
-        &self,
-        frames: &F,
-        work: &mut dyn FnMut(&dyn Memory),
-    ) -> bool {
-        let Some(vm) = self.vm() else {
-            return false;
-        };
-        let Some(reader) = vm.shared().try_reader(frames) else {
-            return false;
-        };
-        work(&PeerMemory {
-            shared_bit: vm.shared().shared_bit(),
-            reader,
-        });
-        true
-    }
-
     /// Lets the device take its news, and interrupts its driver. A vCPU of the TD does what needs the TD's memory.
     pub(crate) fn tell(&self, executor: &dyn Executor) {
         let Some(vm) = self.vm() else {
@@ -85,6 +65,42 @@ impl fmt::Debug for Peer {
         f.debug_struct("Peer")
             .field("device", &self.device)
             .finish_non_exhaustive()
+    }
+}
+
+/// A TD that is reached by one of its devices, several times in a row.
+pub struct Reached {
+    peer: Arc<Peer>,
+    vm: Arc<Vm>,
+}
+
+impl Reached {
+    /// Returns the TD of a device; `None` if it is gone.
+    pub fn new(other: &Other) -> Option<Self> {
+        let peer = other.clone().downcast::<Peer>().ok()?;
+        let vm = peer.vm()?;
+        Some(Self { peer, vm })
+    }
+
+    /// Returns whether this is the TD of a device.
+    #[inline]
+    pub fn is(&self, other: &Other) -> bool {
+        core::ptr::addr_eq(Arc::as_ptr(&self.peer), Arc::as_ptr(other))
+    }
+
+    /// Calls `work` with the TD's memory, no page of which is unmapped meanwhile. Returns `false`, and does not call it,
+    /// if entries of its shared memory change now.
+    #[inline]
+    pub fn with_memory<F: Frames>(&self, frames: &F, work: &mut dyn FnMut(&dyn Memory)) -> bool {
+        let map = self.vm.shared();
+        let Some(reader) = map.try_reader(frames) else {
+            return false;
+        };
+        work(&PeerMemory {
+            shared_bit: map.shared_bit(),
+            reader,
+        });
+        true
     }
 }
 

@@ -13,7 +13,7 @@ use seam::abi::PAGE_4K;
 use seam::address::Gpa;
 
 use crate::interrupts::deliver_messages;
-use crate::peer::Peer;
+use crate::peer::{Peer, Reached};
 use crate::slice::PhysicalCpu;
 use crate::wake::Waker;
 
@@ -32,6 +32,8 @@ pub struct TdMemory<'a, 'm, F> {
     found: [Cell<Found<'m>>; REMEMBERED],
     /// Devices of other TDs for which there is news.
     rung: RefCell<ArrayVec<Arc<Peer>, MOST_RUNG>>,
+    /// The TD that was reached last.
+    reached: Cell<Option<Reached>>,
 }
 
 /// A page and its number.
@@ -53,6 +55,7 @@ impl<'a, 'm, F: Frames> TdMemory<'a, 'm, F> {
             shared_bit: map.shared_bit(),
             found: [none; REMEMBERED].map(Cell::new),
             rung: RefCell::default(),
+            reached: Cell::default(),
         }
     }
 
@@ -81,8 +84,14 @@ impl<F: Frames> Memory for TdMemory<'_, '_, F> {
     }
 
     fn with_other(&self, other: &Other, work: &mut dyn FnMut(&dyn Memory)) -> bool {
-        let peer = other.downcast_ref::<Peer>();
-        peer.is_some_and(|peer| peer.with_memory(self.reader.frames(), work))
+        let last = self.reached.take();
+        let reached = last.filter(|reached| reached.is(other));
+        let Some(reached) = reached.or_else(|| Reached::new(other)) else {
+            return false;
+        };
+        let is_done = reached.with_memory(self.reader.frames(), work);
+        self.reached.set(Some(reached));
+        is_done
     }
 
     fn ring(&self, other: &Other) {

@@ -59,6 +59,11 @@ impl Entry {
         self.0 & (READ | WRITE | EXECUTE) == READ
     }
 
+    /// Returns whether this leaf maps memory of the guest's own: neither lent nor of a device.
+    pub const fn is_guests(self) -> bool {
+        self.0 & (WRITE | MEMORY_TYPE) == WRITE | WRITE_BACK
+    }
+
     pub const fn is_present(self) -> bool {
         self.0 & (READ | WRITE | EXECUTE) != 0
     }

@@ -35,6 +35,7 @@ use crate::private::{Levels, NoAnswer};
 use entry::Entry;
 pub use io::{DeviceMemory, MOST_IO_TABLES};
 pub use mirror::{Mirror, MirrorError, Page};
+use reader::LastBlock;
 pub use reader::Reader;
 
 /// Number of entries in a table.
@@ -127,6 +128,7 @@ pub struct SharedMap {
     // Held for writing by a CPU that changes an entry, and for reading by each CPU that uses a frame, which therefore cannot
     // be unmapped meanwhile.
     state: sync::RwLock<State>,
+    last: LastBlock,
 }
 
 /// The state that the lock protects, beside the entries.
@@ -189,6 +191,7 @@ impl SharedMap {
                 mirror: None,
                 is_astray: None,
             }),
+            last: LastBlock::default(),
         })
     }
 
@@ -351,6 +354,8 @@ impl SharedMap {
     /// Takes the lock for writing. No reader comes in from now on, so that other TDs' CPUs, which read for a moment each,
     /// can't keep the writer out.
     fn write(&self) -> impl DerefMut<Target = State> + '_ {
-        self.state.upgradeable_read().upgrade()
+        let state = self.state.upgradeable_read().upgrade();
+        self.last.forget();
+        state
     }
 }

@@ -1,6 +1,7 @@
 //! Looking pages up, many in a row.
 
 use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use seam::abi::{PAGE_2M, PAGE_4K};
 use seam::address::{Gpa, Hpa};
@@ -14,30 +15,41 @@ pub struct Reader<'m, F> {
     state: sync::RwLockReadGuard<'m, State>,
     frames: &'m F,
     /// The 2 MiB that were looked at last, and their number.
-    last: Cell<Option<(u64, Block<'m>)>>,
+    last: Cell<Option<(u64, Found<'m>)>>,
 }
 
 /// What maps 2 MiB.
-#[derive(Clone, Copy)]
-enum Block<'m> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
     /// A table with the entries of pages of 4 KiB.
-    Table(&'m Words),
+    Table(Hpa),
     /// A page of the guest's.
     Page(Hpa),
 }
 
+/// A [`Block`] whose table was found.
+#[derive(Clone, Copy)]
+enum Found<'m> {
+    Table(&'m Words),
+    Page(Hpa),
+}
+
 impl<'m, F: Frames> Reader<'m, F> {
-    pub(super) const fn new(
+    pub(super) fn new(
         map: &'m SharedMap,
         state: sync::RwLockReadGuard<'m, State>,
         frames: &'m F,
     ) -> Self {
-        Self {
+        let reader = Self {
             map,
             state,
             frames,
             last: Cell::new(None),
-        }
+        };
+        let last = map.last.get();
+        let last = last.map(|(number, block)| (number, reader.found(block)));
+        reader.last.set(last);
+        reader
     }
 
     /// Returns the host's frames.
@@ -56,10 +68,18 @@ impl<'m, F: Frames> Reader<'m, F> {
     }
 
     #[inline]
-    fn page_of(&self, block: Block<'m>, gpa: Gpa) -> Option<&'m Words> {
+    fn found(&self, block: Block) -> Found<'m> {
         match block {
-            Block::Table(table) => self.entry_of(table, gpa),
-            Block::Page(hpa) => {
+            Block::Table(table) => Found::Table(self.frames.words(table)),
+            Block::Page(page) => Found::Page(page),
+        }
+    }
+
+    #[inline]
+    fn page_of(&self, block: Found<'m>, gpa: Gpa) -> Option<&'m Words> {
+        match block {
+            Found::Table(table) => self.entry_of(table, gpa),
+            Found::Page(hpa) => {
                 let offset = gpa.0 % PAGE_2M / PAGE_4K * PAGE_4K;
                 Some(self.frames.words(Hpa(hpa.0 + offset)))
             }
@@ -69,8 +89,7 @@ impl<'m, F: Frames> Reader<'m, F> {
     #[inline]
     fn entry_of(&self, table: &Words, gpa: Gpa) -> Option<&'m Words> {
         let entry = Entry::load(&table[(gpa.0 / PAGE_4K) as usize % ENTRIES]);
-        let is_guests = entry.is_present() && !entry.is_lent() && !entry.is_io();
-        is_guests.then(|| self.frames.words(entry.hpa()))
+        entry.is_guests().then(|| self.frames.words(entry.hpa()))
     }
 
     #[inline(never)]
@@ -80,11 +99,81 @@ impl<'m, F: Frames> Reader<'m, F> {
         }
         let entry = self.map.block(self.frames, gpa)?;
         let block = match entry.is_large() {
-            true if entry.is_lent() || entry.is_io() => return None,
+            true if !entry.is_guests() => return None,
             true => Block::Page(entry.hpa()),
-            false => Block::Table(self.frames.words(entry.hpa())),
+            false => Block::Table(entry.hpa()),
         };
-        self.last.set(Some((gpa.0 / PAGE_2M, block)));
+        let number = gpa.0 / PAGE_2M;
+        self.map.last.set(number, block);
+        let block = self.found(block);
+        self.last.set(Some((number, block)));
         self.page_of(block, gpa)
+    }
+}
+
+/// What a reader used last, for the next reader. Set with the lock held for reading, and forgotten by each who takes it
+/// for writing, so that it is what the entries say.
+#[derive(Debug, Default)]
+pub(super) struct LastBlock(
+    /// The address of a table or page and, in the bits that addresses do not have, the number of the 2 MiB and one bit for
+    /// a page; 0 if there is none.
+    AtomicU64,
+);
+
+impl LastBlock {
+    /// The bits of an address: a multiple of 4 KiB of at most 52 bits.
+    const ADDRESS: u64 = (1 << 52) - PAGE_4K;
+    /// Number of bits above the address.
+    const ABOVE: u32 = 12;
+
+    /// Returns the number of the 2 MiB, and what maps them.
+    #[inline]
+    fn get(&self) -> Option<(u64, Block)> {
+        let last = self.0.load(Relaxed);
+        let (address, rest) = (last & Self::ADDRESS, last & !Self::ADDRESS);
+        let rest = rest.rotate_left(Self::ABOVE);
+        let block = match rest & 1 {
+            0 => Block::Table(Hpa(address)),
+            _ => Block::Page(Hpa(address)),
+        };
+        (last != 0).then_some((rest >> 1, block))
+    }
+
+    /// Sets it, unless the number has more than 23 bits.
+    fn set(&self, number: u64, block: Block) {
+        let (address, is_page) = match block {
+            Block::Table(hpa) => (hpa.0, 0),
+            Block::Page(hpa) => (hpa.0, 1),
+        };
+        let rest = (number << 1 | is_page).rotate_right(Self::ABOVE);
+        if rest & Self::ADDRESS == 0 {
+            self.0.store(address | rest, Relaxed);
+        }
+    }
+
+    pub(super) fn forget(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_was_used_last_is_known_with_its_number(
+            number in 0u64..1 << 24, at in 1u64..1 << 40, is_page: bool,
+        ) {
+            let last = LastBlock::default();
+            let at = Hpa(at * PAGE_4K);
+            let block = if is_page { Block::Page(at) } else { Block::Table(at) };
+            last.set(number, block);
+            let is_kept = number < 1 << 23;
+            prop_assert_eq!(last.get(), is_kept.then_some((number, block)));
+            last.forget();
+            prop_assert_eq!(last.get(), None);
+        }
     }
 }

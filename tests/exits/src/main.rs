@@ -102,7 +102,7 @@ const REQUESTS: [Request; 3] = [
     },
     Request {
         name: "frame",
-        most: 2_240,
+        most: 1_990,
         make: send_frames,
     },
 ];

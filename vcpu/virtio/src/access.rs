@@ -48,22 +48,31 @@ pub fn set_field(memory: &dyn Memory, gpa: u64, size: usize, value: u64) -> Resu
     Ok(())
 }
 
-/// Writes two fields of 4 bytes from `gpa` on, a multiple of 4. Earlier accesses come before them, later ones after them.
+/// Writes two fields of 4 bytes from `gpa` on, a multiple of 4. Earlier accesses come before them. Nobody else writes the 4 bytes
+/// before them meanwhile. If `is_last`, others may write those behind them.
 ///
 /// # Errors
 /// [`Unshared`]; the first may have been written then.
-pub fn set_fields(memory: &dyn Memory, gpa: u64, fields: [u32; 2]) -> Result<(), Unshared> {
+pub fn set_fields(
+    memory: &dyn Memory,
+    gpa: u64,
+    fields: [u32; 2],
+    is_last: bool,
+) -> Result<(), Unshared> {
     const FIELD: u64 = 4;
+    const LOW: u64 = u32::MAX as u64;
     let [first, second] = fields.map(u64::from);
     let page = memory.page(gpa)?;
     let (word, shift) = place(gpa);
     if shift == 0 {
-        page[word].store(first | second << 32, SeqCst);
+        page[word].store(first | second << 32, Release);
         return Ok(());
     }
-    merge(&page[word], first << shift, mask(4) << shift);
+    let before = page[word].load(Relaxed);
+    page[word].store(before & LOW | first << 32, Release);
     match page.get(word + 1) {
-        Some(next) => merge(next, second, mask(4)),
+        Some(next) if is_last => merge(next, second, LOW),
+        Some(next) => next.store(next.load(Relaxed) & !LOW | second, Release),
         None => set_field(memory, gpa + FIELD, 4, second)?,
     }
     Ok(())
@@ -353,7 +362,7 @@ mod tests {
         for at in (0..0x1FF8).step_by(4) {
             let ram = Ram::new(2);
             write(&ram, 0, &[7; 0x2000]).unwrap();
-            set_fields(&ram, at, [0x0403_0201, 0x0807_0605]).unwrap();
+            set_fields(&ram, at, [0x0403_0201, 0x0807_0605], at % 16 < 8).unwrap();
             let mut model = [7; 0x2000];
             model[at as usize..][..8].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
             let mut found = [0; 0x2000];
@@ -362,8 +371,11 @@ mod tests {
         }
         let ram = Ram::new(2);
         ram.unshare(1);
-        assert_eq!(set_fields(&ram, 0xFFC, [1, 2]), Err(Unshared(0x1000)));
-        assert_eq!(set_fields(&ram, 0x1000, [1, 2]), Err(Unshared(0x1000)));
+        assert_eq!(set_fields(&ram, 0xFFC, [1, 2], true), Err(Unshared(0x1000)));
+        assert_eq!(
+            set_fields(&ram, 0x1000, [1, 2], false),
+            Err(Unshared(0x1000))
+        );
     }
 
     #[test]

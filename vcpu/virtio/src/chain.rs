@@ -86,6 +86,12 @@ impl<'c> Cursor<'c> {
         None
     }
 
+    /// Steps back by the last `bytes` bytes of the part that [`Self::next_part`] returned last.
+    pub const fn put_back(&mut self, bytes: usize) {
+        self.done -= bytes as u32;
+        self.left += bytes as u64;
+    }
+
     /// Steps over `bytes` bytes, or to the end.
     pub fn skip(&mut self, bytes: u64) {
         let mut left = bytes;

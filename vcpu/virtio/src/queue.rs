@@ -145,7 +145,7 @@ impl Queue {
         if self.next == self.seen {
             return Ok(false);
         }
-        let slot = u64::from(self.next % self.place.size);
+        let slot = self.slot(self.next);
         let head = field(memory, self.place.available + HEAD + 2 * slot, 2)? as u16;
         self.read_chain(memory, head, chain)?;
         self.next = self.next.wrapping_add(1);
@@ -162,10 +162,12 @@ impl Queue {
     /// # Errors
     /// [`Fault::NotShared`].
     pub fn complete(&mut self, memory: &dyn Memory, head: u16, bytes: u32) -> Result<(), Fault> {
-        let slot = u64::from(self.used % self.place.size);
+        let slot = self.slot(self.used);
         let at = self.place.used + HEAD + USED * slot;
-        // The elements of the ring are aligned to four bytes.
-        set_fields(memory, at, [head.into(), bytes])?;
+        // The elements of the ring are aligned to four bytes. Those around this one are the device's, too, and so is the
+        // index before the first. The event index behind the last has a neighbour.
+        let is_last = slot + 1 == u64::from(self.place.size);
+        set_fields(memory, at, [head.into(), bytes], is_last)?;
         self.used = self.used.wrapping_add(1);
         Ok(())
     }
@@ -202,6 +204,11 @@ impl Queue {
         }
         self.look(memory)?;
         Ok(self.next != self.seen)
+    }
+
+    /// Returns the element of a ring for an index. The size is a power of two.
+    const fn slot(&self, index: u16) -> u64 {
+        (index & (self.place.size - 1)) as u64
     }
 
     /// Reads the available index.

@@ -5,7 +5,7 @@ use core::fmt;
 
 use devices::{Memory, Other, Unshared};
 
-use super::header::{Checksum, ETHERNET, HEADER, START, Start};
+use super::header::{ADDRESSES, Checksum, HEADER, START, Start};
 use crate::access::{CopyError, copy};
 use crate::chain::{Chain, Cursor};
 use crate::queue::{Fault, Queue};
@@ -114,16 +114,15 @@ fn fill(
     let start: [u8; START] = frame.start.written(completes);
     into.write(memory, &start).map_err(of_receiver)?;
     let mut from = frame.payload.clone();
-    let mut left = frame.bytes - ETHERNET;
+    let mut left = frame.bytes - ADDRESSES;
     while left > 0 {
-        let mut source = from.clone();
-        let Some((source_gpa, most)) = source.next_part(left) else {
+        let Some((source_gpa, most)) = from.next_part(left) else {
             break;
         };
         let Some((gpa, bytes)) = into.next_part(most) else {
             break;
         };
-        from.skip(bytes as u64);
+        from.put_back(most - bytes);
         copy(frame.memory, source_gpa, (memory, gpa), bytes).map_err(|error| match error {
             CopyError::From(error) => Lost::Sender(error.into()),
             CopyError::Into(error) => of_receiver(error),
@@ -147,7 +146,7 @@ fn complete(
     frame: &Frame<'_>,
 ) -> Result<(), Lost> {
     let mut from = frame.payload.clone();
-    from.skip((checksum.start - ETHERNET) as u64);
+    from.skip((checksum.start - ADDRESSES) as u64);
     let mut left = frame.bytes - checksum.start;
     let mut sum = 0;
     let mut bytes = [0; AT_ONCE];
