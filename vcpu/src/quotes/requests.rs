@@ -55,7 +55,7 @@ mod status {
 pub enum NotTaken {
     /// The buffer is not shared, or has no report in the only version that there is.
     Invalid,
-    /// [`MOST`] requests are there.
+    /// Eight requests are there.
     Full,
     /// No service is connected.
     NoService,

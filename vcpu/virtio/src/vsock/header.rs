@@ -14,7 +14,7 @@ pub const STREAM: u16 = Type::Stream as u16;
 /// One end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// Context id: [`HOST`], or a guest's.
+    /// Context id: 2 for the host, or a guest's.
     pub cid: u64,
     /// Port.
     pub port: u32,

@@ -16,6 +16,7 @@ mod variables;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use config::TdConsole;
 use tdvf::TdImage;
 
 use super::event::{Event, Kind, Register};
@@ -57,9 +58,14 @@ pub struct Machine<'a> {
 /// Something that the boot depends on is missing, or its measurement can't be predicted; the message names it.
 pub fn events(machine: &Machine<'_>, image: &TdImage<'_>, disk: &Path) -> Result<Vec<Event>> {
     let td = machine.td;
+    let has_virtual = !td.disk.is_empty()
+        || !td.net.is_empty()
+        || td.vsock.is_some()
+        || td.console == TdConsole::Virtio;
     ensure!(
-        td.pci.len() == 1 && td.disk.is_empty(),
-        "TD {} must have one PCI function, an NVMe drive with the disk: the boot entries of others are not predicted",
+        td.pci.len() == 1 && !has_virtual,
+        "TD {} must have one PCI function, an NVMe drive with the disk, and no virtual disk, network card, socket device or \
+         virtio console: the boot entries and tables of others are not predicted",
         td.name
     );
     let mut events = firmware::events(machine, image)?;

@@ -149,6 +149,21 @@ fn a_log_replays_to_the_registers_of_the_report() {
 }
 
 #[test]
+fn a_td_with_virtual_devices_is_refused() {
+    let image = image();
+    let image = TdImage::parse(&image).unwrap();
+    let drive = Drive::new("", "");
+    for keys in ["console = \"virtio\"\n", "vsock = { cid = 3 }\n"] {
+        let machine = Machine {
+            td: &td(keys),
+            drive: &drive,
+        };
+        let refused = events(&machine, &image, Path::new("/dev/null")).unwrap_err();
+        assert!(refused.to_string().contains("no virtual disk"), "{refused}");
+    }
+}
+
+#[test]
 fn a_log_that_is_cut_off_or_of_another_kind_is_refused() {
     assert!(log::parse(&UKI_LOG[..UKI_LOG.len() - 20]).is_err());
     assert!(log::parse(b"hello, this is no log of events").is_err());
