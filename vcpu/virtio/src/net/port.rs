@@ -86,6 +86,11 @@ impl Tag {
         Mac(self.0 & Self::MAC)
     }
 
+    /// Returns whether this is a guest's port with this address.
+    pub const fn is_of(self, mac: Mac) -> bool {
+        self.0 & (Self::TAKEN | Self::MAC) == Self::TAKEN | mac.0
+    }
+
     /// Returns whether frames go from this port to `other`.
     pub const fn reaches(self, other: Self) -> bool {
         let is_shut = self.has(Self::ISOLATED) || other.has(Self::ISOLATED);

@@ -137,9 +137,10 @@ impl Switch {
         if port.tag.load(SeqCst) != tag.0 {
             return Err(Lost::Full);
         }
-        let is_open = port.is_open.load(SeqCst);
         let delivered = match &mut *receiver {
-            Some(receiver) if is_open && receiver.fault.is_none() => put(receiver, frame),
+            Some(receiver) if receiver.fault.is_none() && port.is_open.load(SeqCst) => {
+                put(receiver, frame)
+            }
             _ => Err(Lost::Full),
         };
         match delivered {
@@ -247,7 +248,7 @@ impl Attached {
             let tag = Tag(self.switch.ports[index].tag.load(SeqCst));
             let is_other = index != self.index && tag.has(Tag::TAKEN);
             // Any other port has one address, which is known.
-            let may_have = tag.has(Tag::TRUNK) || to.is_group() || tag.mac() == to;
+            let may_have = tag.mac() == to || tag.has(Tag::TRUNK) || to.is_group();
             if !is_other || !may_have || !self.tag.reaches(tag) {
                 continue;
             }
@@ -274,10 +275,7 @@ impl Attached {
         }
         let end = self.switch.end.load(SeqCst);
         let mut ports = self.switch.ports[..end].iter();
-        let own = ports.position(|port| {
-            let tag = Tag(port.tag.load(SeqCst));
-            tag.has(Tag::TAKEN) && tag.mac() == to
-        });
+        let own = ports.position(|port| Tag(port.tag.load(SeqCst)).is_of(to));
         own.or_else(|| self.switch.learned.find(to))
     }
 
