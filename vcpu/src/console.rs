@@ -22,7 +22,7 @@ pub struct Console {
     has_typed: AtomicBool,
     /// True if the operator watches the output.
     watched: AtomicBool,
-    /// Whether the guest drives the virtio console, which takes the typed bytes then.
+    /// True while the guest drives the virtio console, which takes the typed bytes then.
     has_virtio: AtomicBool,
     /// The port for scripts, once the TD has had one.
     script: Once<Arc<Self>>,

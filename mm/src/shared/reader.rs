@@ -18,7 +18,7 @@ pub struct Reader<'m, F> {
     last: Cell<Option<(u64, Found<'m>)>>,
 }
 
-/// What maps 2 MiB.
+/// The mapping of 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Block {
     /// A table with the entries of pages of 4 KiB.
@@ -111,7 +111,7 @@ impl<'m, F: Frames> Reader<'m, F> {
     }
 }
 
-/// What a reader used last, for the next reader. Set with the lock held for reading, and forgotten by each who takes it
+/// The mapping that a reader used last, for the next reader. Set with the lock held for reading, and forgotten by each who takes it
 /// for writing, so that it is what the entries say.
 #[derive(Debug, Default)]
 pub(super) struct LastBlock(

@@ -25,7 +25,7 @@ struct Case {
     most: u32,
     /// R11 to R15.
     operands: [u64; 5],
-    /// What R14 becomes more with each call.
+    /// The increase of R14 with each call.
     step: u64,
     /// True if an interrupt is posted to the vCPU, and stays so.
     is_posted: bool,

@@ -51,7 +51,7 @@ struct Current {
     since_us: u64,
 }
 
-/// What comes of a look at the service's answer.
+/// The progress of the service's answer.
 enum Progress {
     /// It is not complete.
     Waits,

@@ -45,7 +45,7 @@ pub fn request(report: &[u8; REPORT]) -> [u8; REQUEST] {
     bytes
 }
 
-/// Why an answer has no quote.
+/// Reason why an answer has no quote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoQuote {
     /// The service could not make one, and says why.

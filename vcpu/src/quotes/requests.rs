@@ -50,7 +50,7 @@ mod status {
     pub const UNAVAILABLE: u64 = 1 << 63 | 1;
 }
 
-/// Why a request is not taken.
+/// Reason why a request is not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotTaken {
     /// The buffer is not shared, or has no report in the only version that there is.
@@ -61,7 +61,7 @@ pub enum NotTaken {
     NoService,
 }
 
-/// How a request ended.
+/// The end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The quote is in this part of the answer.
@@ -88,7 +88,7 @@ struct List {
     /// The requests, from the `first` on.
     first: usize,
     count: usize,
-    /// What became of the first one.
+    /// The end of the first one, if it has come.
     outcome: Option<Outcome>,
 }
 

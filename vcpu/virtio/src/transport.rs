@@ -95,18 +95,18 @@ pub struct News {
     pub has_more: bool,
 }
 
-/// What went through a device.
+/// The bytes that went through a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes that the device wrote for the guest.
     pub to_guest: u64,
     /// Bytes that it took from the guest.
     pub from_guest: u64,
-    /// What was dropped: frames, or requests that failed.
+    /// Number of dropped frames, or of requests that failed.
     pub dropped: u64,
 }
 
-/// What [`Device::serve`] works with, and what comes of it.
+/// The means of [`Device::serve`], and its outcome.
 pub struct Work<'w> {
     /// The guest's memory.
     pub memory: &'w dyn Memory,

@@ -18,7 +18,7 @@ pub enum Register {
     Rtmr0,
     /// The programs up to the kernel.
     Rtmr1,
-    /// What these programs read: commands, files, command lines.
+    /// Inputs of these programs: commands, files, command lines.
     Rtmr2,
     /// The operating system's own.
     Rtmr3,

@@ -26,7 +26,7 @@ use boot::{Booted, MODEL, SERIAL};
 use configuration::Config;
 use uefi::{Drive, Machine};
 
-/// What to measure.
+/// The things to measure.
 #[derive(clap::Args)]
 pub struct Options {
     /// The firmware image, such as OVMF.fd, or a seamark.toml

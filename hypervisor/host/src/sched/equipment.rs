@@ -25,7 +25,7 @@ pub(super) type OnBus = Arc<Mutex<dyn Function>>;
 pub(super) struct Equipment {
     /// The functions, in the order of their devices.
     pub functions: Vec<OnBus>,
-    /// What the operator is told of them.
+    /// Their descriptions for the operator.
     pub fixtures: Vec<Fixture>,
     /// Those that other TDs reach.
     peers: Vec<Arc<Peer>>,

@@ -57,7 +57,7 @@ impl Guest for Halting {
     }
 }
 
-/// What the wakers want of a vCPU.
+/// The wakers' wishes of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Event {
     Nmi,

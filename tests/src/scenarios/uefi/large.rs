@@ -103,7 +103,7 @@ pub fn lazily(bench: &mut Bench) -> Result<()> {
     nothing_illegal(&mut console)
 }
 
-/// What a TD has cost.
+/// The cost of a TD.
 struct Cost {
     /// SEAMCALLs to build it.
     build_calls: u64,

@@ -87,7 +87,7 @@ pub struct Served {
     pub has_output: bool,
 }
 
-/// How a guest uses a virtual function.
+/// A guest's use of a virtual function.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// The driver is ready.
@@ -102,7 +102,7 @@ pub struct Usage {
     pub to_guest: u64,
     /// See `to_guest`.
     pub from_guest: u64,
-    /// What was dropped: frames, or requests that failed.
+    /// Number of dropped frames, or of requests that failed.
     pub dropped: u64,
     /// The rule that the driver broke, if the device waits for a reset.
     pub fault: Option<String>,

@@ -22,14 +22,14 @@ mod owed {
     pub const OPEN: u8 = 1 << 3;
 }
 
-/// What the driver has been told, and what it has said.
+/// The state of the conversation with the driver.
 #[derive(Debug, Default)]
 pub struct Control {
     /// The messages that are due, for each port.
     owed: [u8; PORTS],
 }
 
-/// What the driver said.
+/// A message of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
     /// Nothing that the device needs.

@@ -48,7 +48,7 @@ pub struct Frame<'f> {
     pub bytes: usize,
 }
 
-/// Why a frame was not delivered.
+/// Reason why a frame was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lost {
     /// The receiver has no buffer for it, or its memory is being converted.

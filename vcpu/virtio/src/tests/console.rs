@@ -156,7 +156,7 @@ fn much_output_is_written_in_parts() {
 }
 
 const MULTIPORT: u64 = 1 << 1;
-/// Where a driver with several ports has its buffers, a page for each.
+/// The places of the buffers of a driver with several ports, a page for each.
 const MESSAGES: u64 = 0x2_0000;
 
 /// A driver that knows of several ports.

@@ -17,7 +17,7 @@ use crate::{Fault, Net};
 const EVENTS: u64 = 1 << 29;
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;
-/// Where a guest has its frames to send, and its buffers, a page for each.
+/// The places of a guest's frames to send, and of its buffers, a page for each.
 const SENT: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x2_0000;
 

@@ -19,7 +19,7 @@ use crate::vsock::{Address, CAPACITY, Caller, End, Hub, NoPlace, Service, Settin
 use crate::vsock::{Header, Vsock};
 
 const EVENTS: u64 = 1 << 29;
-/// Where a guest has its packet to send, and its buffers, two pages for each.
+/// The places of a guest's packet to send, and of its buffers, two pages for each.
 const SENT: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x2_0000;
 const BUFFER: u32 = 0x2000;
@@ -498,7 +498,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..150)
 }
 
-/// What a guest knows and has, by the rules.
+/// The knowledge and the bytes of a guest, by the rules.
 #[derive(Default)]
 struct Side {
     sent: u32,

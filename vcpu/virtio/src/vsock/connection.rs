@@ -62,7 +62,7 @@ enum State {
     Open,
 }
 
-/// What becomes of a connection after a packet of the guest.
+/// The fate of a connection after a packet of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// It stays.

@@ -30,7 +30,7 @@ impl Credit {
     }
 }
 
-/// What the guest was told of the buffer for its own bytes.
+/// The last report to the guest of the buffer for its own bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Told(u32);
 

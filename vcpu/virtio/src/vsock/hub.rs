@@ -42,7 +42,7 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// What a guest may do.
+/// The rights of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Its context id, from 3.

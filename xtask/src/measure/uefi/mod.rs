@@ -1,7 +1,7 @@
 //! The measured boot of a TD with UEFI firmware: every event from the reset to the start of the system, predicted from the
 //! firmware's image, the disk's, and the configuration.
 //!
-//! What the host gives the firmware comes from the code that gives it: the list of memory and the devices' tables.
+//! The host's descriptions for the firmware come from the code that makes them: the list of memory and the devices' tables.
 
 mod acpi;
 mod firmware;

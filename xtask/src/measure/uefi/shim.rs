@@ -11,7 +11,7 @@ use crate::measure::event::{Event, Kind, Register};
 /// The program that shim starts, from its own directory.
 pub const NEXT: &str = "grubx64.efi";
 
-/// What shim starts instead when firmware has started it without a boot entry: a program that makes boot entries.
+/// The program that shim starts instead when firmware has started it without a boot entry: it makes boot entries.
 pub const NOT_PREDICTED: [&str; 1] = ["EFI/BOOT/fbx64.efi"];
 
 /// SHIM_LOCK_GUID (605DAB50-E046-4300-ABB6-3DD810DD8B23).

@@ -249,7 +249,7 @@ fn an_image_s_digest_is_without_checksum_and_signatures() {
     assert_eq!(digest(&signed), digest(&plain));
     signed[0x400] ^= 1;
     assert_ne!(digest(&signed), digest(&plain));
-    // What is behind the sections counts.
+    // The bytes behind the sections count.
     assert_ne!(digest(&[&plain[..], b"x"].concat()), digest(&plain));
 }
 

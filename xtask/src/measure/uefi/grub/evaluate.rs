@@ -38,7 +38,7 @@ pub trait Files {
     fn device_of(&self, uuid: &str) -> Option<String>;
 }
 
-/// What boots.
+/// The kernel that boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Boot {
     /// The kernel's path on the root file system.

@@ -1,7 +1,7 @@
 use super::evaluate::{Boot, Evaluation, Files};
 use super::{ESP, ROOT};
 
-/// What `update-grub` of Debian 13 writes on a disk with one kernel and a serial port.
+/// The configuration that `update-grub` of Debian 13 writes on a disk with one kernel and a serial port.
 const WRITTEN: &str = include_str!("written.cfg");
 const UUID: &str = "5ea3a4c0-0d13-4b1a-9c50-6e2f1c7d8a02";
 
