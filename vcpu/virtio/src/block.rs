@@ -15,16 +15,18 @@ use crate::queue::{Fault, Queue};
 use crate::transport::{Device, Kind, Work};
 
 pub use disk::{Disk, Image, NoRoom};
-use request::{MOST_CLEARED, SECTOR, serve};
+use request::{AT_ONCE, Begun, Long, MOST_CLEARED, SECTOR, serve};
 
 const QUEUES: &[u16] = &[128];
-/// Largest size and number of the segments of a request.
+/// Largest size and number of the segments of a request, for drivers that ask.
 const SEGMENT: u32 = 4096;
 const SEGMENTS: u32 = 64;
-/// Largest number of bytes in a chain: the segments, a header and a status.
-const MOST_BYTES: u64 = (SEGMENT * SEGMENTS) as u64 + 17;
+/// Largest number of bytes in a chain. OVMF reads a whole program with one request, of up to 1 GiB, a header and a status.
+///
+/// Source: EDK II, OvmfPkg/VirtioBlkDxe, `SynchronousRequest`.
+const MOST_BYTES: u64 = (1 << 30) + 17;
 /// Number of bytes after which the rest of the work waits, and of chains.
-const PART: u64 = 256 << 10;
+const PART: u64 = AT_ONCE;
 const CHAINS: usize = 64;
 
 /// The features of every disk, and of one that can be written.
@@ -46,6 +48,8 @@ pub struct Block {
     config: [u8; CONFIG],
     queue: Option<Queue>,
     chain: Box<Chain>,
+    /// The request in `chain`, as long as its bytes are being copied.
+    long: Option<Long>,
 }
 
 impl Block {
@@ -57,6 +61,7 @@ impl Block {
             disk,
             queue: None,
             chain: Box::default(),
+            long: None,
         }
     }
 
@@ -92,28 +97,42 @@ impl Device for Block {
     }
 
     fn reset(&mut self) {
-        self.queue = None;
+        (self.queue, self.long) = (None, None);
     }
 
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
         let Some(queue) = &mut self.queue else {
             return Ok(false);
         };
-        let mut left = PART;
-        for _ in 0..CHAINS {
-            if left == 0 || !queue.take(work.memory, &mut self.chain)? {
-                break;
+        if let Some(long) = &mut self.long {
+            if let Some(written) = long.go_on(&mut self.disk, &self.chain, work.memory)? {
+                self.long = None;
+                queue.complete(work.memory, self.chain.head, written)?;
             }
-            let done = serve(&mut self.disk, &self.chain, work.memory)?;
-            left = left.saturating_sub(done.cost);
-            queue.complete(work.memory, self.chain.head, done.written)?;
+        } else {
+            let mut left = PART;
+            for _ in 0..CHAINS {
+                if left == 0 || !queue.take(work.memory, &mut self.chain)? {
+                    break;
+                }
+                match serve(&mut self.disk, &self.chain, work.memory)? {
+                    Begun::Done(done) => {
+                        left = left.saturating_sub(done.cost);
+                        queue.complete(work.memory, self.chain.head, done.written)?;
+                    }
+                    Begun::Long(long) => {
+                        self.long = Some(long);
+                        break;
+                    }
+                }
+            }
         }
         work.publish(0, queue)?;
-        queue.request_notification(work.memory)
+        Ok(queue.request_notification(work.memory)? || self.long.is_some())
     }
 
     fn retire(&mut self) {
-        self.queue = None;
+        self.reset();
         self.disk.forget();
     }
 }

@@ -12,6 +12,9 @@ pub const SECTOR: u64 = 512;
 /// Largest number of bytes that one request discards.
 pub const MOST_CLEARED: u64 = 64 << 20;
 
+/// Number of bytes that are copied at a time.
+pub const AT_ONCE: u64 = 256 << 10;
+
 /// Bytes of a request's header, and of a segment to discard.
 const HEADER: usize = 16;
 const SEGMENT: usize = 16;
@@ -29,8 +32,26 @@ pub struct Done {
     pub cost: u64,
 }
 
+/// What a request needs after its first look.
+#[derive(Clone, Copy, Debug)]
+pub enum Begun {
+    /// Nothing: it was carried out.
+    Done(Done),
+    /// Its bytes have to be copied in parts.
+    Long(Long),
+}
+
+/// A request for more than [`AT_ONCE`] bytes, whose chain the device keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Long {
+    extent: Extent,
+    is_read: bool,
+    /// Number of bytes that were copied.
+    copied: u64,
+}
+
 /// Sectors of a disk, in bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Extent {
     start: u64,
     bytes: u64,
@@ -59,11 +80,11 @@ impl Extent {
     }
 }
 
-/// Carries out the request in a chain.
+/// Carries out the request in a chain, unless it is long.
 ///
 /// # Errors
 /// [`Fault`]: the chain is no request, or it is not in shared memory.
-pub fn serve(disk: &mut Disk, chain: &Chain, memory: &dyn Memory) -> Result<Done, Fault> {
+pub fn serve(disk: &mut Disk, chain: &Chain, memory: &dyn Memory) -> Result<Begun, Fault> {
     let mut input = chain.readable();
     let mut header = [0; HEADER];
     let mut output = chain.writable();
@@ -77,10 +98,14 @@ pub fn serve(disk: &mut Disk, chain: &Chain, memory: &dyn Memory) -> Result<Done
     let mut cost = room.max(input.left());
     let (status, written) = match kind {
         Ok(T::In) => match Extent::new(disk, sector, room) {
+            Some(extent) if room > AT_ONCE => return Ok(Begun::Long(Long::new(extent, true))),
             Some(extent) => (read(disk, extent, &mut output, memory)?, room),
             None => (S::Ioerr, 0),
         },
         Ok(T::Out) => match Extent::new(disk, sector, input.left()) {
+            Some(extent) if extent.bytes > AT_ONCE => {
+                return Ok(Begun::Long(Long::new(extent, false)));
+            }
             Some(extent) => (write(disk, extent, &mut input, memory)?, 0),
             None => (S::Ioerr, 0),
         },
@@ -102,10 +127,55 @@ pub fn serve(disk: &mut Disk, chain: &Chain, memory: &dyn Memory) -> Result<Done
     };
     rest.skip(room);
     rest.write(memory, &[status.into()])?;
-    Ok(Done {
+    Ok(Begun::Done(Done {
         written: written as u32 + 1,
         cost,
-    })
+    }))
+}
+
+impl Long {
+    const fn new(extent: Extent, is_read: bool) -> Self {
+        Self {
+            extent,
+            is_read,
+            copied: 0,
+        }
+    }
+
+    /// Copies the next part. At the end, returns the number of bytes that were written to the guest's memory.
+    ///
+    /// # Errors
+    /// [`Fault`]: the memory is not shared any more.
+    #[cold]
+    pub fn go_on(
+        &mut self,
+        disk: &mut Disk,
+        chain: &Chain,
+        memory: &dyn Memory,
+    ) -> Result<Option<u32>, Fault> {
+        let bytes = (self.extent.bytes - self.copied).min(AT_ONCE);
+        let part = Extent {
+            start: self.extent.start + self.copied,
+            bytes,
+        };
+        let mut output = chain.writable();
+        let status = if self.is_read {
+            output.skip(self.copied);
+            read(disk, part, &mut output, memory)?
+        } else {
+            let mut input = chain.readable();
+            input.skip(HEADER as u64 + self.copied);
+            write(disk, part, &mut input, memory)?
+        };
+        self.copied += bytes;
+        if status == S::Ok && self.copied < self.extent.bytes {
+            return Ok(None);
+        }
+        output.skip(output.left() - 1);
+        output.write(memory, &[status.into()])?;
+        let written = if self.is_read { self.extent.bytes } else { 0 };
+        Ok(Some(written as u32 + 1))
+    }
 }
 
 fn read(

@@ -6,7 +6,9 @@ use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::*;
+use virtio_spec::DeviceStatus;
 
+use super::driver::NOTIFY;
 use super::{Driver, Ram, Ring, hostile, std};
 use crate::access::{read, write};
 use crate::{Block, Disk, Fault, Image};
@@ -124,6 +126,74 @@ fn an_image_is_read_as_it_is_and_zeroes_follow_it() {
         1 << 5,
         "read-only"
     );
+}
+
+#[test]
+fn a_long_request_is_carried_out_in_parts() {
+    const BYTES: usize = 1 << 20;
+    let ram = Ram::new(0x9 + 3 + BYTES / 4096);
+    let base = image(2 * BYTES);
+    let disk = Disk::read_only(base.clone(), "").with_overlay(BYTES as u64 / 2);
+    let mut guest = Guest::new(&ram, disk.unwrap());
+    let parts = |guest: &mut Guest<'_>, kind: u32, is_written: bool| {
+        write(&ram, HEADER, &kind.to_le_bytes()).unwrap();
+        write(&ram, HEADER + 8, &8u64.to_le_bytes()).unwrap();
+        write(&ram, STATUS, &[0xEE]).unwrap();
+        let data = (DATA, BYTES as u32, is_written);
+        let buffers = [(HEADER, 16, false), data, (STATUS, 1, true)];
+        guest.ring.offer(&ram, &buffers).unwrap();
+        let parts = guest.driver.kick(0);
+        let (_, written) = guest.ring.take(&ram).unwrap();
+        let mut status = [0];
+        read(&ram, STATUS, &mut status).unwrap();
+        (parts, written, status[0])
+    };
+    let content = |guest: &mut Guest<'_>| {
+        assert_eq!(parts(guest, READ, true), (5, BYTES as u32 + 1, OK));
+        let mut found = vec![0; BYTES];
+        read(&ram, DATA, &mut found).unwrap();
+        found
+    };
+    let mut expected = base.0[4096..4096 + BYTES].to_vec();
+    assert_eq!(content(&mut guest), expected);
+    // The overlay has room for the first half.
+    write(&ram, DATA, &[0xAB; BYTES]).unwrap();
+    assert_eq!(parts(&mut guest, WRITE, false), (4, 1, IO_ERROR));
+    expected[..BYTES / 2].fill(0xAB);
+    assert_eq!(content(&mut guest), expected);
+    assert_eq!(guest.read(1, 512), base.0[512..1024], "the next one");
+}
+
+#[test]
+fn a_long_request_ends_with_a_reset_and_with_its_memory() {
+    let ram = Ram::new(0x9 + 3 + 256);
+    let mut guest = Guest::new(&ram, Disk::read_only(image(1 << 20), ""));
+    for is_taken_back in [false, true] {
+        write(&ram, HEADER, &[0; 16]).unwrap();
+        let data = (DATA, 1 << 20, true);
+        let buffers = [(HEADER, 16, false), data, (STATUS, 1, true)];
+        guest.ring.offer(&ram, &buffers).unwrap();
+        guest.driver.write(NOTIFY, 2, 0);
+        for _ in 0..2 {
+            assert!(guest.driver.serve().has_more);
+        }
+        if is_taken_back {
+            ram.unshare(0x9 + 255);
+            while guest.driver.serve().has_more {}
+            assert!(
+                guest
+                    .driver
+                    .status()
+                    .contains(DeviceStatus::DEVICE_NEEDS_RESET)
+            );
+            ram.share_all();
+        }
+        guest.driver.negotiate(u64::MAX);
+        guest.ring = guest.driver.set_up(0, 16, 0);
+        guest.driver.ready();
+        assert!(!guest.driver.serve().has_more);
+        assert_eq!(guest.read(1, 512).len(), 512);
+    }
 }
 
 #[test]
