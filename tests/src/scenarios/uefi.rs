@@ -5,6 +5,7 @@ mod large;
 mod measured;
 mod medium;
 mod power;
+mod virtual_disk;
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("uefi-large", large::lazily).with_grub_and_linux(),
     Scenario::by_name_only("uefi-power", power::ways).with_grub_and_linux(),
     Scenario::by_name_only("uefi-measured", measured::boots).with_measured_disks(),
+    Scenario::by_name_only("ovmf-virtio", virtual_disk::boots).with_measured_disks(),
 ];
 
 /// Time limit from the start to the shell, far more than needed, for a busy computer. The shell waits for five seconds
