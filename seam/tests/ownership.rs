@@ -272,6 +272,8 @@ impl<'r> Host<'r> {
             .extract_if(.., |(at, _)| range.contains(at))
             .collect();
         let mut run: Option<Run<Donated>> = None;
+        // The addresses of its pages.
+        let mut mapped = Vec::new();
         while !parts.is_empty() {
             let (at, page) = parts.remove(0);
             let refused = match &mut run {
@@ -281,14 +283,15 @@ impl<'r> Host<'r> {
                 }
                 Some(run) => run.push(page).err(),
             };
-            if let Some(page) = refused {
-                self.leafs.push((at, page));
-                self.leafs.append(&mut parts);
+            match refused {
+                None => mapped.push(at),
+                Some(page) => {
+                    self.leafs.push((at, page));
+                    self.leafs.append(&mut parts);
+                }
             }
         }
         let Some(run) = run else { return };
-        // The first page of the run is the one at the lowest address that is mapped.
-        let first = gpa + (run.hpa().0 & (PAGE_2M - 1));
         let sept = self.tables.swap_remove(index).2;
         match tdh.mem_page_promote(tdr, Gpa(gpa), run, sept) {
             Ok(promoted) => {
@@ -297,8 +300,7 @@ impl<'r> Host<'r> {
             }
             Err(Rejected { given, .. }) => {
                 self.tables.push((gpa, Level::Pd, given.1));
-                let step = PAGE_4K as usize;
-                self.leafs.extend((first..).step_by(step).zip(given.0));
+                self.leafs.extend(mapped.into_iter().zip(given.0));
             }
         }
     }
@@ -390,6 +392,31 @@ proptest! {
         }
         host.end();
     }
+}
+
+/// A page that can't be joined stays at its address, whichever frame it is in. A random walk has found this one.
+#[test]
+fn a_page_alone_is_not_joined_and_stays_where_it_is() {
+    let rig = Rig::ready("patterns");
+    let mut host = Host::new(&rig);
+    for action in [
+        Action::SeptAdd(0, Level::Pd),
+        Action::PageAdd(0),
+        Action::Remove(0),
+        Action::PageAug(1, PageSize::Size2M),
+        Action::SeptAdd(3, Level::Pd),
+        Action::PageAug(2, PageSize::Size4K),
+        Action::PageAug(0, PageSize::Size4K),
+        Action::Remove(14_489_022_792_489_369_998),
+        Action::Promote(1),
+        Action::PageAug(1, PageSize::Size4K),
+        Action::PageAug(2, PageSize::Size4K),
+        Action::Remove(12_632_753_395_050_532_608),
+    ] {
+        host.act(action);
+        host.check();
+    }
+    host.end();
 }
 
 /// The random walk reaches a promotion too rarely to rely on it.
