@@ -54,6 +54,8 @@ pub fn compliance(bench: &mut Bench) -> Result<()> {
 /// A vCPU that executes HLT with interrupts blocked stays where it is; the others go on.
 fn halt(bench: &mut Bench, console: &mut Console) -> Result<()> {
     let mut shell = Shell::reopen(console, "linux")?;
+    // A process on the vCPU that halts would halt, too.
+    shell.run("taskset -pc 0 $$", COMMAND)?;
     // The module is taken apart before the last line, so that it is the kernel's alone.
     let command = "(taskset -c 3 insmod /lib/halt_test.ko; echo RETUR''NED) & sleep 2; dmesg | grep 'trigger hlt'";
     let said = shell.run(command, COMMAND)?;
