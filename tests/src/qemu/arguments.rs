@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use super::machine::{Boot, Device, Forward, Machine, Vtd, Wire};
+use super::machine::{Boot, Device, Forward, Link, Machine, Vtd, Wire};
 
 /// The emulator, on the search path.
 pub const EMULATOR: &str = "qemu-system-x86_64";
 
 /// The VT-d unit. `eim` insists on KVM, so that 32-bit destinations of interrupts need another switch.
 const IOMMU: &str = "intel-iommu,intremap=on,x-buggy-eim=on,aw-bits=48";
+
+/// The last byte of the address that QEMU's DHCP server gives the first guest. Later ones get the next addresses.
+const FIRST_LEASE: u8 = 15;
 
 /// The files of one run.
 pub struct Files {
@@ -153,6 +156,13 @@ impl Arguments {
                 let forward = format!("{restrict},hostfwd=tcp:127.0.0.1:{port}-:22");
                 self.net(slot, &forward)
             }
+            Device::NetWithGuests(ports) => {
+                let forward =
+                    |(guest, port)| format!(",hostfwd=tcp:127.0.0.1:{port}-10.0.2.{guest}:22");
+                let forwards: Vec<_> = (FIRST_LEASE..).zip(ports).map(forward).collect();
+                self.net(slot, &forwards.concat())
+            }
+            Device::Link(link) => self.link(slot, link),
             // Without the mask, it reaches 256 MiB.
             Device::Edu => "edu,dma_mask=0xffffffffffff".to_owned(),
         };
@@ -171,7 +181,18 @@ impl Arguments {
     /// Adds a user network. Returns the card on it.
     fn net(&mut self, slot: usize, more: &str) -> String {
         self.pair("-netdev", format!("user,id=net{slot}{more}"));
-        format!("virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on")
+        card(slot)
+    }
+
+    /// Adds one end of a link. Returns the card on it.
+    fn link(&mut self, slot: usize, link: &Link) -> String {
+        let is_server = if link.is_first { "on" } else { "off" };
+        let socket = escaped(&link.socket);
+        self.pair(
+            "-netdev",
+            format!("stream,id=net{slot},server={is_server},addr.type=unix,addr.path={socket}"),
+        );
+        format!("{},mac={}", card(slot), link.mac)
     }
 
     fn boot(&mut self, boot: &Boot) {
@@ -234,6 +255,11 @@ impl Arguments {
             }
         }
     }
+}
+
+/// Returns the network card at the network of this slot.
+fn card(slot: usize) -> String {
+    format!("virtio-net-pci,netdev=net{slot},romfile=,iommu_platform=on,disable-legacy=on")
 }
 
 /// Returns the options of a medium of the image's size whose reads fail with EIO.
@@ -317,6 +343,30 @@ mod tests {
             line.contains("user,id=net2,restrict=on,hostfwd=tcp:127.0.0.1:2222-:22"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn guests_behind_one_card_and_machines_on_a_link_have_ways_of_their_own() {
+        let end = |is_first, mac| {
+            Device::Link(Link {
+                socket: "/run/a,b".into(),
+                is_first,
+                mac,
+            })
+        };
+        let machine = Machine::new(Boot::Devices, None)
+            .with_device(Device::NetWithGuests(vec![2222, 3333]))
+            .with_device(end(true, "02:00:00:00:00:01"))
+            .with_device(end(false, "02:00:00:00:00:02"));
+        let line = line(&machine);
+        for part in [
+            "user,id=net1,hostfwd=tcp:127.0.0.1:2222-10.0.2.15:22,hostfwd=tcp:127.0.0.1:3333-10.0.2.16:22",
+            "stream,id=net2,server=on,addr.type=unix,addr.path=/run/a,,b",
+            "disable-legacy=on,mac=02:00:00:00:00:01,bus=port2",
+            "stream,id=net3,server=off,addr.type=unix,addr.path=/run/a,,b",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
     }
 
     #[test]

@@ -139,8 +139,25 @@ pub enum Device {
     Net,
     /// A virtio network card on QEMU's user network, and the way to the ssh server behind it.
     NetWithSsh(Forward),
+    /// A virtio network card on QEMU's user network, which leads to several guests: one of them bridges. These ports of
+    /// this computer's loopback interface lead to their ssh servers. The guests are numbered in the order in which they
+    /// ask for an address. They reach everything that this computer reaches.
+    NetWithGuests(Vec<u16>),
+    /// A virtio network card on a link between two machines.
+    Link(Link),
     /// QEMU's `edu`, a device that copies to and from any address of memory.
     Edu,
+}
+
+/// One end of a link between two machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The socket between the two QEMUs.
+    pub socket: PathBuf,
+    /// True at the end whose machine is started first, which creates the socket.
+    pub is_first: bool,
+    /// The MAC address of the network card.
+    pub mac: &'static str,
 }
 
 /// The way to the ssh server of a guest on QEMU's user network.

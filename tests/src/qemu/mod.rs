@@ -20,6 +20,6 @@ pub use debugger::Debugger;
 pub use edu::Edu;
 pub use events::{Event, events};
 pub use guest::{Ending, Guest, SerialWriter, Tee};
-pub use machine::{Boot, Device, Firmware, Forward, Machine, Shape, Stub, Vtd, Wire};
+pub use machine::{Boot, Device, Firmware, Forward, Link, Machine, Shape, Stub, Vtd, Wire};
 pub use qtest::Bus;
 pub use trouble::Kind as Trouble;

@@ -1,6 +1,9 @@
 //! Scenarios with a disk that has Debian on it, as `cargo xtask guest debian` makes it.
 
+mod hub;
 mod io;
+mod lan;
+mod pair;
 mod plain;
 mod server;
 mod uefi;
@@ -17,6 +20,7 @@ use crate::ssh::Ssh;
 pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
     Scenario::by_name_only("io-debian", io::io).with_debian(),
+    Scenario::by_name_only("virtio-debian", lan::lan).with_debian_and_linux(),
     Scenario::by_name_only("uefi-debian", uefi::boots).with_debian_and_ovmf_13(),
     Scenario::by_name_only("uefi-plain", uefi::boots_what_others_boot).with_debian_and_ovmf_13(),
 ];

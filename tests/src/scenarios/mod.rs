@@ -139,6 +139,11 @@ impl Scenario {
         self
     }
 
+    const fn with_debian_and_linux(mut self) -> Self {
+        self.needs = &[Need::DebianDisk, Need::Linux];
+        self
+    }
+
     const fn with_debian_and_ovmf_13(mut self) -> Self {
         self.needs = &[Need::DebianDisk, Need::Ovmf13];
         self

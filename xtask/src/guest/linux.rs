@@ -35,6 +35,13 @@ const MODULES: [&str; 14] = [
     "kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko.xz",
 ];
 
+/// Modules of a bridge, which few systems load: they stay compressed.
+const BRIDGE: [&str; 3] = [
+    "kernel/net/llc/llc.ko.xz",
+    "kernel/net/802/stp.ko.xz",
+    "kernel/net/bridge/bridge.ko.xz",
+];
+
 /// The project's own programs for Linux in a TD.
 const PROGRAMS: [&str; 2] = ["tdreport", "vsock"];
 
@@ -154,6 +161,11 @@ fn initrd(unpacked: &Path, programs: [Result<PathBuf>; PROGRAMS.len()]) -> Resul
         );
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         archive.file(&format!("lib/{name}"), &content.stdout);
+    }
+    for module in BRIDGE {
+        let path = modules.join(module);
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("lib/{name}"), &read(&path)?);
     }
     Ok(archive.finish())
 }

@@ -13,7 +13,7 @@ use crate::scenarios::Bench;
 use crate::ssh::Ssh;
 
 /// Time limit of a boot to the login: far more than needed. Debian's 4 MiB build of OVMF alone takes a minute.
-const BOOT: Duration = Duration::from_secs(400);
+pub const BOOT: Duration = Duration::from_secs(400);
 
 /// A way to boot the disk.
 struct Way {

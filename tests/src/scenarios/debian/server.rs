@@ -74,6 +74,44 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
+/// Starts a TD. Returns when it lets the user in. If QEMU loses the TD, another one is started.
+pub fn start(bench: &mut Bench, console: &mut Console, name: &str, ssh: &Ssh) -> Result<()> {
+    for _ in 0..TRIES {
+        let started = Instant::now();
+        console.succeed(&format!("td start {name}"), LIFE)?;
+        if comes_up(console, name, ssh)? {
+            let took = started.elapsed().as_secs_f32();
+            bench.note(format!("{name}: ssh {took:.1} s after td start"));
+            return Ok(());
+        }
+        bench.note(format!(
+            "TD {name} executed code that was patched already; started again"
+        ));
+        console.succeed(&format!("td destroy {name}"), LIFE)?;
+    }
+    bail!("QEMU has lost TD {name} {TRIES} times")
+}
+
+/// Waits until a TD lets the user in. Returns false if QEMU executed code that had been patched.
+fn comes_up(console: &mut Console, name: &str, ssh: &Ssh) -> Result<bool> {
+    let mut words = Words::of(name);
+    words
+        .wait_for(console, BOOT, |text| {
+            text.contains(LOGIN) || text.contains(STALE)
+        })
+        .context("no login")?;
+    if words.text.contains(STALE) {
+        return Ok(false);
+    }
+    let damaged = words
+        .text
+        .lines()
+        .find(|line| line.contains("EXT4-fs error"));
+    ensure!(damaged.is_none(), "{damaged:?}");
+    ssh.wait(COMMAND)?;
+    Ok(true)
+}
+
 /// The TD as its user sees it.
 pub struct Server {
     pub ssh: Ssh,
@@ -83,38 +121,7 @@ pub struct Server {
 impl Server {
     /// Starts the TD. Returns when it lets the user in. If QEMU loses the TD, another one is started.
     pub fn start(&self, bench: &mut Bench, console: &mut Console) -> Result<()> {
-        for _ in 0..TRIES {
-            let started = Instant::now();
-            console.succeed(&format!("td start {TD}"), LIFE)?;
-            if self.comes_up(console)? {
-                let took = started.elapsed().as_secs_f32();
-                bench.note(format!("ssh {took:.1} s after td start"));
-                return Ok(());
-            }
-            bench.note("TD debian executed code that was patched already; started again");
-            console.succeed(&format!("td destroy {TD}"), LIFE)?;
-        }
-        bail!("QEMU has lost the TD {TRIES} times")
-    }
-
-    /// Waits until the TD lets the user in. Returns false if QEMU executed code that had been patched.
-    fn comes_up(&self, console: &mut Console) -> Result<bool> {
-        let mut words = Words::of(TD);
-        words
-            .wait_for(console, BOOT, |text| {
-                text.contains(LOGIN) || text.contains(STALE)
-            })
-            .context("no login")?;
-        if words.text.contains(STALE) {
-            return Ok(false);
-        }
-        let damaged = words
-            .text
-            .lines()
-            .find(|line| line.contains("EXT4-fs error"));
-        ensure!(damaged.is_none(), "{damaged:?}");
-        self.ssh.wait(COMMAND)?;
-        Ok(true)
+        start(bench, console, TD, &self.ssh)
     }
 
     /// Reboots from inside. Returns when the next life lets the user in.
@@ -129,7 +136,7 @@ impl Server {
             ensure!(started.elapsed() < BOOT, "it does not reboot");
             console.guest().pause(Duration::from_millis(300))?;
         }
-        if !self.comes_up(console)? {
+        if !comes_up(console, TD, &self.ssh)? {
             bench.note("TD debian executed code that was patched already; started again");
             console.succeed(&format!("td destroy {TD}"), LIFE)?;
             return self.start(bench, console);

@@ -17,12 +17,13 @@ use crate::{host, workspace};
 
 /// Packages beside the essential ones: those of a server with a network, ssh and one user, what the installer adds to
 /// boot it by UEFI, and the programs that its services call.
-const PACKAGES: [&str; 15] = [
+const PACKAGES: [&str; 16] = [
     "dbus",
     "dosfstools",
     "e2fsprogs",
     "grub-efi-amd64",
     "grub-efi-amd64-signed",
+    "iperf3",
     "iproute2",
     "iputils-ping",
     "kmod",

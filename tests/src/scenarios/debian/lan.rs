@@ -1,0 +1,182 @@
+//! Two TDs with Debian in one network, and a third TD that bridges it to a network card of the machine.
+
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::pair::{MACS, Pair};
+use super::{COMMAND, hub, is_well, server};
+use crate::console::Console;
+use crate::programs::Debian;
+use crate::qemu::{Device, Forward, Machine};
+use crate::scenarios::Bench;
+use crate::scenarios::linux::shell::{PROMPT, Shell};
+use crate::scenarios::linux::{self, td};
+use crate::scenarios::stage::{self, ANSWER, LIFE};
+use crate::ssh::Ssh;
+
+/// The TD that has the machine's card.
+const UPLINK: &str = "uplink";
+/// The TDs with Debian.
+const DEBIANS: [&str; 2] = ["one", "two"];
+/// The user network's address of this computer.
+const COMPUTER: &str = "10.0.2.2";
+
+/// The bridge in the uplink. Its cards are the machine's and the network's, in whatever order.
+const BRIDGE: [&str; 4] = [
+    "dmesg -n 1",
+    "for module in llc stp bridge; do xzcat /lib/$module.ko.xz >/tmp/$module.ko; insmod /tmp/$module.ko; done",
+    "brctl addbr br0; for card in eth0 eth1 br0; do ifconfig $card up; done",
+    "for card in eth0 eth1; do brctl addif br0 $card; done",
+];
+
+/// Two TDs with Debian get addresses through the uplink, ping, log in and copy; the first one reaches the outside. One is
+/// terminated while it receives, and the other one goes on. Two plain machines measure the same throughput.
+pub fn lan(bench: &mut Bench) -> Result<()> {
+    let forwards = [Forward::from_port(0)?, Forward::from_port(0)?];
+    let machine = machine(bench, forwards.map(|forward| forward.port))?;
+    let mut console = bench.console(&machine)?;
+    // The host keeps its tables for the functions' buses and registers once it has made them.
+    for name in [UPLINK].iter().chain(&DEBIANS) {
+        for command in ["td start", "td destroy"] {
+            console.succeed(&format!("{command} {name}"), LIFE)?;
+        }
+    }
+    let before = stage::used(&mut console)?;
+    linux::start(bench, &mut console, UPLINK, &[PROMPT])?;
+    bridge(&mut console)?;
+    let [one, two] = forwards.map(|forward| super::ssh(bench, forward));
+    let pair = Pair([one?, two?]);
+    for (name, ssh) in DEBIANS.iter().zip(&pair.0) {
+        server::start(bench, &mut console, name, ssh)?;
+    }
+    let [one, _] = &pair.0;
+    is_well(one)?;
+    reaches_this_computer(one)?;
+    pair.join()?;
+    pair.ping()?;
+    pair.ssh(&bench.programs().debian().key())?;
+    pair.copy(bench)?;
+    let throughput = pair.throughput()?;
+    bench.note(format!("TD to TD: {throughput:.1} Mbit/s"));
+    note_cards(bench, &mut console)?;
+    ends_in_the_middle(&mut console, &pair).context("the end in the middle")?;
+    stage::nothing_is_left(&mut console, &["one", UPLINK], before)?;
+    drop(console);
+    let plain = hub::throughput(bench).context("plain machines")?;
+    bench.note(format!(
+        "machine to machine, without Seamark: {plain:.1} Mbit/s; ratio {:.3}",
+        throughput / plain
+    ));
+    Ok(())
+}
+
+/// Creates the machine: a drive for each Debian, and the uplink's card.
+fn machine(bench: &Bench, ports: [u16; 2]) -> Result<Machine> {
+    let debian = bench.programs().debian();
+    let td_of = |(at, (name, mac)): (usize, (&str, &str))| {
+        // One vCPU: QEMU's race on patched code needs two.
+        format!(
+            "[[td]]\nname = \"{name}\"\nkernel = \"debian\"\ncmdline = \"{}\"\nmemory = \"768M\"\nvcpus = 1\n\
+             [[td.pci]]\ndevice = \"0000:0{}:00.0\"\n[[td.net]]\nnetwork = \"lan\"\nmac = \"{mac}\"\n",
+            Debian::COMMAND_LINE,
+            at + 1
+        )
+    };
+    let host = "[host]\ncpu_timeout_ms = 60000\n[[file]]\nname = \"debian\"\npath = \"debian\"\n\
+                [[network]]\nname = \"lan\"\n";
+    let uplink = td(UPLINK, 1, "192M", "quiet")
+        + "[[td.pci]]\ndevice = \"0000:03:00.0\"\n[[td.net]]\nnetwork = \"lan\"\nport = \"trunk\"\n";
+    let debians = DEBIANS.into_iter().zip(MACS).enumerate().map(td_of);
+    let tables: Vec<_> = [host.to_owned(), uplink]
+        .into_iter()
+        .chain(debians)
+        .collect();
+    let media = bench
+        .linux_media(&linux::config(&tables))?
+        .with_file("debian", &debian.kernel())?;
+    let machine = bench.machine_with(&media)?.with_iommu().with_memory("4G");
+    Ok(machine
+        .with_device(Device::Snapshot(debian.disk()))
+        .with_device(Device::Snapshot(debian.disk()))
+        .with_device(Device::NetWithGuests(ports.to_vec())))
+}
+
+/// Lets the uplink bridge its two cards.
+fn bridge(console: &mut Console) -> Result<()> {
+    let mut shell = Shell::reopen(console, UPLINK)?;
+    for command in BRIDGE {
+        let said = shell.run(command, COMMAND)?;
+        ensure!(said.trim().is_empty(), "{command}: {said}");
+    }
+    let ports = shell.run(
+        "ls -m /sys/class/net/br0/brif; ls /sys/class/net/br0/brif | wc -l",
+        COMMAND,
+    )?;
+    shell.leave()?;
+    ensure!(ports.trim_end().ends_with('2'), "not two ports: {ports}");
+    Ok(())
+}
+
+/// Checks that a server of this computer, which is outside of the machine, hears from a guest.
+fn reaches_this_computer(ssh: &Ssh) -> Result<()> {
+    let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = server.local_addr()?.port();
+    let word = format!("{:016x}", fastrand::u64(..));
+    ssh.run(&format!("echo {word} >/dev/tcp/{COMPUTER}/{port}"), COMMAND)
+        .context("it does not reach the outside")?;
+    // The guest's connection was accepted before its command has ended.
+    server.set_nonblocking(true)?;
+    let (mut guest, _) = server.accept().context("nobody has connected")?;
+    guest.set_nonblocking(false)?;
+    guest.set_read_timeout(Some(COMMAND))?;
+    let mut said = String::new();
+    guest.read_to_string(&mut said)?;
+    ensure!(said.trim() == word, "{said:?} came, not {word}");
+    Ok(())
+}
+
+/// Returns the cards in the network.
+fn cards(console: &mut Console) -> Result<Vec<Value>> {
+    let shown = console.succeed("net show lan", ANSWER)?;
+    Ok(shown["cards"].as_array().context("no cards")?.clone())
+}
+
+/// Records the counts of the cards. No TD has sent what it may not.
+fn note_cards(bench: &mut Bench, console: &mut Console) -> Result<()> {
+    for card in cards(console)? {
+        bench.note(format!(
+            "{}: {} frames sent, {} received, {} dropped for want of a buffer",
+            card["td"], card["sent_frames"], card["received_frames"], card["no_buffer"]
+        ));
+        ensure!(card["spoofed"] == 0 && card["malformed"] == 0, "{card}");
+    }
+    Ok(())
+}
+
+/// Terminates the receiver of a stream. The sender goes on, and the uplink too.
+fn ends_in_the_middle(console: &mut Console, pair: &Pair) -> Result<()> {
+    const MUCH: u64 = 4 << 20;
+    let [one, _] = &pair.0;
+    let mut stream = pair.stream()?;
+    let received = |cards: &Value| {
+        let cards = cards["cards"].as_array().into_iter().flatten();
+        let mut two = cards.filter(|card| card["td"] == DEBIANS[1]);
+        two.next().and_then(|card| card["received_bytes"].as_u64())
+    };
+    let shown = console.succeed("net show lan", ANSWER)?;
+    let before = received(&shown).with_context(|| format!("no card: {shown}"))?;
+    stage::until(console, "net show lan", |shown| {
+        received(shown) > Some(before + MUCH)
+    })?;
+    ensure!(stream.goes_on()?, "it does not send any more");
+    console.succeed(&format!("td destroy {}", DEBIANS[1]), LIFE)?;
+    drop(stream);
+    is_well(one)?;
+    reaches_this_computer(one)?;
+    let left = cards(console)?;
+    ensure!(left.len() == 2, "{left:?}");
+    stage::nothing_illegal(console)
+}
