@@ -59,8 +59,12 @@ pub fn lan(bench: &mut Bench) -> Result<()> {
     pair.ping()?;
     pair.ssh(&bench.programs().debian().key())?;
     pair.copy(bench)?;
+    let works = Work::of_all(&mut console)?;
     let throughput = pair.throughput()?;
     bench.note(format!("TD to TD: {throughput:.1} Mbit/s"));
+    for ((name, now), before) in DEBIANS.iter().zip(Work::of_all(&mut console)?).zip(works) {
+        bench.note(format!("meanwhile {name}: {}", now.since(&before)));
+    }
     note_cards(bench, &mut console)?;
     ends_in_the_middle(&mut console, &pair).context("the end in the middle")?;
     stage::nothing_is_left(&mut console, &["one", UPLINK], before)?;
@@ -144,16 +148,74 @@ fn cards(console: &mut Console) -> Result<Vec<Value>> {
     Ok(shown["cards"].as_array().context("no cards")?.clone())
 }
 
-/// Records the counts of the cards. No TD has sent what it may not.
+/// Records what the cards dropped for want of a buffer. No TD has sent what it may not.
 fn note_cards(bench: &mut Bench, console: &mut Console) -> Result<()> {
-    for card in cards(console)? {
-        bench.note(format!(
-            "{}: {} frames sent, {} received, {} dropped for want of a buffer",
-            card["td"], card["sent_frames"], card["received_frames"], card["no_buffer"]
-        ));
+    let cards = cards(console)?;
+    for card in &cards {
         ensure!(card["spoofed"] == 0 && card["malformed"] == 0, "{card}");
     }
+    let dropped = |card: &Value| {
+        let td = card["td"].as_str().unwrap_or_default();
+        format!(
+            "{td} {} of {}",
+            card["no_buffer"],
+            number(&card["received_frames"]) + number(&card["no_buffer"])
+        )
+    };
+    let dropped: Vec<_> = cards.iter().map(dropped).collect();
+    bench.note(format!(
+        "frames dropped for want of a buffer: {}",
+        dropped.join(", ")
+    ));
     Ok(())
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+/// The work of a TD and its card so far.
+struct Work {
+    sent: u64,
+    received: u64,
+    notifications: u64,
+    interrupts: u64,
+    entries: u64,
+}
+
+impl Work {
+    fn of_all(console: &mut Console) -> Result<[Self; 2]> {
+        let [one, two] = DEBIANS.map(|name| Self::of(console, name));
+        Ok([one?, two?])
+    }
+
+    fn of(console: &mut Console, name: &str) -> Result<Self> {
+        let cards = cards(console)?;
+        let card = cards.iter().find(|card| card["td"] == name);
+        let card = card.with_context(|| format!("{name} has no card"))?;
+        let shown = stage::show(console, name)?;
+        let devices = shown["devices"].as_array().into_iter().flatten();
+        let mut devices = devices.filter(|device| device["kind"] == "network card");
+        let device = devices.next().with_context(|| format!("{shown}"))?;
+        Ok(Self {
+            sent: number(&card["sent_frames"]),
+            received: number(&card["received_frames"]),
+            notifications: number(&device["notifications"]),
+            interrupts: number(&device["interrupts"]),
+            entries: number(&shown["cpus"][0]["entries"]),
+        })
+    }
+
+    fn since(&self, before: &Self) -> String {
+        format!(
+            "{} frames sent by {} notifications, {} received by {} interrupts, {} entries of its vCPU",
+            self.sent - before.sent,
+            self.notifications - before.notifications,
+            self.received - before.received,
+            self.interrupts - before.interrupts,
+            self.entries - before.entries
+        )
+    }
 }
 
 /// Terminates the receiver of a stream. The sender goes on, and the uplink too.
