@@ -3,15 +3,15 @@
 
 use anyhow::{Context, Result};
 
-use super::pair::{MACS, Pair};
+use super::pair::{MACS, Pair, Throughput};
 use super::plain::BOOT;
 use super::{COMMAND, LOGIN};
 use crate::programs::Debian;
-use crate::qemu::{Boot, Device, Forward, Link, Machine};
+use crate::qemu::{Boot, Device, Forward, Guest, Link, Machine};
 use crate::scenarios::Bench;
 
-/// Returns the throughput between the two machines, in Mbit/s. Each has one CPU and as much memory as a TD of the test.
-pub fn throughput(bench: &mut Bench) -> Result<f64> {
+/// Measures the throughput between the two machines. Each has one CPU and as much memory as a TD of the test.
+pub fn throughput(bench: &mut Bench) -> Result<Throughput> {
     let forwards = [Forward::to_isolated()?, Forward::to_isolated()?];
     let debian = bench.programs().debian();
     let boot = Boot::Linux {
@@ -45,5 +45,5 @@ pub fn throughput(bench: &mut Bench) -> Result<f64> {
     }
     pair.join()?;
     pair.ping()?;
-    pair.throughput()
+    pair.throughput(|| guests.iter().map(Guest::cpu_time).sum())
 }

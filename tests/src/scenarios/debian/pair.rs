@@ -1,5 +1,6 @@
 //! Two Debians in one network, as their user sees it. They may be TDs or plain machines.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -103,15 +104,26 @@ impl Pair {
         Ok(())
     }
 
-    /// Returns the throughput from the first one to the second one that iperf3 measures, in Mbit/s.
-    pub fn throughput(&self) -> Result<f64> {
+    /// Measures the throughput from the first one to the second one with iperf3. `cpu_time` returns the CPU time that the
+    /// emulators of both have used so far.
+    pub fn throughput(&self, mut cpu_time: impl FnMut() -> Result<Duration>) -> Result<Throughput> {
         let [one, _] = &self.0;
         let measure = format!("iperf3 --client {} --time {SECONDS} --json", ADDRESSES[1]);
+        let before = cpu_time()?;
         let said = one.run(&measure, COMMAND)?;
+        let used = cpu_time()? - before;
         let report: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
-        let bits = report["end"]["sum_received"]["bits_per_second"].as_f64();
-        let bits = bits.filter(|bits| *bits > 0.0).with_context(|| said)?;
-        Ok(bits / 1e6)
+        let received = |key: &str| {
+            let number = report["end"]["sum_received"][key].as_f64();
+            number.filter(|number| *number > 0.0)
+        };
+        let (bits, bytes) = received("bits_per_second")
+            .zip(received("bytes"))
+            .with_context(|| said.clone())?;
+        Ok(Throughput {
+            per_second: bits / 1e6,
+            per_cpu_second: bytes * 8.0 / 1e6 / used.as_secs_f64(),
+        })
     }
 
     /// Lets the first one send to the second one until the result is dropped. Returns when it has begun.
@@ -126,6 +138,24 @@ impl Pair {
         let flow = one.flow(&send, ENOUGH)?;
         flow.wait(COMMAND)?;
         Ok(flow)
+    }
+}
+
+/// Throughput in Mbit.
+pub struct Throughput {
+    /// In a second.
+    pub per_second: f64,
+    /// In a second of the emulators' CPU time, which a busy computer changes less.
+    pub per_cpu_second: f64,
+}
+
+impl fmt::Display for Throughput {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "{:.1} Mbit/s, {:.1} Mbit in a second of QEMU's CPU time",
+            self.per_second, self.per_cpu_second
+        )
     }
 }
 
