@@ -21,9 +21,13 @@ pub const ALL: &[Scenario] = &[
     Scenario::by_name_only("debian-plain", plain::boots).with_debian(),
     Scenario::by_name_only("io-debian", io::io).with_debian(),
     Scenario::by_name_only("virtio-debian", lan::lan).with_debian_and_linux(),
-    Scenario::by_name_only("uefi-debian", uefi::boots).with_debian_and_ovmf_13(),
+    Scenario::in_group(UEFI, "uefi-debian-13", uefi::boots_with_13, &[]).with_debian_and_ovmf_13(),
+    Scenario::in_group(UEFI, "uefi-debian-12", uefi::boots_with_12, &[]).with_debian_and_ovmf_13(),
     Scenario::by_name_only("uefi-plain", uefi::boots_what_others_boot).with_debian_and_ovmf_13(),
 ];
+
+/// The name by which both boots by UEFI run.
+const UEFI: &str = "uefi-debian";
 
 /// The end of what a boot prints on the serial port.
 const LOGIN: &str = "debian login: ";
