@@ -159,10 +159,11 @@ fn frames_are_equal(console: &mut Console) -> Result<()> {
     for _ in 0..TRIES {
         let [one, two] = ["one", "two"].map(|td| card(console, td));
         let (one, two) = (one?, two?);
+        // At least the pings. The number of acknowledgements depends on the receiver's speed.
         let same = |sent: &Value, received: &Value| {
             sent["sent_frames"] == received["received_frames"]
                 && sent["sent_bytes"] == received["received_bytes"]
-                && sent["sent_frames"].as_u64() > Some(100)
+                && sent["sent_frames"].as_u64() >= Some(3)
         };
         if same(&one, &two) && same(&two, &one) {
             let devices = console.succeed("td show one", COMMAND)?;
