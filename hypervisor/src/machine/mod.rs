@@ -28,12 +28,13 @@ use boot::BootInfo;
 use config::Smt;
 use console::host::{
     self as port, Boot, Build, Cpu, CpuState, FrameCount, Heap, Hex, Ledger, LogRecord, Management,
-    Memory, PowerAction, Region, Tdx,
+    Memory, PowerAction, Region,
     absent::Absent,
     define::Definitions,
     event::{Action, EventKind, Events},
     failure::{Code, Failure},
     load::{Facts, PackageSample, Sample},
+    tdx::Tdx,
 };
 use host::{platform::Platform as _, td::registry::Tds, tdx::owner};
 use log::LevelFilter;
@@ -297,7 +298,7 @@ impl Management for Machine {
     fn retry_tdx(&mut self) -> Result<Tdx, Failure> {
         self.tdx = tdx::tdx(&metal::tdx::retry().map_err(|why| Code::WrongState.because(why))?);
         self.bring_tds();
-        if self.tdx.state == port::TdxState::Ready {
+        if self.tdx.state == port::tdx::TdxState::Ready {
             return Ok(self.tdx());
         }
         Err(Code::Failed.because(self.tdx.reasons.join("; ")))
@@ -385,7 +386,7 @@ impl Machine {
         for reason in &self.tdx.reasons {
             log::warn!("TDX: {reason}");
         }
-        if self.tdx.state != port::TdxState::Ready {
+        if self.tdx.state != port::tdx::TdxState::Ready {
             return;
         }
         for problem in tds::init(self.info) {

@@ -3,7 +3,8 @@
 use alloc::{format, string::ToString, vec::Vec};
 
 use console::host::{
-    BringUpStep, Cmr, Hex, Hkids, LeftOut, Microcode, Module, Tdmr, Tdx, TdxMemory, TdxState,
+    Hex,
+    tdx::{BringUpStep, Cmr, Hkids, LeftOut, Microcode, Module, Tdmr, Tdx, TdxMemory, TdxState},
 };
 use host::{
     platform::shutdown::Shutdown,

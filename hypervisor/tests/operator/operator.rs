@@ -7,8 +7,9 @@ use console::host::failure::{Code, Failure};
 use console::host::load::{Facts, Sample};
 use console::host::platform::Platform;
 use console::host::{
-    Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, Tdx, TdxState,
-    crash, errors, iommu, pci, seam, td,
+    Boot, Build, Cpu, Heap, Hex, Ledger, LogRecord, Management, Memory, PowerAction, crash, errors,
+    iommu, pci, seam, td,
+    tdx::{Tdx, TdxState},
 };
 use host::platform::Running;
 use host::platform::shutdown::Shutdown;

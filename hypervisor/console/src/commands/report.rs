@@ -10,12 +10,13 @@ use crate::{
     command::{Class, Command, Context},
     error::Error,
     host::{
-        Boot, Build, Cpu, LogRecord, Memory, Tdx,
+        Boot, Build, Cpu, LogRecord, Memory,
         crash::Crash,
         errors::{Errors, Mitigation},
         iommu::Iommu,
         platform::Platform,
         td::TdLine,
+        tdx::Tdx,
     },
     reply::{Reply, Text},
 };

@@ -6,7 +6,7 @@ use crate::{
     command::{Class, Command},
     cpus,
     error::Error,
-    host::{Microcode, Module, Tdx, TdxMemory, TdxState},
+    host::tdx::{Microcode, Module, Tdx, TdxMemory, TdxState},
     reply::{Reply, Text},
     table::{Bytes, Count, Facts, Maybe, Micros, Table},
 };

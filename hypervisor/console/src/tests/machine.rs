@@ -14,6 +14,7 @@ use crate::host::{
     failure::{Code, Failure},
     load::{Facts, PackageSample, Sample, Spent, TdSample},
     platform::{MsrValue, Platform},
+    tdx::*,
     *,
 };
 
