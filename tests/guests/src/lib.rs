@@ -9,6 +9,8 @@ pub mod model;
 pub mod nvme;
 pub mod opcodes;
 #[cfg(feature = "bare")]
+pub mod pci;
+#[cfg(feature = "bare")]
 pub mod release;
 #[cfg(feature = "bare")]
 pub mod sandbox;

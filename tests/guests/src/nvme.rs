@@ -7,18 +7,14 @@ use guest_kit::check::{Check, Failure};
 use guest_kit::{ensure, memory, vmcall};
 use seam::abi::{PAGE_2M, PAGE_4K};
 
+use crate::pci::{self, COMMAND, ON};
+
 /// Vendor and device of QEMU's drive.
 const DRIVE: u32 = 0x0010_1B36;
-const ADDRESS_PORT: u16 = 0xCF8;
-const DATA_PORT: u16 = 0xCFC;
 
-/// The command register.
-pub const COMMAND: u8 = 4;
 /// The base address register of the drive's memory, in eight bytes.
 pub const BAR: u8 = 0x10;
 const CAPABILITIES: u8 = 0x34;
-/// In the command register: memory is decoded, and the drive is a bus master.
-pub const ON: u32 = 6;
 /// The capability of PCI Express.
 pub const EXPRESS: u8 = 0x10;
 /// The capability of MSI-X.
@@ -70,7 +66,7 @@ impl Nvme {
     /// # Errors
     /// There is none, or no memory.
     pub fn find() -> Result<Self, Failure> {
-        let is_drive = |device: &u32| config(*device, 0) == DRIVE;
+        let is_drive = |device: &u32| pci::config(*device, 0) == DRIVE;
         let Some(device) = (1..31).find(is_drive) else {
             return Err(Failure::new(format_args!("no drive")));
         };
@@ -132,14 +128,12 @@ impl Nvme {
 
     /// Reads four bytes of the configuration space.
     pub fn config(&self, offset: u8) -> u32 {
-        config(self.device, offset)
+        pci::config(self.device, offset)
     }
 
     /// Writes four bytes of the configuration space.
     pub fn set_config(&self, offset: u8, value: u32) {
-        select(self.device, offset);
-        // The host answers all ports of the bus.
-        let _ = vmcall::io_out(DATA_PORT, 4, value);
+        pci::set_config(self.device, offset, value);
     }
 
     /// Returns the offset of a capability.
@@ -257,14 +251,4 @@ impl Nvme {
 /// Returns the address of a register, as requests to the host have it.
 fn at(offset: u64) -> u64 {
     (PLACE + offset) | memory::shared_bit()
-}
-
-fn config(device: u32, offset: u8) -> u32 {
-    select(device, offset);
-    vmcall::io_in(DATA_PORT, 4).unwrap_or(u32::MAX)
-}
-
-fn select(device: u32, offset: u8) {
-    let address = 1 << 31 | device << 11 | u32::from(offset & 0xFC);
-    let _ = vmcall::io_out(ADDRESS_PORT, 4, address);
 }

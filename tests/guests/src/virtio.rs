@@ -7,14 +7,11 @@ use guest_kit::check::Check;
 use guest_kit::{ensure, memory, vmcall};
 use seam::abi::PAGE_4K;
 
-const ADDRESS_PORT: u16 = 0xCF8;
-const DATA_PORT: u16 = 0xCFC;
+use crate::pci::{self, COMMAND, ON};
+
 /// The vendor of virtio's functions, and the device of type 0.
 const VENDOR: u32 = 0x1AF4;
 const DEVICE: u32 = 0x1040;
-/// In the command register: memory is decoded, and the function is a bus master.
-pub const ON: u32 = 6;
-
 /// The guest-physical address of the first function's registers, the distance to the next one's, and the place of the
 /// table of interrupts.
 const PLACE: u64 = 0xC000_0000;
@@ -61,7 +58,7 @@ pub struct Virtio {
 impl Virtio {
     /// Returns the function of a device on the bus, if it is one, with shared memory from `memory` on for its queues.
     pub fn find(device: u32, memory: u64) -> Option<Self> {
-        let id = config(device, 0);
+        let id = pci::config(device, 0);
         let kind = (id >> 16).checked_sub(DEVICE)?;
         let mut function = Self {
             device,
@@ -78,7 +75,7 @@ impl Virtio {
             (0x14, 0),
             (0x18, function.registers + TABLE),
             (0x1C, 0),
-            (4, ON.into()),
+            (COMMAND, ON.into()),
         ] {
             function.set_config(offset, value as u32);
         }
@@ -88,9 +85,7 @@ impl Virtio {
 
     /// Writes four bytes of the configuration space.
     pub fn set_config(&self, offset: u8, value: u32) {
-        select(self.device, offset);
-        // The host answers all ports of the bus.
-        let _ = vmcall::io_out(DATA_PORT, 4, value);
+        pci::set_config(self.device, offset, value);
     }
 
     /// Reads a register.
@@ -100,7 +95,7 @@ impl Virtio {
 
     /// Writes a register.
     pub fn set_register(&self, offset: u64, bytes: u8, value: u64) {
-        // Where the function does not answer, a write is lost.
+        // A write is lost while the function does not answer.
         let _ = vmcall::mmio_store(self.at(offset), bytes, value);
     }
 
@@ -129,7 +124,7 @@ impl Virtio {
     /// # Errors
     /// The device does not agree.
     pub fn start(&self, features: u64) -> Check {
-        self.set_config(4, ON);
+        self.set_config(COMMAND, ON);
         self.set_status(0);
         ensure!(self.register(STATUS, 1) == 0, "no reset");
         self.set_status(3);
@@ -191,14 +186,4 @@ pub fn shared(gpa: u64) -> u64 {
 /// Writes a word of shared memory.
 pub fn set_shared(gpa: u64, value: u64) {
     memory::set_word(memory::shared_alias(gpa), value);
-}
-
-fn config(device: u32, offset: u8) -> u32 {
-    select(device, offset);
-    vmcall::io_in(DATA_PORT, 4).unwrap_or(u32::MAX)
-}
-
-fn select(device: u32, offset: u8) {
-    let address = 1 << 31 | device << 11 | u32::from(offset & 0xFC);
-    let _ = vmcall::io_out(ADDRESS_PORT, 4, address);
 }

@@ -8,7 +8,8 @@
 use guest_kit::check::{Check, Checks, Failure, expect};
 use guest_kit::numbers::Numbers;
 use guest_kit::{cpu, ensure, guest, memory, say, vcpu, wishes};
-use guests::nvme::{BAR, BYTES, COMMAND, EXPRESS, MSIX, Nvme, ON, PLACE, TABLE};
+use guests::nvme::{BAR, BYTES, EXPRESS, MSIX, Nvme, PLACE, TABLE};
+use guests::pci::{COMMAND, ON};
 use seam::abi::PAGE_4K;
 use spin::Mutex;
 

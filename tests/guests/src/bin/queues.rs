@@ -9,7 +9,8 @@
 use guest_kit::check::{Check, Checks, Failure};
 use guest_kit::numbers::Numbers;
 use guest_kit::{cpu, ensure, fail, guest, memory, say, vmcall, wishes};
-use guests::virtio::{LENGTH, NOTIFY, ON, QUEUE_BYTES, Virtio, set_shared, shared};
+use guests::pci::ON;
+use guests::virtio::{LENGTH, NOTIFY, QUEUE_BYTES, Virtio, set_shared, shared};
 use seam::abi::{PAGE_2M, PAGE_4K};
 use spin::Mutex;
 
