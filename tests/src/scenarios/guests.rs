@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use vcpu::ghci::Branch;
 
-use super::smp::Counts;
+use super::smp::{Bystander, Counts};
 use super::stage::{
     ANSWER, CHECKS, LIFE, NOTHING, Named, Words, machine, nothing_illegal, nothing_is_left, output,
     show, type_to, used, wait_for_problem, wait_for_state,
@@ -169,9 +169,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
     let machine = machine(bench, &tds)?;
     let mut console = bench.console(&machine)?;
     let before = used(&mut console)?;
-    console.succeed("td start smp", LIFE)?;
-    let mut smp = Words::of("smp");
-    let first = Counts::by_now(&mut smp, &mut console)?;
+    let mut smp = Bystander::start(&mut console)?;
     for (wish, _, said) in BAD {
         let name = &names[wish as usize];
         console.succeed(&format!("td start {name}"), LIFE)?;
@@ -209,7 +207,7 @@ fn ends(bench: &mut Bench) -> Result<()> {
         "its console does not tell of its reset:\n{all}"
     );
     console.succeed("td destroy end2", LIFE)?;
-    first.wait_for_more(&mut smp, &mut console)?;
+    smp.goes_on(&mut console)?;
     bench.note(format!("{} ways to end", BAD.len() + 3));
     nothing_is_left(&mut console, &["end2", "fatal", "smp"], before)
 }
@@ -272,9 +270,7 @@ pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
     let machine = machine(bench, &tds)?;
     let mut console = bench.console(&machine)?;
     let before = used(&mut console)?;
-    console.succeed("td start smp", LIFE)?;
-    let mut smp = Words::of("smp");
-    let first = Counts::by_now(&mut smp, &mut console)?;
+    let mut smp = Bystander::start(&mut console)?;
     console.succeed("td start hostile", LIFE)?;
     let mut hostile = Words::of("hostile");
     hostile.wait(&mut console, "hostile: seed ", CHECKS)?;
@@ -288,7 +284,7 @@ pub(super) fn hostile(bench: &mut Bench, calls: u64) -> Result<()> {
         smp.read(&mut console)?;
     }
     let took = begin.elapsed();
-    first.wait_for_more(&mut smp, &mut console)?;
+    smp.goes_on(&mut console)?;
     let seed = hostile
         .text
         .lines()
@@ -344,9 +340,7 @@ fn virtio_hostile(bench: &mut Bench, operations: u64) -> Result<()> {
     let machine = machine(bench, &tds)?;
     let mut console = bench.console(&machine)?;
     let before = used(&mut console)?;
-    console.succeed("td start smp", LIFE)?;
-    let mut smp = Words::of("smp");
-    let first = Counts::by_now(&mut smp, &mut console)?;
+    let mut smp = Bystander::start(&mut console)?;
     console.succeed("td start queues", LIFE)?;
     let mut queues = Words::of("queues");
     // The console is full of what the guest lets its console device write.
@@ -359,7 +353,7 @@ fn virtio_hostile(bench: &mut Bench, operations: u64) -> Result<()> {
     let made = queues.text[made..].lines().next();
     bench.note(made.unwrap_or_default().to_owned());
     queues.pass(&mut console, "queues", CHECKS)?;
-    first.wait_for_more(&mut smp, &mut console)?;
+    smp.goes_on(&mut console)?;
     nothing_is_left(&mut console, &["queues", "smp"], before)
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::linux::shell::{PROMPT, Shell};
 use super::linux::{self, COMMAND};
-use super::smp::Counts;
+use super::smp::Bystander;
 use super::stage::{
     LIFE, Named, OVMF, Words, machine, nothing_is_left, show, type_to, used, wait_for_state,
 };
@@ -41,16 +41,14 @@ fn beside_smp(bench: &mut Bench) -> Result<()> {
     let machine = machine(bench, &tds)?;
     let mut console = bench.console(&machine)?;
     let before = used(&mut console)?;
-    console.succeed("td start smp", LIFE)?;
-    let mut smp = Words::of("smp");
-    let first = Counts::by_now(&mut smp, &mut console)?;
+    let mut smp = Bystander::start(&mut console)?;
     console.succeed("td start mute", LIFE)?;
     reaches_its_shell(bench, &mut console)?;
     // Its final state is undefined.
     let mute = show(&mut console, "mute")?;
     let problem = mute["problem"].as_str().unwrap_or("no problem");
     bench.note(format!("without RBP: {}, {problem}", mute["state"]));
-    first.wait_for_more(&mut smp, &mut console)?;
+    smp.goes_on(&mut console)?;
     is_taken_down(&mut console)?;
     nothing_is_left(&mut console, &["smp", "mute"], before)
 }

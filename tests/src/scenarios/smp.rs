@@ -5,8 +5,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::stage::{CHECKS, Words};
+use super::stage::{CHECKS, LIFE, Words};
 use crate::console::Console;
+
+/// The TD *smp*, which must not notice what another TD does.
+pub struct Bystander {
+    words: Words,
+    first: Counts,
+}
+
+impl Bystander {
+    /// Starts it, and reads its first report.
+    pub fn start(console: &mut Console) -> Result<Self> {
+        console.succeed("td start smp", LIFE)?;
+        let mut words = Words::of("smp");
+        let first = Counts::by_now(&mut words, console)?;
+        Ok(Self { words, first })
+    }
+
+    /// Reads its new output, of which the host keeps the last part alone.
+    pub fn read(&mut self, console: &mut Console) -> Result<()> {
+        self.words.read(console)
+    }
+
+    /// Waits until every vCPU has progressed since the first report.
+    pub fn goes_on(&mut self, console: &mut Console) -> Result<()> {
+        self.first.wait_for_more(&mut self.words, console)
+    }
+}
 
 /// A report line of *smp*.
 #[derive(Debug)]
@@ -31,7 +57,7 @@ impl Counts {
     }
 
     /// Waits until *smp* reports that every vCPU has progressed since this report.
-    pub fn wait_for_more(&self, smp: &mut Words, console: &mut Console) -> Result<()> {
+    fn wait_for_more(&self, smp: &mut Words, console: &mut Console) -> Result<()> {
         let begin = Instant::now();
         loop {
             let later = Self::by_now(smp, console)?;

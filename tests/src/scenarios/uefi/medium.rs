@@ -53,7 +53,7 @@ pub fn write(bench: &Bench) -> Result<PathBuf> {
     let (kernel, initrd) = (read(linux.kernel())?, read(linux.initrd())?);
     let files: [(&str, &[u8]); 4] = [
         ("EFI/BOOT/BOOTX64.EFI", &grub),
-        // Where Debian's signed GRUB looks for it.
+        // Debian's signed GRUB looks for it there.
         ("EFI/debian/grub.cfg", CONFIG.as_bytes()),
         ("vmlinuz", &kernel),
         ("initrd", &initrd),
