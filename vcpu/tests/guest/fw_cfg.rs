@@ -28,6 +28,22 @@ fn with_page<R>(td: &Td<'_>, gpa: u64, work: impl FnOnce(&Words) -> R) -> R {
     td.vm.shared().with_page(td.rig, Gpa(gpa), work).unwrap()
 }
 
+/// Runs `work` with a TD that has the device, has selected its first item, and shares both pages.
+fn with_device(work: impl FnOnce(&Td<'_>)) {
+    let shape = Shape {
+        vcpus: 2,
+        has_fw_cfg: true,
+        ..Shape::default()
+    };
+    with_shape(&shape, |td| {
+        for gpa in [DESCRIPTOR, TARGET] {
+            assert_eq!(one(td, MAP_GPA, [SHARED | gpa, PAGE_4K, 0, 0]).r10, 0);
+        }
+        out(td, OUT_2, 0x510, 0);
+        work(td);
+    });
+}
+
 /// Writes a descriptor, and tells the device its address. Returns the descriptor's control word afterwards.
 fn transfer(td: &Td<'_>, control: u32, bytes: u32, to: u64) -> u32 {
     let first = u64::from(control.to_be()) | u64::from(bytes.to_be()) << 32;
@@ -44,16 +60,7 @@ fn transfer(td: &Td<'_>, control: u32, bytes: u32, to: u64) -> u32 {
 
 #[test]
 fn a_transfer_reaches_shared_memory_and_no_other() {
-    let shape = Shape {
-        vcpus: 2,
-        has_fw_cfg: true,
-        ..Shape::default()
-    };
-    with_shape(&shape, |td| {
-        for gpa in [DESCRIPTOR, TARGET] {
-            assert_eq!(one(td, MAP_GPA, [SHARED | gpa, PAGE_4K, 0, 0]).r10, 0);
-        }
-        out(td, OUT_2, 0x510, 0);
+    with_device(|td| {
         assert_eq!(transfer(td, 2, 4, TARGET + 1), 0);
         let start = with_page(td, TARGET, |words| words[0].load(SeqCst));
         assert_eq!(start.to_le_bytes(), *b"\0QEMU\0\0\0");
@@ -73,16 +80,7 @@ fn a_transfer_reaches_shared_memory_and_no_other() {
 /// nothing: the descriptor keeps its control word.
 #[test]
 fn a_transfer_while_memory_is_converted_is_refused() {
-    let shape = Shape {
-        vcpus: 2,
-        has_fw_cfg: true,
-        ..Shape::default()
-    };
-    with_shape(&shape, |td| {
-        for gpa in [DESCRIPTOR, TARGET] {
-            assert_eq!(one(td, MAP_GPA, [SHARED | gpa, PAGE_4K, 0, 0]).r10, 0);
-        }
-        out(td, OUT_2, 0x510, 0);
+    with_device(|td| {
         assert_eq!(transfer(td, 2, 4, TARGET), 0);
         with_page(td, DESCRIPTOR, |words| words[0].store(7, SeqCst));
         let outer = Script::new([Act::Call(call(MAP_GPA, [TARGET, PAGE_4K, 0, 0]))]);

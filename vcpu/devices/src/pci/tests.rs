@@ -318,8 +318,8 @@ fn what_masks_a_cards_interrupts_is_in_its_memory_and_its_registers() {
     assert_eq!(guest.0.pci().take_message(), Some(message));
 }
 
-#[test]
-fn a_card_signalled_from_outside_is_asked_for_its_messages() {
+/// Returns a card whose interrupt is vector 0x61, and its guest.
+fn card_with_interrupt() -> (Arc<Mutex<Card>>, Guest) {
     let card = Arc::new(Mutex::new(Card::new()));
     let guest = Guest(Devices::new(RAM, vec![card.clone()]));
     guest.switch_card_on();
@@ -327,6 +327,12 @@ fn a_card_signalled_from_outside_is_asked_for_its_messages() {
     guest.write(CARD, capability + 2, 2, 1 << 15);
     guest.store(TABLE, 8, 0xFEE0_0000);
     guest.store(TABLE + 8, 8, 0x61);
+    (card, guest)
+}
+
+#[test]
+fn a_card_signalled_from_outside_is_asked_for_its_messages() {
+    let (card, guest) = card_with_interrupt();
     assert_eq!(card.lock().msix.raise(0), Effect::Signal);
     guest.0.pci().signal(1);
     assert_eq!(guest.0.pci().take_message().unwrap().vector, 0x61);
@@ -334,13 +340,7 @@ fn a_card_signalled_from_outside_is_asked_for_its_messages() {
 
 #[test]
 fn news_for_a_card_are_delivered_by_the_teller_or_by_the_cpu_that_has_the_card() {
-    let card = Arc::new(Mutex::new(Card::new()));
-    let guest = Guest(Devices::new(RAM, vec![card.clone()]));
-    guest.switch_card_on();
-    let capability = guest.read(CARD, 0x34, 1) as u16;
-    guest.write(CARD, capability + 2, 2, 1 << 15);
-    guest.store(TABLE, 8, 0xFEE0_0000);
-    guest.store(TABLE + 8, 8, 0x61);
+    let (card, guest) = card_with_interrupt();
     let bus = guest.0.pci();
     let tell = |device| {
         let mut vectors = Vec::new();

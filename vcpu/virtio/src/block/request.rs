@@ -32,7 +32,7 @@ pub struct Done {
     pub cost: u64,
 }
 
-/// What a request needs after its first look.
+/// The rest of a request after its first look.
 #[derive(Clone, Copy, Debug)]
 pub enum Begun {
     /// Nothing: it was carried out.

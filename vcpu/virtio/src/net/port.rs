@@ -45,7 +45,7 @@ pub enum Count {
 /// A port, taken or free.
 #[derive(Debug)]
 pub struct Port {
-    /// Who has the port: see [`Tag`]. It changes only while there is no receiver.
+    /// The port's holder and settings: see [`Tag`]. It changes only while there is no receiver.
     pub tag: AtomicU64,
     /// Number of guests that have had the port.
     pub life: AtomicU64,
