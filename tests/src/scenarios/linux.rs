@@ -232,6 +232,12 @@ impl Counts {
             exits: exits.collect(),
         })
     }
+
+    /// Returns the number of exits; none are listed before the first. The other counts say what these were, some of them
+    /// more than once.
+    fn entries(&self) -> u64 {
+        self.exits.get("TDH.VP.ENTER").copied().unwrap_or(0)
+    }
 }
 
 /// Runs two TDs side by side: one is busy on all of its vCPUs, and the other answers.

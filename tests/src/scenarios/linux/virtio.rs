@@ -66,11 +66,11 @@ pub fn virtio(bench: &mut Bench) -> Result<()> {
 
 /// Starts a TD. Returns the number of exits until its shell.
 fn boot(bench: &mut Bench, console: &mut Console, name: &str) -> Result<u64> {
-    let total = |counts: Counts| counts.exits.values().sum::<u64>();
-    let before = total(Counts::read(console)?);
+    let before = Counts::read(console)?.entries();
     let times = start(bench, console, name, &[PROMPT])?;
     let to_shell = times.first().context("a time")?;
-    let exits = total(Counts::read(console)?) - before;
+    let exits = Counts::read(console)?.entries() - before;
+    ensure!(exits > 0, "{name}: no exits are counted");
     bench.note(format!(
         "{name}: shell after {:.1} s",
         to_shell.as_secs_f32()
