@@ -14,9 +14,14 @@ pub struct Reader<'m, F> {
     map: &'m SharedMap,
     state: sync::RwLockReadGuard<'m, State>,
     frames: &'m F,
-    /// The 2 MiB that were looked at last, and their number.
-    last: Cell<Option<(u64, Found<'m>)>>,
+    /// The number of the 2 MiB that were looked at last, or [`NONE`]; their table, or their page if they have none.
+    number: Cell<u64>,
+    table: Cell<Option<&'m Words>>,
+    whole: Cell<Hpa>,
 }
+
+/// No number of 2 MiB.
+const NONE: u64 = u64::MAX;
 
 /// The mapping of 2 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +29,6 @@ enum Block {
     /// A table with the entries of pages of 4 KiB.
     Table(Hpa),
     /// A page of the guest's.
-    Page(Hpa),
-}
-
-/// A [`Block`] whose table was found.
-#[derive(Clone, Copy)]
-enum Found<'m> {
-    Table(&'m Words),
     Page(Hpa),
 }
 
@@ -44,11 +42,13 @@ impl<'m, F: Frames> Reader<'m, F> {
             map,
             state,
             frames,
-            last: Cell::new(None),
+            number: Cell::new(NONE),
+            table: Cell::new(None),
+            whole: Cell::new(Hpa(0)),
         };
-        let last = map.last.get();
-        let last = last.map(|(number, block)| (number, reader.found(block)));
-        reader.last.set(last);
+        if let Some((number, block)) = map.last.get() {
+            reader.set(number, block);
+        }
         reader
     }
 
@@ -61,27 +61,24 @@ impl<'m, F: Frames> Reader<'m, F> {
     /// there. The guest may change them at any time.
     #[inline]
     pub fn page(&self, gpa: Gpa) -> Option<&'m Words> {
-        match self.last.get() {
-            Some((number, block)) if number == gpa.0 / PAGE_2M => self.page_of(block, gpa),
-            _ => self.walk(gpa),
-        }
-    }
-
-    #[inline]
-    fn found(&self, block: Block) -> Found<'m> {
-        match block {
-            Block::Table(table) => Found::Table(self.frames.words(table)),
-            Block::Page(page) => Found::Page(page),
-        }
-    }
-
-    #[inline]
-    fn page_of(&self, block: Found<'m>, gpa: Gpa) -> Option<&'m Words> {
-        match block {
-            Found::Table(table) => self.entry_of(table, gpa),
-            Found::Page(hpa) => {
+        match self.table.get() {
+            _ if self.number.get() != gpa.0 / PAGE_2M => self.walk(gpa),
+            Some(table) => self.entry_of(table, gpa),
+            None => {
                 let offset = gpa.0 % PAGE_2M / PAGE_4K * PAGE_4K;
-                Some(self.frames.words(Hpa(hpa.0 + offset)))
+                Some(self.frames.words(Hpa(self.whole.get().0 + offset)))
+            }
+        }
+    }
+
+    #[inline]
+    fn set(&self, number: u64, block: Block) {
+        self.number.set(number);
+        match block {
+            Block::Table(table) => self.table.set(Some(self.frames.words(table))),
+            Block::Page(page) => {
+                self.table.set(None);
+                self.whole.set(page);
             }
         }
     }
@@ -105,9 +102,8 @@ impl<'m, F: Frames> Reader<'m, F> {
         };
         let number = gpa.0 / PAGE_2M;
         self.map.last.set(number, block);
-        let block = self.found(block);
-        self.last.set(Some((number, block)));
-        self.page_of(block, gpa)
+        self.set(number, block);
+        self.page(gpa)
     }
 }
 

@@ -83,6 +83,11 @@ pub fn set_fields(
 /// # Errors
 /// [`Unshared`]; some of `into` has been written then.
 pub fn read(memory: &dyn Memory, gpa: u64, into: &mut [u8]) -> Result<(), Unshared> {
+    if is_words(gpa, into.len()) {
+        copy_out(&memory.page(gpa)?[place(gpa).0..], into.as_chunks_mut().0);
+        fence(Acquire);
+        return Ok(());
+    }
     let mut done = 0;
     while done < into.len() {
         let at = gpa.checked_add(done as u64).ok_or(Unshared(gpa))?;
@@ -101,6 +106,10 @@ pub fn read(memory: &dyn Memory, gpa: u64, into: &mut [u8]) -> Result<(), Unshar
 /// [`Unshared`]; some of the bytes have been written then.
 pub fn write(memory: &dyn Memory, gpa: u64, from: &[u8]) -> Result<(), Unshared> {
     fence(Release);
+    if is_words(gpa, from.len()) {
+        copy_in(&memory.page(gpa)?[place(gpa).0..], from.as_chunks().0);
+        return Ok(());
+    }
     let mut done = 0;
     while done < from.len() {
         let at = gpa.checked_add(done as u64).ok_or(Unshared(gpa))?;
@@ -165,6 +174,12 @@ pub fn copy(
 /// Returns the index of a field's word in its page, and the field's first bit in it.
 const fn place(gpa: u64) -> (usize, u64) {
     ((gpa % PAGE) as usize / WORD, gpa % WORD as u64 * 8)
+}
+
+/// Returns whether bytes are whole words of one page.
+const fn is_words(gpa: u64, bytes: usize) -> bool {
+    let is_whole = gpa.is_multiple_of(WORD as u64) && bytes.is_multiple_of(WORD);
+    is_whole && gpa % PAGE + bytes as u64 <= PAGE
 }
 
 /// Returns the mask of `size` bytes.
