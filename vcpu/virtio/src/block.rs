@@ -10,7 +10,7 @@ use alloc::boxed::Box;
 use virtio_spec::Id;
 use virtio_spec::blk::F;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, LONGEST};
 use crate::queue::{Fault, Queue};
 use crate::transport::{Device, Kind, Work};
 
@@ -85,6 +85,7 @@ impl Device for Block {
                 },
             queues: QUEUES,
             most_bytes: MOST_BYTES,
+            most_segments: LONGEST,
         }
     }
 

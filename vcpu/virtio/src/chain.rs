@@ -23,21 +23,25 @@ pub struct Chain {
     /// Index of the first descriptor, by which the chain is given back.
     pub(crate) head: u16,
     pub(crate) segments: ArrayVec<Segment, LONGEST>,
-    /// Number of buffers that the device reads.
+    /// Number of buffers that the device reads, and of bytes in them.
     pub(crate) readable: usize,
+    pub(crate) readable_bytes: u64,
+    /// Number of bytes in all buffers.
+    pub(crate) bytes: u64,
 }
 
 impl Chain {
     /// Returns the buffers that the device reads.
     #[must_use]
     pub fn readable(&self) -> Cursor<'_> {
-        Cursor::over(&self.segments[..self.readable])
+        Cursor::over(&self.segments[..self.readable], self.readable_bytes)
     }
 
     /// Returns the buffers that the device writes.
     #[must_use]
     pub fn writable(&self) -> Cursor<'_> {
-        Cursor::over(&self.segments[self.readable..])
+        let bytes = self.bytes - self.readable_bytes;
+        Cursor::over(&self.segments[self.readable..], bytes)
     }
 }
 
@@ -51,14 +55,11 @@ pub struct Cursor<'c> {
 }
 
 impl<'c> Cursor<'c> {
-    fn over(segments: &'c [Segment]) -> Self {
+    const fn over(segments: &'c [Segment], bytes: u64) -> Self {
         Self {
             segments,
             done: 0,
-            left: segments
-                .iter()
-                .map(|segment| u64::from(segment.bytes))
-                .sum(),
+            left: bytes,
         }
     }
 
@@ -152,6 +153,8 @@ mod tests {
                 })
                 .collect(),
             readable: 0,
+            readable_bytes: 0,
+            bytes: 8,
         };
         assert_eq!(chain.readable().left(), 0);
         let mut cursor = chain.writable();

@@ -12,7 +12,7 @@ use core::fmt;
 use virtio_spec::Id;
 use virtio_spec::console::F;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, LONGEST};
 use crate::queue::{Fault, Queue};
 use crate::transport::{Device, Kind, Work};
 
@@ -192,6 +192,7 @@ impl Port {
         };
         let mut has_more = true;
         for _ in 0..CHAINS {
+            let mark = queue.mark();
             if !queue.take(work.memory, chain)? {
                 has_more = false;
                 break;
@@ -201,7 +202,7 @@ impl Port {
             let room = cursor.left().min(AT_ONCE as u64) as usize;
             let count = self.terminal.read(&mut bytes[..room]);
             if count == 0 && room != 0 {
-                queue.put_back();
+                queue.go_back(mark);
                 has_more = false;
                 break;
             }
@@ -222,6 +223,7 @@ impl Device for Console {
             features: MULTIPORT,
             queues: QUEUES,
             most_bytes: MOST_BYTES,
+            most_segments: LONGEST,
         }
     }
 

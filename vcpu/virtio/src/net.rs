@@ -2,178 +2,188 @@
 //!
 //! Source: VIRTIO 1.2, section 5.1.
 
+mod control;
 mod deliver;
+mod flow;
 mod header;
+mod large;
 mod learned;
 mod port;
 mod rate;
+mod send;
+mod spread;
+mod sum;
 mod switch;
 
-use alloc::boxed::Box;
+use alloc::{boxed::Box, vec::Vec};
 use core::fmt;
 
+use devices::Other;
 use virtio_spec::Id;
 use virtio_spec::net::{F, S};
 
-use crate::chain::Chain;
+use crate::chain::{Chain, LONGEST};
 use crate::queue::{Fault, Queue};
 use crate::transport::{Device, Kind, News, Traffic, Work};
 
-use deliver::{Frame, Receiver};
-use devices::Other;
+use control::Control;
+use deliver::{Receiver, Takes};
 pub use header::Mac;
-use header::{ETHERNET, HEADER, LONGEST, START, Start};
-pub use port::{Count, Settings};
+use header::Offloads;
+pub use port::{Count, PAIRS, Settings};
 pub use rate::Rate;
-use switch::Touched;
+use send::{Part, Sender};
+use switch::ones;
 pub use switch::{Attached, Gauge, NoPort, PORTS, Switch};
 
-const QUEUES: &[u16] = &[256, 256];
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
-/// Largest number of bytes in a chain.
-const MOST_BYTES: u64 = 64 << 10;
-/// Number of copied bytes after which the rest of the work waits, and of chains.
-const PART: usize = 64 << 10;
-const CHAINS: usize = 64;
+/// The queues: a pair to receive and to transmit for each of the guest's CPUs, then the control queue.
+const QUEUES: [u16; 2 * PAIRS + 1] = [LONGEST as u16; 2 * PAIRS + 1];
+/// Largest number of bytes in a chain: a driver that takes large frames whole offers a little more than their 64 KiB.
+const MOST_BYTES: u64 = 128 << 10;
+/// Largest number of buffers in a chain. Linux has at most 19, FreeBSD 64.
+const MOST_SEGMENTS: usize = 64;
 
-/// The driver leaves checksums to others; it completes them.
-const CHECKSUMS: u64 = bits(F::CSUM);
-const COMPLETES: u64 = bits(F::GUEST_CSUM);
-const FEATURES: u64 = CHECKSUMS | COMPLETES | bits(F::MAC) | bits(F::STATUS);
+const FEATURES: F = F::CSUM
+    .union(F::GUEST_CSUM)
+    .union(F::HOST_TSO4)
+    .union(F::HOST_TSO6)
+    .union(F::GUEST_TSO4)
+    .union(F::GUEST_TSO6)
+    .union(F::MRG_RXBUF)
+    .union(F::MAC)
+    .union(F::STATUS);
+/// Features of a card with several pairs.
+const PAIRED: F = F::CTRL_VQ.union(F::MQ);
 
-const fn bits(feature: F) -> u64 {
-    feature.bits().to_ne() as u64
+/// Bytes of the device configuration: address, status, number of pairs.
+const CONFIG: usize = 10;
+
+const fn receive(pair: usize) -> usize {
+    2 * pair
 }
 
-/// Bytes of the device configuration: address, status, pairs of queues.
-const CONFIG: usize = 10;
+const fn transmit(pair: usize) -> usize {
+    2 * pair + 1
+}
+
+const fn bits(features: F) -> u64 {
+    features.bits().to_ne() as u64
+}
 
 /// The device.
 pub struct Net {
-    port: Attached,
+    sender: Sender,
     guest: Other,
-    rate: Option<Rate>,
     config: [u8; CONFIG],
-    transmit: Option<Queue>,
-    chain: Box<Chain>,
-    has_checksums: bool,
+    /// Number of pairs.
+    pairs: usize,
+    /// The queue to transmit of each pair that the driver has set up.
+    transmits: Box<[Option<Queue>]>,
+    /// The pair whose turn it is.
+    turn: usize,
+    control: Option<Control>,
+    /// Room for a command.
+    command: Box<Chain>,
 }
 
 impl fmt::Debug for Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Net")
-            .field("port", &self.port)
+            .field("port", &self.sender.port)
             .finish_non_exhaustive()
     }
 }
 
 impl Net {
-    /// Creates the card of a guest, which others know as `guest`, at a port. `rate` limits what it sends.
+    /// Creates the card of a guest, which others know as `guest`, at a port. `rate` limits what it sends. It has one pair of
+    /// queues.
     #[must_use]
     pub fn new(port: Attached, guest: Other, rate: Option<Rate>) -> Self {
         let mut config = [0; CONFIG];
         config[..6].copy_from_slice(&port.mac().bytes());
         config[6..8].copy_from_slice(&S::LINK_UP.bits().to_ne().to_le_bytes());
-        config[8] = 1;
-        Self {
-            port,
+        let card = Self {
+            sender: Sender::new(port, rate),
             guest,
-            rate,
             config,
-            transmit: None,
-            chain: Box::default(),
-            has_checksums: false,
-        }
+            pairs: 1,
+            transmits: Box::default(),
+            turn: 0,
+            control: None,
+            command: Box::default(),
+        };
+        card.with_pairs(1)
+    }
+
+    /// Gives the card a pair of queues for each of the guest's CPUs, up to [`PAIRS`].
+    #[must_use]
+    pub fn with_pairs(mut self, cpus: usize) -> Self {
+        self.pairs = cpus.clamp(1, PAIRS);
+        self.config[8..].copy_from_slice(&(self.pairs as u16).to_le_bytes());
+        self
     }
 
     /// Returns the port.
     #[must_use]
     pub const fn port(&self) -> &Attached {
-        &self.port
+        &self.sender.port
     }
 
-    /// Sends what the driver has made available. Returns whether there is more.
+    /// Sends what the driver has made available, each pair in its turn. Returns whether there is more.
     fn send(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
-        let Some(queue) = &mut self.transmit else {
-            return Ok(false);
-        };
-        let mut touched = Touched::default();
-        let mut left = PART;
-        let mut result = Ok(());
-        for _ in 0..CHAINS {
-            if left == 0 || !queue.take(work.memory, &mut self.chain)? {
+        let mut part = Part::default();
+        let pairs = self.transmits.len();
+        let mut result = Ok(false);
+        for number in 0..pairs {
+            let pair = (self.turn + number) % pairs;
+            let Some(queue) = &mut self.transmits[pair] else {
+                continue;
+            };
+            if !work.is_notified(transmit(pair)) {
+                continue;
+            }
+            if part.is_over() {
+                (self.turn, result) = (pair, Ok(true));
                 break;
             }
-            let chain = &self.chain;
-            let now_us = work.now.monotonic_us;
-            let copied = match frame(chain, work, self.has_checksums)? {
-                None => {
-                    self.port.add(Count::Malformed, 1);
-                    Ok(0)
-                }
-                Some(frame) => {
-                    let bytes = frame.bytes;
-                    let rate = &mut self.rate;
-                    if rate
-                        .as_mut()
-                        .is_none_or(|rate| rate.take(bytes as u64, now_us))
-                    {
-                        let copies = self.port.send(&frame, &mut touched);
-                        copies.map(|copies| copies * bytes)
-                    } else {
-                        self.port.add(Count::Limited, 1);
-                        Ok(0)
-                    }
-                }
-            };
-            match copied {
-                // A frame that is not copied costs as much as a short one.
-                Ok(bytes) => left = left.saturating_sub(bytes.max(ETHERNET)),
+            match send(&mut self.sender, (pair, queue), work, &mut part) {
+                Ok(has_more) => result = result.map(|before| before | has_more),
                 Err(fault) => {
                     result = Err(fault);
                     break;
                 }
             }
-            queue.complete(work.memory, chain.head, 0)?;
         }
-        self.port.publish(work.memory, touched);
-        result?;
-        work.publish(TRANSMIT, queue)?;
-        queue.request_notification(work.memory)
+        self.sender.publish(work, &part);
+        result
     }
 }
 
-/// Reads the start of the frame in a chain. Returns `None` if it is no frame, or its header lies.
-fn frame<'f>(
-    chain: &'f Chain,
-    work: &Work<'f>,
-    has_checksums: bool,
-) -> Result<Option<Frame<'f>>, Fault> {
-    let mut payload = chain.readable();
-    let mut start = [0; START];
-    let bytes = (payload.left() as usize).saturating_sub(HEADER);
-    if !(ETHERNET..=LONGEST).contains(&bytes) {
-        return Ok(None);
-    }
-    payload.read(work.memory, &mut start)?;
-    let start = Start::read(&start, bytes, has_checksums);
-    Ok(start.map(|start| Frame {
-        memory: work.memory,
-        start,
-        payload,
-        bytes,
-    }))
+/// Sends what is in the queue of a pair, and tells the driver. Returns whether there is more.
+fn send(
+    sender: &mut Sender,
+    (pair, queue): (usize, &mut Queue),
+    work: &mut Work<'_>,
+    part: &mut Part,
+) -> Result<bool, Fault> {
+    sender.send((pair, queue), work, part)?;
+    work.publish(transmit(pair), queue)?;
+    queue.request_notification(work.memory)
 }
 
 impl Device for Net {
     fn kind(&self) -> Kind {
+        let (features, queues) = match self.pairs {
+            1 => (FEATURES, 2),
+            pairs => (FEATURES.union(PAIRED), 2 * pairs + 1),
+        };
         Kind {
             id: Id::Net,
             class: 0x02_0000,
-            features: FEATURES,
-            queues: QUEUES,
+            features: bits(features),
+            queues: &QUEUES[..queues],
             most_bytes: MOST_BYTES,
+            most_segments: MOST_SEGMENTS,
         }
     }
 
@@ -182,52 +192,82 @@ impl Device for Net {
     }
 
     fn start(&mut self, features: u64, queues: Box<[Option<Queue>]>) {
+        let has = |feature: F| features & bits(feature) != 0;
+        let pairs = match has(F::MQ) && has(F::CTRL_VQ) {
+            true => self.pairs,
+            false => 1,
+        };
+        self.sender.leaves = Offloads {
+            checksums: has(F::CSUM),
+            v4: has(F::HOST_TSO4),
+            v6: has(F::HOST_TSO6),
+        };
+        let takes = Takes {
+            offloads: Offloads {
+                checksums: has(F::GUEST_CSUM),
+                v4: has(F::GUEST_TSO4),
+                v6: has(F::GUEST_TSO6),
+            },
+            spread: has(F::MRG_RXBUF),
+        };
         let mut queues = queues.into_iter();
-        let receive = queues.next().flatten();
-        self.transmit = queues.next().flatten();
-        self.has_checksums = features & CHECKSUMS != 0;
-        self.port.receive(receive.map(|queue| Receiver {
-            guest: self.guest.clone(),
+        let mut transmits = Vec::with_capacity(pairs);
+        for pair in 0..pairs {
+            let receiver = queues.next().flatten();
+            transmits.push(queues.next().flatten());
+            self.sender.port.receive(
+                pair,
+                receiver.map(|queue| Receiver {
+                    guest: self.guest.clone(),
+                    queue,
+                    chain: Box::default(),
+                    takes,
+                    fault: None,
+                }),
+            );
+        }
+        (self.transmits, self.turn) = (transmits.into(), 0);
+        // Without MQ the control queue is the third one.
+        let control = queues.next().flatten().filter(|_| has(F::CTRL_VQ));
+        self.control = control.map(|queue| Control {
             queue,
-            chain: Box::default(),
-            has_checksums: features & COMPLETES != 0,
-            fault: None,
-        }));
+            index: 2 * pairs,
+            pairs,
+        });
     }
 
     fn reset(&mut self) {
-        self.transmit = None;
-        self.port.receive(None);
+        self.transmits = Box::default();
+        self.control = None;
+        self.sender.port.close();
     }
 
     fn set_master(&mut self, is_on: bool) {
-        self.port.open(is_on);
+        self.sender.port.open(is_on);
     }
 
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault> {
-        if self.news()?.raised != 0 {
-            work.raise(RECEIVE);
-        }
-        if work.is_notified(TRANSMIT) {
-            self.send(work)
-        } else {
-            Ok(false)
-        }
+        let News { raised, .. } = self.news()?;
+        work.raise_all(raised);
+        let has_commands = match &mut self.control {
+            Some(control) if work.is_notified(control.index) => {
+                control.serve(&self.sender.port, &mut self.command, work)?
+            }
+            _ => false,
+        };
+        Ok(self.send(work)? | has_commands)
     }
 
     fn news(&mut self) -> Result<News, Fault> {
-        let (has_news, fault) = self.port.take_news();
-        match fault {
-            Some(fault) => Err(fault),
-            None => Ok(News {
-                raised: u64::from(has_news) << RECEIVE,
-                has_more: false,
-            }),
-        }
+        let news = self.sender.port.take_news()?;
+        Ok(News {
+            raised: ones(news).fold(0, |raised, pair| raised | 1 << receive(pair)),
+            has_more: false,
+        })
     }
 
     fn traffic(&self) -> Traffic {
-        let count = |count| self.port.count(count);
+        let count = |count| self.sender.port.count(count);
         let dropped = [
             Count::Full,
             Count::Spoofed,
@@ -243,6 +283,6 @@ impl Device for Net {
 
     fn retire(&mut self) {
         self.reset();
-        self.port.release();
+        self.sender.port.release();
     }
 }

@@ -41,7 +41,7 @@ pub enum Fault {
     Descriptor(u16),
     /// A descriptor has these flags, which do not exist or were not negotiated.
     Flags(u16),
-    /// A chain has more descriptors than the queue, or loops.
+    /// A chain has more descriptors than the queue, or than the device takes, or loops.
     Endless,
     /// A buffer that the device reads follows one that it writes.
     Order,
@@ -59,7 +59,9 @@ impl fmt::Display for Fault {
             Self::Index(index) => write!(f, "the available index {index} is too far ahead"),
             Self::Descriptor(index) => write!(f, "there is no descriptor {index}"),
             Self::Flags(flags) => write!(f, "a descriptor has the flags {flags:#x}"),
-            Self::Endless => f.write_str("a chain is longer than its queue"),
+            Self::Endless => {
+                f.write_str("a chain is longer than its queue, or than the device takes")
+            }
             Self::Order => f.write_str("a chain has a readable buffer behind a writable one"),
             Self::Request => f.write_str("a chain has no room for a request's header and status"),
             Self::Bytes(bytes) => write!(f, "a chain has {bytes} bytes or more"),
@@ -75,14 +77,22 @@ impl From<Unshared> for Fault {
     }
 }
 
+/// The largest chains that a device takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Number of bytes.
+    pub bytes: u64,
+    /// Number of buffers.
+    pub segments: usize,
+}
+
 /// A queue that the driver has enabled.
 #[derive(Debug)]
 pub struct Queue {
     place: Place,
     /// EVENT_IDX was negotiated.
     has_events: bool,
-    /// Largest number of bytes in a chain.
-    most_bytes: u64,
+    limits: Limits,
     /// Index of the next element of the available ring to take, and the driver's index when it was read last.
     next: u16,
     seen: u16,
@@ -91,12 +101,19 @@ pub struct Queue {
     told: u16,
 }
 
+/// A state of a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    next: u16,
+    used: u16,
+}
+
 impl Queue {
-    /// Creates a queue whose chains have at most `most_bytes` bytes.
+    /// Creates a queue whose chains are within `limits`.
     ///
     /// # Errors
     /// [`Fault::Place`].
-    pub fn new(place: Place, has_events: bool, most_bytes: u64) -> Result<Self, Fault> {
+    pub fn new(place: Place, has_events: bool, limits: Limits) -> Result<Self, Fault> {
         let Place {
             size,
             descriptors,
@@ -115,7 +132,10 @@ impl Queue {
         Ok(Self {
             place,
             has_events,
-            most_bytes,
+            limits: Limits {
+                segments: limits.segments.min(size.into()),
+                ..limits
+            },
             next: 0,
             seen: 0,
             used: 0,
@@ -152,9 +172,19 @@ impl Queue {
         Ok(true)
     }
 
-    /// Puts the chain that was taken last back: it will be taken again.
-    pub const fn put_back(&mut self) {
-        self.next = self.next.wrapping_sub(1);
+    /// Returns the present state, for [`Self::go_back`].
+    #[must_use]
+    pub const fn mark(&self) -> Mark {
+        Mark {
+            next: self.next,
+            used: self.used,
+        }
+    }
+
+    /// Undoes what was taken and returned since `mark`, of which the driver was not told ([`Self::publish`]): the chains will
+    /// be taken again.
+    pub const fn go_back(&mut self, mark: Mark) {
+        (self.next, self.used) = (mark.next, mark.used);
     }
 
     /// Returns a chain to the driver, which [`Self::publish`] tells of it. The device has written `bytes` bytes.
@@ -224,11 +254,10 @@ impl Queue {
     fn read_chain(&self, memory: &dyn Memory, head: u16, chain: &mut Chain) -> Result<(), Fault> {
         chain.head = head;
         chain.segments.clear();
-        chain.readable = 0;
-        let mut bytes = 0;
+        (chain.readable, chain.readable_bytes, chain.bytes) = (0, 0, 0);
         let mut next = Some(head);
         while let Some(index) = next {
-            if chain.segments.len() == usize::from(self.place.size) {
+            if chain.segments.len() == self.limits.segments {
                 return Err(Fault::Endless);
             }
             let (segment, flags, link) = self.descriptor(memory, index)?;
@@ -236,12 +265,14 @@ impl Queue {
             if !is_writable && chain.readable < chain.segments.len() {
                 return Err(Fault::Order);
             }
-            bytes += u64::from(segment.bytes);
-            if bytes > self.most_bytes {
-                return Err(Fault::Bytes(bytes));
+            chain.bytes += u64::from(segment.bytes);
+            if chain.bytes > self.limits.bytes {
+                return Err(Fault::Bytes(chain.bytes));
             }
             chain.segments.push(segment);
-            chain.readable += usize::from(!is_writable);
+            if !is_writable {
+                (chain.readable, chain.readable_bytes) = (chain.segments.len(), chain.bytes);
+            }
             next = flags.contains(DescF::NEXT).then_some(link);
         }
         Ok(())

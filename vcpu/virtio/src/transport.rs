@@ -13,7 +13,7 @@ use devices::pci::{Config, Function, Msix, Served, Usage};
 use devices::{Effect, Memory, Message, Now, Place, open_bus};
 use virtio_spec::{DeviceStatus, F, Id};
 
-use crate::queue::{Fault, Queue};
+use crate::queue::{Fault, Limits, Queue};
 use common::{Common, Request};
 use place::Structure;
 
@@ -38,6 +38,17 @@ pub struct Kind {
     pub queues: &'static [u16],
     /// Largest number of bytes in a chain.
     pub most_bytes: u64,
+    /// Largest number of buffers in a chain, at most [`crate::LONGEST`].
+    pub most_segments: usize,
+}
+
+impl Kind {
+    const fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.most_bytes,
+            segments: self.most_segments,
+        }
+    }
 }
 
 /// A virtio device behind its transport.
@@ -141,6 +152,11 @@ impl<'w> Work<'w> {
         self.raised |= 1 << index;
     }
 
+    /// Interrupts the driver because of queues, by a bit for each.
+    pub const fn raise_all(&mut self, queues: u64) {
+        self.raised |= queues;
+    }
+
     /// Tells the driver of the chains returned to this queue, with an interrupt if it wants one.
     ///
     /// # Errors
@@ -223,11 +239,11 @@ impl<D: Device> Transport<D> {
     /// Hands the queues to the device.
     fn start(&mut self) -> Effect {
         let has_events = self.common.accepted() & EVENTS != 0;
-        let most_bytes = self.kind.most_bytes;
+        let limits = self.kind.limits();
         let places = self.common.enabled();
         let queues = places.map(|place| {
             place
-                .map(|place| Queue::new(place, has_events, most_bytes))
+                .map(|place| Queue::new(place, has_events, limits))
                 .transpose()
         });
         match queues.collect() {
@@ -403,7 +419,7 @@ impl<D: Device> Transport<D> {
     /// Checks that the queues that the driver enabled are in shared memory.
     fn probe(&self, memory: &dyn Memory) -> Result<(), Fault> {
         for place in self.common.enabled().flatten() {
-            Queue::new(place, true, 0)?.probe(memory)?;
+            Queue::new(place, true, self.kind.limits())?.probe(memory)?;
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use core::fmt;
 
 use virtio_spec::Id;
 
-use crate::chain::Chain;
+use crate::chain::{Chain, LONGEST};
 use crate::queue::{Fault, Queue};
 use crate::transport::{Device, Kind, News, Traffic, Work};
 
@@ -151,6 +151,7 @@ impl Device for Vsock {
             features: 0,
             queues: QUEUES,
             most_bytes: MOST_BYTES,
+            most_segments: LONGEST,
         }
     }
 

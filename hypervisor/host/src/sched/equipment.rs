@@ -111,7 +111,10 @@ impl Equipment {
                 gauge: card.port.gauge(),
             });
             let limit = card.limit();
-            all.add(Net::new(card.port, peer.clone(), limit), fixture);
+            let device = Net::new(card.port, peer.clone(), limit);
+            // Each vCPU sends and receives by queues of its own.
+            let device = device.with_pairs(td.vcpus().count().into());
+            all.add(device, fixture);
             all.peers.push(peer);
         }
         Ok(all)

@@ -1,11 +1,19 @@
 //! A port of a switch: its settings in one word, its receiver, and its counts.
 
-use sync::Mutex;
-use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use core::array;
 
-use super::deliver::Receiver;
+use sync::Mutex;
+use sync::atomic::{
+    AtomicBool, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use super::deliver::{Frame, Receiver};
+use super::flow::Flows;
 use super::header::Mac;
 
+/// Largest number of a card's pairs of queues.
+pub const PAIRS: usize = 8;
 /// Number of counts.
 const COUNTS: usize = 8;
 
@@ -49,11 +57,15 @@ pub struct Port {
     pub tag: AtomicU64,
     /// Number of guests that have had the port.
     pub life: AtomicU64,
-    pub receiver: Mutex<Option<Receiver>>,
-    /// The guest lets its card access memory. It changes with the receiver's lock held.
+    /// The receiving side of each pair of queues.
+    pub receivers: [Mutex<Option<Receiver>>; PAIRS],
+    /// Number of pairs that the driver uses.
+    pub pairs: AtomicUsize,
+    pub flows: Flows,
+    /// The guest lets its card access memory.
     pub is_open: AtomicBool,
-    /// The receiver has to be interrupted.
-    pub has_news: AtomicBool,
+    /// The receivers that have to be interrupted, by a bit for each.
+    pub news: AtomicU64,
     pub counts: [AtomicU64; COUNTS],
 }
 
@@ -103,15 +115,25 @@ impl Default for Port {
         Self {
             tag: AtomicU64::new(0),
             life: AtomicU64::new(0),
-            receiver: Mutex::new(None),
+            receivers: array::from_fn(|_| Mutex::new(None)),
+            pairs: AtomicUsize::new(1),
+            flows: Flows::default(),
             is_open: AtomicBool::new(false),
-            has_news: AtomicBool::new(false),
+            news: AtomicU64::new(0),
             counts: [const { AtomicU64::new(0) }; COUNTS],
         }
     }
 }
 
 impl Port {
+    /// Returns the pair that receives a frame.
+    pub fn pair_for(&self, frame: &Frame<'_>) -> usize {
+        match self.pairs.load(Relaxed) {
+            1 => 0,
+            pairs => self.flows.pair(frame.flow(), pairs),
+        }
+    }
+
     /// Counts.
     pub fn add(&self, count: Count, more: u64) {
         self.counts[count as usize].fetch_add(more, SeqCst);

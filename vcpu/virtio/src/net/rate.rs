@@ -7,7 +7,8 @@ const BURST: u64 = 8;
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     bytes_per_second: u64,
-    left: u64,
+    /// Negative after a frame that was larger than the rest.
+    left: i64,
     at_us: u64,
 }
 
@@ -17,25 +18,32 @@ impl Rate {
     pub const fn new(bytes_per_second: u64) -> Self {
         Self {
             bytes_per_second,
-            left: bytes_per_second / BURST,
+            left: Self::burst(bytes_per_second),
             at_us: 0,
         }
     }
 
-    /// Takes bytes at this time. Returns `false` if there are not so many left.
+    /// Takes the bytes of a frame at this time. Returns `false` if none are left. A frame that is larger than what is left
+    /// goes, and later ones wait for it, so that a frame larger than a burst goes as well.
     pub fn take(&mut self, bytes: u64, now_us: u64) -> bool {
         let passed = now_us.saturating_sub(self.at_us).min(1_000_000);
         let more = passed * self.bytes_per_second / 1_000_000;
         // Time that is worth no byte yet is kept.
         if more > 0 {
             self.at_us = now_us;
-            self.left = (self.left + more).min(self.bytes_per_second / BURST);
+            let left = self.left.saturating_add_unsigned(more);
+            self.left = left.min(Self::burst(self.bytes_per_second));
         }
-        let fits = bytes <= self.left;
+        let fits = self.left > 0;
         if fits {
-            self.left -= bytes;
+            self.left = self.left.saturating_sub_unsigned(bytes);
         }
         fits
+    }
+
+    const fn burst(bytes_per_second: u64) -> i64 {
+        // An eighth of a number of 64 bits fits. Without any, no frame would ever go.
+        (bytes_per_second / BURST) as i64 + 1
     }
 }
 
@@ -52,8 +60,12 @@ mod tests {
                 sent += 1000;
             }
         }
-        assert!((10_000_000..=10_125_000).contains(&sent), "{sent}");
-        assert!(!rate.take(125_001, 60_000_000), "more than a burst");
-        assert!(rate.take(125_000, 60_000_000));
+        assert!((10_000_000..=10_126_001).contains(&sent), "{sent}");
+        assert!(
+            rate.take(500_000, 60_000_000),
+            "a frame larger than a burst"
+        );
+        assert!(!rate.take(1, 60_370_000), "it is paid for");
+        assert!(rate.take(1, 60_400_000));
     }
 }

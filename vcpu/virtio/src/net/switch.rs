@@ -11,12 +11,15 @@ use alloc::{boxed::Box, sync::Arc};
 use core::fmt;
 
 use devices::Memory;
-use sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use super::deliver::{Frame, Lost, Receiver, put};
 use super::header::{Mac, Start};
 use super::learned::Learned;
-use super::port::{Count, Port, Settings, Tag};
+use super::port::{Count, PAIRS, Port, Settings, Tag};
 use crate::queue::Fault;
 
 /// Largest number of ports.
@@ -69,9 +72,21 @@ impl Gauge {
     }
 }
 
-/// The ports to which a batch of frames went: their drivers are told at its end.
+/// The queues to which a batch of frames went: their drivers are told at its end.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Touched(u32);
+pub struct Touched {
+    /// The ports, by a bit for each.
+    ports: u32,
+    /// The pairs of each port, by a bit for each.
+    pairs: [u8; PORTS],
+}
+
+impl Touched {
+    fn add(&mut self, port: usize, pair: usize) {
+        self.ports |= 1 << port;
+        self.pairs[port] |= 1 << pair;
+    }
+}
 
 /// The network has no free port, or another port has this address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,35 +145,32 @@ impl Switch {
         })
     }
 
-    /// Delivers a frame to one port, if that is still the one with this tag.
-    fn deliver(&self, index: usize, tag: Tag, frame: &Frame<'_>) -> Result<(), Lost> {
+    /// Delivers a frame to one port, if that is still the one with this tag. Returns the pair that got it.
+    fn deliver(&self, index: usize, tag: Tag, frame: &Frame<'_>) -> Result<usize, Lost> {
         let port = &self.ports[index];
-        let mut receiver = port.receiver.lock();
+        let pair = port.pair_for(frame);
+        let mut receiver = port.receivers[pair].lock();
         if port.tag.load(SeqCst) != tag.0 {
             return Err(Lost::Full);
         }
         let delivered = match &mut *receiver {
             Some(receiver) if receiver.fault.is_none() && port.is_open.load(SeqCst) => {
-                put(receiver, frame)
+                put(port, receiver, frame)
             }
             _ => Err(Lost::Full),
         };
         match delivered {
-            Ok(()) => {
-                port.add(Count::Received, 1);
-                port.add(Count::ReceivedBytes, frame.bytes as u64);
-            }
+            Ok(()) | Err(Lost::Sender(_)) => {}
             Err(Lost::Receiver(fault)) => {
                 if let Some(receiver) = &mut *receiver {
                     receiver.fault = Some(fault);
-                    port.has_news.store(true, SeqCst);
+                    port.news.fetch_or(1 << pair, SeqCst);
                     frame.memory.ring(&receiver.guest);
                 }
             }
             Err(Lost::Full) => port.add(Count::Full, 1),
-            Err(Lost::Sender(_)) => {}
         }
-        delivered
+        delivered.map(|()| pair)
     }
 }
 
@@ -184,7 +196,7 @@ impl Attached {
         if self.is_over.swap(true, SeqCst) {
             return;
         }
-        self.receive(None);
+        self.close();
         self.port().tag.store(0, SeqCst);
         if self.tag.has(Tag::TRUNK) {
             self.switch.learned.forget(self.index);
@@ -202,34 +214,62 @@ impl Attached {
         self.port().add(count, more);
     }
 
-    /// Lets frames come to this port, or no more. Returns after the last one that was on its way.
-    pub fn receive(&self, receiver: Option<Receiver>) {
-        *self.port().receiver.lock() = receiver;
-        self.port().has_news.store(false, SeqCst);
+    /// Lets frames come to a pair of the port, or no more. Returns after the last one that was on its way.
+    pub fn receive(&self, pair: usize, receiver: Option<Receiver>) {
+        *self.port().receivers[pair].lock() = receiver;
+        self.port().news.fetch_and(!(1 << pair), SeqCst);
+    }
+
+    /// Lets no frame come any more. Returns after the last one that was on its way.
+    pub fn close(&self) {
+        (0..PAIRS).for_each(|pair| self.receive(pair, None));
+        self.set_pairs(1);
+        self.port().flows.forget();
+    }
+
+    /// Sets the number of pairs that the driver uses: 1 to [`PAIRS`].
+    pub fn set_pairs(&self, pairs: usize) {
+        self.port().pairs.store(pairs, SeqCst);
     }
 
     /// Notes whether the guest lets its card access memory. If it does not, no frame comes when this returns.
     pub fn open(&self, is_open: bool) {
-        let _none = self.port().receiver.lock();
         self.port().is_open.store(is_open, SeqCst);
+        // Who saw the old value had one of the locks.
+        self.port()
+            .receivers
+            .iter()
+            .for_each(|receiver| drop(receiver.lock()));
     }
 
-    /// Takes the news for the guest: whether there are any, and the rule that its driver broke, if it did.
-    #[must_use]
-    pub fn take_news(&self) -> (bool, Option<Fault>) {
-        if !self.port().has_news.swap(false, SeqCst) {
-            return (false, None);
+    /// Takes the news for the guest: the pairs that have some, by a bit for each.
+    ///
+    /// # Errors
+    /// [`Fault`]: the guest's driver has broken this rule.
+    pub fn take_news(&self) -> Result<u64, Fault> {
+        if self.port().news.load(SeqCst) == 0 {
+            return Ok(0);
         }
-        let receiver = self.port().receiver.lock();
-        (true, receiver.as_ref().and_then(|receiver| receiver.fault))
+        let news = self.port().news.swap(0, SeqCst);
+        for receiver in &self.port().receivers {
+            if let Some(fault) = receiver.lock().as_ref().and_then(|receiver| receiver.fault) {
+                return Err(fault);
+            }
+        }
+        Ok(news)
     }
 
-    /// Sends a frame to the port of its destination; to all that it reaches if it is for a group; and to all trunk ports if
-    /// its destination is not known. Returns the number of copies.
+    /// Sends a frame of one of the guest's pairs to the port of its destination; to all that it reaches if it is for a group; and to all trunk ports if
+    /// its destination is not known. Returns the number of ports that were tried.
     ///
     /// # Errors
     /// [`Fault`]: the sender's memory is not shared.
-    pub fn send(&self, frame: &Frame<'_>, touched: &mut Touched) -> Result<usize, Fault> {
+    pub fn send(
+        &self,
+        pair: usize,
+        frame: &Frame<'_>,
+        touched: &mut Touched,
+    ) -> Result<usize, Fault> {
         let Start { from, to, .. } = frame.start;
         if self.tag.has(Tag::TRUNK) {
             if !from.is_group() {
@@ -239,11 +279,14 @@ impl Attached {
             self.add(Count::Spoofed, 1);
             return Ok(0);
         }
+        if self.port().pairs.load(Relaxed) > 1 {
+            self.port().flows.note(frame.flow(), pair);
+        }
         let ports = match self.destination(to) {
             Some(only) => only..only + 1,
             None => 0..self.switch.end.load(SeqCst),
         };
-        let mut copies = 0;
+        let (mut tried, mut copies) = (0, 0);
         for index in ports {
             let tag = Tag(self.switch.ports[index].tag.load(SeqCst));
             let is_other = index != self.index && tag.has(Tag::TAKEN);
@@ -252,9 +295,10 @@ impl Attached {
             if !is_other || !may_have || !self.tag.reaches(tag) {
                 continue;
             }
+            tried += 1;
             match self.switch.deliver(index, tag, frame) {
-                Ok(()) => {
-                    touched.0 |= 1 << index;
+                Ok(pair) => {
+                    touched.add(index, pair);
                     copies += 1;
                 }
                 Err(Lost::Sender(fault)) => return Err(fault),
@@ -265,7 +309,7 @@ impl Attached {
             self.add(Count::Sent, 1);
             self.add(Count::SentBytes, frame.bytes as u64);
         }
-        Ok(copies)
+        Ok(tried)
     }
 
     /// Returns the only port to which frames to this address go; `None` if it is not known, or a group's.
@@ -279,29 +323,44 @@ impl Attached {
         own.or_else(|| self.switch.learned.find(to))
     }
 
-    /// Tells the drivers of all touched ports of their frames.
-    pub fn publish(&self, memory: &dyn Memory, touched: Touched) {
-        let is_touched = |(index, _): &(usize, &Port)| touched.0 >> index & 1 != 0;
-        for (_, port) in self.switch.ports.iter().enumerate().filter(is_touched) {
-            let mut receiver = port.receiver.lock();
-            // Another guest's, if the port has changed hands: it is told what it knows.
-            let Some(receiver) = receiver.as_mut().filter(|_| port.is_open.load(SeqCst)) else {
-                continue;
-            };
-            let Receiver { guest, queue, .. } = receiver;
-            let mut told = Ok(true);
-            if memory.with_other(guest, &mut |memory| told = queue.publish(memory)) {
-                receiver.fault = receiver.fault.or(told.err());
-            }
-            if told != Ok(false) {
-                port.has_news.store(true, SeqCst);
-                memory.ring(&receiver.guest);
+    /// Tells the drivers of all touched queues of their frames.
+    pub fn publish(&self, memory: &dyn Memory, touched: &Touched) {
+        for index in ones(touched.ports.into()) {
+            for pair in ones(touched.pairs[index].into()) {
+                publish(&self.switch.ports[index], pair, memory);
             }
         }
     }
 
     fn port(&self) -> &Port {
         &self.switch.ports[self.index]
+    }
+}
+
+/// Returns the numbers of the bits that are set.
+pub fn ones(mut bits: u64) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let number = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+        bits &= bits - 1;
+        Some(number)
+    })
+}
+
+/// Tells a port's driver of the frames in the queue of a pair.
+fn publish(port: &Port, pair: usize, memory: &dyn Memory) {
+    let mut receiver = port.receivers[pair].lock();
+    // Another guest's, if the port has changed hands: it is told what it knows.
+    let Some(receiver) = receiver.as_mut().filter(|_| port.is_open.load(SeqCst)) else {
+        return;
+    };
+    let Receiver { guest, queue, .. } = receiver;
+    let mut told = Ok(true);
+    if memory.with_other(guest, &mut |memory| told = queue.publish(memory)) {
+        receiver.fault = receiver.fault.or(told.err());
+    }
+    if told != Ok(false) {
+        port.news.fetch_or(1 << pair, SeqCst);
+        memory.ring(&receiver.guest);
     }
 }
 

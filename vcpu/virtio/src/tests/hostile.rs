@@ -11,12 +11,19 @@ use virtio_spec::DeviceStatus;
 use super::console::Screen;
 use super::{Driver, Ram, Ring, std};
 use crate::access::{field, set_field, write};
-use crate::{Chain, Console, Device, Fault, Queue};
+use crate::queue::Limits;
+use crate::{Chain, Console, Device, Fault, LONGEST, Queue};
 
 /// Number of operations of the random driver.
 const OPERATIONS: u32 = 1_000_000;
 /// Pages of its memory.
 const PAGES: u64 = 64;
+
+/// The chains that a device takes.
+const LIMITS: Limits = Limits {
+    bytes: 1 << 20,
+    segments: LONGEST,
+};
 
 /// Returns the fault of a queue of eight descriptors, of which the driver has made the first one available.
 fn fault(descriptors: &[(u64, u32, u16, u16)]) -> Option<Fault> {
@@ -28,7 +35,7 @@ fn fault(descriptors: &[(u64, u32, u16, u16)]) -> Option<Fault> {
         set_field(&ram, at + 8, 8, more).unwrap();
     }
     set_field(&ram, ring.place.available + 2, 2, 1).unwrap();
-    let mut queue = Queue::new(ring.place, true, 1 << 20).unwrap();
+    let mut queue = Queue::new(ring.place, true, LIMITS).unwrap();
     queue.take(&ram, &mut Chain::default()).err()
 }
 
@@ -74,10 +81,10 @@ fn an_index_too_far_ahead_is_refused() {
         (9, Some(Fault::Index(9))),
         (0xFFFF, Some(Fault::Index(0xFFFF))),
     ] {
-        let mut queue = Queue::new(ring.place, true, 1 << 20).unwrap();
+        let mut queue = Queue::new(ring.place, true, LIMITS).unwrap();
         set_field(&ram, ring.place.available + 2, 2, index).unwrap();
         assert_eq!(queue.take(&ram, &mut Chain::default()).err(), expected);
-        let mut queue = Queue::new(ring.place, true, 1 << 20).unwrap();
+        let mut queue = Queue::new(ring.place, true, LIMITS).unwrap();
         assert_eq!(queue.request_notification(&ram).err(), expected);
     }
 }

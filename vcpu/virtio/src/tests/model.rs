@@ -7,7 +7,9 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::{Ram, Ring, std};
+use crate::LONGEST;
 use crate::access::write;
+use crate::queue::Limits;
 use crate::{Chain, Queue};
 
 /// An action of the driver or of the device.
@@ -120,12 +122,19 @@ impl Model {
     }
 }
 
+const fn limits(bytes: u64) -> Limits {
+    Limits {
+        bytes,
+        segments: LONGEST,
+    }
+}
+
 proptest! {
     #[test]
     fn a_queue_does_as_its_model(actions in actions(), log in 0u32..5, has_events: bool) {
         let ram = Ram::new(64);
         let ring = Ring::alone(1 << log, has_events);
-        let queue = Queue::new(ring.place, has_events, 1 << 20).unwrap();
+        let queue = Queue::new(ring.place, has_events, limits(1 << 20)).unwrap();
         let mut model = Model {
             queue,
             ring,
@@ -155,7 +164,7 @@ proptest! {
 fn the_indices_wrap_around() {
     let ram = Ram::new(8);
     let mut ring = Ring::alone(4, true);
-    let mut queue = Queue::new(ring.place, true, 64).unwrap();
+    let mut queue = Queue::new(ring.place, true, limits(64)).unwrap();
     let mut chain = Chain::default();
     for _ in 0..30_000 {
         ring.want_after(&ram, 3);

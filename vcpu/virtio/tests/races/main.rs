@@ -214,7 +214,7 @@ fn no_news_is_left_between_those_who_tell_and_the_cpu_that_has_the_function() {
         look(&bus, ram, &interrupts);
         assert_eq!(sent, 2 * FRAMES);
         let left = function.lock().device().port().take_news();
-        assert_eq!(left, (false, None), "nobody takes it");
+        assert_eq!(left, Ok(0), "nobody takes it");
         assert!(interrupts.load(SeqCst) > 0);
     });
 }
