@@ -28,6 +28,19 @@ pub struct Place {
     pub used: u64,
 }
 
+impl Place {
+    /// Checks that all parts are in shared memory.
+    ///
+    /// # Errors
+    /// [`Unshared`].
+    pub fn probe(&self, memory: &dyn Memory) -> Result<(), Unshared> {
+        let size = u64::from(self.size);
+        probe(memory, self.descriptors, size * DESCRIPTOR)?;
+        probe(memory, self.available, HEAD + size * 2 + 2)?;
+        probe(memory, self.used, HEAD + size * USED + 2)
+    }
+}
+
 /// The rule that a guest broke. Its device needs a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -141,17 +154,6 @@ impl Queue {
             used: 0,
             told: 0,
         })
-    }
-
-    /// Checks that all parts are in shared memory.
-    ///
-    /// # Errors
-    /// [`Fault::NotShared`].
-    pub fn probe(&self, memory: &dyn Memory) -> Result<(), Fault> {
-        let size = u64::from(self.place.size);
-        probe(memory, self.place.descriptors, size * DESCRIPTOR)?;
-        probe(memory, self.place.available, HEAD + size * 2 + 2)?;
-        Ok(probe(memory, self.place.used, HEAD + size * USED + 2)?)
     }
 
     /// Takes the next chain. Returns `false` if the driver has made none available.

@@ -419,7 +419,7 @@ impl<D: Device> Transport<D> {
     /// Checks that the queues that the driver enabled are in shared memory.
     fn probe(&self, memory: &dyn Memory) -> Result<(), Fault> {
         for place in self.common.enabled().flatten() {
-            Queue::new(place, true, self.kind.limits())?.probe(memory)?;
+            place.probe(memory)?;
         }
         Ok(())
     }
