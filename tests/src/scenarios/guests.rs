@@ -342,16 +342,18 @@ fn virtio_hostile(bench: &mut Bench, operations: u64) -> Result<()> {
     let before = used(&mut console)?;
     let mut smp = Bystander::start(&mut console)?;
     console.succeed("td start queues", LIFE)?;
-    let mut queues = Words::of("queues");
+    let start = Instant::now();
     // The console is full of what the guest lets its console device write.
+    let mut queues = Words::with_gaps("queues");
     while !queues.text.contains(" operations made, ") {
         let so_far = queues.text.len();
         queues.wait_for(&mut console, CHECKS, |text| text.len() > so_far)?;
         smp.read(&mut console)?;
     }
+    let rate = operations as f64 / start.elapsed().as_secs_f64();
     let made = queues.text.rfind("queues: seed ").unwrap_or(0);
-    let made = queues.text[made..].lines().next();
-    bench.note(made.unwrap_or_default().to_owned());
+    let made = queues.text[made..].lines().next().unwrap_or_default();
+    bench.note(format!("{made}; {rate:.0} operations a second"));
     queues.pass(&mut console, "queues", CHECKS)?;
     smp.goes_on(&mut console)?;
     nothing_is_left(&mut console, &["queues", "smp"], before)
