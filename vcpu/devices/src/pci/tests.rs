@@ -370,6 +370,24 @@ fn news_for_a_card_are_delivered_by_the_teller_or_by_the_cpu_that_has_the_card()
 }
 
 #[test]
+fn a_teller_leaves_news_that_keep_coming_to_the_guest() {
+    let (card, guest) = card_with_interrupt();
+    let bus = guest.0.pci();
+    let mut told = 0;
+    // Whenever it has delivered an interrupt, another CPU has news for the card, which is in use.
+    let has_more = bus.tell(1, &mut |_| {
+        told += 1;
+        assert!(told < 100, "it has no end");
+        assert!(!bus.tell(1, &mut |_| panic!("the card is in use")));
+    });
+    assert!(has_more && bus.has_work());
+    assert_eq!((told, card.lock().news), (4, 4));
+    let served = bus.serve(&NoMemory, Now::default());
+    assert!(served.is_some_and(|served| served.has_messages));
+    assert_eq!((card.lock().news, bus.has_work()), (5, false));
+}
+
+#[test]
 fn work_of_a_card_that_another_cpu_has_is_left_and_not_lost() {
     let card = Arc::new(Mutex::new(Card::new()));
     let guest = Guest(Devices::new(RAM, vec![card.clone()]));

@@ -6,6 +6,9 @@ use super::slot::Slot;
 use super::{Bus, Function, Served, Usage};
 use crate::{Memory, Message, Now};
 
+/// Number of times that a teller lets a function take news that came meanwhile.
+const ROUNDS: usize = 4;
+
 impl Bus {
     /// Notes that the function of this device has interrupts to send.
     pub fn signal(&self, device: u8) {
@@ -80,7 +83,7 @@ impl Bus {
 
     /// Lets the function of a device take its news ([`Function::news`]), and delivers its interrupts. The calling CPU
     /// works for another guest: if the function is in use, it does not wait, and the CPU that uses the function finds
-    /// the news. Returns whether there is work for a CPU that runs the guest.
+    /// the news. If news keep coming, it leaves the rest. Returns whether there is work for a CPU that runs the guest.
     ///
     /// # Memory ordering
     ///
@@ -94,8 +97,16 @@ impl Bus {
         };
         slot.has_news.swap(true, SeqCst);
         let mut has_more = false;
+        let mut rounds = 0;
         // A read-modify-write that changes nothing: see above.
         while slot.has_news.fetch_or(false, SeqCst) {
+            // The news become work, as those do that come while the function is in use.
+            if rounds == ROUNDS {
+                slot.has_news.swap(false, SeqCst);
+                has_more = true;
+                break;
+            }
+            rounds += 1;
             let Some(mut function) = slot.function.try_lock() else {
                 break;
             };
