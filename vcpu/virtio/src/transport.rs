@@ -77,6 +77,11 @@ pub trait Device: fmt::Debug + Send {
     /// [`Fault`]: the driver has broken a rule, and must reset the device.
     fn serve(&mut self, work: &mut Work<'_>) -> Result<bool, Fault>;
 
+    /// Tells others what the guest did, while the device may not serve it: the driver has reset it, or has not got ready.
+    fn rest(&mut self, memory: &dyn Memory, now: Now) {
+        let _ = (memory, now);
+    }
+
     /// Takes the news that others left for the guest, on a CPU that works for another guest. Neither waits for a lock that is
     /// held for long nor accesses the guest's memory.
     ///
@@ -223,7 +228,8 @@ impl<D: Device> Transport<D> {
             Request::None => Effect::None,
             Request::Reset => {
                 self.reset();
-                Effect::None
+                // Others may have to be told.
+                Effect::Work
             }
             Request::Start => self.start(),
         }
@@ -348,6 +354,7 @@ impl<D: Device> Function for Transport<D> {
 
     fn serve(&mut self, memory: &dyn Memory, now: Now) -> Served {
         if !self.is_running() || !self.config.is_master() {
+            self.device.rest(memory, now);
             return Served::default();
         }
         let notified = core::mem::take(&mut self.notified);

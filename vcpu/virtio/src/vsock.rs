@@ -16,6 +16,7 @@ mod sockets;
 use alloc::boxed::Box;
 use core::fmt;
 
+use devices::{Memory, Now};
 use virtio_spec::Id;
 
 use crate::chain::{Chain, LONGEST};
@@ -135,9 +136,9 @@ impl Vsock {
         let sends = self.transmit(work)?;
         let was_full = self.sockets.is_full();
         // Services answer at once.
-        self.sockets.tell(work);
+        self.sockets.tell(work.memory, work.now);
         let receives = self.receive(work)?;
-        self.sockets.tell(work);
+        self.sockets.tell(work.memory, work.now);
         let is_stuck = was_full && self.sockets.is_full();
         Ok(receives || sends && !is_stuck)
     }
@@ -175,9 +176,13 @@ impl Device for Vsock {
         let served = self.work(work);
         if served.is_err() {
             self.sockets.clear();
-            self.sockets.tell(work);
+            self.sockets.tell(work.memory, work.now);
         }
         served
+    }
+
+    fn rest(&mut self, memory: &dyn Memory, now: Now) {
+        self.sockets.tell(memory, now);
     }
 
     fn news(&mut self) -> Result<News, Fault> {

@@ -2,6 +2,7 @@
 
 mod guests;
 mod lies;
+mod shares;
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::SeqCst;

@@ -12,8 +12,14 @@ use super::link::End;
 
 /// Largest number of guests with a device.
 pub const MEMBERS: usize = 256;
-/// Number of connections that wait for a guest's device to look at them.
-pub const WAITING: usize = 8;
+/// Largest number of connections of a guest.
+pub const CONNECTIONS: usize = 16;
+/// Largest number of those that others ask for, and of those that the guest asks one other guest for. The latter count
+/// until the other guest has let go of them, too.
+pub const INCOMING: usize = 8;
+const WITH_ONE: usize = 8;
+/// Number of those that no other guest can keep the guest from having with the host's services.
+const WITH_HOST: usize = 4;
 
 /// A service of the host, at a port of context id 2. Its methods are called while a guest's device works: they allocate
 /// nothing, wait for nothing, and do a bounded amount of work.
@@ -69,8 +75,13 @@ pub(super) enum Way {
     Guest(Other, Arc<Inbox>),
 }
 
-/// The connections that wait for a guest's device; `None` while its driver is not ready.
-pub(super) type Inbox = Mutex<Option<ArrayVec<Asked, WAITING>>>;
+/// The connections that wait for a guest's device.
+pub(super) struct Inbox {
+    /// `None` while its driver is not ready.
+    waiting: Mutex<Option<ArrayVec<Asked, INCOMING>>>,
+    /// Number of connections that each other guest may ask for.
+    share: usize,
+}
 
 /// The guests and services that connections go between.
 #[derive(Default)]
@@ -128,7 +139,10 @@ impl Hub {
     /// # Errors
     /// [`NoPlace`].
     pub fn attach(self: &Arc<Self>, settings: Settings, guest: Other) -> Result<Attached, NoPlace> {
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(Inbox {
+            waiting: Mutex::default(),
+            share: share(INCOMING, &settings),
+        });
         let member = Member {
             settings: settings.clone(),
             guest: guest.clone(),
@@ -157,6 +171,17 @@ impl Attached {
     /// Returns the guest's context id.
     pub(super) const fn cid(&self) -> u64 {
         self.settings.cid
+    }
+
+    /// Returns the number of connections that each other guest may ask this one for, so that none takes those of the others.
+    pub(super) fn share_of_incoming(&self) -> usize {
+        self.inbox.share
+    }
+
+    /// Returns the number of links that this guest may use with one other guest, so that some are left for the rest and
+    /// for the host's services.
+    pub(super) fn share_of_links(&self) -> usize {
+        share(CONNECTIONS - WITH_HOST, &self.settings).min(WITH_ONE)
     }
 
     /// Returns the caller of a connection from this port.
@@ -194,20 +219,33 @@ impl Attached {
     pub(super) fn listen(&self, is_ready: bool) {
         let waiting = is_ready.then(ArrayVec::new);
         // Not dropped with the lock held.
-        let before = core::mem::replace(&mut *self.inbox.lock(), waiting);
+        let before = core::mem::replace(&mut *self.inbox.waiting.lock(), waiting);
         drop(before);
     }
 
     /// Takes the next connection that the guest is asked to accept.
     pub(super) fn next_asked(&self) -> Option<Asked> {
-        self.inbox.lock().as_mut()?.pop_at(0)
+        self.inbox.waiting.lock().as_mut()?.pop_at(0)
     }
+}
+
+/// Returns the part of `whole` for each guest that is named in `settings`.
+fn share(whole: usize, settings: &Settings) -> usize {
+    (whole / settings.peers.len().max(1)).max(1)
 }
 
 /// Asks a guest for a connection. It is refused if the guest's driver is not ready, or too many wait.
 pub(super) fn ask(inbox: &Inbox, asked: Asked) {
-    let mut waiting = inbox.lock();
+    let cid = asked.caller.address.cid;
+    let mut waiting = inbox.waiting.lock();
+    let of_same = |waiting: &[Asked]| {
+        let same = waiting
+            .iter()
+            .filter(|other| other.caller.address.cid == cid);
+        same.count()
+    };
     let refused = match &mut *waiting {
+        Some(waiting) if of_same(waiting) == inbox.share => Some(asked),
         Some(waiting) => waiting.try_push(asked).err().map(|full| full.element()),
         None => Some(asked),
     };

@@ -79,6 +79,11 @@ impl Link {
         })))
     }
 
+    /// Returns whether either side of a connection is there.
+    pub fn is_used(&self) -> bool {
+        self.0.lock().is_gone != [true; 2]
+    }
+
     /// Begins a connection: the ends of the side that asks, and of the one that is asked. Returns `None` while either side
     /// of an earlier one is there.
     pub fn begin(self: &Arc<Self>) -> Option<[End; 2]> {

@@ -3,21 +3,17 @@
 use alloc::sync::Arc;
 
 use arrayvec::ArrayVec;
+use devices::{Memory, Now};
 use virtio_spec::vsock::Op;
 
 use super::connection::{Connection, Far, Heard, Next};
 use super::header::{HEADER, Header, STREAM};
-use super::hub::{Asked, Attached, Way, ask};
+use super::hub::{Asked, Attached, CONNECTIONS, INCOMING, Way, ask};
 use super::link::{End, Link};
 use crate::chain::{Chain, Cursor};
 use crate::queue::Fault;
 use crate::transport::Work;
 
-/// Largest number of connections of a guest.
-pub const CONNECTIONS: usize = 16;
-/// Largest number of those that others asked for, and of those that the guest asked one other guest for.
-pub const INCOMING: usize = 8;
-pub const WITH_ONE: usize = 8;
 /// Number of answers to packets of no connection that wait for the guest to take them.
 pub const REFUSALS: usize = 32;
 
@@ -26,7 +22,7 @@ pub const REFUSALS: usize = 32;
 pub struct Sockets {
     /// The guest's place at the hub, until the TD's end.
     member: Option<Attached>,
-    links: [Arc<Link>; CONNECTIONS],
+    lines: [Line; CONNECTIONS],
     connections: ArrayVec<Connection, CONNECTIONS>,
     /// The connection whose turn it is.
     turn: usize,
@@ -35,6 +31,14 @@ pub struct Sockets {
     refused: u64,
     /// The other sides of connections that ended with the driver, and have not been told.
     left: ArrayVec<Far, CONNECTIONS>,
+}
+
+/// A link for a connection that the guest asks for.
+#[derive(Debug)]
+struct Line {
+    link: Arc<Link>,
+    /// The context id of the other side of its last connection.
+    cid: u64,
 }
 
 /// The next packet for the guest: an answer to one of no connection, or one of a connection, by its index.
@@ -48,7 +52,10 @@ impl Sockets {
     pub fn new(member: Attached) -> Self {
         Self {
             member: Some(member),
-            links: [(); CONNECTIONS].map(|()| Link::new()),
+            lines: [(); CONNECTIONS].map(|()| Line {
+                link: Link::new(),
+                cid: 0,
+            }),
             connections: ArrayVec::new(),
             turn: 0,
             refusals: ArrayVec::new(),
@@ -105,8 +112,11 @@ impl Sockets {
             let own = member.caller(port).address;
             let mut all = self.connections.iter();
             let is_known = all.any(|other| (other.own, other.other) == (own, caller.address));
-            let incoming = self.connections.iter().filter(|other| !other.is_outgoing);
-            let has_room = incoming.count() < INCOMING && !self.connections.is_full();
+            let incoming = || self.connections.iter().filter(|other| !other.is_outgoing);
+            let from_same = incoming().filter(|other| other.other.cid == caller.address.cid);
+            let has_room = incoming().count() < INCOMING
+                && from_same.count() < member.share_of_incoming()
+                && !self.connections.is_full();
             // The end is dropped otherwise, which refuses the connection.
             if has_room && !is_known {
                 let far = Far::Guest(caller.guest);
@@ -183,16 +193,26 @@ impl Sockets {
     }
 
     /// Asks the other side for a connection.
-    fn reach(&self, request: &Header) -> Option<(Far, End)> {
+    fn reach(&mut self, request: &Header) -> Option<(Far, End)> {
         let member = self.member.as_ref()?;
+        let cid = request.to.cid;
         let way = member.way(request.to)?;
-        let same = |other: &&Connection| other.is_outgoing && other.other.cid == request.to.cid;
-        let with_same = self.connections.iter().filter(same).count();
-        let is_guest = matches!(way, Way::Guest(..));
-        if self.connections.is_full() || is_guest && with_same >= WITH_ONE {
+        if self.connections.is_full() {
             return None;
         }
-        let [own, end] = self.links.iter().find_map(Link::begin)?;
+        if matches!(way, Way::Guest(..)) {
+            let same = |line: &&Line| line.cid == cid && line.link.is_used();
+            let with_same = self.lines.iter().filter(same).count();
+            if with_same >= member.share_of_links() {
+                return None;
+            }
+        }
+        let begin = |line: &mut Line| {
+            let ends = line.link.begin()?;
+            line.cid = cid;
+            Some(ends)
+        };
+        let [own, end] = self.lines.iter_mut().find_map(begin)?;
         let caller = member.caller(request.from.port);
         let far = match way {
             Way::Service(service) => {
@@ -250,12 +270,12 @@ impl Sockets {
     }
 
     /// Tells the other sides what the guest did.
-    pub fn tell(&mut self, work: &Work<'_>) {
+    pub fn tell(&mut self, memory: &dyn Memory, now: Now) {
         for far in self.left.drain(..) {
-            far.tell(work.memory, work.now);
+            far.tell(memory, now);
         }
         for connection in &mut self.connections {
-            connection.tell(work.memory, work.now);
+            connection.tell(memory, now);
         }
     }
 }
