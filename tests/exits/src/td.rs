@@ -24,11 +24,11 @@ pub const BUFFERS: u64 = MEMORY + 8 * PAGE_4K;
 const REGISTERS: u64 = 0xC000_0000;
 const TABLE: u64 = REGISTERS + (64 << 10);
 const NOTIFY: u64 = REGISTERS + 0x3000;
-/// Number of descriptors of a queue.
-const SIZE: u64 = 128;
+/// A page of shared memory that is far from the others: in tables of its own.
+pub const FAR: u64 = 2 * PAGE_2M;
 
 /// Number of frames that the host has.
-const FRAMES: usize = 512;
+const FRAMES: usize = 4096;
 /// The function's number on the bus.
 pub const DEVICE: u8 = 1;
 
@@ -111,9 +111,36 @@ impl PhysicalCpu for Cpu {
 /// A buffer of a chain: address, length, and whether the device writes it.
 pub type Buffer = (u64, u64, bool);
 
+/// A TD and its driver.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Number of queues of the function that the driver uses: the first one, or two.
+    pub queues: u64,
+    /// Number of descriptors of each.
+    pub size: u64,
+    /// The features that the driver accepts, beside those of the transport.
+    pub features: u64,
+    pub vcpus: u32,
+    /// The destination of interrupts, as in a message's address.
+    pub destination: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            size: 128,
+            features: 0,
+            vcpus: 1,
+            destination: 0,
+        }
+    }
+}
+
 /// The TD.
 pub struct Td {
     vm: Arc<Vm>,
+    size: u64,
     /// Number of chains that were made available, by queue.
     made: [Cell<u64>; 2],
 }
@@ -121,19 +148,30 @@ pub struct Td {
 impl Td {
     /// Creates a TD whose driver has initialised `function` with both or the first of its queues.
     pub fn new(function: impl Function + 'static, queues: u64) -> Self {
+        let shape = Shape {
+            queues,
+            ..Shape::default()
+        };
+        Self::of(function, shape)
+    }
+
+    /// As [`Self::new`], with more choice.
+    pub fn of(function: impl Function + 'static, shape: Shape) -> Self {
         let map = SharedMap::new(frames(), Levels::Four, SHARED).expect("a root page");
-        for gpa in (MEMORY..MEMORY + BYTES).step_by(PAGE_4K as usize) {
+        let near = (MEMORY..MEMORY + BYTES).step_by(PAGE_4K as usize);
+        for gpa in near.chain([FAR]) {
             let mapped = map.map(frames(), Gpa(gpa), PageSize::Size4K);
             mapped.expect("a page is free");
         }
         let memory = std::iter::once(0..64 << 20).collect();
         let clock = Clock::new(1 << 48, 0, 40);
-        let vm = Vm::new(0..1, memory, map, clock, Arc::new(Console::new()));
+        let vm = Vm::new(0..shape.vcpus, memory, map, clock, Arc::new(Console::new()));
         let td = Self {
             vm: Arc::new(vm.with_functions(vec![Arc::new(Mutex::new(function))])),
+            size: shape.size,
             made: [Cell::new(0), Cell::new(0)],
         };
-        td.start(queues);
+        td.start(shape);
         td
     }
 
@@ -146,33 +184,50 @@ impl Td {
     /// last of them.
     pub fn offer(&self, queue: u64, chains: &[&[Buffer]]) {
         exits_guest(&|| {
-            let ring = MEMORY + queue * 3 * PAGE_4K;
-            let available = ring + PAGE_4K;
-            let mut number = self.made[queue as usize].get();
             let mut index = 0;
             for chain in chains {
-                let slot = available + 4 + 2 * (number % SIZE);
-                let shift = slot % 8 * 8;
-                let word = self.get(slot) & !(0xFFFF << shift);
-                self.set(slot, word | index << shift);
-                let last = index + chain.len() as u64 - 1;
-                for (gpa, bytes, is_written) in *chain {
-                    let flags = u64::from(*is_written) << 1 | u64::from(index < last);
-                    self.set(ring + 16 * index, *gpa);
-                    let more = bytes | flags << 32 | (index + 1) << 48;
-                    self.set(ring + 16 * index + 8, more);
-                    index += 1;
-                }
-                number += 1;
+                self.make(queue, index);
+                self.describe(queue, index, chain);
+                index += chain.len() as u64;
             }
-            // The index of the interrupt is the upper half of its word, and the last elements of the ring are the lower one.
-            let event = available + 2 * SIZE;
-            let word = self.get(event) & 0xFFFF_FFFF;
-            self.set(event, word | ((number - 1) & 0xFFFF) << 32);
-            let word = self.get(available) & !0xFFFF_FFFF;
-            self.set(available, word | (number & 0xFFFF) << 16);
-            self.made[queue as usize].set(number);
+            self.publish(queue);
         });
+    }
+
+    /// Writes the descriptors of a chain from descriptor `index` on.
+    fn describe(&self, queue: u64, mut index: u64, chain: &[Buffer]) {
+        let ring = MEMORY + queue * 3 * PAGE_4K;
+        let last = index + chain.len() as u64 - 1;
+        for (gpa, bytes, is_written) in chain {
+            let flags = u64::from(*is_written) << 1 | u64::from(index < last);
+            self.set(ring + 16 * index, *gpa);
+            let more = bytes | flags << 32 | (index + 1) << 48;
+            self.set(ring + 16 * index + 8, more);
+            index += 1;
+        }
+    }
+
+    /// Puts the chain that begins with descriptor `head` into the available ring.
+    fn make(&self, queue: u64, head: u64) {
+        let made = &self.made[queue as usize];
+        let available = MEMORY + queue * 3 * PAGE_4K + PAGE_4K;
+        let slot = available + 4 + 2 * (made.get() % self.size);
+        let shift = slot % 8 * 8;
+        let word = self.get(slot) & !(0xFFFF << shift);
+        self.set(slot, word | head << shift);
+        made.set(made.get() + 1);
+    }
+
+    /// Tells the device of the chains, and wants an interrupt after the last one.
+    fn publish(&self, queue: u64) {
+        let number = self.made[queue as usize].get();
+        let available = MEMORY + queue * 3 * PAGE_4K + PAGE_4K;
+        // The index of the interrupt is the upper half of its word, and the last elements of the ring are the lower one.
+        let event = available + 2 * self.size;
+        let word = self.get(event) & 0xFFFF_FFFF;
+        self.set(event, word | ((number - 1) & 0xFFFF) << 32);
+        let word = self.get(available) & !0xFFFF_FFFF;
+        self.set(available, word | (number & 0xFFFF) << 16);
     }
 
     /// Returns whether the device has returned all chains of a queue.
@@ -216,7 +271,14 @@ impl Td {
     }
 
     /// Initialises the device as a driver does.
-    fn start(&self, queues: u64) {
+    fn start(&self, shape: Shape) {
+        let Shape {
+            queues,
+            size: descriptors,
+            features,
+            destination,
+            ..
+        } = shape;
         let config = |register: u64, value| {
             let address = 0x8000_0800 | register;
             self.vm.devices().output(0xCF8, 4, address, Now::default);
@@ -228,14 +290,14 @@ impl Td {
         // MSI-X is behind the four structures' capabilities.
         config(0x40 + 3 * 16 + 20, 0x8000_0000);
         for vector in 0..queues {
-            self.store(TABLE + 16 * vector, 8, 0xFEE0_0000);
+            self.store(TABLE + 16 * vector, 8, 0xFEE0_0000 | destination << 12);
             self.store(TABLE + 16 * vector + 8, 8, 0x41 + vector);
         }
         // EVENT_IDX and the two features of the transport.
         for (at, size, value) in [
             (0x14, 1, 3),
             (0x08, 4, 0),
-            (0x0C, 4, 1 << 29),
+            (0x0C, 4, 1 << 29 | features),
             (0x08, 4, 1),
             (0x0C, 4, 3),
             (0x14, 1, 0xB),
@@ -246,7 +308,7 @@ impl Td {
             let ring = MEMORY + queue * 3 * PAGE_4K;
             for (at, size, value) in [
                 (0x16, 2, queue),
-                (0x18, 2, SIZE),
+                (0x18, 2, descriptors),
                 (0x1A, 2, queue),
                 (0x20, 8, ring),
                 (0x28, 8, ring + PAGE_4K),
