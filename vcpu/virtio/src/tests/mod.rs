@@ -1,6 +1,7 @@
 //! Tests against a guest: memory that it shares and takes back, its driver, and its tricks.
 
 mod block;
+mod bound;
 mod console;
 mod driver;
 mod hostile;
