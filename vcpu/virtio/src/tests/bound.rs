@@ -234,9 +234,13 @@ fn a_rate_keeps_a_flood_from_the_buffers_of_others() {
         a.offer(B, SHORTEST, 200);
         while a.part() {}
     }
-    assert_eq!((a.count(Count::Sent), a.count(Count::Limited)), (100, 1900));
-    for _ in 0..156 {
+    // The last one may exceed it.
+    let sent = a.count(Count::Sent);
+    assert!((100..=101).contains(&sent), "{sent}");
+    assert_eq!(a.count(Count::Limited), 2000 - sent);
+    let left = u64::from(SIZE) - sent;
+    for _ in 0..left {
         c.send(B);
     }
-    assert_eq!((c.count(Count::Sent), b.take()), (156, 256));
+    assert_eq!((c.count(Count::Sent), b.take()), (left, SIZE.into()));
 }
