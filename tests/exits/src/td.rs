@@ -194,6 +194,15 @@ impl Td {
         });
     }
 
+    /// Makes one chain of buffers available so many times, as no driver does that keeps the rules.
+    pub fn offer_again(&self, queue: u64, chain: &[Buffer], times: u64) {
+        exits_guest(&|| {
+            self.describe(queue, 0, chain);
+            (0..times).for_each(|_| self.make(queue, 0));
+            self.publish(queue);
+        });
+    }
+
     /// Writes the descriptors of a chain from descriptor `index` on.
     fn describe(&self, queue: u64, mut index: u64, chain: &[Buffer]) {
         let ring = MEMORY + queue * 3 * PAGE_4K;

@@ -14,14 +14,23 @@ use virtio::{Device, Net, Transport, Vsock};
 
 use crate::td::{BUFFERS, Buffer, DEVICE, FAR, Shape, Td};
 
-/// Largest number of descriptors of a card's queue, and of a socket device's.
-const DESCRIPTORS: u64 = 256;
+/// Number of descriptors of a card's queue; the largest numbers in a chain of a card, in a chain of a socket device, and in
+/// all buffers of a receiver for one frame.
+const QUEUE: u64 = 256;
+const DESCRIPTORS: u64 = 64;
 const SOCKET_DESCRIPTORS: u64 = 128;
-/// Length of the longest frame, and of the header before it.
+const FOR_FRAME: u64 = 512;
+/// Length of the longest frame that is not cut, and of the header before a frame.
 const FRAME: u64 = 1518;
 const HEADER: u64 = 12;
-/// The feature of a sender that leaves checksums to others. They are completed for a receiver without another one.
-const CSUM: u64 = 1 << 0;
+/// The features of a sender that leaves checksums and segmentation to others, and that of a receiver which takes a frame in
+/// several buffers.
+const LEAVES: u64 = 1 << 0 | 1 << 11;
+const SPREAD: u64 = 1 << 15;
+/// The most segments of a large frame, their length, and that of the headers before each.
+const SEGMENTS: u64 = 128;
+const SEGMENT: u64 = 500;
+const HEADERS: u64 = 54;
 /// The address of all.
 const ALL: u64 = 0xFFFF_FFFF_FFFF;
 /// The destination of a message to all vCPUs, and the number of vCPUs of a large TD.
@@ -36,7 +45,7 @@ const SMALL: u64 = 128;
 /// A TD with a card.
 const CARD: Shape = Shape {
     queues: 2,
-    size: DESCRIPTORS,
+    size: QUEUE,
     features: 0,
     vcpus: 1,
     destination: 0,
@@ -89,6 +98,10 @@ struct Network {
     receivers: Vec<Td>,
     frame: Vec<Buffer>,
     chain: Vec<Buffer>,
+    /// Number of chains for each frame.
+    chains: u64,
+    /// The frame is to be cut.
+    is_large: bool,
 }
 
 impl Network {
@@ -104,7 +117,7 @@ impl Network {
             td(shape, |peer| Net::new(port, peer, None))
         };
         let sender = Shape {
-            features: CSUM,
+            features: LEAVES,
             ..CARD
         };
         let receivers = 2..2 + receivers;
@@ -113,6 +126,8 @@ impl Network {
             receivers: receivers.map(|number| card(number, shape)).collect(),
             frame: scattered(DESCRIPTORS, HEADER + FRAME, false),
             chain,
+            chains: 1,
+            is_large: false,
         }
     }
 
@@ -125,14 +140,16 @@ impl Network {
     /// Sends so many frames, whose checksum has to be completed. Returns `count` if all of them came, or if `is_lost` none
     /// of them.
     fn send(&self, to: u64, is_lost: bool, count: u64) -> u64 {
-        // The checksum covers all behind the addresses.
-        let header = 1 | 14 << 48;
-        let to = to.swap_bytes() >> 16;
-        fill(&self.sender, &[header, 16 | to << 32, to >> 32 | 1 << 56]);
+        let start = if self.is_large { large() } else { small() };
+        let to = &Mac(to).bytes();
+        let start: Vec<_> = [&start[..12], to, &start[18..]].concat();
+        let words = start.as_chunks().0.iter();
+        let words: Vec<_> = words.map(|word| u64::from_le_bytes(*word)).collect();
+        fill(&self.sender, &words);
         for done in 0..count {
             for receiver in &self.receivers {
                 if !is_lost || done == 0 {
-                    receiver.offer(0, &[&self.chain]);
+                    receiver.offer_again(0, &self.chain, self.chains);
                 }
             }
             self.sender.offer(1, &[&self.frame]);
@@ -146,15 +163,67 @@ impl Network {
     }
 }
 
+/// Returns the first bytes of a frame from TD 1 whose checksum covers all behind the addresses.
+fn small() -> [u8; 72] {
+    let mut start = [0; 72];
+    (start[0], start[6], start[8]) = (1, 14, 16);
+    start[HEADER as usize + 11] = 1;
+    start
+}
+
+/// Returns those of a large frame of TCP over IPv4.
+fn large() -> [u8; 72] {
+    let mut start = small();
+    let length = HEADERS - 14 + SEGMENTS * SEGMENT;
+    start[1] = 1;
+    start[2..4].copy_from_slice(&(HEADERS as u16).to_le_bytes());
+    start[4..6].copy_from_slice(&(SEGMENT as u16).to_le_bytes());
+    start[6] = 34;
+    let frame = &mut start[HEADER as usize..];
+    frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
+    frame[16..18].copy_from_slice(&(length as u16).to_be_bytes());
+    (frame[22], frame[23]) = (64, 6);
+    frame[46] = 5 << 4;
+    start
+}
+
 /// Frames to one receiver.
 pub fn frames(count: u64) -> u64 {
     Network::scattered(1).send(2, false, count)
 }
 
-/// Frames to a receiver whose chain is as long as can be, and one byte too short for them.
+/// Frames to a receiver whose chain has as many descriptors as can be, and is a byte too short for them.
 pub fn refused(count: u64) -> u64 {
     let chain = scattered(DESCRIPTORS, HEADER + FRAME - 1, true);
     Network::new(1, chain, CARD).send(2, true, count)
+}
+
+/// Frames that are spread over as many descriptors as a receiver may have for one.
+pub fn spread(count: u64) -> u64 {
+    let bytes = (HEADER + FRAME).div_ceil(FOR_FRAME);
+    let pieces = (0..DESCRIPTORS).map(|at| (place(at % 2 == 0) + bytes * at, bytes, true));
+    let shape = Shape {
+        features: SPREAD,
+        ..CARD
+    };
+    let network = Network {
+        chains: FOR_FRAME / DESCRIPTORS,
+        ..Network::new(1, pieces.collect(), shape)
+    };
+    network.send(2, false, count)
+}
+
+/// Large frames that are cut for a receiver.
+pub fn cut(count: u64) -> u64 {
+    let chain = scattered(FOR_FRAME / SEGMENTS, HEADER + HEADERS + SEGMENT, true);
+    let bytes = HEADER + HEADERS + SEGMENTS * SEGMENT;
+    let network = Network {
+        frame: scattered(DESCRIPTORS, bytes, false),
+        chains: SEGMENTS,
+        is_large: true,
+        ..Network::new(1, chain, CARD)
+    };
+    network.send(2, false, count)
 }
 
 /// Frames that a receiver with many vCPUs has interrupt them all.
