@@ -2,7 +2,7 @@
 
 use core::array;
 
-use sync::Mutex;
+use sync::FairMutex;
 use sync::atomic::{
     AtomicBool, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
@@ -57,8 +57,8 @@ pub struct Port {
     pub tag: AtomicU64,
     /// Number of guests that have had the port.
     pub life: AtomicU64,
-    /// The receiving side of each pair of queues.
-    pub receivers: [Mutex<Option<Receiver>>; PAIRS],
+    /// The receiving side of each pair of queues. A flood of frames does not keep another sender out.
+    pub receivers: [FairMutex<Option<Receiver>>; PAIRS],
     /// Number of pairs that the driver uses.
     pub pairs: AtomicUsize,
     pub flows: Flows,
@@ -115,7 +115,7 @@ impl Default for Port {
         Self {
             tag: AtomicU64::new(0),
             life: AtomicU64::new(0),
-            receivers: array::from_fn(|_| Mutex::new(None)),
+            receivers: array::from_fn(|_| FairMutex::new(None)),
             pairs: AtomicUsize::new(1),
             flows: Flows::default(),
             is_open: AtomicBool::new(false),

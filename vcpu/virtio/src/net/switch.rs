@@ -1,7 +1,8 @@
 //! A switch: the ports of one network, and the way of a frame from one to another.
 //!
 //! A CPU that sends copies the frame from the sender's memory to the receiver's, once. It takes the lock of the receiver's
-//! port for that copy. Those who take it hold it for one frame, or to hand over a queue; none of them waits for a guest,
+//! port for that copy. Those who take it get it in turn, and hold it for one frame, or to hand over a queue; none of them
+//! waits for a guest,
 //! so no receiver can hold up a sender. A receiver without a free buffer loses the frame.
 //!
 //! A port has one address, and frames with another source are dropped. Only a trunk port, behind which a guest bridges to
