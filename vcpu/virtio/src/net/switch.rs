@@ -2,8 +2,7 @@
 //!
 //! A CPU that sends copies the frame from the sender's memory to the receiver's, once. It takes the lock of the receiver's
 //! port for that copy. Those who take it get it in turn, and hold it for one frame, or to hand over a queue; none of them
-//! waits for a guest,
-//! so no receiver can hold up a sender. A receiver without a free buffer loses the frame.
+//! waits for a guest, so no receiver can hold up a sender. A receiver without a free buffer loses the frame.
 //!
 //! A port has one address, and frames with another source are dropped. Only a trunk port, behind which a guest bridges to
 //! another network, has many: the switch learns them. Only trunk ports get frames for addresses that are not known.
