@@ -1,7 +1,8 @@
 //! Work of devices with the guest's memory: virtio queues.
 //!
-//! A CPU does it while no vCPU runs on it, in bounded parts. It never waits for a CPU that converts memory, because that
-//! one may wait for it. News for devices of other TDs is told after each part, with no lock held.
+//! A CPU does it while no vCPU runs on it, in bounded parts: between two entries of a vCPU of the TD ([`serve_devices`]), or
+//! because it has nothing else to do ([`help_devices`]). It never waits for a CPU that converts memory, because that one may
+//! wait for it. News for devices of other TDs is told after each part, with no lock held.
 
 use alloc::sync::Arc;
 use core::cell::{Cell, RefCell};
@@ -128,6 +129,27 @@ pub fn serve_devices<C: PhysicalCpu>(
         if tries == TRIES || !goes_on() {
             return false;
         }
+    }
+}
+
+/// Lets the devices of a TD do their work on a CPU that runs none of its vCPUs, which leave the work to it meanwhile. Goes on
+/// until there is no more, a CPU wants to convert memory, or `goes_on`, which is called before each part, returns `false`. A
+/// vCPU is summoned for work that is left. Does nothing if another CPU helps.
+pub fn help_devices<C: PhysicalCpu>(waker: Waker<'_>, cpu: &C, mut goes_on: impl FnMut() -> bool) {
+    let vm = waker.vm();
+    let bus = vm.devices().pci();
+    if !bus.begin_help() {
+        return;
+    }
+    let mut tries = 0;
+    while bus.has_any_work() && tries < TRIES && !vm.conversions.is_wanted() && goes_on() {
+        match vm.conversions.try_read() {
+            Some(_same) if serve_part(waker, cpu) => tries = 0,
+            _ => tries += 1,
+        }
+    }
+    if bus.end_help() {
+        waker.summon();
     }
 }
 

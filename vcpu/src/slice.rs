@@ -88,6 +88,13 @@ pub trait TimeSlice: Kick + Flush {
     /// timer are unaffected.
     fn set_timer(&self, tsc: Option<u64>);
 
+    /// Notes that work of the TD's devices is left, on which this CPU has just spent `ticks` of its time-stamp counter. A CPU
+    /// that has nothing else to do may take it ([`help_devices`](crate::help_devices)), and the vCPU leaves the guest again
+    /// soon, to go on if none does. By default, the work waits until the guest leaves by itself.
+    fn leave_work(&self, ticks: u64) {
+        let _ = ticks;
+    }
+
     /// Serves a vendor-specific call (R10 != 0). Writes the results to the registers, and the status to R10.
     fn vendor_call(&self, regs: &mut Gprs) {
         regs.r10 = crate::branch::Status::SubfunctionUnsupported as u64;

@@ -6,11 +6,12 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use devices::{Devices, fw_cfg::Facts, pci::Function};
 use mm::shared::SharedMap;
-use spin::{Once, RwLock};
+use spin::Once;
 use sync::{Mutex, atomic::AtomicBool};
 
 use crate::clock::Clock;
 use crate::console::Console;
+use crate::conversions::Conversions;
 use crate::end::End;
 use crate::quotes::Quotes;
 use crate::state::VcpuState;
@@ -25,10 +26,7 @@ pub struct Vm {
     id_bits: u32,
     memory: Box<[Memory]>,
     shared: SharedMap,
-    /// Held for reading while private memory is mapped, and for writing while memory is converted, so that no page is
-    /// both private and shared. Only ever try-locked, because the holder may wait for all other CPUs. It protects what is
-    /// mapped of the devices' memory as well.
-    pub(crate) conversions: RwLock<Windows>,
+    pub(crate) conversions: Conversions,
     devices: Devices,
     console: Arc<Console>,
     /// The quotes that the guest asks for, if the host can have a quoting service.
@@ -66,7 +64,7 @@ impl Vm {
             devices: Devices::new(memory.iter().cloned(), Vec::new()),
             memory: memory.into_iter().map(Memory::from).collect(),
             shared,
-            conversions: RwLock::default(),
+            conversions: Conversions::default(),
             console,
             quotes: None,
             clock,
@@ -82,7 +80,7 @@ impl Vm {
     #[must_use]
     pub fn with_functions(mut self, functions: Vec<Arc<Mutex<dyn Function>>>) -> Self {
         self.devices = Devices::new(self.memory(), functions);
-        *self.conversions.get_mut() = Windows::of(self.devices.pci());
+        self.conversions = Conversions::new(Windows::of(self.devices.pci()));
         self
     }
 
@@ -181,6 +179,12 @@ impl Vm {
             memory.end.fetch_min(end.max(memory.start), SeqCst);
         }
         self.conversions.try_write().is_some()
+    }
+
+    /// Returns whether a vCPU waits for devices to pause, because it converts memory. Nobody helps the devices then.
+    #[must_use]
+    pub fn is_converting(&self) -> bool {
+        self.conversions.is_wanted()
     }
 
     /// Notes that a vCPU has been woken in the run queue.

@@ -93,8 +93,12 @@ impl<'a> Waker<'a> {
 
     /// Makes a vCPU leave its guest, or run, so that it serves the devices that have work ([`devices::pci::Bus::has_work`]).
     /// The event is the work itself: a vCPU looks for it before each entry, and after it has begun to wait
-    /// ([`Self::recheck`]). A vCPU that is halted with interrupts disabled serves nothing.
+    /// ([`Self::recheck`]). A vCPU that is halted with interrupts disabled serves nothing. While another CPU helps, none is
+    /// summoned: that CPU finds the work, or calls this afterwards.
     pub fn summon(self) {
+        if !self.vm.devices().pci().has_work() {
+            return;
+        }
         let mut vcpus = self.vm.vcpus().iter();
         let Some(state) = vcpus.find(|state| state.halt() != Halt::Blocked) else {
             return;

@@ -12,6 +12,7 @@ mod mirror;
 mod passthrough;
 mod peers;
 mod virtio;
+mod work;
 
 use kit::{Rig, Shape, Td, call};
 use seam::abi::Gprs;

@@ -316,6 +316,7 @@ impl<'r> Td<'r> {
             notified_here: Cell::new(0),
             kicks: AtomicU64::new(0),
             silent: AtomicU32::new(0),
+            left_work: RefCell::default(),
             meanwhile: RefCell::default(),
         }
     }
@@ -367,6 +368,8 @@ pub struct TestHost<'t> {
     pub notified_here: Cell<u64>,
     pub kicks: AtomicU64,
     pub silent: AtomicU32,
+    /// The ticks of the rounds of devices' work after which some was left.
+    pub left_work: RefCell<Vec<u64>>,
     /// Runs while this vCPU waits for all CPUs; plays another vCPU.
     pub meanwhile: RefCell<Option<Box<dyn Fn() + 't>>>,
 }
@@ -509,5 +512,9 @@ impl<'t> TimeSlice for TestHost<'t> {
 
     fn set_timer(&self, tsc: Option<u64>) {
         self.timer.set(tsc);
+    }
+
+    fn leave_work(&self, ticks: u64) {
+        self.left_work.borrow_mut().push(ticks);
     }
 }

@@ -12,6 +12,7 @@ mod direct;
 mod function;
 mod msix;
 pub mod passthrough;
+mod pending;
 mod physical;
 mod ports;
 mod slot;
@@ -22,8 +23,8 @@ mod work;
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::ops::Range;
 use sync::atomic::{
-    AtomicBool, AtomicU64, AtomicUsize,
-    Ordering::{Relaxed, Release, SeqCst},
+    AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, Release},
 };
 
 use arrayvec::ArrayVec;
@@ -38,6 +39,7 @@ pub use physical::{Interrupts, Physical, PhysicalBar, Shape};
 pub use ports::{PORTS, Ports};
 
 use crate::{Effect, Now, Place, open_bus};
+use pending::Pending;
 use slot::Slot;
 use window::Window;
 
@@ -55,8 +57,8 @@ pub struct Bus {
     window: AtomicU64,
     /// The TD's memory, where no function answers.
     memory: Box<[Range<u64>]>,
-    /// True while a function may have work.
-    has_work: AtomicBool,
+    /// The work of the functions.
+    pending: Pending,
     /// Index of the slot whose work comes next.
     turn: AtomicUsize,
     /// The memory that the guest may access without the host, and the index of its slot.
@@ -92,7 +94,7 @@ impl Bus {
             slots,
             window: AtomicU64::new(0),
             memory: memory.into_iter().collect(),
-            has_work: AtomicBool::new(false),
+            pending: Pending::default(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -217,10 +219,7 @@ impl Bus {
     fn note(&self, slot: &Slot, effect: Effect) -> Effect {
         match effect {
             Effect::Signal => slot.is_signalled.store(true, Release),
-            Effect::Work => {
-                slot.has_work.store(true, SeqCst);
-                self.has_work.store(true, SeqCst);
-            }
+            Effect::Work => self.add_work(slot),
             _ => {}
         }
         effect

@@ -32,11 +32,38 @@ impl Bus {
         None
     }
 
-    /// Returns whether a function may have work with the guest's memory.
+    /// Returns whether a function may have work with the guest's memory that is left to the CPUs that run the guest: no other
+    /// CPU does it ([`Self::begin_help`]).
     #[inline]
     #[must_use]
     pub fn has_work(&self) -> bool {
-        self.has_work.load(SeqCst)
+        self.pending.is_guests()
+    }
+
+    /// Returns whether a function may have work, whoever does it.
+    #[must_use]
+    pub fn has_any_work(&self) -> bool {
+        self.pending.is_any()
+    }
+
+    /// Returns whether a CPU that does not run the guest does the work.
+    #[must_use]
+    pub fn is_helped(&self) -> bool {
+        self.pending.is_helped()
+    }
+
+    /// Makes the work that of the calling CPU, which does not run the guest, until [`Self::end_help`]. The CPUs that run the
+    /// guest leave it meanwhile. Returns `false` if another CPU helps.
+    #[must_use]
+    pub fn begin_help(&self) -> bool {
+        self.pending.begin_help()
+    }
+
+    /// Leaves the work to the CPUs that run the guest again. Returns whether there is any: the caller sees to it that one of
+    /// them looks.
+    #[must_use]
+    pub fn end_help(&self) -> bool {
+        self.pending.end_help()
     }
 
     /// Lets every function look for work: something outside the guest happened, such as input.
@@ -44,19 +71,25 @@ impl Bus {
         for slot in &self.slots {
             slot.has_work.store(true, SeqCst);
         }
-        self.has_work.store(true, SeqCst);
+        self.pending.add();
     }
 
     /// Makes a CPU that enters the guest next look for work, beside that of the functions.
     pub fn nudge(&self) {
-        self.has_work.store(true, SeqCst);
+        self.pending.add();
     }
 
-    /// Lets one function do a bounded part of its work, each in its turn. [`Self::has_work`] tells if there is more.
+    /// Notes that a function may have work.
+    pub(super) fn add_work(&self, slot: &Slot) {
+        slot.has_work.store(true, SeqCst);
+        self.pending.add();
+    }
+
+    /// Lets one function do a bounded part of its work, each in its turn. [`Self::has_any_work`] tells if there is more.
     /// Returns `None` if another CPU has the function: its work is left.
     pub fn serve(&self, memory: &dyn Memory, now: Now) -> Option<Served> {
-        // Work that comes from now on sets it again.
-        self.has_work.store(false, SeqCst);
+        // Work that comes from now on is added again.
+        self.pending.take();
         let count = self.slots.len();
         let first = self.turn.load(Relaxed);
         let mut turns = (first..first + count).map(|turn| turn % count);
@@ -76,7 +109,7 @@ impl Bus {
             slot.has_work.store(true, SeqCst);
         }
         if self.slots.iter().any(|slot| slot.has_work.load(SeqCst)) {
-            self.has_work.store(true, SeqCst);
+            self.pending.add();
         }
         served
     }
@@ -117,8 +150,7 @@ impl Bus {
             }
         }
         if has_more {
-            slot.has_work.store(true, SeqCst);
-            self.has_work.store(true, SeqCst);
+            self.add_work(slot);
         }
         has_more
     }
@@ -142,8 +174,7 @@ impl Bus {
     /// Makes work of news that came while a function was in use: see [`Self::tell`].
     fn look_for_news(&self, slot: &Slot) {
         if slot.has_news.swap(false, SeqCst) {
-            slot.has_work.store(true, SeqCst);
-            self.has_work.store(true, SeqCst);
+            self.add_work(slot);
         }
     }
 }
