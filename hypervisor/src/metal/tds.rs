@@ -125,8 +125,8 @@ pub fn autostart() {
     }
 }
 
-/// Does a piece of work on the calling CPU: runs a vCPU, ends a TD, or reclaims memory. Returns `false` if there is
-/// none. Interrupts must be on.
+/// Does a piece of work on the calling CPU: runs a vCPU, ends a TD, reclaims memory, or works for a TD's devices. Returns
+/// `false` if there is none. Interrupts must be on.
 pub fn work() -> bool {
     on_behalf_of(Channel::Host, find_work)
 }
@@ -143,7 +143,7 @@ fn find_work() -> bool {
         reclaim_between_turns(tds, time::tsc() - start);
         return true;
     }
-    ended || tds.work() || password::work()
+    ended || tds.work() || password::work() || scheduler.help()
 }
 
 /// Reclaims memory for this CPU's share of the time after a vCPU ran for `turn` ticks.

@@ -1,6 +1,7 @@
 //! The scheduler's view of a TD: its TD-wide state, and its vCPUs between two time slices.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use devices::pci::passthrough::Counts;
 use spin::{Mutex, MutexGuard};
@@ -8,6 +9,8 @@ use vcpu::{Vcpu, Vm};
 
 use super::equipment::{Equipment, Fixture};
 use super::functions::Functions;
+use super::help::Offer;
+use super::queue::Ticks;
 use crate::td::Td;
 
 /// A TD whose vCPUs run or have run. The record of its end stays until the TD is rebuilt, and its console even longer.
@@ -25,6 +28,10 @@ pub struct Guest {
     pub(super) counts: Vec<Arc<Counts>>,
     /// The virtual functions.
     fixtures: Vec<Fixture>,
+    /// The last offer to work for the devices. Only ever try-locked.
+    pub(super) offered: sync::Mutex<Option<Offer>>,
+    /// Ticks for which CPUs have worked for the devices that did not run a vCPU of the TD.
+    helped: AtomicU64,
 }
 
 impl Guest {
@@ -40,7 +47,19 @@ impl Guest {
             functions: Mutex::new(None),
             counts: Vec::new(),
             fixtures: Vec::new(),
+            offered: sync::Mutex::new(None),
+            helped: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that a CPU which runs no vCPU of the TD has worked for its devices.
+    pub(super) fn note_help(&self, ticks: Ticks) {
+        self.helped.fetch_add(ticks, Relaxed);
+    }
+
+    /// Returns the ticks of such work.
+    pub(super) fn helped(&self) -> Ticks {
+        self.helped.load(Relaxed)
     }
 
     /// Adds the physical functions that the TD has taken.

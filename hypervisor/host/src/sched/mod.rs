@@ -9,6 +9,8 @@ pub mod ends;
 mod equipment;
 mod functions;
 pub mod guest;
+mod help;
+mod idle;
 mod lock;
 pub mod lost;
 mod networks;
@@ -36,6 +38,7 @@ use vcpu::{End, Event, Executor, Stop, VcpuState, Waker};
 
 use self::{
     guest::Guest,
+    idle::IdleCpus,
     lock::{QueueLock, Scheduled},
     networks::Networks,
     queue::{Back, Next, RunQueue, Settings, Ticks, Times, VcpuId},
@@ -68,6 +71,9 @@ pub struct Scheduler<'p, P> {
     has_functions: AtomicBool,
     /// Time-stamp counter at the next look at their errors.
     functions_due: AtomicU64,
+    idle: IdleCpus,
+    /// True if a CPU may work for any TD: the threads of a core need not keep to one.
+    helps: bool,
 }
 
 impl<'p, P: Running> Scheduler<'p, P> {
@@ -100,6 +106,8 @@ impl<'p, P: Running> Scheduler<'p, P> {
             sockets: Sockets::default(),
             has_functions: AtomicBool::new(false),
             functions_due: AtomicU64::new(0),
+            idle: IdleCpus::new(cpus),
+            helps: config.smt == Smt::Share,
         }
     }
 
@@ -166,6 +174,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
         let cpu = platform.this_cpu();
         // Requests that arrive from here on are seen at the next call.
         platform.attention(cpu).clear();
+        self.idle.leave(cpu);
         if platform.shutdown().is_down() {
             platform.set_timer(None);
             return false;
@@ -284,13 +293,20 @@ impl<'p, P: Running> Scheduler<'p, P> {
     }
 
     /// Runs a vCPU until it stops.
-    fn enter(&self, guest: &Guest, td: &Td, index: u16, until: Ticks) -> Result<Stop, Refused> {
+    fn enter(
+        &self,
+        guest: &Arc<Guest>,
+        td: &Td,
+        index: u16,
+        until: Ticks,
+    ) -> Result<Stop, Refused> {
         let cpu = self.platform.this_cpu();
         let held = td.hold(self.platform, index)?;
         let map = td.map().ok_or(Refused::NoVcpu)?;
         let slice = Slice {
             scheduler: self,
             cpu,
+            guest,
             td,
             map,
             held: &held,
@@ -298,6 +314,7 @@ impl<'p, P: Running> Scheduler<'p, P> {
             attention: self.platform.attention(cpu),
             until,
             guest_due: Cell::new(None),
+            work_due: Cell::new(None),
         };
         let tdvpr = held.tdvpr()?;
         let mut vcpu = guest.vcpu(index).ok_or(Refused::InUse)?;

@@ -1,5 +1,6 @@
 //! One time slice of a vCPU on a CPU.
 
+use alloc::sync::Arc;
 use core::cell::Cell;
 
 use mm::{
@@ -9,17 +10,21 @@ use mm::{
 use seam::{abi::Gprs, tdh::Tdh};
 use vcpu::{Executor, TimeSlice};
 
-use super::{Scheduler, queue::Ticks};
+use super::{Scheduler, guest::Guest, queue::Ticks};
 use crate::{
     platform::{Attention, Running},
     td::{Td, vcpu::Held},
 };
+
+/// The least time in microseconds for which a guest runs between two rounds of its devices' work.
+const LEAST_REST_US: u64 = 50;
 
 /// A time slice. Interrupts are off for its whole duration.
 pub(super) struct Slice<'a, P: Running> {
     pub scheduler: &'a Scheduler<'a, P>,
     /// The calling CPU's number.
     pub cpu: u32,
+    pub guest: &'a Arc<Guest>,
     pub td: &'a Td,
     pub map: &'a PrivateMap,
     pub held: &'a Held<'a>,
@@ -29,6 +34,8 @@ pub(super) struct Slice<'a, P: Running> {
     pub until: Ticks,
     /// Expiry of the guest's own timer.
     pub guest_due: Cell<Option<Ticks>>,
+    /// The time at which the vCPU goes on with its devices' work.
+    pub work_due: Cell<Option<Ticks>>,
 }
 
 impl<P: Running> Slice<'_, P> {
@@ -37,18 +44,22 @@ impl<P: Running> Slice<'_, P> {
     }
 
     fn arm_timer(&self) {
-        let due = self.guest_due.get().unwrap_or(Ticks::MAX);
-        self.platform().set_timer(Some(due.min(self.until)));
+        let due = [self.guest_due.get(), self.work_due.get()];
+        let due = due.into_iter().flatten().fold(self.until, Ticks::min);
+        self.platform().set_timer(Some(due));
     }
 
     /// Determines whether an event requires the vCPU to leave the CPU. Re-arms the timer otherwise.
     #[cold]
     fn look(&self) -> bool {
-        if self.attention.is_poked() || self.platform().tsc() >= self.until {
+        let now = self.platform().tsc();
+        if self.attention.is_poked() || now >= self.until {
             return true;
         }
-        // The guest's timer, or a timer that went off early.
+        // The guest's timer, work of its devices, or a timer that went off early.
         self.attention.take_timer();
+        let later = self.work_due.get().filter(|due| *due > now);
+        self.work_due.set(later);
         self.arm_timer();
         false
     }
@@ -108,6 +119,15 @@ impl<P: Running> TimeSlice for Slice<'_, P> {
     fn set_timer(&self, tsc: Option<u64>) {
         self.guest_due.set(tsc);
         self.arm_timer();
+    }
+
+    /// The guest gets as much time as the work took, and a little at least.
+    fn leave_work(&self, ticks: u64) {
+        let platform = self.platform();
+        let least = LEAST_REST_US * platform.tsc_hz() / 1_000_000;
+        self.work_due.set(Some(platform.tsc() + ticks.max(least)));
+        self.arm_timer();
+        self.scheduler.offer(self.guest, self.cpu);
     }
 
     fn vendor_call(&self, regs: &mut Gprs) {

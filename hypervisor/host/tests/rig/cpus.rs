@@ -28,6 +28,14 @@ pub fn this() -> u32 {
     THIS.get()
 }
 
+/// Runs `work` on the calling thread as CPU `cpu`, beside that CPU's own thread, which answers calls.
+pub fn act_as<R>(cpu: u32, work: impl FnOnce() -> R) -> R {
+    let before = THIS.replace(cpu);
+    let result = work();
+    THIS.set(before);
+    result
+}
+
 /// The CPUs of a server.
 pub struct Cpus {
     cpus: Vec<Cpu>,

@@ -36,7 +36,7 @@ use stub_module::host::{Config, Server, TdmrPlan};
 use sync::call::{self, NoAnswer};
 
 use cpus::{Cpus, Threads};
-pub use cpus::{Event, Job};
+pub use cpus::{Event, Job, act_as};
 pub use faults::Caller;
 use faults::{Meanwhile, Refusals};
 use memory::{Direct, access};

@@ -32,7 +32,11 @@ pub struct State {
     cpus: Vec<Cpu>,
     console_wakes: AtomicU64,
     functions: OnceLock<Box<dyn Functions + Send>>,
+    /// A CPU, and what happens whenever it takes its interrupts.
+    interrupts: Mutex<Option<(u32, Happening)>>,
 }
+
+type Happening = Box<dyn FnMut() + Send>;
 
 #[derive(Default)]
 struct Cpu {
@@ -51,6 +55,7 @@ impl State {
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             console_wakes: AtomicU64::new(0),
             functions: OnceLock::new(),
+            interrupts: Mutex::new(None),
         }
     }
 
@@ -71,6 +76,12 @@ impl Rig {
                 cpu.attention.ring();
             }
         }
+    }
+
+    /// Makes something happen whenever a CPU takes its interrupts.
+    pub fn set_interrupts(&self, cpu: u32, happening: impl FnMut() + Send + 'static) {
+        let mut interrupts = self.machine.running.interrupts.lock().unwrap();
+        *interrupts = Some((cpu, Box::new(happening)));
     }
 
     /// Gives the server PCI functions for TDs, once.
@@ -159,6 +170,14 @@ impl PhysicalCpu for Rig {
 
     fn take_interrupts(&self) {
         self.serve();
+        outside(|| {
+            let mut interrupts = self.machine.running.interrupts.lock().unwrap();
+            if let Some((cpu, happening)) = &mut *interrupts
+                && *cpu == self.this_cpu()
+            {
+                happening();
+            }
+        });
     }
 }
 

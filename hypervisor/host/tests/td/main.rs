@@ -9,6 +9,7 @@ mod faults;
 mod files;
 #[path = "../../../../firmware/base/tests/kit/head.rs"]
 mod head;
+mod help;
 mod hypercall;
 mod incidents;
 mod join;

@@ -22,7 +22,9 @@ pub struct Site<'h> {
 
 /// Runs `test` with the TDs that `text` names on `server`, and terminates them afterwards.
 pub fn on_site(server: &Server, text: &str, test: impl FnOnce(&Site<'_>)) {
-    let scheduler = Scheduler::new(&server.rig, &config(text).host, no_hypercall);
+    let config = config(text);
+    let scheduler = Scheduler::new(&server.rig, &config.host, no_hypercall);
+    let scheduler = scheduler.with_networks(&config.network);
     {
         let tds = server.tds_on(&server.rig, text, &scheduler);
         let site = Site {

@@ -292,6 +292,21 @@ impl RunQueue {
         (can_run && ahead <= group.weighed(2 * slice)).then_some(td)
     }
 
+    /// Returns the longest time for which a CPU may work for a TD from now on, beside its vCPUs.
+    pub fn turn(&mut self, td: u32, now: Ticks) -> Ticks {
+        let Settings { slice, period, .. } = self.settings;
+        let group = self.groups.get_mut(&td).filter(|group| !group.suspended);
+        group.map_or(0, |group| slice.min(group.left(now, period)))
+    }
+
+    /// Notes that a CPU has worked for a TD, beside its vCPUs.
+    pub fn charge(&mut self, td: u32, ticks: Ticks) {
+        if let Some(group) = self.groups.get_mut(&td) {
+            group.vruntime += group.weighed(ticks);
+            group.used += ticks;
+        }
+    }
+
     /// Takes back the vCPU that ran on `cpu`.
     pub fn put(&mut self, cpu: u32, back: Back, now: Ticks) {
         let Cpu {

@@ -471,3 +471,30 @@ fn shares_that_are_set_count_from_then_on() {
     assert!(of(&got, 2)[0].abs_diff(75_000) <= 1000, "{got:?}");
     queue.set_portion(7, more, 0);
 }
+
+#[test]
+fn work_beside_the_vcpus_counts_as_the_td_s_time() {
+    let mut queue = queue(1);
+    let capped = Portion {
+        cap: Some(5),
+        ..USUAL
+    };
+    assert_eq!(queue.turn(1, 0), 0, "there is no TD");
+    queue.add(1, capped, &[0], 0);
+    queue.add(2, USUAL, &[0], 0);
+    assert_eq!(queue.turn(1, 0), 0, "it is not started");
+    queue.start(1, 0);
+    queue.start(2, 0);
+    assert_eq!((queue.turn(1, 0), queue.turn(2, 0)), (50, SLICE));
+    queue.charge(1, 30);
+    assert_eq!(queue.turn(1, 10), 20);
+    let Next::Run { id, until } = queue.pick(0, 10) else {
+        panic!("two wait");
+    };
+    assert_eq!((id.td, until), (2, 10 + SLICE), "it has had less");
+    queue.charge(1, 80);
+    assert_eq!(queue.turn(1, 20), 0);
+    // What was too much is paid back.
+    assert_eq!(queue.turn(1, 1000), 0);
+    assert_eq!(queue.turn(1, 2000), 40);
+}
