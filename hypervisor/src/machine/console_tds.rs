@@ -68,6 +68,9 @@ pub trait SchedulerView {
     /// Returns the TD's virtual devices, with their use in this life.
     fn devices(&self, id: u32) -> Vec<TdDevice>;
 
+    /// Returns the microseconds for which idle CPUs have worked for the TD's virtual devices in this life.
+    fn devices_helped_us(&self, id: u32) -> u64;
+
     /// Returns what the TD has done with its PCI functions in this life, in the order of its configuration.
     fn functions(&self, id: u32) -> Vec<PciCounts>;
 }
@@ -105,6 +108,10 @@ impl SchedulerView for NoScheduler {
 
     fn devices(&self, _: u32) -> Vec<TdDevice> {
         Vec::new()
+    }
+
+    fn devices_helped_us(&self, _: u32) -> u64 {
+        0
     }
 
     fn functions(&self, _: u32) -> Vec<PciCounts> {
@@ -328,6 +335,7 @@ impl<P: Platform> td::Tds for ConsoleTds<'_, '_, P> {
             mrtd: td.as_ref().and_then(|td| td.mrtd().map(hex)),
             pci: self.functions(id, config),
             devices: self.scheduler.devices(id),
+            devices_helped_us: self.scheduler.devices_helped_us(id),
             cpus: (0..config.vcpus)
                 .map(|index| self.vcpu(id, td.as_deref(), index))
                 .collect(),

@@ -74,6 +74,10 @@ impl<P: Running> SchedulerView for Scheduler<'_, P> {
         networks::devices(self, id)
     }
 
+    fn devices_helped_us(&self, id: u32) -> u64 {
+        self.helped_us(id)
+    }
+
     fn functions(&self, id: u32) -> Vec<PciCounts> {
         let all = self.function_counts(id).into_iter();
         all.map(|counts| PciCounts {

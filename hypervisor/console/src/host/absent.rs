@@ -106,6 +106,7 @@ impl Tds for Absent<'_> {
             mrtd: None,
             pci: config.pci.iter().map(unknown).collect(),
             devices: Vec::new(),
+            devices_helped_us: 0,
             cpus: (0..config.vcpus).map(vcpu).collect(),
             built: None,
             ended: None,

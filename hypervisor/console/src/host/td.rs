@@ -269,6 +269,8 @@ pub struct TdReport {
     pub pci: Vec<TdPci>,
     /// The TD's virtual devices, once it was started.
     pub devices: Vec<TdDevice>,
+    /// Microseconds for which CPUs that had nothing else to do worked for the virtual devices, beside the time of its vCPUs.
+    pub devices_helped_us: u64,
     /// The vCPUs.
     pub cpus: Vec<TdVcpu>,
     /// The work that building the TD took.

@@ -168,6 +168,7 @@ impl Tds for &Fake {
                 1 => vec![card(), disk()],
                 _ => vec![],
             },
+            devices_helped_us: 2_400,
             cpus: [0, 1].map(vcpu).into(),
             built: Some(work()),
             ended: None,

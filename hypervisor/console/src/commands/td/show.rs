@@ -41,7 +41,7 @@ pub const COMMANDS: &[Command] = &[
                computes from the same configuration); how long each vCPU ran, waited for an event, and was ready but \
                had no CPU, since its start and at present; how the TD was built and terminated, with times and SEAMCALLs; \
                its PCI functions with their owners; its virtual devices with their queues, notifications, interrupts, bytes and \
-               what they dropped; the accesses of its guest that no device answered: ports, pages of \
+               what they dropped, and how long idle CPUs worked for them beside its vCPUs; the accesses of its guest that no device answered: ports, pages of \
                memory-mapped registers, and MSRs that are refused; and any problem.",
         run: |context, args| {
             let (tds, id) = find(context, args)?;
@@ -198,6 +198,7 @@ impl Text for TdReport {
         }
         write!(out, "{facts}")?;
         devices(&self.devices, out)?;
+        help(self.devices_helped_us, out)?;
         vcpus(&self.cpus, out)?;
         unanswered(&self.unanswered, out)?;
         for (what, done) in [("BUILT", &self.built), ("ENDED", &self.ended)] {
@@ -253,6 +254,14 @@ fn devices(devices: &[TdDevice], out: &mut dyn Write) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// Tells of the time that other CPUs spent on the devices, if they did.
+fn help(us: u64, out: &mut dyn Write) -> fmt::Result {
+    match us {
+        0 => Ok(()),
+        us => writeln!(out, "Idle CPUs worked for its devices for {}.", Micros(us)),
+    }
 }
 
 fn vcpus(vcpus: &[TdVcpu], out: &mut dyn Write) -> fmt::Result {
