@@ -47,7 +47,7 @@ use self::{
 };
 use crate::{
     platform::Running,
-    td::{Td, vcpu::Refused},
+    td::{Td, life::State, vcpu::Refused},
 };
 
 /// Microseconds for which a vCPU is put off if it can't run now for a transient reason.
@@ -278,10 +278,13 @@ impl<'p, P: Running> Scheduler<'p, P> {
             Ok(Stop::Busy | Stop::OtherCpu) => self.put_off(cpu, state),
             Ok(Stop::Closed) => self.put(cpu, Back::Off),
             Ok(Stop::Ended) => {
-                self.put_suspended(cpu, id.td);
+                self.put_suspended(cpu, id.td, || true);
                 self.note_ended();
             }
-            Err(Refused::State(_)) => self.put_suspended(cpu, id.td),
+            // The TD may have been resumed meanwhile, and was started or will be.
+            Err(Refused::State(_)) => {
+                self.put_suspended(cpu, id.td, || td.state() != State::Runnable);
+            }
             Err(Refused::InUse | Refused::NoVcpu) => self.put_off(cpu, state),
             Err(refused @ (Refused::NoAnswer(_) | Refused::Seam(_))) => {
                 if !self.platform.shutdown().is_down() {
@@ -327,11 +330,14 @@ impl<'p, P: Running> Scheduler<'p, P> {
         self.with_queue(|scheduled| scheduled.queue.put(cpu, back, now));
     }
 
-    /// Gives back the vCPU that ran on `cpu`, and suspends its TD.
-    fn put_suspended(&self, cpu: u32, td: u32) {
+    /// Gives back the vCPU that ran on `cpu`, and suspends its TD if `must_rest`, which is called with the lock of the run
+    /// queue held.
+    fn put_suspended(&self, cpu: u32, td: u32, must_rest: impl FnOnce() -> bool) {
         let now = self.platform.tsc();
         self.with_queue(|scheduled| {
-            scheduled.queue.suspend(td);
+            if must_rest() {
+                scheduled.queue.suspend(td);
+            }
             scheduled.queue.put(cpu, Back::Ready, now);
         });
     }
