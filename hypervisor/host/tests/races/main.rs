@@ -7,12 +7,15 @@
 //!
 //! `devices` races a TD's functions, which access its memory and interrupt it, against all that takes the memory away.
 //!
+//! `help` races CPUs that do the work of a TD's devices against all that makes them leave.
+//!
 //! `wakes` races for a halted vCPU instead: in every order, no wake-up is lost.
 
 mod actors;
 mod against;
 mod devices;
 mod explore;
+mod help;
 mod machine;
 mod running;
 #[path = "../td/sample.rs"]

@@ -30,7 +30,7 @@ const TD: u32 = 1;
 const VCPUS: u32 = 2;
 
 /// A guest that halts whenever it is entered.
-struct Halting;
+pub struct Halting;
 
 impl Guest for Halting {
     fn run(&mut self, machine: &HostMachine, _: u32, vcpu: &Vcpu<'_>) {
