@@ -17,8 +17,8 @@ use crate::{fault, ghci};
 
 /// Number of tries to enter while a resource is busy, before the vCPU yields its CPU.
 const ENTRY_TRIES: u32 = 64;
-/// Largest number of parts of the devices' work that a CPU does before it enters the guest, 64 KiB or so each. It is enough
-/// for most requests, whose data and rings are then in this CPU's caches, and takes less than a hundredth of a time slice.
+/// Largest number of parts of the devices' work that a CPU does before it enters the guest. A part copies 64 or 256 KiB as a
+/// rule. It is enough for most requests, whose rings and data are then in this CPU's caches, and short beside a time slice.
 const PARTS: u32 = 4;
 
 impl Vcpu {
