@@ -9,7 +9,6 @@ use vcpu::{Vcpu, Vm};
 
 use super::equipment::{Equipment, Fixture};
 use super::functions::Functions;
-use super::help::Offer;
 use super::queue::Ticks;
 use crate::td::Td;
 
@@ -32,6 +31,14 @@ pub struct Guest {
     pub(super) offered: sync::Mutex<Option<Offer>>,
     /// Ticks for which CPUs have worked for the devices that did not run a vCPU of the TD.
     helped: AtomicU64,
+}
+
+/// An offer to an idle CPU to work for the devices.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    /// The CPU.
+    pub to: u32,
+    pub at: Ticks,
 }
 
 impl Guest {

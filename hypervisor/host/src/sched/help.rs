@@ -14,19 +14,15 @@ use alloc::sync::Arc;
 use sync::IrqsOff;
 use vcpu::Waker;
 
-use super::{Scheduler, guest::Guest, poke, queue::Ticks};
+use super::{
+    Scheduler,
+    guest::{Guest, Offer},
+    poke,
+};
 use crate::{platform::Running, td::life::State};
 
 /// Microseconds after which an offer is withdrawn that was not taken. A halted CPU wakes in less.
 const PATIENCE_US: u64 = 2_000;
-
-/// An offer to an idle CPU.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Offer {
-    /// The CPU.
-    to: u32,
-    at: Ticks,
-}
 
 impl<P: Running> Scheduler<'_, P> {
     /// Works for the devices of a TD whose CPU has offered that, for at most a time slice. A CPU calls this when it has nothing

@@ -135,7 +135,9 @@ mod tests {
     #[test]
     fn the_next_idle_cpu_is_claimed_and_none_twice() {
         let idle = IdleCpus::new(200);
-        [0, 9, 63, 64, 70, 130, 199].map(|cpu| idle.enter(cpu));
+        for cpu in [0, 9, 63, 64, 70, 130, 199] {
+            idle.enter(cpu);
+        }
         idle.leave(9);
         idle.leave(10);
         let claimed = core::iter::from_fn(|| idle.claim_beside(69));

@@ -36,7 +36,7 @@ use stub_module::host::{Config, Server, TdmrPlan};
 use sync::call::{self, NoAnswer};
 
 use cpus::{Cpus, Threads};
-pub use cpus::{Event, Job, act_as};
+pub use cpus::{Event, Job};
 pub use faults::Caller;
 use faults::{Meanwhile, Refusals};
 use memory::{Direct, access};
@@ -261,6 +261,11 @@ impl Rig {
         job: impl FnOnce() -> R + Send + 'static,
     ) -> Job<R> {
         self.machine.cpus.start(cpu, job)
+    }
+
+    /// Runs `work` on the calling thread as CPU `cpu`, beside that CPU's own thread, which answers calls.
+    pub fn act_as<R>(&self, cpu: u32, work: impl FnOnce() -> R) -> R {
+        cpus::act_as(cpu, work)
     }
 
     /// Serves the pending calls of the calling CPU, as an interrupt would.

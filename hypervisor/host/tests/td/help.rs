@@ -11,7 +11,6 @@ use host::td::life::State;
 use vcpu::PhysicalCpu;
 
 use super::kit::Server;
-use super::rig::act_as;
 use super::site::{Act, Site, call, on_site};
 
 const HLT: u64 = 0xC;
@@ -31,7 +30,8 @@ fn with_td(idle: &[u32], more: &str, test: impl FnOnce(&Site<'_>, &Arc<Guest>)) 
     let text = format!("{TD}{more}{}", CARD.repeat(4));
     on_site(&server, &text, |site| {
         for cpu in idle {
-            act_as(*cpu, || assert!(!site.scheduler.schedule()));
+            site.rig
+                .act_as(*cpu, || assert!(!site.scheduler.schedule()));
             assert!(!help(site, *cpu), "there is nothing to do");
         }
         site.tds.start(1).unwrap();
@@ -42,7 +42,7 @@ fn with_td(idle: &[u32], more: &str, test: impl FnOnce(&Site<'_>, &Arc<Guest>)) 
 
 /// Lets a CPU help that has nothing else to do.
 fn help(site: &Site<'_>, cpu: u32) -> bool {
-    act_as(cpu, || {
+    site.rig.act_as(cpu, || {
         site.rig.attention(cpu).clear();
         site.scheduler.help()
     })
@@ -152,7 +152,7 @@ fn a_cpu_leaves_when_a_vcpu_becomes_ready_for_it() {
         while_helped(site, guest, || {
             site.play(&[Act::Call(call(HLT, [0; 4]))]);
             // CPU 0 has not looked for more, so that CPU 2 is the idle one.
-            act_as(2, || assert!(!site.scheduler.schedule()));
+            site.rig.act_as(2, || assert!(!site.scheduler.schedule()));
             let pokes = site.rig.pokes(2);
             assert!(site.scheduler.post_nmi(1, 0));
             assert_eq!(site.rig.pokes(2), pokes + 1);
