@@ -158,6 +158,17 @@ pub fn tds_with<'h>(
         td("two")
     );
     let named = config::parse(text.as_bytes()).unwrap().td;
+    tds_of(machine, coordinator, image, runner, named)
+}
+
+/// Creates these TDs.
+pub fn tds_of<'h>(
+    machine: &'h Machine,
+    coordinator: &'h Coordinator,
+    image: &'h [u8],
+    runner: &'h (dyn RunsVcpus + Sync),
+    named: Vec<config::Td>,
+) -> Tds<'h, Machine> {
     let host = Host {
         platform: machine,
         coordinator,

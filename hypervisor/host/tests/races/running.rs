@@ -178,6 +178,7 @@ impl shared::Frames for Machine {
     }
 
     fn words(&self, hpa: Hpa) -> &Words {
+        assert!(self.is_shared(hpa), "{:#x} changed hands", hpa.0);
         let server: &Arc<_> = &self.0.server;
         server.machine().page(hpa.0)
     }
