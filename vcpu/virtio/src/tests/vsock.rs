@@ -2,6 +2,7 @@
 
 mod guests;
 mod lies;
+mod model;
 mod shares;
 
 use std::collections::VecDeque;
