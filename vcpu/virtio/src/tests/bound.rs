@@ -11,6 +11,8 @@ use crate::access::write;
 use crate::net::{Count, Mac, PORTS, Rate, Settings, Switch};
 
 const EVENTS: u64 = 1 << 29;
+/// The features of a driver that leaves checksums and segmentation of TCP over IPv4 to others.
+const LEAVES: u64 = 1 << 0 | 1 << 11;
 /// Number of descriptors of a queue.
 const SIZE: u16 = 256;
 /// Places of a guest's frame to send, and of its buffers.
@@ -51,7 +53,7 @@ impl<'r> Guest<'r> {
         };
         let card = Net::new(switch.attach(settings).unwrap(), ram.clone(), rate);
         let mut driver = Driver::new(card, ram);
-        driver.negotiate(EVENTS);
+        driver.negotiate(EVENTS | LEAVES);
         let receive = driver.set_up(0, SIZE, 0);
         let transmit = driver.set_up(1, SIZE, 0x4000);
         driver.ready();
@@ -172,6 +174,62 @@ fn a_frame_to_all_costs_each_port_a_buffer_and_an_interrupt() {
     }
     let received = others.iter().map(|other| other.count(Count::Received));
     assert!(received.into_iter().all(|count| count == FRAMES));
+}
+
+/// Segments of a large frame.
+const SEGMENTS: u64 = 128;
+
+impl Guest<'_> {
+    /// Makes a large frame available that consists of segments of one byte. The card is not notified.
+    fn offer_large(&mut self, to: u64) {
+        const HEADERS: u64 = 54;
+        let ram = self.driver.ram;
+        let bytes = HEADERS + SEGMENTS;
+        let [to, from] = [to, self.mac].map(|mac| Mac(mac).bytes());
+        let offload = [1, 1, HEADERS as u8, 0, 1, 0, 34, 0, 16, 0, 0, 0];
+        let [high, low] = ((bytes - 14) as u16).to_be_bytes();
+        let v4 = [0x45, 0, high, low, 0, 0, 0, 0, 64, 6];
+        let mut frame = [&offload[..], &to, &from, &[8, 0], &v4].concat();
+        frame.resize((HEADER + bytes) as usize, 0);
+        frame[HEADER as usize + 46] = 5 << 4;
+        let gpa = SENT + 0x100 * u64::from(self.transmit.next % 32);
+        write(ram, gpa, &frame).unwrap();
+        let frame = (gpa, frame.len() as u32, false);
+        self.transmit.offer(ram, &[frame]).unwrap();
+    }
+}
+
+#[test]
+fn large_frames_that_are_cut_cost_so_many_buffers_in_a_part() {
+    // A descriptor of a receiver costs as much as 256 bytes.
+    const MOST: u64 = BYTES / 256 + SEGMENTS;
+    let (switch, rams) = (Arc::new(Switch::default()), rams(17));
+    let mut guests: Vec<_> = (1..)
+        .zip(&rams)
+        .map(|(mac, ram)| Guest::new(&switch, mac, ram))
+        .collect();
+    let (sender, others) = guests.split_first_mut().unwrap();
+    for other in &mut *others {
+        other.listen(SIZE.into());
+        sender.offer_large(other.mac);
+    }
+    sender.driver.write(0x3004, 2, 1);
+    let (mut taken, mut parts) = (0, 0);
+    let mut has_more = true;
+    while has_more {
+        has_more = sender.part();
+        let slots = others.iter_mut().map(Guest::take).sum();
+        assert!((1..=MOST).contains(&slots), "{slots}");
+        taken += slots;
+        parts += 1;
+    }
+    assert_eq!((taken, parts), (16 * SEGMENTS, 2));
+    // To a group they go to nobody.
+    sender.offer_large(ALL);
+    sender.driver.write(0x3004, 2, 1);
+    sender.part();
+    assert_eq!(others.iter_mut().map(Guest::take).sum::<u64>(), 0);
+    assert_eq!(sender.count(Count::Malformed), 1);
 }
 
 #[test]
