@@ -8,6 +8,7 @@
 //! `devices` races a TD's functions, which access its memory and interrupt it, against all that takes the memory away.
 //!
 //! `help` races CPUs that do the work of a TD's devices against all that makes them leave.
+//!
 //! `networks` races two TDs of one network: each sends to the other and takes back memory of its rings, and one ends.
 //!
 //! `wakes` races for a halted vCPU instead: in every order, no wake-up is lost.

@@ -94,6 +94,7 @@ impl Large {
     #[cold]
     pub fn read(start: &[u8; START], frame: &mut Frame<'_>) -> Result<Option<Self>, Fault> {
         let Start {
+            to,
             segmentation: Some(wanted),
             checksum: Some(checksum),
             ..
@@ -101,6 +102,10 @@ impl Large {
         else {
             return Ok(None);
         };
+        // TCP has no groups, and a group's frame would be cut for each port.
+        if to.is_group() {
+            return Ok(None);
+        }
         let mut headers = [0; MOST];
         headers[..ADDRESSES].copy_from_slice(&start[START - ADDRESSES..]);
         let mut from = frame.payload.clone();

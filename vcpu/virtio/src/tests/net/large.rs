@@ -369,7 +369,8 @@ fn headers_that_lie_reach_nobody() {
     let good = Packet::plain(false, 5000, 1400);
     let frame = good.frame();
     type Lie = fn(&mut [u8; 12], &mut Vec<u8>);
-    let lies: [(&str, Lie); 19] = [
+    let lies: [(&str, Lie); 20] = [
+        ("to all", |_, frame| frame[..6].fill(0xFF)),
         ("no checksum", |header, _| header[0] = 0),
         ("IPv6", |header, _| header[1] = 4),
         ("UDP", |header, _| header[1] = 3),
