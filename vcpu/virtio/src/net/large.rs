@@ -102,7 +102,7 @@ impl Large {
         else {
             return Ok(None);
         };
-        // TCP has no groups, and a group's frame would be cut for each port.
+        // TCP has no groups. To cut a frame for every port of a network is too much for a part of the work.
         if to.is_group() {
             return Ok(None);
         }

@@ -114,10 +114,6 @@ impl Sender {
         };
         let large;
         if start.segmentation.is_some() {
-            // TCP has no groups. To cut a frame for every port of a network is too much for a part of the work.
-            if start.to.is_group() {
-                return Ok(self.refuse(Count::Malformed));
-            }
             large = Large::read(&raw, &mut frame)?;
             let Some(large) = &large else {
                 return Ok(self.refuse(Count::Malformed));
