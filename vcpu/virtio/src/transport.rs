@@ -9,7 +9,7 @@ use alloc::{boxed::Box, string::ToString};
 use core::fmt;
 use core::ops::Range;
 
-use devices::pci::{Config, Function, Msix, Served, Usage};
+use devices::pci::{Config, Doorbells, Function, Msix, Served, Usage};
 use devices::{Effect, Memory, Message, Now, Place, open_bus};
 use virtio_spec::{DeviceStatus, F, Id};
 
@@ -183,14 +183,15 @@ pub struct Transport<D> {
     msix: Msix,
     common: Common,
     isr: u8,
-    /// Queues that the driver notified the device of, by a bit for each.
+    doorbells: Doorbells,
+    /// Queues of which work was left, by a bit for each, beside those whose doorbells were written.
     notified: u64,
     /// The driver has become ready, and the device has not looked at its queues yet.
     is_new: bool,
     /// The rule that the driver broke, until it resets the device.
     fault: Option<Fault>,
-    /// Number of notifications by the driver, and of interrupts to it.
-    counts: [u64; 2],
+    /// Number of interrupts to the driver.
+    interrupts: u64,
 }
 
 impl<D: Device> Transport<D> {
@@ -206,10 +207,11 @@ impl<D: Device> Transport<D> {
             config,
             msix,
             isr: 0,
+            doorbells: place::doorbells(),
             notified: 0,
             is_new: false,
             fault: None,
-            counts: [0; 2],
+            interrupts: 0,
         }
     }
 
@@ -280,7 +282,7 @@ impl<D: Device> Transport<D> {
     fn raise_queues(&mut self, raised: u64) {
         for queue in (0..self.kind.queues.len()).filter(|queue| raised >> queue & 1 != 0) {
             self.isr |= ISR_QUEUE;
-            self.counts[1] += 1;
+            self.interrupts += 1;
             self.raise(self.common.queue_vector(queue));
         }
     }
@@ -338,13 +340,13 @@ impl<D: Device> Function for Transport<D> {
                 let request = self.common.write(place, value);
                 self.act(request)
             }
-            Some((Structure::Notify, place)) if self.is_running() => {
-                self.counts[0] += 1;
-                self.notified |= 1 << (place.offset / u64::from(place::NOTIFY)).min(63);
-                Effect::Work
-            }
+            _ if self.doorbells.ring(bar, place) => Effect::Work,
             _ => Effect::None,
         }
+    }
+
+    fn doorbells(&self) -> Option<Doorbells> {
+        Some(self.doorbells.clone())
     }
 
     fn take_message(&mut self) -> Option<Message> {
@@ -353,11 +355,12 @@ impl<D: Device> Function for Transport<D> {
     }
 
     fn serve(&mut self, memory: &dyn Memory, now: Now) -> Served {
+        let rung = self.doorbells.take();
         if !self.is_running() || !self.config.is_master() {
             self.device.rest(memory, now);
             return Served::default();
         }
-        let notified = core::mem::take(&mut self.notified);
+        let notified = core::mem::take(&mut self.notified) | rung;
         let mut work = Work::new(memory, now, notified);
         let result = match core::mem::take(&mut self.is_new) {
             true => self.probe(memory),
@@ -398,7 +401,6 @@ impl<D: Device> Function for Transport<D> {
     }
 
     fn usage(&self) -> Option<Usage> {
-        let [notifications, interrupts] = self.counts;
         let Traffic {
             to_guest,
             from_guest,
@@ -407,8 +409,8 @@ impl<D: Device> Function for Transport<D> {
         Some(Usage {
             is_running: self.is_running(),
             queues: self.common.enabled().flatten().count(),
-            notifications,
-            interrupts,
+            notifications: self.doorbells.count(),
+            interrupts: self.interrupts,
             to_guest,
             from_guest,
             dropped,

@@ -4,7 +4,7 @@ use alloc::{string::String, vec::Vec};
 use core::fmt;
 use core::ops::Range;
 
-use super::{Config, Direct};
+use super::{Config, Direct, Doorbells};
 use crate::{Effect, Memory, Message, Now, Place, open_bus};
 
 /// A function of the bus.
@@ -46,6 +46,12 @@ pub trait Function: fmt::Debug + Send {
     fn store(&mut self, bar: usize, place: Place, value: u64, now: Now) -> Effect {
         let _ = (bar, place, value, now);
         Effect::None
+    }
+
+    /// Returns the registers that the guest writes to tell of work. The bus notes such a write without the function, as
+    /// [`Effect::Work`]. They do not change.
+    fn doorbells(&self) -> Option<Doorbells> {
+        None
     }
 
     /// Takes the next interrupt to send.

@@ -9,6 +9,7 @@
 mod bridges;
 mod config;
 mod direct;
+mod doorbell;
 mod function;
 mod msix;
 pub mod passthrough;
@@ -33,6 +34,7 @@ use td_base::board;
 
 pub use config::{BARS, Bar, Capability, Config, Identity};
 pub use direct::{Direct, Piece};
+pub use doorbell::Doorbells;
 pub use function::{Function, Served, Usage};
 pub use msix::Msix;
 pub use physical::{Interrupts, Physical, PhysicalBar, Shape};
@@ -144,6 +146,13 @@ impl Bus {
         }
         let (slot, bar, offset) = self.find_memory(gpa, size)?;
         let place = Place { offset, size };
+        if slot
+            .doorbells
+            .as_ref()
+            .is_some_and(|bells| bells.ring(bar, place))
+        {
+            return Some(self.note(slot, Effect::Work));
+        }
         let effect = self.with(slot, |function| function.store(bar, place, value, now));
         Some(self.note(slot, effect))
     }

@@ -5,7 +5,7 @@ use sync::atomic::{AtomicBool, AtomicU64};
 
 use sync::Mutex;
 
-use super::{BARS, Function};
+use super::{BARS, Doorbells, Function};
 
 /// A function and its place.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub function: Arc<Mutex<dyn Function>>,
     /// The function's memory, by base address register.
     pub bars: [Region; BARS],
+    /// The registers that are written without the function's lock.
+    pub doorbells: Option<Doorbells>,
     /// True while the function may have interrupts to send.
     pub is_signalled: AtomicBool,
     /// True while the function may have work.
@@ -38,9 +40,11 @@ impl Slot {
     pub fn new(at: u8, function: Arc<Mutex<dyn Function>>) -> Self {
         let bytes = function.lock().config().bar_bytes();
         let is_direct = !function.lock().direct().is_empty();
+        let doorbells = function.lock().doorbells();
         Self {
             at,
             is_direct,
+            doorbells,
             function,
             bars: bytes.map(|bytes| Region {
                 start: AtomicU64::new(0),

@@ -24,6 +24,9 @@ const COMMAND: u16 = 4;
 const MEMORY_ON: u64 = 2;
 const MASTER: u64 = 4;
 
+/// Offset of the card's doorbells in its second memory.
+const DOORBELLS: u64 = 0x800;
+
 /// A function with interrupts in its first memory, and a register in the second that raises the interrupt whose number
 /// is written.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ struct Card {
     last: u64,
     /// Number of times that it took news. It raises its first interrupt for them.
     news: u32,
+    /// Behind the register.
+    doorbells: Doorbells,
 }
 
 impl Card {
@@ -53,6 +58,7 @@ impl Card {
             msix,
             last: 0,
             news: 0,
+            doorbells: Doorbells::new(2, DOORBELLS, 4),
         }
     }
 }
@@ -81,6 +87,10 @@ impl Function for Card {
                 self.msix.raise(value as u16)
             }
         }
+    }
+
+    fn doorbells(&self) -> Option<Doorbells> {
+        Some(self.doorbells.clone())
     }
 
     fn take_message(&mut self) -> Option<Message> {
@@ -385,6 +395,33 @@ fn a_teller_leaves_news_that_keep_coming_to_the_guest() {
     let served = bus.serve(&NoMemory, Now::default());
     assert!(served.is_some_and(|served| served.has_messages));
     assert_eq!((card.lock().news, bus.has_work()), (5, false));
+}
+
+#[test]
+fn a_doorbell_is_rung_while_another_cpu_has_the_card() {
+    let card = Arc::new(Mutex::new(Card::new()));
+    let guest = Guest(Devices::new(RAM, vec![card.clone()]));
+    guest.switch_card_on();
+    let bus = guest.0.pci();
+    let held = card.lock();
+    for queue in [3, 1, 3] {
+        let gpa = CARD_MEMORY + DOORBELLS + 4 * queue;
+        assert_eq!(guest.store(gpa, 2, 9), Some(Effect::Work));
+    }
+    assert!(bus.has_work());
+    let bells = held.doorbells.clone();
+    assert_eq!((bells.take(), bells.take(), bells.count()), (0b1010, 0, 3));
+    drop(held);
+    // What is not a doorbell is the card's matter.
+    assert!(!bells.ring(
+        0,
+        Place {
+            offset: DOORBELLS,
+            size: 4
+        }
+    ));
+    assert_eq!(guest.store(CARD_MEMORY, 4, 7), Some(Effect::None));
+    assert_eq!((bells.take(), card.lock().last), (0, 7));
 }
 
 #[test]

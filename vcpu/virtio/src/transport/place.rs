@@ -1,7 +1,7 @@
 //! The places of the transport's structures, and the capabilities that tell them.
 
 use devices::Place;
-use devices::pci::{Capability, Config, Identity, Msix};
+use devices::pci::{Capability, Config, Doorbells, Identity, Msix};
 use virtio_spec::Id;
 
 use super::Kind;
@@ -14,7 +14,7 @@ pub const TABLE: usize = 2;
 const BYTES: u64 = 4096;
 const ALL: u64 = 4 * BYTES;
 /// Bytes between the notification registers of two queues.
-pub const NOTIFY: u32 = 4;
+const NOTIFY: u32 = 4;
 /// Bytes of the common structure.
 pub const COMMON: u32 = 56;
 
@@ -45,6 +45,14 @@ impl Structure {
         let offset = place.offset % BYTES;
         Some((*structure, Place { offset, ..place }))
     }
+}
+
+/// Returns the notification registers of the queues.
+pub fn doorbells() -> Doorbells {
+    let mut all = (0..).step_by(BYTES as usize).zip(Structure::ALL);
+    let notify =
+        all.find_map(|(start, structure)| (structure == Structure::Notify).then_some(start));
+    Doorbells::new(STRUCTURES, notify.unwrap_or(ALL), NOTIFY.into())
 }
 
 /// Builds the configuration space of a device with so many bytes of device configuration.
