@@ -65,6 +65,10 @@ pub fn lan(bench: &mut Bench) -> Result<()> {
     for ((name, now), before) in DEBIANS.iter().zip(Work::of_all(&mut console)?).zip(works) {
         bench.note(format!("meanwhile {name}: {}", now.since(&before)));
     }
+    bench.note(format!(
+        "an exit from TD one takes {:.0} us here",
+        pair.exit_us()?
+    ));
     note_cards(bench, &mut console)?;
     ends_in_the_middle(&mut console, &pair).context("the end in the middle")?;
     stage::nothing_is_left(&mut console, &["one", UPLINK], before)?;
