@@ -11,8 +11,8 @@ use virtio_spec::Id;
 use virtio_spec::blk::F;
 
 use crate::chain::{Chain, LONGEST};
+use crate::device::{Device, Kind, Work};
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, Work};
 
 pub use disk::{Disk, Image, NoRoom};
 use request::{AT_ONCE, Begun, Long, MOST_CLEARED, SECTOR, serve};

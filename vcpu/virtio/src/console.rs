@@ -13,8 +13,8 @@ use virtio_spec::Id;
 use virtio_spec::console::F;
 
 use crate::chain::{Chain, LONGEST};
+use crate::device::{Device, Kind, Work};
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, Work};
 
 use control::{Control, MESSAGE, Said};
 

@@ -23,8 +23,8 @@ use virtio_spec::Id;
 use virtio_spec::net::{F, S};
 
 use crate::chain::{Chain, LONGEST};
+use crate::device::{Device, Kind, News, Traffic, Work};
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, News, Traffic, Work};
 
 use control::Control;
 use deliver::{Receiver, Takes};

@@ -20,8 +20,8 @@ use devices::{Memory, Now};
 use virtio_spec::Id;
 
 use crate::chain::{Chain, LONGEST};
+use crate::device::{Device, Kind, News, Traffic, Work};
 use crate::queue::{Fault, Queue};
-use crate::transport::{Device, Kind, News, Traffic, Work};
 
 use header::HEADER;
 #[cfg(test)]

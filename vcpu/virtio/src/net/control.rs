@@ -6,8 +6,8 @@ use virtio_spec::net::{Ctrl, ctrl};
 
 use super::switch::Attached;
 use crate::chain::Chain;
+use crate::device::Work;
 use crate::queue::{Fault, Queue};
-use crate::transport::Work;
 
 /// Number of commands after which the rest waits.
 const COMMANDS: usize = 16;

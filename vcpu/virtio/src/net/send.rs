@@ -10,8 +10,8 @@ use super::port::Count;
 use super::rate::Rate;
 use super::switch::{Attached, Touched};
 use crate::chain::Chain;
+use crate::device::Work;
 use crate::queue::{Fault, Queue};
-use crate::transport::Work;
 
 /// The cost after which the rest of the work waits, in copied bytes, and the number of chains.
 const PART: usize = 256 << 10;

@@ -4,7 +4,7 @@ use devices::Place;
 use devices::pci::{Capability, Config, Doorbells, Identity, Msix};
 use virtio_spec::Id;
 
-use super::Kind;
+use crate::device::Kind;
 
 /// The base address register with the structures, and the one with the interrupts' table.
 const STRUCTURES: usize = 0;

@@ -11,8 +11,8 @@ use super::header::{HEADER, Header, STREAM};
 use super::hub::{Asked, Attached, CONNECTIONS, INCOMING, Way, ask};
 use super::link::{End, Link};
 use crate::chain::{Chain, Cursor};
+use crate::device::Work;
 use crate::queue::Fault;
-use crate::transport::Work;
 
 /// Number of answers to packets of no connection that wait for the guest to take them.
 pub const REFUSALS: usize = 32;
