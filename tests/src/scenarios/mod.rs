@@ -209,8 +209,8 @@ impl Scenario {
         self
     }
 
-    /// Runs the scenario. It leaves its logs in a directory of its name in `home`, which is recreated. If QEMU loses a CPU
-    /// ([`LOST`]), the scenario begins again, which its notes tell.
+    /// Runs the scenario. It leaves its logs in a directory of its name in `home`, which is recreated. If QEMU loses a CPU,
+    /// the scenario begins again, which its notes tell.
     ///
     /// # Errors
     /// The condition that failed, with the last lines of the serial port if they help.

@@ -2,14 +2,17 @@
 //!
 //! Source: VIRTIO 1.2, section 5.1.
 
+mod buffers;
 mod control;
 mod deliver;
 mod flow;
+mod frame;
 mod header;
 mod large;
 mod learned;
 mod port;
 mod rate;
+mod receiver;
 mod send;
 mod spread;
 mod sum;
@@ -27,11 +30,11 @@ use crate::device::{Device, Kind, News, Traffic, Work};
 use crate::queue::{Fault, Queue};
 
 use control::Control;
-use deliver::{Receiver, Takes};
 pub use header::Mac;
 use header::Offloads;
 pub use port::{Count, PAIRS, Settings};
 pub use rate::Rate;
+use receiver::{Receiver, Takes};
 use send::{Part, Sender};
 use switch::ones;
 pub use switch::{Attached, Gauge, NoPort, PORTS, Switch};

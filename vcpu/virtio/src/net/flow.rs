@@ -7,7 +7,7 @@ use core::array;
 
 use sync::atomic::{AtomicU8, Ordering::Relaxed};
 
-use super::deliver::Frame;
+use super::frame::Frame;
 use super::header::{ADDRESSES, ETHERNET, TAG};
 
 /// Number of flows that are told apart.
@@ -51,11 +51,15 @@ impl Flows {
     }
 }
 
-/// Returns the flow of a frame: the same in both directions. A frame that can't be read has the flow 0: whoever copies it
-/// finds out.
+/// Returns the flow of a frame: the same in both directions.
+pub fn of(frame: &Frame<'_>) -> u8 {
+    *frame.flow.get_or_init(|| read(frame))
+}
+
+/// Reads the flow of a frame. One that can't be read has the flow 0: whoever copies it finds out.
 #[cold]
 #[inline(never)]
-pub fn of(frame: &Frame<'_>) -> u8 {
+fn read(frame: &Frame<'_>) -> u8 {
     let mut bytes = [0; READ];
     match frame.headers {
         [] => {

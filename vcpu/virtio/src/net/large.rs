@@ -6,11 +6,13 @@
 //!
 //! Sources: VIRTIO 1.2, section 5.1.6.2; RFC 791, 8200 and 9293.
 
-use super::deliver::Frame;
+use devices::Memory;
+
 use super::header::{
     ADDRESSES, Checksum, ETHERNET, LARGEST, MTU, START, Segmentation, Start, TAG, Version,
 };
 use super::sum::Sum;
+use crate::chain::Cursor;
 use crate::queue::Fault;
 
 /// Largest number of bytes of all headers: Ethernet's with a tag, and IP's and TCP's with their options; 74 of those for
@@ -86,19 +88,24 @@ pub struct Segment {
 }
 
 impl Large {
-    /// Reads the headers of a frame, and moves its payload behind them. `start` has its header and its addresses. Returns
-    /// `None` if the headers are not what that claims.
+    /// Reads the headers of a frame of `bytes` bytes, and moves `payload`, which is in this memory and begins behind the
+    /// addresses, behind them. `start` was read from `raw`. Returns `None` if the headers are not what it claims.
     ///
     /// # Errors
     /// [`Fault::NotShared`].
     #[cold]
-    pub fn read(start: &[u8; START], frame: &mut Frame<'_>) -> Result<Option<Self>, Fault> {
+    pub fn read(
+        raw: &[u8; START],
+        start: &Start,
+        bytes: usize,
+        (memory, payload): (&dyn Memory, &mut Cursor<'_>),
+    ) -> Result<Option<Self>, Fault> {
         let Start {
             to,
             segmentation: Some(wanted),
             checksum: Some(checksum),
             ..
-        } = frame.start
+        } = *start
         else {
             return Ok(None);
         };
@@ -107,12 +114,12 @@ impl Large {
             return Ok(None);
         }
         let mut headers = [0; MOST];
-        headers[..ADDRESSES].copy_from_slice(&start[START - ADDRESSES..]);
-        let mut from = frame.payload.clone();
-        let read = from.read(frame.memory, &mut headers[ADDRESSES..])?;
-        let large = Self::check(headers, ADDRESSES + read, frame.bytes, (wanted, checksum));
+        headers[..ADDRESSES].copy_from_slice(&raw[START - ADDRESSES..]);
+        let mut from = payload.clone();
+        let read = from.read(memory, &mut headers[ADDRESSES..])?;
+        let large = Self::check(headers, ADDRESSES + read, bytes, (wanted, checksum));
         if let Some(large) = &large {
-            frame.payload.skip((large.data - ADDRESSES) as u64);
+            payload.skip((large.data - ADDRESSES) as u64);
         }
         Ok(large)
     }

@@ -8,9 +8,10 @@ use sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 
-use super::deliver::{Frame, Receiver};
-use super::flow::Flows;
+use super::flow::{self, Flows};
+use super::frame::Frame;
 use super::header::Mac;
+use super::receiver::Receiver;
 
 /// Largest number of a card's pairs of queues.
 pub const PAIRS: usize = 8;
@@ -130,7 +131,7 @@ impl Port {
     pub fn pair_for(&self, frame: &Frame<'_>) -> usize {
         match self.pairs.load(Relaxed) {
             1 => 0,
-            pairs => self.flows.pair(frame.flow(), pairs),
+            pairs => self.flows.pair(flow::of(frame), pairs),
         }
     }
 

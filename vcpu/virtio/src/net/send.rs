@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use core::cell::{Cell, OnceCell};
 
-use super::deliver::Frame;
+use super::frame::Frame;
 use super::header::{ETHERNET, HEADER, LARGEST, MTU, Offloads, START, Start, TAG};
 use super::large::Large;
 use super::port::Count;
@@ -114,7 +114,7 @@ impl Sender {
         };
         let large;
         if start.segmentation.is_some() {
-            large = Large::read(&raw, &mut frame)?;
+            large = Large::read(&raw, &start, bytes, (work.memory, &mut frame.payload))?;
             let Some(large) = &large else {
                 return Ok(self.refuse(Count::Malformed));
             };

@@ -1,6 +1,7 @@
 //! The copy of a frame into several chains of a receiver.
 
-use super::deliver::{Frame, Into, Lost, across, complete, of_receiver};
+use super::buffers::{Buffers, Lost, across, complete, of_receiver};
+use super::frame::Frame;
 use super::header::{BUFFERS, Checksum, HEADER, START};
 use crate::access;
 use crate::chain::Cursor;
@@ -26,7 +27,7 @@ struct Late {
 /// Spreads a frame over the chain that was taken and the next ones.
 #[cold]
 pub fn spread(
-    into: &mut Into<'_>,
+    into: &mut Buffers<'_>,
     frame: &Frame<'_>,
     checksum: Option<Checksum>,
 ) -> Result<(), Lost> {
@@ -67,7 +68,7 @@ pub fn spread(
 
 /// Fills the chain that was taken last, from byte `at` of the frame on, header included. Returns the end.
 fn fill(
-    into: &Into<'_>,
+    into: &Buffers<'_>,
     frame: &Frame<'_>,
     source: &mut Source<'_>,
     (mut at, late): (usize, &mut [Late; LATE]),
@@ -90,7 +91,7 @@ fn fill(
     Ok(at)
 }
 
-fn write(into: &Into<'_>, places: [Late; 2], bytes: [u8; 2]) -> Result<(), Lost> {
+fn write(into: &Buffers<'_>, places: [Late; 2], bytes: [u8; 2]) -> Result<(), Lost> {
     for (late, byte) in places.iter().zip(bytes) {
         access::write(into.memory, late.gpa, &[byte]).map_err(of_receiver)?;
     }
@@ -120,7 +121,7 @@ impl Source<'_> {
     fn put(
         &mut self,
         frame: &Frame<'_>,
-        (into, gpa): (&Into<'_>, u64),
+        (into, gpa): (&Buffers<'_>, u64),
         most: usize,
     ) -> Result<usize, Lost> {
         let private = match self.start.is_empty() {

@@ -16,10 +16,14 @@ use sync::atomic::{
     Ordering::{Relaxed, SeqCst},
 };
 
-use super::deliver::{Frame, Lost, Receiver, put};
+use super::buffers::Lost;
+use super::deliver::put;
+use super::flow;
+use super::frame::Frame;
 use super::header::{Mac, Start};
 use super::learned::Learned;
 use super::port::{Count, PAIRS, Port, Settings, Tag};
+use super::receiver::Receiver;
 use crate::queue::Fault;
 
 /// Largest number of ports.
@@ -280,7 +284,7 @@ impl Attached {
             return Ok(0);
         }
         if self.port().pairs.load(Relaxed) > 1 {
-            self.port().flows.note(frame.flow(), pair);
+            self.port().flows.note(flow::of(frame), pair);
         }
         let ports = match self.destination(to) {
             Some(only) => only..only + 1,
