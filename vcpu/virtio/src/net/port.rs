@@ -65,7 +65,7 @@ pub struct Port {
     pub flows: Flows,
     /// The guest lets its card access memory.
     pub is_open: AtomicBool,
-    /// The receivers that have to be interrupted, by a bit for each.
+    /// The receivers that have to be interrupted, by a bit for each; then a bit for a broken rule.
     pub news: AtomicU64,
     pub counts: [AtomicU64; COUNTS],
 }

@@ -29,6 +29,9 @@ use crate::queue::Fault;
 /// Largest number of ports.
 pub const PORTS: usize = 32;
 
+/// The news of a port that its driver has broken a rule, beside a bit for each pair.
+const FAULT: u64 = 1 << PAIRS;
+
 /// The switch.
 #[derive(Debug)]
 pub struct Switch {
@@ -168,7 +171,7 @@ impl Switch {
             Err(Lost::Receiver(fault)) => {
                 if let Some(receiver) = &mut *receiver {
                     receiver.fault = Some(fault);
-                    port.news.fetch_or(1 << pair, SeqCst);
+                    port.news.fetch_or(FAULT, SeqCst);
                     frame.memory.ring(&receiver.guest);
                 }
             }
@@ -255,12 +258,17 @@ impl Attached {
             return Ok(0);
         }
         let news = self.port().news.swap(0, SeqCst);
-        for receiver in &self.port().receivers {
-            if let Some(fault) = receiver.lock().as_ref().and_then(|receiver| receiver.fault) {
-                return Err(fault);
-            }
+        match news & FAULT {
+            0 => Ok(news),
+            _ => self.fault().map_or(Ok(news & !FAULT), Err),
         }
-        Ok(news)
+    }
+
+    /// Returns the rule that the guest's driver has broken.
+    #[cold]
+    fn fault(&self) -> Option<Fault> {
+        let mut receivers = self.port().receivers.iter();
+        receivers.find_map(|receiver| receiver.lock().as_ref()?.fault)
     }
 
     /// Sends a frame of one of the guest's pairs to the port of its destination; to all that it reaches if it is for a group; and to all trunk ports if
@@ -362,10 +370,13 @@ fn publish(port: &Port, pair: usize, memory: &dyn Memory) {
     if memory.with_other(guest, &mut |memory| told = queue.publish(memory)) {
         receiver.fault = receiver.fault.or(told.err());
     }
-    if told != Ok(false) {
-        port.news.fetch_or(1 << pair, SeqCst);
-        memory.ring(&receiver.guest);
-    }
+    let news = match told {
+        Ok(false) => return,
+        Ok(true) => 1 << pair,
+        Err(_) => FAULT,
+    };
+    port.news.fetch_or(news, SeqCst);
+    memory.ring(&receiver.guest);
 }
 
 impl Drop for Attached {
