@@ -14,6 +14,7 @@ use host::td::registry::Tds;
 use seam::abi::x86::{efer, exit_reason};
 use seam::abi::{GuestLeaf, PAGE_2M, PAGE_4K, ghci::number};
 use seam::address::Hpa;
+use shuttle::rand::{self, Rng};
 use shuttle::thread;
 use stub_module::Machine as _;
 use stub_module::host::{Exit, Guest, HostMachine};
@@ -27,7 +28,7 @@ use crate::machine::{Machine, become_cpu};
 use crate::sample::image;
 
 /// Number of orders to try with each scheduler.
-const ORDERS: usize = 12;
+const ORDERS: usize = 40;
 /// Number of moments within which a TD makes the calls that a race waits for.
 const PATIENCE: usize = 100_000;
 /// The numbers of the TDs.
@@ -327,7 +328,9 @@ fn race() -> u64 {
         for cpu in 1..4 {
             machine.attention(cpu).poke();
         }
-        world.wait(STAYS, 2 * world.round);
+        // The end comes at any point of a round.
+        let before = rand::thread_rng().gen_range(world.round..3 * world.round);
+        world.wait(STAYS, before);
         let received = world.received(STAYS) + world.received(ENDS);
         world.tds.destroy(ENDS, Way::Terminate).unwrap();
         world.wait(STAYS, world.round);
