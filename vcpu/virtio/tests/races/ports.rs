@@ -74,15 +74,14 @@ fn send_and(port: Attached, mut tell: impl FnMut()) -> u64 {
 }
 
 /// Runs both senders, and `work`. Returns the number of frames that were delivered, and the result of `work`.
-fn beside_senders<R: Send + 'static>(
-    switch: &Arc<Switch>,
-    work: impl FnOnce() -> R + Send + 'static,
-) -> (u64, R) {
+fn beside_senders<R: Send>(switch: &Arc<Switch>, work: impl FnOnce() -> R + Send) -> (u64, R) {
     let senders = SENDERS.map(|mac| attach(switch, mac));
-    let senders = senders.map(|port| thread::spawn(move || send(port)));
-    let other = thread::spawn(work);
-    let sent = senders.map(|sender| sender.join().unwrap());
-    (sent.iter().sum(), other.join().unwrap())
+    thread::scope(|scope| {
+        let senders = senders.map(|port| scope.spawn(move || send(port)));
+        let other = scope.spawn(work);
+        let sent = senders.map(|sender| sender.join().unwrap());
+        (sent.iter().sum(), other.join().unwrap())
+    })
 }
 
 /// Returns the content of the buffers.
@@ -102,8 +101,7 @@ fn every_frame_arrives_and_the_last_one_is_not_left_without_an_interrupt() {
         let switch = Arc::new(Switch::default());
         let port = attach(&switch, RECEIVER);
         let all = 2 * FRAMES;
-        // Threads borrow for ever.
-        let ram: &'static Arc<Ram> = Box::leak(Box::new(Arc::new(Ram::new(16))));
+        let ram = &Arc::new(Ram::new(16));
         // The driver is ready before anybody sends.
         let (mut driver, [mut receive, _]) = start(port, ram, all);
         receive.want_after(ram, 1);
@@ -160,31 +158,28 @@ fn no_news_is_left_between_those_who_tell_and_the_cpu_that_has_the_function() {
     explore(|| {
         let switch = Arc::new(Switch::default());
         let port = attach(&switch, RECEIVER);
-        let ram: &'static Arc<Ram> = Box::leak(Box::new(Arc::new(Ram::new(16))));
+        let ram = &Arc::new(Ram::new(16));
         let (driver, _) = start(port, ram, 2 * FRAMES);
         // The transport is driven through the bus from now on.
         let function = Arc::new(Mutex::new(driver.function));
-        let bus = Arc::new(Bus::new([], vec![function.clone()]));
-        let interrupts = Arc::new(AtomicU64::new(0));
-        let senders = SENDERS.map(|mac| (attach(&switch, mac), bus.clone(), interrupts.clone()));
-        let senders = senders.map(|(port, bus, interrupts)| {
-            thread::spawn(move || {
-                let ring = || bus.tell(1, &mut |_| _ = interrupts.fetch_add(1, SeqCst));
-                send_and(port, || assert!(!ring()))
-            })
-        });
-        let own = (bus.clone(), interrupts.clone());
-        let guest = thread::spawn(move || {
-            let (bus, interrupts) = own;
+        let bus = &Bus::new([], vec![function.clone()]);
+        let interrupts = &AtomicU64::new(0);
+        let senders = SENDERS.map(|mac| attach(&switch, mac));
+        let sent: u64 = thread::scope(|scope| {
+            let senders = senders.map(|port| {
+                scope.spawn(move || {
+                    let ring = || bus.tell(1, &mut |_| _ = interrupts.fetch_add(1, SeqCst));
+                    send_and(port, || assert!(!ring()))
+                })
+            });
             // The guest accesses registers, then its CPU looks for work before it enters the guest.
             for _ in 0..3 {
                 let _ = bus.usage(1);
-                look(&bus, ram, &interrupts);
+                look(bus, ram, interrupts);
             }
+            senders.map(|sender| sender.join().unwrap()).iter().sum()
         });
-        let sent: u64 = senders.map(|sender| sender.join().unwrap()).iter().sum();
-        guest.join().unwrap();
-        look(&bus, ram, &interrupts);
+        look(bus, ram, interrupts);
         assert_eq!(sent, 2 * FRAMES);
         let left = function.lock().device().port().take_news();
         assert_eq!(left, Ok(0), "nobody takes it");
