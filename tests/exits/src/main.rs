@@ -114,7 +114,7 @@ const fn worst(name: &'static str, most: u32, make: fn(u64) -> u64) -> Request {
 }
 
 /// The most that guests can make of a request, including the copy.
-const WORST: [Request; 7] = [
+const WORST: [Request; 8] = [
     worst("worst-frame", 88_000, worst::frames),
     worst("worst-spread", 350_000, worst::spread),
     worst("worst-cut", 870_000, worst::cut),
@@ -122,6 +122,7 @@ const WORST: [Request; 7] = [
     worst("worst-interrupt", 16_000, worst::interrupts),
     worst("worst-broadcast", 2_250_000, worst::broadcasts),
     worst("worst-packet", 133_000, worst::packets),
+    worst("worst-request", 8_700, worst::requests),
 ];
 
 /// Number of instructions that are counted at most to measure one of them.

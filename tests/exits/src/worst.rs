@@ -9,7 +9,7 @@ use std::sync::Arc;
 use seam::abi::PAGE_4K;
 use vcpu::Peer;
 use virtio::net::{Mac, PORTS, Settings, Switch};
-use virtio::vsock::{self, Hub};
+use virtio::vsock::{self, Hub, MEMBERS};
 use virtio::{Device, Net, Transport, Vsock};
 
 use crate::td::{BUFFERS, Buffer, DEVICE, FAR, Shape, Td};
@@ -39,6 +39,8 @@ const VCPUS: u32 = 64;
 /// Length of a packet's header, and bytes that a connection holds.
 const PACKET: u64 = 44;
 const ROOM: u64 = 8 << 10;
+/// The fields of a packet without payload: a stream, and the operation that asks for a connection.
+const REQUEST_OF_STREAM: u64 = 1 << 32 | 1 << 48;
 /// Length of a payload that nobody looks at: a chain has a byte in each buffer.
 const SMALL: u64 = 128;
 
@@ -244,6 +246,44 @@ pub fn interrupts(count: u64) -> u64 {
 /// Frames to all ports of a network.
 pub fn broadcasts(count: u64) -> u64 {
     Network::scattered(PORTS as u64 - 1).send(ALL, false, count)
+}
+
+/// Requests of a connection with the last one of as many guests as there can be, all of which the guest may connect with.
+/// That one's driver is not ready, and the request is answered by a reset.
+pub fn requests(count: u64) -> u64 {
+    const OWN: u64 = 3;
+    const OTHERS: std::ops::Range<u64> = OWN + 1..OWN + MEMBERS as u64;
+    let hub = Arc::new(Hub::new([]));
+    let settings = |cid, peers| vsock::Settings {
+        cid,
+        peers,
+        ports: Vec::new(),
+    };
+    let shape = Shape {
+        queues: 2,
+        ..Shape::default()
+    };
+    let asking = td(shape, |peer| {
+        let settings = settings(OWN, OTHERS.collect());
+        Vsock::new(hub.attach(settings, peer).expect("a free place"))
+    });
+    let others = OTHERS.map(|cid| hub.attach(settings(cid, vec![OWN]), Arc::new(())));
+    let others: Vec<_> = others.map(|other| other.expect("a free place")).collect();
+    let to = OTHERS.end - 1;
+    fill(
+        &asking,
+        &[OWN, to, 1 | 2 << 32, REQUEST_OF_STREAM, u64::MAX << 32, 0],
+    );
+    let packet = [(place(true), PACKET, false)];
+    let answer = [(place(false) + 1024, 2 * PACKET, true)];
+    let is_refused = |_: &u64| {
+        asking.offer(0, &[&answer]);
+        asking.offer(1, &[&packet]);
+        asking.kick(1) && asking.is_done(0) && asking.is_done(1)
+    };
+    let refused = (0..count).take_while(is_refused).count() as u64;
+    drop(others);
+    refused
 }
 
 /// Packets between the socket devices of two TDs, each as large as the room of a connection.

@@ -5,7 +5,7 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use devices::{Memory, Now, Other};
-use sync::Mutex;
+use sync::{FairMutex, Mutex};
 
 use super::header::{Address, HOST};
 use super::link::End;
@@ -87,7 +87,8 @@ pub(super) struct Inbox {
 #[derive(Default)]
 pub struct Hub {
     services: Box<[(u32, Arc<dyn Service>)]>,
-    members: Mutex<Vec<Member>>,
+    /// Taken for a look at each. A guest that asks again and again does not keep another one out.
+    members: FairMutex<Vec<Member>>,
 }
 
 struct Member {
@@ -130,7 +131,7 @@ impl Hub {
     pub fn new(services: impl IntoIterator<Item = (u32, Arc<dyn Service>)>) -> Self {
         Self {
             services: services.into_iter().collect(),
-            members: Mutex::default(),
+            members: FairMutex::default(),
         }
     }
 
