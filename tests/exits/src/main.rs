@@ -104,7 +104,7 @@ const REQUESTS: [Request; 3] = [
     },
     Request {
         name: "frame",
-        most: 1_990,
+        most: 2_000,
         make: send_frames,
     },
 ];
