@@ -104,7 +104,7 @@ const REQUESTS: [Request; 3] = [
     },
     Request {
         name: "frame",
-        most: 2_000,
+        most: 1_990,
         make: send_frames,
     },
 ];
