@@ -18,15 +18,15 @@ use host::td::end::Way;
 use host::td::error::Error;
 use host::td::registry::Tds;
 use mm::shared::{Mirror, MirrorError, Page};
-use seam::abi::x86::{efer, exit_reason};
-use seam::abi::{GuestLeaf, PAGE_4K, ghci::number};
+use seam::abi::{PAGE_4K, ghci::number};
 use seam::address::{Gpa, Hpa};
 use shuttle::thread;
-use stub_module::host::{Exit, Guest, HostMachine};
-use stub_module::vcpu::{Field, Gpr, Vcpu};
+use stub_module::host::{Guest, HostMachine};
+use stub_module::vcpu::Vcpu;
 use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use crate::actors::FREE;
+use crate::caller::{Call, Caller};
 use crate::explore::{coordinator, in_many_orders, tds_with};
 use crate::machine::{Machine, become_cpu};
 use crate::sample::image;
@@ -45,7 +45,7 @@ const CONFIG: u64 = SHARED | ECAM | 8 << 12;
 const EXPRESS: u64 = 0x40;
 
 /// The calls that the guest's vCPUs make in turn: sub-function, R12 to R15.
-const CALLS: [[u64; 5]; 16] = [
+const CALLS: [Call; 16] = [
     [number::IO, 4, 1, 0xCF8, 0x8000_0060],
     [number::IO, 4, 1, 0xCFC, ECAM | 1],
     write(0x10, 4, 0xC000_0000),
@@ -64,13 +64,13 @@ const CALLS: [[u64; 5]; 16] = [
     to(FREE, PAGE_4K),
 ];
 /// The last call of a guest that resets itself.
-const RESET: [u64; 5] = [number::IO, 1, 1, 0xCF9, 6];
+const RESET: Call = [number::IO, 1, 1, 0xCF9, 6];
 
-const fn write(register: u64, size: u64, value: u64) -> [u64; 5] {
+const fn write(register: u64, size: u64, value: u64) -> Call {
     [number::MMIO, size, 1, CONFIG | register, value]
 }
 
-const fn to(gpa: u64, bytes: u64) -> [u64; 5] {
+const fn to(gpa: u64, bytes: u64) -> Call {
     [number::MAP_GPA, gpa, bytes, 0, 0]
 }
 
@@ -80,50 +80,25 @@ struct Driver {
     made: Arc<AtomicU64>,
     /// The number of calls before it resets itself.
     reset_after: u64,
-    /// True if the last exit was because of an interrupt.
-    leaves: bool,
+    caller: Caller,
 }
 
 impl Guest for Driver {
     fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>) {
-        const L: u64 = 1 << 13;
-        /// R10 to R15 are exposed to the host.
-        const MASK: u64 = 0xFC00;
         thread::yield_now();
-        // An interrupt that was posted stays so, because this CPU does not take it in the guest.
-        self.leaves = !self.leaves && self.machine.0.interrupts[lp as usize].load(SeqCst);
-        if self.leaves {
-            const VALID: u32 = 1 << 31;
-            let exit = Exit {
-                interruption: (VALID | 0xF2, 0),
-                ..Exit::EXTERNAL_INTERRUPT
-            };
-            return exit.leave(machine, vcpu);
-        }
-        let made = self.made.fetch_add(1, SeqCst);
-        let [function, r12, r13, r14, r15] = match made == self.reset_after {
-            true => RESET,
-            false => CALLS[made as usize % CALLS.len()],
-        };
-        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
-        vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
-        for (register, value) in [
-            (Gpr::Rax, GuestLeaf::VpVmcall.rax()),
-            (Gpr::Rcx, MASK),
-            (Gpr::R10, 0),
-            (Gpr::R11, function),
-            (Gpr::R12, r12),
-            (Gpr::R13, r13),
-            (Gpr::R14, r14),
-            (Gpr::R15, r15),
-        ] {
-            vcpu.set_gpr(register, value);
-        }
-        let exit = Exit {
-            instruction_length: 4,
-            ..Exit::of(exit_reason::TDCALL)
-        };
-        exit.leave(machine, vcpu);
+        let Self {
+            machine: own,
+            made,
+            reset_after,
+            caller,
+        } = self;
+        caller.leave(own, (machine, lp, vcpu), || {
+            let made = made.fetch_add(1, SeqCst);
+            match made == *reset_after {
+                true => RESET,
+                false => CALLS[made as usize % CALLS.len()],
+            }
+        });
     }
 }
 
@@ -402,7 +377,7 @@ fn race(reset_after: u64, act: fn(&World<'_>)) {
             machine: machine.clone(),
             made: made.clone(),
             reset_after,
-            leaves: false,
+            caller: Caller::default(),
         };
         machine.set_guest(cpu, Box::new(driver));
     }

@@ -15,6 +15,7 @@
 
 mod actors;
 mod against;
+mod caller;
 mod devices;
 mod explore;
 mod help;

@@ -11,18 +11,18 @@ use host::platform::{Platform, Running};
 use host::sched::Scheduler;
 use host::td::end::Way;
 use host::td::registry::Tds;
-use seam::abi::x86::{efer, exit_reason};
-use seam::abi::{GuestLeaf, PAGE_2M, PAGE_4K, ghci::number};
+use seam::abi::{PAGE_2M, PAGE_4K, ghci::number};
 use seam::address::Hpa;
 use shuttle::rand::{self, Rng};
 use shuttle::thread;
 use stub_module::Machine as _;
-use stub_module::host::{Exit, Guest, HostMachine};
-use stub_module::vcpu::{Field, Gpr, Vcpu};
+use stub_module::host::{Guest, HostMachine};
+use stub_module::vcpu::{Field, Vcpu};
 use sync::atomic::{AtomicBool, Ordering::SeqCst};
 use virtio::net::Count;
 
 use crate::actors::FREE;
+use crate::caller::{Call, Caller};
 use crate::explore::{coordinator, in_many_orders, tds_of};
 use crate::machine::{Machine, become_cpu};
 use crate::sample::image;
@@ -53,7 +53,7 @@ const FRAME: u64 = FREE + 7 * PAGE_4K;
 #[derive(Clone, Copy)]
 enum Step {
     /// A call: sub-function, R12 to R15.
-    Call([u64; 5]),
+    Call(Call),
     /// A word of its shared memory is written.
     Set(u64, u64),
 }
@@ -140,13 +140,12 @@ struct Driver {
     machine: Machine,
     steps: Arc<Vec<Step>>,
     progress: Progress,
-    /// The last exit was because of an interrupt.
-    leaves: bool,
+    caller: Caller,
 }
 
 impl Driver {
     /// Returns the next call of the guest with this root, before which it writes to its memory.
-    fn next(&self, machine: &HostMachine, root: u64) -> [u64; 5] {
+    fn next(&self, machine: &HostMachine, root: u64) -> Call {
         loop {
             let step = {
                 let mut progress = self.progress.lock().unwrap();
@@ -188,41 +187,12 @@ impl Driver {
 
 impl Guest for Driver {
     fn run(&mut self, machine: &HostMachine, lp: u32, vcpu: &Vcpu<'_>) {
-        const L: u64 = 1 << 13;
-        /// R10 to R15 are exposed to the host.
-        const MASK: u64 = 0xFC00;
         thread::yield_now();
-        // An interrupt that was posted stays so, because this CPU does not take it in the guest.
-        self.leaves = !self.leaves && self.machine.0.interrupts[lp as usize].load(SeqCst);
-        if self.leaves {
-            const VALID: u32 = 1 << 31;
-            let exit = Exit {
-                interruption: (VALID | 0xF2, 0),
-                ..Exit::EXTERNAL_INTERRUPT
-            };
-            return exit.leave(machine, vcpu);
-        }
         let root = vcpu.vmcs(Field::SHARED_EPTP) & !(PAGE_4K - 1);
-        let [function, r12, r13, r14, r15] = self.next(machine, root);
-        vcpu.set_vmcs(Field::EFER, vcpu.vmcs(Field::EFER) | efer::LMA);
-        vcpu.set_vmcs(Field::CS_ACCESS, vcpu.vmcs(Field::CS_ACCESS) | L);
-        for (register, value) in [
-            (Gpr::Rax, GuestLeaf::VpVmcall.rax()),
-            (Gpr::Rcx, MASK),
-            (Gpr::R10, 0),
-            (Gpr::R11, function),
-            (Gpr::R12, r12),
-            (Gpr::R13, r13),
-            (Gpr::R14, r14),
-            (Gpr::R15, r15),
-        ] {
-            vcpu.set_gpr(register, value);
-        }
-        let exit = Exit {
-            instruction_length: 4,
-            ..Exit::of(exit_reason::TDCALL)
-        };
-        exit.leave(machine, vcpu);
+        let own = self.machine.clone();
+        let mut caller = core::mem::take(&mut self.caller);
+        caller.leave(&own, (machine, lp, vcpu), || self.next(machine, root));
+        self.caller = caller;
     }
 }
 
@@ -298,7 +268,7 @@ fn race() -> u64 {
             machine: machine.clone(),
             steps: steps.clone(),
             progress: progress.clone(),
-            leaves: false,
+            caller: Caller::default(),
         };
         machine.set_guest(cpu, Box::new(driver));
     }

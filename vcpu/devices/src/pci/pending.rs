@@ -1,4 +1,4 @@
-//! Whether the functions of a bus have work, and whose work it is: that of the CPUs that run the guest, or of one other CPU
+//! The fact that functions of a bus may have work, and the side that does it: the CPUs that run the guest, or one other CPU
 //! that helps them.
 //!
 //! # Memory ordering

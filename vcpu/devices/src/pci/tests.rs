@@ -412,7 +412,7 @@ fn a_doorbell_is_rung_while_another_cpu_has_the_card() {
     let bells = held.doorbells.clone();
     assert_eq!((bells.take(), bells.take(), bells.count()), (0b1010, 0, 3));
     drop(held);
-    // What is not a doorbell is the card's matter.
+    // Other registers are the card's matter.
     assert!(!bells.ring(
         0,
         Place {

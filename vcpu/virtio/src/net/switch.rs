@@ -242,7 +242,7 @@ impl Attached {
     /// Notes whether the guest lets its card access memory. If it does not, no frame comes when this returns.
     pub fn open(&self, is_open: bool) {
         self.port().is_open.store(is_open, SeqCst);
-        // Who saw the old value had one of the locks.
+        // A CPU that saw the old value had one of the locks.
         self.port()
             .receivers
             .iter()

@@ -1,4 +1,4 @@
-//! What a guest can take from another one at a switch, in counts: buffers, interrupts, copies. The cost in instructions is
+//! The most that a guest can take from another one at a switch, in counts: buffers, interrupts, copies. The cost in instructions is
 //! measured by `cargo xtask bench exits`.
 
 use std::sync::Arc;

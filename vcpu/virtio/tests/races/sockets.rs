@@ -48,7 +48,7 @@ const CREDIT_UPDATE: u16 = 6;
 #[derive(Default)]
 struct Peer(OnceLock<Weak<Node>>);
 
-/// What a guest has that others reach.
+/// The part of a guest that others reach.
 struct Node {
     ram: Ram,
     devices: OnceLock<Devices>,

@@ -494,7 +494,7 @@ fn work_beside_the_vcpus_counts_as_the_td_s_time() {
     assert_eq!((id.td, until), (2, 10 + SLICE), "it has had less");
     queue.charge(1, 80);
     assert_eq!(queue.turn(1, 20), 0);
-    // What was too much is paid back.
+    // The excess is paid back.
     assert_eq!(queue.turn(1, 1000), 0);
     assert_eq!(queue.turn(1, 2000), 40);
 }

@@ -47,7 +47,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..200)
 }
 
-/// What a guest knows of a connection, and what is to come for it.
+/// A guest's knowledge of a connection, and the bytes that are to come for it.
 #[derive(Default)]
 struct Side {
     is_open: bool,
