@@ -31,7 +31,7 @@ use crate::queue::{Fault, Queue};
 
 use control::Control;
 pub use header::Mac;
-use header::Offloads;
+use header::{Offloads, has};
 pub use port::{Count, PAIRS, Settings};
 pub use rate::Rate;
 use receiver::{Receiver, Takes};
@@ -54,9 +54,11 @@ const FEATURES: F = F::CSUM
     .union(F::GUEST_TSO6)
     .union(F::MRG_RXBUF)
     .union(F::MAC)
-    .union(F::STATUS);
-/// Features of a card with several pairs.
-const PAIRED: F = F::CTRL_VQ.union(F::MQ);
+    .union(F::STATUS)
+    .union(F::CTRL_VQ)
+    .union(F::CTRL_GUEST_OFFLOADS);
+/// The work for others that a driver may take and leave at any time.
+const DONE: u64 = bits(F::GUEST_CSUM.union(F::GUEST_TSO4).union(F::GUEST_TSO6));
 
 /// Bytes of the device configuration: address, status, number of pairs.
 const CONFIG: usize = 10;
@@ -176,15 +178,15 @@ fn send(
 
 impl Device for Net {
     fn kind(&self) -> Kind {
-        let (features, queues) = match self.pairs {
-            1 => (FEATURES, 2),
-            pairs => (FEATURES.union(PAIRED), 2 * pairs + 1),
+        let features = match self.pairs {
+            1 => FEATURES,
+            _ => FEATURES.union(F::MQ),
         };
         Kind {
             id: Id::Net,
             class: 0x02_0000,
             features: bits(features),
-            queues: &QUEUES[..queues],
+            queues: &QUEUES[..2 * self.pairs + 1],
             most_bytes: MOST_BYTES,
             most_segments: MOST_SEGMENTS,
         }
@@ -195,22 +197,14 @@ impl Device for Net {
     }
 
     fn start(&mut self, features: u64, queues: Box<[Option<Queue>]>) {
-        let has = |feature: F| features & bits(feature) != 0;
+        let has = |feature| has(features, feature);
         let pairs = match has(F::MQ) && has(F::CTRL_VQ) {
             true => self.pairs,
             false => 1,
         };
-        self.sender.leaves = Offloads {
-            checksums: has(F::CSUM),
-            v4: has(F::HOST_TSO4),
-            v6: has(F::HOST_TSO6),
-        };
+        self.sender.leaves = Offloads::sent(features);
         let takes = Takes {
-            offloads: Offloads {
-                checksums: has(F::GUEST_CSUM),
-                v4: has(F::GUEST_TSO4),
-                v6: has(F::GUEST_TSO6),
-            },
+            offloads: Offloads::received(features),
             spread: has(F::MRG_RXBUF),
         };
         let mut queues = queues.into_iter();
@@ -236,6 +230,7 @@ impl Device for Net {
             queue,
             index: 2 * pairs,
             pairs,
+            offloads: has(F::CTRL_GUEST_OFFLOADS).then_some(features & DONE),
         });
     }
 

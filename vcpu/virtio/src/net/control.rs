@@ -1,9 +1,10 @@
-//! The control queue: the driver says how many pairs of queues it uses.
+//! The control queue: the driver says how many pairs of queues it uses, and what of its work it leaves or does.
 //!
 //! Source: VIRTIO 1.2, section 5.1.6.5.
 
 use virtio_spec::net::{Ctrl, ctrl};
 
+use super::header::Offloads;
 use super::switch::Attached;
 use crate::chain::Chain;
 use crate::device::Work;
@@ -11,13 +12,13 @@ use crate::queue::{Fault, Queue};
 
 /// Number of commands after which the rest waits.
 const COMMANDS: usize = 16;
-/// Bytes of a command that are read: class, command, and the number of pairs.
-const BYTES: usize = 4;
+/// Bytes of a command that are read: class, command, and the longest argument.
+const BYTES: usize = 10;
 /// Answers.
 const DONE: u8 = 0;
 const REFUSED: u8 = 1;
 
-/// The commands of a driver that has offered at most `most` pairs.
+/// The control queue of a driver.
 #[derive(Debug)]
 pub struct Control {
     pub queue: Queue,
@@ -25,6 +26,8 @@ pub struct Control {
     pub index: usize,
     /// Number of pairs that the driver has set up.
     pub pairs: usize,
+    /// The bits of the work that it can do, if it may say which of that it does.
+    pub offloads: Option<u64>,
 }
 
 impl Control {
@@ -55,18 +58,28 @@ impl Control {
     }
 
     fn obey(&self, port: &Attached, command: &[u8]) -> u8 {
-        const CLASS: u8 = Ctrl::Mq as u8;
-        const PAIRS_SET: u8 = ctrl::Mq::VqPairsSet as u8;
-        match *command {
-            [CLASS, PAIRS_SET, low, high] => {
-                let pairs = usize::from(u16::from_le_bytes([low, high]));
-                if (1..=self.pairs).contains(&pairs) {
-                    port.set_pairs(pairs);
-                    return DONE;
-                }
-                REFUSED
-            }
-            _ => REFUSED,
-        }
+        const PAIRS: [u8; 2] = [Ctrl::Mq as u8, ctrl::Mq::VqPairsSet as u8];
+        const OFFLOADS: [u8; 2] = [Ctrl::GuestOffloads as u8, ctrl::GuestOffloads::Set as u8];
+        let Some((kind, argument)) = command.split_first_chunk() else {
+            return REFUSED;
+        };
+        let is_done = match *kind {
+            PAIRS => self.set_pairs(port, argument),
+            OFFLOADS => self.set_offloads(port, argument),
+            _ => None,
+        };
+        is_done.map_or(REFUSED, |()| DONE)
+    }
+
+    fn set_pairs(&self, port: &Attached, argument: &[u8]) -> Option<()> {
+        let pairs = u16::from_le_bytes(argument.try_into().ok()?).into();
+        let fits = (1..=self.pairs).contains(&pairs);
+        fits.then(|| port.set_pairs(pairs))
+    }
+
+    fn set_offloads(&self, port: &Attached, argument: &[u8]) -> Option<()> {
+        let bits = u64::from_le_bytes(argument.try_into().ok()?);
+        let is_able = bits & !self.offloads? == 0;
+        is_able.then(|| port.set_offloads(Offloads::received(bits)))
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use virtio_spec::net::{HdrF, HdrGso};
+use virtio_spec::net::{F, HdrF, HdrGso};
 
 /// Bytes of the header before a frame, and of an Ethernet header.
 pub const HEADER: usize = 12;
@@ -103,6 +103,26 @@ pub struct Offloads {
 }
 
 impl Offloads {
+    /// Returns the work that a driver leaves to others, of the features that it accepted.
+    #[must_use]
+    pub const fn sent(features: u64) -> Self {
+        Self {
+            checksums: has(features, F::CSUM),
+            v4: has(features, F::HOST_TSO4),
+            v6: has(features, F::HOST_TSO6),
+        }
+    }
+
+    /// Returns the work that a driver does for others.
+    #[must_use]
+    pub const fn received(features: u64) -> Self {
+        Self {
+            checksums: has(features, F::GUEST_CSUM),
+            v4: has(features, F::GUEST_TSO4),
+            v6: has(features, F::GUEST_TSO6),
+        }
+    }
+
     /// Returns whether segmentation is included.
     #[must_use]
     pub const fn has(self, version: Version) -> bool {
@@ -125,6 +145,11 @@ pub struct Start {
     pub checksum: Option<Checksum>,
     /// The segmentation to do, if the frame is not to be sent whole. [`super::large`] checks it.
     pub segmentation: Option<Segmentation>,
+}
+
+/// Returns whether a feature is among those that a driver accepted.
+pub const fn has(features: u64, feature: F) -> bool {
+    features & feature.bits().to_ne() as u64 != 0
 }
 
 impl Start {

@@ -20,7 +20,7 @@ use super::buffers::Lost;
 use super::deliver::put;
 use super::flow;
 use super::frame::Frame;
-use super::header::{Mac, Start};
+use super::header::{Mac, Offloads, Start};
 use super::learned::Learned;
 use super::port::{Count, PAIRS, Port, Settings, Tag};
 use super::receiver::Receiver;
@@ -237,6 +237,15 @@ impl Attached {
     /// Sets the number of pairs that the driver uses: 1 to [`PAIRS`].
     pub fn set_pairs(&self, pairs: usize) {
         self.port().pairs.store(pairs, SeqCst);
+    }
+
+    /// Sets the work that the driver does for others.
+    pub fn set_offloads(&self, offloads: Offloads) {
+        for receiver in &self.port().receivers {
+            if let Some(receiver) = &mut *receiver.lock() {
+                receiver.takes.offloads = offloads;
+            }
+        }
     }
 
     /// Notes whether the guest lets its card access memory. If it does not, no frame comes when this returns.

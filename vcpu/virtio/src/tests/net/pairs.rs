@@ -11,6 +11,8 @@ use crate::access::{field, read, write};
 use crate::net::{Count, PAIRS, Switch};
 use crate::{Fault, Net};
 
+const CHECKSUMS: u64 = 1 << 0;
+const OFFLOADS: u64 = 1 << 2;
 const CONTROL: u64 = 1 << 17;
 const PAIRED: u64 = 1 << 22;
 /// Number of pairs of the guest, and bytes of each queue's parts.
@@ -34,7 +36,7 @@ impl<'r> Paired<'r> {
     fn new(switch: &Arc<Switch>, mac: u64, ram: &'r Arc<Ram>) -> Self {
         let card = card(switch, settings(mac), ram, None).with_pairs(COUNT);
         let mut driver = Driver::new(card, ram);
-        driver.negotiate(EVENTS | CONTROL | PAIRED);
+        driver.negotiate(EVENTS | CHECKSUMS | CONTROL | PAIRED);
         let mut ring = |index: usize| driver.set_up(index as u16, SIZE, RINGS * index as u64);
         let receives = (0..COUNT).map(|pair| ring(2 * pair)).collect();
         let transmits = (0..COUNT).map(|pair| ring(2 * pair + 1)).collect();
@@ -70,8 +72,12 @@ impl<'r> Paired<'r> {
     }
 
     fn send(&mut self, pair: usize, frame: &[u8]) {
+        self.send_with(pair, &[0; 12], frame);
+    }
+
+    fn send_with(&mut self, pair: usize, header: &[u8; 12], frame: &[u8]) {
         let ram = self.driver.ram;
-        write(ram, SENT, &[&[0; 12], frame].concat()).unwrap();
+        write(ram, SENT, &[header, frame].concat()).unwrap();
         let buffer = (SENT, frame.len() as u32 + 12, false);
         self.transmits[pair].offer(ram, &[buffer]).unwrap();
         self.driver.kick(2 * pair as u16 + 1);
@@ -176,6 +182,43 @@ fn a_command_that_makes_no_sense_is_refused() {
     a.control.offer(&rams[0], &[(SENT, 4, false)]).unwrap();
     a.driver.kick(2 * COUNT as u16);
     assert_eq!(a.driver.function.fault(), Some(Fault::Request));
+}
+
+#[test]
+fn a_driver_takes_and_leaves_the_work_that_it_can_do() {
+    const COMPLETES: u64 = 1 << 1;
+    const CUTS: u64 = 1 << 7;
+    let (switch, rams) = (Arc::new(Switch::default()), rams());
+    let mut a = Paired::new(&switch, A, &rams[0]);
+    let card = card(&switch, settings(B), &rams[1], None);
+    let mut b = Driver::new(card, &rams[1]);
+    b.negotiate(EVENTS | CONTROL | OFFLOADS | COMPLETES | CUTS);
+    let (mut receive, mut control) = (b.set_up(0, 16, 0), b.set_up(2, 16, RINGS));
+    b.ready();
+    let mut sent = packet(B, A, [1, 2], [3, 4]);
+    sent.extend([0; 40]);
+    for (offloads, answer, completes) in [
+        (None, None, true),
+        (Some(0), Some(0), false),
+        (Some(COMPLETES | 1 << 8), Some(1), false),
+        (Some(COMPLETES | CUTS), Some(0), true),
+    ] {
+        if let Some(offloads) = offloads {
+            let command = [&[5, 0][..], &u64::to_le_bytes(offloads)].concat();
+            write(&*rams[1], SENT, &command).unwrap();
+            let buffers = [(SENT, 10, false), (SENT + 64, 1, true)];
+            control.offer(&rams[1], &buffers).unwrap();
+            b.kick(2);
+        }
+        let said = offloads.map(|_| field(&*rams[1], SENT + 64, 1).unwrap());
+        assert_eq!(said, answer);
+        receive.offer(&rams[1], &[(BUFFERS, 2048, true)]).unwrap();
+        let header = [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0];
+        a.send_with(0, &header, &sent);
+        assert!(receive.take(&rams[1]).is_some());
+        let flags = field(&*rams[1], BUFFERS, 1);
+        assert_eq!(flags, Ok(completes.into()), "{offloads:?}");
+    }
 }
 
 #[test]
