@@ -86,7 +86,7 @@ fn note_exit(bench: &mut Bench, console: &mut Console, pair: &Pair) -> Result<()
     let seconds = pair.exits()?;
     let exits = Work::of(console, "one")?.entries - before;
     bench.note(format!(
-        "{exits} exits of TD one took {seconds} s: {:.0} us each",
+        "{exits} exits of TD one took {seconds:.2} s: {:.0} us each",
         seconds * 1e6 / exits as f64
     ));
     Ok(())
