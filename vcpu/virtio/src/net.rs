@@ -151,7 +151,7 @@ impl Net {
                 (self.turn, result) = (pair, Ok(true));
                 break;
             }
-            match send(&mut self.sender, (pair, queue), work, &mut part) {
+            match send(&mut self.sender, pair, queue, work, &mut part) {
                 Ok(has_more) => result = result.map(|before| before | has_more),
                 Err(fault) => {
                     result = Err(fault);
@@ -167,11 +167,12 @@ impl Net {
 /// Sends what is in the queue of a pair, and tells the driver. Returns whether there is more.
 fn send(
     sender: &mut Sender,
-    (pair, queue): (usize, &mut Queue),
+    pair: usize,
+    queue: &mut Queue,
     work: &mut Work<'_>,
     part: &mut Part,
 ) -> Result<bool, Fault> {
-    sender.send((pair, queue), work, part)?;
+    sender.send(pair, queue, work, part)?;
     work.publish(transmit(pair), queue)?;
     queue.request_notification(work.memory)
 }

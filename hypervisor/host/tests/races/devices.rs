@@ -12,7 +12,7 @@ use ::devices::pci::{Identity, Interrupts, Physical, PhysicalBar, Shape};
 use ::devices::{Message, Place, Trigger};
 use config::Host;
 use host::functions::{Functions, Sink, Taken};
-use host::platform::{Platform, Running};
+use host::platform::Running;
 use host::sched::{Scheduler, ends};
 use host::td::end::Way;
 use host::td::error::Error;
@@ -27,7 +27,7 @@ use sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 use crate::actors::FREE;
 use crate::caller::{Call, Caller};
-use crate::explore::{coordinator, in_many_orders, tds_with};
+use crate::explore::{coordinator, in_many_orders, run_until, tds_with};
 use crate::machine::{Machine, become_cpu};
 use crate::sample::image;
 
@@ -320,19 +320,7 @@ struct World<'h> {
 impl World<'_> {
     /// Runs vCPUs as an idle CPU does, until the test is over.
     fn run(&self) {
-        let attention = self.machine.attention(self.machine.this_cpu());
-        while !self.stop.load(SeqCst) {
-            if self.scheduler.schedule() {
-                self.machine.breathe();
-                continue;
-            }
-            for _ in 0..20 {
-                if attention.is_any() || self.stop.load(SeqCst) {
-                    break;
-                }
-                self.machine.idle();
-            }
-        }
+        run_until(self.machine, self.scheduler, &self.stop);
     }
 
     fn play_function(&self) {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use host::platform::Platform;
+use host::platform::{Platform, Running};
+use host::sched::Scheduler;
 use host::td::capabilities::Capabilities;
 use host::td::end::{Ended, Way};
 use host::td::host::{Host, NoRunner, Runner as RunsVcpus};
@@ -214,5 +215,24 @@ fn finish(world: &World<'_>) {
         assert_eq!(notes.problem, None);
         assert!(notes.quarantine.is_empty());
         assert!(matches!(tds.state(id), State::Created | State::Reclaimed));
+    }
+}
+
+/// Runs vCPUs as an idle CPU does, until `stop` is set.
+pub fn run_until(machine: &Machine, scheduler: &Scheduler<'_, Machine>, stop: &AtomicBool) {
+    /// Number of times that a CPU without a vCPU idles before it looks again.
+    const LOOKS: usize = 20;
+    let attention = machine.attention(machine.this_cpu());
+    while !stop.load(SeqCst) {
+        if scheduler.schedule() {
+            machine.breathe();
+            continue;
+        }
+        for _ in 0..LOOKS {
+            if attention.is_any() || stop.load(SeqCst) {
+                break;
+            }
+            machine.idle();
+        }
     }
 }

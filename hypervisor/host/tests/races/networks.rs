@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use config::Host;
-use host::platform::{Platform, Running};
+use host::platform::Running;
 use host::sched::Scheduler;
 use host::td::end::Way;
 use host::td::registry::Tds;
@@ -23,7 +23,7 @@ use virtio::net::Count;
 
 use crate::actors::FREE;
 use crate::caller::{Call, Caller};
-use crate::explore::{coordinator, in_many_orders, tds_of};
+use crate::explore::{coordinator, in_many_orders, run_until, tds_of};
 use crate::machine::{Machine, become_cpu};
 use crate::sample::image;
 
@@ -210,19 +210,7 @@ struct World<'h> {
 impl World<'_> {
     /// Runs vCPUs as an idle CPU does, until the test is over.
     fn run(&self) {
-        let attention = self.machine.attention(self.machine.this_cpu());
-        while !self.stop.load(SeqCst) {
-            if self.scheduler.schedule() {
-                self.machine.breathe();
-                continue;
-            }
-            for _ in 0..20 {
-                if attention.is_any() || self.stop.load(SeqCst) {
-                    break;
-                }
-                self.machine.idle();
-            }
-        }
+        run_until(self.machine, self.scheduler, &self.stop);
     }
 
     /// Returns the number of calls that a TD has made.

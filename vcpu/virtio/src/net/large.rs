@@ -98,7 +98,8 @@ impl Large {
         raw: &[u8; START],
         start: &Start,
         bytes: usize,
-        (memory, payload): (&dyn Memory, &mut Cursor<'_>),
+        memory: &dyn Memory,
+        payload: &mut Cursor<'_>,
     ) -> Result<Option<Self>, Fault> {
         let Start {
             to,

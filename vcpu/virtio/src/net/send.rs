@@ -67,7 +67,8 @@ impl Sender {
     /// Sends what the driver has made available in the queue of a pair, until the part is over.
     pub fn send(
         &mut self,
-        (pair, queue): (usize, &mut Queue),
+        pair: usize,
+        queue: &mut Queue,
         work: &Work<'_>,
         part: &mut Part,
     ) -> Result<(), Fault> {
@@ -114,7 +115,7 @@ impl Sender {
         };
         let large;
         if start.segmentation.is_some() {
-            large = Large::read(&raw, &start, bytes, (work.memory, &mut frame.payload))?;
+            large = Large::read(&raw, &start, bytes, work.memory, &mut frame.payload)?;
             let Some(large) = &large else {
                 return Ok(self.refuse(Count::Malformed));
             };

@@ -43,7 +43,7 @@ pub fn spread(
     let (mut at, mut chains) = (0, 1u16);
     loop {
         let before = at;
-        at = fill(into, frame, &mut source, (at, &mut late))?;
+        at = fill(into, frame, &mut source, at, &mut late)?;
         // A header never crosses two chains, and each chain moves the frame on.
         if at < HEADER || at == before {
             return Err(Lost::Full);
@@ -71,14 +71,15 @@ fn fill(
     into: &Buffers<'_>,
     frame: &Frame<'_>,
     source: &mut Source<'_>,
-    (mut at, late): (usize, &mut [Late; LATE]),
+    mut at: usize,
+    late: &mut [Late; LATE],
 ) -> Result<usize, Lost> {
     let mut room = into.chain.writable();
     while !source.is_empty() {
         let Some((gpa, most)) = room.next_part(source.most()) else {
             break;
         };
-        let bytes = source.put(frame, (into, gpa), most)?;
+        let bytes = source.put(frame, into, gpa, most)?;
         room.put_back(most - bytes);
         for late in late
             .iter_mut()
@@ -121,7 +122,8 @@ impl Source<'_> {
     fn put(
         &mut self,
         frame: &Frame<'_>,
-        (into, gpa): (&Buffers<'_>, u64),
+        into: &Buffers<'_>,
+        gpa: u64,
         most: usize,
     ) -> Result<usize, Lost> {
         let private = match self.start.is_empty() {
